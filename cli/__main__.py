@@ -1,0 +1,7 @@
+"""``python -m lthfunc_cli`` is ``lthfunc``."""
+
+import sys
+
+from .main import main
+
+sys.exit(main())

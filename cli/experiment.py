@@ -1,0 +1,135 @@
+"""``lthfunc prune``, ``lthfunc train`` and ``lthfunc resume``."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from lthfunc.errors import UserError, invalid
+from lthfunc.experiments.config import Config, from_mapping
+
+from . import options as o
+
+_PRUNING_ONLY = ("rounds", "rate", "scope", "layer_rate", "score", "rewind", "control")
+
+
+def prune(
+    arch: o.Arch = None,
+    dataset: o.DataSet = None,
+    data_dir: o.DataDir = None,
+    config: o.ConfigFile = None,
+    rounds: o.Rounds = None,
+    rate: o.Rate = None,
+    scope: o.Scope = None,
+    layer_rate: o.LayerRate = None,
+    score: o.ScoreName = None,
+    rewind: o.RewindTo = None,
+    control: o.Control = None,
+    epochs: o.Epochs = None,
+    steps: o.Steps = None,
+    batch_size: o.BatchSize = None,
+    optimizer: o.OptimizerName = None,
+    lr: o.Lr = None,
+    momentum: o.Momentum = None,
+    nesterov: o.Nesterov = None,
+    weight_decay: o.WeightDecay = None,
+    schedule: o.ScheduleName = None,
+    milestone: o.Milestone = None,
+    warmup: o.Warmup = None,
+    augment: o.Augment = None,
+    eval_every: o.EvalEvery = None,
+    seed: o.Seed = None,
+    replicates: o.Replicates = None,
+    device: o.Device = None,
+    compile: o.Compile = None,
+    out: o.Out = None,
+    json: o.Json = False,
+) -> None:
+    """Find a winning ticket: train, prune the smallest weights, rewind the rest to where they began; repeat.
+
+    Leaves a folder with the ticket, every round's weights and masks, the numbers, and two pictures.
+    """
+    given = dict(locals())
+    _start("prune", given, out, json)
+
+
+def train(
+    arch: o.Arch = None,
+    dataset: o.DataSet = None,
+    data_dir: o.DataDir = None,
+    config: o.ConfigFile = None,
+    epochs: o.Epochs = None,
+    steps: o.Steps = None,
+    batch_size: o.BatchSize = None,
+    optimizer: o.OptimizerName = None,
+    lr: o.Lr = None,
+    momentum: o.Momentum = None,
+    nesterov: o.Nesterov = None,
+    weight_decay: o.WeightDecay = None,
+    schedule: o.ScheduleName = None,
+    milestone: o.Milestone = None,
+    warmup: o.Warmup = None,
+    augment: o.Augment = None,
+    eval_every: o.EvalEvery = None,
+    seed: o.Seed = None,
+    replicates: o.Replicates = None,
+    device: o.Device = None,
+    compile: o.Compile = None,
+    out: o.Out = None,
+    json: o.Json = False,
+) -> None:
+    """Train the dense network, without pruning."""
+    given = dict(locals())
+    _start("train", given, out, json)
+
+
+def resume(
+    run: Annotated[str, typer.Argument(help="The run's folder.")],
+    json: o.Json = False,
+) -> None:
+    """Go on with a run that was interrupted; the results have the same bits as without the interruption."""
+    from .session import resume_run
+
+    resume_run(run, as_json=json)
+
+
+def _start(command: str, given: dict[str, Any], out: str | None, as_json: bool) -> None:
+    config = _merge(command, given)
+    from .session import new_run  # torch is imported here, after what can be checked without it
+
+    new_run(config, command, out, as_json=as_json)
+
+
+def _merge(command: str, given: dict[str, Any]) -> Config:
+    """Options typed win over the file's, the file's over defaults."""
+    path = given.pop("config")
+    typed = {name: value for name, value in given.items() if name not in ("out", "json") and value not in (None, [])}
+    if "layer_rate" in typed:
+        typed["layer_rate"] = dict(_layer_rate(text) for text in typed["layer_rate"])
+    from_file: dict[str, Any] = {}
+    if path is not None:
+        from lthfunc.runs.settings import read_toml
+
+        from_file = read_toml(path)
+        # Naming a length on the command line replaces the file's, whichever of the two it is in.
+        if "epochs" in typed or "steps" in typed:
+            from_file = {name: value for name, value in from_file.items() if name not in ("epochs", "steps")}
+    if command == "train":
+        # A file written by `prune` serves as it is; its pruning does not apply.
+        from_file = {name: value for name, value in from_file.items() if name not in _PRUNING_ONLY} | {"rounds": 0}
+    try:
+        return from_mapping({**from_file, **typed})
+    except UserError as error:
+        raise UserError(f"{error} [in {path}]") if path else error from error
+
+
+def _layer_rate(text: str) -> tuple[str, float]:
+    pattern, equals, rate = text.rpartition("=")
+    try:
+        value = float(rate)
+    except ValueError:
+        value = None
+    if not equals or not pattern or value is None:
+        raise invalid("--layer-rate", text, "PATTERN=RATE, e.g. 'conv*=0.1'")
+    return pattern, value

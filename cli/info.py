@@ -1,0 +1,84 @@
+"""``lthfunc info``: what a run folder, or a file of it, holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lthfunc.errors import UserError
+
+from .options import Json
+
+
+def info(
+    run: Annotated[str, typer.Argument(help="A run's folder, or one of its .safetensors files.")],
+    json: Json = False,
+) -> None:
+    """Show a run's settings and results, or what a ticket file holds."""
+    path = Path(run)
+    if path.is_file():
+        _show_file(path, as_json=json)
+    elif path.is_dir():
+        _show_run(path, wants_json=json)
+    else:
+        raise UserError(f"{run}: there is no such folder or file")
+
+
+def _show_run(folder: Path, *, wants_json: bool) -> None:
+    from lthfunc.experiments.config import to_mapping
+    from lthfunc.experiments.records import summarize
+    from lthfunc.runs.folder import PRUNE, read_run
+
+    from .screens import as_json, show_tables, verdict
+
+    about, config, records = read_run(folder)
+    rows = summarize(records)
+    wanted = config.replicates * (1 + config.rounds * (1 + len(config.control)))
+    if wants_json:
+        _print_json({**as_json(folder, config, rows), "machine": about["machine"], "finished": len(records) == wanted})
+        return
+    machine = about["machine"]
+    print(f"{folder}: lthfunc {about['command']}, {len(records)} of {wanted} trainings finished")
+    where = machine["gpu"] or f"{machine['processor']}, {machine['threads']} threads"
+    print(f"on {where}; torch {machine['torch']}, Python {machine['python']}, lthfunc {machine['lthfunc']}")
+    print("  ".join(f"{name}={value}" for name, value in to_mapping(config).items()))
+    if rows:
+        print()
+        show_tables(rows)
+        print()
+        if about["command"] == PRUNE and config.rounds:
+            print(verdict(rows))
+    if len(records) < wanted:
+        print(f"unfinished; go on with: lthfunc resume {folder}")
+
+
+def _show_file(path: Path, *, as_json: bool) -> None:
+    from lthfunc.trees.files import load_tree
+    from lthfunc.trees.ops import count, layer_counts
+
+    tree, metadata = load_tree(path)
+    masks = tree.get("masks", {})
+    layers = {name: layer._asdict() for name, layer in layer_counts(masks).items()}
+    shapes = {name: list(leaf.shape) for name, leaf in tree.get("params", {}).items()}
+    if as_json:
+        _print_json({"file": str(path), "metadata": metadata, "masks": layers, "params": shapes})
+        return
+    config = metadata.pop("config", {})
+    print(f"{path}: " + ", ".join(f"{name} {value}" for name, value in metadata.items()))
+    print("  ".join(f"{name}={value}" for name, value in config.items()))
+    if masks:
+        whole = count(masks)
+        print(f"{whole.kept:,} of {whole.total:,} weights remain ({100 * whole.density:.2f} %)")
+    for name in dict.fromkeys([*shapes, *layers]):
+        shape = "×".join(map(str, shapes[name])) if name in shapes else ""
+        layer = layers.get(name)
+        kept = f"  {layer['kept']:,} of {layer['total']:,} remain" if layer else ""
+        print(f"  {name}  {shape}{kept}")
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    import json
+
+    print(json.dumps(value, indent=2))

@@ -1,0 +1,62 @@
+"""The entry point: commands, and mistakes told in one line."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from lthfunc import __version__
+from lthfunc.errors import UserError
+
+from . import experiment, listings
+from .info import info
+
+app = typer.Typer(
+    name="lthfunc",
+    help="Find winning lottery tickets: small subnetworks that train as well as the whole network.",
+    epilog="Start with: lthfunc prune    (a ticket for LeNet-300-100 on bundled digits, in less than a minute)",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("prune")(experiment.prune)
+app.command("train")(experiment.train)
+app.command("resume")(experiment.resume)
+app.command("info")(info)
+app.command("archs")(listings.archs)
+app.command("datasets")(listings.datasets)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"lthfunc {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Options before the command."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code. A user's mistake is one line on stderr and exit code 2."""
+    try:
+        code = app(arguments, standalone_mode=False)
+    except UserError as error:
+        return _complain(str(error), 2)
+    except typer.TyperException as error:
+        return _complain(error.format_message(), error.exit_code) if error.format_message() else error.exit_code
+    except typer.Abort:
+        return _complain("interrupted", 130)
+    return code if isinstance(code, int) else 0
+
+
+def _complain(message: str, code: int) -> int:
+    print(f"lthfunc: {' '.join(message.split())}", file=sys.stderr)
+    return code

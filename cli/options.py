@@ -1,0 +1,244 @@
+"""The options that commands share. None means "not given": a configuration file or a default then decides."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from lthfunc.data.catalog import DATA_DIR_VARIABLE, DATASETS
+from lthfunc.experiments.config import CONTROLS, OPTIMIZERS, REWINDS, SCHEDULES, SCOPES, SCORES, Config
+from lthfunc.models.catalog import ALIASES, ARCHS
+
+_DEFAULT = Config()
+_WHAT, _PRUNING, _TRAINING, _RUN = "What", "Pruning", "Training", "The run"
+
+
+def _names(*names: str):  # type: ignore[no-untyped-def]  # typer wants a bare function for completion
+    return lambda incomplete: [name for name in names if name.startswith(incomplete)]
+
+
+Arch = Annotated[
+    str | None,
+    typer.Option(
+        "--arch",
+        help=f"Network: one of `lthfunc archs`, or package.module:function. [default: {_DEFAULT.arch}]",
+        autocompletion=_names(*ARCHS, *ALIASES),
+        rich_help_panel=_WHAT,
+    ),
+]
+DataSet = Annotated[
+    str | None,
+    typer.Option(
+        "--dataset",
+        help=f"Data set: one of `lthfunc datasets`, or package.module:function. [default: {_DEFAULT.dataset}]",
+        autocompletion=_names(*DATASETS),
+        rich_help_panel=_WHAT,
+    ),
+]
+DataDir = Annotated[
+    str | None,
+    typer.Option(
+        "--data-dir",
+        help=f"Folder that holds the data sets, or to download them to. [default: ${DATA_DIR_VARIABLE}, or the "
+        "user's cache]",
+        rich_help_panel=_WHAT,
+    ),
+]
+ConfigFile = Annotated[
+    str | None,
+    typer.Option(
+        "--config",
+        help="TOML file with any of these options (layer_rate = {...}); options typed here win over it. Every run "
+        "writes its own.",
+        rich_help_panel=_WHAT,
+    ),
+]
+
+Rounds = Annotated[
+    int | None,
+    typer.Option(
+        "--rounds",
+        help=f"How often to prune; the network is trained once more than that. [default: {_DEFAULT.rounds}]",
+        rich_help_panel=_PRUNING,
+    ),
+]
+Rate = Annotated[
+    float | None,
+    typer.Option(
+        "--rate",
+        help=f"Fraction of the remaining weights to prune in each round. [default: {_DEFAULT.rate}]",
+        rich_help_panel=_PRUNING,
+    ),
+]
+Scope = Annotated[
+    str | None,
+    typer.Option(
+        "--scope",
+        help="global: one ranking of all weights. layerwise: the rate in every layer, half of it in the output "
+        f"layer. [default: {_DEFAULT.scope}]",
+        autocompletion=_names(*SCOPES),
+        rich_help_panel=_PRUNING,
+    ),
+]
+LayerRate = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--layer-rate",
+        metavar="PATTERN=RATE",
+        help="With --scope layerwise, the rate of the layers whose name fits a pattern, e.g. 'conv*=0.1'; repeatable.",
+        rich_help_panel=_PRUNING,
+    ),
+]
+ScoreName = Annotated[
+    str | None,
+    typer.Option(
+        "--score",
+        help=f"What decides which weights go: {', '.join(SCORES)}. [default: {_DEFAULT.score}]",
+        autocompletion=_names(*SCORES),
+        rich_help_panel=_PRUNING,
+    ),
+]
+RewindTo = Annotated[
+    str | None,
+    typer.Option(
+        "--rewind",
+        help=f"Where a pruned network starts again: {REWINDS}. init is the winning ticket of the paper; none goes "
+        f"on with the trained weights (fine-tuning). [default: {_DEFAULT.rewind}]",
+        autocompletion=_names("init", "none", "reinit", "step:", "epoch:"),
+        rich_help_panel=_PRUNING,
+    ),
+]
+Control = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--control",
+        help=f"Also train this in every round, on the same batches: {', '.join(CONTROLS)}; repeatable.",
+        autocompletion=_names(*CONTROLS),
+        rich_help_panel=_PRUNING,
+    ),
+]
+
+Epochs = Annotated[
+    int | None,
+    typer.Option(
+        "--epochs", help="Length of each training, in passes over the data. [default: the data set's]",
+        rich_help_panel=_TRAINING,
+    ),
+]  # fmt: skip
+Steps = Annotated[
+    int | None,
+    typer.Option("--steps", help="Length of each training, in batches.", rich_help_panel=_TRAINING),
+]
+BatchSize = Annotated[
+    int | None,
+    typer.Option("--batch-size", help="Examples per batch. [default: the network's]", rich_help_panel=_TRAINING),
+]
+OptimizerName = Annotated[
+    str | None,
+    typer.Option(
+        "--optimizer",
+        help=f"{', '.join(OPTIMIZERS)}. [default: the network's]",
+        autocompletion=_names(*OPTIMIZERS),
+        rich_help_panel=_TRAINING,
+    ),
+]
+Lr = Annotated[
+    float | None,
+    typer.Option("--lr", help="Learning rate. [default: the network's]", rich_help_panel=_TRAINING),
+]
+Momentum = Annotated[float | None, typer.Option("--momentum", help="Momentum of sgd.", rich_help_panel=_TRAINING)]
+Nesterov = Annotated[
+    bool | None,
+    typer.Option("--nesterov/--no-nesterov", help="Nesterov momentum. [default: no]", rich_help_panel=_TRAINING),
+]
+WeightDecay = Annotated[float | None, typer.Option("--weight-decay", help="Weight decay.", rich_help_panel=_TRAINING)]
+ScheduleName = Annotated[
+    str | None,
+    typer.Option(
+        "--schedule",
+        help=f"Learning rate over a training: {', '.join(SCHEDULES)}. [default: {_DEFAULT.schedule}]",
+        autocompletion=_names(*SCHEDULES),
+        rich_help_panel=_TRAINING,
+    ),
+]
+Milestone = Annotated[
+    list[int] | None,
+    typer.Option(
+        "--milestone",
+        help="With --schedule step, a step at which the rate drops to a tenth; repeatable. [default: 2/3 and 5/6 of "
+        "the training]",
+        rich_help_panel=_TRAINING,
+    ),
+]
+Warmup = Annotated[
+    int | None,
+    typer.Option(
+        "--warmup",
+        help=f"Steps over which the rate rises. [default: {_DEFAULT.warmup}]",
+        rich_help_panel=_TRAINING,
+    ),
+]
+Augment = Annotated[
+    bool | None,
+    typer.Option(
+        "--augment/--no-augment",
+        help="Shift and mirror training images. [default: for cifar10 and cifar100]",
+        rich_help_panel=_TRAINING,
+    ),
+]
+EvalEvery = Annotated[
+    int | None,
+    typer.Option(
+        "--eval-every",
+        help="Steps between two looks at the validation split. [default: 25 looks a training]",
+        rich_help_panel=_TRAINING,
+    ),
+]
+
+Seed = Annotated[
+    int | None,
+    typer.Option(
+        "--seed",
+        help=f"Decides the initial weights and the order of the data. [default: {_DEFAULT.seed}]",
+        rich_help_panel=_RUN,
+    ),
+]
+Replicates = Annotated[
+    int | None,
+    typer.Option(
+        "--replicates",
+        help=f"Run so many seeds (seed, seed+1, …) and report mean ± standard deviation. "
+        f"[default: {_DEFAULT.replicates}]",
+        rich_help_panel=_RUN,
+    ),
+]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        "--device",
+        help="auto (a GPU where there is one), cpu, cuda or cuda:N. [default: auto]",
+        autocompletion=_names("auto", "cpu", "cuda"),
+        rich_help_panel=_RUN,
+    ),
+]
+Compile = Annotated[
+    bool | None,
+    typer.Option(
+        "--compile/--no-compile",
+        help="Compile the training step with torch.compile. [default: for runs of 10,000 steps and more]",
+        rich_help_panel=_RUN,
+    ),
+]
+Out = Annotated[
+    str | None,
+    typer.Option(
+        "--out",
+        help="Folder for the results; must be new or empty. [default: runs/NETWORK-DATASET-TIME]",
+        rich_help_panel=_RUN,
+    ),
+]
+Json = Annotated[
+    bool,
+    typer.Option("--json", help="Print the results as one JSON object, for machines.", rich_help_panel=_RUN),
+]

@@ -1,0 +1,70 @@
+"""What the commands print at their end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from lthfunc.experiments.config import Config, to_mapping
+from lthfunc.experiments.records import Row, winning
+from lthfunc.reports.tables import layer_table, result_table
+from lthfunc.runs.folder import TICKET_FILE
+
+#: Columns that a table with per-layer densities wants; narrower screens get a table of their own for them.
+_WIDE = 100
+_FEW_LAYERS = 5
+
+
+def screen() -> Console:
+    """stdout; a file or a pipe is taken to be wide, since nothing there needs wrapping."""
+    console = Console()
+    return console if console.is_terminal else Console(width=200)
+
+
+def show_tables(rows: Sequence[Row]) -> None:
+    """The result table, with per-layer densities in it or below it."""
+    console = screen()
+    together = len(rows[0].layers) <= _FEW_LAYERS and console.width >= _WIDE
+    console.print(result_table(rows, layers=together))
+    if not together:
+        console.print()
+        console.print(layer_table(rows))
+
+
+def show_results(rows: Sequence[Row], folder: Path, pictures: Sequence[Path], *, ticket: bool) -> None:
+    """Tables, what won, and where everything lies."""
+    print()
+    show_tables(rows)
+    print()
+    if ticket:
+        print(verdict(rows))
+        print(f"ticket    {folder / TICKET_FILE}")
+    print(f"pictures  {', '.join(str(picture) for picture in pictures)}")
+    print(f"all else  {folder}  (lthfunc info {folder})")
+
+
+def verdict(rows: Sequence[Row]) -> str:
+    """Which round won, by validation accuracy."""
+    best = winning(rows)
+    if best is None:
+        return "No pruned round reached the dense network's validation accuracy."
+    return (
+        f"Winning ticket: round {best.round}, {100 * best.density:.1f} % of the weights, is the sparsest whose "
+        f"validation accuracy ({100 * best.val_accuracy.mean:.2f} %) is not below the dense network's "
+        f"({100 * rows[0].val_accuracy.mean:.2f} %)."
+    )
+
+
+def as_json(folder: Path, config: Config, rows: Sequence[Row]) -> dict[str, Any]:
+    """Everything of a run's end, for machines. Accuracies are in [0, 1]."""
+    best = winning(rows)
+    spreads = ("val_accuracy", "test_accuracy", "early_stop_step")
+    return {
+        "run": str(folder),
+        "config": to_mapping(config),
+        "rounds": [{**row._asdict(), **{name: getattr(row, name)._asdict() for name in spreads}} for row in rows],
+        "winning_round": best.round if best else None,
+    }

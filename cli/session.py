@@ -1,0 +1,104 @@
+"""A run from settings to pictures: the imperative shell around experiments."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import typer
+from rich.console import Console
+
+from lthfunc.experiments.config import Config, resolved
+from lthfunc.experiments.plan import Prepared, prepare
+from lthfunc.experiments.records import Record, summarize
+from lthfunc.reports.plots import draw
+from lthfunc.runs.execute import execute
+from lthfunc.runs.folder import PRUNE, check_free, create, drop_partial_line, read_run
+
+from .progress import watching
+from .screens import as_json, show_results
+
+
+def new_run(config: Config, command: str, out: str | None, *, as_json: bool) -> None:
+    """Check everything, make the folder, run. Raises UserError before anything is written."""
+    config = resolved(config)
+    folder = Path(out) if out else _fresh_folder(config)
+    check_free(folder)
+    prepared = prepare(config)
+    create(folder, prepared.config, command)
+    _run(prepared, command, folder, [], as_json)
+
+
+def resume_run(run: str, *, as_json: bool) -> None:
+    """Go on with an interrupted run; a finished one has its table and pictures made again."""
+    folder = Path(run)
+    about, config, records = read_run(folder)
+    prepared = prepare(config)
+    drop_partial_line(folder)
+    _run(prepared, about["command"], folder, records, as_json)
+
+
+def _run(prepared: Prepared, command: str, folder: Path, earlier: list[Record], wants_json: bool) -> None:
+    config, plan, note = prepared
+    err = Console(stderr=True)
+    _say(_headline(prepared, command))
+    if note:
+        _say(note)
+    try:
+        with _terminable(), watching(err, plan) as watcher:
+            records = execute(config, plan, folder, watcher, earlier)
+    except KeyboardInterrupt:
+        _say(f"interrupted; finished trainings are safe. Go on with: lthfunc resume {folder}")
+        raise typer.Exit(130) from None
+    pictures = draw(folder, records, f"{config.arch} on {config.dataset}")
+    rows = summarize(records)
+    if wants_json:
+        print(json.dumps(as_json(folder, config, rows), indent=2))
+    else:
+        show_results(rows, folder, pictures, ticket=command == PRUNE and config.rounds > 0)
+
+
+def _headline(prepared: Prepared, command: str) -> str:
+    config, plan, _ = prepared
+    data = plan.trainer.data
+    how = "compiled" if config.compile else "eager"
+    rounds = f"{config.rounds} rounds at rate {config.rate:g} ({config.scope}), " if command == PRUNE else ""
+    seeds = f", {config.replicates} seeds" if config.replicates > 1 else ""
+    return (
+        f"{config.arch} on {config.dataset} ({len(data.train.x):,} training, {len(data.val.x):,} validation, "
+        f"{len(data.test.x):,} test): {rounds}{plan.steps:,} steps each{seeds}, {config.device}, {how}"
+    )
+
+
+def _fresh_folder(config: Config) -> Path:
+    clean = lambda name: name.rpartition(":")[2] if ":" in name else name  # noqa: E731
+    base = Path("runs") / f"{clean(config.arch)}-{clean(config.dataset)}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder, number = base, 2
+    while folder.exists():  # two runs in one second
+        folder, number = base.with_name(f"{base.name}-{number}"), number + 1
+    return folder
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """A request to terminate (a cluster's, say) ends a run as Ctrl-C does."""
+
+    def stop(number: int, frame: FrameType | None) -> Any:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,12 @@
+"""Data sets as tensors, each with its own normalisation and a validation split held out of the training images."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lthfunc.lazy import table_of_contents
+
+if TYPE_CHECKING:
+    from lthfunc.data.load import from_map_style, from_tensors, load
+
+__getattr__, __all__ = table_of_contents(__name__, {"lthfunc.data.load": ("load", "from_tensors", "from_map_style")})

@@ -1,0 +1,23 @@
+"""Errors a user can mend: one line that names the option, the value and what would be accepted."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A mistake in what was asked, not in the program; the command line prints it and exits with 2."""
+
+
+def invalid(option: str, value: object, accepted: str) -> UserError:
+    """An option whose value is not accepted."""
+    return UserError(f"{option}: {value!r} is not accepted; it takes {accepted}")
+
+
+def unknown(option: str, value: str, names: Iterable[str]) -> UserError:
+    """A name that is not in a list, with the nearest one suggested."""
+    known = list(names)
+    near = difflib.get_close_matches(value.lower(), known, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return UserError(f"{option}: unknown name {value!r}{hint} (known: {', '.join(known)})")

@@ -1,0 +1,1 @@
+"""Experiments: folds of training, pruning and rewinding, and the settings that describe them."""

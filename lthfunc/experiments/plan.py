@@ -1,0 +1,116 @@
+"""From settings to a plan: data, model, optimiser and functions, on a device."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+
+from lthfunc.data.augment import shift_and_mirror
+from lthfunc.data.load import load
+from lthfunc.errors import UserError, invalid
+from lthfunc.experiments.config import Config, parse_rewind, resolved
+from lthfunc.experiments.iterative import Plan, check
+from lthfunc.models.build import build
+from lthfunc.sparsify.allocation import check_patterns, globally, layerwise
+from lthfunc.sparsify.scores import magnitude, random_scores
+from lthfunc.training import schedules
+from lthfunc.training.batches import steps_per_epoch
+from lthfunc.training.compiling import why_not
+from lthfunc.training.loop import make_trainer
+from lthfunc.training.optimizers import Optimizer, adam, adamw, sgd
+from lthfunc.trees.model import init
+from lthfunc.trees.ops import data_to_device
+from lthfunc.trees.types import Dataset
+
+#: From so many steps on, compiling (about 20 s) is paid back by faster steps; measured in benchmarks/.
+COMPILE_FROM_STEPS = 10_000
+#: Looks at the validation split per training, unless --eval-every says otherwise.
+_EVALUATIONS = 25
+
+
+class Prepared(NamedTuple):
+    """config: resolved, with device and compile decided. note: a line the user should see, or None."""
+
+    config: Config
+    plan: Plan
+    note: str | None
+
+
+def prepare(config: Config) -> Prepared:
+    """Check everything that can be wrong, load the data, and build the plan. Raises UserError."""
+    config = resolved(config)
+    config = replace(config, device=choose_device(config.device))
+    data = data_to_device(load(config.dataset, config.data_dir), config.device)
+    model = build(config.arch, data.shape, data.classes)
+    assert config.batch_size is not None
+    per_epoch = steps_per_epoch(len(data.train.x), config.batch_size)
+    steps = config.steps if config.steps is not None else (config.epochs or 0) * per_epoch
+    config, note = _choose_compile(config, steps)
+    if config.augment and len(data.shape) != 3:
+        raise UserError(f"--augment: works on images, not on inputs of shape {data.shape}")
+    plan = Plan(
+        model=model,
+        trainer=make_trainer(
+            model,
+            data,
+            optimizer=make_optimizer(config, steps),
+            batch_size=config.batch_size,
+            augment=shift_and_mirror if config.augment else None,
+            compile=bool(config.compile),
+        ),
+        steps=steps,
+        eval_every=config.eval_every or max(1, -(-steps // _EVALUATIONS)),
+        rounds=config.rounds,
+        rate=config.rate,
+        score=(lambda seed: magnitude) if config.score == "magnitude" else (lambda seed: random_scores(seed, "score")),
+        allocate=globally if config.scope == "global" else layerwise(config.layer_rate),
+        rewind=parse_rewind(config.rewind),
+        controls=config.control,
+    )
+    check(plan)
+    check_patterns(config.layer_rate, init(model).masks)
+    return Prepared(config, plan, note)
+
+
+def choose_device(name: str) -> str:
+    """`auto` is the first GPU where there is one, else the CPU. Raises UserError for a device that is not there."""
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    here = ["cpu", "cuda", *(f"cuda:{i}" for i in range(gpus))] if gpus else ["cpu"]
+    if name == "auto":
+        return "cuda" if gpus else "cpu"
+    if name not in here:
+        raise invalid("--device", name, f"one of {', '.join(['auto', *here])} on this machine")
+    return name
+
+
+def make_optimizer(config: Config, steps: int) -> Optimizer:
+    """The optimiser and schedule of a resolved configuration, for trainings of so many steps."""
+    assert config.lr is not None
+    assert config.momentum is not None
+    assert config.weight_decay is not None
+    if config.schedule == "cosine":
+        table = schedules.cosine(config.lr, steps)
+    elif config.schedule == "step":
+        # Two drops to a tenth, after 2/3 and 5/6 of the training, as in Frankle & Carbin 2019, sec. 4.
+        table = schedules.stepwise(config.lr, config.milestone or (steps * 2 // 3, steps * 5 // 6))
+    else:
+        table = schedules.constant(config.lr)
+    table = schedules.warmup(table, config.warmup)
+    if config.optimizer == "sgd":
+        return sgd(table, config.momentum, config.nesterov, config.weight_decay)
+    return (adam if config.optimizer == "adam" else adamw)(table, weight_decay=config.weight_decay)
+
+
+def _choose_compile(config: Config, steps: int) -> tuple[Config, str | None]:
+    trainings = (config.rounds + 1 + config.rounds * len(config.control)) * config.replicates
+    wanted = config.compile if config.compile is not None else steps * trainings >= COMPILE_FROM_STEPS
+    reason = why_not(config.device) if wanted else None
+    note = f"not compiled: {reason}; running eagerly, which gives the same results more slowly" if reason else None
+    return replace(config, compile=wanted and reason is None), note
+
+
+def describe(data: Dataset) -> str:
+    """Sizes of a data set's parts in one line."""
+    return f"{data.name}: {len(data.train.x):,} training, {len(data.val.x):,} validation, {len(data.test.x):,} test"

@@ -1,0 +1,116 @@
+"""Results as plain values: a record per training, and a summary over replicates."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from lthfunc.experiments.iterative import TICKET, Round
+from lthfunc.trees.ops import count, layer_counts
+
+Record = dict[str, Any]
+
+
+def record(result: Round, *, replicate: int, seed: int, seconds: float) -> Record:
+    """One training as JSON values. Accuracies are in [0, 1]; only `seconds` differs between equal runs.
+
+    val_* and test_* belong to the early-stopping step, the one with the least validation loss; final_val_*
+    to the last step.
+    """
+    masks = result.start.masks
+    whole, layers = count(masks), layer_counts(masks)
+    chosen, last = result.fit.chosen.point, result.fit.curve[-1]
+    return {
+        "replicate": replicate,
+        "seed": seed,
+        "round": result.number,
+        "variant": result.variant,
+        "kept": whole.kept,
+        "total": whole.total,
+        "density": whole.density,
+        "layers": {name: {"kept": n.kept, "total": n.total, "density": n.density} for name, n in layers.items()},
+        "early_stop_step": chosen.step,
+        "val_loss": chosen.val_loss,
+        "val_accuracy": chosen.val_accuracy,
+        "test_loss": result.test.loss,
+        "test_accuracy": result.test.accuracy,
+        "final_step": last.step,
+        "final_val_loss": last.val_loss,
+        "final_val_accuracy": last.val_accuracy,
+        "seconds": round(seconds, 3),
+        # JSON has no NaN: the first point, before any step, has no training loss.
+        "curve": [
+            [p.step, None if math.isnan(p.train_loss) else p.train_loss, p.val_loss, p.val_accuracy]
+            for p in result.fit.curve
+        ],
+    }
+
+
+class Spread(NamedTuple):
+    """Mean and sample standard deviation (ddof 1; 0 for a single value)."""
+
+    mean: float
+    std: float
+
+
+def spread(values: Iterable[float]) -> Spread:
+    """Mean and sample standard deviation of some values."""
+    numbers = list(values)
+    return Spread(statistics.fmean(numbers), statistics.stdev(numbers) if len(numbers) > 1 else 0.0)
+
+
+class Row(NamedTuple):
+    """A round of one variant, over its replicates."""
+
+    round: int
+    variant: str
+    replicates: int
+    kept: float
+    total: int
+    density: float
+    layers: dict[str, float]
+    val_accuracy: Spread
+    test_accuracy: Spread
+    early_stop_step: Spread
+    seconds: float
+
+
+def summarize(records: Sequence[Record]) -> list[Row]:
+    """A row per (round, variant), in the order in which they were run; means over the replicates."""
+    groups: dict[tuple[int, str], list[Record]] = {}
+    for item in records:
+        groups.setdefault((item["round"], item["variant"]), []).append(item)
+    order = list(dict.fromkeys(item["variant"] for item in records))
+    keys = sorted(groups, key=lambda pair: (pair[0], order.index(pair[1])))
+    return [_row(groups[pair]) for pair in keys]
+
+
+def _row(group: list[Record]) -> Row:
+    of = lambda name: [item[name] for item in group]  # noqa: E731
+    return Row(
+        round=group[0]["round"],
+        variant=group[0]["variant"],
+        replicates=len(group),
+        kept=statistics.fmean(of("kept")),
+        total=group[0]["total"],
+        density=statistics.fmean(of("density")),
+        layers={
+            name: statistics.fmean(item["layers"][name]["density"] for item in group) for name in group[0]["layers"]
+        },
+        val_accuracy=spread(of("val_accuracy")),
+        test_accuracy=spread(of("test_accuracy")),
+        early_stop_step=spread(of("early_stop_step")),
+        seconds=statistics.fmean(of("seconds")),
+    )
+
+
+def winning(rows: Sequence[Row]) -> Row | None:
+    """The sparsest ticket whose mean validation accuracy is not below the dense network's; None without one."""
+    tickets = [row for row in rows if row.variant == TICKET]
+    if not tickets:
+        return None
+    dense = tickets[0].val_accuracy.mean
+    winners = [row for row in tickets[1:] if row.val_accuracy.mean >= dense]
+    return winners[-1] if winners else None

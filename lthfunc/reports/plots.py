@@ -1,0 +1,136 @@
+"""Pictures of a run, drawn from its records alone."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+
+from lthfunc.experiments.iterative import TICKET
+from lthfunc.experiments.records import Record, Row, summarize
+from lthfunc.trees.files import write_atomically
+
+ACCURACY = "accuracy_vs_density.png"
+CURVES = "training_curves.png"
+
+_LABELS = {
+    TICKET: "ticket",
+    "reinit": "random reinitialisation",
+    "random-mask": "random mask",
+    "shuffled-mask": "shuffled mask",
+}
+# Okabe & Ito's palette: told apart by colour-blind readers too.
+_COLOURS = {TICKET: "#0072B2", "reinit": "#D55E00", "random-mask": "#009E73", "shuffled-mask": "#CC79A7"}
+_MARKERS = {TICKET: "o", "reinit": "s", "random-mask": "^", "shuffled-mask": "D"}
+
+
+def draw(folder: Path, records: Sequence[Record], title: str) -> list[Path]:
+    """Write the pictures of a run; returns their paths. A dense training alone has only its curve."""
+    pictures = [(CURVES, training_curves(records, title))]
+    if any(item["round"] for item in records):
+        pictures.insert(0, (ACCURACY, accuracy_vs_density(records, title)))
+    for name, figure in pictures:
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
+        write_atomically(folder / name, buffer.getvalue())
+    return [folder / name for name, _ in pictures]
+
+
+def accuracy_vs_density(records: Sequence[Record], title: str) -> Figure:
+    """Test accuracy at the early-stopping step against density, dense at the left, as in the paper's figures."""
+    rows = summarize(records)
+    figure, axes = _figure()
+    tickets = [row for row in rows if row.variant == TICKET]
+    dense = tickets[0]
+    axes.axhline(100 * dense.test_accuracy.mean, color="#888888", linewidth=1, linestyle="--", label="dense")
+    for variant in dict.fromkeys(row.variant for row in rows):
+        line = [row for row in rows if row.variant == variant]
+        _plot(axes, line, variant)
+    axes.set_xscale("log")
+    axes.invert_xaxis()
+    _density_ticks(axes, tickets)
+    axes.set_xlabel("weights remaining (%)")
+    axes.set_ylabel("test accuracy at early stopping (%)")
+    replicates = max(row.replicates for row in rows)
+    axes.set_title(title + (f" (mean ± std of {replicates} seeds)" if replicates > 1 else ""), fontsize=11)
+    axes.legend(frameon=False)
+    return figure
+
+
+def training_curves(records: Sequence[Record], title: str) -> Figure:
+    """Validation loss and accuracy of each round's ticket over its training; the early-stopping step is marked."""
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    loss_axes, accuracy_axes = figure.subplots(1, 2)
+    mine = [item for item in records if item["variant"] == TICKET and item["seed"] == records[0]["seed"]]
+    colours = mpl.colormaps["viridis"]
+    shown = mine if len(mine) <= 8 else [mine[round(i * (len(mine) - 1) / 7)] for i in range(8)]
+    for position, item in enumerate(shown):
+        colour = colours(0.9 * position / max(1, len(shown) - 1))
+        label = f"round {item['round']}: {100 * item['density']:.3g} %"
+        steps = [point[0] for point in item["curve"]]
+        for axes, column, scale in ((loss_axes, 2, 1), (accuracy_axes, 3, 100)):
+            values = [scale * point[column] for point in item["curve"]]
+            axes.plot(steps, values, color=colour, linewidth=1.4, label=label)
+            at = steps.index(item["early_stop_step"])
+            axes.plot(steps[at], values[at], marker="o", markersize=5, color=colour)
+    loss_axes.set_yscale("log")
+    loss_axes.yaxis.set_minor_formatter(NullFormatter())
+    loss_axes.set_ylabel("validation loss")
+    accuracy_axes.set_ylabel("validation accuracy (%)")
+    finals = [100 * point[3] for item in shown for point in item["curve"][1:]]
+    low = max(0.0, min(finals) - 0.5)
+    accuracy_axes.set_ylim(max(low, max(finals) - 4 * (max(finals) - _median(finals)) - 4), max(finals) + 0.3)
+    for axes in (loss_axes, accuracy_axes):
+        axes.set_xlabel("training step (● early stopping)")
+        axes.xaxis.set_major_locator(MaxNLocator(6))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        _clean(axes)
+    accuracy_axes.legend(frameon=False, fontsize=8, title="weights remaining", title_fontsize=8)
+    figure.suptitle(f"{title}, seed {records[0]['seed']}", fontsize=11)
+    return figure
+
+
+def _plot(axes: Any, line: list[Row], variant: str) -> None:
+    axes.errorbar(
+        [100 * row.density for row in line],
+        [100 * row.test_accuracy.mean for row in line],
+        yerr=[100 * row.test_accuracy.std for row in line] if line[0].replicates > 1 else None,
+        color=_COLOURS[variant],
+        marker=_MARKERS[variant],
+        markersize=5,
+        linewidth=1.5,
+        capsize=2,
+        label=_LABELS[variant],
+    )
+
+
+def _density_ticks(axes: Any, tickets: list[Row]) -> None:
+    values = [100 * row.density for row in tickets]
+    every = -(-len(values) // 8)  # at most eight labels, so that they never touch
+    axes.set_xticks(values[::every], [f"{value:.3g}" for value in values[::every]])
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xticks([], minor=True)
+
+
+def _figure() -> tuple[Figure, Any]:
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    _clean(axes)
+    return figure, axes
+
+
+def _clean(axes: Any) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+
+
+def _median(values: list[float]) -> float:
+    return sorted(values)[len(values) // 2]

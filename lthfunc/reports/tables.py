@@ -1,0 +1,69 @@
+"""Results as a rich table and as plain lines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.table import Table
+
+from lthfunc.experiments.records import Row, Spread
+
+
+def percent(value: Spread, replicates: int, digits: int = 2) -> str:
+    """An accuracy in per cent, with ± standard deviation where there are several replicates."""
+    text = f"{100 * value.mean:.{digits}f}"
+    return f"{text} ± {100 * value.std:.{digits}f}" if replicates > 1 else text
+
+
+def steps(value: Spread, replicates: int) -> str:
+    """A step number, with ± standard deviation where there are several replicates."""
+    return f"{value.mean:,.0f} ± {value.std:,.0f}" if replicates > 1 else f"{value.mean:,.0f}"
+
+
+def result_table(rows: Sequence[Row], *, layers: bool = True) -> Table:
+    """A line per round and variant: counts, density, accuracies, early-stop step, seconds; per-layer densities."""
+    several = any(row.replicates > 1 for row in rows)
+    title = f"mean ± standard deviation of {rows[0].replicates} replicates" if several and rows else None
+    table = Table(title=title, title_style="dim", header_style="bold", box=None, pad_edge=False)
+    with_controls = len({row.variant for row in rows}) > 1
+    table.add_column("round", justify="right")
+    if with_controls:
+        table.add_column("variant")
+    for head in ("weights left", "density %", "val acc %", "test acc %", "early stop", "seconds"):
+        table.add_column(head, justify="right")
+    names = list(rows[0].layers) if layers and rows else []
+    for name in names:
+        table.add_column(f"{_short(name)} %", justify="right", style="dim")
+    for row in rows:
+        cells = [str(row.round)]
+        if with_controls:
+            cells.append(row.variant)
+        cells += [
+            f"{row.kept:,.0f} / {row.total:,}",
+            f"{100 * row.density:.2f}",
+            percent(row.val_accuracy, row.replicates),
+            percent(row.test_accuracy, row.replicates),
+            steps(row.early_stop_step, row.replicates),
+            f"{row.seconds:.1f}",
+            *(f"{100 * row.layers[name]:.1f}" for name in names),
+        ]
+        table.add_row(*cells, style=None if row.variant == "ticket" else "cyan")
+    return table
+
+
+def layer_table(rows: Sequence[Row]) -> Table:
+    """Per-layer densities with a line per layer and a column per round, at most eight rounds of the ticket's."""
+    tickets = [row for row in rows if row.variant == "ticket"]
+    every = -(-len(tickets) // 8)
+    shown = tickets[::-1][::every][::-1]  # the last round always among them
+    table = Table(title="density per layer, %", title_style="dim", header_style="bold", box=None, pad_edge=False)
+    table.add_column("layer")
+    for row in shown:
+        table.add_column(f"round {row.round}", justify="right")
+    for name in shown[-1].layers:
+        table.add_row(_short(name), *(f"{100 * row.layers[name]:.1f}" for row in shown))
+    return table
+
+
+def _short(name: str) -> str:
+    return name.removesuffix(".weight")

@@ -1,0 +1,1 @@
+"""The mathematics of pruning: score, allocate, select, rewind. Trees in, trees out."""

@@ -1,0 +1,100 @@
+"""Allocation: how many weights each layer keeps. Scores, masks and a fraction in, keep counts out.
+
+`fraction` is the share of the *remaining* weights to prune, so k rounds at rate r leave (1 - r)^k. Counts are
+exact: of n remaining weights, round(fraction * n) go, halves to even, as in torch.nn.utils.prune.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from lthfunc.errors import UserError, invalid
+from lthfunc.sparsify.ranking import ranks
+from lthfunc.sparsify.scores import Scores
+from lthfunc.trees.ops import count
+from lthfunc.trees.types import Masks
+
+#: Weights to keep per prunable leaf: int64 scalars.
+Keep = dict[str, Tensor]
+Allocate = Callable[[Scores, Masks, float], Keep]
+
+
+def globally(scores: Scores, masks: Masks, fraction: float) -> Keep:
+    """One threshold for all layers: the best scores of the whole network stay, wherever they are.
+
+    Ties at the threshold go to the earlier layer, then to the lower flat index. This is the allocation of
+    torch.nn.utils.prune.global_unstructured, and of Frankle & Carbin 2019, sec. 4, for deep networks.
+    """
+    _check_fraction(fraction)
+    if not masks:
+        return {}
+    alive = torch.cat([mask.flatten() for mask in masks.values()])
+    rank = ranks(torch.cat([scores[name].flatten() for name in masks]), alive)
+    chosen = rank < _remaining(alive, fraction)
+    sizes = [mask.numel() for mask in masks.values()]
+    return {name: part.sum() for name, part in zip(masks, chosen.split(sizes), strict=True)}
+
+
+def layerwise(rates: Mapping[str, float] | None = None, output_rate: float = 0.5) -> Allocate:
+    """The same fraction in every layer, the output layer (the last one) at `output_rate` times that.
+
+    The paper's rule for LeNet-300-100 (Frankle & Carbin 2019, sec. 2 and fig. 2). `rates` sets a fraction of
+    its own for the layers whose name fits a pattern (``{"conv*": 0.1, "fc3.weight": 0.0}``; the first that fits
+    counts), in place of the round's fraction.
+
+    Raises UserError where a rate is outside [0, 1) or, when applied, a pattern fits no layer.
+    """
+    rates = dict(rates or {})
+    for pattern, rate in rates.items():
+        if not 0 <= rate < 1:
+            raise invalid(f"layer rate of {pattern!r}", rate, "a number in [0, 1)")
+
+    def allocate(scores: Scores, masks: Masks, fraction: float) -> Keep:
+        _check_fraction(fraction)
+        check_patterns(rates, masks)
+        output = next(reversed(masks), None)
+
+        def rate_of(name: str) -> float:
+            fits = (rate for pattern, rate in rates.items() if fnmatch.fnmatchcase(name, pattern))
+            return next(fits, fraction * output_rate if name == output else fraction)
+
+        return {name: _remaining(mask, rate_of(name)) for name, mask in masks.items()}
+
+    return allocate
+
+
+def check_patterns(rates: Mapping[str, float], masks: Masks) -> None:
+    """Raise UserError where a pattern fits no prunable layer."""
+    for pattern in rates:
+        if not fnmatch.filter(masks, pattern):
+            raise invalid("layer rate", pattern, f"a pattern that fits one of {', '.join(masks)}")
+
+
+def as_given(keep: Mapping[str, int]) -> Allocate:
+    """Keep exactly these counts, whatever the scores (the counts of another ticket, say)."""
+    return lambda scores, masks, fraction: {name: torch.tensor(keep[name]) for name in masks}
+
+
+def fraction_to(density: float, masks: Masks) -> float:
+    """The fraction of the remaining weights to prune so that `density` of all prunable weights is left.
+
+    Raises UserError where density is not in (0, the present density].
+    """
+    now = count(masks)
+    if not 0 < density <= now.density:
+        raise invalid("density", density, f"a number in (0, {now.density:.6g}], the density now")
+    return 1 - density * now.total / now.kept
+
+
+def _remaining(alive: Tensor, fraction: float) -> Tensor:
+    living = alive.sum()
+    return living - torch.round(living.to(torch.float64) * fraction).to(torch.int64)
+
+
+def _check_fraction(fraction: float) -> None:
+    if not 0 <= fraction < 1:
+        raise UserError(f"fraction: {fraction!r} is not accepted; it takes a number in [0, 1)")

@@ -1,0 +1,17 @@
+"""Selection: which weights stay. Scores, masks and keep counts in, masks out."""
+
+from __future__ import annotations
+
+from lthfunc.sparsify.allocation import Keep
+from lthfunc.sparsify.ranking import ranks
+from lthfunc.sparsify.scores import Scores
+from lthfunc.trees.types import Masks
+
+
+def unstructured(scores: Scores, masks: Masks, keep: Keep) -> Masks:
+    """In each layer the `keep` best of the remaining weights; the new masks nest in the old ones.
+
+    Exact: min(keep, remaining) weights stay in each layer. Among equal scores the lower flat index stays, so
+    the same trees give the same masks on every device. Weights already pruned never return.
+    """
+    return {name: (ranks(scores[name], mask) < keep[name].to(mask.device)) & mask for name, mask in masks.items()}

@@ -1,0 +1,52 @@
+"""Pruning and rewinding as transformations TrainState -> TrainState, to compose and to iterate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from lthfunc.errors import UserError
+from lthfunc.sparsify.allocation import Allocate, Keep, fraction_to, globally
+from lthfunc.sparsify.rewinding import restart
+from lthfunc.sparsify.scores import Score, Scores, magnitude
+from lthfunc.sparsify.selection import unstructured
+from lthfunc.trees.fold import Transformation
+from lthfunc.trees.ops import apply_masks
+from lthfunc.trees.types import Masks, Ticket, TrainState
+
+Select = Callable[[Scores, Masks, Keep], Masks]
+
+
+def prune(
+    *,
+    fraction: float | None = None,
+    density: float | None = None,
+    score: Score = magnitude,
+    allocate: Allocate = globally,
+    select: Select = unstructured,
+) -> Transformation:
+    """Score, allocate, select, and set the pruned weights to zero.
+
+    Give either `fraction`, the share of the remaining weights to prune, or `density`, the share of all prunable
+    weights to leave. The optimiser's state is dropped, since its moments belong to the network before.
+    """
+    if (fraction is None) == (density is None):
+        raise UserError("prune: give either fraction or density")
+
+    def transformation(state: TrainState) -> TrainState:
+        share = fraction_to(density, state.masks) if density is not None else fraction
+        assert share is not None
+        scores = score(state.params, state.masks)
+        masks = select(scores, state.masks, allocate(scores, state.masks, share))
+        return state._replace(params=apply_masks(state.params, masks), masks=masks, opt=())
+
+    return transformation
+
+
+def rewind(*, to: TrainState) -> Transformation:
+    """Put the anchor `to` (its params, buffers and step) under the masks of whatever comes in."""
+    return lambda state: restart(state, to)
+
+
+def ticket(state: TrainState) -> Ticket:
+    """The ticket in a state: what training would start from."""
+    return Ticket(apply_masks(state.params, state.masks), state.buffers, state.masks)

@@ -1,0 +1,63 @@
+"""Learning rates as data: a float64 table, one entry per step; after its end the last entry goes on.
+
+A table instead of a formula keeps `cos` and `pow` out of the compiled step, where they would be worked out
+again for every weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lthfunc.errors import invalid
+
+#: Learning rates, float64, shape (steps,); entry i is used in the step that starts at `TrainState.step == i`.
+Schedule = Tensor
+
+
+def as_schedule(lr: float | Schedule) -> Schedule:
+    """A number becomes a constant schedule."""
+    return lr if isinstance(lr, torch.Tensor) else constant(lr)
+
+
+def at(schedule: Schedule, step: Tensor) -> Tensor:
+    """The learning rate of a step: a float64 scalar on the schedule's device."""
+    return torch.take(schedule, step.clamp(max=schedule.numel() - 1))
+
+
+def constant(lr: float) -> Schedule:
+    """`lr` in every step."""
+    if not lr > 0:
+        raise invalid("lr", lr, "a number above 0")
+    return torch.tensor([lr], dtype=torch.float64)
+
+
+def stepwise(lr: float, milestones: Sequence[int], gamma: float = 0.1) -> Schedule:
+    """`lr`, multiplied by `gamma` at each milestone (in steps), as torch's MultiStepLR does."""
+    last = max(milestones, default=0)
+    table = constant(lr).repeat(last + 1)
+    for milestone in milestones:
+        table[milestone:] *= gamma
+    return table
+
+
+def cosine(lr: float, steps: int) -> Schedule:
+    """From `lr` down to 0 at `steps` along half a cosine (Loshchilov & Hutter 2017, eq. 5, one period)."""
+    if steps < 1:
+        raise invalid("steps", steps, "a whole number above 0")
+    turn = torch.arange(steps + 1, dtype=torch.float64) * (torch.pi / steps)
+    return constant(lr) * (1 + torch.cos(turn)) / 2
+
+
+def warmup(schedule: Schedule, steps: int) -> Schedule:
+    """The schedule, its first `steps` entries multiplied by 1/steps, 2/steps … 1."""
+    if steps < 0:
+        raise invalid("warmup", steps, "a whole number of steps, 0 or more")
+    if steps == 0:
+        return schedule
+    missing = max(0, steps - schedule.numel())
+    table = torch.cat([schedule, schedule[-1:].repeat(missing)])
+    table[:steps] *= torch.arange(1, steps + 1, dtype=torch.float64) / steps
+    return table

@@ -1,0 +1,83 @@
+"""One training step and one evaluation, as pure functions of a state and a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.func import grad_and_value
+
+from lthfunc.training.optimizers import Optimizer
+from lthfunc.trees.model import Model, apply_evaluating, apply_training
+from lthfunc.trees.types import Batch, Buffers, Masks, Params, TrainState
+
+#: (outputs, targets) -> a scalar, the mean over the batch.
+Loss = Callable[[Tensor, Tensor], Tensor]
+#: loss and accuracy: float scalars, means over the batch.
+Metrics = dict[str, Tensor]
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+EvalStep = Callable[[Params, Buffers, Batch], Metrics]
+
+cross_entropy: Loss = F.cross_entropy
+
+
+def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Share of the batch whose largest output is the target; outputs (n, classes), targets (n,)."""
+    return (outputs.argmax(-1) == targets).float().mean()
+
+
+def make_train_step(model: Model, loss: Loss, optimizer: Optimizer) -> TrainStep:
+    """A pure step: (state, batch) -> (state, metrics). The state must hold an optimiser state.
+
+    The gradient is masked before weight decay and momentum see it. With params that start masked, pruned
+    weights then stay exactly zero, whatever the optimiser. `state.masks` may be bool or, faster, float.
+    """
+
+    def objective(params: Params, buffers: Buffers, batch: Batch) -> tuple[Tensor, tuple[Tensor, Buffers]]:
+        inputs, targets = batch
+        outputs, buffers = apply_training(model, params, buffers, inputs)
+        return loss(outputs, targets), (accuracy(outputs, targets), buffers)
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        grads, (value, (correct, buffers)) = grad_and_value(objective, has_aux=True)(state.params, state.buffers, batch)
+        grads = masked(grads, state.masks)
+        params, opt = optimizer.update(grads, state.opt, state.params, state.step)
+        return TrainState(params, buffers, state.masks, opt, state.step + 1), {
+            "loss": value,
+            "accuracy": correct,
+        }
+
+    return step
+
+
+def make_eval_step(model: Model, loss: Loss = cross_entropy) -> EvalStep:
+    """A pure evaluation: (params, buffers, batch) -> metrics, in evaluation mode."""
+
+    def step(params: Params, buffers: Buffers, batch: Batch) -> Metrics:
+        inputs, targets = batch
+        outputs = apply_evaluating(model, params, buffers, inputs)
+        return {"loss": loss(outputs, targets), "accuracy": accuracy(outputs, targets)}
+
+    return step
+
+
+def masked(grads: Params, masks: Masks) -> Params:
+    """The gradient where weights remain, zero elsewhere."""
+    return {name: grad * masks[name].to(grad.dtype) if name in masks else grad for name, grad in grads.items()}
+
+
+def with_optimizer(state: TrainState, optimizer: Optimizer) -> TrainState:
+    """The state with an optimiser state: its own, or a fresh one where it has none (``opt == ()``)."""
+    return state if state.opt != () else state._replace(opt=optimizer.init(state.params))
+
+
+def floating_masks(state: TrainState) -> TrainState:
+    """Masks in the params' dtype. A product with floats compiles to fewer, faster instructions than bools do."""
+    return state._replace(masks={name: mask.to(state.params[name].dtype) for name, mask in state.masks.items()})
+
+
+def boolean_masks(state: TrainState) -> TrainState:
+    """Masks as bool again, the public type."""
+    return state._replace(masks={name: mask.to(torch.bool) for name, mask in state.masks.items()})

@@ -1,0 +1,1 @@
+"""Pytree helpers, the training state, masks, and the files that keep them."""

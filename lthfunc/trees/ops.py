@@ -1,0 +1,93 @@
+"""Pure functions over trees: map, clone, move, compare, mask, count."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+import optree
+import torch
+from torch import Tensor
+
+from lthfunc.trees.types import Dataset, Masks, Params, Split
+
+T = TypeVar("T")
+
+
+def tree_map(function: Callable[..., Any], tree: T, *rest: Any) -> T:
+    """Apply `function` to every leaf; dictionaries keep their order, named tuples their type."""
+    return optree.tree_map(function, tree, *rest)  # type: ignore[arg-type,return-value]
+
+
+def leaves(tree: Any) -> list[Any]:
+    """The leaves of a tree, in one fixed order."""
+    return optree.tree_leaves(tree)
+
+
+def clone(tree: T) -> T:
+    """A copy that shares no memory with `tree`."""
+    return tree_map(torch.clone, tree)
+
+
+def to_device(tree: T, device: torch.device | str) -> T:
+    """The tree on `device`; leaves that are there already are shared."""
+    return tree_map(lambda leaf: leaf.to(device), tree)
+
+
+def data_to_device(data: Dataset, device: torch.device | str) -> Dataset:
+    """The data set's tensors on `device`."""
+    move = lambda split: Split(split.x.to(device), split.y.to(device))  # noqa: E731
+    return data._replace(train=move(data.train), val=move(data.val), test=move(data.test))
+
+
+def same_bits(left: Any, right: Any) -> bool:
+    """True where two trees have the same structure, dtypes, shapes and bits (NaN equals NaN)."""
+    if optree.tree_structure(left) != optree.tree_structure(right):
+        return False
+    return all(_same_leaf(a, b) for a, b in zip(leaves(left), leaves(right), strict=True))
+
+
+def _same_leaf(a: Tensor, b: Tensor) -> bool:
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    raw = lambda t: t.detach().cpu().contiguous().flatten().view(torch.uint8)  # noqa: E731
+    return torch.equal(raw(a), raw(b))
+
+
+def full_masks(params: Params, prunable: tuple[str, ...]) -> Masks:
+    """Masks of a dense network: all True, for the leaves named in `prunable`."""
+    return {name: torch.ones_like(params[name], dtype=torch.bool) for name in prunable}
+
+
+def apply_masks(params: Params, masks: Masks) -> Params:
+    """Params with every pruned weight exactly +0.0; leaves without a mask are shared, not copied."""
+    zero = lambda leaf, mask: torch.where(mask, leaf, torch.zeros((), dtype=leaf.dtype, device=leaf.device))  # noqa: E731
+    return {name: zero(leaf, masks[name]) if name in masks else leaf for name, leaf in params.items()}
+
+
+class Count(NamedTuple):
+    """How many weights of a leaf, or of a whole tree, remain."""
+
+    kept: int
+    total: int
+
+    @property
+    def density(self) -> float:
+        """kept / total, in [0, 1]; 1 where there is nothing to prune."""
+        return self.kept / self.total if self.total else 1.0
+
+
+def layer_counts(masks: Masks) -> dict[str, Count]:
+    """Exact counts per prunable leaf."""
+    return {name: Count(int(mask.sum()), mask.numel()) for name, mask in masks.items()}
+
+
+def count(masks: Masks) -> Count:
+    """Exact counts over all prunable leaves."""
+    layers = layer_counts(masks).values()
+    return Count(sum(layer.kept for layer in layers), sum(layer.total for layer in layers))
+
+
+def density(masks: Masks) -> float:
+    """Weights remaining / prunable weights, in [0, 1]."""
+    return count(masks).density

@@ -1,0 +1,62 @@
+"""The names the whole library speaks in."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+#: Trees keyed by a module's dotted parameter names, in module order.
+Params = dict[str, Tensor]
+Buffers = dict[str, Tensor]
+#: bool, one per prunable leaf, the shape of the leaf; True = the weight remains.
+Masks = dict[str, Tensor]
+#: A batch: inputs (n, ...) and targets (n, ...).
+Batch = tuple[Tensor, Tensor]
+
+
+class TrainState(NamedTuple):
+    """Everything training changes, as one pytree.
+
+    Invariant: ``params * masks == params`` for every masked leaf.
+
+    params: float leaves; buffers: the module's buffers (BatchNorm statistics among them);
+    masks: bool leaves, only for prunable parameters; opt: the optimiser's state, or ``()`` before the
+    first step (a fresh one is then made); step: int64 scalar, the number of steps taken.
+    """
+
+    params: Params
+    buffers: Buffers
+    masks: Masks
+    opt: Any
+    step: Tensor
+
+
+class Ticket(NamedTuple):
+    """A subnetwork to train: the params it starts from (initial or rewound, already masked) and its masks."""
+
+    params: Params
+    buffers: Buffers
+    masks: Masks
+
+
+class Split(NamedTuple):
+    """Part of a data set: inputs x (n, ...) and integer targets y (n, ...), on one device."""
+
+    x: Tensor
+    y: Tensor
+
+
+class Dataset(NamedTuple):
+    """A data set as tensors. `val` is held out of the training images, to choose by; `test` is read once."""
+
+    name: str
+    train: Split
+    val: Split
+    test: Split
+    classes: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one input, e.g. (channels, height, width)."""
+        return tuple(self.train.x.shape[1:])
