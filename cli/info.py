@@ -43,7 +43,7 @@ def _show_run(folder: Path, *, wants_json: bool) -> None:
     print(f"{folder}: lthfunc {about['command']}, {len(records)} of {wanted} trainings finished")
     where = machine["gpu"] or f"{machine['processor']}, {machine['threads']} threads"
     print(f"on {where}; torch {machine['torch']}, Python {machine['python']}, lthfunc {machine['lthfunc']}")
-    print("  ".join(f"{name}={value}" for name, value in to_mapping(config).items()))
+    print(_settings(to_mapping(config)))
     if rows:
         print()
         show_tables(rows)
@@ -67,7 +67,7 @@ def _show_file(path: Path, *, as_json: bool) -> None:
         return
     config = metadata.pop("config", {})
     print(f"{path}: " + ", ".join(f"{name} {value}" for name, value in metadata.items()))
-    print("  ".join(f"{name}={value}" for name, value in config.items()))
+    print(_settings(config))
     if masks:
         whole = count(masks)
         print(f"{whole.kept:,} of {whole.total:,} weights remain ({100 * whole.density:.2f} %)")
@@ -76,6 +76,11 @@ def _show_file(path: Path, *, as_json: bool) -> None:
         layer = layers.get(name)
         kept = f"  {layer['kept']:,} of {layer['total']:,} remain" if layer else ""
         print(f"  {name}  {shape}{kept}")
+
+
+def _settings(config: dict[str, Any]) -> str:
+    """Settings in one line, without those that are empty."""
+    return "  ".join(f"{name}={value}" for name, value in config.items() if value not in ([], {}))
 
 
 def _print_json(value: dict[str, Any]) -> None:

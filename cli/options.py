@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -11,18 +12,37 @@ from lthfunc.experiments.config import CONTROLS, OPTIMIZERS, REWINDS, SCHEDULES,
 from lthfunc.models.catalog import ALIASES, ARCHS
 
 _DEFAULT = Config()
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not a whole number") from None
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not a number") from None
+
+
 _WHAT, _PRUNING, _TRAINING, _RUN = "What", "Pruning", "Training", "The run"
 
 
-def _names(*names: str):  # type: ignore[no-untyped-def]  # typer wants a bare function for completion
-    return lambda incomplete: [name for name in names if name.startswith(incomplete)]
+def _names(*names: str) -> Callable[[str], list[str]]:
+    def complete(incomplete: str) -> list[str]:
+        return [name for name in names if name.startswith(incomplete)]
+
+    return complete
 
 
 Arch = Annotated[
     str | None,
     typer.Option(
         "--arch",
-        help=f"Network: one of `lthfunc archs`, or package.module:function. [default: {_DEFAULT.arch}]",
+        help=f"Network: one of `lthfunc archs`, or package.module:function. \\[default: {_DEFAULT.arch}]",
         autocompletion=_names(*ARCHS, *ALIASES),
         rich_help_panel=_WHAT,
     ),
@@ -31,7 +51,7 @@ DataSet = Annotated[
     str | None,
     typer.Option(
         "--dataset",
-        help=f"Data set: one of `lthfunc datasets`, or package.module:function. [default: {_DEFAULT.dataset}]",
+        help=f"Data set: one of `lthfunc datasets`, or package.module:function. \\[default: {_DEFAULT.dataset}]",
         autocompletion=_names(*DATASETS),
         rich_help_panel=_WHAT,
     ),
@@ -40,7 +60,7 @@ DataDir = Annotated[
     str | None,
     typer.Option(
         "--data-dir",
-        help=f"Folder that holds the data sets, or to download them to. [default: ${DATA_DIR_VARIABLE}, or the "
+        help=f"Folder that holds the data sets, or to download them to. \\[default: ${DATA_DIR_VARIABLE}, or the "
         "user's cache]",
         rich_help_panel=_WHAT,
     ),
@@ -59,7 +79,9 @@ Rounds = Annotated[
     int | None,
     typer.Option(
         "--rounds",
-        help=f"How often to prune; the network is trained once more than that. [default: {_DEFAULT.rounds}]",
+        parser=_whole,
+        metavar="N",
+        help=f"How often to prune; the network is trained once more than that. \\[default: {_DEFAULT.rounds}]",
         rich_help_panel=_PRUNING,
     ),
 ]
@@ -67,7 +89,9 @@ Rate = Annotated[
     float | None,
     typer.Option(
         "--rate",
-        help=f"Fraction of the remaining weights to prune in each round. [default: {_DEFAULT.rate}]",
+        parser=_number,
+        metavar="X",
+        help=f"Fraction of the remaining weights to prune in each round. \\[default: {_DEFAULT.rate}]",
         rich_help_panel=_PRUNING,
     ),
 ]
@@ -76,7 +100,7 @@ Scope = Annotated[
     typer.Option(
         "--scope",
         help="global: one ranking of all weights. layerwise: the rate in every layer, half of it in the output "
-        f"layer. [default: {_DEFAULT.scope}]",
+        f"layer. \\[default: {_DEFAULT.scope}]",
         autocompletion=_names(*SCOPES),
         rich_help_panel=_PRUNING,
     ),
@@ -86,7 +110,7 @@ LayerRate = Annotated[
     typer.Option(
         "--layer-rate",
         metavar="PATTERN=RATE",
-        help="With --scope layerwise, the rate of the layers whose name fits a pattern, e.g. 'conv*=0.1'; repeatable.",
+        help="With --scope layerwise, the rate of the layers whose name fits, e.g. 'conv*=0.1'; repeatable.",
         rich_help_panel=_PRUNING,
     ),
 ]
@@ -94,7 +118,7 @@ ScoreName = Annotated[
     str | None,
     typer.Option(
         "--score",
-        help=f"What decides which weights go: {', '.join(SCORES)}. [default: {_DEFAULT.score}]",
+        help=f"What decides which weights go: {', '.join(SCORES)}. \\[default: {_DEFAULT.score}]",
         autocompletion=_names(*SCORES),
         rich_help_panel=_PRUNING,
     ),
@@ -104,7 +128,7 @@ RewindTo = Annotated[
     typer.Option(
         "--rewind",
         help=f"Where a pruned network starts again: {REWINDS}. init is the winning ticket of the paper; none goes "
-        f"on with the trained weights (fine-tuning). [default: {_DEFAULT.rewind}]",
+        f"on with the trained weights (fine-tuning). \\[default: {_DEFAULT.rewind}]",
         autocompletion=_names("init", "none", "reinit", "step:", "epoch:"),
         rich_help_panel=_PRUNING,
     ),
@@ -122,42 +146,61 @@ Control = Annotated[
 Epochs = Annotated[
     int | None,
     typer.Option(
-        "--epochs", help="Length of each training, in passes over the data. [default: the data set's]",
+        "--epochs",
+        parser=_whole,
+        metavar="N",
+        help="Length of each training, in passes over the data. \\[default: the data set's]",
         rich_help_panel=_TRAINING,
     ),
-]  # fmt: skip
+]
 Steps = Annotated[
     int | None,
-    typer.Option("--steps", help="Length of each training, in batches.", rich_help_panel=_TRAINING),
+    typer.Option(
+        "--steps", parser=_whole, metavar="N", help="Length of each training, in batches.", rich_help_panel=_TRAINING
+    ),
 ]
 BatchSize = Annotated[
     int | None,
-    typer.Option("--batch-size", help="Examples per batch. [default: the network's]", rich_help_panel=_TRAINING),
+    typer.Option(
+        "--batch-size",
+        parser=_whole,
+        metavar="N",
+        help="Examples per batch. \\[default: the network's]",
+        rich_help_panel=_TRAINING,
+    ),
 ]
 OptimizerName = Annotated[
     str | None,
     typer.Option(
         "--optimizer",
-        help=f"{', '.join(OPTIMIZERS)}. [default: the network's]",
+        help=f"{', '.join(OPTIMIZERS)}. \\[default: the network's]",
         autocompletion=_names(*OPTIMIZERS),
         rich_help_panel=_TRAINING,
     ),
 ]
 Lr = Annotated[
     float | None,
-    typer.Option("--lr", help="Learning rate. [default: the network's]", rich_help_panel=_TRAINING),
+    typer.Option(
+        "--lr", parser=_number, metavar="X", help="Learning rate. \\[default: the network's]", rich_help_panel=_TRAINING
+    ),
 ]
-Momentum = Annotated[float | None, typer.Option("--momentum", help="Momentum of sgd.", rich_help_panel=_TRAINING)]
+Momentum = Annotated[
+    float | None,
+    typer.Option("--momentum", parser=_number, metavar="X", help="Momentum of sgd.", rich_help_panel=_TRAINING),
+]
 Nesterov = Annotated[
     bool | None,
-    typer.Option("--nesterov/--no-nesterov", help="Nesterov momentum. [default: no]", rich_help_panel=_TRAINING),
+    typer.Option("--nesterov/--no-nesterov", help="Nesterov momentum. \\[default: no]", rich_help_panel=_TRAINING),
 ]
-WeightDecay = Annotated[float | None, typer.Option("--weight-decay", help="Weight decay.", rich_help_panel=_TRAINING)]
+WeightDecay = Annotated[
+    float | None,
+    typer.Option("--weight-decay", parser=_number, metavar="X", help="Weight decay.", rich_help_panel=_TRAINING),
+]
 ScheduleName = Annotated[
     str | None,
     typer.Option(
         "--schedule",
-        help=f"Learning rate over a training: {', '.join(SCHEDULES)}. [default: {_DEFAULT.schedule}]",
+        help=f"Learning rate over a training: {', '.join(SCHEDULES)}. \\[default: {_DEFAULT.schedule}]",
         autocompletion=_names(*SCHEDULES),
         rich_help_panel=_TRAINING,
     ),
@@ -166,7 +209,9 @@ Milestone = Annotated[
     list[int] | None,
     typer.Option(
         "--milestone",
-        help="With --schedule step, a step at which the rate drops to a tenth; repeatable. [default: 2/3 and 5/6 of "
+        parser=_whole,
+        metavar="N",
+        help="With --schedule step, a step at which the rate drops to a tenth; repeatable. \\[default: 2/3 and 5/6 of "
         "the training]",
         rich_help_panel=_TRAINING,
     ),
@@ -175,7 +220,9 @@ Warmup = Annotated[
     int | None,
     typer.Option(
         "--warmup",
-        help=f"Steps over which the rate rises. [default: {_DEFAULT.warmup}]",
+        parser=_whole,
+        metavar="N",
+        help=f"Steps over which the rate rises. \\[default: {_DEFAULT.warmup}]",
         rich_help_panel=_TRAINING,
     ),
 ]
@@ -183,7 +230,7 @@ Augment = Annotated[
     bool | None,
     typer.Option(
         "--augment/--no-augment",
-        help="Shift and mirror training images. [default: for cifar10 and cifar100]",
+        help="Shift and mirror training images. \\[default: for cifar10 and cifar100]",
         rich_help_panel=_TRAINING,
     ),
 ]
@@ -191,7 +238,9 @@ EvalEvery = Annotated[
     int | None,
     typer.Option(
         "--eval-every",
-        help="Steps between two looks at the validation split. [default: 25 looks a training]",
+        parser=_whole,
+        metavar="N",
+        help="Steps between two looks at the validation split. \\[default: 25 looks a training]",
         rich_help_panel=_TRAINING,
     ),
 ]
@@ -200,7 +249,9 @@ Seed = Annotated[
     int | None,
     typer.Option(
         "--seed",
-        help=f"Decides the initial weights and the order of the data. [default: {_DEFAULT.seed}]",
+        parser=_whole,
+        metavar="N",
+        help=f"Decides the initial weights and the order of the data. \\[default: {_DEFAULT.seed}]",
         rich_help_panel=_RUN,
     ),
 ]
@@ -208,8 +259,10 @@ Replicates = Annotated[
     int | None,
     typer.Option(
         "--replicates",
+        parser=_whole,
+        metavar="N",
         help=f"Run so many seeds (seed, seed+1, …) and report mean ± standard deviation. "
-        f"[default: {_DEFAULT.replicates}]",
+        f"\\[default: {_DEFAULT.replicates}]",
         rich_help_panel=_RUN,
     ),
 ]
@@ -217,7 +270,7 @@ Device = Annotated[
     str | None,
     typer.Option(
         "--device",
-        help="auto (a GPU where there is one), cpu, cuda or cuda:N. [default: auto]",
+        help="auto (a GPU where there is one), cpu, cuda or cuda:N. \\[default: auto]",
         autocompletion=_names("auto", "cpu", "cuda"),
         rich_help_panel=_RUN,
     ),
@@ -226,7 +279,7 @@ Compile = Annotated[
     bool | None,
     typer.Option(
         "--compile/--no-compile",
-        help="Compile the training step with torch.compile. [default: for runs of 10,000 steps and more]",
+        help="Compile the training step with torch.compile. \\[default: for runs of 10,000 steps and more]",
         rich_help_panel=_RUN,
     ),
 ]
@@ -234,7 +287,7 @@ Out = Annotated[
     str | None,
     typer.Option(
         "--out",
-        help="Folder for the results; must be new or empty. [default: runs/NETWORK-DATASET-TIME]",
+        help="Folder for the results; must be new or empty. \\[default: runs/NETWORK-DATASET-TIME]",
         rich_help_panel=_RUN,
     ),
 ]

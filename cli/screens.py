@@ -6,22 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from lthfunc.experiments.config import Config, to_mapping
 from lthfunc.experiments.records import Row, winning
 from lthfunc.reports.tables import layer_table, result_table
 from lthfunc.runs.folder import TICKET_FILE
 
+from .console import screen
+
 #: Columns that a table with per-layer densities wants; narrower screens get a table of their own for them.
 _WIDE = 100
 _FEW_LAYERS = 5
-
-
-def screen() -> Console:
-    """stdout; a file or a pipe is taken to be wide, since nothing there needs wrapping."""
-    console = Console()
-    return console if console.is_terminal else Console(width=200)
 
 
 def show_tables(rows: Sequence[Row]) -> None:

@@ -15,9 +15,10 @@ from typing import Any
 import typer
 from rich.console import Console
 
-from lthfunc.experiments.config import Config, resolved
+from lthfunc.experiments.config import Config
 from lthfunc.experiments.plan import Prepared, prepare
 from lthfunc.experiments.records import Record, summarize
+from lthfunc.experiments.resolve import resolved
 from lthfunc.reports.plots import draw
 from lthfunc.runs.execute import execute
 from lthfunc.runs.folder import PRUNE, check_free, create, drop_partial_line, read_run
@@ -78,8 +79,9 @@ def _headline(prepared: Prepared, command: str) -> str:
 
 
 def _fresh_folder(config: Config) -> Path:
-    clean = lambda name: name.rpartition(":")[2] if ":" in name else name  # noqa: E731
-    base = Path("runs") / f"{clean(config.arch)}-{clean(config.dataset)}-{time.strftime('%Y%m%d-%H%M%S')}"
+    # A network of the user's own, package.module:function, gives its function's name.
+    arch, dataset = (name.rpartition(":")[2] for name in (config.arch, config.dataset))
+    base = Path("runs") / f"{arch}-{dataset}-{time.strftime('%Y%m%d-%H%M%S')}"
     folder, number = base, 2
     while folder.exists():  # two runs in one second
         folder, number = base.with_name(f"{base.name}-{number}"), number + 1

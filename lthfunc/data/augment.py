@@ -14,7 +14,7 @@ def shift_and_mirror(images: Tensor, generator: torch.Generator) -> Tensor:
 
     images: (n, channels, height, width); the same shape comes back. The draws are made on the CPU.
     """
-    n, channels, height, width = images.shape
+    n, _, height, width = images.shape
     top, left = torch.randint(0, 2 * _PAD + 1, (2, n), generator=generator).to(images.device)
     mirror = torch.randint(0, 2, (n,), generator=generator).to(images.device)
     rows = top[:, None] + torch.arange(height, device=images.device)

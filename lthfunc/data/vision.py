@@ -57,9 +57,8 @@ def read_vision(name: str, folder: Path, *, download: bool) -> tuple[Pair, Pair]
 
 def _home(name: str, folder: Path) -> Path:
     """The folder torchvision keeps a data set's files in, below the data folder."""
-    if "mnist" in name:
-        return folder / _CLASSES[name].__name__ / "raw"
-    return folder / str(_CLASSES[name].base_folder)
+    kind = _CLASSES[name]
+    return folder / str(kind.__name__) / "raw" if "mnist" in name else folder / str(kind.base_folder)
 
 
 def _read_idx(name: str, source: Path) -> tuple[Pair, Pair]:
@@ -93,17 +92,21 @@ def _read_cifar(name: str, source: Path) -> tuple[Pair, Pair]:
 
 def _download(name: str, folder: Path) -> None:
     """Download beside the target and move the whole there, so that a broken-off download leaves nothing behind."""
+    new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=f".{name}-") as scratch:
             with _silence():
                 _CLASSES[name](scratch, download=True)
-            made = _home(name, Path(scratch))
             target = _home(name, folder)
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.move(made, target)
+            shutil.move(_home(name, Path(scratch)), target)
     except (OSError, RuntimeError) as error:
-        raise _absent(name, folder, str(error).splitlines()[0] or type(error).__name__) from error
+        if new:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else "the servers did not answer"
+        raise _absent(name, folder, reason) from error
 
 
 @contextlib.contextmanager

@@ -10,8 +10,9 @@ import torch
 from lthfunc.data.augment import shift_and_mirror
 from lthfunc.data.load import load
 from lthfunc.errors import UserError, invalid
-from lthfunc.experiments.config import Config, parse_rewind, resolved
+from lthfunc.experiments.config import Config, parse_rewind
 from lthfunc.experiments.iterative import Plan, check
+from lthfunc.experiments.resolve import resolved
 from lthfunc.models.build import build
 from lthfunc.sparsify.allocation import check_patterns, globally, layerwise
 from lthfunc.sparsify.scores import magnitude, random_scores
@@ -22,7 +23,6 @@ from lthfunc.training.loop import make_trainer
 from lthfunc.training.optimizers import Optimizer, adam, adamw, sgd
 from lthfunc.trees.model import init
 from lthfunc.trees.ops import data_to_device
-from lthfunc.trees.types import Dataset
 
 #: From so many steps on, compiling (about 20 s) is paid back by faster steps; measured in benchmarks/.
 COMPILE_FROM_STEPS = 10_000
@@ -44,8 +44,8 @@ def prepare(config: Config) -> Prepared:
     config = replace(config, device=choose_device(config.device))
     data = data_to_device(load(config.dataset, config.data_dir), config.device)
     model = build(config.arch, data.shape, data.classes)
-    assert config.batch_size is not None
-    per_epoch = steps_per_epoch(len(data.train.x), config.batch_size)
+    batch_size = config.batch_size or 0
+    per_epoch = steps_per_epoch(len(data.train.x), batch_size)
     steps = config.steps if config.steps is not None else (config.epochs or 0) * per_epoch
     config, note = _choose_compile(config, steps)
     if config.augment and len(data.shape) != 3:
@@ -56,7 +56,7 @@ def prepare(config: Config) -> Prepared:
             model,
             data,
             optimizer=make_optimizer(config, steps),
-            batch_size=config.batch_size,
+            batch_size=batch_size,
             augment=shift_and_mirror if config.augment else None,
             compile=bool(config.compile),
         ),
@@ -87,20 +87,18 @@ def choose_device(name: str) -> str:
 
 def make_optimizer(config: Config, steps: int) -> Optimizer:
     """The optimiser and schedule of a resolved configuration, for trainings of so many steps."""
-    assert config.lr is not None
-    assert config.momentum is not None
-    assert config.weight_decay is not None
+    lr, momentum, weight_decay = config.lr or 0.0, config.momentum or 0.0, config.weight_decay or 0.0
     if config.schedule == "cosine":
-        table = schedules.cosine(config.lr, steps)
+        table = schedules.cosine(lr, steps)
     elif config.schedule == "step":
         # Two drops to a tenth, after 2/3 and 5/6 of the training, as in Frankle & Carbin 2019, sec. 4.
-        table = schedules.stepwise(config.lr, config.milestone or (steps * 2 // 3, steps * 5 // 6))
+        table = schedules.stepwise(lr, config.milestone or (steps * 2 // 3, steps * 5 // 6))
     else:
-        table = schedules.constant(config.lr)
+        table = schedules.constant(lr)
     table = schedules.warmup(table, config.warmup)
     if config.optimizer == "sgd":
-        return sgd(table, config.momentum, config.nesterov, config.weight_decay)
-    return (adam if config.optimizer == "adam" else adamw)(table, weight_decay=config.weight_decay)
+        return sgd(table, momentum, config.nesterov, weight_decay)
+    return (adam if config.optimizer == "adam" else adamw)(table, weight_decay=weight_decay)
 
 
 def _choose_compile(config: Config, steps: int) -> tuple[Config, str | None]:
@@ -109,8 +107,3 @@ def _choose_compile(config: Config, steps: int) -> tuple[Config, str | None]:
     reason = why_not(config.device) if wanted else None
     note = f"not compiled: {reason}; running eagerly, which gives the same results more slowly" if reason else None
     return replace(config, compile=wanted and reason is None), note
-
-
-def describe(data: Dataset) -> str:
-    """Sizes of a data set's parts in one line."""
-    return f"{data.name}: {len(data.train.x):,} training, {len(data.val.x):,} validation, {len(data.test.x):,} test"

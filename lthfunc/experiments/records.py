@@ -88,7 +88,10 @@ def summarize(records: Sequence[Record]) -> list[Row]:
 
 
 def _row(group: list[Record]) -> Row:
-    of = lambda name: [item[name] for item in group]  # noqa: E731
+
+    def of(name: str) -> list[float]:
+        return [item[name] for item in group]
+
     return Row(
         round=group[0]["round"],
         variant=group[0]["variant"],

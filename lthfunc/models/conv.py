@@ -28,4 +28,5 @@ class ConvNet(nn.Module):
         x = self.features(x).flatten(1)
         x = F.relu(self.fc1(x))
         x = F.relu(self.fc2(x))
-        return self.fc3(x)
+        logits: Tensor = self.fc3(x)
+        return logits

@@ -45,12 +45,13 @@ class ResNet20(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.bn1(self.conv1(x)))
         x = self.blocks(x).mean((2, 3))
-        return self.fc(x)
+        logits: Tensor = self.fc(x)
+        return logits
 
 
 def small_image_resnet18(shape: tuple[int, ...], classes: int) -> nn.Module:
     """torchvision's ResNet-18 (He et al. 2016, table 1) with a 3×3 stem of stride 1 and no first pooling."""
-    module = torchvision.models.resnet18(num_classes=classes)
+    module: nn.Module = torchvision.models.resnet18(num_classes=classes)
     module.conv1 = nn.Conv2d(shape[0], 64, 3, padding=1, bias=False)
     module.maxpool = nn.Identity()
     return module

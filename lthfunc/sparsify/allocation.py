@@ -36,7 +36,7 @@ def globally(scores: Scores, masks: Masks, fraction: float) -> Keep:
     rank = ranks(torch.cat([scores[name].flatten() for name in masks]), alive)
     chosen = rank < _remaining(alive, fraction)
     sizes = [mask.numel() for mask in masks.values()]
-    return {name: part.sum() for name, part in zip(masks, chosen.split(sizes), strict=True)}
+    return {name: part.sum() for name, part in zip(masks, torch.split(chosen, sizes), strict=True)}
 
 
 def layerwise(rates: Mapping[str, float] | None = None, output_rate: float = 0.5) -> Allocate:

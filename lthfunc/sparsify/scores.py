@@ -27,10 +27,11 @@ def random_scores(seed: int, *counters: int | str) -> Score:
     Frankle & Carbin 2019, sec. 2.
     """
 
+    def draw(name: str, mask: Tensor) -> Tensor:
+        drawn = torch.rand(mask.shape, generator=generator(seed, "random-score", *counters, name))
+        return drawn.to(mask.device)
+
     def score(params: Params, masks: Masks) -> Scores:
-        draw = lambda name, mask: torch.rand(  # noqa: E731
-            mask.shape, generator=generator(seed, "random-score", *counters, name)
-        ).to(mask.device)
         return {name: draw(name, mask) for name, mask in masks.items()}
 
     return score

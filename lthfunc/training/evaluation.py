@@ -24,7 +24,7 @@ def evaluate(step: EvalStep, params: Params, buffers: Buffers, split: Split) -> 
     """Mean loss and accuracy, weighted by chunk sizes, so that the last, smaller chunk counts right."""
     loss = accuracy = torch.zeros((), dtype=torch.float64)
     with torch.no_grad():
-        for x, y in zip(split.x.split(_CHUNK), split.y.split(_CHUNK), strict=True):
+        for x, y in zip(torch.split(split.x, _CHUNK), torch.split(split.y, _CHUNK), strict=True):
             metrics = step(params, buffers, (x, y))
             loss = loss + metrics["loss"].double().cpu() * len(x)
             accuracy = accuracy + metrics["accuracy"].double().cpu() * len(x)

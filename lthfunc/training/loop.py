@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -109,7 +109,7 @@ def take_steps(
     state = clone(floating_masks(with_optimizer(state, trainer.optimizer)))
     losses = []
     with torch.no_grad(), _seeded(key(seed, "layers", start), state.step.device):
-        guards = nullcontext()
+        guards: AbstractContextManager[None] = nullcontext()
         for number, batch in enumerate(
             batches(trainer.data.train, trainer.batch_size, seed, start, until, trainer.augment), start + 1
         ):

@@ -51,10 +51,11 @@ def sgd(lr: float | Schedule, momentum: float = 0.0, nesterov: bool = False, wei
     _check(momentum=momentum, weight_decay=weight_decay)
     if nesterov and momentum == 0:
         raise invalid("nesterov", nesterov, "a momentum above 0 with it")
+    schedule = as_schedule(lr)
 
     def init(params: Params) -> SGDState:
         velocity = tree_map(torch.zeros_like, params) if momentum else ()
-        return SGDState(_place(lr, params), velocity)
+        return SGDState(schedule.to(_device(params)), velocity)
 
     def update(grads: Params, state: SGDState, params: Params, step: Tensor) -> tuple[Params, SGDState]:
         rate = at(state.schedule, step)
@@ -94,11 +95,12 @@ def _adam(
 ) -> Optimizer:
     beta1, beta2 = betas
     _check(beta1=beta1, beta2=beta2, weight_decay=weight_decay)
+    schedule = as_schedule(lr)
 
     def init(params: Params) -> AdamState:
         one = torch.ones((), dtype=torch.float64, device=_device(params))
         zeros = tree_map(torch.zeros_like, params)
-        return AdamState(_place(lr, params), zeros, tree_map(torch.clone, zeros), one, one.clone())
+        return AdamState(schedule.to(_device(params)), zeros, tree_map(torch.clone, zeros), one, one.clone())
 
     def update(grads: Params, state: AdamState, params: Params, step: Tensor) -> tuple[Params, AdamState]:
         rate = at(state.schedule, step)
@@ -127,10 +129,6 @@ def _decayed(grads: Params, params: Params, weight_decay: float) -> Params:
     if not weight_decay:
         return grads
     return {name: grad + params[name] * weight_decay for name, grad in grads.items()}
-
-
-def _place(lr: float | Schedule, params: Params) -> Schedule:
-    return as_schedule(lr).to(_device(params))
 
 
 def _device(params: Params) -> torch.device:

@@ -36,7 +36,10 @@ def to_device(tree: T, device: torch.device | str) -> T:
 
 def data_to_device(data: Dataset, device: torch.device | str) -> Dataset:
     """The data set's tensors on `device`."""
-    move = lambda split: Split(split.x.to(device), split.y.to(device))  # noqa: E731
+
+    def move(split: Split) -> Split:
+        return Split(split.x.to(device), split.y.to(device))
+
     return data._replace(train=move(data.train), val=move(data.val), test=move(data.test))
 
 
@@ -50,8 +53,11 @@ def same_bits(left: Any, right: Any) -> bool:
 def _same_leaf(a: Tensor, b: Tensor) -> bool:
     if a.dtype != b.dtype or a.shape != b.shape:
         return False
-    raw = lambda t: t.detach().cpu().contiguous().flatten().view(torch.uint8)  # noqa: E731
-    return torch.equal(raw(a), raw(b))
+    return torch.equal(_raw(a), _raw(b))
+
+
+def _raw(leaf: Tensor) -> Tensor:
+    return leaf.detach().cpu().contiguous().flatten().view(torch.uint8)
 
 
 def full_masks(params: Params, prunable: tuple[str, ...]) -> Masks:
@@ -61,8 +67,7 @@ def full_masks(params: Params, prunable: tuple[str, ...]) -> Masks:
 
 def apply_masks(params: Params, masks: Masks) -> Params:
     """Params with every pruned weight exactly +0.0; leaves without a mask are shared, not copied."""
-    zero = lambda leaf, mask: torch.where(mask, leaf, torch.zeros((), dtype=leaf.dtype, device=leaf.device))  # noqa: E731
-    return {name: zero(leaf, masks[name]) if name in masks else leaf for name, leaf in params.items()}
+    return {name: torch.where(masks[name], leaf, 0) if name in masks else leaf for name, leaf in params.items()}
 
 
 class Count(NamedTuple):

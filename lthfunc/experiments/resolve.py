@@ -1,0 +1,108 @@
+"""Settings with their gaps filled and their mistakes found, before torch is imported or anything is written."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+from lthfunc.data import catalog as data
+from lthfunc.errors import UserError, invalid, unknown
+from lthfunc.experiments.config import CONTROLS, OPTIMIZERS, SCHEDULES, SCOPES, SCORES, Config, parse_rewind
+from lthfunc.models import catalog as models
+
+#: For architectures and data sets of the user's own.
+_PLAIN = models.Recipe("adam", 1.2e-3, 60)
+_PLAIN_EPOCHS = 10
+#: Rates for an optimiser that is not the recipe's.
+_PLAIN_LR = {"sgd": 0.05, "adam": 1.2e-3, "adamw": 1.2e-3}
+
+
+def resolved(config: Config) -> Config:
+    """Checked, with names made canonical and the defaults of architecture and data set filled in.
+
+    `device` and `compile` may stay open; they depend on the machine. Raises UserError.
+    """
+    _check_choices(config)
+    arch, dataset = models.canonical(config.arch), data.canonical(config.dataset)
+    recipe = models.ARCHS[arch].recipe if arch in models.ARCHS else _PLAIN
+    known = data.DATASETS.get(dataset)
+    optimizer = _first(config.optimizer, recipe.optimizer)
+    if optimizer != recipe.optimizer:  # a recipe's rate, momentum and decay belong to its own optimiser
+        recipe = models.Recipe(optimizer, _PLAIN_LR[optimizer], recipe.batch_size)
+    config = replace(
+        config,
+        arch=arch,
+        dataset=dataset,
+        optimizer=optimizer,
+        batch_size=_first(config.batch_size, recipe.batch_size),
+        lr=_first(config.lr, recipe.lr),
+        momentum=_first(config.momentum, recipe.momentum),
+        weight_decay=_first(config.weight_decay, recipe.weight_decay),
+        augment=_first(config.augment, known is not None and known.augment),
+    )
+    if config.epochs is None and config.steps is None:
+        config = replace(config, epochs=known.epochs if known else _PLAIN_EPOCHS)
+    _check_numbers(config)
+    _check_together(config)
+    return config
+
+
+def _check_choices(config: Config) -> None:
+    choices: list[tuple[str, str | None, tuple[str, ...]]] = [
+        ("--scope", config.scope, SCOPES),
+        ("--score", config.score, SCORES),
+        ("--optimizer", config.optimizer, OPTIMIZERS),
+        ("--schedule", config.schedule, SCHEDULES),
+        *(("--control", control, CONTROLS) for control in config.control),
+    ]
+    for option, choice, names in choices:
+        if choice is not None and choice not in names:
+            raise unknown(option, choice, names)
+    parse_rewind(config.rewind)
+
+
+def _check_numbers(config: Config) -> None:
+    for option, whole, least in (
+        ("--rounds", config.rounds, 0),
+        ("--epochs", config.epochs, 1),
+        ("--steps", config.steps, 1),
+        ("--batch-size", config.batch_size, 1),
+        ("--replicates", config.replicates, 1),
+        ("--seed", config.seed, 0),
+        ("--warmup", config.warmup, 0),
+        ("--eval-every", config.eval_every, 1),
+        *(("--milestone", milestone, 1) for milestone in config.milestone),
+    ):
+        if whole is not None and whole < least:
+            raise invalid(option, whole, f"a whole number of at least {least}")
+    if not 0 < config.rate < 1:
+        raise invalid("--rate", config.rate, "a number between 0 and 1, both excluded")
+    for pattern, rate in config.layer_rate.items():
+        if not 0 <= rate < 1:
+            raise invalid("--layer-rate", f"{pattern}={rate}", "a rate in [0, 1)")
+    if config.lr is not None and not 0 < config.lr < math.inf:
+        raise invalid("--lr", config.lr, "a number above 0")
+    if config.momentum is not None and not 0 <= config.momentum < 1:
+        raise invalid("--momentum", config.momentum, "a number in [0, 1)")
+    if config.weight_decay is not None and not 0 <= config.weight_decay < math.inf:
+        raise invalid("--weight-decay", config.weight_decay, "a number of at least 0")
+
+
+def _check_together(config: Config) -> None:
+    if config.epochs is not None and config.steps is not None:
+        raise UserError("--epochs and --steps: give one of them, not both")
+    if config.momentum and config.optimizer != "sgd":
+        raise invalid("--momentum", config.momentum, "0 unless --optimizer is sgd")
+    if config.nesterov and not config.momentum:
+        raise UserError("--nesterov: takes --optimizer sgd with a --momentum above 0")
+    if config.milestone and config.schedule != "step":
+        raise UserError("--milestone: takes --schedule step with it")
+    if config.layer_rate and config.scope != "layerwise":
+        raise UserError("--layer-rate: takes --scope layerwise with it")
+    if len(set(config.control)) < len(config.control):
+        raise invalid("--control", ", ".join(config.control), "each control once")
+
+
+def _first(value: Any, default: Any) -> Any:
+    return default if value is None else value

@@ -1,0 +1,72 @@
+"""What the tests share: small real data, small networks, and where a GPU or MNIST may be missing."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import lthfunc as lf
+from lthfunc.trees.types import Dataset, Split
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="no CUDA device on this machine")
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def digits() -> Dataset:
+    """The bundled digits: 1,257 training images of 8×8."""
+    return lf.data.load("digits")
+
+
+@pytest.fixture(scope="session")
+def few_digits(digits: Dataset) -> Dataset:
+    """A few hundred real digits, for trainings of some steps."""
+    cut = lambda split, n: Split(split.x[:n], split.y[:n])  # noqa: E731
+    return digits._replace(train=cut(digits.train, 240), val=cut(digits.val, 60), test=cut(digits.test, 60))
+
+
+@pytest.fixture(scope="session")
+def mnist_dir() -> Path:
+    """A folder with the genuine MNIST: $LTHFUNC_DATA, or ../shared/data beside the checkout."""
+    for folder in (os.environ.get("LTHFUNC_DATA"), ROOT.parent / "shared" / "data"):
+        if folder and (Path(folder) / "MNIST" / "raw").exists():
+            return Path(folder)
+    pytest.skip("MNIST is not here: name its folder in LTHFUNC_DATA")
+
+
+class NormedNet(nn.Module):
+    """A convolution, BatchNorm and a linear layer: buffers that change in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(4)
+        self.fc = nn.Linear(4 * 8 * 8, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.fc(torch.relu(self.norm(self.conv(x))).flatten(1))
+        return out
+
+
+class DroppingNet(nn.Module):
+    """A network that draws random numbers in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.drop, self.fc2 = nn.Linear(64, 32), nn.Dropout(0.5), nn.Linear(32, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.fc2(self.drop(torch.relu(self.fc1(x.flatten(1)))))
+        return out
