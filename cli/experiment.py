@@ -8,6 +8,7 @@ import typer
 
 from lthfunc.errors import UserError, invalid
 from lthfunc.experiments.config import Config, from_mapping
+from lthfunc.experiments.resolve import resolved
 
 from . import options as o
 
@@ -95,8 +96,8 @@ def resume(
 
 
 def _start(command: str, given: dict[str, Any], out: str | None, as_json: bool) -> None:
-    config = _merge(command, given)
-    from .session import new_run  # torch is imported here, after what can be checked without it
+    config = resolved(_merge(command, given))
+    from .session import new_run  # torch is imported here, after all that can be checked without it
 
     new_run(config, command, out, as_json=as_json)
 

@@ -18,7 +18,6 @@ from rich.console import Console
 from lthfunc.experiments.config import Config
 from lthfunc.experiments.plan import Prepared, prepare
 from lthfunc.experiments.records import Record, summarize
-from lthfunc.experiments.resolve import resolved
 from lthfunc.reports.plots import draw
 from lthfunc.runs.execute import execute
 from lthfunc.runs.folder import PRUNE, check_free, create, drop_partial_line, read_run
@@ -29,7 +28,6 @@ from .screens import as_json, show_results
 
 def new_run(config: Config, command: str, out: str | None, *, as_json: bool) -> None:
     """Check everything, make the folder, run. Raises UserError before anything is written."""
-    config = resolved(config)
     folder = Path(out) if out else _fresh_folder(config)
     check_free(folder)
     prepared = prepare(config)

@@ -79,7 +79,7 @@ def test_ticket_files_are_safetensors_and_keep_the_output_layer_last(tmp_path: P
     raw = path.read_bytes()
     header = json.loads(raw[8 : 8 + struct.unpack("<Q", raw[:8])[0]])
     assert header["masks/fc1.weight"]["dtype"] == "BOOL"
-    assert json.loads(header["__metadata__"]["format"]) == "lthfunc.ticket/1"
+    assert json.loads(header["__metadata__"]["lthfunc"])["format"] == "lthfunc.ticket/1"
 
 
 @pytest.mark.parametrize("content", [b"", b"\x80\x04pickle", b"\xff" * 64])

@@ -8,12 +8,12 @@ from typing import NamedTuple
 import torch
 
 from lthfunc.data.augment import shift_and_mirror
-from lthfunc.data.load import load
+from lthfunc.data.loading import load
 from lthfunc.errors import UserError, invalid
 from lthfunc.experiments.config import Config, parse_rewind
 from lthfunc.experiments.iterative import Plan, check
 from lthfunc.experiments.resolve import resolved
-from lthfunc.models.build import build
+from lthfunc.models.factory import build
 from lthfunc.sparsify.allocation import check_patterns, globally, layerwise
 from lthfunc.sparsify.scores import magnitude, random_scores
 from lthfunc.training import schedules

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 from lthfunc.lazy import table_of_contents
 
 if TYPE_CHECKING:
-    from lthfunc.models.build import build, conv2, conv4, conv6, lenet5, lenet300, resnet18, resnet20
+    from lthfunc.models.factory import build, conv2, conv4, conv6, lenet5, lenet300, resnet18, resnet20
 
 __getattr__, __all__ = table_of_contents(
     __name__,
     {
-        "lthfunc.models.build": (
+        "lthfunc.models.factory": (
             "build",
             "lenet300",
             "lenet5",

@@ -19,6 +19,9 @@ from lthfunc.trees.types import Ticket
 
 _TICKET = "lthfunc.ticket/1"
 _ORDER = "order"
+#: All metadata stands under one key: safetensors writes several in random order, and equal trees should give
+#: equal files.
+_KEY = "lthfunc"
 #: Between the names of nested dictionaries; a parameter's own name has dots, never a slash.
 _SEPARATOR = "/"
 
@@ -29,8 +32,8 @@ def save_tree(path: str | os.PathLike[str], tree: Mapping[str, Any], metadata: M
     The file appears whole or not at all.
     """
     flat = _flatten(tree)
-    header = {name: json.dumps(value) for name, value in (metadata or {}).items()}
-    header[_ORDER] = json.dumps(list(flat))  # safetensors sorts its entries; the order of layers matters
+    # safetensors sorts its entries; the order of layers matters.
+    header = {_KEY: json.dumps({**(metadata or {}), _ORDER: list(flat)})}
     payload = safetensors.torch.save({name: leaf.detach().cpu().contiguous() for name, leaf in flat.items()}, header)
     write_atomically(path, payload)
 
@@ -39,9 +42,8 @@ def load_tree(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, A
     """Read (tree, metadata) as `save_tree` wrote them. Raises UserError where the file can't be read."""
     try:
         with safetensors.safe_open(str(path), framework="pt") as file:
-            header = {name: json.loads(value) for name, value in (file.metadata() or {}).items()}
-            order = header.pop(_ORDER, list(file.keys()))
-            flat = {name: file.get_tensor(name) for name in order}
+            header = json.loads((file.metadata() or {}).get(_KEY, "{}"))
+            flat = {name: file.get_tensor(name) for name in header.pop(_ORDER, file.keys())}
     except (OSError, safetensors.SafetensorError, json.JSONDecodeError) as error:
         raise UserError(f"{path}: cannot be read as a safetensors file ({error})") from error
     return _nest(flat), header

@@ -1,0 +1,153 @@
+"""The command line: mistakes in one line, help without torch, every kind of run."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lthfunc_cli.main import main
+
+import lthfunc
+from lthfunc.data.catalog import DATASETS
+from lthfunc.models.catalog import ARCHS
+from lthfunc.runs.folder import read_run
+
+BAD = {
+    "prune --arch lenet6": "--arch: unknown name 'lenet6'; did you mean 'lenet5'?",
+    "prune --dataset digitz": "--dataset: unknown name 'digitz'; did you mean 'digits'?",
+    "prune --rate 1": "--rate: 1.0 is not accepted; it takes a number between 0 and 1",
+    "prune --rate 0": "--rate: 0.0 is not accepted",
+    "prune --rate much": "'--rate': 'much' is not a number",
+    "prune --rounds -1": "--rounds: -1 is not accepted; it takes a whole number of at least 0",
+    "prune --rounds 1.5": "'--rounds': '1.5' is not a whole number",
+    "prune --arch lenet5": "'lenet5' needs images of at least 12×12, these are 8×8",
+    "prune --device cuda:99": "--device: 'cuda:99' is not accepted; it takes one of auto, cpu",
+    "prune --control reinitt": "--control: unknown name 'reinitt'; did you mean 'reinit'?",
+    "prune --rewind step:99999": "--rewind: 'step:99999' is not accepted; it takes a point before the end",
+    "prune --batch-size 2000": "--batch-size: 2000 is not accepted; it takes a whole number from 1 to 1257",
+    "prune --layer-rate fc1": "--layer-rate: 'fc1' is not accepted; it takes PATTERN=RATE",
+    "prune --scope layerwise --layer-rate conv*=0.1": "a pattern that fits one of fc1.weight, fc2.weight, fc3.weight",
+    "prune --config absent.toml": "--config: cannot read 'absent.toml': No such file or directory",
+    "prune --config bad.toml": "--config: 'bad.toml' is not TOML",
+    "prune --config typo.toml": "unknown name 'round'; did you mean 'rounds'?",
+    "prune --out file.txt/run": "--out: 'file.txt/run' is not accepted",
+    "prune --roundz 3": "No such option",
+    "prun": "No such command 'prun'",
+    "train --rounds 3": "No such option",
+    "info": "Missing argument",
+    "resume absent": "absent: is not a run folder",
+    "prune --dataset mnist --data-dir broken": "train-images-idx3-ubyte",
+}
+
+
+@pytest.mark.parametrize("command", BAD)
+def test_mistakes_are_one_line_exit_code_2_and_nothing_written(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bad.toml").write_text("rounds = = 3")
+    (tmp_path / "typo.toml").write_text("round = 3")
+    (tmp_path / "file.txt").write_text("")
+    (tmp_path / "broken" / "MNIST" / "raw").mkdir(parents=True)
+    before = sorted(tmp_path.rglob("*"))
+    assert main(command.split()) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert len(output.err.splitlines()) == 1
+    assert output.err.startswith("lthfunc: ")
+    assert BAD[command] in output.err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_help_and_mistakes_do_not_wait_for_torch() -> None:
+    code = (
+        "import sys; from lthfunc_cli.main import main\n"
+        "main(['prune', '--help']); main(['archs']); main(['datasets']); main(['prune', '--arch', 'nothing'])\n"
+        "assert 'torch' not in sys.modules and 'matplotlib' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_listings_name_everything(capsys: Any) -> None:
+    assert main(["archs"]) == 0
+    out = capsys.readouterr().out
+    assert all(arch.about in out for arch in ARCHS.values())
+    main(["datasets"])
+    out = capsys.readouterr().out
+    assert all(name in out for name in DATASETS)
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"lthfunc {lthfunc.__version__}\n"
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shell_completion_offers_networks(shell: str) -> None:
+    environment = {
+        "_LTHFUNC_COMPLETE": f"complete_{shell}",
+        "_TYPER_COMPLETE_ARGS": "lthfunc prune --arch res",
+        "_TYPER_COMPLETE_FISH_ACTION": "get-args",
+        "COMP_WORDS": "lthfunc prune --arch res",
+        "COMP_CWORD": "3",
+    }
+    code = "import sys; sys.argv = ['lthfunc']; from lthfunc_cli.main import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    assert "resnet18" in done.stdout, done.stderr
+    assert "lenet5" not in done.stdout
+
+
+RUNS = {
+    "layerwise": "--scope layerwise --layer-rate fc1*=0.5 --rounds 1",
+    "epochs and cosine": "--epochs 1 --steps-none --schedule cosine --warmup 3 --rounds 1",
+    "sgd": "--optimizer sgd --momentum 0.9 --nesterov --weight-decay 0.001 --schedule step --milestone 10 --rounds 1",
+    "random": "--score random --rewind none --rounds 1",
+    "epoch rewinding": "--rewind epoch:1 --rounds 1",
+    "reinit": "--rewind reinit --rounds 1 --control random-mask --control shuffled-mask",
+    "no rounds": "--rounds 0",
+    "convolutions": "--arch conv2 --rounds 1 --steps 3",
+    "batchnorm and augmentation": "--arch resnet20 --augment --rounds 1 --steps 3 --rewind step:1",
+    "adamw": "--optimizer adamw --lr 0.01 --rate 0.5 --seed 7 --rounds 1",
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_every_option_runs(name: str, tmp_path: Path, capsys: Any) -> None:
+    options = RUNS[name].replace("--steps-none", "").split()
+    steps = [] if {"--steps", "--epochs"} & set(options) else ["--steps", "30"]
+    assert main(["prune", *options, *steps, "--out", str(tmp_path / "run")]) == 0, capsys.readouterr().err
+    _, config, records = read_run(tmp_path / "run")
+    assert len(records) == 1 + config.rounds * (1 + len(config.control))
+    if name == "layerwise":
+        layers = {layer: counts["kept"] for layer, counts in records[1]["layers"].items()}
+        assert layers == {"fc1.weight": 9_600, "fc2.weight": 24_000, "fc3.weight": 900}
+    if name == "epoch rewinding":
+        assert records[1]["curve"][0][0] == 1257 // 60
+
+
+def test_ones_own_network_and_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_things.py").write_text(
+        "import torch, lthfunc as lf\n"
+        "def net(shape, classes):\n"
+        "    return torch.nn.Sequential(torch.nn.Linear(*shape, 16), torch.nn.ReLU(), torch.nn.Linear(16, classes))\n"
+        "def data():\n"
+        "    x = torch.randn(300, 5, generator=torch.Generator().manual_seed(0)); y = (x.sum(1) > 0).long()\n"
+        "    return lf.data.from_tensors('signs', (x[:200], y[:200]), (x[200:], y[200:]), val=50)\n"
+        "def wrong(): return 3\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    own = ["--arch", "own_things:net", "--dataset", "own_things:data"]
+    assert main(["prune", *own, "--rounds", "1", "--steps", "20", "--batch-size", "10"]) == 0
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert folder.name.startswith("net-data-")
+    assert main(["prune", "--dataset", "own_things:wrong"]) == 2
+
+
+def test_without_a_compiler_it_says_so_and_runs(tmp_path: Path) -> None:
+    code = "import sys; from lthfunc_cli.main import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "train", "--steps", "5", "--compile", "--out", str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, env={"PATH": "", "CXX": "none-here"}, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "not compiled: no C++ compiler was found (none-here); running eagerly" in done.stderr
+    assert read_run(tmp_path / "run")[1].compile is False

@@ -1,0 +1,157 @@
+"""Data sets: real files read right, broken ones refused, splits apart, augmentation against a loop."""
+
+from __future__ import annotations
+
+import shutil
+import urllib.error
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+
+import lthfunc as lf
+from lthfunc.data import vision
+from lthfunc.data.catalog import DATASETS, default_data_dir
+from lthfunc.errors import UserError
+
+
+def rows(x: torch.Tensor) -> set[bytes]:
+    return {row.numpy().tobytes() for row in x.flatten(1)}
+
+
+def test_digits_are_scikit_learns_split_in_three_and_normalised(digits: lf.Dataset) -> None:
+    known = DATASETS["digits"]
+    assert (len(digits.train.x), len(digits.val.x), len(digits.test.x)) == (known.train, known.val, known.test)
+    everything = torch.cat([digits.train.x, digits.val.x, digits.test.x])
+    raw = load_digits()
+    expected = (raw.images / 16 - known.mean[0]) / known.std[0]
+    np.testing.assert_allclose(np.sort(everything.numpy().ravel()), np.sort(expected.ravel()), rtol=1e-5, atol=1e-6)
+    assert len(rows(digits.train.x) | rows(digits.val.x) | rows(digits.test.x)) == len(rows(everything))
+    assert sorted(torch.cat([digits.train.y, digits.val.y, digits.test.y]).tolist()) == sorted(raw.target)
+
+
+def test_digits_constants_are_those_of_the_training_pixels(digits: lf.Dataset) -> None:
+    pixels = torch.cat([digits.train.x, digits.val.x])
+    assert pixels.mean().abs().item() < 0.01
+    assert pixels.std().item() == pytest.approx(1, abs=0.01)
+
+
+def test_mnist_is_the_genuine_one(mnist_dir: Path) -> None:
+    data = lf.data.load("MNIST", mnist_dir, download=False)
+    assert (data.train.x.shape, data.val.x.shape) == ((55_000, 1, 28, 28), (5_000, 1, 28, 28))
+    assert data.test.y[:10].tolist() == [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]
+    assert torch.cat([data.train.x, data.val.x]).mean().abs().item() < 1e-3
+    assert torch.cat([data.train.x, data.val.x]).std().item() == pytest.approx(1, abs=1e-3)
+    assert torch.bincount(torch.cat([data.train.y, data.val.y]))[0] == 5923
+
+
+@pytest.fixture
+def mnist_copy(mnist_dir: Path, tmp_path: Path) -> Path:
+    shutil.copytree(mnist_dir / "MNIST", tmp_path / "MNIST")
+    for file in tmp_path.rglob("*"):
+        file.chmod(0o755)
+    return tmp_path
+
+
+@pytest.mark.parametrize("harm", ["cut", "empty", "gone", "noise", "labels"])
+def test_a_broken_file_is_named_in_one_line(mnist_copy: Path, harm: str) -> None:
+    path = mnist_copy / "MNIST" / "raw" / ("train-labels-idx1-ubyte" if harm == "labels" else "t10k-images-idx3-ubyte")
+    raw = path.read_bytes()
+    if harm == "gone":
+        path.unlink()
+    else:
+        path.write_bytes({"cut": raw[:-9], "empty": b"", "noise": b"\xff" * 99, "labels": raw[:-1] + b"\x63"}[harm])
+    with pytest.raises(UserError, match="--data-dir: 'mnist' cannot be read from") as caught:
+        lf.data.load("mnist", mnist_copy)
+    assert "\n" not in str(caught.value)
+    if harm != "labels":
+        assert path.name in str(caught.value)
+
+
+def test_a_cifar_file_without_the_published_checksum_is_never_opened(tmp_path: Path) -> None:
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    for name in ("data_batch_1", "data_batch_2", "test_batch"):
+        (folder / name).write_bytes(b"\x80\x04not the real file")
+    with pytest.raises(UserError, match="data_batch_1: it is missing or its checksum is wrong"):
+        lf.data.load("cifar10", tmp_path)
+
+
+class Offline:
+    """Stands for torchvision's classes on a machine without a network; it fails as they do."""
+
+    def __init__(self, root: str, download: bool) -> None:
+        (Path(root) / "half-a-file").write_bytes(b"x")
+        raise urllib.error.URLError("no route")
+
+
+def test_without_network_and_files_one_line_names_both_ways_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Offline.__name__ = "FashionMNIST"
+    monkeypatch.setitem(vision._CLASSES, "fashionmnist", Offline)
+    for folder in (tmp_path / "new" / "data", tmp_path):
+        with pytest.raises(UserError, match=r"--data-dir or LTHFUNC_DATA, or use --dataset digits") as caught:
+            lf.data.load("fashionmnist", folder)
+        assert "\n" not in str(caught.value)
+    assert not list(tmp_path.rglob("*half*"))
+    assert not (tmp_path / "new" / "data").exists()
+
+
+def test_a_download_lands_whole(tmp_path: Path, mnist_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Online:
+        def __init__(self, root: str, download: bool) -> None:
+            shutil.copytree(mnist_dir / "MNIST", Path(root) / "MNIST")
+
+    Online.__name__ = "MNIST"
+    monkeypatch.setitem(vision._CLASSES, "mnist", Online)
+    assert len(lf.data.load("mnist", tmp_path / "data").test.x) == 10_000
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["MNIST"]
+
+
+def test_the_data_folder_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("LTHFUNC_DATA", str(tmp_path))
+    assert default_data_dir() == tmp_path
+    monkeypatch.delenv("LTHFUNC_DATA")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert default_data_dir() == tmp_path / "lthfunc" / "data"
+
+
+def test_near_misses_are_suggested() -> None:
+    with pytest.raises(UserError, match="unknown name 'minst'; did you mean 'mnist'"):
+        lf.data.load("minst")
+
+
+def test_anybodys_tensors_make_a_data_set() -> None:
+    x, y = torch.randn(50, 3), torch.arange(50) % 4
+    data = lf.data.from_tensors("own", (x, y), (x[:9], y[:9]), val=10)
+    assert (len(data.train.x), len(data.val.x), len(data.test.x), data.classes) == (40, 10, 9, 4)
+    assert rows(data.train.x) | rows(data.val.x) == rows(x)
+    assert data.shape == (3,)
+    for val in (0, 50):
+        with pytest.raises(UserError, match=f"val: {val} is not accepted"):
+            lf.data.from_tensors("own", (x, y), (x, y), val=val)
+    with pytest.raises(UserError, match="train: 50 inputs but 49 targets"):
+        lf.data.from_tensors("own", (x, y[1:]), (x, y), val=10)
+
+
+def test_map_style_data_sets_are_read_into_memory() -> None:
+    pairs = [(torch.full((2,), float(i)), i % 3) for i in range(12)]
+    data = lf.data.from_map_style("own", pairs, pairs[:3], val=4)
+    assert (len(data.train.x), len(data.val.x), data.classes) == (8, 4, 3)
+    assert all(int(x[0]) % 3 == int(y) for x, y in zip(*data.train, strict=True))
+
+
+def test_augmentation_shifts_and_mirrors_each_image_as_a_plain_loop_does() -> None:
+    images = torch.rand(64, 3, 9, 11)
+    result = lf.shift_and_mirror(images, torch.Generator().manual_seed(4))
+    draws = torch.Generator().manual_seed(4)
+    top, left = torch.randint(0, 9, (2, 64), generator=draws)
+    mirror = torch.randint(0, 2, (64,), generator=draws)
+    for i in range(64):
+        image = torch.nn.functional.pad(images[i], (4, 4, 4, 4))
+        image = image[:, top[i] : top[i] + 9, left[i] : left[i] + 11]
+        assert torch.equal(result[i], image.flip(-1) if mirror[i] else image)
+    assert 0 < int(mirror.sum()) < 64

@@ -1,0 +1,72 @@
+"""The house rules, checked by the tools that know them."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import pkgutil
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+import lthfunc
+
+TOOLS = {
+    "lint": ["ruff", "check", "."],
+    "format": ["ruff", "format", "--check", "."],
+    "types": ["mypy"],
+    "imports": ["lint-imports"],
+}
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_tools_find_nothing(tool: str) -> None:
+    name, *arguments = TOOLS[tool]
+    command = [str(Path(sys.executable).parent / name), *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("package", ["lthfunc", "lthfunc.data", "lthfunc.models"])
+def test_tables_of_contents_agree_with_their_imports(package: str) -> None:
+    module = importlib.import_module(package)
+    tree = ast.parse(Path(str(module.__file__)).read_text())
+    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    imported = {alias.name for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert imported == set(module.__all__)
+    submodules = {info.name for info in pkgutil.iter_modules(module.__path__)}
+    for name in module.__all__:
+        exported = getattr(module, name)
+        # A function named like a submodule would be hidden by it after the first import.
+        assert (name in submodules) == (type(exported) is type(ast)), name
+
+
+def test_versions_agree() -> None:
+    for file, pattern in {"pyproject.toml": r'^version = "(.+)"$', "CHANGELOG.md": r"^## (\d\S*)"}.items():
+        found = re.search(pattern, (ROOT / file).read_text(), re.MULTILINE)
+        assert found, file
+        assert found[1] == lthfunc.__version__, file
+
+
+def test_every_package_is_installed() -> None:
+    text = (ROOT / "pyproject.toml").read_text()
+    packages = {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "lthfunc").rglob("__init__.py")}
+    for package in packages:
+        assert f'"{package}"' in text, package
+
+
+def test_public_functions_say_what_they_do() -> None:
+    for path in [*(ROOT / "lthfunc").rglob("*.py"), *(ROOT / "cli").rglob("*.py")]:
+        tree = ast.parse(path.read_text())
+        assert ast.get_docstring(tree), path
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
+                nested = any(
+                    isinstance(outer, ast.FunctionDef) and node in ast.walk(outer) and outer is not node
+                    for outer in ast.walk(tree)
+                )
+                assert nested or "forward" in node.name or ast.get_docstring(node), f"{path}: {node.name}"
