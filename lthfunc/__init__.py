@@ -10,25 +10,65 @@ from typing import TYPE_CHECKING
 from lthfunc.lazy import table_of_contents
 
 if TYPE_CHECKING:
-    from lthfunc import data, models
-    from lthfunc.data.augment import shift_and_mirror
-    from lthfunc.errors import UserError
-    from lthfunc.experiments.iterative import Plan, Round, iterative
-    from lthfunc.sparsify.allocation import as_given, globally, layerwise
-    from lthfunc.sparsify.rewinding import finetune, reinitialised, restart, rewound, shuffled
-    from lthfunc.sparsify.scores import magnitude, random_scores
-    from lthfunc.sparsify.selection import unstructured
-    from lthfunc.sparsify.transforms import prune, rewind, ticket
-    from lthfunc.training.compiling import compiled
-    from lthfunc.training.loop import accuracy_on, fit, make_trainer, take_steps, train
-    from lthfunc.training.optimizers import Optimizer, adam, adamw, sgd
-    from lthfunc.training.schedules import constant, cosine, stepwise, warmup
-    from lthfunc.training.steps import cross_entropy, make_eval_step, make_train_step, with_optimizer
-    from lthfunc.trees.files import load_ticket, load_tree, save_ticket, save_tree
-    from lthfunc.trees.fold import compose, iterate
-    from lthfunc.trees.model import Model, as_built, from_module, glorot_normal, init
-    from lthfunc.trees.ops import apply_masks, count, density, layer_counts, same_bits, tree_map
-    from lthfunc.trees.types import Dataset, Split, Ticket, TrainState
+    from lthfunc import data as data, models as models
+    from lthfunc.data.augment import shift_and_mirror as shift_and_mirror
+    from lthfunc.errors import UserError as UserError
+    from lthfunc.experiments.iterative import Plan as Plan, Round as Round, iterative as iterative
+    from lthfunc.sparsify.allocation import as_given as as_given, globally as globally, layerwise as layerwise
+    from lthfunc.sparsify.rewinding import (
+        finetune as finetune,
+        reinitialised as reinitialised,
+        restart as restart,
+        rewound as rewound,
+        shuffled as shuffled,
+    )
+    from lthfunc.sparsify.scores import magnitude as magnitude, random_scores as random_scores
+    from lthfunc.sparsify.selection import unstructured as unstructured
+    from lthfunc.sparsify.transforms import prune as prune, rewind as rewind, ticket as ticket
+    from lthfunc.training.compiling import compiled as compiled
+    from lthfunc.training.loop import (
+        accuracy_on as accuracy_on,
+        fit as fit,
+        make_trainer as make_trainer,
+        take_steps as take_steps,
+        train as train,
+    )
+    from lthfunc.training.optimizers import Optimizer as Optimizer, adam as adam, adamw as adamw, sgd as sgd
+    from lthfunc.training.schedules import (
+        constant as constant,
+        cosine as cosine,
+        stepwise as stepwise,
+        warmup as warmup,
+    )
+    from lthfunc.training.steps import (
+        cross_entropy as cross_entropy,
+        make_eval_step as make_eval_step,
+        make_train_step as make_train_step,
+        with_optimizer as with_optimizer,
+    )
+    from lthfunc.trees.files import (
+        load_ticket as load_ticket,
+        load_tree as load_tree,
+        save_ticket as save_ticket,
+        save_tree as save_tree,
+    )
+    from lthfunc.trees.fold import compose as compose, iterate as iterate
+    from lthfunc.trees.model import (
+        Model as Model,
+        as_built as as_built,
+        from_module as from_module,
+        glorot_normal as glorot_normal,
+        init as init,
+    )
+    from lthfunc.trees.ops import (
+        apply_masks as apply_masks,
+        count as count,
+        density as density,
+        layer_counts as layer_counts,
+        same_bits as same_bits,
+        tree_map as tree_map,
+    )
+    from lthfunc.trees.types import Dataset as Dataset, Split as Split, Ticket as Ticket, TrainState as TrainState
 
 __version__ = "0.1.0"
 

@@ -38,6 +38,8 @@ def test_compiled_training_agrees_with_eager_and_repeats_its_bits(few_digits: Da
     for tree in ("params", "buffers"):
         for key, value in getattr(eager, tree).items():
             torch.testing.assert_close(getattr(compiled, tree)[key], value, rtol=RELATIVE, atol=ABSOLUTE)
+    assert float(compiled.opt.beta1_power) == float(eager.opt.beta1_power)
+    assert float(compiled.opt.beta2_power) == float(eager.opt.beta2_power)
     for key, mask in compiled.masks.items():
         assert lf.same_bits(mask, start.masks[key])
         assert not compiled.params[key][~mask].any()

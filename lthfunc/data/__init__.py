@@ -7,6 +7,6 @@ from typing import TYPE_CHECKING
 from lthfunc.lazy import table_of_contents
 
 if TYPE_CHECKING:
-    from lthfunc.data.loading import from_map_style, from_tensors, load
+    from lthfunc.data.loading import from_map_style as from_map_style, from_tensors as from_tensors, load as load
 
 __getattr__, __all__ = table_of_contents(__name__, {"lthfunc.data.loading": ("load", "from_tensors", "from_map_style")})

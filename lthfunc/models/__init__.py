@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING
 from lthfunc.lazy import table_of_contents
 
 if TYPE_CHECKING:
-    from lthfunc.models.factory import build, conv2, conv4, conv6, lenet5, lenet300, resnet18, resnet20
+    from lthfunc.models.factory import (
+        build as build,
+        conv2 as conv2,
+        conv4 as conv4,
+        conv6 as conv6,
+        lenet5 as lenet5,
+        lenet300 as lenet300,
+        resnet18 as resnet18,
+        resnet20 as resnet20,
+    )
 
 __getattr__, __all__ = table_of_contents(
     __name__,

@@ -31,21 +31,29 @@ def compiled(step: TrainStep) -> TrainStep:
     """
     quiet_compiler()
 
-    def donating(state: TrainState, batch: Batch) -> Metrics:
+    def donating(state: TrainState, batch: Batch) -> tuple[list[Tensor], Metrics]:
         new, metrics = step(state, batch)
-        tree_map(_overwrite, state, new)
-        return metrics
+        scalars: list[Tensor] = []
+
+        def keep(old_leaf: Tensor, new_leaf: Tensor) -> Tensor:
+            # Scalars are returned instead: torch 2.11's compiler forgets what is copied into a float64 scalar.
+            if old_leaf.ndim == 0:
+                scalars.append(new_leaf)
+            elif old_leaf is not new_leaf:
+                old_leaf.copy_(new_leaf)
+            return old_leaf
+
+        tree_map(keep, state, new)
+        return scalars, metrics
 
     program = torch.compile(donating, fullgraph=True, dynamic=False)
 
     def advance(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        return state, program(state, batch)
+        scalars, metrics = program(state, batch)
+        fresh = iter(scalars)
+        return tree_map(lambda leaf: leaf if leaf.ndim else next(fresh), state), metrics
 
     return advance
-
-
-def _overwrite(old: Tensor, new: Tensor) -> Tensor:
-    return old if old is new else old.copy_(new)
 
 
 @contextmanager

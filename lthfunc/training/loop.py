@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
+from itertools import islice
 from typing import NamedTuple
 
 import torch
@@ -109,17 +110,16 @@ def take_steps(
     state = clone(floating_masks(with_optimizer(state, trainer.optimizer)))
     losses = []
     with torch.no_grad(), _seeded(key(seed, "layers", start), state.step.device):
-        guards: AbstractContextManager[None] = nullcontext()
-        for number, batch in enumerate(
-            batches(trainer.data.train, trainer.batch_size, seed, start, until, trainer.augment), start + 1
-        ):
-            with guards:
-                state, metrics = trainer.step(state, batch)
-            if trainer.compiled:
-                guards = unguarded()  # from the second step on: same model, same shapes
-            losses.append(metrics["loss"])
-            if observe is not None:
-                observe(number, None)
+        supply = batches(trainer.data.train, trainer.batch_size, seed, start, until, trainer.augment)
+        numbered = enumerate(supply, start + 1)
+        # The first step may compile; from the second on the model and all shapes are the same.
+        for few, context in ((1, nullcontext()), (None, unguarded() if trainer.compiled else nullcontext())):
+            with context:
+                for number, batch in islice(numbered, few):
+                    state, metrics = trainer.step(state, batch)
+                    losses.append(metrics["loss"])
+                    if observe is not None:
+                        observe(number, None)
     mean = float(torch.stack(losses).double().mean()) if losses else math.nan
     return boolean_masks(state), mean
 

@@ -1,0 +1,28 @@
+"""The benchmarks run; their figures are not judged here."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+
+@pytest.mark.slow
+def test_train_step_measures_every_variant(tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    command = [sys.executable, "-m", "benchmarks.train_step", "--steps", "3", "--repeats", "1", "--json", str(path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(path.read_text())
+    assert len(result["steps_per_second"]) == 8
+    assert all(rate > 0 for rate in result["steps_per_second"].values())
+    assert result["machine"]["torch"]
+
+
+def test_the_gpu_suite_is_a_valid_script_and_says_when_there_is_no_gpu() -> None:
+    script = ROOT / "benchmarks" / "gpu_suite.sh"
+    assert subprocess.run(["bash", "-n", str(script)], check=False).returncode == 0
