@@ -35,10 +35,9 @@ def line(item: Record) -> str:
     """A finished training in one line."""
     who = "" if item["variant"] == TICKET else f" {item['variant']}"
     return (
-        f"seed {item['seed']} round {item['round']}{who}: {item['kept']:,} of {item['total']:,} weights "
-        f"({100 * item['density']:.2f} %), validation {100 * item['val_accuracy']:.2f} %, "
-        f"test {100 * item['test_accuracy']:.2f} %, early stop at step {item['early_stop_step']:,}, "
-        f"{item['seconds']:.1f} s"
+        f"seed {item['seed']} round {item['round']}{who}: {item['kept']:,} weights ({100 * item['density']:.2f} %), "
+        f"val {100 * item['val_accuracy']:.2f} %, test {100 * item['test_accuracy']:.2f} %, "
+        f"early stop {item['early_stop_step']:,}, {item['seconds']:.1f} s"
     )
 
 

@@ -34,10 +34,11 @@ def show_results(rows: Sequence[Row], folder: Path, pictures: Sequence[Path], *,
     show_tables(rows)
     print()
     if ticket:
-        print(verdict(rows))
+        screen().print(verdict(rows), highlight=False)
         print(f"ticket    {folder / TICKET_FILE}")
-    print(f"pictures  {', '.join(str(picture) for picture in pictures)}")
-    print(f"all else  {folder}  (lthfunc info {folder})")
+    for picture in pictures:
+        print(f"picture   {picture}")
+    print(f"all else  {folder}")
 
 
 def verdict(rows: Sequence[Row]) -> str:

@@ -22,8 +22,8 @@ def steps(value: Spread, replicates: int) -> str:
 
 def result_table(rows: Sequence[Row], *, layers: bool = True) -> Table:
     """A line per round and variant: counts, density, accuracies, early-stop step, seconds; per-layer densities."""
-    several = any(row.replicates > 1 for row in rows)
-    title = f"mean ± standard deviation of {rows[0].replicates} replicates" if several and rows else None
+    numbers = sorted({row.replicates for row in rows})
+    title = f"mean ± standard deviation of {' to '.join(map(str, numbers))} replicates" if numbers[-1] > 1 else None
     table = Table(title=title, title_style="dim", header_style="bold", box=None, pad_edge=False)
     with_controls = len({row.variant for row in rows}) > 1
     table.add_column("round", justify="right")
@@ -31,7 +31,7 @@ def result_table(rows: Sequence[Row], *, layers: bool = True) -> Table:
         table.add_column("variant")
     for head in ("weights left", "density %", "val acc %", "test acc %", "early stop", "seconds"):
         table.add_column(head, justify="right")
-    names = list(rows[0].layers) if layers and rows else []
+    names = list(rows[0].layers) if layers else []
     for name in names:
         table.add_column(f"{_short(name)} %", justify="right", style="dim")
     for row in rows:

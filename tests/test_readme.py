@@ -1,0 +1,98 @@
+"""The README does what it says: its example, its own-network files, and each of its commands."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT
+from lthfunc_cli.main import main
+
+import lthfunc as lf
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+EXAMPLE, OWN = blocks("python")
+COMMANDS = [
+    line.partition("   #")[0].strip()
+    for block in blocks("sh")
+    for line in block.splitlines()
+    if line.startswith("lthfunc ") and "--install-completion" not in line
+]
+
+
+def test_the_example_has_at_most_twenty_lines_and_runs_as_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    statements = [line for line in EXAMPLE.splitlines() if line.strip() and not line.startswith("import")]
+    assert len(statements) <= 20
+    monkeypatch.chdir(tmp_path)
+    exec(compile(EXAMPLE, "README.md", "exec"), {})
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 6
+    for line in lines[::2]:
+        dense, ticket, _ = (float(number) for number in re.findall(r"\d\.\d+", line))
+        assert min(dense, ticket) > 0.9
+    ticket, _ = lf.load_ticket(tmp_path / "ticket.safetensors")
+    # 0.5³ of 6,400 weights, and 0.75³ of the output layer's 1,000.
+    assert lf.count(ticket.masks) == (800 + 422, 7_400)
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory as the README's reader has it: mine.py, and a run called RUN."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(OWN)
+    assert main(["prune", "--rounds", "1", "--steps", "5", "--out", "runs/RUN"]) == 0
+    return tmp_path
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_of_the_readme_runs(
+    command: str, place: Path, request: pytest.FixtureRequest, capsys: Any
+) -> None:
+    """As printed, but shorter; where the data set would be downloaded, its local copy or the digits stand in."""
+    words = shlex.split(command)[1:]
+    if words[0] in ("prune", "train"):
+        words = [word for i, word in enumerate(words) if word != "--epochs" and words[i - 1] != "--epochs"]
+        words += ["--steps", "100" if "epoch:1" in words else "4"]
+        if "cifar10" in words:
+            words[words.index("cifar10")] = "digits"
+        if "mnist" in words:
+            words += ["--data-dir", str(request.getfixturevalue("mnist_dir"))]
+    assert main(words) == 0, capsys.readouterr().err
+
+
+def test_continuous_integration_runs_the_readmes_test_line() -> None:
+    lines = [line for block in blocks("sh") for line in block.splitlines() if line.endswith("&& pytest")]
+    assert len(lines) == 1
+    assert '"&& pytest"' in (ROOT / ".ci" / "run").read_text()
+
+
+def test_the_tables_name_every_network_and_data_set() -> None:
+    from lthfunc.data.catalog import DATASETS
+    from lthfunc.models.catalog import ARCHS
+
+    for name in (*ARCHS, *DATASETS):
+        assert f"`{name}`" in README
+
+
+def test_every_function_the_readme_names_is_public() -> None:
+    table = README[README.index("| step | functions |") : README.index("What holds everywhere")]
+    for name in re.findall(r"`(\w+)", table):
+        if name not in {"params", "scores", "state"}:
+            assert hasattr(lf, name), name
+
+
+def test_every_linked_file_is_there() -> None:
+    for source in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        for target in re.findall(r"\]\((?!http)([^)#]+)", source.read_text(encoding="utf-8")):
+            assert (source.parent / target).exists(), f"{source.name}: {target}"
