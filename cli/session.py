@@ -67,7 +67,7 @@ def _run(prepared: Prepared, command: str, folder: Path, earlier: list[Record], 
 def _headline(prepared: Prepared, command: str) -> str:
     config, plan, _ = prepared
     data = plan.trainer.data
-    how = "compiled" if config.compile else "eager"
+    how = "compiled (the first step takes about 20 s)" if config.compile else "eager"
     rounds = f"{config.rounds} rounds at rate {config.rate:g} ({config.scope}), " if command == PRUNE else ""
     seeds = f", {config.replicates} seeds" if config.replicates > 1 else ""
     return (

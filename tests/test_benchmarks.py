@@ -10,8 +10,11 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+from lthfunc.training.compiling import why_not
+
 
 @pytest.mark.slow
+@pytest.mark.skipif(why_not("cpu") is not None, reason=f"{why_not('cpu')}")
 def test_train_step_measures_every_variant(tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     command = [sys.executable, "-m", "benchmarks.train_step", "--steps", "3", "--repeats", "1", "--json", str(path)]

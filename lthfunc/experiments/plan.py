@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 
@@ -23,6 +23,8 @@ from lthfunc.training.loop import make_trainer
 from lthfunc.training.optimizers import Optimizer, adam, adamw, sgd
 from lthfunc.trees.model import init
 from lthfunc.trees.ops import data_to_device
+
+T = TypeVar("T")
 
 #: From so many steps on, compiling (about 20 s) is paid back by faster steps; measured in benchmarks/.
 COMPILE_FROM_STEPS = 10_000
@@ -44,9 +46,9 @@ def prepare(config: Config) -> Prepared:
     config = replace(config, device=choose_device(config.device))
     data = data_to_device(load(config.dataset, config.data_dir), config.device)
     model = build(config.arch, data.shape, data.classes)
-    batch_size = config.batch_size or 0
+    batch_size = _decided(config.batch_size)
     per_epoch = steps_per_epoch(len(data.train.x), batch_size)
-    steps = config.steps if config.steps is not None else (config.epochs or 0) * per_epoch
+    steps = config.steps if config.steps is not None else _decided(config.epochs) * per_epoch
     config, note = _choose_compile(config, steps)
     if config.augment and len(data.shape) != 3:
         raise UserError(f"--augment: works on images, not on inputs of shape {data.shape}")
@@ -87,7 +89,7 @@ def choose_device(name: str) -> str:
 
 def make_optimizer(config: Config, steps: int) -> Optimizer:
     """The optimiser and schedule of a resolved configuration, for trainings of so many steps."""
-    lr, momentum, weight_decay = config.lr or 0.0, config.momentum or 0.0, config.weight_decay or 0.0
+    lr, momentum, weight_decay = (_decided(item) for item in (config.lr, config.momentum, config.weight_decay))
     if config.schedule == "cosine":
         table = schedules.cosine(lr, steps)
     elif config.schedule == "step":
@@ -99,6 +101,12 @@ def make_optimizer(config: Config, steps: int) -> Optimizer:
     if config.optimizer == "sgd":
         return sgd(table, momentum, config.nesterov, weight_decay)
     return (adam if config.optimizer == "adam" else adamw)(table, weight_decay=weight_decay)
+
+
+def _decided(value: T | None) -> T:
+    """A setting that `resolved` has filled in."""
+    assert value is not None
+    return value
 
 
 def _choose_compile(config: Config, steps: int) -> tuple[Config, str | None]:
