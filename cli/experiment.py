@@ -92,14 +92,14 @@ def resume(
     """Go on with a run that was interrupted; the results have the same bits as without the interruption."""
     from .session import resume_run
 
-    resume_run(run, as_json=json)
+    resume_run(run, wants_json=json)
 
 
-def _start(command: str, given: dict[str, Any], out: str | None, as_json: bool) -> None:
+def _start(command: str, given: dict[str, Any], out: str | None, wants_json: bool) -> None:
     config = resolved(_merge(command, given))
     from .session import new_run  # torch is imported here, after all that can be checked without it
 
-    new_run(config, command, out, as_json=as_json)
+    new_run(config, command, out, wants_json=wants_json)
 
 
 def _merge(command: str, given: dict[str, Any]) -> Config:

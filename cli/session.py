@@ -26,22 +26,22 @@ from .progress import watching
 from .screens import as_json, show_results
 
 
-def new_run(config: Config, command: str, out: str | None, *, as_json: bool) -> None:
+def new_run(config: Config, command: str, out: str | None, *, wants_json: bool) -> None:
     """Check everything, make the folder, run. Raises UserError before anything is written."""
     folder = Path(out) if out else _fresh_folder(config)
     check_free(folder)
     prepared = prepare(config)
     create(folder, prepared.config, command)
-    _run(prepared, command, folder, [], as_json)
+    _run(prepared, command, folder, [], wants_json)
 
 
-def resume_run(run: str, *, as_json: bool) -> None:
+def resume_run(run: str, *, wants_json: bool) -> None:
     """Go on with an interrupted run; a finished one has its table and pictures made again."""
     folder = Path(run)
     about, config, records = read_run(folder)
     prepared = prepare(config)
     drop_partial_line(folder)
-    _run(prepared, about["command"], folder, records, as_json)
+    _run(prepared, about["command"], folder, records, wants_json)
 
 
 def _run(prepared: Prepared, command: str, folder: Path, earlier: list[Record], wants_json: bool) -> None:

@@ -28,7 +28,6 @@ from lthfunc.training.steps import (
 )
 from lthfunc.trees.fold import Transformation
 from lthfunc.trees.model import Model
-from lthfunc.trees.ops import clone
 from lthfunc.trees.rng import key
 from lthfunc.trees.types import Buffers, Dataset, Params, TrainState
 
@@ -106,8 +105,7 @@ def take_steps(
     Pure: `state` is not changed, and the result depends on the arguments alone, random layers included.
     """
     start = int(state.step)
-    # The compiled step writes into the state it is given, so it is given a copy.
-    state = clone(floating_masks(with_optimizer(state, trainer.optimizer)))
+    state = floating_masks(with_optimizer(state, trainer.optimizer))
     losses = []
     with torch.no_grad(), _seeded(key(seed, "layers", start), state.step.device):
         supply = batches(trainer.data.train, trainer.batch_size, seed, start, until, trainer.augment)
