@@ -14,6 +14,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from lthfunc.experiments.iterative import TICKET
 from lthfunc.experiments.records import Record, Row, summarize
+from lthfunc.reports.spacing import spread_out
 from lthfunc.trees.files import write_atomically
 
 ACCURACY = "accuracy_vs_density.png"
@@ -70,7 +71,7 @@ def training_curves(records: Sequence[Record], title: str) -> Figure:
     loss_axes, accuracy_axes = figure.subplots(1, 2)
     mine = [item for item in records if item["variant"] == TICKET and item["seed"] == records[0]["seed"]]
     colours = mpl.colormaps["viridis"]
-    shown = mine if len(mine) <= 8 else [mine[round(i * (len(mine) - 1) / 7)] for i in range(8)]
+    shown = spread_out(mine)
     for position, item in enumerate(shown):
         colour = colours(0.9 * position / max(1, len(shown) - 1))
         label = f"round {item['round']}: {100 * item['density']:.3g} %"
@@ -112,9 +113,8 @@ def _plot(axes: Any, line: list[Row], variant: str) -> None:
 
 
 def _density_ticks(axes: Any, tickets: list[Row]) -> None:
-    values = [100 * row.density for row in tickets]
-    every = -(-len(values) // 8)  # at most eight labels, so that they never touch
-    axes.set_xticks(values[::every], [f"{value:.3g}" for value in values[::every]])
+    values = spread_out([100 * row.density for row in tickets])  # few enough that labels never touch
+    axes.set_xticks(values, [f"{value:.3g}" for value in values])
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xticks([], minor=True)
 

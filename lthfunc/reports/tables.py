@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from rich.table import Table
 
 from lthfunc.experiments.records import Row, Spread
+from lthfunc.reports.spacing import spread_out
 
 
 def percent(value: Spread, replicates: int, digits: int = 2) -> str:
@@ -53,9 +54,7 @@ def result_table(rows: Sequence[Row], *, layers: bool = True) -> Table:
 
 def layer_table(rows: Sequence[Row]) -> Table:
     """Per-layer densities with a line per layer and a column per round, at most eight rounds of the ticket's."""
-    tickets = [row for row in rows if row.variant == "ticket"]
-    every = -(-len(tickets) // 8)
-    shown = tickets[::-1][::every][::-1]  # the last round always among them
+    shown = spread_out([row for row in rows if row.variant == "ticket"])
     table = Table(title="density per layer, %", title_style="dim", header_style="bold", box=None, pad_edge=False)
     table.add_column("layer")
     for row in shown:
