@@ -1,0 +1,175 @@
+"""The files of a run.
+
+    config.toml                       the settings that reproduce it
+    metrics.jsonl                     first what it ran on, then a line per finished training
+    ticket.safetensors                the last ticket of the first seed (rounds > 0)
+    seed0/anchor.safetensors          what pruned networks are rewound to
+    seed0/round00/params.safetensors  params and buffers at the end of the training
+    seed0/round00/masks.safetensors   its masks
+    seed0/round01-reinit/…            a control
+    seed0/ticket.safetensors          the last ticket of this seed
+
+A training exists once its line stands in metrics.jsonl; files are written before that, each whole or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import lthfunc
+from lthfunc.errors import UserError, invalid
+from lthfunc.experiments.config import Config, to_mapping
+from lthfunc.experiments.iterative import TICKET, Done, Plan, Round
+from lthfunc.experiments.records import Record
+from lthfunc.runs.settings import read_config, to_toml
+from lthfunc.trees.files import load_tree, save_ticket, save_tree, write_atomically
+from lthfunc.trees.ops import to_device
+from lthfunc.trees.types import TrainState
+
+CONFIG = "config.toml"
+METRICS = "metrics.jsonl"
+TICKET_FILE = "ticket.safetensors"
+PRUNE = "prune"
+TRAIN = "train"
+
+
+def check_free(folder: Path) -> None:
+    """Raise UserError where a run can't be written: another run, other files, or no permission."""
+    if folder.exists() and not folder.is_dir():
+        raise invalid("--out", str(folder), "a folder, and this is a file")
+    if (folder / CONFIG).exists():
+        raise UserError(
+            f"--out: {str(folder)!r} holds another run; name another folder, or go on with it: lthfunc resume {folder}"
+        )
+    if folder.exists() and any(folder.iterdir()):
+        raise invalid("--out", str(folder), "a new or empty folder, and this one holds files")
+    parent = folder
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise invalid("--out", str(folder), f"a folder that can be made; {str(parent)!r} cannot be written to")
+
+
+def create(folder: Path, config: Config, command: str) -> None:
+    """Make the folder with its configuration and the first line of its metrics."""
+    folder.mkdir(parents=True, exist_ok=True)
+    about = {"kind": "run", "command": command, "machine": machine(config.device), "config": to_mapping(config)}
+    write_atomically(folder / METRICS, (json.dumps(about) + "\n").encode())
+    write_atomically(folder / CONFIG, to_toml(config, command).encode())
+
+
+def machine(device: str) -> dict[str, Any]:
+    """What a run's numbers depend on besides its settings."""
+    gpu = torch.cuda.get_device_name(device) if device.startswith("cuda") else None
+    return {
+        "lthfunc": lthfunc.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "gpu": gpu,
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def training_folder(folder: Path, seed: int, number: int, variant: str) -> Path:
+    """Where the files of one training lie."""
+    suffix = "" if variant == TICKET else f"-{variant}"
+    return folder / f"seed{seed}" / f"round{number:02d}{suffix}"
+
+
+def save_training(folder: Path, config: Config, seed: int, result: Round, item: Record, *, first_seed: bool) -> None:
+    """Write a finished training: its files, then its line."""
+    place = training_folder(folder, seed, result.number, result.variant)
+    place.mkdir(parents=True, exist_ok=True)
+    state = result.fit.state
+    about = {
+        "config": to_mapping(config),
+        "seed": seed,
+        "round": result.number,
+        "variant": result.variant,
+        "kept": item["kept"],
+        "total": item["total"],
+        "step": int(state.step),
+    }
+    save_tree(place / "params.safetensors", {"params": state.params, "buffers": state.buffers}, about)
+    save_tree(place / "masks.safetensors", {"masks": result.start.masks}, about)
+    if result.variant == TICKET:
+        if result.number == 0:
+            anchor = result.anchor
+            header = {**about, "step": int(anchor.step)}
+            tree = {"params": anchor.params, "buffers": anchor.buffers}
+            save_tree(place.parent / "anchor.safetensors", tree, header)
+        else:
+            header = {**about, "step": int(result.fit.curve[0].step)}
+            for target in (place.parent, folder) if first_seed else (place.parent,):
+                save_ticket(target / TICKET_FILE, result.start, header)
+    with (folder / METRICS).open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"kind": "training", **item}) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_run(folder: Path) -> tuple[dict[str, Any], Config, list[Record]]:
+    """(what the run is, its configuration, its finished trainings). Raises UserError where this is no run."""
+    if not (folder / CONFIG).exists() or not (folder / METRICS).exists():
+        raise UserError(f"{folder}: is not a run folder (it has no {CONFIG} with {METRICS})")
+    config = read_config(folder / CONFIG)
+    lines = []
+    for number, line in enumerate((folder / METRICS).read_text(encoding="utf-8").splitlines(keepends=True), 1):
+        if not line.endswith("\n"):
+            break  # a line that an interruption cut off; its training counts as not finished
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise UserError(f"{folder / METRICS}: line {number} is not JSON") from error
+    if not lines or lines[0].get("kind") != "run":
+        raise UserError(f"{folder / METRICS}: does not begin with a run's description")
+    return lines[0], config, [line for line in lines[1:] if line.get("kind") == "training"]
+
+
+def drop_partial_line(folder: Path) -> None:
+    """Remove a last line that an interruption cut off, so that new lines start at a line's start."""
+    path = folder / METRICS
+    text = path.read_bytes()
+    if text and not text.endswith(b"\n"):
+        write_atomically(path, text[: text.rfind(b"\n") + 1])
+
+
+def done_so_far(folder: Path, plan: Plan, seed: int, records: list[Record]) -> Done | None:
+    """Where a seed's experiment stands; None where its dense training has not ended."""
+    mine = [item for item in records if item["seed"] == seed]
+    rounds = [item["round"] for item in mine if item["variant"] == TICKET]
+    if not rounds:
+        return None
+    number = max(rounds)
+    device = plan.trainer.data.train.x.device
+    place = training_folder(folder, seed, number, TICKET)
+    trained, about = load_tree(place / "params.safetensors")
+    masks, _ = load_tree(place / "masks.safetensors")
+    anchor, anchor_about = load_tree(place.parent / "anchor.safetensors")
+
+    def state(tree: dict[str, Any], step: int) -> TrainState:
+        bare = TrainState(tree["params"], tree.get("buffers", {}), masks["masks"], (), torch.tensor(step))
+        return to_device(bare, device)
+
+    return Done(
+        number=number,
+        trained=state(trained, about["step"]),
+        anchor=state(anchor, anchor_about["step"]),
+        controls=frozenset(item["variant"] for item in mine if item["round"] == number and item["variant"] != TICKET),
+    )

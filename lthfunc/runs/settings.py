@@ -1,0 +1,42 @@
+"""Configuration files: TOML in, TOML out."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from lthfunc.errors import UserError
+from lthfunc.experiments.config import Config, from_mapping, to_mapping
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """The values of a TOML file. Raises UserError where it can't be read or is not TOML."""
+    try:
+        values: dict[str, Any] = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise UserError(f"--config: cannot read {str(path)!r}: {reason}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"--config: {str(path)!r} is not TOML: {error}") from error
+    return values
+
+
+def read_config(path: str | Path) -> Config:
+    """A configuration file as a Config. Raises UserError."""
+    try:
+        return from_mapping(read_toml(path))
+    except UserError as error:
+        raise UserError(f"{error} [in {path}]") from error
+
+
+def to_toml(config: Config, command: str) -> str:
+    """The file that reproduces a run with ``lthfunc <command> --config FILE``."""
+    return f"# lthfunc {command} --config THIS_FILE\n" + tomli_w.dumps(to_mapping(config))
