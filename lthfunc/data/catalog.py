@@ -34,7 +34,7 @@ class Known(NamedTuple):
 _ALL = (
     Known("digits", "small digits, bundled", (1, 8, 8), 10, 1257, 180, 360,
           (0.3053,), (0.3759,), epochs=30, offline=True),
-    Known("mnist", "handwritten digits", (1, 28, 28), 10, 55_000, 5_000, 10_000, (0.1307,), (0.3081,), epochs=6),
+    Known("mnist", "handwritten digits", (1, 28, 28), 10, 55_000, 5_000, 10_000, (0.1307,), (0.3081,), epochs=5),
     Known("fashionmnist", "pieces of clothing", (1, 28, 28), 10, 55_000, 5_000, 10_000,
           (0.2860,), (0.3530,), epochs=12),
     Known("cifar10", "photographs, 10 classes", (3, 32, 32), 10, 45_000, 5_000, 10_000,

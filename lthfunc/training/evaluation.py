@@ -9,8 +9,8 @@ import torch
 from lthfunc.training.steps import EvalStep
 from lthfunc.trees.types import Buffers, Params, Split
 
-#: Large enough to keep two cores busy, small enough that a ResNet's activations fit in memory.
-_CHUNK = 1000
+#: Large enough to keep two cores busy, small enough that a convolution's activations stay in a CPU's cache.
+_CHUNK = 250
 
 
 class Quality(NamedTuple):

@@ -15,7 +15,7 @@ from lthfunc.trees.types import Batch, Buffers, Masks, Params, TrainState
 
 #: (outputs, targets) -> a scalar, the mean over the batch.
 Loss = Callable[[Tensor, Tensor], Tensor]
-#: loss and accuracy: float scalars, means over the batch.
+#: loss (float32) and accuracy (float64): scalars, means over the batch.
 Metrics = dict[str, Tensor]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 EvalStep = Callable[[Params, Buffers, Batch], Metrics]
@@ -25,7 +25,7 @@ cross_entropy: Loss = F.cross_entropy
 
 def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
     """Share of the batch whose largest output is the target; outputs (n, classes), targets (n,)."""
-    return (outputs.argmax(-1) == targets).float().mean()
+    return (outputs.argmax(-1) == targets).double().mean()
 
 
 def make_train_step(model: Model, loss: Loss, optimizer: Optimizer) -> TrainStep:
