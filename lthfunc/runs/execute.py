@@ -51,7 +51,9 @@ def execute(config: Config, plan: Plan, folder: Path, watcher: Watcher, earlier:
         seed = config.seed + replicate
         clock = time.perf_counter()
 
-        def announce(number: int, variant: str, start: TrainState, replicate: int = replicate, seed: int = seed) -> None:
+        def announce(
+            number: int, variant: str, start: TrainState, replicate: int = replicate, seed: int = seed
+        ) -> None:
             step = int(start.step)
             watcher.begin(Training(replicate, seed, number, variant, density(start.masks), step, plan.steps))
 
