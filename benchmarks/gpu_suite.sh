@@ -25,7 +25,7 @@ print(torch.__version__, torch.cuda.get_device_name())
 PY
 card=$(python -c 'import re, torch; print(re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name().lower()))')
 
-step 180 tests python -m pytest -q -p no:cacheprovider -m gpu tests --junitxml="$out/gpu-tests-$card.xml"
+step 180 tests python -m pytest -q -p no:cacheprovider -m gpu $(grep -l "mark\.gpu" tests/*.py) --junitxml="$out/gpu-tests-$card.xml"
 for pair in lenet300:60 conv4:60 resnet20:128 resnet18:128; do
   arch=${pair%%:*} batch=${pair##*:}
   step 80 "train_step $arch" python -m benchmarks.train_step --device cuda --arch "$arch" --batch-size "$batch" \

@@ -14,13 +14,20 @@ import torch
 from lthfunc.runs.folder import machine
 
 
-def rates(variants: dict[str, Callable[[int], Any]], calls: int, repeats: int, device: str) -> dict[str, list[float]]:
+def rates(
+    variants: dict[str, Callable[[int], Any]], calls: int, repeats: int, device: str
+) -> tuple[dict[str, list[float]], dict[str, float]]:
     """Calls per second of each variant, `repeats` times in turn (A B C, A B C, …), so that drift hits all alike.
 
-    A variant is a function that makes n calls. Each is warmed up once before.
+    A variant is a function that makes n calls. Each is warmed up with two before; the seconds that this took, any
+    compilation among them, are the second result.
     """
-    for run in variants.values():
+    warmup = {}
+    for name, run in variants.items():
+        start = time.perf_counter()
         run(2)
+        synchronize(device)
+        warmup[name] = time.perf_counter() - start
     found: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(repeats):
         for name, run in variants.items():
@@ -29,7 +36,7 @@ def rates(variants: dict[str, Callable[[int], Any]], calls: int, repeats: int, d
             run(calls)
             synchronize(device)
             found[name].append(calls / (time.perf_counter() - start))
-    return found
+    return found, warmup
 
 
 def synchronize(device: str) -> None:

@@ -84,7 +84,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     }
     if options.unrolled:
         variants[f"compiled, {UNROLLED} steps a call"] = _unrolled(step, floating_masks(sparse), ready)
-    found = rates(variants, options.steps, options.repeats, device)
+    found, warmup = rates(variants, options.steps, options.repeats, device)
 
     eager, fast = (statistics.median(1 / rate for rate in found[name]) for name in ("lthfunc, eager", OURS))
     return {
@@ -92,6 +92,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "steps_per_second": {name: round(statistics.median(values), 1) for name, values in found.items()},
         f"ratio_to_{BASE}": {name: round(ratio(found, name, BASE), 3) for name in found},
         "compile_seconds": round(compile_seconds, 1),
+        "warmup_seconds": {name: round(seconds, 1) for name, seconds in warmup.items()},
         "steps_that_pay_for_compiling": round(compile_seconds / (eager - fast)) if eager > fast else None,
         "weights": lf.count(sparse.masks)._asdict(),
         "floor_bytes_per_step": _bytes(sparse),

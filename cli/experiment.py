@@ -90,14 +90,14 @@ def resume(
     json: o.Json = False,
 ) -> None:
     """Go on with a run that was interrupted; the results have the same bits as without the interruption."""
-    from .session import resume_run
+    from .running import resume_run
 
     resume_run(run, wants_json=json)
 
 
 def _start(command: str, given: dict[str, Any], out: str | None, wants_json: bool) -> None:
     config = resolved(_merge(command, given))
-    from .session import new_run  # torch is imported here, after all that can be checked without it
+    from .running import new_run  # torch is imported here, after all that can be checked without it
 
     new_run(config, command, out, wants_json=wants_json)
 

@@ -208,6 +208,12 @@ def test_settings_that_cannot_work_are_refused_in_one_line(changes: dict[str, ob
     assert "\n" not in str(caught.value)
 
 
+def test_pruning_everything_is_refused(few_digits: Dataset) -> None:
+    """2,596 weights at 99 %: 26 are left, then none."""
+    with pytest.raises(UserError, match="--rounds: no weight is left in round 2 at this --rate"):
+        list(iterative(plan(few_digits, rate=0.99, rounds=5, steps=2, controls=("random-mask",))))
+
+
 def test_an_anchor_must_lie_before_the_end(few_digits: Dataset) -> None:
     assert parse_rewind("epoch:3") == Rewind("epoch", 3)
     with pytest.raises(UserError, match=r"'epoch:2' is not accepted; it takes a point before the end of training \(st"):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from lthfunc.errors import invalid, unknown
+from lthfunc.errors import UserError, invalid, unknown
 from lthfunc.experiments.config import CONTROLS, Rewind
-from lthfunc.sparsify.allocation import Allocate, fraction_to, globally
+from lthfunc.sparsify.allocation import Allocate, globally
 from lthfunc.sparsify.rewinding import finetune, reinitialised, restart, shuffled
 from lthfunc.sparsify.scores import Score, magnitude, random_scores
 from lthfunc.sparsify.transforms import prune, ticket
@@ -15,7 +15,7 @@ from lthfunc.training.batches import steps_per_epoch
 from lthfunc.training.evaluation import Quality, evaluate
 from lthfunc.training.loop import Fit, Observer, Trainer, fit
 from lthfunc.trees.model import Model, init
-from lthfunc.trees.ops import full_masks
+from lthfunc.trees.ops import count, density, full_masks
 from lthfunc.trees.rng import key
 from lthfunc.trees.types import Ticket, TrainState
 
@@ -160,6 +160,8 @@ def _fit(
 
 def _next_start(plan: Plan, seed: int, number: int, trained: TrainState, anchor: TrainState) -> TrainState:
     pruned = prune(fraction=plan.rate, score=plan.score(seed), allocate=plan.allocate)(trained)
+    if not count(pruned.masks).kept:
+        raise UserError(f"--rounds: no weight is left in round {number} at this --rate; fewer rounds would do")
     if plan.rewind.kind == "none":
         return finetune(pruned)
     if plan.rewind.kind == "reinit":
@@ -180,8 +182,5 @@ def control_start(
     if control == "shuffled-mask":
         return restart(trained._replace(masks=shuffled(trained.masks, key(seed, "control-shuffle", number))), anchor)
     full = full_masks(trained.params, tuple(trained.masks))
-    kept = sum(int(mask.sum()) for mask in trained.masks.values())
-    total = sum(mask.numel() for mask in trained.masks.values())
-    fraction = fraction_to(kept / total, full)
-    drawn = prune(fraction=fraction, score=random_scores(seed, "control-random-mask"))(trained._replace(masks=full))
-    return restart(drawn, anchor)
+    drawn = prune(density=density(trained.masks), score=random_scores(seed, "control-random-mask"))
+    return restart(drawn(trained._replace(masks=full)), anchor)
