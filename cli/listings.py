@@ -13,7 +13,7 @@ from .console import screen
 def archs() -> None:
     """List the networks, with the settings they are trained with unless you say otherwise."""
     table = Table(header_style="bold", box=None, pad_edge=False)
-    for head in ("name", "what it is", "least image", "trained with"):
+    for head in ("name", "what it is", "min image", "trained with"):
         table.add_column(head)
     for arch in ARCHS.values():
         recipe = arch.recipe
@@ -21,7 +21,8 @@ def archs() -> None:
         table.add_row(arch.name, arch.about, least, f"{recipe.optimizer} {recipe.lr:g}, batch {recipe.batch_size}")
     screen().print(table)
     print(f"Also: {', '.join(ALIASES)}.")
-    print("Your own: --arch package.module:function, called with (shape, classes), returning an nn.Module.")
+    print("Your own: --arch package.module:function; it is called with (shape, classes)")
+    print("and returns an nn.Module.")
 
 
 def datasets() -> None:
@@ -39,6 +40,7 @@ def datasets() -> None:
             str(known.epochs),
         )
     screen().print(table)
-    print(f"Looked for in {default_data_dir()} (change it with --data-dir or {DATA_DIR_VARIABLE});")
-    print("downloaded there on first use, except digits, which needs no network.")
-    print("Your own: --dataset package.module:function, returning lthfunc.data.from_tensors(...).")
+    print(f"Looked for in {default_data_dir()}")
+    print(f"or where --data-dir or {DATA_DIR_VARIABLE} says, and downloaded there on first use.")
+    print("Your own: --dataset package.module:function; it is called without arguments")
+    print("and returns lthfunc.data.from_tensors(...).")

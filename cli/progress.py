@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from lthfunc.experiments.iterative import TICKET, Plan
 from lthfunc.experiments.records import Record
@@ -35,9 +35,9 @@ def line(item: Record) -> str:
     """A finished training in one line."""
     who = "" if item["variant"] == TICKET else f" {item['variant']}"
     return (
-        f"seed {item['seed']} round {item['round']}{who}: {item['kept']:,} weights ({100 * item['density']:.2f} %), "
+        f"seed {item['seed']} round {item['round']}{who}: density {100 * item['density']:.2f} %, "
         f"val {100 * item['val_accuracy']:.2f} %, test {100 * item['test_accuracy']:.2f} %, "
-        f"early stop {item['early_stop_step']:,}, {item['seconds']:.1f} s"
+        f"stop {item['early_stop_step']:,}, {item['seconds']:.1f} s"
     )
 
 
@@ -66,11 +66,9 @@ class Live:
         self._per_epoch = steps_per_epoch(len(plan.trainer.data.train.x), plan.trainer.batch_size)
         self.progress = Progress(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            TextColumn("{task.percentage:>3.0f} %"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
+            BarColumn(bar_width=8),
             TimeRemainingColumn(),
+            TextColumn("left"),
             console=console,
             transient=True,
         )
@@ -110,15 +108,15 @@ class Live:
             return
         figures = ""
         if self._point is not None:
-            figures = f"  loss {self._point.train_loss:.3f}  acc {100 * self._point.val_accuracy:.1f} %"
+            figures = f" loss {self._point.train_loss:.3f} acc {100 * self._point.val_accuracy:.1f} %"
         who = "" if training.variant == TICKET else f" {training.variant}"
-        seed = f"seed {training.seed}  " if training.replicate else ""
+        seed = f"seed {training.seed} " if training.replicate else ""
         epochs = -(-training.stop // self._per_epoch)
         self.progress.update(
             self._task,
             completed=self._before + number - training.start,
             description=(
-                f"{seed}round {training.number}/{self._plan.rounds}{who}  density {100 * training.density:.1f} %  "
+                f"{seed}round {training.number}/{self._plan.rounds}{who} density {100 * training.density:.1f} % "
                 f"epoch {min(epochs, number // self._per_epoch + 1)}/{epochs}{figures}"
             ),
         )

@@ -37,9 +37,9 @@ _ALL = (
     Known("mnist", "handwritten digits", (1, 28, 28), 10, 55_000, 5_000, 10_000, (0.1307,), (0.3081,), epochs=5),
     Known("fashionmnist", "pieces of clothing", (1, 28, 28), 10, 55_000, 5_000, 10_000,
           (0.2860,), (0.3530,), epochs=12),
-    Known("cifar10", "photographs, 10 classes", (3, 32, 32), 10, 45_000, 5_000, 10_000,
+    Known("cifar10", "photographs", (3, 32, 32), 10, 45_000, 5_000, 10_000,
           (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), epochs=30, augment=True),
-    Known("cifar100", "photographs, 100 classes", (3, 32, 32), 100, 45_000, 5_000, 10_000,
+    Known("cifar100", "photographs", (3, 32, 32), 100, 45_000, 5_000, 10_000,
           (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762), epochs=30, augment=True),
 )  # fmt: skip
 

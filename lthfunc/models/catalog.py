@@ -31,10 +31,10 @@ class Arch(NamedTuple):
 # momentum at the low rate with which that paper finds tickets without warm-up (its sec. 4).
 _ALL = (
     Arch("lenet300", "LeNet-300-100, fully connected", 1, Recipe("adam", 1.2e-3, 60), ("fc1", "lenet-300-100")),
-    Arch("lenet5", "LeNet-5: conv 6-16, dense 120-84", 12, Recipe("adam", 1.2e-3, 60), ("lenet-5",)),
-    Arch("conv2", "Conv-2: conv 64, dense 256-256", 2, Recipe("adam", 2e-4, 60), ("conv-2",)),
-    Arch("conv4", "Conv-4: conv 64-128, dense 256-256", 4, Recipe("adam", 3e-4, 60), ("conv-4",)),
-    Arch("conv6", "Conv-6: conv 64-128-256, dense 256-256", 8, Recipe("adam", 3e-4, 60), ("conv-6",)),
+    Arch("lenet5", "LeNet-5: conv 6-16, fc 120-84", 12, Recipe("adam", 1.2e-3, 60), ("lenet-5",)),
+    Arch("conv2", "Conv-2: conv 64, fc 256-256", 2, Recipe("adam", 2e-4, 60), ("conv-2",)),
+    Arch("conv4", "Conv-4: conv 64-128, fc 256-256", 4, Recipe("adam", 3e-4, 60), ("conv-4",)),
+    Arch("conv6", "Conv-6: conv 64-128-256, fc 256-256", 8, Recipe("adam", 3e-4, 60), ("conv-6",)),
     Arch("resnet20", "ResNet-20, He's for CIFAR", 8, Recipe("sgd", 0.01, 128, 0.9, 1e-4), ("resnet-20",)),
     Arch("resnet18", "ResNet-18, stem for small images", 8, Recipe("sgd", 0.01, 128, 0.9, 1e-4), ("resnet-18",)),
 )  # fmt: skip
