@@ -21,7 +21,6 @@ from lthfunc.training.batches import steps_per_epoch
 from lthfunc.training.compiling import why_not
 from lthfunc.training.loop import make_trainer
 from lthfunc.training.optimizers import Optimizer, adam, adamw, sgd
-from lthfunc.trees.model import init
 from lthfunc.trees.ops import data_to_device
 
 T = TypeVar("T")
@@ -72,7 +71,7 @@ def prepare(config: Config) -> Prepared:
         controls=config.control,
     )
     check(plan)
-    check_patterns(config.layer_rate, init(model).masks)
+    check_patterns(config.layer_rate, model.prunable)
     return Prepared(config, plan, note)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
+from lthfunc.experiments.iterative import TICKET
 from lthfunc.experiments.records import Row, Spread
 from lthfunc.reports.spacing import spread_out
 
@@ -48,13 +49,13 @@ def result_table(rows: Sequence[Row], *, layers: bool = True) -> Table:
             f"{row.seconds:.1f}",
             *(f"{100 * row.layers[name]:.1f}" for name in names),
         ]
-        table.add_row(*cells, style=None if row.variant == "ticket" else "cyan")
+        table.add_row(*cells, style=None if row.variant == TICKET else "cyan")
     return table
 
 
 def layer_table(rows: Sequence[Row]) -> Table:
     """Per-layer densities with a line per layer and a column per round, at most eight rounds of the ticket's."""
-    shown = spread_out([row for row in rows if row.variant == "ticket"])
+    shown = spread_out([row for row in rows if row.variant == TICKET])
     table = Table(title="density per layer, %", title_style="dim", header_style="bold", box=None, pad_edge=False)
     table.add_column("layer")
     for row in shown:

@@ -36,7 +36,6 @@ CONFIG = "config.toml"
 METRICS = "metrics.jsonl"
 TICKET_FILE = "ticket.safetensors"
 PRUNE = "prune"
-TRAIN = "train"
 
 
 def check_free(folder: Path) -> None:

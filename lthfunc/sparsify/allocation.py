@@ -7,12 +7,12 @@ exact: of n remaining weights, round(fraction * n) go, halves to even, as in tor
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import torch
 from torch import Tensor
 
-from lthfunc.errors import UserError, invalid
+from lthfunc.errors import invalid
 from lthfunc.sparsify.ranking import ranks
 from lthfunc.sparsify.scores import Scores
 from lthfunc.trees.ops import count
@@ -67,11 +67,11 @@ def layerwise(rates: Mapping[str, float] | None = None, output_rate: float = 0.5
     return allocate
 
 
-def check_patterns(rates: Mapping[str, float], masks: Masks) -> None:
-    """Raise UserError where a pattern fits no prunable layer."""
+def check_patterns(rates: Mapping[str, float], names: Collection[str]) -> None:
+    """Raise UserError where a pattern fits none of the prunable layers' names."""
     for pattern in rates:
-        if not fnmatch.filter(masks, pattern):
-            raise invalid("layer rate", pattern, f"a pattern that fits one of {', '.join(masks)}")
+        if not fnmatch.filter(names, pattern):
+            raise invalid("layer rate", pattern, f"a pattern that fits one of {', '.join(names)}")
 
 
 def as_given(keep: Mapping[str, int]) -> Allocate:
@@ -97,4 +97,4 @@ def _remaining(alive: Tensor, fraction: float) -> Tensor:
 
 def _check_fraction(fraction: float) -> None:
     if not 0 <= fraction < 1:
-        raise UserError(f"fraction: {fraction!r} is not accepted; it takes a number in [0, 1)")
+        raise invalid("fraction", fraction, "a number in [0, 1)")

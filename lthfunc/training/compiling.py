@@ -20,7 +20,8 @@ from lthfunc.training.steps import TrainStep
 
 def compiled(step: TrainStep) -> TrainStep:
     """The step, compiled whole (`fullgraph`); pure as before. The first call takes about 20 s on a CPU."""
-    quiet_compiler()
+    # On machines without a GPU the compiler remarks on it; its errors still come through.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     program: TrainStep = torch.compile(step, fullgraph=True, dynamic=False)
     return program
 
@@ -63,8 +64,3 @@ def _why_no_host_compiler() -> str | None:
     if "Python.h" in done.stderr:
         return f"Python's header files are missing in {include}"
     return f"the C++ compiler {compiler} does not work"
-
-
-def quiet_compiler() -> None:
-    """Silence remarks of the compiler's about machines without a GPU; its errors still come through."""
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)

@@ -139,8 +139,7 @@ def fit(
     Raises UserError where the state has no step left to take, or the loss is no longer finite.
     """
     step = int(state.step)
-    if step >= until:
-        raise UserError(f"steps: nothing to train, the state is at step {step} of {until}; rewind or fine-tune first")
+    _check_steps_left(step, until)
     if so_far is None:
         point = _measure(trainer, state, math.nan)
         so_far = Fit(state, Chosen(point, state.params, state.buffers), (point,))
@@ -179,10 +178,7 @@ def train(
     )
 
     def transformation(state: TrainState) -> TrainState:
-        if int(state.step) >= steps:
-            raise UserError(
-                f"steps: the state is already at step {int(state.step)} of {steps}; rewind or fine-tune first"
-            )
+        _check_steps_left(int(state.step), steps)
         return take_steps(trainer, state, seed=seed, until=steps, observe=observe)[0]
 
     return transformation
@@ -191,6 +187,11 @@ def train(
 def accuracy_on(model: Model, state: TrainState, data: Dataset, split: str = "test") -> float:
     """Accuracy of a state's network on a split (`train`, `val` or `test`), in [0, 1]."""
     return evaluate(make_eval_step(model), state.params, state.buffers, getattr(data, split)).accuracy
+
+
+def _check_steps_left(step: int, until: int) -> None:
+    if step >= until:
+        raise UserError(f"steps: the state is already at step {step} of {until}; rewind or fine-tune first")
 
 
 def _measure(trainer: Trainer, state: TrainState, train_loss: float) -> Point:
