@@ -43,7 +43,10 @@ def prune(
     seed: o.Seed = None,
     replicates: o.Replicates = None,
     device: o.Device = None,
-    compile: o.Compile = None,
+    engine: o.Engine = None,
+    precision: o.Precision = None,
+    jobs: o.Jobs = None,
+    threads: o.Threads = None,
     out: o.Out = None,
     json: o.Json = False,
 ) -> None:
@@ -76,7 +79,10 @@ def train(
     seed: o.Seed = None,
     replicates: o.Replicates = None,
     device: o.Device = None,
-    compile: o.Compile = None,
+    engine: o.Engine = None,
+    precision: o.Precision = None,
+    jobs: o.Jobs = None,
+    threads: o.Threads = None,
     out: o.Out = None,
     json: o.Json = False,
 ) -> None:

@@ -8,7 +8,17 @@ from typing import Annotated
 import typer
 
 from lthfunc.data.catalog import DATA_DIR_VARIABLE, DATASETS
-from lthfunc.experiments.config import CONTROLS, OPTIMIZERS, REWINDS, SCHEDULES, SCOPES, SCORES, Config
+from lthfunc.experiments.config import (
+    CONTROLS,
+    ENGINES,
+    OPTIMIZERS,
+    PRECISIONS,
+    REWINDS,
+    SCHEDULES,
+    SCOPES,
+    SCORES,
+    Config,
+)
 from lthfunc.models.catalog import ALIASES, ARCHS
 
 _DEFAULT = Config()
@@ -51,7 +61,8 @@ DataSet = Annotated[
     str | None,
     typer.Option(
         "--dataset",
-        help=f"Data set: one of `lthfunc datasets`, or package.module:function. \\[default: {_DEFAULT.dataset}]",
+        help="Data set: one of `lthfunc datasets`, a .safetensors file, or package.module:function. "
+        f"\\[default: {_DEFAULT.dataset}]",
         autocompletion=_names(*DATASETS),
         rich_help_panel=_WHAT,
     ),
@@ -240,7 +251,7 @@ EvalEvery = Annotated[
         "--eval-every",
         parser=_whole,
         metavar="N",
-        help="Steps between two looks at the validation split. \\[default: 25 looks a training]",
+        help="Steps between two looks at the validation split. \\[default: 12 looks a training]",
         rich_help_panel=_TRAINING,
     ),
 ]
@@ -275,11 +286,43 @@ Device = Annotated[
         rich_help_panel=_RUN,
     ),
 ]
-Compile = Annotated[
-    bool | None,
+Engine = Annotated[
+    str | None,
     typer.Option(
-        "--compile/--no-compile",
-        help="Compile the training step with torch.compile. \\[default: for runs of 10,000 steps and more]",
+        "--engine",
+        help="How steps are run: eager, compile, or auto, which compiles runs of 3,000 steps and more. "
+        f"\\[default: {_DEFAULT.engine}]",
+        autocompletion=_names(*ENGINES),
+        rich_help_panel=_RUN,
+    ),
+]
+Precision = Annotated[
+    str | None,
+    typer.Option(
+        "--precision",
+        help=f"What products are computed in: fp32, tf32 (GPU) or bf16. \\[default: {_DEFAULT.precision}]",
+        autocompletion=_names(*PRECISIONS),
+        rich_help_panel=_RUN,
+    ),
+]
+Jobs = Annotated[
+    int | None,
+    typer.Option(
+        "--jobs",
+        parser=_whole,
+        metavar="N",
+        help="Seeds and controls to train side by side: in processes on a CPU, as one program on a GPU. "
+        "\\[default: what the cores hold; all on a GPU]",
+        rich_help_panel=_RUN,
+    ),
+]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        "--threads",
+        parser=_whole,
+        metavar="N",
+        help="CPU threads of each training. \\[default: 1 for small networks, else all]",
         rich_help_panel=_RUN,
     ),
 ]

@@ -6,18 +6,22 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from lthfunc.experiments.iterative import TICKET, Plan
+from lthfunc.experiments.iterative import TICKET, Plan, Task
 from lthfunc.experiments.records import Record
-from lthfunc.runs.execute import Training, Watcher
+from lthfunc.runs.trainings import Name, Watcher, name_of
 from lthfunc.training.batches import steps_per_epoch
 from lthfunc.training.loop import Point
+from lthfunc.trees.ops import density
 
 #: Seconds between two redraws; counting every step would cost more than a small step takes.
 _REDRAW = 0.1
+#: Trainings at once that are named beside the bar.
+_SHOWN = 2
 
 
 @contextmanager
@@ -47,19 +51,30 @@ class Lines:
     def total(self, steps: int) -> None:
         """Nothing to say."""
 
-    def begin(self, training: Training) -> None:
+    def begin(self, task: Task, stop: int) -> None:
         """Nothing to say."""
 
-    def step(self, number: int, point: Point | None) -> None:
+    def step(self, task: Task, number: int, point: Point | None) -> None:
         """Nothing to say."""
 
-    def end(self, item: Record) -> None:
+    def end(self, task: Task, item: Record) -> None:
         """Say how the training went."""
         print(line(item), file=sys.stderr, flush=True)
 
 
+@dataclass
+class _Under:
+    """A training under way."""
+
+    task: Task
+    start: int
+    stop: int
+    at: int
+    point: Point | None = None
+
+
 class Live:
-    """A bar over all steps of the experiment, and the present training's figures."""
+    """A bar over all steps of the experiment, and the figures of what is being trained."""
 
     def __init__(self, console: Console, plan: Plan) -> None:
         self._plan = plan
@@ -72,51 +87,62 @@ class Live:
             console=console,
             transient=True,
         )
-        self._task = self.progress.add_task("starting")
+        self._bar = self.progress.add_task("starting")
         self._before = 0  # steps of the trainings that ended
-        self._training: Training | None = None
-        self._point: Point | None = None
+        self._under: dict[Name, _Under] = {}
         self._drawn = 0.0
 
     def total(self, steps: int) -> None:
         """So many training steps lie ahead."""
-        self.progress.update(self._task, total=steps)
+        self.progress.update(self._bar, total=steps)
 
-    def begin(self, training: Training) -> None:
+    def begin(self, task: Task, stop: int) -> None:
         """A training begins."""
-        self._training, self._point = training, None
-        self._show(training.start)
+        start = int(task.start.step)
+        self._under[name_of(task)] = _Under(task, start, stop, start)
+        self._show()
 
-    def step(self, number: int, point: Point | None) -> None:
+    def step(self, task: Task, number: int, point: Point | None) -> None:
         """A step was taken, or the validation split was measured."""
+        under = self._under[name_of(task)]
+        under.at = number
         if point is not None:
-            self._point = point
+            under.point = point
         now = time.monotonic()
-        if point is not None or now - self._drawn > _REDRAW:
+        if now - self._drawn > _REDRAW:
             self._drawn = now
-            self._show(number)
+            self._show()
 
-    def end(self, item: Record) -> None:
+    def end(self, task: Task, item: Record) -> None:
         """The training ended: leave its line above the bar."""
-        if self._training is not None:
-            self._before += self._training.stop - self._training.start
+        under = self._under.pop(name_of(task))
+        self._before += under.stop - under.start
         self.progress.console.print(line(item), highlight=False, soft_wrap=True)
 
-    def _show(self, number: int) -> None:
-        training = self._training
-        if training is None:
-            return
-        figures = ""
-        if self._point is not None:
-            figures = f" loss {self._point.train_loss:.3f} acc {100 * self._point.val_accuracy:.1f} %"
-        who = "" if training.variant == TICKET else f" {training.variant}"
-        seed = f"seed {training.seed} " if training.replicate else ""
-        epochs = -(-training.stop // self._per_epoch)
-        self.progress.update(
-            self._task,
-            completed=self._before + number - training.start,
-            description=(
-                f"{seed}round {training.number}/{self._plan.rounds}{who} density {100 * training.density:.1f} % "
-                f"epoch {min(epochs, number // self._per_epoch + 1)}/{epochs}{figures}"
-            ),
+    def _show(self) -> None:
+        done = self._before + sum(under.at - under.start for under in self._under.values())
+        trainings = list(self._under.values())
+        text = self._in_full(trainings[0]) if len(trainings) == 1 else _in_short(trainings)
+        self.progress.update(self._bar, completed=done, description=text)
+
+    def _in_full(self, under: _Under) -> str:
+        task, point = under.task, under.point
+        figures = f" loss {point.train_loss:.3f} acc {100 * point.val_accuracy:.1f} %" if point else ""
+        who = "" if task.variant == TICKET else f" {task.variant}"
+        epochs = -(-under.stop // self._per_epoch)
+        return (
+            f"seed {task.seed} round {task.number}/{self._plan.rounds}{who} "
+            f"density {100 * density(task.start.masks):.1f} % "
+            f"epoch {min(epochs, under.at // self._per_epoch + 1)}/{epochs}{figures}"
         )
+
+
+def _in_short(trainings: list[_Under]) -> str:
+    """Several trainings at once: as many as a line holds."""
+    parts = [
+        f"seed {under.task.seed} round {under.task.number}"
+        + ("" if under.task.variant == TICKET else f" {under.task.variant}")
+        for under in trainings
+    ]
+    rest = f" and {len(parts) - _SHOWN} more" if len(parts) > _SHOWN else ""
+    return " · ".join(parts[:_SHOWN]) + rest

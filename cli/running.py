@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
 import typer
 from rich.console import Console
 
@@ -19,8 +20,9 @@ from lthfunc.experiments.config import Config
 from lthfunc.experiments.plan import Prepared, prepare
 from lthfunc.experiments.records import Record, summarize
 from lthfunc.reports.plots import draw
-from lthfunc.runs.execute import execute
+from lthfunc.runs.execute import execute, jobs_of
 from lthfunc.runs.folder import PRUNE, check_free, create, drop_partial_line, read_run
+from lthfunc.training.memory import hold_memory
 
 from .progress import watching
 from .screens import as_json, show_results
@@ -47,11 +49,12 @@ def resume_run(run: str, *, wants_json: bool) -> None:
 def _run(prepared: Prepared, command: str, folder: Path, earlier: list[Record], wants_json: bool) -> None:
     config, plan, note = prepared
     err = Console(stderr=True)
+    hold_memory()
     _say(_headline(prepared, command))
     if note:
         _say(note)
     try:
-        with _terminable(), watching(err, plan) as watcher:
+        with _threads(config.threads), _terminable(), watching(err, plan) as watcher:
             records = execute(config, plan, folder, watcher, earlier)
     except KeyboardInterrupt:
         _say(f"interrupted; finished trainings are safe. Go on with: lthfunc resume {folder}")
@@ -67,7 +70,8 @@ def _run(prepared: Prepared, command: str, folder: Path, earlier: list[Record], 
 def _headline(prepared: Prepared, command: str) -> str:
     config, plan, _ = prepared
     data = plan.trainer.data
-    how = "compiled (the first step takes about 20 s)" if config.compile else "eager"
+    side_by_side = f", {jobs} side by side" if (jobs := jobs_of(config, plan)) > 1 else ""
+    how = f"{'compiled' if config.engine == 'compile' else config.engine}{side_by_side}"
     rounds = f"{config.rounds} rounds at rate {config.rate:g} ({config.scope}), " if command == PRUNE else ""
     seeds = f", {config.replicates} seeds" if config.replicates > 1 else ""
     return (
@@ -88,6 +92,17 @@ def _fresh_folder(config: Config) -> Path:
 
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _threads(number: int | None) -> Iterator[None]:
+    """As many CPU threads as the settings say, whatever the machine has: sums depend on their number."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager

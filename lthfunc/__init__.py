@@ -25,14 +25,15 @@ if TYPE_CHECKING:
     from lthfunc.sparsify.scores import magnitude as magnitude, random_scores as random_scores
     from lthfunc.sparsify.selection import unstructured as unstructured
     from lthfunc.sparsify.transforms import prune as prune, rewind as rewind, ticket as ticket
-    from lthfunc.training.compiling import compiled as compiled
     from lthfunc.training.loop import (
         accuracy_on as accuracy_on,
         fit as fit,
+        fit_together as fit_together,
         make_trainer as make_trainer,
         take_steps as take_steps,
         train as train,
     )
+    from lthfunc.training.memory import hold_memory as hold_memory
     from lthfunc.training.optimizers import Optimizer as Optimizer, adam as adam, adamw as adamw, sgd as sgd
     from lthfunc.training.schedules import (
         constant as constant,
@@ -68,14 +69,20 @@ if TYPE_CHECKING:
         same_bits as same_bits,
         tree_map as tree_map,
     )
-    from lthfunc.trees.types import Dataset as Dataset, Split as Split, Ticket as Ticket, TrainState as TrainState
+    from lthfunc.trees.types import (
+        Dataset as Dataset,
+        Scale as Scale,
+        Split as Split,
+        Ticket as Ticket,
+        TrainState as TrainState,
+    )
 
 __version__ = "0.1.0"
 
 __getattr__, __all__ = table_of_contents(
     __name__,
     {
-        "lthfunc.trees.types": ("Dataset", "Split", "Ticket", "TrainState"),
+        "lthfunc.trees.types": ("Dataset", "Scale", "Split", "Ticket", "TrainState"),
         "lthfunc.trees.model": ("Model", "as_built", "from_module", "glorot_normal", "init"),
         "lthfunc.trees.ops": ("apply_masks", "count", "density", "layer_counts", "same_bits", "tree_map"),
         "lthfunc.trees.fold": ("compose", "iterate"),
@@ -88,8 +95,8 @@ __getattr__, __all__ = table_of_contents(
         "lthfunc.training.schedules": ("constant", "cosine", "stepwise", "warmup"),
         "lthfunc.training.optimizers": ("Optimizer", "adam", "adamw", "sgd"),
         "lthfunc.training.steps": ("cross_entropy", "make_eval_step", "make_train_step", "with_optimizer"),
-        "lthfunc.training.compiling": ("compiled",),
-        "lthfunc.training.loop": ("accuracy_on", "fit", "make_trainer", "take_steps", "train"),
+        "lthfunc.training.loop": ("accuracy_on", "fit", "fit_together", "make_trainer", "take_steps", "train"),
+        "lthfunc.training.memory": ("hold_memory",),
         "lthfunc.data.augment": ("shift_and_mirror",),
         "lthfunc.experiments.iterative": ("Plan", "Round", "iterative"),
         "lthfunc.errors": ("UserError",),

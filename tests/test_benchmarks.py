@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from lthfunc.training.compiling import why_not
+from lthfunc.training.engines.toolchain import why_not
 
 
 @pytest.mark.slow

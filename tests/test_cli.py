@@ -35,6 +35,12 @@ BAD = {
     "prune --config typo.toml": "unknown name 'round'; did you mean 'rounds'?",
     "prune --out file.txt/run": "--out: 'file.txt/run' is not accepted",
     "prune --roundz 3": "No such option",
+    "prune --engine quick": "--engine: unknown name 'quick'",
+    "prune --precision fp8": "--precision: unknown name 'fp8'; did you mean 'fp32'?",
+    "prune --precision tf32": "--precision: 'tf32' is not accepted; it takes one of fp32, bf16 on cpu",
+    "prune --jobs 0": "--jobs: 0 is not accepted; it takes a whole number of at least 1",
+    "prune --threads 0": "--threads: 0 is not accepted; it takes a whole number of at least 1",
+    "prune --dataset absent.safetensors": "absent.safetensors: cannot be read as a safetensors file",
     "prun": "No such command 'prun'",
     "train --rounds 3": "No such option",
     "info": "Missing argument",
@@ -144,10 +150,23 @@ def test_ones_own_network_and_data(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert main(["prune", "--dataset", "own_things:wrong"]) == 2
 
 
-def test_without_a_compiler_it_says_so_and_runs(tmp_path: Path) -> None:
+def test_without_a_compiler_it_says_so_and_runs_and_refuses_what_was_asked_for(tmp_path: Path) -> None:
     code = "import sys; from lthfunc_cli.main import main; sys.exit(main(sys.argv[1:]))"
-    command = [sys.executable, "-c", code, "train", "--steps", "5", "--compile", "--out", str(tmp_path / "run")]
-    done = subprocess.run(command, capture_output=True, text=True, env={"PATH": "", "CXX": "none-here"}, check=False)
+
+    def run(*options: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", code, "prune", "--out", str(tmp_path / "run"), *options]
+        return subprocess.run(
+            command, capture_output=True, text=True, env={"PATH": "", "CXX": "none-here"}, check=False
+        )
+
+    done = run("--steps", "1500", "--rounds", "1", "--engine", "compile")
+    assert done.returncode == 2
+    said = (
+        "lthfunc: --engine: 'compile' is not accepted; it takes eager on this machine, since no C++ compiler was found"
+    )
+    assert done.stderr.startswith(said)
+    assert not (tmp_path / "run").exists()
+    done = run("--steps", "1500", "--rounds", "1")  # 3,000 steps: auto would compile
     assert done.returncode == 0, done.stderr
     assert "not compiled: no C++ compiler was found (none-here); running eagerly" in done.stderr
-    assert read_run(tmp_path / "run")[1].compile is False
+    assert read_run(tmp_path / "run")[1].engine == "eager"

@@ -15,8 +15,7 @@ from torch import nn
 import lthfunc as lf
 from lthfunc.errors import UserError
 from lthfunc.training.batches import batches
-from lthfunc.training.evaluation import evaluate
-from lthfunc.training.loop import fit, make_trainer, take_steps
+from lthfunc.training.loop import fit, make_trainer, measure, take_steps
 from lthfunc.training.optimizers import Optimizer
 from lthfunc.training.schedules import at
 from lthfunc.trees import ops
@@ -174,19 +173,6 @@ def test_batches_are_a_function_of_seed_and_step() -> None:
         next(batches(split, 26, 0, 0, 1))
 
 
-def test_evaluation_counts_every_example_once() -> None:
-    """2,300 examples in chunks: the mean over all, not the mean of the chunks' means."""
-    inputs, targets = torch.eye(10).repeat(230, 1), torch.arange(10).repeat(230)
-    targets[2000:] = (targets[2000:] + 1) % 10
-    module = nn.Linear(10, 10, bias=False)
-    nn.init.eye_(module.weight)
-    model = lf.from_module(module, init=lf.as_built)
-    state = lf.init(model)
-    quality = evaluate(lf.make_eval_step(model), state.params, state.buffers, Split(inputs, targets))
-    assert quality.accuracy == pytest.approx(2000 / 2300, rel=1e-15)
-    assert quality.loss == pytest.approx(F.cross_entropy(module(inputs), targets).item(), rel=1e-5)
-
-
 def trained(model: lf.Model, data: Dataset, *, seed: int = 0, until: int = 20, state: TrainState | None = None) -> Any:
     trainer = make_trainer(model, data, optimizer=lf.adam(1e-2), batch_size=40)
     return take_steps(trainer, state or lf.init(model, seed), seed=seed, until=until)[0]
@@ -229,7 +215,7 @@ def test_fit_chooses_the_least_validation_loss_and_records_the_curve(few_digits:
     assert [point.step for point in result.curve] == [0, 7, 14, 21, 28, 35, 42, 49, 50]
     best = min(result.curve, key=lambda point: point.val_loss)
     assert result.chosen.point == best
-    again = evaluate(trainer.eval_step, result.chosen.params, result.chosen.buffers, few_digits.val)
+    (again,) = measure(trainer, [result.chosen.params], [result.chosen.buffers], few_digits.val, torch.device("cpu"))
     assert again == (best.val_loss, best.val_accuracy)
     assert best.step < 50, "this rate overfits before the end, so that the choice means something"
     # In two parts, through the anchor of a rewinding: the same curve, choice and state.

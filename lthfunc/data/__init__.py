@@ -8,5 +8,12 @@ from lthfunc.lazy import table_of_contents
 
 if TYPE_CHECKING:
     from lthfunc.data.loading import from_map_style as from_map_style, from_tensors as from_tensors, load as load
+    from lthfunc.data.mapped import open_mapped as open_mapped, save_mapped as save_mapped
 
-__getattr__, __all__ = table_of_contents(__name__, {"lthfunc.data.loading": ("load", "from_tensors", "from_map_style")})
+__getattr__, __all__ = table_of_contents(
+    __name__,
+    {
+        "lthfunc.data.loading": ("load", "from_tensors", "from_map_style"),
+        "lthfunc.data.mapped": ("open_mapped", "save_mapped"),
+    },
+)

@@ -1,4 +1,4 @@
-"""Random changes of training images, as a pure function of the batch and a generator."""
+"""Random changes of training images, as pure functions of the batch and a key; they run inside the step."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lthfunc.trees.rng import fold_in, integers
+
 _PAD = 4
 
 
-def shift_and_mirror(images: Tensor, generator: torch.Generator) -> Tensor:
+def shift_and_mirror(images: Tensor, key: Tensor) -> Tensor:
     """Shift each image by up to 4 pixels, zeros moving in, and mirror it with probability 1/2 (He et al. 2016, 4.2).
 
-    images: (n, channels, height, width); the same shape comes back. The draws are made on the CPU.
+    images: (n, channels, height, width); the same shape comes back. key: int64 scalar.
     """
     n, _, height, width = images.shape
-    top, left = torch.randint(0, 2 * _PAD + 1, (2, n), generator=generator).to(images.device)
-    mirror = torch.randint(0, 2, (n,), generator=generator).to(images.device)
+    top, left = (integers(fold_in(key, axis), n, 2 * _PAD + 1) for axis in (0, 1))
+    mirror = integers(fold_in(key, 2), n, 2)
     rows = top[:, None] + torch.arange(height, device=images.device)
     columns = torch.arange(width, device=images.device).expand(n, width)
     columns = torch.where(mirror[:, None] == 1, width - 1 - columns, columns) + left[:, None]

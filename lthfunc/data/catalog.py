@@ -9,6 +9,8 @@ from typing import NamedTuple
 from lthfunc.errors import unknown
 
 DATA_DIR_VARIABLE = "LTHFUNC_DATA"
+#: How the name of a data set in a file ends.
+SUFFIX = ".safetensors"
 
 
 class Known(NamedTuple):
@@ -54,8 +56,8 @@ def default_data_dir() -> Path:
 
 
 def canonical(name: str) -> str:
-    """The catalogue's name; ``package.module:function`` stays. Raises UserError if unknown."""
-    if ":" in name:
+    """The catalogue's name; ``package.module:function`` and files stay. Raises UserError if unknown."""
+    if ":" in name or name.endswith(SUFFIX):
         return name
     found = name.lower().replace("-", "")
     if found not in DATASETS:

@@ -14,6 +14,9 @@ SCORES = ("magnitude", "random")
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("constant", "step", "cosine")
 CONTROLS = ("reinit", "random-mask", "shuffled-mask")
+#: `auto` and the names in training/engines/table.py, which needs torch; a test holds the two equal.
+ENGINES = ("auto", "eager", "compile")
+PRECISIONS = ("fp32", "tf32", "bf16")
 REWINDS = "init, none, reinit, step:K or epoch:K"
 
 
@@ -46,7 +49,10 @@ class Config:
     seed: int = 0
     replicates: int = 1
     device: str = "auto"
-    compile: bool | None = None
+    engine: str = "auto"
+    precision: str = "fp32"
+    jobs: int | None = None
+    threads: int | None = None
     data_dir: str | None = None
 
 
@@ -69,6 +75,9 @@ def parse_rewind(text: str) -> Rewind:
 def from_mapping(values: Mapping[str, Any]) -> Config:
     """A Config from plain values (a TOML file's, say). Raises UserError for unknown names and wrong types."""
     names = {item.name for item in fields(Config)}
+    if isinstance(values.get("compile"), bool):  # as version 0.1.0 wrote it
+        values = {**values, "engine": "compile" if values["compile"] else "eager"}
+        del values["compile"]
     for name in values:
         if name not in names:
             raise unknown("configuration", name, sorted(names))

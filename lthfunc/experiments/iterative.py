@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import NamedTuple
 
 from lthfunc.errors import UserError, invalid, unknown
@@ -12,8 +12,8 @@ from lthfunc.sparsify.rewinding import finetune, reinitialised, restart, shuffle
 from lthfunc.sparsify.scores import Score, magnitude, random_scores
 from lthfunc.sparsify.transforms import prune, ticket
 from lthfunc.training.batches import steps_per_epoch
-from lthfunc.training.evaluation import Quality, evaluate
-from lthfunc.training.loop import Fit, Observer, Trainer, fit
+from lthfunc.training.evaluation import Quality
+from lthfunc.training.loop import Fit, Observer, Trainer, fit_together, measure
 from lthfunc.trees.model import Model, init
 from lthfunc.trees.ops import count, density, full_masks
 from lthfunc.trees.rng import key
@@ -54,6 +54,16 @@ class Plan(NamedTuple):
         return self.steps - self.anchor_step if rewinds else self.steps
 
 
+class Task(NamedTuple):
+    """A training that is ready to run. anchor: what pruned networks are rewound to; None: the training finds it."""
+
+    seed: int
+    number: int
+    variant: str
+    start: TrainState
+    anchor: TrainState | None
+
+
 class Round(NamedTuple):
     """A finished training. number: prunings before it; variant: "ticket" or a control's name.
 
@@ -70,16 +80,16 @@ class Round(NamedTuple):
 
 
 class Done(NamedTuple):
-    """Where an interrupted experiment stands: its last finished ticket, and the controls of that round."""
+    """Where an interrupted experiment stands: its last finished ticket, and every (round, variant) finished."""
 
     number: int
     trained: TrainState
     anchor: TrainState
-    controls: frozenset[str] = frozenset()
+    finished: frozenset[tuple[int, str]] = frozenset()
 
 
-#: Told what training begins: its round number, its variant and its start.
-Announce = Callable[[int, str, TrainState], None]
+#: Told what training begins.
+Announce = Callable[[Task], None]
 
 
 def check(plan: Plan) -> None:
@@ -90,6 +100,59 @@ def check(plan: Plan) -> None:
     for control in plan.controls:
         if control not in CONTROLS:
             raise unknown("--control", control, CONTROLS)
+
+
+def rounds(
+    plan: Plan, seed: int, device: str = "cpu", done: Done | None = None
+) -> Generator[list[Task], list[Round], None]:
+    """The plan with one seed, round by round: yields the trainings of a round, and is sent their results.
+
+    A ticket and its controls start from the same masks and don't wait for each other, so whoever drives this
+    may run them in turn, in several processes, or as one vmapped program. `done` goes on after an interruption;
+    what follows has the same bits as without it.
+    """
+    check(plan)
+    finished = done.finished if done else frozenset()
+    trained, anchor = (done.trained, done.anchor) if done else (None, None)
+    for number in range(done.number if done else 0, plan.rounds + 1):
+        again = done is not None and number == done.number  # its ticket is trained, some controls may not be
+        if trained is None or anchor is None:
+            start = init(plan.model, seed, device)
+        else:
+            start = trained if again else _next_start(plan, seed, number, trained, anchor)
+        tasks = [] if again else [Task(seed, number, TICKET, start, anchor)]
+        if anchor is not None and number:
+            tasks += [
+                Task(seed, number, control, control_start(plan, control, seed, number, start, anchor), anchor)
+                for control in plan.controls
+                if (number, control) not in finished
+            ]
+        results = (yield tasks) if tasks else []
+        for result in results:
+            if result.variant == TICKET:
+                trained, anchor = result.fit.state, result.anchor
+
+
+def train_together(plan: Plan, tasks: Sequence[Task], observe: Observer | None = None) -> list[Round]:
+    """Train tasks that start at the same step, several as one vmapped program; their results, in order."""
+    seeds = [task.seed for task in tasks]
+    states, so_far = [task.start for task in tasks], None
+    anchors = [task.start if task.anchor is None else task.anchor for task in tasks]
+    if tasks[0].anchor is None and plan.anchor_step:  # the dense round finds the anchor on its way
+        so_far = _fits(plan, states, seeds, plan.anchor_step, observe, None)
+        anchors = states = [fit.state for fit in so_far]
+    fits = _fits(plan, states, seeds, plan.steps, observe, so_far)
+    tests = measure(
+        plan.trainer,
+        [fit.chosen.params for fit in fits],
+        [fit.chosen.buffers for fit in fits],
+        plan.trainer.data.test,
+        states[0].step.device,
+    )
+    return [
+        Round(task.number, task.variant, ticket(task.start), fit, test, anchor)
+        for task, fit, test, anchor in zip(tasks, fits, tests, anchors, strict=True)
+    ]
 
 
 def iterative(
@@ -103,54 +166,40 @@ def iterative(
 ) -> Iterator[Round]:
     """Run the plan with one seed, yielding each training as it ends: the ticket of a round, then its controls.
 
-    `done` goes on after an interruption; what follows has the same bits as without it. All trainings of a seed
-    see the same batches in the same order.
+    All trainings of a seed see the same batches in the same order.
     """
-    check(plan)
-
-    def trained_from(number: int, variant: str, start: TrainState, anchor: TrainState | None) -> Round:
-        if announce is not None:
-            announce(number, variant, start)
-        so_far = None
-        state = start
-        if anchor is None:  # the dense round finds the anchor on its way
-            anchor = start
-            if plan.anchor_step:
-                so_far = _fit(plan, start, seed, plan.anchor_step, observe)
-                anchor = state = so_far.state
-        done_fit = _fit(plan, state, seed, plan.steps, observe, so_far)
-        chosen = done_fit.chosen
-        test = evaluate(plan.trainer.eval_step, chosen.params, chosen.buffers, plan.trainer.data.test)
-        return Round(number, variant, ticket(start), done_fit, test, anchor)
-
-    first = done.number if done else 0
-    anchor = done.anchor if done else None
-    trained = done.trained if done else init(plan.model, seed, device)
-    for number in range(first, plan.rounds + 1):
-        finished: frozenset[str] = frozenset()
-        if done and number == done.number:
-            finished = done.controls
-        else:
-            start = _next_start(plan, seed, number, trained, anchor) if anchor is not None else trained
-            result = trained_from(number, TICKET, start, anchor)
-            anchor, trained = result.anchor, result.fit.state
-            yield result
-        assert anchor is not None
-        if number:
-            for control in plan.controls:
-                if control not in finished:
-                    yield trained_from(
-                        number, control, control_start(plan, control, seed, number, trained, anchor), anchor
-                    )
+    schedule = rounds(plan, seed, device, done)
+    tasks = next(schedule, None)
+    while tasks is not None:
+        results = []
+        for task in tasks:
+            if announce is not None:
+                announce(task)
+            results += train_together(plan, [task], observe)
+            yield results[-1]
+        tasks = sent(schedule, results)
 
 
-def _fit(
-    plan: Plan, state: TrainState, seed: int, until: int, observe: Observer | None, so_far: Fit | None = None
-) -> Fit:
-    return fit(
+def sent(schedule: Generator[list[Task], list[Round], None], results: list[Round]) -> list[Task] | None:
+    """The tasks that follow; None at the end."""
+    try:
+        return schedule.send(results)
+    except StopIteration:
+        return None
+
+
+def _fits(
+    plan: Plan,
+    states: Sequence[TrainState],
+    seeds: Sequence[int],
+    until: int,
+    observe: Observer | None,
+    so_far: Sequence[Fit] | None,
+) -> list[Fit]:
+    return fit_together(
         plan.trainer,
-        state,
-        seed=seed,
+        states,
+        seeds=seeds,
         until=until,
         eval_every=plan.eval_every,
         observe=observe,
@@ -170,17 +219,17 @@ def _next_start(plan: Plan, seed: int, number: int, trained: TrainState, anchor:
 
 
 def control_start(
-    plan: Plan, control: str, seed: int, number: int, trained: TrainState, anchor: TrainState
+    plan: Plan, control: str, seed: int, number: int, pruned: TrainState, anchor: TrainState
 ) -> TrainState:
-    """What a control of a round starts from, given the round's ticket after training.
+    """What a control of a round starts from, given the round's ticket, before or after its training.
 
     reinit: the ticket's masks on new params. random-mask: the anchor under as many weights, drawn uniformly from
     the whole network. shuffled-mask: the anchor under the ticket's masks, shuffled within each layer.
     """
     if control == "reinit":
-        return reinitialised(trained, plan.model, key(seed, "control-reinit", number))
+        return reinitialised(pruned, plan.model, key(seed, "control-reinit", number))
     if control == "shuffled-mask":
-        return restart(trained._replace(masks=shuffled(trained.masks, key(seed, "control-shuffle", number))), anchor)
-    full = full_masks(trained.params, tuple(trained.masks))
-    drawn = prune(density=density(trained.masks), score=random_scores(seed, "control-random-mask"))
-    return restart(drawn(trained._replace(masks=full)), anchor)
+        return restart(pruned._replace(masks=shuffled(pruned.masks, key(seed, "control-shuffle", number))), anchor)
+    full = full_masks(pruned.params, tuple(pruned.masks))
+    drawn = prune(density=density(pruned.masks), score=random_scores(seed, "control-random-mask"))
+    return restart(drawn(pruned._replace(masks=full)), anchor)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar, cast
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from lthfunc.data.augment import shift_and_mirror
 from lthfunc.data.loading import load
@@ -18,21 +19,26 @@ from lthfunc.sparsify.allocation import check_patterns, globally, layerwise
 from lthfunc.sparsify.scores import magnitude, random_scores
 from lthfunc.training import schedules
 from lthfunc.training.batches import steps_per_epoch
-from lthfunc.training.compiling import why_not
+from lthfunc.training.engines.table import engine_for
+from lthfunc.training.engines.toolchain import why_not
 from lthfunc.training.loop import make_trainer
 from lthfunc.training.optimizers import Optimizer, adam, adamw, sgd
+from lthfunc.training.precision import Precision, check_precision
+from lthfunc.trees.model import Model, apply_evaluating
 from lthfunc.trees.ops import data_to_device
 
 T = TypeVar("T")
 
-#: From so many steps on, compiling (about 20 s) is paid back by faster steps; measured in benchmarks/.
-COMPILE_FROM_STEPS = 10_000
-#: Looks at the validation split per training, unless --eval-every says otherwise.
-_EVALUATIONS = 25
+#: Looks at the validation split per training, unless --eval-every says otherwise. On MNIST, 12 looks at 5,000
+#: images are 8 % of a LeNet-300-100's training time.
+_EVALUATIONS = 12
+#: FLOPs of a step from which a second thread is worth its waiting; below, one thread is quickest on a busy machine,
+#: and seeds run side by side in processes. Measured in benchmarks/; LeNets lie below, convolutional networks above.
+_FLOPS_FOR_THREADS = 1e9
 
 
 class Prepared(NamedTuple):
-    """config: resolved, with device and compile decided. note: a line the user should see, or None."""
+    """config: resolved, with device, engine and threads decided. note: a line the user should see, or None."""
 
     config: Config
     plan: Plan
@@ -43,12 +49,16 @@ def prepare(config: Config) -> Prepared:
     """Check everything that can be wrong, load the data, and build the plan. Raises UserError."""
     config = resolved(config)
     config = replace(config, device=choose_device(config.device))
-    data = data_to_device(load(config.dataset, config.data_dir), config.device)
+    check_precision(config.precision, config.device)
+    data = data_to_device(load(config.dataset, config.data_dir), config.device, _room(config.device))
     model = build(config.arch, data.shape, data.classes)
     batch_size = _decided(config.batch_size)
     per_epoch = steps_per_epoch(len(data.train.x), batch_size)
     steps = config.steps if config.steps is not None else _decided(config.epochs) * per_epoch
-    config, note = _choose_compile(config, steps)
+    config, note = _choose_engine(config, steps)
+    if config.threads is None:
+        small = flops_per_step(model, data.shape, batch_size) < _FLOPS_FOR_THREADS
+        config = replace(config, threads=1 if small else torch.get_num_threads())
     if config.augment and len(data.shape) != 3:
         raise UserError(f"--augment: works on images, not on inputs of shape {data.shape}")
     plan = Plan(
@@ -59,7 +69,8 @@ def prepare(config: Config) -> Prepared:
             optimizer=make_optimizer(config, steps),
             batch_size=batch_size,
             augment=shift_and_mirror if config.augment else None,
-            compile=bool(config.compile),
+            engine=config.engine,
+            precision=cast("Precision", config.precision),
         ),
         steps=steps,
         eval_every=config.eval_every or max(1, -(-steps // _EVALUATIONS)),
@@ -108,9 +119,27 @@ def _decided(value: T | None) -> T:
     return value
 
 
-def _choose_compile(config: Config, steps: int) -> tuple[Config, str | None]:
+def _choose_engine(config: Config, steps: int) -> tuple[Config, str | None]:
+    """`auto` by the whole run's steps. Raises UserError where a compiler was asked for and there is none."""
     trainings = (config.rounds + 1 + config.rounds * len(config.control)) * config.replicates
-    wanted = config.compile if config.compile is not None else steps * trainings >= COMPILE_FROM_STEPS
-    reason = why_not(config.device) if wanted else None
-    note = f"not compiled: {reason}; running eagerly, which gives the same results more slowly" if reason else None
-    return replace(config, compile=wanted and reason is None), note
+    wanted = engine_for(steps * trainings) if config.engine == "auto" else config.engine
+    reason = why_not(config.device) if wanted == "compile" else None
+    if reason is None:
+        return replace(config, engine=wanted), None
+    if config.engine == wanted:
+        raise invalid("--engine", wanted, f"eager on this machine, since {reason}")
+    note = f"not compiled: {reason}; running eagerly, which gives the same results more slowly"
+    return replace(config, engine="eager"), note
+
+
+def flops_per_step(model: Model, shape: tuple[int, ...], batch_size: int) -> int:
+    """FLOPs of a training step's products, counted on one example: a forward pass and two of its size backward."""
+    params, buffers = model.init(0)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        apply_evaluating(model, params, buffers, torch.zeros(1, *shape))
+    return 3 * batch_size * int(counter.get_total_flops())
+
+
+def _room(device: str) -> int | None:
+    """Bytes of the device's memory that a data set may take; what is larger is streamed."""
+    return torch.cuda.mem_get_info(device)[0] // 2 if device.startswith("cuda") else None

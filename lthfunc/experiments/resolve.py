@@ -8,7 +8,17 @@ from typing import Any
 
 from lthfunc.data import catalog as data
 from lthfunc.errors import UserError, invalid, unknown
-from lthfunc.experiments.config import CONTROLS, OPTIMIZERS, SCHEDULES, SCOPES, SCORES, Config, parse_rewind
+from lthfunc.experiments.config import (
+    CONTROLS,
+    ENGINES,
+    OPTIMIZERS,
+    PRECISIONS,
+    SCHEDULES,
+    SCOPES,
+    SCORES,
+    Config,
+    parse_rewind,
+)
 from lthfunc.models import catalog as models
 
 #: For architectures and data sets of the user's own.
@@ -21,7 +31,7 @@ _PLAIN_LR = {"sgd": 0.05, "adam": 1.2e-3, "adamw": 1.2e-3}
 def resolved(config: Config) -> Config:
     """Checked, with names made canonical and the defaults of architecture and data set filled in.
 
-    `device` and `compile` may stay open; they depend on the machine. Raises UserError.
+    `device`, `engine`, `jobs` and `threads` may stay open; plan.py decides them. Raises UserError.
     """
     _check_choices(config)
     arch, dataset = models.canonical(config.arch), data.canonical(config.dataset)
@@ -54,6 +64,8 @@ def _check_choices(config: Config) -> None:
         ("--score", config.score, SCORES),
         ("--optimizer", config.optimizer, OPTIMIZERS),
         ("--schedule", config.schedule, SCHEDULES),
+        ("--engine", config.engine, ENGINES),
+        ("--precision", config.precision, PRECISIONS),
         *(("--control", control, CONTROLS) for control in config.control),
     ]
     for option, choice, names in choices:
@@ -69,6 +81,8 @@ def _check_numbers(config: Config) -> None:
         ("--steps", config.steps, 1),
         ("--batch-size", config.batch_size, 1),
         ("--replicates", config.replicates, 1),
+        ("--jobs", config.jobs, 1),
+        ("--threads", config.threads, 1),
         ("--seed", config.seed, 0),
         ("--warmup", config.warmup, 0),
         ("--eval-every", config.eval_every, 1),

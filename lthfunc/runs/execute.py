@@ -2,75 +2,64 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Generator
+from contextlib import closing
 from pathlib import Path
-from typing import NamedTuple, Protocol
 
 from lthfunc.experiments.config import Config
-from lthfunc.experiments.iterative import TICKET, Plan, iterative
+from lthfunc.experiments.iterative import TICKET, Plan, rounds
 from lthfunc.experiments.records import Record, record
-from lthfunc.runs.folder import done_so_far, save_training
-from lthfunc.training.loop import Point
-from lthfunc.trees.ops import density
-from lthfunc.trees.types import TrainState
+from lthfunc.runs.folder import done_so_far, in_order, save_training
+from lthfunc.runs.memory import check_width
+from lthfunc.runs.processes import in_processes, usable_cores
+from lthfunc.runs.together import in_turn, side_by_side
+from lthfunc.runs.trainings import Queue, Result, Watcher
 
 
-class Training(NamedTuple):
-    """A training that begins."""
-
-    replicate: int
-    seed: int
-    number: int
-    variant: str
-    density: float
-    start: int
-    stop: int
-
-
-class Watcher(Protocol):
-    """Whoever shows progress."""
-
-    def total(self, steps: int) -> None:
-        """So many training steps lie ahead."""
-
-    def begin(self, training: Training) -> None:
-        """A training begins."""
-
-    def step(self, number: int, point: Point | None) -> None:
-        """A step was taken, or (with a point) the validation split was measured."""
-
-    def end(self, item: Record) -> None:
-        """A training ended and is on disk."""
+#: Steps of a whole run from which worker processes, which take some 4 s to start, are worth it.
+_PROCESSES_FROM_STEPS = 10_000
 
 
 def execute(config: Config, plan: Plan, folder: Path, watcher: Watcher, earlier: list[Record]) -> list[Record]:
     """Run what is missing of an experiment; returns the records of all its trainings, earlier ones included."""
     records = list(earlier)
     watcher.total(_steps_ahead(config, plan, earlier))
-    for replicate in range(config.replicates):
-        seed = config.seed + replicate
-        clock = time.perf_counter()
-
-        def announce(
-            number: int, variant: str, start: TrainState, replicate: int = replicate, seed: int = seed
-        ) -> None:
-            step = int(start.step)
-            watcher.begin(Training(replicate, seed, number, variant, density(start.masks), step, plan.steps))
-
-        for result in iterative(
-            plan,
-            seed,
-            device=config.device,
-            done=done_so_far(folder, plan, seed, earlier),
-            announce=announce,
-            observe=watcher.step,
-        ):
-            item = record(result, replicate=replicate, seed=seed, seconds=time.perf_counter() - clock)
-            save_training(folder, config, seed, result, item, first_seed=replicate == 0)
+    seeds = range(config.seed, config.seed + config.replicates)
+    queue = Queue({seed: rounds(plan, seed, config.device, done_so_far(folder, plan, seed, earlier)) for seed in seeds})
+    with closing(_driven(config, plan, queue, watcher)) as results:  # workers end with it, whatever happens
+        for task, result, seconds in results:
+            item = record(result, replicate=task.seed - config.seed, seed=task.seed, seconds=seconds)
+            save_training(folder, config, task.seed, result, item, first_seed=task.seed == config.seed)
             records.append(item)
-            watcher.end(item)
-            clock = time.perf_counter()
-    return records
+            watcher.end(task, item)
+    return in_order(records, config.control)
+
+
+def jobs_of(config: Config, plan: Plan) -> int:
+    """Trainings to run side by side: `--jobs`, or as many as there are.
+
+    On a CPU no more than its cores can hold, and one after the other in a run of few steps, which would end
+    before its processes had started.
+    """
+    trainings = config.replicates * (1 + (len(config.control) if config.rounds else 0))
+    if config.jobs is not None:
+        return min(config.jobs, trainings)
+    if config.device.startswith("cuda"):
+        return trainings
+    if _steps_ahead(config, plan, []) < _PROCESSES_FROM_STEPS:
+        return 1
+    return max(1, min(trainings, usable_cores() // (config.threads or 1)))
+
+
+def _driven(config: Config, plan: Plan, queue: Queue, watcher: Watcher) -> Generator[Result]:
+    """On a GPU several trainings are one vmapped program; on a CPU, where that gains nothing, processes."""
+    jobs = jobs_of(config, plan)
+    if jobs == 1 or not queue.ready:
+        return in_turn(plan, queue, watcher)
+    if config.device.startswith("cuda"):
+        check_width(plan, jobs, config.device)
+        return side_by_side(plan, queue, jobs, watcher)
+    return in_processes(config, queue, jobs, plan.steps, watcher)
 
 
 def _steps_ahead(config: Config, plan: Plan, earlier: list[Record]) -> int:

@@ -138,7 +138,14 @@ def read_run(folder: Path) -> tuple[dict[str, Any], Config, list[Record]]:
             raise UserError(f"{folder / METRICS}: line {number} is not JSON") from error
     if not lines or lines[0].get("kind") != "run":
         raise UserError(f"{folder / METRICS}: does not begin with a run's description")
-    return lines[0], config, [line for line in lines[1:] if line.get("kind") == "training"]
+    records = [line for line in lines[1:] if line.get("kind") == "training"]
+    return lines[0], config, in_order(records, config.control)
+
+
+def in_order(records: list[Record], controls: tuple[str, ...]) -> list[Record]:
+    """Records by seed, round and variant; trainings side by side end, and are written, in any order."""
+    variants = (TICKET, *controls)
+    return sorted(records, key=lambda item: (item["seed"], item["round"], variants.index(item["variant"])))
 
 
 def drop_partial_line(folder: Path) -> None:
@@ -170,5 +177,5 @@ def done_so_far(folder: Path, plan: Plan, seed: int, records: list[Record]) -> D
         number=number,
         trained=state(trained, about["step"]),
         anchor=state(anchor, anchor_about["step"]),
-        controls=frozenset(item["variant"] for item in mine if item["round"] == number and item["variant"] != TICKET),
+        finished=frozenset((item["round"], item["variant"]) for item in mine),
     )

@@ -1,18 +1,15 @@
-"""Batches of a data set that lies on the device: gathered by a permutation that is a function of (seed, epoch)."""
+"""Which examples a step sees: a permutation that is a function of (seed, epoch)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from lthfunc.errors import invalid
-from lthfunc.trees.rng import generator, permutation
+from lthfunc.trees.rng import permutation
 from lthfunc.trees.types import Batch, Split
-
-#: Random changes of a batch of inputs, drawn from the generator: (n, ...) -> (n, ...).
-Augment = Callable[[Tensor, torch.Generator], Tensor]
 
 
 def steps_per_epoch(size: int, batch_size: int) -> int:
@@ -25,19 +22,31 @@ def steps_per_epoch(size: int, batch_size: int) -> int:
     return size // batch_size
 
 
-def batches(
-    split: Split, batch_size: int, seed: int, start: int, stop: int, augment: Augment | None = None
-) -> Iterator[Batch]:
-    """The batches of steps start … stop-1; step s always sees the same batch, wherever one begins."""
-    per_epoch = steps_per_epoch(len(split.x), batch_size)
-    epoch, order = -1, torch.empty(0)
+class Order:
+    """The examples of each step, as rows of indices; it remembers the epoch it was last asked for."""
+
+    def __init__(self, size: int, batch_size: int, seed: int) -> None:
+        self._size, self._batch, self._seed = size, batch_size, seed
+        self._per_epoch = steps_per_epoch(size, batch_size)
+        self._epoch, self._rows = -1, torch.empty(0)
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """Indices of the examples of steps start … stop-1: int64 (stop - start, batch size), on the CPU."""
+        parts = []
+        while start < stop:
+            epoch, first = divmod(start, self._per_epoch)
+            if epoch != self._epoch:
+                order = permutation(self._size, self._seed, "order", epoch)[: self._per_epoch * self._batch]
+                self._epoch, self._rows = epoch, order.view(self._per_epoch, self._batch)
+            last = min(self._per_epoch, first + stop - start)
+            parts.append(self._rows[first:last])
+            start += last - first
+        return torch.cat(parts)
+
+
+def batches(split: Split, batch_size: int, seed: int, start: int, stop: int) -> Iterator[Batch]:
+    """The batches of steps start … stop-1, as stored; step s always sees the same one, wherever one begins."""
+    order = Order(len(split.x), batch_size, seed)
     for step in range(start, stop):
-        if step // per_epoch != epoch:
-            epoch = step // per_epoch
-            order = permutation(len(split.x), seed, "order", epoch).to(split.x.device)
-        position = step % per_epoch * batch_size
-        index = order[position : position + batch_size]
-        inputs = split.x[index]
-        if augment is not None:
-            inputs = augment(inputs, generator(seed, "augment", step))
-        yield inputs, split.y[index]
+        index = order.rows(step, step + 1)[0].to(split.x.device)
+        yield split.x[index], split.y[index]

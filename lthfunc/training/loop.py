@@ -3,45 +3,35 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from itertools import islice
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 
 from lthfunc.errors import UserError
-from lthfunc.training.batches import Augment, batches, steps_per_epoch
-from lthfunc.training.compiling import compiled, unguarded
+from lthfunc.training.batches import steps_per_epoch
+from lthfunc.training.engines.interface import Engine, Running, Tick, Work
+from lthfunc.training.engines.table import make_engine
 from lthfunc.training.evaluation import Quality, evaluate
+from lthfunc.training.feed import Feed
 from lthfunc.training.optimizers import Optimizer
-from lthfunc.training.steps import (
-    EvalStep,
-    Loss,
-    TrainStep,
-    boolean_masks,
-    cross_entropy,
-    floating_masks,
-    make_eval_step,
-    make_train_step,
-    with_optimizer,
-)
+from lthfunc.training.precision import Precision, products
+from lthfunc.training.steps import Augment, Loss, cross_entropy, make_eval_step, on_stored, with_optimizer
 from lthfunc.trees.fold import Transformation
 from lthfunc.trees.model import Model
 from lthfunc.trees.rng import key
-from lthfunc.trees.types import Buffers, Dataset, Params, TrainState
+from lthfunc.trees.types import Buffers, Dataset, Params, Split, TrainState
 
 
 class Trainer(NamedTuple):
-    """What training needs besides a state and a seed; made once, used for every round and control."""
+    """What training needs besides a state and a seed; made once, used for every round, control and replicate."""
 
     data: Dataset
     optimizer: Optimizer
     batch_size: int
-    step: TrainStep
-    eval_step: EvalStep
-    compiled: bool
-    augment: Augment | None
+    engine: Engine
+    precision: Precision
 
 
 class Point(NamedTuple):
@@ -81,20 +71,13 @@ def make_trainer(
     batch_size: int = 60,
     loss: Loss = cross_entropy,
     augment: Augment | None = None,
-    compile: bool = False,
+    engine: str = "eager",
+    precision: Precision = "fp32",
 ) -> Trainer:
-    """Put a model, its data and an optimiser together. `compile` pays off from some 10,000 small steps on."""
+    """Put a model, its data and an optimiser together. Engine "compile" pays off from some 3,000 small steps on."""
     steps_per_epoch(len(data.train.x), batch_size)  # an impossible batch size fails here, before any training
-    step = make_train_step(model, loss, optimizer)
-    return Trainer(
-        data=data,
-        optimizer=optimizer,
-        batch_size=batch_size,
-        step=compiled(step) if compile else step,
-        eval_step=make_eval_step(model, loss),
-        compiled=compile,
-        augment=augment,
-    )
+    work = Work(model, loss, optimizer, data.scale, augment, precision)
+    return Trainer(data, optimizer, batch_size, make_engine(engine, work), precision)
 
 
 def take_steps(
@@ -104,22 +87,9 @@ def take_steps(
 
     Pure: `state` is not changed, and the result depends on the arguments alone, random layers included.
     """
-    start = int(state.step)
-    state = floating_masks(with_optimizer(state, trainer.optimizer))
-    losses = []
-    with torch.no_grad(), _seeded(key(seed, "layers", start), state.step.device):
-        supply = batches(trainer.data.train, trainer.batch_size, seed, start, until, trainer.augment)
-        numbered = enumerate(supply, start + 1)
-        # The first step may compile; from the second on the model and all shapes are the same.
-        for few, context in ((1, nullcontext()), (None, unguarded() if trainer.compiled else nullcontext())):
-            with context:
-                for number, batch in islice(numbered, few):
-                    state, metrics = trainer.step(state, batch)
-                    losses.append(metrics["loss"])
-                    if observe is not None:
-                        observe(number, None)
-    mean = float(torch.stack(losses).double().mean()) if losses else math.nan
-    return boolean_masks(state), mean
+    with _Training(trainer, [state], [seed], until, observe) as training:
+        (loss,) = training.to(until)
+        return training.running.states()[0], loss
 
 
 def fit(
@@ -138,25 +108,108 @@ def fit(
 
     Raises UserError where the state has no step left to take, or the loss is no longer finite.
     """
-    step = int(state.step)
+    before = None if so_far is None else [so_far]
+    return fit_together(
+        trainer, [state], seeds=[seed], until=until, eval_every=eval_every, observe=observe, so_far=before
+    )[0]
+
+
+def fit_together(
+    trainer: Trainer,
+    states: Sequence[TrainState],
+    *,
+    seeds: Sequence[int],
+    until: int,
+    eval_every: int,
+    observe: Observer | None = None,
+    so_far: Sequence[Fit] | None = None,
+) -> list[Fit]:
+    """`fit` of several states at the same step, side by side as one vmapped program; a result for each.
+
+    `observe` is told the first state's points.
+    """
+    step = int(states[0].step)
     _check_steps_left(step, until)
     if so_far is None:
-        point = _measure(trainer, state, math.nan)
-        so_far = Fit(state, Chosen(point, state.params, state.buffers), (point,))
-    chosen, curve = so_far.chosen, so_far.curve
-    while step < until:
-        stop = min(until, step - step % eval_every + eval_every)
-        state, loss = take_steps(trainer, state, seed=seed, until=stop, observe=observe)
-        step = stop
-        if not math.isfinite(loss):
-            raise UserError(f"training diverged before step {step} (loss {loss}); a smaller --lr may help")
-        point = _measure(trainer, state, loss)
-        curve = (*curve, point)
-        if point.val_loss < chosen.point.val_loss:
-            chosen = Chosen(point, state.params, state.buffers)
-        if observe is not None:
-            observe(step, point)
-    return Fit(state, chosen, curve)
+        points = _measure(trainer, states, [math.nan] * len(states))
+        so_far = [
+            Fit(state, Chosen(point, state.params, state.buffers), (point,))
+            for state, point in zip(states, points, strict=True)
+        ]
+    fits = list(so_far)
+    with _Training(trainer, states, seeds, until, observe) as training:
+        while step < until:
+            step = min(until, step - step % eval_every + eval_every)
+            losses = training.to(step)
+            for seed, loss in zip(seeds, losses, strict=True):
+                if not math.isfinite(loss):
+                    raise UserError(
+                        f"seed {seed}: training diverged before step {step} (loss {loss}); a smaller --lr may help"
+                    )
+            states = training.running.states()
+            points = _measure(trainer, states, losses)
+            fits = [_extended(*item) for item in zip(fits, states, points, strict=True)]
+            if observe is not None:
+                observe(step, points[0])
+    return fits
+
+
+def _extended(fit: Fit, state: TrainState, point: Point) -> Fit:
+    better = point.val_loss < fit.chosen.point.val_loss
+    chosen = Chosen(point, state.params, state.buffers) if better else fit.chosen
+    return Fit(state, chosen, (*fit.curve, point))
+
+
+class _Training:
+    """Steps on a running loop, the feed ahead of them; a context, since a streamed feed has a thread."""
+
+    running: Running
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        states: Sequence[TrainState],
+        seeds: Sequence[int],
+        end: int,
+        observe: Observer | None,
+    ) -> None:
+        self._trainer, self._seeds, self._end, self._observe = trainer, seeds, end, observe
+        self._step = int(states[0].step)
+        self._device = states[0].step.device
+        self._feed = Feed(
+            trainer.data.train, trainer.batch_size, seeds, self._device, mapped=trainer.data.mapped
+        )
+        ready = [with_optimizer(state, trainer.optimizer) for state in states]
+        with _computing(trainer):
+            self.running = trainer.engine.begin(ready, seeds, self._feed)
+
+    def to(self, stop: int) -> list[float]:
+        """Go on to step `stop`; returns the mean loss of each state on the way."""
+        with _computing(self._trainer), _seeded(key(self._seeds[0], "layers", self._step), self._device):
+            while self._step < stop:
+                steps = min(self._feed.slots, stop - self._step)
+                self._feed.fill(self._step, self._step + steps, self._end)
+                self.running.take(steps, self._tick())
+                self._step += steps
+            return self.running.losses()
+
+    def _tick(self) -> Tick | None:
+        observe, step = self._observe, self._step
+        if observe is None:
+            return None
+
+        def tick(steps: int) -> None:
+            nonlocal step
+            step += steps
+            observe(step, None)
+
+        return tick
+
+    def __enter__(self) -> _Training:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._feed.close()
 
 
 def train(
@@ -169,12 +222,20 @@ def train(
     loss: Loss = cross_entropy,
     augment: Augment | None = None,
     seed: int = 0,
-    compile: bool = False,
+    engine: str = "eager",
+    precision: Precision = "fp32",
     observe: Observer | None = None,
 ) -> Transformation:
     """Training as a transformation TrainState -> TrainState, to compose: it goes on to step `steps`."""
     trainer = make_trainer(
-        model, data, optimizer=optimizer, batch_size=batch_size, loss=loss, augment=augment, compile=compile
+        model,
+        data,
+        optimizer=optimizer,
+        batch_size=batch_size,
+        loss=loss,
+        augment=augment,
+        engine=engine,
+        precision=precision,
     )
 
     def transformation(state: TrainState) -> TrainState:
@@ -186,7 +247,20 @@ def train(
 
 def accuracy_on(model: Model, state: TrainState, data: Dataset, split: str = "test") -> float:
     """Accuracy of a state's network on a split (`train`, `val` or `test`), in [0, 1]."""
-    return evaluate(make_eval_step(model), state.params, state.buffers, getattr(data, split)).accuracy
+    step = on_stored(make_eval_step(model), data.scale)
+    with torch.no_grad():
+        (quality,) = evaluate(
+            lambda batch: step(state.params, state.buffers, batch), getattr(data, split), state.step.device
+        )
+    return quality.accuracy
+
+
+def measure(
+    trainer: Trainer, params: Sequence[Params], buffers: Sequence[Buffers], split: Split, device: torch.device
+) -> list[Quality]:
+    """Loss and accuracy of some networks on a split, by the trainer's engine."""
+    with _computing(trainer):
+        return trainer.engine.measure(params, buffers, split, device)
 
 
 def _check_steps_left(step: int, until: int) -> None:
@@ -194,9 +268,17 @@ def _check_steps_left(step: int, until: int) -> None:
         raise UserError(f"steps: the state is already at step {step} of {until}; rewind or fine-tune first")
 
 
-def _measure(trainer: Trainer, state: TrainState, train_loss: float) -> Point:
-    quality: Quality = evaluate(trainer.eval_step, state.params, state.buffers, trainer.data.val)
-    return Point(int(state.step), train_loss, quality.loss, quality.accuracy)
+def _measure(trainer: Trainer, states: Sequence[TrainState], losses: Sequence[float]) -> list[Point]:
+    params, buffers = [state.params for state in states], [state.buffers for state in states]
+    qualities = measure(trainer, params, buffers, trainer.data.val, states[0].step.device)
+    step = int(states[0].step)
+    return [Point(step, loss, quality.loss, quality.accuracy) for loss, quality in zip(losses, qualities, strict=True)]
+
+
+@contextmanager
+def _computing(trainer: Trainer) -> Iterator[None]:
+    with torch.no_grad(), products(trainer.precision):
+        yield
 
 
 @contextmanager

@@ -1,8 +1,9 @@
 """Pure optimisers: (grads, state, params, step) -> (params, state). Their updates equal torch.optim's.
 
 The learning-rate table is part of the state: it lies on the right device, is saved with the rest, and
-replicates may have different ones. Adam's bias corrections come from running products of the betas, kept as
-float64 scalars; a power worked out in the step would be recomputed for every weight.
+replicates may have different ones. Adam's bias corrections for a step are worked out in the step before it: read
+from the state, in the params' dtype, they are two numbers to the compiled loop over the weights, where a division
+or a power would be done again for every weight.
 """
 
 from __future__ import annotations
@@ -27,20 +28,24 @@ class Optimizer(NamedTuple):
 
 
 class SGDState(NamedTuple):
-    """schedule: float64 (steps,). velocity: like params, or () without momentum."""
+    """schedule: the params' dtype, (steps,). velocity: like params, or () without momentum."""
 
     schedule: Schedule
     velocity: Any
 
 
 class AdamState(NamedTuple):
-    """schedule: float64 (steps,). mean, variance: like params. beta1_power, beta2_power: float64 scalars, beta^t."""
+    """schedule: the params' dtype, (steps,). mean, variance: like params.
+
+    powers: float64 (2,), both betas to the power of the step that comes next, counted from 1. corrections: the
+    params' dtype, (2,): 1 / (1 - powers[0]) and 1 / sqrt(1 - powers[1]).
+    """
 
     schedule: Schedule
     mean: Params
     variance: Params
-    beta1_power: Tensor
-    beta2_power: Tensor
+    powers: Tensor
+    corrections: Tensor
 
 
 def sgd(lr: float | Schedule, momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0) -> Optimizer:
@@ -55,7 +60,7 @@ def sgd(lr: float | Schedule, momentum: float = 0.0, nesterov: bool = False, wei
 
     def init(params: Params) -> SGDState:
         velocity = tree_map(torch.zeros_like, params) if momentum else ()
-        return SGDState(schedule.to(_device(params)), velocity)
+        return SGDState(_like(schedule, params), velocity)
 
     def update(grads: Params, state: SGDState, params: Params, step: Tensor) -> tuple[Params, SGDState]:
         rate = at(state.schedule, step)
@@ -64,7 +69,7 @@ def sgd(lr: float | Schedule, momentum: float = 0.0, nesterov: bool = False, wei
         if momentum:
             velocity = {name: velocity[name] * momentum + grads[name] for name in params}
             grads = {name: grads[name] + velocity[name] * momentum for name in params} if nesterov else velocity
-        new = {name: p - rate.to(p.dtype) * grads[name] for name, p in params.items()}
+        new = {name: p - rate * grads[name] for name, p in params.items()}
         return new, SGDState(state.schedule, velocity)
 
     return Optimizer(init, update)
@@ -97,30 +102,34 @@ def _adam(
     _check(beta1=beta1, beta2=beta2, weight_decay=weight_decay)
     schedule = as_schedule(lr)
 
+    def corrections(powers: Tensor) -> Tensor:
+        rest = 1 - powers
+        return torch.stack([1 / rest[0], 1 / rest[1].sqrt()])
+
     def init(params: Params) -> AdamState:
-        one = torch.ones((), dtype=torch.float64, device=_device(params))
+        table = _like(schedule, params)
+        powers = torch.tensor(betas, dtype=torch.float64, device=table.device)
         zeros = tree_map(torch.zeros_like, params)
-        return AdamState(schedule.to(_device(params)), zeros, tree_map(torch.clone, zeros), one, one.clone())
+        return AdamState(table, zeros, tree_map(torch.clone, zeros), powers, corrections(powers).to(table.dtype))
 
     def update(grads: Params, state: AdamState, params: Params, step: Tensor) -> tuple[Params, AdamState]:
         rate = at(state.schedule, step)
         if not decoupled:
             grads = _decayed(grads, params, weight_decay)
-        power1, power2 = state.beta1_power * beta1, state.beta2_power * beta2
-        stride = rate / (1 - power1)
-        spread = (1 - power2).sqrt()
+        stride, widen = rate * state.corrections[0], state.corrections[1]
 
         mean = {name: m + (grads[name] - m) * (1 - beta1) for name, m in state.mean.items()}
         variance = {name: v * beta2 + grads[name] * grads[name] * (1 - beta2) for name, v in state.variance.items()}
 
         def moved(name: str, p: Tensor) -> Tensor:
             if decoupled and weight_decay:
-                p = p * (1 - rate * weight_decay).to(p.dtype)
-            denominator = variance[name].sqrt() / spread.to(p.dtype) + eps
-            return p - stride.to(p.dtype) * mean[name] / denominator
+                p = p * (1 - rate * weight_decay)
+            return p - stride * mean[name] / (variance[name].sqrt() * widen + eps)
 
         new = {name: moved(name, p) for name, p in params.items()}
-        return new, AdamState(state.schedule, mean, variance, power1, power2)
+        powers = torch.stack([state.powers[0] * beta1, state.powers[1] * beta2])
+        following = corrections(powers).to(state.corrections.dtype)
+        return new, AdamState(state.schedule, mean, variance, powers, following)
 
     return Optimizer(init, update)
 
@@ -131,9 +140,9 @@ def _decayed(grads: Params, params: Params, weight_decay: float) -> Params:
     return {name: grad + params[name] * weight_decay for name, grad in grads.items()}
 
 
-def _device(params: Params) -> torch.device:
-    device: torch.device = leaves(params)[0].device
-    return device
+def _like(schedule: Schedule, params: Params) -> Schedule:
+    """The table on the params' device and in their dtype: a float64 number would slow a loop over float32 weights."""
+    return schedule.to(leaves(params)[0])
 
 
 def _check(**values: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -10,8 +11,11 @@ from torch import Tensor
 from torch.func import grad_and_value
 
 from lthfunc.training.optimizers import Optimizer
+from lthfunc.training.precision import Precision, casting
 from lthfunc.trees.model import Model, apply_evaluating, apply_training
-from lthfunc.trees.types import Batch, Buffers, Masks, Params, TrainState
+from lthfunc.trees.ops import scaled
+from lthfunc.trees.rng import fold_in
+from lthfunc.trees.types import Batch, Buffers, Masks, Params, Scale, TrainState
 
 #: (outputs, targets) -> a scalar, the mean over the batch.
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -28,17 +32,20 @@ def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
     return (outputs.argmax(-1) == targets).double().mean()
 
 
-def make_train_step(model: Model, loss: Loss, optimizer: Optimizer) -> TrainStep:
+def make_train_step(model: Model, loss: Loss, optimizer: Optimizer, precision: Precision = "fp32") -> TrainStep:
     """A pure step: (state, batch) -> (state, metrics). The state must hold an optimiser state.
 
     The gradient is masked before weight decay and momentum see it. With params that start masked, pruned
     weights then stay exactly zero, whatever the optimiser. `state.masks` may be bool or, faster, float.
+    With precision "bf16" the network runs under autocast; params, gradients and optimiser stay float32.
     """
 
     def objective(params: Params, buffers: Buffers, batch: Batch) -> tuple[Tensor, tuple[Tensor, Buffers]]:
         inputs, targets = batch
-        outputs, buffers = apply_training(model, params, buffers, inputs)
-        return loss(outputs, targets), (accuracy(outputs, targets), buffers)
+        with casting(precision, inputs.device):
+            outputs, buffers = apply_training(model, params, buffers, inputs)
+            value = loss(outputs, targets)
+        return value, (accuracy(outputs, targets), buffers)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         grads, (value, (correct, buffers)) = grad_and_value(objective, has_aux=True)(state.params, state.buffers, batch)
@@ -52,15 +59,53 @@ def make_train_step(model: Model, loss: Loss, optimizer: Optimizer) -> TrainStep
     return step
 
 
-def make_eval_step(model: Model, loss: Loss = cross_entropy) -> EvalStep:
+def make_eval_step(model: Model, loss: Loss = cross_entropy, precision: Precision = "fp32") -> EvalStep:
     """A pure evaluation: (params, buffers, batch) -> metrics, in evaluation mode."""
 
     def step(params: Params, buffers: Buffers, batch: Batch) -> Metrics:
         inputs, targets = batch
-        outputs = apply_evaluating(model, params, buffers, inputs)
-        return {"loss": loss(outputs, targets), "accuracy": accuracy(outputs, targets)}
+        with casting(precision, inputs.device):
+            outputs = apply_evaluating(model, params, buffers, inputs)
+            value = loss(outputs, targets)
+        return {"loss": value, "accuracy": accuracy(outputs, targets)}
 
     return step
+
+
+class Carry(NamedTuple):
+    """What a running loop hands from step to step.
+
+    key: int64 scalar, of the run's seed; a step folds its number into it, so that what it draws depends on
+    nothing else. loss: float64 (1,), the sum of the steps' losses.
+    """
+
+    state: TrainState
+    key: Tensor
+    loss: Tensor
+
+
+#: Random changes of training inputs, a function of the inputs (n, ...) and a key; the same shape comes back.
+Augment = Callable[[Tensor, Tensor], Tensor]
+Advance = Callable[[Carry, Batch], Carry]
+
+
+def make_advance(step: TrainStep, scale: Scale | None = None, augment: Augment | None = None) -> Advance:
+    """The body of a training loop, still pure: the step on a batch as the data set stores it."""
+
+    def advance(carry: Carry, batch: Batch) -> Carry:
+        stored, targets = batch
+        inputs = scaled(stored, scale)
+        if augment is not None:
+            inputs = augment(inputs, fold_in(carry.key, carry.state.step))
+        state, metrics = step(carry.state, (inputs, targets))
+        return Carry(state, carry.key, carry.loss + metrics["loss"])
+
+    return advance
+
+
+def on_stored(step: EvalStep, scale: Scale | None) -> EvalStep:
+    """The evaluation of a batch as the data set stores it."""
+    return lambda params, buffers, batch: step(params, buffers, (scaled(batch[0], scale), batch[1]))
 
 
 def masked(grads: Params, masks: Masks) -> Params:

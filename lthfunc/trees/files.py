@@ -49,6 +49,16 @@ def load_tree(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, A
     return _nest(flat), header
 
 
+def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The metadata that `save_tree` wrote, without reading the tensors. Raises UserError as `load_tree` does."""
+    try:
+        with safetensors.safe_open(str(path), framework="pt") as file:
+            header: dict[str, Any] = json.loads((file.metadata() or {}).get(_KEY, "{}"))
+    except (OSError, safetensors.SafetensorError, json.JSONDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as a safetensors file ({error})") from error
+    return header
+
+
 def save_ticket(path: str | os.PathLike[str], ticket: Ticket, metadata: Mapping[str, Any] | None = None) -> None:
     """Write a ticket; bit-exact when read back."""
     save_tree(path, ticket._asdict(), {"format": _TICKET, **(metadata or {})})

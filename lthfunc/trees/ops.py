@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import optree
 import torch
 from torch import Tensor
 
-from lthfunc.trees.types import Dataset, Masks, Params, Split
+from lthfunc.trees.types import Dataset, Masks, Params, Scale, Split
 
 T = TypeVar("T")
 
@@ -24,6 +24,16 @@ def leaves(tree: Any) -> list[Any]:
     return optree.tree_leaves(tree)
 
 
+def flattened(tree: T) -> tuple[list[Tensor], Callable[[Sequence[Tensor]], T]]:
+    """(the leaves in one fixed order, the function that makes such a tree of as many leaves)."""
+    parts, structure = optree.tree_flatten(tree)  # type: ignore[arg-type,var-annotated]
+
+    def rebuilt(leaves: Sequence[Tensor]) -> T:
+        return optree.tree_unflatten(structure, leaves)  # type: ignore[return-value]
+
+    return parts, rebuilt
+
+
 def clone(tree: T) -> T:
     """A copy that shares no memory with `tree`."""
     return tree_map(torch.clone, tree)
@@ -34,13 +44,36 @@ def to_device(tree: T, device: torch.device | str) -> T:
     return tree_map(lambda leaf: leaf.to(device), tree)
 
 
-def data_to_device(data: Dataset, device: torch.device | str) -> Dataset:
-    """The data set's tensors on `device`."""
+def data_to_device(data: Dataset, device: torch.device | str, room: int | None = None) -> Dataset:
+    """The data set's tensors on `device`. With `room` (bytes), splits that would pass it stay where they are."""
 
     def move(split: Split) -> Split:
+        nonlocal room
+        size = split.x.nbytes + split.y.nbytes
+        if room is not None:
+            if size > room:
+                return split
+            room -= size
         return Split(split.x.to(device), split.y.to(device))
 
     return data._replace(train=move(data.train), val=move(data.val), test=move(data.test))
+
+
+def scaled(x: Tensor, scale: Scale | None) -> Tensor:
+    """Stored inputs (n, channels, ...) as a network takes them: float32, or as they are without a scale."""
+    if scale is None:
+        return x
+    if len(scale.mean) == 1:  # numbers compile to less than tensors do
+        return x.float() * (1 / (scale.unit * scale.std[0])) - scale.mean[0] / scale.std[0]
+    gain = _channels([1 / (scale.unit * std) for std in scale.std], x)
+    shift = _channels([mean / std for mean, std in zip(scale.mean, scale.std, strict=True)], x)
+    return x.float() * gain - shift
+
+
+def _channels(values: list[float], x: Tensor) -> Tensor:
+    # Made of fills, and not of a list: a compiled step on a GPU would copy a list from the host in every step.
+    filled = torch.stack([torch.full((), value, device=x.device) for value in values])
+    return filled.view(-1, *(1,) * (x.ndim - 2))
 
 
 def same_bits(left: Any, right: Any) -> bool:

@@ -26,3 +26,46 @@ def generator(seed: int, purpose: str, *counters: int | str) -> torch.Generator:
 def permutation(n: int, seed: int, purpose: str, *counters: int | str) -> Tensor:
     """A permutation of 0 … n-1, int64, on the CPU."""
     return torch.randperm(n, generator=generator(seed, purpose, *counters))
+
+
+#: All counter-based draws are made of 32 bits, held in int64 so that products don't overflow.
+_MASK = 0xFFFFFFFF
+# Multipliers of lowbias32 (C. Wellons, "Prospecting for Hash Functions", 2018), the second one less 2³² to fit.
+_FIRST, _SECOND = 0x7FEB352D, 0x846CA68B - (1 << 32)
+_GOLDEN = 0x9E3779B9 - (1 << 32)
+
+
+def counter_key(seed: int, purpose: str) -> Tensor:
+    """A key for draws inside a step: an int64 scalar in [0, 2³²), made into others by `fold_in`."""
+    return torch.tensor(key(seed, purpose) & _MASK)
+
+
+def fold_in(key: Tensor, number: Tensor | int) -> Tensor:
+    """A new key of a key and a number (a step, a layer), or as many as `number` (int64, below 2³¹) has entries.
+
+    Integer arithmetic alone: the same on every device, compiled or not, and under vmap.
+    """
+    return _mixed((_mixed(key) + number * _GOLDEN) & _MASK)
+
+
+def integers(key: Tensor, n: int, high: int) -> Tensor:
+    """`n` draws from 0 … high-1, int64, as a function of the key."""
+    return (fold_in(key, torch.arange(n, device=key.device)) * high) >> 32
+
+
+def _mixed(bits: Tensor) -> Tensor:
+    bits = bits ^ (bits >> 16)
+    bits = (bits * _FIRST) & _MASK
+    bits = bits ^ (bits >> 15)
+    bits = (bits * _SECOND) & _MASK
+    return _written(bits ^ (bits >> 16))
+
+
+def _written(bits: Tensor) -> Tensor:
+    """The same numbers, written to memory.
+
+    A compiler would otherwise put an expression into each of its two uses, and that into its two, and take minutes.
+    """
+    flat = bits.reshape(-1)
+    places = torch.arange(flat.numel(), device=bits.device)
+    return torch.zeros_like(flat).scatter(0, places, flat).view(bits.shape)

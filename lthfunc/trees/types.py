@@ -41,20 +41,37 @@ class Ticket(NamedTuple):
 
 
 class Split(NamedTuple):
-    """Part of a data set: inputs x (n, ...) and integer targets y (n, ...), on one device."""
+    """Part of a data set: inputs x (n, ...) and integer targets y (n, ...), as they are stored."""
 
     x: Tensor
     y: Tensor
 
 
+class Scale(NamedTuple):
+    """How stored inputs become a network's: ``(x / unit - mean) / std``, per channel.
+
+    unit: what counts as 1 (255 for uint8 pixels). mean, std: one number per channel (the first axis of an input).
+    """
+
+    unit: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
 class Dataset(NamedTuple):
-    """A data set as tensors. `val` is held out of the training images, to choose by; `test` is read once."""
+    """A data set as tensors. `val` is held out of the training images, to choose by; `test` is read once.
+
+    Inputs may be stored small (uint8) and are then scaled inside the step, by `scale`; without one they are
+    taken as they are. mapped: the tensors lie in a file that is read where and when a step needs it.
+    """
 
     name: str
     train: Split
     val: Split
     test: Split
     classes: int
+    scale: Scale | None = None
+    mapped: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:

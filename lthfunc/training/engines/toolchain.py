@@ -1,40 +1,16 @@
-"""Compiled steps, and what to do where there is no compiler."""
+"""What compiling needs on a machine, and what is missing there."""
 
 from __future__ import annotations
 
 import functools
-import logging
 import os
 import shutil
 import subprocess
 import sysconfig
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-
-from lthfunc.training.steps import TrainStep
-
-
-def compiled(step: TrainStep) -> TrainStep:
-    """The step, compiled whole (`fullgraph`); pure as before. The first call takes about 20 s on a CPU."""
-    # On machines without a GPU the compiler remarks on it; its errors still come through.
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-    program: TrainStep = torch.compile(step, fullgraph=True, dynamic=False)
-    return program
-
-
-@contextmanager
-def unguarded() -> Iterator[None]:
-    """Skip Dynamo's checks that nothing changed since compilation, for loops that guarantee it themselves.
-
-    The first call must have been made before. Only the checks that tell one compiled program from another
-    remain; without the rest a small step gains about 3 %.
-    """
-    with torch.compiler.set_stance(skip_guard_eval_unsafe=True):
-        yield
 
 
 def why_not(device: torch.device | str) -> str | None:

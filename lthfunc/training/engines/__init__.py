@@ -1,0 +1,1 @@
+"""Engines: how the pure step becomes a running loop."""

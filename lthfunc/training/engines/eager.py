@@ -1,0 +1,59 @@
+"""The eager engine: the pure step as it is written. Runs whatever PyTorch runs; the reference for all others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from lthfunc.training.engines.interface import Engine, Running, Tick, Work
+from lthfunc.training.engines.side_by_side import (
+    carry_of,
+    mean_losses,
+    stacked,
+    states_of,
+    widened,
+    widened_eval,
+)
+from lthfunc.training.evaluation import Quality, chunk_for, evaluate
+from lthfunc.training.feed import Feed
+from lthfunc.training.steps import Advance
+from lthfunc.trees.types import Buffers, Params, Split, TrainState
+
+
+def eager(work: Work) -> Engine:
+    """Steps taken one operation at a time."""
+
+    def begin(states: Sequence[TrainState], seeds: Sequence[int], feed: Feed) -> Running:
+        return _Loop(work.advance, states, seeds, feed)
+
+    def measure(
+        params: Sequence[Params], buffers: Sequence[Buffers], split: Split, device: torch.device
+    ) -> list[Quality]:
+        step, networks = widened_eval(work.evaluate, len(params)), (stacked(params), stacked(buffers))
+        return evaluate(lambda batch: step(*networks, batch), split, device, chunk_for(len(params)))
+
+    return Engine("eager", begin, measure)
+
+
+class _Loop:
+    def __init__(self, advance: Advance, states: Sequence[TrainState], seeds: Sequence[int], feed: Feed) -> None:
+        self._width = len(states)
+        self._advance, self._batches = widened(advance, self._width), feed.batches
+        self._carry, self._since = carry_of(states, seeds), 0
+
+    def take(self, steps: int, tick: Tick | None) -> None:
+        for slot in range(steps):
+            self._carry = self._advance(self._carry, self._batches[slot])
+            if tick is not None:
+                tick(1)
+        self._since += steps
+
+    def losses(self) -> list[float]:
+        means = mean_losses(self._carry, self._since)
+        self._carry = self._carry._replace(loss=torch.zeros_like(self._carry.loss))
+        self._since = 0
+        return means
+
+    def states(self) -> list[TrainState]:
+        return states_of(self._carry, self._width)

@@ -1,0 +1,76 @@
+"""What an engine is: it makes states ready, takes steps on them, and gives public states back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
+
+import torch
+
+from lthfunc.training.evaluation import Quality
+from lthfunc.training.feed import Feed
+from lthfunc.training.optimizers import Optimizer
+from lthfunc.training.precision import Precision
+from lthfunc.training.steps import (
+    Advance,
+    Augment,
+    EvalStep,
+    Loss,
+    make_advance,
+    make_eval_step,
+    make_train_step,
+    on_stored,
+)
+from lthfunc.trees.model import Model
+from lthfunc.trees.types import Buffers, Params, Scale, Split, TrainState
+
+#: Told how many steps were taken since the last time.
+Tick = Callable[[int], None]
+
+
+class Work(NamedTuple):
+    """What is to be run: the same for every engine."""
+
+    model: Model
+    loss: Loss
+    optimizer: Optimizer
+    scale: Scale | None
+    augment: Augment | None
+    precision: Precision
+
+    @property
+    def advance(self) -> Advance:
+        """The body of the training loop."""
+        step = make_train_step(self.model, self.loss, self.optimizer, self.precision)
+        return make_advance(step, self.scale, self.augment)
+
+    @property
+    def evaluate(self) -> EvalStep:
+        """The evaluation of a stored batch."""
+        return on_stored(make_eval_step(self.model, self.loss, self.precision), self.scale)
+
+
+class Running(Protocol):
+    """A loop under way: private, and changed in place where that is faster. Nobody else sees its memory."""
+
+    def take(self, steps: int, tick: Tick | None) -> None:
+        """Take one step on each of the feed's slots 0 … steps-1."""
+
+    def losses(self) -> list[float]:
+        """Mean training loss of each state over the steps since the last time (NaN without any)."""
+
+    def states(self) -> list[TrainState]:
+        """The public states: memory of their own, bool masks, the layout that `init` gives."""
+
+
+class Engine(NamedTuple):
+    """A way to run the pure step. Add another in a file of its own and a line in `table.py`.
+
+    begin: (states with an optimiser, their seeds, feed) -> a running loop; the states are left as they are.
+    measure: (params, buffers, split, device) of as many networks -> the quality of each. Several states run side
+    by side as one vmapped program.
+    """
+
+    name: str
+    begin: Callable[[Sequence[TrainState], Sequence[int], Feed], Running]
+    measure: Callable[[Sequence[Params], Sequence[Buffers], Split, torch.device], list[Quality]]

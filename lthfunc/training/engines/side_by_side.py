@@ -1,0 +1,60 @@
+"""Several states as one: every leaf gets a leading dimension, and the pure functions run under vmap."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+
+from lthfunc.training.steps import Advance, Carry, EvalStep, boolean_masks, floating_masks
+from lthfunc.trees.ops import tree_map
+from lthfunc.trees.rng import counter_key
+from lthfunc.trees.types import TrainState
+
+T = TypeVar("T")
+
+
+def stacked(trees: Sequence[T]) -> T:
+    """One tree whose leaves are the trees' leaves, stacked along a new first dimension; a single tree as it is."""
+    return trees[0] if len(trees) == 1 else tree_map(lambda *leaves: torch.stack(leaves), trees[0], *trees[1:])
+
+
+def apart(tree: T, width: int) -> list[T]:
+    """The trees that `stacked` put together."""
+    if width == 1:
+        return [tree]
+    return [tree_map(lambda leaf, i=i: leaf[i], tree) for i in range(width)]
+
+
+def carry_of(states: Sequence[TrainState], seeds: Sequence[int]) -> Carry:
+    """The loop's carry of some states: float masks, keys of the seeds, no loss yet."""
+
+    def single(state: TrainState, seed: int) -> Carry:
+        device = state.step.device
+        key = counter_key(seed, "step").to(device)
+        return Carry(floating_masks(state), key, torch.zeros(1, dtype=torch.float64, device=device))
+
+    return stacked([single(state, seed) for state, seed in zip(states, seeds, strict=True)])
+
+
+def states_of(carry: Carry, width: int, copy: Callable[[Any], Any] = lambda leaf: leaf) -> list[TrainState]:
+    """The public states in a carry, each leaf through `copy`."""
+    return [boolean_masks(tree_map(copy, part.state)) for part in apart(carry, width)]
+
+
+def widened(advance: Advance, width: int) -> Advance:
+    """The body of the loop for so many states and batches."""
+    # Random layers draw anew for each state.
+    return advance if width == 1 else torch.vmap(advance, randomness="different")
+
+
+def widened_eval(step: EvalStep, width: int) -> EvalStep:
+    """The evaluation of so many networks on one batch."""
+    return step if width == 1 else torch.vmap(step, in_dims=(0, 0, None))
+
+
+def mean_losses(carry: Carry, steps: int) -> list[float]:
+    """Mean loss of each state over so many steps; NaN over none."""
+    return [total / steps if steps else math.nan for total in carry.loss.flatten().tolist()]

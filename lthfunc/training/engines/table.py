@@ -1,0 +1,27 @@
+"""The engines by name, and the rule that chooses one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from lthfunc.errors import unknown
+from lthfunc.training.engines.compiled import compile_engine
+from lthfunc.training.engines.eager import eager
+from lthfunc.training.engines.interface import Engine, Work
+
+ENGINES: dict[str, Callable[[Work], Engine]] = {"eager": eager, "compile": compile_engine}
+
+#: Steps of a whole run from which compiling (3 to 20 s the first time, measured in benchmarks/) is paid back.
+COMPILE_FROM_STEPS = 3_000
+
+
+def make_engine(name: str, work: Work) -> Engine:
+    """The engine of that name. Raises UserError where there is none."""
+    if name not in ENGINES:
+        raise unknown("--engine", name, ENGINES)
+    return ENGINES[name](work)
+
+
+def engine_for(steps: int) -> str:
+    """What `auto` stands for, by the number of steps of the whole run alone, so that equal commands give equal bits."""
+    return "compile" if steps >= COMPILE_FROM_STEPS else "eager"

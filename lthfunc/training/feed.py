@@ -1,0 +1,103 @@
+"""Batches brought to where the steps read them: some steps ahead, into memory that stays where it is.
+
+Gathering 60 images from all over a data set in every step waits for main memory; gathered for many steps at a
+time, they lie in a cache when their step comes, and a compiled step (or a captured CUDA graph) finds its inputs
+always at the same addresses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+
+from lthfunc.training.batches import Order
+from lthfunc.trees.types import Batch, Split
+
+#: Bytes of inputs gathered at a time: they should stay in a CPU's last cache; a GPU has room, and fewer launches
+#: to gain.
+_BYTES = {"cpu": 4 * 2**20, "cuda": 256 * 2**20}
+_MOST = 64
+
+
+class Feed:
+    """Slots for the batches of coming steps: `fill`, then read slot 0, 1, … from `batches`.
+
+    With several seeds a batch has one more dimension in front, (seeds, batch size, ...). A split that is mapped
+    from a file, or lies on another device than the training, is streamed: a thread gathers the next steps while
+    the present ones run.
+    """
+
+    def __init__(
+        self, split: Split, batch_size: int, seeds: Sequence[int], device: torch.device, *, mapped: bool = False
+    ) -> None:
+        self._split, self._device = split, device
+        self._orders = [Order(len(split.x), batch_size, seed) for seed in seeds]
+        lead = (batch_size,) if len(seeds) == 1 else (len(seeds), batch_size)
+        size = split.x[:1].nbytes * batch_size * len(seeds)
+        self.slots = max(1, min(_MOST, _BYTES.get(device.type, _BYTES["cpu"]) // max(1, size)))
+        self._x, self._y = (
+            torch.empty((self.slots, *lead, *part.shape[1:]), dtype=part.dtype, device=device) for part in split
+        )
+        self.batches: list[Batch] = list(zip(self._x, self._y, strict=True))
+        streamed = mapped or split.x.device.type != device.type
+        self._stream = _Stream(split, self._x, self._y) if streamed else None
+
+    def fill(self, start: int, stop: int, end: int) -> None:
+        """Put the batches of steps start … stop-1 into the first slots; steps up to `end` will be asked for."""
+        if self._stream is not None:
+            following = stop, min(stop + self.slots, end)
+            self._stream.deliver(self._indices(start, stop), stop - start)
+            if following[0] < following[1]:
+                self._stream.order(self._indices(*following))
+            return
+        index = self._indices(start, stop).to(self._device)
+        for part, slots in zip(self._split, (self._x, self._y), strict=True):
+            flat = slots[: stop - start].view(-1, *part.shape[1:])
+            torch.index_select(part, 0, index, out=flat)
+
+    def close(self) -> None:
+        """End the thread of a streamed split."""
+        if self._stream is not None:
+            self._stream.close()
+
+    def _indices(self, start: int, stop: int) -> Tensor:
+        return torch.stack([order.rows(start, stop) for order in self._orders], dim=1).flatten()
+
+
+class _Stream:
+    """Gathers rows in a thread of its own, into (pinned) memory beside the slots."""
+
+    def __init__(self, split: Split, x: Tensor, y: Tensor) -> None:
+        self._split, self._slots = split, (x, y)
+        pin = x.device.type == "cuda"
+        self._staging = tuple(torch.empty(part.shape, dtype=part.dtype, pin_memory=pin) for part in (x, y))
+        self._thread = ThreadPoolExecutor(1, "lthfunc-feed")
+        self._ready: Future[None] | None = None
+        self._copied = torch.cuda.Event() if pin else None  # type: ignore[no-untyped-call]
+
+    def order(self, index: Tensor) -> None:
+        self._ready = self._thread.submit(self._gather, index)
+
+    def deliver(self, index: Tensor, steps: int) -> None:
+        if self._ready is None:  # the first steps were not ordered ahead
+            self.order(index)
+        assert self._ready is not None
+        self._ready.result()
+        self._ready = None
+        for staged, slots in zip(self._staging, self._slots, strict=True):
+            slots[:steps].copy_(staged[:steps], non_blocking=True)
+        if self._copied is not None:
+            self._copied.record()
+
+    def close(self) -> None:
+        self._thread.shutdown(cancel_futures=True)
+
+    def _gather(self, index: Tensor) -> None:
+        if self._copied is not None:  # the last copy out of the staging memory must have ended
+            self._copied.synchronize()
+        for part, staged in zip(self._split, self._staging, strict=True):
+            flat = staged.view(-1, *part.shape[1:])[: len(index)]
+            torch.index_select(part, 0, index, out=flat)

@@ -1,0 +1,319 @@
+"""Engines: all equal the eager step, change nobody's tensors, and compile once."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import DroppingNet, NormedNet
+from torch import nn
+
+import lthfunc as lf
+from lthfunc.errors import UserError
+from lthfunc.experiments.config import ENGINES as NAMES, PRECISIONS as PRECISION_NAMES
+from lthfunc.experiments.iterative import Plan, iterative
+from lthfunc.training.engines import compiled as compiled_engine, toolchain
+from lthfunc.training.engines.table import COMPILE_FROM_STEPS, ENGINES, engine_for
+from lthfunc.training.loop import Trainer, fit, fit_together, make_trainer, measure, take_steps
+from lthfunc.training.optimizers import Optimizer
+from lthfunc.training.precision import PRECISIONS, check_precision
+from lthfunc.trees import ops
+from lthfunc.trees.types import Dataset, Scale, TrainState
+
+needs_compiler = pytest.mark.skipif(toolchain.why_not("cpu") is not None, reason=f"{toolchain.why_not('cpu')}")
+EVERY = [pytest.param(name, marks=() if name == "eager" else (needs_compiler, pytest.mark.slow)) for name in ENGINES]
+OTHERS = [param for param in EVERY if param.values != ("eager",)]
+
+#: Stated tolerance: a compiler contracts multiplications and additions, and convolutions sum in another order, so
+#: results differ in the last bits, and training carries such differences on. After 30 steps they stay below this.
+RELATIVE, ABSOLUTE = 1e-3, 1e-4
+
+OPTIMIZERS = {
+    "adam": lf.adam(lf.warmup(lf.cosine(1e-3, 40), 5), weight_decay=1e-2),
+    "adamw": lf.adamw(1e-3),
+    "momentum": lf.sgd(lf.stepwise(1e-2, (10, 20)), momentum=0.9, nesterov=True, weight_decay=5e-4),
+    "sgd": lf.sgd(1e-2),
+}
+
+
+def trainer(model: lf.Model, data: Dataset, engine: str, optimizer: Optimizer | None = None) -> Trainer:
+    return make_trainer(model, data, optimizer=optimizer or lf.adam(1e-3), batch_size=40, engine=engine)
+
+
+def same_numbers(left: TrainState, right: TrainState) -> None:
+    """Params, buffers and optimiser state, within the stated tolerance."""
+    for name in ("params", "buffers", "opt"):
+        pair = [ops.leaves(getattr(state, name)) for state in (left, right)]
+        for a, b in zip(*pair, strict=True):
+            torch.testing.assert_close(a, b, rtol=RELATIVE, atol=ABSOLUTE)
+    assert lf.same_bits(left.masks, right.masks)
+    assert int(left.step) == int(right.step)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_engines_equal_the_eager_step(few_digits: Dataset, name: str, optimizer: str) -> None:
+    """Convolution, BatchNorm and a linear layer; schedules, weight decay, momentum; losses and evaluations too."""
+    model = lf.from_module(NormedNet())
+    start = lf.prune(fraction=0.5)(lf.init(model))
+    before = ops.clone(start)
+    fits = {}
+    for engine in ("eager", name):
+        work = trainer(model, few_digits, engine, OPTIMIZERS[optimizer])
+        fits[engine] = fit(work, start, seed=0, until=30, eval_every=10)
+        again = fit(work, start, seed=0, until=30, eval_every=10)
+        assert lf.same_bits(again.state, fits[engine].state), "an engine repeats its own bits"
+    assert lf.same_bits(start, before), "an engine is pure"
+    ours, reference = fits[name], fits["eager"]
+    same_numbers(ours.state, reference.state)
+    for point, expected in zip(ours.curve, reference.curve, strict=True):
+        assert point == pytest.approx(expected, rel=1e-3, abs=1e-3, nan_ok=True)
+    for key, mask in ours.state.masks.items():
+        assert mask.dtype == torch.bool
+        assert not ours.state.params[key][~mask].any()
+        assert ours.state.params[key].is_contiguous()
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_training_in_parts_has_the_bits_of_training_in_one(few_digits: Dataset, name: str) -> None:
+    model = lf.from_module(NormedNet())
+    work = trainer(model, few_digits, name)
+    whole, _ = take_steps(work, lf.init(model), seed=3, until=17)
+    part, _ = take_steps(work, lf.init(model), seed=3, until=9)
+    kept = ops.clone(part)
+    rest, _ = take_steps(work, part, seed=3, until=17)
+    assert lf.same_bits(rest, whole)
+    assert lf.same_bits(part, kept), "a state handed out is nobody else's memory"
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_states_side_by_side_equal_each_alone(few_digits: Dataset, name: str) -> None:
+    """One vmapped program over a ticket, its dense network and another seed, each with its own batches."""
+    model = lf.from_module(NormedNet())
+    states = [lf.init(model, 0), lf.prune(fraction=0.5)(lf.init(model, 0)), lf.init(model, 1)]
+    seeds = [0, 0, 1]
+    work = trainer(model, few_digits, name)
+    together = fit_together(work, states, seeds=seeds, until=20, eval_every=10)
+    for state, seed, found in zip(states, seeds, together, strict=True):
+        alone = fit(work, state, seed=seed, until=20, eval_every=10)
+        same_numbers(found.state, alone.state)
+        for point, expected in zip(found.curve, alone.curve, strict=True):
+            assert point == pytest.approx(expected, rel=1e-3, abs=1e-3, nan_ok=True)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_random_layers_repeat(few_digits: Dataset, name: str) -> None:
+    model = lf.from_module(DroppingNet())
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    work = trainer(model, few_digits, name)
+    first, _ = take_steps(work, lf.init(model), seed=0, until=10)
+    assert torch.equal(torch.rand(3), expected), "the global generator is left alone"
+    assert lf.same_bits(first, take_steps(work, lf.init(model), seed=0, until=10)[0])
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_augmentation_draws_the_same_in_every_engine(few_digits: Dataset, name: str) -> None:
+    model = lf.from_module(NormedNet())
+    results = [
+        take_steps(
+            make_trainer(
+                model, few_digits, optimizer=lf.sgd(0.01), batch_size=40, augment=lf.shift_and_mirror, engine=engine
+            ),
+            lf.init(model),
+            seed=4,
+            until=12,
+        )[0]
+        for engine in ("eager", name)
+    ]
+    same_numbers(*results)
+    plain, _ = take_steps(trainer(model, few_digits, "eager", lf.sgd(0.01)), lf.init(model), seed=4, until=12)
+    assert not lf.same_bits(plain.params, results[0].params)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_stored_pixels_are_scaled_inside_the_step(few_digits: Dataset, name: str) -> None:
+    """uint8 inputs with a scale train as the floats do that the scale makes of them."""
+    scale = Scale(16.0, (0.3,), (0.4,))
+    raw = {}
+    floats = {}
+    for part in ("train", "val", "test"):
+        split = getattr(few_digits, part)
+        pixels = (split.x - split.x.min()).mul(6).round().clamp(0, 16).to(torch.uint8)
+        raw[part] = split._replace(x=pixels)
+        floats[part] = split._replace(x=(pixels.float() / 16 - 0.3) / 0.4)
+    model = lf.from_module(NormedNet())
+    stored = few_digits._replace(**raw, scale=scale)
+    fits = [
+        fit(trainer(model, data, engine), lf.init(model), seed=0, until=12, eval_every=6)
+        for data, engine in ((stored, name), (few_digits._replace(**floats), "eager"))
+    ]
+    same_numbers(fits[0].state, fits[1].state)
+    assert fits[0].chosen.point == pytest.approx(fits[1].chosen.point, rel=1e-3)
+    assert lf.accuracy_on(model, fits[0].state, stored) == pytest.approx(
+        lf.accuracy_on(model, fits[1].state, few_digits._replace(**floats)), abs=0.02
+    )
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_a_whole_run_compiles_one_step_and_one_evaluation(
+    digits: Dataset, few_digits: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rounds, seeds, controls, masks and rewinding change nothing: they are data."""
+    made = []
+    original = compiled_engine.compiled
+    monkeypatch.setattr(compiled_engine, "compiled", lambda *a: made.append(a[0].__name__) or original(*a))
+    model = lf.from_module(NormedNet())
+    data = few_digits._replace(val=digits.train, test=digits.train)  # more than a chunk, and some left over
+    plan = Plan(model=model, trainer=trainer(model, data, "compile"), steps=12, eval_every=6, rounds=2)
+    plan = plan._replace(controls=("reinit", "random-mask", "shuffled-mask"))
+    for seed in (0, 1):
+        assert len(list(iterative(plan, seed))) == 1 + 2 * 4
+    assert sorted(made) == ["flat", "in_place"]
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_a_second_process_compiles_nothing(tmp_path: Path) -> None:
+    code = (
+        "import lthfunc as lf\n"
+        "from lthfunc.training.loop import make_trainer, take_steps\n"
+        "from torch._dynamo.utils import counters\n"
+        "data, model = lf.data.load('digits'), lf.models.lenet300((1, 8, 8), 10)\n"
+        "trainer = make_trainer(model, data, optimizer=lf.adam(LR), engine='compile')\n"
+        "take_steps(trainer, lf.prune(fraction=LR * 100)(lf.init(model, SEED)), seed=SEED, until=2)\n"
+        "print(counters['inductor']['fxgraph_cache_hit'], counters['inductor']['fxgraph_cache_miss'])\n"
+    )
+    environment = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "PATH": "/usr/local/bin:/usr/bin:/bin"}
+    said = []
+    for lr, seed in (("1e-3", "0"), ("2e-3", "1")):
+        text = code.replace("LR", lr).replace("SEED", seed)
+        done = subprocess.run(
+            [sys.executable, "-c", text], capture_output=True, text=True, env=environment, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        said.append(done.stdout.split())
+    assert said == [["0", "1"], ["1", "0"]]
+
+
+@needs_compiler
+def test_two_compiled_models_in_one_process_stay_apart(few_digits: Dataset) -> None:
+    for classes in (10, 11):
+        model = lf.models.lenet300((1, 8, 8), classes)
+        first, _ = take_steps(trainer(model, few_digits, "compile", lf.sgd(0.01)), lf.init(model), seed=0, until=5)
+        second, _ = take_steps(trainer(model, few_digits, "eager", lf.sgd(0.01)), lf.init(model), seed=0, until=5)
+        same_numbers(first, second)
+
+
+class BranchingNet(nn.Module):
+    """Control flow that depends on data: nothing that is traced whole can hold it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(64, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.fc(x.flatten(1))
+        return -out if out.sum() > 0 else out
+
+
+@needs_compiler
+def test_a_network_that_cannot_be_traced_is_told_with_its_line(few_digits: Dataset) -> None:
+    model = lf.from_module(BranchingNet(), name="branching")
+    line = 1 + next(i for i, text in enumerate(Path(__file__).read_text().splitlines()) if "-out if" in text)
+    with pytest.raises(UserError, match="--engine: branching cannot be compiled") as caught:
+        take_steps(trainer(model, few_digits, "compile"), lf.init(model), seed=0, until=2)
+    assert f"line {line} of {__file__}: return -out if out.sum() > 0 else out" in str(caught.value)
+    assert "--engine eager runs it" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_measuring_counts_every_example_once(few_digits: Dataset) -> None:
+    """2,300 examples in chunks: the mean over all, not the mean of the chunks' means."""
+    inputs, targets = torch.eye(10).repeat(230, 1), torch.arange(10).repeat(230)
+    targets[2000:] = (targets[2000:] + 1) % 10
+    module = nn.Linear(10, 10, bias=False)
+    nn.init.eye_(module.weight)
+    model = lf.from_module(module, init=lf.as_built)
+    state = lf.init(model)
+    data = lf.data.from_tensors("eye", (inputs, targets), (inputs, targets), val=100)
+    for networks in (1, 3):
+        work = make_trainer(model, data, optimizer=lf.sgd(0.1))
+        found = measure(work, [state.params] * networks, [{}] * networks, data.test, torch.device("cpu"))
+        assert len(found) == networks
+        for quality in found:
+            assert quality.accuracy == pytest.approx(2000 / 2300, rel=1e-15)
+            assert quality.loss == pytest.approx(nn.functional.cross_entropy(module(inputs), targets).item(), rel=1e-5)
+
+
+def test_bf16_runs_the_network_in_bfloat16_and_nothing_else(few_digits: Dataset) -> None:
+    seen = []
+
+    class Spy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(64, 10)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            out: torch.Tensor = self.fc(x.flatten(1))
+            seen.append(out.dtype)
+            return out
+
+    model = lf.from_module(Spy())
+    states = {}
+    for precision in ("fp32", "bf16"):
+        work = make_trainer(model, few_digits, optimizer=lf.sgd(0.05), batch_size=40, precision=precision)
+        states[precision], _ = take_steps(work, lf.init(model), seed=0, until=20)
+    assert set(seen) == {torch.float32, torch.bfloat16}
+    assert {leaf.dtype for leaf in states["bf16"].params.values()} == {torch.float32}
+    for name, value in states["fp32"].params.items():
+        torch.testing.assert_close(states["bf16"].params[name], value, rtol=0.1, atol=5e-3)
+    assert not lf.same_bits(states["fp32"].params, states["bf16"].params)
+    with pytest.raises(UserError, match="--precision: 'tf32' is not accepted; it takes one of fp32, bf16 on cpu"):
+        check_precision("tf32", "cpu")
+
+
+def test_the_rule_and_the_names_are_one() -> None:
+    assert ("auto", *ENGINES) == NAMES
+    assert PRECISIONS == PRECISION_NAMES
+    assert engine_for(COMPILE_FROM_STEPS - 1) == "eager"
+    assert engine_for(COMPILE_FROM_STEPS) == "compile"
+    with pytest.raises(UserError, match="--engine: unknown name 'compiled'; did you mean 'compile'"):
+        make_trainer(lf.models.lenet300(), lf.data.load("digits"), optimizer=lf.sgd(0.1), engine="compiled")
+
+
+def test_a_missing_compiler_is_said_in_words(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    toolchain._why_no_host_compiler.cache_clear()
+    try:
+        monkeypatch.setenv("CXX", "no-such-compiler")
+        assert toolchain.why_not("cpu") == "no C++ compiler was found (no-such-compiler)"
+        toolchain._why_no_host_compiler.cache_clear()
+        monkeypatch.delenv("CXX")
+        monkeypatch.setenv("PATH", str(tmp_path))
+        assert toolchain.why_not("cpu") == "no C++ compiler was found (g++)"
+    finally:
+        toolchain._why_no_host_compiler.cache_clear()
+
+
+def test_losses_are_means_over_the_steps_since_the_last_time(few_digits: Dataset) -> None:
+    """Against the eager step's own metrics, one by one."""
+    from lthfunc.training.batches import batches
+
+    model = lf.from_module(NormedNet())
+    optimizer = lf.adam(1e-3)
+    state, step = lf.with_optimizer(lf.init(model), optimizer), lf.make_train_step(model, lf.cross_entropy, optimizer)
+    losses = []
+    for batch in batches(few_digits.train, 40, 7, 0, 9):
+        state, metrics = step(state, batch)
+        losses.append(float(metrics["loss"]))
+    found = fit(trainer(model, few_digits, "eager"), lf.init(model), seed=7, until=9, eval_every=4)
+    assert math.isnan(found.curve[0].train_loss)
+    expected = [sum(losses[a:b]) / (b - a) for a, b in ((0, 4), (4, 8), (8, 9))]
+    assert [point.train_loss for point in found.curve[1:]] == pytest.approx(expected, rel=1e-6)
+    assert lf.same_bits(found.state.params, state.params)
