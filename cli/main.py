@@ -10,7 +10,7 @@ import typer
 from lthfunc import __version__
 from lthfunc.errors import UserError
 
-from . import experiment, listings
+from . import benchmark, experiment, listings
 from .info import info
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ app.command("resume")(experiment.resume)
 app.command("info")(info)
 app.command("archs")(listings.archs)
 app.command("datasets")(listings.datasets)
+app.add_typer(benchmark.app, name="benchmark")
 
 
 def _version(wanted: bool) -> None:

@@ -68,7 +68,7 @@ def _mapped_tensors(path: Path) -> dict[str, Tensor]:
     def view(entry: dict[str, Any]) -> Tensor:
         dtype = _DTYPES[entry["dtype"]]
         start = 8 + size + entry["data_offsets"][0]
-        whole = torch.empty(0, dtype=torch.uint8).set_(storage)
+        whole = torch.empty(0, dtype=torch.uint8).set_(storage)  # type: ignore[arg-type]
         return whole[start : start + math.prod(entry["shape"]) * dtype.itemsize].view(dtype).view(entry["shape"])
 
     return {name: view(entry) for name, entry in header.items() if name != "__metadata__"}

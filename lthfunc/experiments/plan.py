@@ -29,9 +29,9 @@ from lthfunc.trees.ops import data_to_device
 
 T = TypeVar("T")
 
-#: Looks at the validation split per training, unless --eval-every says otherwise. On MNIST, 12 looks at 5,000
-#: images are 8 % of a LeNet-300-100's training time.
-_EVALUATIONS = 12
+#: Looks at the validation split per training, unless --eval-every says otherwise: as many as cost this share of the
+#: training (a step computes three times what a look does on as many examples), within limits.
+_EVALUATION_SHARE, _FEWEST_LOOKS, _MOST_LOOKS = 0.05, 5, 25
 #: FLOPs of a step from which a second thread is worth its waiting; below, one thread is quickest on a busy machine,
 #: and seeds run side by side in processes. Measured in benchmarks/; LeNets lie below, convolutional networks above.
 _FLOPS_FOR_THREADS = 1e9
@@ -73,7 +73,7 @@ def prepare(config: Config) -> Prepared:
             precision=cast("Precision", config.precision),
         ),
         steps=steps,
-        eval_every=config.eval_every or max(1, -(-steps // _EVALUATIONS)),
+        eval_every=config.eval_every or _eval_every(steps, batch_size, len(data.val.x)),
         rounds=config.rounds,
         rate=config.rate,
         score=(lambda seed: magnitude) if config.score == "magnitude" else (lambda seed: random_scores(seed, "score")),
@@ -130,6 +130,11 @@ def _choose_engine(config: Config, steps: int) -> tuple[Config, str | None]:
         raise invalid("--engine", wanted, f"eager on this machine, since {reason}")
     note = f"not compiled: {reason}; running eagerly, which gives the same results more slowly"
     return replace(config, engine="eager"), note
+
+
+def _eval_every(steps: int, batch_size: int, val: int) -> int:
+    affordable = int(_EVALUATION_SHARE * 3 * steps * batch_size / val)
+    return -(-steps // min(_MOST_LOOKS, max(_FEWEST_LOOKS, affordable)))
 
 
 def flops_per_step(model: Model, shape: tuple[int, ...], batch_size: int) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch.nn.functional as F
-import torchvision
 from torch import Tensor, nn
 
 
@@ -51,6 +50,8 @@ class ResNet20(nn.Module):
 
 def small_image_resnet18(shape: tuple[int, ...], classes: int) -> nn.Module:
     """torchvision's ResNet-18 (He et al. 2016, table 1) with a 3×3 stem of stride 1 and no first pooling."""
+    import torchvision  # takes a second
+
     module: nn.Module = torchvision.models.resnet18(num_classes=classes)
     module.conv1 = nn.Conv2d(shape[0], 64, 3, padding=1, bias=False)
     module.maxpool = nn.Identity()

@@ -15,7 +15,6 @@ from lthfunc.runs.processes import in_processes, usable_cores
 from lthfunc.runs.together import in_turn, side_by_side
 from lthfunc.runs.trainings import Queue, Result, Watcher
 
-
 #: Steps of a whole run from which worker processes, which take some 4 s to start, are worth it.
 _PROCESSES_FROM_STEPS = 10_000
 

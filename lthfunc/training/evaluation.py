@@ -11,8 +11,8 @@ from lthfunc.training.steps import Metrics
 from lthfunc.trees.types import Batch, Split
 
 #: Examples at a time, of all networks together and of each at the least: enough for a product to reach its full
-#: rate. A convolution's activations pass the cache anyway.
-_CHUNK, _LEAST = 1000, 100
+#: rate, not so many that a large network's activations need much memory.
+_CHUNK, _LEAST = 500, 100
 
 
 class Quality(NamedTuple):

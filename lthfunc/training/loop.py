@@ -176,9 +176,7 @@ class _Training:
         self._trainer, self._seeds, self._end, self._observe = trainer, seeds, end, observe
         self._step = int(states[0].step)
         self._device = states[0].step.device
-        self._feed = Feed(
-            trainer.data.train, trainer.batch_size, seeds, self._device, mapped=trainer.data.mapped
-        )
+        self._feed = Feed(trainer.data.train, trainer.batch_size, seeds, self._device, mapped=trainer.data.mapped)
         ready = [with_optimizer(state, trainer.optimizer) for state in states]
         with _computing(trainer):
             self.running = trainer.engine.begin(ready, seeds, self._feed)

@@ -25,6 +25,8 @@ from lthfunc.errors import UserError
 
 #: Takes the tensors it was traced with, or others like them.
 Program = Callable[..., Any]
+#: Inductor would check sizes and strides in every call: 1 % of a small step, for what cannot happen.
+_SETTINGS = {"size_asserts": False}
 #: Where a user's mistake cannot be.
 _OTHERS = tuple(str(Path(str(module.__file__)).parent) for module in (torch, optree, errors, os))
 
@@ -45,7 +47,9 @@ def compiled(function: Callable[..., Any], example: Sequence[Tensor], name: str)
             f"--engine: {name} cannot be compiled{_place(error)}: {_first_line(error)}; --engine eager runs it"
         ) from error
     try:
-        return torch._inductor.standalone_compile(graph, list(example), dynamic_shapes="from_example_inputs")
+        return torch._inductor.standalone_compile(
+            graph, list(example), dynamic_shapes="from_example_inputs", options={"config_patches": _SETTINGS}
+        )
     except Exception as error:
         raise UserError(f"--engine: {name} cannot be compiled: {_first_line(error)}; --engine eager runs it") from error
 

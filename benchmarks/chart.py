@@ -1,0 +1,62 @@
+"""Results of a training benchmark as a table and as bars, the floors as lines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+
+from .records import Record
+
+#: Floors, in the words of training.py, and what else has a colour of its own (Okabe & Ito).
+_LINES = {"products alone": "#555555", "FLOPs at peak rate": "#BBBBBB"}
+_OURS, _OTHERS = "#0072B2", "#9ecae1"
+
+
+def table(network: str, records: Sequence[Record]) -> None:
+    """Print one network's results."""
+    mine = [item for item in records if item["network"] == network]
+    floor = next((item["median"] for item in mine if item["variant"] == "products alone"), None)
+    out = Table(title=f"{network}, batch {mine[0]['batch']}: steps per second", box=None, header_style="bold")
+    out.add_column("variant")
+    for head in ("min", "median", "max", "÷ products"):
+        out.add_column(head, justify="right")
+    for item in sorted(mine, key=lambda item: item["median"]):
+        share = f"{item['median'] / floor:.2f}" if floor else ""
+        numbers = [f"{item[name]:,.{1 if item['median'] < 100 else 0}f}" for name in ("min", "median", "max")]
+        style = "bold" if item["variant"].startswith("lthfunc") else None
+        out.add_row(item["variant"], *numbers, share, style=style)
+    Console().print(out)
+
+
+def draw(path: str, records: Sequence[Record], title: str) -> None:
+    """Write the bars of all networks to a PNG or SVG file."""
+    networks = list(dict.fromkeys(item["network"] for item in records))
+    columns = min(2, len(networks))
+    rows = -(-len(networks) // columns)
+    figure = Figure(figsize=(6.4 * columns, 0.6 + 3.3 * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat[len(networks) :]:
+        axes.set_axis_off()
+    for axes, network in zip(grid.flat, networks, strict=False):
+        mine = [item for item in records if item["network"] == network]
+        bars = sorted((i for i in mine if i["variant"] not in _LINES), key=lambda item: item["median"])
+        names = [item["variant"] for item in bars]
+        widths = [item["median"] for item in bars]
+        errors = [[i["median"] - i["min"] for i in bars], [i["max"] - i["median"] for i in bars]]
+        colours = [_OURS if name.startswith("lthfunc") else _OTHERS for name in names]
+        axes.barh(names, widths, xerr=errors, color=colours, error_kw={"lw": 1, "ecolor": "#333333"})
+        for item in mine:
+            if item["variant"] in _LINES:
+                colour = _LINES[item["variant"]]
+                axes.axvline(item["median"], color=colour, linewidth=1.5, linestyle="--", label=item["variant"])
+        axes.set_title(f"{network}, batch {mine[0]['batch']}, density {min(i['density'] for i in mine):g}", fontsize=10)
+        axes.set_xlabel("masked training steps per second")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, fontsize=8, loc="lower right")
+    figure.suptitle(title, fontsize=11)
+    figure.savefig(path, dpi=130)

@@ -1,0 +1,106 @@
+"""What a training step cannot be faster than: its products by the best library call, and its FLOPs at peak rate."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import lthfunc as lf
+
+from .records import Run
+
+
+class Job(NamedTuple):
+    """A layer's product and its gradients. flops: of all of them."""
+
+    run: Callable[[], Any]
+    flops: int
+
+
+def products(model: lf.Model, x: Tensor) -> tuple[Run, int]:
+    """(every layer's product and gradients on inputs of the real sizes and nothing else, their FLOPs).
+
+    Each layer in the memory layout that it is faster in; the first layer needs no gradient of its input.
+    """
+    jobs: list[Job] = []
+    for choices in _layers(model, x):
+        best = min(choices, key=lambda job: _seconds(job.run))
+        jobs.append(best)
+
+    def run(n: int) -> None:
+        with torch.no_grad():
+            for _ in range(n):
+                for job in jobs:
+                    job.run()
+
+    return run, sum(job.flops for job in jobs)
+
+
+def peak_rate(device: str) -> float:
+    """FLOP/s of the best of some large float32 products, on the threads that are set."""
+    best = 0.0
+    for size in (512, 768, 1024, 2048) if device == "cpu" else (4096, 8192):
+        a, b = torch.randn(2, size, size, device=device)
+        best = max(best, 2 * size**3 / _seconds(functools.partial(torch.mm, a, b)))
+    return best
+
+
+def _seconds(run: Callable[[], Any], repeats: int = 9) -> float:
+    with torch.no_grad():
+        run()
+        found = []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            run()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            found.append(time.perf_counter() - start)
+    return min(found)
+
+
+def _layers(model: lf.Model, x: Tensor) -> list[Sequence[Job]]:
+    module = copy.deepcopy(model.evaluating).to(x.device)
+    found: list[Sequence[Job]] = []
+
+    def note(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        first = not found
+        if isinstance(layer, nn.Linear):
+            found.append([_linear(layer, inputs[0], output, first=first)])
+        elif isinstance(layer, nn.Conv2d):
+            formats = (torch.contiguous_format, torch.channels_last)
+            found.append([_convolution(layer, inputs[0], output, fmt, first=first) for fmt in formats])
+
+    hooks = [layer.register_forward_hook(note) for layer in module.modules()]
+    with torch.no_grad():
+        module(x)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+def _linear(layer: nn.Linear, x: Tensor, output: Tensor, *, first: bool) -> Job:
+    out, weight = torch.randn_like(output), layer.weight
+    flops = (2 if first else 3) * 2 * x.numel() * weight.shape[0]
+    return Job(lambda: (x @ weight.T, out.T @ x, None if first else out @ weight), flops)
+
+
+def _convolution(layer: nn.Conv2d, x: Tensor, output: Tensor, fmt: torch.memory_format, *, first: bool) -> Job:
+    out = torch.randn_like(output).contiguous(memory_format=fmt)
+    x, weight = x.contiguous(memory_format=fmt), layer.weight.detach().contiguous(memory_format=fmt)
+    settings: tuple[Any, ...] = (layer.stride, layer.padding, layer.dilation)
+    backward = (*settings, False, (0, 0), layer.groups, (not first, True, False))
+    flops = (2 if first else 3) * 2 * output.numel() * weight[0].numel()
+    return Job(
+        lambda: (
+            F.conv2d(x, weight, None, *settings, layer.groups),  # type: ignore[call-overload]
+            torch.ops.aten.convolution_backward(out, x, weight, None, *backward),
+        ),
+        flops,
+    )

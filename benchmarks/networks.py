@@ -1,0 +1,82 @@
+"""The networks that training is measured on, with data of their real sizes."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+import lthfunc as lf
+
+_MNIST, _CIFAR = (1, 28, 28), (3, 32, 32)
+
+
+class Case(NamedTuple):
+    """A network to measure. layers: what it is made of, for peers that build it themselves; () where none can."""
+
+    name: str
+    model: lf.Model
+    shape: tuple[int, int, int]
+    batch: int
+    layers: tuple[str, ...] = ()
+
+
+def cases() -> dict[str, Case]:
+    """All networks, by name."""
+    built = [
+        Case("lenet300", lf.models.lenet300(_MNIST), _MNIST, 60, ("fc 300", "relu", "fc 100", "relu", "fc 10")),
+        Case(
+            "lenet5",
+            lf.models.lenet5(_MNIST),
+            _MNIST,
+            60,
+            _LENET5,
+        ),
+        Case("lenet5-wide", lf.from_module(_wide(), name="lenet5-wide"), _MNIST, 60, _WIDE),
+        Case("conv4", lf.models.conv4(_CIFAR), _CIFAR, 60, _CONV4),
+        Case("resnet20", lf.models.resnet20(_CIFAR), _CIFAR, 128),
+        Case("resnet18", lf.models.resnet18(_CIFAR), _CIFAR, 128),
+    ]
+    return {case.name: case for case in built}
+
+
+_HEAD = ("fc 256", "relu", "fc 256", "relu", "fc 10")
+_LENET5 = (
+    "conv5 6 pad2", "relu", "pool", "conv5 16 pad0", "relu", "pool", "fc 120", "relu", "fc 84", "relu", "fc 10",
+)  # fmt: skip
+_WIDE = ("conv3 64 pad1", "relu", "conv3 64 pad1", "relu", "pool", *_HEAD)
+_CONV4 = (
+    "conv3 64 pad1", "relu", "conv3 64 pad1", "relu", "pool",
+    "conv3 128 pad1", "relu", "conv3 128 pad1", "relu", "pool", *_HEAD,
+)  # fmt: skip
+
+
+def _wide() -> nn.Module:
+    """The LeNet-5 of the argparse script that this library replaces: 64-64 convolutions, then 256-256-10."""
+    return nn.Sequential(
+        nn.Conv2d(1, 64, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(64, 64, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(64 * 14 * 14, 256),
+        nn.ReLU(),
+        nn.Linear(256, 256),
+        nn.ReLU(),
+        nn.Linear(256, 10),
+    )
+
+
+def images(case: Case, device: str, size: int = 45_000) -> lf.Dataset:
+    """Random uint8 images, as many as a training set has: speed depends on sizes, not on what is to be seen."""
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randint(0, 256, (size, *case.shape), generator=draw, dtype=torch.uint8)
+    y = torch.randint(0, 10, (size,), generator=draw)
+    channels = case.shape[0]
+    scale = lf.Scale(255, (0.5,) * channels, (0.25,) * channels)
+    data = lf.data.from_tensors("images", (x, y), (x[:1000], y[:1000]), val=1000, scale=scale)
+    from lthfunc.trees.ops import data_to_device
+
+    return data_to_device(data, device)

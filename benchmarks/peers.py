@@ -1,0 +1,114 @@
+"""How others train masked networks: each a function that takes n steps on ready batches."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import prune as torch_prune
+
+import lthfunc as lf
+from lthfunc.training.steps import Metrics
+from lthfunc.trees.types import Batch, TrainState
+
+from .records import Run
+
+LR = 1.2e-3
+
+
+def _loaded(model: lf.Model, state: TrainState) -> nn.Module:
+    module = copy.deepcopy(model.training).to(state.step.device).requires_grad_(True)
+    module.load_state_dict({**state.params, **state.buffers})
+    return module
+
+
+def parents_loop(model: lf.Model, state: TrainState, ready: Sequence[Batch]) -> Run:
+    """The argparse script that this library replaces: after each backward, every weight and its gradient go to
+    NumPy, the gradient is zeroed where the weight is nearly zero, and comes back; unfused Adam.
+    """
+    module = _loaded(model, state)
+    optimizer = torch.optim.Adam(module.parameters(), LR, weight_decay=1e-4)
+
+    def run(n: int) -> None:
+        for i in range(n):
+            x, y = ready[i % len(ready)]
+            optimizer.zero_grad()
+            F.cross_entropy(module(x), y).backward()  # type: ignore[no-untyped-call]
+            for name, parameter in module.named_parameters():
+                if "weight" in name and parameter.grad is not None:
+                    weight, grad = parameter.data.cpu().numpy(), parameter.grad.data.cpu().numpy()
+                    frozen = np.where(np.abs(weight) < 1e-6, 0, grad)
+                    parameter.grad.data = torch.from_numpy(frozen).to(parameter.device)
+            optimizer.step()
+
+    return run
+
+
+def nn_utils_prune(model: lf.Model, state: TrainState, ready: Sequence[Batch]) -> Run:
+    """PyTorch's own pruning: reparametrised weights, autograd, fused Adam."""
+    module = _loaded(model, state)
+    for name, mask in state.masks.items():
+        owner, _, leaf = name.rpartition(".")
+        torch_prune.custom_from_mask(  # type: ignore[no-untyped-call]
+            module.get_submodule(owner), leaf, mask
+        )
+    optimizer = torch.optim.Adam(module.parameters(), LR, fused=True)
+
+    def run(n: int) -> None:
+        for i in range(n):
+            x, y = ready[i % len(ready)]
+            optimizer.zero_grad()
+            F.cross_entropy(module(x), y).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+
+    return run
+
+
+def naive_compile(model: lf.Model, state: TrainState, ready: Sequence[Batch]) -> Run:
+    """What one writes first: a functional Adam with `pow` in the graph and bool masks, under torch.compile."""
+
+    def step(params: lf.Params, mean: lf.Params, var: lf.Params, t: Tensor, batch: Batch) -> tuple[lf.Params, ...]:
+        def loss(params: lf.Params) -> Tensor:
+            return F.cross_entropy(torch.func.functional_call(model.training, params, (batch[0],)), batch[1])
+
+        grads = torch.func.grad(loss)(params)
+        grads = {n: torch.where(state.masks[n], g, 0.0) if n in state.masks else g for n, g in grads.items()}
+        mean = {n: 0.9 * m + 0.1 * grads[n] for n, m in mean.items()}
+        var = {n: 0.999 * v + 0.001 * grads[n] ** 2 for n, v in var.items()}
+        new = {
+            n: p - LR * (mean[n] / (1 - 0.9**t)) / ((var[n] / (1 - 0.999**t)).sqrt() + 1e-8) for n, p in params.items()
+        }
+        return new, mean, var
+
+    program = torch.compile(step, fullgraph=True)
+    params = {name: leaf.clone() for name, leaf in state.params.items()}
+    zeros = {name: torch.zeros_like(leaf) for name, leaf in params.items()}
+    carry = (params, zeros, {name: leaf.clone() for name, leaf in zeros.items()})
+    count = torch.zeros((), device=state.step.device)
+
+    def run(n: int) -> None:
+        nonlocal carry, count
+        with torch.no_grad():
+            for i in range(n):
+                count = count + 1
+                carry = program(*carry, count, ready[i % len(ready)])
+
+    return run
+
+
+def pure_step(model: lf.Model, state: TrainState, ready: Sequence[Batch]) -> Run:
+    """Our pure step alone, eagerly, called on ready batches: `torch.func` as it comes."""
+    step = lf.make_train_step(model, lf.cross_entropy, lf.adam(LR))
+    metrics: Metrics = {}
+
+    def run(n: int) -> None:
+        nonlocal state, metrics
+        with torch.no_grad():
+            for i in range(n):
+                state, metrics = step(state, ready[i % len(ready)])
+
+    return run

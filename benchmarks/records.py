@@ -1,0 +1,80 @@
+"""How a measurement is taken and written down: variants in turn, medians, versions and hardware beside them."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lthfunc.runs.folder import machine
+
+#: Makes so many calls of what is measured.
+Run = Callable[[int], Any]
+Record = dict[str, Any]
+
+
+def in_turn(variants: dict[str, Run], *, seconds: float, repeats: int, device: str) -> dict[str, list[float]]:
+    """Calls per second of each variant, `repeats` times in turn (A B C, A B C, …), so that noise hits all alike.
+
+    A timing makes as many calls as take about `seconds`, found out beforehand; that also warms everything up.
+    """
+    calls = {name: _calls(run, seconds, device) for name, run in variants.items()}
+    found: dict[str, list[float]] = {name: [] for name in variants}
+    for _ in range(repeats):
+        for name, run in variants.items():
+            found[name].append(calls[name] / _timed(run, calls[name], device))
+    return found
+
+
+def _calls(run: Run, seconds: float, device: str) -> int:
+    for calls in (1, 2):  # the first may compile
+        each = _timed(run, calls, device) / calls
+    return max(2, min(10_000, round(seconds / each)))
+
+
+def _timed(run: Run, calls: int, device: str) -> float:
+    synchronize(device)
+    start = time.perf_counter()
+    run(calls)
+    synchronize(device)
+    return time.perf_counter() - start
+
+
+def synchronize(device: str) -> None:
+    """Wait for the device; clocks are honest only after that."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+def record(rates: list[float], **about: Any) -> Record:
+    """One line of results: what was measured, and the spread of its rates."""
+    spread = {"min": min(rates), "median": statistics.median(rates), "max": max(rates), "repeats": len(rates)}
+    return {**about, **{name: round(value, 3) for name, value in spread.items()}}
+
+
+def ratio(found: dict[str, list[float]], name: str, base: str) -> float:
+    """Median over the repeats of the ratio taken within each repeat."""
+    return statistics.median(a / b for a, b in zip(found[name], found[base], strict=True))
+
+
+def header(benchmark: str, command: str, device: str) -> dict[str, Any]:
+    """What the numbers of a file were taken on."""
+    peers: dict[str, str | None] = {}
+    for name in ("jax", "jaxlib", "optax"):
+        try:
+            peers[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            peers[name] = None
+    return {"benchmark": benchmark, "command": command, "machine": machine(device), "peers": peers}
+
+
+def write(path: str | Path, head: dict[str, Any], records: list[Record]) -> None:
+    """The header and the records as one JSON file."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(json.dumps({**head, "records": records}, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,158 @@
+"""Masked training steps per second: our engines through the loop that users run, their peers, and the floors.
+
+    python -m benchmarks.training --network lenet300 --threads 1 --json FILE --plot FILE
+
+or, installed, `lthfunc benchmark training`. Everything is measured in one process, in turn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+import lthfunc as lf
+from lthfunc.errors import UserError, unknown
+from lthfunc.training.batches import batches
+from lthfunc.training.engines.toolchain import why_not
+from lthfunc.training.loop import Trainer, make_trainer, take_steps
+from lthfunc.trees.ops import scaled
+from lthfunc.trees.types import Dataset, TrainState
+
+from . import peers, peers_jax
+from .chart import draw, table
+from .floors import peak_rate, products
+from .networks import Case, cases, images
+from .records import Record, Run, header, in_turn, record, write
+
+OURS, DENSE, FLOOR, PEAK = "lthfunc, compile", "lthfunc, compile, dense", "products alone", "FLOPs at peak rate"
+NETWORKS = ("lenet300", "lenet5", "lenet5-wide", "conv4", "resnet20")
+_LARGE = ("resnet18",)
+_SECONDS, _REPEATS = 0.6, 9
+_QUICK_SECONDS, _QUICK_REPEATS = 0.15, 3
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--network", action="append", help=f"one of {', '.join((*NETWORKS, *_LARGE))}; repeatable")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--density", type=float, default=0.2)
+    parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--quick", action="store_true", help="LeNet-300-100 alone, few repeats: under a minute")
+    parser.add_argument("--json", metavar="FILE")
+    parser.add_argument("--plot", metavar="FILE")
+    options = parser.parse_args(arguments)
+    try:
+        run(
+            networks=options.network or [],
+            threads=options.threads,
+            density=options.density,
+            precision=options.precision,
+            device=options.device,
+            quick=options.quick,
+            json=options.json,
+            plot=options.plot,
+        )
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+def run(
+    *,
+    networks: Sequence[str],
+    threads: int,
+    density: float,
+    precision: str,
+    device: str,
+    quick: bool,
+    json: str | None,
+    plot: str | None,
+) -> list[Record]:
+    """Measure the networks (all by default), print tables, and write JSON and a picture where asked to."""
+    names = list(networks) or (["lenet300"] if quick else list(NETWORKS))
+    for name in names:
+        if name not in (*NETWORKS, *_LARGE):
+            raise unknown("--network", name, (*NETWORKS, *_LARGE))
+    peers_jax.use_threads(threads)
+    torch.set_num_threads(threads)
+    lf.hold_memory()
+    every = cases()
+    seconds, repeats = (_QUICK_SECONDS, _QUICK_REPEATS) if quick else (_SECONDS, _REPEATS)
+    records: list[Record] = []
+    for name in names:
+        found = _measured(every[name], density, precision, device, seconds, repeats)
+        about = {"device": device, "threads": threads, "batch": every[name].batch, "unit": "steps/s"}
+        records += [
+            record(
+                rates,
+                network=name,
+                variant=variant,
+                density=1.0 if variant == DENSE else density,
+                precision=precision if variant in (OURS, DENSE) else "fp32",
+                **about,
+            )
+            for variant, rates in found.items()
+        ]
+        table(name, records)
+    head = header("training", f"python -m benchmarks.training --threads {threads}", device)
+    if json:
+        write(json, head, records)
+    if plot:
+        draw(plot, records, f"{head['machine']['processor']}, {threads} thread{'s' if threads > 1 else ''}")
+    return records
+
+
+def _measured(
+    case: Case, density: float, precision: str, device: str, seconds: float, repeats: int
+) -> dict[str, list[float]]:
+    data = images(case, device)
+    optimizer = lf.adam(peers.LR)
+    dense = lf.with_optimizer(lf.init(case.model, 0, device), optimizer)
+    ticket = lf.with_optimizer(lf.prune(density=density)(lf.init(case.model, 0, device)), optimizer)
+    ready = [(scaled(x, data.scale), y) for x, y in batches(data.train, case.batch, 0, 0, peers_jax.SCANNED)]
+    floor, flops = products(case.model, ready[0][0])
+    variants: dict[str, Run] = {
+        "argparse script": peers.parents_loop(case.model, ticket, ready),
+        "torch.func, eager": peers.pure_step(case.model, ticket, ready),
+        "nn.utils.prune, fused Adam": peers.nn_utils_prune(case.model, ticket, ready),
+    }
+    if why_not(device) is None:
+        if not dense.buffers:
+            variants["naive torch.compile"] = peers.naive_compile(case.model, ticket, ready)
+        compiling = _trainer(case, data, "compile", precision)
+        variants[OURS] = _loop(compiling, ticket)
+        variants[DENSE] = _loop(compiling, dense)
+    variants["lthfunc, eager"] = _loop(_trainer(case, data, "eager", precision), ticket)
+    if device == "cpu" and peers_jax.why_not(case) is None:
+        variants.update(peers_jax.jitted(case, ticket, ready))
+    variants[FLOOR] = floor
+    found = in_turn(variants, seconds=seconds, repeats=repeats, device=device)
+    found[PEAK] = [peak_rate(device) / flops for _ in range(repeats)]
+    return found
+
+
+def _trainer(case: Case, data: Dataset, engine: str, precision: Any) -> Trainer:
+    return make_trainer(
+        case.model, data, optimizer=lf.adam(peers.LR), batch_size=case.batch, engine=engine, precision=precision
+    )
+
+
+def _loop(trainer: Trainer, state: TrainState) -> Run:
+    """The loop that users run, going on from call to call."""
+
+    def run(n: int) -> None:
+        nonlocal state
+        state, _ = take_steps(trainer, state, seed=0, until=int(state.step) + n)
+
+    return run
+
+
+if __name__ == "__main__":
+    sys.exit(main())

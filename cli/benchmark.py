@@ -1,0 +1,50 @@
+"""``lthfunc benchmark``: the measurements of this library, on one's own machine."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from lthfunc.errors import invalid
+
+from .options import _number, _whole
+
+app = typer.Typer(help="Measure this library, its peers and the floors on this machine.", no_args_is_help=True)
+
+
+@app.command("training")
+def training(
+    network: Annotated[
+        list[str] | None,
+        typer.Option("--network", help="lenet300, lenet5, lenet5-wide, conv4, resnet20 (these by default), resnet18."),
+    ] = None,
+    threads: Annotated[int, typer.Option("--threads", parser=_whole, metavar="N", help="CPU threads.")] = 1,
+    density: Annotated[float, typer.Option("--density", parser=_number, metavar="X", help="Of the masks.")] = 0.2,
+    precision: Annotated[str, typer.Option("--precision", help="Of our engines: fp32, tf32 or bf16.")] = "fp32",
+    device: Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:N.")] = "cpu",
+    quick: Annotated[bool, typer.Option("--quick", help="LeNet-300-100 alone; ends in under a minute.")] = False,
+    json: Annotated[str | None, typer.Option("--json", metavar="FILE", help="Write the records here.")] = None,
+    plot: Annotated[str | None, typer.Option("--plot", metavar="FILE", help="Draw bars and floors here.")] = None,
+) -> None:
+    """Masked training steps per second, side by side in one run: min, median and max."""
+    if threads < 1:
+        raise invalid("--threads", threads, "a whole number of at least 1")
+    if not 0 < density <= 1:
+        raise invalid("--density", density, "a number in (0, 1]")
+    from lthfunc_benchmarks.training import run
+
+    from lthfunc.experiments.plan import choose_device
+    from lthfunc.training.precision import check_precision
+
+    check_precision(precision, choose_device(device))
+    run(
+        networks=network or [],
+        threads=threads,
+        density=density,
+        precision=precision,
+        device=device,
+        quick=quick,
+        json=json,
+        plot=plot,
+    )
