@@ -3,11 +3,10 @@
 #
 #   benchmarks/gpu_suite.sh [FOLDER]      results as JSON in FOLDER (default: benchmarks/results)
 #
-# Needs the project's dependencies and pytest; nothing is downloaded, the data are the bundled digits.
+# Without a GPU the same commands run on the CPU in a tiny mode, so that they cannot rot; FOLDER must then be given.
+# Needs the project's dependencies and pytest; nothing is downloaded, the data are bundled or drawn.
 set -u
 cd "$(dirname "$0")/.."
-out=${1:-benchmarks/results}
-mkdir -p "$out"
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 failed=0
 
@@ -18,17 +17,25 @@ step() { # step SECONDS NAME COMMAND…: a step that fails or hangs does not sto
   timeout "$limit" "$@" || { echo "== $name: failed with $?"; failed=1; }
 }
 
-python - <<'PY' || exit 3
-import torch
-assert torch.cuda.is_available(), "no CUDA device"
-print(torch.__version__, torch.cuda.get_device_name())
-PY
-card=$(python -c 'import re, torch; print(re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name().lower()))')
+if python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
+  out=${1:-benchmarks/results}
+  card=$(python -c 'import re, torch; print(re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name().lower()))')
+  device=cuda networks="lenet300 conv4 resnet20 resnet18" precisions="fp32 tf32 bf16" widths="1 8 64 256"
+  settings="" short=""
+else
+  out=${1:?no CUDA device: name a folder for the results of the tiny CPU mode}
+  card=cpu device=cpu networks="lenet300" precisions="fp32 bf16" widths="1 2"
+  settings="--quick" short="--seconds 0.05 --repeats 1"
+fi
+mkdir -p "$out"
 
-step 180 tests python -m pytest -q -p no:cacheprovider -m gpu $(grep -l "mark\.gpu" tests/*.py) --junitxml="$out/gpu-tests-$card.xml"
-for pair in lenet300:60 conv4:60 resnet20:128 resnet18:128; do
-  arch=${pair%%:*} batch=${pair##*:}
-  step 80 "train_step $arch" python -m benchmarks.train_step --device cuda --arch "$arch" --batch-size "$batch" \
-    --steps 100 --repeats 5 --json "$out/train_step-$arch-$card.json"
+step 180 tests python -m pytest -q -p no:cacheprovider -m gpu tests/test_gpu.py --junitxml="$out/gpu-tests-$card.xml"
+for network in $networks; do
+  step 70 "training $network" python -m benchmarks.training --device "$device" --network "$network" $settings \
+    --json "$out/training-$network-$card.json"
+done
+for precision in $precisions; do
+  step 60 "replicates $precision" python -m benchmarks.replicates --device "$device" --widths $widths $short \
+    --precision "$precision" --json "$out/replicates-lenet300-$precision-$card.json"
 done
 exit $failed

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
 import lthfunc as lf
+from lthfunc.training.precision import Precision, casting, products
 from lthfunc.training.steps import Metrics
 from lthfunc.trees.types import Batch, TrainState
 
@@ -64,6 +65,26 @@ def nn_utils_prune(model: lf.Model, state: TrainState, ready: Sequence[Batch]) -
             optimizer.zero_grad()
             F.cross_entropy(module(x), y).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
+
+    return run
+
+
+def tuned_loop(model: lf.Model, state: TrainState, ready: Sequence[Batch], precision: Precision) -> Run:
+    """A dense network as one trains it fast without this library: channels last, torch.compile, fused Adam."""
+    module = _loaded(model, state).to(memory_format=torch.channels_last)
+    program = torch.compile(module)
+    optimizer = torch.optim.Adam(module.parameters(), LR, fused=True)
+    images = [(x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x, y) for x, y in ready]
+
+    def run(n: int) -> None:
+        with products(precision):
+            for i in range(n):
+                x, y = images[i % len(images)]
+                optimizer.zero_grad()
+                with casting(precision, x.device):
+                    loss = F.cross_entropy(program(x), y)
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
 
     return run
 

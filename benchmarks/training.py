@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
@@ -19,6 +18,7 @@ from lthfunc.errors import UserError, unknown
 from lthfunc.training.batches import batches
 from lthfunc.training.engines.toolchain import why_not
 from lthfunc.training.loop import Trainer, make_trainer, take_steps
+from lthfunc.training.precision import PRECISIONS, Precision
 from lthfunc.trees.ops import scaled
 from lthfunc.trees.types import Dataset, TrainState
 
@@ -29,6 +29,7 @@ from .networks import Case, cases, images
 from .records import Record, Run, header, in_turn, record, write
 
 OURS, DENSE, FLOOR, PEAK = "lthfunc, compile", "lthfunc, compile, dense", "products alone", "FLOPs at peak rate"
+TUNED = "tuned plain loop, dense"
 NETWORKS = ("lenet300", "lenet5", "lenet5-wide", "conv4", "resnet20")
 _LARGE = ("resnet18",)
 _SECONDS, _REPEATS = 0.6, 9
@@ -41,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--network", action="append", help=f"one of {', '.join((*NETWORKS, *_LARGE))}; repeatable")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--density", type=float, default=0.2)
-    parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--precision", default="fp32", choices=PRECISIONS)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--quick", action="store_true", help="LeNet-300-100 alone, few repeats: under a minute")
     parser.add_argument("--json", metavar="FILE")
@@ -69,7 +70,7 @@ def run(
     networks: Sequence[str],
     threads: int,
     density: float,
-    precision: str,
+    precision: Precision,
     device: str,
     quick: bool,
     json: str | None,
@@ -94,8 +95,8 @@ def run(
                 rates,
                 network=name,
                 variant=variant,
-                density=1.0 if variant == DENSE else density,
-                precision=precision if variant in (OURS, DENSE) else "fp32",
+                density=1.0 if variant in (DENSE, TUNED) else density,
+                precision=precision if variant in (OURS, DENSE, TUNED) else "fp32",
                 **about,
             )
             for variant, rates in found.items()
@@ -110,7 +111,7 @@ def run(
 
 
 def _measured(
-    case: Case, density: float, precision: str, device: str, seconds: float, repeats: int
+    case: Case, density: float, precision: Precision, device: str, seconds: float, repeats: int
 ) -> dict[str, list[float]]:
     data = images(case, device)
     optimizer = lf.adam(peers.LR)
@@ -129,6 +130,8 @@ def _measured(
         compiling = _trainer(case, data, "compile", precision)
         variants[OURS] = _loop(compiling, ticket)
         variants[DENSE] = _loop(compiling, dense)
+        if device != "cpu":
+            variants[TUNED] = peers.tuned_loop(case.model, dense, ready, precision)
     variants["lthfunc, eager"] = _loop(_trainer(case, data, "eager", precision), ticket)
     if device == "cpu" and peers_jax.why_not(case) is None:
         variants.update(peers_jax.jitted(case, ticket, ready))
@@ -138,7 +141,7 @@ def _measured(
     return found
 
 
-def _trainer(case: Case, data: Dataset, engine: str, precision: Any) -> Trainer:
+def _trainer(case: Case, data: Dataset, engine: str, precision: Precision) -> Trainer:
     return make_trainer(
         case.model, data, optimizer=lf.adam(peers.LR), batch_size=case.batch, engine=engine, precision=precision
     )

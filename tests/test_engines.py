@@ -17,6 +17,7 @@ from lthfunc.errors import UserError
 from lthfunc.experiments.config import ENGINES as NAMES, PRECISIONS as PRECISION_NAMES
 from lthfunc.experiments.iterative import Plan, iterative
 from lthfunc.training.engines import compiled as compiled_engine, toolchain
+from lthfunc.training.engines.pooling import max_pool_backward
 from lthfunc.training.engines.table import COMPILE_FROM_STEPS, ENGINES, engine_for
 from lthfunc.training.loop import Trainer, fit, fit_together, make_trainer, measure, take_steps
 from lthfunc.training.optimizers import Optimizer
@@ -209,6 +210,33 @@ def test_two_compiled_models_in_one_process_stay_apart(few_digits: Dataset) -> N
         first, _ = take_steps(trainer(model, few_digits, "compile", lf.sgd(0.01)), lf.init(model), seed=0, until=5)
         second, _ = take_steps(trainer(model, few_digits, "eager", lf.sgd(0.01)), lf.init(model), seed=0, until=5)
         same_numbers(first, second)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (6, 9), (7, 8)])
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_the_pooling_rule_has_the_bits_of_pytorchs_own(size: tuple[int, int], layout: torch.memory_format) -> None:
+    """Ties (zeros, as ReLU makes them) go to the first; what does not tile is left to PyTorch."""
+    kernel = [2, 3] if size[1] == 9 else [2, 2]
+    x = torch.randn(5, 3, *size, generator=torch.Generator().manual_seed(0)).relu().contiguous(memory_format=layout)
+    out, indices = torch.ops.aten.max_pool2d_with_indices(x, kernel)
+    grad = torch.randn_like(out)
+    rest = (kernel, kernel, [0, 0], [1, 1], False, indices)
+    found = max_pool_backward(grad, x, *rest)
+    if layout == torch.contiguous_format or size == (7, 8):
+        assert found is NotImplemented
+    else:
+        assert torch.equal(found, torch.ops.aten.max_pool2d_with_indices_backward(grad, x, *rest))
+    assert max_pool_backward(grad, x, kernel, [1, 1], *rest[2:]) is NotImplemented
+    assert max_pool_backward(grad, x, kernel, kernel, [1, 1], *rest[3:]) is NotImplemented
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_a_pooled_network_equals_the_eager_step(few_digits: Dataset) -> None:
+    net = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(64, 10))
+    model = lf.from_module(net)
+    found = [take_steps(trainer(model, few_digits, name), lf.init(model), seed=0, until=30)[0] for name in ENGINES]
+    same_numbers(*found)
 
 
 class BranchingNet(nn.Module):

@@ -22,11 +22,14 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from lthfunc import errors
 from lthfunc.errors import UserError
+from lthfunc.training.engines.pooling import max_pool_backward
 
 #: Takes the tensors it was traced with, or others like them.
 Program = Callable[..., Any]
 #: Inductor would check sizes and strides in every call: 1 % of a small step, for what cannot happen.
 _SETTINGS = {"size_asserts": False}
+#: Operations that are traced as something that compiles to faster code.
+_RULES = {torch.ops.aten.max_pool2d_with_indices_backward.default: max_pool_backward}
 #: Where a user's mistake cannot be.
 _OTHERS = tuple(str(Path(str(module.__file__)).parent) for module in (torch, optree, errors, os))
 
@@ -41,7 +44,7 @@ def compiled(function: Callable[..., Any], example: Sequence[Tensor], name: str)
     # On machines without a GPU the compiler remarks on it; its errors still come through.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     try:
-        graph = make_fx(function, tracing_mode="fake", _allow_non_fake_inputs=True)(*example)
+        graph = make_fx(function, _RULES, tracing_mode="fake", _allow_non_fake_inputs=True)(*example)
     except Exception as error:
         raise UserError(
             f"--engine: {name} cannot be compiled{_place(error)}: {_first_line(error)}; --engine eager runs it"

@@ -1,0 +1,170 @@
+"""Seeds and controls side by side: the same bits as one after the other, one display, and a clean end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import NormedNet
+from lthfunc_cli.main import main
+from test_runs import metrics, same_files
+
+import lthfunc as lf
+from lthfunc.errors import UserError
+from lthfunc.experiments.config import Config
+from lthfunc.experiments.iterative import Plan, Round, Task, rounds
+from lthfunc.runs.execute import jobs_of
+from lthfunc.runs.memory import refuse_too_wide
+from lthfunc.runs.together import side_by_side
+from lthfunc.runs.trainings import Queue
+from lthfunc.training.loop import make_trainer
+from lthfunc.trees.types import Dataset
+
+SMALL = ["--rounds", "1", "--steps", "30", "--eval-every", "10", "--batch-size", "50", "--control", "reinit"]
+
+
+def run(*arguments: str) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+class Silent:
+    """A watcher that only counts."""
+
+    def __init__(self) -> None:
+        self.begun: list[tuple[int, int, str]] = []
+
+    def total(self, steps: int) -> None: ...
+
+    def begin(self, task: Task, stop: int) -> None:
+        self.begun.append((task.seed, task.number, task.variant))
+
+    def step(self, task: Task, number: int, point: Any) -> None: ...
+
+    def end(self, task: Task, item: Any) -> None: ...
+
+
+@pytest.mark.slow
+def test_replicates_in_processes_have_the_bits_of_single_runs(tmp_path: Path) -> None:
+    """Each of two seeds, with a control, on two workers, against the command that runs that seed alone."""
+    both = tmp_path / "both"
+    assert run("prune", *SMALL, "--replicates", "2", "--jobs", "2", "--out", both) == 0
+    for seed in (0, 1):
+        alone = tmp_path / f"alone{seed}"
+        assert run("prune", *SMALL, "--seed", str(seed), "--jobs", "1", "--out", alone) == 0
+        same_files(both / f"seed{seed}", alone / f"seed{seed}", but="config")
+    again = tmp_path / "again"
+    assert run("prune", "--config", both / "config.toml", "--jobs", "1", "--out", again) == 0
+    key = lambda item: (item.get("seed", -1), item.get("round", 0), item.get("variant", ""))  # noqa: E731
+    assert sorted(metrics(again)[1:], key=key) == sorted(metrics(both)[1:], key=key)
+
+
+@pytest.mark.slow
+def test_an_interruption_stops_every_process_and_the_run_goes_on(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    options = ["--replicates", "2", "--jobs", "2", "--rounds", "1", "--steps", "3000", "--eval-every", "100"]
+    command = [sys.executable, "-m", "lthfunc_cli", "prune", *options, "--engine", "eager", "--out", str(folder)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        assert process.stderr is not None
+        said = process.stderr.readline()
+        assert "2 side by side" in said
+        time.sleep(8)  # workers have started, and are in the first trainings
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal's Ctrl-C: to the whole group
+        said += process.stderr.read()
+    assert process.returncode == 130, said
+    assert f"Go on with: lthfunc resume {folder}" in said
+    assert "Traceback" not in said
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)  # nobody is left
+
+
+@pytest.mark.slow
+def test_a_worker_that_fails_or_dies_names_its_training(tmp_path: Path, capsys: Any) -> None:
+    options = ["--replicates", "2", "--jobs", "2", "--rounds", "0", "--steps", "20", "--optimizer", "sgd"]
+    assert run("prune", *options, "--lr", "1e20", "--out", tmp_path / "diverging") == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("lthfunc: seed ")
+    assert "round 0: " in error
+    assert "training diverged" in error
+    (tmp_path / "dying.py").write_text(
+        "import os, torch\n"
+        "class Net(torch.nn.Linear):\n"
+        "    def forward(self, x):\n"
+        "        if torch.utils.data.get_worker_info() is None and 'spawn' in os.environ.get('WHERE', ''):\n"
+        "            os.kill(os.getpid(), 9)\n"
+        "        return super().forward(x.flatten(1))\n"
+        "def net(shape, classes): return Net(64, classes)\n"
+    )
+    code = (
+        "import os, sys, multiprocessing\n"
+        "if multiprocessing.parent_process() is not None: os.environ['WHERE'] = 'spawn'\n"
+        "from lthfunc_cli.main import main\n"
+        "if __name__ == '__main__': sys.exit(main(sys.argv[1:]))\n"
+    )
+    (tmp_path / "start.py").write_text(code)
+    command = [sys.executable, "start.py", "prune", *options, "--arch", "dying:net", "--out", "dead"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert "round 0: its process was ended by SIGKILL" in last
+    assert "lthfunc resume goes on" in last
+
+
+def test_jobs_are_what_the_cores_hold(few_digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = lf.from_module(NormedNet())
+    plan = Plan(model=model, trainer=make_trainer(model, few_digits, optimizer=lf.sgd(0.1)), steps=20_000, eval_every=9)
+    monkeypatch.setattr("lthfunc.runs.execute.usable_cores", lambda: 8)
+    for config, jobs in (
+        (Config(replicates=1, threads=1, device="cpu"), 1),
+        (Config(replicates=3, threads=1, device="cpu"), 3),
+        (Config(replicates=3, control=("reinit",), threads=1, device="cpu"), 6),
+        (Config(replicates=3, control=("reinit",), threads=1, rounds=0, device="cpu"), 3),
+        (Config(replicates=30, threads=1, device="cpu"), 8),
+        (Config(replicates=30, threads=3, device="cpu"), 2),
+        (Config(replicates=30, threads=16, device="cpu"), 1),
+        (Config(replicates=30, threads=1, jobs=5, device="cpu"), 5),
+        (Config(replicates=2, threads=1, jobs=5, device="cpu"), 2),
+        (Config(replicates=30, control=("reinit",), device="cuda"), 60),
+    ):
+        assert jobs_of(config, plan) == jobs, config
+    assert jobs_of(Config(replicates=30, threads=1, device="cpu"), plan._replace(steps=10)) == 1
+
+
+@pytest.mark.parametrize("width", [2, 100])
+def test_a_vmapped_study_equals_its_trainings_one_by_one(few_digits: Dataset, width: int) -> None:
+    """As on a GPU, but here: seeds and controls of a round as one program, rewinding to a later step included."""
+    model = lf.from_module(NormedNet())
+    trainer = make_trainer(model, few_digits, optimizer=lf.adam(1e-3), batch_size=40)
+    plan = Plan(model=model, trainer=trainer, steps=12, eval_every=6, rounds=2, controls=("reinit", "random-mask"))
+    plan = plan._replace(rewind=type(plan.rewind)("step", 3))
+
+    def results(width: int) -> dict[tuple[int, int, str], Round]:
+        queue = Queue({seed: rounds(plan, seed) for seed in (0, 1)})
+        watcher = Silent()
+        found = {
+            (r.task.seed, r.task.number, r.task.variant): r.round for r in side_by_side(plan, queue, width, watcher)
+        }
+        assert sorted(watcher.begun) == sorted(found)
+        return found
+
+    together, alone = results(width), results(1)
+    assert len(together) == 2 * (1 + 2 * 3)
+    for name, result in alone.items():
+        for key, value in result.fit.state.params.items():
+            torch.testing.assert_close(together[name].fit.state.params[key], value, rtol=1e-3, atol=1e-4)
+        assert lf.count(together[name].start.masks) == lf.count(result.start.masks)
+        assert together[name].test == pytest.approx(result.test, rel=1e-2, abs=2e-2)
+
+
+def test_too_many_networks_for_a_gpu_are_refused_with_how_many_would_fit() -> None:
+    refuse_too_wide(9, 1_000_000_000, 10_000_000_000, "cuda")
+    with pytest.raises(
+        UserError, match="--jobs: 64 networks .* need about 64.0 GB, and cuda has 10.0 GB free; about 9"
+    ):
+        refuse_too_wide(64, 1_000_000_000, 10_000_000_000, "cuda")
