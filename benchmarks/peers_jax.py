@@ -79,7 +79,7 @@ def jitted(case: Case, state: TrainState, ready: Sequence[Batch]) -> dict[str, R
             carry, _ = scanned(carry, many)
         carries["scan"] = jax.block_until_ready(carry)  # type: ignore[no-untyped-call]
 
-    variants = {"JAX jit, donated": run}
+    variants: dict[str, Run] = {"JAX jit, donated": run}
     if not any(layer.startswith("conv") for layer in case.layers):
         # Within a scan, XLA's CPU convolutions are some 80 times slower than outside: minutes to say so again.
         variants["JAX lax.scan"] = run_scanned

@@ -1,4 +1,4 @@
-"""The benchmarks run; their figures are not judged here."""
+"""The benchmarks run and write what they promise; their figures are not judged here."""
 
 from __future__ import annotations
 
@@ -7,32 +7,87 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from conftest import ROOT
+from lthfunc_cli.main import main
 
+import lthfunc as lf
 from lthfunc.training.engines.toolchain import why_not
+
+KEYS = {
+    "network", "variant", "device", "threads", "batch", "density", "precision", "unit", "min", "median", "max",
+    "repeats",
+}  # fmt: skip
+
+
+def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path}
+    return subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, env=environment, check=False)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(why_not("cpu") is not None, reason=f"{why_not('cpu')}")
-def test_train_step_measures_every_variant(tmp_path: Path) -> None:
-    path = tmp_path / "result.json"
-    command = [sys.executable, "-m", "benchmarks.train_step", "--steps", "3", "--repeats", "1", "--json", str(path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+def test_the_training_benchmark_measures_every_variant(tmp_path: Path) -> None:
+    table, picture = tmp_path / "result.json", tmp_path / "result.png"
+    done = run(
+        sys.executable, "-m", "lthfunc_cli", "benchmark", "training", "--quick", "--json", table, "--plot", picture
+    )
     assert done.returncode == 0, done.stderr
-    result = json.loads(path.read_text())
-    assert len(result["steps_per_second"]) == 8
-    assert all(rate > 0 for rate in result["steps_per_second"].values())
-    assert result["machine"]["torch"]
+    result = json.loads(table.read_text())
+    assert result["machine"]["torch"] == torch.__version__
+    assert all(set(item) == KEYS for item in result["records"])
+    rates = {item["variant"]: item for item in result["records"]}
+    assert {"lthfunc, compile", "lthfunc, compile, dense", "lthfunc, eager", "argparse script", "products alone"} < set(
+        rates
+    )
+    for item in rates.values():
+        assert 0 < item["min"] <= item["median"] <= item["max"]
+    assert rates["lthfunc, compile, dense"]["density"] == 1
+    assert picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 
+def test_the_floor_counts_every_product_of_a_step() -> None:
+    """Against arithmetic by hand: LeNet-300-100's three layers, the first without a gradient of its input."""
+    sys.path.insert(0, str(ROOT))
+    from benchmarks.floors import products
+
+    run, flops = products(lf.models.lenet300(), torch.randn(60, 1, 28, 28))
+    assert flops == 2 * 60 * (2 * 784 * 300 + 3 * 300 * 100 + 3 * 100 * 10)
+    run(1)
+    _, flops = products(lf.models.lenet5(), torch.randn(10, 1, 28, 28))
+    convolutions = 2 * 28 * 28 * 6 * 25 + 3 * 10 * 10 * 16 * 6 * 25
+    assert flops == 2 * 10 * (convolutions + 3 * (400 * 120 + 120 * 84 + 84 * 10))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--network", "lenet6"], "--network: unknown name 'lenet6'; did you mean 'lenet5'?"),
+        (["--threads", "0"], "--threads: 0 is not accepted"),
+        (["--density", "0"], "--density: 0.0 is not accepted"),
+        (["--precision", "tf32"], "--precision: 'tf32' is not accepted"),
+        (["--device", "cuda:9"], "--device: 'cuda:9' is not accepted"),
+    ],
+)
+def test_a_benchmark_refuses_what_it_cannot_measure(options: list[str], words: str, capsys: Any) -> None:
+    assert main(["benchmark", "training", *options]) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert len(error.splitlines()) == 1
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: the suite itself would run")
-def test_the_gpu_suite_says_when_there_is_no_gpu(tmp_path: Path) -> None:
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    command = ["bash", str(ROOT / "benchmarks" / "gpu_suite.sh"), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 3
-    assert "no CUDA device" in done.stderr
-    assert not list(tmp_path.iterdir())
+@pytest.mark.skipif(why_not("cpu") is not None, reason=f"{why_not('cpu')}")
+def test_the_gpu_suite_runs_in_its_tiny_cpu_mode(tmp_path: Path) -> None:
+    done = run("bash", "benchmarks/gpu_suite.sh", str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    names = {path.name for path in tmp_path.iterdir()}
+    assert {"gpu-tests-cpu.xml", "training-lenet300-cpu.json", "replicates-lenet300-fp32-cpu.json"} <= names
+    for path in tmp_path.glob("*.json"):
+        assert all(set(item) == KEYS for item in json.loads(path.read_text())["records"])
+    assert run("bash", "benchmarks/gpu_suite.sh").returncode != 0, "no folder named, nothing overwritten"

@@ -23,7 +23,7 @@ from lthfunc.experiments.iterative import Plan, Round, Task, rounds
 from lthfunc.runs.execute import jobs_of
 from lthfunc.runs.memory import refuse_too_wide
 from lthfunc.runs.together import side_by_side
-from lthfunc.runs.trainings import Queue
+from lthfunc.runs.trainings import Queue, name_of
 from lthfunc.training.loop import make_trainer
 from lthfunc.trees.types import Dataset
 
@@ -147,9 +147,8 @@ def test_a_vmapped_study_equals_its_trainings_one_by_one(few_digits: Dataset, wi
     def results(width: int) -> dict[tuple[int, int, str], Round]:
         queue = Queue({seed: rounds(plan, seed) for seed in (0, 1)})
         watcher = Silent()
-        found = {
-            (r.task.seed, r.task.number, r.task.variant): r.round for r in side_by_side(plan, queue, width, watcher)
-        }
+        results = list(side_by_side(plan, queue, width, watcher))
+        found = {name_of(result.task): result.round for result in results}
         assert sorted(watcher.begun) == sorted(found)
         return found
 
@@ -164,7 +163,6 @@ def test_a_vmapped_study_equals_its_trainings_one_by_one(few_digits: Dataset, wi
 
 def test_too_many_networks_for_a_gpu_are_refused_with_how_many_would_fit() -> None:
     refuse_too_wide(9, 1_000_000_000, 10_000_000_000, "cuda")
-    with pytest.raises(
-        UserError, match="--jobs: 64 networks .* need about 64.0 GB, and cuda has 10.0 GB free; about 9"
-    ):
+    said = r"--jobs: 64 networks .* need about 64\.0 GB, and cuda has 10\.0 GB free; about 9 would fit"
+    with pytest.raises(UserError, match=said):
         refuse_too_wide(64, 1_000_000_000, 10_000_000_000, "cuda")
