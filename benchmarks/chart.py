@@ -57,6 +57,7 @@ def draw(path: str, records: Sequence[Record], title: str) -> None:
         axes.set_title(f"{network}, batch {mine[0]['batch']}, density {min(i['density'] for i in mine):g}", fontsize=10)
         axes.set_xlabel("masked training steps per second")
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize=8, loc="lower right")
+    lines, labels = grid.flat[0].get_legend_handles_labels()
+    figure.legend(lines, labels, frameon=False, fontsize=9, loc="outside lower center", ncols=2)
     figure.suptitle(title, fontsize=11)
     figure.savefig(path, dpi=130)

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
 from lthfunc.trees.types import Batch, TrainState
 
@@ -93,8 +92,8 @@ def _params(state: TrainState) -> tuple[Any, Any]:
     names = list(state.masks)
     for name in names:
         bias = name.removesuffix("weight") + "bias"
-        leaves.append(tuple(jnp.asarray(np.array(state.params[key])) for key in (name, bias)))
-        masks.append(jnp.asarray(np.array(state.masks[name].to(torch.float32))))
+        leaves.append(tuple(jnp.asarray(state.params[key].numpy().copy()) for key in (name, bias)))
+        masks.append(jnp.asarray(state.masks[name].float().numpy()))
     return leaves, masks
 
 

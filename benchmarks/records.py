@@ -63,7 +63,7 @@ def ratio(found: dict[str, list[float]], name: str, base: str) -> float:
     return statistics.median(a / b for a, b in zip(found[name], found[base], strict=True))
 
 
-def header(benchmark: str, command: str, device: str) -> dict[str, Any]:
+def header(benchmark: str, command: str, device: str, threads: int | None = None) -> dict[str, Any]:
     """What the numbers of a file were taken on."""
     peers: dict[str, str | None] = {}
     for name in ("jax", "jaxlib", "optax"):
@@ -71,7 +71,7 @@ def header(benchmark: str, command: str, device: str) -> dict[str, Any]:
             peers[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             peers[name] = None
-    return {"benchmark": benchmark, "command": command, "machine": machine(device), "peers": peers}
+    return {"benchmark": benchmark, "command": command, "machine": machine(device, threads), "peers": peers}
 
 
 def write(path: str | Path, head: dict[str, Any], records: list[Record]) -> None:

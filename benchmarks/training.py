@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 from collections.abc import Sequence
-
-import torch
+from pathlib import Path
 
 import lthfunc as lf
 from lthfunc.errors import UserError, unknown
@@ -19,6 +19,7 @@ from lthfunc.training.batches import batches
 from lthfunc.training.engines.toolchain import why_not
 from lthfunc.training.loop import Trainer, make_trainer, take_steps
 from lthfunc.training.precision import PRECISIONS, Precision
+from lthfunc.training.threads import using_threads
 from lthfunc.trees.ops import scaled
 from lthfunc.trees.types import Dataset, TrainState
 
@@ -29,6 +30,7 @@ from .networks import Case, cases, images
 from .records import Record, Run, header, in_turn, record, write
 
 OURS, DENSE, FLOOR, PEAK = "lthfunc, compile", "lthfunc, compile, dense", "products alone", "FLOPs at peak rate"
+STREAMED = "lthfunc, compile, streamed"
 TUNED = "tuned plain loop, dense"
 NETWORKS = ("lenet300", "lenet5", "lenet5-wide", "conv4", "resnet20")
 _LARGE = ("resnet18",)
@@ -82,13 +84,13 @@ def run(
         if name not in (*NETWORKS, *_LARGE):
             raise unknown("--network", name, (*NETWORKS, *_LARGE))
     peers_jax.use_threads(threads)
-    torch.set_num_threads(threads)
     lf.hold_memory()
     every = cases()
     seconds, repeats = (_QUICK_SECONDS, _QUICK_REPEATS) if quick else (_SECONDS, _REPEATS)
     records: list[Record] = []
     for name in names:
-        found = _measured(every[name], density, precision, device, seconds, repeats)
+        with tempfile.TemporaryDirectory() as folder, using_threads(threads):
+            found = _measured(every[name], density, precision, device, seconds, repeats, folder)
         about = {"device": device, "threads": threads, "batch": every[name].batch, "unit": "steps/s"}
         records += [
             record(
@@ -96,13 +98,13 @@ def run(
                 network=name,
                 variant=variant,
                 density=1.0 if variant in (DENSE, TUNED) else density,
-                precision=precision if variant in (OURS, DENSE, TUNED) else "fp32",
+                precision=precision if variant in (OURS, DENSE, STREAMED, TUNED) else "fp32",
                 **about,
             )
             for variant, rates in found.items()
         ]
         table(name, records)
-    head = header("training", f"python -m benchmarks.training --threads {threads}", device)
+    head = header("training", f"lthfunc benchmark training --threads {threads}", device, threads)
     if json:
         write(json, head, records)
     if plot:
@@ -111,7 +113,7 @@ def run(
 
 
 def _measured(
-    case: Case, density: float, precision: Precision, device: str, seconds: float, repeats: int
+    case: Case, density: float, precision: Precision, device: str, seconds: float, repeats: int, folder: str
 ) -> dict[str, list[float]]:
     data = images(case, device)
     optimizer = lf.adam(peers.LR)
@@ -130,6 +132,7 @@ def _measured(
         compiling = _trainer(case, data, "compile", precision)
         variants[OURS] = _loop(compiling, ticket)
         variants[DENSE] = _loop(compiling, dense)
+        variants[STREAMED] = _loop(_trainer(case, _mapped(data, folder), "compile", precision), ticket)
         if device != "cpu":
             variants[TUNED] = peers.tuned_loop(case.model, dense, ready, precision)
     variants["lthfunc, eager"] = _loop(_trainer(case, data, "eager", precision), ticket)
@@ -139,6 +142,13 @@ def _measured(
     found = in_turn(variants, seconds=seconds, repeats=repeats, device=device)
     found[PEAK] = [peak_rate(device) / flops for _ in range(repeats)]
     return found
+
+
+def _mapped(data: Dataset, folder: str) -> Dataset:
+    """The same data in a memory-mapped file."""
+    path = Path(folder) / "images.safetensors"
+    lf.data.save_mapped(path, data)
+    return lf.data.open_mapped(path)
 
 
 def _trainer(case: Case, data: Dataset, engine: str, precision: Precision) -> Trainer:

@@ -12,7 +12,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import torch
 import typer
 from rich.console import Console
 
@@ -23,6 +22,7 @@ from lthfunc.reports.plots import draw
 from lthfunc.runs.execute import execute, jobs_of
 from lthfunc.runs.folder import PRUNE, check_free, create, drop_partial_line, read_run
 from lthfunc.training.memory import hold_memory
+from lthfunc.training.threads import using_threads
 
 from .progress import watching
 from .screens import as_json, show_results
@@ -54,7 +54,7 @@ def _run(prepared: Prepared, command: str, folder: Path, earlier: list[Record], 
     if note:
         _say(note)
     try:
-        with _threads(config.threads), _terminable(), watching(err, plan) as watcher:
+        with using_threads(config.threads), _terminable(), watching(err, plan) as watcher:
             records = execute(config, plan, folder, watcher, earlier)
     except KeyboardInterrupt:
         _say(f"interrupted; finished trainings are safe. Go on with: lthfunc resume {folder}")
@@ -92,17 +92,6 @@ def _fresh_folder(config: Config) -> Path:
 
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
-
-
-@contextmanager
-def _threads(number: int | None) -> Iterator[None]:
-    """As many CPU threads as the settings say, whatever the machine has: sums depend on their number."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(number or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextmanager

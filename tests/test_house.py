@@ -66,7 +66,9 @@ def test_public_functions_say_what_they_do() -> None:
         for node in ast.walk(tree):
             if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
                 nested = any(
-                    isinstance(outer, ast.FunctionDef) and node in ast.walk(outer) and outer is not node
+                    (isinstance(outer, ast.FunctionDef) or (isinstance(outer, ast.ClassDef) and outer.name[0] == "_"))
+                    and node in ast.walk(outer)
+                    and outer is not node
                     for outer in ast.walk(tree)
                 )
                 assert nested or "forward" in node.name or ast.get_docstring(node), f"{path}: {node.name}"

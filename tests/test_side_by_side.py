@@ -80,8 +80,10 @@ def test_an_interruption_stops_every_process_and_the_run_goes_on(tmp_path: Path)
     assert process.returncode == 130, said
     assert f"Go on with: lthfunc resume {folder}" in said
     assert "Traceback" not in said
-    with pytest.raises(ProcessLookupError):
-        os.killpg(process.pid, 0)  # nobody is left
+    with pytest.raises(ProcessLookupError):  # nobody is left; Python's own helper needs a moment
+        for _ in range(50):
+            os.killpg(process.pid, 0)
+            time.sleep(0.1)
 
 
 @pytest.mark.slow
@@ -96,14 +98,14 @@ def test_a_worker_that_fails_or_dies_names_its_training(tmp_path: Path, capsys: 
         "import os, torch\n"
         "class Net(torch.nn.Linear):\n"
         "    def forward(self, x):\n"
-        "        if torch.utils.data.get_worker_info() is None and 'spawn' in os.environ.get('WHERE', ''):\n"
+        "        if os.environ.get('WHERE') == 'spawn':\n"
         "            os.kill(os.getpid(), 9)\n"
         "        return super().forward(x.flatten(1))\n"
         "def net(shape, classes): return Net(64, classes)\n"
     )
     code = (
-        "import os, sys, multiprocessing\n"
-        "if multiprocessing.parent_process() is not None: os.environ['WHERE'] = 'spawn'\n"
+        "import os, sys\n"
+        "if __name__ == '__mp_main__': os.environ['WHERE'] = 'spawn'\n"
         "from lthfunc_cli.main import main\n"
         "if __name__ == '__main__': sys.exit(main(sys.argv[1:]))\n"
     )

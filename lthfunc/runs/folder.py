@@ -58,20 +58,25 @@ def check_free(folder: Path) -> None:
 def create(folder: Path, config: Config, command: str) -> None:
     """Make the folder with its configuration and the first line of its metrics."""
     folder.mkdir(parents=True, exist_ok=True)
-    about = {"kind": "run", "command": command, "machine": machine(config.device), "config": to_mapping(config)}
+    about = {
+        "kind": "run",
+        "command": command,
+        "machine": machine(config.device, config.threads),
+        "config": to_mapping(config),
+    }
     write_atomically(folder / METRICS, (json.dumps(about) + "\n").encode())
     write_atomically(folder / CONFIG, to_toml(config, command).encode())
 
 
-def machine(device: str) -> dict[str, Any]:
-    """What a run's numbers depend on besides its settings."""
+def machine(device: str, threads: int | None = None) -> dict[str, Any]:
+    """What a run's numbers depend on besides its settings. threads: of a training, where not those set now."""
     gpu = torch.cuda.get_device_name(device) if device.startswith("cuda") else None
     return {
         "lthfunc": lthfunc.__version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
         "processor": _processor(),
-        "threads": torch.get_num_threads(),
+        "threads": threads or torch.get_num_threads(),
         "gpu": gpu,
     }
 

@@ -79,9 +79,11 @@ class _Stream:
         self._copied = torch.cuda.Event() if pin else None  # type: ignore[no-untyped-call]
 
     def order(self, index: Tensor) -> None:
+        """Begin to gather these rows."""
         self._ready = self._thread.submit(self._gather, index)
 
     def deliver(self, index: Tensor, steps: int) -> None:
+        """Put rows, ordered ahead or now, into the slots of so many steps."""
         if self._ready is None:  # the first steps were not ordered ahead
             self.order(index)
         assert self._ready is not None
@@ -93,6 +95,7 @@ class _Stream:
             self._copied.record()
 
     def close(self) -> None:
+        """End the thread."""
         self._thread.shutdown(cancel_futures=True)
 
     def _gather(self, index: Tensor) -> None:
