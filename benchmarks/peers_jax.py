@@ -70,13 +70,13 @@ def jitted(case: Case, state: TrainState, ready: Sequence[Batch]) -> dict[str, R
         carry = carries["step"]
         for i in range(n):
             carry, _ = once(carry, batches[i % len(batches)])
-        carries["step"] = jax.block_until_ready(carry)  # type: ignore[no-untyped-call]
+        carries["step"] = jax.block_until_ready(carry)
 
     def run_scanned(n: int) -> None:
         carry = carries["scan"]
         for _ in range(max(1, round(n / len(batches)))):
             carry, _ = scanned(carry, many)
-        carries["scan"] = jax.block_until_ready(carry)  # type: ignore[no-untyped-call]
+        carries["scan"] = jax.block_until_ready(carry)
 
     variants: dict[str, Run] = {"JAX jit, donated": run}
     if not any(layer.startswith("conv") for layer in case.layers):

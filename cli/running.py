@@ -18,7 +18,6 @@ from rich.console import Console
 from lthfunc.experiments.config import Config
 from lthfunc.experiments.plan import Prepared, prepare
 from lthfunc.experiments.records import Record, summarize
-from lthfunc.reports.plots import draw
 from lthfunc.runs.execute import execute, jobs_of
 from lthfunc.runs.folder import PRUNE, check_free, create, drop_partial_line, read_run
 from lthfunc.training.memory import hold_memory
@@ -59,6 +58,8 @@ def _run(prepared: Prepared, command: str, folder: Path, earlier: list[Record], 
     except KeyboardInterrupt:
         _say(f"interrupted; finished trainings are safe. Go on with: lthfunc resume {folder}")
         raise typer.Exit(130) from None
+    from lthfunc.reports.plots import draw  # matplotlib takes half a second, which training need not wait for
+
     pictures = draw(folder, records, f"{config.arch} on {config.dataset}")
     rows = summarize(records)
     if wants_json:
