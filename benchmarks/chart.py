@@ -9,17 +9,18 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
+from .floors import FLOOR, PEAK
 from .records import Record
 
-#: Floors, in the words of training.py, and what else has a colour of its own (Okabe & Ito).
-_LINES = {"products alone": "#555555", "FLOPs at peak rate": "#BBBBBB"}
+#: Floors, and what else has a colour of its own (Okabe & Ito).
+_LINES = {FLOOR: "#555555", PEAK: "#BBBBBB"}
 _OURS, _OTHERS = "#0072B2", "#9ecae1"
 
 
 def table(network: str, records: Sequence[Record]) -> None:
     """Print one network's results."""
     mine = [item for item in records if item["network"] == network]
-    floor = next((item["median"] for item in mine if item["variant"] == "products alone"), None)
+    floor = next((item["median"] for item in mine if item["variant"] == FLOOR), None)
     out = Table(title=f"{network}, batch {mine[0]['batch']}: steps per second", box=None, header_style="bold")
     out.add_column("variant")
     for head in ("min", "median", "max", "÷ products"):

@@ -16,6 +16,9 @@ import lthfunc as lf
 
 from .records import Run
 
+#: The floors, as records name them.
+FLOOR, PEAK = "products alone", "FLOPs at peak rate"
+
 
 class Job(NamedTuple):
     """A layer's product and its gradients. flops: of all of them."""

@@ -29,13 +29,13 @@ else
 fi
 mkdir -p "$out"
 
-step 180 tests python -m pytest -q -p no:cacheprovider -m gpu tests/test_gpu.py --junitxml="$out/gpu-tests-$card.xml"
+step 130 tests python -m pytest -q -p no:cacheprovider -m gpu tests/test_gpu.py --junitxml="$out/gpu-tests-$card.xml"
 for network in $networks; do
-  step 70 "training $network" python -m benchmarks.training --device "$device" --network "$network" $settings \
+  step 60 "training $network" python -m benchmarks.training --device "$device" --network "$network" $settings \
     --json "$out/training-$network-$card.json"
 done
 for precision in $precisions; do
-  step 60 "replicates $precision" python -m benchmarks.replicates --device "$device" --widths $widths $short \
+  step 55 "replicates $precision" python -m benchmarks.replicates --device "$device" --widths $widths $short \
     --precision "$precision" --json "$out/replicates-lenet300-$precision-$card.json"
 done
 exit $failed

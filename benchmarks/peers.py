@@ -13,7 +13,6 @@ from torch.nn.utils import prune as torch_prune
 
 import lthfunc as lf
 from lthfunc.training.precision import Precision, casting, products
-from lthfunc.training.steps import Metrics
 from lthfunc.trees.types import Batch, TrainState
 
 from .records import Run
@@ -124,12 +123,11 @@ def naive_compile(model: lf.Model, state: TrainState, ready: Sequence[Batch]) ->
 def pure_step(model: lf.Model, state: TrainState, ready: Sequence[Batch]) -> Run:
     """Our pure step alone, eagerly, called on ready batches: `torch.func` as it comes."""
     step = lf.make_train_step(model, lf.cross_entropy, lf.adam(LR))
-    metrics: Metrics = {}
 
     def run(n: int) -> None:
-        nonlocal state, metrics
+        nonlocal state
         with torch.no_grad():
             for i in range(n):
-                state, metrics = step(state, ready[i % len(ready)])
+                state, _ = step(state, ready[i % len(ready)])
 
     return run

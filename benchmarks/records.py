@@ -58,11 +58,6 @@ def record(rates: list[float], **about: Any) -> Record:
     return {**about, **{name: round(value, 3) for name, value in spread.items()}}
 
 
-def ratio(found: dict[str, list[float]], name: str, base: str) -> float:
-    """Median over the repeats of the ratio taken within each repeat."""
-    return statistics.median(a / b for a, b in zip(found[name], found[base], strict=True))
-
-
 def header(benchmark: str, command: str, device: str, threads: int | None = None) -> dict[str, Any]:
     """What the numbers of a file were taken on."""
     peers: dict[str, str | None] = {}

@@ -13,7 +13,7 @@ import torch
 import lthfunc as lf
 from lthfunc.training.engines.toolchain import why_not
 from lthfunc.training.loop import fit_together, make_trainer
-from lthfunc.trees.types import TrainState
+from lthfunc.trees.types import Split, TrainState
 
 from .networks import cases, images
 from .peers import LR
@@ -34,6 +34,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     case = cases()[options.network]
     data = images(case, options.device, 45_000 if options.device != "cpu" else 5_000)
+    # fit_together looks at the validation split twice; at ten images, that is no part of what is timed.
+    data = data._replace(val=Split(data.val.x[:10], data.val.y[:10]))
     trainer = make_trainer(
         case.model,
         data,
@@ -51,7 +53,6 @@ def main(arguments: list[str] | None = None) -> int:
         start = states(width)
 
         def run(n: int) -> None:
-            # One long interval and no looks between: what is timed is the steps.
             fit_together(trainer, start, seeds=range(width), until=n, eval_every=n)
 
         return run

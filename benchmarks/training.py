@@ -14,23 +14,23 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import lthfunc as lf
-from lthfunc.errors import UserError, unknown
+from lthfunc.errors import UserError, invalid, unknown
+from lthfunc.experiments.plan import choose_device
 from lthfunc.training.batches import batches
 from lthfunc.training.engines.toolchain import why_not
 from lthfunc.training.loop import Trainer, make_trainer, take_steps
-from lthfunc.training.precision import PRECISIONS, Precision
+from lthfunc.training.precision import PRECISIONS, Precision, check_precision
 from lthfunc.training.threads import using_threads
 from lthfunc.trees.ops import scaled
 from lthfunc.trees.types import Dataset, TrainState
 
 from . import peers, peers_jax
 from .chart import draw, table
-from .floors import peak_rate, products
+from .floors import FLOOR, PEAK, peak_rate, products
 from .networks import Case, cases, images
 from .records import Record, Run, header, in_turn, record, write
 
-OURS, DENSE, FLOOR, PEAK = "lthfunc, compile", "lthfunc, compile, dense", "products alone", "FLOPs at peak rate"
-STREAMED = "lthfunc, compile, streamed"
+OURS, DENSE, STREAMED = "lthfunc, compile", "lthfunc, compile, dense", "lthfunc, compile, streamed"
 TUNED = "tuned plain loop, dense"
 NETWORKS = ("lenet300", "lenet5", "lenet5-wide", "conv4", "resnet20")
 _LARGE = ("resnet18",)
@@ -83,6 +83,12 @@ def run(
     for name in names:
         if name not in (*NETWORKS, *_LARGE):
             raise unknown("--network", name, (*NETWORKS, *_LARGE))
+    if threads < 1:
+        raise invalid("--threads", threads, "a whole number of at least 1")
+    if not 0 < density <= 1:
+        raise invalid("--density", density, "a number in (0, 1]")
+    device = choose_device(device)
+    check_precision(precision, device)
     peers_jax.use_threads(threads)
     lf.hold_memory()
     every = cases()

@@ -6,8 +6,6 @@ from typing import Annotated
 
 import typer
 
-from lthfunc.errors import invalid
-
 from .options import _number, _whole
 
 app = typer.Typer(help="Measure this library, its peers and the floors on this machine.", no_args_is_help=True)
@@ -28,16 +26,8 @@ def training(
     plot: Annotated[str | None, typer.Option("--plot", metavar="FILE", help="Draw bars and floors here.")] = None,
 ) -> None:
     """Masked training steps per second, side by side in one run: min, median and max."""
-    if threads < 1:
-        raise invalid("--threads", threads, "a whole number of at least 1")
-    if not 0 < density <= 1:
-        raise invalid("--density", density, "a number in (0, 1]")
     from lthfunc_benchmarks.training import run
 
-    from lthfunc.experiments.plan import choose_device
-    from lthfunc.training.precision import check_precision
-
-    check_precision(precision, choose_device(device))
     run(
         networks=network or [],
         threads=threads,

@@ -24,7 +24,9 @@ def execute(config: Config, plan: Plan, folder: Path, watcher: Watcher, earlier:
     records = list(earlier)
     watcher.total(_steps_ahead(config, plan, earlier))
     seeds = range(config.seed, config.seed + config.replicates)
-    queue = Queue({seed: rounds(plan, seed, config.device, done_so_far(folder, plan, seed, earlier)) for seed in seeds})
+    queue = Queue(
+        {seed: rounds(plan, seed, config.device, done_so_far(folder, config.device, seed, earlier)) for seed in seeds}
+    )
     with closing(_driven(config, plan, queue, watcher)) as results:  # workers end with it, whatever happens
         for task, result, seconds in results:
             item = record(result, replicate=task.seed - config.seed, seed=task.seed, seconds=seconds)

@@ -25,7 +25,7 @@ import torch
 import lthfunc
 from lthfunc.errors import UserError, invalid
 from lthfunc.experiments.config import Config, to_mapping
-from lthfunc.experiments.iterative import TICKET, Done, Plan, Round
+from lthfunc.experiments.iterative import TICKET, Done, Round
 from lthfunc.experiments.records import Record
 from lthfunc.runs.settings import read_config, to_toml
 from lthfunc.trees.files import load_tree, save_ticket, save_tree, write_atomically
@@ -161,14 +161,13 @@ def drop_partial_line(folder: Path) -> None:
         write_atomically(path, text[: text.rfind(b"\n") + 1])
 
 
-def done_so_far(folder: Path, plan: Plan, seed: int, records: list[Record]) -> Done | None:
-    """Where a seed's experiment stands; None where its dense training has not ended."""
+def done_so_far(folder: Path, device: str, seed: int, records: list[Record]) -> Done | None:
+    """Where a seed's experiment stands, on the device; None where its dense training has not ended."""
     mine = [item for item in records if item["seed"] == seed]
     rounds = [item["round"] for item in mine if item["variant"] == TICKET]
     if not rounds:
         return None
     number = max(rounds)
-    device = plan.trainer.data.train.x.device
     place = training_folder(folder, seed, number, TICKET)
     trained, about = load_tree(place / "params.safetensors")
     masks, _ = load_tree(place / "masks.safetensors")

@@ -46,7 +46,7 @@ def _train(plan: Plan, queue: Queue, watcher: Watcher, tasks: Sequence[Task]) ->
         rounds = train_together(plan, tasks, observe)
     except torch.OutOfMemoryError as error:
         raise UserError(
-            f"--jobs: {len(tasks)} networks side by side don't fit the memory of {plan.trainer.data.train.x.device}; "
+            f"--jobs: {len(tasks)} networks side by side don't fit the memory of {tasks[0].start.step.device}; "
             f"try --jobs {max(1, len(tasks) // 2)}"
         ) from error
     except UserError as error:

@@ -48,10 +48,11 @@ class Feed:
     def fill(self, start: int, stop: int, end: int) -> None:
         """Put the batches of steps start … stop-1 into the first slots; steps up to `end` will be asked for."""
         if self._stream is not None:
-            following = stop, min(stop + self.slots, end)
-            self._stream.deliver(self._indices(start, stop), stop - start)
-            if following[0] < following[1]:
-                self._stream.order(self._indices(*following))
+            if not self._stream.ordered:  # the first steps were not ordered ahead
+                self._stream.order(self._indices(start, stop))
+            self._stream.deliver(stop - start)
+            if stop < end:
+                self._stream.order(self._indices(stop, min(stop + self.slots, end)))
             return
         index = self._indices(start, stop).to(self._device)
         for part, slots in zip(self._split, (self._x, self._y), strict=True):
@@ -82,10 +83,13 @@ class _Stream:
         """Begin to gather these rows."""
         self._ready = self._thread.submit(self._gather, index)
 
-    def deliver(self, index: Tensor, steps: int) -> None:
-        """Put rows, ordered ahead or now, into the slots of so many steps."""
-        if self._ready is None:  # the first steps were not ordered ahead
-            self.order(index)
+    @property
+    def ordered(self) -> bool:
+        """Whether rows are under way."""
+        return self._ready is not None
+
+    def deliver(self, steps: int) -> None:
+        """Put the rows that were ordered, or the first of them, into the slots of so many steps."""
         assert self._ready is not None
         self._ready.result()
         self._ready = None

@@ -143,9 +143,8 @@ def fit_together(
             losses = training.to(step)
             for seed, loss in zip(seeds, losses, strict=True):
                 if not math.isfinite(loss):
-                    raise UserError(
-                        f"seed {seed}: training diverged before step {step} (loss {loss}); a smaller --lr may help"
-                    )
+                    who = f"seed {seed}: " if len(seeds) > 1 else ""
+                    raise UserError(f"{who}training diverged before step {step} (loss {loss}); a smaller --lr may help")
             states = training.running.states()
             points = _measure(trainer, states, losses)
             fits = [_extended(*item) for item in zip(fits, states, points, strict=True)]
