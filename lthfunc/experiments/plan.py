@@ -33,7 +33,7 @@ T = TypeVar("T")
 #: training (a step computes three times what a look does on as many examples), within limits.
 _EVALUATION_SHARE, _FEWEST_LOOKS, _MOST_LOOKS = 0.05, 5, 25
 #: FLOPs of a step from which a second thread is worth its waiting; below, one thread is quickest on a busy machine,
-#: and seeds run side by side in processes. Measured in benchmarks/; LeNets lie below, convolutional networks above.
+#: and seeds run side by side in processes. The LeNets lie below, convolutional networks above.
 _FLOPS_FOR_THREADS = 1e9
 
 
