@@ -45,6 +45,11 @@ class Feed:
         streamed = mapped or split.x.device.type != device.type
         self._stream = _Stream(split, self._x, self._y) if streamed else None
 
+    @property
+    def slotted(self) -> Batch:
+        """All slots at once: inputs and targets with one more dimension in front, the slots."""
+        return self._x, self._y
+
     def fill(self, start: int, stop: int, end: int) -> None:
         """Put the batches of steps start … stop-1 into the first slots; steps up to `end` will be asked for."""
         if self._stream is not None:

@@ -12,7 +12,7 @@ import torch
 from lthfunc.errors import UserError
 from lthfunc.training.batches import steps_per_epoch
 from lthfunc.training.engines.interface import Engine, Running, Tick, Work
-from lthfunc.training.engines.table import make_engine
+from lthfunc.training.engines.table import Making, make_engine
 from lthfunc.training.evaluation import Quality, evaluate
 from lthfunc.training.feed import Feed
 from lthfunc.training.optimizers import Optimizer
@@ -71,10 +71,14 @@ def make_trainer(
     batch_size: int = 60,
     loss: Loss = cross_entropy,
     augment: Augment | None = None,
-    engine: str = "eager",
+    engine: Making = "eager",
     precision: Precision = "fp32",
 ) -> Trainer:
-    """Put a model, its data and an optimiser together. Engine "compile" pays off from some 3,000 small steps on."""
+    """Put a model, its data and an optimiser together. 
+
+    engine: "eager", "compile", which pays off from some 3,000 small steps on, or a function that makes one
+    (`sparse_engine`).
+    """
     steps_per_epoch(len(data.train.x), batch_size)  # an impossible batch size fails here, before any training
     work = Work(model, loss, optimizer, data.scale, augment, precision)
     return Trainer(data, optimizer, batch_size, make_engine(engine, work), precision)
@@ -219,7 +223,7 @@ def train(
     loss: Loss = cross_entropy,
     augment: Augment | None = None,
     seed: int = 0,
-    engine: str = "eager",
+    engine: Making = "eager",
     precision: Precision = "fp32",
     observe: Observer | None = None,
 ) -> Transformation:

@@ -20,11 +20,33 @@ from lthfunc.trees.ops import leaves, tree_map
 from lthfunc.trees.types import Params
 
 
+class SGDNumbers(NamedTuple):
+    """What `sgd` was made with, for an engine that has its update in other code."""
+
+    momentum: float
+    nesterov: bool
+    weight_decay: float
+
+
+class AdamNumbers(NamedTuple):
+    """What `adam` or `adamw` was made with, for an engine that has its update in other code."""
+
+    betas: tuple[float, float]
+    eps: float
+    weight_decay: float
+    decoupled: bool
+
+
 class Optimizer(NamedTuple):
-    """init: params -> state; update: (grads, state, params, step) -> (new params, new state)."""
+    """init: params -> state; update: (grads, state, params, step) -> (new params, new state).
+
+    numbers: given by optimisers of this file alone; it lets an engine replace `update` by faster code of the same
+    effect. Without them an engine calls `update`.
+    """
 
     init: Callable[[Params], Any]
     update: Callable[[Params, Any, Params, Tensor], tuple[Params, Any]]
+    numbers: SGDNumbers | AdamNumbers | None = None
 
 
 class SGDState(NamedTuple):
@@ -72,7 +94,7 @@ def sgd(lr: float | Schedule, momentum: float = 0.0, nesterov: bool = False, wei
         new = {name: p - rate * grads[name] for name, p in params.items()}
         return new, SGDState(state.schedule, velocity)
 
-    return Optimizer(init, update)
+    return Optimizer(init, update, SGDNumbers(momentum, nesterov, weight_decay))
 
 
 def adam(
@@ -131,7 +153,7 @@ def _adam(
         following = corrections(powers).to(state.corrections.dtype)
         return new, AdamState(state.schedule, mean, variance, powers, following)
 
-    return Optimizer(init, update)
+    return Optimizer(init, update, AdamNumbers(betas, eps, weight_decay, decoupled))
 
 
 def _decayed(grads: Params, params: Params, weight_decay: float) -> Params:

@@ -15,8 +15,14 @@ ENGINES: dict[str, Callable[[Work], Engine]] = {"eager": eager, "compile": compi
 COMPILE_FROM_STEPS = 3_000
 
 
-def make_engine(name: str, work: Work) -> Engine:
-    """The engine of that name. Raises UserError where there is none."""
+#: An engine's name, or the function that makes it.
+Making = str | Callable[[Work], Engine]
+
+
+def make_engine(name: Making, work: Work) -> Engine:
+    """The engine of that name, or by that function. Raises UserError where there is none."""
+    if not isinstance(name, str):
+        return name(work)
     if name not in ENGINES:
         raise unknown("--engine", name, ENGINES)
     return ENGINES[name](work)

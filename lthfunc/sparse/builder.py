@@ -1,0 +1,188 @@
+"""A program under construction: places, numbers and instructions, forward and then backward.
+
+Rules (in `rules/`) add instructions for an operation of the network and say what its gradient does. Everything that
+depends on where things lie is a function, called once all halos are known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lthfunc.sparse.kernels.instructions import encoded
+from lthfunc.sparse.places import LANES, Place
+
+#: An instruction's columns, known once memory is laid out: (name, split, rows, columns).
+Late = Callable[[], tuple[str, int, int, dict[str, int]]]
+
+
+@dataclass(eq=False)
+class Value:
+    """What an operation gives. Views (a flattened value) share one.
+
+    needs: whether a gradient is wanted. rectified: whether ReLU was applied in place, so that whoever writes the
+    last part of its gradient zeroes it where the value is not above zero. uses: operations whose gradients it gets.
+    rectifiable: its writer can rectify it. only_read: one operation reads it, and nothing else. pending: writes the
+    value, added to another or not; whoever reads it first calls this.
+    """
+
+    place: Place
+    needs: bool
+    rectified: bool = False
+    rectifiable: bool = False
+    only_read: bool = True
+    uses: int = 0
+    grad: Place | None = None
+    written: int = 0
+    pending: Callable[[View | None], None] | None = None
+
+
+class View(NamedTuple):
+    """A value as the network sees it: of its own shape, or flattened."""
+
+    value: Value
+    flat: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Without the batch."""
+        place = self.value.place
+        return (place.features,) if self.flat else (place.channels, place.height, place.width)
+
+
+class Target(NamedTuple):
+    """Where to write a gradient: added to what is there or not, and zeroed where `gate` is not above zero."""
+
+    place: Place
+    accumulate: bool
+    gate: Place | None
+
+    @property
+    def columns(self) -> dict[str, int]:
+        """Of an instruction."""
+        return {"accumulate": int(self.accumulate), "gate": -1 if self.gate is None else self.gate.first}
+
+
+class Leaf(NamedTuple):
+    """Where a parameter lies among the values: from `first`, `count` numbers."""
+
+    first: int
+    count: int
+
+
+@dataclass
+class Weights:
+    """A layer's surviving weights. positions: int64 (survivors,), in the flattened leaf; the layer's rule puts them
+    into the order of its lists."""
+
+    shape: tuple[int, ...]
+    positions: Tensor
+
+
+@dataclass
+class Builder:
+    """Collects a program for batches of so many examples; training: with gradients.
+
+    leaves: where parameters lie among the values. weights: of the prunable leaves. statistics: where buffers lie among
+    the constants. spare: memory of gradients that were read already.
+    """
+
+    batch: int
+    training: bool
+    instructions: list[Late] = field(default_factory=list)
+    backward: list[Callable[[], None]] = field(default_factory=list)
+    places: list[Place] = field(default_factory=list)
+    constants: list[float] = field(default_factory=list)
+    lists: list[Tensor] = field(default_factory=list)
+    leaves: dict[str, Leaf] = field(default_factory=dict)
+    weights: dict[str, Weights] = field(default_factory=dict)
+    statistics: dict[str, int] = field(default_factory=dict)
+    listed: int = 0
+    spare: dict[tuple[int, ...], list[Place]] = field(default_factory=dict)
+
+    @property
+    def tiles(self) -> int:
+        """Tiles of 16 examples."""
+        return -(-self.batch // LANES)
+
+    def emit(self, late: Late) -> None:
+        """Add an instruction."""
+        self.instructions.append(late)
+
+    def place(self, channels: int, height: int = 1, width: int = 1, halo: int = 0) -> Place:
+        """Room for a value."""
+        place = Place(channels, height, width, halo)
+        self.places.append(place)
+        return place
+
+    def numbers(self, values: list[float]) -> int:
+        """Put constants away; where they begin."""
+        self.constants.extend(values)
+        return len(self.constants) - len(values)
+
+    def table(self, values: Tensor) -> int:
+        """Put a list away; where it begins. Called when places are known."""
+        if values.numel() and int(values.max()) >= 2**31:
+            raise OverflowError("a list reaches further than 32 bits count")
+        self.lists.append(values.to(torch.int32))
+        self.listed += values.numel()
+        return self.listed - values.numel()
+
+    def read(self, view: View) -> Value:
+        """The value of an argument, written by now; a part of its gradient will be asked of the operation."""
+        value = view.value
+        if value.pending is not None:
+            value.pending(None)
+            value.pending = None
+        value.uses += 1
+        return value
+
+    def gradient_of(self, value: Value) -> Place:
+        """Where a value's own gradient lies, once all of it was written."""
+        assert value.grad is not None
+        return value.grad
+
+    def target(self, value: Value) -> Target:
+        """Where the next part of a value's gradient goes."""
+        if value.grad is None:
+            # The value's own layout, since `gate` is read beside it; all halos are settled by now.
+            shape = value.place.layout
+            kept = self.spare.get(shape)
+            # Memory of a gradient that was read already; of the same shape, so that its halo still holds zeros.
+            value.grad = kept.pop() if kept else self.place(*shape)
+        value.written += 1
+        last = value.written == value.uses
+        return Target(value.grad, value.written > 1, value.place if value.rectified and last else None)
+
+    def release(self, value: Value) -> None:
+        """The gradient was read for the last time."""
+        place = self.gradient_of(value)
+        self.spare.setdefault(place.layout, []).append(place)
+
+
+class Listing(NamedTuple):
+    """A finished program: its instructions (n, width), lists, constants, and the vectors of activations it needs."""
+
+    rows: Tensor
+    lists: Tensor
+    constants: Tensor
+    vectors: int
+
+
+def finished(builder: Builder) -> Listing:
+    """Lay out memory and write all instructions down."""
+    vectors = 0
+    for place in builder.places:
+        place.base = vectors
+        vectors += builder.tiles * place.tile
+    rows = []
+    for late in builder.instructions:
+        name, split, count, columns = late()
+        rows.append(encoded(name, split, count, **columns))
+    lists = torch.cat(builder.lists) if builder.lists else torch.zeros(0, dtype=torch.int32)
+    constants = torch.tensor(builder.constants or [0.0], dtype=torch.float32)
+    return Listing(torch.tensor(rows, dtype=torch.int64), lists, constants, vectors)

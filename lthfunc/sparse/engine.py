@@ -1,0 +1,246 @@
+"""The sparse engine: steps on survivors alone, in one call of the machine for many steps."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lthfunc.errors import invalid
+from lthfunc.sparse.capture import Captured, captured
+from lthfunc.sparse.kernels.build import load_kernels
+from lthfunc.sparse.memory import Memory, pack_moments, unpack_moments
+from lthfunc.sparse.program import Ending, program_of
+from lthfunc.sparse.updates import clock_of, moments_of, state_after
+from lthfunc.training.engines.interface import Engine, Running, Tick, Work
+from lthfunc.training.evaluation import Quality, evaluate
+from lthfunc.training.feed import Feed
+from lthfunc.training.steps import Metrics, accuracy, cross_entropy
+from lthfunc.trees.ops import scaled
+from lthfunc.trees.rng import counter_key, fold_in
+from lthfunc.trees.types import Batch, Buffers, Params, Split, TrainState
+
+#: Seconds that one call of the machine should take: long enough to cost nothing, short enough to be interrupted.
+_CALL_SECONDS = 0.1
+
+
+def sparse_engine(work: Work) -> Engine:
+    """Steps and evaluations on the surviving weights alone, on a CPU.
+
+    Raises UserError where the kernels cannot be built, for a precision other than fp32, for a device other than the
+    CPU, and for a network with an operation that has no rule, which it names.
+    """
+    if work.precision != "fp32":
+        raise invalid("--precision", work.precision, "fp32 with --engine sparse")
+    load_kernels()
+    graphs: dict[bool, Captured] = {}
+
+    def graph(params: Params, buffers: Buffers, shape: tuple[int, ...], *, training: bool) -> Captured:
+        if training not in graphs:
+            module = work.model.training if training else work.model.evaluating
+            graphs[training] = captured(module, params, buffers, shape, work.model.name)
+        return graphs[training]
+
+    def begin(states: Sequence[TrainState], seeds: Sequence[int], feed: Feed) -> Running:
+        if states[0].step.device.type != "cpu":
+            raise invalid("--device", states[0].step.device, "cpu with --engine sparse")
+        x, y = feed.slotted
+        loops = []
+        for number, (state, seed) in enumerate(zip(states, seeds, strict=True)):
+            slots = (x, y) if len(states) == 1 else (x[:, number], y[:, number])
+            shape = tuple(slots[0].shape[2:])
+            loops.append(_Loop(work, graph(state.params, state.buffers, shape, training=True), state, seed, slots))
+        return loops[0] if len(loops) == 1 else _Several(loops)
+
+    measuring = _Measuring(work)
+
+    def measure(
+        params: Sequence[Params], buffers: Sequence[Buffers], split: Split, device: torch.device
+    ) -> list[Quality]:
+        shape = tuple(split.x.shape[1:])
+        return [
+            measuring.quality(graph(one, kept, shape, training=False), one, kept, split, device)
+            for one, kept in zip(params, buffers, strict=True)
+        ]
+
+    return Engine("sparse", begin, measure)
+
+
+class _Loop:
+    """One network in training."""
+
+    def __init__(self, work: Work, graph: Captured, state: TrainState, seed: int, slots: Batch) -> None:
+        self._work, self._state, self._slots = work, state, slots
+        x, _ = slots
+        self._examples = x.shape[1]
+        self._step, self._taken, self._since = int(state.step), 0, 0
+        self._key = counter_key(seed, "step")
+        optimizer = work.optimizer
+        changed = work.augment is not None  # inputs come as floats then, scaled
+        program = program_of(
+            graph, state.params, state.buffers, state.masks,
+            batch=self._examples, stored=(tuple(x.shape[2:]), torch.float32 if changed else x.dtype),
+            scale=None if changed else work.scale, name=work.model.name,
+            ending=Ending("cross_entropy" if work.loss is cross_entropy else None, True, optimizer.numbers),
+        )  # fmt: skip
+        self._memory = memory = Memory(program, state.params, state.buffers)
+        if optimizer.numbers is not None:
+            memory.moments = [memory.vector(tree) for tree in moments_of(state.opt)]
+            memory.clock = clock_of(state.opt, optimizer.numbers)
+            memory.schedule = state.opt.schedule.float().contiguous()
+        else:
+            self._opt = pack_moments(memory, state.params, state.opt)
+        self._whole = not changed and optimizer.numbers is not None and work.loss is cross_entropy
+        self._steps_a_call = 1.0
+
+    def take(self, steps: int, tick: Tick | None) -> None:
+        """Take one step on each of the slots 0 … steps-1."""
+        done = 0
+        x, y = self._slots
+        while done < steps:
+            count = min(steps - done, int(self._steps_a_call)) if self._whole else 1
+            begun = time.perf_counter()
+            if self._whole:
+                self._memory.run(x[done:], y[done:], self._examples, count, self._step)
+            else:
+                self._take_one(x[done], y[done])
+            # How many steps a call takes changes nothing in their results.
+            rate = count / max(1e-6, time.perf_counter() - begun)
+            self._steps_a_call = max(1.0, min(2 * self._steps_a_call, rate * _CALL_SECONDS))
+            done += count
+            self._step += count
+            self._taken += count
+            self._since += count
+            if tick is not None:
+                tick(count)
+
+    def losses(self) -> list[float]:
+        """The mean loss since the last time."""
+        totals = self._memory.totals
+        mean = float(totals[0]) / self._since if self._since else math.nan
+        totals.zero_()
+        self._since = 0
+        return [mean]
+
+    def states(self) -> list[TrainState]:
+        """The public state: dense leaves, zeros where weights were pruned."""
+        memory, state = self._memory, self._state
+        if self._work.optimizer.numbers is not None:
+            opt = state_after(state.opt, [memory.dense(moment) for moment in memory.moments], memory.clock)
+        else:
+            opt = unpack_moments(memory, state.params, self._opt)
+        buffers = memory.buffers(state.buffers, self._taken)
+        step = torch.full_like(state.step, self._step)
+        return [TrainState(memory.dense(memory.values), buffers, state.masks, opt, step)]
+
+    def _take_one(self, x: Tensor, y: Tensor) -> None:
+        """A step whose inputs, loss or optimiser are Python's."""
+        work, memory = self._work, self._memory
+        step = torch.tensor(self._step)
+        if work.augment is not None:
+            x = work.augment(scaled(x, work.scale), fold_in(self._key, step)).contiguous()
+        end = len(memory.program.listing.rows)
+        if work.loss is cross_entropy:
+            memory.run(x[None], y[None], self._examples, 1, self._step, (0, end))
+        else:
+            forward = memory.program.forward
+            memory.run(x[None], y[None], self._examples, 1, self._step, (0, forward))
+            outputs = memory.outputs[: self._examples]
+            gradient, loss = torch.func.grad_and_value(work.loss)(outputs.clone(), y)
+            memory.totals[0] += loss
+            outputs.copy_(gradient)
+            memory.run(x[None], y[None], self._examples, 1, self._step, (forward, end))
+        if work.optimizer.numbers is None:
+            params, grads = memory.parts(memory.values), memory.parts(memory.gradients)
+            new, self._opt = work.optimizer.update(grads, self._opt, params, step)
+            for name, value in new.items():
+                params[name].copy_(value)
+
+
+class _Several:
+    """Networks in turn, one after the other: on a CPU nothing is gained by mixing them."""
+
+    def __init__(self, loops: Sequence[_Loop]) -> None:
+        self._loops = loops
+
+    def take(self, steps: int, tick: Tick | None) -> None:
+        """Take one step of each network on each of the slots 0 … steps-1."""
+        for loop in self._loops:
+            loop.take(steps, tick if loop is self._loops[0] else None)
+
+    def losses(self) -> list[float]:
+        """The mean loss of each since the last time."""
+        return [loss for loop in self._loops for loss in loop.losses()]
+
+    def states(self) -> list[TrainState]:
+        """The public states."""
+        return [state for loop in self._loops for state in loop.states()]
+
+
+#: Examples measured at a time, and bytes of activations that they may take.
+_CHUNK, _BYTES = 512, 64 * 2**20
+
+
+class _Measuring:
+    """Evaluates networks; keeps the last program, since looks at a training see the same survivors again and again."""
+
+    def __init__(self, work: Work) -> None:
+        self._work = work
+        self._memory: Memory | None = None
+        self._key: object = None
+
+    def quality(
+        self, graph: Captured, params: Params, buffers: Buffers, split: Split, device: torch.device
+    ) -> Quality:
+        """Mean loss and accuracy over a split."""
+        work = self._work
+        memory = self._memory_for(graph, params, buffers, split)
+        chunk = memory.program.batch
+
+        def metrics_of(batch: Batch) -> Metrics:
+            x, y = batch
+            memory.totals.zero_()
+            memory.run(x[None], y[None], len(x))
+            if work.loss is cross_entropy:
+                loss, hits = memory.totals
+                return {"loss": loss, "accuracy": hits / len(x)}
+            outputs = memory.outputs[: len(x)]
+            return {"loss": work.loss(outputs, y), "accuracy": accuracy(outputs, y)}
+
+        (quality,) = evaluate(metrics_of, split, device, chunk)
+        return quality
+
+    def _memory_for(self, graph: Captured, params: Params, buffers: Buffers, split: Split) -> Memory:
+        masks = {name: leaf != 0 for name, leaf in params.items() if leaf.ndim > 1}
+        kept = self._memory
+        if kept is not None and self._key == (tuple(split.x.shape[1:]), split.x.dtype) and _covers(kept, masks):
+            kept.load(params, buffers)
+            return kept
+        chunk = _CHUNK
+        while True:
+            program = program_of(
+                graph, params, buffers, masks, batch=min(chunk, max(16, len(split.x))),
+                stored=(tuple(split.x.shape[1:]), split.x.dtype), scale=self._work.scale, name=self._work.model.name,
+                ending=Ending("cross_entropy" if self._work.loss is cross_entropy else None, False),
+            )  # fmt: skip
+            if program.listing.vectors * 64 <= _BYTES or chunk <= 16:
+                break
+            chunk = max(16, chunk // 2)
+        self._memory = Memory(program, params, buffers)
+        self._key = (tuple(split.x.shape[1:]), split.x.dtype)
+        return self._memory
+
+
+def _covers(memory: Memory, masks: dict[str, Tensor]) -> bool:
+    """Whether all these survivors are among the program's, and not far fewer."""
+    ours = theirs = 0
+    for name, positions in memory.program.positions.items():
+        mask = masks[name].flatten()
+        inside, count = int(mask[positions].sum()), int(mask.sum())
+        if inside < count:
+            return False
+        ours, theirs = ours + len(positions), theirs + count
+    return theirs >= 0.98 * ours

@@ -1,0 +1,96 @@
+"""The kernels, built by PyTorch's extension tooling at first use and kept."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import logging
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from lthfunc.errors import UserError
+from lthfunc.training.engines.toolchain import why_not
+
+_HERE = Path(__file__).parent
+# Never -ffast-math: with many compilers a library linked with it makes the whole process flush small numbers to zero.
+_FLAGS = (
+    "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math",
+    "-fvisibility=hidden", "-Wno-psabi", "-Wno-unknown-pragmas",
+)  # fmt: skip
+_SANITIZE = ("-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
+
+
+@functools.cache
+def load_kernels() -> None:
+    """Register the operations `torch.ops.lthfunc.*`, building them (half a minute) where that was not done yet.
+
+    Raises UserError where nothing can be built, with what is missing.
+    """
+    reason = why_no_kernels()
+    if reason is not None:
+        raise UserError(f"--engine: sparse cannot run on this machine, since {reason}; --engine compile or eager can")
+    from torch.utils import cpp_extension
+
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    flags = [*_FLAGS, *(_SANITIZE if os.environ.get("LTHFUNC_SANITIZE") else ())]
+    folder = cache_folder(tuple(flags))
+    folder.mkdir(parents=True, exist_ok=True)
+    sources = sorted(str(source) for source in _HERE.glob("*.cpp"))
+    # The tooling asks for ninja in PATH; installed beside Python, it need not be there.
+    path = os.environ.get("PATH", "")
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), path])
+    try:
+        cpp_extension.load(
+            "lthfunc_kernels", sources, extra_cflags=flags, extra_ldflags=[flag for flag in flags if "sanitize" in flag],
+            build_directory=str(folder), is_python_module=False,
+        )  # fmt: skip
+    except (RuntimeError, OSError, subprocess.SubprocessError) as error:
+        lines = [line for line in str(error).splitlines() if "error" in line.lower()] or [str(error)]
+        raise UserError(f"--engine: the sparse kernels cannot be built: {lines[0].strip()}") from error
+    finally:
+        os.environ["PATH"] = path
+
+
+def is_built() -> bool:
+    """Whether a build for this machine lies in the cache."""
+    return (cache_folder(_FLAGS) / "lthfunc_kernels.so").exists()
+
+
+def why_no_kernels() -> str | None:
+    """Why the kernels cannot be built here, in one line; None where they can."""
+    return why_not("cpu")
+
+
+def cache_folder(flags: tuple[str, ...]) -> Path:
+    """Where the kernels for this processor, compiler, PyTorch and source are kept. Homes are shared by machines."""
+    digest = hashlib.sha256()
+    for source in sorted(_HERE.glob("*")):
+        if source.suffix in (".cpp", ".h", ".def"):
+            digest.update(source.read_bytes())
+    for fact in (*flags, torch.__version__, platform.machine(), _processor(), _compiler()):
+        digest.update(fact.encode())
+    home = os.environ.get("LTHFUNC_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "lthfunc"
+    return Path(home).expanduser() / "kernels" / digest.hexdigest()[:16]
+
+
+def _processor() -> str:
+    """The instructions that the processor has."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.lower().startswith(("flags", "features")):
+                return line
+    return platform.processor()
+
+
+def _compiler() -> str:
+    compiler = os.environ.get("CXX", "g++")
+    try:
+        return subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
+    except OSError:
+        return compiler

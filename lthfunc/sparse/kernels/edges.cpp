@@ -1,0 +1,113 @@
+// Between a batch as a data set stores it and tiles of 16 examples.
+#include <algorithm>
+
+#include "machine.h"
+
+namespace lthfunc {
+namespace {
+
+typedef std::uint8_t bytes __attribute__((vector_size(16)));
+
+template <int... Index>
+LTHFUNC_INLINE bytes mix(bytes a, bytes b) {
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, Index...);
+#else
+  return __builtin_shuffle(a, b, bytes{Index...});
+#endif
+}
+LTHFUNC_INLINE bytes low(bytes a, bytes b) {
+  return mix<0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23>(a, b);
+}
+LTHFUNC_INLINE bytes high(bytes a, bytes b) {
+  return mix<8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31>(a, b);
+}
+
+// Four rounds of interleaving transpose 16 × 16 bytes.
+LTHFUNC_INLINE void transpose(bytes (&rows)[16]) {
+  for (int round = 0; round < 4; ++round) {
+    bytes next[16];
+    LTHFUNC_UNROLL
+    for (int i = 0; i < 8; ++i) {
+      next[2 * i] = low(rows[i], rows[i + 8]);
+      next[2 * i + 1] = high(rows[i], rows[i + 8]);
+    }
+    LTHFUNC_UNROLL
+    for (int i = 0; i < 16; ++i) rows[i] = next[i];
+  }
+}
+
+// One row of `width` places of 16 examples that lie `apart` elements from each other; missing examples are zeros.
+void load_bytes(const std::uint8_t* from, i64 apart, i64 examples, i64 width, float gain, float shift, vec* out) {
+  const ivec there = first_lanes(examples);
+  i64 x = 0;
+  for (; x + 16 <= width; x += 16) {
+    bytes block[16] = {};
+    for (i64 lane = 0; lane < examples; ++lane) std::memcpy(&block[lane], from + lane * apart + x, 16);
+    transpose(block);
+    LTHFUNC_UNROLL
+    for (int p = 0; p < 16; ++p) {
+      const vec value = __builtin_convertvector(block[p], vec) * gain - shift;
+      out[x + p] = there ? value : vec{};
+    }
+  }
+  for (; x < width; ++x) {
+    vec value{};
+    for (i64 lane = 0; lane < examples; ++lane) value[lane] = from[lane * apart + x] * gain - shift;
+    out[x] = value;
+  }
+}
+
+void load_floats(const float* from, i64 apart, i64 examples, i64 width, float gain, float shift, vec* out) {
+  for (i64 x = 0; x < width; ++x) {
+    vec value{};
+    for (i64 lane = 0; lane < examples; ++lane) value[lane] = from[lane * apart + x] * gain - shift;
+    out[x] = value;
+  }
+}
+
+}  // namespace
+
+void load_inputs(const load_inputs_row& i, Memory& m, Part part) {
+  const i64 plane = i.height * i.width, apart = i.channels * plane;
+  // Rows without a halo between them are one long row.
+  const bool whole = i.out_row == i.width;
+  const i64 rows = whole ? 1 : i.height, width = whole ? plane : i.width;
+  for (i64 tile = part.tile; tile < part.tiles; ++tile) {
+    const i64 examples = std::min<i64>(LANES, m.examples - tile * LANES);
+    for (i64 channel = 0; channel < i.channels; ++channel) {
+      const float gain = m.constants[i.constants + 2 * channel], shift = m.constants[i.constants + 2 * channel + 1];
+      for (i64 y = 0; y < rows; ++y) {
+        vec* const out = m.activations + i.out + tile * i.out_tile + channel * i.out_channel + y * i.out_row;
+        const i64 from = tile * LANES * apart + channel * plane + y * width;
+        if (i.kind == kind_uint8)
+          load_bytes(static_cast<const std::uint8_t*>(m.inputs) + from, apart, examples, width, gain, shift, out);
+        else
+          load_floats(static_cast<const float*>(m.inputs) + from, apart, examples, width, gain, shift, out);
+      }
+    }
+  }
+}
+
+void store_outputs(const store_outputs_row& i, Memory& m, Part part) {
+  for (i64 tile = part.tile; tile < part.tiles; ++tile) {
+    const i64 examples = std::min<i64>(LANES, m.examples - tile * LANES);
+    for (i64 feature = 0; feature < i.rows; ++feature) {
+      const vec value = m.activations[i.in + tile * i.in_tile + m.lists[i.addresses + feature]];
+      for (i64 lane = 0; lane < examples; ++lane) m.outputs[(tile * LANES + lane) * i.rows + feature] = value[lane];
+    }
+  }
+}
+
+void load_gradients(const load_gradients_row& i, Memory& m, Part part) {
+  for (i64 tile = part.tile; tile < part.tiles; ++tile) {
+    const i64 examples = std::min<i64>(LANES, m.examples - tile * LANES);
+    for (i64 feature = 0; feature < i.rows; ++feature) {
+      vec value{};
+      for (i64 lane = 0; lane < examples; ++lane) value[lane] = m.outputs[(tile * LANES + lane) * i.rows + feature];
+      m.activations[i.out + tile * i.out_tile + m.lists[i.addresses + feature]] = value;
+    }
+  }
+}
+
+}  // namespace lthfunc

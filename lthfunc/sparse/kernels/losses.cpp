@@ -1,0 +1,40 @@
+// Mean cross entropy over a batch (Goodfellow et al. 2016, eq. 6.30, in its stable form), with its gradient.
+#include <algorithm>
+
+#include "machine.h"
+
+namespace lthfunc {
+
+void cross_entropy(const cross_entropy_row& i, Memory& m, Part) {
+  const i32* const addresses = m.lists + i.addresses;
+  const i32* const into = m.lists + i.gradients;
+  const float share = 1.0f / static_cast<float>(m.examples);
+  double total = 0;
+  for (i64 tile = 0; tile < m.tiles; ++tile) {
+    const i64 examples = std::min<i64>(LANES, m.examples - tile * LANES);
+    const vec* const logits = m.activations + i.in + tile * i.in_tile;
+    vec most = logits[addresses[0]];
+    ivec winner{};
+    for (i64 c = 1; c < i.classes; ++c) {
+      const vec logit = logits[addresses[c]];
+      const ivec higher = logit > most;
+      most = higher ? logit : most;
+      winner = higher ? all_int(static_cast<i32>(c)) : winner;
+    }
+    vec sum{};
+    for (i64 c = 0; c < i.classes; ++c) sum += exponential(logits[addresses[c]] - most);
+    for (i64 lane = 0; lane < examples; ++lane) {
+      const i64 target = m.targets[tile * LANES + lane];
+      total += static_cast<double>(std::log(sum[lane]) + most[lane] - logits[addresses[target]][lane]);
+      m.totals[1] += winner[lane] == target;
+    }
+    if (i.grad < 0) continue;
+    vec* const grads = m.activations + i.grad + tile * i.grad_tile;
+    const vec scale = first_lanes(examples) ? share / sum : vec{};
+    for (i64 c = 0; c < i.classes; ++c) grads[into[c]] = exponential(logits[addresses[c]] - most) * scale;
+    for (i64 lane = 0; lane < examples; ++lane) grads[into[m.targets[tile * LANES + lane]]][lane] -= share;
+  }
+  m.totals[0] += total * static_cast<double>(share);
+}
+
+}  // namespace lthfunc

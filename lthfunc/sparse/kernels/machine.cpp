@@ -1,0 +1,124 @@
+// The machine: takes the instructions of a program in turn, for one step or many, in one call from Python.
+//
+// Instructions next to each other that never mix examples run tile by tile, so that what one has written is still in
+// a cache when the next reads it; threads share the tiles. The others are split by rows. Nothing that is summed is
+// ever split, so results don't depend on the number of threads.
+#include "machine.h"
+
+#include <ATen/Parallel.h>
+#include <torch/library.h>
+
+#include <cmath>
+#include <vector>
+
+namespace lthfunc {
+namespace {
+
+using at::Tensor;
+using Kernel = void (*)(const i64*, Memory&, Part);
+
+// How an instruction may be split; the column `tilewise` of every row.
+enum Split : i64 {
+  by_rows = 0,
+  by_tiles = 1,
+  either = 2,  // sums over tiles: tile after tile in one thread, by rows in several
+  whole = 3,
+};
+
+constexpr Kernel kernels[] = {
+#define INSTRUCTION(name, ...) \
+  [](const i64* row, Memory& memory, Part part) { name(*reinterpret_cast<const name##_row*>(row), memory, part); },
+#include "instructions.def"
+#undef INSTRUCTION
+};
+
+struct Row {
+  i64 opcode, split, rows;
+};
+const Row& head(const i64* row) { return *reinterpret_cast<const Row*>(row); }
+
+void take(const i64* row, Memory& memory, Part part) { kernels[head(row).opcode](row, memory, part); }
+
+void run_rows(const i64* row, Memory& memory, bool threads) {
+  const i64 rows = head(row).rows;
+  if (!threads || head(row).split == whole) return take(row, memory, {0, memory.tiles, 0, rows});
+  at::parallel_for(0, rows, 1, [&](i64 from, i64 to) { take(row, memory, {0, memory.tiles, from, to}); });
+}
+
+void run_step(const i64* program, i64 width, i64 begin, i64 end, Memory& memory) {
+  const bool threads = at::get_num_threads() > 1;
+  const auto tilewise = [&](i64 k) {
+    const i64 split = head(program + k * width).split;
+    return split == by_tiles || (split == either && !threads);
+  };
+  for (i64 k = begin; k < end;) {
+    if (!tilewise(k)) {
+      run_rows(program + k++ * width, memory, threads);
+      continue;
+    }
+    i64 stop = k;
+    while (stop < end && tilewise(stop)) ++stop;
+    const auto tiles = [&](i64 from, i64 to) {
+      for (i64 tile = from; tile < to; ++tile)
+        for (i64 each = k; each < stop; ++each) {
+          const i64* const row = program + each * width;
+          take(row, memory, {tile, tile + 1, 0, head(row).rows});
+        }
+    };
+    if (threads)
+      at::parallel_for(0, memory.tiles, 1, tiles);
+    else
+      tiles(0, memory.tiles);
+    k = stop;
+  }
+}
+
+template <typename T>
+T* data(const Tensor& tensor) {
+  TORCH_CHECK(tensor.is_contiguous(), "lthfunc: memory must be contiguous");
+  return tensor.numel() ? tensor.data_ptr<T>() : nullptr;
+}
+
+void run(const Tensor& program, i64 begin, i64 end, const Tensor& lists, const Tensor& activations,
+         const Tensor& values, const Tensor& gradients, const Tensor& constants, const Tensor& first,
+         const Tensor& second, const Tensor& clock, const Tensor& totals, const Tensor& schedule, const Tensor& inputs,
+         const Tensor& targets, const Tensor& outputs, i64 examples, i64 steps, i64 step) {
+  TORCH_CHECK(reinterpret_cast<std::uintptr_t>(activations.data_ptr()) % sizeof(vec) == 0, "lthfunc: unaligned");
+  TORCH_CHECK(begin >= 0 && end <= program.size(0), "lthfunc: no such instructions");
+  const i64 tiles = (examples + LANES - 1) / LANES;
+  const i64 *const rows = data<i64>(program), width = program.size(1);
+  const float* const rates = data<float>(schedule);
+  double* const powers = data<double>(clock);
+  const i64 bytes = inputs.numel() ? inputs.element_size() * inputs.numel() / inputs.size(0) : 0;
+  Memory memory{reinterpret_cast<vec*>(data<float>(activations)), data<i32>(lists), data<float>(values),
+                data<float>(gradients), data<float>(constants), data<float>(first), data<float>(second), powers,
+                data<double>(totals), nullptr, nullptr, data<float>(outputs), 0.0f, {1.0f, 1.0f}, examples, tiles};
+  for (i64 k = 0; k < steps; ++k) {
+    // Slot k of the inputs holds the batch of the k-th step.
+    memory.inputs = inputs.numel() ? static_cast<const char*>(inputs.data_ptr()) + k * bytes : nullptr;
+    memory.targets = targets.numel() ? data<i64>(targets) + k * (targets.numel() / targets.size(0)) : nullptr;
+    if (rates) memory.rate = rates[std::min(step + k, schedule.numel() - 1)];
+    if (powers) {
+      memory.corrections[0] = static_cast<float>(1.0 / (1.0 - powers[0]));
+      memory.corrections[1] = static_cast<float>(1.0 / std::sqrt(1.0 - powers[1]));
+    }
+    run_step(rows, width, begin, end, memory);
+    if (powers) {
+      powers[0] *= powers[2];
+      powers[1] *= powers[3];
+    }
+  }
+}
+
+}  // namespace
+}  // namespace lthfunc
+
+TORCH_LIBRARY(lthfunc, library) {
+  library.def(
+      "run(Tensor program, int begin, int end, Tensor lists, Tensor(a!) activations, Tensor(b!) values, "
+      "Tensor(c!) gradients, Tensor(d!) constants, Tensor(e!) first, Tensor(f!) second, Tensor(g!) clock, "
+      "Tensor(h!) totals, Tensor schedule, Tensor inputs, Tensor targets, Tensor(i!) outputs, int examples, "
+      "int steps, int step) -> ()");
+}
+
+TORCH_LIBRARY_IMPL(lthfunc, CPU, library) { library.impl("run", lthfunc::run); }

@@ -1,0 +1,53 @@
+// What a kernel is: a function of one instruction, the memory, and the part of the work that is asked of it.
+#pragma once
+
+#include "vectors.h"
+
+namespace lthfunc {
+
+#define INSTRUCTION(name, ...) \
+  struct name##_row {          \
+    i64 opcode, tilewise, rows; \
+    i64 __VA_ARGS__;           \
+  };
+#include "instructions.def"
+#undef INSTRUCTION
+
+enum Opcode : i64 {
+#define INSTRUCTION(name, ...) op_##name,
+#include "instructions.def"
+#undef INSTRUCTION
+  opcodes
+};
+
+// How stored inputs are typed.
+enum Kind : i64 { kind_uint8, kind_float32 };
+
+struct Memory {
+  vec* activations;
+  const i32* lists;
+  float* values;     // parameters: survivors and the rest
+  float* gradients;  // one for each value
+  float* constants;  // numbers of the instructions, running statistics, what normalisation saves
+  float* first;      // an optimiser's moments, one for each value
+  float* second;
+  double* clock;     // powers of Adam's betas
+  double* totals;    // loss, hits
+  const void* inputs;
+  const i64* targets;
+  float* outputs;
+  float rate;            // learning rate of this step
+  float corrections[2];  // Adam's
+  i64 examples, tiles;
+};
+
+// A range of tiles and a range of rows: whichever an instruction is split by; the other is whole.
+struct Part {
+  i64 tile, tiles, row, rows;
+};
+
+#define INSTRUCTION(name, ...) void name(const name##_row&, Memory&, Part);
+#include "instructions.def"
+#undef INSTRUCTION
+
+}  // namespace lthfunc

@@ -1,0 +1,138 @@
+// Batch normalisation (Ioffe & Szegedy 2015, alg. 1 and 2), a channel a row, in tiles.
+//
+// `saved` holds four numbers a channel: mean, reciprocal deviation, and the factor and the summand that both make with
+// the layer's weight and bias; in the backward pass the first two are followed by the two means that it subtracts.
+#include <algorithm>
+
+#include "machine.h"
+
+namespace lthfunc {
+namespace {
+
+constexpr i64 SAVED = 6;
+enum : i64 { mean_of, deviation_of, factor_of, summand_of, grad_mean_of, grad_dot_of };
+
+#define AT(name) (m.activations + i.name + tile * i.name##_tile + channel * i.name##_channel + y * i.name##_row)
+
+// Sums of a few thousand floats stay in floats; those of rows are added up in doubles.
+LTHFUNC_INLINE double total(vec v) {
+  double result = 0;
+  for (int lane = 0; lane < LANES; ++lane) result += static_cast<double>(v[lane]);
+  return result;
+}
+
+}  // namespace
+
+void batch_statistics(const batch_statistics_row& i, Memory& m, Part part) {
+  const double count = static_cast<double>(m.examples * i.height * i.width);
+  for (i64 channel = part.row; channel < part.rows; ++channel) {
+    float* const saved = m.constants + i.saved + channel * SAVED;
+    float &running_mean = m.constants[i.running_mean + channel],
+          &running_variance = m.constants[i.running_variance + channel];
+    double mean = static_cast<double>(running_mean), variance = static_cast<double>(running_variance);
+    if (i.training) {
+      // Shifted by a value of its own, so that squares don't cancel where the mean is large.
+      const float shift = m.activations[i.in + channel * i.in_channel][0];
+      double sum = 0, squares = 0;
+      for (i64 tile = 0; tile < m.tiles; ++tile) {
+        const ivec there = first_lanes(m.examples - tile * LANES);
+        vec tile_sum[2] = {}, tile_squares[2] = {};
+        for (i64 y = 0; y < i.height; ++y) {
+          const vec* const in = AT(in);
+          for (i64 x = 0; x < i.width; ++x) {
+            const vec value = in[x] - shift;
+            tile_sum[x & 1] += value;
+            tile_squares[x & 1] += value * value;
+          }
+        }
+        const vec both = tile_sum[0] + tile_sum[1], both_squares = tile_squares[0] + tile_squares[1];
+        sum += total(there ? both : vec{});
+        squares += total(there ? both_squares : vec{});
+      }
+      mean = sum / count;
+      variance = std::max(0.0, squares / count - mean * mean);
+      mean += static_cast<double>(shift);
+      const double momentum = static_cast<double>(m.constants[i.momentum]);
+      const double unbiased = count > 1 ? variance * count / (count - 1) : variance;
+      running_mean = static_cast<float>(static_cast<double>(running_mean) * (1 - momentum) + mean * momentum);
+      running_variance = static_cast<float>(static_cast<double>(running_variance) * (1 - momentum) + unbiased * momentum);
+    }
+    const double deviation = 1.0 / std::sqrt(variance + static_cast<double>(m.constants[i.epsilon]));
+    const double weight = i.weight < 0 ? 1.0 : static_cast<double>(m.values[i.weight + channel]);
+    const double bias = i.bias < 0 ? 0.0 : static_cast<double>(m.values[i.bias + channel]);
+    saved[mean_of] = static_cast<float>(mean);
+    saved[deviation_of] = static_cast<float>(deviation);
+    saved[factor_of] = static_cast<float>(weight * deviation);
+    saved[summand_of] = static_cast<float>(bias - mean * weight * deviation);
+  }
+}
+
+void normalise(const normalise_row& i, Memory& m, Part part) {
+  for (i64 tile = part.tile; tile < part.tiles; ++tile) {
+    for (i64 channel = part.row; channel < part.rows; ++channel) {
+      const float* const saved = m.constants + i.saved + channel * SAVED;
+      const float factor = saved[factor_of], summand = saved[summand_of];
+      for (i64 y = 0; y < i.height; ++y) {
+        const vec* const in = AT(in);
+        const vec* const b = i.b < 0 ? nullptr : AT(b);
+        vec* const out = AT(out);
+        for (i64 x = 0; x < i.width; ++x) {
+          vec value = in[x] * factor + summand;
+          if (b) value += b[x];
+          out[x] = i.relu ? larger(value, vec{}) : value;
+        }
+      }
+    }
+  }
+}
+
+void normalise_sums(const normalise_sums_row& i, Memory& m, Part part) {
+  const double count = static_cast<double>(m.examples * i.height * i.width);
+  for (i64 channel = part.row; channel < part.rows; ++channel) {
+    float* const saved = m.constants + i.saved + channel * SAVED;
+    const float mean = saved[mean_of];
+    double sum = 0, dot = 0;
+    for (i64 tile = 0; tile < m.tiles; ++tile) {
+      vec tile_sum[2] = {}, tile_dot[2] = {};
+      for (i64 y = 0; y < i.height; ++y) {
+        const vec *const in = AT(in), *const grad = AT(grad);
+        for (i64 x = 0; x < i.width; ++x) {
+          tile_sum[x & 1] += grad[x];
+          tile_dot[x & 1] += grad[x] * (in[x] - mean);
+        }
+      }
+      sum += total(tile_sum[0] + tile_sum[1]);
+      dot += total(tile_dot[0] + tile_dot[1]);
+    }
+    const double deviation = static_cast<double>(saved[deviation_of]);
+    saved[grad_mean_of] = static_cast<float>(sum / count);
+    saved[grad_dot_of] = static_cast<float>(dot * deviation * deviation / count);
+    if (i.weight_gradient >= 0) m.gradients[i.weight_gradient + channel] = static_cast<float>(dot * deviation);
+    if (i.bias_gradient >= 0) m.gradients[i.bias_gradient + channel] = static_cast<float>(sum);
+  }
+}
+
+void normalise_gradient(const normalise_gradient_row& i, Memory& m, Part part) {
+  for (i64 tile = part.tile; tile < part.tiles; ++tile) {
+    const ivec there = first_lanes(m.examples - tile * LANES);
+    const bool full = m.examples - tile * LANES >= LANES;
+    for (i64 channel = part.row; channel < part.rows; ++channel) {
+      const float* const saved = m.constants + i.saved + channel * SAVED;
+      const float factor = saved[factor_of], dot = saved[grad_dot_of];
+      const float shift = saved[grad_mean_of] - saved[mean_of] * dot;
+      for (i64 y = 0; y < i.height; ++y) {
+        const vec *const in = AT(in), *const grad = AT(grad);
+        vec* const into = AT(into);
+        const vec* const gate = i.gate < 0 ? nullptr : m.activations + i.gate + (into - (m.activations + i.into));
+        for (i64 x = 0; x < i.width; ++x) {
+          vec value = (grad[x] - shift - in[x] * dot) * factor;
+          if (!full) value = there ? value : vec{};
+          if (i.accumulate) value += into[x];
+          into[x] = !gate ? value : gate[x] > vec{} ? value : vec{};
+        }
+      }
+    }
+  }
+}
+
+}  // namespace lthfunc

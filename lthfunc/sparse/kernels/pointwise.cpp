@@ -1,0 +1,142 @@
+// Pointwise functions, additions and copies, a channel's rows at a time.
+#include <algorithm>
+
+#include "machine.h"
+
+namespace lthfunc {
+namespace {
+
+enum Pointwise : i64 { relu, leaky_relu, relu6, sigmoid, tanh_, silu, gelu, hardtanh, hardsigmoid, hardswish, elu, scale };
+
+LTHFUNC_INLINE vec logistic(vec x) { return 1.0f / (1.0f + exponential(-x)); }
+LTHFUNC_INLINE vec tangent(vec x) { return 2.0f * logistic(2.0f * x) - 1.0f; }
+LTHFUNC_INLINE vec clamped(vec x, float low, float high) {
+  x = x < all(low) ? all(low) : x;
+  return x > all(high) ? all(high) : x;
+}
+LTHFUNC_INLINE vec inside(vec x, float low, float high) {
+  return ((x > all(low)) & (x < all(high))) ? all(1.0f) : vec{};
+}
+// The error function lane by lane: GELU's exact form needs it, and few networks use GELU between sparse layers.
+LTHFUNC_INLINE vec normal_share(vec x) {
+  vec share;
+  for (int i = 0; i < LANES; ++i) share[i] = 0.5f * (1.0f + std::erf(x[i] * 0.70710678118654752f));
+  return share;
+}
+
+vec value_of(i64 kind, vec x, float number) {
+  switch (kind) {
+    case relu: return larger(x, vec{});
+    case leaky_relu: return x > vec{} ? x : x * number;
+    case relu6: return clamped(x, 0.0f, 6.0f);
+    case sigmoid: return logistic(x);
+    case tanh_: return tangent(x);
+    case silu: return x * logistic(x);
+    case gelu: return x * normal_share(x);
+    case hardtanh: return clamped(x, -1.0f, 1.0f);
+    case hardsigmoid: return clamped(x * (1.0f / 6) + 0.5f, 0.0f, 1.0f);
+    case hardswish: return x * clamped(x * (1.0f / 6) + 0.5f, 0.0f, 1.0f);
+    case elu: return x > vec{} ? x : (exponential(x) - 1.0f) * number;
+    default: return x * number;
+  }
+}
+
+vec slope_of(i64 kind, vec x, float number) {
+  switch (kind) {
+    case relu: return x > vec{} ? all(1.0f) : vec{};
+    case leaky_relu: return x > vec{} ? all(1.0f) : all(number);
+    case relu6: return inside(x, 0.0f, 6.0f);
+    case sigmoid: {
+      const vec s = logistic(x);
+      return s * (1.0f - s);
+    }
+    case tanh_: {
+      const vec t = tangent(x);
+      return 1.0f - t * t;
+    }
+    case silu: {
+      const vec s = logistic(x);
+      return s + x * s * (1.0f - s);
+    }
+    case gelu: return normal_share(x) + x * exponential(x * x * -0.5f) * 0.39894228040143268f;
+    case hardtanh: return inside(x, -1.0f, 1.0f);
+    case hardsigmoid: return inside(x, -3.0f, 3.0f) * (1.0f / 6);
+    case hardswish: return x <= all(-3.0f) ? vec{} : x < all(3.0f) ? x * (1.0f / 3) + 0.5f : all(1.0f);
+    case elu: return x > vec{} ? all(1.0f) : exponential(x) * number;
+    default: return all(number);
+  }
+}
+
+// Calls function(tile, channel, y) for every row of the part.
+template <typename Function>
+LTHFUNC_INLINE void each_row(Part part, i64 height, Function function) {
+  for (i64 tile = part.tile; tile < part.tiles; ++tile)
+    for (i64 channel = part.row; channel < part.rows; ++channel)
+      for (i64 y = 0; y < height; ++y) function(tile, channel, y);
+}
+
+#define AT(name) (m.activations + i.name + tile * i.name##_tile + channel * i.name##_channel + y * i.name##_row)
+
+}  // namespace
+
+void pointwise(const pointwise_row& i, Memory& m, Part part) {
+  const float number = m.constants[i.number];
+  each_row(part, i.height, [&](i64 tile, i64 channel, i64 y) {
+    const vec* const in = AT(in);
+    vec* const out = AT(out);
+    for (i64 x = 0; x < i.width; ++x) out[x] = value_of(i.kind, in[x], number);
+  });
+}
+
+void pointwise_gradient(const pointwise_gradient_row& i, Memory& m, Part part) {
+  const float number = m.constants[i.number];
+  each_row(part, i.height, [&](i64 tile, i64 channel, i64 y) {
+    const vec *const in = AT(in), *const grad = AT(grad);
+    vec* const into = AT(into);
+    const vec* const gate = i.gate < 0 ? nullptr : m.activations + i.gate + (into - (m.activations + i.into));
+    for (i64 x = 0; x < i.width; ++x) {
+      vec value = grad[x] * slope_of(i.kind, in[x], number);
+      if (i.accumulate) value += into[x];
+      into[x] = !gate ? value : gate[x] > vec{} ? value : vec{};
+    }
+  });
+}
+
+void add(const add_row& i, Memory& m, Part part) {
+  each_row(part, i.height, [&](i64 tile, i64 channel, i64 y) {
+    const vec *const a = AT(a), *const b = AT(b);
+    vec* const out = AT(out);
+    for (i64 x = 0; x < i.width; ++x) {
+      const vec value = a[x] + b[x];
+      out[x] = i.relu ? larger(value, vec{}) : value;
+    }
+  });
+}
+
+void copy(const copy_row& i, Memory& m, Part part) {
+  each_row(part, i.height, [&](i64 tile, i64 channel, i64 y) {
+    const vec* const in = AT(in);
+    vec* const out = AT(out);
+    const vec* const gate = i.gate < 0 ? nullptr : m.activations + i.gate + (out - (m.activations + i.out));
+    for (i64 x = 0; x < i.width; ++x) {
+      const i64 to = x * i.out_column;
+      vec value = in[x * i.in_column];
+      if (i.accumulate) value += out[to];
+      out[to] = !gate ? value : gate[to] > vec{} ? value : vec{};
+    }
+  });
+}
+
+void fill(const fill_row& i, Memory& m, Part part) {
+  each_row(part, i.height, [&](i64 tile, i64 channel, i64 y) { std::fill_n(AT(out), i.width, vec{}); });
+}
+
+void rectify(const rectify_row& i, Memory& m, Part part) {
+  each_row(part, i.height, [&](i64 tile, i64 channel, i64 y) {
+    vec* const out = AT(out);
+    const vec* const gate = m.activations + i.gate + (out - (m.activations + i.out));
+    for (i64 x = 0; x < i.width; ++x) out[x] = gate[x] > vec{} ? out[x] : vec{};
+  });
+}
+
+}  // namespace lthfunc

@@ -1,0 +1,131 @@
+// Pooling and its gradients, in tiles. Windows are clipped at the borders, so no padding is ever read.
+#include <algorithm>
+#include <limits>
+
+#include "machine.h"
+
+namespace lthfunc {
+namespace {
+
+// Places of a window along one side: from, and how many `dilation` apart lie inside.
+struct Side {
+  i64 from, count;
+};
+
+LTHFUNC_INLINE Side clipped(i64 start, i64 kernel, i64 dilation, i64 size) {
+  i64 skip = start < 0 ? (-start + dilation - 1) / dilation : 0;
+  const i64 from = start + skip * dilation;
+  const i64 room = from >= size ? 0 : (size - from + dilation - 1) / dilation;
+  return {from, std::max<i64>(0, std::min(kernel - skip, room))};
+}
+
+}  // namespace
+
+void max_pool(const max_pool_row& i, Memory& m, Part part) {
+  for (i64 tile = part.tile; tile < part.tiles; ++tile) {
+    for (i64 channel = part.row; channel < part.rows; ++channel) {
+      const vec* const in = m.activations + i.in + tile * i.in_tile + channel * i.in_channel;
+      vec* const out = m.activations + i.out + tile * i.out_tile + channel * i.out_channel;
+      for (i64 y = 0; y < i.out_height; ++y) {
+        const Side down = clipped(y * i.stride_y - i.pad_y, i.kernel_y, i.dilation_y, i.height);
+        for (i64 x = 0; x < i.out_width; ++x) {
+          const Side across = clipped(x * i.stride_x - i.pad_x, i.kernel_x, i.dilation_x, i.width);
+          vec most = all(-std::numeric_limits<float>::infinity());
+          for (i64 a = 0; a < down.count; ++a) {
+            const vec* at = in + (down.from + a * i.dilation_y) * i.in_row + across.from;
+            for (i64 b = 0; b < across.count; ++b, at += i.dilation_x) most = larger(*at, most);
+          }
+          out[y * i.out_row + x] = most;
+        }
+      }
+    }
+  }
+}
+
+// The first of a window's maxima gets the window's gradient, as in PyTorch.
+void max_pool_gradient(const max_pool_gradient_row& i, Memory& m, Part part) {
+  const bool tiling = i.kernel_y == i.stride_y && i.kernel_x == i.stride_x && i.pad_y == 0 && i.pad_x == 0 &&
+                      i.dilation_y == 1 && i.dilation_x == 1 && i.out_height * i.kernel_y == i.height &&
+                      i.out_width * i.kernel_x == i.width && !i.accumulate;
+  for (i64 tile = part.tile; tile < part.tiles; ++tile) {
+    for (i64 channel = part.row; channel < part.rows; ++channel) {
+      const vec* const in = m.activations + i.in + tile * i.in_tile + channel * i.in_channel;
+      const vec* const out = m.activations + i.out + tile * i.out_tile + channel * i.out_channel;
+      const vec* const grad = m.activations + i.grad + tile * i.grad_tile + channel * i.grad_channel;
+      vec* const into = m.activations + i.into + tile * i.into_tile + channel * i.into_channel;
+      if (!tiling && !i.accumulate)
+        for (i64 y = 0; y < i.height; ++y) std::fill_n(into + y * i.into_row, i.width, vec{});
+      for (i64 y = 0; y < i.out_height; ++y) {
+        const Side down = clipped(y * i.stride_y - i.pad_y, i.kernel_y, i.dilation_y, i.height);
+        for (i64 x = 0; x < i.out_width; ++x) {
+          const Side across = clipped(x * i.stride_x - i.pad_x, i.kernel_x, i.dilation_x, i.width);
+          const vec most = out[y * i.out_row + x];
+          vec rest = grad[y * i.grad_row + x];  // until a maximum has taken it
+          if (i.gated) rest = most > vec{} ? rest : vec{};
+          for (i64 a = 0; a < down.count; ++a) {
+            const i64 row = down.from + a * i.dilation_y;
+            for (i64 b = 0; b < across.count; ++b) {
+              const i64 column = across.from + b * i.dilation_x;
+              const ivec here = in[row * i.in_row + column] == most;
+              vec& place = into[row * i.into_row + column];
+              const vec share = here ? rest : vec{};
+              place = tiling ? share : place + share;
+              rest = here ? vec{} : rest;
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+void average_pool(const average_pool_row& i, Memory& m, Part part) {
+  const i32 *const down = m.lists + i.windows_y, *const across = m.lists + i.windows_x;
+  for (i64 tile = part.tile; tile < part.tiles; ++tile) {
+    for (i64 channel = part.row; channel < part.rows; ++channel) {
+      const vec* const in = m.activations + i.in + tile * i.in_tile + channel * i.in_channel;
+      vec* const out = m.activations + i.out + tile * i.out_tile + channel * i.out_channel;
+      for (i64 y = 0; y < i.out_height; ++y) {
+        for (i64 x = 0; x < i.out_width; ++x) {
+          vec total{};
+          for (i64 row = down[2 * y]; row < down[2 * y + 1]; ++row)
+            for (i64 column = across[2 * x]; column < across[2 * x + 1]; ++column) total += in[row * i.in_row + column];
+          const i64 size = (down[2 * y + 1] - down[2 * y]) * (across[2 * x + 1] - across[2 * x]);
+          out[y * i.out_row + x] = total * (1.0f / static_cast<float>(i.divisor ? i.divisor : size));
+        }
+      }
+    }
+  }
+}
+
+void average_pool_gradient(const average_pool_gradient_row& i, Memory& m, Part part) {
+  const i32 *const down = m.lists + i.windows_y, *const across = m.lists + i.windows_x;
+  for (i64 tile = part.tile; tile < part.tiles; ++tile) {
+    for (i64 channel = part.row; channel < part.rows; ++channel) {
+      const vec* const grad = m.activations + i.grad + tile * i.grad_tile + channel * i.grad_channel;
+      const i64 there = tile * i.into_tile + channel * i.into_channel;
+      vec* const into = m.activations + i.into + there;
+      if (!i.accumulate)
+        for (i64 y = 0; y < i.height; ++y) std::fill_n(into + y * i.into_row, i.width, vec{});
+      for (i64 y = 0; y < i.out_height; ++y) {
+        for (i64 x = 0; x < i.out_width; ++x) {
+          const i64 size = (down[2 * y + 1] - down[2 * y]) * (across[2 * x + 1] - across[2 * x]);
+          const vec share = grad[y * i.grad_row + x] * (1.0f / static_cast<float>(i.divisor ? i.divisor : size));
+          for (i64 row = down[2 * y]; row < down[2 * y + 1]; ++row)
+            for (i64 column = across[2 * x]; column < across[2 * x + 1]; ++column)
+              into[row * i.into_row + column] += share;
+        }
+      }
+      if (i.gate >= 0) {
+        const vec* const gate = m.activations + i.gate + there;
+        for (i64 y = 0; y < i.height; ++y)
+          for (i64 x = 0; x < i.width; ++x) {
+            vec& place = into[y * i.into_row + x];
+            place = gate[y * i.into_row + x] > vec{} ? place : vec{};
+          }
+      }
+    }
+  }
+}
+
+}  // namespace lthfunc

@@ -1,0 +1,100 @@
+"""A program's memory: made from dense trees, changed in place by the machine, and read back as dense trees."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lthfunc.sparse.packing import map_leaves_like, packed_like, scattered
+from lthfunc.sparse.program import Program
+from lthfunc.trees.types import Buffers, Params
+
+
+class Memory:
+    """The tensors that the machine works on. Private to whoever runs it."""
+
+    def __init__(self, program: Program, params: Params, buffers: Buffers) -> None:
+        self.program = program
+        self._shapes = {name: tuple(value.shape) for name, value in params.items()}
+        listing = program.listing
+        self.constants = listing.constants.clone()
+        self.load(params, buffers)
+        self.gradients = torch.zeros_like(self.values)
+        # Zeros, since halos and tiles that are not full are read and never written.
+        self.activations = torch.zeros(16 * max(1, listing.vectors), dtype=torch.float32)
+        self.outputs = torch.zeros(program.batch, *program.outputs)
+        self.totals = torch.zeros(2, dtype=torch.float64)
+        self.moments: list[Tensor] = []
+        self.clock = torch.zeros(0, dtype=torch.float64)
+        self.schedule = torch.zeros(0)
+
+    def load(self, params: Params, buffers: Buffers) -> None:
+        """Take the values of a network with these survivors."""
+        self.values = self.vector(params)
+        for name, first in self.program.statistics.items():
+            self.constants[first : first + buffers[name].numel()] = buffers[name].flatten()
+
+    def vector(self, tree: Params) -> Tensor:
+        """The survivors of all leaves, one after the other."""
+        packed = packed_like(tree, self.program.positions)
+        return torch.cat([packed[name].flatten() for name in self.program.leaves]).float()
+
+    def parts(self, vector: Tensor) -> Params:
+        """Survivors by leaf, as views of a vector."""
+        return {name: vector[leaf.first : leaf.first + leaf.count] for name, leaf in self.program.leaves.items()}
+
+    def dense(self, vector: Tensor) -> Params:
+        """Dense leaves, in memory of their own."""
+        positions = self.program.positions
+        return {
+            name: scattered(part, positions[name], self._shapes[name])
+            if name in positions
+            else part.clone().view(self._shapes[name])
+            for name, part in self.parts(vector).items()
+        }
+
+    def buffers(self, before: Buffers, steps: int) -> Buffers:
+        """The buffers after so many steps."""
+        after = {name: value.clone() for name, value in before.items()}
+        for name, first in self.program.statistics.items():
+            after[name] = self.constants[first : first + before[name].numel()].clone().view(before[name].shape)
+        for name in self.program.counters:
+            after[name] = before[name] + steps
+        return after
+
+    def run(
+        self, x: Tensor, y: Tensor, examples: int, steps: int = 1, step: int = 0, part: tuple[int, int] | None = None
+    ) -> None:
+        """Take the instructions (or a part of them) on slots 0 … steps-1 of x and y."""
+        listing = self.program.listing
+        begin, end = part or (0, len(listing.rows))
+        first, second = (*self.moments, *[self.clock[:0].float()] * 2)[:2]
+        torch.ops.lthfunc.run(
+            listing.rows, begin, end, listing.lists, self.activations, self.values, self.gradients, self.constants,
+            first, second, self.clock, self.totals, self.schedule, x, y, self.outputs, examples, steps, step,
+        )  # fmt: skip
+
+
+def pack_moments(memory: Memory, params: Params, tree: Any) -> Any:
+    """An optimiser's state with every tree that is shaped like params on the survivors, as 1-D vectors."""
+
+    def packed(leaves: Params) -> Params:
+        return {name: leaf.clone() for name, leaf in packed_like(leaves, memory.program.positions).items()}
+
+    return map_leaves_like(params, tree, packed)
+
+
+def unpack_moments(memory: Memory, params: Params, tree: Any) -> Any:
+    """The inverse of `pack_moments`."""
+    positions = memory.program.positions
+
+    def dense(leaves: Params) -> Params:
+        return {
+            name: scattered(leaf, positions[name], tuple(params[name].shape)) if name in positions else leaf.clone()
+            for name, leaf in leaves.items()
+        }
+
+    return map_leaves_like(params, tree, dense)
+

@@ -1,0 +1,77 @@
+"""Trees of dense leaves and trees of survivors: a change of form, without loss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import optree
+import torch
+from torch import Tensor
+
+from lthfunc.errors import UserError
+from lthfunc.trees.types import Masks, Params
+
+
+class Packed(NamedTuple):
+    """Params on their survivors alone.
+
+    values: one vector (survivors,) for each masked leaf, in the order of `positions`; other leaves as they are.
+    positions: for each masked leaf int64 (survivors,), where they lie in the flattened leaf. shapes: of these leaves.
+    """
+
+    values: Params
+    positions: dict[str, Tensor]
+    shapes: dict[str, tuple[int, ...]]
+
+
+def pack(params: Params, masks: Masks, order: Mapping[str, Tensor] | None = None) -> Packed:
+    """The surviving weights of each masked leaf as a vector: ``unpack(pack(params, masks))`` has the same bits.
+
+    order: positions to use instead of the masks' own, row after row (a kernel's order, say).
+
+    Raises UserError where a mask doesn't fit its leaf, naming the first that differs.
+    """
+    check_fit(params, masks)
+    positions = {name: mask.flatten().nonzero().flatten() for name, mask in masks.items()}
+    positions.update(order or {})
+    return Packed(packed_like(params, positions), positions, {name: tuple(params[name].shape) for name in masks})
+
+
+def unpack(packed: Packed) -> Params:
+    """Dense leaves again; pruned weights are +0.0."""
+    return {
+        name: scattered(value, packed.positions[name], packed.shapes[name]) if name in packed.positions else value
+        for name, value in packed.values.items()
+    }
+
+
+def packed_like(leaves: Mapping[str, Tensor], positions: Mapping[str, Tensor]) -> Params:
+    """Leaves named and shaped like params (a gradient, a moment) on the survivors."""
+    return {name: leaf.flatten()[positions[name]] if name in positions else leaf for name, leaf in leaves.items()}
+
+
+def scattered(values: Tensor, positions: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """A dense leaf: the values at their positions, zero elsewhere."""
+    dense = torch.zeros(shape, dtype=values.dtype, device=values.device)
+    dense.view(-1)[positions] = values
+    return dense
+
+
+def map_leaves_like(params: Params, tree: Any, function: Any) -> Any:
+    """A tree with every dictionary that is keyed like `params` (a moment of an optimiser) put through `function`."""
+
+    def like(node: Any) -> bool:
+        return isinstance(node, dict) and node.keys() == params.keys()
+
+    return optree.tree_map(lambda node: function(node) if like(node) else node, tree, is_leaf=like)
+
+
+def check_fit(params: Params, masks: Masks) -> None:
+    """Raise UserError, with the first name that differs, where masks are not those of these params."""
+    for name, mask in masks.items():
+        if name not in params:
+            raise UserError(f"masks: {name!r} is no parameter of this model (parameters: {', '.join(params)})")
+        if mask.shape != params[name].shape:
+            theirs, ours = (tuple(part.shape) for part in (mask, params[name]))
+            raise UserError(f"masks: {name!r} has the shape {theirs}, the model's parameter {ours}")

@@ -1,0 +1,76 @@
+"""Where activations lie: tiles of 16 examples, innermost, so that no lane ever depends on a mask."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+LANES = 16
+
+
+@dataclass
+class Place:
+    """A value of shape (channels, height, width) for each example: ``[tile][channel][row][column][16]``.
+
+    halo: rows and columns of zeros around each channel, which padded convolutions read. It grows while a program is
+    put together and is settled before memory is laid out. base: its first vector in the activations.
+    """
+
+    channels: int
+    height: int
+    width: int
+    halo: int = 0
+    base: int = -1
+
+    @property
+    def row(self) -> int:
+        """Vectors from one row to the next."""
+        return self.width + 2 * self.halo
+
+    @property
+    def channel(self) -> int:
+        """Vectors from one channel to the next."""
+        return (self.height + 2 * self.halo) * self.row
+
+    @property
+    def tile(self) -> int:
+        """Vectors from one tile to the next."""
+        return self.channels * self.channel
+
+    @property
+    def layout(self) -> tuple[int, int, int, int]:
+        """What two places must share for an address in one to mean the same in the other."""
+        return self.channels, self.height, self.width, self.halo
+
+    @property
+    def first(self) -> int:
+        """The vector of channel 0, row 0, column 0 in the first tile."""
+        return self.base + self.halo * (self.row + 1)
+
+    @property
+    def features(self) -> int:
+        """Numbers for each example."""
+        return self.channels * self.height * self.width
+
+    def addresses(self) -> Tensor:
+        """int64 (features,): vectors from `first` to each feature, in the order of a flattened value."""
+        channels = torch.arange(self.channels) * self.channel
+        rows = torch.arange(self.height) * self.row
+        places = channels[:, None, None] + rows[:, None] + torch.arange(self.width)
+        return places.flatten()
+
+    def named(self, prefix: str) -> dict[str, int]:
+        """The columns that describe it in an instruction, but for its size."""
+        return {
+            prefix: self.first,
+            f"{prefix}_tile": self.tile,
+            f"{prefix}_channel": self.channel,
+            f"{prefix}_row": self.row,
+        }
+
+
+def nowhere(prefix: str) -> dict[str, int]:
+    """The columns of a place that there is none of."""
+    return {prefix: -1, f"{prefix}_tile": 0, f"{prefix}_channel": 0, f"{prefix}_row": 0}

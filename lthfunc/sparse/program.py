@@ -1,0 +1,197 @@
+"""A network as a program of the machine: its graph read rule by rule, then its gradient, then memory and numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from lthfunc.errors import UserError
+from lthfunc.sparse.builder import Builder, Leaf, Listing, Value, View, Weights, finished
+from lthfunc.sparse.capture import Captured
+from lthfunc.sparse.kernels.instructions import BY_TILES, WHOLE
+from lthfunc.sparse.rules.interface import Buffer, Param, Unsupported
+from lthfunc.sparse.rules.table import RULES
+from lthfunc.sparse.updates import Numbers, add_update
+from lthfunc.trees.types import Buffers, Masks, Params, Scale
+
+#: The kinds of stored inputs that kernels read (machine.h).
+_KINDS = {torch.uint8: 0, torch.float32: 1}
+
+
+class Ending(NamedTuple):
+    """What follows the network.
+
+    loss: "cross_entropy", or None, where outputs are handed out. gradients: whether the network's gradient follows
+    (without a loss: of what is handed in). update: the optimiser that then changes the values, or None.
+    """
+
+    loss: str | None = "cross_entropy"
+    gradients: bool = True
+    update: Numbers | None = None
+
+
+class Program(NamedTuple):
+    """A network on its survivors, ready for the machine.
+
+    listing: instructions and memory. forward: instructions up to the outputs. leaves: where each parameter lies
+    among the values. positions: for each masked leaf, where its survivors lie in the flattened dense one. counters:
+    buffers that count steps. statistics: buffers among the constants. outputs: the network's shape, without the batch.
+    """
+
+    listing: Listing
+    forward: int
+    batch: int
+    leaves: dict[str, Leaf]
+    positions: dict[str, Tensor]
+    counters: tuple[str, ...]
+    statistics: dict[str, int]
+    outputs: tuple[int, ...]
+
+
+def program_of(
+    captured: Captured,
+    params: Params,
+    buffers: Buffers,
+    masks: Masks,
+    *,
+    batch: int,
+    stored: tuple[tuple[int, ...], torch.dtype],
+    scale: Scale | None,
+    ending: Ending,
+    name: str,
+) -> Program:
+    """Write the program of a network for batches of up to `batch` examples stored with this shape and dtype.
+
+    Raises UserError, with the operation and its place in the network, where there is no rule.
+    """
+    b = Builder(batch, ending.gradients)
+    for leaf, value in params.items():
+        _add_leaf(b, leaf, value, masks)
+    for buffer, value in buffers.items():
+        if value.is_floating_point():
+            b.statistics[buffer] = b.numbers([0.0] * value.numel())
+    counters: list[str] = []
+    given = _given(captured, _load(b, stored, scale))
+    output = _interpreted(b, captured, given, counters, name)
+    if not isinstance(output, View) or not output.flat:
+        raise UserError(f"--engine: sparse takes networks with outputs (batch, features); those of {name} are others")
+    forward, listing = _finish(b, output, ending)
+    # The weights are in the order of their lists once everything is written down.
+    positions = {leaf: weights.positions for leaf, weights in b.weights.items()}
+    return Program(
+        listing, forward, batch, b.leaves, positions, tuple(counters), dict(b.statistics), output.shape
+    )  # fmt: skip
+
+
+def _add_leaf(b: Builder, name: str, value: Tensor, masks: Mapping[str, Tensor]) -> None:
+    first = sum(leaf.count for leaf in b.leaves.values())
+    count = value.numel()
+    if value.ndim > 1:
+        mask = masks.get(name)
+        positions = torch.arange(count) if mask is None else mask.flatten().nonzero().flatten()
+        b.weights[name] = Weights(tuple(value.shape), positions)
+        count = len(positions)
+    b.leaves[name] = Leaf(first, count)
+
+
+def _load(b: Builder, stored: tuple[tuple[int, ...], torch.dtype], scale: Scale | None) -> View:
+    shape, dtype = stored
+    if dtype not in _KINDS:
+        raise UserError(f"--engine: sparse reads inputs stored as uint8 or float32, not as {dtype}")
+    flat = len(shape) == 1
+    channels, height, width = (1, 1, shape[0]) if flat else (*shape[:-2], *shape[-2:])[-3:] if len(shape) == 3 else ()
+    place = b.place(*((shape[0], 1, 1) if flat else (channels, height, width)))
+    numbers = [(1.0, 0.0)] * channels
+    if scale is not None:
+        numbers = [(1 / (scale.unit * std), mean / std) for mean, std in zip(scale.mean, scale.std, strict=True)]
+        numbers = numbers * (channels // len(numbers))
+    constants = b.numbers([number for both in numbers for number in both])
+
+    def late() -> Any:
+        columns = place.named("out")
+        if flat:  # one channel of as many columns as features: the same memory
+            columns |= {"out_channel": place.tile, "out_row": place.features}
+        return "load_inputs", BY_TILES, channels, {
+            **columns, "channels": channels, "height": height, "width": width, "kind": _KINDS[dtype],
+            "constants": constants,
+        }  # fmt: skip
+
+    b.emit(late)
+    return View(Value(place, needs=False), flat)
+
+
+def _given(captured: Captured, x: View) -> dict[Node, Any]:
+    placeholders = [node for node in captured.graph.nodes if node.op == "placeholder"]
+    values = [*map(Param, captured.params), *map(Buffer, captured.buffers), x]
+    return dict(zip(placeholders, values, strict=True))
+
+
+def _interpreted(b: Builder, captured: Captured, given: dict[Node, Any], counters: list[str], name: str) -> Any:
+    known: dict[Node, Any] = dict(given)
+    for node in captured.graph.nodes:
+        if node.op == "output":
+            return known[node.args[0][0]] if isinstance(node.args[0], (list, tuple)) else known[node.args[0]]
+        if node.op != "call_function":
+            continue
+        args = torch.fx.node.map_arg(node.args, lambda each: known[each])
+        kwargs = torch.fx.node.map_arg(node.kwargs, lambda each: known[each])
+        if node.target is torch.ops.aten.add_.Tensor and isinstance(args[0], Buffer):
+            counters.append(args[0].name)
+            known[node] = args[0]
+            continue
+        rule = RULES.get(node.target)
+        if rule is None:
+            raise UserError(f"--engine: sparse has no rule for {node.target} in {name}; --engine compile runs it")
+        try:
+            view = rule(b, list(args), dict(kwargs))
+        except Unsupported as error:
+            raise UserError(
+                f"--engine: sparse has no rule for {node.target} {error} in {name}; --engine compile runs it"
+            ) from error
+        view.value.only_read &= len(node.users) == 1
+        known[node] = view
+        if str(node.target).split(".")[1].endswith("_"):  # changes its first argument, whoever reads that later
+            known[node.args[0]] = view
+    raise AssertionError("a graph ends with its output")
+
+
+def _finish(b: Builder, output: View, ending: Ending) -> tuple[int, Listing]:
+    value = b.read(output)
+    place = value.place
+
+    def addressed(name: str, prefix: str, at: Any) -> Any:
+        def late() -> Any:
+            spot = at()
+            return name, BY_TILES, spot.features, {
+                prefix: spot.first, f"{prefix}_tile": spot.tile, "addresses": b.table(spot.addresses())
+            }  # fmt: skip
+
+        return late
+
+    if ending.loss is None:
+        b.emit(addressed("store_outputs", "in", lambda: place))
+    forward = len(b.instructions)
+    grad = b.target(value).place if ending.gradients else None
+    if ending.loss is not None:
+
+        def late() -> Any:
+            addresses = b.table(place.addresses())
+            return "cross_entropy", WHOLE, 1, {
+                "in": place.first, "in_tile": place.tile, "addresses": addresses, "classes": place.features,
+                "grad": -1 if grad is None else grad.first, "grad_tile": 0 if grad is None else grad.tile,
+                "gradients": addresses if grad is None else b.table(grad.addresses()),
+            }  # fmt: skip
+
+        b.emit(late)
+    elif grad is not None:
+        b.emit(addressed("load_gradients", "out", lambda: grad))
+    if ending.gradients:
+        for gradient in reversed(b.backward):
+            gradient()
+    if ending.update is not None:
+        add_update(b, ending.update)
+    return forward, finished(b)

@@ -1,0 +1,42 @@
+"""What a rule is given, and how it says that it has none for such a case."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from lthfunc.sparse.builder import Builder, View
+
+
+class Param(NamedTuple):
+    """An argument that is a parameter."""
+
+    name: str
+
+
+class Buffer(NamedTuple):
+    """An argument that is a buffer."""
+
+    name: str
+
+
+class Unsupported(Exception):  # noqa: N818 - says what it is
+    """This form of the operation has no rule; the text says which form."""
+
+
+#: (builder, arguments, keyword arguments) -> what the operation gives. Arguments are Views, Params, Buffers or plain.
+Rule = Callable[[Builder, list[Any], dict[str, Any]], View]
+
+
+def pair(value: Any) -> tuple[int, int]:
+    """A setting for both sides, given once or twice."""
+    if isinstance(value, (list, tuple)):
+        if len(value) == 1:
+            return int(value[0]), int(value[0])
+        return int(value[0]), int(value[1])
+    return int(value), int(value)
+
+
+def argument(args: list[Any], position: int, default: Any) -> Any:
+    """A positional argument, or its default where the graph leaves it out."""
+    return args[position] if len(args) > position else default

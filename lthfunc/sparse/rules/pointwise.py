@@ -1,0 +1,164 @@
+"""Activations, additions, and scaling by a number."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lthfunc.sparse.builder import Builder, Target, Value, View
+from lthfunc.sparse.kernels.instructions import BY_TILES
+from lthfunc.sparse.rules.interface import Rule, Unsupported, argument
+
+#: In the order of kernels/pointwise.cpp.
+KINDS = (
+    "relu", "leaky_relu", "relu6", "sigmoid", "tanh", "silu", "gelu", "hardtanh", "hardsigmoid", "hardswish", "elu",
+    "scale",
+)  # fmt: skip
+_DEFAULTS = {"leaky_relu": 0.01, "elu": 1.0}
+
+
+def relu(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
+    """Where nothing else reads the value, whoever writes it rectifies it."""
+    view = args[0]
+    value = view.value
+    if value.only_read and value.rectifiable and not value.rectified:
+        value.rectified = True
+        return View(value, view.flat)
+    return _pointwise(b, view, "relu", 0.0)
+
+
+def activation(kind: str) -> Rule:
+    """The rule of an activation by its name in PyTorch."""
+
+    def rule(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
+        if kind == "gelu" and kwargs.get("approximate", "none") != "none":
+            raise Unsupported("in its approximate form")
+        if kind == "hardtanh" and args[1:] and tuple(args[1:3]) != (-1, 1):
+            raise Unsupported("with other limits than -1 and 1")
+        if kind == "elu" and len(args) > 2:
+            raise Unsupported("with a scale")
+        return _pointwise(b, args[0], kind, float(argument(args, 1, _DEFAULTS.get(kind, 0.0))))
+
+    return rule
+
+
+def multiply(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
+    """A value times a number."""
+    view, number = (args[0], args[1]) if isinstance(args[0], View) else (args[1], args[0])
+    if isinstance(number, View) or not isinstance(number, (int, float)):
+        raise Unsupported("of two values")
+    return _pointwise(b, view, "scale", float(number))
+
+
+def divide(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
+    """A value divided by a number."""
+    if not isinstance(args[0], View) or not isinstance(args[1], (int, float)):
+        raise Unsupported("of two values")
+    return _pointwise(b, args[0], "scale", 1.0 / float(args[1]))
+
+
+def add(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
+    """The sum of two values of one shape (a residual connection)."""
+    left, right = args[0], args[1]
+    if kwargs.get("alpha", 1) != 1 or not (isinstance(left, View) and isinstance(right, View)):
+        raise Unsupported("of anything but two values")
+    if left.shape != right.shape or left.flat != right.flat:
+        raise Unsupported("of different shapes")
+    for one, other in ((left, right), (right, left)):
+        value = one.value
+        if value.pending is not None and value.only_read and one.value is not other.value:
+            return _absorbed(b, value, other)
+    x, y = b.read(left), b.read(right)
+    place = x.place
+    out = Value(b.place(place.channels, place.height, place.width), needs=x.needs or y.needs, rectifiable=True)
+
+    def late() -> Any:
+        return "add", BY_TILES, place.channels, {
+            **x.place.named("a"), **y.place.named("b"), **out.place.named("out"), "height": place.height,
+            "width": place.width, "relu": int(out.rectified),
+        }  # fmt: skip
+
+    b.emit(late)
+
+    def gradient() -> None:
+        for value in (x, y):
+            if value.needs:
+                copied(b, out, value)
+        b.release(out)
+
+    b.backward.append(gradient)
+    return View(out, left.flat)
+
+
+def _absorbed(b: Builder, value: Value, other: View) -> View:
+    """A value that is still to be written is written with the other one added to it: one pass over memory less."""
+    y = b.read(other)
+    write = value.pending
+    assert write is not None
+    value.pending = None
+    write(other)
+    value.rectifiable = True
+
+    def gradient() -> None:
+        if y.needs:
+            copied(b, value, y)
+
+    # Runs before the gradient of what wrote the value, which reads the same gradient.
+    b.backward.append(gradient)
+    return View(value, other.flat)
+
+
+def copied(b: Builder, source: Value, value: Value) -> None:
+    """Part of a value's gradient that is the gradient of another, as it is."""
+    grad, target = b.gradient_of(source), b.target(value)
+
+    def late() -> Any:
+        return "copy", BY_TILES, grad.channels, {
+            **grad.named("in"), "in_column": 1, **target.place.named("out"), "out_column": 1,
+            "height": grad.height, "width": grad.width, **target.columns,
+        }  # fmt: skip
+
+    b.emit(late)
+
+
+def rectified(b: Builder, target: Target) -> None:
+    """Zero a finished gradient where the value is not above zero, after a writer that cannot do so itself."""
+    gate = target.gate
+    assert gate is not None
+
+    def late() -> Any:
+        return "rectify", BY_TILES, gate.channels, {
+            **target.place.named("out"), "height": gate.height, "width": gate.width, "gate": gate.first
+        }  # fmt: skip
+
+    b.emit(late)
+
+
+def _pointwise(b: Builder, view: View, kind: str, number: float) -> View:
+    x = b.read(view)
+    place = x.place
+    out = Value(b.place(place.channels, place.height, place.width), x.needs)
+    shared = {
+        "kind": KINDS.index(kind), "height": place.height, "width": place.width, "number": b.numbers([number])
+    }  # fmt: skip
+
+    def late() -> Any:
+        return "pointwise", BY_TILES, place.channels, {**place.named("in"), **out.place.named("out"), **shared}
+
+    b.emit(late)
+
+    def gradient() -> None:
+        if not x.needs:
+            return
+        grad, target = b.gradient_of(out), b.target(x)
+
+        def late() -> Any:
+            return "pointwise_gradient", BY_TILES, place.channels, {
+                **place.named("in"), **grad.named("grad"), **target.place.named("into"), **shared, **target.columns
+            }  # fmt: skip
+
+        b.emit(late)
+        b.release(out)
+
+    b.backward.append(gradient)
+    return View(out, view.flat)
+

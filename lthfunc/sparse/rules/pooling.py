@@ -1,0 +1,145 @@
+"""Pooling: maxima, averages, adaptive and global ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from lthfunc.sparse.builder import Builder, Value, View
+from lthfunc.sparse.kernels.instructions import BY_TILES
+from lthfunc.sparse.rules.interface import Unsupported, argument, pair
+from lthfunc.sparse.rules.pointwise import rectified
+
+
+def max_pool(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
+    """max_pool2d; its gradient goes to the first maximum of a window, as PyTorch's does."""
+    view = args[0]
+    kernel = pair(args[1])
+    stride = pair(argument(args, 2, None) or kernel)
+    padding, dilation = pair(argument(args, 3, 0)), pair(argument(args, 4, 1))
+    ceil = bool(argument(args, 5, False))
+    if view.flat:
+        raise Unsupported("on flattened values")
+    x = b.read(view)
+    sizes = [
+        _pooled(size, k, s, p, d, ceil)
+        for size, k, s, p, d in zip((x.place.height, x.place.width), kernel, stride, padding, dilation, strict=True)
+    ]
+    out = Value(b.place(x.place.channels, *sizes), x.needs)
+    window = {
+        "height": x.place.height, "width": x.place.width, "out_height": sizes[0], "out_width": sizes[1],
+        "kernel_y": kernel[0], "kernel_x": kernel[1], "stride_y": stride[0], "stride_x": stride[1],
+        "pad_y": padding[0], "pad_x": padding[1], "dilation_y": dilation[0], "dilation_x": dilation[1],
+    }  # fmt: skip
+
+    def late() -> Any:
+        return "max_pool", BY_TILES, x.place.channels, {**x.place.named("in"), **out.place.named("out"), **window}
+
+    b.emit(late)
+
+    def gradient() -> None:
+        if not x.needs:
+            return
+        grad, target = b.gradient_of(out), b.target(x)
+
+        def late() -> Any:
+            return "max_pool_gradient", BY_TILES, x.place.channels, {
+                **x.place.named("in"), **out.place.named("out"), **window, **grad.named("grad"),
+                **target.place.named("into"), "accumulate": int(target.accumulate),
+                "gated": int(x.rectified),
+            }  # fmt: skip
+
+        b.emit(late)
+        if target.accumulate and target.gate is not None:
+            rectified(b, target)
+        b.release(out)
+
+    b.backward.append(gradient)
+    return View(out)
+
+
+def average_pool(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
+    """avg_pool2d, without padding."""
+    view, kernel = args[0], pair(args[1])
+    stride = pair(argument(args, 2, None) or kernel)
+    if any(pair(argument(args, 3, 0))) or argument(args, 4, False):
+        raise Unsupported("with padding or ceil_mode")
+    divisor = int(argument(args, 6, None) or 0)
+    place = view.value.place
+    windows = [
+        torch.tensor([[i * s, i * s + k] for i in range((size - k) // s + 1)])
+        for size, k, s in zip((place.height, place.width), kernel, stride, strict=True)
+    ]
+    return _averaged(b, view, windows, divisor)
+
+
+def adaptive_average_pool(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
+    """adaptive_avg_pool2d to any size."""
+    view, place = args[0], args[0].value.place
+    sizes = [size if given is None else given for size, given in zip((place.height, place.width), args[1], strict=True)]
+    windows = [
+        torch.tensor([[i * size // n, -(-(i + 1) * size // n)] for i in range(n)])
+        for size, n in zip((place.height, place.width), sizes, strict=True)
+    ]
+    return _averaged(b, view, windows, 0)
+
+
+def mean(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
+    """The mean over height and width."""
+    view, dims = args[0], sorted(dim % 4 for dim in args[1])
+    keep = bool(argument(args, 2, False))
+    if view.flat or dims != [2, 3]:
+        raise Unsupported("over other dimensions than height and width")
+    place = view.value.place
+    windows = [torch.tensor([[0, size]]) for size in (place.height, place.width)]
+    return _averaged(b, view, windows, 0)._replace(flat=not keep)
+
+
+def _averaged(b: Builder, view: View, windows: list[torch.Tensor], divisor: int) -> View:
+    if view.flat:
+        raise Unsupported("on flattened values")
+    x = b.read(view)
+    height, width = (len(side) for side in windows)
+    out = Value(b.place(x.place.channels, height, width), x.needs)
+    tables: list[int] = []
+
+    def shared() -> dict[str, int]:
+        if not tables:
+            tables.extend(b.table(side.flatten()) for side in windows)
+        return {
+            "out_height": height, "out_width": width, "windows_y": tables[0], "windows_x": tables[1],
+            "divisor": divisor,
+        }  # fmt: skip
+
+    def late() -> Any:
+        return "average_pool", BY_TILES, x.place.channels, {
+            **x.place.named("in"), **out.place.named("out"), **shared()
+        }  # fmt: skip
+
+    b.emit(late)
+
+    def gradient() -> None:
+        if not x.needs:
+            return
+        grad, target = b.gradient_of(out), b.target(x)
+
+        def late() -> Any:
+            return "average_pool_gradient", BY_TILES, x.place.channels, {
+                **grad.named("grad"), **target.place.named("into"), **shared(), "height": x.place.height,
+                "width": x.place.width, **target.columns,
+            }  # fmt: skip
+
+        b.emit(late)
+        b.release(out)
+
+    b.backward.append(gradient)
+    return View(out)
+
+
+def _pooled(size: int, kernel: int, stride: int, padding: int, dilation: int, ceil: bool) -> int:
+    room = size + 2 * padding - dilation * (kernel - 1) - 1
+    out = (-(-room // stride) if ceil else room // stride) + 1
+    if ceil and (out - 1) * stride >= size + padding:
+        out -= 1  # a window must begin inside the image or its left padding
+    return out

@@ -1,0 +1,171 @@
+"""Views, slices, padding and concatenation."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from lthfunc.sparse.builder import Builder, Target, Value, View
+from lthfunc.sparse.kernels.instructions import BY_TILES
+from lthfunc.sparse.places import Place
+from lthfunc.sparse.rules.interface import Unsupported, argument
+from lthfunc.sparse.rules.pointwise import rectified
+
+
+def same(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
+    """What changes nothing here: identity, contiguous, dropout in evaluation."""
+    return args[0]
+
+
+def flatten(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
+    """flatten(1): no memory moves, since linear layers read features by their addresses."""
+    view = args[0]
+    start, end = argument(args, 1, 0), argument(args, 2, -1)
+    if start != 1 or end not in (-1, len(view.shape)):
+        raise Unsupported("of other dimensions than all behind the batch")
+    return View(view.value, flat=True)
+
+
+def reshape(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
+    """view and reshape to (batch, features)."""
+    view, shape = args[0], list(args[1])
+    if len(shape) != 2 or shape[1] not in (-1, math.prod(view.shape)):
+        raise Unsupported("to anything but (batch, features)")
+    return View(view.value, flat=True)
+
+
+def part(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
+    """x[:, :, a::s], along channels, height or width."""
+    view, dim = args[0], argument(args, 1, 0)
+    size = [0, *view.shape][dim] if dim else 0
+    start, stop, step = argument(args, 2, 0) or 0, argument(args, 3, None), argument(args, 4, 1)
+    if dim == 0:
+        if start == 0 and (stop is None or stop >= 2**31):
+            return view
+        raise Unsupported("of the batch")
+    stop = size if stop is None else min(stop, size)
+    if start == 0 and stop == size and step == 1:
+        return view
+    if view.flat or start < 0 or stop < 0:
+        raise Unsupported("of flattened values or from the end")
+    x = b.read(view)
+    count = -(-(stop - start) // step)
+    shape = list(view.shape)
+    shape[dim - 1] = count
+    out = Value(b.place(*shape), x.needs)
+    steps = [step if dim == each else 1 for each in (1, 2, 3)]
+    starts = [start if dim == each else 0 for each in (1, 2, 3)]
+    _connected(b, x, out, starts, steps, inside=out)
+    return View(out)
+
+
+def pad(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
+    """Zeros around channels, height and width."""
+    view, amounts = args[0], list(args[1])
+    mode, value = argument(args, 2, "constant"), argument(args, 3, None)
+    if view.flat or mode != "constant" or value not in (None, 0, 0.0) or min(amounts) < 0 or len(amounts) > 6:
+        raise Unsupported("with anything but zeros around images")
+    x = b.read(view)
+    before = [0, 0, 0]  # channels, height, width: the amounts begin with the last dimension
+    shape = list(view.shape)
+    for index in range(len(amounts) // 2):
+        before[2 - index] = amounts[2 * index]
+        shape[2 - index] += amounts[2 * index] + amounts[2 * index + 1]
+    out = Value(b.place(*shape), x.needs)
+    _connected(b, x, out, before, [1, 1, 1], inside=x)
+    return View(out)
+
+
+def concatenate(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
+    """Values side by side, channel after channel."""
+    views, dim = args[0], argument(args, 1, 0)
+    if dim not in (1, -3) or any(view.flat or view.shape[1:] != views[0].shape[1:] for view in views):
+        raise Unsupported("along other dimensions than channels")
+    values = [b.read(view) for view in views]
+    out = Value(
+        b.place(sum(value.place.channels for value in values), *views[0].shape[1:]),
+        needs=any(value.needs for value in values),
+    )
+    first = 0
+    gradients = []
+    for value in values:
+        gradients.append(_copied(b, value, out, [first, 0, 0], [1, 1, 1], inside=value))
+        first += value.place.channels
+
+    def gradient() -> None:
+        for each in gradients:
+            each()
+        b.release(out)
+
+    b.backward.append(gradient)
+    return View(out)
+
+
+def _connected(b: Builder, x: Value, out: Value, starts: list[int], steps: list[int], inside: Value) -> None:
+    each = _copied(b, x, out, starts, steps, inside)
+
+    def gradient() -> None:
+        each()
+        if x.needs:
+            b.release(out)
+
+    b.backward.append(gradient)
+
+
+def _copied(b: Builder, x: Value, out: Value, starts: list[int], steps: list[int], inside: Value) -> Any:
+    """Copy between a whole value and part of another: `inside` is the smaller one. Gives what its gradient does."""
+    parts_of_x = inside is out
+
+    def columns(place: Place, prefix: str, is_part: bool) -> dict[str, int]:
+        columns = place.named(prefix) | {f"{prefix}_column": 1}
+        if is_part:
+            columns[prefix] = _first(place, starts)
+            columns[f"{prefix}_channel"] *= steps[0]
+            columns[f"{prefix}_row"] *= steps[1]
+            columns[f"{prefix}_column"] = steps[2]
+        return columns
+
+    size = {"height": inside.place.height, "width": inside.place.width}
+
+    def late() -> Any:
+        return "copy", BY_TILES, inside.place.channels, {
+            **columns(x.place, "in", parts_of_x), **columns(out.place, "out", not parts_of_x), **size,
+            "accumulate": 0, "gate": -1,
+        }  # fmt: skip
+
+    b.emit(late)
+
+    def gradient() -> None:
+        if not x.needs:
+            return
+        grad, target = b.gradient_of(out), b.target(x)
+        if parts_of_x and not target.accumulate:
+            _zeros(b, target.place)
+            target = Target(target.place, True, target.gate)
+
+        def late() -> Any:
+            gate = -1
+            if target.gate is not None:
+                gate = _first(target.gate, starts) if parts_of_x else target.gate.first
+            return "copy", BY_TILES, inside.place.channels, {
+                **columns(grad, "in", not parts_of_x), **columns(target.place, "out", parts_of_x), **size,
+                "accumulate": int(target.accumulate), "gate": gate,
+            }  # fmt: skip
+
+        b.emit(late)
+        if parts_of_x and target.gate is not None:
+            rectified(b, target)  # also where no part was copied to
+
+    return gradient
+
+
+def _first(place: Place, starts: list[int]) -> int:
+    return place.first + starts[0] * place.channel + starts[1] * place.row + starts[2]
+
+
+def _zeros(b: Builder, place: Place) -> None:
+    def late() -> Any:
+        size = {"height": place.height, "width": place.width}
+        return "fill", BY_TILES, place.channels, {**place.named("out"), **size}
+
+    b.emit(late)
