@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lthfunc.sparse.kernels.instructions import encoded
-from lthfunc.sparse.places import LANES, Place
+from lthfunc.sparse.places import LANES, Beside, Place
 
 #: An instruction's columns, known once memory is laid out: (name, split, rows, columns).
 Late = Callable[[], tuple[str, int, int, dict[str, int]]]
@@ -27,7 +27,8 @@ class Value:
     needs: whether a gradient is wanted. rectified: whether ReLU was applied in place, so that whoever writes the
     last part of its gradient zeroes it where the value is not above zero. uses: operations whose gradients it gets.
     rectifiable: its writer can rectify it. only_read: one operation reads it, and nothing else. pending: writes the
-    value, added to another or not; whoever reads it first calls this.
+    value, added to another or not; whoever reads it first calls this. pool: has the writer give 2 × 2 maxima in this
+    value instead, if that is possible.
     """
 
     place: Place
@@ -39,6 +40,7 @@ class Value:
     grad: Place | None = None
     written: int = 0
     pending: Callable[[View | None], None] | None = None
+    pool: Callable[[Value], bool] | None = None
 
 
 class View(NamedTuple):
@@ -118,6 +120,12 @@ class Builder:
         place = Place(channels, height, width, halo)
         self.places.append(place)
         return place
+
+    def beside(self, place: Place) -> Place:
+        """Room of the same layout as another place, whatever halo that will get."""
+        twin = Beside(place)
+        self.places.append(twin)
+        return twin
 
     def numbers(self, values: list[float]) -> int:
         """Put constants away; where they begin."""

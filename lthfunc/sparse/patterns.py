@@ -8,36 +8,65 @@ import torch
 from torch import Tensor
 
 
+class Entries(NamedTuple):
+    """The survivors that a product's rows read, in the order of the leaf.
+
+    rows: of the product; inputs: int64 (entries,), each entry's row and the vectors from the row's first place of input
+    to the one that it reads. which: the survivor's number among all of the leaf, or None where all take part in turn.
+    """
+
+    count: int
+    rows: Tensor
+    inputs: Tensor
+    which: Tensor | None = None
+
+
+class Blocks(NamedTuple):
+    """Entries in blocks that are walked one after the other, so that what a block reads stays in a near cache.
+
+    number: int64 (entries,), each entry's block. limits: for each block the rows of output places (from, to) that it
+    adds to, where it doesn't add to all.
+    """
+
+    count: int
+    number: Tensor
+    limits: Tensor | None = None
+
+
 class Lists(NamedTuple):
-    """The lists of a product's rows, one block of inputs at a time.
+    """The lists of a product's rows, block after block.
 
-    starts: int64 (blocks * rows + 1,); offsets: int64 (entries,), vectors from a row's first place of input to the one
-    read; order: int64 (entries,), which survivor each entry is, of those that the lists were made from.
+    starts: int64 (blocks * rows + 1,); inputs: int64 (entries,); which: int64 (entries,), or None for 0, 1, 2 …
     """
 
-    blocks: int
-    rows: int
     starts: Tensor
-    offsets: Tensor
-    order: Tensor
+    inputs: Tensor
+    which: Tensor | None
 
 
-def lists_of(rows: Tensor, offsets: Tensor, count: int, block: Tensor, blocks: int) -> Lists:
-    """Sort survivors into lists: by block of inputs, then by row, then by offset.
-
-    rows, offsets, block: int64 (survivors,), each survivor's output row, input offset and block of inputs.
-    """
-    order = torch.argsort(offsets, stable=True)
-    order = order[torch.argsort((block * count + rows)[order], stable=True)]
-    lengths = torch.bincount((block * count + rows)[order], minlength=blocks * count)
+def lists_of(entries: Entries, blocks: Blocks | None = None) -> Lists:
+    """Sort entries into lists: by block, then by row, then by what they read."""
+    key = entries.rows if blocks is None else blocks.number * entries.count + entries.rows
+    lengths = torch.bincount(key, minlength=entries.count * (blocks.count if blocks else 1))
     starts = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
-    return Lists(blocks, count, starts, offsets[order], order)
+    if blocks is None and entries.which is None:  # a leaf's order is that of its rows
+        return Lists(starts, entries.inputs, None)
+    order = torch.argsort(entries.inputs, stable=True)
+    order = order[torch.argsort(key[order], stable=True)]
+    return Lists(starts, entries.inputs[order], order if entries.which is None else entries.which[order])
 
 
 #: Bytes of inputs that a block may span, so that it stays in a first-level cache of 32 kB beside lists and sums.
 _BLOCK_BYTES = 24 * 1024
 #: Survivors that a row should find in a block: fewer, and loading and storing its sums costs more than it gains.
 _LEAST_ENTRIES = 16
+
+
+def blocks_of(inputs: Tensor, count: int, rows: int, bytes_each: int) -> Blocks | None:
+    """Blocks of inputs by their number, or None where one block is best. The rest as in `block_size`."""
+    size = block_size(count, bytes_each, len(inputs) / max(1, count * rows))
+    blocks = -(-count // size)
+    return Blocks(blocks, inputs // size) if blocks > 1 else None
 
 
 def block_size(inputs: int, bytes_each: int, entries_each: float) -> int:

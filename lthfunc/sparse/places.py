@@ -71,6 +71,23 @@ class Place:
         }
 
 
+class Beside(Place):
+    """A place of the same layout as another one, also where that one's halo grows."""
+
+    def __init__(self, other: Place) -> None:
+        super().__init__(other.channels, other.height, other.width)
+        self._other = other
+
+    @property
+    def halo(self) -> int:  # type: ignore[override]
+        """The other one's."""
+        return self._other.halo
+
+    @halo.setter
+    def halo(self, halo: int) -> None:
+        """Nothing: it is the other one's."""
+
+
 def nowhere(prefix: str) -> dict[str, int]:
     """The columns of a place that there is none of."""
     return {prefix: -1, f"{prefix}_tile": 0, f"{prefix}_channel": 0, f"{prefix}_row": 0}

@@ -25,6 +25,7 @@ LTHFUNC_INLINE bytes high(bytes a, bytes b) {
 
 // Four rounds of interleaving transpose 16 × 16 bytes.
 LTHFUNC_INLINE void transpose(bytes (&rows)[16]) {
+  LTHFUNC_UNROLL
   for (int round = 0; round < 4; ++round) {
     bytes next[16];
     LTHFUNC_UNROLL
@@ -37,20 +38,34 @@ LTHFUNC_INLINE void transpose(bytes (&rows)[16]) {
   }
 }
 
-// One row of `width` places of 16 examples that lie `apart` elements from each other; missing examples are zeros.
-void load_bytes(const std::uint8_t* from, i64 apart, i64 examples, i64 width, float gain, float shift, vec* out) {
+typedef std::uint16_t shorts __attribute__((vector_size(32)));
+
+// In steps that double a number's width: in one, compilers convert number by number.
+LTHFUNC_INLINE vec floats(bytes b) {
+  return __builtin_convertvector(__builtin_convertvector(__builtin_convertvector(b, shorts), ivec), vec);
+}
+
+// 16 places of 16 examples that lie `apart` elements from each other.
+LTHFUNC_INLINE void load_block(const std::uint8_t* from, i64 apart, i64 examples, float gain, float shift, vec* out) {
+  static const std::uint8_t nothing[16] = {};
+  bytes block[16];
+  LTHFUNC_UNROLL
+  for (int lane = 0; lane < LANES; ++lane)
+    std::memcpy(&block[lane], lane < examples ? from + lane * apart : nothing, 16);
+  transpose(block);
   const ivec there = first_lanes(examples);
-  i64 x = 0;
-  for (; x + 16 <= width; x += 16) {
-    bytes block[16] = {};
-    for (i64 lane = 0; lane < examples; ++lane) std::memcpy(&block[lane], from + lane * apart + x, 16);
-    transpose(block);
-    LTHFUNC_UNROLL
-    for (int p = 0; p < 16; ++p) {
-      const vec value = __builtin_convertvector(block[p], vec) * gain - shift;
-      out[x + p] = there ? value : vec{};
-    }
+  LTHFUNC_UNROLL
+  for (int p = 0; p < 16; ++p) {
+    const vec value = floats(block[p]) * gain - shift;
+    out[p] = there ? value : vec{};
   }
+}
+
+// One row of `width` places; missing examples are zeros.
+void load_bytes(const std::uint8_t* from, i64 apart, i64 examples, i64 width, float gain, float shift, vec* out) {
+  i64 x = 0;
+  for (; x + 16 <= width; x += 16) load_block(from + x, apart, examples, gain, shift, out + x);
+  if (x < width && width >= 16) return load_block(from + width - 16, apart, examples, gain, shift, out + width - 16);
   for (; x < width; ++x) {
     vec value{};
     for (i64 lane = 0; lane < examples; ++lane) value[lane] = from[lane * apart + x] * gain - shift;

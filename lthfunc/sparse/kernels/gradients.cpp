@@ -9,7 +9,7 @@
 namespace lthfunc {
 namespace {
 
-// Survivors summed at once: with as many places held, all fit the registers.
+// Survivors summed at once, and places held: together they fit the registers.
 #ifdef __AVX512F__
 constexpr int MOST = 16, HELD = 8;
 #else
@@ -23,66 +23,155 @@ struct Sides {
 };
 
 template <int Count, int Held, bool Unit>
-LTHFUNC_INLINE void add_places(vec (&sum)[Count], Sides at, const i32* offset) {
-  vec held[Held];
+LTHFUNC_INLINE void add_places(vec (&sum)[Count], const vec (&held)[Held], const vec* in, i64 step,
+                               const i32* offset) {
+  const vec* from[Unit ? 1 : Held];
   LTHFUNC_UNROLL
-  for (int p = 0; p < Held; ++p) held[p] = at.grad[Unit ? p : p * at.grad_step];
+  for (int p = 0; p < (Unit ? 1 : Held); ++p) from[p] = in + p * step;
   LTHFUNC_UNROLL
   for (int k = 0; k < Count; ++k) {
-    const vec* place = at.in + offset[k];
+    const i64 bytes = offset[k];
     LTHFUNC_UNROLL
-    for (int p = 0; p < Held; ++p) sum[k] += held[p] * place[Unit ? p : p * at.in_step];
+    for (int p = 0; p < Held; ++p) sum[k] += held[p] * behind(from[Unit ? 0 : p], bytes + (Unit ? p * BYTES : 0));
   }
 }
 
+template <int Held, bool Unit>
+LTHFUNC_INLINE void hold(vec (&held)[Held], const vec* grad, i64 step) {
+  LTHFUNC_UNROLL
+  for (int p = 0; p < Held; ++p) held[p] = grad[Unit ? p : p * step];
+}
+
+// Lanes added up and written: `count` of them where Count is a power of two above it.
 template <int Count>
-LTHFUNC_INLINE void write(const vec (&sum)[Count], float* gradient, bool again) {
-  if constexpr (Count == 16) {
-    vec total = sums_of_16(sum), before{};
+LTHFUNC_INLINE void write(const vec (&sum)[Count], float* gradient, i64 count, bool again) {
+  constexpr int whole = Count > 8 ? 16 : Count > 4 ? 8 : Count > 2 ? 4 : Count;
+  vec padded[whole] = {};
+  LTHFUNC_UNROLL
+  for (int k = 0; k < Count; ++k) padded[k] = sum[k];
+  vec total = sums_of(padded);
+  if (Count == 16 && count == 16) {
+    vec before{};
     if (again) std::memcpy(&before, gradient, sizeof before);
     total += before;
     std::memcpy(gradient, &total, sizeof total);
   } else {
-    for (int k = 0; k < Count; ++k) gradient[k] = lthfunc::sum(sum[k]) + (again ? gradient[k] : 0.0f);
+    for (i64 k = 0; k < count; ++k) gradient[k] = total[k] + (again ? gradient[k] : 0.0f);
   }
 }
 
-// Count survivors of one row, over one tile's places (or over all tiles).
-template <int Count, int Held, bool Unit>
-void survivors(Sides tile, i64 ny, i64 in_y, i64 grad_y, i64 nx, const i32* offset, float* gradient, bool again) {
+// ---- linear layers: the places are the tiles ----
+
+// Count survivors of one row; with fewer left, the last one is summed again and not written.
+template <int Count, int Held>
+LTHFUNC_INLINE void across_some(const vec (&held)[Held], const Sides& at, i64 tiles, const i32* offset, i64 count,
+                                float* gradient) {
+  i32 near[Count];
+  LTHFUNC_UNROLL
+  for (int k = 0; k < Count; ++k) near[k] = offset[k < count ? k : count - 1];
   vec sum[Count] = {};
+  add_places<Count, Held, false>(sum, held, at.in, at.in_step, near);
+  for (i64 p = Held; p < tiles; ++p) {
+    vec one[1];
+    hold<1, false>(one, at.grad + p * at.grad_step, 0);
+    add_places<Count, 1, false>(sum, one, at.in + p * at.in_step, 0, near);
+  }
+  write(sum, gradient, count, false);
+}
+
+// All survivors of one row.
+template <int Held>
+void across(Sides at, i64 tiles, const i32* offset, i64 count, float* gradient) {
+  vec held[Held];
+  hold<Held, false>(held, at.grad, at.grad_step);
+  i64 k = 0;
+  for (; k + MOST <= count; k += MOST) {
+    vec sum[MOST] = {};
+    add_places<MOST, Held, false>(sum, held, at.in, at.in_step, offset + k);
+    for (i64 p = Held; p < tiles; ++p) {
+      vec one[1];
+      hold<1, false>(one, at.grad + p * at.grad_step, 0);
+      add_places<MOST, 1, false>(sum, one, at.in + p * at.in_step, 0, offset + k);
+    }
+    write(sum, gradient + k, MOST, false);
+  }
+  const i64 left = count - k;
+  if (left > 8 && MOST > 8)
+    across_some<MOST, Held>(held, at, tiles, offset + k, left, gradient + k);
+  else if (left > 4 && MOST > 4)
+    across_some<(MOST > 4 ? 8 : MOST), Held>(held, at, tiles, offset + k, left, gradient + k);
+  else if (left > 0)
+    across_some<4, Held>(held, at, tiles, offset + k, left, gradient + k);
+}
+
+using Across = void (*)(Sides, i64, const i32*, i64, float*);
+
+Across across_of(i64 tiles) {
+  switch (tiles) {
+    case 1: return across<1>;
+    case 2: return across<2>;
+#ifdef __AVX512F__
+    case 3: return across<3>;
+    case 5: return across<5>;
+    case 6: return across<6>;
+    case 7: return across<7>;
+    case 8: return across<8>;
+    default: return across<4>;
+#else
+    default: return across<2>;
+#endif
+  }
+}
+
+// ---- convolutions ----
+
+// Count survivors of one row over one tile's places; with Bias their row's gradient itself is summed up as well.
+template <int Count, int Held, bool Unit, bool Bias>
+void survivors(Sides tile, i64 ny, i64 in_y, i64 grad_y, i64 nx, const i32* offset, float* gradient, float* bias,
+               bool again) {
+  vec sum[Count ? Count : 1] = {}, total[1] = {};
   for (i64 y = 0; y < ny; ++y) {
-    Sides at{tile.in + y * in_y, tile.grad + y * grad_y, tile.in_step, tile.grad_step};
+    const vec *in = tile.in + y * in_y, *grad = tile.grad + y * grad_y;
     i64 x = 0;
     for (; x + Held <= nx; x += Held) {
-      add_places<Count, Held, Unit>(sum, at, offset);
-      at.in += Held * at.in_step;
-      at.grad += Held * at.grad_step;
+      vec held[Held];
+      hold<Held, Unit>(held, grad, tile.grad_step);
+      if constexpr (Count > 0) add_places<Count, Held, Unit>(sum, held, in, tile.in_step, offset);
+      if constexpr (Bias) {
+        LTHFUNC_UNROLL
+        for (int p = 0; p < Held; ++p) total[0] += held[p];
+      }
+      in += Held * tile.in_step;
+      grad += Held * tile.grad_step;
     }
     for (; x < nx; ++x) {
-      add_places<Count, 1, Unit>(sum, at, offset);
-      at.in += at.in_step;
-      at.grad += at.grad_step;
+      vec held[1];
+      hold<1, Unit>(held, grad, tile.grad_step);
+      if constexpr (Count > 0) add_places<Count, 1, Unit>(sum, held, in, tile.in_step, offset);
+      if constexpr (Bias) total[0] += held[0];
+      in += tile.in_step;
+      grad += tile.grad_step;
     }
   }
-  write(sum, gradient, again);
+  if constexpr (Count > 0) write(sum, gradient, Count, again);
+  if constexpr (Bias) write(total, bias, 1, again);
 }
 
-using Survivors = void (*)(Sides, i64, i64, i64, i64, const i32*, float*, bool);
+using Survivors = void (*)(Sides, i64, i64, i64, i64, const i32*, float*, float*, bool);
 
-template <int Count, bool Unit>
+template <int Count, bool Unit, bool Bias>
 Survivors of_held(i64 held) {
 #ifdef __AVX512F__
   switch (held) {
-    case 8: return survivors<Count, 8, Unit>;
-    case 7: return survivors<Count, 7, Unit>;
-    case 6: return survivors<Count, 6, Unit>;
-    case 5: return survivors<Count, 5, Unit>;
-    case 4: return survivors<Count, 4, Unit>;
-    case 3: return survivors<Count, 3, Unit>;
+    case 8: return survivors<Count, 8, Unit, Bias>;
+    case 7: return survivors<Count, 7, Unit, Bias>;
+    case 6: return survivors<Count, 6, Unit, Bias>;
+    case 5: return survivors<Count, 5, Unit, Bias>;
+    case 4: return survivors<Count, 4, Unit, Bias>;
+    case 3: return survivors<Count, 3, Unit, Bias>;
   }
 #endif
-  return held == 2 ? survivors<Count, 2, Unit> : survivors<Count, 1, Unit>;
+  return held == 2 ? survivors<Count, 2, Unit, Bias> : survivors<Count, 1, Unit, Bias>;
 }
 
 // As many places at once as leave the fewest over.
@@ -94,66 +183,84 @@ i64 held_for(i64 nx) {
   return best;
 }
 
-struct Kernels {
-  Survivors of_16, of_8, of_4, of_2, of_1;
+// The kernels for every number of survivors, by one number of places.
+template <bool Unit, bool Bias>
+struct Counts {
+  Survivors of[MOST + 1];
+  explicit Counts(i64 held) {
+    of[0] = of_held<0, Unit, Bias>(held);
+    of[1] = of_held<1, Unit, Bias>(held);
+    of[2] = of_held<2, Unit, Bias>(held);
+    of[3] = of_held<3, Unit, Bias>(held);
+    of[4] = of_held<4, Unit, Bias>(held);
+#ifdef __AVX512F__
+    of[5] = of_held<5, Unit, Bias>(held);
+    of[6] = of_held<6, Unit, Bias>(held);
+    of[7] = of_held<7, Unit, Bias>(held);
+    of[8] = of_held<8, Unit, Bias>(held);
+    of[10] = of_held<10, Unit, Bias>(held);
+    of[12] = of_held<12, Unit, Bias>(held);
+    of[14] = of_held<14, Unit, Bias>(held);
+    of[16] = of_held<16, Unit, Bias>(held);
+#endif
+  }
 };
 
+// How many of the survivors that are left to take next: one load of the gradient serves them all, so in few, even
+// parts.
+i64 next_count(i64 left) {
+  if (left <= 8 && left <= MOST) return left;
+  if (left >= 2 * MOST || left == MOST) return MOST;
+  if (MOST < 16) return left > MOST ? MOST : left;
+  return left < 16 ? left / 2 * 2 : left >= 24 ? 16 : left / 4 * 2;
+}
+
 template <bool Unit>
-Kernels kernels_for(i64 nx) {
-  const i64 held = held_for(nx);
-  return {of_held<16, Unit>(held), of_held<8, Unit>(held), of_held<4, Unit>(held), of_held<2, Unit>(held),
-          of_held<1, Unit>(held)};
+void convolution_gradients(const weight_gradients_row& i, Memory& m, Part part) {
+  const i64 held = held_for(i.nx);
+  const Counts<Unit, false> plain(held);
+  const Counts<Unit, true> with_bias(held);
+  const i32* const starts = m.lists + i.starts;
+  const i32* const offsets = m.lists + i.offsets;
+  const i32* const row_grad = m.lists + i.row_grad;
+  float* const gradients = m.gradients + i.gradients;
+  for (i64 row = part.row; row < part.rows; ++row) {
+    i64 k = starts[row];
+    const i64 stop = starts[row + 1];
+    bool bias = i.bias >= 0;
+    while (k < stop || bias) {
+      const i64 count = next_count(stop - k);
+      const Survivors kernel = bias ? with_bias.of[count] : plain.of[count];
+      for (i64 tile = part.tile; tile < part.tiles; ++tile) {
+        const Sides sides{m.activations + i.in + tile * i.in_tile,
+                          m.activations + i.grad + tile * i.grad_tile + row_grad[row], i.in_x, i.grad_x};
+        kernel(sides, i.ny, i.in_y, i.grad_y, i.nx, offsets + k, gradients + k,
+               bias ? m.gradients + i.bias + row : nullptr, tile > 0);
+      }
+      k += count;
+      bias = false;
+    }
+  }
 }
 
 }  // namespace
 
 void weight_gradients(const weight_gradients_row& i, Memory& m, Part part) {
-  const i64 nx = i.across ? m.tiles : i.nx;
-  const Kernels kernels = i.in_x == 1 && i.grad_x == 1 ? kernels_for<true>(nx) : kernels_for<false>(nx);
-  const i64 first = i.across ? 0 : part.tile, end = i.across ? 1 : part.tiles;
-  const i32* const starts = m.lists + i.starts;
-  const i32* const offsets = m.lists + i.offsets;
-  const i32* const row_grad = m.lists + i.row_grad;
-  float* const gradients = m.gradients + i.gradients;
-  for (i64 block = 0; block < i.blocks; ++block) {
-    for (i64 row = part.row; row < part.rows; ++row) {
-      i64 k = starts[block * i.rows + row];
-      const i64 stop = starts[block * i.rows + row + 1];
-      while (k < stop) {
-        const i64 left = stop - k;
-        const i64 count = left >= MOST ? MOST : left >= 8 && MOST >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
-        const Survivors kernel = count == 16  ? kernels.of_16
-                                 : count == 8 ? kernels.of_8
-                                 : count == 4 ? kernels.of_4
-                                 : count == 2 ? kernels.of_2
-                                              : kernels.of_1;
-        for (i64 tile = first; tile < end; ++tile) {
-          const Sides sides{m.activations + i.in + tile * i.in_tile,
-                            m.activations + i.grad + tile * i.grad_tile + row_grad[row], i.in_x, i.grad_x};
-          kernel(sides, i.ny, i.in_y, i.grad_y, nx, offsets + k, gradients + k, tile > 0);
-        }
-        k += count;
-      }
-    }
+  if (!i.across) {
+    if (i.in_x == 1 && i.grad_x == 1) return convolution_gradients<true>(i, m, part);
+    return convolution_gradients<false>(i, m, part);
   }
-}
-
-void bias_gradients(const bias_gradients_row& i, Memory& m, Part part) {
-  const i64 nx = i.across ? m.tiles : i.nx, step = i.across ? i.grad_tile : 1;
-  const i64 first = i.across ? 0 : part.tile, end = i.across ? 1 : part.tiles;
+  const Across kernel = across_of(m.tiles);
+  const i32* const starts = m.lists + i.starts;
   const i32* const row_grad = m.lists + i.row_grad;
-  for (i64 tile = first; tile < end; ++tile) {
-    for (i64 row = part.row; row < part.rows; ++row) {
-      vec total[4] = {};
-      for (i64 y = 0; y < i.ny; ++y) {
-        const vec* at = m.activations + i.grad + tile * i.grad_tile + row_grad[row] + y * i.grad_y;
-        i64 x = 0;
-        for (; x + 4 <= nx; x += 4)
-          for (int p = 0; p < 4; ++p) total[p] += at[(x + p) * step];
-        for (; x < nx; ++x) total[0] += at[x * step];
-      }
-      const float all_of_it = sum((total[0] + total[1]) + (total[2] + total[3]));
-      m.gradients[i.gradients + row] = all_of_it + (tile > 0 ? m.gradients[i.gradients + row] : 0.0f);
+  for (i64 row = part.row; row < part.rows; ++row) {
+    const i64 k = starts[row], count = starts[row + 1] - k;
+    const Sides sides{m.activations + i.in, m.activations + i.grad + row_grad[row], i.in_tile, i.grad_tile};
+    kernel(sides, m.tiles, m.lists + i.offsets + k, count, m.gradients + i.gradients + k);
+    if (i.bias >= 0) {
+      vec total[1] = {};
+      for (i64 tile = 0; tile < m.tiles; ++tile) total[0] += sides.grad[tile * i.grad_tile];
+      write(total, m.gradients + i.bias + row, 1, false);
     }
   }
 }

@@ -22,10 +22,22 @@ LTHFUNC_INLINE Side clipped(i64 start, i64 kernel, i64 dilation, i64 size) {
 }  // namespace
 
 void max_pool(const max_pool_row& i, Memory& m, Part part) {
+  const bool twos = i.kernel_y == 2 && i.kernel_x == 2 && i.stride_y == 2 && i.stride_x == 2 && i.pad_y == 0 &&
+                    i.pad_x == 0 && i.dilation_y == 1 && i.dilation_x == 1 && 2 * i.out_height <= i.height &&
+                    2 * i.out_width <= i.width;
   for (i64 tile = part.tile; tile < part.tiles; ++tile) {
     for (i64 channel = part.row; channel < part.rows; ++channel) {
       const vec* const in = m.activations + i.in + tile * i.in_tile + channel * i.in_channel;
       vec* const out = m.activations + i.out + tile * i.out_tile + channel * i.out_channel;
+      if (twos) {
+        for (i64 y = 0; y < i.out_height; ++y) {
+          const vec *const upper = in + 2 * y * i.in_row, *const lower = upper + i.in_row;
+          for (i64 x = 0; x < i.out_width; ++x)
+            out[y * i.out_row + x] =
+                larger(larger(upper[2 * x], upper[2 * x + 1]), larger(lower[2 * x], lower[2 * x + 1]));
+        }
+        continue;
+      }
       for (i64 y = 0; y < i.out_height; ++y) {
         const Side down = clipped(y * i.stride_y - i.pad_y, i.kernel_y, i.dilation_y, i.height);
         for (i64 x = 0; x < i.out_width; ++x) {
@@ -73,6 +85,28 @@ void max_pool_gradient(const max_pool_gradient_row& i, Memory& m, Part part) {
               rest = here ? vec{} : rest;
             }
           }
+        }
+      }
+    }
+  }
+}
+
+void unpool(const unpool_row& i, Memory& m, Part part) {
+  for (i64 tile = part.tile; tile < part.tiles; ++tile) {
+    for (i64 channel = part.row; channel < part.rows; ++channel) {
+      const vec* const grad = m.activations + i.grad + tile * i.grad_tile + channel * i.grad_channel;
+      const ivec* const codes =
+          reinterpret_cast<const ivec*>(m.activations + i.codes + tile * i.codes_tile + channel * i.codes_channel);
+      vec* const into = m.activations + i.into + tile * i.into_tile + channel * i.into_channel;
+      for (i64 y = 0; y < i.height; ++y) {
+        vec *const upper = into + 2 * y * i.into_row, *const lower = upper + i.into_row;
+        for (i64 x = 0; x < i.width; ++x) {
+          const vec value = grad[y * i.grad_row + x];
+          const ivec code = codes[y * i.codes_row + x];
+          upper[2 * x] = code == all_int(0) ? value : vec{};
+          upper[2 * x + 1] = code == all_int(1) ? value : vec{};
+          lower[2 * x] = code == all_int(2) ? value : vec{};
+          lower[2 * x + 1] = code == all_int(3) ? value : vec{};
         }
       }
     }

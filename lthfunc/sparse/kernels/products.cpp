@@ -12,11 +12,14 @@ namespace {
 template <int Sums, bool Unit, bool Indexed>
 LTHFUNC_INLINE void run_list(vec (&sum)[Sums], const vec* in, i64 step, const i32* offset, const i32* which,
                              const float* value, i64 count) {
+  const vec* from[Unit ? 1 : Sums];
+  LTHFUNC_UNROLL
+  for (int s = 0; s < (Unit ? 1 : Sums); ++s) from[s] = in + s * step;
   for (i64 k = 0; k < count; ++k) {
-    const vec* place = in + offset[k];
+    const i64 bytes = offset[k];
     const vec weight = all(Indexed ? value[which[k]] : value[k]);
     LTHFUNC_UNROLL
-    for (int s = 0; s < Sums; ++s) sum[s] += weight * place[Unit ? s : s * step];
+    for (int s = 0; s < Sums; ++s) sum[s] += weight * behind(from[Unit ? 0 : s], bytes + (Unit ? s * BYTES : 0));
   }
 }
 
@@ -24,20 +27,36 @@ struct Walk {
   const vec* in;
   vec* out;
   const vec* gate;
+  ivec* codes;
   i64 in_step, out_step;
 };
 
+// The blocks that add to a row of places: neighbours.
+struct Some {
+  i64 first, last;
+};
+
+Some blocks_of(const products_row& i, const Memory& m, i64 y) {
+  if (i.limits < 0) return {0, i.blocks - 1};
+  const i32* const limits = m.lists + i.limits;
+  const auto adds = [&](i64 block) { return limits[2 * block] <= y && y < limits[2 * block + 1]; };
+  Some some{0, i.blocks - 1};
+  while (some.first < some.last && !adds(some.first)) ++some.first;
+  while (some.last > some.first && !adds(some.last)) --some.last;
+  return some;
+}
+
 // All rows of one stretch of outputs.
 template <int Sums, bool Unit, bool Indexed>
-void stretch(const products_row& i, const Memory& m, Walk walk, i64 from, i64 to) {
+void stretch(const products_row& i, const Memory& m, Walk walk, Some blocks, i64 from, i64 to) {
   const i32* const starts = m.lists + i.starts;
   const i32* const offsets = m.lists + i.offsets;
   const i32* const which = m.lists + i.which;
   const i32* const row_out = m.lists + i.row_out;
   const float* const values = m.values + i.values;
-  for (i64 block = 0; block < i.blocks; ++block) {
+  for (i64 block = blocks.first; block <= blocks.last; ++block) {
     const i32* const start = starts + block * i.rows;
-    const bool first = block == 0, last = block == i.blocks - 1;
+    const bool first = block == blocks.first, last = block == blocks.last;
     for (i64 row = from; row < to; ++row) {
       vec* const out = walk.out + row_out[row];
       vec sum[Sums];
@@ -67,7 +86,48 @@ void stretch(const products_row& i, const Memory& m, Walk walk, i64 from, i64 to
   }
 }
 
-using Stretch = void (*)(const products_row&, const Memory&, Walk, i64, i64);
+// 2 × 2 maxima of a stretch of outputs, which never leave the registers: two rows of 2 · Pairs sums. `codes`, where
+// wanted, tell the gradient which of the four was the first maximum (row after row), or 4 where ReLU cut it off.
+template <int Pairs, bool Unit>
+void pooled_stretch(const products_row& i, const Memory& m, Walk walk, Some, i64 from, i64 to) {
+  constexpr int Sums = 2 * Pairs;
+  const i32* const starts = m.lists + i.starts;
+  const i32* const offsets = m.lists + i.offsets;
+  const i32* const row_out = m.lists + i.row_out;
+  for (i64 row = from; row < to; ++row) {
+    const vec bias = all(i.bias < 0 ? 0.0f : m.values[i.bias + row]);
+    vec sum[2 * Sums];
+    LTHFUNC_UNROLL
+    for (int s = 0; s < 2 * Sums; ++s) sum[s] = bias;
+    const i64 begin = starts[row], count = starts[row + 1] - begin;
+    const float* const value = m.values + i.values + begin;
+    const vec* from_place[Unit ? 2 : 2 * Sums];
+    LTHFUNC_UNROLL
+    for (int s = 0; s < (Unit ? 2 : 2 * Sums); ++s)
+      from_place[s] = Unit ? walk.in + s * i.in_y : walk.in + s / Sums * i.in_y + s % Sums * walk.in_step;
+    for (i64 k = 0; k < count; ++k) {
+      const i64 bytes = offsets[begin + k];
+      const vec weight = all(value[k]);
+      LTHFUNC_UNROLL
+      for (int s = 0; s < 2 * Sums; ++s)
+        sum[s] += weight * behind(from_place[Unit ? s / Sums : s], bytes + (Unit ? s % Sums * BYTES : 0));
+    }
+    LTHFUNC_UNROLL
+    for (int p = 0; p < Pairs; ++p) {
+      const vec a = sum[2 * p], b = sum[2 * p + 1], c = sum[Sums + 2 * p], d = sum[Sums + 2 * p + 1];
+      const vec most = larger(larger(a, b), larger(c, d));
+      const i64 out = row_out[row] + p * walk.out_step;
+      walk.out[out] = i.relu ? larger(most, vec{}) : most;
+      if (walk.codes) {
+        ivec code = a == most ? all_int(0) : b == most ? all_int(1) : c == most ? all_int(2) : all_int(3);
+        if (i.relu) code = most > vec{} ? code : all_int(4);
+        walk.codes[out] = code;
+      }
+    }
+  }
+}
+
+using Stretch = void (*)(const products_row&, const Memory&, Walk, Some, i64, i64);
 
 template <int Sums>
 Stretch choose(bool unit, bool indexed) {
@@ -92,24 +152,50 @@ Stretch stretch_of(i64 sums, bool unit, bool indexed) {
 
 }  // namespace
 
+namespace {
+
+template <int... Pairs>
+Stretch pooled_among(i64 pairs, bool unit) {
+  Stretch found = nullptr;
+  (void)((pairs == Pairs ? (found = unit ? pooled_stretch<Pairs, true> : pooled_stretch<Pairs, false>,
+                            true)
+                         : false) ||
+         ...);
+  return found;
+}
+
+#ifdef __AVX512F__
+constexpr i64 MOST_PAIRS = 7;
+Stretch pooled_of(i64 pairs, bool unit) { return pooled_among<1, 2, 3, 4, 5, 6, 7>(pairs, unit); }
+#else
+constexpr i64 MOST_PAIRS = 1;
+Stretch pooled_of(i64 pairs, bool unit) { return pooled_among<1>(pairs, unit); }
+#endif
+
+}  // namespace
+
 void products(const products_row& i, Memory& m, Part part) {
   const i64 nx = i.across ? m.tiles : i.nx;
   // Linear layers: as many tiles at once as a block of inputs is cut for, so that it stays in the first cache.
-  const i64 most = i.across ? std::min<i64>(i.across, MOST_SUMS) : MOST_SUMS;
+  const i64 most = i.pool ? MOST_PAIRS : i.across ? std::min<i64>(i.across, MOST_SUMS) : MOST_SUMS;
   const i64 pieces = (nx + most - 1) / most;
   const i64 least = nx / pieces, longer = nx % pieces;
   const bool unit = i.in_x == 1;
-  const Stretch of_least = stretch_of(least, unit, i.which >= 0);
-  const Stretch of_longer = longer ? stretch_of(least + 1, unit, i.which >= 0) : of_least;
+  const auto chosen = [&](i64 size) { return i.pool ? pooled_of(size, unit) : stretch_of(size, unit, i.which >= 0); };
+  const Stretch of_least = chosen(least);
+  const Stretch of_longer = longer ? chosen(least + 1) : of_least;
+  const i64 each = i.pool ? 2 : 1;  // outputs of the layer along each side of what is written
   const i64 first = i.across ? 0 : part.tile, end = i.across ? 1 : part.tiles;
   for (i64 tile = first; tile < end; ++tile) {
     for (i64 y = 0; y < i.ny; ++y) {
+      const Some blocks = blocks_of(i, m, y);
       for (i64 piece = 0, x = 0; piece < pieces; ++piece) {
         const bool is_longer = piece < longer;
         const i64 out = i.out_tile * tile + i.out_y * y + i.out_x * x;
-        const Walk walk{m.activations + i.in + i.in_tile * tile + i.in_y * y + i.in_x * x, m.activations + i.out + out,
-                        i.gate < 0 ? nullptr : m.activations + i.gate + out, i.in_x, i.out_x};
-        (is_longer ? of_longer : of_least)(i, m, walk, part.row, part.rows);
+        const Walk walk{m.activations + i.in + i.in_tile * tile + each * (i.in_y * y + i.in_x * x),
+                        m.activations + i.out + out, i.gate < 0 ? nullptr : m.activations + i.gate + out,
+                        i.codes < 0 ? nullptr : reinterpret_cast<ivec*>(m.activations + i.codes + out), i.in_x, i.out_x};
+        (is_longer ? of_longer : of_least)(i, m, walk, blocks, part.row, part.rows);
         x += least + is_longer;
       }
     }

@@ -11,6 +11,7 @@ using i64 = std::int64_t;
 using i32 = std::int32_t;
 
 constexpr int LANES = 16;
+constexpr i64 BYTES = 64;  // of a vector
 typedef float vec __attribute__((vector_size(64)));
 typedef i32 ivec __attribute__((vector_size(64)));
 typedef double dvec __attribute__((vector_size(128)));
@@ -25,9 +26,14 @@ constexpr int MOST_SUMS = 6;
 #if defined(__clang__)
 #define LTHFUNC_UNROLL _Pragma("unroll")
 #else
-#define LTHFUNC_UNROLL _Pragma("GCC unroll 16")
+#define LTHFUNC_UNROLL _Pragma("GCC unroll 32")
 #endif
 #define LTHFUNC_INLINE inline __attribute__((always_inline))
+
+// The vector so many bytes behind another: offsets in lists are bytes, since a shift for each would show.
+LTHFUNC_INLINE const vec& behind(const vec* place, i64 bytes) {
+  return *reinterpret_cast<const vec*>(reinterpret_cast<const char*>(place) + bytes);
+}
 
 LTHFUNC_INLINE vec all(float value) { return value - vec{}; }
 LTHFUNC_INLINE ivec all_int(i32 value) { return value - ivec{}; }
@@ -68,22 +74,25 @@ LTHFUNC_INLINE vec singles(vec a, vec b) {
          shuffle<1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31>(a, b);
 }
 
-// Lane i of the result is the sum of v[i]'s lanes.
-LTHFUNC_INLINE vec sums_of_16(const vec* v) {
-  vec level[8];
+// Lane i of the result is the sum of v[i]'s lanes, for up to 16 vectors. Each is added up in the same order, whatever
+// is summed beside it.
+template <int Count>
+LTHFUNC_INLINE vec sums_of(const vec (&v)[Count]) {
+  static_assert(Count == 16 || Count == 8 || Count == 4 || Count == 2 || Count == 1, "a power of two");
+  constexpr int n1 = Count / 2 ? Count / 2 : 1, n2 = n1 / 2 ? n1 / 2 : 1, n3 = n2 / 2 ? n2 / 2 : 1;
+  vec a[n1], b[n2], c[n3];
   LTHFUNC_UNROLL
-  for (int i = 0; i < 8; ++i) level[i] = halves(v[2 * i], v[2 * i + 1]);
+  for (int i = 0; i < n1; ++i) a[i] = halves(v[Count > 1 ? 2 * i : 0], v[Count > 1 ? 2 * i + 1 : 0]);
   LTHFUNC_UNROLL
-  for (int i = 0; i < 4; ++i) level[i] = quarters(level[2 * i], level[2 * i + 1]);
+  for (int i = 0; i < n2; ++i) b[i] = quarters(a[n1 > 1 ? 2 * i : 0], a[n1 > 1 ? 2 * i + 1 : 0]);
   LTHFUNC_UNROLL
-  for (int i = 0; i < 2; ++i) level[i] = pairs(level[2 * i], level[2 * i + 1]);
-  return singles(level[0], level[1]);
+  for (int i = 0; i < n3; ++i) c[i] = pairs(b[n2 > 1 ? 2 * i : 0], b[n2 > 1 ? 2 * i + 1 : 0]);
+  return singles(c[0], c[n3 > 1 ? 1 : 0]);
 }
 
-// The same order of additions as sums_of_16, so that a sum doesn't depend on what is summed beside it.
 LTHFUNC_INLINE float sum(vec v) {
-  const vec a = halves(v, v), b = quarters(a, a), c = pairs(b, b), d = singles(c, c);
-  return d[0];
+  const vec one[1] = {v};
+  return sums_of(one)[0];
 }
 
 // e^x within 2 units in the last place for x in [-87, 88]; clamped outside. (Cephes, expf.)

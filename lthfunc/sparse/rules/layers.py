@@ -9,10 +9,14 @@ from torch import Tensor
 
 from lthfunc.sparse.builder import Builder, Value, View
 from lthfunc.sparse.kernels.instructions import BY_ROWS, BY_TILES, EITHER
-from lthfunc.sparse.patterns import Lists, block_size, lists_of
+from lthfunc.sparse.patterns import Blocks, Entries, Lists, blocks_of, lists_of
 from lthfunc.sparse.places import Place
 from lthfunc.sparse.rules.interface import Param, Unsupported, argument, pair
 
+#: Of a vector of 16 floats.
+_BYTES = 64
+#: What two rows of pooled outputs may read together: a little more than a first-level cache.
+_NEAR_BYTES = 40 * 1024
 #: Outputs that stay in registers (MOST_SUMS in kernels/vectors.h), and tiles that a linear layer takes at once.
 _SUMS, _TILES_AT_ONCE = 16, 4
 
@@ -30,17 +34,16 @@ def linear(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     def split(positions: Tensor) -> tuple[Tensor, Tensor]:
         return positions // shape[1], positions % shape[1]
 
-    def blocks(inputs: Tensor, count: int, rows: int) -> tuple[Tensor, int]:
-        size = block_size(count, across * 64, len(inputs) / max(1, count * rows))
-        return inputs // size, -(-count // size)
-
-    def forward() -> Lists:
+    def forward() -> tuple[Entries, Blocks | None]:
         rows, inputs = split(b.weights[weight.name].positions)
-        return lists_of(rows, x.place.addresses()[inputs], shape[0], *blocks(inputs, shape[1], shape[0]))
+        entries = Entries(shape[0], rows, x.place.addresses()[inputs])
+        return entries, blocks_of(inputs, shape[1], shape[0], across * _BYTES)
 
-    def backward(positions: Tensor) -> Lists:
+    def backward(positions: Tensor) -> tuple[Entries, Blocks | None]:
         rows, inputs = split(positions)
-        return lists_of(inputs, out.place.addresses()[rows], shape[1], *blocks(rows, shape[0], shape[1]))
+        which = torch.arange(len(positions))
+        entries = Entries(shape[1], inputs, out.place.addresses()[rows], which)
+        return entries, blocks_of(rows, shape[0], shape[1], across * _BYTES)
 
     layer = _Layer(b, x, out, weight, bias, across)
     layer.forward(forward, _flat(x.place), _flat(out.place))
@@ -75,41 +78,38 @@ def convolution(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
         channel, place = rest // (kernel[0] * kernel[1]), rest % (kernel[0] * kernel[1])
         return row, channel, place // kernel[1], place % kernel[1]
 
-    def block_of(channel: Tensor, count: int, width: int, rows: int) -> tuple[Tensor, int]:
-        each = len(channel) / max(1, count * rows)
-        size = block_size(count, kernel[0] * width * 64, each)
-        return channel // size, -(-count // size)
-
-    def forward() -> Lists:
+    def forward() -> tuple[Entries, Blocks | None]:
         row, channel, ky, kx = split(b.weights[weight.name].positions)
         place = x.place
-        offsets = (row // (outs // groups) * ins + channel) * place.channel
-        offsets = offsets + ky * dilation[0] * place.row + kx * dilation[1]
+        inputs = (row // (outs // groups) * ins + channel) * place.channel
+        inputs = inputs + ky * dilation[0] * place.row + kx * dilation[1]
         width = min(right.out, _SUMS) * stride[1] + (kernel[1] - 1) * dilation[1]
-        return lists_of(row, offsets, outs, *block_of(channel, ins, width, outs))
+        return Entries(outs, row, inputs), blocks_of(channel, ins, outs, kernel[0] * width * _BYTES)
 
     def backward(phase: tuple[int, int]) -> Any:
-        def lists(positions: Tensor) -> Lists:
-            row, channel, ky, kx = split(positions)
-            steps = [
-                (a + side.padding - k * side.dilation) for a, side, k in zip(phase, sides, (ky, kx), strict=True)
-            ]
-            mine = (steps[0] % stride[0] == 0) & (steps[1] % stride[1] == 0)
-            place = out.place
-            offsets = row * place.channel + (steps[0] // stride[0]) * place.row + steps[1] // stride[1]
-            inputs = row // (outs // groups) * ins + channel
-            in_group = row % (outs // groups)
-            chosen = mine.nonzero().flatten()
-            width = min(right.out, _SUMS) + kernel[1] - 1
-            block, blocks = block_of(in_group[chosen], outs // groups, width, ins * groups)
-            made = lists_of(inputs[chosen], offsets[chosen], ins * groups, block, blocks)
-            return made._replace(order=chosen[made.order])
+        """Of the input's places at this distance from a multiple of the stride."""
 
-        return lists
+        def entries(positions: Tensor) -> tuple[Entries, Blocks | None]:
+            row, channel, ky, kx = split(positions)
+            steps = [a + side.padding - k * side.dilation for a, side, k in zip(phase, sides, (ky, kx), strict=True)]
+            mine = ((steps[0] % stride[0] == 0) & (steps[1] % stride[1] == 0)).nonzero().flatten()
+            row, channel, ky, up = row[mine], channel[mine], ky[mine], steps[0][mine] // stride[0]
+            place = out.place
+            reads = row * place.channel + up * place.row + steps[1][mine] // stride[1]
+            width = (min(right.out, _SUMS) + kernel[1] - 1) * _BYTES
+            inputs, in_group = row // (outs // groups) * ins + channel, row % (outs // groups)
+            blocks = _by_kernel_row(ky, up, down, phase[0], len(mine) / (ins * groups))
+            if blocks is None:
+                blocks = blocks_of(in_group, outs // groups, ins * groups, kernel[0] * width)
+            return Entries(ins * groups, inputs, reads, mine), blocks
+
+        return entries
 
     layer = _Layer(b, x, out, weight, bias, across=0)
     padded = _Walk(x.place, padding, stride, (down.out, right.out))
-    layer.forward(forward, padded, _plain(out.place))
+    # Two rows of outputs at once should find what they read in a near cache.
+    near = ins * (kernel[0] + stride[0]) * (min(right.out, _SUMS) + kernel[1]) * _BYTES <= _NEAR_BYTES
+    layer.forward(forward, padded, _plain(out.place), poolable=near)
 
     def gradients() -> None:
         # A stride makes as many kinds of input places, each with weights of its own; each kind is a product.
@@ -202,38 +202,88 @@ class _Layer:
     ) -> None:
         self.b, self.x, self.out, self.across = b, x, out, across
         self.weight, self.bias = weight.name, bias.name if bias is not None else None
-        self.starts = self.offsets = self.row_out = -1
-        self.lists: Lists | None = None
+        self.rows = self.starts = self.inputs = self.row_out = -1
         self.walk: tuple[_Walk, _Walk] | None = None
+        self.pooled: Value | None = None
+        self.codes: Place | None = None
 
-    def forward(self, lists: Any, walk_in: _Walk, walk_out: _Walk) -> None:
-        """The layer's product."""
+    @property
+    def _bias_at(self) -> int:
+        return self.b.leaves[self.bias].first if self.bias else -1
+
+    def forward(self, entries: Any, walk_in: _Walk, walk_out: _Walk, *, poolable: bool = False) -> None:
+        """The layer's product. poolable: it may give 2 × 2 maxima instead."""
         self.walk = walk_in, walk_out
+        if poolable:
+            self.out.pool = self._pool
 
         def late() -> Any:
-            made = lists()
-            weights = self.b.weights[self.weight]
-            weights.positions = weights.positions[made.order]  # survivors lie in the order of the lists
-            self.lists = made
-            self.starts, self.offsets = self.b.table(made.starts), self.b.table(made.offsets)
+            made, blocks = entries()
+            if self.pooled is not None:
+                blocks = None
+            plain = lists_of(made)
+            self.rows, self.starts, self.inputs = made.count, self.b.table(plain.starts), self._inputs(plain)
             self.row_out = self.b.table(walk_out.rows())
-            bias = self.b.leaves[self.bias].first if self.bias else -1
-            return "products", BY_ROWS if self.across else BY_TILES, made.rows, {
-                **walk_in.columns("in"), **walk_out.columns("out"),
-                "ny": walk_out.ny, "nx": walk_out.nx, "starts": self.starts, "blocks": made.blocks,
-                "offsets": self.offsets, "which": -1, "row_out": self.row_out,
-                "values": self.b.leaves[self.weight].first, "bias": bias, "relu": int(self.out.rectified),
-                "accumulate": 0, "gate": -1, "across": self.across,
+            lists = {"starts": self.starts, "offsets": self.inputs, "which": -1, "blocks": 1, "limits": -1}
+            if blocks is not None:
+                lists = self._blocked(made, blocks)
+            walk, codes, row_out = walk_out, -1, self.row_out
+            if self.pooled is not None:
+                walk = _plain(self.pooled.place)
+                codes = -1 if self.codes is None else self.codes.first
+                row_out = self.b.table(walk.rows())
+            return "products", BY_ROWS if self.across else BY_TILES, made.count, {
+                **walk_in.columns("in"), **walk.columns("out"), "ny": walk.ny, "nx": walk.nx, **lists,
+                "row_out": row_out, "values": self.b.leaves[self.weight].first, "bias": self._bias_at,
+                "relu": int(self.out.rectified), "accumulate": 0, "gate": -1, "across": self.across,
+                "pool": int(self.pooled is not None), "codes": codes,
             }  # fmt: skip
 
         self.b.emit(late)
+
+    def _pool(self, pooled: Value) -> bool:
+        """Write 2 × 2 maxima into this value; the outputs themselves are kept nowhere."""
+        b, out = self.b, self.out
+        self.pooled = pooled
+        b.places.remove(out.place)
+        out.uses += 1
+        if b.training:
+            # Beside the maxima, so of their layout, whatever reads them.
+            self.codes = b.beside(pooled.place)
+        b.backward.append(self._unpool)
+        return True
+
+    def _unpool(self) -> None:
+        pooled, codes = self.pooled, self.codes
+        assert pooled is not None and codes is not None
+        grad, target = self.b.gradient_of(pooled), self.b.target(self.out)
+
+        def late() -> Any:
+            return "unpool", BY_TILES, grad.channels, {
+                **grad.named("grad"), "height": grad.height, "width": grad.width, **codes.named("codes"),
+                **target.place.named("into"),
+            }  # fmt: skip
+
+        self.b.emit(late)
+        self.b.release(pooled)
+
+    def _inputs(self, lists: Lists) -> int:
+        return self.b.table(lists.inputs * _BYTES)
+
+    def _blocked(self, entries: Entries, blocks: Blocks | None) -> dict[str, int]:
+        lists = lists_of(entries, blocks)
+        limits = None if blocks is None else blocks.limits
+        return {
+            "starts": self.b.table(lists.starts), "offsets": self._inputs(lists),
+            "which": -1 if lists.which is None else self.b.table(lists.which),
+            "blocks": 1 if blocks is None else blocks.count,
+            "limits": -1 if limits is None else self.b.table(limits.flatten()),
+        }  # fmt: skip
 
     def gradients(self, products: list[tuple[Any, _Walk, _Walk]]) -> None:
         """Of the weights, the bias and, by these products, of the input."""
         grad = self.b.gradient_of(self.out)
         self._weight_gradients(grad)
-        if self.bias is not None:
-            self._bias_gradients(grad)
         if self.x.needs:
             target = self.b.target(self.x)
             for lists, walk_grad, walk_into in products:
@@ -245,46 +295,49 @@ class _Layer:
         walk_in, walk_out = self.walk
 
         def late() -> Any:
-            assert self.lists is not None
-            return "weight_gradients", BY_ROWS if self.across else EITHER, self.lists.rows, {
+            return "weight_gradients", BY_ROWS if self.across else EITHER, self.rows, {
                 **walk_in.columns("in"), **_moved(walk_out, grad).columns("grad"),
-                "ny": walk_out.ny, "nx": walk_out.nx, "starts": self.starts, "blocks": self.lists.blocks,
-                "offsets": self.offsets, "row_grad": self.row_out,
-                "gradients": self.b.leaves[self.weight].first, "across": self.across,
-            }  # fmt: skip
-
-        self.b.emit(late)
-
-    def _bias_gradients(self, grad: Place) -> None:
-        assert self.walk is not None and self.bias is not None
-        walk_out, leaf = self.walk[1], self.b.leaves[self.bias]
-
-        def late() -> Any:
-            columns = _moved(walk_out, grad).columns("grad")
-            del columns["grad_x"]
-            return "bias_gradients", BY_ROWS if self.across else EITHER, leaf.count, {
-                **columns, "ny": walk_out.ny, "nx": walk_out.nx, "row_grad": self.row_out, "gradients": leaf.first,
-                "across": self.across,
+                "ny": walk_out.ny, "nx": walk_out.nx, "starts": self.starts, "offsets": self.inputs,
+                "row_grad": self.row_out,
+                "gradients": self.b.leaves[self.weight].first, "bias": self._bias_at, "across": self.across,
             }  # fmt: skip
 
         self.b.emit(late)
 
     def _input_gradient(self, lists: Any, walk_grad: _Walk, walk_into: _Walk, grad: Place, target: Any) -> None:
         def late() -> Any:
-            assert self.lists is not None
-            positions = self.b.weights[self.weight].positions
-            made = lists(positions)
+            made, blocks = lists(self.b.weights[self.weight].positions)
             gate = -1 if target.gate is None else walk_into.shifted(target.gate.first)
             into = _moved(walk_into, target.place)
-            return "products", BY_ROWS if self.across else BY_TILES, made.rows, {
+            return "products", BY_ROWS if self.across else BY_TILES, made.count, {
                 **_moved(walk_grad, grad).columns("in"), **into.columns("out"),
-                "ny": walk_into.ny, "nx": walk_into.nx, "starts": self.b.table(made.starts), "blocks": made.blocks,
-                "offsets": self.b.table(made.offsets), "which": self.b.table(made.order),
+                "ny": walk_into.ny, "nx": walk_into.nx, **self._blocked(made, blocks),
                 "row_out": self.b.table(into.rows()), "values": self.b.leaves[self.weight].first, "bias": -1,
-                "relu": 0, "accumulate": int(target.accumulate), "gate": gate, "across": self.across,
+                "relu": 0, "accumulate": int(target.accumulate), "gate": gate, "across": self.across, "pool": 0,
+                "codes": -1,
             }  # fmt: skip
 
         self.b.emit(late)
+
+
+def _by_kernel_row(ky: Tensor, up: Tensor, down: _Side, phase: int, entries_each: float) -> Blocks | None:
+    """Blocks of one kernel row each, which leave out the places whose output lies outside the image, if that pays.
+
+    entries_each: entries of a row of the product, on average.
+    """
+    places = -(-(down.size - phase) // down.stride)
+    limits = torch.zeros(down.kernel, 2, dtype=torch.int64)
+    saved = used = 0
+    for k in range(down.kernel):
+        step, rest = divmod(phase + down.padding - k * down.dilation, down.stride)
+        if rest == 0:
+            first, last = max(0, -step), min(places, down.out - step)
+            limits[k] = torch.tensor([first, max(first, last)])
+            saved, used = saved + places - max(0, last - first), used + 1
+    # A block costs about what two entries do, since its sums are loaded and stored.
+    if used < 2 or saved / (used * places) * entries_each <= 2 * used:
+        return None
+    return Blocks(down.kernel, ky, limits)
 
 
 def _moved(walk: _Walk, place: Place) -> _Walk:
