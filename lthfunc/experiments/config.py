@@ -14,8 +14,9 @@ SCORES = ("magnitude", "random")
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("constant", "step", "cosine")
 CONTROLS = ("reinit", "random-mask", "shuffled-mask")
-#: `auto` and the names in training/engines/table.py, which needs torch; a test holds the two equal.
-ENGINES = ("auto", "eager", "compile")
+#: `auto`, the names in training/engines/table.py, which needs torch (a test holds them equal), and the sparse engine
+#: alone or with a dense one for the trainings that it is slower at.
+ENGINES = ("auto", "eager", "compile", "sparse", "sparse/compile", "sparse/eager")
 PRECISIONS = ("fp32", "tf32", "bf16")
 REWINDS = "init, none, reinit, step:K or epoch:K"
 

@@ -17,15 +17,22 @@ from lthfunc.experiments.resolve import resolved
 from lthfunc.models.factory import build
 from lthfunc.sparsify.allocation import check_patterns, globally, layerwise
 from lthfunc.sparsify.scores import magnitude, random_scores
+from lthfunc.sparse.choice import why_not_sparse
+from lthfunc.sparse.engine import sparse_engine
+from lthfunc.sparse.kernels.build import why_no_kernels
+from lthfunc.sparse.mixed import sparse_or
 from lthfunc.training import schedules
 from lthfunc.training.batches import steps_per_epoch
-from lthfunc.training.engines.table import engine_for
+from lthfunc.training.engines.interface import Work
+from lthfunc.training.engines.table import Making, engine_for
 from lthfunc.training.engines.toolchain import why_not
 from lthfunc.training.loop import make_trainer
 from lthfunc.training.optimizers import Optimizer, adam, adamw, sgd
 from lthfunc.training.precision import Precision, check_precision
+from lthfunc.training.steps import cross_entropy
 from lthfunc.trees.model import Model, apply_evaluating
 from lthfunc.trees.ops import data_to_device
+from lthfunc.trees.types import Dataset
 
 T = TypeVar("T")
 
@@ -55,7 +62,9 @@ def prepare(config: Config) -> Prepared:
     batch_size = _decided(config.batch_size)
     per_epoch = steps_per_epoch(len(data.train.x), batch_size)
     steps = config.steps if config.steps is not None else _decided(config.epochs) * per_epoch
-    config, note = _choose_engine(config, steps)
+    augment = shift_and_mirror if config.augment else None
+    work = Work(model, cross_entropy, make_optimizer(config, steps), data.scale, augment, cast("Precision", config.precision))
+    config, note = _choose_engine(config, steps, work, data)
     if config.threads is None:
         small = flops_per_step(model, data.shape, batch_size) < _FLOPS_FOR_THREADS
         config = replace(config, threads=1 if small else torch.get_num_threads())
@@ -66,11 +75,11 @@ def prepare(config: Config) -> Prepared:
         trainer=make_trainer(
             model,
             data,
-            optimizer=make_optimizer(config, steps),
+            optimizer=work.optimizer,
             batch_size=batch_size,
-            augment=shift_and_mirror if config.augment else None,
-            engine=config.engine,
-            precision=cast("Precision", config.precision),
+            augment=augment,
+            engine=_engine_making(config.engine),
+            precision=work.precision,
         ),
         steps=steps,
         eval_every=config.eval_every or _eval_every(steps, batch_size, len(data.val.x)),
@@ -119,17 +128,43 @@ def _decided(value: T | None) -> T:
     return value
 
 
-def _choose_engine(config: Config, steps: int) -> tuple[Config, str | None]:
-    """`auto` by the whole run's steps. Raises UserError where a compiler was asked for and there is none."""
+def _engine_making(name: str) -> Making:
+    """What `make_trainer` takes for an engine's name."""
+    if name == "sparse":
+        return sparse_engine
+    return sparse_or(name.removeprefix("sparse/")) if name.startswith("sparse/") else name
+
+
+def _choose_engine(config: Config, steps: int, work: Work, data: Dataset) -> tuple[Config, str | None]:
+    """`auto` by the whole run's steps and by what the network is made of.
+
+    Raises UserError where an engine was asked for that cannot work here.
+    """
+    if config.engine.startswith("sparse"):
+        reason = _why_not_sparse(config, work, data)
+        if reason is not None:
+            raise UserError(reason)
+        return config, None
     trainings = (config.rounds + 1 + config.rounds * len(config.control)) * config.replicates
     wanted = engine_for(steps * trainings) if config.engine == "auto" else config.engine
     reason = why_not(config.device) if wanted == "compile" else None
     if reason is None:
+        if config.engine == "auto" and wanted == "compile" and _why_not_sparse(config, work, data) is None:
+            wanted = "sparse/compile"
         return replace(config, engine=wanted), None
     if config.engine == wanted:
         raise invalid("--engine", wanted, f"eager on this machine, since {reason}")
     note = f"not compiled: {reason}; running eagerly, which gives the same results more slowly"
     return replace(config, engine="eager"), note
+
+
+def _why_not_sparse(config: Config, work: Work, data: Dataset) -> str | None:
+    """One line that says why the sparse engine cannot run this; None where it can."""
+    if config.device != "cpu":
+        return str(invalid("--engine", config.engine, f"eager or compile with --device {config.device}"))
+    if config.precision != "fp32":
+        return str(invalid("--engine", config.engine, f"eager or compile with --precision {config.precision}"))
+    return why_no_kernels() or why_not_sparse(work, data.shape, data.train.x.dtype)
 
 
 def _eval_every(steps: int, batch_size: int, val: int) -> int:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import linecache
+import re
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import nn
 from torch.func import functional_call
-from torch.fx import Graph
+from torch.fx import Graph, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from lthfunc.errors import UserError
@@ -33,7 +36,7 @@ def captured(module: nn.Module, params: Params, buffers: Buffers, shape: tuple[i
         return functional_call(module, (params, buffers), (x,))
 
     # Before decompositions, so that a convolution is one node, and so is a normalisation.
-    trace = make_fx(forward, tracing_mode="fake", pre_dispatch=True)
+    trace = make_fx(forward, tracing_mode="fake", pre_dispatch=True, record_stack_traces=True)
     try:
         with torch.no_grad():
             cloned = {key: value.clone() for key, value in buffers.items()}
@@ -42,3 +45,14 @@ def captured(module: nn.Module, params: Params, buffers: Buffers, shape: tuple[i
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         raise UserError(f"--engine: sparse cannot trace {name}: {lines[0]}") from error
     return Captured(graph, tuple(params), tuple(buffers))
+
+
+def line_of(node: Node) -> str:
+    """Where in the user's code an operation comes from: " (line 12 of net.py: x = x.cumsum(1))", or nothing."""
+    frames = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
+    library = str(Path(str(torch.__file__)).parent)
+    ours = str(Path(__file__).parent)
+    for file, number in reversed(frames):
+        if not file.startswith((library, ours)):
+            return f" (line {number} of {file}: {linecache.getline(file, int(number)).strip()})"
+    return ""

@@ -11,7 +11,7 @@ from torch.fx import Node
 
 from lthfunc.errors import UserError
 from lthfunc.sparse.builder import Builder, Leaf, Listing, Value, View, Weights, finished
-from lthfunc.sparse.capture import Captured
+from lthfunc.sparse.capture import Captured, line_of
 from lthfunc.sparse.kernels.instructions import BY_TILES, WHOLE
 from lthfunc.sparse.rules.interface import Buffer, Param, Unsupported
 from lthfunc.sparse.rules.table import RULES
@@ -145,18 +145,23 @@ def _interpreted(b: Builder, captured: Captured, given: dict[Node, Any], counter
             continue
         rule = RULES.get(node.target)
         if rule is None:
-            raise UserError(f"--engine: sparse has no rule for {node.target} in {name}; --engine compile runs it")
+            raise _no_rule(node, "", name)
         try:
             view = rule(b, list(args), dict(kwargs))
         except Unsupported as error:
-            raise UserError(
-                f"--engine: sparse has no rule for {node.target} {error} in {name}; --engine compile runs it"
-            ) from error
+            raise _no_rule(node, f" {error}", name) from error
         view.value.only_read &= len(node.users) == 1
         known[node] = view
         if str(node.target).split(".")[1].endswith("_"):  # changes its first argument, whoever reads that later
             known[node.args[0]] = view
     raise AssertionError("a graph ends with its output")
+
+
+def _no_rule(node: Node, form: str, name: str) -> UserError:
+    operation = str(node.target).split(".")[1].removesuffix("_")
+    return UserError(
+        f"--engine: sparse has no rule for {operation}{form} in {name}{line_of(node)}; --engine compile runs it"
+    )
 
 
 def _finish(b: Builder, output: View, ending: Ending) -> tuple[int, Listing]:

@@ -33,7 +33,7 @@ def load_kernels() -> None:
     """
     reason = why_no_kernels()
     if reason is not None:
-        raise UserError(f"--engine: sparse cannot run on this machine, since {reason}; --engine compile or eager can")
+        raise UserError(reason)
     from torch.utils import cpp_extension
 
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
@@ -62,8 +62,9 @@ def is_built() -> bool:
 
 
 def why_no_kernels() -> str | None:
-    """Why the kernels cannot be built here, in one line; None where they can."""
-    return why_not("cpu")
+    """One line that says why the kernels cannot be built here; None where they can."""
+    reason = why_not("cpu")
+    return reason and f"--engine: sparse cannot run on this machine, since {reason}; --engine eager can"
 
 
 def cache_folder(flags: tuple[str, ...]) -> Path:
