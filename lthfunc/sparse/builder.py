@@ -28,7 +28,7 @@ class Value:
     last part of its gradient zeroes it where the value is not above zero. uses: operations whose gradients it gets.
     rectifiable: its writer can rectify it. only_read: one operation reads it, and nothing else. pending: writes the
     value, added to another or not; whoever reads it first calls this. pool: has the writer give 2 × 2 maxima in this
-    value instead, if that is possible.
+    value instead, if that is possible. scale: has the writer normalise the value by what is kept there.
     """
 
     place: Place
@@ -41,6 +41,7 @@ class Value:
     written: int = 0
     pending: Callable[[View | None], None] | None = None
     pool: Callable[[Value], bool] | None = None
+    scale: Callable[[int], None] | None = None
 
 
 class View(NamedTuple):
@@ -114,6 +115,10 @@ class Builder:
     def emit(self, late: Late) -> None:
         """Add an instruction."""
         self.instructions.append(late)
+
+    def emit_first(self, late: Late) -> None:
+        """Add an instruction that depends on no other, before all others."""
+        self.instructions.insert(0, late)
 
     def place(self, channels: int, height: int = 1, width: int = 1, halo: int = 0) -> Place:
         """Room for a value."""

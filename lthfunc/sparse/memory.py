@@ -12,6 +12,9 @@ from lthfunc.sparse.program import Program
 from lthfunc.trees.types import Buffers, Params
 
 
+_NOTHING = torch.zeros(0)
+
+
 class Memory:
     """The tensors that the machine works on. Private to whoever runs it."""
 
@@ -19,6 +22,7 @@ class Memory:
         self.program = program
         self._shapes = {name: tuple(value.shape) for name, value in params.items()}
         listing = program.listing
+        self._end = len(listing.rows)
         self.constants = listing.constants.clone()
         self.load(params, buffers)
         self.gradients = torch.zeros_like(self.values)
@@ -69,9 +73,9 @@ class Memory:
     ) -> None:
         """Take the instructions (or a part of them) on slots 0 … steps-1 of x and y."""
         listing = self.program.listing
-        begin, end = part or (0, len(listing.rows))
-        first, second = (*self.moments, *[self.clock[:0].float()] * 2)[:2]
-        torch.ops.lthfunc.run(
+        begin, end = part or (0, self._end)
+        first, second = (*self.moments, _NOTHING, _NOTHING)[:2]
+        torch.ops.lthfunc.run.default(
             listing.rows, begin, end, listing.lists, self.activations, self.values, self.gradients, self.constants,
             first, second, self.clock, self.totals, self.schedule, x, y, self.outputs, examples, steps, step,
         )  # fmt: skip

@@ -50,7 +50,7 @@ def load_kernels() -> None:
             build_directory=str(folder), is_python_module=False,
         )  # fmt: skip
     except (RuntimeError, OSError, subprocess.SubprocessError) as error:
-        lines = [line for line in str(error).splitlines() if "error" in line.lower()] or [str(error)]
+        lines = [line for line in str(error).splitlines() if " error: " in line] or str(error).splitlines()
         raise UserError(f"--engine: the sparse kernels cannot be built: {lines[0].strip()}") from error
     finally:
         os.environ["PATH"] = path

@@ -61,22 +61,46 @@ LTHFUNC_INLINE void load_block(const std::uint8_t* from, i64 apart, i64 examples
   }
 }
 
+// Rows across a bit exchange their halves; over all four bits, 16 × 16 numbers are transposed.
+template <int Bit>
+LTHFUNC_INLINE void exchange(vec (&rows)[16]) {
+  const ivec has = Lane<Bit>::has();
+  LTHFUNC_UNROLL
+  for (int i = 0; i < 16; ++i) {
+    if (i & (1 << Bit)) continue;
+    const vec a = rows[i], b = rows[i | (1 << Bit)];
+    rows[i] = has ? Lane<Bit>::swapped(b) : a;
+    rows[i | (1 << Bit)] = has ? b : Lane<Bit>::swapped(a);
+  }
+}
+
+LTHFUNC_INLINE void load_block(const float* from, i64 apart, i64 examples, float gain, float shift, vec* out) {
+  static const float nothing[16] = {};
+  vec block[16];
+  LTHFUNC_UNROLL
+  for (int lane = 0; lane < LANES; ++lane)
+    std::memcpy(&block[lane], lane < examples ? from + lane * apart : nothing, sizeof(vec));
+  exchange<3>(block);
+  exchange<2>(block);
+  exchange<1>(block);
+  exchange<0>(block);
+  const ivec there = first_lanes(examples);
+  LTHFUNC_UNROLL
+  for (int p = 0; p < 16; ++p) {
+    const vec value = block[p] * gain - shift;
+    out[p] = there ? value : vec{};
+  }
+}
+
 // One row of `width` places; missing examples are zeros.
-void load_bytes(const std::uint8_t* from, i64 apart, i64 examples, i64 width, float gain, float shift, vec* out) {
+template <typename Number>
+void load_row(const Number* from, i64 apart, i64 examples, i64 width, float gain, float shift, vec* out) {
   i64 x = 0;
   for (; x + 16 <= width; x += 16) load_block(from + x, apart, examples, gain, shift, out + x);
   if (x < width && width >= 16) return load_block(from + width - 16, apart, examples, gain, shift, out + width - 16);
   for (; x < width; ++x) {
     vec value{};
-    for (i64 lane = 0; lane < examples; ++lane) value[lane] = from[lane * apart + x] * gain - shift;
-    out[x] = value;
-  }
-}
-
-void load_floats(const float* from, i64 apart, i64 examples, i64 width, float gain, float shift, vec* out) {
-  for (i64 x = 0; x < width; ++x) {
-    vec value{};
-    for (i64 lane = 0; lane < examples; ++lane) value[lane] = from[lane * apart + x] * gain - shift;
+    for (i64 lane = 0; lane < examples; ++lane) value[lane] = static_cast<float>(from[lane * apart + x]) * gain - shift;
     out[x] = value;
   }
 }
@@ -96,9 +120,9 @@ void load_inputs(const load_inputs_row& i, Memory& m, Part part) {
         vec* const out = m.activations + i.out + tile * i.out_tile + channel * i.out_channel + y * i.out_row;
         const i64 from = tile * LANES * apart + channel * plane + y * width;
         if (i.kind == kind_uint8)
-          load_bytes(static_cast<const std::uint8_t*>(m.inputs) + from, apart, examples, width, gain, shift, out);
+          load_row(static_cast<const std::uint8_t*>(m.inputs) + from, apart, examples, width, gain, shift, out);
         else
-          load_floats(static_cast<const float*>(m.inputs) + from, apart, examples, width, gain, shift, out);
+          load_row(static_cast<const float*>(m.inputs) + from, apart, examples, width, gain, shift, out);
       }
     }
   }

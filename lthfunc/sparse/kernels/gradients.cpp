@@ -22,8 +22,8 @@ struct Sides {
   i64 in_step, grad_step;
 };
 
-template <int Count, int Held, bool Unit>
-LTHFUNC_INLINE void add_places(vec (&sum)[Count], const vec (&held)[Held], const vec* in, i64 step,
+template <int Count, int Held, bool Unit, int Ways>
+LTHFUNC_INLINE void add_places(vec (&sum)[Count][Ways], const vec (&held)[Held], const vec* in, i64 step,
                                const i32* offset) {
   const vec* from[Unit ? 1 : Held];
   LTHFUNC_UNROLL
@@ -32,7 +32,7 @@ LTHFUNC_INLINE void add_places(vec (&sum)[Count], const vec (&held)[Held], const
   for (int k = 0; k < Count; ++k) {
     const i64 bytes = offset[k];
     LTHFUNC_UNROLL
-    for (int p = 0; p < Held; ++p) sum[k] += held[p] * behind(from[Unit ? 0 : p], bytes + (Unit ? p * BYTES : 0));
+    for (int p = 0; p < Held; ++p) sum[k][p % Ways] += held[p] * behind(from[Unit ? 0 : p], bytes + (Unit ? p * BYTES : 0));
   }
 }
 
@@ -42,14 +42,10 @@ LTHFUNC_INLINE void hold(vec (&held)[Held], const vec* grad, i64 step) {
   for (int p = 0; p < Held; ++p) held[p] = grad[Unit ? p : p * step];
 }
 
-// Lanes added up and written: `count` of them where Count is a power of two above it.
+// Lanes added up and the first `count` sums written.
 template <int Count>
 LTHFUNC_INLINE void write(const vec (&sum)[Count], float* gradient, i64 count, bool again) {
-  constexpr int whole = Count > 8 ? 16 : Count > 4 ? 8 : Count > 2 ? 4 : Count;
-  vec padded[whole] = {};
-  LTHFUNC_UNROLL
-  for (int k = 0; k < Count; ++k) padded[k] = sum[k];
-  vec total = sums_of(padded);
+  vec total = sums_of(sum);
   if (Count == 16 && count == 16) {
     vec before{};
     if (again) std::memcpy(&before, gradient, sizeof before);
@@ -62,6 +58,20 @@ LTHFUNC_INLINE void write(const vec (&sum)[Count], float* gradient, i64 count, b
 
 // ---- linear layers: the places are the tiles ----
 
+template <int Count, int Held>
+LTHFUNC_INLINE void across_tiles(const vec (&held)[Held], const Sides& at, i64 tiles, const i32* offset, i64 count,
+                                 float* gradient) {
+  vec sum[Count][1] = {}, whole[Count];
+  add_places<Count, Held, false, 1>(sum, held, at.in, at.in_step, offset);
+  for (i64 p = Held; p < tiles; ++p) {
+    const vec one[1] = {at.grad[p * at.grad_step]};
+    add_places<Count, 1, false, 1>(sum, one, at.in + p * at.in_step, 0, offset);
+  }
+  LTHFUNC_UNROLL
+  for (int k = 0; k < Count; ++k) whole[k] = sum[k][0];
+  write(whole, gradient, count, false);
+}
+
 // Count survivors of one row; with fewer left, the last one is summed again and not written.
 template <int Count, int Held>
 LTHFUNC_INLINE void across_some(const vec (&held)[Held], const Sides& at, i64 tiles, const i32* offset, i64 count,
@@ -69,14 +79,7 @@ LTHFUNC_INLINE void across_some(const vec (&held)[Held], const Sides& at, i64 ti
   i32 near[Count];
   LTHFUNC_UNROLL
   for (int k = 0; k < Count; ++k) near[k] = offset[k < count ? k : count - 1];
-  vec sum[Count] = {};
-  add_places<Count, Held, false>(sum, held, at.in, at.in_step, near);
-  for (i64 p = Held; p < tiles; ++p) {
-    vec one[1];
-    hold<1, false>(one, at.grad + p * at.grad_step, 0);
-    add_places<Count, 1, false>(sum, one, at.in + p * at.in_step, 0, near);
-  }
-  write(sum, gradient, count, false);
+  across_tiles<Count, Held>(held, at, tiles, near, count, gradient);
 }
 
 // All survivors of one row.
@@ -86,14 +89,7 @@ void across(Sides at, i64 tiles, const i32* offset, i64 count, float* gradient) 
   hold<Held, false>(held, at.grad, at.grad_step);
   i64 k = 0;
   for (; k + MOST <= count; k += MOST) {
-    vec sum[MOST] = {};
-    add_places<MOST, Held, false>(sum, held, at.in, at.in_step, offset + k);
-    for (i64 p = Held; p < tiles; ++p) {
-      vec one[1];
-      hold<1, false>(one, at.grad + p * at.grad_step, 0);
-      add_places<MOST, 1, false>(sum, one, at.in + p * at.in_step, 0, offset + k);
-    }
-    write(sum, gradient + k, MOST, false);
+    across_tiles<MOST, Held>(held, at, tiles, offset + k, MOST, gradient + k);
   }
   const i64 left = count - k;
   if (left > 8 && MOST > 8)
@@ -129,17 +125,19 @@ Across across_of(i64 tiles) {
 template <int Count, int Held, bool Unit, bool Bias>
 void survivors(Sides tile, i64 ny, i64 in_y, i64 grad_y, i64 nx, const i32* offset, float* gradient, float* bias,
                bool again) {
-  vec sum[Count ? Count : 1] = {}, total[1] = {};
+  // A sum of few survivors would wait for itself: it is taken in several parts.
+  constexpr int Ways = Count > 3 || Held == 1 ? 1 : Count > 1 ? 2 : Held < 4 ? 2 : 4;
+  vec sum[Count ? Count : 1][Ways] = {}, total[Ways] = {};
   for (i64 y = 0; y < ny; ++y) {
     const vec *in = tile.in + y * in_y, *grad = tile.grad + y * grad_y;
     i64 x = 0;
     for (; x + Held <= nx; x += Held) {
       vec held[Held];
       hold<Held, Unit>(held, grad, tile.grad_step);
-      if constexpr (Count > 0) add_places<Count, Held, Unit>(sum, held, in, tile.in_step, offset);
+      if constexpr (Count > 0) add_places<Count, Held, Unit, Ways>(sum, held, in, tile.in_step, offset);
       if constexpr (Bias) {
         LTHFUNC_UNROLL
-        for (int p = 0; p < Held; ++p) total[0] += held[p];
+        for (int p = 0; p < Held; ++p) total[p % Ways] += held[p];
       }
       in += Held * tile.in_step;
       grad += Held * tile.grad_step;
@@ -147,32 +145,29 @@ void survivors(Sides tile, i64 ny, i64 in_y, i64 grad_y, i64 nx, const i32* offs
     for (; x < nx; ++x) {
       vec held[1];
       hold<1, Unit>(held, grad, tile.grad_step);
-      if constexpr (Count > 0) add_places<Count, 1, Unit>(sum, held, in, tile.in_step, offset);
+      if constexpr (Count > 0) add_places<Count, 1, Unit, Ways>(sum, held, in, tile.in_step, offset);
       if constexpr (Bias) total[0] += held[0];
       in += tile.in_step;
       grad += tile.grad_step;
     }
   }
-  if constexpr (Count > 0) write(sum, gradient, Count, again);
-  if constexpr (Bias) write(total, bias, 1, again);
+  if constexpr (Count > 0) {
+    vec whole[Count];
+    LTHFUNC_UNROLL
+    for (int k = 0; k < Count; ++k) {
+      whole[k] = sum[k][0];
+      for (int way = 1; way < Ways; ++way) whole[k] += sum[k][way];
+    }
+    write(whole, gradient, Count, again);
+  }
+  if constexpr (Bias) {
+    vec both[1] = {total[0]};
+    for (int way = 1; way < Ways; ++way) both[0] += total[way];
+    write(both, bias, 1, again);
+  }
 }
 
 using Survivors = void (*)(Sides, i64, i64, i64, i64, const i32*, float*, float*, bool);
-
-template <int Count, bool Unit, bool Bias>
-Survivors of_held(i64 held) {
-#ifdef __AVX512F__
-  switch (held) {
-    case 8: return survivors<Count, 8, Unit, Bias>;
-    case 7: return survivors<Count, 7, Unit, Bias>;
-    case 6: return survivors<Count, 6, Unit, Bias>;
-    case 5: return survivors<Count, 5, Unit, Bias>;
-    case 4: return survivors<Count, 4, Unit, Bias>;
-    case 3: return survivors<Count, 3, Unit, Bias>;
-  }
-#endif
-  return held == 2 ? survivors<Count, 2, Unit, Bias> : survivors<Count, 1, Unit, Bias>;
-}
 
 // As many places at once as leave the fewest over.
 i64 held_for(i64 nx) {
@@ -183,36 +178,32 @@ i64 held_for(i64 nx) {
   return best;
 }
 
+template <int Count, bool Unit, bool Bias, int Held = HELD>
+Survivors of_held(i64 held) {
+  if constexpr (Held > 1) {
+    // Strided convolutions are rarer: fewer forms are built for them.
+    if (held < Held) return of_held<Count, Unit, Bias, Unit ? Held - 1 : Held / 2>(held);
+  }
+  return survivors<Count, Held, Unit, Bias>;
+}
+
 // The kernels for every number of survivors, by one number of places.
 template <bool Unit, bool Bias>
 struct Counts {
   Survivors of[MOST + 1];
-  explicit Counts(i64 held) {
-    of[0] = of_held<0, Unit, Bias>(held);
-    of[1] = of_held<1, Unit, Bias>(held);
-    of[2] = of_held<2, Unit, Bias>(held);
-    of[3] = of_held<3, Unit, Bias>(held);
-    of[4] = of_held<4, Unit, Bias>(held);
-#ifdef __AVX512F__
-    of[5] = of_held<5, Unit, Bias>(held);
-    of[6] = of_held<6, Unit, Bias>(held);
-    of[7] = of_held<7, Unit, Bias>(held);
-    of[8] = of_held<8, Unit, Bias>(held);
-    of[10] = of_held<10, Unit, Bias>(held);
-    of[12] = of_held<12, Unit, Bias>(held);
-    of[14] = of_held<14, Unit, Bias>(held);
-    of[16] = of_held<16, Unit, Bias>(held);
-#endif
+  template <int Count = MOST>
+  void fill(i64 held) {
+    of[Count] = of_held<Count, Unit, Bias>(held);
+    if constexpr (Count > 0) fill<Count - 1>(held);
   }
+  explicit Counts(i64 held) { fill(held); }
 };
 
 // How many of the survivors that are left to take next: one load of the gradient serves them all, so in few, even
 // parts.
 i64 next_count(i64 left) {
-  if (left <= 8 && left <= MOST) return left;
-  if (left >= 2 * MOST || left == MOST) return MOST;
-  if (MOST < 16) return left > MOST ? MOST : left;
-  return left < 16 ? left / 2 * 2 : left >= 24 ? 16 : left / 4 * 2;
+  const i64 parts = (left + MOST - 1) / MOST;
+  return parts ? (left + parts - 1) / parts : 0;
 }
 
 template <bool Unit>

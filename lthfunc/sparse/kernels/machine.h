@@ -23,6 +23,11 @@ enum Opcode : i64 {
 // How stored inputs are typed.
 enum Kind : i64 { kind_uint8, kind_float32 };
 
+// What batch normalisation keeps for a channel: mean and reciprocal deviation, the factor and the summand that they
+// make with its weight and bias, and the two means that its gradient subtracts.
+constexpr i64 SAVED = 6;
+enum Saved : i64 { mean_of, deviation_of, factor_of, summand_of, grad_mean_of, grad_dot_of };
+
 struct Memory {
   vec* activations;
   const i32* lists;

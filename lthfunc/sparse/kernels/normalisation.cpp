@@ -1,16 +1,10 @@
 // Batch normalisation (Ioffe & Szegedy 2015, alg. 1 and 2), a channel a row, in tiles.
-//
-// `saved` holds four numbers a channel: mean, reciprocal deviation, and the factor and the summand that both make with
-// the layer's weight and bias; in the backward pass the first two are followed by the two means that it subtracts.
 #include <algorithm>
 
 #include "machine.h"
 
 namespace lthfunc {
 namespace {
-
-constexpr i64 SAVED = 6;
-enum : i64 { mean_of, deviation_of, factor_of, summand_of, grad_mean_of, grad_dot_of };
 
 #define AT(name) (m.activations + i.name + tile * i.name##_tile + channel * i.name##_channel + y * i.name##_row)
 

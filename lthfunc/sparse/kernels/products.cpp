@@ -71,6 +71,11 @@ void stretch(const products_row& i, const Memory& m, Walk walk, Some blocks, i64
       const i64 begin = start[row];
       run_list<Sums, Unit, Indexed>(sum, walk.in, walk.in_step, offsets + begin, which + begin,
                                     Indexed ? values : values + begin, start[row + 1] - begin);
+      if (last && i.saved >= 0) {
+        const float* const saved = m.constants + i.saved + row * SAVED;
+        LTHFUNC_UNROLL
+        for (int s = 0; s < Sums; ++s) sum[s] = sum[s] * saved[factor_of] + saved[summand_of];
+      }
       if (last && i.relu) {
         LTHFUNC_UNROLL
         for (int s = 0; s < Sums; ++s) sum[s] = larger(sum[s], vec{});
@@ -111,6 +116,11 @@ void pooled_stretch(const products_row& i, const Memory& m, Walk walk, Some, i64
       LTHFUNC_UNROLL
       for (int s = 0; s < 2 * Sums; ++s)
         sum[s] += weight * behind(from_place[Unit ? s / Sums : s], bytes + (Unit ? s % Sums * BYTES : 0));
+    }
+    if (i.saved >= 0) {
+      const float* const saved = m.constants + i.saved + row * SAVED;
+      LTHFUNC_UNROLL
+      for (int s = 0; s < 2 * Sums; ++s) sum[s] = sum[s] * saved[factor_of] + saved[summand_of];
     }
     LTHFUNC_UNROLL
     for (int p = 0; p < Pairs; ++p) {

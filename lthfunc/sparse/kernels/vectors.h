@@ -45,49 +45,50 @@ LTHFUNC_INLINE ivec first_lanes(i64 count) {
   return number < all_int(static_cast<i32>(count < 0 ? 0 : count > LANES ? LANES : count));
 }
 
-template <int A0, int A1, int A2, int A3, int A4, int A5, int A6, int A7, int A8, int A9, int A10, int A11, int A12,
-          int A13, int A14, int A15>
-LTHFUNC_INLINE vec shuffle(vec a, vec b) {
+// Lanes whose number has this bit, and each lane's neighbour across it.
+template <int Bit>
+struct Lane {
+  static constexpr i32 b = 1 << Bit;
+#define LTHFUNC_LANES(f) \
+  {f(0), f(1), f(2), f(3), f(4), f(5), f(6), f(7), f(8), f(9), f(10), f(11), f(12), f(13), f(14), f(15)}
+#define LTHFUNC_HAS(lane) ((lane) & b ? -1 : 0)
+#define LTHFUNC_SWAPPED(lane) ((lane) ^ b)
+  static LTHFUNC_INLINE ivec has() { return ivec LTHFUNC_LANES(LTHFUNC_HAS); }
+  static LTHFUNC_INLINE vec swapped(vec v) {
 #if defined(__clang__)
-  return __builtin_shufflevector(a, b, A0, A1, A2, A3, A4, A5, A6, A7, A8, A9, A10, A11, A12, A13, A14, A15);
+    return __builtin_shufflevector(v, v, 0 ^ b, 1 ^ b, 2 ^ b, 3 ^ b, 4 ^ b, 5 ^ b, 6 ^ b, 7 ^ b, 8 ^ b, 9 ^ b, 10 ^ b,
+                                   11 ^ b, 12 ^ b, 13 ^ b, 14 ^ b, 15 ^ b);
 #else
-  return __builtin_shuffle(a, b, ivec{A0, A1, A2, A3, A4, A5, A6, A7, A8, A9, A10, A11, A12, A13, A14, A15});
+    return __builtin_shuffle(v, ivec LTHFUNC_LANES(LTHFUNC_SWAPPED));
 #endif
+  }
+#undef LTHFUNC_LANES
+#undef LTHFUNC_HAS
+#undef LTHFUNC_SWAPPED
+};
+
+// Both vectors' lanes added up in pairs across a bit: a's sums in the lanes without it, b's in those with it.
+template <int Bit>
+LTHFUNC_INLINE vec folded(vec a, vec b) {
+  const ivec has = Lane<Bit>::has();
+  return (has ? b : a) + Lane<Bit>::swapped(has ? a : b);
 }
 
-// The sum of each half of a pair of vectors, side by side; four levels of this add up 16 vectors at once, in some
-// three operations for each instead of eight.
-LTHFUNC_INLINE vec halves(vec a, vec b) {
-  return shuffle<0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23>(a, b) +
-         shuffle<8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31>(a, b);
-}
-LTHFUNC_INLINE vec quarters(vec a, vec b) {
-  return shuffle<0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27>(a, b) +
-         shuffle<4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31>(a, b);
-}
-LTHFUNC_INLINE vec pairs(vec a, vec b) {
-  return shuffle<0, 1, 4, 5, 8, 9, 12, 13, 16, 17, 20, 21, 24, 25, 28, 29>(a, b) +
-         shuffle<2, 3, 6, 7, 10, 11, 14, 15, 18, 19, 22, 23, 26, 27, 30, 31>(a, b);
-}
-LTHFUNC_INLINE vec singles(vec a, vec b) {
-  return shuffle<0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30>(a, b) +
-         shuffle<1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31>(a, b);
-}
-
-// Lane i of the result is the sum of v[i]'s lanes, for up to 16 vectors. Each is added up in the same order, whatever
-// is summed beside it.
+// Lane i of the result is the sum of v[i]'s lanes, for up to 16 vectors: four operations for each instead of eight.
+// Each is added up in the same order, whatever is summed beside it.
 template <int Count>
 LTHFUNC_INLINE vec sums_of(const vec (&v)[Count]) {
-  static_assert(Count == 16 || Count == 8 || Count == 4 || Count == 2 || Count == 1, "a power of two");
-  constexpr int n1 = Count / 2 ? Count / 2 : 1, n2 = n1 / 2 ? n1 / 2 : 1, n3 = n2 / 2 ? n2 / 2 : 1;
-  vec a[n1], b[n2], c[n3];
+  vec a[8];
   LTHFUNC_UNROLL
-  for (int i = 0; i < n1; ++i) a[i] = halves(v[Count > 1 ? 2 * i : 0], v[Count > 1 ? 2 * i + 1 : 0]);
+  for (int i = 0; i < 8; ++i)
+    if (i < Count) a[i] = folded<3>(v[i], v[i + 8 < Count ? i + 8 : i]);
   LTHFUNC_UNROLL
-  for (int i = 0; i < n2; ++i) b[i] = quarters(a[n1 > 1 ? 2 * i : 0], a[n1 > 1 ? 2 * i + 1 : 0]);
+  for (int i = 0; i < 4; ++i)
+    if (i < Count) a[i] = folded<2>(a[i], a[i + 4 < Count ? i + 4 : i]);
   LTHFUNC_UNROLL
-  for (int i = 0; i < n3; ++i) c[i] = pairs(b[n2 > 1 ? 2 * i : 0], b[n2 > 1 ? 2 * i + 1 : 0]);
-  return singles(c[0], c[n3 > 1 ? 1 : 0]);
+  for (int i = 0; i < 2; ++i)
+    if (i < Count) a[i] = folded<1>(a[i], a[i + 2 < Count ? i + 2 : i]);
+  return folded<0>(a[0], a[1 < Count ? 1 : 0]);
 }
 
 LTHFUNC_INLINE float sum(vec v) {

@@ -206,6 +206,7 @@ class _Layer:
         self.walk: tuple[_Walk, _Walk] | None = None
         self.pooled: Value | None = None
         self.codes: Place | None = None
+        self.saved = -1
 
     @property
     def _bias_at(self) -> int:
@@ -216,6 +217,7 @@ class _Layer:
         self.walk = walk_in, walk_out
         if poolable:
             self.out.pool = self._pool
+        self.out.scale = self._scale
 
         def late() -> Any:
             made, blocks = entries()
@@ -236,10 +238,13 @@ class _Layer:
                 **walk_in.columns("in"), **walk.columns("out"), "ny": walk.ny, "nx": walk.nx, **lists,
                 "row_out": row_out, "values": self.b.leaves[self.weight].first, "bias": self._bias_at,
                 "relu": int(self.out.rectified), "accumulate": 0, "gate": -1, "across": self.across,
-                "pool": int(self.pooled is not None), "codes": codes,
+                "pool": int(self.pooled is not None), "codes": codes, "saved": self.saved,
             }  # fmt: skip
 
         self.b.emit(late)
+
+    def _scale(self, saved: int) -> None:
+        self.saved = saved
 
     def _pool(self, pooled: Value) -> bool:
         """Write 2 × 2 maxima into this value; the outputs themselves are kept nowhere."""
@@ -314,7 +319,7 @@ class _Layer:
                 "ny": walk_into.ny, "nx": walk_into.nx, **self._blocked(made, blocks),
                 "row_out": self.b.table(into.rows()), "values": self.b.leaves[self.weight].first, "bias": -1,
                 "relu": 0, "accumulate": int(target.accumulate), "gate": gate, "across": self.across, "pool": 0,
-                "codes": -1,
+                "codes": -1, "saved": -1,
             }  # fmt: skip
 
         self.b.emit(late)

@@ -20,9 +20,9 @@ def batch_norm(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
         raise Unsupported("with frozen statistics in training")
     if training and not (isinstance(mean, Buffer) and isinstance(variance, Buffer)):
         raise Unsupported("without running statistics")
-    x = b.read(view)
+    scale = view.value.scale if not training and view.value.only_read and not view.value.rectified else None
+    x = view.value if scale else b.read(view)
     place = x.place
-    out = Value(b.place(place.channels, place.height, place.width), needs=True, rectifiable=True)
     saved = b.numbers([0.0] * (_SAVED * place.channels))
     settings = b.numbers([float(momentum), float(epsilon)])
     size = {"height": place.height, "width": place.width}
@@ -34,6 +34,12 @@ def batch_norm(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
             "running_variance": b.statistics[variance.name], "momentum": settings, "epsilon": settings + 1,
             "training": int(training), "weight": leaves[0], "bias": leaves[1],
         }  # fmt: skip
+
+    if scale is not None:  # in evaluation the layer before does it as it writes
+        b.emit_first(statistics)
+        scale(saved)
+        return view
+    out = Value(b.place(place.channels, place.height, place.width), needs=True, rectifiable=True)
 
     def write(other: View | None) -> None:
         def late() -> Any:

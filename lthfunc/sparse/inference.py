@@ -1,0 +1,82 @@
+"""A ticket as a plain callable that computes its surviving weights alone."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lthfunc.errors import UserError
+from lthfunc.sparse.capture import Captured, captured
+from lthfunc.sparse.kernels.build import load_kernels
+from lthfunc.sparse.memory import Memory
+from lthfunc.sparse.packing import check_fit
+from lthfunc.sparse.places import LANES
+from lthfunc.sparse.program import Ending, program_of
+from lthfunc.trees.model import Model
+from lthfunc.trees.ops import apply_masks
+from lthfunc.trees.types import Scale, Ticket, TrainState
+
+#: Examples computed at a time.
+_CHUNK = 512
+_NO_TARGETS = torch.zeros(0, dtype=torch.int64)
+
+
+class SparseProgram:
+    """Maps inputs (n, ...) to outputs (n, features), float32 on the CPU, in evaluation mode.
+
+    It is made ready for a size of batch when that size first comes, in a few milliseconds, and keeps its own copy of
+    the weights.
+    """
+
+    def __init__(self, model: Model, ticket: Ticket | TrainState, scale: Scale | None = None) -> None:
+        check_fit(ticket.params, ticket.masks)
+        missing = next((name for name in model.init(0)[0] if name not in ticket.params), None)
+        if missing is not None:
+            raise UserError(f"ticket: it has no parameter {missing!r}, which {model.name} has")
+        load_kernels()
+        self._model, self._scale = model, scale
+        self._params, self._buffers, self._masks = apply_masks(ticket.params, ticket.masks), ticket.buffers, ticket.masks
+        self._graph: Captured | None = None
+        self._ready: dict[object, Memory] = {}
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The network's outputs. x: float32, or uint8 where a scale was given; on the CPU."""
+        if len(x) <= _CHUNK:
+            return self._outputs(x)
+        return torch.cat([self._outputs(part) for part in x.split(_CHUNK)])
+
+    def _outputs(self, x: Tensor) -> Tensor:
+        examples = len(x)
+        key = -(-examples // LANES), x.shape[1:], x.dtype
+        memory = self._ready.get(key)
+        if memory is None:
+            memory = self._ready[key] = self._memory(x, key[0] * LANES)
+        memory.run(x.contiguous(), _NO_TARGETS, examples)
+        return memory.outputs[:examples].clone()
+
+    def _memory(self, x: Tensor, capacity: int) -> Memory:
+        if x.device.type != "cpu" or (x.dtype == torch.uint8 and self._scale is None):
+            raise UserError("sparse_program: takes float32 on the CPU, or uint8 where a scale was given")
+        shape = tuple(x.shape[1:])
+        if self._graph is None:
+            self._graph = captured(self._model.evaluating, self._params, self._buffers, shape, self._model.name)
+        program = program_of(
+            self._graph, self._params, self._buffers, self._masks, batch=capacity, stored=(shape, x.dtype),
+            scale=self._scale, ending=Ending(None, gradients=False), name=self._model.name,
+        )  # fmt: skip
+        return Memory(program, self._params, self._buffers)
+
+
+def sparse_program(model: Model, ticket: Ticket | TrainState, scale: Scale | None = None) -> SparseProgram:
+    """The ticket's network on its surviving weights alone: a callable from inputs to outputs, on a CPU.
+
+    scale: how stored inputs become the network's (``data.scale``), where it is given stored ones; without one, inputs
+    are taken as they are.
+
+    Raises UserError where masks and model don't fit, naming the first leaf that differs; where the kernels cannot be
+    built; and, at the first call, for an operation that has no rule.
+
+        run = lf.sparse_program(model, ticket)
+        logits = run(images)
+    """
+    return SparseProgram(model, ticket, scale)
