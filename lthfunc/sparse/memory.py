@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lthfunc.sparse.packing import map_leaves_like, packed_like, scattered
+from lthfunc.sparse.places import LANES
 from lthfunc.sparse.program import Program
 from lthfunc.trees.types import Buffers, Params
 
@@ -23,9 +24,10 @@ class Memory:
         self._shapes = {name: tuple(value.shape) for name, value in params.items()}
         listing = program.listing
         self._end = len(listing.rows)
+        self._apart: Tensor | None = None
         self.constants = listing.constants.clone()
         self.load(params, buffers)
-        self.gradients = torch.zeros_like(self.values)
+        self.gradients = torch.zeros_like(self.values) if program.gradients else _NOTHING
         # Zeros, since halos and tiles that are not full are read and never written.
         self.activations = torch.zeros(16 * max(1, listing.vectors), dtype=torch.float32)
         self.outputs = torch.zeros(program.batch, *program.outputs)
@@ -39,6 +41,15 @@ class Memory:
         self.values = self.vector(params)
         for name, first in self.program.statistics.items():
             self.constants[first : first + buffers[name].numel()] = buffers[name].flatten()
+
+    def _partials(self) -> Tensor:
+        """Several threads sum up gradients tile by tile, beside each other."""
+        threads = torch.get_num_threads()
+        if threads == 1 or not self.program.gradients:
+            return _NOTHING
+        if self._apart is None:
+            self._apart = torch.empty(-(-self.program.batch // LANES) * len(self.values))
+        return self._apart
 
     def vector(self, tree: Params) -> Tensor:
         """The survivors of all leaves, one after the other."""
@@ -76,7 +87,7 @@ class Memory:
         begin, end = part or (0, self._end)
         first, second = (*self.moments, _NOTHING, _NOTHING)[:2]
         torch.ops.lthfunc.run.default(
-            listing.rows, begin, end, listing.lists, self.activations, self.values, self.gradients, self.constants,
+            listing.rows, begin, end, listing.lists, self.activations, self.values, self.gradients, self._partials(), self.constants,
             first, second, self.clock, self.totals, self.schedule, x, y, self.outputs, examples, steps, step,
         )  # fmt: skip
 

@@ -44,6 +44,7 @@ class Program(NamedTuple):
 
     listing: Listing
     forward: int
+    gradients: bool
     batch: int
     leaves: dict[str, Leaf]
     positions: dict[str, Tensor]
@@ -83,7 +84,7 @@ def program_of(
     # The weights are in the order of their lists once everything is written down.
     positions = {leaf: weights.positions for leaf, weights in b.weights.items()}
     return Program(
-        listing, forward, batch, b.leaves, positions, tuple(counters), dict(b.statistics), output.shape
+        listing, forward, ending.gradients, batch, b.leaves, positions, tuple(counters), dict(b.statistics), output.shape
     )  # fmt: skip
 
 

@@ -21,6 +21,8 @@ _HERE = Path(__file__).parent
 _FLAGS = (
     "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math",
     "-fvisibility=hidden", "-Wno-psabi", "-Wno-unknown-pragmas",
+    # PyTorch's own threads: the runtime that it has loaded is found by its name. Elsewhere kernels run in one thread.
+    *(("-fopenmp",) if sys.platform == "linux" else ()),
 )  # fmt: skip
 _SANITIZE = ("-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
 
@@ -46,7 +48,7 @@ def load_kernels() -> None:
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), path])
     try:
         cpp_extension.load(
-            "lthfunc_kernels", sources, extra_cflags=flags, extra_ldflags=[flag for flag in flags if "sanitize" in flag],
+            "lthfunc_kernels", sources, extra_cflags=flags, extra_ldflags=[flag for flag in flags if "sanitize" in flag or "openmp" in flag],
             build_directory=str(folder), is_python_module=False,
         )  # fmt: skip
     except (RuntimeError, OSError, subprocess.SubprocessError) as error:

@@ -226,7 +226,7 @@ void convolution_gradients(const weight_gradients_row& i, Memory& m, Part part) 
         const Sides sides{m.activations + i.in + tile * i.in_tile,
                           m.activations + i.grad + tile * i.grad_tile + row_grad[row], i.in_x, i.grad_x};
         kernel(sides, i.ny, i.in_y, i.grad_y, i.nx, offsets + k, gradients + k,
-               bias ? m.gradients + i.bias + row : nullptr, tile > 0);
+               bias ? m.gradients + i.bias + row : nullptr, tile > 0 && !m.partials);
       }
       k += count;
       bias = false;

@@ -15,7 +15,7 @@ OPCODES: dict[str, int] = {name: number for number, name in enumerate(COLUMNS)}
 WIDTH = 3 + max(len(columns) for columns in COLUMNS.values())
 
 #: How the machine may split an instruction (machine.cpp says why).
-BY_ROWS, BY_TILES, EITHER, WHOLE = range(4)
+BY_ROWS, BY_TILES, SUMS, WHOLE = range(4)
 
 
 def encoded(name: str, split: int, rows: int, **values: int) -> list[int]:

@@ -1,8 +1,8 @@
 // The machine: takes the instructions of a program in turn, for one step or many, in one call from Python.
 //
 // Instructions next to each other that never mix examples run tile by tile, so that what one has written is still in
-// a cache when the next reads it; threads share the tiles. The others are split by rows. Nothing that is summed is
-// ever split, so results don't depend on the number of threads.
+// a cache when the next reads it; threads share the tiles. The others are split by rows. Sums over tiles are added up
+// in one order, so results don't depend on the number of threads.
 #include "machine.h"
 
 #include <ATen/Parallel.h>
@@ -21,7 +21,7 @@ using Kernel = void (*)(const i64*, Memory&, Part);
 enum Split : i64 {
   by_rows = 0,
   by_tiles = 1,
-  either = 2,  // sums over tiles: tile after tile in one thread, by rows in several
+  sums = 2,  // by tiles as well, but it adds up gradients over all of them
   whole = 3,
 };
 
@@ -45,31 +45,54 @@ void run_rows(const i64* row, Memory& memory, bool threads) {
   at::parallel_for(0, rows, 1, [&](i64 from, i64 to) { take(row, memory, {0, memory.tiles, from, to}); });
 }
 
+// The tiles' own sums, added up in the order of the tiles: what one thread would have done, tile after tile.
+void add_up(const i64* row, const Memory& memory) {
+  const auto& i = *reinterpret_cast<const weight_gradients_row*>(row);
+  const auto add = [&](i64 first, i64 count) {
+    at::parallel_for(0, count, 4096, [&](i64 from, i64 to) {
+      float* const total = memory.gradients + first;
+      for (i64 tile = 0; tile < memory.tiles; ++tile) {
+        const float* const part = memory.partials + tile * memory.numbers + first;
+        for (i64 k = from; k < to; ++k) total[k] = tile ? total[k] + part[k] : part[k];
+      }
+    });
+  };
+  add(i.gradients, memory.lists[i.starts + i.rows]);
+  if (i.bias >= 0) add(i.bias, i.rows);
+}
+
+void run_tiles(const i64* program, i64 width, i64 begin, i64 end, Memory& memory, bool threads) {
+  const auto tiles = [&](i64 from, i64 to) {
+    Memory mine = memory;
+    for (i64 tile = from; tile < to; ++tile) {
+      if (threads) mine.gradients = memory.partials + tile * memory.numbers;
+      for (i64 k = begin; k < end; ++k) {
+        const i64* const row = program + k * width;
+        take(row, mine, {tile, tile + 1, 0, head(row).rows});
+      }
+    }
+  };
+  if (!threads) return tiles(0, memory.tiles);
+  TORCH_CHECK(memory.partials || !memory.gradients, "lthfunc: several threads need partial gradients");
+  at::parallel_for(0, memory.tiles, 1, tiles);
+  for (i64 k = begin; k < end; ++k)
+    if (head(program + k * width).split == sums) add_up(program + k * width, memory);
+}
+
 void run_step(const i64* program, i64 width, i64 begin, i64 end, Memory& memory) {
   const bool threads = at::get_num_threads() > 1;
   const auto tilewise = [&](i64 k) {
     const i64 split = head(program + k * width).split;
-    return split == by_tiles || (split == either && !threads);
+    return split == by_tiles || split == sums;
   };
   for (i64 k = begin; k < end;) {
     if (!tilewise(k)) {
       run_rows(program + k++ * width, memory, threads);
       continue;
     }
-    i64 stop = k;
-    while (stop < end && tilewise(stop)) ++stop;
-    const auto tiles = [&](i64 from, i64 to) {
-      for (i64 tile = from; tile < to; ++tile)
-        for (i64 each = k; each < stop; ++each) {
-          const i64* const row = program + each * width;
-          take(row, memory, {tile, tile + 1, 0, head(row).rows});
-        }
-    };
-    if (threads)
-      at::parallel_for(0, memory.tiles, 1, tiles);
-    else
-      tiles(0, memory.tiles);
-    k = stop;
+    const i64 first = k;
+    while (k < end && tilewise(k)) ++k;
+    run_tiles(program, width, first, k, memory, threads);
   }
 }
 
@@ -80,7 +103,7 @@ T* data(const Tensor& tensor) {
 }
 
 void run(const Tensor& program, i64 begin, i64 end, const Tensor& lists, const Tensor& activations,
-         const Tensor& values, const Tensor& gradients, const Tensor& constants, const Tensor& first,
+         const Tensor& values, const Tensor& gradients, const Tensor& partials, const Tensor& constants, const Tensor& first,
          const Tensor& second, const Tensor& clock, const Tensor& totals, const Tensor& schedule, const Tensor& inputs,
          const Tensor& targets, const Tensor& outputs, i64 examples, i64 steps, i64 step) {
   TORCH_CHECK(reinterpret_cast<std::uintptr_t>(activations.data_ptr()) % sizeof(vec) == 0, "lthfunc: unaligned");
@@ -91,7 +114,7 @@ void run(const Tensor& program, i64 begin, i64 end, const Tensor& lists, const T
   double* const powers = data<double>(clock);
   const i64 bytes = inputs.numel() ? inputs.element_size() * inputs.numel() / inputs.size(0) : 0;
   Memory memory{reinterpret_cast<vec*>(data<float>(activations)), data<i32>(lists), data<float>(values),
-                data<float>(gradients), data<float>(constants), data<float>(first), data<float>(second), powers,
+                data<float>(gradients), data<float>(partials), values.numel(), data<float>(constants), data<float>(first), data<float>(second), powers,
                 data<double>(totals), nullptr, nullptr, data<float>(outputs), 0.0f, {1.0f, 1.0f}, examples, tiles};
   for (i64 k = 0; k < steps; ++k) {
     // Slot k of the inputs holds the batch of the k-th step.
@@ -116,8 +139,9 @@ void run(const Tensor& program, i64 begin, i64 end, const Tensor& lists, const T
 TORCH_LIBRARY(lthfunc, library) {
   library.def(
       "run(Tensor program, int begin, int end, Tensor lists, Tensor(a!) activations, Tensor(b!) values, "
-      "Tensor(c!) gradients, Tensor(d!) constants, Tensor(e!) first, Tensor(f!) second, Tensor(g!) clock, "
-      "Tensor(h!) totals, Tensor schedule, Tensor inputs, Tensor targets, Tensor(i!) outputs, int examples, "
+      "Tensor(c!) gradients, Tensor(d!) partials, Tensor(e!) constants, Tensor(f!) first, Tensor(g!) second, "
+      "Tensor(h!) clock, Tensor(i!) totals, Tensor schedule, Tensor inputs, Tensor targets, Tensor(j!) outputs, "
+      "int examples, "
       "int steps, int step) -> ()");
 }
 

@@ -33,6 +33,8 @@ struct Memory {
   const i32* lists;
   float* values;     // parameters: survivors and the rest
   float* gradients;  // one for each value
+  float* partials;   // several threads: the gradients of each tile, before they are added up; else nothing
+  i64 numbers;       // how many values there are
   float* constants;  // numbers of the instructions, running statistics, what normalisation saves
   float* first;      // an optimiser's moments, one for each value
   float* second;

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lthfunc.sparse.builder import Builder, Value, View
-from lthfunc.sparse.kernels.instructions import BY_ROWS, BY_TILES, EITHER
+from lthfunc.sparse.kernels.instructions import BY_ROWS, BY_TILES, SUMS
 from lthfunc.sparse.patterns import Blocks, Entries, Lists, blocks_of, lists_of
 from lthfunc.sparse.places import Place
 from lthfunc.sparse.rules.interface import Param, Unsupported, argument, pair
@@ -300,7 +300,7 @@ class _Layer:
         walk_in, walk_out = self.walk
 
         def late() -> Any:
-            return "weight_gradients", BY_ROWS if self.across else EITHER, self.rows, {
+            return "weight_gradients", BY_ROWS if self.across else SUMS, self.rows, {
                 **walk_in.columns("in"), **_moved(walk_out, grad).columns("grad"),
                 "ny": walk_out.ny, "nx": walk_out.nx, "starts": self.starts, "offsets": self.inputs,
                 "row_grad": self.row_out,
