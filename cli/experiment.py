@@ -52,7 +52,7 @@ def prune(
 ) -> None:
     """Find a winning ticket: train, prune the smallest weights, rewind the rest to where they began; repeat.
 
-    Leaves a folder with the ticket, every round's weights and masks, the numbers, and two pictures.
+    Leaves a folder with the ticket, every round's weights and masks, the numbers, and three pictures.
     """
     given = dict(locals())
     _start("prune", given, out, json)

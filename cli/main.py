@@ -10,7 +10,7 @@ import typer
 from lthfunc import __version__
 from lthfunc.errors import UserError
 
-from . import benchmark, experiment, listings
+from . import benchmark, experiment, kernels, listings
 from .info import info
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ app.command("prune")(experiment.prune)
 app.command("train")(experiment.train)
 app.command("resume")(experiment.resume)
 app.command("info")(info)
+app.command("build-kernels")(kernels.build_kernels)
 app.command("archs")(listings.archs)
 app.command("datasets")(listings.datasets)
 app.add_typer(benchmark.app, name="benchmark")

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from lthfunc.data.augment import shift_and_mirror as shift_and_mirror
     from lthfunc.errors import UserError as UserError
     from lthfunc.experiments.iterative import Plan as Plan, Round as Round, iterative as iterative
+    from lthfunc.sparse.engine import sparse_engine as sparse_engine
+    from lthfunc.sparse.inference import sparse_program as sparse_program
+    from lthfunc.sparse.mixed import sparse_or as sparse_or
+    from lthfunc.sparse.packing import pack as pack, unpack as unpack
     from lthfunc.sparsify.allocation import as_given as as_given, globally as globally, layerwise as layerwise
     from lthfunc.sparsify.rewinding import (
         finetune as finetune,
@@ -97,6 +101,10 @@ __getattr__, __all__ = table_of_contents(
         "lthfunc.training.steps": ("cross_entropy", "make_eval_step", "make_train_step", "with_optimizer"),
         "lthfunc.training.loop": ("accuracy_on", "fit", "fit_together", "make_trainer", "take_steps", "train"),
         "lthfunc.training.memory": ("hold_memory",),
+        "lthfunc.sparse.engine": ("sparse_engine",),
+        "lthfunc.sparse.mixed": ("sparse_or",),
+        "lthfunc.sparse.inference": ("sparse_program",),
+        "lthfunc.sparse.packing": ("pack", "unpack"),
         "lthfunc.data.augment": ("shift_and_mirror",),
         "lthfunc.experiments.iterative": ("Plan", "Round", "iterative"),
         "lthfunc.errors": ("UserError",),

@@ -19,6 +19,7 @@ from lthfunc.trees.files import write_atomically
 
 ACCURACY = "accuracy_vs_density.png"
 CURVES = "training_curves.png"
+TIME = "training_time.png"
 
 _LABELS = {
     TICKET: "ticket",
@@ -35,7 +36,11 @@ def draw(folder: Path, records: Sequence[Record], title: str) -> list[Path]:
     """Write the pictures of a run; returns their paths. A dense training alone has only its curve."""
     pictures = [(CURVES, training_curves(records, title))]
     if any(item["round"] for item in records):
-        pictures.insert(0, (ACCURACY, accuracy_vs_density(records, title)))
+        pictures = [
+            (ACCURACY, accuracy_vs_density(records, title)),
+            *pictures,
+            (TIME, training_time(records, title)),
+        ]
     for name, figure in pictures:
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
@@ -95,6 +100,46 @@ def training_curves(records: Sequence[Record], title: str) -> Figure:
         _clean(axes)
     accuracy_axes.legend(frameon=False, fontsize=8, title="weights remaining", title_fontsize=8)
     figure.suptitle(f"{title}, seed {records[0]['seed']}", fontsize=11)
+    return figure
+
+
+def training_time(records: Sequence[Record], title: str) -> Figure:
+    """Seconds of each training against density: what sparse rounds save. The dense network's time is the line."""
+    rows = summarize(records)
+    figure, axes = _figure()
+    tickets = [row for row in rows if row.variant == TICKET]
+    dense = tickets[0].seconds
+    axes.axhline(dense, color="#888888", linewidth=1, linestyle="--", label="dense")
+    for variant in dict.fromkeys(row.variant for row in rows):
+        line = [row for row in rows if row.variant == variant]
+        axes.plot(
+            [100 * row.density for row in line],
+            [row.seconds for row in line],
+            color=_COLOURS[variant],
+            marker=_MARKERS[variant],
+            markersize=5,
+            linewidth=1.5,
+            label=_LABELS[variant],
+        )
+    last = tickets[-1]
+    if last.seconds > 0:
+        axes.annotate(
+            f"{dense / last.seconds:.1f} times as fast",
+            (100 * last.density, last.seconds),
+            xytext=(0, -9),
+            textcoords="offset points",
+            ha="right",
+            va="top",
+            fontsize=9,
+        )
+    axes.set_xscale("log")
+    axes.invert_xaxis()
+    _density_ticks(axes, tickets)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("weights remaining (%)")
+    axes.set_ylabel("seconds per training")
+    axes.set_title(title, fontsize=11)
+    axes.legend(frameon=False)
     return figure
 
 

@@ -3,7 +3,7 @@
 It weighs what both would compute, in multiply-adds of the dense engine, with factors measured on one core
 (benchmarks/sparse.py): a surviving weight costs 1.35 times what a dense one does where the dense kernels are at their
 best, and what is not a product (normalisation, activations, pooling) costs a convolutional network another fifth.
-Dense kernels waste convolutions of few channels, up to threefold.
+Linear layers are no slower at any density. Dense kernels waste convolutions of few channels, up to threefold.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from lthfunc.sparse.program import Ending, program_of
 from lthfunc.training.engines.interface import Work
 from lthfunc.trees.types import Masks, Params
 
-_SURVIVOR, _REST, _FULL_CHANNELS, _MOST_WASTE = 1.35, 0.2, 16, 3.0
+_SURVIVOR, _REST, _FULL_LINEAR, _FULL_CHANNELS, _MOST_WASTE = 1.35, 0.2, 0.95, 16, 3.0
 #: The sparse engine must be faster by this much, since the rule is not exact.
 _MARGIN = 0.97
 
@@ -34,9 +34,10 @@ def is_faster(places: dict[str, int], params: Params, masks: Masks) -> bool:
         waste = 1.0
         if leaf.ndim == 4:
             waste = min(_MOST_WASTE, max(1.0, _FULL_CHANNELS / leaf.shape[1]))
-            sparse += _REST * work
+            sparse += (_SURVIVOR * kept + _REST) * work
+        else:
+            sparse += min(_SURVIVOR * kept, _FULL_LINEAR) * work
         dense += waste * work
-        sparse += _SURVIVOR * kept * work
     return sparse < _MARGIN * dense
 
 

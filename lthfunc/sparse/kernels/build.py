@@ -39,8 +39,7 @@ def load_kernels() -> None:
     from torch.utils import cpp_extension
 
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-    flags = [*_FLAGS, *(_SANITIZE if os.environ.get("LTHFUNC_SANITIZE") else ())]
-    folder = cache_folder(tuple(flags))
+    flags, folder = _flags(), cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
     sources = sorted(str(source) for source in _HERE.glob("*.cpp"))
     # The tooling asks for ninja in PATH; installed beside Python, it need not be there.
@@ -60,7 +59,7 @@ def load_kernels() -> None:
 
 def is_built() -> bool:
     """Whether a build for this machine lies in the cache."""
-    return (cache_folder(_FLAGS) / "lthfunc_kernels.so").exists()
+    return (cache_folder() / "lthfunc_kernels.so").exists()
 
 
 def why_no_kernels() -> str | None:
@@ -69,13 +68,17 @@ def why_no_kernels() -> str | None:
     return reason and f"--engine: sparse cannot run on this machine, since {reason}; --engine eager can"
 
 
-def cache_folder(flags: tuple[str, ...]) -> Path:
+def _flags() -> list[str]:
+    return [*_FLAGS, *(_SANITIZE if os.environ.get("LTHFUNC_SANITIZE") else ())]
+
+
+def cache_folder() -> Path:
     """Where the kernels for this processor, compiler, PyTorch and source are kept. Homes are shared by machines."""
     digest = hashlib.sha256()
     for source in sorted(_HERE.glob("*")):
         if source.suffix in (".cpp", ".h", ".def"):
             digest.update(source.read_bytes())
-    for fact in (*flags, torch.__version__, platform.machine(), _processor(), _compiler()):
+    for fact in (*_flags(), torch.__version__, platform.machine(), _processor(), _compiler()):
         digest.update(fact.encode())
     home = os.environ.get("LTHFUNC_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "lthfunc"
     return Path(home).expanduser() / "kernels" / digest.hexdigest()[:16]

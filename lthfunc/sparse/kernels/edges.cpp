@@ -24,7 +24,7 @@ LTHFUNC_INLINE bytes high(bytes a, bytes b) {
 }
 
 // Four rounds of interleaving transpose 16 × 16 bytes.
-LTHFUNC_INLINE void transpose(bytes (&rows)[16]) {
+LTHFUNC_INLINE void transpose_bytes(bytes (&rows)[16]) {
   LTHFUNC_UNROLL
   for (int round = 0; round < 4; ++round) {
     bytes next[16];
@@ -52,25 +52,12 @@ LTHFUNC_INLINE void load_block(const std::uint8_t* from, i64 apart, i64 examples
   LTHFUNC_UNROLL
   for (int lane = 0; lane < LANES; ++lane)
     std::memcpy(&block[lane], lane < examples ? from + lane * apart : nothing, 16);
-  transpose(block);
+  transpose_bytes(block);
   const ivec there = first_lanes(examples);
   LTHFUNC_UNROLL
   for (int p = 0; p < 16; ++p) {
     const vec value = floats(block[p]) * gain - shift;
     out[p] = there ? value : vec{};
-  }
-}
-
-// Rows across a bit exchange their halves; over all four bits, 16 × 16 numbers are transposed.
-template <int Bit>
-LTHFUNC_INLINE void exchange(vec (&rows)[16]) {
-  const ivec has = Lane<Bit>::has();
-  LTHFUNC_UNROLL
-  for (int i = 0; i < 16; ++i) {
-    if (i & (1 << Bit)) continue;
-    const vec a = rows[i], b = rows[i | (1 << Bit)];
-    rows[i] = has ? Lane<Bit>::swapped(b) : a;
-    rows[i | (1 << Bit)] = has ? b : Lane<Bit>::swapped(a);
   }
 }
 
@@ -80,10 +67,7 @@ LTHFUNC_INLINE void load_block(const float* from, i64 apart, i64 examples, float
   LTHFUNC_UNROLL
   for (int lane = 0; lane < LANES; ++lane)
     std::memcpy(&block[lane], lane < examples ? from + lane * apart : nothing, sizeof(vec));
-  exchange<3>(block);
-  exchange<2>(block);
-  exchange<1>(block);
-  exchange<0>(block);
+  transpose(block);
   const ivec there = first_lanes(examples);
   LTHFUNC_UNROLL
   for (int p = 0; p < 16; ++p) {

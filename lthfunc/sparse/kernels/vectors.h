@@ -67,6 +67,26 @@ struct Lane {
 #undef LTHFUNC_SWAPPED
 };
 
+// Rows across a bit exchange their halves; over all four bits, 16 × 16 numbers are transposed.
+template <int Bit>
+LTHFUNC_INLINE void exchange(vec (&rows)[16]) {
+  const ivec has = Lane<Bit>::has();
+  LTHFUNC_UNROLL
+  for (int i = 0; i < 16; ++i) {
+    if (i & (1 << Bit)) continue;
+    const vec a = rows[i], b = rows[i | (1 << Bit)];
+    rows[i] = has ? Lane<Bit>::swapped(b) : a;
+    rows[i | (1 << Bit)] = has ? b : Lane<Bit>::swapped(a);
+  }
+}
+
+LTHFUNC_INLINE void transpose(vec (&rows)[16]) {
+  exchange<3>(rows);
+  exchange<2>(rows);
+  exchange<1>(rows);
+  exchange<0>(rows);
+}
+
 // Both vectors' lanes added up in pairs across a bit: a's sums in the lanes without it, b's in those with it.
 template <int Bit>
 LTHFUNC_INLINE vec folded(vec a, vec b) {

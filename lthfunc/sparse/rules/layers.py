@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lthfunc.sparse.builder import Builder, Value, View
+from lthfunc.sparse.builder import Builder, Value, View, Weights
 from lthfunc.sparse.kernels.instructions import BY_ROWS, BY_TILES, SUMS
 from lthfunc.sparse.patterns import Blocks, Entries, Lists, blocks_of, lists_of
 from lthfunc.sparse.places import Place
@@ -17,6 +18,9 @@ from lthfunc.sparse.rules.interface import Param, Unsupported, argument, pair
 _BYTES = 64
 #: What two rows of pooled outputs may read together: a little more than a first-level cache.
 _NEAR_BYTES = 40 * 1024
+#: Share of a linear layer's weights from which their gradients are computed densely (kernels/dense.cpp), and inputs that
+#: this takes at a time.
+_DENSE_FROM, _STRIP = 0.65, 64
 #: Outputs that stay in registers (MOST_SUMS in kernels/vectors.h), and tiles that a linear layer takes at once.
 _SUMS, _TILES_AT_ONCE = 16, 4
 
@@ -297,6 +301,10 @@ class _Layer:
 
     def _weight_gradients(self, grad: Place) -> None:
         assert self.walk is not None
+        weights = self.b.weights[self.weight]
+        if self.across and len(weights.positions) >= _DENSE_FROM * math.prod(weights.shape):
+            self._dense_weight_gradients(grad, weights)
+            return
         walk_in, walk_out = self.walk
 
         def late() -> Any:
@@ -307,6 +315,28 @@ class _Layer:
                 "gradients": self.b.leaves[self.weight].first, "bias": self._bias_at, "across": self.across,
             }  # fmt: skip
 
+        self.b.emit(late)
+
+    def _dense_weight_gradients(self, grad: Place, weights: Weights) -> None:
+        x, features = self.x.place, weights.shape[1]
+        strips = -(-features // _STRIP)
+        width = strips * _STRIP
+        room = self.b.place(width)  # as many numbers, example after example
+
+        def turned() -> Any:
+            return "by_example", BY_ROWS, -(-features // 16), {
+                "in": x.first, "in_tile": x.tile, "addresses": self.b.table(x.addresses()), "features": features,
+                "out": room.first, "width": width,
+            }  # fmt: skip
+
+        def late() -> Any:
+            return "dense_weight_gradients", BY_ROWS, weights.shape[0], {
+                "in": room.first, "width": width, "features": features, "grad": grad.first, "grad_tile": grad.tile,
+                "starts": self.starts, "columns": self.b.table(weights.positions % features),
+                "row_grad": self.row_out, "gradients": self.b.leaves[self.weight].first, "bias": self._bias_at,
+            }  # fmt: skip
+
+        self.b.emit(turned)
         self.b.emit(late)
 
     def _input_gradient(self, lists: Any, walk_grad: _Walk, walk_into: _Walk, grad: Place, target: Any) -> None:
