@@ -17,7 +17,7 @@ from lthfunc.experiments.resolve import resolved
 from lthfunc.models.factory import build
 from lthfunc.sparsify.allocation import check_patterns, globally, layerwise
 from lthfunc.sparsify.scores import magnitude, random_scores
-from lthfunc.sparse.choice import why_not_sparse
+from lthfunc.sparse.choice import is_always_faster, why_not_sparse
 from lthfunc.sparse.engine import sparse_engine
 from lthfunc.sparse.kernels.build import why_no_kernels
 from lthfunc.sparse.mixed import sparse_or
@@ -66,8 +66,7 @@ def prepare(config: Config) -> Prepared:
     work = Work(model, cross_entropy, make_optimizer(config, steps), data.scale, augment, cast("Precision", config.precision))
     config, note = _choose_engine(config, steps, work, data)
     if config.threads is None:
-        small = flops_per_step(model, data.shape, batch_size) < _FLOPS_FOR_THREADS
-        config = replace(config, threads=1 if small else torch.get_num_threads())
+        config = replace(config, threads=_threads(config, work, data, batch_size))
     if config.augment and len(data.shape) != 3:
         raise UserError(f"--augment: works on images, not on inputs of shape {data.shape}")
     plan = Plan(
@@ -165,6 +164,20 @@ def _why_not_sparse(config: Config, work: Work, data: Dataset) -> str | None:
     if config.precision != "fp32":
         return str(invalid("--engine", config.engine, f"eager or compile with --precision {config.precision}"))
     return why_no_kernels() or why_not_sparse(work, data.shape, data.train.x.dtype)
+
+
+def _threads(config: Config, work: Work, data: Dataset, batch_size: int) -> int:
+    """CPU threads of a training.
+
+    On the sparse engine, whose results don't depend on their number, the cores that seeds and controls leave over.
+    Else one for a small network, all for a large one.
+    """
+    cores = torch.get_num_threads()
+    if config.engine == "sparse" or (config.engine.startswith("sparse/") and is_always_faster(work, data.shape)):
+        trainings = config.replicates * (1 + (len(config.control) if config.rounds else 0))
+        return max(1, cores // (config.jobs or trainings))
+    small = flops_per_step(work.model, data.shape, batch_size) < _FLOPS_FOR_THREADS
+    return 1 if small else cores
 
 
 def _eval_every(steps: int, batch_size: int, val: int) -> int:

@@ -41,6 +41,13 @@ def is_faster(places: dict[str, int], params: Params, masks: Masks) -> bool:
     return sparse < _MARGIN * dense
 
 
+def is_always_faster(work: Work, shape: tuple[int, ...]) -> bool:
+    """Whether even the dense network should run on the sparse engine."""
+    params, buffers = work.model.init(0)
+    places = places_of(captured(work.model.training, params, buffers, shape, work.model.name))
+    return is_faster(places, params, {})
+
+
 def places_of(graph: Captured) -> dict[str, int]:
     """For each weight of a convolution or linear layer, how many output places of a channel it adds to."""
     names = {}

@@ -34,9 +34,9 @@ class Blocks(NamedTuple):
 
 
 class Lists(NamedTuple):
-    """The lists of a product's rows, block after block.
+    """The lists of a product's rows, row after row, and in a row block after block.
 
-    starts: int64 (blocks * rows + 1,); inputs: int64 (entries,); which: int64 (entries,), or None for 0, 1, 2 …
+    starts: int64 (rows * blocks + 1,); inputs: int64 (entries,); which: int64 (entries,), or None for 0, 1, 2 …
     """
 
     starts: Tensor
@@ -44,16 +44,17 @@ class Lists(NamedTuple):
     which: Tensor | None
 
 
-def lists_of(entries: Entries, blocks: Blocks | None = None) -> Lists:
-    """Sort entries into lists: by block, then by row, then by what they read."""
-    key = entries.rows if blocks is None else blocks.number * entries.count + entries.rows
-    lengths = torch.bincount(key, minlength=entries.count * (blocks.count if blocks else 1))
+def lists_of(entries: Entries, blocks: Blocks | None) -> Lists:
+    """Sort entries into lists: by row, then by block, then by what they read."""
+    each = blocks.count if blocks is not None else 1
+    key = entries.rows if blocks is None else entries.rows * each + blocks.number
+    lengths = torch.bincount(key, minlength=entries.count * each)
     starts = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
-    if blocks is None and entries.which is None:  # a leaf's order is that of its rows
+    if entries.which is None:  # a leaf's own order is that of its rows, and of its inputs in each
         return Lists(starts, entries.inputs, None)
     order = torch.argsort(entries.inputs, stable=True)
     order = order[torch.argsort(key[order], stable=True)]
-    return Lists(starts, entries.inputs[order], order if entries.which is None else entries.which[order])
+    return Lists(starts, entries.inputs[order], entries.which[order])
 
 
 #: Bytes of inputs that a block may span, so that it stays in a first-level cache of 32 kB beside lists and sums.

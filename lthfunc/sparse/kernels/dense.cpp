@@ -79,7 +79,7 @@ void dense_weight_gradients(const dense_weight_gradients_row& i, Memory& m, Part
     }
     for (i64 r = 0; r < std::min<i64>(ROWS, part.rows - row); ++r) {
       const float* const from = whole.data() + r * i.width;
-      const i64 first = starts[row + r], count = starts[row + r + 1] - first;
+      const i64 first = starts[(row + r) * i.blocks], count = starts[(row + r + 1) * i.blocks] - first;
       float* const to = m.gradients + i.gradients + first;
       if (count == i.features)
         std::copy_n(from, count, to);

@@ -216,8 +216,8 @@ void convolution_gradients(const weight_gradients_row& i, Memory& m, Part part) 
   const i32* const row_grad = m.lists + i.row_grad;
   float* const gradients = m.gradients + i.gradients;
   for (i64 row = part.row; row < part.rows; ++row) {
-    i64 k = starts[row];
-    const i64 stop = starts[row + 1];
+    i64 k = starts[row * i.blocks];
+    const i64 stop = starts[(row + 1) * i.blocks];
     bool bias = i.bias >= 0;
     while (k < stop || bias) {
       const i64 count = next_count(stop - k);
@@ -245,7 +245,7 @@ void weight_gradients(const weight_gradients_row& i, Memory& m, Part part) {
   const i32* const starts = m.lists + i.starts;
   const i32* const row_grad = m.lists + i.row_grad;
   for (i64 row = part.row; row < part.rows; ++row) {
-    const i64 k = starts[row], count = starts[row + 1] - k;
+    const i64 k = starts[row * i.blocks], count = starts[(row + 1) * i.blocks] - k;
     const Sides sides{m.activations + i.in, m.activations + i.grad + row_grad[row], i.in_tile, i.grad_tile};
     kernel(sides, m.tiles, m.lists + i.offsets + k, count, m.gradients + i.gradients + k);
     if (i.bias >= 0) {

@@ -57,7 +57,7 @@ void add_up(const i64* row, const Memory& memory) {
       }
     });
   };
-  add(i.gradients, memory.lists[i.starts + i.rows]);
+  add(i.gradients, memory.lists[i.starts + i.rows * i.blocks]);
   if (i.bias >= 0) add(i.bias, i.rows);
 }
 

@@ -55,7 +55,6 @@ void stretch(const products_row& i, const Memory& m, Walk walk, Some blocks, i64
   const i32* const row_out = m.lists + i.row_out;
   const float* const values = m.values + i.values;
   for (i64 block = blocks.first; block <= blocks.last; ++block) {
-    const i32* const start = starts + block * i.rows;
     const bool first = block == blocks.first, last = block == blocks.last;
     for (i64 row = from; row < to; ++row) {
       vec* const out = walk.out + row_out[row];
@@ -68,9 +67,10 @@ void stretch(const products_row& i, const Memory& m, Walk walk, Some blocks, i64
         LTHFUNC_UNROLL
         for (int s = 0; s < Sums; ++s) sum[s] = bias;
       }
-      const i64 begin = start[row];
+      const i32* const start = starts + row * i.blocks + block;
+      const i64 begin = start[0];
       run_list<Sums, Unit, Indexed>(sum, walk.in, walk.in_step, offsets + begin, which + begin,
-                                    Indexed ? values : values + begin, start[row + 1] - begin);
+                                    Indexed ? values : values + begin, start[1] - begin);
       if (last && i.saved >= 0) {
         const float* const saved = m.constants + i.saved + row * SAVED;
         LTHFUNC_UNROLL
@@ -104,7 +104,7 @@ void pooled_stretch(const products_row& i, const Memory& m, Walk walk, Some, i64
     vec sum[2 * Sums];
     LTHFUNC_UNROLL
     for (int s = 0; s < 2 * Sums; ++s) sum[s] = bias;
-    const i64 begin = starts[row], count = starts[row + 1] - begin;
+    const i64 begin = starts[row * i.blocks], count = starts[(row + 1) * i.blocks] - begin;
     const float* const value = m.values + i.values + begin;
     const vec* from_place[Unit ? 2 : 2 * Sums];
     LTHFUNC_UNROLL

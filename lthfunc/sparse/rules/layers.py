@@ -206,7 +206,8 @@ class _Layer:
     ) -> None:
         self.b, self.x, self.out, self.across = b, x, out, across
         self.weight, self.bias = weight.name, bias.name if bias is not None else None
-        self.rows = self.starts = self.inputs = self.row_out = -1
+        self.lists: dict[str, int] = {}
+        self.row_out = -1
         self.walk: tuple[_Walk, _Walk] | None = None
         self.pooled: Value | None = None
         self.codes: Place | None = None
@@ -225,14 +226,9 @@ class _Layer:
 
         def late() -> Any:
             made, blocks = entries()
-            if self.pooled is not None:
-                blocks = None
-            plain = lists_of(made)
-            self.rows, self.starts, self.inputs = made.count, self.b.table(plain.starts), self._inputs(plain)
+            lists = self._lists(made, None if self.pooled is not None else blocks)
+            self.lists = {name: lists[name] for name in ("starts", "offsets", "blocks")}
             self.row_out = self.b.table(walk_out.rows())
-            lists = {"starts": self.starts, "offsets": self.inputs, "which": -1, "blocks": 1, "limits": -1}
-            if blocks is not None:
-                lists = self._blocked(made, blocks)
             walk, codes, row_out = walk_out, -1, self.row_out
             if self.pooled is not None:
                 walk = _plain(self.pooled.place)
@@ -246,6 +242,45 @@ class _Layer:
             }  # fmt: skip
 
         self.b.emit(late)
+
+    def _scale(self, saved: int) -> None:
+        self.saved = saved
+
+    def _pool(self, pooled: Value) -> bool:
+        """Write 2 × 2 maxima into this value; the outputs themselves are kept nowhere."""
+        b, out = self.b, self.out
+        self.pooled = pooled
+        b.places.remove(out.place)
+        out.uses += 1
+        if b.training:
+            # Beside the maxima, so of their layout, whatever reads them.
+            self.codes = b.beside(pooled.place)
+        b.backward.append(self._unpool)
+        return True
+
+    def _unpool(self) -> None:
+        pooled, codes = self.pooled, self.codes
+        assert pooled is not None and codes is not None
+        grad, target = self.b.gradient_of(pooled), self.b.target(self.out)
+
+        def late() -> Any:
+            return "unpool", BY_TILES, grad.channels, {
+                **grad.named("grad"), "height": grad.height, "width": grad.width, **codes.named("codes"),
+                **target.place.named("into"),
+            }  # fmt: skip
+
+        self.b.emit(late)
+        self.b.release(pooled)
+
+    def _lists(self, entries: Entries, blocks: Blocks | None) -> dict[str, int]:
+        lists = lists_of(entries, blocks)
+        limits = None if blocks is None else blocks.limits
+        return {
+            "starts": self.b.table(lists.starts), "offsets": self.b.table(lists.inputs * _BYTES),
+            "which": -1 if lists.which is None else self.b.table(lists.which),
+            "blocks": 1 if blocks is None else blocks.count,
+            "limits": -1 if limits is None else self.b.table(limits.flatten()),
+        }  # fmt: skip
 
     def _scale(self, saved: int) -> None:
         self.saved = saved
@@ -308,9 +343,9 @@ class _Layer:
         walk_in, walk_out = self.walk
 
         def late() -> Any:
-            return "weight_gradients", BY_ROWS if self.across else SUMS, self.rows, {
+            return "weight_gradients", BY_ROWS if self.across else SUMS, weights.shape[0], {
                 **walk_in.columns("in"), **_moved(walk_out, grad).columns("grad"),
-                "ny": walk_out.ny, "nx": walk_out.nx, "starts": self.starts, "offsets": self.inputs,
+                "ny": walk_out.ny, "nx": walk_out.nx, **self.lists,
                 "row_grad": self.row_out,
                 "gradients": self.b.leaves[self.weight].first, "bias": self._bias_at, "across": self.across,
             }  # fmt: skip
@@ -332,7 +367,7 @@ class _Layer:
         def late() -> Any:
             return "dense_weight_gradients", BY_ROWS, weights.shape[0], {
                 "in": room.first, "width": width, "features": features, "grad": grad.first, "grad_tile": grad.tile,
-                "starts": self.starts, "columns": self.b.table(weights.positions % features),
+                "starts": self.lists["starts"], "blocks": self.lists["blocks"], "columns": self.b.table(weights.positions % features),
                 "row_grad": self.row_out, "gradients": self.b.leaves[self.weight].first, "bias": self._bias_at,
             }  # fmt: skip
 
@@ -346,7 +381,7 @@ class _Layer:
             into = _moved(walk_into, target.place)
             return "products", BY_ROWS if self.across else BY_TILES, made.count, {
                 **_moved(walk_grad, grad).columns("in"), **into.columns("out"),
-                "ny": walk_into.ny, "nx": walk_into.nx, **self._blocked(made, blocks),
+                "ny": walk_into.ny, "nx": walk_into.nx, **self._lists(made, blocks),
                 "row_out": self.b.table(into.rows()), "values": self.b.leaves[self.weight].first, "bias": -1,
                 "relu": 0, "accumulate": int(target.accumulate), "gate": gate, "across": self.across, "pool": 0,
                 "codes": -1, "saved": -1,
