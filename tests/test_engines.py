@@ -26,7 +26,12 @@ from lthfunc.trees import ops
 from lthfunc.trees.types import Dataset, Scale, TrainState
 
 needs_compiler = pytest.mark.skipif(toolchain.why_not("cpu") is not None, reason=f"{toolchain.why_not('cpu')}")
-EVERY = [pytest.param(name, marks=() if name == "eager" else (needs_compiler, pytest.mark.slow)) for name in ENGINES]
+#: The engines that `make_trainer` takes by another thing than their name.
+MAKERS = {"sparse": lf.sparse_engine, "sparse/compile": lf.sparse_or("compile")}
+EVERY = [
+    pytest.param(name, marks=() if name == "eager" else (needs_compiler, pytest.mark.slow))
+    for name in (*ENGINES, "sparse")
+]
 OTHERS = [param for param in EVERY if param.values != ("eager",)]
 
 #: Stated tolerance: a compiler contracts multiplications and additions, and convolutions sum in another order, so
@@ -42,7 +47,7 @@ OPTIMIZERS = {
 
 
 def trainer(model: lf.Model, data: Dataset, engine: str, optimizer: Optimizer | None = None) -> Trainer:
-    return make_trainer(model, data, optimizer=optimizer or lf.adam(1e-3), batch_size=40, engine=engine)
+    return make_trainer(model, data, optimizer=optimizer or lf.adam(1e-3), batch_size=40, engine=MAKERS.get(engine, engine))
 
 
 def same_numbers(left: TrainState, right: TrainState) -> None:
@@ -125,7 +130,8 @@ def test_augmentation_draws_the_same_in_every_engine(few_digits: Dataset, name: 
     results = [
         take_steps(
             make_trainer(
-                model, few_digits, optimizer=lf.sgd(0.01), batch_size=40, augment=lf.shift_and_mirror, engine=engine
+                model, few_digits, optimizer=lf.sgd(0.01), batch_size=40, augment=lf.shift_and_mirror,
+                engine=MAKERS.get(engine, engine),
             ),
             lf.init(model),
             seed=4,

@@ -20,7 +20,7 @@ from lthfunc.training.evaluation import Quality, evaluate
 from lthfunc.training.feed import Feed
 from lthfunc.training.steps import Metrics, accuracy, cross_entropy
 from lthfunc.trees.ops import scaled
-from lthfunc.trees.rng import counter_key, fold_in
+from lthfunc.trees.rng import counter_key, fold_in, key
 from lthfunc.trees.types import Batch, Buffers, Params, Split, TrainState
 
 #: Seconds that one call of the machine should take: long enough to cost nothing, short enough to be interrupted.
@@ -77,7 +77,7 @@ class _Loop:
         x, _ = slots
         self._examples = x.shape[1]
         self._step, self._taken, self._since = int(state.step), 0, 0
-        self._key = counter_key(seed, "step")
+        self._key, self._seed = counter_key(seed, "step"), key(seed, "dropout") % 2**32
         optimizer = work.optimizer
         changed = work.augment is not None  # inputs come as floats then, scaled
         program = program_of(
@@ -104,7 +104,7 @@ class _Loop:
             count = min(steps - done, int(self._steps_a_call)) if self._whole else 1
             begun = time.perf_counter()
             if self._whole:
-                self._memory.run(x[done:], y[done:], self._examples, count, self._step)
+                self._memory.run(x[done:], y[done:], self._examples, count, self._step, self._seed)
             else:
                 self._take_one(x[done], y[done])
             # How many steps a call takes changes nothing in their results.
@@ -144,15 +144,15 @@ class _Loop:
             x = work.augment(scaled(x, work.scale), fold_in(self._key, step)).contiguous()
         end = len(memory.program.listing.rows)
         if work.loss is cross_entropy:
-            memory.run(x[None], y[None], self._examples, 1, self._step, (0, end))
+            memory.run(x[None], y[None], self._examples, 1, self._step, self._seed, (0, end))
         else:
             forward = memory.program.forward
-            memory.run(x[None], y[None], self._examples, 1, self._step, (0, forward))
+            memory.run(x[None], y[None], self._examples, 1, self._step, self._seed, (0, forward))
             outputs = memory.outputs[: self._examples]
             gradient, loss = torch.func.grad_and_value(work.loss)(outputs.clone(), y)
             memory.totals[0] += loss
             outputs.copy_(gradient)
-            memory.run(x[None], y[None], self._examples, 1, self._step, (forward, end))
+            memory.run(x[None], y[None], self._examples, 1, self._step, self._seed, (forward, end))
         if work.optimizer.numbers is None:
             params, grads = memory.parts(memory.values), memory.parts(memory.gradients)
             new, self._opt = work.optimizer.update(grads, self._opt, params, step)

@@ -80,7 +80,14 @@ class Memory:
         return after
 
     def run(
-        self, x: Tensor, y: Tensor, examples: int, steps: int = 1, step: int = 0, part: tuple[int, int] | None = None
+        self,
+        x: Tensor,
+        y: Tensor,
+        examples: int,
+        steps: int = 1,
+        step: int = 0,
+        seed: int = 0,
+        part: tuple[int, int] | None = None,
     ) -> None:
         """Take the instructions (or a part of them) on slots 0 … steps-1 of x and y."""
         listing = self.program.listing
@@ -88,7 +95,7 @@ class Memory:
         first, second = (*self.moments, _NOTHING, _NOTHING)[:2]
         torch.ops.lthfunc.run.default(
             listing.rows, begin, end, listing.lists, self.activations, self.values, self.gradients, self._partials(), self.constants,
-            first, second, self.clock, self.totals, self.schedule, x, y, self.outputs, examples, steps, step,
+            first, second, self.clock, self.totals, self.schedule, x, y, self.outputs, examples, steps, step, seed,
         )  # fmt: skip
 
 

@@ -37,4 +37,33 @@ void cross_entropy(const cross_entropy_row& i, Memory& m, Part) {
   m.totals[0] += total * static_cast<double>(share);
 }
 
+void log_softmax(const log_softmax_row& i, Memory& m, Part part) {
+  for (i64 tile = part.tile; tile < part.tiles; ++tile) {
+    const vec* const in = m.activations + i.in + tile * i.in_tile;
+    vec* const out = m.activations + i.out + tile * i.out_tile;
+    const i32 *const from = m.lists + i.addresses, *const to = m.lists + i.out_addresses;
+    vec most = in[from[0]], sum{};
+    for (i64 c = 1; c < i.rows; ++c) most = larger(in[from[c]], most);
+    for (i64 c = 0; c < i.rows; ++c) sum += exponential(in[from[c]] - most);
+    vec shift = most;
+    for (int lane = 0; lane < LANES; ++lane) shift[lane] += std::log(sum[lane]);
+    for (i64 c = 0; c < i.rows; ++c) out[to[c]] = in[from[c]] - shift;
+  }
+}
+
+void log_softmax_gradient(const log_softmax_gradient_row& i, Memory& m, Part part) {
+  for (i64 tile = part.tile; tile < part.tiles; ++tile) {
+    const vec* const out = m.activations + i.out + tile * i.out_tile;
+    const vec* const grad = m.activations + i.grad + tile * i.grad_tile;
+    vec* const into = m.activations + i.into + tile * i.into_tile;
+    const i32 *const at = m.lists + i.addresses, *const to = m.lists + i.into_addresses;
+    vec sum{};
+    for (i64 c = 0; c < i.rows; ++c) sum += grad[at[c]];
+    for (i64 c = 0; c < i.rows; ++c) {
+      const vec value = grad[at[c]] - exponential(out[at[c]]) * sum;
+      into[to[c]] = i.accumulate ? into[to[c]] + value : value;
+    }
+  }
+}
+
 }  // namespace lthfunc

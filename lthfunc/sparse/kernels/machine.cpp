@@ -47,7 +47,6 @@ void run_rows(const i64* row, Memory& memory, bool threads) {
 
 // The tiles' own sums, added up in the order of the tiles: what one thread would have done, tile after tile.
 void add_up(const i64* row, const Memory& memory) {
-  const auto& i = *reinterpret_cast<const weight_gradients_row*>(row);
   const auto add = [&](i64 first, i64 count) {
     at::parallel_for(0, count, 4096, [&](i64 from, i64 to) {
       float* const total = memory.gradients + first;
@@ -57,8 +56,15 @@ void add_up(const i64* row, const Memory& memory) {
       }
     });
   };
-  add(i.gradients, memory.lists[i.starts + i.rows * i.blocks]);
-  if (i.bias >= 0) add(i.bias, i.rows);
+  if (head(row).opcode == op_weight_gradients) {
+    const auto& i = *reinterpret_cast<const weight_gradients_row*>(row);
+    add(i.gradients, memory.lists[i.starts + i.rows * i.blocks]);
+    if (i.bias >= 0) add(i.bias, i.rows);
+  } else {
+    const auto& i = *reinterpret_cast<const group_normalise_gradient_row*>(row);
+    if (i.weight >= 0) add(i.weight, i.rows * i.channels);
+    if (i.bias >= 0) add(i.bias, i.rows * i.channels);
+  }
 }
 
 void run_tiles(const i64* program, i64 width, i64 begin, i64 end, Memory& memory, bool threads) {
@@ -102,24 +108,31 @@ T* data(const Tensor& tensor) {
   return tensor.numel() ? tensor.data_ptr<T>() : nullptr;
 }
 
+const char* slot(const Tensor& slots, i64 number) {
+  if (!slots.numel()) return nullptr;
+  return static_cast<const char*>(slots.data_ptr()) + number * slots.stride(0) * slots.element_size();
+}
+
 void run(const Tensor& program, i64 begin, i64 end, const Tensor& lists, const Tensor& activations,
          const Tensor& values, const Tensor& gradients, const Tensor& partials, const Tensor& constants, const Tensor& first,
          const Tensor& second, const Tensor& clock, const Tensor& totals, const Tensor& schedule, const Tensor& inputs,
-         const Tensor& targets, const Tensor& outputs, i64 examples, i64 steps, i64 step) {
+         const Tensor& targets, const Tensor& outputs, i64 examples, i64 steps, i64 step, i64 seed) {
   TORCH_CHECK(reinterpret_cast<std::uintptr_t>(activations.data_ptr()) % sizeof(vec) == 0, "lthfunc: unaligned");
   TORCH_CHECK(begin >= 0 && end <= program.size(0), "lthfunc: no such instructions");
   const i64 tiles = (examples + LANES - 1) / LANES;
   const i64 *const rows = data<i64>(program), width = program.size(1);
   const float* const rates = data<float>(schedule);
   double* const powers = data<double>(clock);
-  const i64 bytes = inputs.numel() ? inputs.element_size() * inputs.numel() / inputs.size(0) : 0;
+  TORCH_CHECK(steps == 1 || (inputs[0].is_contiguous() && targets[0].is_contiguous()), "lthfunc: batches must be contiguous");
   Memory memory{reinterpret_cast<vec*>(data<float>(activations)), data<i32>(lists), data<float>(values),
                 data<float>(gradients), data<float>(partials), values.numel(), data<float>(constants), data<float>(first), data<float>(second), powers,
-                data<double>(totals), nullptr, nullptr, data<float>(outputs), 0.0f, {1.0f, 1.0f}, examples, tiles};
+                data<double>(totals), nullptr, nullptr, data<float>(outputs), 0.0f, {1.0f, 1.0f}, examples, tiles,
+                static_cast<std::uint32_t>(seed), 0};
   for (i64 k = 0; k < steps; ++k) {
     // Slot k of the inputs holds the batch of the k-th step.
-    memory.inputs = inputs.numel() ? static_cast<const char*>(inputs.data_ptr()) + k * bytes : nullptr;
-    memory.targets = targets.numel() ? data<i64>(targets) + k * (targets.numel() / targets.size(0)) : nullptr;
+    memory.inputs = slot(inputs, k);
+    memory.step = static_cast<std::uint32_t>(step + k);
+    memory.targets = reinterpret_cast<const i64*>(slot(targets, k));
     if (rates) memory.rate = rates[std::min(step + k, schedule.numel() - 1)];
     if (powers) {
       memory.corrections[0] = static_cast<float>(1.0 / (1.0 - powers[0]));
@@ -142,7 +155,7 @@ TORCH_LIBRARY(lthfunc, library) {
       "Tensor(c!) gradients, Tensor(d!) partials, Tensor(e!) constants, Tensor(f!) first, Tensor(g!) second, "
       "Tensor(h!) clock, Tensor(i!) totals, Tensor schedule, Tensor inputs, Tensor targets, Tensor(j!) outputs, "
       "int examples, "
-      "int steps, int step) -> ()");
+      "int steps, int step, int seed) -> ()");
 }
 
 TORCH_LIBRARY_IMPL(lthfunc, CPU, library) { library.impl("run", lthfunc::run); }

@@ -46,6 +46,7 @@ struct Memory {
   float rate;            // learning rate of this step
   float corrections[2];  // Adam's
   i64 examples, tiles;
+  std::uint32_t seed, step;  // what dropout draws depends on
 };
 
 // A range of tiles and a range of rows: whichever an instruction is split by; the other is whole.

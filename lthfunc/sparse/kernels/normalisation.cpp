@@ -129,4 +129,89 @@ void normalise_gradient(const normalise_gradient_row& i, Memory& m, Part part) {
   }
 }
 
+// Group normalisation (Wu & He 2018, eq. 1 to 7). Lanes are examples, so all of it is done lane by lane.
+void group_normalise(const group_normalise_row& i, Memory& m, Part part) {
+  const float share = 1.0f / static_cast<float>(i.channels * i.height * i.width);
+  for (i64 tile = part.tile; tile < part.tiles; ++tile) {
+    for (i64 group = part.row; group < part.rows; ++group) {
+      const i64 from = group * i.channels, to = from + i.channels;
+      vec sum{}, squares{};
+      for (i64 channel = from; channel < to; ++channel)
+        for (i64 y = 0; y < i.height; ++y) {
+          const vec* const in = AT(in);
+          for (i64 x = 0; x < i.width; ++x) sum += in[x];
+        }
+      const vec mean = sum * share;
+      for (i64 channel = from; channel < to; ++channel)
+        for (i64 y = 0; y < i.height; ++y) {
+          const vec* const in = AT(in);
+          for (i64 x = 0; x < i.width; ++x) squares += (in[x] - mean) * (in[x] - mean);
+        }
+      const vec deviation = 1.0f / root(squares * share + m.constants[i.epsilon]);
+      vec* const saved = m.activations + i.saved + tile * i.saved_tile + 2 * group;
+      saved[0] = mean;
+      saved[1] = deviation;
+      for (i64 channel = from; channel < to; ++channel) {
+        const vec factor = deviation * (i.weight < 0 ? 1.0f : m.values[i.weight + channel]);
+        const vec summand = (i.bias < 0 ? 0.0f : m.values[i.bias + channel]) - mean * factor;
+        for (i64 y = 0; y < i.height; ++y) {
+          const vec* const in = AT(in);
+          vec* const out = AT(out);
+          for (i64 x = 0; x < i.width; ++x) {
+            const vec value = in[x] * factor + summand;
+            out[x] = i.relu ? larger(value, vec{}) : value;
+          }
+        }
+      }
+    }
+  }
+}
+
+void group_normalise_gradient(const group_normalise_gradient_row& i, Memory& m, Part part) {
+  const float share = 1.0f / static_cast<float>(i.channels * i.height * i.width);
+  for (i64 tile = part.tile; tile < part.tiles; ++tile) {
+    const bool again = tile > 0 && !m.partials;
+    for (i64 group = part.row; group < part.rows; ++group) {
+      const i64 from = group * i.channels, to = from + i.channels;
+      const vec* const saved = m.activations + i.saved + tile * i.saved_tile + 2 * group;
+      const vec mean = saved[0], deviation = saved[1];
+      vec sum{}, dot{};
+      for (i64 channel = from; channel < to; ++channel) {
+        vec channel_sum{}, channel_dot{};
+        for (i64 y = 0; y < i.height; ++y) {
+          const vec *const in = AT(in), *const grad = AT(grad);
+          for (i64 x = 0; x < i.width; ++x) {
+            channel_sum += grad[x];
+            channel_dot += grad[x] * (in[x] - mean) * deviation;
+          }
+        }
+        const float weight = i.weight < 0 ? 1.0f : m.values[i.weight + channel];
+        sum += channel_sum * weight;
+        dot += channel_dot * weight;
+        const auto add = [&](i64 first, vec total) {
+          float& gradient = m.gradients[first + channel];
+          gradient = lthfunc::sum(total) + (again ? gradient : 0.0f);
+        };
+        if (i.weight >= 0) add(i.weight, channel_dot);
+        if (i.bias >= 0) add(i.bias, channel_sum);
+      }
+      sum *= share;
+      dot *= share;
+      for (i64 channel = from; channel < to; ++channel) {
+        const float weight = i.weight < 0 ? 1.0f : m.values[i.weight + channel];
+        for (i64 y = 0; y < i.height; ++y) {
+          const vec *const in = AT(in), *const grad = AT(grad);
+          vec* const into = AT(into);
+          const vec* const gate = i.gate < 0 ? nullptr : m.activations + i.gate + (into - (m.activations + i.into));
+          for (i64 x = 0; x < i.width; ++x) {
+            vec value = (grad[x] * weight - sum - (in[x] - mean) * deviation * dot) * deviation;
+            if (i.accumulate) value += into[x];
+            into[x] = !gate ? value : gate[x] > vec{} ? value : vec{};
+          }
+        }
+      }
+    }
+  }
+}
+
 }  // namespace lthfunc

@@ -127,6 +127,34 @@ void copy(const copy_row& i, Memory& m, Part part) {
   });
 }
 
+void dropout(const dropout_row& i, Memory& m, Part part) {
+  typedef std::uint32_t bits __attribute__((vector_size(64)));
+  const float scale = m.constants[i.scale];
+  each_row(part, i.height, [&](i64 tile, i64 channel, i64 y) {
+    const vec* const in = AT(in);
+    vec* const out = AT(out);
+    const vec* const gate = i.gate < 0 ? nullptr : m.activations + i.gate + (out - (m.activations + i.out));
+    for (i64 x = 0; x < i.width; ++x) {
+      // A counter through the finaliser of MurmurHash3, twice: seed and step first, then the place.
+      const auto mixed = [](bits h) {
+        h ^= h >> 16;
+        h *= 0x85ebca6bu;
+        h ^= h >> 13;
+        h *= 0xc2b2ae35u;
+        return h ^ (h >> 16);
+      };
+      const bits lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+      const auto place = static_cast<std::uint32_t>(((tile * i.rows + channel) * i.height + y) * i.width + x);
+      const bits stream = mixed(bits{} + (m.seed ^ (m.step * 0x9e3779b9u)) + static_cast<std::uint32_t>(i.number));
+      const bits drawn = mixed(stream ^ (lane + place * 16u));
+      const ivec kept = drawn >= bits{} + static_cast<std::uint32_t>(i.threshold);
+      vec value = kept ? in[x] * scale : vec{};
+      if (i.accumulate) value += out[x];
+      out[x] = !gate ? value : gate[x] > vec{} ? value : vec{};
+    }
+  });
+}
+
 void fill(const fill_row& i, Memory& m, Part part) {
   each_row(part, i.height, [&](i64 tile, i64 channel, i64 y) { std::fill_n(AT(out), i.width, vec{}); });
 }

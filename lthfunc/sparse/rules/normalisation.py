@@ -1,13 +1,13 @@
-"""Batch normalisation, in training and in evaluation mode."""
+"""Batch normalisation, in training and in evaluation mode; group and layer normalisation."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from lthfunc.sparse.builder import Builder, Value, View
-from lthfunc.sparse.kernels.instructions import BY_ROWS, BY_TILES
+from lthfunc.sparse.builder import Builder, Target, Value, View
+from lthfunc.sparse.kernels.instructions import BY_ROWS, BY_TILES, SUMS
 from lthfunc.sparse.places import nowhere
-from lthfunc.sparse.rules.interface import Buffer, Unsupported
+from lthfunc.sparse.rules.interface import Buffer, Unsupported, argument
 
 #: Numbers that the kernels keep for a channel (normalisation.cpp).
 _SAVED = 6
@@ -74,6 +74,63 @@ def batch_norm(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
                 }  # fmt: skip
 
             b.emit(late)
+        b.release(out)
+
+    b.backward.append(gradient)
+    return View(out, view.flat)
+
+
+def group_norm(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
+    """group_norm(x, groups, weight, bias, eps)."""
+    weight, bias, epsilon = argument(args, 2, None), argument(args, 3, None), float(argument(args, 4, 1e-5))
+    return _grouped(b, args[0], int(args[1]), weight, bias, epsilon)
+
+
+def layer_norm(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
+    """layer_norm(x, shape, weight, bias, eps) over all that an example has."""
+    view, shape = args[0], tuple(args[1])
+    weight, bias, epsilon = argument(args, 2, None), argument(args, 3, None), float(argument(args, 4, 1e-5))
+    if shape != view.shape:
+        raise Unsupported("over a part of the features")
+    place = view.value.place
+    if (weight or bias) and place.height * place.width > 1:
+        raise Unsupported("with a weight for each place of an image")
+    return _grouped(b, view, 1, weight, bias, epsilon)
+
+
+def _grouped(b: Builder, view: View, groups: int, weight: Any, bias: Any, epsilon: float) -> View:
+    x = b.read(view)
+    place = x.place
+    out = Value(b.place(place.channels, place.height, place.width), needs=True, rectifiable=True)
+    saved = b.place(2 * groups)
+    leaves = {name: -1 if param is None else b.leaves[param.name].first for name, param in
+              (("weight", weight), ("bias", bias))}  # fmt: skip
+    number = b.numbers([epsilon])
+
+    def shared() -> dict[str, int]:
+        return {
+            "height": place.height, "width": place.width, "channels": place.channels // groups, "saved": saved.first,
+            "saved_tile": saved.tile, **leaves,
+        }  # fmt: skip
+
+    def late() -> Any:
+        return "group_normalise", BY_TILES, groups, {
+            **place.named("in"), **out.place.named("out"), **shared(), "epsilon": number, "relu": int(out.rectified)
+        }  # fmt: skip
+
+    b.emit(late)
+
+    def gradient() -> None:
+        grad = b.gradient_of(out)
+        # Where no gradient is wanted, those of weight and bias still are: the rest goes to memory of its own.
+        target = b.target(x) if x.needs else Target(b.place(*place.layout), False, None)
+
+        def late() -> Any:
+            return "group_normalise_gradient", SUMS, groups, {
+                **place.named("in"), **grad.named("grad"), **target.place.named("into"), **shared(), **target.columns
+            }  # fmt: skip
+
+        b.emit(late)
         b.release(out)
 
     b.backward.append(gradient)

@@ -32,8 +32,12 @@ def activation(kind: str) -> Rule:
     def rule(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
         if kind == "gelu" and kwargs.get("approximate", "none") != "none":
             raise Unsupported("in its approximate form")
-        if kind == "hardtanh" and args[1:] and tuple(args[1:3]) != (-1, 1):
-            raise Unsupported("with other limits than -1 and 1")
+        if kind == "hardtanh" and args[1:]:
+            limits = tuple(args[1:3])
+            if limits == (0, 6):
+                return _pointwise(b, args[0], "relu6", 0.0)
+            if limits != (-1, 1):
+                raise Unsupported("with other limits than -1 and 1")
         if kind == "elu" and len(args) > 2:
             raise Unsupported("with a scale")
         return _pointwise(b, args[0], kind, float(argument(args, 1, _DEFAULTS.get(kind, 0.0))))
@@ -87,6 +91,83 @@ def add(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
 
     b.backward.append(gradient)
     return View(out, left.flat)
+
+
+def dropout(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
+    """dropout(x, p, train): other numbers than PyTorch's generator draws, of the same distribution."""
+    view, share, training = args[0], float(args[1]), bool(args[2])
+    if not training or share == 0.0:
+        return view
+    if share >= 1.0:
+        raise Unsupported("of everything")
+    x = b.read(view)
+    place = x.place
+    out = Value(b.place(place.channels, place.height, place.width), x.needs)
+    shared = {
+        "height": place.height, "width": place.width, "threshold": round(share * 2**32),
+        "scale": b.numbers([1 / (1 - share)]), "number": len(b.instructions),
+    }  # fmt: skip
+
+    def late() -> Any:
+        return "dropout", BY_TILES, place.channels, {
+            **place.named("in"), **out.place.named("out"), **shared, "accumulate": 0, "gate": -1
+        }  # fmt: skip
+
+    b.emit(late)
+
+    def gradient() -> None:
+        if not x.needs:
+            return
+        grad, target = b.gradient_of(out), b.target(x)
+
+        def late() -> Any:
+            return "dropout", BY_TILES, place.channels, {
+                **grad.named("in"), **target.place.named("out"), **shared, **target.columns
+            }  # fmt: skip
+
+        b.emit(late)
+        b.release(out)
+
+    b.backward.append(gradient)
+    return View(out, view.flat)
+
+
+def log_softmax(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
+    """log_softmax over features."""
+    view = args[0]
+    if not view.flat or args[1] not in (1, -1):
+        raise Unsupported("over other dimensions than the features")
+    x = b.read(view)
+    out = Value(b.place(x.place.features), x.needs)
+
+    def late() -> Any:
+        return "log_softmax", BY_TILES, x.place.features, {
+            "in": x.place.first, "in_tile": x.place.tile, "addresses": b.table(x.place.addresses()),
+            "out": out.place.first, "out_tile": out.place.tile, "out_addresses": b.table(out.place.addresses()),
+        }  # fmt: skip
+
+    b.emit(late)
+
+    def gradient() -> None:
+        if not x.needs:
+            return
+        grad, target = b.gradient_of(out), b.target(x)
+
+        def late() -> Any:
+            return "log_softmax_gradient", BY_TILES, x.place.features, {
+                "out": out.place.first, "out_tile": out.place.tile, "addresses": b.table(out.place.addresses()),
+                "grad": grad.first, "grad_tile": grad.tile, "into": target.place.first,
+                "into_tile": target.place.tile, "into_addresses": b.table(target.place.addresses()),
+                "accumulate": int(target.accumulate),
+            }  # fmt: skip
+
+        b.emit(late)
+        if target.gate is not None:
+            rectified(b, target)
+        b.release(out)
+
+    b.backward.append(gradient)
+    return View(out, flat=True)
 
 
 def _absorbed(b: Builder, value: Value, other: View) -> View:

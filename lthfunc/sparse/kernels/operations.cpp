@@ -1,0 +1,138 @@
+// The products as operations of their own, for steps written in Python: pure, on tensors of tiles
+// (tiles, channels, height, width, 16). lthfunc/sparse/functional.py gives them gradients and names.
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <torch/library.h>
+
+#include "machine.h"
+
+namespace lthfunc {
+namespace {
+
+using at::Tensor;
+
+vec* vectors(const Tensor& tensor) {
+  TORCH_CHECK(tensor.dim() == 5 && tensor.size(4) == LANES && tensor.is_contiguous(),
+              "lthfunc: takes contiguous tiles (tiles, channels, height, width, 16)");
+  return reinterpret_cast<vec*>(tensor.data_ptr<float>());
+}
+
+// The machine counts places from one base: here, from one tensor to another.
+i64 between(const vec* from, const vec* to) {
+  return (reinterpret_cast<std::intptr_t>(to) - reinterpret_cast<std::intptr_t>(from)) / BYTES;
+}
+
+Memory memory_of(const Tensor& tiles) {
+  Memory memory{};
+  memory.activations = vectors(tiles);
+  memory.tiles = tiles.size(0);
+  memory.examples = memory.tiles * LANES;
+  return memory;
+}
+
+// How a layer's places lie: stride between places of the input, and whether they are the tiles (linear layers).
+struct Walked {
+  i64 y, x, across;
+};
+Walked walked(const Tensor& input, i64 stride_y, i64 stride_x, bool flat) {
+  return {stride_y * input.size(3), flat ? input.stride(0) / LANES : stride_x, flat ? 4 : 0};
+}
+
+Tensor rows_of(const Tensor& tiles) {
+  const i64 channel = tiles.size(2) * tiles.size(3);
+  return at::arange(tiles.size(1), at::kInt).mul_(channel);
+}
+
+Tensor products_of(const Tensor& input, const Tensor& values, const std::optional<Tensor>& bias, const Tensor& starts,
+                   const Tensor& offsets, const std::optional<Tensor>& which, i64 channels, i64 height, i64 width,
+                   i64 stride_y, i64 stride_x) {
+  const Tensor output = at::empty({input.size(0), channels, height, width, LANES}, input.options());
+  // One memory of lists and one of values, as the machine has them; both are short beside the tiles.
+  const Tensor lists = at::cat({starts, offsets, which ? *which : starts.slice(0, 0, 0), rows_of(output)});
+  const Tensor numbers = bias ? at::cat({values, *bias}) : values.contiguous();
+  Memory memory = memory_of(input);
+  memory.lists = lists.data_ptr<i32>();
+  memory.values = numbers.data_ptr<float>();
+  const bool flat = height * width == 1 && input.size(2) * input.size(3) == 1;
+  const Walked in = walked(input, stride_y, stride_x, flat);
+  const i64 tile = output.stride(0) / LANES;
+  products_row row{};
+  row.rows = channels;
+  row.in_tile = input.stride(0) / LANES;
+  row.in_y = in.y;
+  row.in_x = in.x;
+  row.out = between(memory.activations, vectors(output));
+  row.out_tile = tile;
+  row.out_y = width;
+  row.out_x = flat ? tile : 1;
+  row.ny = height;
+  row.nx = width;
+  row.blocks = 1;
+  row.offsets = starts.numel();
+  row.which = which ? row.offsets + offsets.numel() : -1;
+  row.row_out = lists.numel() - channels;
+  row.bias = bias ? values.numel() : -1;
+  row.limits = row.gate = row.codes = row.saved = -1;
+  row.across = in.across;
+  const auto take = [&](i64 from, i64 to) {
+    Memory mine = memory;
+    products(row, mine, flat ? Part{0, memory.tiles, from, to} : Part{from, to, 0, channels});
+  };
+  at::parallel_for(0, flat ? channels : memory.tiles, 1, take);
+  return output;
+}
+
+Tensor weight_gradients_of(const Tensor& input, const Tensor& grad, const Tensor& starts, const Tensor& offsets,
+                           i64 stride_y, i64 stride_x) {
+  const Tensor gradients = at::empty({offsets.numel()}, input.options());
+  const Tensor lists = at::cat({starts, offsets, rows_of(grad)});
+  Memory memory = memory_of(input);
+  memory.lists = lists.data_ptr<i32>();
+  memory.gradients = gradients.data_ptr<float>();
+  const bool flat = grad.size(2) * grad.size(3) == 1 && input.size(2) * input.size(3) == 1;
+  const Walked in = walked(input, stride_y, stride_x, flat);
+  weight_gradients_row row{};
+  row.rows = grad.size(1);
+  row.in_tile = input.stride(0) / LANES;
+  row.in_y = in.y;
+  row.in_x = in.x;
+  row.grad = between(memory.activations, vectors(grad));
+  row.grad_tile = grad.stride(0) / LANES;
+  row.grad_y = grad.size(3);
+  row.grad_x = flat ? row.grad_tile : 1;
+  row.ny = grad.size(2);
+  row.nx = grad.size(3);
+  row.blocks = 1;
+  row.offsets = starts.numel();
+  row.row_grad = lists.numel() - row.rows;
+  row.bias = -1;
+  row.across = in.across;
+  at::parallel_for(0, row.rows, 1, [&](i64 from, i64 to) {
+    Memory mine = memory;
+    weight_gradients(row, mine, {0, memory.tiles, from, to});
+  });
+  return gradients;
+}
+
+}  // namespace
+}  // namespace lthfunc
+
+TORCH_LIBRARY_FRAGMENT(lthfunc, library) {
+  library.def(
+      "products(Tensor input, Tensor values, Tensor? bias, Tensor starts, Tensor offsets, Tensor? which, "
+      "SymInt channels, SymInt height, SymInt width, int stride_y, int stride_x) -> Tensor");
+  library.def(
+      "weight_gradients(Tensor input, Tensor grad, Tensor starts, Tensor offsets, int stride_y, int stride_x) -> "
+      "Tensor");
+}
+
+TORCH_LIBRARY_IMPL(lthfunc, CPU, library) {
+  library.impl("products", [](const at::Tensor& input, const at::Tensor& values, const std::optional<at::Tensor>& bias,
+                              const at::Tensor& starts, const at::Tensor& offsets,
+                              const std::optional<at::Tensor>& which, int64_t channels, int64_t height, int64_t width,
+                              int64_t stride_y, int64_t stride_x) {
+    return lthfunc::products_of(input, values, bias, starts, offsets, which, channels, height, width, stride_y,
+                                stride_x);
+  });
+  library.impl("weight_gradients", lthfunc::weight_gradients_of);
+}

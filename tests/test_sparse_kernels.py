@@ -1,0 +1,275 @@
+"""The sparse engine's programs against dense float64 networks, over shapes, masks and batches of all kinds."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings, strategies as st
+from torch import Tensor, nn
+
+import lthfunc as lf
+from lthfunc.sparse.capture import captured
+from lthfunc.sparse.kernels import build
+from lthfunc.sparse.kernels.instructions import COLUMNS, encoded
+from lthfunc.sparse.memory import Memory
+from lthfunc.sparse.packing import pack, unpack
+from lthfunc.sparse.program import Ending, program_of
+from lthfunc.trees.model import apply_evaluating, apply_training
+from lthfunc.trees.ops import scaled
+
+pytestmark = pytest.mark.skipif(build.why_no_kernels() is not None, reason=str(build.why_no_kernels()))
+
+#: float32 sums of some hundred terms against float64 ones, relative to the largest of a leaf.
+TOLERANCE = 2e-5
+
+
+@pytest.fixture(scope="module", autouse=True)
+def kernels() -> None:
+    build.load_kernels()
+
+
+def random_masks(model: lf.Model, density: float, seed: int) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    params, _ = model.init(0)
+    return {name: torch.rand(params[name].shape, generator=generator) < density for name in model.prunable}
+
+
+def both(module: nn.Module, shape: tuple[int, ...], batch: int, density: float, seed: int = 0):
+    """(loss, gradients) of a masked network by the machine and in float64."""
+    model = lf.from_module(module)
+    masks = random_masks(model, density, seed)
+    params, buffers = model.init(seed)
+    params = lf.apply_masks(params, masks)
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(batch, *shape, generator=generator)
+    y = torch.randint(0, 3, (batch,), generator=generator)
+
+    graph = captured(model.training, params, buffers, shape, "it")
+    program = program_of(
+        graph, params, buffers, masks, batch=batch, stored=(shape, torch.float32), scale=None, ending=Ending(), name="it"
+    )  # fmt: skip
+    memory = Memory(program, params, buffers)
+    memory.run(x[None], y[None], batch)
+    ours = memory.dense(memory.gradients)
+
+    def loss(params):
+        wide = {name: value.double() if value.is_floating_point() else value for name, value in buffers.items()}
+        return F.cross_entropy(apply_training(model, params, wide, x.double())[0], y)
+
+    grads, value = torch.func.grad_and_value(loss)({name: leaf.double() for name, leaf in params.items()})
+    theirs = {name: grad * masks[name] if name in masks else grad for name, grad in grads.items()}
+    return float(memory.totals[0]), ours, float(value), theirs
+
+
+def check(module: nn.Module, shape: tuple[int, ...], batch: int = 20, density: float = 0.4, seed: int = 0) -> None:
+    loss, ours, value, theirs = both(module, shape, batch, density, seed)
+    assert loss == pytest.approx(value, rel=1e-5)
+    for name, grad in theirs.items():
+        scale = float(grad.abs().max()) + 1e-4
+        difference = float((ours[name].double() - grad).abs().max())
+        assert difference <= TOLERANCE * scale + 1e-6, (name, difference, scale)
+
+
+class Head(nn.Module):
+    """A body, then three classes from whatever it gives."""
+
+    def __init__(self, body: nn.Module, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.body = body
+        with torch.no_grad():
+            size = body.eval()(torch.zeros(2, *shape)).flatten(1).shape[1]
+        body.train()
+        self.out = nn.Linear(size, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.body(x).flatten(1))
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    channels=st.integers(1, 5),
+    outs=st.integers(1, 20),
+    groups=st.sampled_from([1, 1, 2, 3]),
+    size=st.tuples(st.integers(3, 12), st.integers(3, 20)),
+    kernel=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    stride=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    padding=st.tuples(st.integers(0, 2), st.integers(0, 2)),
+    dilation=st.integers(1, 2),
+    batch=st.sampled_from([1, 7, 16, 17, 33]),
+    density=st.sampled_from([0.0, 0.03, 0.3, 0.8, 1.0]),
+    seed=st.integers(0, 5),
+)
+def test_convolutions(channels, outs, groups, size, kernel, stride, padding, dilation, batch, density, seed):
+    ins, outs = channels * groups, outs * groups
+    if any((k - 1) * dilation + 1 > side + 2 * p for k, side, p in zip(kernel, size, padding, strict=True)):
+        return
+    torch.manual_seed(seed)
+    body = nn.Sequential(
+        nn.Conv2d(2, ins, 3, padding=1), nn.Tanh(),
+        nn.Conv2d(ins, outs, kernel, stride, padding, dilation, groups, bias=seed % 2 == 0), nn.ReLU(),
+    )  # fmt: skip
+    check(Head(body, (2, *size)), (2, *size), batch, density, seed)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(
+    features=st.integers(1, 300),
+    hidden=st.integers(1, 70),
+    batch=st.sampled_from([1, 5, 16, 60, 64, 130]),
+    density=st.sampled_from([0.0, 0.02, 0.3, 0.7, 0.9, 1.0]),
+    seed=st.integers(0, 5),
+)
+def test_linear_layers(features, hidden, batch, density, seed):
+    module = nn.Sequential(nn.Linear(features, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.Linear(hidden, 3))
+    check(module, (features,), batch, density, seed)
+
+
+def conv(ins: int = 3, outs: int = 6) -> nn.Module:
+    return nn.Conv2d(ins, outs, 3, padding=1)
+
+
+POOLS = [
+    nn.MaxPool2d(2), nn.MaxPool2d(3), nn.MaxPool2d(3, 2, 1), nn.MaxPool2d(2, 1), nn.MaxPool2d(3, 2, ceil_mode=True),
+    nn.MaxPool2d(2, dilation=2), nn.AvgPool2d(2), nn.AvgPool2d(3, 2), nn.AdaptiveAvgPool2d(1),
+    nn.AdaptiveAvgPool2d((3, 2)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("pool", POOLS, ids=str)
+@pytest.mark.parametrize("activation", [nn.ReLU(), nn.Identity()], ids=["relu", "linear"])
+def test_pooling(pool, activation):
+    check(Head(nn.Sequential(conv(), activation, pool), (3, 10, 14)), (3, 10, 14))
+
+
+@pytest.mark.parametrize(
+    "activation",
+    [
+        nn.ReLU(), nn.LeakyReLU(0.1), nn.ReLU6(), nn.Sigmoid(), nn.Tanh(), nn.SiLU(), nn.GELU(), nn.Hardtanh(),
+        nn.Hardsigmoid(), nn.Hardswish(), nn.ELU(0.7), nn.ReLU(inplace=True), nn.SiLU(inplace=True),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_activations(activation):
+    check(nn.Sequential(nn.Linear(30, 20), activation, nn.Linear(20, 3)), (30,), density=0.8)
+
+
+@pytest.mark.parametrize(
+    "norm", [nn.BatchNorm2d(6), nn.BatchNorm2d(6, affine=False), nn.GroupNorm(3, 6), nn.GroupNorm(1, 6, affine=False)],
+    ids=str,
+)  # fmt: skip
+def test_normalisation_of_images(norm):
+    body = nn.Sequential(conv(), norm, nn.ReLU(), conv(6, 4), nn.MaxPool2d(2))
+    check(Head(body, (3, 8, 10)), (3, 8, 10), batch=21)
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d(24), nn.LayerNorm(24), nn.LayerNorm(24, elementwise_affine=False)], ids=str)
+def test_normalisation_of_features(norm):
+    check(nn.Sequential(nn.Linear(30, 24), norm, nn.ReLU(), nn.Linear(24, 3)), (30,), batch=21)
+
+
+class Residual(nn.Module):
+    """A value read three times, a strided and padded shortcut, a concatenation, a mean."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.one, self.two = conv(3, 8), conv(8, 8), nn.Conv2d(8, 12, 3, stride=2, padding=1)
+        self.norm, self.after = nn.BatchNorm2d(8), nn.BatchNorm2d(12)
+        self.out = nn.Linear(24, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        x = F.relu(self.norm(self.one(x)) + x)
+        short = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 2, 2))
+        y = F.relu(self.after(self.two(x)) + short)
+        y = torch.cat([y, 0.5 * F.silu(y)], 1)
+        return self.out(y.mean((2, 3)))
+
+
+@pytest.mark.parametrize("density", [0.0, 0.1, 1.0])
+def test_residual_networks(density):
+    check(Residual(), (3, 8, 10), batch=19, density=density)
+
+
+def test_log_softmax_and_division():
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Linear(20, 10), nn.Linear(10, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.log_softmax(self.two(F.relu(self.one(x)) / 1.5), -1)
+
+    check(Net(), (20,))
+
+
+def test_maxima_in_registers_are_those_of_pooling_apart():
+    """With ReLU and 2 × 2 windows, maxima are taken as the convolution writes; ties at zero get no gradient."""
+    body = nn.Sequential(conv(1, 5), nn.ReLU(), nn.MaxPool2d(2), conv(5, 4), nn.ReLU(), nn.MaxPool2d(2))
+    check(Head(body, (1, 12, 20)), (1, 12, 20), density=0.3)
+
+
+def test_uint8_inputs_are_scaled_like_floats():
+    shape, scale = (3, 7, 9), lf.Scale(255, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+    model = lf.from_module(Head(conv(), shape))
+    ticket = lf.init(model)
+    x = torch.randint(0, 256, (37, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    ours = lf.sparse_program(model, ticket, scale)(x)
+    assert torch.allclose(ours, lf.sparse_program(model, ticket)(scaled(x, scale)), atol=1e-5)
+    assert torch.allclose(ours, apply_evaluating(model, ticket.params, ticket.buffers, scaled(x, scale)), atol=1e-5)
+
+
+def test_dropout_keeps_the_right_share_and_the_same_places_in_both_directions():
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.out = nn.Linear(400, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(F.dropout(x, 0.3, self.training))
+
+    model = lf.from_module(Net())
+    params, buffers = model.init(0)
+    graph = captured(model.training, params, buffers, (400,), "it")
+    x, y = torch.ones(64, 400), torch.zeros(64, dtype=torch.int64)
+    program = program_of(
+        graph, params, buffers, {}, batch=64, stored=((400,), torch.float32), scale=None, ending=Ending(), name="it"
+    )  # fmt: skip
+    memory = Memory(program, params, buffers)
+    grads = []
+    for step in (1, 1, 2):
+        memory.run(x[None], y[None], 64, 1, step, 7)
+        grads.append(memory.gradients.clone())
+    assert torch.equal(grads[0], grads[1])
+    assert not torch.equal(grads[0], grads[2])
+    # The gradient of a weight is the sum of the loss's gradient where its input was kept.
+    weight = memory.dense(grads[0])["out.weight"]
+    bias = memory.dense(grads[0])["out.bias"]
+    kept = weight.sum(1) / bias / 400
+    assert torch.allclose(kept, torch.ones(3), atol=0.03)
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(density=st.floats(0, 1), seed=st.integers(0, 1000))
+def test_unpack_is_the_inverse_of_pack(density, seed):
+    model = lf.models.lenet300((1, 4, 4), 3)
+    params, _ = model.init(seed)
+    masks = random_masks(model, density, seed)
+    params = lf.apply_masks(params, masks)
+    packed = pack(params, masks)
+    assert lf.same_bits(unpack(packed), params)
+    assert all(len(packed.values[name]) == int(mask.sum()) for name, mask in masks.items())
+
+
+def test_masks_of_another_model_are_refused():
+    model = lf.models.lenet300((1, 4, 4), 3)
+    state = lf.init(model)
+    with pytest.raises(lf.UserError, match=r"masks: 'fc9\.weight' is no parameter"):
+        pack(state.params, {"fc9.weight": state.masks["fc1.weight"]})
+    with pytest.raises(lf.UserError, match=r"'fc1\.weight' has the shape \(100, 300\), the model's parameter \(300, 16\)"):
+        lf.sparse_program(model, state._replace(masks={"fc1.weight": state.masks["fc2.weight"]}))
+
+
+def test_an_instruction_names_all_its_columns():
+    with pytest.raises(ValueError, match="width"):
+        encoded("fill", 0, 1, **dict.fromkeys(COLUMNS["fill"][:-1], 0))
