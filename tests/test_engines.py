@@ -315,7 +315,7 @@ def test_bf16_runs_the_network_in_bfloat16_and_nothing_else(few_digits: Dataset)
 
 
 def test_the_rule_and_the_names_are_one() -> None:
-    assert ("auto", *ENGINES) == NAMES
+    assert NAMES == ("auto", *ENGINES, "sparse", *(f"sparse/{dense}" for dense in ("compile", "eager")))
     assert PRECISIONS == PRECISION_NAMES
     assert engine_for(COMPILE_FROM_STEPS - 1) == "eager"
     assert engine_for(COMPILE_FROM_STEPS) == "compile"

@@ -163,7 +163,9 @@ def test_normalisation_of_images(norm):
     check(Head(body, (3, 8, 10)), (3, 8, 10), batch=21)
 
 
-@pytest.mark.parametrize("norm", [nn.BatchNorm1d(24), nn.LayerNorm(24), nn.LayerNorm(24, elementwise_affine=False)], ids=str)
+@pytest.mark.parametrize(
+    "norm", [nn.BatchNorm1d(24), nn.LayerNorm(24), nn.LayerNorm(24, elementwise_affine=False)], ids=str
+)
 def test_normalisation_of_features(norm):
     check(nn.Sequential(nn.Linear(30, 24), norm, nn.ReLU(), nn.Linear(24, 3)), (30,), batch=21)
 
@@ -266,7 +268,9 @@ def test_masks_of_another_model_are_refused():
     state = lf.init(model)
     with pytest.raises(lf.UserError, match=r"masks: 'fc9\.weight' is no parameter"):
         pack(state.params, {"fc9.weight": state.masks["fc1.weight"]})
-    with pytest.raises(lf.UserError, match=r"'fc1\.weight' has the shape \(100, 300\), the model's parameter \(300, 16\)"):
+    with pytest.raises(
+        lf.UserError, match=r"'fc1\.weight' has the shape \(100, 300\), the model's parameter \(300, 16\)"
+    ):
         lf.sparse_program(model, state._replace(masks={"fc1.weight": state.masks["fc2.weight"]}))
 
 

@@ -1,0 +1,320 @@
+"""The sparse engine in training, evaluation and whole runs: equal to the others, to itself, and chosen by rule."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import lthfunc as lf
+from lthfunc.errors import UserError
+from lthfunc.experiments.config import Config
+from lthfunc.experiments.iterative import iterative
+from lthfunc.experiments.plan import prepare
+from lthfunc.sparse.capture import captured
+from lthfunc.sparse.choice import is_faster, places_of, why_not_sparse
+from lthfunc.sparse.functional import conv_pattern, from_tiles, linear_pattern, sparse_conv2d, sparse_linear, to_tiles
+from lthfunc.sparse.kernels import build
+from lthfunc.training.engines import compiled as compiled_engine
+from lthfunc.training.engines.interface import Work
+from lthfunc.training.loop import make_trainer, measure, take_steps
+from lthfunc.training.optimizers import Optimizer
+from lthfunc.trees.types import Dataset, Split, TrainState
+
+pytestmark = pytest.mark.skipif(build.why_no_kernels() is not None, reason=str(build.why_no_kernels()))
+
+
+@pytest.fixture(scope="module")
+def images() -> Dataset:
+    """Digits drawn larger, three channels: small images that a ResNet takes."""
+    digits = lf.data.load("digits")
+
+    def large(split: Split, n: int) -> Split:
+        return Split(F.interpolate(split.x[:n], size=16, mode="bilinear").repeat(1, 3, 1, 1), split.y[:n])
+
+    return digits._replace(train=large(digits.train, 240), val=large(digits.val, 60), test=large(digits.test, 60))
+
+
+def trained(model: lf.Model, data: Dataset, state: TrainState, engine, steps: int, **given) -> TrainState:
+    settings = {"optimizer": lf.adam(1e-3), "batch_size": 40} | given
+    return take_steps(make_trainer(model, data, engine=engine, **settings), state, seed=0, until=steps)[0]
+
+
+def ticket_of(model: lf.Model, density: float) -> TrainState:
+    return lf.prune(density=density, score=lf.random_scores(0))(lf.init(model))
+
+
+@pytest.mark.parametrize("density", [1.0, 0.3, 0.03])
+def test_hundreds_of_steps_equal_the_eager_engine(digits: Dataset, density: float) -> None:
+    """Momentum, weight decay, a schedule. Stated: 1e-3 relative and 1e-3 absolute after 300 steps."""
+    model = lf.models.lenet300((1, 8, 8), 10)
+    optimizer = lf.sgd(lf.cosine(0.05, 300), momentum=0.9, nesterov=True, weight_decay=1e-3)
+    start = ticket_of(model, density)
+    states = [trained(model, digits, start, engine, 300, optimizer=optimizer) for engine in ("eager", lf.sparse_engine)]
+    for name, leaf in states[0].params.items():
+        torch.testing.assert_close(states[1].params[name], leaf, rtol=1e-3, atol=1e-3)
+    for name, mask in start.masks.items():
+        assert not states[1].params[name][~mask].any()
+
+
+@pytest.mark.parametrize("arch", ["conv2", "resnet20"])
+def test_networks_of_the_catalogue_are_as_near_to_float64_as_the_eager_engine(images: Dataset, arch: str) -> None:
+    """Normalisation over small batches amplifies rounding, so both engines are held to the same training in float64."""
+    model = getattr(lf.models, arch)((3, 16, 16), 10)
+    start = ticket_of(model, 0.2)
+    optimizer = lf.sgd(0.01, momentum=0.9)
+    wide = images._replace(**{part: Split(split.x.double(), split.y) for part in ("train", "val", "test")
+                              for split in [getattr(images, part)]})  # fmt: skip
+    doubled = start._replace(
+        **{tree: {k: v.double() if v.is_floating_point() else v for k, v in getattr(start, tree).items()}
+           for tree in ("params", "buffers")}
+    )  # fmt: skip
+    exact = trained(model, wide, doubled, "eager", 10, optimizer=optimizer)
+    ours = trained(model, images, start, lf.sparse_engine, 10, optimizer=optimizer)
+    theirs = trained(model, images, start, "eager", 10, optimizer=optimizer)
+
+    def distance(state: TrainState) -> float:
+        pairs = [
+            (getattr(state, tree)[k], v) for tree in ("params", "buffers") for k, v in getattr(exact, tree).items()
+        ]
+        return float(
+            torch.stack(
+                [(mine - v).abs().double().mean() / (v.abs().double().mean() + 1e-3) for mine, v in pairs]
+            ).mean()
+        )
+
+    assert distance(ours) <= 2 * distance(theirs) + 1e-6
+
+
+def test_results_do_not_depend_on_the_number_of_threads(images: Dataset) -> None:
+    model = lf.models.conv2((3, 16, 16), 10)
+    before = torch.get_num_threads()
+    states = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            states.append(trained(model, images, ticket_of(model, 0.3), lf.sparse_engine, 6))
+    finally:
+        torch.set_num_threads(before)
+    assert lf.same_bits(states[0], states[1])
+    assert lf.same_bits(states[0], states[2])
+
+
+def test_a_resumed_training_has_the_bits_of_one(digits: Dataset) -> None:
+    model = lf.models.lenet300((1, 8, 8), 10)
+    trainer = make_trainer(model, digits, optimizer=lf.adamw(1e-3), batch_size=40, engine=lf.sparse_engine)
+    whole, _ = take_steps(trainer, ticket_of(model, 0.1), seed=1, until=90)
+    part, _ = take_steps(trainer, ticket_of(model, 0.1), seed=1, until=37)
+    assert lf.same_bits(take_steps(trainer, part, seed=1, until=90)[0], whole)
+
+
+def test_losses_and_optimisers_of_the_users_own_work_unchanged(few_digits: Dataset) -> None:
+    """An optimiser sees survivors by leaf, so that even one with a norm for each leaf gives what it gives densely."""
+
+    def init(params):
+        return {"moment": {name: torch.zeros_like(leaf) for name, leaf in params.items()}}
+
+    def update(grads, state, params, step):
+        moment = {name: 0.9 * state["moment"][name] + grad / (grad.norm() + 1e-6) for name, grad in grads.items()}
+        return {name: leaf - 1e-2 * moment[name] for name, leaf in params.items()}, {"moment": moment}
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        return F.mse_loss(outputs, F.one_hot(targets, 10).float())
+
+    model = lf.models.lenet300((1, 8, 8), 10)
+    start = ticket_of(model, 0.3)
+    states = [
+        trained(model, few_digits, start, engine, 20, optimizer=Optimizer(init, update), loss=loss)
+        for engine in ("eager", lf.sparse_engine)
+    ]
+    for name, leaf in states[0].params.items():
+        torch.testing.assert_close(states[1].params[name], leaf, rtol=1e-3, atol=1e-4)
+    moments = [state.opt["moment"]["fc1.weight"] for state in states]
+    torch.testing.assert_close(moments[1] * start.masks["fc1.weight"], moments[0], rtol=1e-3, atol=1e-4)
+    trainers = [
+        make_trainer(model, few_digits, optimizer=lf.adam(1e-3), batch_size=40, loss=loss, engine=engine)
+        for engine in ("eager", lf.sparse_engine)
+    ]
+    theirs, ours = (
+        measure(trainer, [start.params], [start.buffers], few_digits.test, torch.device("cpu")) for trainer in trainers
+    )
+    assert ours[0] == pytest.approx(theirs[0], rel=1e-5)
+
+
+def test_evaluation_sees_new_survivors(few_digits: Dataset) -> None:
+    """The kept program serves fewer survivors, and other ones get their own."""
+    model = lf.models.lenet300((1, 8, 8), 10)
+    cpu = torch.device("cpu")
+    engines = [
+        make_trainer(model, few_digits, optimizer=lf.adam(1e-3), batch_size=40, engine=engine)
+        for engine in ("eager", lf.sparse_engine)
+    ]
+    for density, seed in ((0.2, 0), (0.199, 0), (0.2, 1), (1.0, 0), (0.05, 2)):
+        state = lf.prune(density=density, score=lf.random_scores(seed))(lf.init(model, seed))
+        theirs, ours = (measure(one, [state.params], [state.buffers], few_digits.val, cpu)[0] for one in engines)
+        assert ours == pytest.approx(theirs, rel=1e-5)
+
+
+def test_a_whole_run_with_controls_compiles_at_most_one_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever its densities: masks are lists, which are arguments. What always is sparse compiles nothing."""
+    made: list[str] = []
+    original = compiled_engine.compiled
+    monkeypatch.setattr(compiled_engine, "compiled", lambda *a: made.append(a[0].__name__) or original(*a))
+    settings = {"steps": 4, "rounds": 4, "rate": 0.5, "eval_every": 2, "engine": "sparse/compile"}
+    for arch, controls, trainings, expected in (("lenet300", ("reinit",), 9, 0), ("conv2", (), 5, 1)):
+        made.clear()
+        plan = prepare(Config(arch=arch, control=controls, **settings)).plan
+        assert len(list(iterative(plan, 0))) == trainings
+        assert made.count("in_place") == expected
+
+
+def test_the_rule_knows_shapes_and_densities_alone() -> None:
+    for arch, shape, expected in (
+        ("lenet300", (1, 28, 28), {1.0: True, 0.2: True}),
+        ("lenet5", (1, 28, 28), {1.0: True, 0.2: True}),
+        ("conv4", (3, 32, 32), {1.0: False, 0.8: False, 0.5: True, 0.1: True}),
+        ("resnet20", (3, 32, 32), {1.0: False, 0.8: False, 0.5: True, 0.1: True}),
+    ):
+        model = getattr(lf.models, arch)(shape, 10)
+        params, buffers = model.init(0)
+        places = places_of(captured(model.training, params, buffers, shape, arch))
+        for density, faster in expected.items():
+            assert is_faster(places, params, ticket_of(model, density).masks) is faster, (arch, density)
+
+
+def test_auto_takes_it_for_long_runs_on_a_cpu() -> None:
+    assert prepare(Config(arch="lenet300", steps=3000)).config.engine == "sparse/compile"
+    assert prepare(Config(arch="lenet300", steps=3000, precision="bf16")).config.engine == "compile"
+    assert prepare(Config(arch="lenet300", steps=10, rounds=1)).config.engine == "eager"
+
+
+class Odd(nn.Module):
+    def __init__(self, shape: tuple[int, ...], classes: int) -> None:
+        super().__init__()
+        self.out = nn.Linear(64, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(x.flatten(1).cumsum(1))
+
+
+def test_what_cannot_be_sparse_is_named(few_digits: Dataset) -> None:
+    model = lf.from_module(Odd((1, 8, 8), 10))
+    work = Work(model, lf.cross_entropy, lf.adam(1e-3), None, None, "fp32")
+    reason = why_not_sparse(work, (1, 8, 8), torch.float32)
+    assert reason is not None
+    assert "no rule for cumsum in Odd" in reason
+    assert f"of {__file__}: return self.out(x.flatten(1).cumsum(1))" in reason
+    with pytest.raises(UserError, match="--precision: 'bf16' is not valid; accepted: fp32 with --engine sparse|bf16"):
+        make_trainer(model, few_digits, optimizer=lf.adam(1e-3), engine=lf.sparse_engine, precision="bf16")
+    with pytest.raises(UserError, match="no rule for cumsum"):
+        prepare(Config(arch="test_sparse_engine:Odd", engine="sparse", steps=5))
+    assert prepare(Config(arch="test_sparse_engine:Odd", steps=3000)).config.engine == "compile"
+
+
+def test_no_compiler_is_one_line(monkeypatch: pytest.MonkeyPatch, few_digits: Dataset) -> None:
+    monkeypatch.setattr(build, "why_not", lambda device: "no C++ compiler was found (g++)")
+    with pytest.raises(
+        UserError, match=r"sparse cannot run on this machine, since no C\+\+ compiler was found \(g\+\+\)"
+    ):
+        prepare(Config(arch="lenet300", steps=10, engine="sparse"))
+
+
+def test_a_ticket_is_a_callable(digits: Dataset) -> None:
+    from lthfunc.trees.model import apply_evaluating
+
+    model = lf.models.lenet300((1, 8, 8), 10)
+    state = trained(model, digits, ticket_of(model, 0.2), lf.sparse_engine, 30)
+    run = lf.sparse_program(model, state)
+    for n in (1, 16, 17, 600):
+        x = digits.train.x[:n]
+        torch.testing.assert_close(
+            run(x), apply_evaluating(model, state.params, state.buffers, x), rtol=1e-4, atol=1e-5
+        )
+    kept = run(digits.train.x[:5])
+    run(digits.train.x[5:10])
+    assert not torch.equal(kept, run(digits.train.x[5:10])), "outputs are nobody else's memory"
+
+
+def test_build_kernels_says_where(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "lthfunc_cli", "build-kernels"], capture_output=True, text=True, check=False,
+        env=os.environ | {"COLUMNS": "300"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert str(build.cache_folder()) in done.stdout
+
+
+@pytest.mark.parametrize("stride", [(1, 1), (2, 3)])
+def test_layers_as_functions_under_torch_func(stride: tuple[int, int]) -> None:
+    build.load_kernels()
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.rand(6, 3, 3, 3, generator=generator) < 0.4
+    weight, bias = torch.randn(6, 3, 3, 3, generator=generator) * mask, torch.randn(6, generator=generator)
+    x = torch.randn(19, 3, 9, 11, generator=generator)
+    pattern = conv_pattern(mask, (9, 11), stride, (1, 1))
+
+    def ours(values, bias, x):
+        return from_tiles(sparse_conv2d(to_tiles(x), values, bias, pattern), 19).pow(2).sum()
+
+    def theirs(weight, bias, x):
+        return F.conv2d(x, weight, bias, stride, 1).pow(2).sum()
+
+    found = torch.func.grad(ours, (0, 1, 2))(weight[mask], bias, x)
+    expected = torch.func.grad(theirs, (0, 1, 2))(weight, bias, x)
+    torch.testing.assert_close(found, (expected[0][mask], expected[1], expected[2]), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_one_compilation_serves_all_masks() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, bias = torch.randn(70, 50, generator=generator), torch.zeros(30)
+    fixed = linear_pattern(torch.ones(30, 50, dtype=torch.bool))
+
+    def step(values, *lists):
+        pattern = fixed._replace(
+            starts=lists[0], offsets=lists[1], starts_back=lists[2], offsets_back=lists[3], which=lists[4]
+        )
+
+        def loss(values):
+            return from_tiles(sparse_linear(to_tiles(x), values, bias, pattern), 70).pow(2).mean()
+
+        return torch.func.grad(loss)(values)
+
+    graphs: list[object] = []
+
+    def backend(graph, example):
+        graphs.append(graph)
+        return torch._inductor.compile(graph, example)
+
+    fast = torch.compile(step, fullgraph=True, backend="inductor")
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    for density in (0.5, 0.3, 0.1):
+        mask = torch.rand(30, 50, generator=generator) < density
+        pattern, values = linear_pattern(mask), torch.randn(int(mask.sum()), generator=generator)
+        lists = [pattern.starts, pattern.offsets, pattern.starts_back, pattern.offsets_back, pattern.which]
+        for item in (values, lists[1], lists[3], lists[4]):
+            torch._dynamo.mark_dynamic(item, 0)
+        weight = torch.zeros(30, 50)
+        weight[mask] = values
+        expected = torch.func.grad(lambda w: F.linear(x, w, bias).pow(2).mean())(weight)[mask]
+        torch.testing.assert_close(fast(values, *lists), expected, rtol=1e-4, atol=1e-6)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+def test_operations_are_as_pytorch_wants_them() -> None:
+    pattern = linear_pattern(torch.rand(30, 50, generator=torch.Generator().manual_seed(0)) < 0.3)
+    tiles, values = to_tiles(torch.randn(70, 50)), torch.randn(len(pattern.offsets))
+    ops = torch.ops.lthfunc
+    torch.library.opcheck(
+        ops.products.default, (tiles, values, None, pattern.starts, pattern.offsets, None, 30, 1, 1, 1, 1)
+    )
+    torch.library.opcheck(
+        ops.weight_gradients.default, (tiles, torch.randn(5, 30, 1, 1, 16), pattern.starts, pattern.offsets, 1, 1)
+    )
