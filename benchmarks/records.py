@@ -17,6 +17,7 @@ from lthfunc.runs.folder import machine
 #: Makes so many calls of what is measured.
 Run = Callable[[int], Any]
 Record = dict[str, Any]
+_MOST_CALLS = 20_000
 
 
 def in_turn(variants: dict[str, Run], *, seconds: float, repeats: int, device: str) -> dict[str, list[float]]:
@@ -33,9 +34,12 @@ def in_turn(variants: dict[str, Run], *, seconds: float, repeats: int, device: s
 
 
 def _calls(run: Run, seconds: float, device: str) -> int:
-    for calls in (1, 2):  # the first may compile
-        each = _timed(run, calls, device) / calls
-    return max(2, min(10_000, round(seconds / each)))
+    _timed(run, 1, device)  # may compile
+    calls = 2
+    # Until what is done once for all calls together weighs little.
+    while (taken := _timed(run, calls, device)) < seconds / 3 and calls < _MOST_CALLS:
+        calls = min(_MOST_CALLS, 4 * calls)
+    return max(2, min(_MOST_CALLS, round(seconds * calls / taken)))
 
 
 def _timed(run: Run, calls: int, device: str) -> float:
@@ -61,7 +65,7 @@ def record(rates: list[float], **about: Any) -> Record:
 def header(benchmark: str, command: str, device: str, threads: int | None = None) -> dict[str, Any]:
     """What the numbers of a file were taken on."""
     peers: dict[str, str | None] = {}
-    for name in ("jax", "jaxlib", "optax"):
+    for name in ("jax", "jaxlib", "optax", "sparseprop", "scipy"):
         try:
             peers[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

@@ -38,3 +38,26 @@ def training(
         json=json,
         plot=plot,
     )
+
+
+@app.command("sparse")
+def sparse(
+    network: Annotated[
+        list[str] | None,
+        typer.Option("--network", help="lenet300, lenet5, conv4, resnet20 (these by default), resnet18, lenet5-wide."),
+    ] = None,
+    threads: Annotated[int, typer.Option("--threads", parser=_whole, metavar="N", help="CPU threads.")] = 1,
+    device: Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:N.")] = "cpu",
+    ticket: Annotated[
+        str | None, typer.Option("--ticket", metavar="FILE", help="Also measure this ticket of the one --network.")
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="LeNet-300-100 at three densities; ends in under a minute.")
+    ] = False,
+    json: Annotated[str | None, typer.Option("--json", metavar="FILE", help="Write the records here.")] = None,
+    plot: Annotated[str | None, typer.Option("--plot", metavar="FILE", help="Draw speed against density here.")] = None,
+) -> None:
+    """Training and inference on surviving weights against density, side by side with dense engines and peers."""
+    from lthfunc_benchmarks.sparse import run
+
+    run(networks=network or [], threads=threads, device=device, ticket=ticket, quick=quick, json=json, plot=plot)

@@ -13,7 +13,7 @@ from lthfunc.errors import invalid
 from lthfunc.sparse.capture import Captured, captured
 from lthfunc.sparse.kernels.build import load_kernels
 from lthfunc.sparse.memory import Memory, pack_moments, unpack_moments
-from lthfunc.sparse.program import Ending, program_of
+from lthfunc.sparse.program import Ending, Program, Stored, program_of
 from lthfunc.sparse.updates import clock_of, moments_of, state_after
 from lthfunc.training.engines.interface import Engine, Running, Tick, Work
 from lthfunc.training.evaluation import Quality, evaluate
@@ -21,7 +21,7 @@ from lthfunc.training.feed import Feed
 from lthfunc.training.steps import Metrics, accuracy, cross_entropy
 from lthfunc.trees.ops import scaled
 from lthfunc.trees.rng import counter_key, fold_in, key
-from lthfunc.trees.types import Batch, Buffers, Params, Split, TrainState
+from lthfunc.trees.types import Batch, Buffers, Masks, Params, Split, TrainState
 
 #: Seconds that one call of the machine should take: long enough to cost nothing, short enough to be interrupted.
 _CALL_SECONDS = 0.1
@@ -44,6 +44,8 @@ def sparse_engine(work: Work) -> Engine:
             graphs[training] = captured(module, params, buffers, shape, work.model.name)
         return graphs[training]
 
+    programs = _Programs(work)
+
     def begin(states: Sequence[TrainState], seeds: Sequence[int], feed: Feed) -> Running:
         if states[0].step.device.type != "cpu":
             raise invalid("--device", states[0].step.device, "cpu with --engine sparse")
@@ -52,7 +54,8 @@ def sparse_engine(work: Work) -> Engine:
         for number, (state, seed) in enumerate(zip(states, seeds, strict=True)):
             slots = (x, y) if len(states) == 1 else (x[:, number], y[:, number])
             shape = tuple(slots[0].shape[2:])
-            loops.append(_Loop(work, graph(state.params, state.buffers, shape, training=True), state, seed, slots))
+            captured_graph = graph(state.params, state.buffers, shape, training=True)
+            loops.append(_Loop(work, programs, captured_graph, state, seed, slots))
         return loops[0] if len(loops) == 1 else _Several(loops)
 
     measuring = _Measuring(work)
@@ -69,23 +72,45 @@ def sparse_engine(work: Work) -> Engine:
     return Engine("sparse", begin, measure)
 
 
+class _Programs:
+    """Makes a training's program; keeps the last, since controls and continued trainings have the same masks."""
+
+    def __init__(self, work: Work) -> None:
+        self._work = work
+        self._last: tuple[Masks, object, Program] | None = None
+
+    def program(self, graph: Captured, state: TrainState, batch: int, stored: Stored) -> Program:
+        """For networks under this state's masks."""
+        work = self._work
+        if self._last is not None:
+            masks, given, program = self._last
+            same = all(torch.equal(mask, masks[name]) for name, mask in state.masks.items())
+            if same and given == (batch, stored):
+                return program
+        changed = work.augment is not None  # inputs come scaled then
+        program = program_of(
+            graph, state.params, state.buffers, state.masks, batch=batch, stored=stored,
+            scale=None if changed else work.scale, name=work.model.name,
+            ending=Ending("cross_entropy" if work.loss is cross_entropy else None, True, work.optimizer.numbers),
+        )  # fmt: skip
+        self._last = {name: mask.clone() for name, mask in state.masks.items()}, (batch, stored), program
+        return program
+
+
 class _Loop:
     """One network in training."""
 
-    def __init__(self, work: Work, graph: Captured, state: TrainState, seed: int, slots: Batch) -> None:
+    def __init__(
+        self, work: Work, programs: _Programs, graph: Captured, state: TrainState, seed: int, slots: Batch
+    ) -> None:
         self._work, self._state, self._slots = work, state, slots
         x, _ = slots
         self._examples = x.shape[1]
         self._step, self._taken, self._since = int(state.step), 0, 0
         self._key, self._seed = counter_key(seed, "step"), key(seed, "dropout") % 2**32
-        optimizer = work.optimizer
-        changed = work.augment is not None  # inputs come as floats then, scaled
-        program = program_of(
-            graph, state.params, state.buffers, state.masks,
-            batch=self._examples, stored=(tuple(x.shape[2:]), torch.float32 if changed else x.dtype),
-            scale=None if changed else work.scale, name=work.model.name,
-            ending=Ending("cross_entropy" if work.loss is cross_entropy else None, True, optimizer.numbers),
-        )  # fmt: skip
+        optimizer, changed = work.optimizer, work.augment is not None
+        stored = tuple(x.shape[2:]), torch.float32 if changed else x.dtype
+        program = programs.program(graph, state, self._examples, stored)
         self._memory = memory = Memory(program, state.params, state.buffers)
         if optimizer.numbers is not None:
             memory.moments = [memory.vector(tree) for tree in moments_of(state.opt)]

@@ -22,6 +22,10 @@ from lthfunc.trees.types import Buffers, Masks, Params, Scale
 _KINDS = {torch.uint8: 0, torch.float32: 1}
 
 
+#: The shape and dtype of an input as the data set stores it.
+Stored = tuple[tuple[int, ...], torch.dtype]
+
+
 class Ending(NamedTuple):
     """What follows the network.
 
@@ -60,7 +64,7 @@ def program_of(
     masks: Masks,
     *,
     batch: int,
-    stored: tuple[tuple[int, ...], torch.dtype],
+    stored: Stored,
     scale: Scale | None,
     ending: Ending,
     name: str,
@@ -99,7 +103,7 @@ def _add_leaf(b: Builder, name: str, value: Tensor, masks: Mapping[str, Tensor])
     b.leaves[name] = Leaf(first, count)
 
 
-def _load(b: Builder, stored: tuple[tuple[int, ...], torch.dtype], scale: Scale | None) -> View:
+def _load(b: Builder, stored: Stored, scale: Scale | None) -> View:
     shape, dtype = stored
     if dtype not in _KINDS:
         raise UserError(f"--engine: sparse reads inputs stored as uint8 or float32, not as {dtype}")

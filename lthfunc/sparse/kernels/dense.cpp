@@ -1,4 +1,5 @@
-// Linear layers of high density: their weight gradients as one dense product, of which the survivors are picked.
+// Linear layers of high density: products of those that have all their weights, and weight gradients as one dense
+// product, of which the survivors are picked.
 //
 // At surviving places only, each gradient is a sum over lanes, some eight operations for four multiply-adds. A dense
 // product on inputs that lie example by example needs none of that, which pays from about two thirds of the weights on.
@@ -41,7 +42,61 @@ LTHFUNC_INLINE void block(const float* x, i64 width, const float* const (&grad)[
   }
 }
 
+constexpr int TILES = COLUMNS;
+
+// Rows of outputs on some tiles: each input that is loaded serves all rows, each weight all tiles.
+template <int Rows, int Tiles>
+void some(const dense_products_row& i, const Memory& m, i64 row, i64 tile) {
+  const vec* const in = m.activations + i.in + tile * i.in_tile;
+  const i32* const addresses = m.lists + i.addresses;
+  vec sum[Rows][Tiles];
+  const float* value[Rows];
+  LTHFUNC_UNROLL
+  for (int r = 0; r < Rows; ++r) {
+    value[r] = m.values + i.values + (row + r) * i.value_row;
+    const vec bias = all(i.bias < 0 ? 0.0f : m.values[i.bias + row + r]);
+    LTHFUNC_UNROLL
+    for (int t = 0; t < Tiles; ++t) sum[r][t] = bias;
+  }
+  for (i64 c = 0; c < i.features; ++c) {
+    const vec* const place = in + addresses[c];
+    vec x[Tiles];
+    LTHFUNC_UNROLL
+    for (int t = 0; t < Tiles; ++t) x[t] = place[t * i.in_tile];
+    LTHFUNC_UNROLL
+    for (int r = 0; r < Rows; ++r) {
+      const vec weight = all(value[r][c * i.value_step]);
+      LTHFUNC_UNROLL
+      for (int t = 0; t < Tiles; ++t) sum[r][t] += weight * x[t];
+    }
+  }
+  LTHFUNC_UNROLL
+  for (int r = 0; r < Rows; ++r) {
+    LTHFUNC_UNROLL
+    for (int t = 0; t < Tiles; ++t) {
+      const i64 at = m.lists[i.row_out + row + r] + (tile + t) * i.out_tile;
+      vec total = i.accumulate ? m.activations[i.out + at] + sum[r][t] : sum[r][t];
+      if (i.relu) total = larger(total, vec{});
+      if (i.gate >= 0) total = m.activations[i.gate + at] > vec{} ? total : vec{};
+      m.activations[i.out + at] = total;
+    }
+  }
+}
+
+template <int Rows>
+void some_rows(const dense_products_row& i, const Memory& m, i64 row) {
+  i64 tile = 0;
+  for (; tile + TILES <= m.tiles; tile += TILES) some<Rows, TILES>(i, m, row, tile);
+  for (; tile < m.tiles; ++tile) some<Rows, 1>(i, m, row, tile);
+}
+
 }  // namespace
+
+void dense_products(const dense_products_row& i, Memory& m, Part part) {
+  i64 row = part.row;
+  for (; row + ROWS <= part.rows; row += ROWS) some_rows<ROWS>(i, m, row);
+  for (; row < part.rows; ++row) some_rows<1>(i, m, row);
+}
 
 void by_example(const by_example_row& i, Memory& m, Part part) {
   const i32* const addresses = m.lists + i.addresses;

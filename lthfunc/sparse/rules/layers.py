@@ -225,6 +225,10 @@ class _Layer:
         self.out.scale = self._scale
 
         def late() -> Any:
+            if self._full:
+                self.lists = self._lists(entries()[0], None)
+                self.row_out = self.b.table(walk_out.rows())
+                return self._dense_product(self.x.place, self.out.place, self.row_out, turned=False)
             made, blocks = entries()
             lists = self._lists(made, None if self.pooled is not None else blocks)
             self.lists = {name: lists[name] for name in ("starts", "offsets", "blocks")}
@@ -271,6 +275,24 @@ class _Layer:
 
         self.b.emit(late)
         self.b.release(pooled)
+
+    @property
+    def _full(self) -> bool:
+        """Whether it is a linear layer that has all its weights."""
+        weights = self.b.weights[self.weight]
+        return bool(self.across) and len(weights.positions) == math.prod(weights.shape)
+
+    def _dense_product(
+        self, source: Place, into: Place, rows: int, *, turned: bool, accumulate: int = 0, gate: int = -1
+    ) -> Any:
+        outs, ins = self.b.weights[self.weight].shape
+        return "dense_products", BY_ROWS, ins if turned else outs, {
+            "in": source.first, "in_tile": source.tile, "addresses": self.b.table(source.addresses()),
+            "features": outs if turned else ins, "out": into.first, "out_tile": into.tile, "row_out": rows,
+            "values": self.b.leaves[self.weight].first, "value_row": 1 if turned else ins,
+            "value_step": ins if turned else 1, "bias": -1 if turned else self._bias_at,
+            "relu": int(not turned and self.out.rectified), "accumulate": accumulate, "gate": gate,
+        }  # fmt: skip
 
     def _lists(self, entries: Entries, blocks: Blocks | None) -> dict[str, int]:
         lists = lists_of(entries, blocks)
@@ -376,6 +398,9 @@ class _Layer:
 
     def _input_gradient(self, lists: Any, walk_grad: _Walk, walk_into: _Walk, grad: Place, target: Any) -> None:
         def late() -> Any:
+            if self._full:
+                rows = self.b.table(self.x.place.addresses())
+                return self._dense_product(grad, target.place, rows, turned=True, **target.columns)
             made, blocks = lists(self.b.weights[self.weight].positions)
             gate = -1 if target.gate is None else walk_into.shifted(target.gate.first)
             into = _moved(walk_into, target.place)

@@ -1,0 +1,307 @@
+"""Training and inference on surviving weights against density: our engines, their peers, single layers, the floor.
+
+    python -m benchmarks.sparse --network lenet5 --threads 1 --json FILE --plot FILE
+
+or, installed, `lthfunc benchmark sparse`. What is compared is measured in one process, in turn. On a CUDA device a
+linear layer is measured dense, masked, in torch's CSR and in 2:4 semi-structured form.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import lthfunc as lf
+from lthfunc.errors import UserError, invalid, unknown
+from lthfunc.experiments.plan import choose_device
+from lthfunc.sparse.functional import conv_pattern, to_tiles
+from lthfunc.training.batches import batches
+from lthfunc.training.engines.toolchain import why_not
+from lthfunc.training.engines.tracing import compiled
+from lthfunc.training.loop import make_trainer, take_steps
+from lthfunc.training.threads import using_threads
+from lthfunc.trees.model import apply_evaluating
+from lthfunc.trees.ops import flattened, scaled
+from lthfunc.trees.types import TrainState
+
+from . import peers, sparse_peers
+from .floors import PEAK, peak_rate, products
+from .networks import Case, cases, images
+from .records import Record, Run, header, in_turn, record, write
+from .sparse_chart import draw, table
+
+DENSE, SPARSE, AUTO = "lthfunc, compile", "lthfunc, sparse", "lthfunc, auto"
+NETWORKS = ("lenet300", "lenet5", "conv4", "resnet20")
+_LARGE = ("resnet18", "lenet5-wide")
+#: Single convolutions 3×3: channels in and out, and the side of the image.
+LAYERS = {"conv 16-16 on 32²": (16, 32), "conv 64-64 on 32²": (64, 32), "conv 256-256 on 8²": (256, 8)}
+DENSITIES = (1.0, 0.8, 0.512, 0.33, 0.2, 0.1, 0.05, 0.036, 0.01, 0.005)
+_LAYER_DENSITIES = (0.5, 0.2, 0.1, 0.05, 0.02)
+_SECONDS, _REPEATS = 0.4, 7
+_QUICK_SECONDS, _QUICK_REPEATS = 0.1, 3
+_BATCH = 64
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--network", action="append", help=f"one of {', '.join((*NETWORKS, *_LARGE))}; repeatable")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--ticket", metavar="FILE", help="also measure this ticket of the (one) network")
+    parser.add_argument("--quick", action="store_true", help="LeNet-300-100 at three densities: under a minute")
+    parser.add_argument("--json", metavar="FILE")
+    parser.add_argument("--plot", metavar="FILE")
+    options = parser.parse_args(arguments)
+    try:
+        run(
+            networks=options.network or [],
+            threads=options.threads,
+            device=options.device,
+            ticket=options.ticket,
+            quick=options.quick,
+            json=options.json,
+            plot=options.plot,
+        )
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+def run(
+    *,
+    networks: Sequence[str],
+    threads: int,
+    device: str,
+    ticket: str | None,
+    quick: bool,
+    json: str | None,
+    plot: str | None,
+) -> list[Record]:
+    """Measure, print tables, and write JSON and a picture where asked to."""
+    names = list(networks) or (["lenet300"] if quick else list(NETWORKS))
+    for name in names:
+        if name not in (*NETWORKS, *_LARGE):
+            raise unknown("--network", name, (*NETWORKS, *_LARGE))
+    if threads < 1:
+        raise invalid("--threads", threads, "a whole number of at least 1")
+    if ticket is not None and len(names) != 1:
+        raise invalid("--ticket", ticket, "one --network with it")
+    device = choose_device(device)
+    masks = lf.load_ticket(ticket).masks if ticket is not None else None
+    lf.hold_memory()
+    timing = {"seconds": _QUICK_SECONDS, "repeats": _QUICK_REPEATS} if quick else {"seconds": _SECONDS, "repeats": _REPEATS}
+    densities = (1.0, 0.2, 0.05) if quick else DENSITIES
+    about = {"device": device, "threads": threads, "precision": "fp32"}
+    records: list[Record] = []
+    with using_threads(threads):
+        if device != "cpu":
+            records += _formats_on_gpu(device, timing, about)
+            table(records)
+        else:
+            every = cases()
+            for name in names:
+                found = _training(every[name], densities, masks, timing, about)
+                found += _inference(every[name], densities, timing, about)
+                table(found)
+                records += found
+            if not quick and not networks:
+                found = _layers(timing, about)
+                table(found)
+                records += found
+    head = header("sparse", f"lthfunc benchmark sparse --threads {threads}", device, threads)
+    if json:
+        write(json, head, records)
+    if plot:
+        draw(plot, records, f"{head['machine']['processor']}, {threads} thread{'s' if threads > 1 else ''}")
+    return records
+
+
+def _measured(variants: dict[tuple[str, float], Run], timing: dict[str, Any], **about: Any) -> list[Record]:
+    """Records of variants, each with the density that it was measured at."""
+    names = {f"{variant} at {density:g}": (variant, density) for variant, density in variants}
+    runs = {name: variants[key] for name, key in names.items()}
+    found = in_turn(runs, device=about["device"], **timing)
+    return [record(rates, variant=names[name][0], density=names[name][1], **about) for name, rates in found.items()]
+
+
+def _training(
+    case: Case, densities: Sequence[float], masks: lf.Masks | None, timing: dict[str, Any], about: dict[str, Any]
+) -> list[Record]:
+    data, optimizer = images(case, "cpu"), lf.adam(peers.LR)
+    ready = [(scaled(x, data.scale), y) for x, y in batches(data.train, case.batch, 0, 0, 16)]
+    _, flops = products(case.model, ready[0][0])
+
+    def loop(engine: Any, state: TrainState) -> Run:
+        trainer = make_trainer(case.model, data, optimizer=optimizer, batch_size=case.batch, engine=engine)
+
+        def run(n: int) -> None:
+            nonlocal state
+            state, _ = take_steps(trainer, state, seed=0, until=int(state.step) + n)
+
+        return run
+
+    sparse = lf.sparse_or("compile")
+    variants: dict[tuple[str, float], Run] = {(DENSE, 1.0): loop("compile", _ticket(case, 1.0))}
+    variants["nn.utils.prune, fused Adam", 0.2] = peers.nn_utils_prune(case.model, _ticket(case, 0.2), ready)
+    for density in densities:
+        state = _ticket(case, density)
+        variants[SPARSE, density] = loop(lf.sparse_engine, state)
+        if density > 0.3:
+            variants[AUTO, density] = loop(sparse, state)
+        low, high = sparse_peers.SPARSEPROP_DENSITIES
+        if low <= density <= high and sparse_peers.why_no_sparseprop() is None and case.layers:
+            variants["SparseProp", density] = sparse_peers.sparseprop(case.model, state, ready, peers.LR)
+    if masks is not None:
+        state = lf.init(case.model)
+        state = state._replace(masks=masks, params=lf.apply_masks(state.params, masks))
+        variants[f"{SPARSE}, ticket", round(lf.density(masks), 4)] = loop(lf.sparse_engine, state)
+    given = {**about, "network": case.name, "batch": case.batch, "unit": "steps/s"}
+    records = _measured(variants, timing, **given)
+    peak = peak_rate("cpu")
+    records += [record([peak / flops / density], variant=PEAK, density=density, **given) for density in densities]
+    return records
+
+
+def _inference(
+    case: Case, densities: Sequence[float], timing: dict[str, Any], about: dict[str, Any]
+) -> list[Record]:
+    x = torch.randn(_BATCH, *case.shape)
+    variants: dict[tuple[str, float], Run] = {}
+    if why_not("cpu") is None:
+        variants[DENSE, 1.0] = _compiled_forward(case, _ticket(case, 1.0), x)
+    for density in densities:
+        state = _ticket(case, density)
+        program = lf.sparse_program(case.model, state)
+        variants[SPARSE, density] = lambda n, program=program: [program(x) for _ in range(n)]
+        if case.name == "lenet300" and density < 1:
+            variants["torch CSR", density] = sparse_peers.torch_csr(state, x)
+            variants["scipy.sparse CSR", density] = sparse_peers.scipy_csr(state, x)
+    with torch.no_grad():
+        given = {**about, "network": f"{case.name}, inference", "batch": _BATCH, "unit": "samples/s"}
+        return [_times(item, _BATCH) for item in _measured(variants, timing, **given)]
+
+
+def _times(item: Record, factor: int) -> Record:
+    return {**item, **{name: round(item[name] * factor, 1) for name in ("min", "median", "max")}}
+
+
+def _compiled_forward(case: Case, state: TrainState, x: Tensor) -> Run:
+    """The dense network, compiled, in the memory layout that it is faster in."""
+    found: list[tuple[float, Run]] = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        parts, rebuilt = flattened((state.params, state.buffers))
+        leaves = [leaf.contiguous(memory_format=layout) if leaf.ndim == 4 else leaf for leaf in parts]
+        given = x.contiguous(memory_format=layout)
+
+        def forward(*arguments: Tensor, rebuilt: Any = rebuilt) -> Any:
+            params, buffers = rebuilt(arguments[:-1])
+            return apply_evaluating(case.model, params, buffers, arguments[-1])
+
+        with torch.no_grad():
+            program = compiled(forward, (*leaves, given), case.name)
+
+        def run(n: int, program: Any = program, arguments: Any = (*leaves, given)) -> None:
+            for _ in range(n):
+                program(*arguments)
+
+        rates = in_turn({"it": run}, seconds=0.1, repeats=3, device="cpu")["it"]
+        found.append((max(rates), run))
+    return max(found, key=lambda each: each[0])[1]
+
+
+def _ticket(case: Case, density: float) -> TrainState:
+    state = lf.init(case.model)
+    return lf.prune(density=density, score=lf.random_scores(0))(state) if density < 1 else state
+
+
+def _layers(timing: dict[str, Any], about: dict[str, Any]) -> list[Record]:
+    """Single convolutions, forward and both gradients: dense by oneDNN, ours, SparseProp's."""
+    records = []
+    for name, (channels, side) in LAYERS.items():
+        x, grad = torch.randn(2, _BATCH, channels, side, side)
+        weight = torch.randn(channels, channels, 3, 3)
+        variants: dict[tuple[str, float], Run] = {("oneDNN", 1.0): _dense_layer(x, weight, grad)}
+        for density in _LAYER_DENSITIES:
+            mask = torch.rand(weight.shape, generator=torch.Generator().manual_seed(0)) < density
+            variants[SPARSE, density] = _sparse_layer(x, weight, grad, mask)
+            if density <= 0.2 and sparse_peers.why_no_sparseprop() is None:
+                variants["SparseProp", density] = _sparseprop_layer(x, weight, grad, mask)
+        given = {**about, "network": name, "batch": _BATCH, "unit": "calls/s"}
+        records += _measured(variants, timing, **given)
+    return records
+
+
+def _dense_layer(x: Tensor, weight: Tensor, grad: Tensor) -> Run:
+    backward = ([1, 1], [1, 1], [1, 1], False, [0, 0], 1, (True, True, False))
+
+    def run(n: int) -> None:
+        for _ in range(n):
+            F.conv2d(x, weight, padding=1)
+            torch.ops.aten.convolution_backward(grad, x, weight, None, *backward)
+
+    return run
+
+
+def _sparse_layer(x: Tensor, weight: Tensor, grad: Tensor, mask: Tensor) -> Run:
+    pattern, values = conv_pattern(mask, (x.shape[2], x.shape[3]), padding=(1, 1)), weight[mask]
+    channels, side = x.shape[1], x.shape[2]
+    padded, inner = (F.pad(to_tiles(each), (0, 0, 1, 1, 1, 1)) for each in (x, grad))
+    # The gradient with a border of the kernel's size: what the transposed lists of a pattern read.
+    wide, plain = F.pad(inner, (0, 0, 1, 1, 1, 1)), to_tiles(grad)
+    ops = torch.ops.lthfunc
+
+    def run(n: int) -> None:
+        for _ in range(n):
+            ops.products(padded, values, None, pattern.starts, pattern.offsets, None, channels, side, side, 1, 1)
+            ops.weight_gradients(padded, plain, pattern.starts, pattern.offsets, 1, 1)
+            ops.products(
+                wide, values, None, pattern.starts_back, pattern.offsets_back, pattern.which, channels, side + 2,
+                side + 2, 1, 1,
+            )  # fmt: skip
+
+    return run
+
+
+def _sparseprop_layer(x: Tensor, weight: Tensor, grad: Tensor, mask: Tensor) -> Run:
+    layer = nn.Conv2d(x.shape[1], x.shape[1], 3, padding=1, bias=False)
+    layer.weight.data = weight * mask
+    module = sparse_peers.sparse_module(layer, x.shape)
+    leaf = x.clone().requires_grad_()
+
+    def run(n: int) -> None:
+        with torch.enable_grad():
+            for _ in range(n):
+                module(leaf).backward(grad)
+
+    return run
+
+
+def _formats_on_gpu(device: str, timing: dict[str, Any], about: dict[str, Any]) -> list[Record]:
+    """A linear layer 4096 × 4096 on a batch of 512, half precision: dense, masked, CSR and 2:4."""
+    size, batch = 4096, 512
+    x = torch.randn(batch, size, device=device, dtype=torch.half)
+    weight = torch.randn(size, size, device=device, dtype=torch.half)
+    two_of_four = torch.tensor([1, 1, 0, 0], device=device).repeat(size // 4).expand(size, size).half()
+    semi = torch.sparse.to_sparse_semi_structured(weight * two_of_four)
+    variants: dict[tuple[str, float], Run] = {
+        ("dense", 1.0): lambda n: [F.linear(x, weight) for _ in range(n)],
+        ("masked", 0.5): lambda n: [F.linear(x, weight * two_of_four) for _ in range(n)],
+        ("2:4 semi-structured", 0.5): lambda n: [F.linear(x, semi) for _ in range(n)],
+    }
+    for density in (0.2, 0.05, 0.01):
+        mask = torch.rand(size, size, device=device) < density
+        csr, columns = (weight * mask).float().to_sparse_csr(), x.float().T.contiguous()
+        variants["CSR, fp32", density] = lambda n, csr=csr, columns=columns: [csr @ columns for _ in range(n)]
+    return _measured(variants, timing, **{**about, "precision": "fp16"}, network="linear 4096", batch=batch, unit="calls/s")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,89 @@
+"""Results of the sparse benchmark as tables, and as how many times as fast as dense against density."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
+from rich.console import Console
+from rich.table import Table
+
+from .floors import PEAK
+from .records import Record
+
+#: What all else is compared with, by what is measured.
+_BASES = ("lthfunc, compile", "oneDNN", "dense")
+#: Okabe & Ito's palette.
+_COLOURS = {
+    "lthfunc, sparse": "#0072B2", "lthfunc, auto": "#56B4E9", "SparseProp": "#D55E00", "torch CSR": "#E69F00",
+    "scipy.sparse CSR": "#CC79A7", PEAK: "#888888",
+}  # fmt: skip
+
+
+def base_of(records: Sequence[Record]) -> float | None:
+    """The dense rate among the records of one network."""
+    return next((item["median"] for item in records if item["variant"] in _BASES), None)
+
+
+def table(records: Sequence[Record]) -> None:
+    """Print a table for each network."""
+    for network in dict.fromkeys(item["network"] for item in records):
+        mine = [item for item in records if item["network"] == network]
+        base = base_of(mine)
+        title = f"{network}, batch {mine[0]['batch']}: {mine[0]['unit']}"
+        out = Table(title=title, box=None, header_style="bold")
+        for head, side in (("density", "right"), ("variant", "left"), ("min", "right"), ("median", "right"),
+                           ("max", "right"), ("÷ dense", "right")):  # fmt: skip
+            out.add_column(head, justify=side)  # type: ignore[arg-type]
+        for item in sorted(mine, key=lambda item: (-item["density"], item["median"])):
+            digits = 2 if item["median"] < 100 else 0
+            numbers = [f"{item[name]:,.{digits}f}" for name in ("min", "median", "max")]
+            ratio = f"{item['median'] / base:.2f}" if base else ""
+            style = "bold" if item["variant"].startswith("lthfunc") else None
+            out.add_row(f"{item['density']:g}", item["variant"], *numbers, ratio, style=style)
+        Console().print(out)
+
+
+def draw(path: str, records: Sequence[Record], title: str) -> None:
+    """Write a PNG or SVG: a panel for each network, a line for each variant, and a line at 1."""
+    networks = list(dict.fromkeys(item["network"] for item in records))
+    columns = min(3, len(networks))
+    rows = -(-len(networks) // columns)
+    figure = Figure(figsize=(4.6 * columns, 0.7 + 3.4 * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat[len(networks) :]:
+        axes.set_axis_off()
+    labelled = {}
+    for axes, network in zip(grid.flat, networks, strict=False):
+        mine = [item for item in records if item["network"] == network]
+        base = base_of(mine)
+        if base is None:
+            continue
+        axes.axhline(1, color="#333333", linewidth=1)
+        for variant, colour in _COLOURS.items():
+            line = sorted((item for item in mine if item["variant"] == variant), key=lambda item: -item["density"])
+            if not line:
+                continue
+            floor = variant == PEAK
+            (drawn,) = axes.plot(
+                [100 * item["density"] for item in line], [item["median"] / base for item in line], color=colour,
+                marker=None if floor else "o", markersize=4, linewidth=1.5, linestyle="--" if floor else "-",
+            )  # fmt: skip
+            labelled[variant] = drawn
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.invert_xaxis()
+        axes.set_title(f"{network}, batch {mine[0]['batch']}", fontsize=10)
+        axes.set_xlabel("weights remaining (%)")
+        axes.set_ylabel("times as fast as dense")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axis.set_minor_formatter(NullFormatter())
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+    figure.legend(list(labelled.values()), list(labelled), frameon=False, fontsize=9, loc="outside lower center", ncols=6)
+    figure.suptitle(title, fontsize=11)
+    figure.savefig(path, dpi=130)

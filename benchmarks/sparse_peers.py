@@ -1,0 +1,106 @@
+"""How others compute with surviving weights alone: SparseProp in training, CSR products in inference."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import lthfunc as lf
+from lthfunc.trees.types import Batch, TrainState
+
+from .records import Run
+
+#: SparseProp asks for at least 80 % of zeros, and ends the process on layers that are nearly empty.
+SPARSEPROP_DENSITIES = (0.03, 0.2)
+
+
+def why_no_sparseprop() -> str | None:
+    """Why SparseProp cannot take part, or None."""
+    try:
+        import sparseprop  # noqa: F401
+    except (ImportError, OSError):
+        return "sparseprop is not installed"
+    return None
+
+
+def sparse_module(layer: nn.Module, shape: Sequence[int]) -> nn.Module:
+    """SparseProp's own choice for a linear or convolution layer on inputs of this shape."""
+    from sparseprop.modules import sparsify_if_faster
+
+    chosen: nn.Module = sparsify_if_faster(layer, tuple(shape), include_dense=False)
+    return chosen
+
+
+def sparseprop(model: lf.Model, state: TrainState, ready: Sequence[Batch], lr: float) -> Run:
+    """A network with SparseProp's layers in place of its own, autograd, fused Adam."""
+    module = copy.deepcopy(model.training).requires_grad_(True)
+    module.load_state_dict({**state.params, **state.buffers})
+    for name, shape in _input_shapes(module, ready[0][0]).items():
+        owner, _, leaf = name.rpartition(".")
+        setattr(module.get_submodule(owner), leaf, sparse_module(module.get_submodule(name), shape))
+    optimizer = torch.optim.Adam(module.parameters(), lr, fused=True)
+
+    def run(n: int) -> None:
+        for i in range(n):
+            x, y = ready[i % len(ready)]
+            optimizer.zero_grad()
+            F.cross_entropy(module(x), y).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+
+    return run
+
+
+def _input_shapes(module: nn.Module, x: Tensor) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {}
+    hooks = []
+    for name, layer in module.named_modules():
+        if isinstance(layer, (nn.Linear, nn.Conv2d)):
+
+            def note(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, name: str = name) -> None:
+                shapes[name] = tuple(inputs[0].shape)
+
+            hooks.append(layer.register_forward_hook(note))
+    with torch.no_grad():
+        module(x)
+    for hook in hooks:
+        hook.remove()
+    return shapes
+
+
+def torch_csr(state: TrainState, x: Tensor) -> Run:
+    """A network of linear layers by torch's CSR products."""
+    layers = [(w.to_sparse_csr(), b[:, None]) for w, b in _linear(state)]
+    flat = x.flatten(1).T.contiguous()
+    return _products(layers, flat, lambda value: value.relu_())
+
+
+def scipy_csr(state: TrainState, x: Tensor) -> Run:
+    """A network of linear layers by scipy's CSR products."""
+    import numpy as np
+    from scipy import sparse
+
+    layers = [(sparse.csr_matrix(w.numpy()), b.numpy()[:, None]) for w, b in _linear(state)]
+    flat = np.ascontiguousarray(x.flatten(1).T.numpy())
+    return _products(layers, flat, lambda value: np.maximum(value, 0, out=value))
+
+
+def _linear(state: TrainState) -> list[tuple[Tensor, Tensor]]:
+    names = [name.removesuffix(".weight") for name in state.masks]
+    return [(state.params[f"{name}.weight"], state.params[f"{name}.bias"]) for name in names]
+
+
+def _products(layers: Sequence[tuple[Any, Any]], x: Any, relu: Any) -> Run:
+    def run(n: int) -> None:
+        for _ in range(n):
+            value = x
+            for number, (weight, bias) in enumerate(layers):
+                value = weight @ value + bias
+                if number < len(layers) - 1:
+                    value = relu(value)
+
+    return run
