@@ -16,6 +16,7 @@ from .records import Run
 
 #: Steps in one call of the scan.
 SCANNED = 50
+JIT = "JAX jit, donated"
 
 
 def why_not(case: Case) -> str | None:
@@ -78,7 +79,7 @@ def jitted(case: Case, state: TrainState, ready: Sequence[Batch]) -> dict[str, R
             carry, _ = scanned(carry, many)
         carries["scan"] = jax.block_until_ready(carry)
 
-    variants: dict[str, Run] = {"JAX jit, donated": run}
+    variants: dict[str, Run] = {JIT: run}
     if not any(layer.startswith("conv") for layer in case.layers):
         # Within a scan, XLA's CPU convolutions are some 80 times slower than outside: minutes to say so again.
         variants["JAX lax.scan"] = run_scanned

@@ -30,7 +30,7 @@ from lthfunc.trees.model import apply_evaluating
 from lthfunc.trees.ops import flattened, scaled
 from lthfunc.trees.types import TrainState
 
-from . import peers, sparse_peers
+from . import peers, peers_jax, sparse_peers
 from .floors import PEAK, peak_rate, products
 from .networks import Case, cases, images
 from .records import Record, Run, header, in_turn, record, write
@@ -96,6 +96,7 @@ def run(
         raise invalid("--ticket", ticket, "one --network with it")
     device = choose_device(device)
     masks = lf.load_ticket(ticket).masks if ticket is not None else None
+    peers_jax.use_threads(threads)
     lf.hold_memory()
     timing = {"seconds": _QUICK_SECONDS, "repeats": _QUICK_REPEATS} if quick else {"seconds": _SECONDS, "repeats": _REPEATS}
     densities = (1.0, 0.2, 0.05) if quick else DENSITIES
@@ -136,7 +137,7 @@ def _training(
     case: Case, densities: Sequence[float], masks: lf.Masks | None, timing: dict[str, Any], about: dict[str, Any]
 ) -> list[Record]:
     data, optimizer = images(case, "cpu"), lf.adam(peers.LR)
-    ready = [(scaled(x, data.scale), y) for x, y in batches(data.train, case.batch, 0, 0, 16)]
+    ready = [(scaled(x, data.scale), y) for x, y in batches(data.train, case.batch, 0, 0, peers_jax.SCANNED)]
     _, flops = products(case.model, ready[0][0])
 
     def loop(engine: Any, state: TrainState) -> Run:
@@ -151,6 +152,9 @@ def _training(
     sparse = lf.sparse_or("compile")
     variants: dict[tuple[str, float], Run] = {(DENSE, 1.0): loop("compile", _ticket(case, 1.0))}
     variants["nn.utils.prune, fused Adam", 0.2] = peers.nn_utils_prune(case.model, _ticket(case, 0.2), ready)
+    if peers_jax.why_not(case) is None:
+        jitted = peers_jax.jitted(case, lf.with_optimizer(_ticket(case, 0.2), optimizer), ready)
+        variants[peers_jax.JIT, 0.2] = jitted[peers_jax.JIT]
     for density in densities:
         state = _ticket(case, density)
         variants[SPARSE, density] = loop(lf.sparse_engine, state)

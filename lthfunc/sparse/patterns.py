@@ -24,13 +24,15 @@ class Entries(NamedTuple):
 class Blocks(NamedTuple):
     """Entries in blocks that are walked one after the other, so that what a block reads stays in a near cache.
 
-    number: int64 (entries,), each entry's block. limits: for each block the rows of output places (from, to) that it
-    adds to, where it doesn't add to all.
+    number: int64 (entries,), each entry's block. limits: int64 (kernel_x + kernel_y, 2), the output places (from, to)
+    that the entries of each kernel column and of each kernel row add to, where blocks are columns and rows of a kernel.
     """
 
     count: int
     number: Tensor
     limits: Tensor | None = None
+    kernel_y: int = 0
+    kernel_x: int = 0
 
 
 class Lists(NamedTuple):

@@ -31,20 +31,12 @@ struct Walk {
   i64 in_step, out_step;
 };
 
-// The blocks that add to a row of places: neighbours.
+// Neighbouring blocks of a row's list, and where in its course they stand: fresh sums begin at the bias, finished ones
+// are rectified, gated and the like.
 struct Some {
-  i64 first, last;
+  i64 from, to;
+  bool fresh, finish;
 };
-
-Some blocks_of(const products_row& i, const Memory& m, i64 y) {
-  if (i.limits < 0) return {0, i.blocks - 1};
-  const i32* const limits = m.lists + i.limits;
-  const auto adds = [&](i64 block) { return limits[2 * block] <= y && y < limits[2 * block + 1]; };
-  Some some{0, i.blocks - 1};
-  while (some.first < some.last && !adds(some.first)) ++some.first;
-  while (some.last > some.first && !adds(some.last)) --some.last;
-  return some;
-}
 
 // All rows of one stretch of outputs.
 template <int Sums, bool Unit, bool Indexed>
@@ -54,40 +46,39 @@ void stretch(const products_row& i, const Memory& m, Walk walk, Some blocks, i64
   const i32* const which = m.lists + i.which;
   const i32* const row_out = m.lists + i.row_out;
   const float* const values = m.values + i.values;
-  for (i64 block = blocks.first; block <= blocks.last; ++block) {
-    const bool first = block == blocks.first, last = block == blocks.last;
-    for (i64 row = from; row < to; ++row) {
-      vec* const out = walk.out + row_out[row];
-      vec sum[Sums];
-      if (!first || i.accumulate) {
-        LTHFUNC_UNROLL
-        for (int s = 0; s < Sums; ++s) sum[s] = out[s * walk.out_step];
-      } else {
-        const vec bias = all(i.bias < 0 ? 0.0f : m.values[i.bias + row]);
-        LTHFUNC_UNROLL
-        for (int s = 0; s < Sums; ++s) sum[s] = bias;
-      }
-      const i32* const start = starts + row * i.blocks + block;
-      const i64 begin = start[0];
-      run_list<Sums, Unit, Indexed>(sum, walk.in, walk.in_step, offsets + begin, which + begin,
-                                    Indexed ? values : values + begin, start[1] - begin);
-      if (last && i.saved >= 0) {
+  for (i64 row = from; row < to; ++row) {
+    const i64 begin = starts[row * i.blocks + blocks.from], end = starts[row * i.blocks + blocks.to];
+    if (begin == end && !blocks.fresh && !blocks.finish) continue;
+    vec* const out = walk.out + row_out[row];
+    vec sum[Sums];
+    if (!blocks.fresh || i.accumulate) {
+      LTHFUNC_UNROLL
+      for (int s = 0; s < Sums; ++s) sum[s] = out[s * walk.out_step];
+    } else {
+      const vec bias = all(i.bias < 0 ? 0.0f : m.values[i.bias + row]);
+      LTHFUNC_UNROLL
+      for (int s = 0; s < Sums; ++s) sum[s] = bias;
+    }
+    run_list<Sums, Unit, Indexed>(sum, walk.in, walk.in_step, offsets + begin, which + begin,
+                                  Indexed ? values : values + begin, end - begin);
+    if (blocks.finish) {
+      if (i.saved >= 0) {
         const float* const saved = m.constants + i.saved + row * SAVED;
         LTHFUNC_UNROLL
         for (int s = 0; s < Sums; ++s) sum[s] = sum[s] * saved[factor_of] + saved[summand_of];
       }
-      if (last && i.relu) {
+      if (i.relu) {
         LTHFUNC_UNROLL
         for (int s = 0; s < Sums; ++s) sum[s] = larger(sum[s], vec{});
       }
-      if (last && walk.gate) {
+      if (walk.gate) {
         const vec* const gate = walk.gate + row_out[row];
         LTHFUNC_UNROLL
         for (int s = 0; s < Sums; ++s) sum[s] = gate[s * walk.out_step] > vec{} ? sum[s] : vec{};
       }
-      LTHFUNC_UNROLL
-      for (int s = 0; s < Sums; ++s) out[s * walk.out_step] = sum[s];
     }
+    LTHFUNC_UNROLL
+    for (int s = 0; s < Sums; ++s) out[s * walk.out_step] = sum[s];
   }
 }
 
@@ -184,32 +175,61 @@ Stretch pooled_of(i64 pairs, bool unit) { return pooled_among<1>(pairs, unit); }
 
 }  // namespace
 
-void products(const products_row& i, Memory& m, Part part) {
-  const i64 nx = i.across ? m.tiles : i.nx;
+namespace {
+
+// A row of places from `first` to `end` in stretches of nearly even lengths, through some of the blocks.
+void places(const products_row& i, const Memory& m, i64 tile, i64 y, i64 first, i64 end, Some blocks, Part part) {
   // Linear layers: as many tiles at once as a block of inputs is cut for, so that it stays in the first cache.
   const i64 most = i.pool ? MOST_PAIRS : i.across ? std::min<i64>(i.across, MOST_SUMS) : MOST_SUMS;
-  const i64 pieces = (nx + most - 1) / most;
-  const i64 least = nx / pieces, longer = nx % pieces;
-  const bool unit = i.in_x == 1;
-  const auto chosen = [&](i64 size) { return i.pool ? pooled_of(size, unit) : stretch_of(size, unit, i.which >= 0); };
-  const Stretch of_least = chosen(least);
-  const Stretch of_longer = longer ? chosen(least + 1) : of_least;
+  const i64 count = end - first, pieces = (count + most - 1) / most;
+  const bool unit = i.in_x == 1, indexed = i.which >= 0;
   const i64 each = i.pool ? 2 : 1;  // outputs of the layer along each side of what is written
-  const i64 first = i.across ? 0 : part.tile, end = i.across ? 1 : part.tiles;
-  for (i64 tile = first; tile < end; ++tile) {
-    for (i64 y = 0; y < i.ny; ++y) {
-      const Some blocks = blocks_of(i, m, y);
-      for (i64 piece = 0, x = 0; piece < pieces; ++piece) {
-        const bool is_longer = piece < longer;
-        const i64 out = i.out_tile * tile + i.out_y * y + i.out_x * x;
-        const Walk walk{m.activations + i.in + i.in_tile * tile + each * (i.in_y * y + i.in_x * x),
-                        m.activations + i.out + out, i.gate < 0 ? nullptr : m.activations + i.gate + out,
-                        i.codes < 0 ? nullptr : reinterpret_cast<ivec*>(m.activations + i.codes + out), i.in_x, i.out_x};
-        (is_longer ? of_longer : of_least)(i, m, walk, blocks, part.row, part.rows);
-        x += least + is_longer;
-      }
+  for (i64 piece = 0, x = first; piece < pieces; ++piece) {
+    const i64 size = count / pieces + (piece < count % pieces);
+    const i64 out = i.out_tile * tile + i.out_y * y + i.out_x * x;
+    const Walk walk{m.activations + i.in + i.in_tile * tile + each * (i.in_y * y + i.in_x * x),
+                    m.activations + i.out + out,
+                    i.gate < 0 ? nullptr : m.activations + i.gate + out,
+                    i.codes < 0 ? nullptr : reinterpret_cast<ivec*>(m.activations + i.codes + out),
+                    i.in_x,
+                    i.out_x};
+    const Stretch kernel = i.pool ? pooled_of(size, unit) : stretch_of(size, unit, indexed);
+    if (i.pool || i.limits >= 0) {
+      kernel(i, m, walk, blocks, part.row, part.rows);
+    } else {
+      for (i64 block = 0; block < i.blocks; ++block)
+        kernel(i, m, walk, {block, block + 1, block == 0, block == i.blocks - 1}, part.row, part.rows);
     }
+    x += size;
   }
+}
+
+// Without the entries that would read outside the image: those of each kernel column at its own columns of places, and
+// of those, at each row of places, the kernel rows that lie inside. `limits`: (from, to) for all kernel columns, then
+// for all kernel rows.
+void windowed(const products_row& i, const Memory& m, i64 tile, i64 y, Part part) {
+  const i32* const columns = m.lists + i.limits;
+  const i32* const rows = columns + 2 * i.kernel_x;
+  i64 from = 0, to = i.kernel_y;
+  while (from < to && !(rows[2 * from] <= y && y < rows[2 * from + 1])) ++from;
+  while (to > from && !(rows[2 * to - 2] <= y && y < rows[2 * to - 1])) --to;
+  places(i, m, tile, y, 0, i.nx, {0, 0, true, false}, part);
+  for (i64 first = 0, column = 0; first < i.blocks; first += i.kernel_y, column = (column + 1) % i.kernel_x)
+    places(i, m, tile, y, columns[2 * column], columns[2 * column + 1], {first + from, first + to, false, false}, part);
+  places(i, m, tile, y, 0, i.nx, {0, 0, false, true}, part);
+}
+
+}  // namespace
+
+void products(const products_row& i, Memory& m, Part part) {
+  if (i.across) return places(i, m, 0, 0, 0, m.tiles, {0, i.blocks, true, true}, part);
+  for (i64 tile = part.tile; tile < part.tiles; ++tile)
+    for (i64 y = 0; y < i.ny; ++y) {
+      if (i.limits < 0)
+        places(i, m, tile, y, 0, i.nx, {0, i.blocks, true, true}, part);
+      else
+        windowed(i, m, tile, y, part);
+    }
 }
 
 }  // namespace lthfunc

@@ -97,12 +97,18 @@ def convolution(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
             row, channel, ky, kx = split(positions)
             steps = [a + side.padding - k * side.dilation for a, side, k in zip(phase, sides, (ky, kx), strict=True)]
             mine = ((steps[0] % stride[0] == 0) & (steps[1] % stride[1] == 0)).nonzero().flatten()
-            row, channel, ky, up = row[mine], channel[mine], ky[mine], steps[0][mine] // stride[0]
+            row, channel, ky, kx = row[mine], channel[mine], ky[mine], kx[mine]
+            up = steps[0][mine] // stride[0]
             place = out.place
             reads = row * place.channel + up * place.row + steps[1][mine] // stride[1]
             width = (min(right.out, _SUMS) + kernel[1] - 1) * _BYTES
             inputs, in_group = row // (outs // groups) * ins + channel, row % (outs // groups)
-            blocks = _by_kernel_row(ky, up, down, phase[0], len(mine) / (ins * groups))
+            blocks = None
+            if stride == (1, 1):
+                near = max(1, _NEAR_BYTES // (kernel[0] * width))
+                for parts in {-(-(outs // groups) // near): 0, 1: 0}:  # in one part if smaller ones don't pay
+                    part = in_group * parts // (outs // groups)
+                    blocks = blocks or _windows(part, parts, ky, kx, sides, len(mine) / (ins * groups))
             if blocks is None:
                 blocks = blocks_of(in_group, outs // groups, ins * groups, kernel[0] * width)
             return Entries(ins * groups, inputs, reads, mine), blocks
@@ -302,6 +308,8 @@ class _Layer:
             "which": -1 if lists.which is None else self.b.table(lists.which),
             "blocks": 1 if blocks is None else blocks.count,
             "limits": -1 if limits is None else self.b.table(limits.flatten()),
+            "kernel_y": 0 if blocks is None else blocks.kernel_y,
+            "kernel_x": 0 if blocks is None else blocks.kernel_x,
         }  # fmt: skip
 
     def _scale(self, saved: int) -> None:
@@ -344,6 +352,8 @@ class _Layer:
             "which": -1 if lists.which is None else self.b.table(lists.which),
             "blocks": 1 if blocks is None else blocks.count,
             "limits": -1 if limits is None else self.b.table(limits.flatten()),
+            "kernel_y": 0 if blocks is None else blocks.kernel_y,
+            "kernel_x": 0 if blocks is None else blocks.kernel_x,
         }  # fmt: skip
 
     def gradients(self, products: list[tuple[Any, _Walk, _Walk]]) -> None:
@@ -415,24 +425,24 @@ class _Layer:
         self.b.emit(late)
 
 
-def _by_kernel_row(ky: Tensor, up: Tensor, down: _Side, phase: int, entries_each: float) -> Blocks | None:
-    """Blocks of one kernel row each, which leave out the places whose output lies outside the image, if that pays.
+def _windows(
+    part: Tensor, parts: int, ky: Tensor, kx: Tensor, sides: list[_Side], entries_each: float
+) -> Blocks | None:
+    """Blocks by kernel column and row, so that places outside the image are left out, if that pays.
 
-    entries_each: entries of a row of the product, on average.
+    part: of the channels, so many that a near cache holds what they read. entries_each: of a row of the product.
     """
-    places = -(-(down.size - phase) // down.stride)
-    limits = torch.zeros(down.kernel, 2, dtype=torch.int64)
-    saved = used = 0
-    for k in range(down.kernel):
-        step, rest = divmod(phase + down.padding - k * down.dilation, down.stride)
-        if rest == 0:
-            first, last = max(0, -step), min(places, down.out - step)
-            limits[k] = torch.tensor([first, max(first, last)])
-            saved, used = saved + places - max(0, last - first), used + 1
-    # A block costs about what two entries do, since its sums are loaded and stored.
-    if used < 2 or saved / (used * places) * entries_each <= 2 * used:
+    limits, inside = [], 1.0
+    for side in reversed(sides):
+        steps = [side.padding - k * side.dilation for k in range(side.kernel)]
+        each = [(max(0, -step), max(0, -step, min(side.size, side.out - step))) for step in steps]
+        limits += each
+        inside *= sum(last - first for first, last in each) / (side.kernel * side.size)
+    # Sums are loaded and stored once for a kernel column, at the beginning, and at the end.
+    if entries_each * (1 - inside) <= 2 * parts * sides[1].kernel + 4:
         return None
-    return Blocks(down.kernel, ky, limits)
+    number = (part * sides[1].kernel + kx) * sides[0].kernel + ky
+    return Blocks(parts * sides[0].kernel * sides[1].kernel, number, torch.tensor(limits), sides[0].kernel, sides[1].kernel)
 
 
 def _moved(walk: _Walk, place: Place) -> _Walk:
