@@ -29,11 +29,12 @@ else
 fi
 mkdir -p "$out"
 
-step 130 tests python -m pytest -q -p no:cacheprovider -m gpu tests/test_gpu.py --junitxml="$out/gpu-tests-$card.xml"
+step 110 tests python -m pytest -q -p no:cacheprovider -m gpu tests/test_gpu.py --junitxml="$out/gpu-tests-$card.xml"
 for network in $networks; do
-  step 60 "training $network" python -m benchmarks.training --device "$device" --network "$network" $settings \
+  step 55 "training $network" python -m benchmarks.training --device "$device" --network "$network" $settings \
     --json "$out/training-$network-$card.json"
 done
+step 40 "sparse formats" python -m benchmarks.sparse --device "$device" $settings --json "$out/sparse-$card.json"
 for precision in $precisions; do
   step 55 "replicates $precision" python -m benchmarks.replicates --device "$device" --widths $widths $short \
     --precision "$precision" --json "$out/replicates-lenet300-$precision-$card.json"

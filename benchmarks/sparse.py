@@ -9,8 +9,9 @@ linear layer is measured dense, masked, in torch's CSR and in 2:4 semi-structure
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -95,10 +96,12 @@ def run(
     if ticket is not None and len(names) != 1:
         raise invalid("--ticket", ticket, "one --network with it")
     device = choose_device(device)
-    masks = lf.load_ticket(ticket).masks if ticket is not None else None
+    masks = lf.load_ticket(ticket)[0].masks if ticket is not None else None
     peers_jax.use_threads(threads)
     lf.hold_memory()
-    timing = {"seconds": _QUICK_SECONDS, "repeats": _QUICK_REPEATS} if quick else {"seconds": _SECONDS, "repeats": _REPEATS}
+    timing = (
+        {"seconds": _QUICK_SECONDS, "repeats": _QUICK_REPEATS} if quick else {"seconds": _SECONDS, "repeats": _REPEATS}
+    )
     densities = (1.0, 0.2, 0.05) if quick else DENSITIES
     about = {"device": device, "threads": threads, "precision": "fp32"}
     records: list[Record] = []
@@ -123,6 +126,14 @@ def run(
     if plot:
         draw(plot, records, f"{head['machine']['processor']}, {threads} thread{'s' if threads > 1 else ''}")
     return records
+
+
+def _repeated(call: Callable[[], Any]) -> Run:
+    def run(n: int) -> None:
+        for _ in range(n):
+            call()
+
+    return run
 
 
 def _measured(variants: dict[tuple[str, float], Run], timing: dict[str, Any], **about: Any) -> list[Record]:
@@ -174,9 +185,7 @@ def _training(
     return records
 
 
-def _inference(
-    case: Case, densities: Sequence[float], timing: dict[str, Any], about: dict[str, Any]
-) -> list[Record]:
+def _inference(case: Case, densities: Sequence[float], timing: dict[str, Any], about: dict[str, Any]) -> list[Record]:
     x = torch.randn(_BATCH, *case.shape)
     variants: dict[tuple[str, float], Run] = {}
     if why_not("cpu") is None:
@@ -184,7 +193,7 @@ def _inference(
     for density in densities:
         state = _ticket(case, density)
         program = lf.sparse_program(case.model, state)
-        variants[SPARSE, density] = lambda n, program=program: [program(x) for _ in range(n)]
+        variants[SPARSE, density] = _repeated(functools.partial(program, x))
         if case.name == "lenet300" and density < 1:
             variants["torch CSR", density] = sparse_peers.torch_csr(state, x)
             variants["scipy.sparse CSR", density] = sparse_peers.scipy_csr(state, x)
@@ -296,15 +305,17 @@ def _formats_on_gpu(device: str, timing: dict[str, Any], about: dict[str, Any]) 
     two_of_four = torch.tensor([1, 1, 0, 0], device=device).repeat(size // 4).expand(size, size).half()
     semi = torch.sparse.to_sparse_semi_structured(weight * two_of_four)
     variants: dict[tuple[str, float], Run] = {
-        ("dense", 1.0): lambda n: [F.linear(x, weight) for _ in range(n)],
-        ("masked", 0.5): lambda n: [F.linear(x, weight * two_of_four) for _ in range(n)],
-        ("2:4 semi-structured", 0.5): lambda n: [F.linear(x, semi) for _ in range(n)],
+        ("dense", 1.0): _repeated(lambda: F.linear(x, weight)),
+        ("masked", 0.5): _repeated(lambda: F.linear(x, weight * two_of_four)),
+        ("2:4 semi-structured", 0.5): _repeated(lambda: F.linear(x, semi)),
     }
     for density in (0.2, 0.05, 0.01):
         mask = torch.rand(size, size, device=device) < density
         csr, columns = (weight * mask).float().to_sparse_csr(), x.float().T.contiguous()
-        variants["CSR, fp32", density] = lambda n, csr=csr, columns=columns: [csr @ columns for _ in range(n)]
-    return _measured(variants, timing, **{**about, "precision": "fp16"}, network="linear 4096", batch=batch, unit="calls/s")
+        variants["CSR, fp32", density] = _repeated(functools.partial(torch.matmul, csr, columns))
+    return _measured(
+        variants, timing, **{**about, "precision": "fp16"}, network="linear 4096", batch=batch, unit="calls/s"
+    )
 
 
 if __name__ == "__main__":

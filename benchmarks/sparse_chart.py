@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 from rich.console import Console
 from rich.table import Table
 
@@ -15,6 +15,7 @@ from .records import Record
 
 #: What all else is compared with, by what is measured.
 _BASES = ("lthfunc, compile", "oneDNN", "dense")
+_TICKS = (0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500)
 #: Okabe & Ito's palette.
 _COLOURS = {
     "lthfunc, sparse": "#0072B2", "lthfunc, auto": "#56B4E9", "SparseProp": "#D55E00", "torch CSR": "#E69F00",
@@ -79,11 +80,14 @@ def draw(path: str, records: Sequence[Record], title: str) -> None:
         axes.set_title(f"{network}, batch {mine[0]['batch']}", fontsize=10)
         axes.set_xlabel("weights remaining (%)")
         axes.set_ylabel("times as fast as dense")
-        for axis in (axes.xaxis, axes.yaxis):
+        for axis, (low, high) in ((axes.xaxis, sorted(axes.get_xlim())), (axes.yaxis, axes.get_ylim())):
+            axis.set_major_locator(FixedLocator([value for value in _TICKS if low <= value <= high]))
             axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axis.set_minor_formatter(NullFormatter())
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
-    figure.legend(list(labelled.values()), list(labelled), frameon=False, fontsize=9, loc="outside lower center", ncols=6)
+    figure.legend(
+        list(labelled.values()), list(labelled), frameon=False, fontsize=9, loc="outside lower center", ncols=6
+    )
     figure.suptitle(title, fontsize=11)
     figure.savefig(path, dpi=130)

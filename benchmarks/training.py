@@ -16,7 +16,9 @@ from pathlib import Path
 import lthfunc as lf
 from lthfunc.errors import UserError, invalid, unknown
 from lthfunc.experiments.plan import choose_device
+from lthfunc.sparse.kernels.build import why_no_kernels
 from lthfunc.training.batches import batches
+from lthfunc.training.engines.table import Making
 from lthfunc.training.engines.toolchain import why_not
 from lthfunc.training.loop import Trainer, make_trainer, take_steps
 from lthfunc.training.precision import PRECISIONS, Precision, check_precision
@@ -31,6 +33,7 @@ from .networks import Case, cases, images
 from .records import Record, Run, header, in_turn, record, write
 
 OURS, DENSE, STREAMED = "lthfunc, compile", "lthfunc, compile, dense", "lthfunc, compile, streamed"
+SPARSE = "lthfunc, sparse"
 TUNED = "tuned plain loop, dense"
 NETWORKS = ("lenet300", "lenet5", "lenet5-wide", "conv4", "resnet20")
 _LARGE = ("resnet18",)
@@ -141,6 +144,8 @@ def _measured(
         variants[STREAMED] = _loop(_trainer(case, _mapped(data, folder), "compile", precision), ticket)
         if device != "cpu":
             variants[TUNED] = peers.tuned_loop(case.model, dense, ready, precision)
+    if device == "cpu" and why_no_kernels() is None:
+        variants[SPARSE] = _loop(_trainer(case, data, lf.sparse_engine, "fp32"), ticket)
     variants["lthfunc, eager"] = _loop(_trainer(case, data, "eager", precision), ticket)
     if device == "cpu" and peers_jax.why_not(case) is None:
         variants.update(peers_jax.jitted(case, ticket, ready))
@@ -157,7 +162,7 @@ def _mapped(data: Dataset, folder: str) -> Dataset:
     return lf.data.open_mapped(path)
 
 
-def _trainer(case: Case, data: Dataset, engine: str, precision: Precision) -> Trainer:
+def _trainer(case: Case, data: Dataset, engine: Making, precision: Precision) -> Trainer:
     return make_trainer(
         case.model, data, optimizer=lf.adam(peers.LR), batch_size=case.batch, engine=engine, precision=precision
     )

@@ -290,8 +290,8 @@ Engine = Annotated[
     str | None,
     typer.Option(
         "--engine",
-        help="How steps are run: eager, compile, sparse (surviving weights alone, on a CPU), sparse/compile (sparse where "
-        "that is faster), or auto: sparse/compile for runs of 3,000 steps and more, where it can be. "
+        help="How steps are run: eager, compile, sparse (surviving weights alone, on a CPU), sparse/compile (sparse "
+        "where that is faster), or auto: sparse/compile for runs of 3,000 steps and more, where it can be. "
         f"\\[default: {_DEFAULT.engine}]",
         autocompletion=_names(*ENGINES),
         rich_help_panel=_RUN,

@@ -50,6 +50,25 @@ def test_the_training_benchmark_measures_every_variant(tmp_path: Path) -> None:
     assert picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(why_not("cpu") is not None, reason=f"{why_not('cpu')}")
+def test_the_sparse_benchmark_measures_training_and_inference(tmp_path: Path) -> None:
+    ticket, table, picture = (tmp_path / name for name in ("ticket.safetensors", "result.json", "result.png"))
+    lf.save_ticket(ticket, lf.ticket(lf.prune(density=0.3)(lf.init(lf.models.lenet300()))))
+    done = run(
+        sys.executable, "-m", "lthfunc_cli", "benchmark", "sparse", "--quick", "--network", "lenet300",
+        "--ticket", ticket, "--json", table, "--plot", picture,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    records = json.loads(table.read_text())["records"]
+    assert all(set(item) == KEYS for item in records)
+    found = {(item["network"], item["variant"], item["density"]) for item in records}
+    for network in ("lenet300", "lenet300, inference"):
+        assert {(network, "lthfunc, compile", 1.0), (network, "lthfunc, sparse", 0.05)} <= found
+    assert ("lenet300", "lthfunc, sparse, ticket", 0.3) in found
+    assert picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
 def test_the_floor_counts_every_product_of_a_step() -> None:
     """Against arithmetic by hand: LeNet-300-100's three layers, the first without a gradient of its input."""
     sys.path.insert(0, str(ROOT))
@@ -63,18 +82,35 @@ def test_the_floor_counts_every_product_of_a_step() -> None:
     assert flops == 2 * 10 * (convolutions + 3 * (400 * 120 + 120 * 84 + 84 * 10))
 
 
+@pytest.mark.parametrize("benchmark", ["training", "sparse"])
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         (["--network", "lenet6"], "--network: unknown name 'lenet6'; did you mean 'lenet5'?"),
         (["--threads", "0"], "--threads: 0 is not accepted"),
-        (["--density", "0"], "--density: 0.0 is not accepted"),
-        (["--precision", "tf32"], "--precision: 'tf32' is not accepted"),
         (["--device", "cuda:9"], "--device: 'cuda:9' is not accepted"),
     ],
 )
-def test_a_benchmark_refuses_what_it_cannot_measure(options: list[str], words: str, capsys: Any) -> None:
-    assert main(["benchmark", "training", *options]) == 2
+def test_a_benchmark_refuses_what_it_cannot_measure(
+    benchmark: str, options: list[str], words: str, capsys: Any
+) -> None:
+    refused(benchmark, options, words, capsys)
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "options", "words"),
+    [
+        ("training", ["--density", "0"], "--density: 0.0 is not accepted"),
+        ("training", ["--precision", "tf32"], "--precision: 'tf32' is not accepted"),
+        ("sparse", ["--ticket", "t.safetensors"], "--ticket: 't.safetensors' is not accepted; it takes one --network"),
+    ],
+)
+def test_a_benchmark_refuses_settings_of_its_own(benchmark: str, options: list[str], words: str, capsys: Any) -> None:
+    refused(benchmark, options, words, capsys)
+
+
+def refused(benchmark: str, options: list[str], words: str, capsys: Any) -> None:
+    assert main(["benchmark", benchmark, *options]) == 2
     error = capsys.readouterr().err
     assert words in error
     assert len(error.splitlines()) == 1

@@ -47,7 +47,9 @@ OPTIMIZERS = {
 
 
 def trainer(model: lf.Model, data: Dataset, engine: str, optimizer: Optimizer | None = None) -> Trainer:
-    return make_trainer(model, data, optimizer=optimizer or lf.adam(1e-3), batch_size=40, engine=MAKERS.get(engine, engine))
+    return make_trainer(
+        model, data, optimizer=optimizer or lf.adam(1e-3), batch_size=40, engine=MAKERS.get(engine, engine)
+    )
 
 
 def same_numbers(left: TrainState, right: TrainState) -> None:
@@ -130,7 +132,11 @@ def test_augmentation_draws_the_same_in_every_engine(few_digits: Dataset, name: 
     results = [
         take_steps(
             make_trainer(
-                model, few_digits, optimizer=lf.sgd(0.01), batch_size=40, augment=lf.shift_and_mirror,
+                model,
+                few_digits,
+                optimizer=lf.sgd(0.01),
+                batch_size=40,
+                augment=lf.shift_and_mirror,
                 engine=MAKERS.get(engine, engine),
             ),
             lf.init(model),
@@ -315,7 +321,7 @@ def test_bf16_runs_the_network_in_bfloat16_and_nothing_else(few_digits: Dataset)
 
 
 def test_the_rule_and_the_names_are_one() -> None:
-    assert NAMES == ("auto", *ENGINES, "sparse", *(f"sparse/{dense}" for dense in ("compile", "eager")))
+    assert ("auto", *ENGINES, "sparse", *(f"sparse/{dense}" for dense in ("compile", "eager"))) == NAMES
     assert PRECISIONS == PRECISION_NAMES
     assert engine_for(COMPILE_FROM_STEPS - 1) == "eager"
     assert engine_for(COMPILE_FROM_STEPS) == "compile"

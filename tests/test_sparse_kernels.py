@@ -47,7 +47,8 @@ def both(module: nn.Module, shape: tuple[int, ...], batch: int, density: float, 
 
     graph = captured(model.training, params, buffers, shape, "it")
     program = program_of(
-        graph, params, buffers, masks, batch=batch, stored=(shape, torch.float32), scale=None, ending=Ending(), name="it"
+        graph, params, buffers, masks, batch=batch, stored=(shape, torch.float32), scale=None, ending=Ending(),
+        name="it",
     )  # fmt: skip
     memory = Memory(program, params, buffers)
     memory.run(x[None], y[None], batch)
@@ -193,6 +194,29 @@ def test_residual_networks(density):
     check(Residual(), (3, 8, 10), batch=19, density=density)
 
 
+def test_a_weight_of_two_layers_is_refused():
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.out = nn.Linear(20, 20), nn.Linear(20, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(self.one(F.relu(self.one(x))))
+
+    with pytest.raises(lf.UserError, match=r"no rule for linear with one\.weight, which another operation uses too"):
+        check(Shared(), (20,))
+
+
+def test_dense_layers_are_normalised_in_evaluation():
+    """A linear layer with all its weights, then batch normalisation with running statistics."""
+    model = lf.from_module(nn.Sequential(nn.Linear(20, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Linear(12, 3)))
+    state = lf.init(model)
+    state.buffers["1.running_mean"].uniform_(-1, 1, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(19, 20, generator=torch.Generator().manual_seed(1))
+    expected = apply_evaluating(model, state.params, state.buffers, x)
+    torch.testing.assert_close(lf.sparse_program(model, state)(x), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_log_softmax_and_division():
     class Net(nn.Module):
         def __init__(self) -> None:
@@ -276,4 +300,4 @@ def test_masks_of_another_model_are_refused():
 
 def test_an_instruction_names_all_its_columns():
     with pytest.raises(ValueError, match="width"):
-        encoded("fill", 0, 1, **dict.fromkeys(COLUMNS["fill"][:-1], 0))
+        encoded("fill", 0, 1, 0, **dict.fromkeys(COLUMNS["fill"][:-1], 0))

@@ -15,12 +15,12 @@ from lthfunc.experiments.config import Config, parse_rewind
 from lthfunc.experiments.iterative import Plan, check
 from lthfunc.experiments.resolve import resolved
 from lthfunc.models.factory import build
-from lthfunc.sparsify.allocation import check_patterns, globally, layerwise
-from lthfunc.sparsify.scores import magnitude, random_scores
 from lthfunc.sparse.choice import is_always_faster, why_not_sparse
 from lthfunc.sparse.engine import sparse_engine
 from lthfunc.sparse.kernels.build import why_no_kernels
 from lthfunc.sparse.mixed import sparse_or
+from lthfunc.sparsify.allocation import check_patterns, globally, layerwise
+from lthfunc.sparsify.scores import magnitude, random_scores
 from lthfunc.training import schedules
 from lthfunc.training.batches import steps_per_epoch
 from lthfunc.training.engines.interface import Work
@@ -63,7 +63,9 @@ def prepare(config: Config) -> Prepared:
     per_epoch = steps_per_epoch(len(data.train.x), batch_size)
     steps = config.steps if config.steps is not None else _decided(config.epochs) * per_epoch
     augment = shift_and_mirror if config.augment else None
-    work = Work(model, cross_entropy, make_optimizer(config, steps), data.scale, augment, cast("Precision", config.precision))
+    work = Work(
+        model, cross_entropy, make_optimizer(config, steps), data.scale, augment, cast("Precision", config.precision)
+    )
     config, note = _choose_engine(config, steps, work, data)
     if config.threads is None:
         config = replace(config, threads=_threads(config, work, data, batch_size))

@@ -71,10 +71,10 @@ class Target(NamedTuple):
 
 
 class Leaf(NamedTuple):
-    """Where a parameter lies among the values: from `first`, `count` numbers."""
+    """Where a parameter lies among the values: from `first`, so many numbers."""
 
     first: int
-    count: int
+    size: int
 
 
 @dataclass
@@ -91,7 +91,8 @@ class Builder:
     """Collects a program for batches of so many examples; training: with gradients.
 
     leaves: where parameters lie among the values. weights: of the prunable leaves. statistics: where buffers lie among
-    the constants. spare: memory of gradients that were read already.
+    the constants. claimed: parameters that an operation has the gradient of. spare: memory of gradients that were
+    read already.
     """
 
     batch: int
@@ -104,6 +105,7 @@ class Builder:
     leaves: dict[str, Leaf] = field(default_factory=dict)
     weights: dict[str, Weights] = field(default_factory=dict)
     statistics: dict[str, int] = field(default_factory=dict)
+    claimed: set[str] = field(default_factory=set)
     listed: int = 0
     spare: dict[tuple[int, ...], list[Place]] = field(default_factory=dict)
 
@@ -186,16 +188,31 @@ class Listing(NamedTuple):
     vectors: int
 
 
+def _work(tiles: int, lists: Tensor, rows: int, columns: dict[str, int]) -> int:
+    """About how many vectors an instruction touches."""
+    if "starts" in columns and "ny" in columns:
+        entries = int(lists[columns["starts"] + rows * columns["blocks"]])
+        places = 1 if columns["across"] else columns["ny"] * columns["nx"]
+        return entries * places * tiles
+    if "features" in columns:
+        return rows * columns["features"] * tiles
+    if "last" in columns:
+        return (columns["last"] - columns["first"]) // 4
+    sides = columns.get("height", columns.get("out_height", 1)) * columns.get("width", columns.get("out_width", 1))
+    return rows * sides * tiles
+
+
 def finished(builder: Builder) -> Listing:
     """Lay out memory and write all instructions down."""
     vectors = 0
     for place in builder.places:
         place.base = vectors
         vectors += builder.tiles * place.tile
-    rows = []
-    for late in builder.instructions:
-        name, split, count, columns = late()
-        rows.append(encoded(name, split, count, **columns))
+    made = [late() for late in builder.instructions]
     lists = torch.cat(builder.lists) if builder.lists else torch.zeros(0, dtype=torch.int32)
+    rows = [
+        encoded(name, split, count, _work(builder.tiles, lists, count, columns), **columns)
+        for name, split, count, columns in made
+    ]
     constants = torch.tensor(builder.constants or [0.0], dtype=torch.float32)
     return Listing(torch.tensor(rows, dtype=torch.int64), lists, constants, vectors)

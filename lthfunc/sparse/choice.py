@@ -9,6 +9,7 @@ Linear layers are no slower at any density. Dense kernels waste convolutions of 
 from __future__ import annotations
 
 import torch
+from torch.fx import Node
 
 from lthfunc.errors import UserError
 from lthfunc.sparse.capture import Captured, captured
@@ -50,8 +51,8 @@ def is_always_faster(work: Work, shape: tuple[int, ...]) -> bool:
 
 def places_of(graph: Captured) -> dict[str, int]:
     """For each weight of a convolution or linear layer, how many output places of a channel it adds to."""
-    names = {}
-    places = {}
+    names: dict[Node, str] = {}
+    places: dict[str, int] = {}
     for node in graph.graph.nodes:
         if node.op == "placeholder":
             names[node] = graph.params[len(names)] if len(names) < len(graph.params) else ""

@@ -217,9 +217,7 @@ class _Measuring:
         self._memory: Memory | None = None
         self._key: object = None
 
-    def quality(
-        self, graph: Captured, params: Params, buffers: Buffers, split: Split, device: torch.device
-    ) -> Quality:
+    def quality(self, graph: Captured, params: Params, buffers: Buffers, split: Split, device: torch.device) -> Quality:
         """Mean loss and accuracy over a split."""
         work = self._work
         memory = self._memory_for(graph, params, buffers, split)

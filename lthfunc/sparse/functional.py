@@ -18,9 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lthfunc.sparse.kernels.build import load_kernels
-from lthfunc.sparse.places import LANES
-
-_BYTES = 4 * LANES
+from lthfunc.sparse.places import LANES, VECTOR_BYTES
 
 
 class Pattern(NamedTuple):
@@ -50,11 +48,14 @@ def conv_pattern(
     height, width = (side + 2 * p for side, p in zip(size, padding, strict=True))
     reads = (channel * height + ky) * width + kx
     # Backwards: the output's gradient, spread out by the stride, with a border of the kernel's size all around.
-    grown = [(side - k) // s * s + 1 + 2 * (k - 1) for side, k, s in zip((height, width), (high, wide), stride, strict=True)]
+    grown = [
+        (side - k) // s * s + 1 + 2 * (k - 1) for side, k, s in zip((height, width), (high, wide), stride, strict=True)
+    ]
     back = (row * grown[0] + (high - 1 - ky)) * grown[1] + (wide - 1 - kx)
     order = torch.argsort(channel, stable=True)
     return Pattern(
-        _starts(row, outs), (reads * _BYTES).int(), _starts(channel, ins), (back[order] * _BYTES).int(), order.int(),
+        _starts(row, outs), (reads * VECTOR_BYTES).int(),
+        _starts(channel, ins), (back[order] * VECTOR_BYTES).int(), order.int(),
         (outs, ins, high, wide), stride, padding,
     )  # fmt: skip
 
@@ -68,7 +69,7 @@ def to_tiles(x: Tensor) -> Tensor:
     """(n, channels, height, width) or (n, features) to tiles of 16 examples, the last filled up with zeros."""
     x = x.reshape(*x.shape, *(1,) * (4 - x.ndim))
     x = F.pad(x, (0, 0, 0, 0, 0, 0, 0, -len(x) % LANES))
-    return x.unflatten(0, (-1, LANES)).permute(0, 2, 3, 4, 1).contiguous()
+    return x.view(-1, LANES, *x.shape[1:]).permute(0, 2, 3, 4, 1).contiguous()
 
 
 def from_tiles(tiles: Tensor, examples: int) -> Tensor:
@@ -83,10 +84,11 @@ def sparse_conv2d(tiles: Tensor, values: Tensor, bias: Tensor | None, pattern: P
     padded = F.pad(tiles, (0, 0, px, px, py, py)) if px or py else tiles
     outs, _, high, wide = pattern.shape
     out = [(side - k) // s + 1 for side, k, s in zip(padded.shape[2:4], (high, wide), (sy, sx), strict=True)]
-    return _layer(
+    result: Tensor = _layer(
         padded, values, bias, pattern.starts, pattern.offsets, pattern.starts_back, pattern.offsets_back,
         pattern.which, (outs, *out, sy, sx, high, wide),
     )  # fmt: skip
+    return result
 
 
 def sparse_linear(tiles: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern) -> Tensor:
@@ -117,9 +119,9 @@ def _fake_weight_gradients(tiles, grad, starts, offsets, stride_y, stride_x):  #
     return tiles.new_empty(offsets.shape[0])
 
 
-@torch.compiler.allow_in_graph  # Dynamo, looking into the Function under `torch.func`, would lose its gradients
+@torch.compiler.allow_in_graph  # type: ignore[untyped-decorator]  # Dynamo, looking into the Function under `torch.func`, would lose its gradients
 def _layer(*arguments: Any) -> Tensor:
-    result: Tensor = _Layer.apply(*arguments)  # type: ignore[no-untyped-call]
+    result: Tensor = _Layer.apply(*arguments)
     return result
 
 
@@ -127,20 +129,20 @@ class _Layer(torch.autograd.Function):
     """A product and its gradients. `torch.func` wants a Function; operations with a registered one are not enough."""
 
     @staticmethod
-    def forward(tiles, values, bias, starts, offsets, starts_back, offsets_back, which, form):  # type: ignore[no-untyped-def, override]
+    def forward(tiles, values, bias, starts, offsets, starts_back, offsets_back, which, form):  # type: ignore[no-untyped-def]
         outs, height, width, sy, sx, *_ = form
         return torch.ops.lthfunc.products(
             tiles.contiguous(), values, bias, starts, offsets, None, outs, height, width, sy, sx
         )
 
     @staticmethod
-    def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def, override]
+    def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
         tiles, values, bias, starts, offsets, starts_back, offsets_back, which, form = inputs
         ctx.save_for_backward(tiles, values, starts, offsets, starts_back, offsets_back, which)
         ctx.form, ctx.biased = form, bias is not None
 
     @staticmethod
-    def backward(ctx, grad):  # type: ignore[no-untyped-def, override]
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
         tiles, values, starts, offsets, starts_back, offsets_back, which = ctx.saved_tensors
         _, height, width, sy, sx, high, wide = ctx.form
         grad = grad.contiguous()

@@ -35,7 +35,11 @@ class SparseProgram:
             raise UserError(f"ticket: it has no parameter {missing!r}, which {model.name} has")
         load_kernels()
         self._model, self._scale = model, scale
-        self._params, self._buffers, self._masks = apply_masks(ticket.params, ticket.masks), ticket.buffers, ticket.masks
+        self._params, self._buffers, self._masks = (
+            apply_masks(ticket.params, ticket.masks),
+            ticket.buffers,
+            ticket.masks,
+        )
         self._graph: Captured | None = None
         self._ready: dict[object, Memory] = {}
 
@@ -43,7 +47,7 @@ class SparseProgram:
         """The network's outputs. x: float32, or uint8 where a scale was given; on the CPU."""
         if len(x) <= _CHUNK:
             return self._outputs(x)
-        return torch.cat([self._outputs(part) for part in x.split(_CHUNK)])
+        return torch.cat([self._outputs(part) for part in torch.split(x, _CHUNK)])
 
     def _outputs(self, x: Tensor) -> Tensor:
         examples = len(x)

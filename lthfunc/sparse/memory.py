@@ -12,7 +12,6 @@ from lthfunc.sparse.places import LANES
 from lthfunc.sparse.program import Program
 from lthfunc.trees.types import Buffers, Params
 
-
 _NOTHING = torch.zeros(0)
 
 
@@ -58,7 +57,7 @@ class Memory:
 
     def parts(self, vector: Tensor) -> Params:
         """Survivors by leaf, as views of a vector."""
-        return {name: vector[leaf.first : leaf.first + leaf.count] for name, leaf in self.program.leaves.items()}
+        return {name: vector[leaf.first : leaf.first + leaf.size] for name, leaf in self.program.leaves.items()}
 
     def dense(self, vector: Tensor) -> Params:
         """Dense leaves, in memory of their own."""
@@ -94,8 +93,9 @@ class Memory:
         begin, end = part or (0, self._end)
         first, second = (*self.moments, _NOTHING, _NOTHING)[:2]
         torch.ops.lthfunc.run.default(
-            listing.rows, begin, end, listing.lists, self.activations, self.values, self.gradients, self._partials(), self.constants,
-            first, second, self.clock, self.totals, self.schedule, x, y, self.outputs, examples, steps, step, seed,
+            listing.rows, begin, end, listing.lists, self.activations, self.values, self.gradients, self._partials(),
+            self.constants, first, second, self.clock, self.totals, self.schedule, x, y, self.outputs, examples, steps,
+            step, seed,
         )  # fmt: skip
 
 
@@ -119,4 +119,3 @@ def unpack_moments(memory: Memory, params: Params, tree: Any) -> Any:
         }
 
     return map_leaves_like(params, tree, dense)
-

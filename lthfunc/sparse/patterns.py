@@ -11,11 +11,12 @@ from torch import Tensor
 class Entries(NamedTuple):
     """The survivors that a product's rows read, in the order of the leaf.
 
-    rows: of the product; inputs: int64 (entries,), each entry's row and the vectors from the row's first place of input
-    to the one that it reads. which: the survivor's number among all of the leaf, or None where all take part in turn.
+    outputs: rows of the product. rows, inputs: int64 (entries,), each entry's row and the vectors from the row's first
+    place of input to the one that it reads. which: the survivor's number among all of the leaf, or None where all take
+    part in turn.
     """
 
-    count: int
+    outputs: int
     rows: Tensor
     inputs: Tensor
     which: Tensor | None = None
@@ -28,7 +29,7 @@ class Blocks(NamedTuple):
     that the entries of each kernel column and of each kernel row add to, where blocks are columns and rows of a kernel.
     """
 
-    count: int
+    total: int
     number: Tensor
     limits: Tensor | None = None
     kernel_y: int = 0
@@ -48,9 +49,9 @@ class Lists(NamedTuple):
 
 def lists_of(entries: Entries, blocks: Blocks | None) -> Lists:
     """Sort entries into lists: by row, then by block, then by what they read."""
-    each = blocks.count if blocks is not None else 1
+    each = blocks.total if blocks is not None else 1
     key = entries.rows if blocks is None else entries.rows * each + blocks.number
-    lengths = torch.bincount(key, minlength=entries.count * each)
+    lengths = torch.bincount(key, minlength=entries.outputs * each)
     starts = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
     if entries.which is None:  # a leaf's own order is that of its rows, and of its inputs in each
         return Lists(starts, entries.inputs, None)

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 LANES = 16
+VECTOR_BYTES = 4 * LANES
 
 
-@dataclass
+@dataclass(eq=False)
 class Place:
     """A value of shape (channels, height, width) for each example: ``[tile][channel][row][column][16]``.
 
@@ -79,7 +80,7 @@ class Beside(Place):
         self._other = other
 
     @property
-    def halo(self) -> int:  # type: ignore[override]
+    def halo(self) -> int:
         """The other one's."""
         return self._other.halo
 

@@ -88,12 +88,13 @@ def program_of(
     # The weights are in the order of their lists once everything is written down.
     positions = {leaf: weights.positions for leaf, weights in b.weights.items()}
     return Program(
-        listing, forward, ending.gradients, batch, b.leaves, positions, tuple(counters), dict(b.statistics), output.shape
+        listing, forward, ending.gradients, batch, b.leaves, positions, tuple(counters), dict(b.statistics),
+        output.shape,
     )  # fmt: skip
 
 
 def _add_leaf(b: Builder, name: str, value: Tensor, masks: Mapping[str, Tensor]) -> None:
-    first = sum(leaf.count for leaf in b.leaves.values())
+    first = sum(leaf.size for leaf in b.leaves.values())
     count = value.numel()
     if value.ndim > 1:
         mask = masks.get(name)
@@ -107,8 +108,12 @@ def _load(b: Builder, stored: Stored, scale: Scale | None) -> View:
     shape, dtype = stored
     if dtype not in _KINDS:
         raise UserError(f"--engine: sparse reads inputs stored as uint8 or float32, not as {dtype}")
+    if len(shape) not in (1, 3):
+        raise UserError(f"--engine: sparse takes inputs (features) or (channels, height, width), not of shape {shape}")
     flat = len(shape) == 1
-    channels, height, width = (1, 1, shape[0]) if flat else (*shape[:-2], *shape[-2:])[-3:] if len(shape) == 3 else ()
+    channels, height, width = (1, 1, shape[0]) if flat else shape
+    if scale is not None and len(scale.mean) not in (1, channels):
+        raise UserError("--engine: sparse scales inputs by channels, not features of their own")
     place = b.place(*((shape[0], 1, 1) if flat else (channels, height, width)))
     numbers = [(1.0, 0.0)] * channels
     if scale is not None:

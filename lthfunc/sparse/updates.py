@@ -18,7 +18,7 @@ _SHARE = 8_192
 
 def add_update(b: Builder, numbers: Numbers) -> None:
     """Add the optimiser's instruction."""
-    total = sum(leaf.count for leaf in b.leaves.values())
+    total = sum(leaf.size for leaf in b.leaves.values())
     shares = max(1, total // _SHARE)
     if isinstance(numbers, AdamNumbers):
         first = b.numbers([*numbers.betas, numbers.eps, numbers.weight_decay])
@@ -56,5 +56,5 @@ def state_after(state: Any, moments: list[Any], clock: Tensor) -> Any:
         powers = clock[:2].clone()
         rest = 1 - powers
         corrections = torch.stack([1 / rest[0], 1 / rest[1].sqrt()]).to(state.corrections.dtype)
-        return AdamState(state.schedule, *moments, powers, corrections)
+        return AdamState(state.schedule, moments[0], moments[1], powers, corrections)
     return SGDState(state.schedule, moments[0] if moments else ())

@@ -74,7 +74,7 @@ def make_trainer(
     engine: Making = "eager",
     precision: Precision = "fp32",
 ) -> Trainer:
-    """Put a model, its data and an optimiser together. 
+    """Put a model, its data and an optimiser together.
 
     engine: "eager", "compile", which pays off from some 3,000 small steps on, or a function that makes one
     (`sparse_engine`).

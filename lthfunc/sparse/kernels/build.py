@@ -19,7 +19,7 @@ from lthfunc.training.engines.toolchain import why_not
 _HERE = Path(__file__).parent
 # Never -ffast-math: with many compilers a library linked with it makes the whole process flush small numbers to zero.
 _FLAGS = (
-    "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math",
+    "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math",
     "-fvisibility=hidden", "-Wno-psabi", "-Wno-unknown-pragmas",
     # PyTorch's own threads: the runtime that it has loaded is found by its name. Elsewhere kernels run in one thread.
     *(("-fopenmp",) if sys.platform == "linux" else ()),
@@ -47,9 +47,13 @@ def load_kernels() -> None:
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), path])
     try:
         cpp_extension.load(
-            "lthfunc_kernels", sources, extra_cflags=flags, extra_ldflags=[flag for flag in flags if "sanitize" in flag or "openmp" in flag],
-            build_directory=str(folder), is_python_module=False,
-        )  # fmt: skip
+            "lthfunc_kernels",
+            sources,
+            extra_cflags=flags,
+            extra_ldflags=[flag for flag in flags if "sanitize" in flag or "openmp" in flag],
+            build_directory=str(folder),
+            is_python_module=False,
+        )
     except (RuntimeError, OSError, subprocess.SubprocessError) as error:
         lines = [line for line in str(error).splitlines() if " error: " in line] or str(error).splitlines()
         raise UserError(f"--engine: the sparse kernels cannot be built: {lines[0].strip()}") from error
@@ -69,7 +73,9 @@ def why_no_kernels() -> str | None:
 
 
 def _flags() -> list[str]:
-    return [*_FLAGS, *(_SANITIZE if os.environ.get("LTHFUNC_SANITIZE") else ())]
+    # LTHFUNC_MARCH: another processor's instructions (haswell for AVX2, say), to see what they would do.
+    processor = f"-march={os.environ.get('LTHFUNC_MARCH', 'native')}"
+    return [*_FLAGS, processor, *(_SANITIZE if os.environ.get("LTHFUNC_SANITIZE") else ())]
 
 
 def cache_folder() -> Path:

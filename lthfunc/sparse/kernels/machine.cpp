@@ -17,7 +17,7 @@ namespace {
 using at::Tensor;
 using Kernel = void (*)(const i64*, Memory&, Part);
 
-// How an instruction may be split; the column `tilewise` of every row.
+// How an instruction may be split; the column `split` of every row.
 enum Split : i64 {
   by_rows = 0,
   by_tiles = 1,
@@ -32,16 +32,20 @@ constexpr Kernel kernels[] = {
 #undef INSTRUCTION
 };
 
+// The beginning of every row. work: about how many vectors the instruction touches.
 struct Row {
-  i64 opcode, split, rows;
+  i64 opcode, split, rows, work;
 };
 const Row& head(const i64* row) { return *reinterpret_cast<const Row*>(row); }
+
+// Vectors from which a second thread is worth waking: some 10 µs of work.
+constexpr i64 WORTH_A_THREAD = 30'000;
 
 void take(const i64* row, Memory& memory, Part part) { kernels[head(row).opcode](row, memory, part); }
 
 void run_rows(const i64* row, Memory& memory, bool threads) {
   const i64 rows = head(row).rows;
-  if (!threads || head(row).split == whole) return take(row, memory, {0, memory.tiles, 0, rows});
+  if (!threads || head(row).split == whole || head(row).work < WORTH_A_THREAD) return take(row, memory, {0, memory.tiles, 0, rows});
   at::parallel_for(0, rows, 1, [&](i64 from, i64 to) { take(row, memory, {0, memory.tiles, from, to}); });
 }
 
@@ -68,8 +72,12 @@ void add_up(const i64* row, const Memory& memory) {
 }
 
 void run_tiles(const i64* program, i64 width, i64 begin, i64 end, Memory& memory, bool threads) {
+  i64 work = 0;
+  for (i64 k = begin; k < end; ++k) work += head(program + k * width).work;
+  threads = threads && work >= WORTH_A_THREAD;
   const auto tiles = [&](i64 from, i64 to) {
     Memory mine = memory;
+    if (!threads) mine.partials = nullptr;
     for (i64 tile = from; tile < to; ++tile) {
       if (threads) mine.gradients = memory.partials + tile * memory.numbers;
       for (i64 k = begin; k < end; ++k) {

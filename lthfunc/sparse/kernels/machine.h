@@ -7,7 +7,7 @@ namespace lthfunc {
 
 #define INSTRUCTION(name, ...) \
   struct name##_row {          \
-    i64 opcode, tilewise, rows; \
+    i64 opcode, split, rows, work; \
     i64 __VA_ARGS__;           \
   };
 #include "instructions.def"

@@ -28,6 +28,16 @@ class Unsupported(Exception):  # noqa: N818 - says what it is
 Rule = Callable[[Builder, list[Any], dict[str, Any]], View]
 
 
+def claim(b: Builder, *params: Param | None) -> None:
+    """Note that an operation writes the gradients of these parameters; none can be shared by two."""
+    for param in params:
+        if param is None:
+            continue
+        if param.name in b.claimed:
+            raise Unsupported(f"with {param.name}, which another operation uses too")
+        b.claimed.add(param.name)
+
+
 def pair(value: Any) -> tuple[int, int]:
     """A setting for both sides, given once or twice."""
     if isinstance(value, (list, tuple)):

@@ -7,7 +7,7 @@ from typing import Any
 from lthfunc.sparse.builder import Builder, Target, Value, View
 from lthfunc.sparse.kernels.instructions import BY_ROWS, BY_TILES, SUMS
 from lthfunc.sparse.places import nowhere
-from lthfunc.sparse.rules.interface import Buffer, Unsupported, argument
+from lthfunc.sparse.rules.interface import Buffer, Unsupported, argument, claim
 
 #: Numbers that the kernels keep for a channel (normalisation.cpp).
 _SAVED = 6
@@ -15,11 +15,13 @@ _SAVED = 6
 
 def batch_norm(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     """batch_norm(x, weight, bias, mean, variance, training, momentum, eps)."""
-    view, weight, bias, mean, variance, training, momentum, epsilon = args[:8]
+    view: View = args[0]
+    weight, bias, mean, variance, training, momentum, epsilon = args[1:8]
     if b.training and not training:
         raise Unsupported("with frozen statistics in training")
     if training and not (isinstance(mean, Buffer) and isinstance(variance, Buffer)):
         raise Unsupported("without running statistics")
+    claim(b, weight, bias)
     scale = view.value.scale if not training and view.value.only_read and not view.value.rectified else None
     x = view.value if scale else b.read(view)
     place = x.place
@@ -99,6 +101,7 @@ def layer_norm(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
 
 
 def _grouped(b: Builder, view: View, groups: int, weight: Any, bias: Any, epsilon: float) -> View:
+    claim(b, weight, bias)
     x = b.read(view)
     place = x.place
     out = Value(b.place(place.channels, place.height, place.width), needs=True, rectifiable=True)

@@ -95,7 +95,8 @@ def add(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
 
 def dropout(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     """dropout(x, p, train): other numbers than PyTorch's generator draws, of the same distribution."""
-    view, share, training = args[0], float(args[1]), bool(args[2])
+    view: View = args[0]
+    share, training = float(args[1]), bool(args[2])
     if not training or share == 0.0:
         return view
     if share >= 1.0:
@@ -242,4 +243,3 @@ def _pointwise(b: Builder, view: View, kind: str, number: float) -> View:
 
     b.backward.append(gradient)
     return View(out, view.flat)
-

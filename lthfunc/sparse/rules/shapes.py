@@ -14,7 +14,8 @@ from lthfunc.sparse.rules.pointwise import rectified
 
 def same(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     """What changes nothing here: identity, contiguous, dropout in evaluation."""
-    return args[0]
+    view: View = args[0]
+    return view
 
 
 def flatten(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
@@ -36,7 +37,8 @@ def reshape(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
 
 def part(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     """x[:, :, a::s], along channels, height or width."""
-    view, dim = args[0], argument(args, 1, 0)
+    view: View = args[0]
+    dim = argument(args, 1, 0)
     size = [0, *view.shape][dim] if dim else 0
     start, stop, step = argument(args, 2, 0) or 0, argument(args, 3, None), argument(args, 4, 1)
     if dim == 0:
