@@ -55,6 +55,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_leaves_what_it_promises(finished: Path) -> None:
     assert {path.name for path in finished.iterdir()} == {
         "config.toml", "metrics.jsonl", "ticket.safetensors", "accuracy_vs_density.png", "training_curves.png",
+        "training_time.png",
         "seed0", "seed1",
     }  # fmt: skip
     assert {path.name for path in (finished / "seed1").iterdir()} == {
@@ -205,7 +206,7 @@ def test_info_shows_runs_tickets_and_what_is_unfinished(finished: Path, tmp_path
 def test_pictures_are_pictures_of_the_records(finished: Path) -> None:
     from lthfunc.reports.plots import accuracy_vs_density, training_curves
 
-    for name in ("accuracy_vs_density.png", "training_curves.png"):
+    for name in ("accuracy_vs_density.png", "training_curves.png", "training_time.png"):
         assert (finished / name).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     _, _, records = read_run(finished)
     axes = accuracy_vs_density(records, "t").axes[0]

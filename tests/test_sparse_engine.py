@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lthfunc_cli.main import main
+
 import lthfunc as lf
 from lthfunc.errors import UserError
 from lthfunc.experiments.config import Config
@@ -223,6 +225,30 @@ def test_no_compiler_is_one_line(monkeypatch: pytest.MonkeyPatch, few_digits: Da
         UserError, match=r"sparse cannot run on this machine, since no C\+\+ compiler was found \(g\+\+\)"
     ):
         prepare(Config(arch="lenet300", steps=10, engine="sparse"))
+
+
+def test_the_command_line_runs_it_and_refuses_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    common = ["prune", "--rounds", "1", "--steps", "20", "--engine", "sparse"]
+    assert main([*common, "--out", str(out)]) == 0
+    assert 'engine = "sparse"' in (out / "config.toml").read_text()
+    assert (out / "training_time.png").exists()
+    capsys.readouterr()
+    for options, words in (
+        (
+            ["--precision", "bf16"],
+            "--engine: 'sparse' is not accepted; it takes eager or compile with --precision bf16",
+        ),
+        (
+            ["--arch", "test_sparse_engine:Odd"],
+            "--engine: sparse has no rule for cumsum in test_sparse_engine:Odd (line",
+        ),
+    ):
+        assert main([*common, *options, "--out", str(tmp_path / "refused")]) == 2
+        error = capsys.readouterr().err
+        assert words in error
+        assert len(error.splitlines()) == 1
+        assert not (tmp_path / "refused").exists()
 
 
 def test_a_ticket_is_a_callable(digits: Dataset) -> None:

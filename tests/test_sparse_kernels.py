@@ -298,6 +298,22 @@ def test_masks_of_another_model_are_refused():
         lf.sparse_program(model, state._replace(masks={"fc1.weight": state.masks["fc2.weight"]}))
 
 
+def test_targets_that_are_no_class_and_other_dtypes_are_refused():
+    model = lf.from_module(nn.Linear(4, 3))
+    params, buffers = model.init(0)
+    graph = captured(model.training, params, buffers, (4,), "it")
+    settings = {"batch": 2, "stored": ((4,), torch.float32), "scale": None, "ending": Ending(), "name": "it"}
+    memory = Memory(program_of(graph, params, buffers, {}, **settings), params, buffers)
+    x = torch.ones(1, 2, 4)
+    for bad in (3, -1):
+        with pytest.raises(Exception, match=f"target {bad} is none of 3 classes"):
+            memory.run(x, torch.tensor([[0, bad]]), 2)
+    with pytest.raises(RuntimeError, match="targets must be int64"):
+        memory.run(x, torch.zeros(1, 2), 2)
+    with pytest.raises(lf.UserError, match=r"computes in float32; weight is torch\.float64"):
+        program_of(graph, {name: leaf.double() for name, leaf in params.items()}, buffers, {}, **settings)
+
+
 def test_an_instruction_names_all_its_columns():
     with pytest.raises(ValueError, match="width"):
         encoded("fill", 0, 1, 0, **dict.fromkeys(COLUMNS["fill"][:-1], 0))

@@ -95,6 +95,8 @@ def program_of(
 
 def _add_leaf(b: Builder, name: str, value: Tensor, masks: Mapping[str, Tensor]) -> None:
     first = sum(leaf.size for leaf in b.leaves.values())
+    if value.dtype != torch.float32:
+        raise UserError(f"--engine: sparse computes in float32; {name} is {value.dtype}")
     count = value.numel()
     if value.ndim > 1:
         mask = masks.get(name)

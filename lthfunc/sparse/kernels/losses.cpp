@@ -1,5 +1,7 @@
 // Mean cross entropy over a batch (Goodfellow et al. 2016, eq. 6.30, in its stable form), with its gradient.
 #include <algorithm>
+#include <stdexcept>
+#include <string>
 
 #include "machine.h"
 
@@ -25,6 +27,9 @@ void cross_entropy(const cross_entropy_row& i, Memory& m, Part) {
     for (i64 c = 0; c < i.classes; ++c) sum += exponential(logits[addresses[c]] - most);
     for (i64 lane = 0; lane < examples; ++lane) {
       const i64 target = m.targets[tile * LANES + lane];
+      if (target < 0 || target >= i.classes)
+        throw std::out_of_range("target " + std::to_string(target) + " is none of " + std::to_string(i.classes) +
+                                " classes");
       total += static_cast<double>(std::log(sum[lane]) + most[lane] - logits[addresses[target]][lane]);
       m.totals[1] += winner[lane] == target;
     }

@@ -116,6 +116,12 @@ T* data(const Tensor& tensor) {
   return tensor.numel() ? tensor.data_ptr<T>() : nullptr;
 }
 
+bool reads_targets(const Tensor& program, i64 begin, i64 end) {
+  for (i64 k = begin; k < end; ++k)
+    if (head(program.data_ptr<i64>() + k * program.size(1)).opcode == op_cross_entropy) return true;
+  return false;
+}
+
 const char* slot(const Tensor& slots, i64 number) {
   if (!slots.numel()) return nullptr;
   return static_cast<const char*>(slots.data_ptr()) + number * slots.stride(0) * slots.element_size();
@@ -127,6 +133,8 @@ void run(const Tensor& program, i64 begin, i64 end, const Tensor& lists, const T
          const Tensor& targets, const Tensor& outputs, i64 examples, i64 steps, i64 step, i64 seed) {
   TORCH_CHECK(reinterpret_cast<std::uintptr_t>(activations.data_ptr()) % sizeof(vec) == 0, "lthfunc: unaligned");
   TORCH_CHECK(begin >= 0 && end <= program.size(0), "lthfunc: no such instructions");
+  TORCH_CHECK(!reads_targets(program, begin, end) || targets.scalar_type() == at::kLong,
+              "lthfunc: targets must be int64");
   const i64 tiles = (examples + LANES - 1) / LANES;
   const i64 *const rows = data<i64>(program), width = program.size(1);
   const float* const rates = data<float>(schedule);
