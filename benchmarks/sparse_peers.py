@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -74,7 +75,9 @@ def _input_shapes(module: nn.Module, x: Tensor) -> dict[str, tuple[int, ...]]:
 
 def torch_csr(state: TrainState, x: Tensor) -> Run:
     """A network of linear layers by torch's CSR products."""
-    layers = [(w.to_sparse_csr(), b[:, None]) for w, b in _linear(state)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # torch says once that its CSR tensors are in beta
+        layers = [(w.to_sparse_csr(), b[:, None]) for w, b in _linear(state)]
     flat = x.flatten(1).T.contiguous()
     return _products(layers, flat, lambda value: value.relu_())
 

@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-
 from lthfunc_cli.main import main
+from torch import Tensor, nn
 
 import lthfunc as lf
 from lthfunc.errors import UserError

@@ -36,9 +36,10 @@ def load_kernels() -> None:
     reason = why_no_kernels()
     if reason is not None:
         raise UserError(reason)
+    # On machines without a GPU the tooling remarks on it as it is imported; its errors still come through.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     from torch.utils import cpp_extension
 
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     flags, folder = _flags(), cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
     sources = sorted(str(source) for source in _HERE.glob("*.cpp"))
