@@ -22,6 +22,7 @@ import lthfunc as lf
 from lthfunc.errors import UserError, invalid, unknown
 from lthfunc.experiments.plan import choose_device
 from lthfunc.sparse.functional import conv_pattern, to_tiles
+from lthfunc.sparse.packing import check_fit
 from lthfunc.training.batches import batches
 from lthfunc.training.engines.toolchain import why_not
 from lthfunc.training.engines.tracing import compiled
@@ -176,6 +177,7 @@ def _training(
             variants["SparseProp", density] = sparse_peers.sparseprop(case.model, state, ready, peers.LR)
     if masks is not None:
         state = lf.init(case.model)
+        check_fit(state.params, masks)
         state = state._replace(masks=masks, params=lf.apply_masks(state.params, masks))
         variants[f"{SPARSE}, ticket", round(lf.density(masks), 4)] = loop(lf.sparse_engine, state)
     given = {**about, "network": case.name, "batch": case.batch, "unit": "steps/s"}

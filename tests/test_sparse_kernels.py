@@ -207,6 +207,55 @@ def test_a_weight_of_two_layers_is_refused():
         check(Shared(), (20,))
 
 
+class Through(nn.Module):
+    """A function of an image, then three classes."""
+
+    def __init__(self, function, size: int) -> None:
+        super().__init__()
+        self.conv, self.side = conv(), conv()
+        self.norm, self.scale = nn.BatchNorm1d(6 * 64), nn.Parameter(torch.ones(6, 3, 3, 3))
+        self.register_buffer("seen", torch.zeros(()))
+        self.register_buffer("filters", torch.ones(6, 3, 3, 3))
+        self.function, self.out = function, nn.Linear(size, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.function(self, x).flatten(1))
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (lambda net, x: net.norm(net.conv(x).flatten(1)), "no rule for batch_norm on a flattened image"),
+        (lambda net, x: F.group_norm(net.conv(x).flatten(1), 3), "no rule for group_norm on a flattened image"),
+        (lambda net, x: F.conv2d(x, net.conv.weight * net.scale, padding=1), "of a parameter or buffer in it"),
+        (lambda net, x: F.conv2d(x, net.filters, padding=1), "with weights that are no parameters"),
+        (lambda net, x: net.conv(x) * net.side(x), "no rule for mul of two values"),
+        (lambda net, x: net.conv(x) + net.seen.add_(2), "no rule for add of a parameter or buffer"),
+    ],
+)  # fmt: skip
+def test_what_would_be_computed_wrongly_is_refused(function, words):
+    with pytest.raises(lf.UserError, match=words):
+        check(Through(function, 6 * 64), (3, 8, 8))
+
+
+def test_a_branch_that_leads_nowhere_is_refused():
+    with pytest.raises(lf.UserError, match="all of whose operations lead to the output"):
+        check(Through(lambda net, x: (net.side(x), net.conv(x))[1], 6 * 64), (3, 8, 8))
+
+
+@pytest.mark.parametrize("twice", [False, True])
+def test_convolutions_are_normalised_in_evaluation_before_maxima(twice):
+    layers = [conv(), nn.BatchNorm2d(6), *([nn.BatchNorm2d(6)] if twice else []), nn.ReLU(), nn.MaxPool2d(2)]
+    model = lf.from_module(Head(nn.Sequential(*layers), (3, 8, 10)))
+    state = lf.init(model)
+    for name, buffer in state.buffers.items():
+        if "running" in name:
+            buffer.uniform_(0.2, 1.5, generator=torch.Generator().manual_seed(len(name)))
+    x = torch.randn(19, 3, 8, 10, generator=torch.Generator().manual_seed(1))
+    expected = apply_evaluating(model, state.params, state.buffers, x)
+    torch.testing.assert_close(lf.sparse_program(model, state)(x), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_dense_layers_are_normalised_in_evaluation():
     """A linear layer with all its weights, then batch normalisation with running statistics."""
     model = lf.from_module(nn.Sequential(nn.Linear(20, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Linear(12, 3)))
@@ -312,6 +361,16 @@ def test_targets_that_are_no_class_and_other_dtypes_are_refused():
         memory.run(x, torch.zeros(1, 2), 2)
     with pytest.raises(lf.UserError, match=r"computes in float32; weight is torch\.float64"):
         program_of(graph, {name: leaf.double() for name, leaf in params.items()}, buffers, {}, **settings)
+
+
+def test_a_ticket_of_another_model_is_refused():
+    ticket = lf.init(lf.models.lenet300((1, 4, 4), 3))
+    with pytest.raises(
+        lf.UserError, match=r"ticket: 'fc1\.weight' has the shape \(300, 16\), the parameter of lenet300"
+    ):
+        lf.sparse_program(lf.models.lenet300((1, 5, 5), 3), ticket)
+    with pytest.raises(lf.UserError, match=r"ticket: it has no parameter 'conv1\.weight', which lenet5 has"):
+        lf.sparse_program(lf.models.lenet5((1, 28, 28), 3), ticket)
 
 
 def test_an_instruction_names_all_its_columns():

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lthfunc.errors import UserError
 from lthfunc.sparse.kernels.instructions import encoded
 from lthfunc.sparse.places import LANES, Beside, Place
 
@@ -157,8 +158,12 @@ class Builder:
         return value
 
     def gradient_of(self, value: Value) -> Place:
-        """Where a value's own gradient lies, once all of it was written."""
-        assert value.grad is not None
+        """Where a value's own gradient lies, once all of it was written.
+
+        Raises UserError where nothing wrote any, since the value does not lead to the network's output.
+        """
+        if value.grad is None:
+            raise UserError("--engine: sparse takes networks all of whose operations lead to the output")
         return value.grad
 
     def target(self, value: Value) -> Target:

@@ -29,10 +29,13 @@ class SparseProgram:
     """
 
     def __init__(self, model: Model, ticket: Ticket | TrainState, scale: Scale | None = None) -> None:
+        for name, leaf in model.evaluating.named_parameters():
+            if name not in ticket.params:
+                raise UserError(f"ticket: it has no parameter {name!r}, which {model.name} has")
+            theirs, ours = tuple(ticket.params[name].shape), tuple(leaf.shape)
+            if theirs != ours:
+                raise UserError(f"ticket: {name!r} has the shape {theirs}, the parameter of {model.name} {ours}")
         check_fit(ticket.params, ticket.masks)
-        missing = next((name for name in model.init(0)[0] if name not in ticket.params), None)
-        if missing is not None:
-            raise UserError(f"ticket: it has no parameter {missing!r}, which {model.name} has")
         load_kernels()
         self._model, self._scale = model, scale
         self._params, self._buffers, self._masks = (

@@ -41,9 +41,14 @@ class Place:
         return self.channels * self.channel
 
     @property
+    def size(self) -> tuple[int, int, int]:
+        """Channels, height and width."""
+        return self.channels, self.height, self.width
+
+    @property
     def layout(self) -> tuple[int, int, int, int]:
         """What two places must share for an address in one to mean the same in the other."""
-        return self.channels, self.height, self.width, self.halo
+        return *self.size, self.halo
 
     @property
     def first(self) -> int:

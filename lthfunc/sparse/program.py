@@ -13,6 +13,7 @@ from lthfunc.errors import UserError
 from lthfunc.sparse.builder import Builder, Leaf, Listing, Value, View, Weights, finished
 from lthfunc.sparse.capture import Captured, line_of
 from lthfunc.sparse.kernels.instructions import BY_TILES, WHOLE
+from lthfunc.sparse.packing import check_fit
 from lthfunc.sparse.rules.interface import Buffer, Param, Unsupported
 from lthfunc.sparse.rules.table import RULES
 from lthfunc.sparse.updates import Numbers, add_update
@@ -73,6 +74,7 @@ def program_of(
 
     Raises UserError, with the operation and its place in the network, where there is no rule.
     """
+    check_fit(params, masks)
     b = Builder(batch, ending.gradients)
     for leaf, value in params.items():
         _add_leaf(b, leaf, value, masks)
@@ -151,13 +153,15 @@ def _interpreted(b: Builder, captured: Captured, given: dict[Node, Any], counter
             continue
         args = torch.fx.node.map_arg(node.args, lambda each: known[each])
         kwargs = torch.fx.node.map_arg(node.kwargs, lambda each: known[each])
-        if node.target is torch.ops.aten.add_.Tensor and isinstance(args[0], Buffer):
+        if node.target is torch.ops.aten.add_.Tensor and isinstance(args[0], Buffer) and args[1] == 1:
             counters.append(args[0].name)
             known[node] = args[0]
             continue
         rule = RULES.get(node.target)
         if rule is None:
             raise _no_rule(node, "", name)
+        if not all(isinstance(each, View) for each in (args[0] if isinstance(args[0], list) else args[:1])):
+            raise _no_rule(node, " of a parameter or buffer", name)
         try:
             view = rule(b, list(args), dict(kwargs))
         except Unsupported as error:

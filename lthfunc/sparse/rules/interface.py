@@ -38,6 +38,13 @@ def claim(b: Builder, *params: Param | None) -> None:
         b.claimed.add(param.name)
 
 
+def check_unflattened(view: View) -> None:
+    """Refuse a flattened image, where an operation of features would take it for its channels."""
+    place = view.value.place
+    if view.flat and place.height * place.width > 1:
+        raise Unsupported("on a flattened image")
+
+
 def pair(value: Any) -> tuple[int, int]:
     """A setting for both sides, given once or twice."""
     if isinstance(value, (list, tuple)):

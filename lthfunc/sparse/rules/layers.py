@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lthfunc.sparse.builder import Builder, Value, View
+from lthfunc.sparse.builder import Builder, Value, View, Weights
 from lthfunc.sparse.patterns import Blocks, Entries, blocks_of
 from lthfunc.sparse.places import VECTOR_BYTES
-from lthfunc.sparse.rules.interface import Unsupported, argument, pair
+from lthfunc.sparse.rules.interface import Param, Unsupported, argument, pair
 from lthfunc.sparse.rules.product import Layer
 from lthfunc.sparse.rules.walks import Side, Walk, flat, plain
 
@@ -23,7 +23,7 @@ _SUMS, _TILES_AT_ONCE = 16, 4
 def linear(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     """``x @ weight.T + bias`` on flattened values."""
     view, weight, bias = args[0], args[1], argument(args, 2, None)
-    shape = b.weights[weight.name].shape
+    shape = _weights(b, weight, bias).shape
     if view.shape != (shape[1],):
         raise Unsupported("on more than one dimension of features")
     x = b.read(view)
@@ -55,7 +55,7 @@ def convolution(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     view, weight, bias = args[0], args[1], argument(args, 2, None)
     stride, dilation = pair(argument(args, 3, 1)), pair(argument(args, 5, 1))
     groups = int(argument(args, 6, 1))
-    outs, ins, *kernel = b.weights[weight.name].shape
+    outs, ins, *kernel = _weights(b, weight, bias).shape
     if view.flat:
         raise Unsupported("on flattened values")
     padding = _padding(argument(args, 4, 0), kernel, dilation)
@@ -129,6 +129,12 @@ def convolution(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
 
     b.backward.append(gradients)
     return View(out)
+
+
+def _weights(b: Builder, weight: Any, bias: Any) -> Weights:
+    if not isinstance(weight, Param) or not (bias is None or isinstance(bias, Param)):
+        raise Unsupported("with weights that are no parameters of their own")
+    return b.weights[weight.name]
 
 
 def _windows(part: Tensor, parts: int, ky: Tensor, kx: Tensor, sides: list[Side], entries_each: float) -> Blocks | None:

@@ -7,7 +7,7 @@ from typing import Any
 from lthfunc.sparse.builder import Builder, Target, Value, View
 from lthfunc.sparse.kernels.instructions import BY_ROWS, BY_TILES, SUMS
 from lthfunc.sparse.places import nowhere
-from lthfunc.sparse.rules.interface import Buffer, Unsupported, argument, claim
+from lthfunc.sparse.rules.interface import Buffer, Unsupported, argument, check_unflattened, claim
 
 #: Numbers that the kernels keep for a channel (normalisation.cpp).
 _SAVED = 6
@@ -21,6 +21,7 @@ def batch_norm(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
         raise Unsupported("with frozen statistics in training")
     if training and not (isinstance(mean, Buffer) and isinstance(variance, Buffer)):
         raise Unsupported("without running statistics")
+    check_unflattened(view)
     claim(b, weight, bias)
     scale = view.value.scale if not training and view.value.only_read and not view.value.rectified else None
     x = view.value if scale else b.read(view)
@@ -40,6 +41,7 @@ def batch_norm(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     if scale is not None:  # in evaluation the layer before does it as it writes
         b.emit_first(statistics)
         scale(saved)
+        view.value.scale = None  # once
         return view
     out = Value(b.place(place.channels, place.height, place.width), needs=True, rectifiable=True)
 
@@ -101,6 +103,7 @@ def layer_norm(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
 
 
 def _grouped(b: Builder, view: View, groups: int, weight: Any, bias: Any, epsilon: float) -> View:
+    check_unflattened(view)
     claim(b, weight, bias)
     x = b.read(view)
     place = x.place

@@ -47,15 +47,14 @@ def activation(kind: str) -> Rule:
 
 def multiply(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     """A value times a number."""
-    view, number = (args[0], args[1]) if isinstance(args[0], View) else (args[1], args[0])
-    if isinstance(number, View) or not isinstance(number, (int, float)):
+    if not isinstance(args[1], (int, float)):
         raise Unsupported("of two values")
-    return _pointwise(b, view, "scale", float(number))
+    return _pointwise(b, args[0], "scale", float(args[1]))
 
 
 def divide(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     """A value divided by a number."""
-    if not isinstance(args[0], View) or not isinstance(args[1], (int, float)):
+    if not isinstance(args[1], (int, float)):
         raise Unsupported("of two values")
     return _pointwise(b, args[0], "scale", 1.0 / float(args[1]))
 
@@ -65,7 +64,7 @@ def add(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     left, right = args[0], args[1]
     if kwargs.get("alpha", 1) != 1 or not (isinstance(left, View) and isinstance(right, View)):
         raise Unsupported("of anything but two values")
-    if left.shape != right.shape or left.flat != right.flat:
+    if left.flat != right.flat or left.value.place.size != right.value.place.size:
         raise Unsupported("of different shapes")
     for one, other in ((left, right), (right, left)):
         value = one.value

@@ -38,8 +38,8 @@ def reshape(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
 def part(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     """x[:, :, a::s], along channels, height or width."""
     view: View = args[0]
-    dim = argument(args, 1, 0)
-    size = [0, *view.shape][dim] if dim else 0
+    dim = argument(args, 1, 0) % (len(view.shape) + 1)
+    size = [0, *view.shape][dim]
     start, stop, step = argument(args, 2, 0) or 0, argument(args, 3, None), argument(args, 4, 1)
     if dim == 0:
         if start == 0 and (stop is None or stop >= 2**31):
@@ -48,8 +48,8 @@ def part(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     stop = size if stop is None else min(stop, size)
     if start == 0 and stop == size and step == 1:
         return view
-    if view.flat or start < 0 or stop < 0:
-        raise Unsupported("of flattened values or from the end")
+    if view.flat or not 0 <= start < stop:
+        raise Unsupported("of flattened values, from the end or of nothing")
     x = b.read(view)
     count = -(-(stop - start) // step)
     shape = list(view.shape)
