@@ -45,10 +45,9 @@ def both(module: nn.Module, shape: tuple[int, ...], batch: int, density: float, 
     x = torch.randn(batch, *shape, generator=generator)
     y = torch.randint(0, 3, (batch,), generator=generator)
 
-    graph = captured(model.training, params, buffers, shape, "it")
+    graph = captured(model, shape, training=True)
     program = program_of(
         graph, params, buffers, masks, batch=batch, stored=(shape, torch.float32), scale=None, ending=Ending(),
-        name="it",
     )  # fmt: skip
     memory = Memory(program, params, buffers)
     memory.run(x[None], y[None], batch)
@@ -227,7 +226,7 @@ class Through(nn.Module):
     [
         (lambda net, x: net.norm(net.conv(x).flatten(1)), "no rule for batch_norm on a flattened image"),
         (lambda net, x: F.group_norm(net.conv(x).flatten(1), 3), "no rule for group_norm on a flattened image"),
-        (lambda net, x: F.conv2d(x, net.conv.weight * net.scale, padding=1), "of a parameter or buffer in it"),
+        (lambda net, x: F.conv2d(x, net.conv.weight * net.scale, padding=1), "of a parameter or buffer in Through"),
         (lambda net, x: F.conv2d(x, net.filters, padding=1), "with weights that are no parameters"),
         (lambda net, x: net.conv(x) * net.side(x), "no rule for mul of two values"),
         (lambda net, x: net.conv(x) + net.seen.add_(2), "no rule for add of a parameter or buffer"),
@@ -305,10 +304,10 @@ def test_dropout_keeps_the_right_share_and_the_same_places_in_both_directions():
 
     model = lf.from_module(Net())
     params, buffers = model.init(0)
-    graph = captured(model.training, params, buffers, (400,), "it")
+    graph = captured(model, (400,), training=True)
     x, y = torch.ones(64, 400), torch.zeros(64, dtype=torch.int64)
     program = program_of(
-        graph, params, buffers, {}, batch=64, stored=((400,), torch.float32), scale=None, ending=Ending(), name="it"
+        graph, params, buffers, {}, batch=64, stored=((400,), torch.float32), scale=None, ending=Ending(),
     )  # fmt: skip
     memory = Memory(program, params, buffers)
     grads = []
@@ -350,8 +349,8 @@ def test_masks_of_another_model_are_refused():
 def test_targets_that_are_no_class_and_other_dtypes_are_refused():
     model = lf.from_module(nn.Linear(4, 3))
     params, buffers = model.init(0)
-    graph = captured(model.training, params, buffers, (4,), "it")
-    settings = {"batch": 2, "stored": ((4,), torch.float32), "scale": None, "ending": Ending(), "name": "it"}
+    graph = captured(model, (4,), training=True)
+    settings = {"batch": 2, "stored": ((4,), torch.float32), "scale": None, "ending": Ending()}
     memory = Memory(program_of(graph, params, buffers, {}, **settings), params, buffers)
     x = torch.ones(1, 2, 4)
     for bad in (3, -1):

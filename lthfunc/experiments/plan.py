@@ -15,7 +15,7 @@ from lthfunc.experiments.config import Config, parse_rewind
 from lthfunc.experiments.iterative import Plan, check
 from lthfunc.experiments.resolve import resolved
 from lthfunc.models.factory import build
-from lthfunc.sparse.choice import is_always_faster, why_not_sparse
+from lthfunc.sparse.choice import is_faster, why_not_sparse
 from lthfunc.sparse.engine import sparse_engine
 from lthfunc.sparse.kernels.build import why_no_kernels
 from lthfunc.sparse.mixed import sparse_or
@@ -175,7 +175,7 @@ def _threads(config: Config, work: Work, data: Dataset, batch_size: int) -> int:
     Else one for a small network, all for a large one.
     """
     cores = torch.get_num_threads()
-    if config.engine == "sparse" or (config.engine.startswith("sparse/") and is_always_faster(work, data.shape)):
+    if config.engine == "sparse" or (config.engine.startswith("sparse/") and is_faster(work.model, data.shape, {})):
         trainings = config.replicates * (1 + (len(config.control) if config.rounds else 0))
         return max(1, cores // (config.jobs or trainings))
     small = flops_per_step(work.model, data.shape, batch_size) < _FLOPS_FOR_THREADS

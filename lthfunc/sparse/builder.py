@@ -78,10 +78,8 @@ class Leaf(NamedTuple):
     size: int
 
 
-@dataclass
-class Weights:
-    """A layer's surviving weights. positions: int64 (survivors,), in the flattened leaf; the layer's rule puts them
-    into the order of its lists."""
+class Weights(NamedTuple):
+    """A layer's surviving weights. positions: int64 (survivors,), in the flattened leaf, in its order."""
 
     shape: tuple[int, ...]
     positions: Tensor

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from lthfunc.errors import invalid
-from lthfunc.sparse.capture import Captured, captured
+from lthfunc.sparse.capture import captured
 from lthfunc.sparse.kernels.build import load_kernels
 from lthfunc.sparse.memory import Memory, pack_moments, unpack_moments
+from lthfunc.sparse.places import LANES, VECTOR_BYTES
 from lthfunc.sparse.program import Ending, Program, Stored, program_of
 from lthfunc.sparse.updates import clock_of, moments_of, state_after
 from lthfunc.training.engines.interface import Engine, Running, Tick, Work
@@ -36,14 +37,6 @@ def sparse_engine(work: Work) -> Engine:
     if work.precision != "fp32":
         raise invalid("--precision", work.precision, "fp32 with --engine sparse")
     load_kernels()
-    graphs: dict[bool, Captured] = {}
-
-    def graph(params: Params, buffers: Buffers, shape: tuple[int, ...], *, training: bool) -> Captured:
-        if training not in graphs:
-            module = work.model.training if training else work.model.evaluating
-            graphs[training] = captured(module, params, buffers, shape, work.model.name)
-        return graphs[training]
-
     programs = _Programs(work)
 
     def begin(states: Sequence[TrainState], seeds: Sequence[int], feed: Feed) -> Running:
@@ -53,9 +46,7 @@ def sparse_engine(work: Work) -> Engine:
         loops = []
         for number, (state, seed) in enumerate(zip(states, seeds, strict=True)):
             slots = (x, y) if len(states) == 1 else (x[:, number], y[:, number])
-            shape = tuple(slots[0].shape[2:])
-            captured_graph = graph(state.params, state.buffers, shape, training=True)
-            loops.append(_Loop(work, programs, captured_graph, state, seed, slots))
+            loops.append(_Loop(work, programs, state, seed, slots))
         return loops[0] if len(loops) == 1 else _Several(loops)
 
     measuring = _Measuring(work)
@@ -63,11 +54,7 @@ def sparse_engine(work: Work) -> Engine:
     def measure(
         params: Sequence[Params], buffers: Sequence[Buffers], split: Split, device: torch.device
     ) -> list[Quality]:
-        shape = tuple(split.x.shape[1:])
-        return [
-            measuring.quality(graph(one, kept, shape, training=False), one, kept, split, device)
-            for one, kept in zip(params, buffers, strict=True)
-        ]
+        return [measuring.quality(one, kept, split, device) for one, kept in zip(params, buffers, strict=True)]
 
     return Engine("sparse", begin, measure)
 
@@ -79,7 +66,7 @@ class _Programs:
         self._work = work
         self._last: tuple[Masks, object, Program] | None = None
 
-    def program(self, graph: Captured, state: TrainState, batch: int, stored: Stored) -> Program:
+    def program(self, state: TrainState, batch: int, stored: Stored) -> Program:
         """For networks under this state's masks."""
         work = self._work
         if self._last is not None:
@@ -89,8 +76,8 @@ class _Programs:
                 return program
         changed = work.augment is not None  # inputs come scaled then
         program = program_of(
-            graph, state.params, state.buffers, state.masks, batch=batch, stored=stored,
-            scale=None if changed else work.scale, name=work.model.name,
+            captured(work.model, stored[0], training=True), state.params, state.buffers, state.masks, batch=batch,
+            stored=stored, scale=None if changed else work.scale,
             ending=Ending("cross_entropy" if work.loss is cross_entropy else None, True, work.optimizer.numbers),
         )  # fmt: skip
         self._last = {name: mask.clone() for name, mask in state.masks.items()}, (batch, stored), program
@@ -100,9 +87,7 @@ class _Programs:
 class _Loop:
     """One network in training."""
 
-    def __init__(
-        self, work: Work, programs: _Programs, graph: Captured, state: TrainState, seed: int, slots: Batch
-    ) -> None:
+    def __init__(self, work: Work, programs: _Programs, state: TrainState, seed: int, slots: Batch) -> None:
         self._work, self._state, self._slots = work, state, slots
         x, _ = slots
         self._examples = x.shape[1]
@@ -110,7 +95,7 @@ class _Loop:
         self._key, self._seed = counter_key(seed, "step"), key(seed, "dropout") % 2**32
         optimizer, changed = work.optimizer, work.augment is not None
         stored = tuple(x.shape[2:]), torch.float32 if changed else x.dtype
-        program = programs.program(graph, state, self._examples, stored)
+        program = programs.program(state, self._examples, stored)
         self._memory = memory = Memory(program, state.params, state.buffers)
         if optimizer.numbers is not None:
             memory.moments = [memory.vector(tree) for tree in moments_of(state.opt)]
@@ -215,12 +200,12 @@ class _Measuring:
     def __init__(self, work: Work) -> None:
         self._work = work
         self._memory: Memory | None = None
-        self._key: object = None
+        self._stored: Stored | None = None
 
-    def quality(self, graph: Captured, params: Params, buffers: Buffers, split: Split, device: torch.device) -> Quality:
+    def quality(self, params: Params, buffers: Buffers, split: Split, device: torch.device) -> Quality:
         """Mean loss and accuracy over a split."""
         work = self._work
-        memory = self._memory_for(graph, params, buffers, split)
+        memory = self._memory_for(params, buffers, split)
         chunk = memory.program.batch
 
         def metrics_of(batch: Batch) -> Metrics:
@@ -236,24 +221,23 @@ class _Measuring:
         (quality,) = evaluate(metrics_of, split, device, chunk)
         return quality
 
-    def _memory_for(self, graph: Captured, params: Params, buffers: Buffers, split: Split) -> Memory:
+    def _memory_for(self, params: Params, buffers: Buffers, split: Split) -> Memory:
         masks = {name: leaf != 0 for name, leaf in params.items() if leaf.ndim > 1}
-        kept = self._memory
-        if kept is not None and self._key == (tuple(split.x.shape[1:]), split.x.dtype) and _covers(kept, masks):
-            kept.load(params, buffers)
-            return kept
-        chunk = _CHUNK
+        stored = tuple(split.x.shape[1:]), split.x.dtype
+        if self._memory is not None and self._stored == stored and _covers(self._memory, masks):
+            self._memory.load(params, buffers)
+            return self._memory
+        work, chunk = self._work, min(_CHUNK, max(LANES, len(split.x)))
+        graph = captured(work.model, stored[0], training=False)
+        ending = Ending("cross_entropy" if work.loss is cross_entropy else None, gradients=False)
         while True:
             program = program_of(
-                graph, params, buffers, masks, batch=min(chunk, max(16, len(split.x))),
-                stored=(tuple(split.x.shape[1:]), split.x.dtype), scale=self._work.scale, name=self._work.model.name,
-                ending=Ending("cross_entropy" if self._work.loss is cross_entropy else None, False),
-            )  # fmt: skip
-            if program.listing.vectors * 64 <= _BYTES or chunk <= 16:
+                graph, params, buffers, masks, batch=chunk, stored=stored, scale=work.scale, ending=ending
+            )
+            if program.listing.vectors * VECTOR_BYTES <= _BYTES or chunk <= LANES:
                 break
-            chunk = max(16, chunk // 2)
-        self._memory = Memory(program, params, buffers)
-        self._key = (tuple(split.x.shape[1:]), split.x.dtype)
+            chunk = max(LANES, chunk // 2)
+        self._memory, self._stored = Memory(program, params, buffers), stored
         return self._memory
 
 

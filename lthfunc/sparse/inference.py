@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lthfunc.errors import UserError
-from lthfunc.sparse.capture import Captured, captured
+from lthfunc.sparse.capture import captured
 from lthfunc.sparse.kernels.build import load_kernels
 from lthfunc.sparse.memory import Memory
 from lthfunc.sparse.packing import check_fit
@@ -43,7 +43,6 @@ class SparseProgram:
             ticket.buffers,
             ticket.masks,
         )
-        self._graph: Captured | None = None
         self._ready: dict[object, Memory] = {}
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -65,11 +64,9 @@ class SparseProgram:
         if x.device.type != "cpu" or (x.dtype == torch.uint8 and self._scale is None):
             raise UserError("sparse_program: takes float32 on the CPU, or uint8 where a scale was given")
         shape = tuple(x.shape[1:])
-        if self._graph is None:
-            self._graph = captured(self._model.evaluating, self._params, self._buffers, shape, self._model.name)
         program = program_of(
-            self._graph, self._params, self._buffers, self._masks, batch=capacity, stored=(shape, x.dtype),
-            scale=self._scale, ending=Ending(None, gradients=False), name=self._model.name,
+            captured(self._model, shape, training=False), self._params, self._buffers, self._masks, batch=capacity,
+            stored=(shape, x.dtype), scale=self._scale, ending=Ending(None, gradients=False),
         )  # fmt: skip
         return Memory(program, self._params, self._buffers)
 

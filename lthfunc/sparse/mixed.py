@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from lthfunc.sparse.capture import captured
-from lthfunc.sparse.choice import is_faster, places_of
+from lthfunc.sparse.choice import is_faster
 from lthfunc.sparse.engine import sparse_engine
 from lthfunc.training.engines.interface import Engine, Running, Work
 from lthfunc.training.engines.table import make_engine
@@ -21,24 +20,20 @@ def sparse_or(dense: str) -> Callable[[Work], Engine]:
 
     def make(work: Work) -> Engine:
         engines = {True: sparse_engine(work), False: make_engine(dense, work)}
-        places: dict[str, int] = {}
 
-        def choose(params: Params, buffers: Buffers, masks: Masks, shape: tuple[int, ...]) -> Engine:
-            if not places:
-                places.update(places_of(captured(work.model.training, params, buffers, shape, work.model.name)))
-            return engines[is_faster(places, params, masks)]
+        def choose(masks: Masks, shape: tuple[int, ...]) -> Engine:
+            return engines[is_faster(work.model, shape, masks)]
 
         def begin(states: Sequence[TrainState], seeds: Sequence[int], feed: Feed) -> Running:
-            state, shape = states[0], tuple(feed.slotted[0].shape[2 if len(states) == 1 else 3 :])
-            return choose(state.params, state.buffers, state.masks, shape).begin(states, seeds, feed)
+            shape = tuple(feed.slotted[0].shape[2 if len(states) == 1 else 3 :])
+            return choose(states[0].masks, shape).begin(states, seeds, feed)
 
         def measure(
             params: Sequence[Params], buffers: Sequence[Buffers], split: Split, device: torch.device
         ) -> list[Quality]:
             # What is zero counts as pruned: masks are not known here, and nothing else matters to a forward pass.
             masks = {name: params[0][name] != 0 for name in work.model.prunable}
-            engine = choose(params[0], buffers[0], masks, tuple(split.x.shape[1:]))
-            return engine.measure(params, buffers, split, device)
+            return choose(masks, tuple(split.x.shape[1:])).measure(params, buffers, split, device)
 
         return Engine(f"sparse/{dense}", begin, measure)
 

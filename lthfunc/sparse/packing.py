@@ -25,16 +25,13 @@ class Packed(NamedTuple):
     shapes: dict[str, tuple[int, ...]]
 
 
-def pack(params: Params, masks: Masks, order: Mapping[str, Tensor] | None = None) -> Packed:
+def pack(params: Params, masks: Masks) -> Packed:
     """The surviving weights of each masked leaf as a vector: ``unpack(pack(params, masks))`` has the same bits.
-
-    order: positions to use instead of the masks' own, row after row (a kernel's order, say).
 
     Raises UserError where a mask doesn't fit its leaf, naming the first that differs.
     """
     check_fit(params, masks)
     positions = {name: mask.flatten().nonzero().flatten() for name, mask in masks.items()}
-    positions.update(order or {})
     return Packed(packed_like(params, positions), positions, {name: tuple(params[name].shape) for name in masks})
 
 

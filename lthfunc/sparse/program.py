@@ -68,7 +68,6 @@ def program_of(
     stored: Stored,
     scale: Scale | None,
     ending: Ending,
-    name: str,
 ) -> Program:
     """Write the program of a network for batches of up to `batch` examples stored with this shape and dtype.
 
@@ -83,11 +82,12 @@ def program_of(
             b.statistics[buffer] = b.numbers([0.0] * value.numel())
     counters: list[str] = []
     given = _given(captured, _load(b, stored, scale))
-    output = _interpreted(b, captured, given, counters, name)
+    output = _interpreted(b, captured, given, counters)
     if not isinstance(output, View) or not output.flat:
-        raise UserError(f"--engine: sparse takes networks with outputs (batch, features); those of {name} are others")
+        raise UserError(
+            f"--engine: sparse takes networks with outputs (batch, features); those of {captured.name} are others"
+        )
     forward, listing = _finish(b, output, ending)
-    # The weights are in the order of their lists once everything is written down.
     positions = {leaf: weights.positions for leaf, weights in b.weights.items()}
     return Program(
         listing, forward, ending.gradients, batch, b.leaves, positions, tuple(counters), dict(b.statistics),
@@ -144,7 +144,8 @@ def _given(captured: Captured, x: View) -> dict[Node, Any]:
     return dict(zip(placeholders, values, strict=True))
 
 
-def _interpreted(b: Builder, captured: Captured, given: dict[Node, Any], counters: list[str], name: str) -> Any:
+def _interpreted(b: Builder, captured: Captured, given: dict[Node, Any], counters: list[str]) -> Any:
+    name = captured.name
     known: dict[Node, Any] = dict(given)
     for node in captured.graph.nodes:
         if node.op == "output":

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from lthfunc.errors import UserError
-from lthfunc.training.engines.toolchain import why_not
+from lthfunc.training.engines.toolchain import host_compiler, why_not
 
 _HERE = Path(__file__).parent
 # Never -ffast-math: with many compilers a library linked with it makes the whole process flush small numbers to zero.
@@ -102,8 +102,7 @@ def _processor() -> str:
 
 
 def _compiler() -> str:
-    compiler = os.environ.get("CXX", "g++")
     try:
-        return subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
-    except OSError:
-        return compiler
+        return subprocess.run([host_compiler(), "--version"], capture_output=True, text=True, check=False).stdout
+    except OSError:  # there is none; whoever builds is told so
+        return ""

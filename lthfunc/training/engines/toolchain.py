@@ -21,10 +21,15 @@ def why_not(device: torch.device | str) -> str | None:
     return _why_no_host_compiler()
 
 
+def host_compiler() -> str:
+    """The C++ compiler that is used: of CXX, else the first that is found, else nothing."""
+    return os.environ.get("CXX") or next(filter(shutil.which, ("g++", "clang++", "c++")), "")
+
+
 @functools.cache
 def _why_no_host_compiler() -> str | None:
     # Inductor looks for the compiler in CXX, then g++. Its programs include Python.h, which Debian packs apart.
-    compiler = os.environ.get("CXX") or next(filter(shutil.which, ("g++", "clang++", "c++")), "")
+    compiler = host_compiler()
     if not shutil.which(compiler):
         return f"no C++ compiler was found ({compiler or 'g++'})"
     include = sysconfig.get_paths()["include"]

@@ -11,7 +11,7 @@ import linecache
 import logging
 import os
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,32 +47,37 @@ def compiled(function: Callable[..., Any], example: Sequence[Tensor], name: str)
         graph = make_fx(function, _RULES, tracing_mode="fake", _allow_non_fake_inputs=True)(*example)
     except Exception as error:
         raise UserError(
-            f"--engine: {name} cannot be compiled{_place(error)}: {_first_line(error)}; --engine eager runs it"
+            f"--engine: {name} cannot be compiled{place_of(error)}: {first_line(error)}; --engine eager runs it"
         ) from error
     try:
         return torch._inductor.standalone_compile(
             graph, list(example), dynamic_shapes="from_example_inputs", options={"config_patches": _SETTINGS}
         )
     except Exception as error:
-        raise UserError(f"--engine: {name} cannot be compiled: {_first_line(error)}; --engine eager runs it") from error
+        raise UserError(f"--engine: {name} cannot be compiled: {first_line(error)}; --engine eager runs it") from error
 
 
-def _place(error: BaseException) -> str:
-    """The innermost line outside of torch and of this library: the user's own, or torch's module otherwise."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _foreign(frame.filename)]
-    if not frames:
+def place_of(error: BaseException) -> str:
+    """The line outside of torch and of this library that an error comes from, in brackets, or nothing."""
+    return users_line((frame.filename, frame.lineno or 0) for frame in traceback.extract_tb(error.__traceback__))
+
+
+def users_line(frames: Iterable[tuple[str, int]]) -> str:
+    """The innermost of these lines (file, number) outside of torch and of this library: " (line 3 of net.py: …)"."""
+    outside = [frame for frame in frames if _foreign(frame[0])]
+    if not outside:
         return ""
-    frame = frames[-1]
-    code = linecache.getline(frame.filename, frame.lineno or 0).strip()
-    return f" (line {frame.lineno} of {frame.filename}: {code})"
+    file, number = outside[-1]
+    return f" (line {number} of {file}: {linecache.getline(file, number).strip()})"
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
 
 
 def _foreign(file: str) -> bool:
     # Installed packages lie in a folder below Python's own library.
     others = [folder for folder in _OTHERS if file.startswith(folder)]
     return not others or (others == [_OTHERS[-1]] and "site-packages" in file)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
