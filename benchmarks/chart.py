@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -26,24 +27,35 @@ def table(network: str, records: Sequence[Record]) -> None:
     for head in ("min", "median", "max", "÷ products"):
         out.add_column(head, justify="right")
     for item in sorted(mine, key=lambda item: item["median"]):
-        share = f"{item['median'] / floor:.2f}" if floor else ""
-        numbers = [f"{item[name]:,.{1 if item['median'] < 100 else 0}f}" for name in ("min", "median", "max")]
-        style = "bold" if item["variant"].startswith("lthfunc") else None
-        out.add_row(item["variant"], *numbers, share, style=style)
+        add_line(out, [item["variant"]], item, floor, digits=1)
     Console().print(out)
+
+
+def add_line(out: Table, first: list[str], item: Record, base: float | None, *, digits: int) -> None:
+    """A record as a line: the spread of its rates (with so many digits where they are small), and its ratio to base."""
+    places = digits if item["median"] < 100 else 0
+    numbers = [f"{item[name]:,.{places}f}" for name in ("min", "median", "max")]
+    ratio = f"{item['median'] / base:.2f}" if base else ""
+    out.add_row(*first, *numbers, ratio, style="bold" if item["variant"].startswith("lthfunc") else None)
+
+
+def panels(networks: Sequence[str], columns: int, width: float, height: float) -> tuple[Figure, list[Any]]:
+    """A figure with a panel for each network."""
+    columns = min(columns, len(networks))
+    rows = -(-len(networks) // columns)
+    figure = Figure(figsize=(width * columns, 0.7 + height * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat[len(networks) :]:
+        axes.set_axis_off()
+    return figure, list(grid.flat[: len(networks)])
 
 
 def draw(path: str, records: Sequence[Record], title: str) -> None:
     """Write the bars of all networks to a PNG or SVG file."""
     networks = list(dict.fromkeys(item["network"] for item in records))
-    columns = min(2, len(networks))
-    rows = -(-len(networks) // columns)
-    figure = Figure(figsize=(6.4 * columns, 0.6 + 3.3 * rows), layout="constrained")
-    FigureCanvasAgg(figure)
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for axes in grid.flat[len(networks) :]:
-        axes.set_axis_off()
-    for axes, network in zip(grid.flat, networks, strict=False):
+    figure, grid = panels(networks, 2, 6.4, 3.3)
+    for axes, network in zip(grid, networks, strict=True):
         mine = [item for item in records if item["network"] == network]
         bars = sorted((i for i in mine if i["variant"] not in _LINES), key=lambda item: item["median"])
         names = [item["variant"] for item in bars]
@@ -58,7 +70,7 @@ def draw(path: str, records: Sequence[Record], title: str) -> None:
         axes.set_title(f"{network}, batch {mine[0]['batch']}, density {min(i['density'] for i in mine):g}", fontsize=10)
         axes.set_xlabel("masked training steps per second")
         axes.spines[["top", "right"]].set_visible(False)
-    lines, labels = grid.flat[0].get_legend_handles_labels()
+    lines, labels = grid[0].get_legend_handles_labels()
     figure.legend(lines, labels, frameon=False, fontsize=9, loc="outside lower center", ncols=2)
     figure.suptitle(title, fontsize=11)
     figure.savefig(path, dpi=130)

@@ -20,7 +20,7 @@ from .records import Run
 LR = 1.2e-3
 
 
-def _loaded(model: lf.Model, state: TrainState) -> nn.Module:
+def loaded(model: lf.Model, state: TrainState) -> nn.Module:
     module = copy.deepcopy(model.training).to(state.step.device).requires_grad_(True)
     module.load_state_dict({**state.params, **state.buffers})
     return module
@@ -30,7 +30,7 @@ def parents_loop(model: lf.Model, state: TrainState, ready: Sequence[Batch]) -> 
     """The argparse script that this library replaces: after each backward, every weight and its gradient go to
     NumPy, the gradient is zeroed where the weight is nearly zero, and comes back; unfused Adam.
     """
-    module = _loaded(model, state)
+    module = loaded(model, state)
     optimizer = torch.optim.Adam(module.parameters(), LR, weight_decay=1e-4)
 
     def run(n: int) -> None:
@@ -50,12 +50,17 @@ def parents_loop(model: lf.Model, state: TrainState, ready: Sequence[Batch]) -> 
 
 def nn_utils_prune(model: lf.Model, state: TrainState, ready: Sequence[Batch]) -> Run:
     """PyTorch's own pruning: reparametrised weights, autograd, fused Adam."""
-    module = _loaded(model, state)
+    module = loaded(model, state)
     for name, mask in state.masks.items():
         owner, _, leaf = name.rpartition(".")
         torch_prune.custom_from_mask(  # type: ignore[no-untyped-call]
             module.get_submodule(owner), leaf, mask
         )
+    return trained(module, ready)
+
+
+def trained(module: nn.Module, ready: Sequence[Batch]) -> Run:
+    """Any module, by autograd and fused Adam."""
     optimizer = torch.optim.Adam(module.parameters(), LR, fused=True)
 
     def run(n: int) -> None:
@@ -70,7 +75,7 @@ def nn_utils_prune(model: lf.Model, state: TrainState, ready: Sequence[Batch]) -
 
 def tuned_loop(model: lf.Model, state: TrainState, ready: Sequence[Batch], precision: Precision) -> Run:
     """A dense network as one trains it fast without this library: channels last, torch.compile, fused Adam."""
-    module = _loaded(model, state).to(memory_format=torch.channels_last)
+    module = loaded(model, state).to(memory_format=torch.channels_last)
     program = torch.compile(module)
     optimizer = torch.optim.Adam(module.parameters(), LR, fused=True)
     images = [(x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x, y) for x, y in ready]

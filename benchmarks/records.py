@@ -2,22 +2,45 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import json
 import statistics
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from lthfunc.errors import UserError, invalid, unknown
 from lthfunc.runs.folder import machine
 
 #: Makes so many calls of what is measured.
 Run = Callable[[int], Any]
 Record = dict[str, Any]
 _MOST_CALLS = 20_000
+
+
+def chosen(networks: Sequence[str], default: Sequence[str], every: Sequence[str], threads: int) -> list[str]:
+    """The networks to measure. Raises UserError for a name that is not among `every`, and for no thread at all."""
+    for name in networks:
+        if name not in every:
+            raise unknown("--network", name, every)
+    if threads < 1:
+        raise invalid("--threads", threads, "a whole number of at least 1")
+    return list(networks or default)
+
+
+def reported(measure: Callable[..., Any], options: argparse.Namespace) -> int:
+    """Measure by a script's options; a mistake in them is one line and exit code 2."""
+    try:
+        measure(**{**vars(options), "networks": options.networks or []})
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
 
 
 def in_turn(variants: dict[str, Run], *, seconds: float, repeats: int, device: str) -> dict[str, list[float]]:

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import lthfunc as lf
-from lthfunc.errors import UserError, invalid, unknown
+from lthfunc.errors import invalid
 from lthfunc.experiments.plan import choose_device
 from lthfunc.sparse.functional import conv_pattern, to_tiles
 from lthfunc.sparse.packing import check_fit
@@ -35,7 +35,7 @@ from lthfunc.trees.types import TrainState
 from . import peers, peers_jax, sparse_peers
 from .floors import PEAK, peak_rate, products
 from .networks import Case, cases, images
-from .records import Record, Run, header, in_turn, record, write
+from .records import Record, Run, chosen, header, in_turn, record, reported, write
 from .sparse_chart import draw, table
 
 DENSE, SPARSE, AUTO = "lthfunc, compile", "lthfunc, sparse", "lthfunc, auto"
@@ -53,28 +53,16 @@ _BATCH = 64
 def main(arguments: list[str] | None = None) -> int:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--network", action="append", help=f"one of {', '.join((*NETWORKS, *_LARGE))}; repeatable")
+    parser.add_argument(
+        "--network", dest="networks", action="append", help=f"one of {', '.join((*NETWORKS, *_LARGE))}; repeatable"
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--ticket", metavar="FILE", help="also measure this ticket of the (one) network")
     parser.add_argument("--quick", action="store_true", help="LeNet-300-100 at three densities: under a minute")
     parser.add_argument("--json", metavar="FILE")
     parser.add_argument("--plot", metavar="FILE")
-    options = parser.parse_args(arguments)
-    try:
-        run(
-            networks=options.network or [],
-            threads=options.threads,
-            device=options.device,
-            ticket=options.ticket,
-            quick=options.quick,
-            json=options.json,
-            plot=options.plot,
-        )
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    return reported(run, parser.parse_args(arguments))
 
 
 def run(
@@ -88,12 +76,7 @@ def run(
     plot: str | None,
 ) -> list[Record]:
     """Measure, print tables, and write JSON and a picture where asked to."""
-    names = list(networks) or (["lenet300"] if quick else list(NETWORKS))
-    for name in names:
-        if name not in (*NETWORKS, *_LARGE):
-            raise unknown("--network", name, (*NETWORKS, *_LARGE))
-    if threads < 1:
-        raise invalid("--threads", threads, "a whole number of at least 1")
+    names = chosen(networks, ["lenet300"] if quick else NETWORKS, (*NETWORKS, *_LARGE), threads)
     if ticket is not None and len(names) != 1:
         raise invalid("--ticket", ticket, "one --network with it")
     device = choose_device(device)
@@ -174,7 +157,7 @@ def _training(
             variants[AUTO, density] = loop(sparse, state)
         low, high = sparse_peers.SPARSEPROP_DENSITIES
         if low <= density <= high and sparse_peers.why_no_sparseprop() is None and case.layers:
-            variants["SparseProp", density] = sparse_peers.sparseprop(case.model, state, ready, peers.LR)
+            variants["SparseProp", density] = sparse_peers.sparseprop(case.model, state, ready)
     if masks is not None:
         state = lf.init(case.model)
         check_fit(state.params, masks)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 from rich.console import Console
 from rich.table import Table
 
+from .chart import add_line, panels
 from .floors import PEAK
 from .records import Record
 
@@ -39,26 +38,16 @@ def table(records: Sequence[Record]) -> None:
                            ("max", "right"), ("÷ dense", "right")):  # fmt: skip
             out.add_column(head, justify=side)  # type: ignore[arg-type]
         for item in sorted(mine, key=lambda item: (-item["density"], item["median"])):
-            digits = 2 if item["median"] < 100 else 0
-            numbers = [f"{item[name]:,.{digits}f}" for name in ("min", "median", "max")]
-            ratio = f"{item['median'] / base:.2f}" if base else ""
-            style = "bold" if item["variant"].startswith("lthfunc") else None
-            out.add_row(f"{item['density']:g}", item["variant"], *numbers, ratio, style=style)
+            add_line(out, [f"{item['density']:g}", item["variant"]], item, base, digits=2)
         Console().print(out)
 
 
 def draw(path: str, records: Sequence[Record], title: str) -> None:
     """Write a PNG or SVG: a panel for each network, a line for each variant, and a line at 1."""
     networks = list(dict.fromkeys(item["network"] for item in records))
-    columns = min(3, len(networks))
-    rows = -(-len(networks) // columns)
-    figure = Figure(figsize=(4.6 * columns, 0.7 + 3.4 * rows), layout="constrained")
-    FigureCanvasAgg(figure)
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for axes in grid.flat[len(networks) :]:
-        axes.set_axis_off()
+    figure, grid = panels(networks, 3, 4.6, 3.4)
     labelled = {}
-    for axes, network in zip(grid.flat, networks, strict=False):
+    for axes, network in zip(grid, networks, strict=True):
         mine = [item for item in records if item["network"] == network]
         base = base_of(mine)
         if base is None:

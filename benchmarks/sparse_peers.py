@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import lthfunc as lf
 from lthfunc.trees.types import Batch, TrainState
 
+from .peers import loaded, trained
 from .records import Run
 
 #: SparseProp asks for at least 80 % of zeros, and ends the process on layers that are nearly empty.
@@ -37,23 +36,13 @@ def sparse_module(layer: nn.Module, shape: Sequence[int]) -> nn.Module:
     return chosen
 
 
-def sparseprop(model: lf.Model, state: TrainState, ready: Sequence[Batch], lr: float) -> Run:
+def sparseprop(model: lf.Model, state: TrainState, ready: Sequence[Batch]) -> Run:
     """A network with SparseProp's layers in place of its own, autograd, fused Adam."""
-    module = copy.deepcopy(model.training).requires_grad_(True)
-    module.load_state_dict({**state.params, **state.buffers})
+    module = loaded(model, state)
     for name, shape in _input_shapes(module, ready[0][0]).items():
         owner, _, leaf = name.rpartition(".")
         setattr(module.get_submodule(owner), leaf, sparse_module(module.get_submodule(name), shape))
-    optimizer = torch.optim.Adam(module.parameters(), lr, fused=True)
-
-    def run(n: int) -> None:
-        for i in range(n):
-            x, y = ready[i % len(ready)]
-            optimizer.zero_grad()
-            F.cross_entropy(module(x), y).backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-
-    return run
+    return trained(module, ready)
 
 
 def _input_shapes(module: nn.Module, x: Tensor) -> dict[str, tuple[int, ...]]:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import lthfunc as lf
-from lthfunc.errors import UserError, invalid, unknown
+from lthfunc.errors import invalid
 from lthfunc.experiments.plan import choose_device
 from lthfunc.sparse.kernels.build import why_no_kernels
 from lthfunc.training.batches import batches
@@ -30,7 +30,7 @@ from . import peers, peers_jax
 from .chart import draw, table
 from .floors import FLOOR, PEAK, peak_rate, products
 from .networks import Case, cases, images
-from .records import Record, Run, header, in_turn, record, write
+from .records import Record, Run, chosen, header, in_turn, record, reported, write
 
 OURS, DENSE, STREAMED = "lthfunc, compile", "lthfunc, compile, dense", "lthfunc, compile, streamed"
 SPARSE = "lthfunc, sparse"
@@ -44,7 +44,9 @@ _QUICK_SECONDS, _QUICK_REPEATS = 0.15, 3
 def main(arguments: list[str] | None = None) -> int:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--network", action="append", help=f"one of {', '.join((*NETWORKS, *_LARGE))}; repeatable")
+    parser.add_argument(
+        "--network", dest="networks", action="append", help=f"one of {', '.join((*NETWORKS, *_LARGE))}; repeatable"
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--density", type=float, default=0.2)
     parser.add_argument("--precision", default="fp32", choices=PRECISIONS)
@@ -52,22 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="LeNet-300-100 alone, few repeats: under a minute")
     parser.add_argument("--json", metavar="FILE")
     parser.add_argument("--plot", metavar="FILE")
-    options = parser.parse_args(arguments)
-    try:
-        run(
-            networks=options.network or [],
-            threads=options.threads,
-            density=options.density,
-            precision=options.precision,
-            device=options.device,
-            quick=options.quick,
-            json=options.json,
-            plot=options.plot,
-        )
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    return reported(run, parser.parse_args(arguments))
 
 
 def run(
@@ -82,12 +69,7 @@ def run(
     plot: str | None,
 ) -> list[Record]:
     """Measure the networks (all by default), print tables, and write JSON and a picture where asked to."""
-    names = list(networks) or (["lenet300"] if quick else list(NETWORKS))
-    for name in names:
-        if name not in (*NETWORKS, *_LARGE):
-            raise unknown("--network", name, (*NETWORKS, *_LARGE))
-    if threads < 1:
-        raise invalid("--threads", threads, "a whole number of at least 1")
+    names = chosen(networks, ["lenet300"] if quick else NETWORKS, (*NETWORKS, *_LARGE), threads)
     if not 0 < density <= 1:
         raise invalid("--density", density, "a number in (0, 1]")
     device = choose_device(device)

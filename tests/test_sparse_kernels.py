@@ -237,6 +237,24 @@ def test_what_would_be_computed_wrongly_is_refused(function, words):
         check(Through(function, 6 * 64), (3, 8, 8))
 
 
+@pytest.mark.parametrize("pool_first", [True, False])
+@pytest.mark.parametrize("pool", [nn.MaxPool2d(3, 1, 1), nn.MaxPool2d(2), nn.AvgPool2d(2)], ids=str)
+def test_a_rectified_value_is_pooled_and_read_otherwise(pool, pool_first):
+    """Whichever gradient comes last zeroes what all have added."""
+
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.side, self.out = conv(), conv(6, 6), nn.Linear(12, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.relu(self.conv(x))
+            paths = [lambda: pool(x).mean((2, 3), keepdim=True), lambda: self.side(x).mean((2, 3), keepdim=True)]
+            return self.out(torch.cat([path() for path in (paths if pool_first else paths[::-1])], 1).flatten(1))
+
+    check(Both(), (3, 8, 8))
+
+
 def test_a_branch_that_leads_nowhere_is_refused():
     with pytest.raises(lf.UserError, match="all of whose operations lead to the output"):
         check(Through(lambda net, x: (net.side(x), net.conv(x))[1], 6 * 64), (3, 8, 8))

@@ -57,6 +57,11 @@ class Config:
     data_dir: str | None = None
 
 
+def trainings_at_once(config: Config) -> int:
+    """Trainings that don't wait for each other: every seed's ticket and its controls."""
+    return config.replicates * (1 + (len(config.control) if config.rounds else 0))
+
+
 class Rewind(NamedTuple):
     """Where pruned networks start again. kind: init, none, reinit, step or epoch; at: the k of step and epoch."""
 

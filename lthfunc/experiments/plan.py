@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from lthfunc.data.augment import shift_and_mirror
 from lthfunc.data.loading import load
 from lthfunc.errors import UserError, invalid
-from lthfunc.experiments.config import Config, parse_rewind
+from lthfunc.experiments.config import Config, parse_rewind, trainings_at_once
 from lthfunc.experiments.iterative import Plan, check
 from lthfunc.experiments.resolve import resolved
 from lthfunc.models.factory import build
@@ -176,8 +176,7 @@ def _threads(config: Config, work: Work, data: Dataset, batch_size: int) -> int:
     """
     cores = torch.get_num_threads()
     if config.engine == "sparse" or (config.engine.startswith("sparse/") and is_faster(work.model, data.shape, {})):
-        trainings = config.replicates * (1 + (len(config.control) if config.rounds else 0))
-        return max(1, cores // (config.jobs or trainings))
+        return max(1, cores // (config.jobs or trainings_at_once(config)))
     small = flops_per_step(work.model, data.shape, batch_size) < _FLOPS_FOR_THREADS
     return 1 if small else cores
 

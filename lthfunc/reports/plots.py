@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from lthfunc.experiments.iterative import TICKET
-from lthfunc.experiments.records import Record, Row, summarize
+from lthfunc.experiments.records import Record, Row, Spread, summarize
 from lthfunc.reports.spacing import spread_out
 from lthfunc.trees.files import write_atomically
 
@@ -51,21 +51,10 @@ def draw(folder: Path, records: Sequence[Record], title: str) -> list[Path]:
 def accuracy_vs_density(records: Sequence[Record], title: str) -> Figure:
     """Test accuracy at the early-stopping step against density, dense at the left, as in the paper's figures."""
     rows = summarize(records)
-    figure, axes = _figure()
-    tickets = [row for row in rows if row.variant == TICKET]
-    dense = tickets[0]
-    axes.axhline(100 * dense.test_accuracy.mean, color="#888888", linewidth=1, linestyle="--", label="dense")
-    for variant in dict.fromkeys(row.variant for row in rows):
-        line = [row for row in rows if row.variant == variant]
-        _plot(axes, line, variant)
-    axes.set_xscale("log")
-    axes.invert_xaxis()
-    _density_ticks(axes, tickets)
-    axes.set_xlabel("weights remaining (%)")
-    axes.set_ylabel("test accuracy at early stopping (%)")
     replicates = max(row.replicates for row in rows)
-    axes.set_title(title + (f" (mean ± std of {replicates} seeds)" if replicates > 1 else ""), fontsize=11)
-    axes.legend(frameon=False)
+    title += f" (mean ± std of {replicates} seeds)" if replicates > 1 else ""
+    figure, _ = _against_density(rows, lambda row: Spread(*(100 * part for part in row.test_accuracy)), title)
+    figure.axes[0].set_ylabel("test accuracy at early stopping (%)")
     return figure
 
 
@@ -105,23 +94,8 @@ def training_curves(records: Sequence[Record], title: str) -> Figure:
 
 def training_time(records: Sequence[Record], title: str) -> Figure:
     """Seconds of each training against density: what sparse rounds save. The dense network's time is the line."""
-    rows = summarize(records)
-    figure, axes = _figure()
-    tickets = [row for row in rows if row.variant == TICKET]
-    dense = tickets[0].seconds
-    axes.axhline(dense, color="#888888", linewidth=1, linestyle="--", label="dense")
-    for variant in dict.fromkeys(row.variant for row in rows):
-        line = [row for row in rows if row.variant == variant]
-        axes.plot(
-            [100 * row.density for row in line],
-            [row.seconds for row in line],
-            color=_COLOURS[variant],
-            marker=_MARKERS[variant],
-            markersize=5,
-            linewidth=1.5,
-            label=_LABELS[variant],
-        )
-    last = tickets[-1]
+    figure, tickets = _against_density(summarize(records), lambda row: Spread(row.seconds, 0.0), title)
+    axes, dense, last = figure.axes[0], tickets[0].seconds, tickets[-1]
     if last.seconds > 0:
         axes.annotate(
             f"{dense / last.seconds:.1f} times as fast",
@@ -132,29 +106,37 @@ def training_time(records: Sequence[Record], title: str) -> Figure:
             va="top",
             fontsize=9,
         )
-    axes.set_xscale("log")
-    axes.invert_xaxis()
-    _density_ticks(axes, tickets)
     axes.set_ylim(bottom=0)
-    axes.set_xlabel("weights remaining (%)")
     axes.set_ylabel("seconds per training")
-    axes.set_title(title, fontsize=11)
-    axes.legend(frameon=False)
     return figure
 
 
-def _plot(axes: Any, line: list[Row], variant: str) -> None:
-    axes.errorbar(
-        [100 * row.density for row in line],
-        [100 * row.test_accuracy.mean for row in line],
-        yerr=[100 * row.test_accuracy.std for row in line] if line[0].replicates > 1 else None,
-        color=_COLOURS[variant],
-        marker=_MARKERS[variant],
-        markersize=5,
-        linewidth=1.5,
-        capsize=2,
-        label=_LABELS[variant],
-    )
+def _against_density(rows: Sequence[Row], value: Callable[[Row], Spread], title: str) -> tuple[Figure, list[Row]]:
+    """A line for each variant, the dense network's value as a line across; and the tickets' rows."""
+    figure, axes = _figure()
+    tickets = [row for row in rows if row.variant == TICKET]
+    axes.axhline(value(tickets[0]).mean, color="#888888", linewidth=1, linestyle="--", label="dense")
+    for variant in dict.fromkeys(row.variant for row in rows):
+        line = [row for row in rows if row.variant == variant]
+        deviations = [value(row).std for row in line]
+        axes.errorbar(
+            [100 * row.density for row in line],
+            [value(row).mean for row in line],
+            yerr=deviations if any(deviations) else None,
+            color=_COLOURS[variant],
+            marker=_MARKERS[variant],
+            markersize=5,
+            linewidth=1.5,
+            capsize=2,
+            label=_LABELS[variant],
+        )
+    axes.set_xscale("log")
+    axes.invert_xaxis()
+    _density_ticks(axes, tickets)
+    axes.set_xlabel("weights remaining (%)")
+    axes.set_title(title, fontsize=11)
+    axes.legend(frameon=False)
+    return figure, tickets
 
 
 def _density_ticks(axes: Any, tickets: list[Row]) -> None:

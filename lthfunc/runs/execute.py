@@ -6,7 +6,7 @@ from collections.abc import Generator
 from contextlib import closing
 from pathlib import Path
 
-from lthfunc.experiments.config import Config
+from lthfunc.experiments.config import Config, trainings_at_once
 from lthfunc.experiments.iterative import TICKET, Plan, rounds
 from lthfunc.experiments.records import Record, record
 from lthfunc.runs.folder import done_so_far, in_order, save_training
@@ -42,7 +42,7 @@ def jobs_of(config: Config, plan: Plan) -> int:
     On a CPU no more than its cores can hold, and one after the other in a run of few steps, which would end
     before its processes had started.
     """
-    trainings = config.replicates * (1 + (len(config.control) if config.rounds else 0))
+    trainings = trainings_at_once(config)
     if config.jobs is not None:
         return min(config.jobs, trainings)
     if config.device.startswith("cuda"):

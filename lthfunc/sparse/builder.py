@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lthfunc.errors import UserError
-from lthfunc.sparse.kernels.instructions import encoded
+from lthfunc.sparse.kernels.instructions import BY_TILES, encoded
 from lthfunc.sparse.places import LANES, Beside, Place
 
 #: An instruction's columns, known once memory is laid out: (name, split, rows, columns).
@@ -175,6 +175,36 @@ class Builder:
         value.written += 1
         last = value.written == value.uses
         return Target(value.grad, value.written > 1, value.place if value.rectified and last else None)
+
+    def differentiate(
+        self, x: Value, out: Value, write: Callable[[Place, Target], Late], *, gates: bool = True
+    ) -> None:
+        """Say how the gradient of an operation of one value, from x to out, is written: `write(gradient, target)`.
+
+        gates: its instruction zeroes the gradient where the target says so; otherwise another one follows that does.
+        """
+
+        def gradient() -> None:
+            if not x.needs:
+                return
+            grad, target = self.gradient_of(out), self.target(x)
+            self.emit(write(grad, target))
+            if not gates and target.gate is not None:
+                self.rectify(target, target.gate)
+            self.release(out)
+
+        self.backward.append(gradient)
+
+    def rectify(self, target: Target, gate: Place) -> None:
+        """Zero a finished gradient where the value is not above zero."""
+        self.emit(lambda: (
+            "rectify", BY_TILES, gate.channels,
+            {**target.place.named("out"), "height": gate.height, "width": gate.width, "gate": gate.first},
+        ))  # fmt: skip
+
+    def like(self, place: Place) -> Place:
+        """Room for a value of the same size, without a halo yet."""
+        return self.place(*place.size)
 
     def release(self, value: Value) -> None:
         """The gradient was read for the last time."""

@@ -18,7 +18,7 @@ from lthfunc.sparse.capture import captured
 from lthfunc.sparse.program import Ending, program_of
 from lthfunc.training.engines.interface import Work
 from lthfunc.trees.model import Model
-from lthfunc.trees.types import Masks
+from lthfunc.trees.types import Masks, Params
 
 _SURVIVOR, _REST, _FULL_LINEAR, _FULL_CHANNELS, _MOST_WASTE = 1.35, 0.2, 0.95, 16, 3.0
 #: The sparse engine must be faster by this much, since the rule is not exact.
@@ -63,9 +63,8 @@ def _layers(model: Model, shape: tuple[int, ...]) -> tuple[_Layer, ...]:
 
 def why_not_sparse(work: Work, shape: tuple[int, ...], dtype: torch.dtype) -> str | None:
     """Why this network cannot run on the sparse engine, in one line; None where it can. Nothing is computed."""
-    params, buffers = (
-        dict(named()) for named in (work.model.training.named_parameters, work.model.training.named_buffers)
-    )
+    params: Params = dict(work.model.training.named_parameters())
+    buffers = dict(work.model.training.named_buffers())
     nothing = {name: torch.zeros_like(leaf, dtype=torch.bool) for name, leaf in params.items() if leaf.ndim > 1}
     try:
         for training in (True, False):

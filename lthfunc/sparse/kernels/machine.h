@@ -54,6 +54,18 @@ struct Part {
   i64 tile, tiles, row, rows;
 };
 
+// A row of a place, by an instruction's columns: `i`, `m`, `tile`, `channel` and `y` are those of the caller.
+#define LTHFUNC_AT(name) \
+  (m.activations + i.name + tile * i.name##_tile + channel * i.name##_channel + y * i.name##_row)
+
+// What decides about a row of a gradient, at the same place of another memory of its layout; nullptr for nothing.
+inline const vec* gate_of(i64 gate, i64 gradient, const vec* row) { return gate < 0 ? nullptr : row + (gate - gradient); }
+
+// A gradient where its value is above zero, if there is a gate.
+LTHFUNC_INLINE vec gated(vec gradient, const vec* gate, i64 x) {
+  return !gate ? gradient : gate[x] > vec{} ? gradient : vec{};
+}
+
 #define INSTRUCTION(name, ...) void name(const name##_row&, Memory&, Part);
 #include "instructions.def"
 #undef INSTRUCTION

@@ -6,8 +6,6 @@
 namespace lthfunc {
 namespace {
 
-#define AT(name) (m.activations + i.name + tile * i.name##_tile + channel * i.name##_channel + y * i.name##_row)
-
 // Sums of a few thousand floats stay in floats; those of rows are added up in doubles.
 LTHFUNC_INLINE double total(vec v) {
   double result = 0;
@@ -32,7 +30,7 @@ void batch_statistics(const batch_statistics_row& i, Memory& m, Part part) {
         const ivec there = first_lanes(m.examples - tile * LANES);
         vec tile_sum[2] = {}, tile_squares[2] = {};
         for (i64 y = 0; y < i.height; ++y) {
-          const vec* const in = AT(in);
+          const vec* const in = LTHFUNC_AT(in);
           for (i64 x = 0; x < i.width; ++x) {
             const vec value = in[x] - shift;
             tile_sum[x & 1] += value;
@@ -67,9 +65,9 @@ void normalise(const normalise_row& i, Memory& m, Part part) {
       const float* const saved = m.constants + i.saved + channel * SAVED;
       const float factor = saved[factor_of], summand = saved[summand_of];
       for (i64 y = 0; y < i.height; ++y) {
-        const vec* const in = AT(in);
-        const vec* const b = i.b < 0 ? nullptr : AT(b);
-        vec* const out = AT(out);
+        const vec* const in = LTHFUNC_AT(in);
+        const vec* const b = i.b < 0 ? nullptr : LTHFUNC_AT(b);
+        vec* const out = LTHFUNC_AT(out);
         for (i64 x = 0; x < i.width; ++x) {
           vec value = in[x] * factor + summand;
           if (b) value += b[x];
@@ -89,7 +87,7 @@ void normalise_sums(const normalise_sums_row& i, Memory& m, Part part) {
     for (i64 tile = 0; tile < m.tiles; ++tile) {
       vec tile_sum[2] = {}, tile_dot[2] = {};
       for (i64 y = 0; y < i.height; ++y) {
-        const vec *const in = AT(in), *const grad = AT(grad);
+        const vec *const in = LTHFUNC_AT(in), *const grad = LTHFUNC_AT(grad);
         for (i64 x = 0; x < i.width; ++x) {
           tile_sum[x & 1] += grad[x];
           tile_dot[x & 1] += grad[x] * (in[x] - mean);
@@ -115,14 +113,14 @@ void normalise_gradient(const normalise_gradient_row& i, Memory& m, Part part) {
       const float factor = saved[factor_of], dot = saved[grad_dot_of];
       const float shift = saved[grad_mean_of] - saved[mean_of] * dot;
       for (i64 y = 0; y < i.height; ++y) {
-        const vec *const in = AT(in), *const grad = AT(grad);
-        vec* const into = AT(into);
-        const vec* const gate = i.gate < 0 ? nullptr : m.activations + i.gate + (into - (m.activations + i.into));
+        const vec *const in = LTHFUNC_AT(in), *const grad = LTHFUNC_AT(grad);
+        vec* const into = LTHFUNC_AT(into);
+        const vec* const gate = gate_of(i.gate, i.into, into);
         for (i64 x = 0; x < i.width; ++x) {
           vec value = (grad[x] - shift - in[x] * dot) * factor;
           if (!full) value = there ? value : vec{};
           if (i.accumulate) value += into[x];
-          into[x] = !gate ? value : gate[x] > vec{} ? value : vec{};
+          into[x] = gated(value, gate, x);
         }
       }
     }
@@ -138,13 +136,13 @@ void group_normalise(const group_normalise_row& i, Memory& m, Part part) {
       vec sum{}, squares{};
       for (i64 channel = from; channel < to; ++channel)
         for (i64 y = 0; y < i.height; ++y) {
-          const vec* const in = AT(in);
+          const vec* const in = LTHFUNC_AT(in);
           for (i64 x = 0; x < i.width; ++x) sum += in[x];
         }
       const vec mean = sum * share;
       for (i64 channel = from; channel < to; ++channel)
         for (i64 y = 0; y < i.height; ++y) {
-          const vec* const in = AT(in);
+          const vec* const in = LTHFUNC_AT(in);
           for (i64 x = 0; x < i.width; ++x) squares += (in[x] - mean) * (in[x] - mean);
         }
       const vec deviation = 1.0f / root(squares * share + m.constants[i.epsilon]);
@@ -155,8 +153,8 @@ void group_normalise(const group_normalise_row& i, Memory& m, Part part) {
         const vec factor = deviation * (i.weight < 0 ? 1.0f : m.values[i.weight + channel]);
         const vec summand = (i.bias < 0 ? 0.0f : m.values[i.bias + channel]) - mean * factor;
         for (i64 y = 0; y < i.height; ++y) {
-          const vec* const in = AT(in);
-          vec* const out = AT(out);
+          const vec* const in = LTHFUNC_AT(in);
+          vec* const out = LTHFUNC_AT(out);
           for (i64 x = 0; x < i.width; ++x) {
             const vec value = in[x] * factor + summand;
             out[x] = i.relu ? larger(value, vec{}) : value;
@@ -179,7 +177,7 @@ void group_normalise_gradient(const group_normalise_gradient_row& i, Memory& m, 
       for (i64 channel = from; channel < to; ++channel) {
         vec channel_sum{}, channel_dot{};
         for (i64 y = 0; y < i.height; ++y) {
-          const vec *const in = AT(in), *const grad = AT(grad);
+          const vec *const in = LTHFUNC_AT(in), *const grad = LTHFUNC_AT(grad);
           for (i64 x = 0; x < i.width; ++x) {
             channel_sum += grad[x];
             channel_dot += grad[x] * (in[x] - mean) * deviation;
@@ -200,13 +198,13 @@ void group_normalise_gradient(const group_normalise_gradient_row& i, Memory& m, 
       for (i64 channel = from; channel < to; ++channel) {
         const float weight = i.weight < 0 ? 1.0f : m.values[i.weight + channel];
         for (i64 y = 0; y < i.height; ++y) {
-          const vec *const in = AT(in), *const grad = AT(grad);
-          vec* const into = AT(into);
-          const vec* const gate = i.gate < 0 ? nullptr : m.activations + i.gate + (into - (m.activations + i.into));
+          const vec *const in = LTHFUNC_AT(in), *const grad = LTHFUNC_AT(grad);
+          vec* const into = LTHFUNC_AT(into);
+          const vec* const gate = gate_of(i.gate, i.into, into);
           for (i64 x = 0; x < i.width; ++x) {
             vec value = (grad[x] * weight - sum - (in[x] - mean) * deviation * dot) * deviation;
             if (i.accumulate) value += into[x];
-            into[x] = !gate ? value : gate[x] > vec{} ? value : vec{};
+            into[x] = gated(value, gate, x);
           }
         }
       }

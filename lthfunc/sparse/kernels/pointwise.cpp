@@ -75,15 +75,13 @@ LTHFUNC_INLINE void each_row(Part part, i64 height, Function function) {
       for (i64 y = 0; y < height; ++y) function(tile, channel, y);
 }
 
-#define AT(name) (m.activations + i.name + tile * i.name##_tile + channel * i.name##_channel + y * i.name##_row)
-
 }  // namespace
 
 void pointwise(const pointwise_row& i, Memory& m, Part part) {
   const float number = m.constants[i.number];
   each_row(part, i.height, [&](i64 tile, i64 channel, i64 y) {
-    const vec* const in = AT(in);
-    vec* const out = AT(out);
+    const vec* const in = LTHFUNC_AT(in);
+    vec* const out = LTHFUNC_AT(out);
     for (i64 x = 0; x < i.width; ++x) out[x] = value_of(i.kind, in[x], number);
   });
 }
@@ -91,21 +89,21 @@ void pointwise(const pointwise_row& i, Memory& m, Part part) {
 void pointwise_gradient(const pointwise_gradient_row& i, Memory& m, Part part) {
   const float number = m.constants[i.number];
   each_row(part, i.height, [&](i64 tile, i64 channel, i64 y) {
-    const vec *const in = AT(in), *const grad = AT(grad);
-    vec* const into = AT(into);
-    const vec* const gate = i.gate < 0 ? nullptr : m.activations + i.gate + (into - (m.activations + i.into));
+    const vec *const in = LTHFUNC_AT(in), *const grad = LTHFUNC_AT(grad);
+    vec* const into = LTHFUNC_AT(into);
+    const vec* const gate = gate_of(i.gate, i.into, into);
     for (i64 x = 0; x < i.width; ++x) {
       vec value = grad[x] * slope_of(i.kind, in[x], number);
       if (i.accumulate) value += into[x];
-      into[x] = !gate ? value : gate[x] > vec{} ? value : vec{};
+      into[x] = gated(value, gate, x);
     }
   });
 }
 
 void add(const add_row& i, Memory& m, Part part) {
   each_row(part, i.height, [&](i64 tile, i64 channel, i64 y) {
-    const vec *const a = AT(a), *const b = AT(b);
-    vec* const out = AT(out);
+    const vec *const a = LTHFUNC_AT(a), *const b = LTHFUNC_AT(b);
+    vec* const out = LTHFUNC_AT(out);
     for (i64 x = 0; x < i.width; ++x) {
       const vec value = a[x] + b[x];
       out[x] = i.relu ? larger(value, vec{}) : value;
@@ -115,14 +113,14 @@ void add(const add_row& i, Memory& m, Part part) {
 
 void copy(const copy_row& i, Memory& m, Part part) {
   each_row(part, i.height, [&](i64 tile, i64 channel, i64 y) {
-    const vec* const in = AT(in);
-    vec* const out = AT(out);
-    const vec* const gate = i.gate < 0 ? nullptr : m.activations + i.gate + (out - (m.activations + i.out));
+    const vec* const in = LTHFUNC_AT(in);
+    vec* const out = LTHFUNC_AT(out);
+    const vec* const gate = gate_of(i.gate, i.out, out);
     for (i64 x = 0; x < i.width; ++x) {
       const i64 to = x * i.out_column;
       vec value = in[x * i.in_column];
       if (i.accumulate) value += out[to];
-      out[to] = !gate ? value : gate[to] > vec{} ? value : vec{};
+      out[to] = gated(value, gate, to);
     }
   });
 }
@@ -131,9 +129,9 @@ void dropout(const dropout_row& i, Memory& m, Part part) {
   typedef std::uint32_t bits __attribute__((vector_size(64)));
   const float scale = m.constants[i.scale];
   each_row(part, i.height, [&](i64 tile, i64 channel, i64 y) {
-    const vec* const in = AT(in);
-    vec* const out = AT(out);
-    const vec* const gate = i.gate < 0 ? nullptr : m.activations + i.gate + (out - (m.activations + i.out));
+    const vec* const in = LTHFUNC_AT(in);
+    vec* const out = LTHFUNC_AT(out);
+    const vec* const gate = gate_of(i.gate, i.out, out);
     for (i64 x = 0; x < i.width; ++x) {
       // A counter through the finaliser of MurmurHash3, twice: seed and step first, then the place.
       const auto mixed = [](bits h) {
@@ -150,20 +148,20 @@ void dropout(const dropout_row& i, Memory& m, Part part) {
       const ivec kept = drawn >= bits{} + static_cast<std::uint32_t>(i.threshold);
       vec value = kept ? in[x] * scale : vec{};
       if (i.accumulate) value += out[x];
-      out[x] = !gate ? value : gate[x] > vec{} ? value : vec{};
+      out[x] = gated(value, gate, x);
     }
   });
 }
 
 void fill(const fill_row& i, Memory& m, Part part) {
-  each_row(part, i.height, [&](i64 tile, i64 channel, i64 y) { std::fill_n(AT(out), i.width, vec{}); });
+  each_row(part, i.height, [&](i64 tile, i64 channel, i64 y) { std::fill_n(LTHFUNC_AT(out), i.width, vec{}); });
 }
 
 void rectify(const rectify_row& i, Memory& m, Part part) {
   each_row(part, i.height, [&](i64 tile, i64 channel, i64 y) {
-    vec* const out = AT(out);
-    const vec* const gate = m.activations + i.gate + (out - (m.activations + i.out));
-    for (i64 x = 0; x < i.width; ++x) out[x] = gate[x] > vec{} ? out[x] : vec{};
+    vec* const out = LTHFUNC_AT(out);
+    const vec* const gate = gate_of(i.gate, i.out, out);
+    for (i64 x = 0; x < i.width; ++x) out[x] = gated(out[x], gate, x);
   });
 }
 

@@ -19,6 +19,13 @@ LTHFUNC_INLINE Side clipped(i64 start, i64 kernel, i64 dilation, i64 size) {
   return {from, std::max<i64>(0, std::min(kernel - skip, room))};
 }
 
+// Rows of a finished gradient, zeroed where there is a gate that is not above zero.
+void rectify_rows(vec* gradient, const vec* gate, i64 row, i64 height, i64 width) {
+  if (!gate) return;
+  for (i64 y = 0; y < height; ++y)
+    for (i64 x = y * row; x < y * row + width; ++x) gradient[x] = gated(gradient[x], gate, x);
+}
+
 }  // namespace
 
 void max_pool(const max_pool_row& i, Memory& m, Part part) {
@@ -73,7 +80,7 @@ void max_pool_gradient(const max_pool_gradient_row& i, Memory& m, Part part) {
           const Side across = clipped(x * i.stride_x - i.pad_x, i.kernel_x, i.dilation_x, i.width);
           const vec most = out[y * i.out_row + x];
           vec rest = grad[y * i.grad_row + x];  // until a maximum has taken it
-          if (i.gated) rest = most > vec{} ? rest : vec{};
+          if (i.gate >= 0 && !i.accumulate) rest = most > vec{} ? rest : vec{};
           for (i64 a = 0; a < down.count; ++a) {
             const i64 row = down.from + a * i.dilation_y;
             for (i64 b = 0; b < across.count; ++b) {
@@ -87,6 +94,8 @@ void max_pool_gradient(const max_pool_gradient_row& i, Memory& m, Part part) {
           }
         }
       }
+      // What others have added before is zeroed afterwards.
+      if (i.accumulate) rectify_rows(into, gate_of(i.gate, i.into, into), i.into_row, i.height, i.width);
     }
   }
 }
@@ -150,14 +159,7 @@ void average_pool_gradient(const average_pool_gradient_row& i, Memory& m, Part p
               into[row * i.into_row + column] += share;
         }
       }
-      if (i.gate >= 0) {
-        const vec* const gate = m.activations + i.gate + there;
-        for (i64 y = 0; y < i.height; ++y)
-          for (i64 x = 0; x < i.width; ++x) {
-            vec& place = into[y * i.into_row + x];
-            place = gate[y * i.into_row + x] > vec{} ? place : vec{};
-          }
-      }
+      rectify_rows(into, gate_of(i.gate, i.into, into), i.into_row, i.height, i.width);
     }
   }
 }

@@ -14,7 +14,6 @@ constexpr int LANES = 16;
 constexpr i64 BYTES = 64;  // of a vector
 typedef float vec __attribute__((vector_size(64)));
 typedef i32 ivec __attribute__((vector_size(64)));
-typedef double dvec __attribute__((vector_size(128)));
 
 // How many sums stay in registers: 32 of 512 bits hold 16 and what they are made of; 16 of 256 bits hold 6.
 #ifdef __AVX512F__

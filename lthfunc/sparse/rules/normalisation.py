@@ -43,7 +43,7 @@ def batch_norm(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
         scale(saved)
         view.value.scale = None  # once
         return view
-    out = Value(b.place(place.channels, place.height, place.width), needs=True, rectifiable=True)
+    out = Value(b.like(place), needs=True, rectifiable=True)
 
     def write(other: View | None) -> None:
         def late() -> Any:
@@ -107,7 +107,7 @@ def _grouped(b: Builder, view: View, groups: int, weight: Any, bias: Any, epsilo
     claim(b, weight, bias)
     x = b.read(view)
     place = x.place
-    out = Value(b.place(place.channels, place.height, place.width), needs=True, rectifiable=True)
+    out = Value(b.like(place), needs=True, rectifiable=True)
     saved = b.place(2 * groups)
     leaves = {name: -1 if param is None else b.leaves[param.name].first for name, param in
               (("weight", weight), ("bias", bias))}  # fmt: skip

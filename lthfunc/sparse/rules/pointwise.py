@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from lthfunc.sparse.builder import Builder, Target, Value, View
+from lthfunc.sparse.builder import Builder, Value, View
 from lthfunc.sparse.kernels.instructions import BY_TILES
+from lthfunc.sparse.places import Place
 from lthfunc.sparse.rules.interface import Rule, Unsupported, argument
 
 #: In the order of kernels/pointwise.cpp.
@@ -72,7 +73,7 @@ def add(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
             return _absorbed(b, value, other)
     x, y = b.read(left), b.read(right)
     place = x.place
-    out = Value(b.place(place.channels, place.height, place.width), needs=x.needs or y.needs, rectifiable=True)
+    out = Value(b.like(place), needs=x.needs or y.needs, rectifiable=True)
 
     def late() -> Any:
         return "add", BY_TILES, place.channels, {
@@ -102,33 +103,19 @@ def dropout(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
         raise Unsupported("of everything")
     x = b.read(view)
     place = x.place
-    out = Value(b.place(place.channels, place.height, place.width), x.needs)
+    out = Value(b.like(place), x.needs)
     shared = {
         "height": place.height, "width": place.width, "threshold": round(share * 2**32),
         "scale": b.numbers([1 / (1 - share)]), "number": len(b.instructions),
     }  # fmt: skip
-
-    def late() -> Any:
-        return "dropout", BY_TILES, place.channels, {
-            **place.named("in"), **out.place.named("out"), **shared, "accumulate": 0, "gate": -1
-        }  # fmt: skip
-
-    b.emit(late)
-
-    def gradient() -> None:
-        if not x.needs:
-            return
-        grad, target = b.gradient_of(out), b.target(x)
-
-        def late() -> Any:
-            return "dropout", BY_TILES, place.channels, {
-                **grad.named("in"), **target.place.named("out"), **shared, **target.columns
-            }  # fmt: skip
-
-        b.emit(late)
-        b.release(out)
-
-    b.backward.append(gradient)
+    b.emit(lambda: (
+        "dropout", BY_TILES, place.channels,
+        {**place.named("in"), **out.place.named("out"), **shared, "accumulate": 0, "gate": -1},
+    ))  # fmt: skip
+    b.differentiate(x, out, lambda grad, target: lambda: (
+        "dropout", BY_TILES, place.channels,
+        {**grad.named("in"), **target.place.named("out"), **shared, **target.columns},
+    ))  # fmt: skip
     return View(out, view.flat)
 
 
@@ -140,33 +127,20 @@ def log_softmax(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     x = b.read(view)
     out = Value(b.place(x.place.features), x.needs)
 
-    def late() -> Any:
-        return "log_softmax", BY_TILES, x.place.features, {
-            "in": x.place.first, "in_tile": x.place.tile, "addresses": b.table(x.place.addresses()),
-            "out": out.place.first, "out_tile": out.place.tile, "out_addresses": b.table(out.place.addresses()),
-        }  # fmt: skip
+    def listed(prefix: str, addresses: str, place: Place) -> dict[str, int]:
+        return {prefix: place.first, f"{prefix}_tile": place.tile, addresses: b.table(place.addresses())}
 
-    b.emit(late)
-
-    def gradient() -> None:
-        if not x.needs:
-            return
-        grad, target = b.gradient_of(out), b.target(x)
-
-        def late() -> Any:
-            return "log_softmax_gradient", BY_TILES, x.place.features, {
-                "out": out.place.first, "out_tile": out.place.tile, "addresses": b.table(out.place.addresses()),
-                "grad": grad.first, "grad_tile": grad.tile, "into": target.place.first,
-                "into_tile": target.place.tile, "into_addresses": b.table(target.place.addresses()),
-                "accumulate": int(target.accumulate),
-            }  # fmt: skip
-
-        b.emit(late)
-        if target.gate is not None:
-            rectified(b, target)
-        b.release(out)
-
-    b.backward.append(gradient)
+    b.emit(lambda: (
+        "log_softmax", BY_TILES, x.place.features,
+        {**listed("in", "addresses", x.place), **listed("out", "out_addresses", out.place)},
+    ))  # fmt: skip
+    b.differentiate(x, out, lambda grad, target: lambda: (
+        "log_softmax_gradient", BY_TILES, x.place.features,
+        {
+            **listed("out", "addresses", out.place), "grad": grad.first, "grad_tile": grad.tile,
+            **listed("into", "into_addresses", target.place), "accumulate": int(target.accumulate),
+        },
+    ), gates=False)  # fmt: skip
     return View(out, flat=True)
 
 
@@ -201,44 +175,18 @@ def copied(b: Builder, source: Value, value: Value) -> None:
     b.emit(late)
 
 
-def rectified(b: Builder, target: Target) -> None:
-    """Zero a finished gradient where the value is not above zero, after a writer that cannot do so itself."""
-    gate = target.gate
-    assert gate is not None
-
-    def late() -> Any:
-        return "rectify", BY_TILES, gate.channels, {
-            **target.place.named("out"), "height": gate.height, "width": gate.width, "gate": gate.first
-        }  # fmt: skip
-
-    b.emit(late)
-
-
 def _pointwise(b: Builder, view: View, kind: str, number: float) -> View:
     x = b.read(view)
     place = x.place
-    out = Value(b.place(place.channels, place.height, place.width), x.needs)
+    out = Value(b.like(place), x.needs)
     shared = {
         "kind": KINDS.index(kind), "height": place.height, "width": place.width, "number": b.numbers([number])
     }  # fmt: skip
-
-    def late() -> Any:
-        return "pointwise", BY_TILES, place.channels, {**place.named("in"), **out.place.named("out"), **shared}
-
-    b.emit(late)
-
-    def gradient() -> None:
-        if not x.needs:
-            return
-        grad, target = b.gradient_of(out), b.target(x)
-
-        def late() -> Any:
-            return "pointwise_gradient", BY_TILES, place.channels, {
-                **place.named("in"), **grad.named("grad"), **target.place.named("into"), **shared, **target.columns
-            }  # fmt: skip
-
-        b.emit(late)
-        b.release(out)
-
-    b.backward.append(gradient)
+    b.emit(lambda: (
+        "pointwise", BY_TILES, place.channels, {**place.named("in"), **out.place.named("out"), **shared}
+    ))  # fmt: skip
+    b.differentiate(x, out, lambda grad, target: lambda: (
+        "pointwise_gradient", BY_TILES, place.channels,
+        {**place.named("in"), **grad.named("grad"), **target.place.named("into"), **shared, **target.columns},
+    ))  # fmt: skip
     return View(out, view.flat)

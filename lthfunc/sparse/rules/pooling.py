@@ -9,7 +9,6 @@ import torch
 from lthfunc.sparse.builder import Builder, Value, View
 from lthfunc.sparse.kernels.instructions import BY_TILES
 from lthfunc.sparse.rules.interface import Unsupported, argument, pair
-from lthfunc.sparse.rules.pointwise import rectified
 
 
 def max_pool(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
@@ -39,29 +38,16 @@ def max_pool(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
         "pad_y": padding[0], "pad_x": padding[1], "dilation_y": dilation[0], "dilation_x": dilation[1],
     }  # fmt: skip
 
-    def late() -> Any:
-        return "max_pool", BY_TILES, x.place.channels, {**x.place.named("in"), **out.place.named("out"), **window}
-
-    b.emit(late)
-
-    def gradient() -> None:
-        if not x.needs:
-            return
-        grad, target = b.gradient_of(out), b.target(x)
-
-        def late() -> Any:
-            return "max_pool_gradient", BY_TILES, x.place.channels, {
-                **x.place.named("in"), **out.place.named("out"), **window, **grad.named("grad"),
-                **target.place.named("into"), "accumulate": int(target.accumulate),
-                "gated": int(x.rectified),
-            }  # fmt: skip
-
-        b.emit(late)
-        if target.accumulate and target.gate is not None:
-            rectified(b, target)
-        b.release(out)
-
-    b.backward.append(gradient)
+    b.emit(lambda: (
+        "max_pool", BY_TILES, x.place.channels, {**x.place.named("in"), **out.place.named("out"), **window}
+    ))  # fmt: skip
+    b.differentiate(x, out, lambda grad, target: lambda: (
+        "max_pool_gradient", BY_TILES, x.place.channels,
+        {
+            **x.place.named("in"), **out.place.named("out"), **window, **grad.named("grad"),
+            **target.place.named("into"), **target.columns,
+        },
+    ))  # fmt: skip
     return View(out)
 
 
@@ -118,28 +104,16 @@ def _averaged(b: Builder, view: View, windows: list[torch.Tensor], divisor: int)
             "divisor": divisor,
         }  # fmt: skip
 
-    def late() -> Any:
-        return "average_pool", BY_TILES, x.place.channels, {
-            **x.place.named("in"), **out.place.named("out"), **shared()
-        }  # fmt: skip
-
-    b.emit(late)
-
-    def gradient() -> None:
-        if not x.needs:
-            return
-        grad, target = b.gradient_of(out), b.target(x)
-
-        def late() -> Any:
-            return "average_pool_gradient", BY_TILES, x.place.channels, {
-                **grad.named("grad"), **target.place.named("into"), **shared(), "height": x.place.height,
-                "width": x.place.width, **target.columns,
-            }  # fmt: skip
-
-        b.emit(late)
-        b.release(out)
-
-    b.backward.append(gradient)
+    b.emit(lambda: (
+        "average_pool", BY_TILES, x.place.channels, {**x.place.named("in"), **out.place.named("out"), **shared()}
+    ))  # fmt: skip
+    b.differentiate(x, out, lambda grad, target: lambda: (
+        "average_pool_gradient", BY_TILES, x.place.channels,
+        {
+            **grad.named("grad"), **target.place.named("into"), **shared(), "height": x.place.height,
+            "width": x.place.width, **target.columns,
+        },
+    ))  # fmt: skip
     return View(out)
 
 

@@ -9,7 +9,6 @@ from lthfunc.sparse.builder import Builder, Target, Value, View
 from lthfunc.sparse.kernels.instructions import BY_TILES
 from lthfunc.sparse.places import Place
 from lthfunc.sparse.rules.interface import Unsupported, argument
-from lthfunc.sparse.rules.pointwise import rectified
 
 
 def same(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
@@ -156,7 +155,7 @@ def _copied(b: Builder, x: Value, out: Value, starts: list[int], steps: list[int
 
         b.emit(late)
         if parts_of_x and target.gate is not None:
-            rectified(b, target)  # also where no part was copied to
+            b.rectify(target, target.gate)  # also where no part was copied to
 
     return gradient
 
