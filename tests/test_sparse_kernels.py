@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import lthfunc as lf
 from lthfunc.sparse.capture import captured
 from lthfunc.sparse.kernels import build
-from lthfunc.sparse.kernels.instructions import COLUMNS, encoded
+from lthfunc.sparse.kernels.instructions import COLUMNS, OPCODES, encoded
 from lthfunc.sparse.memory import Memory
 from lthfunc.sparse.packing import pack, unpack
 from lthfunc.sparse.program import Ending, program_of
@@ -110,6 +110,29 @@ def test_convolutions(channels, outs, groups, size, kernel, stride, padding, dil
         nn.Conv2d(ins, outs, kernel, stride, padding, dilation, groups, bias=seed % 2 == 0), nn.ReLU(),
     )  # fmt: skip
     check(Head(body, (2, *size)), (2, *size), batch, density, seed)
+
+
+@pytest.mark.parametrize(
+    ("size", "kernel", "padding", "dilation", "outs"),
+    [(6, 5, 0, 1, 4), (7, 5, 1, 1, 4), (4, 5, 2, 1, 4), (20, 5, 0, 1, 4), (9, 3, 0, 2, 4), (10, 5, 0, 1, 32)],
+)
+@pytest.mark.parametrize("density", [0.1, 1.0])
+def test_gradients_beyond_the_border_are_not_computed(size, kernel, padding, dilation, outs, density):
+    body = nn.Sequential(conv(), nn.ReLU(), nn.Conv2d(6, outs, kernel, 1, padding, dilation), nn.ReLU())
+    module = Head(body, (3, size, size))
+    check(module, (3, size, size), density=density)
+
+    model = lf.from_module(module)
+    params, buffers = model.init(0)
+    masks = random_masks(model, density, 0)
+    listing = program_of(
+        captured(model, (3, size, size), training=True), params, buffers, masks, batch=20,
+        stored=((3, size, size), torch.float32), scale=None, ending=Ending(),
+    ).listing  # fmt: skip
+    limits = [
+        row[4 + COLUMNS["products"].index("limits")] for row in listing.rows.tolist() if row[0] == OPCODES["products"]
+    ]
+    assert any(limit >= 0 for limit in limits)
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)

@@ -23,6 +23,20 @@ LTHFUNC_INLINE void run_list(vec (&sum)[Sums], const vec* in, i64 step, const i3
   }
 }
 
+// run_list for the sums from Left on, but for the last Right.
+template <int Left, int Right, int Sums>
+LTHFUNC_INLINE void run_window(vec (&sum)[Sums], const vec* in, const i32* offset, const i32* which, const float* value,
+                               i64 count) {
+  if constexpr (Left + Right < Sums) {
+    for (i64 k = 0; k < count; ++k) {
+      const i64 bytes = offset[k];
+      const vec weight = all(value[which[k]]);
+      LTHFUNC_UNROLL
+      for (int s = Left; s < Sums - Right; ++s) sum[s] += weight * behind(in, bytes + s * BYTES);
+    }
+  }
+}
+
 struct Walk {
   const vec* in;
   vec* out;
@@ -37,6 +51,26 @@ struct Some {
   i64 from, to;
   bool fresh, finish;
 };
+
+// What becomes of a row's sums before they are written.
+template <int Sums>
+LTHFUNC_INLINE void finish(vec (&sum)[Sums], const products_row& i, const Memory& m, const Walk& walk, i64 row,
+                           i64 row_out) {
+  if (i.saved >= 0) {
+    const float* const saved = m.constants + i.saved + row * SAVED;
+    LTHFUNC_UNROLL
+    for (int s = 0; s < Sums; ++s) sum[s] = sum[s] * saved[factor_of] + saved[summand_of];
+  }
+  if (i.relu) {
+    LTHFUNC_UNROLL
+    for (int s = 0; s < Sums; ++s) sum[s] = larger(sum[s], vec{});
+  }
+  if (walk.gate) {
+    const vec* const gate = walk.gate + row_out;
+    LTHFUNC_UNROLL
+    for (int s = 0; s < Sums; ++s) sum[s] = gate[s * walk.out_step] > vec{} ? sum[s] : vec{};
+  }
+}
 
 // All rows of one stretch of outputs.
 template <int Sums, bool Unit, bool Indexed>
@@ -61,22 +95,77 @@ void stretch(const products_row& i, const Memory& m, Walk walk, Some blocks, i64
     }
     run_list<Sums, Unit, Indexed>(sum, walk.in, walk.in_step, offsets + begin, which + begin,
                                   Indexed ? values : values + begin, end - begin);
-    if (blocks.finish) {
-      if (i.saved >= 0) {
-        const float* const saved = m.constants + i.saved + row * SAVED;
-        LTHFUNC_UNROLL
-        for (int s = 0; s < Sums; ++s) sum[s] = sum[s] * saved[factor_of] + saved[summand_of];
-      }
-      if (i.relu) {
-        LTHFUNC_UNROLL
-        for (int s = 0; s < Sums; ++s) sum[s] = larger(sum[s], vec{});
-      }
-      if (walk.gate) {
-        const vec* const gate = walk.gate + row_out[row];
-        LTHFUNC_UNROLL
-        for (int s = 0; s < Sums; ++s) sum[s] = gate[s * walk.out_step] > vec{} ? sum[s] : vec{};
-      }
+    if (blocks.finish) finish(sum, i, m, walk, row, row_out[row]);
+    LTHFUNC_UNROLL
+    for (int s = 0; s < Sums; ++s) out[s * walk.out_step] = sum[s];
+  }
+}
+
+// Kernel columns in turn, each with what it lacks of a stretch at its left and at its right end; and the kernel rows
+// that lie inside the image.
+struct Window {
+  const i32* columns;
+  i64 first, size;  // of the stretch
+  i64 part;         // of the channels
+  i64 from, to;     // kernel rows
+
+  i64 left(i64 column) const { return std::max<i64>(columns[2 * column] - first, 0); }
+  i64 right(i64 column) const { return std::max<i64>(first + size - columns[2 * column + 1], 0); }
+};
+
+// What a kernel column may lack of a stretch at both its ends together (kernels of up to five columns lack no more).
+constexpr int MOST_MISSING = 4;
+
+// One list for the sums inside its window. A window's number is left · (MOST_MISSING + 1) + right.
+template <int Sums>
+LTHFUNC_INLINE void run_windowed(i64 window, vec (&sum)[Sums], const vec* in, const i32* offset, const i32* which,
+                                 const float* value, i64 count) {
+#define LTHFUNC_WINDOW(left, right)                                    \
+  case left * (MOST_MISSING + 1) + right:                              \
+    return run_window<left, right>(sum, in, offset, which, value, count)
+  switch (window) {
+    LTHFUNC_WINDOW(0, 0);
+    LTHFUNC_WINDOW(0, 1);
+    LTHFUNC_WINDOW(0, 2);
+    LTHFUNC_WINDOW(0, 3);
+    LTHFUNC_WINDOW(0, 4);
+    LTHFUNC_WINDOW(1, 0);
+    LTHFUNC_WINDOW(1, 1);
+    LTHFUNC_WINDOW(1, 2);
+    LTHFUNC_WINDOW(1, 3);
+    LTHFUNC_WINDOW(2, 0);
+    LTHFUNC_WINDOW(2, 1);
+    LTHFUNC_WINDOW(2, 2);
+    LTHFUNC_WINDOW(3, 0);
+    LTHFUNC_WINDOW(3, 1);
+    LTHFUNC_WINDOW(4, 0);
+  }
+#undef LTHFUNC_WINDOW
+}
+
+// All rows of one stretch, whose sums stay in registers while one kernel column after the other adds to those of them
+// that lie inside the image for it.
+template <int Sums>
+void windowed_stretch(const products_row& i, const Memory& m, Walk walk, Window window, i64 from, i64 to) {
+  const i32* const row_out = m.lists + i.row_out;
+  const float* const values = m.values + i.values;
+  const i64 in_part = i.kernel_x * i.kernel_y, parts = i.blocks / in_part;
+  const i32* const starts = m.lists + i.starts + window.part * in_part;
+  const bool fresh = window.part == 0 && !i.accumulate;
+  for (i64 row = from; row < to; ++row) {
+    vec* const out = walk.out + row_out[row];
+    vec sum[Sums];
+    const vec bias = all(i.bias < 0 ? 0.0f : m.values[i.bias + row]);
+    LTHFUNC_UNROLL
+    for (int s = 0; s < Sums; ++s) sum[s] = fresh ? bias : out[s * walk.out_step];
+    for (i64 column = 0; column < i.kernel_x; ++column) {
+      const i32* const at = starts + row * i.blocks + column * i.kernel_y;
+      const i64 begin = at[window.from], count = at[window.to] - begin;
+      if (count == 0) continue;
+      run_windowed(window.left(column) * (MOST_MISSING + 1) + window.right(column), sum, walk.in,
+                   m.lists + i.offsets + begin, m.lists + i.which + begin, values, count);
     }
+    if (window.part == parts - 1) finish(sum, i, m, walk, row, row_out[row]);
     LTHFUNC_UNROLL
     for (int s = 0; s < Sums; ++s) out[s * walk.out_step] = sum[s];
   }
@@ -177,56 +266,69 @@ Stretch pooled_of(i64 pairs, bool unit) { return pooled_among<1>(pairs, unit); }
 
 namespace {
 
-// A row of places from `first` to `end` in stretches of nearly even lengths, through some of the blocks.
-void places(const products_row& i, const Memory& m, i64 tile, i64 y, i64 first, i64 end, Some blocks, Part part) {
+// The kernel for a stretch's number of sums.
+template <int Sums = MOST_SUMS>
+auto windowed_of(i64 sums) {
+  if constexpr (Sums > 1) {
+    if (sums < Sums) return windowed_of<Sums - 1>(sums);
+  }
+  return windowed_stretch<Sums>;
+}
+
+// So many places in a row, in stretches of nearly even lengths: each(walk, first place, size).
+template <typename Each>
+void stretches(const products_row& i, const Memory& m, i64 tile, i64 y, i64 count, Each each) {
   // Linear layers: as many tiles at once as a block of inputs is cut for, so that it stays in the first cache.
   const i64 most = i.pool ? MOST_PAIRS : i.across ? std::min<i64>(i.across, MOST_SUMS) : MOST_SUMS;
-  const i64 count = end - first, pieces = (count + most - 1) / most;
-  const bool unit = i.in_x == 1, indexed = i.which >= 0;
-  const i64 each = i.pool ? 2 : 1;  // outputs of the layer along each side of what is written
-  for (i64 piece = 0, x = first; piece < pieces; ++piece) {
+  const i64 pieces = (count + most - 1) / most;
+  const i64 side = i.pool ? 2 : 1;  // outputs of the layer along each side of what is written
+  for (i64 piece = 0, x = 0; piece < pieces; ++piece) {
     const i64 size = count / pieces + (piece < count % pieces);
     const i64 out = i.out_tile * tile + i.out_y * y + i.out_x * x;
-    const Walk walk{m.activations + i.in + i.in_tile * tile + each * (i.in_y * y + i.in_x * x),
-                    m.activations + i.out + out,
-                    i.gate < 0 ? nullptr : m.activations + i.gate + out,
-                    i.codes < 0 ? nullptr : reinterpret_cast<ivec*>(m.activations + i.codes + out),
-                    i.in_x,
-                    i.out_x};
-    const Stretch kernel = i.pool ? pooled_of(size, unit) : stretch_of(size, unit, indexed);
-    if (i.pool || i.limits >= 0) {
-      kernel(i, m, walk, blocks, part.row, part.rows);
-    } else {
-      for (i64 block = 0; block < i.blocks; ++block)
-        kernel(i, m, walk, {block, block + 1, block == 0, block == i.blocks - 1}, part.row, part.rows);
-    }
+    each(Walk{m.activations + i.in + i.in_tile * tile + side * (i.in_y * y + i.in_x * x),
+              m.activations + i.out + out,
+              i.gate < 0 ? nullptr : m.activations + i.gate + out,
+              i.codes < 0 ? nullptr : reinterpret_cast<ivec*>(m.activations + i.codes + out),
+              i.in_x,
+              i.out_x},
+         x, size);
     x += size;
   }
 }
 
-// Without the entries that would read outside the image: those of each kernel column at its own columns of places, and
-// of those, at each row of places, the kernel rows that lie inside. `limits`: (from, to) for all kernel columns, then
-// for all kernel rows.
+void whole(const products_row& i, const Memory& m, i64 tile, i64 y, i64 count, Part part) {
+  const bool unit = i.in_x == 1;
+  stretches(i, m, tile, y, count, [&](const Walk& walk, i64, i64 size) {
+    if (i.pool) return pooled_of(size, unit)(i, m, walk, {0, i.blocks, true, true}, part.row, part.rows);
+    const Stretch kernel = stretch_of(size, unit, i.which >= 0);
+    for (i64 block = 0; block < i.blocks; ++block)
+      kernel(i, m, walk, {block, block + 1, block == 0, block == i.blocks - 1}, part.row, part.rows);
+  });
+}
+
+// Without the entries that would read outside the image. `limits`: the places (from, to) inside it for all kernel
+// columns, then those for all kernel rows.
 void windowed(const products_row& i, const Memory& m, i64 tile, i64 y, Part part) {
   const i32* const columns = m.lists + i.limits;
   const i32* const rows = columns + 2 * i.kernel_x;
   i64 from = 0, to = i.kernel_y;
   while (from < to && !(rows[2 * from] <= y && y < rows[2 * from + 1])) ++from;
   while (to > from && !(rows[2 * to - 2] <= y && y < rows[2 * to - 1])) --to;
-  places(i, m, tile, y, 0, i.nx, {0, 0, true, false}, part);
-  for (i64 first = 0, column = 0; first < i.blocks; first += i.kernel_y, column = (column + 1) % i.kernel_x)
-    places(i, m, tile, y, columns[2 * column], columns[2 * column + 1], {first + from, first + to, false, false}, part);
-  places(i, m, tile, y, 0, i.nx, {0, 0, false, true}, part);
+  stretches(i, m, tile, y, i.nx, [&](const Walk& walk, i64 x, i64 size) {
+    const auto kernel = windowed_of(size);
+    for (i64 channels = 0; channels < i.blocks / (i.kernel_x * i.kernel_y); ++channels)
+      kernel(i, m, walk, {columns, x, size, channels, from, to}, part.row, part.rows);
+  });
 }
 
 }  // namespace
 
 void products(const products_row& i, Memory& m, Part part) {
-  if (i.across) return places(i, m, 0, 0, 0, m.tiles, {0, i.blocks, true, true}, part);
+  if (i.across) return whole(i, m, 0, 0, m.tiles, part);
   for (i64 tile = part.tile; tile < part.tiles; ++tile)
     for (i64 y = 0; y < i.ny; ++y) {
       if (i.limits < 0)
-        places(i, m, tile, y, 0, i.nx, {0, i.blocks, true, true}, part);
+        whole(i, m, tile, y, i.nx, part);
       else
         windowed(i, m, tile, y, part);
     }

@@ -18,6 +18,11 @@ from lthfunc.sparse.rules.walks import Side, Walk, flat, plain
 _NEAR_BYTES = 40 * 1024
 #: Outputs that stay in registers (MOST_SUMS in kernels/vectors.h), and tiles that a linear layer takes at once.
 _SUMS, _TILES_AT_ONCE = 16, 4
+#: Places of a row that lie outside the image for one kernel column, at most (MOST_MISSING in kernels/products.cpp).
+_MOST_MISSING = 4
+#: Share of a product's entries and places that lie inside the image, from which windows gain nothing; and survivors
+#: that a row should find in one kernel column's list before the channels are taken in parts.
+_INSIDE, _LEAST_IN_LIST = 0.75, 12
 
 
 def linear(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
@@ -100,10 +105,10 @@ def convolution(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
             inputs, in_group = row // (outs // groups) * ins + channel, row % (outs // groups)
             blocks = None
             if stride == (1, 1):
-                near = max(1, _NEAR_BYTES // (kernel[0] * width))
-                for parts in {-(-(outs // groups) // near): 0, 1: 0}:  # in one part if smaller ones don't pay
-                    part = in_group * parts // (outs // groups)
-                    blocks = blocks or _windows(part, parts, ky, kx, sides, len(mine) / (ins * groups))
+                parts = -(-(outs // groups) // max(1, _NEAR_BYTES // (kernel[0] * width)))
+                if len(mine) < _LEAST_IN_LIST * parts * kernel[1] * ins * groups:
+                    parts = 1
+                blocks = _windows(in_group * parts // (outs // groups), parts, ky, kx, sides)
             if blocks is None:
                 blocks = blocks_of(in_group, outs // groups, ins * groups, kernel[0] * width)
             return Entries(ins * groups, inputs, reads, mine), blocks
@@ -137,19 +142,20 @@ def _weights(b: Builder, weight: Any, bias: Any) -> Weights:
     return b.weights[weight.name]
 
 
-def _windows(part: Tensor, parts: int, ky: Tensor, kx: Tensor, sides: list[Side], entries_each: float) -> Blocks | None:
+def _windows(part: Tensor, parts: int, ky: Tensor, kx: Tensor, sides: list[Side]) -> Blocks | None:
     """Blocks by kernel column and row, so that places outside the image are left out, if that pays.
 
-    part: of the channels, so many that a near cache holds what they read. entries_each: of a row of the product.
+    part: of the channels, so many that a near cache holds what they read.
     """
     limits, inside = [], 1.0
     for side in reversed(sides):
         steps = [side.padding - k * side.dilation for k in range(side.kernel)]
         each = [(max(0, -step), max(0, -step, min(side.size, side.out - step))) for step in steps]
+        if side is sides[1] and any(first + side.size - last > _MOST_MISSING for first, last in each):
+            return None
         limits += each
         inside *= sum(last - first for first, last in each) / (side.kernel * side.size)
-    # Sums are loaded and stored once for a kernel column, at the beginning, and at the end.
-    if entries_each * (1 - inside) <= 2 * parts * sides[1].kernel + 4:
+    if inside > _INSIDE:
         return None
     number = (part * sides[1].kernel + kx) * sides[0].kernel + ky
     return Blocks(
