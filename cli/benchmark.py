@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .options import _number, _whole
+from .options import number, whole
 
 app = typer.Typer(help="Measure this library, its peers and the floors on this machine.", no_args_is_help=True)
 
@@ -17,8 +17,8 @@ def training(
         list[str] | None,
         typer.Option("--network", help="lenet300, lenet5, lenet5-wide, conv4, resnet20 (these by default), resnet18."),
     ] = None,
-    threads: Annotated[int, typer.Option("--threads", parser=_whole, metavar="N", help="CPU threads.")] = 1,
-    density: Annotated[float, typer.Option("--density", parser=_number, metavar="X", help="Of the masks.")] = 0.2,
+    threads: Annotated[int, typer.Option("--threads", parser=whole, metavar="N", help="CPU threads.")] = 1,
+    density: Annotated[float, typer.Option("--density", parser=number, metavar="X", help="Of the masks.")] = 0.2,
     precision: Annotated[str, typer.Option("--precision", help="Of our engines: fp32, tf32 or bf16.")] = "fp32",
     device: Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:N.")] = "cpu",
     quick: Annotated[bool, typer.Option("--quick", help="LeNet-300-100 alone; ends in under a minute.")] = False,
@@ -46,7 +46,7 @@ def sparse(
         list[str] | None,
         typer.Option("--network", help="lenet300, lenet5, conv4, resnet20 (these by default), resnet18, lenet5-wide."),
     ] = None,
-    threads: Annotated[int, typer.Option("--threads", parser=_whole, metavar="N", help="CPU threads.")] = 1,
+    threads: Annotated[int, typer.Option("--threads", parser=whole, metavar="N", help="CPU threads.")] = 1,
     device: Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:N.")] = "cpu",
     ticket: Annotated[
         str | None, typer.Option("--ticket", metavar="FILE", help="Also measure this ticket of the one --network.")

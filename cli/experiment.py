@@ -12,7 +12,10 @@ from lthfunc.experiments.resolve import resolved
 
 from . import options as o
 
-_PRUNING_ONLY = ("rounds", "rate", "scope", "layer_rate", "score", "rewind", "control")
+_PRUNING_ONLY = (
+    "rounds", "rate", "density", "allocate", "scope", "floor", "layer_rate", "score", "structure", "exempt", "rewind",
+    "control",
+)  # fmt: skip
 
 
 def prune(
@@ -22,9 +25,13 @@ def prune(
     config: o.ConfigFile = None,
     rounds: o.Rounds = None,
     rate: o.Rate = None,
-    scope: o.Scope = None,
-    layer_rate: o.LayerRate = None,
+    density: o.Density = None,
     score: o.ScoreName = None,
+    allocate: o.Allocate = None,
+    layer_rate: o.LayerRate = None,
+    floor: o.Floor = None,
+    structure: o.Structure = None,
+    exempt: o.Exempt = None,
     rewind: o.RewindTo = None,
     control: o.Control = None,
     epochs: o.Epochs = None,
@@ -37,6 +44,7 @@ def prune(
     weight_decay: o.WeightDecay = None,
     schedule: o.ScheduleName = None,
     milestone: o.Milestone = None,
+    cycles: o.Cycles = None,
     warmup: o.Warmup = None,
     augment: o.Augment = None,
     eval_every: o.EvalEvery = None,
@@ -73,6 +81,7 @@ def train(
     weight_decay: o.WeightDecay = None,
     schedule: o.ScheduleName = None,
     milestone: o.Milestone = None,
+    cycles: o.Cycles = None,
     warmup: o.Warmup = None,
     augment: o.Augment = None,
     eval_every: o.EvalEvery = None,
@@ -102,10 +111,15 @@ def resume(
 
 
 def _start(command: str, given: dict[str, Any], out: str | None, wants_json: bool) -> None:
-    config = resolved(_merge(command, given))
+    config = settings_of(command, given)
     from .running import new_run  # torch is imported here, after all that can be checked without it
 
     new_run(config, command, out, wants_json=wants_json)
+
+
+def settings_of(command: str, given: dict[str, Any]) -> Config:
+    """The settings that were typed, or stand in the file that was named, checked. Raises UserError."""
+    return resolved(_merge(command, given))
 
 
 def _merge(command: str, given: dict[str, Any]) -> Config:
@@ -113,7 +127,7 @@ def _merge(command: str, given: dict[str, Any]) -> Config:
     path = given.pop("config")
     typed = {name: value for name, value in given.items() if name not in ("out", "json") and value not in (None, [])}
     if "layer_rate" in typed:
-        typed["layer_rate"] = dict(_layer_rate(text) for text in typed["layer_rate"])
+        typed["layer_rate"] = layer_rates(typed["layer_rate"])
     from_file: dict[str, Any] = {}
     if path is not None:
         from lthfunc.runs.settings import read_toml
@@ -129,6 +143,11 @@ def _merge(command: str, given: dict[str, Any]) -> Config:
         return from_mapping({**from_file, **typed})
     except UserError as error:
         raise UserError(f"{error} [in {path}]") if path else error from error
+
+
+def layer_rates(texts: list[str]) -> dict[str, float]:
+    """PATTERN=RATE each. Raises UserError."""
+    return dict(_layer_rate(text) for text in texts)
 
 
 def _layer_rate(text: str) -> tuple[str, float]:

@@ -29,7 +29,7 @@ def info(
 def _show_run(folder: Path, *, wants_json: bool) -> None:
     from lthfunc.experiments.config import to_mapping
     from lthfunc.experiments.records import summarize
-    from lthfunc.runs.folder import PRUNE, read_run
+    from lthfunc.runs.folder import read_run
 
     from .screens import as_json, show_tables, verdict
 
@@ -48,7 +48,7 @@ def _show_run(folder: Path, *, wants_json: bool) -> None:
         print()
         show_tables(rows)
         print()
-        if about["command"] == PRUNE and config.rounds:
+        if config.rounds:
             print(verdict(rows))
     if len(records) < wanted:
         print(f"unfinished; go on with: lthfunc resume {folder}")

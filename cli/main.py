@@ -10,8 +10,10 @@ import typer
 from lthfunc import __version__
 from lthfunc.errors import UserError
 
-from . import benchmark, experiment, kernels, listings
+from . import benchmark, branching, experiment, kernels, listings
+from .connectivity import connectivity
 from .info import info
+from .methods import methods
 
 app = typer.Typer(
     name="lthfunc",
@@ -26,6 +28,10 @@ app.command("train")(experiment.train)
 app.command("resume")(experiment.resume)
 app.command("info")(info)
 app.command("build-kernels")(kernels.build_kernels)
+app.command("branch")(branching.branch)
+app.command("transfer")(branching.transfer)
+app.command("methods")(methods)
+app.command("connectivity")(connectivity)
 app.command("archs")(listings.archs)
 app.command("datasets")(listings.datasets)
 app.add_typer(benchmark.app, name="benchmark")

@@ -13,25 +13,26 @@ from lthfunc.experiments.config import (
     ENGINES,
     OPTIMIZERS,
     PRECISIONS,
+    REWINDINGS,
     REWINDS,
     SCHEDULES,
-    SCOPES,
-    SCORES,
+    STRUCTURES,
     Config,
 )
+from lthfunc.experiments.families import ALLOCATIONS, SCORES
 from lthfunc.models.catalog import ALIASES, ARCHS
 
 _DEFAULT = Config()
 
 
-def _whole(text: str) -> int:
+def whole(text: str) -> int:
     try:
         return int(text)
     except ValueError:
         raise typer.BadParameter(f"{text!r} is not a whole number") from None
 
 
-def _number(text: str) -> float:
+def number(text: str) -> float:
     try:
         return float(text)
     except ValueError:
@@ -41,11 +42,15 @@ def _number(text: str) -> float:
 _WHAT, _PRUNING, _TRAINING, _RUN = "What", "Pruning", "Training", "The run"
 
 
-def _names(*names: str) -> Callable[[str], list[str]]:
+def names(*known: str) -> Callable[[str], list[str]]:
     def complete(incomplete: str) -> list[str]:
-        return [name for name in names if name.startswith(incomplete)]
+        return [name for name in known if name.startswith(incomplete)]
 
     return complete
+
+
+def _listed(family: dict[str, str]) -> str:
+    return ", ".join(f"{name} ({about})" for name, about in family.items())
 
 
 Arch = Annotated[
@@ -53,7 +58,7 @@ Arch = Annotated[
     typer.Option(
         "--arch",
         help=f"Network: one of `lthfunc archs`, or package.module:function. \\[default: {_DEFAULT.arch}]",
-        autocompletion=_names(*ARCHS, *ALIASES),
+        autocompletion=names(*ARCHS, *ALIASES),
         rich_help_panel=_WHAT,
     ),
 ]
@@ -63,7 +68,7 @@ DataSet = Annotated[
         "--dataset",
         help="Data set: one of `lthfunc datasets`, a .safetensors file, or package.module:function. "
         f"\\[default: {_DEFAULT.dataset}]",
-        autocompletion=_names(*DATASETS),
+        autocompletion=names(*DATASETS),
         rich_help_panel=_WHAT,
     ),
 ]
@@ -90,7 +95,7 @@ Rounds = Annotated[
     int | None,
     typer.Option(
         "--rounds",
-        parser=_whole,
+        parser=whole,
         metavar="N",
         help=f"How often to prune; the network is trained once more than that. \\[default: {_DEFAULT.rounds}]",
         rich_help_panel=_PRUNING,
@@ -100,19 +105,58 @@ Rate = Annotated[
     float | None,
     typer.Option(
         "--rate",
-        parser=_number,
+        parser=number,
         metavar="X",
         help=f"Fraction of the remaining weights to prune in each round. \\[default: {_DEFAULT.rate}]",
         rich_help_panel=_PRUNING,
     ),
 ]
-Scope = Annotated[
+Density = Annotated[
+    float | None,
+    typer.Option(
+        "--density",
+        parser=number,
+        metavar="X",
+        help="Share of the weights to have left after the last round, in place of --rate; one shot with --rounds 1.",
+        rich_help_panel=_PRUNING,
+    ),
+]
+Allocate = Annotated[
     str | None,
     typer.Option(
+        "--allocate",
         "--scope",
-        help="global: one ranking of all weights. layerwise: the rate in every layer, half of it in the output "
-        f"layer. \\[default: {_DEFAULT.scope}]",
-        autocompletion=_names(*SCOPES),
+        help=f"How layers share what is kept: {_listed(ALLOCATIONS)}; or package.module:function. "
+        f"\\[default: {_DEFAULT.allocate}]",
+        autocompletion=names(*ALLOCATIONS),
+        rich_help_panel=_PRUNING,
+    ),
+]
+Floor = Annotated[
+    int | None,
+    typer.Option(
+        "--floor",
+        parser=whole,
+        metavar="N",
+        help=f"Weights that every layer keeps at least. \\[default: {_DEFAULT.floor}]",
+        rich_help_panel=_PRUNING,
+    ),
+]
+Structure = Annotated[
+    str | None,
+    typer.Option(
+        "--structure",
+        help=f"Which masks are allowed: {STRUCTURES}; or package.module:function. \\[default: {_DEFAULT.structure}]",
+        autocompletion=names("unstructured", "per-output", "units", "2:4", "16x16"),
+        rich_help_panel=_PRUNING,
+    ),
+]
+Exempt = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--exempt",
+        metavar="PATTERN",
+        help="Layers without the structure, by name, e.g. 'fc3*'; repeatable.",
         rich_help_panel=_PRUNING,
     ),
 ]
@@ -121,7 +165,7 @@ LayerRate = Annotated[
     typer.Option(
         "--layer-rate",
         metavar="PATTERN=RATE",
-        help="With --scope layerwise, the rate of the layers whose name fits, e.g. 'conv*=0.1'; repeatable.",
+        help="With --allocate layerwise, the rate of the layers whose name fits, e.g. 'conv*=0.1'; repeatable.",
         rich_help_panel=_PRUNING,
     ),
 ]
@@ -129,8 +173,8 @@ ScoreName = Annotated[
     str | None,
     typer.Option(
         "--score",
-        help=f"What decides which weights go: {', '.join(SCORES)}. \\[default: {_DEFAULT.score}]",
-        autocompletion=_names(*SCORES),
+        help=f"What weights are worth: {_listed(SCORES)}; or package.module:function. \\[default: {_DEFAULT.score}]",
+        autocompletion=names(*SCORES),
         rich_help_panel=_PRUNING,
     ),
 ]
@@ -138,9 +182,11 @@ RewindTo = Annotated[
     str | None,
     typer.Option(
         "--rewind",
-        help=f"Where a pruned network starts again: {REWINDS}. init is the winning ticket of the paper; none goes "
-        f"on with the trained weights (fine-tuning). \\[default: {_DEFAULT.rewind}]",
-        autocompletion=_names("init", "none", "reinit", "step:", "epoch:"),
+        help=f"Where a pruned network starts again: {REWINDS}, or package.module:function. init is the winning ticket "
+        "of the paper; sign keeps the signs alone; none and rate keep the trained weights and begin the learning rate "
+        "anew (rate:K from step K); last-rate goes on at the last one (fine-tuning). "
+        f"\\[default: {_DEFAULT.rewind}]",
+        autocompletion=names(*REWINDINGS, "step:", "epoch:", "rate:", "sign:"),
         rich_help_panel=_PRUNING,
     ),
 ]
@@ -149,7 +195,7 @@ Control = Annotated[
     typer.Option(
         "--control",
         help=f"Also train this in every round, on the same batches: {', '.join(CONTROLS)}; repeatable.",
-        autocompletion=_names(*CONTROLS),
+        autocompletion=names(*CONTROLS),
         rich_help_panel=_PRUNING,
     ),
 ]
@@ -158,7 +204,7 @@ Epochs = Annotated[
     int | None,
     typer.Option(
         "--epochs",
-        parser=_whole,
+        parser=whole,
         metavar="N",
         help="Length of each training, in passes over the data. \\[default: the data set's]",
         rich_help_panel=_TRAINING,
@@ -167,14 +213,14 @@ Epochs = Annotated[
 Steps = Annotated[
     int | None,
     typer.Option(
-        "--steps", parser=_whole, metavar="N", help="Length of each training, in batches.", rich_help_panel=_TRAINING
+        "--steps", parser=whole, metavar="N", help="Length of each training, in batches.", rich_help_panel=_TRAINING
     ),
 ]
 BatchSize = Annotated[
     int | None,
     typer.Option(
         "--batch-size",
-        parser=_whole,
+        parser=whole,
         metavar="N",
         help="Examples per batch. \\[default: the network's]",
         rich_help_panel=_TRAINING,
@@ -185,19 +231,19 @@ OptimizerName = Annotated[
     typer.Option(
         "--optimizer",
         help=f"{', '.join(OPTIMIZERS)}. \\[default: the network's]",
-        autocompletion=_names(*OPTIMIZERS),
+        autocompletion=names(*OPTIMIZERS),
         rich_help_panel=_TRAINING,
     ),
 ]
 Lr = Annotated[
     float | None,
     typer.Option(
-        "--lr", parser=_number, metavar="X", help="Learning rate. \\[default: the network's]", rich_help_panel=_TRAINING
+        "--lr", parser=number, metavar="X", help="Learning rate. \\[default: the network's]", rich_help_panel=_TRAINING
     ),
 ]
 Momentum = Annotated[
     float | None,
-    typer.Option("--momentum", parser=_number, metavar="X", help="Momentum of sgd.", rich_help_panel=_TRAINING),
+    typer.Option("--momentum", parser=number, metavar="X", help="Momentum of sgd.", rich_help_panel=_TRAINING),
 ]
 Nesterov = Annotated[
     bool | None,
@@ -205,14 +251,14 @@ Nesterov = Annotated[
 ]
 WeightDecay = Annotated[
     float | None,
-    typer.Option("--weight-decay", parser=_number, metavar="X", help="Weight decay.", rich_help_panel=_TRAINING),
+    typer.Option("--weight-decay", parser=number, metavar="X", help="Weight decay.", rich_help_panel=_TRAINING),
 ]
 ScheduleName = Annotated[
     str | None,
     typer.Option(
         "--schedule",
         help=f"Learning rate over a training: {', '.join(SCHEDULES)}. \\[default: {_DEFAULT.schedule}]",
-        autocompletion=_names(*SCHEDULES),
+        autocompletion=names(*SCHEDULES),
         rich_help_panel=_TRAINING,
     ),
 ]
@@ -220,10 +266,20 @@ Milestone = Annotated[
     list[int] | None,
     typer.Option(
         "--milestone",
-        parser=_whole,
+        parser=whole,
         metavar="N",
         help="With --schedule step, a step at which the rate drops to a tenth; repeatable. \\[default: 2/3 and 5/6 of "
         "the training]",
+        rich_help_panel=_TRAINING,
+    ),
+]
+Cycles = Annotated[
+    int | None,
+    typer.Option(
+        "--cycles",
+        parser=whole,
+        metavar="N",
+        help=f"With --schedule cyclic, cosines in a training. \\[default: {_DEFAULT.cycles}]",
         rich_help_panel=_TRAINING,
     ),
 ]
@@ -231,7 +287,7 @@ Warmup = Annotated[
     int | None,
     typer.Option(
         "--warmup",
-        parser=_whole,
+        parser=whole,
         metavar="N",
         help=f"Steps over which the rate rises. \\[default: {_DEFAULT.warmup}]",
         rich_help_panel=_TRAINING,
@@ -249,7 +305,7 @@ EvalEvery = Annotated[
     int | None,
     typer.Option(
         "--eval-every",
-        parser=_whole,
+        parser=whole,
         metavar="N",
         help="Steps between two looks at the validation split. \\[default: 5 to 25 looks, 5 % of the work]",
         rich_help_panel=_TRAINING,
@@ -260,7 +316,7 @@ Seed = Annotated[
     int | None,
     typer.Option(
         "--seed",
-        parser=_whole,
+        parser=whole,
         metavar="N",
         help=f"Decides the initial weights and the order of the data. \\[default: {_DEFAULT.seed}]",
         rich_help_panel=_RUN,
@@ -270,7 +326,7 @@ Replicates = Annotated[
     int | None,
     typer.Option(
         "--replicates",
-        parser=_whole,
+        parser=whole,
         metavar="N",
         help=f"Run so many seeds (seed, seed+1, …) and report mean ± standard deviation. "
         f"\\[default: {_DEFAULT.replicates}]",
@@ -282,7 +338,7 @@ Device = Annotated[
     typer.Option(
         "--device",
         help="auto (a GPU where there is one), cpu, cuda or cuda:N. \\[default: auto]",
-        autocompletion=_names("auto", "cpu", "cuda"),
+        autocompletion=names("auto", "cpu", "cuda"),
         rich_help_panel=_RUN,
     ),
 ]
@@ -293,7 +349,7 @@ Engine = Annotated[
         help="How steps are run: eager, compile, sparse (surviving weights alone, on a CPU), sparse/compile (sparse "
         "where that is faster), or auto: sparse/compile for runs of 3,000 steps and more, where it can be. "
         f"\\[default: {_DEFAULT.engine}]",
-        autocompletion=_names(*ENGINES),
+        autocompletion=names(*ENGINES),
         rich_help_panel=_RUN,
     ),
 ]
@@ -302,7 +358,7 @@ Precision = Annotated[
     typer.Option(
         "--precision",
         help=f"What products are computed in: fp32, tf32 (GPU) or bf16. \\[default: {_DEFAULT.precision}]",
-        autocompletion=_names(*PRECISIONS),
+        autocompletion=names(*PRECISIONS),
         rich_help_panel=_RUN,
     ),
 ]
@@ -310,7 +366,7 @@ Jobs = Annotated[
     int | None,
     typer.Option(
         "--jobs",
-        parser=_whole,
+        parser=whole,
         metavar="N",
         help="Seeds and controls to train side by side: in processes on a CPU, as one program on a GPU. "
         "\\[default: what the cores hold; all on a GPU]",
@@ -321,7 +377,7 @@ Threads = Annotated[
     int | None,
     typer.Option(
         "--threads",
-        parser=_whole,
+        parser=whole,
         metavar="N",
         help="CPU threads of each training. \\[default: 1 for small networks, else all]",
         rich_help_panel=_RUN,

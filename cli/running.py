@@ -15,14 +15,18 @@ from typing import Any
 import typer
 from rich.console import Console
 
-from lthfunc.experiments.config import Config
+from lthfunc.experiments.config import Config, from_mapping, to_mapping
+from lthfunc.experiments.iterative import Task
 from lthfunc.experiments.plan import Prepared, prepare
 from lthfunc.experiments.records import Record, summarize
+from lthfunc.experiments.resolve import resolved
+from lthfunc.runs.branching import branch, check_branch, transfers
 from lthfunc.runs.execute import execute, jobs_of
-from lthfunc.runs.folder import PRUNE, check_free, create, drop_partial_line, read_run
+from lthfunc.runs.folder import PRUNE, TRAIN, TRANSFER, check_free, create, drop_partial_line, read_run
 from lthfunc.training.memory import hold_memory
 from lthfunc.training.threads import using_threads
 
+from .experiment import layer_rates
 from .progress import watching
 from .screens import as_json, show_results
 
@@ -42,10 +46,58 @@ def resume_run(run: str, *, wants_json: bool) -> None:
     about, config, records = read_run(folder)
     prepared = prepare(config)
     drop_partial_line(folder)
-    _run(prepared, about["command"], folder, records, wants_json)
+    tasks = transfers(Path(about["source"]), prepared.plan, prepared.config) if "source" in about else None
+    _run(prepared, about["command"], folder, records, wants_json, tasks)
 
 
-def _run(prepared: Prepared, command: str, folder: Path, earlier: list[Record], wants_json: bool) -> None:
+def branch_run(run: Path, number: int, given: dict[str, Any], out: str | None, *, wants_json: bool) -> None:
+    """Go on from a round of a finished run with other settings, in a folder of its own."""
+    _, theirs, _ = read_run(run)
+    config = _changed(theirs, {"density": None}, given)
+    folder = Path(out) if out else _fresh_folder(config)
+    check_free(folder)
+    prepared = prepare(config)
+    check_branch(run, prepared.plan, number)
+    _run(prepared, PRUNE, folder, branch(run, folder, number, prepared.config), wants_json)
+
+
+def transfer_run(run: Path, given: dict[str, Any], out: str | None, *, wants_json: bool) -> None:
+    """Train the tickets of a finished run on another data set, in a folder of its own."""
+    _, theirs, records = read_run(run)
+    fresh = {"epochs": None, "steps": None, "augment": None, "eval_every": None, "threads": None, "engine": None}
+    pruned = {"rounds": max((item["round"] for item in records), default=0), "rewind": "init", "control": None}
+    config = _changed(theirs, {**fresh, **pruned}, given)
+    folder = Path(out) if out else _fresh_folder(config)
+    check_free(folder)
+    prepared = prepare(config)
+    tasks = transfers(run, prepared.plan, prepared.config)
+    create(folder, prepared.config, TRANSFER, run)
+    _run(prepared, TRANSFER, folder, [], wants_json, tasks)
+
+
+def _changed(config: Config, first: dict[str, Any], given: dict[str, Any]) -> Config:
+    """A run's settings with some of them replaced, or (None) left to their defaults; then with what was typed."""
+    values = {
+        **to_mapping(config),
+        **first,
+        **{name: value for name, value in given.items() if value not in (None, [])},
+    }
+    if given.get("layer_rate"):
+        values["layer_rate"] = layer_rates(given["layer_rate"])
+    for name, other in (("steps", "epochs"), ("epochs", "steps")):
+        if given.get(name) is not None:
+            values[other] = None
+    return resolved(from_mapping(values))
+
+
+def _run(
+    prepared: Prepared,
+    command: str,
+    folder: Path,
+    earlier: list[Record],
+    wants_json: bool,
+    tasks: list[Task] | None = None,
+) -> None:
     config, plan, note = prepared
     err = Console(stderr=True)
     hold_memory()
@@ -53,8 +105,8 @@ def _run(prepared: Prepared, command: str, folder: Path, earlier: list[Record], 
     if note:
         _say(note)
     try:
-        with using_threads(config.threads), _terminable(), watching(err, plan) as watcher:
-            records = execute(config, plan, folder, watcher, earlier)
+        with using_threads(config.threads), terminable(), watching(err, plan) as watcher:
+            records = execute(config, plan, folder, watcher, earlier, tasks)
     except KeyboardInterrupt:
         _say(f"interrupted; finished trainings are safe. Go on with: lthfunc resume {folder}")
         raise typer.Exit(130) from None
@@ -65,7 +117,7 @@ def _run(prepared: Prepared, command: str, folder: Path, earlier: list[Record], 
     if wants_json:
         print(json.dumps(as_json(folder, config, rows), indent=2))
     else:
-        show_results(rows, folder, pictures, ticket=command == PRUNE and config.rounds > 0)
+        show_results(rows, folder, pictures, ticket=command != TRAIN and config.rounds > 0)
 
 
 def _headline(prepared: Prepared, command: str) -> str:
@@ -73,7 +125,7 @@ def _headline(prepared: Prepared, command: str) -> str:
     data = plan.trainer.data
     side_by_side = f", {jobs} side by side" if (jobs := jobs_of(config, plan)) > 1 else ""
     how = f"{'compiled' if config.engine == 'compile' else config.engine}{side_by_side}"
-    rounds = f"{config.rounds} rounds at rate {config.rate:g} ({config.scope}), " if command == PRUNE else ""
+    rounds = f"{config.rounds} rounds at rate {config.rate:g} ({config.allocate}), " if command != TRAIN else ""
     seeds = f", {config.replicates} seeds" if config.replicates > 1 else ""
     return (
         f"{config.arch} on {config.dataset} ({len(data.train.x):,} training, {len(data.val.x):,} validation, "
@@ -96,7 +148,7 @@ def _say(text: str) -> None:
 
 
 @contextmanager
-def _terminable() -> Iterator[None]:
+def terminable() -> Iterator[None]:
     """A request to terminate (a cluster's, say) ends a run as Ctrl-C does."""
 
     def stop(number: int, frame: FrameType | None) -> Any:

@@ -13,21 +13,111 @@ if TYPE_CHECKING:
     from lthfunc import data as data, models as models
     from lthfunc.data.augment import shift_and_mirror as shift_and_mirror
     from lthfunc.errors import UserError as UserError
+    from lthfunc.experiments.connectivity import (
+        instability as instability,
+        line as line,
+    )
     from lthfunc.experiments.iterative import Plan as Plan, Round as Round, iterative as iterative
+    from lthfunc.experiments.starting import (
+        Situation as Situation,
+        Start as Start,
+    )
     from lthfunc.sparse.engine import sparse_engine as sparse_engine
     from lthfunc.sparse.inference import sparse_program as sparse_program
     from lthfunc.sparse.mixed import sparse_or as sparse_or
     from lthfunc.sparse.packing import pack as pack, unpack as unpack
-    from lthfunc.sparsify.allocation import as_given as as_given, globally as globally, layerwise as layerwise
+    from lthfunc.sparsify.activations import (
+        input_moments as input_moments,
+        sparsegpt as sparsegpt,
+        wanda as wanda,
+    )
+    from lthfunc.sparsify.allocation import (
+        Allocate as Allocate,
+        as_given as as_given,
+        globally as globally,
+        layerwise as layerwise,
+    )
+    from lthfunc.sparsify.anchored import (
+        distance_moved as distance_moved,
+        large_init as large_init,
+        large_init_large_final as large_init_large_final,
+        magnitude_increase as magnitude_increase,
+    )
+    from lthfunc.sparsify.budgets import (
+        balanced as balanced,
+        erdos_renyi as erdos_renyi,
+        erk as erk,
+        globally_above as globally_above,
+        lamp as lamp,
+        uniform as uniform,
+    )
+    from lthfunc.sparsify.densities import (
+        at_densities as at_densities,
+        by_rate as by_rate,
+        cubic as cubic,
+        geometric as geometric,
+        one_shot as one_shot,
+        periodic as periodic,
+    )
+    from lthfunc.sparsify.dependencies import (
+        dead_units as dead_units,
+        dependencies as dependencies,
+        without_dead_units as without_dead_units,
+    )
+    from lthfunc.sparsify.distances import (
+        collapsed as collapsed,
+        mask_distance as mask_distance,
+        mask_overlap as mask_overlap,
+    )
+    from lthfunc.sparsify.gradients import (
+        fisher as fisher,
+        grasp as grasp,
+        mean_gradient as mean_gradient,
+        movement as movement,
+        snip as snip,
+        taylor as taylor,
+        tempered as tempered,
+    )
+    from lthfunc.sparsify.regrowth import (
+        cosine_share as cosine_share,
+        dropped as dropped,
+        exchanged as exchanged,
+        regrown as regrown,
+    )
     from lthfunc.sparsify.rewinding import (
+        constant_sign as constant_sign,
         finetune as finetune,
+        inverted as inverted,
+        last_rate as last_rate,
+        rate_rewound as rate_rewound,
         reinitialised as reinitialised,
         restart as restart,
         rewound as rewound,
         shuffled as shuffled,
     )
-    from lthfunc.sparsify.scores import magnitude as magnitude, random_scores as random_scores
-    from lthfunc.sparsify.selection import unstructured as unstructured
+    from lthfunc.sparsify.scores import (
+        Score as Score,
+        checked as checked,
+        inverted_score as inverted_score,
+        magnitude as magnitude,
+        random_scores as random_scores,
+    )
+    from lthfunc.sparsify.selection import (
+        Select as Select,
+        unstructured as unstructured,
+    )
+    from lthfunc.sparsify.structures import (
+        blocks as blocks,
+        has_blocks as has_blocks,
+        has_n_of_m as has_n_of_m,
+        has_units as has_units,
+        n_of_m as n_of_m,
+        per_output as per_output,
+        units as units,
+    )
+    from lthfunc.sparsify.synflow import (
+        synflow as synflow,
+    )
     from lthfunc.sparsify.transforms import prune as prune, rewind as rewind, ticket as ticket
     from lthfunc.training.loop import (
         accuracy_on as accuracy_on,
@@ -39,14 +129,21 @@ if TYPE_CHECKING:
     )
     from lthfunc.training.memory import hold_memory as hold_memory
     from lthfunc.training.optimizers import Optimizer as Optimizer, adam as adam, adamw as adamw, sgd as sgd
+    from lthfunc.training.reparametrised import (
+        reparametrised as reparametrised,
+        straight_through as straight_through,
+    )
     from lthfunc.training.schedules import (
         constant as constant,
         cosine as cosine,
+        cyclic as cyclic,
         stepwise as stepwise,
         warmup as warmup,
     )
     from lthfunc.training.steps import (
         cross_entropy as cross_entropy,
+        forward_of as forward_of,
+        loss_of as loss_of,
         make_eval_step as make_eval_step,
         make_train_step as make_train_step,
         with_optimizer as with_optimizer,
@@ -91,14 +188,49 @@ __getattr__, __all__ = table_of_contents(
         "lthfunc.trees.ops": ("apply_masks", "count", "density", "layer_counts", "same_bits", "tree_map"),
         "lthfunc.trees.fold": ("compose", "iterate"),
         "lthfunc.trees.files": ("load_ticket", "load_tree", "save_ticket", "save_tree"),
-        "lthfunc.sparsify.scores": ("magnitude", "random_scores"),
-        "lthfunc.sparsify.allocation": ("as_given", "globally", "layerwise"),
-        "lthfunc.sparsify.selection": ("unstructured",),
-        "lthfunc.sparsify.rewinding": ("finetune", "reinitialised", "restart", "rewound", "shuffled"),
+        "lthfunc.sparsify.scores": ("Score", "checked", "inverted_score", "magnitude", "random_scores"),
+        "lthfunc.sparsify.allocation": ("Allocate", "as_given", "globally", "layerwise"),
+        "lthfunc.sparsify.selection": ("Select", "unstructured"),
+        "lthfunc.sparsify.rewinding": (
+            "constant_sign",
+            "finetune",
+            "inverted",
+            "last_rate",
+            "rate_rewound",
+            "reinitialised",
+            "restart",
+            "rewound",
+            "shuffled",
+        ),
+        "lthfunc.sparsify.anchored": ("distance_moved", "large_init", "large_init_large_final", "magnitude_increase"),
+        "lthfunc.sparsify.gradients": ("fisher", "grasp", "mean_gradient", "movement", "snip", "taylor", "tempered"),
+        "lthfunc.sparsify.synflow": ("synflow",),
+        "lthfunc.sparsify.activations": ("input_moments", "sparsegpt", "wanda"),
+        "lthfunc.sparsify.budgets": ("balanced", "erdos_renyi", "erk", "globally_above", "lamp", "uniform"),
+        "lthfunc.sparsify.structures": (
+            "blocks",
+            "has_blocks",
+            "has_n_of_m",
+            "has_units",
+            "n_of_m",
+            "per_output",
+            "units",
+        ),
+        "lthfunc.sparsify.dependencies": ("dead_units", "dependencies", "without_dead_units"),
+        "lthfunc.sparsify.densities": ("at_densities", "by_rate", "cubic", "geometric", "one_shot", "periodic"),
+        "lthfunc.sparsify.regrowth": ("cosine_share", "dropped", "exchanged", "regrown"),
+        "lthfunc.sparsify.distances": ("collapsed", "mask_distance", "mask_overlap"),
         "lthfunc.sparsify.transforms": ("prune", "rewind", "ticket"),
-        "lthfunc.training.schedules": ("constant", "cosine", "stepwise", "warmup"),
+        "lthfunc.training.schedules": ("constant", "cosine", "cyclic", "stepwise", "warmup"),
         "lthfunc.training.optimizers": ("Optimizer", "adam", "adamw", "sgd"),
-        "lthfunc.training.steps": ("cross_entropy", "make_eval_step", "make_train_step", "with_optimizer"),
+        "lthfunc.training.steps": (
+            "cross_entropy",
+            "forward_of",
+            "loss_of",
+            "make_eval_step",
+            "make_train_step",
+            "with_optimizer",
+        ),
         "lthfunc.training.loop": ("accuracy_on", "fit", "fit_together", "make_trainer", "take_steps", "train"),
         "lthfunc.training.memory": ("hold_memory",),
         "lthfunc.sparse.engine": ("sparse_engine",),
@@ -107,6 +239,9 @@ __getattr__, __all__ = table_of_contents(
         "lthfunc.sparse.packing": ("pack", "unpack"),
         "lthfunc.data.augment": ("shift_and_mirror",),
         "lthfunc.experiments.iterative": ("Plan", "Round", "iterative"),
+        "lthfunc.training.reparametrised": ("reparametrised", "straight_through"),
+        "lthfunc.experiments.connectivity": ("instability", "line"),
+        "lthfunc.experiments.starting": ("Situation", "Start"),
         "lthfunc.errors": ("UserError",),
     },
     rooms=("data", "models"),

@@ -13,20 +13,25 @@ from conftest import NormedNet
 import lthfunc as lf
 from lthfunc.errors import UserError
 from lthfunc.experiments.config import Config, Rewind, from_mapping, parse_rewind, to_mapping
+from lthfunc.experiments.functions import rewinding_of
 from lthfunc.experiments.iterative import Done, Plan, Round, iterative
 from lthfunc.experiments.records import record, spread, summarize, winning
 from lthfunc.experiments.resolve import resolved
+from lthfunc.experiments.starting import CONTROLS
 from lthfunc.training.loop import make_trainer
 from lthfunc.trees.types import Dataset
 
 STEPS = 12
 
 
-def plan(data: Dataset, **changes: object) -> Plan:
+def plan(data: Dataset, rewind: str = "init", controls: tuple[str, ...] = (), **changes: object) -> Plan:
     model = lf.from_module(NormedNet())
     trainer = make_trainer(model, data, optimizer=lf.adam(1e-2), batch_size=40)
-    base = Plan(model=model, trainer=trainer, steps=STEPS, eval_every=5, rounds=2)
-    return base._replace(**changes)
+    start, anchor_step = rewinding_of(parse_rewind(rewind), per_epoch=6)
+    base = Plan(
+        model=model, trainer=trainer, steps=STEPS, eval_every=5, rounds=2, rewind=start, anchor_step=anchor_step
+    )
+    return base._replace(controls={name: CONTROLS[name] for name in controls}, **changes)
 
 
 def tickets(rounds: list[Round]) -> list[Round]:
@@ -47,12 +52,12 @@ def test_round_k_leaves_the_kth_power_and_masks_nest(few_digits: Dataset) -> Non
     assert gone.max() <= kept.min()
 
 
-@pytest.mark.parametrize("rewind", [Rewind("init"), Rewind("step", 7), Rewind("epoch", 1)])
-def test_tickets_start_from_the_anchor_bit_for_bit(few_digits: Dataset, rewind: Rewind) -> None:
+@pytest.mark.parametrize("rewind", ["init", "step:7", "epoch:1"])
+def test_tickets_start_from_the_anchor_bit_for_bit(few_digits: Dataset, rewind: str) -> None:
     p = plan(few_digits, rewind=rewind)
     rounds = list(iterative(p, seed=3))
     anchor = rounds[0].anchor
-    assert int(anchor.step) == {"init": 0, "step": 7, "epoch": 6}[rewind.kind]
+    assert int(anchor.step) == {"init": 0, "step:7": 7, "epoch:1": 6}[rewind]
     # The dense network passes through the anchor: train to it independently.
     dense = lf.init(p.model, 3)
     if int(anchor.step):
@@ -68,9 +73,9 @@ def test_tickets_start_from_the_anchor_bit_for_bit(few_digits: Dataset, rewind: 
 
 
 def test_fine_tuning_goes_on_and_reinit_draws_anew(few_digits: Dataset) -> None:
-    dense, tuned, _ = iterative(plan(few_digits, rewind=Rewind("none")))
+    dense, tuned, _ = iterative(plan(few_digits, rewind="none"))
     assert lf.same_bits(tuned.start.params, lf.apply_masks(dense.fit.state.params, tuned.start.masks))
-    dense, drawn, again = iterative(plan(few_digits, rewind=Rewind("reinit")))
+    dense, drawn, again = iterative(plan(few_digits, rewind="reinit"))
     shared = again.start.masks["fc.weight"]
     assert not (drawn.start.params["fc.weight"][shared] == again.start.params["fc.weight"][shared]).any()
     assert not (drawn.start.params["fc.weight"][shared] == dense.start.params["fc.weight"][shared]).any()
@@ -101,7 +106,7 @@ def test_controls_stand_beside_the_ticket(few_digits: Dataset) -> None:
 
 
 def test_random_pruning_nests_and_ignores_magnitude(few_digits: Dataset) -> None:
-    rounds = list(iterative(plan(few_digits, score=lambda seed: lf.random_scores(seed)), seed=1))
+    rounds = list(iterative(plan(few_digits, score=lambda trained, now: lf.random_scores(now.seed)), seed=1))
     first, second = rounds[1].start.masks["fc.weight"], rounds[2].start.masks["fc.weight"]
     assert not (second & ~first).any()
     dropped = rounds[0].fit.state.params["fc.weight"].abs()[~first]
@@ -110,7 +115,7 @@ def test_random_pruning_nests_and_ignores_magnitude(few_digits: Dataset) -> None
 
 @pytest.mark.parametrize("after", [0, 1, 2, 3])
 def test_going_on_gives_the_bits_of_an_uninterrupted_run(few_digits: Dataset, after: int) -> None:
-    p = plan(few_digits, rewind=Rewind("step", 4), controls=("reinit",))
+    p = plan(few_digits, rewind="step:4", controls=("reinit",))
     whole = list(iterative(p, seed=2))
     last = tickets(whole[: after + 1])[-1]
     finished = frozenset((r.number, r.variant) for r in whole[: after + 1])
@@ -162,7 +167,7 @@ def test_summaries_are_mean_and_sample_deviation() -> None:
 
 def test_configurations_survive_their_mapping_and_refuse_what_they_do_not_know() -> None:
     config = resolved(
-        Config(arch="fc1", control=("reinit",), scope="layerwise", layer_rate={"fc*": 0.1}, rewind="epoch:2")
+        Config(arch="fc1", control=("reinit",), allocate="layerwise", layer_rate={"fc*": 0.1}, rewind="epoch:2")
     )
     assert config.arch == "lenet300"
     assert from_mapping(to_mapping(config)) == config
@@ -189,14 +194,14 @@ def test_configurations_survive_their_mapping_and_refuse_what_they_do_not_know()
         ({"momentum": 0.9}, "--momentum: 0.9 .* unless --optimizer is sgd"),
         ({"nesterov": True}, "--nesterov: takes"),
         ({"weight_decay": -1.0}, "--weight-decay: -1.0"),
-        ({"scope": "localy"}, "--scope: unknown name 'localy'"),
+        ({"allocate": "localy"}, "--allocate: unknown name 'localy'"),
         ({"optimizer": "adamm"}, "did you mean 'adam'"),
         ({"control": ("reinit", "reinit")}, "each control once"),
         ({"milestone": (3,)}, "--milestone: takes --schedule step"),
-        ({"layer_rate": {"fc1*": 0.1}}, "--layer-rate: takes --scope layerwise"),
-        ({"layer_rate": {"fc1*": 1.0}, "scope": "layerwise"}, r"'fc1\*=1.0'"),
+        ({"layer_rate": {"fc1*": 0.1}}, "--layer-rate: takes --allocate layerwise"),
+        ({"layer_rate": {"fc1*": 1.0}, "allocate": "layerwise"}, r"'fc1\*=1.0'"),
         ({"rewind": "step:-1"}, "--rewind: 'step:-1'"),
-        ({"rewind": "later"}, "init, none, reinit, step:K or epoch:K"),
+        ({"rewind": "later"}, "reinit, step:K or epoch:K"),
         ({"arch": "resnet21"}, "did you mean 'resnet20'"),
         ({"dataset": "cifar"}, "did you mean 'cifar10'"),
         ({"seed": -1}, "--seed: -1"),
@@ -216,8 +221,8 @@ def test_pruning_everything_is_refused(few_digits: Dataset) -> None:
 
 def test_an_anchor_must_lie_before_the_end(few_digits: Dataset) -> None:
     assert parse_rewind("epoch:3") == Rewind("epoch", 3)
-    with pytest.raises(UserError, match=r"'epoch:2' is not accepted; it takes a point before the end of training \(st"):
-        list(iterative(plan(few_digits, rewind=Rewind("epoch", 2))))
+    with pytest.raises(UserError, match=r"'step 12' is not accepted; it takes a point before the end of training \(st"):
+        list(iterative(plan(few_digits, rewind="epoch:2")))
 
 
 def test_a_recipe_is_not_lent_to_another_optimiser() -> None:

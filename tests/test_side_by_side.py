@@ -20,6 +20,7 @@ import lthfunc as lf
 from lthfunc.errors import UserError
 from lthfunc.experiments.config import Config
 from lthfunc.experiments.iterative import Plan, Round, Task, rounds
+from lthfunc.experiments.starting import CONTROLS, REWINDINGS
 from lthfunc.runs.execute import jobs_of
 from lthfunc.runs.memory import refuse_too_wide
 from lthfunc.runs.together import side_by_side
@@ -152,8 +153,9 @@ def test_a_vmapped_study_equals_its_trainings_one_by_one(few_digits: Dataset, wi
     """As on a GPU, but here: seeds and controls of a round as one program, rewinding to a later step included."""
     model = lf.from_module(NormedNet())
     trainer = make_trainer(model, few_digits, optimizer=lf.adam(1e-3), batch_size=40)
-    plan = Plan(model=model, trainer=trainer, steps=12, eval_every=6, rounds=2, controls=("reinit", "random-mask"))
-    plan = plan._replace(rewind=type(plan.rewind)("step", 3))
+    controls = {name: CONTROLS[name] for name in ("reinit", "random-mask")}
+    plan = Plan(model=model, trainer=trainer, steps=12, eval_every=6, rounds=2, controls=controls)
+    plan = plan._replace(rewind=REWINDINGS["step"], anchor_step=3)
 
     def results(width: int) -> dict[tuple[int, int, str], Round]:
         queue = Queue({seed: rounds(plan, seed) for seed in (0, 1)})

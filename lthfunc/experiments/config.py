@@ -9,16 +9,17 @@ from typing import Any, NamedTuple
 
 from lthfunc.errors import invalid, unknown
 
-SCOPES = ("global", "layerwise")
-SCORES = ("magnitude", "random")
+STRUCTURES = "unstructured, per-output, units, N:M (2:4), RxC (16x16 blocks)"
 OPTIMIZERS = ("sgd", "adam", "adamw")
-SCHEDULES = ("constant", "step", "cosine")
-CONTROLS = ("reinit", "random-mask", "shuffled-mask")
+SCHEDULES = ("constant", "step", "cosine", "cyclic")
+CONTROLS = ("reinit", "random-mask", "shuffled-mask", "inverted-mask")
 #: `auto`, the names in training/engines/table.py, which needs torch (a test holds them equal), and the sparse engine
 #: alone or with a dense one for the trainings that it is slower at.
 ENGINES = ("auto", "eager", "compile", "sparse", "sparse/compile", "sparse/eager")
 PRECISIONS = ("fp32", "tf32", "bf16")
-REWINDS = "init, none, reinit, step:K or epoch:K"
+#: Rewindings without a number; a test holds them equal to starting.py's.
+REWINDINGS = ("init", "sign", "rate", "none", "last-rate", "reinit")
+REWINDS = f"{', '.join(REWINDINGS)}, step:K or epoch:K"
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,13 @@ class Config:
     dataset: str = "digits"
     rounds: int = 5
     rate: float = 0.2
-    scope: str = "global"
+    density: float | None = None
+    allocate: str = "global"
     layer_rate: dict[str, float] = field(default_factory=dict)
+    floor: int = 0
     score: str = "magnitude"
+    structure: str = "unstructured"
+    exempt: tuple[str, ...] = ()
     rewind: str = "init"
     control: tuple[str, ...] = ()
     epochs: int | None = None
@@ -44,6 +49,7 @@ class Config:
     weight_decay: float | None = None
     schedule: str = "constant"
     milestone: tuple[int, ...] = ()
+    cycles: int = 4
     warmup: int = 0
     augment: bool | None = None
     eval_every: int | None = None
@@ -63,7 +69,7 @@ def trainings_at_once(config: Config) -> int:
 
 
 class Rewind(NamedTuple):
-    """Where pruned networks start again. kind: init, none, reinit, step or epoch; at: the k of step and epoch."""
+    """Where pruned networks start again. kind: a name, or package.module:function; at: the k of step and epoch."""
 
     kind: str
     at: int = 0
@@ -71,11 +77,16 @@ class Rewind(NamedTuple):
 
 def parse_rewind(text: str) -> Rewind:
     """``step:500`` and the like. Raises UserError."""
-    if text in ("init", "none", "reinit"):
+    if text in REWINDINGS or is_own(text):
         return Rewind(text)
-    if found := re.fullmatch(r"(step|epoch):(\d+)", text):
+    if found := re.fullmatch(r"(step|epoch|rate|sign):(\d+)", text):
         return Rewind(found[1], int(found[2]))
     raise invalid("--rewind", text, REWINDS)
+
+
+def is_own(name: str) -> bool:
+    """Whether a name is a user's own function, package.module:function."""
+    return re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name) is not None
 
 
 def from_mapping(values: Mapping[str, Any]) -> Config:
@@ -84,6 +95,8 @@ def from_mapping(values: Mapping[str, Any]) -> Config:
     if isinstance(values.get("compile"), bool):  # as version 0.1.0 wrote it
         values = {**values, "engine": "compile" if values["compile"] else "eager"}
         del values["compile"]
+    if "scope" in values:
+        values = {"allocate" if name == "scope" else name: value for name, value in values.items()}
     for name in values:
         if name not in names:
             raise unknown("configuration", name, sorted(names))

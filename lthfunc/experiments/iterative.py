@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from lthfunc.errors import UserError, invalid, unknown
-from lthfunc.experiments.config import CONTROLS, Rewind
+from lthfunc.errors import UserError, invalid
+from lthfunc.experiments.starting import REWINDINGS, Situation, Start
 from lthfunc.sparsify.allocation import Allocate, globally
-from lthfunc.sparsify.rewinding import finetune, reinitialised, restart, shuffled
-from lthfunc.sparsify.scores import Score, magnitude, random_scores
+from lthfunc.sparsify.scores import Score, magnitude
+from lthfunc.sparsify.selection import Select, unstructured
 from lthfunc.sparsify.transforms import prune, ticket
-from lthfunc.training.batches import steps_per_epoch
 from lthfunc.training.evaluation import Quality
 from lthfunc.training.loop import Fit, Observer, Trainer, fit_together, measure
 from lthfunc.trees.model import Model, init
-from lthfunc.trees.ops import count, density, full_masks
-from lthfunc.trees.rng import key
+from lthfunc.trees.ops import count
 from lthfunc.trees.types import Ticket, TrainState
 
 TICKET = "ticket"
@@ -26,8 +24,9 @@ class Plan(NamedTuple):
     """An experiment, ready to run with any seed.
 
     steps: length of a training. rounds: prunings, so rounds + 1 trainings (round 0 is dense). rate: fraction of
-    the remaining weights to prune per round. score: seed -> Score. eval_every: steps between two looks at the
-    validation split.
+    the remaining weights to prune per round. score: of (the trained network, the situation) -> Score. rewind: where
+    pruned networks start; anchor_step: the step of the first training that they may be rewound to. eval_every: steps
+    between two looks at the validation split. controls: what else is trained in every round, by name.
     """
 
     model: Model
@@ -36,22 +35,22 @@ class Plan(NamedTuple):
     eval_every: int
     rounds: int = 5
     rate: float = 0.2
-    score: Callable[[int], Score] = lambda seed: magnitude
+    score: Callable[[TrainState, Situation], Score] = lambda trained, now: magnitude
     allocate: Allocate = globally
-    rewind: Rewind = Rewind("init")
-    controls: tuple[str, ...] = ()
-
-    @property
-    def anchor_step(self) -> int:
-        """The step that pruned networks are rewound to."""
-        if self.rewind.kind == "epoch":
-            return self.rewind.at * steps_per_epoch(len(self.trainer.data.train.x), self.trainer.batch_size)
-        return self.rewind.at
+    select: Select = unstructured
+    rewind: Start = REWINDINGS["init"]
+    anchor_step: int = 0
+    controls: Mapping[str, Start] = {}
 
     def steps_of(self, number: int, variant: str) -> int:
         """Steps that a training takes: less than `steps` where it starts from a later anchor."""
-        rewinds = number > 0 and variant != "reinit"
-        return self.steps - self.anchor_step if rewinds else self.steps
+        start = self.rewind if variant == TICKET else self.controls[variant]
+        return self.steps - self.anchor_step if number and start.at_anchor else self.steps
+
+    def end_of(self, start: TrainState) -> int:
+        """The step a training goes on to: the end, or as many steps more where it starts there."""
+        begun = int(start.step)
+        return self.steps if begun < self.steps else begun + self.steps
 
 
 class Task(NamedTuple):
@@ -95,11 +94,8 @@ Announce = Callable[[Task], None]
 def check(plan: Plan) -> None:
     """Raise UserError where the plan cannot work."""
     if plan.anchor_step >= plan.steps:
-        text = f"{plan.rewind.kind}:{plan.rewind.at}"
-        raise invalid("--rewind", text, f"a point before the end of training (step {plan.steps})")
-    for control in plan.controls:
-        if control not in CONTROLS:
-            raise unknown("--control", control, CONTROLS)
+        point = f"step {plan.anchor_step}"
+        raise invalid("--rewind", point, f"a point before the end of training (step {plan.steps})")
 
 
 def rounds(
@@ -123,9 +119,9 @@ def rounds(
         tasks = [] if again else [Task(seed, number, TICKET, start, anchor)]
         if anchor is not None and number:
             tasks += [
-                Task(seed, number, control, control_start(plan, control, seed, number, start, anchor), anchor)
-                for control in plan.controls
-                if (number, control) not in finished
+                Task(seed, number, name, control.make(start, Situation(plan.model, seed, number, anchor)), anchor)
+                for name, control in plan.controls.items()
+                if (number, name) not in finished
             ]
         results = (yield tasks) if tasks else []
         for result in results:
@@ -141,7 +137,7 @@ def train_together(plan: Plan, tasks: Sequence[Task], observe: Observer | None =
     if tasks[0].anchor is None and plan.anchor_step:  # the dense round finds the anchor on its way
         so_far = _fits(plan, states, seeds, plan.anchor_step, observe, None)
         anchors = states = [fit.state for fit in so_far]
-    fits = _fits(plan, states, seeds, plan.steps, observe, so_far)
+    fits = _fits(plan, states, seeds, plan.end_of(states[0]), observe, so_far)
     tests = measure(
         plan.trainer,
         [fit.chosen.params for fit in fits],
@@ -208,28 +204,10 @@ def _fits(
 
 
 def _next_start(plan: Plan, seed: int, number: int, trained: TrainState, anchor: TrainState) -> TrainState:
-    pruned = prune(fraction=plan.rate, score=plan.score(seed), allocate=plan.allocate)(trained)
+    now = Situation(plan.model, seed, number, anchor)
+    pruned = prune(fraction=plan.rate, score=plan.score(trained, now), allocate=plan.allocate, select=plan.select)(
+        trained
+    )
     if not count(pruned.masks).kept:
         raise UserError(f"--rounds: no weight is left in round {number} at this --rate; fewer rounds would do")
-    if plan.rewind.kind == "none":
-        return finetune(pruned)
-    if plan.rewind.kind == "reinit":
-        return reinitialised(pruned, plan.model, key(seed, "rewind-reinit", number))
-    return restart(pruned, anchor)
-
-
-def control_start(
-    plan: Plan, control: str, seed: int, number: int, pruned: TrainState, anchor: TrainState
-) -> TrainState:
-    """What a control of a round starts from, given the round's ticket, before or after its training.
-
-    reinit: the ticket's masks on new params. random-mask: the anchor under as many weights, drawn uniformly from
-    the whole network. shuffled-mask: the anchor under the ticket's masks, shuffled within each layer.
-    """
-    if control == "reinit":
-        return reinitialised(pruned, plan.model, key(seed, "control-reinit", number))
-    if control == "shuffled-mask":
-        return restart(pruned._replace(masks=shuffled(pruned.masks, key(seed, "control-shuffle", number))), anchor)
-    full = full_masks(pruned.params, tuple(pruned.masks))
-    drawn = prune(density=density(pruned.masks), score=random_scores(seed, "control-random-mask"))
-    return restart(drawn(pruned._replace(masks=full)), anchor)
+    return plan.rewind.make(pruned, now)

@@ -12,15 +12,16 @@ from lthfunc.data.augment import shift_and_mirror
 from lthfunc.data.loading import load
 from lthfunc.errors import UserError, invalid
 from lthfunc.experiments.config import Config, parse_rewind, trainings_at_once
+from lthfunc.experiments.functions import Scored, allocation_of, rewinding_of, score_of, structure_of
 from lthfunc.experiments.iterative import Plan, check
 from lthfunc.experiments.resolve import resolved
+from lthfunc.experiments.starting import CONTROLS
 from lthfunc.models.factory import build
 from lthfunc.sparse.choice import is_faster, why_not_sparse
 from lthfunc.sparse.engine import sparse_engine
 from lthfunc.sparse.kernels.build import why_no_kernels
 from lthfunc.sparse.mixed import sparse_or
-from lthfunc.sparsify.allocation import check_patterns, globally, layerwise
-from lthfunc.sparsify.scores import magnitude, random_scores
+from lthfunc.sparsify.allocation import check_patterns
 from lthfunc.training import schedules
 from lthfunc.training.batches import steps_per_epoch
 from lthfunc.training.engines.interface import Work
@@ -71,6 +72,8 @@ def prepare(config: Config) -> Prepared:
         config = replace(config, threads=_threads(config, work, data, batch_size))
     if config.augment and len(data.shape) != 3:
         raise UserError(f"--augment: works on images, not on inputs of shape {data.shape}")
+    scoring = score_of(config.score)
+    rewind, anchor_step = rewinding_of(parse_rewind(config.rewind), per_epoch)
     plan = Plan(
         model=model,
         trainer=make_trainer(
@@ -79,18 +82,24 @@ def prepare(config: Config) -> Prepared:
             optimizer=work.optimizer,
             batch_size=batch_size,
             augment=augment,
-            engine=_engine_making(config.engine),
+            engine=engine_making(config.engine),
             precision=work.precision,
         ),
         steps=steps,
         eval_every=config.eval_every or _eval_every(steps, batch_size, len(data.val.x)),
         rounds=config.rounds,
         rate=config.rate,
-        score=(lambda seed: magnitude) if config.score == "magnitude" else (lambda seed: random_scores(seed, "score")),
-        allocate=globally if config.scope == "global" else layerwise(config.layer_rate),
-        rewind=parse_rewind(config.rewind),
-        controls=config.control,
+        score=lambda trained, now: scoring(
+            Scored(model, data, batch_size, _decided(config.lr), now.seed, now.number, trained, now.anchor)
+        ),
+        allocate=allocation_of(config),
+        select=structure_of(config.structure, config.exempt, model),
+        rewind=rewind,
+        anchor_step=anchor_step,
+        controls={name: CONTROLS[name] for name in config.control},
     )
+    if anchor_step >= steps:
+        raise invalid("--rewind", config.rewind, f"a point before the end of training (step {steps})")
     check(plan)
     check_patterns(config.layer_rate, model.prunable)
     return Prepared(config, plan, note)
@@ -112,6 +121,8 @@ def make_optimizer(config: Config, steps: int) -> Optimizer:
     lr, momentum, weight_decay = (_decided(item) for item in (config.lr, config.momentum, config.weight_decay))
     if config.schedule == "cosine":
         table = schedules.cosine(lr, steps)
+    elif config.schedule == "cyclic":
+        table = schedules.cyclic(lr, steps, config.cycles)
     elif config.schedule == "step":
         # Two drops to a tenth, after 2/3 and 5/6 of the training, as in Frankle & Carbin 2019, sec. 4.
         table = schedules.stepwise(lr, config.milestone or (steps * 2 // 3, steps * 5 // 6))
@@ -129,7 +140,7 @@ def _decided(value: T | None) -> T:
     return value
 
 
-def _engine_making(name: str) -> Making:
+def engine_making(name: str) -> Making:
     """What `make_trainer` takes for an engine's name."""
     if name == "sparse":
         return sparse_engine

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -14,11 +15,12 @@ from lthfunc.experiments.config import (
     OPTIMIZERS,
     PRECISIONS,
     SCHEDULES,
-    SCOPES,
-    SCORES,
+    STRUCTURES,
     Config,
+    is_own,
     parse_rewind,
 )
+from lthfunc.experiments.families import ALLOCATIONS, SCORES
 from lthfunc.models import catalog as models
 
 #: For architectures and data sets of the user's own.
@@ -55,13 +57,15 @@ def resolved(config: Config) -> Config:
         config = replace(config, epochs=known.epochs if known else _PLAIN_EPOCHS)
     _check_numbers(config)
     _check_together(config)
+    if config.density is not None and config.rounds:
+        config = replace(config, rate=1 - config.density ** (1 / config.rounds))
     return config
 
 
 def _check_choices(config: Config) -> None:
     choices: list[tuple[str, str | None, tuple[str, ...]]] = [
-        ("--scope", config.scope, SCOPES),
-        ("--score", config.score, SCORES),
+        ("--allocate", config.allocate, (*ALLOCATIONS, *_own(config.allocate))),
+        ("--score", config.score, (*SCORES, *_own(config.score))),
         ("--optimizer", config.optimizer, OPTIMIZERS),
         ("--schedule", config.schedule, SCHEDULES),
         ("--engine", config.engine, ENGINES),
@@ -72,6 +76,15 @@ def _check_choices(config: Config) -> None:
         if choice is not None and choice not in names:
             raise unknown(option, choice, names)
     parse_rewind(config.rewind)
+    if not (config.structure in ("unstructured", "per-output", "units") or is_own(config.structure)):
+        sizes = re.fullmatch(r"(\d+)[:x](\d+)", config.structure)
+        few_of_many = ":" not in config.structure or (sizes and int(sizes[1]) <= int(sizes[2]))
+        if sizes is None or "0" in (sizes[1], sizes[2]) or not few_of_many:
+            raise invalid("--structure", config.structure, f"{STRUCTURES}, or package.module:function")
+
+
+def _own(name: str) -> tuple[str, ...]:
+    return (name,) if is_own(name) else ()
 
 
 def _check_numbers(config: Config) -> None:
@@ -85,6 +98,8 @@ def _check_numbers(config: Config) -> None:
         ("--threads", config.threads, 1),
         ("--seed", config.seed, 0),
         ("--warmup", config.warmup, 0),
+        ("--floor", config.floor, 0),
+        ("--cycles", config.cycles, 1),
         ("--eval-every", config.eval_every, 1),
         *(("--milestone", milestone, 1) for milestone in config.milestone),
     ):
@@ -92,6 +107,8 @@ def _check_numbers(config: Config) -> None:
             raise invalid(option, whole, f"a whole number of at least {least}")
     if not 0 < config.rate < 1:
         raise invalid("--rate", config.rate, "a number between 0 and 1, both excluded")
+    if config.density is not None and not 0 < config.density < 1:
+        raise invalid("--density", config.density, "a number between 0 and 1, both excluded")
     for pattern, rate in config.layer_rate.items():
         if not 0 <= rate < 1:
             raise invalid("--layer-rate", f"{pattern}={rate}", "a rate in [0, 1)")
@@ -112,8 +129,12 @@ def _check_together(config: Config) -> None:
         raise UserError("--nesterov: takes --optimizer sgd with a --momentum above 0")
     if config.milestone and config.schedule != "step":
         raise UserError("--milestone: takes --schedule step with it")
-    if config.layer_rate and config.scope != "layerwise":
-        raise UserError("--layer-rate: takes --scope layerwise with it")
+    if config.layer_rate and config.allocate != "layerwise":
+        raise UserError("--layer-rate: takes --allocate layerwise with it")
+    if config.floor and config.allocate in ("layerwise", "lamp"):
+        raise invalid("--floor", config.floor, f"0 with --allocate {config.allocate}")
+    if config.exempt and config.structure == "unstructured":
+        raise UserError("--exempt: takes a --structure with it")
     if len(set(config.control)) < len(config.control):
         raise invalid("--control", ", ".join(config.control), "each control once")
 

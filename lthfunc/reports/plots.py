@@ -26,10 +26,14 @@ _LABELS = {
     "reinit": "random reinitialisation",
     "random-mask": "random mask",
     "shuffled-mask": "shuffled mask",
+    "inverted-mask": "inverted mask",
 }
 # Okabe & Ito's palette: told apart by colour-blind readers too.
-_COLOURS = {TICKET: "#0072B2", "reinit": "#D55E00", "random-mask": "#009E73", "shuffled-mask": "#CC79A7"}
-_MARKERS = {TICKET: "o", "reinit": "s", "random-mask": "^", "shuffled-mask": "D"}
+_COLOURS = {
+    TICKET: "#0072B2", "reinit": "#D55E00", "random-mask": "#009E73", "shuffled-mask": "#CC79A7",
+    "inverted-mask": "#E69F00",
+}  # fmt: skip
+_MARKERS = {TICKET: "o", "reinit": "s", "random-mask": "^", "shuffled-mask": "D", "inverted-mask": "v"}
 
 
 def draw(folder: Path, records: Sequence[Record], title: str) -> list[Path]:

@@ -2,31 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from pathlib import Path
 
 from lthfunc.experiments.config import Config, trainings_at_once
-from lthfunc.experiments.iterative import TICKET, Plan, rounds
+from lthfunc.experiments.iterative import TICKET, Plan, Round, Task, rounds
 from lthfunc.experiments.records import Record, record
 from lthfunc.runs.folder import done_so_far, in_order, save_training
 from lthfunc.runs.memory import check_width
 from lthfunc.runs.processes import in_processes, usable_cores
 from lthfunc.runs.together import in_turn, side_by_side
-from lthfunc.runs.trainings import Queue, Result, Watcher
+from lthfunc.runs.trainings import Queue, Result, Watcher, name_of
 
 #: Steps of a whole run from which worker processes, which take some 4 s to start, are worth it.
 _PROCESSES_FROM_STEPS = 10_000
 
 
-def execute(config: Config, plan: Plan, folder: Path, watcher: Watcher, earlier: list[Record]) -> list[Record]:
-    """Run what is missing of an experiment; returns the records of all its trainings, earlier ones included."""
+def execute(
+    config: Config,
+    plan: Plan,
+    folder: Path,
+    watcher: Watcher,
+    earlier: list[Record],
+    tasks: Sequence[Task] | None = None,
+) -> list[Record]:
+    """Run what is missing of an experiment; returns the records of all its trainings, earlier ones included.
+
+    tasks: the trainings, where they are known beforehand and don't follow from each other.
+    """
     records = list(earlier)
     watcher.total(_steps_ahead(config, plan, earlier))
     seeds = range(config.seed, config.seed + config.replicates)
-    queue = Queue(
-        {seed: rounds(plan, seed, config.device, done_so_far(folder, config.device, seed, earlier)) for seed in seeds}
-    )
+    if tasks is None:
+        queue = Queue(
+            {
+                seed: rounds(plan, seed, config.device, done_so_far(folder, config.device, seed, earlier))
+                for seed in seeds
+            }
+        )
+    else:
+        finished = {(item["seed"], item["round"], item["variant"]) for item in earlier}
+        left = [task for task in tasks if name_of(task) not in finished]
+        queue = Queue({seed: _at_once([task for task in left if task.seed == seed]) for seed in seeds})
     with closing(_driven(config, plan, queue, watcher)) as results:  # workers end with it, whatever happens
         for task, result, seconds in results:
             item = record(result, replicate=task.seed - config.seed, seed=task.seed, seconds=seconds)
@@ -34,6 +52,11 @@ def execute(config: Config, plan: Plan, folder: Path, watcher: Watcher, earlier:
             records.append(item)
             watcher.end(task, item)
     return in_order(records, config.control)
+
+
+def _at_once(tasks: list[Task]) -> Generator[list[Task], list[Round], None]:
+    if tasks:
+        yield tasks
 
 
 def jobs_of(config: Config, plan: Plan) -> int:
@@ -60,7 +83,7 @@ def _driven(config: Config, plan: Plan, queue: Queue, watcher: Watcher) -> Gener
     if config.device.startswith("cuda"):
         check_width(plan, jobs, config.device)
         return side_by_side(plan, queue, jobs, watcher)
-    return in_processes(config, queue, jobs, plan.steps, watcher)
+    return in_processes(config, plan, queue, jobs, watcher)
 
 
 def _steps_ahead(config: Config, plan: Plan, earlier: list[Record]) -> int:

@@ -36,6 +36,8 @@ CONFIG = "config.toml"
 METRICS = "metrics.jsonl"
 TICKET_FILE = "ticket.safetensors"
 PRUNE = "prune"
+TRAIN = "train"
+TRANSFER = "transfer"
 
 
 def check_free(folder: Path) -> None:
@@ -55,17 +57,19 @@ def check_free(folder: Path) -> None:
         raise invalid("--out", str(folder), f"a folder that can be made; {str(parent)!r} cannot be written to")
 
 
-def create(folder: Path, config: Config, command: str) -> None:
-    """Make the folder with its configuration and the first line of its metrics."""
+def create(folder: Path, config: Config, command: str, source: Path | None = None) -> None:
+    """Make the folder with its configuration and the first line of its metrics. source: the run it is made from."""
     folder.mkdir(parents=True, exist_ok=True)
     about = {
         "kind": "run",
         "command": command,
+        **({} if source is None else {"source": str(source.resolve())}),
         "machine": machine(config.device, config.threads),
         "config": to_mapping(config),
     }
+    made_by = f"lthfunc {command} " + ("--config THIS_FILE" if source is None else f"of {source}")
     write_atomically(folder / METRICS, (json.dumps(about) + "\n").encode())
-    write_atomically(folder / CONFIG, to_toml(config, command).encode())
+    write_atomically(folder / CONFIG, to_toml(config, made_by).encode())
 
 
 def machine(device: str, threads: int | None = None) -> dict[str, Any]:

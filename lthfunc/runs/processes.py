@@ -25,7 +25,7 @@ import torch
 
 from lthfunc.errors import UserError
 from lthfunc.experiments.config import Config
-from lthfunc.experiments.iterative import TICKET, Task, train_together
+from lthfunc.experiments.iterative import TICKET, Plan, Task, train_together
 from lthfunc.experiments.plan import prepare
 from lthfunc.runs.trainings import Queue, Result, Watcher, in_words, named
 from lthfunc.training.loop import Point
@@ -35,7 +35,7 @@ from lthfunc.training.memory import hold_memory
 _NEWS = 0.1
 
 
-def in_processes(config: Config, queue: Queue, jobs: int, steps: int, watcher: Watcher) -> Generator[Result]:
+def in_processes(config: Config, plan: Plan, queue: Queue, jobs: int, watcher: Watcher) -> Generator[Result]:
     """Run a queue on `jobs` workers; tickets first, since the next round waits for them.
 
     However this ends, no worker outlives it. Raises UserError, which names the training, where one fails.
@@ -47,7 +47,7 @@ def in_processes(config: Config, queue: Queue, jobs: int, steps: int, watcher: W
                 if worker.task is None and queue.ready:
                     task = queue.pop(lambda task: (task.variant != TICKET, task.number, task.seed))
                     worker.train(task)
-                    watcher.begin(task, steps)
+                    watcher.begin(task, plan.end_of(task.start))
             for worker in _with_news(workers):
                 task, kind, content = worker.news()
                 if kind == "step":

@@ -37,6 +37,6 @@ def read_config(path: str | Path) -> Config:
         raise UserError(f"{error} [in {path}]") from error
 
 
-def to_toml(config: Config, command: str) -> str:
-    """The file that reproduces a run with ``lthfunc <command> --config FILE``."""
-    return f"# lthfunc {command} --config THIS_FILE\n" + tomli_w.dumps(to_mapping(config))
+def to_toml(config: Config, made_by: str) -> str:
+    """A run's settings, below a comment with the command that it is made by."""
+    return f"# {made_by}\n" + tomli_w.dumps(to_mapping(config))

@@ -36,7 +36,7 @@ def _beginning(task: Task) -> tuple[int, bool]:
 def _train(plan: Plan, queue: Queue, watcher: Watcher, tasks: Sequence[Task]) -> list[Result]:
     clock = time.perf_counter()
     for task in tasks:
-        watcher.begin(task, plan.steps)
+        watcher.begin(task, plan.end_of(task.start))
 
     def observe(number: int, point: Point | None) -> None:
         for task in tasks:

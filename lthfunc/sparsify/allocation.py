@@ -29,12 +29,17 @@ def globally(scores: Scores, masks: Masks, fraction: float) -> Keep:
     Ties at the threshold go to the earlier layer, then to the lower flat index. This is the allocation of
     torch.nn.utils.prune.global_unstructured, and of Frankle & Carbin 2019, sec. 4, for deep networks.
     """
-    _check_fraction(fraction)
+    check_fraction(fraction)
     if not masks:
         return {}
+    living = torch.stack([mask.sum() for mask in masks.values()]).sum()
+    return best_of_all(scores, masks, living - pruned(living, fraction))
+
+
+def best_of_all(scores: Scores, masks: Masks, budget: Tensor | int) -> Keep:
+    """Where the `budget` best of all remaining weights lie."""
     alive = torch.cat([mask.flatten() for mask in masks.values()])
-    rank = ranks(torch.cat([scores[name].flatten() for name in masks]), alive)
-    chosen = rank < _remaining(alive, fraction)
+    chosen = (ranks(torch.cat([scores[name].flatten() for name in masks]), alive) < budget) & alive
     sizes = [mask.numel() for mask in masks.values()]
     return {name: part.sum() for name, part in zip(masks, torch.split(chosen, sizes), strict=True)}
 
@@ -54,7 +59,7 @@ def layerwise(rates: Mapping[str, float] | None = None, output_rate: float = 0.5
             raise invalid(f"layer rate of {pattern!r}", rate, "a number in [0, 1)")
 
     def allocate(scores: Scores, masks: Masks, fraction: float) -> Keep:
-        _check_fraction(fraction)
+        check_fraction(fraction)
         check_patterns(rates, masks)
         output = next(reversed(masks), None)
 
@@ -62,7 +67,8 @@ def layerwise(rates: Mapping[str, float] | None = None, output_rate: float = 0.5
             fits = (rate for pattern, rate in rates.items() if fnmatch.fnmatchcase(name, pattern))
             return next(fits, fraction * output_rate if name == output else fraction)
 
-        return {name: _remaining(mask, rate_of(name)) for name, mask in masks.items()}
+        living = {name: mask.sum() for name, mask in masks.items()}
+        return {name: count - pruned(count, rate_of(name)) for name, count in living.items()}
 
     return allocate
 
@@ -90,11 +96,12 @@ def fraction_to(density: float, masks: Masks) -> float:
     return 1 - density * now.total / now.kept
 
 
-def _remaining(alive: Tensor, fraction: float) -> Tensor:
-    living = alive.sum()
-    return living - torch.round(living.to(torch.float64) * fraction).to(torch.int64)
+def pruned(living: Tensor, fraction: float) -> Tensor:
+    """How many of so many weights go: int64."""
+    return torch.round(living.to(torch.float64) * fraction).to(torch.int64)
 
 
-def _check_fraction(fraction: float) -> None:
+def check_fraction(fraction: float) -> None:
+    """Raise UserError where it isn't one."""
     if not 0 <= fraction < 1:
         raise invalid("fraction", fraction, "a number in [0, 1)")

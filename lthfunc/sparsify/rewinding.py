@@ -28,8 +28,7 @@ def restart(state: TrainState, anchor: TrainState) -> TrainState:
 
 def finetune(state: TrainState) -> TrainState:
     """No rewinding: the trained values go on under the masks, from step 0 with a fresh optimiser."""
-    params = apply_masks(state.params, state.masks)
-    return state._replace(params=params, opt=(), step=torch.zeros_like(state.step))
+    return rate_rewound(state)
 
 
 def reinitialised(state: TrainState, model: Model, seed: int) -> TrainState:
@@ -50,3 +49,31 @@ def shuffled(masks: Masks, seed: int) -> Masks:
         return mask.flatten()[order].view(mask.shape)
 
     return {name: shuffle(name) for name in masks}
+
+
+def last_rate(state: TrainState) -> TrainState:
+    """Fine-tuning (Han et al. 2015; Renda et al. 2020, sec. 2): the trained values and the step go on as they are.
+
+    The learning-rate table then stays at its last entry. The optimiser starts afresh.
+    """
+    return state._replace(params=apply_masks(state.params, state.masks), opt=())
+
+
+def rate_rewound(state: TrainState, step: int = 0) -> TrainState:
+    """Learning-rate rewinding (Renda et al. 2020, sec. 2): trained values go on, schedule and data from `step`."""
+    return last_rate(state)._replace(step=torch.full_like(state.step, step))
+
+
+def constant_sign(state: TrainState, anchor: TrainState) -> TrainState:
+    """`restart`, each surviving weight at its anchor's sign times its layer's spread (Zhou et al. 2019, sec. 4).
+
+    The spread is the standard deviation of the anchor's whole layer.
+    """
+    spread = {name: anchor.params[name].std(correction=0) for name in state.masks}
+    params = {name: leaf.sign() * spread[name] if name in spread else leaf for name, leaf in anchor.params.items()}
+    return restart(state, anchor._replace(params=params))
+
+
+def inverted(masks: Masks, within: Masks | None = None) -> Masks:
+    """The complement of masks: what was pruned stays; `within` other masks, if given."""
+    return {name: ~mask if within is None else ~mask & within[name] for name, mask in masks.items()}

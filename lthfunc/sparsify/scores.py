@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from lthfunc.errors import UserError, invalid
 from lthfunc.trees.rng import generator
 from lthfunc.trees.types import Masks, Params
 
@@ -35,3 +36,27 @@ def random_scores(seed: int, *counters: int | str) -> Score:
         return {name: draw(name, mask) for name, mask in masks.items()}
 
     return score
+
+
+def inverted_score(score: Score) -> Score:
+    """The other way round: what a score would prune first stays (the ablation of Frankle et al. 2021, sec. 5)."""
+    return lambda params, masks: {name: -leaf for name, leaf in score(params, masks).items()}
+
+
+def checked(score: Score) -> Score:
+    """The score, refused where it gives another tree than one finite number per prunable weight."""
+
+    def verified(params: Params, masks: Masks) -> Scores:
+        scores = score(params, masks)
+        if not isinstance(scores, dict) or list(scores) != list(masks):
+            given = list(scores) if isinstance(scores, dict) else type(scores).__name__
+            raise invalid("score", given, f"a function that returns one leaf for each of {', '.join(masks)}")
+        for name, mask in masks.items():
+            leaf = scores[name]
+            if leaf.shape != mask.shape:
+                raise invalid("score", f"{name} {tuple(leaf.shape)}", f"a leaf of shape {tuple(mask.shape)}")
+            if bool(leaf.isnan().any()):
+                raise UserError(f"score: {int(leaf.isnan().sum()):,} of {mask.numel():,} scores of {name} are NaN")
+        return scores
+
+    return verified

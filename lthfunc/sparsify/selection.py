@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from lthfunc.sparsify.allocation import Keep
 from lthfunc.sparsify.ranking import ranks
 from lthfunc.sparsify.scores import Scores
 from lthfunc.trees.types import Masks
+
+Select = Callable[[Scores, Masks, Keep], Masks]
 
 
 def unstructured(scores: Scores, masks: Masks, keep: Keep) -> Masks:

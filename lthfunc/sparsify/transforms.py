@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from lthfunc.errors import UserError
-from lthfunc.sparsify.allocation import Allocate, Keep, fraction_to, globally
+from lthfunc.sparsify.allocation import Allocate, fraction_to, globally
 from lthfunc.sparsify.rewinding import restart
-from lthfunc.sparsify.scores import Score, Scores, magnitude
-from lthfunc.sparsify.selection import unstructured
+from lthfunc.sparsify.scores import Score, checked, magnitude
+from lthfunc.sparsify.selection import Select, unstructured
 from lthfunc.trees.fold import Transformation
 from lthfunc.trees.ops import apply_masks
-from lthfunc.trees.types import Masks, Ticket, TrainState
-
-Select = Callable[[Scores, Masks, Keep], Masks]
+from lthfunc.trees.types import Ticket, TrainState
 
 
 def prune(
@@ -35,7 +31,7 @@ def prune(
     def transformation(state: TrainState) -> TrainState:
         share = fraction_to(density, state.masks) if density is not None else fraction
         assert share is not None
-        scores = score(state.params, state.masks)
+        scores = checked(score)(state.params, state.masks)
         masks = select(scores, state.masks, allocate(scores, state.masks, share))
         return state._replace(params=apply_masks(state.params, masks), masks=masks, opt=())
 

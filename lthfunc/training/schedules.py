@@ -7,6 +7,7 @@ again for every weight.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -50,6 +51,15 @@ def cosine(lr: float, steps: int) -> Schedule:
         raise invalid("steps", steps, "a whole number above 0")
     turn = torch.arange(steps + 1, dtype=torch.float64) * (torch.pi / steps)
     return constant(lr) * (1 + torch.cos(turn)) / 2
+
+
+def cyclic(lr: float, steps: int, cycles: int) -> Schedule:
+    """`cosine`, `cycles` times in `steps` (Loshchilov & Hutter 2017, eq. 5, periods of one length)."""
+    if not 1 <= cycles <= steps:
+        raise invalid("cycles", cycles, f"a whole number from 1 to {steps}, the steps")
+    ends = [round(steps * k / cycles) for k in range(cycles + 1)]
+    lengths = [end - start for start, end in pairwise(ends)]
+    return torch.cat([cosine(lr, length)[:length] for length in lengths])
 
 
 def warmup(schedule: Schedule, steps: int) -> Schedule:

@@ -32,6 +32,27 @@ def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
     return (outputs.argmax(-1) == targets).double().mean()
 
 
+def loss_of(model: Model, buffers: Buffers, loss: Loss = cross_entropy) -> Callable[[Params, Batch], Tensor]:
+    """(params, batch) -> the mean loss in training mode, as scores and regrowth take it; buffers don't change."""
+
+    def value(params: Params, batch: Batch) -> Tensor:
+        inputs, targets = batch
+        return loss(apply_training(model, params, buffers, inputs)[0], targets)
+
+    return value
+
+
+def forward_of(model: Model, buffers: Buffers) -> Callable[[Params, Tensor], Tensor]:
+    """(params, inputs) -> outputs in evaluation mode, in the precision of the params."""
+
+    def forward(params: Params, inputs: Tensor) -> Tensor:
+        wide = {name: leaf.to(inputs.dtype) if leaf.is_floating_point() else leaf for name, leaf in buffers.items()}
+        outputs: Tensor = apply_evaluating(model, params, wide, inputs)
+        return outputs
+
+    return forward
+
+
 def make_train_step(model: Model, loss: Loss, optimizer: Optimizer, precision: Precision = "fp32") -> TrainStep:
     """A pure step: (state, batch) -> (state, metrics). The state must hold an optimiser state.
 

@@ -51,6 +51,23 @@ def apply_evaluating(model: Model, params: Params, buffers: Buffers, x: Tensor) 
     return functional_call(model.evaluating, (params, buffers), (x,))
 
 
+def linear_inputs(model: Model, params: Params, buffers: Buffers, x: Tensor) -> dict[str, Tensor]:
+    """What each linear layer with prunable weights reads in evaluation mode: its weight's name -> (..., features)."""
+    module = copy.deepcopy(model.evaluating)
+    read: dict[str, Tensor] = {}
+
+    def reader(name: str) -> Callable[..., None]:
+        return lambda layer, inputs: read.update({name: inputs[0]})
+
+    for name in model.prunable:
+        layer = module.get_submodule(name.rpartition(".")[0])
+        if isinstance(layer, nn.Linear):
+            layer.register_forward_pre_hook(reader(name))
+    with torch.no_grad():
+        functional_call(module, (params, buffers), (x,))
+    return read
+
+
 def glorot_normal(module: nn.Module, params: Params, seed: int) -> Params:
     """Gaussian Glorot for linear, convolution and embedding weights, zero for their biases.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import optree
 import torch
@@ -101,6 +101,16 @@ def full_masks(params: Params, prunable: tuple[str, ...]) -> Masks:
 def apply_masks(params: Params, masks: Masks) -> Params:
     """Params with every pruned weight exactly +0.0; leaves without a mask are shared, not copied."""
     return {name: torch.where(masks[name], leaf, 0) if name in masks else leaf for name, leaf in params.items()}
+
+
+def masked_like(tree: T, masks: Masks) -> T:
+    """A tree such as an optimiser's state: `apply_masks` of each dictionary in it that holds the masked leaves."""
+    if isinstance(tree, dict):
+        return cast("T", apply_masks(tree, masks) if masks.keys() <= tree.keys() else tree)
+    if isinstance(tree, tuple):
+        parts = [masked_like(part, masks) for part in tree]
+        return cast("T", type(tree)(*parts) if hasattr(tree, "_fields") else tuple(parts))
+    return tree
 
 
 class Count(NamedTuple):

@@ -1,0 +1,104 @@
+"""``lthfunc connectivity``: from which step on a training is stable to the order of its data."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from . import options as o
+from .experiment import settings_of
+
+
+def connectivity(
+    at: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--at", parser=o.whole, metavar="K", help="Step to spawn two copies at; repeatable. \\[default: 0]"
+        ),
+    ] = None,
+    points: Annotated[
+        int, typer.Option("--points", parser=o.whole, metavar="N", help="Networks to measure between the copies.")
+    ] = 11,
+    arch: o.Arch = None,
+    dataset: o.DataSet = None,
+    data_dir: o.DataDir = None,
+    config: o.ConfigFile = None,
+    epochs: o.Epochs = None,
+    steps: o.Steps = None,
+    batch_size: o.BatchSize = None,
+    optimizer: o.OptimizerName = None,
+    lr: o.Lr = None,
+    momentum: o.Momentum = None,
+    weight_decay: o.WeightDecay = None,
+    schedule: o.ScheduleName = None,
+    warmup: o.Warmup = None,
+    augment: o.Augment = None,
+    seed: o.Seed = None,
+    replicates: o.Replicates = None,
+    device: o.Device = None,
+    engine: o.Engine = None,
+    threads: o.Threads = None,
+    plot: Annotated[str | None, typer.Option("--plot", metavar="FILE", help="Draw errors and barriers here.")] = None,
+    json: o.Json = False,
+) -> None:
+    """Train two copies from step K with different data orders, and measure the error on the line between them.
+
+    A network without a barrier on it is stable from step K on (Frankle et al. 2020).
+    """
+    given: dict[str, Any] = dict(locals())
+    for name in ("at", "points", "plot", "json"):
+        del given[name]
+    _run(settings_of("train", given), at or [0], points, plot, wants_json=json)
+
+
+def _run(config: Any, at: list[int], points: int, plot: str | None, *, wants_json: bool) -> None:
+    import json
+
+    from rich.console import Console
+
+    from lthfunc.experiments.config import to_mapping
+    from lthfunc.experiments.connectivity import instability
+    from lthfunc.experiments.plan import prepare
+    from lthfunc.reports.connectivity import barrier_rows, barrier_table, draw_barriers
+    from lthfunc.training.memory import hold_memory
+    from lthfunc.training.threads import using_threads
+    from lthfunc.trees.model import init
+
+    from .console import screen
+    from .running import terminable
+
+    prepared = prepare(config)
+    config, plan = prepared.config, prepared.plan
+    hold_memory()
+    records: list[dict[str, Any]] = []
+    try:
+        with using_threads(config.threads), terminable(), Console(stderr=True).status("training copies") as status:
+            for seed in range(config.seed, config.seed + config.replicates):
+                status.update(f"seed {seed}: training to {len(at)} points and two copies from each")
+                start = init(plan.model, seed, config.device)
+                found = instability(plan.model, plan.trainer, start, at, steps=plan.steps, seed=seed, points=points)
+                records += [
+                    {
+                        "seed": seed,
+                        "k": item.k,
+                        "barrier": item.line.barrier,
+                        "alphas": item.line.alphas.tolist(),
+                        "error": item.line.error.tolist(),
+                        "loss": item.line.loss.tolist(),
+                    }
+                    for item in found
+                ]
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise typer.Exit(130) from None
+    title = f"{config.arch} on {config.dataset}, {plan.steps:,} steps"
+    if plot:
+        draw_barriers(Path(plot), records, title)
+    if wants_json:
+        print(json.dumps({"config": to_mapping(config), "steps": plan.steps, "results": records}, indent=2))
+        return
+    screen().print(title, highlight=False)
+    screen().print(barrier_table(barrier_rows(records)))

@@ -1,0 +1,128 @@
+"""``lthfunc methods``: the methods of the field at one density, in one table."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lthfunc.errors import invalid
+from lthfunc.experiments.families import METHODS
+
+from . import options as o
+from .experiment import settings_of
+
+
+def methods(
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--method",
+            help="One of `lthfunc methods --list`; repeatable. \\[default: all]",
+            autocompletion=o.names(*METHODS),
+        ),
+    ] = None,
+    list_: Annotated[bool, typer.Option("--list", help="Say what the methods are, and end.")] = False,
+    arch: o.Arch = None,
+    dataset: o.DataSet = None,
+    data_dir: o.DataDir = None,
+    config: o.ConfigFile = None,
+    density: o.Density = None,
+    rounds: o.Rounds = None,
+    epochs: o.Epochs = None,
+    steps: o.Steps = None,
+    batch_size: o.BatchSize = None,
+    optimizer: o.OptimizerName = None,
+    lr: o.Lr = None,
+    momentum: o.Momentum = None,
+    nesterov: o.Nesterov = None,
+    weight_decay: o.WeightDecay = None,
+    schedule: o.ScheduleName = None,
+    milestone: o.Milestone = None,
+    cycles: o.Cycles = None,
+    warmup: o.Warmup = None,
+    augment: o.Augment = None,
+    eval_every: o.EvalEvery = None,
+    seed: o.Seed = None,
+    replicates: o.Replicates = None,
+    device: o.Device = None,
+    engine: o.Engine = None,
+    jobs: o.Jobs = None,
+    threads: o.Threads = None,
+    out: Annotated[
+        str | None,
+        typer.Option("--out", metavar="FILE", help="Keep results here (.jsonl); the same command then goes on."),
+    ] = None,
+    plot: Annotated[str | None, typer.Option("--plot", metavar="FILE", help="Draw the comparison here.")] = None,
+    json: o.Json = False,
+) -> None:
+    """Train a network by every method of the field to the same density, and compare them in one table."""
+    given: dict[str, Any] = dict(locals())
+    for name in ("method", "list_", "out", "plot", "json"):
+        del given[name]
+    if list_:
+        for name, about in METHODS.items():
+            print(f"{name:27}{about}")
+        return
+    chosen = tuple(method or METHODS)
+    if len(set(chosen)) < len(chosen):
+        raise invalid("--method", ", ".join(chosen), "each method once")
+    from lthfunc.experiments.methods.prepare import check_methods
+
+    resolved = settings_of("methods", given)
+    check_methods(resolved, chosen)
+    _run(resolved, chosen, Path(out) if out else None, plot, wants_json=json)
+
+
+def _run(config: Any, chosen: tuple[str, ...], out: Path | None, plot: str | None, *, wants_json: bool) -> None:
+    import json
+
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from lthfunc.experiments.config import to_mapping
+    from lthfunc.experiments.methods.prepare import setting_of
+    from lthfunc.reports.methods import method_plot, method_rows, method_table
+    from lthfunc.runs.comparison import compare
+    from lthfunc.runs.processes import usable_cores
+    from lthfunc.trees.files import write_atomically
+
+    from .console import screen
+    from .running import terminable
+
+    config, setting = setting_of(config)
+    jobs = config.jobs or max(1, usable_cores() // (config.threads or 1))
+    progress = Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+        console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty(),
+    )  # fmt: skip
+    with progress, terminable():
+        bar = progress.add_task(f"{len(chosen)} methods", total=len(chosen) * config.replicates)
+
+        def tell(item: dict[str, Any]) -> None:
+            progress.advance(bar)
+            figures = f"test {100 * item['test_accuracy']:.2f} %, {item['seconds']:.1f} s"
+            progress.console.print(f"{item['method']} seed {item['seed']}: {figures}", highlight=False, soft_wrap=True)
+
+        try:
+            records = compare(config, chosen, out, jobs, tell)
+        except KeyboardInterrupt:
+            progress.stop()
+            goes_on = "; the same command goes on" if out else "; with --out FILE it could go on"
+            print(f"interrupted{goes_on}", file=sys.stderr)
+            raise typer.Exit(130) from None
+    rows = method_rows(records, setting.steps)
+    title = f"{config.arch} on {config.dataset}, {100 * setting.density:g} % of the weights, {setting.steps:,} steps"
+    if plot:
+        import io
+
+        buffer = io.BytesIO()
+        method_plot(rows, title).savefig(buffer, format="png", dpi=150, metadata={"Software": None})
+        write_atomically(Path(plot), buffer.getvalue())
+    if wants_json:
+        print(json.dumps({"config": to_mapping(config), "steps": setting.steps, "results": records}, indent=2))
+        return
+    screen().print(f"{title} each", highlight=False)
+    screen().print(method_table(rows))

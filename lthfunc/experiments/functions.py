@@ -1,0 +1,119 @@
+"""Names of settings into functions: scores, allocations, structures, rewindings, by table or from a user's module."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from lthfunc.experiments.config import Config, Rewind
+from lthfunc.experiments.starting import REWINDINGS, Start
+from lthfunc.plugins import load_plugin
+from lthfunc.sparsify.activations import input_moments, wanda
+from lthfunc.sparsify.allocation import Allocate, globally, layerwise
+from lthfunc.sparsify.anchored import distance_moved, large_init, large_init_large_final, magnitude_increase
+from lthfunc.sparsify.budgets import balanced, erdos_renyi, erk, globally_above, lamp, uniform
+from lthfunc.sparsify.gradients import fisher, grasp, movement, snip, taylor
+from lthfunc.sparsify.scores import Score, magnitude, random_scores
+from lthfunc.sparsify.selection import Select, unstructured
+from lthfunc.sparsify.structures import blocks, n_of_m, per_output, units
+from lthfunc.sparsify.synflow import synflow
+from lthfunc.training.batches import batches
+from lthfunc.training.steps import forward_of, loss_of
+from lthfunc.trees.model import Model
+from lthfunc.trees.ops import scaled
+from lthfunc.trees.rng import key
+from lthfunc.trees.types import Batch, Dataset, TrainState
+
+#: Batches that a score of data looks at.
+_BATCHES = 10
+
+
+class Scored(NamedTuple):
+    """What a score may be made of. trained: the network to be pruned; anchor: what it may be rewound to."""
+
+    model: Model
+    data: Dataset
+    batch_size: int
+    lr: float
+    seed: int
+    number: int
+    trained: TrainState
+    anchor: TrainState
+
+    def batches(self) -> list[Batch]:
+        """Scaled training batches, others in each round."""
+        drawn = batches(self.data.train, self.batch_size, key(self.seed, "score", self.number) % 2**31, 0, _BATCHES)
+        device = self.trained.step.device
+        return [(scaled(x, self.data.scale).to(device), y.to(device)) for x, y in drawn]
+
+
+def _of_loss(make: Callable[..., Score]) -> Callable[[Scored], Score]:
+    return lambda now: make(loss_of(now.model, now.trained.buffers), now.batches())
+
+
+_SCORES: dict[str, Callable[[Scored], Score]] = {
+    "magnitude": lambda now: magnitude,
+    "random": lambda now: random_scores(now.seed, "score"),
+    "large-init": lambda now: large_init(now.anchor.params),
+    "magnitude-increase": lambda now: magnitude_increase(now.anchor.params),
+    "distance-moved": lambda now: distance_moved(now.anchor.params),
+    "large-init-large-final": lambda now: large_init_large_final(now.anchor.params),
+    "movement": lambda now: movement(loss_of(now.model, now.trained.buffers), now.batches(), now.lr),
+    "taylor": _of_loss(taylor),
+    "fisher": _of_loss(fisher),
+    "snip": _of_loss(snip),
+    "grasp": _of_loss(grasp),
+    "synflow": lambda now: synflow(forward_of(now.model, now.trained.buffers), now.data.shape),
+    "wanda": lambda now: wanda(input_moments(now.model, now.trained, [x for x, _ in now.batches()])),
+}
+
+
+def score_of(name: str) -> Callable[[Scored], Score]:
+    """A score by its name, or a function ``params, masks -> scores`` as package.module:function."""
+    if name in _SCORES:
+        return _SCORES[name]
+    own: Any = load_plugin("--score", name)
+    return lambda now: own
+
+
+def allocation_of(config: Config) -> Allocate:
+    """An allocation by its name, or a function ``scores, masks, fraction -> keep counts``."""
+    made: dict[str, Callable[[], Allocate]] = {
+        "global": lambda: globally_above(config.floor) if config.floor else globally,
+        "layerwise": lambda: layerwise(config.layer_rate),
+        "uniform": lambda: uniform(config.floor),
+        "er": lambda: erdos_renyi(config.floor),
+        "erk": lambda: erk(config.floor),
+        "balanced": lambda: balanced(config.floor),
+        "lamp": lambda: lamp,
+    }
+    if config.allocate in made:
+        return made[config.allocate]()
+    own: Any = load_plugin("--allocate", config.allocate)
+    return own  # type: ignore[no-any-return]
+
+
+def structure_of(name: str, exempt: Sequence[str], model: Model) -> Select:
+    """A structure by its name, or a function ``scores, masks, keep -> masks``. The output layer keeps its units."""
+    if name == "unstructured":
+        return unstructured
+    if name == "per-output":
+        return per_output(exempt)
+    if name == "units":
+        return units((*exempt, model.prunable[-1]))
+    if found := re.fullmatch(r"(\d+):(\d+)", name):
+        return n_of_m(int(found[1]), int(found[2]), exempt)
+    if found := re.fullmatch(r"(\d+)x(\d+)", name):
+        return blocks(int(found[1]), int(found[2]), exempt)
+    own: Any = load_plugin("--structure", name)
+    return own  # type: ignore[no-any-return]
+
+
+def rewinding_of(rewind: Rewind, per_epoch: int) -> tuple[Start, int]:
+    """(where pruned networks start, the anchor's step). The user's own is ``pruned, anchor -> state``."""
+    step = rewind.at * per_epoch if rewind.kind == "epoch" else rewind.at
+    if rewind.kind in REWINDINGS:
+        return REWINDINGS[rewind.kind], step
+    own: Any = load_plugin("--rewind", rewind.kind)
+    return Start(lambda pruned, now: own(pruned, now.anchor), at_anchor=False), 0

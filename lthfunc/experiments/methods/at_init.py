@@ -1,0 +1,98 @@
+"""Pruning at initialisation, with the ablations of Frankle et al. 2021."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from lthfunc.experiments.methods.setting import Method, Outcome, Setting, finished, loss, samples, start
+from lthfunc.sparsify.allocation import Allocate, globally
+from lthfunc.sparsify.budgets import balanced, erk, uniform
+from lthfunc.sparsify.densities import at_densities, geometric
+from lthfunc.sparsify.gradients import grasp as grasp_score, snip as snip_score, tempered
+from lthfunc.sparsify.rewinding import reinitialised, shuffled
+from lthfunc.sparsify.scores import Score, inverted_score, magnitude, random_scores
+from lthfunc.sparsify.synflow import synflow as synflow_score
+from lthfunc.training.steps import cross_entropy, forward_of, loss_of
+from lthfunc.trees.ops import apply_masks
+from lthfunc.trees.rng import key
+from lthfunc.trees.types import TrainState
+
+#: What scores an untrained network.
+Scoring = Callable[[Setting, TrainState, int], Score]
+#: What an ablation makes of the pruned network.
+Ablation = Callable[[Setting, TrainState, int], TrainState]
+
+#: Rounds of SynFlow (Tanaka et al. 2020, sec. 6); batches of SNIP and GraSP; GraSP's temperature, as in its code.
+_ROUNDS, _BATCHES, _TEMPERATURE = 100, 10, 200.0
+
+
+def at_init(
+    scoring: Scoring, *, rounds: int = 1, allocate: Allocate = globally, then: Ablation | None = None
+) -> Method:
+    """Score the untrained network, prune it, and train what is left."""
+
+    def method(setting: Setting, seed: int) -> Outcome:
+        dense = start(setting, seed)
+        score = scoring(setting, dense, seed)
+        sparse = at_densities(geometric(setting.density, rounds), score=score, allocate=allocate)(dense)
+        if then is not None:
+            sparse = then(setting, sparse._replace(params=dense.params), seed)
+        return finished(setting, sparse._replace(params=apply_masks(sparse.params, sparse.masks)), seed)
+
+    return method
+
+
+def by_snip(setting: Setting, state: TrainState, seed: int) -> Score:
+    """On ten batches."""
+    return snip_score(loss(setting, state), samples(setting, seed, _BATCHES, "snip"))
+
+
+def by_grasp(setting: Setting, state: TrainState, seed: int) -> Score:
+    """On ten batches, outputs tempered."""
+    tamed = loss_of(setting.model, state.buffers, tempered(cross_entropy, _TEMPERATURE))
+    return grasp_score(tamed, samples(setting, seed, _BATCHES, "grasp"))
+
+
+def by_synflow(setting: Setting, state: TrainState, seed: int) -> Score:
+    """Without data."""
+    return synflow_score(forward_of(setting.model, state.buffers), setting.shape)
+
+
+def by_magnitude(setting: Setting, state: TrainState, seed: int) -> Score:
+    """Of the initial weights."""
+    return magnitude
+
+
+def at_random(setting: Setting, state: TrainState, seed: int) -> Score:
+    """Uniform."""
+    return random_scores(seed, "at-init")
+
+
+def inverted(scoring: Scoring) -> Scoring:
+    """What the score values most goes first."""
+    return lambda setting, state, seed: inverted_score(scoring(setting, state, seed))
+
+
+def shuffled_mask(setting: Setting, state: TrainState, seed: int) -> TrainState:
+    """The same numbers in each layer, at other places."""
+    return state._replace(masks=shuffled(state.masks, key(seed, "ablation-shuffle")))
+
+
+def new_weights(setting: Setting, state: TrainState, seed: int) -> TrainState:
+    """The masks on newly drawn weights."""
+    return reinitialised(state, setting.model, key(seed, "ablation-reinit"))
+
+
+snip, grasp = at_init(by_snip), at_init(by_grasp)
+synflow = at_init(by_synflow, rounds=_ROUNDS)
+magnitude_at_init = at_init(by_magnitude)
+random_uniform = at_init(at_random, allocate=uniform())
+random_erk = at_init(at_random, allocate=erk())
+random_balanced = at_init(at_random, allocate=balanced())
+snip_shuffled, snip_reinit = at_init(by_snip, then=shuffled_mask), at_init(by_snip, then=new_weights)
+snip_inverted = at_init(inverted(by_snip))
+grasp_shuffled, grasp_reinit = at_init(by_grasp, then=shuffled_mask), at_init(by_grasp, then=new_weights)
+grasp_inverted = at_init(inverted(by_grasp))
+synflow_shuffled = at_init(by_synflow, rounds=_ROUNDS, then=shuffled_mask)
+synflow_reinit = at_init(by_synflow, rounds=_ROUNDS, then=new_weights)
+synflow_inverted = at_init(inverted(by_synflow))

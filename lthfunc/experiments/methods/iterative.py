@@ -1,0 +1,73 @@
+"""Train, prune, rewind, and again: the lottery ticket's own methods and their nearest relatives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from lthfunc.experiments.methods.setting import Method, Outcome, Setting, finished, start, trained
+from lthfunc.sparsify.allocation import Allocate, globally
+from lthfunc.sparsify.budgets import balanced, erk
+from lthfunc.sparsify.densities import geometric
+from lthfunc.sparsify.rewinding import last_rate, rate_rewound, restart
+from lthfunc.sparsify.scores import Score, magnitude, random_scores
+from lthfunc.sparsify.transforms import prune
+from lthfunc.training.loop import take_steps
+from lthfunc.trees.types import TrainState
+
+#: (pruned network, what it may be rewound to) -> what trains next.
+Rewinding = Callable[[TrainState, TrainState], TrainState]
+
+
+def dense(setting: Setting, seed: int) -> Outcome:
+    """The whole network, for comparison."""
+    return finished(setting, start(setting, seed), seed)
+
+
+def iterative(
+    rewinding: Rewinding = restart,
+    *,
+    late: float = 0.0,
+    one_shot: bool = False,
+    score: Callable[[int], Score] = lambda seed: magnitude,
+    allocate: Allocate = globally,
+) -> Method:
+    """Rounds of training and pruning at one rate, each round rewound. late: the anchor, as a share of the training."""
+
+    def method(setting: Setting, seed: int) -> Outcome:
+        anchor_step = round(late * setting.steps)
+        state = anchor = trained(setting, seed, anchor_step)(start(setting, seed)) if late else start(setting, seed)
+        spent = anchor_step
+        for density in geometric(setting.density, 1 if one_shot else setting.rounds):
+            until = int(state.step) + setting.steps if int(state.step) >= setting.steps else setting.steps
+            spent += until - int(state.step)
+            state, _ = take_steps(setting.trainer, state, seed=seed, until=until)
+            state = rewinding(prune(density=density, score=score(seed), allocate=allocate)(state), anchor)
+        return finished(setting, state, seed, spent)
+
+    return method
+
+
+def _rate(state: TrainState, anchor: TrainState) -> TrainState:
+    return rate_rewound(state, int(anchor.step))
+
+
+def _tuned(state: TrainState, anchor: TrainState) -> TrainState:
+    return last_rate(state)
+
+
+def _random(allocate: Allocate) -> Method:
+    return iterative(_rate, score=lambda seed: random_scores(seed, "iterative"), allocate=allocate)
+
+
+imp = iterative()
+imp_late = iterative(late=0.05)
+imp_rate = iterative(_rate)
+imp_tuned = iterative(_tuned)
+one_shot = iterative(one_shot=True)
+random_erk = _random(erk())
+random_balanced = _random(balanced())
+
+
+def cyclic(setting: Setting, seed: int) -> Outcome:
+    """`imp` with learning-rate rewinding, every training several cycles of the schedule (Gadhikar & Burkholz 2024)."""
+    return imp_rate(setting._replace(trainer=setting.cyclic), seed)

@@ -1,0 +1,66 @@
+"""From settings to what methods share."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from lthfunc.data.augment import shift_and_mirror
+from lthfunc.errors import UserError, unknown
+from lthfunc.experiments.config import Config
+from lthfunc.experiments.families import METHODS
+from lthfunc.experiments.methods.setting import Setting
+from lthfunc.experiments.plan import engine_making, make_optimizer, prepare
+from lthfunc.training.engines.table import Making
+from lthfunc.training.loop import Trainer, make_trainer
+from lthfunc.training.optimizers import Optimizer
+from lthfunc.trees.model import Model
+
+
+def check_methods(config: Config, methods: tuple[str, ...]) -> None:
+    """Raise UserError for a method that isn't known, or no density to compare them at."""
+    for method in methods:
+        if method not in METHODS:
+            raise unknown("--method", method, tuple(METHODS))
+    if config.density is None:
+        raise UserError("--density: methods are compared at one; give it, e.g. --density 0.05")
+
+
+def setting_of(config: Config) -> tuple[Config, Setting]:
+    """Everything loaded and checked. Raises UserError.
+
+    The engine is `sparse/eager` where that can be, else `eager`: masks change often, and many networks are made.
+    """
+    for engine in ("sparse/eager", "eager") if config.engine == "auto" else (config.engine,):
+        try:
+            prepared = prepare(replace(config, engine=engine))
+            break
+        except UserError as error:
+            if engine == "eager" or not str(error).startswith("--engine"):
+                raise
+    config, plan = prepared.config, prepared.plan
+    trainer, data = plan.trainer, plan.trainer.data
+
+    def trainer_with(model: Model, optimizer: Optimizer, engine: Making) -> Trainer:
+        return make_trainer(
+            model,
+            data,
+            optimizer=optimizer,
+            batch_size=trainer.batch_size,
+            augment=shift_and_mirror if config.augment else None,
+            engine=engine,
+            precision=trainer.precision,
+        )
+
+    cycles = make_optimizer(replace(config, schedule="cyclic", milestone=()), plan.steps)
+    assert config.density is not None
+    return config, Setting(
+        model=plan.model,
+        trainer=trainer,
+        trainer_of=lambda model, optimizer: trainer_with(model, optimizer, "eager"),
+        cyclic=trainer_with(plan.model, cycles, engine_making(config.engine)),
+        steps=plan.steps,
+        eval_every=plan.eval_every,
+        rounds=config.rounds,
+        density=config.density,
+        device=config.device,
+    )

@@ -1,0 +1,106 @@
+"""What all methods share: the network, its training, and the density that they all end at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from lthfunc.sparsify.allocation import Allocate
+from lthfunc.sparsify.gradients import LossOfParams
+from lthfunc.sparsify.transforms import prune
+from lthfunc.training.batches import batches
+from lthfunc.training.evaluation import Quality
+from lthfunc.training.loop import Fit, Trainer, fit, measure, take_steps
+from lthfunc.training.optimizers import Optimizer
+from lthfunc.training.steps import loss_of
+from lthfunc.trees.fold import Transformation
+from lthfunc.trees.model import Model, init
+from lthfunc.trees.ops import scaled
+from lthfunc.trees.rng import key
+from lthfunc.trees.types import Batch, Masks, Params, TrainState
+
+
+class Setting(NamedTuple):
+    """steps: of one training. rounds: of iterative methods. density: of the network that every method ends with.
+
+    trainer_of: a trainer of another model on the same data (a reparametrised one), with an optimiser.
+    cyclic: the trainer whose learning rate runs through its schedule several times in one training.
+    """
+
+    model: Model
+    trainer: Trainer
+    trainer_of: Callable[[Model, Optimizer], Trainer]
+    cyclic: Trainer
+    steps: int
+    eval_every: int
+    rounds: int
+    density: float
+    device: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one input."""
+        return self.trainer.data.shape
+
+
+class Outcome(NamedTuple):
+    """What a method ends with: the network that validation chose, and the training steps it took to get there."""
+
+    params: Params
+    masks: Masks
+    steps: int
+    test: Quality
+
+
+#: A method with one seed.
+Method = Callable[[Setting, int], Outcome]
+
+
+def start(setting: Setting, seed: int) -> TrainState:
+    """The dense network before training."""
+    return init(setting.model, seed, setting.device)
+
+
+def trained(setting: Setting, seed: int, until: int | None = None) -> Transformation:
+    """Training as a transformation, to the end unless told otherwise."""
+    stop = setting.steps if until is None else until
+    return lambda state: take_steps(setting.trainer, state, seed=seed, until=stop)[0]
+
+
+def finished(setting: Setting, state: TrainState, seed: int, before: int = 0) -> Outcome:
+    """Train a sparse network to the end, and test what validation chose. before: steps that it took to find it."""
+    until = setting.steps if int(state.step) < setting.steps else int(state.step) + setting.steps
+    result = fit(setting.trainer, state, seed=seed, until=until, eval_every=setting.eval_every)
+    return outcome(setting, result, before + until - int(state.step))
+
+
+def outcome(setting: Setting, result: Fit, steps: int) -> Outcome:
+    """Test what validation chose of a training."""
+    chosen = result.chosen
+    return tested(setting, chosen.params, chosen.buffers, result.state.masks, steps)
+
+
+def tested(setting: Setting, params: Params, buffers: Params, masks: Masks, steps: int) -> Outcome:
+    """Read the test set, once."""
+    (quality,) = measure(
+        setting.trainer, [params], [buffers], setting.trainer.data.test, next(iter(masks.values())).device
+    )
+    return Outcome(params, masks, steps, quality)
+
+
+def samples(setting: Setting, seed: int, count: int, purpose: str, size: int | None = None) -> list[Batch]:
+    """Batches of training examples to score with, scaled; the same for the same seed and purpose."""
+    data = setting.trainer.data
+    size = min(len(data.train.x), size or setting.trainer.batch_size)
+    drawn = batches(data.train, size, key(seed, purpose) % 2**31, 0, count)
+    return [(scaled(x, data.scale).to(setting.device), y.to(setting.device)) for x, y in drawn]
+
+
+def loss(setting: Setting, state: TrainState) -> LossOfParams:
+    """The training loss as a function of params."""
+    return loss_of(setting.model, state.buffers)
+
+
+def pruned_to(setting: Setting, allocate: Allocate, **how: object) -> Transformation:
+    """Prune to the density that all methods end at."""
+    return prune(density=setting.density, allocate=allocate, **how)  # type: ignore[arg-type]

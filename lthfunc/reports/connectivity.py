@@ -1,0 +1,87 @@
+"""Barriers between copies of a network: a table and a picture."""
+
+from __future__ import annotations
+
+import io
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib as mpl
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from rich.table import Table
+
+from lthfunc.experiments.records import Record, Spread, spread
+from lthfunc.reports.tables import percent
+from lthfunc.trees.files import write_atomically
+
+
+class BarrierRow(NamedTuple):
+    """Over the seeds: error of the copies themselves, the highest between them, and the barrier."""
+
+    k: int
+    replicates: int
+    ends: Spread
+    highest: Spread
+    barrier: Spread
+
+
+def barrier_rows(records: Sequence[Record]) -> list[BarrierRow]:
+    """A row per step at which copies were spawned."""
+    rows = []
+    for k in sorted({item["k"] for item in records}):
+        group = [item for item in records if item["k"] == k]
+        ends = spread((item["error"][0] + item["error"][-1]) / 2 for item in group)
+        highest = spread(max(item["error"]) for item in group)
+        rows.append(BarrierRow(k, len(group), ends, highest, spread(item["barrier"] for item in group)))
+    return rows
+
+
+def barrier_table(rows: Sequence[BarrierRow]) -> Table:
+    """Errors in per cent of the test set."""
+    table = Table(header_style="bold", box=None, pad_edge=False)
+    for head in ("copies from step", "their test error %", "highest between %", "barrier %"):
+        table.add_column(head, justify="right")
+    for row in rows:
+        cells = [percent(value, row.replicates) for value in (row.ends, row.highest, row.barrier)]
+        table.add_row(f"{row.k:,}", *cells)
+    return table
+
+
+def draw_barriers(path: Path, records: Sequence[Record], title: str) -> None:
+    """Error along the lines (means over seeds), and the barrier against the step of spawning."""
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    lines, barriers = figure.subplots(1, 2)
+    rows, colours = barrier_rows(records), mpl.colormaps["viridis"]
+    for number, row in enumerate(rows):
+        group = [item for item in records if item["k"] == row.k]
+        error = [100 * statistics.fmean(values) for values in zip(*(item["error"] for item in group), strict=True)]
+        colour = colours(0.9 * number / max(1, len(rows) - 1))
+        lines.plot(group[0]["alphas"], error, color=colour, marker=".", label=f"from step {row.k:,}")
+    lines.set_xlabel("from one copy to the other")
+    lines.set_ylabel("test error (%)")
+    lines.legend(frameon=False, fontsize=8)
+    barriers.errorbar(
+        [row.k for row in rows],
+        [100 * row.barrier.mean for row in rows],
+        yerr=[100 * row.barrier.std for row in rows],
+        color="#0072B2",
+        marker="o",
+        markersize=5,
+        capsize=2,
+    )
+    barriers.axhline(0, color="#888888", linewidth=1)
+    barriers.set_xlabel("step at which the copies part")
+    barriers.set_ylabel("barrier (% of the test set)")
+    for axes in (lines, barriers):
+        axes.grid(color="#dddddd", linewidth=0.6)
+        axes.set_axisbelow(True)
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+    figure.suptitle(title, fontsize=11)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
+    write_atomically(path, buffer.getvalue())

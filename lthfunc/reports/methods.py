@@ -1,0 +1,101 @@
+"""Methods compared: a table and a picture."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from rich.table import Table
+
+from lthfunc.experiments.families import METHODS
+from lthfunc.experiments.records import Record, Spread, spread
+from lthfunc.reports.tables import percent
+
+
+class MethodRow(NamedTuple):
+    """A method over its seeds. steps: of training, as multiples of one training."""
+
+    method: str
+    replicates: int
+    kept: float
+    density: float
+    test_accuracy: Spread
+    steps: float
+    seconds: float
+    collapsed: tuple[str, ...]
+
+
+def method_rows(records: Sequence[Record], steps: int) -> list[MethodRow]:
+    """A row per method, the most accurate first."""
+    groups: dict[str, list[Record]] = {}
+    for item in records:
+        groups.setdefault(item["method"], []).append(item)
+    rows = [
+        MethodRow(
+            method,
+            len(group),
+            statistics.fmean(item["kept"] for item in group),
+            statistics.fmean(item["density"] for item in group),
+            spread(item["test_accuracy"] for item in group),
+            statistics.fmean(item["steps"] for item in group) / steps,
+            statistics.fmean(item["seconds"] for item in group),
+            tuple(dict.fromkeys(layer for item in group for layer in item["collapsed"])),
+        )
+        for method, group in groups.items()
+    ]
+    return sorted(rows, key=lambda row: -row.test_accuracy.mean)
+
+
+def method_table(rows: Sequence[MethodRow]) -> Table:
+    """Accuracies at one density, and what each method's training cost."""
+    replicates = max(row.replicates for row in rows)
+    title = f"mean ± standard deviation of {replicates} seeds" if replicates > 1 else None
+    table = Table(title=title, title_style="dim", header_style="bold", box=None, pad_edge=False)
+    table.add_column("method", no_wrap=True)
+    for head in ("density %", "test acc %", "trainings", "seconds"):
+        table.add_column(head, justify="right", no_wrap=True)
+    table.add_column("what it is", style="dim")
+    for row in rows:
+        what = METHODS[row.method] + (f"; empty: {', '.join(row.collapsed)}" if row.collapsed else "")
+        table.add_row(
+            row.method,
+            f"{100 * row.density:.2f}",
+            percent(row.test_accuracy, row.replicates),
+            f"{row.steps:.1f}",
+            f"{row.seconds:.1f}",
+            what,
+        )
+    return table
+
+
+def method_plot(rows: Sequence[MethodRow], title: str) -> Figure:
+    """A dot per method with its deviation, the most accurate at the top; the dense network is the line."""
+    figure = Figure(figsize=(7, 0.9 + 0.27 * len(rows)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    shown = [row for row in rows if row.method != "dense"][::-1]
+    for row in rows:
+        if row.method == "dense":
+            axes.axvline(100 * row.test_accuracy.mean, color="#888888", linewidth=1, linestyle="--", label="dense")
+            axes.legend(frameon=False, loc="lower right")
+    axes.errorbar(
+        [100 * row.test_accuracy.mean for row in shown],
+        range(len(shown)),
+        xerr=[100 * row.test_accuracy.std for row in shown],
+        fmt="o",
+        color="#0072B2",
+        markersize=5,
+        capsize=2,
+        linewidth=1.2,
+    )
+    axes.set_yticks(range(len(shown)), [row.method for row in shown])
+    axes.set_xlabel("test accuracy (%)")
+    axes.set_title(title, fontsize=11)
+    axes.grid(axis="x", color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    return figure

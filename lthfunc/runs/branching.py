@@ -1,0 +1,99 @@
+"""Experiments that begin in a finished run: branches of it, and its tickets on other data."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from lthfunc.errors import UserError, invalid
+from lthfunc.experiments.config import Config
+from lthfunc.experiments.iterative import TICKET, Plan, Task
+from lthfunc.experiments.records import Record
+from lthfunc.experiments.starting import Situation
+from lthfunc.runs.folder import METRICS, PRUNE, create, done_so_far, read_run, training_folder
+from lthfunc.sparsify.rewinding import restart
+from lthfunc.trees.files import load_tree
+from lthfunc.trees.ops import to_device
+from lthfunc.trees.types import TrainState
+
+
+def branch(run: Path, folder: Path, number: int, config: Config) -> list[Record]:
+    """Make `folder` a run of `config` that has the trainings of `run` up to round `number`; returns their records.
+
+    `check_branch` says whether that can be.
+    """
+    _, _, records = read_run(run)
+    early = [item for item in records if item["round"] <= number and item["variant"] in (TICKET, *config.control)]
+    create(folder, config, PRUNE)
+    for seed in range(config.seed, config.seed + config.replicates):
+        (folder / f"seed{seed}").mkdir()
+        shutil.copy2(run / f"seed{seed}" / "anchor.safetensors", folder / f"seed{seed}")
+    for item in early:
+        where = (item["seed"], item["round"], item["variant"])
+        shutil.copytree(training_folder(run, *where), training_folder(folder, *where))
+    with (folder / METRICS).open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps({"kind": "training", **item}) + "\n" for item in early)
+    return early
+
+
+def transfers(run: Path, plan: Plan, config: Config) -> list[Task]:
+    """The run's tickets, and controls of them, as trainings of another plan (of other data).
+
+    Raises UserError where a ticket's shapes don't fit the plan's network.
+    """
+    _, theirs, records = read_run(run)
+    tasks = []
+    for item in records:
+        if item["variant"] != TICKET:
+            continue
+        start, anchor = ticket_of(run, theirs, item["seed"], item["round"], config.device)
+        _check_fits(start, plan)
+        tasks.append(Task(item["seed"], item["round"], TICKET, start, anchor))
+        if item["round"]:
+            now = Situation(plan.model, item["seed"], item["round"], anchor)
+            tasks += [
+                Task(item["seed"], item["round"], name, control.make(start, now), anchor)
+                for name, control in plan.controls.items()
+            ]
+    return tasks
+
+
+def ticket_of(run: Path, config: Config, seed: int, number: int, device: str) -> tuple[TrainState, TrainState]:
+    """(a round's masks on the run's anchor, at step 0; that anchor)."""
+    done = done_so_far(run, "cpu", seed, [{"seed": seed, "round": number, "variant": TICKET}])
+    if done is None:
+        raise UserError(f"{run}: has no round {number} with seed {seed}")
+    masks, _ = load_tree(training_folder(run, seed, number, TICKET) / "masks.safetensors")
+    anchor = done.anchor._replace(masks=masks["masks"], step=done.anchor.step * 0)
+    return to_device(restart(anchor, anchor), device), to_device(anchor, device)
+
+
+def _check_round(run: Path, records: Sequence[Record], config: Config, number: int) -> None:
+    seeds = {item["seed"] for item in records if item["variant"] == TICKET and item["round"] == number}
+    if len(seeds) < config.replicates:
+        last = max((item["round"] for item in records if item["variant"] == TICKET), default=None)
+        accepted = f"a finished round of {run} (0 to {last})" if last is not None else "a run with a finished round"
+        raise invalid("--from-round", number, accepted)
+
+
+def _check_fits(start: TrainState, plan: Plan) -> None:
+    params, _ = plan.model.init(0)
+    for name, leaf in params.items():
+        if name not in start.params or start.params[name].shape != leaf.shape:
+            theirs = tuple(start.params[name].shape) if name in start.params else "missing"
+            raise UserError(
+                f"--dataset: the ticket's {name} is {theirs}, and a network for this data set has {tuple(leaf.shape)}"
+            )
+
+
+def check_branch(run: Path, plan: Plan, number: int) -> None:
+    """Raise UserError where the run can't be gone on with in this way."""
+    if plan.rounds <= number:
+        raise invalid("--rounds", plan.rounds, f"at least {number + 1}, one more than the round branched from")
+    _, config, records = read_run(run)
+    _check_round(run, records, config, number)
+    _, about = load_tree(run / f"seed{config.seed}" / "anchor.safetensors")
+    if plan.rewind.at_anchor and plan.anchor_step != about["step"]:
+        raise invalid("--rewind", f"step {plan.anchor_step}", f"the step of the run's anchor, {about['step']}")

@@ -1,0 +1,147 @@
+"""Methods side by side: each with each seed once, results written as they come, so that a comparison goes on later.
+
+the file: a line on what it is and ran on, then a line per finished (method, seed)
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lthfunc.errors import UserError
+from lthfunc.experiments.config import Config, to_mapping
+from lthfunc.experiments.methods.prepare import setting_of
+from lthfunc.experiments.methods.setting import Setting
+from lthfunc.experiments.methods.table import TABLE
+from lthfunc.experiments.records import Record
+from lthfunc.runs.folder import machine
+from lthfunc.sparsify.distances import collapsed
+from lthfunc.training.memory import hold_memory
+from lthfunc.trees.files import write_atomically
+from lthfunc.trees.ops import count
+
+#: Settings that don't change a result.
+_FREE = ("jobs", "replicates", "seed", "data_dir")
+
+
+def run_method(setting: Setting, method: str, seed: int) -> Record:
+    """One method with one seed, as plain values."""
+    begun = time.perf_counter()
+    outcome = TABLE[method](setting, seed)
+    whole = count(outcome.masks)
+    return {
+        "method": method,
+        "seed": seed,
+        "kept": whole.kept,
+        "total": whole.total,
+        "density": whole.density,
+        "test_accuracy": outcome.test.accuracy,
+        "test_loss": outcome.test.loss,
+        "steps": outcome.steps,
+        "collapsed": list(collapsed(outcome.masks)),
+        "seconds": round(time.perf_counter() - begun, 3),
+    }
+
+
+def compare(
+    config: Config, methods: Sequence[str], path: Path | None, jobs: int, tell: Callable[[Record], None]
+) -> list[Record]:
+    """Run what is missing of a comparison; returns all its records, in the order of methods and seeds.
+
+    Raises UserError where the file belongs to other settings.
+    """
+    records = _earlier(path, config)
+    done = {(item["method"], item["seed"]) for item in records}
+    seeds = range(config.seed, config.seed + config.replicates)
+    tasks = [(method, seed) for seed in seeds for method in methods if (method, seed) not in done]
+    for item in _results(config, tasks, min(jobs, len(tasks))):
+        records.append(item)
+        if path is not None:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"kind": "result", **item}) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        tell(item)
+    wanted = [item for item in records if item["method"] in methods and item["seed"] in seeds]
+    return sorted(wanted, key=lambda item: (list(methods).index(item["method"]), item["seed"]))
+
+
+def _results(config: Config, tasks: Sequence[tuple[str, int]], jobs: int) -> Iterator[Record]:
+    if jobs <= 1:
+        if tasks:
+            _, setting = setting_of(config)
+            for method, seed in tasks:
+                yield run_method(setting, method, seed)
+        return
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin, initargs=(config, str(Path.cwd())))
+    try:
+        for result in as_completed([pool.submit(_task, *task) for task in tasks]):
+            yield result.result()
+    except BrokenProcessPool as error:
+        raise UserError("a worker process ended (out of memory?); the same command goes on") from error
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for worker in multiprocessing.active_children():
+            worker.terminate()
+
+
+_setting: Setting | None = None
+
+
+def _begin(config: Config, folder: str) -> None:
+    """A worker's life begins: the same plan from the same settings."""
+    global _setting
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent ends its workers
+    os.chdir(folder)
+    hold_memory()
+    torch.set_num_threads(1)
+    _, _setting = setting_of(replace(config, threads=1))
+
+
+def _task(method: str, seed: int) -> Record:
+    assert _setting is not None
+    return run_method(_setting, method, seed)
+
+
+def _earlier(path: Path | None, config: Config) -> list[Record]:
+    """The records of a file that exists, after a check; else the file is begun."""
+    if path is None:
+        return []
+    mine: dict[str, Any] = {name: value for name, value in to_mapping(config).items() if name not in _FREE}
+    if not path.exists():
+        if not path.parent.is_dir():
+            raise UserError(f"--out: {str(path.parent)!r} is not a folder")
+        about = {"kind": "methods", "machine": machine(config.device, config.threads), "config": mine}
+        write_atomically(path, (json.dumps(about) + "\n").encode())
+        return []
+    text = path.read_text(encoding="utf-8")
+    whole = text[: text.rfind("\n") + 1]  # a last line that an interruption cut off counts as not finished
+    try:
+        lines = [json.loads(line) for line in whole.splitlines()]
+    except json.JSONDecodeError:
+        lines = []
+    if not lines or lines[0].get("kind") != "methods":
+        raise UserError(f"--out: {str(path)!r} holds something else; name another file")
+    theirs = lines[0]["config"]
+    different = sorted(name for name in {*mine, *theirs} if mine.get(name) != theirs.get(name))
+    if different:
+        name = different[0]
+        raise UserError(
+            f"--out: {str(path)!r} has {name} {theirs.get(name)!r}, and here it is {mine.get(name)!r}; "
+            "name another file"
+        )
+    if whole != text:
+        write_atomically(path, whole.encode())
+    return [{key: value for key, value in line.items() if key != "kind"} for line in lines[1:]]

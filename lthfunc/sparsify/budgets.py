@@ -1,0 +1,145 @@
+"""Budgets: a network's weights dealt out to its layers by a formula, to the exact number.
+
+Each function makes an `Allocate`. The whole network keeps what the fraction leaves of it, as with `globally`; what
+differs is how layers share. No layer gets more than it has left, nor less than `floor` (or all that it has left); what
+a full layer can't take goes to the others in the same proportions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from lthfunc.errors import UserError, invalid
+from lthfunc.sparsify.allocation import Allocate, Keep, best_of_all, check_fraction, pruned
+from lthfunc.sparsify.ranking import ranks
+from lthfunc.sparsify.scores import Scores
+from lthfunc.trees.types import Masks
+
+
+def uniform(floor: int = 0) -> Allocate:
+    """The same density in every layer."""
+    return _by(lambda shape: 1.0, floor)
+
+
+def erdos_renyi(floor: int = 0) -> Allocate:
+    """Density in proportion to (n_in + n_out) / (n_in · n_out) (Mocanu et al. 2018, eq. 3)."""
+    return _by(lambda shape: _sum_over_product(shape[:2]), floor)
+
+
+def erk(floor: int = 0) -> Allocate:
+    """Erdős–Rényi with the kernel: (n_in + n_out + h + w) / (n_in · n_out · h · w) (Evci et al. 2020, sec. 3.1)."""
+    return _by(_sum_over_product, floor)
+
+
+def balanced(floor: int = 0) -> Allocate:
+    """The same number of weights in every layer, small layers whole (Gadhikar et al. 2023, sec. 3)."""
+    return _by(lambda shape: 1 / torch.Size(shape).numel(), floor)
+
+
+def globally_above(floor: int) -> Allocate:
+    """One threshold for all layers, but each keeps its `floor` best weights (or all that it has left)."""
+    _check_floor(floor)
+
+    def allocate(scores: Scores, masks: Masks, fraction: float) -> Keep:
+        budget = budget_of(masks, fraction)
+        living = _living(masks)
+        sure = {name: min(floor, count) for name, count in living.items()}
+        _check_room(budget, sure, "floor")
+        rest = {name: mask & (ranks(scores[name], mask) >= sure[name]) for name, mask in masks.items()}
+        above = best_of_all(scores, rest, budget - sum(sure.values()))
+        return {name: above[name] + sure[name] for name in masks}
+
+    return allocate
+
+
+def lamp(scores: Scores, masks: Masks, fraction: float) -> Keep:
+    """One threshold on s² / Σ of the layer's s² that are not smaller (Lee et al. 2021, eq. 2), s the scores.
+
+    With `magnitude` this is LAMP. Each layer's best weight has the score 1, so no layer is emptied before all are down
+    to one weight.
+    """
+
+    def score(name: str) -> Tensor:
+        mask = masks[name].flatten()
+        squares = torch.where(mask, scores[name].flatten().double().square(), 0)
+        order = ranks(scores[name].abs(), masks[name]).flatten().argsort()
+        shares = squares[order] / squares[order].cumsum(0).clamp(min=torch.finfo(torch.float64).tiny)
+        return torch.empty_like(squares).scatter(0, order, shares).view(masks[name].shape)
+
+    return best_of_all({name: score(name) for name in masks}, masks, budget_of(masks, fraction))
+
+
+def deal(
+    budget: int, weights: Mapping[str, float], most: Mapping[str, int], least: Mapping[str, int]
+) -> dict[str, int]:
+    """`budget` in proportion to `weights`, each share within [least, most]: whole numbers that sum to it exactly.
+
+    Fractions of a weight go to the layers with the largest ones, in order where they are equal. Raises UserError where
+    no shares can sum to it.
+    """
+    _check_room(budget, least, "floor")
+    if budget > sum(most.values()):
+        raise invalid("density", budget, f"a budget of at most {sum(most.values())} weights, all there are")
+    # The factor grows until the clipped shares fill the budget; between the points where a layer fills up it is linear.
+    low, high = 0.0, max((most[name] / weight for name, weight in weights.items() if weight), default=0.0)
+    for _ in range(200):
+        middle = (low + high) / 2
+        filled = sum(_clipped(weights[name] * middle, least[name], most[name]) for name in weights)
+        low, high = (middle, high) if filled < budget else (low, middle)
+    exact = {name: _clipped(weights[name] * high, least[name], most[name]) for name in weights}
+    shares = {name: int(share + 1e-9) for name, share in exact.items()}
+    order = sorted(weights, key=lambda name: shares[name] - exact[name])
+    while (missing := budget - sum(shares.values())) != 0:
+        step = 1 if missing > 0 else -1
+        free = [name for name in order if least[name] <= shares[name] + step <= most[name]]
+        for name in (free if step > 0 else free[::-1])[: abs(missing)]:
+            shares[name] += step
+    return shares
+
+
+def budget_of(masks: Masks, fraction: float) -> int:
+    """Weights that the whole network keeps."""
+    check_fraction(fraction)
+    living = sum(_living(masks).values())
+    return living - int(pruned(torch.tensor(living), fraction))
+
+
+def _by(density: Callable[[tuple[int, ...]], float], floor: int) -> Allocate:
+    _check_floor(floor)
+
+    def allocate(scores: Scores, masks: Masks, fraction: float) -> Keep:
+        weights = {name: density(tuple(mask.shape)) * mask.numel() for name, mask in masks.items()}
+        living = _living(masks)
+        least = {name: min(floor, count) for name, count in living.items()}
+        shares = deal(budget_of(masks, fraction), weights, living, least)
+        return {name: torch.tensor(count, device=masks[name].device) for name, count in shares.items()}
+
+    return allocate
+
+
+def _sum_over_product(sides: tuple[int, ...]) -> float:
+    return sum(sides) / torch.Size(sides).numel()
+
+
+def _living(masks: Masks) -> dict[str, int]:
+    return {name: int(mask.sum()) for name, mask in masks.items()}
+
+
+def _clipped(share: float, least: int, most: int) -> float:
+    return min(float(most), max(float(least), share))
+
+
+def _check_floor(floor: int) -> None:
+    if floor < 0:
+        raise invalid("floor", floor, "a whole number of weights, 0 or more")
+
+
+def _check_room(budget: int, least: Mapping[str, int], option: str) -> None:
+    if budget < sum(least.values()):
+        raise UserError(
+            f"{option}: {len(least)} layers keep at least {sum(least.values())} weights together, and the density "
+            f"leaves {budget}; a higher density or a lower floor would do"
+        )

@@ -1,0 +1,181 @@
+"""Which units feed which inputs, found by sending marks through the network; and networks without dead units.
+
+A unit is an output of a layer with prunable weights: a neuron, or a channel. One that lost all its weights is dead:
+what reads it alone reads nothing. One whose readers all lost their weights for it is unread. Both can go, and with
+them the biases and normalisation leaves that only they need.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from lthfunc.trees.model import Model
+from lthfunc.trees.ops import apply_masks
+from lthfunc.trees.types import Masks, TrainState
+
+#: Instead of a layer's name: the network's input.
+INPUT = ""
+
+
+class Dependencies(NamedTuple):
+    """feeds: (source weight, reader) -> bool (units of the source, features that the reader reads).
+
+    Readers are prunable weights and the leaves of normalisations; a source is a prunable weight or INPUT. shown: source
+    -> bool (units,), True where the network's outputs depend on the unit without a reader between. groups: of
+    convolutions. beside: weight -> the bias of its layer.
+    """
+
+    feeds: dict[tuple[str, str], Tensor]
+    shown: dict[str, Tensor]
+    groups: dict[str, int]
+    beside: dict[str, str]
+
+
+def dependencies(model: Model, shape: tuple[int, ...]) -> Dependencies:
+    """Trace a network: for each layer one forward pass with as many examples as it has units, a mark in each.
+
+    Marks are NaNs, which every operation hands on to all that it computes from them. So the answer is exact for
+    networks of layers that mix no more than they must, and where something mixes all units (attention, say) each of
+    them counts as read by everything behind it.
+    """
+    module = copy.deepcopy(model.evaluating)
+    params, buffers = model.init(0)
+    layers = {name: module.get_submodule(name.rpartition(".")[0]) for name in model.prunable}
+    norms: dict[str, nn.Module] = {
+        f"{name}.weight": part
+        for name, part in module.named_modules()
+        if isinstance(part, (nn.modules.batchnorm._BatchNorm, nn.GroupNorm)) and f"{name}.weight" in params
+    }
+    found = Dependencies({}, {}, {}, {})
+    for name, layer in layers.items():
+        if isinstance(layer, nn.modules.conv._ConvNd):
+            found.groups[name] = layer.groups
+        bias = f"{name.rpartition('.')[0]}.bias"
+        if bias in params:
+            found.beside[name] = bias
+    for source in (INPUT, *layers):
+        units = len(params[source]) if source else 1
+        with torch.no_grad(), _marking(source, layers, norms, found):
+            x = torch.full((units, *shape), 0.0 if source else torch.nan)
+            outputs = functional_call(module, (params, buffers), (x,))
+        found.shown[source] = torch.isnan(outputs).flatten(1).any(1)
+    return found
+
+
+@contextmanager
+def _marking(
+    source: str, layers: dict[str, nn.Module], norms: dict[str, nn.Module], found: Dependencies
+) -> Iterator[None]:
+    """Hooks for one pass: the source's outputs get marks, readers are looked at and hand none on."""
+    hooks: list[Any] = [
+        reader.register_forward_pre_hook(_looker(source, name, found)) for name, reader in {**layers, **norms}.items()
+    ]
+    hooks += [layer.register_forward_hook(_mark if name == source else _clean) for name, layer in layers.items()]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _mark(layer: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+    """Example i gets a mark in unit i."""
+    units, last = torch.arange(len(output)), isinstance(layer, (nn.Linear, nn.Embedding))
+    marked = torch.nan_to_num(output).clone()
+    (marked.movedim(-1, 1) if last else marked)[units, units] = torch.nan
+    return marked
+
+
+def _clean(layer: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+    return torch.nan_to_num(output)
+
+
+def _looker(source: str, name: str, found: Dependencies) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    def look(reader: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        marks = torch.isnan(inputs[0].float())
+        if isinstance(reader, nn.Linear):
+            marks = marks.movedim(-1, 1)
+        marks = marks.flatten(2).any(2) if marks.ndim > 2 else marks
+        before = found.feeds.get((source, name))
+        found.feeds[source, name] = marks if before is None else before | marks
+
+    return look
+
+
+def without_dead_units(state: TrainState, found: Dependencies) -> TrainState:
+    """The state without the weights that read dead units or make unread ones, however far that goes on.
+
+    Biases and normalisation leaves of such units become zero; nothing depends on them, so training leaves them so. A
+    dead unit may have given a constant (its bias); that goes with it.
+    """
+    masks = dict(state.masks)
+    while True:
+        fewer = _reduced(masks, found)
+        if all(torch.equal(fewer[name], masks[name]) for name in masks):
+            break
+        masks = fewer
+    params = apply_masks(state.params, masks)
+    dead = {name: ~mask.flatten(1).any(1) for name, mask in masks.items()}
+    for name, bias in found.beside.items():
+        params[bias] = torch.where(dead[name] & ~found.shown[name], 0, params[bias])
+    for reader in {reader for _, reader in found.feeds} - set(masks):
+        gone = _fed_by_dead_alone(reader, dead, found)
+        for leaf in (reader, f"{reader.rpartition('.')[0]}.bias"):
+            if leaf in params:
+                params[leaf] = torch.where(gone, 0, params[leaf])
+    return state._replace(params=params, masks=masks, opt=())
+
+
+def _reduced(masks: Masks, found: Dependencies) -> Masks:
+    new = dict(masks)
+    dead = {name: ~mask.flatten(1).any(1) for name, mask in masks.items()}
+    for reader in masks:
+        if any(name == reader for _, name in found.feeds):
+            gone = _fed_by_dead_alone(reader, dead, found)
+            new[reader] = new[reader] & ~_columns(gone, masks[reader], found.groups.get(reader, 1))
+    for source, mask in masks.items():
+        read = found.shown[source].clone()
+        for (other, reader), feeds in found.feeds.items():
+            if other == source and reader in masks:
+                used = _used(new[reader], found.groups.get(reader, 1))
+                read |= (feeds & used).any(1)
+        new[source] = new[source] & read.view(-1, *(1,) * (mask.ndim - 1))
+    return new
+
+
+def _fed_by_dead_alone(reader: str, dead: dict[str, Tensor], found: Dependencies) -> Tensor:
+    """Features that some source feeds, all of them dead."""
+    fed = alive = None
+    for (source, name), feeds in found.feeds.items():
+        if name == reader:
+            living = feeds.any(0) if source == INPUT else (feeds & ~dead[source][:, None]).any(0)
+            fed = feeds.any(0) if fed is None else fed | feeds.any(0)
+            alive = living if alive is None else alive | living
+    assert fed is not None
+    assert alive is not None
+    return fed & ~alive
+
+
+def _columns(features: Tensor, mask: Tensor, groups: int) -> Tensor:
+    """The weights that read these features: bool, to be broadcast to the mask."""
+    each = features.view(groups, -1).repeat_interleave(len(mask) // groups, 0)
+    return each.view(*each.shape, *(1,) * (mask.ndim - 2))
+
+
+def _used(mask: Tensor, groups: int) -> Tensor:
+    """Features that some remaining weight reads."""
+    return (
+        mask.flatten(2).any(2).view(groups, len(mask) // groups, -1).any(1).flatten() if mask.ndim > 2 else mask.any(0)
+    )
+
+
+def dead_units(masks: Masks) -> dict[str, int]:
+    """How many units of each layer have no weight left."""
+    return {name: int((~mask.flatten(1).any(1)).sum()) for name, mask in masks.items()}

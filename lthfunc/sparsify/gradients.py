@@ -1,0 +1,142 @@
+"""Scores from gradients of a loss: how much the loss, or its gradient, would change without a weight.
+
+All take ``loss(params, batch) -> scalar``, the mean over a batch (`training.steps.loss_of` makes one of a model), and
+the batches to average over. Pruned weights take no part: the loss is that of the masked network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.func import grad, vmap
+
+from lthfunc.errors import invalid
+from lthfunc.sparsify.scores import Score, Scores
+from lthfunc.trees.ops import apply_masks
+from lthfunc.trees.types import Batch, Masks, Params
+
+#: (params, batch) -> the mean loss over the batch, a scalar.
+LossOfParams = Callable[[Params, Batch], Tensor]
+
+
+def snip(loss: LossOfParams, batches: Sequence[Batch]) -> Score:
+    """|g · w|, g the mean gradient: connection sensitivity (Lee et al. 2019, eq. 6, without its scale)."""
+    _check(batches)
+
+    def score(params: Params, masks: Masks) -> Scores:
+        params = apply_masks(params, masks)
+        mean = _mean_gradient(loss, params, masks, batches)
+        return {name: (mean[name] * params[name]).abs() for name in masks}
+
+    return score
+
+
+def grasp(loss: LossOfParams, batches: Sequence[Batch]) -> Score:
+    """w · Hg: the gradient flow that a weight keeps up (Wang et al. 2020, eq. 8; of their -w · Hg the largest go).
+
+    g is the gradient over all batches, H the Hessian of the mean loss; their product is a gradient's gradient, so no
+    Hessian is made. `tempered` divides a network's outputs by a temperature, as their code does (200).
+    """
+    _check(batches)
+
+    def score(params: Params, masks: Masks) -> Scores:
+        params = apply_masks(params, masks)
+        along = _mean_gradient(loss, params, masks, batches)
+
+        def product(batch: Batch) -> Params:
+            # H g is the gradient of <gradient, g>, with g held still.
+            def inner(p: Params) -> Tensor:
+                gradient = grad(loss)(p, batch)
+                return torch.stack([(gradient[name] * along[name]).sum() for name in masks]).sum()
+
+            change: Params = grad(inner)(params)
+            return change
+
+        flow = _mean([product(batch) for batch in batches], masks)
+        return {name: params[name] * flow[name] for name in masks}
+
+    return score
+
+
+def taylor(loss: LossOfParams, batches: Sequence[Batch]) -> Score:
+    """(g · w)², mean over batches: the first-order change of the loss, squared (Molchanov et al. 2019, eq. 8)."""
+    _check(batches)
+
+    def score(params: Params, masks: Masks) -> Scores:
+        params = apply_masks(params, masks)
+        return _mean(
+            [{name: (g * params[name]).square() for name, g in grad(loss)(params, batch).items()} for batch in batches],
+            masks,
+        )
+
+    return score
+
+
+def fisher(loss: LossOfParams, batches: Sequence[Batch]) -> Score:
+    """½ F w², F the mean over examples of g²: the second-order change of the loss (Theis et al. 2018, eq. 7).
+
+    Needs the gradient of each example: `loss` is called under `vmap`, on batches of one.
+    """
+    _check(batches)
+
+    def score(params: Params, masks: Masks) -> Scores:
+        params = apply_masks(params, masks)
+
+        def squares(x: Tensor, y: Tensor) -> Params:
+            gradient = grad(loss)(params, (x[None], y[None]))
+            return {name: gradient[name].square() for name in masks}
+
+        def information(batch: Batch) -> Params:
+            return {name: leaf.mean(0) for name, leaf in vmap(squares, randomness="different")(*batch).items()}
+
+        mean = _mean([information(batch) for batch in batches], masks)
+        return {name: mean[name] * params[name].square() / 2 for name in masks}
+
+    return score
+
+
+def movement(loss: LossOfParams, batches: Sequence[Batch], lr: float = 0.0) -> Score:
+    """-Σ g · w over batches: weights that move away from zero stay (Sanh et al. 2020, eq. 3).
+
+    The weights move by plain gradient descent at rate `lr` from batch to batch, or stay where they are.
+    """
+    _check(batches)
+
+    def score(params: Params, masks: Masks) -> Scores:
+        params = apply_masks(params, masks)
+        total = {name: torch.zeros_like(params[name]) for name in masks}
+        for batch in batches:
+            gradient = grad(loss)(params, batch)
+            total = {name: total[name] - gradient[name] * params[name] for name in masks}
+            params = apply_masks({name: leaf - lr * gradient[name] for name, leaf in params.items()}, masks)
+        return total
+
+    return score
+
+
+def tempered(loss: Callable[[Tensor, Tensor], Tensor], temperature: float) -> Callable[[Tensor, Tensor], Tensor]:
+    """A loss of (outputs, targets) on outputs divided by a temperature."""
+    return lambda outputs, targets: loss(outputs / temperature, targets)
+
+
+def mean_gradient(loss: LossOfParams, batches: Sequence[Batch]) -> Callable[[Params, Masks], Params]:
+    """The mean gradient at all places of the prunable leaves, pruned ones included (regrowth needs those)."""
+    return lambda params, masks: _mean_gradient(loss, apply_masks(params, masks), masks, batches, everywhere=True)
+
+
+def _mean_gradient(
+    loss: LossOfParams, params: Params, masks: Masks, batches: Sequence[Batch], everywhere: bool = False
+) -> Params:
+    mean = _mean([grad(loss)(params, batch) for batch in batches], masks)
+    return mean if everywhere else apply_masks(mean, masks)
+
+
+def _mean(trees: Sequence[Params], masks: Masks) -> Params:
+    return {name: torch.stack([tree[name] for tree in trees]).mean(0) for name in masks}
+
+
+def _check(batches: Sequence[Batch]) -> None:
+    if not batches:
+        raise invalid("batches", batches, "at least one batch")

@@ -1,0 +1,179 @@
+"""Structures: selections whose masks a machine can use, and functions that tell whether masks have a structure.
+
+Each maker gives a `select(scores, masks, keep)`. Layers that fit a pattern of `exempt` are selected without structure.
+A leaf is seen as a matrix (outputs, inputs), a convolution's inputs being (kernel place, channel), channels innermost,
+so that neighbours along a row are neighbouring channels.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from lthfunc.errors import UserError, invalid
+from lthfunc.sparsify.allocation import Keep
+from lthfunc.sparsify.ranking import ranks
+from lthfunc.sparsify.scores import Scores
+from lthfunc.sparsify.selection import Select, unstructured
+from lthfunc.trees.types import Masks
+
+#: One layer's (scores, mask, keep) -> its new mask.
+LayerSelect = Callable[[str, Tensor, Tensor, Tensor], Tensor]
+
+
+def n_of_m(n: int, m: int, exempt: Sequence[str] = ()) -> Select:
+    """At most `n` of every `m` consecutive inputs of an output, and of those the `keep` best (2:4, Mishra et al. 2021).
+
+    Raises UserError where m doesn't divide a layer's inputs (its input channels, if it is a convolution), or where the
+    structure can't hold as many weights as are to be kept.
+    """
+    if not 0 < n <= m:
+        raise invalid("structure", f"{n}:{m}", "N:M with 1 ≤ N ≤ M")
+
+    def select(name: str, scores: Tensor, mask: Tensor, keep: Tensor) -> Tensor:
+        matrix, living = as_matrix(scores), as_matrix(mask)
+        _check_divides(name, mask, f"{n}:{m}", m, "inputs", mask.shape[1] if mask.ndim > 1 else 1)
+        grouped = ranks_in_rows(matrix.reshape(-1, m), living.reshape(-1, m))
+        allowed = (grouped < n).view(living.shape) & living
+        if int(allowed.sum()) < int(keep):
+            raise UserError(
+                f"structure: {n}:{m} holds at most {int(allowed.sum()):,} of the {mask.numel():,} weights of {name}, "
+                f"and {int(keep):,} are to be kept; a density of {n / m:g} or less, the same in all layers, would do"
+            )
+        return from_matrix((ranks(matrix, allowed) < keep) & allowed, mask.shape)
+
+    return _each(select, exempt)
+
+
+def blocks(rows: int, columns: int, exempt: Sequence[str] = ()) -> Select:
+    """Whole blocks of `rows` outputs by `columns` inputs, the best by the sum of their scores.
+
+    As many blocks as come nearest to `keep`. Raises UserError where the block doesn't divide a layer.
+    """
+    if rows < 1 or columns < 1:
+        raise invalid("structure", f"{rows}x{columns}", "a block of at least 1x1")
+
+    def select(name: str, scores: Tensor, mask: Tensor, keep: Tensor) -> Tensor:
+        structure = f"{rows}x{columns}"
+        matrix, living = as_matrix(scores), as_matrix(mask)
+        _check_divides(name, mask, structure, rows, "outputs", living.shape[0])
+        _check_divides(name, mask, structure, columns, "inputs", living.shape[1])
+        tiles = _tiled(torch.where(living, matrix.double(), 0), rows, columns)
+        alive = _tiled(living, rows, columns).flatten(2).any(2)
+        count = torch.round(keep.double() / (rows * columns)).long()
+        chosen = (ranks(tiles.flatten(2).sum(2), alive) < count) & alive
+        wide = chosen.repeat_interleave(rows, 0).repeat_interleave(columns, 1)
+        return from_matrix(wide & living, mask.shape)
+
+    return _each(select, exempt)
+
+
+def units(exempt: Sequence[str] = ()) -> Select:
+    """Whole outputs (neurons of a linear layer, channels of a convolution), the best by the mean of their scores.
+
+    As many as come nearest to `keep`, at least one. What no longer has a reader or a source goes with
+    `dependencies.without_dead_units`. The output layer is best exempt: its units are the classes.
+    """
+
+    def select(name: str, scores: Tensor, mask: Tensor, keep: Tensor) -> Tensor:
+        living = mask.flatten(1)
+        alive = living.any(1)
+        each = living.sum(1).double()
+        total = torch.where(living, scores.flatten(1).double(), 0).sum(1)
+        order = ranks(total / each.clamp(min=1), alive).argsort()
+        # Outputs may have lost single weights before: the number that comes nearest to `keep`.
+        held = each[order].cumsum(0)
+        count = int((held - keep).abs().argmin()) + 1
+        chosen = torch.zeros_like(alive).index_fill(0, order[:count], True)
+        return mask & chosen.view(-1, *(1,) * (mask.ndim - 1))
+
+    return _each(select, exempt)
+
+
+def per_output(exempt: Sequence[str] = ()) -> Select:
+    """The same number of weights for every output, as nearly as `keep` allows (Sun et al. 2024, sec. 3).
+
+    The first outputs have one more where `keep` doesn't divide, and all have what they had where that is less.
+    """
+
+    def select(name: str, scores: Tensor, mask: Tensor, keep: Tensor) -> Tensor:
+        living = mask.flatten(1)
+        order = ranks_in_rows(scores.flatten(1), living)
+        # All rows' best first, row after row, then all their second best, and so on.
+        turn = order * len(order) + torch.arange(len(order), device=order.device)[:, None]
+        return ((ranks(-turn, living) < keep) & living).view(mask.shape)
+
+    return _each(select, exempt)
+
+
+def has_n_of_m(mask: Tensor, n: int, m: int) -> bool:
+    """Whether of every `m` consecutive inputs at most `n` remain."""
+    matrix = as_matrix(mask)
+    return matrix.shape[1] % m == 0 and bool((matrix.reshape(-1, m).sum(1) <= n).all())
+
+
+def has_blocks(mask: Tensor, rows: int, columns: int) -> bool:
+    """Whether each block of `rows` outputs by `columns` inputs is whole or empty."""
+    matrix = as_matrix(mask)
+    if matrix.shape[0] % rows or matrix.shape[1] % columns:
+        return False
+    each = _tiled(matrix, rows, columns).flatten(2).sum(2)
+    return bool(((each == 0) | (each == rows * columns)).all())
+
+
+def has_units(mask: Tensor) -> bool:
+    """Whether each output is whole or empty."""
+    each = mask.flatten(1).sum(1)
+    return bool(((each == 0) | (each == mask[0].numel())).all())
+
+
+def ranks_in_rows(scores: Tensor, alive: Tensor) -> Tensor:
+    """`ranks`, within each row of a matrix."""
+    order = torch.argsort(scores, dim=1, descending=True, stable=True)
+    dead = (~alive).gather(1, order).to(torch.uint8)
+    order = order.gather(1, torch.argsort(dead, dim=1, stable=True))
+    positions = torch.arange(scores.shape[1], device=scores.device).expand_as(order)
+    return torch.empty_like(order).scatter(1, order, positions)
+
+
+def as_matrix(leaf: Tensor) -> Tensor:
+    """(outputs, inputs), channels innermost."""
+    return leaf.flatten(2).transpose(1, 2).flatten(1) if leaf.ndim > 2 else leaf.reshape(len(leaf), -1)
+
+
+def from_matrix(matrix: Tensor, shape: Sequence[int]) -> Tensor:
+    """The inverse of `as_matrix`."""
+    if len(shape) < 3:
+        return matrix.reshape(tuple(shape))
+    return matrix.view(shape[0], -1, shape[1]).transpose(1, 2).reshape(tuple(shape))
+
+
+def _tiled(matrix: Tensor, rows: int, columns: int) -> Tensor:
+    """(block rows, block columns, rows, columns)."""
+    return matrix.reshape(matrix.shape[0] // rows, rows, matrix.shape[1] // columns, columns).transpose(1, 2)
+
+
+def _each(select: LayerSelect, exempt: Sequence[str]) -> Select:
+    def selection(scores: Scores, masks: Masks, keep: Keep) -> Masks:
+        for pattern in exempt:
+            if not fnmatch.filter(masks, pattern):
+                raise invalid("exempt", pattern, f"a pattern that fits one of {', '.join(masks)}")
+        free = {name for name in masks if any(fnmatch.fnmatchcase(name, pattern) for pattern in exempt)}
+        plain = unstructured(scores, {name: masks[name] for name in free}, keep)
+        return {
+            name: plain[name] if name in free else select(name, scores[name], mask, keep[name].to(mask.device))
+            for name, mask in masks.items()
+        }
+
+    return selection
+
+
+def _check_divides(name: str, mask: Tensor, structure: str, size: int, what: str, count: int) -> None:
+    if count % size:
+        raise UserError(
+            f"structure: {structure} doesn't divide the {count} {what} of {name} {tuple(mask.shape)}; "
+            f"exempt the layer: --exempt {name}"
+        )

@@ -1,0 +1,98 @@
+"""Networks whose weights are a function of what is trained: masks learnt through their own straight-through gradient.
+
+A reparametrised network is a `Model` like any other: all training, engines and evaluation work unchanged.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from lthfunc.trees.model import Model
+from lthfunc.trees.types import Buffers, Params
+
+#: (what is trained, what is fixed) -> the network's params.
+Weights = Callable[[Params, Params], Params]
+#: seed -> (what is trained, what is fixed, buffers).
+Drawn = Callable[[int], tuple[Params, Params, Buffers]]
+
+_TRAINED, _FIXED, _BUFFERS = "trained_", "fixed_", "buffers_"
+
+
+def reparametrised(model: Model, name: str, draw: Drawn, training: Weights, evaluating: Weights) -> Model:
+    """The model with its params computed from others, in its two modes.
+
+    The new model's params are what is trained and its buffers the rest, under names that `trained_part` undoes.
+    """
+    sample = draw(0)
+
+    def init(seed: int) -> tuple[Params, Buffers]:
+        trained, fixed, buffers = draw(seed)
+        return _named(_TRAINED, trained), {**_named(_FIXED, fixed), **_named(_BUFFERS, buffers)}
+
+    return Model(
+        name=name,
+        training=_Net(model.training, sample, training).train(),
+        evaluating=_Net(model.evaluating, sample, evaluating).eval(),
+        prunable=tuple(_named(_TRAINED, {key: sample[0][key] for key in model.prunable})),
+        init=init,
+    )
+
+
+def trained_part(params: Params, names: Mapping[str, object]) -> Params:
+    """What is trained, of a reparametrised model's params, under the model's own names."""
+    return {name: params[_safe(_TRAINED, name)] for name in names}
+
+
+def buffers_part(buffers: Buffers, names: Mapping[str, object]) -> Buffers:
+    """The model's own buffers, of a reparametrised model's."""
+    return {name: buffers[_safe(_BUFFERS, name)] for name in names}
+
+
+def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
+    """The value of `hard`, the gradient of `soft` (Bengio et al. 2013)."""
+    return soft + (hard - soft).detach()
+
+
+def largest(scores: Tensor, keep: int) -> Tensor:
+    """1 at the `keep` largest scores, 0 elsewhere, in their dtype; a tie at the threshold keeps all of its members."""
+    flat = scores.detach().flatten()
+    if keep == 0:
+        return torch.zeros_like(scores)
+    return (scores.detach() >= flat.kthvalue(len(flat) - keep + 1).values).to(scores.dtype)
+
+
+class _Net(nn.Module):
+    """The network, whose own params are not among this module's: they are computed when it is called."""
+
+    def __init__(self, net: nn.Module, sample: tuple[Params, Params, Buffers], weights: Weights) -> None:
+        super().__init__()
+        self._net = [copy.deepcopy(net)]  # in a list, so that its params are not registered here
+        self._weights = weights
+        self._names = tuple(tuple(part) for part in sample)
+        for prefix, part in zip((_TRAINED, _FIXED, _BUFFERS), sample, strict=True):
+            for name, leaf in _named(prefix, part).items():
+                if prefix == _TRAINED:
+                    self.register_parameter(name, nn.Parameter(leaf.clone(), requires_grad=False))
+                else:
+                    self.register_buffer(name, leaf.clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        trained, fixed, buffers = (
+            {name: getattr(self, _safe(prefix, name)) for name in names}
+            for prefix, names in zip((_TRAINED, _FIXED, _BUFFERS), self._names, strict=True)
+        )
+        outputs: Tensor = functional_call(self._net[0], (self._weights(trained, fixed), buffers), (x,))
+        return outputs
+
+
+def _safe(prefix: str, name: str) -> str:
+    return prefix + name.replace(".", "/")
+
+
+def _named(prefix: str, tree: Params) -> Params:
+    return {_safe(prefix, name): leaf for name, leaf in tree.items()}

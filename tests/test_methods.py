@@ -1,0 +1,243 @@
+"""Every method ends at the density, the same seed gives the same bits, and masks change as their papers say."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+from torch import nn
+
+import lthfunc as lf
+from lthfunc.errors import UserError
+from lthfunc.experiments.config import Config
+from lthfunc.experiments.families import ALLOCATIONS, METHODS, SCORES
+from lthfunc.experiments.functions import _SCORES, allocation_of
+from lthfunc.experiments.methods import while_training
+from lthfunc.experiments.methods.prepare import setting_of
+from lthfunc.experiments.methods.setting import Setting
+from lthfunc.experiments.methods.table import TABLE
+from lthfunc.experiments.resolve import resolved
+from lthfunc.experiments.starting import CONTROLS, REWINDINGS
+from lthfunc.training.loop import make_trainer
+from lthfunc.training.reparametrised import largest, reparametrised, straight_through
+from lthfunc.trees.model import apply_training
+
+
+@pytest.fixture(scope="module")
+def setting() -> Setting:
+    """LeNet-300-100 on the digits, at a tenth of its weights."""
+    return setting_of(resolved(Config(density=0.1, rounds=2, steps=60, engine="eager")))[1]
+
+
+def test_names_are_those_of_the_functions() -> None:
+    from lthfunc.experiments import config
+
+    assert list(METHODS) == list(TABLE)
+    assert list(SCORES) == list(_SCORES)
+    assert all(allocation_of(Config(allocate=name)) for name in ALLOCATIONS)
+    assert tuple(CONTROLS) == config.CONTROLS
+    assert {*config.REWINDINGS, "step", "epoch"} == set(REWINDINGS)
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_each_method_ends_at_the_density_with_the_same_bits(name: str, setting: Setting) -> None:
+    first = TABLE[name](setting, 1)
+    whole = lf.count(first.masks)
+    assert whole.kept == (whole.total if name == "dense" else round(0.1 * whole.total))
+    for leaf, mask in first.masks.items():
+        assert (first.params[leaf][~mask] == 0).all()
+    second = TABLE[name](setting, 1)
+    assert lf.same_bits(first.params, second.params)
+    assert lf.same_bits(first.masks, second.masks)
+    assert first.test == second.test
+    trainings = first.steps / setting.steps
+    expected = {
+        "imp": 3, "imp-rate": 3, "imp-tuned": 3, "imp-cyclic": 3, "imp-late": 3 - 0.1, "one-shot": 2,
+        "iterative-random-erk": 3, "iterative-random-balanced": 3,
+    }.get(name, 1)  # fmt: skip
+    assert trainings == pytest.approx(expected) or (name == "early-bird" and 1 < trainings <= 2)
+
+
+def test_masks_move_only_where_methods_say_so(setting: Setting) -> None:
+    dense = lf.init(setting.model, 1, "cpu")
+    assert lf.same_bits(TABLE["snip-reinit"](setting, 1).masks, TABLE["snip"](setting, 1).masks)
+    shuffled, plain = TABLE["snip-shuffled"](setting, 1).masks, TABLE["snip"](setting, 1).masks
+    assert lf.layer_counts(shuffled) == lf.layer_counts(plain)
+    assert lf.mask_overlap(shuffled, plain) < 0.5
+    # Supermasks and edge-popup train no weight.
+    popup = TABLE["edge-popup"](setting, 1)
+    for name, mask in popup.masks.items():
+        kept = popup.params[name][mask]
+        assert len(kept.abs().unique()) == 1
+        assert torch.equal(kept.sign(), dense.params[name][mask].sign())
+    chosen = TABLE["supermask"](setting, 1)
+    for name, mask in chosen.masks.items():
+        ratio = chosen.params[name][mask] / dense.params[name][mask]
+        torch.testing.assert_close(ratio, torch.full_like(ratio, math.sqrt(1 / 0.1)), rtol=1e-3, atol=0)
+
+
+# ---- drop and regrow ----
+
+
+@settings(max_examples=50, deadline=None)
+@given(share=st.floats(0, 1), density=st.floats(0.05, 0.95), seed=st.integers(0, 20))
+def test_exchanging_keeps_every_layers_count(share: float, density: float, seed: int) -> None:
+    model = lf.from_module(nn.Sequential(nn.Linear(7, 9), nn.Linear(9, 4)))
+    state = lf.prune(density=density, score=lf.random_scores(seed))(lf.init(model, seed))
+    promise = lf.random_scores(seed, "new")(state.params, state.masks)
+    after = lf.exchanged(state, promise, share)
+    assert lf.layer_counts(after.masks) == lf.layer_counts(state.masks)
+    for name, mask in state.masks.items():
+        went, came = mask & ~after.masks[name], after.masks[name] & ~mask
+        assert (after.params[name][~after.masks[name]] == 0).all()
+        assert (after.params[name][came] == 0).all()
+        stayed = mask & (after.params[name] != 0)
+        assert torch.equal(after.params[name][stayed], state.params[name][stayed])
+        if went.any() and stayed.any():
+            assert state.params[name][went].abs().max() <= state.params[name][stayed].abs().min()
+        never = ~mask & ~after.masks[name]
+        if came.any() and never.any():
+            assert promise[name][came].min() >= promise[name][never].max()
+
+
+def test_moments_of_new_weights_begin_at_zero(few_digits: lf.Dataset) -> None:
+    model = lf.from_module(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)))
+    trainer = make_trainer(model, few_digits, optimizer=lf.adam(1e-2), batch_size=40)
+    start = lf.prune(density=0.5, score=lf.random_scores(0))(lf.init(model, 0))
+    state, _ = lf.take_steps(trainer, start, seed=0, until=4)
+    after = lf.exchanged(state, lf.random_scores(1)(state.params, state.masks), 0.5)
+    name = "1.weight"
+    stayed = lf.dropped({name: state.params[name].abs()}, state.masks, 0.5)[name]
+    for moments, before in ((after.opt.mean, state.opt.mean), (after.opt.variance, state.opt.variance)):
+        assert torch.equal(moments[name][stayed], before[name][stayed])
+        assert (moments[name][~stayed] == 0).all()
+        assert torch.equal(moments["1.bias"], before["1.bias"])
+    assert torch.equal(after.opt.powers, state.opt.powers)
+    lf.take_steps(trainer, after, seed=0, until=6)  # and training goes on
+
+
+def test_rigl_grows_where_the_dense_gradient_is_largest(setting: Setting) -> None:
+    state = lf.prune(density=0.1, score=lf.random_scores(0))(lf.init(setting.model, 0))
+    promise = while_training.by_gradient(setting, state, 0, 5)
+    from lthfunc.experiments.methods.setting import samples
+
+    (batch,) = samples(setting, 0, 1, "regrow/5")
+    leaves = {name: leaf.clone().requires_grad_() for name, leaf in state.params.items()}
+    outputs, _ = apply_training(setting.model, leaves, state.buffers, batch[0])
+    nn.functional.cross_entropy(outputs, batch[1]).backward()
+    for name, leaf in promise.items():
+        torch.testing.assert_close(leaf, leaves[name].grad.abs())
+        assert (leaf[~state.masks[name]] > 0).any()
+
+
+# ---- schedules ----
+
+
+def test_schedules_by_hand() -> None:
+    assert lf.one_shot(0.2) == [0.2]
+    assert lf.geometric(0.125, 3) == pytest.approx([0.5, 0.25, 0.125])
+    assert lf.by_rate(0.2, 3) == pytest.approx([0.8, 0.64, 0.512])
+    steps = lf.cubic(0.1, start=100, end=500, every=100)
+    assert [item.step for item in steps] == [100, 200, 300, 400, 500]
+    expected = [1.0, 0.1 + 0.9 * 0.75**3, 0.1 + 0.9 * 0.5**3, 0.1 + 0.9 * 0.25**3, 0.1]
+    assert [item.density for item in steps] == pytest.approx(expected)
+    assert lf.periodic(0, 7, 3) == [0, 3, 6, 7]
+    assert lf.cosine_share(0.3, 0, 10) == pytest.approx(0.3)
+    assert lf.cosine_share(0.3, 5, 10) == pytest.approx(0.15)
+    assert lf.cosine_share(0.3, 12, 10) == 0
+    table = lf.cyclic(1.0, 10, 2)
+    assert torch.equal(table, torch.cat([lf.cosine(1.0, 5)[:5]] * 2))
+    for wrong in (lambda: lf.geometric(0.0, 2), lambda: lf.cubic(0.1, 5, 5, 1), lambda: lf.cyclic(1.0, 3, 4)):
+        with pytest.raises(UserError):
+            wrong()
+
+
+# ---- rewinding ----
+
+
+def test_rewindings_by_hand(setting: Setting) -> None:
+    anchor = lf.init(setting.model, 0)
+    trained = lf.prune(density=0.5)(
+        lf.train(setting.model, setting.trainer.data, optimizer=lf.adam(1e-3), steps=5)(anchor)
+    )
+    sign = lf.constant_sign(trained, anchor)
+    for name, mask in trained.masks.items():
+        spread = anchor.params[name].std(correction=0)
+        torch.testing.assert_close(sign.params[name], anchor.params[name].sign() * spread * mask)
+    rate = lf.rate_rewound(trained, 3)
+    assert (int(rate.step), rate.opt) == (3, ())
+    assert lf.same_bits(rate.params, trained.params)
+    assert int(lf.last_rate(trained).step) == 5
+    flipped = lf.inverted(trained.masks)
+    assert all(torch.equal(flipped[name], ~mask) for name, mask in trained.masks.items())
+    assert lf.mask_distance(flipped, trained.masks) == 1
+    assert lf.mask_overlap(flipped, trained.masks) == 0
+    assert lf.mask_overlap(trained.masks, trained.masks) == 1
+
+
+# ---- reparametrised networks ----
+
+
+def test_the_mask_computes_and_the_weight_learns() -> None:
+    """Values of the masked network; gradients that reach masked weights as if they were there."""
+    model = lf.from_module(nn.Sequential(nn.Linear(4, 3)))
+
+    def weights(trained, fixed):
+        hard = {"0.weight": trained["0.weight"] * largest(trained["0.weight"].abs(), 5)}
+        return {**trained, "0.weight": straight_through(hard["0.weight"], trained["0.weight"])}
+
+    def draw(seed):
+        params, buffers = model.init(seed)
+        return params, {}, buffers
+
+    made = reparametrised(model, "test", draw, weights, weights)
+    params, buffers = made.init(3)
+    assert made.prunable == ("trained_0/weight",)
+    x = torch.randn(8, 4)
+
+    def value(params):
+        return (apply_training(made, params, buffers, x)[0] ** 2).sum()
+
+    gradient = torch.func.grad(value)(params)["trained_0/weight"]
+    weight, bias = params["trained_0/weight"], params["trained_0/bias"]
+    kept = torch.zeros(12).index_fill(0, weight.abs().flatten().topk(5).indices, 1).view(3, 4)
+    hard = (weight * kept).requires_grad_()
+    expected = ((x @ hard.T + bias) ** 2).sum()
+    torch.testing.assert_close(value(params), expected)
+    expected.backward()
+    torch.testing.assert_close(gradient, hard.grad)
+    assert (gradient[kept == 0] != 0).all()
+
+
+# ---- linear mode connectivity ----
+
+
+def test_lines_between_networks(few_digits: lf.Dataset) -> None:
+    model = lf.from_module(nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.BatchNorm1d(10)))
+    a, b = (lf.train(model, few_digits, optimizer=lf.adam(1e-2), steps=20, seed=s)(lf.init(model, s)) for s in range(2))
+    found = lf.line(model, a, b, few_digits.test, few_digits.scale, points=5)
+    for alpha, error in zip(found.alphas.tolist(), found.error.tolist(), strict=True):
+        params = {name: (1 - alpha) * leaf + alpha * b.params[name] for name, leaf in a.params.items()}
+        buffers = {
+            name: (1 - alpha) * leaf + alpha * b.buffers[name] if leaf.is_floating_point() else leaf
+            for name, leaf in a.buffers.items()
+        }
+        between = a._replace(params=params, buffers=buffers)
+        assert 1 - error == pytest.approx(lf.accuracy_on(model, between, few_digits))
+    assert found.barrier == pytest.approx(max(found.error.tolist()) - (found.error[0] + found.error[-1]) / 2)
+    same = lf.line(model, a, a, few_digits.test, few_digits.scale, points=3)
+    assert same.barrier == pytest.approx(0)
+
+
+def test_copies_part_by_the_order_of_their_data_alone(few_digits: lf.Dataset) -> None:
+    model = lf.from_module(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)))
+    trainer = make_trainer(model, few_digits, optimizer=lf.sgd(0.1), batch_size=40)
+    start = lf.init(model, 0)
+    found = lf.instability(model, trainer, start, [0, 6], steps=8, seed=0, points=3)
+    assert [item.k for item in found] == [0, 6]
+    again = lf.instability(model, trainer, start, [6], steps=8, seed=0, points=3)
+    assert torch.equal(again[0].line.loss, found[1].line.loss)
+    with pytest.raises(UserError, match="--at: 8 is not accepted; it takes a step from 0 to 7"):
+        lf.instability(model, trainer, start, [8], steps=8, seed=0)
