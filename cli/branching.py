@@ -57,6 +57,7 @@ def transfer(
     control: o.Control = None,
     epochs: o.Epochs = None,
     steps: o.Steps = None,
+    batch_size: o.BatchSize = None,
     lr: o.Lr = None,
     eval_every: o.EvalEvery = None,
     engine: o.Engine = None,

@@ -55,12 +55,16 @@ def methods(
         str | None,
         typer.Option("--out", metavar="FILE", help="Keep results here (.jsonl); the same command then goes on."),
     ] = None,
+    save: Annotated[
+        str | None,
+        typer.Option("--save", metavar="FOLDER", help="Write every method's trained network and masks here."),
+    ] = None,
     plot: Annotated[str | None, typer.Option("--plot", metavar="FILE", help="Draw the comparison here.")] = None,
     json: o.Json = False,
 ) -> None:
     """Train a network by every method of the field to the same density, and compare them in one table."""
     given: dict[str, Any] = dict(locals())
-    for name in ("method", "list_", "out", "plot", "json"):
+    for name in ("method", "list_", "out", "save", "plot", "json"):
         del given[name]
     if list_:
         for name, about in METHODS.items():
@@ -73,10 +77,19 @@ def methods(
 
     resolved = settings_of("methods", given)
     check_methods(resolved, chosen)
-    _run(resolved, chosen, Path(out) if out else None, plot, wants_json=json)
+    places = (Path(out) if out else None, Path(save) if save else None, Path(plot) if plot else None)
+    _run(resolved, chosen, *places, wants_json=json)
 
 
-def _run(config: Any, chosen: tuple[str, ...], out: Path | None, plot: str | None, *, wants_json: bool) -> None:
+def _run(
+    config: Any,
+    chosen: tuple[str, ...],
+    out: Path | None,
+    save: Path | None,
+    plot: Path | None,
+    *,
+    wants_json: bool,
+) -> None:
     import json
 
     from rich.console import Console
@@ -87,18 +100,21 @@ def _run(config: Any, chosen: tuple[str, ...], out: Path | None, plot: str | Non
     from lthfunc.reports.methods import method_plot, method_rows, method_table
     from lthfunc.runs.comparison import compare
     from lthfunc.runs.processes import usable_cores
+    from lthfunc.training.threads import using_threads
     from lthfunc.trees.files import write_atomically
 
     from .console import screen
     from .running import terminable
 
     config, setting = setting_of(config)
+    if save is not None:
+        save.mkdir(parents=True, exist_ok=True)
     jobs = config.jobs or max(1, usable_cores() // (config.threads or 1))
     progress = Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
         console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty(),
     )  # fmt: skip
-    with progress, terminable():
+    with progress, terminable(), using_threads(config.threads):
         bar = progress.add_task(f"{len(chosen)} methods", total=len(chosen) * config.replicates)
 
         def tell(item: dict[str, Any]) -> None:
@@ -107,7 +123,7 @@ def _run(config: Any, chosen: tuple[str, ...], out: Path | None, plot: str | Non
             progress.console.print(f"{item['method']} seed {item['seed']}: {figures}", highlight=False, soft_wrap=True)
 
         try:
-            records = compare(config, chosen, out, jobs, tell)
+            records = compare(config, chosen, out, jobs, tell, save)
         except KeyboardInterrupt:
             progress.stop()
             goes_on = "; the same command goes on" if out else "; with --out FILE it could go on"
@@ -120,7 +136,7 @@ def _run(config: Any, chosen: tuple[str, ...], out: Path | None, plot: str | Non
 
         buffer = io.BytesIO()
         method_plot(rows, title).savefig(buffer, format="png", dpi=150, metadata={"Software": None})
-        write_atomically(Path(plot), buffer.getvalue())
+        write_atomically(plot, buffer.getvalue())
     if wants_json:
         print(json.dumps({"config": to_mapping(config), "steps": setting.steps, "results": records}, indent=2))
         return

@@ -26,6 +26,7 @@ _DEFAULT = Config()
 
 
 def whole(text: str) -> int:
+    """A whole number, or a mistake told in one line."""
     try:
         return int(text)
     except ValueError:
@@ -33,6 +34,7 @@ def whole(text: str) -> int:
 
 
 def number(text: str) -> float:
+    """A number, or a mistake told in one line."""
     try:
         return float(text)
     except ValueError:
@@ -43,6 +45,8 @@ _WHAT, _PRUNING, _TRAINING, _RUN = "What", "Pruning", "Training", "The run"
 
 
 def names(*known: str) -> Callable[[str], list[str]]:
+    """Completion among these."""
+
     def complete(incomplete: str) -> list[str]:
         return [name for name in known if name.startswith(incomplete)]
 

@@ -119,6 +119,7 @@ if TYPE_CHECKING:
         synflow as synflow,
     )
     from lthfunc.sparsify.transforms import prune as prune, rewind as rewind, ticket as ticket
+    from lthfunc.training.batches import sample_batches as sample_batches
     from lthfunc.training.loop import (
         accuracy_on as accuracy_on,
         fit as fit,
@@ -231,6 +232,7 @@ __getattr__, __all__ = table_of_contents(
             "make_train_step",
             "with_optimizer",
         ),
+        "lthfunc.training.batches": ("sample_batches",),
         "lthfunc.training.loop": ("accuracy_on", "fit", "fit_together", "make_trainer", "take_steps", "train"),
         "lthfunc.training.memory": ("hold_memory",),
         "lthfunc.sparse.engine": ("sparse_engine",),

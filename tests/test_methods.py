@@ -44,13 +44,12 @@ def test_names_are_those_of_the_functions() -> None:
 @pytest.mark.parametrize("name", TABLE)
 def test_each_method_ends_at_the_density_with_the_same_bits(name: str, setting: Setting) -> None:
     first = TABLE[name](setting, 1)
-    whole = lf.count(first.masks)
+    whole = lf.count(first.ticket.masks)
     assert whole.kept == (whole.total if name == "dense" else round(0.1 * whole.total))
-    for leaf, mask in first.masks.items():
-        assert (first.params[leaf][~mask] == 0).all()
+    for leaf, mask in first.ticket.masks.items():
+        assert (first.ticket.params[leaf][~mask] == 0).all()
     second = TABLE[name](setting, 1)
-    assert lf.same_bits(first.params, second.params)
-    assert lf.same_bits(first.masks, second.masks)
+    assert lf.same_bits(first.ticket, second.ticket)
     assert first.test == second.test
     trainings = first.steps / setting.steps
     expected = {
@@ -62,17 +61,17 @@ def test_each_method_ends_at_the_density_with_the_same_bits(name: str, setting: 
 
 def test_masks_move_only_where_methods_say_so(setting: Setting) -> None:
     dense = lf.init(setting.model, 1, "cpu")
-    assert lf.same_bits(TABLE["snip-reinit"](setting, 1).masks, TABLE["snip"](setting, 1).masks)
-    shuffled, plain = TABLE["snip-shuffled"](setting, 1).masks, TABLE["snip"](setting, 1).masks
+    assert lf.same_bits(TABLE["snip-reinit"](setting, 1).ticket.masks, TABLE["snip"](setting, 1).ticket.masks)
+    shuffled, plain = TABLE["snip-shuffled"](setting, 1).ticket.masks, TABLE["snip"](setting, 1).ticket.masks
     assert lf.layer_counts(shuffled) == lf.layer_counts(plain)
     assert lf.mask_overlap(shuffled, plain) < 0.5
     # Supermasks and edge-popup train no weight.
-    popup = TABLE["edge-popup"](setting, 1)
+    popup = TABLE["edge-popup"](setting, 1).ticket
     for name, mask in popup.masks.items():
         kept = popup.params[name][mask]
         assert len(kept.abs().unique()) == 1
         assert torch.equal(kept.sign(), dense.params[name][mask].sign())
-    chosen = TABLE["supermask"](setting, 1)
+    chosen = TABLE["supermask"](setting, 1).ticket
     for name, mask in chosen.masks.items():
         ratio = chosen.params[name][mask] / dense.params[name][mask]
         torch.testing.assert_close(ratio, torch.full_like(ratio, math.sqrt(1 / 0.1)), rtol=1e-3, atol=0)

@@ -18,10 +18,10 @@ from lthfunc.sparsify.scores import Score, magnitude, random_scores
 from lthfunc.sparsify.selection import Select, unstructured
 from lthfunc.sparsify.structures import blocks, n_of_m, per_output, units
 from lthfunc.sparsify.synflow import synflow
-from lthfunc.training.batches import batches
+from lthfunc.training.batches import sample_batches
 from lthfunc.training.steps import forward_of, loss_of
 from lthfunc.trees.model import Model
-from lthfunc.trees.ops import scaled
+from lthfunc.trees.ops import to_device
 from lthfunc.trees.rng import key
 from lthfunc.trees.types import Batch, Dataset, TrainState
 
@@ -43,9 +43,8 @@ class Scored(NamedTuple):
 
     def batches(self) -> list[Batch]:
         """Scaled training batches, others in each round."""
-        drawn = batches(self.data.train, self.batch_size, key(self.seed, "score", self.number) % 2**31, 0, _BATCHES)
-        device = self.trained.step.device
-        return [(scaled(x, self.data.scale).to(device), y.to(device)) for x, y in drawn]
+        drawn = sample_batches(self.data, self.batch_size, _BATCHES, key(self.seed, "score", self.number))
+        return to_device(drawn, self.trained.step.device)
 
 
 def _of_loss(make: Callable[..., Score]) -> Callable[[Scored], Score]:

@@ -22,6 +22,7 @@ from lthfunc.sparse.engine import sparse_engine
 from lthfunc.sparse.kernels.build import why_no_kernels
 from lthfunc.sparse.mixed import sparse_or
 from lthfunc.sparsify.allocation import check_patterns
+from lthfunc.sparsify.transforms import prune
 from lthfunc.training import schedules
 from lthfunc.training.batches import steps_per_epoch
 from lthfunc.training.engines.interface import Work
@@ -31,7 +32,7 @@ from lthfunc.training.loop import make_trainer
 from lthfunc.training.optimizers import Optimizer, adam, adamw, sgd
 from lthfunc.training.precision import Precision, check_precision
 from lthfunc.training.steps import cross_entropy
-from lthfunc.trees.model import Model, apply_evaluating
+from lthfunc.trees.model import Model, apply_evaluating, init
 from lthfunc.trees.ops import data_to_device
 from lthfunc.trees.types import Dataset
 
@@ -102,7 +103,16 @@ def prepare(config: Config) -> Prepared:
         raise invalid("--rewind", config.rewind, f"a point before the end of training (step {steps})")
     check(plan)
     check_patterns(config.layer_rate, model.prunable)
+    if config.rounds and (config.structure != "unstructured" or config.floor):
+        _check_pruning(plan)
     return Prepared(config, plan, note)
+
+
+def _check_pruning(plan: Plan) -> None:
+    """Raise UserError where the first pruning, or all together, can't be done: before any training."""
+    dense = init(plan.model, 0)
+    for fraction in (plan.rate, 1 - (1 - plan.rate) ** plan.rounds):
+        prune(fraction=fraction, allocate=plan.allocate, select=plan.select)(dense)
 
 
 def choose_device(name: str) -> str:

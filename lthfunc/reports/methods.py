@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from rich.table import Table
 
 from lthfunc.experiments.families import METHODS
@@ -79,10 +80,12 @@ def method_plot(rows: Sequence[MethodRow], title: str) -> Figure:
     shown = [row for row in rows if row.method != "dense"][::-1]
     for row in rows:
         if row.method == "dense":
-            axes.axvline(100 * row.test_accuracy.mean, color="#888888", linewidth=1, linestyle="--", label="dense")
-            axes.legend(frameon=False, loc="lower right")
+            axes.axvline(
+                100 * (1 - row.test_accuracy.mean), color="#888888", linewidth=1, linestyle="--", label="dense"
+            )
+            axes.legend(frameon=False, loc="lower left")
     axes.errorbar(
-        [100 * row.test_accuracy.mean for row in shown],
+        [100 * (1 - row.test_accuracy.mean) for row in shown],
         range(len(shown)),
         xerr=[100 * row.test_accuracy.std for row in shown],
         fmt="o",
@@ -91,8 +94,12 @@ def method_plot(rows: Sequence[MethodRow], title: str) -> Figure:
         capsize=2,
         linewidth=1.2,
     )
+    axes.set_xscale("log")  # good methods differ by parts of what poor ones lose
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_yticks(range(len(shown)), [row.method for row in shown])
-    axes.set_xlabel("test accuracy (%)")
+    axes.set_xlabel("test error (%)")
     axes.set_title(title, fontsize=11)
     axes.grid(axis="x", color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +27,22 @@ from lthfunc.experiments.records import Record
 from lthfunc.runs.folder import machine
 from lthfunc.sparsify.distances import collapsed
 from lthfunc.training.memory import hold_memory
-from lthfunc.trees.files import write_atomically
+from lthfunc.trees.files import save_ticket, write_atomically
 from lthfunc.trees.ops import count
 
 #: Settings that don't change a result.
 _FREE = ("jobs", "replicates", "seed", "data_dir")
 
 
-def run_method(setting: Setting, method: str, seed: int) -> Record:
-    """One method with one seed, as plain values."""
+def run_method(setting: Setting, method: str, seed: int, folder: Path | None) -> Record:
+    """One method with one seed, as plain values; its trained network goes into the folder."""
     begun = time.perf_counter()
     outcome = TABLE[method](setting, seed)
-    whole = count(outcome.masks)
+    masks = outcome.ticket.masks
+    whole = count(masks)
+    if folder is not None:
+        about = {"method": method, "seed": seed, "kept": whole.kept, "total": whole.total, "steps": outcome.steps}
+        save_ticket(folder / f"{method}-seed{seed}.safetensors", outcome.ticket, about)
     return {
         "method": method,
         "seed": seed,
@@ -49,15 +52,22 @@ def run_method(setting: Setting, method: str, seed: int) -> Record:
         "test_accuracy": outcome.test.accuracy,
         "test_loss": outcome.test.loss,
         "steps": outcome.steps,
-        "collapsed": list(collapsed(outcome.masks)),
+        "collapsed": list(collapsed(masks)),
         "seconds": round(time.perf_counter() - begun, 3),
     }
 
 
 def compare(
-    config: Config, methods: Sequence[str], path: Path | None, jobs: int, tell: Callable[[Record], None]
+    config: Config,
+    methods: Sequence[str],
+    path: Path | None,
+    jobs: int,
+    tell: Callable[[Record], None],
+    folder: Path | None = None,
 ) -> list[Record]:
     """Run what is missing of a comparison; returns all its records, in the order of methods and seeds.
+
+    path: of the file; folder: for the trained networks.
 
     Raises UserError where the file belongs to other settings.
     """
@@ -65,7 +75,7 @@ def compare(
     done = {(item["method"], item["seed"]) for item in records}
     seeds = range(config.seed, config.seed + config.replicates)
     tasks = [(method, seed) for seed in seeds for method in methods if (method, seed) not in done]
-    for item in _results(config, tasks, min(jobs, len(tasks))):
+    for item in _results(config, tasks, min(jobs, len(tasks)), folder):
         records.append(item)
         if path is not None:
             with path.open("a", encoding="utf-8") as file:
@@ -77,17 +87,17 @@ def compare(
     return sorted(wanted, key=lambda item: (list(methods).index(item["method"]), item["seed"]))
 
 
-def _results(config: Config, tasks: Sequence[tuple[str, int]], jobs: int) -> Iterator[Record]:
+def _results(config: Config, tasks: Sequence[tuple[str, int]], jobs: int, folder: Path | None) -> Iterator[Record]:
     if jobs <= 1:
         if tasks:
             _, setting = setting_of(config)
             for method, seed in tasks:
-                yield run_method(setting, method, seed)
+                yield run_method(setting, method, seed, folder)
         return
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin, initargs=(config, str(Path.cwd())))
     try:
-        for result in as_completed([pool.submit(_task, *task) for task in tasks]):
+        for result in as_completed([pool.submit(_task, *task, folder) for task in tasks]):
             yield result.result()
     except BrokenProcessPool as error:
         raise UserError("a worker process ended (out of memory?); the same command goes on") from error
@@ -106,13 +116,13 @@ def _begin(config: Config, folder: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent ends its workers
     os.chdir(folder)
     hold_memory()
-    torch.set_num_threads(1)
-    _, _setting = setting_of(replace(config, threads=1))
+    torch.set_num_threads(config.threads or 1)
+    _, _setting = setting_of(config)
 
 
-def _task(method: str, seed: int) -> Record:
+def _task(method: str, seed: int, folder: Path | None) -> Record:
     assert _setting is not None
-    return run_method(_setting, method, seed)
+    return run_method(_setting, method, seed, folder)
 
 
 def _earlier(path: Path | None, config: Config) -> list[Record]:

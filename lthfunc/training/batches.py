@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from lthfunc.errors import invalid
+from lthfunc.trees.ops import scaled
 from lthfunc.trees.rng import permutation
-from lthfunc.trees.types import Batch, Split
+from lthfunc.trees.types import Batch, Dataset, Split
 
 
 def steps_per_epoch(size: int, batch_size: int) -> int:
@@ -50,3 +51,9 @@ def batches(split: Split, batch_size: int, seed: int, start: int, stop: int) -> 
     for step in range(start, stop):
         index = order.rows(step, step + 1)[0].to(split.x.device)
         yield split.x[index], split.y[index]
+
+
+def sample_batches(data: Dataset, batch_size: int, count: int, seed: int = 0) -> list[Batch]:
+    """Training batches as a network takes them (scaled), for scores that look at data; no example twice in an epoch."""
+    size = min(batch_size, len(data.train.x))
+    return [(scaled(x, data.scale), y) for x, y in batches(data.train, size, seed, 0, count)]

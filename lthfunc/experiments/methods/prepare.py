@@ -28,8 +28,10 @@ def check_methods(config: Config, methods: tuple[str, ...]) -> None:
 def setting_of(config: Config) -> tuple[Config, Setting]:
     """Everything loaded and checked. Raises UserError.
 
-    The engine is `sparse/eager` where that can be, else `eager`: masks change often, and many networks are made.
+    A training has one thread unless told otherwise, since there are many to run side by side. The engine is
+    `sparse/eager` where that can be, else `eager`: masks change often, and many networks are made.
     """
+    config = replace(config, threads=config.threads or 1)
     for engine in ("sparse/eager", "eager") if config.engine == "auto" else (config.engine,):
         try:
             prepared = prepare(replace(config, engine=engine))

@@ -8,16 +8,16 @@ from typing import NamedTuple
 from lthfunc.sparsify.allocation import Allocate
 from lthfunc.sparsify.gradients import LossOfParams
 from lthfunc.sparsify.transforms import prune
-from lthfunc.training.batches import batches
+from lthfunc.training.batches import sample_batches
 from lthfunc.training.evaluation import Quality
 from lthfunc.training.loop import Fit, Trainer, fit, measure, take_steps
 from lthfunc.training.optimizers import Optimizer
 from lthfunc.training.steps import loss_of
 from lthfunc.trees.fold import Transformation
 from lthfunc.trees.model import Model, init
-from lthfunc.trees.ops import scaled
+from lthfunc.trees.ops import to_device
 from lthfunc.trees.rng import key
-from lthfunc.trees.types import Batch, Masks, Params, TrainState
+from lthfunc.trees.types import Batch, Buffers, Masks, Params, Ticket, TrainState
 
 
 class Setting(NamedTuple):
@@ -44,10 +44,9 @@ class Setting(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What a method ends with: the network that validation chose, and the training steps it took to get there."""
+    """What a method ends with: the trained network that validation chose, and the training steps it took."""
 
-    params: Params
-    masks: Masks
+    ticket: Ticket
     steps: int
     test: Quality
 
@@ -80,20 +79,18 @@ def outcome(setting: Setting, result: Fit, steps: int) -> Outcome:
     return tested(setting, chosen.params, chosen.buffers, result.state.masks, steps)
 
 
-def tested(setting: Setting, params: Params, buffers: Params, masks: Masks, steps: int) -> Outcome:
+def tested(setting: Setting, params: Params, buffers: Buffers, masks: Masks, steps: int) -> Outcome:
     """Read the test set, once."""
     (quality,) = measure(
         setting.trainer, [params], [buffers], setting.trainer.data.test, next(iter(masks.values())).device
     )
-    return Outcome(params, masks, steps, quality)
+    return Outcome(Ticket(params, buffers, masks), steps, quality)
 
 
-def samples(setting: Setting, seed: int, count: int, purpose: str, size: int | None = None) -> list[Batch]:
+def samples(setting: Setting, seed: int, count: int, purpose: str) -> list[Batch]:
     """Batches of training examples to score with, scaled; the same for the same seed and purpose."""
-    data = setting.trainer.data
-    size = min(len(data.train.x), size or setting.trainer.batch_size)
-    drawn = batches(data.train, size, key(seed, purpose) % 2**31, 0, count)
-    return [(scaled(x, data.scale).to(setting.device), y.to(setting.device)) for x, y in drawn]
+    drawn = sample_batches(setting.trainer.data, setting.trainer.batch_size, count, key(seed, purpose))
+    return to_device(drawn, setting.device)
 
 
 def loss(setting: Setting, state: TrainState) -> LossOfParams:
