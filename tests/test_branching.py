@@ -156,6 +156,19 @@ def test_structures_on_the_command_line(tmp_path: Path) -> None:
     assert lf.density(ticket.masks) == 0.5
 
 
+def test_units_take_with_them_what_reads_them(tmp_path: Path) -> None:
+    command = (
+        f"prune --rounds 1 --steps 4 --rate 0.5 --engine eager --allocate uniform --structure units --out {tmp_path}/r"
+    )
+    assert main(command.split()) == 0
+    masks = lf.load_ticket(tmp_path / "r/ticket.safetensors")[0].masks
+    for layer, reader in (("fc1.weight", "fc2.weight"), ("fc2.weight", "fc3.weight")):
+        dead = ~masks[layer].any(1)
+        assert int(dead.sum()) == len(dead) // 2
+        assert not masks[reader][:, dead].any()
+    assert masks["fc3.weight"].any(1).all()  # the classes stay
+
+
 def test_a_comparison_goes_on_and_is_the_same_in_processes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:

@@ -232,3 +232,15 @@ def test_score_allocation_and_selection_run_under_vmap() -> None:
     for i, single in enumerate(singles):
         alone = masks_of(single.params, single.masks)
         assert lf.same_bits({name: mask[i] for name, mask in together.items()}, alone)
+
+
+def test_pruning_runs_under_vmap() -> None:
+    model = lf.from_module(nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 3)))
+    states = [lf.init(model, seed) for seed in range(3)]
+    together = lf.tree_map(lambda *leaves: torch.stack(leaves), *states)
+    for allocate in (lf.globally, lf.layerwise()):
+        prune = lf.prune(fraction=0.4, allocate=allocate)
+        found = torch.vmap(prune)(together)
+        for number, state in enumerate(states):
+            mine = lf.tree_map(lambda leaf, number=number: leaf[number], found.masks)
+            assert lf.same_bits(mine, prune(state).masks)

@@ -13,6 +13,7 @@ from lthfunc.sparsify.activations import input_moments, wanda
 from lthfunc.sparsify.allocation import Allocate, globally, layerwise
 from lthfunc.sparsify.anchored import distance_moved, large_init, large_init_large_final, magnitude_increase
 from lthfunc.sparsify.budgets import balanced, erdos_renyi, erk, globally_above, lamp, uniform
+from lthfunc.sparsify.dependencies import dependencies, without_dead_units
 from lthfunc.sparsify.gradients import fisher, grasp, movement, snip, taylor
 from lthfunc.sparsify.scores import Score, magnitude, random_scores
 from lthfunc.sparsify.selection import Select, unstructured
@@ -20,6 +21,7 @@ from lthfunc.sparsify.structures import blocks, n_of_m, per_output, units
 from lthfunc.sparsify.synflow import synflow
 from lthfunc.training.batches import sample_batches
 from lthfunc.training.steps import forward_of, loss_of
+from lthfunc.trees.fold import Transformation, compose
 from lthfunc.trees.model import Model
 from lthfunc.trees.ops import to_device
 from lthfunc.trees.rng import key
@@ -107,6 +109,14 @@ def structure_of(name: str, exempt: Sequence[str], model: Model) -> Select:
         return blocks(int(found[1]), int(found[2]), exempt)
     own: Any = load_plugin("--structure", name)
     return own  # type: ignore[no-any-return]
+
+
+def tidying_of(structure: str, model: Model, shape: tuple[int, ...]) -> Transformation:
+    """What pruning does besides: where whole units go, what depends on them goes as well."""
+    if structure != "units":
+        return compose()
+    found = dependencies(model, shape)
+    return lambda state: without_dead_units(state, found)
 
 
 def rewinding_of(rewind: Rewind, per_epoch: int) -> tuple[Start, int]:

@@ -13,6 +13,7 @@ from lthfunc.sparsify.selection import Select, unstructured
 from lthfunc.sparsify.transforms import prune, ticket
 from lthfunc.training.evaluation import Quality
 from lthfunc.training.loop import Fit, Observer, Trainer, fit_together, measure
+from lthfunc.trees.fold import Transformation, compose
 from lthfunc.trees.model import Model, init
 from lthfunc.trees.ops import count
 from lthfunc.trees.types import Ticket, TrainState
@@ -24,7 +25,8 @@ class Plan(NamedTuple):
     """An experiment, ready to run with any seed.
 
     steps: length of a training. rounds: prunings, so rounds + 1 trainings (round 0 is dense). rate: fraction of
-    the remaining weights to prune per round. score: of (the trained network, the situation) -> Score. rewind: where
+    the remaining weights to prune per round. score: of (the trained network, the situation) -> Score. tidy: what else
+    pruning does (to what depends on pruned units, say). rewind: where
     pruned networks start; anchor_step: the step of the first training that they may be rewound to. eval_every: steps
     between two looks at the validation split. controls: what else is trained in every round, by name.
     """
@@ -38,6 +40,7 @@ class Plan(NamedTuple):
     score: Callable[[TrainState, Situation], Score] = lambda trained, now: magnitude
     allocate: Allocate = globally
     select: Select = unstructured
+    tidy: Transformation = compose()
     rewind: Start = REWINDINGS["init"]
     anchor_step: int = 0
     controls: Mapping[str, Start] = {}
@@ -205,9 +208,8 @@ def _fits(
 
 def _next_start(plan: Plan, seed: int, number: int, trained: TrainState, anchor: TrainState) -> TrainState:
     now = Situation(plan.model, seed, number, anchor)
-    pruned = prune(fraction=plan.rate, score=plan.score(trained, now), allocate=plan.allocate, select=plan.select)(
-        trained
-    )
+    score = plan.score(trained, now)
+    pruned = plan.tidy(prune(fraction=plan.rate, score=score, allocate=plan.allocate, select=plan.select)(trained))
     if not count(pruned.masks).kept:
         raise UserError(f"--rounds: no weight is left in round {number} at this --rate; fewer rounds would do")
     return plan.rewind.make(pruned, now)

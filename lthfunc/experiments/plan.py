@@ -12,7 +12,7 @@ from lthfunc.data.augment import shift_and_mirror
 from lthfunc.data.loading import load
 from lthfunc.errors import UserError, invalid
 from lthfunc.experiments.config import Config, parse_rewind, trainings_at_once
-from lthfunc.experiments.functions import Scored, allocation_of, rewinding_of, score_of, structure_of
+from lthfunc.experiments.functions import Scored, allocation_of, rewinding_of, score_of, structure_of, tidying_of
 from lthfunc.experiments.iterative import Plan, check
 from lthfunc.experiments.resolve import resolved
 from lthfunc.experiments.starting import CONTROLS
@@ -95,6 +95,7 @@ def prepare(config: Config) -> Prepared:
         ),
         allocate=allocation_of(config),
         select=structure_of(config.structure, config.exempt, model),
+        tidy=tidying_of(config.structure, model, data.shape),
         rewind=rewind,
         anchor_step=anchor_step,
         controls={name: CONTROLS[name] for name in config.control},

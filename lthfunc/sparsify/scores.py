@@ -55,7 +55,8 @@ def checked(score: Score) -> Score:
             leaf = scores[name]
             if leaf.shape != mask.shape:
                 raise invalid("score", f"{name} {tuple(leaf.shape)}", f"a leaf of shape {tuple(mask.shape)}")
-            if bool(leaf.isnan().any()):
+            # Under vmap numbers can't be looked at.
+            if not torch._C._functorch.is_functorch_wrapped_tensor(leaf) and bool(leaf.isnan().any()):
                 raise UserError(f"score: {int(leaf.isnan().sum()):,} of {mask.numel():,} scores of {name} are NaN")
         return scores
 
