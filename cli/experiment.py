@@ -6,15 +6,15 @@ from typing import Annotated, Any
 
 import typer
 
-from lthfunc.errors import UserError, invalid
+from lthfunc.errors import UserError
 from lthfunc.experiments.config import Config, from_mapping
 from lthfunc.experiments.resolve import resolved
 
 from . import options as o
 
 _PRUNING_ONLY = (
-    "rounds", "rate", "density", "allocate", "scope", "floor", "layer_rate", "score", "structure", "exempt", "rewind",
-    "control",
+    "rounds", "rate", "density", "densities", "allocate", "scope", "floor", "layer_rate", "score", "structure",
+    "exempt", "rewind", "control",
 )  # fmt: skip
 
 
@@ -26,6 +26,7 @@ def prune(
     rounds: o.Rounds = None,
     rate: o.Rate = None,
     density: o.Density = None,
+    densities: o.Densities = None,
     score: o.ScoreName = None,
     allocate: o.Allocate = None,
     layer_rate: o.LayerRate = None,
@@ -127,7 +128,7 @@ def _merge(command: str, given: dict[str, Any]) -> Config:
     path = given.pop("config")
     typed = {name: value for name, value in given.items() if name not in ("out", "json") and value not in (None, [])}
     if "layer_rate" in typed:
-        typed["layer_rate"] = layer_rates(typed["layer_rate"])
+        typed["layer_rate"] = o.layer_rates(typed["layer_rate"])
     from_file: dict[str, Any] = {}
     if path is not None:
         from lthfunc.runs.settings import read_toml
@@ -143,19 +144,3 @@ def _merge(command: str, given: dict[str, Any]) -> Config:
         return from_mapping({**from_file, **typed})
     except UserError as error:
         raise UserError(f"{error} [in {path}]") if path else error from error
-
-
-def layer_rates(texts: list[str]) -> dict[str, float]:
-    """PATTERN=RATE each. Raises UserError."""
-    return dict(_layer_rate(text) for text in texts)
-
-
-def _layer_rate(text: str) -> tuple[str, float]:
-    pattern, equals, rate = text.rpartition("=")
-    try:
-        value = float(rate)
-    except ValueError:
-        value = None
-    if not equals or not pattern or value is None:
-        raise invalid("--layer-rate", text, "PATTERN=RATE, e.g. 'conv*=0.1'")
-    return pattern, value

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from lthfunc.data.catalog import DATA_DIR_VARIABLE, DATASETS
+from lthfunc.errors import invalid
 from lthfunc.experiments.config import (
     CONTROLS,
     ENGINES,
@@ -51,6 +52,22 @@ def names(*known: str) -> Callable[[str], list[str]]:
         return [name for name in known if name.startswith(incomplete)]
 
     return complete
+
+
+def layer_rates(texts: list[str]) -> dict[str, float]:
+    """PATTERN=RATE each. Raises UserError."""
+    return dict(_layer_rate(text) for text in texts)
+
+
+def _layer_rate(text: str) -> tuple[str, float]:
+    pattern, equals, rate = text.rpartition("=")
+    try:
+        value = float(rate)
+    except ValueError:
+        value = None
+    if not equals or not pattern or value is None:
+        raise invalid("--layer-rate", text, "PATTERN=RATE, e.g. 'conv*=0.1'")
+    return pattern, value
 
 
 def _listed(family: dict[str, str]) -> str:
@@ -125,6 +142,16 @@ Density = Annotated[
         rich_help_panel=_PRUNING,
     ),
 ]
+Densities = Annotated[
+    str | None,
+    typer.Option(
+        "--densities",
+        metavar="X,X,…",
+        help="Share of the weights to have left after each round, in place of --rate and --rounds; or "
+        "package.module:function, called with --rounds.",
+        rich_help_panel=_PRUNING,
+    ),
+]
 Allocate = Annotated[
     str | None,
     typer.Option(
@@ -187,10 +214,10 @@ RewindTo = Annotated[
     typer.Option(
         "--rewind",
         help=f"Where a pruned network starts again: {REWINDS}, or package.module:function. init is the winning ticket "
-        "of the paper; sign keeps the signs alone; none and rate keep the trained weights and begin the learning rate "
-        "anew (rate:K from step K); last-rate goes on at the last one (fine-tuning). "
+        "of the paper; sign keeps the signs alone; none and lr keep the trained weights and begin the learning rate "
+        "anew (lr:K from step K); last-lr goes on at the last one (fine-tuning). "
         f"\\[default: {_DEFAULT.rewind}]",
-        autocompletion=names(*REWINDINGS, "step:", "epoch:", "rate:", "sign:"),
+        autocompletion=names(*REWINDINGS, "step:", "epoch:", "lr:", "sign:"),
         rich_help_panel=_PRUNING,
     ),
 ]

@@ -26,7 +26,7 @@ from lthfunc.runs.folder import PRUNE, TRAIN, TRANSFER, check_free, create, drop
 from lthfunc.training.memory import hold_memory
 from lthfunc.training.threads import using_threads
 
-from .experiment import layer_rates
+from .options import layer_rates
 from .progress import watching
 from .screens import as_json, show_results
 
@@ -125,12 +125,16 @@ def _headline(prepared: Prepared, command: str) -> str:
     data = plan.trainer.data
     side_by_side = f", {jobs} side by side" if (jobs := jobs_of(config, plan)) > 1 else ""
     how = f"{'compiled' if config.engine == 'compile' else config.engine}{side_by_side}"
-    rounds = f"{config.rounds} rounds at rate {config.rate:g} ({config.allocate}), " if command != TRAIN else ""
+    rounds = f"{config.rounds} rounds {_how_far(config)} ({config.allocate}), " if command != TRAIN else ""
     seeds = f", {config.replicates} seeds" if config.replicates > 1 else ""
     return (
         f"{config.arch} on {config.dataset} ({len(data.train.x):,} training, {len(data.val.x):,} validation, "
         f"{len(data.test.x):,} test): {rounds}{plan.steps:,} steps each{seeds}, {config.device}, {how}"
     )
+
+
+def _how_far(config: Config) -> str:
+    return f"at rate {config.rate:g}" if config.densities is None else f"to {config.densities}"
 
 
 def _fresh_folder(config: Config) -> Path:

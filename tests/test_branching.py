@@ -48,10 +48,10 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_branch_shares_its_rounds_and_goes_on_alone(run: Path, capsys: Any) -> None:
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    assert main(f"branch {run} --from-round 1 --rewind rate --rounds 2 --out branch".split()) == 0
+    assert main(f"branch {run} --from-round 1 --rewind lr --rounds 2 --out branch".split()) == 0
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
     about, config, records = read_run(Path("branch"))
-    assert (about["command"], config.rewind, config.rounds) == ("prune", "rate", 2)
+    assert (about["command"], config.rewind, config.rounds) == ("prune", "lr", 2)
     _, _, theirs = read_run(run)
     assert records[:3] == theirs[:3]  # rounds 0 and 1 of the first seed, and its control
     # Round 2 prunes what round 1 trained, as in the run, and keeps the trained values.
@@ -146,6 +146,15 @@ def test_scores_by_name_prune_to_the_density(score: str, tmp_path: Path) -> None
     assert main(command.split()) == 0
     _, _, records = read_run(tmp_path / "run")
     assert records[-1]["density"] == pytest.approx(0.1, abs=1e-4)
+
+
+def test_densities_by_list_and_by_function(run: Path) -> None:
+    Path("levels.py").write_text("def quick(rounds):\n    return [0.3 / (k + 1) for k in range(rounds)]\n")
+    base = "prune --steps 4 --engine eager"
+    assert main([*f"{base} --densities 0.5,0.1 --out listed".split()]) == 0
+    assert main([*f"{base} --rounds 3 --densities levels:quick --out own-densities".split()]) == 0
+    for folder, wanted in (("listed", [1, 0.5, 0.1]), ("own-densities", [1, 0.3, 0.15, 0.1])):
+        assert [item["density"] for item in read_run(Path(folder))[2]] == pytest.approx(wanted, abs=1e-5)
 
 
 def test_structures_on_the_command_line(tmp_path: Path) -> None:

@@ -45,6 +45,8 @@ BAD = {
     "prune --score snipp": "--score: unknown name 'snipp'; did you mean 'snip'?",
     "prune --score no.module:f": "--score: cannot import 'no.module:f'",
     "prune --allocate erkk": "--allocate: unknown name 'erkk'; did you mean 'erk'?",
+    "prune --densities 0.5,0.7": "--densities: '0.5,0.7' is not accepted; it takes falling numbers between 0 and 1",
+    "prune --densities 0.5,0.2 --density 0.1": "--density and --densities: give one of them",
     "prune --density 1.5": "--density: 1.5 is not accepted; it takes a number between 0 and 1",
     "prune --structure 5:4": "--structure: '5:4' is not accepted; it takes unstructured, per-output, units, N:M",
     "prune --structure 3:7 --allocate uniform --rounds 1 --rate 0.6": "3:7 doesn't divide the 64 inputs of fc1.weight",

@@ -53,7 +53,7 @@ def test_each_method_ends_at_the_density_with_the_same_bits(name: str, setting: 
     assert first.test == second.test
     trainings = first.steps / setting.steps
     expected = {
-        "imp": 3, "imp-rate": 3, "imp-tuned": 3, "imp-cyclic": 3, "imp-late": 3 - 0.1, "one-shot": 2,
+        "imp": 3, "imp-lr": 3, "imp-tuned": 3, "imp-cyclic": 3, "imp-late": 3 - 0.1, "one-shot": 2,
         "iterative-random-erk": 3, "iterative-random-balanced": 3,
     }.get(name, 1)  # fmt: skip
     assert trainings == pytest.approx(expected) or (name == "early-bird" and 1 < trainings <= 2)

@@ -12,13 +12,13 @@ from lthfunc.errors import invalid, unknown
 STRUCTURES = "unstructured, per-output, units, N:M (2:4), RxC (16x16 blocks)"
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("constant", "step", "cosine", "cyclic")
-CONTROLS = ("reinit", "random-mask", "shuffled-mask", "inverted-mask")
+CONTROLS = ("reinit", "random-mask", "layer-random-mask", "shuffled-mask", "inverted-mask")
 #: `auto`, the names in training/engines/table.py, which needs torch (a test holds them equal), and the sparse engine
 #: alone or with a dense one for the trainings that it is slower at.
 ENGINES = ("auto", "eager", "compile", "sparse", "sparse/compile", "sparse/eager")
 PRECISIONS = ("fp32", "tf32", "bf16")
 #: Rewindings without a number; a test holds them equal to starting.py's.
-REWINDINGS = ("init", "sign", "rate", "none", "last-rate", "reinit")
+REWINDINGS = ("init", "sign", "lr", "none", "last-lr", "reinit")
 REWINDS = f"{', '.join(REWINDINGS)}, step:K or epoch:K"
 
 
@@ -31,6 +31,7 @@ class Config:
     rounds: int = 5
     rate: float = 0.2
     density: float | None = None
+    densities: str | None = None
     allocate: str = "global"
     layer_rate: dict[str, float] = field(default_factory=dict)
     floor: int = 0
@@ -79,7 +80,7 @@ def parse_rewind(text: str) -> Rewind:
     """``step:500`` and the like. Raises UserError."""
     if text in REWINDINGS or is_own(text):
         return Rewind(text)
-    if found := re.fullmatch(r"(step|epoch|rate|sign):(\d+)", text):
+    if found := re.fullmatch(r"(step|epoch|lr|sign):(\d+)", text):
         return Rewind(found[1], int(found[2]))
     raise invalid("--rewind", text, REWINDS)
 

@@ -6,7 +6,9 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from lthfunc.experiments.config import Config, Rewind
+from lthfunc.errors import invalid
+from lthfunc.experiments.config import Config, Rewind, is_own
+from lthfunc.experiments.resolve import listed
 from lthfunc.experiments.starting import REWINDINGS, Start
 from lthfunc.plugins import load_plugin
 from lthfunc.sparsify.activations import input_moments, wanda
@@ -93,6 +95,18 @@ def allocation_of(config: Config) -> Allocate:
         return made[config.allocate]()
     own: Any = load_plugin("--allocate", config.allocate)
     return own  # type: ignore[no-any-return]
+
+
+def densities_of(config: Config) -> tuple[float, ...] | None:
+    """Densities after each round, where no rate gives them; a user's own function is ``rounds -> densities``."""
+    if config.densities is None:
+        return None
+    if not is_own(config.densities):
+        return tuple(listed(config.densities))
+    values = [float(value) for value in load_plugin("--densities", config.densities)(config.rounds)]
+    if len(values) != config.rounds:
+        raise invalid("--densities", config.densities, f"a function that returns {config.rounds} densities (--rounds)")
+    return tuple(listed(",".join(map(repr, values))))
 
 
 def structure_of(name: str, exempt: Sequence[str], model: Model) -> Select:

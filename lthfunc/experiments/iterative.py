@@ -25,10 +25,11 @@ class Plan(NamedTuple):
     """An experiment, ready to run with any seed.
 
     steps: length of a training. rounds: prunings, so rounds + 1 trainings (round 0 is dense). rate: fraction of
-    the remaining weights to prune per round. score: of (the trained network, the situation) -> Score. tidy: what else
-    pruning does (to what depends on pruned units, say). rewind: where
-    pruned networks start; anchor_step: the step of the first training that they may be rewound to. eval_every: steps
-    between two looks at the validation split. controls: what else is trained in every round, by name.
+    the remaining weights to prune per round; or densities: share of all weights to leave, a number per round.
+    score: of (the trained network, the situation) -> Score. tidy: what else pruning does (to what depends on pruned
+    units, say). rewind: where pruned networks start; anchor_step: the step of the first training that they may be
+    rewound to. eval_every: steps between two looks at the validation split. controls: what else is trained in every
+    round, by name.
     """
 
     model: Model
@@ -37,6 +38,7 @@ class Plan(NamedTuple):
     eval_every: int
     rounds: int = 5
     rate: float = 0.2
+    densities: tuple[float, ...] | None = None
     score: Callable[[TrainState, Situation], Score] = lambda trained, now: magnitude
     allocate: Allocate = globally
     select: Select = unstructured
@@ -49,6 +51,13 @@ class Plan(NamedTuple):
         """Steps that a training takes: less than `steps` where it starts from a later anchor."""
         start = self.rewind if variant == TICKET else self.controls[variant]
         return self.steps - self.anchor_step if number and start.at_anchor else self.steps
+
+    def pruning(self, number: int, score: Score) -> Transformation:
+        """The pruning before a round."""
+        how = {"score": score, "allocate": self.allocate, "select": self.select}
+        if self.densities is None:
+            return prune(fraction=self.rate, **how)  # type: ignore[arg-type]
+        return prune(density=self.densities[number - 1], **how)  # type: ignore[arg-type]
 
     def end_of(self, start: TrainState) -> int:
         """The step a training goes on to: the end, or as many steps more where it starts there."""
@@ -209,7 +218,7 @@ def _fits(
 def _next_start(plan: Plan, seed: int, number: int, trained: TrainState, anchor: TrainState) -> TrainState:
     now = Situation(plan.model, seed, number, anchor)
     score = plan.score(trained, now)
-    pruned = plan.tidy(prune(fraction=plan.rate, score=score, allocate=plan.allocate, select=plan.select)(trained))
+    pruned = plan.tidy(plan.pruning(number, score)(trained))
     if not count(pruned.masks).kept:
         raise UserError(f"--rounds: no weight is left in round {number} at this --rate; fewer rounds would do")
     return plan.rewind.make(pruned, now)

@@ -12,7 +12,15 @@ from lthfunc.data.augment import shift_and_mirror
 from lthfunc.data.loading import load
 from lthfunc.errors import UserError, invalid
 from lthfunc.experiments.config import Config, parse_rewind, trainings_at_once
-from lthfunc.experiments.functions import Scored, allocation_of, rewinding_of, score_of, structure_of, tidying_of
+from lthfunc.experiments.functions import (
+    Scored,
+    allocation_of,
+    densities_of,
+    rewinding_of,
+    score_of,
+    structure_of,
+    tidying_of,
+)
 from lthfunc.experiments.iterative import Plan, check
 from lthfunc.experiments.resolve import resolved
 from lthfunc.experiments.starting import CONTROLS
@@ -22,7 +30,7 @@ from lthfunc.sparse.engine import sparse_engine
 from lthfunc.sparse.kernels.build import why_no_kernels
 from lthfunc.sparse.mixed import sparse_or
 from lthfunc.sparsify.allocation import check_patterns
-from lthfunc.sparsify.transforms import prune
+from lthfunc.sparsify.scores import magnitude
 from lthfunc.training import schedules
 from lthfunc.training.batches import steps_per_epoch
 from lthfunc.training.engines.interface import Work
@@ -90,6 +98,7 @@ def prepare(config: Config) -> Prepared:
         eval_every=config.eval_every or _eval_every(steps, batch_size, len(data.val.x)),
         rounds=config.rounds,
         rate=config.rate,
+        densities=densities_of(config),
         score=lambda trained, now: scoring(
             Scored(model, data, batch_size, _decided(config.lr), now.seed, now.number, trained, now.anchor)
         ),
@@ -112,8 +121,9 @@ def prepare(config: Config) -> Prepared:
 def _check_pruning(plan: Plan) -> None:
     """Raise UserError where the first pruning, or all together, can't be done: before any training."""
     dense = init(plan.model, 0)
-    for fraction in (plan.rate, 1 - (1 - plan.rate) ** plan.rounds):
-        prune(fraction=fraction, allocate=plan.allocate, select=plan.select)(dense)
+    plan.pruning(1, magnitude)(dense)
+    last = (1 - plan.rate) ** plan.rounds if plan.densities is None else plan.densities[-1]
+    plan._replace(densities=(last,)).pruning(1, magnitude)(dense)
 
 
 def choose_device(name: str) -> str:

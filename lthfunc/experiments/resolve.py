@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 from lthfunc.data import catalog as data
@@ -57,6 +58,8 @@ def resolved(config: Config) -> Config:
         config = replace(config, epochs=known.epochs if known else _PLAIN_EPOCHS)
     _check_numbers(config)
     _check_together(config)
+    if config.densities is not None and not is_own(config.densities):
+        config = replace(config, rounds=len(listed(config.densities)))
     if config.density is not None and config.rounds:
         config = replace(config, rate=1 - config.density ** (1 / config.rounds))
     return config
@@ -81,6 +84,17 @@ def _check_choices(config: Config) -> None:
         few_of_many = ":" not in config.structure or (sizes and int(sizes[1]) <= int(sizes[2]))
         if sizes is None or "0" in (sizes[1], sizes[2]) or not few_of_many:
             raise invalid("--structure", config.structure, f"{STRUCTURES}, or package.module:function")
+
+
+def listed(densities: str) -> list[float]:
+    """The densities in a text, falling. Raises UserError."""
+    try:
+        values = [float(part) for part in densities.split(",")]
+    except ValueError:
+        values = []
+    if not values or not all(0 < low < high <= 1 for high, low in pairwise([1.0, *values])):
+        raise invalid("--densities", densities, "falling numbers between 0 and 1, e.g. 0.5,0.2,0.1")
+    return values
 
 
 def _own(name: str) -> tuple[str, ...]:
@@ -127,6 +141,8 @@ def _check_together(config: Config) -> None:
         raise invalid("--momentum", config.momentum, "0 unless --optimizer is sgd")
     if config.nesterov and not config.momentum:
         raise UserError("--nesterov: takes --optimizer sgd with a --momentum above 0")
+    if config.densities is not None and config.density is not None:
+        raise UserError("--density and --densities: give one of them, not both")
     if config.milestone and config.schedule != "step":
         raise UserError("--milestone: takes --schedule step with it")
     if config.layer_rate and config.allocate != "layerwise":

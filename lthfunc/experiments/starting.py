@@ -57,6 +57,14 @@ def _random_mask(pruned: TrainState, now: Situation) -> TrainState:
     return restart(drawn(pruned._replace(masks=full)), now.anchor)
 
 
+def _layer_random_mask(pruned: TrainState, now: Situation) -> TrainState:
+    """As many weights in each layer, drawn uniformly from it, nested from round to round."""
+    full = full_masks(pruned.params, tuple(pruned.masks))
+    counts = as_given({name: int(mask.sum()) for name, mask in pruned.masks.items()})
+    drawn = prune(fraction=0, score=random_scores(now.seed, "control-layer-random-mask"), allocate=counts)
+    return restart(drawn(pruned._replace(masks=full)), now.anchor)
+
+
 def _shuffled_mask(pruned: TrainState, now: Situation) -> TrainState:
     """As many weights in each layer, at other places."""
     return restart(
@@ -78,9 +86,9 @@ REWINDINGS: dict[str, Start] = {
     "step": Start(lambda pruned, now: restart(pruned, now.anchor), at_anchor=True),
     "epoch": Start(lambda pruned, now: restart(pruned, now.anchor), at_anchor=True),
     "sign": Start(lambda pruned, now: constant_sign(pruned, now.anchor), at_anchor=True),
-    "rate": Start(lambda pruned, now: rate_rewound(pruned, int(now.anchor.step)), at_anchor=True),
+    "lr": Start(lambda pruned, now: rate_rewound(pruned, int(now.anchor.step)), at_anchor=True),
     "none": Start(lambda pruned, now: finetune(pruned), at_anchor=False),
-    "last-rate": Start(lambda pruned, now: last_rate(pruned), at_anchor=False),
+    "last-lr": Start(lambda pruned, now: last_rate(pruned), at_anchor=False),
     "reinit": _drawn_anew("rewind-reinit"),
 }
 
@@ -88,6 +96,7 @@ REWINDINGS: dict[str, Start] = {
 CONTROLS: dict[str, Start] = {
     "reinit": _drawn_anew("control-reinit"),
     "random-mask": Start(_random_mask, at_anchor=True),
+    "layer-random-mask": Start(_layer_random_mask, at_anchor=True),
     "shuffled-mask": Start(_shuffled_mask, at_anchor=True),
     "inverted-mask": Start(_inverted_mask, at_anchor=True),
 }

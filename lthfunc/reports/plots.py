@@ -25,15 +25,23 @@ _LABELS = {
     TICKET: "ticket",
     "reinit": "random reinitialisation",
     "random-mask": "random mask",
+    "layer-random-mask": "random mask in each layer",
     "shuffled-mask": "shuffled mask",
     "inverted-mask": "inverted mask",
 }
 # Okabe & Ito's palette: told apart by colour-blind readers too.
 _COLOURS = {
     TICKET: "#0072B2", "reinit": "#D55E00", "random-mask": "#009E73", "shuffled-mask": "#CC79A7",
-    "inverted-mask": "#E69F00",
+    "inverted-mask": "#E69F00", "layer-random-mask": "#56B4E9",
 }  # fmt: skip
-_MARKERS = {TICKET: "o", "reinit": "s", "random-mask": "^", "shuffled-mask": "D", "inverted-mask": "v"}
+_MARKERS = {
+    TICKET: "o",
+    "reinit": "s",
+    "random-mask": "^",
+    "shuffled-mask": "D",
+    "inverted-mask": "v",
+    "layer-random-mask": "P",
+}
 
 
 def draw(folder: Path, records: Sequence[Record], title: str) -> list[Path]:

@@ -61,7 +61,7 @@ def _random(allocate: Allocate) -> Method:
 
 imp = iterative()
 imp_late = iterative(late=0.05)
-imp_rate = iterative(_rate)
+imp_lr = iterative(_rate)
 imp_tuned = iterative(_tuned)
 one_shot = iterative(one_shot=True)
 random_erk = _random(erk())
@@ -70,4 +70,4 @@ random_balanced = _random(balanced())
 
 def cyclic(setting: Setting, seed: int) -> Outcome:
     """`imp` with learning-rate rewinding, every training several cycles of the schedule (Gadhikar & Burkholz 2024)."""
-    return imp_rate(setting._replace(trainer=setting.cyclic), seed)
+    return imp_lr(setting._replace(trainer=setting.cyclic), seed)

@@ -9,7 +9,7 @@ TABLE: dict[str, Method] = {
     "dense": iterative.dense,
     "imp": iterative.imp,
     "imp-late": iterative.imp_late,
-    "imp-rate": iterative.imp_rate,
+    "imp-lr": iterative.imp_lr,
     "imp-tuned": iterative.imp_tuned,
     "imp-cyclic": iterative.cyclic,
     "one-shot": iterative.one_shot,
