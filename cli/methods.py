@@ -100,6 +100,7 @@ def _run(
     from lthfunc.reports.methods import method_plot, method_rows, method_table
     from lthfunc.runs.comparison import compare
     from lthfunc.runs.processes import usable_cores
+    from lthfunc.training.memory import hold_memory
     from lthfunc.training.threads import using_threads
     from lthfunc.trees.files import write_atomically
 
@@ -114,6 +115,7 @@ def _run(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
         console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty(),
     )  # fmt: skip
+    hold_memory()
     with progress, terminable(), using_threads(config.threads):
         bar = progress.add_task(f"{len(chosen)} methods", total=len(chosen) * config.replicates)
 

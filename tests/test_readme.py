@@ -74,6 +74,32 @@ def test_each_command_of_the_readme_runs(
     assert main(words) == 0, capsys.readouterr().err
 
 
+def test_the_methods_page_runs_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the digits, and shorter."""
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    composed, own = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    for long, short in (
+        ("(1, 28, 28)", "(1, 8, 8)"), ('"mnist"', '"digits"'), ("steps=3000", "steps=20"), ("steps=150", "steps=5"),
+        ("rounds=100", "rounds=5"),
+    ):  # fmt: skip
+        assert long in composed
+        composed = composed.replace(long, short)
+    names: dict[str, Any] = {}
+    exec(compile(composed, "methods.md", "exec"), names)
+    densities = {
+        name: lf.density(names[name].masks) for name in ("ticket", "one_shot", "at_init", "by_flow", "two_of_four")
+    }
+    expected = {"ticket": 0.8**10, "one_shot": 0.05, "at_init": 0.05, "by_flow": 0.05, "two_of_four": 0.5}
+    assert densities == pytest.approx(expected, abs=1e-4)
+    assert len([line for line in own.splitlines() if line.strip()]) < 20
+    functions: dict[str, Any] = {}
+    exec(compile(own, "methods.md", "exec"), functions)
+    functions["test_the_farthest_stay"]()
+    (tmp_path / "my_scores.py").write_text(own)
+    assert main(["prune", "--rounds", "1", "--steps", "4", "--score", "my_scores:centred", "--out", "run"]) == 0
+
+
 def test_continuous_integration_runs_the_readmes_test_line() -> None:
     lines = [line for block in blocks("sh") for line in block.splitlines() if line.endswith("&& pytest")]
     assert len(lines) == 1
