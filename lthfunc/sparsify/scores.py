@@ -48,7 +48,7 @@ def checked(score: Score) -> Score:
 
     def verified(params: Params, masks: Masks) -> Scores:
         scores = score(params, masks)
-        if not isinstance(scores, dict) or list(scores) != list(masks):
+        if not isinstance(scores, dict) or scores.keys() != masks.keys():
             given = list(scores) if isinstance(scores, dict) else type(scores).__name__
             raise invalid("score", given, f"a function that returns one leaf for each of {', '.join(masks)}")
         for name, mask in masks.items():
