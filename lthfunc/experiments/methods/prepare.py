@@ -32,12 +32,13 @@ def setting_of(config: Config) -> tuple[Config, Setting]:
     `sparse/eager` where that can be, else `eager`: masks change often, and many networks are made.
     """
     config = replace(config, threads=config.threads or 1)
-    for engine in ("sparse/eager", "eager") if config.engine == "auto" else (config.engine,):
+    choices = ("sparse/eager", "eager") if config.engine == "auto" else (config.engine,)
+    for engine in choices:
         try:
             prepared = prepare(replace(config, engine=engine))
             break
         except UserError as error:
-            if engine == "eager" or not str(error).startswith("--engine"):
+            if engine == choices[-1] or not str(error).startswith("--engine"):
                 raise
     config, plan = prepared.config, prepared.plan
     trainer, data = plan.trainer, plan.trainer.data

@@ -12,13 +12,7 @@ from lthfunc.sparsify.selection import unstructured
 from lthfunc.training.loop import fit
 from lthfunc.training.optimizers import Optimizer, adam
 from lthfunc.training.reparametrised import (
-    Drawn,
-    Weights,
-    buffers_part,
-    largest,
-    reparametrised,
-    straight_through,
-    trained_part,
+    Drawn, Weights, buffers_part, largest, reparametrised, straight_through, trained_part,
 )  # fmt: skip
 from lthfunc.trees.model import init
 from lthfunc.trees.ops import apply_masks, count
@@ -53,9 +47,9 @@ def straight(setting: Setting, seed: int) -> Outcome:
 def supermask(setting: Setting, seed: int) -> Outcome:
     """Weights stay as they were drawn; each one's probability to be there is trained (Zhou et al. 2019, sec. 5).
 
-    Probabilities begin at the density, and weights are scaled up for what is missing, as
-    their sec. 5.2 does (here by the root, which keeps the variance). In the end, and
-    wherever the network is measured, the likeliest of each layer stay.
+    Probabilities begin at the density, and weights are scaled up for what is missing, as their sec. 5.2 does (here by
+    the root, which keeps the variance). In the end, and wherever the network is measured, the likeliest of each layer
+    stay.
     """
     dense = start(setting, seed)
     counts = uniform(1)({}, dense.masks, 1 - setting.density)
