@@ -12,8 +12,14 @@ from lthfunc.sparsify.selection import unstructured
 from lthfunc.training.loop import fit
 from lthfunc.training.optimizers import Optimizer, adam
 from lthfunc.training.reparametrised import (
-    Drawn, Weights, buffers_part, largest, reparametrised, straight_through, trained_part,
-)  # fmt: skip
+    Drawn,
+    Weights,
+    buffers_part,
+    largest,
+    reparametrised,
+    straight_through,
+    trained_part,
+)
 from lthfunc.trees.model import init
 from lthfunc.trees.ops import apply_masks, count
 from lthfunc.trees.rng import generator
