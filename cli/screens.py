@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lthfunc.experiments.config import Config, to_mapping
+from lthfunc.experiments.iterative import TICKET
 from lthfunc.experiments.records import Row, winning
 from lthfunc.reports.tables import layer_table, result_table
 from lthfunc.runs.folder import TICKET_FILE
@@ -35,6 +36,8 @@ def show_results(rows: Sequence[Row], folder: Path, pictures: Sequence[Path], *,
     print()
     if ticket:
         screen().print(verdict(rows), highlight=False)
+        if warning := collapse(rows):
+            screen().print(warning, highlight=False)
         print(f"ticket    {folder / TICKET_FILE}")
     for picture in pictures:
         print(f"picture   {picture}")
@@ -51,6 +54,18 @@ def verdict(rows: Sequence[Row]) -> str:
         f"validation accuracy ({100 * best.val_accuracy.mean:.2f} %) is not below the dense network's "
         f"({100 * rows[0].val_accuracy.mean:.2f} %)."
     )
+
+
+def collapse(rows: Sequence[Row]) -> str | None:
+    """Which round emptied a layer, if one did: no signal passes such a layer."""
+    for row in rows:
+        empty = [name for name, density in row.layers.items() if density == 0]
+        if row.variant == TICKET and empty:
+            return (
+                f"Layer collapse: from round {row.round} on nothing is left of {', '.join(empty)}; --floor N keeps "
+                "some weights in every layer."
+            )
+    return None
 
 
 def as_json(folder: Path, config: Config, rows: Sequence[Row]) -> dict[str, Any]:
