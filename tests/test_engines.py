@@ -16,6 +16,7 @@ import lthfunc as lf
 from lthfunc.errors import UserError
 from lthfunc.experiments.config import ENGINES as NAMES, PRECISIONS as PRECISION_NAMES
 from lthfunc.experiments.iterative import Plan, iterative
+from lthfunc.experiments.starting import CONTROLS
 from lthfunc.training.engines import compiled as compiled_engine, toolchain
 from lthfunc.training.engines.pooling import max_pool_backward
 from lthfunc.training.engines.table import COMPILE_FROM_STEPS, ENGINES, engine_for
@@ -186,7 +187,7 @@ def test_a_whole_run_compiles_one_step_and_one_evaluation(
     model = lf.from_module(NormedNet())
     data = few_digits._replace(val=digits.train, test=digits.train)  # more than a chunk, and some left over
     plan = Plan(model=model, trainer=trainer(model, data, "compile"), steps=12, eval_every=6, rounds=2)
-    plan = plan._replace(controls=("reinit", "random-mask", "shuffled-mask"))
+    plan = plan._replace(controls={name: CONTROLS[name] for name in ("reinit", "random-mask", "shuffled-mask")})
     for seed in (0, 1):
         assert len(list(iterative(plan, seed))) == 1 + 2 * 4
     assert sorted(made) == ["flat", "in_place"]
