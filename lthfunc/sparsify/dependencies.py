@@ -102,7 +102,7 @@ def _looker(source: str, name: str, found: Dependencies) -> Callable[[nn.Module,
         marks = torch.isnan(inputs[0].float())
         if isinstance(reader, nn.Linear):
             marks = marks.movedim(-1, 1)
-        marks = marks.flatten(2).any(2) if marks.ndim > 2 else marks
+        marks = marks.reshape(*marks.shape[:2], -1).any(2)
         before = found.feeds.get((source, name))
         found.feeds[source, name] = marks if before is None else before | marks
 
@@ -115,6 +115,7 @@ def without_dead_units(state: TrainState, found: Dependencies) -> TrainState:
     Biases and normalisation leaves of such units become zero; nothing depends on them, so training leaves them so. A
     dead unit may have given a constant (its bias); that goes with it.
     """
+    found = _on(found, state.step.device)
     masks = dict(state.masks)
     while True:
         fewer = _reduced(masks, found)
@@ -131,6 +132,13 @@ def without_dead_units(state: TrainState, found: Dependencies) -> TrainState:
             if leaf in params:
                 params[leaf] = torch.where(gone, 0, params[leaf])
     return state._replace(params=params, masks=masks, opt=())
+
+
+def _on(found: Dependencies, device: torch.device) -> Dependencies:
+    return found._replace(
+        feeds={pair: marks.to(device) for pair, marks in found.feeds.items()},
+        shown={name: marks.to(device) for name, marks in found.shown.items()},
+    )
 
 
 def _reduced(masks: Masks, found: Dependencies) -> Masks:
@@ -171,9 +179,7 @@ def _columns(features: Tensor, mask: Tensor, groups: int) -> Tensor:
 
 def _used(mask: Tensor, groups: int) -> Tensor:
     """Features that some remaining weight reads."""
-    return (
-        mask.flatten(2).any(2).view(groups, len(mask) // groups, -1).any(1).flatten() if mask.ndim > 2 else mask.any(0)
-    )
+    return mask.view(*mask.shape[:2], -1).any(2).view(groups, len(mask) // groups, -1).any(1).flatten()
 
 
 def dead_units(masks: Masks) -> dict[str, int]:
