@@ -62,7 +62,8 @@ def _run(config: Any, at: list[int], points: int, plot: str | None, *, wants_jso
     from lthfunc.experiments.config import to_mapping
     from lthfunc.experiments.connectivity import instability
     from lthfunc.experiments.plan import prepare
-    from lthfunc.reports.connectivity import barrier_rows, barrier_table, draw_barriers
+    from lthfunc.reports.connectivity import barrier_plot, barrier_rows, barrier_table
+    from lthfunc.reports.figures import save
     from lthfunc.training.memory import hold_memory
     from lthfunc.training.threads import using_threads
     from lthfunc.trees.model import init
@@ -96,7 +97,7 @@ def _run(config: Any, at: list[int], points: int, plot: str | None, *, wants_jso
         raise typer.Exit(130) from None
     title = f"{config.arch} on {config.dataset}, {plan.steps:,} steps"
     if plot:
-        draw_barriers(Path(plot), records, title)
+        save(barrier_plot(records, title), Path(plot))
     if wants_json:
         print(json.dumps({"config": to_mapping(config), "steps": plan.steps, "results": records}, indent=2))
         return

@@ -97,19 +97,19 @@ def _run(
 
     from lthfunc.experiments.config import to_mapping
     from lthfunc.experiments.methods.prepare import setting_of
+    from lthfunc.reports.figures import save as save_picture
     from lthfunc.reports.methods import method_plot, method_rows, method_table
     from lthfunc.runs.comparison import compare
     from lthfunc.runs.processes import usable_cores
     from lthfunc.training.memory import hold_memory
     from lthfunc.training.threads import using_threads
-    from lthfunc.trees.files import write_atomically
 
     from .console import screen
-    from .running import terminable
+    from .running import make_folder, terminable
 
     config, setting = setting_of(config)
     if save is not None:
-        save.mkdir(parents=True, exist_ok=True)
+        make_folder("--save", save)
     jobs = config.jobs or max(1, usable_cores() // (config.threads or 1))
     progress = Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
@@ -125,7 +125,7 @@ def _run(
             progress.console.print(f"{item['method']} seed {item['seed']}: {figures}", highlight=False, soft_wrap=True)
 
         try:
-            records = compare(config, chosen, out, jobs, tell, save)
+            records = compare(config, setting, chosen, out, jobs, tell, save)
         except KeyboardInterrupt:
             progress.stop()
             goes_on = "; the same command goes on" if out else "; with --out FILE it could go on"
@@ -134,11 +134,7 @@ def _run(
     rows = method_rows(records, setting.steps)
     title = f"{config.arch} on {config.dataset}, {100 * setting.density:g} % of the weights, {setting.steps:,} steps"
     if plot:
-        import io
-
-        buffer = io.BytesIO()
-        method_plot(rows, title).savefig(buffer, format="png", dpi=150, metadata={"Software": None})
-        write_atomically(plot, buffer.getvalue())
+        save_picture(method_plot(rows, title), plot)
     if wants_json:
         print(json.dumps({"config": to_mapping(config), "steps": setting.steps, "results": records}, indent=2))
         return

@@ -17,6 +17,7 @@ from lthfunc.experiments.config import (
     REWINDINGS,
     REWINDS,
     SCHEDULES,
+    STRUCTURE_NAMES,
     STRUCTURES,
     Config,
 )
@@ -177,8 +178,9 @@ Structure = Annotated[
     str | None,
     typer.Option(
         "--structure",
-        help=f"Which masks are allowed: {STRUCTURES}; or package.module:function. \\[default: {_DEFAULT.structure}]",
-        autocompletion=names("unstructured", "per-output", "units", "2:4", "16x16"),
+        help=f"Which masks are allowed: {STRUCTURE_NAMES}; or package.module:function. "
+        f"\\[default: {_DEFAULT.structure}]",
+        autocompletion=names(*STRUCTURES, "2:4", "16x16"),
         rich_help_panel=_PRUNING,
     ),
 ]

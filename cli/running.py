@@ -15,6 +15,7 @@ from typing import Any
 import typer
 from rich.console import Console
 
+from lthfunc.errors import invalid
 from lthfunc.experiments.config import Config, from_mapping, to_mapping
 from lthfunc.experiments.iterative import Task
 from lthfunc.experiments.plan import Prepared, prepare
@@ -22,7 +23,8 @@ from lthfunc.experiments.records import Record, summarize
 from lthfunc.experiments.resolve import resolved
 from lthfunc.runs.branching import branch, check_branch, transfers
 from lthfunc.runs.execute import execute, jobs_of
-from lthfunc.runs.folder import PRUNE, TRAIN, TRANSFER, check_free, create, drop_partial_line, read_run
+from lthfunc.runs.folder import METRICS, PRUNE, TRAIN, TRANSFER, check_free, create, read_run
+from lthfunc.runs.lines import drop_partial_line
 from lthfunc.training.memory import hold_memory
 from lthfunc.training.threads import using_threads
 
@@ -45,7 +47,7 @@ def resume_run(run: str, *, wants_json: bool) -> None:
     folder = Path(run)
     about, config, records = read_run(folder)
     prepared = prepare(config)
-    drop_partial_line(folder)
+    drop_partial_line(folder / METRICS)
     tasks = transfers(Path(about["source"]), prepared.plan, prepared.config) if "source" in about else None
     _run(prepared, about["command"], folder, records, wants_json, tasks)
 
@@ -53,7 +55,9 @@ def resume_run(run: str, *, wants_json: bool) -> None:
 def branch_run(run: Path, number: int, given: dict[str, Any], out: str | None, *, wants_json: bool) -> None:
     """Go on from a round of a finished run with other settings, in a folder of its own."""
     _, theirs, _ = read_run(run)
-    config = _changed(theirs, {"density": None}, given)
+    # The run's own rate stays, unless a rate or another number of rounds takes the place of densities by name.
+    by_name = {"densities": None} if given["rate"] is not None or given["rounds"] is not None else {}
+    config = _changed(theirs, {"density": None, **by_name}, given)
     folder = Path(out) if out else _fresh_folder(config)
     check_free(folder)
     prepared = prepare(config)
@@ -145,6 +149,14 @@ def _fresh_folder(config: Config) -> Path:
     while folder.exists():  # two runs in one second
         folder, number = base.with_name(f"{base.name}-{number}"), number + 1
     return folder
+
+
+def make_folder(option: str, folder: Path) -> None:
+    """Make a folder for results that come one by one. Raises UserError where that can't be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise invalid(option, str(folder), f"a folder that can be made ({error.strerror})") from error
 
 
 def _say(text: str) -> None:

@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 
 from lthfunc.errors import invalid, unknown
 
-STRUCTURES = "unstructured, per-output, units, N:M (2:4), RxC (16x16 blocks)"
+#: Structures without numbers.
+STRUCTURES = ("unstructured", "per-output", "units")
+STRUCTURE_NAMES = f"{', '.join(STRUCTURES)}, N:M (2:4), RxC (16x16 blocks)"
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("constant", "step", "cosine", "cyclic")
 CONTROLS = ("reinit", "random-mask", "layer-random-mask", "shuffled-mask", "inverted-mask")
@@ -83,6 +85,26 @@ def parse_rewind(text: str) -> Rewind:
     if found := re.fullmatch(r"(step|epoch|lr|sign):(\d+)", text):
         return Rewind(found[1], int(found[2]))
     raise invalid("--rewind", text, REWINDS)
+
+
+class Structure(NamedTuple):
+    """Which masks are allowed. kind: a name, package.module:function, "n:m" or "blocks"; sizes: of the last two."""
+
+    kind: str
+    sizes: tuple[int, int] = (0, 0)
+
+
+def parse_structure(text: str) -> Structure:
+    """``2:4`` and the like. Raises UserError."""
+    if text in STRUCTURES or is_own(text):
+        return Structure(text)
+    if found := re.fullmatch(r"([1-9]\d*)([:x])([1-9]\d*)", text):
+        few, sign, many = int(found[1]), found[2], int(found[3])
+        if sign == "x":
+            return Structure("blocks", (few, many))
+        if few <= many:
+            return Structure("n:m", (few, many))
+    raise invalid("--structure", text, f"{STRUCTURE_NAMES}, or package.module:function")
 
 
 def is_own(name: str) -> bool:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from lthfunc.errors import invalid
-from lthfunc.experiments.config import Config, Rewind, is_own
+from lthfunc.experiments.config import Config, Rewind, is_own, parse_structure
 from lthfunc.experiments.resolve import listed
 from lthfunc.experiments.starting import REWINDINGS, Start
 from lthfunc.plugins import load_plugin
@@ -109,19 +108,19 @@ def densities_of(config: Config) -> tuple[float, ...] | None:
     return tuple(listed(",".join(map(repr, values))))
 
 
-def structure_of(name: str, exempt: Sequence[str], model: Model) -> Select:
+def structure_of(config: Config, model: Model) -> Select:
     """A structure by its name, or a function ``scores, masks, keep -> masks``. The output layer keeps its units."""
-    if name == "unstructured":
-        return unstructured
-    if name == "per-output":
-        return per_output(exempt)
-    if name == "units":
-        return units((*exempt, model.prunable[-1]))
-    if found := re.fullmatch(r"(\d+):(\d+)", name):
-        return n_of_m(int(found[1]), int(found[2]), exempt)
-    if found := re.fullmatch(r"(\d+)x(\d+)", name):
-        return blocks(int(found[1]), int(found[2]), exempt)
-    own: Any = load_plugin("--structure", name)
+    kind, (first, second) = parse_structure(config.structure)
+    made: dict[str, Callable[[], Select]] = {
+        "unstructured": lambda: unstructured,
+        "per-output": lambda: per_output(config.exempt),
+        "units": lambda: units((*config.exempt, model.prunable[-1])),
+        "n:m": lambda: n_of_m(first, second, config.exempt),
+        "blocks": lambda: blocks(first, second, config.exempt),
+    }
+    if kind in made:
+        return made[kind]()
+    own: Any = load_plugin("--structure", kind)
     return own  # type: ignore[no-any-return]
 
 

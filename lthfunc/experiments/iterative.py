@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from lthfunc.errors import UserError, invalid
-from lthfunc.experiments.starting import REWINDINGS, Situation, Start
+from lthfunc.experiments.starting import REWINDINGS, Situation, Start, end_of
 from lthfunc.sparsify.allocation import Allocate, globally
 from lthfunc.sparsify.scores import Score, magnitude
 from lthfunc.sparsify.selection import Select, unstructured
@@ -54,15 +55,14 @@ class Plan(NamedTuple):
 
     def pruning(self, number: int, score: Score) -> Transformation:
         """The pruning before a round."""
-        how = {"score": score, "allocate": self.allocate, "select": self.select}
+        pruning = partial(prune, score=score, allocate=self.allocate, select=self.select)
         if self.densities is None:
-            return prune(fraction=self.rate, **how)  # type: ignore[arg-type]
-        return prune(density=self.densities[number - 1], **how)  # type: ignore[arg-type]
+            return pruning(fraction=self.rate)
+        return pruning(density=self.densities[number - 1])
 
     def end_of(self, start: TrainState) -> int:
-        """The step a training goes on to: the end, or as many steps more where it starts there."""
-        begun = int(start.step)
-        return self.steps if begun < self.steps else begun + self.steps
+        """The step that a training goes on to."""
+        return end_of(start, self.steps)
 
 
 class Task(NamedTuple):

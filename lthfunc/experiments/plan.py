@@ -21,7 +21,7 @@ from lthfunc.experiments.functions import (
     structure_of,
     tidying_of,
 )
-from lthfunc.experiments.iterative import Plan, check
+from lthfunc.experiments.iterative import Plan
 from lthfunc.experiments.resolve import resolved
 from lthfunc.experiments.starting import CONTROLS
 from lthfunc.models.factory import build
@@ -103,7 +103,7 @@ def prepare(config: Config) -> Prepared:
             Scored(model, data, batch_size, _decided(config.lr), now.seed, now.number, trained, now.anchor)
         ),
         allocate=allocation_of(config),
-        select=structure_of(config.structure, config.exempt, model),
+        select=structure_of(config, model),
         tidy=tidying_of(config.structure, model, data.shape),
         rewind=rewind,
         anchor_step=anchor_step,
@@ -111,8 +111,7 @@ def prepare(config: Config) -> Prepared:
     )
     if anchor_step >= steps:
         raise invalid("--rewind", config.rewind, f"a point before the end of training (step {steps})")
-    check(plan)
-    check_patterns(config.layer_rate, model.prunable)
+    check_patterns("layer rate", config.layer_rate, model.prunable)
     if config.rounds and (config.structure != "unstructured" or config.floor):
         _check_pruning(plan)
     return Prepared(config, plan, note)

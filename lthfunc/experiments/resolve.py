@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -16,10 +15,10 @@ from lthfunc.experiments.config import (
     OPTIMIZERS,
     PRECISIONS,
     SCHEDULES,
-    STRUCTURES,
     Config,
     is_own,
     parse_rewind,
+    parse_structure,
 )
 from lthfunc.experiments.families import ALLOCATIONS, SCORES
 from lthfunc.models import catalog as models
@@ -79,11 +78,7 @@ def _check_choices(config: Config) -> None:
         if choice is not None and choice not in names:
             raise unknown(option, choice, names)
     parse_rewind(config.rewind)
-    if not (config.structure in ("unstructured", "per-output", "units") or is_own(config.structure)):
-        sizes = re.fullmatch(r"(\d+)[:x](\d+)", config.structure)
-        few_of_many = ":" not in config.structure or (sizes and int(sizes[1]) <= int(sizes[2]))
-        if sizes is None or "0" in (sizes[1], sizes[2]) or not few_of_many:
-            raise invalid("--structure", config.structure, f"{STRUCTURES}, or package.module:function")
+    parse_structure(config.structure)
 
 
 def listed(densities: str) -> list[float]:
@@ -147,10 +142,12 @@ def _check_together(config: Config) -> None:
         raise UserError("--milestone: takes --schedule step with it")
     if config.layer_rate and config.allocate != "layerwise":
         raise UserError("--layer-rate: takes --allocate layerwise with it")
-    if config.floor and config.allocate in ("layerwise", "lamp"):
+    if config.floor and (config.allocate in ("layerwise", "lamp") or is_own(config.allocate)):
         raise invalid("--floor", config.floor, f"0 with --allocate {config.allocate}")
     if config.exempt and config.structure == "unstructured":
         raise UserError("--exempt: takes a --structure with it")
+    if config.exempt and is_own(config.structure):
+        raise invalid("--structure", config.structure, "a structure by name with --exempt")
     if len(set(config.control)) < len(config.control):
         raise invalid("--control", ", ".join(config.control), "each control once")
 

@@ -17,7 +17,7 @@ from lthfunc.sparsify.rewinding import (
     reinitialised,
     restart,
     shuffled,
-)  # fmt: skip
+)
 from lthfunc.sparsify.scores import random_scores
 from lthfunc.sparsify.selection import unstructured
 from lthfunc.sparsify.transforms import prune
@@ -34,6 +34,12 @@ class Situation(NamedTuple):
     seed: int
     number: int
     anchor: TrainState
+
+
+def end_of(start: TrainState, steps: int) -> int:
+    """The step that a training of `steps` goes on to: their end, or as many more where it starts there."""
+    begun = int(start.step)
+    return steps if begun < steps else begun + steps
 
 
 class Start(NamedTuple):
@@ -82,9 +88,7 @@ def _inverted_mask(pruned: TrainState, now: Situation) -> TrainState:
 
 #: By the names of config.REWINDINGS; what `step:K` and `epoch:K` add is the anchor's step.
 REWINDINGS: dict[str, Start] = {
-    "init": Start(lambda pruned, now: restart(pruned, now.anchor), at_anchor=True),
-    "step": Start(lambda pruned, now: restart(pruned, now.anchor), at_anchor=True),
-    "epoch": Start(lambda pruned, now: restart(pruned, now.anchor), at_anchor=True),
+    **dict.fromkeys(("init", "step", "epoch"), Start(lambda pruned, now: restart(pruned, now.anchor), at_anchor=True)),
     "sign": Start(lambda pruned, now: constant_sign(pruned, now.anchor), at_anchor=True),
     "lr": Start(lambda pruned, now: rate_rewound(pruned, int(now.anchor.step)), at_anchor=True),
     "none": Start(lambda pruned, now: finetune(pruned), at_anchor=False),

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import statistics
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import matplotlib as mpl
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.table import Table
 
 from lthfunc.experiments.records import Record, Spread, spread
+from lthfunc.reports.figures import clean, figure
 from lthfunc.reports.tables import percent
-from lthfunc.trees.files import write_atomically
 
 
 class BarrierRow(NamedTuple):
@@ -50,11 +47,10 @@ def barrier_table(rows: Sequence[BarrierRow]) -> Table:
     return table
 
 
-def draw_barriers(path: Path, records: Sequence[Record], title: str) -> None:
+def barrier_plot(records: Sequence[Record], title: str) -> Figure:
     """Error along the lines (means over seeds), and the barrier against the step of spawning."""
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    FigureCanvasAgg(figure)
-    lines, barriers = figure.subplots(1, 2)
+    made = figure(10, 4)
+    lines, barriers = made.subplots(1, 2)
     rows, colours = barrier_rows(records), mpl.colormaps["viridis"]
     for number, row in enumerate(rows):
         group = [item for item in records if item["k"] == row.k]
@@ -77,11 +73,6 @@ def draw_barriers(path: Path, records: Sequence[Record], title: str) -> None:
     barriers.set_xlabel("step at which the copies part")
     barriers.set_ylabel("barrier (% of the test set)")
     for axes in (lines, barriers):
-        axes.grid(color="#dddddd", linewidth=0.6)
-        axes.set_axisbelow(True)
-        for side in ("top", "right"):
-            axes.spines[side].set_visible(False)
-    figure.suptitle(title, fontsize=11)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
-    write_atomically(path, buffer.getvalue())
+        clean(axes)
+    made.suptitle(title, fontsize=11)
+    return made

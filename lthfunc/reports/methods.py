@@ -6,13 +6,13 @@ import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from rich.table import Table
 
 from lthfunc.experiments.families import METHODS
 from lthfunc.experiments.records import Record, Spread, spread
+from lthfunc.reports.figures import clean, figure
 from lthfunc.reports.tables import percent
 
 
@@ -74,9 +74,9 @@ def method_table(rows: Sequence[MethodRow]) -> Table:
 
 def method_plot(rows: Sequence[MethodRow], title: str) -> Figure:
     """A dot per method with its deviation, the most accurate at the top; the dense network is the line."""
-    figure = Figure(figsize=(7, 0.9 + 0.27 * len(rows)), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
+    made = figure(7, 0.9 + 0.27 * len(rows))
+    axes = made.subplots()
+    clean(axes)
     shown = [row for row in rows if row.method != "dense"][::-1]
     for row in rows:
         if row.method == "dense":
@@ -101,8 +101,4 @@ def method_plot(rows: Sequence[MethodRow], title: str) -> Figure:
     axes.set_yticks(range(len(shown)), [row.method for row in shown])
     axes.set_xlabel("test error (%)")
     axes.set_title(title, fontsize=11)
-    axes.grid(axis="x", color="#dddddd", linewidth=0.6)
-    axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    return figure
+    return made

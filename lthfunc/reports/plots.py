@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from lthfunc.experiments.iterative import TICKET
 from lthfunc.experiments.records import Record, Row, Spread, summarize
+from lthfunc.reports.figures import clean, figure as empty_figure, save
 from lthfunc.reports.spacing import spread_out
-from lthfunc.trees.files import write_atomically
 
 ACCURACY = "accuracy_vs_density.png"
 CURVES = "training_curves.png"
@@ -54,9 +52,7 @@ def draw(folder: Path, records: Sequence[Record], title: str) -> list[Path]:
             (TIME, training_time(records, title)),
         ]
     for name, figure in pictures:
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
-        write_atomically(folder / name, buffer.getvalue())
+        save(figure, folder / name)
     return [folder / name for name, _ in pictures]
 
 
@@ -72,8 +68,7 @@ def accuracy_vs_density(records: Sequence[Record], title: str) -> Figure:
 
 def training_curves(records: Sequence[Record], title: str) -> Figure:
     """Validation loss and accuracy of each round's ticket over its training; the early-stopping step is marked."""
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = empty_figure(10, 4.2)
     loss_axes, accuracy_axes = figure.subplots(1, 2)
     mine = [item for item in records if item["variant"] == TICKET and item["seed"] == records[0]["seed"]]
     colours = mpl.colormaps["viridis"]
@@ -98,7 +93,7 @@ def training_curves(records: Sequence[Record], title: str) -> Figure:
         axes.set_xlabel("training step (● early stopping)")
         axes.xaxis.set_major_locator(MaxNLocator(6))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-        _clean(axes)
+        clean(axes)
     accuracy_axes.legend(frameon=False, fontsize=8, title="weights remaining", title_fontsize=8)
     figure.suptitle(f"{title}, seed {records[0]['seed']}", fontsize=11)
     return figure
@@ -159,16 +154,10 @@ def _density_ticks(axes: Any, tickets: list[Row]) -> None:
 
 
 def _figure() -> tuple[Figure, Any]:
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = empty_figure(7, 4.5)
     axes = figure.subplots()
-    _clean(axes)
+    clean(axes)
     return figure, axes
-
-
-def _clean(axes: Any) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25)
 
 
 def _median(values: list[float]) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from lthfunc.experiments.iterative import TICKET, Plan, Task
 from lthfunc.experiments.records import Record
 from lthfunc.experiments.starting import Situation
 from lthfunc.runs.folder import METRICS, PRUNE, create, done_so_far, read_run, training_folder
+from lthfunc.runs.lines import append_lines
 from lthfunc.sparsify.rewinding import restart
 from lthfunc.trees.files import load_tree
 from lthfunc.trees.ops import to_device
@@ -33,8 +33,7 @@ def branch(run: Path, folder: Path, number: int, config: Config) -> list[Record]
     for item in early:
         where = (item["seed"], item["round"], item["variant"])
         shutil.copytree(training_folder(run, *where), training_folder(folder, *where))
-    with (folder / METRICS).open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps({"kind": "training", **item}) + "\n" for item in early)
+    append_lines(folder / METRICS, ({"kind": "training", **item} for item in early))
     return early
 
 

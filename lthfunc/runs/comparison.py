@@ -5,7 +5,6 @@ the file: a line on what it is and ran on, then a line per finished (method, see
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import signal
@@ -18,16 +17,17 @@ from typing import Any
 
 import torch
 
-from lthfunc.errors import UserError
+from lthfunc.errors import UserError, invalid
 from lthfunc.experiments.config import Config, to_mapping
 from lthfunc.experiments.methods.prepare import setting_of
 from lthfunc.experiments.methods.setting import Setting
 from lthfunc.experiments.methods.table import TABLE
 from lthfunc.experiments.records import Record
 from lthfunc.runs.folder import machine
+from lthfunc.runs.lines import append_lines, drop_partial_line, read_lines
 from lthfunc.sparsify.distances import collapsed
 from lthfunc.training.memory import hold_memory
-from lthfunc.trees.files import save_ticket, write_atomically
+from lthfunc.trees.files import save_ticket
 from lthfunc.trees.ops import count
 
 #: Settings that don't change a result.
@@ -59,6 +59,7 @@ def run_method(setting: Setting, method: str, seed: int, folder: Path | None) ->
 
 def compare(
     config: Config,
+    setting: Setting,
     methods: Sequence[str],
     path: Path | None,
     jobs: int,
@@ -67,7 +68,7 @@ def compare(
 ) -> list[Record]:
     """Run what is missing of a comparison; returns all its records, in the order of methods and seeds.
 
-    path: of the file; folder: for the trained networks.
+    setting: of the config. path: of the file; folder: for the trained networks.
 
     Raises UserError where the file belongs to other settings.
     """
@@ -75,24 +76,21 @@ def compare(
     done = {(item["method"], item["seed"]) for item in records}
     seeds = range(config.seed, config.seed + config.replicates)
     tasks = [(method, seed) for seed in seeds for method in methods if (method, seed) not in done]
-    for item in _results(config, tasks, min(jobs, len(tasks)), folder):
+    for item in _results(config, setting, tasks, min(jobs, len(tasks)), folder):
         records.append(item)
         if path is not None:
-            with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"kind": "result", **item}) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
+            append_lines(path, [{"kind": "result", **item}])
         tell(item)
     wanted = [item for item in records if item["method"] in methods and item["seed"] in seeds]
     return sorted(wanted, key=lambda item: (list(methods).index(item["method"]), item["seed"]))
 
 
-def _results(config: Config, tasks: Sequence[tuple[str, int]], jobs: int, folder: Path | None) -> Iterator[Record]:
+def _results(
+    config: Config, setting: Setting, tasks: Sequence[tuple[str, int]], jobs: int, folder: Path | None
+) -> Iterator[Record]:
     if jobs <= 1:
-        if tasks:
-            _, setting = setting_of(config)
-            for method, seed in tasks:
-                yield run_method(setting, method, seed, folder)
+        for method, seed in tasks:
+            yield run_method(setting, method, seed, folder)
         return
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin, initargs=(config, str(Path.cwd())))
@@ -130,18 +128,14 @@ def _earlier(path: Path | None, config: Config) -> list[Record]:
     if path is None:
         return []
     mine: dict[str, Any] = {name: value for name, value in to_mapping(config).items() if name not in _FREE}
+    if path.is_dir():
+        raise invalid("--out", str(path), "a file, and this is a folder")
     if not path.exists():
         if not path.parent.is_dir():
             raise UserError(f"--out: {str(path.parent)!r} is not a folder")
-        about = {"kind": "methods", "machine": machine(config.device, config.threads), "config": mine}
-        write_atomically(path, (json.dumps(about) + "\n").encode())
+        append_lines(path, [{"kind": "methods", "machine": machine(config.device, config.threads), "config": mine}])
         return []
-    text = path.read_text(encoding="utf-8")
-    whole = text[: text.rfind("\n") + 1]  # a last line that an interruption cut off counts as not finished
-    try:
-        lines = [json.loads(line) for line in whole.splitlines()]
-    except json.JSONDecodeError:
-        lines = []
+    lines = read_lines(path)
     if not lines or lines[0].get("kind") != "methods":
         raise UserError(f"--out: {str(path)!r} holds something else; name another file")
     theirs = lines[0]["config"]
@@ -152,6 +146,5 @@ def _earlier(path: Path | None, config: Config) -> list[Record]:
             f"--out: {str(path)!r} has {name} {theirs.get(name)!r}, and here it is {mine.get(name)!r}; "
             "name another file"
         )
-    if whole != text:
-        write_atomically(path, whole.encode())
+    drop_partial_line(path)
     return [{key: value for key, value in line.items() if key != "kind"} for line in lines[1:]]

@@ -27,6 +27,7 @@ from lthfunc.errors import UserError, invalid
 from lthfunc.experiments.config import Config, to_mapping
 from lthfunc.experiments.iterative import TICKET, Done, Round
 from lthfunc.experiments.records import Record
+from lthfunc.runs.lines import append_lines, read_lines
 from lthfunc.runs.settings import read_config, to_toml
 from lthfunc.trees.files import load_tree, save_ticket, save_tree, write_atomically
 from lthfunc.trees.ops import to_device
@@ -126,10 +127,7 @@ def save_training(folder: Path, config: Config, seed: int, result: Round, item: 
             header = {**about, "step": int(result.fit.curve[0].step)}
             for target in (place.parent, folder) if first_seed else (place.parent,):
                 save_ticket(target / TICKET_FILE, result.start, header)
-    with (folder / METRICS).open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"kind": "training", **item}) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    append_lines(folder / METRICS, [{"kind": "training", **item}])
 
 
 def read_run(folder: Path) -> tuple[dict[str, Any], Config, list[Record]]:
@@ -137,14 +135,7 @@ def read_run(folder: Path) -> tuple[dict[str, Any], Config, list[Record]]:
     if not (folder / CONFIG).exists() or not (folder / METRICS).exists():
         raise UserError(f"{folder}: is not a run folder (it has no {CONFIG} with {METRICS})")
     config = read_config(folder / CONFIG)
-    lines = []
-    for number, line in enumerate((folder / METRICS).read_text(encoding="utf-8").splitlines(keepends=True), 1):
-        if not line.endswith("\n"):
-            break  # a line that an interruption cut off; its training counts as not finished
-        try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise UserError(f"{folder / METRICS}: line {number} is not JSON") from error
+    lines = read_lines(folder / METRICS)  # a training whose line an interruption cut off counts as not finished
     if not lines or lines[0].get("kind") != "run":
         raise UserError(f"{folder / METRICS}: does not begin with a run's description")
     records = [line for line in lines[1:] if line.get("kind") == "training"]
@@ -155,14 +146,6 @@ def in_order(records: list[Record], controls: tuple[str, ...]) -> list[Record]:
     """Records by seed, round and variant; trainings side by side end, and are written, in any order."""
     variants = (TICKET, *controls)
     return sorted(records, key=lambda item: (item["seed"], item["round"], variants.index(item["variant"])))
-
-
-def drop_partial_line(folder: Path) -> None:
-    """Remove a last line that an interruption cut off, so that new lines start at a line's start."""
-    path = folder / METRICS
-    text = path.read_bytes()
-    if text and not text.endswith(b"\n"):
-        write_atomically(path, text[: text.rfind(b"\n") + 1])
 
 
 def done_so_far(folder: Path, device: str, seed: int, records: list[Record]) -> Done | None:

@@ -7,7 +7,7 @@ exact: of n remaining weights, round(fraction * n) go, halves to even, as in tor
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -60,7 +60,7 @@ def layerwise(rates: Mapping[str, float] | None = None, output_rate: float = 0.5
 
     def allocate(scores: Scores, masks: Masks, fraction: float) -> Keep:
         check_fraction(fraction)
-        check_patterns(rates, masks)
+        check_patterns("layer rate", rates, masks)
         output = next(reversed(masks), None)
 
         def rate_of(name: str) -> float:
@@ -73,11 +73,11 @@ def layerwise(rates: Mapping[str, float] | None = None, output_rate: float = 0.5
     return allocate
 
 
-def check_patterns(rates: Mapping[str, float], names: Collection[str]) -> None:
+def check_patterns(option: str, patterns: Iterable[str], names: Collection[str]) -> None:
     """Raise UserError where a pattern fits none of the prunable layers' names."""
-    for pattern in rates:
+    for pattern in patterns:
         if not fnmatch.filter(names, pattern):
-            raise invalid("layer rate", pattern, f"a pattern that fits one of {', '.join(names)}")
+            raise invalid(option, pattern, f"a pattern that fits one of {', '.join(names)}")
 
 
 def as_given(keep: Mapping[str, int]) -> Allocate:

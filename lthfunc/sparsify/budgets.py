@@ -16,6 +16,7 @@ from lthfunc.errors import UserError, invalid
 from lthfunc.sparsify.allocation import Allocate, Keep, best_of_all, check_fraction, pruned
 from lthfunc.sparsify.ranking import ranks
 from lthfunc.sparsify.scores import Scores
+from lthfunc.trees.ops import count, layer_counts
 from lthfunc.trees.types import Masks
 
 
@@ -46,8 +47,8 @@ def globally_above(floor: int) -> Allocate:
     def allocate(scores: Scores, masks: Masks, fraction: float) -> Keep:
         budget = budget_of(masks, fraction)
         living = _living(masks)
-        sure = {name: min(floor, count) for name, count in living.items()}
-        _check_room(budget, sure, "floor")
+        sure = {name: min(floor, number) for name, number in living.items()}
+        _check_room(budget, sure)
         rest = {name: mask & (ranks(scores[name], mask) >= sure[name]) for name, mask in masks.items()}
         above = best_of_all(scores, rest, budget - sum(sure.values()))
         return {name: above[name] + sure[name] for name in masks}
@@ -80,7 +81,7 @@ def deal(
     Fractions of a weight go to the layers with the largest ones, in order where they are equal. Raises UserError where
     no shares can sum to it.
     """
-    _check_room(budget, least, "floor")
+    _check_room(budget, least)
     if budget > sum(most.values()):
         raise invalid("density", budget, f"a budget of at most {sum(most.values())} weights, all there are")
     # The factor grows until the clipped shares fill the budget; between the points where a layer fills up it is linear.
@@ -103,7 +104,7 @@ def deal(
 def budget_of(masks: Masks, fraction: float) -> int:
     """Weights that the whole network keeps."""
     check_fraction(fraction)
-    living = sum(_living(masks).values())
+    living = count(masks).kept
     return living - int(pruned(torch.tensor(living), fraction))
 
 
@@ -113,9 +114,9 @@ def _by(density: Callable[[tuple[int, ...]], float], floor: int) -> Allocate:
     def allocate(scores: Scores, masks: Masks, fraction: float) -> Keep:
         weights = {name: density(tuple(mask.shape)) * mask.numel() for name, mask in masks.items()}
         living = _living(masks)
-        least = {name: min(floor, count) for name, count in living.items()}
+        least = {name: min(floor, number) for name, number in living.items()}
         shares = deal(budget_of(masks, fraction), weights, living, least)
-        return {name: torch.tensor(count, device=masks[name].device) for name, count in shares.items()}
+        return {name: torch.tensor(share, device=masks[name].device) for name, share in shares.items()}
 
     return allocate
 
@@ -125,7 +126,7 @@ def _sum_over_product(sides: tuple[int, ...]) -> float:
 
 
 def _living(masks: Masks) -> dict[str, int]:
-    return {name: int(mask.sum()) for name, mask in masks.items()}
+    return {name: layer.kept for name, layer in layer_counts(masks).items()}
 
 
 def _clipped(share: float, least: int, most: int) -> float:
@@ -137,9 +138,9 @@ def _check_floor(floor: int) -> None:
         raise invalid("floor", floor, "a whole number of weights, 0 or more")
 
 
-def _check_room(budget: int, least: Mapping[str, int], option: str) -> None:
+def _check_room(budget: int, least: Mapping[str, int]) -> None:
     if budget < sum(least.values()):
         raise UserError(
-            f"{option}: {len(least)} layers keep at least {sum(least.values())} weights together, and the density "
+            f"floor: {len(least)} layers keep at least {sum(least.values())} weights together, and the density "
             f"leaves {budget}; a higher density or a lower floor would do"
         )

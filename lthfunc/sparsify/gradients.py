@@ -27,7 +27,7 @@ def snip(loss: LossOfParams, batches: Sequence[Batch]) -> Score:
 
     def score(params: Params, masks: Masks) -> Scores:
         params = apply_masks(params, masks)
-        mean = _mean_gradient(loss, params, masks, batches)
+        mean = mean_gradient(loss, batches)(params, masks)
         return {name: (mean[name] * params[name]).abs() for name in masks}
 
     return score
@@ -43,7 +43,7 @@ def grasp(loss: LossOfParams, batches: Sequence[Batch]) -> Score:
 
     def score(params: Params, masks: Masks) -> Scores:
         params = apply_masks(params, masks)
-        along = _mean_gradient(loss, params, masks, batches)
+        along = apply_masks(mean_gradient(loss, batches)(params, masks), masks)
 
         def product(batch: Batch) -> Params:
             # H g is the gradient of <gradient, g>, with g held still.
@@ -123,14 +123,13 @@ def tempered(loss: Callable[[Tensor, Tensor], Tensor], temperature: float) -> Ca
 
 def mean_gradient(loss: LossOfParams, batches: Sequence[Batch]) -> Callable[[Params, Masks], Params]:
     """The mean gradient at all places of the prunable leaves, pruned ones included (regrowth needs those)."""
-    return lambda params, masks: _mean_gradient(loss, apply_masks(params, masks), masks, batches, everywhere=True)
+    _check(batches)
 
+    def mean(params: Params, masks: Masks) -> Params:
+        params = apply_masks(params, masks)
+        return _mean([grad(loss)(params, batch) for batch in batches], masks)
 
-def _mean_gradient(
-    loss: LossOfParams, params: Params, masks: Masks, batches: Sequence[Batch], everywhere: bool = False
-) -> Params:
-    mean = _mean([grad(loss)(params, batch) for batch in batches], masks)
-    return mean if everywhere else apply_masks(mean, masks)
+    return mean
 
 
 def _mean(trees: Sequence[Params], masks: Masks) -> Params:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from lthfunc.errors import invalid
+from lthfunc.sparsify.allocation import pruned
 from lthfunc.sparsify.ranking import ranks
-from lthfunc.sparsify.scores import Scores
+from lthfunc.sparsify.scores import Scores, magnitude
 from lthfunc.trees.ops import apply_masks, masked_like
 from lthfunc.trees.types import Masks, TrainState
 
@@ -18,7 +18,12 @@ from lthfunc.trees.types import Masks, TrainState
 def dropped(worth: Scores, masks: Masks, share: float) -> Masks:
     """Each layer without round(share · remaining) of its weights, those of least worth."""
     _check_share(share)
-    return {name: (ranks(worth[name], mask) < mask.sum() - _part(mask, share)) & mask for name, mask in masks.items()}
+
+    def fewer(name: str, mask: Tensor) -> Tensor:
+        living = mask.sum()
+        return (ranks(worth[name], mask) < living - pruned(living, share)) & mask
+
+    return {name: fewer(name, mask) for name, mask in masks.items()}
 
 
 def regrown(promise: Scores, masks: Masks, counts: Mapping[str, Tensor | int]) -> Masks:
@@ -26,15 +31,14 @@ def regrown(promise: Scores, masks: Masks, counts: Mapping[str, Tensor | int]) -
     return {name: mask | ((ranks(promise[name], ~mask) < counts[name]) & ~mask) for name, mask in masks.items()}
 
 
-def exchanged(state: TrainState, promise: Scores, share: float, worth: Scores | None = None) -> TrainState:
-    """Drop `share` of each layer's weights by magnitude (or `worth`), regrow as many by `promise`, new ones at zero.
+def exchanged(state: TrainState, promise: Scores, share: float) -> TrainState:
+    """Drop `share` of each layer's weights by magnitude, regrow as many by `promise`, new ones at zero.
 
     RigL's promise is |gradient| (Evci et al. 2020, alg. 1), SET's random (Mocanu et al. 2018). A weight just dropped
     may come back, at zero. The optimiser's state goes on for weights that stayed, and starts at zero for new ones.
     """
     masks = state.masks
-    small = worth if worth is not None else {name: state.params[name].abs() for name in masks}
-    fewer = dropped(small, masks, share)
+    fewer = dropped(magnitude(state.params, masks), masks, share)
     counts = {name: masks[name].sum() - fewer[name].sum() for name in masks}
     return state._replace(
         params=apply_masks(state.params, fewer),
@@ -47,10 +51,6 @@ def cosine_share(initial: float, step: int, end: int) -> float:
     """initial / 2 · (1 + cos(π step / end)), and 0 from `end` on: the share exchanged (Evci et al. 2020, sec. 3)."""
     _check_share(initial)
     return initial / 2 * (1 + math.cos(math.pi * min(step, end) / end)) if end else 0.0
-
-
-def _part(mask: Tensor, share: float) -> Tensor:
-    return torch.round(mask.sum().double() * share).long()
 
 
 def _check_share(share: float) -> None:

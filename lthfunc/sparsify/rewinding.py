@@ -74,6 +74,6 @@ def constant_sign(state: TrainState, anchor: TrainState) -> TrainState:
     return restart(state, anchor._replace(params=params))
 
 
-def inverted(masks: Masks, within: Masks | None = None) -> Masks:
-    """The complement of masks: what was pruned stays; `within` other masks, if given."""
-    return {name: ~mask if within is None else ~mask & within[name] for name, mask in masks.items()}
+def inverted(masks: Masks) -> Masks:
+    """The complement of masks: what was pruned stays."""
+    return {name: ~mask for name, mask in masks.items()}

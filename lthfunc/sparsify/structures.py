@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from lthfunc.errors import UserError, invalid
-from lthfunc.sparsify.allocation import Keep
-from lthfunc.sparsify.ranking import ranks
+from lthfunc.sparsify.allocation import Keep, check_patterns
+from lthfunc.sparsify.ranking import ranks, ranks_in_rows
 from lthfunc.sparsify.scores import Scores
 from lthfunc.sparsify.selection import Select, unstructured
 from lthfunc.trees.types import Masks
@@ -130,15 +130,6 @@ def has_units(mask: Tensor) -> bool:
     return bool(((each == 0) | (each == mask[0].numel())).all())
 
 
-def ranks_in_rows(scores: Tensor, alive: Tensor) -> Tensor:
-    """`ranks`, within each row of a matrix."""
-    order = torch.argsort(scores, dim=1, descending=True, stable=True)
-    dead = (~alive).gather(1, order).to(torch.uint8)
-    order = order.gather(1, torch.argsort(dead, dim=1, stable=True))
-    positions = torch.arange(scores.shape[1], device=scores.device).expand_as(order)
-    return torch.empty_like(order).scatter(1, order, positions)
-
-
 def as_matrix(leaf: Tensor) -> Tensor:
     """(outputs, inputs), channels innermost."""
     return leaf.flatten(2).transpose(1, 2).flatten(1) if leaf.ndim > 2 else leaf.reshape(len(leaf), -1)
@@ -158,9 +149,7 @@ def _tiled(matrix: Tensor, rows: int, columns: int) -> Tensor:
 
 def _each(select: LayerSelect, exempt: Sequence[str]) -> Select:
     def selection(scores: Scores, masks: Masks, keep: Keep) -> Masks:
-        for pattern in exempt:
-            if not fnmatch.filter(masks, pattern):
-                raise invalid("exempt", pattern, f"a pattern that fits one of {', '.join(masks)}")
+        check_patterns("exempt", exempt, masks)
         free = {name for name in masks if any(fnmatch.fnmatchcase(name, pattern) for pattern in exempt)}
         plain = unstructured(scores, {name: masks[name] for name in free}, keep)
         return {

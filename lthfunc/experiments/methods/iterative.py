@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from lthfunc.experiments.methods.setting import Method, Outcome, Setting, finished, start, trained
+from lthfunc.experiments.starting import end_of
 from lthfunc.sparsify.allocation import Allocate, globally
 from lthfunc.sparsify.budgets import balanced, erk
 from lthfunc.sparsify.densities import geometric
 from lthfunc.sparsify.rewinding import last_rate, rate_rewound, restart
 from lthfunc.sparsify.scores import Score, magnitude, random_scores
 from lthfunc.sparsify.transforms import prune
-from lthfunc.training.loop import take_steps
 from lthfunc.trees.types import TrainState
 
 #: (pruned network, what it may be rewound to) -> what trains next.
@@ -38,9 +38,9 @@ def iterative(
         state = anchor = trained(setting, seed, anchor_step)(start(setting, seed)) if late else start(setting, seed)
         spent = anchor_step
         for density in geometric(setting.density, 1 if one_shot else setting.rounds):
-            until = int(state.step) + setting.steps if int(state.step) >= setting.steps else setting.steps
+            until = end_of(state, setting.steps)
             spent += until - int(state.step)
-            state, _ = take_steps(setting.trainer, state, seed=seed, until=until)
+            state = trained(setting, seed, until)(state)
             state = rewinding(prune(density=density, score=score(seed), allocate=allocate)(state), anchor)
         return finished(setting, state, seed, spent)
 

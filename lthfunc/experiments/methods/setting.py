@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from lthfunc.sparsify.allocation import Allocate
+from lthfunc.experiments.starting import end_of
+from lthfunc.sparsify.allocation import Allocate, globally
 from lthfunc.sparsify.gradients import LossOfParams
+from lthfunc.sparsify.scores import Score, magnitude
 from lthfunc.sparsify.transforms import prune
 from lthfunc.training.batches import sample_batches
 from lthfunc.training.evaluation import Quality
-from lthfunc.training.loop import Fit, Trainer, fit, measure, take_steps
+from lthfunc.training.loop import Trainer, fit, measure, take_steps
 from lthfunc.training.optimizers import Optimizer
 from lthfunc.training.steps import loss_of
 from lthfunc.trees.fold import Transformation
@@ -60,23 +62,16 @@ def start(setting: Setting, seed: int) -> TrainState:
     return init(setting.model, seed, setting.device)
 
 
-def trained(setting: Setting, seed: int, until: int | None = None) -> Transformation:
-    """Training as a transformation, to the end unless told otherwise."""
-    stop = setting.steps if until is None else until
-    return lambda state: take_steps(setting.trainer, state, seed=seed, until=stop)[0]
+def trained(setting: Setting, seed: int, until: int) -> Transformation:
+    """Training to a step, as a transformation."""
+    return lambda state: take_steps(setting.trainer, state, seed=seed, until=until)[0]
 
 
 def finished(setting: Setting, state: TrainState, seed: int, before: int = 0) -> Outcome:
     """Train a sparse network to the end, and test what validation chose. before: steps that it took to find it."""
-    until = setting.steps if int(state.step) < setting.steps else int(state.step) + setting.steps
-    result = fit(setting.trainer, state, seed=seed, until=until, eval_every=setting.eval_every)
-    return outcome(setting, result, before + until - int(state.step))
-
-
-def outcome(setting: Setting, result: Fit, steps: int) -> Outcome:
-    """Test what validation chose of a training."""
-    chosen = result.chosen
-    return tested(setting, chosen.params, chosen.buffers, result.state.masks, steps)
+    until = end_of(state, setting.steps)
+    chosen = fit(setting.trainer, state, seed=seed, until=until, eval_every=setting.eval_every).chosen
+    return tested(setting, chosen.params, chosen.buffers, state.masks, before + until - int(state.step))
 
 
 def tested(setting: Setting, params: Params, buffers: Buffers, masks: Masks, steps: int) -> Outcome:
@@ -98,6 +93,6 @@ def loss(setting: Setting, state: TrainState) -> LossOfParams:
     return loss_of(setting.model, state.buffers)
 
 
-def pruned_to(setting: Setting, allocate: Allocate, **how: object) -> Transformation:
+def pruned_to(setting: Setting, allocate: Allocate = globally, score: Score = magnitude) -> Transformation:
     """Prune to the density that all methods end at."""
-    return prune(density=setting.density, allocate=allocate, **how)  # type: ignore[arg-type]
+    return prune(density=setting.density, allocate=allocate, score=score)

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from lthfunc.experiments.methods.setting import Outcome, Setting, start, tested
+from lthfunc.sparsify.allocation import Keep
 from lthfunc.sparsify.budgets import erk, uniform
-from lthfunc.sparsify.scores import Scores, magnitude
+from lthfunc.sparsify.scores import magnitude
 from lthfunc.sparsify.selection import unstructured
 from lthfunc.training.loop import fit
 from lthfunc.training.optimizers import Optimizer, adam
@@ -35,7 +36,8 @@ def straight(setting: Setting, seed: int) -> Outcome:
     """The largest weights compute, all weights learn from their gradient; layers share as in ERK (JaxPruner's STE)."""
     state = start(setting, seed)
     names = setting.model.prunable
-    counts = {name: int(n) for name, n in erk()({}, state.masks, 1 - setting.density).items()}
+    keep = erk()({}, state.masks, 1 - setting.density)
+    counts = _numbers(keep)
 
     def weights(trained: Params, fixed: Params) -> Params:
         hard = {name: trained[name] * largest(trained[name].abs(), counts[name]) for name in names}
@@ -46,7 +48,7 @@ def straight(setting: Setting, seed: int) -> Outcome:
         return params, {}, buffers
 
     trained, buffers, steps = _train(setting, seed, "ste", draw, weights, weights)
-    masks = unstructured(magnitude(trained, state.masks), state.masks, {n: torch.tensor(c) for n, c in counts.items()})
+    masks = unstructured(magnitude(trained, state.masks), state.masks, keep)
     return tested(setting, apply_masks(trained, masks), buffers, masks, steps)
 
 
@@ -58,8 +60,8 @@ def supermask(setting: Setting, seed: int) -> Outcome:
     stay.
     """
     dense = start(setting, seed)
-    counts = uniform(1)({}, dense.masks, 1 - setting.density)
-    total, budget = count(dense.masks).total, sum(int(keep) for keep in counts.values())
+    keep = uniform(1)({}, dense.masks, 1 - setting.density)
+    total, budget = count(dense.masks).total, sum(_numbers(keep).values())
     odds = float(torch.logit(torch.tensor(setting.density, dtype=torch.float64)))
 
     def draw(number: int) -> tuple[Params, Params, Buffers]:
@@ -75,13 +77,13 @@ def supermask(setting: Setting, seed: int) -> Outcome:
         return _under(fixed, masks, (total / kept.clamp(min=1)).sqrt())
 
     def likeliest(trained: Params, fixed: Params) -> Params:
-        masks = unstructured(trained, dense.masks, counts)
+        masks = unstructured(trained, dense.masks, keep)
         return _under(
             fixed, {name: mask.to(fixed[name].dtype) for name, mask in masks.items()}, (total / budget) ** 0.5
         )
 
     scores, buffers, steps = _train(setting, seed, "supermask", draw, sampled, likeliest, adam(_ODDS_LR))
-    masks = unstructured(scores, dense.masks, counts)
+    masks = unstructured(scores, dense.masks, keep)
     return tested(setting, likeliest(scores, dense.params), buffers, masks, steps)
 
 
@@ -89,7 +91,8 @@ def edge_popup(setting: Setting, seed: int) -> Outcome:
     """Weights of one size and random sign stay; each layer's best-scored compute (Ramanujan et al. 2020, eq. 5)."""
     names = setting.model.prunable
     full = start(setting, seed).masks
-    counts = {name: int(n) for name, n in uniform(1)({}, full, 1 - setting.density).items()}
+    keep = uniform(1)({}, full, 1 - setting.density)
+    counts = _numbers(keep)
 
     def draw(number: int) -> tuple[Params, Params, Buffers]:
         params, buffers = setting.model.init(number)
@@ -103,10 +106,13 @@ def edge_popup(setting: Setting, seed: int) -> Outcome:
         )
 
     scores, buffers, steps = _train(setting, seed, "edge-popup", draw, weights, weights)
-    size: Scores = {name: leaf.abs() for name, leaf in scores.items()}
-    masks = unstructured(size, full, {name: torch.tensor(count) for name, count in counts.items()})
+    masks = unstructured(magnitude(scores, full), full, keep)
     fixed = {name: leaf.to(setting.device) for name, leaf in draw(seed)[1].items()}
     return tested(setting, apply_masks(fixed, masks), buffers, masks, steps)
+
+
+def _numbers(keep: Keep) -> dict[str, int]:
+    return {name: int(number) for name, number in keep.items()}
 
 
 def _under(fixed: Params, masks: Params, scale: Tensor | float = 1.0) -> Params:

@@ -14,8 +14,7 @@ from lthfunc.experiments.methods.setting import (
     samples,
     start,
     trained,
-)  # fmt: skip
-from lthfunc.sparsify.allocation import globally
+)
 from lthfunc.sparsify.budgets import erk
 from lthfunc.sparsify.densities import cubic, periodic
 from lthfunc.sparsify.distances import mask_distance
@@ -44,7 +43,7 @@ def gradual(setting: Setting, seed: int) -> Outcome:
     state = start(setting, seed)
     for step, density in cubic(setting.density, end // 10, end, max(1, end // _TIMES)):
         state = trained(setting, seed, step)(state) if step > int(state.step) else state
-        pruned = prune(density=density, allocate=globally)(state)
+        pruned = prune(density=density)(state)
         state = pruned._replace(opt=masked_like(state.opt, pruned.masks))
     return finished(setting, state, seed, int(state.step))
 
@@ -83,13 +82,14 @@ def early_bird(setting: Setting, seed: int) -> Outcome:
     """Train until the mask that pruning would give has settled, prune then, rewind and train (You et al. 2020)."""
     anchor = state = start(setting, seed)
     seen: list[Masks] = []
-    for step in periodic(max(1, setting.steps // _LOOKS), setting.steps, max(1, setting.steps // _LOOKS)):
+    every = max(1, setting.steps // _LOOKS)
+    for step in periodic(every, setting.steps, every):
         state = trained(setting, seed, step)(state)
-        masks = pruned_to(setting, globally)(state).masks
+        masks = pruned_to(setting)(state).masks
         if len(seen) == _COMPARED and max(_unlike(masks, other, setting.density) for other in seen) < _SETTLED:
             break
         seen = [*seen, masks][-_COMPARED:]
-    return finished(setting, restart(pruned_to(setting, globally)(state), anchor), seed, int(state.step))
+    return finished(setting, restart(pruned_to(setting)(state), anchor), seed, int(state.step))
 
 
 def _unlike(left: Masks, right: Masks, density: float) -> float:
