@@ -1,0 +1,1 @@
+"""Networks without what no path from input to output goes through."""

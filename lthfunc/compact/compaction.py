@@ -1,0 +1,177 @@
+"""A ticket's network without the units that nothing depends on, and the way back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from lthfunc.compact.facts import Facts, cannot, values_of, without_changes
+from lthfunc.compact.flows import settle
+from lthfunc.compact.rewriting import Cut, Rewriter, rewritten
+from lthfunc.compact.modules import module_of
+from lthfunc.errors import UserError
+from lthfunc.sparse.capture import Captured, captured
+from lthfunc.sparse.packing import check_fit
+from lthfunc.trees.model import Model
+from lthfunc.trees.ops import apply_masks
+from lthfunc.trees.types import Buffers, Masks, Params, Ticket, TrainState
+
+_aten = torch.ops.aten
+
+
+class Compacted(NamedTuple):
+    """A smaller network of the same outputs.
+
+    model, params, buffers, masks: the network; its leaves have their names in the whole one. cuts: for each leaf that
+    was kept, the indices that are left of it along each dimension (None: all).
+    """
+
+    model: Model
+    params: Params
+    buffers: Buffers
+    masks: Masks
+    cuts: dict[str, Cut]
+
+
+def compact(model: Model, ticket: Ticket | TrainState, shape: tuple[int, ...], *, selecting: bool = True) -> Compacted:
+    """The network in evaluation mode, without inputs, units and channels that lie on no path from input to output.
+
+    Units that do not depend on the input are folded, as constants, into the biases of what reads them, or into a
+    constant that is added where padding makes them differ from place to place. Facts follow the traced graph: linear
+    layers and convolutions (grouped ones by whole groups), normalisation over the batch, pooling, activations,
+    residual additions, concatenations, flattening, slices and padding; any other operation is given its inputs whole.
+
+    shape: of one input, without the batch. selecting: whether inputs that a linear layer doesn't read are picked out of
+    a flattened value; programs that read by lists don't need it.
+
+    Raises UserError where the network cannot be traced, or for an operation that knows the size of the batch (a view
+    that names it); where masks and model don't fit, with the first leaf that differs.
+    """
+    check_ticket(model, ticket)
+    facts = _facts(model, ticket, shape, training=False)
+    settle(facts)
+    r = rewritten(facts, ticket.buffers, selecting=selecting)
+    r.graph.eliminate_dead_code()  # branches of which nothing is wanted
+    params, buffers = _leaves(r, ticket.params, ticket.buffers, ticket.masks)
+    module = module_of(r.graph, params, buffers, "Compacted").eval()
+    return _compacted(model, r, module, module, params, buffers, ticket.masks)
+
+
+def compact_training(model: Model, state: TrainState, shape: tuple[int, ...]) -> Compacted:
+    """The network without what training from this state can neither use nor bring back.
+
+    That is: units that no surviving weight reads, and units behind ReLU that read nothing and are zero, with every
+    weight that reads or makes them; and inputs that nothing reads. The rest trains exactly as in the whole network.
+
+    Raises UserError as `compact` does, and for dropout, whose draws depend on how many units there are.
+    """
+    check_ticket(model, state)
+    facts = _facts(model, state, shape, training=True)
+    for node in facts.captured.graph.nodes:
+        if str(node.target) == "aten.dropout.default" and node.args[1] > 0 and node.args[2]:
+            raise cannot(facts.captured, node, "draws for every unit, so training is not the same without some")
+    evaluating, partner = _in_evaluation(model, facts, shape)
+    facts.values.append({partner[node]: value for node, value in _values(model, state, evaluating, shape).items()
+                         if node in partner})  # fmt: skip
+    settle(facts)
+    r = rewritten(facts, state.buffers, selecting=True)
+    params, buffers = _leaves(r, state.params, state.buffers, state.masks)
+    theirs = _facts(model, state, shape, training=True, of=evaluating)
+    there = {ours: other for other, ours in partner.items()}
+    theirs.fates = {there[node]: fates for node, fates in facts.fates.items()}
+    theirs.needed = {there[node]: needed for node, needed in facts.needed.items()}
+    other = rewritten(theirs, state.buffers, selecting=True)
+    constants = {**buffers, **other.constants}
+    return _compacted(
+        model, r, module_of(r.graph, params, buffers, "Compacted").train(), module_of(other.graph, params, constants, "Compacted").eval(),
+        params, buffers, state.masks,
+    )  # fmt: skip
+
+
+def cut(tree: Mapping[str, Tensor], cuts: Mapping[str, Cut]) -> dict[str, Tensor]:
+    """A tree named like the whole network's leaves (a gradient, a mask) on what is left of them."""
+    return {name: _cut(leaf, cuts[name]) for name, leaf in tree.items() if name in cuts}
+
+
+def put_back(whole: Mapping[str, Tensor], part: Mapping[str, Tensor], cuts: Mapping[str, Cut]) -> dict[str, Tensor]:
+    """The whole tree with the values of a cut one in their places: ``cut(put_back(whole, part)) == part``."""
+    return {name: _put_back(leaf, part[name], cuts[name]) if name in part else leaf for name, leaf in whole.items()}
+
+
+def check_ticket(model: Model, ticket: Ticket | TrainState) -> None:
+    """Raise UserError, with the first leaf that differs, where a ticket isn't one of this model."""
+    for name, leaf in model.evaluating.named_parameters():
+        if name not in ticket.params:
+            raise UserError(f"ticket: it has no parameter {name!r}, which {model.name} has")
+        theirs, ours = tuple(ticket.params[name].shape), tuple(leaf.shape)
+        if theirs != ours:
+            raise UserError(f"ticket: {name!r} has the shape {theirs}, the parameter of {model.name} {ours}")
+    check_fit(ticket.params, ticket.masks)
+
+
+def _facts(
+    model: Model, ticket: Ticket | TrainState, shape: tuple[int, ...], *, training: bool, of: Captured | None = None
+) -> Facts:
+    graph = of or without_changes(captured(model, shape, training=training))
+    params = apply_masks(ticket.params, ticket.masks)
+    placeholders = [node for node in graph.graph.nodes if node.op == "placeholder"]
+    leaves = dict(zip(placeholders, (*graph.params, *graph.buffers), strict=False))
+    values = _values(model, ticket, graph, shape)
+    return Facts(graph, params, ticket.masks, training, [values], leaves)
+
+
+def _values(
+    model: Model, ticket: Ticket | TrainState, graph: Captured, shape: tuple[int, ...]
+) -> dict[Node, Tensor]:
+    return values_of(graph, apply_masks(ticket.params, ticket.masks), ticket.buffers, shape)
+
+
+def _in_evaluation(model: Model, facts: Facts, shape: tuple[int, ...]) -> tuple[Captured, dict[Node, Node]]:
+    """(the graph in evaluation mode, its nodes -> those of the graph in training)."""
+    other = without_changes(captured(model, shape, training=False))
+    ours = [node for node in facts.captured.graph.nodes if facts.has_units(node) or node.op in ("placeholder", "output")]
+    theirs = [node for node in other.graph.nodes if isinstance(node.meta.get("val"), Tensor) or node.op != "call_function"]
+    partner = dict(zip(theirs, ours, strict=False))
+    if len(ours) != len(theirs) or any(a.target != b.target for a, b in partner.items()):
+        raise UserError(f"compact: {model.name} computes something else in training than in evaluation")
+    return other, partner
+
+
+def _leaves(r: Rewriter, params: Params, buffers: Buffers, masks: Masks) -> tuple[Params, Buffers]:
+    new = {**cut(apply_masks(params, masks), r.cuts), **r.changed}
+    order = [*params, *(name for name in r.changed if name not in params)]
+    return {name: new[name] for name in order if name in new}, {**cut(buffers, r.cuts), **r.constants}
+
+
+def _compacted(
+    model: Model, r: Rewriter, training: Any, evaluating: Any, params: Params, buffers: Buffers, masks: Masks
+) -> Compacted:
+    left = {name for name, _ in evaluating.named_parameters()}
+    params = {name: leaf for name, leaf in params.items() if name in left}
+    kept = {name for name, _ in training.named_buffers()} | {name for name, _ in evaluating.named_buffers()}
+    buffers = {name: leaf for name, leaf in buffers.items() if name in kept}
+    prunable = tuple(name for name in model.prunable if name in params)
+    small = Model(model.name, training, evaluating, prunable, lambda seed: (params, buffers))
+    cuts = {name: each for name, each in r.cuts.items() if name in params or name in buffers}
+    return Compacted(small, params, buffers, cut({name: masks[name] for name in prunable if name in masks}, cuts), cuts)
+
+
+def _cut(leaf: Tensor, indices: Cut) -> Tensor:
+    for dimension, index in enumerate(indices):
+        if index is not None:
+            leaf = leaf.index_select(dimension, index.to(leaf.device))
+    return leaf
+
+
+def _put_back(leaf: Tensor, part: Tensor, indices: Cut) -> Tensor:
+    grid = [torch.arange(size) for size in leaf.shape]
+    for dimension, index in enumerate(indices):
+        if index is not None:
+            grid[dimension] = index
+    result = leaf.clone()
+    result[torch.meshgrid(*(each.to(leaf.device) for each in grid), indexing="ij")] = part
+    return result

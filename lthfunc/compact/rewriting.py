@@ -1,0 +1,267 @@
+"""The smaller graph: each operation on the units that are wanted, constants folded into what reads them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, Node
+
+from lthfunc.compact import flows
+from lthfunc.compact.facts import CONSTANT, Facts, cannot
+from lthfunc.sparse.capture import TRACED_BATCH
+from lthfunc.trees.types import Buffers, Params
+
+_aten = torch.ops.aten
+#: Of a tensor, the indices that are left along each dimension; None: all.
+Cut = tuple[Tensor | None, ...]
+#: Operations that are told sizes.
+_RESHAPING = (_aten.view.default, _aten.reshape.default, _aten.expand.default)
+#: Inputs that a layer doesn't read are taken out of a flattened value where they are more than this share of it.
+_FEW = 1 / 8
+
+
+@dataclass(eq=False)
+class Rewriter:
+    """A new graph under construction.
+
+    x: the input. made: new nodes. have: the units, of the old value, that a new one has. cuts: of parameters and buffers. changed:
+    parameters that are not merely cut; constants: new buffers. selecting: whether inputs may be picked from features.
+    """
+
+    facts: Facts
+    buffers: Buffers
+    selecting: bool
+    graph: Graph = field(default_factory=Graph)
+    x: Node | None = None
+    made: dict[Node, Any] = field(default_factory=dict)
+    have: dict[Node, Tensor] = field(default_factory=dict)
+    cuts: dict[str, Cut] = field(default_factory=dict)
+    changed: Params = field(default_factory=dict)
+    constants: Buffers = field(default_factory=dict)
+
+    def leaf(self, node: Node, *cut: Tensor | None) -> Node:
+        """A parameter or buffer, cut."""
+        name = self.facts.leaves[node]
+        self.cuts[name] = cut
+        return self.attribute(name)
+
+    def attribute(self, name: str) -> Node:
+        """A parameter, buffer or constant of the new graph."""
+        return self.graph.create_node("get_attr", name)
+
+    def call(self, target: Any, *args: Any, **kwargs: Any) -> Node:
+        """An operation of the new graph."""
+        return self.graph.call_function(target, args, kwargs)
+
+    def constant(self, value: Tensor) -> Node:
+        """A constant of the new graph."""
+        return self._kept("constant", value.to(self.dtype))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the parameters."""
+        return next(leaf.dtype for leaf in self.facts.params.values() if leaf.is_floating_point())
+
+    def batch(self) -> Node:
+        """How many examples come."""
+        return self.call(_aten.sym_size.int, self.x, 0)
+
+    def _kept(self, kind: str, value: Tensor) -> Node:
+        name = f"{kind}_{len(self.constants)}"
+        self.constants[name] = value
+        return self.attribute(name)
+
+    def of(self, argument: Any, wanted: Tensor) -> Any:
+        """An argument with just these units, in this order; those that were not computed are constants."""
+        if not self.facts.has_units(argument):
+            return self.made.get(argument, argument) if isinstance(argument, Node) else argument
+        node, have = self.made[argument], self.have[argument]
+        if torch.equal(have, wanted):
+            return node
+        place = torch.full((self.facts.units(argument),), -1, dtype=torch.int64)
+        place[have] = torch.arange(len(have))
+        places = place[wanted]
+        missing = wanted[places < 0]
+        if len(missing):
+            filled = self._filling(argument, missing)
+            if len(missing) == len(wanted):
+                return filled
+            node = self.call(_aten.cat.default, [node, filled], 1)
+            places[places < 0] = len(have) + torch.arange(len(missing))
+        return self.call(_aten.index_select.default, node, 1, self._kept("index", places))
+
+    def all_of(self, argument: Any) -> Any:
+        """An argument whole, as an operation wants it that may read everything."""
+        if not self.facts.has_units(argument):
+            return self.of(argument, torch.zeros(0))
+        return self.of(argument, torch.arange(self.facts.units(argument)))
+
+    def _filling(self, argument: Node, units: Tensor) -> Node:
+        value = self.facts.values[0][argument][units]
+        return self.call(_aten.expand.default, self.constant(value[None]), [self.batch(), *value.shape])
+
+
+def rewritten(facts: Facts, buffers: Buffers, *, selecting: bool) -> Rewriter:
+    """Write the smaller graph. Raises UserError for an operation that knows the size of the batch."""
+    r = Rewriter(facts, buffers, selecting)
+    graph = facts.captured.graph
+    x = [node for node in graph.nodes if node.op == "placeholder"][-1]
+    for node in graph.nodes:
+        if node in facts.leaves:
+            if all(not _cut_by(user, node, facts) for user in node.users):
+                r.made[node] = r.leaf(node)
+        elif node is x:
+            r.made[node] = r.x = r.graph.placeholder("x")
+            r.have[node] = torch.arange(facts.units(node))
+        elif node.op == "output":
+            given = node.args[0]  # outputs come flattened, as a list of one where there is one
+            given = given[0] if isinstance(given, (list, tuple)) and len(given) == 1 else given
+            r.graph.output(torch.fx.node.map_arg(given, r.all_of))
+        else:
+            r.made[node] = _written(r, node)
+    return r
+
+
+def _cut_by(user: Node, leaf: Node, facts: Facts) -> bool:
+    return flows.is_layer(user, facts) or (flows.is_norm(user, facts) and leaf in user.args[1:5]) or _counts(user)
+
+
+def _counts(node: Node) -> bool:
+    return node.target is _aten.add_.Tensor
+
+
+def _written(r: Rewriter, node: Node) -> Any:
+    facts = r.facts
+    if not facts.has_units(node):
+        if _counts(node):
+            return r.call(node.target, r.leaf(node.args[0]), *node.args[1:])
+        return _copied(r, node)
+    for fits, write in _WRITERS.items():
+        if node.op == "call_function" and fits(node, facts):
+            return write(r, node)
+    r.have[node] = torch.arange(facts.units(node))
+    return _copied(r, node)
+
+
+def _copied(r: Rewriter, node: Node) -> Node:
+    def given(arguments: Any) -> Any:
+        return torch.fx.node.map_arg(arguments, r.all_of)
+
+    args = [_sizes(r, node, part) if isinstance(part, (list, tuple)) else part for part in node.args]
+    return r.call(node.target, *given(tuple(args)), **given(node.kwargs))
+
+
+def _sizes(r: Rewriter, node: Node, sizes: Any) -> Any:
+    """A list among an operation's arguments; where it names the size of the batch, that of the batch that comes."""
+    if not any(isinstance(size, int) and size and size % TRACED_BATCH == 0 for size in sizes):
+        return sizes
+    if node.target not in _RESHAPING or any(size % TRACED_BATCH == 0 for size in sizes[1:]) or sizes[0] != TRACED_BATCH:
+        raise cannot(r.facts.captured, node, "depends on the size of the batch")
+    return [r.batch(), *sizes[1:]]
+
+
+def _layer(r: Rewriter, node: Node) -> Node:
+    facts = r.facts
+    x, weight, bias = node.args[0], node.args[1], node.args[2] if len(node.args) > 2 else None
+    groups, rows = flows.groups_of(node), facts.wanted(node)
+    rest = list(node.args[3:])
+    if groups > 1:
+        outs, ins = facts.units(node) // groups, facts.units(x) // groups
+        kept = torch.unique(rows // outs)
+        rows = (kept[:, None] * outs + torch.arange(outs)).flatten()
+        given = r.of(x, (kept[:, None] * ins + torch.arange(ins)).flatten())
+        columns, rest[3] = None, len(kept)
+    else:
+        given, columns = _inputs(r, node)
+    r.have[node] = rows
+    new = r.leaf(weight, rows, columns)
+    shift = None if groups > 1 or facts.training else _folded(r, node, rows, columns)
+    if shift is None:
+        return r.call(node.target, given, new, bias and r.leaf(bias, rows), *rest)
+    places = shift.reshape(len(shift), -1)
+    if torch.allclose(places, places[:, :1].expand_as(places), rtol=1e-13, atol=0):  # the same everywhere: a bias
+        name = facts.leaves[bias] if bias else f"{facts.leaves[weight].rpartition('.')[0]}.bias".removeprefix(".")
+        before = facts.params[name][rows].double() if bias else 0
+        r.changed[name] = (before + places[:, 0]).to(r.dtype)
+        return r.call(node.target, given, new, r.attribute(name), *rest)
+    out = r.call(node.target, given, new, bias and r.leaf(bias, rows), *rest)
+    return r.call(_aten.add.Tensor, out, r.constant(shift[None]))
+
+
+def _inputs(r: Rewriter, node: Node) -> tuple[Node, Tensor]:
+    """(what a layer reads, which units of the old value these are)."""
+    facts, x = r.facts, node.args[0]
+    needed = dict(flows.flow_of(node, facts).needs(node, facts.needed[node] & facts.live(node), facts))[x]
+    have = r.have[x]
+    used = have[needed[have] & facts.live(x)[have]]
+    picks = r.selecting and node.meta["val"].ndim == 2 and 0 < len(used) < (1 - _FEW) * len(have)
+    return (r.of(x, used), used) if picks else (r.made[x], have)
+
+
+def _folded(r: Rewriter, node: Node, rows: Tensor, columns: Tensor | None) -> Tensor | None:
+    """What units that were not computed, and are constant, add to a layer's outputs; None for nothing."""
+    facts, x, weight = r.facts, node.args[0], node.args[1]
+    gone = facts.fates[x] <= CONSTANT
+    if columns is not None:
+        gone[columns] = False
+    value = facts.values[0][x] * gone.view(-1, *(1,) * (facts.values[0][x].ndim - 1))
+    if not bool(value.any()):
+        return None
+    leaf = facts.params[facts.leaves[weight]].double()[rows]
+    return node.target(value[None], leaf, None, *node.args[3:])[0]
+
+
+def _norm(r: Rewriter, node: Node) -> Node:
+    rows = r.facts.wanted(node)
+    r.have[node] = rows
+    leaves = [each and r.leaf(each, rows) for each in node.args[1:5]]
+    return r.call(node.target, r.of(node.args[0], rows), *leaves, *node.args[5:], **node.kwargs)
+
+
+def _alike(r: Rewriter, node: Node) -> Node:
+    """Operations on each unit, and joins: the same on what is wanted."""
+    rows = r.facts.wanted(node)
+    r.have[node] = rows
+    args = [r.of(each, rows) if isinstance(each, Node) else each for each in node.args]
+    return r.call(node.target, *args, **node.kwargs)
+
+
+def _cat(r: Rewriter, node: Node) -> Node:
+    parts, have, first = [], [], 0
+    for each in node.args[0]:
+        parts.append(r.made[each])
+        have.append(r.have[each] + first)
+        first += r.facts.units(each)
+    r.have[node] = torch.cat(have)
+    return r.call(node.target, parts, 1)
+
+
+def _flatten(r: Rewriter, node: Node) -> Node:
+    x = node.args[0]
+    places = r.facts.units(node) // r.facts.units(x)
+    r.have[node] = (r.have[x][:, None] * places + torch.arange(places)).flatten()
+    return r.call(_aten.flatten.using_ints, r.made[x], 1)
+
+
+def _part(r: Rewriter, node: Node) -> Node:
+    rows = r.facts.wanted(node)
+    source = flows.sources(node, r.facts)[rows]
+    if bool((source < 0).any()):  # nothing of it is wanted
+        r.have[node] = torch.arange(r.facts.units(node))
+        return _copied(r, node)
+    r.have[node] = rows
+    return r.of(node.args[0], source)
+
+
+_WRITERS = {
+    flows.is_layer: _layer,
+    flows.is_norm: _norm,
+    flows.is_alike: _alike,
+    flows.is_join: _alike,
+    flows.is_cat: _cat,
+    flows.is_flatten: _flatten,
+    flows.is_part: _part,
+}
