@@ -12,7 +12,12 @@ from lthfunc.lazy import table_of_contents
 if TYPE_CHECKING:
     from lthfunc import data as data, models as models
     from lthfunc.data.augment import shift_and_mirror as shift_and_mirror
+    from lthfunc.compact.compaction import Compacted as Compacted, compact as compact, put_back as put_back
     from lthfunc.errors import UserError as UserError
+    from lthfunc.execution.cost import cost as cost
+    from lthfunc.execution.program import Program as Program
+    from lthfunc.execution.specialize import specialize as specialize
+    from lthfunc.execution.tuning import tunings_file as tunings_file
     from lthfunc.experiments.connectivity import (
         instability as instability,
         line as line,
@@ -239,6 +244,11 @@ __getattr__, __all__ = table_of_contents(
         "lthfunc.sparse.mixed": ("sparse_or",),
         "lthfunc.sparse.inference": ("sparse_program",),
         "lthfunc.sparse.packing": ("pack", "unpack"),
+        "lthfunc.compact.compaction": ("Compacted", "compact", "put_back"),
+        "lthfunc.execution.cost": ("cost",),
+        "lthfunc.execution.program": ("Program",),
+        "lthfunc.execution.specialize": ("specialize",),
+        "lthfunc.execution.tuning": ("tunings_file",),
         "lthfunc.data.augment": ("shift_and_mirror",),
         "lthfunc.experiments.iterative": ("Plan", "Round", "iterative"),
         "lthfunc.training.reparametrised": ("reparametrised", "straight_through"),

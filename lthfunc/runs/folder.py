@@ -27,6 +27,7 @@ from lthfunc.errors import UserError, invalid
 from lthfunc.experiments.config import Config, to_mapping
 from lthfunc.experiments.iterative import TICKET, Done, Round
 from lthfunc.experiments.records import Record
+from lthfunc.hardware import processor_name
 from lthfunc.runs.lines import append_lines, read_lines
 from lthfunc.runs.settings import read_config, to_toml
 from lthfunc.trees.files import load_tree, save_ticket, save_tree, write_atomically
@@ -80,19 +81,10 @@ def machine(device: str, threads: int | None = None) -> dict[str, Any]:
         "lthfunc": lthfunc.__version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "processor": _processor(),
+        "processor": processor_name(),
         "threads": threads or torch.get_num_threads(),
         "gpu": gpu,
     }
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text(errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def training_folder(folder: Path, seed: int, number: int, variant: str) -> Path:

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from lthfunc.errors import UserError
+from lthfunc.hardware import cache_home
 from lthfunc.training.engines.toolchain import host_compiler, why_not
 
 _HERE = Path(__file__).parent
@@ -87,8 +88,7 @@ def cache_folder() -> Path:
             digest.update(source.read_bytes())
     for fact in (*_flags(), torch.__version__, platform.machine(), _processor(), _compiler()):
         digest.update(fact.encode())
-    home = os.environ.get("LTHFUNC_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "lthfunc"
-    return Path(home).expanduser() / "kernels" / digest.hexdigest()[:16]
+    return cache_home() / "kernels" / digest.hexdigest()[:16]
 
 
 def _processor() -> str:

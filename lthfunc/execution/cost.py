@@ -1,0 +1,86 @@
+"""What a network costs in theory: parameters, bytes and FLOPs, of the dense one and of what remains."""
+
+from __future__ import annotations
+
+import copy
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from lthfunc.trees.model import Model
+from lthfunc.trees.types import Masks, Params
+
+
+class LayerCost(NamedTuple):
+    """Of one layer. flops: of one example, an addition and a multiplication counted apart; effective: of survivors."""
+
+    flops: float
+    effective: float
+    total: int
+    kept: int
+
+
+class Cost(NamedTuple):
+    """Of one example through a network.
+
+    layers: by weight. flops, effective_flops: of all products (what is not a product isn't counted). parameters,
+    remaining: with biases and normalisation.
+    """
+
+    layers: dict[str, LayerCost]
+    flops: float
+    effective_flops: float
+    parameters: int
+    remaining: int
+
+    @property
+    def compression_ratio(self) -> float:
+        """Parameters of the dense network by those that remain (Blalock et al. 2020, section 4)."""
+        return self.parameters / self.remaining
+
+    @property
+    def theoretical_speedup(self) -> float:
+        """Multiply-adds of the dense network by those that remain (Blalock et al. 2020, section 4)."""
+        return self.flops / self.effective_flops if self.effective_flops else float("inf")
+
+    @property
+    def bytes(self) -> tuple[int, int]:
+        """Of float32 parameters: (dense, those that remain without their positions)."""
+        return 4 * self.parameters, 4 * self.remaining
+
+
+def cost(model: Model, params: Params, masks: Masks, shape: tuple[int, ...]) -> Cost:
+    """Count, without computing anything. shape: of one input.
+
+    A layer's FLOPs are PyTorch's own count of its products; those of its surviving weights are that times its density.
+    """
+    flops, total = _counted(model.evaluating, shape)
+    layers = {}
+    for name, mask in masks.items():
+        count, kept = mask.numel(), int(mask.sum())
+        own = flops.get(name.rpartition(".")[0], 0.0)
+        layers[name] = LayerCost(own, own * kept / max(1, count), count, kept)
+    gone = sum(layer.flops - layer.effective for layer in layers.values())
+    parameters = sum(leaf.numel() for leaf in params.values())
+    pruned = sum(layer.total - layer.kept for layer in layers.values())
+    return Cost(layers, total, total - gone, parameters, parameters - pruned)
+
+
+def flops_of(module: nn.Module, shape: tuple[int, ...]) -> float:
+    """FLOPs of the products that a module computes for one example."""
+    return _counted(module, shape)[1]
+
+
+def _counted(module: nn.Module, shape: tuple[int, ...]) -> tuple[dict[str, float], float]:
+    """(of each module by name, of all), on the meta device."""
+    empty = copy.deepcopy(module).to("meta")
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        empty(torch.zeros(1, *shape, device="meta"))
+    found: dict[str, float] = {}
+    root = type(empty).__name__
+    for name, operations in counter.get_flop_counts().items():
+        if name.startswith(f"{root}."):
+            found[name.removeprefix(f"{root}.")] = float(sum(operations.values()))
+    return found, float(counter.get_total_flops())

@@ -1,0 +1,249 @@
+"""The formats of a layer: when each can be used, and the module that computes the layer in it.
+
+A format is one entry of LAYER_FORMATS: add another here and nowhere else. Weights come masked.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lthfunc.sparse.functional import (
+    Pattern,
+    conv_pattern,
+    from_tiles,
+    linear_pattern,
+    sparse_conv2d,
+    to_tiles,
+)
+from lthfunc.sparse.kernels.build import why_no_kernels
+from lthfunc.sparsify.structures import has_n_of_m
+
+
+class Layer(NamedTuple):
+    """A linear layer or convolution as it stands in a network. mask: bool, of its weight. x: what it reads there."""
+
+    name: str
+    module: nn.Module
+    mask: Tensor
+    x: Tensor
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        return self.x.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it computes in."""
+        return self.x.dtype
+
+    @property
+    def density(self) -> float:
+        """Weights that remain, of all."""
+        return float(self.mask.float().mean())
+
+
+class Format(NamedTuple):
+    """about: in one line, for help. why_not: why a layer cannot take it, or None. make: the layer in it.
+
+    tolerance: largest difference from the masked layer, relative to its largest output; None where it is rounded.
+    """
+
+    about: str
+    why_not: Callable[[Layer], str | None]
+    make: Callable[[Layer], nn.Module]
+    tolerance: float | None = 1e-4
+
+
+def why_not_linear(layer: Layer) -> str | None:
+    """Formats of matrices."""
+    return None if isinstance(layer.module, nn.Linear) and layer.x.ndim == 2 else "takes linear layers alone"
+
+
+class CsrLinear(nn.Module):
+    """A linear layer by torch's product of a CSR matrix."""
+
+    def __init__(self, layer: Layer) -> None:
+        super().__init__()
+        weight, self.bias = _parts(layer)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # torch says once that its CSR tensors are in beta
+            self.register_buffer("weight", weight.to_sparse_csr(), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (n, inputs)."""
+        y = torch.matmul(self.weight, x.T).T
+        return y if self.bias is None else y + self.bias
+
+
+class BlockLinear(nn.Module):
+    """A linear layer by torch's product of a BSR matrix: blocks with any weight left are computed whole."""
+
+    def __init__(self, layer: Layer) -> None:
+        super().__init__()
+        weight, self.bias = _parts(layer)
+        size = block_size(layer)
+        assert size is not None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            self.register_buffer("weight", weight.to_sparse_bsr((size, size)), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (n, inputs)."""
+        if x.is_cuda:  # on a GPU the product of activations has the kernels (Triton), of transposed ones the CPU
+            return F.linear(x, self.weight, self.bias)  # type: ignore[arg-type]
+        y = torch.matmul(self.weight, x.T.contiguous()).T  # type: ignore[arg-type]
+        return y if self.bias is None else y + self.bias
+
+
+class SemiStructuredLinear(nn.Module):
+    """A linear layer with 2 of every 4 weights, by the tensor cores that skip the others."""
+
+    def __init__(self, layer: Layer) -> None:
+        super().__init__()
+        weight, self.bias = _parts(layer)
+        self.register_buffer("weight", torch.sparse.to_sparse_semi_structured(weight), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (n, inputs)."""
+        return F.linear(x, self.weight, self.bias)  # type: ignore[arg-type]
+
+
+class ListedLayer(nn.Module):
+    """A linear layer or convolution by this library's kernels, for networks that they cannot run whole."""
+
+    def __init__(self, layer: Layer) -> None:
+        super().__init__()
+        weight, self.bias = _parts(layer)
+        module = layer.module
+        if isinstance(module, nn.Conv2d):
+            pad = _both(module.padding)
+            self.pattern: Pattern = conv_pattern(
+                layer.mask, (layer.x.shape[2], layer.x.shape[3]), _both(module.stride), pad
+            )
+        else:
+            self.pattern = linear_pattern(layer.mask)
+        self.values = nn.Parameter(weight[layer.mask], requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (n, inputs) or (n, channels, height, width)."""
+        y = sparse_conv2d(to_tiles(x), self.values, self.bias, self.pattern)
+        y = y.permute(0, 4, 1, 2, 3).flatten(0, 1)[: len(x)] if x.ndim == 4 else from_tiles(y, len(x))
+        return y
+
+
+def _parts(layer: Layer) -> tuple[Tensor, nn.Parameter | None]:
+    """(the weight, the bias)."""
+    weight, bias = layer.module.weight.detach(), layer.module.bias
+    return weight, None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)  # type: ignore[union-attr, operator]
+
+
+def _both(setting: Any) -> tuple[int, int]:
+    return (setting[0], setting[1]) if isinstance(setting, tuple) else (setting, setting)
+
+
+#: Sizes of square blocks that are tried, largest first: the first that leaves at most _FULL of the blocks.
+_BLOCKS, _FULL = (64, 32, 16, 8, 4), 0.6
+
+
+def block_size(layer: Layer) -> int | None:
+    """The side of blocks for a weight: the largest that divides it and leaves enough of them empty; None for none."""
+    for size in _BLOCKS:
+        if all(side % size == 0 for side in layer.mask.shape) and block_density(layer.mask, size) <= _FULL:
+            return size
+    return None
+
+
+def block_density(mask: Tensor, size: int) -> float:
+    """The share of blocks, size × size, that hold a weight."""
+    tiles = mask.unfold(0, size, size).unfold(1, size, size)
+    return float(tiles.flatten(2).any(2).float().mean())
+
+
+def _why_not_csr(layer: Layer) -> str | None:
+    if layer.device.type == "cpu" and layer.dtype not in (torch.float32, torch.float64):
+        return f"on a CPU takes float32 or float64, not {_name(layer.dtype)}"
+    return why_not_linear(layer)
+
+
+def _why_not_block(layer: Layer) -> str | None:
+    if reason := why_not_linear(layer):
+        return reason
+    if layer.device.type == "cpu" and layer.dtype not in (torch.float32, torch.float64):
+        return f"on a CPU takes float32 or float64, not {_name(layer.dtype)}"
+    if layer.device.type == "cuda" and layer.dtype not in (torch.float16, torch.bfloat16, torch.float32):
+        return f"on a GPU takes float16, bfloat16 or float32, not {_name(layer.dtype)}"
+    if block_size(layer) is None:
+        rows, columns = layer.mask.shape
+        return (
+            f"finds no size of blocks ({', '.join(map(str, _BLOCKS))}) that divides {rows}×{columns} and leaves "
+            f"{1 - _FULL:.0%} of them empty"
+        )
+    return None
+
+
+def _why_not_semi_structured(layer: Layer) -> str | None:
+    if reason := why_not_linear(layer):
+        return reason
+    if layer.device.type != "cuda":
+        return "needs a CUDA device"
+    if torch.cuda.get_device_capability(layer.device) < (8, 0):
+        return "needs compute capability 8.0"
+    if layer.dtype not in (torch.float16, torch.bfloat16):
+        return f"takes float16 or bfloat16, not {_name(layer.dtype)}"
+    rows, columns = layer.mask.shape
+    if rows % 32 or columns % 64:
+        return f"needs multiples of 32 outputs and 64 inputs, not {rows}×{columns}"
+    if not has_n_of_m(layer.mask, 2, 4):
+        return "needs a mask with at most 2 of every 4 weights (--structure 2:4)"
+    return None
+
+
+def _why_not_int8(layer: Layer) -> str | None:
+    try:
+        import torchao  # noqa: F401
+    except ImportError:
+        return "needs torchao (pip install 'lthfunc[export]')"
+    return why_not_linear(layer)
+
+
+def _int8(layer: Layer) -> nn.Module:
+    from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
+
+    # The layer in a network of one: quantize_ replaces weights of the linear layers inside what it is given.
+    holder = nn.Sequential(copy.deepcopy(layer.module))
+    quantize_(holder, Int8DynamicActivationInt8WeightConfig())
+    return holder[0]
+
+
+def _why_not_listed(layer: Layer) -> str | None:
+    if layer.device.type != "cpu":
+        return "runs on the CPU"
+    if layer.dtype != torch.float32:
+        return f"computes in float32, not {_name(layer.dtype)}"
+    if reason := why_no_kernels():
+        return reason
+    if isinstance(layer.module, nn.Conv2d):
+        plain = layer.module.groups == 1 and _both(layer.module.dilation) == (1, 1)
+        return None if plain and not isinstance(layer.module.padding, str) else "takes plain convolutions"
+    return why_not_linear(layer)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+LAYER_FORMATS: Mapping[str, Format] = {
+    "listed": Format("surviving weights by lists, our kernels", _why_not_listed, ListedLayer),
+    "csr": Format("compressed rows, torch.sparse", _why_not_csr, CsrLinear),
+    "block": Format("blocks that hold a weight, torch's BSR", _why_not_block, BlockLinear, 1e-3),
+    "2:4": Format("two of four weights, tensor cores", _why_not_semi_structured, SemiStructuredLinear, 2e-2),
+    "int8": Format("8-bit integers, torchao; rounds", _why_not_int8, _int8, None),
+}

@@ -1,0 +1,73 @@
+"""Measured times of layers and programs, kept between runs: the same question is measured once on a machine."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+
+from lthfunc.execution.formats import Layer
+from lthfunc.hardware import cache_home, processor_name
+from lthfunc.trees.files import write_atomically
+from lthfunc.trees.types import Masks
+
+
+class Tunings:
+    """A file of medians in seconds, by a text that names everything that they depend on; kept where `path` is given."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._known: dict[str, float] = {}
+        if path is not None and path.exists():
+            try:
+                self._known = json.loads(path.read_text(encoding="utf-8"))
+            except (OSError, json.JSONDecodeError):
+                self._known = {}  # another version's, or cut off: measured again
+
+    def get(self, key: str) -> float | None:
+        """What was measured before."""
+        return self._known.get(key)
+
+    def put(self, found: dict[str, float]) -> None:
+        """Keep new measurements; beside those that another process wrote meanwhile."""
+        self._known |= found
+        if self._path is None:
+            return
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        others = Tunings(self._path)._known
+        write_atomically(self._path, (json.dumps(others | self._known, indent=0) + "\n").encode())
+
+
+def tunings_file() -> Path:
+    """Where measurements are kept: beside the built kernels."""
+    return cache_home() / "tunings.json"
+
+
+def machine_key(device: torch.device) -> str:
+    """What times depend on besides what is computed."""
+    from lthfunc import __version__
+
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{processor_name()}"
+    return f"{where}, {torch.get_num_threads()} threads, torch {torch.__version__}, lthfunc {__version__}"
+
+
+def layer_key(layer: Layer, form: str) -> str:
+    """A layer in a format: shapes, density, dtype and machine."""
+    settings = layer.module.extra_repr()
+    shape = "×".join(map(str, layer.x.shape))
+    return (
+        f"{form}: {type(layer.module).__name__}({settings}) on {shape}, density {layer.density:.3f}, {layer.dtype}, "
+        f"{machine_key(layer.device)}"
+    )
+
+
+def program_key(code: str, masks: Masks, x: torch.Tensor, form: str) -> str:
+    """A whole program: its code, its masks, the shape of what it is given, and machine."""
+    digest = hashlib.sha256(code.encode())
+    for name, mask in masks.items():
+        digest.update(name.encode())
+        digest.update(mask.cpu().numpy().tobytes())
+    shape = "×".join(map(str, x.shape))
+    return f"{form}: {digest.hexdigest()[:16]} on {shape}, {x.dtype}, {machine_key(x.device)}"
