@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -18,7 +21,6 @@ from lthfunc.trees.types import Scale, Ticket, TrainState
 
 #: Examples computed at a time.
 _CHUNK = 512
-_NO_TARGETS = torch.zeros(0, dtype=torch.int64)
 
 
 class SparseProgram:
@@ -43,7 +45,8 @@ class SparseProgram:
             ticket.buffers,
             ticket.masks,
         )
-        self._ready: dict[object, Memory] = {}
+        self._ready: dict[object, Any] = {}
+        self._tiled: dict[object, Memory] = {}
 
     def __call__(self, x: Tensor) -> Tensor:
         """The network's outputs. x: float32, or uint8 where a scale was given; on the CPU."""
@@ -52,13 +55,28 @@ class SparseProgram:
         return torch.cat([self._outputs(part) for part in torch.split(x, _CHUNK)])
 
     def _outputs(self, x: Tensor) -> Tensor:
-        examples = len(x)
-        key = -(-examples // LANES), x.shape[1:], x.dtype
-        memory = self._ready.get(key)
+        ready = self._ready.get((x.shape, x.dtype))
+        if ready is None:
+            ready = self._ready[x.shape, x.dtype] = self._made(x)
+        infer, program, memory, features, single = ready
+        listing = program.listing
+        outputs: Tensor = infer(
+            listing.rows, listing.lists, memory.activations, memory.values, memory.constants, x.contiguous(), features,
+            single,
+        )  # fmt: skip
+        return outputs
+
+    def _made(self, x: Tensor) -> Any:
+        """What a call for a batch of this size needs. One program serves all batches of as many tiles."""
+        key = -(-len(x) // LANES), x.shape[1:], x.dtype
+        memory = self._tiled.get(key)
         if memory is None:
-            memory = self._ready[key] = self._memory(x, key[0] * LANES)
-        memory.run(x.contiguous(), _NO_TARGETS, examples)
-        return memory.outputs[:examples].clone()
+            memory = self._tiled[key] = self._memory(x, key[0] * LANES)
+        rows = memory.program.listing.rows
+        single = len(x) == 1 and torch.ops.lthfunc.runs_single(rows)
+        if single:  # in the layout of one example other places hold zeros
+            memory = Memory(memory.program, self._params, self._buffers)
+        return torch.ops.lthfunc.infer.default, memory.program, memory, math.prod(memory.program.outputs), single
 
     def _memory(self, x: Tensor, capacity: int) -> Memory:
         if x.device.type != "cpu" or (x.dtype == torch.uint8 and self._scale is None):

@@ -4,8 +4,10 @@
 // a cache when the next reads it; threads share the tiles. The others are split by rows. Sums over tiles are added up
 // in one order, so results don't depend on the number of threads.
 #include "machine.h"
+#include "single.h"
 
 #include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
 #include <torch/library.h>
 
 #include <cmath>
@@ -162,6 +164,25 @@ void run(const Tensor& program, i64 begin, i64 end, const Tensor& lists, const T
   }
 }
 
+// The outputs (examples, features) of a program without gradients. One example takes kernels of its own where `single`.
+Tensor infer(const Tensor& program, const Tensor& lists, const Tensor& activations, const Tensor& values,
+             const Tensor& constants, const Tensor& inputs, i64 features, bool single) {
+  TORCH_CHECK(reinterpret_cast<std::uintptr_t>(activations.data_ptr()) % sizeof(vec) == 0, "lthfunc: unaligned");
+  TORCH_CHECK(inputs.is_contiguous(), "lthfunc: batches must be contiguous");
+  const i64 examples = inputs.size(0), tiles = (examples + LANES - 1) / LANES;
+  Tensor outputs = at::empty({examples, features}, at::kFloat);
+  Memory memory{reinterpret_cast<vec*>(data<float>(activations)), data<i32>(lists), data<float>(values), nullptr,
+                nullptr, values.numel(), data<float>(constants), nullptr, nullptr, nullptr, nullptr, inputs.data_ptr(),
+                nullptr, data<float>(outputs), 0.0f, {1.0f, 1.0f}, examples, tiles, 0, 0};
+  if (single && examples == 1)
+    run_single(data<i64>(program), program.size(1), program.size(0), memory);
+  else
+    run_step(data<i64>(program), program.size(1), 0, program.size(0), memory);
+  return outputs;
+}
+
+bool runs_single(const Tensor& program) { return has_single(data<i64>(program), program.size(1), program.size(0)); }
+
 }  // namespace
 }  // namespace lthfunc
 
@@ -172,6 +193,14 @@ TORCH_LIBRARY(lthfunc, library) {
       "Tensor(h!) clock, Tensor(i!) totals, Tensor schedule, Tensor inputs, Tensor targets, Tensor(j!) outputs, "
       "int examples, "
       "int steps, int step, int seed) -> ()");
+  library.def(
+      "infer(Tensor program, Tensor lists, Tensor(a!) activations, Tensor values, Tensor(b!) constants, Tensor inputs, "
+      "int features, bool single) -> Tensor");
+  library.def("runs_single(Tensor program) -> bool");
 }
 
-TORCH_LIBRARY_IMPL(lthfunc, CPU, library) { library.impl("run", lthfunc::run); }
+TORCH_LIBRARY_IMPL(lthfunc, CPU, library) { 
+  library.impl("run", lthfunc::run);
+  library.impl("infer", lthfunc::infer);
+  library.impl("runs_single", lthfunc::runs_single);
+}

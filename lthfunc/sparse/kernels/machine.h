@@ -66,6 +66,9 @@ LTHFUNC_INLINE vec gated(vec gradient, const vec* gate, i64 x) {
   return !gate ? gradient : gate[x] > vec{} ? gradient : vec{};
 }
 
+// A pointwise function by its number.
+vec value_of(i64 kind, vec x, float number);
+
 #define INSTRUCTION(name, ...) void name(const name##_row&, Memory&, Part);
 #include "instructions.def"
 #undef INSTRUCTION

@@ -24,23 +24,6 @@ LTHFUNC_INLINE vec normal_share(vec x) {
   return share;
 }
 
-vec value_of(i64 kind, vec x, float number) {
-  switch (kind) {
-    case relu: return larger(x, vec{});
-    case leaky_relu: return x > vec{} ? x : x * number;
-    case relu6: return clamped(x, 0.0f, 6.0f);
-    case sigmoid: return logistic(x);
-    case tanh_: return tangent(x);
-    case silu: return x * logistic(x);
-    case gelu: return x * normal_share(x);
-    case hardtanh: return clamped(x, -1.0f, 1.0f);
-    case hardsigmoid: return clamped(x * (1.0f / 6) + 0.5f, 0.0f, 1.0f);
-    case hardswish: return x * clamped(x * (1.0f / 6) + 0.5f, 0.0f, 1.0f);
-    case elu: return x > vec{} ? x : (exponential(x) - 1.0f) * number;
-    default: return x * number;
-  }
-}
-
 vec slope_of(i64 kind, vec x, float number) {
   switch (kind) {
     case relu: return x > vec{} ? all(1.0f) : vec{};
@@ -76,6 +59,23 @@ LTHFUNC_INLINE void each_row(Part part, i64 height, Function function) {
 }
 
 }  // namespace
+
+vec value_of(i64 kind, vec x, float number) {
+  switch (kind) {
+    case relu: return larger(x, vec{});
+    case leaky_relu: return x > vec{} ? x : x * number;
+    case relu6: return clamped(x, 0.0f, 6.0f);
+    case sigmoid: return logistic(x);
+    case tanh_: return tangent(x);
+    case silu: return x * logistic(x);
+    case gelu: return x * normal_share(x);
+    case hardtanh: return clamped(x, -1.0f, 1.0f);
+    case hardsigmoid: return clamped(x * (1.0f / 6) + 0.5f, 0.0f, 1.0f);
+    case hardswish: return x * clamped(x * (1.0f / 6) + 0.5f, 0.0f, 1.0f);
+    case elu: return x > vec{} ? x : (exponential(x) - 1.0f) * number;
+    default: return x * number;
+  }
+}
 
 void pointwise(const pointwise_row& i, Memory& m, Part part) {
   const float number = m.constants[i.number];

@@ -1,0 +1,342 @@
+// One example: the same programs with places counted in floats, vectors along the rows of an image.
+//
+// With a tile of its own an example would use one lane of 16. Convolutions take 16 places of a row at a time, in
+// several rows, from unaligned memory; linear layers, whose places have no neighbours, are scalar sums. What lies behind
+// the last place of a row is computed and not stored. Instructions that are missing in the table at the end have no
+// such kernel; their networks take a tile.
+#include "single.h"
+
+#include <algorithm>
+#include <limits>
+#include <vector>
+
+namespace lthfunc {
+namespace {
+
+typedef float loose __attribute__((vector_size(64), aligned(4), may_alias));
+
+#ifdef __AVX512F__
+constexpr int ROWS = 4;
+#else
+constexpr int ROWS = 2;
+#endif
+
+LTHFUNC_INLINE vec load(const float* from) { return *reinterpret_cast<const loose*>(from); }
+LTHFUNC_INLINE void store(float* to, vec value, i64 count) {
+  if (count >= LANES)
+    *reinterpret_cast<loose*>(to) = value;
+  else
+    std::memcpy(to, &value, static_cast<std::size_t>(count) * sizeof(float));
+}
+
+float* place(const Memory& m, i64 first) { return reinterpret_cast<float*>(m.activations) + first; }
+
+// Offsets in lists are bytes between vectors, never negative.
+LTHFUNC_INLINE const float* behind_floats(const float* from, i32 vector_bytes) {
+  return reinterpret_cast<const float*>(reinterpret_cast<const char*>(from) +
+                                        (static_cast<std::uint32_t>(vector_bytes) / LANES));
+}
+
+// What becomes of a sum before it is written, for a number or a vector.
+template <typename Number>
+LTHFUNC_INLINE Number finished(Number sum, const products_row& i, const Memory& m, i64 row) {
+  if (i.saved >= 0) {
+    const float* const saved = m.constants + i.saved + row * SAVED;
+    sum = sum * saved[factor_of] + saved[summand_of];
+  }
+  return i.relu ? (sum > Number{} ? sum : Number{}) : sum;
+}
+
+struct List {
+  const i32* offset;
+  const float* value;
+  i64 count;
+};
+
+LTHFUNC_INLINE List list_of(const products_row& i, const Memory& m, i64 row) {
+  const i32* const starts = m.lists + i.starts;
+  const i64 begin = starts[row * i.blocks], end = starts[(row + 1) * i.blocks];
+  return {m.lists + i.offsets + begin, m.values + i.values + begin, end - begin};
+}
+
+// Scalar, since a processor's gathers are slower than as many loads; GCC would use them.
+#if !defined(__clang__)
+#pragma GCC push_options
+#pragma GCC optimize("no-tree-vectorize")
+#endif
+
+// Several sums at once, since each addition waits for the one before.
+LTHFUNC_INLINE float dot(const List& list, const float* in) {
+  const i32* offset = list.offset;
+  const float* value = list.value;
+  const i32* const end = offset + list.count;
+  float a = 0, b = 0, c = 0, d = 0;
+  for (; end - offset >= 4; offset += 4, value += 4) {
+    a += value[0] * *behind_floats(in, offset[0]);
+    b += value[1] * *behind_floats(in, offset[1]);
+    c += value[2] * *behind_floats(in, offset[2]);
+    d += value[3] * *behind_floats(in, offset[3]);
+  }
+  if (offset < end) a += value[0] * *behind_floats(in, offset[0]);
+  if (offset + 1 < end) b += value[1] * *behind_floats(in, offset[1]);
+  if (offset + 2 < end) c += value[2] * *behind_floats(in, offset[2]);
+  return (a + b) + (c + d);
+}
+
+void linear(const products_row& i, const Memory& m) {
+  const float* const in = place(m, i.in);
+  const i32* const row_out = m.lists + i.row_out;
+  for (i64 row = 0; row < i.rows; ++row) {
+    const float bias = i.bias < 0 ? 0.0f : m.values[i.bias + row];
+    *place(m, i.out + row_out[row]) = finished(bias + dot(list_of(i, m, row), in), i, m, row);
+  }
+}
+
+#if !defined(__clang__)
+#pragma GCC pop_options
+#endif
+
+// Rows × Wide vectors of outputs in registers while the list runs. `step`: from one row of outputs to the next, in the
+// input; `across`: where the second vector begins.
+template <int Rows, int Wide>
+void block(const List& list, const float* in, i64 step, i64 across, float bias, vec (&sum)[Rows * Wide]) {
+  const float* from[Rows * Wide];
+  LTHFUNC_UNROLL
+  for (int s = 0; s < Rows * Wide; ++s) {
+    from[s] = in + s / Wide * step + s % Wide * across;
+    sum[s] = all(bias);
+  }
+  for (i64 k = 0; k < list.count; ++k) {
+    const i32 at = list.offset[k];
+    const vec weight = all(list.value[k]);
+    LTHFUNC_UNROLL
+    for (int s = 0; s < Rows * Wide; ++s) sum[s] += weight * load(behind_floats(from[s], at));
+  }
+}
+
+template <int Rows, int Wide>
+void rows_of_outputs(const products_row& i, const Memory& m, const List& list, i64 row, i64 y, i64 x, i64 width,
+                     float* out, i64 out_row) {
+  vec sum[Rows * Wide];
+  const i64 across = Wide > 1 ? std::max<i64>(0, std::min<i64>(LANES, width - LANES)) : 0;
+  block<Rows, Wide>(list, place(m, i.in) + y * i.in_y + x, i.in_y, across, i.bias < 0 ? 0.0f : m.values[i.bias + row],
+                    sum);
+  LTHFUNC_UNROLL
+  for (int r = 0; r < Rows; ++r) {
+    LTHFUNC_UNROLL
+    for (int w = 0; w < Wide; ++w)
+      store(out + r * out_row + x + w * across, finished(sum[r * Wide + w], i, m, row), width - w * across);
+  }
+}
+
+template <int Wide>
+void chunk(const products_row& i, const Memory& m, const List& list, i64 row, i64 from, i64 to, i64 x, i64 width,
+           float* out, i64 out_row) {
+  i64 y = from;
+  for (; y + ROWS <= to; y += ROWS)
+    rows_of_outputs<ROWS, Wide>(i, m, list, row, y, x, width, out + (y - from) * out_row, out_row);
+  for (; y < to; ++y) rows_of_outputs<1, Wide>(i, m, list, row, y, x, width, out + (y - from) * out_row, out_row);
+}
+
+// Rows from … to of a channel of outputs, `width` wide, to `out`, whose rows are out_row apart.
+void channel_of_outputs(const products_row& i, const Memory& m, i64 row, i64 from, i64 to, i64 width, float* out,
+                        i64 out_row) {
+  const List list = list_of(i, m, row);
+  if (i.in_x != 1) {
+    const float bias = i.bias < 0 ? 0.0f : m.values[i.bias + row];
+    for (i64 y = from; y < to; ++y)
+      for (i64 x = 0; x < width; ++x)
+        out[(y - from) * out_row + x] =
+            finished(bias + dot(list, place(m, i.in) + y * i.in_y + x * i.in_x), i, m, row);
+    return;
+  }
+  for (i64 x = 0; x < width; x += 2 * LANES) {
+    const i64 some = std::min<i64>(width - x, 2 * LANES);
+    if (some > LANES)
+      chunk<2>(i, m, list, row, from, to, x, some, out, out_row);
+    else
+      chunk<1>(i, m, list, row, from, to, x, some, out, out_row);
+  }
+}
+
+void products_single(const products_row& i, Memory& m) {
+  if (i.across) return linear(i, m);
+  const i32* const row_out = m.lists + i.row_out;
+  std::vector<float> kept(i.pool ? static_cast<std::size_t>(4 * i.ny * i.nx + LANES) : 0);
+  for (i64 row = 0; row < i.rows; ++row) {
+    float* const out = place(m, i.out + row_out[row]);
+    if (!i.pool) {
+      channel_of_outputs(i, m, row, 0, i.ny, i.nx, out, i.out_y);
+      continue;
+    }
+    const i64 width = 2 * i.nx;
+    channel_of_outputs(i, m, row, 0, 2 * i.ny, width, kept.data(), width);
+    for (i64 y = 0; y < i.ny; ++y) {
+      const float *const upper = kept.data() + 2 * y * width, *const lower = upper + width;
+      for (i64 x = 0; x < i.nx; ++x)
+        out[y * i.out_y + x] =
+            std::max(std::max(upper[2 * x], upper[2 * x + 1]), std::max(lower[2 * x], lower[2 * x + 1]));
+    }
+  }
+}
+
+void dense_products_single(const dense_products_row& i, Memory& m) {
+  const i32 *const addresses = m.lists + i.addresses, *const row_out = m.lists + i.row_out;
+  std::vector<float> in(static_cast<std::size_t>(i.features));
+  for (i64 c = 0; c < i.features; ++c) in[static_cast<std::size_t>(c)] = place(m, i.in)[addresses[c]];
+  for (i64 row = 0; row < i.rows; ++row) {
+    const float* const value = m.values + i.values + row * i.value_row;
+    vec sums{};
+    i64 c = 0;
+    for (; c + LANES <= i.features; c += LANES) sums += load(value + c) * load(in.data() + c);
+    float total = sum(sums) + (i.bias < 0 ? 0.0f : m.values[i.bias + row]);
+    for (; c < i.features; ++c) total += value[c] * in[static_cast<std::size_t>(c)];
+    *place(m, i.out + row_out[row]) = i.relu ? std::max(total, 0.0f) : total;
+  }
+}
+
+template <typename Number>
+void load_rows(const load_inputs_row& i, Memory& m, const Number* from) {
+  for (i64 channel = 0; channel < i.channels; ++channel) {
+    const float gain = m.constants[i.constants + 2 * channel], shift = m.constants[i.constants + 2 * channel + 1];
+    for (i64 y = 0; y < i.height; ++y, from += i.width) {
+      float* const out = place(m, i.out + channel * i.out_channel + y * i.out_row);
+      for (i64 x = 0; x < i.width; ++x) out[x] = static_cast<float>(from[x]) * gain - shift;
+    }
+  }
+}
+
+void load_inputs_single(const load_inputs_row& i, Memory& m) {
+  if (i.kind == kind_uint8)
+    load_rows(i, m, static_cast<const std::uint8_t*>(m.inputs));
+  else
+    load_rows(i, m, static_cast<const float*>(m.inputs));
+}
+
+void store_outputs_single(const store_outputs_row& i, Memory& m) {
+  for (i64 feature = 0; feature < i.rows; ++feature)
+    m.outputs[feature] = place(m, i.in)[m.lists[i.addresses + feature]];
+}
+
+void max_pool_single(const max_pool_row& i, Memory& m) {
+  for (i64 channel = 0; channel < i.rows; ++channel) {
+    const float* const in = place(m, i.in + channel * i.in_channel);
+    float* const out = place(m, i.out + channel * i.out_channel);
+    for (i64 y = 0; y < i.out_height; ++y) {
+      for (i64 x = 0; x < i.out_width; ++x) {
+        float most = -std::numeric_limits<float>::infinity();
+        for (i64 a = 0; a < i.kernel_y; ++a) {
+          const i64 row = y * i.stride_y - i.pad_y + a * i.dilation_y;
+          if (row < 0 || row >= i.height) continue;
+          for (i64 b = 0; b < i.kernel_x; ++b) {
+            const i64 column = x * i.stride_x - i.pad_x + b * i.dilation_x;
+            if (column >= 0 && column < i.width) most = std::max(most, in[row * i.in_row + column]);
+          }
+        }
+        out[y * i.out_row + x] = most;
+      }
+    }
+  }
+}
+
+void average_pool_single(const average_pool_row& i, Memory& m) {
+  const i32 *const down = m.lists + i.windows_y, *const across = m.lists + i.windows_x;
+  for (i64 channel = 0; channel < i.rows; ++channel) {
+    const float* const in = place(m, i.in + channel * i.in_channel);
+    float* const out = place(m, i.out + channel * i.out_channel);
+    for (i64 y = 0; y < i.out_height; ++y) {
+      for (i64 x = 0; x < i.out_width; ++x) {
+        float total = 0;
+        for (i64 row = down[2 * y]; row < down[2 * y + 1]; ++row)
+          for (i64 column = across[2 * x]; column < across[2 * x + 1]; ++column) total += in[row * i.in_row + column];
+        const i64 size = (down[2 * y + 1] - down[2 * y]) * (across[2 * x + 1] - across[2 * x]);
+        out[y * i.out_row + x] = total / static_cast<float>(i.divisor ? i.divisor : size);
+      }
+    }
+  }
+}
+
+// function(channel, y, x, count) for up to 16 places of a row at a time.
+template <typename Function>
+LTHFUNC_INLINE void each_places(i64 channels, i64 height, i64 width, Function function) {
+  for (i64 channel = 0; channel < channels; ++channel)
+    for (i64 y = 0; y < height; ++y)
+      for (i64 x = 0; x < width; x += LANES) function(channel, y, x, std::min<i64>(LANES, width - x));
+}
+
+#define LTHFUNC_FLOATS(name) (place(m, i.name + channel * i.name##_channel + y * i.name##_row) + x)
+
+void pointwise_single(const pointwise_row& i, Memory& m) {
+  const float number = m.constants[i.number];
+  each_places(i.rows, i.height, i.width, [&](i64 channel, i64 y, i64 x, i64 count) {
+    store(LTHFUNC_FLOATS(out), value_of(i.kind, load(LTHFUNC_FLOATS(in)), number), count);
+  });
+}
+
+void add_single(const add_row& i, Memory& m) {
+  each_places(i.rows, i.height, i.width, [&](i64 channel, i64 y, i64 x, i64 count) {
+    const vec value = load(LTHFUNC_FLOATS(a)) + load(LTHFUNC_FLOATS(b));
+    store(LTHFUNC_FLOATS(out), i.relu ? larger(value, vec{}) : value, count);
+  });
+}
+
+void normalise_single(const normalise_row& i, Memory& m) {
+  each_places(i.rows, i.height, i.width, [&](i64 channel, i64 y, i64 x, i64 count) {
+    const float* const saved = m.constants + i.saved + channel * SAVED;
+    vec value = load(LTHFUNC_FLOATS(in)) * saved[factor_of] + saved[summand_of];
+    if (i.b >= 0) value += load(LTHFUNC_FLOATS(b));
+    store(LTHFUNC_FLOATS(out), i.relu ? larger(value, vec{}) : value, count);
+  });
+}
+
+void copy_single(const copy_row& i, Memory& m) {
+  for (i64 channel = 0; channel < i.rows; ++channel)
+    for (i64 y = 0; y < i.height; ++y)
+      for (i64 x = 0; x < i.width; ++x)
+        *place(m, i.out + channel * i.out_channel + y * i.out_row + x * i.out_column) =
+            *place(m, i.in + channel * i.in_channel + y * i.in_row + x * i.in_column);
+}
+
+// Reads no activations where it takes running statistics.
+void batch_statistics_single(const batch_statistics_row& i, Memory& m) { batch_statistics(i, m, {0, 0, 0, i.rows}); }
+
+using Single = void (*)(const i64*, Memory&);
+
+template <typename Row, void (*Function)(const Row&, Memory&)>
+void called(const i64* row, Memory& m) {
+  Function(*reinterpret_cast<const Row*>(row), m);
+}
+
+Single single_of(const i64* row) {
+  switch (row[0]) {
+    case op_load_inputs: return called<load_inputs_row, load_inputs_single>;
+    case op_store_outputs: return called<store_outputs_row, store_outputs_single>;
+    case op_products: return called<products_row, products_single>;
+    case op_dense_products: return called<dense_products_row, dense_products_single>;
+    case op_max_pool: return called<max_pool_row, max_pool_single>;
+    case op_average_pool: return called<average_pool_row, average_pool_single>;
+    case op_pointwise: return called<pointwise_row, pointwise_single>;
+    case op_add: return called<add_row, add_single>;
+    case op_normalise: return called<normalise_row, normalise_single>;
+    case op_copy: return called<copy_row, copy_single>;
+    case op_batch_statistics: {
+      const auto& i = *reinterpret_cast<const batch_statistics_row*>(row);
+      return i.training ? nullptr : called<batch_statistics_row, batch_statistics_single>;
+    }
+    default: return nullptr;
+  }
+}
+
+}  // namespace
+
+bool has_single(const i64* program, i64 width, i64 count) {
+  for (i64 k = 0; k < count; ++k)
+    if (!single_of(program + k * width)) return false;
+  return true;
+}
+
+void run_single(const i64* program, i64 width, i64 count, Memory& memory) {
+  for (i64 k = 0; k < count; ++k) single_of(program + k * width)(program + k * width, memory);
+}
+
+}  // namespace lthfunc
