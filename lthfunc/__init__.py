@@ -11,8 +11,8 @@ from lthfunc.lazy import table_of_contents
 
 if TYPE_CHECKING:
     from lthfunc import data as data, models as models
-    from lthfunc.data.augment import shift_and_mirror as shift_and_mirror
     from lthfunc.compact.compaction import Compacted as Compacted, compact as compact, put_back as put_back
+    from lthfunc.data.augment import shift_and_mirror as shift_and_mirror
     from lthfunc.errors import UserError as UserError
     from lthfunc.execution.cost import cost as cost
     from lthfunc.execution.program import Program as Program

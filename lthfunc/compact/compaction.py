@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from lthfunc.compact.facts import Facts, cannot, values_of, without_changes
+from lthfunc.compact.facts import Facts, args_of, cannot, values_of, without_changes
 from lthfunc.compact.flows import settle
-from lthfunc.compact.rewriting import Cut, Rewriter, rewritten
 from lthfunc.compact.modules import module_of
+from lthfunc.compact.rewriting import Cut, Rewriter, rewritten
 from lthfunc.errors import UserError
 from lthfunc.sparse.capture import Captured, captured
 from lthfunc.sparse.packing import check_fit
@@ -72,7 +72,7 @@ def compact_training(model: Model, state: TrainState, shape: tuple[int, ...]) ->
     check_ticket(model, state)
     facts = _facts(model, state, shape, training=True)
     for node in facts.captured.graph.nodes:
-        if str(node.target) == "aten.dropout.default" and node.args[1] > 0 and node.args[2]:
+        if str(node.target) == "aten.dropout.default" and args_of(node)[1] > 0 and args_of(node)[2]:
             raise cannot(facts.captured, node, "draws for every unit, so training is not the same without some")
     evaluating, partner = _in_evaluation(model, facts, shape)
     facts.values.append({partner[node]: value for node, value in _values(model, state, evaluating, shape).items()
@@ -124,17 +124,19 @@ def _facts(
     return Facts(graph, params, ticket.masks, training, [values], leaves)
 
 
-def _values(
-    model: Model, ticket: Ticket | TrainState, graph: Captured, shape: tuple[int, ...]
-) -> dict[Node, Tensor]:
+def _values(model: Model, ticket: Ticket | TrainState, graph: Captured, shape: tuple[int, ...]) -> dict[Node, Tensor]:
     return values_of(graph, apply_masks(ticket.params, ticket.masks), ticket.buffers, shape)
 
 
 def _in_evaluation(model: Model, facts: Facts, shape: tuple[int, ...]) -> tuple[Captured, dict[Node, Node]]:
     """(the graph in evaluation mode, its nodes -> those of the graph in training)."""
     other = without_changes(captured(model, shape, training=False))
-    ours = [node for node in facts.captured.graph.nodes if facts.has_units(node) or node.op in ("placeholder", "output")]
-    theirs = [node for node in other.graph.nodes if isinstance(node.meta.get("val"), Tensor) or node.op != "call_function"]
+    ours = [
+        node for node in facts.captured.graph.nodes if facts.has_units(node) or node.op in ("placeholder", "output")
+    ]
+    theirs = [
+        node for node in other.graph.nodes if isinstance(node.meta.get("val"), Tensor) or node.op != "call_function"
+    ]
     partner = dict(zip(theirs, ours, strict=False))
     if len(ours) != len(theirs) or any(a.target != b.target for a, b in partner.items()):
         raise UserError(f"compact: {model.name} computes something else in training than in evaluation")

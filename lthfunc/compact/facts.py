@@ -19,6 +19,12 @@ from lthfunc.trees.types import Buffers, Masks, Params
 
 _aten = torch.ops.aten
 
+
+def args_of(node: Node) -> tuple[Any, ...]:
+    """An operation's arguments, whatever they are."""
+    return node.args
+
+
 #: A unit is zero, and stays so however the network is trained; does not depend on the input; does.
 ZERO, CONSTANT, VARIES = 0, 1, 2
 
@@ -120,9 +126,9 @@ def without_changes(captured: Captured) -> Captured:
     for node in captured.graph.nodes:
         copy = new[node] = graph.node_copy(node, new.__getitem__)
         name, _, overload = str(node.target).removeprefix("aten.").partition(".")
-        if node.op == "call_function" and name.endswith("_") and overload and node.args[0] not in state:
+        if node.op == "call_function" and name.endswith("_") and overload and args_of(node)[0] not in state:
             copy.target = getattr(getattr(_aten, name.removesuffix("_")), overload)
-            new[node.args[0]] = copy
+            new[args_of(node)[0]] = copy
     return captured._replace(graph=graph)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.fx import Node
 
-from lthfunc.compact.facts import CONSTANT, VARIES, ZERO, Facts, Flow
+from lthfunc.compact.facts import CONSTANT, VARIES, ZERO, Facts, Flow, args_of
 
 _aten = torch.ops.aten
 
@@ -37,12 +39,12 @@ def groups_of(node: Node) -> int:
 
 def dimension(node: Node) -> int:
     """Of a slice or concatenation."""
-    return int(_argument(node, 1, 0)) % node.meta["val"].ndim
+    return int(_argument(node, 1, 0)) % int(node.meta["val"].ndim)
 
 
 def is_layer(node: Node, facts: Facts) -> bool:
     """Whether it is a linear layer or convolution whose parameters may be cut."""
-    if node.target not in LAYERS or not facts.has_units(node) or not facts.sole(node.args[1]):
+    if node.target not in LAYERS or not facts.has_units(node) or not facts.sole(args_of(node)[1]):
         return False
     bias = _argument(node, 2, None)
     flat = node.target is _aten.linear.default
@@ -51,18 +53,19 @@ def is_layer(node: Node, facts: Facts) -> bool:
 
 def is_norm(node: Node, facts: Facts) -> bool:
     """Whether it is a normalisation over the batch whose parameters and buffers may be cut."""
-    return node.target is NORM and all(each is None or facts.sole(each) for each in node.args[1:5])
+    return node.target is NORM and all(each is None or facts.sole(each) for each in args_of(node)[1:5])
 
 
 def is_alike(node: Node, facts: Facts) -> bool:
     """Whether each of its units comes from the same one of its (first) argument alone."""
     if node.target is MEAN:
-        rank = node.args[0].meta["val"].ndim
-        return bool(node.args[1]) and all(dim % rank >= 2 for dim in node.args[1])
+        rank = args_of(node)[0].meta["val"].ndim
+        dims = args_of(node)[1]
+        return bool(dims) and all(dim % rank >= 2 for dim in dims)
     if node.target is SLICE:
         return dimension(node) >= 2
     if node.target in PADS:
-        return len(node.args[1]) <= 2 * (node.meta["val"].ndim - 2)
+        return len(args_of(node)[1]) <= 2 * (int(node.meta["val"].ndim) - 2)
     return node.target in ALIKE
 
 
@@ -70,19 +73,19 @@ def is_join(node: Node, facts: Facts) -> bool:
     """Whether it combines values of equally many units, or one and numbers."""
     if node.target not in JOINS:
         return False
-    parts = [each for each in node.args[:2] if isinstance(each, Node)]
+    parts = [each for each in args_of(node)[:2] if isinstance(each, Node)]
     return bool(parts) and all(facts.has_units(each) and facts.units(each) == facts.units(node) for each in parts)
 
 
 def is_cat(node: Node, facts: Facts) -> bool:
     """Whether it puts units side by side."""
-    return node.target is CAT and dimension(node) == 1 and all(map(facts.has_units, node.args[0]))
+    return node.target is CAT and dimension(node) == 1 and all(map(facts.has_units, args_of(node)[0]))
 
 
 def is_flatten(node: Node, facts: Facts) -> bool:
     """Whether it makes features of all units' places."""
     value = node.meta.get("val")
-    source = node.args[0] if node.args else None
+    source = args_of(node)[0] if args_of(node) else None
     if node.target not in FLATTENS or not isinstance(source, Node) or not facts.has_units(source):
         return False
     return isinstance(value, Tensor) and value.ndim == 2 and value.shape[0] == source.meta["val"].shape[0]
@@ -94,7 +97,7 @@ def is_part(node: Node, facts: Facts) -> bool:
         return dimension(node) == 1
     if node.target in PADS:
         fill = _argument(node, 3 if node.target is PADS[0] else 2, 0) or 0
-        amounts = node.args[1]
+        amounts = args_of(node)[1]
         rank = node.meta["val"].ndim
         return fill == 0 and len(amounts) == 2 * (rank - 1) and not any(amounts[: 2 * (rank - 2)])
     return False
@@ -102,17 +105,17 @@ def is_part(node: Node, facts: Facts) -> bool:
 
 def sources(node: Node, facts: Facts) -> Tensor:
     """int64: for each unit of a `part`, the unit of its argument, or -1 for one that was added."""
-    count = facts.units(node.args[0])
+    count = facts.units(args_of(node)[0])
     if node.target is SLICE:
         start, stop, step = _argument(node, 2, 0) or 0, _argument(node, 3, None), _argument(node, 4, 1)
         return torch.arange(count)[slice(start, stop, step)]
-    before = node.args[1][-2]
+    before = args_of(node)[1][-2]
     found = torch.arange(facts.units(node)) - before
     return torch.where((found >= 0) & (found < count), found, -1)
 
 
 def _layer_fates(node: Node, facts: Facts) -> Tensor:
-    x, weight, groups = node.args[0], facts.connected(node.args[1]), groups_of(node)
+    x, weight, groups = args_of(node)[0], facts.connected(args_of(node)[1]), groups_of(node)
     read = facts.live(x).view(groups, 1, -1) & weight.view(groups, len(weight) // groups, -1)
     varies = read.any(2)
     if groups > 1:
@@ -122,30 +125,30 @@ def _layer_fates(node: Node, facts: Facts) -> Tensor:
 
 
 def _layer_needs(node: Node, needed: Tensor, facts: Facts) -> list[tuple[Node, Tensor]]:
-    weight, groups = facts.connected(node.args[1]), groups_of(node)
+    weight, groups = facts.connected(args_of(node)[1]), groups_of(node)
     asked = needed.view(groups, -1)
     if groups > 1:  # a group goes whole or not at all
-        return [(node.args[0], asked.any(1, keepdim=True).expand(groups, weight.shape[1]).flatten())]
-    return [(node.args[0], (asked.view(-1, 1) & weight).any(0))]
+        return [(args_of(node)[0], asked.any(1, keepdim=True).expand(groups, weight.shape[1]).flatten())]
+    return [(args_of(node)[0], (asked.view(-1, 1) & weight).any(0))]
 
 
 def _norm_fates(node: Node, facts: Facts) -> Tensor:
-    return torch.clamp(facts.fates[node.args[0]], min=CONSTANT)  # its shift is trained
+    return torch.clamp(facts.fates[args_of(node)[0]], min=CONSTANT)  # its shift is trained
 
 
 def _alike_fates(node: Node, facts: Facts) -> Tensor:
-    before = facts.fates[node.args[0]]
+    before = facts.fates[args_of(node)[0]]
     if not facts.training:
         return before.clone()
     if node.target is _aten.relu.default:  # hands back no gradient where its input isn't above zero
-        stopped = facts.is_constant(node.args[0], lambda value: value <= 0)
+        stopped = facts.is_constant(args_of(node)[0], lambda value: value <= 0)
         return torch.where((before < VARIES) & stopped, ZERO, VARIES).to(torch.int8)
     still = facts.is_constant(node, lambda value: value == 0)
     return torch.where((before == ZERO) & ~still, VARIES, before).to(torch.int8)
 
 
 def _join_fates(node: Node, facts: Facts) -> Tensor:
-    fates = torch.stack([facts.fates[each] for each in node.args[:2] if isinstance(each, Node)]).amax(0)
+    fates = torch.stack([facts.fates[each] for each in args_of(node)[:2] if isinstance(each, Node)]).amax(0)
     if facts.training:
         still = (fates == ZERO) & facts.is_constant(node, lambda value: value == 0)
         fates = torch.where(still, ZERO, VARIES)
@@ -153,37 +156,37 @@ def _join_fates(node: Node, facts: Facts) -> Tensor:
 
 
 def _cat_fates(node: Node, facts: Facts) -> Tensor:
-    return torch.cat([facts.fates[each] for each in node.args[0]])
+    return torch.cat([facts.fates[each] for each in args_of(node)[0]])
 
 
 def _cat_needs(node: Node, needed: Tensor, facts: Facts) -> list[tuple[Node, Tensor]]:
-    parts = torch.split(needed, [facts.units(each) for each in node.args[0]])
-    return list(zip(node.args[0], parts, strict=True))
+    parts = torch.split(needed, [facts.units(each) for each in args_of(node)[0]])
+    return list(zip(args_of(node)[0], parts, strict=True))
 
 
 def _flatten_fates(node: Node, facts: Facts) -> Tensor:
-    source = facts.fates[node.args[0]]
+    source = facts.fates[args_of(node)[0]]
     return source.repeat_interleave(facts.units(node) // len(source))
 
 
 def _flatten_needs(node: Node, needed: Tensor, facts: Facts) -> list[tuple[Node, Tensor]]:
-    return [(node.args[0], needed.view(facts.units(node.args[0]), -1).any(1))]
+    return [(args_of(node)[0], needed.view(facts.units(args_of(node)[0]), -1).any(1))]
 
 
 def _part_fates(node: Node, facts: Facts) -> Tensor:
-    source, units = facts.fates[node.args[0]], sources(node, facts)
+    source, units = facts.fates[args_of(node)[0]], sources(node, facts)
     return torch.where(units >= 0, source[units.clamp(min=0)], ZERO).to(torch.int8)
 
 
 def _part_needs(node: Node, needed: Tensor, facts: Facts) -> list[tuple[Node, Tensor]]:
     units = sources(node, facts)
-    asked = torch.zeros(facts.units(node.args[0]), dtype=torch.bool)
+    asked = torch.zeros(facts.units(args_of(node)[0]), dtype=torch.bool)
     asked[units[needed & (units >= 0)]] = True
-    return [(node.args[0], asked)]
+    return [(args_of(node)[0], asked)]
 
 
 def _same_needs(node: Node, needed: Tensor, facts: Facts) -> list[tuple[Node, Tensor]]:
-    return [(each, needed) for each in node.args[:2] if facts.has_units(each)]
+    return [(each, needed) for each in args_of(node)[:2] if facts.has_units(each)]
 
 
 def _all_vary(node: Node, facts: Facts) -> Tensor:
@@ -231,5 +234,5 @@ def settle(facts: Facts) -> None:
             facts.needed[source] |= needed
 
 
-def _argument(node: Node, position: int, default: object) -> object:
-    return node.args[position] if len(node.args) > position else default
+def _argument(node: Node, position: int, default: Any) -> Any:
+    return args_of(node)[position] if len(args_of(node)) > position else default

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
+from lthfunc.compact.facts import args_of
 from lthfunc.compact.flows import LAYERS
 from lthfunc.trees.types import Buffers, Params
 
@@ -32,40 +33,33 @@ def module_of(graph: Graph, params: Params, buffers: Buffers, name: str) -> Grap
 
 
 def _as_layer(module: GraphModule, node: Node) -> None:
-    weight, bias = node.args[1], node.args[2] if len(node.args) > 2 else None
-    owner, _, leaf = str(weight.target).rpartition(".")  # type: ignore[union-attr]
-    if leaf != "weight" or not owner or (bias is not None and bias.target != f"{owner}.bias"):  # type: ignore[union-attr]
+    weight, bias = args_of(node)[1], args_of(node)[2] if len(args_of(node)) > 2 else None
+    owner, _, leaf = str(weight.target).rpartition(".")
+    if leaf != "weight" or not owner or (bias is not None and bias.target != f"{owner}.bias"):
         return
-    holder = module.get_submodule(owner)
+    holder: Any = module.get_submodule(owner)
     own = {key for key, _ in holder.named_parameters()} | {key for key, _ in holder.named_buffers()}
     if own != ({"weight"} if bias is None else {"weight", "bias"}):
         return
-    value = holder.weight
-    layer = _layer(node, value, biased=bias is not None)
-    layer.weight = nn.Parameter(value.detach(), requires_grad=False)
+    layer = _layer(node, holder.weight, biased=bias is not None)
+    layer.weight = holder.weight
     if bias is not None:
-        layer.bias = nn.Parameter(holder.bias.detach(), requires_grad=False)  # type: ignore[union-attr, arg-type]
+        layer.bias = holder.bias
     parent, _, name = owner.rpartition(".")
     setattr(module.get_submodule(parent), name, layer)
     with module.graph.inserting_after(node):
-        call = module.graph.call_module(owner, (node.args[0],))
+        call = module.graph.call_module(owner, (args_of(node)[0],))
     node.replace_all_uses_with(call)
     module.graph.erase_node(node)
 
 
 def _layer(node: Node, weight: Tensor, *, biased: bool) -> Any:
     """An empty layer of the node's kind and settings."""
+    outs, ins, *size = weight.shape
     with torch.device("meta"):
         if node.target is _aten.linear.default:
-            return nn.Linear(weight.shape[1], weight.shape[0], bias=biased)
-        stride, padding, dilation, groups = (*node.args[3:7], *(1, 0, 1, 1)[len(node.args[3:7]) :])
-        kind = nn.Conv2d if weight.ndim == 4 else nn.Conv1d
-        size = tuple(weight.shape[2:])
-        return kind(
-            weight.shape[1] * groups, weight.shape[0], size, _given(stride), _given(padding), _given(dilation),
-            groups, bias=biased,
-        )  # type: ignore[arg-type]  # fmt: skip
-
-
-def _given(setting: Any) -> Any:
-    return tuple(setting) if isinstance(setting, (list, tuple)) else setting
+            return nn.Linear(ins, outs, bias=biased)
+        given = [tuple(each) if isinstance(each, (list, tuple)) else each for each in args_of(node)[3:7]]
+        stride, padding, dilation, groups = given + [1, 0, 1, 1][len(given) :]
+        kind: Any = nn.Conv2d if weight.ndim == 4 else nn.Conv1d
+        return kind(ins * groups, outs, tuple(size), stride, padding, dilation, groups, bias=biased)

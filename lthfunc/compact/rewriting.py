@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.fx import Graph, Node
 
 from lthfunc.compact import flows
-from lthfunc.compact.facts import CONSTANT, Facts, cannot
+from lthfunc.compact.facts import CONSTANT, Facts, args_of, cannot
 from lthfunc.sparse.capture import TRACED_BATCH
 from lthfunc.trees.types import Buffers, Params
 
@@ -27,8 +27,9 @@ _FEW = 1 / 8
 class Rewriter:
     """A new graph under construction.
 
-    x: the input. made: new nodes. have: the units, of the old value, that a new one has. cuts: of parameters and buffers. changed:
-    parameters that are not merely cut; constants: new buffers. selecting: whether inputs may be picked from features.
+    x: the input. made: new nodes. have: the units, of the old value, that a new one has. cuts: of parameters and
+    buffers. changed: parameters that are not merely cut. constants: new buffers. selecting: whether inputs may be
+    picked from features.
     """
 
     facts: Facts
@@ -117,7 +118,7 @@ def rewritten(facts: Facts, buffers: Buffers, *, selecting: bool) -> Rewriter:
             r.made[node] = r.x = r.graph.placeholder("x")
             r.have[node] = torch.arange(facts.units(node))
         elif node.op == "output":
-            given = node.args[0]  # outputs come flattened, as a list of one where there is one
+            given = args_of(node)[0]  # outputs come flattened, as a list of one where there is one
             given = given[0] if isinstance(given, (list, tuple)) and len(given) == 1 else given
             r.graph.output(torch.fx.node.map_arg(given, r.all_of))
         else:
@@ -126,7 +127,7 @@ def rewritten(facts: Facts, buffers: Buffers, *, selecting: bool) -> Rewriter:
 
 
 def _cut_by(user: Node, leaf: Node, facts: Facts) -> bool:
-    return flows.is_layer(user, facts) or (flows.is_norm(user, facts) and leaf in user.args[1:5]) or _counts(user)
+    return flows.is_layer(user, facts) or (flows.is_norm(user, facts) and leaf in args_of(user)[1:5]) or _counts(user)
 
 
 def _counts(node: Node) -> bool:
@@ -137,7 +138,7 @@ def _written(r: Rewriter, node: Node) -> Any:
     facts = r.facts
     if not facts.has_units(node):
         if _counts(node):
-            return r.call(node.target, r.leaf(node.args[0]), *node.args[1:])
+            return r.call(node.target, r.leaf(args_of(node)[0]), *args_of(node)[1:])
         return _copied(r, node)
     for fits, write in _WRITERS.items():
         if node.op == "call_function" and fits(node, facts):
@@ -150,7 +151,7 @@ def _copied(r: Rewriter, node: Node) -> Node:
     def given(arguments: Any) -> Any:
         return torch.fx.node.map_arg(arguments, r.all_of)
 
-    args = [_sizes(r, node, part) if isinstance(part, (list, tuple)) else part for part in node.args]
+    args = [_sizes(r, node, part) if isinstance(part, (list, tuple)) else part for part in args_of(node)]
     return r.call(node.target, *given(tuple(args)), **given(node.kwargs))
 
 
@@ -165,9 +166,9 @@ def _sizes(r: Rewriter, node: Node, sizes: Any) -> Any:
 
 def _layer(r: Rewriter, node: Node) -> Node:
     facts = r.facts
-    x, weight, bias = node.args[0], node.args[1], node.args[2] if len(node.args) > 2 else None
+    x, weight, bias = args_of(node)[0], args_of(node)[1], args_of(node)[2] if len(args_of(node)) > 2 else None
     groups, rows = flows.groups_of(node), facts.wanted(node)
-    rest = list(node.args[3:])
+    rest = list(args_of(node)[3:])
     if groups > 1:
         outs, ins = facts.units(node) // groups, facts.units(x) // groups
         kept = torch.unique(rows // outs)
@@ -193,7 +194,7 @@ def _layer(r: Rewriter, node: Node) -> Node:
 
 def _inputs(r: Rewriter, node: Node) -> tuple[Node, Tensor]:
     """(what a layer reads, which units of the old value these are)."""
-    facts, x = r.facts, node.args[0]
+    facts, x = r.facts, args_of(node)[0]
     needed = dict(flows.flow_of(node, facts).needs(node, facts.needed[node] & facts.live(node), facts))[x]
     have = r.have[x]
     used = have[needed[have] & facts.live(x)[have]]
@@ -203,7 +204,7 @@ def _inputs(r: Rewriter, node: Node) -> tuple[Node, Tensor]:
 
 def _folded(r: Rewriter, node: Node, rows: Tensor, columns: Tensor | None) -> Tensor | None:
     """What units that were not computed, and are constant, add to a layer's outputs; None for nothing."""
-    facts, x, weight = r.facts, node.args[0], node.args[1]
+    facts, x, weight = r.facts, args_of(node)[0], args_of(node)[1]
     gone = facts.fates[x] <= CONSTANT
     if columns is not None:
         gone[columns] = False
@@ -211,27 +212,29 @@ def _folded(r: Rewriter, node: Node, rows: Tensor, columns: Tensor | None) -> Te
     if not bool(value.any()):
         return None
     leaf = facts.params[facts.leaves[weight]].double()[rows]
-    return node.target(value[None], leaf, None, *node.args[3:])[0]
+    layer: Any = node.target
+    added: Tensor = layer(value[None], leaf, None, *args_of(node)[3:])[0]
+    return added
 
 
 def _norm(r: Rewriter, node: Node) -> Node:
     rows = r.facts.wanted(node)
     r.have[node] = rows
-    leaves = [each and r.leaf(each, rows) for each in node.args[1:5]]
-    return r.call(node.target, r.of(node.args[0], rows), *leaves, *node.args[5:], **node.kwargs)
+    leaves = [each and r.leaf(each, rows) for each in args_of(node)[1:5]]
+    return r.call(node.target, r.of(args_of(node)[0], rows), *leaves, *args_of(node)[5:], **node.kwargs)
 
 
 def _alike(r: Rewriter, node: Node) -> Node:
     """Operations on each unit, and joins: the same on what is wanted."""
     rows = r.facts.wanted(node)
     r.have[node] = rows
-    args = [r.of(each, rows) if isinstance(each, Node) else each for each in node.args]
+    args = [r.of(each, rows) if isinstance(each, Node) else each for each in args_of(node)]
     return r.call(node.target, *args, **node.kwargs)
 
 
 def _cat(r: Rewriter, node: Node) -> Node:
     parts, have, first = [], [], 0
-    for each in node.args[0]:
+    for each in args_of(node)[0]:
         parts.append(r.made[each])
         have.append(r.have[each] + first)
         first += r.facts.units(each)
@@ -240,7 +243,7 @@ def _cat(r: Rewriter, node: Node) -> Node:
 
 
 def _flatten(r: Rewriter, node: Node) -> Node:
-    x = node.args[0]
+    x = args_of(node)[0]
     places = r.facts.units(node) // r.facts.units(x)
     r.have[node] = (r.have[x][:, None] * places + torch.arange(places)).flatten()
     return r.call(_aten.flatten.using_ints, r.made[x], 1)
@@ -253,7 +256,8 @@ def _part(r: Rewriter, node: Node) -> Node:
         r.have[node] = torch.arange(r.facts.units(node))
         return _copied(r, node)
     r.have[node] = rows
-    return r.of(node.args[0], source)
+    part: Node = r.of(args_of(node)[0], source)
+    return part
 
 
 _WRITERS = {

@@ -26,7 +26,7 @@ class Compiled:
 
     def __init__(self, module: nn.Module, name: str) -> None:
         self.module, self._name = module, name
-        parts = (dict(module.named_parameters()), dict(module.named_buffers()))
+        parts: tuple[dict[str, Tensor], ...] = (dict(module.named_parameters()), dict(module.named_buffers()))
         self._leaves, self._rebuilt = flattened(parts)
         self._images = any(leaf.ndim == 4 for leaf in self._leaves)
         self._ready: dict[Any, Any] = {}

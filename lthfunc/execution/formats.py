@@ -79,7 +79,7 @@ class CsrLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (n, inputs)."""
-        y = torch.matmul(self.weight, x.T).T
+        y = torch.matmul(self.weight, x.T).T  # type: ignore[arg-type]
         return y if self.bias is None else y + self.bias
 
 
@@ -135,14 +135,14 @@ class ListedLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x: (n, inputs) or (n, channels, height, width)."""
         y = sparse_conv2d(to_tiles(x), self.values, self.bias, self.pattern)
-        y = y.permute(0, 4, 1, 2, 3).flatten(0, 1)[: len(x)] if x.ndim == 4 else from_tiles(y, len(x))
-        return y
+        return y.permute(0, 4, 1, 2, 3).flatten(0, 1)[: len(x)] if x.ndim == 4 else from_tiles(y, len(x))
 
 
 def _parts(layer: Layer) -> tuple[Tensor, nn.Parameter | None]:
     """(the weight, the bias)."""
-    weight, bias = layer.module.weight.detach(), layer.module.bias
-    return weight, None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)  # type: ignore[union-attr, operator]
+    module: Any = layer.module
+    bias = None if module.bias is None else nn.Parameter(module.bias.detach(), requires_grad=False)
+    return module.weight.detach(), bias
 
 
 def _both(setting: Any) -> tuple[int, int]:

@@ -219,9 +219,7 @@ def _layer_run(layer: Layer, form: str) -> Run:
     return repeated(lambda: module(layer.x))
 
 
-def _fastest(
-    forms: Mapping[str, _Form], masks: Masks, x: Tensor, memory: Tunings
-) -> tuple[str, Measured]:
+def _fastest(forms: Mapping[str, _Form], masks: Masks, x: Tensor, memory: Tunings) -> tuple[str, Measured]:
     """(the fastest form, what was measured)."""
     keys = {name: program_key(f"{form.module}{form.formats}", masks, x, name) for name, form in forms.items()}
     won = {name: program_key("won", masks, x, name) for name in forms}

@@ -10,6 +10,7 @@ import torch
 
 from lthfunc.execution.formats import Layer
 from lthfunc.hardware import cache_home, processor_name
+from lthfunc.sparse.kernels.build import cache_folder
 from lthfunc.trees.files import write_atomically
 from lthfunc.trees.types import Masks
 
@@ -47,10 +48,8 @@ def tunings_file() -> Path:
 
 def machine_key(device: torch.device) -> str:
     """What times depend on besides what is computed."""
-    from lthfunc import __version__
-
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{processor_name()}"
-    return f"{where}, {torch.get_num_threads()} threads, torch {torch.__version__}, lthfunc {__version__}"
+    return f"{where}, {torch.get_num_threads()} threads, torch {torch.__version__}, kernels {cache_folder().name}"
 
 
 def layer_key(layer: Layer, form: str) -> str:

@@ -1,0 +1,119 @@
+"""The network as a graph for other runtimes: torch.export, AOTInductor, ONNX."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lthfunc.errors import UserError
+from lthfunc.execution.export.subject import Subject, check_outputs
+from lthfunc.training.engines.toolchain import why_not
+from lthfunc.training.engines.tracing import first_line
+
+#: Examples in the traced batch, and in the one that outputs are compared on: another, since the size is free.
+_TRACED, _COMPARED = 2, 5
+#: A sparse initialiser holds a float32 and an int64 for each weight, a dense one a float32.
+_SPARSE_FACTOR = 3
+
+
+def torch_export(subject: Subject, path: Path) -> list[Path]:
+    """An exported program (.pt2), for ``torch.export.load``; the batch's size is free."""
+    program = _exported(subject)
+    with _whole(path) as part:
+        torch.export.save(program, part)
+        x = subject.inputs(_COMPARED)
+        check_outputs("torch-export", torch.export.load(part).module()(x), subject.masked(x))
+    return []
+
+
+def aoti(subject: Subject, path: Path) -> list[Path]:
+    """A package of AOTInductor (.pt2): machine code for this kind of processor, which runs without Python."""
+    if reason := why_not("cpu"):
+        raise UserError(f"--to: aoti compiles, and {reason}")
+    program = _exported(subject)
+    with _whole(path) as part:
+        _quietly(lambda: torch._inductor.aoti_compile_and_package(program, package_path=str(part)))
+        x = subject.inputs(_COMPARED)
+        check_outputs("aoti", torch._inductor.aoti_load_package(str(part))(x), subject.masked(x))
+    return []
+
+
+def onnx(subject: Subject, path: Path) -> list[Path]:
+    """An ONNX file, weights as sparse initialisers where that is smaller; compared by ONNX Runtime."""
+    try:
+        import onnx as format_of
+        import onnxruntime
+        import onnxscript  # noqa: F401  # the exporter's own need
+    except ImportError as error:
+        raise UserError(f"--to: onnx needs {error.name} (pip install 'lthfunc[export]')") from error
+    batch = torch.export.Dim("batch")
+
+    def exported() -> Any:
+        return torch.onnx.export(
+            subject.network, (subject.inputs(_TRACED),), dynamo=True, dynamic_shapes=({0: batch},), verbose=False,
+            input_names=["inputs"], output_names=["outputs"], external_data=False,
+        )  # fmt: skip
+
+    try:
+        proto = _quietly(exported).model_proto
+    except Exception as error:
+        raise UserError(f"--to: {subject.model.name} cannot become ONNX: {first_line(error)}") from error
+    _make_sparse(proto.graph, format_of)
+    with _whole(path) as part:
+        part.write_bytes(proto.SerializeToString())
+        x = subject.inputs(_COMPARED)
+        session = onnxruntime.InferenceSession(str(part), providers=["CPUExecutionProvider"])
+        check_outputs("onnx", session.run(None, {"inputs": x.numpy()})[0], subject.masked(x))
+    return []
+
+
+def _make_sparse(graph: Any, onnx: Any) -> None:
+    import numpy as np
+
+    for tensor in list(graph.initializer):
+        values = onnx.numpy_helper.to_array(tensor)
+        places = np.flatnonzero(values)
+        if values.dtype == np.float32 and 0 < _SPARSE_FACTOR * len(places) < values.size:
+            kept = onnx.numpy_helper.from_array(values.reshape(-1)[places], tensor.name)
+            where = onnx.numpy_helper.from_array(places.astype(np.int64), f"{tensor.name}_places")
+            graph.sparse_initializer.append(onnx.helper.make_sparse_tensor(kept, where, list(values.shape)))
+            graph.initializer.remove(tensor)
+
+
+def _exported(subject: Subject) -> Any:
+    batch = torch.export.Dim("batch")
+    try:
+        return torch.export.export(subject.network, (subject.inputs(_TRACED),), dynamic_shapes=({0: batch},))
+    except Exception as error:
+        raise UserError(f"--to: {subject.model.name} cannot be exported: {first_line(error)}") from error
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """A file beside the target, renamed to it when all went well; of the same suffix, since exporters look at it."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=path.suffix)
+    os.close(handle)
+    part = Path(name)
+    try:
+        yield part
+        part.chmod(0o644)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _quietly(make: Any) -> Any:
+    """Without the remarks of exporters, which are about themselves."""
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return make()

@@ -1,0 +1,71 @@
+"""What is exported: a trained ticket, its network, and how what it computes is compared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from lthfunc.compact.compaction import Compacted, check_ticket, compact
+from lthfunc.errors import UserError
+from lthfunc.execution.specialize import masked_module
+from lthfunc.trees.model import Model
+from lthfunc.trees.types import Ticket
+
+
+class Subject(NamedTuple):
+    """model, ticket: the trained network. shape: of one input. compacted: without dead units, or None, and why."""
+
+    model: Model
+    ticket: Ticket
+    shape: tuple[int, ...]
+    compacted: Compacted | None
+    why_not_compacted: str | None
+    half: bool = False
+
+    @property
+    def network(self) -> nn.Module:
+        """A plain module: compacted where that is possible, else masked; in evaluation mode."""
+        return self.masked if self.compacted is None else self.compacted.model.evaluating
+
+    @property
+    def masked(self) -> nn.Module:
+        """The whole network with its masked weights."""
+        return masked_module(self.model, self.ticket)
+
+    def inputs(self, examples: int, seed: int = 0) -> Tensor:
+        """Random inputs, to compare outputs on."""
+        draw = torch.Generator().manual_seed(seed)
+        return torch.randn(examples, *self.shape, generator=draw)
+
+
+class Export(Protocol):
+    """Writes a subject to `path` and gives what else it wrote. Raises UserError where it cannot."""
+
+    def __call__(self, subject: Subject, path: Path) -> list[Path]:
+        """Write it."""
+
+
+def subject_of(model: Model, ticket: Ticket, shape: tuple[int, ...], *, half: bool = False) -> Subject:
+    """What is to be exported. half: values in 16 bits, where the target takes them.
+
+    Raises UserError where the ticket doesn't fit the model.
+    """
+    check_ticket(model, ticket)
+    try:
+        return Subject(model, ticket, shape, compact(model, ticket, shape), None, half)
+    except UserError as error:
+        return Subject(model, ticket, shape, None, str(error), half)
+
+
+#: Largest difference between an export's outputs and the masked network's, relative to the largest output.
+TOLERANCE = 1e-4
+
+
+def check_outputs(what: str, got: Any, wanted: Tensor) -> None:
+    """Raise RuntimeError where outputs differ by more than rounding."""
+    difference = float((torch.as_tensor(got) - wanted).abs().max()) / (float(wanted.abs().max()) or 1.0)
+    if not difference <= TOLERANCE:
+        raise RuntimeError(f"{what}: outputs differ from the network's by {difference:.1e} of the largest")
