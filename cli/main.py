@@ -10,7 +10,7 @@ import typer
 from lthfunc import __version__
 from lthfunc.errors import UserError
 
-from . import benchmark, branching, experiment, kernels, listings
+from . import benchmark, branching, execution, experiment, kernels, listings
 from .connectivity import connectivity
 from .info import info
 from .methods import methods
@@ -30,6 +30,8 @@ app.command("info")(info)
 app.command("build-kernels")(kernels.build_kernels)
 app.command("branch")(branching.branch)
 app.command("transfer")(branching.transfer)
+app.command("specialize")(execution.specialize)
+app.command("export")(execution.export)
 app.command("methods")(methods)
 app.command("connectivity")(connectivity)
 app.command("archs")(listings.archs)

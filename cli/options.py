@@ -406,6 +406,15 @@ Jobs = Annotated[
         rich_help_panel=_RUN,
     ),
 ]
+Compact = Annotated[
+    bool | None,
+    typer.Option(
+        "--compact/--no-compact",
+        help="Leave inputs, units and channels out of a training that pruned weights cut off; results differ by "
+        f"rounding. \\[default: {'' if _DEFAULT.compact else 'no-'}compact]",
+        rich_help_panel=_RUN,
+    ),
+]
 Threads = Annotated[
     int | None,
     typer.Option(

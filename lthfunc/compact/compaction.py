@@ -17,7 +17,7 @@ from lthfunc.errors import UserError
 from lthfunc.sparse.capture import Captured, captured
 from lthfunc.sparse.packing import check_fit
 from lthfunc.trees.model import Model
-from lthfunc.trees.ops import apply_masks
+from lthfunc.trees.ops import apply_masks, to_device
 from lthfunc.trees.types import Buffers, Masks, Params, Ticket, TrainState
 
 _aten = torch.ops.aten
@@ -61,11 +61,12 @@ def compact(model: Model, ticket: Ticket | TrainState, shape: tuple[int, ...], *
     return _compacted(model, r, module, module, params, buffers, ticket.masks)
 
 
-def compact_training(model: Model, state: TrainState, shape: tuple[int, ...]) -> Compacted:
+def compact_training(model: Model, state: TrainState, shape: tuple[int, ...], *, selecting: bool = True) -> Compacted:
     """The network without what training from this state can neither use nor bring back.
 
     That is: units that no surviving weight reads, and units behind ReLU that read nothing and are zero, with every
-    weight that reads or makes them; and inputs that nothing reads. The rest trains exactly as in the whole network.
+    weight that reads or makes them; and, with `selecting`, inputs that nothing reads. The rest trains exactly as in the
+    whole network. Running statistics of removed channels, on which nothing depends, keep their values.
 
     Raises UserError as `compact` does, and for dropout, whose draws depend on how many units there are.
     """
@@ -78,18 +79,17 @@ def compact_training(model: Model, state: TrainState, shape: tuple[int, ...]) ->
     facts.values.append({partner[node]: value for node, value in _values(model, state, evaluating, shape).items()
                          if node in partner})  # fmt: skip
     settle(facts)
-    r = rewritten(facts, state.buffers, selecting=True)
+    r = rewritten(facts, state.buffers, selecting=selecting)
     params, buffers = _leaves(r, state.params, state.buffers, state.masks)
     theirs = _facts(model, state, shape, training=True, of=evaluating)
     there = {ours: other for other, ours in partner.items()}
     theirs.fates = {there[node]: fates for node, fates in facts.fates.items()}
     theirs.needed = {there[node]: needed for node, needed in facts.needed.items()}
-    other = rewritten(theirs, state.buffers, selecting=True)
-    constants = {**buffers, **other.constants}
-    return _compacted(
-        model, r, module_of(r.graph, params, buffers, "Compacted").train(), module_of(other.graph, params, constants, "Compacted").eval(),
-        params, buffers, state.masks,
-    )  # fmt: skip
+    other = rewritten(theirs, state.buffers, selecting=selecting)
+    constants = {**buffers, **to_device(other.constants, state.step.device)}
+    in_training = module_of(r.graph, params, buffers, "Compacted").train()
+    in_evaluation = module_of(other.graph, params, constants, "Compacted").eval()
+    return _compacted(model, r, in_training, in_evaluation, params, constants, state.masks)
 
 
 def cut(tree: Mapping[str, Tensor], cuts: Mapping[str, Cut]) -> dict[str, Tensor]:
@@ -100,6 +100,18 @@ def cut(tree: Mapping[str, Tensor], cuts: Mapping[str, Cut]) -> dict[str, Tensor
 def put_back(whole: Mapping[str, Tensor], part: Mapping[str, Tensor], cuts: Mapping[str, Cut]) -> dict[str, Tensor]:
     """The whole tree with the values of a cut one in their places: ``cut(put_back(whole, part)) == part``."""
     return {name: _put_back(leaf, part[name], cuts[name]) if name in part else leaf for name, leaf in whole.items()}
+
+
+def left_out(small: Compacted, params: Params, masks: Masks) -> dict[str, Tensor]:
+    """For each leaf int64 positions, in the flattened leaf, of surviving weights that the smaller network lacks."""
+    found = {}
+    for name, leaf in params.items():
+        there = masks.get(name, torch.ones_like(leaf, dtype=torch.bool))
+        if name in small.cuts:
+            kept = torch.ones_like(_cut(there, small.cuts[name]))
+            there = there & ~_put_back(torch.zeros_like(there), kept, small.cuts[name])
+        found[name] = there.flatten().nonzero().flatten()
+    return found
 
 
 def check_ticket(model: Model, ticket: Ticket | TrainState) -> None:
@@ -117,11 +129,11 @@ def _facts(
     model: Model, ticket: Ticket | TrainState, shape: tuple[int, ...], *, training: bool, of: Captured | None = None
 ) -> Facts:
     graph = of or without_changes(captured(model, shape, training=training))
-    params = apply_masks(ticket.params, ticket.masks)
+    params, masks = to_device((apply_masks(ticket.params, ticket.masks), ticket.masks), "cpu")
     placeholders = [node for node in graph.graph.nodes if node.op == "placeholder"]
     leaves = dict(zip(placeholders, (*graph.params, *graph.buffers), strict=False))
     values = _values(model, ticket, graph, shape)
-    return Facts(graph, params, ticket.masks, training, [values], leaves)
+    return Facts(graph, params, masks, training, [values], leaves)
 
 
 def _values(model: Model, ticket: Ticket | TrainState, graph: Captured, shape: tuple[int, ...]) -> dict[Node, Tensor]:
@@ -144,9 +156,11 @@ def _in_evaluation(model: Model, facts: Facts, shape: tuple[int, ...]) -> tuple[
 
 
 def _leaves(r: Rewriter, params: Params, buffers: Buffers, masks: Masks) -> tuple[Params, Buffers]:
-    new = {**cut(apply_masks(params, masks), r.cuts), **r.changed}
+    device = next(iter(params.values())).device
+    changed, constants = to_device((r.changed, r.constants), device)
+    new = {**cut(apply_masks(params, masks), r.cuts), **changed}
     order = [*params, *(name for name in r.changed if name not in params)]
-    return {name: new[name] for name in order if name in new}, {**cut(buffers, r.cuts), **r.constants}
+    return {name: new[name] for name in order if name in new}, {**cut(buffers, r.cuts), **constants}
 
 
 def _compacted(
@@ -170,6 +184,8 @@ def _cut(leaf: Tensor, indices: Cut) -> Tensor:
 
 
 def _put_back(leaf: Tensor, part: Tensor, indices: Cut) -> Tensor:
+    if not leaf.ndim:
+        return part.clone()
     grid = [torch.arange(size) for size in leaf.shape]
     for dimension, index in enumerate(indices):
         if index is not None:

@@ -1,11 +1,13 @@
 """The formats of a layer: when each can be used, and the module that computes the layer in it.
 
-A format is one entry of LAYER_FORMATS: add another here and nowhere else. Weights come masked.
+A format is one entry of LAYER_FORMATS, by a name of names.py. Weights come masked.
 """
 
 from __future__ import annotations
 
 import copy
+import importlib.util
+import logging
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -51,15 +53,10 @@ class Layer(NamedTuple):
 
 
 class Format(NamedTuple):
-    """about: in one line, for help. why_not: why a layer cannot take it, or None. make: the layer in it.
+    """why_not: why a layer cannot take it, or None. make: the layer in it."""
 
-    tolerance: largest difference from the masked layer, relative to its largest output; None where it is rounded.
-    """
-
-    about: str
     why_not: Callable[[Layer], str | None]
     make: Callable[[Layer], nn.Module]
-    tolerance: float | None = 1e-4
 
 
 def why_not_linear(layer: Layer) -> str | None:
@@ -207,14 +204,13 @@ def _why_not_semi_structured(layer: Layer) -> str | None:
 
 
 def _why_not_int8(layer: Layer) -> str | None:
-    try:
-        import torchao  # noqa: F401
-    except ImportError:
+    if importlib.util.find_spec("torchao") is None:
         return "needs torchao (pip install 'lthfunc[export]')"
     return why_not_linear(layer)
 
 
 def _int8(layer: Layer) -> nn.Module:
+    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)  # a remark on torchao's own registrations
     from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
 
     # The layer in a network of one: quantize_ replaces weights of the linear layers inside what it is given.
@@ -241,9 +237,9 @@ def _name(dtype: torch.dtype) -> str:
 
 
 LAYER_FORMATS: Mapping[str, Format] = {
-    "listed": Format("surviving weights by lists, our kernels", _why_not_listed, ListedLayer),
-    "csr": Format("compressed rows, torch.sparse", _why_not_csr, CsrLinear),
-    "block": Format("blocks that hold a weight, torch's BSR", _why_not_block, BlockLinear, 1e-3),
-    "2:4": Format("two of four weights, tensor cores", _why_not_semi_structured, SemiStructuredLinear, 2e-2),
-    "int8": Format("8-bit integers, torchao; rounds", _why_not_int8, _int8, None),
+    "listed": Format(_why_not_listed, ListedLayer),
+    "csr": Format(_why_not_csr, CsrLinear),
+    "block": Format(_why_not_block, BlockLinear),
+    "2:4": Format(_why_not_semi_structured, SemiStructuredLinear),
+    "int8": Format(_why_not_int8, _int8),
 }

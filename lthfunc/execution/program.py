@@ -24,14 +24,14 @@ class Measured(NamedTuple):
 class Report(NamedTuple):
     """What a program is.
 
-    form: "dense", "compact", "sparse", or "layers", where layers have formats of their own. formats: of each layer.
-    left_out: why a form or a layer's format was not to be had. cost: of the ticket in theory. compact_flops: of an
-    example, of the network without dead units, or None where it cannot be compacted. bytes: of the dense float32
-    weights, and of what the program holds. difference: from the masked network's outputs, relative to the largest.
-    measured: None where nothing was timed.
+    name: as it was measured; form: "dense", "compact", "sparse", or "layers", where layers have formats of their own.
+    formats: of each layer then. left_out: why a form or a layer's format was not to be had. cost: of the ticket in
+    theory. compact_flops: of an example, of the network without dead units, or None where it cannot be compacted.
+    bytes: of the dense float32 weights, and of what the program holds. difference: from the masked network's outputs,
+    relative to the largest. measured: None where nothing was timed.
     """
 
-    form: str
+    name: str
     formats: dict[str, str]
     left_out: dict[str, str]
     cost: Cost
@@ -39,6 +39,11 @@ class Report(NamedTuple):
     bytes: tuple[int, int]
     difference: float
     measured: Measured | None
+
+    @property
+    def form(self) -> str:
+        """Of the network."""
+        return self.name.partition(" ")[0]
 
 
 class Program(nn.Module):

@@ -17,6 +17,7 @@ from lthfunc.execution.compiled import Compiled
 from lthfunc.execution.cost import cost, flops_of
 from lthfunc.execution.formats import LAYER_FORMATS, Layer
 from lthfunc.execution.layers import layers_of, with_layers
+from lthfunc.execution.names import FORMATS
 from lthfunc.execution.program import Measured, Program, Report
 from lthfunc.execution.timing import Run, in_turn, repeated
 from lthfunc.execution.tuning import Tunings, layer_key, program_key
@@ -25,14 +26,6 @@ from lthfunc.trees.model import Model
 from lthfunc.trees.ops import apply_masks
 from lthfunc.trees.types import Masks, Ticket, TrainState
 
-#: Forms of whole networks, in the order in which they are preferred at the same speed.
-FORMS = {
-    "dense": "the masked network, compiled",
-    "compact": "without inputs, units and channels on no path from input to output, compiled",
-    "sparse": "the sparse engine's program, compacted",
-}
-#: What `format` takes.
-FORMATS = ("auto", *FORMS, *LAYER_FORMATS)
 #: A form must be faster than dense by so much, in so many of the turns.
 _MARGIN, _MOST_TURNS = 0.97, 0.75
 _LAYER_SECONDS, _LAYER_REPEATS = 0.01, 5
@@ -64,7 +57,7 @@ def specialize(
 
     sample: a batch of inputs as the network takes them; its size is what the program is tuned for. format: "auto"
     measures every form, and every format of each layer, and takes the fastest, dense unless another is faster by 3 %;
-    or the name of a form (FORMS) or of a layer's format (LAYER_FORMATS), used for every layer that can take it.
+    or the name of a form or of a layer's format (names.py), used for every layer that can take it.
     tunings: a file that keeps what was measured (``tunings_file()`` for the user's own).
 
     Outputs differ from the masked network's by rounding: at most 1e-4 of the largest output in float32 on a CPU, 5e-2
@@ -95,7 +88,7 @@ def specialize(
     if format in ("auto", *LAYER_FORMATS):
         for form in _in_layers(whole, small if format not in _PATTERNED else None, ticket.masks, x, format, memory,
                                left_out):  # fmt: skip
-            forms[f"layers {len(forms)}" if "layers" in forms else "layers"] = form
+            forms["layers of the whole" if "layers" in forms else "layers"] = form
     wanted = "layers" if format in LAYER_FORMATS else format
     if format != "auto" and wanted not in forms:
         raise invalid("--format", format, f"another for this network, since {_reason(format, left_out)}")
@@ -106,7 +99,7 @@ def specialize(
         chosen = wanted
     form = forms[chosen]
     report = Report(
-        chosen.partition(" ")[0], form.formats, left_out, cost(model, ticket.params, ticket.masks, tuple(x.shape[1:])),
+        chosen, form.formats, left_out, cost(model, ticket.params, ticket.masks, tuple(x.shape[1:])),
         None if small is None else flops_of(small.model.evaluating, tuple(x.shape[1:])),
         (4 * sum(leaf.numel() for leaf in ticket.params.values()), _bytes(chosen, form, small, ticket)),
         _difference(form, whole, x, exact=format != "int8"), measured,

@@ -60,6 +60,7 @@ class Config:
     replicates: int = 1
     device: str = "auto"
     engine: str = "auto"
+    compact: bool = False
     precision: str = "fp32"
     jobs: int | None = None
     threads: int | None = None

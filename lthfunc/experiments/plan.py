@@ -8,6 +8,8 @@ from typing import NamedTuple, TypeVar, cast
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from lthfunc.compact.compaction import compact_training
+from lthfunc.compact.engine import compacting
 from lthfunc.data.augment import shift_and_mirror
 from lthfunc.data.loading import load
 from lthfunc.errors import UserError, invalid
@@ -91,7 +93,7 @@ def prepare(config: Config) -> Prepared:
             optimizer=work.optimizer,
             batch_size=batch_size,
             augment=augment,
-            engine=engine_making(config.engine),
+            engine=_compacting(config, model, data) if config.compact else engine_making(config.engine),
             precision=work.precision,
         ),
         steps=steps,
@@ -165,6 +167,13 @@ def engine_making(name: str) -> Making:
     if name == "sparse":
         return sparse_engine
     return sparse_or(name.removeprefix("sparse/")) if name.startswith("sparse/") else name
+
+
+def _compacting(config: Config, model: Model, data: Dataset) -> Making:
+    """The engine on compacted networks. Raises UserError where this network cannot be compacted."""
+    compact_training(model, init(model, 0), data.shape)
+    # The sparse engine reads inputs by lists, so nothing is to be picked out for it.
+    return compacting(engine_making(config.engine), selecting=not config.engine.startswith("sparse"))
 
 
 def _choose_engine(config: Config, steps: int, work: Work, data: Dataset) -> tuple[Config, str | None]:

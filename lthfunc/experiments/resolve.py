@@ -138,6 +138,8 @@ def _check_together(config: Config) -> None:
         raise UserError("--nesterov: takes --optimizer sgd with a --momentum above 0")
     if config.densities is not None and config.density is not None:
         raise UserError("--density and --densities: give one of them, not both")
+    if config.compact and config.device.startswith("cuda") and (config.jobs or 1) > 1:
+        raise invalid("--jobs", config.jobs, "1 with --compact, whose networks differ in size")
     if config.milestone and config.schedule != "step":
         raise UserError("--milestone: takes --schedule step with it")
     if config.layer_rate and config.allocate != "layerwise":

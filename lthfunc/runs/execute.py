@@ -66,6 +66,8 @@ def jobs_of(config: Config, plan: Plan) -> int:
     before its processes had started.
     """
     trainings = trainings_at_once(config)
+    if config.compact and config.device.startswith("cuda"):  # of different sizes, so no one program
+        return 1
     if config.jobs is not None:
         return min(config.jobs, trainings)
     if config.device.startswith("cuda"):

@@ -43,7 +43,9 @@ def module(subject: Subject, path: Path) -> list[Path]:
     names = _flat_names(network)
     state = {names[name]: leaf.contiguous() for name, leaf in network.state_dict().items()}
     remaining = sum(leaf.numel() for leaf in network.parameters())
-    title = f"{subject.model.name} without inputs, units and channels that nothing depends on: {remaining:,} parameters."
+    title = (
+        f"{subject.model.name} without inputs, units and channels that nothing depends on: {remaining:,} parameters."
+    )
     source = _SOURCE.format(
         title=title, weights=weights.name, layers="\n".join(_layers(network, names)), forward=_forward(network)
     )

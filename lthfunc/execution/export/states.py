@@ -50,8 +50,10 @@ def scipy(subject: Subject, path: Path) -> list[Path]:
         rows, columns = matrix.nonzero()
         values = params[name].flatten(1).numpy()[rows, columns]  # also a survivor that is zero by chance
         found = sparse.csr_matrix((values, (rows, columns)), shape=matrix.shape)
-        _write(path / f"{name}.npz", lambda file, found=found: sparse.save_npz(file, found))  # type: ignore[misc]
-    rest = {name: leaf.numpy() for name, leaf in {**params, **ticket.buffers}.items() if name not in ticket.masks}
+        _write(path / f"{name}.npz", lambda file, found=found: sparse.save_npz(file, found))
+    rest: dict[str, Any] = {
+        name: leaf.numpy() for name, leaf in {**params, **ticket.buffers}.items() if name not in ticket.masks
+    }
     _write(path / "rest.npz", lambda file: np.savez(file, **rest))
     return [path / f"{name}.npz" for name in ticket.masks]
 

@@ -1,0 +1,232 @@
+"""``lthfunc specialize`` and ``lthfunc export``: a trained ticket as a fast program, and as a file."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lthfunc.errors import invalid, unknown
+from lthfunc.execution.names import FORMATS, FORMS, LAYER_FORMATS, TARGETS
+
+from . import options as o
+
+Round = Annotated[
+    int | None,
+    typer.Option(
+        "--round",
+        parser=o.whole,
+        metavar="N",
+        help="Whose trained weights. \\[default: the winning ticket's, or the last]",
+    ),
+]
+RunSeed = Annotated[
+    int | None, typer.Option("--seed", parser=o.whole, metavar="N", help="Of the run's seeds. \\[default: the first]")
+]
+
+
+def specialize(
+    run: Annotated[str, typer.Argument(help="The run's folder.")],
+    number: Round = None,
+    seed: RunSeed = None,
+    format: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="auto (the fastest by measurement, dense unless another is faster), or one of: "
+            + ", ".join(f"{name} ({about})" for name, about in {**FORMS, **LAYER_FORMATS}.items()),
+            autocompletion=o.names(*FORMATS),
+        ),
+    ] = "auto",
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", parser=o.whole, metavar="N", help="Examples that come at once.")
+    ] = 64,
+    data_dir: o.DataDir = None,
+    device: o.Device = None,
+    threads: Annotated[
+        int | None, typer.Option("--threads", parser=o.whole, metavar="N", help="CPU threads. \\[default: all]")
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Measure again what was measured before.")] = False,
+    json: o.Json = False,
+) -> None:
+    """Make the fastest program of a trained ticket, and say what it costs: time, FLOPs, bytes, accuracy."""
+    if format not in FORMATS:
+        raise unknown("--format", format, FORMATS)
+    for option, value in (("--batch-size", batch_size), ("--threads", threads)):
+        if value is not None and value < 1:
+            raise invalid(option, value, "a whole number of at least 1")
+    given = {"format": format, "batch_size": batch_size, "fresh": fresh}
+    _specialize(Path(run), number, seed, data_dir, device or "auto", threads, given, wants_json=json)
+
+
+def _specialize(
+    run: Path, number: int | None, seed: int | None, data_dir: str | None, device: str, threads: int | None,
+    given: dict[str, Any], *, wants_json: bool,
+) -> None:  # fmt: skip
+    from lthfunc.execution.accuracy import accuracy_of
+    from lthfunc.execution.specialize import masked_module, specialize
+    from lthfunc.execution.tuning import tunings_file
+    from lthfunc.experiments.plan import choose_device
+    from lthfunc.runs.tickets import trained_ticket
+    from lthfunc.training.memory import hold_memory
+    from lthfunc.training.threads import using_threads
+    from lthfunc.trees.ops import scaled
+
+    device = choose_device(device)
+    found = trained_ticket(run, number, seed, data_dir)
+    data = found.data
+    if given["batch_size"] > len(data.test.x):
+        raise invalid(
+            "--batch-size", given["batch_size"], f"at most {len(data.test.x):,}, the examples of the test set"
+        )
+    if given["fresh"]:
+        tunings_file().unlink(missing_ok=True)
+    hold_memory()
+    with using_threads(threads), _status("measuring" if given["format"] == "auto" else "building"):
+        sample = scaled(data.test.x[: given["batch_size"]], data.scale)
+        program = specialize(found.ticket, found.model, sample, device, format=given["format"], tunings=tunings_file())
+        reached = accuracy_of(program, data, given["batch_size"], device)
+        masked = accuracy_of(masked_module(found.model, found.ticket, device), data, given["batch_size"], device)
+    report = program.report
+    if wants_json:
+        import json
+
+        about = {"run": str(run), "round": found.number, "seed": found.seed, "test_accuracy": reached,
+                 "masked_test_accuracy": masked}  # fmt: skip
+        print(json.dumps({**about, **_as_json(report)}, indent=2))
+        return
+    from lthfunc.reports.execution import cost_lines, form_table, layer_cost_table
+
+    from .console import screen
+
+    console = screen()
+    console.print(_headline(found), highlight=False)
+    console.print()
+    table = form_table(report)
+    if table is not None:
+        console.print(table)
+        console.print()
+    console.print(layer_cost_table(report))
+    console.print()
+    for line in cost_lines(report):
+        console.print(line, highlight=False)
+    console.print(
+        f"{report.form}: test accuracy {100 * reached:.2f} % (masked {100 * masked:.2f} %), outputs within "
+        f"{report.difference:.1e} of the largest",
+        highlight=False,
+    )
+    for name, reason in report.left_out.items():
+        console.print(f"not {name}: {reason}", style="dim", highlight=False)
+
+
+def export(
+    run: Annotated[str, typer.Argument(help="The run's folder.")],
+    to: Annotated[
+        str,
+        typer.Option(
+            "--to",
+            help="; ".join(f"{name}: {about}" for name, about in TARGETS.items()),
+            autocompletion=o.names(*TARGETS),
+        ),
+    ],
+    out: Annotated[
+        str | None, typer.Option("--out", metavar="PATH", help="The file, or folder. \\[default: in the run's folder]")
+    ] = None,
+    number: Round = None,
+    seed: RunSeed = None,
+    half: Annotated[bool, typer.Option("--half", help="packed: values in 16 bits, which rounds them.")] = False,
+    data_dir: o.DataDir = None,
+    json: o.Json = False,
+) -> None:
+    """Write a trained ticket for other programs, compare what it computes there, and tell sizes."""
+    if to not in TARGETS:
+        raise unknown("--to", to, TARGETS)
+    if half and to != "packed":
+        raise invalid("--half", "given", "--to packed with it")
+    _export(Path(run), to, out, number, seed, data_dir, half=half, wants_json=json)
+
+
+def _export(
+    run: Path, to: str, out: str | None, number: int | None, seed: int | None, data_dir: str | None, *, half: bool,
+    wants_json: bool,
+) -> None:  # fmt: skip
+    from lthfunc.execution.export.sizes import sizes
+    from lthfunc.execution.export.subject import subject_of
+    from lthfunc.execution.export.table import TARGETS
+    from lthfunc.runs.tickets import trained_ticket
+
+    target = TARGETS[to]
+    found = trained_ticket(run, number, seed, data_dir)
+    default = f"{found.model.name}-round{found.number:02d}-{to}{'-fp16' if half else ''}{target.suffix}"
+    path = Path(out) if out else run / default
+    if out and target.suffix and path.suffix != target.suffix:
+        raise invalid("--out", out, f"a name that ends in {target.suffix}")
+    if not path.parent.is_dir():
+        raise invalid("--out", str(path), f"a file in a folder that is there; {str(path.parent)!r} is not")
+    subject = subject_of(found.model, found.ticket, found.data.shape, half=half)
+    with _status(f"writing {path.name}"):
+        others = target.export(subject, path)
+        rows = sizes(found.ticket)
+    own = _size(path, others)
+    rows.append((f"{path.name} ({to})", own))
+    if wants_json:
+        import json
+
+        print(json.dumps({"file": str(path), "beside": [str(each) for each in others], "bytes": dict(rows)}, indent=2))
+        return
+    from lthfunc.reports.execution import size_table
+
+    from .console import screen
+
+    console = screen()
+    console.print(_headline(found), highlight=False)
+    console.print()
+    console.print(size_table(rows))
+    console.print()
+    if subject.why_not_compacted:
+        console.print(subject.why_not_compacted, style="dim", highlight=False)
+    print(path)
+    for other in others:
+        print(other)
+
+
+def _size(path: Path, others: list[Path]) -> int:
+    files = {path, *others} if path.is_file() else set(path.iterdir())
+    return sum(each.stat().st_size for each in files)
+
+
+def _headline(found: Any) -> str:
+    from lthfunc.trees.ops import count
+
+    left = count(found.ticket.masks)
+    which = "the winning ticket, " if found.won and found.number else ""
+    return (
+        f"{found.config.arch} on {found.config.dataset}: {which}round {found.number} of seed {found.seed}, "
+        f"{left.kept:,} of {left.total:,} weights ({100 * left.density:.2f} %)"
+    )
+
+
+def _status(text: str) -> Any:
+    from rich.console import Console
+
+    return Console(file=sys.stderr).status(text)
+
+
+def _as_json(report: Any) -> dict[str, Any]:
+    cost = report.cost
+    measured = report.measured
+    return {
+        "form": report.form,
+        "formats": report.formats,
+        "left_out": report.left_out,
+        "difference": report.difference,
+        "bytes": {"dense": report.bytes[0], "program": report.bytes[1]},
+        "flops": {"dense": cost.flops, "effective": cost.effective_flops, "compact": report.compact_flops},
+        "compression_ratio": cost.compression_ratio,
+        "theoretical_speedup": cost.theoretical_speedup,
+        "layers": {name: layer._asdict() for name, layer in cost.layers.items()},
+        "batch_size": None if measured is None else measured.batch,
+        "seconds_a_batch": None if measured is None else measured.seconds,
+    }

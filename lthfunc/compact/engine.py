@@ -1,0 +1,123 @@
+"""An engine on the compacted network: what training can neither use nor bring back is left out, and put back after.
+
+Removed weights that survive their mask still feel weight decay and old momentum. No data reaches them, so their course
+is the optimiser's own with gradients of zero, which is followed apart, on these few numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import optree
+import torch
+from torch import Tensor
+
+from lthfunc.compact.compaction import Compacted, compact_training, cut, left_out, put_back
+from lthfunc.errors import UserError
+from lthfunc.sparse.packing import map_leaves_like, packed_like, scattered
+from lthfunc.training.engines.interface import Engine, Running, Tick, Work
+from lthfunc.training.engines.table import Making, make_engine
+from lthfunc.training.feed import Feed
+from lthfunc.training.optimizers import Optimizer
+from lthfunc.trees.types import Params, TrainState
+
+
+def compacting(inner: Making, *, selecting: bool = True) -> Callable[[Work], Engine]:
+    """Makes an engine that trains compacted networks on another engine, and gives whole states back.
+
+    Equal to that engine on the whole network but for rounding. selecting: whether inputs that a linear layer doesn't
+    read are picked out (`compact_training`); the sparse engine reads by lists and has no rule for it.
+
+    The engine's `begin` raises UserError where the network cannot be compacted in training (`compact_training`), and
+    for several networks at once, whose sizes differ.
+    """
+
+    def make(work: Work) -> Engine:
+        whole = make_engine(inner, work)
+
+        def begin(states: Sequence[TrainState], seeds: Sequence[int], feed: Feed) -> Running:
+            if len(states) > 1:
+                raise UserError("--compact: networks of different sizes don't run side by side; it takes --jobs 1")
+            (state,) = states
+            shape = tuple(feed.slotted[0].shape[2:])
+            small = compact_training(work.model, state, shape, selecting=selecting)
+            engine = make_engine(inner, work._replace(model=small.model))
+            try:
+                return _Loop(work, engine, small, state, seeds, feed)
+            except UserError as error:
+                raise UserError(
+                    f"--compact: without its dead units {work.model.name} does not run on the engine {whole.name} "
+                    f"({error}); leave --compact out"
+                ) from error
+
+        return Engine(f"compact/{whole.name}", begin, whole.measure)
+
+    return make
+
+
+class _Loop:
+    """One compacted network in training."""
+
+    def __init__(
+        self, work: Work, engine: Engine, small: Compacted, state: TrainState, seeds: Sequence[int], feed: Feed
+    ) -> None:
+        self._small, self._whole = small, state
+        self._rest = _Rest(work.optimizer, small, state)
+        opt = map_leaves_like(state.params, state.opt, lambda tree: cut(tree, small.cuts))
+        start = TrainState(small.params, small.buffers, small.masks, opt, state.step)
+        self._inner = engine.begin([start], seeds, feed)
+
+    def take(self, steps: int, tick: Tick | None) -> None:
+        """Take one step on each of the feed's slots."""
+        self._inner.take(steps, tick)
+
+    def losses(self) -> list[float]:
+        """The mean loss since the last time."""
+        return self._inner.losses()
+
+    def states(self) -> list[TrainState]:
+        """The whole state: what was trained in its places, what was left out as the optimiser alone moves it."""
+        (after,) = self._inner.states()
+        whole, cuts = self._whole, self._small.cuts
+        rest, rest_opt = self._rest.at(int(after.step))
+
+        def like(node: Any) -> bool:
+            return isinstance(node, dict) and node.keys() == after.params.keys()
+
+        def joined(part: Params, left_out: Params) -> Params:
+            shapes = {name: tuple(leaf.shape) for name, leaf in whole.params.items()}
+            spread = {
+                name: scattered(leaf, self._rest.positions[name], shapes[name]) for name, leaf in left_out.items()
+            }
+            return put_back(spread, part, cuts)
+
+        opt = optree.tree_map(
+            lambda part, left_out: joined(part, left_out) if like(part) else part, after.opt, rest_opt, is_leaf=like
+        )
+        buffers = put_back(whole.buffers, after.buffers, cuts)
+        return [TrainState(joined(after.params, rest), buffers, whole.masks, opt, after.step)]
+
+
+class _Rest:
+    """Survivors that were left out, packed, under gradients of zero. positions: where they lie in flattened leaves."""
+
+    def __init__(self, optimizer: Optimizer, small: Compacted, state: TrainState) -> None:
+        self.positions = left_out(small, state.params, state.masks)
+        self._update = optimizer.update
+        self._params = packed_like(state.params, self.positions)
+        self._opt = map_leaves_like(state.params, state.opt, lambda tree: packed_like(tree, self.positions))
+        self._step = int(state.step)
+        moments: list[Tensor] = []
+        map_leaves_like(self._params, self._opt, lambda tree: moments.extend(tree.values()))
+        decays = optimizer.numbers is None or optimizer.numbers.weight_decay != 0
+        self._moves = decays or any(bool(moment.any()) for moment in moments)
+
+    def at(self, step: int) -> tuple[Params, Any]:
+        """(params, optimiser state) at a step."""
+        zeros = {name: torch.zeros_like(leaf) for name, leaf in self._params.items()}
+        while self._moves and self._step < step:
+            now = torch.tensor(self._step, device=next(iter(zeros.values())).device)
+            self._params, self._opt = self._update(zeros, self._opt, self._params, now)
+            self._step += 1
+        return self._params, self._opt

@@ -1,0 +1,82 @@
+"""What a program is and costs, as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.table import Table
+
+from lthfunc.execution.program import Report
+
+
+def form_table(report: Report) -> Table | None:
+    """Every form that was measured, the fastest first; None where nothing was."""
+    measured = report.measured
+    if measured is None:
+        return None
+    table = _table(f"measured on batches of {measured.batch}")
+    table.add_column("form")
+    for head in ("µs a batch", "samples/s", "× dense"):
+        table.add_column(head, justify="right")
+    for name, seconds in sorted(measured.seconds.items(), key=lambda item: item[1]):
+        chosen = name == report.name
+        table.add_row(
+            f"{name} ←" if chosen else name, f"{1e6 * seconds:,.1f}", f"{measured.batch / seconds:,.0f}",
+            f"{measured.speedup(name):.2f}", style="bold green" if chosen else None,
+        )  # fmt: skip
+    return table
+
+
+def layer_cost_table(report: Report) -> Table:
+    """A line per layer: weights, density, FLOPs of an example, and its format where layers have their own."""
+    table = _table(None)
+    table.add_column("layer")
+    for head in ("weights left", "density %", "FLOPs", "left"):
+        table.add_column(head, justify="right")
+    if report.formats:
+        table.add_column("format")
+    for name, layer in report.cost.layers.items():
+        cells = [
+            name.removesuffix(".weight"), f"{layer.kept:,} / {layer.total:,}", f"{100 * layer.kept / layer.total:.2f}",
+            f"{layer.flops:,.0f}", f"{layer.effective:,.0f}",
+        ]  # fmt: skip
+        if report.formats:
+            cells.append(report.formats.get(name.removesuffix(".weight"), "dense"))
+        table.add_row(*cells)
+    return table
+
+
+def cost_lines(report: Report) -> list[str]:
+    """What the program saves in theory, in plain lines."""
+    cost, (before, after) = report.cost, report.bytes
+    compacted = "" if report.compact_flops is None else f"; {report.compact_flops:,.0f} without dead units"
+    return [
+        f"compression ratio {cost.compression_ratio:.1f} ({cost.parameters:,} parameters, {cost.remaining:,} remain); "
+        f"weights in memory {size(before)}, as the program holds them {size(after)}",
+        f"theoretical speed-up {cost.theoretical_speedup:.1f} ({cost.flops:,.0f} FLOPs an example, "
+        f"{cost.effective_flops:,.0f} of surviving weights{compacted})",
+    ]
+
+
+def size_table(rows: Sequence[tuple[str, int]]) -> Table:
+    """Files and their sizes; the first one is what the others are compared with."""
+    table = _table(None)
+    table.add_column("file")
+    table.add_column("bytes", justify="right")
+    table.add_column("of dense %", justify="right")
+    for name, count in rows:
+        table.add_row(name, f"{count:,}", f"{100 * count / rows[0][1]:.1f}")
+    return table
+
+
+def size(count: float) -> str:
+    """Bytes in words."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.2f} GB"
+
+
+def _table(title: str | None) -> Table:
+    return Table(title=title, title_style="dim", title_justify="left", header_style="bold", box=None, pad_edge=False)

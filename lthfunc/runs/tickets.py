@@ -1,0 +1,61 @@
+"""A trained ticket of a finished run, and what it was trained on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from lthfunc.data.loading import load
+from lthfunc.errors import UserError, invalid
+from lthfunc.experiments.config import Config
+from lthfunc.experiments.iterative import TICKET
+from lthfunc.experiments.records import summarize, winning
+from lthfunc.models.factory import build
+from lthfunc.runs.folder import read_run, training_folder
+from lthfunc.trees.files import load_tree
+from lthfunc.trees.model import Model
+from lthfunc.trees.ops import apply_masks
+from lthfunc.trees.types import Dataset, Ticket
+
+
+class Trained(NamedTuple):
+    """A trained subnetwork. number: of its round; won: whether that is the run's winning ticket."""
+
+    model: Model
+    ticket: Ticket
+    data: Dataset
+    config: Config
+    seed: int
+    number: int
+    won: bool
+
+
+def trained_ticket(run: Path, number: int | None, seed: int | None, data_dir: str | None) -> Trained:
+    """The weights at the end of a round's training; by default those of the winning ticket, or the last round.
+
+    Raises UserError where the run has no such training.
+    """
+    _, config, records = read_run(run)
+    mine = [item for item in records if item["variant"] == TICKET]
+    if not mine:
+        raise UserError(f"{run}: has no finished training yet")
+    seeds = sorted({item["seed"] for item in mine})
+    if seed is None:
+        seed = seeds[0]
+    if seed not in seeds:
+        raise invalid("--seed", seed, f"one of the run's, {', '.join(map(str, seeds))}")
+    rounds = sorted(item["round"] for item in mine if item["seed"] == seed)
+    best = winning(summarize(records))
+    if number is None:
+        number = best.round if best is not None and best.round in rounds else rounds[-1]
+    if number not in rounds:
+        raise invalid("--round", number, f"a finished round of {run} ({rounds[0]} to {rounds[-1]})")
+    place = training_folder(run, seed, number, TICKET)
+    tree, _ = load_tree(place / "params.safetensors")
+    masks = load_tree(place / "masks.safetensors")[0]["masks"]
+    ticket = Ticket(apply_masks(tree["params"], masks), tree.get("buffers", {}), masks)
+    config = replace(config, data_dir=data_dir or config.data_dir)
+    data = load(config.dataset, config.data_dir)
+    model = build(config.arch, data.shape, data.classes)
+    return Trained(model, ticket, data, config, seed, number, best is not None and best.round == number)
