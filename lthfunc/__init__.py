@@ -11,7 +11,8 @@ from lthfunc.lazy import table_of_contents
 
 if TYPE_CHECKING:
     from lthfunc import data as data, models as models
-    from lthfunc.compact.compaction import Compacted as Compacted, compact as compact, put_back as put_back
+    from lthfunc.compacting.engine import compact_engine as compact_engine
+    from lthfunc.compacting.network import Compacted as Compacted, compact as compact, put_back as put_back
     from lthfunc.data.augment import shift_and_mirror as shift_and_mirror
     from lthfunc.errors import UserError as UserError
     from lthfunc.execution.cost import cost as cost
@@ -244,7 +245,8 @@ __getattr__, __all__ = table_of_contents(
         "lthfunc.sparse.mixed": ("sparse_or",),
         "lthfunc.sparse.inference": ("sparse_program",),
         "lthfunc.sparse.packing": ("pack", "unpack"),
-        "lthfunc.compact.compaction": ("Compacted", "compact", "put_back"),
+        "lthfunc.compacting.network": ("Compacted", "compact", "put_back"),
+        "lthfunc.compacting.engine": ("compact_engine",),
         "lthfunc.execution.cost": ("cost",),
         "lthfunc.execution.program": ("Program",),
         "lthfunc.execution.specialize": ("specialize",),

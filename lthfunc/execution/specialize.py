@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lthfunc.compact.compaction import Compacted, check_ticket, compact
+from lthfunc.compacting.network import Compacted, check_ticket, compact
 from lthfunc.errors import UserError, invalid, unknown
 from lthfunc.execution.compiled import Compiled
 from lthfunc.execution.cost import cost, flops_of

@@ -8,8 +8,8 @@ from typing import NamedTuple, TypeVar, cast
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from lthfunc.compact.compaction import compact_training
-from lthfunc.compact.engine import compacting
+from lthfunc.compacting.engine import compact_engine
+from lthfunc.compacting.network import compact_training
 from lthfunc.data.augment import shift_and_mirror
 from lthfunc.data.loading import load
 from lthfunc.errors import UserError, invalid
@@ -173,7 +173,7 @@ def _compacting(config: Config, model: Model, data: Dataset) -> Making:
     """The engine on compacted networks. Raises UserError where this network cannot be compacted."""
     compact_training(model, init(model, 0), data.shape)
     # The sparse engine reads inputs by lists, so nothing is to be picked out for it.
-    return compacting(engine_making(config.engine), selecting=not config.engine.startswith("sparse"))
+    return compact_engine(engine_making(config.engine), selecting=not config.engine.startswith("sparse"))
 
 
 def _choose_engine(config: Config, steps: int, work: Work, data: Dataset) -> tuple[Config, str | None]:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from lthfunc.compact.compaction import Compacted, check_ticket, compact
+from lthfunc.compacting.network import Compacted, check_ticket, compact
 from lthfunc.errors import UserError
 from lthfunc.execution.specialize import masked_module
 from lthfunc.trees.model import Model

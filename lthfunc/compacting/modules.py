@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
-from lthfunc.compact.facts import args_of
-from lthfunc.compact.flows import LAYERS
+from lthfunc.compacting.facts import args_of
+from lthfunc.compacting.flows import LAYERS
 from lthfunc.trees.types import Buffers, Params
 
 _aten = torch.ops.aten

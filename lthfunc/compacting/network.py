@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from lthfunc.compact.facts import Facts, args_of, cannot, values_of, without_changes
-from lthfunc.compact.flows import settle
-from lthfunc.compact.modules import module_of
-from lthfunc.compact.rewriting import Cut, Rewriter, rewritten
+from lthfunc.compacting.facts import Facts, args_of, cannot, values_of, without_changes
+from lthfunc.compacting.flows import settle
+from lthfunc.compacting.modules import module_of
+from lthfunc.compacting.rewriting import Cut, Rewriter, rewritten
 from lthfunc.errors import UserError
 from lthfunc.sparse.capture import Captured, captured
 from lthfunc.sparse.packing import check_fit

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, Node
 
-from lthfunc.compact import flows
-from lthfunc.compact.facts import CONSTANT, Facts, args_of, cannot
+from lthfunc.compacting import flows
+from lthfunc.compacting.facts import CONSTANT, Facts, args_of, cannot
 from lthfunc.sparse.capture import TRACED_BATCH
 from lthfunc.trees.types import Buffers, Params
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from lthfunc.compact.facts import CONSTANT, VARIES, ZERO, Facts, Flow, args_of
+from lthfunc.compacting.facts import CONSTANT, VARIES, ZERO, Facts, Flow, args_of
 
 _aten = torch.ops.aten
 

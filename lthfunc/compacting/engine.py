@@ -13,7 +13,7 @@ import optree
 import torch
 from torch import Tensor
 
-from lthfunc.compact.compaction import Compacted, compact_training, cut, left_out, put_back
+from lthfunc.compacting.network import Compacted, compact_training, cut, left_out, put_back
 from lthfunc.errors import UserError
 from lthfunc.sparse.packing import map_leaves_like, packed_like, scattered
 from lthfunc.training.engines.interface import Engine, Running, Tick, Work
@@ -23,7 +23,7 @@ from lthfunc.training.optimizers import Optimizer
 from lthfunc.trees.types import Params, TrainState
 
 
-def compacting(inner: Making, *, selecting: bool = True) -> Callable[[Work], Engine]:
+def compact_engine(inner: Making, *, selecting: bool = True) -> Callable[[Work], Engine]:
     """Makes an engine that trains compacted networks on another engine, and gives whole states back.
 
     Equal to that engine on the whole network but for rounding. selecting: whether inputs that a linear layer doesn't
