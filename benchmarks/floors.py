@@ -13,11 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import lthfunc as lf
-
-from .records import Run
+from lthfunc.execution.timing import Run
 
 #: The floors, as records name them.
-FLOOR, PEAK = "products alone", "FLOPs at peak rate"
+FLOOR, PEAK, BYTES = "products alone", "FLOPs at peak rate", "bytes at reading rate"
 
 
 class Job(NamedTuple):
@@ -53,6 +52,12 @@ def peak_rate(device: str) -> float:
         a, b = torch.randn(2, size, size, device=device)
         best = max(best, 2 * size**3 / _seconds(functools.partial(torch.mm, a, b)))
     return best
+
+
+def reading_rate(size: int, device: str) -> float:
+    """Bytes/s of reading as much memory as that again and again, so from the cache that holds it."""
+    data = torch.ones(max(size, 4096) // 4, device=device)
+    return data.nbytes / _seconds(data.sum, repeats=31)
 
 
 def _seconds(run: Callable[[], Any], repeats: int = 9) -> float:

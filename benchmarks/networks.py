@@ -17,7 +17,7 @@ class Case(NamedTuple):
 
     name: str
     model: lf.Model
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     batch: int
     layers: tuple[str, ...] = ()
 
@@ -37,8 +37,22 @@ def cases() -> dict[str, Case]:
         Case("conv4", lf.models.conv4(_CIFAR), _CIFAR, 60, _CONV4),
         Case("resnet20", lf.models.resnet20(_CIFAR), _CIFAR, 128),
         Case("resnet18", lf.models.resnet18(_CIFAR), _CIFAR, 128),
+        Case("vgg16", lf.from_module(_vgg16(), name="vgg16"), _CIFAR, 128),
     ]
     return {case.name: case for case in built}
+
+
+def layer_cases() -> dict[str, Case]:
+    """Single layers as networks: linear ones of so many inputs and outputs, 3×3 convolutions of so many channels."""
+    found = {}
+    for size in (1024, 4096):
+        layer = nn.Sequential(nn.Linear(size, size))
+        found[f"linear{size}"] = Case(f"linear{size}", lf.from_module(layer, name=f"linear{size}"), (size,), 64)
+    for channels, side in ((64, 32), (256, 8)):
+        layer = nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1), nn.Flatten())
+        name = f"conv{channels}"
+        found[name] = Case(name, lf.from_module(layer, name=name), (channels, side, side), 64)
+    return found
 
 
 _HEAD = ("fc 256", "relu", "fc 256", "relu", "fc 10")
@@ -67,6 +81,19 @@ def _wide() -> nn.Module:
         nn.ReLU(),
         nn.Linear(256, 10),
     )
+
+
+def _vgg16() -> nn.Module:
+    """VGG-16 as the lottery-ticket papers train it on CIFAR: BatchNorm, one linear layer (Frankle et al. 2020)."""
+    layers: list[nn.Module] = []
+    channels = 3
+    for width in (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512):
+        if not width:
+            layers.append(nn.MaxPool2d(2))
+            continue
+        layers += [nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
+        channels = width
+    return nn.Sequential(*layers, nn.AvgPool2d(2), nn.Flatten(), nn.Linear(512, 10))
 
 
 def images(case: Case, device: str, size: int = 45_000) -> lf.Dataset:

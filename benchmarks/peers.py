@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
 import lthfunc as lf
+from lthfunc.execution.timing import Run
 from lthfunc.training.precision import Precision, casting, products
 from lthfunc.trees.types import Batch, TrainState
-
-from .records import Run
 
 LR = 1.2e-3
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from lthfunc.execution.timing import Run
 from lthfunc.trees.types import Batch, TrainState
 
 from .networks import Case
 from .peers import LR
-from .records import Run
 
 #: Steps in one call of the scan.
 SCANNED = 50

@@ -11,13 +11,14 @@ import sys
 import torch
 
 import lthfunc as lf
+from lthfunc.execution.timing import Run, in_turn
 from lthfunc.training.engines.toolchain import why_not
 from lthfunc.training.loop import fit_together, make_trainer
 from lthfunc.trees.types import Split, TrainState
 
 from .networks import cases, images
 from .peers import LR
-from .records import Run, header, in_turn, record, write
+from .records import header, record, write
 
 
 def main(arguments: list[str] | None = None) -> int:

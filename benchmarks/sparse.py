@@ -1,17 +1,16 @@
-"""Training and inference on surviving weights against density: our engines, their peers, single layers, the floor.
+"""Training on surviving weights against density: our engines, their peers, single layers, the floor.
 
     python -m benchmarks.sparse --network lenet5 --threads 1 --json FILE --plot FILE
 
-or, installed, `lthfunc benchmark sparse`. What is compared is measured in one process, in turn. On a CUDA device a
-linear layer is measured dense, masked, in torch's CSR and in 2:4 semi-structured form.
+or, installed, `lthfunc benchmark sparse`. What is compared is measured in one process, in turn. The
+sparse engine runs on CPUs; what tickets gain on a GPU is measured by benchmarks/execution.py.
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,22 +19,20 @@ from torch import Tensor, nn
 
 import lthfunc as lf
 from lthfunc.errors import invalid
+from lthfunc.execution.timing import Run, in_turn
 from lthfunc.experiments.plan import choose_device
 from lthfunc.sparse.functional import conv_pattern, to_tiles
 from lthfunc.sparse.packing import check_fit
 from lthfunc.training.batches import batches
-from lthfunc.training.engines.toolchain import why_not
-from lthfunc.training.engines.tracing import compiled
 from lthfunc.training.loop import make_trainer, take_steps
 from lthfunc.training.threads import using_threads
-from lthfunc.trees.model import apply_evaluating
-from lthfunc.trees.ops import flattened, scaled
+from lthfunc.trees.ops import scaled
 from lthfunc.trees.types import TrainState
 
 from . import peers, peers_jax, sparse_peers
 from .floors import PEAK, peak_rate, products
 from .networks import Case, cases, images
-from .records import Record, Run, chosen, header, in_turn, record, reported, write
+from .records import Record, chosen, header, record, reported, write
 from .sparse_chart import draw, table
 
 DENSE, SPARSE, AUTO = "lthfunc, compile", "lthfunc, sparse", "lthfunc, auto"
@@ -79,7 +76,8 @@ def run(
     names = chosen(networks, ["lenet300"] if quick else NETWORKS, (*NETWORKS, *_LARGE), threads)
     if ticket is not None and len(names) != 1:
         raise invalid("--ticket", ticket, "one --network with it")
-    device = choose_device(device)
+    if choose_device(device) != "cpu":
+        raise invalid("--device", device, "cpu; `lthfunc benchmark execution` measures tickets on a GPU")
     masks = lf.load_ticket(ticket)[0].masks if ticket is not None else None
     peers_jax.use_threads(threads)
     lf.hold_memory()
@@ -90,34 +88,21 @@ def run(
     about = {"device": device, "threads": threads, "precision": "fp32"}
     records: list[Record] = []
     with using_threads(threads):
-        if device != "cpu":
-            records += _formats_on_gpu(device, timing, about)
-            table(records)
-        else:
-            every = cases()
-            for name in names:
-                found = _training(every[name], densities, masks, timing, about)
-                found += _inference(every[name], densities, timing, about)
-                table(found)
-                records += found
-            if not quick and not networks:
-                found = _layers(timing, about)
-                table(found)
-                records += found
+        every = cases()
+        for name in names:
+            found = _training(every[name], densities, masks, timing, about)
+            table(found)
+            records += found
+        if not quick and not networks:
+            found = _layers(timing, about)
+            table(found)
+            records += found
     head = header("sparse", f"lthfunc benchmark sparse --threads {threads}", device, threads)
     if json:
         write(json, head, records)
     if plot:
         draw(plot, records, f"{head['machine']['processor']}, {threads} thread{'s' if threads > 1 else ''}")
     return records
-
-
-def _repeated(call: Callable[[], Any]) -> Run:
-    def run(n: int) -> None:
-        for _ in range(n):
-            call()
-
-    return run
 
 
 def _measured(variants: dict[tuple[str, float], Run], timing: dict[str, Any], **about: Any) -> list[Record]:
@@ -168,51 +153,6 @@ def _training(
     peak = peak_rate("cpu")
     records += [record([peak / flops / density], variant=PEAK, density=density, **given) for density in densities]
     return records
-
-
-def _inference(case: Case, densities: Sequence[float], timing: dict[str, Any], about: dict[str, Any]) -> list[Record]:
-    x = torch.randn(_BATCH, *case.shape)
-    variants: dict[tuple[str, float], Run] = {}
-    if why_not("cpu") is None:
-        variants[DENSE, 1.0] = _compiled_forward(case, _ticket(case, 1.0), x)
-    for density in densities:
-        state = _ticket(case, density)
-        program = lf.sparse_program(case.model, state)
-        variants[SPARSE, density] = _repeated(functools.partial(program, x))
-        if case.name == "lenet300" and density < 1:
-            variants["torch CSR", density] = sparse_peers.torch_csr(state, x)
-            variants["scipy.sparse CSR", density] = sparse_peers.scipy_csr(state, x)
-    with torch.no_grad():
-        given = {**about, "network": f"{case.name}, inference", "batch": _BATCH, "unit": "samples/s"}
-        return [_times(item, _BATCH) for item in _measured(variants, timing, **given)]
-
-
-def _times(item: Record, factor: int) -> Record:
-    return {**item, **{name: round(item[name] * factor, 1) for name in ("min", "median", "max")}}
-
-
-def _compiled_forward(case: Case, state: TrainState, x: Tensor) -> Run:
-    """The dense network, compiled, in the memory layout that it is faster in."""
-    found: list[tuple[float, Run]] = []
-    for layout in (torch.contiguous_format, torch.channels_last):
-        parts, rebuilt = flattened((state.params, state.buffers))
-        leaves = [leaf.contiguous(memory_format=layout) if leaf.ndim == 4 else leaf for leaf in parts]
-        given = x.contiguous(memory_format=layout)
-
-        def forward(*arguments: Tensor, rebuilt: Any = rebuilt) -> Any:
-            params, buffers = rebuilt(arguments[:-1])
-            return apply_evaluating(case.model, params, buffers, arguments[-1])
-
-        with torch.no_grad():
-            program = compiled(forward, (*leaves, given), case.name)
-
-        def run(n: int, program: Any = program, arguments: Any = (*leaves, given)) -> None:
-            for _ in range(n):
-                program(*arguments)
-
-        rates = in_turn({"it": run}, seconds=0.1, repeats=3, device="cpu")["it"]
-        found.append((max(rates), run))
-    return max(found, key=lambda each: each[0])[1]
 
 
 def _ticket(case: Case, density: float) -> TrainState:
@@ -280,27 +220,6 @@ def _sparseprop_layer(x: Tensor, weight: Tensor, grad: Tensor, mask: Tensor) -> 
                 module(leaf).backward(grad)
 
     return run
-
-
-def _formats_on_gpu(device: str, timing: dict[str, Any], about: dict[str, Any]) -> list[Record]:
-    """A linear layer 4096 × 4096 on a batch of 512, half precision: dense, masked, CSR and 2:4."""
-    size, batch = 4096, 512
-    x = torch.randn(batch, size, device=device, dtype=torch.half)
-    weight = torch.randn(size, size, device=device, dtype=torch.half)
-    two_of_four = torch.tensor([1, 1, 0, 0], device=device).repeat(size // 4).expand(size, size).half()
-    semi = torch.sparse.to_sparse_semi_structured(weight * two_of_four)
-    variants: dict[tuple[str, float], Run] = {
-        ("dense", 1.0): _repeated(lambda: F.linear(x, weight)),
-        ("masked", 0.5): _repeated(lambda: F.linear(x, weight * two_of_four)),
-        ("2:4 semi-structured", 0.5): _repeated(lambda: F.linear(x, semi)),
-    }
-    for density in (0.2, 0.05, 0.01):
-        mask = torch.rand(size, size, device=device) < density
-        csr, columns = (weight * mask).float().to_sparse_csr(), x.float().T.contiguous()
-        variants["CSR, fp32", density] = _repeated(functools.partial(torch.matmul, csr, columns))
-    return _measured(
-        variants, timing, **{**about, "precision": "fp16"}, network="linear 4096", batch=batch, unit="calls/s"
-    )
 
 
 if __name__ == "__main__":

@@ -1,19 +1,19 @@
-"""How others compute with surviving weights alone: SparseProp in training, CSR products in inference."""
+"""How others compute with surviving weights alone: SparseProp in training, CSR products and ONNX in inference."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import lthfunc as lf
+from lthfunc.execution.timing import Run
 from lthfunc.trees.types import Batch, TrainState
 
 from .peers import loaded, trained
-from .records import Run
 
 #: SparseProp asks for at least 80 % of zeros, and ends the process on layers that are nearly empty.
 SPARSEPROP_DENSITIES = (0.03, 0.2)
@@ -62,15 +62,6 @@ def _input_shapes(module: nn.Module, x: Tensor) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def torch_csr(state: TrainState, x: Tensor) -> Run:
-    """A network of linear layers by torch's CSR products."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # torch says once that its CSR tensors are in beta
-        layers = [(w.to_sparse_csr(), b[:, None]) for w, b in _linear(state)]
-    flat = x.flatten(1).T.contiguous()
-    return _products(layers, flat, lambda value: value.relu_())
-
-
 def scipy_csr(state: TrainState, x: Tensor) -> Run:
     """A network of linear layers by scipy's CSR products."""
     import numpy as np
@@ -79,6 +70,22 @@ def scipy_csr(state: TrainState, x: Tensor) -> Run:
     layers = [(sparse.csr_matrix(w.numpy()), b.numpy()[:, None]) for w, b in _linear(state)]
     flat = np.ascontiguousarray(x.flatten(1).T.numpy())
     return _products(layers, flat, lambda value: np.maximum(value, 0, out=value))
+
+
+def onnx_runtime(path: Path, x: Tensor, threads: int) -> Run:
+    """An exported file by ONNX Runtime, on so many threads."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    given = {"inputs": x.numpy()}
+
+    def run(n: int) -> None:
+        for _ in range(n):
+            session.run(None, given)
+
+    return run
 
 
 def _linear(state: TrainState) -> list[tuple[Tensor, Tensor]]:

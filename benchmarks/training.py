@@ -15,6 +15,7 @@ from pathlib import Path
 
 import lthfunc as lf
 from lthfunc.errors import invalid
+from lthfunc.execution.timing import Run, in_turn
 from lthfunc.experiments.plan import choose_device
 from lthfunc.sparse.kernels.build import why_no_kernels
 from lthfunc.training.batches import batches
@@ -30,7 +31,7 @@ from . import peers, peers_jax
 from .chart import draw, table
 from .floors import FLOOR, PEAK, peak_rate, products
 from .networks import Case, cases, images
-from .records import Record, Run, chosen, header, in_turn, record, reported, write
+from .records import Record, chosen, header, record, reported, write
 
 OURS, DENSE, STREAMED = "lthfunc, compile", "lthfunc, compile, dense", "lthfunc, compile, streamed"
 SPARSE = "lthfunc, sparse"
