@@ -57,7 +57,49 @@ def sparse(
     json: Annotated[str | None, typer.Option("--json", metavar="FILE", help="Write the records here.")] = None,
     plot: Annotated[str | None, typer.Option("--plot", metavar="FILE", help="Draw speed against density here.")] = None,
 ) -> None:
-    """Training and inference on surviving weights against density, side by side with dense engines and peers."""
+    """Training on surviving weights against density, side by side with the dense engine and peers."""
     from lthfunc_benchmarks.sparse import run
 
     run(networks=network or [], threads=threads, device=device, ticket=ticket, quick=quick, json=json, plot=plot)
+
+
+@app.command("execution")
+def execution(
+    run_folder: Annotated[
+        str | None, typer.Argument(metavar="[RUN]", help="Measure this run's trained tickets instead of random masks.")
+    ] = None,
+    network: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--network",
+            help="lenet300, lenet5, conv4, resnet20 (these by default), resnet18, vgg16; single layers: linear1024, "
+            "linear4096, conv64, conv256.",
+        ),
+    ] = None,
+    batch: Annotated[
+        list[int] | None,
+        typer.Option("--batch", parser=whole, metavar="N", help="Repeatable. \\[default: 1, 64 and 1024]"),
+    ] = None,
+    threads: Annotated[int, typer.Option("--threads", parser=whole, metavar="N", help="CPU threads.")] = 1,
+    device: Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:N.")] = "cpu",
+    precision: Annotated[str, typer.Option("--precision", help="fp32; on a GPU also tf32 or bf16.")] = "fp32",
+    quick: Annotated[
+        bool, typer.Option("--quick", help="LeNet-300-100 at two densities; ends in under a minute.")
+    ] = False,
+    json: Annotated[str | None, typer.Option("--json", metavar="FILE", help="Write the records here.")] = None,
+    plot: Annotated[str | None, typer.Option("--plot", metavar="FILE", help="Draw speed against density here.")] = None,
+) -> None:
+    """Inference of tickets against density: every form, the tuned program, peers, floors; rates and latencies."""
+    from lthfunc_benchmarks.execution import run
+
+    run(
+        run_folder=run_folder,
+        networks=network or [],
+        batches=batch or [],
+        threads=threads,
+        device=device,
+        precision=precision,
+        quick=quick,
+        json=json,
+        plot=plot,
+    )

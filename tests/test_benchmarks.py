@@ -52,7 +52,7 @@ def test_the_training_benchmark_measures_every_variant(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(why_not("cpu") is not None, reason=f"{why_not('cpu')}")
-def test_the_sparse_benchmark_measures_training_and_inference(tmp_path: Path) -> None:
+def test_the_sparse_benchmark_measures_training(tmp_path: Path) -> None:
     ticket, table, picture = (tmp_path / name for name in ("ticket.safetensors", "result.json", "result.png"))
     lf.save_ticket(ticket, lf.ticket(lf.prune(density=0.3)(lf.init(lf.models.lenet300()))))
     done = run(
@@ -63,10 +63,32 @@ def test_the_sparse_benchmark_measures_training_and_inference(tmp_path: Path) ->
     records = json.loads(table.read_text())["records"]
     assert all(set(item) == KEYS for item in records)
     found = {(item["network"], item["variant"], item["density"]) for item in records}
-    for network in ("lenet300", "lenet300, inference"):
-        assert {(network, "lthfunc, compile", 1.0), (network, "lthfunc, sparse", 0.05)} <= found
+    assert {("lenet300", "lthfunc, compile", 1.0), ("lenet300", "lthfunc, sparse", 0.05)} <= found
     assert ("lenet300", "lthfunc, sparse, ticket", 0.3) in found
     assert picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(why_not("cpu") is not None, reason=f"{why_not('cpu')}")
+def test_the_execution_benchmark_measures_random_masks_and_a_run(tmp_path: Path) -> None:
+    folder, table, picture = (tmp_path / name for name in ("RUN", "result.json", "result.png"))
+    done = run(
+        sys.executable, "-m", "lthfunc_cli", "benchmark", "execution", "--quick", "--json", table, "--plot", picture
+    )
+    assert done.returncode == 0, done.stderr
+    records = json.loads(table.read_text())["records"]
+    assert all(set(item) == KEYS for item in records)
+    found = {(item["variant"], item["density"], item["unit"]) for item in records}
+    for unit in ("samples/s", "ms, p50", "ms, p95"):
+        assert {("dense", 1.0, unit), ("sparse", 0.05, unit), ("compact", 0.05, unit), ("tuned", 0.05, unit)} <= found
+    assert ("FLOPs at peak rate", 0.05, "samples/s") in found
+    assert picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert main(["prune", "--rounds", "2", "--rate", "0.7", "--steps", "5", "--out", str(folder)]) == 0
+    done = run(sys.executable, "-m", "benchmarks.execution", folder, "--quick", "--batch", "1", "--json", table)
+    assert done.returncode == 0, done.stderr
+    records = json.loads(table.read_text())["records"]
+    assert {(item["network"], item["batch"]) for item in records} == {("lenet300, trained", 1)}
+    assert {item["density"] for item in records if item["variant"] == "tuned"} == {0.3, 0.09}
 
 
 def test_the_floor_counts_every_product_of_a_step() -> None:
@@ -82,7 +104,7 @@ def test_the_floor_counts_every_product_of_a_step() -> None:
     assert flops == 2 * 10 * (convolutions + 3 * (400 * 120 + 120 * 84 + 84 * 10))
 
 
-@pytest.mark.parametrize("benchmark", ["training", "sparse"])
+@pytest.mark.parametrize("benchmark", ["training", "sparse", "execution"])
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -102,6 +124,9 @@ def test_a_benchmark_refuses_what_it_cannot_measure(
     [
         ("training", ["--density", "0"], "--density: 0.0 is not accepted"),
         ("training", ["--precision", "tf32"], "--precision: 'tf32' is not accepted"),
+        ("execution", ["--batch", "0"], "--batch: 0 is not accepted"),
+        ("execution", ["--precision", "bf16"], "--precision: 'bf16' is not accepted; it takes fp32 on a CPU"),
+        ("execution", ["nowhere"], "nowhere: is not a run folder"),
         ("sparse", ["--ticket", "t.safetensors"], "--ticket: 't.safetensors' is not accepted; it takes one --network"),
     ],
 )
@@ -123,7 +148,10 @@ def test_the_gpu_suite_runs_in_its_tiny_cpu_mode(tmp_path: Path) -> None:
     done = run("bash", "benchmarks/gpu_suite.sh", str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
     names = {path.name for path in tmp_path.iterdir()}
-    assert {"gpu-tests-cpu.xml", "training-lenet300-cpu.json", "replicates-lenet300-fp32-cpu.json"} <= names
+    assert {
+        "gpu-tests-cpu.xml", "training-lenet300-cpu.json", "replicates-lenet300-fp32-cpu.json",
+        "execution-fp32-cpu.json",
+    } <= names  # fmt: skip
     for path in tmp_path.glob("*.json"):
         assert all(set(item) == KEYS for item in json.loads(path.read_text())["records"])
     assert run("bash", "benchmarks/gpu_suite.sh").returncode != 0, "no folder named, nothing overwritten"

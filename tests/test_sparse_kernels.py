@@ -112,6 +112,77 @@ def test_convolutions(channels, outs, groups, size, kernel, stride, padding, dil
     check(Head(body, (2, *size)), (2, *size), batch, density, seed)
 
 
+def one_at_a_time(
+    module: nn.Module, shape: tuple[int, ...], density: float, seed: int, *, stored: bool = False
+) -> None:
+    """An example alone has kernels of its own: as in a batch, and as in float64."""
+    model = lf.from_module(module)
+    masks = random_masks(model, density, seed)
+    params, buffers = model.init(seed)
+    params = lf.apply_masks({name: leaf + 0.1 for name, leaf in params.items()}, masks)
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(3, *shape, generator=generator)
+    scale = lf.Scale(255, (0.4,), (0.3,)) if stored else None
+    if stored:
+        x = torch.randint(0, 256, x.shape, generator=generator, dtype=torch.uint8)
+    run = lf.sparse_program(model, lf.Ticket(params, buffers, masks), scale)
+    together = run(x)
+    wide = [{name: leaf.double() if leaf.is_floating_point() else leaf for name, leaf in tree.items()}
+            for tree in (params, buffers)]  # fmt: skip
+    expected = apply_evaluating(model, *wide, scaled(x, scale).double())
+    largest = float(expected.abs().max()) + 1e-4
+    for number in range(3):
+        alone = run(x[number : number + 1])
+        assert float((alone[0] - together[number]).abs().max()) <= TOLERANCE * largest
+        assert float((alone[0].double() - expected[number]).abs().max()) <= TOLERANCE * largest
+    assert all(single == (batch[0] == 1) for (batch, _), (*_, single) in run._ready.items())
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    channels=st.integers(1, 4),
+    outs=st.integers(1, 9),
+    groups=st.sampled_from([1, 1, 3]),
+    size=st.tuples(st.integers(4, 40), st.integers(4, 40)),
+    kernel=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    stride=st.tuples(st.integers(1, 2), st.integers(1, 3)),
+    padding=st.tuples(st.integers(0, 2), st.integers(0, 2)),
+    pool=st.sampled_from([None, "twos", "overlapping", "average"]),
+    density=st.sampled_from([0.0, 0.05, 0.4, 1.0]),
+    seed=st.integers(0, 5),
+)
+def test_one_example_at_a_time(channels, outs, groups, size, kernel, stride, padding, pool, density, seed):
+    ins, outs = channels * groups, outs * groups
+    if any(k > side + 2 * p for k, side, p in zip(kernel, size, padding, strict=True)):
+        return
+    torch.manual_seed(seed)
+    layers: list[nn.Module] = [nn.Conv2d(ins, outs, kernel, stride, padding, groups=groups, bias=seed % 2 == 0)]
+    layers += [nn.BatchNorm2d(outs)] if seed % 3 == 0 else []
+    layers.append(nn.ReLU() if seed % 2 else nn.Tanh())
+    after = [(side + 2 * p - k) // s + 1 for side, p, k, s in zip(size, padding, kernel, stride, strict=True)]
+    if pool and min(after) >= 3:
+        pools = {"twos": nn.MaxPool2d(2), "overlapping": nn.MaxPool2d(3, 2, 1), "average": nn.AvgPool2d(2)}
+        layers.append(pools[pool])
+    one_at_a_time(Head(nn.Sequential(*layers), (ins, *size)), (ins, *size), density, seed)
+
+
+@pytest.mark.parametrize("arch", ["lenet300", "lenet5", "conv2", "resnet20"])
+def test_one_example_through_networks_of_the_catalogue(arch: str) -> None:
+    shape = (1, 28, 28) if arch.startswith("lenet") else (3, 20, 20)
+    model = getattr(lf.models, arch)(shape)
+    one_at_a_time(model.evaluating, shape, 0.2, 1)
+    if arch.startswith("lenet"):
+        one_at_a_time(model.evaluating, shape, 0.2, 2, stored=True)
+
+
+def test_an_operation_without_a_kernel_for_one_example_takes_a_tile() -> None:
+    model = lf.from_module(nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.Linear(8, 3)))
+    run = lf.sparse_program(model, lf.init(model))
+    x = torch.randn(4, 6)
+    torch.testing.assert_close(run(x[:1])[0], run(x)[0])
+    assert not any(single for *_, single in run._ready.values())
+
+
 @pytest.mark.parametrize(
     ("size", "kernel", "padding", "dilation", "outs"),
     [(6, 5, 0, 1, 4), (7, 5, 1, 1, 4), (4, 5, 2, 1, 4), (20, 5, 0, 1, 4), (9, 3, 0, 2, 4), (10, 5, 0, 1, 32)],

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from lthfunc.errors import UserError
 from lthfunc.execution.timing import in_turn, repeated
 from lthfunc.training.engines.toolchain import why_not
 from lthfunc.training.engines.tracing import compiled
@@ -43,17 +45,19 @@ class Compiled:
         return outputs
 
     def _made(self, x: Tensor) -> Any:
-        layouts = _LAYOUTS if self._images and x.ndim == 4 else _LAYOUTS[:1]
-        made = {layout: self._in(layout, x) for layout in layouts}
+        made = {_LAYOUTS[0]: self._in(_LAYOUTS[0], x)}
+        if self._images and x.ndim == 4:
+            with suppress(UserError):  # a network may view its images in a way that only the plain layout allows
+                made[_LAYOUTS[1]] = self._in(_LAYOUTS[1], x)
         if len(made) == 1:
-            return made[layouts[0]]
+            return made[_LAYOUTS[0]]
 
         def call(layout: torch.memory_format) -> Any:
             program, leaves, _ = made[layout]
             given = x.contiguous(memory_format=layout)
             return lambda: program(*leaves, given)
 
-        runs = {layout: repeated(call(layout)) for layout in layouts}
+        runs = {layout: repeated(call(layout)) for layout in made}
         with torch.no_grad():
             rates = in_turn(runs, seconds=_SECONDS, repeats=_REPEATS, device=str(x.device))
         return made[max(rates, key=lambda layout: max(rates[layout]))]

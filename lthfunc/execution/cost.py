@@ -75,7 +75,7 @@ def flops_of(module: nn.Module, shape: tuple[int, ...]) -> float:
 
 def _counted(module: nn.Module, shape: tuple[int, ...]) -> tuple[dict[str, float], float]:
     """(of each module by name, of all), on the meta device."""
-    empty = copy.deepcopy(module).to("meta")
+    empty = copy.deepcopy(module).to("meta").float()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         empty(torch.zeros(1, *shape, device="meta"))
     found: dict[str, float] = {}

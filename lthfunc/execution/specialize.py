@@ -23,7 +23,7 @@ from lthfunc.execution.timing import Run, in_turn, repeated
 from lthfunc.execution.tuning import Tunings, layer_key, program_key
 from lthfunc.sparse.inference import sparse_program
 from lthfunc.trees.model import Model
-from lthfunc.trees.ops import apply_masks
+from lthfunc.trees.ops import apply_masks, clone
 from lthfunc.trees.types import Masks, Ticket, TrainState
 
 #: A form must be faster than dense by so much, in so many of the turns.
@@ -110,7 +110,8 @@ def specialize(
 def masked_module(model: Model, ticket: Ticket | TrainState, device: torch.device | str = "cpu") -> nn.Module:
     """The model's module in evaluation mode with the ticket's masked weights in it."""
     module = copy.deepcopy(model.evaluating)
-    module.load_state_dict({**apply_masks(ticket.params, ticket.masks), **ticket.buffers}, strict=False)
+    leaves = clone({**apply_masks(ticket.params, ticket.masks), **ticket.buffers})
+    module.load_state_dict(leaves, strict=False, assign=True)  # so that it has their dtype
     return module.to(device).eval()
 
 

@@ -1,0 +1,285 @@
+"""Programs of tickets: equal outputs in every form and format, measured choices, costs counted by hand."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lthfunc_cli.main import main
+from test_compact import broken, named
+from torch import nn
+from torch.func import functional_call
+
+import lthfunc as lf
+from lthfunc.errors import UserError
+from lthfunc.execution import compiled as compiling_module, names, specialize as specializing
+from lthfunc.execution.export.table import TARGETS
+from lthfunc.execution.formats import LAYER_FORMATS, block_density
+from lthfunc.execution.tuning import Tunings
+from lthfunc.models.catalog import ARCHS
+from lthfunc.sparse.kernels.build import why_no_kernels
+from lthfunc.trees.types import Ticket
+
+compiling = pytest.mark.skipif(why_no_kernels() is not None, reason=str(why_no_kernels()))
+int8 = pytest.param(
+    "int8", marks=pytest.mark.skipif(importlib.util.find_spec("torchao") is None, reason="torchao is not installed")
+)
+
+
+def outputs(model: lf.Model, ticket: Ticket, x: torch.Tensor) -> torch.Tensor:
+    found: torch.Tensor = functional_call(model.evaluating, (ticket.params, ticket.buffers), (x,))
+    return found
+
+
+def blocked(model: lf.Model, size: int, seed: int = 0) -> Ticket:
+    """A ticket of whole blocks, some rows and columns of them empty."""
+    state = lf.init(model, seed)
+    masks = {}
+    for name, mask in state.masks.items():
+        rows, columns = (side // size for side in mask.shape)
+        draw = torch.Generator().manual_seed(seed)
+        keep = torch.rand(rows, columns, generator=draw) < 0.3
+        masks[name] = keep.repeat_interleave(size, 0).repeat_interleave(size, 1)
+    return Ticket(lf.apply_masks(state.params, masks), {}, masks)
+
+
+def test_names_of_help_are_names_of_code() -> None:
+    assert set(names.LAYER_FORMATS) == set(LAYER_FORMATS)
+    assert set(names.TARGETS) == set(TARGETS)
+
+
+@compiling
+@pytest.mark.parametrize("arch", ["lenet300", "lenet5", "resnet20", "block"])
+@pytest.mark.parametrize("format", ["dense", "compact", "sparse", "listed", "csr"])
+def test_every_format_computes_what_the_masked_network_does(
+    arch: str, format: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, shape = named(arch)
+    if arch in ("resnet20", "block"):  # many operations, slow to compile; what is compiled is the same
+        monkeypatch.setattr(compiling_module, "why_not", lambda device: "not in this test")
+    ticket = broken(model, 0.1, seed=2, dtype=torch.float32)
+    if (arch, format) == ("block", "sparse"):  # it shuffles channels
+        with pytest.raises(UserError, match="has no rule for"):
+            lf.specialize(ticket, model, torch.randn(2, *shape), format=format)
+        return
+    for examples in (1, 19) if arch.startswith("lenet") else (5,):
+        x = torch.randn(examples, *shape, generator=torch.Generator().manual_seed(0))
+        program = lf.specialize(ticket, model, x, format=format)
+        wanted = outputs(model, ticket, x)
+        assert float((program(x) - wanted).abs().max()) <= 1e-4 * float(wanted.abs().max())
+        assert program.report.difference <= 1e-4
+        assert program.report.form == ("layers" if format in LAYER_FORMATS else format)
+
+
+def test_a_network_that_views_its_images_is_compiled_in_the_plain_layout() -> None:
+    class Viewing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(1, 2, 3, padding=1), nn.Linear(128, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            out: torch.Tensor = self.fc(self.conv(x).view(-1, 128))
+            return out
+
+    model = lf.from_module(Viewing())
+    ticket = lf.ticket(lf.init(model))
+    x = torch.randn(1, 1, 8, 8)
+    torch.testing.assert_close(lf.specialize(ticket, model, x, format="dense")(x), outputs(model, ticket, x))
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_layer_formats_hold_on_every_architecture_in_double_precision(arch: str) -> None:
+    """Those of torch itself, to 1e-10: csr where there are linear layers."""
+    model, shape = named(arch)
+    ticket = broken(model, 0.2, seed=4)
+    x = torch.randn(5, *shape, dtype=torch.float64)
+    program = lf.specialize(ticket, model, x, format="csr")
+    wanted = outputs(model, ticket, x)
+    assert float((program(x) - wanted).abs().max()) <= 1e-10 * float(wanted.abs().max())
+
+
+def test_blocks_are_found_and_computed() -> None:
+    model = lf.from_module(nn.Sequential(nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 64)))
+    ticket = blocked(model, 16)
+    assert block_density(ticket.masks["0.weight"], 16) == lf.density({"": ticket.masks["0.weight"]})
+    x = torch.randn(8, 128)
+    program = lf.specialize(ticket, model, x, format="block")
+    assert program.report.formats == {"0": "block", "2": "block"}
+    torch.testing.assert_close(program(x), outputs(model, ticket, x), rtol=0, atol=1e-5)
+    assert program.network.get_submodule("0").weight.layout is torch.sparse_bsr
+
+
+@pytest.mark.parametrize("format", [int8])
+def test_rounded_formats_say_by_how_much(format: str) -> None:
+    model = lf.models.lenet300((1, 8, 8))
+    ticket = broken(model, 0.5, seed=1, dtype=torch.float32)
+    x = torch.randn(32, 1, 8, 8)
+    program = lf.specialize(ticket, model, x, format=format)
+    wanted = outputs(model, ticket, x)
+    measured = float((program(x) - wanted).abs().max() / wanted.abs().max())
+    assert 1e-4 < measured < 0.1
+    assert program.report.difference == pytest.approx(measured)
+    assert program.report.bytes[1] < program.report.bytes[0] / 2
+
+
+@pytest.mark.parametrize(
+    ("format", "words"),
+    [
+        ("2:4", "2:4.* fc1: needs a CUDA device"),
+        ("block", "fc1: finds no size of blocks .* divides 300×64"),
+        ("spars", "--format: unknown name 'spars'; did you mean 'sparse'"),
+    ],
+)
+def test_a_format_that_cannot_be_had_says_why(format: str, words: str) -> None:
+    model = lf.models.lenet300((1, 8, 8))
+    ticket = lf.ticket(lf.prune(density=0.9)(lf.init(model)))
+    with pytest.raises(UserError, match=words):
+        lf.specialize(ticket, model, torch.randn(2, 1, 8, 8), format=format)
+
+
+def test_where_compacting_fails_other_forms_stay() -> None:
+    class Folding(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.fc(x).view(len(x) * 2, 2).sum(1).view(len(x), 2)
+
+    model = lf.from_module(Folding())
+    ticket = lf.ticket(lf.init(model))
+    x = torch.randn(3, 4)
+    torch.testing.assert_close(lf.specialize(ticket, model, x, format="dense")(x), outputs(model, ticket, x))
+    with pytest.raises(UserError, match="view depends on the size of the batch"):
+        lf.specialize(ticket, model, x, format="compact")
+
+
+def fake_clock(monkeypatch: pytest.MonkeyPatch, rates: dict[str, list[float]]) -> list[set[str]]:
+    """Timings as told; the names asked for."""
+    asked: list[set[str]] = []
+
+    def in_turn(runs: dict[str, Any], **settings: Any) -> dict[str, list[float]]:
+        asked.append(set(runs))
+        for run in runs.values():
+            run(1)
+        return {name: rates.get(name, [1.0] * 9) for name in runs}
+
+    monkeypatch.setattr(specializing, "in_turn", in_turn)
+    return asked
+
+
+@compiling
+@pytest.mark.parametrize(
+    ("rates", "form"),
+    [
+        ({"sparse": [5.0] * 9, "compact": [3.0] * 9}, "sparse"),
+        ({"compact": [1.02] * 9, "sparse": [1.01] * 9}, "dense"),  # a tie
+        ({"sparse": [0.5] * 9}, "dense"),
+        ({"sparse": [2.0] * 5 + [0.5] * 4}, "dense"),  # faster in the middle, and not often enough
+    ],
+)
+def test_the_fastest_is_chosen_and_dense_wins_ties(
+    monkeypatch: pytest.MonkeyPatch, rates: dict[str, list[float]], form: str
+) -> None:
+    model = lf.models.lenet300((1, 8, 8))
+    fake_clock(monkeypatch, rates)
+    program = lf.specialize(broken(model, 0.1, 0, dtype=torch.float32), model, torch.randn(4, 1, 8, 8))
+    assert program.report.form == form
+    assert program.report.measured.batch == 4
+
+
+@compiling
+def test_each_layer_takes_the_format_that_is_fastest_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = lf.from_module(nn.Sequential(nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 64)))
+    fake_clock(monkeypatch, {"csr": [4.0] * 9, "block": [2.0] * 9, "layers": [9.0] * 9})
+    program = lf.specialize(blocked(model, 16), model, torch.randn(4, 128))
+    assert (program.report.form, program.report.formats) == ("layers", {"0": "csr", "2": "csr"})
+
+
+@compiling
+def test_what_was_measured_is_not_measured_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    model, file = lf.models.lenet300((1, 8, 8)), tmp_path / "tunings.json"
+    ticket, x = broken(model, 0.1, 0, dtype=torch.float32), torch.randn(4, 1, 8, 8)
+    asked = fake_clock(monkeypatch, {"sparse": [3.0] * 9})
+    first = lf.specialize(ticket, model, x, tunings=file)
+    count = len(asked)
+    again = lf.specialize(ticket, model, x, tunings=file)
+    assert len(asked) == count > 1
+    assert again.report.measured == first.report.measured
+    assert all("threads" in key and "torch" in key for key in json.loads(file.read_text()))
+    lf.specialize(ticket, model, x[:3], tunings=file)  # another batch is another question
+    assert len(asked) > count
+    file.write_text("{")
+    assert Tunings(file).get("anything") is None
+
+
+def test_costs_are_those_of_arithmetic_by_hand() -> None:
+    model = lf.models.lenet5()
+    state = lf.prune(density=0.25, allocate=lf.uniform())(lf.init(model))
+    found = lf.cost(model, state.params, state.masks, (1, 28, 28))
+    places = {"conv1": 28 * 28, "conv2": 10 * 10, "fc1": 1, "fc2": 1, "fc3": 1}
+    for name, count in lf.layer_counts(state.masks).items():
+        layer = found.layers[name]
+        assert (layer.total, layer.kept) == (count.total, count.kept)
+        assert layer.flops == 2 * count.total * places[name.removesuffix(".weight")]
+        assert layer.effective == pytest.approx(2 * count.kept * places[name.removesuffix(".weight")])
+    assert found.flops == sum(layer.flops for layer in found.layers.values())
+    assert found.parameters == 61_706
+    assert found.remaining == 61_706 - 61_470 + lf.count(state.masks).kept
+    assert found.compression_ratio == pytest.approx(found.parameters / found.remaining)
+    assert found.theoretical_speedup == pytest.approx(4, rel=0.01)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "RUN"
+    assert main(["prune", "--rounds", "3", "--rate", "0.6", "--steps", "200", "--out", str(folder)]) == 0
+    return folder
+
+
+@compiling
+def test_specialize_tells_time_cost_and_accuracy(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr(specializing, "_SECONDS", 0.001)
+    monkeypatch.setattr(specializing, "_LAYER_SECONDS", 0.001)
+    assert main(["specialize", str(run), "--round", "3", "--fresh", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["test_accuracy"] == told["masked_test_accuracy"] > 0.8
+    assert {"dense", "compact", "sparse"} <= set(told["seconds_a_batch"])
+    assert told["compression_ratio"] > 10
+    assert main(["specialize", str(run), "--format", "sparse"]) == 0
+    shown = capsys.readouterr().out
+    assert "theoretical speed-up" in shown
+    assert "sparse: test accuracy" in shown
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--round", "9"], "--round: 9 is not accepted; it takes a finished round of"),
+        (["--seed", "5"], "--seed: 5 is not accepted; it takes one of the run's, 0"),
+        (["--format", "spars"], "--format: unknown name 'spars'"),
+        (["--batch-size", "0"], "--batch-size: 0 is not accepted"),
+        (["--batch-size", "4000"], "--batch-size: 4000 is not accepted; it takes at most 360"),
+        (["--format", "2:4"], "--format: '2:4' is not accepted"),
+    ],
+)
+def test_specialize_refuses_in_one_line(run: Path, options: list[str], words: str, capsys: Any) -> None:
+    assert main(["specialize", str(run), *options]) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert len(error.splitlines()) == 1
+
+
+def test_training_compact_from_the_command_line(run: Path, tmp_path: Path, capsys: Any) -> None:
+    """The same masks and nearly the same weights as without."""
+    words = ["prune", "--rounds", "3", "--rate", "0.6", "--steps", "200", "--compact", "--out", str(tmp_path / "run")]
+    assert main(words) == 0
+    assert main(["train", "--compact", "--steps", "5", "--out", str(tmp_path / "dense")]) == 0
+    for number in range(4):
+        both = [lf.load_tree(folder / "seed0" / f"round0{number}" / "masks.safetensors")[0]["masks"]
+                for folder in (run, tmp_path / "run")]  # fmt: skip
+        assert lf.mask_overlap(*both) > 0.99

@@ -1,0 +1,197 @@
+"""Exported tickets compute the same elsewhere, and packed ones come back to the bit."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from hypothesis import given, settings, strategies as st
+from lthfunc_cli.main import main
+from test_compact import Block, broken, named
+from torch import nn
+from torch.nn.utils import prune as torch_prune
+
+import lthfunc as lf
+from lthfunc.errors import UserError
+from lthfunc.execution.export.packed import decode, encode, entropy_bytes, load_packed, save_packed
+from lthfunc.execution.export.subject import subject_of
+from lthfunc.execution.export.table import TARGETS
+from lthfunc.sparse.kernels.build import why_no_kernels
+
+NEEDS = {"onnx": "onnxruntime"}
+BUILDS = ("aoti",)
+
+
+def exported(target: str, arch: str, folder: Path) -> tuple[Any, Path]:
+    if target in NEEDS and importlib.util.find_spec(NEEDS[target]) is None:
+        pytest.skip(f"{NEEDS[target]} is not installed")
+    if target in BUILDS and why_no_kernels() is not None:
+        pytest.skip(str(why_no_kernels()))
+    model, shape = named(arch)
+    subject = subject_of(model, broken(model, 0.1, seed=7, dtype=torch.float32), shape)
+    path = folder / f"ticket{TARGETS[target].suffix}"
+    TARGETS[target].export(subject, path)
+    assert [each.name for each in folder.iterdir() if each.name.startswith(".")] == []
+    return subject, path
+
+
+@pytest.mark.parametrize("arch", ["lenet300", "lenet5", "resnet20", "block"])
+@pytest.mark.parametrize("target", ["torch-export", "onnx", "module"])
+def test_graphs_compute_the_same_on_any_batch(arch: str, target: str, tmp_path: Path) -> None:
+    subject, path = exported(target, arch, tmp_path)
+    x = subject.inputs(7, seed=3)
+    wanted = subject.masked(x)
+    if target == "torch-export":
+        got = torch.export.load(path).module()(x)
+    elif target == "onnx":
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        got = torch.from_numpy(session.run(None, {"inputs": x.numpy()})[0])
+    else:
+        spec = importlib.util.spec_from_file_location("exported", path)
+        assert spec is not None
+        assert spec.loader is not None
+        source = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(source)
+        network = source.Network().eval()
+        network.load_state_dict(safetensors.torch.load_file(path.with_suffix(".safetensors")))
+        got = network(x).detach()
+    assert float((got - wanted).abs().max()) <= 1e-4 * float(wanted.abs().max())
+
+
+_ALONE = """
+import sys, numpy as np
+sys.modules["lthfunc"] = None  # as if it were not installed
+x, wanted = np.load("x.npy"), np.load("wanted.npy")
+if sys.argv[1] == "onnx":
+    import onnxruntime
+    sys.modules["torch"] = None
+    got = onnxruntime.InferenceSession("ticket.onnx").run(None, {"inputs": x})[0]
+else:
+    import torch
+    got = torch._inductor.aoti_load_package("ticket.pt2")(torch.from_numpy(x)).numpy()
+assert (got.argmax(1) == wanted.argmax(1)).all()
+print(abs(got - wanted).max() / abs(wanted).max())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["onnx", "aoti"])
+def test_files_predict_the_same_in_a_process_without_this_library(target: str, tmp_path: Path) -> None:
+    subject, _ = exported(target, "lenet5", tmp_path)
+    x = subject.inputs(50, seed=1)
+    np.save(tmp_path / "x.npy", x.numpy())
+    np.save(tmp_path / "wanted.npy", subject.masked(x).numpy())
+    done = subprocess.run(
+        [sys.executable, "-c", _ALONE, target], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 1e-4
+
+
+def test_state_dicts_load_into_modules(tmp_path: Path) -> None:
+    subject, path = exported("state-dict", "block", tmp_path)
+    network = Block().eval()
+    network.load_state_dict(torch.load(path, weights_only=True))
+    x = subject.inputs(3)
+    torch.testing.assert_close(network(x), subject.masked(x))
+
+
+def test_pruned_pairs_are_those_of_nn_utils_prune(tmp_path: Path) -> None:
+    model = lf.from_module(nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)))
+    ticket = broken(model, 0.4, 0, dtype=torch.float32)
+    TARGETS["prune"].export(subject_of(model, ticket, (6,)), tmp_path / "pairs.pt")
+    network = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+    for layer in (network[0], network[2]):
+        torch_prune.identity(layer, "weight")
+    network.load_state_dict(torch.load(tmp_path / "pairs.pt", weights_only=True))
+    x = torch.randn(4, 6)
+    torch.testing.assert_close(network(x), subject_of(model, ticket, (6,)).masked(x))
+
+
+def test_scipy_matrices_have_every_survivor(tmp_path: Path) -> None:
+    from scipy import sparse
+
+    subject, path = exported("scipy", "lenet5", tmp_path)
+    for name, mask in subject.ticket.masks.items():
+        matrix = sparse.load_npz(path / f"{name}.npz")
+        assert matrix.nnz == int(mask.sum())
+        np.testing.assert_array_equal(matrix.toarray(), subject.ticket.params[name].flatten(1).numpy())
+    rest = np.load(path / "rest.npz")
+    np.testing.assert_array_equal(rest["fc1.bias"], subject.ticket.params["fc1.bias"].numpy())
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 400), st.floats(0, 1), st.integers(0, 10))
+def test_any_mask_comes_back(size: int, density: float, seed: int) -> None:
+    mask = torch.rand(size, generator=torch.Generator().manual_seed(seed)) < density
+    coded = encode(mask)
+    assert torch.equal(decode(coded, int(mask.sum()), (size,)), mask)
+    assert coded.size <= math.ceil(size / 8)
+
+
+@pytest.mark.parametrize("density", [0.5, 0.2, 0.05, 0.01])
+def test_codes_are_near_the_entropy(density: float) -> None:
+    mask = torch.rand(400_000, generator=torch.Generator().manual_seed(0)) < density
+    assert encode(mask).size <= 1.05 * entropy_bytes({"": mask})
+
+
+def test_packed_tickets_come_back_to_the_bit(tmp_path: Path) -> None:
+    model, _ = named("resnet20")
+    ticket = broken(model, 0.05, 1, dtype=torch.float32)
+    save_packed(tmp_path / "packed.safetensors", ticket)
+    assert lf.same_bits(load_packed(tmp_path / "packed.safetensors"), ticket)
+    save_packed(tmp_path / "half.safetensors", ticket, half=True)
+    halved = load_packed(tmp_path / "half.safetensors")
+    assert lf.same_bits(halved.masks, ticket.masks)
+    for name, leaf in ticket.params.items():
+        torch.testing.assert_close(halved.params[name], leaf, rtol=1e-3, atol=1e-4)
+    lf.save_ticket(tmp_path / "plain.safetensors", ticket)
+    with pytest.raises(UserError, match="is not a packed ticket"):
+        load_packed(tmp_path / "plain.safetensors")
+
+
+def test_export_on_the_command_line(tmp_path: Path, capsys: Any) -> None:
+    run = tmp_path / "RUN"
+    assert main(["prune", "--rounds", "2", "--rate", "0.7", "--steps", "20", "--out", str(run)]) == 0
+    capsys.readouterr()
+    for target in ("packed", "state-dict", "prune", "scipy", "module"):
+        assert main(["export", str(run), "--to", target, "--round", "2"]) == 0
+        shown = capsys.readouterr().out
+        assert "gzip of that" in shown
+        path = run / f"lenet300-round02-{target}{TARGETS[target].suffix}"
+        assert str(path) in shown
+        assert path.exists()
+    back = load_packed(run / "lenet300-round02-packed.safetensors")
+    trained, _ = lf.load_tree(run / "seed0" / "round02" / "params.safetensors")
+    assert lf.same_bits(back.params, trained["params"])
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--to", "onx"], "--to: unknown name 'onx'; did you mean 'onnx'?"),
+        (["--to", "packed", "--out", "x.bin"], "--out: 'x.bin' is not accepted; it takes a name that ends in"),
+        (["--to", "packed", "--out", "nowhere/x.safetensors"], "'nowhere' is not"),
+        (["--to", "onnx", "--half"], "--half: 'given' is not accepted; it takes --to packed with it"),
+    ],
+)
+def test_export_refuses_in_one_line(
+    options: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["prune", "--rounds", "1", "--steps", "5", "--out", "RUN"]) == 0
+    capsys.readouterr()
+    assert main(["export", "RUN", *options]) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert len(error.splitlines()) == 1
