@@ -218,13 +218,18 @@ def flow_of(node: Node, facts: Facts) -> Flow:
     return next((flow for fits, flow in _FLOWS.items() if fits(node, facts)), _UNKNOWN)
 
 
-def settle(facts: Facts) -> None:
-    """Find all fates, then all needs."""
+def settle(facts: Facts, *, aligned: bool = False) -> None:
+    """Find all fates, then all needs.
+
+    aligned: units that one side of a join lost stay there, so that both sides have the same ones: a network for lists,
+    to which a unit without weights costs next to nothing.
+    """
     nodes = list(facts.captured.graph.nodes)
     for node in nodes:
         if facts.has_units(node):
             facts.fates[node] = flow_of(node, facts).fates(node, facts)
             facts.needed[node] = torch.zeros(facts.units(node), dtype=torch.bool)
+    kept = {node: torch.zeros_like(needed) for node, needed in facts.needed.items()}
     for node in reversed(nodes):
         if node.op == "output" or not facts.has_units(node):
             found = _all_needed(node, torch.zeros(0), facts)  # an output, or something of no units made of some
@@ -232,6 +237,20 @@ def settle(facts: Facts) -> None:
             found = flow_of(node, facts).needs(node, facts.needed[node] & facts.live(node), facts)
         for source, needed in found:
             facts.needed[source] |= needed
+        if aligned and facts.has_units(node):
+            _keep(node, kept, facts)
+
+
+def _keep(node: Node, kept: dict[Node, Tensor], facts: Facts) -> None:
+    """Hand on which units stay although they are constant, up to the layers that make them."""
+    flow = flow_of(node, facts)
+    if is_layer(node, facts) or flow is _UNKNOWN:
+        return
+    wanted = facts.needed[node] & facts.live(node) if is_join(node, facts) else kept[node]
+    for source, units in flow.needs(node, wanted, facts):
+        kept[source] |= units & ~facts.live(source)
+        facts.needed[source] |= units
+        facts.fates[source][kept[source]] = VARIES
 
 
 def _argument(node: Node, position: int, default: Any) -> Any:

@@ -53,7 +53,7 @@ def compact(model: Model, ticket: Ticket | TrainState, shape: tuple[int, ...], *
     """
     check_ticket(model, ticket)
     facts = _facts(model, ticket, shape, training=False)
-    settle(facts)
+    settle(facts, aligned=not selecting)
     r = rewritten(facts, ticket.buffers, selecting=selecting)
     r.graph.eliminate_dead_code()  # branches of which nothing is wanted
     params, buffers = _leaves(r, ticket.params, ticket.buffers, ticket.masks)
@@ -78,7 +78,7 @@ def compact_training(model: Model, state: TrainState, shape: tuple[int, ...], *,
     evaluating, partner = _in_evaluation(model, facts, shape)
     facts.values.append({partner[node]: value for node, value in _values(model, state, evaluating, shape).items()
                          if node in partner})  # fmt: skip
-    settle(facts)
+    settle(facts, aligned=not selecting)
     r = rewritten(facts, state.buffers, selecting=selecting)
     params, buffers = _leaves(r, state.params, state.buffers, state.masks)
     theirs = _facts(model, state, shape, training=True, of=evaluating)

@@ -85,14 +85,18 @@ class Rewriter:
         place = torch.full((self.facts.units(argument),), -1, dtype=torch.int64)
         place[have] = torch.arange(len(have))
         places = place[wanted]
-        missing = wanted[places < 0]
-        if len(missing):
-            filled = self._filling(argument, missing)
-            if len(missing) == len(wanted):
-                return filled
-            node = self.call(_aten.cat.default, [node, filled], 1)
-            places[places < 0] = len(have) + torch.arange(len(missing))
-        return self.call(_aten.index_select.default, node, 1, self._kept("index", places))
+        there = places >= 0
+        if not there.any():
+            return self._filling(argument, wanted)
+        found = self.call(_aten.index_select.default, node, 1, self._kept("index", places.clamp(min=0)))
+        if there.all():
+            return found
+        # In one pass with what follows: compilers fuse it.
+        value = self.facts.values[0][argument][wanted]
+        mask = there.view(-1, *(1,) * (value.ndim - 1))
+        return self.call(
+            _aten.where.self, self._kept("mask", mask[None]), found, self.constant((value * ~mask)[None])
+        )
 
     def all_of(self, argument: Any) -> Any:
         """An argument whole, as an operation wants it that may read everything."""
@@ -252,11 +256,16 @@ def _flatten(r: Rewriter, node: Node) -> Node:
 def _part(r: Rewriter, node: Node) -> Node:
     rows = r.facts.wanted(node)
     source = flows.sources(node, r.facts)[rows]
-    if bool((source < 0).any()):  # nothing of it is wanted
+    if not bool((source >= 0).any()):  # nothing of it is wanted
         r.have[node] = torch.arange(r.facts.units(node))
         return _copied(r, node)
     r.have[node] = rows
-    part: Node = r.of(args_of(node)[0], source)
+    part: Node = r.of(args_of(node)[0], source[source >= 0])
+    inside = (source >= 0).nonzero().flatten()
+    before, after = int(inside[0]), len(source) - 1 - int(inside[-1])
+    if before or after:  # units of zeros around those of the argument
+        plain = [0, 0] * (node.meta["val"].ndim - 2)
+        part = r.call(_aten.constant_pad_nd.default, part, [*plain, before, after])
     return part
 
 
