@@ -53,6 +53,8 @@ _STRUCTURED = (0.5, 0.1)
 #: FLOPs of a batch from which a call takes too long to be repeated on a CPU.
 _MOST_FLOPS = 1e11
 _SECONDS, _REPEATS, _CALLS = 0.15, 7, 40
+#: Single calls of all variants together take about so long a repeat, but are made so often at the least.
+_LATENCY_SECONDS, _FEWEST_CALLS = 3.0, 5
 _QUICK_SECONDS, _QUICK_REPEATS, _QUICK_CALLS = 0.05, 3, 10
 _DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16}
 
@@ -298,9 +300,14 @@ def _latencies(
 ) -> list[Record]:
     """Milliseconds of single calls, all variants in turn: the median and the 95th percentile of each repeat."""
     found: dict[tuple[str, float], list[list[float]]] = {key: [] for key in calls}
+    begun = time.perf_counter()
+    for call in calls.values():
+        call()
+    once = time.perf_counter() - begun
+    times = max(_FEWEST_CALLS, min(setting.calls, int(_LATENCY_SECONDS / once)))
     for _ in range(setting.repeats):
         spans: dict[tuple[str, float], list[float]] = {key: [] for key in calls}
-        for _ in range(setting.calls):
+        for _ in range(times):
             for key, call in calls.items():
                 synchronize(setting.device)
                 start = time.perf_counter()

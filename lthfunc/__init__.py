@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from lthfunc.data.augment import shift_and_mirror as shift_and_mirror
     from lthfunc.errors import UserError as UserError
     from lthfunc.execution.cost import cost as cost
+    from lthfunc.execution.export.packed import load_packed as load_packed, save_packed as save_packed
     from lthfunc.execution.program import Program as Program
     from lthfunc.execution.specialize import specialize as specialize
     from lthfunc.execution.tuning import tunings_file as tunings_file
@@ -248,6 +249,7 @@ __getattr__, __all__ = table_of_contents(
         "lthfunc.compacting.network": ("Compacted", "compact", "put_back"),
         "lthfunc.compacting.engine": ("compact_engine",),
         "lthfunc.execution.cost": ("cost",),
+        "lthfunc.execution.export.packed": ("load_packed", "save_packed"),
         "lthfunc.execution.program": ("Program",),
         "lthfunc.execution.specialize": ("specialize",),
         "lthfunc.execution.tuning": ("tunings_file",),
