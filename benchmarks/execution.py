@@ -28,7 +28,7 @@ from lthfunc.errors import UserError, invalid
 from lthfunc.execution.compiled import Compiled
 from lthfunc.execution.export.graphs import onnx
 from lthfunc.execution.export.subject import subject_of
-from lthfunc.execution.specialize import masked_module
+from lthfunc.execution.forms import masked_module
 from lthfunc.execution.timing import Run, in_turn, repeated, synchronize
 from lthfunc.experiments.iterative import TICKET
 from lthfunc.experiments.plan import choose_device
@@ -303,19 +303,18 @@ def _latencies(
     begun = time.perf_counter()
     for call in calls.values():
         call()
-    once = time.perf_counter() - begun
-    times = max(_FEWEST_CALLS, min(setting.calls, int(_LATENCY_SECONDS / once)))
+    times = max(_FEWEST_CALLS, min(setting.calls, int(_LATENCY_SECONDS / (time.perf_counter() - begun))))
     for _ in range(setting.repeats):
-        spans: dict[tuple[str, float], list[float]] = {key: [] for key in calls}
-        for _ in range(times):
-            for key, call in calls.items():
+        for key, call in calls.items():
+            call()  # so that its weights are where they are in use, whatever ran before
+            spans = []
+            for _ in range(times):
                 synchronize(setting.device)
                 start = time.perf_counter()
                 call()
                 synchronize(setting.device)
-                spans[key].append(1e3 * (time.perf_counter() - start))
-        for key, each in spans.items():
-            found[key].append(each)
+                spans.append(1e3 * (time.perf_counter() - start))
+            found[key].append(spans)
     records = []
     for (name, density), repeats in found.items():
         about = {**given, "variant": name, "density": round(density, 4)}

@@ -66,7 +66,8 @@ def _specialize(
     given: dict[str, Any], *, wants_json: bool,
 ) -> None:  # fmt: skip
     from lthfunc.execution.accuracy import accuracy_of
-    from lthfunc.execution.specialize import masked_module, specialize
+    from lthfunc.execution.forms import masked_module
+    from lthfunc.execution.specialize import specialize
     from lthfunc.execution.tuning import tunings_file
     from lthfunc.experiments.plan import choose_device
     from lthfunc.runs.tickets import trained_ticket
@@ -81,12 +82,18 @@ def _specialize(
         raise invalid(
             "--batch-size", given["batch_size"], f"at most {len(data.test.x):,}, the examples of the test set"
         )
-    if given["fresh"]:
-        tunings_file().unlink(missing_ok=True)
     hold_memory()
     with using_threads(threads), _status("measuring" if given["format"] == "auto" else "building"):
         sample = scaled(data.test.x[: given["batch_size"]], data.scale)
-        program = specialize(found.ticket, found.model, sample, device, format=given["format"], tunings=tunings_file())
+        program = specialize(
+            found.ticket,
+            found.model,
+            sample,
+            device,
+            format=given["format"],
+            tunings=tunings_file(),
+            fresh=given["fresh"],
+        )
         reached = accuracy_of(program, data, given["batch_size"], device)
         masked = accuracy_of(masked_module(found.model, found.ticket, device), data, given["batch_size"], device)
     report = program.report

@@ -16,7 +16,7 @@ from torch.func import functional_call
 
 import lthfunc as lf
 from lthfunc.errors import UserError
-from lthfunc.execution import compiled as compiling_module, names, specialize as specializing
+from lthfunc.execution import choosing, compiled as compiling_module, names
 from lthfunc.execution.export.table import TARGETS
 from lthfunc.execution.formats import LAYER_FORMATS, block_density
 from lthfunc.execution.tuning import Tunings
@@ -168,7 +168,7 @@ def fake_clock(monkeypatch: pytest.MonkeyPatch, rates: dict[str, list[float]]) -
             run(1)
         return {name: rates.get(name, [1.0] * 9) for name in runs}
 
-    monkeypatch.setattr(specializing, "in_turn", in_turn)
+    monkeypatch.setattr(choosing, "in_turn", in_turn)
     return asked
 
 
@@ -243,8 +243,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @compiling
 def test_specialize_tells_time_cost_and_accuracy(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    monkeypatch.setattr(specializing, "_SECONDS", 0.001)
-    monkeypatch.setattr(specializing, "_LAYER_SECONDS", 0.001)
+    monkeypatch.setattr(choosing, "_SECONDS", 0.001)
+    monkeypatch.setattr(choosing, "_LAYER_SECONDS", 0.001)
     assert main(["specialize", str(run), "--round", "3", "--fresh", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["test_accuracy"] == told["masked_test_accuracy"] > 0.8

@@ -15,7 +15,7 @@ from lthfunc.compacting.modules import module_of
 from lthfunc.compacting.rewriting import Cut, Rewriter, rewritten
 from lthfunc.errors import UserError
 from lthfunc.sparse.capture import Captured, captured
-from lthfunc.sparse.packing import check_fit
+from lthfunc.sparse.packing import check_ticket
 from lthfunc.trees.model import Model
 from lthfunc.trees.ops import apply_masks, to_device
 from lthfunc.trees.types import Buffers, Masks, Params, Ticket, TrainState
@@ -73,7 +73,7 @@ def compact_training(model: Model, state: TrainState, shape: tuple[int, ...], *,
     check_ticket(model, state)
     facts = _facts(model, state, shape, training=True)
     for node in facts.captured.graph.nodes:
-        if str(node.target) == "aten.dropout.default" and args_of(node)[1] > 0 and args_of(node)[2]:
+        if _draws(node):
             raise cannot(facts.captured, node, "draws for every unit, so training is not the same without some")
     evaluating, partner = _in_evaluation(model, facts, shape)
     facts.values.append({partner[node]: value for node, value in _values(model, state, evaluating, shape).items()
@@ -114,15 +114,11 @@ def left_out(small: Compacted, params: Params, masks: Masks) -> dict[str, Tensor
     return found
 
 
-def check_ticket(model: Model, ticket: Ticket | TrainState) -> None:
-    """Raise UserError, with the first leaf that differs, where a ticket isn't one of this model."""
-    for name, leaf in model.evaluating.named_parameters():
-        if name not in ticket.params:
-            raise UserError(f"ticket: it has no parameter {name!r}, which {model.name} has")
-        theirs, ours = tuple(ticket.params[name].shape), tuple(leaf.shape)
-        if theirs != ours:
-            raise UserError(f"ticket: {name!r} has the shape {theirs}, the parameter of {model.name} {ours}")
-    check_fit(ticket.params, ticket.masks)
+def _draws(node: Node) -> bool:
+    """Whether an operation draws random numbers; dropout of nothing doesn't."""
+    tags = getattr(node.target, "tags", ())
+    idle = str(node.target).endswith("dropout.default") and not (args_of(node)[1] and args_of(node)[2])
+    return torch.Tag.nondeterministic_seeded in tags and not idle
 
 
 def _facts(

@@ -94,9 +94,8 @@ class Rewriter:
         # In one pass with what follows: compilers fuse it.
         value = self.facts.values[0][argument][wanted]
         mask = there.view(-1, *(1,) * (value.ndim - 1))
-        return self.call(
-            _aten.where.self, self._kept("mask", mask[None]), found, self.constant((value * ~mask)[None])
-        )
+        constants = self.constant(torch.where(mask, 0, value)[None])
+        return self.call(_aten.where.self, self._kept("mask", mask[None]), found, constants)
 
     def all_of(self, argument: Any) -> Any:
         """An argument whole, as an operation wants it that may read everything."""
@@ -187,8 +186,9 @@ def _layer(r: Rewriter, node: Node) -> Node:
     if shift is None:
         return r.call(node.target, given, new, bias and r.leaf(bias, rows), *rest)
     places = shift.reshape(len(shift), -1)
-    if torch.allclose(places, places[:, :1].expand_as(places), rtol=1e-13, atol=0):  # the same everywhere: a bias
-        name = facts.leaves[bias] if bias else f"{facts.leaves[weight].rpartition('.')[0]}.bias".removeprefix(".")
+    name = facts.leaves[bias] if bias else f"{facts.leaves[weight].rpartition('.')[0]}.bias".removeprefix(".")
+    free = bias is not None or name not in facts.params
+    if free and torch.allclose(places, places[:, :1].expand_as(places), rtol=1e-13, atol=0):  # as good as a bias
         before = facts.params[name][rows].double() if bias else 0
         r.changed[name] = (before + places[:, 0]).to(r.dtype)
         return r.call(node.target, given, new, r.attribute(name), *rest)
@@ -212,7 +212,8 @@ def _folded(r: Rewriter, node: Node, rows: Tensor, columns: Tensor | None) -> Te
     gone = facts.fates[x] <= CONSTANT
     if columns is not None:
         gone[columns] = False
-    value = facts.values[0][x] * gone.view(-1, *(1,) * (facts.values[0][x].ndim - 1))
+    value = facts.values[0][x]
+    value = torch.where(gone.view(-1, *(1,) * (value.ndim - 1)), value, 0)
     if not bool(value.any()):
         return None
     leaf = facts.params[facts.leaves[weight]].double()[rows]

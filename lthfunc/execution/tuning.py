@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from lthfunc.execution.formats import Layer
+from lthfunc.execution.formats import Layer, block_density, block_size
 from lthfunc.hardware import cache_home, processor_name
 from lthfunc.sparse.kernels.build import cache_folder
 from lthfunc.trees.files import write_atomically
@@ -16,12 +16,15 @@ from lthfunc.trees.types import Masks
 
 
 class Tunings:
-    """A file of medians in seconds, by a text that names everything that they depend on; kept where `path` is given."""
+    """A file of medians in seconds, by a text that names everything that they depend on; kept where `path` is given.
 
-    def __init__(self, path: Path | None) -> None:
+    fresh: nothing is known yet, whatever the file has.
+    """
+
+    def __init__(self, path: Path | None, *, fresh: bool = False) -> None:
         self._path = path
         self._known: dict[str, float] = {}
-        if path is not None and path.exists():
+        if path is not None and path.exists() and not fresh:
             try:
                 self._known = json.loads(path.read_text(encoding="utf-8"))
             except (OSError, json.JSONDecodeError):
@@ -55,6 +58,8 @@ def machine_key(device: torch.device) -> str:
 def layer_key(layer: Layer, form: str) -> str:
     """A layer in a format: shapes, density, dtype and machine."""
     settings = layer.module.extra_repr()
+    if form == "block" and (size := block_size(layer)):  # what decides there instead of the density
+        form = f"{block_density(layer.mask, size):.3f} of blocks {size}×{size}"
     shape = "×".join(map(str, layer.x.shape))
     return (
         f"{form}: {type(layer.module).__name__}({settings}) on {shape}, density {layer.density:.3f}, {layer.dtype}, "

@@ -12,7 +12,7 @@ from lthfunc.errors import UserError
 from lthfunc.sparse.capture import captured
 from lthfunc.sparse.kernels.build import load_kernels
 from lthfunc.sparse.memory import Memory
-from lthfunc.sparse.packing import check_fit
+from lthfunc.sparse.packing import check_ticket
 from lthfunc.sparse.places import LANES
 from lthfunc.sparse.program import Ending, program_of
 from lthfunc.trees.model import Model
@@ -31,13 +31,7 @@ class SparseProgram:
     """
 
     def __init__(self, model: Model, ticket: Ticket | TrainState, scale: Scale | None = None) -> None:
-        for name, leaf in model.evaluating.named_parameters():
-            if name not in ticket.params:
-                raise UserError(f"ticket: it has no parameter {name!r}, which {model.name} has")
-            theirs, ours = tuple(ticket.params[name].shape), tuple(leaf.shape)
-            if theirs != ours:
-                raise UserError(f"ticket: {name!r} has the shape {theirs}, the parameter of {model.name} {ours}")
-        check_fit(ticket.params, ticket.masks)
+        check_ticket(model, ticket)
         load_kernels()
         self._model, self._scale = model, scale
         self._params, self._buffers, self._masks = (

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from lthfunc.errors import UserError
-from lthfunc.trees.types import Masks, Params
+from lthfunc.trees.model import Model
+from lthfunc.trees.types import Masks, Params, Ticket, TrainState
 
 
 class Packed(NamedTuple):
@@ -62,6 +63,17 @@ def map_leaves_like(params: Params, tree: Any, function: Any) -> Any:
         return isinstance(node, dict) and node.keys() == params.keys()
 
     return optree.tree_map(lambda node: function(node) if like(node) else node, tree, is_leaf=like)
+
+
+def check_ticket(model: Model, ticket: Ticket | TrainState) -> None:
+    """Raise UserError, with the first leaf that differs, where a ticket isn't one of this model."""
+    for name, leaf in model.evaluating.named_parameters():
+        if name not in ticket.params:
+            raise UserError(f"ticket: it has no parameter {name!r}, which {model.name} has")
+        theirs, ours = tuple(ticket.params[name].shape), tuple(leaf.shape)
+        if theirs != ours:
+            raise UserError(f"ticket: {name!r} has the shape {theirs}, the parameter of {model.name} {ours}")
+    check_fit(ticket.params, ticket.masks)
 
 
 def check_fit(params: Params, masks: Masks) -> None:

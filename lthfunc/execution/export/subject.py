@@ -8,9 +8,10 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from lthfunc.compacting.network import Compacted, check_ticket, compact
+from lthfunc.compacting.network import Compacted, compact
 from lthfunc.errors import UserError
-from lthfunc.execution.specialize import masked_module
+from lthfunc.execution.forms import masked_module
+from lthfunc.sparse.packing import check_ticket
 from lthfunc.trees.model import Model
 from lthfunc.trees.types import Ticket
 

@@ -1,0 +1,64 @@
+"""Which format of a layer, and which form of a network, is fastest: measured in turn, dense winning ties."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from lthfunc.execution.formats import LAYER_FORMATS, Layer
+from lthfunc.execution.program import Measured
+from lthfunc.execution.timing import Run, in_turn, repeated
+from lthfunc.execution.tuning import Tunings, layer_key
+
+#: A form must be faster than dense by so much, in so many of the turns.
+_MARGIN, _MOST_TURNS = 0.97, 0.75
+_LAYER_SECONDS, _LAYER_REPEATS = 0.01, 5
+_SECONDS, _REPEATS = 0.05, 9
+
+
+def fastest_formats(layers: Mapping[str, Layer], able: Mapping[str, list[str]], memory: Tunings) -> dict[str, str]:
+    """The format of each layer that is faster than the layer as it is."""
+    chosen = {}
+    for name, layer in layers.items():
+        keys = {form: layer_key(layer, form) for form in ("dense", *able[name])}
+        if any(memory.get(key) is None for key in keys.values()):
+            runs = {form: _layer_run(layer, form) for form in keys}
+            with torch.no_grad():
+                rates = in_turn(runs, seconds=_LAYER_SECONDS, repeats=_LAYER_REPEATS, device=str(layer.device))
+            memory.put({keys[form]: 1 / statistics.median(found) for form, found in rates.items()})
+        seconds = {form: memory.get(key) or 0.0 for form, key in keys.items()}
+        best = min(seconds, key=lambda form: seconds[form])
+        if best != "dense" and seconds[best] < _MARGIN * seconds["dense"]:
+            chosen[name] = best
+    return chosen
+
+
+def _layer_run(layer: Layer, form: str) -> Run:
+    module = layer.module if form == "dense" else LAYER_FORMATS[form].make(layer)
+    return repeated(lambda: module(layer.x))
+
+
+def fastest(
+    runs: Mapping[str, Callable[[Tensor], Tensor]], keys: Mapping[str, str], x: Tensor, memory: Tunings
+) -> tuple[str, Measured]:
+    """(the fastest form, what was measured). runs: "dense" among them; keys: what each is remembered by."""
+    won = {name: f"turns won by {key}" for name, key in keys.items()}
+    if any(memory.get(key) is None for key in (*keys.values(), *won.values())):
+        calls = {name: repeated(lambda run=run: run(x)) for name, run in runs.items()}  # type: ignore[misc]
+        with torch.no_grad():
+            rates = in_turn(calls, seconds=_SECONDS, repeats=_REPEATS, device=str(x.device))
+        memory.put({keys[name]: 1 / statistics.median(found) for name, found in rates.items()})
+        memory.put({won[name]: _share_won(found, rates["dense"]) for name, found in rates.items()})
+    seconds = {name: memory.get(key) or 0.0 for name, key in keys.items()}
+    faster = [
+        name for name in runs
+        if seconds[name] < _MARGIN * seconds["dense"] and (memory.get(won[name]) or 0) >= _MOST_TURNS
+    ]  # fmt: skip
+    return min(faster, key=lambda name: seconds[name], default="dense"), Measured(seconds, len(x))
+
+
+def _share_won(rates: list[float], dense: list[float]) -> float:
+    return sum(mine > theirs for mine, theirs in zip(rates, dense, strict=True)) / len(dense)

@@ -1,0 +1,182 @@
+"""The forms of a ticket's network: each a plain module, and how it is run."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lthfunc.compacting.network import Compacted, compact
+from lthfunc.errors import UserError
+from lthfunc.execution.choosing import fastest_formats
+from lthfunc.execution.compiled import Compiled
+from lthfunc.execution.formats import LAYER_FORMATS, Layer
+from lthfunc.execution.layers import layers_of, with_layers
+from lthfunc.execution.tuning import Tunings
+from lthfunc.sparse.inference import sparse_program
+from lthfunc.trees.model import Model
+from lthfunc.trees.ops import apply_masks, clone
+from lthfunc.trees.types import Masks, Ticket, TrainState
+
+#: Formats of a mask's own pattern, which compacting would break up.
+_PATTERNED = ("block", "2:4")
+#: Formats that round, which nobody is given without asking.
+_ROUNDING = ("int8",)
+
+
+class Form(NamedTuple):
+    """A way to run the network. module: plain; run: what is called. formats: of its layers. bytes: of its weights."""
+
+    module: nn.Module
+    run: Callable[[Tensor], Tensor]
+    formats: dict[str, str]
+    bytes: int
+
+
+class Making(NamedTuple):
+    """What forms are made of.
+
+    small: the compacted network for compiled code, small_lists: for lists; None where it can't be. left_out: why a form
+    or format was not to be had; filled on the way.
+    """
+
+    model: Model
+    ticket: Ticket | TrainState
+    x: Tensor
+    whole: nn.Module
+    small: Compacted | None
+    small_lists: Compacted | None
+    left_out: dict[str, str]
+
+
+def making(model: Model, ticket: Ticket | TrainState, x: Tensor) -> Making:
+    """Mask and compact the network."""
+    left_out: dict[str, str] = {}
+    small = small_lists = None
+    try:
+        shape = tuple(x.shape[1:])
+        small, small_lists = compact(model, ticket, shape), compact(model, ticket, shape, selecting=False)
+    except UserError as error:
+        left_out["compact"] = str(error)
+    return Making(model, ticket, x, masked_module(model, ticket, x.device), small, small_lists, left_out)
+
+
+def masked_module(model: Model, ticket: Ticket | TrainState, device: torch.device | str = "cpu") -> nn.Module:
+    """The model's module in evaluation mode with the ticket's masked weights in it."""
+    module = copy.deepcopy(model.evaluating)
+    leaves = clone({**apply_masks(ticket.params, ticket.masks), **ticket.buffers})
+    module.load_state_dict(leaves, strict=False, assign=True)  # so that it has their dtype
+    return module.to(device).eval()
+
+
+def dense_form(m: Making) -> Form:
+    """The masked network, compiled."""
+    return Form(m.whole, Compiled(m.whole, m.model.name), {}, _bytes(m.whole))
+
+
+def compact_form(m: Making) -> Form | None:
+    """Compacted and compiled; None where it cannot be compacted."""
+    if m.small is None:
+        return None
+    module = _on(m.small, m.x.device)
+    return Form(module, Compiled(module, m.model.name), {}, _bytes(module))
+
+
+def sparse_form(m: Making) -> Form | None:
+    """On the sparse engine, compacted where the engine has rules for that; None where it cannot run."""
+    if m.x.device.type != "cpu":
+        m.left_out["sparse"] = "the sparse engine runs on the CPU"
+        return None
+    tries = [(m.model, Ticket(m.ticket.params, m.ticket.buffers, m.ticket.masks))]
+    if m.small_lists is not None:
+        small = m.small_lists
+        tries.insert(0, (small.model, Ticket(small.params, small.buffers, small.masks)))
+    for network, its in tries:
+        try:
+            program = sparse_program(network, its)
+            program(m.x)
+        except UserError as error:
+            m.left_out["sparse"] = str(error)
+            continue
+        m.left_out.pop("sparse", None)
+        kept = sum(int(mask.sum()) for mask in its.masks.values())
+        rest = sum(leaf.nbytes for name, leaf in its.params.items() if name not in its.masks)
+        return Form(masked_module(network, its), program, {}, 8 * kept + rest)  # a value and an offset each
+    return None
+
+
+def layered_forms(m: Making, format: str, memory: Tunings) -> list[Form]:
+    """Networks whose layers have formats of their own: compacted, and (where patterns may matter) whole.
+
+    format: one of LAYER_FORMATS for every layer that can take it, or "auto" for the fastest of each.
+    """
+    bases: list[tuple[nn.Module, Masks]] = []
+    if m.small is not None and format not in _PATTERNED:
+        masks = {name: mask.to(m.x.device) for name, mask in m.small.masks.items()}
+        bases.append((_on(m.small, m.x.device), masks))
+    if not bases or format == "auto":
+        bases.append((m.whole, m.ticket.masks))
+    found = []
+    for module, its in bases:
+        layers = layers_of(module, its, m.x)
+        wanted = [name for name in LAYER_FORMATS if name not in _ROUNDING] if format == "auto" else [format]
+        able = {name: _able(layer, wanted, m.left_out) for name, layer in layers.items()}
+        if format == "auto":
+            chosen = fastest_formats(layers, able, memory)
+        else:
+            chosen = {name: formats[0] for name, formats in able.items() if formats}
+        if chosen:
+            replaced = with_layers(
+                module, {name: LAYER_FORMATS[kind].make(layers[name]) for name, kind in chosen.items()}
+            )
+            formats = {name: chosen.get(name, "dense") for name in layers}
+            found.append(Form(replaced, _eagerly(replaced), formats, _bytes(replaced)))
+    return found
+
+
+def _able(layer: Layer, formats: list[str], left_out: dict[str, str]) -> list[str]:
+    able = []
+    for name in formats:
+        reason = LAYER_FORMATS[name].why_not(layer)
+        if reason is None:
+            able.append(name)
+        else:
+            left_out.setdefault(name, f"{layer.name}: {reason}")
+    return able
+
+
+def _on(small: Compacted, device: torch.device) -> nn.Module:
+    return copy.deepcopy(small.model.evaluating).to(device)
+
+
+def _eagerly(module: nn.Module) -> Callable[[Tensor], Tensor]:
+    def run(x: Tensor) -> Tensor:
+        with torch.no_grad():
+            outputs: Tensor = module(x)
+        return outputs
+
+    return run
+
+
+def _bytes(module: nn.Module) -> int:
+    """Of parameters and buffers, as they are held."""
+    tensors = {id(each): each for each in (*module.parameters(), *module.buffers())}
+    return sum(_stored(each) for each in tensors.values())
+
+
+def _stored(tensor: Tensor) -> int:
+    if tensor.layout is torch.sparse_csr or tensor.layout is torch.sparse_bsr:
+        return tensor.values().nbytes + tensor.col_indices().nbytes + tensor.crow_indices().nbytes
+    inner = getattr(tensor, "__tensor_flatten__", None)
+    if inner is not None:
+        names, _ = inner()
+        return sum(_stored(getattr(tensor, name)) for name in names)
+    return tensor.nbytes
+
+
+def why_missing(format: str, left_out: Mapping[str, str]) -> str:
+    """Why a network cannot be had in a form or format."""
+    return left_out.get(format) or left_out.get("compact") or "no layer has a mask"
