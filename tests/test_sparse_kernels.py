@@ -175,6 +175,38 @@ def test_one_example_through_networks_of_the_catalogue(arch: str) -> None:
         one_at_a_time(model.evaluating, shape, 0.2, 2, stored=True)
 
 
+class Adding(nn.Module):
+    """Additions that a layer can do as it writes, and some that it can't: of ReLU, of itself, of what comes later."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = (nn.Conv2d(4, 4, 3, padding=1, bias=each) for each in (True, False, True))
+        self.first, self.short = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 1, 2)
+        self.norm, self.down, self.last = nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, 2, 1), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.first(x))
+        x = torch.relu(self.norm(self.b(x)) + x)
+        y = self.a(x)
+        x = y + torch.relu(self.c(x))
+        x = torch.relu(self.down(x) + self.short(x))
+        z = self.last(x)
+        return z + z
+
+
+def test_residual_additions_are_done_as_layers_write() -> None:
+    torch.manual_seed(0)
+    module = Head(Adding(), (3, 12, 20)).eval()
+    one_at_a_time(module, (3, 12, 20), 0.5, 3)
+    model = lf.from_module(module)
+    params, buffers = model.init(0)
+    run = lf.sparse_program(model, lf.Ticket(params, buffers, random_masks(model, 1.0, 0)))
+    run(torch.randn(20, 3, 12, 20))
+    ((_, program, *_),) = run._ready.values()
+    names = [list(OPCODES)[row[0]] for row in program.listing.rows.tolist()]
+    assert names.count("add") == 2
+
+
 def test_an_operation_without_a_kernel_for_one_example_takes_a_tile() -> None:
     model = lf.from_module(nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.Linear(8, 3)))
     run = lf.sparse_program(model, lf.init(model))

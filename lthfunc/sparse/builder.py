@@ -29,7 +29,8 @@ class Value:
     last part of its gradient zeroes it where the value is not above zero. uses: operations whose gradients it gets.
     rectifiable: its writer can rectify it. only_read: one operation reads it, and nothing else. pending: writes the
     value, added to another or not; whoever reads it first calls this. pool: has the writer give 2 × 2 maxima in this
-    value instead, if that is possible. scale: has the writer normalise the value by what is kept there.
+    value instead, if that is possible. scale: has the writer normalise the value by what is kept there. add:
+    has the writer add what lies in another place, if that is possible.
     """
 
     place: Place
@@ -43,6 +44,7 @@ class Value:
     pending: Callable[[View | None], None] | None = None
     pool: Callable[[Value], bool] | None = None
     scale: Callable[[int], None] | None = None
+    add: Callable[[Place], bool] | None = None
 
 
 class View(NamedTuple):

@@ -72,7 +72,7 @@ Tensor products_of(const Tensor& input, const Tensor& values, const std::optiona
   row.which = which ? row.offsets + offsets.numel() : -1;
   row.row_out = lists.numel() - channels;
   row.bias = bias ? values.numel() : -1;
-  row.limits = row.gate = row.codes = row.saved = -1;
+  row.limits = row.gate = row.codes = row.saved = row.b = -1;
   row.across = in.across;
   const auto take = [&](i64 from, i64 to) {
     Memory mine = memory;

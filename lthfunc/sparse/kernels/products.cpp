@@ -41,6 +41,7 @@ struct Walk {
   const vec* in;
   vec* out;
   const vec* gate;
+  const vec* added;  // what is added to the outputs, of the first channel; nullptr for nothing
   ivec* codes;
   i64 in_step, out_step;
 };
@@ -60,6 +61,11 @@ LTHFUNC_INLINE void finish(vec (&sum)[Sums], const products_row& i, const Memory
     const float* const saved = m.constants + i.saved + row * SAVED;
     LTHFUNC_UNROLL
     for (int s = 0; s < Sums; ++s) sum[s] = sum[s] * saved[factor_of] + saved[summand_of];
+  }
+  if (walk.added) {
+    const vec* const added = walk.added + row * i.b_channel;
+    LTHFUNC_UNROLL
+    for (int s = 0; s < Sums; ++s) sum[s] += added[s];
   }
   if (i.relu) {
     LTHFUNC_UNROLL
@@ -288,6 +294,7 @@ void stretches(const products_row& i, const Memory& m, i64 tile, i64 y, i64 coun
     each(Walk{m.activations + i.in + i.in_tile * tile + side * (i.in_y * y + i.in_x * x),
               m.activations + i.out + out,
               i.gate < 0 ? nullptr : m.activations + i.gate + out,
+              i.b < 0 ? nullptr : m.activations + i.b + i.b_tile * tile + i.b_row * y + x,
               i.codes < 0 ? nullptr : reinterpret_cast<ivec*>(m.activations + i.codes + out),
               i.in_x,
               i.out_x},

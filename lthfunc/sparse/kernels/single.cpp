@@ -37,14 +37,24 @@ LTHFUNC_INLINE const float* behind_floats(const float* from, i32 vector_bytes) {
                                         (static_cast<std::uint32_t>(vector_bytes) / LANES));
 }
 
-// What becomes of a sum before it is written, for a number or a vector.
+// What becomes of a sum before it is written, for a number or a vector. added: what a residual connection brings.
 template <typename Number>
-LTHFUNC_INLINE Number finished(Number sum, const products_row& i, const Memory& m, i64 row) {
+LTHFUNC_INLINE Number finished(Number sum, const products_row& i, const Memory& m, i64 row, const float* added) {
   if (i.saved >= 0) {
     const float* const saved = m.constants + i.saved + row * SAVED;
     sum = sum * saved[factor_of] + saved[summand_of];
   }
+  if (added) {
+    if constexpr (sizeof(Number) == sizeof(float))
+      sum += *added;
+    else
+      sum += load(added);
+  }
   return i.relu ? (sum > Number{} ? sum : Number{}) : sum;
+}
+
+const float* added_to(const products_row& i, const Memory& m, i64 row, i64 y, i64 x) {
+  return i.b < 0 ? nullptr : place(m, i.b + row * i.b_channel + y * i.b_row) + x;
 }
 
 struct List {
@@ -88,7 +98,7 @@ void linear(const products_row& i, const Memory& m) {
   const i32* const row_out = m.lists + i.row_out;
   for (i64 row = 0; row < i.rows; ++row) {
     const float bias = i.bias < 0 ? 0.0f : m.values[i.bias + row];
-    *place(m, i.out + row_out[row]) = finished(bias + dot(list_of(i, m, row), in), i, m, row);
+    *place(m, i.out + row_out[row]) = finished(bias + dot(list_of(i, m, row), in), i, m, row, nullptr);
   }
 }
 
@@ -124,8 +134,10 @@ void rows_of_outputs(const products_row& i, const Memory& m, const List& list, i
   LTHFUNC_UNROLL
   for (int r = 0; r < Rows; ++r) {
     LTHFUNC_UNROLL
-    for (int w = 0; w < Wide; ++w)
-      store(out + r * out_row + x + w * across, finished(sum[r * Wide + w], i, m, row), width - w * across);
+    for (int w = 0; w < Wide; ++w) {
+      const vec value = finished(sum[r * Wide + w], i, m, row, added_to(i, m, row, y + r, x + w * across));
+      store(out + r * out_row + x + w * across, value, width - w * across);
+    }
   }
 }
 
@@ -147,7 +159,7 @@ void channel_of_outputs(const products_row& i, const Memory& m, i64 row, i64 fro
     for (i64 y = from; y < to; ++y)
       for (i64 x = 0; x < width; ++x)
         out[(y - from) * out_row + x] =
-            finished(bias + dot(list, place(m, i.in) + y * i.in_y + x * i.in_x), i, m, row);
+            finished(bias + dot(list, place(m, i.in) + y * i.in_y + x * i.in_x), i, m, row, added_to(i, m, row, y, x));
     return;
   }
   for (i64 x = 0; x < width; x += 2 * LANES) {

@@ -71,6 +71,13 @@ def add(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
         value = one.value
         if value.pending is not None and value.only_read and one.value is not other.value:
             return _absorbed(b, value, other)
+    for one, other in ((left, right), (right, left)):  # in evaluation the layer before does it as it writes
+        value = one.value
+        alone = value.only_read and not value.rectified and one.value is not other.value
+        if value.add is not None and alone and other.value.pending is None and value.add(other.value.place):
+            b.read(other)
+            value.add = value.scale = None  # once, and what follows comes after the sum
+            return View(value, one.flat)
     x, y = b.read(left), b.read(right)
     place = x.place
     out = Value(b.like(place), needs=x.needs or y.needs, rectifiable=True)

@@ -8,7 +8,7 @@ from typing import Any
 from lthfunc.sparse.builder import Builder, Value, Weights
 from lthfunc.sparse.kernels.instructions import BY_ROWS, BY_TILES, SUMS
 from lthfunc.sparse.patterns import Blocks, Entries, lists_of
-from lthfunc.sparse.places import VECTOR_BYTES, Place
+from lthfunc.sparse.places import VECTOR_BYTES, Place, nowhere
 from lthfunc.sparse.rules.interface import Param, claim
 from lthfunc.sparse.rules.walks import Walk, moved, plain
 
@@ -30,6 +30,8 @@ class Layer:
         self.pooled: Value | None = None
         self.codes: Place | None = None
         self.saved = -1
+        self.added: Place | None = None
+        self.writes: Any = None
 
     @property
     def _bias_at(self) -> int:
@@ -42,6 +44,8 @@ class Layer:
             self.out.pool = self._pool
         if not self._full:
             self.out.scale = self._scale
+        if not (self.b.training or self.across):
+            self.out.add = self._add
 
         def late() -> Any:
             if self._full:
@@ -62,9 +66,19 @@ class Layer:
                 "row_out": row_out, "values": self.b.leaves[self.weight].first, "bias": self._bias_at,
                 "relu": int(self.out.rectified), "accumulate": 0, "gate": -1, "across": self.across,
                 "pool": int(self.pooled is not None), "codes": codes, "saved": self.saved,
+                **(nowhere("b") if self.added is None else self.added.named("b")),
             }  # fmt: skip
 
         self.b.emit(late)
+        self.writes = late
+
+    def _add(self, other: Place) -> bool:
+        """Add what is written by now as the product is written, if nothing came between and it is no maximum."""
+        if self.b.instructions[-1] is not self.writes or self.pooled is not None:
+            return False
+        self.added = other
+        self.out.pool = None
+        return True
 
     def _scale(self, saved: int) -> None:
         self.saved = saved
@@ -190,7 +204,7 @@ class Layer:
                 "ny": walk_into.ny, "nx": walk_into.nx, **self._lists(made, blocks),
                 "row_out": self.b.table(into.rows()), "values": self.b.leaves[self.weight].first, "bias": -1,
                 "relu": 0, "accumulate": int(target.accumulate), "gate": gate, "across": self.across, "pool": 0,
-                "codes": -1, "saved": -1,
+                "codes": -1, "saved": -1, **nowhere("b"),
             }  # fmt: skip
 
         self.b.emit(late)
