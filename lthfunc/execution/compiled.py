@@ -13,7 +13,7 @@ from lthfunc.errors import UserError
 from lthfunc.execution.timing import in_turn, repeated
 from lthfunc.training.engines.toolchain import why_not
 from lthfunc.training.engines.tracing import compiled
-from lthfunc.trees.ops import flattened
+from lthfunc.trees.ops import flattened, tree_map
 
 _LAYOUTS = (torch.contiguous_format, torch.channels_last)
 #: To tell which layout is faster.
@@ -29,7 +29,7 @@ class Compiled:
     def __init__(self, module: nn.Module, name: str) -> None:
         self.module, self._name = module, name
         parts: tuple[dict[str, Tensor], ...] = (dict(module.named_parameters()), dict(module.named_buffers()))
-        self._leaves, self._rebuilt = flattened(parts)
+        self._leaves, self._rebuilt = flattened(tree_map(torch.Tensor.detach, parts))
         self._images = any(leaf.ndim == 4 for leaf in self._leaves)
         self._ready: dict[Any, Any] = {}
 
@@ -40,8 +40,7 @@ class Compiled:
         if ready is None:
             ready = self._ready[key] = self._made(x)
         program, leaves, layout = ready
-        with torch.no_grad():
-            outputs: Tensor = program(*leaves, x.contiguous(memory_format=layout))[0]
+        outputs: Tensor = program(*leaves, x.contiguous(memory_format=layout))[0]
         return outputs
 
     def _made(self, x: Tensor) -> Any:

@@ -59,6 +59,8 @@ class Program(nn.Module):
         self.report = report
         self._run = run
 
-    def forward(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor) -> Tensor:  # not by way of hooks, which would cost a small network 5 %
         """The outputs for a batch (n, ...), on the program's device."""
         return self._run(x)
+
+    forward = __call__
