@@ -85,6 +85,7 @@ def _flat(name: str) -> str:
 def _forward(network: GraphModule) -> str:
     """The graph's source, with each name of a module or leaf flat."""
     code = network.code.strip()
+    code = re.sub(r";  (?:\w+ = )+None$", "", code, flags=re.MULTILINE)  # fx frees what was read for the last time
     code = re.sub(r"getattr\(([^,]+), \"(\d+)\"\)", r"\1.\2", code)  # fx's way to write self.0
     targets = {str(node.target) for node in network.graph.nodes if node.op in ("call_module", "get_attr")}
     for target in sorted(targets, key=len, reverse=True):
