@@ -8,6 +8,7 @@ import optree
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from conftest import DroppingNet, NormedNet
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -96,6 +97,19 @@ def test_outputs_are_those_of_the_masked_network(arch: str, density: float, sele
             functional_call(small.model.evaluating, (small.params, small.buffers), (x,)),
         ):
             assert float((got - wanted).abs().max()) <= tolerance * float(wanted.abs().max())
+
+
+@pytest.mark.parametrize(
+    "name", ["mobilenet_v2", "densenet121", "shufflenet_v2_x0_5", "efficientnet_b0", "resnet18", "regnet_y_400mf"]
+)
+def test_networks_of_torchvision(name: str) -> None:
+    model = lf.from_module(getattr(torchvision.models, name)(num_classes=10), name=name)
+    ticket = broken(model, 0.1, seed=0)
+    x = torch.randn(2, 3, 40, 40, dtype=torch.float64)
+    wanted = functional_call(model.evaluating, (ticket.params, ticket.buffers), (x,))
+    small = lf.compact(model, ticket, (3, 40, 40))
+    assert float((small.model.evaluating(x) - wanted).abs().max()) <= 1e-10 * float(wanted.abs().max())
+    assert sum(map(torch.numel, small.params.values())) < 0.6 * sum(map(torch.numel, ticket.params.values()))
 
 
 def test_what_is_dead_is_gone() -> None:

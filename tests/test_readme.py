@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import ROOT
 from lthfunc_cli.main import main
 
@@ -98,6 +99,19 @@ def test_the_methods_page_runs_as_printed(tmp_path: Path, monkeypatch: pytest.Mo
     functions["test_the_farthest_stay"]()
     (tmp_path / "my_scores.py").write_text(own)
     assert main(["prune", "--rounds", "1", "--steps", "4", "--score", "my_scores:centred", "--out", "run"]) == 0
+
+
+def test_the_page_on_execution_runs_as_printed() -> None:
+    page = (ROOT / "docs" / "execution.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    model = lf.models.lenet300()
+    names: dict[str, Any] = {
+        "lf": lf, "model": model, "ticket": lf.ticket(lf.prune(density=0.1)(lf.init(model))),
+        "images": torch.randn(64, 1, 28, 28),
+    }  # fmt: skip
+    exec(compile(code, "execution.md", "exec"), names)
+    torch.testing.assert_close(names["small"].model.evaluating(names["images"]), names["logits"], rtol=1e-3, atol=1e-4)
+    assert names["program"].report.measured.batch == 64
 
 
 def test_continuous_integration_runs_the_readmes_test_line() -> None:
