@@ -254,6 +254,23 @@ def test_every_engine_trains_compact(few_digits: Dataset, engine: str) -> None:
         assert torch.equal(states[1].params[name] * start.masks.get(name, 1), states[1].params[name])
 
 
+@pytest.mark.skipif(kernels.why_no_kernels() is not None, reason=str(kernels.why_no_kernels()))
+def test_residual_networks_train_compact_on_lists(few_digits: Dataset) -> None:
+    """Their streams keep all channels, so that both sides of an addition have the same ones."""
+    model = lf.models.resnet20((1, 8, 8))
+    start = dead_start(model, 0.1)
+    small = compact_training(model, start, (1, 8, 8), selecting=False)
+    assert small.params["blocks.0.conv1.weight"].numel() < start.params["blocks.0.conv1.weight"].numel()
+    found = []
+    for engine in (lf.sparse_engine, compact_engine(lf.sparse_engine, selecting=False)):
+        trainer = lf.make_trainer(model, few_digits, optimizer=lf.sgd(1e-3), batch_size=40, engine=engine)
+        found.append(lf.take_steps(trainer, start, seed=0, until=4))
+    (whole, loss), (expanded, small_loss) = found
+    assert small_loss == pytest.approx(loss, rel=1e-4)
+    for name, leaf in whole.params.items():
+        torch.testing.assert_close(expanded.params[name], leaf, rtol=1e-2, atol=1e-3)
+
+
 def test_dropout_is_refused(few_digits: Dataset) -> None:
     model = lf.from_module(DroppingNet())
     with pytest.raises(UserError, match="dropout draws for every unit"):

@@ -221,36 +221,53 @@ def flow_of(node: Node, facts: Facts) -> Flow:
 def settle(facts: Facts, *, aligned: bool = False) -> None:
     """Find all fates, then all needs.
 
-    aligned: units that one side of a join lost stay there, so that both sides have the same ones: a network for lists,
-    to which a unit without weights costs next to nothing.
+    aligned: what goes through operations unit by unit has the same units everywhere, also those that one side of a join
+    lost: a network for lists, to which a unit without weights costs next to nothing.
     """
     nodes = list(facts.captured.graph.nodes)
     for node in nodes:
         if facts.has_units(node):
             facts.fates[node] = flow_of(node, facts).fates(node, facts)
             facts.needed[node] = torch.zeros(facts.units(node), dtype=torch.bool)
-    kept = {node: torch.zeros_like(needed) for node, needed in facts.needed.items()}
+    before = -1
+    while (now := sum(int((facts.live(node) & needed).sum()) for node, needed in facts.needed.items())) != before:
+        before = now
+        _ask(nodes, facts, aligned=aligned)
+        if aligned:
+            _take_along(nodes, facts)
+
+
+def _ask(nodes: list[Node], facts: Facts, *, aligned: bool) -> None:
+    """Back from the outputs: what is needed for what is needed."""
     for node in reversed(nodes):
         if node.op == "output" or not facts.has_units(node):
             found = _all_needed(node, torch.zeros(0), facts)  # an output, or something of no units made of some
         else:
             found = flow_of(node, facts).needs(node, facts.needed[node] & facts.live(node), facts)
+            # A normalisation's shift is trained, so in training its units outlive those of the layer before it.
+            if aligned or is_norm(node, facts):
+                _keep(found, node, facts)
         for source, needed in found:
             facts.needed[source] |= needed
-        if aligned and facts.has_units(node):
-            _keep(node, kept, facts)
 
 
-def _keep(node: Node, kept: dict[Node, Tensor], facts: Facts) -> None:
-    """Hand on which units stay although they are constant, up to the layers that make them."""
-    flow = flow_of(node, facts)
-    if is_layer(node, facts) or flow is _UNKNOWN:
+def _take_along(nodes: list[Node], facts: Facts) -> None:
+    """Forwards: operations unit by unit have all units of what they read."""
+    for node in nodes:
+        if facts.has_units(node) and (is_alike(node, facts) or is_norm(node, facts) or is_join(node, facts)):
+            for source in node.all_input_nodes:
+                if facts.has_units(source):
+                    there = facts.needed[source] & facts.live(source)
+                    facts.needed[node] |= there
+                    facts.fates[node][there] = VARIES
+
+
+def _keep(found: list[tuple[Node, Tensor]], node: Node, facts: Facts) -> None:
+    """What an operation reads unit by unit stays, constant or not, up to the layers that make it."""
+    if is_layer(node, facts) or flow_of(node, facts) is _UNKNOWN:
         return
-    wanted = facts.needed[node] & facts.live(node) if is_join(node, facts) else kept[node]
-    for source, units in flow.needs(node, wanted, facts):
-        kept[source] |= units & ~facts.live(source)
-        facts.needed[source] |= units
-        facts.fates[source][kept[source]] = VARIES
+    for source, units in found:
+        facts.fates[source][units] = VARIES
 
 
 def _argument(node: Node, position: int, default: Any) -> Any:
