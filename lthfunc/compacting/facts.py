@@ -61,9 +61,13 @@ class Facts:
         """bool (units,): those that may not go because of what they are."""
         return self.fates[node] > (ZERO if self.training else CONSTANT)
 
+    def wanted_units(self, node: Node) -> Tensor:
+        """bool (units,): those to compute."""
+        return self.live(node) & self.needed[node]
+
     def wanted(self, node: Node) -> Tensor:
         """int64: the units to compute, at least one, so that no value is empty."""
-        found = (self.live(node) & self.needed[node]).nonzero().flatten()
+        found = self.wanted_units(node).nonzero().flatten()
         return found if len(found) else torch.zeros(1, dtype=torch.int64)
 
     def is_constant(self, node: Node, test: Callable[[Tensor], Tensor]) -> Tensor:

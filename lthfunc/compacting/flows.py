@@ -230,7 +230,7 @@ def settle(facts: Facts, *, aligned: bool = False) -> None:
             facts.fates[node] = flow_of(node, facts).fates(node, facts)
             facts.needed[node] = torch.zeros(facts.units(node), dtype=torch.bool)
     before = -1
-    while (now := sum(int((facts.live(node) & needed).sum()) for node, needed in facts.needed.items())) != before:
+    while (now := sum(int(facts.wanted_units(node).sum()) for node in facts.needed)) != before:
         before = now
         _ask(nodes, facts, aligned=aligned)
         if aligned:
@@ -243,7 +243,7 @@ def _ask(nodes: list[Node], facts: Facts, *, aligned: bool) -> None:
         if node.op == "output" or not facts.has_units(node):
             found = _all_needed(node, torch.zeros(0), facts)  # an output, or something of no units made of some
         else:
-            found = flow_of(node, facts).needs(node, facts.needed[node] & facts.live(node), facts)
+            found = flow_of(node, facts).needs(node, facts.wanted_units(node), facts)
             # A normalisation's shift is trained, so in training its units outlive those of the layer before it.
             if aligned or is_norm(node, facts):
                 _keep(found, node, facts)
@@ -254,12 +254,19 @@ def _ask(nodes: list[Node], facts: Facts, *, aligned: bool) -> None:
 def _take_along(nodes: list[Node], facts: Facts) -> None:
     """Forwards: operations unit by unit have all units of what they read."""
     for node in nodes:
-        if facts.has_units(node) and (is_alike(node, facts) or is_norm(node, facts) or is_join(node, facts)):
-            for source in node.all_input_nodes:
-                if facts.has_units(source):
-                    there = facts.needed[source] & facts.live(source)
-                    facts.needed[node] |= there
-                    facts.fates[node][there] = VARIES
+        if not facts.has_units(node):
+            continue
+        if is_part(node, facts):
+            units = sources(node, facts)
+            read = facts.wanted_units(args_of(node)[0])
+            there = (units >= 0) & read[units.clamp(min=0)]
+        elif is_alike(node, facts) or is_norm(node, facts) or is_join(node, facts):
+            parts = [facts.wanted_units(each) for each in node.all_input_nodes if facts.has_units(each)]
+            there = torch.stack(parts).any(0)
+        else:
+            continue
+        facts.needed[node] |= there
+        facts.fates[node][there] = VARIES
 
 
 def _keep(found: list[tuple[Node, Tensor]], node: Node, facts: Facts) -> None:

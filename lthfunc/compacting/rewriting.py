@@ -199,7 +199,7 @@ def _layer(r: Rewriter, node: Node) -> Node:
 def _inputs(r: Rewriter, node: Node) -> tuple[Node, Tensor]:
     """(what a layer reads, which units of the old value these are)."""
     facts, x = r.facts, args_of(node)[0]
-    needed = dict(flows.flow_of(node, facts).needs(node, facts.needed[node] & facts.live(node), facts))[x]
+    needed = dict(flows.flow_of(node, facts).needs(node, facts.wanted_units(node), facts))[x]
     have = r.have[x]
     used = have[needed[have] & facts.live(x)[have]]
     picks = r.selecting and node.meta["val"].ndim == 2 and 0 < len(used) < (1 - _FEW) * len(have)
