@@ -132,7 +132,10 @@ def run(
     if json:
         write(json, head, records)
     if plot:
-        draw(plot, records, f"{head['machine']['gpu'] or head['machine']['processor']}, {threads} threads, {precision}")
+        where = (
+            head["machine"]["gpu"] or f"{head['machine']['processor']}, {threads} thread{'s' if threads > 1 else ''}"
+        )
+        draw(plot, records, f"{where}, {precision}")
     return records
 
 
