@@ -23,6 +23,7 @@ def connectivity(
         int, typer.Option("--points", parser=o.whole, metavar="N", help="Networks to measure between the copies.")
     ] = 11,
     arch: o.Arch = None,
+    arch_option: o.ArchOption = None,
     dataset: o.DataSet = None,
     data_dir: o.DataDir = None,
     config: o.ConfigFile = None,

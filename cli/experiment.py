@@ -20,6 +20,7 @@ _PRUNING_ONLY = (
 
 def prune(
     arch: o.Arch = None,
+    arch_option: o.ArchOption = None,
     dataset: o.DataSet = None,
     data_dir: o.DataDir = None,
     config: o.ConfigFile = None,
@@ -70,6 +71,7 @@ def prune(
 
 def train(
     arch: o.Arch = None,
+    arch_option: o.ArchOption = None,
     dataset: o.DataSet = None,
     data_dir: o.DataDir = None,
     config: o.ConfigFile = None,
@@ -131,6 +133,8 @@ def _merge(command: str, given: dict[str, Any]) -> Config:
     typed = {name: value for name, value in given.items() if name not in ("out", "json") and value not in (None, [])}
     if "layer_rate" in typed:
         typed["layer_rate"] = o.layer_rates(typed["layer_rate"])
+    if "arch_option" in typed:
+        typed["arch_option"] = o.arch_options(typed["arch_option"])
     from_file: dict[str, Any] = {}
     if path is not None:
         from lthfunc.runs.settings import read_toml

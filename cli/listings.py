@@ -21,8 +21,9 @@ def archs() -> None:
         table.add_row(arch.name, arch.about, least, f"{recipe.optimizer} {recipe.lr:g}, batch {recipe.batch_size}")
     screen().print(table)
     print(f"Also: {', '.join(ALIASES)}.")
-    print("Your own: --arch package.module:function; it is called with (shape, classes)")
-    print("and returns an nn.Module.")
+    print("By name: torchvision:NAME and timm:NAME.")
+    print("Your own: --arch package.module:function or path/to/file.py:name; it is given what its signature accepts of")
+    print("shape or input_shape, and classes or num_classes, and --arch-option NAME=VALUE, and returns an nn.Module.")
 
 
 def datasets() -> None:

@@ -26,6 +26,7 @@ def methods(
     ] = None,
     list_: Annotated[bool, typer.Option("--list", help="Say what the methods are, and end.")] = False,
     arch: o.Arch = None,
+    arch_option: o.ArchOption = None,
     dataset: o.DataSet = None,
     data_dir: o.DataDir = None,
     config: o.ConfigFile = None,

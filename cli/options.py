@@ -60,6 +60,17 @@ def layer_rates(texts: list[str]) -> dict[str, float]:
     return dict(_layer_rate(text) for text in texts)
 
 
+def arch_options(texts: list[str]) -> dict[str, str]:
+    """NAME=VALUE each. Raises UserError."""
+    found = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name.isidentifier():
+            raise invalid("--arch-option", text, "NAME=VALUE, e.g. width=2")
+        found[name] = value
+    return found
+
+
 def _layer_rate(text: str) -> tuple[str, float]:
     pattern, equals, rate = text.rpartition("=")
     try:
@@ -79,8 +90,18 @@ Arch = Annotated[
     str | None,
     typer.Option(
         "--arch",
-        help=f"Network: one of `lthfunc archs`, or package.module:function. \\[default: {_DEFAULT.arch}]",
+        help="Network: one of `lthfunc archs`, torchvision:NAME, timm:NAME, package.module:function or "
+        f"path/to/file.py:name. \\[default: {_DEFAULT.arch}]",
         autocompletion=names(*ARCHS, *ALIASES),
+        rich_help_panel=_WHAT,
+    ),
+]
+ArchOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--arch-option",
+        metavar="NAME=VALUE",
+        help="An argument of a network that is not in the list, e.g. width=2; repeatable.",
         rich_help_panel=_WHAT,
     ),
 ]

@@ -1,28 +1,101 @@
-"""A user's own functions, named on the command line as ``package.module:function``."""
+"""A user's own functions, named on the command line: ``package.module:function`` or ``path/to/file.py:name``."""
 
 from __future__ import annotations
 
+import ast
 import importlib
+import importlib.util
+import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from lthfunc.errors import UserError, invalid
+from lthfunc.errors import UserError, invalid, unknown
+from lthfunc.frames import first_line, place_of
 
 
 def load_plugin(option: str, name: str) -> Callable[..., Any]:
-    """Import the function; the working directory counts, as it does for `python -m`. Raises UserError."""
-    module_name, _, attribute = name.partition(":")
+    """Import the function; the working directory counts, as it does for `python -m`.
+
+    Raises UserError where it cannot be imported, with the line of the user's own that fails.
+    """
+    module_name, _, attribute = name.rpartition(":")
     if not module_name or not attribute:
-        raise invalid(option, name, "a name of the list, or package.module:function")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
+        raise invalid(option, name, "a name of the list, package.module:function or path/to/file.py:name")
     try:
-        function = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"{option}: cannot import {name!r} ({error})") from error
+        module = _from_file(module_name) if module_name.endswith(".py") else _imported(module_name)
+        function = getattr(module, attribute)
+    except Exception as error:
+        raise UserError(f"{option}: cannot import {name!r}{place_of(error)} ({first_line(error)})") from error
     if not callable(function):
         raise UserError(f"{option}: {name!r} is not a function")
     return function  # type: ignore[no-any-return]
+
+
+def called(
+    option: str, name: str, function: Callable[..., Any], offered: Mapping[str, Any], given: Mapping[str, str]
+) -> Any:
+    """Call a user's function with what its signature accepts of `offered`, by name, and with what the user gave.
+
+    given: name -> text, read as a Python literal where it is one. Raises UserError for an argument that the function
+    doesn't have, or needs and isn't offered, and for whatever it raises, with the user's own line.
+    """
+    signature = inspect.signature(function)
+    named = {
+        each.name: each for each in signature.parameters.values()
+        if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)
+    }  # fmt: skip
+    anything = any(each.kind is each.VAR_KEYWORD for each in signature.parameters.values())
+    for key in given:
+        if key not in named and not anything:
+            raise unknown(f"{option}-option", key, named)
+    arguments = {key: value for key, value in offered.items() if key in named}
+    arguments |= {key: _literal(text) for key, text in given.items()}
+    missing = [key for key, each in named.items() if each.default is each.empty and key not in arguments]
+    if missing:
+        raise UserError(
+            f"{option}: {name!r} needs {', '.join(missing)}; it is offered {', '.join(offered)}, and what "
+            f"{option}-option {missing[0]}=VALUE gives"
+        )
+    try:
+        return function(**arguments)
+    except Exception as error:
+        what = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+        raise UserError(f"{option}: {name!r} called with {what} fails{place_of(error)}: {first_line(error)}") from error
+
+
+def _imported(name: str) -> ModuleType:
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    return importlib.import_module(name)
+
+
+def _from_file(path: str) -> ModuleType:
+    """The module in a file, imported once under a name of its own."""
+    file = Path(path).resolve()
+    name = f"lthfunc_user_{file.stem}_{abs(hash(str(file)))}"
+    if name in sys.modules:
+        return sys.modules[name]
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 import lthfunc as lf
 from lthfunc.data.catalog import DATASETS
 from lthfunc.errors import UserError
-from lthfunc.models import build
+from lthfunc.models import build, catalog, factory
 from lthfunc.models.catalog import ARCHS
 from lthfunc.trees.model import apply_training
 
@@ -71,24 +72,140 @@ def test_aliases_near_misses_and_inputs_that_are_no_images() -> None:
     assert lf.init(build("lenet300", (20,), 3)).params["fc1.weight"].shape == (300, 20)
 
 
-def test_ones_own_network_by_name_and_its_mistakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "ownnets.py").write_text(
-        "import math, torch\n"
-        "def small(shape, classes):\n"
-        "    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(math.prod(shape), classes))\n"
-        "def narrow(shape, classes): return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(7, classes))\n"
-        "def few(shape, classes): return small(shape, classes - 1)\n"
-        "def nothing(shape, classes): return None\n"
-    )
+OWN = """
+import math
+import torch
+from torch import nn
+
+
+def small(shape, classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), classes))
+
+
+class Wide(nn.Module):
+    def __init__(self, num_classes, *, input_shape, width=16, activation="relu"):
+        super().__init__()
+        self.a, self.b = nn.Linear(math.prod(input_shape), width), nn.Linear(width, num_classes)
+        self.f = getattr(torch, activation)
+
+    def forward(self, x):
+        return self.b(self.f(self.a(x.flatten(1))))
+
+
+def fixed():
+    return small((1, 8, 8), 10)
+
+
+def narrow(shape, classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(7, classes))
+
+
+def few(shape, classes):
+    return small(shape, classes - 1)
+
+
+def nothing():
+    return None
+
+
+def pair():
+    class Pair(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(64, 10)
+
+        def forward(self, x):
+            return self.fc(x.flatten(1)), x
+
+    return Pair()
+
+
+def raising(classes):
+    raise KeyError("no such table")
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    file = tmp_path / f"ownnets_{tmp_path.name.replace('-', '_')}.py"
+    file.write_text(OWN)
     monkeypatch.chdir(tmp_path)
-    assert lf.count(lf.init(build("ownnets:small", (1, 8, 8), 10)).masks).total == 640
-    for name, words in {
-        "narrow": r"cannot take inputs of shape \(1, 8, 8\)",
-        "few": r"gives outputs of shape \(9,\), not \(10,\)",
-        "nothing": "returned a NoneType, not an nn.Module",
-        "absent": "cannot import",
-    }.items():
-        with pytest.raises(UserError, match=words):
-            build(f"ownnets:{name}", (1, 8, 8), 10)
+    return file
+
+
+@pytest.mark.parametrize("form", ["module", "file"])
+def test_ones_own_network_is_given_what_its_signature_accepts(own: Path, form: str) -> None:
+    prefix = own.stem if form == "module" else f"./{own.name}"
+    shape = (1, 8, 8)
+    for name, options, weights in (
+        ("small", {}, 640),
+        ("fixed", {}, 640),
+        ("Wide", {}, 64 * 16 + 160),
+        ("Wide", {"width": "5", "activation": "tanh"}, 64 * 5 + 50),
+    ):
+        model = build(f"{prefix}:{name}", shape, 10, options)
+        assert lf.count(lf.init(model).masks).total == weights
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("narrow", {}, r"cannot take inputs of shape \(1, 8, 8\)"),
+        ("few", {}, r"gives outputs of shape \(9,\), not \(10,\)"),
+        ("nothing", {}, "returned a NoneType, not an nn.Module"),
+        ("pair", {}, r"gives a tuple, not a tensor of outputs \(batch, 10\)"),
+        ("absent", {}, "cannot import .* has no attribute 'absent'"),
+        ("raising", {}, r"called with classes=10 fails \(line \d+ of .*py: raise KeyError\(.no such table.\)\)"),
+        ("Wide", {"width": "'x'"}, r"fails .*self.a"),
+        ("Wide", {"widht": "3"}, r"--arch-option: unknown name 'widht'; did you mean 'width'"),
+    ],
+)
+def test_ones_own_mistakes_are_told_with_ones_own_line(
+    own: Path, name: str, options: dict[str, str], words: str
+) -> None:
+    with pytest.raises(UserError, match=words) as caught:
+        build(f"{own.name}:{name}", (1, 8, 8), 10, options)
+    assert "\n" not in str(caught.value)
+
+
+def test_files_and_modules_that_are_not_there_or_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="cannot import 'no_such:x'"):
         build("no_such:x", (1, 8, 8), 10)
+    with pytest.raises(UserError, match=r"there is no file nets\.py"):
+        build("nets.py:x", (1, 8, 8), 10)
+    (tmp_path / "broken.py").write_text("import torch\n\nsize = 1 / 0\n")
+    with pytest.raises(
+        UserError, match=r"cannot import .* \(line 3 of .*broken\.py: size = 1 / 0\) \(division by zero\)"
+    ):
+        build("broken.py:x", (1, 8, 8), 10)
+
+
+def test_classes_of_torch_itself() -> None:
+    with pytest.raises(UserError, match=r"'torch.nn:Linear' needs in_features, out_features; it is offered shape"):
+        build("torch.nn:Linear", (64,), 10)
+    model = build("torch.nn:Linear", (64,), 10, {"in_features": "64", "out_features": "10"})
+    assert lf.count(lf.init(model).masks).total == 640
+
+
+def test_networks_of_torchvision_by_name() -> None:
+    model = build("torchvision:squeezenet1_1", (3, 64, 64), 7)
+    assert model.name == "squeezenet1_1"
+    assert lf.init(model).params["classifier.1.weight"].shape[0] == 7
+    with pytest.raises(UserError, match="unknown name 'resnet19'; did you mean 'resnet1"):
+        build("torchvision:resnet19", (3, 64, 64), 7)
+    with pytest.raises(UserError, match=r"'torchvision:resnet18' cannot take inputs of shape \(1, 28, 28\)"):
+        build("torchvision:resnet18", (1, 28, 28), 10)
+    with pytest.raises(UserError, match="takes a network of your own with it; lenet300 takes none"):
+        build("lenet300", (1, 28, 28), 10, {"width": "3"})
+
+
+def test_installed_packages_add_networks(monkeypatch: pytest.MonkeyPatch, own: Path) -> None:
+    point = importlib.metadata.EntryPoint("mine", f"{own.stem}:small", "lthfunc.models")
+    found = importlib.metadata.EntryPoints([point])
+    monkeypatch.syspath_prepend(str(own.parent))
+    for module in (catalog, factory):
+        monkeypatch.setattr(module, "entry_points", lambda **given: found.select(**given))
+    assert lf.count(lf.init(build("mine", (1, 8, 8), 10)).masks).total == 640
+    with pytest.raises(UserError, match=r"unknown name 'mien'.*mine\)"):
+        build("mien", (1, 8, 8), 10)

@@ -29,6 +29,7 @@ class Config:
     """Settings; None means "the default of this architecture or data set" until `resolve.resolved` fills it in."""
 
     arch: str = "lenet300"
+    arch_option: dict[str, str] = field(default_factory=dict)
     dataset: str = "digits"
     rounds: int = 5
     rate: float = 0.2
@@ -138,6 +139,10 @@ def _typed(name: str, value: Any) -> Any:
     """A TOML value as the field's type; whole numbers serve as floats, nothing else is converted."""
     wanted = str(Config.__dataclass_fields__[name].type)
     option = f"configuration: {name}"
+    if name == "arch_option":
+        if not isinstance(value, Mapping) or not all(isinstance(text, str) for text in value.values()):
+            raise invalid(option, value, "a table of names and strings")
+        return dict(value)
     if name == "layer_rate":
         if not isinstance(value, Mapping) or not all(_is_number(rate) for rate in value.values()):
             raise invalid(option, value, "a table of patterns and numbers")

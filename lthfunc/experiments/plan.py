@@ -70,7 +70,7 @@ def prepare(config: Config) -> Prepared:
     config = replace(config, device=choose_device(config.device))
     check_precision(config.precision, config.device)
     data = data_to_device(load(config.dataset, config.data_dir), config.device, _room(config.device))
-    model = build(config.arch, data.shape, data.classes)
+    model = build(config.arch, data.shape, data.classes, config.arch_option)
     batch_size = _decided(config.batch_size)
     per_epoch = steps_per_epoch(len(data.train.x), batch_size)
     steps = config.steps if config.steps is not None else _decided(config.epochs) * per_epoch

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from importlib.metadata import entry_points
 from typing import NamedTuple
 
 from lthfunc.errors import unknown
+
+#: Entry points by which installed packages add networks.
+ENTRY_POINTS = "lthfunc.models"
 
 
 class Recipe(NamedTuple):
@@ -44,10 +48,13 @@ ALIASES: dict[str, str] = {alias: arch.name for arch in _ALL for alias in arch.a
 
 
 def canonical(name: str) -> str:
-    """The catalogue's name for a name or alias; ``package.module:function`` stays. Raises UserError if unknown."""
+    """The catalogue's name for a name or alias; others that exist stay. Raises UserError if unknown."""
     if ":" in name:
         return name
     found = ALIASES.get(name.lower(), name.lower())
-    if found not in ARCHS:
-        raise unknown("--arch", name, [*ARCHS, *ALIASES])
-    return found
+    if found in ARCHS:
+        return found
+    installed = entry_points(group=ENTRY_POINTS).names
+    if name not in installed:
+        raise unknown("--arch", name, [*ARCHS, *ALIASES, *sorted(installed)])
+    return name

@@ -57,5 +57,5 @@ def trained_ticket(run: Path, number: int | None, seed: int | None, data_dir: st
     ticket = Ticket(apply_masks(tree["params"], masks), tree.get("buffers", {}), masks)
     config = replace(config, data_dir=data_dir or config.data_dir)
     data = load(config.dataset, config.data_dir)
-    model = build(config.arch, data.shape, data.classes)
+    model = build(config.arch, data.shape, data.classes, config.arch_option)
     return Trained(model, ticket, data, config, seed, number, best is not None and best.round == number)

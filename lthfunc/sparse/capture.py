@@ -13,7 +13,7 @@ from torch.fx import Graph, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from lthfunc.errors import UserError
-from lthfunc.training.engines.tracing import first_line, place_of, users_line
+from lthfunc.frames import first_line, place_of, users_line
 from lthfunc.trees.model import Model
 from lthfunc.trees.types import Buffers, Params
 

@@ -15,8 +15,8 @@ import torch
 
 from lthfunc.errors import UserError
 from lthfunc.execution.export.subject import Subject, check_outputs
+from lthfunc.frames import first_line
 from lthfunc.training.engines.toolchain import why_not
-from lthfunc.training.engines.tracing import first_line
 
 #: Examples in the traced batch, and in the one that outputs are compared on: another, since the size is free.
 _TRACED, _COMPARED = 2, 5

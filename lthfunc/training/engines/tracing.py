@@ -7,21 +7,16 @@ dtypes and strides that it was made for.
 
 from __future__ import annotations
 
-import linecache
 import logging
-import os
-import traceback
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import optree
 import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from lthfunc import errors
 from lthfunc.errors import UserError
+from lthfunc.frames import first_line, place_of
 from lthfunc.training.engines.pooling import max_pool_backward
 
 #: Takes the tensors it was traced with, or others like them.
@@ -30,8 +25,6 @@ Program = Callable[..., Any]
 _SETTINGS = {"size_asserts": False}
 #: Operations that are traced as something that compiles to faster code.
 _RULES = {torch.ops.aten.max_pool2d_with_indices_backward.default: max_pool_backward}
-#: Where a user's mistake cannot be.
-_OTHERS = tuple(str(Path(str(module.__file__)).parent) for module in (torch, optree, errors, os))
 
 
 def compiled(function: Callable[..., Any], example: Sequence[Tensor], name: str) -> Program:
@@ -55,29 +48,3 @@ def compiled(function: Callable[..., Any], example: Sequence[Tensor], name: str)
         )
     except Exception as error:
         raise UserError(f"--engine: {name} cannot be compiled: {first_line(error)}; --engine eager runs it") from error
-
-
-def place_of(error: BaseException) -> str:
-    """The line outside of torch and of this library that an error comes from, in brackets, or nothing."""
-    return users_line((frame.filename, frame.lineno or 0) for frame in traceback.extract_tb(error.__traceback__))
-
-
-def users_line(frames: Iterable[tuple[str, int]]) -> str:
-    """The innermost of these lines (file, number) outside of torch and of this library: " (line 3 of net.py: …)"."""
-    outside = [frame for frame in frames if _foreign(frame[0])]
-    if not outside:
-        return ""
-    file, number = outside[-1]
-    return f" (line {number} of {file}: {linecache.getline(file, number).strip()})"
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, in one line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
-
-
-def _foreign(file: str) -> bool:
-    # Installed packages lie in a folder below Python's own library.
-    others = [folder for folder in _OTHERS if file.startswith(folder)]
-    return not others or (others == [_OTHERS[-1]] and "site-packages" in file)
