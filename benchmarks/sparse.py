@@ -147,7 +147,10 @@ def _training(
         state = lf.init(case.model)
         check_fit(state.params, masks)
         state = state._replace(masks=masks, params=lf.apply_masks(state.params, masks))
-        variants[f"{SPARSE}, ticket", round(lf.density(masks), 4)] = loop(lf.sparse_engine, state)
+        kept = round(lf.density(masks), 4)
+        variants[f"{SPARSE}, ticket", kept] = loop(lf.sparse_engine, state)
+        variants[f"{DENSE}, ticket", kept] = loop("compile", state)
+        variants[f"{DENSE}, ticket, compact", kept] = loop(lf.compact_engine("compile"), state)
     given = {**about, "network": case.name, "batch": case.batch, "unit": "steps/s"}
     records = _measured(variants, timing, **given)
     peak = peak_rate("cpu")

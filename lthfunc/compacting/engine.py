@@ -11,7 +11,8 @@ from typing import Any
 
 import optree
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.fx import GraphModule
 
 from lthfunc.compacting.network import Compacted, compact_training, cut, left_out, put_back
 from lthfunc.errors import UserError
@@ -35,6 +36,17 @@ def compact_engine(inner: Making, *, selecting: bool = True) -> Callable[[Work],
 
     def make(work: Work) -> Engine:
         whole = make_engine(inner, work)
+        last: dict[object, Engine] = {}
+
+        def engine_of(small: Compacted) -> Engine:
+            """Made anew for another network alone: a ticket's controls and later steps share what was compiled."""
+            leaves = {**small.params, **small.buffers}
+            shapes = tuple((name, leaf.shape) for name, leaf in leaves.items())
+            key = _code(small.model.training), _code(small.model.evaluating), shapes
+            if key not in last:
+                last.clear()
+                last[key] = make_engine(inner, work._replace(model=small.model))
+            return last[key]
 
         def begin(states: Sequence[TrainState], seeds: Sequence[int], feed: Feed) -> Running:
             if len(states) > 1:
@@ -42,9 +54,8 @@ def compact_engine(inner: Making, *, selecting: bool = True) -> Callable[[Work],
             (state,) = states
             shape = tuple(feed.slotted[0].shape[2:])
             small = compact_training(work.model, state, shape, selecting=selecting)
-            engine = make_engine(inner, work._replace(model=small.model))
             try:
-                return _Loop(work, engine, small, state, seeds, feed)
+                return _Loop(work, engine_of(small), small, state, seeds, feed)
             except UserError as error:
                 raise UserError(
                     f"--compact: without its dead units {work.model.name} does not run on the engine {whole.name} "
@@ -54,6 +65,12 @@ def compact_engine(inner: Making, *, selecting: bool = True) -> Callable[[Work],
         return Engine(f"compact/{whole.name}", begin, whole.measure)
 
     return make
+
+
+def _code(module: nn.Module) -> str:
+    """What a compacted network computes."""
+    assert isinstance(module, GraphModule)
+    return f"{module.code}{module}"
 
 
 class _Loop:
