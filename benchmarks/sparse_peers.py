@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 import lthfunc as lf
 from lthfunc.execution.timing import Run
+from lthfunc.trees.model import inputs_of
 from lthfunc.trees.types import Batch, TrainState
 
 from .peers import loaded, trained
@@ -39,27 +39,11 @@ def sparse_module(layer: nn.Module, shape: Sequence[int]) -> nn.Module:
 def sparseprop(model: lf.Model, state: TrainState, ready: Sequence[Batch]) -> Run:
     """A network with SparseProp's layers in place of its own, autograd, fused Adam."""
     module = loaded(model, state)
-    for name, shape in _input_shapes(module, ready[0][0]).items():
+    names = [name for name, layer in module.named_modules() if isinstance(layer, (nn.Linear, nn.Conv2d))]
+    for name, read in inputs_of(module, names, lambda copied: copied(ready[0][0])).items():
         owner, _, leaf = name.rpartition(".")
-        setattr(module.get_submodule(owner), leaf, sparse_module(module.get_submodule(name), shape))
+        setattr(module.get_submodule(owner), leaf, sparse_module(module.get_submodule(name), read.shape))
     return trained(module, ready)
-
-
-def _input_shapes(module: nn.Module, x: Tensor) -> dict[str, tuple[int, ...]]:
-    shapes: dict[str, tuple[int, ...]] = {}
-    hooks = []
-    for name, layer in module.named_modules():
-        if isinstance(layer, (nn.Linear, nn.Conv2d)):
-
-            def note(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, name: str = name) -> None:
-                shapes[name] = tuple(inputs[0].shape)
-
-            hooks.append(layer.register_forward_hook(note))
-    with torch.no_grad():
-        module(x)
-    for hook in hooks:
-        hook.remove()
-    return shapes
 
 
 def scipy_csr(state: TrainState, x: Tensor) -> Run:

@@ -1,12 +1,16 @@
-"""How often a program is right."""
+"""How often a program is right, and how far its outputs are from another's."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lthfunc.training.evaluation import evaluate
+from lthfunc.training.steps import Metrics, accuracy, cross_entropy
 from lthfunc.trees.ops import scaled
-from lthfunc.trees.types import Dataset
+from lthfunc.trees.types import Batch, Dataset
 
 
 def accuracy_of(program: nn.Module, data: Dataset, batch: int, device: torch.device | str = "cpu") -> float:
@@ -14,13 +18,20 @@ def accuracy_of(program: nn.Module, data: Dataset, batch: int, device: torch.dev
 
     The last batch is filled up with its first example, so that no program is made ready for a size of its own.
     """
-    right = 0
+
+    def metrics_of(given: Batch) -> Metrics:
+        x, y = given
+        outputs: Tensor = program(scaled(_filled(x, batch), data.scale))[: len(x)]
+        return {"loss": cross_entropy(outputs, y), "accuracy": accuracy(outputs, y)}
+
     with torch.no_grad():
-        for x, y in zip(torch.split(data.test.x, batch), torch.split(data.test.y, batch), strict=True):
-            given = scaled(_filled(x, batch).to(device), data.scale)
-            outputs: Tensor = program(given)[: len(x)]
-            right += int((outputs.argmax(-1).cpu() == y).sum())
-    return right / len(data.test.x)
+        (quality,) = evaluate(metrics_of, data.test, torch.device(device), batch)
+    return quality.accuracy
+
+
+def difference(got: Any, wanted: Tensor) -> float:
+    """The largest difference between outputs, relative to the largest wanted one."""
+    return float((torch.as_tensor(got) - wanted).abs().max()) / (float(wanted.abs().max()) or 1.0)
 
 
 def _filled(x: Tensor, batch: int) -> Tensor:

@@ -50,8 +50,8 @@ def fastest(
         calls = {name: repeated(lambda run=run: run(x)) for name, run in runs.items()}  # type: ignore[misc]
         with torch.no_grad():
             rates = in_turn(calls, seconds=_SECONDS, repeats=_REPEATS, device=str(x.device))
-        memory.put({keys[name]: 1 / statistics.median(found) for name, found in rates.items()})
-        memory.put({won[name]: _share_won(found, rates["dense"]) for name, found in rates.items()})
+        medians = {keys[name]: 1 / statistics.median(found) for name, found in rates.items()}
+        memory.put(medians | {won[name]: _share_won(found, rates["dense"]) for name, found in rates.items()})
     seconds = {name: memory.get(key) or 0.0 for name, key in keys.items()}
     faster = [
         name for name in runs

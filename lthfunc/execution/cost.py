@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 from typing import NamedTuple
 
-import torch
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
-
+from lthfunc.trees.flops import flops_by_module
 from lthfunc.trees.model import Model
 from lthfunc.trees.types import Masks, Params
 
@@ -52,35 +48,17 @@ class Cost(NamedTuple):
 
 
 def cost(model: Model, params: Params, masks: Masks, shape: tuple[int, ...]) -> Cost:
-    """Count, without computing anything. shape: of one input.
+    """Count, on one example of zeros. shape: of one input.
 
     A layer's FLOPs are PyTorch's own count of its products; those of its surviving weights are that times its density.
     """
-    flops, total = _counted(model.evaluating, shape)
+    flops = flops_by_module(model.evaluating, shape)
     layers = {}
     for name, mask in masks.items():
         count, kept = mask.numel(), int(mask.sum())
-        own = flops.get(name.rpartition(".")[0], 0.0)
+        own = float(flops.get(name.rpartition(".")[0], 0))
         layers[name] = LayerCost(own, own * kept / max(1, count), count, kept)
     gone = sum(layer.flops - layer.effective for layer in layers.values())
     parameters = sum(leaf.numel() for leaf in params.values())
     pruned = sum(layer.total - layer.kept for layer in layers.values())
-    return Cost(layers, total, total - gone, parameters, parameters - pruned)
-
-
-def flops_of(module: nn.Module, shape: tuple[int, ...]) -> float:
-    """FLOPs of the products that a module computes for one example."""
-    return _counted(module, shape)[1]
-
-
-def _counted(module: nn.Module, shape: tuple[int, ...]) -> tuple[dict[str, float], float]:
-    """(of each module by name, of all), on the meta device."""
-    empty = copy.deepcopy(module).to("meta").float()
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        empty(torch.zeros(1, *shape, device="meta"))
-    found: dict[str, float] = {}
-    root = type(empty).__name__
-    for name, operations in counter.get_flop_counts().items():
-        if name.startswith(f"{root}."):
-            found[name.removeprefix(f"{root}.")] = float(sum(operations.values()))
-    return found, float(counter.get_total_flops())
+    return Cost(layers, float(flops[""]), flops[""] - gone, parameters, parameters - pruned)

@@ -64,6 +64,13 @@ def why_not_linear(layer: Layer) -> str | None:
     return None if isinstance(layer.module, nn.Linear) and layer.x.ndim == 2 else "takes linear layers alone"
 
 
+def _why_not_csr(layer: Layer) -> str | None:
+    """Those of torch.sparse."""
+    if layer.device.type == "cpu" and layer.dtype not in (torch.float32, torch.float64):
+        return f"on a CPU takes float32 or float64, not {_name(layer.dtype)}"
+    return why_not_linear(layer)
+
+
 class CsrLinear(nn.Module):
     """A linear layer by torch's product of a CSR matrix."""
 
@@ -164,17 +171,9 @@ def block_density(mask: Tensor, size: int) -> float:
     return float(tiles.flatten(2).any(2).float().mean())
 
 
-def _why_not_csr(layer: Layer) -> str | None:
-    if layer.device.type == "cpu" and layer.dtype not in (torch.float32, torch.float64):
-        return f"on a CPU takes float32 or float64, not {_name(layer.dtype)}"
-    return why_not_linear(layer)
-
-
 def _why_not_block(layer: Layer) -> str | None:
-    if reason := why_not_linear(layer):
+    if reason := _why_not_csr(layer):
         return reason
-    if layer.device.type == "cpu" and layer.dtype not in (torch.float32, torch.float64):
-        return f"on a CPU takes float32 or float64, not {_name(layer.dtype)}"
     if layer.device.type == "cuda" and layer.dtype not in (torch.float16, torch.bfloat16, torch.float32):
         return f"on a GPU takes float16, bfloat16 or float32, not {_name(layer.dtype)}"
     if block_size(layer) is None:

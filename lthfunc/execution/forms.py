@@ -39,8 +39,8 @@ class Form(NamedTuple):
 class Making(NamedTuple):
     """What forms are made of.
 
-    small: the compacted network for compiled code, small_lists: for lists; None where it can't be. left_out: why a form
-    or format was not to be had; filled on the way.
+    small: the compacted network for compiled code; None where it can't be. left_out: why a form or format was not to
+    be had; filled on the way.
     """
 
     model: Model
@@ -48,20 +48,18 @@ class Making(NamedTuple):
     x: Tensor
     whole: nn.Module
     small: Compacted | None
-    small_lists: Compacted | None
     left_out: dict[str, str]
 
 
 def making(model: Model, ticket: Ticket | TrainState, x: Tensor) -> Making:
     """Mask and compact the network."""
     left_out: dict[str, str] = {}
-    small = small_lists = None
+    small = None
     try:
-        shape = tuple(x.shape[1:])
-        small, small_lists = compact(model, ticket, shape), compact(model, ticket, shape, selecting=False)
+        small = compact(model, ticket, tuple(x.shape[1:]))
     except UserError as error:
         left_out["compact"] = str(error)
-    return Making(model, ticket, x, masked_module(model, ticket, x.device), small, small_lists, left_out)
+    return Making(model, ticket, x, masked_module(model, ticket, x.device), small, left_out)
 
 
 def masked_module(model: Model, ticket: Ticket | TrainState, device: torch.device | str = "cpu") -> nn.Module:
@@ -91,8 +89,8 @@ def sparse_form(m: Making) -> Form | None:
         m.left_out["sparse"] = "the sparse engine runs on the CPU"
         return None
     tries = [(m.model, Ticket(m.ticket.params, m.ticket.buffers, m.ticket.masks))]
-    if m.small_lists is not None:
-        small = m.small_lists
+    if m.small is not None:
+        small = compact(m.model, m.ticket, tuple(m.x.shape[1:]), selecting=False)
         tries.insert(0, (small.model, Ticket(small.params, small.buffers, small.masks)))
     for network, its in tries:
         try:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor, nn
 
 from lthfunc.execution.formats import Layer
+from lthfunc.trees.model import inputs_of
 from lthfunc.trees.types import Masks
 
 _KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d)
@@ -16,22 +16,11 @@ _KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d)
 
 def layers_of(module: nn.Module, masks: Masks, x: Tensor) -> dict[str, Layer]:
     """Layers with a mask by name, with what each reads when the module is given `x`. Nothing is changed."""
-    module = copy.deepcopy(module)
-    found: dict[str, Layer] = {}
-    hooks = []
-    for name, part in module.named_modules():
-        mask = masks.get(f"{name}.weight")
-        if isinstance(part, _KINDS) and mask is not None:
-
-            def note(part: nn.Module, inputs: tuple[Tensor, ...], name: str = name, mask: Tensor = mask) -> None:
-                found[name] = Layer(name, part, mask, inputs[0])
-
-            hooks.append(part.register_forward_pre_hook(note))
-    with torch.no_grad():
-        module(x)
-    for hook in hooks:
-        hook.remove()
-    return found
+    parts = {
+        name: part for name, part in module.named_modules() if isinstance(part, _KINDS) and f"{name}.weight" in masks
+    }
+    read = inputs_of(module, parts, lambda copied: copied(x))
+    return {name: Layer(name, parts[name], masks[f"{name}.weight"], given) for name, given in read.items()}
 
 
 def with_layers(module: nn.Module, new: Mapping[str, nn.Module]) -> nn.Module:

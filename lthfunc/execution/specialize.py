@@ -8,14 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from lthfunc.errors import invalid, unknown
+from lthfunc.execution.accuracy import difference
 from lthfunc.execution.choosing import fastest
-from lthfunc.execution.cost import cost, flops_of
+from lthfunc.execution.cost import cost
 from lthfunc.execution.formats import LAYER_FORMATS
 from lthfunc.execution.forms import Form, compact_form, dense_form, layered_forms, making, sparse_form, why_missing
 from lthfunc.execution.names import FORMATS
 from lthfunc.execution.program import Program, Report
-from lthfunc.execution.tuning import Tunings, program_key
+from lthfunc.execution.tuning import Tunings, program_keys
 from lthfunc.sparse.packing import check_ticket
+from lthfunc.trees.flops import flops_of
 from lthfunc.trees.model import Model
 from lthfunc.trees.types import Ticket, TrainState
 
@@ -65,17 +67,15 @@ def specialize(
     forms = {name: form for name, form in found.items() if form is not None}
     chosen, measured = "layers" if format in LAYER_FORMATS else format, None
     if format == "auto":
-        keys = {
-            name: program_key(f"{form.module}{form.formats}", ticket.masks, x, name) for name, form in forms.items()
-        }
-        chosen, measured = fastest({name: form.run for name, form in forms.items()}, keys, x, memory)
+        codes = {name: f"{form.module}{form.formats}" for name, form in forms.items()}
+        runs = {name: form.run for name, form in forms.items()}
+        chosen, measured = fastest(runs, program_keys(codes, ticket.masks, x), x, memory)
     elif chosen not in forms:
         raise invalid("--format", format, f"another for this network, since {why_missing(format, m.left_out)}")
-    form = forms[chosen]
+    form, theory = forms[chosen], cost(model, ticket.params, ticket.masks, shape)
     report = Report(
-        chosen, form.formats, m.left_out, cost(model, ticket.params, ticket.masks, shape),
-        None if m.small is None else flops_of(m.small.model.evaluating, shape),
-        (4 * sum(leaf.numel() for leaf in ticket.params.values()), form.bytes),
+        chosen, form.formats, m.left_out, theory,
+        None if m.small is None else flops_of(m.small.model.evaluating, shape), (theory.bytes[0], form.bytes),
         _difference(form, m.whole, x, exact=format != "int8"), measured,
     )  # fmt: skip
     return Program(form.module, form.run, report)
@@ -84,9 +84,8 @@ def specialize(
 def _difference(form: Form, whole: nn.Module, x: Tensor, *, exact: bool) -> float:
     """Of the form's outputs from the masked network's, relative to the largest."""
     with torch.no_grad():
-        wanted, got = whole(x).float(), form.run(x).float()
-    difference = float((wanted - got).abs().max()) / (float(wanted.abs().max()) or 1.0)
+        found = difference(form.run(x).float(), whole(x).float())
     limit = _TOLERANCE if x.device.type == "cpu" and x.dtype != torch.bfloat16 else _COARSE
-    if exact and not difference <= limit:
-        raise RuntimeError(f"the program's outputs differ from the masked network's by {difference:.1e} of the largest")
-    return difference
+    if exact and not found <= limit:
+        raise RuntimeError(f"the program's outputs differ from the masked network's by {found:.1e} of the largest")
+    return found

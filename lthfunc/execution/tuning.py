@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -51,7 +52,7 @@ def tunings_file() -> Path:
 
 def machine_key(device: torch.device) -> str:
     """What times depend on besides what is computed."""
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{processor_name()}"
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
     return f"{where}, {torch.get_num_threads()} threads, torch {torch.__version__}, kernels {cache_folder().name}"
 
 
@@ -67,11 +68,16 @@ def layer_key(layer: Layer, form: str) -> str:
     )
 
 
-def program_key(code: str, masks: Masks, x: torch.Tensor, form: str) -> str:
-    """A whole program: its code, its masks, the shape of what it is given, and machine."""
-    digest = hashlib.sha256(code.encode())
+def program_keys(codes: Mapping[str, str], masks: Masks, x: torch.Tensor) -> dict[str, str]:
+    """Whole programs: the code of each, their masks, the shape of what they are given, and machine."""
+    survivors = hashlib.sha256()
     for name, mask in masks.items():
-        digest.update(name.encode())
-        digest.update(mask.cpu().numpy().tobytes())
-    shape = "×".join(map(str, x.shape))
-    return f"{form}: {digest.hexdigest()[:16]} on {shape}, {x.dtype}, {machine_key(x.device)}"
+        survivors.update(name.encode())
+        survivors.update(mask.cpu().numpy().tobytes())
+    about = f"{'×'.join(map(str, x.shape))}, {x.dtype}, {machine_key(x.device)}"
+    keys = {}
+    for name, code in codes.items():
+        digest = survivors.copy()
+        digest.update(code.encode())
+        keys[name] = f"{name}: {digest.hexdigest()[:16]} on {about}"
+    return keys

@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import NamedTuple, TypeVar, cast
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from lthfunc.compacting.engine import compact_engine
 from lthfunc.compacting.network import compact_training
@@ -42,7 +41,8 @@ from lthfunc.training.loop import make_trainer
 from lthfunc.training.optimizers import Optimizer, adam, adamw, sgd
 from lthfunc.training.precision import Precision, check_precision
 from lthfunc.training.steps import cross_entropy
-from lthfunc.trees.model import Model, apply_evaluating, init
+from lthfunc.trees.flops import flops_of
+from lthfunc.trees.model import Model, init
 from lthfunc.trees.ops import data_to_device
 from lthfunc.trees.types import Dataset
 
@@ -228,10 +228,7 @@ def _eval_every(steps: int, batch_size: int, val: int) -> int:
 
 def flops_per_step(model: Model, shape: tuple[int, ...], batch_size: int) -> int:
     """FLOPs of a training step's products, counted on one example: a forward pass and two of its size backward."""
-    params, buffers = model.init(0)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        apply_evaluating(model, params, buffers, torch.zeros(1, *shape))
-    return 3 * batch_size * int(counter.get_total_flops())
+    return 3 * batch_size * flops_of(model.evaluating, shape)
 
 
 def _room(device: str) -> int | None:

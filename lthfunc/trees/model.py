@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import fnmatch
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -53,18 +53,24 @@ def apply_evaluating(model: Model, params: Params, buffers: Buffers, x: Tensor) 
 
 def linear_inputs(model: Model, params: Params, buffers: Buffers, x: Tensor) -> dict[str, Tensor]:
     """What each linear layer with prunable weights reads in evaluation mode: its weight's name -> (..., features)."""
-    module = copy.deepcopy(model.evaluating)
+    owners = {name: name.rpartition(".")[0] for name in model.prunable}
+    layers = {name for name, layer in model.evaluating.named_modules() if isinstance(layer, nn.Linear)}
+    read = inputs_of(model.evaluating, layers, lambda module: functional_call(module, (params, buffers), (x,)))
+    return {name: read[owner] for name, owner in owners.items() if owner in read}
+
+
+def inputs_of(module: nn.Module, names: Collection[str], call: Callable[[nn.Module], Any]) -> dict[str, Tensor]:
+    """What the submodules of these names read, by name, as a copy of the module is called."""
+    module = copy.deepcopy(module)
     read: dict[str, Tensor] = {}
 
     def reader(name: str) -> Callable[..., None]:
         return lambda layer, inputs: read.update({name: inputs[0]})
 
-    for name in model.prunable:
-        layer = module.get_submodule(name.rpartition(".")[0])
-        if isinstance(layer, nn.Linear):
-            layer.register_forward_pre_hook(reader(name))
+    for name in names:
+        module.get_submodule(name).register_forward_pre_hook(reader(name))
     with torch.no_grad():
-        functional_call(module, (params, buffers), (x,))
+        call(module)
     return read
 
 

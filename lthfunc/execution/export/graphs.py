@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from lthfunc.errors import UserError
 from lthfunc.execution.export.subject import Subject, check_outputs
 from lthfunc.frames import first_line
 from lthfunc.training.engines.toolchain import why_not
+from lthfunc.trees.files import write_atomically
 
 #: Examples in the traced batch, and in the one that outputs are compared on: another, since the size is free.
 _TRACED, _COMPARED = 2, 5
@@ -98,16 +98,11 @@ def _exported(subject: Subject) -> Any:
 
 @contextmanager
 def _whole(path: Path) -> Iterator[Path]:
-    """A file beside the target, renamed to it when all went well; of the same suffix, since exporters look at it."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=path.suffix)
-    os.close(handle)
-    part = Path(name)
-    try:
+    """A file elsewhere, of the target's name, since exporters look at it; written to the target when all went well."""
+    with tempfile.TemporaryDirectory() as folder:
+        part = Path(folder) / path.name
         yield part
-        part.chmod(0o644)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+        write_atomically(path, part.read_bytes())
 
 
 def _quietly(make: Any) -> Any:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lthfunc.compacting.network import Compacted, compact
 from lthfunc.errors import UserError
+from lthfunc.execution.accuracy import difference
 from lthfunc.execution.forms import masked_module
 from lthfunc.sparse.packing import check_ticket
 from lthfunc.trees.model import Model
@@ -67,6 +68,6 @@ TOLERANCE = 1e-4
 
 def check_outputs(what: str, got: Any, wanted: Tensor) -> None:
     """Raise RuntimeError where outputs differ by more than rounding."""
-    difference = float((torch.as_tensor(got) - wanted).abs().max()) / (float(wanted.abs().max()) or 1.0)
-    if not difference <= TOLERANCE:
-        raise RuntimeError(f"{what}: outputs differ from the network's by {difference:.1e} of the largest")
+    found = difference(got, wanted)
+    if not found <= TOLERANCE:
+        raise RuntimeError(f"{what}: outputs differ from the network's by {found:.1e} of the largest")

@@ -1,0 +1,32 @@
+"""FLOPs of a network's products, by PyTorch's own counter."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+
+def flops_of(module: nn.Module, shape: tuple[int, ...]) -> int:
+    """Of one example through the module, in the dtype and on the device of its parameters."""
+    return int(_counted(module, shape).get_total_flops())
+
+
+def flops_by_module(module: nn.Module, shape: tuple[int, ...]) -> dict[str, int]:
+    """The same for each of its modules, by name; "" is the whole."""
+    counter = _counted(module, shape)
+    root = f"{type(module).__name__}."
+    found = {
+        name.removeprefix(root): sum(operations.values())
+        for name, operations in counter.get_flop_counts().items()
+        if name.startswith(root)
+    }
+    return {**found, "": int(counter.get_total_flops())}
+
+
+def _counted(module: nn.Module, shape: tuple[int, ...]) -> FlopCounterMode:
+    leaf = next(module.parameters())
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        module(torch.zeros(1, *shape, dtype=leaf.dtype, device=leaf.device))
+    return counter
