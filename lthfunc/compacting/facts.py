@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Interpreter, Node
 
 from lthfunc.errors import UserError
-from lthfunc.sparse.capture import TRACED_BATCH, Captured, line_of
+from lthfunc.sparse.capture import TRACED_BATCH, Captured, line_of, operation_of
 from lthfunc.trees.types import Buffers, Masks, Params
 
 _aten = torch.ops.aten
@@ -138,5 +138,4 @@ def without_changes(captured: Captured) -> Captured:
 
 def cannot(captured: Captured, node: Node, why: str) -> UserError:
     """What is told of an operation that stands in the way."""
-    operation = str(node.target).split(".")[1].removesuffix("_") if "." in str(node.target) else str(node.target)
-    return UserError(f"compact: {captured.name} cannot be compacted: {operation} {why}{line_of(node)}")
+    return UserError(f"compact: {captured.name} cannot be compacted: {operation_of(node)} {why}{line_of(node)}")

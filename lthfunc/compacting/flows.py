@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.fx import Node
 
 from lthfunc.compacting.facts import CONSTANT, VARIES, ZERO, Facts, Flow, args_of
+from lthfunc.sparse.rules.interface import argument
 
 _aten = torch.ops.aten
 
@@ -34,19 +33,19 @@ FLATTENS = (_aten.flatten.using_ints, _aten.view.default, _aten.reshape.default)
 
 def groups_of(node: Node) -> int:
     """Of a convolution; 1 for a linear layer."""
-    return 1 if node.target is _aten.linear.default else int(_argument(node, 6, 1))
+    return 1 if node.target is _aten.linear.default else int(argument(args_of(node), 6, 1))
 
 
 def dimension(node: Node) -> int:
     """Of a slice or concatenation."""
-    return int(_argument(node, 1, 0)) % int(node.meta["val"].ndim)
+    return int(argument(args_of(node), 1, 0)) % int(node.meta["val"].ndim)
 
 
 def is_layer(node: Node, facts: Facts) -> bool:
     """Whether it is a linear layer or convolution whose parameters may be cut."""
     if node.target not in LAYERS or not facts.has_units(node) or not facts.sole(args_of(node)[1]):
         return False
-    bias = _argument(node, 2, None)
+    bias = argument(args_of(node), 2, None)
     flat = node.target is _aten.linear.default
     return (bias is None or facts.sole(bias)) and (not flat or node.meta["val"].ndim == 2)
 
@@ -96,7 +95,7 @@ def is_part(node: Node, facts: Facts) -> bool:
     if node.target is SLICE:
         return dimension(node) == 1
     if node.target in PADS:
-        fill = _argument(node, 3 if node.target is PADS[0] else 2, 0) or 0
+        fill = argument(args_of(node), 3 if node.target is PADS[0] else 2, 0) or 0
         amounts = args_of(node)[1]
         rank = node.meta["val"].ndim
         return fill == 0 and len(amounts) == 2 * (rank - 1) and not any(amounts[: 2 * (rank - 2)])
@@ -107,7 +106,7 @@ def sources(node: Node, facts: Facts) -> Tensor:
     """int64: for each unit of a `part`, the unit of its argument, or -1 for one that was added."""
     count = facts.units(args_of(node)[0])
     if node.target is SLICE:
-        start, stop, step = _argument(node, 2, 0) or 0, _argument(node, 3, None), _argument(node, 4, 1)
+        start, stop, step = (argument(args_of(node), position, None) for position in (2, 3, 4))
         return torch.arange(count)[slice(start, stop, step)]
     before = args_of(node)[1][-2]
     found = torch.arange(facts.units(node)) - before
@@ -120,7 +119,7 @@ def _layer_fates(node: Node, facts: Facts) -> Tensor:
     varies = read.any(2)
     if groups > 1:
         varies = varies.any(1, keepdim=True).expand_as(varies)
-    biased = _argument(node, 2, None) is not None
+    biased = argument(args_of(node), 2, None) is not None
     return torch.where(varies.flatten(), VARIES, CONSTANT if biased or not facts.training else ZERO).to(torch.int8)
 
 
@@ -275,7 +274,3 @@ def _keep(found: list[tuple[Node, Tensor]], node: Node, facts: Facts) -> None:
         return
     for source, units in found:
         facts.fates[source][units] = VARIES
-
-
-def _argument(node: Node, position: int, default: Any) -> Any:
-    return args_of(node)[position] if len(args_of(node)) > position else default

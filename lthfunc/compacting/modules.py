@@ -10,6 +10,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from lthfunc.compacting.facts import args_of
 from lthfunc.compacting.flows import LAYERS
+from lthfunc.sparse.rules.interface import argument
 from lthfunc.trees.types import Buffers, Params
 
 _aten = torch.ops.aten
@@ -33,7 +34,7 @@ def module_of(graph: Graph, params: Params, buffers: Buffers, name: str) -> Grap
 
 
 def _as_layer(module: GraphModule, node: Node) -> None:
-    weight, bias = args_of(node)[1], args_of(node)[2] if len(args_of(node)) > 2 else None
+    weight, bias = args_of(node)[1], argument(args_of(node), 2, None)
     owner, _, leaf = str(weight.target).rpartition(".")
     if leaf != "weight" or not owner or (bias is not None and bias.target != f"{owner}.bias"):
         return

@@ -52,9 +52,10 @@ def compact(model: Model, ticket: Ticket | TrainState, shape: tuple[int, ...], *
     that names it); where masks and model don't fit, with the first leaf that differs.
     """
     check_ticket(model, ticket)
-    facts = _facts(model, ticket, shape, training=False)
+    graph = without_changes(captured(model, shape, training=False))
+    facts = _facts(graph, ticket, [_values(graph, ticket, shape)], training=False)
     settle(facts, aligned=not selecting)
-    r = rewritten(facts, ticket.buffers, selecting=selecting)
+    r = rewritten(facts, selecting=selecting)
     r.graph.eliminate_dead_code()  # branches of which nothing is wanted
     params, buffers = _leaves(r, ticket.params, ticket.buffers, ticket.masks)
     module = module_of(r.graph, params, buffers, "Compacted").eval()
@@ -71,21 +72,22 @@ def compact_training(model: Model, state: TrainState, shape: tuple[int, ...], *,
     Raises UserError as `compact` does, and for dropout, whose draws depend on how many units there are.
     """
     check_ticket(model, state)
-    facts = _facts(model, state, shape, training=True)
-    for node in facts.captured.graph.nodes:
+    graph = without_changes(captured(model, shape, training=True))
+    for node in graph.graph.nodes:
         if _draws(node):
-            raise cannot(facts.captured, node, "draws for every unit, so training is not the same without some")
+            raise cannot(graph, node, "draws for every unit, so training is not the same without some")
+    facts = _facts(graph, state, [_values(graph, state, shape)], training=True)
     evaluating, partner = _in_evaluation(model, facts, shape)
-    facts.values.append({partner[node]: value for node, value in _values(model, state, evaluating, shape).items()
-                         if node in partner})  # fmt: skip
+    values = _values(evaluating, state, shape)
+    facts.values.append({partner[node]: value for node, value in values.items() if node in partner})
     settle(facts, aligned=not selecting)
-    r = rewritten(facts, state.buffers, selecting=selecting)
+    r = rewritten(facts, selecting=selecting)
     params, buffers = _leaves(r, state.params, state.buffers, state.masks)
-    theirs = _facts(model, state, shape, training=True, of=evaluating)
+    theirs = _facts(evaluating, state, [values], training=True)
     there = {ours: other for other, ours in partner.items()}
     theirs.fates = {there[node]: fates for node, fates in facts.fates.items()}
     theirs.needed = {there[node]: needed for node, needed in facts.needed.items()}
-    other = rewritten(theirs, state.buffers, selecting=selecting)
+    other = rewritten(theirs, selecting=selecting)
     constants = {**buffers, **to_device(other.constants, state.step.device)}
     in_training = module_of(r.graph, params, buffers, "Compacted").train()
     in_evaluation = module_of(other.graph, params, constants, "Compacted").eval()
@@ -121,18 +123,14 @@ def _draws(node: Node) -> bool:
     return torch.Tag.nondeterministic_seeded in tags and not idle
 
 
-def _facts(
-    model: Model, ticket: Ticket | TrainState, shape: tuple[int, ...], *, training: bool, of: Captured | None = None
-) -> Facts:
-    graph = of or without_changes(captured(model, shape, training=training))
+def _facts(graph: Captured, ticket: Ticket | TrainState, values: list[dict[Node, Tensor]], *, training: bool) -> Facts:
     params, masks = to_device((apply_masks(ticket.params, ticket.masks), ticket.masks), "cpu")
     placeholders = [node for node in graph.graph.nodes if node.op == "placeholder"]
     leaves = dict(zip(placeholders, (*graph.params, *graph.buffers), strict=False))
-    values = _values(model, ticket, graph, shape)
-    return Facts(graph, params, masks, training, [values], leaves)
+    return Facts(graph, params, masks, training, values, leaves)
 
 
-def _values(model: Model, ticket: Ticket | TrainState, graph: Captured, shape: tuple[int, ...]) -> dict[Node, Tensor]:
+def _values(graph: Captured, ticket: Ticket | TrainState, shape: tuple[int, ...]) -> dict[Node, Tensor]:
     return values_of(graph, apply_masks(ticket.params, ticket.masks), ticket.buffers, shape)
 
 

@@ -12,6 +12,7 @@ from torch.fx import Graph, Node
 from lthfunc.compacting import flows
 from lthfunc.compacting.facts import CONSTANT, Facts, args_of, cannot
 from lthfunc.sparse.capture import TRACED_BATCH
+from lthfunc.sparse.rules.interface import argument
 from lthfunc.trees.types import Buffers, Params
 
 _aten = torch.ops.aten
@@ -33,7 +34,6 @@ class Rewriter:
     """
 
     facts: Facts
-    buffers: Buffers
     selecting: bool
     graph: Graph = field(default_factory=Graph)
     x: Node | None = None
@@ -108,9 +108,9 @@ class Rewriter:
         return self.call(_aten.expand.default, self.constant(value[None]), [self.batch(), *value.shape])
 
 
-def rewritten(facts: Facts, buffers: Buffers, *, selecting: bool) -> Rewriter:
+def rewritten(facts: Facts, *, selecting: bool) -> Rewriter:
     """Write the smaller graph. Raises UserError for an operation that knows the size of the batch."""
-    r = Rewriter(facts, buffers, selecting)
+    r = Rewriter(facts, selecting)
     graph = facts.captured.graph
     x = [node for node in graph.nodes if node.op == "placeholder"][-1]
     for node in graph.nodes:
@@ -169,7 +169,7 @@ def _sizes(r: Rewriter, node: Node, sizes: Any) -> Any:
 
 def _layer(r: Rewriter, node: Node) -> Node:
     facts = r.facts
-    x, weight, bias = args_of(node)[0], args_of(node)[1], args_of(node)[2] if len(args_of(node)) > 2 else None
+    x, weight, bias = args_of(node)[0], args_of(node)[1], argument(args_of(node), 2, None)
     groups, rows = flows.groups_of(node), facts.wanted(node)
     rest = list(args_of(node)[3:])
     if groups > 1:

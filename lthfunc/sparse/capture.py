@@ -54,6 +54,11 @@ def captured(model: Model, shape: tuple[int, ...], *, training: bool) -> Capture
     return Captured(graph, tuple(params), tuple(buffers), model.name)
 
 
+def operation_of(node: Node) -> str:
+    """What an operation is called, whether or not it changes its argument: "relu"."""
+    return str(node.target).split(".")[1].removesuffix("_")
+
+
 def line_of(node: Node) -> str:
     """Where in the user's code an operation comes from: " (line 12 of net.py: x = x.cumsum(1))", or nothing."""
     frames = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")

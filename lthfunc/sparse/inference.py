@@ -40,7 +40,7 @@ class SparseProgram:
             ticket.masks,
         )
         self._ready: dict[object, Any] = {}
-        self._tiled: dict[object, Memory] = {}
+        self._memories: dict[object, Memory] = {}
 
     def __call__(self, x: Tensor) -> Tensor:
         """The network's outputs. x: float32, or uint8 where a scale was given; on the CPU."""
@@ -61,15 +61,14 @@ class SparseProgram:
         return outputs
 
     def _made(self, x: Tensor) -> Any:
-        """What a call for a batch of this size needs. One program serves all batches of as many tiles."""
-        key = -(-len(x) // LANES), x.shape[1:], x.dtype
-        memory = self._tiled.get(key)
+        """What a call for a batch of this size needs. One memory serves all batches of as many tiles, and one another
+        example alone, whose layout is its own: what lies between its places must stay zero."""
+        tiles = -(-len(x) // LANES)
+        key = len(x) == 1, tiles, x.shape[1:], x.dtype
+        memory = self._memories.get(key)
         if memory is None:
-            memory = self._tiled[key] = self._memory(x, key[0] * LANES)
-        rows = memory.program.listing.rows
-        single = len(x) == 1 and torch.ops.lthfunc.runs_single(rows)
-        if single:  # in the layout of one example other places hold zeros
-            memory = Memory(memory.program, self._params, self._buffers)
+            memory = self._memories[key] = self._memory(x, tiles * LANES)
+        single = len(x) == 1 and torch.ops.lthfunc.runs_single(memory.program.listing.rows)
         return torch.ops.lthfunc.infer.default, memory.program, memory, math.prod(memory.program.outputs), single
 
     def _memory(self, x: Tensor, capacity: int) -> Memory:

@@ -11,7 +11,7 @@ from torch.fx import Node
 
 from lthfunc.errors import UserError
 from lthfunc.sparse.builder import Builder, Leaf, Listing, Value, View, Weights, finished
-from lthfunc.sparse.capture import Captured, line_of
+from lthfunc.sparse.capture import Captured, line_of, operation_of
 from lthfunc.sparse.kernels.instructions import BY_TILES, WHOLE
 from lthfunc.sparse.packing import check_fit
 from lthfunc.sparse.rules.interface import Buffer, Param, Unsupported
@@ -175,10 +175,8 @@ def _interpreted(b: Builder, captured: Captured, given: dict[Node, Any], counter
 
 
 def _no_rule(node: Node, form: str, name: str) -> UserError:
-    operation = str(node.target).split(".")[1].removesuffix("_")
-    return UserError(
-        f"--engine: sparse has no rule for {operation}{form} in {name}{line_of(node)}; --engine compile runs it"
-    )
+    what = f"{operation_of(node)}{form} in {name}{line_of(node)}"
+    return UserError(f"--engine: sparse has no rule for {what}; --engine compile runs it")
 
 
 def _finish(b: Builder, output: View, ending: Ending) -> tuple[int, Listing]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from lthfunc.sparse.builder import Builder, View
@@ -54,6 +54,6 @@ def pair(value: Any) -> tuple[int, int]:
     return int(value), int(value)
 
 
-def argument(args: list[Any], position: int, default: Any) -> Any:
+def argument(args: Sequence[Any], position: int, default: Any) -> Any:
     """A positional argument, or its default where the graph leaves it out."""
     return args[position] if len(args) > position else default
