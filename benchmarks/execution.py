@@ -32,8 +32,9 @@ from lthfunc.execution.forms import masked_module
 from lthfunc.execution.timing import Run, in_turn, repeated, synchronize
 from lthfunc.experiments.iterative import TICKET
 from lthfunc.experiments.plan import choose_device
+from lthfunc.reports.spacing import spread_out
 from lthfunc.runs.folder import read_run
-from lthfunc.runs.tickets import trained_ticket
+from lthfunc.runs.tickets import trained_tickets
 from lthfunc.training.precision import check_precision, products
 from lthfunc.training.threads import using_threads
 from lthfunc.trees.types import Ticket
@@ -60,9 +61,10 @@ _DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16}
 
 
 class Setting(NamedTuple):
-    """What all measurements share."""
+    """What all measurements share. peak: FLOP/s of the device at the best."""
 
     about: dict[str, Any]
+    peak: float
     seconds: float
     repeats: int
     calls: int
@@ -117,15 +119,15 @@ def run(
     lf.hold_memory()
     about = {"device": device, "threads": threads, "precision": precision}
     timing = (_QUICK_SECONDS, _QUICK_REPEATS, _QUICK_CALLS) if quick else (_SECONDS, _REPEATS, _CALLS)
-    setting = Setting(about, *timing)
     records: list[Record] = []
     with using_threads(threads), torch.no_grad(), products(precision):  # type: ignore[arg-type]
+        setting = Setting(about, peak_rate(device), *timing)
         tried = _of_run(Path(run_folder)) if run_folder else [
             (case, _random(case, (0.5, 0.05) if quick else DENSITIES)) for case in _cases(names)
         ]  # fmt: skip
         for case, tickets in tried:
             for batch in batches or ((64,) if quick else BATCHES):
-                found = _measured(case, tickets, batch, setting, real=run_folder is not None)
+                found = _measured(case, tickets, batch, setting)
                 table(found)
                 records += found
     head = header("execution", f"lthfunc benchmark execution --threads {threads}", device, threads)
@@ -159,8 +161,7 @@ def _of_run(folder: Path) -> list[tuple[Case, list[Masked]]]:
     rounds = [item["round"] for item in mine if item["density"] <= 0.55]
     if not rounds:
         raise UserError(f"{folder}: has no ticket of at most half the weights")
-    few = rounds if len(rounds) <= 6 else [rounds[round(k * (len(rounds) - 1) / 5)] for k in range(6)]
-    found = [trained_ticket(folder, number, None, None) for number in few]
+    found = trained_tickets(folder, spread_out(rounds, 6), None, None)
     case = Case(f"{found[0].model.name}, trained", found[0].model, found[0].data.shape, 64)
     return [(case, [Masked(lf.density(each.ticket.masks), "", each.ticket) for each in found])]
 
@@ -188,7 +189,7 @@ def _pruned(case: Case, density: float, select: Any) -> Ticket:
     return lf.ticket(pruning(lf.init(case.model)))
 
 
-def _measured(case: Case, tickets: Sequence[Masked], batch: int, setting: Setting, *, real: bool) -> list[Record]:
+def _measured(case: Case, tickets: Sequence[Masked], batch: int, setting: Setting) -> list[Record]:
     dtype, device = _DTYPES[setting.about["precision"]], setting.device
     x = torch.randn(batch, *case.shape, device=device, dtype=dtype)
     dense = lf.ticket(lf.init(case.model))
@@ -205,7 +206,7 @@ def _measured(case: Case, tickets: Sequence[Masked], batch: int, setting: Settin
     floors = []
     for item in tickets:
         calls |= _programs(case, item, x)
-        floors += _floors(case, item, flops, batch, setting, given)
+        floors += _floors(case, item, batch, setting, given)
     runs: dict[tuple[str, float], Run] = {key: repeated(call) for key, call in calls.items()}
     if device == "cpu":
         runs |= _peers(case, tickets, dense, x, setting.about["threads"])
@@ -280,16 +281,14 @@ def _peers(
     return found
 
 
-def _floors(
-    case: Case, item: Masked, flops: float, batch: int, setting: Setting, given: dict[str, Any]
-) -> list[Record]:
+def _floors(case: Case, item: Masked, batch: int, setting: Setting, given: dict[str, Any]) -> list[Record]:
     """Surviving FLOPs at the peak rate; values and offsets of survivors at the rate of reading as much memory."""
     if item.kind:
         return []
     left = lf.cost(case.model, item.ticket.params, item.ticket.masks, case.shape)
     size = 8 * left.remaining
     rates = {
-        PEAK: peak_rate(setting.device) / (left.effective_flops * batch),
+        PEAK: setting.peak / (left.effective_flops * batch),
         BYTES: reading_rate(size, setting.device) / size,
     }
     return [

@@ -8,6 +8,11 @@ import typer
 
 from .options import number, whole
 
+Threads = Annotated[int, typer.Option("--threads", parser=whole, metavar="N", help="CPU threads.")]
+Device = Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:N.")]
+JsonFile = Annotated[str | None, typer.Option("--json", metavar="FILE", help="Write the records here.")]
+Plot = Annotated[str | None, typer.Option("--plot", metavar="FILE", help="Draw speed against density here.")]
+
 app = typer.Typer(help="Measure this library, its peers and the floors on this machine.", no_args_is_help=True)
 
 
@@ -17,12 +22,12 @@ def training(
         list[str] | None,
         typer.Option("--network", help="lenet300, lenet5, lenet5-wide, conv4, resnet20 (these by default), resnet18."),
     ] = None,
-    threads: Annotated[int, typer.Option("--threads", parser=whole, metavar="N", help="CPU threads.")] = 1,
+    threads: Threads = 1,
     density: Annotated[float, typer.Option("--density", parser=number, metavar="X", help="Of the masks.")] = 0.2,
     precision: Annotated[str, typer.Option("--precision", help="Of our engines: fp32, tf32 or bf16.")] = "fp32",
-    device: Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:N.")] = "cpu",
+    device: Device = "cpu",
     quick: Annotated[bool, typer.Option("--quick", help="LeNet-300-100 alone; ends in under a minute.")] = False,
-    json: Annotated[str | None, typer.Option("--json", metavar="FILE", help="Write the records here.")] = None,
+    json: JsonFile = None,
     plot: Annotated[str | None, typer.Option("--plot", metavar="FILE", help="Draw bars and floors here.")] = None,
 ) -> None:
     """Masked training steps per second, side by side in one run: min, median and max."""
@@ -46,16 +51,16 @@ def sparse(
         list[str] | None,
         typer.Option("--network", help="lenet300, lenet5, conv4, resnet20 (these by default), resnet18, lenet5-wide."),
     ] = None,
-    threads: Annotated[int, typer.Option("--threads", parser=whole, metavar="N", help="CPU threads.")] = 1,
-    device: Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:N.")] = "cpu",
+    threads: Threads = 1,
+    device: Device = "cpu",
     ticket: Annotated[
         str | None, typer.Option("--ticket", metavar="FILE", help="Also measure this ticket of the one --network.")
     ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="LeNet-300-100 at three densities; ends in under a minute.")
     ] = False,
-    json: Annotated[str | None, typer.Option("--json", metavar="FILE", help="Write the records here.")] = None,
-    plot: Annotated[str | None, typer.Option("--plot", metavar="FILE", help="Draw speed against density here.")] = None,
+    json: JsonFile = None,
+    plot: Plot = None,
 ) -> None:
     """Training on surviving weights against density, side by side with the dense engine and peers."""
     from lthfunc_benchmarks.sparse import run
@@ -80,14 +85,14 @@ def execution(
         list[int] | None,
         typer.Option("--batch", parser=whole, metavar="N", help="Repeatable. \\[default: 1, 64 and 1024]"),
     ] = None,
-    threads: Annotated[int, typer.Option("--threads", parser=whole, metavar="N", help="CPU threads.")] = 1,
-    device: Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:N.")] = "cpu",
+    threads: Threads = 1,
+    device: Device = "cpu",
     precision: Annotated[str, typer.Option("--precision", help="fp32; on a GPU also tf32 or bf16.")] = "fp32",
     quick: Annotated[
         bool, typer.Option("--quick", help="LeNet-300-100 at two densities; ends in under a minute.")
     ] = False,
-    json: Annotated[str | None, typer.Option("--json", metavar="FILE", help="Write the records here.")] = None,
-    plot: Annotated[str | None, typer.Option("--plot", metavar="FILE", help="Draw speed against density here.")] = None,
+    json: JsonFile = None,
+    plot: Plot = None,
 ) -> None:
     """Inference of tickets against density: every form, the tuned program, peers, floors; rates and latencies."""
     from lthfunc_benchmarks.execution import run

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -218,7 +217,7 @@ def _headline(found: Any) -> str:
 def _status(text: str) -> Any:
     from rich.console import Console
 
-    return Console(file=sys.stderr).status(text)
+    return Console(stderr=True).status(text)
 
 
 def _as_json(report: Any) -> dict[str, Any]:

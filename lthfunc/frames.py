@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import linecache
 import os
@@ -39,6 +40,7 @@ def _foreign(file: str) -> bool:
     return not others or (others == [folders[-1]] and "site-packages" in file)
 
 
+@functools.cache
 def _others() -> tuple[str, ...]:
     """Where a user's mistake cannot be: torch, optree, this library; last Python's own library."""
     found = [importlib.util.find_spec(name) for name in ("torch", "torchvision", "optree")]

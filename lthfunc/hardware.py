@@ -17,7 +17,11 @@ def processor_name() -> str:
     return platform.processor() or platform.machine()
 
 
+def user_cache() -> Path:
+    """This library's folder in the user's cache: in $XDG_CACHE_HOME or ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lthfunc"
+
+
 def cache_home() -> Path:
-    """The user's cache of this library: $LTHFUNC_CACHE, or in $XDG_CACHE_HOME or ~/.cache."""
-    home = os.environ.get("LTHFUNC_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "lthfunc"
-    return Path(home).expanduser()
+    """Where what is made for this machine is kept: $LTHFUNC_CACHE, or the user's cache."""
+    return Path(os.environ.get("LTHFUNC_CACHE") or user_cache()).expanduser()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lthfunc.errors import unknown
+from lthfunc.hardware import user_cache
 
 DATA_DIR_VARIABLE = "LTHFUNC_DATA"
 #: How the name of a data set in a file ends.
@@ -52,7 +53,7 @@ def default_data_dir() -> Path:
     """Where data sets lie: the environment variable LTHFUNC_DATA, or a folder in the user's cache."""
     if given := os.environ.get(DATA_DIR_VARIABLE):
         return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lthfunc" / "data"
+    return user_cache() / "data"
 
 
 def canonical(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -36,6 +37,11 @@ def trained_ticket(run: Path, number: int | None, seed: int | None, data_dir: st
 
     Raises UserError where the run has no such training.
     """
+    return trained_tickets(run, [number], seed, data_dir)[0]
+
+
+def trained_tickets(run: Path, numbers: Sequence[int | None], seed: int | None, data_dir: str | None) -> list[Trained]:
+    """`trained_ticket` of several rounds; the data set is read once."""
     _, config, records = read_run(run)
     mine = [item for item in records if item["variant"] == TICKET]
     if not mine:
@@ -47,15 +53,23 @@ def trained_ticket(run: Path, number: int | None, seed: int | None, data_dir: st
         raise invalid("--seed", seed, f"one of the run's, {', '.join(map(str, seeds))}")
     rounds = sorted(item["round"] for item in mine if item["seed"] == seed)
     best = winning(summarize(records))
-    if number is None:
-        number = best.round if best is not None and best.round in rounds else rounds[-1]
-    if number not in rounds:
-        raise invalid("--round", number, f"a finished round of {run} ({rounds[0]} to {rounds[-1]})")
-    place = training_folder(run, seed, number, TICKET)
-    tree, _ = load_tree(place / "params.safetensors")
-    masks = load_tree(place / "masks.safetensors")[0]["masks"]
-    ticket = Ticket(apply_masks(tree["params"], masks), tree.get("buffers", {}), masks)
+    won = best.round if best is not None else None
+    usual = best.round if best is not None and best.round in rounds else rounds[-1]
+    chosen = [usual if number is None else number for number in numbers]
+    for number in chosen:
+        if number not in rounds:
+            raise invalid("--round", number, f"a finished round of {run} ({rounds[0]} to {rounds[-1]})")
+    tickets = [_ticket(training_folder(run, seed, number, TICKET)) for number in chosen]
     config = replace(config, data_dir=data_dir or config.data_dir)
     data = load(config.dataset, config.data_dir)
     model = build(config.arch, data.shape, data.classes, config.arch_option)
-    return Trained(model, ticket, data, config, seed, number, best is not None and best.round == number)
+    return [
+        Trained(model, ticket, data, config, seed, number, number == won)
+        for number, ticket in zip(chosen, tickets, strict=True)
+    ]
+
+
+def _ticket(place: Path) -> Ticket:
+    tree, _ = load_tree(place / "params.safetensors")
+    masks = load_tree(place / "masks.safetensors")[0]["masks"]
+    return Ticket(apply_masks(tree["params"], masks), tree.get("buffers", {}), masks)
