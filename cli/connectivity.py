@@ -24,8 +24,12 @@ def connectivity(
     ] = 11,
     arch: o.Arch = None,
     arch_option: o.ArchOption = None,
+    weights: o.Weights = None,
     dataset: o.DataSet = None,
+    dataset_option: o.DataSetOption = None,
+    skip_broken: o.SkipBroken = None,
     data_dir: o.DataDir = None,
+    recipe: o.Recipe = None,
     config: o.ConfigFile = None,
     epochs: o.Epochs = None,
     steps: o.Steps = None,
@@ -37,6 +41,9 @@ def connectivity(
     schedule: o.ScheduleName = None,
     warmup: o.Warmup = None,
     augment: o.Augment = None,
+    loss: o.LossName = None,
+    label_smoothing: o.LabelSmoothing = None,
+    metric: o.MetricName = None,
     seed: o.Seed = None,
     replicates: o.Replicates = None,
     device: o.Device = None,
@@ -70,9 +77,11 @@ def _run(config: Any, at: list[int], points: int, plot: str | None, *, wants_jso
     from lthfunc.trees.model import init
 
     from .console import screen
+    from .decoding import decoding
     from .running import terminable
 
-    prepared = prepare(config)
+    with decoding() as observe:
+        prepared = prepare(config, observe)
     config, plan = prepared.config, prepared.plan
     hold_memory()
     records: list[dict[str, Any]] = []

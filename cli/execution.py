@@ -69,6 +69,7 @@ def _specialize(
     from lthfunc.execution.specialize import specialize
     from lthfunc.execution.tuning import tunings_file
     from lthfunc.experiments.plan import choose_device
+    from lthfunc.experiments.tasks import metric_of_name
     from lthfunc.runs.tickets import trained_ticket
     from lthfunc.training.memory import hold_memory
     from lthfunc.training.threads import using_threads
@@ -93,8 +94,9 @@ def _specialize(
             tunings=tunings_file(),
             fresh=given["fresh"],
         )
-        reached = accuracy_of(program, data, given["batch_size"], device)
-        masked = accuracy_of(masked_module(found.model, found.ticket, device), data, given["batch_size"], device)
+        whole = masked_module(found.model, found.ticket, device)
+        metric = metric_of_name(found.config, data)
+        reached, masked = (accuracy_of(each, data, given["batch_size"], device, metric) for each in (program, whole))
     report = program.report
     if wants_json:
         import json

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from lthfunc.errors import UserError
+from lthfunc.experiments import recipes
 from lthfunc.experiments.config import Config, from_mapping
 from lthfunc.experiments.resolve import resolved
 
@@ -14,15 +15,19 @@ from . import options as o
 
 _PRUNING_ONLY = (
     "rounds", "rate", "density", "densities", "allocate", "scope", "floor", "layer_rate", "score", "structure",
-    "exempt", "rewind", "control",
+    "exempt", "prune_only", "keep", "rewind", "control",
 )  # fmt: skip
 
 
 def prune(
     arch: o.Arch = None,
     arch_option: o.ArchOption = None,
+    weights: o.Weights = None,
     dataset: o.DataSet = None,
+    dataset_option: o.DataSetOption = None,
+    skip_broken: o.SkipBroken = None,
     data_dir: o.DataDir = None,
+    recipe: o.Recipe = None,
     config: o.ConfigFile = None,
     rounds: o.Rounds = None,
     rate: o.Rate = None,
@@ -34,6 +39,8 @@ def prune(
     floor: o.Floor = None,
     structure: o.Structure = None,
     exempt: o.Exempt = None,
+    prune_only: o.PruneOnly = None,
+    keep: o.Keep = None,
     rewind: o.RewindTo = None,
     control: o.Control = None,
     epochs: o.Epochs = None,
@@ -49,6 +56,9 @@ def prune(
     cycles: o.Cycles = None,
     warmup: o.Warmup = None,
     augment: o.Augment = None,
+    loss: o.LossName = None,
+    label_smoothing: o.LabelSmoothing = None,
+    metric: o.MetricName = None,
     eval_every: o.EvalEvery = None,
     seed: o.Seed = None,
     replicates: o.Replicates = None,
@@ -72,8 +82,12 @@ def prune(
 def train(
     arch: o.Arch = None,
     arch_option: o.ArchOption = None,
+    weights: o.Weights = None,
     dataset: o.DataSet = None,
+    dataset_option: o.DataSetOption = None,
+    skip_broken: o.SkipBroken = None,
     data_dir: o.DataDir = None,
+    recipe: o.Recipe = None,
     config: o.ConfigFile = None,
     epochs: o.Epochs = None,
     steps: o.Steps = None,
@@ -88,6 +102,9 @@ def train(
     cycles: o.Cycles = None,
     warmup: o.Warmup = None,
     augment: o.Augment = None,
+    loss: o.LossName = None,
+    label_smoothing: o.LabelSmoothing = None,
+    metric: o.MetricName = None,
     eval_every: o.EvalEvery = None,
     seed: o.Seed = None,
     replicates: o.Replicates = None,
@@ -122,6 +139,30 @@ def _start(command: str, given: dict[str, Any], out: str | None, wants_json: boo
     new_run(config, command, out, wants_json=wants_json)
 
 
+def _of_recipe(recipe: str | None, given: dict[str, Any]) -> dict[str, Any]:
+    """What a recipe says besides what was given: its length gives way to another, its rates to densities."""
+    if recipe is None:
+        return {}
+    found = recipes.settings_of(recipe)
+    gives_way = (
+        (("epochs", "steps"), ("epochs", "steps", "milestone")),
+        (("densities", "density"), ("rate",)),
+        (("schedule",), ("schedule", "milestone")),
+        (("allocate",), ("allocate", "layer_rate")),
+        (("arch",), ("layer_rate",)),
+    )
+    for names, others in gives_way:
+        if any(name in given for name in names):
+            found = {name: value for name, value in found.items() if name not in others}
+    if "optimizer" in given and given["optimizer"] != found.get("optimizer"):
+        found = {
+            name: value
+            for name, value in found.items()
+            if name not in ("optimizer", "lr", "momentum", "nesterov", "weight_decay")
+        }
+    return found
+
+
 def settings_of(command: str, given: dict[str, Any]) -> Config:
     """The settings that were typed, or stand in the file that was named, checked. Raises UserError."""
     return resolved(_merge(command, given))
@@ -133,8 +174,10 @@ def _merge(command: str, given: dict[str, Any]) -> Config:
     typed = {name: value for name, value in given.items() if name not in ("out", "json") and value not in (None, [])}
     if "layer_rate" in typed:
         typed["layer_rate"] = o.layer_rates(typed["layer_rate"])
-    if "arch_option" in typed:
-        typed["arch_option"] = o.arch_options(typed["arch_option"])
+    for name in ("arch_option", "dataset_option"):
+        if name in typed:
+            typed[name] = o.named_values(f"--{name.replace('_', '-')}", typed[name])
+    recipe = typed.pop("recipe", None)
     from_file: dict[str, Any] = {}
     if path is not None:
         from lthfunc.runs.settings import read_toml
@@ -143,6 +186,7 @@ def _merge(command: str, given: dict[str, Any]) -> Config:
         # Naming a length on the command line replaces the file's, whichever of the two it is in.
         if "epochs" in typed or "steps" in typed:
             from_file = {name: value for name, value in from_file.items() if name not in ("epochs", "steps")}
+    from_file = {**_of_recipe(recipe, {**from_file, **typed}), **from_file}
     if command == "train":
         # A file written by `prune` serves as it is; its pruning does not apply.
         from_file = {name: value for name, value in from_file.items() if name not in _PRUNING_ONLY} | {"rounds": 0}

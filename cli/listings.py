@@ -1,33 +1,106 @@
-"""``lthfunc archs`` and ``lthfunc datasets``."""
+"""``lthfunc archs``, ``lthfunc datasets`` and ``lthfunc recipes``."""
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import typer
 from rich.table import Table
 
-from lthfunc.data.catalog import DATA_DIR_VARIABLE, DATASETS, default_data_dir
+from lthfunc.data.catalog import DATA_DIR_VARIABLE, DATASETS, KINDS, canonical, default_data_dir
+from lthfunc.errors import invalid
+from lthfunc.experiments.recipes import RECIPES
 from lthfunc.models.catalog import ALIASES, ARCHS
 
+from . import options as o
 from .console import screen
 
+datasets = typer.Typer(
+    help="List the data sets; `show NAME` says what one holds and draws it.", invoke_without_command=True
+)
 
-def archs() -> None:
-    """List the networks, with the settings they are trained with unless you say otherwise."""
+
+def archs(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Which ones, also torchvision:NAME, timm:NAME or your own.")
+    ] = None,
+    arch_option: o.ArchOption = None,
+    dataset: Annotated[
+        str | None, typer.Option("--dataset", help="Count for inputs and classes of a data set of the list.")
+    ] = None,
+    shape: Annotated[str, typer.Option("--input", metavar="CxHxW", help="Count for inputs of this shape.")] = "3x32x32",
+    classes: Annotated[int, typer.Option("--classes", parser=o.whole, metavar="N", help="Number of outputs.")] = 10,
+    json: o.Json = False,
+) -> None:
+    """List the networks: parameters, weights to prune, and FLOPs for an input, and how they are trained."""
+    chosen, size = _input_of(dataset, shape, classes)
+    from .counting import counted  # torch is imported here
+
+    found = [counted(name, chosen, size, o.named_values("--arch-option", arch_option or [])) for name in names or ARCHS]
+    if json:
+        import json as writer
+
+        print(writer.dumps([item._asdict() for item in found], indent=2))
+        return
     table = Table(header_style="bold", box=None, pad_edge=False)
     for head in ("name", "what it is", "min image", "trained with"):
         table.add_column(head)
-    for arch in ARCHS.values():
-        recipe = arch.recipe
-        least = f"{arch.min_side}×{arch.min_side}" if arch.min_side > 1 else "any"
-        table.add_row(arch.name, arch.about, least, f"{recipe.optimizer} {recipe.lr:g}, batch {recipe.batch_size}")
+    for head in ("parameters", "weights to prune", "MFLOPs"):
+        table.add_column(head, justify="right")
+    for item in found:
+        table.add_row(*_about(item.name), *_counts(item))
     screen().print(table)
-    print(f"Also: {', '.join(ALIASES)}.")
+    print(
+        f"Counted for inputs {_times(chosen)} and {size} classes; text: 64 characters of 65 kinds. --input, --classes,"
+    )
+    print(f"--dataset count for others. FLOPs are of one example, forwards. Also: {', '.join(ALIASES)}.")
     print("By name: torchvision:NAME and timm:NAME.")
     print("Your own: --arch package.module:function or path/to/file.py:name; it is given what its signature accepts of")
     print("shape or input_shape, and classes or num_classes, and --arch-option NAME=VALUE, and returns an nn.Module.")
 
 
-def datasets() -> None:
+def _input_of(dataset: str | None, shape: str, classes: int) -> tuple[tuple[int, ...], int]:
+    if dataset is not None:
+        name = canonical(dataset)
+        if name not in DATASETS:
+            raise invalid("--dataset", dataset, f"one of {', '.join(DATASETS)}")
+        return DATASETS[name].shape, DATASETS[name].classes
+    try:
+        sides = tuple(int(side) for side in shape.split("x"))
+    except ValueError:
+        sides = (0,)
+    if min(sides) < 1:
+        raise invalid("--input", shape, "numbers with x between them, e.g. 3x32x32")
+    if classes < 1:
+        raise invalid("--classes", classes, "a whole number of at least 1")
+    return sides, classes
+
+
+def _about(name: str) -> tuple[str, str, str, str]:
+    arch = ARCHS.get(ALIASES.get(name, name))
+    if arch is None:
+        return name, "", "", ""
+    recipe = arch.recipe
+    least = {"text": "text", "numbers": "any"}.get(arch.takes, f"{arch.min_side}×{arch.min_side}")
+    return arch.name, arch.about, least, f"{recipe.optimizer} {recipe.lr:g}, batch {recipe.batch_size}"
+
+
+def _counts(item: object) -> tuple[str, str, str]:
+    parameters, prunable, flops, reason = (getattr(item, key) for key in ("parameters", "prunable", "flops", "reason"))
+    if reason is not None:
+        return "–", "–", "–"
+    return f"{parameters:,}", f"{prunable:,}", f"{flops / 1e6:,.1f}"
+
+
+def _times(shape: tuple[int, ...]) -> str:
+    return "×".join(map(str, shape))
+
+
+@datasets.callback()
+def list_datasets(context: typer.Context) -> None:
     """List the data sets and where they are looked for."""
+    if context.invoked_subcommand is not None:
+        return
     table = Table(header_style="bold", box=None, pad_edge=False)
     for head in ("name", "what it is", "input", "classes", "train/val/test", "epochs"):
         table.add_column(head)
@@ -35,13 +108,46 @@ def datasets() -> None:
         table.add_row(
             known.name,
             known.about,
-            "×".join(map(str, known.shape)),
+            _times(known.shape),
             str(known.classes),
             f"{known.train}/{known.val}/{known.test}",
             str(known.epochs),
         )
     screen().print(table)
     print(f"Looked for in {default_data_dir()}")
-    print(f"or where --data-dir or {DATA_DIR_VARIABLE} says, and downloaded there on first use.")
-    print("Your own: --dataset package.module:function; it is called without arguments")
+    print(f"or where --data-dir or {DATA_DIR_VARIABLE} says, and downloaded there on first use (but tinyimagenet).")
+    print("By kind:")
+    for about in KINDS.values():
+        print(f"  {about}")
+    print("  NAME.safetensors, a file that lthfunc.data.save_mapped wrote")
+    print(
+        "Your own: --dataset package.module:function or path/to/file.py:name; it is given --dataset-option NAME=VALUE"
+    )
     print("and returns lthfunc.data.from_tensors(...).")
+
+
+@datasets.command("show")
+def show(
+    name: Annotated[str, typer.Argument(help="A data set, as --dataset takes it.")],
+    dataset_option: o.DataSetOption = None,
+    skip_broken: o.SkipBroken = None,
+    data_dir: o.DataDir = None,
+    out: Annotated[str | None, typer.Option("--out", help="The picture. \\[default: NAME.png]")] = None,
+) -> None:
+    """Say what a data set holds: where its files lie, its splits, classes and normalisation; and draw its examples."""
+    given = o.named_values("--dataset-option", dataset_option or [])
+    from .showing import show_dataset
+
+    show_dataset(name, given, skip_broken=bool(skip_broken), data_dir=data_dir, out=out)
+
+
+def recipes() -> None:
+    """List the recipes: settings of papers that --recipe fills in."""
+    table = Table(header_style="bold", box=None, pad_edge=False)
+    table.add_column("name")
+    table.add_column("what it is")
+    table.add_column("settings", style="dim")
+    for name, recipe in RECIPES.items():
+        settings = "  ".join(f"{key}={value}" for key, value in recipe.settings.items())
+        table.add_row(name, recipe.about, settings)
+    screen().print(table)

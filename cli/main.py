@@ -35,7 +35,8 @@ app.command("export")(execution.export)
 app.command("methods")(methods)
 app.command("connectivity")(connectivity)
 app.command("archs")(listings.archs)
-app.command("datasets")(listings.datasets)
+app.add_typer(listings.datasets, name="datasets")
+app.command("recipes")(listings.recipes)
 app.add_typer(benchmark.app, name="benchmark")
 
 

@@ -7,11 +7,14 @@ from typing import Annotated
 
 import typer
 
-from lthfunc.data.catalog import DATA_DIR_VARIABLE, DATASETS
+from lthfunc.data.catalog import DATA_DIR_VARIABLE, DATASETS, KINDS
 from lthfunc.errors import invalid
 from lthfunc.experiments.config import (
     CONTROLS,
     ENGINES,
+    LOSSES,
+    METRIC_NAMES,
+    METRICS,
     OPTIMIZERS,
     PRECISIONS,
     REWINDINGS,
@@ -22,6 +25,7 @@ from lthfunc.experiments.config import (
     Config,
 )
 from lthfunc.experiments.families import ALLOCATIONS, SCORES
+from lthfunc.experiments.recipes import RECIPES
 from lthfunc.models.catalog import ALIASES, ARCHS
 
 _DEFAULT = Config()
@@ -60,13 +64,13 @@ def layer_rates(texts: list[str]) -> dict[str, float]:
     return dict(_layer_rate(text) for text in texts)
 
 
-def arch_options(texts: list[str]) -> dict[str, str]:
+def named_values(option: str, texts: list[str]) -> dict[str, str]:
     """NAME=VALUE each. Raises UserError."""
     found = {}
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals or not name.isidentifier():
-            raise invalid("--arch-option", text, "NAME=VALUE, e.g. width=2")
+            raise invalid(option, text, "NAME=VALUE, e.g. width=2")
         found[name] = value
     return found
 
@@ -101,7 +105,58 @@ ArchOption = Annotated[
     typer.Option(
         "--arch-option",
         metavar="NAME=VALUE",
-        help="An argument of a network that is not in the list, e.g. width=2; repeatable.",
+        help="An argument of the network, e.g. width=2; repeatable.",
+        rich_help_panel=_WHAT,
+    ),
+]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        "--weights",
+        help="Start from these instead of random ones: a .safetensors file, or (torchvision:, timm:) the name of "
+        "weights that are on the disk, e.g. DEFAULT. An output layer of another size is drawn anew.",
+        rich_help_panel=_WHAT,
+    ),
+]
+PruneOnly = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--prune-only",
+        metavar="PATTERN",
+        help="Prune the parameters whose name fits, e.g. '*conv*', and no others; repeatable. "
+        "\\[default: weights of linear, convolution, embedding and attention layers]",
+        rich_help_panel=_PRUNING,
+    ),
+]
+Keep = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--keep",
+        metavar="PATTERN",
+        help="Leave the parameters whose name fits dense, e.g. 'fc*'; repeatable.",
+        rich_help_panel=_PRUNING,
+    ),
+]
+DataSetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--dataset-option",
+        metavar="NAME=VALUE",
+        help="An argument of the data set, e.g. size=32, val=0.2, length=128; repeatable.",
+        rich_help_panel=_WHAT,
+    ),
+]
+SkipBroken = Annotated[
+    bool | None,
+    typer.Option("--skip-broken", help="Leave out images that cannot be read.", rich_help_panel=_WHAT),
+]
+Recipe = Annotated[
+    str | None,
+    typer.Option(
+        "--recipe",
+        help="A paper's settings by name (`lthfunc recipes`): "
+        f"{', '.join(RECIPES)}. Other options and --config win over it.",
+        autocompletion=names(*RECIPES),
         rich_help_panel=_WHAT,
     ),
 ]
@@ -109,9 +164,9 @@ DataSet = Annotated[
     str | None,
     typer.Option(
         "--dataset",
-        help="Data set: one of `lthfunc datasets`, a .safetensors file, or package.module:function. "
-        f"\\[default: {_DEFAULT.dataset}]",
-        autocompletion=names(*DATASETS),
+        help="Data set: one of `lthfunc datasets`, folder:PATH, npz:FILE, hf:NAME, text:FILE, planted, a .safetensors "
+        f"file, package.module:function or path/to/file.py:name. \\[default: {_DEFAULT.dataset}]",
+        autocompletion=names(*DATASETS, *(f"{kind}:" for kind in KINDS if kind != "planted"), "planted"),
         rich_help_panel=_WHAT,
     ),
 ]
@@ -284,7 +339,7 @@ OptimizerName = Annotated[
     str | None,
     typer.Option(
         "--optimizer",
-        help=f"{', '.join(OPTIMIZERS)}. \\[default: the network's]",
+        help=f"{', '.join(OPTIMIZERS)}, or package.module:function. \\[default: the network's]",
         autocompletion=names(*OPTIMIZERS),
         rich_help_panel=_TRAINING,
     ),
@@ -297,7 +352,7 @@ Lr = Annotated[
 ]
 Momentum = Annotated[
     float | None,
-    typer.Option("--momentum", parser=number, metavar="X", help="Momentum of sgd.", rich_help_panel=_TRAINING),
+    typer.Option("--momentum", parser=number, metavar="X", help="Momentum of sgd and muon.", rich_help_panel=_TRAINING),
 ]
 Nesterov = Annotated[
     bool | None,
@@ -352,6 +407,36 @@ Augment = Annotated[
     typer.Option(
         "--augment/--no-augment",
         help="Shift and mirror training images. \\[default: for cifar10 and cifar100]",
+        rich_help_panel=_TRAINING,
+    ),
+]
+LossName = Annotated[
+    str | None,
+    typer.Option(
+        "--loss",
+        help=f"{', '.join(LOSSES)}, or package.module:function; auto is cross-entropy for classes, mse for numbers. "
+        f"\\[default: {_DEFAULT.loss}]",
+        autocompletion=names(*LOSSES),
+        rich_help_panel=_TRAINING,
+    ),
+]
+LabelSmoothing = Annotated[
+    float | None,
+    typer.Option(
+        "--label-smoothing",
+        parser=number,
+        metavar="X",
+        help=f"Share of each target spread over all classes. \\[default: {_DEFAULT.label_smoothing:g}]",
+        rich_help_panel=_TRAINING,
+    ),
+]
+MetricName = Annotated[
+    str | None,
+    typer.Option(
+        "--metric",
+        help=f"What stands as accuracy in tables and files: {METRIC_NAMES}, or package.module:function; auto is "
+        f"accuracy for classes, r2 for numbers. \\[default: {_DEFAULT.metric}]",
+        autocompletion=names(*METRICS, "top-5"),
         rich_help_panel=_TRAINING,
     ),
 ]

@@ -28,6 +28,7 @@ from lthfunc.runs.lines import drop_partial_line
 from lthfunc.training.memory import hold_memory
 from lthfunc.training.threads import using_threads
 
+from .decoding import decoding
 from .options import layer_rates
 from .progress import watching
 from .screens import as_json, show_results
@@ -37,8 +38,8 @@ def new_run(config: Config, command: str, out: str | None, *, wants_json: bool) 
     """Check everything, make the folder, run. Raises UserError before anything is written."""
     folder = Path(out) if out else _fresh_folder(config)
     check_free(folder)
-    prepared = prepare(config)
-    create(folder, prepared.config, command)
+    prepared = _prepared(config)
+    create(folder, prepared.config, command, data=prepared.plan.trainer.data)
     _run(prepared, command, folder, [], wants_json)
 
 
@@ -46,7 +47,7 @@ def resume_run(run: str, *, wants_json: bool) -> None:
     """Go on with an interrupted run; a finished one has its table and pictures made again."""
     folder = Path(run)
     about, config, records = read_run(folder)
-    prepared = prepare(config)
+    prepared = _prepared(config)
     drop_partial_line(folder / METRICS)
     tasks = transfers(Path(about["source"]), prepared.plan, prepared.config) if "source" in about else None
     _run(prepared, about["command"], folder, records, wants_json, tasks)
@@ -60,9 +61,9 @@ def branch_run(run: Path, number: int, given: dict[str, Any], out: str | None, *
     config = _changed(theirs, {"density": None, **by_name}, given)
     folder = Path(out) if out else _fresh_folder(config)
     check_free(folder)
-    prepared = prepare(config)
+    prepared = _prepared(config)
     check_branch(run, prepared.plan, number)
-    _run(prepared, PRUNE, folder, branch(run, folder, number, prepared.config), wants_json)
+    _run(prepared, PRUNE, folder, branch(run, folder, number, prepared), wants_json)
 
 
 def transfer_run(run: Path, given: dict[str, Any], out: str | None, *, wants_json: bool) -> None:
@@ -73,10 +74,15 @@ def transfer_run(run: Path, given: dict[str, Any], out: str | None, *, wants_jso
     config = _changed(theirs, {**fresh, **pruned}, given)
     folder = Path(out) if out else _fresh_folder(config)
     check_free(folder)
-    prepared = prepare(config)
+    prepared = _prepared(config)
     tasks = transfers(run, prepared.plan, prepared.config)
-    create(folder, prepared.config, TRANSFER, run)
+    create(folder, prepared.config, TRANSFER, run, data=prepared.plan.trainer.data)
     _run(prepared, TRANSFER, folder, [], wants_json, tasks)
+
+
+def _prepared(config: Config) -> Prepared:
+    with decoding() as observe:
+        return prepare(config, observe)
 
 
 def _changed(config: Config, first: dict[str, Any], given: dict[str, Any]) -> Config:

@@ -127,6 +127,7 @@ if TYPE_CHECKING:
     )
     from lthfunc.sparsify.transforms import prune as prune, rewind as rewind, ticket as ticket
     from lthfunc.training.batches import sample_batches as sample_batches
+    from lthfunc.training.lion import lion as lion
     from lthfunc.training.loop import (
         accuracy_on as accuracy_on,
         fit as fit,
@@ -135,7 +136,20 @@ if TYPE_CHECKING:
         take_steps as take_steps,
         train as train,
     )
+    from lthfunc.training.losses import (
+        Loss as Loss,
+        Metric as Metric,
+        accuracy as accuracy,
+        cross_entropy as cross_entropy,
+        explained as explained,
+        huber as huber,
+        mean_absolute as mean_absolute,
+        mean_squared as mean_squared,
+        smoothed as smoothed,
+        top as top,
+    )
     from lthfunc.training.memory import hold_memory as hold_memory
+    from lthfunc.training.muon import muon as muon
     from lthfunc.training.optimizers import Optimizer as Optimizer, adam as adam, adamw as adamw, sgd as sgd
     from lthfunc.training.reparametrised import (
         reparametrised as reparametrised,
@@ -145,11 +159,13 @@ if TYPE_CHECKING:
         constant as constant,
         cosine as cosine,
         cyclic as cyclic,
+        one_cycle as one_cycle,
         stepwise as stepwise,
+        trapezoidal as trapezoidal,
+        triangular as triangular,
         warmup as warmup,
     )
     from lthfunc.training.steps import (
-        cross_entropy as cross_entropy,
         forward_of as forward_of,
         loss_of as loss_of,
         make_eval_step as make_eval_step,
@@ -163,13 +179,14 @@ if TYPE_CHECKING:
         save_tree as save_tree,
     )
     from lthfunc.trees.fold import compose as compose, iterate as iterate
+    from lthfunc.trees.initial import as_built as as_built, glorot_normal as glorot_normal
     from lthfunc.trees.model import (
         Model as Model,
-        as_built as as_built,
         from_module as from_module,
-        glorot_normal as glorot_normal,
         init as init,
+        pruning as pruning,
     )
+    from lthfunc.trees.moving import from_pruned as from_pruned, to_module as to_module, with_new_head as with_new_head
     from lthfunc.trees.ops import (
         apply_masks as apply_masks,
         count as count,
@@ -192,7 +209,9 @@ __getattr__, __all__ = table_of_contents(
     __name__,
     {
         "lthfunc.trees.types": ("Dataset", "Scale", "Split", "Ticket", "TrainState"),
-        "lthfunc.trees.model": ("Model", "as_built", "from_module", "glorot_normal", "init"),
+        "lthfunc.trees.initial": ("as_built", "glorot_normal"),
+        "lthfunc.trees.model": ("Model", "from_module", "init", "pruning"),
+        "lthfunc.trees.moving": ("from_pruned", "to_module", "with_new_head"),
         "lthfunc.trees.ops": ("apply_masks", "count", "density", "layer_counts", "same_bits", "tree_map"),
         "lthfunc.trees.fold": ("compose", "iterate"),
         "lthfunc.trees.files": ("load_ticket", "load_tree", "save_ticket", "save_tree"),
@@ -229,10 +248,32 @@ __getattr__, __all__ = table_of_contents(
         "lthfunc.sparsify.regrowth": ("cosine_share", "dropped", "exchanged", "regrown"),
         "lthfunc.sparsify.distances": ("collapsed", "mask_distance", "mask_overlap"),
         "lthfunc.sparsify.transforms": ("prune", "rewind", "ticket"),
-        "lthfunc.training.schedules": ("constant", "cosine", "cyclic", "stepwise", "warmup"),
+        "lthfunc.training.schedules": (
+            "constant",
+            "cosine",
+            "cyclic",
+            "one_cycle",
+            "stepwise",
+            "trapezoidal",
+            "triangular",
+            "warmup",
+        ),
         "lthfunc.training.optimizers": ("Optimizer", "adam", "adamw", "sgd"),
-        "lthfunc.training.steps": (
+        "lthfunc.training.lion": ("lion",),
+        "lthfunc.training.muon": ("muon",),
+        "lthfunc.training.losses": (
+            "Loss",
+            "Metric",
+            "accuracy",
             "cross_entropy",
+            "explained",
+            "huber",
+            "mean_absolute",
+            "mean_squared",
+            "smoothed",
+            "top",
+        ),
+        "lthfunc.training.steps": (
             "forward_of",
             "loss_of",
             "make_eval_step",

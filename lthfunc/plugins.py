@@ -50,7 +50,10 @@ def called(
     anything = any(each.kind is each.VAR_KEYWORD for each in signature.parameters.values())
     for key in given:
         if key not in named and not anything:
-            raise unknown(f"{option}-option", key, named)
+            mine = [each for each in named if each not in offered]
+            if not mine:
+                raise invalid(f"{option}-option", key, f"nothing with {name}")
+            raise unknown(f"{option}-option", key, mine)
     arguments = {key: value for key, value in offered.items() if key in named}
     arguments |= {key: _literal(text) for key, text in given.items()}
     missing = [key for key, each in named.items() if each.default is each.empty and key not in arguments]
@@ -61,6 +64,8 @@ def called(
         )
     try:
         return function(**arguments)
+    except UserError:
+        raise
     except Exception as error:
         what = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
         raise UserError(f"{option}: {name!r} called with {what} fails{place_of(error)}: {first_line(error)}") from error

@@ -17,7 +17,6 @@ import lthfunc as lf
 from lthfunc.compacting.engine import compact_engine
 from lthfunc.compacting.network import compact_training, cut, left_out
 from lthfunc.errors import UserError
-from lthfunc.models.catalog import ARCHS
 from lthfunc.models.factory import build
 from lthfunc.sparse.kernels import build as kernels
 from lthfunc.trees.types import Dataset, Ticket, TrainState
@@ -48,6 +47,10 @@ class Block(nn.Module):
         w = F.pad(z[:, 2:10], (0, 0, 0, 0, 1, 3)) + z
         out: Tensor = self.fc2(torch.tanh(self.fc1(w.flatten(1))))
         return out
+
+
+#: Networks of every kind of connection; test_architectures.py goes through the rest.
+ARCHS = ("lenet300", "lenet5", "conv2", "conv4", "conv6", "resnet20", "resnet18")
 
 
 def broken(model: lf.Model, density: float, seed: int, *, dtype: torch.dtype = torch.float64) -> Ticket:

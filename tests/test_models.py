@@ -16,6 +16,9 @@ from lthfunc.models.catalog import ARCHS
 from lthfunc.trees.model import apply_training
 
 MNIST, CIFAR = (1, 28, 28), (3, 32, 32)
+#: Those that are built in no time.
+LIGHT = ["lenet300", "lenet5", "conv4", "vgg11", "resnet20", "wrn-22-2"]
+IMAGES = [name for name in ARCHS if ARCHS[name].takes == "images"]
 
 #: (weights to prune, all parameters), from the layer sizes in the papers.
 COUNTS = {
@@ -26,18 +29,38 @@ COUNTS = {
     ("conv6", CIFAR): (2_261_184, 2_262_602),
     ("resnet20", CIFAR): (268_336, 269_722),
     ("resnet18", CIFAR): (11_164_352, 11_173_962),
+    ("resnet34", CIFAR): (21_265_088, 21_282_122),
+    ("resnet50", CIFAR): (23_467_712, 23_520_842),
+    ("resnet32", CIFAR): (461_872, 464_154),
+    ("resnet56", CIFAR): (848_944, 853_018),
+    ("lenet5-wide", MNIST): (9 * (64 + 64 * 64) + 64 * 196 * 256 + 256 * 256 + 2560, 3_317_450),
+    ("alexnet", CIFAR): (23_262_912, 23_272_266),
+    ("vgg11", CIFAR): (9_222_848, 9_231_114),
+    ("vgg13", CIFAR): (9_407_168, 9_416_010),
+    ("vgg16", CIFAR): (14_715_584, 14_728_266),
+    ("vgg19", CIFAR): (20_024_000, 20_040_522),
+    ("wrn-22-2", CIFAR): (1_076_912, 1_079_642),
+    ("wrn-28-10", CIFAR): (36_461_232, 36_479_194),
+    ("densenet121", CIFAR): (6_872_768, 6_956_426),
+    ("vit-tiny", CIFAR): (12 * 12 * 192 * 192 + 48 * 192 + 1920, 5_362_762),
+    ("char-transformer", (64,)): (4 * 12 * 128 * 128 + 2 * 65 * 128, 818_176),
 }
+
+
+def test_every_architecture_is_counted() -> None:
+    assert {name for name, _ in COUNTS} == set(ARCHS)
 
 
 @pytest.mark.parametrize(("name", "shape"), COUNTS)
 def test_architectures_have_the_papers_sizes(name: str, shape: tuple[int, ...]) -> None:
-    state = lf.init(build(name, shape, 10))
+    text = ARCHS[name].takes == "text"
+    state = lf.init(build(name, shape, 65 if text else 10, inputs="text" if text else "numbers"))
     weights, parameters = COUNTS[name, shape]
     assert lf.count(state.masks).total == weights
     assert sum(leaf.numel() for leaf in state.params.values()) == parameters
 
 
-@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("arch", LIGHT)
 @pytest.mark.parametrize("dataset", DATASETS)
 def test_every_pair_gives_logits_or_a_reason(arch: str, dataset: str) -> None:
     known = DATASETS[dataset]
@@ -52,14 +75,14 @@ def test_every_pair_gives_logits_or_a_reason(arch: str, dataset: str) -> None:
     assert logits.shape == (3, known.classes)
 
 
-@pytest.mark.parametrize("arch", [name for name in ARCHS if ARCHS[name].min_side > 1])
+@pytest.mark.parametrize("arch", IMAGES)
 def test_the_stated_least_image_works(arch: str) -> None:
     side = ARCHS[arch].min_side
     model = build(arch, (1, side, side), 4)
     state = lf.init(model)
     logits, _ = apply_training(model, state.params, state.buffers, torch.randn(2, 1, side, side))
     assert logits.shape == (2, 4)
-    with pytest.raises(UserError, match="needs images of at least"):
+    with pytest.raises(UserError, match=f"needs images of at least {side}×{side}, these are {side}×{side - 1}"):
         build(arch, (1, side, side - 1), 4)
 
 
@@ -196,7 +219,7 @@ def test_networks_of_torchvision_by_name() -> None:
         build("torchvision:resnet19", (3, 64, 64), 7)
     with pytest.raises(UserError, match=r"'torchvision:resnet18' cannot take inputs of shape \(1, 28, 28\)"):
         build("torchvision:resnet18", (1, 28, 28), 10)
-    with pytest.raises(UserError, match="takes a network of your own with it; lenet300 takes none"):
+    with pytest.raises(UserError, match="'width' is not accepted; it takes nothing with lenet300"):
         build("lenet300", (1, 28, 28), 10, {"width": "3"})
 
 

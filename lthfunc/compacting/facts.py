@@ -113,7 +113,8 @@ def values_of(captured: Captured, params: Params, buffers: Buffers, shape: tuple
             return result
 
     with torch.no_grad():
-        inputs = torch.zeros(TRACED_BATCH, *shape, dtype=torch.float64)
+        kind = [node for node in captured.graph.nodes if node.op == "placeholder"][-1].meta["val"].dtype
+        inputs = torch.zeros(TRACED_BATCH, *shape, dtype=torch.float64 if kind.is_floating_point else kind)
         Noting(GraphModule({}, captured.graph)).run(*given, inputs)
     return found
 

@@ -165,7 +165,9 @@ def _compacted(
     kept = {name for name, _ in training.named_buffers()} | {name for name, _ in evaluating.named_buffers()}
     buffers = {name: leaf for name, leaf in buffers.items() if name in kept}
     prunable = tuple(name for name in model.prunable if name in params)
-    small = Model(model.name, training, evaluating, prunable, lambda seed: (params, buffers))
+    small = model._replace(
+        training=training, evaluating=evaluating, prunable=prunable, init=lambda seed: (params, buffers)
+    )
     cuts = {name: each for name, each in r.cuts.items() if name in params or name in buffers}
     return Compacted(small, params, buffers, cut({name: masks[name] for name in prunable if name in masks}, cuts), cuts)
 

@@ -7,13 +7,17 @@ from typing import TYPE_CHECKING
 from lthfunc.lazy import table_of_contents
 
 if TYPE_CHECKING:
-    from lthfunc.data.loading import from_map_style as from_map_style, from_tensors as from_tensors, load as load
+    from lthfunc.data.loading import load as load
     from lthfunc.data.mapped import open_mapped as open_mapped, save_mapped as save_mapped
+    from lthfunc.data.planted import planted_teacher as planted_teacher
+    from lthfunc.data.tensors import from_map_style as from_map_style, from_tensors as from_tensors
 
 __getattr__, __all__ = table_of_contents(
     __name__,
     {
-        "lthfunc.data.loading": ("load", "from_tensors", "from_map_style"),
+        "lthfunc.data.loading": ("load",),
+        "lthfunc.data.tensors": ("from_tensors", "from_map_style"),
+        "lthfunc.data.planted": ("planted_teacher",),
         "lthfunc.data.mapped": ("open_mapped", "save_mapped"),
     },
 )

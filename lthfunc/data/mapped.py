@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import math
 import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import safetensors
 import torch
@@ -19,6 +22,8 @@ from lthfunc.trees.types import Dataset, Scale, Split
 
 _FORMAT = "lthfunc.data/1"
 _SPLITS = ("train", "val", "test")
+#: Bytes kept for what a header says of the data, its classes' names above all.
+_HEADER = 1 << 20
 #: safetensors' names of the types that inputs and targets come in.
 _DTYPES = {"U8": torch.uint8, "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "I64": torch.int64}
 
@@ -32,7 +37,10 @@ def save_mapped(path: str | os.PathLike[str], data: Dataset) -> None:
         raise UserError(f"{path}: the name of a data set's file ends in {SUFFIX}")
     tree = {name: getattr(data, name)._asdict() for name in _SPLITS}
     scale = data.scale._asdict() if data.scale else None
-    save_tree(path, tree, {"format": _FORMAT, "name": data.name, "classes": data.classes, "scale": scale})
+    if data.parts:
+        raise UserError(f"{path}: a data set of several inputs cannot be written to one file yet")
+    about = {"format": _FORMAT, "name": data.name, "classes": data.classes, "scale": scale, "labels": list(data.labels)}
+    save_tree(path, tree, about)
 
 
 def open_mapped(path: str | os.PathLike[str]) -> Dataset:
@@ -46,14 +54,71 @@ def open_mapped(path: str | os.PathLike[str]) -> Dataset:
     if about.get("format") != _FORMAT:
         raise UserError(f"--dataset: {str(path)!r} is not a data set's file (lthfunc.data.save_mapped writes them)")
     tensors = _mapped_tensors(Path(path))
-    scale = about["scale"]
+    scale, counts = about["scale"], about.get("counts", {})
     return Dataset(
         name=f"{about['name']} ({Path(path).name})",
-        **{name: Split(tensors[f"{name}/x"], tensors[f"{name}/y"]) for name in _SPLITS},
+        **{name: Split(*(tensors[f"{name}/{part}"][: counts.get(name)] for part in "xy")) for name in _SPLITS},
         classes=about["classes"],
         scale=Scale(scale["unit"], tuple(scale["mean"]), tuple(scale["std"])) if scale else None,
         mapped=True,
+        labels=tuple(about.get("labels", ())),
     )
+
+
+class Writing(NamedTuple):
+    """A data set's file that is being written. views: its tensors, in the file; `finish` writes its header."""
+
+    views: dict[str, Tensor]
+    about: dict[str, Any]
+
+    def finish(self, name: str, classes: int, scale: Scale, labels: Sequence[str], counts: Mapping[str, int]) -> None:
+        """Say what the tensors are. counts: how many of a split's examples are there, the first ones."""
+        self.about.update(format=_FORMAT, name=name, classes=classes, scale=scale._asdict(), labels=list(labels),
+                          counts=dict(counts))  # fmt: skip
+
+
+@contextmanager
+def writing(path: Path, entries: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> Iterator[Writing]:
+    """A file of such tensors, filled through a mapping of it, so that it may be larger than memory.
+
+    It appears under its name when the block ends without an error; `open_mapped` reads it.
+    """
+    codes = {dtype: code for code, dtype in _DTYPES.items()}
+    offsets, end = {}, 0
+    for name, (dtype, shape) in entries.items():
+        offsets[name] = (end, end + dtype.itemsize * math.prod(shape))
+        end = offsets[name][1]
+
+    def header(about: Mapping[str, Any]) -> bytes:
+        fields: dict[str, Any] = {"__metadata__": {"lthfunc": json.dumps(about)}}
+        for name, (dtype, shape) in entries.items():
+            fields[name] = {"dtype": codes[dtype], "shape": list(shape), "data_offsets": list(offsets[name])}
+        return json.dumps(fields).encode()
+
+    size = -(-(len(header({})) + _HEADER) // 8) * 8
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        os.truncate(temporary, 8 + size + end)
+        storage = torch.UntypedStorage.from_file(temporary, True, 8 + size + end)
+        whole = torch.empty(0, dtype=torch.uint8).set_(storage)  # type: ignore[arg-type]
+        views = {
+            name: whole[8 + size + offsets[name][0] : 8 + size + offsets[name][1]].view(dtype).view(shape)
+            for name, (dtype, shape) in entries.items()
+        }
+        file = Writing(views, {})
+        yield file
+        written = header(file.about)
+        if len(written) > size:
+            raise UserError(f"{path}: the names of its classes are too long")
+        with Path(temporary).open("r+b") as raw:
+            raw.write(size.to_bytes(8, "little") + written.ljust(size))  # spaces may follow a header
+            raw.flush()
+            os.fsync(raw.fileno())
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
 
 
 def _mapped_tensors(path: Path) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""MNIST, Fashion-MNIST and the CIFARs through torchvision: read, check, download."""
+"""The MNIST family, SVHN and the CIFARs through torchvision: read, check, download."""
 
 from __future__ import annotations
 
@@ -21,6 +21,9 @@ from lthfunc.errors import UserError
 _CLASSES: dict[str, Any] = {
     "mnist": torchvision.datasets.MNIST,
     "fashionmnist": torchvision.datasets.FashionMNIST,
+    "kmnist": torchvision.datasets.KMNIST,
+    "emnist": torchvision.datasets.EMNIST,
+    "svhn": torchvision.datasets.SVHN,
     "cifar10": torchvision.datasets.CIFAR10,
     "cifar100": torchvision.datasets.CIFAR100,
 }
@@ -43,7 +46,7 @@ def read_vision(name: str, folder: Path, *, download: bool) -> tuple[Pair, Pair]
         if not download:
             raise _absent(name, folder, "downloading is off")
         _download(name, folder)
-    read = _read_idx if "mnist" in name else _read_cifar
+    read = _read_idx if "mnist" in name else _read_svhn if name == "svhn" else _read_cifar
     train, test = read(name, source)
     known = DATASETS[name]
     for part, expected in ((train, known.train + known.val), (test, known.test)):
@@ -58,6 +61,8 @@ def read_vision(name: str, folder: Path, *, download: bool) -> tuple[Pair, Pair]
 def _home(name: str, folder: Path) -> Path:
     """The folder torchvision keeps a data set's files in, below the data folder."""
     kind = _CLASSES[name]
+    if name == "svhn":
+        return folder / "SVHN"
     return folder / str(kind.__name__) / "raw" if "mnist" in name else folder / str(kind.base_folder)
 
 
@@ -72,8 +77,29 @@ def _read_idx(name: str, source: Path) -> tuple[Pair, Pair]:
         except (AssertionError, ValueError, KeyError, IndexError, OSError, RuntimeError) as error:
             raise _broken(name, path, "it is not a whole IDX file") from error
 
-    train_x, train_y, test_x, test_y = (read(file) for file in _MNIST_FILES)
+    if name == "emnist":  # its files hold images on their side
+        files = [f"emnist-balanced-{file.replace('t10k', 'test')}" for file in _MNIST_FILES]
+        train_x, train_y, test_x, test_y = (read(file) for file in files)
+        train_x, test_x = train_x.transpose(1, 2).contiguous(), test_x.transpose(1, 2).contiguous()
+    else:
+        train_x, train_y, test_x, test_y = (read(file) for file in _MNIST_FILES)
     return (train_x.unsqueeze(1), train_y.long()), (test_x.unsqueeze(1), test_y.long())
+
+
+def _read_svhn(name: str, source: Path) -> tuple[Pair, Pair]:
+    from scipy.io import loadmat  # scikit-learn brings it
+
+    def read(part: str) -> Pair:
+        path = source / f"{part}_32x32.mat"
+        try:
+            arrays = loadmat(path)
+            pixels, digits = arrays["X"], arrays["y"].astype(np.int64).ravel()
+            images = torch.from_numpy(np.ascontiguousarray(pixels.transpose(3, 2, 0, 1)))
+        except Exception as error:  # a MATLAB file's reader raises what it meets
+            raise _broken(name, path, "it is not SVHN's MATLAB file" if path.exists() else "it is missing") from error
+        return images, torch.from_numpy(digits % 10)  # 0 is written 10
+
+    return read("train"), read("test")
 
 
 def _read_cifar(name: str, source: Path) -> tuple[Pair, Pair]:
@@ -97,7 +123,7 @@ def _download(name: str, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=f".{name}-") as scratch:
             with _silence():
-                _CLASSES[name](scratch, download=True)
+                _fetch(name, scratch)
             target = _home(name, folder)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.move(_home(name, Path(scratch)), target)
@@ -107,6 +133,16 @@ def _download(name: str, folder: Path) -> None:
                 folder.rmdir()
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "the servers did not answer"
         raise _absent(name, folder, reason) from error
+
+
+def _fetch(name: str, folder: str) -> None:
+    if name == "svhn":
+        for split in ("train", "test"):
+            _CLASSES[name](str(Path(folder) / "SVHN"), split=split, download=True)
+    elif name == "emnist":
+        _CLASSES[name](folder, split="balanced", download=True)
+    else:
+        _CLASSES[name](folder, download=True)
 
 
 @contextlib.contextmanager

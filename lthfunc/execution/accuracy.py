@@ -8,13 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from lthfunc.training.evaluation import evaluate
-from lthfunc.training.steps import Metrics, accuracy, cross_entropy
+from lthfunc.training.losses import Metric, accuracy
+from lthfunc.training.steps import Metrics
 from lthfunc.trees.ops import scaled
 from lthfunc.trees.types import Batch, Dataset
 
 
-def accuracy_of(program: nn.Module, data: Dataset, batch: int, device: torch.device | str = "cpu") -> float:
-    """Share of the test set whose largest output is the target, in [0, 1], in batches of one size.
+def accuracy_of(
+    program: nn.Module, data: Dataset, batch: int, device: torch.device | str = "cpu", metric: Metric = accuracy
+) -> float:
+    """Accuracy, or another metric, on the test set, in batches of one size.
 
     The last batch is filled up with its first example, so that no program is made ready for a size of its own.
     """
@@ -22,7 +25,8 @@ def accuracy_of(program: nn.Module, data: Dataset, batch: int, device: torch.dev
     def metrics_of(given: Batch) -> Metrics:
         x, y = given
         outputs: Tensor = program(scaled(_filled(x, batch), data.scale))[: len(x)]
-        return {"loss": cross_entropy(outputs, y), "accuracy": accuracy(outputs, y)}
+        found = metric(outputs, y)
+        return {"loss": found, "accuracy": found}
 
     with torch.no_grad():
         (quality,) = evaluate(metrics_of, data.test, torch.device(device), batch)

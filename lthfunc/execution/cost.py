@@ -52,7 +52,7 @@ def cost(model: Model, params: Params, masks: Masks, shape: tuple[int, ...]) -> 
 
     A layer's FLOPs are PyTorch's own count of its products; those of its surviving weights are that times its density.
     """
-    flops = flops_by_module(model.evaluating, shape)
+    flops = flops_by_module(model.evaluating, shape, tokens=model.tokens)
     layers = {}
     for name, mask in masks.items():
         count, kept = mask.numel(), int(mask.sum())

@@ -75,7 +75,8 @@ def specialize(
     form, theory = forms[chosen], cost(model, ticket.params, ticket.masks, shape)
     report = Report(
         chosen, form.formats, m.left_out, theory,
-        None if m.small is None else flops_of(m.small.model.evaluating, shape), (theory.bytes[0], form.bytes),
+        None if m.small is None else flops_of(m.small.model.evaluating, shape, tokens=model.tokens),
+        (theory.bytes[0], form.bytes),
         _difference(form, m.whole, x, exact=format != "int8"), measured,
     )  # fmt: skip
     return Program(form.module, form.run, report)

@@ -12,8 +12,11 @@ from lthfunc.errors import invalid, unknown
 #: Structures without numbers.
 STRUCTURES = ("unstructured", "per-output", "units")
 STRUCTURE_NAMES = f"{', '.join(STRUCTURES)}, N:M (2:4), RxC (16x16 blocks)"
-OPTIMIZERS = ("sgd", "adam", "adamw")
-SCHEDULES = ("constant", "step", "cosine", "cyclic")
+OPTIMIZERS = ("sgd", "adam", "adamw", "lion", "muon")
+SCHEDULES = ("constant", "step", "cosine", "cyclic", "one-cycle", "triangular", "trapezoidal")
+LOSSES = ("auto", "cross-entropy", "mse", "mae", "huber")
+METRICS = ("auto", "accuracy", "r2")
+METRIC_NAMES = "auto, accuracy, top-K (top-5), r2"
 CONTROLS = ("reinit", "random-mask", "layer-random-mask", "shuffled-mask", "inverted-mask")
 #: `auto`, the names in training/engines/table.py, which needs torch (a test holds them equal), and the sparse engine
 #: alone or with a dense one for the trainings that it is slower at.
@@ -30,7 +33,12 @@ class Config:
 
     arch: str = "lenet300"
     arch_option: dict[str, str] = field(default_factory=dict)
+    weights: str | None = None
+    prune_only: tuple[str, ...] = ()
+    keep: tuple[str, ...] = ()
     dataset: str = "digits"
+    dataset_option: dict[str, str] = field(default_factory=dict)
+    skip_broken: bool = False
     rounds: int = 5
     rate: float = 0.2
     density: float | None = None
@@ -56,6 +64,9 @@ class Config:
     cycles: int = 4
     warmup: int = 0
     augment: bool | None = None
+    loss: str = "auto"
+    label_smoothing: float = 0.0
+    metric: str = "auto"
     eval_every: int | None = None
     seed: int = 0
     replicates: int = 1
@@ -110,8 +121,8 @@ def parse_structure(text: str) -> Structure:
 
 
 def is_own(name: str) -> bool:
-    """Whether a name is a user's own function, package.module:function."""
-    return re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name) is not None
+    """Whether a name is a user's own function, package.module:function or path/to/file.py:name."""
+    return re.fullmatch(r"(.+\.py|[A-Za-z_][\w.]*):[A-Za-z_]\w*", name) is not None
 
 
 def from_mapping(values: Mapping[str, Any]) -> Config:
@@ -139,7 +150,7 @@ def _typed(name: str, value: Any) -> Any:
     """A TOML value as the field's type; whole numbers serve as floats, nothing else is converted."""
     wanted = str(Config.__dataclass_fields__[name].type)
     option = f"configuration: {name}"
-    if name == "arch_option":
+    if name in ("arch_option", "dataset_option"):
         if not isinstance(value, Mapping) or not all(isinstance(text, str) for text in value.values()):
             raise invalid(option, value, "a table of names and strings")
         return dict(value)

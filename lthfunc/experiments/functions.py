@@ -21,6 +21,7 @@ from lthfunc.sparsify.selection import Select, unstructured
 from lthfunc.sparsify.structures import blocks, n_of_m, per_output, units
 from lthfunc.sparsify.synflow import synflow
 from lthfunc.training.batches import sample_batches
+from lthfunc.training.losses import Loss, cross_entropy
 from lthfunc.training.steps import forward_of, loss_of
 from lthfunc.trees.fold import Transformation, compose
 from lthfunc.trees.model import Model
@@ -43,6 +44,7 @@ class Scored(NamedTuple):
     number: int
     trained: TrainState
     anchor: TrainState
+    loss: Loss = cross_entropy
 
     def batches(self) -> list[Batch]:
         """Scaled training batches, others in each round."""
@@ -51,7 +53,7 @@ class Scored(NamedTuple):
 
 
 def _of_loss(make: Callable[..., Score]) -> Callable[[Scored], Score]:
-    return lambda now: make(loss_of(now.model, now.trained.buffers), now.batches())
+    return lambda now: make(loss_of(now.model, now.trained.buffers, now.loss), now.batches())
 
 
 _SCORES: dict[str, Callable[[Scored], Score]] = {
@@ -61,7 +63,7 @@ _SCORES: dict[str, Callable[[Scored], Score]] = {
     "magnitude-increase": lambda now: magnitude_increase(now.anchor.params),
     "distance-moved": lambda now: distance_moved(now.anchor.params),
     "large-init-large-final": lambda now: large_init_large_final(now.anchor.params),
-    "movement": lambda now: movement(loss_of(now.model, now.trained.buffers), now.batches(), now.lr),
+    "movement": lambda now: movement(loss_of(now.model, now.trained.buffers, now.loss), now.batches(), now.lr),
     "taylor": _of_loss(taylor),
     "fisher": _of_loss(fisher),
     "snip": _of_loss(snip),
@@ -114,7 +116,7 @@ def structure_of(config: Config, model: Model) -> Select:
     made: dict[str, Callable[[], Select]] = {
         "unstructured": lambda: unstructured,
         "per-output": lambda: per_output(config.exempt),
-        "units": lambda: units((*config.exempt, model.prunable[-1])),
+        "units": lambda: units((*config.exempt, *(name for name in model.prunable if name == model.output))),
         "n:m": lambda: n_of_m(first, second, config.exempt),
         "blocks": lambda: blocks(first, second, config.exempt),
     }

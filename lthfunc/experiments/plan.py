@@ -10,9 +10,10 @@ import torch
 from lthfunc.compacting.engine import compact_engine
 from lthfunc.compacting.network import compact_training
 from lthfunc.data.augment import shift_and_mirror
+from lthfunc.data.images import Observe
 from lthfunc.data.loading import load
 from lthfunc.errors import UserError, invalid
-from lthfunc.experiments.config import Config, parse_rewind, trainings_at_once
+from lthfunc.experiments.config import Config, is_own, parse_rewind, trainings_at_once
 from lthfunc.experiments.functions import (
     Scored,
     allocation_of,
@@ -25,22 +26,20 @@ from lthfunc.experiments.functions import (
 from lthfunc.experiments.iterative import Plan
 from lthfunc.experiments.resolve import resolved
 from lthfunc.experiments.starting import CONTROLS
-from lthfunc.models.factory import build
+from lthfunc.experiments.tasks import loss_of_name, make_optimizer, metric_of_name
+from lthfunc.models.factory import build_for
 from lthfunc.sparse.choice import is_faster, why_not_sparse
 from lthfunc.sparse.engine import sparse_engine
 from lthfunc.sparse.kernels.build import why_no_kernels
 from lthfunc.sparse.mixed import sparse_or
 from lthfunc.sparsify.allocation import check_patterns
 from lthfunc.sparsify.scores import magnitude
-from lthfunc.training import schedules
 from lthfunc.training.batches import steps_per_epoch
 from lthfunc.training.engines.interface import Work
 from lthfunc.training.engines.table import Making, engine_for
 from lthfunc.training.engines.toolchain import why_not
 from lthfunc.training.loop import make_trainer
-from lthfunc.training.optimizers import Optimizer, adam, adamw, sgd
 from lthfunc.training.precision import Precision, check_precision
-from lthfunc.training.steps import cross_entropy
 from lthfunc.trees.flops import flops_of
 from lthfunc.trees.model import Model, init
 from lthfunc.trees.ops import data_to_device
@@ -64,20 +63,28 @@ class Prepared(NamedTuple):
     note: str | None
 
 
-def prepare(config: Config) -> Prepared:
-    """Check everything that can be wrong, load the data, and build the plan. Raises UserError."""
+def prepare(config: Config, observe: Observe | None = None) -> Prepared:
+    """Check everything that can be wrong, load the data, and build the plan. Raises UserError.
+
+    observe: told how many images of how many are decoded.
+    """
     config = resolved(config)
     config = replace(config, device=choose_device(config.device))
     check_precision(config.precision, config.device)
-    data = data_to_device(load(config.dataset, config.data_dir), config.device, _room(config.device))
-    model = build(config.arch, data.shape, data.classes, config.arch_option)
+    data = data_to_device(read_data(config, observe), config.device, _room(config.device))
+    model = read_model(config, data)
     batch_size = _decided(config.batch_size)
     per_epoch = steps_per_epoch(len(data.train.x), batch_size)
     steps = config.steps if config.steps is not None else _decided(config.epochs) * per_epoch
     augment = shift_and_mirror if config.augment else None
+    loss, metric = loss_of_name(config, data), metric_of_name(config, data)
     work = Work(
-        model, cross_entropy, make_optimizer(config, steps), data.scale, augment, cast("Precision", config.precision)
+        model, loss, make_optimizer(config, steps), data.scale, augment, cast("Precision", config.precision), metric
     )
+    if work.optimizer.mixes and config.compact:
+        raise UserError(
+            f"--compact: cannot be with --optimizer {config.optimizer}, whose updates mix a layer's weights"
+        )
     config, note = _choose_engine(config, steps, work, data)
     if config.threads is None:
         config = replace(config, threads=_threads(config, work, data, batch_size))
@@ -92,6 +99,8 @@ def prepare(config: Config) -> Prepared:
             data,
             optimizer=work.optimizer,
             batch_size=batch_size,
+            loss=loss,
+            metric=metric,
             augment=augment,
             engine=_compacting(config, model, data) if config.compact else engine_making(config.engine),
             precision=work.precision,
@@ -102,7 +111,7 @@ def prepare(config: Config) -> Prepared:
         rate=config.rate,
         densities=densities_of(config),
         score=lambda trained, now: scoring(
-            Scored(model, data, batch_size, _decided(config.lr), now.seed, now.number, trained, now.anchor)
+            Scored(model, data, batch_size, _decided(config.lr), now.seed, now.number, trained, now.anchor, loss)
         ),
         allocate=allocation_of(config),
         select=structure_of(config, model),
@@ -138,22 +147,28 @@ def choose_device(name: str) -> str:
     return name
 
 
-def make_optimizer(config: Config, steps: int) -> Optimizer:
-    """The optimiser and schedule of a resolved configuration, for trainings of so many steps."""
-    lr, momentum, weight_decay = (_decided(item) for item in (config.lr, config.momentum, config.weight_decay))
-    if config.schedule == "cosine":
-        table = schedules.cosine(lr, steps)
-    elif config.schedule == "cyclic":
-        table = schedules.cyclic(lr, steps, config.cycles)
-    elif config.schedule == "step":
-        # Two drops to a tenth, after 2/3 and 5/6 of the training, as in Frankle & Carbin 2019, sec. 4.
-        table = schedules.stepwise(lr, config.milestone or (steps * 2 // 3, steps * 5 // 6))
-    else:
-        table = schedules.constant(lr)
-    table = schedules.warmup(table, config.warmup)
-    if config.optimizer == "sgd":
-        return sgd(table, momentum, config.nesterov, weight_decay)
-    return (adam if config.optimizer == "adam" else adamw)(table, weight_decay=weight_decay)
+def read_data(config: Config, observe: Observe | None = None) -> Dataset:
+    """The data set of a configuration. Raises UserError."""
+    return load(
+        config.dataset,
+        config.data_dir,
+        options=config.dataset_option,
+        skip_broken=config.skip_broken,
+        observe=observe,
+    )
+
+
+def read_model(config: Config, data: Dataset) -> Model:
+    """The network of a configuration, for its data. Raises UserError."""
+    return build_for(
+        config.arch,
+        data,
+        config.arch_option,
+        weights=config.weights,
+        prune_only=config.prune_only,
+        keep=config.keep,
+        any_outputs=is_own(config.loss),
+    )
 
 
 def _decided(value: T | None) -> T:
@@ -228,7 +243,7 @@ def _eval_every(steps: int, batch_size: int, val: int) -> int:
 
 def flops_per_step(model: Model, shape: tuple[int, ...], batch_size: int) -> int:
     """FLOPs of a training step's products, counted on one example: a forward pass and two of its size backward."""
-    return 3 * batch_size * flops_of(model.evaluating, shape)
+    return 3 * batch_size * flops_of(model.evaluating, shape, tokens=model.tokens)
 
 
 def _room(device: str) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -12,6 +13,9 @@ from lthfunc.errors import UserError, invalid, unknown
 from lthfunc.experiments.config import (
     CONTROLS,
     ENGINES,
+    LOSSES,
+    METRIC_NAMES,
+    METRICS,
     OPTIMIZERS,
     PRECISIONS,
     SCHEDULES,
@@ -27,7 +31,8 @@ from lthfunc.models import catalog as models
 _PLAIN = models.Recipe("adam", 1.2e-3, 60)
 _PLAIN_EPOCHS = 10
 #: Rates for an optimiser that is not the recipe's.
-_PLAIN_LR = {"sgd": 0.05, "adam": 1.2e-3, "adamw": 1.2e-3}
+_PLAIN_LR = {"sgd": 0.05, "adam": 1.2e-3, "adamw": 1.2e-3, "lion": 2e-4, "muon": 0.02}
+_PLAIN_MOMENTUM = {"muon": 0.95}
 
 
 def resolved(config: Config) -> Config:
@@ -41,7 +46,8 @@ def resolved(config: Config) -> Config:
     known = data.DATASETS.get(dataset)
     optimizer = _first(config.optimizer, recipe.optimizer)
     if optimizer != recipe.optimizer:  # a recipe's rate, momentum and decay belong to its own optimiser
-        recipe = models.Recipe(optimizer, _PLAIN_LR[optimizer], recipe.batch_size)
+        rate, momentum = _PLAIN_LR.get(optimizer, _PLAIN.lr), _PLAIN_MOMENTUM.get(optimizer, 0.0)
+        recipe = models.Recipe(optimizer, rate, recipe.batch_size, momentum)
     config = replace(
         config,
         arch=arch,
@@ -68,7 +74,8 @@ def _check_choices(config: Config) -> None:
     choices: list[tuple[str, str | None, tuple[str, ...]]] = [
         ("--allocate", config.allocate, (*ALLOCATIONS, *_own(config.allocate))),
         ("--score", config.score, (*SCORES, *_own(config.score))),
-        ("--optimizer", config.optimizer, OPTIMIZERS),
+        ("--optimizer", config.optimizer, (*OPTIMIZERS, *_own(config.optimizer))),
+        ("--loss", config.loss, (*LOSSES, *_own(config.loss))),
         ("--schedule", config.schedule, SCHEDULES),
         ("--engine", config.engine, ENGINES),
         ("--precision", config.precision, PRECISIONS),
@@ -77,6 +84,8 @@ def _check_choices(config: Config) -> None:
     for option, choice, names in choices:
         if choice is not None and choice not in names:
             raise unknown(option, choice, names)
+    if config.metric not in METRICS and not is_own(config.metric) and not re.fullmatch(r"top-[1-9]\d*", config.metric):
+        raise invalid("--metric", config.metric, f"{METRIC_NAMES}, package.module:function or path/to/file.py:name")
     parse_rewind(config.rewind)
     parse_structure(config.structure)
 
@@ -92,8 +101,8 @@ def listed(densities: str) -> list[float]:
     return values
 
 
-def _own(name: str) -> tuple[str, ...]:
-    return (name,) if is_own(name) else ()
+def _own(name: str | None) -> tuple[str, ...]:
+    return (name,) if name is not None and is_own(name) else ()
 
 
 def _check_numbers(config: Config) -> None:
@@ -132,10 +141,14 @@ def _check_numbers(config: Config) -> None:
 def _check_together(config: Config) -> None:
     if config.epochs is not None and config.steps is not None:
         raise UserError("--epochs and --steps: give one of them, not both")
-    if config.momentum and config.optimizer != "sgd":
-        raise invalid("--momentum", config.momentum, "0 unless --optimizer is sgd")
+    if config.momentum and config.optimizer in ("adam", "adamw", "lion"):
+        raise invalid("--momentum", config.momentum, f"0 with --optimizer {config.optimizer}")
     if config.nesterov and not config.momentum:
         raise UserError("--nesterov: takes --optimizer sgd with a --momentum above 0")
+    if not 0 <= config.label_smoothing < 1:
+        raise invalid("--label-smoothing", config.label_smoothing, "a number in [0, 1)")
+    if config.label_smoothing and config.loss not in ("auto", "cross-entropy"):
+        raise invalid("--label-smoothing", config.label_smoothing, f"0 with --loss {config.loss}")
     if config.densities is not None and config.density is not None:
         raise UserError("--density and --densities: give one of them, not both")
     if config.compact and config.device.startswith("cuda") and (config.jobs or 1) > 1:

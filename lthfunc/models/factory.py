@@ -2,60 +2,126 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import entry_points
 
 import torch
 from torch import nn
 
-from lthfunc.errors import UserError, invalid, unknown
+from lthfunc.errors import UserError, unknown
 from lthfunc.frames import first_line, place_of
+from lthfunc.models.alexnet import AlexNet
 from lthfunc.models.catalog import ARCHS, ENTRY_POINTS, canonical
 from lthfunc.models.conv import ConvNet
-from lthfunc.models.lenet import LeNet5, LeNet300
-from lthfunc.models.resnet import ResNet20, small_image_resnet18
+from lthfunc.models.lenet import LeNet5, LeNet300, WideLeNet5
+from lthfunc.models.pretrained import with_weights
+from lthfunc.models.resnet import ResNet
+from lthfunc.models.small_images import small_image_densenet121, small_image_resnet
+from lthfunc.models.transformer import CharTransformer
+from lthfunc.models.vgg import VGG
+from lthfunc.models.vit import ViT
+from lthfunc.models.wide_resnet import WideResNet
 from lthfunc.plugins import called, load_plugin
-from lthfunc.trees.model import Model, from_module
+from lthfunc.trees.model import Model, apply_evaluating, apply_training, example_of, from_module, pruning
+from lthfunc.trees.parts import Part, Unpacking
+from lthfunc.trees.types import Dataset
 
 Shape = tuple[int, ...]
 
 #: Collections of networks that are taken by name.
 _ZOOS = ("torchvision:", "timm:")
 
-_MODULES: dict[str, Callable[[Shape, int], nn.Module]] = {
+_MODULES: dict[str, Callable[..., nn.Module]] = {
     "lenet300": LeNet300,
     "lenet5": LeNet5,
-    "conv2": lambda shape, classes: ConvNet(shape, classes, (64,)),
-    "conv4": lambda shape, classes: ConvNet(shape, classes, (64, 128)),
-    "conv6": lambda shape, classes: ConvNet(shape, classes, (64, 128, 256)),
-    "resnet20": ResNet20,
-    "resnet18": small_image_resnet18,
+    "lenet5-wide": WideLeNet5,
+    "conv2": partial(ConvNet, widths=(64,)),
+    "conv4": partial(ConvNet, widths=(64, 128)),
+    "conv6": partial(ConvNet, widths=(64, 128, 256)),
+    "alexnet": AlexNet,
+    **{f"vgg{depth}": partial(VGG, depth=depth) for depth in (11, 13, 16, 19)},
+    **{f"resnet{depth}": partial(ResNet, depth=depth) for depth in (20, 32, 56)},
+    **{f"resnet{depth}": partial(small_image_resnet, depth=depth) for depth in (18, 34, 50)},
+    "wrn-22-2": partial(WideResNet, depth=22, width=2),
+    "wrn-28-10": partial(WideResNet, depth=28, width=10),
+    "densenet121": small_image_densenet121,
+    "vit-tiny": ViT,
+    "char-transformer": CharTransformer,
 }
 
 
-def build(name: str, shape: Shape, classes: int, options: Mapping[str, str] | None = None) -> Model:
+def build_for(
+    name: str,
+    data: Dataset,
+    options: Mapping[str, str] | None = None,
+    *,
+    weights: str | None = None,
+    prune_only: Sequence[str] = (),
+    keep: Sequence[str] = (),
+    any_outputs: bool = False,
+) -> Model:
+    """`build` for a data set. weights: what it starts from (`pretrained`). prune_only, keep: patterns (`pruning`).
+
+    any_outputs: the network's outputs may be anything, for a loss of the user's own.
+    """
+    name = canonical(name)
+    model = build(name, data.shape, data.classes, options, data.inputs, parts=data.parts, any_outputs=any_outputs)
+    if weights is not None:
+        model = with_weights(model, name, weights)
+    return pruning(model, prune_only, keep)
+
+
+def build(
+    name: str,
+    shape: Shape,
+    classes: int,
+    options: Mapping[str, str] | None = None,
+    inputs: str = "numbers",
+    *,
+    parts: Sequence[Part] = (),
+    any_outputs: bool = False,
+) -> Model:
     """The architecture `name` for inputs of `shape` and so many classes, with Gaussian Glorot initialisation.
 
     `name` is one of the catalogue; ``torchvision:NAME`` or ``timm:NAME``; the name of an installed entry point of the
     group ``lthfunc.models``; ``package.module:function`` or ``path/to/file.py:name``. Those of the user's own return an
     nn.Module, and are given what their signature accepts of ``shape`` or ``input_shape`` (without the batch) and
-    ``classes`` or ``num_classes``. options: further arguments, as text.
+    ``classes`` or ``num_classes``; of several inputs, the shapes of all as ``shapes``. options: further arguments, as
+    text. inputs: "numbers", or "text", whole numbers that an embedding reads.
 
     Raises UserError where the name is unknown or the pair cannot work, with the reason.
     """
     name, options = canonical(name), options or {}
-    if name in ARCHS:
-        _check_fit(name, shape)
-        if options:
-            raise invalid("--arch-option", next(iter(options)), f"a network of your own with it; {name} takes none")
-        module = _MODULES[name](shape, classes)
-    else:
-        offered = {"shape": shape, "input_shape": shape, "classes": classes, "num_classes": classes}
-        module = called("--arch", name, _function(name, shape), offered, options)
-        if not isinstance(module, nn.Module):
-            raise UserError(f"--arch: {name!r} returned a {type(module).__name__}, not an nn.Module")
-        _check_forward(name, module, shape, classes)
-    return from_module(module, name=name.rpartition(":")[2] if name.startswith(_ZOOS) else name)
+    check_fit(name, shape, inputs)
+    module = made(name, shape, classes, options, parts)
+    if name not in ARCHS:
+        _warm(name, module, shape, inputs, parts)
+    short = name.rpartition(":")[2] if name.startswith(_ZOOS) else name
+    model = from_module(module, name=short, tokens=inputs == "text", parts=parts)
+    if name not in ARCHS:
+        _check_outputs(name, model, shape, classes, any_outputs)
+    return model
+
+
+def made(name: str, shape: Shape, classes: int, options: Mapping[str, str], parts: Sequence[Part] = ()) -> nn.Module:
+    """The module of an architecture, on PyTorch's default device. Raises UserError where it cannot be made."""
+    # What a module draws for parameters that no seed draws anew (a transformer's places) is the same in every process.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        if name in _MODULES:
+            function = _MODULES[name]
+            given = function.keywords if isinstance(function, partial) else {}
+            offered = {"shape": shape, "classes": classes, **given}
+        else:
+            function = _function(name, shape)
+            offered = {"shape": shape, "input_shape": shape, "classes": classes, "num_classes": classes,
+                       "shapes": tuple(part.shape for part in parts)}  # fmt: skip
+        module = called("--arch", name, function, offered, options)
+    if not isinstance(module, nn.Module):
+        raise UserError(f"--arch: {name!r} returned a {type(module).__name__}, not an nn.Module")
+    return module
 
 
 def _function(name: str, shape: Shape) -> Callable[..., nn.Module]:
@@ -82,51 +148,117 @@ def _function(name: str, shape: Shape) -> Callable[..., nn.Module]:
     return load_plugin("--arch", name)
 
 
-def _check_fit(name: str, shape: Shape) -> None:
-    least = ARCHS[name].min_side
-    if least == 1:
+def check_fit(name: str, shape: Shape, inputs: str) -> None:
+    """Raise UserError where a network of the catalogue cannot work on such inputs."""
+    if name not in ARCHS:
+        return
+    least, takes = ARCHS[name].min_side, ARCHS[name].takes
+    if takes == "text" or inputs == "text":
+        if takes == inputs:
+            return
+        what = "text, numbers of characters of shape (length,)" if takes == "text" else takes
+        raise UserError(f"--arch: {name!r} works on {what}, not on {inputs} of shape {shape}")
+    if takes == "numbers":
         return
     if len(shape) != 3:
         raise UserError(f"--arch: {name!r} works on images (channels, height, width), not on inputs of shape {shape}")
     if min(shape[1:]) < least:
         size = f"{shape[1]}×{shape[2]}"
-        fitting = ", ".join(arch.name for arch in ARCHS.values() if arch.min_side <= min(shape[1:]))
+        images = [arch for arch in ARCHS.values() if arch.takes != "text"]
+        fitting = ", ".join(arch.name for arch in images if arch.min_side <= min(shape[1:]))
         raise UserError(
             f"--arch: {name!r} needs images of at least {least}×{least}, these are {size} (fitting: {fitting})"
         )
 
 
-def _check_forward(name: str, module: nn.Module, shape: Shape, classes: int) -> None:
-    """Run a stranger's module once, so that a pair that cannot work is refused before training starts."""
-    training = module.training
+def _warm(name: str, module: nn.Module, shape: Shape, inputs: str, parts: Sequence[Part]) -> None:
+    """Give lazy modules their shapes: one call on an example."""
+    if not any(nn.parameter.is_lazy(leaf) for leaf in (*module.parameters(), *module.buffers())):
+        return
+    x = torch.zeros(2, *shape, dtype=torch.int64 if inputs == "text" else None)
+    args, kwargs = Unpacking(tuple(parts))(module, (x,), {}) if parts else ((x,), {})
+    with _explained(name, shape), torch.no_grad():
+        module(*args, **kwargs)
+
+
+def _check_outputs(name: str, model: Model, shape: Shape, classes: int, any_outputs: bool) -> None:
+    """Run a stranger's module once in each mode, so that what cannot work is refused before training starts."""
+    params, buffers = model.init(0)
+    x = example_of(model, shape, 2)
+    with _explained(name, shape), torch.no_grad():
+        before = _tensors(model.training)
+        apply_training(model, params, buffers, x)
+        out = apply_evaluating(model, params, buffers, x)
+    changed = [key for key, value in _tensors(model.training).items() if before.get(key) is not value]
+    if changed:
+        raise UserError(
+            f"--arch: {name!r} keeps a tensor in {changed[0]} from call to call that is no buffer: register it with "
+            "register_buffer"
+        )
+    if any_outputs:
+        return
+    if not isinstance(out, torch.Tensor):
+        raise UserError(
+            f"--arch: {name!r} gives a {type(out).__name__}, not a tensor of outputs (batch, {classes}); a --loss and "
+            "a --metric of your own take any"
+        )
+    wanted = (*shape, classes) if model.tokens else (classes,)
+    if tuple(out.shape) != (2, *wanted):
+        raise UserError(f"--arch: {name!r} gives outputs of shape {tuple(out.shape[1:])}, not {wanted}")
+
+
+def _tensors(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Tensors that submodules hold as plain attributes, neither parameters nor buffers."""
+    return {
+        f"{part}.{name}" if part else name: value
+        for part, submodule in module.named_modules()
+        for name, value in vars(submodule).items()
+        if isinstance(value, torch.Tensor)
+    }
+
+
+@contextmanager
+def _explained(name: str, shape: Shape) -> Iterator[None]:
+    """Whatever a stranger's module raises as one line, with the line of it that fails."""
     try:
-        with torch.no_grad():
-            out = module.eval()(torch.zeros(2, *shape))
+        yield
+    except UserError:
+        raise
     except Exception as error:
         raise UserError(
             f"--arch: {name!r} cannot take inputs of shape {shape}{place_of(error)}: {first_line(error)}"
         ) from error
-    finally:
-        module.train(training)
-    if not isinstance(out, torch.Tensor):
-        raise UserError(f"--arch: {name!r} gives a {type(out).__name__}, not a tensor of outputs (batch, {classes})")
-    if tuple(out.shape) != (2, classes):
-        raise UserError(f"--arch: {name!r} gives outputs of shape {tuple(out.shape[1:])}, not ({classes},)")
 
 
 def _named(name: str) -> Callable[..., Model]:
-    def make(shape: Shape = (1, 28, 28), classes: int = 10) -> Model:
-        return build(name, shape, classes)
+    def make(shape: Shape = (1, 28, 28), classes: int = 10, **options: object) -> Model:
+        inputs = "text" if ARCHS[name].takes == "text" else "numbers"
+        return build(name, shape, classes, {key: repr(value) for key, value in options.items()}, inputs)
 
-    make.__name__ = make.__qualname__ = name
+    make.__name__ = make.__qualname__ = name.replace("-", "_")
     make.__doc__ = f"{ARCHS[name].about}, as a Model for inputs of `shape`."
     return make
 
 
 lenet300 = _named("lenet300")
 lenet5 = _named("lenet5")
+lenet5_wide = _named("lenet5-wide")
 conv2 = _named("conv2")
 conv4 = _named("conv4")
 conv6 = _named("conv6")
+alexnet = _named("alexnet")
+vgg11 = _named("vgg11")
+vgg13 = _named("vgg13")
+vgg16 = _named("vgg16")
+vgg19 = _named("vgg19")
 resnet20 = _named("resnet20")
+resnet32 = _named("resnet32")
+resnet56 = _named("resnet56")
 resnet18 = _named("resnet18")
+resnet34 = _named("resnet34")
+resnet50 = _named("resnet50")
+wrn_22_2 = _named("wrn-22-2")
+wrn_28_10 = _named("wrn-28-10")
+densenet121 = _named("densenet121")
+vit_tiny = _named("vit-tiny")
+char_transformer = _named("char-transformer")

@@ -26,33 +26,27 @@ class _Block(nn.Module):
         return F.relu(y + shortcut)
 
 
-class ResNet20(nn.Module):
-    """The CIFAR ResNet of He et al. 2016, sec. 4.2, n = 3: widths 16, 32, 64. 268,336 weights on CIFAR-10."""
+class ResNet(nn.Module):
+    """The CIFAR ResNets of He et al. 2016, sec. 4.2: (depth - 2) / 6 blocks in each of three groups.
 
-    def __init__(self, shape: tuple[int, ...], classes: int) -> None:
+    Their widths are 16, 32 and 64 times `width`. ResNet-20 has 268,336 weights on CIFAR-10.
+    """
+
+    def __init__(self, shape: tuple[int, ...], classes: int, *, depth: int, width: float = 1) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(shape[0], 16, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(16)
-        blocks, into = [], 16
-        for width in (16, 32, 64):
-            for number in range(3):
-                blocks.append(_Block(into, width, stride=2 if number == 0 and width > 16 else 1))
-                into = width
+        first, *later = (round(base * width) for base in (16, 32, 64))
+        self.conv1 = nn.Conv2d(shape[0], first, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(first)
+        blocks, into = [], first
+        for group, out in enumerate((first, *later)):
+            for number in range((depth - 2) // 6):
+                blocks.append(_Block(into, out, stride=2 if group and not number else 1))
+                into = out
         self.blocks = nn.Sequential(*blocks)
-        self.fc = nn.Linear(64, classes)
+        self.fc = nn.Linear(into, classes)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.bn1(self.conv1(x)))
         x = self.blocks(x).mean((2, 3))
         logits: Tensor = self.fc(x)
         return logits
-
-
-def small_image_resnet18(shape: tuple[int, ...], classes: int) -> nn.Module:
-    """torchvision's ResNet-18 (He et al. 2016, table 1) with a 3×3 stem of stride 1 and no first pooling."""
-    import torchvision  # takes a second
-
-    module: nn.Module = torchvision.models.resnet18(num_classes=classes)
-    module.conv1 = nn.Conv2d(shape[0], 64, 3, padding=1, bias=False)
-    module.maxpool = nn.Identity()
-    return module

@@ -9,6 +9,7 @@ from pathlib import Path
 from lthfunc.errors import UserError, invalid
 from lthfunc.experiments.config import Config
 from lthfunc.experiments.iterative import TICKET, Plan, Task
+from lthfunc.experiments.plan import Prepared
 from lthfunc.experiments.records import Record
 from lthfunc.experiments.starting import Situation
 from lthfunc.runs.folder import METRICS, PRUNE, create, done_so_far, read_run, training_folder
@@ -19,14 +20,15 @@ from lthfunc.trees.ops import to_device
 from lthfunc.trees.types import TrainState
 
 
-def branch(run: Path, folder: Path, number: int, config: Config) -> list[Record]:
-    """Make `folder` a run of `config` that has the trainings of `run` up to round `number`; returns their records.
+def branch(run: Path, folder: Path, number: int, prepared: Prepared) -> list[Record]:
+    """Make `folder` a run of these settings with the trainings of `run` up to round `number`; returns their records.
 
     `check_branch` says whether that can be.
     """
+    config, plan, _ = prepared
     _, _, records = read_run(run)
     early = [item for item in records if item["round"] <= number and item["variant"] in (TICKET, *config.control)]
-    create(folder, config, PRUNE)
+    create(folder, config, PRUNE, data=plan.trainer.data)
     for seed in range(config.seed, config.seed + config.replicates):
         (folder / f"seed{seed}").mkdir()
         shutil.copy2(run / f"seed{seed}" / "anchor.safetensors", folder / f"seed{seed}")

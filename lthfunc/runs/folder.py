@@ -32,7 +32,7 @@ from lthfunc.runs.lines import append_lines, read_lines
 from lthfunc.runs.settings import read_config, to_toml
 from lthfunc.trees.files import load_tree, save_ticket, save_tree, write_atomically
 from lthfunc.trees.ops import to_device
-from lthfunc.trees.types import TrainState
+from lthfunc.trees.types import Dataset, TrainState
 
 CONFIG = "config.toml"
 METRICS = "metrics.jsonl"
@@ -59,7 +59,9 @@ def check_free(folder: Path) -> None:
         raise invalid("--out", str(folder), f"a folder that can be made; {str(parent)!r} cannot be written to")
 
 
-def create(folder: Path, config: Config, command: str, source: Path | None = None) -> None:
+def create(
+    folder: Path, config: Config, command: str, source: Path | None = None, *, data: Dataset | None = None
+) -> None:
     """Make the folder with its configuration and the first line of its metrics. source: the run it is made from."""
     folder.mkdir(parents=True, exist_ok=True)
     about = {
@@ -67,11 +69,23 @@ def create(folder: Path, config: Config, command: str, source: Path | None = Non
         "command": command,
         **({} if source is None else {"source": str(source.resolve())}),
         "machine": machine(config.device, config.threads),
+        **({} if data is None else {"data": data_facts(data)}),
         "config": to_mapping(config),
     }
     made_by = f"lthfunc {command} " + ("--config THIS_FILE" if source is None else f"of {source}")
     write_atomically(folder / METRICS, (json.dumps(about) + "\n").encode())
     write_atomically(folder / CONFIG, to_toml(config, made_by).encode())
+
+
+def data_facts(data: Dataset) -> dict[str, Any]:
+    """What a data set was: sizes of its splits, the shape of an input, and its normalisation."""
+    return {
+        "name": data.name,
+        **{name: len(getattr(data, name).x) for name in ("train", "val", "test")},
+        "shape": list(data.shape),
+        "classes": data.classes,
+        "scale": None if data.scale is None else data.scale._asdict(),
+    }
 
 
 def machine(device: str, threads: int | None = None) -> dict[str, Any]:

@@ -7,12 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from lthfunc.data.loading import load
 from lthfunc.errors import UserError, invalid
 from lthfunc.experiments.config import Config
 from lthfunc.experiments.iterative import TICKET
+from lthfunc.experiments.plan import read_data, read_model
 from lthfunc.experiments.records import summarize, winning
-from lthfunc.models.factory import build
 from lthfunc.runs.folder import read_run, training_folder
 from lthfunc.trees.files import load_tree
 from lthfunc.trees.model import Model
@@ -61,8 +60,8 @@ def trained_tickets(run: Path, numbers: Sequence[int | None], seed: int | None, 
             raise invalid("--round", number, f"a finished round of {run} ({rounds[0]} to {rounds[-1]})")
     tickets = [_ticket(training_folder(run, seed, number, TICKET)) for number in chosen]
     config = replace(config, data_dir=data_dir or config.data_dir)
-    data = load(config.dataset, config.data_dir)
-    model = build(config.arch, data.shape, data.classes, config.arch_option)
+    data = read_data(config)
+    model = read_model(config, data)
     return [
         Trained(model, ticket, data, config, seed, number, number == won)
         for number, ticket in zip(chosen, tickets, strict=True)

@@ -14,7 +14,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from lthfunc.errors import UserError
 from lthfunc.frames import first_line, place_of, users_line
-from lthfunc.trees.model import Model
+from lthfunc.trees.model import Model, example_of
 from lthfunc.trees.types import Buffers, Params
 
 
@@ -48,7 +48,7 @@ def captured(model: Model, shape: tuple[int, ...], *, training: bool) -> Capture
     try:
         with torch.no_grad():
             cloned = {name: buffer.clone() for name, buffer in buffers.items()}
-            graph = trace(params, cloned, torch.zeros(TRACED_BATCH, *shape)).graph
+            graph = trace(params, cloned, example_of(model, shape, TRACED_BATCH)).graph
     except Exception as error:
         raise UserError(f"--engine: sparse cannot trace {model.name}{place_of(error)}: {first_line(error)}") from error
     return Captured(graph, tuple(params), tuple(buffers), model.name)

@@ -63,6 +63,10 @@ def _layers(model: Model, shape: tuple[int, ...]) -> tuple[_Layer, ...]:
 
 def why_not_sparse(work: Work, shape: tuple[int, ...], dtype: torch.dtype) -> str | None:
     """Why this network cannot run on the sparse engine, in one line; None where it can. Nothing is computed."""
+    if work.optimizer.mixes:
+        return (
+            "--engine: sparse updates surviving weights alone, and this optimiser mixes all of a layer's; use compile"
+        )
     params: Params = dict(work.model.training.named_parameters())
     buffers = dict(work.model.training.named_buffers())
     nothing = {name: torch.zeros_like(leaf, dtype=torch.bool) for name, leaf in params.items() if leaf.ndim > 1}

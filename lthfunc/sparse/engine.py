@@ -19,7 +19,8 @@ from lthfunc.sparse.updates import clock_of, moments_of, state_after
 from lthfunc.training.engines.interface import Engine, Running, Tick, Work
 from lthfunc.training.evaluation import Quality, evaluate
 from lthfunc.training.feed import Feed
-from lthfunc.training.steps import Metrics, accuracy, cross_entropy
+from lthfunc.training.losses import accuracy, cross_entropy
+from lthfunc.training.steps import Metrics
 from lthfunc.trees.ops import scaled
 from lthfunc.trees.rng import counter_key, fold_in, key
 from lthfunc.trees.types import Batch, Buffers, Masks, Params, Split, TrainState
@@ -199,6 +200,7 @@ class _Measuring:
 
     def __init__(self, work: Work) -> None:
         self._work = work
+        self._counts = work.loss is cross_entropy and work.metric is accuracy
         self._memory: Memory | None = None
         self._stored: Stored | None = None
 
@@ -212,11 +214,11 @@ class _Measuring:
             x, y = batch
             memory.totals.zero_()
             memory.run(x[None], y[None], len(x))
-            if work.loss is cross_entropy:
+            if self._counts:
                 loss, hits = memory.totals
                 return {"loss": loss, "accuracy": hits / len(x)}
             outputs = memory.outputs[: len(x)]
-            return {"loss": work.loss(outputs, y), "accuracy": accuracy(outputs, y)}
+            return {"loss": work.loss(outputs, y), "accuracy": work.metric(outputs, y)}
 
         (quality,) = evaluate(metrics_of, split, device, chunk)
         return quality
@@ -229,7 +231,7 @@ class _Measuring:
             return self._memory
         work, chunk = self._work, min(_CHUNK, max(LANES, len(split.x)))
         graph = captured(work.model, stored[0], training=False)
-        ending = Ending("cross_entropy" if work.loss is cross_entropy else None, gradients=False)
+        ending = Ending("cross_entropy" if self._counts else None, gradients=False)
         while True:
             program = program_of(
                 graph, params, buffers, masks, batch=chunk, stored=stored, scale=work.scale, ending=ending

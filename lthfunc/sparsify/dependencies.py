@@ -16,8 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from lthfunc.trees.model import Model
+from lthfunc.errors import UserError
+from lthfunc.trees.model import Model, example_of
 from lthfunc.trees.ops import apply_masks
+from lthfunc.trees.prunable import CONVOLUTIONS
 from lthfunc.trees.types import Masks, TrainState
 
 #: Instead of a layer's name: the network's input.
@@ -47,7 +49,7 @@ def dependencies(model: Model, shape: tuple[int, ...]) -> Dependencies:
     """
     module = copy.deepcopy(model.evaluating)
     params, buffers = model.init(0)
-    layers = {name: module.get_submodule(name.rpartition(".")[0]) for name in model.prunable}
+    layers = {name: _layer_of(module, name) for name in model.prunable}
     norms: dict[str, nn.Module] = {
         f"{name}.weight": part
         for name, part in module.named_modules()
@@ -61,12 +63,25 @@ def dependencies(model: Model, shape: tuple[int, ...]) -> Dependencies:
         if bias in params:
             found.beside[name] = bias
     for source in (INPUT, *layers):
+        if model.tokens and not source:  # numbers of characters, which an embedding turns into units
+            continue
         units = len(params[source]) if source else 1
         with torch.no_grad(), _marking(source, layers, norms, found):
-            x = torch.full((units, *shape), 0.0 if source else torch.nan)
+            x = example_of(model, shape, units) if source else torch.full((units, *shape), torch.nan)
             outputs = functional_call(module, (params, buffers), (x,))
         found.shown[source] = torch.isnan(outputs).flatten(1).any(1)
     return found
+
+
+def _layer_of(module: nn.Module, name: str) -> nn.Module:
+    """The linear or convolution layer that a weight belongs to."""
+    owner, _, leaf = name.rpartition(".")
+    layer = module.get_submodule(owner) if "parametrizations" not in owner else None
+    if leaf != "weight" or not isinstance(layer, (nn.Linear, *CONVOLUTIONS)):
+        raise UserError(
+            f"--structure: units works on linear and convolution layers, and {name} is none; keep it dense with --keep"
+        )
+    return layer
 
 
 @contextmanager

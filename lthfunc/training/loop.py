@@ -15,9 +15,10 @@ from lthfunc.training.engines.interface import Engine, Running, Tick, Work
 from lthfunc.training.engines.table import Making, make_engine
 from lthfunc.training.evaluation import Quality, evaluate
 from lthfunc.training.feed import Feed
+from lthfunc.training.losses import Loss, Metric, accuracy, cross_entropy
 from lthfunc.training.optimizers import Optimizer
 from lthfunc.training.precision import Precision, products
-from lthfunc.training.steps import Augment, Loss, cross_entropy, make_eval_step, on_stored, with_optimizer
+from lthfunc.training.steps import Augment, make_eval_step, on_stored, with_optimizer
 from lthfunc.trees.fold import Transformation
 from lthfunc.trees.model import Model
 from lthfunc.trees.rng import key
@@ -25,13 +26,18 @@ from lthfunc.trees.types import Buffers, Dataset, Params, Split, TrainState
 
 
 class Trainer(NamedTuple):
-    """What training needs besides a state and a seed; made once, used for every round, control and replicate."""
+    """What training needs besides a state and a seed; made once, used for every round, control and replicate.
+
+    loss: what is trained, and what scores that take gradients look at. metric: what is measured as accuracy.
+    """
 
     data: Dataset
     optimizer: Optimizer
     batch_size: int
     engine: Engine
     precision: Precision
+    loss: Loss = cross_entropy
+    metric: Metric = accuracy
 
 
 class Point(NamedTuple):
@@ -73,6 +79,7 @@ def make_trainer(
     augment: Augment | None = None,
     engine: Making = "eager",
     precision: Precision = "fp32",
+    metric: Metric = accuracy,
 ) -> Trainer:
     """Put a model, its data and an optimiser together.
 
@@ -80,8 +87,8 @@ def make_trainer(
     (`sparse_engine`).
     """
     steps_per_epoch(len(data.train.x), batch_size)  # an impossible batch size fails here, before any training
-    work = Work(model, loss, optimizer, data.scale, augment, precision)
-    return Trainer(data, optimizer, batch_size, make_engine(engine, work), precision)
+    work = Work(model, loss, optimizer, data.scale, augment, precision, metric)
+    return Trainer(data, optimizer, batch_size, make_engine(engine, work), precision, loss, metric)
 
 
 def take_steps(
@@ -246,9 +253,11 @@ def train(
     return transformation
 
 
-def accuracy_on(model: Model, state: TrainState, data: Dataset, split: str = "test") -> float:
-    """Accuracy of a state's network on a split (`train`, `val` or `test`), in [0, 1]."""
-    step = on_stored(make_eval_step(model), data.scale)
+def accuracy_on(
+    model: Model, state: TrainState, data: Dataset, split: str = "test", metric: Metric = accuracy
+) -> float:
+    """Accuracy, or another metric, of a state's network on a split (`train`, `val` or `test`)."""
+    step = on_stored(make_eval_step(model, metric, metric=metric), data.scale)
     with torch.no_grad():
         (quality,) = evaluate(
             lambda batch: step(state.params, state.buffers, batch), getattr(data, split), state.step.device

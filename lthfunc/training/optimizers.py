@@ -40,6 +40,9 @@ class AdamNumbers(NamedTuple):
 class Optimizer(NamedTuple):
     """init: params -> state; update: (grads, state, params, step) -> (new params, new state).
 
+    mixes: whether a weight's update depends on other weights or their gradients (Muon's does), so that a pruned weight
+    with a gradient of zero may move; the step then masks the weights again.
+
     numbers: given by optimisers of this file alone; it lets an engine replace `update` by faster code of the same
     effect. Without them an engine calls `update`.
     """
@@ -47,6 +50,7 @@ class Optimizer(NamedTuple):
     init: Callable[[Params], Any]
     update: Callable[[Params, Any, Params, Tensor], tuple[Params, Any]]
     numbers: SGDNumbers | AdamNumbers | None = None
+    mixes: bool = False
 
 
 class SGDState(NamedTuple):
@@ -75,14 +79,14 @@ def sgd(lr: float | Schedule, momentum: float = 0.0, nesterov: bool = False, wei
 
     Raises UserError for momentum or weight decay out of range, or Nesterov without momentum.
     """
-    _check(momentum=momentum, weight_decay=weight_decay)
+    check_ranges(momentum=momentum, weight_decay=weight_decay)
     if nesterov and momentum == 0:
         raise invalid("nesterov", nesterov, "a momentum above 0 with it")
     schedule = as_schedule(lr)
 
     def init(params: Params) -> SGDState:
         velocity = tree_map(torch.zeros_like, params) if momentum else ()
-        return SGDState(_like(schedule, params), velocity)
+        return SGDState(table_like(schedule, params), velocity)
 
     def update(grads: Params, state: SGDState, params: Params, step: Tensor) -> tuple[Params, SGDState]:
         rate = at(state.schedule, step)
@@ -121,7 +125,7 @@ def _adam(
     lr: float | Schedule, betas: tuple[float, float], eps: float, weight_decay: float, *, decoupled: bool
 ) -> Optimizer:
     beta1, beta2 = betas
-    _check(beta1=beta1, beta2=beta2, weight_decay=weight_decay)
+    check_ranges(beta1=beta1, beta2=beta2, weight_decay=weight_decay)
     schedule = as_schedule(lr)
 
     def corrections(powers: Tensor) -> Tensor:
@@ -129,7 +133,7 @@ def _adam(
         return torch.stack([1 / rest[0], 1 / rest[1].sqrt()])
 
     def init(params: Params) -> AdamState:
-        table = _like(schedule, params)
+        table = table_like(schedule, params)
         powers = torch.tensor(betas, dtype=torch.float64, device=table.device)
         zeros = tree_map(torch.zeros_like, params)
         return AdamState(table, zeros, tree_map(torch.clone, zeros), powers, corrections(powers).to(table.dtype))
@@ -162,12 +166,13 @@ def _decayed(grads: Params, params: Params, weight_decay: float) -> Params:
     return {name: grad + params[name] * weight_decay for name, grad in grads.items()}
 
 
-def _like(schedule: Schedule, params: Params) -> Schedule:
+def table_like(schedule: Schedule, params: Params) -> Schedule:
     """The table on the params' device and in their dtype: a float64 number would slow a loop over float32 weights."""
     return schedule.to(leaves(params)[0])
 
 
-def _check(**values: float) -> None:
+def check_ranges(**values: float) -> None:
+    """Raise UserError for a negative weight decay, or another number outside [0, 1)."""
     for name, value in values.items():
         upper = float("inf") if name == "weight_decay" else 1.0
         if not 0 <= value < upper:

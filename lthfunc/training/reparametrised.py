@@ -40,6 +40,8 @@ def reparametrised(model: Model, name: str, draw: Drawn, training: Weights, eval
         evaluating=_Net(model.evaluating, sample, evaluating).eval(),
         prunable=tuple(_named(_TRAINED, {key: sample[0][key] for key in model.prunable})),
         init=init,
+        tokens=model.tokens,
+        output=_safe(_TRAINED, model.output),
     )
 
 

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.func import grad_and_value
 
+from lthfunc.training.losses import Loss, Metric, accuracy, cross_entropy
 from lthfunc.training.optimizers import Optimizer
 from lthfunc.training.precision import Precision, casting
 from lthfunc.trees.model import Model, apply_evaluating, apply_training
@@ -17,19 +17,10 @@ from lthfunc.trees.ops import scaled
 from lthfunc.trees.rng import fold_in
 from lthfunc.trees.types import Batch, Buffers, Masks, Params, Scale, TrainState
 
-#: (outputs, targets) -> a scalar, the mean over the batch.
-Loss = Callable[[Tensor, Tensor], Tensor]
-#: loss (float32) and accuracy (float64): scalars, means over the batch.
+#: loss (float32) and accuracy (float64), or another metric in its place: scalars, means over the batch.
 Metrics = dict[str, Tensor]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 EvalStep = Callable[[Params, Buffers, Batch], Metrics]
-
-cross_entropy: Loss = F.cross_entropy
-
-
-def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Share of the batch whose largest output is the target; outputs (n, classes), targets (n,)."""
-    return (outputs.argmax(-1) == targets).double().mean()
 
 
 def loss_of(model: Model, buffers: Buffers, loss: Loss = cross_entropy) -> Callable[[Params, Batch], Tensor]:
@@ -53,7 +44,9 @@ def forward_of(model: Model, buffers: Buffers) -> Callable[[Params, Tensor], Ten
     return forward
 
 
-def make_train_step(model: Model, loss: Loss, optimizer: Optimizer, precision: Precision = "fp32") -> TrainStep:
+def make_train_step(
+    model: Model, loss: Loss, optimizer: Optimizer, precision: Precision = "fp32", metric: Metric = accuracy
+) -> TrainStep:
     """A pure step: (state, batch) -> (state, metrics). The state must hold an optimiser state.
 
     The gradient is masked before weight decay and momentum see it. With params that start masked, pruned
@@ -66,12 +59,14 @@ def make_train_step(model: Model, loss: Loss, optimizer: Optimizer, precision: P
         with casting(precision, inputs.device):
             outputs, buffers = apply_training(model, params, buffers, inputs)
             value = loss(outputs, targets)
-        return value, (accuracy(outputs, targets), buffers)
+        return value, (metric(outputs, targets), buffers)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         grads, (value, (correct, buffers)) = grad_and_value(objective, has_aux=True)(state.params, state.buffers, batch)
         grads = masked(grads, state.masks)
         params, opt = optimizer.update(grads, state.opt, state.params, state.step)
+        if optimizer.mixes:
+            params = masked(params, state.masks)
         return TrainState(params, buffers, state.masks, opt, state.step + 1), {
             "loss": value,
             "accuracy": correct,
@@ -80,7 +75,9 @@ def make_train_step(model: Model, loss: Loss, optimizer: Optimizer, precision: P
     return step
 
 
-def make_eval_step(model: Model, loss: Loss = cross_entropy, precision: Precision = "fp32") -> EvalStep:
+def make_eval_step(
+    model: Model, loss: Loss = cross_entropy, precision: Precision = "fp32", metric: Metric = accuracy
+) -> EvalStep:
     """A pure evaluation: (params, buffers, batch) -> metrics, in evaluation mode."""
 
     def step(params: Params, buffers: Buffers, batch: Batch) -> Metrics:
@@ -88,7 +85,7 @@ def make_eval_step(model: Model, loss: Loss = cross_entropy, precision: Precisio
         with casting(precision, inputs.device):
             outputs = apply_evaluating(model, params, buffers, inputs)
             value = loss(outputs, targets)
-        return {"loss": value, "accuracy": accuracy(outputs, targets)}
+        return {"loss": value, "accuracy": metric(outputs, targets)}
 
     return step
 

@@ -7,14 +7,14 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 
-def flops_of(module: nn.Module, shape: tuple[int, ...]) -> int:
-    """Of one example through the module, in the dtype and on the device of its parameters."""
-    return int(_counted(module, shape).get_total_flops())
+def flops_of(module: nn.Module, shape: tuple[int, ...], *, tokens: bool = False) -> int:
+    """Of one example through the module, in the dtype and on the device of its parameters; tokens: whole numbers."""
+    return int(_counted(module, shape, tokens).get_total_flops())
 
 
-def flops_by_module(module: nn.Module, shape: tuple[int, ...]) -> dict[str, int]:
+def flops_by_module(module: nn.Module, shape: tuple[int, ...], *, tokens: bool = False) -> dict[str, int]:
     """The same for each of its modules, by name; "" is the whole."""
-    counter = _counted(module, shape)
+    counter = _counted(module, shape, tokens)
     root = f"{type(module).__name__}."
     found = {
         name.removeprefix(root): sum(operations.values())
@@ -24,9 +24,9 @@ def flops_by_module(module: nn.Module, shape: tuple[int, ...]) -> dict[str, int]
     return {**found, "": int(counter.get_total_flops())}
 
 
-def _counted(module: nn.Module, shape: tuple[int, ...]) -> FlopCounterMode:
+def _counted(module: nn.Module, shape: tuple[int, ...], tokens: bool) -> FlopCounterMode:
     leaf = next(module.parameters())
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
-        module(torch.zeros(1, *shape, dtype=leaf.dtype, device=leaf.device))
+        module(torch.zeros(1, *shape, dtype=torch.int64 if tokens else leaf.dtype, device=leaf.device))
     return counter

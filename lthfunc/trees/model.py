@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import fnmatch
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
@@ -12,24 +11,19 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lthfunc.errors import UserError
+from lthfunc.trees.initial import Initialiser, glorot_normal
 from lthfunc.trees.ops import full_masks
-from lthfunc.trees.rng import generator
+from lthfunc.trees.parts import Part, Unpacking
+from lthfunc.trees.prunable import check_pure, chosen, fitting, usual
 from lthfunc.trees.types import Buffers, Params, TrainState
-
-#: Draws the parameters of a module anew: (module, its current params, seed) -> params.
-Initialiser = Callable[[nn.Module, Params, int], Params]
-
-_CONVOLUTIONS = (
-    nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
-)  # fmt: skip
-_PRUNABLE = (nn.Linear, nn.Embedding, *_CONVOLUTIONS)
 
 
 class Model(NamedTuple):
     """The structure of a network; it holds no values that training changes.
 
     training, evaluating: the module in its two modes. prunable: names of the parameters that may be pruned,
-    in module order (the last one is the output layer). init: seed -> (params, buffers).
+    in module order. init: seed -> (params, buffers). tokens: whether inputs are whole numbers (n, length), as an
+    embedding reads them. output: the output layer's weight, the last that is usually pruned.
     """
 
     name: str
@@ -37,13 +31,17 @@ class Model(NamedTuple):
     evaluating: nn.Module
     prunable: tuple[str, ...]
     init: Callable[[int], tuple[Params, Buffers]]
+    tokens: bool = False
+    output: str = ""
 
 
 def apply_training(model: Model, params: Params, buffers: Buffers, x: Tensor) -> tuple[Any, Buffers]:
     """Outputs, and the buffers after the call (BatchNorm updates its statistics); no argument is changed."""
-    # A module in training mode writes into the buffers it is given, so it gets copies of its own.
-    buffers = {name: buffer.clone() for name, buffer in buffers.items()}
-    return functional_call(model.training, (params, buffers), (x,)), buffers
+    # A module in training mode writes into the buffers it is given, so it gets copies of its own; or it puts others
+    # in their place, which the dictionary then holds.
+    leaves = {**params, **{name: buffer.clone() for name, buffer in buffers.items()}}
+    outputs = functional_call(model.training, leaves, (x,))
+    return outputs, {name: leaves[name] for name in buffers}
 
 
 def apply_evaluating(model: Model, params: Params, buffers: Buffers, x: Tensor) -> Any:
@@ -74,70 +72,82 @@ def inputs_of(module: nn.Module, names: Collection[str], call: Callable[[nn.Modu
     return read
 
 
-def glorot_normal(module: nn.Module, params: Params, seed: int) -> Params:
-    """Gaussian Glorot for linear, convolution and embedding weights, zero for their biases.
-
-    Weights are N(0, 2 / (fan_in + fan_out)) (Glorot & Bengio 2010, eq. 16; the initialisation of Frankle &
-    Carbin 2019, fig. 2). Other parameters (normalisation scales, say) keep the values the module was built
-    with. Each leaf has its own stream, so a layer's draw does not depend on the layers before it.
-    """
-    drawn = dict(params)
-    for layer, submodule in module.named_modules():
-        if not isinstance(submodule, _PRUNABLE):
-            continue
-        prefix = f"{layer}." if layer else ""
-        weight, bias = f"{prefix}weight", f"{prefix}bias"
-        if weight in params:  # a tied weight is listed once, under its first name
-            empty = torch.empty(params[weight].shape, dtype=params[weight].dtype)
-            drawn[weight] = nn.init.xavier_normal_(empty, generator=generator(seed, "init", weight))
-        if bias in params:
-            drawn[bias] = torch.zeros(params[bias].shape, dtype=params[bias].dtype)
-    return drawn
-
-
-def as_built(module: nn.Module, params: Params, seed: int) -> Params:
-    """The values the module was built with, whatever the seed (a pretrained network, say)."""
-    return params
-
-
 def from_module(
     module: nn.Module,
     *,
     name: str | None = None,
     init: Initialiser = glorot_normal,
     prunable: Sequence[str] = (),
+    prune_only: Sequence[str] = (),
+    keep: Sequence[str] = (),
+    tokens: bool = False,
+    parts: Sequence[Part] = (),
 ) -> Model:
-    """Make a `Model` of any `nn.Module` that maps one input tensor to outputs.
+    """Make a `Model` of any `nn.Module`.
 
-    The module is copied and never changed. `prunable` adds parameters by name pattern (``"*.in_proj_weight"``)
-    to the default: the weights of linear, convolution and embedding layers.
+    The module is copied and never changed. Pruned are the weights of linear, convolution, embedding and attention
+    layers; `prunable` adds parameters by name pattern (``"*.gate"``), `prune_only` says which instead, and `keep` which
+    not. A weight that several layers share is one parameter with one mask. Parameters that don't require a gradient
+    are buffers: they stay as they are. tokens: inputs are whole numbers. parts: what the module takes, where that is
+    several inputs (`Dataset.parts`).
 
-    Raises UserError where a pattern fits nothing or no parameter is prunable.
+    Raises UserError where a pattern fits nothing, no parameter is prunable, or the module has state that is no
+    parameter or buffer.
     """
-    module = copy.deepcopy(module).requires_grad_(False).cpu()
+    check_pure(module)
+    module = _freezing(copy.deepcopy(module)).requires_grad_(False).cpu()
+    if parts:
+        module.register_forward_pre_hook(Unpacking(tuple(parts)), with_kwargs=True)  # type: ignore[arg-type]
     params = {key: value.detach().clone() for key, value in module.named_parameters()}
     buffers = {key: value.detach().clone() for key, value in module.named_buffers()}
-    layers = {f"{key}.weight" if key else "weight" for key, sub in module.named_modules() if isinstance(sub, _PRUNABLE)}
-    for pattern in prunable:
-        fits = fnmatch.filter(params, pattern)
-        if not fits:
-            raise UserError(f"prunable: no parameter fits {pattern!r} (parameters: {', '.join(params)})")
-        layers.update(fits)
-    chosen = tuple(key for key in params if key in layers)
-    if not chosen:
-        raise UserError(f"{type(module).__name__} has no linear, convolution or embedding weight to prune")
+    names = usual(module, params)
+    more = set().union(*(fitting("prunable", pattern, list(params)) for pattern in prunable))
+    names = tuple(key for key in params if key in {*names, *more})
+    if not names and not prune_only:
+        raise UserError(f"{type(module).__name__} has no linear, convolution, embedding or attention weight to prune")
 
     def initialise(seed: int) -> tuple[Params, Buffers]:
         drawn = init(module, {key: value.clone() for key, value in params.items()}, seed)
         return drawn, {key: value.clone() for key, value in buffers.items()}
 
-    return Model(
+    model = Model(
         name=name or type(module).__name__,
         training=copy.deepcopy(module).train(),
         evaluating=copy.deepcopy(module).eval(),
-        prunable=chosen,
+        prunable=names,
         init=initialise,
+        tokens=tokens,
+        output=names[-1] if names else "",
     )
+    return pruning(model, prune_only, keep)
+
+
+def pruning(model: Model, only: Sequence[str] = (), keep: Sequence[str] = ()) -> Model:
+    """The model with other prunable parameters: those that fit a pattern of `only`, but none that fits one of `keep`.
+
+    Raises UserError where a pattern fits nothing, or nothing is left.
+    """
+    if not only and not keep:
+        return model
+    params = [name for name, _ in model.training.named_parameters()]
+    return model._replace(prunable=chosen(params, model.prunable, only, keep))
+
+
+def example_of(model: Model, shape: tuple[int, ...], examples: int = 1) -> Tensor:
+    """Zeros that the model takes, (examples, *shape): float32, or int64 for tokens."""
+    return torch.zeros(examples, *shape, dtype=torch.int64 if model.tokens else torch.float32)
+
+
+def _freezing(module: nn.Module) -> nn.Module:
+    """Parameters that don't require a gradient become buffers, unless none does (a module made for inference)."""
+    if not any(leaf.requires_grad for leaf in module.parameters()):
+        return module
+    for part in module.modules():
+        for name, leaf in list(part._parameters.items()):
+            if leaf is not None and not leaf.requires_grad:
+                del part._parameters[name]
+                part.register_buffer(name, leaf.detach())
+    return module
 
 
 def init(model: Model, seed: int = 0, device: torch.device | str = "cpu") -> TrainState:

@@ -39,6 +39,12 @@ class Ticket(NamedTuple):
     buffers: Buffers
     masks: Masks
 
+    def to_module(self, model: Any) -> Any:
+        """A plain nn.Module of the model's kind with these masked weights (`lthfunc.to_module`)."""
+        from lthfunc.trees.moving import to_module  # which knows models, as this file must not
+
+        return to_module(self, model)
+
 
 class Split(NamedTuple):
     """Part of a data set: inputs x (n, ...) and integer targets y (n, ...), as they are stored."""
@@ -62,7 +68,11 @@ class Dataset(NamedTuple):
     """A data set as tensors. `val` is held out of the training images, to choose by; `test` is read once.
 
     Inputs may be stored small (uint8) and are then scaled inside the step, by `scale`; without one they are
-    taken as they are. mapped: the tensors lie in a file that is read where and when a step needs it.
+    taken as they are. mapped: the tensors lie in a file that is read where and when a step needs it. parts: what a
+    network gets apart, where it takes several inputs. labels: the classes' names, where they have some.
+
+    Targets y are class numbers (n,); the class of each token (n, length); or floats (n, outputs) to come close to.
+    classes: how many outputs a network has for them.
     """
 
     name: str
@@ -72,6 +82,18 @@ class Dataset(NamedTuple):
     classes: int
     scale: Scale | None = None
     mapped: bool = False
+    parts: tuple[Any, ...] = ()
+    labels: tuple[str, ...] = ()
+
+    @property
+    def tokens(self) -> bool:
+        """Whether inputs are whole numbers that an embedding reads, characters say."""
+        return self.scale is None and not self.train.x.is_floating_point() and not self.parts
+
+    @property
+    def inputs(self) -> str:
+        """What `models.build` calls them."""
+        return "text" if self.tokens else "numbers"
 
     @property
     def shape(self) -> tuple[int, ...]:

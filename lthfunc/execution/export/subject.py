@@ -40,6 +40,11 @@ class Subject(NamedTuple):
     def inputs(self, examples: int, seed: int = 0) -> Tensor:
         """Random inputs, to compare outputs on."""
         draw = torch.Generator().manual_seed(seed)
+        if self.model.tokens:
+            known = min(
+                part.num_embeddings for part in self.model.evaluating.modules() if isinstance(part, nn.Embedding)
+            )
+            return torch.randint(0, known, (examples, *self.shape), generator=draw)
         return torch.randn(examples, *self.shape, generator=draw)
 
 

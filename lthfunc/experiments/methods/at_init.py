@@ -12,7 +12,7 @@ from lthfunc.sparsify.gradients import grasp as grasp_score, snip as snip_score,
 from lthfunc.sparsify.rewinding import reinitialised, shuffled
 from lthfunc.sparsify.scores import Score, inverted_score, magnitude, random_scores
 from lthfunc.sparsify.synflow import synflow as synflow_score
-from lthfunc.training.steps import cross_entropy, forward_of, loss_of
+from lthfunc.training.steps import forward_of, loss_of
 from lthfunc.trees.ops import apply_masks
 from lthfunc.trees.rng import key
 from lthfunc.trees.types import TrainState
@@ -49,7 +49,7 @@ def by_snip(setting: Setting, state: TrainState, seed: int) -> Score:
 
 def by_grasp(setting: Setting, state: TrainState, seed: int) -> Score:
     """On ten batches, outputs tempered."""
-    tamed = loss_of(setting.model, state.buffers, tempered(cross_entropy, _TEMPERATURE))
+    tamed = loss_of(setting.model, state.buffers, tempered(setting.trainer.loss, _TEMPERATURE))
     return grasp_score(tamed, samples(setting, seed, _BATCHES, "grasp"))
 
 

@@ -9,7 +9,8 @@ from lthfunc.errors import UserError, unknown
 from lthfunc.experiments.config import Config
 from lthfunc.experiments.families import METHODS
 from lthfunc.experiments.methods.setting import Setting
-from lthfunc.experiments.plan import engine_making, make_optimizer, prepare
+from lthfunc.experiments.plan import engine_making, prepare
+from lthfunc.experiments.tasks import make_optimizer
 from lthfunc.training.engines.table import Making
 from lthfunc.training.loop import Trainer, make_trainer
 from lthfunc.training.optimizers import Optimizer
@@ -49,6 +50,8 @@ def setting_of(config: Config) -> tuple[Config, Setting]:
             data,
             optimizer=optimizer,
             batch_size=trainer.batch_size,
+            loss=trainer.loss,
+            metric=trainer.metric,
             augment=shift_and_mirror if config.augment else None,
             engine=engine,
             precision=trainer.precision,

@@ -90,7 +90,7 @@ def samples(setting: Setting, seed: int, count: int, purpose: str) -> list[Batch
 
 def loss(setting: Setting, state: TrainState) -> LossOfParams:
     """The training loss as a function of params."""
-    return loss_of(setting.model, state.buffers)
+    return loss_of(setting.model, state.buffers, setting.trainer.loss)
 
 
 def pruned_to(setting: Setting, allocate: Allocate = globally, score: Score = magnitude) -> Transformation:

@@ -9,13 +9,13 @@ import torch
 
 from lthfunc.training.evaluation import Quality
 from lthfunc.training.feed import Feed
+from lthfunc.training.losses import Loss, Metric, accuracy
 from lthfunc.training.optimizers import Optimizer
 from lthfunc.training.precision import Precision
 from lthfunc.training.steps import (
     Advance,
     Augment,
     EvalStep,
-    Loss,
     make_advance,
     make_eval_step,
     make_train_step,
@@ -37,17 +37,18 @@ class Work(NamedTuple):
     scale: Scale | None
     augment: Augment | None
     precision: Precision
+    metric: Metric = accuracy
 
     @property
     def advance(self) -> Advance:
         """The body of the training loop."""
-        step = make_train_step(self.model, self.loss, self.optimizer, self.precision)
+        step = make_train_step(self.model, self.loss, self.optimizer, self.precision, self.metric)
         return make_advance(step, self.scale, self.augment)
 
     @property
     def evaluate(self) -> EvalStep:
         """The evaluation of a stored batch."""
-        return on_stored(make_eval_step(self.model, self.loss, self.precision), self.scale)
+        return on_stored(make_eval_step(self.model, self.loss, self.precision, self.metric), self.scale)
 
 
 class Running(Protocol):

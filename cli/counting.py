@@ -1,0 +1,51 @@
+"""Networks counted without their memory: built on PyTorch's meta device."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+
+from lthfunc.errors import UserError
+from lthfunc.frames import first_line
+from lthfunc.models.catalog import ARCHS, canonical
+from lthfunc.models.factory import check_fit, made
+from lthfunc.trees.flops import flops_of
+from lthfunc.trees.prunable import usual
+
+#: What networks of text are counted for.
+_TEXT = ((64,), 65)
+
+
+class Counted(NamedTuple):
+    """parameters, prunable: how many; flops: of one example; reason: why there are none, for inputs that don't fit."""
+
+    name: str
+    input: tuple[int, ...]
+    classes: int
+    parameters: int
+    prunable: int
+    flops: int
+    reason: str | None = None
+
+
+def counted(name: str, shape: tuple[int, ...], classes: int, options: dict[str, str]) -> Counted:
+    """Count a network. Raises UserError for an unknown name."""
+    name = canonical(name)
+    text = name in ARCHS and ARCHS[name].takes == "text"
+    if text:
+        shape, classes = _TEXT
+    try:
+        check_fit(name, shape, "text" if text else "numbers")
+    except UserError as error:
+        return Counted(name, shape, classes, 0, 0, 0, str(error))
+    with torch.device("meta"):
+        module: Any = made(name, shape, classes, options).eval()
+        params = dict(module.named_parameters())
+        names = usual(module, params)
+        try:
+            flops = flops_of(module, shape, tokens=text)
+        except Exception as error:  # a stranger's module that cannot take these inputs
+            raise UserError(f"--input: {name!r} cannot take inputs of shape {shape}: {first_line(error)}") from error
+    total = sum(leaf.numel() for leaf in params.values())
+    return Counted(name, shape, classes, total, sum(params[key].numel() for key in names), flops)

@@ -1,0 +1,34 @@
+"""A bar while images are decoded, which happens once for a folder of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from lthfunc.data.images import Observe
+
+
+@contextmanager
+def decoding() -> Iterator[Observe]:
+    """What `load` is to tell; the bar appears with the first image."""
+    progress = Progress(
+        TextColumn("decoding images"), BarColumn(bar_width=20), MofNCompleteColumn(), TimeRemainingColumn(),
+        console=Console(stderr=True), transient=True,
+    )  # fmt: skip
+    bar: TaskID | None = None
+
+    def observe(done: int, total: int) -> None:
+        nonlocal bar
+        if bar is None:
+            progress.start()
+            bar = progress.add_task("", total=total)
+        progress.update(bar, completed=done)
+
+    try:
+        yield observe
+    finally:
+        if bar is not None:
+            progress.stop()

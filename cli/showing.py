@@ -1,0 +1,53 @@
+"""What ``lthfunc datasets show`` prints and draws."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lthfunc.data.catalog import DATASETS, canonical, default_data_dir
+from lthfunc.data.loading import load
+from lthfunc.reports.figures import save
+from lthfunc.reports.samples import can_be_drawn, class_table, sample_grid, sample_lines
+from lthfunc.trees.types import Dataset
+
+from .console import screen
+from .decoding import decoding
+
+
+def show_dataset(
+    name: str, options: dict[str, str], *, skip_broken: bool, data_dir: str | None, out: str | None
+) -> None:
+    """Load, describe, draw. Raises UserError where it can't be loaded."""
+    with decoding() as observe:
+        data = load(name, data_dir, options=options, skip_broken=skip_broken, observe=observe)
+    name = canonical(name)
+    where = f" in {data_dir or default_data_dir()}" if name in DATASETS and name != "digits" else ""
+    print(f"{name}{where}: {len(data.train.x):,} training, {len(data.val.x):,} validation, {len(data.test.x):,} test")
+    print(_inputs(data))
+    if data.tokens:
+        for line in sample_lines(data):
+            print(f"  {line!r}")
+    if data.train.y.is_floating_point():
+        y = data.train.y.double()
+        mean, deviation = (", ".join(f"{v:.4g}" for v in part.tolist()) for part in (y.mean(0), y.std(0)))
+        print(f"targets: {data.classes} numbers, mean {mean}, standard deviation {deviation}")
+    else:
+        screen().print(class_table(data))
+    if can_be_drawn(data):
+        path = Path(out or f"{data.name.replace(' ', '-')}.png")
+        save(sample_grid(data), path)
+        print(f"picture: {path}")
+
+
+def _inputs(data: Dataset) -> str:
+    kind = str(data.train.x.dtype).removeprefix("torch.")
+    shape = "×".join(map(str, data.shape))
+    if data.tokens:
+        return f"inputs: windows of {shape} characters, an alphabet of {data.classes}"
+    if data.parts:
+        parts = ", ".join(f"{part.name or index} {part.shape}" for index, part in enumerate(data.parts))
+        return f"inputs: {len(data.parts)}, {parts}"
+    if data.scale is None:
+        return f"inputs: {kind} {shape}, as they are"
+    mean, std = (", ".join(f"{value:.4f}" for value in part) for part in (data.scale.mean, data.scale.std))
+    return f"inputs: {kind} {shape}, divided by {data.scale.unit:g}, normalised by mean {mean}, deviation {std}"

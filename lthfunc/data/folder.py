@@ -1,0 +1,208 @@
+"""Folders of images, one sub-folder a class: decoded once into a file that is mapped from then on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lthfunc.data.images import Observe, decoded, size_option, wanted_of
+from lthfunc.data.mapped import open_mapped, writing
+from lthfunc.data.tensors import parted, scale_of
+from lthfunc.errors import UserError, invalid
+from lthfunc.hardware import cache_home
+from lthfunc.trees.types import Dataset, Split
+
+_SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif"}
+_VALIDATION = ("val", "valid", "validation")
+#: Tiny-ImageNet's list of its validation images.
+_LIST = "val_annotations.txt"
+#: Below this many bytes the tensors are read into memory, since streaming costs a few per cent.
+_INTO_MEMORY = 1 << 30
+
+
+class _Found(NamedTuple):
+    """files and their classes, of each split; labels: names of the classes."""
+
+    splits: dict[str, list[tuple[Path, int]]]
+    labels: tuple[str, ...]
+
+
+def read_folder(
+    path: str,
+    *,
+    size: int | str | None = None,
+    val: float = 0.1,
+    test: float = 0.1,
+    skip_broken: bool = False,
+    observe: Observe | None = None,
+) -> Dataset:
+    """A data set of ``folder:PATH``.
+
+    PATH holds a folder for each class, or folders ``train``, ``val`` (or ``valid``, ``validation``) and ``test`` that
+    do; Tiny-ImageNet's layout too. Splits that aren't there are drawn by a fixed permutation: `val` and `test` of all
+    images, or `val` of ``train``; ``val`` without ``test`` is the test split. size: images are scaled and cut to it;
+    without one they must all have the first one's.
+
+    The decoded images lie in the cache (``$LTHFUNC_CACHE/data``), under a name that changes with any file; the
+    normalisation is that of the training split. Raises UserError, with the path, for what cannot be read.
+    """
+    root, wanted = Path(path).expanduser(), size_option(size)
+    for option, share in (("val", val), ("test", test)):
+        if not 0 < share < 1:
+            raise invalid("--dataset-option", f"{option}={share}", "a share between 0 and 1")
+    if not root.is_dir():
+        raise invalid("--dataset", f"folder:{path}", "a folder of images, and there is none")
+    found = _splits(root, val, test)
+    target = _cached(root, found, (wanted, skip_broken))
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _decode(root, found, wanted, target, skip_broken, observe)
+    data = open_mapped(target)._replace(name=root.name)
+    if target.stat().st_size >= _INTO_MEMORY:
+        return data
+    train, held, tested = (Split(split.x.clone(), split.y.clone()) for split in (data.train, data.val, data.test))
+    return data._replace(train=train, val=held, test=tested, mapped=False)
+
+
+def _splits(root: Path, val: float, test: float) -> _Found:
+    """Files by split. Raises UserError where the layout is none."""
+    train_root = root / "train"
+    if not train_root.is_dir():
+        labels = _labels(root)
+        files = _files(root, labels)
+        test_part, val_part, rest = parted(len(files), (test, val), root.name)
+        return _Found({name: [files[i] for i in part] for name, part in
+                       (("train", rest), ("val", val_part), ("test", test_part))}, labels)  # fmt: skip
+    labels = _labels(train_root)
+    splits = {"train": _files(train_root, labels)}
+    held = next((root / name for name in _VALIDATION if (root / name).is_dir()), None)
+    if held is not None:
+        splits["val"] = _annotated(held, labels) if (held / _LIST).exists() else _files(held, labels)
+    if (root / "test").is_dir() and any(each.is_dir() and each.name in labels for each in (root / "test").iterdir()):
+        splits["test"] = _files(root / "test", labels)
+    elif held is not None:
+        splits["test"] = splits.pop("val")
+    missing = [(name, share) for name, share in (("test", test), ("val", val)) if name not in splits]
+    if missing:
+        files = splits["train"]
+        *parts, rest = parted(len(files), [share for _, share in missing], root.name)
+        for (name, _), part in zip(missing, parts, strict=True):
+            splits[name] = [files[i] for i in part]
+        splits["train"] = [files[i] for i in rest]
+    return _Found(splits, labels)
+
+
+def _labels(root: Path) -> tuple[str, ...]:
+    labels = tuple(sorted(each.name for each in root.iterdir() if each.is_dir() and not each.name.startswith(".")))
+    if len(labels) < 2:
+        raise UserError(f"--dataset: {root} holds {len(labels)} folders; one for each class is needed, two at least")
+    return labels
+
+
+def _files(root: Path, labels: Sequence[str]) -> list[tuple[Path, int]]:
+    """The images of each class, in order of their names. Raises UserError for a class without one."""
+    found: list[tuple[Path, int]] = []
+    others = [each.name for each in root.iterdir() if each.is_dir() and each.name not in labels]
+    if others:
+        raise UserError(f"--dataset: {root / sorted(others)[0]} is no class of the training images")
+    for label, name in enumerate(labels):
+        mine = sorted(each for each in (root / name).rglob("*") if each.suffix.lower() in _SUFFIXES and each.is_file())
+        if not mine:
+            raise UserError(f"--dataset: class {name!r} has no image in {root / name}")
+        found += [(each, label) for each in mine]
+    return found
+
+
+def _annotated(folder: Path, labels: Sequence[str]) -> list[tuple[Path, int]]:
+    """Tiny-ImageNet's validation images: name, class and a box in each line of a list."""
+    found = []
+    for number, line in enumerate((folder / _LIST).read_text().splitlines(), 1):
+        name, _, label = line.partition("\t")
+        label = label.split("\t")[0]
+        if label not in labels:
+            raise UserError(f"--dataset: line {number} of {folder / _LIST} names no class of the training images")
+        found.append((folder / "images" / name, labels.index(label)))
+    return found
+
+
+def _cached(root: Path, found: _Found, options: tuple[Any, ...]) -> Path:
+    digest = hashlib.sha256(repr((options, found.labels)).encode())
+    for name, files in sorted(found.splits.items()):
+        for path, label in files:
+            about = path.stat() if path.exists() else None
+            stamp = (about.st_size, about.st_mtime_ns) if about else None
+            digest.update(repr((name, str(path.relative_to(root)), label, stamp)).encode())
+    return cache_home() / "data" / f"{root.name}-{digest.hexdigest()[:16]}.safetensors"
+
+
+def _decode(
+    root: Path,
+    found: _Found,
+    size: tuple[int, int] | None,
+    target: Path,
+    skip_broken: bool,
+    observe: Observe | None,
+) -> None:
+    """Write the decoded file, whole or not at all."""
+    from PIL import Image
+
+    def opened(path: Path) -> Any:
+        with Image.open(path) as image:
+            image.load()
+            return image
+
+    total, done = sum(map(len, found.splits.values())), 0
+
+    def tell(count: int) -> None:
+        nonlocal done
+        done += count
+        if observe is not None:
+            observe(done, total)
+
+    wanted = None
+    for path, _ in found.splits["train"]:
+        try:
+            wanted = wanted_of(opened(path), size)
+            break
+        except OSError:
+            if not skip_broken:
+                raise UserError(
+                    f"--dataset: {path}: cannot be read as an image; --skip-broken leaves such out"
+                ) from None
+    if wanted is None or wanted.size is None:
+        raise UserError(f"--dataset: no image of {root} can be read")
+    shape = (1 if wanted.gray else 3, *wanted.size)
+    entries = {
+        f"{name}/{part}": (dtype, (len(files), *(shape if part == "x" else ())))
+        for name, files in found.splits.items()
+        for part, dtype in (("x", torch.uint8), ("y", torch.int64))
+    }
+    with writing(target, entries) as file:
+        counts: dict[str, int] = {}
+        for name, files in found.splits.items():
+            x, y = file.views[f"{name}/x"], file.views[f"{name}/y"]
+            sources = [(str(path), partial(opened, path)) for path, _ in files]
+            broken = decoded(sources, wanted, x, skip_broken=skip_broken, resize=size is not None, observe=tell)
+            y.copy_(torch.tensor([label for _, label in files]))
+            counts[name] = _closed_up(x, y, broken)
+            if not counts[name]:
+                raise UserError(f"--dataset: no image of {root}'s {name} split can be read")
+        scale = scale_of(file.views["train/x"][: counts["train"]])
+        file.finish(root.name, len(found.labels), scale, found.labels, counts)
+
+
+def _closed_up(x: Tensor, y: Tensor, broken: list[int]) -> int:
+    """Move examples forward over the broken ones; returns how many there are."""
+    if broken:
+        gone = set(broken)
+        left = [i for i in range(len(y)) if i not in gone]
+        for new, old in enumerate(left):
+            if new != old:
+                x[new], y[new] = x[old], y[old]
+    return len(y) - len(broken)

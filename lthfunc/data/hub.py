@@ -1,0 +1,102 @@
+"""Data sets of the Hugging Face Hub, or folders in its formats, through the package `datasets`."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lthfunc.data.images import Observe, decoded, size_option, wanted_of
+from lthfunc.data.tensors import from_tensors, parted, scale_of
+from lthfunc.errors import UserError, unknown
+from lthfunc.frames import first_line
+from lthfunc.trees.types import Dataset, Split
+
+
+def read_hub(
+    name: str,
+    *,
+    config: str | None = None,
+    image: str | None = None,
+    label: str | None = None,
+    size: int | str | None = None,
+    val: float = 0.1,
+    test: float = 0.1,
+    skip_broken: bool = False,
+    observe: Observe | None = None,
+) -> Dataset:
+    """A data set of ``hf:NAME``: a name on the Hub, or a folder that `datasets.load_dataset` reads; images with labels.
+
+    config: the data set's configuration; image, label: its columns, by default the first of their kinds. Splits train,
+    validation and test where they are; others are drawn by a fixed permutation.
+
+    Raises UserError where `datasets` isn't installed, or the data set can't be read or holds no images with labels.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise UserError("--dataset: hf: needs the package datasets (pip install 'lthfunc[hf]')") from error
+    try:
+        found = datasets.load_dataset(name, config)
+    except Exception as error:  # a library's whole world: no network, no such name, other formats
+        raise UserError(f"--dataset: 'hf:{name}' cannot be loaded ({first_line(error)})") from error
+    splits = dict(found.items())
+    if "train" not in splits:
+        raise UserError(f"--dataset: 'hf:{name}' has no train split, only {', '.join(splits)}")
+    features = splits["train"].features
+    image = _column(name, "image", image, features, datasets.Image)
+    label = _column(name, "label", label, features, datasets.ClassLabel)
+    labels = tuple(getattr(features[label], "names", ()))
+    wanted = wanted_of(splits["train"][0][image], size_option(size))
+    held = next((splits[each] for each in ("validation", "valid", "val") if each in splits), None)
+    tested = splits.get("test")
+    if tested is None and held is not None:
+        tested, held = held, None
+    total = sum(len(each) for each in (splits["train"], held, tested) if each is not None)
+    done = 0
+
+    def read(split: Any) -> tuple[Tensor, Tensor]:
+        nonlocal done
+
+        def tell(count: int) -> None:
+            nonlocal done
+            done += count
+            if observe is not None:
+                observe(done, total)
+
+        assert wanted.size is not None
+        x = torch.empty(len(split), 1 if wanted.gray else 3, *wanted.size, dtype=torch.uint8)
+        sources = [(f"example {i} of {name}", partial(lambda i: split[i][image], i)) for i in range(len(split))]
+        broken = set(decoded(sources, wanted, x, skip_broken=skip_broken, resize=size is not None, observe=tell))
+        left = torch.tensor([i for i in range(len(split)) if i not in broken], dtype=torch.int64)
+        return x[left], torch.tensor(split[label])[left]
+
+    train = read(splits["train"])
+    if tested is None:
+        part, rest = parted(len(train[0]), (test,), name)
+        test_pair, train = (train[0][part], train[1][part]), (train[0][rest], train[1][rest])
+    else:
+        test_pair = read(tested)
+    short = name.rstrip("/").rpartition("/")[2]
+    data = from_tensors(short, train, test_pair, val=max(1, round(val * len(train[0]))), labels=labels)
+    if held is not None:
+        data = data._replace(train=Split(*train), val=Split(*read(held)))
+    return data._replace(scale=scale_of(data.train.x))
+
+
+def _column(name: str, option: str, given: str | None, features: Any, kind: Any) -> str:
+    """The column by its name, or the first of a kind."""
+    if given is not None:
+        if given not in features:
+            raise unknown(f"--dataset-option {option}", given, list(features))
+        return given
+    found = [column for column, feature in features.items() if isinstance(feature, kind)]
+    if not found:
+        columns = ", ".join(f"{column} ({type(feature).__name__})" for column, feature in features.items())
+        raise UserError(
+            f"--dataset: 'hf:{name}' has no column of kind {kind.__name__}: {columns}; name one with --dataset-option "
+            f"{option}=COLUMN"
+        )
+    return str(found[0])

@@ -1,0 +1,59 @@
+"""Synthetic data that a sparse network has labelled: what pruning should find is known."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lthfunc.data.tensors import from_tensors
+from lthfunc.errors import invalid
+from lthfunc.trees.rng import generator
+from lthfunc.trees.types import Dataset, Ticket
+
+
+def planted_teacher(
+    inputs: int = 40, hidden: int = 20, classes: int = 4, density: float = 0.1, seed: int = 0
+) -> Ticket:
+    """A random network inputs - hidden - classes with ReLU, whose every unit reads `density` of the ones before it.
+
+    Its masks are exact: the same number of weights in each row. Names are those of a Sequential (``0.weight``).
+    """
+    if not 0 < density <= 1:
+        raise invalid("--dataset-option", f"density={density}", "a number above 0, up to 1")
+    for name, number in (("inputs", inputs), ("hidden", hidden), ("classes", classes)):
+        if not isinstance(number, int) or number < 1:
+            raise invalid("--dataset-option", f"{name}={number}", "a whole number above 0")
+    draw = generator(seed, "planted", "teacher")
+    params: dict[str, Tensor] = {}
+    masks: dict[str, Tensor] = {}
+    for layer, (into, out) in (("0", (inputs, hidden)), ("2", (hidden, classes))):
+        kept = max(1, round(density * into))
+        mask = torch.zeros(out, into, dtype=torch.bool)
+        mask.scatter_(1, torch.rand(out, into, generator=draw).argsort(1)[:, :kept], True)
+        params[f"{layer}.weight"] = torch.randn(out, into, generator=draw) * mask / kept**0.5
+        params[f"{layer}.bias"] = torch.zeros(out)
+        masks[f"{layer}.weight"] = mask
+    return Ticket(params, {}, masks)
+
+
+def read_planted(
+    inputs: int = 40,
+    hidden: int = 20,
+    classes: int = 4,
+    density: float = 0.1,
+    examples: int = 12_000,
+    seed: int = 0,
+) -> Dataset:
+    """Gaussian inputs (n, inputs), and the class that `planted_teacher` with these arguments gives them.
+
+    Each class's logit is centred over the examples, so that no class is rare. A sixth of the examples each are for
+    validation and test.
+    """
+    teacher = planted_teacher(inputs, hidden, classes, density, seed)
+    if not isinstance(examples, int) or examples < 60:
+        raise invalid("--dataset-option", f"examples={examples}", "a whole number of at least 60")
+    x = torch.randn(examples, inputs, generator=generator(seed, "planted", "inputs"))
+    logits = torch.relu(x @ teacher.params["0.weight"].T) @ teacher.params["2.weight"].T
+    y = ((logits - logits.mean(0)) / logits.std(0).clamp(min=1e-6)).argmax(1)
+    part = examples // 6
+    return from_tensors("planted", (x[part:], y[part:]), (x[:part], y[:part]), val=part, classes=classes)

@@ -1,0 +1,75 @@
+"""Weights that a network starts from, out of files that are on the disk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lthfunc.errors import UserError, invalid, unknown
+from lthfunc.frames import first_line
+from lthfunc.trees.files import load_tree
+from lthfunc.trees.model import Model
+from lthfunc.trees.moving import starting_from
+
+
+def with_weights(model: Model, name: str, source: str) -> Model:
+    """The model with other initial values. name: of the architecture, as it was typed.
+
+    source: a .safetensors file, of plain parameters and buffers or of a run (a ticket, a round's params); or for
+    networks of torchvision and timm the name of their weights (``DEFAULT``, ``IMAGENET1K_V2``, timm's tag), if they
+    have been downloaded before. Leaves of another shape, an output layer for other classes, are drawn from the seed.
+
+    Raises UserError where the file isn't there, can't be read or doesn't fit.
+    """
+    values: Mapping[str, Tensor]
+    if source.endswith(".safetensors"):
+        if not Path(source).is_file():
+            raise invalid("--weights", source, "a file that is there")
+        tree, _ = load_tree(source)
+        values = {**tree["params"], **tree.get("buffers", {})} if "params" in tree else tree
+    elif name.startswith("torchvision:"):
+        values = _of_torchvision(name.partition(":")[2], source)
+    elif name.startswith("timm:"):
+        values = _of_timm(name.partition(":")[2], source)
+    else:
+        raise invalid("--weights", source, "a .safetensors file, or the name of torchvision's or timm's weights")
+    return starting_from(model, values)
+
+
+def _of_torchvision(name: str, weights: str) -> Mapping[str, Tensor]:
+    import torchvision
+
+    known = torchvision.models.get_model_weights(name)
+    members = [*known.__members__, "DEFAULT"]
+    if weights not in members:
+        raise unknown("--weights", weights, members)
+    url = (known.DEFAULT if weights == "DEFAULT" else known[weights]).url
+    file = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    if not file.is_file():
+        raise UserError(f"--weights: {weights!r} of {name} is not on this disk: put {url} into {file.parent}")
+    try:
+        found: Mapping[str, Tensor] = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # a broken archive, or one that holds more than tensors
+        raise UserError(f"--weights: {file} cannot be read ({first_line(error)})") from error
+    return found
+
+
+def _of_timm(name: str, weights: str) -> Mapping[str, Tensor]:
+    import timm
+    from huggingface_hub import try_to_load_from_cache
+
+    tagged = name if weights == "DEFAULT" else f"{name.partition('.')[0]}.{weights}"
+    config = timm.models.get_pretrained_cfg(tagged)
+    repository = getattr(config, "hf_hub_id", None)
+    if not repository:
+        raise invalid("--weights", weights, f"a tag of {name} that the Hub has")
+    file = try_to_load_from_cache(repository, "model.safetensors")
+    if not isinstance(file, str):
+        raise UserError(
+            f"--weights: {weights!r} of {name} is not on this disk: model.safetensors of {repository} belongs into the "
+            "Hugging Face cache"
+        )
+    return load_tree(file)[0]

@@ -1,0 +1,82 @@
+"""What a data set looks like: its examples as a picture, its classes as a table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from rich.table import Table
+from torch import Tensor
+
+from lthfunc.reports.figures import figure
+from lthfunc.trees.ops import scaled
+from lthfunc.trees.types import Dataset
+
+#: Rows and columns of the picture, and classes of the table, at most.
+_ROWS, _COLUMNS, _CLASSES = 10, 10, 40
+
+
+def can_be_drawn(data: Dataset) -> bool:
+    """Whether inputs are images of one or three channels."""
+    return len(data.shape) == 3 and data.shape[0] in (1, 3)
+
+
+def sample_grid(data: Dataset) -> Figure:
+    """Training images, a row for each class, at most ten of ten."""
+    split, classes = data.train, min(_ROWS, data.classes)
+    known = split.y.ndim == 1 and not split.y.is_floating_point()
+    shown = [
+        (split.y == label).nonzero()[:_COLUMNS, 0] if known else torch.arange(label, len(split.x), classes)[:_COLUMNS]
+        for label in range(classes)
+    ]
+    made = figure(0.7 * _COLUMNS + 1.4, 0.7 * classes + 0.4)
+    grid = made.subplots(classes, _COLUMNS, squeeze=False, gridspec_kw={"wspace": 0.02, "hspace": 0.02})
+    for row, (axes, indices) in enumerate(zip(grid, shown, strict=True)):
+        for place, axis in enumerate(axes):
+            axis.set_xticks([])
+            axis.set_yticks([])
+            axis.spines[:].set_visible(False)
+            if place < len(indices):
+                _draw(axis, split.x[indices[place]], data)
+        if known:
+            axes[0].set_ylabel(_name(data, row), rotation=0, ha="right", va="center", fontsize=9)
+    made.suptitle(f"{data.name}: training images of {classes} of {data.classes} classes" if known else data.name,
+                  fontsize=10)  # fmt: skip
+    return made
+
+
+def class_table(data: Dataset) -> Table:
+    """How many examples of each class every split holds, the most frequent first where there are many classes."""
+    table = Table(header_style="bold", box=None, pad_edge=False)
+    table.add_column("class")
+    for head in ("train", "val", "test", "share of training %"):
+        table.add_column(head, justify="right")
+    counts = torch.stack([
+        torch.bincount(split.y.flatten().cpu(), minlength=data.classes) for split in (data.train, data.val, data.test)
+    ])  # fmt: skip
+    order = torch.arange(data.classes) if data.classes <= _CLASSES else counts[0].argsort(descending=True)[:_CLASSES]
+    for label in order.tolist():
+        numbers = counts[:, label].tolist()
+        share = 100 * numbers[0] / max(1, int(counts[0].sum()))
+        table.add_row(_name(data, label), *(f"{number:,}" for number in numbers), f"{share:.2f}")
+    if data.classes > _CLASSES:
+        table.add_row(f"… {data.classes - _CLASSES} more")
+    return table
+
+
+def sample_lines(data: Dataset, count: int = 5) -> list[str]:
+    """The first windows of a text."""
+    return ["".join(data.labels[i] for i in row.tolist()) for row in data.train.x[:count]]
+
+
+def _name(data: Dataset, label: int) -> str:
+    return repr(data.labels[label])[1:-1] if data.labels else str(label)
+
+
+def _draw(axis: Any, image: Tensor, data: Dataset) -> None:
+    pixels = image.float() if image.dtype == torch.uint8 else scaled(image[None], data.scale)[0]
+    low, high = pixels.min(), pixels.max()
+    pixels = pixels / 255 if image.dtype == torch.uint8 else (pixels - low) / (high - low).clamp(min=1e-9)
+    shape = pixels.permute(1, 2, 0).cpu()
+    axis.imshow(shape[:, :, 0] if data.shape[0] == 1 else shape, cmap="gray" if data.shape[0] == 1 else None)

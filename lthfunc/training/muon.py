@@ -1,0 +1,84 @@
+"""Muon (Jordan et al. 2024): the momentum of a matrix, made orthogonal. Its updates equal torch.optim.Muon's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lthfunc.training.optimizers import Optimizer, adamw, check_ranges, table_like
+from lthfunc.training.schedules import Schedule, as_schedule, at
+from lthfunc.trees.types import Params
+
+_A, _B, _C = 3.4445, -4.7750, 2.0315
+_STEPS, _EPS = 5, 1e-7
+
+
+class MuonState(NamedTuple):
+    """schedule: the params' dtype, (steps,). momentum: of the matrices. others: AdamW's state, of what is no matrix."""
+
+    schedule: Schedule
+    momentum: Params
+    others: Any
+
+
+def muon(
+    lr: float | Schedule,
+    momentum: float = 0.95,
+    nesterov: bool = True,
+    weight_decay: float = 0.1,
+    *,
+    others: float = 0.15,
+    is_matrix: Callable[[str, Tensor], bool] = lambda name, leaf: leaf.ndim >= 2,
+) -> Optimizer:
+    """Muon for matrices, and convolutions as matrices (out, in · kernel); AdamW at `others` times the rate for others.
+
+    An update mixes the weights of a layer, so that it reaches pruned ones too: the step masks the weights after it.
+
+    Raises UserError for momentum or weight decay out of range.
+    """
+    check_ranges(momentum=momentum, weight_decay=weight_decay)
+    schedule = as_schedule(lr)
+    rest = adamw(schedule * others, weight_decay=weight_decay)
+
+    def parted(tree: Params, like: Params) -> tuple[Params, Params]:
+        matrices = {name for name, leaf in like.items() if is_matrix(name, leaf)}
+        return (
+            {name: leaf for name, leaf in tree.items() if name in matrices},
+            {name: leaf for name, leaf in tree.items() if name not in matrices},
+        )
+
+    def init(params: Params) -> MuonState:
+        matrices, vectors = parted(params, params)
+        zeros = {name: torch.zeros_like(leaf) for name, leaf in matrices.items()}
+        return MuonState(table_like(schedule, params), zeros, rest.init(vectors) if vectors else ())
+
+    def update(grads: Params, state: MuonState, params: Params, step: Tensor) -> tuple[Params, MuonState]:
+        rate = at(state.schedule, step)
+        (matrices, vectors), (slopes, others_slopes) = parted(params, params), parted(grads, params)
+        velocity = {name: m.lerp(slopes[name], 1 - momentum) for name, m in state.momentum.items()}
+        new = {}
+        for name, p in matrices.items():
+            direction = slopes[name].lerp(velocity[name], momentum) if nesterov else velocity[name]
+            shape = direction.flatten(1).shape
+            stride = rate * math.sqrt(max(1.0, shape[0] / shape[1]))
+            new[name] = p * (1 - rate * weight_decay) - stride * _orthogonal(direction.flatten(1)).view_as(p)
+        moved, following = rest.update(others_slopes, state.others, vectors, step) if vectors else ({}, ())
+        return {name: {**new, **moved}[name] for name in params}, MuonState(state.schedule, velocity, following)
+
+    return Optimizer(init, update, mixes=True)
+
+
+def _orthogonal(matrix: Tensor) -> Tensor:
+    """The nearest orthogonal matrix, about: five Newton-Schulz steps in bfloat16, as torch does them."""
+    tall = matrix.shape[0] > matrix.shape[1]
+    found = matrix.mT.bfloat16() if tall else matrix.bfloat16()
+    found = found / found.norm().clamp(min=_EPS)
+    for _ in range(_STEPS):
+        gram = found @ found.mT
+        gram = torch.addmm(gram, gram, gram, beta=_B, alpha=_C)
+        found = torch.addmm(found, gram, found, beta=_A)
+    return (found.mT if tall else found).to(matrix.dtype)

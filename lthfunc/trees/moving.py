@@ -1,0 +1,113 @@
+"""Tickets and values into other networks and out of them: plain modules, other heads, modules pruned by PyTorch."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import prune
+from torch.nn.utils.prune import BasePruningMethod
+
+from lthfunc.errors import UserError
+from lthfunc.trees.model import Model, from_module
+from lthfunc.trees.ops import apply_masks
+from lthfunc.trees.types import Buffers, Params, Ticket
+
+
+def to_module(ticket: Ticket, model: Model) -> nn.Module:
+    """A plain module of the model's kind with the ticket's masked weights, in evaluation mode.
+
+    Raises UserError where the ticket is not of such a network.
+    """
+    _check_fits(ticket, model)
+    module = copy.deepcopy(model.evaluating)
+    with torch.no_grad():
+        values = {**apply_masks(ticket.params, ticket.masks), **ticket.buffers}
+        for name, leaf in (*module.named_parameters(), *module.named_buffers()):
+            leaf.copy_(values[name])
+    return module
+
+
+def with_new_head(ticket: Ticket, model: Model, seed: int = 0) -> Ticket:
+    """The ticket for a model that differs in its last layer, or others: leaves of another shape are drawn anew, dense.
+
+    Raises UserError where no leaf fits, or one is missing.
+    """
+    params, buffers = model.init(seed)
+    common = [name for name in params if name in ticket.params and ticket.params[name].shape == params[name].shape]
+    if not any(name in ticket.masks for name in common):
+        raise UserError("ticket: none of its pruned weights fits the network")
+    taken = {name: ticket.params[name] if name in set(common) else leaf for name, leaf in params.items()}
+    states = {
+        name: ticket.buffers[name] if name in ticket.buffers and ticket.buffers[name].shape == leaf.shape else leaf
+        for name, leaf in buffers.items()
+    }
+    full = {name: torch.ones_like(params[name], dtype=torch.bool) for name in model.prunable}
+    masks = {name: ticket.masks[name] if name in set(common) & set(ticket.masks) else full[name] for name in full}
+    return Ticket(apply_masks(taken, masks), states, masks)
+
+
+def from_pruned(module: nn.Module, **given: Any) -> tuple[Model, Ticket]:
+    """(a model, its ticket) of a module with masks of `torch.nn.utils.prune`; the module stays as it is.
+
+    Masks come from the module's own, weights from what lies under them, masked. given: as `from_module` takes it.
+
+    Raises UserError where nothing in the module is pruned so.
+    """
+    plain = copy.deepcopy(module)
+    masks: dict[str, Tensor] = {}
+    for name, part in plain.named_modules():
+        for hook in list(part._forward_pre_hooks.values()):
+            if isinstance(hook, BasePruningMethod):
+                leaf = hook._tensor_name
+                masks[f"{name}.{leaf}" if name else leaf] = getattr(part, f"{leaf}_mask").bool()
+                prune.remove(part, leaf)  # type: ignore[no-untyped-call]
+    if not masks:
+        raise UserError(f"{type(module).__name__}: nothing in it is pruned by torch.nn.utils.prune")
+    model = from_module(plain, **{"prunable": list(masks), **given})
+    params = {name: leaf.detach().clone() for name, leaf in plain.named_parameters()}
+    buffers = {name: leaf.detach().clone() for name, leaf in plain.named_buffers()}
+    full = {name: torch.ones_like(params[name], dtype=torch.bool) for name in model.prunable}
+    found = {name: masks.get(name, full[name]) for name in full}
+    return model, Ticket(apply_masks(params, found), buffers, found)
+
+
+def starting_from(model: Model, values: Mapping[str, Tensor]) -> Model:
+    """The model with these initial values, whatever the seed; leaves of another shape are drawn from the seed.
+
+    Raises UserError where a leaf is missing, or less than half of the weights fit.
+    """
+    params, buffers = model.init(0)
+    leaves = {**params, **buffers}
+    missing = [name for name in leaves if name not in values]
+    if missing:
+        raise UserError(f"--weights: the file has no {missing[0]} ({len(missing)} of {len(leaves)} leaves are missing)")
+    fitting = {name for name, leaf in leaves.items() if values[name].shape == leaf.shape}
+    if 2 * sum(params[name].numel() for name in fitting & set(params)) < sum(map(torch.numel, params.values())):
+        other = next(name for name in leaves if name not in fitting)
+        raise UserError(
+            f"--weights: {other} is {tuple(values[other].shape)} in the file and {tuple(leaves[other].shape)} in the "
+            "network, and most weights differ so"
+        )
+
+    def init(seed: int) -> tuple[Params, Buffers]:
+        drawn = model.init(seed)
+        found = [
+            {name: values[name].to(leaf.dtype).clone() if name in fitting else leaf for name, leaf in tree.items()}
+            for tree in drawn
+        ]
+        return found[0], found[1]
+
+    return model._replace(init=init)
+
+
+def _check_fits(ticket: Ticket, model: Model) -> None:
+    params, buffers = model.init(0)
+    for name, leaf in {**params, **buffers}.items():
+        theirs = {**ticket.params, **ticket.buffers}.get(name)
+        if theirs is None or theirs.shape != leaf.shape:
+            found = "missing" if theirs is None else str(tuple(theirs.shape))
+            raise UserError(f"ticket: {name} is {found}, and the network has {tuple(leaf.shape)}")

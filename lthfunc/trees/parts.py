@@ -1,0 +1,53 @@
+"""Several inputs in one tensor: each example's are laid side by side, and the module gets them apart again.
+
+So data sets, batches and engines know one tensor of inputs, whatever a network takes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lthfunc.errors import UserError
+
+
+class Part(NamedTuple):
+    """One of several inputs. name: of the module's argument, or "" for the next one; shape: without the batch."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+def packed(inputs: Sequence[Tensor] | Mapping[str, Tensor]) -> tuple[Tensor, tuple[Part, ...]]:
+    """(float32 (n, numbers), what lies in it). Whole numbers of up to 2^24 stay exact.
+
+    Raises UserError where the inputs are of different lengths.
+    """
+    named = dict(inputs) if isinstance(inputs, Mapping) else dict(enumerate(inputs))
+    if len({len(each) for each in named.values()}) != 1:
+        raise UserError(f"inputs: of different lengths, {', '.join(str(len(each)) for each in named.values())}")
+    parts = tuple(
+        Part(name if isinstance(name, str) else "", tuple(each.shape[1:]), each.dtype) for name, each in named.items()
+    )
+    return torch.cat([each.flatten(1).float() if each.ndim > 1 else each[:, None].float()
+                      for each in named.values()], dim=1), parts  # fmt: skip
+
+
+class Unpacking(NamedTuple):
+    """A forward pre-hook (with keywords) that gives a module its inputs apart."""
+
+    parts: tuple[Part, ...]
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        (x,) = args
+        pieces = torch.split(x, [math.prod(part.shape) for part in self.parts], dim=1)
+        apart = [
+            (part.name, piece.reshape(-1, *part.shape).to(part.dtype if not part.dtype.is_floating_point else x.dtype))
+            for part, piece in zip(self.parts, pieces, strict=True)
+        ]
+        return tuple(each for name, each in apart if not name), {name: each for name, each in apart if name}
