@@ -18,6 +18,8 @@ def invalid(option: str, value: object, accepted: str) -> UserError:
 def unknown(option: str, value: str, names: Iterable[str]) -> UserError:
     """A name that is not in a list, with the nearest one suggested."""
     known = list(names)
-    near = difflib.get_close_matches(value.lower(), known, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(value.lower(), known, n=1, cutoff=0.5) or difflib.get_close_matches(
+        value, known, n=1
+    )
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return UserError(f"{option}: unknown name {value!r}{hint} (known: {', '.join(known)})")

@@ -98,7 +98,7 @@ def test_mistakes_are_one_line_exit_code_2_and_nothing_written(
 def test_help_and_mistakes_do_not_wait_for_torch() -> None:
     code = (
         "import sys; from lthfunc_cli.main import main\n"
-        "main(['prune', '--help']); main(['archs']); main(['datasets']); main(['prune', '--arch', 'nothing'])\n"
+        "main(['prune', '--help']); main(['recipes']); main(['datasets']); main(['prune', '--arch', 'nothing'])\n"
         "assert 'torch' not in sys.modules and 'matplotlib' not in sys.modules\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lthfunc.data.tensors import from_tensors, parted, scale_of
+from lthfunc.data.tensors import from_tensors, parted, scale_of, targets_of
 from lthfunc.errors import UserError, invalid
 from lthfunc.trees.types import Dataset, Split
 
@@ -80,9 +80,9 @@ def _targets(array: Any, name: str) -> Tensor:
     if array.ndim == 2 and array.shape[1] == 1 and np.issubdtype(array.dtype, np.integer):
         array = array[:, 0]
     if np.issubdtype(array.dtype, np.integer) and array.ndim == 1:
-        return torch.from_numpy(array.astype(np.int64))
+        return targets_of(torch.from_numpy(array.astype(np.int64)))
     if np.issubdtype(array.dtype, np.floating) and array.ndim in (1, 2):
-        return torch.from_numpy(array.astype(np.float32))
+        return targets_of(torch.from_numpy(array.astype(np.float32)))
     raise UserError(f"--dataset: {name} is {array.dtype} of shape {array.shape}; targets are whole numbers or floats")
 
 

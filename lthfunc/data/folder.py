@@ -37,6 +37,7 @@ def read_folder(
     path: str,
     *,
     size: int | str | None = None,
+    each: int | None = None,
     val: float = 0.1,
     test: float = 0.1,
     skip_broken: bool = False,
@@ -47,7 +48,8 @@ def read_folder(
     PATH holds a folder for each class, or folders ``train``, ``val`` (or ``valid``, ``validation``) and ``test`` that
     do; Tiny-ImageNet's layout too. Splits that aren't there are drawn by a fixed permutation: `val` and `test` of all
     images, or `val` of ``train``; ``val`` without ``test`` is the test split. size: images are scaled and cut to it;
-    without one they must all have the first one's.
+    without one they must all have the first one's. each: no more images of a class than so many, in ``train`` and
+    ``test`` alike, the first by name.
 
     The decoded images lie in the cache (``$LTHFUNC_CACHE/data``), under a name that changes with any file; the
     normalisation is that of the training split. Raises UserError, with the path, for what cannot be read.
@@ -58,7 +60,9 @@ def read_folder(
             raise invalid("--dataset-option", f"{option}={share}", "a share between 0 and 1")
     if not root.is_dir():
         raise invalid("--dataset", f"folder:{path}", "a folder of images, and there is none")
-    found = _splits(root, val, test)
+    if each is not None and (not isinstance(each, int) or each < 1):
+        raise invalid("--dataset-option", f"each={each}", "a whole number above 0")
+    found = _splits(root, val, test, each)
     target = _cached(root, found, (wanted, skip_broken))
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -70,22 +74,22 @@ def read_folder(
     return data._replace(train=train, val=held, test=tested, mapped=False)
 
 
-def _splits(root: Path, val: float, test: float) -> _Found:
+def _splits(root: Path, val: float, test: float, each: int | None) -> _Found:
     """Files by split. Raises UserError where the layout is none."""
     train_root = root / "train"
     if not train_root.is_dir():
         labels = _labels(root)
-        files = _files(root, labels)
+        files = _files(root, labels, each)
         test_part, val_part, rest = parted(len(files), (test, val), root.name)
         return _Found({name: [files[i] for i in part] for name, part in
                        (("train", rest), ("val", val_part), ("test", test_part))}, labels)  # fmt: skip
     labels = _labels(train_root)
-    splits = {"train": _files(train_root, labels)}
+    splits = {"train": _files(train_root, labels, each)}
     held = next((root / name for name in _VALIDATION if (root / name).is_dir()), None)
     if held is not None:
-        splits["val"] = _annotated(held, labels) if (held / _LIST).exists() else _files(held, labels)
+        splits["val"] = _annotated(held, labels) if (held / _LIST).exists() else _files(held, labels, each)
     if (root / "test").is_dir() and any(each.is_dir() and each.name in labels for each in (root / "test").iterdir()):
-        splits["test"] = _files(root / "test", labels)
+        splits["test"] = _files(root / "test", labels, each)
     elif held is not None:
         splits["test"] = splits.pop("val")
     missing = [(name, share) for name, share in (("test", test), ("val", val)) if name not in splits]
@@ -105,17 +109,17 @@ def _labels(root: Path) -> tuple[str, ...]:
     return labels
 
 
-def _files(root: Path, labels: Sequence[str]) -> list[tuple[Path, int]]:
+def _files(root: Path, labels: Sequence[str], each: int | None) -> list[tuple[Path, int]]:
     """The images of each class, in order of their names. Raises UserError for a class without one."""
     found: list[tuple[Path, int]] = []
-    others = [each.name for each in root.iterdir() if each.is_dir() and each.name not in labels]
+    others = [path.name for path in root.iterdir() if path.is_dir() and path.name not in labels]
     if others:
         raise UserError(f"--dataset: {root / sorted(others)[0]} is no class of the training images")
     for label, name in enumerate(labels):
-        mine = sorted(each for each in (root / name).rglob("*") if each.suffix.lower() in _SUFFIXES and each.is_file())
+        mine = sorted(path for path in (root / name).rglob("*") if path.suffix.lower() in _SUFFIXES and path.is_file())
         if not mine:
             raise UserError(f"--dataset: class {name!r} has no image in {root / name}")
-        found += [(each, label) for each in mine]
+        found += [(path, label) for path in mine[:each]]
     return found
 
 

@@ -44,7 +44,7 @@ def from_tensors(
     (train_x, parts), (test_x, test_parts) = _one(train[0]), _one(test[0])
     if parts != test_parts:
         raise UserError("test: its inputs have other shapes, dtypes or names than those of train")
-    pairs = {"train": (train_x, _targets(train[1])), "test": (test_x, _targets(test[1]))}
+    pairs = {"train": (train_x, targets_of(train[1])), "test": (test_x, targets_of(test[1]))}
     for option, (inputs, targets) in pairs.items():
         if len(inputs) != len(targets):
             raise UserError(f"{option}: {len(inputs)} inputs but {len(targets)} targets")
@@ -102,7 +102,8 @@ def _one(inputs: Inputs) -> tuple[Tensor, tuple[Any, ...]]:
     return (inputs, ()) if isinstance(inputs, Tensor) else packed(inputs)
 
 
-def _targets(y: Tensor) -> Tensor:
+def targets_of(y: Tensor) -> Tensor:
+    """int64 as they are; or float32 (n, numbers)."""
     if y.is_floating_point():
         return (y if y.ndim > 1 else y[:, None]).float()
     return y.long()

@@ -43,7 +43,7 @@ def _of_torchvision(name: str, weights: str) -> Mapping[str, Tensor]:
     import torchvision
 
     known = torchvision.models.get_model_weights(name)
-    members = [*known.__members__, "DEFAULT"]
+    members = list(dict.fromkeys([*known.__members__, "DEFAULT"]))
     if weights not in members:
         raise unknown("--weights", weights, members)
     url = (known.DEFAULT if weights == "DEFAULT" else known[weights]).url

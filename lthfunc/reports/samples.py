@@ -78,5 +78,5 @@ def _draw(axis: Any, image: Tensor, data: Dataset) -> None:
     pixels = image.float() if image.dtype == torch.uint8 else scaled(image[None], data.scale)[0]
     low, high = pixels.min(), pixels.max()
     pixels = pixels / 255 if image.dtype == torch.uint8 else (pixels - low) / (high - low).clamp(min=1e-9)
-    shape = pixels.permute(1, 2, 0).cpu()
-    axis.imshow(shape[:, :, 0] if data.shape[0] == 1 else shape, cmap="gray" if data.shape[0] == 1 else None)
+    drawn = pixels.permute(1, 2, 0).cpu().numpy()
+    axis.imshow(drawn[:, :, 0] if data.shape[0] == 1 else drawn, cmap="gray" if data.shape[0] == 1 else None)

@@ -50,8 +50,8 @@ def _parametrised(prefix: str, params: Params, seed: int) -> Params:
     if direction not in params or magnitude not in params:
         return {}
     drawn = _glorot(direction, params[direction], seed)
-    shared = [axis for axis, size in enumerate(params[magnitude].shape) if size == 1]
-    return {magnitude: drawn.norm(dim=shared, keepdim=True), direction: drawn}
+    kept = [axis for axis, size in enumerate(params[magnitude].shape) if size == 1]
+    return {magnitude: torch.linalg.vector_norm(drawn, dim=kept, keepdim=True), direction: drawn}
 
 
 def _glorot(name: str, like: Tensor, seed: int) -> Tensor:

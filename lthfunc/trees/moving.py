@@ -57,7 +57,9 @@ def from_pruned(module: nn.Module, **given: Any) -> tuple[Model, Ticket]:
 
     Raises UserError where nothing in the module is pruned so.
     """
-    plain = copy.deepcopy(module)
+    # What the hooks computed last is no leaf of autograd's graph, and cannot be copied as it is.
+    computed = [value for part in module.modules() for value in vars(part).values() if isinstance(value, Tensor)]
+    plain = copy.deepcopy(module, {id(value): value.detach() for value in computed})
     masks: dict[str, Tensor] = {}
     for name, part in plain.named_modules():
         for hook in list(part._forward_pre_hooks.values()):

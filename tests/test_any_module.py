@@ -1,0 +1,387 @@
+"""Modules that were written after the library: none of them needs a line of it changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from lthfunc_cli.main import main
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn.utils import prune as torch_prune
+from torch.nn.utils.parametrizations import weight_norm
+
+import lthfunc as lf
+from lthfunc.errors import UserError
+from lthfunc.models import build, build_for
+from lthfunc.training.engines.toolchain import why_not
+from lthfunc.trees.model import apply_training
+
+compiling = pytest.mark.skipif(why_not("cpu") is not None, reason=str(why_not("cpu")))
+
+
+class Shared(nn.Module):
+    """One layer used three times, and an embedding whose weight is the output layer's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(12, 16)
+        self.middle = nn.Linear(16, 16)
+        self.out = nn.Linear(16, 12, bias=False)
+        self.out.weight = self.words.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.words(x)
+        for _ in range(3):
+            y = torch.tanh(self.middle(y))
+        out: Tensor = self.out(y)
+        return out
+
+
+class Two(nn.Module):
+    """An image and some numbers; a dictionary of two heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.see, self.read = nn.Conv2d(1, 4, 3), nn.Linear(5, 8)
+        self.kind, self.size = nn.Linear(4 * 36 + 8, 3), nn.Linear(4 * 36 + 8, 1)
+
+    def forward(self, image: Tensor, *, numbers: Tensor) -> dict[str, Tensor]:
+        both = torch.relu(torch.cat([self.see(image).flatten(1), self.read(numbers)], 1))
+        return {"kind": self.kind(both), "size": self.size(both)}
+
+
+class Normed(nn.Module):
+    """A grouped convolution under weight norm, normalisations of three kinds, a depthwise one and dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = weight_norm(nn.Conv2d(4, 8, 3, groups=2))
+        self.group, self.batch = nn.GroupNorm(2, 8), nn.BatchNorm2d(8)
+        self.depth = nn.Conv2d(8, 8, 3, groups=8, padding=1)
+        self.norm, self.drop = nn.LayerNorm(8), nn.Dropout(0.2)
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.depth(self.batch(F.gelu(self.group(self.conv(x)))))
+        out: Tensor = self.fc(self.drop(self.norm(x.mean((2, 3)))))
+        return out
+
+
+def data_for(kind: str) -> lf.Dataset:
+    draw = torch.Generator().manual_seed(0)
+    if kind == "Shared":
+        x = torch.randint(0, 12, (40, 6), generator=draw)
+        pair: Any = (x, x.roll(1, 1))
+    elif kind == "Two":
+        image, numbers = torch.randn(40, 1, 8, 8, generator=draw), torch.randn(40, 5, generator=draw)
+        y = torch.stack([torch.randint(0, 3, (40,), generator=draw).float(), numbers.sum(1)], 1)
+        pair = ({"image": image, "numbers": numbers}, y)
+        return lf.data.from_tensors(kind, pair, pair, val=8)
+    else:
+        pair = (torch.randn(40, 4, 8, 8, generator=draw), torch.randint(0, 5, (40,), generator=draw))
+    return lf.data.from_tensors(kind, pair, pair, val=8, classes=12 if kind == "Shared" else 5)
+
+
+def both_heads(outputs: dict[str, Tensor], y: Tensor) -> Tensor:
+    return F.cross_entropy(outputs["kind"], y[:, 0].long()) + F.mse_loss(outputs["size"][:, 0], y[:, 1])
+
+
+def kinds_right(outputs: dict[str, Tensor], y: Tensor) -> Tensor:
+    return (outputs["kind"].argmax(1) == y[:, 0]).double().mean()
+
+
+def named(kind: str) -> tuple[lf.Model, lf.Dataset, dict[str, Any]]:
+    module = {"Shared": Shared, "Two": Two, "Normed": Normed}[kind]()
+    data = data_for(kind)
+    functions = {"loss": both_heads, "metric": kinds_right} if kind == "Two" else {}
+    return lf.from_module(module, tokens=data.tokens, parts=data.parts), data, functions
+
+
+@compiling
+@pytest.mark.parametrize("kind", ["Shared", "Two", "Normed"])
+def test_odd_modules_train_pruned_on_both_engines(kind: str) -> None:
+    model, data, functions = named(kind)
+    start = lf.init(model, seed=3)
+    # By layer: weight norm divides by the length of a unit's weights, so each must keep one.
+    pruned = lf.prune(density=0.5, allocate=lf.uniform(), select=lf.per_output())(start)
+    ends = {}
+    for engine in ("eager", "compile"):
+        trainer = lf.make_trainer(
+            model, data, optimizer=lf.adam(1e-2, weight_decay=1e-3), batch_size=8, engine=engine, **functions
+        )
+        done = lf.fit(trainer, pruned, seed=0, until=16, eval_every=8)
+        assert done.curve[-1].train_loss < done.curve[1].train_loss
+        ends[engine] = done.state.params
+        for name, mask in pruned.masks.items():
+            assert not done.state.params[name][~mask].any()
+    if kind != "Normed":  # dropout draws other numbers in compiled code
+        for name, leaf in ends["eager"].items():
+            torch.testing.assert_close(ends["compile"][name], leaf, rtol=1e-3, atol=1e-4)
+
+
+def test_a_shared_weight_is_one_parameter_with_one_mask() -> None:
+    model = lf.from_module(Shared(), tokens=True)
+    assert model.prunable == ("words.weight", "middle.weight")
+    assert lf.count(lf.init(model).masks).total == 12 * 16 + 16 * 16
+    state = lf.prune(density=0.3)(lf.init(model))
+    module = lf.ticket(state).to_module(model)
+    assert module.out.weight is module.words.weight
+    assert torch.equal(module.words.weight != 0, state.masks["words.weight"])
+
+
+def test_weight_norm_is_pruned_in_its_direction_and_drawn_from_the_seed() -> None:
+    model = lf.from_module(Normed())
+    direction = "conv.parametrizations.weight.original1"
+    assert direction in model.prunable
+    one, other = (lf.init(model, seed).params for seed in (0, 1))
+    assert not torch.equal(one[direction], other[direction])
+    lengths = one[direction].flatten(1).norm(dim=1)
+    torch.testing.assert_close(one["conv.parametrizations.weight.original0"].flatten(), lengths)
+    state = lf.prune(density=0.5, select=lf.per_output(), allocate=lf.uniform())(lf.init(model))
+    module = lf.ticket(state).to_module(model)
+    assert torch.equal(module.conv.weight != 0, state.masks[direction])
+
+
+def test_frozen_parameters_stay_and_are_not_pruned() -> None:
+    module = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    module[0].requires_grad_(False)
+    model = lf.from_module(module)
+    state = lf.init(model, seed=5)
+    assert model.prunable == ("2.weight",)
+    assert torch.equal(state.buffers["0.weight"], module[0].weight)
+    x, y = torch.randn(30, 6), torch.randint(0, 3, (30,))
+    data = lf.data.from_tensors("d", (x, y), (x, y), val=6)
+    trained = lf.train(model, data, optimizer=lf.sgd(0.1), steps=3, batch_size=8)(state)
+    assert torch.equal(trained.buffers["0.weight"], module[0].weight)
+    assert not torch.equal(trained.params["2.weight"], state.params["2.weight"])
+
+
+def test_buffers_that_a_module_replaces_are_carried() -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(3, 2)
+            self.register_buffer("seen", torch.zeros(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.seen = self.seen + len(x)
+            out: Tensor = self.fc(x)
+            return out
+
+    model = lf.from_module(Counting())
+    state = lf.init(model)
+    _, buffers = apply_training(model, state.params, state.buffers, torch.randn(7, 3))
+    assert buffers["seen"] == 7
+    assert state.buffers["seen"] == 0
+
+
+def test_attention_of_torch_is_prunable_and_runs() -> None:
+    class Attending(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+            self.other = nn.MultiheadAttention(8, 2, kdim=8, vdim=4, batch_first=True)
+            self.fc = nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x + self.attention(x, x, x, need_weights=False)[0]
+            x = self.other(x, x, x[..., :4], need_weights=False)[0]
+            out: Tensor = self.fc(x.mean(1))
+            return out
+
+    model = lf.from_module(Attending())
+    assert [name for name in model.prunable if "in_proj" not in name and "_proj_weight" in name] == [
+        "other.q_proj_weight", "other.k_proj_weight", "other.v_proj_weight"
+    ]  # fmt: skip
+    assert "attention.in_proj_weight" in model.prunable
+    x, y = torch.randn(40, 5, 8), torch.randint(0, 3, (40,))
+    data = lf.data.from_tensors("d", (x, y), (x, y), val=6)
+    pruned = lf.prune(density=0.3)(lf.init(model))
+    trained = lf.train(model, data, optimizer=lf.adam(1e-2), steps=3, batch_size=8)(pruned)
+    assert not trained.params["attention.in_proj_weight"][~trained.masks["attention.in_proj_weight"]].any()
+    assert 0 <= lf.accuracy_on(model, trained, data) <= 1
+
+
+@pytest.mark.parametrize(
+    ("only", "keep", "names"),
+    [
+        (["*conv*"], [], ["conv.parametrizations.weight.original0", "conv.parametrizations.weight.original1",
+                          "conv.bias"]),
+        (["*.weight"], ["batch*", "group*", "norm*"], ["depth.weight", "fc.weight"]),
+        ([], ["fc*"], ["conv.parametrizations.weight.original1", "depth.weight"]),
+    ],
+)  # fmt: skip
+def test_patterns_choose_what_is_pruned(only: list[str], keep: list[str], names: list[str]) -> None:
+    model = lf.from_module(Normed(), prune_only=only, keep=keep)
+    assert sorted(model.prunable) == sorted(names)
+    assert sorted(lf.init(model).masks) == sorted(names)
+
+
+def test_patterns_that_fit_nothing_name_the_parameters() -> None:
+    with pytest.raises(UserError, match=r"--keep: no parameter fits 'head\*' \(parameters: conv\.param.*fc\.weight\)"):
+        lf.from_module(Normed(), keep=["head*"])
+    with pytest.raises(UserError, match=r"--prune-only: no parameter fits 'x' \(parameters: .*norm\.bias"):
+        lf.from_module(Normed(), prune_only=["x"])
+    with pytest.raises(UserError, match="nothing is left to prune"):
+        lf.from_module(nn.Linear(2, 2), keep=["*"])
+
+
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [
+        (lambda: nn.Sequential(nn.LazyLinear(3)), "0.weight has no shape yet: call the module once"),
+        (lambda: nn.Sequential(torch.nn.utils.spectral_norm(nn.Linear(2, 2))), "use .*parametrizations.spectral_norm"),
+        (lambda: torch_prune.l1_unstructured(nn.Linear(4, 4), "weight", 0.5), r"lthfunc.from_pruned\(module\)"),
+        (lambda: nn.Sequential(nn.Tanh(), nn.BatchNorm1d(3)), "has no linear, convolution"),
+    ],
+)
+def test_what_cannot_work_is_refused_with_a_way_out(module: Any, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        lf.from_module(module())
+
+
+def test_pruned_modules_of_torch_are_taken_over() -> None:
+    module = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    torch_prune.random_unstructured(module[0], "weight", 0.7)
+    torch_prune.l1_unstructured(module[0], "bias", 2)
+    x = torch.randn(5, 6)
+    wanted = module(x)
+    model, ticket = lf.from_pruned(module)
+    assert set(model.prunable) == {"0.weight", "0.bias", "2.weight"}
+    assert lf.count({"": ticket.masks["0.weight"]}).kept == 48 - round(0.7 * 48)
+    torch.testing.assert_close(ticket.to_module(model)(x), wanted)
+    assert torch_prune.is_pruned(module)  # it stays as it is
+    with pytest.raises(UserError, match="nothing in it is pruned"):
+        lf.from_pruned(nn.Linear(2, 2))
+
+
+def test_tickets_move_to_other_heads() -> None:
+    old, new = build("lenet5", (1, 28, 28), 10), build("lenet5", (1, 28, 28), 26)
+    ticket = lf.ticket(lf.prune(density=0.2)(lf.init(old)))
+    moved = lf.with_new_head(ticket, new, seed=4)
+    assert moved.params["fc3.weight"].shape == (26, 84)
+    assert bool(moved.masks["fc3.weight"].all())
+    assert torch.equal(moved.params["conv1.weight"], ticket.params["conv1.weight"])
+    assert torch.equal(moved.masks["fc1.weight"], ticket.masks["fc1.weight"])
+    with pytest.raises(UserError, match=r"fc3.weight is \(10, 84\), and the network has \(26, 84\)"):
+        ticket.to_module(new)
+    with pytest.raises(UserError, match="none of its pruned weights fits"):
+        lf.with_new_head(ticket, lf.models.conv2((1, 28, 28)))
+
+
+def test_starting_from_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = torchvision.models.squeezenet1_1(num_classes=5)
+    save_file(net.state_dict(), tmp_path / "net.safetensors")
+    x, y = torch.rand(20, 3, 64, 64), torch.randint(0, 5, (20,))
+    data = lf.data.from_tensors("d", (x, y), (x, y), val=4, classes=5)
+    model = build_for("torchvision:squeezenet1_1", data, weights=str(tmp_path / "net.safetensors"))
+    assert all(torch.equal(leaf, net.state_dict()[name]) for name, leaf in lf.init(model, seed=8).params.items())
+    other = build_for("torchvision:squeezenet1_1", data._replace(classes=7), weights=str(tmp_path / "net.safetensors"))
+    assert lf.init(other, 1).params["classifier.1.weight"].shape[0] == 7
+    assert torch.equal(lf.init(other, 1).params["features.0.weight"], net.state_dict()["features.0.weight"])
+    heads = [lf.init(other, seed).params["classifier.1.weight"] for seed in (1, 2)]
+    assert not torch.equal(*heads)
+    # By name: PyTorch's own file of them, where torch.hub keeps it; nothing is downloaded.
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
+    with pytest.raises(UserError, match=r"'DEFAULT' of squeezenet1_1 is not on this disk: put https://.*\.pth into"):
+        build_for("torchvision:squeezenet1_1", data, weights="DEFAULT")
+    folder = tmp_path / "hub" / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    name = torchvision.models.SqueezeNet1_1_Weights.DEFAULT.url.rpartition("/")[2]
+    whole = torchvision.models.squeezenet1_1()
+    torch.save(whole.state_dict(), folder / name)
+    model = build_for("torchvision:squeezenet1_1", data, weights="DEFAULT")
+    assert torch.equal(lf.init(model).params["features.0.weight"], whole.state_dict()["features.0.weight"])
+    (folder / name).write_bytes(b"nothing")
+    for weights, words in (
+        ("DEFAULT", "cannot be read"),
+        ("IMAGENET1K_V9", "unknown name 'IMAGENET1K_V9'; did you mean 'IMAGENET1K_V1'"),
+        ("absent.safetensors", "a file that is there"),
+    ):
+        with pytest.raises(UserError, match=words):
+            build_for("torchvision:squeezenet1_1", data, weights=weights)
+    with pytest.raises(UserError, match=r"a .safetensors file, or the name of torchvision's or timm's weights"):
+        build_for("lenet300", data, weights="DEFAULT")
+    with pytest.raises(UserError, match="the file has no fc1.weight"):
+        build_for("lenet300", data, weights=str(tmp_path / "net.safetensors"))
+
+
+OWN = """
+import torch
+from torch import Tensor, nn
+import torch.nn.functional as F
+import lthfunc as lf
+
+
+class Two(nn.Module):
+    def __init__(self, shapes):
+        super().__init__()
+        (channels, *_), (count,) = shapes
+        self.see, self.read, self.out = nn.Conv2d(channels, 4, 3), nn.LazyLinear(8), nn.Linear(152, 3)
+
+    def forward(self, image, numbers):
+        both = torch.relu(torch.cat([self.see(image).flatten(1), self.read(numbers)], 1))
+        return {"kind": self.out(both)}
+
+
+def data(size=60):
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(size, 1, 8, 8, generator=draw), torch.randn(size, 5, generator=draw)
+    y = (x[1][:, 0] > 0).long()
+    return lf.data.from_tensors("two", (x, y), (x, y), val=10, classes=3)
+
+
+def loss(outputs, targets):
+    return F.cross_entropy(outputs["kind"], targets)
+
+
+def right(outputs, targets):
+    return (outputs["kind"].argmax(1) == targets).double().mean()
+
+
+def biggest(params, masks):
+    return {name: params[name].abs() for name in masks}
+
+
+def slow(lr, weight_decay):
+    return lf.sgd(lr * 0.5, weight_decay=weight_decay)
+
+
+def pair(lr):
+    init = lambda params: ()
+    return init, lambda grads, state, params, step: ({k: p - 0.01 * grads[k] - 0.001 for k, p in params.items()}, ())
+
+
+class Keeping(nn.Module):
+    def __init__(self, shape, classes):
+        super().__init__()
+        self.fc, self.last = nn.Linear(64, classes), torch.zeros(1)
+
+    def forward(self, x):
+        self.last = self.fc(x.flatten(1))
+        return self.last
+"""
+
+
+def test_everything_of_ones_own_in_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """Typed: a network of two inputs with a dictionary of outputs, its data, loss, metric, score and optimiser."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(OWN)
+    command = (
+        "prune --arch mine.py:Two --dataset mine.py:data --dataset-option size=80 --loss mine.py:loss --metric "
+        "mine.py:right --score mine.py:biggest --optimizer mine.py:slow --rounds 1 --steps 4 --batch-size 10 --out run"
+    )
+    assert main(command.split()) == 0, capsys.readouterr().err
+    assert main([*command.split()[:-1], "again", "--optimizer", "mine.py:pair"]) == 0
+    state = lf.load_tree(tmp_path / "again" / "seed0" / "round01" / "params.safetensors")[0]["params"]
+    masks = lf.load_tree(tmp_path / "again" / "seed0" / "round01" / "masks.safetensors")[0]["masks"]
+    assert all(not state[name][~mask].any() for name, mask in masks.items())  # though the pair moves all weights
+    assert main(command.replace("--loss mine.py:loss", "").replace("--out run", "--out r").split()) == 2
+    assert "gives a dict, not a tensor of outputs (batch, 3); a --loss and a --metric" in capsys.readouterr().err
+    assert main(["prune", "--arch", "mine.py:Keeping", "--steps", "2", "--rounds", "0", "--out", "k"]) == 2
+    assert "keeps a tensor in last from call to call that is no buffer" in capsys.readouterr().err

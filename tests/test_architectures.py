@@ -1,0 +1,98 @@
+"""Every architecture goes the whole way: initialised, trained, pruned, rewound, measured, saved, read, compacted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.func import functional_call
+
+import lthfunc as lf
+from lthfunc.errors import UserError
+from lthfunc.models import build
+from lthfunc.models.catalog import ARCHS
+from lthfunc.training.engines.toolchain import why_not
+
+#: Narrower where the whole would take many seconds; test_models.py counts all of them at their full size.
+NARROW = {
+    "vgg13": {"width": "0.25"},
+    "vgg16": {"width": "0.25"},
+    "vgg19": {"width": "0.25"},
+    "wrn-28-10": {"width": "1"},
+    "vit-tiny": {"layers": "3"},
+}
+CLASSES = 7
+
+
+def small_case(arch: str, side: int = 16) -> tuple[lf.Model, lf.Dataset]:
+    """The network, and two dozen random examples that it takes."""
+    text = ARCHS[arch].takes == "text"
+    shape = (8,) if text else (3, side, side)
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randint(0, CLASSES, (24, *shape), generator=draw) if text else torch.randn(24, *shape, generator=draw)
+    y = torch.randint(0, CLASSES, (24, 8) if text else (24,), generator=draw)
+    data = lf.data.from_tensors("random", (x, y), (x[:9], y[:9]), val=8, classes=CLASSES)
+    return build(arch, shape, CLASSES, NARROW.get(arch), data.inputs), data
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_the_whole_way(arch: str, tmp_path: Path) -> None:
+    model, data = small_case(arch)
+    start = lf.init(model, seed=1)
+    train = lf.train(model, data, optimizer=lf.sgd(0.01, 0.9, weight_decay=1e-3), steps=2, batch_size=8)
+    trained = train(start)
+    assert not lf.same_bits(trained.params, start.params)
+    pruned = lf.prune(density=0.1)(trained)
+    counted = lf.count(pruned.masks)
+    assert counted.kept == round(0.1 * counted.total)
+    rewound = lf.rewind(to=start)(pruned)
+    again = train(rewound)
+    for name, mask in again.masks.items():
+        assert not again.params[name][~mask].any()
+    assert 0 <= lf.accuracy_on(model, again, data) <= 1
+    lf.save_ticket(tmp_path / "t.safetensors", lf.ticket(rewound))
+    ticket, _ = lf.load_ticket(tmp_path / "t.safetensors")
+    assert lf.same_bits(ticket, lf.ticket(rewound))
+    small = lf.compact(model, ticket, data.shape)
+    x = data.test.x[:3]
+    wanted = functional_call(model.evaluating, (ticket.params, ticket.buffers), (x,))
+    torch.testing.assert_close(small.model.evaluating(x), wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max()))
+    torch.testing.assert_close(ticket.to_module(model)(x), wanted)
+
+
+@pytest.mark.skipif(why_not("cpu") is not None, reason=str(why_not("cpu")))
+@pytest.mark.parametrize("arch", ["vit-tiny", "char-transformer"])
+def test_compiled_equals_eager(arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One block of each; docs/models.md has the time that whole networks take to compile."""
+    monkeypatch.setitem(NARROW, arch, {"layers": "1"})
+    model, data = small_case(arch)
+    start = lf.prune(density=0.3)(lf.init(model))
+    ends = [
+        lf.train(model, data, optimizer=lf.sgd(0.01, 0.9), steps=3, batch_size=8, engine=engine)(start)
+        for engine in ("eager", "compile")
+    ]
+    for name, leaf in ends[0].params.items():
+        torch.testing.assert_close(ends[1].params[name], leaf, rtol=1e-3, atol=1e-5)
+
+
+def test_options_change_the_network() -> None:
+    assert lf.models.resnet20((3, 16, 16), width=2).init(0)[0]["fc.weight"].shape == (10, 128)
+    assert lf.models.vit_tiny((1, 28, 28), patch=7, layers=1).init(0)[0]["places"].shape == (17, 192)
+    tied = lf.models.char_transformer((16,), 30, tied=True)
+    assert "head.weight" not in tied.init(0)[0]
+    assert tied.prunable[0] == "characters.weight"
+
+
+@pytest.mark.parametrize(
+    ("arch", "shape", "options", "words"),
+    [
+        ("vit-tiny", (3, 30, 30), {}, r"patches of 4×4 tile \(--arch-option patch=N\), these are 30×30"),
+        ("vit-tiny", (3, 32, 32), {"width": "100"}, "'width=100' is not accepted; it takes a multiple of the 3 heads"),
+        ("resnet20", (3, 32, 32), {"wide": "2"}, r"--arch-option: unknown name 'wide'; did you mean 'width'"),
+        ("char-transformer", (3, 32, 32), {}, r"works on text, numbers of characters .* not on numbers of shape"),
+    ],
+)
+def test_networks_that_cannot_be(arch: str, shape: tuple[int, ...], options: dict[str, str], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        build(arch, shape, 10, options)

@@ -1,0 +1,396 @@
+"""Data in files of every kind, generated in their true formats: read right, normalised, and refused when broken."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lthfunc_cli.main import main
+from PIL import Image
+from torch import Tensor
+
+import lthfunc as lf
+from lthfunc.data.catalog import DATASETS
+from lthfunc.data.tensors import scale_of
+from lthfunc.errors import UserError
+from lthfunc.trees.ops import scaled
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LTHFUNC_CACHE", str(tmp_path / "cache"))
+
+
+def pixels(seed: int, size: tuple[int, ...]) -> np.ndarray[Any, Any]:
+    return np.random.default_rng(seed).integers(0, 256, size, dtype=np.uint8)
+
+
+def write_folder(root: Path, classes: int = 3, each: int = 6, size: tuple[int, ...] = (8, 8, 3)) -> dict[str, Any]:
+    """PNG images, so that every pixel comes back."""
+    written = {}
+    for label in range(classes):
+        folder = root / f"class{label}"
+        folder.mkdir(parents=True)
+        for number in range(each):
+            path = folder / f"{number}.png"
+            written[str(path)] = pixels(1000 * label + number + len(str(root)), size)
+            Image.fromarray(written[str(path)]).save(path)
+    return written
+
+
+def test_a_folder_is_read_pixel_by_pixel_and_split(tmp_path: Path) -> None:
+    written = write_folder(tmp_path / "shots")
+    told: list[tuple[int, int]] = []
+    data = lf.data.load(f"folder:{tmp_path / 'shots'}", observe=lambda done, total: told.append((done, total)))
+    assert told[-1] == (18, 18)
+    assert (data.name, data.classes, data.labels) == ("shots", 3, ("class0", "class1", "class2"))
+    assert (len(data.train.x), len(data.val.x), len(data.test.x)) == (14, 2, 2)
+    assert not data.mapped  # small enough for memory
+    found = {(x.permute(1, 2, 0).numpy().tobytes(), int(y)) for split in (data.train, data.val, data.test)
+             for x, y in zip(*split, strict=True)}  # fmt: skip
+    assert found == {(image.tobytes(), int(Path(path).parent.name[-1])) for path, image in written.items()}
+    train = scaled(data.train.x, data.scale)
+    torch.testing.assert_close(train.mean((0, 2, 3)), torch.zeros(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(train.std((0, 2, 3), correction=0), torch.ones(3), atol=1e-5, rtol=0)
+
+
+def test_a_folder_is_decoded_once_until_a_file_changes(tmp_path: Path) -> None:
+    written = write_folder(tmp_path / "shots")
+    told: list[int] = []
+    name = f"folder:{tmp_path / 'shots'}"
+    first = lf.data.load(name, observe=lambda done, total: told.append(done))
+    again = lf.data.load(name, observe=lambda done, total: told.append(-1))
+    assert -1 not in told
+    assert lf.same_bits(again.train, first.train)
+    assert again.scale == first.scale
+    Image.fromarray(pixels(77, (8, 8, 3))).save(next(iter(written)))
+    lf.data.load(name, observe=lambda done, total: told.append(-2))
+    assert -2 in told
+
+
+@pytest.mark.parametrize("layout", ["train", "train+test", "train+val", "train+valid+test"])
+def test_folders_of_splits(tmp_path: Path, layout: str) -> None:
+    root = tmp_path / "d"
+    for number, split in enumerate(layout.split("+")):
+        write_folder(root / split, each=(10, 4, 2)[number], size=(8, 8))
+    data = lf.data.load(f"folder:{root}")
+    sizes = {"train": (24, 3, 3), "train+test": (27, 3, 12), "train+val": (27, 3, 12), "train+valid+test": (30, 12, 6)}
+    assert (len(data.train.x), len(data.val.x), len(data.test.x)) == sizes[layout]
+    assert data.shape == (1, 8, 8)  # gray
+    few = lf.data.load(f"folder:{root}", options={"each": "4"})
+    assert len(few.train.x) + len(few.val.x) + len(few.test.x) == {"train": 12, "train+valid+test": 30}.get(layout, 24)
+    held = lf.data.load(f"folder:{root}", options={"val": "0.5"} if layout != "train+valid+test" else {})
+    assert len(held.val.x) == (15 if layout != "train+valid+test" else 12)
+
+
+def test_tiny_imagenets_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "tiny-imagenet-200"
+    for label in ("n01443537", "n01629819"):
+        (root / "train" / label / "images").mkdir(parents=True)
+        for number in range(10):
+            Image.fromarray(pixels(number, (64, 64, 3))).save(root / "train" / label / "images" / f"{number}.JPEG")
+    (root / "val" / "images").mkdir(parents=True)
+    (root / "test" / "images").mkdir(parents=True)  # as in the archive, without labels
+    lines = []
+    for number in range(4):
+        Image.fromarray(pixels(number, (64, 64, 3))).save(root / "val" / "images" / f"val_{number}.JPEG")
+        lines.append(f"val_{number}.JPEG\t{('n01443537', 'n01629819')[number % 2]}\t0\t32\t44\t62")
+    (root / "val" / "val_annotations.txt").write_text("\n".join(lines) + "\n")
+    data = lf.data.load("tiny-imagenet", tmp_path)
+    assert (len(data.train.x), len(data.val.x), len(data.test.x)) == (18, 2, 4)
+    assert data.test.y.tolist() == [0, 1, 0, 1]
+    assert data.shape == DATASETS["tinyimagenet"].shape
+    (root / "val" / "val_annotations.txt").write_text("val_0.JPEG\tn0\t0\t0\t0\t0\n")
+    with pytest.raises(UserError, match="line 1 of .*val_annotations.txt names no class"):
+        lf.data.load("tinyimagenet", tmp_path)
+    with pytest.raises(UserError, match="unpack tiny-imagenet-200.zip there"):
+        lf.data.load("tinyimagenet", tmp_path / "elsewhere")
+
+
+def test_images_of_several_sizes_and_broken_ones(tmp_path: Path) -> None:
+    root = tmp_path / "d"
+    write_folder(root)
+    Image.fromarray(pixels(5, (12, 20, 3))).save(root / "class1" / "wide.png")
+    (root / "class2" / "half.png").write_bytes((root / "class2" / "0.png").read_bytes()[:80])
+    with pytest.raises(UserError, match=r"wide\.png: is 12×20, the first image 8×8; --dataset-option size=8 resizes"):
+        lf.data.load(f"folder:{root}")
+    with pytest.raises(UserError, match=r"half\.png: cannot be read as an image \(\w+\); --skip-broken leaves"):
+        lf.data.load(f"folder:{root}", options={"size": "6"})
+    data = lf.data.load(f"folder:{root}", options={"size": "6x4"}, skip_broken=True)
+    assert data.shape == (3, 6, 4)
+    assert sum(len(split.x) for split in (data.train, data.val, data.test)) == 19
+    assert not list((tmp_path / "cache" / "data").glob(".*"))  # nothing half-written is left
+
+
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [
+        ("empty", r"class 'class3' has no image in .*class3"),
+        ("one", "holds 1 folders; one for each class is needed"),
+        ("none", "a folder of images, and there is none"),
+        ("extra", "test/class9 is no class of the training images"),
+        ("share", "'val=2' is not accepted; it takes a share between 0 and 1"),
+        ("size", "'size=big' is not accepted; it takes a number of pixels, or HEIGHTxWIDTH"),
+        ("option", "unknown name 'sise'; did you mean 'size'"),
+    ],
+)
+def test_folders_that_cannot_be_read(tmp_path: Path, harm: str, words: str) -> None:
+    root, options = tmp_path / "d", {"share": {"val": "2"}, "size": {"size": "big"}, "option": {"sise": "3"}}.get(harm)
+    if harm == "extra":
+        write_folder(root / "train")
+        write_folder(root / "test")
+        (root / "test" / "class9").mkdir()
+    elif harm != "none":
+        write_folder(root, classes=1 if harm == "one" else 3)
+    if harm == "empty":
+        (root / "class3").mkdir()
+    with pytest.raises(UserError, match=words) as caught:
+        lf.data.load(f"folder:{root}", options=options)
+    assert "\n" not in str(caught.value)
+
+
+def test_large_folders_stay_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lthfunc.data import folder
+
+    monkeypatch.setattr(folder, "_INTO_MEMORY", 1)
+    write_folder(tmp_path / "d", size=(8, 8))
+    data = lf.data.load(f"folder:{tmp_path / 'd'}")
+    assert data.mapped
+    model = lf.models.lenet300(data.shape, data.classes)
+    lf.train(model, data, optimizer=lf.sgd(0.1), steps=2, batch_size=4)(lf.init(model))
+
+
+@pytest.mark.parametrize("form", ["nhw", "nchw", "nhwc", "floats"])
+def test_npz_of_images_and_floats(tmp_path: Path, form: str) -> None:
+    size = {"nhw": (40, 8, 9), "nchw": (40, 3, 8, 9), "nhwc": (40, 8, 9, 3), "floats": (40, 7)}[form]
+    x = pixels(0, size) if form != "floats" else np.random.default_rng(0).normal(size=size)
+    np.savez(tmp_path / "a.npz", x=x, y=np.arange(40) % 4)
+    data = lf.data.load(f"npz:{tmp_path / 'a.npz'}")
+    assert data.shape == {"nhw": (1, 8, 9), "floats": (7,)}.get(form, (3, 8, 9))
+    assert (len(data.train.x), len(data.val.x), len(data.test.x), data.classes) == (32, 4, 4, 4)
+    assert (data.scale is None) == (form == "floats")
+    if data.scale is not None:
+        assert data.scale == scale_of(data.train.x)
+
+
+def test_npz_of_splits_and_of_numbers_to_come_close_to(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    arrays = {f"x_{part}": draw.normal(size=(n, 5)) for part, n in (("train", 30), ("val", 8), ("test", 9))}
+    arrays |= {f"y_{part}": draw.normal(size=(n,)) for part, n in (("train", 30), ("val", 8), ("test", 9))}
+    np.savez(tmp_path / "b.npz", **arrays)
+    data = lf.data.load(f"npz:{tmp_path / 'b.npz'}")
+    assert (len(data.train.x), len(data.val.x), len(data.test.x), data.classes) == (30, 8, 9, 1)
+    np.testing.assert_allclose(data.val.y[:, 0].numpy(), arrays["y_val"], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        ({"images": np.zeros(3)}, "holds images; it takes arrays x_train, y_train"),
+        ({"x": np.zeros((9, 2)), "y": np.zeros(8, int)}, "x has 9 examples and y 8"),
+        ({"x": np.zeros((9, 2)), "y": -np.ones(9, int)}, r"target -1 of example 0 is outside the 0 classes|outside"),
+        ({"x": np.zeros((9, 2), int), "y": np.zeros(9, int)}, "x is int64 of shape"),
+        ({"x": np.full((9, 2), np.nan), "y": np.zeros(9, int)}, "x holds numbers that are not finite"),
+        ({"x": np.zeros((9, 2)), "y": np.array(list("abcdefghi"))}, "targets are whole numbers or floats"),
+        ({"x": np.array([{}] * 9), "y": np.zeros(9, int)}, r"cannot be read as a \.npz file \(Object arrays"),
+    ],
+)
+def test_npz_files_that_hold_something_else(tmp_path: Path, arrays: dict[str, Any], words: str) -> None:
+    np.savez(tmp_path / "c.npz", **arrays)
+    with pytest.raises(UserError, match=words) as caught:
+        lf.data.load(f"npz:{tmp_path / 'c.npz'}")
+    assert "\n" not in str(caught.value)
+
+
+def test_npz_files_that_are_none(tmp_path: Path) -> None:
+    (tmp_path / "d.npz").write_bytes(b"PK\x03\x04 and nothing")
+    for path in (tmp_path / "d.npz", tmp_path / "absent.npz"):
+        with pytest.raises(UserError, match=r"cannot be read as a \.npz file"):
+            lf.data.load(f"npz:{path}")
+
+
+TEXT = "the quick brown fox jumps over the lazy dog. äöü\n" * 60
+
+
+def test_text_is_windows_and_what_follows(tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_text(TEXT, encoding="utf-8")
+    data = lf.data.load(f"text:{tmp_path / 't.txt'}", options={"length": "16"})
+    assert data.tokens
+    assert data.labels == tuple(sorted(set(TEXT)))
+    for split, first in ((data.train, 0), (data.test, round(0.9 * len(TEXT)))):
+        read = "".join(data.labels[i] for i in split.x.flatten().tolist())
+        assert read == TEXT[first : first + len(read)]
+        following = "".join(data.labels[i] for i in split.y.flatten().tolist())
+        assert following == TEXT[first + 1 : first + 1 + len(read)]
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "words"),
+    [
+        (b"\xff\xfe\x00", {}, "cannot be read as text .it is not UTF-8"),
+        (b"short", {}, "has 5 characters, too few for three splits of windows of 64"),
+        (b"a" * 2000, {"length": "0"}, "'length=0' is not accepted; it takes a whole number above 0"),
+        (None, {}, r"cannot be read as text \(No such file"),
+    ],
+)
+def test_text_that_is_none(tmp_path: Path, content: bytes | None, options: dict[str, str], words: str) -> None:
+    if content is not None:
+        (tmp_path / "t").write_bytes(content)
+    with pytest.raises(UserError, match=words):
+        lf.data.load(f"text:{tmp_path / 't'}", options=options)
+
+
+def test_a_planted_teacher_labels_the_data_and_its_inputs_are_found() -> None:
+    """Half of the inputs matter to nobody; the survivors of the student's first layer read the others."""
+    teacher = lf.data.planted_teacher(40, 6, 4, density=0.1, seed=3)
+    assert int(teacher.masks["0.weight"].sum()) == 6 * 4
+    data = lf.data.load("planted", options={"hidden": "6", "seed": "3", "examples": "6000"})
+    logits = torch.relu(data.train.x @ teacher.params["0.weight"].T) @ teacher.params["2.weight"].T
+    agree = ((logits - logits.mean(0)) / logits.std(0)).argmax(1) == data.train.y
+    assert float(agree.double().mean()) > 0.97  # it was centred on all examples, not on these
+    assert torch.bincount(data.train.y).min() > 0.05 * len(data.train.y)
+    matter = teacher.masks["0.weight"].any(0)
+    model = lf.models.lenet300(data.shape, data.classes)
+    train = lf.train(model, data, optimizer=lf.adam(1.2e-3), steps=300)
+    start = lf.init(model)
+    find = lf.compose(train, lf.prune(fraction=0.5), lf.rewind(to=start))
+    found = lf.iterate(find, rounds=5)(start)
+    reads = found.masks["fc1.weight"].sum(0).double()
+    share = float(reads[matter].sum() / reads.sum())
+    assert share > 1.5 * float(matter.double().mean())
+
+
+def test_labels_outside_the_classes_are_named() -> None:
+    x, y = torch.randn(20, 3), torch.arange(20) % 4
+    with pytest.raises(UserError, match="train: target 3 of example 3 is outside the 3 classes, 0 to 2"):
+        lf.data.from_tensors("d", (x, y), (x, y), val=4, classes=3)
+    with pytest.raises(UserError, match="test: target -1 of example 0"):
+        lf.data.from_tensors("d", (x, y), (x, y - 1), val=4)
+    with pytest.raises(UserError, match=r"scale: mean: .* a number for each of 1 channels"):
+        lf.data.from_tensors("d", (x[:, None], y), (x[:, None], y), val=4, scale=lf.Scale(1.0, (0.0, 0.0), (1.0,)))
+
+
+def idx(path: Path, array: np.ndarray[Any, Any]) -> None:
+    """The format of MNIST's files: magic number with the type and dimensions, sizes, bytes."""
+    head = bytes([0, 0, 8, array.ndim]) + b"".join(int(side).to_bytes(4, "big") for side in array.shape)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(head + array.astype(np.uint8).tobytes())
+
+
+@pytest.fixture
+def _few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The catalogue's data sets, of a few examples."""
+    for name in ("kmnist", "emnist", "svhn"):
+        monkeypatch.setitem(DATASETS, name, DATASETS[name]._replace(train=80, val=20, test=30))
+
+
+@pytest.mark.usefixtures("_few")
+@pytest.mark.parametrize("name", ["kmnist", "emnist"])
+def test_the_family_of_mnist(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / name.upper() / "raw"
+    x, y = {"train": pixels(0, (100, 28, 28)), "t10k": pixels(1, (30, 28, 28))}, np.arange(100) % 10
+    for part, images in x.items():
+        prefix = part if name == "kmnist" else f"emnist-balanced-{'test' if part == 't10k' else part}"
+        idx(folder / f"{prefix}-images-idx3-ubyte", images)
+        idx(folder / f"{prefix}-labels-idx1-ubyte", y[: len(images)])
+    data = lf.data.load(name, tmp_path, download=False)
+    first = torch.from_numpy(x["t10k"][0])
+    assert torch.equal(data.test.x[0, 0], first.T if name == "emnist" else first)
+    assert data.test.y.tolist() == [i % 10 for i in range(30)]
+    assert data.classes == DATASETS[name].classes
+
+
+@pytest.mark.usefixtures("_few")
+def test_svhn_is_read_from_its_matlab_files(tmp_path: Path) -> None:
+    from scipy.io import savemat
+
+    (tmp_path / "SVHN").mkdir()
+    images = {"train": pixels(0, (32, 32, 3, 100)), "test": pixels(1, (32, 32, 3, 30))}
+    for part, x in images.items():
+        savemat(tmp_path / "SVHN" / f"{part}_32x32.mat", {"X": x, "y": 1 + np.arange(x.shape[3])[:, None] % 10})
+    data = lf.data.load("svhn", tmp_path, download=False)
+    assert torch.equal(data.test.x[3], torch.from_numpy(images["test"][:, :, :, 3].transpose(2, 0, 1).copy()))
+    assert data.test.y[:11].tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1]  # 10 is written for 0
+    (tmp_path / "SVHN" / "test_32x32.mat").write_bytes(b"nothing")
+    with pytest.raises(UserError, match=r"test_32x32\.mat: it is not SVHN's MATLAB file"):
+        lf.data.load("svhn", tmp_path)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("datasets") is None, reason="the package datasets is not installed")
+def test_data_sets_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["no", "yes"])})
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for part, count in (("train", 40), ("test", 10)):
+        images = [Image.fromarray(pixels(i, (8, 8, 3))) for i in range(count)]
+        made = datasets.Dataset.from_dict({"image": images, "label": [i % 2 for i in range(count)]}, features=features)
+        made.to_parquet(folder / f"{part}-00000-of-00001.parquet")
+    data = lf.data.load(f"hf:{folder}")
+    assert (len(data.train.x), len(data.val.x), len(data.test.x)) == (36, 4, 10)
+    assert (data.name, data.labels, data.shape) == ("mine", ("no", "yes"), (3, 8, 8))
+    assert torch.equal(data.test.x[3], torch.from_numpy(pixels(3, (8, 8, 3)).transpose(2, 0, 1).copy()))
+    with pytest.raises(UserError, match="unknown name 'picture'"):
+        lf.data.load(f"hf:{folder}", options={"image": "picture"})
+
+
+def test_the_hub_without_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(UserError, match=r"needs the package datasets \(pip install 'lthfunc\[hf\]'\)"):
+        lf.data.load("hf:mnist")
+
+
+@pytest.mark.parametrize("name", ["digits", "planted"])
+def test_datasets_show_draws_and_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["datasets", "show", name]) == 0
+    out = capsys.readouterr().out
+    assert ("1,257 training, 180 validation, 360 test" if name == "digits" else "8,000 training") in out
+    assert (tmp_path / "digits.png").exists() == (name == "digits")
+
+
+def test_datasets_show_a_text_and_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("t.txt").write_text(TEXT, encoding="utf-8")
+    assert main(["datasets", "show", "text:t.txt"]) == 0
+    assert "windows of 64 characters, an alphabet of" in capsys.readouterr().out
+    np.savez("n.npz", x=np.random.default_rng(0).normal(size=(50, 3)), y=np.linspace(0, 1, 50))
+    assert main(["datasets", "show", "npz:n.npz"]) == 0
+    assert "targets: 1 numbers, mean 0.5" in capsys.readouterr().out
+    assert main(["datasets", "show", "folder"]) == 2
+    assert "folder:PATH, images in a folder for each class" in capsys.readouterr().err
+
+
+def test_a_run_says_what_its_data_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import json
+
+    monkeypatch.chdir(tmp_path)
+    write_folder(tmp_path / "shots", each=20)
+    command = "prune --arch lenet300 --dataset folder:shots --rounds 1 --steps 3 --batch-size 8 --out run"
+    assert main(command.split()) == 0
+    about = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
+    data = lf.data.load("folder:shots")
+    assert about["data"]["scale"]["mean"] == list(data.scale.mean) if data.scale else False
+    assert about["data"]["train"] == len(data.train.x)
+
+
+def test_scale_is_per_channel() -> None:
+    x = torch.from_numpy(pixels(0, (50, 3, 4, 4)))
+    x[:, 1] = 7
+    found = scale_of(x)
+
+    def wanted(channel: int) -> Tensor:
+        return x[:, channel].double() / 255
+
+    assert found.mean == pytest.approx([float(wanted(c).mean()) for c in range(3)])
+    assert found.std == pytest.approx([float(wanted(0).std(correction=0)), 1.0, float(wanted(2).std(correction=0))])
