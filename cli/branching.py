@@ -53,6 +53,7 @@ def branch(
 def transfer(
     run: Annotated[str, typer.Argument(help="The run's folder.")],
     dataset: o.DataSet = None,
+    dataset_option: o.DataSetOption = None,
     data_dir: o.DataDir = None,
     control: o.Control = None,
     epochs: o.Epochs = None,
@@ -65,7 +66,10 @@ def transfer(
     out: o.Out = None,
     json: o.Json = False,
 ) -> None:
-    """Train a run's tickets, masks and initial weights, on another data set (Morcos et al. 2019)."""
+    """Train a run's tickets, masks and initial weights, on another data set (Morcos et al. 2019).
+
+    An output layer of another size is drawn anew, dense.
+    """
     if dataset is None:
         raise UserError("--dataset: name the data set to train the tickets on")
     given: dict[str, Any] = dict(locals())

@@ -9,19 +9,27 @@ import typer
 
 from lthfunc.errors import UserError
 
-from .options import Json
+from .options import DataDir, Json
 
 
 def info(
     run: Annotated[str, typer.Argument(help="A run's folder, or one of its .safetensors files.")],
+    classes: Annotated[
+        bool, typer.Option("--classes", help="Also measure each class, on the validation split: dense and ticket.")
+    ] = False,
+    data_dir: DataDir = None,
     json: Json = False,
 ) -> None:
     """Show a run's settings and results, or what a ticket file holds."""
     path = Path(run)
+    if classes and not path.is_dir():
+        raise UserError(f"--classes: takes a run's folder, and {run} is none")
     if path.is_file():
         _show_file(path, as_json=json)
     elif path.is_dir():
         _show_run(path, wants_json=json)
+        if classes and not json:
+            _show_classes(path, data_dir)
     else:
         raise UserError(f"{run}: there is no such folder or file")
 
@@ -52,6 +60,19 @@ def _show_run(folder: Path, *, wants_json: bool) -> None:
             print(verdict(rows))
     if len(records) < wanted:
         print(f"unfinished; go on with: lthfunc resume {folder}")
+
+
+def _show_classes(folder: Path, data_dir: str | None) -> None:
+    """The dense network beside the winning ticket, or the last round's."""
+    from lthfunc.reports.classes import class_rows, per_class
+    from lthfunc.runs.tickets import trained_tickets
+
+    from .console import screen
+
+    dense, found = trained_tickets(folder, [0, None], None, data_dir)
+    networks = {"dense": dense.ticket} | ({f"round {found.number}": found.ticket} if found.number else {})
+    print()
+    screen().print(class_rows(per_class(dense.model, networks, dense.data)))
 
 
 def _show_file(path: Path, *, as_json: bool) -> None:

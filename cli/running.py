@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 
 from lthfunc.errors import invalid
-from lthfunc.experiments.config import Config, from_mapping, to_mapping
+from lthfunc.experiments.config import Config, from_mapping, is_own, to_mapping
 from lthfunc.experiments.iterative import Task
 from lthfunc.experiments.plan import Prepared, prepare
 from lthfunc.experiments.records import Record, summarize
@@ -29,7 +29,7 @@ from lthfunc.training.memory import hold_memory
 from lthfunc.training.threads import using_threads
 
 from .decoding import decoding
-from .options import layer_rates
+from .options import layer_rates, named_values
 from .progress import watching
 from .screens import as_json, show_results
 
@@ -71,7 +71,8 @@ def transfer_run(run: Path, given: dict[str, Any], out: str | None, *, wants_jso
     _, theirs, records = read_run(run)
     fresh = {"epochs": None, "steps": None, "augment": None, "eval_every": None, "threads": None, "engine": None}
     pruned = {"rounds": max((item["round"] for item in records), default=0), "rewind": "init", "control": None}
-    config = _changed(theirs, {**fresh, **pruned}, given)
+    task = {name: None for name in ("loss", "metric") if not is_own(getattr(theirs, name))}
+    config = _changed(theirs, {**fresh, **pruned, **task, "dataset_option": None}, given)
     folder = Path(out) if out else _fresh_folder(config)
     check_free(folder)
     prepared = _prepared(config)
@@ -94,6 +95,8 @@ def _changed(config: Config, first: dict[str, Any], given: dict[str, Any]) -> Co
     }
     if given.get("layer_rate"):
         values["layer_rate"] = layer_rates(given["layer_rate"])
+    if given.get("dataset_option"):
+        values["dataset_option"] = named_values("--dataset-option", given["dataset_option"])
     for name, other in (("steps", "epochs"), ("epochs", "steps")):
         if given.get(name) is not None:
             values[other] = None

@@ -48,10 +48,10 @@ def verdict(rows: Sequence[Row]) -> str:
     """Which round won, by validation accuracy."""
     best = winning(rows)
     if best is None:
-        return "No pruned round reached the dense network's validation accuracy."
+        return f"No pruned round reached the dense network's validation {rows[0].measured}."
     return (
         f"Winning ticket: round {best.round}, {100 * best.density:.1f} % of the weights, is the sparsest whose "
-        f"validation accuracy ({100 * best.val_accuracy.mean:.2f} %) is not below the dense network's "
+        f"validation {best.measured} ({100 * best.val_accuracy.mean:.2f} %) is not below the dense network's "
         f"({100 * rows[0].val_accuracy.mean:.2f} %)."
     )
 

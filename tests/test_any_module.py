@@ -307,7 +307,7 @@ def test_starting_from_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             build_for("torchvision:squeezenet1_1", data, weights=weights)
     with pytest.raises(UserError, match=r"a .safetensors file, or the name of torchvision's or timm's weights"):
         build_for("lenet300", data, weights="DEFAULT")
-    with pytest.raises(UserError, match="the file has no fc1.weight"):
+    with pytest.raises(UserError, match=r"the file has no fc1\.weight"):
         build_for("lenet300", data, weights=str(tmp_path / "net.safetensors"))
 
 

@@ -111,6 +111,26 @@ def test_tickets_move_to_other_data(run: Path, capsys: Any) -> None:
     assert timeless == [{**item, "seconds": 0} for item in records]
 
 
+def test_tickets_move_to_data_of_other_classes(run: Path, capsys: Any) -> None:
+    """The output layer is drawn anew, dense; everything else is the ticket's."""
+    digits = lf.data.load("digits")
+    halves = [split._replace(y=split.y // 2) for split in (digits.train, digits.val, digits.test)]
+    lf.data.save_mapped("halves.safetensors", lf.Dataset("halves", *halves, classes=5))
+    assert main(f"transfer {run} --dataset halves.safetensors --steps 10 --out halved".split()) == 0
+    masks, _ = load_tree(Path("halved/seed1/round02/masks.safetensors"))
+    theirs, _ = load_tree(run / "seed1/round02/masks.safetensors")
+    assert masks["masks"]["fc3.weight"].shape == (5, 100)
+    assert bool(masks["masks"]["fc3.weight"].all())
+    assert torch.equal(masks["masks"]["fc2.weight"], theirs["masks"]["fc2.weight"])
+    params, _ = load_tree(Path("halved/seed1/round02/params.safetensors"))
+    assert not params["params"]["fc2.weight"][~masks["masks"]["fc2.weight"]].any()
+    capsys.readouterr()
+    assert main(["info", "halved", "--classes"]) == 0
+    out = capsys.readouterr().out
+    assert "mean over classes" in out
+    assert main(["info", "halved/ticket.safetensors", "--classes"]) == 2
+
+
 def test_tickets_that_do_not_fit_are_refused(run: Path, capsys: Any) -> None:
     x, y = torch.randn(60, 9), torch.randint(0, 10, (60,))
     lf.data.save_mapped("other.safetensors", lf.data.from_tensors("other", (x, y), (x, y), val=10, classes=10))

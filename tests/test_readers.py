@@ -105,9 +105,9 @@ def test_tiny_imagenets_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert data.test.y.tolist() == [0, 1, 0, 1]
     assert data.shape == DATASETS["tinyimagenet"].shape
     (root / "val" / "val_annotations.txt").write_text("val_0.JPEG\tn0\t0\t0\t0\t0\n")
-    with pytest.raises(UserError, match="line 1 of .*val_annotations.txt names no class"):
+    with pytest.raises(UserError, match=r"line 1 of .*val_annotations\.txt names no class"):
         lf.data.load("tinyimagenet", tmp_path)
-    with pytest.raises(UserError, match="unpack tiny-imagenet-200.zip there"):
+    with pytest.raises(UserError, match=r"unpack tiny-imagenet-200\.zip there"):
         lf.data.load("tinyimagenet", tmp_path / "elsewhere")
 
 

@@ -26,7 +26,7 @@ from lthfunc.experiments.functions import (
 from lthfunc.experiments.iterative import Plan
 from lthfunc.experiments.resolve import resolved
 from lthfunc.experiments.starting import CONTROLS
-from lthfunc.experiments.tasks import loss_of_name, make_optimizer, metric_of_name
+from lthfunc.experiments.tasks import loss_of_name, make_optimizer, metric_of_name, named_for
 from lthfunc.models.factory import build_for
 from lthfunc.sparse.choice import is_faster, why_not_sparse
 from lthfunc.sparse.engine import sparse_engine
@@ -77,6 +77,7 @@ def prepare(config: Config, observe: Observe | None = None) -> Prepared:
     per_epoch = steps_per_epoch(len(data.train.x), batch_size)
     steps = config.steps if config.steps is not None else _decided(config.epochs) * per_epoch
     augment = shift_and_mirror if config.augment else None
+    config = named_for(config, data)
     loss, metric = loss_of_name(config, data), metric_of_name(config, data)
     work = Work(
         model, loss, make_optimizer(config, steps), data.scale, augment, cast("Precision", config.precision), metric

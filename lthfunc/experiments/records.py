@@ -13,8 +13,10 @@ from lthfunc.trees.ops import count, layer_counts
 Record = dict[str, Any]
 
 
-def record(result: Round, *, replicate: int, seed: int, seconds: float) -> Record:
+def record(result: Round, *, replicate: int, seed: int, seconds: float, metric: str = "accuracy") -> Record:
     """One training as JSON values. Accuracies are in [0, 1]; only `seconds` differs between equal runs.
+
+    metric: what stands as accuracy.
 
     val_* and test_* belong to the early-stopping step, the one with the least validation loss; final_val_*
     to the last step.
@@ -27,6 +29,7 @@ def record(result: Round, *, replicate: int, seed: int, seconds: float) -> Recor
         "seed": seed,
         "round": result.number,
         "variant": result.variant,
+        "metric": metric,
         "kept": whole.kept,
         "total": whole.total,
         "density": whole.density,
@@ -75,6 +78,12 @@ class Row(NamedTuple):
     test_accuracy: Spread
     early_stop_step: Spread
     seconds: float
+    metric: str = "accuracy"
+
+    @property
+    def measured(self) -> str:
+        """What stands as accuracy, in a word."""
+        return word_of(self.metric)
 
 
 def summarize(records: Sequence[Record]) -> list[Row]:
@@ -106,7 +115,13 @@ def _row(group: list[Record]) -> Row:
         test_accuracy=spread(of("test_accuracy")),
         early_stop_step=spread(of("early_stop_step")),
         seconds=statistics.fmean(of("seconds")),
+        metric=group[0].get("metric", "accuracy"),
     )
+
+
+def word_of(metric: str) -> str:
+    """A metric in a word: a user's own by its function's name."""
+    return metric.rpartition(":")[2]
 
 
 def winning(rows: Sequence[Row]) -> Row | None:

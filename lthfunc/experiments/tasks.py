@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from lthfunc.errors import UserError, invalid
@@ -30,13 +31,23 @@ from lthfunc.trees.types import Dataset
 _OF_NUMBERS: dict[str, Loss] = {"mse": mean_squared, "mae": mean_absolute, "huber": huber}
 
 
+def named_for(config: Config, data: Dataset) -> Config:
+    """With what `auto` stands for: cross entropy and accuracy for classes, mean squared error and R² for numbers."""
+    numbers = data.train.y.is_floating_point()
+    loss, metric = ("mse", "r2") if numbers else ("cross-entropy", "accuracy")
+    return replace(
+        config,
+        loss=loss if config.loss == "auto" else config.loss,
+        metric=metric if config.metric == "auto" else config.metric,
+    )
+
+
 def loss_of_name(config: Config, data: Dataset) -> Loss:
     """A loss by its name, or a function ``outputs, targets -> scalar``; auto: cross entropy for classes, else mse.
 
     Raises UserError where it is not one for the data's targets.
     """
-    numbers = data.train.y.is_floating_point()
-    name = config.loss if config.loss != "auto" else ("mse" if numbers else "cross-entropy")
+    name, numbers = named_for(config, data).loss, data.train.y.is_floating_point()
     if name == "cross-entropy":
         if numbers:
             raise invalid("--loss", name, f"one of {', '.join(_OF_NUMBERS)} for targets that are numbers")
@@ -56,8 +67,7 @@ def metric_of_name(config: Config, data: Dataset) -> Metric:
 
     auto: accuracy for classes, R² for numbers. Raises UserError where it is not one for the data's targets.
     """
-    numbers = data.train.y.is_floating_point()
-    name = config.metric if config.metric != "auto" else ("r2" if numbers else "accuracy")
+    name, numbers = named_for(config, data).metric, data.train.y.is_floating_point()
     if name == "r2":
         if not numbers:
             raise invalid("--metric", name, "accuracy or top-K for targets that are classes")

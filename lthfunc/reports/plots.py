@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from lthfunc.experiments.iterative import TICKET
-from lthfunc.experiments.records import Record, Row, Spread, summarize
+from lthfunc.experiments.records import Record, Row, Spread, summarize, word_of
 from lthfunc.reports.figures import clean, figure as empty_figure, save
 from lthfunc.reports.spacing import spread_out
 
@@ -62,7 +62,7 @@ def accuracy_vs_density(records: Sequence[Record], title: str) -> Figure:
     replicates = max(row.replicates for row in rows)
     title += f" (mean ± std of {replicates} seeds)" if replicates > 1 else ""
     figure, _ = _against_density(rows, lambda row: Spread(*(100 * part for part in row.test_accuracy)), title)
-    figure.axes[0].set_ylabel("test accuracy at early stopping (%)")
+    figure.axes[0].set_ylabel(f"test {rows[0].measured} at early stopping (%)")
     return figure
 
 
@@ -85,9 +85,9 @@ def training_curves(records: Sequence[Record], title: str) -> Figure:
     loss_axes.set_yscale("log")
     loss_axes.yaxis.set_minor_formatter(NullFormatter())
     loss_axes.set_ylabel("validation loss")
-    accuracy_axes.set_ylabel("validation accuracy (%)")
+    accuracy_axes.set_ylabel(f"validation {word_of(records[0].get('metric', 'accuracy'))} (%)")
     finals = [100 * point[3] for item in shown for point in item["curve"][1:]]
-    low = max(0.0, min(finals) - 0.5)
+    low = min(finals) - 0.5 if max(finals) < 0 else max(0.0, min(finals) - 0.5)
     accuracy_axes.set_ylim(max(low, max(finals) - 4 * (max(finals) - _median(finals)) - 4), max(finals) + 0.3)
     for axes in (loss_axes, accuracy_axes):
         axes.set_xlabel("training step (● early stopping)")

@@ -31,7 +31,8 @@ def result_table(rows: Sequence[Row], *, layers: bool = True) -> Table:
     table.add_column("round", justify="right")
     if with_controls:
         table.add_column("variant")
-    for head in ("weights left", "density %", "val acc %", "test acc %", "early stop", "seconds"):
+    metric = "acc" if rows[0].metric == "accuracy" else rows[0].measured
+    for head in ("weights left", "density %", f"val {metric} %", f"test {metric} %", "early stop", "seconds"):
         table.add_column(head, justify="right")
     names = list(rows[0].layers) if layers else []
     for name in names:

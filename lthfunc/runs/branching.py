@@ -16,8 +16,9 @@ from lthfunc.runs.folder import METRICS, PRUNE, create, done_so_far, read_run, t
 from lthfunc.runs.lines import append_lines
 from lthfunc.sparsify.rewinding import restart
 from lthfunc.trees.files import load_tree
+from lthfunc.trees.moving import with_new_head
 from lthfunc.trees.ops import to_device
-from lthfunc.trees.types import TrainState
+from lthfunc.trees.types import Ticket, TrainState
 
 
 def branch(run: Path, folder: Path, number: int, prepared: Prepared) -> list[Record]:
@@ -42,15 +43,16 @@ def branch(run: Path, folder: Path, number: int, prepared: Prepared) -> list[Rec
 def transfers(run: Path, plan: Plan, config: Config) -> list[Task]:
     """The run's tickets, and controls of them, as trainings of another plan (of other data).
 
-    Raises UserError where a ticket's shapes don't fit the plan's network.
+    An output layer for other classes is drawn anew, dense. Raises UserError where another of a ticket's shapes doesn't
+    fit the plan's network.
     """
     _, theirs, records = read_run(run)
     tasks = []
     for item in records:
         if item["variant"] != TICKET:
             continue
-        start, anchor = ticket_of(run, theirs, item["seed"], item["round"], config.device)
-        _check_fits(start, plan)
+        found = ticket_of(run, theirs, item["seed"], item["round"], config.device)
+        start, anchor = (_fitted(state, plan, item["seed"]) for state in found)
         tasks.append(Task(item["seed"], item["round"], TICKET, start, anchor))
         if item["round"]:
             now = Situation(plan.model, item["seed"], item["round"], anchor)
@@ -79,14 +81,24 @@ def _check_round(run: Path, records: Sequence[Record], config: Config, number: i
         raise invalid("--from-round", number, accepted)
 
 
-def _check_fits(start: TrainState, plan: Plan) -> None:
-    params, _ = plan.model.init(0)
-    for name, leaf in params.items():
-        if name not in start.params or start.params[name].shape != leaf.shape:
-            theirs = tuple(start.params[name].shape) if name in start.params else "missing"
+def _fitted(state: TrainState, plan: Plan, seed: int) -> TrainState:
+    """The state on the plan's network, whose output layer may be another. Raises UserError where more differs."""
+    params, _ = plan.model.init(seed)
+    head = plan.model.output.rpartition(".")[0]
+    other = [
+        name for name, leaf in params.items() if name not in state.params or state.params[name].shape != leaf.shape
+    ]
+    for name in other:
+        if name.rpartition(".")[0] != head:
+            theirs = tuple(state.params[name].shape) if name in state.params else "missing"
             raise UserError(
-                f"--dataset: the ticket's {name} is {theirs}, and a network for this data set has {tuple(leaf.shape)}"
+                f"--dataset: the ticket's {name} is {theirs}, and a network for this data set has "
+                f"{tuple(params[name].shape)}"
             )
+    if not other:
+        return state
+    moved = with_new_head(Ticket(state.params, state.buffers, state.masks), plan.model, seed)
+    return to_device(state._replace(params=moved.params, buffers=moved.buffers, masks=moved.masks), state.step.device)
 
 
 def check_branch(run: Path, plan: Plan, number: int) -> None:

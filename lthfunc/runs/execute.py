@@ -47,7 +47,9 @@ def execute(
         queue = Queue({seed: _at_once([task for task in left if task.seed == seed]) for seed in seeds})
     with closing(_driven(config, plan, queue, watcher)) as results:  # workers end with it, whatever happens
         for task, result, seconds in results:
-            item = record(result, replicate=task.seed - config.seed, seed=task.seed, seconds=seconds)
+            item = record(
+                result, replicate=task.seed - config.seed, seed=task.seed, seconds=seconds, metric=config.metric
+            )
             save_training(folder, config, task.seed, result, item, first_seed=task.seed == config.seed)
             records.append(item)
             watcher.end(task, item)

@@ -1,0 +1,76 @@
+"""Accuracy of each class, where a mean over all examples hides the rare ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from rich.table import Table
+
+from lthfunc.errors import UserError
+from lthfunc.training.evaluation import chunk_for
+from lthfunc.trees.model import Model, apply_evaluating
+from lthfunc.trees.ops import scaled
+from lthfunc.trees.types import Dataset, Ticket
+
+
+class ClassRow(NamedTuple):
+    """A class. training, examples: how many there are to train on, and to measure; right: share, by network."""
+
+    name: str
+    training: int
+    examples: int
+    right: dict[str, float | None]
+
+
+def per_class(model: Model, networks: Mapping[str, Ticket], data: Dataset) -> list[ClassRow]:
+    """Measured on the validation split, in eager mode; None where it has no example of a class.
+
+    Raises UserError for targets that are no classes, one an example.
+    """
+    if data.val.y.is_floating_point() or data.val.y.ndim != 1:
+        raise UserError("--classes: works on data sets with a class for each example")
+    seen = torch.bincount(data.train.y.cpu(), minlength=data.classes).tolist()
+    there = torch.bincount(data.val.y.cpu(), minlength=data.classes).tolist()
+    right = {name: _right(model, ticket, data) for name, ticket in networks.items()}
+    return [
+        ClassRow(
+            data.labels[label] if data.labels else str(label),
+            seen[label],
+            there[label],
+            {name: hits[label] / there[label] if there[label] else None for name, hits in right.items()},
+        )
+        for label in range(data.classes)
+    ]
+
+
+def class_rows(rows: list[ClassRow]) -> Table:
+    """As a table, with the mean over classes at its end."""
+    table = Table(header_style="bold", box=None, pad_edge=False)
+    table.add_column("class")
+    for head in ("training", "validation", *(f"{name} acc %" for name in rows[0].right)):
+        table.add_column(head, justify="right")
+    for row in rows:
+        table.add_row(row.name, f"{row.training:,}", f"{row.examples:,}", *map(_percent, row.right.values()))
+    means = []
+    for name in rows[0].right:
+        known = [value for row in rows if (value := row.right[name]) is not None]
+        means.append(_percent(sum(known) / len(known) if known else None))
+    total = [f"{sum(getattr(row, key) for row in rows):,}" for key in ("training", "examples")]
+    table.add_row("mean over classes", *total, *means, style="bold")
+    return table
+
+
+def _right(model: Model, ticket: Ticket, data: Dataset) -> list[int]:
+    hits = torch.zeros(data.classes, dtype=torch.int64)
+    chunk = chunk_for(1)
+    with torch.no_grad():
+        for x, y in zip(torch.split(data.val.x, chunk), torch.split(data.val.y, chunk), strict=True):
+            outputs = apply_evaluating(model, ticket.params, ticket.buffers, scaled(x, data.scale))
+            hits += torch.bincount(y[outputs.argmax(1) == y].cpu(), minlength=data.classes)
+    return [int(each) for each in hits]
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.1f}"
