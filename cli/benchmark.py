@@ -108,3 +108,20 @@ def execution(
         json=json,
         plot=plot,
     )
+
+
+@app.command("architectures")
+def architectures(
+    network: Annotated[
+        list[str] | None, typer.Option("--network", help="One of `lthfunc archs`; repeatable. \\[default: all]")
+    ] = None,
+    batch: Annotated[int, typer.Option("--batch", parser=whole, metavar="N", help="Examples a step.")] = 8,
+    density: Annotated[float, typer.Option("--density", parser=number, metavar="X", help="Of the masks.")] = 0.1,
+    threads: Threads = 1,
+    quick: Annotated[bool, typer.Option("--quick", help="Two small networks; ends in under a minute.")] = False,
+    json: JsonFile = None,
+) -> None:
+    """Every architecture on every engine: seconds to compile, and steps per second in turns."""
+    from lthfunc_benchmarks.architectures import run
+
+    run(networks=network or [], batch=batch, density=density, threads=threads, quick=quick, json=json)

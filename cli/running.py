@@ -151,8 +151,8 @@ def _how_far(config: Config) -> str:
 
 
 def _fresh_folder(config: Config) -> Path:
-    # A network of the user's own, package.module:function, gives its function's name.
-    arch, dataset = (name.rpartition(":")[2] for name in (config.arch, config.dataset))
+    # A network of the user's own, package.module:function, gives its function's name; a path its last part.
+    arch, dataset = (Path(name.rpartition(":")[2]).name for name in (config.arch, config.dataset))
     base = Path("runs") / f"{arch}-{dataset}-{time.strftime('%Y%m%d-%H%M%S')}"
     folder, number = base, 2
     while folder.exists():  # two runs in one second

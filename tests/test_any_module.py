@@ -161,6 +161,48 @@ def test_frozen_parameters_stay_and_are_not_pruned() -> None:
     assert not torch.equal(trained.params["2.weight"], state.params["2.weight"])
 
 
+class Frozen(nn.Module):
+    """A frozen convolution, a frozen linear layer between others, and a normalisation with one frozen leaf."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 2, 3, padding=1).requires_grad_(False)
+        self.fc1, self.fc2, self.fc3 = nn.Linear(24, 16), nn.Linear(16, 16).requires_grad_(False), nn.Linear(16, 5)
+        self.norm = nn.BatchNorm1d(16)
+        self.norm.weight.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.fc1(self.conv(x).flatten(1)))
+        out: Tensor = self.fc3(torch.relu(self.norm(self.fc2(x))))
+        return out
+
+
+def test_frozen_layers_are_compacted_and_refused_by_the_sparse_engine_in_one_line() -> None:
+    model = lf.from_module(Frozen())
+    assert model.prunable == ("fc1.weight", "fc3.weight")
+    state = lf.init(model)
+    masks = {name: mask.clone() for name, mask in state.masks.items()}
+    masks["fc1.weight"][:7] = False
+    ticket = lf.Ticket(lf.apply_masks(state.params, masks), state.buffers, masks)
+    x, y = torch.randn(40, 1, 3, 4), torch.randint(0, 5, (40,))
+    wanted = torch.func.functional_call(model.evaluating, (ticket.params, ticket.buffers), (x,))
+    small = lf.compact(model, ticket, (1, 3, 4))
+    torch.testing.assert_close(small.model.evaluating(x), wanted, rtol=1e-5, atol=1e-6)
+    assert small.buffers["fc2.weight"].shape == (16, 9)
+    data = lf.data.from_tensors("d", (x, y), (x, y), val=8)
+    pruned = state._replace(params=ticket.params, masks=masks)
+    ends = [
+        lf.train(model, data, optimizer=lf.sgd(0.1, 0.9), steps=8, batch_size=16, engine=engine)(pruned)
+        for engine in ("eager", lf.compact_engine("eager"))
+    ]
+    for name, leaf in ends[0].params.items():
+        torch.testing.assert_close(ends[1].params[name], leaf, rtol=1e-4, atol=1e-6)
+    assert torch.equal(ends[1].buffers["fc2.weight"], state.buffers["fc2.weight"])
+    if why_not("cpu") is None:
+        with pytest.raises(UserError, match=r"has no rule for \w+ with .* which is frozen|no parameters of their own"):
+            lf.train(model, data, optimizer=lf.sgd(0.1), steps=2, batch_size=16, engine=lf.sparse_engine)(pruned)
+
+
 def test_buffers_that_a_module_replaces_are_carried() -> None:
     class Counting(nn.Module):
         def __init__(self) -> None:

@@ -34,7 +34,8 @@ class Facts:
     """fates: of each value's units, int8. needed: bool, whether an output depends on them.
 
     training: only what training can never bring back may go, else whatever is constant. values: of each node for some
-    input, without the batch; for a network in training one mapping for each mode.
+    input, without the batch; for a network in training one mapping for each mode. params: with the buffers, some of
+    which may be weights that stay as they are (frozen).
     """
 
     captured: Captured
@@ -43,6 +44,7 @@ class Facts:
     training: bool
     values: list[dict[Node, Tensor]]
     leaves: dict[Node, str]
+    frozen: frozenset[str]
     fates: dict[Node, Tensor] = field(default_factory=dict)
     needed: dict[Node, Tensor] = field(default_factory=dict)
 

@@ -43,9 +43,13 @@ def _as_layer(module: GraphModule, node: Node) -> None:
     if own != ({"weight"} if bias is None else {"weight", "bias"}):
         return
     layer = _layer(node, holder.weight, biased=bias is not None)
-    layer.weight = holder.weight
-    if bias is not None:
-        layer.bias = holder.bias
+    for name in sorted(own):
+        value = getattr(holder, name)
+        if isinstance(value, nn.Parameter):
+            setattr(layer, name, value)
+        else:  # frozen
+            delattr(layer, name)
+            layer.register_buffer(name, value)
     parent, _, name = owner.rpartition(".")
     setattr(module.get_submodule(parent), name, layer)
     with module.graph.inserting_after(node):

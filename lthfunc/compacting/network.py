@@ -127,7 +127,8 @@ def _facts(graph: Captured, ticket: Ticket | TrainState, values: list[dict[Node,
     params, masks = to_device((apply_masks(ticket.params, ticket.masks), ticket.masks), "cpu")
     placeholders = [node for node in graph.graph.nodes if node.op == "placeholder"]
     leaves = dict(zip(placeholders, (*graph.params, *graph.buffers), strict=False))
-    return Facts(graph, params, masks, training, values, leaves)
+    frozen = to_device(ticket.buffers, "cpu")
+    return Facts(graph, {**params, **frozen}, masks, training, values, leaves, frozenset(frozen))
 
 
 def _values(graph: Captured, ticket: Ticket | TrainState, shape: tuple[int, ...]) -> dict[Node, Tensor]:

@@ -187,7 +187,7 @@ def _layer(r: Rewriter, node: Node) -> Node:
         return r.call(node.target, given, new, bias and r.leaf(bias, rows), *rest)
     places = shift.reshape(len(shift), -1)
     name = facts.leaves[bias] if bias else f"{facts.leaves[weight].rpartition('.')[0]}.bias".removeprefix(".")
-    free = bias is not None or name not in facts.params
+    free = name not in facts.frozen if bias is not None else name not in facts.params
     if free and torch.allclose(places, places[:, :1].expand_as(places), rtol=1e-13, atol=0):  # as good as a bias
         before = facts.params[name][rows].double() if bias else 0
         r.changed[name] = (before + places[:, 0]).to(r.dtype)

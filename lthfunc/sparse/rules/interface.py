@@ -28,11 +28,13 @@ class Unsupported(Exception):  # noqa: N818 - says what it is
 Rule = Callable[[Builder, list[Any], dict[str, Any]], View]
 
 
-def claim(b: Builder, *params: Param | None) -> None:
-    """Note that an operation writes the gradients of these parameters; none can be shared by two."""
+def claim(b: Builder, *params: Param | Buffer | None) -> None:
+    """Note that an operation writes the gradients of these parameters; none can be shared by two, or frozen."""
     for param in params:
         if param is None:
             continue
+        if isinstance(param, Buffer):
+            raise Unsupported(f"with {param.name}, which is frozen")
         if param.name in b.claimed:
             raise Unsupported(f"with {param.name}, which another operation uses too")
         b.claimed.add(param.name)
