@@ -31,7 +31,7 @@ from .records import Record, chosen, header, record, reported, write
 
 _REPEATS, _STEPS = 3, 2
 _TEXT, _KINDS = 64, 65
-_QUICK = ("lenet300", "char-transformer")
+_QUICK = ("lenet300",)
 _ENGINES: dict[str, Making] = {"eager": "eager", "compile": "compile", "sparse": lf.sparse_engine}
 
 

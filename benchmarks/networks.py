@@ -33,11 +33,11 @@ def cases() -> dict[str, Case]:
             60,
             _LENET5,
         ),
-        Case("lenet5-wide", lf.from_module(_wide(), name="lenet5-wide"), _MNIST, 60, _WIDE),
+        Case("lenet5-wide", lf.models.lenet5_wide(_MNIST), _MNIST, 60, _WIDE),
         Case("conv4", lf.models.conv4(_CIFAR), _CIFAR, 60, _CONV4),
         Case("resnet20", lf.models.resnet20(_CIFAR), _CIFAR, 128),
         Case("resnet18", lf.models.resnet18(_CIFAR), _CIFAR, 128),
-        Case("vgg16", lf.from_module(_vgg16(), name="vgg16"), _CIFAR, 128),
+        Case("vgg16", lf.models.vgg16(_CIFAR), _CIFAR, 128),
     ]
     return {case.name: case for case in built}
 
@@ -64,36 +64,6 @@ _CONV4 = (
     "conv3 64 pad1", "relu", "conv3 64 pad1", "relu", "pool",
     "conv3 128 pad1", "relu", "conv3 128 pad1", "relu", "pool", *_HEAD,
 )  # fmt: skip
-
-
-def _wide() -> nn.Module:
-    """The LeNet-5 of the argparse script that this library replaces: 64-64 convolutions, then 256-256-10."""
-    return nn.Sequential(
-        nn.Conv2d(1, 64, 3, padding=1),
-        nn.ReLU(),
-        nn.Conv2d(64, 64, 3, padding=1),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Flatten(),
-        nn.Linear(64 * 14 * 14, 256),
-        nn.ReLU(),
-        nn.Linear(256, 256),
-        nn.ReLU(),
-        nn.Linear(256, 10),
-    )
-
-
-def _vgg16() -> nn.Module:
-    """VGG-16 as the lottery-ticket papers train it on CIFAR: BatchNorm, one linear layer (Frankle et al. 2020)."""
-    layers: list[nn.Module] = []
-    channels = 3
-    for width in (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512):
-        if not width:
-            layers.append(nn.MaxPool2d(2))
-            continue
-        layers += [nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
-        channels = width
-    return nn.Sequential(*layers, nn.AvgPool2d(2), nn.Flatten(), nn.Linear(512, 10))
 
 
 def images(case: Case, device: str, size: int = 45_000) -> lf.Dataset:

@@ -118,7 +118,7 @@ def architectures(
     batch: Annotated[int, typer.Option("--batch", parser=whole, metavar="N", help="Examples a step.")] = 8,
     density: Annotated[float, typer.Option("--density", parser=number, metavar="X", help="Of the masks.")] = 0.1,
     threads: Threads = 1,
-    quick: Annotated[bool, typer.Option("--quick", help="Two small networks; ends in under a minute.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="LeNet-300-100 alone; ends in under a minute.")] = False,
     json: JsonFile = None,
 ) -> None:
     """Every architecture on every engine: seconds to compile, and steps per second in turns."""

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import NormedNet
+from test_architectures import small_case
 
 import lthfunc as lf
 from lthfunc.runs.memory import check_width
@@ -195,3 +196,30 @@ def test_training_compact_on_the_device(few_digits: Dataset) -> None:
         states.append(take_steps(trainer, ops.to_device(start, "cuda"), seed=0, until=20)[0])
     for name, leaf in states[0].params.items():
         torch.testing.assert_close(states[1].params[name], leaf, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("arch", ["alexnet", "vgg16", "densenet121", "wrn-22-2", "vit-tiny", "char-transformer"])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_networks_of_every_kind_train_alone_and_side_by_side(arch: str, engine: str) -> None:
+    model, data = small_case(arch)
+    data = ops.data_to_device(data, "cuda")
+    starts = [lf.prune(density=0.2)(lf.init(model, seed, "cuda")) for seed in (0, 1)]
+    trainer = make_trainer(model, data, optimizer=lf.sgd(0.01, 0.9), batch_size=8, engine=engine)
+    together = fit_together(trainer, starts, seeds=[0, 1], until=4, eval_every=2)
+    alone = fit(trainer, starts[1], seed=1, until=4, eval_every=2)
+    for name, mask in starts[1].masks.items():
+        assert not together[1].state.params[name][~mask].any()
+    if arch != "alexnet":  # dropout draws other numbers for several networks
+        for name, leaf in alone.state.params.items():
+            torch.testing.assert_close(together[1].state.params[name], leaf, rtol=2e-2, atol=2e-3)
+
+
+@pytest.mark.parametrize("optimizer", [lf.muon(0.02), lf.lion(1e-3)], ids=["muon", "lion"])
+def test_other_optimisers_keep_pruned_weights_zero(few_digits: Dataset, optimizer: lf.Optimizer) -> None:
+    data = ops.data_to_device(few_digits, "cuda")
+    model = lf.models.lenet300(data.shape)
+    start = lf.prune(density=0.2)(lf.init(model, 0, "cuda"))
+    for engine in ENGINES:
+        end = lf.train(model, data, optimizer=optimizer, steps=70, engine=engine)(start)
+        for name, mask in start.masks.items():
+            assert not end.params[name][~mask].any()

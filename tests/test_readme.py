@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 from conftest import ROOT
 from lthfunc_cli.main import main
+from PIL import Image
 
 import lthfunc as lf
 
@@ -68,11 +70,83 @@ def test_each_command_of_the_readme_runs(
     if words[0] in ("prune", "train"):
         words = [word for i, word in enumerate(words) if word != "--epochs" and words[i - 1] != "--epochs"]
         words += ["--steps", "100" if "epoch:1" in words else "4"]
+        if "lth-conv" in words:
+            words += ["--dataset", "digits"]
         if "cifar10" in words:
             words[words.index("cifar10")] = "digits"
         if "mnist" in words:
             words += ["--data-dir", str(request.getfixturevalue("mnist_dir"))]
     assert main(words) == 0, capsys.readouterr().err
+
+
+def test_ones_own_file_has_less_than_thirty_lines() -> None:
+    assert len(OWN.splitlines()) < 30
+
+
+def page_commands(page: str) -> list[str]:
+    """The commands of a page's shell blocks that need neither a network nor a package."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    lines = [line for block in re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+             for line in block.splitlines()]  # fmt: skip
+    return [line.partition("   #")[0].strip() for line in lines if line.startswith("lthfunc ") and "timm:" not in line]
+
+
+@pytest.mark.parametrize("command", [*page_commands("data.md"), *page_commands("models.md")])
+def test_each_command_of_the_pages_on_models_and_data_runs(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """As printed, but shorter; digits stand in for the CIFARs in a training, noise for photographs."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LTHFUNC_CACHE", str(tmp_path / "cache"))
+    page = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+    (tmp_path / "rings.py").write_text(re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)[-1])
+    (tmp_path / "topics.txt").write_text((ROOT / "README.md").read_text(encoding="utf-8"))
+    for label in ("cats", "dogs"):
+        (tmp_path / "photos" / label).mkdir(parents=True)
+        for number in range(20):
+            picture = torch.randint(0, 256, (30, 34, 3), dtype=torch.uint8).numpy()
+            Image.fromarray(picture).save(tmp_path / "photos" / label / f"{number}.png")
+    words = shlex.split(command)[1:]
+    if "prune" in words:
+        words = [word for i, word in enumerate(words) if not {"--epochs", "--steps"} & {word, words[i - 1]}]
+        words += ["--steps", "3", "--batch-size", "10"]
+        if "folder:cifar10-jpeg" in words or "cifar10" in words:
+            at = words.index("folder:cifar10-jpeg" if "folder:cifar10-jpeg" in words else "cifar10")
+            words[at] = "folder:photos"
+            words += ["--dataset-option", "size=16"]
+    assert main(words) == 0, capsys.readouterr().err
+
+
+def test_the_pages_on_models_and_data_run_as_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for page in ("models.md", "data.md"):
+        text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+        for code in re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+            exec(compile(code, page, "exec"), {})
+    found = capsys.readouterr().out
+    share, chance = map(int, re.findall(r"(\d+)%", found))
+    assert share > 1.4 * chance
+
+
+def test_the_notebook_is_the_script_and_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    script = (ROOT / "examples" / "functional.py").read_text(encoding="utf-8")
+    book = json.loads((ROOT / "examples" / "functional.ipynb").read_text(encoding="utf-8"))
+    cells = [part.partition("\n") for part in re.split(r"^# %%", script, flags=re.MULTILINE)[1:]]
+    assert len(cells) == len(book["cells"])
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for (head, _, body), cell in zip(cells, book["cells"], strict=True):
+        text = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            assert "markdown" in head
+            assert text == re.sub(r"^# ?", "", body.strip("\n"), flags=re.MULTILINE)
+        else:
+            assert text == body.strip("\n")
+            exec(compile(text, "functional.ipynb", "exec"), names)
+    assert (tmp_path / "ticket.safetensors").exists()
+    assert "0.063 of the weights" in capsys.readouterr().out
 
 
 def test_the_methods_page_runs_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,7 +205,7 @@ def test_the_tables_name_every_network_and_data_set() -> None:
 def test_every_function_the_readme_names_is_public() -> None:
     table = README[README.index("| step | functions |") : README.index("What holds everywhere")]
     for name in re.findall(r"`(\w+)", table):
-        if name not in {"params", "scores", "state", "model"}:
+        if name not in {"params", "scores", "state", "model", "grads", "outputs", "modules"}:
             assert hasattr(lf, name), name
 
 

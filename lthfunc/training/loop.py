@@ -232,6 +232,7 @@ def train(
     seed: int = 0,
     engine: Making = "eager",
     precision: Precision = "fp32",
+    metric: Metric = accuracy,
     observe: Observer | None = None,
 ) -> Transformation:
     """Training as a transformation TrainState -> TrainState, to compose: it goes on to step `steps`."""
@@ -244,6 +245,7 @@ def train(
         augment=augment,
         engine=engine,
         precision=precision,
+        metric=metric,
     )
 
     def transformation(state: TrainState) -> TrainState:
