@@ -76,6 +76,28 @@ def test_compiled_equals_eager(arch: str, monkeypatch: pytest.MonkeyPatch) -> No
         torch.testing.assert_close(ends[1].params[name], leaf, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("score", ["grasp", "wanda", "fisher", "synflow"])
+@pytest.mark.parametrize("arch", ["vit-tiny", "char-transformer"])
+def test_scores_of_transformers(arch: str, score: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attention has second derivatives; what SynFlow sends is no text."""
+    monkeypatch.setitem(NARROW, arch, {"layers": "1", "width": "24", "heads": "2"})
+    model, data = small_case(arch)
+    state = lf.init(model)
+    batches = lf.sample_batches(data, 8, count=2, seed=0)
+    loss = lf.loss_of(model, state.buffers)
+    if (arch, score) == ("char-transformer", "synflow"):
+        with pytest.raises(UserError, match="synflow sends real numbers through a network, and char-transformer reads"):
+            lf.forward_of(model, state.buffers)
+        return
+    made = {
+        "grasp": lambda: lf.grasp(loss, batches),
+        "wanda": lambda: lf.wanda(lf.input_moments(model, state, [x for x, _ in batches])),
+        "fisher": lambda: lf.fisher(loss, batches),
+        "synflow": lambda: lf.synflow(lf.forward_of(model, state.buffers), data.shape),
+    }[score]()
+    assert lf.density(lf.prune(density=0.3, score=made)(state).masks) == pytest.approx(0.3, abs=1e-3)
+
+
 def test_options_change_the_network() -> None:
     assert lf.models.resnet20((3, 16, 16), width=2).init(0)[0]["fc.weight"].shape == (10, 128)
     assert lf.models.vit_tiny((1, 28, 28), patch=7, layers=1).init(0)[0]["places"].shape == (17, 192)

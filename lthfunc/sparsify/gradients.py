@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 from torch.func import grad, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lthfunc.errors import invalid
 from lthfunc.sparsify.scores import Score, Scores
@@ -54,7 +55,8 @@ def grasp(loss: LossOfParams, batches: Sequence[Batch]) -> Score:
             change: Params = grad(inner)(params)
             return change
 
-        flow = _mean([product(batch) for batch in batches], masks)
+        with sdpa_kernel(SDPBackend.MATH):  # PyTorch's fused attention has no second derivative
+            flow = _mean([product(batch) for batch in batches], masks)
         return {name: params[name] * flow[name] for name in masks}
 
     return score

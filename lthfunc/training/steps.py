@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.func import grad_and_value
 
+from lthfunc.errors import UserError
 from lthfunc.training.losses import Loss, Metric, accuracy, cross_entropy
 from lthfunc.training.optimizers import Optimizer
 from lthfunc.training.precision import Precision, casting
@@ -34,7 +35,12 @@ def loss_of(model: Model, buffers: Buffers, loss: Loss = cross_entropy) -> Calla
 
 
 def forward_of(model: Model, buffers: Buffers) -> Callable[[Params, Tensor], Tensor]:
-    """(params, inputs) -> outputs in evaluation mode, in the precision of the params."""
+    """(params, inputs) -> outputs in evaluation mode, in the precision of the params, as SynFlow takes it.
+
+    Raises UserError where the network reads whole numbers (a text's), which nothing flows back to.
+    """
+    if model.tokens:
+        raise UserError(f"--score: synflow sends real numbers through a network, and {model.name} reads whole ones")
 
     def forward(params: Params, inputs: Tensor) -> Tensor:
         wide = {name: leaf.to(inputs.dtype) if leaf.is_floating_point() else leaf for name, leaf in buffers.items()}
