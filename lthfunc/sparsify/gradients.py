@@ -91,7 +91,9 @@ def fisher(loss: LossOfParams, batches: Sequence[Batch]) -> Score:
             return {name: gradient[name].square() for name in masks}
 
         def information(batch: Batch) -> Params:
-            return {name: leaf.mean(0) for name, leaf in vmap(squares, randomness="different")(*batch).items()}
+            with sdpa_kernel(SDPBackend.MATH):  # the fused attention of a CPU has no rule for vmap
+                each = vmap(squares, randomness="different")(*batch)
+            return {name: leaf.mean(0) for name, leaf in each.items()}
 
         mean = _mean([information(batch) for batch in batches], masks)
         return {name: mean[name] * params[name].square() / 2 for name in masks}
