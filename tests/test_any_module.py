@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -351,6 +352,31 @@ def test_starting_from_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         build_for("lenet300", data, weights="DEFAULT")
     with pytest.raises(UserError, match=r"the file has no fc1\.weight"):
         build_for("lenet300", data, weights=str(tmp_path / "net.safetensors"))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="timm is not installed")
+def test_networks_of_timm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+    import timm
+
+    name = "timm:mobilenetv3_small_050"
+    x, y = torch.rand(20, 3, 32, 32), torch.arange(20) % 5
+    data = lf.data.from_tensors("d", (x, y), (x, y), val=4)
+    model = build_for(name, data, prune_only=["*conv*.weight"])
+    assert "classifier.weight" not in model.prunable
+    assert len(model.prunable) > 40
+    lf.train(model, data, optimizer=lf.sgd(0.01), steps=1, batch_size=8)(lf.prune(density=0.5)(lf.init(model)))
+    whole = timm.create_model("mobilenetv3_small_050")
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *given: None)
+    with pytest.raises(UserError, match="is not on this disk: model.safetensors of timm/"):
+        build_for(name, data, weights="DEFAULT")
+    save_file(whole.state_dict(), tmp_path / "model.safetensors")
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *given: str(tmp_path / "model.safetensors"))
+    params = lf.init(build_for(name, data, weights="DEFAULT")).params
+    assert torch.equal(params["conv_stem.weight"], whole.conv_stem.weight)
+    assert params["classifier.weight"].shape[0] == 5
+    with pytest.raises(UserError, match="DEFAULT, or a tag of mobilenetv3_small_050"):
+        build_for(name, data, weights="none")
 
 
 OWN = """

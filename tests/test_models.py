@@ -173,7 +173,11 @@ def test_ones_own_network_is_given_what_its_signature_accepts(own: Path, form: s
 @pytest.mark.parametrize(
     ("name", "options", "words"),
     [
-        ("narrow", {}, r"cannot take inputs of shape \(1, 8, 8\)"),
+        (
+            "narrow",
+            {},
+            r"cannot take inputs of shape \(1, 8, 8\) in 1, Linear\(in_features=7, .*2x64 and 7x10",
+        ),
         ("few", {}, r"gives outputs of shape \(9,\), not \(10,\)"),
         ("nothing", {}, "returned a NoneType, not an nn.Module"),
         ("pair", {}, r"gives a tuple, not a tensor of outputs \(batch, 10\)"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -177,7 +178,7 @@ def _warm(name: str, module: nn.Module, shape: Shape, inputs: str, parts: Sequen
         return
     x = torch.zeros(2, *shape, dtype=torch.int64 if inputs == "text" else None)
     args, kwargs = Unpacking(tuple(parts))(module, (x,), {}) if parts else ((x,), {})
-    with _explained(name, shape), torch.no_grad():
+    with _explained(name, shape, module), torch.no_grad():
         module(*args, **kwargs)
 
 
@@ -185,7 +186,7 @@ def _check_outputs(name: str, model: Model, shape: Shape, classes: int, any_outp
     """Run a stranger's module once in each mode, so that what cannot work is refused before training starts."""
     params, buffers = model.init(0)
     x = example_of(model, shape, 2)
-    with _explained(name, shape), torch.no_grad():
+    with _explained(name, shape, model.training, model.evaluating), torch.no_grad():
         before = _tensors(model.training)
         apply_training(model, params, buffers, x)
         out = apply_evaluating(model, params, buffers, x)
@@ -207,6 +208,14 @@ def _check_outputs(name: str, model: Model, shape: Shape, classes: int, any_outp
         raise UserError(f"--arch: {name!r} gives outputs of shape {tuple(out.shape[1:])}, not {wanted}")
 
 
+def _layer_of(error: Exception, modules: Sequence[nn.Module]) -> str:
+    """The innermost named layer that was at work: " in fc1, Linear(in_features=7, …)"; or nothing."""
+    names = {id(part): key for module in modules for key, part in module.named_modules() if key}
+    at_work = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    found = [part for part in at_work if id(part) in names]
+    return f" in {names[id(found[-1])]}, {repr(found[-1]).splitlines()[0]}" if found else ""
+
+
 def _tensors(module: nn.Module) -> dict[str, torch.Tensor]:
     """Tensors that submodules hold as plain attributes, neither parameters nor buffers."""
     return {
@@ -218,15 +227,16 @@ def _tensors(module: nn.Module) -> dict[str, torch.Tensor]:
 
 
 @contextmanager
-def _explained(name: str, shape: Shape) -> Iterator[None]:
-    """Whatever a stranger's module raises as one line, with the line of it that fails."""
+def _explained(name: str, shape: Shape, *modules: nn.Module) -> Iterator[None]:
+    """Whatever a stranger's module raises as one line, with the layer and the line of it that fail."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:
         raise UserError(
-            f"--arch: {name!r} cannot take inputs of shape {shape}{place_of(error)}: {first_line(error)}"
+            f"--arch: {name!r} cannot take inputs of shape {shape}{_layer_of(error, modules)}{place_of(error)}: "
+            f"{first_line(error)}"
         ) from error
 
 

@@ -62,7 +62,10 @@ def _of_timm(name: str, weights: str) -> Mapping[str, Tensor]:
     from huggingface_hub import try_to_load_from_cache
 
     tagged = name if weights == "DEFAULT" else f"{name.partition('.')[0]}.{weights}"
-    config = timm.models.get_pretrained_cfg(tagged)
+    try:
+        config = timm.models.get_pretrained_cfg(tagged)
+    except RuntimeError as error:  # a tag that it doesn't know
+        raise invalid("--weights", weights, f"DEFAULT, or a tag of {name} ({first_line(error)})") from error
     repository = getattr(config, "hf_hub_id", None)
     if not repository:
         raise invalid("--weights", weights, f"a tag of {name} that the Hub has")
