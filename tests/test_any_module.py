@@ -162,6 +162,36 @@ def test_frozen_parameters_stay_and_are_not_pruned() -> None:
     assert not torch.equal(trained.params["2.weight"], state.params["2.weight"])
 
 
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Conv1d(2, 4, 3), (2, 9)),
+        (nn.Conv3d(2, 4, 2), (2, 4, 4, 4)),
+        (nn.ConvTranspose1d(2, 4, 3), (2, 9)),
+        (nn.ConvTranspose2d(2, 4, 3, stride=2), (2, 5, 5)),
+        (nn.ConvTranspose3d(2, 4, 2), (2, 3, 3, 3)),
+        (nn.Linear(6, 4), (2, 6)),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
+)
+def test_layers_of_every_kind_are_pruned(layer: nn.Module, shape: tuple[int, ...]) -> None:
+    model = _headed(layer, shape)
+    assert model.prunable == ("0.weight", "2.weight")
+    state = lf.prune(density=0.4)(lf.init(model))
+    assert lf.count(state.masks).kept == round(0.4 * lf.count(state.masks).total)
+    x, y = torch.randn(30, *shape), torch.randint(0, 3, (30,))
+    data = lf.data.from_tensors("d", (x, y), (x, y), val=6)
+    end = lf.train(model, data, optimizer=lf.adam(1e-2, weight_decay=0.1), steps=3, batch_size=8)(state)
+    for name, mask in state.masks.items():
+        assert not end.params[name][~mask].any()
+        assert bool((end.params[name] != state.params[name])[mask].any())
+
+
+def _headed(layer: nn.Module, shape: tuple[int, ...]) -> lf.Model:
+    features = layer(torch.zeros(1, *shape)).numel()
+    return lf.from_module(nn.Sequential(layer, nn.Flatten(), nn.Linear(features, 3)))
+
+
 class Frozen(nn.Module):
     """A frozen convolution, a frozen linear layer between others, and a normalisation with one frozen leaf."""
 
@@ -368,7 +398,7 @@ def test_networks_of_timm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     lf.train(model, data, optimizer=lf.sgd(0.01), steps=1, batch_size=8)(lf.prune(density=0.5)(lf.init(model)))
     whole = timm.create_model("mobilenetv3_small_050")
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *given: None)
-    with pytest.raises(UserError, match="is not on this disk: model.safetensors of timm/"):
+    with pytest.raises(UserError, match=r"is not on this disk: model\.safetensors of timm/"):
         build_for(name, data, weights="DEFAULT")
     save_file(whole.state_dict(), tmp_path / "model.safetensors")
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *given: str(tmp_path / "model.safetensors"))

@@ -1,0 +1,67 @@
+"""The options that commands share. None means "not given": a configuration file or a default then decides."""
+
+from .parsing import (
+    layer_rates as layer_rates,
+    named_values as named_values,
+    names as names,
+    number as number,
+    whole as whole,
+)
+from .pruning import (
+    Allocate as Allocate,
+    Control as Control,
+    Densities as Densities,
+    Density as Density,
+    Exempt as Exempt,
+    Floor as Floor,
+    Keep as Keep,
+    LayerRate as LayerRate,
+    PruneOnly as PruneOnly,
+    Rate as Rate,
+    RewindTo as RewindTo,
+    Rounds as Rounds,
+    ScoreName as ScoreName,
+    Structure as Structure,
+)
+from .run import (
+    Compact as Compact,
+    Device as Device,
+    Engine as Engine,
+    Jobs as Jobs,
+    Json as Json,
+    Out as Out,
+    Precision as Precision,
+    Replicates as Replicates,
+    Seed as Seed,
+    Threads as Threads,
+)
+from .training import (
+    Augment as Augment,
+    BatchSize as BatchSize,
+    Cycles as Cycles,
+    Epochs as Epochs,
+    EvalEvery as EvalEvery,
+    LabelSmoothing as LabelSmoothing,
+    LossName as LossName,
+    Lr as Lr,
+    MetricName as MetricName,
+    Milestone as Milestone,
+    Momentum as Momentum,
+    Nesterov as Nesterov,
+    OptimizerName as OptimizerName,
+    ScheduleName as ScheduleName,
+    Steps as Steps,
+    Warmup as Warmup,
+    WeightDecay as WeightDecay,
+)
+from .what import (
+    Arch as Arch,
+    ArchOption as ArchOption,
+    ConfigFile as ConfigFile,
+    DataDir as DataDir,
+    DataSet as DataSet,
+    DataSetOption as DataSetOption,
+    Recipe as Recipe,
+    SkipBroken as SkipBroken,
+    Weights as Weights,
+)

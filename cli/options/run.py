@@ -1,0 +1,111 @@
+"""How it runs, and what it leaves."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from lthfunc.experiments.config import (
+    ENGINES,
+    PRECISIONS,
+    Config,
+)
+
+from .parsing import names, whole
+
+_DEFAULT = Config()
+_PANEL = "The run"
+
+Seed = Annotated[
+    int | None,
+    typer.Option(
+        "--seed",
+        parser=whole,
+        metavar="N",
+        help=f"Decides the initial weights and the order of the data. \\[default: {_DEFAULT.seed}]",
+        rich_help_panel=_PANEL,
+    ),
+]
+Replicates = Annotated[
+    int | None,
+    typer.Option(
+        "--replicates",
+        parser=whole,
+        metavar="N",
+        help=f"Run so many seeds (seed, seed+1, …) and report mean ± standard deviation. "
+        f"\\[default: {_DEFAULT.replicates}]",
+        rich_help_panel=_PANEL,
+    ),
+]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        "--device",
+        help="auto (a GPU where there is one), cpu, cuda or cuda:N. \\[default: auto]",
+        autocompletion=names("auto", "cpu", "cuda"),
+        rich_help_panel=_PANEL,
+    ),
+]
+Engine = Annotated[
+    str | None,
+    typer.Option(
+        "--engine",
+        help="How steps are run: eager, compile, sparse (surviving weights alone, on a CPU), sparse/compile (sparse "
+        "where that is faster), or auto: sparse/compile for runs of 3,000 steps and more, where it can be. "
+        f"\\[default: {_DEFAULT.engine}]",
+        autocompletion=names(*ENGINES),
+        rich_help_panel=_PANEL,
+    ),
+]
+Precision = Annotated[
+    str | None,
+    typer.Option(
+        "--precision",
+        help=f"What products are computed in: fp32, tf32 (GPU) or bf16. \\[default: {_DEFAULT.precision}]",
+        autocompletion=names(*PRECISIONS),
+        rich_help_panel=_PANEL,
+    ),
+]
+Jobs = Annotated[
+    int | None,
+    typer.Option(
+        "--jobs",
+        parser=whole,
+        metavar="N",
+        help="Seeds and controls to train side by side: in processes on a CPU, as one program on a GPU. "
+        "\\[default: what the cores hold; all on a GPU]",
+        rich_help_panel=_PANEL,
+    ),
+]
+Compact = Annotated[
+    bool | None,
+    typer.Option(
+        "--compact/--no-compact",
+        help="Leave inputs, units and channels out of a training that pruned weights cut off; results differ by "
+        f"rounding. \\[default: {'' if _DEFAULT.compact else 'no-'}compact]",
+        rich_help_panel=_PANEL,
+    ),
+]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        "--threads",
+        parser=whole,
+        metavar="N",
+        help="CPU threads of each training. \\[default: 1 for small networks, else all]",
+        rich_help_panel=_PANEL,
+    ),
+]
+Out = Annotated[
+    str | None,
+    typer.Option(
+        "--out",
+        help="Folder for the results; must be new or empty. \\[default: runs/NETWORK-DATASET-TIME]",
+        rich_help_panel=_PANEL,
+    ),
+]
+Json = Annotated[
+    bool,
+    typer.Option("--json", help="Print the results as one JSON object, for machines.", rich_help_panel=_PANEL),
+]
