@@ -189,7 +189,7 @@ def test_the_page_on_execution_runs_as_printed() -> None:
 
 
 def test_continuous_integration_runs_the_readmes_test_line() -> None:
-    lines = [line for block in blocks("sh") for line in block.splitlines() if line.endswith("&& pytest")]
+    lines = [line for block in blocks("sh") for line in block.splitlines() if line.endswith("&& pytest -n 2")]
     assert len(lines) == 1
     assert '"&& pytest"' in (ROOT / ".ci" / "run").read_text()
 

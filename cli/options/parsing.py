@@ -62,4 +62,5 @@ def _layer_rate(text: str) -> tuple[str, float]:
 
 
 def listed(family: dict[str, str]) -> str:
+    """A family's names with what each is, for a help text."""
     return ", ".join(f"{name} ({about})" for name, about in family.items())

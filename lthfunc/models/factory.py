@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.metadata import entry_points
 
@@ -12,7 +10,6 @@ import torch
 from torch import nn
 
 from lthfunc.errors import UserError, unknown
-from lthfunc.frames import first_line, place_of
 from lthfunc.models.alexnet import AlexNet
 from lthfunc.models.catalog import ARCHS, ENTRY_POINTS, canonical
 from lthfunc.models.conv import ConvNet
@@ -20,13 +17,14 @@ from lthfunc.models.lenet import LeNet5, LeNet300, WideLeNet5
 from lthfunc.models.pretrained import with_weights
 from lthfunc.models.resnet import ResNet
 from lthfunc.models.small_images import small_image_densenet121, small_image_resnet
+from lthfunc.models.strangers import check_outputs, warm
 from lthfunc.models.transformer import CharTransformer
 from lthfunc.models.vgg import VGG
 from lthfunc.models.vit import ViT
 from lthfunc.models.wide_resnet import WideResNet
 from lthfunc.plugins import called, load_plugin
-from lthfunc.trees.model import Model, apply_evaluating, apply_training, example_of, from_module, pruning
-from lthfunc.trees.parts import Part, Unpacking
+from lthfunc.trees.model import Model, from_module, pruning
+from lthfunc.trees.parts import Part
 from lthfunc.trees.types import Dataset
 
 Shape = tuple[int, ...]
@@ -98,11 +96,11 @@ def build(
     check_fit(name, shape, inputs)
     module = made(name, shape, classes, options, parts)
     if name not in ARCHS:
-        _warm(name, module, shape, inputs, parts)
+        warm(name, module, shape, inputs, parts)
     short = name.rpartition(":")[2] if name.startswith(_ZOOS) else name
     model = from_module(module, name=short, tokens=inputs == "text", parts=parts)
     if name not in ARCHS:
-        _check_outputs(name, model, shape, classes, any_outputs)
+        check_outputs(name, model, shape, classes, any_outputs)
     return model
 
 
@@ -170,74 +168,6 @@ def check_fit(name: str, shape: Shape, inputs: str) -> None:
         raise UserError(
             f"--arch: {name!r} needs images of at least {least}×{least}, these are {size} (fitting: {fitting})"
         )
-
-
-def _warm(name: str, module: nn.Module, shape: Shape, inputs: str, parts: Sequence[Part]) -> None:
-    """Give lazy modules their shapes: one call on an example."""
-    if not any(nn.parameter.is_lazy(leaf) for leaf in (*module.parameters(), *module.buffers())):
-        return
-    x = torch.zeros(2, *shape, dtype=torch.int64 if inputs == "text" else None)
-    args, kwargs = Unpacking(tuple(parts))(module, (x,), {}) if parts else ((x,), {})
-    with _explained(name, shape, module), torch.no_grad():
-        module(*args, **kwargs)
-
-
-def _check_outputs(name: str, model: Model, shape: Shape, classes: int, any_outputs: bool) -> None:
-    """Run a stranger's module once in each mode, so that what cannot work is refused before training starts."""
-    params, buffers = model.init(0)
-    x = example_of(model, shape, 2)
-    with _explained(name, shape, model.training, model.evaluating), torch.no_grad():
-        before = _tensors(model.training)
-        apply_training(model, params, buffers, x)
-        out = apply_evaluating(model, params, buffers, x)
-    changed = [key for key, value in _tensors(model.training).items() if before.get(key) is not value]
-    if changed:
-        raise UserError(
-            f"--arch: {name!r} keeps a tensor in {changed[0]} from call to call that is no buffer: register it with "
-            "register_buffer"
-        )
-    if any_outputs:
-        return
-    if not isinstance(out, torch.Tensor):
-        raise UserError(
-            f"--arch: {name!r} gives a {type(out).__name__}, not a tensor of outputs (batch, {classes}); a --loss and "
-            "a --metric of your own take any"
-        )
-    wanted = (*shape, classes) if model.tokens else (classes,)
-    if tuple(out.shape) != (2, *wanted):
-        raise UserError(f"--arch: {name!r} gives outputs of shape {tuple(out.shape[1:])}, not {wanted}")
-
-
-def _layer_of(error: Exception, modules: Sequence[nn.Module]) -> str:
-    """The innermost named layer that was at work: " in fc1, Linear(in_features=7, …)"; or nothing."""
-    names = {id(part): key for module in modules for key, part in module.named_modules() if key}
-    at_work = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]
-    found = [part for part in at_work if id(part) in names]
-    return f" in {names[id(found[-1])]}, {repr(found[-1]).splitlines()[0]}" if found else ""
-
-
-def _tensors(module: nn.Module) -> dict[str, torch.Tensor]:
-    """Tensors that submodules hold as plain attributes, neither parameters nor buffers."""
-    return {
-        f"{part}.{name}" if part else name: value
-        for part, submodule in module.named_modules()
-        for name, value in vars(submodule).items()
-        if isinstance(value, torch.Tensor)
-    }
-
-
-@contextmanager
-def _explained(name: str, shape: Shape, *modules: nn.Module) -> Iterator[None]:
-    """Whatever a stranger's module raises as one line, with the layer and the line of it that fail."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(
-            f"--arch: {name!r} cannot take inputs of shape {shape}{_layer_of(error, modules)}{place_of(error)}: "
-            f"{first_line(error)}"
-        ) from error
 
 
 def _named(name: str) -> Callable[..., Model]:

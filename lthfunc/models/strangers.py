@@ -1,0 +1,84 @@
+"""A user's own module, tried before anything is trained: what cannot work is told in one line."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from lthfunc.errors import UserError
+from lthfunc.frames import first_line, place_of
+from lthfunc.trees.model import Model, apply_evaluating, apply_training, example_of
+from lthfunc.trees.parts import Part, Unpacking
+
+
+def warm(name: str, module: nn.Module, shape: tuple[int, ...], inputs: str, parts: Sequence[Part]) -> None:
+    """Give lazy modules their shapes: one call on an example."""
+    if not any(nn.parameter.is_lazy(leaf) for leaf in (*module.parameters(), *module.buffers())):
+        return
+    x = torch.zeros(2, *shape, dtype=torch.int64 if inputs == "text" else None)
+    args, kwargs = Unpacking(tuple(parts))(module, (x,), {}) if parts else ((x,), {})
+    with _explained(name, shape, module), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        module(*args, **kwargs)
+
+
+def check_outputs(name: str, model: Model, shape: tuple[int, ...], classes: int, any_outputs: bool) -> None:
+    """Run a stranger's module once in each mode, so that what cannot work is refused before training starts."""
+    params, buffers = model.init(0)
+    x = example_of(model, shape, 2)
+    mine = torch.random.fork_rng(devices=[])  # dropout draws
+    with _explained(name, shape, model.training, model.evaluating), torch.no_grad(), mine:
+        before = _tensors(model.training)
+        apply_training(model, params, buffers, x)
+        out = apply_evaluating(model, params, buffers, x)
+    changed = [key for key, value in _tensors(model.training).items() if before.get(key) is not value]
+    if changed:
+        raise UserError(
+            f"--arch: {name!r} keeps a tensor in {changed[0]} from call to call that is no buffer: register it with "
+            "register_buffer"
+        )
+    if any_outputs:
+        return
+    if not isinstance(out, torch.Tensor):
+        raise UserError(
+            f"--arch: {name!r} gives a {type(out).__name__}, not a tensor of outputs (batch, {classes}); a --loss and "
+            "a --metric of your own take any"
+        )
+    wanted = (*shape, classes) if model.tokens else (classes,)
+    if tuple(out.shape) != (2, *wanted):
+        raise UserError(f"--arch: {name!r} gives outputs of shape {tuple(out.shape[1:])}, not {wanted}")
+
+
+def _layer_of(error: Exception, modules: Sequence[nn.Module]) -> str:
+    """The innermost named layer that was at work: " in fc1, Linear(in_features=7, …)"; or nothing."""
+    names = {id(part): key for module in modules for key, part in module.named_modules() if key}
+    at_work = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    found = [part for part in at_work if id(part) in names]
+    return f" in {names[id(found[-1])]}, {repr(found[-1]).splitlines()[0]}" if found else ""
+
+
+def _tensors(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Tensors that submodules hold as plain attributes, neither parameters nor buffers."""
+    return {
+        f"{part}.{name}" if part else name: value
+        for part, submodule in module.named_modules()
+        for name, value in vars(submodule).items()
+        if isinstance(value, torch.Tensor)
+    }
+
+
+@contextmanager
+def _explained(name: str, shape: tuple[int, ...], *modules: nn.Module) -> Iterator[None]:
+    """Whatever a stranger's module raises as one line, with the layer and the line of it that fail."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"--arch: {name!r} cannot take inputs of shape {shape}{_layer_of(error, modules)}{place_of(error)}: "
+            f"{first_line(error)}"
+        ) from error
