@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.table import Table
@@ -43,20 +43,33 @@ def archs(
         print(writer.dumps([item._asdict() for item in found], indent=2))
         return
     table = Table(header_style="bold", box=None, pad_edge=False)
-    for head in ("name", "what it is", "min image", "trained with"):
-        table.add_column(head)
-    for head in ("parameters", "weights to prune", "MFLOPs"):
-        table.add_column(head, justify="right")
-    for item in found:
-        table.add_row(*_about(item.name), *_counts(item))
-    screen().print(table)
-    print(
-        f"Counted for inputs {_times(chosen)} and {size} classes; text: 64 characters of 65 kinds. --input, --classes,"
+    heads = ("name", "parameters", "to prune", "MFLOPs", "least", "trained with", "what it is")
+    rows = [(name, *_counts(item), *rest) for item in found for name, *rest in [_about(item.name)]]
+    for head, *column in zip(heads, *rows, strict=True):
+        last = head == heads[-1]  # alone gives way on a narrow screen
+        side: Literal["left", "right"] = "right" if head in ("parameters", "to prune", "MFLOPs") else "left"
+        width = None if last else max(map(len, (head, *column)))
+        table.add_column(head, justify=side, no_wrap=True, min_width=width, style="dim" if last else None)
+    for row in rows:
+        table.add_row(*row)
+    short = ", ".join(alias for alias in ALIASES if "-" not in alias)
+    _print(
+        table,
+        f"Counted for inputs {_times(chosen)} and {size} classes, for text 64 characters of 65 kinds; --input, "
+        "--classes and --dataset count for others. FLOPs are of one example, forwards; trained with an optimiser at a "
+        f"rate · batch size. Also: {short}, and names with a hyphen (resnet-20).",
+        "By name: torchvision:NAME and timm:NAME.",
+        "Your own: --arch package.module:function or path/to/file.py:name; it is given what its signature accepts of "
+        "shape or input_shape, and classes or num_classes, and --arch-option NAME=VALUE, and returns an nn.Module.",
     )
-    print(f"--dataset count for others. FLOPs are of one example, forwards. Also: {', '.join(ALIASES)}.")
-    print("By name: torchvision:NAME and timm:NAME.")
-    print("Your own: --arch package.module:function or path/to/file.py:name; it is given what its signature accepts of")
-    print("shape or input_shape, and classes or num_classes, and --arch-option NAME=VALUE, and returns an nn.Module.")
+
+
+def _print(table: Table, *lines: str) -> None:
+    """A table, and lines below it that are wrapped between words."""
+    console = screen()
+    console.print(table)
+    for line in lines:
+        console.print(line, highlight=False, markup=False)
 
 
 def _input_of(dataset: str | None, shape: str, classes: int) -> tuple[tuple[int, ...], int]:
@@ -82,7 +95,7 @@ def _about(name: str) -> tuple[str, str, str, str]:
         return name, "", "", ""
     recipe = arch.recipe
     least = {"text": "text", "numbers": "any"}.get(arch.takes, f"{arch.min_side}×{arch.min_side}")
-    return arch.name, arch.about, least, f"{recipe.optimizer} {recipe.lr:g}, batch {recipe.batch_size}"
+    return arch.name, least, f"{recipe.optimizer} {recipe.lr:g} · {recipe.batch_size}", arch.about
 
 
 def _counts(item: object) -> tuple[str, str, str]:
@@ -113,17 +126,16 @@ def list_datasets(context: typer.Context) -> None:
             f"{known.train}/{known.val}/{known.test}",
             str(known.epochs),
         )
-    screen().print(table)
-    print(f"Looked for in {default_data_dir()}")
-    print(f"or where --data-dir or {DATA_DIR_VARIABLE} says, and downloaded there on first use (but tinyimagenet).")
-    print("By kind:")
-    for about in KINDS.values():
-        print(f"  {about}")
-    print("  NAME.safetensors, a file that lthfunc.data.save_mapped wrote")
-    print(
-        "Your own: --dataset package.module:function or path/to/file.py:name; it is given --dataset-option NAME=VALUE"
+    _print(
+        table,
+        f"Looked for in {default_data_dir()} or where --data-dir or {DATA_DIR_VARIABLE} says, and downloaded there on "
+        "first use (but tinyimagenet).",
+        "By kind:",
+        *(f"  {about}" for about in KINDS.values()),
+        "  NAME.safetensors, a file that lthfunc.data.save_mapped wrote",
+        "Your own: --dataset package.module:function or path/to/file.py:name; it is given --dataset-option NAME=VALUE "
+        "and returns lthfunc.data.from_tensors(...).",
     )
-    print("and returns lthfunc.data.from_tensors(...).")
 
 
 @datasets.command("show")
