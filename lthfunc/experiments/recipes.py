@@ -65,7 +65,7 @@ RECIPES: dict[str, Named] = {
         },
     ),
     "wide-resnet": Named(
-        "Zagoruyko & Komodakis 2016, sec. 3: WRN-28-10, Nesterov, drops to a fifth as drops to a tenth",
+        "Zagoruyko & Komodakis 2016, sec. 3: WRN-28-10, Nesterov; rates drop to a tenth (theirs: a fifth)",
         {
             "arch": "wrn-28-10", "dataset": "cifar10", "optimizer": "sgd", "momentum": 0.9, "nesterov": True,
             "weight_decay": 5e-4, "batch_size": 128, "lr": 0.1, "epochs": 200, "schedule": "step", "augment": True,
