@@ -248,6 +248,18 @@ def test_a_regression_from_the_command_line(tmp_path: Path, monkeypatch: pytest.
     assert "val r2 %" in capsys.readouterr().out
 
 
+def test_connectivity_measures_what_is_learnt() -> None:
+    """Numbers, by the trainer's loss and metric: two copies of a linear fit have no barrier between them."""
+    data = regression()
+    model = lf.from_module(nn.Sequential(nn.Linear(6, 1)))
+    metric = lf.explained(data.train.y.var(0, correction=0))
+    trainer = lf.make_trainer(model, data, optimizer=lf.sgd(0.1), batch_size=30, loss=lf.mean_squared, metric=metric)
+    (found,) = lf.instability(model, trainer, lf.init(model), [10], steps=200, seed=0, points=3)
+    ends = lf.mean_squared(torch.zeros_like(data.test.y), data.test.y)
+    assert float(found.line.loss.max()) < 0.01 * float(ends)
+    assert float(found.line.error.max()) < 0.01
+
+
 @pytest.mark.parametrize("name", recipes.RECIPES)
 def test_recipes_are_whole_and_give_way(name: str) -> None:
     def settings(**given: Any) -> Any:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lthfunc.errors import invalid
 from lthfunc.training.loop import Trainer, take_steps
+from lthfunc.training.losses import Loss, Metric, accuracy, cross_entropy
 from lthfunc.training.steps import make_eval_step
 from lthfunc.trees.model import Model
 from lthfunc.trees.ops import scaled
@@ -57,24 +58,31 @@ def between(first: TrainState, second: TrainState, alpha: Tensor) -> tuple[dict[
 
 
 def line(
-    model: Model, first: TrainState, second: TrainState, split: Split, scale: Scale | None = None, points: int = 11
+    model: Model,
+    first: TrainState,
+    second: TrainState,
+    split: Split,
+    scale: Scale | None = None,
+    points: int = 11,
+    loss: Loss = cross_entropy,
+    metric: Metric = accuracy,
 ) -> Line:
-    """Error and loss at evenly spaced points between two networks: one `vmap` over α."""
+    """Error (1 - `metric`) and `loss` at evenly spaced points between two networks: one `vmap` over α."""
     if points < 3:
         raise invalid("points", points, "a whole number of at least 3")
-    step = make_eval_step(model)
+    step = make_eval_step(model, loss, metric=metric)
     alphas = torch.linspace(0, 1, points, dtype=torch.float64, device=first.step.device)
     params, buffers = torch.vmap(lambda alpha: between(first, second, alpha))(alphas)
-    loss, hits, seen = torch.zeros_like(alphas), torch.zeros_like(alphas), 0
+    losses, hits, seen = torch.zeros_like(alphas), torch.zeros_like(alphas), 0
     with torch.no_grad():
         for start in range(0, len(split.x), _CHUNK):
             x = scaled(split.x[start : start + _CHUNK].to(alphas.device), scale)
             y = split.y[start : start + _CHUNK].to(alphas.device)
             metrics = torch.vmap(lambda p, b, x=x, y=y: step(p, b, (x, y)))(params, buffers)
-            loss += metrics["loss"].double() * len(x)
+            losses += metrics["loss"].double() * len(x)
             hits += metrics["accuracy"] * len(x)
             seen += len(x)
-    return Line(alphas.cpu(), (1 - hits / seen).cpu(), (loss / seen).cpu())
+    return Line(alphas.cpu(), (1 - hits / seen).cpu(), (losses / seen).cpu())
 
 
 def instability(
@@ -94,5 +102,7 @@ def instability(
         first, second = (
             take_steps(trainer, state, seed=key(seed, "instability", copy) % 2**31, until=steps)[0] for copy in range(2)
         )
-        found.append(Instability(k, line(model, first, second, trainer.data.test, trainer.data.scale, points)))
+        data = trainer.data
+        between_them = line(model, first, second, data.test, data.scale, points, trainer.loss, trainer.metric)
+        found.append(Instability(k, between_them))
     return found
