@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.table import Table
@@ -14,6 +14,9 @@ from lthfunc.models.catalog import ALIASES, ARCHS
 
 from . import options as o
 from .console import screen
+
+if TYPE_CHECKING:  # it needs torch
+    from .counting import Counted
 
 datasets = typer.Typer(
     help="List the data sets; `show NAME` says what one holds and draws it.", invoke_without_command=True
@@ -98,11 +101,10 @@ def _about(name: str) -> tuple[str, str, str, str]:
     return arch.name, least, f"{recipe.optimizer} {recipe.lr:g} · {recipe.batch_size}", arch.about
 
 
-def _counts(item: object) -> tuple[str, str, str]:
-    parameters, prunable, flops, reason = (getattr(item, key) for key in ("parameters", "prunable", "flops", "reason"))
-    if reason is not None:
+def _counts(item: Counted) -> tuple[str, str, str]:
+    if item.reason is not None:
         return "–", "–", "–"
-    return f"{parameters:,}", f"{prunable:,}", f"{flops / 1e6:,.1f}"
+    return f"{item.parameters:,}", f"{item.prunable:,}", f"{item.flops / 1e6:,.1f}"
 
 
 def _times(shape: tuple[int, ...]) -> str:

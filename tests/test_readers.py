@@ -348,6 +348,12 @@ def test_the_hub_without_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
         lf.data.load("hf:mnist")
 
 
+@pytest.mark.parametrize("kind", ["npz", "hf", "text"])
+def test_shares_are_shares_in_every_reader(kind: str) -> None:
+    with pytest.raises(UserError, match="'test=1' is not accepted; it takes a share between 0 and 1"):
+        lf.data.load(f"{kind}:x", options={"test": "1"})
+
+
 @pytest.mark.parametrize("name", ["digits", "planted"])
 def test_datasets_show_draws_and_counts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, name: str

@@ -9,8 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lthfunc.data.options import check_shares
 from lthfunc.data.tensors import from_tensors, parted, scale_of, targets_of
-from lthfunc.errors import UserError, invalid
+from lthfunc.errors import UserError
+from lthfunc.frames import first_line
 from lthfunc.trees.types import Dataset, Split
 
 _ACCEPTED = "arrays x_train, y_train, x_test, y_test (x_val, y_val), or x and y"
@@ -25,17 +27,13 @@ def read_npz(path: str, *, val: float = 0.1, test: float = 0.1) -> Dataset:
 
     Raises UserError for a file that holds something else. Nothing in it is unpickled.
     """
-    for option, share in (("val", val), ("test", test)):
-        if not 0 < share < 1:
-            raise invalid("--dataset-option", f"{option}={share}", "a share between 0 and 1")
+    check_shares(val=val, test=test)
     file = Path(path).expanduser()
     try:
         with np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"--dataset: {path} cannot be read as a .npz file ({str(error).splitlines()[0]})") from error
-    except Exception as error:  # zipfile's own
-        raise UserError(f"--dataset: {path} cannot be read as a .npz file ({error})") from error
+    except Exception as error:  # the system's, NumPy's or zipfile's own
+        raise UserError(f"--dataset: {path} cannot be read as a .npz file ({first_line(error)})") from error
     name = file.stem
     if {"x", "y"} <= arrays.keys():
         x, y = _inputs(arrays["x"], "x"), _targets(arrays["y"], "y")

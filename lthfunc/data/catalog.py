@@ -77,9 +77,9 @@ def default_data_dir() -> Path:
 
 def canonical(name: str) -> str:
     """The catalogue's name; ``package.module:function`` and files stay. Raises UserError if unknown."""
+    if name in KINDS and name != "planted":
+        raise invalid("--dataset", name, KINDS[name])
     if ":" in name or name.endswith(SUFFIX) or name in KINDS:
-        if name in KINDS and name != "planted":
-            raise invalid("--dataset", name, KINDS[name])
         return name
     found = name.lower().replace("-", "")
     if found not in DATASETS:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lthfunc.data.images import Observe, decoded, size_option, wanted_of
 from lthfunc.data.mapped import open_mapped, writing
+from lthfunc.data.options import check_shares, check_whole
 from lthfunc.data.tensors import parted, scale_of
 from lthfunc.errors import UserError, invalid
 from lthfunc.hardware import cache_home
@@ -55,13 +56,11 @@ def read_folder(
     normalisation is that of the training split. Raises UserError, with the path, for what cannot be read.
     """
     root, wanted = Path(path).expanduser(), size_option(size)
-    for option, share in (("val", val), ("test", test)):
-        if not 0 < share < 1:
-            raise invalid("--dataset-option", f"{option}={share}", "a share between 0 and 1")
+    check_shares(val=val, test=test)
     if not root.is_dir():
         raise invalid("--dataset", f"folder:{path}", "a folder of images, and there is none")
-    if each is not None and (not isinstance(each, int) or each < 1):
-        raise invalid("--dataset-option", f"each={each}", "a whole number above 0")
+    if each is not None:
+        check_whole(each=each)
     found = _splits(root, val, test, each)
     target = _cached(root, found, (wanted, skip_broken))
     if not target.exists():

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lthfunc.data.images import Observe, decoded, size_option, wanted_of
+from lthfunc.data.options import check_shares
 from lthfunc.data.tensors import from_tensors, parted, scale_of
 from lthfunc.errors import UserError, unknown
 from lthfunc.frames import first_line
@@ -34,6 +35,7 @@ def read_hub(
 
     Raises UserError where `datasets` isn't installed, or the data set can't be read or holds no images with labels.
     """
+    check_shares(val=val, test=test)
     try:
         import datasets
     except ImportError as error:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from lthfunc.data.catalog import SUFFIX
 from lthfunc.errors import UserError
-from lthfunc.trees.files import read_header, save_tree
+from lthfunc.trees.files import METADATA_KEY, appearing, read_header, save_tree
 from lthfunc.trees.types import Dataset, Scale, Split
 
 _FORMAT = "lthfunc.data/1"
@@ -90,35 +89,27 @@ def writing(path: Path, entries: Mapping[str, tuple[torch.dtype, tuple[int, ...]
         end = offsets[name][1]
 
     def header(about: Mapping[str, Any]) -> bytes:
-        fields: dict[str, Any] = {"__metadata__": {"lthfunc": json.dumps(about)}}
+        fields: dict[str, Any] = {"__metadata__": {METADATA_KEY: json.dumps(about)}}
         for name, (dtype, shape) in entries.items():
             fields[name] = {"dtype": codes[dtype], "shape": list(shape), "data_offsets": list(offsets[name])}
         return json.dumps(fields).encode()
 
     size = -(-(len(header({})) + _HEADER) // 8) * 8
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
+    with appearing(path) as temporary:
         os.truncate(temporary, 8 + size + end)
-        storage = torch.UntypedStorage.from_file(temporary, True, 8 + size + end)
-        whole = torch.empty(0, dtype=torch.uint8).set_(storage)  # type: ignore[arg-type]
+        storage = torch.UntypedStorage.from_file(str(temporary), True, 8 + size + end)
         views = {
-            name: whole[8 + size + offsets[name][0] : 8 + size + offsets[name][1]].view(dtype).view(shape)
-            for name, (dtype, shape) in entries.items()
+            name: _view(storage, 8 + size + offsets[name][0], dtype, shape) for name, (dtype, shape) in entries.items()
         }
         file = Writing(views, {})
         yield file
         written = header(file.about)
         if len(written) > size:
             raise UserError(f"{path}: the names of its classes are too long")
-        with Path(temporary).open("r+b") as raw:
+        with temporary.open("r+b") as raw:
             raw.write(size.to_bytes(8, "little") + written.ljust(size))  # spaces may follow a header
             raw.flush()
             os.fsync(raw.fileno())
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def _mapped_tensors(path: Path) -> dict[str, Tensor]:
@@ -130,10 +121,14 @@ def _mapped_tensors(path: Path) -> dict[str, Tensor]:
         header: dict[str, Any] = json.loads(file.read(size))
     storage = torch.UntypedStorage.from_file(str(path), False, path.stat().st_size)
 
-    def view(entry: dict[str, Any]) -> Tensor:
-        dtype = _DTYPES[entry["dtype"]]
-        start = 8 + size + entry["data_offsets"][0]
-        whole = torch.empty(0, dtype=torch.uint8).set_(storage)  # type: ignore[arg-type]
-        return whole[start : start + math.prod(entry["shape"]) * dtype.itemsize].view(dtype).view(entry["shape"])
+    return {
+        name: _view(storage, 8 + size + entry["data_offsets"][0], _DTYPES[entry["dtype"]], tuple(entry["shape"]))
+        for name, entry in header.items()
+        if name != "__metadata__"
+    }
 
-    return {name: view(entry) for name, entry in header.items() if name != "__metadata__"}
+
+def _view(storage: Any, start: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    """The tensor that begins at a byte of a mapped file."""
+    whole = torch.empty(0, dtype=torch.uint8).set_(storage)
+    return whole[start : start + math.prod(shape) * dtype.itemsize].view(dtype).view(shape)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lthfunc.data.options import check_whole
 from lthfunc.data.tensors import from_tensors
 from lthfunc.errors import invalid
 from lthfunc.trees.rng import generator
@@ -20,9 +21,7 @@ def planted_teacher(
     """
     if not 0 < density <= 1:
         raise invalid("--dataset-option", f"density={density}", "a number above 0, up to 1")
-    for name, number in (("inputs", inputs), ("hidden", hidden), ("classes", classes)):
-        if not isinstance(number, int) or number < 1:
-            raise invalid("--dataset-option", f"{name}={number}", "a whole number above 0")
+    check_whole(inputs=inputs, hidden=hidden, classes=classes)
     draw = generator(seed, "planted", "teacher")
     params: dict[str, Tensor] = {}
     masks: dict[str, Tensor] = {}
@@ -50,8 +49,7 @@ def read_planted(
     validation and test.
     """
     teacher = planted_teacher(inputs, hidden, classes, density, seed)
-    if not isinstance(examples, int) or examples < 60:
-        raise invalid("--dataset-option", f"examples={examples}", "a whole number of at least 60")
+    check_whole(60, examples=examples)
     x = torch.randn(examples, inputs, generator=generator(seed, "planted", "inputs"))
     logits = torch.relu(x @ teacher.params["0.weight"].T) @ teacher.params["2.weight"].T
     y = ((logits - logits.mean(0)) / logits.std(0).clamp(min=1e-6)).argmax(1)

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lthfunc.errors import UserError, invalid
+from lthfunc.data.options import check_shares, check_whole
+from lthfunc.errors import UserError
 from lthfunc.trees.types import Dataset, Split
 
 #: More kinds of characters than this are no alphabet.
@@ -23,11 +24,8 @@ def read_text(path: str, *, length: int = 64, val: float = 0.1, test: float = 0.
 
     Raises UserError for a file that isn't text, or is too short.
     """
-    if not isinstance(length, int) or length < 1:
-        raise invalid("--dataset-option", f"length={length}", "a whole number above 0")
-    for option, share in (("val", val), ("test", test)):
-        if not 0 < share < 1:
-            raise invalid("--dataset-option", f"{option}={share}", "a share between 0 and 1")
+    check_whole(length=length)
+    check_shares(val=val, test=test)
     try:
         text = Path(path).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -36,7 +36,7 @@ def per_class(model: Model, networks: Mapping[str, Ticket], data: Dataset) -> li
     right = {name: _right(model, ticket, data) for name, ticket in networks.items()}
     return [
         ClassRow(
-            data.labels[label] if data.labels else str(label),
+            data.class_name(label),
             seen[label],
             there[label],
             {name: hits[label] / there[label] if there[label] else None for name, hits in right.items()},

@@ -71,7 +71,7 @@ def sample_lines(data: Dataset, count: int = 5) -> list[str]:
 
 
 def _name(data: Dataset, label: int) -> str:
-    return repr(data.labels[label])[1:-1] if data.labels else str(label)
+    return repr(data.class_name(label))[1:-1]  # a line break is a character of a text
 
 
 def _draw(axis: Any, image: Tensor, data: Dataset) -> None:

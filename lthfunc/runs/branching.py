@@ -83,7 +83,7 @@ def _check_round(run: Path, records: Sequence[Record], config: Config, number: i
 
 def _fitted(state: TrainState, plan: Plan, seed: int) -> TrainState:
     """The state on the plan's network, whose output layer may be another. Raises UserError where more differs."""
-    params, _ = plan.model.init(seed)
+    params = dict(plan.model.training.named_parameters())
     head = plan.model.output.rpartition(".")[0]
     other = [
         name for name, leaf in params.items() if name not in state.params or state.params[name].shape != leaf.shape

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ _TICKET = "lthfunc.ticket/1"
 _ORDER = "order"
 #: All metadata stands under one key: safetensors writes several in random order, and equal trees should give
 #: equal files.
-_KEY = "lthfunc"
+METADATA_KEY = "lthfunc"
 #: Between the names of nested dictionaries; a parameter's own name has dots, never a slash.
 _SEPARATOR = "/"
 
@@ -33,7 +34,7 @@ def save_tree(path: str | os.PathLike[str], tree: Mapping[str, Any], metadata: M
     """
     flat = _flatten(tree)
     # safetensors sorts its entries; the order of layers matters.
-    header = {_KEY: json.dumps({**(metadata or {}), _ORDER: list(flat)})}
+    header = {METADATA_KEY: json.dumps({**(metadata or {}), _ORDER: list(flat)})}
     payload = safetensors.torch.save({name: leaf.detach().cpu().contiguous() for name, leaf in flat.items()}, header)
     write_atomically(path, payload)
 
@@ -42,7 +43,7 @@ def load_tree(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, A
     """Read (tree, metadata) as `save_tree` wrote them. Raises UserError where the file can't be read."""
     try:
         with safetensors.safe_open(str(path), framework="pt") as file:
-            header = json.loads((file.metadata() or {}).get(_KEY, "{}"))
+            header = json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
             flat = {name: file.get_tensor(name) for name in header.pop(_ORDER, file.keys())}
     except (OSError, safetensors.SafetensorError, json.JSONDecodeError) as error:
         raise UserError(f"{path}: cannot be read as a safetensors file ({error})") from error
@@ -53,7 +54,7 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The metadata that `save_tree` wrote, without reading the tensors. Raises UserError as `load_tree` does."""
     try:
         with safetensors.safe_open(str(path), framework="pt") as file:
-            header: dict[str, Any] = json.loads((file.metadata() or {}).get(_KEY, "{}"))
+            header: dict[str, Any] = json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
     except (OSError, safetensors.SafetensorError, json.JSONDecodeError) as error:
         raise UserError(f"{path}: cannot be read as a safetensors file ({error})") from error
     return header
@@ -74,13 +75,20 @@ def load_ticket(path: str | os.PathLike[str]) -> tuple[Ticket, dict[str, Any]]:
 
 def write_atomically(path: str | os.PathLike[str], payload: bytes) -> None:
     """Write beside the target, then rename: a reader, or a crash, never sees half a file."""
+    with appearing(path) as temporary, temporary.open("wb") as file:
+        file.write(payload)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def appearing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A file beside the target, to be written in the block; at its end without an error it takes the target's name."""
     target = Path(path)
     handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    os.close(handle)
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(payload)
-            file.flush()
-            os.fsync(file.fileno())
+        yield Path(temporary)
         # mkstemp makes private files; give the result the permissions an ordinary write would have.
         mask = os.umask(0)
         os.umask(mask)

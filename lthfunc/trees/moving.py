@@ -82,8 +82,8 @@ def starting_from(model: Model, values: Mapping[str, Tensor]) -> Model:
 
     Raises UserError where a leaf is missing, or less than half of the weights fit.
     """
-    params, buffers = model.init(0)
-    leaves = {**params, **buffers}
+    params = dict(model.evaluating.named_parameters())
+    leaves = {**params, **dict(model.evaluating.named_buffers())}
     missing = [name for name in leaves if name not in values]
     if missing:
         raise UserError(f"--weights: the file has no {missing[0]} ({len(missing)} of {len(leaves)} leaves are missing)")
@@ -107,8 +107,7 @@ def starting_from(model: Model, values: Mapping[str, Tensor]) -> Model:
 
 
 def _check_fits(ticket: Ticket, model: Model) -> None:
-    params, buffers = model.init(0)
-    for name, leaf in {**params, **buffers}.items():
+    for name, leaf in (*model.evaluating.named_parameters(), *model.evaluating.named_buffers()):
         theirs = {**ticket.params, **ticket.buffers}.get(name)
         if theirs is None or theirs.shape != leaf.shape:
             found = "missing" if theirs is None else str(tuple(theirs.shape))

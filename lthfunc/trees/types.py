@@ -85,6 +85,10 @@ class Dataset(NamedTuple):
     parts: tuple[Any, ...] = ()
     labels: tuple[str, ...] = ()
 
+    def class_name(self, label: int) -> str:
+        """What a class is called."""
+        return self.labels[label] if self.labels else str(label)
+
     @property
     def tokens(self) -> bool:
         """Whether inputs are whole numbers that an embedding reads, characters say."""

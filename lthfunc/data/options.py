@@ -1,0 +1,22 @@
+"""Checks of the numbers that readers take as ``--dataset-option NAME=VALUE``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lthfunc.errors import invalid
+
+
+def check_shares(**shares: Any) -> None:
+    """Raise UserError for one that is no share of the examples."""
+    for name, share in shares.items():
+        if not 0 < share < 1:
+            raise invalid("--dataset-option", f"{name}={share}", "a share between 0 and 1")
+
+
+def check_whole(least: int = 1, **numbers: Any) -> None:
+    """Raise UserError for one that is no whole number of at least `least`."""
+    for name, number in numbers.items():
+        if not isinstance(number, int) or number < least:
+            accepted = "a whole number above 0" if least == 1 else f"a whole number of at least {least}"
+            raise invalid("--dataset-option", f"{name}={number}", accepted)
