@@ -79,6 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("run_folder", nargs="?", metavar="RUN", help="measure this run's trained tickets")
+    parser.add_argument("--trust", action="store_true", help="import code that the run's settings name")
     parser.add_argument("--network", dest="networks", action="append", help=f"{', '.join((*NETWORKS, *_MORE))}")
     parser.add_argument("--batch", dest="batches", action="append", type=int, help="1, 64 and 1024 by default")
     parser.add_argument("--threads", type=int, default=1)
@@ -95,6 +96,7 @@ def main(arguments: list[str] | None = None) -> int:
 def run(
     *,
     run_folder: str | None,
+    trust: bool,
     networks: Sequence[str],
     batches: Sequence[int],
     threads: int,
@@ -122,7 +124,7 @@ def run(
     records: list[Record] = []
     with using_threads(threads), torch.no_grad(), products(precision):  # type: ignore[arg-type]
         setting = Setting(about, peak_rate(device), *timing)
-        tried = _of_run(Path(run_folder)) if run_folder else [
+        tried = _of_run(Path(run_folder), trust) if run_folder else [
             (case, _random(case, (0.5, 0.05) if quick else DENSITIES)) for case in _cases(names)
         ]  # fmt: skip
         for case, tickets in tried:
@@ -154,14 +156,14 @@ class Masked(NamedTuple):
     ticket: Ticket
 
 
-def _of_run(folder: Path) -> list[tuple[Case, list[Masked]]]:
+def _of_run(folder: Path, trust: bool) -> list[tuple[Case, list[Masked]]]:
     """The run's trained tickets of at most half the weights, at most six of them."""
     _, _, records = read_run(folder)
     mine = [item for item in records if item["variant"] == TICKET and item["seed"] == records[0]["seed"]]
     rounds = [item["round"] for item in mine if item["density"] <= 0.55]
     if not rounds:
         raise UserError(f"{folder}: has no ticket of at most half the weights")
-    found = trained_tickets(folder, spread_out(rounds, 6), None, None)
+    found = trained_tickets(folder, spread_out(rounds, 6), None, None, trusted=trust)
     case = Case(f"{found[0].model.name}, trained", found[0].model, found[0].data.shape, 64)
     return [(case, [Masked(lf.density(each.ticket.masks), "", each.ticket) for each in found])]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lthfunc.errors import UserError, invalid, unknown
-from lthfunc.runs.folder import machine
+from lthfunc.runs.environment import machine
 
 Record = dict[str, Any]
 

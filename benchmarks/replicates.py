@@ -13,7 +13,8 @@ import torch
 import lthfunc as lf
 from lthfunc.execution.timing import Run, in_turn
 from lthfunc.training.engines.toolchain import why_not
-from lthfunc.training.loop import fit_together, make_trainer
+from lthfunc.training.loop import fit_together
+from lthfunc.training.trainer import make_trainer
 from lthfunc.trees.types import Split, TrainState
 
 from .networks import cases, images

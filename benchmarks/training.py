@@ -21,9 +21,10 @@ from lthfunc.sparse.kernels.build import why_no_kernels
 from lthfunc.training.batches import batches
 from lthfunc.training.engines.table import Making
 from lthfunc.training.engines.toolchain import why_not
-from lthfunc.training.loop import Trainer, make_trainer, take_steps
+from lthfunc.training.loop import take_steps
 from lthfunc.training.precision import PRECISIONS, Precision, check_precision
 from lthfunc.training.threads import using_threads
+from lthfunc.training.trainer import Trainer, make_trainer
 from lthfunc.trees.ops import scaled
 from lthfunc.trees.types import Dataset, TrainState
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .options import number, whole
+from .options import Trust, number, whole
 
 Threads = Annotated[int, typer.Option("--threads", parser=whole, metavar="N", help="CPU threads.")]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:N.")]
@@ -91,6 +91,7 @@ def execution(
     quick: Annotated[
         bool, typer.Option("--quick", help="LeNet-300-100 at two densities; ends in under a minute.")
     ] = False,
+    trust: Trust = False,
     json: JsonFile = None,
     plot: Plot = None,
 ) -> None:
@@ -99,6 +100,7 @@ def execution(
 
     run(
         run_folder=run_folder,
+        trust=trust,
         networks=network or [],
         batches=batch or [],
         threads=threads,

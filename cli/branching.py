@@ -35,6 +35,9 @@ def branch(
     engine: o.Engine = None,
     jobs: o.Jobs = None,
     threads: o.Threads = None,
+    checkpoint_every: o.CheckpointEvery = None,
+    on_nonfinite: o.OnNonfinite = None,
+    trust: o.Trust = False,
     out: o.Out = None,
     json: o.Json = False,
 ) -> None:
@@ -43,11 +46,11 @@ def branch(
     The run stays as it is; the branch is a run of its own, with the rounds that both share copied into it.
     """
     given: dict[str, Any] = dict(locals())
-    for name in ("run", "from_round", "out", "json"):
+    for name in ("run", "from_round", "trust", "out", "json"):
         del given[name]
     from .running import branch_run
 
-    branch_run(Path(run), from_round, given, out, wants_json=json)
+    branch_run(Path(run), from_round, given, out, trust, wants_json=json)
 
 
 def transfer(
@@ -63,6 +66,9 @@ def transfer(
     eval_every: o.EvalEvery = None,
     engine: o.Engine = None,
     threads: o.Threads = None,
+    checkpoint_every: o.CheckpointEvery = None,
+    on_nonfinite: o.OnNonfinite = None,
+    trust: o.Trust = False,
     out: o.Out = None,
     json: o.Json = False,
 ) -> None:
@@ -73,8 +79,8 @@ def transfer(
     if dataset is None:
         raise UserError("--dataset: name the data set to train the tickets on")
     given: dict[str, Any] = dict(locals())
-    for name in ("run", "out", "json"):
+    for name in ("run", "trust", "out", "json"):
         del given[name]
     from .running import transfer_run
 
-    transfer_run(Path(run), given, out, wants_json=json)
+    transfer_run(Path(run), given, out, trust, wants_json=json)

@@ -49,6 +49,7 @@ def connectivity(
     device: o.Device = None,
     engine: o.Engine = None,
     threads: o.Threads = None,
+    trust: o.Trust = False,
     plot: Annotated[str | None, typer.Option("--plot", metavar="FILE", help="Draw errors and barriers here.")] = None,
     json: o.Json = False,
 ) -> None:
@@ -78,7 +79,7 @@ def _run(config: Any, at: list[int], points: int, plot: str | None, *, wants_jso
 
     from .console import screen
     from .decoding import decoding
-    from .running import terminable
+    from .stopping import terminable
 
     with decoding() as observe:
         prepared = prepare(config, observe)
@@ -86,7 +87,11 @@ def _run(config: Any, at: list[int], points: int, plot: str | None, *, wants_jso
     hold_memory()
     records: list[dict[str, Any]] = []
     try:
-        with using_threads(config.threads), terminable(), Console(stderr=True).status("training copies") as status:
+        with (
+            terminable() as stop,
+            using_threads(config.threads),
+            Console(stderr=True).status("training copies") as status,
+        ):
             for seed in range(config.seed, config.seed + config.replicates):
                 status.update(f"seed {seed}: training to {len(at)} points and two copies from each")
                 start = init(plan.model, seed, config.device)
@@ -104,7 +109,7 @@ def _run(config: Any, at: list[int], points: int, plot: str | None, *, wants_jso
                 ]
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        raise typer.Exit(130) from None
+        raise typer.Exit(stop.code) from None
     title = f"{config.arch} on {config.dataset}, {plan.steps:,} steps"
     if plot:
         save(barrier_plot(records, title), Path(plot))

@@ -43,6 +43,7 @@ def specialize(
         int, typer.Option("--batch-size", parser=o.whole, metavar="N", help="Examples that come at once.")
     ] = 64,
     data_dir: o.DataDir = None,
+    trust: o.Trust = False,
     device: o.Device = None,
     threads: Annotated[
         int | None, typer.Option("--threads", parser=o.whole, metavar="N", help="CPU threads. \\[default: all]")
@@ -57,11 +58,12 @@ def specialize(
         if value is not None and value < 1:
             raise invalid(option, value, "a whole number of at least 1")
     given = {"format": format, "batch_size": batch_size, "fresh": fresh}
-    _specialize(Path(run), number, seed, data_dir, device or "auto", threads, given, wants_json=json)
+    _specialize(Path(run), number, seed, data_dir, trust, device or "auto", threads, given, wants_json=json)
 
 
 def _specialize(
-    run: Path, number: int | None, seed: int | None, data_dir: str | None, device: str, threads: int | None,
+    run: Path, number: int | None, seed: int | None, data_dir: str | None, trust: bool, device: str,
+    threads: int | None,
     given: dict[str, Any], *, wants_json: bool,
 ) -> None:  # fmt: skip
     from lthfunc.execution.accuracy import accuracy_of
@@ -76,7 +78,7 @@ def _specialize(
     from lthfunc.trees.ops import scaled
 
     device = choose_device(device)
-    found = trained_ticket(run, number, seed, data_dir)
+    found = trained_ticket(run, number, seed, data_dir, trusted=trust)
     data = found.data
     if given["batch_size"] > len(data.test.x):
         raise invalid(
@@ -146,6 +148,7 @@ def export(
     seed: RunSeed = None,
     half: Annotated[bool, typer.Option("--half", help="packed: values in 16 bits, which rounds them.")] = False,
     data_dir: o.DataDir = None,
+    trust: o.Trust = False,
     json: o.Json = False,
 ) -> None:
     """Write a trained ticket for other programs, compare what it computes there, and tell sizes."""
@@ -153,12 +156,12 @@ def export(
         raise unknown("--to", to, TARGETS)
     if half and to != "packed":
         raise invalid("--half", "given", "--to packed with it")
-    _export(Path(run), to, out, number, seed, data_dir, half=half, wants_json=json)
+    _export(Path(run), to, out, number, seed, data_dir, trust, half=half, wants_json=json)
 
 
 def _export(
-    run: Path, to: str, out: str | None, number: int | None, seed: int | None, data_dir: str | None, *, half: bool,
-    wants_json: bool,
+    run: Path, to: str, out: str | None, number: int | None, seed: int | None, data_dir: str | None, trust: bool, *,
+    half: bool, wants_json: bool,
 ) -> None:  # fmt: skip
     from lthfunc.execution.export.sizes import sizes
     from lthfunc.execution.export.subject import subject_of
@@ -166,7 +169,7 @@ def _export(
     from lthfunc.runs.tickets import trained_ticket
 
     target = TARGETS[to]
-    found = trained_ticket(run, number, seed, data_dir)
+    found = trained_ticket(run, number, seed, data_dir, trusted=trust)
     default = f"{found.model.name}-round{found.number:02d}-{to}{'-fp16' if half else ''}{target.suffix}"
     path = Path(out) if out else run / default
     if out and target.suffix and path.suffix != target.suffix:

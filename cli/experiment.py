@@ -10,6 +10,7 @@ from lthfunc.errors import UserError
 from lthfunc.experiments import recipes
 from lthfunc.experiments.config import Config, from_mapping
 from lthfunc.experiments.resolve import resolved
+from lthfunc.experiments.trust import check_trust
 
 from . import options as o
 
@@ -68,6 +69,9 @@ def prune(
     precision: o.Precision = None,
     jobs: o.Jobs = None,
     threads: o.Threads = None,
+    checkpoint_every: o.CheckpointEvery = None,
+    on_nonfinite: o.OnNonfinite = None,
+    trust: o.Trust = False,
     out: o.Out = None,
     json: o.Json = False,
 ) -> None:
@@ -114,6 +118,9 @@ def train(
     precision: o.Precision = None,
     jobs: o.Jobs = None,
     threads: o.Threads = None,
+    checkpoint_every: o.CheckpointEvery = None,
+    on_nonfinite: o.OnNonfinite = None,
+    trust: o.Trust = False,
     out: o.Out = None,
     json: o.Json = False,
 ) -> None:
@@ -124,12 +131,24 @@ def train(
 
 def resume(
     run: Annotated[str, typer.Argument(help="The run's folder.")],
+    data_dir: o.DataDir = None,
+    jobs: o.Jobs = None,
+    checkpoint_every: o.CheckpointEvery = None,
+    on_nonfinite: o.OnNonfinite = None,
+    trust: o.Trust = False,
     json: o.Json = False,
 ) -> None:
-    """Go on with a run that was interrupted; the results have the same bits as without the interruption."""
+    """Go on with a run that was interrupted; the results have the same bits as without the interruption.
+
+    Trainings go on from their checkpoints; what is damaged is trained again. The options replace the run's own, since
+    they change no result.
+    """
+    changed = {
+        "data_dir": data_dir, "jobs": jobs, "checkpoint_every": checkpoint_every, "on_nonfinite": on_nonfinite
+    }  # fmt: skip
     from .running import resume_run
 
-    resume_run(run, wants_json=json)
+    resume_run(run, {name: value for name, value in changed.items() if value is not None}, trust, wants_json=json)
 
 
 def _start(command: str, given: dict[str, Any], out: str | None, wants_json: bool) -> None:
@@ -171,6 +190,7 @@ def settings_of(command: str, given: dict[str, Any]) -> Config:
 def _merge(command: str, given: dict[str, Any]) -> Config:
     """Options typed win over the file's, the file's over defaults."""
     path = given.pop("config")
+    trust = given.pop("trust")
     typed = {name: value for name, value in given.items() if name not in ("out", "json") and value not in (None, [])}
     if "layer_rate" in typed:
         typed["layer_rate"] = o.layer_rates(typed["layer_rate"])
@@ -183,6 +203,7 @@ def _merge(command: str, given: dict[str, Any]) -> Config:
         from lthfunc.runs.settings import read_toml
 
         from_file = read_toml(path)
+        check_trust(from_file, f"--config: {path!r}", trusted=trust, typed=typed)
         # Naming a length on the command line replaces the file's, whichever of the two it is in.
         if "epochs" in typed or "steps" in typed:
             from_file = {name: value for name, value in from_file.items() if name not in ("epochs", "steps")}

@@ -9,7 +9,7 @@ import typer
 
 from lthfunc.errors import UserError
 
-from .options import DataDir, Json
+from .options import DataDir, Json, Trust
 
 
 def info(
@@ -18,6 +18,7 @@ def info(
         bool, typer.Option("--classes", help="Also measure each class, on the validation split: dense and ticket.")
     ] = False,
     data_dir: DataDir = None,
+    trust: Trust = False,
     json: Json = False,
 ) -> None:
     """Show a run's settings and results, or what a ticket file holds."""
@@ -29,7 +30,7 @@ def info(
     elif path.is_dir():
         _show_run(path, wants_json=json)
         if classes and not json:
-            _show_classes(path, data_dir)
+            _show_classes(path, data_dir, trust)
     else:
         raise UserError(f"{run}: there is no such folder or file")
 
@@ -38,12 +39,13 @@ def _show_run(folder: Path, *, wants_json: bool) -> None:
     from lthfunc.experiments.config import to_mapping
     from lthfunc.experiments.records import summarize
     from lthfunc.runs.folder import read_run
+    from lthfunc.runs.unfinished import trainings_of
 
     from .screens import as_json, show_tables, verdict
 
     about, config, records = read_run(folder)
     rows = summarize(records)
-    wanted = config.replicates * (1 + config.rounds * (1 + len(config.control)))
+    wanted = trainings_of(config)
     if wants_json:
         _print_json({**as_json(folder, config, rows), "machine": about["machine"], "finished": len(records) == wanted})
         return
@@ -62,14 +64,14 @@ def _show_run(folder: Path, *, wants_json: bool) -> None:
         print(f"unfinished; go on with: lthfunc resume {folder}")
 
 
-def _show_classes(folder: Path, data_dir: str | None) -> None:
+def _show_classes(folder: Path, data_dir: str | None, trust: bool) -> None:
     """The dense network beside the winning ticket, or the last round's."""
     from lthfunc.reports.classes import class_rows, per_class
     from lthfunc.runs.tickets import trained_tickets
 
     from .console import screen
 
-    dense, found = trained_tickets(folder, [0, None], None, data_dir)
+    dense, found = trained_tickets(folder, [0, None], None, data_dir, trusted=trust)
     networks = {"dense": dense.ticket} | ({f"round {found.number}": found.ticket} if found.number else {})
     print()
     screen().print(class_rows(per_class(dense.model, networks, dense.data)))

@@ -14,6 +14,7 @@ from . import benchmark, branching, execution, experiment, kernels, listings
 from .connectivity import connectivity
 from .info import info
 from .methods import methods
+from .verify import verify
 
 app = typer.Typer(
     name="lthfunc",
@@ -27,6 +28,7 @@ app.command("prune")(experiment.prune)
 app.command("train")(experiment.train)
 app.command("resume")(experiment.resume)
 app.command("info")(info)
+app.command("verify")(verify)
 app.command("build-kernels")(kernels.build_kernels)
 app.command("branch")(branching.branch)
 app.command("transfer")(branching.transfer)
@@ -56,14 +58,21 @@ def _root(
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code. A user's mistake is one line on stderr and exit code 2."""
+    """Run the command line; returns the exit code.
+
+    A user's mistake is one line on stderr and exit code 2; damaged files, and disks that fail or are full, 3.
+    """
     try:
         code = app(arguments, standalone_mode=False)
     except UserError as error:
-        return _complain(str(error), 2)
+        return _complain(str(error), error.code)
+    except OSError as error:
+        if error.filename is None or error.errno is None:
+            raise
+        return _complain(f"{error.filename}: {error.strerror}; what was finished before is kept", 3)
     except typer.TyperException as error:
         return _complain(error.format_message(), error.exit_code) if error.format_message() else error.exit_code
-    except typer.Abort:
+    except (typer.Abort, KeyboardInterrupt):
         return _complain("interrupted", 130)
     return code if isinstance(code, int) else 0
 

@@ -61,6 +61,8 @@ def methods(
     engine: o.Engine = None,
     jobs: o.Jobs = None,
     threads: o.Threads = None,
+    on_nonfinite: o.OnNonfinite = None,
+    trust: o.Trust = False,
     out: Annotated[
         str | None,
         typer.Option("--out", metavar="FILE", help="Keep results here (.jsonl); the same command then goes on."),
@@ -115,7 +117,8 @@ def _run(
     from lthfunc.training.threads import using_threads
 
     from .console import screen
-    from .running import make_folder, terminable
+    from .running import make_folder
+    from .stopping import terminable
 
     config, setting = setting_of(config)
     if save is not None:
@@ -126,7 +129,7 @@ def _run(
         console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty(),
     )  # fmt: skip
     hold_memory()
-    with progress, terminable(), using_threads(config.threads):
+    with progress, terminable() as stop, using_threads(config.threads):
         bar = progress.add_task(f"{len(chosen)} methods", total=len(chosen) * config.replicates)
 
         def tell(item: dict[str, Any]) -> None:
@@ -140,7 +143,7 @@ def _run(
             progress.stop()
             goes_on = "; the same command goes on" if out else "; with --out FILE it could go on"
             print(f"interrupted{goes_on}", file=sys.stderr)
-            raise typer.Exit(130) from None
+            raise typer.Exit(stop.code) from None
     rows = method_rows(records, setting.steps)
     title = f"{config.arch} on {config.dataset}, {100 * setting.density:g} % of the weights, {setting.steps:,} steps"
     if plot:

@@ -13,9 +13,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from lthfunc.experiments.iterative import TICKET, Plan, Task
 from lthfunc.experiments.records import Record
-from lthfunc.runs.trainings import Name, Watcher, name_of
+from lthfunc.runs.folder import Name
+from lthfunc.runs.trainings import Watcher, name_of
 from lthfunc.training.batches import steps_per_epoch
-from lthfunc.training.loop import Point
+from lthfunc.training.fits import Point
 from lthfunc.trees.ops import density
 
 #: Seconds between two redraws; counting every step would cost more than a small step takes.

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import signal
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import typer
@@ -21,10 +20,26 @@ from lthfunc.experiments.iterative import Task
 from lthfunc.experiments.plan import Prepared, prepare
 from lthfunc.experiments.records import Record, summarize
 from lthfunc.experiments.resolve import resolved
+from lthfunc.experiments.trust import check_trust, code_in
 from lthfunc.runs.branching import branch, check_branch, transfers
+from lthfunc.runs.environment import environment
 from lthfunc.runs.execute import execute, jobs_of
-from lthfunc.runs.folder import METRICS, PRUNE, TRAIN, TRANSFER, check_free, create, read_run
-from lthfunc.runs.lines import drop_partial_line
+from lthfunc.runs.folder import (
+    ENVIRONMENT,
+    PRUNE,
+    TRAIN,
+    TRANSFER,
+    check_free,
+    create,
+    read_run,
+    scan_run,
+    write_config,
+)
+from lthfunc.runs.lines import append_lines
+from lthfunc.runs.lock import locked
+from lthfunc.runs.recovery import recover
+from lthfunc.runs.unfinished import unfinished_like
+from lthfunc.training.fits import Stopped
 from lthfunc.training.memory import hold_memory
 from lthfunc.training.threads import using_threads
 
@@ -32,53 +47,109 @@ from .decoding import decoding
 from .options import layer_rates, named_values
 from .progress import watching
 from .screens import as_json, show_results
+from .stopping import stopping
 
 
 def new_run(config: Config, command: str, out: str | None, *, wants_json: bool) -> None:
-    """Check everything, make the folder, run. Raises UserError before anything is written."""
-    folder = Path(out) if out else _fresh_folder(config)
-    check_free(folder)
+    """Check everything, make the folder, run. Raises UserError before anything is written.
+
+    Where an unfinished run of the same settings is found, that is offered to be gone on with.
+    """
+    earlier = unfinished_like(config, command, out)
+    if earlier is not None and _goes_on(earlier, out):
+        resume_run(str(earlier), {}, trust=True, wants_json=wants_json)  # these settings were typed
+        return
+    folder = _free_folder(config, out)
     prepared = _prepared(config)
-    create(folder, prepared.config, command, data=prepared.plan.trainer.data)
-    _run(prepared, command, folder, [], wants_json)
+    with _begun(folder):
+        create(folder, prepared.config, command, data=prepared.plan.trainer.data)
+        _run(prepared, command, folder, [], wants_json)
 
 
-def resume_run(run: str, *, wants_json: bool) -> None:
-    """Go on with an interrupted run; a finished one has its table and pictures made again."""
+def resume_run(run: str, changed: dict[str, Any], trust: bool, *, wants_json: bool) -> None:
+    """Go on with an interrupted run; a finished one has its table and pictures made again.
+
+    changed: settings that change no result, to be used instead of the run's.
+    """
     folder = Path(run)
-    about, config, records = read_run(folder)
-    prepared = _prepared(config)
-    drop_partial_line(folder / METRICS)
-    tasks = transfers(Path(about["source"]), prepared.plan, prepared.config) if "source" in about else None
-    _run(prepared, about["command"], folder, records, wants_json, tasks)
+    scan_run(folder)  # so that what is no run is not locked
+    with locked(folder):
+        found, said = recover(folder)
+        for line in said:
+            _say(f"damaged: {line}")
+        check_trust(to_mapping(found.config), folder, trusted=trust)
+        config = resolved(from_mapping({**to_mapping(found.config), **changed}))
+        prepared = _prepared(config)
+        if changed:
+            write_config(folder, replace(found.config, **changed), found.about)
+        append_lines(folder / ENVIRONMENT, [environment("resume", config.device, config.threads)])
+        about = found.about
+        source = None
+        if "source" in about:
+            source = transfers(Path(about["source"]), prepared.plan, prepared.config)
+        _run(prepared, about["command"], folder, found.records, wants_json, source)
 
 
-def branch_run(run: Path, number: int, given: dict[str, Any], out: str | None, *, wants_json: bool) -> None:
+def branch_run(
+    run: Path, number: int, given: dict[str, Any], out: str | None, trust: bool, *, wants_json: bool
+) -> None:
     """Go on from a round of a finished run with other settings, in a folder of its own."""
     _, theirs, _ = read_run(run)
     # The run's own rate stays, unless a rate or another number of rounds takes the place of densities by name.
     by_name = {"densities": None} if given["rate"] is not None or given["rounds"] is not None else {}
     config = _changed(theirs, {"density": None, **by_name}, given)
-    folder = Path(out) if out else _fresh_folder(config)
-    check_free(folder)
+    check_trust(to_mapping(config), run, trusted=trust, typed=_typed(given))
+    folder = _free_folder(config, out)
     prepared = _prepared(config)
     check_branch(run, prepared.plan, number)
-    _run(prepared, PRUNE, folder, branch(run, folder, number, prepared), wants_json)
+    with _begun(folder):
+        _run(prepared, PRUNE, folder, branch(run, folder, number, prepared), wants_json)
 
 
-def transfer_run(run: Path, given: dict[str, Any], out: str | None, *, wants_json: bool) -> None:
+def transfer_run(run: Path, given: dict[str, Any], out: str | None, trust: bool, *, wants_json: bool) -> None:
     """Train the tickets of a finished run on another data set, in a folder of its own."""
     _, theirs, records = read_run(run)
     fresh = {"epochs": None, "steps": None, "augment": None, "eval_every": None, "threads": None, "engine": None}
     pruned = {"rounds": max((item["round"] for item in records), default=0), "rewind": "init", "control": None}
     task = {name: None for name in ("loss", "metric") if not is_own(getattr(theirs, name))}
     config = _changed(theirs, {**fresh, **pruned, **task, "dataset_option": None}, given)
-    folder = Path(out) if out else _fresh_folder(config)
-    check_free(folder)
+    check_trust(to_mapping(config), run, trusted=trust, typed=_typed(given))
+    folder = _free_folder(config, out)
     prepared = _prepared(config)
     tasks = transfers(run, prepared.plan, prepared.config)
-    create(folder, prepared.config, TRANSFER, run, data=prepared.plan.trainer.data)
-    _run(prepared, TRANSFER, folder, [], wants_json, tasks)
+    with _begun(folder):
+        create(folder, prepared.config, TRANSFER, run, data=prepared.plan.trainer.data)
+        _run(prepared, TRANSFER, folder, [], wants_json, tasks)
+
+
+def _typed(given: dict[str, Any]) -> set[str]:
+    return {name for name, value in given.items() if value not in (None, [])}
+
+
+def _free_folder(config: Config, out: str | None) -> Path:
+    folder = Path(out) if out else _fresh_folder(config)
+    check_free(folder)
+    return folder
+
+
+@contextmanager
+def _begun(folder: Path) -> Iterator[None]:
+    """The folder made, and held."""
+    make_folder("--out", folder)
+    with locked(folder):
+        check_free(folder)  # another process may have begun there meanwhile
+        yield
+
+
+def _goes_on(earlier: Path, out: str | None) -> bool:
+    """Whether the user wants to go on with an unfinished run; without anybody to ask, a line says how."""
+    if sys.stdin.isatty() and sys.stderr.isatty():
+        return typer.confirm(
+            f"{earlier} is an unfinished run of these settings. Go on with it?", err=True, default=True
+        )
+    if out is None:
+        _say(f"an unfinished run of these settings can be gone on with: lthfunc resume {earlier}")
+    return False
 
 
 def _prepared(config: Config) -> Prepared:
@@ -117,12 +188,15 @@ def _run(
     _say(_headline(prepared, command))
     if note:
         _say(note)
-    try:
-        with using_threads(config.threads), terminable(), watching(err, plan) as watcher:
-            records = execute(config, plan, folder, watcher, earlier, tasks)
-    except KeyboardInterrupt:
-        _say(f"interrupted; finished trainings are safe. Go on with: lthfunc resume {folder}")
-        raise typer.Exit(130) from None
+    with stopping() as stop:
+        try:
+            with using_threads(config.threads), watching(err, plan) as watcher:
+                records = execute(config, plan, folder, watcher, earlier, tasks, stop)
+        except (Stopped, KeyboardInterrupt) as error:
+            safe = "everything is kept" if isinstance(error, Stopped) else "finished trainings and checkpoints are kept"
+            trust = " --trust" if code_in(to_mapping(config)) else ""
+            _say(f"stopped; {safe}. Go on with: lthfunc resume {folder}{trust}")
+            raise typer.Exit(stop.code) from None
     from lthfunc.reports.plots import draw  # matplotlib takes half a second, which training need not wait for
 
     pictures = draw(folder, records, f"{config.arch} on {config.dataset}")
@@ -170,17 +244,3 @@ def make_folder(option: str, folder: Path) -> None:
 
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
-
-
-@contextmanager
-def terminable() -> Iterator[None]:
-    """A request to terminate (a cluster's, say) ends a run as Ctrl-C does."""
-
-    def stop(number: int, frame: FrameType | None) -> Any:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -132,7 +132,6 @@ if TYPE_CHECKING:
         accuracy_on as accuracy_on,
         fit as fit,
         fit_together as fit_together,
-        make_trainer as make_trainer,
         take_steps as take_steps,
         train as train,
     )
@@ -172,6 +171,7 @@ if TYPE_CHECKING:
         make_train_step as make_train_step,
         with_optimizer as with_optimizer,
     )
+    from lthfunc.training.trainer import make_trainer as make_trainer
     from lthfunc.trees.files import (
         load_ticket as load_ticket,
         load_tree as load_tree,
@@ -208,6 +208,7 @@ __version__ = "0.1.0"
 __getattr__, __all__ = table_of_contents(
     __name__,
     {
+        "lthfunc.training.trainer": ("make_trainer",),
         "lthfunc.trees.types": ("Dataset", "Scale", "Split", "Ticket", "TrainState"),
         "lthfunc.trees.initial": ("as_built", "glorot_normal"),
         "lthfunc.trees.model": ("Model", "from_module", "init", "pruning"),
@@ -281,7 +282,7 @@ __getattr__, __all__ = table_of_contents(
             "with_optimizer",
         ),
         "lthfunc.training.batches": ("sample_batches",),
-        "lthfunc.training.loop": ("accuracy_on", "fit", "fit_together", "make_trainer", "take_steps", "train"),
+        "lthfunc.training.loop": ("accuracy_on", "fit", "fit_together", "take_steps", "train"),
         "lthfunc.training.memory": ("hold_memory",),
         "lthfunc.sparse.engine": ("sparse_engine",),
         "lthfunc.sparse.mixed": ("sparse_or",),

@@ -7,7 +7,15 @@ from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """A mistake in what was asked, not in the program; the command line prints it and exits with 2."""
+    """A mistake in what was asked, not in the program; the command line prints it and exits with `code`."""
+
+    code = 2
+
+
+class DamagedError(UserError):
+    """A file that is not what was once written: truncated, altered or gone."""
+
+    code = 3
 
 
 def invalid(option: str, value: object, accepted: str) -> UserError:

@@ -20,9 +20,10 @@ from lthfunc.experiments.starting import CONTROLS
 from lthfunc.training.engines import compiled as compiled_engine, toolchain
 from lthfunc.training.engines.pooling import max_pool_backward
 from lthfunc.training.engines.table import COMPILE_FROM_STEPS, ENGINES, engine_for
-from lthfunc.training.loop import Trainer, fit, fit_together, make_trainer, measure, take_steps
+from lthfunc.training.loop import fit, fit_together, take_steps
 from lthfunc.training.optimizers import Optimizer
 from lthfunc.training.precision import PRECISIONS, check_precision
+from lthfunc.training.trainer import Trainer, make_trainer, measure
 from lthfunc.trees import ops
 from lthfunc.trees.types import Dataset, Scale, TrainState
 
@@ -198,7 +199,8 @@ def test_a_whole_run_compiles_one_step_and_one_evaluation(
 def test_a_second_process_compiles_nothing(tmp_path: Path) -> None:
     code = (
         "import lthfunc as lf\n"
-        "from lthfunc.training.loop import make_trainer, take_steps\n"
+        "from lthfunc.training.loop import take_steps\n"
+        "from lthfunc.training.trainer import make_trainer\n"
         "from torch._dynamo.utils import counters\n"
         "data, model = lf.data.load('digits'), lf.models.lenet300((1, 8, 8), 10)\n"
         "trainer = make_trainer(model, data, optimizer=lf.adam(LR), engine='compile')\n"

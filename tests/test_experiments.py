@@ -18,7 +18,7 @@ from lthfunc.experiments.iterative import Done, Plan, Round, iterative
 from lthfunc.experiments.records import record, spread, summarize, winning
 from lthfunc.experiments.resolve import resolved
 from lthfunc.experiments.starting import CONTROLS
-from lthfunc.training.loop import make_trainer
+from lthfunc.training.trainer import make_trainer
 from lthfunc.trees.types import Dataset
 
 STEPS = 12

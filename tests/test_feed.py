@@ -13,7 +13,8 @@ import lthfunc as lf
 from lthfunc.errors import UserError
 from lthfunc.training.batches import batches
 from lthfunc.training.feed import Feed
-from lthfunc.training.loop import fit, make_trainer
+from lthfunc.training.loop import fit
+from lthfunc.training.trainer import make_trainer
 from lthfunc.trees.rng import counter_key, fold_in, integers
 from lthfunc.trees.types import Dataset, Split
 

@@ -12,9 +12,10 @@ from test_architectures import NARROW, small_case
 import lthfunc as lf
 from lthfunc.runs.memory import check_width
 from lthfunc.training.engines.table import ENGINES
-from lthfunc.training.loop import fit, fit_together, make_trainer, take_steps
+from lthfunc.training.loop import fit, fit_together, take_steps
 from lthfunc.training.precision import Precision
 from lthfunc.training.steps import Augment
+from lthfunc.training.trainer import make_trainer
 from lthfunc.trees import ops
 from lthfunc.trees.types import Dataset
 

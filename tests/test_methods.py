@@ -20,8 +20,8 @@ from lthfunc.experiments.methods.setting import Setting
 from lthfunc.experiments.methods.table import TABLE
 from lthfunc.experiments.resolve import resolved
 from lthfunc.experiments.starting import CONTROLS, REWINDINGS
-from lthfunc.training.loop import make_trainer
 from lthfunc.training.reparametrised import largest, reparametrised, straight_through
+from lthfunc.training.trainer import make_trainer
 from lthfunc.trees.model import apply_training
 
 

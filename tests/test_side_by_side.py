@@ -25,7 +25,7 @@ from lthfunc.runs.execute import jobs_of
 from lthfunc.runs.memory import refuse_too_wide
 from lthfunc.runs.together import side_by_side
 from lthfunc.runs.trainings import Queue, name_of
-from lthfunc.training.loop import make_trainer
+from lthfunc.training.trainer import make_trainer
 from lthfunc.trees.types import Dataset
 
 SMALL = ["--rounds", "1", "--steps", "30", "--eval-every", "10", "--batch-size", "50", "--control", "reinit"]

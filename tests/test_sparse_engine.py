@@ -23,8 +23,9 @@ from lthfunc.sparse.functional import conv_pattern, from_tiles, linear_pattern, 
 from lthfunc.sparse.kernels import build
 from lthfunc.training.engines import compiled as compiled_engine
 from lthfunc.training.engines.interface import Work
-from lthfunc.training.loop import make_trainer, measure, take_steps
+from lthfunc.training.loop import take_steps
 from lthfunc.training.optimizers import Optimizer
+from lthfunc.training.trainer import make_trainer, measure
 from lthfunc.trees.types import Dataset, Split, TrainState
 
 pytestmark = pytest.mark.skipif(build.why_no_kernels() is not None, reason=str(build.why_no_kernels()))

@@ -15,9 +15,10 @@ from torch import nn
 import lthfunc as lf
 from lthfunc.errors import UserError
 from lthfunc.training.batches import batches
-from lthfunc.training.loop import fit, make_trainer, measure, take_steps
+from lthfunc.training.loop import fit, take_steps
 from lthfunc.training.optimizers import Optimizer
 from lthfunc.training.schedules import at
+from lthfunc.training.trainer import make_trainer, measure
 from lthfunc.trees import ops
 from lthfunc.trees.types import Dataset, Split, TrainState
 

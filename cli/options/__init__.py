@@ -24,16 +24,19 @@ from .pruning import (
     Structure as Structure,
 )
 from .run import (
+    CheckpointEvery as CheckpointEvery,
     Compact as Compact,
     Device as Device,
     Engine as Engine,
     Jobs as Jobs,
     Json as Json,
+    OnNonfinite as OnNonfinite,
     Out as Out,
     Precision as Precision,
     Replicates as Replicates,
     Seed as Seed,
     Threads as Threads,
+    Trust as Trust,
 )
 from .training import (
     Augment as Augment,

@@ -8,6 +8,7 @@ import typer
 
 from lthfunc.experiments.config import (
     ENGINES,
+    ON_NONFINITE,
     PRECISIONS,
     Config,
 )
@@ -108,4 +109,33 @@ Out = Annotated[
 Json = Annotated[
     bool,
     typer.Option("--json", help="Print the results as one JSON object, for machines.", rich_help_panel=_PANEL),
+]
+CheckpointEvery = Annotated[
+    str | None,
+    typer.Option(
+        "--checkpoint-every",
+        metavar="N|Ns|never",
+        help="Keep trainings under way every N steps, or every N seconds (30s), so that `lthfunc resume` goes on "
+        f"within them; results don't change. \\[default: {_DEFAULT.checkpoint_every}]",
+        rich_help_panel=_PANEL,
+    ),
+]
+OnNonfinite = Annotated[
+    str | None,
+    typer.Option(
+        "--on-nonfinite",
+        help=f"A step whose loss or gradient is not finite: {' or '.join(ON_NONFINITE)} (it changes nothing, and the "
+        f"next one follows). \\[default: {_DEFAULT.on_nonfinite}]",
+        autocompletion=names(*ON_NONFINITE),
+        rich_help_panel=_PANEL,
+    ),
+]
+Trust = Annotated[
+    bool,
+    typer.Option(
+        "--trust",
+        help="Import code that the settings of a file or a run name (package.module:function, file.py:name); what is "
+        "typed here is imported anyway.",
+        rich_help_panel=_PANEL,
+    ),
 ]

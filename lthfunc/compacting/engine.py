@@ -85,13 +85,17 @@ class _Loop:
         start = TrainState(small.params, small.buffers, small.masks, opt, state.step)
         self._inner = engine.begin([start], seeds, feed)
 
-    def take(self, steps: int, tick: Tick | None) -> None:
-        """Take one step on each of the feed's slots."""
-        self._inner.take(steps, tick)
+    def take(self, steps: int, tick: Tick | None) -> int:
+        """Take one step on each of the feed's slots, or on fewer if `tick` stops it; returns how many."""
+        return self._inner.take(steps, tick)
 
     def losses(self) -> list[float]:
-        """The mean loss since the last time."""
+        """The sum of the steps' losses."""
         return self._inner.losses()
+
+    def count_from(self, losses: Sequence[float]) -> None:
+        """Let the sum of losses go on from here."""
+        self._inner.count_from(losses)
 
     def states(self) -> list[TrainState]:
         """The whole state: what was trained in its places, what was left out as the optimiser alone moves it."""

@@ -96,7 +96,7 @@ def writing(path: Path, entries: Mapping[str, tuple[torch.dtype, tuple[int, ...]
 
     size = -(-(len(header({})) + _HEADER) // 8) * 8
     with appearing(path) as temporary:
-        os.truncate(temporary, 8 + size + end)
+        _reserve(temporary, 8 + size + end)
         storage = torch.UntypedStorage.from_file(str(temporary), True, 8 + size + end)
         views = {
             name: _view(storage, 8 + size + offsets[name][0], dtype, shape) for name, (dtype, shape) in entries.items()
@@ -108,8 +108,15 @@ def writing(path: Path, entries: Mapping[str, tuple[torch.dtype, tuple[int, ...]
             raise UserError(f"{path}: the names of its classes are too long")
         with temporary.open("r+b") as raw:
             raw.write(size.to_bytes(8, "little") + written.ljust(size))  # spaces may follow a header
-            raw.flush()
-            os.fsync(raw.fileno())
+
+
+def _reserve(path: Path, size: int) -> None:
+    """Give a file its size on the disk: a full one is an error here, and would end the process at a mapped write."""
+    if not hasattr(os, "posix_fallocate"):
+        os.truncate(path, size)
+        return
+    with path.open("r+b") as raw:
+        os.posix_fallocate(raw.fileno(), 0, size)
 
 
 def _mapped_tensors(path: Path) -> dict[str, Tensor]:

@@ -22,6 +22,7 @@ CONTROLS = ("reinit", "random-mask", "layer-random-mask", "shuffled-mask", "inve
 #: alone or with a dense one for the trainings that it is slower at.
 ENGINES = ("auto", "eager", "compile", "sparse", "sparse/compile", "sparse/eager")
 PRECISIONS = ("fp32", "tf32", "bf16")
+ON_NONFINITE = ("stop", "skip")
 #: Rewindings without a number; a test holds them equal to starting.py's.
 REWINDINGS = ("init", "sign", "lr", "none", "last-lr", "reinit")
 REWINDS = f"{', '.join(REWINDINGS)}, step:K or epoch:K"
@@ -76,6 +77,8 @@ class Config:
     precision: str = "fp32"
     jobs: int | None = None
     threads: int | None = None
+    checkpoint_every: str = "30s"
+    on_nonfinite: str = "stop"
     data_dir: str | None = None
 
 
@@ -118,6 +121,24 @@ def parse_structure(text: str) -> Structure:
         if few <= many:
             return Structure("n:m", (few, many))
     raise invalid("--structure", text, f"{STRUCTURE_NAMES}, or package.module:function")
+
+
+class Interval(NamedTuple):
+    """Between two checkpoints: steps, or seconds, or neither for none."""
+
+    steps: int | None = None
+    seconds: float | None = None
+
+
+def parse_interval(text: str) -> Interval:
+    """``500`` steps, ``30s`` seconds, ``never``. Raises UserError."""
+    if text == "never":
+        return Interval()
+    if re.fullmatch(r"[1-9]\d{0,8}", text):
+        return Interval(steps=int(text))
+    if found := re.fullmatch(r"(\d{1,7}(?:\.\d{1,3})?)s", text):
+        return Interval(seconds=float(found[1]))
+    raise invalid("--checkpoint-every", text, "a number of steps (500), of seconds (30s) or never")
 
 
 def is_own(name: str) -> bool:

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from lthfunc.errors import invalid
-from lthfunc.training.loop import Trainer, take_steps
+from lthfunc.training.loop import take_steps
 from lthfunc.training.losses import Loss, Metric, accuracy, cross_entropy
 from lthfunc.training.steps import make_eval_step
+from lthfunc.training.trainer import Trainer
 from lthfunc.trees.model import Model
 from lthfunc.trees.ops import scaled
 from lthfunc.trees.rng import key

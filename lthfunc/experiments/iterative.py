@@ -13,7 +13,9 @@ from lthfunc.sparsify.scores import Score, magnitude
 from lthfunc.sparsify.selection import Select, unstructured
 from lthfunc.sparsify.transforms import prune, ticket
 from lthfunc.training.evaluation import Quality
-from lthfunc.training.loop import Fit, Observer, Trainer, fit_together, measure
+from lthfunc.training.fits import Fit, Keeper, Observer
+from lthfunc.training.loop import fit_together
+from lthfunc.training.trainer import Trainer, measure
 from lthfunc.trees.fold import Transformation, compose
 from lthfunc.trees.model import Model, init
 from lthfunc.trees.ops import count
@@ -90,6 +92,13 @@ class Round(NamedTuple):
     anchor: TrainState
 
 
+class Progress(NamedTuple):
+    """A training under way. anchor: what the dense training found of it so far; None before, and for all others."""
+
+    fit: Fit
+    anchor: TrainState | None = None
+
+
 class Done(NamedTuple):
     """Where an interrupted experiment stands: its last finished ticket, and every (round, variant) finished."""
 
@@ -141,21 +150,48 @@ def rounds(
                 trained, anchor = result.fit.state, result.anchor
 
 
-def train_together(plan: Plan, tasks: Sequence[Task], observe: Observer | None = None) -> list[Round]:
-    """Train tasks that start at the same step, several as one vmapped program; their results, in order."""
-    seeds = [task.seed for task in tasks]
-    states, so_far = [task.start for task in tasks], None
-    anchors = [task.start if task.anchor is None else task.anchor for task in tasks]
+def train_together(
+    plan: Plan,
+    tasks: Sequence[Task],
+    observe: Observer | None = None,
+    *,
+    keeper: Keeper[Progress] | None = None,
+    so_far: Sequence[Progress] | None = None,
+) -> list[Round]:
+    """Train tasks that start at the same step, several as one vmapped program; their results, in order.
+
+    keeper: who keeps them under way; so_far: what was kept of them, all at the same step.
+
+    Raises Stopped where the keeper asked for it.
+    """
+    starts, seeds = [task.start for task in tasks], [task.seed for task in tasks]
+    fits = None if so_far is None else [each.fit for each in so_far]
+
+    def fitted(until: int, anchors: Sequence[TrainState | None]) -> list[Fit]:
+        kept = None if keeper is None else _with_anchors(keeper, anchors)
+        states = starts if fits is None else [fit.state for fit in fits]
+        return fit_together(
+            plan.trainer, states, seeds=seeds, until=until, eval_every=plan.eval_every, observe=observe, so_far=fits,
+            keeper=kept,
+        )  # fmt: skip
+
+    nothing = [None] * len(tasks)
+    end = plan.end_of(starts[0])
     if tasks[0].anchor is None and plan.anchor_step:  # the dense round finds the anchor on its way
-        so_far = _fits(plan, states, seeds, plan.anchor_step, observe, None)
-        anchors = states = [fit.state for fit in so_far]
-    fits = _fits(plan, states, seeds, plan.end_of(states[0]), observe, so_far)
+        anchors = [each.anchor for each in so_far or () if each.anchor is not None]
+        if not anchors:
+            fits = fitted(plan.anchor_step, nothing)
+            anchors = [fit.state for fit in fits]
+        fits = fitted(end, anchors)
+    else:
+        anchors = [task.start if task.anchor is None else task.anchor for task in tasks]
+        fits = fitted(end, nothing)
     tests = measure(
         plan.trainer,
         [fit.chosen.params for fit in fits],
         [fit.chosen.buffers for fit in fits],
         plan.trainer.data.test,
-        states[0].step.device,
+        starts[0].step.device,
     )
     return [
         Round(task.number, task.variant, ticket(task.start), fit, test, anchor)
@@ -196,23 +232,13 @@ def sent(schedule: Generator[list[Task], list[Round], None], results: list[Round
         return None
 
 
-def _fits(
-    plan: Plan,
-    states: Sequence[TrainState],
-    seeds: Sequence[int],
-    until: int,
-    observe: Observer | None,
-    so_far: Sequence[Fit] | None,
-) -> list[Fit]:
-    return fit_together(
-        plan.trainer,
-        states,
-        seeds=seeds,
-        until=until,
-        eval_every=plan.eval_every,
-        observe=observe,
-        so_far=so_far,
-    )
+def _with_anchors(keeper: Keeper[Progress], anchors: Sequence[TrainState | None]) -> Keeper[Fit]:
+    """What keeps trainings, as what keeps their fits."""
+
+    def keep(fits: Sequence[Fit]) -> None:
+        keeper.keep([Progress(*each) for each in zip(fits, anchors, strict=True)])
+
+    return Keeper(keep, keeper.stopping, keeper.due, keeper.pause)
 
 
 def _next_start(plan: Plan, seed: int, number: int, trained: TrainState, anchor: TrainState) -> TrainState:

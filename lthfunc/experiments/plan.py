@@ -38,8 +38,8 @@ from lthfunc.training.batches import steps_per_epoch
 from lthfunc.training.engines.interface import Work
 from lthfunc.training.engines.table import Making, engine_for
 from lthfunc.training.engines.toolchain import why_not
-from lthfunc.training.loop import make_trainer
 from lthfunc.training.precision import Precision, check_precision
+from lthfunc.training.trainer import OnNonfinite, make_trainer
 from lthfunc.trees.flops import flops_of
 from lthfunc.trees.model import Model, init
 from lthfunc.trees.ops import data_to_device
@@ -105,6 +105,7 @@ def prepare(config: Config, observe: Observe | None = None) -> Prepared:
             augment=augment,
             engine=_compacting(config, model, data) if config.compact else engine_making(config.engine),
             precision=work.precision,
+            on_nonfinite=cast("OnNonfinite", config.on_nonfinite),
         ),
         steps=steps,
         eval_every=config.eval_every or _eval_every(steps, batch_size, len(data.val.x)),

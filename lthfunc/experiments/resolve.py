@@ -16,11 +16,13 @@ from lthfunc.experiments.config import (
     LOSSES,
     METRIC_NAMES,
     METRICS,
+    ON_NONFINITE,
     OPTIMIZERS,
     PRECISIONS,
     SCHEDULES,
     Config,
     is_own,
+    parse_interval,
     parse_rewind,
     parse_structure,
 )
@@ -79,6 +81,7 @@ def _check_choices(config: Config) -> None:
         ("--schedule", config.schedule, SCHEDULES),
         ("--engine", config.engine, ENGINES),
         ("--precision", config.precision, PRECISIONS),
+        ("--on-nonfinite", config.on_nonfinite, ON_NONFINITE),
         *(("--control", control, CONTROLS) for control in config.control),
     ]
     for option, choice, names in choices:
@@ -88,6 +91,7 @@ def _check_choices(config: Config) -> None:
         raise invalid("--metric", config.metric, f"{METRIC_NAMES}, package.module:function or path/to/file.py:name")
     parse_rewind(config.rewind)
     parse_structure(config.structure)
+    parse_interval(config.checkpoint_every)
 
 
 def listed(densities: str) -> list[float]:

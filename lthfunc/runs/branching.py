@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,10 +11,12 @@ from lthfunc.experiments.iterative import TICKET, Plan, Task
 from lthfunc.experiments.plan import Prepared
 from lthfunc.experiments.records import Record
 from lthfunc.experiments.starting import Situation
-from lthfunc.runs.folder import METRICS, PRUNE, create, done_so_far, read_run, training_folder
+from lthfunc.runs.folder import ANCHOR, MASKS, METRICS, PARAMS, PRUNE, create, name_of_record, read_run, training_folder
 from lthfunc.runs.lines import append_lines
+from lthfunc.runs.manifests import checked_bytes, load_checked, sum_of, write_manifest
+from lthfunc.runs.store import done_so_far, load_anchor
 from lthfunc.sparsify.rewinding import restart
-from lthfunc.trees.files import load_tree
+from lthfunc.trees.files import write_atomically
 from lthfunc.trees.moving import with_new_head
 from lthfunc.trees.ops import to_device
 from lthfunc.trees.types import Ticket, TrainState
@@ -30,14 +31,22 @@ def branch(run: Path, folder: Path, number: int, prepared: Prepared) -> list[Rec
     _, _, records = read_run(run)
     early = [item for item in records if item["round"] <= number and item["variant"] in (TICKET, *config.control)]
     create(folder, config, PRUNE, data=plan.trainer.data)
-    for seed in range(config.seed, config.seed + config.replicates):
-        (folder / f"seed{seed}").mkdir()
-        shutil.copy2(run / f"seed{seed}" / "anchor.safetensors", folder / f"seed{seed}")
     for item in early:
-        where = (item["seed"], item["round"], item["variant"])
-        shutil.copytree(training_folder(run, *where), training_folder(folder, *where))
+        name = name_of_record(item)
+        _copy(training_folder(run, *name), training_folder(folder, *name), anchor=name[1:] == (0, TICKET))
     append_lines(folder / METRICS, ({"kind": "training", **item} for item in early))
     return early
+
+
+def _copy(source: Path, target: Path, *, anchor: bool) -> None:
+    """Copy a training's files, each after a look at its sum; of a ticket's, which a branch writes anew, nothing."""
+    target.mkdir(parents=True)
+    sums = {}
+    for name in (PARAMS, MASKS, *([f"../{ANCHOR}"] if anchor else [])):
+        payload = checked_bytes(source, name)
+        write_atomically(target / name, payload)
+        sums[name] = sum_of(payload)
+    write_manifest(target, sums)
 
 
 def transfers(run: Path, plan: Plan, config: Config) -> list[Task]:
@@ -68,7 +77,7 @@ def ticket_of(run: Path, config: Config, seed: int, number: int, device: str) ->
     done = done_so_far(run, "cpu", seed, [{"seed": seed, "round": number, "variant": TICKET}])
     if done is None:
         raise UserError(f"{run}: has no round {number} with seed {seed}")
-    masks, _ = load_tree(training_folder(run, seed, number, TICKET) / "masks.safetensors")
+    masks, _ = load_checked(training_folder(run, seed, number, TICKET), MASKS)
     anchor = done.anchor._replace(masks=masks["masks"], step=done.anchor.step * 0)
     return to_device(restart(anchor, anchor), device), to_device(anchor, device)
 
@@ -107,6 +116,6 @@ def check_branch(run: Path, plan: Plan, number: int) -> None:
         raise invalid("--rounds", plan.rounds, f"at least {number + 1}, one more than the round branched from")
     _, config, records = read_run(run)
     _check_round(run, records, config, number)
-    _, about = load_tree(run / f"seed{config.seed}" / "anchor.safetensors")
+    _, about = load_anchor(run, config.seed)
     if plan.rewind.at_anchor and plan.anchor_step != about["step"]:
         raise invalid("--rewind", f"step {plan.anchor_step}", f"the step of the run's anchor, {about['step']}")

@@ -23,7 +23,7 @@ from lthfunc.experiments.methods.prepare import setting_of
 from lthfunc.experiments.methods.setting import Setting
 from lthfunc.experiments.methods.table import TABLE
 from lthfunc.experiments.records import Record
-from lthfunc.runs.folder import machine
+from lthfunc.runs.environment import machine
 from lthfunc.runs.lines import append_lines, drop_partial_line, read_lines
 from lthfunc.sparsify.distances import collapsed
 from lthfunc.training.memory import hold_memory

@@ -9,10 +9,13 @@ from pathlib import Path
 from lthfunc.experiments.config import Config, trainings_at_once
 from lthfunc.experiments.iterative import TICKET, Plan, Round, Task, rounds
 from lthfunc.experiments.records import Record, record
-from lthfunc.runs.folder import done_so_far, in_order, save_training
+from lthfunc.runs.checkpoints import checkpoints
+from lthfunc.runs.folder import in_order, name_of_record
+from lthfunc.runs.keeping import Stopping, place_of
 from lthfunc.runs.memory import check_width
 from lthfunc.runs.processes import in_processes, usable_cores
-from lthfunc.runs.together import in_turn, side_by_side
+from lthfunc.runs.store import done_so_far, save_training
+from lthfunc.runs.together import Way, in_turn, side_by_side
 from lthfunc.runs.trainings import Queue, Result, Watcher, name_of
 
 #: Steps of a whole run from which worker processes, which take some 4 s to start, are worth it.
@@ -26,10 +29,12 @@ def execute(
     watcher: Watcher,
     earlier: list[Record],
     tasks: Sequence[Task] | None = None,
+    stopping: Stopping = lambda: False,
 ) -> list[Record]:
     """Run what is missing of an experiment; returns the records of all its trainings, earlier ones included.
 
-    tasks: the trainings, where they are known beforehand and don't follow from each other.
+    tasks: the trainings, where they are known beforehand and don't follow from each other. stopping: asked after every
+    step, and raises Stopped after all trainings under way were kept.
     """
     records = list(earlier)
     watcher.total(_steps_ahead(config, plan, earlier))
@@ -37,21 +42,24 @@ def execute(
     if tasks is None:
         queue = Queue(
             {
-                seed: rounds(plan, seed, config.device, done_so_far(folder, config.device, seed, earlier))
+                seed: rounds(plan, seed, config.device, done_so_far(folder, config.device, seed, earlier, plan.model))
                 for seed in seeds
             }
         )
     else:
-        finished = {(item["seed"], item["round"], item["variant"]) for item in earlier}
+        finished = set(map(name_of_record, earlier))
         left = [task for task in tasks if name_of(task) not in finished]
         queue = Queue({seed: _at_once([task for task in left if task.seed == seed]) for seed in seeds})
-    with closing(_driven(config, plan, queue, watcher)) as results:  # workers end with it, whatever happens
+    way = Way(config, plan, folder, watcher, stopping)
+    with closing(_driven(way, queue)) as results:  # workers end with it, whatever happens
         for task, result, seconds in results:
             item = record(
                 result, replicate=task.seed - config.seed, seed=task.seed, seconds=seconds, metric=config.metric
             )
             save_training(folder, config, task.seed, result, item, first_seed=task.seed == config.seed)
             records.append(item)
+            for kept in checkpoints(place_of(folder, task)):
+                kept.unlink(missing_ok=True)
             watcher.end(task, item)
     return in_order(records, config.control)
 
@@ -79,19 +87,20 @@ def jobs_of(config: Config, plan: Plan) -> int:
     return max(1, min(trainings, usable_cores() // (config.threads or 1)))
 
 
-def _driven(config: Config, plan: Plan, queue: Queue, watcher: Watcher) -> Generator[Result]:
+def _driven(way: Way, queue: Queue) -> Generator[Result]:
     """On a GPU several trainings are one vmapped program; on a CPU, where that gains nothing, processes."""
+    config, plan = way.config, way.plan
     jobs = jobs_of(config, plan)
     if jobs == 1 or not queue.ready:
-        return in_turn(plan, queue, watcher)
+        return in_turn(way, queue)
     if config.device.startswith("cuda"):
         check_width(plan, jobs, config.device)
-        return side_by_side(plan, queue, jobs, watcher)
-    return in_processes(config, plan, queue, jobs, watcher)
+        return side_by_side(way, queue, jobs)
+    return in_processes(way, queue, jobs)
 
 
 def _steps_ahead(config: Config, plan: Plan, earlier: list[Record]) -> int:
-    done = {(item["seed"], item["round"], item["variant"]) for item in earlier}
+    done = set(map(name_of_record, earlier))
     return sum(
         plan.steps_of(number, variant)
         for replicate in range(config.replicates)

@@ -1,56 +1,85 @@
-"""The files of a run.
+"""A run's folder: where its files lie, how it begins, and what of it is finished. docs/run-format.md describes it.
 
+    metrics.jsonl                     first what the run is, then a line per finished training
     config.toml                       the settings that reproduce it
-    metrics.jsonl                     first what it ran on, then a line per finished training
+    environment.jsonl                 a line per process that worked on it
     ticket.safetensors                the last ticket of the first seed (rounds > 0)
     seed0/anchor.safetensors          what pruned networks are rewound to
-    seed0/round00/params.safetensors  params and buffers at the end of the training
-    seed0/round00/masks.safetensors   its masks
-    seed0/round01-reinit/…            a control
     seed0/ticket.safetensors          the last ticket of this seed
+    seed0/round01/params.safetensors  params and buffers at the end of the training
+    seed0/round01/masks.safetensors   its masks
+    seed0/round01/manifest.json       the sums of these files
+    seed0/round01-reinit/…            a control
+    seed0/round02/checkpoint-….safetensors   a training under way
 
 A training exists once its line stands in metrics.jsonl; files are written before that, each whole or not at all.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import platform
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
-
-import lthfunc
-from lthfunc.errors import UserError, invalid
-from lthfunc.experiments.config import Config, to_mapping
-from lthfunc.experiments.iterative import TICKET, Done, Round
+from lthfunc.errors import DamagedError, UserError, invalid
+from lthfunc.experiments.config import Config, from_mapping, to_mapping
+from lthfunc.experiments.iterative import TICKET
 from lthfunc.experiments.records import Record
-from lthfunc.hardware import processor_name
-from lthfunc.runs.lines import append_lines, read_lines
+from lthfunc.runs.environment import environment, machine
+from lthfunc.runs.lines import append_lines, line_of, scan_lines
+from lthfunc.runs.lock import HOLDER, LOCK
 from lthfunc.runs.settings import read_config, to_toml
-from lthfunc.trees.files import load_tree, save_ticket, save_tree, write_atomically
-from lthfunc.trees.ops import to_device
-from lthfunc.trees.types import Dataset, TrainState
+from lthfunc.trees.files import UNFINISHED, write_atomically
+from lthfunc.trees.types import Dataset
 
+#: Of the files here. Runs of version 0.1.0, which says none, are read as 1.
+FORMAT = 2
 CONFIG = "config.toml"
 METRICS = "metrics.jsonl"
+ENVIRONMENT = "environment.jsonl"
+ANCHOR = "anchor.safetensors"
+PARAMS = "params.safetensors"
+MASKS = "masks.safetensors"
 TICKET_FILE = "ticket.safetensors"
 PRUNE = "prune"
 TRAIN = "train"
 TRANSFER = "transfer"
+#: Settings that may change within a run: they change no result, or only what would have been none.
+FREE = ("data_dir", "jobs", "checkpoint_every", "on_nonfinite")
+
+#: (seed, round, variant): what tells a training from all others of its run.
+Name = tuple[int, int, str]
+
+
+class Run(NamedTuple):
+    """A run as its folder tells it. format: the version of its files; about: what it is.
+
+    damaged: the numbers of damaged lines, with the reason; settings: what is wrong with their file, None for nothing.
+    """
+
+    format: int
+    about: dict[str, Any]
+    config: Config
+    records: list[Record]
+    damaged: dict[int, str]
+    settings: str | None
+
+    @property
+    def damage(self) -> list[str]:
+        """What is wrong, in lines."""
+        lines = [f"{METRICS}: line {number} is damaged: {reason}" for number, reason in self.damaged.items()]
+        return lines if self.settings is None else [*lines, f"{CONFIG}: {self.settings}"]
 
 
 def check_free(folder: Path) -> None:
     """Raise UserError where a run can't be written: another run, other files, or no permission."""
     if folder.exists() and not folder.is_dir():
         raise invalid("--out", str(folder), "a folder, and this is a file")
-    if (folder / CONFIG).exists():
+    if (folder / CONFIG).exists() or (folder / METRICS).exists():
         raise UserError(
             f"--out: {str(folder)!r} holds another run; name another folder, or go on with it: lthfunc resume {folder}"
         )
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and any(not _is_ours(path) for path in folder.iterdir()):
         raise invalid("--out", str(folder), "a new or empty folder, and this one holds files")
     parent = folder
     while not parent.exists():
@@ -59,21 +88,33 @@ def check_free(folder: Path) -> None:
         raise invalid("--out", str(folder), f"a folder that can be made; {str(parent)!r} cannot be written to")
 
 
+def _is_ours(path: Path) -> bool:
+    """Whether a file is what a process leaves that ends before its run has begun."""
+    return path.name in (LOCK, HOLDER) or path.name.endswith(UNFINISHED)
+
+
 def create(
     folder: Path, config: Config, command: str, source: Path | None = None, *, data: Dataset | None = None
 ) -> None:
-    """Make the folder with its configuration and the first line of its metrics. source: the run it is made from."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Begin a run in a folder that is there, with the first line of its metrics. source: the run it is made from."""
     about = {
         "kind": "run",
+        "format": FORMAT,
         "command": command,
         **({} if source is None else {"source": str(source.resolve())}),
         "machine": machine(config.device, config.threads),
         **({} if data is None else {"data": data_facts(data)}),
         "config": to_mapping(config),
     }
-    made_by = f"lthfunc {command} " + ("--config THIS_FILE" if source is None else f"of {source}")
-    write_atomically(folder / METRICS, (json.dumps(about) + "\n").encode())
+    write_atomically(folder / METRICS, (line_of(about) + "\n").encode())
+    write_config(folder, config, about)
+    append_lines(folder / ENVIRONMENT, [environment("begin", config.device, config.threads)])
+
+
+def write_config(folder: Path, config: Config, about: dict[str, Any]) -> None:
+    """Write the settings. about: the run's first line."""
+    source = about.get("source")
+    made_by = f"lthfunc {about['command']} " + ("--config THIS_FILE" if source is None else f"of {source}")
     write_atomically(folder / CONFIG, to_toml(config, made_by).encode())
 
 
@@ -88,91 +129,88 @@ def data_facts(data: Dataset) -> dict[str, Any]:
     }
 
 
-def machine(device: str, threads: int | None = None) -> dict[str, Any]:
-    """What a run's numbers depend on besides its settings. threads: of a training, where not those set now."""
-    gpu = torch.cuda.get_device_name(device) if device.startswith("cuda") else None
-    return {
-        "lthfunc": lthfunc.__version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "processor": processor_name(),
-        "threads": threads or torch.get_num_threads(),
-        "gpu": gpu,
-    }
-
-
 def training_folder(folder: Path, seed: int, number: int, variant: str) -> Path:
     """Where the files of one training lie."""
     suffix = "" if variant == TICKET else f"-{variant}"
     return folder / f"seed{seed}" / f"round{number:02d}{suffix}"
 
 
-def save_training(folder: Path, config: Config, seed: int, result: Round, item: Record, *, first_seed: bool) -> None:
-    """Write a finished training: its files, then its line."""
-    place = training_folder(folder, seed, result.number, result.variant)
-    place.mkdir(parents=True, exist_ok=True)
-    state = result.fit.state
-    about = {
-        "config": to_mapping(config),
-        "seed": seed,
-        "round": result.number,
-        "variant": result.variant,
-        "kept": item["kept"],
-        "total": item["total"],
-        "step": int(state.step),
-    }
-    save_tree(place / "params.safetensors", {"params": state.params, "buffers": state.buffers}, about)
-    save_tree(place / "masks.safetensors", {"masks": result.start.masks}, about)
-    if result.variant == TICKET:
-        if result.number == 0:
-            anchor = result.anchor
-            header = {**about, "step": int(anchor.step)}
-            tree = {"params": anchor.params, "buffers": anchor.buffers}
-            save_tree(place.parent / "anchor.safetensors", tree, header)
-        else:
-            header = {**about, "step": int(result.fit.curve[0].step)}
-            for target in (place.parent, folder) if first_seed else (place.parent,):
-                save_ticket(target / TICKET_FILE, result.start, header)
-    append_lines(folder / METRICS, [{"kind": "training", **item}])
+def name_of_record(item: Record) -> Name:
+    """The name of a finished training."""
+    return item["seed"], item["round"], item["variant"]
+
+
+def scan_run(folder: Path) -> Run:
+    """What a folder tells of a run, damaged or not.
+
+    Raises UserError where this is no run, or of a newer format; DamagedError where its first line can't be read.
+    """
+    if not (folder / METRICS).exists():
+        raise UserError(f"{folder}: is not a run folder (it has no {METRICS})")
+    lines = scan_lines(folder / METRICS)  # a training whose line an interruption cut off counts as not finished
+    if not lines or lines[0].value is None:
+        reason = lines[0].reason if lines else "it is cut off"
+        raise DamagedError(f"{folder / METRICS}: its first line, which says what the run is, is damaged: {reason}")
+    about = lines[0].value
+    number = about.get("format", 1)
+    if about.get("kind") != "run" or not isinstance(about.get("config"), dict):
+        raise UserError(f"{folder / METRICS}: does not begin with a run's description")
+    if not isinstance(number, int) or number > FORMAT:
+        raise UserError(
+            f"{folder}: its files have format {number!r}, and this version reads up to {FORMAT}; update lthfunc"
+        )
+    records: dict[Name, Record] = {}
+    damaged: dict[int, str] = {}
+    for line in lines[1:]:
+        if line.value is None:
+            damaged[line.number] = str(line.reason)
+            continue
+        kind = line.value.get("kind")
+        try:
+            if kind == "training":
+                records[name_of_record(line.value)] = line.value
+            elif kind == "dropped":
+                records.pop(name_of_record(line.value), None)
+            elif kind == "mended":
+                for known in line.value["lines"]:
+                    damaged.pop(known, None)
+        except (KeyError, TypeError):
+            damaged[line.number] = "it lacks what such a line has"
+    config, problem = _config_of(folder, about)
+    return Run(number, about, config, in_order(list(records.values()), config.control), damaged, problem)
+
+
+def _config_of(folder: Path, about: dict[str, Any]) -> tuple[Config, str | None]:
+    """(the settings, what is wrong with their file). A run keeps its settings, but for those that change no result."""
+    begun = from_mapping(about["config"])
+    if not (folder / CONFIG).exists():
+        return begun, "it is missing; lthfunc resume writes it again"
+    again = f"a run keeps its settings; without {CONFIG}, lthfunc resume writes it again"
+    try:
+        config = read_config(folder / CONFIG)
+    except UserError as error:
+        return begun, f"it cannot be read ({error}); {again}"
+    mine, theirs = to_mapping(config), to_mapping(begun)
+    different = [name for name in {**theirs, **mine} if name not in FREE and mine.get(name) != theirs.get(name)]
+    if different:
+        name = different[0]
+        return begun, f"{name} is {mine.get(name)!r}, and the run was begun with {theirs.get(name)!r}; {again}"
+    return config, None
 
 
 def read_run(folder: Path) -> tuple[dict[str, Any], Config, list[Record]]:
-    """(what the run is, its configuration, its finished trainings). Raises UserError where this is no run."""
-    if not (folder / CONFIG).exists() or not (folder / METRICS).exists():
-        raise UserError(f"{folder}: is not a run folder (it has no {CONFIG} with {METRICS})")
-    config = read_config(folder / CONFIG)
-    lines = read_lines(folder / METRICS)  # a training whose line an interruption cut off counts as not finished
-    if not lines or lines[0].get("kind") != "run":
-        raise UserError(f"{folder / METRICS}: does not begin with a run's description")
-    records = [line for line in lines[1:] if line.get("kind") == "training"]
-    return lines[0], config, in_order(records, config.control)
+    """(what the run is, its configuration, its finished trainings).
+
+    Raises UserError where this is no run, and DamagedError where its lines or settings are damaged.
+    """
+    run = scan_run(folder)
+    if run.damage:
+        raise DamagedError(f"{folder}: {run.damage[0]} (lthfunc verify {folder} says what remains)")
+    return run.about, run.config, run.records
 
 
 def in_order(records: list[Record], controls: tuple[str, ...]) -> list[Record]:
     """Records by seed, round and variant; trainings side by side end, and are written, in any order."""
     variants = (TICKET, *controls)
-    return sorted(records, key=lambda item: (item["seed"], item["round"], variants.index(item["variant"])))
-
-
-def done_so_far(folder: Path, device: str, seed: int, records: list[Record]) -> Done | None:
-    """Where a seed's experiment stands, on the device; None where its dense training has not ended."""
-    mine = [item for item in records if item["seed"] == seed]
-    rounds = [item["round"] for item in mine if item["variant"] == TICKET]
-    if not rounds:
-        return None
-    number = max(rounds)
-    place = training_folder(folder, seed, number, TICKET)
-    trained, about = load_tree(place / "params.safetensors")
-    masks, _ = load_tree(place / "masks.safetensors")
-    anchor, anchor_about = load_tree(place.parent / "anchor.safetensors")
-
-    def state(tree: dict[str, Any], step: int) -> TrainState:
-        bare = TrainState(tree["params"], tree.get("buffers", {}), masks["masks"], (), torch.tensor(step))
-        return to_device(bare, device)
-
-    return Done(
-        number=number,
-        trained=state(trained, about["step"]),
-        anchor=state(anchor, anchor_about["step"]),
-        finished=frozenset((item["round"], item["variant"]) for item in mine),
-    )
+    rank = {name: number for number, name in enumerate(variants)}
+    return sorted(records, key=lambda item: (item["seed"], item["round"], rank.get(item["variant"], len(rank))))

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lthfunc.errors import UserError, invalid
-from lthfunc.experiments.config import Config
+from lthfunc.experiments.config import Config, to_mapping
 from lthfunc.experiments.iterative import TICKET
 from lthfunc.experiments.plan import read_data, read_model
 from lthfunc.experiments.records import summarize, winning
-from lthfunc.runs.folder import read_run, training_folder
-from lthfunc.trees.files import load_tree
+from lthfunc.experiments.trust import check_trust
+from lthfunc.runs.folder import MASKS, PARAMS, read_run, training_folder
+from lthfunc.runs.manifests import load_checked
 from lthfunc.trees.model import Model
 from lthfunc.trees.ops import apply_masks
 from lthfunc.trees.types import Dataset, Ticket
@@ -31,17 +32,24 @@ class Trained(NamedTuple):
     won: bool
 
 
-def trained_ticket(run: Path, number: int | None, seed: int | None, data_dir: str | None) -> Trained:
+def trained_ticket(
+    run: Path, number: int | None, seed: int | None, data_dir: str | None, *, trusted: bool = False
+) -> Trained:
     """The weights at the end of a round's training; by default those of the winning ticket, or the last round.
 
-    Raises UserError where the run has no such training.
+    trusted: whether code that the run's settings name is imported.
+
+    Raises UserError where the run has no such training, or names code and is not trusted.
     """
-    return trained_tickets(run, [number], seed, data_dir)[0]
+    return trained_tickets(run, [number], seed, data_dir, trusted=trusted)[0]
 
 
-def trained_tickets(run: Path, numbers: Sequence[int | None], seed: int | None, data_dir: str | None) -> list[Trained]:
+def trained_tickets(
+    run: Path, numbers: Sequence[int | None], seed: int | None, data_dir: str | None, *, trusted: bool = False
+) -> list[Trained]:
     """`trained_ticket` of several rounds; the data set is read once."""
     _, config, records = read_run(run)
+    check_trust(to_mapping(config), run, trusted=trusted)
     mine = [item for item in records if item["variant"] == TICKET]
     if not mine:
         raise UserError(f"{run}: has no finished training yet")
@@ -69,6 +77,6 @@ def trained_tickets(run: Path, numbers: Sequence[int | None], seed: int | None, 
 
 
 def _ticket(place: Path) -> Ticket:
-    tree, _ = load_tree(place / "params.safetensors")
-    masks = load_tree(place / "masks.safetensors")[0]["masks"]
+    tree, _ = load_checked(place, PARAMS)
+    masks = load_checked(place, MASKS)[0]["masks"]
     return Ticket(apply_masks(tree["params"], masks), tree.get("buffers", {}), masks)

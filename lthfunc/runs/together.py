@@ -2,48 +2,62 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Generator, Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from lthfunc.errors import UserError
-from lthfunc.experiments.iterative import TICKET, Plan, Task, train_together
+from lthfunc.experiments.config import Config
+from lthfunc.experiments.iterative import TICKET, Plan, Task
+from lthfunc.runs.keeping import Stopping, position_of, train_kept
 from lthfunc.runs.trainings import Queue, Result, Watcher, named
-from lthfunc.training.loop import Point
+from lthfunc.training.fits import Point, Stopped
 
 
-def in_turn(plan: Plan, queue: Queue, watcher: Watcher) -> Generator[Result]:
-    """One training after the other, a seed's all before the next one's."""
+class Way(NamedTuple):
+    """How trainings of a run are carried out. folder: the run's; stopping: whether to stop; watcher: who is told."""
+
+    config: Config
+    plan: Plan
+    folder: Path
+    watcher: Watcher
+    stopping: Stopping
+
+
+def in_turn(way: Way, queue: Queue) -> Generator[Result]:
+    """One training after the other, a seed's all before the next one's. Raises Stopped."""
     while queue.ready:
-        yield from _train(plan, queue, watcher, [queue.pop(lambda task: (task.seed, task.variant != TICKET))])
+        yield from _train(way, queue, [queue.pop(lambda task: (task.seed, task.variant != TICKET))])
 
 
-def side_by_side(plan: Plan, queue: Queue, width: int, watcher: Watcher) -> Generator[Result]:
-    """Up to `width` trainings that begin at the same step as one program."""
+def side_by_side(way: Way, queue: Queue, width: int) -> Generator[Result]:
+    """Up to `width` trainings that begin at the same step as one program. Raises Stopped."""
+
+    def beginning(task: Task) -> tuple[int, int, bool]:
+        return position_of(way.folder, task), int(task.start.step), task.anchor is None
+
     while queue.ready:
-        first = min(_beginning(task) for task in queue.ready)
-        group = [queue.pop(_beginning)]
-        while len(group) < width and any(_beginning(task) == first for task in queue.ready):
-            group.append(queue.pop(_beginning))
-        yield from _train(plan, queue, watcher, group)
+        first = min(beginning(task) for task in queue.ready)
+        group = [queue.pop(beginning)]
+        while len(group) < width and any(beginning(task) == first for task in queue.ready):
+            group.append(queue.pop(beginning))
+        yield from _train(way, queue, group)
 
 
-def _beginning(task: Task) -> tuple[int, bool]:
-    return int(task.start.step), task.anchor is None
-
-
-def _train(plan: Plan, queue: Queue, watcher: Watcher, tasks: Sequence[Task]) -> list[Result]:
-    clock = time.perf_counter()
+def _train(way: Way, queue: Queue, tasks: Sequence[Task]) -> list[Result]:
+    if way.stopping():
+        raise Stopped
     for task in tasks:
-        watcher.begin(task, plan.end_of(task.start))
+        way.watcher.begin(task, way.plan.end_of(task.start))
 
     def observe(number: int, point: Point | None) -> None:
         for task in tasks:
-            watcher.step(task, number, point)
+            way.watcher.step(task, number, point)
 
     try:
-        rounds = train_together(plan, tasks, observe)
+        rounds, seconds = train_kept(way.plan, tasks, way.folder, way.config, way.stopping, observe)
     except torch.OutOfMemoryError as error:
         raise UserError(
             f"--jobs: {len(tasks)} networks side by side don't fit the memory of {tasks[0].start.step.device}; "
@@ -51,7 +65,6 @@ def _train(plan: Plan, queue: Queue, watcher: Watcher, tasks: Sequence[Task]) ->
         ) from error
     except UserError as error:
         raise named(tasks[0], error) if len(tasks) == 1 else error from None
-    seconds = (time.perf_counter() - clock) / len(tasks)
     for task, result in zip(tasks, rounds, strict=True):
         queue.finished(task, result)
     return [Result(task, result, seconds) for task, result in zip(tasks, rounds, strict=True)]

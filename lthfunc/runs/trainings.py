@@ -8,7 +8,8 @@ from typing import Any, NamedTuple, Protocol
 from lthfunc.errors import UserError
 from lthfunc.experiments.iterative import TICKET, Round, Task, sent
 from lthfunc.experiments.records import Record
-from lthfunc.training.loop import Point
+from lthfunc.runs.folder import Name
+from lthfunc.training.fits import Point
 
 
 class Watcher(Protocol):
@@ -33,10 +34,6 @@ class Result(NamedTuple):
     task: Task
     round: Round
     seconds: float
-
-
-#: (seed, round, variant): what tells a training from all others of its run.
-Name = tuple[int, int, str]
 
 
 def name_of(task: Task) -> Name:

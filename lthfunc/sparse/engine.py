@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 
@@ -92,7 +91,7 @@ class _Loop:
         self._work, self._state, self._slots = work, state, slots
         x, _ = slots
         self._examples = x.shape[1]
-        self._step, self._taken, self._since = int(state.step), 0, 0
+        self._step, self._taken = int(state.step), 0
         self._key, self._seed = counter_key(seed, "step"), key(seed, "dropout") % 2**32
         optimizer, changed = work.optimizer, work.augment is not None
         stored = tuple(x.shape[2:]), torch.float32 if changed else x.dtype
@@ -107,8 +106,8 @@ class _Loop:
         self._whole = not changed and optimizer.numbers is not None and work.loss is cross_entropy
         self._steps_a_call = 1.0
 
-    def take(self, steps: int, tick: Tick | None) -> None:
-        """Take one step on each of the slots 0 … steps-1."""
+    def take(self, steps: int, tick: Tick | None) -> int:
+        """Take one step on each of the slots 0 … steps-1, or on fewer if `tick` stops it; returns how many."""
         done = 0
         x, y = self._slots
         while done < steps:
@@ -124,17 +123,18 @@ class _Loop:
             done += count
             self._step += count
             self._taken += count
-            self._since += count
-            if tick is not None:
-                tick(count)
+            if tick is not None and tick(count):
+                break
+        return done
 
     def losses(self) -> list[float]:
-        """The mean loss since the last time."""
-        totals = self._memory.totals
-        mean = float(totals[0]) / self._since if self._since else math.nan
-        totals.zero_()
-        self._since = 0
-        return [mean]
+        """The sum of the steps' losses."""
+        return [float(self._memory.totals[0])]
+
+    def count_from(self, losses: Sequence[float]) -> None:
+        """Let the sum of losses go on from here."""
+        self._memory.totals.zero_()
+        self._memory.totals[0] = losses[0]
 
     def states(self) -> list[TrainState]:
         """The public state: dense leaves, zeros where weights were pruned."""
@@ -177,14 +177,22 @@ class _Several:
     def __init__(self, loops: Sequence[_Loop]) -> None:
         self._loops = loops
 
-    def take(self, steps: int, tick: Tick | None) -> None:
-        """Take one step of each network on each of the slots 0 … steps-1."""
-        for loop in self._loops:
-            loop.take(steps, tick if loop is self._loops[0] else None)
+    def take(self, steps: int, tick: Tick | None) -> int:
+        """Take one step of each network on each of the slots 0 … steps-1, or on as many as the first takes."""
+        first, *others = self._loops
+        taken = first.take(steps, tick)
+        for loop in others:
+            loop.take(taken, None)
+        return taken
 
     def losses(self) -> list[float]:
-        """The mean loss of each since the last time."""
+        """The sum of each network's losses."""
         return [loss for loop in self._loops for loss in loop.losses()]
+
+    def count_from(self, losses: Sequence[float]) -> None:
+        """Let the sums of losses go on from here."""
+        for loop, loss in zip(self._loops, losses, strict=True):
+            loop.count_from([loss])
 
     def states(self) -> list[TrainState]:
         """The public states."""

@@ -25,6 +25,8 @@ _ORDER = "order"
 METADATA_KEY = "lthfunc"
 #: Between the names of nested dictionaries; a parameter's own name has dots, never a slash.
 _SEPARATOR = "/"
+#: How the names of files end that are being written; what a crash left of them is nothing.
+UNFINISHED = ".unfinished"
 
 
 def save_tree(path: str | os.PathLike[str], tree: Mapping[str, Any], metadata: Mapping[str, Any] | None = None) -> None:
@@ -32,37 +34,80 @@ def save_tree(path: str | os.PathLike[str], tree: Mapping[str, Any], metadata: M
 
     The file appears whole or not at all.
     """
-    flat = _flatten(tree)
+    write_atomically(path, tree_bytes(tree, metadata))
+
+
+def tree_bytes(tree: Mapping[str, Any], metadata: Mapping[str, Any] | None = None) -> bytes:
+    """The content of a file that `save_tree` writes; equal trees give equal bytes."""
+    flat, seen = _flatten(tree), set()
+    for name, leaf in flat.items():
+        leaf = leaf.detach().cpu().contiguous()
+        memory = leaf.untyped_storage().data_ptr()
+        flat[name] = leaf.clone() if memory in seen else leaf  # safetensors refuses tensors that share memory
+        seen.add(memory)
     # safetensors sorts its entries; the order of layers matters.
     header = {METADATA_KEY: json.dumps({**(metadata or {}), _ORDER: list(flat)})}
-    payload = safetensors.torch.save({name: leaf.detach().cpu().contiguous() for name, leaf in flat.items()}, header)
-    write_atomically(path, payload)
+    return safetensors.torch.save(flat, header)
 
 
 def load_tree(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Read (tree, metadata) as `save_tree` wrote them. Raises UserError where the file can't be read."""
-    try:
-        with safetensors.safe_open(str(path), framework="pt") as file:
-            header = json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
-            flat = {name: file.get_tensor(name) for name in header.pop(_ORDER, file.keys())}
-    except (OSError, safetensors.SafetensorError, json.JSONDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as a safetensors file ({error})") from error
-    return _nest(flat), header
+    with _reading(path), safetensors.safe_open(str(path), framework="pt") as file:
+        header = _header_of(file)
+        names = header.pop(_ORDER, None)
+        names = list(file.keys()) if names is None else names
+        if sorted(names) != sorted(file.keys()):
+            raise ValueError("its header names other tensors than it holds")
+        return _nest({name: file.get_tensor(name) for name in names}), header
+
+
+def tree_of(payload: bytes, path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(tree, metadata) of a file's content; path: for messages. Raises UserError as `load_tree` does."""
+    with _reading(path):
+        size = int.from_bytes(payload[:8], "little")
+        metadata = json.loads(payload[8 : 8 + size]).get("__metadata__", {})
+        header: dict[str, Any] = json.loads(metadata.get(METADATA_KEY, "{}"))
+        flat = safetensors.torch.load(payload)
+        names = header.pop(_ORDER, list(flat))
+        return _nest({name: flat[name] for name in names}), header
 
 
 def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The metadata that `save_tree` wrote, without reading the tensors. Raises UserError as `load_tree` does."""
-    try:
-        with safetensors.safe_open(str(path), framework="pt") as file:
-            header: dict[str, Any] = json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
-    except (OSError, safetensors.SafetensorError, json.JSONDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as a safetensors file ({error})") from error
+    with _reading(path), safetensors.safe_open(str(path), framework="pt") as file:
+        return _header_of(file)
+
+
+def _header_of(file: Any) -> dict[str, Any]:
+    header = json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
+    if not isinstance(header, dict):
+        raise TypeError("its metadata is no object")
     return header
+
+
+@contextmanager
+def _reading(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Whatever a file from outside makes its reader raise is one line that names it."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (
+        OSError, safetensors.SafetensorError, ValueError, TypeError, KeyError, AttributeError, RuntimeError,
+        OverflowError, RecursionError, MemoryError,
+    ) as error:  # fmt: skip
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{path}: cannot be read as a safetensors file ({reason})") from error
 
 
 def save_ticket(path: str | os.PathLike[str], ticket: Ticket, metadata: Mapping[str, Any] | None = None) -> None:
     """Write a ticket; bit-exact when read back."""
-    save_tree(path, ticket._asdict(), {"format": _TICKET, **(metadata or {})})
+    write_atomically(path, ticket_bytes(ticket, metadata))
+
+
+def ticket_bytes(ticket: Ticket, metadata: Mapping[str, Any] | None = None) -> bytes:
+    """The content of a file that `save_ticket` writes."""
+    return tree_bytes(ticket._asdict(), {"format": _TICKET, **(metadata or {})})
 
 
 def load_ticket(path: str | os.PathLike[str]) -> tuple[Ticket, dict[str, Any]]:
@@ -75,27 +120,54 @@ def load_ticket(path: str | os.PathLike[str]) -> tuple[Ticket, dict[str, Any]]:
 
 def write_atomically(path: str | os.PathLike[str], payload: bytes) -> None:
     """Write beside the target, then rename: a reader, or a crash, never sees half a file."""
-    with appearing(path) as temporary, temporary.open("wb") as file:
-        file.write(payload)
-        file.flush()
-        os.fsync(file.fileno())
+    with appearing(path) as temporary:
+        temporary.write_bytes(payload)
 
 
 @contextmanager
 def appearing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A file beside the target, to be written in the block; at its end without an error it takes the target's name."""
+    """A file beside the target, to be written in the block; at its end without an error it takes the target's name.
+
+    By then the disk has it, and after that its name. An OSError tells the target's name.
+    """
     target = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    os.close(handle)
+    with naming(target):
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=UNFINISHED)
+        temporary = Path(name)
+        try:
+            os.close(handle)
+            yield temporary
+            # mkstemp makes private files; give the result the permissions an ordinary write would have.
+            mask = os.umask(0)
+            os.umask(mask)
+            temporary.chmod(0o666 & ~mask)
+            sync(temporary)
+            temporary.replace(target)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        sync(target.parent)
+
+
+def sync(path: Path) -> None:
+    """Wait until the disk has a file, or the names in a folder."""
+    if path.is_dir() and os.name == "nt":  # where folders cannot be opened, and a rename waits by itself
+        return
+    handle = os.open(path, os.O_RDONLY)
     try:
-        yield Path(temporary)
-        # mkstemp makes private files; give the result the permissions an ordinary write would have.
-        mask = os.umask(0)
-        os.umask(mask)
-        Path(temporary).chmod(0o666 & ~mask)
-        Path(temporary).replace(target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An OSError in the block tells this path, in place of none or of a temporary one."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and (error.filename is None or str(error.filename).endswith(UNFINISHED)):
+            error.filename, error.filename2 = str(path), None
         raise
 
 
@@ -118,5 +190,7 @@ def _nest(flat: Mapping[str, Tensor]) -> dict[str, Any]:
         node = tree
         for folder in folders:
             node = node.setdefault(folder, {})
+            if not isinstance(node, dict):
+                raise TypeError(f"it holds {path!r} inside a tensor")
         node[name] = leaf
     return tree

@@ -12,8 +12,8 @@ from lthfunc.experiments.methods.setting import Setting
 from lthfunc.experiments.plan import engine_making, prepare
 from lthfunc.experiments.tasks import make_optimizer
 from lthfunc.training.engines.table import Making
-from lthfunc.training.loop import Trainer, make_trainer
 from lthfunc.training.optimizers import Optimizer
+from lthfunc.training.trainer import Trainer, make_trainer
 from lthfunc.trees.model import Model
 
 
@@ -55,6 +55,7 @@ def setting_of(config: Config) -> tuple[Config, Setting]:
             augment=shift_and_mirror if config.augment else None,
             engine=engine,
             precision=trainer.precision,
+            on_nonfinite=trainer.on_nonfinite,
         )
 
     cycles = make_optimizer(replace(config, schedule="cyclic", milestone=()), plan.steps)

@@ -12,9 +12,10 @@ from lthfunc.sparsify.scores import Score, magnitude
 from lthfunc.sparsify.transforms import prune
 from lthfunc.training.batches import sample_batches
 from lthfunc.training.evaluation import Quality
-from lthfunc.training.loop import Trainer, fit, measure, take_steps
+from lthfunc.training.loop import fit, take_steps
 from lthfunc.training.optimizers import Optimizer
 from lthfunc.training.steps import loss_of
+from lthfunc.training.trainer import Trainer, measure
 from lthfunc.trees.fold import Transformation
 from lthfunc.trees.model import Model, init
 from lthfunc.trees.ops import to_device

@@ -15,11 +15,12 @@ from lthfunc.training.engines.interface import Engine, Running, Tick, Work
 from lthfunc.training.engines.launching import Launcher
 from lthfunc.training.engines.side_by_side import (
     carry_of,
-    mean_losses,
+    losses_of,
     stacked,
     states_of,
     widened,
     widened_eval,
+    with_losses,
 )
 from lthfunc.training.engines.tracing import Program, compiled
 from lthfunc.training.evaluation import Quality, chunk_for, evaluate
@@ -64,7 +65,7 @@ class _Loop:
         layout = _layout(width)
         # Copies, also where floating masks or stacking have made some already: the caller's tensors stay untouched.
         self._leaves = [leaf.clone(memory_format=_format(leaf, layout)) for leaf in parts]
-        self._rebuilt, self._width, self._since = rebuilt, width, 0
+        self._rebuilt, self._width = rebuilt, width
 
         def in_place(*arguments: Tensor) -> tuple[()]:
             *old, x, y = arguments
@@ -77,16 +78,15 @@ class _Loop:
         step = program("train", in_place, (*self._leaves, *feed.batches[0]))
         self._launcher = Launcher(step, [(*self._leaves, *batch) for batch in feed.batches])
 
-    def take(self, steps: int, tick: Tick | None) -> None:
-        self._launcher.launch(steps, tick)
-        self._since += steps
+    def take(self, steps: int, tick: Tick | None) -> int:
+        return self._launcher.launch(steps, tick)
 
     def losses(self) -> list[float]:
+        return losses_of(self._rebuilt(self._leaves))
+
+    def count_from(self, losses: Sequence[float]) -> None:
         carry = self._rebuilt(self._leaves)
-        means = mean_losses(carry, self._since)
-        carry.loss.zero_()
-        self._since = 0
-        return means
+        carry.loss.copy_(with_losses(carry, losses).loss)
 
     def states(self) -> list[TrainState]:
         def copy(leaf: Tensor) -> Tensor:

@@ -9,11 +9,12 @@ import torch
 from lthfunc.training.engines.interface import Engine, Running, Tick, Work
 from lthfunc.training.engines.side_by_side import (
     carry_of,
-    mean_losses,
+    losses_of,
     stacked,
     states_of,
     widened,
     widened_eval,
+    with_losses,
 )
 from lthfunc.training.evaluation import Quality, chunk_for, evaluate
 from lthfunc.training.feed import Feed
@@ -40,20 +41,20 @@ class _Loop:
     def __init__(self, advance: Advance, states: Sequence[TrainState], seeds: Sequence[int], feed: Feed) -> None:
         self._width = len(states)
         self._advance, self._batches = widened(advance, self._width), feed.batches
-        self._carry, self._since = carry_of(states, seeds), 0
+        self._carry = carry_of(states, seeds)
 
-    def take(self, steps: int, tick: Tick | None) -> None:
+    def take(self, steps: int, tick: Tick | None) -> int:
         for slot in range(steps):
             self._carry = self._advance(self._carry, self._batches[slot])
-            if tick is not None:
-                tick(1)
-        self._since += steps
+            if tick is not None and tick(1):
+                return slot + 1
+        return steps
 
     def losses(self) -> list[float]:
-        means = mean_losses(self._carry, self._since)
-        self._carry = self._carry._replace(loss=torch.zeros_like(self._carry.loss))
-        self._since = 0
-        return means
+        return losses_of(self._carry)
+
+    def count_from(self, losses: Sequence[float]) -> None:
+        self._carry = with_losses(self._carry, losses)
 
     def states(self) -> list[TrainState]:
         return states_of(self._carry, self._width)

@@ -24,8 +24,8 @@ from lthfunc.training.steps import (
 from lthfunc.trees.model import Model
 from lthfunc.trees.types import Buffers, Params, Scale, Split, TrainState
 
-#: Told how many steps were taken since the last time.
-Tick = Callable[[int], None]
+#: Told how many steps were taken since the last time; True asks to stop.
+Tick = Callable[[int], bool]
 
 
 class Work(NamedTuple):
@@ -54,11 +54,14 @@ class Work(NamedTuple):
 class Running(Protocol):
     """A loop under way: private, and changed in place where that is faster. Nobody else sees its memory."""
 
-    def take(self, steps: int, tick: Tick | None) -> None:
-        """Take one step on each of the feed's slots 0 … steps-1."""
+    def take(self, steps: int, tick: Tick | None) -> int:
+        """Take one step on each of the feed's slots 0 … steps-1, or on fewer if `tick` stops it; returns how many."""
 
     def losses(self) -> list[float]:
-        """Mean training loss of each state over the steps since the last time (NaN without any)."""
+        """Sums of each state's training losses over the steps taken."""
+
+    def count_from(self, losses: Sequence[float]) -> None:
+        """Let the sums of losses go on from these."""
 
     def states(self) -> list[TrainState]:
         """The public states: memory of their own, bool masks, the layout that `init` gives."""

@@ -21,19 +21,20 @@ class Launcher:
         self._seen: set[int] = set()
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
 
-    def launch(self, steps: int, tick: Tick | None) -> None:
-        """Run the program on slots 0 … steps-1."""
+    def launch(self, steps: int, tick: Tick | None) -> int:
+        """Run the program on slots 0 … steps-1, or on fewer if `tick` stops it; returns how many."""
         if self._capture and steps in self._seen and self._replay(steps):
             if tick is not None:
                 tick(steps)
-            return
+            return steps
         # The first time also warms up what a capture must find ready.
         self._seen.add(steps)
         program = self._program
-        for arguments in self._arguments[:steps]:
+        for slot, arguments in enumerate(self._arguments[:steps]):
             program(*arguments)
-            if tick is not None:
-                tick(1)
+            if tick is not None and tick(1):
+                return slot + 1
+        return steps
 
     def _replay(self, steps: int) -> bool:
         if steps not in self._graphs:

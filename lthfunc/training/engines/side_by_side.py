@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -55,6 +54,11 @@ def widened_eval(step: EvalStep, width: int) -> EvalStep:
     return step if width == 1 else torch.vmap(step, in_dims=(0, 0, None))
 
 
-def mean_losses(carry: Carry, steps: int) -> list[float]:
-    """Mean loss of each state over so many steps; NaN over none."""
-    return [total / steps if steps else math.nan for total in carry.loss.flatten().tolist()]
+def losses_of(carry: Carry) -> list[float]:
+    """The sum of each state's losses."""
+    return carry.loss.flatten().tolist()
+
+
+def with_losses(carry: Carry, losses: Sequence[float]) -> Carry:
+    """The carry with other sums of losses."""
+    return carry._replace(loss=torch.tensor(losses, dtype=torch.float64).view_as(carry.loss).to(carry.loss.device))

@@ -1,0 +1,32 @@
+"""``lthfunc verify``: whether a run's files are what was written, and hold to what pruning is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import Json
+
+
+def verify(
+    run: Annotated[str, typer.Argument(help="The run's folder.")],
+    json: Json = False,
+) -> None:
+    """Check a run: sums, shapes, nested masks, densities, zeros where weights are pruned. Exit code 3 for damage.
+
+    Says what is damaged and which rounds remain good; `lthfunc resume` goes on from there.
+    """
+    from lthfunc.runs.verifying import verified
+
+    report = verified(Path(run))
+    if json:
+        import json as writer
+
+        print(writer.dumps(report.as_json(), indent=2))
+    else:
+        for line in report.lines():
+            print(line)
+    if report.problems:
+        raise typer.Exit(3)

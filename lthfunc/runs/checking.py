@@ -1,0 +1,192 @@
+"""What is wrong with a run's files, training by training: sums, and what the tensors must hold to."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lthfunc.errors import UserError
+from lthfunc.experiments.iterative import TICKET
+from lthfunc.experiments.records import Record
+from lthfunc.runs.checkpoints import checkpoints, is_whole
+from lthfunc.runs.folder import (
+    ANCHOR,
+    MASKS,
+    PARAMS,
+    TICKET_FILE,
+    Name,
+    Run,
+    name_of_record,
+    training_folder,
+)
+from lthfunc.runs.manifests import MANIFEST, Sum, load_checked, problem_of, read_manifest
+from lthfunc.trees.files import load_ticket
+from lthfunc.trees.ops import Count, count, layer_counts
+
+
+class Problem(NamedTuple):
+    """Something that is wrong. name: the finished training that it is wrong with; None: with the run as a whole."""
+
+    where: str
+    what: str
+    name: Name | None = None
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}"
+
+
+def sums_wrong(folder: Path, run: Run) -> Iterator[Problem]:
+    """Files of finished trainings that are missing, or are not what was written."""
+    for item in run.records:
+        name = name_of_record(item)
+        place = training_folder(folder, *name)
+        where = str(place.relative_to(folder))
+        try:
+            sums = read_manifest(place)
+        except UserError as error:
+            yield Problem(f"{where}/{MANIFEST}", str(error).partition(": ")[2], name)
+            continue
+        if sums is None:
+            if run.format > 1:
+                yield Problem(f"{where}/{MANIFEST}", "is missing", name)
+                continue
+            files = [PARAMS, MASKS, *([f"../{ANCHOR}"] if name[1:] == (0, TICKET) else [])]
+            sums = {}
+            for file in files:
+                if not (place / file).is_file():
+                    yield Problem(f"{where}/{file}", "is missing", name)
+        for file, expected in sums.items():
+            if file == f"../{TICKET_FILE}":
+                continue
+            problem = problem_of(place / file, expected)
+            if problem is not None:
+                yield Problem(_relative(folder, place / file), problem, name)
+    yield from _tickets_wrong(folder, run)
+
+
+def _tickets_wrong(folder: Path, run: Run) -> Iterator[Problem]:
+    """The last tickets of seeds; one of a round that has no line yet is as good, it was written just before."""
+    seeds = sorted({item["seed"] for item in run.records})
+    for seed in seeds:
+        rounds = [item["round"] for item in run.records if item["seed"] == seed and item["variant"] == TICKET]
+        last = max(rounds, default=0)
+        known = [_ticket_sum(training_folder(folder, seed, number, TICKET)) for number in (last, last + 1)]
+        if known[0] is None:
+            continue
+        path = folder / f"seed{seed}" / TICKET_FILE
+        problems = [problem_of(path, each) for each in known if each is not None]
+        if all(problem is not None for problem in problems):
+            yield Problem(_relative(folder, path), str(problems[0]), (seed, last, TICKET))
+        elif seed == seeds[0] == run.config.seed:
+            problems = [problem_of(folder / TICKET_FILE, each) for each in known if each is not None]
+            if all(problem is not None for problem in problems):
+                yield Problem(TICKET_FILE, f"{problems[0]}; lthfunc resume writes it again")
+
+
+def _ticket_sum(place: Path) -> Sum | None:
+    try:
+        return (read_manifest(place) or {}).get(f"../{TICKET_FILE}")
+    except UserError:
+        return None
+
+
+def contents_wrong(folder: Path, run: Run, bad: set[Name]) -> Iterator[Problem]:
+    """Trainings whose tensors contradict each other, their records, or what pruning is. bad: those not to read."""
+    before: dict[int, dict[str, Tensor]] = {}
+    for item in run.records:
+        name = name_of_record(item)
+        if name in bad:
+            continue
+        place = training_folder(folder, *name)
+        where = str(place.relative_to(folder))
+        try:
+            trained, about = load_checked(place, PARAMS)
+            masks = load_checked(place, MASKS)[0].get("masks", {})
+            problems = list(_within(item, trained.get("params", {}), masks, about))
+            if item["variant"] == TICKET and item["round"]:
+                previous = before.get(item["seed"])
+                problems += [] if previous is None else list(_not_nested(previous, masks))
+        except UserError as error:
+            yield Problem(where, str(error).partition(": ")[2], name)
+            continue
+        yield from (Problem(where, problem, name) for problem in problems)
+        if item["variant"] == TICKET:
+            before[item["seed"]] = masks
+    for seed in sorted({item["seed"] for item in run.records}):
+        path = folder / f"seed{seed}" / TICKET_FILE
+        if path.exists():
+            yield from (Problem(_relative(folder, path), problem) for problem in _ticket_wrong(path))
+
+
+def _within(item: Record, params: dict[str, Tensor], masks: dict[str, Tensor], about: dict[str, Any]) -> Iterator[str]:
+    for name, mask in masks.items():
+        if mask.dtype != torch.bool:
+            yield f"the mask of {name} is {mask.dtype}, not bool"
+        elif name not in params:
+            yield f"{name} has a mask and no params"
+        elif params[name].shape != mask.shape:
+            yield f"the mask of {name} is {tuple(mask.shape)}, its params {tuple(params[name].shape)}"
+        elif bool(params[name][~mask].any()):
+            yield f"{name} has pruned weights that are not zero"
+    for name, leaf in params.items():
+        if leaf.is_floating_point() and not bool(leaf.isfinite().all()):
+            yield f"{name} has weights that are not finite"
+    told = Count(item["kept"], item["total"])
+    if count(masks) != told or item["density"] != told.density:
+        yield f"its masks keep {count(masks).kept:,} of {count(masks).total:,} weights, its record says {told.kept:,}"
+    layers = {name: (each["kept"], each["total"]) for name, each in item["layers"].items()}
+    if layers != {name: tuple(each) for name, each in layer_counts(masks).items()}:
+        yield "its masks keep other weights in some layer than its record says"
+    if about.get("step") != item["final_step"]:
+        yield f"its params are of step {about.get('step')}, its record ends at {item['final_step']}"
+
+
+def _not_nested(before: dict[str, Tensor], after: dict[str, Tensor]) -> Iterator[str]:
+    for name, mask in after.items():
+        if name not in before or before[name].shape != mask.shape:
+            yield f"the mask of {name} has another shape in the round before"
+        elif bool((mask & ~before[name]).any()):
+            yield f"the mask of {name} keeps weights that the round before had pruned"
+
+
+def _ticket_wrong(path: Path) -> Iterator[str]:
+    try:
+        ticket, about = load_ticket(path)
+    except UserError as error:
+        yield str(error).partition(": ")[2]
+        return
+    for name, mask in ticket.masks.items():
+        if name not in ticket.params or ticket.params[name].shape != mask.shape:
+            yield f"the mask of {name} does not fit its params"
+        elif bool(ticket.params[name][~mask].any()):
+            yield f"{name} has pruned weights that are not zero"
+    if count(ticket.masks) != (about.get("kept"), about.get("total")):
+        yield f"its masks keep {count(ticket.masks).kept:,} weights, its header says {about.get('kept')}"
+
+
+def checkpoints_wrong(folder: Path) -> Iterator[Problem]:
+    """Checkpoints that are not what was written: their trainings begin again."""
+    for place in sorted(folder.glob("seed*/round*")):
+        for path in checkpoints(place):
+            if not is_whole(path):
+                yield Problem(_relative(folder, path), "is not what was written; its training begins again")
+
+
+def good_rounds(records: Sequence[Record], bad: set[Name]) -> dict[int, list[int]]:
+    """Rounds of each seed whose trainings are all good."""
+    rounds: dict[int, dict[int, bool]] = {}
+    for item in records:
+        name = name_of_record(item)
+        of_seed = rounds.setdefault(name[0], {})
+        of_seed[name[1]] = of_seed.get(name[1], True) and name not in bad
+    return {seed: [number for number, good in of_seed.items() if good] for seed, of_seed in rounds.items()}
+
+
+def _relative(folder: Path, path: Path) -> str:
+    """The path within the run, `round00/../anchor.safetensors` in short."""
+    return os.path.normpath(path.relative_to(folder))

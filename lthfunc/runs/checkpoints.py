@@ -1,0 +1,133 @@
+"""A training under way on disk: all that it needs to go on to the bits that it would have had.
+
+``checkpoint-000001200-<SHA-256>.safetensors`` in the training's folder: the step, and the sum of the file's own
+content, so that it is whole, and what was written, or none. The last one is kept; it goes when its training has ended.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lthfunc.errors import UserError
+from lthfunc.experiments.iterative import Plan, Progress, Task
+from lthfunc.runs.manifests import sum_of
+from lthfunc.training.fits import Chosen, Fit, Point, Since
+from lthfunc.trees.files import tree_bytes, tree_of, write_atomically
+from lthfunc.trees.ops import flattened, leaves, to_device
+from lthfunc.trees.types import TrainState
+
+_FORMAT = "lthfunc.checkpoint/1"
+_NAME = re.compile(r"checkpoint-(\d{9,})-([0-9a-f]{64})\.safetensors")
+
+
+class Kept(NamedTuple):
+    """A checkpoint. seconds: that its training had taken."""
+
+    progress: Progress
+    seconds: float
+
+
+def save_checkpoint(place: Path, progress: Progress, seconds: float) -> Path:
+    """Write a training under way into its folder, in place of what was kept of it before."""
+    fit, anchor = progress
+    state, since = fit.state, fit.since
+    assert since is not None
+    tree: dict[str, Any] = {
+        "params": state.params,
+        "buffers": state.buffers,
+        "masks": state.masks,
+        "opt": {str(number): leaf for number, leaf in enumerate(leaves(state.opt))},
+        "chosen": {"params": fit.chosen.params, "buffers": fit.chosen.buffers},
+        "random": since.random,
+    }
+    if anchor is not None:
+        tree["anchor"] = {"params": anchor.params, "buffers": anchor.buffers}
+    about = {
+        "format": _FORMAT,
+        "step": int(state.step),
+        "seconds": seconds,
+        "curve": [list(point) for point in fit.curve],
+        "chosen": fit.curve.index(fit.chosen.point),
+        "since": {"loss": since.loss, "steps": since.steps},
+        "anchor_step": None if anchor is None else int(anchor.step),
+    }
+    payload = tree_bytes(tree, about)
+    place.mkdir(parents=True, exist_ok=True)
+    path = place / f"checkpoint-{about['step']:09d}-{sum_of(payload).sha256}.safetensors"
+    write_atomically(path, payload)
+    for other in checkpoints(place):
+        if other != path:
+            other.unlink(missing_ok=True)
+    return path
+
+
+def checkpoints(place: Path) -> list[Path]:
+    """A training's checkpoints, the latest first; whether they are whole is not known."""
+    if not place.is_dir():
+        return []
+    found = [path for path in place.iterdir() if _NAME.fullmatch(path.name)]
+    return sorted(found, key=step_of, reverse=True)
+
+
+def step_of(path: Path) -> int:
+    """The step that a checkpoint's name tells."""
+    found = _NAME.fullmatch(path.name)
+    assert found is not None
+    return int(found[1])
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a checkpoint is what was written."""
+    found = _NAME.fullmatch(path.name)
+    return found is not None and sum_of(path.read_bytes()).sha256 == found[2]
+
+
+def load_checkpoint(place: Path, plan: Plan, task: Task) -> Kept | None:
+    """The latest checkpoint of a training that is whole and fits it; None without one."""
+    for path in checkpoints(place):
+        found = _NAME.fullmatch(path.name)
+        payload = path.read_bytes()
+        if found is None or sum_of(payload).sha256 != found[2]:
+            continue
+        try:
+            return _kept(*tree_of(payload, path), plan, task)
+        except (UserError, KeyError, ValueError, TypeError, IndexError):  # of another network, or another version
+            continue
+    return None
+
+
+def _kept(tree: dict[str, Any], about: dict[str, Any], plan: Plan, task: Task) -> Kept:
+    device = task.start.step.device
+    if about["format"] != _FORMAT:
+        raise ValueError("another format")
+    fresh, rebuilt = flattened(plan.trainer.optimizer.init(task.start.params))
+    opt: list[Any] = [tree["opt"][str(number)] for number in range(len(fresh))]
+    state = TrainState(
+        tree["params"], tree.get("buffers", {}), tree["masks"], rebuilt(opt), torch.tensor(int(about["step"]))
+    )
+    for ours, theirs in ((state.params, task.start.params), (state.buffers, task.start.buffers),
+                         (state.masks, task.start.masks), (dict(enumerate(opt)), dict(enumerate(fresh)))):  # fmt: skip
+        if not _alike(ours, theirs):
+            raise ValueError("another network")
+    curve = tuple(Point(int(step), *numbers) for step, *numbers in about["curve"])
+    chosen = Chosen(curve[about["chosen"]], tree["chosen"]["params"], tree["chosen"].get("buffers", {}))
+    since = Since(float(about["since"]["loss"]), int(about["since"]["steps"]), tree["random"])
+    anchor = None
+    if about["anchor_step"] is not None:
+        parts = tree["anchor"]
+        step = torch.tensor(int(about["anchor_step"]))
+        anchor = to_device(TrainState(parts["params"], parts.get("buffers", {}), state.masks, (), step), device)
+    chosen = chosen._replace(params=to_device(chosen.params, device), buffers=to_device(chosen.buffers, device))
+    fit = Fit(to_device(state, device), chosen, curve, since)
+    return Kept(Progress(fit, anchor), float(about["seconds"]))
+
+
+def _alike(ours: dict[Any, Tensor], theirs: dict[Any, Tensor]) -> bool:
+    return ours.keys() == theirs.keys() and all(
+        (ours[name].shape, ours[name].dtype) == (leaf.shape, leaf.dtype) for name, leaf in theirs.items()
+    )

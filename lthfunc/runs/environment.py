@@ -1,0 +1,73 @@
+"""What a run's numbers depend on besides its settings, and who worked on it when."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shlex
+import socket
+import subprocess
+import sys
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import lthfunc
+from lthfunc.hardware import processor_name
+
+#: Packages whose versions are recorded.
+_PACKAGES = ("torch", "torchvision", "numpy", "safetensors", "optree", "pydantic")
+
+
+def machine(device: str, threads: int | None = None) -> dict[str, Any]:
+    """What a run's numbers depend on besides its settings. threads: of a training, where not those set now."""
+    gpu = torch.cuda.get_device_name(device) if device.startswith("cuda") else None
+    return {
+        "lthfunc": lthfunc.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "processor": processor_name(),
+        "threads": threads or torch.get_num_threads(),
+        "gpu": gpu,
+    }
+
+
+def environment(event: str, device: str, threads: int | None) -> dict[str, Any]:
+    """A process that begins to work on a run: when, where, on what, called how, from which state of the user's code."""
+    return {
+        "event": event,
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "command": shlex.join(sys.argv),
+        "folder": str(Path.cwd()),
+        "system": platform.platform(),
+        "cores": os.cpu_count(),
+        "machine": machine(device, threads),
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "git": _git(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git() -> dict[str, Any] | None:
+    """The commit that the working directory is at, and whether files in it differ; None outside of a repository."""
+    commit, status = (_said("rev-parse", "HEAD"), _said("status", "--porcelain", "--untracked-files=no"))
+    return None if commit is None else {"commit": commit, "changed": bool(status)}
+
+
+def _said(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=5, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,106 @@
+"""Trainings that are kept while they go on: from time to time, and when they are asked to stop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+from lthfunc.experiments.config import Config, Interval, parse_interval
+from lthfunc.experiments.iterative import Plan, Progress, Round, Task, train_together
+from lthfunc.runs.checkpoints import checkpoints, load_checkpoint, save_checkpoint, step_of
+from lthfunc.runs.folder import training_folder
+from lthfunc.training.fits import Keeper, Observer
+
+#: Whether a run should stop, asked after every step.
+Stopping = Callable[[], bool]
+#: A checkpoint every so many seconds is written less often where that would take more than this share of the time.
+_SHARE = 0.01
+
+
+def place_of(folder: Path, task: Task) -> Path:
+    """Where the files of a training lie."""
+    return training_folder(folder, task.seed, task.number, task.variant)
+
+
+def position_of(folder: Path, task: Task) -> int:
+    """The step that a training would go on from."""
+    kept = checkpoints(place_of(folder, task))
+    return step_of(kept[0]) if kept else int(task.start.step)
+
+
+def train_kept(
+    plan: Plan, tasks: Sequence[Task], folder: Path, config: Config, stopping: Stopping, observe: Observer | None
+) -> tuple[list[Round], float]:
+    """Train tasks that start at the same step, from their checkpoints where they have some.
+
+    Returns their results, and the seconds that each took. Raises Stopped.
+    """
+    begun = time.perf_counter()
+    places = [place_of(folder, task) for task in tasks]
+    found = [load_checkpoint(place, plan, task) for place, task in zip(places, tasks, strict=True)]
+    kept = [each for each in found if each is not None]
+    if len(kept) < len(tasks) or len({int(each.progress.fit.state.step) for each in kept}) > 1:
+        kept = []  # one of them is damaged: all of this program begin again
+    before = sum(each.seconds for each in kept) / len(tasks)
+
+    def seconds() -> float:
+        return before + (time.perf_counter() - begun) / len(tasks)
+
+    writer = _Writer(parse_interval(config.checkpoint_every), places, seconds)
+    keeper = Keeper(writer.keep, stopping, writer.due, writer.pause)
+    try:
+        rounds = train_together(plan, tasks, observe, keeper=keeper, so_far=[each.progress for each in kept] or None)
+    finally:
+        writer.close()
+    return rounds, seconds()
+
+
+class _Writer:
+    """Writes checkpoints in a thread of its own, while the steps go on."""
+
+    def __init__(self, interval: Interval, places: Sequence[Path], seconds: Callable[[], float]) -> None:
+        self._interval, self._places, self._seconds = interval, places, seconds
+        self._thread = ThreadPoolExecutor(1, "lthfunc-checkpoint")
+        self._writing: Future[None] | None = None
+        self._last, self._cost = time.monotonic(), 0.0
+
+    def pause(self, step: int) -> int | None:
+        """The next step at which a checkpoint is due by its number."""
+        steps = self._interval.steps
+        return None if steps is None else step - step % steps + steps
+
+    def due(self, step: int) -> bool:
+        """Whether a checkpoint should be written now. Raises OSError where the last one could not be."""
+        if self._writing is not None and self._writing.done():
+            self._finish()
+        if self._interval.steps is not None:
+            return step % self._interval.steps == 0
+        if self._interval.seconds is None or self._writing is not None:
+            return False
+        return time.monotonic() - self._last >= max(self._interval.seconds, self._cost / _SHARE)
+
+    def keep(self, progress: Sequence[Progress]) -> None:
+        """Begin to write, as soon as the last checkpoint is written."""
+        self._finish()
+        self._last = time.monotonic()
+        self._writing = self._thread.submit(self._write, list(progress), self._seconds())
+
+    def close(self) -> None:
+        """Wait for the last checkpoint."""
+        try:
+            self._finish()
+        finally:
+            self._thread.shutdown()
+
+    def _finish(self) -> None:
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def _write(self, progress: Sequence[Progress], seconds: float) -> None:
+        begun = time.monotonic()
+        for place, each in zip(self._places, progress, strict=True):
+            save_checkpoint(place, each, seconds)
+        self._cost = time.monotonic() - begun

@@ -1,0 +1,90 @@
+"""Manifests: the SHA-256 sums of a training's files, and files read against them.
+
+``manifest.json`` is one line as `lines.py` writes it: ``{"format": "lthfunc.manifest/1", "files": {name: {"sha256": …,
+"bytes": …}}, "sha256": …}``. Names are relative to its folder; ``../anchor.safetensors`` lies above it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lthfunc.errors import DamagedError, UserError
+from lthfunc.runs.lines import line_of, value_of
+from lthfunc.trees.files import naming, tree_of, write_atomically
+
+MANIFEST = "manifest.json"
+_FORMAT = "lthfunc.manifest/1"
+
+
+class Sum(NamedTuple):
+    """A file's content in short. sha256: in hexadecimal digits; bytes: its length."""
+
+    sha256: str
+    bytes: int
+
+
+def sum_of(payload: bytes) -> Sum:
+    """Of a file's content."""
+    return Sum(hashlib.sha256(payload).hexdigest(), len(payload))
+
+
+def write_manifest(place: Path, files: Mapping[str, Sum]) -> None:
+    """Write the manifest of a training's folder."""
+    about = {"format": _FORMAT, "files": {name: each._asdict() for name, each in files.items()}}
+    write_atomically(place / MANIFEST, (line_of(about) + "\n").encode())
+
+
+def read_manifest(place: Path) -> dict[str, Sum] | None:
+    """The sums of a training's files; None where there is no manifest. Raises DamagedError."""
+    path = place / MANIFEST
+    try:
+        about = value_of(path.read_bytes().decode("utf-8").removesuffix("\n"))
+        if about.get("format") != _FORMAT:
+            raise ValueError(f"its format is {about.get('format')!r}, not {_FORMAT!r}")
+        return {str(name): Sum(str(each["sha256"]), int(each["bytes"])) for name, each in about["files"].items()}
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, KeyError, AttributeError) as error:  # not UTF-8 among them
+        raise DamagedError(f"{path}: is damaged: {error}") from error
+
+
+def problem_of(path: Path, expected: Sum) -> str | None:
+    """What is wrong with a file; None where it is what was written."""
+    try:
+        size = path.stat().st_size
+        if size != expected.bytes:
+            return f"has {size:,} bytes, not {expected.bytes:,}"
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else None
+        return None if (digest or sum_of(path.read_bytes()).sha256) == expected.sha256 else "is not what was written"
+    except FileNotFoundError:
+        return "is missing"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+
+
+def checked_bytes(place: Path, name: str) -> bytes:
+    """A file in a training's folder, after a look at its sum, where the run has sums. Raises DamagedError."""
+    path = place / name
+    sums = read_manifest(place)
+    try:
+        with naming(path):
+            payload = path.read_bytes()
+    except FileNotFoundError as error:
+        raise DamagedError(f"{path}: is missing; lthfunc verify says what remains") from error
+    if sums is not None and name in sums and sum_of(payload) != sums[name]:
+        raise DamagedError(f"{path}: is damaged, its SHA-256 is not the manifest's; lthfunc verify says what remains")
+    return payload
+
+
+def load_checked(place: Path, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(tree, metadata) of a file in a training's folder, after a look at its sum. Raises DamagedError."""
+    try:
+        return tree_of(checked_bytes(place, name), place / name)
+    except DamagedError:
+        raise
+    except UserError as error:
+        raise DamagedError(str(error)) from error

@@ -1,0 +1,94 @@
+"""Where a run goes on after an interruption or damage: from its last good point, with a word on what was lost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from lthfunc.errors import DamagedError
+from lthfunc.experiments.iterative import TICKET
+from lthfunc.experiments.records import Record
+from lthfunc.runs.checking import Problem, checkpoints_wrong, sums_wrong
+from lthfunc.runs.folder import (
+    CONFIG,
+    METRICS,
+    TICKET_FILE,
+    TRANSFER,
+    Name,
+    Run,
+    name_of_record,
+    scan_run,
+    write_config,
+)
+from lthfunc.runs.lines import append_lines, drop_partial_line
+from lthfunc.trees.files import UNFINISHED, write_atomically
+
+
+def recover(folder: Path) -> tuple[Run, list[str]]:
+    """Make a run ready to go on; returns what remains of it, and lines on what was wrong.
+
+    Trainings that are damaged, and those of their seed that follow from them, count as not finished from here on; what
+    their files hold is written anew. Nothing else is deleted, but for what interrupted writing left.
+
+    Raises UserError where this is no run, DamagedError where what it is can't be told or its settings were changed.
+    """
+    for path in [*folder.glob(f".*{UNFINISHED}"), *folder.glob(f"seed*/**/.*{UNFINISHED}")]:
+        path.unlink(missing_ok=True)
+    scan_run(folder)  # which raises where there is nothing to go on from
+    drop_partial_line(folder / METRICS)
+    run = scan_run(folder)
+    said = run.damage
+    if not (folder / CONFIG).exists():
+        write_config(folder, run.config, run.about)
+    elif run.settings is not None:
+        raise DamagedError(f"{folder / CONFIG}: {run.settings}")
+    if run.damaged:
+        append_lines(folder / METRICS, [{"kind": "mended", "lines": list(run.damaged)}])
+    problems = list(sums_wrong(folder, run))
+    said += map(str, [*problems, *checkpoints_wrong(folder)])
+    lost = _lost(run, problems)
+    if lost:
+        append_lines(
+            folder / METRICS, ({"kind": "dropped", **_named(name), "reason": why} for name, why in lost.items())
+        )
+    run = scan_run(folder)
+    _renew_ticket(folder, run)
+    return run, said
+
+
+def _lost(run: Run, problems: Sequence[Problem]) -> dict[Name, str]:
+    """Trainings that must be done again, with the reason."""
+    lost = {each.name: str(each) for each in problems if each.name is not None}
+    if run.about["command"] == TRANSFER:  # whose trainings don't follow from each other
+        return lost
+    for item in run.records:
+        reason = _follows(run.records, item, lost)
+        if reason is not None:
+            lost.setdefault(name_of_record(item), reason)
+    return lost
+
+
+def _follows(records: Sequence[Record], item: Record, lost: dict[Name, str]) -> str | None:
+    """Why a training can't stand without others: what it was made from is lost, or was never finished."""
+    seed, number, variant = name_of_record(item)
+    needed = number + (variant != TICKET)  # a control has the masks of its round's ticket
+    for other in lost:
+        if other[0] == seed and (other[1] < number or (other[1] < needed and other[2] == TICKET)):
+            return f"it follows from round {other[1]}, which is damaged"
+    tickets = {each["round"] for each in records if (each["seed"], each["variant"]) == (seed, TICKET)}
+    missing = sorted(set(range(needed)) - tickets)
+    return f"it follows from round {missing[0]}, which is missing" if missing else None
+
+
+def _named(name: Name) -> dict[str, int | str]:
+    return {"seed": name[0], "round": name[1], "variant": name[2]}
+
+
+def _renew_ticket(folder: Path, run: Run) -> None:
+    """The run's ticket is the first seed's."""
+    mine = folder / f"seed{run.config.seed}" / TICKET_FILE
+    if mine.is_file():
+        payload = mine.read_bytes()
+        ours = folder / TICKET_FILE
+        if not ours.is_file() or ours.read_bytes() != payload:
+            write_atomically(ours, payload)

@@ -1,0 +1,108 @@
+"""Trainings on disk: written when they end, read where an experiment goes on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lthfunc.errors import DamagedError
+from lthfunc.experiments.config import Config, to_mapping
+from lthfunc.experiments.iterative import TICKET, Done, Round
+from lthfunc.experiments.records import Record
+from lthfunc.runs.folder import ANCHOR, MASKS, METRICS, PARAMS, TICKET_FILE, training_folder
+from lthfunc.runs.lines import append_lines
+from lthfunc.runs.manifests import load_checked, sum_of, write_manifest
+from lthfunc.trees.files import ticket_bytes, tree_bytes, write_atomically
+from lthfunc.trees.model import Model
+from lthfunc.trees.ops import to_device
+from lthfunc.trees.types import TrainState
+
+
+def save_training(folder: Path, config: Config, seed: int, result: Round, item: Record, *, first_seed: bool) -> None:
+    """Write a finished training: its files, their sums, then its line."""
+    place = training_folder(folder, seed, result.number, result.variant)
+    place.mkdir(parents=True, exist_ok=True)
+    state = result.fit.state
+    about = {
+        "config": to_mapping(config),
+        "seed": seed,
+        "round": result.number,
+        "variant": result.variant,
+        "kept": item["kept"],
+        "total": item["total"],
+        "step": int(state.step),
+    }
+    files = {
+        PARAMS: tree_bytes({"params": state.params, "buffers": state.buffers}, about),
+        MASKS: tree_bytes({"masks": result.start.masks}, about),
+    }
+    ticket = None
+    if result.variant == TICKET:
+        if result.number == 0:
+            anchor = result.anchor
+            tree = {"params": anchor.params, "buffers": anchor.buffers}
+            files[f"../{ANCHOR}"] = tree_bytes(tree, {**about, "step": int(anchor.step)})
+        else:
+            ticket = ticket_bytes(result.start, {**about, "step": int(result.fit.curve[0].step)})
+    for name, payload in files.items():
+        write_atomically(place / name, payload)
+    sums = {name: sum_of(payload) for name, payload in files.items()}
+    if ticket is not None:
+        sums[f"../{TICKET_FILE}"] = sum_of(ticket)
+    write_manifest(place, sums)
+    if ticket is not None:  # after the manifest, which then knows it, whatever happens in between
+        for target in (place.parent, folder) if first_seed else (place.parent,):
+            write_atomically(target / TICKET_FILE, ticket)
+    append_lines(folder / METRICS, [{"kind": "training", **item}])
+
+
+def load_anchor(folder: Path, seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(tree, metadata) of what a seed's pruned networks are rewound to. Raises DamagedError."""
+    return load_checked(training_folder(folder, seed, 0, TICKET), f"../{ANCHOR}")
+
+
+def done_so_far(folder: Path, device: str, seed: int, records: list[Record], model: Model | None = None) -> Done | None:
+    """Where a seed's experiment stands, on the device; None where its dense training has not ended.
+
+    model: what the files are for. Raises DamagedError where a file is not what was written, or of another network.
+    """
+    mine = [item for item in records if item["seed"] == seed]
+    rounds = [item["round"] for item in mine if item["variant"] == TICKET]
+    if not rounds:
+        return None
+    number = max(rounds)
+    place = training_folder(folder, seed, number, TICKET)
+    trained, about = load_checked(place, PARAMS)
+    masks = load_checked(place, MASKS)[0]
+    anchor, anchor_about = load_anchor(folder, seed)
+
+    def state(tree: dict[str, Any], step: int) -> TrainState:
+        bare = TrainState(tree["params"], tree.get("buffers", {}), masks["masks"], (), torch.tensor(step))
+        if model is not None:
+            check_fits(place, bare, model)
+        return to_device(bare, device)
+
+    return Done(
+        number=number,
+        trained=state(trained, about["step"]),
+        anchor=state(anchor, anchor_about["step"]),
+        finished=frozenset((item["round"], item["variant"]) for item in mine),
+    )
+
+
+def check_fits(place: Path, state: TrainState, model: Model) -> None:
+    """Raise DamagedError where a state's leaves are not those of the network: names, shapes, types."""
+    params, buffers = dict(model.training.named_parameters()), dict(model.training.named_buffers())
+    masks = {name: torch.empty(params[name].shape, dtype=torch.bool, device="meta") for name in model.prunable}
+    for ours, theirs in ((state.params, params), (state.buffers, buffers), (state.masks, masks)):
+        if ours.keys() != theirs.keys():
+            name = sorted(ours.keys() ^ theirs.keys())[0]
+            raise DamagedError(f"{place}: {name} is in one of the run and the network {model.name}, not in both")
+        for name, leaf in theirs.items():
+            if (ours[name].shape, ours[name].dtype) != (leaf.shape, leaf.dtype):
+                raise DamagedError(
+                    f"{place}: {name} is {ours[name].dtype} {tuple(ours[name].shape)}, and in the network "
+                    f"{model.name} {leaf.dtype} {tuple(leaf.shape)}"
+                )

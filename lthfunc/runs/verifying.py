@@ -1,0 +1,63 @@
+"""A whole run checked: what is damaged, and which rounds remain good."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lthfunc.runs.checking import Problem, checkpoints_wrong, contents_wrong, good_rounds, sums_wrong
+from lthfunc.runs.folder import Run, scan_run
+from lthfunc.runs.unfinished import is_finished
+
+
+class Report(NamedTuple):
+    """What was found. good: the rounds of each seed whose trainings are all good."""
+
+    folder: Path
+    run: Run
+    problems: list[Problem]
+    good: dict[int, list[int]]
+
+    def lines(self) -> list[str]:
+        """For people."""
+        run, count = self.run, len(self.run.records)
+        sums = "" if run.format > 1 else ", written without sums"
+        lines = [
+            f"{self.folder}: lthfunc {run.about['command']}, format {run.format}{sums}, {count} finished trainings"
+        ]
+        lines += [f"damaged: {problem}" for problem in self.problems]
+        for seed, rounds in self.good.items():
+            lines.append(
+                f"seed {seed}: good are the rounds {_ranges(rounds)}" if rounds else f"seed {seed}: no good round"
+            )
+        if self.problems:
+            return [*lines, f"lthfunc resume {self.folder} goes on from the last good point"]
+        return [*lines, "no damage found" + ("" if is_finished(run) else "; unfinished")]
+
+    def as_json(self) -> dict[str, Any]:
+        """For machines."""
+        problems = [{"where": each.where, "what": each.what} for each in self.problems]
+        about = {"run": str(self.folder), "format": self.run.format, "trainings": len(self.run.records)}
+        return {**about, "finished": is_finished(self.run), "problems": problems, "good_rounds": self.good}
+
+
+def verified(folder: Path) -> Report:
+    """Check everything. Raises UserError where this is no run, DamagedError where it can't be told what it is."""
+    run = scan_run(folder)
+    damage = [Problem(where, what) for where, _, what in (line.partition(": ") for line in run.damage)]
+    sums = list(sums_wrong(folder, run))
+    bad = {each.name for each in sums if each.name is not None}
+    contents = list(contents_wrong(folder, run, bad))
+    bad |= {each.name for each in contents if each.name is not None}
+    return Report(folder, run, [*damage, *sums, *contents, *checkpoints_wrong(folder)], good_rounds(run.records, bad))
+
+
+def _ranges(rounds: list[int]) -> str:
+    """0, 1, 2, 5 as "0 to 2, 5"."""
+    parts: list[list[int]] = []
+    for number in rounds:
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1].append(number)
+        else:
+            parts.append([number])
+    return ", ".join(str(part[0]) if len(part) == 1 else f"{part[0]} to {part[-1]}" for part in parts)

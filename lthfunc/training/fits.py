@@ -1,0 +1,76 @@
+"""A training's results, finished or under way, and who is told of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, NamedTuple, TypeVar
+
+from torch import Tensor
+
+from lthfunc.trees.types import Buffers, Params, TrainState
+
+T = TypeVar("T")
+
+
+class Point(NamedTuple):
+    """A point of a learning curve. train_loss: the mean over the steps since the point before (NaN at the first)."""
+
+    step: int
+    train_loss: float
+    val_loss: float
+    val_accuracy: float
+
+
+class Chosen(NamedTuple):
+    """The network at the early-stopping step: the one with the least validation loss."""
+
+    point: Point
+    params: Params
+    buffers: Buffers
+
+
+class Since(NamedTuple):
+    """What happened since a curve's last point.
+
+    loss: the sum of the steps' losses, to be added to in float64. steps: how many it is of. random: the state of the
+    generator that random layers draw from, uint8 (bytes,).
+    """
+
+    loss: float
+    steps: int
+    random: Tensor
+
+
+class Fit(NamedTuple):
+    """A training: its state, what validation chose so far, and the curve.
+
+    since: None right after the curve's last point, and at the end of a training.
+    """
+
+    state: TrainState
+    chosen: Chosen
+    curve: tuple[Point, ...]
+    since: Since | None = None
+
+
+#: Told the number of the step just taken and, after an evaluation, the new point of the curve.
+Observer = Callable[[int, Point | None], None]
+
+
+@dataclass(frozen=True)
+class Keeper(Generic[T]):
+    """Whoever keeps trainings under way, so that they can go on later, to the same bits.
+
+    keep: is given them, in the order of their states. stopping: whether to stop after the step under way. due: whether
+    to keep at this step, asked from time to time. pause: the next step after one at which to ask besides.
+    """
+
+    keep: Callable[[Sequence[T]], None]
+    stopping: Callable[[], bool] = lambda: False
+    due: Callable[[int], bool] = lambda step: False
+    pause: Callable[[int], int | None] = lambda step: None
+
+
+class Stopped(Exception):  # noqa: N818 (it is no error)
+    """A training ended early because its keeper asked for it; it was kept."""

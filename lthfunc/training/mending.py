@@ -1,0 +1,70 @@
+"""What to do when a training's numbers are no longer finite: find the step, stop before it or leave it out.
+
+Steps are not watched one by one, which would cost time in every one of them: a loss or gradient that is not finite
+shows in the sum of losses or in the params at the next look, and the steps since the look before are then taken again,
+singly. They see the same batches and draw the same numbers, so what follows has the same bits wherever it began.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from lthfunc.errors import UserError
+from lthfunc.training.fits import Fit, Keeper, Since, Stopped
+from lthfunc.training.schedules import at
+from lthfunc.training.stepping import Good, Training, finite, under_way
+from lthfunc.training.trainer import Trainer
+from lthfunc.trees.types import TrainState
+
+
+def mend(
+    training: Training, trainer: Trainer, good: Good, seeds: Sequence[int], look: int, fits: Sequence[Fit],
+    keeper: Keeper[Fit] | None,
+) -> Good:  # fmt: skip
+    """Take the steps from the good states to the look again; the training then stands there, finite.
+
+    A step that is not finite is left out: what it would change stays, and its number is passed.
+
+    Raises UserError at such a step where the trainer is to stop there, after the states before it were kept, and where
+    no step of a state was finite. Raises Stopped.
+    """
+    errors: dict[int, UserError] = {}
+    training.restart(*good)
+    with training.drawing():
+        states, since = training.now()
+        while int(states[0].step) < look:
+            if keeper is not None and keeper.stopping():
+                keeper.keep(under_way(fits, states, since))
+                raise Stopped
+            training.one()
+            after, sums = training.now()
+            bad = [number for number in range(len(states)) if not finite(after[number], sums[number])]
+            for number in bad:
+                error = _error(states[number], since[number], sums[number], seeds, number)
+                if trainer.on_nonfinite == "stop":
+                    if keeper is not None:
+                        keeper.keep(under_way(fits, states, since))
+                    raise error
+                errors[number] = error
+                after[number] = states[number]._replace(step=after[number].step)
+                sums[number] = since[number]._replace(random=sums[number].random)
+            states, since = after, sums
+            if bad:
+                training.restart(states, since, drawing=True)
+    for number, each in enumerate(since):
+        if not each.steps:
+            raise errors[number]
+    return states, since
+
+
+def _error(state: TrainState, before: Since, after: Since, seeds: Sequence[int], number: int) -> UserError:
+    step = int(state.step)
+    what = "gradient" if math.isfinite(after.loss) else f"loss ({after.loss - before.loss})"
+    table = getattr(state.opt, "schedule", None)
+    rate = "" if table is None else f", learning rate {float(at(table, state.step)):g}"
+    who = f"seed {seeds[number]}: " if len(seeds) > 1 else ""
+    return UserError(
+        f"{who}training diverged: the {what} of step {step + 1} is not finite{rate}; a smaller --lr may help, or "
+        "--on-nonfinite skip, which leaves such steps out"
+    )

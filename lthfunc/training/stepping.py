@@ -1,0 +1,172 @@
+"""Steps on a running loop, the feed ahead of them, kept from time to time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from lthfunc.training.engines.interface import Running, Tick
+from lthfunc.training.feed import Feed
+from lthfunc.training.fits import Fit, Keeper, Observer, Since, Stopped
+from lthfunc.training.steps import with_optimizer
+from lthfunc.training.trainer import Trainer, computing
+from lthfunc.trees.ops import leaves
+from lthfunc.trees.rng import key
+from lthfunc.trees.types import TrainState
+
+#: States, and what each did since its last mark (nothing: it stands there).
+Good = tuple[list[TrainState], list[Since]]
+
+
+class Training:
+    """Some states on their way; a context, since a streamed feed has a thread."""
+
+    running: Running
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        states: Sequence[TrainState],
+        seeds: Sequence[int],
+        end: int,
+        *,
+        since: Sequence[Since | None] = (),
+        observe: Observer | None = None,
+        keeper: Keeper[Fit] | None = None,
+    ) -> None:
+        self._trainer, self._seeds, self._end = trainer, seeds, end
+        self._observe, self._keeper = observe, keeper
+        self._device = states[0].step.device
+        self._feed: Feed | None = None
+        self.restart(states, since)
+
+    def restart(
+        self, states: Sequence[TrainState], since: Sequence[Since | None] = (), *, drawing: bool = False
+    ) -> None:
+        """Go on from these states. since: what they did since their last mark.
+
+        drawing: whether this happens within `drawing`, whose numbers go on.
+        """
+        self.close()
+        known = [each for each in since if each is not None]
+        self._step = int(states[0].step)
+        self._steps = [each.steps for each in known] or [0] * len(states)
+        self._random = known[0].random if known and not drawing else None
+        data = self._trainer.data
+        self._feed = Feed(data.train, self._trainer.batch_size, self._seeds, self._device, mapped=data.mapped)
+        ready = [with_optimizer(state, self._trainer.optimizer) for state in states]
+        with computing(self._trainer):
+            self.running = self._trainer.engine.begin(ready, self._seeds, self._feed)
+            if known:
+                self.running.count_from([each.loss for each in known])
+        self.good: Good = (ready, known)
+
+    def to(self, stop: int, fits: Sequence[Fit] = ()) -> None:
+        """Go on to step `stop`. fits: what a keeper is to keep the states in. Raises Stopped."""
+        feed, keeper = self._feed, self._keeper
+        assert feed is not None
+        with self.drawing():
+            while self._step < stop:
+                pause = stop if keeper is None else min(stop, keeper.pause(self._step) or stop)
+                steps = min(feed.slots, pause - self._step)
+                feed.fill(self._step, self._step + steps, self._end)
+                taken = self.running.take(steps, self._tick())
+                self._step += taken
+                self._steps = [count + taken for count in self._steps]
+                if keeper is not None:
+                    self._ask(keeper, fits)
+
+    def one(self) -> None:
+        """Take a single step; within `drawing`."""
+        feed = self._feed
+        assert feed is not None
+        feed.fill(self._step, self._step + 1, self._step + 1)
+        self.running.take(1, None)
+        self._step += 1
+        self._steps = [count + 1 for count in self._steps]
+
+    def now(self) -> Good:
+        """The states, and what each did since the last mark; within `drawing`, if it is to be gone on from."""
+        random = _generator(self._device)
+        losses = zip(self.running.losses(), self._steps, strict=True)
+        return self.running.states(), [Since(loss, steps, random) for loss, steps in losses]
+
+    def mark(self, states: list[TrainState], since: list[Since]) -> list[float]:
+        """Begin to count anew from where the training stands; returns the mean losses up to here (NaN over no step)."""
+        self.running.count_from([0.0] * len(states))
+        self._steps = [0] * len(states)
+        self.good = (states, [])
+        return [each.loss / each.steps if each.steps else math.nan for each in since]
+
+    @contextmanager
+    def drawing(self) -> Iterator[None]:
+        """Random layers (dropout, say) draw from torch's global generator: seed it, and put it back afterwards."""
+        devices = [self._device] if self._device.type == "cuda" else []
+        with computing(self._trainer), torch.random.fork_rng(devices=devices):
+            if self._random is None:
+                torch.manual_seed(key(self._seeds[0], "layers", self._step))
+            else:
+                _set_generator(self._device, self._random)
+                self._random = None
+            yield
+
+    def close(self) -> None:
+        """End the thread of a streamed feed."""
+        if self._feed is not None:
+            self._feed.close()
+
+    def _ask(self, keeper: Keeper[Fit], fits: Sequence[Fit]) -> None:
+        stopping = keeper.stopping()
+        if stopping or keeper.due(self._step):
+            now = self.now()
+            if all(map(finite, *now)):
+                keeper.keep(under_way(fits, *now))
+        if stopping:
+            raise Stopped
+
+    def _tick(self) -> Tick | None:
+        observe, keeper, step = self._observe, self._keeper, self._step
+        if observe is None and keeper is None:
+            return None
+
+        def tick(steps: int) -> bool:
+            nonlocal step
+            step += steps
+            if observe is not None:
+                observe(step, None)
+            return keeper is not None and keeper.stopping()
+
+        return tick
+
+    def __enter__(self) -> Training:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def under_way(fits: Sequence[Fit], states: Sequence[TrainState], since: Sequence[Since]) -> list[Fit]:
+    """Fits that have gone on to these states."""
+    return [fit._replace(state=state, since=each) for fit, state, each in zip(fits, states, since, strict=True)]
+
+
+def finite(state: TrainState, since: Since) -> bool:
+    """Whether all numbers of a state, and the losses on its way, are finite."""
+    trees = (state.params, state.buffers, state.opt)
+    found = [leaf for leaf in leaves(trees) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    return math.isfinite(since.loss) and all(bool(leaf.isfinite().all()) for leaf in found)
+
+
+def _generator(device: torch.device) -> Tensor:
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+
+
+def _set_generator(device: torch.device, state: Tensor) -> None:
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state, device)
+    else:
+        torch.set_rng_state(state)

@@ -1,0 +1,77 @@
+"""What training needs besides a state and a seed, and how its engine measures networks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Literal, NamedTuple
+
+import torch
+
+from lthfunc.training.batches import steps_per_epoch
+from lthfunc.training.engines.interface import Engine, Work
+from lthfunc.training.engines.table import Making, make_engine
+from lthfunc.training.evaluation import Quality
+from lthfunc.training.losses import Loss, Metric, accuracy, cross_entropy
+from lthfunc.training.optimizers import Optimizer
+from lthfunc.training.precision import Precision, products
+from lthfunc.training.steps import Augment
+from lthfunc.trees.model import Model
+from lthfunc.trees.types import Buffers, Dataset, Params, Split
+
+#: What to do about a step whose loss or gradient is not finite.
+OnNonfinite = Literal["stop", "skip"]
+
+
+class Trainer(NamedTuple):
+    """What training needs besides a state and a seed; made once, used for every round, control and replicate.
+
+    loss: what is trained, and what scores that take gradients look at. metric: what is measured as accuracy.
+    """
+
+    data: Dataset
+    optimizer: Optimizer
+    batch_size: int
+    engine: Engine
+    precision: Precision
+    loss: Loss = cross_entropy
+    metric: Metric = accuracy
+    on_nonfinite: OnNonfinite = "stop"
+
+
+def make_trainer(
+    model: Model,
+    data: Dataset,
+    *,
+    optimizer: Optimizer,
+    batch_size: int = 60,
+    loss: Loss = cross_entropy,
+    augment: Augment | None = None,
+    engine: Making = "eager",
+    precision: Precision = "fp32",
+    metric: Metric = accuracy,
+    on_nonfinite: OnNonfinite = "stop",
+) -> Trainer:
+    """Put a model, its data and an optimiser together.
+
+    engine: "eager", "compile", which pays off from some 3,000 small steps on, or a function that makes one
+    (`sparse_engine`). on_nonfinite: a step whose loss or gradient is not finite ends a fit, or is left out of it.
+    """
+    steps_per_epoch(len(data.train.x), batch_size)  # an impossible batch size fails here, before any training
+    work = Work(model, loss, optimizer, data.scale, augment, precision, metric)
+    return Trainer(data, optimizer, batch_size, make_engine(engine, work), precision, loss, metric, on_nonfinite)
+
+
+def measure(
+    trainer: Trainer, params: Sequence[Params], buffers: Sequence[Buffers], split: Split, device: torch.device
+) -> list[Quality]:
+    """Loss and accuracy of some networks on a split, by the trainer's engine."""
+    with computing(trainer):
+        return trainer.engine.measure(params, buffers, split, device)
+
+
+@contextmanager
+def computing(trainer: Trainer) -> Iterator[None]:
+    """Steps and evaluations run in this."""
+    with torch.no_grad(), products(trainer.precision):
+        yield
