@@ -94,6 +94,18 @@ def compact_training(model: Model, state: TrainState, shape: tuple[int, ...], *,
     return _compacted(model, r, in_training, in_evaluation, params, constants, state.masks)
 
 
+def same_cuts(model: Model, one: TrainState, other: TrainState, shape: tuple[int, ...]) -> bool:
+    """Whether training from two states would leave the same out of a network."""
+    first, second = (compact_training(model, state, shape).cuts for state in (one, other))
+    return first.keys() == second.keys() and all(
+        len(first[name]) == len(second[name]) and all(map(_same_index, first[name], second[name])) for name in first
+    )
+
+
+def _same_index(one: Tensor | None, other: Tensor | None) -> bool:
+    return one is other or (one is not None and other is not None and torch.equal(one, other))
+
+
 def cut(tree: Mapping[str, Tensor], cuts: Mapping[str, Cut]) -> dict[str, Tensor]:
     """A tree named like the whole network's leaves (a gradient, a mask) on what is left of them."""
     return {name: _cut(leaf, cuts[name]) for name, leaf in tree.items() if name in cuts}

@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+from lthfunc.compacting.network import same_cuts
 from lthfunc.experiments.config import Config, Interval, parse_interval
 from lthfunc.experiments.iterative import Plan, Progress, Round, Task, train_together
-from lthfunc.runs.checkpoints import checkpoints, load_checkpoint, save_checkpoint, step_of
+from lthfunc.runs.checkpoints import Kept, checkpoints, load_checkpoint, save_checkpoint, step_of
 from lthfunc.runs.folder import training_folder
 from lthfunc.training.fits import Keeper, Observer
 
@@ -43,6 +44,8 @@ def train_kept(
     kept = [each for each in found if each is not None]
     if len(kept) < len(tasks) or len({int(each.progress.fit.state.step) for each in kept}) > 1:
         kept = []  # one of them is damaged: all of this program begin again
+    if config.compact and kept and not _as_compact(plan, tasks[0], kept[0]):
+        kept = []
     before = sum(each.seconds for each in kept) / len(tasks)
 
     def seconds() -> float:
@@ -55,6 +58,14 @@ def train_kept(
     finally:
         writer.close()
     return rounds, seconds()
+
+
+def _as_compact(plan: Plan, task: Task, kept: Kept) -> bool:
+    """Whether what is left out of a network is what was when its training began; its sums would be others else.
+
+    A unit that reads nothing may have died since.
+    """
+    return same_cuts(plan.model, task.start, kept.progress.fit.state, plan.trainer.data.shape)
 
 
 class _Writer:

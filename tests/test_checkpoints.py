@@ -1,0 +1,249 @@
+"""Trainings that stop anywhere and go on from their checkpoint, to the same bits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import DroppingNet, NormedNet
+from torch import nn
+
+import lthfunc as lf
+from lthfunc.errors import UserError
+from lthfunc.experiments.config import Config, parse_interval
+from lthfunc.experiments.iterative import TICKET, Plan, Task, train_together
+from lthfunc.experiments.starting import REWINDINGS
+from lthfunc.runs import keeping
+from lthfunc.runs.checkpoints import checkpoints, is_whole, load_checkpoint, step_of
+from lthfunc.runs.keeping import train_kept
+from lthfunc.training.batches import batches
+from lthfunc.training.fits import Stopped
+from lthfunc.training.stepping import finite
+from lthfunc.trees.types import Dataset
+
+NETWORKS: dict[str, type[nn.Module]] = {"normed": NormedNet, "dropping": DroppingNet}
+OPTIMIZERS: dict[str, lf.Optimizer] = {
+    "adam": lf.adam(lf.cosine(1e-3, 40), weight_decay=1e-2),
+    "sgd": lf.sgd(lf.warmup(lf.constant(0.05), 10), momentum=0.9, nesterov=True),
+    "muon": lf.muon(0.02, 0.9),
+}
+
+
+def plan_of(data: Dataset, network: str, engine: Any, optimizer: str, anchor_step: int = 0) -> Plan:
+    model = lf.from_module(NETWORKS[network]())
+    trainer = lf.make_trainer(model, data, optimizer=OPTIMIZERS[optimizer], batch_size=24, engine=engine)
+    return Plan(model, trainer, steps=37, eval_every=10, rewind=REWINDINGS["init"], anchor_step=anchor_step)
+
+
+def dense(plan: Plan, seed: int = 3) -> Task:
+    return Task(seed, 0, TICKET, lf.init(plan.model, seed), None)
+
+
+def pruned(plan: Plan, seed: int = 3) -> Task:
+    start = lf.init(plan.model, seed)
+    return Task(seed, 1, TICKET, lf.prune(fraction=0.7)(start), start)
+
+
+class StopAt:
+    """Asks to stop when so many steps were taken."""
+
+    def __init__(self, step: int) -> None:
+        self.step, self.seen = step, 0
+
+    def observe(self, number: int, point: Any) -> None:
+        self.seen = number
+
+    def __call__(self) -> bool:
+        return self.seen >= self.step
+
+
+def stopped(plan: Plan, task: Task, folder: Path, step: int) -> None:
+    stop = StopAt(step)
+    with pytest.raises(Stopped):
+        train_kept(plan, [task], folder, Config(checkpoint_every="never"), stop, stop.observe)
+
+
+#: An optimiser that mixes weights is not for the sparse engine, dropout not for compacted networks.
+CASES = [
+    *(("eager", network, optimizer) for network in NETWORKS for optimizer in OPTIMIZERS),
+    *(("sparse", network, optimizer) for network in NETWORKS for optimizer in ("adam", "sgd")),
+    *(("compact", "normed", optimizer) for optimizer in ("adam", "sgd")),
+]
+
+
+@pytest.mark.parametrize(("engine", "network", "optimizer"), CASES)
+def test_a_training_stopped_anywhere_ends_in_the_same_bits(
+    few_digits: Dataset, tmp_path: Path, engine: str, network: str, optimizer: str
+) -> None:
+    making = {"eager": "eager", "sparse": lf.sparse_engine, "compact": lf.compact_engine("eager")}[engine]
+    plan = plan_of(few_digits, network, making, optimizer)
+    task = pruned(plan)
+    (whole,) = train_together(plan, [task])
+    for number, stops in enumerate([[1], [10], [9, 11, 30], [36]]):
+        folder = tmp_path / str(number)
+        for step in stops:
+            stopped(plan, task, folder, step)
+        (again,), _ = train_kept(plan, [task], folder, Config(), lambda: False, None)
+        assert repr(again.fit.curve) == repr(whole.fit.curve)
+        assert lf.same_bits(again.fit.state, whole.fit.state)
+        assert lf.same_bits(again.fit.chosen[1:], whole.fit.chosen[1:])
+        assert again.test == whole.test
+        assert again.fit.since is None
+
+
+@pytest.mark.parametrize("step", [3, 12, 13, 20])
+def test_the_dense_training_keeps_the_anchor_that_it_has_found(few_digits: Dataset, tmp_path: Path, step: int) -> None:
+    plan = plan_of(few_digits, "dropping", "eager", "adam", anchor_step=12)
+    task = dense(plan)
+    (whole,) = train_together(plan, [task])
+    stopped(plan, task, tmp_path, step)
+    kept = load_checkpoint(tmp_path / "seed3" / "round00", plan, task)
+    assert kept is not None
+    assert (kept.progress.anchor is not None) == (step > 12)
+    (again,), _ = train_kept(plan, [task], tmp_path, Config(), lambda: False, None)
+    assert lf.same_bits(again.anchor[:3], whole.anchor[:3])
+    assert int(again.anchor.step) == int(whole.anchor.step) == 12
+    assert lf.same_bits(again.fit.state, whole.fit.state)
+    assert repr(again.fit.curve) == repr(whole.fit.curve)
+
+
+@pytest.mark.slow
+def test_the_compiled_engine_goes_on_within_a_round(few_digits: Dataset, tmp_path: Path) -> None:
+    plan = plan_of(few_digits, "dropping", "compile", "adam")
+    task = pruned(plan)
+    (whole,) = train_together(plan, [task])
+    for step in (7, 23):
+        stopped(plan, task, tmp_path, step)
+    (again,), _ = train_kept(plan, [task], tmp_path, Config(), lambda: False, None)
+    assert lf.same_bits(again.fit.state, whole.fit.state)
+    assert repr(again.fit.curve) == repr(whole.fit.curve)
+
+
+def test_checkpoints_at_an_interval_change_nothing_and_replace_each_other(
+    few_digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_of(few_digits, "normed", "eager", "sgd")
+    task = pruned(plan)
+    (whole,) = train_together(plan, [task])
+    written: list[Path] = []
+    real = keeping.save_checkpoint
+    monkeypatch.setattr(keeping, "save_checkpoint", lambda *given: written.append(real(*given)))
+    (kept,), _ = train_kept(plan, [task], tmp_path, Config(checkpoint_every="5"), lambda: False, None)
+    assert [step_of(path) for path in written] == [5, 10, 15, 20, 25, 30, 35]
+    assert [step_of(path) for path in checkpoints(tmp_path / "seed3" / "round01")] == [35]
+    assert lf.same_bits(kept.fit.state, whole.fit.state)
+
+
+def test_a_damaged_checkpoint_is_passed_over(few_digits: Dataset, tmp_path: Path) -> None:
+    plan = plan_of(few_digits, "normed", "eager", "sgd")
+    task = pruned(plan)
+    stopped(plan, task, tmp_path, 20)
+    (path,) = checkpoints(tmp_path / "seed3" / "round01")
+    assert is_whole(path)
+    payload = bytearray(path.read_bytes())
+    for place in range(0, len(payload), max(1, len(payload) // 50)):
+        payload[place] ^= 1
+        path.write_bytes(payload)
+        assert not is_whole(path)
+        assert load_checkpoint(path.parent, plan, task) is None
+        payload[place] ^= 1
+    path.write_bytes(payload)
+    assert load_checkpoint(path.parent, plan, task) is not None
+    other = plan_of(few_digits, "dropping", "eager", "sgd")
+    assert load_checkpoint(path.parent, other, pruned(other)) is None
+
+
+def test_intervals_are_steps_or_seconds() -> None:
+    assert parse_interval("500") == (500, None)
+    assert parse_interval("30s") == (None, 30.0)
+    assert parse_interval("never") == (None, None)
+    for text in ("", "0", "-1", "1e9", "30 s", "nan", "9" * 40):
+        with pytest.raises(UserError, match="--checkpoint-every"):
+            parse_interval(text)
+
+
+class Poisoned(nn.Module):
+    """A network whose inputs, where a pixel says so, make its loss or its gradient not finite."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(64, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.flatten(1)
+        out: torch.Tensor = self.fc(x)
+        steep = torch.sqrt(torch.where(x[:, :1] == 100, out - out.detach(), 1.0))  # there zero, of infinite slope
+        return out + steep + torch.where(x[:, :1] == 200, torch.inf, 0.0)
+
+
+def poisoned(data: Dataset, gradient: list[int], loss: list[int]) -> Dataset:
+    """Training examples whose gradient is not finite, though their loss is; and some whose loss isn't."""
+    x = data.train.x.clone()
+    x[gradient, 0, 0, 0], x[loss, 0, 0, 0] = 100, 200
+    return data._replace(train=data.train._replace(x=x), scale=None)
+
+
+@pytest.mark.parametrize("engine", ["eager", "sparse"])
+def test_a_step_that_is_not_finite_ends_a_training_at_the_last_good_state(
+    few_digits: Dataset, tmp_path: Path, engine: str
+) -> None:
+    data = few_digits if engine == "sparse" else poisoned(few_digits, [17], [])
+    network: nn.Module = DroppingNet() if engine == "sparse" else Poisoned()
+    rate = lf.stepwise(1e-2, (20,), 1e38) if engine == "sparse" else lf.constant(1e-2)
+    model = lf.from_module(network)
+    trainer = lf.make_trainer(
+        model, data, optimizer=lf.sgd(rate), batch_size=24, engine=lf.sparse_engine if engine == "sparse" else "eager"
+    )
+    plan = Plan(model, trainer, steps=37, eval_every=10)
+    task = pruned(plan)
+    with pytest.raises(
+        UserError, match=r"training diverged: the (loss .*|gradient) of step (\d+) is not finite"
+    ) as error:
+        train_kept(plan, [task], tmp_path, Config(), lambda: False, None)
+    assert "learning rate" in str(error.value)
+    kept = load_checkpoint(tmp_path / "seed3" / "round01", plan, task)
+    assert kept is not None
+    state, since = kept.progress.fit.state, kept.progress.fit.since
+    assert since is not None
+    assert finite(state, since)
+    assert f"of step {int(state.step) + 1} is" in str(error.value)
+
+
+def test_skipping_leaves_such_steps_out_wherever_it_was_interrupted(few_digits: Dataset, tmp_path: Path) -> None:
+    data = poisoned(few_digits, [17], [100])
+    model = lf.from_module(Poisoned())
+    trainer = lf.make_trainer(model, data, optimizer=lf.sgd(1e-2, momentum=0.9), batch_size=24, on_nonfinite="skip")
+    plan = Plan(model, trainer, steps=37, eval_every=10)
+    task = pruned(plan)
+    (whole,) = train_together(plan, [task])
+    assert all(bool(leaf.isfinite().all()) for leaf in whole.fit.state.params.values())
+    assert int(whole.fit.state.step) == 37
+    # By hand: the same batches, without those that the two examples are in.
+    state = lf.with_optimizer(task.start, trainer.optimizer)
+    step = lf.make_train_step(model, lf.cross_entropy, trainer.optimizer)
+    skipped = 0
+    for batch in batches(data.train, 24, 3, 0, 37):
+        if bool((batch[0].flatten(1)[:, 0] > 50).any()):
+            state, skipped = state._replace(step=state.step + 1), skipped + 1
+        else:
+            state, _ = step(state, batch)
+    assert skipped >= 4
+    assert lf.same_bits(state.params, whole.fit.state.params)
+    for number in (5, 11, 24):
+        stopped(plan, task, tmp_path, number)
+    (again,), _ = train_kept(plan, [task], tmp_path, Config(), lambda: False, None)
+    assert lf.same_bits(again.fit.state, whole.fit.state)
+    assert repr(again.fit.curve) == repr(whole.fit.curve)
+    together = train_together(plan, [task, task._replace(seed=4)])
+    assert all(bool(leaf.isfinite().all()) for each in together for leaf in each.fit.state.params.values())
+
+
+def test_nothing_but_bad_steps_ends_a_training_whatever_was_asked(few_digits: Dataset) -> None:
+    data = poisoned(few_digits, list(range(200)), list(range(200, 240)))
+    model = lf.from_module(Poisoned())
+    trainer = lf.make_trainer(model, data, optimizer=lf.sgd(1e-2), batch_size=24, on_nonfinite="skip")
+    plan = Plan(model, trainer, steps=10, eval_every=5)
+    with pytest.raises(UserError, match="training diverged"):
+        train_together(plan, [pruned(plan)])
