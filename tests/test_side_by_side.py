@@ -23,7 +23,7 @@ from lthfunc.experiments.iterative import Plan, Round, Task, rounds
 from lthfunc.experiments.starting import CONTROLS, REWINDINGS
 from lthfunc.runs.execute import jobs_of
 from lthfunc.runs.memory import refuse_too_wide
-from lthfunc.runs.together import side_by_side
+from lthfunc.runs.together import Way, side_by_side
 from lthfunc.runs.trainings import Queue, name_of
 from lthfunc.training.trainer import make_trainer
 from lthfunc.trees.types import Dataset
@@ -149,7 +149,7 @@ def test_jobs_are_what_the_cores_hold(few_digits: Dataset, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("width", [2, 100])
-def test_a_vmapped_study_equals_its_trainings_one_by_one(few_digits: Dataset, width: int) -> None:
+def test_a_vmapped_study_equals_its_trainings_one_by_one(few_digits: Dataset, width: int, tmp_path: Path) -> None:
     """As on a GPU, but here: seeds and controls of a round as one program, rewinding to a later step included."""
     model = lf.from_module(NormedNet())
     trainer = make_trainer(model, few_digits, optimizer=lf.adam(1e-3), batch_size=40)
@@ -160,7 +160,8 @@ def test_a_vmapped_study_equals_its_trainings_one_by_one(few_digits: Dataset, wi
     def results(width: int) -> dict[tuple[int, int, str], Round]:
         queue = Queue({seed: rounds(plan, seed) for seed in (0, 1)})
         watcher = Silent()
-        results = list(side_by_side(plan, queue, width, watcher))
+        way = Way(Config(checkpoint_every="4"), plan, tmp_path, watcher, lambda: False)
+        results = list(side_by_side(way, queue, width))
         found = {name_of(result.task): result.round for result in results}
         assert sorted(watcher.begun) == sorted(found)
         return found

@@ -11,7 +11,18 @@ from lthfunc.experiments.iterative import TICKET, Plan, Task
 from lthfunc.experiments.plan import Prepared
 from lthfunc.experiments.records import Record
 from lthfunc.experiments.starting import Situation
-from lthfunc.runs.folder import ANCHOR, MASKS, METRICS, PARAMS, PRUNE, create, name_of_record, read_run, training_folder
+from lthfunc.runs.folder import (
+    ANCHOR,
+    MASKS,
+    METRICS,
+    PARAMS,
+    PRUNE,
+    create,
+    make_training_folder,
+    name_of_record,
+    read_run,
+    training_folder,
+)
 from lthfunc.runs.lines import append_lines
 from lthfunc.runs.manifests import checked_bytes, load_checked, sum_of, write_manifest
 from lthfunc.runs.store import done_so_far, load_anchor
@@ -40,7 +51,7 @@ def branch(run: Path, folder: Path, number: int, prepared: Prepared) -> list[Rec
 
 def _copy(source: Path, target: Path, *, anchor: bool) -> None:
     """Copy a training's files, each after a look at its sum; of a ticket's, which a branch writes anew, nothing."""
-    target.mkdir(parents=True)
+    make_training_folder(target)
     sums = {}
     for name in (PARAMS, MASKS, *([f"../{ANCHOR}"] if anchor else [])):
         payload = checked_bytes(source, name)

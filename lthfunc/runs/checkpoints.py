@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lthfunc.errors import UserError
 from lthfunc.experiments.iterative import Plan, Progress, Task
+from lthfunc.runs.folder import make_training_folder
 from lthfunc.runs.manifests import sum_of
 from lthfunc.training.fits import Chosen, Fit, Point, Since
 from lthfunc.trees.files import tree_bytes, tree_of, write_atomically
@@ -57,7 +58,7 @@ def save_checkpoint(place: Path, progress: Progress, seconds: float) -> Path:
         "anchor_step": None if anchor is None else int(anchor.step),
     }
     payload = tree_bytes(tree, about)
-    place.mkdir(parents=True, exist_ok=True)
+    make_training_folder(place)
     path = place / f"checkpoint-{about['step']:09d}-{sum_of(payload).sha256}.safetensors"
     write_atomically(path, payload)
     for other in checkpoints(place):

@@ -135,6 +135,12 @@ def training_folder(folder: Path, seed: int, number: int, variant: str) -> Path:
     return folder / f"seed{seed}" / f"round{number:02d}{suffix}"
 
 
+def make_training_folder(place: Path) -> None:
+    """Make the folder of a training; the run's must be there: one that was deleted does not come back half."""
+    for folder in (place.parent, place):
+        folder.mkdir(exist_ok=True)
+
+
 def name_of_record(item: Record) -> Name:
     """The name of a finished training."""
     return item["seed"], item["round"], item["variant"]
@@ -147,7 +153,10 @@ def scan_run(folder: Path) -> Run:
     """
     if not (folder / METRICS).exists():
         raise UserError(f"{folder}: is not a run folder (it has no {METRICS})")
-    lines = scan_lines(folder / METRICS)  # a training whose line an interruption cut off counts as not finished
+    # A training whose line an interruption cut off counts as not finished.
+    lines = scan_lines(folder / METRICS, summed=False)
+    if lines and lines[0].value is not None and "format" in lines[0].value:
+        lines = scan_lines(folder / METRICS)
     if not lines or lines[0].value is None:
         reason = lines[0].reason if lines else "it is cut off"
         raise DamagedError(f"{folder / METRICS}: its first line, which says what the run is, is damaged: {reason}")
@@ -196,6 +205,13 @@ def _config_of(folder: Path, about: dict[str, Any]) -> tuple[Config, str | None]
         name = different[0]
         return begun, f"{name} is {mine.get(name)!r}, and the run was begun with {theirs.get(name)!r}; {again}"
     return config, None
+
+
+def environment_damage(folder: Path) -> list[tuple[int, str]]:
+    """The numbers of damaged lines in the record of who worked on a run, with the reason."""
+    path = folder / ENVIRONMENT
+    lines = scan_lines(path) if path.exists() else []
+    return [(line.number, str(line.reason)) for line in lines if line.value is None]
 
 
 def read_run(folder: Path) -> tuple[dict[str, Any], Config, list[Record]]:

@@ -34,9 +34,14 @@ def line_of(item: Mapping[str, Any]) -> str:
     return f'{text[:-1]}, "sha256": "{digest}"}}'
 
 
-def value_of(text: str) -> dict[str, Any]:
-    """A line's object, without its checksum. Raises ValueError where it is damaged; without a sum it is believed."""
+def value_of(text: str, *, summed: bool = True) -> dict[str, Any]:
+    """A line's object, without its checksum. Raises ValueError where it is damaged.
+
+    summed: whether it must have a sum; lines of version 0.1.0 have none, and are believed.
+    """
     found = _SUM.search(text)
+    if not found and summed:
+        raise ValueError("it has no checksum at its end")
     if found:
         text = text[: found.start()] + "}"
         if hashlib.sha256(text.encode()).hexdigest() != found[1]:
@@ -47,8 +52,6 @@ def value_of(text: str) -> dict[str, Any]:
         raise ValueError("it is not JSON") from error
     if not isinstance(value, dict):
         raise ValueError("it is no JSON object")
-    if "sha256" in value:
-        raise ValueError("its checksum is not at its end")
     return value
 
 
@@ -65,12 +68,12 @@ def append_lines(path: Path, items: Iterable[Mapping[str, Any]]) -> None:
             raise
 
 
-def scan_lines(path: Path) -> list[Line]:
-    """All whole lines, damaged ones with the reason."""
+def scan_lines(path: Path, *, summed: bool = True) -> list[Line]:
+    """All whole lines, damaged ones with the reason. summed: see `value_of`."""
     lines = []
     for number, raw in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
         try:
-            lines.append(Line(number, value_of(raw.decode("utf-8"))))
+            lines.append(Line(number, value_of(raw.decode("utf-8"), summed=summed)))
         except ValueError as error:  # not UTF-8 among them
             reason = "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else str(error)
             lines.append(Line(number, None, reason))
@@ -78,9 +81,9 @@ def scan_lines(path: Path) -> list[Line]:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """All whole lines. Raises DamagedError where one is damaged."""
+    """All whole lines, with sums or without. Raises DamagedError where one is damaged."""
     values = []
-    for number, value, reason in scan_lines(path):
+    for number, value, reason in scan_lines(path, summed=False):
         if value is None:
             raise DamagedError(f"{path}: line {number} is damaged: {reason}")
         values.append(value)

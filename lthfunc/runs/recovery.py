@@ -11,16 +11,18 @@ from lthfunc.experiments.records import Record
 from lthfunc.runs.checking import Problem, checkpoints_wrong, sums_wrong
 from lthfunc.runs.folder import (
     CONFIG,
+    ENVIRONMENT,
     METRICS,
     TICKET_FILE,
     TRANSFER,
     Name,
     Run,
+    environment_damage,
     name_of_record,
     scan_run,
     write_config,
 )
-from lthfunc.runs.lines import append_lines, drop_partial_line
+from lthfunc.runs.lines import append_lines, drop_partial_line, line_of, scan_lines
 from lthfunc.trees.files import UNFINISHED, write_atomically
 
 
@@ -44,6 +46,7 @@ def recover(folder: Path) -> tuple[Run, list[str]]:
         raise DamagedError(f"{folder / CONFIG}: {run.settings}")
     if run.damaged:
         append_lines(folder / METRICS, [{"kind": "mended", "lines": list(run.damaged)}])
+    said += _without_damaged_lines(folder)
     problems = list(sums_wrong(folder, run))
     said += map(str, [*problems, *checkpoints_wrong(folder)])
     lost = _lost(run, problems)
@@ -54,6 +57,17 @@ def recover(folder: Path) -> tuple[Run, list[str]]:
     run = scan_run(folder)
     _renew_ticket(folder, run)
     return run, said
+
+
+def _without_damaged_lines(folder: Path) -> list[str]:
+    """Nothing follows from who worked on a run, so lines of it that are damaged are left out."""
+    damaged = environment_damage(folder)
+    if damaged:
+        lines = [line.value for line in scan_lines(folder / ENVIRONMENT) if line.value is not None]
+        write_atomically(folder / ENVIRONMENT, "".join(line_of(each) + "\n" for each in lines).encode())
+    elif (folder / ENVIRONMENT).exists():
+        drop_partial_line(folder / ENVIRONMENT)
+    return [f"{ENVIRONMENT}: line {number} is damaged: {reason}" for number, reason in damaged]
 
 
 def _lost(run: Run, problems: Sequence[Problem]) -> dict[Name, str]:

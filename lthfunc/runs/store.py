@@ -11,7 +11,15 @@ from lthfunc.errors import DamagedError
 from lthfunc.experiments.config import Config, to_mapping
 from lthfunc.experiments.iterative import TICKET, Done, Round
 from lthfunc.experiments.records import Record
-from lthfunc.runs.folder import ANCHOR, MASKS, METRICS, PARAMS, TICKET_FILE, training_folder
+from lthfunc.runs.folder import (
+    ANCHOR,
+    MASKS,
+    METRICS,
+    PARAMS,
+    TICKET_FILE,
+    make_training_folder,
+    training_folder,
+)
 from lthfunc.runs.lines import append_lines
 from lthfunc.runs.manifests import load_checked, sum_of, write_manifest
 from lthfunc.trees.files import ticket_bytes, tree_bytes, write_atomically
@@ -23,7 +31,7 @@ from lthfunc.trees.types import TrainState
 def save_training(folder: Path, config: Config, seed: int, result: Round, item: Record, *, first_seed: bool) -> None:
     """Write a finished training: its files, their sums, then its line."""
     place = training_folder(folder, seed, result.number, result.variant)
-    place.mkdir(parents=True, exist_ok=True)
+    make_training_folder(place)
     state = result.fit.state
     about = {
         "config": to_mapping(config),

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lthfunc.runs.checking import Problem, checkpoints_wrong, contents_wrong, good_rounds, sums_wrong
-from lthfunc.runs.folder import Run, scan_run
+from lthfunc.runs.folder import ENVIRONMENT, Run, environment_damage, scan_run
 from lthfunc.runs.unfinished import is_finished
 
 
@@ -45,6 +45,7 @@ def verified(folder: Path) -> Report:
     """Check everything. Raises UserError where this is no run, DamagedError where it can't be told what it is."""
     run = scan_run(folder)
     damage = [Problem(where, what) for where, _, what in (line.partition(": ") for line in run.damage)]
+    damage += [Problem(ENVIRONMENT, f"line {number} is damaged: {why}") for number, why in environment_damage(folder)]
     sums = list(sums_wrong(folder, run))
     bad = {each.name for each in sums if each.name is not None}
     contents = list(contents_wrong(folder, run, bad))

@@ -1,0 +1,406 @@
+"""Runs that survive damage, locks, full disks and strangers' folders."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lthfunc_cli.main import main
+from test_runs import SMALL, metrics, run, same_files
+
+import lthfunc as lf
+from lthfunc.errors import DamagedError, UserError
+from lthfunc.runs.folder import read_run, scan_run
+from lthfunc.runs.lines import append_lines, line_of, read_lines, value_of
+from lthfunc.runs.lock import holder, is_held, locked
+from lthfunc.runs.verifying import verified
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    assert run("prune", *SMALL, "--control", "reinit", "--rewind", "step:10", "--out", folder) == 0
+    return folder
+
+
+@pytest.fixture
+def damaged(finished: Path, tmp_path: Path) -> Path:
+    folder = tmp_path / "damaged"
+    shutil.copytree(finished, folder)
+    return folder
+
+
+def said(capsys: Any) -> list[str]:
+    lines: list[str] = capsys.readouterr().err.splitlines()
+    return lines
+
+
+def files_of(folder: Path) -> list[str]:
+    """Every file of a run but pictures, which are drawn again, and the lock."""
+    return sorted(
+        str(path.relative_to(folder)) for path in folder.rglob("*")
+        if path.is_file() and path.suffix != ".png" and path.name != ".lock"
+    )  # fmt: skip
+
+
+FILES = [
+    "config.toml", "environment.jsonl", "metrics.jsonl", "seed0/anchor.safetensors", "seed0/round00/manifest.json",
+    "seed0/round00/masks.safetensors", "seed0/round00/params.safetensors", "seed0/round01-reinit/manifest.json",
+    "seed0/round01-reinit/masks.safetensors", "seed0/round01-reinit/params.safetensors",
+    "seed0/round01/manifest.json", "seed0/round01/masks.safetensors", "seed0/round01/params.safetensors",
+    "seed0/round02-reinit/manifest.json", "seed0/round02-reinit/masks.safetensors",
+    "seed0/round02-reinit/params.safetensors", "seed0/round02/manifest.json", "seed0/round02/masks.safetensors",
+    "seed0/round02/params.safetensors", "seed0/ticket.safetensors", "ticket.safetensors",
+]  # fmt: skip
+
+
+def test_these_are_all_files(finished: Path) -> None:
+    assert files_of(finished) == FILES
+    assert main(["verify", str(finished)]) == 0
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_flipped_bit_anywhere_is_found(damaged: Path, file: str, capsys: Any) -> None:
+    """At many places of every file: verify says so, in one line, with exit code 3; the other rounds stay good."""
+    path = damaged / file
+    payload = path.read_bytes()
+    for number in range(24):
+        place, bit = (number * 7919 + 13) % len(payload) if number else len(payload) - 2, number % 8
+        harmed = bytearray(payload)
+        harmed[place] ^= 1 << bit
+        path.write_bytes(harmed)
+        try:
+            report = verified(damaged)
+        except DamagedError:  # the first line, which says what the run is
+            assert file == "metrics.jsonl"
+            continue
+        if file == "config.toml" and not report.problems:  # a comment, or a setting that changes no result
+            continue
+        assert report.problems, (place, bit)
+        names = {each.where for each in report.problems}
+        assert any(file.startswith(name) or name.startswith(file) for name in names), names
+    path.write_bytes(payload)
+    assert not verified(damaged).problems
+
+
+@pytest.mark.parametrize("how", ["flipped", "truncated", "empty", "missing"])
+@pytest.mark.parametrize("file", [name for name in FILES if name != "config.toml"])
+def test_resume_mends_what_is_damaged_to_the_same_bits(
+    finished: Path, damaged: Path, file: str, how: str, capsys: Any
+) -> None:
+    path = damaged / file
+    payload = path.read_bytes()
+    middle = payload.find(b"\n", len(payload) // 2) - 40 if file == "metrics.jsonl" else len(payload) // 2
+    harm = {
+        "flipped": payload[:middle] + bytes([payload[middle] ^ 4]) + payload[middle + 1 :],
+        "truncated": payload[:middle],
+        "empty": b"",
+    }
+    path.unlink()
+    if how != "missing":
+        path.write_bytes(harm[how])
+    lost = file == "metrics.jsonl" and how in ("empty", "missing")
+    code = run("resume", damaged)
+    lines = said(capsys)
+    if lost:
+        assert code in (2, 3)
+        assert len(lines) == 1
+        return
+    assert code == 0, lines
+    assert read_run(damaged)[2] != []
+    assert [{key: value for key, value in item.items() if key != "seconds"} for item in read_run(damaged)[2]] == [
+        {key: value for key, value in item.items() if key != "seconds"} for item in read_run(finished)[2]
+    ]
+    same_files(damaged, finished)
+    assert not verified(damaged).problems
+    if file not in ("environment.jsonl", "ticket.safetensors") and (file, how) != ("metrics.jsonl", "truncated"):
+        assert any(line.startswith("damaged: ") for line in lines)
+
+
+def test_settings_stay_as_the_run_began(damaged: Path, finished: Path, capsys: Any) -> None:
+    text = (damaged / "config.toml").read_text()
+    for harm, told in (("rate = 0.2", "rate = 0.3"), ("steps = 40", "steps ="), ("[[", "")):
+        (damaged / "config.toml").write_text(text.replace(harm, told) if told else harm)
+        assert run("resume", damaged) == 3
+        (line,) = said(capsys)
+        assert "config.toml" in line
+        assert "lthfunc resume writes it again" in line
+        assert run("verify", damaged) == 3
+    (damaged / "config.toml").unlink()
+    assert run("resume", damaged) == 0
+    assert (damaged / "config.toml").read_text() == text
+    (damaged / "config.toml").write_text(text.replace('checkpoint_every = "30s"', 'checkpoint_every = "7"'))
+    assert run("resume", damaged, "--jobs", "2") == 0
+    assert read_run(damaged)[1].jobs == 2
+    same_files(damaged, finished)
+
+
+def test_damage_is_told_by_every_command_that_would_read_it(damaged: Path, capsys: Any) -> None:
+    path = damaged / "seed0" / "round02" / "params.safetensors"
+    payload = bytearray(path.read_bytes())
+    payload[-1] ^= 1
+    path.write_bytes(payload)
+    for command in (
+        ["specialize", damaged, "--round", "2"],
+        ["export", damaged, "--to", "scipy", "--round", "2"],
+        ["branch", damaged, "--from-round", "2", "--rounds", "3", "--out", damaged.parent / "b"],
+    ):
+        assert run(*map(str, command)) == 3, command
+        (line,) = [line for line in said(capsys) if line.startswith("lthfunc: ")]
+        assert "params.safetensors: is damaged" in line
+    assert run("verify", damaged) == 3
+    out = capsys.readouterr().out
+    assert "seed0/round02/params.safetensors: is not what was written" in out
+    assert "seed 0: good are the rounds 0 to 1" in out
+    assert run("verify", damaged, "--json") == 3
+    assert json.loads(capsys.readouterr().out)["good_rounds"] == {"0": [0, 1]}
+
+
+def test_verify_looks_into_files_whose_sums_are_right(damaged: Path, capsys: Any) -> None:
+    """A run whose writer was wrong, not its disk: masks that don't nest, weights where they are pruned."""
+    from lthfunc.runs.manifests import sum_of, write_manifest
+
+    place = damaged / "seed0" / "round02"
+    params, about = lf.load_tree(place / "params.safetensors")
+    masks, also = lf.load_tree(place / "masks.safetensors")
+    before = lf.load_tree(damaged / "seed0" / "round01" / "masks.safetensors")[0]["masks"]["fc1.weight"]
+    masks["masks"]["fc1.weight"][tuple((~before).nonzero()[0])] = True
+    params["params"]["fc2.weight"][tuple((~masks["masks"]["fc2.weight"]).nonzero()[0])] = 1.0
+    lf.save_tree(place / "params.safetensors", params, about)
+    lf.save_tree(place / "masks.safetensors", masks, also)
+    sums = {path.name: sum_of(path.read_bytes()) for path in place.glob("*.safetensors")}
+    ticket = sum_of((damaged / "ticket.safetensors").read_bytes())
+    write_manifest(place, {**sums, "../ticket.safetensors": ticket})
+    assert run("verify", damaged) == 3
+    out = capsys.readouterr().out
+    assert "fc2.weight has pruned weights that are not zero" in out
+    assert "the mask of fc1.weight keeps weights that the round before had pruned" in out
+    assert "its masks keep 32,129 of 50,200 weights, its record says 32,128" in out
+
+
+def test_version_1_is_read_and_a_newer_one_refused(damaged: Path, finished: Path, capsys: Any) -> None:
+    lines = [json.loads(line) for line in (damaged / "metrics.jsonl").read_text().splitlines()]
+    old = [{key: value for key, value in line.items() if key not in ("sha256", "format")} for line in lines]
+    (damaged / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in old[:-1]))
+    (damaged / "environment.jsonl").unlink()
+    for path in damaged.rglob("manifest.json"):
+        path.unlink()
+    assert scan_run(damaged).format == 1
+    assert run("verify", damaged) == 0
+    assert "format 1, written without sums" in capsys.readouterr().out
+    assert run("info", damaged) == 0
+    assert run("resume", damaged) == 0
+    same_files(damaged, finished)
+    newer = {**old[0], "format": 99}
+    (damaged / "metrics.jsonl").write_text(line_of(newer) + "\n")
+    capsys.readouterr()
+    for command in ("resume", "info", "verify"):
+        assert run(command, damaged) == 2
+        (line,) = said(capsys)
+        assert "its files have format 99, and this version reads up to 2; update lthfunc" in line
+
+
+def test_lines_know_their_own_sums(tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    items = [{"a": 1.5, "b": [None, 'x, "sha256": "y"}']}, {"c": float("inf")}]
+    append_lines(path, items)
+    assert read_lines(path) == items
+    for text in path.read_text().splitlines():
+        for place in range(len(text)):
+            with pytest.raises(ValueError, match=r"^its? "):
+                value_of(text[:place] + chr(ord(text[place]) ^ 1) + text[place + 1 :])
+    assert value_of('{"a": 1}', summed=False) == {"a": 1}  # of version 0.1.0
+
+
+@pytest.mark.slow
+def test_a_second_process_on_a_run_is_refused_and_a_dead_ones_lock_taken_over(tmp_path: Path, capsys: Any) -> None:
+    folder = tmp_path / "run"
+    command = [sys.executable, "-m", "lthfunc_cli", "prune", "--rounds", "5", "--steps", "4000", "--engine", "eager"]
+    with subprocess.Popen([*command, "--out", str(folder)], stderr=subprocess.DEVNULL) as process:
+        while not (folder / "environment.jsonl").exists():
+            time.sleep(0.05)
+            assert process.poll() is None
+        assert is_held(folder)
+        for again in (["resume", folder], ["prune", *SMALL, "--out", folder]):
+            assert run(*again) == 2
+        refused, other = said(capsys)
+        assert re.search(rf"process {process.pid} on \S+ \(since .*\) is working on it", refused)
+        assert "holds another run" in other
+        process.kill()
+        process.wait()
+    about = holder(folder)
+    assert about is not None
+    assert about["pid"] == process.pid  # what is left of it
+    assert not is_held(folder)
+    with locked(folder):
+        assert is_held(folder)
+        with pytest.raises(UserError, match=f"process {os.getpid()} on"), locked(folder):
+            pass
+    assert not is_held(folder)
+
+
+STRANGER = """
+import pathlib
+pathlib.Path("stranger-was-here").touch()
+import torch
+
+
+def Net(shape, classes):
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+
+
+def score(params, masks):
+    return {name: params[name].abs() for name in masks}
+"""
+
+
+def forget() -> None:
+    """So that the module is imported again."""
+    for name in [name for name in sys.modules if name.startswith("lthfunc_user_stranger")]:
+        del sys.modules[name]
+
+
+def test_code_that_files_name_is_imported_on_trust_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("stranger.py").write_text(STRANGER)
+    small = ["--rounds", "1", "--steps", "4", "--engine", "eager"]
+    for settings in ({"arch": "stranger.py:Net"}, {"score": "stranger.py:score"}):
+        shutil.rmtree("run", ignore_errors=True)
+        forget()
+        typed = [part for name, value in settings.items() for part in (f"--{name}", value)]
+        assert run("prune", *small, *typed, "--out", "run") == 0  # typed, so trusted
+        assert Path("stranger-was-here").exists()
+        Path("stranger-was-here").unlink()
+        (named,) = settings.values()
+        forget()
+        lines = Path("run/metrics.jsonl").read_text().splitlines(keepends=True)
+        Path("run/metrics.jsonl").write_text("".join(lines[:2]))
+        capsys.readouterr()
+        refused: list[list[str]] = [
+            ["resume", "run"], ["prune", "--config", "run/config.toml", "--out", "x"], ["specialize", "run"],
+            ["branch", "run", "--from-round", "0", "--out", "x"], ["info", "run", "--classes"],
+            ["transfer", "run", "--dataset", "digits", "--out", "x"], ["export", "run", "--to", "scipy"],
+            ["methods", "--config", "run/config.toml", "--density", "0.1"],
+            ["connectivity", "--config", "run/config.toml"],
+        ]  # fmt: skip
+        for command in refused:
+            assert run(*command) == 2, command
+            told = [line for line in said(capsys) if line.startswith("lthfunc: ")]
+            assert len(told) == 1
+            assert f"{next(iter(settings))} = {named!r}; look at it, and with --trust it is imported" in told[0]
+            assert not Path("stranger-was-here").exists(), command
+            assert not Path("x").exists()
+        assert run("verify", "run") == 0
+        assert run("info", "run") == 0
+        assert not Path("stranger-was-here").exists()
+        assert run("resume", "run", "--trust") == 0
+        assert Path("stranger-was-here").exists()
+        Path("stranger-was-here").unlink()
+
+
+def limited(command: list[str], size: int) -> subprocess.CompletedProcess[str]:
+    """A command in a process that may write no file of more than `size` bytes, as on a disk that fills."""
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+    return subprocess.run(
+        [sys.executable, "-m", "lthfunc_cli", *command], capture_output=True, text=True, preexec_fn=limit, check=False
+    )
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_one_line_and_what_was_finished_stays(damaged: Path, finished: Path) -> None:
+    lines = (damaged / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (damaged / "metrics.jsonl").write_text("".join(lines[:3]))
+    before = {name: (damaged / name).read_bytes() for name in files_of(damaged)}
+    for size in (100_000, (damaged / "metrics.jsonl").stat().st_size + 100):
+        done = limited(["resume", str(damaged)], size)
+        assert done.returncode == 3, done.stderr
+        told = [line for line in done.stderr.splitlines() if line.startswith("lthfunc: ")]
+        assert len(told) == 1
+        assert "File too large; what was finished before is kept" in told[0]
+        assert "Traceback" not in done.stderr
+        assert str(damaged) in told[0]
+        assert not list(damaged.rglob("*.unfinished"))
+        for name, payload in before.items():
+            now = (damaged / name).read_bytes()
+            assert now.startswith(payload) if name.endswith(".jsonl") else now == payload, name
+    assert run("resume", damaged) == 0
+    assert metrics(damaged) == metrics(finished)
+    same_files(damaged, finished)
+
+
+def test_a_folder_that_vanishes_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    import lthfunc.runs.execute as execute
+
+    real = execute.save_training
+
+    def save(folder: Path, *given: Any, **named: Any) -> None:
+        shutil.rmtree(folder)
+        real(folder, *given, **named)
+
+    monkeypatch.setattr(execute, "save_training", save)
+    assert run("prune", *SMALL, "--out", tmp_path / "run") == 3
+    told = [line for line in said(capsys) if line.startswith("lthfunc: ")]
+    assert len(told) == 1
+    assert str(tmp_path / "run") in told[0]
+    assert "No such file or directory" in told[0]
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(damaged: Path, capsys: Any) -> None:
+    """A read-only file system: nothing in it changes, and reading goes on as before."""
+    mounted = subprocess.run(
+        ["mount", "--bind", "-o", "ro", str(damaged), str(damaged)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("a read-only mount takes a privilege that is not here")
+    try:
+        assert run("verify", damaged) == 0
+        assert run("info", damaged) == 0
+        capsys.readouterr()
+        assert run("resume", damaged) == 3
+        (line,) = said(capsys)
+        assert "Read-only file system" in line
+        assert run("prune", *SMALL, "--out", damaged / "new") in (2, 3)
+        (line,) = said(capsys)
+        assert str(damaged) in line
+    finally:
+        subprocess.run(["umount", str(damaged)], check=True)
+
+
+def test_typing_the_command_again_offers_to_go_on(
+    damaged: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = ["prune", *SMALL, "--control", "reinit", "--rewind", "step:10"]
+    lines = (damaged / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (damaged / "metrics.jsonl").write_text("".join(lines[:3]))
+    shutil.move(damaged, tmp_path / "runs" / "earlier")
+    earlier = tmp_path / "runs" / "earlier"
+    # Nobody to ask: it is said, and a run of its own begins; in its folder it is refused.
+    assert run(*command) == 0
+    told = "an unfinished run of these settings can be gone on with: lthfunc resume runs/earlier"
+    assert told in said(capsys)
+    assert run(*command, "--out", earlier) == 2
+    assert "go on with it: lthfunc resume" in said(capsys)[-1]
+    assert run(*command, "--rate", "0.3") == 0
+    assert told not in said(capsys)
+    # With somebody to ask.
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("typer.confirm", lambda question, **given: "runs/earlier is an unfinished run" in question)
+    assert run(*command) == 0
+    assert metrics(earlier) == metrics(finished)
+    same_files(earlier, finished)
