@@ -190,7 +190,7 @@ def settings_of(command: str, given: dict[str, Any]) -> Config:
 def _merge(command: str, given: dict[str, Any]) -> Config:
     """Options typed win over the file's, the file's over defaults."""
     path = given.pop("config")
-    trust = given.pop("trust")
+    trust = given.pop("trust", False)
     typed = {name: value for name, value in given.items() if name not in ("out", "json") and value not in (None, [])}
     if "layer_rate" in typed:
         typed["layer_rate"] = o.layer_rates(typed["layer_rate"])

@@ -11,6 +11,7 @@ from lthfunc import __version__
 from lthfunc.errors import UserError
 
 from . import benchmark, branching, execution, experiment, kernels, listings
+from .config import config
 from .connectivity import connectivity
 from .info import info
 from .methods import methods
@@ -29,6 +30,7 @@ app.command("train")(experiment.train)
 app.command("resume")(experiment.resume)
 app.command("info")(info)
 app.command("verify")(verify)
+app.command("config")(config)
 app.command("build-kernels")(kernels.build_kernels)
 app.command("branch")(branching.branch)
 app.command("transfer")(branching.transfer)

@@ -175,7 +175,7 @@ def test_configurations_survive_their_mapping_and_refuse_what_they_do_not_know()
         from_mapping({"epoch": 3})
     for name, value in {"rounds": 1.5, "rate": "x", "nesterov": 1, "control": "reinit", "milestone": [0.5],
                         "layer_rate": {"a": "b"}, "arch": 3, "seed": True}.items():  # fmt: skip
-        with pytest.raises(UserError, match=f"configuration: {name}: .* is not accepted; it takes"):
+        with pytest.raises(UserError, match=f"--{name.replace('_', '-')}: .* is not accepted; it takes"):
             from_mapping({name: value})
 
 

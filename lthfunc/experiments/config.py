@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
+
+from annotated_types import Ge, Gt, Le, Lt
 
 from lthfunc.errors import invalid, unknown
 
@@ -28,9 +30,20 @@ REWINDINGS = ("init", "sign", "lr", "none", "last-lr", "reinit")
 REWINDS = f"{', '.join(REWINDINGS)}, step:K or epoch:K"
 
 
+#: Steps of a training, at most: its learning rates are a table.
+MOST_STEPS = 100_000_000
+Steps = Annotated[int, Ge(1), Le(MOST_STEPS)]
+Count = Annotated[int, Ge(1), Le(10_000)]
+Share = Annotated[float, Gt(0), Lt(1)]
+Part = Annotated[float, Ge(0), Lt(1)]
+
+
 @dataclass(frozen=True)
 class Config:
-    """Settings; None means "the default of this architecture or data set" until `resolve.resolved` fills it in."""
+    """Settings; None means "the default of this architecture or data set" until `resolve.resolved` fills it in.
+
+    The types are the schema: `schema.checked` holds values to them.
+    """
 
     arch: str = "lenet300"
     arch_option: dict[str, str] = field(default_factory=dict)
@@ -40,43 +53,43 @@ class Config:
     dataset: str = "digits"
     dataset_option: dict[str, str] = field(default_factory=dict)
     skip_broken: bool = False
-    rounds: int = 5
-    rate: float = 0.2
-    density: float | None = None
+    rounds: Annotated[int, Ge(0), Le(10_000)] = 5
+    rate: Share = 0.2
+    density: Share | None = None
     densities: str | None = None
     allocate: str = "global"
-    layer_rate: dict[str, float] = field(default_factory=dict)
-    floor: int = 0
+    layer_rate: dict[str, Part] = field(default_factory=dict)
+    floor: Annotated[int, Ge(0), Le(10**12)] = 0
     score: str = "magnitude"
     structure: str = "unstructured"
     exempt: tuple[str, ...] = ()
     rewind: str = "init"
     control: tuple[str, ...] = ()
-    epochs: int | None = None
-    steps: int | None = None
-    batch_size: int | None = None
+    epochs: Annotated[int, Ge(1), Le(1_000_000)] | None = None
+    steps: Steps | None = None
+    batch_size: Annotated[int, Ge(1), Le(10_000_000)] | None = None
     optimizer: str | None = None
-    lr: float | None = None
-    momentum: float | None = None
+    lr: Annotated[float, Gt(0)] | None = None
+    momentum: Part | None = None
     nesterov: bool = False
-    weight_decay: float | None = None
+    weight_decay: Annotated[float, Ge(0)] | None = None
     schedule: str = "constant"
-    milestone: tuple[int, ...] = ()
-    cycles: int = 4
-    warmup: int = 0
+    milestone: tuple[Steps, ...] = ()
+    cycles: Annotated[int, Ge(1), Le(1_000_000)] = 4
+    warmup: Annotated[int, Ge(0), Le(MOST_STEPS)] = 0
     augment: bool | None = None
     loss: str = "auto"
-    label_smoothing: float = 0.0
+    label_smoothing: Part = 0.0
     metric: str = "auto"
-    eval_every: int | None = None
-    seed: int = 0
-    replicates: int = 1
+    eval_every: Steps | None = None
+    seed: Annotated[int, Ge(0), Le(2**62)] = 0
+    replicates: Count = 1
     device: str = "auto"
     engine: str = "auto"
     compact: bool = False
     precision: str = "fp32"
-    jobs: int | None = None
-    threads: int | None = None
+    jobs: Count | None = None
+    threads: Count | None = None
     checkpoint_every: str = "30s"
     on_nonfinite: str = "stop"
     data_dir: str | None = None
@@ -141,9 +154,13 @@ def parse_interval(text: str) -> Interval:
     raise invalid("--checkpoint-every", text, "a number of steps (500), of seconds (30s) or never")
 
 
+#: What the name of a user's own function looks like.
+OWN = r"^(.+\.py|[A-Za-z_][\w.]*):[A-Za-z_]\w*$"
+
+
 def is_own(name: str) -> bool:
     """Whether a name is a user's own function, package.module:function or path/to/file.py:name."""
-    return re.fullmatch(r"(.+\.py|[A-Za-z_][\w.]*):[A-Za-z_]\w*", name) is not None
+    return re.fullmatch(OWN, name) is not None
 
 
 def from_mapping(values: Mapping[str, Any]) -> Config:
@@ -156,48 +173,13 @@ def from_mapping(values: Mapping[str, Any]) -> Config:
         values = {"allocate" if name == "scope" else name: value for name, value in values.items()}
     for name in values:
         if name not in names:
-            raise unknown("configuration", name, sorted(names))
-    given = {name: _typed(name, value) for name, value in values.items() if value is not None}
-    return Config(**given)
+            raise unknown("configuration", str(name), sorted(names))
+    from lthfunc.experiments.schema import checked  # pydantic takes a tenth of a second, which --help need not wait for
+
+    return checked(values)
 
 
 def to_mapping(config: Config) -> dict[str, Any]:
     """Plain values, without those that are not set."""
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(config).items()}
     return {name: value for name, value in plain.items() if value is not None}
-
-
-def _typed(name: str, value: Any) -> Any:
-    """A TOML value as the field's type; whole numbers serve as floats, nothing else is converted."""
-    wanted = str(Config.__dataclass_fields__[name].type)
-    option = f"configuration: {name}"
-    if name in ("arch_option", "dataset_option"):
-        if not isinstance(value, Mapping) or not all(isinstance(text, str) for text in value.values()):
-            raise invalid(option, value, "a table of names and strings")
-        return dict(value)
-    if name == "layer_rate":
-        if not isinstance(value, Mapping) or not all(_is_number(rate) for rate in value.values()):
-            raise invalid(option, value, "a table of patterns and numbers")
-        return {str(pattern): float(rate) for pattern, rate in value.items()}
-    if wanted.startswith("tuple"):
-        item_type: type[object] = int if "int" in wanted else str
-        if not isinstance(value, (list, tuple)) or not all(type(item) is item_type for item in value):
-            raise invalid(option, value, f"a list of {'whole numbers' if item_type is int else 'strings'}")
-        return tuple(value)
-    if wanted.startswith("float"):
-        if not _is_number(value):
-            raise invalid(option, value, "a number")
-        return float(value)
-    kinds: dict[str, tuple[type[object], str]] = {
-        "int": (int, "a whole number"),
-        "bool": (bool, "true or false"),
-        "str": (str, "a string"),
-    }
-    exact, words = kinds[wanted.split(" ")[0]]
-    if type(value) is not exact:
-        raise invalid(option, value, words)
-    return value
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

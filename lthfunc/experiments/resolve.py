@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import replace
 from itertools import pairwise
@@ -37,11 +36,28 @@ _PLAIN_LR = {"sgd": 0.05, "adam": 1.2e-3, "adamw": 1.2e-3, "lion": 2e-4, "muon":
 _PLAIN_MOMENTUM = {"muon": 0.95}
 
 
+#: Settings that are one of some names, and whether they may name a user's own function besides.
+CHOICES: dict[str, tuple[tuple[str, ...], bool]] = {
+    "allocate": (tuple(ALLOCATIONS), True),
+    "score": (tuple(SCORES), True),
+    "optimizer": (OPTIMIZERS, True),
+    "loss": (LOSSES, True),
+    "schedule": (SCHEDULES, False),
+    "engine": (ENGINES, False),
+    "precision": (PRECISIONS, False),
+    "on_nonfinite": (ON_NONFINITE, False),
+    "control": (CONTROLS, False),
+}
+
+
 def resolved(config: Config) -> Config:
     """Checked, with names made canonical and the defaults of architecture and data set filled in.
 
     `device`, `engine`, `jobs` and `threads` may stay open; plan.py decides them. Raises UserError.
     """
+    from lthfunc.experiments.schema import check  # pydantic takes a tenth of a second, which --help need not wait for
+
+    check(config)
     _check_choices(config)
     arch, dataset = models.canonical(config.arch), data.canonical(config.dataset)
     recipe = models.ARCHS[arch].recipe if arch in models.ARCHS else _PLAIN
@@ -63,7 +79,7 @@ def resolved(config: Config) -> Config:
     )
     if config.epochs is None and config.steps is None:
         config = replace(config, epochs=known.epochs if known else _PLAIN_EPOCHS)
-    _check_numbers(config)
+    check(config)
     _check_together(config)
     if config.densities is not None and not is_own(config.densities):
         config = replace(config, rounds=len(listed(config.densities)))
@@ -73,20 +89,11 @@ def resolved(config: Config) -> Config:
 
 
 def _check_choices(config: Config) -> None:
-    choices: list[tuple[str, str | None, tuple[str, ...]]] = [
-        ("--allocate", config.allocate, (*ALLOCATIONS, *_own(config.allocate))),
-        ("--score", config.score, (*SCORES, *_own(config.score))),
-        ("--optimizer", config.optimizer, (*OPTIMIZERS, *_own(config.optimizer))),
-        ("--loss", config.loss, (*LOSSES, *_own(config.loss))),
-        ("--schedule", config.schedule, SCHEDULES),
-        ("--engine", config.engine, ENGINES),
-        ("--precision", config.precision, PRECISIONS),
-        ("--on-nonfinite", config.on_nonfinite, ON_NONFINITE),
-        *(("--control", control, CONTROLS) for control in config.control),
-    ]
-    for option, choice, names in choices:
-        if choice is not None and choice not in names:
-            raise unknown(option, choice, names)
+    for name, (known, own) in CHOICES.items():
+        value = getattr(config, name)
+        for choice in value if isinstance(value, tuple) else (value,):
+            if choice is not None and choice not in known and not (own and is_own(choice)):
+                raise unknown("--" + name.replace("_", "-"), choice, known)
     if config.metric not in METRICS and not is_own(config.metric) and not re.fullmatch(r"top-[1-9]\d*", config.metric):
         raise invalid("--metric", config.metric, f"{METRIC_NAMES}, package.module:function or path/to/file.py:name")
     parse_rewind(config.rewind)
@@ -105,43 +112,6 @@ def listed(densities: str) -> list[float]:
     return values
 
 
-def _own(name: str | None) -> tuple[str, ...]:
-    return (name,) if name is not None and is_own(name) else ()
-
-
-def _check_numbers(config: Config) -> None:
-    for option, whole, least in (
-        ("--rounds", config.rounds, 0),
-        ("--epochs", config.epochs, 1),
-        ("--steps", config.steps, 1),
-        ("--batch-size", config.batch_size, 1),
-        ("--replicates", config.replicates, 1),
-        ("--jobs", config.jobs, 1),
-        ("--threads", config.threads, 1),
-        ("--seed", config.seed, 0),
-        ("--warmup", config.warmup, 0),
-        ("--floor", config.floor, 0),
-        ("--cycles", config.cycles, 1),
-        ("--eval-every", config.eval_every, 1),
-        *(("--milestone", milestone, 1) for milestone in config.milestone),
-    ):
-        if whole is not None and whole < least:
-            raise invalid(option, whole, f"a whole number of at least {least}")
-    if not 0 < config.rate < 1:
-        raise invalid("--rate", config.rate, "a number between 0 and 1, both excluded")
-    if config.density is not None and not 0 < config.density < 1:
-        raise invalid("--density", config.density, "a number between 0 and 1, both excluded")
-    for pattern, rate in config.layer_rate.items():
-        if not 0 <= rate < 1:
-            raise invalid("--layer-rate", f"{pattern}={rate}", "a rate in [0, 1)")
-    if config.lr is not None and not 0 < config.lr < math.inf:
-        raise invalid("--lr", config.lr, "a number above 0")
-    if config.momentum is not None and not 0 <= config.momentum < 1:
-        raise invalid("--momentum", config.momentum, "a number in [0, 1)")
-    if config.weight_decay is not None and not 0 <= config.weight_decay < math.inf:
-        raise invalid("--weight-decay", config.weight_decay, "a number of at least 0")
-
-
 def _check_together(config: Config) -> None:
     if config.epochs is not None and config.steps is not None:
         raise UserError("--epochs and --steps: give one of them, not both")
@@ -149,8 +119,6 @@ def _check_together(config: Config) -> None:
         raise invalid("--momentum", config.momentum, f"0 with --optimizer {config.optimizer}")
     if config.nesterov and not config.momentum:
         raise UserError("--nesterov: takes --optimizer sgd with a --momentum above 0")
-    if not 0 <= config.label_smoothing < 1:
-        raise invalid("--label-smoothing", config.label_smoothing, "a number in [0, 1)")
     if config.label_smoothing and config.loss not in ("auto", "cross-entropy"):
         raise invalid("--label-smoothing", config.label_smoothing, f"0 with --loss {config.loss}")
     if config.densities is not None and config.density is not None:

@@ -1,0 +1,134 @@
+"""Settings held to their types and ranges, wherever they come from: options, TOML files, run folders."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, fields
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+
+from lthfunc.errors import UserError, invalid
+from lthfunc.experiments.config import OWN, Config
+from lthfunc.experiments.resolve import CHOICES
+
+
+def checked(values: Mapping[str, Any]) -> Config:
+    """A Config of plain values; None stands for the default. Raises UserError that names the option and its range."""
+    given = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in values.items() if value is not None
+    }
+    try:
+        model = _model().model_validate(given)
+    except ValidationError as error:
+        raise _told(error) from None
+    for name, value in given.items():
+        _check_text(name, value)
+    return Config(**{name: getattr(model, name) for name in model.model_fields_set})
+
+
+def check(config: Config) -> None:
+    """Raise UserError where a value is not in its range."""
+    checked(asdict(config))
+
+
+def json_schema(about: Mapping[str, str]) -> dict[str, Any]:
+    """The JSON Schema (draft 2020-12) of configuration files. about: what to say of a setting, by name."""
+    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **_model().model_json_schema()}
+    for name, kind in schema["properties"].items():
+        kind.pop("title")
+        if name in about:
+            kind["description"] = about[name]
+        if name in CHOICES:
+            known, own = CHOICES[name]
+            names = {"enum": list(known)}
+            choice = {"anyOf": [names, {"type": "string", "pattern": OWN}]} if own else names
+            kind.pop("anyOf", None)
+            if kind.pop("type", None) == "array":
+                kind |= {"type": "array", "items": choice}
+            else:
+                kind |= choice
+    return schema
+
+
+@functools.cache
+def _model() -> type[BaseModel]:
+    """`Config` to pydantic: the same names, types, ranges and defaults."""
+    hints = get_type_hints(Config, include_extras=True)
+    members: dict[str, Any] = {
+        item.name: (hints[item.name], Field(item.default if item.default is not MISSING else {}))
+        for item in fields(Config)
+    }
+    rules = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, title="lthfunc configuration")
+    return create_model("Settings", __config__=rules, **members)
+
+
+def _told(error: ValidationError) -> UserError:
+    first = error.errors(include_url=False, include_context=False)[0]
+    name, *inside = first["loc"]
+    value = first["input"]
+    option = "--" + str(name).replace("_", "-")
+    if inside and isinstance(inside[0], str):
+        value = f"{inside[0]}={value}"
+    return invalid(option, _short(value), _words(get_type_hints(Config, include_extras=True)[str(name)]))
+
+
+class _Text(str):
+    """Text that stands in a message as it is."""
+
+    __slots__ = ()
+    __repr__ = str.__str__
+
+
+def _short(value: object) -> object:
+    """A value that fits a line."""
+    try:
+        text = repr(value)
+    except ValueError:  # a whole number of more digits than Python writes
+        return _Text("a number of thousands of digits")
+    return value if len(text) <= 80 else _Text(f"{text[:80]}…")
+
+
+def _check_text(name: str, value: Any) -> None:
+    """Raise UserError for text that no file name and no file can hold."""
+    texts = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, tuple) else [value]
+    for text in texts:
+        if isinstance(text, str) and ("\0" in text or (not text.isascii() and _unwritable(text))):
+            raise invalid("--" + name.replace("_", "-"), _short(text), "text in UTF-8 without NUL")
+
+
+def _unwritable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def _words(kind: Any) -> str:
+    """What a type accepts, in words."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return _range(parts[0], parts[1:])
+    if origin is tuple:
+        return "a list of strings" if parts[0] is str else f"a list, each {_words(parts[0])}"
+    if origin is dict:
+        return f"a table of names, each with {_words(parts[1])}"
+    if parts:  # or None
+        return _words(next(part for part in parts if part is not type(None)))
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}[kind]
+
+
+def _range(kind: type, bounds: tuple[Any, ...]) -> str:
+    what = _words(kind)
+    low: Any = next((bound for bound in bounds if isinstance(bound, (Ge, Gt))), None)
+    high: Any = next((bound for bound in bounds if isinstance(bound, (Le, Lt))), None)
+    if kind is int:
+        return f"{what} from {low.ge:,} to {high.le:,}"
+    if high is None:
+        return f"{what} above {low.gt}" if isinstance(low, Gt) else f"{what} of at least {low.ge}"
+    if isinstance(low, Gt):
+        return f"{what} between {low.gt} and {high.lt}, both excluded"
+    return f"{what} in [{low.ge}, {high.lt})"
