@@ -13,6 +13,7 @@ from lthfunc.errors import UserError
 from . import benchmark, branching, execution, experiment, kernels, listings
 from .config import config
 from .connectivity import connectivity
+from .importing import import_
 from .info import info
 from .methods import methods
 from .verify import verify
@@ -31,6 +32,7 @@ app.command("resume")(experiment.resume)
 app.command("info")(info)
 app.command("verify")(verify)
 app.command("config")(config)
+app.command("import")(import_)
 app.command("build-kernels")(kernels.build_kernels)
 app.command("branch")(branching.branch)
 app.command("transfer")(branching.transfer)

@@ -368,9 +368,12 @@ def test_starting_from_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     name = torchvision.models.SqueezeNet1_1_Weights.DEFAULT.url.rpartition("/")[2]
     whole = torchvision.models.squeezenet1_1()
     torch.save(whole.state_dict(), folder / name)
+    with pytest.raises(UserError, match=r"is a pickled file; make tensors of it first: lthfunc import .*\.pth"):
+        build_for("torchvision:squeezenet1_1", data, weights="DEFAULT")
+    save_file(whole.state_dict(), (folder / name).with_suffix(".safetensors"))  # as lthfunc import does
     model = build_for("torchvision:squeezenet1_1", data, weights="DEFAULT")
     assert torch.equal(lf.init(model).params["features.0.weight"], whole.state_dict()["features.0.weight"])
-    (folder / name).write_bytes(b"nothing")
+    (folder / name).with_suffix(".safetensors").write_bytes(b"nothing")
     for weights, words in (
         ("DEFAULT", "cannot be read"),
         ("IMAGENET1K_V9", "unknown name 'IMAGENET1K_V9'; did you mean 'IMAGENET1K_V1'"),

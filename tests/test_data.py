@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pickle
 import shutil
 import urllib.error
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -81,6 +83,32 @@ def test_a_cifar_file_without_the_published_checksum_is_never_opened(tmp_path: P
         (folder / name).write_bytes(b"\x80\x04not the real file")
     with pytest.raises(UserError, match="data_batch_1: it is missing or its checksum is wrong"):
         lf.data.load("cifar10", tmp_path)
+
+
+def test_cifar_files_are_read_for_their_arrays_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def pickled(count: int, first: int) -> bytes:
+        pixels = np.arange(first, first + count * 3072).astype(np.uint8).reshape(count, 3072)
+        content = {"data": pixels, "labels": [label % 10 for label in range(count)], "batch_label": "some"}
+        return pickle.dumps(content, protocol=2).replace(b"numpy._core", b"numpy.core")
+
+    kind = vision._CLASSES["cifar10"]
+    files = {name: pickled(3, 7 * number) for number, (name, _) in enumerate([*kind.train_list, *kind.test_list])}
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    monkeypatch.setattr("torchvision.datasets.utils.check_integrity", lambda path, md5: True)
+    (train, targets), (test, _) = vision._read_cifar("cifar10", tmp_path)
+    assert train.shape == (15, 3, 32, 32)
+    assert targets.tolist() == [0, 1, 2] * 5
+    assert test.flatten().tolist() == np.arange(35, 35 + 3 * 3072).astype(np.uint8).tolist()
+
+    class Stranger:
+        def __reduce__(self) -> Any:
+            return Path.touch, (tmp_path / "stranger-was-here",)
+
+    (tmp_path / kind.train_list[0][0]).write_bytes(pickle.dumps({"data": Stranger()}))
+    with pytest.raises(UserError, match=r"it holds something else than arrays"):
+        vision._read_cifar("cifar10", tmp_path)
+    assert not (tmp_path / "stranger-was-here").exists()
 
 
 class Offline:

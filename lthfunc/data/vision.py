@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import io
+import pickle
 import shutil
+import tarfile
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -105,15 +107,42 @@ def _read_svhn(name: str, source: Path) -> tuple[Pair, Pair]:
 def _read_cifar(name: str, source: Path) -> tuple[Pair, Pair]:
     kind = _CLASSES[name]
     for file, md5 in [*kind.train_list, *kind.test_list, (kind.meta["filename"], kind.meta["md5"])]:
-        # The files are pickles: only those with the published checksum are opened.
+        # The files are pickles: only those with the published checksum are opened, and only arrays are made of them.
         if not torchvision.datasets.utils.check_integrity(str(source / file), md5):
             raise _broken(name, source / file, "it is missing or its checksum is wrong")
 
-    def read(train: bool) -> Pair:
-        part = kind(str(source.parent), train=train, download=False)
-        return torch.from_numpy(np.ascontiguousarray(part.data.transpose(0, 3, 1, 2))), torch.tensor(part.targets)
+    def arrays(path: Path) -> dict[str, Any]:
+        try:
+            with path.open("rb") as file:
+                found: dict[str, Any] = _ArraysOnly(file, encoding="latin1").load()
+        except pickle.UnpicklingError as error:
+            raise _broken(name, path, f"it holds something else than arrays ({error})") from error
+        return found
 
-    return read(True), read(False)
+    def read(files: list[tuple[str, str]]) -> Pair:
+        parts = [arrays(source / file) for file, _ in files]
+        images = np.concatenate([part["data"] for part in parts]).reshape(-1, 3, 32, 32)
+        targets = [label for part in parts for label in part["fine_labels" if "fine_labels" in part else "labels"]]
+        return torch.from_numpy(images), torch.tensor(targets)
+
+    return read(kind.train_list), read(kind.test_list)
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Reads NumPy's arrays and plain containers, whatever else a pickle asks for."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """What arrays are made by. Raises UnpicklingError for all else."""
+        known: dict[tuple[str, str], Any] = {
+            ("numpy.core.multiarray", "_reconstruct"): np.ndarray.__new__,
+            ("numpy._core.multiarray", "_reconstruct"): np.ndarray.__new__,
+            ("_codecs", "encode"): lambda text, codec: text.encode("latin1"),
+            ("numpy", "ndarray"): np.ndarray,
+            ("numpy", "dtype"): np.dtype,
+        }
+        if (module, name) not in known:
+            raise pickle.UnpicklingError(f"{module}.{name} is no array")
+        return known[module, name]
 
 
 def _download(name: str, folder: Path) -> None:
@@ -122,7 +151,7 @@ def _download(name: str, folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=f".{name}-") as scratch:
-            with _silence():
+            with _silence(), _within():
                 _fetch(name, scratch)
             target = _home(name, folder)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -143,6 +172,20 @@ def _fetch(name: str, folder: str) -> None:
         _CLASSES[name](folder, split="balanced", download=True)
     else:
         _CLASSES[name](folder, download=True)
+
+
+@contextlib.contextmanager
+def _within() -> Iterator[None]:
+    """Archives (whose checksums torchvision knows) are unpacked without leaving their folder."""
+    if not hasattr(tarfile, "data_filter"):
+        yield
+        return
+    before = tarfile.TarFile.__dict__.get("extraction_filter")
+    tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
+    try:
+        yield
+    finally:
+        tarfile.TarFile.extraction_filter = before
 
 
 @contextlib.contextmanager

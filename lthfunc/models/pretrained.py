@@ -48,13 +48,12 @@ def _of_torchvision(name: str, weights: str) -> Mapping[str, Tensor]:
         raise unknown("--weights", weights, members)
     url = (known.DEFAULT if weights == "DEFAULT" else known[weights]).url
     file = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    ours = file.with_suffix(".safetensors")
+    if ours.is_file():
+        return load_tree(ours)[0]
     if not file.is_file():
         raise UserError(f"--weights: {weights!r} of {name} is not on this disk: put {url} into {file.parent}")
-    try:
-        found: Mapping[str, Tensor] = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # a broken archive, or one that holds more than tensors
-        raise UserError(f"--weights: {file} cannot be read ({first_line(error)})") from error
-    return found
+    raise UserError(f"--weights: {file} is a pickled file; make tensors of it first: lthfunc import {file}")
 
 
 def _of_timm(name: str, weights: str) -> Mapping[str, Tensor]:
