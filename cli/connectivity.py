@@ -66,8 +66,6 @@ def connectivity(
 def _run(config: Any, at: list[int], points: int, plot: str | None, *, wants_json: bool) -> None:
     import json
 
-    from rich.console import Console
-
     from lthfunc.experiments.config import to_mapping
     from lthfunc.experiments.connectivity import instability
     from lthfunc.experiments.plan import prepare
@@ -77,7 +75,7 @@ def _run(config: Any, at: list[int], points: int, plot: str | None, *, wants_jso
     from lthfunc.training.threads import using_threads
     from lthfunc.trees.model import init
 
-    from .console import screen
+    from .console import aside, screen
     from .decoding import decoding
     from .stopping import terminable
 
@@ -90,7 +88,7 @@ def _run(config: Any, at: list[int], points: int, plot: str | None, *, wants_jso
         with (
             terminable() as stop,
             using_threads(config.threads),
-            Console(stderr=True).status("training copies") as status,
+            aside().status("training copies") as status,
         ):
             for seed in range(config.seed, config.seed + config.replicates):
                 status.update(f"seed {seed}: training to {len(at)} points and two copies from each")

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from lthfunc.data.images import Observe
+
+from .console import aside
 
 
 @contextmanager
@@ -16,7 +17,7 @@ def decoding() -> Iterator[Observe]:
     """What `load` is to tell; the bar appears with the first image."""
     progress = Progress(
         TextColumn("decoding images"), BarColumn(bar_width=20), MofNCompleteColumn(), TimeRemainingColumn(),
-        console=Console(stderr=True), transient=True,
+        console=aside(), transient=True,
     )  # fmt: skip
     bar: TaskID | None = None
 

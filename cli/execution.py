@@ -220,9 +220,9 @@ def _headline(found: Any) -> str:
 
 
 def _status(text: str) -> Any:
-    from rich.console import Console
+    from .console import aside
 
-    return Console(stderr=True).status(text)
+    return aside().status(text)
 
 
 def _as_json(report: Any) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import typer
 
 from lthfunc.errors import UserError
 
+from .console import printable
 from .options import DataDir, Json, Trust
 
 
@@ -52,7 +53,8 @@ def _show_run(folder: Path, *, wants_json: bool) -> None:
     machine = about["machine"]
     print(f"{folder}: lthfunc {about['command']}, {len(records)} of {wanted} trainings finished")
     where = machine["gpu"] or f"{machine['processor']}, {machine['threads']} threads"
-    print(f"on {where}; torch {machine['torch']}, Python {machine['python']}, lthfunc {machine['lthfunc']}")
+    versions = f"torch {machine['torch']}, Python {machine['python']}, lthfunc {machine['lthfunc']}"
+    print(printable(f"on {where}; {versions}"))
     print(_settings(to_mapping(config)))
     if rows:
         print()
@@ -78,18 +80,23 @@ def _show_classes(folder: Path, data_dir: str | None, trust: bool) -> None:
 
 
 def _show_file(path: Path, *, as_json: bool) -> None:
+    from torch import Tensor
+
     from lthfunc.trees.files import load_tree
     from lthfunc.trees.ops import count, layer_counts
 
     tree, metadata = load_tree(path)
-    masks = tree.get("masks", {})
+    masks, params = (part if isinstance(part := tree.get(name), dict) else {} for name in ("masks", "params"))
+    if not all(isinstance(leaf, Tensor) for leaf in (*masks.values(), *params.values())):
+        raise UserError(f"{path}: holds other trees than params and masks")
     layers = {name: layer._asdict() for name, layer in layer_counts(masks).items()}
-    shapes = {name: list(leaf.shape) for name, leaf in tree.get("params", {}).items()}
+    shapes = {name: list(leaf.shape) for name, leaf in params.items()}
     if as_json:
         _print_json({"file": str(path), "metadata": metadata, "masks": layers, "params": shapes})
         return
     config = metadata.pop("config", {})
-    print(f"{path}: " + ", ".join(f"{name} {value}" for name, value in metadata.items()))
+    config = config if isinstance(config, dict) else {}
+    print(printable(f"{path}: " + ", ".join(f"{name} {value}" for name, value in metadata.items())))
     print(_settings(config))
     if masks:
         whole = count(masks)
@@ -98,12 +105,12 @@ def _show_file(path: Path, *, as_json: bool) -> None:
         shape = "×".join(map(str, shapes[name])) if name in shapes else ""
         layer = layers.get(name)
         kept = f"  {layer['kept']:,} of {layer['total']:,} remain" if layer else ""
-        print(f"  {name}  {shape}{kept}")
+        print(printable(f"  {name}  {shape}{kept}"))
 
 
 def _settings(config: dict[str, Any]) -> str:
     """Settings in one line, without those that are empty."""
-    return "  ".join(f"{name}={value}" for name, value in config.items() if value not in ([], {}))
+    return printable("  ".join(f"{name}={value}" for name, value in config.items() if value not in ([], {})))
 
 
 def _print_json(value: dict[str, Any]) -> None:

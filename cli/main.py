@@ -13,6 +13,7 @@ from lthfunc.errors import UserError
 from . import benchmark, branching, execution, experiment, kernels, listings
 from .config import config
 from .connectivity import connectivity
+from .console import printable
 from .importing import import_
 from .info import info
 from .methods import methods
@@ -82,5 +83,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _complain(message: str, code: int) -> int:
-    print(f"lthfunc: {' '.join(message.split())}", file=sys.stderr)
+    print(f"lthfunc: {printable(' '.join(message.split()))}", file=sys.stderr)
     return code

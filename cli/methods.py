@@ -104,7 +104,6 @@ def _run(
 ) -> None:
     import json
 
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from lthfunc.experiments.config import to_mapping
@@ -116,7 +115,7 @@ def _run(
     from lthfunc.training.memory import hold_memory
     from lthfunc.training.threads import using_threads
 
-    from .console import screen
+    from .console import aside, screen
     from .running import make_folder
     from .stopping import terminable
 
@@ -126,7 +125,7 @@ def _run(
     jobs = config.jobs or max(1, usable_cores() // (config.threads or 1))
     progress = Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-        console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty(),
+        console=aside(), transient=True, disable=not sys.stderr.isatty(),
     )  # fmt: skip
     hold_memory()
     with progress, terminable() as stop, using_threads(config.threads):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -12,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from rich.console import Console
 
 from lthfunc.errors import invalid
 from lthfunc.experiments.config import Config, from_mapping, is_own, to_mapping
@@ -43,6 +43,7 @@ from lthfunc.training.fits import Stopped
 from lthfunc.training.memory import hold_memory
 from lthfunc.training.threads import using_threads
 
+from .console import aside, printable
 from .decoding import decoding
 from .options import layer_rates, named_values
 from .progress import watching
@@ -62,7 +63,8 @@ def new_run(config: Config, command: str, out: str | None, *, wants_json: bool) 
     folder = _free_folder(config, out)
     prepared = _prepared(config)
     with _begun(folder):
-        create(folder, prepared.config, command, data=prepared.plan.trainer.data)
+        with _or_gone(folder):
+            create(folder, prepared.config, command, data=prepared.plan.trainer.data)
         _run(prepared, command, folder, [], wants_json)
 
 
@@ -103,7 +105,9 @@ def branch_run(
     prepared = _prepared(config)
     check_branch(run, prepared.plan, number)
     with _begun(folder):
-        _run(prepared, PRUNE, folder, branch(run, folder, number, prepared), wants_json)
+        with _or_gone(folder):
+            early = branch(run, folder, number, prepared)
+        _run(prepared, PRUNE, folder, early, wants_json)
 
 
 def transfer_run(run: Path, given: dict[str, Any], out: str | None, trust: bool, *, wants_json: bool) -> None:
@@ -118,7 +122,8 @@ def transfer_run(run: Path, given: dict[str, Any], out: str | None, trust: bool,
     prepared = _prepared(config)
     tasks = transfers(run, prepared.plan, prepared.config)
     with _begun(folder):
-        create(folder, prepared.config, TRANSFER, run, data=prepared.plan.trainer.data)
+        with _or_gone(folder):
+            create(folder, prepared.config, TRANSFER, run, data=prepared.plan.trainer.data)
         _run(prepared, TRANSFER, folder, [], wants_json, tasks)
 
 
@@ -139,6 +144,16 @@ def _begun(folder: Path) -> Iterator[None]:
     with locked(folder):
         check_free(folder)  # another process may have begun there meanwhile
         yield
+
+
+@contextmanager
+def _or_gone(folder: Path) -> Iterator[None]:
+    """A run that cannot be begun leaves nothing."""
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def _goes_on(earlier: Path, out: str | None) -> bool:
@@ -183,7 +198,7 @@ def _run(
     tasks: list[Task] | None = None,
 ) -> None:
     config, plan, note = prepared
-    err = Console(stderr=True)
+    err = aside()
     hold_memory()
     _say(_headline(prepared, command))
     if note:
@@ -243,4 +258,4 @@ def make_folder(option: str, folder: Path) -> None:
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    print(printable(text), file=sys.stderr, flush=True)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from .console import printable
 from .options import Json
 
 
@@ -27,6 +28,6 @@ def verify(
         print(writer.dumps(report.as_json(), indent=2))
     else:
         for line in report.lines():
-            print(line)
+            print(printable(line))
     if report.problems:
         raise typer.Exit(3)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from lthfunc.errors import invalid
+from lthfunc.errors import UserError, invalid
 from lthfunc.experiments.config import Config, Rewind, is_own, parse_structure
 from lthfunc.experiments.resolve import listed
 from lthfunc.experiments.starting import REWINDINGS, Start
+from lthfunc.frames import first_line, place_of
 from lthfunc.plugins import load_plugin
 from lthfunc.sparsify.activations import input_moments, wanda
 from lthfunc.sparsify.allocation import Allocate, globally, layerwise
@@ -104,7 +105,12 @@ def densities_of(config: Config) -> tuple[float, ...] | None:
         return None
     if not is_own(config.densities):
         return tuple(listed(config.densities))
-    values = [float(value) for value in load_plugin("--densities", config.densities)(config.rounds)]
+    own = load_plugin("--densities", config.densities)
+    try:
+        values = [float(value) for value in own(config.rounds)]
+    except Exception as error:
+        what = f"{config.densities!r} called with {config.rounds}"
+        raise UserError(f"--densities: {what} fails{place_of(error)}: {first_line(error)}") from error
     if len(values) != config.rounds:
         raise invalid("--densities", config.densities, f"a function that returns {config.rounds} densities (--rounds)")
     return tuple(listed(",".join(map(repr, values))))

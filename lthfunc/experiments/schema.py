@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, fields
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
@@ -92,19 +93,11 @@ def _short(value: object) -> object:
 
 
 def _check_text(name: str, value: Any) -> None:
-    """Raise UserError for text that no file name and no file can hold."""
+    """Raise UserError for text that a file cannot hold, or that a terminal would obey."""
     texts = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, tuple) else [value]
     for text in texts:
-        if isinstance(text, str) and ("\0" in text or (not text.isascii() and _unwritable(text))):
-            raise invalid("--" + name.replace("_", "-"), _short(text), "text in UTF-8 without NUL")
-
-
-def _unwritable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return True
-    return False
+        if isinstance(text, str) and any(unicodedata.category(each) in ("Cc", "Cs") for each in text):
+            raise invalid("--" + name.replace("_", "-"), _short(text), "text in UTF-8 without control characters")
 
 
 def _words(kind: Any) -> str:

@@ -97,7 +97,14 @@ def load_checkpoint(place: Path, plan: Plan, task: Task) -> Kept | None:
             continue
         try:
             return _kept(*tree_of(payload, path), plan, task)
-        except (UserError, KeyError, ValueError, TypeError, IndexError):  # of another network, or another version
+        except (
+            UserError,
+            KeyError,
+            ValueError,
+            TypeError,
+            IndexError,
+            AttributeError,
+        ):  # of another network, or another version
             continue
     return None
 

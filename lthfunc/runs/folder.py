@@ -25,9 +25,11 @@ from lthfunc.errors import DamagedError, UserError, invalid
 from lthfunc.experiments.config import Config, from_mapping, to_mapping
 from lthfunc.experiments.iterative import TICKET
 from lthfunc.experiments.records import Record
+from lthfunc.experiments.resolve import resolved
 from lthfunc.runs.environment import environment, machine
 from lthfunc.runs.lines import append_lines, line_of, scan_lines
 from lthfunc.runs.lock import HOLDER, LOCK
+from lthfunc.runs.schema import header_problem, training_problem
 from lthfunc.runs.settings import read_config, to_toml
 from lthfunc.trees.files import UNFINISHED, write_atomically
 from lthfunc.trees.types import Dataset
@@ -162,12 +164,15 @@ def scan_run(folder: Path) -> Run:
         raise DamagedError(f"{folder / METRICS}: its first line, which says what the run is, is damaged: {reason}")
     about = lines[0].value
     number = about.get("format", 1)
-    if about.get("kind") != "run" or not isinstance(about.get("config"), dict):
+    if about.get("kind") != "run":
         raise UserError(f"{folder / METRICS}: does not begin with a run's description")
-    if not isinstance(number, int) or number > FORMAT:
+    if type(number) is not int or not 1 <= number <= FORMAT:
         raise UserError(
             f"{folder}: its files have format {number!r}, and this version reads up to {FORMAT}; update lthfunc"
         )
+    problem = header_problem(about)
+    if problem is not None:
+        raise DamagedError(f"{folder / METRICS}: its first line does not say what a run is: {problem}")
     records: dict[Name, Record] = {}
     damaged: dict[int, str] = {}
     for line in lines[1:]:
@@ -177,6 +182,10 @@ def scan_run(folder: Path) -> Run:
         kind = line.value.get("kind")
         try:
             if kind == "training":
+                problem = training_problem(line.value, next(iter(records.values()), None))
+                if problem is not None:
+                    damaged[line.number] = problem
+                    continue
                 records[name_of_record(line.value)] = line.value
             elif kind == "dropped":
                 records.pop(name_of_record(line.value), None)
@@ -185,13 +194,17 @@ def scan_run(folder: Path) -> Run:
                     damaged.pop(known, None)
         except (KeyError, TypeError):
             damaged[line.number] = "it lacks what such a line has"
-    config, problem = _config_of(folder, about)
-    return Run(number, about, config, in_order(list(records.values()), config.control), damaged, problem)
+    config, settings = _config_of(folder, about)
+    return Run(number, about, config, in_order(list(records.values()), config.control), damaged, settings)
 
 
 def _config_of(folder: Path, about: dict[str, Any]) -> tuple[Config, str | None]:
     """(the settings, what is wrong with their file). A run keeps its settings, but for those that change no result."""
-    begun = from_mapping(about["config"])
+    try:
+        begun = from_mapping(about["config"])
+        resolved(begun)
+    except UserError as error:
+        raise DamagedError(f"{folder / METRICS}: its first line holds no settings of a run: {error}") from error
     if not (folder / CONFIG).exists():
         return begun, "it is missing; lthfunc resume writes it again"
     again = f"a run keeps its settings; without {CONFIG}, lthfunc resume writes it again"

@@ -8,7 +8,7 @@ from typing import Any
 
 import tomli_w
 
-from lthfunc.errors import UserError
+from lthfunc.errors import UserError, invalid
 from lthfunc.experiments.config import Config, from_mapping, to_mapping
 
 if sys.version_info >= (3, 11):
@@ -17,14 +17,24 @@ else:
     import tomli as tomllib
 
 
+#: Bytes of a file of settings.
+_MOST = 1_000_000
+
+
 def read_toml(path: str | Path) -> dict[str, Any]:
     """The values of a TOML file. Raises UserError where it can't be read or is not TOML."""
     try:
-        values: dict[str, Any] = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        with Path(path).open("rb") as file:
+            payload = file.read(_MOST + 1) if Path(path).is_file() else b""
+        if not Path(path).is_file() or len(payload) > _MOST:
+            raise invalid("--config", str(path), f"a file of at most {_MOST:,} bytes")
+        values: dict[str, Any] = tomllib.loads(payload.decode("utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise UserError(f"--config: cannot read {str(path)!r}: {reason}") from error
-    except tomllib.TOMLDecodeError as error:
+    except UserError:
+        raise
+    except (RecursionError, ValueError) as error:
         raise UserError(f"--config: {str(path)!r} is not TOML: {error}") from error
     return values
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from lthfunc.errors import DamagedError
-from lthfunc.experiments.config import Config, to_mapping
+from lthfunc.experiments.config import MOST_STEPS, Config, to_mapping
 from lthfunc.experiments.iterative import TICKET, Done, Round
 from lthfunc.experiments.records import Record
 from lthfunc.runs.folder import (
@@ -82,22 +82,32 @@ def done_so_far(folder: Path, device: str, seed: int, records: list[Record], mod
         return None
     number = max(rounds)
     place = training_folder(folder, seed, number, TICKET)
-    trained, about = load_checked(place, PARAMS)
     masks = load_checked(place, MASKS)[0]
-    anchor, anchor_about = load_anchor(folder, seed)
 
-    def state(tree: dict[str, Any], step: int) -> TrainState:
-        bare = TrainState(tree["params"], tree.get("buffers", {}), masks["masks"], (), torch.tensor(step))
-        if model is not None:
-            check_fits(place, bare, model)
-        return to_device(bare, device)
+    def state(found: tuple[dict[str, Any], dict[str, Any]]) -> TrainState:
+        return to_device(state_of(place, found, masks, model), device)
 
     return Done(
         number=number,
-        trained=state(trained, about["step"]),
-        anchor=state(anchor, anchor_about["step"]),
+        trained=state(load_checked(place, PARAMS)),
+        anchor=state(load_anchor(folder, seed)),
         finished=frozenset((item["round"], item["variant"]) for item in mine),
     )
+
+
+def state_of(
+    place: Path, found: tuple[dict[str, Any], dict[str, Any]], masks: dict[str, Any], model: Model | None
+) -> TrainState:
+    """(tree, metadata) of params, and the tree of masks, as a state. Raises DamagedError where they aren't one."""
+    tree, about = found
+    parts = (tree.get("params", {}), tree.get("buffers", {}), masks.get("masks", {}))
+    step = about.get("step")
+    if type(step) is not int or not 0 <= step <= MOST_STEPS or not all(isinstance(part, dict) for part in parts):
+        raise DamagedError(f"{place}: its files are not those of a training")
+    state = TrainState(*parts, (), torch.tensor(step))
+    if model is not None:
+        check_fits(place, state, model)
+    return state
 
 
 def check_fits(place: Path, state: TrainState, model: Model) -> None:

@@ -15,6 +15,7 @@ from lthfunc.experiments.records import summarize, winning
 from lthfunc.experiments.trust import check_trust
 from lthfunc.runs.folder import MASKS, PARAMS, read_run, training_folder
 from lthfunc.runs.manifests import load_checked
+from lthfunc.runs.store import state_of
 from lthfunc.trees.model import Model
 from lthfunc.trees.ops import apply_masks
 from lthfunc.trees.types import Dataset, Ticket
@@ -66,17 +67,16 @@ def trained_tickets(
     for number in chosen:
         if number not in rounds:
             raise invalid("--round", number, f"a finished round of {run} ({rounds[0]} to {rounds[-1]})")
-    tickets = [_ticket(training_folder(run, seed, number, TICKET)) for number in chosen]
     config = replace(config, data_dir=data_dir or config.data_dir)
     data = read_data(config)
     model = read_model(config, data)
+    tickets = [_ticket(training_folder(run, seed, number, TICKET), model) for number in chosen]
     return [
         Trained(model, ticket, data, config, seed, number, number == won)
         for number, ticket in zip(chosen, tickets, strict=True)
     ]
 
 
-def _ticket(place: Path) -> Ticket:
-    tree, _ = load_checked(place, PARAMS)
-    masks = load_checked(place, MASKS)[0]["masks"]
-    return Ticket(apply_masks(tree["params"], masks), tree.get("buffers", {}), masks)
+def _ticket(place: Path, model: Model) -> Ticket:
+    state = state_of(place, load_checked(place, PARAMS), load_checked(place, MASKS)[0], model)
+    return Ticket(apply_masks(state.params, state.masks), state.buffers, state.masks)
