@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.main import get_command
 
 from lthfunc import __version__
 from lthfunc.errors import UserError
@@ -62,13 +64,19 @@ def _root(
     """Options before the command."""
 
 
+@functools.cache
+def _command() -> Any:
+    """The commands, read once from their functions' signatures."""
+    return get_command(app)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code.
 
     A user's mistake is one line on stderr and exit code 2; damaged files, and disks that fail or are full, 3.
     """
     try:
-        code = app(arguments, standalone_mode=False)
+        code = _command()(arguments, standalone_mode=False)
     except UserError as error:
         return _complain(str(error), error.code)
     except OSError as error:

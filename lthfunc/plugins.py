@@ -34,6 +34,25 @@ def load_plugin(option: str, name: str) -> Callable[..., Any]:
     return function  # type: ignore[no-any-return]
 
 
+def guarded(option: str, name: str, returns: type) -> Callable[..., Any]:
+    """The function, imported; what it raises is told in one line with the user's own, as is another result's type."""
+    function = load_plugin(option, name)
+
+    def call(*arguments: Any) -> Any:
+        try:
+            result = function(*arguments)
+        except UserError:
+            raise
+        except Exception as error:
+            what = f"{type(error).__name__}: {first_line(error)}"
+            raise UserError(f"{option}: {name!r} fails{place_of(error)}: {what}") from error
+        if not isinstance(result, returns):
+            raise UserError(f"{option}: {name!r} returned a {type(result).__name__}, not a {returns.__name__}")
+        return result
+
+    return call
+
+
 def called(
     option: str, name: str, function: Callable[..., Any], offered: Mapping[str, Any], given: Mapping[str, str]
 ) -> Any:

@@ -20,8 +20,8 @@ from lthfunc.experiments.config import Config
 from lthfunc.runs.lines import line_of
 from lthfunc.runs.manifests import sum_of, write_manifest
 
-#: In all, some 1,300: options, TOML files and run folders.
-OPTIONS, TOML, FOLDERS = 700, 350, 250
+#: In all 1,400: options, TOML files and run folders.
+OPTIONS, TOML, FOLDERS = 800, 350, 250
 
 #: What no number, name or path should look like.
 CRUEL = [
@@ -275,3 +275,25 @@ def test_paths_with_spaces_and_newlines_work_or_are_refused(place: Path, finishe
         main(["resume", "a run"])
     with pytest.raises(Accepted):
         main(["prune", "--out", "new run/with spaces [bold]"])
+
+
+@pytest.mark.parametrize(
+    ("option", "code", "words"),
+    [
+        ("score", "raise KeyError('x')", "'own.py:f' fails (line 2 of "),
+        ("score", "return 3", "'own.py:f' returned a int, not a dict"),
+        ("allocate", "return [1]", "'own.py:f' returned a list, not a dict"),
+        ("structure", "return None", "'own.py:f' returned a NoneType, not a dict"),
+        ("rewind", "return 1 / 0", "ZeroDivisionError: division by zero"),
+        ("densities", "return given[1]", "fails (line 2 of "),
+    ],
+)
+def test_mistakes_in_ones_own_functions_are_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, option: str, code: str, words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("own.py").write_text(f"def f(*given):\n    {code}\n")
+    assert main(["prune", "--rounds", "1", "--steps", "3", "--engine", "eager", f"--{option}", "own.py:f"]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("lthfunc: ")]
+    assert words in line
+    assert f"--{option}: " in line

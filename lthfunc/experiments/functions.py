@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from lthfunc.errors import UserError, invalid
 from lthfunc.experiments.config import Config, Rewind, is_own, parse_structure
 from lthfunc.experiments.resolve import listed
 from lthfunc.experiments.starting import REWINDINGS, Start
 from lthfunc.frames import first_line, place_of
-from lthfunc.plugins import load_plugin
+from lthfunc.plugins import guarded, load_plugin
 from lthfunc.sparsify.activations import input_moments, wanda
 from lthfunc.sparsify.allocation import Allocate, globally, layerwise
 from lthfunc.sparsify.anchored import distance_moved, large_init, large_init_large_final, magnitude_increase
@@ -78,7 +78,7 @@ def score_of(name: str) -> Callable[[Scored], Score]:
     """A score by its name, or a function ``params, masks -> scores`` as package.module:function."""
     if name in _SCORES:
         return _SCORES[name]
-    own: Any = load_plugin("--score", name)
+    own = guarded("--score", name, dict)
     return lambda now: own
 
 
@@ -95,8 +95,7 @@ def allocation_of(config: Config) -> Allocate:
     }
     if config.allocate in made:
         return made[config.allocate]()
-    own: Any = load_plugin("--allocate", config.allocate)
-    return own  # type: ignore[no-any-return]
+    return guarded("--allocate", config.allocate, dict)
 
 
 def densities_of(config: Config) -> tuple[float, ...] | None:
@@ -128,8 +127,7 @@ def structure_of(config: Config, model: Model) -> Select:
     }
     if kind in made:
         return made[kind]()
-    own: Any = load_plugin("--structure", kind)
-    return own  # type: ignore[no-any-return]
+    return guarded("--structure", kind, dict)
 
 
 def tidying_of(structure: str, model: Model, shape: tuple[int, ...]) -> Transformation:
@@ -145,5 +143,5 @@ def rewinding_of(rewind: Rewind, per_epoch: int) -> tuple[Start, int]:
     step = rewind.at * per_epoch if rewind.kind == "epoch" else rewind.at
     if rewind.kind in REWINDINGS:
         return REWINDINGS[rewind.kind], step
-    own: Any = load_plugin("--rewind", rewind.kind)
+    own = guarded("--rewind", rewind.kind, TrainState)
     return Start(lambda pruned, now: own(pruned, now.anchor), at_anchor=False), 0
