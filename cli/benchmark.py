@@ -127,3 +127,44 @@ def architectures(
     from lthfunc_benchmarks.architectures import run
 
     run(networks=network or [], batch=batch, density=density, threads=threads, quick=quick, json=json)
+
+
+@app.command("checkpoints")
+def checkpoints(
+    network: Annotated[
+        list[str] | None, typer.Option("--network", help="Repeatable. \\[default: lenet300 and resnet18]")
+    ] = None,
+    engine: Annotated[str, typer.Option("--engine", help="eager or compile.")] = "eager",
+    seconds: Annotated[
+        float, typer.Option("--seconds", parser=number, metavar="X", help="Length of each training.")
+    ] = 65.0,
+    repeats: Annotated[int, typer.Option("--repeats", parser=whole, metavar="N", help="Trainings of each kind.")] = 3,
+    threads: Threads = 1,
+    device: Device = "cpu",
+    quick: Annotated[bool, typer.Option("--quick", help="LeNet-300-100 alone; ends in under a minute.")] = False,
+    json: JsonFile = None,
+) -> None:
+    """What checkpoints at the default interval cost a training, and how long they stop its steps."""
+    from lthfunc_benchmarks.checkpoints import run
+
+    run(
+        networks=network or [],
+        engine=engine,
+        seconds=seconds,
+        repeats=repeats,
+        threads=threads,
+        device=device,
+        quick=quick,
+        json=json,
+    )
+
+
+@app.command("memory")
+def memory(
+    rounds: Annotated[int, typer.Option("--rounds", parser=whole, metavar="N", help="How often to prune.")] = 1000,
+    json: JsonFile = None,
+) -> None:
+    """Resident memory over many rounds of a tiny network."""
+    from lthfunc_benchmarks.memory import run
+
+    run(rounds=rounds, json=json)

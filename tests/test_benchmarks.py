@@ -155,3 +155,25 @@ def test_the_gpu_suite_runs_in_its_tiny_cpu_mode(tmp_path: Path) -> None:
     for path in tmp_path.glob("*.json"):
         assert all(set(item) == KEYS for item in json.loads(path.read_text())["records"])
     assert run("bash", "benchmarks/gpu_suite.sh").returncode != 0, "no folder named, nothing overwritten"
+
+
+def test_the_checkpoint_benchmark_measures_both_kinds(tmp_path: Path) -> None:
+    table = tmp_path / "result.json"
+    assert main(["benchmark", "checkpoints", "--quick", "--json", str(table)]) == 0
+    with_, without = json.loads(table.read_text())["records"]
+    assert (with_["checkpoint_every"], without["checkpoint_every"]) == ("1s", "never")
+    assert with_["checkpoints"] >= 1
+    assert without["checkpoints"] == without["share"] == 0
+    assert main(["benchmark", "checkpoints", "--network", "lenet"]) == 2
+
+
+def test_memory_stays_flat_over_fifty_rounds(tmp_path: Path) -> None:
+    """A round leaves its line, some kilobytes; trees of earlier rounds are gone."""
+    done = run(
+        sys.executable, "-m", "lthfunc_cli", "benchmark", "memory", "--rounds", "50", "--json", tmp_path / "m.json"
+    )
+    assert done.returncode == 0, done.stderr
+    (record,) = json.loads((tmp_path / "m.json").read_text())["records"]
+    mib = [value for _, value in sorted(record["mib"].items(), key=lambda item: int(item[0]))]
+    assert len(mib) == 11
+    assert mib[-1] - mib[1] < 4, mib

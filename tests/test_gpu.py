@@ -6,12 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import NormedNet
+from conftest import DroppingNet, NormedNet
 from test_architectures import NARROW, small_case
 
 import lthfunc as lf
+from lthfunc.errors import UserError
+from lthfunc.experiments.config import Config
+from lthfunc.experiments.iterative import Plan, Task, train_together
+from lthfunc.runs.keeping import train_kept
 from lthfunc.runs.memory import check_width
 from lthfunc.training.engines.table import ENGINES
+from lthfunc.training.fits import Stopped
 from lthfunc.training.loop import fit, fit_together, take_steps
 from lthfunc.training.precision import Precision
 from lthfunc.training.steps import Augment
@@ -233,3 +238,33 @@ def test_other_optimisers_keep_pruned_weights_zero(few_digits: Dataset, optimize
         end = lf.train(model, data, optimizer=optimizer, steps=70, engine=engine)(start)
         for name, mask in start.masks.items():
             assert not end.params[name][~mask].any()
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_training_goes_on_from_its_checkpoint_on_a_gpu(few_digits: Dataset, tmp_path: Path, engine: str) -> None:
+    model = lf.from_module(DroppingNet())
+    trainer = make_trainer(model, few_digits, optimizer=lf.adam(1e-3), batch_size=24, engine=engine)
+    trainer = trainer._replace(data=ops.data_to_device(few_digits, "cuda"))
+    plan = Plan(model, trainer, steps=300, eval_every=150)
+    start = lf.init(model, 0, "cuda")
+    task = Task(0, 1, "ticket", lf.prune(fraction=0.5)(start), start)
+    (whole,) = train_together(plan, [task])
+    seen = 0
+
+    def observe(number: int, point: object) -> None:
+        nonlocal seen
+        seen = number
+
+    with pytest.raises(Stopped):
+        train_kept(plan, [task], tmp_path, Config(checkpoint_every="never"), lambda: seen >= 200, observe)
+    (again,), _ = train_kept(plan, [task], tmp_path, Config(), lambda: False, None)
+    for name, leaf in whole.fit.state.params.items():
+        torch.testing.assert_close(again.fit.state.params[name], leaf)
+    assert [point.step for point in again.fit.curve] == [point.step for point in whole.fit.curve]
+
+
+def test_a_step_that_is_not_finite_is_found_on_a_gpu(few_digits: Dataset, tmp_path: Path) -> None:
+    model = lf.from_module(NormedNet())
+    trainer = make_trainer(model, ops.data_to_device(few_digits, "cuda"), optimizer=lf.sgd(1e30), batch_size=24)
+    with pytest.raises(UserError, match=r"training diverged: the (loss|gradient).* of step \d+ is not finite"):
+        fit(trainer, lf.init(model, 0, "cuda"), seed=0, until=20, eval_every=10)

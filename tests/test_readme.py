@@ -57,7 +57,15 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+def page_commands(page: str) -> list[str]:
+    """The commands of a page's shell blocks that need neither a network nor a package."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    lines = [line for block in re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+             for line in block.splitlines()]  # fmt: skip
+    return [line.partition("   #")[0].strip() for line in lines if line.startswith("lthfunc ") and "timm:" not in line]
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, *page_commands("run-format.md")])
 def test_each_command_of_the_readme_runs(
     command: str, place: Path, request: pytest.FixtureRequest, capsys: Any
 ) -> None:
@@ -83,14 +91,6 @@ def test_ones_own_file_has_less_than_thirty_lines() -> None:
     assert len(OWN.splitlines()) < 30
 
 
-def page_commands(page: str) -> list[str]:
-    """The commands of a page's shell blocks that need neither a network nor a package."""
-    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
-    lines = [line for block in re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-             for line in block.splitlines()]  # fmt: skip
-    return [line.partition("   #")[0].strip() for line in lines if line.startswith("lthfunc ") and "timm:" not in line]
-
-
 @pytest.mark.parametrize("command", [*page_commands("data.md"), *page_commands("models.md")])
 def test_each_command_of_the_pages_on_models_and_data_runs(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
@@ -100,6 +100,7 @@ def test_each_command_of_the_pages_on_models_and_data_runs(
     monkeypatch.setenv("LTHFUNC_CACHE", str(tmp_path / "cache"))
     page = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
     (tmp_path / "rings.py").write_text(re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)[-1])
+    torch.save({"state_dict": {"fc.weight": torch.zeros(2, 3)}}, tmp_path / "net.pth")
     (tmp_path / "topics.txt").write_text((ROOT / "README.md").read_text(encoding="utf-8"))
     for label in ("cats", "dogs"):
         (tmp_path / "photos" / label).mkdir(parents=True)

@@ -1,0 +1,107 @@
+"""Memory over many rounds: a run of a tiny network, its resident memory round by round.
+
+    python -m benchmarks.memory --rounds 1000 --json FILE
+
+or, installed, `lthfunc benchmark memory`. Rounds run as in `lthfunc prune`, files, checkpoints and records included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json as writer
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from torch import nn
+
+from lthfunc.experiments.config import Config
+from lthfunc.experiments.iterative import Task
+from lthfunc.experiments.plan import prepare
+from lthfunc.experiments.records import Record as Training
+from lthfunc.runs.execute import execute
+from lthfunc.runs.folder import PRUNE, create
+from lthfunc.training.fits import Point
+from lthfunc.training.memory import hold_memory
+from lthfunc.training.threads import using_threads
+
+from .records import header, reported
+
+_POINTS = 10
+
+
+def tiny(shape: tuple[int, ...], classes: int) -> nn.Module:
+    """A network of some 1,800 weights for the digits."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 24), nn.ReLU(), nn.Linear(24, classes))
+
+
+class Watching:
+    """Notes the resident memory after each training."""
+
+    def __init__(self) -> None:
+        self.mib: list[float] = []
+
+    def total(self, steps: int) -> None:
+        """Nothing to note."""
+
+    def begin(self, task: Task, stop: int) -> None:
+        """Nothing to note."""
+
+    def step(self, task: Task, number: int, point: Point | None) -> None:
+        """Nothing to note."""
+
+    def end(self, task: Task, item: Training) -> None:
+        """A training ended."""
+        self.mib.append(resident())
+
+
+def resident() -> float:
+    """This process's resident memory, in MiB."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * 4096 / 2**20
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=1000)
+    parser.add_argument("--json")
+    given = parser.parse_args(arguments)
+    return reported(lambda networks, **options: run(**options), argparse.Namespace(**vars(given), networks=None))
+
+
+def run(*, rounds: int = 1000, json: str | None = None) -> list[float]:
+    """Measure; returns MiB after each round, the dense one first."""
+    config = Config(
+        arch="lthfunc_benchmarks.memory:tiny", rounds=rounds, rate=0.005, floor=1, steps=4, eval_every=2,
+        engine="eager", checkpoint_every="2", threads=1, batch_size=50,
+    )  # fmt: skip
+    watching, begun = Watching(), time.perf_counter()
+    hold_memory()
+    with tempfile.TemporaryDirectory() as scratch, using_threads(1):
+        config, plan, _ = prepare(config)
+        folder = Path(scratch) / "run"
+        folder.mkdir()
+        create(folder, config, PRUNE, data=plan.trainer.data)
+        execute(config, plan, folder, watching, [])
+    mib, seconds = watching.mib, time.perf_counter() - begun
+    at = sorted({round(number * rounds / _POINTS) for number in range(_POINTS + 1)})
+    console = Console(width=100)
+    for number in at:
+        console.print(f"round {number:5}: {mib[number]:8.1f} MiB", highlight=False)
+    grown = mib[-1] - mib[len(mib) // _POINTS]
+    console.print(
+        f"{rounds:,} rounds in {seconds:.0f} s; from round {len(mib) // _POINTS} on {grown:+.1f} MiB", highlight=False
+    )
+    if json is not None:
+        found: dict[str, Any] = {"rounds": rounds, "mib": {str(number): round(mib[number], 1) for number in at}}
+        head = header("memory", f"lthfunc benchmark memory --rounds {rounds}", "cpu", 1)
+        Path(json).write_text(writer.dumps({**head, "records": [found]}, indent=1) + "\n", encoding="utf-8")
+    return mib
+
+
+if __name__ == "__main__":
+    sys.exit(main())
