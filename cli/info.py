@@ -39,7 +39,8 @@ def info(
 def _show_run(folder: Path, *, wants_json: bool) -> None:
     from lthfunc.experiments.config import to_mapping
     from lthfunc.experiments.records import summarize
-    from lthfunc.runs.folder import read_run
+    from lthfunc.runs.checking import sums_wrong
+    from lthfunc.runs.folder import read_run, scan_run
     from lthfunc.runs.unfinished import trainings_of
 
     from .screens import as_json, show_tables, verdict
@@ -62,6 +63,8 @@ def _show_run(folder: Path, *, wants_json: bool) -> None:
         print()
         if config.rounds:
             print(verdict(rows))
+    for problem in sums_wrong(folder, scan_run(folder), sizes=True):
+        print(f"damaged: {problem}; lthfunc verify {folder} says what remains")
     if len(records) < wanted:
         print(f"unfinished; go on with: lthfunc resume {folder}")
 

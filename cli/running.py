@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import sys
 import time
@@ -14,7 +15,7 @@ from typing import Any
 
 import typer
 
-from lthfunc.errors import invalid
+from lthfunc.errors import DivergedError, invalid
 from lthfunc.experiments.config import Config, from_mapping, is_own, to_mapping
 from lthfunc.experiments.iterative import Task
 from lthfunc.experiments.plan import Prepared, prepare
@@ -74,12 +75,11 @@ def resume_run(run: str, changed: dict[str, Any], trust: bool, *, wants_json: bo
     changed: settings that change no result, to be used instead of the run's.
     """
     folder = Path(run)
-    scan_run(folder)  # so that what is no run is not locked
+    check_trust(to_mapping(scan_run(folder).config), folder, trusted=trust)
     with locked(folder):
         found, said = recover(folder)
         for line in said:
             _say(f"damaged: {line}")
-        check_trust(to_mapping(found.config), folder, trusted=trust)
         config = resolved(from_mapping({**to_mapping(found.config), **changed}))
         prepared = _prepared(config)
         if changed:
@@ -163,7 +163,7 @@ def _goes_on(earlier: Path, out: str | None) -> bool:
             f"{earlier} is an unfinished run of these settings. Go on with it?", err=True, default=True
         )
     if out is None:
-        _say(f"an unfinished run of these settings can be gone on with: lthfunc resume {earlier}")
+        _say(f"an unfinished run of these settings can be gone on with: lthfunc resume {shlex.quote(str(earlier))}")
     return False
 
 
@@ -209,9 +209,11 @@ def _run(
                 records = execute(config, plan, folder, watcher, earlier, tasks, stop)
         except (Stopped, KeyboardInterrupt) as error:
             safe = "everything is kept" if isinstance(error, Stopped) else "finished trainings and checkpoints are kept"
-            trust = " --trust" if code_in(to_mapping(config)) else ""
-            _say(f"stopped; {safe}. Go on with: lthfunc resume {folder}{trust}")
+            _say(f"stopped; {safe}. Go on with: {_resume(folder, config)}")
             raise typer.Exit(stop.code) from None
+        except DivergedError as error:
+            kept = f"the state before it is kept: {_resume(folder, config)} --on-nonfinite skip goes on"
+            raise DivergedError(f"{error} ({kept})") from error
     from lthfunc.reports.plots import draw  # matplotlib takes half a second, which training need not wait for
 
     pictures = draw(folder, records, f"{config.arch} on {config.dataset}")
@@ -220,6 +222,11 @@ def _run(
         print(json.dumps(as_json(folder, config, rows), indent=2))
     else:
         show_results(rows, folder, pictures, ticket=command != TRAIN and config.rounds > 0)
+
+
+def _resume(folder: Path, config: Config) -> str:
+    """The command that goes on with a run."""
+    return f"lthfunc resume {shlex.quote(str(folder))}" + (" --trust" if code_in(to_mapping(config)) else "")
 
 
 def _headline(prepared: Prepared, command: str) -> str:

@@ -127,6 +127,7 @@ if TYPE_CHECKING:
     )
     from lthfunc.sparsify.transforms import prune as prune, rewind as rewind, ticket as ticket
     from lthfunc.training.batches import sample_batches as sample_batches
+    from lthfunc.training.fits import Keeper as Keeper, Stopped as Stopped
     from lthfunc.training.lion import lion as lion
     from lthfunc.training.loop import (
         accuracy_on as accuracy_on,
@@ -209,6 +210,7 @@ __getattr__, __all__ = table_of_contents(
     __name__,
     {
         "lthfunc.training.trainer": ("make_trainer",),
+        "lthfunc.training.fits": ("Keeper", "Stopped"),
         "lthfunc.trees.types": ("Dataset", "Scale", "Split", "Ticket", "TrainState"),
         "lthfunc.trees.initial": ("as_built", "glorot_normal"),
         "lthfunc.trees.model": ("Model", "from_module", "init", "pruning"),

@@ -18,6 +18,10 @@ class DamagedError(UserError):
     code = 3
 
 
+class DivergedError(UserError):
+    """A training whose loss or gradient is not finite."""
+
+
 def invalid(option: str, value: object, accepted: str) -> UserError:
     """An option whose value is not accepted."""
     return UserError(f"{option}: {value!r} is not accepted; it takes {accepted}")

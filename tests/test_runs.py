@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 from lthfunc_cli.main import main
 
 import lthfunc as lf
+from lthfunc.runs.checkpoints import step_of
 from lthfunc.runs.folder import read_run
 
 #: A small but whole experiment on the bundled digits.
@@ -140,6 +142,72 @@ def test_an_interrupted_run_says_how_to_go_on_and_does(tmp_path: Path, number: s
     assert run("prune", *options, "--out", whole) == 0
     assert metrics(folder) == metrics(whole)
     same_files(folder, whole)
+
+
+@pytest.mark.slow
+def test_an_interruption_keeps_the_training_under_way(tmp_path: Path) -> None:
+    """SIGTERM far from any checkpoint's time: the step under way is the last, and its state is kept."""
+    folder, whole = tmp_path / "a run", tmp_path / "whole"
+    options = ["--rounds", "1", "--steps", "1500", "--eval-every", "700", "--engine", "eager", "--threads", "1"]
+    command = [sys.executable, "-m", "lthfunc_cli", "prune", *options, "--out", str(folder)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        while not (folder / "environment.jsonl").exists():
+            time.sleep(0.05)
+            assert process.poll() is None
+        time.sleep(1.5)
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 143, said
+    assert f"stopped; everything is kept. Go on with: lthfunc resume '{folder}'" in said
+    (kept,) = folder.glob("seed0/round0*/checkpoint-*")
+    assert step_of(kept) > 0
+    assert run("verify", folder) == 0
+    assert run("resume", folder) == 0
+    assert run("prune", *options, "--out", whole) == 0
+    assert metrics(folder) == metrics(whole)
+    same_files(folder, whole)
+
+
+SLOW = """
+import pathlib, time
+import torch
+
+
+class Net(torch.nn.Module):
+    def __init__(self, shape, classes):
+        super().__init__()
+        self.fc = torch.nn.Linear(64, classes)
+
+    def forward(self, x):
+        if self.training and pathlib.Path("slow").exists():
+            pathlib.Path("in-a-step").touch()
+            time.sleep(60)
+        return self.fc(x.flatten(1))
+"""
+
+
+@pytest.mark.slow
+def test_a_second_interruption_stops_at_once(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(SLOW)
+    options = ["--arch", "net.py:Net", "--rounds", "1", "--steps", "5", "--engine", "eager", "--out", "run"]
+    command = [sys.executable, "-m", "lthfunc_cli", "prune", *options]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as process:
+        while not (tmp_path / "run" / "environment.jsonl").exists():
+            time.sleep(0.02)
+            (tmp_path / "slow").touch() if (tmp_path / "run").exists() else None
+            assert process.poll() is None
+        while not (tmp_path / "in-a-step").exists():
+            time.sleep(0.02)
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+        assert process.poll() is None  # the step is not over
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=20)
+    assert process.returncode == 130, said
+    assert "stopping after this step; once more to stop at once" in said
+    assert "finished trainings and checkpoints are kept. Go on with: lthfunc resume run --trust" in said
+    assert "Traceback" not in said
 
 
 def test_a_folder_in_use_is_refused_and_left_alone(finished: Path, tmp_path: Path, capsys: Any) -> None:

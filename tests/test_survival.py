@@ -404,3 +404,37 @@ def test_typing_the_command_again_offers_to_go_on(
     assert run(*command) == 0
     assert metrics(earlier) == metrics(finished)
     same_files(earlier, finished)
+
+
+def test_branches_and_transfers_are_runs_like_any_other(finished: Path, tmp_path: Path, capsys: Any) -> None:
+    """They verify, and are mended: a branch copies what is whole, a transfer's trainings stand for themselves."""
+    branched, moved = tmp_path / "branched", tmp_path / "moved"
+    assert run("branch", finished, "--from-round", "1", "--rounds", "2", "--rewind", "sign", "--out", branched) == 0
+    assert run("transfer", finished, "--dataset", "digits", "--steps", "12", "--control", "reinit", "--out", moved) == 0
+    for folder in (branched, moved):
+        assert run("verify", folder) == 0
+        copy = tmp_path / "copy"
+        shutil.copytree(folder, copy)
+        harmed = copy / "seed0" / "round01" / "params.safetensors"
+        harmed.write_bytes(harmed.read_bytes()[:-3])
+        assert run("info", copy) == 0
+        assert "damaged: seed0/round01/params.safetensors: has" in capsys.readouterr().out
+        assert run("verify", copy) == 3
+        assert run("resume", copy) == 0
+        same_files(copy, folder)
+        assert run("verify", copy) == 0
+        shutil.rmtree(copy)
+
+
+def test_a_run_that_diverges_says_how_to_go_on_and_does(tmp_path: Path, capsys: Any) -> None:
+    folder = tmp_path / "run"
+    options = ["--rounds", "1", "--steps", "12", "--eval-every", "4", "--optimizer", "sgd", "--engine", "eager"]
+    assert run("prune", *options, "--lr", "1e38", "--out", folder) == 2
+    (line,) = [line for line in said(capsys) if line.startswith("lthfunc: ")]
+    assert re.search(r"seed 0, round 0: training diverged: the (loss \(\w+\)|gradient) of step \d+ is not finite, "
+                     r"learning rate 1e\+38; ", line)  # fmt: skip
+    assert f"the state before it is kept: lthfunc resume {folder} --on-nonfinite skip goes on" in line
+    assert run("verify", folder) == 0
+    assert len(list(folder.glob("seed0/round00/checkpoint-*"))) == 1
+    assert run("resume", folder, "--on-nonfinite", "skip") in (0, 2)
+    assert read_run(folder)[1].on_nonfinite == "skip"

@@ -25,7 +25,7 @@ from lthfunc.runs.folder import (
     training_folder,
 )
 from lthfunc.runs.manifests import MANIFEST, Sum, load_checked, problem_of, read_manifest
-from lthfunc.trees.files import load_ticket
+from lthfunc.trees.files import load_ticket, read_header
 from lthfunc.trees.ops import Count, count, layer_counts
 
 
@@ -40,8 +40,8 @@ class Problem(NamedTuple):
         return f"{self.where}: {self.what}"
 
 
-def sums_wrong(folder: Path, run: Run) -> Iterator[Problem]:
-    """Files of finished trainings that are missing, or are not what was written."""
+def sums_wrong(folder: Path, run: Run, *, sizes: bool = False) -> Iterator[Problem]:
+    """Files of finished trainings that are missing, or are not what was written. sizes: look at sizes alone."""
     for item in run.records:
         name = name_of_record(item)
         place = training_folder(folder, *name)
@@ -58,32 +58,33 @@ def sums_wrong(folder: Path, run: Run) -> Iterator[Problem]:
             files = [PARAMS, MASKS, *([f"../{ANCHOR}"] if name[1:] == (0, TICKET) else [])]
             sums = {}
             for file in files:
-                if not (place / file).is_file():
-                    yield Problem(f"{where}/{file}", "is missing", name)
+                try:
+                    read_header(place / file)  # which looks whether the file has all that it tells
+                except UserError as error:
+                    yield Problem(f"{where}/{file}", str(error).partition(": ")[2], name)
         for file, expected in sums.items():
             if file == f"../{TICKET_FILE}":
                 continue
-            problem = problem_of(place / file, expected)
+            problem = problem_of(place / file, expected, sizes=sizes)
             if problem is not None:
                 yield Problem(_relative(folder, place / file), problem, name)
-    yield from _tickets_wrong(folder, run)
+    yield from _tickets_wrong(folder, run, sizes)
 
 
-def _tickets_wrong(folder: Path, run: Run) -> Iterator[Problem]:
+def _tickets_wrong(folder: Path, run: Run, sizes: bool) -> Iterator[Problem]:
     """The last tickets of seeds; one of a round that has no line yet is as good, it was written just before."""
     seeds = sorted({item["seed"] for item in run.records})
     for seed in seeds:
-        rounds = [item["round"] for item in run.records if item["seed"] == seed and item["variant"] == TICKET]
-        last = max(rounds, default=0)
+        last = _last(run, seed)
         known = [_ticket_sum(training_folder(folder, seed, number, TICKET)) for number in (last, last + 1)]
         if known[0] is None:
             continue
         path = folder / f"seed{seed}" / TICKET_FILE
-        problems = [problem_of(path, each) for each in known if each is not None]
+        problems = [problem_of(path, each, sizes=sizes) for each in known if each is not None]
         if all(problem is not None for problem in problems):
             yield Problem(_relative(folder, path), str(problems[0]), (seed, last, TICKET))
         elif seed == seeds[0] == run.config.seed:
-            problems = [problem_of(folder / TICKET_FILE, each) for each in known if each is not None]
+            problems = [problem_of(folder / TICKET_FILE, each, sizes=sizes) for each in known if each is not None]
             if all(problem is not None for problem in problems):
                 yield Problem(TICKET_FILE, f"{problems[0]}; lthfunc resume writes it again")
 
@@ -120,7 +121,13 @@ def contents_wrong(folder: Path, run: Run, bad: set[Name]) -> Iterator[Problem]:
     for seed in sorted({item["seed"] for item in run.records}):
         path = folder / f"seed{seed}" / TICKET_FILE
         if path.exists():
-            yield from (Problem(_relative(folder, path), problem) for problem in _ticket_wrong(path))
+            name = (seed, _last(run, seed), TICKET)
+            yield from (Problem(_relative(folder, path), problem, name) for problem in _ticket_wrong(path))
+
+
+def _last(run: Run, seed: int) -> int:
+    """The last round whose ticket is trained."""
+    return max((item["round"] for item in run.records if (item["seed"], item["variant"]) == (seed, TICKET)), default=0)
 
 
 def _within(item: Record, params: dict[str, Tensor], masks: dict[str, Tensor], about: dict[str, Any]) -> Iterator[str]:
@@ -175,6 +182,12 @@ def checkpoints_wrong(folder: Path) -> Iterator[Problem]:
         for path in checkpoints(place):
             if not is_whole(path):
                 yield Problem(_relative(folder, path), "is not what was written; its training begins again")
+
+
+def wrong(folder: Path, run: Run) -> list[Problem]:
+    """Everything that is wrong with the finished trainings of a run."""
+    sums = list(sums_wrong(folder, run))
+    return [*sums, *contents_wrong(folder, run, {each.name for each in sums if each.name is not None})]
 
 
 def good_rounds(records: Sequence[Record], bad: set[Name]) -> dict[int, list[int]]:

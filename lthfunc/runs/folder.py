@@ -18,6 +18,7 @@ A training exists once its line stands in metrics.jsonl; files are written befor
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -79,7 +80,8 @@ def check_free(folder: Path) -> None:
         raise invalid("--out", str(folder), "a folder, and this is a file")
     if (folder / CONFIG).exists() or (folder / METRICS).exists():
         raise UserError(
-            f"--out: {str(folder)!r} holds another run; name another folder, or go on with it: lthfunc resume {folder}"
+            f"--out: {str(folder)!r} holds another run; name another folder, or go on with it: lthfunc resume "
+            f"{shlex.quote(str(folder))}"
         )
     if folder.exists() and any(not _is_ours(path) for path in folder.iterdir()):
         raise invalid("--out", str(folder), "a new or empty folder, and this one holds files")

@@ -51,12 +51,14 @@ def read_manifest(place: Path) -> dict[str, Sum] | None:
         raise DamagedError(f"{path}: is damaged: {error}") from error
 
 
-def problem_of(path: Path, expected: Sum) -> str | None:
-    """What is wrong with a file; None where it is what was written."""
+def problem_of(path: Path, expected: Sum, *, sizes: bool = False) -> str | None:
+    """What is wrong with a file; None where it is what was written. sizes: look at its size alone."""
     try:
         size = path.stat().st_size
         if size != expected.bytes:
             return f"has {size:,} bytes, not {expected.bytes:,}"
+        if sizes:
+            return None
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else None
         return None if (digest or sum_of(path.read_bytes()).sha256) == expected.sha256 else "is not what was written"

@@ -8,7 +8,7 @@ from pathlib import Path
 from lthfunc.errors import DamagedError
 from lthfunc.experiments.iterative import TICKET
 from lthfunc.experiments.records import Record
-from lthfunc.runs.checking import Problem, checkpoints_wrong, sums_wrong
+from lthfunc.runs.checking import Problem, checkpoints_wrong, wrong
 from lthfunc.runs.folder import (
     CONFIG,
     ENVIRONMENT,
@@ -47,13 +47,12 @@ def recover(folder: Path) -> tuple[Run, list[str]]:
     if run.damaged:
         append_lines(folder / METRICS, [{"kind": "mended", "lines": list(run.damaged)}])
     said += _without_damaged_lines(folder)
-    problems = list(sums_wrong(folder, run))
+    problems = wrong(folder, run)
     said += map(str, [*problems, *checkpoints_wrong(folder)])
     lost = _lost(run, problems)
     if lost:
-        append_lines(
-            folder / METRICS, ({"kind": "dropped", **_named(name), "reason": why} for name, why in lost.items())
-        )
+        dropped = ({"kind": "dropped", **_named(name), "reason": why} for name, why in lost.items())
+        append_lines(folder / METRICS, dropped)
     run = scan_run(folder)
     _renew_ticket(folder, run)
     return run, said

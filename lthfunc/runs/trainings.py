@@ -49,7 +49,7 @@ def in_words(task: Task) -> str:
 def named(task: Task, error: UserError) -> UserError:
     """The error with the training it happened in, told once."""
     words = in_words(task)
-    return error if words in str(error) else UserError(f"{words}: {error}")
+    return error if words in str(error) else type(error)(f"{words}: {error}")
 
 
 class Queue:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lthfunc.runs.checking import Problem, checkpoints_wrong, contents_wrong, good_rounds, sums_wrong
+from lthfunc.runs.checking import Problem, checkpoints_wrong, good_rounds, wrong
 from lthfunc.runs.folder import ENVIRONMENT, Run, environment_damage, scan_run
 from lthfunc.runs.unfinished import is_finished
 
@@ -46,11 +46,9 @@ def verified(folder: Path) -> Report:
     run = scan_run(folder)
     damage = [Problem(where, what) for where, _, what in (line.partition(": ") for line in run.damage)]
     damage += [Problem(ENVIRONMENT, f"line {number} is damaged: {why}") for number, why in environment_damage(folder)]
-    sums = list(sums_wrong(folder, run))
-    bad = {each.name for each in sums if each.name is not None}
-    contents = list(contents_wrong(folder, run, bad))
-    bad |= {each.name for each in contents if each.name is not None}
-    return Report(folder, run, [*damage, *sums, *contents, *checkpoints_wrong(folder)], good_rounds(run.records, bad))
+    problems = wrong(folder, run)
+    bad = {each.name for each in problems if each.name is not None}
+    return Report(folder, run, [*damage, *problems, *checkpoints_wrong(folder)], good_rounds(run.records, bad))
 
 
 def _ranges(rounds: list[int]) -> str:

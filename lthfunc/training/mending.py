@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from lthfunc.errors import UserError
+from lthfunc.errors import DivergedError
 from lthfunc.training.fits import Fit, Keeper, Since, Stopped
 from lthfunc.training.schedules import at
 from lthfunc.training.stepping import Good, Training, finite, under_way
@@ -26,10 +26,10 @@ def mend(
 
     A step that is not finite is left out: what it would change stays, and its number is passed.
 
-    Raises UserError at such a step where the trainer is to stop there, after the states before it were kept, and where
-    no step of a state was finite. Raises Stopped.
+    Raises DivergedError at such a step where the trainer is to stop there, after the states before it were kept, and
+    where no step of a state was finite. Raises Stopped.
     """
-    errors: dict[int, UserError] = {}
+    errors: dict[int, DivergedError] = {}
     training.restart(*good)
     with training.drawing():
         states, since = training.now()
@@ -58,13 +58,13 @@ def mend(
     return states, since
 
 
-def _error(state: TrainState, before: Since, after: Since, seeds: Sequence[int], number: int) -> UserError:
+def _error(state: TrainState, before: Since, after: Since, seeds: Sequence[int], number: int) -> DivergedError:
     step = int(state.step)
     what = "gradient" if math.isfinite(after.loss) else f"loss ({after.loss - before.loss})"
     table = getattr(state.opt, "schedule", None)
     rate = "" if table is None else f", learning rate {float(at(table, state.step)):g}"
     who = f"seed {seeds[number]}: " if len(seeds) > 1 else ""
-    return UserError(
+    return DivergedError(
         f"{who}training diverged: the {what} of step {step + 1} is not finite{rate}; a smaller --lr may help, or "
         "--on-nonfinite skip, which leaves such steps out"
     )
