@@ -83,6 +83,7 @@ def test_a_training_stopped_anywhere_ends_in_the_same_bits(
     (whole,) = train_together(plan, [task])
     for number, stops in enumerate([[1], [10], [9, 11, 30], [36]]):
         folder = tmp_path / str(number)
+        folder.mkdir()
         for step in stops:
             stopped(plan, task, folder, step)
         (again,), _ = train_kept(plan, [task], folder, Config(), lambda: False, None)

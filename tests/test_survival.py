@@ -409,7 +409,7 @@ def test_typing_the_command_again_offers_to_go_on(
 def test_branches_and_transfers_are_runs_like_any_other(finished: Path, tmp_path: Path, capsys: Any) -> None:
     """They verify, and are mended: a branch copies what is whole, a transfer's trainings stand for themselves."""
     branched, moved = tmp_path / "branched", tmp_path / "moved"
-    assert run("branch", finished, "--from-round", "1", "--rounds", "2", "--rewind", "sign", "--out", branched) == 0
+    assert run("branch", finished, "--from-round", "1", "--rounds", "2", "--lr", "0.002", "--out", branched) == 0
     assert run("transfer", finished, "--dataset", "digits", "--steps", "12", "--control", "reinit", "--out", moved) == 0
     for folder in (branched, moved):
         assert run("verify", folder) == 0
