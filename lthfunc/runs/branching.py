@@ -17,6 +17,7 @@ from lthfunc.runs.folder import (
     METRICS,
     PARAMS,
     PRUNE,
+    Name,
     create,
     make_training_folder,
     name_of_record,
@@ -39,9 +40,20 @@ def branch(run: Path, folder: Path, number: int, prepared: Prepared) -> list[Rec
     `check_branch` says whether that can be.
     """
     config, plan, _ = prepared
+    create(folder, config, PRUNE, branched=(run, number), data=plan.trainer.data)
+    return copy_early(run, number, folder, config, set())
+
+
+def copy_early(run: Path, number: int, folder: Path, config: Config, there: set[Name]) -> list[Record]:
+    """Copy the trainings of a run up to round `number` that are not there; returns their records."""
     _, _, records = read_run(run)
-    early = [item for item in records if item["round"] <= number and item["variant"] in (TICKET, *config.control)]
-    create(folder, config, PRUNE, data=plan.trainer.data)
+    seeds = range(config.seed, config.seed + config.replicates)
+    variants = (TICKET, *config.control)
+    early = [
+        item for item in records
+        if item["round"] <= number and item["variant"] in variants and item["seed"] in seeds
+        and name_of_record(item) not in there
+    ]  # fmt: skip
     for item in early:
         name = name_of_record(item)
         _copy(training_folder(run, *name), training_folder(folder, *name), anchor=name[1:] == (0, TICKET))

@@ -56,7 +56,9 @@ def execute(
             item = record(
                 result, replicate=task.seed - config.seed, seed=task.seed, seconds=seconds, metric=config.metric
             )
-            save_training(folder, config, task.seed, result, item, first_seed=task.seed == config.seed)
+            later = [name for name in map(name_of_record, records) if name[0] == task.seed and name[1] > task.number]
+            first = task.seed == config.seed
+            save_training(folder, config, task.seed, result, item, first_seed=first, latest=not later)
             records.append(item)
             for kept in checkpoints(place_of(folder, task)):
                 kept.unlink(missing_ok=True)

@@ -98,14 +98,24 @@ def _is_ours(path: Path) -> bool:
 
 
 def create(
-    folder: Path, config: Config, command: str, source: Path | None = None, *, data: Dataset | None = None
+    folder: Path,
+    config: Config,
+    command: str,
+    source: Path | None = None,
+    *,
+    branched: tuple[Path, int] | None = None,
+    data: Dataset | None = None,
 ) -> None:
-    """Begin a run in a folder that is there, with the first line of its metrics. source: the run it is made from."""
+    """Begin a run in a folder that is there, with the first line of its metrics.
+
+    source: the run whose tickets it trains. branched: the run that its first rounds, up to this one, are copied from.
+    """
     about = {
         "kind": "run",
         "format": FORMAT,
         "command": command,
         **({} if source is None else {"source": str(source.resolve())}),
+        **({} if branched is None else {"branched": {"run": str(branched[0].resolve()), "round": branched[1]}}),
         "machine": machine(config.device, config.threads),
         **({} if data is None else {"data": data_facts(data)}),
         "config": to_mapping(config),

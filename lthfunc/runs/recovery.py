@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from lthfunc.errors import DamagedError
+from lthfunc.errors import DamagedError, UserError
 from lthfunc.experiments.iterative import TICKET
 from lthfunc.experiments.records import Record
+from lthfunc.runs.branching import copy_early
 from lthfunc.runs.checking import Problem, checkpoints_wrong, wrong
 from lthfunc.runs.folder import (
     CONFIG,
@@ -50,6 +51,9 @@ def recover(folder: Path) -> tuple[Run, list[str]]:
     problems = wrong(folder, run)
     said += map(str, [*problems, *checkpoints_wrong(folder)])
     lost = _lost(run, problems)
+    if run.about.get("branched") is not None:
+        run = _with_early(folder, run, lost)
+        lost = _lost(run, wrong(folder, run))
     if lost:
         dropped = ({"kind": "dropped", **_named(name), "reason": why} for name, why in lost.items())
         append_lines(folder / METRICS, dropped)
@@ -67,6 +71,24 @@ def _without_damaged_lines(folder: Path) -> list[str]:
     elif (folder / ENVIRONMENT).exists():
         drop_partial_line(folder / ENVIRONMENT)
     return [f"{ENVIRONMENT}: line {number} is damaged: {reason}" for number, reason in damaged]
+
+
+def _with_early(folder: Path, run: Run, lost: Mapping[Name, str]) -> Run:
+    """The first rounds of a branch were trained with another run's settings: what is lost of them is copied again.
+
+    Raises DamagedError where that run has them no longer.
+    """
+    source, number = Path(run.about["branched"]["run"]), run.about["branched"]["round"]
+    there = {name_of_record(item) for item in run.records} - {name for name in lost if name[1] <= number}
+    try:
+        copy_early(source, number, folder, run.config, there)
+    except (UserError, OSError) as error:
+        named = ", ".join(sorted({f"round {name[1]} of seed {name[0]}" for name in lost if name[1] <= number}))
+        if named:
+            raise DamagedError(
+                f"{folder}: {named} came from {source}, and cannot come from there again: {error}"
+            ) from error
+    return scan_run(folder)
 
 
 def _lost(run: Run, problems: Sequence[Problem]) -> dict[Name, str]:

@@ -30,11 +30,17 @@ class _Machine(_Line):
     gpu: str | None
 
 
+class _Branched(_Line):
+    run: str
+    round: Whole
+
+
 class _Header(_Line):
     command: Literal["prune", "train", "transfer"]
     machine: _Machine
     config: dict[str, Any]
     source: str | None = None
+    branched: _Branched | None = None
 
 
 class _Layer(_Line):

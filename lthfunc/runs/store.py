@@ -28,8 +28,10 @@ from lthfunc.trees.ops import to_device
 from lthfunc.trees.types import TrainState
 
 
-def save_training(folder: Path, config: Config, seed: int, result: Round, item: Record, *, first_seed: bool) -> None:
-    """Write a finished training: its files, their sums, then its line."""
+def save_training(
+    folder: Path, config: Config, seed: int, result: Round, item: Record, *, first_seed: bool, latest: bool
+) -> None:
+    """Write a finished training: its files, their sums, then its line. latest: whether no later round is finished."""
     place = training_folder(folder, seed, result.number, result.variant)
     make_training_folder(place)
     state = result.fit.state
@@ -60,7 +62,7 @@ def save_training(folder: Path, config: Config, seed: int, result: Round, item: 
     if ticket is not None:
         sums[f"../{TICKET_FILE}"] = sum_of(ticket)
     write_manifest(place, sums)
-    if ticket is not None:  # after the manifest, which then knows it, whatever happens in between
+    if ticket is not None and latest:  # after the manifest, which then knows it, whatever happens in between
         for target in (place.parent, folder) if first_seed else (place.parent,):
             write_atomically(target / TICKET_FILE, ticket)
     append_lines(folder / METRICS, [{"kind": "training", **item}])
