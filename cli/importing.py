@@ -23,7 +23,7 @@ def import_(
         str, typer.Option("--max-size", metavar="SIZE", help="Refuse what is larger, packed or unpacked: 500MB, 2GB.")
     ] = "4GB",
 ) -> None:
-    """Write another program's checkpoint as a safetensors file, which `--weights` and --arch's own networks start from.
+    """Write another program's checkpoint as a safetensors file, for `--weights` to start from.
 
     Only tensors are read (PyTorch's weights_only); a file that holds anything else is refused.
     """

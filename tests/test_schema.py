@@ -1,0 +1,103 @@
+"""One schema for options, files and run folders, and what it exports."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lthfunc_cli.main import main
+
+from lthfunc.errors import UserError
+from lthfunc.experiments.config import Config, from_mapping
+from lthfunc.experiments.families import SCORES
+from lthfunc.experiments.schema import checked
+from lthfunc.experiments.trust import code_in
+from lthfunc.runs.settings import read_config
+
+
+def exported(capsys: Any) -> dict[str, Any]:
+    capsys.readouterr()
+    assert main(["config", "--schema"]) == 0
+    schema: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return schema
+
+
+def test_the_exported_schema_has_every_setting_with_its_default_range_and_words(capsys: Any) -> None:
+    schema = exported(capsys)
+    assert schema["additionalProperties"] is False
+    properties = schema["properties"]
+    assert list(properties) == [item.name for item in fields(Config)]
+    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(Config()).items()}
+    for name, kind in properties.items():
+        assert kind.get("default", {}) == plain[name], name
+        assert len(kind["description"]) > 10, name
+    assert (properties["rounds"]["minimum"], properties["rounds"]["maximum"]) == (0, 10_000)
+    assert properties["rate"]["exclusiveMinimum"] == 0
+    names, own = properties["score"]["anyOf"]
+    assert names["enum"] == list(SCORES)
+    assert "pattern" in own
+    assert properties["control"]["items"]["enum"][0] == "reinit"
+
+
+def bounds(kind: dict[str, Any]) -> dict[str, Any]:
+    """The numeric side of a property."""
+    inner = next((each for each in kind.get("anyOf", []) if each.get("type") in ("integer", "number")), kind)
+    return inner if inner.get("type") in ("integer", "number") else {}
+
+
+def test_every_number_has_a_range_and_is_held_to_it(capsys: Any) -> None:
+    numbers = {name: bounds(kind) for name, kind in exported(capsys)["properties"].items() if bounds(kind)}
+    assert len(numbers) >= 18
+    for name, kind in numbers.items():
+        step = 1 if kind["type"] == "integer" else 1e-9
+        low = kind["minimum"] if "minimum" in kind else kind["exclusiveMinimum"] + step
+        checked({name: low})
+        outside: list[Any] = [low - 2 * step, math.nan, math.inf, "1", True, [1]]
+        if "maximum" in kind or "exclusiveMaximum" in kind:
+            outside.append(kind["maximum"] + step if "maximum" in kind else kind["exclusiveMaximum"])
+        for value in outside:
+            with pytest.raises(UserError, match=f"^--{name.replace('_', '-')}: .* is not accepted; it takes a "):
+                checked({name: value})
+
+
+def test_a_file_is_checked_and_filled_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.toml").write_text(
+        'arch = "lenet5"\ndataset = "mnist"\nlayer_rate = {"fc*" = 0.1}\nallocate = "layerwise"\n'
+    )
+    assert main(["config", "mine.toml"]) == 0
+    Path("filled.toml").write_text(capsys.readouterr().out)
+    config = read_config("filled.toml")
+    assert (config.arch, config.batch_size, config.lr, config.layer_rate) == ("lenet5", 60, 1.2e-3, {"fc*": 0.1})
+    assert main(["config", "filled.toml"]) == 0
+    assert capsys.readouterr().out == Path("filled.toml").read_text()
+    assert main(["config"]) == 0
+    Path("defaults.toml").write_text(capsys.readouterr().out)
+    assert read_config("defaults.toml").rounds == Config().rounds
+    Path("mine.toml").write_text("learning_rate = 3\n")
+    assert main(["config", "mine.toml"]) == 2
+    assert "unknown name 'learning_rate'" in capsys.readouterr().err
+
+
+def test_old_names_are_still_read() -> None:
+    assert from_mapping({"scope": "layerwise", "compile": True}) == Config(allocate="layerwise", engine="compile")
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"arch": "lenet5", "dataset": "mnist", "rewind": "step:500", "structure": "2:4"}, set()),
+        ({"arch": "torchvision:resnet18", "dataset": "folder:photos"}, set()),
+        ({"arch": "timm:vit", "dataset": "file.safetensors", "densities": "0.5,0.2"}, set()),
+        ({"arch": "net.py:Net", "dataset": "data.module:load", "score": "a.b:c"}, {"arch", "dataset", "score"}),
+        ({"arch": "odd name.py:f", "dataset": "../x.py:f", "rewind": "m:f"}, {"arch", "dataset", "rewind"}),
+        ({"loss": "m:f", "metric": "m.py:f", "optimizer": "m:f", "densities": "m:f"},
+         {"loss", "metric", "optimizer", "densities"}),
+    ],
+)  # fmt: skip
+def test_names_of_code_are_known_from_other_names(settings: dict[str, str], named: set[str]) -> None:
+    assert set(code_in(settings)) == named
