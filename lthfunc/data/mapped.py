@@ -16,8 +16,9 @@ from torch import Tensor
 
 from lthfunc.data.catalog import SUFFIX
 from lthfunc.errors import UserError
-from lthfunc.trees.files import METADATA_KEY, appearing, read_header, save_tree
+from lthfunc.trees.files import METADATA_KEY, read_header, save_tree
 from lthfunc.trees.types import Dataset, Scale, Split
+from lthfunc.trees.writing import appearing
 
 _FORMAT = "lthfunc.data/1"
 _SPLITS = ("train", "val", "test")

@@ -12,8 +12,8 @@ import torch
 from lthfunc.execution.formats import Layer, block_density, block_size
 from lthfunc.hardware import cache_home, processor_name
 from lthfunc.sparse.kernels.build import cache_folder
-from lthfunc.trees.files import write_atomically
 from lthfunc.trees.types import Masks
+from lthfunc.trees.writing import write_atomically
 
 
 class Tunings:

@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from lthfunc.trees.files import write_atomically
+from lthfunc.trees.writing import write_atomically
 
 
 def figure(width: float, height: float) -> Figure:

@@ -18,9 +18,10 @@ from lthfunc.experiments.iterative import Plan, Progress, Task
 from lthfunc.runs.folder import make_training_folder
 from lthfunc.runs.manifests import sum_of
 from lthfunc.training.fits import Chosen, Fit, Point, Since
-from lthfunc.trees.files import tree_bytes, tree_of, write_atomically
+from lthfunc.trees.files import tree_bytes, tree_of
 from lthfunc.trees.ops import flattened, leaves, to_device
 from lthfunc.trees.types import TrainState
+from lthfunc.trees.writing import write_atomically
 
 _FORMAT = "lthfunc.checkpoint/1"
 _NAME = re.compile(r"checkpoint-(\d{9,})-([0-9a-f]{64})\.safetensors")

@@ -32,8 +32,8 @@ from lthfunc.runs.lines import append_lines, line_of, scan_lines
 from lthfunc.runs.lock import HOLDER, LOCK
 from lthfunc.runs.schema import header_problem, training_problem
 from lthfunc.runs.settings import read_config, to_toml
-from lthfunc.trees.files import UNFINISHED, write_atomically
 from lthfunc.trees.types import Dataset
+from lthfunc.trees.writing import UNFINISHED, write_atomically
 
 #: Of the files here. Runs of version 0.1.0, which says none, are read as 1.
 FORMAT = 2

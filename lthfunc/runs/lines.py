@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lthfunc.errors import DamagedError
-from lthfunc.trees.files import naming, write_atomically
+from lthfunc.trees.writing import naming, write_atomically
 
 _SUM = re.compile(r', "sha256": "([0-9a-f]{64})"\}$')
 

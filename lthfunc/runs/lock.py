@@ -14,7 +14,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from lthfunc.errors import UserError
-from lthfunc.trees.files import write_atomically
+from lthfunc.trees.writing import write_atomically
 
 #: What is locked, and who holds it. The system lets go of the lock when its holder ends, however it ends.
 LOCK, HOLDER = ".lock", ".holder.json"

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 from lthfunc.errors import DamagedError, UserError
 from lthfunc.runs.lines import line_of, value_of
-from lthfunc.trees.files import naming, tree_of, write_atomically
+from lthfunc.trees.files import tree_of
+from lthfunc.trees.writing import naming, write_atomically
 
 MANIFEST = "manifest.json"
 _FORMAT = "lthfunc.manifest/1"

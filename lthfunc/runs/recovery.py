@@ -24,7 +24,7 @@ from lthfunc.runs.folder import (
     write_config,
 )
 from lthfunc.runs.lines import append_lines, drop_partial_line, line_of, scan_lines
-from lthfunc.trees.files import UNFINISHED, write_atomically
+from lthfunc.trees.writing import UNFINISHED, write_atomically
 
 
 def recover(folder: Path) -> tuple[Run, list[str]]:

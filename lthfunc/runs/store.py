@@ -22,10 +22,11 @@ from lthfunc.runs.folder import (
 )
 from lthfunc.runs.lines import append_lines
 from lthfunc.runs.manifests import load_checked, sum_of, write_manifest
-from lthfunc.trees.files import ticket_bytes, tree_bytes, write_atomically
+from lthfunc.trees.files import ticket_bytes, tree_bytes
 from lthfunc.trees.model import Model
 from lthfunc.trees.ops import to_device
 from lthfunc.trees.types import TrainState
+from lthfunc.trees.writing import write_atomically
 
 
 def save_training(

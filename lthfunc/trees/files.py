@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import safetensors
@@ -17,6 +15,7 @@ from torch import Tensor
 
 from lthfunc.errors import UserError
 from lthfunc.trees.types import Ticket
+from lthfunc.trees.writing import write_atomically
 
 _TICKET = "lthfunc.ticket/1"
 _ORDER = "order"
@@ -25,8 +24,6 @@ _ORDER = "order"
 METADATA_KEY = "lthfunc"
 #: Between the names of nested dictionaries; a parameter's own name has dots, never a slash.
 _SEPARATOR = "/"
-#: How the names of files end that are being written; what a crash left of them is nothing.
-UNFINISHED = ".unfinished"
 
 
 def save_tree(path: str | os.PathLike[str], tree: Mapping[str, Any], metadata: Mapping[str, Any] | None = None) -> None:
@@ -116,59 +113,6 @@ def load_ticket(path: str | os.PathLike[str]) -> tuple[Ticket, dict[str, Any]]:
     if metadata.get("format") != _TICKET:
         raise UserError(f"{path}: is not a ticket (its format is {metadata.get('format')!r}, not {_TICKET!r})")
     return Ticket(tree.get("params", {}), tree.get("buffers", {}), tree.get("masks", {})), metadata
-
-
-def write_atomically(path: str | os.PathLike[str], payload: bytes) -> None:
-    """Write beside the target, then rename: a reader, or a crash, never sees half a file."""
-    with appearing(path) as temporary:
-        temporary.write_bytes(payload)
-
-
-@contextmanager
-def appearing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A file beside the target, to be written in the block; at its end without an error it takes the target's name.
-
-    By then the disk has it, and after that its name. An OSError tells the target's name.
-    """
-    target = Path(path)
-    with naming(target):
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=UNFINISHED)
-        temporary = Path(name)
-        try:
-            os.close(handle)
-            yield temporary
-            # mkstemp makes private files; give the result the permissions an ordinary write would have.
-            mask = os.umask(0)
-            os.umask(mask)
-            temporary.chmod(0o666 & ~mask)
-            sync(temporary)
-            temporary.replace(target)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        sync(target.parent)
-
-
-def sync(path: Path) -> None:
-    """Wait until the disk has a file, or the names in a folder."""
-    if path.is_dir() and os.name == "nt":  # where folders cannot be opened, and a rename waits by itself
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-@contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """An OSError in the block tells this path, in place of none or of a temporary one."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno is not None and (error.filename is None or str(error.filename).endswith(UNFINISHED)):
-            error.filename, error.filename2 = str(path), None
-        raise
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from lthfunc.errors import UserError
 from lthfunc.execution.export.subject import Subject, check_outputs
 from lthfunc.frames import first_line
 from lthfunc.training.engines.toolchain import why_not
-from lthfunc.trees.files import write_atomically
+from lthfunc.trees.writing import write_atomically
 
 #: Examples in the traced batch, and in the one that outputs are compared on: another, since the size is free.
 _TRACED, _COMPARED = 2, 5

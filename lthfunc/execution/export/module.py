@@ -11,7 +11,7 @@ from torch.fx import GraphModule
 
 from lthfunc.errors import UserError
 from lthfunc.execution.export.subject import Subject
-from lthfunc.trees.files import write_atomically
+from lthfunc.trees.writing import write_atomically
 
 _SOURCE = '''"""{title}
 

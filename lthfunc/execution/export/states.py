@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from lthfunc.execution.export.subject import Subject
-from lthfunc.trees.files import write_atomically
 from lthfunc.trees.ops import apply_masks
+from lthfunc.trees.writing import write_atomically
 
 
 def state_dict(subject: Subject, path: Path) -> list[Path]:

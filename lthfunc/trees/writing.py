@@ -1,0 +1,65 @@
+"""Files that appear whole or not at all, and are on the disk once they do."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+#: How the names of files end that are being written; what a crash left of them is nothing.
+UNFINISHED = ".unfinished"
+
+
+def write_atomically(path: str | os.PathLike[str], payload: bytes) -> None:
+    """Write beside the target, then rename: a reader, or a crash, never sees half a file."""
+    with appearing(path) as temporary:
+        temporary.write_bytes(payload)
+
+
+@contextmanager
+def appearing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A file beside the target, to be written in the block; at its end without an error it takes the target's name.
+
+    By then the disk has it, and after that its name. An OSError tells the target's name.
+    """
+    target = Path(path)
+    with naming(target):
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=UNFINISHED)
+        temporary = Path(name)
+        try:
+            os.close(handle)
+            yield temporary
+            # mkstemp makes private files; give the result the permissions an ordinary write would have.
+            mask = os.umask(0)
+            os.umask(mask)
+            temporary.chmod(0o666 & ~mask)
+            sync(temporary)
+            temporary.replace(target)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        sync(target.parent)
+
+
+def sync(path: Path) -> None:
+    """Wait until the disk has a file, or the names in a folder."""
+    if path.is_dir() and os.name == "nt":  # where folders cannot be opened, and a rename waits by itself
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An OSError in the block tells this path, in place of none or of a temporary one."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and (error.filename is None or str(error.filename).endswith(UNFINISHED)):
+            error.filename, error.filename2 = str(path), None
+        raise
