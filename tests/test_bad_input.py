@@ -20,8 +20,8 @@ from lthfunc.experiments.config import Config
 from lthfunc.runs.lines import line_of
 from lthfunc.runs.manifests import sum_of, write_manifest
 
-#: In all 1,400: options, TOML files and run folders.
-OPTIONS, TOML, FOLDERS = 800, 350, 250
+#: In all 1,050: options, TOML files and run folders.
+OPTIONS, TOML, FOLDERS = 650, 250, 150
 
 #: What no number, name or path should look like.
 CRUEL = [
@@ -80,6 +80,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def place(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with some of everything; trainings are not begun."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     shutil.copytree(finished, "run")
     Path("file.txt").write_text("")
     Path("file.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}      ")
