@@ -1,8 +1,8 @@
 """Trainings in processes of their own, each with its own threads: how a CPU runs several side by side.
 
-The parent keeps the experiment: it prunes, rewinds, and writes every file. A worker makes the same plan from the
-same settings, is sent the state that a training starts from, and sends the result back; so it does, bit for bit,
-what the parent would have done.
+The parent keeps the experiment: it prunes, rewinds, and writes every file but checkpoints, which a worker writes of its
+own training. A worker makes the same plan from the same settings, is sent the state that a training starts from, and
+sends the result back; so it does, bit for bit, what the parent would have done.
 """
 
 from __future__ import annotations
@@ -63,7 +63,9 @@ def in_processes(way: Way, queue: Queue, jobs: int) -> Generator[Result]:
                 task, kind, content = worker.news()
                 if kind == "step":
                     way.watcher.step(task, *content)
-                elif kind == "failed" and not stopped:  # one that was still starting ends when it is asked to stop
+                elif kind == "failed" or (
+                    kind == "ended" and not stopped
+                ):  # one still starting ends when asked to stop
                     raise content
                 elif kind == "done":
                     round_, seconds = content
@@ -110,7 +112,7 @@ class _Worker:
             self.process.join()
             self.task = None
             reason = _how_it_ended(self.process.exitcode)
-            return task, "failed", UserError(f"{in_words(task)}: its process {reason}; lthfunc resume goes on")
+            return task, "ended", UserError(f"{in_words(task)}: its process {reason}; lthfunc resume goes on")
         if kind != "step":
             self.task = None
         return task, kind, content
