@@ -435,6 +435,27 @@ def test_branches_and_transfers_are_runs_like_any_other(finished: Path, tmp_path
         shutil.rmtree(copy)
 
 
+def test_a_branch_whose_source_is_gone_is_not_trained_with_other_settings(
+    finished: Path, damaged: Path, tmp_path: Path, capsys: Any
+) -> None:
+    """Its first rounds are the source's: a line of them that is lost can only come from there."""
+    branched = tmp_path / "branched"
+    assert run("branch", damaged, "--from-round", "1", "--rounds", "2", "--lr", "0.002", "--out", branched) == 0
+    lines = (branched / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    shutil.copytree(branched, tmp_path / "whole")
+    assert run("resume", branched) == 0
+    (branched / "metrics.jsonl").write_bytes(
+        b"".join([*lines[:2], lines[2].replace(b"ticket", b"tickets"), *lines[3:]])
+    )
+    shutil.move(damaged, tmp_path / "gone")
+    assert run("resume", branched) == 3
+    assert "round 1 of seed 0 cannot be copied from" in said(capsys)[-1]
+    shutil.move(tmp_path / "gone", damaged)
+    assert run("resume", branched) == 0
+    same_files(branched, tmp_path / "whole")
+    assert not verified(branched).problems
+
+
 def test_a_run_that_diverges_says_how_to_go_on_and_does(tmp_path: Path, capsys: Any) -> None:
     folder = tmp_path / "run"
     options = ["--rounds", "1", "--steps", "12", "--eval-every", "4", "--optimizer", "sgd", "--engine", "eager"]

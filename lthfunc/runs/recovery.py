@@ -45,15 +45,15 @@ def recover(folder: Path) -> tuple[Run, list[str]]:
         write_config(folder, run.config, run.about)
     elif run.settings is not None:
         raise DamagedError(f"{folder / CONFIG}: {run.settings}")
-    if run.damaged:
-        append_lines(folder / METRICS, [{"kind": "mended", "lines": list(run.damaged)}])
     said += _without_damaged_lines(folder)
     problems = wrong(folder, run)
     said += map(str, [*problems, *checkpoints_wrong(folder)])
     lost = _lost(run, problems)
-    if run.about.get("branched") is not None:
-        run = _with_early(folder, run, lost)
+    if run.about.get("branched") is not None and (early := _early_missing(run, lost)):
+        run = _with_early(folder, run, lost, early)
         lost = _lost(run, wrong(folder, run))
+    if run.damaged:
+        append_lines(folder / METRICS, [{"kind": "mended", "lines": list(run.damaged)}])
     if lost:
         dropped = ({"kind": "dropped", **_named(name), "reason": why} for name, why in lost.items())
         append_lines(folder / METRICS, dropped)
@@ -73,7 +73,19 @@ def _without_damaged_lines(folder: Path) -> list[str]:
     return [f"{ENVIRONMENT}: line {number} is damaged: {reason}" for number, reason in damaged]
 
 
-def _with_early(folder: Path, run: Run, lost: Mapping[Name, str]) -> Run:
+def _early_missing(run: Run, lost: Mapping[Name, str]) -> list[str]:
+    """What is lost of the rounds that a branch has from another run, in words."""
+    config, number = run.config, run.about["branched"]["round"]
+    seeds = range(config.seed, config.seed + config.replicates)
+    first = {(seed, before, TICKET) for seed in seeds for before in range(number + 1)}
+    if run.damaged:  # a line that can't be read may have been a control's
+        first |= {(seed, before, each) for seed, before, _ in first if before for each in config.control}
+    there = {name_of_record(item) for item in run.records} - lost.keys()
+    missing = (first - there) | {name for name in lost if name[1] <= number}
+    return sorted({f"round {name[1]} of seed {name[0]}" for name in missing})
+
+
+def _with_early(folder: Path, run: Run, lost: Mapping[Name, str], missing: Sequence[str]) -> Run:
     """The first rounds of a branch were trained with another run's settings: what is lost of them is copied again.
 
     Raises DamagedError where that run has them no longer.
@@ -83,11 +95,8 @@ def _with_early(folder: Path, run: Run, lost: Mapping[Name, str]) -> Run:
     try:
         copy_early(source, number, folder, run.config, there)
     except (UserError, OSError) as error:
-        named = ", ".join(sorted({f"round {name[1]} of seed {name[0]}" for name in lost if name[1] <= number}))
-        if named:
-            raise DamagedError(
-                f"{folder}: {named} came from {source}, and cannot come from there again: {error}"
-            ) from error
+        named = ", ".join(missing)
+        raise DamagedError(f"{folder}: {named} cannot be copied from {source} again: {error}") from error
     return scan_run(folder)
 
 
