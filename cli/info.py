@@ -40,12 +40,13 @@ def _show_run(folder: Path, *, wants_json: bool) -> None:
     from lthfunc.experiments.config import to_mapping
     from lthfunc.experiments.records import summarize
     from lthfunc.runs.checking import sums_wrong
-    from lthfunc.runs.folder import read_run, scan_run
+    from lthfunc.runs.folder import whole_run
     from lthfunc.runs.unfinished import trainings_of
 
     from .screens import as_json, show_tables, verdict
 
-    about, config, records = read_run(folder)
+    run = whole_run(folder)
+    about, config, records = run.about, run.config, run.records
     rows = summarize(records)
     wanted = trainings_of(config)
     if wants_json:
@@ -63,7 +64,7 @@ def _show_run(folder: Path, *, wants_json: bool) -> None:
         print()
         if config.rounds:
             print(verdict(rows))
-    for problem in sums_wrong(folder, scan_run(folder), sizes=True):
+    for problem in sums_wrong(folder, run, sizes=True):
         print(f"damaged: {problem}; lthfunc verify {folder} says what remains")
     if len(records) < wanted:
         print(f"unfinished; go on with: lthfunc resume {folder}")

@@ -79,7 +79,6 @@ def resolved(config: Config) -> Config:
     )
     if config.epochs is None and config.steps is None:
         config = replace(config, epochs=known.epochs if known else _PLAIN_EPOCHS)
-    check(config)
     _check_together(config)
     if config.densities is not None and not is_own(config.densities):
         config = replace(config, rounds=len(listed(config.densities)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -130,7 +130,7 @@ def _last(run: Run, seed: int) -> int:
     return max((item["round"] for item in run.records if (item["seed"], item["variant"]) == (seed, TICKET)), default=0)
 
 
-def _within(item: Record, params: dict[str, Tensor], masks: dict[str, Tensor], about: dict[str, Any]) -> Iterator[str]:
+def _masks_wrong(params: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> Iterator[str]:
     for name, mask in masks.items():
         if mask.dtype != torch.bool:
             yield f"the mask of {name} is {mask.dtype}, not bool"
@@ -140,6 +140,10 @@ def _within(item: Record, params: dict[str, Tensor], masks: dict[str, Tensor], a
             yield f"the mask of {name} is {tuple(mask.shape)}, its params {tuple(params[name].shape)}"
         elif bool(params[name][~mask].any()):
             yield f"{name} has pruned weights that are not zero"
+
+
+def _within(item: Record, params: dict[str, Tensor], masks: dict[str, Tensor], about: dict[str, Any]) -> Iterator[str]:
+    yield from _masks_wrong(params, masks)
     for name, leaf in params.items():
         if leaf.is_floating_point() and not bool(leaf.isfinite().all()):
             yield f"{name} has weights that are not finite"
@@ -167,11 +171,7 @@ def _ticket_wrong(path: Path) -> Iterator[str]:
     except UserError as error:
         yield str(error).partition(": ")[2]
         return
-    for name, mask in ticket.masks.items():
-        if name not in ticket.params or ticket.params[name].shape != mask.shape:
-            yield f"the mask of {name} does not fit its params"
-        elif bool(ticket.params[name][~mask].any()):
-            yield f"{name} has pruned weights that are not zero"
+    yield from _masks_wrong(ticket.params, ticket.masks)
     if count(ticket.masks) != (about.get("kept"), about.get("total")):
         yield f"its masks keep {count(ticket.masks).kept:,} weights, its header says {about.get('kept')}"
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from lthfunc.errors import UserError
 from lthfunc.experiments.iterative import Plan, Progress, Task
@@ -19,12 +18,15 @@ from lthfunc.runs.folder import make_training_folder
 from lthfunc.runs.manifests import sum_of
 from lthfunc.training.fits import Chosen, Fit, Point, Since
 from lthfunc.trees.files import tree_bytes, tree_of
-from lthfunc.trees.ops import flattened, leaves, to_device
+from lthfunc.trees.ops import flattened, leaf_difference, leaves, to_device
 from lthfunc.trees.types import TrainState
 from lthfunc.trees.writing import write_atomically
 
 _FORMAT = "lthfunc.checkpoint/1"
 _NAME = re.compile(r"checkpoint-(\d{9,})-([0-9a-f]{64})\.safetensors")
+
+#: What reading the checkpoint of another network, or of another version, may raise.
+_OTHER = (UserError, KeyError, ValueError, TypeError, IndexError, AttributeError)
 
 
 class Kept(NamedTuple):
@@ -85,27 +87,24 @@ def step_of(path: Path) -> int:
 
 def is_whole(path: Path) -> bool:
     """Whether a checkpoint is what was written."""
-    found = _NAME.fullmatch(path.name)
-    return found is not None and sum_of(path.read_bytes()).sha256 == found[2]
+    return _content(path) is not None
+
+
+def _content(path: Path) -> bytes | None:
+    """A checkpoint's content; None where it is not what its name tells."""
+    found, payload = _NAME.fullmatch(path.name), path.read_bytes()
+    return payload if found is not None and sum_of(payload).sha256 == found[2] else None
 
 
 def load_checkpoint(place: Path, plan: Plan, task: Task) -> Kept | None:
     """The latest checkpoint of a training that is whole and fits it; None without one."""
     for path in checkpoints(place):
-        found = _NAME.fullmatch(path.name)
-        payload = path.read_bytes()
-        if found is None or sum_of(payload).sha256 != found[2]:
+        payload = _content(path)
+        if payload is None:
             continue
         try:
             return _kept(*tree_of(payload, path), plan, task)
-        except (
-            UserError,
-            KeyError,
-            ValueError,
-            TypeError,
-            IndexError,
-            AttributeError,
-        ):  # of another network, or another version
+        except _OTHER:
             continue
     return None
 
@@ -121,7 +120,7 @@ def _kept(tree: dict[str, Any], about: dict[str, Any], plan: Plan, task: Task) -
     )
     for ours, theirs in ((state.params, task.start.params), (state.buffers, task.start.buffers),
                          (state.masks, task.start.masks), (dict(enumerate(opt)), dict(enumerate(fresh)))):  # fmt: skip
-        if not _alike(ours, theirs):
+        if leaf_difference(ours, theirs) is not None:
             raise ValueError("another network")
     curve = tuple(Point(int(step), *numbers) for step, *numbers in about["curve"])
     chosen = Chosen(curve[about["chosen"]], tree["chosen"]["params"], tree["chosen"].get("buffers", {}))
@@ -134,9 +133,3 @@ def _kept(tree: dict[str, Any], about: dict[str, Any], plan: Plan, task: Task) -
     chosen = chosen._replace(params=to_device(chosen.params, device), buffers=to_device(chosen.buffers, device))
     fit = Fit(to_device(state, device), chosen, curve, since)
     return Kept(Progress(fit, anchor), float(about["seconds"]))
-
-
-def _alike(ours: dict[Any, Tensor], theirs: dict[Any, Tensor]) -> bool:
-    return ours.keys() == theirs.keys() and all(
-        (ours[name].shape, ours[name].dtype) == (leaf.shape, leaf.dtype) for name, leaf in theirs.items()
-    )

@@ -240,14 +240,20 @@ def environment_damage(folder: Path) -> list[tuple[int, str]]:
 
 
 def read_run(folder: Path) -> tuple[dict[str, Any], Config, list[Record]]:
-    """(what the run is, its configuration, its finished trainings).
+    """(what the run is, its configuration, its finished trainings). Raises as `whole_run` does."""
+    run = whole_run(folder)
+    return run.about, run.config, run.records
+
+
+def whole_run(folder: Path) -> Run:
+    """A run whose lines and settings are as they were written.
 
     Raises UserError where this is no run, and DamagedError where its lines or settings are damaged.
     """
     run = scan_run(folder)
     if run.damage:
         raise DamagedError(f"{folder}: {run.damage[0]} (lthfunc verify {folder} says what remains)")
-    return run.about, run.config, run.records
+    return run
 
 
 def in_order(records: list[Record], controls: tuple[str, ...]) -> list[Record]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,8 +27,9 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     """The values of a TOML file. Raises UserError where it can't be read or is not TOML."""
     try:
         with Path(path).open("rb") as file:
-            payload = file.read(_MOST + 1) if Path(path).is_file() else b""
-        if not Path(path).is_file() or len(payload) > _MOST:
+            is_file = stat.S_ISREG(os.fstat(file.fileno()).st_mode)  # no device, which may have no end
+            payload = file.read(_MOST + 1) if is_file else b""
+        if not is_file or len(payload) > _MOST:
             raise invalid("--config", str(path), f"a file of at most {_MOST:,} bytes")
         values: dict[str, Any] = tomllib.loads(payload.decode("utf-8"))
     except (OSError, UnicodeDecodeError) as error:

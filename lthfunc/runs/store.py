@@ -24,7 +24,7 @@ from lthfunc.runs.lines import append_lines
 from lthfunc.runs.manifests import load_checked, sum_of, write_manifest
 from lthfunc.trees.files import ticket_bytes, tree_bytes
 from lthfunc.trees.model import Model
-from lthfunc.trees.ops import to_device
+from lthfunc.trees.ops import leaf_difference, to_device
 from lthfunc.trees.types import TrainState
 from lthfunc.trees.writing import write_atomically
 
@@ -118,12 +118,6 @@ def check_fits(place: Path, state: TrainState, model: Model) -> None:
     params, buffers = dict(model.training.named_parameters()), dict(model.training.named_buffers())
     masks = {name: torch.empty(params[name].shape, dtype=torch.bool, device="meta") for name in model.prunable}
     for ours, theirs in ((state.params, params), (state.buffers, buffers), (state.masks, masks)):
-        if ours.keys() != theirs.keys():
-            name = sorted(ours.keys() ^ theirs.keys())[0]
-            raise DamagedError(f"{place}: {name} is in one of the run and the network {model.name}, not in both")
-        for name, leaf in theirs.items():
-            if (ours[name].shape, ours[name].dtype) != (leaf.shape, leaf.dtype):
-                raise DamagedError(
-                    f"{place}: {name} is {ours[name].dtype} {tuple(ours[name].shape)}, and in the network "
-                    f"{model.name} {leaf.dtype} {tuple(leaf.shape)}"
-                )
+        difference = leaf_difference(ours, theirs)
+        if difference is not None:
+            raise DamagedError(f"{place}: is not of the network {model.name}: {difference}")

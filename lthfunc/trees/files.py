@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -50,33 +50,36 @@ def tree_bytes(tree: Mapping[str, Any], metadata: Mapping[str, Any] | None = Non
 def load_tree(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Read (tree, metadata) as `save_tree` wrote them. Raises UserError where the file can't be read."""
     with _reading(path), safetensors.safe_open(str(path), framework="pt") as file:
-        header = _header_of(file)
-        names = header.pop(_ORDER, None)
-        names = list(file.keys()) if names is None else names
-        if sorted(names) != sorted(file.keys()):
-            raise ValueError("its header names other tensors than it holds")
-        return _nest({name: file.get_tensor(name) for name in names}), header
+        return _tree(_header_of(file.metadata()), file.keys(), file.get_tensor)
 
 
 def tree_of(payload: bytes, path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """(tree, metadata) of a file's content; path: for messages. Raises UserError as `load_tree` does."""
     with _reading(path):
-        size = int.from_bytes(payload[:8], "little")
-        metadata = json.loads(payload[8 : 8 + size]).get("__metadata__", {})
-        header: dict[str, Any] = json.loads(metadata.get(METADATA_KEY, "{}"))
         flat = safetensors.torch.load(payload)
-        names = header.pop(_ORDER, list(flat))
-        return _nest({name: flat[name] for name in names}), header
+        size = int.from_bytes(payload[:8], "little")
+        metadata = json.loads(payload[8 : 8 + size]).get("__metadata__")
+        return _tree(_header_of(metadata), flat, flat.__getitem__)
+
+
+def _tree(
+    header: dict[str, Any], names: Iterable[str], tensor: Callable[[str], Tensor]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(tree, metadata) of a file with these tensors. Raises ValueError where its header names others."""
+    order = header.pop(_ORDER, None)
+    if order is not None and sorted(order) != sorted(names):
+        raise ValueError("its header names other tensors than it holds")
+    return _nest({name: tensor(name) for name in order or names}), header
 
 
 def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The metadata that `save_tree` wrote, without reading the tensors. Raises UserError as `load_tree` does."""
     with _reading(path), safetensors.safe_open(str(path), framework="pt") as file:
-        return _header_of(file)
+        return _header_of(file.metadata())
 
 
-def _header_of(file: Any) -> dict[str, Any]:
-    header = json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
+def _header_of(metadata: Mapping[str, str] | None) -> dict[str, Any]:
+    header = json.loads((metadata or {}).get(METADATA_KEY, "{}"))
     if not isinstance(header, dict):
         raise TypeError("its metadata is no object")
     return header

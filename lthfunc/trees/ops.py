@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar, cast
 
 import optree
@@ -81,6 +81,17 @@ def same_bits(left: Any, right: Any) -> bool:
     if optree.tree_structure(left) != optree.tree_structure(right):
         return False
     return all(_same_leaf(a, b) for a, b in zip(leaves(left), leaves(right), strict=True))
+
+
+def leaf_difference(ours: Mapping[Any, Tensor], theirs: Mapping[Any, Tensor]) -> str | None:
+    """How two dictionaries of leaves first differ in names, shapes or types; None where they don't."""
+    if ours.keys() != theirs.keys():
+        return f"{sorted(ours.keys() ^ theirs.keys(), key=str)[0]} is in one of them only"
+    for name, leaf in theirs.items():
+        if (ours[name].shape, ours[name].dtype) != (leaf.shape, leaf.dtype):
+            mine = f"{ours[name].dtype} {tuple(ours[name].shape)}"
+            return f"{name} is {mine}, not {leaf.dtype} {tuple(leaf.shape)}"
+    return None
 
 
 def _same_leaf(a: Tensor, b: Tensor) -> bool:
