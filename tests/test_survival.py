@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -133,6 +134,16 @@ def test_resume_mends_what_is_damaged_to_the_same_bits(
     assert not verified(damaged).problems
     if file not in ("environment.jsonl", "ticket.safetensors") and (file, how) != ("metrics.jsonl", "truncated"):
         assert any(line.startswith("damaged: ") for line in lines)
+
+
+def test_a_checkpoint_that_a_crash_left_of_a_finished_training_goes(damaged: Path, finished: Path) -> None:
+    content = (damaged / "seed0/round01/params.safetensors").read_bytes()
+    name = f"checkpoint-000000035-{hashlib.sha256(content).hexdigest()}.safetensors"
+    (damaged / "seed0" / "round02-reinit" / name).write_bytes(content)
+    assert run("verify", damaged) == 0
+    assert run("resume", damaged) == 0
+    assert files_of(damaged) == FILES
+    same_files(damaged, finished)
 
 
 def test_settings_stay_as_the_run_began(damaged: Path, finished: Path, capsys: Any) -> None:

@@ -78,6 +78,12 @@ def checkpoints(place: Path) -> list[Path]:
     return sorted(found, key=step_of, reverse=True)
 
 
+def drop_checkpoints(place: Path) -> None:
+    """Delete the checkpoints of a training that has ended."""
+    for path in checkpoints(place):
+        path.unlink(missing_ok=True)
+
+
 def step_of(path: Path) -> int:
     """The step that a checkpoint's name tells."""
     found = _NAME.fullmatch(path.name)

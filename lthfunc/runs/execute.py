@@ -9,7 +9,7 @@ from pathlib import Path
 from lthfunc.experiments.config import Config, trainings_at_once
 from lthfunc.experiments.iterative import TICKET, Plan, Round, Task, rounds
 from lthfunc.experiments.records import Record, record
-from lthfunc.runs.checkpoints import checkpoints
+from lthfunc.runs.checkpoints import drop_checkpoints
 from lthfunc.runs.folder import in_order, name_of_record
 from lthfunc.runs.keeping import Stopping, place_of
 from lthfunc.runs.memory import check_width
@@ -60,8 +60,7 @@ def execute(
             first = task.seed == config.seed
             save_training(folder, config, task.seed, result, item, first_seed=first, latest=not later)
             records.append(item)
-            for kept in checkpoints(place_of(folder, task)):
-                kept.unlink(missing_ok=True)
+            drop_checkpoints(place_of(folder, task))
             watcher.end(task, item)
     return in_order(records, config.control)
 

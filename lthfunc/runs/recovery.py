@@ -10,6 +10,7 @@ from lthfunc.experiments.iterative import TICKET
 from lthfunc.experiments.records import Record
 from lthfunc.runs.branching import copy_early
 from lthfunc.runs.checking import Problem, checkpoints_wrong, wrong
+from lthfunc.runs.checkpoints import drop_checkpoints
 from lthfunc.runs.folder import (
     CONFIG,
     ENVIRONMENT,
@@ -21,6 +22,7 @@ from lthfunc.runs.folder import (
     environment_damage,
     name_of_record,
     scan_run,
+    training_folder,
     write_config,
 )
 from lthfunc.runs.lines import append_lines, drop_partial_line, line_of, scan_lines
@@ -58,6 +60,8 @@ def recover(folder: Path) -> tuple[Run, list[str]]:
         dropped = ({"kind": "dropped", **_named(name), "reason": why} for name, why in lost.items())
         append_lines(folder / METRICS, dropped)
     run = scan_run(folder)
+    for item in run.records:  # a crash may come between a training's line and this
+        drop_checkpoints(training_folder(folder, *name_of_record(item)))
     _renew_ticket(folder, run)
     return run, said
 
