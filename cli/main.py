@@ -19,6 +19,7 @@ from .console import printable
 from .importing import import_
 from .info import info
 from .methods import methods
+from .report import report
 from .verify import verify
 
 app = typer.Typer(
@@ -33,6 +34,7 @@ app.command("prune")(experiment.prune)
 app.command("train")(experiment.train)
 app.command("resume")(experiment.resume)
 app.command("info")(info)
+app.command("report")(report)
 app.command("verify")(verify)
 app.command("config")(config)
 app.command("import")(import_)

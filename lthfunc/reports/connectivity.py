@@ -6,12 +6,12 @@ import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import matplotlib as mpl
 from matplotlib.figure import Figure
 from rich.table import Table
 
 from lthfunc.experiments.records import Record, Spread, spread
-from lthfunc.reports.figures import clean, figure
+from lthfunc.reports.charts import Chart, Series, ramp
+from lthfunc.reports.printed import side_by_side
 from lthfunc.reports.tables import percent
 
 
@@ -47,32 +47,31 @@ def barrier_table(rows: Sequence[BarrierRow]) -> Table:
     return table
 
 
-def barrier_plot(records: Sequence[Record], title: str) -> Figure:
+def barrier_charts(records: Sequence[Record]) -> list[Chart]:
     """Error along the lines (means over seeds), and the barrier against the step of spawning."""
-    made = figure(10, 4)
-    lines, barriers = made.subplots(1, 2)
-    rows, colours = barrier_rows(records), mpl.colormaps["viridis"]
+    rows = barrier_rows(records)
+    lines = []
     for number, row in enumerate(rows):
         group = [item for item in records if item["k"] == row.k]
         error = [100 * statistics.fmean(values) for values in zip(*(item["error"] for item in group), strict=True)]
-        colour = colours(0.9 * number / max(1, len(rows) - 1))
-        lines.plot(group[0]["alphas"], error, color=colour, marker=".", label=f"from step {row.k:,}")
-    lines.set_xlabel("from one copy to the other")
-    lines.set_ylabel("test error (%)")
-    lines.legend(frameon=False, fontsize=8)
-    barriers.errorbar(
-        [row.k for row in rows],
-        [100 * row.barrier.mean for row in rows],
-        yerr=[100 * row.barrier.std for row in rows],
-        color="#0072B2",
-        marker="o",
-        markersize=5,
-        capsize=2,
-    )
-    barriers.axhline(0, color="#888888", linewidth=1)
-    barriers.set_xlabel("step at which the copies part")
-    barriers.set_ylabel("barrier (% of the test set)")
-    for axes in (lines, barriers):
-        clean(axes)
-    made.suptitle(title, fontsize=11)
-    return made
+        colour = ramp(number / max(1, len(rows) - 1))
+        lines.append(Series(f"from step {row.k:,}", group[0]["alphas"], error, colour=colour))
+    barrier = Series(
+        "barrier", [row.k for row in rows], [100 * row.barrier.mean for row in rows],
+        [100 * row.barrier.std for row in rows],
+    )  # fmt: skip
+    return [
+        Chart(
+            "connectivity", "Between two copies of the network", "from one copy to the other", "test error (%)", lines
+        ),
+        Chart(
+            "barrier", "Connectivity barrier", "step at which the copies part", "barrier (% of the test set)",
+            [barrier], across=[(0.0, "none")],
+        ),
+    ]  # fmt: skip
+
+
+def barrier_plot(records: Sequence[Record], title: str) -> Figure:
+    """`barrier_charts` side by side."""
+    errors, barriers = barrier_charts(records)
+    return side_by_side([errors, barriers], title, legends=[True, False])

@@ -6,6 +6,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -26,8 +27,12 @@ def clean(axes: Any) -> None:
 
 
 def save(made: Figure, path: Path) -> None:
-    """Write a PNG, whole or not at all, into a folder that is made where it is missing."""
+    """Write a PNG, or an SVG where the name ends so, whole or not at all, into a folder that is made if missing."""
     buffer = io.BytesIO()
-    made.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
+    if path.suffix == ".svg":
+        with rc_context({"svg.hashsalt": "lthfunc"}):  # the same figure, the same file
+            made.savefig(buffer, format="svg", metadata={"Date": None})
+    else:
+        made.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, buffer.getvalue())

@@ -1,0 +1,70 @@
+"""``lthfunc report``: runs as a page."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lthfunc.errors import invalid
+
+
+def report(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN…", help="Folders of runs, finished or not.")],
+    out: Annotated[
+        str | None,
+        typer.Option(
+            "--out", metavar="FILE", help="The page. \\[default: report.html, in the run's folder if there is one run]"
+        ),
+    ] = None,
+    title: Annotated[str | None, typer.Option("--title", help="The page's heading.")] = None,
+    figures: Annotated[
+        bool,
+        typer.Option("--figures/--no-figures", help="Also write every figure as PNG and SVG, into FILE-figures/."),
+    ] = True,
+) -> None:
+    """Write runs as one page of HTML that needs no network, with the same figures as PNG and SVG beside it."""
+    folders = [Path(run) for run in runs]
+    path = Path(out) if out else folders[0] / "report.html" if len(folders) == 1 else Path("report.html")
+    if path.suffix not in (".html", ".htm"):
+        raise invalid("--out", out, "a name that ends in .html")
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise invalid("RUN", ", ".join(runs), "each run once")
+    _report(folders, path, title, figures)
+
+
+def _report(folders: list[Path], path: Path, title: str | None, figures: bool) -> None:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    from lthfunc.reports.page.pictures import reads_of
+    from lthfunc.reports.page.shown import shown
+    from lthfunc.reports.page.write import write_report
+
+    from .console import aside
+
+    found = shown(folders)
+    if not path.parent.is_dir():
+        raise invalid("--out", str(path), f"a file in a folder that is there; {str(path.parent)!r} is not")
+    heading = title or (found[0].title if len(found) == 1 else f"{len(found)} runs: " + _subjects(found))
+    bar = Progress(
+        TextColumn("reading masks and weights"), BarColumn(), MofNCompleteColumn(), console=aside(), transient=True,
+        disable=not sys.stderr.isatty(),
+    )  # fmt: skip
+    with bar:
+        task = bar.add_task("", total=sum(map(reads_of, found)))
+        written = write_report(
+            found, path, heading, path.with_name(f"{path.stem}-figures") if figures else None,
+            lambda: bar.advance(task),
+        )  # fmt: skip
+    print(f"page      {written[0]}")
+    if len(written) > 1:
+        print(f"figures   {written[1].parent} ({len(written) - 1} files)")
+    for run in found:
+        for line in run.missing:
+            print(f"missing   {run.name}: {line}", file=sys.stderr)
+
+
+def _subjects(found: list) -> str:  # type: ignore[type-arg]
+    return ", ".join(dict.fromkeys(run.title for run in found))

@@ -1,0 +1,101 @@
+"""Pictures as plain data: what is drawn, not by whom. `printed.py` draws them on paper, `page/web.py` on a page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+Dash = Literal["solid", "dash", "dot", "dashdot"]
+
+#: Okabe & Ito's palette: told apart by colour-blind readers too.
+BLUE, ORANGE, GREEN, PINK, AMBER, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
+PALETTE = (BLUE, ORANGE, GREEN, PINK, AMBER, SKY)
+GREY = "#888888"
+#: Viridis between the ends that one of a light and a dark page would swallow.
+_RAMP = ("#443983", "#31688e", "#21918c", "#35b779", "#73c64c")
+
+
+class Series(NamedTuple):
+    """A line. y: None where there is nothing. deviation: of each y. marked: which of its points stands out.
+
+    on: to be listed in the legend.
+    """
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float | None]
+    deviation: Sequence[float] | None = None
+    colour: str = BLUE
+    dash: Dash = "solid"
+    marker: str | None = "circle"
+    marked: int | None = None
+    listed: bool = True
+
+
+class Chart(NamedTuple):
+    """Lines over two axes.
+
+    key: its name in files. ticks: where the horizontal axis has them; None for the usual ones. across: level lines,
+    (value, name). notes: (x, y, text). caption: what a reader should know.
+    """
+
+    key: str
+    title: str
+    x: str
+    y: str
+    series: Sequence[Series]
+    log_x: bool = False
+    log_y: bool = False
+    falling: bool = False
+    ticks: Sequence[float] | None = None
+    across: Sequence[tuple[float, str]] = ()
+    notes: Sequence[tuple[float, float, str]] = ()
+    y_range: tuple[float, float] | None = None
+    zero: bool = False
+    legend_title: str = ""
+    caption: str = ""
+
+
+class Bars(NamedTuple):
+    """Horizontal bars, a group for each label. groups: (name, values, deviations) each, stacked or side by side."""
+
+    key: str
+    title: str
+    x: str
+    labels: Sequence[str]
+    groups: Sequence[tuple[str, Sequence[float], Sequence[float] | None]]
+    stacked: bool = False
+    log_x: bool = False
+    caption: str = ""
+
+
+class Heat(NamedTuple):
+    """A matrix as colours. values: rows from the top; None where there is nothing. unit: after each number."""
+
+    key: str
+    title: str
+    x: str
+    y: str
+    columns: Sequence[str]
+    rows: Sequence[str]
+    values: Sequence[Sequence[float | None]]
+    unit: str = ""
+    digits: int = 2
+    caption: str = ""
+
+
+Picture = Chart | Bars | Heat
+
+
+def ramp(position: float) -> str:
+    """A colour of an ordered row of lines. position: in [0, 1]."""
+    place = min(max(position, 0.0), 1.0) * (len(_RAMP) - 1)
+    low = min(int(place), len(_RAMP) - 2)
+    share = place - low
+    parts = [_parts(_RAMP[low + end]) for end in (0, 1)]
+    mixed = [round((1 - share) * a + share * b) for a, b in zip(*parts, strict=True)]
+    return "#" + "".join(f"{part:02x}" for part in mixed)
+
+
+def _parts(colour: str) -> list[int]:
+    return [int(colour[at : at + 2], 16) for at in (1, 3, 5)]

@@ -1,0 +1,106 @@
+"""The page: one file of HTML with its data, its script, its style and Plotly in it; it asks no network."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from html import escape
+from importlib.resources import files
+from typing import Any
+
+from plotly.offline import get_plotlyjs
+
+from lthfunc import __version__
+from lthfunc.reports.charts import Picture
+from lthfunc.reports.page import parts
+from lthfunc.reports.page.pictures import Drawn
+from lthfunc.reports.page.shown import Shown
+from lthfunc.reports.page.web import figure_of
+
+#: Nothing is loaded from anywhere, whatever the runs' files hold.
+_POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
+
+
+def page(runs: Sequence[Shown], together: Mapping[str, Sequence[Picture]], drawn: Sequence[Drawn], title: str) -> str:
+    """The whole document."""
+    charts: dict[str, Any] = {}
+    body = [_cards(runs)]
+    for heading, pictures in together.items():
+        keyed = [(picture.key, picture) for picture in pictures]
+        charts |= {key: figure_of(picture) for key, picture in keyed}
+        body.append(parts.section(_slug(heading), heading, parts.figures(keyed)))
+    body += _each_run(runs, drawn, charts)
+    explorers = {str(at): each.explorer for at, each in enumerate(drawn) if each.explorer is not None}
+    body.append(parts.section("settings", "Settings", parts.settings(runs)))
+    body.append(parts.section("origin", "Where it ran, and how to repeat it", parts.origins(runs)))
+    data = {"charts": charts, "explorers": explorers}
+    return _whole(title, "".join(body), data)
+
+
+def _cards(runs: Sequence[Shown]) -> str:
+    return '<div class="cards">' + "".join(parts.card(run) for run in runs) + "</div>"
+
+
+def _each_run(runs: Sequence[Shown], drawn: Sequence[Drawn], charts: dict[str, Any]) -> list[str]:
+    """What belongs to one run at a time; with several runs, a list to choose from stands above."""
+    able = [at for at, run in enumerate(runs) if run.records]
+    if not able:
+        return []
+    body = []
+    if len(able) > 1:
+        options = "".join(f'<option value="{at}">{escape(runs[at].name)}</option>' for at in able)
+        body.append(f'<div class="choose"><label>Run <select id="run">{options}</select></label></div>')
+    for place, at in enumerate(able):
+        inner = []
+        for heading, pictures in drawn[at].pictures.items():
+            keyed = [(f"{at}/{picture.key}", picture) for picture in pictures]
+            charts |= {key: figure_of(picture) for key, picture in keyed}
+            inner.append(parts.section(f"{_slug(heading)}-{at}", heading, parts.figures(keyed)))
+        if drawn[at].explorer is not None:
+            inner.append(parts.section(f"masks-{at}", "Masks and weights", _EXPLORER.format(at=at)))
+        inner.append(parts.section(f"numbers-{at}", "Numbers", parts.results(runs[at].rows)))
+        hidden = " hidden" if place else ""
+        body.append(f'<div class="run" data-run="{at}"{hidden}>{"".join(inner)}</div>')
+    return body
+
+
+_EXPLORER = """
+<div class="explorer" data-explorer="{at}">
+<div class="controls">
+<label>Layer <select class="layer"></select></label>
+<label class="slide">Round <input class="round" type="range" min="0" value="0" step="1">
+<output class="told"></output></label>
+</div>
+<div class="grid">
+<figure><h3>Mask</h3><canvas class="mask" role="img" aria-label="mask"></canvas>
+<figcaption class="mask-told"></figcaption></figure>
+<figure class="pixels"><h3>What the first layer looks at</h3>
+<canvas class="pixel" role="img" aria-label="pixel importance"></canvas>
+<figcaption class="pixel-told"></figcaption></figure>
+<figure><h3>Surviving weights after training</h3>
+<div class="plot histogram" role="img" aria-label="histogram of weights"></div></figure>
+</div>
+</div>
+"""
+
+
+def _whole(title: str, body: str, data: Mapping[str, Any]) -> str:
+    here = files(__package__)
+    style, script = (here.joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    # Within a script element only "</" and "<!--" are read as HTML.
+    text = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta name="color-scheme" content="light dark">\n'
+        f'<meta name="generator" content="lthfunc {__version__}">\n'
+        f"<title>{escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
+        f"<h1>{escape(title)}</h1>\n{body}\n</main>\n"
+        f'<script type="application/json" id="data">{text}</script>\n'
+        f"<script>{get_plotlyjs()}</script>\n<script>\n{script}</script>\n</body>\n</html>\n"
+    )
+
+
+def _slug(heading: str) -> str:
+    return "-".join(heading.lower().split())

@@ -1,0 +1,96 @@
+"""Pictures of what was measured of a run: energy of trainings, speed and energy of inference, connectivity."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lthfunc.experiments.iterative import TICKET
+from lthfunc.experiments.records import Record, summarize
+from lthfunc.reports.charts import Bars, Picture
+from lthfunc.reports.connectivity import barrier_charts
+from lthfunc.reports.curves import energy_chart
+from lthfunc.reports.execution import size
+
+_PARTS = ("cpu", "gpu", "ram")
+
+
+def energy_pictures(records: Sequence[Record]) -> list[Picture]:
+    """Energy of the trainings over density, and what drew it; empty where it was not metered."""
+    metered = [item for item in records if "energy" in item]
+    if not metered:
+        return []
+    about = metered[0]["energy"]
+    caption = f"{about['source']}; training and preparation, without evaluation."
+    tickets = [item for item in metered if item["variant"] == TICKET]
+    rows = summarize(tickets)
+    groups = []
+    for part in _PARTS:
+        values = [
+            statistics.fmean(
+                1000 * sum(item["energy"][phase][part] for phase in ("training", "preparation", "evaluation"))
+                for item in tickets if item["round"] == row.round
+            )
+            for row in rows
+        ]  # fmt: skip
+        if any(values):
+            groups.append((part.upper(), values, None))
+    return [
+        energy_chart({"": metered})._replace(caption=caption),
+        Bars(
+            "energy_by_part", "Who drew the energy", "Wh per training, evaluation included",
+            [f"round {row.round}: {100 * row.density:.3g} %" for row in rows], groups, stacked=True, caption=caption,
+        ),
+    ]  # fmt: skip
+
+
+def measured_pictures(measured: Sequence[Mapping[str, Any]]) -> list[Picture]:
+    """The latest measurement of each kind."""
+    latest = {item["kind"]: item for item in measured}
+    pictures: list[Picture] = []
+    if "execution" in latest:
+        pictures += _execution(latest["execution"])
+    if "energy" in latest:
+        pictures += _inference_energy(latest["energy"])
+    if "connectivity" in latest:
+        pictures += barrier_charts(latest["connectivity"]["results"])
+    return pictures
+
+
+def _execution(item: Mapping[str, Any]) -> list[Picture]:
+    seconds: dict[str, float] = item.get("seconds_a_batch") or {}
+    dense, program = item["bytes"]["dense"], item["bytes"]["program"]
+    where = item["machine"]["gpu"] or item["machine"]["processor"]
+    found: list[Picture] = [
+        Bars(
+            "size", "Size of the weights", "kB", ["dense, float32", f"as {item['form']}"],
+            [("", [dense / 1000, program / 1000], None)],
+            caption=f"Round {item['round']}: {size(dense)} dense, {size(program)} as the program holds them; "
+            f"compression ratio {item['compression_ratio']:.1f}, theoretical speed-up "
+            f"{item['theoretical_speedup']:.1f}.",
+        )
+    ]  # fmt: skip
+    if seconds:
+        names = sorted(seconds, key=lambda name: seconds[name])
+        best = seconds["dense"] / seconds[names[0]]
+        found.insert(0, Bars(
+            "execution", "Speed of the ticket's programs", f"µs for {item['batch_size']} examples", names,
+            [("", [1e6 * seconds[name] for name in names], None)],
+            caption=f"Round {item['round']} on {where}: the fastest is {best:.1f} times as fast as the dense network.",
+        ))  # fmt: skip
+    return found
+
+
+def _inference_energy(item: Mapping[str, Any]) -> list[Picture]:
+    formats: dict[str, Any] = item["formats"]
+    means = [3.6e6 * 1000 * each["kwh"]["mean"] for each in formats.values()]
+    deviations = [3.6e6 * 1000 * each["kwh"]["std"] for each in formats.values()]
+    return [
+        Bars(
+            "inference_energy", "Energy of inference", "joule per 1,000 examples", list(formats),
+            [("", means, deviations)],
+            caption=f"Round {item['round']}, batches of {item['batch_size']}, {item['samples']:,} examples in "
+            f"{item['repeats']} repeats; {item['source']}.",
+        )
+    ]  # fmt: skip

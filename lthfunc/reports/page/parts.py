@@ -1,0 +1,138 @@
+"""Pieces of the page as HTML; whatever comes from files is escaped here."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from typing import Any
+
+from lthfunc.experiments.config import to_mapping
+from lthfunc.experiments.iterative import TICKET
+from lthfunc.experiments.records import Row, winning
+from lthfunc.reports.charts import Picture
+from lthfunc.reports.curves import LOOKS
+from lthfunc.reports.page.shown import Shown
+from lthfunc.reports.tables import percent, steps
+
+
+def section(name: str, title: str, body: str) -> str:
+    """A part of the page with a heading of its own."""
+    return f'<section id="{escape(name)}"><h2>{escape(title)}</h2>{body}</section>'
+
+
+def figures(pictures: Iterable[tuple[str, Picture]]) -> str:
+    """Places for pictures, by the key under which the script finds them."""
+    return '<div class="grid">' + "".join(_figure(key, picture) for key, picture in pictures) + "</div>"
+
+
+def _figure(key: str, picture: Picture) -> str:
+    caption = f"<figcaption>{escape(picture.caption)}</figcaption>" if picture.caption else ""
+    return (
+        f'<figure><h3>{escape(picture.title)}</h3><div class="plot" role="img" aria-label="{escape(picture.title)}" '
+        f'data-chart="{escape(key)}"></div>{caption}</figure>'
+    )
+
+
+def card(run: Shown) -> str:
+    """A run in short: what, how far, what won; and what is missing of it."""
+    lines = []
+    if run.config is not None:
+        seeds = len({item["seed"] for item in run.records})
+        lines.append(f"{run.title}: {run.config.rounds} rounds, {seeds or run.config.replicates} seeds, "
+                     f"{len(run.records)} trainings")  # fmt: skip
+    best = winning(run.rows)
+    if best is not None:
+        dense = run.rows[0]
+        lines.append(
+            f"Winning ticket: round {best.round}, {100 * best.density:.3g} % of the weights, test {best.measured} "
+            f"{percent(best.test_accuracy, best.replicates)} % (dense "
+            f"{percent(dense.test_accuracy, dense.replicates)} %)"
+        )
+    elif len(run.rows) > 1:
+        lines.append(f"No pruned round reached the dense network's validation {run.rows[0].measured}.")
+    elif run.config is not None and not run.rows:
+        lines.append("No training has finished yet.")
+    missing = "".join(f"<li>{escape(line)}</li>" for line in run.missing)
+    warning = f'<div class="missing"><strong>Missing</strong><ul>{missing}</ul></div>' if missing else ""
+    return f'<article class="card"><h3>{escape(run.name)}</h3>' + "".join(
+        f"<p>{escape(line)}</p>" for line in lines
+    ) + f"{warning}</article>"  # fmt: skip
+
+
+def results(rows: Sequence[Row]) -> str:
+    """The numbers of a run."""
+    if not rows:
+        return ""
+    word = rows[0].measured
+    head = ["round", "variant", "weights left", "density %", f"val {word} %", f"test {word} %", "early stop", "seconds"]
+    body = [
+        [
+            str(row.round), LOOKS[row.variant].word, f"{row.kept:,.0f} / {row.total:,}", f"{100 * row.density:.2f}",
+            percent(row.val_accuracy, row.replicates), percent(row.test_accuracy, row.replicates),
+            steps(row.early_stop_step, row.replicates), f"{row.seconds:.1f}",
+        ]
+        for row in rows
+    ]  # fmt: skip
+    return table(head, body, kind="numbers", quiet=[row.variant != TICKET for row in rows])
+
+
+def settings(runs: Sequence[Shown]) -> str:
+    """Settings of all runs beside each other; those that differ come first, and stand out."""
+    known = [(run.name, to_mapping(run.config)) for run in runs if run.config is not None]
+    if not known:
+        return ""
+    names = list(dict.fromkeys(name for _, values in known for name, value in values.items() if value not in ([], {})))
+    differs = {name: len({repr(values.get(name)) for _, values in known}) > 1 for name in names}
+    ordered = sorted(names, key=lambda name: not differs[name])
+    body = [[name, *(_value(values.get(name)) for _, values in known)] for name in ordered]
+    return table(["setting", *(name for name, _ in known)], body, loud=[differs[name] for name in ordered])
+
+
+def origins(runs: Sequence[Shown]) -> str:
+    """Where each run ran, on which versions, and how to repeat it."""
+    return "".join(_origin(run) for run in runs if run.config is not None)
+
+
+def _origin(run: Shown) -> str:
+    machine = run.about["machine"]
+    threads = machine["threads"]
+    where = machine["gpu"] or f"{machine['processor']}, {threads} thread{'' if threads == 1 else 's'}"
+    versions = f"torch {machine['torch']}, Python {machine['python']}, lthfunc {machine['lthfunc']}"
+    config = shlex.quote(str(run.folder / "config.toml"))
+    lines = [f"lthfunc {run.about['command'].replace('transfer', 'prune')} --config {config}"]
+    typed = [str(each.get("command")) for each in run.sessions if each.get("command")]
+    commit = next((each["git"]["commit"] for each in run.sessions if (each.get("git") or {}).get("commit")), None)
+    text = f"On {where}; {versions}" + (f"; commit {commit}" if commit else "") + "."
+    shown = "".join(f"<pre>{escape(line)}</pre>" for line in dict.fromkeys(typed))
+    return (
+        f"<h3>{escape(run.name)}</h3><p>{escape(text)}</p><p>Reproduced, on such a machine to the bit, by</p>"
+        f"<pre>{escape(lines[0])}</pre>" + (f"<p>It was made by</p>{shown}" if shown else "")
+    )
+
+
+def table(
+    head: Sequence[str],
+    body: Sequence[Sequence[str]],
+    *,
+    kind: str = "",
+    quiet: Sequence[bool] = (),
+    loud: Sequence[bool] = (),
+) -> str:
+    """A table that scrolls sideways where it is too wide. quiet, loud: rows that step back, or stand out."""
+    marks = dict.fromkeys((at for at, each in enumerate(quiet) if each), "quiet")
+    marks |= dict.fromkeys((at for at, each in enumerate(loud) if each), "loud")
+    rows = "".join(
+        f'<tr class="{marks.get(at, "")}">' + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>"
+        for at, row in enumerate(body)
+    )
+    top = "".join(f"<th>{escape(name)}</th>" for name in head)
+    return f'<div class="wide {kind}"><table><thead><tr>{top}</tr></thead><tbody>{rows}</tbody></table></div>'
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value)) or "–"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}={each}" for name, each in value.items()) or "–"
+    return "–" if value is None else str(value)

@@ -1,0 +1,126 @@
+"""Which pictures a page shows: of all its runs together, and of each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from matplotlib.figure import Figure
+
+from lthfunc.experiments.iterative import TICKET
+from lthfunc.reports.charts import GREEN, GREY, Chart, Heat, Picture, Series
+from lthfunc.reports.curves import (
+    accuracy_chart,
+    curve_charts,
+    energy_chart,
+    layer_chart,
+    loss_chart,
+    stop_chart,
+    time_chart,
+)
+from lthfunc.reports.page.explorer import explorer_of, pixels_of
+from lthfunc.reports.page.measured import energy_pictures, measured_pictures
+from lthfunc.reports.page.patterns import Overlap, Patterns, overlap_of, read_patterns
+from lthfunc.reports.page.shown import Shown
+from lthfunc.reports.page.stills import mask_figure, pixel_figure, weight_figure
+from lthfunc.reports.spacing import spread_out
+
+
+class Drawn(NamedTuple):
+    """Of one run. pictures: by heading; explorer: what the page's explorer is fed, None without masks.
+
+    stills: figures for files in the explorer's place, by name. missing: what could not be read.
+    """
+
+    pictures: dict[str, list[Picture]]
+    explorer: dict[str, Any] | None
+    stills: dict[str, Figure]
+    missing: list[str]
+
+
+def together(runs: Sequence[Shown]) -> dict[str, list[Picture]]:
+    """Pictures of all runs on the same axes, by heading."""
+    with_rounds = {run.name: run.records for run in runs if any(item["round"] for item in run.records)}
+    if not with_rounds:
+        return {}
+    word = {next(iter(records))["metric"] for records in with_rounds.values() if "metric" in records[0]}
+    accuracy = accuracy_chart(with_rounds)
+    if len(word) > 1:  # different measures on one axis
+        accuracy = accuracy._replace(title="Test accuracy, or what stands in its place")
+    found: dict[str, list[Picture]] = {
+        "Accuracy and loss": [accuracy, loss_chart(with_rounds)],
+        "Speed of learning and of training": [stop_chart(with_rounds), time_chart(with_rounds)],
+    }
+    metered = {
+        name: [item for item in records if "energy" in item]
+        for name, records in with_rounds.items()
+        if any("energy" in item for item in records)
+    }
+    if len(metered) > 1:
+        found["Energy"] = [energy_chart(metered)]
+    return found
+
+
+def reads_of(run: Shown) -> int:
+    """How many rounds `drawn` reads from the disk, for whoever shows its progress."""
+    return sum(item["variant"] == TICKET for item in run.records)
+
+
+def drawn(run: Shown, told: Callable[[], None]) -> Drawn:
+    """A run's own pictures. told: called after each round that was read."""
+    if not run.records:
+        return Drawn({}, None, {}, [])
+    found: dict[str, list[Picture]] = {"Training curves": list(curve_charts(run.records))}
+    missing: list[str] = []
+    seeds = sorted({item["seed"] for item in run.records})
+    patterns: list[Patterns] = []
+    for number, seed in enumerate(seeds):
+        pattern, lines = read_patterns(run.folder, run.records, seed, weights=number == 0, told=told)
+        missing += lines
+        patterns += [] if pattern is None else [pattern]
+    pruned = any(item["round"] for item in run.records)
+    if pruned:
+        found["Layers"] = [layer_chart(run.records)]
+        overlap = overlap_of(patterns)
+        if overlap is not None and len(overlap.rounds) > 1:
+            found["Layers"] += overlap_pictures(overlap, _densities(run, overlap.rounds))
+    energy = energy_pictures(run.records)
+    if energy:
+        found["Energy of the search"] = energy
+    measured = measured_pictures(run.measured)
+    if measured:
+        found["Measured"] = measured
+    if not (patterns and pruned):
+        return Drawn(found, None, {}, missing)
+    first, shape = patterns[0], (run.about.get("data") or {}).get("shape")
+    densities = [100 * density for density in _densities(run, first.rounds)]
+    pixels = pixels_of(first, shape)
+    stills = {"masks": mask_figure(first, densities), "weights": weight_figure(first, densities)}
+    if pixels is not None:
+        stills["pixels"] = pixel_figure(*pixels, densities)
+    return Drawn(found, explorer_of(first, densities, shape), stills, missing)
+
+
+def overlap_pictures(overlap: Overlap, densities: Sequence[float]) -> list[Picture]:
+    """How alike the tickets of different seeds are."""
+    x = [100 * density for density in densities]
+    lines = [
+        Series("tickets of two seeds", x, overlap.same, colour=GREEN),
+        Series("by chance, with the same layer densities", x, overlap.chance, colour=GREY, dash="dash", marker=None),
+    ]
+    names = [f"{number}" for number in overlap.shown]
+    return [
+        Chart(
+            "mask_overlap", "Overlap of masks between seeds", "weights remaining (%)",
+            "weights in both / weights in either", lines, log_x=True, falling=True, ticks=spread_out(x), zero=True,
+        ),
+        Heat(
+            "mask_overlap_rounds", "Overlap of masks between seeds and rounds", "round of one seed",
+            "round of another", names, names, overlap.between, "Jaccard index",
+        ),
+    ]  # fmt: skip
+
+
+def _densities(run: Shown, rounds: Sequence[int]) -> list[float]:
+    known: Mapping[int, float] = {row.round: row.density for row in run.rows if row.variant == TICKET}
+    return [known[number] for number in rounds]

@@ -1,0 +1,73 @@
+"""Runs as a page shows them: what they hold, and what is missing of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lthfunc.errors import DamagedError
+from lthfunc.experiments.config import Config
+from lthfunc.experiments.records import Record, Row, summarize
+from lthfunc.runs.checking import sums_wrong
+from lthfunc.runs.folder import ENVIRONMENT, scan_run
+from lthfunc.runs.lines import scan_lines
+from lthfunc.runs.measurements import measurements
+from lthfunc.runs.unfinished import trainings_of
+
+
+class Shown(NamedTuple):
+    """A run. name: short, its own among those shown. config, about: None where the run cannot be read.
+
+    missing: what is, in lines. measured: of speed, energy and the like. sessions: who worked on it.
+    """
+
+    folder: Path
+    name: str
+    about: dict[str, Any]
+    config: Config | None
+    records: list[Record]
+    rows: list[Row]
+    missing: list[str]
+    measured: list[dict[str, Any]]
+    sessions: list[dict[str, Any]]
+
+    @property
+    def title(self) -> str:
+        """What was trained on what."""
+        return self.name if self.config is None else f"{self.config.arch} on {self.config.dataset}"
+
+
+def shown(folders: Sequence[Path]) -> list[Shown]:
+    """Read runs, whole or not. Raises UserError where one is no run at all."""
+    names = _names(folders)
+    return [_shown(folder, name) for folder, name in zip(folders, names, strict=True)]
+
+
+def _shown(folder: Path, name: str) -> Shown:
+    try:
+        run = scan_run(folder)
+    except DamagedError as error:
+        return Shown(folder, name, {}, None, [], [], [f"nothing of this run can be shown: {error}"], [], [])
+    missing = [*run.damage, *map(str, sums_wrong(folder, run, sizes=True))]
+    wanted, found = trainings_of(run.config), len(run.records)
+    if found < wanted:
+        missing.insert(0, f"{found} of {wanted} trainings are finished; lthfunc resume {folder} goes on")
+    measured, wrong = measurements(folder)
+    path = folder / ENVIRONMENT
+    sessions = [line.value for line in scan_lines(path) if line.value is not None] if path.exists() else []
+    return Shown(
+        folder, name, run.about, run.config, run.records, summarize(run.records), missing + wrong, measured, sessions
+    )
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """The last part of each path, or as many as tell it from the others."""
+    parts = [folder.resolve().parts for folder in folders]
+    names = []
+    for mine in parts:
+        length = 1
+        while length < len(mine) and sum(other[-length:] == mine[-length:] for other in parts) > 1:
+            length += 1
+        names.append("/".join(mine[-length:]))
+    return names

@@ -1,0 +1,36 @@
+"""What was measured of a run after its trainings: speed, energy, connectivity. A line each in its folder.
+
+``measured.jsonl``: ``{"kind": "execution" | "energy" | "connectivity", "time": …, "machine": {…}, …, "sha256": …}``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Literal
+
+from lthfunc.runs.environment import machine
+from lthfunc.runs.lines import append_lines, drop_partial_line, scan_lines
+
+MEASURED = "measured.jsonl"
+Kind = Literal["execution", "energy", "connectivity"]
+
+
+def keep_measurement(folder: Path, kind: Kind, device: str, item: Mapping[str, Any]) -> None:
+    """Add a measurement to a run. device: what was measured on."""
+    path = folder / MEASURED
+    if path.exists():
+        drop_partial_line(path)
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    append_lines(path, [{"kind": kind, "time": now, "machine": machine(device), **item}])
+
+
+def measurements(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """(what was measured, oldest first; what is wrong with the file, in lines)."""
+    path = folder / MEASURED
+    if not path.exists():
+        return [], []
+    lines = scan_lines(path)
+    wrong = [f"{MEASURED}: line {line.number} is damaged: {line.reason}" for line in lines if line.value is None]
+    return [line.value for line in lines if line.value is not None and "kind" in line.value], wrong
