@@ -13,6 +13,7 @@ from lthfunc import __version__
 from lthfunc.errors import UserError
 
 from . import benchmark, branching, execution, experiment, kernels, listings
+from .compare import compare
 from .config import config
 from .connectivity import connectivity
 from .console import printable
@@ -21,6 +22,7 @@ from .info import info
 from .methods import methods
 from .report import report
 from .verify import verify
+from .watch import watch
 
 app = typer.Typer(
     name="lthfunc",
@@ -35,6 +37,8 @@ app.command("train")(experiment.train)
 app.command("resume")(experiment.resume)
 app.command("info")(info)
 app.command("report")(report)
+app.command("compare")(compare)
+app.command("watch")(watch)
 app.command("verify")(verify)
 app.command("config")(config)
 app.command("import")(import_)

@@ -40,31 +40,32 @@ def _report(folders: list[Path], path: Path, title: str | None, figures: bool) -
 
     from lthfunc.reports.page.pictures import reads_of
     from lthfunc.reports.page.shown import shown
-    from lthfunc.reports.page.write import write_report
+    from lthfunc.reports.page.write import number_of_figures, report_of, write_figures, write_page
 
-    from .console import aside
+    from .console import aside, printable
 
     found = shown(folders)
     if not path.parent.is_dir():
         raise invalid("--out", str(path), f"a file in a folder that is there; {str(path.parent)!r} is not")
-    heading = title or (found[0].title if len(found) == 1 else f"{len(found)} runs: " + _subjects(found))
+    subjects = ", ".join(dict.fromkeys(run.title for run in found))
+    heading = title or (subjects if len(found) == 1 else f"{len(found)} runs: {subjects}")
+    place, count = path.with_name(f"{path.stem}-figures"), 0
     bar = Progress(
-        TextColumn("reading masks and weights"), BarColumn(), MofNCompleteColumn(), console=aside(), transient=True,
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), console=aside(), transient=True,
         disable=not sys.stderr.isatty(),
     )  # fmt: skip
     with bar:
-        task = bar.add_task("", total=sum(map(reads_of, found)))
-        written = write_report(
-            found, path, heading, path.with_name(f"{path.stem}-figures") if figures else None,
-            lambda: bar.advance(task),
-        )  # fmt: skip
-    print(f"page      {written[0]}")
-    if len(written) > 1:
-        print(f"figures   {written[1].parent} ({len(written) - 1} files)")
-    for run in found:
+        task = bar.add_task("reading masks and weights", total=sum(map(reads_of, found)))
+        made = report_of(found, lambda: bar.advance(task))
+        write_page(made, path, heading)
+        if figures:
+            task = bar.add_task("drawing figures", total=number_of_figures(made))
+            for _ in write_figures(made, place):
+                bar.advance(task)
+                count += 1
+    for run in made.runs:
         for line in run.missing:
-            print(f"missing   {run.name}: {line}", file=sys.stderr)
-
-
-def _subjects(found: list) -> str:  # type: ignore[type-arg]
-    return ", ".join(dict.fromkeys(run.title for run in found))
+            print(printable(f"missing   {run.name}: {line}"), file=sys.stderr)
+    print(f"page      {path}")
+    if count:
+        print(f"figures   {place} ({count} files)")

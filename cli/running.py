@@ -38,6 +38,7 @@ from lthfunc.runs.folder import (
 )
 from lthfunc.runs.lines import append_lines
 from lthfunc.runs.lock import locked
+from lthfunc.runs.progress import broadcasting
 from lthfunc.runs.recovery import recover
 from lthfunc.runs.unfinished import unfinished_like
 from lthfunc.training.fits import Stopped
@@ -205,7 +206,11 @@ def _run(
         _say(note)
     with stopping() as stop:
         try:
-            with using_threads(config.threads), watching(err, plan) as watcher:
+            with (
+                using_threads(config.threads),
+                watching(err, plan) as live,
+                broadcasting(folder, live) as watcher,
+            ):
                 records = execute(config, plan, folder, watcher, earlier, tasks, stop)
         except (Stopped, KeyboardInterrupt) as error:
             safe = "everything is kept" if isinstance(error, Stopped) else "finished trainings and checkpoints are kept"

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -261,3 +262,15 @@ def in_order(records: list[Record], controls: tuple[str, ...]) -> list[Record]:
     variants = (TICKET, *controls)
     rank = {name: number for number, name in enumerate(variants)}
     return sorted(records, key=lambda item: (item["seed"], item["round"], rank.get(item["variant"], len(rank))))
+
+
+def distinct_names(folders: Sequence[Path]) -> list[str]:
+    """Short names for runs: the last part of each path, or as many as tell it from the others."""
+    parts = [folder.resolve().parts for folder in folders]
+    names = []
+    for mine in parts:
+        length = 1
+        while length < len(mine) and sum(other[-length:] == mine[-length:] for other in parts) > 1:
+            length += 1
+        names.append("/".join(mine[-length:]))
+    return names

@@ -63,6 +63,22 @@ def is_held(folder: Path) -> bool:
     return False
 
 
+def at_work(folder: Path) -> bool:
+    """Whether a process says that it works on the run, and is there as far as this machine can tell."""
+    about = holder(folder)
+    if about is None:
+        return False
+    if about.get("host") != socket.gethostname():
+        return True
+    try:
+        os.kill(int(about["pid"]), 0)  # which asks, and does nothing
+    except (ProcessLookupError, KeyError, TypeError, ValueError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
 def _in_words(about: dict[str, Any] | None) -> str:
     if about is None:
         return "another process"

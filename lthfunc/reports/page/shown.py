@@ -10,7 +10,7 @@ from lthfunc.errors import DamagedError
 from lthfunc.experiments.config import Config
 from lthfunc.experiments.records import Record, Row, summarize
 from lthfunc.runs.checking import sums_wrong
-from lthfunc.runs.folder import ENVIRONMENT, scan_run
+from lthfunc.runs.folder import ENVIRONMENT, distinct_names, scan_run
 from lthfunc.runs.lines import scan_lines
 from lthfunc.runs.measurements import measurements
 from lthfunc.runs.unfinished import trainings_of
@@ -40,7 +40,7 @@ class Shown(NamedTuple):
 
 def shown(folders: Sequence[Path]) -> list[Shown]:
     """Read runs, whole or not. Raises UserError where one is no run at all."""
-    names = _names(folders)
+    names = distinct_names(folders)
     return [_shown(folder, name) for folder, name in zip(folders, names, strict=True)]
 
 
@@ -59,15 +59,3 @@ def _shown(folder: Path, name: str) -> Shown:
     return Shown(
         folder, name, run.about, run.config, run.records, summarize(run.records), missing + wrong, measured, sessions
     )
-
-
-def _names(folders: Sequence[Path]) -> list[str]:
-    """The last part of each path, or as many as tell it from the others."""
-    parts = [folder.resolve().parts for folder in folders]
-    names = []
-    for mine in parts:
-        length = 1
-        while length < len(mine) and sum(other[-length:] == mine[-length:] for other in parts) > 1:
-            length += 1
-        names.append("/".join(mine[-length:]))
-    return names

@@ -59,9 +59,8 @@ def _log_ticks(values: Sequence[float]) -> list[float]:
     steps = (1, 2, 5) if high / low < 1000 else (1,)
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     # By way of text, since 5 * 10**-3 is not the 0.005 that a reader expects.
-    return [
-        value for decade in decades for step in steps if low / 2 <= (value := float(f"{step}e{decade}")) <= 2 * high
-    ]
+    found = [float(f"{step}e{decade}") for decade in decades for step in steps]
+    return [value for value in found if low / 2 <= value <= 2 * high]
 
 
 def _lines(series: Series, group: str) -> list[dict[str, Any]]:

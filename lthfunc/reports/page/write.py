@@ -1,10 +1,11 @@
-"""A report on disk: the page, and its figures as files beside it."""
+"""A report on disk: the page, and its figures as files."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
@@ -17,38 +18,49 @@ from lthfunc.reports.printed import printed
 from lthfunc.trees.writing import write_atomically
 
 
-def write_report(
-    runs: Sequence[Shown], path: Path, title: str, figures: Path | None, told: Callable[[], None]
-) -> list[Path]:
-    """Write the page, and with a folder for figures a PNG and an SVG of each; returns their paths, the page first.
+class Report(NamedTuple):
+    """Runs, the pictures of all together by heading, and each one's own."""
 
-    told: called after each round that was read.
-    """
-    shared = together(runs)
+    runs: list[Shown]
+    together: dict[str, list[Picture]]
+    each: list[Drawn]
+
+
+def report_of(runs: Sequence[Shown], told: Callable[[], None]) -> Report:
+    """Read what is shown. told: called after each round that was read."""
     each = [drawn(run, told) for run in runs]
     known = [
         run._replace(missing=[*run.missing, *(line for line in mine.missing if line not in run.missing)])
         for run, mine in zip(runs, each, strict=True)
     ]
-    write_atomically(path, page(known, shared, each, title).encode())
-    if figures is None:
-        return [path]
-    written = [path]
-    for name, figure in _figures(runs, shared, each):
+    return Report(known, together(runs), each)
+
+
+def write_page(report: Report, path: Path, title: str) -> None:
+    """Write the page, whole or not at all."""
+    write_atomically(path, page(report.runs, report.together, report.each, title).encode())
+
+
+def write_figures(report: Report, folder: Path) -> Iterator[Path]:
+    """Write every figure as PNG and SVG, yielding paths as they come."""
+    for name, figure in _figures(report):
         for suffix in (".png", ".svg"):
-            save(figure, figures / f"{name}{suffix}")
-            written.append(figures / f"{name}{suffix}")
-    return written
+            save(figure, folder / f"{name}{suffix}")
+            yield folder / f"{name}{suffix}"
 
 
-def _figures(
-    runs: Sequence[Shown], shared: Mapping[str, Sequence[Picture]], each: Sequence[Drawn]
-) -> Iterator[tuple[str, Figure]]:
-    for pictures in shared.values():
+def number_of_figures(report: Report) -> int:
+    """How many files `write_figures` writes."""
+    pictures = [*report.together.values(), *(own for each in report.each for own in each.pictures.values())]
+    return 2 * (sum(map(len, pictures)) + sum(len(each.stills) for each in report.each))
+
+
+def _figures(report: Report) -> Iterator[tuple[str, Figure]]:
+    for pictures in report.together.values():
         for picture in pictures:
             yield picture.key, printed(picture)
-    for run, mine in zip(runs, each, strict=True):
-        own = "" if len(runs) == 1 else re.sub(r"[^\w.-]+", "-", run.name) + "-"
+    for run, mine in zip(report.runs, report.each, strict=True):
+        own = "" if len(report.runs) == 1 else re.sub(r"[^\w.-]+", "-", run.name) + "-"
         for pictures in mine.pictures.values():
             for picture in pictures:
                 yield f"{own}{picture.key}", printed(picture)

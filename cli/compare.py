@@ -1,0 +1,74 @@
+"""``lthfunc compare``: runs beside each other, and whether they differ."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lthfunc.errors import UserError, invalid
+
+from . import options as o
+
+
+def compare(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN…", help="Folders of runs.")],
+    at: Annotated[
+        str,
+        typer.Option(
+            "--at",
+            metavar="POINT",
+            help="Where: winning (the winning ticket, or else the last round), last, dense, or a density, for the "
+            "round nearest to it.",
+            autocompletion=o.names("winning", "last", "dense"),
+        ),
+    ] = "winning",
+    baseline: Annotated[
+        str | None,
+        typer.Option(
+            "--baseline", metavar="RUN", help="The run that the others are tested against. \\[default: the first]"
+        ),
+    ] = None,
+    csv: Annotated[bool, typer.Option("--csv", help="Print comma-separated values.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for machines.")] = False,
+) -> None:
+    """Compare runs: means, deviations, and a paired t-test against a baseline over the seeds that both have."""
+    if csv + markdown + json > 1:
+        raise UserError("--csv, --markdown and --json: give one of them")
+    names = [*runs, *([baseline] if baseline is not None and baseline not in runs else [])]
+    _compare([Path(name) for name in names], at, names.index(baseline or runs[0]), csv, markdown, json)
+
+
+def _compare(folders: list[Path], at: str, baseline: int, csv: bool, markdown: bool, wants_json: bool) -> None:
+    from lthfunc.reports.comparison import (
+        Subject,
+        as_csv,
+        as_markdown,
+        as_values,
+        compared,
+        comparison_table,
+    )
+    from lthfunc.runs.folder import distinct_names, whole_run
+
+    from .console import printable, screen
+
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise invalid("RUN", ", ".join(map(str, folders)), "each run once")
+    read = [whole_run(folder) for folder in folders]
+    subjects = [
+        Subject(printable(name), run.config, run.records)
+        for name, run in zip(distinct_names(folders), read, strict=True)
+    ]
+    rows = compared(subjects, at, baseline)
+    if wants_json:
+        import json
+
+        print(json.dumps({"at": at, "baseline": subjects[baseline].name, "runs": as_values(rows)}, indent=2))
+    elif csv:
+        print(as_csv(rows), end="")
+    elif markdown:
+        print(as_markdown(rows))
+    else:
+        screen().print(comparison_table(rows, subjects[baseline].name))

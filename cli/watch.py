@@ -1,0 +1,134 @@
+"""``lthfunc watch``: a run that another process is working on, live."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lthfunc.errors import invalid
+
+from . import options as o
+
+
+def watch(
+    run: Annotated[str, typer.Argument(help="The run's folder.")],
+    every: Annotated[
+        float, typer.Option("--every", parser=o.number, metavar="SECONDS", help="How often to look.")
+    ] = 1.0,
+    once: Annotated[bool, typer.Option("--once", help="Look once, and end.")] = False,
+) -> None:
+    """Show a run that goes on in another terminal, until it ends; Ctrl-C leaves the run alone."""
+    if not 0.1 <= every <= 3600:
+        raise invalid("--every", every, "a number of seconds from 0.1 to 3600")
+    _watch(Path(run), every, once)
+
+
+def _watch(folder: Path, every: float, once: bool) -> None:
+    from rich.live import Live
+
+    from lthfunc.runs.folder import scan_run
+    from lthfunc.runs.lock import at_work
+    from lthfunc.runs.unfinished import is_finished
+
+    from .console import screen
+    from .screens import verdict
+
+    console = screen()
+    view = _View(folder)
+    if once or not console.is_terminal:  # a pipe gets the last look alone
+        while not once and at_work(folder):
+            time.sleep(every)
+        console.print(view.now(console.height))
+    else:
+        with Live(view.now(console.height), console=console, auto_refresh=False) as live:
+            while at_work(folder):
+                time.sleep(every)
+                live.update(view.now(console.height), refresh=True)
+            live.update(view.now(10_000), refresh=True)
+    if at_work(folder):
+        return
+    found = scan_run(folder)
+    if not is_finished(found):
+        print(f"nobody is working on it; go on with: lthfunc resume {shlex.quote(str(folder))}")
+    elif found.config.rounds:
+        from lthfunc.experiments.records import summarize
+
+        console.print(verdict(summarize(found.records)), highlight=False)
+
+
+class _View:
+    """What is drawn at each look; the run's lines are read again when they have changed."""
+
+    def __init__(self, folder: Path) -> None:
+        from lthfunc.runs.folder import METRICS, scan_run
+
+        self._folder, self._path = folder, folder / METRICS
+        self._scan = scan_run
+        self._run = scan_run(folder)
+        self._seen = self._path.stat().st_mtime_ns
+        self._rate: tuple[float, float] | None = None
+
+    def now(self, height: int) -> Any:
+        from rich.console import Group
+
+        from lthfunc.experiments.records import summarize
+        from lthfunc.reports.tables import result_table
+        from lthfunc.runs.lock import at_work
+        from lthfunc.runs.progress import progress
+        from lthfunc.runs.unfinished import trainings_of
+
+        from .console import printable
+
+        seen = self._path.stat().st_mtime_ns
+        if seen != self._seen:
+            self._run, self._seen = self._scan(self._folder), seen
+        run = self._run
+        config = run.config
+        finished = f"{len(run.records)} of {trainings_of(config)} trainings"
+        head = f"{self._folder}: {config.arch} on {config.dataset}, {finished}"
+        parts: list[Any] = [printable(head)]
+        about = progress(self._folder) if at_work(self._folder) else None
+        if about is not None:
+            parts += self._under_way(about)
+        rows = summarize(run.records)
+        room = height - len(parts) - len((about or {}).get("trainings", ())) - 4
+        if rows:
+            shown = rows[-max(1, room) :]
+            if len(shown) < len(rows):
+                parts.append(f"… {len(rows) - len(shown)} rows above")
+            parts += ["", result_table(shown, layers=False)]
+        return Group(*parts)
+
+    def _under_way(self, about: dict[str, Any]) -> list[Any]:
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+
+        table = Table.grid(padding=(0, 2))
+        for each in about["trainings"]:
+            who = f"seed {each['seed']} round {each['round']}"
+            who += "" if each["variant"] == "ticket" else f" {each['variant']}"
+            done, of = each["at"] - each["start"], max(1, each["stop"] - each["start"])
+            point = each["point"]
+            figures = "" if point is None else f"loss {point['loss']:.3f}  acc {100 * point['accuracy']:.2f} %"
+            table.add_row(
+                who, f"{100 * each['density']:.1f} %", ProgressBar(of, done, width=24), f"{100 * done / of:.0f} %",
+                figures,
+            )  # fmt: skip
+        return [self._ahead(about), table]
+
+    def _ahead(self, about: dict[str, Any]) -> str:
+        """Steps, their rate, and the time left at that rate."""
+        done, total, when = about["done"], about["total"], about["time"]
+        first = self._rate = self._rate or (when, done)
+        rate = (done - first[1]) / (when - first[0]) if when > first[0] else 0.0
+        text = f"{done:,} of {total:,} steps"
+        if rate <= 0:
+            return text
+        left = (total - done) / rate
+        minutes, seconds = divmod(round(left), 60)
+        hours, minutes = divmod(minutes, 60)
+        return f"{text}, {rate:,.0f} a second, {hours}:{minutes:02}:{seconds:02} left"

@@ -1,0 +1,229 @@
+"""Runs beside each other: what they reach at one point, and whether that differs from a baseline."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from rich.table import Table
+
+from lthfunc.errors import UserError, invalid
+from lthfunc.experiments.config import Config, to_mapping
+from lthfunc.experiments.iterative import TICKET
+from lthfunc.experiments.records import Record, Row, Spread, spread, summarize, winning
+from lthfunc.reports.tables import percent, steps
+
+#: Points by name; else a density.
+POINTS = ("winning", "last", "dense")
+#: Settings that say nothing about what a run is.
+_UNTOLD = ("data_dir", "jobs", "checkpoint_every", "on_nonfinite", "threads")
+
+
+class Subject(NamedTuple):
+    """A run to compare."""
+
+    name: str
+    config: Config
+    records: Sequence[Record]
+
+
+class Paired(NamedTuple):
+    """Differences to the baseline over the seeds that both have.
+
+    interval: of 95 % around the mean; p: of Student's paired t-test. None with fewer than two seeds, or where all
+    differences are the same, which no such test can judge.
+    """
+
+    seeds: int
+    difference: Spread
+    interval: tuple[float, float] | None
+    p: float | None
+
+
+class Compared(NamedTuple):
+    """A run at its point. settings: those that differ between the runs. search_seconds: of a seed's trainings up to
+
+    there, controls left out. paired: None for the baseline itself, and without a shared seed.
+    """
+
+    name: str
+    settings: dict[str, Any]
+    round: int
+    replicates: int
+    density: float
+    val_accuracy: Spread
+    test_accuracy: Spread
+    early_stop_step: Spread
+    search_seconds: float
+    metric: str
+    paired: Paired | None
+
+
+def compared(subjects: Sequence[Subject], at: str, baseline: int) -> list[Compared]:
+    """Each run at a point: its winning ticket (or else the last round), its last, its dense network, or the round
+
+    whose density is nearest to a number. baseline: which of the runs the others are compared with.
+
+    Raises UserError where a run has no finished training, or the point is none.
+    """
+    settings = _differing([subject.config for subject in subjects])
+    rows = [_row(subject, at) for subject in subjects]
+    reference = _by_seed(subjects[baseline].records, rows[baseline].round)
+    found = []
+    for number, (subject, row) in enumerate(zip(subjects, rows, strict=True)):
+        mine = _by_seed(subject.records, row.round)
+        found.append(
+            Compared(
+                subject.name, settings[number], row.round, row.replicates, row.density, row.val_accuracy,
+                row.test_accuracy, row.early_stop_step, _search_seconds(subject.records, row.round), row.measured,
+                None if number == baseline else paired(mine, reference),
+            )
+        )  # fmt: skip
+    return found
+
+
+def paired(mine: dict[int, float], theirs: dict[int, float]) -> Paired | None:
+    """Student's paired t-test (scipy.stats.ttest_rel) over the seeds in both; None where they share none."""
+    seeds = sorted(mine.keys() & theirs.keys())
+    if not seeds:
+        return None
+    differences = [mine[seed] - theirs[seed] for seed in seeds]
+    found = spread(differences)
+    if len(seeds) < 2 or found.std == 0:
+        return Paired(len(seeds), found, None, None)
+    from scipy import stats  # half a second, which other commands need not wait for
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # differences that are nearly the same
+        result = stats.ttest_rel([mine[seed] for seed in seeds], [theirs[seed] for seed in seeds])
+    reach = float(stats.t.ppf(0.975, len(seeds) - 1)) * found.std / math.sqrt(len(seeds))
+    return Paired(len(seeds), found, (found.mean - reach, found.mean + reach), float(result.pvalue))
+
+
+def comparison_table(rows: Sequence[Compared], baseline: str) -> Table:
+    """For a terminal."""
+    head, body = _cells(rows)
+    table = Table(
+        title=f"differences to {baseline}: means over shared seeds, [95 % interval], p of a paired t-test",
+        title_style="dim", title_justify="left", header_style="bold", box=None, pad_edge=False,
+    )  # fmt: skip
+    for number, name in enumerate(head):
+        table.add_column(name, justify="left" if number == 0 else "right")
+    for row, cells in zip(rows, body, strict=True):
+        table.add_row(*cells, style="bold" if row.paired is None and row.name == baseline else None)
+    return table
+
+
+def as_markdown(rows: Sequence[Compared]) -> str:
+    """A table that papers and issues take."""
+    head, body = _cells(rows)
+    lines = [head, ["---", *(["---:"] * (len(head) - 1))], *body]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def as_csv(rows: Sequence[Compared]) -> str:
+    """Plain numbers, accuracies in [0, 1]."""
+    names = list(rows[0].settings)
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    flat = [_flat(row) for row in rows]
+    writer.writerow(["run", *names, *flat[0]])
+    for row, values in zip(rows, flat, strict=True):
+        plain = ["" if value is None else value for value in values.values()]
+        writer.writerow([row.name, *(_word(row.settings[name]) for name in names), *plain])
+    return file.getvalue()
+
+
+def as_values(rows: Sequence[Compared]) -> list[dict[str, Any]]:
+    """For machines: accuracies in [0, 1]."""
+    return [{"run": row.name, "settings": row.settings, **_flat(row)} for row in rows]
+
+
+def _flat(row: Compared) -> dict[str, Any]:
+    test = row.paired
+    low, high = (None, None) if test is None or test.interval is None else test.interval
+    return {
+        "round": row.round, "density": row.density, "replicates": row.replicates, "metric": row.metric,
+        "val_accuracy": row.val_accuracy.mean, "val_accuracy_std": row.val_accuracy.std,
+        "test_accuracy": row.test_accuracy.mean, "test_accuracy_std": row.test_accuracy.std,
+        "early_stop_step": row.early_stop_step.mean, "early_stop_step_std": row.early_stop_step.std,
+        "search_seconds": row.search_seconds,
+        "shared_seeds": None if test is None else test.seeds,
+        "difference": None if test is None else test.difference.mean,
+        "difference_std": None if test is None else test.difference.std,
+        "difference_low": low, "difference_high": high, "p": None if test is None else test.p,
+    }  # fmt: skip
+
+
+def _cells(rows: Sequence[Compared]) -> tuple[list[str], list[list[str]]]:
+    metrics = {row.metric for row in rows}
+    word = "acc" if metrics == {"accuracy"} else metrics.pop() if len(metrics) == 1 else "metric"
+    settings = list(rows[0].settings)
+    head = ["run", *settings, "round", "density %", f"val {word} %", f"test {word} %", "early stop", "search s",
+            "seeds", "difference %", "p"]  # fmt: skip
+    body = []
+    for row in rows:
+        test = row.paired
+        difference = "" if test is None else f"{100 * test.difference.mean:+.2f}"
+        if test is not None and test.interval is not None:
+            difference += f" [{100 * test.interval[0]:+.2f}, {100 * test.interval[1]:+.2f}]"
+        body.append(
+            [
+                row.name, *(_word(row.settings[name]) for name in settings), str(row.round),
+                f"{100 * row.density:.2f}", percent(row.val_accuracy, row.replicates),
+                percent(row.test_accuracy, row.replicates), steps(row.early_stop_step, row.replicates),
+                f"{row.search_seconds:.1f}", str(row.replicates), difference,
+                "" if test is None or test.p is None else f"{test.p:.3f}" if test.p >= 0.001 else "< 0.001",
+            ]
+        )  # fmt: skip
+    return head, body
+
+
+def _row(subject: Subject, at: str) -> Row:
+    tickets = [row for row in summarize(subject.records) if row.variant == TICKET]
+    if not tickets:
+        raise UserError(f"{subject.name}: has no finished training yet")
+    if at == "dense":
+        return tickets[0]
+    if at == "last":
+        return tickets[-1]
+    if at == "winning":
+        return winning(tickets) or tickets[-1]
+    try:
+        wanted = float(at)
+    except ValueError:
+        wanted = math.nan
+    if not 0 < wanted <= 1:
+        raise invalid("--at", at, f"{', '.join(POINTS)}, or a density in (0, 1]")
+    return min(tickets, key=lambda row: abs(math.log(row.density / wanted)) if row.density else math.inf)
+
+
+def _by_seed(records: Sequence[Record], number: int) -> dict[int, float]:
+    return {
+        item["seed"]: item["test_accuracy"] for item in records if (item["round"], item["variant"]) == (number, TICKET)
+    }
+
+
+def _search_seconds(records: Sequence[Record], number: int) -> float:
+    """Of the trainings that led to a round's ticket, and its own: the mean over seeds that have it."""
+    seeds = _by_seed(records, number)
+    mine = [item for item in records if item["variant"] == TICKET and item["round"] <= number and item["seed"] in seeds]
+    seconds: list[float] = [item["seconds"] for item in mine]
+    return sum(seconds) / len(seeds)
+
+
+def _differing(configs: Sequence[Config]) -> list[dict[str, Any]]:
+    plain = [to_mapping(config) for config in configs]
+    names = dict.fromkeys(name for each in plain for name in each if name not in _UNTOLD)
+    differing = [name for name in names if len({repr(each.get(name)) for each in plain}) > 1]
+    return [{name: each.get(name) for name in differing} for each in plain]
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return "" if value is None else str(value)
