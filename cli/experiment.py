@@ -71,6 +71,8 @@ def prune(
     threads: o.Threads = None,
     checkpoint_every: o.CheckpointEvery = None,
     on_nonfinite: o.OnNonfinite = None,
+    energy: o.Energy = None,
+    country: o.Country = None,
     trust: o.Trust = False,
     out: o.Out = None,
     json: o.Json = False,
@@ -120,6 +122,8 @@ def train(
     threads: o.Threads = None,
     checkpoint_every: o.CheckpointEvery = None,
     on_nonfinite: o.OnNonfinite = None,
+    energy: o.Energy = None,
+    country: o.Country = None,
     trust: o.Trust = False,
     out: o.Out = None,
     json: o.Json = False,
@@ -135,6 +139,8 @@ def resume(
     jobs: o.Jobs = None,
     checkpoint_every: o.CheckpointEvery = None,
     on_nonfinite: o.OnNonfinite = None,
+    energy: o.Energy = None,
+    country: o.Country = None,
     trust: o.Trust = False,
     json: o.Json = False,
 ) -> None:
@@ -144,7 +150,8 @@ def resume(
     they change no result.
     """
     changed = {
-        "data_dir": data_dir, "jobs": jobs, "checkpoint_every": checkpoint_every, "on_nonfinite": on_nonfinite
+        "data_dir": data_dir, "jobs": jobs, "checkpoint_every": checkpoint_every, "on_nonfinite": on_nonfinite,
+        "energy": energy, "country": country,
     }  # fmt: skip
     from .running import resume_run
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import typer
 
+from lthfunc.energy.meter import Meter, check_meter, metering
 from lthfunc.errors import DivergedError, invalid
 from lthfunc.experiments.config import Config, from_mapping, is_own, to_mapping
 from lthfunc.experiments.iterative import Task
@@ -169,6 +170,8 @@ def _goes_on(earlier: Path, out: str | None) -> bool:
 
 
 def _prepared(config: Config) -> Prepared:
+    if config.energy:
+        check_meter(config.country)
     with decoding() as observe:
         return prepare(config, observe)
 
@@ -210,8 +213,9 @@ def _run(
                 using_threads(config.threads),
                 watching(err, plan) as live,
                 broadcasting(folder, live) as watcher,
+                _meter(config) as meter,
             ):
-                records = execute(config, plan, folder, watcher, earlier, tasks, stop)
+                records = execute(config, plan, folder, watcher, earlier, tasks, stop, meter)
         except (Stopped, KeyboardInterrupt) as error:
             safe = "everything is kept" if isinstance(error, Stopped) else "finished trainings and checkpoints are kept"
             _say(f"stopped; {safe}. Go on with: {_resume(folder, config)}")
@@ -227,6 +231,17 @@ def _run(
         print(json.dumps(as_json(folder, config, rows), indent=2))
     else:
         show_results(rows, folder, pictures, ticket=command != TRAIN and config.rounds > 0)
+
+
+@contextmanager
+def _meter(config: Config) -> Iterator[Meter | None]:
+    """Of energy, where it is asked for; a line says how it knows."""
+    if not config.energy:
+        yield None
+        return
+    with metering(config.device, config.country) as meter:
+        _say(f"energy: {meter.source.words}")
+        yield meter
 
 
 def _resume(folder: Path, config: Config) -> str:

@@ -26,7 +26,9 @@ from .pruning import (
 from .run import (
     CheckpointEvery as CheckpointEvery,
     Compact as Compact,
+    Country as Country,
     Device as Device,
+    Energy as Energy,
     Engine as Engine,
     Jobs as Jobs,
     Json as Json,

@@ -130,6 +130,25 @@ OnNonfinite = Annotated[
         rich_help_panel=_PANEL,
     ),
 ]
+Energy = Annotated[
+    bool | None,
+    typer.Option(
+        "--energy/--no-energy",
+        help="Meter each training's energy with codecarbon, by epoch and apart from evaluation; on a CPU trainings then "
+        "run one at a time. \\[default: no-energy]",
+        rich_help_panel=_PANEL,
+    ),
+]
+Country = Annotated[
+    str | None,
+    typer.Option(
+        "--country",
+        metavar="ABC",
+        help="With --energy, whose electricity mix gives emissions: ISO 3166-1, three letters. "
+        "\\[default: USA, and said so]",
+        rich_help_panel=_PANEL,
+    ),
+]
 Trust = Annotated[
     bool,
     typer.Option(

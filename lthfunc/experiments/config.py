@@ -92,6 +92,8 @@ class Config:
     threads: Count | None = None
     checkpoint_every: str = "30s"
     on_nonfinite: str = "stop"
+    energy: bool = False
+    country: str | None = None
     data_dir: str | None = None
 
 

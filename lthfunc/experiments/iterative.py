@@ -238,7 +238,7 @@ def _with_anchors(keeper: Keeper[Progress], anchors: Sequence[TrainState | None]
     def keep(fits: Sequence[Fit]) -> None:
         keeper.keep([Progress(*each) for each in zip(fits, anchors, strict=True)])
 
-    return Keeper(keep, keeper.stopping, keeper.due, keeper.pause)
+    return Keeper(keep, keeper.stopping, keeper.due, keeper.pause, keeper.phase)
 
 
 def _next_start(plan: Plan, seed: int, number: int, trained: TrainState, anchor: TrainState) -> TrainState:

@@ -70,6 +70,8 @@ def prepare(config: Config, observe: Observe | None = None) -> Prepared:
     """
     config = resolved(config)
     config = replace(config, device=choose_device(config.device))
+    if config.energy and config.device == "cpu":  # a meter cannot tell processes apart
+        config = replace(config, jobs=1)
     check_precision(config.precision, config.device)
     data = data_to_device(read_data(config, observe), config.device, _room(config.device))
     model = read_model(config, data)

@@ -124,6 +124,12 @@ def _check_together(config: Config) -> None:
         raise UserError("--density and --densities: give one of them, not both")
     if config.compact and config.device.startswith("cuda") and (config.jobs or 1) > 1:
         raise invalid("--jobs", config.jobs, "1 with --compact, whose networks differ in size")
+    if config.country is not None and not config.energy:
+        raise UserError("--country: takes --energy with it")
+    if config.country is not None and not re.fullmatch(r"[A-Z]{3}", config.country):
+        raise invalid("--country", config.country, "the three letters of ISO 3166-1 for a country, e.g. FRA, DEU, USA")
+    if config.energy and (config.jobs or 1) > 1 and not config.device.startswith("cuda"):
+        raise invalid("--jobs", config.jobs, "1 with --energy, since a meter cannot tell processes apart")
     if config.milestone and config.schedule != "step":
         raise UserError("--milestone: takes --schedule step with it")
     if config.layer_rate and config.allocate != "layerwise":

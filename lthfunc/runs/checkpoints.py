@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from lthfunc.energy.amounts import Metered, as_values, from_values
 from lthfunc.errors import UserError
 from lthfunc.experiments.iterative import Plan, Progress, Task
 from lthfunc.runs.folder import make_training_folder
@@ -30,13 +31,14 @@ _OTHER = (UserError, KeyError, ValueError, TypeError, IndexError, AttributeError
 
 
 class Kept(NamedTuple):
-    """A checkpoint. seconds: that its training had taken."""
+    """A checkpoint. seconds: that its training had taken; energy: that it had drawn, where it was metered."""
 
     progress: Progress
     seconds: float
+    energy: Metered | None = None
 
 
-def save_checkpoint(place: Path, progress: Progress, seconds: float) -> Path:
+def save_checkpoint(place: Path, progress: Progress, seconds: float, energy: Metered | None = None) -> Path:
     """Write a training under way into its folder, in place of what was kept of it before."""
     fit, anchor = progress
     state, since = fit.state, fit.since
@@ -55,6 +57,7 @@ def save_checkpoint(place: Path, progress: Progress, seconds: float) -> Path:
         "format": _FORMAT,
         "step": int(state.step),
         "seconds": seconds,
+        "energy": None if energy is None else as_values(energy),
         "curve": [list(point) for point in fit.curve],
         "chosen": fit.curve.index(fit.chosen.point),
         "since": {"loss": since.loss, "steps": since.steps},
@@ -138,4 +141,5 @@ def _kept(tree: dict[str, Any], about: dict[str, Any], plan: Plan, task: Task) -
         anchor = to_device(TrainState(parts["params"], parts.get("buffers", {}), state.masks, (), step), device)
     chosen = chosen._replace(params=to_device(chosen.params, device), buffers=to_device(chosen.buffers, device))
     fit = Fit(to_device(state, device), chosen, curve, since)
-    return Kept(Progress(fit, anchor), float(about["seconds"]))
+    energy = about.get("energy")
+    return Kept(Progress(fit, anchor), float(about["seconds"]), None if energy is None else from_values(energy))

@@ -6,6 +6,7 @@ from collections.abc import Generator, Sequence
 from contextlib import closing
 from pathlib import Path
 
+from lthfunc.energy.meter import Meter
 from lthfunc.experiments.config import Config, trainings_at_once
 from lthfunc.experiments.iterative import TICKET, Plan, Round, Task, rounds
 from lthfunc.experiments.records import Record, record
@@ -30,11 +31,12 @@ def execute(
     earlier: list[Record],
     tasks: Sequence[Task] | None = None,
     stopping: Stopping = lambda: False,
+    meter: Meter | None = None,
 ) -> list[Record]:
     """Run what is missing of an experiment; returns the records of all its trainings, earlier ones included.
 
     tasks: the trainings, where they are known beforehand and don't follow from each other. stopping: asked after every
-    step, and raises Stopped after all trainings under way were kept.
+    step, and raises Stopped after all trainings under way were kept. meter: of energy, for trainings of one process.
     """
     records = list(earlier)
     watcher.total(_steps_ahead(config, plan, earlier))
@@ -50,12 +52,14 @@ def execute(
         finished = set(map(name_of_record, earlier))
         left = [task for task in tasks if name_of(task) not in finished]
         queue = Queue({seed: _at_once([task for task in left if task.seed == seed]) for seed in seeds})
-    way = Way(config, plan, folder, watcher, stopping)
+    way = Way(config, plan, folder, watcher, stopping, meter)
     with closing(_driven(way, queue)) as results:  # workers end with it, whatever happens
-        for task, result, seconds in results:
+        for task, result, spent in results:
             item = record(
-                result, replicate=task.seed - config.seed, seed=task.seed, seconds=seconds, metric=config.metric
+                result, replicate=task.seed - config.seed, seed=task.seed, seconds=spent.seconds, metric=config.metric
             )
+            if spent.energy is not None:
+                item["energy"] = spent.energy
             later = [name for name in map(name_of_record, records) if name[0] == task.seed and name[1] > task.number]
             first = task.seed == config.seed
             save_training(folder, config, task.seed, result, item, first_seed=first, latest=not later)

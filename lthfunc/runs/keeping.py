@@ -5,13 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 from lthfunc.compacting.network import same_cuts
+from lthfunc.energy.amounts import Metered
+from lthfunc.energy.meter import Meter
+from lthfunc.energy.phases import Phases
 from lthfunc.experiments.config import Config, Interval, parse_interval
 from lthfunc.experiments.iterative import Plan, Progress, Round, Task, train_together
 from lthfunc.runs.checkpoints import Kept, checkpoints, load_checkpoint, save_checkpoint, step_of
 from lthfunc.runs.folder import training_folder
+from lthfunc.runs.trainings import Spent
+from lthfunc.training.batches import steps_per_epoch
 from lthfunc.training.fits import Keeper, Observer
 
 #: Whether a run should stop, asked after every step.
@@ -32,11 +38,18 @@ def position_of(folder: Path, task: Task) -> int:
 
 
 def train_kept(
-    plan: Plan, tasks: Sequence[Task], folder: Path, config: Config, stopping: Stopping, observe: Observer | None
-) -> tuple[list[Round], float]:
+    plan: Plan,
+    tasks: Sequence[Task],
+    folder: Path,
+    config: Config,
+    stopping: Stopping,
+    observe: Observer | None,
+    meter: Meter | None = None,
+) -> tuple[list[Round], Spent]:
     """Train tasks that start at the same step, from their checkpoints where they have some.
 
-    Returns their results, and the seconds that each took. Raises Stopped.
+    Returns their results, and what was spent on each. meter: of energy; what a checkpoint was trained without one stays
+    unmetered. Raises Stopped.
     """
     begun = time.perf_counter()
     places = [place_of(folder, task) for task in tasks]
@@ -51,13 +64,30 @@ def train_kept(
     def seconds() -> float:
         return before + (time.perf_counter() - begun) / len(tasks)
 
-    writer = _Writer(parse_interval(config.checkpoint_every), places, seconds)
+    phases = None
+    if meter is not None and not (kept and kept[0].energy is None):
+        per_epoch = steps_per_epoch(len(plan.trainer.data.train.x), plan.trainer.batch_size)
+        so_far = kept[0].energy.over(1 / len(tasks)) if kept and kept[0].energy is not None else None
+        phases = Phases(meter, per_epoch, so_far)
+    writer = _Writer(parse_interval(config.checkpoint_every), places, seconds, phases)
     keeper = Keeper(writer.keep, stopping, writer.due, writer.pause)
+    if phases is not None:
+        keeper = _metered(keeper, phases)
     try:
         rounds = train_together(plan, tasks, observe, keeper=keeper, so_far=[each.progress for each in kept] or None)
     finally:
         writer.close()
-    return rounds, seconds()
+    return rounds, Spent(seconds(), None if phases is None else phases.as_values(len(tasks)))
+
+
+def _metered(keeper: Keeper[Progress], phases: Phases) -> Keeper[Progress]:
+    """A keeper that also tells a meter what goes on, at the end of each epoch too."""
+
+    def pause(step: int) -> int:
+        end, other = phases.epoch_end(step), keeper.pause(step)
+        return end if other is None else min(end, other)
+
+    return replace(keeper, pause=pause, phase=phases.next)
 
 
 def _as_compact(plan: Plan, task: Task, kept: Kept) -> bool:
@@ -71,8 +101,10 @@ def _as_compact(plan: Plan, task: Task, kept: Kept) -> bool:
 class _Writer:
     """Writes checkpoints in a thread of its own, while the steps go on."""
 
-    def __init__(self, interval: Interval, places: Sequence[Path], seconds: Callable[[], float]) -> None:
-        self._interval, self._places, self._seconds = interval, places, seconds
+    def __init__(
+        self, interval: Interval, places: Sequence[Path], seconds: Callable[[], float], phases: Phases | None
+    ) -> None:
+        self._interval, self._places, self._seconds, self._phases = interval, places, seconds, phases
         self._thread = ThreadPoolExecutor(1, "lthfunc-checkpoint")
         self._writing: Future[None] | None = None
         self._last, self._cost = time.monotonic(), 0.0
@@ -96,7 +128,8 @@ class _Writer:
         """Begin to write, as soon as the last checkpoint is written."""
         self._finish()
         self._last = time.monotonic()
-        self._writing = self._thread.submit(self._write, list(progress), self._seconds())
+        energy = None if self._phases is None else self._phases.metered().over(len(self._places))
+        self._writing = self._thread.submit(self._write, list(progress), self._seconds(), energy)
 
     def close(self) -> None:
         """Wait for the last checkpoint."""
@@ -110,8 +143,8 @@ class _Writer:
         if writing is not None:
             writing.result()
 
-    def _write(self, progress: Sequence[Progress], seconds: float) -> None:
+    def _write(self, progress: Sequence[Progress], seconds: float, energy: Metered | None) -> None:
         begun = time.monotonic()
         for place, each in zip(self._places, progress, strict=True):
-            save_checkpoint(place, each, seconds)
+            save_checkpoint(place, each, seconds, energy)
         self._cost = time.monotonic() - begun

@@ -68,9 +68,9 @@ def in_processes(way: Way, queue: Queue, jobs: int) -> Generator[Result]:
                 ):  # one still starting ends when asked to stop
                     raise content
                 elif kind == "done":
-                    round_, seconds = content
+                    round_, spent = content
                     queue.finished(task, round_)
-                    yield Result(task, round_, seconds)
+                    yield Result(task, round_, spent)
         if stopped:
             raise Stopped
     finally:
@@ -161,8 +161,8 @@ def _work(pipe: Connection, config: Config, folder: Path, here: str) -> None:
             task: Task = pickle.loads(pipe.recv_bytes())
             try:
                 plan = plan or prepare(replace(config, jobs=1)).plan
-                (result,), seconds = train_kept(plan, [task], folder, config, asked.is_set, _teller(pipe))
-                pipe.send_bytes(pickle.dumps(("done", (result, seconds))))
+                (result,), spent = train_kept(plan, [task], folder, config, asked.is_set, _teller(pipe))
+                pipe.send_bytes(pickle.dumps(("done", (result, spent))))
             except Stopped:
                 pipe.send_bytes(pickle.dumps(("stopped", None)))
             except UserError as error:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 
+from lthfunc.energy.meter import Meter
 from lthfunc.errors import UserError
 from lthfunc.experiments.config import Config
 from lthfunc.experiments.iterative import TICKET, Plan, Task
@@ -17,13 +18,17 @@ from lthfunc.training.fits import Point, Stopped
 
 
 class Way(NamedTuple):
-    """How trainings of a run are carried out. folder: the run's; stopping: whether to stop; watcher: who is told."""
+    """How trainings of a run are carried out. folder: the run's; stopping: whether to stop; watcher: who is told.
+
+    meter: of energy.
+    """
 
     config: Config
     plan: Plan
     folder: Path
     watcher: Watcher
     stopping: Stopping
+    meter: Meter | None = None
 
 
 def in_turn(way: Way, queue: Queue) -> Generator[Result]:
@@ -57,7 +62,7 @@ def _train(way: Way, queue: Queue, tasks: Sequence[Task]) -> list[Result]:
             way.watcher.step(task, number, point)
 
     try:
-        rounds, seconds = train_kept(way.plan, tasks, way.folder, way.config, way.stopping, observe)
+        rounds, spent = train_kept(way.plan, tasks, way.folder, way.config, way.stopping, observe, way.meter)
     except torch.OutOfMemoryError as error:
         raise UserError(
             f"--jobs: {len(tasks)} networks side by side don't fit the memory of {tasks[0].start.step.device}; "
@@ -67,4 +72,4 @@ def _train(way: Way, queue: Queue, tasks: Sequence[Task]) -> list[Result]:
         raise named(tasks[0], error) if len(tasks) == 1 else error from None
     for task, result in zip(tasks, rounds, strict=True):
         queue.finished(task, result)
-    return [Result(task, result, seconds) for task, result in zip(tasks, rounds, strict=True)]
+    return [Result(task, result, spent) for task, result in zip(tasks, rounds, strict=True)]

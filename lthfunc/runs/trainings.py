@@ -28,12 +28,19 @@ class Watcher(Protocol):
         """The training ended and is on disk."""
 
 
+class Spent(NamedTuple):
+    """On a training; those that ran as one program share it evenly. energy: as plain values, where it was metered."""
+
+    seconds: float
+    energy: dict[str, Any] | None = None
+
+
 class Result(NamedTuple):
-    """A finished training, and the seconds it took; those that ran as one program share its seconds evenly."""
+    """A finished training, and what was spent on it."""
 
     task: Task
     round: Round
-    seconds: float
+    spent: Spent
 
 
 def name_of(task: Task) -> Name:

@@ -63,13 +63,16 @@ class Keeper(Generic[T]):
     """Whoever keeps trainings under way, so that they can go on later, to the same bits.
 
     keep: is given them, in the order of their states. stopping: whether to stop after the step under way. due: whether
-    to keep at this step, asked from time to time. pause: the next step after one at which to ask besides.
+    to keep at this step, asked from time to time. pause: the next step after one at which to ask besides. phase: told
+    at a step what begins there or goes on, "preparation" (the engine is made ready), "training" or "evaluation", for
+    whoever meters it; the device has finished what was before.
     """
 
     keep: Callable[[Sequence[T]], None]
     stopping: Callable[[], bool] = lambda: False
     due: Callable[[int], bool] = lambda step: False
     pause: Callable[[int], int | None] = lambda step: None
+    phase: Callable[[str, int], None] = lambda phase, step: None
 
 
 class Stopped(Exception):  # noqa: N818 (it is no error)

@@ -77,8 +77,10 @@ def fit_together(
 
     Raises Stopped where the keeper asked for it.
     """
+    phase = _untold if keeper is None else keeper.phase
     if so_far is None:
         _check_steps_left(int(states[0].step), until)
+        phase("evaluation", int(states[0].step))
         points = _measure(trainer, states, [math.nan] * len(states))
         so_far = [
             Fit(state, Chosen(point, state.params, state.buffers), (point,))
@@ -88,6 +90,7 @@ def fit_together(
     step = fits[0].curve[-1].step
     _check_steps_left(step, until)
     since = [each.since for each in fits]
+    phase("preparation", step)
     with Training(trainer, states, seeds, until, since=since, observe=observe, keeper=keeper) as training:
         while step < until:
             good = training.good
@@ -97,11 +100,16 @@ def fit_together(
             if not all(map(finite, *now)):
                 now = mend(training, trainer, good, seeds, step, fits, keeper)
             states, losses = now[0], training.mark(*now)
+            phase("evaluation", step)
             points = _measure(trainer, states, losses)
             fits = [_extended(*item) for item in zip(fits, states, points, strict=True)]
             if observe is not None:
                 observe(step, points[0])
     return fits
+
+
+def _untold(phase: str, step: int) -> None:
+    """Where nobody keeps or meters a training."""
 
 
 def _extended(fit: Fit, state: TrainState, point: Point) -> Fit:

@@ -73,6 +73,8 @@ class Training:
             while self._step < stop:
                 pause = stop if keeper is None else min(stop, keeper.pause(self._step) or stop)
                 steps = min(feed.slots, pause - self._step)
+                if keeper is not None:
+                    keeper.phase("training", self._step)
                 feed.fill(self._step, self._step + steps, self._end)
                 taken = self.running.take(steps, self._tick())
                 self._step += taken

@@ -1,0 +1,107 @@
+"""A meter of this process's energy: codecarbon's, offline, read between the parts of a training."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
+from typing import Any, NamedTuple, Protocol
+
+from lthfunc.energy.amounts import Amount
+from lthfunc.errors import UserError, invalid
+
+#: Whose electricity mix turns energy into emissions where no country is named.
+ASSUMED = "USA"
+
+
+class Source(NamedTuple):
+    """How energy is known. how: in words; country: ISO 3166-1 alpha-3; assumed: whether nobody named it."""
+
+    how: str
+    country: str
+    assumed: bool
+
+    @property
+    def words(self) -> str:
+        """In a line."""
+        assumed = " (assumed; --country names another)" if self.assumed else ""
+        return f"{self.how}; CO₂eq at the electricity mix of {self.country}{assumed}"
+
+
+class Meter(Protocol):
+    """source: how it knows. lap: what was drawn since the last lap, or since it was opened."""
+
+    source: Source
+
+    def lap(self) -> Amount:
+        """Read it."""
+
+
+def check_meter(country: str | None) -> None:
+    """Raise UserError where codecarbon is missing, or doesn't know a country."""
+    try:
+        from codecarbon.input import DataSource
+    except ImportError as error:
+        raise UserError("--energy: needs codecarbon (pip install 'lthfunc[energy]')") from error
+    if country is not None and country not in DataSource().get_global_energy_mix_data():
+        raise invalid("--country", country, "the three letters of ISO 3166-1 for a country, e.g. FRA, DEU, USA")
+
+
+@contextmanager
+def metering(device: str, country: str | None) -> Iterator[Meter]:
+    """A meter that runs as long as this lasts. device: a GPU's energy counts where it is used.
+
+    Raises UserError where there is none.
+    """
+    check_meter(country)
+    meter = _CodeCarbon(device, country)
+    try:
+        yield meter
+    finally:
+        meter.close()
+
+
+class _CodeCarbon:
+    """Of this process as far as codecarbon can tell; a machine's counters (RAPL) know no processes."""
+
+    def __init__(self, device: str, country: str | None) -> None:
+        logging.getLogger("codecarbon").setLevel(logging.CRITICAL)
+        from codecarbon import OfflineEmissionsTracker
+
+        self._gpu = device.startswith("cuda")
+        index = int(device.partition(":")[2] or 0) if self._gpu else None
+        self._tracker = OfflineEmissionsTracker(
+            country_iso_code=country or ASSUMED,
+            output_methods=[],
+            log_level="critical",
+            tracking_mode="process",
+            measure_power_secs=15,
+            allow_multiple_runs=True,
+            **({} if index is None else {"gpu_ids": [index]}),
+        )
+        self._names = count()
+        self._begin()
+        self.source = Source(self._how(), country or ASSUMED, country is None)
+
+    def lap(self) -> Amount:
+        data = self._tracker.stop_task()
+        self._begin()
+        gpu = float(data.gpu_energy) if self._gpu else 0.0
+        parts = (float(data.cpu_energy), gpu, float(data.ram_energy))
+        kwh, whole = sum(parts), float(data.energy_consumed)
+        # Emissions follow energy; a GPU that idles beside a training on the CPU belongs to neither.
+        return Amount(kwh, float(data.emissions) * kwh / whole if whole else 0.0, float(data.duration), *parts)
+
+    def close(self) -> None:
+        self._tracker.stop_task()
+        self._tracker.stop()
+
+    def _begin(self) -> None:
+        self._tracker.start_task(f"lap {next(self._names)}")
+
+    def _how(self) -> str:
+        hardware: Any = getattr(self._tracker, "_conf", {}).get("hardware", [])
+        measured = any(word in str(each) for each in hardware for word in ("Rapl", "Emi", "Power", "Apple"))
+        cpu = "CPU metered by its own counters" if measured else "CPU estimated from its TDP and load"
+        return f"{cpu}{', GPU metered by NVML' if self._gpu else ''}, memory estimated"

@@ -1,0 +1,47 @@
+"""Energy of trainings, told apart by what they do and by epoch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lthfunc.energy.amounts import Metered, as_values, nothing_yet
+from lthfunc.energy.meter import Meter
+
+
+class Phases:
+    """Reads a meter when a training goes over to something else.
+
+    per_epoch: steps of an epoch. so_far: what a training that goes on had drawn before.
+    """
+
+    def __init__(self, meter: Meter, per_epoch: int, so_far: Metered | None = None) -> None:
+        self._meter, self._per_epoch = meter, per_epoch
+        self._metered = so_far or nothing_yet()
+        self._now, self._epoch = "preparation", 0
+        meter.lap()  # whatever was before is not this training's
+
+    def next(self, phase: str, step: int) -> None:
+        """The training is at a step, and begins with a phase, or goes on with it."""
+        epoch = step // self._per_epoch
+        if phase == self._now and (phase != "training" or epoch == self._epoch):
+            return
+        self._read()
+        self._now, self._epoch = phase, epoch
+
+    def epoch_end(self, step: int) -> int:
+        """The step after which the epoch ends that begins at or lasts over a step."""
+        return step - step % self._per_epoch + self._per_epoch
+
+    def metered(self) -> Metered:
+        """What was drawn until now."""
+        self._read()
+        return self._metered
+
+    def as_values(self, trainings: int) -> dict[str, Any]:
+        """Each one's share of trainings that run as one program, with how it is known, for files."""
+        source = self._meter.source
+        about = {"source": source.how, "country": source.country, "assumed": source.assumed}
+        return {**about, **as_values(self.metered().over(trainings))}
+
+    def _read(self) -> None:
+        self._metered = self._metered.with_lap(self._meter.lap(), self._now, self._epoch)
