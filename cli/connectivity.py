@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from lthfunc.errors import UserError
+
 from . import options as o
 from .experiment import settings_of
 
@@ -22,6 +24,10 @@ def connectivity(
     points: Annotated[
         int, typer.Option("--points", parser=o.whole, metavar="N", help="Networks to measure between the copies.")
     ] = 11,
+    run: Annotated[
+        str | None,
+        typer.Option("--run", metavar="RUN", help="Take the settings of this run, and keep what is found in it."),
+    ] = None,
     arch: o.Arch = None,
     arch_option: o.ArchOption = None,
     weights: o.Weights = None,
@@ -58,12 +64,31 @@ def connectivity(
     A network without a barrier on it is stable from step K on (Frankle et al. 2020).
     """
     given: dict[str, Any] = dict(locals())
-    for name in ("at", "points", "plot", "json"):
+    for name in ("at", "points", "run", "plot", "json"):
         del given[name]
-    _run(settings_of("train", given), at or [0], points, plot, wants_json=json)
+    settings = settings_of("train", given) if run is None else _settings_of_run(Path(run), given)
+    _run(settings, at or [0], points, plot, run, wants_json=json)
 
 
-def _run(config: Any, at: list[int], points: int, plot: str | None, *, wants_json: bool) -> None:
+def _settings_of_run(run: Path, given: dict[str, Any]) -> Any:
+    """A run's settings, without its pruning. Raises UserError where others are typed."""
+    from dataclasses import replace
+
+    from lthfunc.experiments.config import to_mapping
+    from lthfunc.experiments.trust import check_trust
+    from lthfunc.runs.folder import whole_run
+
+    free = ("data_dir", "threads", "trust")
+    typed = [name for name, value in given.items() if name not in free and value not in (None, [])]
+    if typed:
+        raise UserError(f"--run and --{typed[0].replace('_', '-')}: the run's settings are taken; give one of them")
+    config = whole_run(run).config
+    check_trust(to_mapping(config), run, trusted=given["trust"])
+    kept = {name: given[name] for name in ("data_dir", "threads") if given[name] is not None}
+    return replace(config, rounds=0, control=(), density=None, densities=None, energy=False, country=None, **kept)
+
+
+def _run(config: Any, at: list[int], points: int, plot: str | None, run: str | None, *, wants_json: bool) -> None:
     import json
 
     from lthfunc.experiments.config import to_mapping
@@ -71,6 +96,7 @@ def _run(config: Any, at: list[int], points: int, plot: str | None, *, wants_jso
     from lthfunc.experiments.plan import prepare
     from lthfunc.reports.connectivity import barrier_plot, barrier_rows, barrier_table
     from lthfunc.reports.figures import save
+    from lthfunc.runs.measurements import keep_measurement
     from lthfunc.training.memory import hold_memory
     from lthfunc.training.threads import using_threads
     from lthfunc.trees.model import init
@@ -111,6 +137,8 @@ def _run(config: Any, at: list[int], points: int, plot: str | None, *, wants_jso
     title = f"{config.arch} on {config.dataset}, {plan.steps:,} steps"
     if plot:
         save(barrier_plot(records, title), Path(plot))
+    if run is not None:
+        keep_measurement(Path(run), "connectivity", config.device, {"steps": plan.steps, "results": records})
     if wants_json:
         print(json.dumps({"config": to_mapping(config), "steps": plan.steps, "results": records}, indent=2))
         return

@@ -72,6 +72,7 @@ def _specialize(
     from lthfunc.execution.tuning import tunings_file
     from lthfunc.experiments.plan import choose_device
     from lthfunc.experiments.tasks import metric_of_name
+    from lthfunc.runs.measurements import keep_measurement
     from lthfunc.runs.tickets import trained_ticket
     from lthfunc.training.memory import hold_memory
     from lthfunc.training.threads import using_threads
@@ -100,19 +101,20 @@ def _specialize(
         metric = metric_of_name(found.config, data)
         reached, masked = (accuracy_of(each, data, given["batch_size"], device, metric) for each in (program, whole))
     report = program.report
+    about = {"round": found.number, "seed": found.seed, "test_accuracy": reached, "masked_test_accuracy": masked}
+    item = {**about, **_as_json(report)}
+    keep_measurement(run, "execution", device, item)
     if wants_json:
         import json
 
-        about = {"run": str(run), "round": found.number, "seed": found.seed, "test_accuracy": reached,
-                 "masked_test_accuracy": masked}  # fmt: skip
-        print(json.dumps({**about, **_as_json(report)}, indent=2))
+        print(json.dumps({"run": str(run), **item}, indent=2))
         return
     from lthfunc.reports.execution import cost_lines, form_table, layer_cost_table
 
     from .console import screen
 
     console = screen()
-    console.print(_headline(found), highlight=False)
+    console.print(headline(found), highlight=False)
     console.print()
     table = form_table(report)
     if table is not None:
@@ -192,7 +194,7 @@ def _export(
     from .console import screen
 
     console = screen()
-    console.print(_headline(found), highlight=False)
+    console.print(headline(found), highlight=False)
     console.print()
     console.print(size_table(rows))
     console.print()
@@ -208,7 +210,8 @@ def _size(path: Path, others: list[Path]) -> int:
     return sum(each.stat().st_size for each in files)
 
 
-def _headline(found: Any) -> str:
+def headline(found: Any) -> str:
+    """Whose trained weights these are, in a line."""
     from lthfunc.trees.ops import count
 
     left = count(found.ticket.masks)

@@ -17,6 +17,7 @@ from .compare import compare
 from .config import config
 from .connectivity import connectivity
 from .console import printable
+from .energy import breakeven, energy
 from .importing import import_
 from .info import info
 from .methods import methods
@@ -36,6 +37,8 @@ app.command("prune")(experiment.prune)
 app.command("train")(experiment.train)
 app.command("resume")(experiment.resume)
 app.command("info")(info)
+app.command("energy")(energy)
+app.command("breakeven")(breakeven)
 app.command("report")(report)
 app.command("compare")(compare)
 app.command("watch")(watch)

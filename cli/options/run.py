@@ -134,8 +134,8 @@ Energy = Annotated[
     bool | None,
     typer.Option(
         "--energy/--no-energy",
-        help="Meter each training's energy with codecarbon, by epoch and apart from evaluation; on a CPU trainings then "
-        "run one at a time. \\[default: no-energy]",
+        help="Meter each training's energy with codecarbon, by epoch and apart from evaluation; on a CPU trainings "
+        "then run one at a time. \\[default: no-energy]",
         rich_help_panel=_PANEL,
     ),
 ]

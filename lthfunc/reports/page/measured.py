@@ -6,8 +6,10 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lthfunc.errors import UserError
 from lthfunc.experiments.iterative import TICKET
 from lthfunc.experiments.records import Record, summarize
+from lthfunc.reports.breakeven import answers, breakeven_chart, questions, side_of
 from lthfunc.reports.charts import Bars, Picture
 from lthfunc.reports.connectivity import barrier_charts
 from lthfunc.reports.curves import energy_chart
@@ -45,14 +47,15 @@ def energy_pictures(records: Sequence[Record]) -> list[Picture]:
     ]  # fmt: skip
 
 
-def measured_pictures(measured: Sequence[Mapping[str, Any]]) -> list[Picture]:
-    """The latest measurement of each kind."""
+def measured_pictures(name: str, records: Sequence[Record], measured: Sequence[Mapping[str, Any]]) -> list[Picture]:
+    """The latest measurement of each kind, and what follows for the break-even. name: the run's."""
     latest = {item["kind"]: item for item in measured}
     pictures: list[Picture] = []
     if "execution" in latest:
         pictures += _execution(latest["execution"])
     if "energy" in latest:
         pictures += _inference_energy(latest["energy"])
+        pictures += _breakeven(name, records, measured)
     if "connectivity" in latest:
         pictures += barrier_charts(latest["connectivity"]["results"])
     return pictures
@@ -94,3 +97,13 @@ def _inference_energy(item: Mapping[str, Any]) -> list[Picture]:
             f"{item['repeats']} repeats; {item['source']}.",
         )
     ]  # fmt: skip
+
+
+def _breakeven(name: str, records: Sequence[Record], measured: Sequence[Mapping[str, Any]]) -> list[Picture]:
+    try:
+        sparse = side_of(name, records, measured, dense=False, format="specialised")
+        dense = side_of(name, records, measured, dense=True, format="dense")
+    except UserError:  # trainings that are not finished
+        return []
+    found = answers(questions(sparse, dense, same=True, price=None, evaluation=False))
+    return [breakeven_chart(each) for each in found if each.question.quantity in ("emissions", "time")]

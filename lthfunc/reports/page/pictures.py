@@ -87,7 +87,7 @@ def drawn(run: Shown, told: Callable[[], None]) -> Drawn:
     energy = energy_pictures(run.records)
     if energy:
         found["Energy of the search"] = energy
-    measured = measured_pictures(run.measured)
+    measured = measured_pictures(run.name, run.records, run.measured)
     if measured:
         found["Measured"] = measured
     if not (patterns and pruned):

@@ -1,0 +1,207 @@
+"""``lthfunc energy`` and ``lthfunc breakeven``: what inference costs, and when a ticket pays back."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lthfunc.errors import UserError, invalid
+
+from . import options as o
+from .execution import Round, RunSeed
+
+
+def energy(
+    run: Annotated[str, typer.Argument(help="The run's folder.")],
+    samples: Annotated[
+        int, typer.Option("--samples", parser=o.whole, metavar="N", help="Examples that each format runs through.")
+    ] = 100_000,
+    repeats: Annotated[
+        int, typer.Option("--repeats", parser=o.whole, metavar="N", help="Readings that they are taken in.")
+    ] = 5,
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", parser=o.whole, metavar="N", help="Examples that come at once.")
+    ] = 64,
+    number: Round = None,
+    seed: RunSeed = None,
+    country: o.Country = None,
+    data_dir: o.DataDir = None,
+    trust: o.Trust = False,
+    device: o.Device = None,
+    threads: Annotated[
+        int | None, typer.Option("--threads", parser=o.whole, metavar="N", help="CPU threads. \\[default: all]")
+    ] = None,
+    json: o.Json = False,
+) -> None:
+    """Meter inference of a run's ticket: the dense network, the masked one and the fastest program, in turn.
+
+    The measurement is kept in the run, for `lthfunc breakeven` and `lthfunc report`.
+    """
+    for option, value, least in (
+        ("--samples", samples, 1), ("--repeats", repeats, 2), ("--batch-size", batch_size, 1), ("--threads", threads, 1)
+    ):  # fmt: skip
+        if value is not None and value < least:
+            raise invalid(option, value, f"a whole number of at least {least}")
+    given = {"samples": samples, "repeats": repeats, "batch_size": batch_size}
+    _energy(Path(run), number, seed, country, data_dir, trust, device or "auto", threads, given, wants_json=json)
+
+
+def _energy(
+    run: Path, number: int | None, seed: int | None, country: str | None, data_dir: str | None, trust: bool,
+    device: str, threads: int | None, given: dict[str, int], *, wants_json: bool,
+) -> None:  # fmt: skip
+    from lthfunc.energy.inference import metered_inference, ready_batches
+    from lthfunc.energy.meter import check_meter, metering
+    from lthfunc.execution.specialize import specialize
+    from lthfunc.execution.tuning import tunings_file
+    from lthfunc.experiments.plan import choose_device
+    from lthfunc.reports.energy import inference_table, measured_values
+    from lthfunc.runs.measurements import keep_measurement
+    from lthfunc.runs.tickets import trained_tickets
+    from lthfunc.training.memory import hold_memory
+    from lthfunc.training.threads import using_threads
+
+    from .console import aside, screen
+    from .execution import headline
+
+    check_meter(country)
+    device = choose_device(device)
+    dense, found = trained_tickets(run, [0, number], seed, data_dir, trusted=trust)
+    batch = given["batch_size"]
+    if batch > len(found.data.test.x):
+        raise invalid("--batch-size", batch, f"at most {len(found.data.test.x):,}, the examples of the test set")
+    hold_memory()
+    amounts: dict[str, list[Any]] = {}
+    with using_threads(threads), aside().status("making programs") as status:
+        batches = ready_batches(found.data, batch, device)
+        program = specialize(found.ticket, found.model, batches[0], device, tunings=tunings_file())
+        programs = {
+            "dense": specialize(dense.ticket, found.model, batches[0], device, format="dense"),
+            "masked": specialize(found.ticket, found.model, batches[0], device, format="dense"),
+            "specialised": program,
+        }
+        with metering(device, country) as meter:
+            for name, amount in metered_inference(programs, batches, given["samples"], given["repeats"], meter):
+                amounts.setdefault(name, []).append(amount)
+                status.update(f"{name}: {len(amounts[name])} of {given['repeats']}")
+            source = meter.source
+    item = {
+        "round": found.number, "seed": found.seed, "device": device, **given, "form": program.report.form,
+        "source": source.how, "country": source.country, "assumed": source.assumed, "formats": measured_values(amounts),
+    }  # fmt: skip
+    keep_measurement(run, "energy", device, item)
+    if wants_json:
+        import json
+
+        print(json.dumps({"run": str(run), **item}, indent=2))
+        return
+    console = screen()
+    console.print(headline(found), highlight=False)
+    console.print(source.words, highlight=False)
+    console.print()
+    console.print(inference_table(item))
+
+
+def breakeven(
+    sparse: Annotated[
+        str,
+        typer.Argument(
+            metavar="SPARSE", help="A run whose ticket was measured, or FIXED+COST/N, e.g. 1e-3+8e-5/50000."
+        ),
+    ],
+    dense: Annotated[
+        str | None,
+        typer.Argument(metavar="[DENSE]", help="The same of the dense network. \\[default: the run's own, round 0]"),
+    ] = None,
+    format: Annotated[
+        str,
+        typer.Option("--format", help="What the ticket runs as.", autocompletion=o.names("specialised", "masked")),
+    ] = "specialised",
+    price: Annotated[
+        float | None, typer.Option("--price", parser=o.number, metavar="X", help="Of a kWh, to reckon in money too.")
+    ] = None,
+    evaluation: Annotated[
+        bool, typer.Option("--evaluation", help="Charge the search with its looks at validation and test data too.")
+    ] = False,
+    unit: Annotated[str, typer.Option("--unit", help="Of FIXED and COST.")] = "kg CO₂eq",
+    plot: Annotated[
+        str | None, typer.Option("--plot", metavar="FILE", help="Draw totals over inferences here (.png or .svg).")
+    ] = None,
+    json: o.Json = False,
+) -> None:
+    """From how many inferences on does a ticket pay back what finding it cost? In emissions, energy, time and money.
+
+    The interval comes from the spread between replicates and between repeated readings.
+    """
+    if price is not None and not 0 < price < math.inf:
+        raise invalid("--price", price, "a number above 0")
+    sides = [_constants(text) for text in (sparse, dense or "")]
+    if (sides[0] is None) != (sides[1] is None) and dense is not None:
+        raise UserError(f"{sparse} and {dense}: give two runs, or two of FIXED+COST/N")
+    if sides[0] is not None and dense is None:
+        raise UserError(f"{sparse}: needs the dense network's FIXED+COST/N after it")
+    _breakeven(sparse, dense, sides, format, price, evaluation, unit, plot, wants_json=json)
+
+
+def _breakeven(
+    sparse: str, dense: str | None, constants: list[Any], format: str, price: float | None, evaluation: bool,
+    unit: str, plot: str | None, *, wants_json: bool,
+) -> None:  # fmt: skip
+    from lthfunc.energy.breakeven import Costs
+    from lthfunc.reports.breakeven import (
+        Question,
+        answers,
+        as_values,
+        breakeven_chart,
+        breakeven_table,
+        questions,
+        side_of,
+    )
+    from lthfunc.runs.folder import whole_run
+    from lthfunc.runs.measurements import measurements
+
+    from .console import screen
+
+    if constants[0] is not None:
+        mine, theirs = (Costs([fixed], [each]) for fixed, each in constants)
+        asked = [Question("cost", unit, mine, theirs)]
+    else:
+        names = [sparse, dense or sparse]
+        sides = [
+            side_of(name, whole_run(Path(name)).records, measurements(Path(name))[0], dense=number == 1,
+                    format="dense" if number == 1 else format)
+            for number, name in enumerate(names)
+        ]  # fmt: skip
+        same = Path(names[0]).resolve() == Path(names[1]).resolve()
+        asked = questions(sides[0], sides[1], same=same, price=price, evaluation=evaluation)
+    found = answers(asked)
+    if plot:
+        from lthfunc.reports.figures import save
+        from lthfunc.reports.printed import side_by_side
+
+        charts = [breakeven_chart(each) for each in found]
+        save(side_by_side(charts, f"{sparse} against {dense or 'its dense network'}", [True] * len(charts)), Path(plot))
+    if wants_json:
+        import json
+
+        print(json.dumps({"sparse": sparse, "dense": dense or sparse, "results": as_values(found)}, indent=2))
+        return
+    screen().print(breakeven_table(found))
+    if all(each.question.quantity == "time" for each in found):
+        print("only time is known of these trainings; prune or train with --energy for the rest")
+
+
+def _constants(text: str) -> tuple[float, float] | None:
+    """FIXED+COST/N as (what is spent once, what each inference costs); None for the name of a run."""
+    number = r"(\d+(?:\.\d*)?(?:[eE][+-]?\d+)?)"
+    found = re.fullmatch(rf"{number}\+{number}(?:/{number})?", text)
+    if found is None:
+        return None
+    count = float(found[3] or 1)
+    if count == 0:
+        raise invalid("FIXED+COST/N", text, "an N above 0")
+    return float(found[1]), float(found[2]) / count

@@ -1,0 +1,212 @@
+"""What tickets and dense networks cost, from runs; and where the ticket pays back, as a table and a picture."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from rich.table import Table
+
+from lthfunc.energy.breakeven import BreakEven, Costs, Estimate, break_even, total
+from lthfunc.errors import UserError
+from lthfunc.experiments.iterative import TICKET
+from lthfunc.experiments.records import Record
+from lthfunc.reports.charts import BLUE, ORANGE, Chart, Series
+
+#: What is compared, and in which unit.
+QUANTITIES = {"emissions": "kg CO₂eq", "energy": "kWh", "time": "s", "money": ""}
+#: What a search is charged with; evaluation is metered apart.
+_SEARCH = ("preparation", "training")
+_EVALUATION = ("evaluation",)
+
+
+class Question(NamedTuple):
+    """One quantity of a ticket and of the dense network."""
+
+    quantity: str
+    unit: str
+    sparse: Costs
+    dense: Costs
+
+
+class Answer(NamedTuple):
+    """A question, and where the ticket pays back."""
+
+    question: Question
+    found: BreakEven
+
+
+class Side(NamedTuple):
+    """A ticket or a dense network, from a run. rounds: of the last training that it needs, by seed its records.
+
+    each: of one inference, by quantity ("emissions", "energy", "time"), a number per repeat.
+    """
+
+    name: str
+    searches: dict[int, list[Record]]
+    each: dict[str, list[float]]
+
+
+def side_of(
+    name: str, records: Sequence[Record], measured: Sequence[Mapping[str, Any]], *, dense: bool, format: str
+) -> Side:
+    """What a run tells of its ticket (the one whose inference was measured last), or of its dense network.
+
+    format: of inference, one of the measurement's. Raises UserError where inference was not measured.
+    """
+    found = [item for item in measured if item["kind"] == "energy"]
+    if not found:
+        raise UserError(f"{name}: its inference has no measured energy; measure it: lthfunc energy {name}")
+    item = found[-1]
+    if format not in item["formats"]:
+        raise UserError(f"{name}: its measured formats are {', '.join(item['formats'])}, not {format}")
+    last = 0 if dense else item["round"]
+    mine = [each for each in records if each["variant"] == TICKET and each["round"] <= last]
+    searches: dict[int, list[Record]] = {}
+    for each in mine:
+        searches.setdefault(each["seed"], []).append(each)
+    whole = {seed: each for seed, each in searches.items() if len(each) == last + 1}
+    if not whole:
+        raise UserError(f"{name}: no seed has finished its trainings up to round {last}")
+    cost = item["formats"][format]
+    return Side(
+        f"{name}, round {last}, {format}",
+        whole,
+        {"emissions": cost["kg"]["values"], "energy": cost["kwh"]["values"], "time": cost["seconds"]["values"]},
+    )
+
+
+def questions(sparse: Side, dense: Side, *, same: bool, price: float | None, evaluation: bool) -> list[Question]:
+    """What can be asked of two sides: time always, the rest where trainings were metered.
+
+    same: whether both are of one run, so that replicates are pairs. price: of a kWh.
+    """
+    phases = _SEARCH + (_EVALUATION if evaluation else ())
+    asked = []
+    seeds = sorted(sparse.searches.keys() & dense.searches.keys()) if same else []
+    for quantity, unit in QUANTITIES.items():
+        costs = [_fixed(side, quantity, phases, seeds or sorted(side.searches), price) for side in (sparse, dense)]
+        each = [_each(side, quantity, price) for side in (sparse, dense)]
+        left, right = costs
+        if left is None or right is None or each[0] is None or each[1] is None:
+            continue
+        asked.append(Question(quantity, unit, Costs(left, each[0], same), Costs(right, each[1], same)))
+    return asked
+
+
+def answers(asked: Sequence[Question]) -> list[Answer]:
+    """Where the ticket pays back, by each quantity."""
+    return [Answer(question, break_even(question.sparse, question.dense)) for question in asked]
+
+
+def breakeven_table(found: Sequence[Answer]) -> Table:
+    """A line per quantity."""
+    table = Table(header_style="bold", box=None, pad_edge=False)
+    table.add_column("quantity")
+    for head in ("dense training", "search more", "dense inference", "saved", "it pays back", "95 % interval"):
+        table.add_column(head, justify="right")
+    for question, answer in found:
+        each = _mean(question.dense.each)
+        share = 100 * answer.saving.mean / each if each else 0.0
+        table.add_row(
+            f"{question.quantity}{f' [{question.unit}]' if question.unit else ''}",
+            f"{_mean(question.dense.fixed):.4g}", _with_error(answer.extra), f"{each:.3e}",
+            f"{_with_error(answer.saving)} ({share:.0f} %)", in_words(answer), interval_in_words(answer),
+        )  # fmt: skip
+    return table
+
+
+def in_words(answer: BreakEven) -> str:
+    """Where the ticket pays back."""
+    if answer.inferences is None:
+        return answer.verdict
+    known = answer.low is not None  # without a spread the number is plain arithmetic
+    count = _count(answer.inferences) if known else f"{answer.inferences:,.0f}"
+    return f"{answer.verdict} {count} inferences"
+
+
+def interval_in_words(answer: BreakEven) -> str:
+    """The interval; empty where nothing tells the spread."""
+    if answer.low is None or answer.high is None:
+        return ""
+    return f"{_count(answer.low)} to {'never' if math.isinf(answer.high) else _count(answer.high)}"
+
+
+def breakeven_chart(answer: Answer) -> Chart:
+    """Totals over inferences, with bands of one standard error."""
+    question, found = answer
+    crossing = found.inferences or 0.0
+    fixed = _mean(question.sparse.fixed) + _mean(question.dense.fixed)
+    reach = 2 * crossing if crossing > 0 else 2 * fixed / (_mean(question.dense.each) or 1.0)
+    xs = [reach * at / 40 for at in range(41)]
+    lines = []
+    for name, costs, colour in (("dense", question.dense, ORANGE), ("ticket", question.sparse, BLUE)):
+        points = [total(costs, x) for x in xs]
+        lines.append(
+            Series(name, xs, [each.mean for each in points], [math.sqrt(each.variance) for each in points], colour,
+                   marker=None)
+        )  # fmt: skip
+    unit = f" ({question.unit})" if question.unit else ""
+    interval = interval_in_words(found)
+    return Chart(
+        f"breakeven_{question.quantity}", f"Break-even: {question.quantity}", "inferences",
+        f"training and inference{unit}", lines, zero=True,
+        caption=f"It pays back {in_words(found)}" + (f" (95 %: {interval})." if interval else "."),
+    )  # fmt: skip
+
+
+def as_values(found: Sequence[Answer]) -> list[dict[str, Any]]:
+    """For machines; an interval without an upper end has None there, and `bounded` false."""
+    return [
+        {
+            "quantity": question.quantity, "unit": question.unit, "verdict": answer.verdict,
+            "inferences": answer.inferences, "low": answer.low,
+            "high": None if answer.high is None or math.isinf(answer.high) else answer.high,
+            "bounded": answer.high is not None and not math.isinf(answer.high),
+            "sparse": {"fixed": list(question.sparse.fixed), "each": list(question.sparse.each)},
+            "dense": {"fixed": list(question.dense.fixed), "each": list(question.dense.each)},
+        }
+        for question, answer in found
+    ]  # fmt: skip
+
+
+def _fixed(
+    side: Side, quantity: str, phases: Sequence[str], seeds: Sequence[int], price: float | None
+) -> list[float] | None:
+    """Of each seed's trainings together; None where they don't tell."""
+    per_kwh = {"emissions": ("kg", 1.0), "energy": ("kwh", 1.0), "money": ("kwh", price)}
+    totals = []
+    for seed in seeds:
+        records = side.searches[seed]
+        if quantity == "time" and not all("energy" in item for item in records):
+            totals.append(sum(item["seconds"] for item in records))
+            continue
+        name, factor = per_kwh.get(quantity, ("seconds", 1.0))
+        if factor is None or not all("energy" in item for item in records):
+            return None
+        totals.append(factor * sum(item["energy"][phase][name] for item in records for phase in phases))
+    return totals
+
+
+def _each(side: Side, quantity: str, price: float | None) -> list[float] | None:
+    if quantity == "money":
+        return None if price is None else [price * value for value in side.each["energy"]]
+    return side.each.get(quantity)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _with_error(estimate: Estimate) -> str:
+    error = f" ± {math.sqrt(estimate.variance):.1g}" if estimate.freedom else ""
+    return f"{estimate.mean:.3g}{error}"
+
+
+def _count(value: float) -> str:
+    """A number of inferences, rounded to what can be known of it."""
+    if value < 1000:
+        return f"{value:.0f}"
+    digits = 3 - len(f"{value:.0f}")
+    return f"{round(value, digits):,.0f}"
