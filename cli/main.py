@@ -22,6 +22,7 @@ from .importing import import_
 from .info import info
 from .methods import methods
 from .report import report
+from .sweep import sweep
 from .verify import verify
 from .watch import watch
 
@@ -39,6 +40,7 @@ app.command("resume")(experiment.resume)
 app.command("info")(info)
 app.command("energy")(energy)
 app.command("breakeven")(breakeven)
+app.command("sweep", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(sweep)
 app.command("report")(report)
 app.command("compare")(compare)
 app.command("watch")(watch)

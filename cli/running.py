@@ -28,6 +28,7 @@ from lthfunc.runs.environment import environment
 from lthfunc.runs.execute import execute, jobs_of
 from lthfunc.runs.folder import (
     ENVIRONMENT,
+    METRICS,
     PRUNE,
     TRAIN,
     TRANSFER,
@@ -92,6 +93,23 @@ def resume_run(run: str, changed: dict[str, Any], trust: bool, *, wants_json: bo
         if "source" in about:
             source = transfers(Path(about["source"]), prepared.plan, prepared.config)
         _run(prepared, about["command"], folder, found.records, wants_json, source)
+
+
+def trial_run(config: Config, folder: Path, again: str) -> list[Record]:
+    """One run of several, in a folder that may hold its beginning; its records. again: the command that goes on."""
+    if not (folder / METRICS).exists():
+        check_free(folder)
+        prepared = _prepared(config)
+        with _begun(folder):
+            with _or_gone(folder):
+                create(folder, prepared.config, PRUNE, data=prepared.plan.trainer.data)
+            return _trained(prepared, PRUNE, folder, [], again=again)
+    with locked(folder):
+        found, said = recover(folder)
+        for line in said:
+            _say(f"damaged: {line}")
+        prepared = _prepared(resolved(found.config))
+        return _trained(prepared, PRUNE, folder, found.records, again=again)
 
 
 def branch_run(
@@ -193,15 +211,17 @@ def _changed(config: Config, first: dict[str, Any], given: dict[str, Any]) -> Co
     return resolved(from_mapping(values))
 
 
-def _run(
+def _trained(
     prepared: Prepared,
     command: str,
     folder: Path,
     earlier: list[Record],
-    wants_json: bool,
     tasks: list[Task] | None = None,
-) -> None:
+    again: str | None = None,
+) -> list[Record]:
+    """Carry out what is missing of a run. again: the command that goes on after an interruption."""
     config, plan, note = prepared
+    again = again or _resume(folder, config)
     err = aside()
     hold_memory()
     _say(_headline(prepared, command))
@@ -215,14 +235,26 @@ def _run(
                 broadcasting(folder, live) as watcher,
                 _meter(config) as meter,
             ):
-                records = execute(config, plan, folder, watcher, earlier, tasks, stop, meter)
+                return execute(config, plan, folder, watcher, earlier, tasks, stop, meter)
         except (Stopped, KeyboardInterrupt) as error:
             safe = "everything is kept" if isinstance(error, Stopped) else "finished trainings and checkpoints are kept"
-            _say(f"stopped; {safe}. Go on with: {_resume(folder, config)}")
+            _say(f"stopped; {safe}. Go on with: {again}")
             raise typer.Exit(stop.code) from None
         except DivergedError as error:
             kept = f"the state before it is kept: {_resume(folder, config)} --on-nonfinite skip goes on"
             raise DivergedError(f"{error} ({kept})") from error
+
+
+def _run(
+    prepared: Prepared,
+    command: str,
+    folder: Path,
+    earlier: list[Record],
+    wants_json: bool,
+    tasks: list[Task] | None = None,
+) -> None:
+    records = _trained(prepared, command, folder, earlier, tasks)
+    config = prepared.config
     from lthfunc.reports.plots import draw  # matplotlib takes half a second, which training need not wait for
 
     pictures = draw(folder, records, f"{config.arch} on {config.dataset}")

@@ -8,7 +8,7 @@ from typing import Any
 
 from lthfunc.experiments.config import Config, to_mapping
 from lthfunc.experiments.iterative import TICKET
-from lthfunc.experiments.records import Row, winning
+from lthfunc.experiments.records import Row, Spread, winning
 from lthfunc.reports.tables import layer_table, result_table
 from lthfunc.runs.folder import TICKET_FILE
 
@@ -71,10 +71,15 @@ def collapse(rows: Sequence[Row]) -> str | None:
 def as_json(folder: Path, config: Config, rows: Sequence[Row]) -> dict[str, Any]:
     """Everything of a run's end, for machines. Accuracies are in [0, 1]."""
     best = winning(rows)
-    spreads = ("val_accuracy", "test_accuracy", "early_stop_step")
     return {
         "run": str(folder),
         "config": to_mapping(config),
-        "rounds": [{**row._asdict(), **{name: getattr(row, name)._asdict() for name in spreads}} for row in rows],
+        "rounds": [_row(row) for row in rows],
         "winning_round": best.round if best else None,
     }
+
+
+def _row(row: Row) -> dict[str, Any]:
+    """Plain values; what was not measured is left out."""
+    plain = {name: value._asdict() if isinstance(value, Spread) else value for name, value in row._asdict().items()}
+    return {name: value for name, value in plain.items() if value is not None}

@@ -65,7 +65,7 @@ def spread(values: Iterable[float]) -> Spread:
 
 
 class Row(NamedTuple):
-    """A round of one variant, over its replicates."""
+    """A round of one variant, over its replicates. energy: of a training without evaluation [kWh], where metered."""
 
     round: int
     variant: str
@@ -79,6 +79,7 @@ class Row(NamedTuple):
     early_stop_step: Spread
     seconds: float
     metric: str = "accuracy"
+    energy: Spread | None = None
 
     @property
     def measured(self) -> str:
@@ -116,7 +117,14 @@ def _row(group: list[Record]) -> Row:
         early_stop_step=spread(of("early_stop_step")),
         seconds=statistics.fmean(of("seconds")),
         metric=group[0].get("metric", "accuracy"),
+        energy=spread(map(search_energy, group)) if all("energy" in item for item in group) else None,
     )
+
+
+def search_energy(item: Record) -> float:
+    """What a metered training drew without evaluation [kWh]."""
+    energy: dict[str, dict[str, float]] = item["energy"]
+    return energy["preparation"]["kwh"] + energy["training"]["kwh"]
 
 
 def word_of(metric: str) -> str:

@@ -35,6 +35,27 @@ def check(config: Config) -> None:
     checked(asdict(config))
 
 
+#: What can be set, by name.
+SETTINGS = tuple(item.name for item in fields(Config))
+
+
+def setting_value(name: str, text: str) -> Any:
+    """A setting's value out of text, of its own type. Raises UserError; its range is checked with all others."""
+    kind = get_type_hints(Config)[name]
+    kinds = [part for part in (get_args(kind) or (kind,)) if part is not type(None)]
+    option = "--" + name.replace("_", "-")
+    if len(kinds) != 1 or kinds[0] not in (int, float, bool, str):
+        raise invalid(option, text, "no list of values: it holds several at once")
+    if kinds[0] is bool:
+        if text not in ("true", "false"):
+            raise invalid(option, text, "true or false")
+        return text == "true"
+    try:
+        return kinds[0](text)
+    except ValueError:
+        raise invalid(option, text, _words(kinds[0])) from None
+
+
 def json_schema(about: Mapping[str, str]) -> dict[str, Any]:
     """The JSON Schema (draft 2020-12) of configuration files. about: what to say of a setting, by name."""
     schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **_model().model_json_schema()}

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from lthfunc.experiments.iterative import TICKET
-from lthfunc.experiments.records import Record, Row, Spread, spread, summarize, word_of
+from lthfunc.experiments.records import Record, Row, Spread, search_energy, spread, summarize, word_of
 from lthfunc.reports.charts import AMBER, BLUE, GREEN, ORANGE, PALETTE, PINK, SKY, Chart, Dash, Series, ramp
 from lthfunc.reports.spacing import spread_out
 
@@ -85,7 +85,7 @@ def energy_chart(runs: Runs) -> Chart:
     """Energy of each training against density, evaluation left out."""
     return _over_density(
         runs, "training_energy", "Energy of a training", "Wh per training",
-        lambda item: 1000 * sum(item["energy"][phase]["kwh"] for phase in ("preparation", "training")),
+        lambda item: 1000 * search_energy(item),
     )._replace(zero=True)  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from lthfunc.reports.charts import GREY, PALETTE, Bars, Chart, Heat, Picture
 from lthfunc.reports.figures import clean, figure
 
-_DASHES = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-."}
+_DASHES = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-.", "none": ""}
 _MARKERS = {"circle": "o", "square": "s", "triangle-up": "^", "diamond": "D", "triangle-down": "v", "cross": "P"}
 _MOST_LISTED = 12
 
@@ -30,10 +30,13 @@ def printed(picture: Picture) -> Figure:
 
 
 def side_by_side(charts: Sequence[Chart], title: str, legends: Sequence[bool]) -> Figure:
-    """Charts in a row. legends: which of them have one."""
-    made = figure(5 * len(charts), 4.2)
-    grid = made.subplots(1, len(charts), squeeze=False)[0]
-    for axes, chart, legend in zip(grid, charts, legends, strict=True):
+    """Charts in rows of two. legends: which of them have one."""
+    columns, rows = min(2, len(charts)), -(-len(charts) // 2)
+    made = figure(5 * columns, 4.2 * rows)
+    grid = made.subplots(rows, columns, squeeze=False).flatten()
+    for axes in grid[len(charts) :]:
+        axes.set_visible(False)
+    for axes, chart, legend in zip(grid, charts, legends, strict=False):
         draw_chart(axes, chart, legend=legend)
     made.suptitle(title, fontsize=11)
     return made
@@ -45,10 +48,16 @@ def draw_chart(axes: Any, chart: Chart, *, legend: bool = True) -> None:
     for value, name in chart.across:
         axes.axhline(value, color=GREY, linewidth=1, linestyle="--", label=name)
     for series in chart.series:
+        ys = [float("nan") if value is None else value for value in series.y]
+        spread = series.deviation if series.deviation and any(series.deviation) else None
+        if spread and not series.marker:  # too many points for bars of their own
+            low, high = ([y + sign * d for y, d in zip(ys, spread, strict=True)] for sign in (-1, 1))
+            axes.fill_between(series.x, low, high, color=series.colour, alpha=0.15, linewidth=0)
+            spread = None
         axes.errorbar(
             series.x,
-            [float("nan") if value is None else value for value in series.y],
-            yerr=series.deviation if series.deviation and any(series.deviation) else None,
+            ys,
+            yerr=spread,
             color=series.colour,
             linestyle=_DASHES[series.dash],
             marker=_MARKERS.get(series.marker or ""),
@@ -87,7 +96,9 @@ def _scale(axes: Any, chart: Chart) -> None:
         axes.set_xticks([], minor=True)
     elif not chart.log_x:
         axes.xaxis.set_major_locator(MaxNLocator(6))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+        axes.xaxis.set_major_formatter(
+            FuncFormatter(lambda value, _: f"{value:,.0f}" if abs(value) >= 100 else f"{value:.6g}")
+        )
     if chart.y_range is not None:
         axes.set_ylim(*chart.y_range)
     if chart.zero:

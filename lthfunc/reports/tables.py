@@ -34,6 +34,9 @@ def result_table(rows: Sequence[Row], *, layers: bool = True) -> Table:
     metric = "acc" if rows[0].metric == "accuracy" else rows[0].measured
     for head in ("weights left", "density %", f"val {metric} %", f"test {metric} %", "early stop", "seconds"):
         table.add_column(head, justify="right")
+    metered = any(row.energy is not None for row in rows)
+    if metered:
+        table.add_column("Wh", justify="right")
     names = list(rows[0].layers) if layers else []
     for name in names:
         table.add_column(f"{_short(name)} %", justify="right", style="dim")
@@ -48,6 +51,7 @@ def result_table(rows: Sequence[Row], *, layers: bool = True) -> Table:
             percent(row.test_accuracy, row.replicates),
             steps(row.early_stop_step, row.replicates),
             f"{row.seconds:.1f}",
+            *(["" if row.energy is None else f"{1000 * row.energy.mean:.3g}"] if metered else []),
             *(f"{100 * row.layers[name]:.1f}" for name in names),
         ]
         table.add_row(*cells, style=None if row.variant == TICKET else "cyan")

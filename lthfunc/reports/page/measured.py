@@ -24,7 +24,7 @@ def energy_pictures(records: Sequence[Record]) -> list[Picture]:
     if not metered:
         return []
     about = metered[0]["energy"]
-    caption = f"{about['source']}; training and preparation, without evaluation."
+    source = about["source"]
     tickets = [item for item in metered if item["variant"] == TICKET]
     rows = summarize(tickets)
     groups = []
@@ -39,10 +39,11 @@ def energy_pictures(records: Sequence[Record]) -> list[Picture]:
         if any(values):
             groups.append((part.upper(), values, None))
     return [
-        energy_chart({"": metered})._replace(caption=caption),
+        energy_chart({"": metered})._replace(caption=f"Without evaluation. {source}."),
         Bars(
             "energy_by_part", "Who drew the energy", "Wh per training, evaluation included",
-            [f"round {row.round}: {100 * row.density:.3g} %" for row in rows], groups, stacked=True, caption=caption,
+            [f"round {row.round}: {100 * row.density:.3g} %" for row in rows], groups, stacked=True,
+            caption=f"{source}.",
         ),
     ]  # fmt: skip
 

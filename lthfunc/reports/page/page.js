@@ -10,7 +10,8 @@ function colour(name) {
 
 function styled(layout) {
   const ink = colour("--ink"), grid = colour("--grid"), clear = "rgba(0,0,0,0)";
-  const axis = { gridcolor: grid, zerolinecolor: grid, linecolor: grid, automargin: true, separatethousands: true };
+  const axis = { gridcolor: grid, zerolinecolor: grid, linecolor: grid, automargin: true, separatethousands: true,
+    exponentformat: "power" };
   const legend = Object.assign({ orientation: "h", yanchor: "bottom", y: 1.02, x: 0, font: { size: 11 } }, layout.legend);
   return Object.assign({}, layout, {
     paper_bgcolor: clear, plot_bgcolor: clear, font: { color: ink, size: 12, family: "system-ui, sans-serif" },

@@ -63,11 +63,16 @@ def _log_ticks(values: Sequence[float]) -> list[float]:
     return [value for value in found if low / 2 <= value <= 2 * high]
 
 
+def _mode(series: Series) -> str:
+    parts = (["lines"] if series.dash != "none" else []) + (["markers"] if series.marker else [])
+    return "+".join(parts) or "none"
+
+
 def _lines(series: Series, group: str) -> list[dict[str, Any]]:
     line: dict[str, Any] = {
-        "type": "scatter", "mode": "lines+markers" if series.marker else "lines", "x": list(series.x),
+        "type": "scatter", "mode": _mode(series), "x": list(series.x),
         "y": list(series.y), "name": text(series.name), "legendgroup": group, "showlegend": series.listed,
-        "line": {"color": series.colour, "dash": series.dash, "width": 2},
+        "line": {"color": series.colour, "dash": series.dash if series.dash != "none" else "solid", "width": 2},
     }  # fmt: skip
     if series.marker:
         line["marker"] = {"symbol": series.marker, "size": 7}

@@ -1,0 +1,175 @@
+"""``lthfunc sweep``: the same run with many settings, and which of them is best."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.main import get_command
+
+from lthfunc.errors import DamagedError, UserError, invalid, unknown
+
+from . import options as o
+from .experiment import prune, settings_of
+
+#: Options that a run has and its sweep has itself.
+_OWN = ("out", "json")
+
+
+def sweep(
+    context: typer.Context,
+    grid: Annotated[
+        list[str] | None,
+        typer.Option("--grid", metavar="SETTING=A,B,…", help="Try each of these values with all others; repeatable."),
+    ] = None,
+    search: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--search",
+            metavar="SETTING=LOW..HIGH",
+            help="Let Optuna suggest values in this range, or among A,B,…; repeatable.",
+        ),
+    ] = None,
+    trials: Annotated[
+        int | None, typer.Option("--trials", parser=o.whole, metavar="N", help="With --search. \\[default: 20]")
+    ] = None,
+    objective: Annotated[
+        str,
+        typer.Option(
+            "--objective",
+            help="Whose validation accuracy is maximised: the last ticket, the winning one, or dense.",
+            autocompletion=o.names("last", "winning", "dense"),
+        ),
+    ] = "last",
+    out: Annotated[
+        str | None,
+        typer.Option(
+            "--out",
+            help="Folder for the trials; the same command goes on there. \\[default: runs/sweep-NETWORK-DATASET-TIME]",
+        ),
+    ] = None,
+    json: o.Json = False,
+) -> None:
+    """Run `lthfunc prune` with many settings: a grid, or Optuna's search. Takes all of prune's options besides.
+
+    Every trial is a run like any other, in a folder of its own; the best one is told by validation accuracy. With
+    --rounds 0 the dense network alone is trained.
+    """
+    if bool(grid) == bool(search):
+        raise UserError("--grid and --search: give one of them, e.g. --grid lr=0.01,0.001 --grid weight-decay=0,1e-4")
+    if trials is not None and (not search or trials < 1):
+        raise invalid("--trials", trials, "a whole number of at least 1, with --search")
+    given = _of_prune(context.args)
+    from lthfunc.experiments.sweeps import OBJECTIVES, config_of, corners, space_of, trials_of
+
+    if objective not in OBJECTIVES:
+        raise unknown("--objective", objective, OBJECTIVES)
+    config = settings_of("prune", given)
+    space = space_of("--grid" if grid else "--search", grid or search or [], ranges=bool(search))
+    lists: Any = space
+    planned = trials_of(lists) if grid else None
+    for values in planned if planned is not None else corners(space):
+        config_of(config, values)  # mistakes are found before the first trial
+    _sweep(config, space, planned, trials or 20, objective, out, wants_json=json)
+
+
+def _of_prune(arguments: list[str]) -> dict[str, Any]:
+    """The options of `lthfunc prune` among these words, as its function would be given them. Raises as it does."""
+    app = typer.Typer()
+    app.command("prune", context_settings={"help_option_names": []})(prune)
+    with get_command(app).make_context("sweep", list(arguments)) as context:
+        given = dict(context.params)
+    for name in _OWN:
+        del given[name]
+    return given
+
+
+def _sweep(
+    config: Any, space: Any, planned: list[dict[str, Any]] | None, trials: int, objective: str, out: str | None, *,
+    wants_json: bool,
+) -> None:  # fmt: skip
+    from lthfunc.experiments.sweeps import Suggester, config_of
+    from lthfunc.runs.lock import locked
+    from lthfunc.runs.sweeps import Trial, add_trial, open_sweep, trial_folder, trial_of
+
+    from .running import make_folder, trial_run
+
+    suggester = None if planned is not None else Suggester(space, config.seed)
+    count = trials if planned is None else len(planned)
+    name = f"sweep-{config.arch}-{config.dataset}-{time.strftime('%Y%m%d-%H%M%S')}".replace("/", "-").replace(":", "-")
+    folder = Path(out) if out else Path("runs") / name
+    done = open_sweep(folder, config, space, objective, "grid" if suggester is None else "search")
+    make_folder("--out", folder)
+    with locked(folder):
+        while len(done) < count:
+            number = len(done)
+            if planned is not None:
+                values = planned[number]
+            else:
+                assert suggester is not None
+                known = [(each.values, None if each.worth is None else each.worth.mean) for each in done]
+                values = suggester.next(known)
+            told = " ".join(f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
+                            for name, value in values.items())  # fmt: skip
+            print(f"trial {number} of {count}: {told}", file=sys.stderr, flush=True)
+            try:
+                records = trial_run(config_of(config, values), trial_folder(folder, number), _command(folder))
+                trial = trial_of(number, values, records, objective)
+            except UserError as error:
+                if isinstance(error, DamagedError):
+                    raise
+                if not done:  # a first trial that fails fails by what all share, and leaves nothing
+                    shutil.rmtree(folder, ignore_errors=True)
+                    raise
+                trial = Trial(number, values, None, reason=str(error).partition(";")[0])
+            add_trial(folder, trial)
+            done.append(trial)
+    _show(folder, done, list(space), config.replicates, grid=planned is not None, wants_json=wants_json)
+
+
+def _command(folder: Path) -> str:
+    """What was typed, with the folder named, so that it goes on there."""
+    words = ["lthfunc", *sys.argv[1:]]
+    return shlex.join(words if "--out" in words else [*words, "--out", str(folder)])
+
+
+def _show(folder: Path, done: list[Any], names: list[str], replicates: int, *, grid: bool, wants_json: bool) -> None:
+    from lthfunc.reports.figures import save
+    from lthfunc.reports.printed import printed
+    from lthfunc.reports.sweeps import best_of, trial_pictures, trial_table
+    from lthfunc.runs.sweeps import trial_folder
+
+    from .console import screen
+
+    pictures = []
+    for picture in trial_pictures(done, names, grid=grid):
+        save(printed(picture), folder / f"{picture.key}.png")
+        pictures.append(folder / f"{picture.key}.png")
+    best = best_of(done)
+    if wants_json:
+        import json
+
+        trials = [
+            {**each._asdict(), **{key: None if getattr(each, key) is None else getattr(each, key)._asdict()
+                                  for key in ("worth", "test_accuracy")}}
+            for each in done
+        ]  # fmt: skip
+        print(json.dumps({"folder": str(folder), "best": best and best.number, "trials": trials}, indent=2))
+        return
+    print()
+    screen().print(trial_table(done, replicates))
+    print()
+    if best is None:
+        print("Every trial failed.")
+    else:
+        run = trial_folder(folder, best.number)
+        config = shlex.quote(str(run / "config.toml"))
+        print(f"best      trial {best.number}; repeat it with: lthfunc prune --config {config}")
+    for path in pictures:
+        print(f"picture   {path}")
+    print(f"all else  {folder}")

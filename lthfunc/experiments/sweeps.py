@@ -1,0 +1,128 @@
+"""Searches for settings: a grid, or Optuna's suggestions within ranges."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from lthfunc.errors import UserError, invalid, unknown
+from lthfunc.experiments.config import Config, from_mapping, to_mapping
+from lthfunc.experiments.resolve import resolved
+from lthfunc.experiments.schema import SETTINGS, setting_value
+
+#: A trial's settings, besides those that all share.
+Values = dict[str, Any]
+#: What a trial's worth is taken of: validation accuracy of the last ticket, the winning one, or the dense network.
+OBJECTIVES = ("last", "winning", "dense")
+
+
+class Range(NamedTuple):
+    """Between two numbers, both included. log: suggested by their logarithms, where they span a decade."""
+
+    low: float
+    high: float
+    whole: bool
+
+    @property
+    def log(self) -> bool:
+        """Whether the logarithm is drawn evenly."""
+        return self.low > 0 and self.high >= 10 * self.low
+
+
+Space = dict[str, Range | list[Any]]
+
+
+def space_of(option: str, texts: Sequence[str], *, ranges: bool) -> Space:
+    """``lr=0.1,0.01`` each, and with ranges ``lr=1e-4..1e-1``. Raises UserError."""
+    example = "lr=1e-4..1e-1 or optimizer=sgd,adam" if ranges else "lr=0.01,0.001"
+    found: Space = {}
+    for text in texts:
+        name, equals, listed = text.partition("=")
+        name = name.replace("-", "_")
+        if not equals or not listed:
+            raise invalid(option, text, f"SETTING=VALUES, e.g. {example}")
+        if name not in SETTINGS:
+            raise unknown(option, name, SETTINGS)
+        if name in found:
+            raise invalid(option, text, "each setting once")
+        low, dots, high = listed.partition("..")
+        if dots and ranges:
+            found[name] = _range(option, text, name, low, high)
+        else:
+            found[name] = [setting_value(name, each) for each in listed.split(",")]
+    return found
+
+
+def trials_of(grid: Mapping[str, Sequence[Any]]) -> list[Values]:
+    """All combinations, the last setting varying fastest."""
+    return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+
+
+def config_of(config: Config, values: Values) -> Config:
+    """A trial's settings, checked. Raises UserError."""
+    plain = to_mapping(config)
+    for name, other in (("steps", "epochs"), ("epochs", "steps")):
+        if name in values:
+            plain.pop(other, None)
+    if "optimizer" in values and values["optimizer"] != config.optimizer:  # a rate belongs to its optimiser
+        plain = {name: value for name, value in plain.items() if name not in ("lr", "momentum", "weight_decay")}
+    return resolved(from_mapping({**plain, **values}))
+
+
+def corners(space: Space) -> Iterator[Values]:
+    """The first and last values of all ranges, for checks before the first trial."""
+    for end in (0, 1):
+        yield {
+            name: values[0 if end == 0 else -1] if isinstance(values, list) else _number(values, values[end])
+            for name, values in space.items()
+        }
+
+
+class Suggester:
+    """Optuna's tree-structured Parzen estimator, told the trials so far: the same trials and seed, the same next."""
+
+    def __init__(self, space: Space, seed: int) -> None:
+        try:
+            import optuna
+        except ImportError as error:
+            raise UserError("--search: needs optuna (pip install 'lthfunc[sweep]')") from error
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self._optuna, self._seed = optuna, seed
+        self._space = {name: self._distribution(values) for name, values in space.items()}
+
+    def next(self, known: Sequence[tuple[Values, float | None]]) -> Values:
+        """Settings for the next trial. known: earlier ones and their worth; None for those that failed."""
+        optuna = self._optuna
+        # Drawn anew for each trial, so that a sweep that goes on suggests what it would have suggested.
+        sampler = optuna.samplers.TPESampler(seed=(self._seed + 1_000_003 * len(known)) % 2**32)
+        study = optuna.create_study(direction="maximize", sampler=sampler)
+        for values, worth in known:
+            state = optuna.trial.TrialState.FAIL if worth is None else optuna.trial.TrialState.COMPLETE
+            study.add_trial(
+                optuna.trial.create_trial(params=values, distributions=self._space, value=worth, state=state)
+            )
+        suggested: Values = study.ask(self._space).params
+        return suggested
+
+    def _distribution(self, values: Range | list[Any]) -> Any:
+        kinds = self._optuna.distributions
+        if isinstance(values, list):
+            return kinds.CategoricalDistribution(values)
+        if values.whole:
+            return kinds.IntDistribution(int(values.low), int(values.high), log=values.log)
+        return kinds.FloatDistribution(values.low, values.high, log=values.log)
+
+
+def _range(option: str, text: str, name: str, low: str, high: str) -> Range:
+    ends = [setting_value(name, each) for each in (low, high)]
+    if not all(isinstance(each, (int, float)) and not isinstance(each, bool) for each in ends):
+        raise invalid(option, text, f"values, since {name} is no number, e.g. {name}=A,B")
+    if not -math.inf < ends[0] < ends[1] < math.inf:
+        raise invalid(option, text, "a range whose second number is larger")
+    return Range(float(ends[0]), float(ends[1]), isinstance(ends[0], int))
+
+
+def _number(values: Range, end: float | bool) -> float:
+    return int(end) if values.whole else float(end)

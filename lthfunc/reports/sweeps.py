@@ -1,0 +1,86 @@
+"""Trials of a sweep: a table, and how their worth depends on settings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+from rich.table import Table
+
+from lthfunc.reports.charts import BLUE, Chart, Heat, Picture, Series
+from lthfunc.reports.tables import percent
+from lthfunc.runs.sweeps import Trial
+
+
+def best_of(trials: Sequence[Trial]) -> Trial | None:
+    """The trial of the highest validation accuracy, the earliest of equals; None where all failed."""
+    good = [trial for trial in trials if trial.worth is not None]
+    return max(good, key=lambda trial: (trial.worth.mean if trial.worth else 0.0, -trial.number), default=None)
+
+
+def trial_table(trials: Sequence[Trial], replicates: int) -> Table:
+    """All trials, the best first, failed ones last."""
+    table = Table(header_style="bold", box=None, pad_edge=False)
+    table.add_column("trial", justify="right")
+    for name in trials[0].values:
+        table.add_column(name, justify="right")
+    for head in ("density %", "val acc %", "test acc %", "seconds"):
+        table.add_column(head, justify="right")
+    table.add_column("")
+    best = best_of(trials)
+    for trial in sorted(trials, key=lambda each: -(each.worth.mean if each.worth else -1.0)):
+        figures = ["", "", "", ""]
+        if trial.worth is not None and trial.test_accuracy is not None:
+            figures = [
+                f"{100 * (trial.density or 0):.2f}", percent(trial.worth, replicates),
+                percent(trial.test_accuracy, replicates), f"{trial.seconds or 0:.1f}",
+            ]  # fmt: skip
+        values = [_word(value) for value in trial.values.values()]
+        table.add_row(
+            str(trial.number), *values, *figures, trial.reason or "", style="bold green" if trial is best else None
+        )
+    return table
+
+
+def trial_pictures(trials: Sequence[Trial], space: Sequence[str], *, grid: bool) -> list[Picture]:
+    """A heat map for each two neighbouring settings of a grid, the best of the others; else a chart per setting."""
+    good = [trial for trial in trials if trial.worth is not None]
+    if not good:
+        return []
+    if grid and len(space) > 1:
+        return [_heat(good, down, across) for down, across in pairwise(space)]
+    return [_scatter(good, name) for name in space]
+
+
+def _heat(trials: Sequence[Trial], down: str, across: str) -> Heat:
+    rows, columns = (list(dict.fromkeys(trial.values[name] for trial in trials)) for name in (down, across))
+    best: dict[tuple[Any, Any], float] = {}
+    for trial in trials:
+        key = (trial.values[down], trial.values[across])
+        assert trial.worth is not None
+        best[key] = max(best.get(key, float("-inf")), 100 * trial.worth.mean)
+    values = [[best.get((row, column)) for column in columns] for row in rows]
+    return Heat(
+        f"sweep_{down}_{across}", f"Validation accuracy by {down} and {across}", across, down,
+        [_word(each) for each in columns], [_word(each) for each in rows], values, "validation accuracy (%)",
+    )  # fmt: skip
+
+
+def _scatter(trials: Sequence[Trial], name: str) -> Chart:
+    numbers = all(isinstance(trial.values[name], (int, float)) for trial in trials)
+    places = list(dict.fromkeys(trial.values[name] for trial in trials))
+    ordered = sorted(trials, key=lambda trial: trial.values[name] if numbers else places.index(trial.values[name]))
+    xs = [float(trial.values[name]) if numbers else float(places.index(trial.values[name])) for trial in ordered]
+    ys = [100 * trial.worth.mean for trial in ordered if trial.worth is not None]
+    caption = "" if numbers else ", ".join(f"{at}: {_word(each)}" for at, each in enumerate(places))
+    log = numbers and min(xs) > 0 and max(xs) >= 10 * min(xs)
+    series = Series("trials", xs, ys, [100 * t.worth.std for t in ordered if t.worth is not None], BLUE, dash="none")
+    return Chart(
+        f"sweep_{name}", f"Validation accuracy by {name}", name + (f" ({caption})" if caption else ""),
+        "validation accuracy (%)", [series], log_x=log,
+    )  # fmt: skip
+
+
+def _word(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,105 @@
+"""A sweep's folder: a line of what it is, a line per finished trial, and a run for each.
+
+sweep.jsonl     {"kind": "sweep", "config": {…}, "space": {…}, …}, then {"kind": "trial", "number", "values", …}
+trial000/       a run like any other
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lthfunc.errors import DamagedError, UserError, invalid
+from lthfunc.experiments.config import Config, to_mapping
+from lthfunc.experiments.iterative import TICKET
+from lthfunc.experiments.records import Record, Spread, summarize, winning
+from lthfunc.experiments.sweeps import Range, Space, Values
+from lthfunc.runs.folder import FREE
+from lthfunc.runs.lines import append_lines, drop_partial_line, read_lines
+
+SWEEP = "sweep.jsonl"
+
+
+class Trial(NamedTuple):
+    """A finished trial. worth: validation accuracy, what is maximised; test_accuracy: only told; None where it failed,
+
+    for a reason.
+    """
+
+    number: int
+    values: Values
+    worth: Spread | None
+    test_accuracy: Spread | None = None
+    density: float | None = None
+    seconds: float | None = None
+    reason: str | None = None
+
+
+def open_sweep(folder: Path, config: Config, space: Space, objective: str, kind: str) -> list[Trial]:
+    """Begin a sweep, or read the trials of the same one. Raises UserError where the folder holds something else."""
+    about = {
+        "kind": "sweep",
+        "by": kind,
+        "objective": objective,
+        "space": {name: values._asdict() if isinstance(values, Range) else values for name, values in space.items()},
+        "config": {name: value for name, value in to_mapping(config).items() if name not in FREE},
+    }
+    path = folder / SWEEP
+    if not path.exists():
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise invalid("--out", str(folder), "a new or empty folder, or a sweep to go on with")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise invalid("--out", str(folder), f"a folder that can be made ({error.strerror})") from error
+        append_lines(path, [about])
+        return []
+    lines = read_lines(path)
+    drop_partial_line(path)
+    if not lines or lines[0].get("kind") != "sweep":
+        raise DamagedError(f"{path}: does not begin with a sweep's description")
+    different = [name for name in about if lines[0].get(name) != about[name]]
+    if different:
+        raise UserError(
+            f"--out: {str(folder)!r} holds another sweep ({_first_difference(lines[0], about, different[0])})"
+        )
+    return [_trial(line) for line in lines[1:] if line.get("kind") == "trial"]
+
+
+def add_trial(folder: Path, trial: Trial) -> None:
+    """Write a finished trial."""
+    spreads = {name: None if value is None else value._asdict() for name, value in
+               (("worth", trial.worth), ("test_accuracy", trial.test_accuracy))}  # fmt: skip
+    append_lines(folder / SWEEP, [{"kind": "trial", **trial._asdict(), **spreads}])
+
+
+def trial_folder(folder: Path, number: int) -> Path:
+    """Where a trial's run lies."""
+    return folder / f"trial{number:03d}"
+
+
+def trial_of(number: int, values: Values, records: Sequence[Record], objective: str) -> Trial:
+    """What a finished run is worth: by validation accuracy, never by the test set's."""
+    tickets = [row for row in summarize(records) if row.variant == TICKET]
+    row = tickets[0] if objective == "dense" else tickets[-1]
+    if objective == "winning":
+        row = winning(tickets) or tickets[-1]
+    seconds = sum(item["seconds"] for item in records)
+    return Trial(number, values, row.val_accuracy, row.test_accuracy, row.density, seconds)
+
+
+def _trial(line: dict[str, Any]) -> Trial:
+    values = {name: line.get(name) for name in Trial._fields}
+    for name in ("worth", "test_accuracy"):
+        part = values[name]
+        values[name] = None if part is None else Spread(**part)
+    return Trial(**values)  # type: ignore[arg-type]
+
+
+def _first_difference(theirs: dict[str, Any], mine: dict[str, Any], name: str) -> str:
+    left, right = theirs.get(name), mine[name]
+    if isinstance(left, dict) and isinstance(right, dict):
+        key = next(key for key in {**left, **right} if left.get(key) != right.get(key))
+        return f"{key} is {left.get(key)!r} there, and here {right.get(key)!r}"
+    return f"{name} is {left!r} there, and here {right!r}"
