@@ -73,6 +73,9 @@ def prune(
     on_nonfinite: o.OnNonfinite = None,
     energy: o.Energy = None,
     country: o.Country = None,
+    tensorboard: o.TensorBoard = None,
+    wandb: o.Wandb = None,
+    mlflow: o.MLflow = None,
     trust: o.Trust = False,
     out: o.Out = None,
     json: o.Json = False,
@@ -124,6 +127,9 @@ def train(
     on_nonfinite: o.OnNonfinite = None,
     energy: o.Energy = None,
     country: o.Country = None,
+    tensorboard: o.TensorBoard = None,
+    wandb: o.Wandb = None,
+    mlflow: o.MLflow = None,
     trust: o.Trust = False,
     out: o.Out = None,
     json: o.Json = False,
@@ -141,6 +147,9 @@ def resume(
     on_nonfinite: o.OnNonfinite = None,
     energy: o.Energy = None,
     country: o.Country = None,
+    tensorboard: o.TensorBoard = None,
+    wandb: o.Wandb = None,
+    mlflow: o.MLflow = None,
     trust: o.Trust = False,
     json: o.Json = False,
 ) -> None:
@@ -151,7 +160,7 @@ def resume(
     """
     changed = {
         "data_dir": data_dir, "jobs": jobs, "checkpoint_every": checkpoint_every, "on_nonfinite": on_nonfinite,
-        "energy": energy, "country": country,
+        "energy": energy, "country": country, "tensorboard": tensorboard, "wandb": wandb, "mlflow": mlflow,
     }  # fmt: skip
     from .running import resume_run
 

@@ -43,6 +43,7 @@ from lthfunc.runs.lock import locked
 from lthfunc.runs.progress import broadcasting
 from lthfunc.runs.recovery import recover
 from lthfunc.runs.unfinished import unfinished_like
+from lthfunc.tracking.table import check_trackers, tracking
 from lthfunc.training.fits import Stopped
 from lthfunc.training.memory import hold_memory
 from lthfunc.training.threads import using_threads
@@ -188,6 +189,7 @@ def _goes_on(earlier: Path, out: str | None) -> bool:
 
 
 def _prepared(config: Config) -> Prepared:
+    check_trackers(config)
     if config.energy:
         check_meter(config.country)
     with decoding() as observe:
@@ -232,7 +234,8 @@ def _trained(
             with (
                 using_threads(config.threads),
                 watching(err, plan) as live,
-                broadcasting(folder, live) as watcher,
+                tracking(config, folder) as trackers,
+                broadcasting(folder, [live, *trackers]) as watcher,
                 _meter(config) as meter,
             ):
                 return execute(config, plan, folder, watcher, earlier, tasks, stop, meter)

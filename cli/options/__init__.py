@@ -32,13 +32,16 @@ from .run import (
     Engine as Engine,
     Jobs as Jobs,
     Json as Json,
+    MLflow as MLflow,
     OnNonfinite as OnNonfinite,
     Out as Out,
     Precision as Precision,
     Replicates as Replicates,
     Seed as Seed,
+    TensorBoard as TensorBoard,
     Threads as Threads,
     Trust as Trust,
+    Wandb as Wandb,
 )
 from .training import (
     Augment as Augment,

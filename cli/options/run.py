@@ -149,6 +149,30 @@ Country = Annotated[
         rich_help_panel=_PANEL,
     ),
 ]
+TensorBoard = Annotated[
+    bool | None,
+    typer.Option(
+        "--tensorboard/--no-tensorboard",
+        help="Also write event files, into RUN/tensorboard. \\[default: no-tensorboard]",
+        rich_help_panel=_PANEL,
+    ),
+]
+Wandb = Annotated[
+    bool | None,
+    typer.Option(
+        "--wandb/--no-wandb",
+        help="Also tell Weights & Biases, as WANDB_MODE and WANDB_PROJECT say. \\[default: no-wandb]",
+        rich_help_panel=_PANEL,
+    ),
+]
+MLflow = Annotated[
+    bool | None,
+    typer.Option(
+        "--mlflow/--no-mlflow",
+        help="Also tell MLflow, at MLFLOW_TRACKING_URI or in RUN/mlflow.db. \\[default: no-mlflow]",
+        rich_help_panel=_PANEL,
+    ),
+]
 Trust = Annotated[
     bool,
     typer.Option(

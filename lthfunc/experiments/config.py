@@ -94,6 +94,9 @@ class Config:
     on_nonfinite: str = "stop"
     energy: bool = False
     country: str | None = None
+    tensorboard: bool = False
+    wandb: bool = False
+    mlflow: bool = False
     data_dir: str | None = None
 
 

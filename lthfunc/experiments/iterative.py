@@ -13,7 +13,7 @@ from lthfunc.sparsify.scores import Score, magnitude
 from lthfunc.sparsify.selection import Select, unstructured
 from lthfunc.sparsify.transforms import prune, ticket
 from lthfunc.training.evaluation import Quality
-from lthfunc.training.fits import Fit, Keeper, Observer
+from lthfunc.training.fits import Fit, Keeper, Observer, Observers, observing
 from lthfunc.training.loop import fit_together
 from lthfunc.training.trainer import Trainer, measure
 from lthfunc.trees.fold import Transformation, compose
@@ -153,7 +153,7 @@ def rounds(
 def train_together(
     plan: Plan,
     tasks: Sequence[Task],
-    observe: Observer | None = None,
+    observe: Observers | None = None,
     *,
     keeper: Keeper[Progress] | None = None,
     so_far: Sequence[Progress] | None = None,
@@ -219,7 +219,7 @@ def iterative(
         for task in tasks:
             if announce is not None:
                 announce(task)
-            results += train_together(plan, [task], observe)
+            results += train_together(plan, [task], observing(observe))
             yield results[-1]
         tasks = sent(schedule, results)
 

@@ -151,7 +151,7 @@ def breakeven_chart(answer: Answer) -> Chart:
     interval = interval_in_words(found)
     return Chart(
         f"breakeven_{question.quantity}", f"Break-even: {question.quantity}", "inferences",
-        f"training and inference{unit}", lines, zero=True,
+        f"{question.quantity} of training and inference{unit}", lines, zero=True,
         caption=f"It pays back {in_words(found)}" + (f" (95 %: {interval})." if interval else "."),
     )  # fmt: skip
 

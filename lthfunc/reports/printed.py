@@ -96,13 +96,18 @@ def _scale(axes: Any, chart: Chart) -> None:
         axes.set_xticks([], minor=True)
     elif not chart.log_x:
         axes.xaxis.set_major_locator(MaxNLocator(6))
-        axes.xaxis.set_major_formatter(
-            FuncFormatter(lambda value, _: f"{value:,.0f}" if abs(value) >= 100 else f"{value:.6g}")
-        )
+        axes.xaxis.set_major_formatter(FuncFormatter(_plain))
     if chart.y_range is not None:
         axes.set_ylim(*chart.y_range)
     if chart.zero:
         axes.set_ylim(bottom=0)
+
+
+def _plain(value: float, _: int) -> str:
+    """A tick that a reader need not count the digits of."""
+    if abs(value) >= 1e6:
+        return f"{value / 1e6:g}M"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.6g}"
 
 
 def _bars(picture: Bars) -> Figure:

@@ -18,7 +18,7 @@ from lthfunc.runs.checkpoints import Kept, checkpoints, load_checkpoint, save_ch
 from lthfunc.runs.folder import training_folder
 from lthfunc.runs.trainings import Spent
 from lthfunc.training.batches import steps_per_epoch
-from lthfunc.training.fits import Keeper, Observer
+from lthfunc.training.fits import Keeper, Observers
 
 #: Whether a run should stop, asked after every step.
 Stopping = Callable[[], bool]
@@ -43,7 +43,7 @@ def train_kept(
     folder: Path,
     config: Config,
     stopping: Stopping,
-    observe: Observer | None,
+    observe: Observers | None,
     meter: Meter | None = None,
 ) -> tuple[list[Round], Spent]:
     """Train tasks that start at the same step, from their checkpoints where they have some.

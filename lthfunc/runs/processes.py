@@ -15,7 +15,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -188,9 +188,10 @@ def _end_with_parent() -> None:
 def _teller(pipe: Connection) -> Any:
     told = 0.0
 
-    def observe(number: int, point: Point | None) -> None:
+    def observe(number: int, points: Sequence[Point] | None) -> None:
         nonlocal told
         now = time.monotonic()
+        point = None if points is None else points[0]
         if point is not None or now - told > _NEWS:
             told = now
             pipe.send_bytes(pickle.dumps(("step", (number, point))))

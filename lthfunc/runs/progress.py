@@ -102,11 +102,11 @@ class Broadcast:
 
 
 @contextmanager
-def broadcasting(folder: Path, watcher: Watcher) -> Iterator[Watcher]:
-    """The watcher, and the folder told as well for as long as this lasts."""
+def broadcasting(folder: Path, watchers: Sequence[Watcher]) -> Iterator[Watcher]:
+    """The watchers as one, and the folder told as well for as long as this lasts."""
     path = folder / PROGRESS
     try:
-        yield Several([watcher, Broadcast(path)])
+        yield Several([*watchers, Broadcast(path)])
     finally:
         with suppress(OSError):
             path.unlink()

@@ -57,9 +57,9 @@ def _train(way: Way, queue: Queue, tasks: Sequence[Task]) -> list[Result]:
     for task in tasks:
         way.watcher.begin(task, way.plan.end_of(task.start))
 
-    def observe(number: int, point: Point | None) -> None:
-        for task in tasks:
-            way.watcher.step(task, number, point)
+    def observe(number: int, points: Sequence[Point] | None) -> None:
+        for place, task in enumerate(tasks):
+            way.watcher.step(task, number, None if points is None else points[place])
 
     try:
         rounds, spent = train_kept(way.plan, tasks, way.folder, way.config, way.stopping, observe, way.meter)

@@ -56,6 +56,15 @@ class Fit(NamedTuple):
 
 #: Told the number of the step just taken and, after an evaluation, the new point of the curve.
 Observer = Callable[[int, Point | None], None]
+#: The same of several trainings side by side: the new point of each.
+Observers = Callable[[int, Sequence[Point] | None], None]
+
+
+def observing(observe: Observer | None) -> Observers | None:
+    """Whoever watches one training, as who watches several, and is told of the first."""
+    if observe is None:
+        return None
+    return lambda step, points: observe(step, None if points is None else points[0])
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 from lthfunc.errors import UserError
 from lthfunc.training.engines.table import Making
 from lthfunc.training.evaluation import evaluate
-from lthfunc.training.fits import Chosen, Fit, Keeper, Observer, Point
+from lthfunc.training.fits import Chosen, Fit, Keeper, Observer, Observers, Point, observing
 from lthfunc.training.losses import Loss, Metric, accuracy, cross_entropy
 from lthfunc.training.mending import mend
 from lthfunc.training.optimizers import Optimizer
@@ -30,7 +30,7 @@ def take_steps(
 
     Pure: `state` is not changed, and the result depends on the arguments alone, random layers included.
     """
-    with Training(trainer, [state], [seed], until, observe=observe) as training:
+    with Training(trainer, [state], [seed], until, observe=observing(observe)) as training:
         training.to(until)
         states, since = training.now()
         return states[0], training.mark(states, since)[0]
@@ -55,7 +55,13 @@ def fit(
     """
     before = None if so_far is None else [so_far]
     return fit_together(
-        trainer, [state], seeds=[seed], until=until, eval_every=eval_every, observe=observe, so_far=before
+        trainer,
+        [state],
+        seeds=[seed],
+        until=until,
+        eval_every=eval_every,
+        observe=observing(observe),
+        so_far=before,
     )[0]
 
 
@@ -66,13 +72,13 @@ def fit_together(
     seeds: Sequence[int],
     until: int,
     eval_every: int,
-    observe: Observer | None = None,
+    observe: Observers | None = None,
     so_far: Sequence[Fit] | None = None,
     keeper: Keeper[Fit] | None = None,
 ) -> list[Fit]:
     """`fit` of several states at the same step, side by side as one vmapped program; a result for each.
 
-    `observe` is told the first state's points. keeper: who keeps the fits under way; `so_far` continues them, to the
+    observe: told the points of all. keeper: who keeps the fits under way; `so_far` continues them, to the
     same bits on a CPU.
 
     Raises Stopped where the keeper asked for it.
@@ -104,7 +110,7 @@ def fit_together(
             points = _measure(trainer, states, losses)
             fits = [_extended(*item) for item in zip(fits, states, points, strict=True)]
             if observe is not None:
-                observe(step, points[0])
+                observe(step, points)
     return fits
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lthfunc.training.engines.interface import Running, Tick
 from lthfunc.training.feed import Feed
-from lthfunc.training.fits import Fit, Keeper, Observer, Since, Stopped
+from lthfunc.training.fits import Fit, Keeper, Observers, Since, Stopped
 from lthfunc.training.steps import with_optimizer
 from lthfunc.training.trainer import Trainer, computing
 from lthfunc.trees.ops import leaves
@@ -35,7 +35,7 @@ class Training:
         end: int,
         *,
         since: Sequence[Since | None] = (),
-        observe: Observer | None = None,
+        observe: Observers | None = None,
         keeper: Keeper[Fit] | None = None,
     ) -> None:
         self._trainer, self._seeds, self._end = trainer, seeds, end

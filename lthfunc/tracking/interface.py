@@ -1,0 +1,60 @@
+"""What a tracker is told, and how a run's events become that."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Protocol
+
+from lthfunc.experiments.iterative import TICKET, Task
+from lthfunc.experiments.records import Record, search_energy
+from lthfunc.runs.folder import Name
+from lthfunc.runs.trainings import name_of
+from lthfunc.training.fits import Point
+
+
+class Sink(Protocol):
+    """Where numbers go. A training is told by its name; a seed's variant (its rounds) by a name without a round."""
+
+    def write(self, name: str, step: int, values: Mapping[str, float]) -> None:
+        """Numbers of a training at a step; or of a seed's variant, where `step` is the round."""
+
+    def close(self) -> None:
+        """Nothing follows."""
+
+
+class Tracker:
+    """A watcher that tells a sink: learning curves as they come, and every round's results when it ends."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+
+    def total(self, steps: int) -> None:
+        """Nothing to tell."""
+
+    def begin(self, task: Task, stop: int) -> None:
+        """Nothing to tell yet."""
+
+    def step(self, task: Task, number: int, point: Point | None) -> None:
+        """Tell a point of the learning curve."""
+        if point is None:
+            return
+        values = {"val_loss": point.val_loss, "val_accuracy": point.val_accuracy}
+        if not math.isnan(point.train_loss):
+            values["train_loss"] = point.train_loss
+        self._sink.write(training_name(name_of(task)), point.step, values)
+
+    def end(self, task: Task, item: Record) -> None:
+        """Tell the training's results."""
+        seed, number, variant = name_of(task)
+        names = ("density", "test_accuracy", "test_loss", "val_accuracy", "val_loss", "early_stop_step", "seconds")
+        values = {name: float(item[name]) for name in names}
+        if "energy" in item:
+            values["energy_kwh"] = search_energy(item)
+        self._sink.write(f"rounds/seed{seed}-{variant}", number, values)
+
+
+def training_name(name: Name) -> str:
+    """As its folder is called: ``seed0/round03``, ``seed0/round03-reinit``."""
+    seed, number, variant = name
+    return f"seed{seed}/round{number:02d}" + ("" if variant == TICKET else f"-{variant}")
