@@ -61,9 +61,8 @@ def open_sweep(folder: Path, config: Config, space: Space, objective: str, kind:
         raise DamagedError(f"{path}: does not begin with a sweep's description")
     different = [name for name in about if lines[0].get(name) != about[name]]
     if different:
-        raise UserError(
-            f"--out: {str(folder)!r} holds another sweep ({_first_difference(lines[0], about, different[0])})"
-        )
+        difference = _first_difference(lines[0], about, different[0])
+        raise UserError(f"--out: {str(folder)!r} holds another sweep: {difference}")
     return [_trial(line) for line in lines[1:] if line.get("kind") == "trial"]
 
 

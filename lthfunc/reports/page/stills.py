@@ -25,7 +25,7 @@ def mask_figure(patterns: Patterns, densities: Sequence[float]) -> Figure:
     for row, name in zip(grid, names, strict=True):
         matrix = matrix_of(patterns.pruned[name])
         for axes, place in zip(row, places, strict=True):
-            axes.imshow(matrix > place, cmap="Greys", aspect="auto", interpolation="nearest", vmin=0, vmax=1)
+            axes.imshow((matrix > place).numpy(), cmap="Greys", aspect="auto", interpolation="nearest", vmin=0, vmax=1)
             axes.set_xticks([])
             axes.set_yticks([])
         row[0].set_ylabel(name.removesuffix(".weight"), fontsize=9)
@@ -67,7 +67,7 @@ def pixel_figure(name: str, shares: Tensor, densities: Sequence[float]) -> Figur
     made = figure(1.5 * len(places) + 0.8, 2.1)
     grid = made.subplots(1, len(places), squeeze=False)[0]
     for axes, place in zip(grid, places, strict=True):
-        axes.imshow(shares[place], cmap="viridis", vmin=0)
+        axes.imshow(shares[place].numpy(), cmap="viridis", vmin=0)
         axes.set_xticks([])
         axes.set_yticks([])
         axes.set_title(f"{densities[place]:.3g} %", fontsize=9)

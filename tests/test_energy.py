@@ -1,0 +1,329 @@
+"""Energy: told apart by phase and epoch, kept over interruptions; and from when on a ticket pays back."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import NormedNet
+from lthfunc_cli.main import main
+
+import lthfunc as lf
+from lthfunc.energy.amounts import Amount, as_values, from_values, nothing_yet
+from lthfunc.energy.breakeven import Costs, Estimate, break_even, fieller, total
+from lthfunc.energy.inference import metered_inference
+from lthfunc.energy.meter import ASSUMED, Source
+from lthfunc.energy.phases import Phases
+from lthfunc.experiments.config import Config
+from lthfunc.experiments.iterative import TICKET, Plan, Task
+from lthfunc.runs.folder import read_run
+from lthfunc.runs.keeping import train_kept
+from lthfunc.runs.measurements import MEASURED, measurements
+from lthfunc.training.fits import Stopped
+from lthfunc.trees.types import Dataset
+
+SMALL = ["--rounds", "1", "--steps", "40", "--eval-every", "15", "--batch-size", "50"]
+
+
+def run(*arguments: object) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+class Ticking:
+    """A meter on which every reading costs the same, so that readings can be counted."""
+
+    source = Source("counted", "USA", True)
+
+    def __init__(self) -> None:
+        self.laps = 0
+
+    def lap(self) -> Amount:
+        self.laps += 1
+        return Amount(1.0, 0.5, 1.0, 0.7, 0.0, 0.3)
+
+
+def test_amounts_add_up_and_survive_files() -> None:
+    amount = Amount(1.0, 2.0, 3.0, 0.5, 0.25, 0.25)
+    assert amount.plus(amount).over(2) == amount
+    metered = nothing_yet().with_lap(amount, "training", 3).with_lap(amount, "evaluation", 3)
+    assert metered.phases["training"] == metered.epochs[3] == amount
+    assert from_values(json.loads(json.dumps(as_values(metered)))) == metered
+
+
+def test_a_meter_is_read_where_phases_and_epochs_change() -> None:
+    meter = Ticking()
+    phases = Phases(meter, per_epoch=10)
+    for phase, step in (
+        ("evaluation", 0), ("preparation", 0), ("training", 0), ("training", 4), ("training", 10), ("training", 14),
+        ("evaluation", 15), ("training", 15), ("training", 20), ("evaluation", 22),
+    ):  # fmt: skip
+        phases.next(phase, step)
+    metered = phases.metered()
+    assert {name: each.kwh for name, each in metered.phases.items()} == {
+        "preparation": 2,  # before the first evaluation, and before the first step
+        "training": 4,  # 0 to 10, 10 to 15, 15 to 20, 20 to 22
+        "evaluation": 3,
+    }
+    assert {epoch: each.kwh for epoch, each in metered.epochs.items()} == {0: 1, 1: 2, 2: 1}
+    assert meter.laps == 1 + 2 + 4 + 3  # what was before belongs to nobody
+    assert [phases.epoch_end(step) for step in (0, 9, 10, 25)] == [10, 10, 20, 30]
+
+
+def plan_of(data: Dataset) -> tuple[Plan, Task]:
+    model = lf.from_module(NormedNet())
+    trainer = lf.make_trainer(model, data, optimizer=lf.adam(1e-3), batch_size=24)  # 240 images: 10 steps an epoch
+    return Plan(model, trainer, steps=37, eval_every=15), Task(3, 0, TICKET, lf.init(model, 3), None)
+
+
+def test_a_trainings_energy_is_told_by_epoch_without_its_evaluation(few_digits: Dataset, tmp_path: Path) -> None:
+    plan, task = plan_of(few_digits)
+    meter = Ticking()
+    (result,), spent = train_kept(plan, [task], tmp_path, Config(), lambda: False, None, meter)
+    assert spent.energy is not None
+    epochs = {epoch: kwh for epoch, kwh, *_ in spent.energy["epochs"]}
+    # Looks at 15 and 30 cut epochs 1 and 3 (30 begins one); each piece was read once.
+    assert epochs == {0: 1, 1: 2, 2: 1, 3: 1}
+    assert spent.energy["training"]["kwh"] == sum(epochs.values())
+    assert spent.energy["evaluation"]["kwh"] >= 3
+    whole = sum(spent.energy[phase]["kwh"] for phase in ("preparation", "training", "evaluation"))
+    assert whole == meter.laps - 1
+    (plain,), nothing = train_kept(plan, [task], tmp_path / "plain", Config(), lambda: False, None)
+    assert nothing.energy is None
+    assert lf.same_bits(result.fit.state, plain.fit.state)  # metering changes nothing
+
+
+def test_energy_goes_on_with_a_training(few_digits: Dataset, tmp_path: Path) -> None:
+    plan, task = plan_of(few_digits)
+    (tmp_path / "other").mkdir()
+    seen = 0
+
+    def observe(number: int, points: Sequence[Any] | None) -> None:
+        nonlocal seen
+        seen = number
+
+    config = Config(checkpoint_every="never")
+    with pytest.raises(Stopped):
+        train_kept(plan, [task], tmp_path, config, lambda: seen >= 22, observe, Ticking())
+    _, spent = train_kept(plan, [task], tmp_path, config, lambda: False, None, Ticking())
+    assert spent.energy is not None
+    epochs = {epoch: kwh for epoch, kwh, *_ in spent.energy["epochs"]}
+    assert epochs.keys() == {0, 1, 2, 3}
+    assert epochs[2] >= 2  # the part before the stop, and the one after it
+    seen = 0
+    with pytest.raises(Stopped):
+        train_kept(plan, [task], tmp_path / "other", config, lambda: seen >= 22, observe)
+    _, spent = train_kept(plan, [task], tmp_path / "other", config, lambda: False, None, Ticking())
+    assert spent.energy is None  # part of it was not metered: no number is better than half of one
+
+
+@pytest.fixture(scope="module")
+def metered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("codecarbon")
+    folder = tmp_path_factory.mktemp("energy") / "run"
+    assert run("prune", *SMALL, "--replicates", 2, "--energy", "--country", "FRA", "--out", folder) == 0
+    assert run("energy", folder, "--samples", 2000, "--repeats", 3, "--batch-size", 50) == 0
+    return folder
+
+
+def test_a_run_records_energy_and_emissions(metered: Path, capsys: Any) -> None:
+    _, config, records = read_run(metered)
+    assert config.energy
+    assert config.jobs == 1
+    for item in records:
+        energy = item["energy"]
+        assert energy["country"] == "FRA"
+        assert not energy["assumed"]
+        assert "CPU" in energy["source"]
+        training = energy["training"]
+        assert 0 < training["kwh"] == pytest.approx(training["cpu"] + training["gpu"] + training["ram"])
+        assert 0 < training["kg"] < training["kwh"]  # France: some 0.05 kg a kWh
+        assert [epoch for epoch, *_ in energy["epochs"]] == [0, 1]  # 25 steps an epoch
+        assert sum(each[1] for each in energy["epochs"]) == pytest.approx(training["kwh"])
+        seconds = sum(energy[phase]["seconds"] for phase in ("preparation", "training", "evaluation"))
+        assert seconds <= item["seconds"] * 1.05 + 0.1
+    assert run("info", metered) == 0
+    assert " Wh " in capsys.readouterr().out
+
+
+def test_without_a_country_one_is_assumed_and_said(tmp_path: Path, capsys: Any) -> None:
+    pytest.importorskip("codecarbon")
+    assert run("train", "--steps", 5, "--energy", "--out", tmp_path / "run") == 0
+    assert f"electricity mix of {ASSUMED} (assumed; --country names another)" in capsys.readouterr().err
+    (item,) = read_run(tmp_path / "run")[2]
+    assert item["energy"]["assumed"]
+
+
+def test_inference_is_metered_in_turn(few_digits: Dataset) -> None:
+    order: list[str] = []
+    programs = {name: (lambda x, name=name: order.append(name) or x) for name in ("dense", "sparse")}
+    batches = [few_digits.test.x[:20], few_digits.test.x[20:40]]
+    found = list(metered_inference(programs, batches, 200, 2, Ticking()))
+    assert [name for name, _ in found] == ["dense", "sparse", "dense", "sparse"]
+    assert all(amount.kwh == pytest.approx(1 / 100) for _, amount in found)  # 5 batches of 20 in each repeat
+    assert order == ["dense", "sparse", *(["dense"] * 5 + ["sparse"] * 5) * 2]
+
+
+def test_what_inference_costs_is_kept_in_the_run(metered: Path) -> None:
+    (item,), wrong = measurements(metered)
+    assert wrong == []
+    assert item["formats"].keys() == {"dense", "masked", "specialised"}
+    for cost in item["formats"].values():
+        assert len(cost["kwh"]["values"]) == 3
+        assert cost["kwh"]["mean"] == pytest.approx(np.mean(cost["kwh"]["values"]))
+        assert cost["kwh"]["std"] == pytest.approx(np.std(cost["kwh"]["values"], ddof=1))
+        assert cost["seconds"]["mean"] > 0
+    assert run("verify", metered) == 0
+
+
+def test_breakeven_reckons_with_the_runs_own_numbers(metered: Path, tmp_path: Path, capsys: Any) -> None:
+    plot = tmp_path / "plot.svg"
+    assert run("breakeven", metered, "--price", 0.3, "--plot", plot, "--json") == 0
+    found = {each["quantity"]: each for each in json.loads(capsys.readouterr().out)["results"]}
+    assert found.keys() == {"emissions", "energy", "time", "money"}
+    (item,), _ = measurements(metered)
+    records = [each for each in read_run(metered)[2] if each["variant"] == "ticket"]
+
+    def search(seed: int, last: int) -> float:
+        mine = [each["energy"] for each in records if each["seed"] == seed and each["round"] <= last]
+        return sum(each[phase]["kwh"] for each in mine for phase in ("preparation", "training"))
+
+    energy = found["energy"]
+    assert energy["sparse"]["fixed"] == pytest.approx([search(seed, item["round"]) for seed in (0, 1)])
+    assert energy["dense"]["fixed"] == pytest.approx([search(seed, 0) for seed in (0, 1)])
+    assert energy["sparse"]["each"] == item["formats"]["specialised"]["kwh"]["values"]
+    assert found["money"]["dense"]["fixed"] == pytest.approx([0.3 * value for value in energy["dense"]["fixed"]])
+    assert plot.read_bytes().startswith(b"<?xml")
+    assert run("report", metered, "--no-figures") == 0
+    assert "Break-even: emissions" in (metered / "report.html").read_text("utf-8")
+
+
+def test_breakeven_of_published_constants(capsys: Any) -> None:
+    """90 % in one go, and 68 % twice, against the dense network: kg at once, and per 50,000 inferences."""
+    dense = "5.33871e-4+1.71e-4/50000"
+    for sparse, expected in (
+        ("1.10081e-3+8.06e-5/50000", (1.10081e-3 - 5.33871e-4) / ((1.71e-4 - 8.06e-5) / 50000)),
+        ("1.66517e-3+6.49e-5/50000", (1.66517e-3 - 5.33871e-4) / ((1.71e-4 - 6.49e-5) / 50000)),
+    ):
+        assert run("breakeven", sparse, dense, "--json") == 0
+        (result,) = json.loads(capsys.readouterr().out)["results"]
+        assert result["verdict"] == "from"
+        assert result["inferences"] == pytest.approx(expected, rel=1e-12)
+        assert (result["low"], result["high"]) == (None, None)  # one number has no spread
+    assert expected == pytest.approx(5.33e5, rel=1e-3)
+    assert run("breakeven", "1.10081e-3+8.06e-5/50000", dense) == 0
+    assert "from 313,572 inferences" in capsys.readouterr().out
+
+
+def test_a_ticket_may_pay_back_never_or_at_once() -> None:
+    assert break_even(Costs([2.0], [3.0]), Costs([1.0], [2.0])).verdict == "never"
+    assert break_even(Costs([2.0], [2.0]), Costs([1.0], [2.0])).verdict == "never"
+    assert break_even(Costs([1.0], [1.0]), Costs([2.0], [2.0])).verdict == "at once"
+    until = break_even(Costs([1.0], [3.0]), Costs([2.0], [2.0]))
+    assert (until.verdict, until.inferences) == ("up to", 1.0)
+
+
+def test_totals_propagate_both_spreads() -> None:
+    costs = Costs([1.0, 2.0, 3.0], [0.1, 0.3])
+    found = total(costs, 10)
+    assert found.mean == pytest.approx(2 + 10 * 0.2)
+    assert found.variance == pytest.approx(1 / 3 + 100 * 0.02 / 2)
+
+
+def test_fiellers_interval_is_where_the_difference_may_be_zero() -> None:
+    top, bottom = Estimate(10.0, 1.0, 4), Estimate(2.0, 0.04, 4)
+    low, high = fieller(top, bottom)
+    assert low is not None
+    assert high is not None
+    t = 2.7764451051977987  # Student's, 4 degrees of freedom
+    for end in (low, high):
+        assert (top.mean - end * bottom.mean) ** 2 == pytest.approx(t**2 * (top.variance + end**2 * bottom.variance))
+    assert low < 5 < high
+    assert high - 5 > 5 - low  # not symmetric
+    unsure = fieller(top, Estimate(2.0, 4.0, 4))
+    assert unsure[1] == math.inf
+    assert fieller(Estimate(1.0), Estimate(1.0)) == (None, None)
+    exact = fieller(Estimate(10.0, 1.0, 4), Estimate(2.0))
+    assert exact == pytest.approx((5 - t / 2, 5 + t / 2))
+
+
+def test_the_interval_holds_the_truth_as_often_as_it_says() -> None:
+    generator, inside, tries = np.random.default_rng(0), 0, 600
+    for _ in range(tries):
+        fixed = generator.normal(10, 1, (2, 6)) + np.array([[5], [0]])
+        each = generator.normal(0, 0.02, (2, 6)) + np.array([[1.0], [1.5]])
+        found = break_even(Costs(fixed[0], each[0], paired=True), Costs(fixed[1], each[1]))
+        assert found.low is not None
+        assert found.high is not None
+        inside += found.low <= 10 <= found.high
+    assert 0.93 < inside / tries < 0.985
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["prune", "--country", "FRA"], "--country: takes --energy with it"),
+        (
+            ["prune", "--energy", "--country", "France"],
+            "--country: 'France' is not accepted; it takes the three",
+        ),
+        (["prune", "--energy", "--country", "XXX"], "--country: 'XXX' is not accepted"),
+        (["prune", "--energy", "--jobs", "2"], "--jobs: 2 is not accepted; it takes 1 with --energy"),
+        (["energy", "plain", "--repeats", "1"], "--repeats: 1 is not accepted; it takes a whole number of at least 2"),
+        (["energy", "plain", "--batch-size", "999"], "--batch-size: 999 is not accepted; it takes at most 360"),
+        (["energy", "absent"], "absent: is not a run folder"),
+        (["breakeven", "plain"], "plain: its inference has no measured energy; measure it: lthfunc energy plain"),
+        (["breakeven", "absent"], "absent: is not a run folder"),
+        (["breakeven", "1+2/3"], "1+2/3: needs the dense network's FIXED+COST/N after it"),
+        (["breakeven", "1+2/3", "plain"], "give two runs, or two of FIXED+COST/N"),
+        (["breakeven", "1+2/0", "1+2/3"], "'1+2/0' is not accepted; it takes an N above 0"),
+        (["breakeven", "plain", "--price", "-1"], "--price: -1.0 is not accepted; it takes a number above 0"),
+    ],
+)
+def test_mistakes_are_one_line(
+    arguments: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    pytest.importorskip("codecarbon")
+    monkeypatch.chdir(tmp_path)
+    if "plain" in arguments:
+        assert run("prune", "--rounds", 1, "--steps", 4, "--out", "plain") == 0
+        capsys.readouterr()
+    assert run(*arguments) == 2
+    err = capsys.readouterr().err
+    assert told in err
+    assert len(err.strip().splitlines()) == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_without_energy_still_reckons_in_time(tmp_path: Path, capsys: Any) -> None:
+    pytest.importorskip("codecarbon")
+    folder = tmp_path / "run"
+    assert run("prune", "--rounds", 1, "--steps", 20, "--out", folder) == 0
+    assert run("energy", folder, "--samples", 500, "--repeats", 2, "--batch-size", 50) == 0
+    capsys.readouterr()
+    assert run("breakeven", folder) == 0
+    out = capsys.readouterr().out
+    assert "time [s]" in out
+    assert "emissions" not in out
+    assert "only time is known of these trainings" in out
+
+
+def test_a_damaged_measurement_is_told(metered: Path, tmp_path: Path) -> None:
+    path = tmp_path / MEASURED
+    path.write_text((metered / MEASURED).read_text().replace("USA", "DEU"))
+    found, wrong = measurements(tmp_path)
+    assert found == []
+    assert "its checksum is another" in wrong[0]
+
+
+def test_one_meter_serves_trainings_side_by_side() -> None:
+    phases = Phases(Ticking(), per_epoch=5)
+    phases.next("training", 0)
+    values = phases.as_values(4)
+    assert values["training"]["kwh"] == 0.25
+    assert replace(Config(), energy=True).energy

@@ -1,0 +1,171 @@
+"""Sweeps: every trial is a run like any other, the best is told by validation, and the same command goes on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lthfunc_cli.main import main
+
+from lthfunc.errors import UserError
+from lthfunc.experiments.config import Config
+from lthfunc.experiments.resolve import resolved
+from lthfunc.experiments.sweeps import Range, Suggester, config_of, space_of, trials_of
+from lthfunc.runs.folder import read_run
+from lthfunc.runs.lines import read_lines
+
+SHORT = ["--steps", "20", "--rounds", "1"]
+GRID = ["--grid", "lr=0.01,0.0001", "--grid", "weight-decay=0,0.001"]
+
+
+def run(*arguments: object) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sweep") / "sweep"
+    assert run("sweep", *GRID, *SHORT, "--replicates", 2, "--out", folder) == 0
+    return folder
+
+
+def test_a_grid_runs_every_combination(swept: Path, capsys: Any) -> None:
+    expected = [(0.01, 0.0), (0.01, 0.001), (0.0001, 0.0), (0.0001, 0.001)]
+    for number, (lr, decay) in enumerate(expected):
+        _, config, records = read_run(swept / f"trial{number:03d}")
+        assert (config.lr, config.weight_decay, config.replicates) == (lr, decay, 2)
+        assert len(records) == 4
+    assert (swept / "sweep_lr_weight_decay.png").read_bytes().startswith(b"\x89PNG")
+    lines = read_lines(swept / "sweep.jsonl")
+    assert lines[0]["space"] == {"lr": [0.01, 0.0001], "weight_decay": [0.0, 0.001]}
+    for line in lines[1:]:
+        records = read_run(swept / f"trial{line['number']:03d}")[2]
+        last = [item["val_accuracy"] for item in records if item["round"] == 1]
+        assert line["worth"]["mean"] == pytest.approx(sum(last) / 2)
+    worths = [line["worth"]["mean"] for line in lines[1:]]
+    capsys.readouterr()
+    assert run("sweep", *GRID, *SHORT, "--replicates", 2, "--out", swept, "--json") == 0  # nothing is left to do
+    found = json.loads(capsys.readouterr().out)
+    assert found["best"] == worths.index(max(worths))
+
+
+def test_an_interrupted_sweep_goes_on(swept: Path, tmp_path: Path, capsys: Any) -> None:
+    folder = tmp_path / "again"
+    shutil.copytree(swept, folder)
+    lines = (folder / "sweep.jsonl").read_text().splitlines(keepends=True)
+    (folder / "sweep.jsonl").write_text("".join(lines[:3]))  # two trials had ended
+    metrics = (folder / "trial002" / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (folder / "trial002" / "metrics.jsonl").write_text("".join(metrics[:3]))  # the third was under way
+    shutil.rmtree(folder / "trial003")
+    assert run("sweep", *GRID, *SHORT, "--replicates", 2, "--out", folder) == 0
+    err = capsys.readouterr().err
+    assert "trial 2 of 4" in err
+    assert "trial 1 of 4" not in err
+    for part in ("worth", "test_accuracy", "density"):
+        assert [line[part] for line in read_lines(folder / "sweep.jsonl")[1:]] == [
+            line[part] for line in read_lines(swept / "sweep.jsonl")[1:]
+        ]
+
+
+def test_the_dense_network_alone_can_be_swept(tmp_path: Path, capsys: Any) -> None:
+    out = tmp_path / "dense"
+    assert (
+        run("sweep", "--grid", "optimizer=adam,sgd", "--steps", 5, "--rounds", 0, "--objective", "dense", "--out", out)
+        == 0
+    )
+    configs = [read_run(out / f"trial00{number}")[1] for number in range(2)]
+    assert [config.optimizer for config in configs] == ["adam", "sgd"]
+    assert configs[0].lr != configs[1].lr  # a rate belongs to its optimiser
+    assert "best      trial" in capsys.readouterr().out
+
+
+def test_a_failed_trial_is_told_and_the_sweep_goes_on(tmp_path: Path, capsys: Any) -> None:
+    out = tmp_path / "out"
+    given = ["--grid", "batch-size=50,99999", "--steps", 4, "--rounds", 0]
+    assert run("sweep", *given, "--out", out) == 0
+    failed = read_lines(out / "sweep.jsonl")[2]
+    assert failed["worth"] is None
+    assert "--batch-size: 99999 is not accepted" in failed["reason"]
+    assert "99999 is not accepted" in capsys.readouterr().out
+
+
+def test_searching_is_the_same_each_time_and_goes_on(tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    given = ["--search", "lr=1e-4..1e-1", "--search", "batch-size=20..60", "--search", "optimizer=adam,sgd"]
+    given += ["--steps", "4", "--rounds", "0", "--seed", "3"]
+    assert run("sweep", *given, "--trials", 3, "--out", tmp_path / "short") == 0
+    assert run("sweep", *given, "--trials", 5, "--out", tmp_path / "short") == 0
+    assert run("sweep", *given, "--trials", 5, "--out", tmp_path / "long") == 0
+    values = [
+        [line["values"] for line in read_lines(tmp_path / name / "sweep.jsonl")[1:]] for name in ("short", "long")
+    ]
+    assert values[0] == values[1]
+    assert len(values[0]) == 5
+    assert len({each["lr"] for each in values[0]}) == 5
+    for each in values[0]:
+        assert 1e-4 <= each["lr"] <= 1e-1
+        assert isinstance(each["batch_size"], int)
+        assert 20 <= each["batch_size"] <= 60
+    assert (tmp_path / "long" / "sweep_lr.png").exists()
+
+
+def test_suggestions_follow_what_was_good() -> None:
+    pytest.importorskip("optuna")
+    suggester = Suggester({"lr": Range(1e-4, 1e-1, whole=False)}, seed=0)
+    known: list[tuple[dict[str, Any], float | None]] = []
+    for _ in range(30):
+        values = suggester.next(known)
+        known.append((values, 1 - abs(values["lr"] - 0.01)))
+    late = [values["lr"] for values, _ in known[15:]]
+    assert sum(0.002 < value < 0.05 for value in late) > 10
+
+
+def test_spaces_are_read_by_the_settings_own_types() -> None:
+    space = space_of("--grid", ["batch-size=10,20", "nesterov=true,false", "optimizer=sgd,adam"], ranges=False)
+    assert space == {"batch_size": [10, 20], "nesterov": [True, False], "optimizer": ["sgd", "adam"]}
+    assert trials_of({"a": [1, 2], "b": [3, 4]}) == [
+        {"a": 1, "b": 3}, {"a": 1, "b": 4}, {"a": 2, "b": 3}, {"a": 2, "b": 4},
+    ]  # fmt: skip
+    assert space_of("--search", ["lr=0.1..0.5"], ranges=True) == {"lr": Range(0.1, 0.5, whole=False)}
+    assert not Range(0.1, 0.5, whole=False).log
+    config = resolved(Config(steps=9))
+    assert config_of(config, {"epochs": 2}).steps is None
+    with pytest.raises(UserError, match=r"--rate: 2\.0 is not accepted"):
+        config_of(config, {"rate": 2.0})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ([], "--grid and --search: give one of them"),
+        (["--grid", "lr=1", "--search", "lr=1..2"], "--grid and --search: give one of them"),
+        (["--grid", "lrr=1"], "--grid: unknown name 'lrr'; did you mean 'lr'?"),
+        (["--grid", "lr"], "--grid: 'lr' is not accepted; it takes SETTING=VALUES"),
+        (["--grid", "lr=a"], "--lr: 'a' is not accepted; it takes a number"),
+        (["--grid", "lr=-1"], "--lr: -1.0 is not accepted; it takes a number above 0"),
+        (["--grid", "control=reinit"], "it holds several at once"),
+        (["--grid", "lr=1", "--trials", "3"], "--trials: 3 is not accepted"),
+        (["--grid", "lr=1", "--objective", "test"], "--objective: unknown name 'test'"),
+        (["--grid", "lr=1", "--roundz", "3"], "No such option: --roundz"),
+        (["--grid", "lr=1", "--out", "file.txt"], "--out: 'file.txt' is not accepted"),
+        (["--search", "lr=2..1"], "a range whose second number is larger"),
+        (["--search", "optimizer=adam..sgd"], "since optimizer is no number"),
+        (["--grid", "batch-size=99999", "--steps", "3"], "--batch-size: 99999 is not accepted"),
+    ],
+)
+def test_mistakes_are_one_line_and_nothing_is_written(
+    arguments: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file.txt").write_text("mine")
+    assert run("sweep", *arguments) == 2
+    assert told in capsys.readouterr().err
+    assert not list((tmp_path / "runs").glob("*")) if (tmp_path / "runs").exists() else True
+
+
+def test_another_sweep_is_not_written_over(swept: Path, capsys: Any) -> None:
+    assert run("sweep", "--grid", "lr=0.5", *SHORT, "--out", swept) == 2
+    assert "holds another sweep: lr is [0.01, 0.0001] there, and here [0.5]" in capsys.readouterr().err
