@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from lthfunc.compacting.engine import compact_engine as compact_engine
     from lthfunc.compacting.network import Compacted as Compacted, compact as compact, put_back as put_back
     from lthfunc.data.augment import shift_and_mirror as shift_and_mirror
+    from lthfunc.energy.breakeven import BreakEven as BreakEven, Costs as Costs, break_even as break_even
     from lthfunc.errors import UserError as UserError
     from lthfunc.execution.cost import cost as cost
     from lthfunc.execution.export.packed import load_packed as load_packed, save_packed as save_packed
@@ -292,6 +293,7 @@ __getattr__, __all__ = table_of_contents(
         "lthfunc.sparse.packing": ("pack", "unpack"),
         "lthfunc.compacting.network": ("Compacted", "compact", "put_back"),
         "lthfunc.compacting.engine": ("compact_engine",),
+        "lthfunc.energy.breakeven": ("BreakEven", "Costs", "break_even"),
         "lthfunc.execution.cost": ("cost",),
         "lthfunc.execution.export.packed": ("load_packed", "save_packed"),
         "lthfunc.execution.program": ("Program",),

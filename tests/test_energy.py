@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -319,6 +320,13 @@ def test_a_damaged_measurement_is_told(metered: Path, tmp_path: Path) -> None:
     found, wrong = measurements(tmp_path)
     assert found == []
     assert "its checksum is another" in wrong[0]
+    damaged = tmp_path / "run"
+    shutil.copytree(metered, damaged)
+    shutil.copy(path, damaged / MEASURED)
+    assert run("verify", damaged) == 3
+    assert run("resume", damaged) == 0  # which leaves the line out
+    assert run("verify", damaged) == 0
+    assert measurements(damaged) == ([], [])
 
 
 def test_one_meter_serves_trainings_side_by_side() -> None:

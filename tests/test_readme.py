@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -65,12 +66,25 @@ def page_commands(page: str) -> list[str]:
     return [line.partition("   #")[0].strip() for line in lines if line.startswith("lthfunc ") and "timm:" not in line]
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, *page_commands("run-format.md")])
+REPORTS = [part.strip() for command in page_commands("reports.md") for part in command.split("&&")]
+
+
+@pytest.mark.parametrize("command", dict.fromkeys([*COMMANDS, *page_commands("run-format.md"), *REPORTS]))
 def test_each_command_of_the_readme_runs(
     command: str, place: Path, request: pytest.FixtureRequest, capsys: Any
 ) -> None:
     """As printed, but shorter; where the data set would be downloaded, its local copy or the digits stand in."""
     words = shlex.split(command)[1:]
+    for name in words if words[0] in ("report", "compare", "breakeven") else ():
+        if name.startswith("runs/") and not Path(name).exists():
+            shutil.copytree("runs/RUN", name)
+        if name.startswith("runs/") and words[0] == "breakeven":
+            assert main(["energy", name, "--samples", "200", "--repeats", "2"]) == 0
+    if words[0] == "energy":
+        words[words.index("--samples") + 1] = "200"
+    if words[0] == "sweep":
+        words = ["2" if before == "--trials" else word for before, word in zip(["", *words], words, strict=False)]
+        words += ["--steps", "4", *([] if "--rounds" in words else ["--rounds", "1"])]
     if words[0] in ("methods", "connectivity"):
         words += ["--steps", "4" if words[0] == "methods" else "104", "--replicates", "1"]
     if words[0] in ("branch", "transfer"):
@@ -78,6 +92,8 @@ def test_each_command_of_the_readme_runs(
     if words[0] in ("prune", "train"):
         words = [word for i, word in enumerate(words) if word != "--epochs" and words[i - 1] != "--epochs"]
         words += ["--steps", "100" if "epoch:1" in words else "4"]
+        if "10" in words:
+            words[words.index("10")] = "2"  # rounds
         if "lth-conv" in words:
             words += ["--dataset", "digits"]
         if "cifar10" in words:

@@ -27,6 +27,7 @@ from lthfunc.reports.page.patterns import overlap_of, pixel_shares, read_pattern
 from lthfunc.reports.page.web import figure_of
 from lthfunc.reports.printed import printed
 from lthfunc.runs.folder import distinct_names, read_run
+from lthfunc.runs.lines import line_of, scan_lines
 from lthfunc.trees.files import load_tree
 
 SMALL = ["--rounds", "3", "--steps", "40", "--eval-every", "10", "--batch-size", "50"]
@@ -276,6 +277,19 @@ def test_pictures_are_drawn_of_any_shape() -> None:
         assert printed(picture).axes
     assert len(set(PALETTE)) == len(PALETTE)
     assert ramp(0) != ramp(1)
+
+
+def test_a_loss_that_overflowed_leaves_a_gap(runs: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "inf"
+    shutil.copytree(runs / "plain", folder)
+    lines = scan_lines(folder / "metrics.jsonl")
+    values = [dict(line.value or {}) for line in lines]
+    values[2]["test_loss"] = float("inf")
+    (folder / "metrics.jsonl").write_text("".join(line_of(value) + "\n" for value in values))
+    assert run("report", folder, "--no-figures") == 0
+    (line,) = (each for each in data_of(folder / "report.html")["charts"]["loss_vs_density"]["data"]
+               if each.get("name") == "ticket")  # fmt: skip
+    assert [value is None for value in line["y"]] == [False, True, False, False]
 
 
 def test_names_are_as_short_as_they_can_be() -> None:

@@ -104,7 +104,8 @@ def breakeven_table(found: Sequence[Answer]) -> Table:
     """A line per quantity."""
     table = Table(header_style="bold", box=None, pad_edge=False)
     table.add_column("quantity")
-    for head in ("dense training", "search more", "dense inference", "saved", "it pays back", "95 % interval"):
+    heads = ("dense training", "extra to find it", "dense inference", "saved in each", "it pays back", "95 % interval")
+    for head in heads:
         table.add_column(head, justify="right")
     for question, answer in found:
         each = _mean(question.dense.each)

@@ -233,13 +233,6 @@ def _config_of(folder: Path, about: dict[str, Any]) -> tuple[Config, str | None]
     return config, None
 
 
-def environment_damage(folder: Path) -> list[tuple[int, str]]:
-    """The numbers of damaged lines in the record of who worked on a run, with the reason."""
-    path = folder / ENVIRONMENT
-    lines = scan_lines(path) if path.exists() else []
-    return [(line.number, str(line.reason)) for line in lines if line.value is None]
-
-
 def read_run(folder: Path) -> tuple[dict[str, Any], Config, list[Record]]:
     """(what the run is, its configuration, its finished trainings). Raises as `whole_run` does."""
     run = whole_run(folder)

@@ -80,6 +80,12 @@ def scan_lines(path: Path, *, summed: bool = True) -> list[Line]:
     return lines
 
 
+def damage_of(path: Path) -> list[str]:
+    """What is wrong with the whole lines of a file that may be missing, in lines."""
+    lines = scan_lines(path) if path.exists() else []
+    return [f"{path.name}: line {line.number} is damaged: {line.reason}" for line in lines if line.value is None]
+
+
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """All whole lines, with sums or without. Raises DamagedError where one is damaged."""
     values = []

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lthfunc.runs.environment import machine
-from lthfunc.runs.lines import append_lines, drop_partial_line, scan_lines
+from lthfunc.runs.lines import append_lines, damage_of, drop_partial_line, scan_lines
 
 MEASURED = "measured.jsonl"
 Kind = Literal["execution", "energy", "connectivity"]
@@ -31,6 +31,5 @@ def measurements(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
     path = folder / MEASURED
     if not path.exists():
         return [], []
-    lines = scan_lines(path)
-    wrong = [f"{MEASURED}: line {line.number} is damaged: {line.reason}" for line in lines if line.value is None]
-    return [line.value for line in lines if line.value is not None and "kind" in line.value], wrong
+    values = [line.value for line in scan_lines(path) if line.value is not None]
+    return [value for value in values if "kind" in value], damage_of(path)

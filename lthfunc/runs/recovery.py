@@ -19,13 +19,13 @@ from lthfunc.runs.folder import (
     TRANSFER,
     Name,
     Run,
-    environment_damage,
     name_of_record,
     scan_run,
     training_folder,
     write_config,
 )
-from lthfunc.runs.lines import append_lines, drop_partial_line, line_of, scan_lines
+from lthfunc.runs.lines import append_lines, damage_of, drop_partial_line, line_of, scan_lines
+from lthfunc.runs.measurements import MEASURED
 from lthfunc.trees.writing import UNFINISHED, write_atomically
 
 
@@ -67,14 +67,17 @@ def recover(folder: Path) -> tuple[Run, list[str]]:
 
 
 def _without_damaged_lines(folder: Path) -> list[str]:
-    """Nothing follows from who worked on a run, so lines of it that are damaged are left out."""
-    damaged = environment_damage(folder)
-    if damaged:
-        lines = [line.value for line in scan_lines(folder / ENVIRONMENT) if line.value is not None]
-        write_atomically(folder / ENVIRONMENT, "".join(line_of(each) + "\n" for each in lines).encode())
-    elif (folder / ENVIRONMENT).exists():
-        drop_partial_line(folder / ENVIRONMENT)
-    return [f"{ENVIRONMENT}: line {number} is damaged: {reason}" for number, reason in damaged]
+    """Nothing follows from who worked on a run or what was measured of it: lines that are damaged are left out."""
+    said = []
+    for path in (folder / ENVIRONMENT, folder / MEASURED):
+        damaged = damage_of(path)
+        said += damaged
+        if damaged:
+            lines = [line.value for line in scan_lines(path) if line.value is not None]
+            write_atomically(path, "".join(line_of(each) + "\n" for each in lines).encode())
+        elif path.exists():
+            drop_partial_line(path)
+    return said
 
 
 def _early_missing(run: Run, lost: Mapping[Name, str]) -> list[str]:

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lthfunc.runs.checking import Problem, checkpoints_wrong, good_rounds, wrong
-from lthfunc.runs.folder import ENVIRONMENT, Run, environment_damage, scan_run
+from lthfunc.runs.folder import ENVIRONMENT, Run, scan_run
+from lthfunc.runs.lines import damage_of
+from lthfunc.runs.measurements import MEASURED
 from lthfunc.runs.unfinished import is_finished
 
 
@@ -44,8 +46,8 @@ class Report(NamedTuple):
 def verified(folder: Path) -> Report:
     """Check everything. Raises UserError where this is no run, DamagedError where it can't be told what it is."""
     run = scan_run(folder)
-    damage = [Problem(where, what) for where, _, what in (line.partition(": ") for line in run.damage)]
-    damage += [Problem(ENVIRONMENT, f"line {number} is damaged: {why}") for number, why in environment_damage(folder)]
+    lines = [*run.damage, *damage_of(folder / ENVIRONMENT), *damage_of(folder / MEASURED)]
+    damage = [Problem(where, what) for where, _, what in (line.partition(": ") for line in lines)]
     problems = wrong(folder, run)
     bad = {each.name for each in problems if each.name is not None}
     return Report(folder, run, [*damage, *problems, *checkpoints_wrong(folder)], good_rounds(run.records, bad))

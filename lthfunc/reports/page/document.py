@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.resources import files
@@ -27,7 +28,7 @@ def page(runs: Sequence[Shown], together: Mapping[str, Sequence[Picture]], drawn
     body = [_cards(runs)]
     for heading, pictures in together.items():
         keyed = [(picture.key, picture) for picture in pictures]
-        charts |= {key: figure_of(picture) for key, picture in keyed}
+        charts |= {key: _finite(figure_of(picture)) for key, picture in keyed}
         body.append(parts.section(_slug(heading), heading, parts.figures(keyed)))
     body += _each_run(runs, drawn, charts)
     explorers = {str(at): each.explorer for at, each in enumerate(drawn) if each.explorer is not None}
@@ -54,7 +55,7 @@ def _each_run(runs: Sequence[Shown], drawn: Sequence[Drawn], charts: dict[str, A
         inner = []
         for heading, pictures in drawn[at].pictures.items():
             keyed = [(f"{at}/{picture.key}", picture) for picture in pictures]
-            charts |= {key: figure_of(picture) for key, picture in keyed}
+            charts |= {key: _finite(figure_of(picture)) for key, picture in keyed}
             inner.append(parts.section(f"{_slug(heading)}-{at}", heading, parts.figures(keyed)))
         if drawn[at].explorer is not None:
             inner.append(parts.section(f"masks-{at}", "Masks and weights", _EXPLORER.format(at=at)))
@@ -82,6 +83,15 @@ _EXPLORER = """
 </div>
 </div>
 """
+
+
+def _finite(value: Any) -> Any:
+    """Plain values with None for what is not finite, which JSON has no word for: a loss that overflowed, say."""
+    if isinstance(value, dict):
+        return {name: _finite(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _whole(title: str, body: str, data: Mapping[str, Any]) -> str:

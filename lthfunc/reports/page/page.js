@@ -17,7 +17,7 @@ function styled(layout) {
     paper_bgcolor: clear, plot_bgcolor: clear, font: { color: ink, size: 12, family: "system-ui, sans-serif" },
     margin: { l: 60, r: 12, t: 16, b: 48 }, hovermode: layout.hovermode || "closest",
     hoverlabel: { namelength: -1 }, legend: legend,
-    xaxis: Object.assign({}, axis, layout.xaxis), yaxis: Object.assign({}, axis, layout.yaxis),
+    xaxis: Object.assign({}, axis, { exponentformat: "SI" }, layout.xaxis), yaxis: Object.assign({}, axis, layout.yaxis),
   });
 }
 
