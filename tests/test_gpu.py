@@ -7,13 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import DroppingNet, NormedNet
+from lthfunc_cli.main import main
 from test_architectures import NARROW, small_case
 
 import lthfunc as lf
 from lthfunc.errors import UserError
 from lthfunc.experiments.config import Config
 from lthfunc.experiments.iterative import Plan, Task, train_together
+from lthfunc.runs.folder import read_run
 from lthfunc.runs.keeping import train_kept
+from lthfunc.runs.measurements import measurements
 from lthfunc.runs.memory import check_width
 from lthfunc.training.engines.table import ENGINES
 from lthfunc.training.fits import Stopped
@@ -268,3 +271,29 @@ def test_a_step_that_is_not_finite_is_found_on_a_gpu(few_digits: Dataset, tmp_pa
     trainer = make_trainer(model, ops.data_to_device(few_digits, "cuda"), optimizer=lf.sgd(1e30), batch_size=24)
     with pytest.raises(UserError, match=r"training diverged: the (loss|gradient).* of step \d+ is not finite"):
         fit(trainer, lf.init(model, 0, "cuda"), seed=0, until=20, eval_every=10)
+
+
+def test_energy_is_metered_on_the_device(tmp_path: Path) -> None:
+    pytest.importorskip("codecarbon")
+    folder = tmp_path / "run"
+    given = [
+        "--rounds",
+        "1",
+        "--steps",
+        "300",
+        "--replicates",
+        "2",
+        "--device",
+        "cuda",
+        "--energy",
+        "--out",
+        str(folder),
+    ]
+    assert main(["prune", *given]) == 0
+    for item in read_run(folder)[2]:
+        energy = item["energy"]
+        assert "NVML" in energy["source"]
+        assert 0 < energy["training"]["gpu"] < energy["training"]["kwh"]
+    assert main(["energy", str(folder), "--device", "cuda", "--samples", "20000", "--repeats", "2"]) == 0
+    (measured,), _ = measurements(folder)
+    assert measured["formats"]["dense"]["gpu"]["mean"] > 0
