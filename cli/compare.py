@@ -37,8 +37,11 @@ def compare(
     """Compare runs: means, deviations, and a paired t-test against a baseline over the seeds that both have."""
     if csv + markdown + json > 1:
         raise UserError("--csv, --markdown and --json: give one of them")
-    names = [*runs, *([baseline] if baseline is not None and baseline not in runs else [])]
-    _compare([Path(name) for name in names], at, names.index(baseline or runs[0]), csv, markdown, json)
+    folders = [Path(run) for run in runs]
+    reference = Path(baseline) if baseline is not None else folders[0]
+    if reference not in folders:
+        folders.append(reference)
+    _compare(folders, at, folders.index(reference), csv, markdown, json)
 
 
 def _compare(folders: list[Path], at: str, baseline: int, csv: bool, markdown: bool, wants_json: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -176,6 +177,8 @@ def _breakeven(
                     format="dense" if number == 1 else format)
             for number, name in enumerate(names)
         ]  # fmt: skip
+        if sides[0].how != sides[1].how:
+            print(f"measured differently: {sides[0].how}; {sides[1].how}", file=sys.stderr)
         same = Path(names[0]).resolve() == Path(names[1]).resolve()
         asked = questions(sides[0], sides[1], same=same, price=price, evaluation=evaluation)
     found = answers(asked)

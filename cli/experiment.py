@@ -200,11 +200,11 @@ def _of_recipe(recipe: str | None, given: dict[str, Any]) -> dict[str, Any]:
 
 def settings_of(command: str, given: dict[str, Any]) -> Config:
     """The settings that were typed, or stand in the file that was named, checked. Raises UserError."""
-    return resolved(_merge(command, given))
+    return resolved(merged(command, given))
 
 
-def _merge(command: str, given: dict[str, Any]) -> Config:
-    """Options typed win over the file's, the file's over defaults."""
+def merged(command: str, given: dict[str, Any]) -> Config:
+    """What was typed, or stands in the file that was named: options win over the file's. Raises UserError."""
     path = given.pop("config")
     trust = given.pop("trust", False)
     typed = {name: value for name, value in given.items() if name not in ("out", "json") and value not in (None, [])}

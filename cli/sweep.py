@@ -15,7 +15,7 @@ from typer.main import get_command
 from lthfunc.errors import DamagedError, UserError, invalid, unknown
 
 from . import options as o
-from .experiment import prune, settings_of
+from .experiment import merged, prune
 
 #: Options that a run has and its sweep has itself.
 _OWN = ("out", "json")
@@ -65,11 +65,13 @@ def sweep(
     if trials is not None and (not search or trials < 1):
         raise invalid("--trials", trials, "a whole number of at least 1, with --search")
     given = _of_prune(context.args)
+    from lthfunc.experiments.resolve import resolved
     from lthfunc.experiments.sweeps import OBJECTIVES, config_of, corners, space_of, trials_of
 
     if objective not in OBJECTIVES:
         raise unknown("--objective", objective, OBJECTIVES)
-    config = settings_of("prune", given)
+    config = merged("prune", given)
+    resolved(config)
     space = space_of("--grid" if grid else "--search", grid or search or [], ranges=bool(search))
     lists: Any = space
     planned = trials_of(lists) if grid else None

@@ -12,7 +12,6 @@ from lthfunc_cli.main import main
 
 from lthfunc.errors import UserError
 from lthfunc.experiments.config import Config
-from lthfunc.experiments.resolve import resolved
 from lthfunc.experiments.sweeps import Range, Suggester, config_of, space_of, trials_of
 from lthfunc.runs.folder import read_run
 from lthfunc.runs.lines import read_lines
@@ -131,7 +130,7 @@ def test_spaces_are_read_by_the_settings_own_types() -> None:
     ]  # fmt: skip
     assert space_of("--search", ["lr=0.1..0.5"], ranges=True) == {"lr": Range(0.1, 0.5, whole=False)}
     assert not Range(0.1, 0.5, whole=False).log
-    config = resolved(Config(steps=9))
+    config = Config(steps=9)
     assert config_of(config, {"epochs": 2}).steps is None
     with pytest.raises(UserError, match=r"--rate: 2\.0 is not accepted"):
         config_of(config, {"rate": 2.0})

@@ -61,13 +61,11 @@ def trials_of(grid: Mapping[str, Sequence[Any]]) -> list[Values]:
 
 
 def config_of(config: Config, values: Values) -> Config:
-    """A trial's settings, checked. Raises UserError."""
+    """A trial's settings, checked and with their defaults. config: what all share, without. Raises UserError."""
     plain = to_mapping(config)
     for name, other in (("steps", "epochs"), ("epochs", "steps")):
         if name in values:
             plain.pop(other, None)
-    if "optimizer" in values and values["optimizer"] != config.optimizer:  # a rate belongs to its optimiser
-        plain = {name: value for name, value in plain.items() if name not in ("lr", "momentum", "weight_decay")}
     return resolved(from_mapping({**plain, **values}))
 
 

@@ -38,14 +38,15 @@ class Answer(NamedTuple):
 
 
 class Side(NamedTuple):
-    """A ticket or a dense network, from a run. rounds: of the last training that it needs, by seed its records.
+    """A ticket or a dense network, from a run.
 
-    each: of one inference, by quantity ("emissions", "energy", "time"), a number per repeat.
+    searches: by seed, the records of the trainings that it needs. each: of one inference, by quantity ("emissions",
+    "energy", "time"), a number per repeat. how: that was measured, in words.
     """
 
-    name: str
     searches: dict[int, list[Record]]
     each: dict[str, list[float]]
+    how: str
 
 
 def side_of(
@@ -69,11 +70,11 @@ def side_of(
     whole = {seed: each for seed, each in searches.items() if len(each) == last + 1}
     if not whole:
         raise UserError(f"{name}: no seed has finished its trainings up to round {last}")
-    cost = item["formats"][format]
+    cost, where = item["formats"][format], item["machine"]["gpu"] or item["machine"]["processor"]
     return Side(
-        f"{name}, round {last}, {format}",
         whole,
         {"emissions": cost["kg"]["values"], "energy": cost["kwh"]["values"], "time": cost["seconds"]["values"]},
+        f"batches of {item['batch_size']} on {where}, {item['source']}, electricity of {item['country']}",
     )
 
 

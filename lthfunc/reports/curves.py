@@ -89,10 +89,14 @@ def energy_chart(runs: Runs) -> Chart:
     )._replace(zero=True)  # fmt: skip
 
 
-def curve_charts(records: Sequence[Record]) -> list[Chart]:
-    """Validation loss and accuracy over the trainings of one seed's tickets; the early-stopping step is marked."""
+def curve_charts(records: Sequence[Record], most: int = 8) -> list[Chart]:
+    """Validation loss and accuracy over the trainings of one seed's tickets; the early-stopping step is marked.
+
+    most: rounds that are drawn; legends list at most eight of them.
+    """
     mine = [item for item in records if item["variant"] == TICKET and item["seed"] == records[0]["seed"]]
-    shown = spread_out(mine)
+    shown = spread_out(mine, most)
+    listed = [item["round"] for item in spread_out(shown)]
     word = word_of(records[0].get("metric", "accuracy"))
 
     def lines(column: int, scale: float) -> list[Series]:
@@ -104,6 +108,7 @@ def curve_charts(records: Sequence[Record]) -> list[Chart]:
                 colour=ramp(position / max(1, len(shown) - 1)),
                 marker=None,
                 marked=[point[0] for point in item["curve"]].index(item["early_stop_step"]),
+                listed=item["round"] in listed,
             )
             for position, item in enumerate(shown)
         ]

@@ -68,7 +68,7 @@ def at_work(folder: Path) -> bool:
     about = holder(folder)
     if about is None:
         return False
-    if about.get("host") != socket.gethostname():
+    if about.get("host") != socket.gethostname() or os.name == "nt":  # where a signal of 0 would end it
         return True
     try:
         os.kill(int(about["pid"]), 0)  # which asks, and does nothing

@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lthfunc.reports.page.patterns import Patterns, pixel_shares
-from lthfunc.reports.page.web import text
 
 #: Weights that are shown one by one: of a layer, and of a network; what is larger is shown in blocks.
 _MOST_OF_LAYER, _MOST = 300_000, 2_000_000
@@ -38,7 +37,7 @@ def explorer_of(patterns: Patterns, densities: Sequence[float], shape: Sequence[
         "densities": list(densities),
         "layers": layers,
         "pixels": None if pixels is None else {
-            "layer": text(pixels[0]), "height": pixels[1].shape[1], "width": pixels[1].shape[2],
+            "layer": pixels[0], "height": pixels[1].shape[1], "width": pixels[1].shape[2],
             "most": pixels[1].amax(dim=(1, 2)).tolist(),
             "shares": _packed(_bytes_of(pixels[1] / pixels[1].amax(dim=(1, 2), keepdim=True).clamp(min=1e-9))),
         },
@@ -67,7 +66,7 @@ def matrix_of(leaf: Tensor) -> Tensor:
 def _layer(name: str, leaf: Tensor, rounds: int, exact: bool) -> dict[str, Any]:
     matrix = matrix_of(leaf)
     about = {
-        "name": text(name.removesuffix(".weight")),
+        "name": name.removesuffix(".weight"),
         "shape": "×".join(map(str, leaf.shape)),
         "total": leaf.numel(),
         "kept": [int((leaf > place).sum()) for place in range(rounds)],

@@ -8,12 +8,13 @@ from typing import Any
 
 from lthfunc.errors import UserError
 from lthfunc.experiments.iterative import TICKET
-from lthfunc.experiments.records import Record, summarize
+from lthfunc.experiments.records import Record, Spread, spread, summarize
 from lthfunc.reports.breakeven import answers, breakeven_chart, questions, side_of
-from lthfunc.reports.charts import Bars, Picture
+from lthfunc.reports.charts import Bars, Chart, Picture, Series, ramp
 from lthfunc.reports.connectivity import barrier_charts
 from lthfunc.reports.curves import energy_chart
 from lthfunc.reports.execution import size
+from lthfunc.reports.spacing import spread_out
 
 _PARTS = ("cpu", "gpu", "ram")
 
@@ -38,6 +39,19 @@ def energy_pictures(records: Sequence[Record]) -> list[Picture]:
         ]  # fmt: skip
         if any(values):
             groups.append((part.upper(), values, None))
+    epochs = [
+        Series(
+            f"{100 * row.density:.3g} %",
+            list(range(1, 1 + len(found))),
+            [1000 * each.mean for each in found],
+            [1000 * each.std for each in found],
+            ramp(place / max(1, len(rows) - 1)),
+            marker=None,
+            listed=row in spread_out(rows),
+        )
+        for place, row in enumerate(rows)
+        for found in [_by_epoch([item for item in tickets if item["round"] == row.round])]
+    ]
     return [
         energy_chart({"": metered})._replace(caption=f"Without evaluation. {source}."),
         Bars(
@@ -45,7 +59,17 @@ def energy_pictures(records: Sequence[Record]) -> list[Picture]:
             [f"round {row.round}: {100 * row.density:.3g} %" for row in rows], groups, stacked=True,
             caption=f"{source}.",
         ),
+        Chart(
+            "energy_by_epoch", "Energy of each epoch", "epoch", "Wh per epoch", epochs, zero=True,
+            caption=f"A line for each round, by the weights that remain; steps alone. {source}.",
+        ),
     ]  # fmt: skip
+
+
+def _by_epoch(items: Sequence[Record]) -> list[Spread]:
+    """Energy of the steps of each epoch [kWh], over trainings that begin and end alike."""
+    columns = zip(*([epoch[1] for epoch in item["energy"]["epochs"]] for item in items), strict=False)
+    return [spread(column) for column in columns]
 
 
 def measured_pictures(name: str, records: Sequence[Record], measured: Sequence[Mapping[str, Any]]) -> list[Picture]:

@@ -82,7 +82,7 @@ class Explorer {
     this.loaded = new Map();
     this.layer = root.querySelector(".layer");
     this.round = root.querySelector(".round");
-    about.layers.forEach((layer, at) => this.layer.add(new Option(layer.name.replaceAll("&amp;", "&"), at)));
+    about.layers.forEach((layer, at) => this.layer.add(new Option(layer.name, at)));
     this.round.max = about.rounds.length - 1;
     this.round.value = about.rounds.length - 1;
     root.querySelector(".pixels").hidden = about.pixels === null;

@@ -25,6 +25,9 @@ from lthfunc.reports.page.shown import Shown
 from lthfunc.reports.page.stills import mask_figure, pixel_figure, weight_figure
 from lthfunc.reports.spacing import spread_out
 
+#: Rounds whose training curves are drawn.
+_MOST_CURVES = 30
+
 
 class Drawn(NamedTuple):
     """Of one run. pictures: by heading; explorer: what the page's explorer is fed, None without masks.
@@ -70,7 +73,7 @@ def drawn(run: Shown, told: Callable[[], None]) -> Drawn:
     """A run's own pictures. told: called after each round that was read."""
     if not run.records:
         return Drawn({}, None, {}, [])
-    found: dict[str, list[Picture]] = {"Training curves": list(curve_charts(run.records))}
+    found: dict[str, list[Picture]] = {"Training curves": list(curve_charts(run.records, most=_MOST_CURVES))}
     missing: list[str] = []
     seeds = sorted({item["seed"] for item in run.records})
     patterns: list[Patterns] = []
