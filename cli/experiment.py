@@ -69,6 +69,8 @@ def prune(
     precision: o.Precision = None,
     jobs: o.Jobs = None,
     threads: o.Threads = None,
+    on: o.On = None,
+    gpu_share: o.GpuShare = None,
     checkpoint_every: o.CheckpointEvery = None,
     on_nonfinite: o.OnNonfinite = None,
     energy: o.Energy = None,
@@ -123,6 +125,8 @@ def train(
     precision: o.Precision = None,
     jobs: o.Jobs = None,
     threads: o.Threads = None,
+    on: o.On = None,
+    gpu_share: o.GpuShare = None,
     checkpoint_every: o.CheckpointEvery = None,
     on_nonfinite: o.OnNonfinite = None,
     energy: o.Energy = None,
@@ -143,6 +147,8 @@ def resume(
     run: Annotated[str, typer.Argument(help="The run's folder.")],
     data_dir: o.DataDir = None,
     jobs: o.Jobs = None,
+    on: o.On = None,
+    gpu_share: o.GpuShare = None,
     checkpoint_every: o.CheckpointEvery = None,
     on_nonfinite: o.OnNonfinite = None,
     energy: o.Energy = None,
@@ -159,7 +165,8 @@ def resume(
     they change no result.
     """
     changed = {
-        "data_dir": data_dir, "jobs": jobs, "checkpoint_every": checkpoint_every, "on_nonfinite": on_nonfinite,
+        "data_dir": data_dir, "jobs": jobs, "on": on, "gpu_share": gpu_share, "checkpoint_every": checkpoint_every,
+        "on_nonfinite": on_nonfinite,
         "energy": energy, "country": country, "tensorboard": tensorboard, "wandb": wandb, "mlflow": mlflow,
     }  # fmt: skip
     from .running import resume_run

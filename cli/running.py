@@ -25,7 +25,7 @@ from lthfunc.experiments.resolve import resolved
 from lthfunc.experiments.trust import check_trust, code_in
 from lthfunc.runs.branching import branch, check_branch, transfers
 from lthfunc.runs.environment import environment
-from lthfunc.runs.execute import execute, jobs_of
+from lthfunc.runs.execute import check_ray, execute, jobs_of
 from lthfunc.runs.folder import (
     ENVIRONMENT,
     METRICS,
@@ -189,6 +189,7 @@ def _goes_on(earlier: Path, out: str | None) -> bool:
 
 
 def _prepared(config: Config) -> Prepared:
+    check_ray(config)
     check_trackers(config)
     if config.energy:
         check_meter(config.country)
@@ -288,6 +289,8 @@ def _headline(prepared: Prepared, command: str) -> str:
     config, plan, _ = prepared
     data = plan.trainer.data
     side_by_side = f", {jobs} side by side" if (jobs := jobs_of(config, plan)) > 1 else ""
+    if config.on != "local":
+        side_by_side = f", on {config.on}"
     how = f"{'compiled' if config.engine == 'compile' else config.engine}{side_by_side}"
     rounds = f"{config.rounds} rounds {_how_far(config)} ({config.allocate}), " if command != TRAIN else ""
     seeds = f", {config.replicates} seeds" if config.replicates > 1 else ""

@@ -66,7 +66,12 @@ def page_commands(page: str) -> list[str]:
     return [line.partition("   #")[0].strip() for line in lines if line.startswith("lthfunc ") and "timm:" not in line]
 
 
-REPORTS = [part.strip() for command in page_commands("reports.md") for part in command.split("&&")]
+REPORTS = [
+    part.strip()
+    for page in ("reports.md", "cluster.md")
+    for command in page_commands(page)
+    for part in command.split("&&")
+]
 
 
 @pytest.mark.parametrize("command", dict.fromkeys([*COMMANDS, *page_commands("run-format.md"), *REPORTS]))

@@ -13,7 +13,7 @@ from lthfunc.experiments.config import (
     Config,
 )
 
-from .parsing import names, whole
+from .parsing import names, number, whole
 
 _DEFAULT = Config()
 _PANEL = "The run"
@@ -76,6 +76,27 @@ Jobs = Annotated[
         metavar="N",
         help="Seeds and controls to train side by side: in processes on a CPU, as one program on a GPU. "
         "\\[default: what the cores hold; all on a GPU]",
+        rich_help_panel=_PANEL,
+    ),
+]
+On = Annotated[
+    str | None,
+    typer.Option(
+        "--on",
+        metavar="WHERE",
+        help="Where trainings run: local, ray (a cluster of this machine's cores), or ray://HOST:PORT; results don't "
+        "change. \\[default: local]",
+        autocompletion=names("local", "ray"),
+        rich_help_panel=_PANEL,
+    ),
+]
+GpuShare = Annotated[
+    float | None,
+    typer.Option(
+        "--gpu-share",
+        parser=number,
+        metavar="X",
+        help="With --on ray, how much of a GPU a training takes; 0.25 puts four on one. \\[default: 1]",
         rich_help_panel=_PANEL,
     ),
 ]

@@ -90,6 +90,8 @@ class Config:
     precision: str = "fp32"
     jobs: Count | None = None
     threads: Count | None = None
+    on: str = "local"
+    gpu_share: Annotated[float, Gt(0), Le(1)] = 1.0
     checkpoint_every: str = "30s"
     on_nonfinite: str = "stop"
     energy: bool = False

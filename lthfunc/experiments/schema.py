@@ -143,6 +143,8 @@ def _range(kind: type, bounds: tuple[Any, ...]) -> str:
         return f"{what} from {low.ge:,} to {high.le:,}"
     if high is None:
         return f"{what} above {low.gt}" if isinstance(low, Gt) else f"{what} of at least {low.ge}"
-    if isinstance(low, Gt):
+    if isinstance(low, Gt) and isinstance(high, Lt):
         return f"{what} between {low.gt} and {high.lt}, both excluded"
+    if isinstance(low, Gt):
+        return f"{what} in ({low.gt}, {high.le}]"
     return f"{what} in [{low.ge}, {high.lt})"

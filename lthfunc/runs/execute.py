@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
+import socket
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from pathlib import Path
 
 from lthfunc.energy.meter import Meter
+from lthfunc.errors import UserError
 from lthfunc.experiments.config import Config, trainings_at_once
 from lthfunc.experiments.iterative import TICKET, Plan, Round, Task, rounds
 from lthfunc.experiments.records import Record, record
@@ -14,13 +17,16 @@ from lthfunc.runs.checkpoints import drop_checkpoints
 from lthfunc.runs.folder import in_order, name_of_record
 from lthfunc.runs.keeping import Stopping, place_of
 from lthfunc.runs.memory import check_width
-from lthfunc.runs.processes import in_processes, usable_cores
+from lthfunc.runs.pools import by_pool
+from lthfunc.runs.processes import Processes, usable_cores
 from lthfunc.runs.store import done_so_far, save_training
 from lthfunc.runs.together import Way, in_turn, side_by_side
 from lthfunc.runs.trainings import Queue, Result, Watcher, name_of
 
 #: Steps of a whole run from which worker processes, which take some 4 s to start, are worth it.
 _PROCESSES_FROM_STEPS = 10_000
+#: Seconds for a cluster to answer.
+_REACH = 10
 
 
 def execute(
@@ -74,6 +80,18 @@ def _at_once(tasks: list[Task]) -> Generator[list[Task], list[Round], None]:
         yield tasks
 
 
+def check_ray(config: Config) -> None:
+    """Raise UserError where Ray is asked for and missing, or its cluster doesn't answer."""
+    if config.on != "local" and importlib.util.find_spec("ray") is None:
+        raise UserError("--on: ray needs the package ray (pip install 'lthfunc[ray]')")
+    if config.on.startswith("ray://"):
+        host, _, port = config.on.removeprefix("ray://").rpartition(":")
+        try:
+            socket.create_connection((host, int(port)), _REACH).close()
+        except (OSError, OverflowError) as error:
+            raise UserError(f"--on: {config.on!r} cannot be reached ({error})") from error
+
+
 def jobs_of(config: Config, plan: Plan) -> int:
     """Trainings to run side by side: `--jobs`, or as many as there are.
 
@@ -95,13 +113,17 @@ def jobs_of(config: Config, plan: Plan) -> int:
 def _driven(way: Way, queue: Queue) -> Generator[Result]:
     """On a GPU several trainings are one vmapped program; on a CPU, where that gains nothing, processes."""
     config, plan = way.config, way.plan
+    if config.on != "local" and queue.ready:
+        from lthfunc.runs.cluster import RayPool  # which needs an extra
+
+        return by_pool(RayPool(way), way, queue)
     jobs = jobs_of(config, plan)
     if jobs == 1 or not queue.ready:
         return in_turn(way, queue)
     if config.device.startswith("cuda"):
         check_width(plan, jobs, config.device)
         return side_by_side(way, queue, jobs)
-    return in_processes(way, queue, jobs)
+    return by_pool(Processes(way, jobs), way, queue)
 
 
 def _steps_ahead(config: Config, plan: Plan, earlier: list[Record]) -> int:

@@ -49,7 +49,10 @@ PRUNE = "prune"
 TRAIN = "train"
 TRANSFER = "transfer"
 #: Settings that may change within a run: they change no result, or only what would have been none.
-FREE = ("data_dir", "jobs", "checkpoint_every", "on_nonfinite", "energy", "country", "tensorboard", "wandb", "mlflow")
+FREE = (
+    "data_dir", "jobs", "on", "gpu_share", "checkpoint_every", "on_nonfinite", "energy", "country", "tensorboard",
+    "wandb", "mlflow",
+)  # fmt: skip
 
 #: (seed, round, variant): what tells a training from all others of its run.
 Name = tuple[int, int, str]

@@ -1,9 +1,4 @@
-"""Trainings in processes of their own, each with its own threads: how a CPU runs several side by side.
-
-The parent keeps the experiment: it prunes, rewinds, and writes every file but checkpoints, which a worker writes of its
-own training. A worker makes the same plan from the same settings, is sent the state that a training starts from, and
-sends the result back; so it does, bit for bit, what the parent would have done.
-"""
+"""A pool of processes on this machine's CPU, each with its own threads."""
 
 from __future__ import annotations
 
@@ -15,7 +10,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -26,11 +21,12 @@ import torch
 
 from lthfunc.errors import UserError
 from lthfunc.experiments.config import Config
-from lthfunc.experiments.iterative import TICKET, Task
+from lthfunc.experiments.iterative import Task
 from lthfunc.experiments.plan import prepare
 from lthfunc.runs.keeping import train_kept
+from lthfunc.runs.pools import News
 from lthfunc.runs.together import Way
-from lthfunc.runs.trainings import Queue, Result, in_words, named
+from lthfunc.runs.trainings import in_words, named
 from lthfunc.training.fits import Point, Stopped
 from lthfunc.training.memory import hold_memory
 
@@ -40,41 +36,37 @@ _NEWS = 0.1
 _PATIENCE = 0.2
 
 
-def in_processes(way: Way, queue: Queue, jobs: int) -> Generator[Result]:
-    """Run a queue on `jobs` workers; tickets first, since the next round waits for them.
+class Processes:
+    """So many workers, which begin when this is made."""
 
-    However this ends, no worker outlives it. Raises UserError, which names the training, where one fails, and Stopped
-    once all workers have kept what they were at.
-    """
-    workers = [_Worker(way.config, way.folder) for _ in range(jobs)]
-    stopped = False
-    try:
-        while (queue.ready and not stopped) or any(worker.task for worker in workers):
-            if way.stopping() and not stopped:
-                stopped = True
-                for worker in workers:
-                    worker.process.terminate()  # which it takes as a request
-            for worker in workers:
-                if worker.task is None and queue.ready and not stopped:
-                    task = queue.pop(lambda task: (task.variant != TICKET, task.number, task.seed))
-                    worker.train(task)
-                    way.watcher.begin(task, way.plan.end_of(task.start))
-            for worker in _with_news(workers):
-                task, kind, content = worker.news()
-                if kind == "step":
-                    way.watcher.step(task, *content)
-                elif kind == "failed" or (
-                    kind == "ended" and not stopped
-                ):  # one still starting ends when asked to stop
-                    raise content
-                elif kind == "done":
-                    round_, spent = content
-                    queue.finished(task, round_)
-                    yield Result(task, round_, spent)
-        if stopped:
-            raise Stopped
-    finally:
-        for worker in workers:
+    def __init__(self, way: Way, jobs: int) -> None:
+        self._workers = [_Worker(way.config, way.folder) for _ in range(jobs)]
+
+    def room(self) -> bool:
+        """Whether a worker is idle."""
+        return any(worker.task is None for worker in self._workers)
+
+    def busy(self) -> bool:
+        """Whether one is not."""
+        return any(worker.task is not None for worker in self._workers)
+
+    def train(self, task: Task) -> None:
+        """Give it to an idle one."""
+        next(worker for worker in self._workers if worker.task is None).train(task)
+
+    def news(self) -> list[News]:
+        """Of all workers that have something to say."""
+        ready = wait([worker.pipe for worker in self._workers if worker.task is not None], _PATIENCE)
+        return [worker.news() for worker in self._workers if worker.pipe in ready]
+
+    def ask_to_stop(self) -> None:
+        """By a signal that they take as a request."""
+        for worker in self._workers:
+            worker.process.terminate()
+
+    def close(self) -> None:
+        """End them: all their files are whole at any moment."""
+        for worker in self._workers:
             worker.stop()
 
 
@@ -102,8 +94,7 @@ class _Worker:
         with contextlib.suppress(BrokenPipeError):  # a process that ended is found out by `news`
             self.pipe.send_bytes(pickle.dumps(task))
 
-    def news(self) -> tuple[Task, str, Any]:
-        """(the training it has, what kind of news, the news)."""
+    def news(self) -> News:
         task = self.task
         assert task is not None
         try:
@@ -112,14 +103,14 @@ class _Worker:
             self.process.join()
             self.task = None
             reason = _how_it_ended(self.process.exitcode)
-            return task, "ended", UserError(f"{in_words(task)}: its process {reason}; lthfunc resume goes on")
+            return News(task, "ended", UserError(f"{in_words(task)}: its process {reason}; lthfunc resume goes on"))
         if kind != "step":
             self.task = None
-        return task, kind, content
+        return News(task, kind, content)
 
     def stop(self) -> None:
         self.pipe.close()
-        self.process.kill()  # all its files are whole at any moment
+        self.process.kill()
         self.process.join()
 
 
@@ -133,11 +124,6 @@ def _ignoring_interrupts() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def _with_news(workers: list[_Worker]) -> list[_Worker]:
-    ready = wait([worker.pipe for worker in workers if worker.task is not None], _PATIENCE)
-    return [worker for worker in workers if worker.pipe in ready]
 
 
 def _how_it_ended(code: int | None) -> str:

@@ -1,0 +1,216 @@
+"""A pool of Ray's workers: trainings wherever Ray finds cores or GPUs for them, and again where it loses one.
+
+Needs the extra `ray`; nothing here is imported without ``--on ray``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import pickle
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lthfunc.errors import UserError, invalid
+from lthfunc.experiments.config import Config, trainings_at_once
+from lthfunc.experiments.iterative import Task
+from lthfunc.experiments.plan import prepare
+from lthfunc.frames import first_line
+from lthfunc.runs.environment import machine
+from lthfunc.runs.keeping import train_kept
+from lthfunc.runs.pools import News
+from lthfunc.runs.together import Way
+from lthfunc.runs.trainings import in_words, named
+from lthfunc.training.fits import Point, Stopped
+from lthfunc.training.memory import hold_memory
+
+#: Seconds between two questions about progress, and of a look for results.
+_ASK, _PATIENCE = 0.5, 0.2
+#: How often a training is begun again that lost its worker.
+_TRIES = 3
+#: What must be the same everywhere for the same bits.
+_SAME = ("lthfunc", "torch", "python")
+
+
+class RayPool:
+    """Workers on Ray; a local cluster where no address is given, which ends with this."""
+
+    def __init__(self, way: Way) -> None:
+        import ray
+
+        self._ray, self._way = ray, way
+        self._free: list[Any] = []
+        self._under: dict[Any, tuple[Task, Any]] = {}
+        self._tries: dict[int, int] = {}
+        self._asked = 0.0
+        self._started = not ray.is_initialized()
+        if self._started:
+            _connect(ray, way.config.on)
+        try:
+            self._slots = _slots(ray, way.config)
+        except BaseException:
+            self.close()
+            raise
+
+    def room(self) -> bool:
+        """Whether fewer trainings are under way than the cluster holds."""
+        return len(self._under) < self._slots
+
+    def busy(self) -> bool:
+        """Whether any is."""
+        return bool(self._under)
+
+    def train(self, task: Task) -> None:
+        """On an idle worker, or a new one."""
+        worker = self._free.pop() if self._free else self._worker()
+        self._under[worker.train.remote(pickle.dumps(task))] = (task, worker)
+
+    def news(self) -> list[News]:
+        """Results, workers that are gone, and from time to time how far the others are."""
+        ray = self._ray
+        done, _ = ray.wait(list(self._under), num_returns=len(self._under), timeout=_PATIENCE)
+        found = [each for ref in done if (each := self._ended(ref)) is not None]
+        if time.monotonic() - self._asked > _ASK:
+            self._asked = time.monotonic()
+            found += self._progress()
+        return found
+
+    def ask_to_stop(self) -> None:
+        """Tell every worker."""
+        for _, worker in self._under.values():
+            worker.stop.remote()
+
+    def close(self) -> None:
+        """End all workers, and the cluster if it is ours."""
+        with contextlib.suppress(Exception):
+            for worker in (*(worker for _, worker in self._under.values()), *self._free):
+                self._ray.kill(worker)
+        if self._started:
+            self._ray.shutdown()
+
+    def _worker(self) -> Any:
+        config = self._way.config
+        resources: dict[str, Any] = {"num_cpus": config.threads or 1}
+        if config.device.startswith("cuda"):
+            resources["num_gpus"] = config.gpu_share
+        # Three calls at once: a training, a question about it, and a request to stop.
+        remote = self._ray.remote(_RayWorker).options(max_concurrency=3, **resources)
+        expected = {name: value for name, value in machine("cpu", config.threads).items() if name in _SAME}
+        return remote.remote(config, str(self._way.folder.resolve()), str(Path.cwd()), expected)
+
+    def _ended(self, ref: Any) -> News | None:
+        task, worker = self._under.pop(ref)
+        try:
+            kind, content = pickle.loads(self._ray.get(ref))
+        except self._ray.exceptions.RayActorError as error:  # killed, or its node is gone
+            tries = self._tries[id(task)] = self._tries.get(id(task), 0) + 1
+            if tries > _TRIES:
+                text = f"{in_words(task)}: lost its worker {tries} times ({first_line(error)}); lthfunc resume goes on"
+                return News(task, "ended", UserError(text))
+            self.train(task)  # which goes on from its last checkpoint
+            return None
+        self._free.append(worker)
+        return News(task, kind, content)
+
+    def _progress(self) -> list[News]:
+        asked = {worker.progress.remote(): task for task, worker in self._under.values()}
+        if not asked:
+            return []
+        known, _ = self._ray.wait(list(asked), num_returns=len(asked), timeout=_PATIENCE)
+        found = []
+        for ref in known:
+            with contextlib.suppress(self._ray.exceptions.RayActorError):  # found out by its result
+                found += [News(asked[ref], "step", said) for said in self._ray.get(ref)]
+        return found
+
+
+class _RayWorker:
+    """A worker's life: make the plan, then train whatever comes. Its calls run in threads of their own."""
+
+    def __init__(self, config: Config, folder: str, here: str, expected: dict[str, Any]) -> None:
+        if Path(here).is_dir():
+            os.chdir(here)
+        self._config, self._folder = config, Path(folder)
+        self._expected = expected
+        self._asked = threading.Event()
+        self._plan: Any = None
+        self._lock = threading.Lock()
+        self._at, self._points = 0, list[tuple[int, Point]]()
+
+    def train(self, payload: bytes) -> bytes:
+        task: Task = pickle.loads(payload)
+        with self._lock:
+            self._at, self._points = int(task.start.step), []
+        try:
+            _check_same(self._expected, machine("cpu", self._config.threads))
+            if not self._folder.is_dir():
+                raise UserError(f"--on: a node cannot see {self._folder}; put --out on a disk that all nodes share")
+            if self._plan is None:
+                hold_memory()
+                torch.set_num_threads(self._config.threads or 1)
+                self._plan = prepare(replace(self._config, jobs=1)).plan
+            (result,), spent = train_kept(
+                self._plan, [task], self._folder, self._config, self._asked.is_set, self._observe
+            )
+            return pickle.dumps(("done", (result, spent)))
+        except Stopped:
+            return pickle.dumps(("stopped", None))
+        except UserError as error:
+            return pickle.dumps(("failed", named(task, error)))
+        except OSError as error:
+            return pickle.dumps(("failed", error))
+        except Exception as error:
+            return pickle.dumps(("failed", RuntimeError(f"{in_words(task)}: {type(error).__name__}: {error}")))
+
+    def progress(self) -> list[tuple[int, Point | None]]:
+        with self._lock:
+            said: list[tuple[int, Point | None]] = [*self._points, (self._at, None)]
+            self._points = []
+            return said
+
+    def stop(self) -> None:
+        self._asked.set()
+
+    def _observe(self, number: int, points: Sequence[Point] | None) -> None:
+        self._at = number
+        if points is not None:
+            with self._lock:
+                self._points.append((number, points[0]))
+
+
+def _connect(ray: Any, on: str) -> None:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    address = on
+    if on == "ray":
+        address = "auto" if os.environ.get("RAY_ADDRESS") else "local"
+    mine = {"include_dashboard": False} if address == "local" else {}
+    try:
+        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **mine)
+    except Exception as error:  # of its many kinds
+        raise invalid("--on", on, f"the address of a cluster that answers ({first_line(error)})") from error
+
+
+def _slots(ray: Any, config: Config) -> int:
+    """Trainings at once: `--jobs`, or what the cluster holds."""
+    held = ray.cluster_resources()
+    fit = int(held.get("CPU", 1) // (config.threads or 1))
+    if config.device.startswith("cuda"):
+        fit = min(fit, int(held.get("GPU", 0) / config.gpu_share))
+        if fit == 0:
+            raise UserError("--on: no node of the cluster has a GPU; --device cpu does without")
+    if fit == 0:
+        raise invalid("--threads", config.threads, f"at most {int(held.get('CPU', 1))}, the cores of the cluster")
+    return max(1, min(config.jobs or trainings_at_once(config), fit))
+
+
+def _check_same(expected: dict[str, Any], mine: dict[str, Any]) -> None:
+    for name, value in expected.items():
+        if mine.get(name) != value:
+            raise UserError(f"--on: a node has {name} {mine.get(name)}, and this run was begun with {value}")

@@ -1,0 +1,135 @@
+"""Trainings on Ray: the same bits as here, whatever happens to workers on the way."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lthfunc_cli.main import main
+from test_runs import metrics, same_files
+
+from lthfunc.runs.progress import progress
+
+ray = pytest.importorskip("ray")
+psutil = pytest.importorskip("psutil")
+
+SMALL = ["--rounds", "1", "--steps", "60", "--eval-every", "20", "--replicates", "2", "--control", "reinit"]
+LONG = ["--rounds", "1", "--steps", "2500", "--replicates", "2", "--engine", "eager", "--checkpoint-every", "200"]
+
+
+def run(*arguments: object) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+def started(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "lthfunc_cli", "prune", *arguments, "--out", str(folder)]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+
+
+def workers(process: subprocess.Popen[str]) -> list[int]:
+    """Processes of Ray's that train, among those that this one started."""
+    found = []
+    for each in psutil.Process(process.pid).children(recursive=True):
+        try:
+            if "_RayWorker" in " ".join(each.cmdline()):
+                found.append(each.pid)
+        except psutil.Error:
+            continue
+    return found
+
+
+def until(condition: Any, seconds: float = 90) -> Any:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        found = condition()
+        if found:
+            return found
+        time.sleep(0.1)
+    raise AssertionError("it never came")
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("local")
+    assert run("prune", *SMALL, "--out", folder / "small") == 0
+    assert run("prune", *LONG, "--jobs", 1, "--out", folder / "long") == 0
+    return folder
+
+
+def same_run(left: Path, right: Path) -> None:
+    same_files(left, right, but="config")
+    trainings = [[line for line in metrics(folder) if line["kind"] == "training"] for folder in (left, right)]
+    key = lambda line: (line["seed"], line["round"], line["variant"])  # noqa: E731
+    assert sorted(trainings[0], key=key) == sorted(trainings[1], key=key)
+
+
+def test_a_run_on_ray_has_the_bits_of_a_run_here(local: Path, tmp_path: Path, capsys: Any) -> None:
+    folder = tmp_path / "ray"
+    assert run("prune", *SMALL, "--on", "ray", "--out", folder) == 0
+    assert "on ray" in capsys.readouterr().err
+    same_run(local / "small", folder)
+    assert not ray.is_initialized()
+    assert run("verify", folder) == 0
+
+
+def test_a_worker_that_is_killed_is_replaced(local: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "killed"
+    process = started(folder, *LONG, "--on", "ray")
+    try:
+        until(lambda: list(folder.glob("seed*/round*/checkpoint-*")))
+        victim = until(lambda: workers(process))[0]
+        os.kill(victim, signal.SIGKILL)
+        _, err = process.communicate(timeout=240)
+    finally:
+        process.kill()
+    assert process.returncode == 0, err
+    same_run(local / "long", folder)
+
+
+def test_an_interrupted_run_on_ray_goes_on_here(local: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "stopped"
+    process = started(folder, *LONG, "--on", "ray", "--checkpoint-every", "never")
+    try:
+        until(lambda: any(each["at"] for each in (progress(folder) or {}).get("trainings", ())))
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 130, err
+    assert "Go on with: lthfunc resume" in err
+    assert "Traceback" not in err
+    assert list(folder.glob("seed*/round00/checkpoint-*"))
+    assert run("resume", folder, "--on", "local", "--jobs", 1) == 0
+    same_run(local / "long", folder)
+
+
+def test_mistakes_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    for arguments, told in (
+        (["--on", "mars"], "--on: 'mars' is not accepted; it takes local, ray, or the address of a cluster"),
+        (["--on", "ray", "--gpu-share", "0"], "--gpu-share: 0.0 is not accepted; it takes a number in (0, 1]"),
+        (["--on", "ray://127.0.0.1:9"], "--on: 'ray://127.0.0.1:9' cannot be reached ("),
+        (["--on", "ray://127.0.0.1:99999"], "--on: 'ray://127.0.0.1:99999' cannot be reached ("),
+        (["--on", "ray", "--energy"], "--on: 'ray' is not accepted; it takes local with --energy"),
+    ):
+        assert run("prune", *arguments) == 2
+        assert told in capsys.readouterr().err
+    import importlib.util
+
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "ray" else real(name, *rest))
+    assert run("prune", "--on", "ray") == 2
+    assert "--on: ray needs the package ray (pip install 'lthfunc[ray]')" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_nothing_here_imports_ray() -> None:
+    code = "import sys, lthfunc_cli.main, lthfunc.runs.execute, lthfunc as lf; lf.prune; print('ray' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
