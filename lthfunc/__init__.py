@@ -114,6 +114,11 @@ if TYPE_CHECKING:
         Select as Select,
         unstructured as unstructured,
     )
+    from lthfunc.sparsify.sharded import (
+        globally_on as globally_on,
+        layerwise_on as layerwise_on,
+        prune_sharded as prune_sharded,
+    )
     from lthfunc.sparsify.structures import (
         blocks as blocks,
         has_blocks as has_blocks,
@@ -197,6 +202,7 @@ if TYPE_CHECKING:
         same_bits as same_bits,
         tree_map as tree_map,
     )
+    from lthfunc.trees.shards import Exchange as Exchange, over as over
     from lthfunc.trees.types import (
         Dataset as Dataset,
         Scale as Scale,
@@ -251,7 +257,9 @@ __getattr__, __all__ = table_of_contents(
         "lthfunc.sparsify.densities": ("at_densities", "by_rate", "cubic", "geometric", "one_shot", "periodic"),
         "lthfunc.sparsify.regrowth": ("cosine_share", "dropped", "exchanged", "regrown"),
         "lthfunc.sparsify.distances": ("collapsed", "mask_distance", "mask_overlap"),
+        "lthfunc.sparsify.sharded": ("globally_on", "layerwise_on", "prune_sharded"),
         "lthfunc.sparsify.transforms": ("prune", "rewind", "ticket"),
+        "lthfunc.trees.shards": ("Exchange", "over"),
         "lthfunc.training.schedules": (
             "constant",
             "cosine",

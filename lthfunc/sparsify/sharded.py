@@ -1,0 +1,175 @@
+"""Pruning where no rank holds the network: exact thresholds without gathering a score.
+
+Every rank holds a part of each leaf, the leaves cut along their first dimension in the order of ranks. The threshold
+is found by bisection on the bits of the scores: 32 sums (of float64 scores 64) of one count per group of layers. Ties
+at it are told apart by position, over all ranks, after one more sum of a count per layer and rank. The masks have the
+bits of the same pruning in one place (`globally` or `layerwise`, then `unstructured`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from lthfunc.errors import UserError, invalid
+from lthfunc.sparsify.allocation import check_fraction, layerwise, pruned
+from lthfunc.sparsify.scores import Score, Scores, checked, magnitude
+from lthfunc.trees.fold import Transformation
+from lthfunc.trees.ops import apply_masks
+from lthfunc.trees.shards import Exchange, like, local, sizes
+from lthfunc.trees.types import Masks, TrainState
+
+#: (parts of scores, parts of masks, fraction to prune) -> parts of the new masks.
+Choose = Callable[[Scores, Masks, float], Masks]
+
+
+def globally_on(exchange: Exchange) -> Choose:
+    """`globally`, then `unstructured`: one threshold for all layers, wherever their parts lie."""
+
+    def choose(scores: Scores, masks: Masks, fraction: float) -> Masks:
+        check_fraction(fraction)
+        if not masks:
+            return {}
+        living = _living(masks, exchange).sum()
+        budget = living - pruned(living, fraction)
+        return best(scores, masks, budget[None], dict.fromkeys(masks, 0), exchange)
+
+    return choose
+
+
+def layerwise_on(exchange: Exchange, rates: Mapping[str, float] | None = None, output_rate: float = 0.5) -> Choose:
+    """`layerwise`, then `unstructured`: the same fraction in every layer, half of it in the last."""
+    allocate = layerwise(rates, output_rate)
+
+    def choose(scores: Scores, masks: Masks, fraction: float) -> Masks:
+        living = _living(masks, exchange)
+        # What a layer keeps depends on how many weights live in it, and on nothing else.
+        keep = allocate({}, {name: count.reshape(1) for name, count in zip(masks, living, strict=True)}, fraction)
+        budgets = torch.stack(list(keep.values()))
+        return best(scores, masks, budgets, {name: at for at, name in enumerate(masks)}, exchange)
+
+    return choose
+
+
+def best(scores: Scores, masks: Masks, budgets: Tensor, group_of: Mapping[str, int], exchange: Exchange) -> Masks:
+    """In each group of leaves the best of the remaining weights, as many as its budget, over all ranks.
+
+    budgets: int64 (groups,); group_of: a leaf's group. Higher scores first; among equals the earlier leaf, then the
+    lower flat index of the whole leaf.
+    """
+    device = next(iter(masks.values())).device
+    keys, bits = _keys(scores, masks)
+    groups = len(budgets)
+    ordered = [
+        torch.cat([keys[name][masks[name]] for name in masks if group_of[name] == group]).sort().values
+        for group in range(groups)
+    ]
+
+    def at_least(thresholds: Tensor) -> Tensor:
+        """How many of each group's keys reach a threshold, over all ranks."""
+        counts = [
+            len(mine) - int(torch.searchsorted(mine, threshold))
+            for mine, threshold in zip(ordered, thresholds, strict=True)
+        ]
+        return exchange.total(sizes(counts, device))
+
+    # The largest threshold that as many keys reach as may stay; found from its highest bit on, sign first.
+    thresholds = torch.full((groups,), -(2 ** (bits - 1)), dtype=torch.int64, device=device)
+    for bit in reversed(range(bits)):
+        higher = thresholds + (1 << bit) if bit < 63 else torch.zeros_like(thresholds)
+        thresholds = torch.where(at_least(higher) >= budgets, higher, thresholds)
+    return _with_ties(keys, masks, thresholds, budgets, group_of, exchange)
+
+
+def prune_sharded(
+    exchange: Exchange,
+    *,
+    fraction: float | None = None,
+    density: float | None = None,
+    score: Score = magnitude,
+    choose: Choose | None = None,
+) -> Transformation:
+    """`prune` on a state of which every rank holds a part; leaves may be DTensors cut along their first dimension.
+
+    score: of each weight by itself, since it sees parts (`magnitude`, `movement`, …). choose: `globally_on(exchange)`
+    unless another is given. Every rank calls this with the same settings.
+
+        prune = lf.prune_sharded(lf.over(), fraction=0.2)  # after torch.distributed.init_process_group
+        state = prune(state)
+    """
+    if (fraction is None) == (density is None):
+        raise UserError("prune: give either fraction or density")
+    chosen = choose or globally_on(exchange)
+
+    def transformation(state: TrainState) -> TrainState:
+        params, masks = local(state.params), local(state.masks)
+        share = _fraction_to(density, masks, exchange) if density is not None else fraction
+        assert share is not None
+        found = chosen(checked(score)(params, masks), masks, share)
+        kept = apply_masks(params, found)
+        return state._replace(params=like(kept, state.params), masks=like(found, state.masks), opt=())
+
+    return transformation
+
+
+def _living(masks: Masks, exchange: Exchange) -> Tensor:
+    """How many weights of each leaf remain, over all ranks: int64 (leaves,)."""
+    return exchange.total(torch.stack([mask.sum() for mask in masks.values()]))
+
+
+def _fraction_to(density: float, masks: Masks, exchange: Exchange) -> float:
+    """As `allocation.fraction_to`, of all ranks together."""
+    kept = _living(masks, exchange).sum()
+    device = kept.device
+    total = exchange.total(sizes([sum(mask.numel() for mask in masks.values())], device))
+    now = int(kept) / int(total)
+    if not 0 < density <= now:
+        raise invalid("density", density, f"a number in (0, {now:.6g}], the density now")
+    return 1 - density * int(total) / int(kept)
+
+
+def _keys(scores: Scores, masks: Masks) -> tuple[dict[str, Tensor], int]:
+    """(whole numbers in the order of the scores, int64, of each leaf's shape; bits that they need)."""
+    wide = any(leaf.dtype == torch.float64 for leaf in scores.values())
+    number, whole, bits = (torch.float64, torch.int64, 64) if wide else (torch.float32, torch.int32, 32)
+    found = {}
+    for name in masks:
+        raw = (scores[name].detach().to(number) + 0.0).contiguous().view(whole)  # + 0.0: -0 equals 0, and gets its bits
+        # A negative number's bits grow with its size: all but the sign are turned round.
+        found[name] = torch.where(raw < 0, raw ^ torch.iinfo(whole).max, raw).to(torch.int64)
+    return found, bits
+
+
+def _with_ties(
+    keys: Mapping[str, Tensor],
+    masks: Masks,
+    thresholds: Tensor,
+    budgets: Tensor,
+    group_of: Mapping[str, int],
+    exchange: Exchange,
+) -> Masks:
+    """All above the thresholds, and of those at them the first ones by position."""
+    names, device = list(masks), budgets.device
+    above = {name: masks[name] & (keys[name] > thresholds[group_of[name]]) for name in names}
+    level = {name: masks[name] & (keys[name] == thresholds[group_of[name]]) for name in names}
+    # A row of counts per leaf: how many lie above, then how many lie at the threshold, by rank.
+    table = torch.zeros(len(names), 1 + exchange.ranks, dtype=torch.int64, device=device)
+    for row, name in enumerate(names):
+        table[row, 0] = above[name].sum()
+        table[row, 1 + exchange.rank] = level[name].sum()
+    table = exchange.total(table.flatten()).view(table.shape)
+    left = budgets.clone()
+    for row, name in enumerate(names):
+        left[group_of[name]] -= table[row, 0]
+    found = {}
+    for row, name in enumerate(names):
+        group = group_of[name]
+        for rank in range(exchange.ranks):
+            mine = torch.minimum(left[group].clamp(min=0), table[row, 1 + rank])
+            if rank == exchange.rank:
+                first = level[name].flatten().cumsum(0).view(level[name].shape) <= mine
+                found[name] = above[name] | (level[name] & first)
+            left[group] -= mine
+    return found

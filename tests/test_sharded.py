@@ -1,0 +1,184 @@
+"""Pruning on parts: the same bits as in one place, whatever the ranks, ties and cuts; DTensors and gloo among them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.multiprocessing
+from hypothesis import given, settings, strategies as st
+from torch import Tensor
+
+import lthfunc as lf
+from lthfunc.errors import UserError
+from lthfunc.sparsify.sharded import best
+from lthfunc.trees.shards import Exchange, alone
+from lthfunc.trees.types import TrainState
+
+Tree = dict[str, Tensor]
+
+
+class Ranks:
+    """Ranks as threads: `total` waits for all, as a collective does, and counts what is exchanged."""
+
+    def __init__(self, count: int) -> None:
+        self.count, self.numbers, self.calls = count, 0, 0
+        self._barrier = threading.Barrier(count)
+        self._given: list[Tensor] = [torch.empty(0)] * count
+
+    def exchange(self, rank: int) -> Exchange:
+        def total(numbers: Tensor) -> Tensor:
+            self._given[rank] = numbers
+            self._barrier.wait()
+            found = torch.stack(self._given).sum(0)
+            self._barrier.wait()
+            if rank == 0:
+                self.numbers, self.calls = self.numbers + numbers.numel(), self.calls + 1
+            return found
+
+        return Exchange(rank, self.count, total)
+
+    def run(self, work: Callable[[int, Exchange], Any]) -> list[Any]:
+        found: list[Any] = [None] * self.count
+
+        def one(rank: int) -> None:
+            try:
+                found[rank] = work(rank, self.exchange(rank))
+            except BaseException as error:
+                self._barrier.abort()
+                found[rank] = error
+
+        threads = [threading.Thread(target=one, args=(rank,)) for rank in range(self.count)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for each in found:
+            if isinstance(each, BaseException) and not isinstance(each, threading.BrokenBarrierError):
+                raise each
+        return found
+
+
+def part(tree: Tree, rank: int, ranks: int) -> Tree:
+    """A rank's shards, cut as DTensor cuts them: the last ranks may hold less, or nothing."""
+    found = {}
+    for name, leaf in tree.items():
+        pieces = leaf.chunk(ranks)
+        found[name] = pieces[rank] if rank < len(pieces) else leaf[:0]
+    return found
+
+
+def whole(parts: list[Tree]) -> Tree:
+    return {name: torch.cat([each[name] for each in parts]) for name in parts[0]}
+
+
+@st.composite
+def trees(draw: st.DrawFn) -> tuple[Tree, Tree]:
+    """Scores with many ties, both zeros and infinities, and masks that have gone through rounds before."""
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    kind = draw(st.sampled_from([torch.float32, torch.float64, torch.bfloat16]))
+    distinct = draw(st.sampled_from([1, 3, 50, 10**6]))
+    scores, masks = {}, {}
+    for number in range(draw(st.integers(1, 4))):
+        shape = (draw(st.integers(1, 9)), draw(st.integers(1, 6)))
+        leaf = (torch.randint(-distinct, distinct, shape, generator=generator) / distinct).to(kind)
+        leaf = torch.where(torch.rand(shape, generator=generator) < 0.1, leaf * -0.0, leaf)
+        if draw(st.booleans()):
+            leaf[0, 0] = draw(st.sampled_from([float("inf"), -float("inf"), 1e-40, -1e-40]))
+        scores[f"l{number}.weight"] = leaf
+        masks[f"l{number}.weight"] = torch.rand(shape, generator=generator) < draw(st.sampled_from([0.4, 1.0]))
+    return scores, masks
+
+
+@settings(max_examples=150, deadline=None)
+@given(trees(), st.floats(0, 0.999), st.integers(1, 5), st.booleans())
+def test_masks_of_parts_are_the_parts_of_the_masks(
+    tree: tuple[Tree, Tree], fraction: float, ranks: int, everywhere: bool
+) -> None:
+    scores, masks = tree
+    allocate = lf.globally if everywhere else lf.layerwise()
+    expected = lf.unstructured(scores, masks, allocate(scores, masks, fraction))
+
+    def work(rank: int, exchange: Exchange) -> Tree:
+        choose = lf.globally_on(exchange) if everywhere else lf.layerwise_on(exchange)
+        return choose(part(scores, rank, ranks), part(masks, rank, ranks), fraction)
+
+    found = whole(Ranks(ranks).run(work))
+    assert lf.same_bits(found, expected)
+
+
+def test_little_is_exchanged() -> None:
+    """A number a bit for one threshold, and one a layer and rank for ties: not a score."""
+    state = lf.init(lf.models.lenet300(), 0)
+    ranks = Ranks(4)
+
+    def work(rank: int, exchange: Exchange) -> Any:
+        mine = state._replace(
+            params={name: part({name: leaf}, rank, 4)[name] for name, leaf in state.params.items()},
+            masks=part(state.masks, rank, 4),
+        )
+        return lf.prune_sharded(exchange, fraction=0.2)(mine)
+
+    found = ranks.run(work)
+    expected = lf.prune(fraction=0.2)(state)
+    assert lf.same_bits(whole([each.masks for each in found]), expected.masks)
+    assert lf.same_bits(whole([each.params for each in found]), expected.params)
+    assert ranks.numbers == 3 + 32 + 3 * (1 + 4)
+    assert ranks.calls == 1 + 32 + 1
+
+
+def test_densities_rounds_and_mistakes() -> None:
+    state = lf.init(lf.models.lenet300((1, 8, 8)), 0)
+    once = lf.prune_sharded(alone(), density=0.5)(state)
+    assert lf.same_bits(once, lf.prune(density=0.5)(state))
+    again = lf.prune_sharded(alone(), fraction=0.3, choose=lf.layerwise_on(alone()))(once)
+    assert lf.same_bits(again, lf.prune(fraction=0.3, allocate=lf.layerwise())(once))
+    with pytest.raises(UserError, match=r"density: 0\.9 is not accepted"):
+        lf.prune_sharded(alone(), density=0.9)(once)
+    with pytest.raises(UserError, match="give either fraction or density"):
+        lf.prune_sharded(alone())
+    with pytest.raises(UserError, match="no process group"):
+        lf.over()
+    assert lf.globally_on(alone())({}, {}, 0.5) == {}
+    masks = {"a": torch.ones(3, 2, dtype=torch.bool)}
+    nothing = best({"a": torch.ones(3, 2)}, masks, torch.tensor([0]), {"a": 0}, alone())
+    assert not nothing["a"].any()
+
+
+def _on_gloo(rank: int, ranks: int, folder: str) -> None:
+    from torch import distributed
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=ranks)
+    mesh = init_device_mesh("cpu", (ranks,))
+    state = lf.init(lf.models.lenet5(), 0)
+    state = state._replace(params={name: (leaf * 16).round() / 16 for name, leaf in state.params.items()})  # ties
+
+    def cut(tree: Tree) -> dict[str, Any]:
+        return {name: distribute_tensor(leaf, mesh, [Shard(0)]) for name, leaf in tree.items()}
+
+    mine: Any = TrainState(cut(state.params), {}, cut(state.masks), (), state.step)
+    for _ in range(2):
+        mine = lf.prune_sharded(lf.over(), fraction=0.4)(mine)
+        state = lf.prune(fraction=0.4)(state)
+    for tree, expected in ((mine.params, state.params), (mine.masks, state.masks)):
+        for name, leaf in tree.items():
+            assert isinstance(leaf, DTensor)
+            assert torch.equal(leaf.full_tensor(), expected[name]), name
+    replicated = {name: DTensor.from_local(leaf, mesh) for name, leaf in state.params.items()}
+    with pytest.raises(UserError, match=r"it takes Shard\(0\)"):
+        lf.prune_sharded(lf.over(), fraction=0.4)(mine._replace(params=replicated))
+    Path(folder, f"done{rank}").touch()
+    distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_dtensors_over_gloo_are_pruned_as_in_one_place(ranks: int, tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(_on_gloo, (ranks, str(tmp_path)), nprocs=ranks)
+    assert len(list(tmp_path.glob("done*"))) == ranks
