@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from lthfunc.experiments.plan import prepare
 from lthfunc.sparse.choice import is_faster, why_not_sparse
 from lthfunc.sparse.functional import conv_pattern, from_tiles, linear_pattern, sparse_conv2d, sparse_linear, to_tiles
 from lthfunc.sparse.kernels import build
+from lthfunc.sparse.pace import Pace
 from lthfunc.training.engines import compiled as compiled_engine
 from lthfunc.training.engines.interface import Work
 from lthfunc.training.loop import take_steps
@@ -341,3 +343,51 @@ def test_operations_are_as_pytorch_wants_them() -> None:
     torch.library.opcheck(
         ops.weight_gradients.default, (tiles, torch.randn(5, 30, 1, 1, 16), pattern.starts, pattern.offsets, 1, 1)
     )
+
+
+class _Machine:
+    """Seconds of steps on all threads and on one, and a clock that they move."""
+
+    def __init__(self) -> None:
+        self.now, self.seconds = 0.0, {4: 0.001, 1: 0.003}
+
+    def steps(self, pace: Pace, count: int) -> None:
+        for _ in range(count):
+            taken = self.seconds[pace.threads]
+            self.now += taken
+            pace.took(1, taken)
+
+
+def test_threads_follow_what_is_faster() -> None:
+    machine = _Machine()
+    pace = Pace(4, lambda: machine.now)
+    machine.steps(pace, 200)
+    assert pace.threads == 4  # quiet: all together are faster
+    machine.seconds = {4: 0.02, 1: 0.005}  # others came
+    machine.steps(pace, 200)
+    assert pace.threads == 1
+    machine.seconds = {4: 0.001, 1: 0.003}  # and left
+    machine.steps(pace, 2000)
+    assert pace.threads == 4
+    machine.seconds = {4: 0.00097, 1: 0.00095}  # hardly a difference
+    machine.steps(pace, 2000)
+    assert pace.threads == 4
+    assert Pace(1).threads == 1
+
+
+def test_a_loop_that_changes_its_threads_has_the_same_bits(images: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = lf.models.conv2((3, 16, 16), 10)
+    start = ticket_of(model, 0.3)
+    before, seen = torch.get_num_threads(), []
+    try:
+        torch.set_num_threads(3)
+        whole = trained(model, images, start, lf.sparse_engine, 12)
+        turns = itertools.cycle([3, 1, 1, 3])
+        monkeypatch.setattr(Pace, "threads", property(lambda self: seen.append(next(turns)) or seen[-1]))
+        monkeypatch.setattr("lthfunc.sparse.engine._CALL_SECONDS", 0.0)  # a step a call
+        changing = trained(model, images, start, lf.sparse_engine, 12)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert {1, 3} <= set(seen)
+    assert lf.same_bits(whole, changing)

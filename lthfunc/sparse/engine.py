@@ -12,6 +12,7 @@ from lthfunc.errors import invalid
 from lthfunc.sparse.capture import captured
 from lthfunc.sparse.kernels.build import load_kernels
 from lthfunc.sparse.memory import Memory, pack_moments, unpack_moments
+from lthfunc.sparse.pace import Pace
 from lthfunc.sparse.places import LANES, VECTOR_BYTES
 from lthfunc.sparse.program import Ending, Program, Stored, program_of
 from lthfunc.sparse.updates import clock_of, moments_of, state_after
@@ -105,6 +106,8 @@ class _Loop:
             self._opt = pack_moments(memory, state.params, state.opt)
         self._whole = not changed and optimizer.numbers is not None and work.loss is cross_entropy
         self._steps_a_call = 1.0
+        # Python's share of a step may depend on the number of threads, the machine's does not.
+        self._pace = Pace(torch.get_num_threads() if self._whole else 1)
 
     def take(self, steps: int, tick: Tick | None) -> int:
         """Take one step on each of the slots 0 … steps-1, or on fewer if `tick` stops it; returns how many."""
@@ -114,12 +117,14 @@ class _Loop:
             count = min(steps - done, int(self._steps_a_call)) if self._whole else 1
             begun = time.perf_counter()
             if self._whole:
-                self._memory.run(x[done:], y[done:], self._examples, count, self._step, self._seed)
+                with self._pace.running():
+                    self._memory.run(x[done:], y[done:], self._examples, count, self._step, self._seed)
             else:
                 self._take_one(x[done], y[done])
-            # How many steps a call takes changes nothing in their results.
-            rate = count / max(1e-6, time.perf_counter() - begun)
-            self._steps_a_call = max(1.0, min(2 * self._steps_a_call, rate * _CALL_SECONDS))
+            # How many steps a call takes, and how many threads it has, changes nothing in their results.
+            seconds = max(1e-6, time.perf_counter() - begun)
+            self._pace.took(count, seconds)
+            self._steps_a_call = max(1.0, min(2 * self._steps_a_call, count / seconds * _CALL_SECONDS))
             done += count
             self._step += count
             self._taken += count
