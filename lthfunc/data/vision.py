@@ -1,4 +1,4 @@
-"""The MNIST family, SVHN and the CIFARs through torchvision: read, check, download."""
+"""The MNIST family, SVHN and the CIFARs: read, check; downloaded by torchvision."""
 
 from __future__ import annotations
 
@@ -14,21 +14,23 @@ from typing import Any
 
 import numpy as np
 import torch
-import torchvision
 from torch import Tensor
 
 from lthfunc.data.catalog import DATA_DIR_VARIABLE, DATASETS
 from lthfunc.errors import UserError
 
-_CLASSES: dict[str, Any] = {
-    "mnist": torchvision.datasets.MNIST,
-    "fashionmnist": torchvision.datasets.FashionMNIST,
-    "kmnist": torchvision.datasets.KMNIST,
-    "emnist": torchvision.datasets.EMNIST,
-    "svhn": torchvision.datasets.SVHN,
-    "cifar10": torchvision.datasets.CIFAR10,
-    "cifar100": torchvision.datasets.CIFAR100,
+#: torchvision's classes, by name: it takes more than a second to import, which data that are here need not wait for.
+_CLASSES = {
+    "mnist": "MNIST",
+    "fashionmnist": "FashionMNIST",
+    "kmnist": "KMNIST",
+    "emnist": "EMNIST",
+    "svhn": "SVHN",
+    "cifar10": "CIFAR10",
+    "cifar100": "CIFAR100",
 }
+#: The first bytes of an IDX file of bytes, before the number of its dimensions.
+_IDX_OF_BYTES = b"\x00\x00\x08"
 _MNIST_FILES = (
     "train-images-idx3-ubyte",
     "train-labels-idx1-ubyte",
@@ -62,10 +64,15 @@ def read_vision(name: str, folder: Path, *, download: bool) -> tuple[Pair, Pair]
 
 def _home(name: str, folder: Path) -> Path:
     """The folder torchvision keeps a data set's files in, below the data folder."""
-    kind = _CLASSES[name]
     if name == "svhn":
         return folder / "SVHN"
-    return folder / str(kind.__name__) / "raw" if "mnist" in name else folder / str(kind.base_folder)
+    return folder / _CLASSES[name] / "raw" if "mnist" in name else folder / str(_torchvisions(name).base_folder)
+
+
+def _torchvisions(name: str) -> Any:
+    import torchvision
+
+    return getattr(torchvision.datasets, _CLASSES[name])
 
 
 def _read_idx(name: str, source: Path) -> tuple[Pair, Pair]:
@@ -74,9 +81,8 @@ def _read_idx(name: str, source: Path) -> tuple[Pair, Pair]:
         if not path.exists():
             raise _broken(name, path, "it is missing")
         try:
-            # The reader of torchvision's own MNIST class; called per file, so that the broken one has a name.
-            return torchvision.datasets.mnist.read_sn3_pascalvincent_tensor(str(path), strict=True)  # type: ignore[no-any-return]
-        except (AssertionError, ValueError, KeyError, IndexError, OSError, RuntimeError) as error:
+            return _idx_of_bytes(path.read_bytes())
+        except (ValueError, OSError) as error:
             raise _broken(name, path, "it is not a whole IDX file") from error
 
     if name == "emnist":  # its files hold images on their side
@@ -86,6 +92,19 @@ def _read_idx(name: str, source: Path) -> tuple[Pair, Pair]:
     else:
         train_x, train_y, test_x, test_y = (read(file) for file in _MNIST_FILES)
     return (train_x.unsqueeze(1), train_y.long()), (test_x.unsqueeze(1), test_y.long())
+
+
+def _idx_of_bytes(content: bytes) -> Tensor:
+    """The array of an IDX file: its kind, the number of dimensions, each as four bytes, then its bytes in that order.
+
+    Raises ValueError for another file, or half of one.
+    """
+    if content[:3] != _IDX_OF_BYTES or len(content) < 4:
+        raise ValueError("it is no IDX file of bytes")
+    start = 4 + 4 * content[3]
+    shape = np.frombuffer(content, ">u4", content[3], 4).astype(np.int64)
+    values = np.frombuffer(content, np.uint8, offset=start)
+    return torch.from_numpy(values.reshape(shape).copy())
 
 
 def _read_svhn(name: str, source: Path) -> tuple[Pair, Pair]:
@@ -105,10 +124,12 @@ def _read_svhn(name: str, source: Path) -> tuple[Pair, Pair]:
 
 
 def _read_cifar(name: str, source: Path) -> tuple[Pair, Pair]:
-    kind = _CLASSES[name]
+    from torchvision.datasets.utils import check_integrity
+
+    kind = _torchvisions(name)
     for file, md5 in [*kind.train_list, *kind.test_list, (kind.meta["filename"], kind.meta["md5"])]:
         # The files are pickles: only those with the published checksum are opened, and only arrays are made of them.
-        if not torchvision.datasets.utils.check_integrity(str(source / file), md5):
+        if not check_integrity(str(source / file), md5):
             raise _broken(name, source / file, "it is missing or its checksum is wrong")
 
     def arrays(path: Path) -> dict[str, Any]:
@@ -165,13 +186,14 @@ def _download(name: str, folder: Path) -> None:
 
 
 def _fetch(name: str, folder: str) -> None:
+    kind = _torchvisions(name)
     if name == "svhn":
         for split in ("train", "test"):
-            _CLASSES[name](str(Path(folder) / "SVHN"), split=split, download=True)
+            kind(str(Path(folder) / "SVHN"), split=split, download=True)
     elif name == "emnist":
-        _CLASSES[name](folder, split="balanced", download=True)
+        kind(folder, split="balanced", download=True)
     else:
-        _CLASSES[name](folder, download=True)
+        kind(folder, download=True)
 
 
 @contextlib.contextmanager
