@@ -346,32 +346,34 @@ def test_operations_are_as_pytorch_wants_them() -> None:
 
 
 class _Machine:
-    """Seconds of steps on all threads and on one, and a clock that they move."""
+    """Seconds of a step on all threads and on one, the share of their cores that threads get, and a clock."""
 
     def __init__(self) -> None:
-        self.now, self.seconds = 0.0, {4: 0.001, 1: 0.003}
+        self.now, self.share, self.seconds = 0.0, 1.0, {4: 0.001, 1: 0.003}
 
-    def steps(self, pace: Pace, count: int) -> None:
+    def steps(self, pace: Pace, count: int) -> list[int]:
+        """The threads of so many steps, taken one by one."""
+        seen = []
         for _ in range(count):
+            seen.append(pace.threads)
             taken = self.seconds[pace.threads]
             self.now += taken
-            pace.took(1, taken)
+            pace.took(1, taken, self.share * taken * pace.threads)
+        return seen
 
 
 def test_threads_follow_what_is_faster() -> None:
     machine = _Machine()
     pace = Pace(4, lambda: machine.now)
-    machine.steps(pace, 200)
-    assert pace.threads == 4  # quiet: all together are faster
-    machine.seconds = {4: 0.02, 1: 0.005}  # others came
+    assert set(machine.steps(pace, 5000)) == {4}  # quiet: one thread is not even tried
+    machine.seconds, machine.share = {4: 0.02, 1: 0.005}, 0.6  # others came
     machine.steps(pace, 200)
     assert pace.threads == 1
-    machine.seconds = {4: 0.001, 1: 0.003}  # and left
-    machine.steps(pace, 2000)
+    machine.seconds, machine.share = {4: 0.001, 1: 0.003}, 1.0  # and left
+    machine.steps(pace, 3000)
     assert pace.threads == 4
-    machine.seconds = {4: 0.00097, 1: 0.00095}  # hardly a difference
-    machine.steps(pace, 2000)
-    assert pace.threads == 4
+    machine.seconds, machine.share = {4: 0.001, 1: 0.002}, 0.7  # threads that sleep by nature
+    assert machine.steps(pace, 60_000).count(1) < 300  # are tried ever more rarely
     assert Pace(1).threads == 1
 
 

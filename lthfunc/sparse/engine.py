@@ -115,7 +115,7 @@ class _Loop:
         x, y = self._slots
         while done < steps:
             count = min(steps - done, int(self._steps_a_call)) if self._whole else 1
-            begun = time.perf_counter()
+            begun, had = time.perf_counter(), time.process_time()
             if self._whole:
                 with self._pace.running():
                     self._memory.run(x[done:], y[done:], self._examples, count, self._step, self._seed)
@@ -123,7 +123,7 @@ class _Loop:
                 self._take_one(x[done], y[done])
             # How many steps a call takes, and how many threads it has, changes nothing in their results.
             seconds = max(1e-6, time.perf_counter() - begun)
-            self._pace.took(count, seconds)
+            self._pace.took(count, seconds, time.process_time() - had)
             self._steps_a_call = max(1.0, min(2 * self._steps_a_call, count / seconds * _CALL_SECONDS))
             done += count
             self._step += count

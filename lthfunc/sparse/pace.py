@@ -2,7 +2,7 @@
 
 Threads that share a step wait for each other some ten times in it. On a machine that others use too, one of them is
 often not running, and a step then takes as long as a time slice of its core, up to twenty times longer; one thread
-alone loses only its share. So both are tried at first, and again where the rate falls.
+alone loses only its share. So where the threads don't get the time of their cores, one is tried.
 """
 
 from __future__ import annotations
@@ -13,11 +13,15 @@ from contextlib import contextmanager
 
 import torch
 
-#: Seconds of steps that a trial takes, and that lie between two looks at the rate.
-_TRIAL, _WINDOW = 0.02, 0.1
-#: One thread must be faster by so much; a rate that falls below this share of what it was is looked into; seconds after
-#: which one thread is compared again, since the machine may have become quiet.
-_MARGIN, _FALLEN, _AGAIN = 1.05, 0.75, 2.0
+#: Seconds of steps between two looks, and in a trial.
+_WINDOW, _TRIAL = 0.1, 0.02
+#: Threads that get less than this share of their cores' time are disturbed: they wait for each other without sleep.
+_DISTURBED = 0.85
+#: One thread must be faster by so much.
+_MARGIN = 1.05
+#: Seconds until one thread is compared with all again, since others may have left; and until it is tried anew where it
+#: was not faster, twice as long each time.
+_AGAIN = 2.0
 
 
 class Pace:
@@ -25,49 +29,59 @@ class Pace:
 
     def __init__(self, threads: int, clock: Callable[[], float] = time.perf_counter) -> None:
         self._all, self._clock = threads, clock
-        self._tries = [threads, 1] if threads > 1 else []
-        self._rates: dict[int, float] = {}
-        self._now = threads
-        self._steps = self._seconds = 0.0
-        self._since = clock()
+        self._now, self._trial = threads, False
+        self._rate = self._steps = self._seconds = self._cpu = 0.0
+        self._not_before, self._pause = float("-inf"), _AGAIN
         self._warm = False
 
     @property
     def threads(self) -> int:
         """For the next call."""
-        return self._tries[0] if self._tries else self._now
+        return self._other if self._trial else self._now
 
-    def took(self, steps: int, seconds: float) -> None:
-        """A call of so many steps took so long."""
+    @property
+    def _other(self) -> int:
+        return 1 if self._now == self._all else self._all
+
+    def took(self, steps: int, seconds: float, cpu: float) -> None:
+        """A call of so many steps took so long. cpu: seconds that all threads together had of cores."""
         if self._all == 1:
             return
         if not self._warm:  # the first call also touches its memory for the first time
             self._warm = True
             return
-        self._steps += steps
-        self._seconds += seconds
-        if self._seconds < (_TRIAL if self._tries else _WINDOW):
+        self._steps, self._seconds, self._cpu = self._steps + steps, self._seconds + seconds, self._cpu + cpu
+        if self._seconds < (_TRIAL if self._trial else _WINDOW):
             return
-        rate, self._steps, self._seconds = self._steps / self._seconds, 0.0, 0.0
-        if self._tries:
-            self._rates[self._tries.pop(0)] = rate
-            if not self._tries:
-                alone = self._rates[1] > _MARGIN * self._rates[self._all]
-                self._now, self._since = (1 if alone else self._all), self._clock()
-        elif rate < _FALLEN * self._rates[self._now]:
-            self._tries = [self._all, 1]
-        elif self._now == 1 and self._clock() - self._since > _AGAIN:
-            self._rates[1] = rate
-            self._tries = [self._all]
+        rate, share = self._steps / self._seconds, self._cpu / (self._all * self._seconds)
+        self._steps = self._seconds = self._cpu = 0.0
+        if self._trial:
+            self._compare(rate)
+            return
+        self._rate = rate
+        disturbed = self._now == 1 or share < _DISTURBED
+        self._trial = disturbed and self._clock() >= self._not_before
 
     @contextmanager
     def running(self) -> Iterator[None]:
         """The threads set for a call, and put back."""
-        if self.threads == self._all:
+        threads = self.threads
+        if threads == self._all:
             yield
             return
-        torch.set_num_threads(self.threads)
+        torch.set_num_threads(threads)
         try:
             yield
         finally:
             torch.set_num_threads(self._all)
+
+    def _compare(self, rate: float) -> None:
+        """A trial of the other number ended with this rate."""
+        alone, together = (rate, self._rate) if self._now == self._all else (self._rate, rate)
+        self._trial = False
+        if alone > _MARGIN * together:
+            self._now, self._pause = 1, _AGAIN
+        else:
+            self._pause = 2 * self._pause if self._now == self._all else _AGAIN
+            self._now = self._all
+        self._not_before = self._clock() + self._pause
