@@ -1,4 +1,4 @@
-"""The MNIST family, SVHN and the CIFARs: read, check; downloaded by torchvision."""
+"""The MNIST family, SVHN and the CIFARs through torchvision: read, check, download."""
 
 from __future__ import annotations
 
@@ -14,23 +14,21 @@ from typing import Any
 
 import numpy as np
 import torch
+import torchvision
 from torch import Tensor
 
 from lthfunc.data.catalog import DATA_DIR_VARIABLE, DATASETS
 from lthfunc.errors import UserError
 
-#: torchvision's classes, by name: it takes more than a second to import, which data that are here need not wait for.
-_CLASSES = {
-    "mnist": "MNIST",
-    "fashionmnist": "FashionMNIST",
-    "kmnist": "KMNIST",
-    "emnist": "EMNIST",
-    "svhn": "SVHN",
-    "cifar10": "CIFAR10",
-    "cifar100": "CIFAR100",
+_CLASSES: dict[str, Any] = {
+    "mnist": torchvision.datasets.MNIST,
+    "fashionmnist": torchvision.datasets.FashionMNIST,
+    "kmnist": torchvision.datasets.KMNIST,
+    "emnist": torchvision.datasets.EMNIST,
+    "svhn": torchvision.datasets.SVHN,
+    "cifar10": torchvision.datasets.CIFAR10,
+    "cifar100": torchvision.datasets.CIFAR100,
 }
-#: The first bytes of an IDX file of bytes, before the number of its dimensions.
-_IDX_OF_BYTES = b"\x00\x00\x08"
 _MNIST_FILES = (
     "train-images-idx3-ubyte",
     "train-labels-idx1-ubyte",
@@ -64,15 +62,10 @@ def read_vision(name: str, folder: Path, *, download: bool) -> tuple[Pair, Pair]
 
 def _home(name: str, folder: Path) -> Path:
     """The folder torchvision keeps a data set's files in, below the data folder."""
+    kind = _CLASSES[name]
     if name == "svhn":
         return folder / "SVHN"
-    return folder / _CLASSES[name] / "raw" if "mnist" in name else folder / str(_torchvisions(name).base_folder)
-
-
-def _torchvisions(name: str) -> Any:
-    import torchvision
-
-    return getattr(torchvision.datasets, _CLASSES[name])
+    return folder / str(kind.__name__) / "raw" if "mnist" in name else folder / str(kind.base_folder)
 
 
 def _read_idx(name: str, source: Path) -> tuple[Pair, Pair]:
@@ -81,8 +74,9 @@ def _read_idx(name: str, source: Path) -> tuple[Pair, Pair]:
         if not path.exists():
             raise _broken(name, path, "it is missing")
         try:
-            return _idx_of_bytes(path.read_bytes())
-        except (ValueError, OSError) as error:
+            # The reader of torchvision's own MNIST class; called per file, so that the broken one has a name.
+            return torchvision.datasets.mnist.read_sn3_pascalvincent_tensor(str(path), strict=True)  # type: ignore[no-any-return]
+        except (AssertionError, ValueError, KeyError, IndexError, OSError, RuntimeError) as error:
             raise _broken(name, path, "it is not a whole IDX file") from error
 
     if name == "emnist":  # its files hold images on their side
@@ -92,19 +86,6 @@ def _read_idx(name: str, source: Path) -> tuple[Pair, Pair]:
     else:
         train_x, train_y, test_x, test_y = (read(file) for file in _MNIST_FILES)
     return (train_x.unsqueeze(1), train_y.long()), (test_x.unsqueeze(1), test_y.long())
-
-
-def _idx_of_bytes(content: bytes) -> Tensor:
-    """The array of an IDX file: its kind, the number of dimensions, each as four bytes, then its bytes in that order.
-
-    Raises ValueError for another file, or half of one.
-    """
-    if content[:3] != _IDX_OF_BYTES or len(content) < 4:
-        raise ValueError("it is no IDX file of bytes")
-    start = 4 + 4 * content[3]
-    shape = np.frombuffer(content, ">u4", content[3], 4).astype(np.int64)
-    values = np.frombuffer(content, np.uint8, offset=start)
-    return torch.from_numpy(values.reshape(shape).copy())
 
 
 def _read_svhn(name: str, source: Path) -> tuple[Pair, Pair]:
@@ -124,12 +105,10 @@ def _read_svhn(name: str, source: Path) -> tuple[Pair, Pair]:
 
 
 def _read_cifar(name: str, source: Path) -> tuple[Pair, Pair]:
-    from torchvision.datasets.utils import check_integrity
-
-    kind = _torchvisions(name)
+    kind = _CLASSES[name]
     for file, md5 in [*kind.train_list, *kind.test_list, (kind.meta["filename"], kind.meta["md5"])]:
         # The files are pickles: only those with the published checksum are opened, and only arrays are made of them.
-        if not check_integrity(str(source / file), md5):
+        if not torchvision.datasets.utils.check_integrity(str(source / file), md5):
             raise _broken(name, source / file, "it is missing or its checksum is wrong")
 
     def arrays(path: Path) -> dict[str, Any]:
@@ -186,14 +165,13 @@ def _download(name: str, folder: Path) -> None:
 
 
 def _fetch(name: str, folder: str) -> None:
-    kind = _torchvisions(name)
     if name == "svhn":
         for split in ("train", "test"):
-            kind(str(Path(folder) / "SVHN"), split=split, download=True)
+            _CLASSES[name](str(Path(folder) / "SVHN"), split=split, download=True)
     elif name == "emnist":
-        kind(folder, split="balanced", download=True)
+        _CLASSES[name](folder, split="balanced", download=True)
     else:
-        kind(folder, download=True)
+        _CLASSES[name](folder, download=True)
 
 
 @contextlib.contextmanager
