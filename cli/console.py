@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from rich.console import Console
 
 
@@ -19,3 +21,8 @@ def aside() -> Console:
 def printable(text: str) -> str:
     """Text out of files and names, without what a terminal would obey."""
     return "".join(each if each.isprintable() or each == "\n" else repr(each)[1:-1] for each in text)
+
+
+def say(text: str) -> None:
+    """A note, at once."""
+    print(printable(text), file=sys.stderr, flush=True)

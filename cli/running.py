@@ -15,23 +15,22 @@ from typing import Any
 
 import typer
 
-from lthfunc.energy.meter import Meter, check_meter, metering
-from lthfunc.errors import DivergedError, invalid
+from lthfunc.errors import invalid
 from lthfunc.experiments.config import Config, from_mapping, is_own, to_mapping
 from lthfunc.experiments.iterative import Task
-from lthfunc.experiments.plan import Prepared, prepare
+from lthfunc.experiments.plan import Prepared
 from lthfunc.experiments.records import Record, summarize
 from lthfunc.experiments.resolve import resolved
-from lthfunc.experiments.trust import check_trust, code_in
+from lthfunc.experiments.trust import check_trust
 from lthfunc.runs.branching import branch, check_branch, transfers
 from lthfunc.runs.environment import environment
-from lthfunc.runs.execute import check_ray, execute, jobs_of
 from lthfunc.runs.folder import (
     ENVIRONMENT,
     METRICS,
     PRUNE,
     TRAIN,
     TRANSFER,
+    Run,
     check_free,
     create,
     read_run,
@@ -40,20 +39,13 @@ from lthfunc.runs.folder import (
 )
 from lthfunc.runs.lines import append_lines
 from lthfunc.runs.lock import locked
-from lthfunc.runs.progress import broadcasting
 from lthfunc.runs.recovery import recover
 from lthfunc.runs.unfinished import unfinished_like
-from lthfunc.tracking.table import check_trackers, tracking
-from lthfunc.training.fits import Stopped
-from lthfunc.training.memory import hold_memory
-from lthfunc.training.threads import using_threads
 
-from .console import aside, printable
-from .decoding import decoding
+from .carrying import made_ready, trained
+from .console import say
 from .options import layer_rates, named_values
-from .progress import watching
 from .screens import as_json, show_results
-from .stopping import stopping
 
 
 def new_run(config: Config, command: str, out: str | None, *, wants_json: bool) -> None:
@@ -66,7 +58,7 @@ def new_run(config: Config, command: str, out: str | None, *, wants_json: bool) 
         resume_run(str(earlier), {}, trust=True, wants_json=wants_json)  # these settings were typed
         return
     folder = _free_folder(config, out)
-    prepared = _prepared(config)
+    prepared = made_ready(config)
     with _begun(folder):
         with _or_gone(folder):
             create(folder, prepared.config, command, data=prepared.plan.trainer.data)
@@ -81,11 +73,9 @@ def resume_run(run: str, changed: dict[str, Any], trust: bool, *, wants_json: bo
     folder = Path(run)
     check_trust(to_mapping(scan_run(folder).config), folder, trusted=trust)
     with locked(folder):
-        found, said = recover(folder)
-        for line in said:
-            _say(f"damaged: {line}")
+        found = _recovered(folder)
         config = resolved(from_mapping({**to_mapping(found.config), **changed}))
-        prepared = _prepared(config)
+        prepared = made_ready(config)
         if changed:
             write_config(folder, replace(found.config, **changed), found.about)
         append_lines(folder / ENVIRONMENT, [environment("resume", config.device, config.threads)])
@@ -100,17 +90,15 @@ def trial_run(config: Config, folder: Path, again: str) -> list[Record]:
     """One run of several, in a folder that may hold its beginning; its records. again: the command that goes on."""
     if not (folder / METRICS).exists():
         check_free(folder)
-        prepared = _prepared(config)
+        prepared = made_ready(config)
         with _begun(folder):
             with _or_gone(folder):
                 create(folder, prepared.config, PRUNE, data=prepared.plan.trainer.data)
-            return _trained(prepared, PRUNE, folder, [], again=again)
+            return trained(prepared, PRUNE, folder, [], again=again)
     with locked(folder):
-        found, said = recover(folder)
-        for line in said:
-            _say(f"damaged: {line}")
-        prepared = _prepared(resolved(found.config))
-        return _trained(prepared, PRUNE, folder, found.records, again=again)
+        found = _recovered(folder)
+        prepared = made_ready(resolved(found.config))
+        return trained(prepared, PRUNE, folder, found.records, again=again)
 
 
 def branch_run(
@@ -123,7 +111,7 @@ def branch_run(
     config = _changed(theirs, {"density": None, **by_name}, given)
     check_trust(to_mapping(config), run, trusted=trust, typed=_typed(given))
     folder = _free_folder(config, out)
-    prepared = _prepared(config)
+    prepared = made_ready(config)
     check_branch(run, prepared.plan, number)
     with _begun(folder):
         with _or_gone(folder):
@@ -140,12 +128,20 @@ def transfer_run(run: Path, given: dict[str, Any], out: str | None, trust: bool,
     config = _changed(theirs, {**fresh, **pruned, **task, "dataset_option": None}, given)
     check_trust(to_mapping(config), run, trusted=trust, typed=_typed(given))
     folder = _free_folder(config, out)
-    prepared = _prepared(config)
+    prepared = made_ready(config)
     tasks = transfers(run, prepared.plan, prepared.config)
     with _begun(folder):
         with _or_gone(folder):
             create(folder, prepared.config, TRANSFER, run, data=prepared.plan.trainer.data)
         _run(prepared, TRANSFER, folder, [], wants_json, tasks)
+
+
+def _recovered(folder: Path) -> Run:
+    """What remains of a run, after a word on what was damaged."""
+    found, said = recover(folder)
+    for line in said:
+        say(f"damaged: {line}")
+    return found
 
 
 def _typed(given: dict[str, Any]) -> set[str]:
@@ -184,17 +180,8 @@ def _goes_on(earlier: Path, out: str | None) -> bool:
             f"{earlier} is an unfinished run of these settings. Go on with it?", err=True, default=True
         )
     if out is None:
-        _say(f"an unfinished run of these settings can be gone on with: lthfunc resume {shlex.quote(str(earlier))}")
+        say(f"an unfinished run of these settings can be gone on with: lthfunc resume {shlex.quote(str(earlier))}")
     return False
-
-
-def _prepared(config: Config) -> Prepared:
-    check_ray(config)
-    check_trackers(config)
-    if config.energy:
-        check_meter(config.country)
-    with decoding() as observe:
-        return prepare(config, observe)
 
 
 def _changed(config: Config, first: dict[str, Any], given: dict[str, Any]) -> Config:
@@ -214,41 +201,6 @@ def _changed(config: Config, first: dict[str, Any], given: dict[str, Any]) -> Co
     return resolved(from_mapping(values))
 
 
-def _trained(
-    prepared: Prepared,
-    command: str,
-    folder: Path,
-    earlier: list[Record],
-    tasks: list[Task] | None = None,
-    again: str | None = None,
-) -> list[Record]:
-    """Carry out what is missing of a run. again: the command that goes on after an interruption."""
-    config, plan, note = prepared
-    again = again or _resume(folder, config)
-    err = aside()
-    hold_memory()
-    _say(_headline(prepared, command))
-    if note:
-        _say(note)
-    with stopping() as stop:
-        try:
-            with (
-                using_threads(config.threads),
-                watching(err, plan) as live,
-                tracking(config, folder) as trackers,
-                broadcasting(folder, [live, *trackers]) as watcher,
-                _meter(config) as meter,
-            ):
-                return execute(config, plan, folder, watcher, earlier, tasks, stop, meter)
-        except (Stopped, KeyboardInterrupt) as error:
-            safe = "everything is kept" if isinstance(error, Stopped) else "finished trainings and checkpoints are kept"
-            _say(f"stopped; {safe}. Go on with: {again}")
-            raise typer.Exit(stop.code) from None
-        except DivergedError as error:
-            kept = f"the state before it is kept: {_resume(folder, config)} --on-nonfinite skip goes on"
-            raise DivergedError(f"{error} ({kept})") from error
-
-
 def _run(
     prepared: Prepared,
     command: str,
@@ -257,7 +209,7 @@ def _run(
     wants_json: bool,
     tasks: list[Task] | None = None,
 ) -> None:
-    records = _trained(prepared, command, folder, earlier, tasks)
+    records = trained(prepared, command, folder, earlier, tasks)
     config = prepared.config
     from lthfunc.reports.plots import draw  # matplotlib takes half a second, which training need not wait for
 
@@ -267,41 +219,6 @@ def _run(
         print(json.dumps(as_json(folder, config, rows), indent=2))
     else:
         show_results(rows, folder, pictures, ticket=command != TRAIN and config.rounds > 0)
-
-
-@contextmanager
-def _meter(config: Config) -> Iterator[Meter | None]:
-    """Of energy, where it is asked for; a line says how it knows."""
-    if not config.energy:
-        yield None
-        return
-    with metering(config.device, config.country) as meter:
-        _say(f"energy: {meter.source.words}")
-        yield meter
-
-
-def _resume(folder: Path, config: Config) -> str:
-    """The command that goes on with a run."""
-    return f"lthfunc resume {shlex.quote(str(folder))}" + (" --trust" if code_in(to_mapping(config)) else "")
-
-
-def _headline(prepared: Prepared, command: str) -> str:
-    config, plan, _ = prepared
-    data = plan.trainer.data
-    side_by_side = f", {jobs} side by side" if (jobs := jobs_of(config, plan)) > 1 else ""
-    if config.on != "local":
-        side_by_side = f", on {config.on}"
-    how = f"{'compiled' if config.engine == 'compile' else config.engine}{side_by_side}"
-    rounds = f"{config.rounds} rounds {_how_far(config)} ({config.allocate}), " if command != TRAIN else ""
-    seeds = f", {config.replicates} seeds" if config.replicates > 1 else ""
-    return (
-        f"{config.arch} on {config.dataset} ({len(data.train.x):,} training, {len(data.val.x):,} validation, "
-        f"{len(data.test.x):,} test): {rounds}{plan.steps:,} steps each{seeds}, {config.device}, {how}"
-    )
-
-
-def _how_far(config: Config) -> str:
-    return f"at rate {config.rate:g}" if config.densities is None else f"to {config.densities}"
 
 
 def _fresh_folder(config: Config) -> Path:
@@ -320,7 +237,3 @@ def make_folder(option: str, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise invalid(option, str(folder), f"a folder that can be made ({error.strerror})") from error
-
-
-def _say(text: str) -> None:
-    print(printable(text), file=sys.stderr, flush=True)

@@ -1,0 +1,110 @@
+"""A prepared run carried out: who watches, what is metered and tracked, how it is asked to stop."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import typer
+
+from lthfunc.energy.meter import Meter, check_meter, metering
+from lthfunc.errors import DivergedError
+from lthfunc.experiments.config import Config, to_mapping
+from lthfunc.experiments.iterative import Task
+from lthfunc.experiments.plan import Prepared, prepare
+from lthfunc.experiments.records import Record
+from lthfunc.experiments.trust import code_in
+from lthfunc.runs.execute import check_ray, execute, jobs_of
+from lthfunc.runs.folder import TRAIN
+from lthfunc.runs.progress import broadcasting
+from lthfunc.tracking.table import check_trackers, tracking
+from lthfunc.training.fits import Stopped
+from lthfunc.training.memory import hold_memory
+from lthfunc.training.threads import using_threads
+
+from .console import aside, say
+from .decoding import decoding
+from .progress import watching
+from .stopping import stopping
+
+
+def made_ready(config: Config) -> Prepared:
+    """The plan of a run, once everything that it needs is known to be there. Raises UserError."""
+    check_ray(config)
+    check_trackers(config)
+    if config.energy:
+        check_meter(config.country)
+    with decoding() as observe:
+        return prepare(config, observe)
+
+
+def trained(
+    prepared: Prepared,
+    command: str,
+    folder: Path,
+    earlier: list[Record],
+    tasks: list[Task] | None = None,
+    again: str | None = None,
+) -> list[Record]:
+    """Carry out what is missing of a run. again: the command that goes on after an interruption."""
+    config, plan, note = prepared
+    again = again or _resume(folder, config)
+    err = aside()
+    hold_memory()
+    say(_headline(prepared, command))
+    if note:
+        say(note)
+    with stopping() as stop:
+        try:
+            with (
+                using_threads(config.threads),
+                watching(err, plan) as live,
+                tracking(config, folder) as trackers,
+                broadcasting(folder, [live, *trackers]) as watcher,
+                _meter(config) as meter,
+            ):
+                return execute(config, plan, folder, watcher, earlier, tasks, stop, meter)
+        except (Stopped, KeyboardInterrupt) as error:
+            safe = "everything is kept" if isinstance(error, Stopped) else "finished trainings and checkpoints are kept"
+            say(f"stopped; {safe}. Go on with: {again}")
+            raise typer.Exit(stop.code) from None
+        except DivergedError as error:
+            kept = f"the state before it is kept: {_resume(folder, config)} --on-nonfinite skip goes on"
+            raise DivergedError(f"{error} ({kept})") from error
+
+
+@contextmanager
+def _meter(config: Config) -> Iterator[Meter | None]:
+    """Of energy, where it is asked for; a line says how it knows."""
+    if not config.energy:
+        yield None
+        return
+    with metering(config.device, config.country) as meter:
+        say(f"energy: {meter.source.words}")
+        yield meter
+
+
+def _resume(folder: Path, config: Config) -> str:
+    """The command that goes on with a run."""
+    return f"lthfunc resume {shlex.quote(str(folder))}" + (" --trust" if code_in(to_mapping(config)) else "")
+
+
+def _headline(prepared: Prepared, command: str) -> str:
+    config, plan, _ = prepared
+    data = plan.trainer.data
+    side_by_side = f", {jobs} side by side" if (jobs := jobs_of(config, plan)) > 1 else ""
+    if config.on != "local":
+        side_by_side = f", on {config.on}"
+    how = f"{'compiled' if config.engine == 'compile' else config.engine}{side_by_side}"
+    rounds = f"{config.rounds} rounds {_how_far(config)} ({config.allocate}), " if command != TRAIN else ""
+    seeds = f", {config.replicates} seeds" if config.replicates > 1 else ""
+    return (
+        f"{config.arch} on {config.dataset} ({len(data.train.x):,} training, {len(data.val.x):,} validation, "
+        f"{len(data.test.x):,} test): {rounds}{plan.steps:,} steps each{seeds}, {config.device}, {how}"
+    )
+
+
+def _how_far(config: Config) -> str:
+    return f"at rate {config.rate:g}" if config.densities is None else f"to {config.densities}"
