@@ -13,7 +13,7 @@ import typer
 from lthfunc.errors import UserError, invalid
 
 from . import options as o
-from .execution import Round, RunSeed
+from .execution import AllThreads, ExamplesAtOnce, Round, RunSeed, check_batch, check_least, headline
 
 
 def energy(
@@ -24,29 +24,23 @@ def energy(
     repeats: Annotated[
         int, typer.Option("--repeats", parser=o.whole, metavar="N", help="Readings that they are taken in.")
     ] = 5,
-    batch_size: Annotated[
-        int, typer.Option("--batch-size", parser=o.whole, metavar="N", help="Examples that come at once.")
-    ] = 64,
+    batch_size: ExamplesAtOnce = 64,
     number: Round = None,
     seed: RunSeed = None,
     country: o.Country = None,
     data_dir: o.DataDir = None,
     trust: o.Trust = False,
     device: o.Device = None,
-    threads: Annotated[
-        int | None, typer.Option("--threads", parser=o.whole, metavar="N", help="CPU threads. \\[default: all]")
-    ] = None,
+    threads: AllThreads = None,
     json: o.Json = False,
 ) -> None:
     """Meter inference of a run's ticket: the dense network, the masked one and the fastest program, in turn.
 
     The measurement is kept in the run, for `lthfunc breakeven` and `lthfunc report`.
     """
-    for option, value, least in (
+    check_least(
         ("--samples", samples, 1), ("--repeats", repeats, 2), ("--batch-size", batch_size, 1), ("--threads", threads, 1)
-    ):  # fmt: skip
-        if value is not None and value < least:
-            raise invalid(option, value, f"a whole number of at least {least}")
+    )  # fmt: skip
     given = {"samples": samples, "repeats": repeats, "batch_size": batch_size}
     _energy(Path(run), number, seed, country, data_dir, trust, device or "auto", threads, given, wants_json=json)
 
@@ -67,14 +61,12 @@ def _energy(
     from lthfunc.training.threads import using_threads
 
     from .console import aside, screen
-    from .execution import headline
 
     check_meter(country)
     device = choose_device(device)
     dense, found = trained_tickets(run, [0, number], seed, data_dir, trusted=trust)
     batch = given["batch_size"]
-    if batch > len(found.data.test.x):
-        raise invalid("--batch-size", batch, f"at most {len(found.data.test.x):,}, the examples of the test set")
+    check_batch(batch, found.data)
     hold_memory()
     amounts: dict[str, list[Any]] = {}
     with using_threads(threads), aside().status("making programs") as status:

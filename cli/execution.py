@@ -21,6 +21,12 @@ Round = Annotated[
         help="Whose trained weights. \\[default: the winning ticket's, or the last]",
     ),
 ]
+ExamplesAtOnce = Annotated[
+    int, typer.Option("--batch-size", parser=o.whole, metavar="N", help="Examples that come at once.")
+]
+AllThreads = Annotated[
+    int | None, typer.Option("--threads", parser=o.whole, metavar="N", help="CPU threads. \\[default: all]")
+]
 RunSeed = Annotated[
     int | None, typer.Option("--seed", parser=o.whole, metavar="N", help="Of the run's seeds. \\[default: the first]")
 ]
@@ -39,24 +45,18 @@ def specialize(
             autocompletion=o.names(*FORMATS),
         ),
     ] = "auto",
-    batch_size: Annotated[
-        int, typer.Option("--batch-size", parser=o.whole, metavar="N", help="Examples that come at once.")
-    ] = 64,
+    batch_size: ExamplesAtOnce = 64,
     data_dir: o.DataDir = None,
     trust: o.Trust = False,
     device: o.Device = None,
-    threads: Annotated[
-        int | None, typer.Option("--threads", parser=o.whole, metavar="N", help="CPU threads. \\[default: all]")
-    ] = None,
+    threads: AllThreads = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Measure again what was measured before.")] = False,
     json: o.Json = False,
 ) -> None:
     """Make the fastest program of a trained ticket, and say what it costs: time, FLOPs, bytes, accuracy."""
     if format not in FORMATS:
         raise unknown("--format", format, FORMATS)
-    for option, value in (("--batch-size", batch_size), ("--threads", threads)):
-        if value is not None and value < 1:
-            raise invalid(option, value, "a whole number of at least 1")
+    check_least(("--batch-size", batch_size, 1), ("--threads", threads, 1))
     given = {"format": format, "batch_size": batch_size, "fresh": fresh}
     _specialize(Path(run), number, seed, data_dir, trust, device or "auto", threads, given, wants_json=json)
 
@@ -81,10 +81,7 @@ def _specialize(
     device = choose_device(device)
     found = trained_ticket(run, number, seed, data_dir, trusted=trust)
     data = found.data
-    if given["batch_size"] > len(data.test.x):
-        raise invalid(
-            "--batch-size", given["batch_size"], f"at most {len(data.test.x):,}, the examples of the test set"
-        )
+    check_batch(given["batch_size"], data)
     hold_memory()
     with using_threads(threads), _status("measuring" if given["format"] == "auto" else "building"):
         sample = scaled(data.test.x[: given["batch_size"]], data.scale)
@@ -208,6 +205,19 @@ def _export(
 def _size(path: Path, others: list[Path]) -> int:
     files = {path, *others} if path.is_file() else set(path.iterdir())
     return sum(each.stat().st_size for each in files)
+
+
+def check_least(*given: tuple[str, int | None, int]) -> None:
+    """Raise UserError where one of (option, value, what it is at least) is below; None was not given."""
+    for option, value, least in given:
+        if value is not None and value < least:
+            raise invalid(option, value, f"a whole number of at least {least}")
+
+
+def check_batch(size: int, data: Any) -> None:
+    """Raise UserError where the test set has no batch of so many examples."""
+    if size > len(data.test.x):
+        raise invalid("--batch-size", size, f"at most {len(data.test.x):,}, the examples of the test set")
 
 
 def headline(found: Any) -> str:

@@ -40,6 +40,7 @@ def _show_run(folder: Path, *, wants_json: bool) -> None:
     from lthfunc.experiments.config import to_mapping
     from lthfunc.experiments.records import summarize
     from lthfunc.runs.checking import sums_wrong
+    from lthfunc.runs.environment import machine_in_words
     from lthfunc.runs.folder import whole_run
     from lthfunc.runs.unfinished import trainings_of
 
@@ -52,10 +53,8 @@ def _show_run(folder: Path, *, wants_json: bool) -> None:
     if wants_json:
         _print_json({**as_json(folder, config, rows), "machine": about["machine"], "finished": len(records) == wanted})
         return
-    machine = about["machine"]
     print(f"{folder}: lthfunc {about['command']}, {len(records)} of {wanted} trainings finished")
-    where = machine["gpu"] or f"{machine['processor']}, {machine['threads']} threads"
-    versions = f"torch {machine['torch']}, Python {machine['python']}, lthfunc {machine['lthfunc']}"
+    where, versions = machine_in_words(about["machine"])
     print(printable(f"on {where}; {versions}"))
     print(_settings(to_mapping(config)))
     if rows:

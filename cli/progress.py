@@ -36,11 +36,15 @@ def watching(console: Console, plan: Plan) -> Iterator[Watcher]:
         yield live
 
 
+def who(seed: int, number: int | str, variant: str) -> str:
+    """A training in short."""
+    return f"seed {seed} round {number}" + ("" if variant == TICKET else f" {variant}")
+
+
 def line(item: Record) -> str:
     """A finished training in one line."""
-    who = "" if item["variant"] == TICKET else f" {item['variant']}"
     return (
-        f"seed {item['seed']} round {item['round']}{who}: density {100 * item['density']:.2f} %, "
+        f"{who(item['seed'], item['round'], item['variant'])}: density {100 * item['density']:.2f} %, "
         f"val {100 * item['val_accuracy']:.2f} %, test {100 * item['test_accuracy']:.2f} %, "
         f"stop {item['early_stop_step']:,}, {item['seconds']:.1f} s"
     )
@@ -129,10 +133,9 @@ class Live:
     def _in_full(self, under: _Under) -> str:
         task, point = under.task, under.point
         figures = f" loss {point.train_loss:.3f} acc {100 * point.val_accuracy:.1f} %" if point else ""
-        who = "" if task.variant == TICKET else f" {task.variant}"
         epochs = -(-under.stop // self._per_epoch)
         return (
-            f"seed {task.seed} round {task.number}/{self._plan.rounds}{who} "
+            f"{who(task.seed, f'{task.number}/{self._plan.rounds}', task.variant)} "
             f"density {100 * density(task.start.masks):.1f} % "
             f"epoch {min(epochs, under.at // self._per_epoch + 1)}/{epochs}{figures}"
         )
@@ -140,10 +143,6 @@ class Live:
 
 def _in_short(trainings: list[_Under]) -> str:
     """Several trainings at once: as many as a line holds."""
-    parts = [
-        f"seed {under.task.seed} round {under.task.number}"
-        + ("" if under.task.variant == TICKET else f" {under.task.variant}")
-        for under in trainings
-    ]
+    parts = [who(under.task.seed, under.task.number, under.task.variant) for under in trainings]
     rest = f" and {len(parts) - _SHOWN} more" if len(parts) > _SHOWN else ""
     return " · ".join(parts[:_SHOWN]) + rest

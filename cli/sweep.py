@@ -99,14 +99,13 @@ def _sweep(
     from lthfunc.runs.lock import locked
     from lthfunc.runs.sweeps import Trial, add_trial, open_sweep, trial_folder, trial_of
 
-    from .running import make_folder, trial_run
+    from .running import trial_run
 
     suggester = None if planned is not None else Suggester(space, config.seed)
     count = trials if planned is None else len(planned)
     name = f"sweep-{config.arch}-{config.dataset}-{time.strftime('%Y%m%d-%H%M%S')}".replace("/", "-").replace(":", "-")
     folder = Path(out) if out else Path("runs") / name
     done = open_sweep(folder, config, space, objective, "grid" if suggester is None else "search")
-    make_folder("--out", folder)
     with locked(folder):
         while len(done) < count:
             number = len(done)
@@ -144,7 +143,7 @@ def _show(folder: Path, done: list[Any], names: list[str], replicates: int, *, g
     from lthfunc.reports.figures import save
     from lthfunc.reports.printed import printed
     from lthfunc.reports.sweeps import best_of, trial_pictures, trial_table
-    from lthfunc.runs.sweeps import trial_folder
+    from lthfunc.runs.sweeps import as_values, trial_folder
 
     from .console import screen
 
@@ -156,12 +155,12 @@ def _show(folder: Path, done: list[Any], names: list[str], replicates: int, *, g
     if wants_json:
         import json
 
-        trials = [
-            {**each._asdict(), **{key: None if getattr(each, key) is None else getattr(each, key)._asdict()
-                                  for key in ("worth", "test_accuracy")}}
-            for each in done
-        ]  # fmt: skip
-        print(json.dumps({"folder": str(folder), "best": best and best.number, "trials": trials}, indent=2))
+        print(
+            json.dumps(
+                {"folder": str(folder), "best": best and best.number, "trials": [as_values(each) for each in done]},
+                indent=2,
+            )
+        )
         return
     print()
     screen().print(trial_table(done, replicates))

@@ -107,17 +107,16 @@ class _View:
         from rich.progress_bar import ProgressBar
         from rich.table import Table
 
+        from .progress import who
+
         table = Table.grid(padding=(0, 2))
         for each in about["trainings"]:
-            who = f"seed {each['seed']} round {each['round']}"
-            who += "" if each["variant"] == "ticket" else f" {each['variant']}"
             done, of = each["at"] - each["start"], max(1, each["stop"] - each["start"])
             point = each["point"]
             figures = "" if point is None else f"loss {point['loss']:.3f}  acc {100 * point['accuracy']:.2f} %"
-            table.add_row(
-                who, f"{100 * each['density']:.1f} %", ProgressBar(of, done, width=24), f"{100 * done / of:.0f} %",
-                figures,
-            )  # fmt: skip
+            name = who(each["seed"], each["round"], each["variant"])
+            bar, share = ProgressBar(of, done, width=24), f"{100 * done / of:.0f} %"
+            table.add_row(name, f"{100 * each['density']:.1f} %", bar, share, figures)
         return [self._ahead(about), table]
 
     def _ahead(self, about: dict[str, Any]) -> str:

@@ -92,14 +92,9 @@ def fieller(top: Estimate, bottom: Estimate) -> tuple[float | None, float | None
 
 
 def total(costs: Costs, inferences: float) -> Estimate:
-    """Of the training and so many inferences."""
+    """Of the training and so many inferences: mean and variance."""
     fixed, each = _estimate(costs.fixed), _estimate(costs.each)
-    known = [one.freedom for one in (fixed, each) if one.freedom > 0]
-    return Estimate(
-        fixed.mean + inferences * each.mean,
-        fixed.variance + inferences**2 * each.variance,
-        min(known, default=0.0),
-    )
+    return Estimate(fixed.mean + inferences * each.mean, fixed.variance + inferences**2 * each.variance)
 
 
 def _estimate(values: Sequence[float]) -> Estimate:

@@ -50,11 +50,10 @@ def check_meter(country: str | None) -> None:
 
 @contextmanager
 def metering(device: str, country: str | None) -> Iterator[Meter]:
-    """A meter that runs as long as this lasts. device: a GPU's energy counts where it is used.
+    """A meter that runs as long as this lasts, where `check_meter` found nothing wrong.
 
-    Raises UserError where there is none.
+    device: a GPU's energy counts where it is used.
     """
-    check_meter(country)
     meter = _CodeCarbon(device, country)
     try:
         yield meter

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lthfunc.experiments.iterative import TICKET, Round
@@ -13,10 +13,18 @@ from lthfunc.trees.ops import count, layer_counts
 Record = dict[str, Any]
 
 
-def record(result: Round, *, replicate: int, seed: int, seconds: float, metric: str = "accuracy") -> Record:
+def record(
+    result: Round,
+    *,
+    replicate: int,
+    seed: int,
+    seconds: float,
+    metric: str = "accuracy",
+    energy: Mapping[str, Any] | None = None,
+) -> Record:
     """One training as JSON values. Accuracies are in [0, 1]; only `seconds` differs between equal runs.
 
-    metric: what stands as accuracy.
+    metric: what stands as accuracy. energy: what the training drew, where it was metered.
 
     val_* and test_* belong to the early-stopping step, the one with the least validation loss; final_val_*
     to the last step.
@@ -48,6 +56,7 @@ def record(result: Round, *, replicate: int, seed: int, seconds: float, metric: 
             [p.step, None if math.isnan(p.train_loss) else p.train_loss, p.val_loss, p.val_accuracy]
             for p in result.fit.curve
         ],
+        **({} if energy is None else {"energy": energy}),
     }
 
 

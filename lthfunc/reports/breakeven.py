@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any, NamedTuple
 
 from rich.table import Table
@@ -109,11 +110,11 @@ def breakeven_table(found: Sequence[Answer]) -> Table:
     for head in heads:
         table.add_column(head, justify="right")
     for question, answer in found:
-        each = _mean(question.dense.each)
+        each = fmean(question.dense.each)
         share = 100 * answer.saving.mean / each if each else 0.0
         table.add_row(
             f"{question.quantity}{f' [{question.unit}]' if question.unit else ''}",
-            f"{_mean(question.dense.fixed):.4g}", _with_error(answer.extra), f"{each:.3e}",
+            f"{fmean(question.dense.fixed):.4g}", _with_error(answer.extra), f"{each:.3e}",
             f"{_with_error(answer.saving)} ({share:.0f} %)", in_words(answer), interval_in_words(answer),
         )  # fmt: skip
     return table
@@ -139,8 +140,8 @@ def breakeven_chart(answer: Answer) -> Chart:
     """Totals over inferences, with bands of one standard error."""
     question, found = answer
     crossing = found.inferences or 0.0
-    fixed = _mean(question.sparse.fixed) + _mean(question.dense.fixed)
-    reach = 2 * crossing if crossing > 0 else 2 * fixed / (_mean(question.dense.each) or 1.0)
+    fixed = fmean(question.sparse.fixed) + fmean(question.dense.fixed)
+    reach = 2 * crossing if crossing > 0 else 2 * fixed / (fmean(question.dense.each) or 1.0)
     xs = [reach * at / 40 for at in range(41)]
     lines = []
     for name, costs, colour in (("dense", question.dense, ORANGE), ("ticket", question.sparse, BLUE)):
@@ -195,10 +196,6 @@ def _each(side: Side, quantity: str, price: float | None) -> list[float] | None:
     if quantity == "money":
         return None if price is None else [price * value for value in side.each["energy"]]
     return side.each.get(quantity)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
 
 
 def _with_error(estimate: Estimate) -> str:

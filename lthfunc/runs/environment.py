@@ -9,6 +9,7 @@ import shlex
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,13 @@ def machine(device: str, threads: int | None = None) -> dict[str, Any]:
         "threads": threads or torch.get_num_threads(),
         "gpu": gpu,
     }
+
+
+def machine_in_words(about: Mapping[str, Any]) -> tuple[str, str]:
+    """(what it ran on, which versions) of what `machine` gave."""
+    threads = about["threads"]
+    where = about["gpu"] or f"{about['processor']}, {threads} thread{'' if threads == 1 else 's'}"
+    return where, f"torch {about['torch']}, Python {about['python']}, lthfunc {about['lthfunc']}"
 
 
 def environment(event: str, device: str, threads: int | None) -> dict[str, Any]:

@@ -62,10 +62,8 @@ def execute(
     with closing(_driven(way, queue)) as results:  # workers end with it, whatever happens
         for task, result, spent in results:
             item = record(
-                result, replicate=task.seed - config.seed, seed=task.seed, seconds=spent.seconds, metric=config.metric
+                result, replicate=task.seed - config.seed, seed=task.seed, metric=config.metric, **spent._asdict()
             )
-            if spent.energy is not None:
-                item["energy"] = spent.energy
             later = [name for name in map(name_of_record, records) if name[0] == task.seed and name[1] > task.number]
             first = task.seed == config.seed
             save_training(folder, config, task.seed, result, item, first_seed=first, latest=not later)

@@ -68,9 +68,12 @@ def open_sweep(folder: Path, config: Config, space: Space, objective: str, kind:
 
 def add_trial(folder: Path, trial: Trial) -> None:
     """Write a finished trial."""
-    spreads = {name: None if value is None else value._asdict() for name, value in
-               (("worth", trial.worth), ("test_accuracy", trial.test_accuracy))}  # fmt: skip
-    append_lines(folder / SWEEP, [{"kind": "trial", **trial._asdict(), **spreads}])
+    append_lines(folder / SWEEP, [{"kind": "trial", **as_values(trial)}])
+
+
+def as_values(trial: Trial) -> dict[str, Any]:
+    """Plain values, for files and machines."""
+    return {name: value._asdict() if isinstance(value, Spread) else value for name, value in trial._asdict().items()}
 
 
 def trial_folder(folder: Path, number: int) -> Path:

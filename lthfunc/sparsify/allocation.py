@@ -15,7 +15,7 @@ from torch import Tensor
 from lthfunc.errors import invalid
 from lthfunc.sparsify.ranking import ranks
 from lthfunc.sparsify.scores import Scores
-from lthfunc.trees.ops import count
+from lthfunc.trees.ops import Count, count
 from lthfunc.trees.types import Masks
 
 #: Weights to keep per prunable leaf: int64 scalars.
@@ -90,7 +90,11 @@ def fraction_to(density: float, masks: Masks) -> float:
 
     Raises UserError where density is not in (0, the present density].
     """
-    now = count(masks)
+    return fraction_from(count(masks), density)
+
+
+def fraction_from(now: Count, density: float) -> float:
+    """`fraction_to`, where it is known how many weights remain."""
     if not 0 < density <= now.density:
         raise invalid("density", density, f"a number in (0, {now.density:.6g}], the density now")
     return 1 - density * now.total / now.kept

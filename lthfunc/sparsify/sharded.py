@@ -13,11 +13,11 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from lthfunc.errors import UserError, invalid
-from lthfunc.sparsify.allocation import check_fraction, layerwise, pruned
+from lthfunc.errors import UserError
+from lthfunc.sparsify.allocation import check_fraction, fraction_from, layerwise, pruned
 from lthfunc.sparsify.scores import Score, Scores, checked, magnitude
 from lthfunc.trees.fold import Transformation
-from lthfunc.trees.ops import apply_masks
+from lthfunc.trees.ops import Count, apply_masks, count
 from lthfunc.trees.shards import Exchange, like, local, sizes
 from lthfunc.trees.types import Masks, TrainState
 
@@ -105,7 +105,7 @@ def prune_sharded(
 
     def transformation(state: TrainState) -> TrainState:
         params, masks = local(state.params), local(state.masks)
-        share = _fraction_to(density, masks, exchange) if density is not None else fraction
+        share = fraction_from(_count(masks, exchange), density) if density is not None else fraction
         assert share is not None
         found = chosen(checked(score)(params, masks), masks, share)
         kept = apply_masks(params, found)
@@ -119,15 +119,11 @@ def _living(masks: Masks, exchange: Exchange) -> Tensor:
     return exchange.total(torch.stack([mask.sum() for mask in masks.values()]))
 
 
-def _fraction_to(density: float, masks: Masks, exchange: Exchange) -> float:
-    """As `allocation.fraction_to`, of all ranks together."""
-    kept = _living(masks, exchange).sum()
-    device = kept.device
-    total = exchange.total(sizes([sum(mask.numel() for mask in masks.values())], device))
-    now = int(kept) / int(total)
-    if not 0 < density <= now:
-        raise invalid("density", density, f"a number in (0, {now:.6g}], the density now")
-    return 1 - density * int(total) / int(kept)
+def _count(masks: Masks, exchange: Exchange) -> Count:
+    """`trees.ops.count` of all ranks together."""
+    here = count(masks)
+    device = next(iter(masks.values())).device
+    return Count(*exchange.total(sizes(list(here), device)).tolist())
 
 
 def _keys(scores: Scores, masks: Masks) -> tuple[dict[str, Tensor], int]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Protocol
 
-from lthfunc.experiments.iterative import TICKET, Task
+from lthfunc.experiments.iterative import Task
 from lthfunc.experiments.records import Record, search_energy
-from lthfunc.runs.folder import Name
+from lthfunc.runs.folder import training_folder
 from lthfunc.runs.trainings import name_of
 from lthfunc.training.fits import Point
 
@@ -42,7 +43,8 @@ class Tracker:
         values = {"val_loss": point.val_loss, "val_accuracy": point.val_accuracy}
         if not math.isnan(point.train_loss):
             values["train_loss"] = point.train_loss
-        self._sink.write(training_name(name_of(task)), point.step, values)
+        # As the training's folder is called: seed0/round03, seed0/round03-reinit.
+        self._sink.write(training_folder(Path(), *name_of(task)).as_posix(), point.step, values)
 
     def end(self, task: Task, item: Record) -> None:
         """Tell the training's results."""
@@ -52,9 +54,3 @@ class Tracker:
         if "energy" in item:
             values["energy_kwh"] = search_energy(item)
         self._sink.write(f"rounds/seed{seed}-{variant}", number, values)
-
-
-def training_name(name: Name) -> str:
-    """As its folder is called: ``seed0/round03``, ``seed0/round03-reinit``."""
-    seed, number, variant = name
-    return f"seed{seed}/round{number:02d}" + ("" if variant == TICKET else f"-{variant}")

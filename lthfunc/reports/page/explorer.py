@@ -18,10 +18,10 @@ _MOST_OF_LAYER, _MOST = 300_000, 2_000_000
 _BLOCKS = 64
 
 
-def explorer_of(patterns: Patterns, densities: Sequence[float], shape: Sequence[int] | None) -> dict[str, Any]:
+def explorer_of(patterns: Patterns, densities: Sequence[float], pixels: tuple[str, Tensor] | None) -> dict[str, Any]:
     """Plain values for the page's script.
 
-    densities: of the rounds. shape: of an input, where it is known; a linear first layer over images is shown as one.
+    densities: of the rounds. pixels: of `pixels_of`, where the first layer is a linear one over images.
     """
     exact = sum(leaf.numel() for leaf in patterns.pruned.values()) <= _MOST
     rounds = len(patterns.rounds)
@@ -30,7 +30,6 @@ def explorer_of(patterns: Patterns, densities: Sequence[float], shape: Sequence[
         | ({"histogram": patterns.histograms[name]._asdict()} if name in patterns.histograms else {})
         for name, leaf in patterns.pruned.items()
     ]
-    pixels = pixels_of(patterns, shape)
     return {
         "seed": patterns.seed,
         "rounds": patterns.rounds,

@@ -14,6 +14,7 @@ from lthfunc.reports.charts import Picture
 from lthfunc.reports.curves import LOOKS
 from lthfunc.reports.page.shown import Shown
 from lthfunc.reports.tables import percent, steps
+from lthfunc.runs.environment import machine_in_words
 
 
 def section(name: str, title: str, body: str) -> str:
@@ -95,10 +96,7 @@ def origins(runs: Sequence[Shown]) -> str:
 
 
 def _origin(run: Shown) -> str:
-    machine = run.about["machine"]
-    threads = machine["threads"]
-    where = machine["gpu"] or f"{machine['processor']}, {threads} thread{'' if threads == 1 else 's'}"
-    versions = f"torch {machine['torch']}, Python {machine['python']}, lthfunc {machine['lthfunc']}"
+    where, versions = machine_in_words(run.about["machine"])
     config = shlex.quote(str(run.folder / "config.toml"))
     lines = [f"lthfunc {run.about['command'].replace('transfer', 'prune')} --config {config}"]
     typed = [str(each.get("command")) for each in run.sessions if each.get("command")]

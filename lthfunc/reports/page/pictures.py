@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
@@ -32,12 +33,12 @@ _MOST_CURVES = 30
 class Drawn(NamedTuple):
     """Of one run. pictures: by heading; explorer: what the page's explorer is fed, None without masks.
 
-    stills: figures for files in the explorer's place, by name. missing: what could not be read.
+    stills: draw figures for files in the explorer's place, by name. missing: what could not be read.
     """
 
     pictures: dict[str, list[Picture]]
     explorer: dict[str, Any] | None
-    stills: dict[str, Figure]
+    stills: dict[str, Callable[[], Figure]]
     missing: list[str]
 
 
@@ -98,10 +99,13 @@ def drawn(run: Shown, told: Callable[[], None]) -> Drawn:
     first, shape = patterns[0], (run.about.get("data") or {}).get("shape")
     densities = [100 * density for density in _densities(run, first.rounds)]
     pixels = pixels_of(first, shape)
-    stills = {"masks": mask_figure(first, densities), "weights": weight_figure(first, densities)}
+    stills: dict[str, Callable[[], Figure]] = {
+        "masks": partial(mask_figure, first, densities),
+        "weights": partial(weight_figure, first, densities),
+    }
     if pixels is not None:
-        stills["pixels"] = pixel_figure(*pixels, densities)
-    return Drawn(found, explorer_of(first, densities, shape), stills, missing)
+        stills["pixels"] = partial(pixel_figure, *pixels, densities)
+    return Drawn(found, explorer_of(first, densities, pixels), stills, missing)
 
 
 def overlap_pictures(overlap: Overlap, densities: Sequence[float]) -> list[Picture]:

@@ -116,7 +116,7 @@ def _bars(picture: Bars) -> dict[str, Any]:
 
 
 def _heat(picture: Heat) -> dict[str, Any]:
-    columns, rows = _told_apart(picture.columns), _told_apart(picture.rows)
+    columns, rows = (list(map(text, labels)) for labels in (picture.columns, picture.rows))
     return {
         "data": [{
             "type": "heatmap", "x": columns, "y": rows, "z": [list(row) for row in picture.values],
@@ -129,7 +129,3 @@ def _heat(picture: Heat) -> dict[str, Any]:
             "yaxis": {"title": {"text": text(picture.y)}, "type": "category", "autorange": "reversed"},
         },
     }  # fmt: skip
-
-
-def _told_apart(labels: Sequence[str]) -> list[str]:
-    return [text(label) for label in labels]

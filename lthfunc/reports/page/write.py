@@ -65,4 +65,4 @@ def _figures(report: Report) -> Iterator[tuple[str, Figure]]:
             for picture in pictures:
                 yield f"{own}{picture.key}", printed(picture)
         for name, still in mine.stills.items():
-            yield f"{own}{name}", still
+            yield f"{own}{name}", still()
