@@ -10,7 +10,7 @@ from pathlib import Path
 import typer
 
 from lthfunc.energy.meter import Meter, check_meter, metering
-from lthfunc.errors import DivergedError
+from lthfunc.errors import DivergedError, LostRankError
 from lthfunc.experiments.config import Config, to_mapping
 from lthfunc.experiments.iterative import Task
 from lthfunc.experiments.plan import Prepared, prepare
@@ -19,6 +19,7 @@ from lthfunc.experiments.trust import code_in
 from lthfunc.runs.execute import check_ray, execute, jobs_of
 from lthfunc.runs.folder import TRAIN
 from lthfunc.runs.progress import broadcasting
+from lthfunc.runs.ranks import begin, joined
 from lthfunc.tracking.table import check_trackers, tracking
 from lthfunc.training.fits import Stopped
 from lthfunc.training.memory import hold_memory
@@ -36,8 +37,12 @@ def made_ready(config: Config) -> Prepared:
     check_trackers(config)
     if config.energy:
         check_meter(config.country)
+    exchange = joined()
     with decoding() as observe:
-        return prepare(config, observe)
+        prepared = prepare(config, observe, exchange)
+    if exchange.ranks > 1:
+        begin(prepared.config, prepared.plan)
+    return prepared
 
 
 def trained(
@@ -70,6 +75,8 @@ def trained(
             safe = "everything is kept" if isinstance(error, Stopped) else "finished trainings and checkpoints are kept"
             say(f"stopped; {safe}. Go on with: {again}")
             raise typer.Exit(stop.code) from None
+        except LostRankError as error:
+            raise LostRankError(f"{error}; with any number of ranks, go on with: {again}") from error
         except DivergedError as error:
             kept = f"the state before it is kept: {_resume(folder, config)} --on-nonfinite skip goes on"
             raise DivergedError(f"{error} ({kept})") from error
@@ -95,6 +102,8 @@ def _headline(prepared: Prepared, command: str) -> str:
     config, plan, _ = prepared
     data = plan.trainer.data
     side_by_side = f", {jobs} side by side" if (jobs := jobs_of(config, plan)) > 1 else ""
+    if (ranks := plan.trainer.exchange.ranks) > 1:
+        side_by_side = f", on {ranks} ranks"
     if config.on != "local":
         side_by_side = f", on {config.on}"
     how = f"{'compiled' if config.engine == 'compile' else config.engine}{side_by_side}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from typing import Annotated, Any
 
@@ -25,6 +26,9 @@ from .report import report
 from .sweep import sweep
 from .verify import verify
 from .watch import watch
+
+#: What torchrun tells its processes.
+_LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 app = typer.Typer(
     name="lthfunc",
@@ -81,13 +85,35 @@ def _command() -> Any:
     return get_command(app)
 
 
+def _invoked(arguments: list[str] | None) -> Any:
+    def run() -> Any:
+        return _command()(arguments, standalone_mode=False)
+
+    if not launched():
+        return run()
+    from .ranks import on_ranks  # which imports torch
+
+    given = sys.argv[1:] if arguments is None else arguments
+    return on_ranks(given[0] if given else "", run)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code.
 
-    A user's mistake is one line on stderr and exit code 2; damaged files, and disks that fail or are full, 3.
+    A user's mistake is one line on stderr and exit code 2; damaged files, disks that fail or are full, and ranks that
+    are lost, 3.
     """
+    code = _told(arguments)
+    if launched():  # at once: threads of a rank's connections may be in the middle of something
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def _told(arguments: list[str] | None) -> int:
     try:
-        code = _command()(arguments, standalone_mode=False)
+        code = _invoked(arguments)
     except UserError as error:
         return _complain(str(error), error.code)
     except OSError as error:
@@ -99,6 +125,11 @@ def main(arguments: list[str] | None = None) -> int:
     except (typer.Abort, KeyboardInterrupt):
         return _complain("interrupted", 130)
     return code if isinstance(code, int) else 0
+
+
+def launched() -> bool:
+    """Whether this process is one of several ranks, as torchrun's environment says."""
+    return all(name in os.environ for name in _LAUNCHED) and os.environ["WORLD_SIZE"] != "1"
 
 
 def _complain(message: str, code: int) -> int:

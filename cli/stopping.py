@@ -25,7 +25,7 @@ class Stop:
 
 
 @contextmanager
-def stopping() -> Iterator[Stop]:
+def stopping(*, aloud: bool = True) -> Iterator[Stop]:
     """Stops are asked of whoever calls the result; a second one raises KeyboardInterrupt."""
     stop = Stop()
 
@@ -33,7 +33,8 @@ def stopping() -> Iterator[Stop]:
         if stop():
             raise KeyboardInterrupt
         stop.number = number
-        os.write(2, b"\nstopping after this step; once more to stop at once\n")
+        if aloud:
+            os.write(2, b"\nstopping after this step; once more to stop at once\n")
 
     with _handling(ask):
         yield stop

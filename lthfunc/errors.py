@@ -18,6 +18,12 @@ class DamagedError(UserError):
     code = 3
 
 
+class LostRankError(UserError):
+    """One of several ranks that train together is gone."""
+
+    code = 3
+
+
 class DivergedError(UserError):
     """A training whose loss or gradient is not finite."""
 

@@ -16,7 +16,7 @@ from torch import Tensor
 import lthfunc as lf
 from lthfunc.errors import UserError
 from lthfunc.sparsify.sharded import best
-from lthfunc.trees.shards import Exchange, alone
+from lthfunc.trees.shards import ALONE, Exchange
 from lthfunc.trees.types import TrainState
 
 Tree = dict[str, Tensor]
@@ -133,19 +133,19 @@ def test_little_is_exchanged() -> None:
 
 def test_densities_rounds_and_mistakes() -> None:
     state = lf.init(lf.models.lenet300((1, 8, 8)), 0)
-    once = lf.prune_sharded(alone(), density=0.5)(state)
+    once = lf.prune_sharded(ALONE, density=0.5)(state)
     assert lf.same_bits(once, lf.prune(density=0.5)(state))
-    again = lf.prune_sharded(alone(), fraction=0.3, choose=lf.layerwise_on(alone()))(once)
+    again = lf.prune_sharded(ALONE, fraction=0.3, choose=lf.layerwise_on(ALONE))(once)
     assert lf.same_bits(again, lf.prune(fraction=0.3, allocate=lf.layerwise())(once))
     with pytest.raises(UserError, match=r"density: 0\.9 is not accepted"):
-        lf.prune_sharded(alone(), density=0.9)(once)
+        lf.prune_sharded(ALONE, density=0.9)(once)
     with pytest.raises(UserError, match="give either fraction or density"):
-        lf.prune_sharded(alone())
+        lf.prune_sharded(ALONE)
     with pytest.raises(UserError, match="no process group"):
         lf.over()
-    assert lf.globally_on(alone())({}, {}, 0.5) == {}
+    assert lf.globally_on(ALONE)({}, {}, 0.5) == {}
     masks = {"a": torch.ones(3, 2, dtype=torch.bool)}
-    nothing = best({"a": torch.ones(3, 2)}, masks, torch.tensor([0]), {"a": 0}, alone())
+    nothing = best({"a": torch.ones(3, 2)}, masks, torch.tensor([0]), {"a": 0}, ALONE)
     assert not nothing["a"].any()
 
 

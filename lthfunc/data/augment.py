@@ -11,14 +11,15 @@ from lthfunc.trees.rng import fold_in, integers
 _PAD = 4
 
 
-def shift_and_mirror(images: Tensor, key: Tensor) -> Tensor:
+def shift_and_mirror(images: Tensor, key: Tensor, first: int = 0) -> Tensor:
     """Shift each image by up to 4 pixels, zeros moving in, and mirror it with probability 1/2 (He et al. 2016, 4.2).
 
-    images: (n, channels, height, width); the same shape comes back. key: int64 scalar.
+    images: (n, channels, height, width); the same shape comes back. key: int64 scalar. first: the number of
+    the first image in the whole batch, of which these are a part.
     """
     n, _, height, width = images.shape
-    top, left = (integers(fold_in(key, axis), n, 2 * _PAD + 1) for axis in (0, 1))
-    mirror = integers(fold_in(key, 2), n, 2)
+    top, left = (integers(fold_in(key, axis), n, 2 * _PAD + 1, first) for axis in (0, 1))
+    mirror = integers(fold_in(key, 2), n, 2, first)
     rows = top[:, None] + torch.arange(height, device=images.device)
     columns = torch.arange(width, device=images.device).expand(n, width)
     columns = torch.where(mirror[:, None] == 1, width - 1 - columns, columns) + left[:, None]

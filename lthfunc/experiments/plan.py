@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from dataclasses import replace
 from typing import NamedTuple, TypeVar, cast
 
@@ -39,10 +41,12 @@ from lthfunc.training.engines.interface import Work
 from lthfunc.training.engines.table import Making, engine_for
 from lthfunc.training.engines.toolchain import why_not
 from lthfunc.training.precision import Precision, check_precision
+from lthfunc.training.ranks import part_of
 from lthfunc.training.trainer import OnNonfinite, make_trainer
 from lthfunc.trees.flops import flops_of
 from lthfunc.trees.model import Model, init
 from lthfunc.trees.ops import data_to_device
+from lthfunc.trees.shards import ALONE, Exchange
 from lthfunc.trees.types import Dataset
 
 T = TypeVar("T")
@@ -63,12 +67,14 @@ class Prepared(NamedTuple):
     note: str | None
 
 
-def prepare(config: Config, observe: Observe | None = None) -> Prepared:
+def prepare(config: Config, observe: Observe | None = None, exchange: Exchange = ALONE) -> Prepared:
     """Check everything that can be wrong, load the data, and build the plan. Raises UserError.
 
-    observe: told how many images of how many are decoded.
+    observe: told how many images of how many are decoded. exchange: of the ranks that are to train together.
     """
     config = resolved(config)
+    if exchange.ranks > 1:
+        _check_ranks(config, exchange)
     config = replace(config, device=choose_device(config.device))
     if config.energy and config.device == "cpu":  # a meter cannot tell processes apart
         config = replace(config, jobs=1)
@@ -82,7 +88,14 @@ def prepare(config: Config, observe: Observe | None = None) -> Prepared:
     config = named_for(config, data)
     loss, metric = loss_of_name(config, data), metric_of_name(config, data)
     work = Work(
-        model, loss, make_optimizer(config, steps), data.scale, augment, cast("Precision", config.precision), metric
+        model,
+        loss,
+        make_optimizer(config, steps),
+        data.scale,
+        augment,
+        cast("Precision", config.precision),
+        metric,
+        exchange,
     )
     if work.optimizer.mixes and config.compact:
         raise UserError(
@@ -108,6 +121,7 @@ def prepare(config: Config, observe: Observe | None = None) -> Prepared:
             engine=_compacting(config, model, data) if config.compact else engine_making(config.engine),
             precision=work.precision,
             on_nonfinite=cast("OnNonfinite", config.on_nonfinite),
+            exchange=exchange,
         ),
         steps=steps,
         eval_every=config.eval_every or _eval_every(steps, batch_size, len(data.val.x)),
@@ -138,6 +152,26 @@ def _check_pruning(plan: Plan) -> None:
     plan.pruning(1, magnitude)(dense)
     last = (1 - plan.rate) ** plan.rounds if plan.densities is None else plan.densities[-1]
     plan._replace(densities=(last,)).pruning(1, magnitude)(dense)
+
+
+def _check_ranks(config: Config, exchange: Exchange) -> None:
+    """Raise UserError for what one training on several ranks cannot be."""
+    part_of(_decided(config.batch_size), exchange)
+    if config.on != "local":
+        raise invalid("--on", config.on, "local on several ranks, which are one training's")
+    if config.jobs is not None and config.jobs > 1:
+        raise invalid("--jobs", config.jobs, "1 on several ranks, which take one training after the other")
+    if config.energy:
+        raise UserError("--energy: meters one process, not several ranks")
+    if config.compact:
+        raise UserError("--compact: cannot be on several ranks, which average gradients of the whole network")
+    if config.engine.startswith("sparse"):
+        raise invalid("--engine", config.engine, "auto, eager or compile on several ranks")
+    if re.fullmatch(r"cuda:\d+", config.device):
+        raise invalid("--device", config.device, "auto, cpu or cuda on several ranks, each of which takes its own GPU")
+    mine, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if config.device == "cuda" and mine >= gpus:
+        raise UserError(f"--device: it takes GPU number {mine}, and there {'is' if gpus == 1 else 'are'} {gpus}")
 
 
 def choose_device(name: str) -> str:
@@ -209,7 +243,8 @@ def _choose_engine(config: Config, steps: int, work: Work, data: Dataset) -> tup
     wanted = engine_for(steps * trainings) if config.engine == "auto" else config.engine
     reason = why_not(config.device) if wanted == "compile" else None
     if reason is None:
-        if config.engine == "auto" and wanted == "compile" and _why_not_sparse(config, work, data) is None:
+        sparse = config.engine == "auto" and wanted == "compile" and work.exchange.ranks == 1
+        if sparse and _why_not_sparse(config, work, data) is None:
             wanted = "sparse/compile"
         return replace(config, engine=wanted), None
     if config.engine == wanted:

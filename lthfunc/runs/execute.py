@@ -97,6 +97,8 @@ def jobs_of(config: Config, plan: Plan) -> int:
     before its processes had started.
     """
     trainings = trainings_at_once(config)
+    if plan.trainer.exchange.ranks > 1:  # all of which are on one training
+        return 1
     if config.compact and config.device.startswith("cuda"):  # of different sizes, so no one program
         return 1
     if config.jobs is not None:

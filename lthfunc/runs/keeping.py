@@ -16,6 +16,7 @@ from lthfunc.experiments.config import Config, Interval, parse_interval
 from lthfunc.experiments.iterative import Plan, Progress, Round, Task, train_together
 from lthfunc.runs.checkpoints import Kept, checkpoints, load_checkpoint, save_checkpoint, step_of
 from lthfunc.runs.folder import training_folder
+from lthfunc.runs.ranks import check_alike, hand_out, together
 from lthfunc.runs.trainings import Spent
 from lthfunc.training.batches import steps_per_epoch
 from lthfunc.training.fits import Keeper, Observers
@@ -67,14 +68,18 @@ def train_kept(
     phases = None
     if meter is not None and not (kept and kept[0].energy is None):
         per_epoch = steps_per_epoch(len(plan.trainer.data.train.x), plan.trainer.batch_size)
-        so_far = kept[0].energy.over(1 / len(tasks)) if kept and kept[0].energy is not None else None
-        phases = Phases(meter, per_epoch, so_far)
+        drawn = kept[0].energy.over(1 / len(tasks)) if kept and kept[0].energy is not None else None
+        phases = Phases(meter, per_epoch, drawn)
     writer = _Writer(parse_interval(config.checkpoint_every), places, seconds, phases)
     keeper = Keeper(writer.keep, stopping, writer.due, writer.pause)
     if phases is not None:
         keeper = _metered(keeper, phases)
+    exchange, so_far = plan.trainer.exchange, [each.progress for each in kept] or None
+    hand_out(exchange, tasks, so_far)
     try:
-        rounds = train_together(plan, tasks, observe, keeper=keeper, so_far=[each.progress for each in kept] or None)
+        with together(exchange):
+            rounds = train_together(plan, tasks, observe, keeper=keeper, so_far=so_far)
+            check_alike(exchange, rounds)
     finally:
         writer.close()
     return rounds, Spent(seconds(), None if phases is None else phases.as_values(len(tasks)))

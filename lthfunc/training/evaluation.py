@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 
 from lthfunc.training.steps import Metrics
+from lthfunc.trees.shards import ALONE, Exchange
 from lthfunc.trees.types import Batch, Split
 
 #: Examples at a time, of all networks together and of each at the least: enough for a product to reach its full
@@ -28,16 +29,23 @@ def chunk_for(networks: int) -> int:
 
 
 def evaluate(
-    metrics_of: Callable[[Batch], Metrics], split: Split, device: torch.device, chunk: int = _CHUNK
+    metrics_of: Callable[[Batch], Metrics],
+    split: Split,
+    device: torch.device,
+    chunk: int = _CHUNK,
+    exchange: Exchange = ALONE,
 ) -> list[Quality]:
     """Mean loss and accuracy, weighted by chunk sizes, so that the last, smaller chunk counts right.
 
     metrics_of: a batch -> scalars, or one entry for each of several networks. The device is waited for once, at
-    the end.
+    the end. exchange: of ranks that measure the same networks, each on its share of the chunks.
     """
     total = torch.zeros(2, 1, dtype=torch.float64, device=device)
-    for x, y in zip(torch.split(split.x, chunk), torch.split(split.y, chunk), strict=True):
+    chunks = list(zip(torch.split(split.x, chunk), torch.split(split.y, chunk), strict=True))
+    for x, y in chunks[exchange.rank :: exchange.ranks]:
         metrics = metrics_of((x.to(device), y.to(device)))
         both = torch.stack([metrics["loss"].double().reshape(-1), metrics["accuracy"].reshape(-1)])
         total = total + both * len(x)
+    if exchange.ranks > 1:
+        total = exchange.total(total.flatten()).view(total.shape)
     return [Quality(loss, accuracy) for loss, accuracy in (total / len(split.x)).T.tolist()]

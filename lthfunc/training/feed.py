@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from lthfunc.training.batches import Order
+from lthfunc.training.ranks import part_of
+from lthfunc.trees.shards import ALONE, Exchange
 from lthfunc.trees.types import Batch, Split
 
 #: Bytes of inputs gathered at a time: they should stay in a CPU's last cache; a GPU has room, and fewer launches
@@ -27,16 +29,25 @@ class Feed:
 
     With several seeds a batch has one more dimension in front, (seeds, batch size, ...). A split that is mapped
     from a file, or lies on another device than the training, is streamed: a thread gathers the next steps while
-    the present ones run.
+    the present ones run. exchange: of several ranks, each of which gets its part of every batch.
     """
 
     def __init__(
-        self, split: Split, batch_size: int, seeds: Sequence[int], device: torch.device, *, mapped: bool = False
+        self,
+        split: Split,
+        batch_size: int,
+        seeds: Sequence[int],
+        device: torch.device,
+        *,
+        mapped: bool = False,
+        exchange: Exchange = ALONE,
     ) -> None:
         self._split, self._device = split, device
+        part = part_of(batch_size, exchange)
+        self._mine = slice(exchange.rank * part, (exchange.rank + 1) * part)
         self._orders = [Order(len(split.x), batch_size, seed) for seed in seeds]
-        lead = (batch_size,) if len(seeds) == 1 else (len(seeds), batch_size)
-        size = split.x[:1].nbytes * batch_size * len(seeds)
+        lead = (part,) if len(seeds) == 1 else (len(seeds), part)
+        size = split.x[:1].nbytes * part * len(seeds)
         self.slots = max(1, min(_MOST, _BYTES.get(device.type, _BYTES["cpu"]) // max(1, size)))
         self._x, self._y = (
             torch.empty((self.slots, *lead, *part.shape[1:]), dtype=part.dtype, device=device) for part in split
@@ -70,7 +81,7 @@ class Feed:
             self._stream.close()
 
     def _indices(self, start: int, stop: int) -> Tensor:
-        return torch.stack([order.rows(start, stop) for order in self._orders], dim=1).flatten()
+        return torch.stack([order.rows(start, stop)[:, self._mine] for order in self._orders], dim=1).flatten()
 
 
 class _Stream:

@@ -34,7 +34,7 @@ def mend(
     with training.drawing():
         states, since = training.now()
         while int(states[0].step) < look:
-            if keeper is not None and keeper.stopping():
+            if keeper is not None and training.asked(keeper):
                 keeper.keep(under_way(fits, states, since))
                 raise Stopped
             training.one()

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from lthfunc.errors import UserError
 from lthfunc.training.engines.interface import Running, Tick
 from lthfunc.training.feed import Feed
 from lthfunc.training.fits import Fit, Keeper, Observers, Since, Stopped
@@ -38,6 +39,8 @@ class Training:
         observe: Observers | None = None,
         keeper: Keeper[Fit] | None = None,
     ) -> None:
+        if len(states) > 1 and trainer.exchange.ranks > 1:
+            raise UserError("ranks: several of them train one state together, not several side by side")
         self._trainer, self._seeds, self._end = trainer, seeds, end
         self._observe, self._keeper = observe, keeper
         self._device = states[0].step.device
@@ -57,7 +60,14 @@ class Training:
         self._steps = [each.steps for each in known] or [0] * len(states)
         self._random = known[0].random if known and not drawing else None
         data = self._trainer.data
-        self._feed = Feed(data.train, self._trainer.batch_size, self._seeds, self._device, mapped=data.mapped)
+        self._feed = Feed(
+            data.train,
+            self._trainer.batch_size,
+            self._seeds,
+            self._device,
+            mapped=data.mapped,
+            exchange=self._trainer.exchange,
+        )
         ready = [with_optimizer(state, self._trainer.optimizer) for state in states]
         with computing(self._trainer):
             self.running = self._trainer.engine.begin(ready, self._seeds, self._feed)
@@ -110,7 +120,8 @@ class Training:
         devices = [self._device] if self._device.type == "cuda" else []
         with computing(self._trainer), torch.random.fork_rng(devices=devices):
             if self._random is None:
-                torch.manual_seed(key(self._seeds[0], "layers", self._step))
+                rank = self._trainer.exchange.rank  # each draws for its part of a batch
+                torch.manual_seed(key(self._seeds[0], "layers", self._step, *([rank] if rank else [])))
             else:
                 _set_generator(self._device, self._random)
                 self._random = None
@@ -121,8 +132,15 @@ class Training:
         if self._feed is not None:
             self._feed.close()
 
+    def asked(self, keeper: Keeper[Fit]) -> bool:
+        """Whether to stop; all ranks, once one of them is asked to."""
+        stopping, exchange = keeper.stopping(), self._trainer.exchange
+        if exchange.ranks == 1:
+            return stopping
+        return bool(exchange.total(torch.tensor([int(stopping)], device=self._device)))
+
     def _ask(self, keeper: Keeper[Fit], fits: Sequence[Fit]) -> None:
-        stopping = keeper.stopping()
+        stopping = self.asked(keeper)
         if stopping or keeper.due(self._step):
             now = self.now()
             if all(map(finite, *now)):
@@ -140,7 +158,8 @@ class Training:
             step += steps
             if observe is not None:
                 observe(step, None)
-            return keeper is not None and keeper.stopping()
+            # Several ranks stop after the same step, on which they agree from time to time.
+            return keeper is not None and self._trainer.exchange.ranks == 1 and keeper.stopping()
 
         return tick
 

@@ -13,14 +13,17 @@ from lthfunc.errors import UserError
 from lthfunc.training.losses import Loss, Metric, accuracy, cross_entropy
 from lthfunc.training.optimizers import Optimizer
 from lthfunc.training.precision import Precision, casting
+from lthfunc.training.ranks import averaged, travelling
+from lthfunc.training.synchronised import synchronised
 from lthfunc.trees.model import Model, apply_evaluating, apply_training
 from lthfunc.trees.ops import scaled
 from lthfunc.trees.rng import fold_in
+from lthfunc.trees.shards import ALONE, Exchange
 from lthfunc.trees.types import Batch, Buffers, Masks, Params, Scale, TrainState
 
 #: loss (float32) and accuracy (float64), or another metric in its place: scalars, means over the batch.
 Metrics = dict[str, Tensor]
-TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+TrainStep = Callable[..., tuple[TrainState, Metrics]]
 EvalStep = Callable[[Params, Buffers, Batch], Metrics]
 
 
@@ -51,14 +54,24 @@ def forward_of(model: Model, buffers: Buffers) -> Callable[[Params, Tensor], Ten
 
 
 def make_train_step(
-    model: Model, loss: Loss, optimizer: Optimizer, precision: Precision = "fp32", metric: Metric = accuracy
+    model: Model,
+    loss: Loss,
+    optimizer: Optimizer,
+    precision: Precision = "fp32",
+    metric: Metric = accuracy,
+    exchange: Exchange = ALONE,
 ) -> TrainStep:
     """A pure step: (state, batch) -> (state, metrics). The state must hold an optimiser state.
 
     The gradient is masked before weight decay and momentum see it. With params that start masked, pruned
     weights then stay exactly zero, whatever the optimiser. `state.masks` may be bool or, faster, float.
     With precision "bf16" the network runs under autocast; params, gradients and optimiser stay float32.
+
+    exchange: of several ranks, each of which calls the step with its part of the batch (equally many examples) and
+    gets the state that the whole batch leads to. The step then takes, as a third argument, what `travelling` gives of
+    the state, which is else found out in every step.
     """
+    model = synchronised(model, exchange)
 
     def objective(params: Params, buffers: Buffers, batch: Batch) -> tuple[Tensor, tuple[Tensor, Buffers]]:
         inputs, targets = batch
@@ -67,8 +80,11 @@ def make_train_step(
             value = loss(outputs, targets)
         return value, (metric(outputs, targets), buffers)
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def step(state: TrainState, batch: Batch, index: Tensor | None = None) -> tuple[TrainState, Metrics]:
         grads, (value, (correct, buffers)) = grad_and_value(objective, has_aux=True)(state.params, state.buffers, batch)
+        if exchange.ranks > 1:
+            index = travelling(state) if index is None else index
+            grads, (value, correct) = averaged(exchange, grads, (value, correct), index)
         grads = masked(grads, state.masks)
         params, opt = optimizer.update(grads, state.opt, state.params, state.step)
         if optimizer.mixes:
@@ -100,29 +116,34 @@ class Carry(NamedTuple):
     """What a running loop hands from step to step.
 
     key: int64 scalar, of the run's seed; a step folds its number into it, so that what it draws depends on
-    nothing else. loss: float64 (1,), the sum of the steps' losses.
+    nothing else. loss: float64 (1,), the sum of the steps' losses. travels: where gradients do, between several ranks.
     """
 
     state: TrainState
     key: Tensor
     loss: Tensor
+    travels: Tensor | tuple[()] = ()
 
 
-#: Random changes of training inputs, a function of the inputs (n, ...) and a key; the same shape comes back.
-Augment = Callable[[Tensor, Tensor], Tensor]
+#: Random changes of training inputs, a function of the inputs (n, ...) and a key; the same shape comes back. On several
+#: ranks a third argument tells which number in the whole batch the first input has.
+Augment = Callable[..., Tensor]
 Advance = Callable[[Carry, Batch], Carry]
 
 
-def make_advance(step: TrainStep, scale: Scale | None = None, augment: Augment | None = None) -> Advance:
-    """The body of a training loop, still pure: the step on a batch as the data set stores it."""
+def make_advance(
+    step: TrainStep, scale: Scale | None = None, augment: Augment | None = None, exchange: Exchange = ALONE
+) -> Advance:
+    """The body of a training loop, still pure: the step on a batch, or a rank's part, as the data set stores it."""
 
     def advance(carry: Carry, batch: Batch) -> Carry:
         stored, targets = batch
         inputs = scaled(stored, scale)
         if augment is not None:
-            inputs = augment(inputs, fold_in(carry.key, carry.state.step))
-        state, metrics = step(carry.state, (inputs, targets))
-        return Carry(state, carry.key, carry.loss + metrics["loss"])
+            place = (exchange.rank * len(inputs),) if exchange.ranks > 1 else ()
+            inputs = augment(inputs, fold_in(carry.key, carry.state.step), *place)
+        state, metrics = step(carry.state, (inputs, targets), *([carry.travels] if exchange.ranks > 1 else []))
+        return carry._replace(state=state, loss=carry.loss + metrics["loss"])
 
     return advance
 

@@ -15,8 +15,10 @@ from lthfunc.training.evaluation import Quality
 from lthfunc.training.losses import Loss, Metric, accuracy, cross_entropy
 from lthfunc.training.optimizers import Optimizer
 from lthfunc.training.precision import Precision, products
+from lthfunc.training.ranks import part_of
 from lthfunc.training.steps import Augment
 from lthfunc.trees.model import Model
+from lthfunc.trees.shards import ALONE, Exchange
 from lthfunc.trees.types import Buffers, Dataset, Params, Split
 
 #: What to do about a step whose loss or gradient is not finite.
@@ -27,6 +29,7 @@ class Trainer(NamedTuple):
     """What training needs besides a state and a seed; made once, used for every round, control and replicate.
 
     loss: what is trained, and what scores that take gradients look at. metric: what is measured as accuracy.
+    exchange: of the ranks that train together.
     """
 
     data: Dataset
@@ -37,6 +40,7 @@ class Trainer(NamedTuple):
     loss: Loss = cross_entropy
     metric: Metric = accuracy
     on_nonfinite: OnNonfinite = "stop"
+    exchange: Exchange = ALONE
 
 
 def make_trainer(
@@ -51,15 +55,21 @@ def make_trainer(
     precision: Precision = "fp32",
     metric: Metric = accuracy,
     on_nonfinite: OnNonfinite = "stop",
+    exchange: Exchange = ALONE,
 ) -> Trainer:
     """Put a model, its data and an optimiser together.
 
     engine: "eager", "compile", which pays off from some 3,000 small steps on, or a function that makes one
     (`sparse_engine`). on_nonfinite: a step whose loss or gradient is not finite ends a fit, or is left out of it.
+    exchange: `lf.over()` for one training on all ranks of a process group. They all call this and what follows in the
+    same way; each takes its part of every batch, and all come to the same results.
     """
     steps_per_epoch(len(data.train.x), batch_size)  # an impossible batch size fails here, before any training
-    work = Work(model, loss, optimizer, data.scale, augment, precision, metric)
-    return Trainer(data, optimizer, batch_size, make_engine(engine, work), precision, loss, metric, on_nonfinite)
+    work = Work(model, loss, optimizer, data.scale, augment, precision, metric, exchange)
+    part_of(batch_size, exchange)
+    return Trainer(
+        data, optimizer, batch_size, make_engine(engine, work), precision, loss, metric, on_nonfinite, exchange
+    )
 
 
 def measure(

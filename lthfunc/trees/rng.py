@@ -48,9 +48,9 @@ def fold_in(key: Tensor, number: Tensor | int) -> Tensor:
     return _mixed((_mixed(key) + number * _GOLDEN) & _MASK)
 
 
-def integers(key: Tensor, n: int, high: int) -> Tensor:
-    """`n` draws from 0 … high-1, int64, as a function of the key."""
-    return (fold_in(key, torch.arange(n, device=key.device)) * high) >> 32
+def integers(key: Tensor, n: int, high: int, first: int = 0) -> Tensor:
+    """`n` draws from 0 … high-1, int64, as a function of the key; those from number `first` on."""
+    return (fold_in(key, torch.arange(first, first + n, device=key.device)) * high) >> 32
 
 
 def _mixed(bits: Tensor) -> Tensor:

@@ -1,9 +1,12 @@
-"""Trees of which every rank holds a part: leaves cut along their first dimension, as DTensors or plain tensors."""
+"""Ranks that compute together: how they add up, and trees of which every rank holds a part.
+
+Parts are cut along a leaf's first dimension, as DTensors or plain tensors.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -13,34 +16,64 @@ from lthfunc.trees.ops import tree_map
 
 
 class Exchange(NamedTuple):
-    """How ranks add up. rank: this one's number, of `ranks`; total: an int64 vector -> its sum over all ranks.
+    """How ranks add up. rank: this one's number, of `ranks`; total: a vector -> its sum over all ranks.
 
-    All ranks call `total` equally often, with vectors of equal length.
+    All ranks call `total` equally often, with vectors of equal length, and get the same bits. at: (vector, index) ->
+    that sum at the index, zeros elsewhere, where a transport has an own way to it; only what stands there travels.
     """
 
     rank: int
     ranks: int
     total: Callable[[Tensor], Tensor]
+    at: Callable[[Tensor, Tensor], Tensor] | None = None
+
+    def total_at(self, vector: Tensor, index: Tensor) -> Tensor:
+        """The sum over all ranks at an index (int64), zeros elsewhere."""
+        if self.at is not None:
+            return self.at(vector, index)
+        return torch.zeros_like(vector).index_copy(0, index, self.total(vector[index]))
 
 
-def alone() -> Exchange:
-    """One rank, which holds everything."""
-    return Exchange(0, 1, lambda numbers: numbers)
+#: One rank, which holds everything.
+ALONE = Exchange(0, 1, lambda vector: vector)
 
 
 def over(group: Any = None) -> Exchange:
-    """The ranks of a process group of torch.distributed, by default all. Raises UserError where there is none."""
+    """The ranks of a process group of torch.distributed, by default all; its sums can be compiled into a step.
+
+    Raises UserError where there is none.
+    """
     from torch import distributed
 
     if not distributed.is_initialized():
         raise UserError("ranks: torch.distributed has no process group; begin one with init_process_group")
+    name: str = (group or cast("Any", distributed.group.WORLD)).group_name
+    return Exchange(
+        distributed.get_rank(group),
+        distributed.get_world_size(group),
+        lambda vector: _summed(vector, name),
+        lambda vector, index: torch.ops.lthfunc.total_at(vector, index, name),
+    )
 
-    def total(numbers: Tensor) -> Tensor:
-        summed = numbers.clone()
-        distributed.all_reduce(summed, group=group)
-        return summed
 
-    return Exchange(distributed.get_rank(group), distributed.get_world_size(group), total)
+def _summed(vector: Tensor, group: str) -> Tensor:
+    """A functional collective: no argument changes, and a compiler sees it as any other operation."""
+    ops = torch.ops._c10d_functional
+    summed: Tensor = ops.wait_tensor(ops.all_reduce(vector.contiguous(), "sum", group))
+    return summed
+
+
+@torch.library.custom_op(
+    "lthfunc::total_at", mutates_args=(), schema="(Tensor vector, Tensor index, str group) -> Tensor"
+)
+def _total_at(vector: Tensor, index: Tensor, group: str) -> Tensor:
+    """One operation to a compiler, so that a program serves an index of any length."""
+    return torch.zeros_like(vector).index_copy_(0, index, _summed(vector.index_select(0, index), group))
+
+
+@_total_at.register_fake
+def _total_at_shape(vector: Tensor, index: Tensor, group: str) -> Tensor:
+    return torch.empty_like(vector)
 
 
 def local(tree: Any) -> Any:

@@ -29,16 +29,20 @@ from lthfunc.training.steps import Metrics
 from lthfunc.trees.ops import flattened, leaves
 from lthfunc.trees.types import Batch, Buffers, Params, Split, TrainState
 
-#: Makes a program, or finds the one made before, for tensors like these.
-Compile = Callable[[str, Callable[..., Any], Sequence[Tensor]], Program]
+#: Makes a program, or finds the one made before, for tensors like these, of which a vector may have any length.
+Compile = Callable[..., Program]
 
 
 def compile_engine(work: Work) -> Engine:
     """Compiled steps and evaluations; each is compiled once, whatever the masks, seeds, rounds or learning rate."""
     programs: dict[Any, Program] = {}
 
-    def program(kind: str, function: Callable[..., Any], example: Sequence[Tensor]) -> Program:
-        shapes = tuple((leaf.shape, leaf.stride(), leaf.dtype, leaf.device) for leaf in example)
+    def program(
+        kind: str, function: Callable[..., Any], example: Sequence[Tensor], free: Tensor | None = None
+    ) -> Program:
+        shapes = tuple(
+            (None if leaf is free else leaf.shape, leaf.stride(), leaf.dtype, leaf.device) for leaf in example
+        )
         if (kind, shapes) not in programs:
             programs[kind, shapes] = compiled(function, example, work.model.name)
         return programs[kind, shapes]
@@ -59,7 +63,7 @@ class _Loop:
         self, work: Work, program: Compile, states: Sequence[TrainState], seeds: Sequence[int], feed: Feed
     ) -> None:
         width = len(states)
-        carry = carry_of(states, seeds)
+        carry = carry_of(states, seeds, work.exchange)
         advance = widened(work.advance, width)
         parts, rebuilt = flattened(carry)
         layout = _layout(width)
@@ -75,7 +79,9 @@ class _Loop:
                     kept.copy_(new)
             return ()
 
-        step = program("train", in_place, (*self._leaves, *feed.batches[0]))
+        # What travels between ranks is read by one operation alone, whatever its length.
+        free = self._leaves[-1] if work.exchange.ranks > 1 else None
+        step = program("train", in_place, (*self._leaves, *feed.batches[0]), free)
         self._launcher = Launcher(step, [(*self._leaves, *batch) for batch in feed.batches])
 
     def take(self, steps: int, tick: Tick | None) -> int:
@@ -122,7 +128,7 @@ def _measure(
         loss, correct = program("eval", flat, (*parts, *batch))(*parts, *batch)
         return {"loss": loss, "accuracy": correct}
 
-    return evaluate(metrics_of, split, device, chunk)
+    return evaluate(metrics_of, split, device, chunk, work.exchange)
 
 
 def _layout(width: int) -> torch.memory_format:

@@ -18,7 +18,6 @@ from lthfunc.training.engines.side_by_side import (
 )
 from lthfunc.training.evaluation import Quality, chunk_for, evaluate
 from lthfunc.training.feed import Feed
-from lthfunc.training.steps import Advance
 from lthfunc.trees.types import Buffers, Params, Split, TrainState
 
 
@@ -26,22 +25,22 @@ def eager(work: Work) -> Engine:
     """Steps taken one operation at a time."""
 
     def begin(states: Sequence[TrainState], seeds: Sequence[int], feed: Feed) -> Running:
-        return _Loop(work.advance, states, seeds, feed)
+        return _Loop(work, states, seeds, feed)
 
     def measure(
         params: Sequence[Params], buffers: Sequence[Buffers], split: Split, device: torch.device
     ) -> list[Quality]:
         step, networks = widened_eval(work.evaluate, len(params)), (stacked(params), stacked(buffers))
-        return evaluate(lambda batch: step(*networks, batch), split, device, chunk_for(len(params)))
+        return evaluate(lambda batch: step(*networks, batch), split, device, chunk_for(len(params)), work.exchange)
 
     return Engine("eager", begin, measure)
 
 
 class _Loop:
-    def __init__(self, advance: Advance, states: Sequence[TrainState], seeds: Sequence[int], feed: Feed) -> None:
+    def __init__(self, work: Work, states: Sequence[TrainState], seeds: Sequence[int], feed: Feed) -> None:
         self._width = len(states)
-        self._advance, self._batches = widened(advance, self._width), feed.batches
-        self._carry = carry_of(states, seeds)
+        self._advance, self._batches = widened(work.advance, self._width), feed.batches
+        self._carry = carry_of(states, seeds, work.exchange)
 
     def take(self, steps: int, tick: Tick | None) -> int:
         for slot in range(steps):

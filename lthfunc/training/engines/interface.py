@@ -22,6 +22,7 @@ from lthfunc.training.steps import (
     on_stored,
 )
 from lthfunc.trees.model import Model
+from lthfunc.trees.shards import ALONE, Exchange
 from lthfunc.trees.types import Buffers, Params, Scale, Split, TrainState
 
 #: Told how many steps were taken since the last time; True asks to stop.
@@ -29,7 +30,7 @@ Tick = Callable[[int], bool]
 
 
 class Work(NamedTuple):
-    """What is to be run: the same for every engine."""
+    """What is to be run: the same for every engine. exchange: of the ranks that run it together."""
 
     model: Model
     loss: Loss
@@ -38,12 +39,13 @@ class Work(NamedTuple):
     augment: Augment | None
     precision: Precision
     metric: Metric = accuracy
+    exchange: Exchange = ALONE
 
     @property
     def advance(self) -> Advance:
         """The body of the training loop."""
-        step = make_train_step(self.model, self.loss, self.optimizer, self.precision, self.metric)
-        return make_advance(step, self.scale, self.augment)
+        step = make_train_step(self.model, self.loss, self.optimizer, self.precision, self.metric, self.exchange)
+        return make_advance(step, self.scale, self.augment, self.exchange)
 
     @property
     def evaluate(self) -> EvalStep:

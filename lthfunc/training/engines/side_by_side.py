@@ -7,9 +7,11 @@ from typing import Any, TypeVar
 
 import torch
 
+from lthfunc.training.ranks import travelling
 from lthfunc.training.steps import Advance, Carry, EvalStep, boolean_masks, floating_masks
 from lthfunc.trees.ops import tree_map
 from lthfunc.trees.rng import counter_key
+from lthfunc.trees.shards import ALONE, Exchange
 from lthfunc.trees.types import TrainState
 
 T = TypeVar("T")
@@ -27,13 +29,14 @@ def apart(tree: T, width: int) -> list[T]:
     return [tree_map(lambda leaf, i=i: leaf[i], tree) for i in range(width)]
 
 
-def carry_of(states: Sequence[TrainState], seeds: Sequence[int]) -> Carry:
+def carry_of(states: Sequence[TrainState], seeds: Sequence[int], exchange: Exchange = ALONE) -> Carry:
     """The loop's carry of some states: float masks, keys of the seeds, no loss yet."""
 
     def single(state: TrainState, seed: int) -> Carry:
         device = state.step.device
         key = counter_key(seed, "step").to(device)
-        return Carry(floating_masks(state), key, torch.zeros(1, dtype=torch.float64, device=device))
+        index = travelling(state) if exchange.ranks > 1 else ()
+        return Carry(floating_masks(state), key, torch.zeros(1, dtype=torch.float64, device=device), index)
 
     return stacked([single(state, seed) for state, seed in zip(states, seeds, strict=True)])
 

@@ -1,0 +1,41 @@
+"""A command on several ranks (torchrun): rank 0 carries it out, the others train with it and say nothing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import typer
+
+from lthfunc.errors import LostRankError, UserError
+from lthfunc.runs.ranks import dismiss, join, serve
+
+from .stopping import stopping
+
+#: Commands that train one network after the other, by a plan.
+_COMMANDS = ("prune", "train", "resume", "branch", "transfer")
+
+
+def on_ranks(command: str, run: Callable[[], int | None]) -> int | None:
+    """Run a command where this is rank 0, else help it. Raises what the command raises, and LostRankError."""
+    if command not in _COMMANDS:
+        if os.environ["RANK"] != "0":
+            return 2
+        raise UserError(f"torchrun: runs {', '.join(_COMMANDS)} on several ranks, not {command or 'nothing'}")
+    exchange = join()
+    if exchange.rank > 0:
+        with stopping(aloud=False) as stop:
+            try:
+                serve(stop)
+            except LostRankError as error:
+                raise LostRankError(f"rank {exchange.rank}: {error}") from error
+        return stop.code if stop() else 0
+    try:
+        code = run()
+    except LostRankError:
+        raise
+    except (UserError, typer.TyperException, typer.Abort):
+        dismiss()
+        raise
+    dismiss()
+    return code

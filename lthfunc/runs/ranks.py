@@ -1,0 +1,214 @@
+"""One training after the other on several ranks, as torchrun starts them: rank 0 keeps the experiment, the others help.
+
+Rank 0 prunes, rewinds and writes every file; it hands each training out, from its last checkpoint where it has one,
+and all ranks take its steps together. So masks are the same everywhere, only rank 0 needs to see the run's folder, and
+a run goes on with any number of ranks. Ranks are one job, started by one user: they believe what they are sent.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import distributed
+
+from lthfunc.errors import LostRankError, UserError
+from lthfunc.experiments.config import Config
+from lthfunc.experiments.iterative import Plan, Progress, Round, Task, train_together
+from lthfunc.experiments.plan import prepare
+from lthfunc.frames import first_line
+from lthfunc.runs.environment import machine
+from lthfunc.training.fits import Keeper, Stopped
+from lthfunc.trees.model import init
+from lthfunc.trees.ops import leaves, tree_map
+from lthfunc.trees.shards import ALONE, Exchange, over
+
+T = TypeVar("T")
+
+#: What must be the same everywhere for the same bits.
+_SAME = ("lthfunc", "torch", "python")
+#: How long ranks wait for one that says nothing, and for the first one to be there.
+_PATIENCE = timedelta(minutes=10)
+#: Examples of the training split that ranks compare beforehand.
+_COMPARED = 256
+
+
+class _Begin(NamedTuple):
+    """What rank 0 is about to do, and what the others must have alike. found: of its network and data."""
+
+    config: Config
+    command: list[str]
+    about: dict[str, Any]
+    found: dict[str, str]
+
+
+class _Hand(NamedTuple):
+    """A training for all ranks."""
+
+    tasks: list[Task]
+    so_far: list[Progress] | None
+
+
+def join() -> Exchange:
+    """Become one of the ranks. Raises UserError where they don't find together."""
+    if torch.cuda.is_available() and (mine := int(os.environ.get("LOCAL_RANK", "0"))) < torch.cuda.device_count():
+        torch.cuda.set_device(mine)
+    try:
+        distributed.init_process_group(timeout=_PATIENCE)
+    except (RuntimeError, ValueError) as error:
+        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise UserError(f"torchrun: the ranks don't find together at {where} ({first_line(error)})") from error
+    return over()
+
+
+def joined() -> Exchange:
+    """The ranks that this process is one of."""
+    return over() if distributed.is_available() and distributed.is_initialized() else ALONE
+
+
+def begin(config: Config, plan: Plan) -> None:
+    """Rank 0: have the others make the same plan. Raises UserError, before any step, where one has another or none."""
+    about = {name: value for name, value in machine("cpu").items() if name in _SAME}
+    _share(_Begin(config, sys.argv[1:], about, _fingerprint(config, plan)))
+    problem = next((said for said in _gather(None) if said is not None), None)
+    if problem is not None:
+        raise UserError(problem)
+
+
+def hand_out(exchange: Exchange, tasks: Sequence[Task], so_far: Sequence[Progress] | None) -> None:
+    """Rank 0: have the others train this too."""
+    if exchange.ranks > 1 and exchange.rank == 0:
+        _share(_at("cpu", _Hand(list(tasks), None if so_far is None else list(so_far))))
+
+
+def dismiss() -> None:
+    """Rank 0: let the others go."""
+    _share(None)
+
+
+@contextmanager
+def together(exchange: Exchange) -> Iterator[None]:
+    """Of a training on all ranks. Raises LostRankError where one of them is gone."""
+    try:
+        yield
+    except RuntimeError as error:
+        if exchange.ranks > 1 and ("gloo" in str(error).lower() or isinstance(error, distributed.DistError)):
+            raise LostRankError(f"another rank is gone ({_reason(error)})") from error
+        raise
+
+
+def check_alike(exchange: Exchange, rounds: Sequence[Round]) -> None:
+    """Raise UserError where ranks have come to different networks: one that sees other examples would, say."""
+    if exchange.ranks == 1:
+        return
+    mine = int(_digest([(each.fit.state[:3], each.fit.chosen[1:]) for each in rounds])[:15], 16)
+    all_of_them = torch.zeros(exchange.ranks, dtype=torch.int64, device=rounds[0].fit.state.step.device)
+    all_of_them[exchange.rank] = mine
+    found = exchange.total(all_of_them).tolist()
+    others = [rank for rank, value in enumerate(found) if value != found[0]]
+    if others:
+        raise UserError(
+            f"ranks: {', '.join(map(str, others))} came to another network than rank 0; a layer that depends on its "
+            "rank's examples, or draws by itself, cannot be trained on several"
+        )
+
+
+def serve(stopping: Callable[[], bool]) -> None:
+    """Every other rank: help rank 0 until it lets go. Raises LostRankError, and UserError where it can't help."""
+    exchange, plan = over(), None
+    with together(exchange):
+        while (order := _share(None)) is not None:
+            if isinstance(order, _Begin):
+                plan, problem = _like(order, exchange)
+                problems = _gather(problem)
+                if any(said is not None for said in problems):
+                    plan = None
+            else:
+                assert plan is not None
+                _help(plan, order, stopping)
+
+
+def _help(plan: Plan, order: _Hand, stopping: Callable[[], bool]) -> None:
+    device = f"cuda:{torch.cuda.current_device()}" if plan.trainer.data.train.y.is_cuda else "cpu"
+    tasks, so_far = _at(device, order)
+    try:
+        rounds = train_together(plan, tasks, keeper=Keeper(lambda progress: None, stopping), so_far=so_far)
+        check_alike(plan.trainer.exchange, rounds)
+    except (UserError, Stopped):
+        return  # which rank 0 has come to as well, and tells
+
+
+def _like(order: _Begin, exchange: Exchange) -> tuple[Plan | None, str | None]:
+    """(the same plan, None), or (None, what is different here)."""
+    who = f"rank {exchange.rank}"
+    about = {name: value for name, value in machine("cpu").items() if name in _SAME}
+    for name, value in order.about.items():
+        if about[name] != value:
+            return None, f"{who} has {name} {about[name]}, and rank 0 has {value}"
+    mine = sys.argv[1:]
+    for number, theirs in enumerate(order.command):
+        here = mine[number] if number < len(mine) else "nothing"
+        if here != theirs:
+            return None, f"{who} was started with {here!r} where rank 0 has {theirs!r}"
+    if len(mine) > len(order.command):
+        return None, f"{who} was started with {mine[len(order.command)]!r} where rank 0 has nothing"
+    try:
+        plan = prepare(order.config, exchange=exchange).plan
+    except UserError as error:
+        return None, f"{who}: {error}"
+    for name, value in _fingerprint(order.config, plan).items():
+        if order.found[name] != value:
+            return None, f"{who} finds {name} that differs from rank 0's"
+    if order.config.threads is not None:
+        torch.set_num_threads(order.config.threads)
+    return plan, None
+
+
+def _fingerprint(config: Config, plan: Plan) -> dict[str, str]:
+    data = plan.trainer.data
+    first = [[split.x[:_COMPARED], split.y[:_COMPARED]] for split in (data.train, data.val, data.test)]
+    sizes = str([len(split.y) for split in (data.train, data.val, data.test)])
+    return {
+        f"data ({config.dataset})": _digest(first) + sizes,
+        f"a network ({config.arch})": _digest(init(plan.model, config.seed)[:2]),
+    }
+
+
+def _digest(tree: Any) -> str:
+    found = hashlib.sha256()
+    for leaf in leaves(tree):
+        if isinstance(leaf, torch.Tensor):
+            found.update(leaf.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
+
+
+def _reason(error: RuntimeError) -> str:
+    """What a transport says, without where in its code and what to do next."""
+    return re.sub(r"^\[[^\]]*\.cc:\d+\] ", "", first_line(error)).partition(". ")[0]
+
+
+def _at(device: str, tree: T) -> T:
+    """A tree, not all of whose leaves are tensors, on a device."""
+    return tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, torch.Tensor) else leaf, tree)
+
+
+def _share(value: Any) -> Any:
+    """Rank 0's value, on every rank."""
+    held = [value]
+    with together(over()):
+        distributed.broadcast_object_list(held, src=0, device=torch.device("cpu"))
+    return held[0]
+
+
+def _gather(value: Any) -> list[Any]:
+    """What every rank says, in their order."""
+    said: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(said, value)
+    return said

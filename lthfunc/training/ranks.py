@@ -1,0 +1,78 @@
+"""One training on several ranks: each takes its part of a step's batch, and what follows is the same on all of them.
+
+The batch of a step is the same set of samples whatever the ranks, so losses agree with one rank's but for rounding. Of
+the gradient only what can change a weight travels: where nothing is left, it is zero on every rank.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lthfunc.errors import UserError
+from lthfunc.trees.shards import Exchange
+from lthfunc.trees.types import Params, TrainState
+
+#: What travels besides the gradient: the step's loss and metric.
+_NUMBERS = 2
+
+
+def part_of(batch_size: int, exchange: Exchange) -> int:
+    """Examples of a batch that each rank takes. Raises UserError where they don't come out even."""
+    ranks = exchange.ranks
+    if batch_size % ranks:
+        below = batch_size - batch_size % ranks
+        sizes = " or ".join(str(size) for size in (below, below + ranks) if size)
+        fewer = max(number for number in range(1, ranks) if batch_size % number == 0)
+        raise UserError(
+            f"--batch-size: {batch_size} examples don't divide among {ranks} ranks; take {sizes}, or {fewer} "
+            f"rank{'' if fewer == 1 else 's'}"
+        )
+    return batch_size // ranks
+
+
+def travelling(state: TrainState) -> Tensor:
+    """Where, among all gradients in one row and the step's two numbers behind them, something is to be exchanged.
+
+    int64; as long as the weights that are left, all that no mask covers, and two.
+    """
+    ones = torch.ones((), dtype=torch.bool, device=state.step.device)
+    kept = [
+        state.masks[name].flatten() if name in state.masks else ones.expand(leaf.numel())
+        for name, leaf in state.params.items()
+    ]
+    return torch.cat([*(mask.to(torch.bool) for mask in kept), ones.expand(_NUMBERS)]).nonzero().flatten()
+
+
+def averaged(exchange: Exchange, grads: Params, numbers: tuple[Tensor, Tensor], index: Tensor) -> tuple[Any, Any]:
+    """(gradients, the two numbers): means over all ranks, gradients zero outside of the index."""
+    row = torch.cat([*(grad.flatten() for grad in grads.values()), *(number.reshape(1) for number in numbers)])
+    mean = exchange.total_at(row, index) / exchange.ranks
+    *parts, loss, metric = torch.split(mean, [*(grad.numel() for grad in grads.values()), 1, 1])
+    found = {
+        name: part.view(grad.shape).to(grad.dtype) for part, (name, grad) in zip(parts, grads.items(), strict=True)
+    }
+    first, second = numbers
+    return found, (loss[0].to(first.dtype), metric[0].to(second.dtype))
+
+
+def total(exchange: Exchange, vector: Tensor) -> Tensor:
+    """`exchange.total`, with a gradient: that of a sum over ranks is the sum of the gradients over ranks."""
+    result: Tensor = _Total.apply(vector, exchange)
+    return result
+
+
+class _Total(torch.autograd.Function):
+    @staticmethod
+    def forward(vector: Tensor, exchange: Exchange) -> Tensor:
+        return exchange.total(vector)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.exchange = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return total(ctx.exchange, grad), None
