@@ -149,6 +149,10 @@ class Interval(NamedTuple):
     steps: int | None = None
     seconds: float | None = None
 
+    def after(self, step: int) -> int | None:
+        """The next step at which one is due by its number."""
+        return None if self.steps is None else step - step % self.steps + self.steps
+
 
 def parse_interval(text: str) -> Interval:
     """``500`` steps, ``30s`` seconds, ``never``. Raises UserError."""

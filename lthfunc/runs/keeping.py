@@ -116,8 +116,7 @@ class _Writer:
 
     def pause(self, step: int) -> int | None:
         """The next step at which a checkpoint is due by its number."""
-        steps = self._interval.steps
-        return None if steps is None else step - step % steps + steps
+        return self._interval.after(step)
 
     def due(self, step: int) -> bool:
         """Whether a checkpoint should be written now. Raises OSError where the last one could not be."""

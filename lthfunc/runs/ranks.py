@@ -20,7 +20,7 @@ import torch
 from torch import distributed
 
 from lthfunc.errors import LostRankError, UserError
-from lthfunc.experiments.config import Config
+from lthfunc.experiments.config import Config, parse_interval
 from lthfunc.experiments.iterative import Plan, Progress, Round, Task, train_together
 from lthfunc.experiments.plan import prepare
 from lthfunc.frames import first_line
@@ -127,19 +127,21 @@ def serve(stopping: Callable[[], bool]) -> None:
         while (order := _share(None)) is not None:
             if isinstance(order, _Begin):
                 plan, problem = _like(order, exchange)
+                # Ranks agree on stopping wherever rank 0 pauses.
+                pause = parse_interval(order.config.checkpoint_every).after
                 problems = _gather(problem)
                 if any(said is not None for said in problems):
                     plan = None
             else:
                 assert plan is not None
-                _help(plan, order, stopping)
+                _help(plan, order, Keeper(lambda progress: None, stopping, pause=pause))
 
 
-def _help(plan: Plan, order: _Hand, stopping: Callable[[], bool]) -> None:
+def _help(plan: Plan, order: _Hand, keeper: Keeper[Progress]) -> None:
     device = f"cuda:{torch.cuda.current_device()}" if plan.trainer.data.train.y.is_cuda else "cpu"
     tasks, so_far = _at(device, order)
     try:
-        rounds = train_together(plan, tasks, keeper=Keeper(lambda progress: None, stopping), so_far=so_far)
+        rounds = train_together(plan, tasks, keeper=keeper, so_far=so_far)
         check_alike(plan.trainer.exchange, rounds)
     except (UserError, Stopped):
         return  # which rank 0 has come to as well, and tells

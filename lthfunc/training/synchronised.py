@@ -63,7 +63,7 @@ class _Synchronised(nn.Module):
 
     def _track(self, mean: Tensor, variance: Tensor, count: int) -> None:
         self.num_batches_tracked = self.num_batches_tracked + 1
-        share = 1 / self.num_batches_tracked if self._momentum is None else self._momentum
+        share = 1 / self.num_batches_tracked.to(mean.dtype) if self._momentum is None else self._momentum
         unbiased = variance * (count / (count - 1))
         self.running_mean = self.running_mean + share * (mean - self.running_mean)
         self.running_var = self.running_var + share * (unbiased - self.running_var)
