@@ -171,6 +171,7 @@ if TYPE_CHECKING:
         triangular as triangular,
         warmup as warmup,
     )
+    from lthfunc.training.sharded import make_sharded_step as make_sharded_step
     from lthfunc.training.steps import (
         forward_of as forward_of,
         loss_of as loss_of,
@@ -179,6 +180,12 @@ if TYPE_CHECKING:
         with_optimizer as with_optimizer,
     )
     from lthfunc.training.trainer import make_trainer as make_trainer
+    from lthfunc.trees.distributed import (
+        load_sharded as load_sharded,
+        save_sharded as save_sharded,
+        sharded as sharded,
+        whole as whole,
+    )
     from lthfunc.trees.files import (
         load_ticket as load_ticket,
         load_tree as load_tree,
@@ -259,6 +266,8 @@ __getattr__, __all__ = table_of_contents(
         "lthfunc.sparsify.distances": ("collapsed", "mask_distance", "mask_overlap"),
         "lthfunc.sparsify.sharded": ("globally_on", "layerwise_on", "prune_sharded"),
         "lthfunc.sparsify.transforms": ("prune", "rewind", "ticket"),
+        "lthfunc.training.sharded": ("make_sharded_step",),
+        "lthfunc.trees.distributed": ("load_sharded", "save_sharded", "sharded", "whole"),
         "lthfunc.trees.shards": ("Exchange", "over"),
         "lthfunc.training.schedules": (
             "constant",

@@ -20,18 +20,34 @@ class Exchange(NamedTuple):
 
     All ranks call `total` equally often, with vectors of equal length, and get the same bits. at: (vector, index) ->
     that sum at the index, zeros elsewhere, where a transport has an own way to it; only what stands there travels.
+    gather, scatter: the vectors of all ranks in a row; and this rank's of as many equal parts of the sum.
     """
 
     rank: int
     ranks: int
     total: Callable[[Tensor], Tensor]
     at: Callable[[Tensor, Tensor], Tensor] | None = None
+    gather: Callable[[Tensor], Tensor] | None = None
+    scatter: Callable[[Tensor], Tensor] | None = None
 
     def total_at(self, vector: Tensor, index: Tensor) -> Tensor:
         """The sum over all ranks at an index (int64), zeros elsewhere."""
         if self.at is not None:
             return self.at(vector, index)
         return torch.zeros_like(vector).index_copy(0, index, self.total(vector[index]))
+
+    def gathered(self, vector: Tensor) -> Tensor:
+        """The vectors of all ranks, in a row."""
+        if self.gather is not None:
+            return self.gather(vector)
+        rows = torch.arange(self.ranks, device=vector.device)[:, None] == self.rank
+        return self.total(torch.where(rows, vector, torch.zeros_like(vector)).flatten())
+
+    def scattered(self, vector: Tensor) -> Tensor:
+        """This rank's part of the sum, of as many equal parts as there are ranks."""
+        if self.scatter is not None:
+            return self.scatter(vector)
+        return self.total(vector).view(self.ranks, -1)[self.rank]
 
 
 #: One rank, which holds everything.
@@ -48,11 +64,14 @@ def over(group: Any = None) -> Exchange:
     if not distributed.is_initialized():
         raise UserError("ranks: torch.distributed has no process group; begin one with init_process_group")
     name: str = (group or cast("Any", distributed.group.WORLD)).group_name
+    ranks, ops = distributed.get_world_size(group), torch.ops._c10d_functional
     return Exchange(
         distributed.get_rank(group),
-        distributed.get_world_size(group),
+        ranks,
         lambda vector: _summed(vector, name),
         lambda vector, index: torch.ops.lthfunc.total_at(vector, index, name),
+        lambda vector: ops.wait_tensor(ops.all_gather_into_tensor(vector.contiguous(), ranks, name)),
+        lambda vector: ops.wait_tensor(ops.reduce_scatter_tensor(vector.contiguous(), "sum", ranks, name)),
     )
 
 

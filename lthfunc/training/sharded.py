@@ -1,0 +1,65 @@
+"""Training where no rank holds the network: params, masks and optimiser state lie in parts, one on each rank.
+
+The params are put together for a step and forgotten after it; of the gradient each rank keeps its part, summed over all
+ranks, and updates its part of the state with it (as ZeRO and FSDP do; Rajbhandari et al. 2020, sec. 5).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch.func import grad_and_value
+
+from lthfunc.errors import UserError
+from lthfunc.training.losses import Loss, Metric, accuracy
+from lthfunc.training.optimizers import Optimizer
+from lthfunc.training.precision import Precision, casting
+from lthfunc.training.ranks import total
+from lthfunc.training.steps import Metrics, masked
+from lthfunc.training.synchronised import synchronised
+from lthfunc.trees.layout import layout_of
+from lthfunc.trees.model import Model, apply_training
+from lthfunc.trees.shards import Exchange, like, local
+from lthfunc.trees.types import Batch, Buffers, Params, TrainState
+
+
+def make_sharded_step(
+    model: Model,
+    loss: Loss,
+    optimizer: Optimizer,
+    exchange: Exchange,
+    precision: Precision = "fp32",
+    metric: Metric = accuracy,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """A pure step on parts: (this rank's parts of a state, its part of the batch) -> (parts, metrics of the batch).
+
+    Parts are DTensors (`sharded`), or plain tensors cut as those are. Each rank has equally many examples. The parts
+    together become what `make_train_step` makes of the whole state and batch, but for rounding.
+
+    Raises UserError where an update depends on other weights (Muon's), which may lie elsewhere.
+    """
+    if optimizer.mixes:
+        raise UserError("shards: an optimiser whose updates mix a layer's weights cannot work on parts of it")
+    model = synchronised(model, exchange)
+    layout = layout_of(model.init(0)[0], exchange.ranks)
+
+    def objective(params: Params, buffers: Buffers, batch: Batch) -> tuple[object, tuple[object, Buffers]]:
+        inputs, targets = batch
+        with casting(precision, inputs.device):
+            outputs, buffers = apply_training(model, params, buffers, inputs)
+            value = loss(outputs, targets)
+        return value, (metric(outputs, targets), buffers)
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        params, masks, opt = local(state.params), local(state.masks), local(state.opt)
+        whole = layout.wholes(exchange.gathered(layout.part(params)))
+        grads, (value, (correct, buffers)) = grad_and_value(objective, has_aux=True)(whole, state.buffers, batch)
+        mine = layout.mine(exchange.scattered(layout.parts_of(grads)) / exchange.ranks, params)
+        params, opt = optimizer.update(masked(mine, masks), opt, params, state.step)
+        after = TrainState(like(params, state.params), buffers, state.masks, like(opt, state.opt), state.step + 1)
+        return after, {
+            "loss": total(exchange, value.reshape(1))[0] / exchange.ranks,
+            "accuracy": total(exchange, correct.reshape(1))[0] / exchange.ranks,
+        }
+
+    return step

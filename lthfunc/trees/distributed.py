@@ -1,0 +1,89 @@
+"""A state over several devices: its leaves as DTensors, and its files, which any number of ranks reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import optree
+import torch
+
+from lthfunc.errors import DamagedError, UserError
+from lthfunc.frames import first_line
+from lthfunc.trees.layout import layout_of
+from lthfunc.trees.ops import flattened, tree_map
+from lthfunc.trees.types import TrainState
+
+
+def sharded(state: TrainState, mesh: Any = None) -> TrainState:
+    """The state with params, masks and optimiser state as DTensors, cut along their first dimension.
+
+    mesh: of one dimension, over all ranks by default. Every rank calls this with the same state. What has no params'
+    shapes (an optimiser's numbers, buffers, the step) stays whole on every rank.
+
+    Raises UserError where there is no process group, or a param is a scalar.
+    """
+    from torch import distributed
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    if mesh is None:
+        if not distributed.is_initialized():
+            raise UserError("ranks: torch.distributed has no process group; begin one with init_process_group")
+        mesh = init_device_mesh(state.step.device.type, (distributed.get_world_size(),))
+    shapes = layout_of(state.params, mesh.size()).shapes
+
+    def cut(leaf: torch.Tensor) -> Any:
+        return distribute_tensor(leaf, mesh, [Shard(0)])
+
+    def cut_tree(node: Any) -> Any:
+        return tree_map(cut, node) if _fits(node, shapes) else node
+
+    opt = optree.tree_map(cut_tree, state.opt, is_leaf=lambda node: _fits(node, shapes))
+    return state._replace(params=tree_map(cut, state.params), masks=tree_map(cut, state.masks), opt=opt)
+
+
+def whole(state: Any) -> Any:
+    """A tree with whole leaves again, on every rank. All ranks call it."""
+    return tree_map(lambda leaf: leaf.full_tensor() if hasattr(leaf, "full_tensor") else leaf, state)
+
+
+def save_sharded(state: TrainState, folder: str | Path) -> None:
+    """Write a state, each rank its own parts, with torch.distributed.checkpoint. All ranks call it, with one folder."""
+    from torch.distributed.checkpoint.state_dict_saver import save
+
+    save(_named(state), checkpoint_id=str(folder))
+
+
+def load_sharded(folder: str | Path, like: TrainState) -> TrainState:
+    """A state from its files, with leaves as those of `like`, which may be on any number of ranks. All ranks call it.
+
+    Raises DamagedError where there is no such state, or of another network.
+    """
+    from torch.distributed.checkpoint.state_dict_loader import load
+
+    if not (Path(folder) / ".metadata").is_file():
+        raise DamagedError(f"{folder}: holds no state that save_sharded has finished to write")
+    fresh = tree_map(torch.zeros_like, like)
+    names = _named(fresh)
+    try:
+        load(names, checkpoint_id=str(folder))
+    except Exception as error:  # of its many kinds
+        raise DamagedError(f"{folder}: no state like this one can be read from it ({first_line(error)})") from error
+    return fresh
+
+
+def _named(state: TrainState) -> dict[str, Any]:
+    """The leaves of a state by name: the tensors themselves."""
+    named = {
+        f"{kind}.{name}": leaf
+        for kind, tree in (("params", state.params), ("buffers", state.buffers), ("masks", state.masks))
+        for name, leaf in tree.items()
+    }
+    opt, _ = flattened(state.opt)
+    return {**named, **{f"opt.{number}": leaf for number, leaf in enumerate(opt)}, "step": state.step}
+
+
+def _fits(node: Any, shapes: dict[str, tuple[int, ...]]) -> bool:
+    """Whether part of an optimiser's state has a leaf for each param, of its shape."""
+    return isinstance(node, dict) and {name: tuple(leaf.shape) for name, leaf in node.items()} == shapes
