@@ -9,7 +9,6 @@ import optree
 import torch
 
 from lthfunc.errors import DamagedError, UserError
-from lthfunc.frames import first_line
 from lthfunc.trees.layout import layout_of
 from lthfunc.trees.ops import flattened, tree_map
 from lthfunc.trees.types import TrainState
@@ -50,9 +49,10 @@ def whole(state: Any) -> Any:
 
 def save_sharded(state: TrainState, folder: str | Path) -> None:
     """Write a state, each rank its own parts, with torch.distributed.checkpoint. All ranks call it, with one folder."""
+    from torch import distributed
     from torch.distributed.checkpoint.state_dict_saver import save
 
-    save(_named(state), checkpoint_id=str(folder))
+    save(_named(state), checkpoint_id=str(folder), no_dist=not distributed.is_initialized())
 
 
 def load_sharded(folder: str | Path, like: TrainState) -> TrainState:
@@ -60,6 +60,8 @@ def load_sharded(folder: str | Path, like: TrainState) -> TrainState:
 
     Raises DamagedError where there is no such state, or of another network.
     """
+    from torch import distributed
+    from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.state_dict_loader import load
 
     if not (Path(folder) / ".metadata").is_file():
@@ -67,9 +69,10 @@ def load_sharded(folder: str | Path, like: TrainState) -> TrainState:
     fresh = tree_map(torch.zeros_like, like)
     names = _named(fresh)
     try:
-        load(names, checkpoint_id=str(folder))
-    except Exception as error:  # of its many kinds
-        raise DamagedError(f"{folder}: no state like this one can be read from it ({first_line(error)})") from error
+        load(names, checkpoint_id=str(folder), no_dist=not distributed.is_initialized())
+    except (Exception, CheckpointException) as error:  # of its many kinds
+        reason = str(error).strip().splitlines()[-1]  # below the stacks of all ranks
+        raise DamagedError(f"{folder}: no state like this one can be read from it ({reason})") from error
     return fresh
 
 
