@@ -168,3 +168,43 @@ def memory(
     from lthfunc_benchmarks.memory import run
 
     run(rounds=rounds, json=json)
+
+
+@app.command("scale")
+def scale(
+    network: Annotated[
+        list[str] | None, typer.Option("--network", help="Repeatable. \\[default: lenet300 and resnet20]")
+    ] = None,
+    ranks: Annotated[
+        list[int] | None,
+        typer.Option("--ranks", parser=whole, metavar="N", help="Repeatable. \\[default: 1, 2 and 4]"),
+    ] = None,
+    density: Annotated[
+        list[float] | None,
+        typer.Option("--density", parser=number, metavar="X", help="Repeatable. \\[default: 1 and 0.1]"),
+    ] = None,
+    rate: Annotated[
+        list[float] | None,
+        typer.Option(
+            "--rate",
+            parser=number,
+            metavar="MBIT",
+            help="Also over links of so many megabits a second (Linux, as root); repeatable.",
+        ),
+    ] = None,
+    engine: Annotated[str, typer.Option("--engine", help="eager or compile.")] = "compile",
+    quick: Annotated[bool, typer.Option("--quick", help="LeNet-300-100 on two ranks; ends in under a minute.")] = False,
+    json: JsonFile = None,
+) -> None:
+    """One training on several ranks: a step's time and traffic, measured beside what a model of them says."""
+    from lthfunc_benchmarks.scale import run
+
+    run(
+        networks=network or [],
+        ranks=ranks or [],
+        densities=density or [],
+        rates=rate or [],
+        engine=engine,
+        quick=quick,
+        json=json,
+    )

@@ -48,7 +48,8 @@ def travelling(state: TrainState) -> Tensor:
 
 def averaged(exchange: Exchange, grads: Params, numbers: tuple[Tensor, Tensor], index: Tensor) -> tuple[Any, Any]:
     """(gradients, the two numbers): means over all ranks, gradients zero outside of the index."""
-    row = torch.cat([*(grad.flatten() for grad in grads.values()), *(number.reshape(1) for number in numbers)])
+    flat = torch.cat([grad.flatten() for grad in grads.values()])
+    row = torch.cat([flat, *(number.reshape(1).to(flat.dtype) for number in numbers)])
     mean = exchange.total_at(row, index) / exchange.ranks
     *parts, loss, metric = torch.split(mean, [*(grad.numel() for grad in grads.values()), 1, 1])
     found = {

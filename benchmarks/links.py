@@ -1,0 +1,62 @@
+"""Ranks on links of a known rate: network namespaces joined by a bridge, each with its own shaped interface."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from lthfunc.errors import UserError
+
+
+class Place(NamedTuple):
+    """Where a rank runs. prefix: of its command; interface: that its traffic passes; head: rank 0's address."""
+
+    prefix: tuple[str, ...]
+    interface: str
+    head: str
+
+
+@contextmanager
+def places(ranks: int, megabits: float | None) -> Iterator[list[Place]]:
+    """One for each rank: this machine's loopback, or links of so many megabits a second, which end with this.
+
+    Raises UserError where the machine doesn't let itself have such links.
+    """
+    if megabits is None:
+        yield [Place((), "lo", "127.0.0.1")] * ranks
+        return
+    if os.geteuid() != 0 or shutil.which("ip") is None or shutil.which("tc") is None:
+        raise UserError("--rate: links of a known rate take root and Linux's ip and tc (iproute2)")
+    tag = f"lth{os.getpid() % 100_000}"
+    spaces = [f"{tag}n{number}" for number in range(ranks)]
+    try:
+        _run(f"ip link add {tag}b type bridge")
+        _run(f"ip link set {tag}b up")
+        for number, space in enumerate(spaces):
+            outer, inner = f"{tag}o{number}", f"{tag}i{number}"
+            _run(f"ip netns add {space}")
+            _run(f"ip link add {outer} type veth peer name {inner}")
+            _run(f"ip link set {inner} netns {space}")
+            _run(f"ip link set {outer} master {tag}b up")
+            _run(f"ip -n {space} addr add 10.213.7.{number + 1}/24 dev {inner}")
+            _run(f"ip -n {space} link set {inner} up")
+            _run(f"ip -n {space} link set lo up")
+            _run(f"tc -n {space} qdisc add dev {inner} root tbf rate {megabits}mbit burst 32kb latency 100ms")
+        yield [
+            Place(("ip", "netns", "exec", space), f"{tag}i{number}", "10.213.7.1")
+            for number, space in enumerate(spaces)
+        ]
+    finally:
+        for space in spaces:
+            subprocess.run(["ip", "netns", "del", space], capture_output=True, check=False)
+        subprocess.run(["ip", "link", "del", f"{tag}b"], capture_output=True, check=False)
+
+
+def _run(command: str) -> None:
+    done = subprocess.run(command.split(), capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise UserError(f"--rate: this machine doesn't let itself have such links ({command}: {done.stderr.strip()})")
