@@ -27,6 +27,7 @@ from lthfunc.training.threads import using_threads
 
 from .console import aside, say
 from .decoding import decoding
+from .elsewhere import named, sent_on
 from .progress import watching
 from .stopping import stopping
 
@@ -67,7 +68,7 @@ def trained(
                 using_threads(config.threads),
                 watching(err, plan) as live,
                 tracking(config, folder) as trackers,
-                broadcasting(folder, [live, *trackers]) as watcher,
+                broadcasting(folder, [live, *trackers, *sent_on(folder)]) as watcher,
                 _meter(config) as meter,
             ):
                 return execute(config, plan, folder, watcher, earlier, tasks, stop, meter)
@@ -95,7 +96,7 @@ def _meter(config: Config) -> Iterator[Meter | None]:
 
 def _resume(folder: Path, config: Config) -> str:
     """The command that goes on with a run."""
-    return f"lthfunc resume {shlex.quote(str(folder))}" + (" --trust" if code_in(to_mapping(config)) else "")
+    return f"lthfunc resume {shlex.quote(named(folder))}" + (" --trust" if code_in(to_mapping(config)) else "")
 
 
 def _headline(prepared: Prepared, command: str) -> str:

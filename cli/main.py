@@ -18,6 +18,7 @@ from .compare import compare
 from .config import config
 from .connectivity import connectivity
 from .console import printable
+from .elsewhere import brought_here
 from .energy import breakeven, energy
 from .importing import import_
 from .info import info
@@ -86,14 +87,18 @@ def _command() -> Any:
 
 
 def _invoked(arguments: list[str] | None) -> Any:
+    given = sys.argv[1:] if arguments is None else arguments
+
     def run() -> Any:
-        return _command()(arguments, standalone_mode=False)
+        if not any("://" in word for word in given):
+            return _command()(given, standalone_mode=False)
+        with brought_here(given) as words:
+            return _command()(words, standalone_mode=False)
 
     if not launched():
         return run()
     from .ranks import on_ranks  # which imports torch
 
-    given = sys.argv[1:] if arguments is None else arguments
     return on_ranks(given[0] if given else "", run)
 
 

@@ -13,6 +13,7 @@ from lthfunc.reports.tables import layer_table, result_table
 from lthfunc.runs.folder import TICKET_FILE
 
 from .console import screen
+from .elsewhere import named
 
 #: Columns that a table with per-layer densities wants; narrower screens get a table of their own for them.
 _WIDE = 100
@@ -38,10 +39,10 @@ def show_results(rows: Sequence[Row], folder: Path, pictures: Sequence[Path], *,
         screen().print(verdict(rows), highlight=False)
         if warning := collapse(rows):
             screen().print(warning, highlight=False)
-        print(f"ticket    {folder / TICKET_FILE}")
+        print(f"ticket    {named(folder / TICKET_FILE)}")
     for picture in pictures:
-        print(f"picture   {picture}")
-    print(f"all else  {folder}")
+        print(f"picture   {named(picture)}")
+    print(f"all else  {named(folder)}")
 
 
 def verdict(rows: Sequence[Row]) -> str:
@@ -72,7 +73,7 @@ def as_json(folder: Path, config: Config, rows: Sequence[Row]) -> dict[str, Any]
     """Everything of a run's end, for machines. Accuracies are in [0, 1]."""
     best = winning(rows)
     return {
-        "run": str(folder),
+        "run": named(folder),
         "config": to_mapping(config),
         "rounds": [_row(row) for row in rows],
         "winning_round": best.round if best else None,

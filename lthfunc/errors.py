@@ -24,6 +24,12 @@ class LostRankError(UserError):
     code = 3
 
 
+class LostRunError(UserError):
+    """A run's place elsewhere that can no longer be written to."""
+
+    code = 3
+
+
 class DivergedError(UserError):
     """A training whose loss or gradient is not finite."""
 

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from lthfunc.data.arrays import read_npz
-from lthfunc.data.catalog import DATASETS, SUFFIX, TINY_IMAGENET, Known, canonical, default_data_dir, kind_of
+from lthfunc.data.catalog import (
+    DATA_DIR_VARIABLE,
+    DATASETS,
+    SUFFIX,
+    TINY_IMAGENET,
+    Known,
+    canonical,
+    default_data_dir,
+    kind_of,
+)
 from lthfunc.data.digits import read_digits
 from lthfunc.data.folder import read_folder
 from lthfunc.data.hub import read_hub
@@ -18,6 +28,7 @@ from lthfunc.data.tensors import from_tensors, parted
 from lthfunc.data.text import read_text
 from lthfunc.errors import UserError, invalid
 from lthfunc.plugins import called, load_plugin
+from lthfunc.remote import fetched, is_remote
 from lthfunc.trees.ops import scaled
 from lthfunc.trees.types import Dataset, Scale
 
@@ -51,6 +62,8 @@ def load(
     Raises UserError where the name is unknown, the files are missing and can't be downloaded, or a file is broken.
     """
     name, options = canonical(name), options or {}
+    if is_remote(name):
+        name = str(fetched("--dataset", name))
     if name in DATASETS or name.endswith(SUFFIX):
         if options:
             raise invalid("--dataset-option", next(iter(options)), f"nothing with {name}")
@@ -63,6 +76,8 @@ def load(
             raise UserError(f"--dataset: {name!r} returned a {type(data).__name__}, not an lthfunc Dataset")
         return data
     place = name.partition(":")[2]
+    if is_remote(place) and kind != "hf":
+        place = str(fetched("--dataset", place))
     offered: dict[str, Any] = {"path": place, "name": place, "skip_broken": skip_broken, "observe": observe}
     found: Dataset = called("--dataset", name, _READERS[kind], offered, options)
     return found
@@ -71,7 +86,10 @@ def load(
 def _known(
     name: str, data_dir: str | Path | None, download: bool, skip_broken: bool, observe: Observe | None
 ) -> Dataset:
-    known, folder = DATASETS[name], Path(data_dir) if data_dir else default_data_dir()
+    known, folder = (
+        DATASETS[name],
+        _folder_of(name, data_dir or os.environ.get(DATA_DIR_VARIABLE) or default_data_dir()),
+    )
     if name == "digits":
         images, targets = read_digits()
         held, rest = parted(len(images), (known.test / len(images),), name)
@@ -89,6 +107,19 @@ def _known(
 
     train, test = read_vision(name, folder, download=download)
     return from_tensors(name, train, test, val=known.val, classes=known.classes, scale=_scale(known, 255))
+
+
+def _folder_of(name: str, data_dir: str | Path | None) -> Path:
+    """Where files are that lie here, or elsewhere: then those of this data set, brought here."""
+    given = str(data_dir or os.environ.get(DATA_DIR_VARIABLE) or default_data_dir())
+    if name == "digits" or not is_remote(given):
+        return Path(given)
+    home = TINY_IMAGENET
+    if name != "tinyimagenet":
+        from lthfunc.data.vision import home_of  # torchvision takes most of a second to import
+
+        home = home_of(name, Path()).as_posix()
+    return fetched("--data-dir", given, lambda found: found.startswith(f"{home}/"))
 
 
 def _scale(known: Known, unit: float) -> Scale:

@@ -43,7 +43,7 @@ def read_vision(name: str, folder: Path, *, download: bool) -> tuple[Pair, Pair]
 
     Raises UserError where files are missing and can't be downloaded, or one is broken.
     """
-    source = _home(name, folder)
+    source = home_of(name, folder)
     if not source.exists():
         if not download:
             raise _absent(name, folder, "downloading is off")
@@ -60,7 +60,7 @@ def read_vision(name: str, folder: Path, *, download: bool) -> tuple[Pair, Pair]
     return train, test
 
 
-def _home(name: str, folder: Path) -> Path:
+def home_of(name: str, folder: Path) -> Path:
     """The folder torchvision keeps a data set's files in, below the data folder."""
     kind = _CLASSES[name]
     if name == "svhn":
@@ -153,9 +153,9 @@ def _download(name: str, folder: Path) -> None:
         with tempfile.TemporaryDirectory(dir=folder, prefix=f".{name}-") as scratch:
             with _silence(), _within():
                 _fetch(name, scratch)
-            target = _home(name, folder)
+            target = home_of(name, folder)
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.move(_home(name, Path(scratch)), target)
+            shutil.move(home_of(name, Path(scratch)), target)
     except (OSError, RuntimeError) as error:
         if new:
             with contextlib.suppress(OSError):

@@ -1,0 +1,72 @@
+"""Runs at addresses (s3://, gs://, …): their folders here, put in place of the addresses that were typed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lthfunc.remote import is_remote
+
+if TYPE_CHECKING:
+    from lthfunc.runs.mirror import Mirror
+    from lthfunc.runs.trainings import Watcher
+
+#: Options whose addresses are no run's.
+_OTHERS = ("--data-dir", "--dataset", "--dataset-option", "--weights", "--config", "--on", "--loss", "--metric")
+#: What is being worked on here: its folder, and what sends it.
+_OPEN: dict[Path, Mirror] = {}
+
+
+@contextmanager
+def brought_here(arguments: Sequence[str]) -> Iterator[list[str]]:
+    """The arguments with folders in place of addresses: a run to be written is kept up to date there, others are read.
+
+    Raises UserError where an address cannot be reached, and LostRunError where it could not be written in the end.
+    """
+    with ExitStack() as stack:
+        yield [_here(stack, arguments, place) for place in range(len(arguments))]
+
+
+def named(folder: Path) -> str:
+    """A folder as the user calls it."""
+    for place, mirror in _OPEN.items():
+        if place == folder or place in folder.parents:
+            return "/".join([mirror.url, *folder.relative_to(place).parts])
+    return str(folder)
+
+
+def sent_on(folder: Path) -> list[Watcher]:
+    """Who watches a run for the address that it, or a folder that it lies in, is sent to."""
+    from lthfunc.runs.mirror import Sending
+
+    found = [mirror for place, mirror in _OPEN.items() if place == folder or place in folder.parents]
+    return [Sending(mirror) for mirror in found]
+
+
+def _here(stack: ExitStack, arguments: Sequence[str], place: int) -> str:
+    word = arguments[place]
+    option, sign, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    before = arguments[place - 1] if place else ""
+    if not is_remote(value) or (option or before) in _OTHERS:
+        return word
+    if (option or before) == "--out" or (arguments[0] == "resume" and not option):
+        return f"{option}{sign}{_opened(stack, value)}"
+    from lthfunc.remote import fetched
+
+    lasting = lambda name: not name.rpartition("/")[2].startswith(".")  # noqa: E731
+    return f"{option}{sign}{fetched(option or 'RUN', value.rstrip('/'), lasting)}"
+
+
+def _opened(stack: ExitStack, url: str) -> Path:
+    from lthfunc.runs.mirror import Mirror, mirrored
+
+    from .console import say
+
+    mirror = stack.enter_context(mirrored(Mirror("--out", url)))
+    for line in mirror.said:
+        say(line)
+    _OPEN[mirror.folder] = mirror
+    stack.callback(_OPEN.pop, mirror.folder)
+    return mirror.folder

@@ -1,0 +1,141 @@
+"""Files that lie elsewhere (s3://, gs://, hf://, …), by fsspec: fetched whole, written whole."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lthfunc.errors import UserError
+from lthfunc.frames import first_line
+from lthfunc.hardware import cache_home
+
+#: What fetches an extra's files, by protocol, where fsspec says only what to import.
+_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "hf": "hf"}
+#: Seconds to wait for a server that may not be there, and how often.
+_PATIENCE, _TRIES = 10, 2
+
+
+class Place(NamedTuple):
+    """A place elsewhere. path: without its protocol, as the file system names it."""
+
+    url: str
+    system: Any
+    path: str
+
+
+def is_remote(name: str) -> bool:
+    """Whether a name is an address of fsspec's."""
+    return re.match(r"[a-z][a-z0-9+]*://", name) is not None and not name.startswith("ray://")
+
+
+def place_of(option: str, url: str) -> Place:
+    """Where an address leads. Raises UserError where no installed package reads such addresses."""
+    from fsspec.core import url_to_fs
+
+    protocol = url.partition("://")[0]
+    given: dict[str, Any] = {}
+    if protocol in ("s3", "s3a"):
+        given["config_kwargs"] = {
+            "connect_timeout": _PATIENCE, "read_timeout": 6 * _PATIENCE, "retries": {"max_attempts": _TRIES}
+        }  # fmt: skip
+    try:
+        system, path = url_to_fs(url, **given)
+    except (ImportError, ValueError) as error:
+        extra = _EXTRAS.get(protocol)
+        reason = f"needs lthfunc[{extra}] (pip install 'lthfunc[{extra}]')" if extra else first_line(error)
+        raise UserError(f"{option}: {url!r} cannot be read: {reason}") from error
+    return Place(url, system, str(path).rstrip("/"))
+
+
+@contextmanager
+def reaching(option: str, url: str) -> Iterator[None]:
+    """What goes wrong on the way to a place, as one line. Raises UserError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # of as many kinds as there are protocols
+        raise UserError(f"{option}: {url!r} cannot be reached or read ({_reason(error)})") from error
+
+
+def files_below(place: Place) -> dict[str, str]:
+    """Every file at or below a place: its name there ("" for the place itself) -> what changes when it does."""
+    place.system.invalidate_cache()
+    found = place.system.find(place.path, detail=True)
+    return {
+        path[len(place.path) :].lstrip("/"): _version(place, path, info)
+        for path, info in sorted(found.items())
+        if info.get("type", "file") == "file" and not path.endswith("/")
+    }
+
+
+def fetched(option: str, url: str, wanted: Callable[[str], bool] = lambda name: True) -> Path:
+    """A file or folder from elsewhere, on this machine; fetched once, and again when it changed.
+
+    wanted: which names below a folder. Raises UserError where nothing is there.
+    """
+    place = place_of(option, url)
+    with reaching(option, url):
+        names = {name: version for name, version in files_below(place).items() if wanted(name)}
+    if not names:
+        raise UserError(f"{option}: there is nothing at {url!r}")
+    version = hashlib.sha256(repr(sorted(names.items())).encode()).hexdigest()[:16]
+    last = place.path.rpartition("/")[2] or "root"
+    home = cache_home() / "fetched" / hashlib.sha256(url.encode()).hexdigest()[:16]
+    target = home / version / last
+    if not target.exists():
+        (home / version).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=home, prefix=".") as scratch, reaching(option, url):
+            beside = Path(scratch) / last
+            for name in names:
+                fetch(place, name, beside / name if name else beside)
+            with contextlib.suppress(OSError):  # another process was quicker
+                beside.replace(target)
+        for old in home.iterdir():
+            if old.name != version and not old.name.startswith("."):
+                shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def fetch(place: Place, name: str, target: Path) -> None:
+    """One file below a place; it appears whole."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = target.with_name(f"{target.name}.unfinished")
+    place.system.get_file(_below(place, name), str(beside))
+    beside.replace(target)
+
+
+def send(place: Place, name: str, payload: bytes) -> None:
+    """Write one object below a place; it appears whole, as objects do."""
+    path = _below(place, name)
+    parent = path.rpartition("/")[0]
+    with contextlib.suppress(Exception):  # where there are no folders
+        place.system.makedirs(parent, exist_ok=True)
+    place.system.pipe_file(path, payload)
+
+
+def remove(place: Place, name: str) -> None:
+    """Delete one object, if it is there."""
+    with contextlib.suppress(FileNotFoundError):
+        place.system.rm_file(_below(place, name))
+
+
+def _below(place: Place, name: str) -> str:
+    return f"{place.path}/{name}" if name else place.path
+
+
+def _version(place: Place, path: str, info: Mapping[str, Any]) -> str:
+    known = [str(info[key]) for key in ("ETag", "etag", "md5Hash", "LastModified", "mtime", "created") if info.get(key)]
+    return "/".join([str(info.get("size")), *known])
+
+
+def _reason(error: Exception) -> str:
+    text = first_line(error)
+    return text if text and text != "None" else type(error).__name__

@@ -1,0 +1,230 @@
+"""A run's folder elsewhere: worked on here, and kept up to date there, so that it can always be gone on with.
+
+Objects appear whole. A training exists once its line stands in metrics.jsonl, which is sent last, as it was before the
+others were looked at; what a finished training leaves behind is deleted only after that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from lthfunc.errors import LostRunError, UserError
+from lthfunc.experiments.iterative import Task
+from lthfunc.experiments.records import Record
+from lthfunc.frames import first_line
+from lthfunc.hardware import cache_home
+from lthfunc.remote import Place, fetch, files_below, place_of, reaching, remove, send
+from lthfunc.runs.folder import METRICS
+from lthfunc.runs.lock import HOLDER, LOCK
+from lthfunc.runs.progress import PROGRESS
+from lthfunc.training.fits import Point
+from lthfunc.trees.writing import UNFINISHED
+
+#: Seconds between two looks at what has changed, and how long one is taken to be at work who says nothing more.
+_EVERY, _SILENT = 20.0, 300.0
+_MANIFEST = "manifest.json"
+_UNSENT = ".unsent"
+
+
+class Mirror:
+    """A folder here, of a place elsewhere. said: lines for the user."""
+
+    def __init__(self, option: str, url: str) -> None:
+        self.option, self.url = option, url.rstrip("/")
+        self._place: Place = place_of(option, self.url)
+        last = self._place.path.rpartition("/")[2] or "root"
+        self._home = cache_home() / "mirrors" / _key(self.url)
+        self.folder = self._home / last
+        self.said: list[str] = []
+        self._sent: dict[str, tuple[int, int]] = {}
+        self._working, self._closed = threading.Lock(), False
+
+    def open(self) -> None:
+        """Bring here what is there, and say there who is working on it.
+
+        Where a last time could not send all that it had come to, and nobody has gone on since, that is kept.
+
+        Raises UserError where the place cannot be reached, or another process is working on it.
+        """
+        with reaching(self.option, self.url):
+            there = files_below(self._place)
+            self._check_free(there)
+            names = [name for name in there if name and not _is_passing(name)]
+            if not self._is_ahead(names):
+                self._fetch(names)
+            self._home.mkdir(parents=True, exist_ok=True)
+            (self._home / _UNSENT).touch()
+            if names:
+                self._say_held()
+
+    def send(self) -> None:
+        """Send what has changed. Raises whatever the way there raises."""
+        with self._working:
+            if self._closed:
+                return
+            if self.folder.is_file():  # a report, say
+                send(self._place, "", self.folder.read_bytes())
+            if not self.folder.is_dir():
+                return
+            self._say_held()
+            metrics = self.folder / METRICS
+            lines = metrics.read_bytes() if metrics.is_file() else None
+            here = {
+                path.relative_to(self.folder).as_posix(): path
+                for path in sorted(self.folder.rglob("*"))
+                if path.is_file() and not _is_passing(path.name)
+            }
+            changed = {name: stamp for name, path in here.items() if self._sent.get(name) != (stamp := _stamp(path))}
+            for name in sorted(changed, key=lambda name: name.endswith(_MANIFEST)):
+                if name != METRICS and (payload := _content(here[name])) is not None:
+                    send(self._place, name, payload)
+                    self._sent[name] = changed[name]
+            if lines is not None and METRICS in changed:
+                send(self._place, METRICS, lines[: lines.rfind(b"\n") + 1])
+                self._sent[METRICS] = changed[METRICS]
+            for name in [name for name in self._sent if name not in here]:
+                remove(self._place, name)
+                del self._sent[name]
+
+    def close(self) -> None:
+        """Send the rest, and let go. Raises LostRunError where that fails; nothing is lost then."""
+        try:
+            self.send()
+            with self._working:
+                self._closed = True
+            remove(self._place, HOLDER)
+        except Exception as error:
+            raise LostRunError(
+                f"{self.url}: cannot be written ({first_line(error)}); what is not there yet is kept in {self.folder}, "
+                f"and sent by the next: lthfunc resume {self.url}"
+            ) from error
+        (self._home / _UNSENT).unlink(missing_ok=True)
+
+    def _is_ahead(self, names: list[str]) -> bool:
+        """Whether the folder here is that place, and further."""
+        mine = self.folder / METRICS
+        if not (self._home / _UNSENT).exists() or not mine.is_file():
+            return False
+        theirs = b""
+        if METRICS in names:
+            theirs = self._place.system.cat_file(f"{self._place.path}/{METRICS}")
+        if not mine.read_bytes().startswith(theirs):
+            return False
+        self.said.append(f"{self.url}: what could not be sent the last time is in {self.folder}, and goes on")
+        return True
+
+    def _fetch(self, names: list[str]) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+        for name in sorted(names, key=lambda name: name != METRICS):  # whose trainings are then all there
+            with suppress(FileNotFoundError):
+                fetch(self._place, name, self.folder / name)
+                self._sent[name] = _stamp(self.folder / name)
+
+    def _check_free(self, there: dict[str, str]) -> None:
+        if HOLDER not in there:
+            return
+        try:
+            about = json.loads(self._place.system.cat_file(f"{self._place.path}/{HOLDER}"))
+            silent, me = time.time() - float(about["heard"]), (about["host"], about["pid"])
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return
+        if silent < _SILENT and me != (socket.gethostname(), os.getpid()) and not _is_gone(*me):
+            raise UserError(
+                f"{self.option}: process {me[1]} on {me[0]} is working on {self.url} (heard of {silent:.0f} s ago); "
+                f"wait for its end, or {_SILENT:.0f} s after it was lost"
+            )
+
+    def _say_held(self) -> None:
+        about = {"pid": os.getpid(), "host": socket.gethostname(), "heard": time.time()}
+        send(self._place, HOLDER, json.dumps(about).encode())
+
+
+class Sending:
+    """A watcher that has a mirror sent: after every training, and from time to time for its checkpoints."""
+
+    def __init__(self, mirror: Mirror) -> None:
+        self._mirror, self._last = mirror, time.monotonic()
+        self._thread: threading.Thread | None = None
+
+    def total(self, steps: int) -> None:
+        """The run has begun."""
+        self._send()
+
+    def begin(self, task: Task, stop: int) -> None:
+        """Nothing has changed."""
+
+    def step(self, task: Task, number: int, point: Point | None) -> None:
+        """A checkpoint may have been written."""
+        if time.monotonic() - self._last > _EVERY:
+            self._send()
+
+    def end(self, task: Task, item: Record) -> None:
+        """A training is on disk."""
+        self._send()
+
+    def _send(self) -> None:
+        """Beside the training, unless the last time is still under way; what fails is tried again later."""
+        self._last = time.monotonic()
+        if self._thread is None or not self._thread.is_alive():
+            self._thread = threading.Thread(target=self._quietly, name="lthfunc-mirror", daemon=True)
+            self._thread.start()
+
+    def _quietly(self) -> None:
+        with suppress(Exception):
+            self._mirror.send()
+
+
+@contextmanager
+def mirrored(mirror: Mirror) -> Iterator[Mirror]:
+    """Worked on, however that ends."""
+    mirror.open()
+    try:
+        yield mirror
+    finally:
+        mirror.close()
+
+
+def _content(path: Path) -> bytes | None:
+    """A file's; None for a checkpoint whose training has ended meanwhile."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+
+
+def _key(url: str) -> str:
+    return hashlib.sha256(url.encode()).hexdigest()[:16]
+
+
+def _is_passing(name: str) -> bool:
+    """Whether a file is of this moment and this machine."""
+    last = name.rpartition("/")[2]
+    return last in (LOCK, HOLDER) or last.startswith(PROGRESS) or last.endswith(UNFINISHED)
+
+
+def _is_gone(host: Any, pid: Any) -> bool:
+    """Whether a process of this machine has ended."""
+    if host != socket.gethostname() or os.name == "nt":
+        return False
+    try:
+        os.kill(int(pid), 0)  # which asks, and does nothing
+    except (ProcessLookupError, TypeError, ValueError):
+        return True
+    except PermissionError:
+        return False
+    return False
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    about = path.stat()
+    return about.st_mtime_ns, about.st_size
