@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
@@ -14,6 +15,28 @@ JsonFile = Annotated[str | None, typer.Option("--json", metavar="FILE", help="Wr
 Plot = Annotated[str | None, typer.Option("--plot", metavar="FILE", help="Draw speed against density here.")]
 
 app = typer.Typer(help="Measure this library, its peers and the floors on this machine.", no_args_is_help=True)
+
+
+@app.callback()
+def _anywhere(
+    context: typer.Context,
+    on: Annotated[
+        str,
+        typer.Option(
+            "--on", metavar="WHERE", help="Measure on a node of a cluster: ray, or ray://HOST:PORT. \\[default: here]"
+        ),
+    ] = "local",
+    cores: Annotated[
+        int, typer.Option("--cores", parser=whole, metavar="N", help="With --on, that the measurement has to itself.")
+    ] = 1,
+    gpus: Annotated[int, typer.Option("--gpus", parser=whole, metavar="N", help="With --on, the same of GPUs.")] = 0,
+) -> None:
+    """Options before the name of a benchmark."""
+    if on == "local" or context.resilient_parsing:
+        return
+    from .measuring import measured_on
+
+    raise typer.Exit(measured_on(on, cores, gpus, sys.argv[sys.argv.index(str(context.invoked_subcommand)) :]))
 
 
 @app.command("training")

@@ -60,6 +60,8 @@ def methods(
     device: o.Device = None,
     engine: o.Engine = None,
     jobs: o.Jobs = None,
+    on: o.On = None,
+    gpu_share: o.GpuShare = None,
     threads: o.Threads = None,
     on_nonfinite: o.OnNonfinite = None,
     trust: o.Trust = False,
@@ -86,8 +88,10 @@ def methods(
     if len(set(chosen)) < len(chosen):
         raise invalid("--method", ", ".join(chosen), "each method once")
     from lthfunc.experiments.methods.prepare import check_methods
+    from lthfunc.runs.execute import check_ray
 
     resolved = settings_of("methods", given)
+    check_ray(resolved)
     check_methods(resolved, chosen)
     places = (Path(out) if out else None, Path(save) if save else None, Path(plot) if plot else None)
     _run(resolved, chosen, *places, wants_json=json)

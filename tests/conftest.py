@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,26 @@ def mnist_dir() -> Path:
         if folder and (Path(folder) / "MNIST" / "raw").exists():
             return Path(folder)
     pytest.skip("MNIST is not here: name its folder in LTHFUNC_DATA")
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[str]:
+    """A bucket of a server that speaks S3."""
+    fsspec = pytest.importorskip("fsspec")
+    server = pytest.importorskip("moto.server")
+    pytest.importorskip("s3fs")
+    patch = pytest.MonkeyPatch()
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        patch.setenv(name, "testing")
+    patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    running = server.ThreadedMotoServer(port=0, verbose=False)
+    running.start()
+    host, port = running.get_host_and_port()
+    patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    fsspec.filesystem("s3", skip_instance_cache=True).mkdir("bucket")
+    yield "s3://bucket"
+    running.stop()
+    patch.undo()
 
 
 class NormedNet(nn.Module):

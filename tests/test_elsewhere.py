@@ -8,7 +8,6 @@ import posixpath
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,25 +42,6 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def memory() -> str:
     """An address in fsspec's memory, of this test alone."""
     return f"memory://{uuid.uuid4().hex}"
-
-
-@pytest.fixture(scope="module")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A bucket of a server that speaks S3."""
-    server = pytest.importorskip("moto.server")
-    pytest.importorskip("s3fs")
-    patch = pytest.MonkeyPatch()
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        patch.setenv(name, "testing")
-    patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    running = server.ThreadedMotoServer(port=0, verbose=False)
-    running.start()
-    host, port = running.get_host_and_port()
-    patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-    fsspec.filesystem("s3").mkdir("bucket")
-    yield "s3://bucket"
-    running.stop()
-    patch.undo()
 
 
 @pytest.fixture(scope="module")

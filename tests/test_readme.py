@@ -63,7 +63,11 @@ def page_commands(page: str) -> list[str]:
     text = (ROOT / "docs" / page).read_text(encoding="utf-8")
     lines = [line for block in re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
              for line in block.splitlines()]  # fmt: skip
-    return [line.partition("   #")[0].strip() for line in lines if line.startswith("lthfunc ") and "timm:" not in line]
+    return [
+        line.partition("   #")[0].strip()
+        for line in lines
+        if line.startswith("lthfunc ") and "timm:" not in line and "s3:" not in line
+    ]
 
 
 REPORTS = [
@@ -88,8 +92,11 @@ def test_each_command_of_the_readme_runs(
     if words[0] == "energy":
         words[words.index("--samples") + 1] = "200"
     if words[0] == "sweep":
+        words = ["1" if before == "--replicates" else word for before, word in zip(["", *words], words, strict=False)]
         words = ["2" if before == "--trials" else word for before, word in zip(["", *words], words, strict=False)]
         words += ["--steps", "4", *([] if "--rounds" in words else ["--rounds", "1"])]
+    if words[0] == "methods" and "--on" in words:
+        words += ["--method", "random"]
     if words[0] in ("methods", "connectivity"):
         words += ["--steps", "4" if words[0] == "methods" else "104", "--replicates", "1"]
     if words[0] in ("branch", "transfer"):

@@ -23,7 +23,7 @@ from lthfunc.experiments.config import Config, trainings_at_once
 from lthfunc.experiments.iterative import Task
 from lthfunc.experiments.plan import prepare
 from lthfunc.frames import first_line
-from lthfunc.runs.environment import machine
+from lthfunc.runs.environment import versions
 from lthfunc.runs.keeping import train_kept
 from lthfunc.runs.pools import News
 from lthfunc.runs.together import Way
@@ -35,8 +35,6 @@ from lthfunc.training.memory import hold_memory
 _ASK, _PATIENCE = 0.5, 0.2
 #: How often a training is begun again that lost its worker.
 _TRIES = 3
-#: What must be the same everywhere for the same bits.
-_SAME = ("lthfunc", "torch", "python")
 
 
 class RayPool:
@@ -52,7 +50,7 @@ class RayPool:
         self._asked = 0.0
         self._started = not ray.is_initialized()
         if self._started:
-            _connect(ray, way.config.on)
+            connect(ray, way.config.on)
         try:
             self._slots = _slots(ray, way.config)
         except BaseException:
@@ -102,8 +100,7 @@ class RayPool:
             resources["num_gpus"] = config.gpu_share
         # Three calls at once: a training, a question about it, and a request to stop.
         remote = self._ray.remote(_RayWorker).options(max_concurrency=3, **resources)
-        expected = {name: value for name, value in machine("cpu", config.threads).items() if name in _SAME}
-        return remote.remote(config, str(self._way.folder.resolve()), str(Path.cwd()), expected)
+        return remote.remote(config, str(self._way.folder.resolve()), str(Path.cwd()), versions())
 
     def _ended(self, ref: Any) -> News | None:
         task, worker = self._under.pop(ref)
@@ -149,7 +146,7 @@ class _RayWorker:
         with self._lock:
             self._at, self._points = int(task.start.step), []
         try:
-            _check_same(self._expected, machine("cpu", self._config.threads))
+            check_same(self._expected, versions())
             if not self._folder.is_dir():
                 raise UserError(f"--on: a node cannot see {self._folder}; put --out on a disk that all nodes share")
             if self._plan is None:
@@ -185,7 +182,8 @@ class _RayWorker:
                 self._points.append((number, points[0]))
 
 
-def _connect(ray: Any, on: str) -> None:
+def connect(ray: Any, on: str) -> None:
+    """Join a cluster, or start a local one. Raises UserError where it doesn't answer."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     address = on
     if on == "ray":
@@ -210,7 +208,8 @@ def _slots(ray: Any, config: Config) -> int:
     return max(1, min(config.jobs or trainings_at_once(config), fit))
 
 
-def _check_same(expected: dict[str, Any], mine: dict[str, Any]) -> None:
+def check_same(expected: dict[str, Any], mine: dict[str, Any]) -> None:
+    """Raise UserError where a node's versions are others."""
     for name, value in expected.items():
         if mine.get(name) != value:
             raise UserError(f"--on: a node has {name} {mine.get(name)}, and this run was begun with {value}")

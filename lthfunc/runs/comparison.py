@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,21 +30,19 @@ from lthfunc.sparsify.distances import collapsed
 from lthfunc.training.memory import hold_memory
 from lthfunc.trees.files import save_ticket
 from lthfunc.trees.ops import count
+from lthfunc.trees.types import Ticket
 
 #: Settings that don't change a result.
-_FREE = ("jobs", "replicates", "seed", "data_dir")
+_FREE = ("jobs", "on", "gpu_share", "replicates", "seed", "data_dir")
 
 
-def run_method(setting: Setting, method: str, seed: int, folder: Path | None) -> Record:
-    """One method with one seed, as plain values; its trained network goes into the folder."""
+def run_method(setting: Setting, method: str, seed: int) -> tuple[Record, Ticket]:
+    """One method with one seed, as plain values, and its trained network."""
     begun = time.perf_counter()
     outcome = TABLE[method](setting, seed)
     masks = outcome.ticket.masks
     whole = count(masks)
-    if folder is not None:
-        about = {"method": method, "seed": seed, "kept": whole.kept, "total": whole.total, "steps": outcome.steps}
-        save_ticket(folder / f"{method}-seed{seed}.safetensors", outcome.ticket, about)
-    return {
+    item = {
         "method": method,
         "seed": seed,
         "kept": whole.kept,
@@ -55,6 +54,13 @@ def run_method(setting: Setting, method: str, seed: int, folder: Path | None) ->
         "collapsed": list(collapsed(masks)),
         "seconds": round(time.perf_counter() - begun, 3),
     }
+    return item, outcome.ticket
+
+
+def _save(folder: Path, item: Record, ticket: Ticket) -> None:
+    """A method's trained network."""
+    about = {name: item[name] for name in ("method", "seed", "kept", "total", "steps")}
+    save_ticket(folder / f"{item['method']}-seed{item['seed']}.safetensors", ticket, about)
 
 
 def compare(
@@ -88,9 +94,18 @@ def compare(
 def _results(
     config: Config, setting: Setting, tasks: Sequence[tuple[str, int]], jobs: int, folder: Path | None
 ) -> Iterator[Record]:
+    if config.on != "local" and tasks:
+        from lthfunc.runs.calls import called, resources_of  # which need an extra
+
+        calls = [(config, *task, folder is not None) for task in tasks]
+        for _, (item, ticket) in called(config.on, _anywhere, calls, **resources_of(config)):
+            if folder is not None:
+                _save(folder, item, ticket)
+            yield item
+        return
     if jobs <= 1:
         for method, seed in tasks:
-            yield run_method(setting, method, seed, folder)
+            yield _kept(setting, method, seed, folder)
         return
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin, initargs=(config, str(Path.cwd())))
@@ -120,7 +135,26 @@ def _begin(config: Config, folder: str) -> None:
 
 def _task(method: str, seed: int, folder: Path | None) -> Record:
     assert _setting is not None
-    return run_method(_setting, method, seed, folder)
+    return _kept(_setting, method, seed, folder)
+
+
+def _kept(setting: Setting, method: str, seed: int, folder: Path | None) -> Record:
+    """A method's record; its trained network goes into the folder."""
+    item, ticket = run_method(setting, method, seed)
+    if folder is not None:
+        _save(folder, item, ticket)
+    return item
+
+
+def _anywhere(config: Config, method: str, seed: int, wanted: bool) -> tuple[Record, Ticket | None]:
+    """On a node that has nothing but the settings. wanted: whether the network is."""
+    global _setting
+    if _setting is None:
+        hold_memory()
+        torch.set_num_threads(config.threads or 1)
+        _, _setting = setting_of(replace(config, on="local"))
+    item, ticket = run_method(_setting, method, seed)
+    return item, ticket if wanted else None
 
 
 def _earlier(path: Path | None, config: Config) -> list[Record]:

@@ -37,6 +37,11 @@ def machine(device: str, threads: int | None = None) -> dict[str, Any]:
     }
 
 
+def versions() -> dict[str, Any]:
+    """What must be the same everywhere for the same bits."""
+    return {name: value for name, value in machine("cpu").items() if name in ("lthfunc", "torch", "python")}
+
+
 def machine_in_words(about: Mapping[str, Any]) -> tuple[str, str]:
     """(what it ran on, which versions) of what `machine` gave."""
     threads = about["threads"]

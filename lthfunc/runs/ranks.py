@@ -24,7 +24,7 @@ from lthfunc.experiments.config import Config, parse_interval
 from lthfunc.experiments.iterative import Plan, Progress, Round, Task, train_together
 from lthfunc.experiments.plan import prepare
 from lthfunc.frames import first_line
-from lthfunc.runs.environment import machine
+from lthfunc.runs.environment import versions
 from lthfunc.training.fits import Keeper, Stopped
 from lthfunc.trees.model import init
 from lthfunc.trees.ops import leaves, tree_map
@@ -32,8 +32,6 @@ from lthfunc.trees.shards import ALONE, Exchange, over
 
 T = TypeVar("T")
 
-#: What must be the same everywhere for the same bits.
-_SAME = ("lthfunc", "torch", "python")
 #: How long ranks wait for one that says nothing, and for the first one to be there.
 _PATIENCE = timedelta(minutes=10)
 #: Examples of the training split that ranks compare beforehand.
@@ -75,8 +73,7 @@ def joined() -> Exchange:
 
 def begin(config: Config, plan: Plan) -> None:
     """Rank 0: have the others make the same plan. Raises UserError, before any step, where one has another or none."""
-    about = {name: value for name, value in machine("cpu").items() if name in _SAME}
-    _share(_Begin(config, sys.argv[1:], about, _fingerprint(config, plan)))
+    _share(_Begin(config, sys.argv[1:], versions(), _fingerprint(config, plan)))
     problem = next((said for said in _gather(None) if said is not None), None)
     if problem is not None:
         raise UserError(problem)
@@ -150,7 +147,7 @@ def _help(plan: Plan, order: _Hand, keeper: Keeper[Progress]) -> None:
 def _like(order: _Begin, exchange: Exchange) -> tuple[Plan | None, str | None]:
     """(the same plan, None), or (None, what is different here)."""
     who = f"rank {exchange.rank}"
-    about = {name: value for name, value in machine("cpu").items() if name in _SAME}
+    about = versions()
     for name, value in order.about.items():
         if about[name] != value:
             return None, f"{who} has {name} {about[name]}, and rank 0 has {value}"
