@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import subprocess
@@ -10,6 +11,8 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from lthfunc.errors import UserError
+
+_NUMBERS = itertools.count()
 
 
 class Place(NamedTuple):
@@ -31,7 +34,7 @@ def places(ranks: int, megabits: float | None) -> Iterator[list[Place]]:
         return
     if os.geteuid() != 0 or shutil.which("ip") is None or shutil.which("tc") is None:
         raise UserError("--rate: links of a known rate take root and Linux's ip and tc (iproute2)")
-    tag = f"lth{os.getpid() % 100_000}"
+    tag = f"l{os.getpid() % 100_000}x{next(_NUMBERS)}"  # the system takes its time to let go of the last ones'
     spaces = [f"{tag}n{number}" for number in range(ranks)]
     try:
         _run(f"ip link add {tag}b type bridge")
@@ -51,7 +54,8 @@ def places(ranks: int, megabits: float | None) -> Iterator[list[Place]]:
             for number, space in enumerate(spaces)
         ]
     finally:
-        for space in spaces:
+        for number, space in enumerate(spaces):
+            subprocess.run(["ip", "link", "del", f"{tag}o{number}"], capture_output=True, check=False)
             subprocess.run(["ip", "netns", "del", space], capture_output=True, check=False)
         subprocess.run(["ip", "link", "del", f"{tag}b"], capture_output=True, check=False)
 

@@ -4,7 +4,7 @@
 
 or, installed, `lthfunc benchmark scale`. Ranks are processes of one thread; gloo carries their sums over the loopback
 or, with --rate, over links of that many megabits a second (Linux, as root). The model knows the time of a step
-that sends nothing, what a sum of two numbers adds to it, and the link's rate; none of them from the steps that it is
+that sends nothing, what meeting after it adds, and the link's latency and rate; none of them from the steps that it is
 held against.
 """
 
@@ -134,18 +134,20 @@ def _beside(measured: dict[str, Any], alone: dict[str, float], ranks: int, rate:
     """Records of measured steps, each with what the model says of it."""
     records = []
     for each in measured["steps"]:
-        latency, compute = each["latency"], each["computing"]
+        compute = each["computing"]
         across = rate * 1e6 / 8 if rate else sent(Traffic(LARGE, 1), ranks) / measured["large"]
+        link = Link(measured["latency"], across, each["waiting"])
         for density, found in each["densities"].items():
-            traffic = Traffic(found["numbers"], each["collectives"])
-            modelled = step_time(compute, traffic, Link(latency, across), ranks)
+            traffic = Traffic(found["numbers"] + each["norms"], each["collectives"])
+            modelled = step_time(compute, traffic, link, ranks)
             records.append(
                 record(
                     [1000 * seconds for seconds in found["seconds"]],
                     network=each["network"], variant=f"{ranks} ranks", device="cpu", threads=1, batch=each["batch"],
                     density=float(density), precision="fp32", unit="ms/step", ranks=ranks, rate_mbit=rate,
                     modelled=round(1000 * modelled, 3), compute_ms=round(1000 * compute, 3),
-                    latency_ms=round(1000 * latency, 3), bytes_per_step=round(found["bytes"]),
+                    latency_ms=round(1000 * link.latency, 3), waiting_ms=round(1000 * link.waiting, 3),
+                    bytes_per_step=round(found["bytes"]),
                     modelled_bytes=round(sent(traffic, ranks)), one_rank_ms=round(1000 * alone[each["network"]], 3),
                 )
             )  # fmt: skip

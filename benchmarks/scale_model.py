@@ -1,8 +1,9 @@
 """What a step on several ranks costs: a model of its time, free of any measurement.
 
-    step = compute(examples of a rank) + collectives × latency + bytes / rate
+    step = compute(examples of a rank) + waiting + (collectives - 1) × latency + bytes / rate
 
-Bytes fall with density, since gradients of survivors alone travel; latency and collectives don't.
+waiting is for the slowest of the ranks, and the first collective. Bytes fall with density, since gradients of survivors
+alone travel; the rest doesn't.
 """
 
 from __future__ import annotations
@@ -13,10 +14,14 @@ from typing import NamedTuple
 
 
 class Link(NamedTuple):
-    """Between ranks. latency: seconds of a collective that sends next to nothing; rate: bytes a second, each way."""
+    """Between ranks. latency: seconds of a collective that sends next to nothing; rate: bytes a second, each way.
+
+    waiting: seconds of the first collective in a step, at which ranks meet.
+    """
 
     latency: float
     rate: float
+    waiting: float
 
 
 class Traffic(NamedTuple):
@@ -35,7 +40,7 @@ def step_time(compute: float, traffic: Traffic, link: Link, ranks: int) -> float
     """Seconds of a step. compute: of a rank's part of the batch, sending nothing."""
     if ranks == 1:
         return compute
-    return compute + traffic.collectives * link.latency + sent(traffic, ranks) / link.rate
+    return compute + link.waiting + (traffic.collectives - 1) * link.latency + sent(traffic, ranks) / link.rate
 
 
 class Fleet(NamedTuple):
@@ -48,7 +53,8 @@ class Fleet(NamedTuple):
 
     def link(self, ranks: int) -> Link:
         """A collective of few bytes takes as long as a tree over the ranks is deep, there and back."""
-        return Link(2 * math.ceil(math.log2(max(2, ranks))) * self.hop, self.rate)
+        latency = 2 * math.ceil(math.log2(max(2, ranks))) * self.hop
+        return Link(latency, self.rate, latency)
 
 
 class Network(NamedTuple):

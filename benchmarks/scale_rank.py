@@ -8,6 +8,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +35,8 @@ def main() -> int:
         os.environ["GLOO_SOCKET_IFNAME"] = asked["interface"]
         distributed.init_process_group("gloo")
         exchange = lf.over()
-    found = {
-        "large": _large(exchange, asked["seconds"]),
-        "steps": [_case(each, asked, exchange) for each in asked["cases"]],
-    }
+    steps = [_case(each, asked, exchange) for each in asked["cases"]]
+    found = {**_link(exchange, asked["seconds"]), "steps": steps}
     if exchange.rank == 0:
         print(json.dumps(found), flush=True)
     if exchange.ranks > 1:
@@ -45,14 +44,29 @@ def main() -> int:
     os._exit(0)
 
 
-def _large(exchange: Exchange, seconds: float) -> float:
-    """Seconds of a sum that is all transfer."""
-    vector = torch.zeros(LARGE)
-    return _mean(lambda: exchange.total(vector), seconds, exchange)
+def _link(exchange: Exchange, seconds: float) -> dict[str, float]:
+    """Seconds that a sum of two numbers adds to some computing before it, and of a sum that is all transfer."""
+    if exchange.ranks == 1:
+        return {}
+    left, right, large = torch.randn(128, 256), torch.randn(256, 512), torch.zeros(LARGE)
+
+    def compute() -> None:  # about a millisecond, as between two layers
+        for _ in range(8):
+            left @ right
+
+    def meet() -> None:
+        compute()
+        exchange.total(torch.zeros(2))
+
+    latency = [_mean(meet, seconds, exchange) - _mean(compute, seconds, exchange) for _ in range(3)]
+    return {
+        "latency": max(0.0, statistics.median(latency)),
+        "large": _mean(partial(exchange.total, large), seconds, exchange),
+    }
 
 
 def _mean(call: Callable[[], object], seconds: float, exchange: Exchange) -> float:
-    """Seconds of a call, over as many as fill the time, the same number on every rank."""
+    """Seconds of a call, over as many as fill the time, the same number on every rank, which end together."""
     call()
     begun = time.perf_counter()
     call()
@@ -60,6 +74,7 @@ def _mean(call: Callable[[], object], seconds: float, exchange: Exchange) -> flo
     begun = time.perf_counter()
     for _ in range(count):
         call()
+    exchange.total(torch.zeros(2))
     return (time.perf_counter() - begun) / count
 
 
@@ -71,7 +86,8 @@ def _same(count: float, least: int, most: int, exchange: Exchange) -> int:
 def _case(each: dict[str, Any], asked: dict[str, Any], exchange: Exchange) -> dict[str, Any]:
     """A network's steps through the loop that users run, per density, in turns; what they are made of beside them.
 
-    computing: seconds of a step that sends nothing; latency: that a sum of two numbers adds to it.
+    computing: seconds of a step that sends nothing; waiting: that a sum of two numbers adds to it, most of it for the
+    slower of the ranks.
     """
     case = cases()[each["network"]]
     data = images(case, "cpu", 5_000)
@@ -89,6 +105,10 @@ def _case(each: dict[str, Any], asked: dict[str, Any], exchange: Exchange) -> di
         )  # fmt: skip
         return _Loop(trainer, state)
 
+    def meet() -> None:
+        if exchange.ranks > 1:
+            exchange.total(torch.zeros(2))
+
     trainers: dict[int, lf.Trainer] = {}
     loops = {share: loop(exchange, state) for share, state in states.items()}
     silent = loop(mute, dense)
@@ -97,22 +117,23 @@ def _case(each: dict[str, Any], asked: dict[str, Any], exchange: Exchange) -> di
     pace = max(other.take(4) for other in loops.values())
     count = _same(asked["seconds"] / pace, 4, 2000, exchange)
     seconds: dict[float, list[float]] = {share: [] for share in loops}
-    sent, computing, latency = dict.fromkeys(loops, 0), list[float](), list[float]()
+    sent, computing, waiting = dict.fromkeys(loops, 0), list[float](), list[float]()
     for _ in range(asked["repeats"]):
         for share, other in loops.items():
             before = _bytes(asked["interface"])
             seconds[share].append(other.take(count))
             sent[share] += _bytes(asked["interface"]) - before
-        computing.append(silent.take(count))
-        latency.append(silent.take(count, lambda: exchange.total(torch.zeros(2))) - computing[-1])
+        computing.append(silent.take(count, last=meet))
+        waiting.append(max(0.0, silent.take(count, each=meet) - computing[-1]))
     # The loopback carries every rank's traffic, a link of a rank's own only that rank's.
     steps = asked["repeats"] * count * (exchange.ranks if asked["interface"] == "lo" else 1)
     return {
         "network": case.name,
         "batch": each["batch"],
-        "collectives": 1 + 2 * _norms(case),
+        "collectives": 1 + 2 * len(_norms(case)),
         "computing": statistics.median(computing),
-        "latency": statistics.median(latency),
+        "waiting": statistics.median(waiting),
+        "norms": 4 * _channels(case),
         "densities": {
             str(share): {"seconds": seconds[share], "bytes": sent[share] / steps, "numbers": len(travelling(state))}
             for share, state in states.items()
@@ -125,15 +146,16 @@ class _Loop:
         self._training = Training(trainer, [state], [0], 10**8)
         self._at = 0
 
-    def take(self, steps: int, after: Callable[[], object] | None = None) -> float:
-        """Seconds of each of so many steps, after each of which something else may be done."""
+    def take(self, steps: int, each: Callable[[], object] | None = None, last: Callable[[], object] = int) -> float:
+        """Seconds of each of so many steps, after each of which, or the last, something else may be done."""
         begun = time.perf_counter()
-        if after is None:
+        if each is None:
             self._to(steps)
         else:
             for _ in range(steps):
                 self._to(1)
-                after()
+                each()
+        last()
         return (time.perf_counter() - begun) / steps
 
     def _to(self, steps: int) -> None:
@@ -141,8 +163,12 @@ class _Loop:
         self._training.to(self._at)
 
 
-def _norms(case: Case) -> int:
-    return sum(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in case.model.training.modules())
+def _norms(case: Case) -> list[nn.modules.batchnorm._BatchNorm]:
+    return [part for part in case.model.training.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+
+
+def _channels(case: Case) -> int:
+    return sum(part.num_features for part in _norms(case))
 
 
 def _bytes(interface: str) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
@@ -36,7 +35,8 @@ def _anywhere(
         return
     from .measuring import measured_on
 
-    raise typer.Exit(measured_on(on, cores, gpus, sys.argv[sys.argv.index(str(context.invoked_subcommand)) :]))
+    words = list(context.find_root().obj)
+    raise typer.Exit(measured_on(on, cores, gpus, words[words.index(str(context.invoked_subcommand)) :]))
 
 
 @app.command("training")

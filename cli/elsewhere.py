@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 #: Options whose addresses are no run's.
 _OTHERS = ("--data-dir", "--dataset", "--dataset-option", "--weights", "--config", "--on", "--loss", "--metric")
+#: Commands that write a folder; what others write is a file.
+_RUNS = ("prune", "train", "resume", "branch", "transfer", "sweep")
 #: What is being worked on here: its folder, and what sends it.
 _OPEN: dict[Path, Mirror] = {}
 
@@ -47,24 +49,27 @@ def sent_on(folder: Path) -> list[Watcher]:
 
 def _here(stack: ExitStack, arguments: Sequence[str], place: int) -> str:
     word = arguments[place]
-    option, sign, value = word.partition("=") if word.startswith("--") else ("", "", word)
-    before = arguments[place - 1] if place else ""
-    if not is_remote(value) or (option or before) in _OTHERS:
+    option, sign, url = word.partition("=") if word.startswith("--") else ("", "", word)
+    if not is_remote(url):
         return word
-    if (option or before) == "--out" or (arguments[0] == "resume" and not option):
-        return f"{option}{sign}{_opened(stack, value)}"
+    before = arguments[place - 1] if place else ""
+    whose = option or (before if before.startswith("--") else "RUN")
+    if whose in _OTHERS:
+        return word
+    if whose == "--out" or (arguments[0] == "resume" and not option):
+        return f"{option}{sign}{_opened(stack, whose, url, single=arguments[0] not in _RUNS)}"
     from lthfunc.remote import fetched
 
     lasting = lambda name: not name.rpartition("/")[2].startswith(".")  # noqa: E731
-    return f"{option}{sign}{fetched(option or 'RUN', value.rstrip('/'), lasting)}"
+    return f"{option}{sign}{fetched(whose, url.rstrip('/'), lasting)}"
 
 
-def _opened(stack: ExitStack, url: str) -> Path:
+def _opened(stack: ExitStack, option: str, url: str, *, single: bool) -> Path:
     from lthfunc.runs.mirror import Mirror, mirrored
 
     from .console import say
 
-    mirror = stack.enter_context(mirrored(Mirror("--out", url)))
+    mirror = stack.enter_context(mirrored(Mirror(option, url, single=single)))
     for line in mirror.said:
         say(line)
     _OPEN[mirror.folder] = mirror

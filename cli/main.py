@@ -91,9 +91,9 @@ def _invoked(arguments: list[str] | None) -> Any:
 
     def run() -> Any:
         if not any("://" in word for word in given):
-            return _command()(given, standalone_mode=False)
+            return _command()(given, standalone_mode=False, obj=given)
         with brought_here(given) as words:
-            return _command()(words, standalone_mode=False)
+            return _command()(words, standalone_mode=False, obj=words)
 
     if not launched():
         return run()

@@ -178,3 +178,43 @@ def test_memory_stays_flat_over_fifty_rounds(tmp_path: Path) -> None:
     mib = [value for _, value in sorted(record["mib"].items(), key=lambda item: int(item[0]))]
     assert len(mib) == 11
     assert mib[-1] - mib[1] < 4, mib
+
+
+@pytest.mark.slow
+def test_the_scale_benchmark_puts_a_model_beside_its_measurements(tmp_path: Path, capsys: Any) -> None:
+    table = tmp_path / "result.json"
+    assert main(["benchmark", "scale", "--quick", "--engine", "eager", "--json", str(table)]) == 0
+    assert "half at" in capsys.readouterr().out
+    dense, sparse = json.loads(table.read_text())["records"]
+    assert set(dense) > KEYS
+    assert (dense["density"], sparse["density"], dense["ranks"]) == (1.0, 0.1, 2)
+    for item in (dense, sparse):
+        assert 0 < item["min"] <= item["median"] <= item["max"]
+        assert item["modelled"] > 0
+    if dense["bytes_per_step"]:  # where the system counts them
+        assert sparse["bytes_per_step"] <= 0.12 * dense["bytes_per_step"]
+        assert dense["bytes_per_step"] == pytest.approx(dense["modelled_bytes"], rel=0.2)
+    for options, told in (
+        (["--ranks", "7"], "--ranks: 7 is not accepted; it takes numbers that divide the batch of lenet300, 60"),
+        (["--density", "0"], "--density: 0.0 is not accepted"),
+        (["--rate", "0.5"], "--rate: 0.5 is not accepted"),
+        (["--engine", "sparse"], "--engine: 'sparse' is not accepted"),
+        (["--network", "lenet"], "--network: unknown name 'lenet'"),
+    ):
+        assert main(["benchmark", "scale", "--quick", *options]) == 2
+        assert told in capsys.readouterr().err
+
+
+def test_the_cost_model_of_ranks() -> None:
+    from lthfunc_benchmarks.scale_model import FLEETS, NETWORKS, Link, Traffic, efficiency, most_ranks, sent, step_time
+
+    link = Link(latency=1e-3, rate=1e6, waiting=2e-3)
+    assert step_time(1.0, Traffic(1000, 5), link, 1) == 1.0  # alone nothing travels
+    assert sent(Traffic(1000, 1), 4) == 2 * 3 / 4 * 4000  # a ring
+    assert step_time(1.0, Traffic(1000, 5), link, 4) == pytest.approx(1.0 + 0.002 + 4 * 0.001 + 6000 / 1e6)
+    for network in NETWORKS:
+        for fleet in FLEETS:
+            shares = [efficiency(network, fleet, 64, density) for density in (1.0, 0.1, 0.01)]
+            assert 0 < shares[0] < shares[1] < shares[2] < 1
+            ranks = most_ranks(network, fleet, 0.1)
+            assert efficiency(network, fleet, ranks, 0.1) >= 0.5 > efficiency(network, fleet, 2 * ranks, 0.1)

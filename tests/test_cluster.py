@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -107,6 +108,29 @@ def test_an_interrupted_run_on_ray_goes_on_here(local: Path, tmp_path: Path) -> 
     assert list(folder.glob("seed*/round00/checkpoint-*"))
     assert run("resume", folder, "--on", "local", "--jobs", 1) == 0
     same_run(local / "long", folder)
+
+
+def test_methods_on_ray_have_the_results_of_here(tmp_path: Path) -> None:
+    options = ["methods", "--method", "random-erk", "--method", "magnitude-init", "--steps", "20", "--density", "0.3"]
+    for where in ("local", "ray"):
+        places = ["--out", tmp_path / f"{where}.jsonl", "--save", tmp_path / where]
+        assert run(*options, "--on", where, "--jobs", 1, *places) == 0
+    here, there = (
+        [{**json.loads(line), "seconds": 0} for line in (tmp_path / f"{where}.jsonl").read_text().splitlines()[1:]]
+        for where in ("local", "ray")
+    )
+    assert sorted(here, key=str) == sorted(there, key=str)
+    for file in (tmp_path / "local").iterdir():
+        assert file.read_bytes() == (tmp_path / "ray" / file.name).read_bytes()
+
+
+def test_a_benchmark_on_ray_leaves_its_file_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["benchmark", "--on", "ray", "memory", "--rounds", "2", "--json", "there/memory.json"]
+    assert run(*words) == 0
+    assert json.loads((tmp_path / "there" / "memory.json").read_text())["benchmark"] == "memory"
+    assert run("benchmark", "--on", "ray", "--cores", "0", "memory") == 2
+    assert "--cores: 0 is not accepted" in capsys.readouterr().err
 
 
 def test_mistakes_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

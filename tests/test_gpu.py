@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -297,3 +299,40 @@ def test_energy_is_metered_on_the_device(tmp_path: Path) -> None:
     assert main(["energy", str(folder), "--device", "cuda", "--samples", "20000", "--repeats", "2"]) == 0
     (measured,), _ = measurements(folder)
     assert measured["formats"]["dense"]["gpu"]["mean"] > 0
+
+
+def test_sums_over_ranks_run_on_the_device(tmp_path: Path) -> None:
+    """Over NCCL: alone with its GPU a rank sums with itself."""
+    from torch import distributed
+
+    where = f"file://{tmp_path}/store"
+    distributed.init_process_group("nccl", init_method=where, rank=0, world_size=1)
+    try:
+        exchange = lf.over()
+        vector, index = torch.arange(6.0, device="cuda"), torch.tensor([1, 4], device="cuda")
+        assert torch.equal(exchange.total(vector), vector)
+        assert exchange.total_at(vector, index).tolist() == [0, 1, 0, 0, 4, 0]
+        assert torch.equal(exchange.gathered(vector), vector)
+        assert torch.equal(exchange.scattered(vector), vector)
+    finally:
+        distributed.destroy_process_group()
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_a_run_on_two_gpus_is_a_run(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "lthfunc_cli", "prune"]
+    options = [
+        "--rounds",
+        "1",
+        "--steps",
+        "200",
+        "--device",
+        "cuda",
+        "--engine",
+        "compile",
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert "on 2 ranks" in done.stderr

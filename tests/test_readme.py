@@ -29,7 +29,7 @@ COMMANDS = [
     line.partition("   #")[0].strip()
     for block in blocks("sh")
     for line in block.splitlines()
-    if line.startswith("lthfunc ") and "--install-completion" not in line
+    if line.startswith("lthfunc ") and "--install-completion" not in line and "s3:" not in line
 ]
 
 
@@ -96,7 +96,7 @@ def test_each_command_of_the_readme_runs(
         words = ["2" if before == "--trials" else word for before, word in zip(["", *words], words, strict=False)]
         words += ["--steps", "4", *([] if "--rounds" in words else ["--rounds", "1"])]
     if words[0] == "methods" and "--on" in words:
-        words += ["--method", "random"]
+        words += ["--method", "random-erk"]
     if words[0] in ("methods", "connectivity"):
         words += ["--steps", "4" if words[0] == "methods" else "104", "--replicates", "1"]
     if words[0] in ("branch", "transfer"):

@@ -37,10 +37,10 @@ _UNSENT = ".unsent"
 
 
 class Mirror:
-    """A folder here, of a place elsewhere. said: lines for the user."""
+    """A folder here, of a place elsewhere; or a single file, sent at the end. said: lines for the user."""
 
-    def __init__(self, option: str, url: str) -> None:
-        self.option, self.url = option, url.rstrip("/")
+    def __init__(self, option: str, url: str, *, single: bool = False) -> None:
+        self.option, self.url, self._single = option, url.rstrip("/"), single
         self._place: Place = place_of(option, self.url)
         last = self._place.path.rpartition("/")[2] or "root"
         self._home = cache_home() / "mirrors" / _key(self.url)
@@ -59,22 +59,24 @@ class Mirror:
         with reaching(self.option, self.url):
             there = files_below(self._place)
             self._check_free(there)
-            names = [name for name in there if name and not _is_passing(name)]
+            if "" in there and not self._single:
+                raise UserError(f"{self.option}: {self.url!r} is a file, and a run takes a folder")
+            names = [name for name in there if bool(name) != self._single and not _is_passing(name)]
             if not self._is_ahead(names):
                 self._fetch(names)
             self._home.mkdir(parents=True, exist_ok=True)
-            (self._home / _UNSENT).touch()
-            if names:
-                self._say_held()
+            if not self._single:
+                (self._home / _UNSENT).touch()
+                self._say_held()  # also to find out now whether the place can be written to
 
     def send(self) -> None:
         """Send what has changed. Raises whatever the way there raises."""
         with self._working:
             if self._closed:
                 return
-            if self.folder.is_file():  # a report, say
-                send(self._place, "", self.folder.read_bytes())
-            if not self.folder.is_dir():
+            if self._single:
+                if self.folder.is_file() and self._sent.get("") != _stamp(self.folder):
+                    send(self._place, "", self.folder.read_bytes())
                 return
             self._say_held()
             metrics = self.folder / METRICS
@@ -102,11 +104,13 @@ class Mirror:
             self.send()
             with self._working:
                 self._closed = True
-            remove(self._place, HOLDER)
+            if not self._single:
+                remove(self._place, HOLDER)
         except Exception as error:
+            again = "" if self._single else f", and sent by the next: lthfunc resume {self.url}"
             raise LostRunError(
-                f"{self.url}: cannot be written ({first_line(error)}); what is not there yet is kept in {self.folder}, "
-                f"and sent by the next: lthfunc resume {self.url}"
+                f"{self.url}: cannot be written ({first_line(error)}); what is not there yet is kept in "
+                f"{self.folder}{again}"
             ) from error
         (self._home / _UNSENT).unlink(missing_ok=True)
 
@@ -124,7 +128,7 @@ class Mirror:
         return True
 
     def _fetch(self, names: list[str]) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+        shutil.rmtree(self._home, ignore_errors=True)
         for name in sorted(names, key=lambda name: name != METRICS):  # whose trainings are then all there
             with suppress(FileNotFoundError):
                 fetch(self._place, name, self.folder / name)

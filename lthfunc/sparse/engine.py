@@ -37,6 +37,8 @@ def sparse_engine(work: Work) -> Engine:
     """
     if work.precision != "fp32":
         raise invalid("--precision", work.precision, "fp32 with --engine sparse")
+    if work.exchange.ranks > 1:
+        raise invalid("--engine", "sparse", "eager or compile on several ranks")
     load_kernels()
     programs = _Programs(work)
 
