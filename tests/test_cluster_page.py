@@ -70,6 +70,8 @@ def test_what_is_told_of_addresses(
     monkeypatch.setenv("LTHFUNC_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("LTHFUNC_DATA", raising=False)
     store = fsspec.filesystem("s3")
+    if store.exists("bucket/studies"):
+        store.rm("bucket/studies", recursive=True)
     for file in (mnist_dir / "MNIST" / "raw").glob("*-ubyte"):
         store.put_file(str(file), f"bucket/data/MNIST/raw/{file.name}")
     for words in commands("s3://bucket"):
