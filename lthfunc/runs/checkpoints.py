@@ -64,8 +64,13 @@ def save_checkpoint(place: Path, progress: Progress, seconds: float, energy: Met
         "anchor_step": None if anchor is None else int(anchor.step),
     }
     payload = tree_bytes(tree, about)
+    return put_checkpoint(place, f"checkpoint-{about['step']:09d}-{sum_of(payload).sha256}.safetensors", payload)
+
+
+def put_checkpoint(place: Path, name: str, payload: bytes) -> Path:
+    """Write a checkpoint's file, in place of those before it."""
     make_training_folder(place)
-    path = place / f"checkpoint-{about['step']:09d}-{sum_of(payload).sha256}.safetensors"
+    path = place / name
     write_atomically(path, payload)
     for other in checkpoints(place):
         if other != path:
@@ -73,11 +78,24 @@ def save_checkpoint(place: Path, progress: Progress, seconds: float, energy: Met
     return path
 
 
+def latest_checkpoint(place: Path) -> tuple[str, bytes] | None:
+    """The name and content of the last one that is whole; None without one."""
+    for path in checkpoints(place):
+        try:
+            payload = _content(path)
+        except FileNotFoundError:  # a newer one has taken its place meanwhile
+            return latest_checkpoint(place)
+        if payload is not None:
+            return path.name, payload
+    return None
+
+
 def checkpoints(place: Path) -> list[Path]:
     """A training's checkpoints, the latest first; whether they are whole is not known."""
-    if not place.is_dir():
+    try:
+        found = [path for path in place.iterdir() if _NAME.fullmatch(path.name)]
+    except (FileNotFoundError, NotADirectoryError):
         return []
-    found = [path for path in place.iterdir() if _NAME.fullmatch(path.name)]
     return sorted(found, key=step_of, reverse=True)
 
 

@@ -1,5 +1,8 @@
 """A pool of Ray's workers: trainings wherever Ray finds cores or GPUs for them, and again where it loses one.
 
+A worker keeps its training in a folder of its own; the run's folder, which the process alone need see that keeps the
+experiment, gets its checkpoints by the way that progress takes.
+
 Needs the extra `ray`; nothing here is imported without ``--on ray``.
 """
 
@@ -9,6 +12,8 @@ import contextlib
 import logging
 import os
 import pickle
+import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Sequence
@@ -23,8 +28,9 @@ from lthfunc.experiments.config import Config, trainings_at_once
 from lthfunc.experiments.iterative import Task
 from lthfunc.experiments.plan import prepare
 from lthfunc.frames import first_line
+from lthfunc.runs.checkpoints import checkpoints, latest_checkpoint, put_checkpoint
 from lthfunc.runs.environment import versions
-from lthfunc.runs.keeping import train_kept
+from lthfunc.runs.keeping import place_of, train_kept
 from lthfunc.runs.pools import News
 from lthfunc.runs.together import Way
 from lthfunc.runs.trainings import in_words, named
@@ -68,7 +74,8 @@ class RayPool:
     def train(self, task: Task) -> None:
         """On an idle worker, or a new one."""
         worker = self._free.pop() if self._free else self._worker()
-        self._under[worker.train.remote(pickle.dumps(task))] = (task, worker)
+        kept = latest_checkpoint(place_of(self._way.folder, task))
+        self._under[worker.train.remote(pickle.dumps((task, kept)))] = (task, worker)
 
     def news(self) -> list[News]:
         """Results, workers that are gone, and from time to time how far the others are."""
@@ -100,12 +107,12 @@ class RayPool:
             resources["num_gpus"] = config.gpu_share
         # Three calls at once: a training, a question about it, and a request to stop.
         remote = self._ray.remote(_RayWorker).options(max_concurrency=3, **resources)
-        return remote.remote(config, str(self._way.folder.resolve()), str(Path.cwd()), versions())
+        return remote.remote(config, str(Path.cwd()), versions())
 
     def _ended(self, ref: Any) -> News | None:
         task, worker = self._under.pop(ref)
         try:
-            kind, content = pickle.loads(self._ray.get(ref))
+            kind, content, kept = pickle.loads(self._ray.get(ref))
         except self._ray.exceptions.RayActorError as error:  # killed, or its node is gone
             tries = self._tries[id(task)] = self._tries.get(id(task), 0) + 1
             if tries > _TRIES:
@@ -113,42 +120,63 @@ class RayPool:
                 return News(task, "ended", UserError(text))
             self.train(task)  # which goes on from its last checkpoint
             return None
+        self._keep(task, kept)
         self._free.append(worker)
         return News(task, kind, content)
 
     def _progress(self) -> list[News]:
-        asked = {worker.progress.remote(): task for task, worker in self._under.values()}
+        asked = {worker.progress.remote(self._known(task)): task for task, worker in self._under.values()}
         if not asked:
             return []
         known, _ = self._ray.wait(list(asked), num_returns=len(asked), timeout=_PATIENCE)
         found = []
         for ref in known:
             with contextlib.suppress(self._ray.exceptions.RayActorError):  # found out by its result
-                found += [News(asked[ref], "step", said) for said in self._ray.get(ref)]
+                said, kept = self._ray.get(ref)
+                self._keep(asked[ref], kept)
+                found += [News(asked[ref], "step", each) for each in said]
         return found
+
+    def _known(self, task: Task) -> str | None:
+        """The name of the checkpoint that is here."""
+        here = checkpoints(place_of(self._way.folder, task))
+        return here[0].name if here else None
+
+    def _keep(self, task: Task, kept: tuple[str, bytes] | None) -> None:
+        if kept is not None:
+            put_checkpoint(place_of(self._way.folder, task), *kept)
 
 
 class _RayWorker:
     """A worker's life: make the plan, then train whatever comes. Its calls run in threads of their own."""
 
-    def __init__(self, config: Config, folder: str, here: str, expected: dict[str, Any]) -> None:
+    def __init__(self, config: Config, here: str, expected: dict[str, Any]) -> None:
         if Path(here).is_dir():
             os.chdir(here)
-        self._config, self._folder = config, Path(folder)
-        self._expected = expected
+        self._config, self._expected = config, expected
+        self._folder = Path(tempfile.mkdtemp(prefix="lthfunc-"))
+        self._place = self._folder
         self._asked = threading.Event()
         self._plan: Any = None
         self._lock = threading.Lock()
         self._at, self._points = 0, list[tuple[int, Point]]()
 
     def train(self, payload: bytes) -> bytes:
-        task: Task = pickle.loads(payload)
+        task, kept = pickle.loads(payload)
+        place = place_of(self._folder, task)
+        shutil.rmtree(place, ignore_errors=True)  # what was left of it here may be behind what was sent
+        if kept is not None:
+            put_checkpoint(place, *kept)
         with self._lock:
-            self._at, self._points = int(task.start.step), []
+            self._at, self._points, self._place = int(task.start.step), [], place
+        kind, content = self._trained(task)
+        kept = None if kind == "done" else latest_checkpoint(place)
+        shutil.rmtree(place, ignore_errors=True)
+        return pickle.dumps((kind, content, kept))
+
+    def _trained(self, task: Task) -> tuple[str, Any]:
         try:
             check_same(self._expected, versions())
-            if not self._folder.is_dir():
-                raise UserError(f"--on: a node cannot see {self._folder}; put --out on a disk that all nodes share")
             if self._plan is None:
                 hold_memory()
                 torch.set_num_threads(self._config.threads or 1)
@@ -156,21 +184,23 @@ class _RayWorker:
             (result,), spent = train_kept(
                 self._plan, [task], self._folder, self._config, self._asked.is_set, self._observe
             )
-            return pickle.dumps(("done", (result, spent)))
+            return "done", (result, spent)
         except Stopped:
-            return pickle.dumps(("stopped", None))
+            return "stopped", None
         except UserError as error:
-            return pickle.dumps(("failed", named(task, error)))
+            return "failed", named(task, error)
         except OSError as error:
-            return pickle.dumps(("failed", error))
+            return "failed", error
         except Exception as error:
-            return pickle.dumps(("failed", RuntimeError(f"{in_words(task)}: {type(error).__name__}: {error}")))
+            return "failed", RuntimeError(f"{in_words(task)}: {type(error).__name__}: {error}")
 
-    def progress(self) -> list[tuple[int, Point | None]]:
+    def progress(self, known: str | None) -> tuple[list[tuple[int, Point | None]], tuple[str, bytes] | None]:
         with self._lock:
             said: list[tuple[int, Point | None]] = [*self._points, (self._at, None)]
             self._points = []
-            return said
+            place = self._place
+        here = checkpoints(place)
+        return said, latest_checkpoint(place) if here and here[0].name != known else None
 
     def stop(self) -> None:
         self._asked.set()
