@@ -96,6 +96,8 @@ def _sweep(
     wants_json: bool,
 ) -> None:  # fmt: skip
     from lthfunc.experiments.sweeps import Suggester, config_of
+    from lthfunc.runs.cluster import clustered
+    from lthfunc.runs.execute import check_ray
     from lthfunc.runs.lock import locked
     from lthfunc.runs.sweeps import Trial, add_trial, open_sweep, trial_folder, trial_of
 
@@ -105,31 +107,33 @@ def _sweep(
     count = trials if planned is None else len(planned)
     name = f"sweep-{config.arch}-{config.dataset}-{time.strftime('%Y%m%d-%H%M%S')}".replace("/", "-").replace(":", "-")
     folder = Path(out) if out else Path("runs") / name
-    done = open_sweep(folder, config, space, objective, "grid" if suggester is None else "search")
-    with locked(folder):
-        while len(done) < count:
-            number = len(done)
-            if planned is not None:
-                values = planned[number]
-            else:
-                assert suggester is not None
-                known = [(each.values, None if each.worth is None else each.worth.mean) for each in done]
-                values = suggester.next(known)
-            told = " ".join(f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
-                            for name, value in values.items())  # fmt: skip
-            print(f"trial {number} of {count}: {told}", file=sys.stderr, flush=True)
-            try:
-                records = trial_run(config_of(config, values), trial_folder(folder, number), _command(folder))
-                trial = trial_of(number, values, records, objective)
-            except UserError as error:
-                if isinstance(error, DamagedError):
-                    raise
-                if not done:  # a first trial that fails fails by what all share, and leaves nothing
-                    shutil.rmtree(folder, ignore_errors=True)
-                    raise
-                trial = Trial(number, values, None, reason=str(error).partition(";")[0])
-            add_trial(folder, trial)
-            done.append(trial)
+    check_ray(config)
+    with clustered(config.on):
+        done = open_sweep(folder, config, space, objective, "grid" if suggester is None else "search")
+        with locked(folder):
+            while len(done) < count:
+                number = len(done)
+                if planned is not None:
+                    values = planned[number]
+                else:
+                    assert suggester is not None
+                    known = [(each.values, None if each.worth is None else each.worth.mean) for each in done]
+                    values = suggester.next(known)
+                told = " ".join(f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
+                                for name, value in values.items())  # fmt: skip
+                print(f"trial {number} of {count}: {told}", file=sys.stderr, flush=True)
+                try:
+                    records = trial_run(config_of(config, values), trial_folder(folder, number), _command(folder))
+                    trial = trial_of(number, values, records, objective)
+                except UserError as error:
+                    if isinstance(error, DamagedError):
+                        raise
+                    if not done:  # a first trial that fails fails by what all share, and leaves nothing
+                        shutil.rmtree(folder, ignore_errors=True)
+                        raise
+                    trial = Trial(number, values, None, reason=str(error).partition(";")[0])
+                add_trial(folder, trial)
+                done.append(trial)
     _show(folder, done, list(space), config.replicates, grid=planned is not None, wants_json=wants_json)
 
 

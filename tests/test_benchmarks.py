@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -183,9 +184,15 @@ def test_memory_stays_flat_over_fifty_rounds(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_scale_benchmark_puts_a_model_beside_its_measurements(tmp_path: Path, capsys: Any) -> None:
     table = tmp_path / "result.json"
-    assert main(["benchmark", "scale", "--quick", "--engine", "eager", "--json", str(table)]) == 0
+    able = os.geteuid() == 0 and all(map(shutil.which, ("ip", "tc", "unshare")))
+    shaped = able and run("unshare", "-n", "ip", "link", "add", "x", "type", "bridge").returncode == 0
+    rate = ["--rate", "100"] if shaped else []
+    assert main(["benchmark", "scale", "--quick", "--engine", "eager", *rate, "--json", str(table)]) == 0
     assert "half at" in capsys.readouterr().out
-    dense, sparse = json.loads(table.read_text())["records"]
+    dense, sparse, *over_links = json.loads(table.read_text())["records"]
+    assert len(over_links) == (2 if shaped else 0)
+    for item in over_links:  # bytes cannot pass a link faster than it lets them
+        assert item["median"] / 1000 > 0.8 * item["modelled_bytes"] / (item["rate_mbit"] * 1e6 / 8)
     assert set(dense) > KEYS
     assert (dense["density"], sparse["density"], dense["ranks"]) == (1.0, 0.1, 2)
     for item in (dense, sparse):

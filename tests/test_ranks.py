@@ -377,3 +377,33 @@ def test_ranks_that_differ_are_refused_before_any_step(out: Path) -> None:
 
 def test_other_commands_are_for_one_process() -> None:
     assert "runs prune, train, resume, branch, transfer on several ranks, not methods" in refused([["methods"]] * 2)
+
+
+def test_ranks_of_other_versions_and_data_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lthfunc.experiments.config import Config
+    from lthfunc.experiments.plan import prepare
+    from lthfunc.runs import ranks
+    from lthfunc.runs.environment import versions
+
+    config = prepare(Config(steps=20, engine="eager")).config
+    two = Exchange(1, 2, lambda vector: vector)
+    monkeypatch.setattr(sys, "argv", ["lthfunc", "prune"])
+    theirs = ranks._fingerprint(config, prepare(config, exchange=two).plan)
+    order = ranks._Begin(config, ["prune"], versions(), theirs)
+    plan, problem = ranks._like(order, two)
+    assert problem is None
+    assert plan is not None
+    for other, told in (
+        (
+            order._replace(about={**order.about, "torch": "1.0"}),
+            f"rank 1 has torch {torch.__version__}, and rank 0 has 1.0",
+        ),
+        (order._replace(command=["prune", "--lr", "1"]), "rank 1 was started with 'nothing' where rank 0 has '--lr'"),
+        (order._replace(command=[]), "rank 1 was started with 'prune' where rank 0 has nothing"),
+        (order._replace(found={**theirs, "data (digits)": "other"}), "rank 1 finds data (digits) that differs"),
+        (order._replace(config=config.__class__(dataset="npz:none.npz", steps=20)), "rank 1: --dataset"),
+    ):
+        plan, problem = ranks._like(other, two)
+        assert plan is None
+        assert problem is not None
+        assert told in problem

@@ -16,7 +16,8 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -210,6 +211,21 @@ class _RayWorker:
         if points is not None:
             with self._lock:
                 self._points.append((number, points[0]))
+
+
+@contextmanager
+def clustered(on: str) -> Iterator[None]:
+    """One cluster for all runs in this, where they are on Ray. Raises UserError where it doesn't answer."""
+    if on == "local":
+        yield
+        return
+    import ray
+
+    connect(ray, on)
+    try:
+        yield
+    finally:
+        ray.shutdown()
 
 
 def connect(ray: Any, on: str) -> None:

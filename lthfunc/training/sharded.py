@@ -8,19 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch.func import grad_and_value
 
 from lthfunc.errors import UserError
 from lthfunc.training.losses import Loss, Metric, accuracy
 from lthfunc.training.optimizers import Optimizer
-from lthfunc.training.precision import Precision, casting
-from lthfunc.training.ranks import total
-from lthfunc.training.steps import Metrics, masked
+from lthfunc.training.precision import Precision
+from lthfunc.training.steps import Metrics, masked, objective_of
 from lthfunc.training.synchronised import synchronised
 from lthfunc.trees.layout import layout_of
-from lthfunc.trees.model import Model, apply_training
+from lthfunc.trees.model import Model
 from lthfunc.trees.shards import Exchange, like, local
-from lthfunc.trees.types import Batch, Buffers, Params, TrainState
+from lthfunc.trees.types import Batch, TrainState
 
 
 def make_sharded_step(
@@ -40,15 +40,8 @@ def make_sharded_step(
     """
     if optimizer.mixes:
         raise UserError("shards: an optimiser whose updates mix a layer's weights cannot work on parts of it")
-    model = synchronised(model, exchange)
     layout = layout_of(model.init(0)[0], exchange.ranks)
-
-    def objective(params: Params, buffers: Buffers, batch: Batch) -> tuple[object, tuple[object, Buffers]]:
-        inputs, targets = batch
-        with casting(precision, inputs.device):
-            outputs, buffers = apply_training(model, params, buffers, inputs)
-            value = loss(outputs, targets)
-        return value, (metric(outputs, targets), buffers)
+    objective = objective_of(synchronised(model, exchange), loss, precision, metric)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         params, masks, opt = local(state.params), local(state.masks), local(state.opt)
@@ -56,10 +49,8 @@ def make_sharded_step(
         grads, (value, (correct, buffers)) = grad_and_value(objective, has_aux=True)(whole, state.buffers, batch)
         mine = layout.mine(exchange.scattered(layout.parts_of(grads)) / exchange.ranks, params)
         params, opt = optimizer.update(masked(mine, masks), opt, params, state.step)
+        both = exchange.total(torch.stack([value.double(), correct.double()])) / exchange.ranks
         after = TrainState(like(params, state.params), buffers, state.masks, like(opt, state.opt), state.step + 1)
-        return after, {
-            "loss": total(exchange, value.reshape(1))[0] / exchange.ranks,
-            "accuracy": total(exchange, correct.reshape(1))[0] / exchange.ranks,
-        }
+        return after, {"loss": both[0].to(value.dtype), "accuracy": both[1]}
 
     return step

@@ -71,14 +71,7 @@ def make_train_step(
     gets the state that the whole batch leads to. The step then takes, as a third argument, what `travelling` gives of
     the state, which is else found out in every step.
     """
-    model = synchronised(model, exchange)
-
-    def objective(params: Params, buffers: Buffers, batch: Batch) -> tuple[Tensor, tuple[Tensor, Buffers]]:
-        inputs, targets = batch
-        with casting(precision, inputs.device):
-            outputs, buffers = apply_training(model, params, buffers, inputs)
-            value = loss(outputs, targets)
-        return value, (metric(outputs, targets), buffers)
+    objective = objective_of(synchronised(model, exchange), loss, precision, metric)
 
     def step(state: TrainState, batch: Batch, index: Tensor | None = None) -> tuple[TrainState, Metrics]:
         grads, (value, (correct, buffers)) = grad_and_value(objective, has_aux=True)(state.params, state.buffers, batch)
@@ -95,6 +88,21 @@ def make_train_step(
         }
 
     return step
+
+
+def objective_of(
+    model: Model, loss: Loss, precision: Precision, metric: Metric
+) -> Callable[[Params, Buffers, Batch], tuple[Tensor, tuple[Tensor, Buffers]]]:
+    """(params, buffers, batch) -> (the loss in training mode, (the metric, the buffers after it))."""
+
+    def objective(params: Params, buffers: Buffers, batch: Batch) -> tuple[Tensor, tuple[Tensor, Buffers]]:
+        inputs, targets = batch
+        with casting(precision, inputs.device):
+            outputs, buffers = apply_training(model, params, buffers, inputs)
+            value = loss(outputs, targets)
+        return value, (metric(outputs, targets), buffers)
+
+    return objective
 
 
 def make_eval_step(
