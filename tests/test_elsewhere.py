@@ -65,7 +65,7 @@ def same_run(left: Path, right: Path) -> None:
 
 
 def test_a_run_on_s3_is_the_run(s3: str, local: Path, tmp_path: Path, own_cache: Path, capsys: Any) -> None:
-    url = f"{s3}/studies/run"
+    url = f"{s3}/elsewhere/run"
     assert run("prune", *SMALL, "--out", url) == 0
     out = capsys.readouterr().out
     assert f"ticket    {url}/ticket.safetensors" in out

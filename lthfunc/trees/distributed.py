@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +55,8 @@ def save_sharded(state: TrainState, folder: str | Path) -> None:
     from torch import distributed
     from torch.distributed.checkpoint.state_dict_saver import save
 
-    save(_named(state), checkpoint_id=str(folder), no_dist=not distributed.is_initialized())
+    with _quiet():
+        save(_named(state), checkpoint_id=str(folder), no_dist=not distributed.is_initialized())
 
 
 def load_sharded(folder: str | Path, like: TrainState) -> TrainState:
@@ -69,11 +73,20 @@ def load_sharded(folder: str | Path, like: TrainState) -> TrainState:
     fresh = tree_map(torch.zeros_like, like)
     names = _named(fresh)
     try:
-        load(names, checkpoint_id=str(folder), no_dist=not distributed.is_initialized())
+        with _quiet():
+            load(names, checkpoint_id=str(folder), no_dist=not distributed.is_initialized())
     except (Exception, CheckpointException) as error:  # of its many kinds
         reason = str(error).strip().splitlines()[-1]  # below the stacks of all ranks
         raise DamagedError(f"{folder}: no state like this one can be read from it ({reason})") from error
     return fresh
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """One process alone may read and write, without a warning that it is."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+        yield
 
 
 def _named(state: TrainState) -> dict[str, Any]:

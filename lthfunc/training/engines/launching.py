@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 from lthfunc.training.engines.interface import Tick
 from lthfunc.training.engines.tracing import Program
@@ -39,8 +39,10 @@ class Launcher:
     def _replay(self, steps: int) -> bool:
         if steps not in self._graphs:
             graph = torch.cuda.CUDAGraph()
+            # With ranks, NCCL's own thread asks the device about its work, which would end a capture of all threads.
+            watched = "thread_local" if distributed.is_available() and distributed.is_initialized() else "global"
             try:
-                with torch.cuda.graph(graph):
+                with torch.cuda.graph(graph, capture_error_mode=watched):
                     for arguments in self._arguments[:steps]:
                         self._program(*arguments)
             except RuntimeError as error:
