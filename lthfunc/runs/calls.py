@@ -13,7 +13,7 @@ from typing import Any
 from lthfunc.errors import UserError
 from lthfunc.experiments.config import Config
 from lthfunc.frames import first_line
-from lthfunc.runs.cluster import check_same, connect
+from lthfunc.runs.cluster import check_same, connect, ray_module
 from lthfunc.runs.environment import versions
 
 #: How often a call is begun again whose worker was lost.
@@ -27,10 +27,7 @@ def called(
 
     Raises what a call raises, and UserError where it lost its worker again and again or no node has what it takes.
     """
-    import ray as module
-
-    ray: Any = module
-
+    ray = ray_module()
     started = not ray.is_initialized()
     if started:
         connect(ray, on)

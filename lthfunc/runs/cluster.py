@@ -48,8 +48,7 @@ class RayPool:
     """Workers on Ray; a local cluster where no address is given, which ends with this."""
 
     def __init__(self, way: Way) -> None:
-        import ray
-
+        ray = ray_module()
         self._ray, self._way = ray, way
         self._free: list[Any] = []
         self._under: dict[Any, tuple[Task, Any]] = {}
@@ -219,13 +218,21 @@ def clustered(on: str) -> Iterator[None]:
     if on == "local":
         yield
         return
-    import ray
-
+    ray = ray_module()
     connect(ray, on)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def ray_module() -> Any:
+    """Ray; with the token of its clusters, where there is one, which a client does not use by itself."""
+    if "RAY_AUTH_TOKEN" in os.environ or Path("~/.ray/auth_token").expanduser().exists():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # read as Ray is imported
+    import ray
+
+    return ray
 
 
 def connect(ray: Any, on: str) -> None:
@@ -238,7 +245,8 @@ def connect(ray: Any, on: str) -> None:
     try:
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **mine)
     except Exception as error:  # of its many kinds
-        raise invalid("--on", on, f"the address of a cluster that answers ({first_line(error)})") from error
+        reason = f"{first_line(error)}; one that asks for a token takes RAY_AUTH_TOKEN"
+        raise invalid("--on", on, f"the address of a cluster that answers ({reason})") from error
 
 
 def _slots(ray: Any, config: Config) -> int:
