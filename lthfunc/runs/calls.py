@@ -27,7 +27,7 @@ def called(
 
     Raises what a call raises, and UserError where it lost its worker again and again or no node has what it takes.
     """
-    ray = ray_module()
+    ray = ray_module(on)
     started = not ray.is_initialized()
     if started:
         connect(ray, on)

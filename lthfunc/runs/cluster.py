@@ -48,7 +48,7 @@ class RayPool:
     """Workers on Ray; a local cluster where no address is given, which ends with this."""
 
     def __init__(self, way: Way) -> None:
-        ray = ray_module()
+        ray = ray_module(way.config.on)
         self._ray, self._way = ray, way
         self._free: list[Any] = []
         self._under: dict[Any, tuple[Task, Any]] = {}
@@ -218,7 +218,7 @@ def clustered(on: str) -> Iterator[None]:
     if on == "local":
         yield
         return
-    ray = ray_module()
+    ray = ray_module(on)
     connect(ray, on)
     try:
         yield
@@ -226,9 +226,10 @@ def clustered(on: str) -> Iterator[None]:
         ray.shutdown()
 
 
-def ray_module() -> Any:
-    """Ray; with the token of its clusters, where there is one, which a client does not use by itself."""
-    if "RAY_AUTH_TOKEN" in os.environ or Path("~/.ray/auth_token").expanduser().exists():
+def ray_module(on: str) -> Any:
+    """Ray; for a cluster at an address with its token, where there is one, which a client does not use by itself."""
+    known = "RAY_AUTH_TOKEN" in os.environ or Path("~/.ray/auth_token").expanduser().exists()
+    if on.startswith("ray://") and known:
         os.environ.setdefault("RAY_AUTH_MODE", "token")  # read as Ray is imported
     import ray
 

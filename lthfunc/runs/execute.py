@@ -90,7 +90,7 @@ def check_ray(config: Config) -> None:
             raise UserError(f"--on: {config.on!r} cannot be reached ({error})") from error
         from lthfunc.runs.cluster import connect, ray_module  # which need an extra
 
-        ray = ray_module()
+        ray = ray_module(config.on)
         if not ray.is_initialized():  # now, before anything is written; it stays so until this process ends
             connect(ray, config.on)
 
