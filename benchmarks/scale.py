@@ -34,6 +34,8 @@ from .scale_rank import LARGE
 _NETWORKS = ("lenet300", "resnet20")
 _RANKS = (1, 2, 4)
 _OUTLOOK = (8, 64, 256, 1000)
+#: Of each measurement.
+_SECONDS, _QUICK_SECONDS = 1.5, 0.3
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -93,7 +95,7 @@ def _check(
 def _asked(names: Sequence[str], densities: Sequence[float], engine: str, quick: bool) -> dict[str, Any]:
     return {
         "cases": [{"network": name, "batch": cases()[name].batch} for name in names],
-        "densities": list(densities), "engine": engine, "seconds": 0.3 if quick else 1.5, "repeats": 3 if quick else 5,
+        "densities": list(densities), "engine": engine, "seconds": _QUICK_SECONDS if quick else _SECONDS, "repeats": 3 if quick else 5,
     }  # fmt: skip
 
 

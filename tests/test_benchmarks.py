@@ -33,14 +33,12 @@ def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(why_not("cpu") is not None, reason=f"{why_not('cpu')}")
-def test_the_sparse_benchmark_measures_training(tmp_path: Path) -> None:
+def test_the_sparse_benchmark_measures_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lthfunc_benchmarks.sparse._QUICK_SECONDS", 0.02)
     ticket, table, picture = (tmp_path / name for name in ("ticket.safetensors", "result.json", "result.png"))
     lf.save_ticket(ticket, lf.ticket(lf.prune(density=0.3)(lf.init(lf.models.lenet300()))))
-    done = run(
-        sys.executable, "-m", "lthfunc_cli", "benchmark", "sparse", "--quick", "--network", "lenet300",
-        "--ticket", ticket, "--json", table, "--plot", picture,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    places = ["--ticket", ticket, "--json", table, "--plot", picture]
+    assert main(["benchmark", "sparse", "--quick", "--network", "lenet300", *map(str, places)]) == 0
     records = json.loads(table.read_text())["records"]
     assert all(set(item) == KEYS for item in records)
     found = {(item["network"], item["variant"], item["density"]) for item in records}
@@ -51,12 +49,12 @@ def test_the_sparse_benchmark_measures_training(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(why_not("cpu") is not None, reason=f"{why_not('cpu')}")
-def test_the_execution_benchmark_measures_random_masks_and_a_run(tmp_path: Path) -> None:
+def test_the_execution_benchmark_measures_random_masks_and_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lthfunc_benchmarks.execution._QUICK_SECONDS", 0.01)
     folder, table, picture = (tmp_path / name for name in ("RUN", "result.json", "result.png"))
-    done = run(
-        sys.executable, "-m", "lthfunc_cli", "benchmark", "execution", "--quick", "--json", table, "--plot", picture
-    )
-    assert done.returncode == 0, done.stderr
+    assert main(["benchmark", "execution", "--quick", "--json", str(table), "--plot", str(picture)]) == 0
     records = json.loads(table.read_text())["records"]
     assert all(set(item) == KEYS for item in records)
     found = {(item["variant"], item["density"], item["unit"]) for item in records}
@@ -65,8 +63,7 @@ def test_the_execution_benchmark_measures_random_masks_and_a_run(tmp_path: Path)
     assert ("FLOPs at peak rate", 0.05, "samples/s") in found
     assert picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert main(["prune", "--rounds", "2", "--rate", "0.7", "--steps", "5", "--out", str(folder)]) == 0
-    done = run(sys.executable, "-m", "benchmarks.execution", folder, "--quick", "--batch", "1", "--json", table)
-    assert done.returncode == 0, done.stderr
+    assert main(["benchmark", "execution", str(folder), "--quick", "--batch", "1", "--json", str(table)]) == 0
     records = json.loads(table.read_text())["records"]
     assert {(item["network"], item["batch"]) for item in records} == {("lenet300, trained", 1)}
     assert {item["density"] for item in records if item["variant"] == "tuned"} == {0.3, 0.09}
@@ -177,7 +174,10 @@ def test_memory_stays_flat_over_fifty_rounds(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_scale_benchmark_puts_a_model_beside_its_measurements(tmp_path: Path, capsys: Any) -> None:
+def test_the_scale_benchmark_puts_a_model_beside_its_measurements(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr("lthfunc_benchmarks.scale._QUICK_SECONDS", 0.05)
     table = tmp_path / "result.json"
     able = os.geteuid() == 0 and all(map(shutil.which, ("ip", "tc", "unshare")))
     shaped = able and run("unshare", "-n", "ip", "link", "add", "x", "type", "bridge").returncode == 0

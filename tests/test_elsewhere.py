@@ -125,6 +125,22 @@ def test_what_is_there_is_whole_at_every_moment(memory: str, local: Path, monkey
     assert not [name for name in system.find(path) if "checkpoint" in name or name.endswith((".lock", HOLDER))]
 
 
+def test_a_sweep_elsewhere_goes_on(memory: str, own_cache: Path, capsys: Any) -> None:
+    words = ["sweep", "--grid", "lr=0.01,0.001", "--rounds", "0", "--steps", "20", "--engine", "eager"]
+    url = f"{memory}/sweep"
+    assert run(*words, "--out", url) == 0
+    system, path = fsspec.core.url_to_fs(url)
+    lines = system.cat(f"{path}/sweep.jsonl").splitlines()
+    assert len(lines) == 3
+    system.pipe_file(f"{path}/sweep.jsonl", b"\n".join(lines[:2]) + b"\n")  # as another machine left it
+    shutil.rmtree(own_cache)
+    capsys.readouterr()
+    assert run(*words, "--out", url) == 0
+    assert "trial 1 of 2" in (err := capsys.readouterr().err)
+    assert "trial 0 of 2" not in err
+    assert len(system.cat(f"{path}/sweep.jsonl").splitlines()) == 3
+
+
 def test_a_place_that_is_worked_on_is_refused(memory: str, capsys: Any) -> None:
     url = f"{memory}/run"
     system, path = fsspec.core.url_to_fs(url)

@@ -80,10 +80,15 @@ REPORTS = [
 
 @pytest.mark.parametrize("command", dict.fromkeys([*COMMANDS, *page_commands("run-format.md"), *REPORTS]))
 def test_each_command_of_the_readme_runs(
-    command: str, place: Path, request: pytest.FixtureRequest, capsys: Any
+    command: str, place: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     """As printed, but shorter; where the data set would be downloaded, its local copy or the digits stand in."""
     words = shlex.split(command)[1:]
+    if words[0] == "benchmark" and "--quick" in words:
+        module = f"lthfunc_benchmarks.{words[1]}"
+        __import__(module)
+        monkeypatch.setattr(f"{module}._QUICK_SECONDS", 0.02, raising=False)
+        monkeypatch.setattr(f"{module}._QUICK_REPEATS", 1, raising=False)
     for name in words if words[0] in ("report", "compare", "breakeven") else ():
         if name.startswith("runs/") and not Path(name).exists():
             shutil.copytree("runs/RUN", name)

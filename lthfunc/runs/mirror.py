@@ -27,12 +27,15 @@ from lthfunc.remote import Place, fetch, files_below, place_of, reaching, remove
 from lthfunc.runs.folder import METRICS
 from lthfunc.runs.lock import HOLDER, LOCK
 from lthfunc.runs.progress import PROGRESS
+from lthfunc.runs.sweeps import SWEEP
 from lthfunc.training.fits import Point
 from lthfunc.trees.writing import UNFINISHED
 
 #: Seconds between two looks at what has changed, and how long one is taken to be at work who says nothing more.
 _EVERY, _SILENT = 20.0, 300.0
 _MANIFEST = "manifest.json"
+#: What says what exists, of a run and of a sweep.
+_LOGS = (METRICS, SWEEP)
 _UNSENT = ".unsent"
 
 
@@ -79,21 +82,23 @@ class Mirror:
                     send(self._place, "", self.folder.read_bytes())
                 return
             self._say_held()
-            metrics = self.folder / METRICS
-            lines = metrics.read_bytes() if metrics.is_file() else None
+            # What says what exists, as it is before the rest is looked at; a sweep's runs before the sweep.
+            logs = {self._name(path): (_stamp(path), path.read_bytes()) for path in self.folder.rglob("*.jsonl")}
             here = {
-                path.relative_to(self.folder).as_posix(): path
+                self._name(path): path
                 for path in sorted(self.folder.rglob("*"))
                 if path.is_file() and not _is_passing(path.name)
             }
             changed = {name: stamp for name, path in here.items() if self._sent.get(name) != (stamp := _stamp(path))}
             for name in sorted(changed, key=lambda name: name.endswith(_MANIFEST)):
-                if name != METRICS and (payload := _content(here[name])) is not None:
+                if not name.endswith(".jsonl") and (payload := _content(here[name])) is not None:
                     send(self._place, name, payload)
                     self._sent[name] = changed[name]
-            if lines is not None and METRICS in changed:
-                send(self._place, METRICS, lines[: lines.rfind(b"\n") + 1])
-                self._sent[METRICS] = changed[METRICS]
+            for name in sorted(logs, key=lambda name: (-name.count("/"), name)):
+                stamp, lines = logs[name]
+                if self._sent.get(name) != stamp:
+                    send(self._place, name, lines[: lines.rfind(b"\n") + 1])
+                    self._sent[name] = stamp
             for name in [name for name in self._sent if name not in here]:
                 remove(self._place, name)
                 del self._sent[name]
@@ -107,29 +112,30 @@ class Mirror:
             if not self._single:
                 remove(self._place, HOLDER)
         except Exception as error:
-            again = "" if self._single else f", and sent by the next: lthfunc resume {self.url}"
+            again = "" if self._single else f", and sent when it is gone on with from here: lthfunc resume {self.url}"
             raise LostRunError(
                 f"{self.url}: cannot be written ({first_line(error)}); what is not there yet is kept in "
                 f"{self.folder}{again}"
             ) from error
         (self._home / _UNSENT).unlink(missing_ok=True)
 
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self.folder).as_posix()
+
     def _is_ahead(self, names: list[str]) -> bool:
         """Whether the folder here is that place, and further."""
-        mine = self.folder / METRICS
-        if not (self._home / _UNSENT).exists() or not mine.is_file():
+        log = next((name for name in _LOGS if (self.folder / name).is_file()), None)
+        if log is None or not (self._home / _UNSENT).exists():
             return False
-        theirs = b""
-        if METRICS in names:
-            theirs = self._place.system.cat_file(f"{self._place.path}/{METRICS}")
-        if not mine.read_bytes().startswith(theirs):
+        theirs = self._place.system.cat_file(f"{self._place.path}/{log}") if log in names else b""
+        if not (self.folder / log).read_bytes().startswith(theirs):
             return False
         self.said.append(f"{self.url}: what could not be sent the last time is in {self.folder}, and goes on")
         return True
 
     def _fetch(self, names: list[str]) -> None:
         shutil.rmtree(self._home, ignore_errors=True)
-        for name in sorted(names, key=lambda name: name != METRICS):  # whose trainings are then all there
+        for name in sorted(names, key=lambda name: name not in _LOGS):  # whose trainings are then all there
             with suppress(FileNotFoundError):
                 fetch(self._place, name, self.folder / name)
                 self._sent[name] = _stamp(self.folder / name)
