@@ -95,7 +95,8 @@ def _check(
 def _asked(names: Sequence[str], densities: Sequence[float], engine: str, quick: bool) -> dict[str, Any]:
     return {
         "cases": [{"network": name, "batch": cases()[name].batch} for name in names],
-        "densities": list(densities), "engine": engine, "seconds": _QUICK_SECONDS if quick else _SECONDS, "repeats": 3 if quick else 5,
+        "densities": list(densities), "engine": engine, "seconds": _QUICK_SECONDS if quick else _SECONDS,
+        "repeats": 3 if quick else 5,
     }  # fmt: skip
 
 
