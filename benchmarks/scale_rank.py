@@ -95,23 +95,19 @@ def _case(each: dict[str, Any], asked: dict[str, Any], exchange: Exchange) -> di
     dense = lf.init(case.model, 0)
     states = {share: dense if share == 1 else lf.prune(density=share)(dense) for share in asked["densities"]}
 
-    def loop(transport: Exchange, state: lf.TrainState) -> _Loop:
-        trainer = trainers.setdefault(
-            id(transport),
-            lf.make_trainer(
-                case.model, data, optimizer=lf.sgd(0.01, momentum=0.9), batch_size=each["batch"],
-                engine=asked["engine"], exchange=transport,
-            ),
+    def trainer(transport: Exchange) -> lf.Trainer:
+        return lf.make_trainer(
+            case.model, data, optimizer=lf.sgd(0.01, momentum=0.9), batch_size=each["batch"], engine=asked["engine"],
+            exchange=transport,
         )  # fmt: skip
-        return _Loop(trainer, state)
 
     def meet() -> None:
         if exchange.ranks > 1:
             exchange.total(torch.zeros(2))
 
-    trainers: dict[int, lf.Trainer] = {}
-    loops = {share: loop(exchange, state) for share, state in states.items()}
-    silent = loop(mute, dense)
+    talking = trainer(exchange)
+    loops = {share: _Loop(talking, state) for share, state in states.items()}
+    silent = _Loop(trainer(mute), dense)
     for other in (*loops.values(), silent):
         other.take(2)
     pace = max(other.take(4) for other in loops.values())

@@ -19,11 +19,12 @@ from lthfunc.experiments.trust import code_in
 from lthfunc.runs.execute import check_ray, execute, jobs_of
 from lthfunc.runs.folder import TRAIN
 from lthfunc.runs.progress import broadcasting
-from lthfunc.runs.ranks import begin, joined
+from lthfunc.runs.ranks import begin
 from lthfunc.tracking.table import check_trackers, tracking
 from lthfunc.training.fits import Stopped
 from lthfunc.training.memory import hold_memory
 from lthfunc.training.threads import using_threads
+from lthfunc.trees.shards import joined
 
 from .console import aside, say
 from .decoding import decoding

@@ -6,6 +6,7 @@ import shlex
 import shutil
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -108,7 +109,7 @@ def _sweep(
     name = f"sweep-{config.arch}-{config.dataset}-{time.strftime('%Y%m%d-%H%M%S')}".replace("/", "-").replace(":", "-")
     folder = Path(out) if out else Path("runs") / name
     check_ray(config)
-    with clustered(config.on):
+    with nullcontext() if config.on == "local" else clustered(config.on):
         done = open_sweep(folder, config, space, objective, "grid" if suggester is None else "search")
         with locked(folder):
             while len(done) < count:
@@ -150,6 +151,7 @@ def _show(folder: Path, done: list[Any], names: list[str], replicates: int, *, g
     from lthfunc.runs.sweeps import as_values, trial_folder
 
     from .console import screen
+    from .elsewhere import named
 
     pictures = []
     for picture in trial_pictures(done, names, grid=grid):
@@ -161,7 +163,7 @@ def _show(folder: Path, done: list[Any], names: list[str], replicates: int, *, g
 
         print(
             json.dumps(
-                {"folder": str(folder), "best": best and best.number, "trials": [as_values(each) for each in done]},
+                {"folder": named(folder), "best": best and best.number, "trials": [as_values(each) for each in done]},
                 indent=2,
             )
         )
@@ -176,5 +178,5 @@ def _show(folder: Path, done: list[Any], names: list[str], replicates: int, *, g
         config = shlex.quote(str(run / "config.toml"))
         print(f"best      trial {best.number}; repeat it with: lthfunc prune --config {config}")
     for path in pictures:
-        print(f"picture   {path}")
-    print(f"all else  {folder}")
+        print(f"picture   {named(path)}")
+    print(f"all else  {named(folder)}")

@@ -29,6 +29,16 @@ class Place(NamedTuple):
     system: Any
     path: str
 
+    @property
+    def name(self) -> str:
+        """Its last part."""
+        return self.path.rpartition("/")[2] or "root"
+
+    @property
+    def key(self) -> str:
+        """Of its address, for names of folders."""
+        return hashlib.sha256(self.url.encode()).hexdigest()[:16]
+
 
 def is_remote(name: str) -> bool:
     """Whether a name is an address of fsspec's."""
@@ -70,7 +80,7 @@ def files_below(place: Place) -> dict[str, str]:
     place.system.invalidate_cache()
     found = place.system.find(place.path, detail=True)
     return {
-        path[len(place.path) :].lstrip("/"): _version(place, path, info)
+        path[len(place.path) :].lstrip("/"): _version(info)
         for path, info in sorted(found.items())
         if info.get("type", "file") == "file" and not path.endswith("/")
     }
@@ -87,13 +97,12 @@ def fetched(option: str, url: str, wanted: Callable[[str], bool] = lambda name: 
     if not names:
         raise UserError(f"{option}: there is nothing at {url!r}")
     version = hashlib.sha256(repr(sorted(names.items())).encode()).hexdigest()[:16]
-    last = place.path.rpartition("/")[2] or "root"
-    home = cache_home() / "fetched" / hashlib.sha256(url.encode()).hexdigest()[:16]
-    target = home / version / last
+    home = cache_home() / "fetched" / place.key
+    target = home / version / place.name
     if not target.exists():
         (home / version).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=home, prefix=".") as scratch, reaching(option, url):
-            beside = Path(scratch) / last
+            beside = Path(scratch) / place.name
             for name in names:
                 fetch(place, name, beside / name if name else beside)
             with contextlib.suppress(OSError):  # another process was quicker
@@ -105,11 +114,9 @@ def fetched(option: str, url: str, wanted: Callable[[str], bool] = lambda name: 
 
 
 def fetch(place: Place, name: str, target: Path) -> None:
-    """One file below a place; it appears whole."""
+    """One file below a place; what breaks off on the way leaves half of it."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    beside = target.with_name(f"{target.name}.unfinished")
-    place.system.get_file(_below(place, name), str(beside))
-    beside.replace(target)
+    place.system.get_file(_below(place, name), str(target))
 
 
 def send(place: Place, name: str, payload: bytes) -> None:
@@ -131,7 +138,7 @@ def _below(place: Place, name: str) -> str:
     return f"{place.path}/{name}" if name else place.path
 
 
-def _version(place: Place, path: str, info: Mapping[str, Any]) -> str:
+def _version(info: Mapping[str, Any]) -> str:
     known = [str(info[key]) for key in ("ETag", "etag", "md5Hash", "LastModified", "mtime", "created") if info.get(key)]
     return "/".join([str(info.get("size")), *known])
 

@@ -7,11 +7,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import until
 from lthfunc_cli.main import main
 from test_runs import metrics, same_files
 
@@ -43,16 +43,6 @@ def workers(process: subprocess.Popen[str]) -> list[int]:
         except psutil.Error:
             continue
     return found
-
-
-def until(condition: Any, seconds: float = 90) -> Any:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        found = condition()
-        if found:
-            return found
-        time.sleep(0.1)
-    raise AssertionError("it never came")
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +98,16 @@ def test_an_interrupted_run_on_ray_goes_on_here(local: Path, tmp_path: Path) -> 
     assert list(folder.glob("seed*/round00/checkpoint-*"))
     assert run("resume", folder, "--on", "local", "--jobs", 1) == 0
     same_run(local / "long", folder)
+
+
+def test_a_cluster_that_was_joined_before_stays() -> None:
+    from lthfunc.runs.cluster import clustered
+
+    with clustered("ray"):
+        with clustered("ray") as inner:
+            assert inner.is_initialized()
+        assert ray.is_initialized()
+    assert not ray.is_initialized()
 
 
 def test_methods_on_ray_have_the_results_of_here(tmp_path: Path) -> None:

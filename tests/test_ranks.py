@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 import torch.multiprocessing
-from conftest import NormedNet
+from conftest import NormedNet, until
 from lthfunc_cli.main import main
 from test_runs import metrics
 from threads_as_ranks import Ranks
@@ -277,15 +277,6 @@ class Crew:
         for process in self.processes:
             process.kill()
             process.communicate()
-
-
-def until(condition: Any, seconds: float = 90) -> Any:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if found := condition():
-            return found
-        time.sleep(0.1)
-    raise AssertionError("it never came")
 
 
 def trainings(folder: Path) -> list[dict[str, Any]]:

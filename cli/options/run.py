@@ -123,7 +123,8 @@ Out = Annotated[
     str | None,
     typer.Option(
         "--out",
-        help="Folder for the results; must be new or empty. \\[default: runs/NETWORK-DATASET-TIME]",
+        help="Folder for the results, or an address (s3://…); must be new or empty. "
+        "\\[default: runs/NETWORK-DATASET-TIME]",
         rich_help_panel=_PANEL,
     ),
 ]

@@ -73,8 +73,8 @@ DataDir = Annotated[
     str | None,
     typer.Option(
         "--data-dir",
-        help=f"Folder that holds the data sets, or to download them to. \\[default: ${DATA_DIR_VARIABLE}, or the "
-        "user's cache]",
+        help="Folder (or address) that holds the data sets, or to download them to. "
+        f"\\[default: ${DATA_DIR_VARIABLE}, or the user's cache]",
         rich_help_panel=_PANEL,
     ),
 ]

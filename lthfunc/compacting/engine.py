@@ -16,11 +16,12 @@ from torch.fx import GraphModule
 
 from lthfunc.compacting.network import Compacted, compact_training, cut, left_out, put_back
 from lthfunc.errors import UserError
-from lthfunc.sparse.packing import map_leaves_like, packed_like, scattered
+from lthfunc.sparse.packing import packed_like, scattered
 from lthfunc.training.engines.interface import Engine, Running, Tick, Work
 from lthfunc.training.engines.table import Making, make_engine
 from lthfunc.training.feed import Feed
 from lthfunc.training.optimizers import Optimizer
+from lthfunc.trees.ops import map_leaves_like
 from lthfunc.trees.types import Params, TrainState
 
 

@@ -86,10 +86,7 @@ def load(
 def _known(
     name: str, data_dir: str | Path | None, download: bool, skip_broken: bool, observe: Observe | None
 ) -> Dataset:
-    known, folder = (
-        DATASETS[name],
-        _folder_of(name, data_dir or os.environ.get(DATA_DIR_VARIABLE) or default_data_dir()),
-    )
+    known, folder = DATASETS[name], _folder_of(name, data_dir)
     if name == "digits":
         images, targets = read_digits()
         held, rest = parted(len(images), (known.test / len(images),), name)

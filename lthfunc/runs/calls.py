@@ -13,7 +13,7 @@ from typing import Any
 from lthfunc.errors import UserError
 from lthfunc.experiments.config import Config
 from lthfunc.frames import first_line
-from lthfunc.runs.cluster import check_same, connect, ray_module
+from lthfunc.runs.cluster import check_same, clustered
 from lthfunc.runs.environment import versions
 
 #: How often a call is begun again whose worker was lost.
@@ -27,11 +27,7 @@ def called(
 
     Raises what a call raises, and UserError where it lost its worker again and again or no node has what it takes.
     """
-    ray = ray_module(on)
-    started = not ray.is_initialized()
-    if started:
-        connect(ray, on)
-    try:
+    with clustered(on) as ray:
         held = ray.cluster_resources()
         if held.get("CPU", 0) < cores or held.get("GPU", 0) < gpus:
             raise UserError(
@@ -48,9 +44,6 @@ def called(
                 raise error.cause if isinstance(error.cause, UserError) else error from None
             except ray.exceptions.RayError as error:
                 raise UserError(f"--on: a worker was lost {_TRIES + 1} times ({first_line(error)})") from error
-    finally:
-        if started:
-            ray.shutdown()
 
 
 def resources_of(config: Config) -> dict[str, Any]:

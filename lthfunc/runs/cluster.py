@@ -48,17 +48,14 @@ class RayPool:
     """Workers on Ray; a local cluster where no address is given, which ends with this."""
 
     def __init__(self, way: Way) -> None:
-        ray = ray_module(way.config.on)
-        self._ray, self._way = ray, way
+        self._ray, self._started = join_cluster(way.config.on)
+        self._way = way
         self._free: list[Any] = []
         self._under: dict[Any, tuple[Task, Any]] = {}
         self._tries: dict[int, int] = {}
         self._asked = 0.0
-        self._started = not ray.is_initialized()
-        if self._started:
-            connect(ray, way.config.on)
         try:
-            self._slots = _slots(ray, way.config)
+            self._slots = _slots(self._ray, way.config)
         except BaseException:
             self.close()
             raise
@@ -213,20 +210,26 @@ class _RayWorker:
 
 
 @contextmanager
-def clustered(on: str) -> Iterator[None]:
-    """One cluster for all runs in this, where they are on Ray. Raises UserError where it doesn't answer."""
-    if on == "local":
-        yield
-        return
-    ray = ray_module(on)
-    connect(ray, on)
+def clustered(on: str) -> Iterator[Any]:
+    """Ray, joined to a cluster; one that was not joined before ends, or is left, with this. Raises UserError."""
+    ray, begun = join_cluster(on)
     try:
-        yield
+        yield ray
     finally:
-        ray.shutdown()
+        if begun:
+            ray.shutdown()
 
 
-def ray_module(on: str) -> Any:
+def join_cluster(on: str) -> tuple[Any, bool]:
+    """(Ray, whether its cluster was joined just now). Raises UserError where it doesn't answer."""
+    ray = _ray_module(on)
+    begun = not ray.is_initialized()
+    if begun:
+        _connect(ray, on)
+    return ray, begun
+
+
+def _ray_module(on: str) -> Any:
     """Ray; for a cluster at an address with its token, where there is one, which a client does not use by itself."""
     known = "RAY_AUTH_TOKEN" in os.environ or Path("~/.ray/auth_token").expanduser().exists()
     if on.startswith("ray://") and known:
@@ -236,8 +239,7 @@ def ray_module(on: str) -> Any:
     return ray
 
 
-def connect(ray: Any, on: str) -> None:
-    """Join a cluster, or start a local one. Raises UserError where it doesn't answer."""
+def _connect(ray: Any, on: str) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     address = on
     if on == "ray":

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import distributed
 
 import lthfunc
 from lthfunc.hardware import processor_name
+from lthfunc.trees.shards import joined
 
 #: Packages whose versions are recorded.
 _PACKAGES = ("torch", "torchvision", "numpy", "safetensors", "optree", "pydantic")
@@ -60,7 +60,7 @@ def environment(event: str, device: str, threads: int | None) -> dict[str, Any]:
         "folder": str(Path.cwd()),
         "system": platform.platform(),
         "cores": os.cpu_count(),
-        "ranks": distributed.get_world_size() if distributed.is_initialized() else 1,
+        "ranks": joined().ranks,
         "machine": machine(device, threads),
         "packages": {name: _version(name) for name in _PACKAGES},
         "git": _git(),

@@ -88,11 +88,9 @@ def check_ray(config: Config) -> None:
             socket.create_connection((host, int(port)), _REACH).close()
         except (OSError, OverflowError) as error:
             raise UserError(f"--on: {config.on!r} cannot be reached ({error})") from error
-        from lthfunc.runs.cluster import connect, ray_module  # which need an extra
+        from lthfunc.runs.cluster import join_cluster  # which needs an extra
 
-        ray = ray_module(config.on)
-        if not ray.is_initialized():  # now, before anything is written; it stays so until this process ends
-            connect(ray, config.on)
+        join_cluster(config.on)  # now, before anything is written; it stays so until this process ends
 
 
 def jobs_of(config: Config, plan: Plan) -> int:

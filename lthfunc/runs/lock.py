@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
@@ -66,8 +66,11 @@ def is_held(folder: Path) -> bool:
 def at_work(folder: Path) -> bool:
     """Whether a process says that it works on the run, and is there as far as this machine can tell."""
     about = holder(folder)
-    if about is None:
-        return False
+    return about is not None and is_there(about)
+
+
+def is_there(about: Mapping[str, Any]) -> bool:
+    """Whether the process of these words (`host`, `pid`) is there, as far as this machine can tell."""
     if about.get("host") != socket.gethostname() or os.name == "nt":  # where a signal of 0 would end it
         return True
     try:

@@ -6,7 +6,6 @@ others were looked at; what a finished training leaves behind is deleted only af
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -16,7 +15,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from lthfunc.errors import LostRunError, UserError
 from lthfunc.experiments.iterative import Task
@@ -25,7 +23,7 @@ from lthfunc.frames import first_line
 from lthfunc.hardware import cache_home
 from lthfunc.remote import Place, fetch, files_below, place_of, reaching, remove, send
 from lthfunc.runs.folder import METRICS
-from lthfunc.runs.lock import HOLDER, LOCK
+from lthfunc.runs.lock import HOLDER, LOCK, is_there
 from lthfunc.runs.progress import PROGRESS
 from lthfunc.runs.sweeps import SWEEP
 from lthfunc.training.fits import Point
@@ -45,9 +43,8 @@ class Mirror:
     def __init__(self, option: str, url: str, *, single: bool = False) -> None:
         self.option, self.url, self._single = option, url.rstrip("/"), single
         self._place: Place = place_of(option, self.url)
-        last = self._place.path.rpartition("/")[2] or "root"
-        self._home = cache_home() / "mirrors" / _key(self.url)
-        self.folder = self._home / last
+        self._home = cache_home() / "mirrors" / self._place.key
+        self.folder = self._home / self._place.name
         self.said: list[str] = []
         self._sent: dict[str, tuple[int, int]] = {}
         self._working, self._closed = threading.Lock(), False
@@ -148,7 +145,7 @@ class Mirror:
             silent, me = time.time() - float(about["heard"]), (about["host"], about["pid"])
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             return
-        if silent < _SILENT and me != (socket.gethostname(), os.getpid()) and not _is_gone(*me):
+        if silent < _SILENT and me != (socket.gethostname(), os.getpid()) and is_there(about):
             raise UserError(
                 f"{self.option}: process {me[1]} on {me[0]} is working on {self.url} (heard of {silent:.0f} s ago); "
                 f"wait for its end, or {_SILENT:.0f} s after it was lost"
@@ -212,27 +209,10 @@ def _content(path: Path) -> bytes | None:
         return None
 
 
-def _key(url: str) -> str:
-    return hashlib.sha256(url.encode()).hexdigest()[:16]
-
-
 def _is_passing(name: str) -> bool:
     """Whether a file is of this moment and this machine."""
     last = name.rpartition("/")[2]
     return last in (LOCK, HOLDER) or last.startswith(PROGRESS) or last.endswith(UNFINISHED)
-
-
-def _is_gone(host: Any, pid: Any) -> bool:
-    """Whether a process of this machine has ended."""
-    if host != socket.gethostname() or os.name == "nt":
-        return False
-    try:
-        os.kill(int(pid), 0)  # which asks, and does nothing
-    except (ProcessLookupError, TypeError, ValueError):
-        return True
-    except PermissionError:
-        return False
-    return False
 
 
 def _stamp(path: Path) -> tuple[int, int]:

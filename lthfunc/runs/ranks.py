@@ -28,7 +28,7 @@ from lthfunc.runs.environment import versions
 from lthfunc.training.fits import Keeper, Stopped
 from lthfunc.trees.model import init
 from lthfunc.trees.ops import leaves, tree_map
-from lthfunc.trees.shards import ALONE, Exchange, over
+from lthfunc.trees.shards import Exchange, over
 
 T = TypeVar("T")
 
@@ -64,11 +64,6 @@ def join() -> Exchange:
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise UserError(f"torchrun: the ranks don't find together at {where} ({first_line(error)})") from error
     return over()
-
-
-def joined() -> Exchange:
-    """The ranks that this process is one of."""
-    return over() if distributed.is_available() and distributed.is_initialized() else ALONE
 
 
 def begin(config: Config, plan: Plan) -> None:

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lthfunc.sparse.packing import map_leaves_like, packed_like, scattered
+from lthfunc.sparse.packing import packed_like, scattered
 from lthfunc.sparse.places import LANES
 from lthfunc.sparse.program import Program
+from lthfunc.trees.ops import map_leaves_like
 from lthfunc.trees.types import Buffers, Params
 
 _NOTHING = torch.zeros(0)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import optree
 import torch
 from torch import Tensor
 
@@ -54,15 +53,6 @@ def scattered(values: Tensor, positions: Tensor, shape: tuple[int, ...]) -> Tens
     dense = torch.zeros(shape, dtype=values.dtype, device=values.device)
     dense.view(-1)[positions] = values
     return dense
-
-
-def map_leaves_like(params: Params, tree: Any, function: Any) -> Any:
-    """A tree with every dictionary that is keyed like `params` (a moment of an optimiser) put through `function`."""
-
-    def like(node: Any) -> bool:
-        return isinstance(node, dict) and node.keys() == params.keys()
-
-    return optree.tree_map(lambda node: function(node) if like(node) else node, tree, is_leaf=like)
 
 
 def check_ticket(model: Model, ticket: Ticket | TrainState) -> None:

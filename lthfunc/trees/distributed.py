@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import optree
 import torch
 
-from lthfunc.errors import DamagedError, UserError
+from lthfunc.errors import DamagedError
 from lthfunc.trees.layout import layout_of
-from lthfunc.trees.ops import flattened, tree_map
+from lthfunc.trees.ops import flattened, map_leaves_like, tree_map
+from lthfunc.trees.shards import has_group, over
 from lthfunc.trees.types import TrainState
 
 
@@ -25,24 +25,18 @@ def sharded(state: TrainState, mesh: Any = None) -> TrainState:
 
     Raises UserError where there is no process group, or a param is a scalar.
     """
-    from torch import distributed
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import Shard, distribute_tensor
 
     if mesh is None:
-        if not distributed.is_initialized():
-            raise UserError("ranks: torch.distributed has no process group; begin one with init_process_group")
-        mesh = init_device_mesh(state.step.device.type, (distributed.get_world_size(),))
-    shapes = layout_of(state.params, mesh.size()).shapes
+        mesh = init_device_mesh(state.step.device.type, (over().ranks,))
+    layout_of(state.params, mesh.size())
 
-    def cut(leaf: torch.Tensor) -> Any:
-        return distribute_tensor(leaf, mesh, [Shard(0)])
+    def cut(tree: Any) -> Any:
+        return tree_map(lambda leaf: distribute_tensor(leaf, mesh, [Shard(0)]), tree)
 
-    def cut_tree(node: Any) -> Any:
-        return tree_map(cut, node) if _fits(node, shapes) else node
-
-    opt = optree.tree_map(cut_tree, state.opt, is_leaf=lambda node: _fits(node, shapes))
-    return state._replace(params=tree_map(cut, state.params), masks=tree_map(cut, state.masks), opt=opt)
+    opt = map_leaves_like(state.params, state.opt, cut)
+    return state._replace(params=cut(state.params), masks=cut(state.masks), opt=opt)
 
 
 def whole(state: Any) -> Any:
@@ -52,11 +46,10 @@ def whole(state: Any) -> Any:
 
 def save_sharded(state: TrainState, folder: str | Path) -> None:
     """Write a state, each rank its own parts, with torch.distributed.checkpoint. All ranks call it, with one folder."""
-    from torch import distributed
     from torch.distributed.checkpoint.state_dict_saver import save
 
     with _quiet():
-        save(_named(state), checkpoint_id=str(folder), no_dist=not distributed.is_initialized())
+        save(_named(state), checkpoint_id=str(folder), no_dist=not has_group())
 
 
 def load_sharded(folder: str | Path, like: TrainState) -> TrainState:
@@ -64,7 +57,6 @@ def load_sharded(folder: str | Path, like: TrainState) -> TrainState:
 
     Raises DamagedError where there is no such state, or of another network.
     """
-    from torch import distributed
     from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.state_dict_loader import load
 
@@ -74,7 +66,7 @@ def load_sharded(folder: str | Path, like: TrainState) -> TrainState:
     names = _named(fresh)
     try:
         with _quiet():
-            load(names, checkpoint_id=str(folder), no_dist=not distributed.is_initialized())
+            load(names, checkpoint_id=str(folder), no_dist=not has_group())
     except (Exception, CheckpointException) as error:  # of its many kinds
         reason = str(error).strip().splitlines()[-1]  # below the stacks of all ranks
         raise DamagedError(f"{folder}: no state like this one can be read from it ({reason})") from error
@@ -98,8 +90,3 @@ def _named(state: TrainState) -> dict[str, Any]:
     }
     opt, _ = flattened(state.opt)
     return {**named, **{f"opt.{number}": leaf for number, leaf in enumerate(opt)}, "step": state.step}
-
-
-def _fits(node: Any, shapes: dict[str, tuple[int, ...]]) -> bool:
-    """Whether part of an optimiser's state has a leaf for each param, of its shape."""
-    return isinstance(node, dict) and {name: tuple(leaf.shape) for name, leaf in node.items()} == shapes

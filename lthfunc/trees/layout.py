@@ -27,20 +27,12 @@ class Layout(NamedTuple):
 
     def parts_of(self, wholes: Mapping[str, Tensor]) -> Tensor:
         """Whole leaves as a row of all ranks' parts, every part filled up with zeros to its full size."""
-        columns = []
-        for name, leaf in wholes.items():
-            missing = self.rows(name) * self.ranks - len(leaf)
-            filled = torch.cat([leaf, leaf.new_zeros(missing, *leaf.shape[1:])])
-            columns.append(filled.reshape(self.ranks, -1))
-        return torch.cat(columns, 1).flatten()
+        columns = [_filled(leaf, self.rows(name) * self.ranks) for name, leaf in wholes.items()]
+        return torch.cat([column.reshape(self.ranks, -1) for column in columns], 1).flatten()
 
     def part(self, mine: Mapping[str, Tensor]) -> Tensor:
         """One rank's parts as a row, filled up."""
-        filled = []
-        for name, leaf in mine.items():
-            missing = self.rows(name) - len(leaf)
-            filled.append(torch.cat([leaf, leaf.new_zeros(missing, *leaf.shape[1:])]).flatten())
-        return torch.cat(filled)
+        return torch.cat([_filled(leaf, self.rows(name)).flatten() for name, leaf in mine.items()])
 
     def wholes(self, row: Tensor) -> Params:
         """Whole leaves, of a row of all ranks' parts."""
@@ -60,6 +52,11 @@ class Layout(NamedTuple):
 
     def _full(self, name: str) -> int:
         return self.rows(name) * torch.Size(self.shapes[name][1:]).numel()
+
+
+def _filled(leaf: Tensor, rows: int) -> Tensor:
+    """With zeros, to so many rows."""
+    return torch.cat([leaf, leaf.new_zeros(rows - len(leaf), *leaf.shape[1:])])
 
 
 def layout_of(wholes: Mapping[str, Tensor], ranks: int) -> Layout:

@@ -34,6 +34,15 @@ def flattened(tree: T) -> tuple[list[Tensor], Callable[[Sequence[Tensor]], T]]:
     return parts, rebuilt
 
 
+def map_leaves_like(params: Params, tree: Any, function: Any) -> Any:
+    """A tree with every dictionary that is keyed like `params` (a moment of an optimiser) put through `function`."""
+
+    def like(node: Any) -> bool:
+        return isinstance(node, dict) and node.keys() == params.keys()
+
+    return optree.tree_map(lambda node: function(node) if like(node) else node, tree, is_leaf=like)
+
+
 def clone(tree: T) -> T:
     """A copy that shares no memory with `tree`."""
     return tree_map(torch.clone, tree)

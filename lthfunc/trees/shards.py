@@ -61,7 +61,7 @@ def over(group: Any = None) -> Exchange:
     """
     from torch import distributed
 
-    if not distributed.is_initialized():
+    if not has_group():
         raise UserError("ranks: torch.distributed has no process group; begin one with init_process_group")
     name: str = (group or cast("Any", distributed.group.WORLD)).group_name
     ranks, ops = distributed.get_world_size(group), torch.ops._c10d_functional
@@ -73,6 +73,18 @@ def over(group: Any = None) -> Exchange:
         lambda vector: ops.wait_tensor(ops.all_gather_into_tensor(vector.contiguous(), ranks, name)),
         lambda vector: ops.wait_tensor(ops.reduce_scatter_tensor(vector.contiguous(), "sum", ranks, name)),
     )
+
+
+def has_group() -> bool:
+    """Whether torch.distributed has a process group."""
+    from torch import distributed
+
+    return distributed.is_available() and distributed.is_initialized()
+
+
+def joined() -> Exchange:
+    """The ranks that this process is one of: those of its process group, or none but itself."""
+    return over() if has_group() else ALONE
 
 
 def _summed(vector: Tensor, group: str) -> Tensor:

@@ -6,10 +6,11 @@ import warnings
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 
 from lthfunc.training.engines.interface import Tick
 from lthfunc.training.engines.tracing import Program
+from lthfunc.trees.shards import has_group
 
 
 class Launcher:
@@ -40,7 +41,7 @@ class Launcher:
         if steps not in self._graphs:
             graph = torch.cuda.CUDAGraph()
             # With ranks, NCCL's own thread asks the device about its work, which would end a capture of all threads.
-            watched = "thread_local" if distributed.is_available() and distributed.is_initialized() else "global"
+            watched = "thread_local" if has_group() else "global"
             try:
                 with torch.cuda.graph(graph, capture_error_mode=watched):
                     for arguments in self._arguments[:steps]:
