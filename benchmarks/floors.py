@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import lthfunc as lf
 from lthfunc.execution.timing import Run
+from lthfunc.training.engines.products import one_dnn
 
 #: The floors, as records name them.
 FLOOR, PEAK, BYTES = "products alone", "FLOPs at peak rate", "bytes at reading rate"
@@ -80,7 +81,7 @@ def _layers(model: lf.Model, x: Tensor) -> list[Sequence[Job]]:
     def note(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         first = not found
         if isinstance(layer, nn.Linear):
-            found.append([_linear(layer, inputs[0], output, first=first)])
+            found.extend(_linear(layer, inputs[0], output, first=first))
         elif isinstance(layer, nn.Conv2d):
             formats = (torch.contiguous_format, torch.channels_last)
             found.append([_convolution(layer, inputs[0], output, fmt, first=first) for fmt in formats])
@@ -93,10 +94,16 @@ def _layers(model: lf.Model, x: Tensor) -> list[Sequence[Job]]:
     return found
 
 
-def _linear(layer: nn.Linear, x: Tensor, output: Tensor, *, first: bool) -> Job:
-    out, weight = torch.randn_like(output), layer.weight
-    flops = (2 if first else 3) * 2 * x.numel() * weight.shape[0]
-    return Job(lambda: (x @ weight.T, out.T @ x, None if first else out @ weight), flops)
+def _linear(layer: nn.Linear, x: Tensor, output: Tensor, *, first: bool) -> list[Sequence[Job]]:
+    """The output, the gradient of the weight and that of the input, each by the library that is faster."""
+    out, weight = torch.randn_like(output).flatten(0, -2), layer.weight
+    x = x.flatten(0, -2)
+    pairs = [(x, weight.T), (out.T, x), *([] if first else [(out, weight)])]
+    libraries: list[Callable[..., Tensor]] = [torch.mm]
+    if x.device.type == "cpu":
+        libraries.append(functools.partial(one_dnn, bias=None))
+    flops = 2 * x.numel() * weight.shape[0]
+    return [[Job(functools.partial(library, *pair), flops) for library in libraries] for pair in pairs]
 
 
 def _convolution(layer: nn.Conv2d, x: Tensor, output: Tensor, fmt: torch.memory_format, *, first: bool) -> Job:

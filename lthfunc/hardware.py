@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 from pathlib import Path
 
+#: AMD's family of processors from which a core has 512-bit multipliers.
+_WIDE = 26
+
 
 def processor_name() -> str:
     """The processor's model, as its maker calls it."""
+    return processor_facts().get("model name") or platform.processor() or platform.machine()
+
+
+@functools.cache
+def processor_facts() -> dict[str, str]:
+    """What Linux says of the first core, by its names of it; nothing elsewhere."""
     info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text(errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    if not info.exists():
+        return {}
+    first = info.read_text(errors="replace").split("\n\n")[0]
+    return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in first.splitlines())}
+
+
+def has_wide_amd_cores() -> bool:
+    """Whether the processor is AMD's, and computes 512 bits at a time (of family 26, Zen 5, and later)."""
+    facts = processor_facts()
+    family = facts.get("cpu family", "")
+    wide = "avx512f" in facts.get("flags", "").split()
+    return facts.get("vendor_id") == "AuthenticAMD" and wide and family.isdigit() and int(family) >= _WIDE
 
 
 def user_cache() -> Path:

@@ -17,7 +17,7 @@ from lthfunc.errors import UserError
 from lthfunc.experiments.config import ENGINES as NAMES, PRECISIONS as PRECISION_NAMES
 from lthfunc.experiments.iterative import Plan, iterative
 from lthfunc.experiments.starting import CONTROLS
-from lthfunc.training.engines import compiled as compiled_engine, toolchain
+from lthfunc.training.engines import compiled as compiled_engine, products, toolchain
 from lthfunc.training.engines.pooling import max_pool_backward
 from lthfunc.training.engines.table import COMPILE_FROM_STEPS, ENGINES, engine_for
 from lthfunc.training.loop import fit, fit_together, take_steps
@@ -251,6 +251,31 @@ def test_the_pooling_rule_has_the_bits_of_pytorchs_own(size: tuple[int, int], la
 def test_a_pooled_network_equals_the_eager_step(few_digits: Dataset) -> None:
     net = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(64, 10))
     model = lf.from_module(net)
+    found = [take_steps(trainer(model, few_digits, name), lf.init(model), seed=0, until=30)[0] for name in ENGINES]
+    same_numbers(*found)
+
+
+def test_products_are_one_dnns_where_it_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large float32 ones on processors whose width PyTorch's own leave half unused; transposed operands too."""
+    a, b, bias = torch.randn(128, 100), torch.randn(100, 128), torch.randn(128)
+    monkeypatch.setattr(products, "has_wide_amd_cores", lambda: False)
+    assert products.mm(a, b) is NotImplemented
+    monkeypatch.setattr(products, "has_wide_amd_cores", lambda: True)
+    for left, right in ((a, b), (b.t(), a.t()), (a, a.t()), (a.t(), a)):
+        torch.testing.assert_close(products.mm(left, right), left @ right)
+    torch.testing.assert_close(products.addmm(bias, a, b), bias + a @ b)
+    assert products.mm(a[:70], b) is products.mm(a.double(), b.double()) is NotImplemented
+    assert products.addmm(bias, a, b, beta=2) is products.addmm(a @ b, a, b) is NotImplemented
+
+
+@needs_compiler
+@pytest.mark.parametrize("wide", [False, True])
+def test_a_step_equals_the_eager_one_by_either_librarys_products(
+    few_digits: Dataset, monkeypatch: pytest.MonkeyPatch, *, wide: bool
+) -> None:
+    monkeypatch.setattr(products, "has_wide_amd_cores", lambda: wide)
+    monkeypatch.setattr(products, "_LEAST", 1)
+    model = lf.models.lenet300((1, 8, 8), 10)
     found = [take_steps(trainer(model, few_digits, name), lf.init(model), seed=0, until=30)[0] for name in ENGINES]
     same_numbers(*found)
 

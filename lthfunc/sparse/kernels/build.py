@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from lthfunc.errors import UserError
-from lthfunc.hardware import cache_home
+from lthfunc.hardware import cache_home, processor_facts
 from lthfunc.training.engines.toolchain import host_compiler, why_not
 
 _HERE = Path(__file__).parent
@@ -93,12 +93,8 @@ def cache_folder() -> Path:
 
 def _processor() -> str:
     """The instructions that the processor has."""
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.lower().startswith(("flags", "features")):
-                return line
-    return platform.processor()
+    facts = processor_facts()
+    return facts.get("flags") or facts.get("Features") or platform.processor()
 
 
 def _compiler() -> str:

@@ -18,13 +18,19 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from lthfunc.errors import UserError
 from lthfunc.frames import first_line, place_of
 from lthfunc.training.engines.pooling import max_pool_backward
+from lthfunc.training.engines.products import addmm, mm
 
 #: Takes the tensors it was traced with, or others like them.
 Program = Callable[..., Any]
 #: Inductor would check sizes and strides in every call: 1 % of a small step, for what cannot happen.
 _SETTINGS = {"size_asserts": False}
-#: Operations that are traced as something that compiles to faster code.
-_RULES = {torch.ops.aten.max_pool2d_with_indices_backward.default: max_pool_backward}
+_ATEN = torch.ops.aten
+#: Operations that are traced as something faster, where there is any.
+_RULES: dict[Any, Callable[..., Any]] = {
+    _ATEN.addmm.default: addmm,
+    _ATEN.max_pool2d_with_indices_backward.default: max_pool_backward,
+    _ATEN.mm.default: mm,
+}
 
 
 def compiled(function: Callable[..., Any], example: Sequence[Tensor], name: str) -> Program:
