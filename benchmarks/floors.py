@@ -47,11 +47,12 @@ def products(model: lf.Model, x: Tensor) -> tuple[Run, int]:
 
 
 def peak_rate(device: str) -> float:
-    """FLOP/s of the best of some large float32 products, on the threads that are set."""
+    """FLOP/s of the best of some large float32 products by either library, on the threads that are set."""
     best = 0.0
     for size in (512, 768, 1024, 2048) if device == "cpu" else (4096, 8192):
         a, b = torch.randn(2, size, size, device=device)
-        best = max(best, 2 * size**3 / _seconds(functools.partial(torch.mm, a, b)))
+        for product in _libraries(device):
+            best = max(best, 2 * size**3 / _seconds(functools.partial(product, a, b)))
     return best
 
 
@@ -99,11 +100,13 @@ def _linear(layer: nn.Linear, x: Tensor, output: Tensor, *, first: bool) -> list
     out, weight = torch.randn_like(output).flatten(0, -2), layer.weight
     x = x.flatten(0, -2)
     pairs = [(x, weight.T), (out.T, x), *([] if first else [(out, weight)])]
-    libraries: list[Callable[..., Tensor]] = [torch.mm]
-    if x.device.type == "cpu":
-        libraries.append(functools.partial(one_dnn, bias=None))
     flops = 2 * x.numel() * weight.shape[0]
-    return [[Job(functools.partial(library, *pair), flops) for library in libraries] for pair in pairs]
+    return [[Job(functools.partial(product, *pair), flops) for product in _libraries(x.device.type)] for pair in pairs]
+
+
+def _libraries(device: str) -> list[Callable[..., Tensor]]:
+    """Products of two matrices: PyTorch's own and, on a CPU, oneDNN's."""
+    return [torch.mm, *([functools.partial(one_dnn, bias=None)] if device == "cpu" else [])]
 
 
 def _convolution(layer: nn.Conv2d, x: Tensor, output: Tensor, fmt: torch.memory_format, *, first: bool) -> Job:

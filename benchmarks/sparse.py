@@ -24,7 +24,6 @@ from lthfunc.experiments.plan import choose_device
 from lthfunc.sparse.functional import conv_pattern, to_tiles
 from lthfunc.sparse.packing import check_fit
 from lthfunc.training.batches import batches
-from lthfunc.training.loop import take_steps
 from lthfunc.training.threads import using_threads
 from lthfunc.training.trainer import make_trainer
 from lthfunc.trees.ops import scaled
@@ -32,6 +31,7 @@ from lthfunc.trees.types import TrainState
 
 from . import peers, peers_jax, sparse_peers
 from .floors import PEAK, peak_rate, products
+from .loops import going_on
 from .networks import Case, cases, images
 from .records import Record, chosen, header, record, reported, write
 from .sparse_chart import draw, table
@@ -123,12 +123,7 @@ def _training(
 
     def loop(engine: Any, state: TrainState) -> Run:
         trainer = make_trainer(case.model, data, optimizer=optimizer, batch_size=case.batch, engine=engine)
-
-        def run(n: int) -> None:
-            nonlocal state
-            state, _ = take_steps(trainer, state, seed=0, until=int(state.step) + n)
-
-        return run
+        return going_on(trainer, state)
 
     sparse = lf.sparse_or("compile")
     variants: dict[tuple[str, float], Run] = {(DENSE, 1.0): loop("compile", _ticket(case, 1.0))}

@@ -21,16 +21,16 @@ from lthfunc.sparse.kernels.build import why_no_kernels
 from lthfunc.training.batches import batches
 from lthfunc.training.engines.table import Making
 from lthfunc.training.engines.toolchain import why_not
-from lthfunc.training.loop import take_steps
 from lthfunc.training.precision import PRECISIONS, Precision, check_precision
 from lthfunc.training.threads import using_threads
 from lthfunc.training.trainer import Trainer, make_trainer
 from lthfunc.trees.ops import scaled
-from lthfunc.trees.types import Dataset, TrainState
+from lthfunc.trees.types import Dataset
 
 from . import peers, peers_jax
 from .chart import draw, table
 from .floors import FLOOR, PEAK, peak_rate, products
+from .loops import going_on
 from .networks import Case, cases, images
 from .records import Record, chosen, header, record, reported, write
 
@@ -123,14 +123,14 @@ def _measured(
         if not dense.buffers:
             variants["naive torch.compile"] = peers.naive_compile(case.model, ticket, ready)
         compiling = _trainer(case, data, "compile", precision)
-        variants[OURS] = _loop(compiling, ticket)
-        variants[DENSE] = _loop(compiling, dense)
-        variants[STREAMED] = _loop(_trainer(case, _mapped(data, folder), "compile", precision), ticket)
+        variants[OURS] = going_on(compiling, ticket)
+        variants[DENSE] = going_on(compiling, dense)
+        variants[STREAMED] = going_on(_trainer(case, _mapped(data, folder), "compile", precision), ticket)
         if device != "cpu":
             variants[TUNED] = peers.tuned_loop(case.model, dense, ready, precision)
     if device == "cpu" and why_no_kernels() is None:
-        variants[SPARSE] = _loop(_trainer(case, data, lf.sparse_engine, "fp32"), ticket)
-    variants["lthfunc, eager"] = _loop(_trainer(case, data, "eager", precision), ticket)
+        variants[SPARSE] = going_on(_trainer(case, data, lf.sparse_engine, "fp32"), ticket)
+    variants["lthfunc, eager"] = going_on(_trainer(case, data, "eager", precision), ticket)
     if device == "cpu" and peers_jax.why_not(case) is None:
         variants.update(peers_jax.jitted(case, ticket, ready))
     variants[FLOOR] = floor
@@ -150,16 +150,6 @@ def _trainer(case: Case, data: Dataset, engine: Making, precision: Precision) ->
     return make_trainer(
         case.model, data, optimizer=lf.adam(peers.LR), batch_size=case.batch, engine=engine, precision=precision
     )
-
-
-def _loop(trainer: Trainer, state: TrainState) -> Run:
-    """The loop that users run, going on from call to call."""
-
-    def run(n: int) -> None:
-        nonlocal state
-        state, _ = take_steps(trainer, state, seed=0, until=int(state.step) + n)
-
-    return run
 
 
 if __name__ == "__main__":

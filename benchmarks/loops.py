@@ -1,0 +1,26 @@
+"""Our training loop, measured as it runs between two looks at the validation split."""
+
+from __future__ import annotations
+
+from lthfunc.execution.timing import Run
+from lthfunc.training.stepping import Training
+from lthfunc.training.trainer import Trainer
+from lthfunc.trees.types import TrainState
+
+_END = 10**9
+
+
+def going_on(trainer: Trainer, state: TrainState) -> Run:
+    """Steps through the loop that users run, going on from call to call.
+
+    It stays open: a call of `take_steps` for each timing would copy the state in and out once for a few steps of a
+    large network, where a user's training does for hundreds.
+    """
+    training, step = Training(trainer, [state], [0], _END), int(state.step)
+
+    def run(n: int) -> None:
+        nonlocal step
+        step += n
+        training.to(step)
+
+    return run
