@@ -15,6 +15,7 @@ from lthfunc.sparse.kernels.instructions import COLUMNS, OPCODES, encoded
 from lthfunc.sparse.memory import Memory
 from lthfunc.sparse.packing import pack, unpack
 from lthfunc.sparse.program import Ending, program_of
+from lthfunc.sparse.rules import product
 from lthfunc.trees.model import apply_evaluating, apply_training
 from lthfunc.trees.ops import scaled
 
@@ -249,6 +250,24 @@ def test_gradients_beyond_the_border_are_not_computed(size, kernel, padding, dil
 def test_linear_layers(features, hidden, batch, density, seed):
     module = nn.Sequential(nn.Linear(features, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.Linear(hidden, 3))
     check(module, (features,), batch, density, seed)
+
+
+@pytest.mark.parametrize("features", [1, 15, 16, 33, 100])
+@pytest.mark.parametrize("density", [0.0, 0.1, 0.5, 0.97])
+@pytest.mark.parametrize("batch", [50, 130])
+def test_linear_layers_as_dense_products(features, density, batch, monkeypatch):
+    """Survivors spread out among zeros, at any density, though it pays at high ones alone."""
+    monkeypatch.setattr(product, "_GRADIENTS_FROM", 0)
+    monkeypatch.setattr(product, "_PRODUCTS_FROM", 0)
+    module = nn.Sequential(nn.Linear(features, 23), nn.ReLU(), nn.Linear(23, 17), nn.Linear(17, 3))
+    check(module, (features,), batch, density, seed=1)
+    model = lf.from_module(module)
+    masks = random_masks(model, density, 1)
+    listing = program_of(
+        captured(model, (features,), training=True), *model.init(0), masks, batch=batch,
+        stored=((features,), torch.float32), scale=None, ending=Ending(),
+    ).listing  # fmt: skip
+    assert OPCODES["products"] not in listing.rows[:, 0]
 
 
 def conv(ins: int = 3, outs: int = 6) -> nn.Module:

@@ -1,9 +1,12 @@
-// Linear layers of high density: products of those that have all their weights, and weight gradients as one dense
-// product, of which the survivors are picked.
+// Linear layers of high density as dense products: survivors are spread out among zeros first, and picked out of the
+// weight's gradient afterwards.
 //
-// At surviving places only, each gradient is a sum over lanes, some eight operations for four multiply-adds. A dense
-// product on inputs that lie example by example needs none of that, which pays from about two thirds of the weights on.
+// A list costs a load for each survivor, and its gradient a sum over lanes, some eight operations for four
+// multiply-adds. A dense product needs none of that (rules/product.py says from which density on it pays).
 #include <algorithm>
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
 #include <vector>
 
 #include "machine.h"
@@ -42,6 +45,27 @@ LTHFUNC_INLINE void block(const float* x, i64 width, const float* const (&grad)[
   }
 }
 
+// Numbers to the places among 16 that a mask's bits tell, zeros to the others.
+LTHFUNC_INLINE void spread(const float* from, unsigned mask, float* to) {
+#ifdef __AVX512F__
+  const auto some = static_cast<__mmask16>((1u << __builtin_popcount(mask)) - 1);
+  _mm512_storeu_ps(to, _mm512_maskz_expand_ps(static_cast<__mmask16>(mask), _mm512_maskz_loadu_ps(some, from)));
+#else
+  std::fill_n(to, LANES, 0.0f);
+  for (; mask != 0; mask &= mask - 1) to[__builtin_ctz(mask)] = *from++;
+#endif
+}
+
+// The numbers at those places, side by side; nothing behind them is written.
+LTHFUNC_INLINE void pick(const float* from, unsigned mask, float* to) {
+#ifdef __AVX512F__
+  const auto some = static_cast<__mmask16>((1u << __builtin_popcount(mask)) - 1);
+  _mm512_mask_storeu_ps(to, some, _mm512_maskz_compress_ps(static_cast<__mmask16>(mask), _mm512_loadu_ps(from)));
+#else
+  for (; mask != 0; mask &= mask - 1) *to++ = from[__builtin_ctz(mask)];
+#endif
+}
+
 constexpr int TILES = COLUMNS;
 
 // Rows of outputs on some tiles: each input that is loaded serves all rows, each weight all tiles.
@@ -49,11 +73,13 @@ template <int Rows, int Tiles>
 void some(const dense_products_row& i, const Memory& m, i64 row, i64 tile) {
   const vec* const in = m.activations + i.in + tile * i.in_tile;
   const i32* const addresses = m.lists + i.addresses;
+  const float* const values =
+      i.spread < 0 ? m.values + i.values : reinterpret_cast<const float*>(m.activations + i.spread);
   vec sum[Rows][Tiles];
   const float* value[Rows];
   LTHFUNC_UNROLL
   for (int r = 0; r < Rows; ++r) {
-    value[r] = m.values + i.values + (row + r) * i.value_row;
+    value[r] = values + (row + r) * i.value_row;
     const vec bias = all(i.bias < 0 ? 0.0f : m.values[i.bias + row + r]);
     LTHFUNC_UNROLL
     for (int t = 0; t < Tiles; ++t) sum[r][t] = bias;
@@ -92,6 +118,18 @@ void some_rows(const dense_products_row& i, const Memory& m, i64 row) {
 
 }  // namespace
 
+void spread_weights(const spread_weights_row& i, Memory& m, Part part) {
+  float* const out = reinterpret_cast<float*>(m.activations + i.out);
+  for (i64 row = part.row; row < part.rows; ++row) {
+    const float* from = m.values + i.values + m.lists[i.starts + row];
+    for (i64 word = row * i.words; word < (row + 1) * i.words; ++word) {
+      const auto mask = static_cast<unsigned>(m.lists[i.bits + word]);
+      spread(from, mask, out + word * LANES);
+      from += __builtin_popcount(mask);
+    }
+  }
+}
+
 void dense_products(const dense_products_row& i, Memory& m, Part part) {
   i64 row = part.row;
   for (; row + ROWS <= part.rows; row += ROWS) some_rows<ROWS>(i, m, row);
@@ -119,7 +157,7 @@ void by_example(const by_example_row& i, Memory& m, Part part) {
 void dense_weight_gradients(const dense_weight_gradients_row& i, Memory& m, Part part) {
   const float* const x = reinterpret_cast<const float*>(m.activations + i.in);
   const i32* const starts = m.lists + i.starts;
-  const i32* const columns = m.lists + i.columns;
+  const i32* const bits = m.lists + i.bits;
   const i32* const row_grad = m.lists + i.row_grad;
   constexpr i64 step = COLUMNS * LANES;
   std::vector<float> whole(static_cast<std::size_t>(ROWS * i.width));
@@ -134,12 +172,16 @@ void dense_weight_gradients(const dense_weight_gradients_row& i, Memory& m, Part
     }
     for (i64 r = 0; r < std::min<i64>(ROWS, part.rows - row); ++r) {
       const float* const from = whole.data() + r * i.width;
-      const i64 first = starts[(row + r) * i.blocks], count = starts[(row + r + 1) * i.blocks] - first;
-      float* const to = m.gradients + i.gradients + first;
-      if (count == i.features)
-        std::copy_n(from, count, to);
-      else
-        for (i64 k = 0; k < count; ++k) to[k] = from[columns[first + k]];
+      float* to = m.gradients + i.gradients + starts[row + r];
+      if (starts[row + r + 1] - starts[row + r] == i.features) {
+        std::copy_n(from, i.features, to);
+      } else {
+        for (i64 word = 0; word < i.words; ++word) {
+          const auto mask = static_cast<unsigned>(bits[(row + r) * i.words + word]);
+          pick(from + word * LANES, mask, to);
+          to += __builtin_popcount(mask);
+        }
+      }
       if (i.bias < 0) continue;
       vec total{};
       for (i64 tile = 0; tile < m.tiles; ++tile)

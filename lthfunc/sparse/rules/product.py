@@ -5,16 +5,22 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
+import torch.nn.functional as F
+
+from lthfunc.hardware import has_wide_amd_cores
 from lthfunc.sparse.builder import Builder, Value, Weights
 from lthfunc.sparse.kernels.instructions import BY_ROWS, BY_TILES, SUMS
 from lthfunc.sparse.patterns import Blocks, Entries, lists_of
-from lthfunc.sparse.places import VECTOR_BYTES, Place, nowhere
+from lthfunc.sparse.places import LANES, VECTOR_BYTES, Place, nowhere
 from lthfunc.sparse.rules.interface import Param, claim
 from lthfunc.sparse.rules.walks import Walk, moved, plain
 
-#: Share of a linear layer's weights from which their gradients are computed densely (kernels/dense.cpp), and inputs
-#: that this takes at a time.
-_DENSE_FROM, _STRIP = 0.65, 64
+#: Share of a linear layer's weights from which their gradients, and its products too, are computed densely
+#: (kernels/dense.cpp); on cores whose multipliers take 512 bits, which lists feed less well, earlier.
+_GRADIENTS_FROM, _PRODUCTS_FROM = (0.42, 0.55) if has_wide_amd_cores() else (0.65, 0.72)
+#: Inputs that a dense gradient takes at a time, and tiles that a dense product does.
+_STRIP, _TILES = 64, 4
 
 
 class Layer:
@@ -25,6 +31,8 @@ class Layer:
         self.b, self.x, self.out, self.across = b, x, out, across
         self.weight, self.bias = weight.name, bias.name if bias is not None else None
         self.lists: dict[str, int] = {}
+        self.survivors: dict[str, int] = {}
+        self.spread: Place | None = None
         self.row_out = -1
         self.walk: tuple[Walk, Walk] | None = None
         self.pooled: Value | None = None
@@ -42,14 +50,16 @@ class Layer:
         self.walk = walk_in, walk_out
         if poolable:
             self.out.pool = self._pool
-        if not self._full:
+        if not self._dense:
             self.out.scale = self._scale
         if not (self.b.training or self.across):
             self.out.add = self._add
 
+        if self._dense and not self._full:
+            self._spread_weights()
+
         def late() -> Any:
-            if self._full:
-                self.lists = self._lists(entries()[0], None)
+            if self._dense:
                 self.row_out = self.b.table(walk_out.rows())
                 return self._dense_product(self.x.place, self.out.place, self.row_out, turned=False)
             made, blocks = entries()
@@ -111,20 +121,57 @@ class Layer:
         self.b.release(pooled)
 
     @property
+    def _share(self) -> float:
+        """Of its weights that survive."""
+        weights = self.b.weights[self.weight]
+        return len(weights.positions) / math.prod(weights.shape)
+
+    @property
     def _full(self) -> bool:
         """Whether it is a linear layer that has all its weights."""
-        weights = self.b.weights[self.weight]
-        return bool(self.across) and len(weights.positions) == math.prod(weights.shape)
+        return bool(self.across) and self._share == 1
+
+    @property
+    def _dense(self) -> bool:
+        """Whether its products are dense ones."""
+        enough = bool(self.across) and self._share >= _PRODUCTS_FROM
+        return self._full or (enough and self.b.tiles >= _TILES)
+
+    def _spread_weights(self) -> None:
+        outs, ins = self.b.weights[self.weight].shape
+        words = -(-ins // LANES)
+        room = self.spread = self.b.place(-(-outs * words // self.b.tiles))  # row after row, whatever a tile is
+
+        def late() -> Any:
+            return "spread_weights", BY_ROWS, outs, {
+                "values": self.b.leaves[self.weight].first, **self._survivors(), "words": words, "out": room.first,
+            }  # fmt: skip
+
+        self.b.emit(late)
+
+    def _survivors(self) -> dict[str, int]:
+        """Tables of each row's first survivor, and of which weights of 16 survive."""
+        if not self.survivors:
+            outs, ins = self.b.weights[self.weight].shape
+            kept = torch.zeros(outs * ins, dtype=torch.int64)
+            kept[self.b.weights[self.weight].positions] = 1
+            rows = F.pad(kept.view(outs, ins), (0, -ins % LANES))
+            starts = F.pad(rows.sum(1).cumsum(0), (1, 0))
+            bits = (rows.view(-1, LANES) << torch.arange(LANES)).sum(1)
+            self.survivors = {"starts": self.b.table(starts), "bits": self.b.table(bits)}
+        return self.survivors
 
     def _dense_product(
         self, source: Place, into: Place, rows: int, *, turned: bool, accumulate: int = 0, gate: int = -1
     ) -> Any:
         outs, ins = self.b.weights[self.weight].shape
+        width = ins if self.spread is None else -(-ins // LANES) * LANES
         return "dense_products", BY_ROWS, ins if turned else outs, {
             "in": source.first, "in_tile": source.tile, "addresses": self.b.table(source.addresses()),
             "features": outs if turned else ins, "out": into.first, "out_tile": into.tile, "row_out": rows,
-            "values": self.b.leaves[self.weight].first, "value_row": 1 if turned else ins,
-            "value_step": ins if turned else 1, "bias": -1 if turned else self._bias_at,
+            "values": self.b.leaves[self.weight].first, "spread": -1 if self.spread is None else self.spread.first,
+            "value_row": 1 if turned else width, "value_step": width if turned else 1,
+            "bias": -1 if turned else self._bias_at,
             "relu": int(not turned and self.out.rectified), "accumulate": accumulate, "gate": gate,
         }  # fmt: skip
 
@@ -153,7 +200,7 @@ class Layer:
     def _weight_gradients(self, grad: Place) -> None:
         assert self.walk is not None
         weights = self.b.weights[self.weight]
-        if self.across and len(weights.positions) >= _DENSE_FROM * math.prod(weights.shape):
+        if self.across and (self._dense or self._share >= _GRADIENTS_FROM):
             self._dense_weight_gradients(grad, weights)
             return
         walk_in, walk_out = self.walk
@@ -183,9 +230,8 @@ class Layer:
         def late() -> Any:
             return "dense_weight_gradients", BY_ROWS, weights.shape[0], {
                 "in": room.first, "width": width, "features": features, "grad": grad.first, "grad_tile": grad.tile,
-                "starts": self.lists["starts"], "blocks": self.lists["blocks"],
-                "columns": self.b.table(weights.positions % features),
-                "row_grad": self.row_out, "gradients": self.b.leaves[self.weight].first, "bias": self._bias_at,
+                **self._survivors(), "words": -(-features // LANES), "row_grad": self.row_out,
+                "gradients": self.b.leaves[self.weight].first, "bias": self._bias_at,
             }  # fmt: skip
 
         self.b.emit(turned)
@@ -193,7 +239,7 @@ class Layer:
 
     def _input_gradient(self, lists: Any, walk_grad: Walk, walk_into: Walk, grad: Place, target: Any) -> None:
         def late() -> Any:
-            if self._full:
+            if self._dense:
                 rows = self.b.table(self.x.place.addresses())
                 return self._dense_product(grad, target.place, rows, turned=True, **target.columns)
             made, blocks = lists(self.b.weights[self.weight].positions)
