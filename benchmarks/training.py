@@ -35,7 +35,8 @@ from .networks import Case, cases, images
 from .records import Record, chosen, header, record, reported, write
 
 OURS, DENSE, STREAMED = "lthfunc, compile", "lthfunc, compile, dense", "lthfunc, compile, streamed"
-SPARSE = "lthfunc, sparse"
+#: What `--engine auto` runs in a long training.
+AUTO, AUTO_DENSE = "lthfunc, auto", "lthfunc, auto, dense"
 TUNED = "tuned plain loop, dense"
 NETWORKS = ("lenet300", "lenet5", "lenet5-wide", "conv4", "resnet20")
 _LARGE = ("resnet18",)
@@ -90,7 +91,7 @@ def run(
                 rates,
                 network=name,
                 variant=variant,
-                density=1.0 if variant in (DENSE, TUNED) else density,
+                density=1.0 if variant in (DENSE, AUTO_DENSE, TUNED) else density,
                 precision=precision if variant in (OURS, DENSE, STREAMED, TUNED) else "fp32",
                 **about,
             )
@@ -129,7 +130,8 @@ def _measured(
         if device != "cpu":
             variants[TUNED] = peers.tuned_loop(case.model, dense, ready, precision)
     if device == "cpu" and why_no_kernels() is None:
-        variants[SPARSE] = going_on(_trainer(case, data, lf.sparse_engine, "fp32"), ticket)
+        choosing = _trainer(case, data, lf.sparse_or("compile"), "fp32")
+        variants[AUTO], variants[AUTO_DENSE] = going_on(choosing, ticket), going_on(choosing, dense)
     variants["lthfunc, eager"] = going_on(_trainer(case, data, "eager", precision), ticket)
     if device == "cpu" and peers_jax.why_not(case) is None:
         variants.update(peers_jax.jitted(case, ticket, ready))

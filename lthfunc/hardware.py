@@ -26,12 +26,16 @@ def processor_facts() -> dict[str, str]:
     return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in first.splitlines())}
 
 
+def has_avx512() -> bool:
+    """Whether the processor has AVX-512 (its foundation)."""
+    return "avx512f" in processor_facts().get("flags", "").split()
+
+
 def has_wide_amd_cores() -> bool:
-    """Whether the processor is AMD's, and computes 512 bits at a time (of family 26, Zen 5, and later)."""
+    """Whether the processor is AMD's, and multiplies 512 bits at a time (of family 26, Zen 5, and later)."""
     facts = processor_facts()
     family = facts.get("cpu family", "")
-    wide = "avx512f" in facts.get("flags", "").split()
-    return facts.get("vendor_id") == "AuthenticAMD" and wide and family.isdigit() and int(family) >= _WIDE
+    return facts.get("vendor_id") == "AuthenticAMD" and has_avx512() and family.isdigit() and int(family) >= _WIDE
 
 
 def user_cache() -> Path:

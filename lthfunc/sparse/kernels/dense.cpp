@@ -29,7 +29,7 @@ LTHFUNC_INLINE void block(const float* x, i64 width, const float* const (&grad)[
     for (i64 lane = 0; lane < lanes; ++lane) {
       vec in[COLUMNS];
       LTHFUNC_UNROLL
-      for (int c = 0; c < COLUMNS; ++c) std::memcpy(&in[c], x + (first + lane) * width + c * LANES, sizeof(vec));
+      for (int c = 0; c < COLUMNS; ++c) in[c] = load(x + (first + lane) * width + c * LANES);
       LTHFUNC_UNROLL
       for (int r = 0; r < ROWS; ++r) {
         const vec g = all(grad[r][tile + lane]);
@@ -41,7 +41,7 @@ LTHFUNC_INLINE void block(const float* x, i64 width, const float* const (&grad)[
   LTHFUNC_UNROLL
   for (int r = 0; r < ROWS; ++r) {
     LTHFUNC_UNROLL
-    for (int c = 0; c < COLUMNS; ++c) std::memcpy(out[r] + c * LANES, &sum[r][c], sizeof(vec));
+    for (int c = 0; c < COLUMNS; ++c) store(out[r] + c * LANES, sum[r][c]);
   }
 }
 
@@ -103,7 +103,7 @@ void some(const dense_products_row& i, const Memory& m, i64 row, i64 tile) {
       const i64 at = m.lists[i.row_out + row + r] + (tile + t) * i.out_tile;
       vec total = i.accumulate ? m.activations[i.out + at] + sum[r][t] : sum[r][t];
       if (i.relu) total = larger(total, vec{});
-      if (i.gate >= 0) total = m.activations[i.gate + at] > vec{} ? total : vec{};
+      if (i.gate >= 0) total = where(m.activations[i.gate + at] > vec{}, total, vec{});
       m.activations[i.out + at] = total;
     }
   }
@@ -149,7 +149,7 @@ void by_example(const by_example_row& i, Memory& m, Part part) {
       }
       transpose(block);
       for (i64 lane = 0; lane < LANES; ++lane)
-        std::memcpy(out + (tile * LANES + lane) * i.width + strip * 16, &block[lane], sizeof(vec));
+        store(out + (tile * LANES + lane) * i.width + strip * 16, block[lane]);
     }
   }
 }

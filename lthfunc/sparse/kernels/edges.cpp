@@ -38,13 +38,6 @@ LTHFUNC_INLINE void transpose_bytes(bytes (&rows)[16]) {
   }
 }
 
-typedef std::uint16_t shorts __attribute__((vector_size(32)));
-
-// In steps that double a number's width: in one, compilers convert number by number.
-LTHFUNC_INLINE vec floats(bytes b) {
-  return __builtin_convertvector(__builtin_convertvector(__builtin_convertvector(b, shorts), ivec), vec);
-}
-
 // 16 places of 16 examples that lie `apart` elements from each other.
 LTHFUNC_INLINE void load_block(const std::uint8_t* from, i64 apart, i64 examples, float gain, float shift, vec* out) {
   static const std::uint8_t nothing[16] = {};
@@ -56,8 +49,10 @@ LTHFUNC_INLINE void load_block(const std::uint8_t* from, i64 apart, i64 examples
   const ivec there = first_lanes(examples);
   LTHFUNC_UNROLL
   for (int p = 0; p < 16; ++p) {
-    const vec value = floats(block[p]) * gain - shift;
-    out[p] = there ? value : vec{};
+    vec value;
+    convert(reinterpret_cast<const std::uint8_t*>(&block[p]), value);
+    value = value * gain - shift;
+    out[p] = where(there, value, vec{});
   }
 }
 
@@ -66,13 +61,13 @@ LTHFUNC_INLINE void load_block(const float* from, i64 apart, i64 examples, float
   vec block[16];
   LTHFUNC_UNROLL
   for (int lane = 0; lane < LANES; ++lane)
-    std::memcpy(&block[lane], lane < examples ? from + lane * apart : nothing, sizeof(vec));
+    block[lane] = load(lane < examples ? from + lane * apart : nothing);
   transpose(block);
   const ivec there = first_lanes(examples);
   LTHFUNC_UNROLL
   for (int p = 0; p < 16; ++p) {
     const vec value = block[p] * gain - shift;
-    out[p] = there ? value : vec{};
+    out[p] = where(there, value, vec{});
   }
 }
 

@@ -47,10 +47,8 @@ template <int Count>
 LTHFUNC_INLINE void write(const vec (&sum)[Count], float* gradient, i64 count, bool again) {
   vec total = sums_of(sum);
   if (Count == 16 && count == 16) {
-    vec before{};
-    if (again) std::memcpy(&before, gradient, sizeof before);
-    total += before;
-    std::memcpy(gradient, &total, sizeof total);
+    if (again) total += load(gradient);
+    store(gradient, total);
   } else {
     for (i64 k = 0; k < count; ++k) gradient[k] = total[k] + (again ? gradient[k] : 0.0f);
   }

@@ -20,8 +20,8 @@ void cross_entropy(const cross_entropy_row& i, Memory& m, Part) {
     for (i64 c = 1; c < i.classes; ++c) {
       const vec logit = logits[addresses[c]];
       const ivec higher = logit > most;
-      most = higher ? logit : most;
-      winner = higher ? all_int(static_cast<i32>(c)) : winner;
+      most = where(higher, logit, most);
+      winner = where(higher, all_int(static_cast<i32>(c)), winner);
     }
     vec sum{};
     for (i64 c = 0; c < i.classes; ++c) sum += exponential(logits[addresses[c]] - most);
@@ -35,7 +35,7 @@ void cross_entropy(const cross_entropy_row& i, Memory& m, Part) {
     }
     if (i.grad < 0) continue;
     vec* const grads = m.activations + i.grad + tile * i.grad_tile;
-    const vec scale = first_lanes(examples) ? share / sum : vec{};
+    const vec scale = where(first_lanes(examples), share / sum, vec{});
     for (i64 c = 0; c < i.classes; ++c) grads[into[c]] = exponential(logits[addresses[c]] - most) * scale;
     for (i64 lane = 0; lane < examples; ++lane) grads[into[m.targets[tile * LANES + lane]]][lane] -= share;
   }

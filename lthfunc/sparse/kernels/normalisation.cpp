@@ -38,8 +38,8 @@ void batch_statistics(const batch_statistics_row& i, Memory& m, Part part) {
           }
         }
         const vec both = tile_sum[0] + tile_sum[1], both_squares = tile_squares[0] + tile_squares[1];
-        sum += total(there ? both : vec{});
-        squares += total(there ? both_squares : vec{});
+        sum += total(where(there, both, vec{}));
+        squares += total(where(there, both_squares, vec{}));
       }
       mean = sum / count;
       variance = std::max(0.0, squares / count - mean * mean);
@@ -118,7 +118,7 @@ void normalise_gradient(const normalise_gradient_row& i, Memory& m, Part part) {
         const vec* const gate = gate_of(i.gate, i.into, into);
         for (i64 x = 0; x < i.width; ++x) {
           vec value = (grad[x] - shift - in[x] * dot) * factor;
-          if (!full) value = there ? value : vec{};
+          if (!full) value = where(there, value, vec{});
           if (i.accumulate) value += into[x];
           into[x] = gated(value, gate, x);
         }

@@ -4,15 +4,6 @@
 namespace lthfunc {
 namespace {
 
-LTHFUNC_INLINE vec load(const float* from, i64 count) {
-  vec value{};
-  std::memcpy(&value, from, sizeof(float) * static_cast<std::size_t>(count));
-  return value;
-}
-LTHFUNC_INLINE void store(float* to, vec value, i64 count) {
-  std::memcpy(to, &value, sizeof(float) * static_cast<std::size_t>(count));
-}
-
 // The function on 16 numbers at a time, the last ones in a shorter vector.
 template <typename Function>
 LTHFUNC_INLINE void in_vectors(i64 first, i64 last, Function function) {

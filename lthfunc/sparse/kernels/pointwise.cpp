@@ -11,11 +11,11 @@ enum Pointwise : i64 { relu, leaky_relu, relu6, sigmoid, tanh_, silu, gelu, hard
 LTHFUNC_INLINE vec logistic(vec x) { return 1.0f / (1.0f + exponential(-x)); }
 LTHFUNC_INLINE vec tangent(vec x) { return 2.0f * logistic(2.0f * x) - 1.0f; }
 LTHFUNC_INLINE vec clamped(vec x, float low, float high) {
-  x = x < all(low) ? all(low) : x;
-  return x > all(high) ? all(high) : x;
+  x = where(x < all(low), all(low), x);
+  return where(x > all(high), all(high), x);
 }
 LTHFUNC_INLINE vec inside(vec x, float low, float high) {
-  return ((x > all(low)) & (x < all(high))) ? all(1.0f) : vec{};
+  return where((x > all(low)) & (x < all(high)), all(1.0f), vec{});
 }
 // The error function lane by lane: GELU's exact form needs it, and few networks use GELU between sparse layers.
 LTHFUNC_INLINE vec normal_share(vec x) {
@@ -26,8 +26,8 @@ LTHFUNC_INLINE vec normal_share(vec x) {
 
 vec slope_of(i64 kind, vec x, float number) {
   switch (kind) {
-    case relu: return x > vec{} ? all(1.0f) : vec{};
-    case leaky_relu: return x > vec{} ? all(1.0f) : all(number);
+    case relu: return where(x > vec{}, all(1.0f), vec{});
+    case leaky_relu: return where(x > vec{}, all(1.0f), all(number));
     case relu6: return inside(x, 0.0f, 6.0f);
     case sigmoid: {
       const vec s = logistic(x);
@@ -44,8 +44,8 @@ vec slope_of(i64 kind, vec x, float number) {
     case gelu: return normal_share(x) + x * exponential(x * x * -0.5f) * 0.39894228040143268f;
     case hardtanh: return inside(x, -1.0f, 1.0f);
     case hardsigmoid: return inside(x, -3.0f, 3.0f) * (1.0f / 6);
-    case hardswish: return x <= all(-3.0f) ? vec{} : x < all(3.0f) ? x * (1.0f / 3) + 0.5f : all(1.0f);
-    case elu: return x > vec{} ? all(1.0f) : exponential(x) * number;
+    case hardswish: return where(x <= all(-3.0f), vec{}, where(x < all(3.0f), x * (1.0f / 3) + 0.5f, all(1.0f)));
+    case elu: return where(x > vec{}, all(1.0f), exponential(x) * number);
     default: return all(number);
   }
 }
@@ -63,7 +63,7 @@ LTHFUNC_INLINE void each_row(Part part, i64 height, Function function) {
 vec value_of(i64 kind, vec x, float number) {
   switch (kind) {
     case relu: return larger(x, vec{});
-    case leaky_relu: return x > vec{} ? x : x * number;
+    case leaky_relu: return where(x > vec{}, x, x * number);
     case relu6: return clamped(x, 0.0f, 6.0f);
     case sigmoid: return logistic(x);
     case tanh_: return tangent(x);
@@ -72,7 +72,7 @@ vec value_of(i64 kind, vec x, float number) {
     case hardtanh: return clamped(x, -1.0f, 1.0f);
     case hardsigmoid: return clamped(x * (1.0f / 6) + 0.5f, 0.0f, 1.0f);
     case hardswish: return x * clamped(x * (1.0f / 6) + 0.5f, 0.0f, 1.0f);
-    case elu: return x > vec{} ? x : (exponential(x) - 1.0f) * number;
+    case elu: return where(x > vec{}, x, (exponential(x) - 1.0f) * number);
     default: return x * number;
   }
 }
@@ -126,7 +126,6 @@ void copy(const copy_row& i, Memory& m, Part part) {
 }
 
 void dropout(const dropout_row& i, Memory& m, Part part) {
-  typedef std::uint32_t bits __attribute__((vector_size(64)));
   const float scale = m.constants[i.scale];
   each_row(part, i.height, [&](i64 tile, i64 channel, i64 y) {
     const vec* const in = LTHFUNC_AT(in);
@@ -134,19 +133,21 @@ void dropout(const dropout_row& i, Memory& m, Part part) {
     const vec* const gate = gate_of(i.gate, i.out, out);
     for (i64 x = 0; x < i.width; ++x) {
       // A counter through the finaliser of MurmurHash3, twice: seed and step first, then the place.
-      const auto mixed = [](bits h) {
+      const auto scrambled = [](uvec h) {
         h ^= h >> 16;
         h *= 0x85ebca6bu;
         h ^= h >> 13;
         h *= 0xc2b2ae35u;
         return h ^ (h >> 16);
       };
-      const bits lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+      const ivec numbers = lane_numbers();
+      uvec lane;
+      std::memcpy(&lane, &numbers, sizeof lane);
       const auto place = static_cast<std::uint32_t>(((tile * i.rows + channel) * i.height + y) * i.width + x);
-      const bits stream = mixed(bits{} + (m.seed ^ (m.step * 0x9e3779b9u)) + static_cast<std::uint32_t>(i.number));
-      const bits drawn = mixed(stream ^ (lane + place * 16u));
-      const ivec kept = drawn >= bits{} + static_cast<std::uint32_t>(i.threshold);
-      vec value = kept ? in[x] * scale : vec{};
+      const uvec stream = scrambled(uvec{} + (m.seed ^ (m.step * 0x9e3779b9u)) + static_cast<std::uint32_t>(i.number));
+      const uvec drawn = scrambled(stream ^ (lane + place * 16u));
+      const ivec kept = drawn >= uvec{} + static_cast<std::uint32_t>(i.threshold);
+      vec value = where(kept, in[x] * scale, vec{});
       if (i.accumulate) value += out[x];
       out[x] = gated(value, gate, x);
     }

@@ -80,16 +80,16 @@ void max_pool_gradient(const max_pool_gradient_row& i, Memory& m, Part part) {
           const Side across = clipped(x * i.stride_x - i.pad_x, i.kernel_x, i.dilation_x, i.width);
           const vec most = out[y * i.out_row + x];
           vec rest = grad[y * i.grad_row + x];  // until a maximum has taken it
-          if (i.gate >= 0 && !i.accumulate) rest = most > vec{} ? rest : vec{};
+          if (i.gate >= 0 && !i.accumulate) rest = where(most > vec{}, rest, vec{});
           for (i64 a = 0; a < down.count; ++a) {
             const i64 row = down.from + a * i.dilation_y;
             for (i64 b = 0; b < across.count; ++b) {
               const i64 column = across.from + b * i.dilation_x;
               const ivec here = in[row * i.in_row + column] == most;
               vec& place = into[row * i.into_row + column];
-              const vec share = here ? rest : vec{};
+              const vec share = where(here, rest, vec{});
               place = tiling ? share : place + share;
-              rest = here ? vec{} : rest;
+              rest = where(here, vec{}, rest);
             }
           }
         }
@@ -112,10 +112,10 @@ void unpool(const unpool_row& i, Memory& m, Part part) {
         for (i64 x = 0; x < i.width; ++x) {
           const vec value = grad[y * i.grad_row + x];
           const ivec code = codes[y * i.codes_row + x];
-          upper[2 * x] = code == all_int(0) ? value : vec{};
-          upper[2 * x + 1] = code == all_int(1) ? value : vec{};
-          lower[2 * x] = code == all_int(2) ? value : vec{};
-          lower[2 * x + 1] = code == all_int(3) ? value : vec{};
+          upper[2 * x] = where(code == all_int(0), value, vec{});
+          upper[2 * x + 1] = where(code == all_int(1), value, vec{});
+          lower[2 * x] = where(code == all_int(2), value, vec{});
+          lower[2 * x + 1] = where(code == all_int(3), value, vec{});
         }
       }
     }

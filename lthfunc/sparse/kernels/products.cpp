@@ -74,7 +74,7 @@ LTHFUNC_INLINE void finish(vec (&sum)[Sums], const products_row& i, const Memory
   if (walk.gate) {
     const vec* const gate = walk.gate + row_out;
     LTHFUNC_UNROLL
-    for (int s = 0; s < Sums; ++s) sum[s] = gate[s * walk.out_step] > vec{} ? sum[s] : vec{};
+    for (int s = 0; s < Sums; ++s) sum[s] = where(gate[s * walk.out_step] > vec{}, sum[s], vec{});
   }
 }
 
@@ -215,8 +215,9 @@ void pooled_stretch(const products_row& i, const Memory& m, Walk walk, Some, i64
       const i64 out = row_out[row] + p * walk.out_step;
       walk.out[out] = i.relu ? larger(most, vec{}) : most;
       if (walk.codes) {
-        ivec code = a == most ? all_int(0) : b == most ? all_int(1) : c == most ? all_int(2) : all_int(3);
-        if (i.relu) code = most > vec{} ? code : all_int(4);
+        ivec code = where(c == most, all_int(2), all_int(3));
+        code = where(a == most, all_int(0), where(b == most, all_int(1), code));
+        if (i.relu) code = where(most > vec{}, code, all_int(4));
         walk.codes[out] = code;
       }
     }

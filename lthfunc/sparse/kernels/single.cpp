@@ -13,21 +13,11 @@
 namespace lthfunc {
 namespace {
 
-typedef float loose __attribute__((vector_size(64), aligned(4), may_alias));
-
 #ifdef __AVX512F__
 constexpr int ROWS = 4;
 #else
 constexpr int ROWS = 2;
 #endif
-
-LTHFUNC_INLINE vec load(const float* from) { return *reinterpret_cast<const loose*>(from); }
-LTHFUNC_INLINE void store(float* to, vec value, i64 count) {
-  if (count >= LANES)
-    *reinterpret_cast<loose*>(to) = value;
-  else
-    std::memcpy(to, &value, static_cast<std::size_t>(count) * sizeof(float));
-}
 
 float* place(const Memory& m, i64 first) { return reinterpret_cast<float*>(m.activations) + first; }
 
@@ -50,7 +40,7 @@ LTHFUNC_INLINE Number finished(Number sum, const products_row& i, const Memory& 
     else
       sum += load(added);
   }
-  return i.relu ? (sum > Number{} ? sum : Number{}) : sum;
+  return i.relu ? where(sum > Number{}, sum, Number{}) : sum;
 }
 
 const float* added_to(const products_row& i, const Memory& m, i64 row, i64 y, i64 x) {

@@ -1,81 +1,76 @@
-// Vectors of 16 floats by the compilers' own vector types: AVX-512, AVX2, NEON or none, from the same lines.
+// Vectors of 16 floats, and what kernels do with them.
 #pragma once
 
 #include <cmath>
-#include <cstdint>
-#include <cstring>
+
+#include "parts.h"
 
 namespace lthfunc {
 
-using i64 = std::int64_t;
-using i32 = std::int32_t;
-
 constexpr int LANES = 16;
 constexpr i64 BYTES = 64;  // of a vector
-typedef float vec __attribute__((vector_size(64)));
-typedef i32 ivec __attribute__((vector_size(64)));
+using vec = Sixteen<floats>::type;
+using ivec = Sixteen<ints>::type;
+using uvec = Sixteen<words>::type;
 
-// How many sums stay in registers: 32 of 512 bits hold 16 and what they are made of; 16 of 256 bits hold 6.
+// How many sums stay in registers: 32 of 512 bits hold 16 and what they are made of; 16 of 256 bits hold 6, as 32 of
+// 128 bits do.
 #ifdef __AVX512F__
 constexpr int MOST_SUMS = 16;
 #else
 constexpr int MOST_SUMS = 6;
 #endif
 
-#if defined(__clang__)
-#define LTHFUNC_UNROLL _Pragma("unroll")
-#else
-#define LTHFUNC_UNROLL _Pragma("GCC unroll 32")
-#endif
-#define LTHFUNC_INLINE inline __attribute__((always_inline))
-
 // The vector so many bytes behind another: offsets in lists are bytes, since a shift for each would show.
 LTHFUNC_INLINE const vec& behind(const vec* place, i64 bytes) {
   return *reinterpret_cast<const vec*>(reinterpret_cast<const char*>(place) + bytes);
 }
 
+// From and to memory that need not be aligned; of 16 numbers the first `count`, and zeros.
+LTHFUNC_INLINE vec load(const float* from) {
+  vec value;
+  take(from, value);
+  return value;
+}
+LTHFUNC_INLINE vec load(const float* from, i64 count) {
+  if (count >= LANES) return load(from);
+  vec value{};
+  std::memcpy(&value, from, static_cast<std::size_t>(count) * sizeof(float));
+  return value;
+}
+LTHFUNC_INLINE void store(float* to, vec value, i64 count = LANES) {
+  if (count >= LANES)
+    give(value, to);
+  else
+    std::memcpy(to, &value, static_cast<std::size_t>(count) * sizeof(float));
+}
+
 LTHFUNC_INLINE vec all(float value) { return value - vec{}; }
 LTHFUNC_INLINE ivec all_int(i32 value) { return value - ivec{}; }
-LTHFUNC_INLINE vec larger(vec a, vec b) { return a > b ? a : b; }
+LTHFUNC_INLINE vec larger(vec a, vec b) { return where(a > b, a, b); }
+
+// 0, 1, 2 …
+LTHFUNC_INLINE ivec lane_numbers() {
+  alignas(64) static constexpr i32 numbers[LANES] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  ivec result;
+  std::memcpy(&result, numbers, sizeof result);
+  return result;
+}
 
 // Lanes of examples that exist: the last tile of a batch may be filled up with zeros.
 LTHFUNC_INLINE ivec first_lanes(i64 count) {
-  const ivec number = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-  return number < all_int(static_cast<i32>(count < 0 ? 0 : count > LANES ? LANES : count));
+  return lane_numbers() < all_int(static_cast<i32>(count < 0 ? 0 : count > LANES ? LANES : count));
 }
-
-// Lanes whose number has this bit, and each lane's neighbour across it.
-template <int Bit>
-struct Lane {
-  static constexpr i32 b = 1 << Bit;
-#define LTHFUNC_LANES(f) \
-  {f(0), f(1), f(2), f(3), f(4), f(5), f(6), f(7), f(8), f(9), f(10), f(11), f(12), f(13), f(14), f(15)}
-#define LTHFUNC_HAS(lane) ((lane) & b ? -1 : 0)
-#define LTHFUNC_SWAPPED(lane) ((lane) ^ b)
-  static LTHFUNC_INLINE ivec has() { return ivec LTHFUNC_LANES(LTHFUNC_HAS); }
-  static LTHFUNC_INLINE vec swapped(vec v) {
-#if defined(__clang__)
-    return __builtin_shufflevector(v, v, 0 ^ b, 1 ^ b, 2 ^ b, 3 ^ b, 4 ^ b, 5 ^ b, 6 ^ b, 7 ^ b, 8 ^ b, 9 ^ b, 10 ^ b,
-                                   11 ^ b, 12 ^ b, 13 ^ b, 14 ^ b, 15 ^ b);
-#else
-    return __builtin_shuffle(v, ivec LTHFUNC_LANES(LTHFUNC_SWAPPED));
-#endif
-  }
-#undef LTHFUNC_LANES
-#undef LTHFUNC_HAS
-#undef LTHFUNC_SWAPPED
-};
 
 // Rows across a bit exchange their halves; over all four bits, 16 × 16 numbers are transposed.
 template <int Bit>
 LTHFUNC_INLINE void exchange(vec (&rows)[16]) {
-  const ivec has = Lane<Bit>::has();
   LTHFUNC_UNROLL
   for (int i = 0; i < 16; ++i) {
     if (i & (1 << Bit)) continue;
     const vec a = rows[i], b = rows[i | (1 << Bit)];
-    rows[i] = has ? Lane<Bit>::swapped(b) : a;
-    rows[i | (1 << Bit)] = has ? b : Lane<Bit>::swapped(a);
+    rows[i] = mixed<Bit>(a, swapped<Bit>(b));
+    rows[i | (1 << Bit)] = mixed<Bit>(swapped<Bit>(a), b);
   }
 }
 
@@ -89,8 +84,7 @@ LTHFUNC_INLINE void transpose(vec (&rows)[16]) {
 // Both vectors' lanes added up in pairs across a bit: a's sums in the lanes without it, b's in those with it.
 template <int Bit>
 LTHFUNC_INLINE vec folded(vec a, vec b) {
-  const ivec has = Lane<Bit>::has();
-  return (has ? b : a) + Lane<Bit>::swapped(has ? a : b);
+  return mixed<Bit>(a, b) + swapped<Bit>(mixed<Bit>(b, a));
 }
 
 // Lane i of the result is the sum of v[i]'s lanes, for up to 16 vectors: four operations for each instead of eight.
@@ -117,11 +111,11 @@ LTHFUNC_INLINE float sum(vec v) {
 
 // e^x within 2 units in the last place for x in [-87, 88]; clamped outside. (Cephes, expf.)
 LTHFUNC_INLINE vec exponential(vec x) {
-  x = x < all(-87.0f) ? all(-87.0f) : x;
-  x = x > all(88.0f) ? all(88.0f) : x;
+  x = larger(x, all(-87.0f));
+  x = where(x > all(88.0f), all(88.0f), x);
   const vec scaled = x * 1.44269504088896341f;
-  const ivec whole = __builtin_convertvector(scaled + (scaled < vec{} ? all(-0.5f) : all(0.5f)), ivec);
-  const vec n = __builtin_convertvector(whole, vec);
+  const ivec whole = truncated(scaled + where(scaled < vec{}, all(-0.5f), all(0.5f)));
+  const vec n = converted(whole);
   const vec r = x - n * 0.693359375f + n * 2.12194440e-4f;
   vec p = all(1.9875691500e-4f);
   p = p * r + 1.3981999507e-3f;
@@ -130,16 +124,7 @@ LTHFUNC_INLINE vec exponential(vec x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   const vec fraction = p * r * r + r + 1.0f;
-  const ivec exponent = (whole + 127) << 23;
-  vec power;
-  std::memcpy(&power, &exponent, sizeof power);
-  return fraction * power;
-}
-
-LTHFUNC_INLINE vec root(vec x) {
-  vec result;
-  for (int i = 0; i < LANES; ++i) result[i] = __builtin_sqrtf(x[i]);
-  return result;
+  return fraction * with_bits_of((whole + 127) << 23);
 }
 
 }  // namespace lthfunc
