@@ -13,6 +13,7 @@ from conftest import DroppingNet, NormedNet
 from torch import nn
 
 import lthfunc as lf
+from lthfunc import hardware
 from lthfunc.errors import UserError
 from lthfunc.experiments.config import ENGINES as NAMES, PRECISIONS as PRECISION_NAMES
 from lthfunc.experiments.iterative import Plan, iterative
@@ -253,6 +254,26 @@ def test_a_pooled_network_equals_the_eager_step(few_digits: Dataset) -> None:
     model = lf.from_module(net)
     found = [take_steps(trainer(model, few_digits, name), lf.init(model), seed=0, until=30)[0] for name in ENGINES]
     same_numbers(*found)
+
+
+@pytest.mark.parametrize(
+    ("maker", "family", "flags", "wide"),
+    [
+        ("AuthenticAMD", "26", "avx2 avx512f avx512bw", True),
+        ("AuthenticAMD", "25", "avx2 avx512f", False),
+        ("AuthenticAMD", "26", "avx2", False),
+        ("GenuineIntel", "6", "avx512f", False),
+        ("GenuineIntel", "26", "avx512f", False),
+    ],
+)
+def test_wide_cores_are_known_by_what_linux_says(
+    monkeypatch: pytest.MonkeyPatch, maker: str, family: str, flags: str, *, wide: bool
+) -> None:
+    facts = {"vendor_id": maker, "cpu family": family, "flags": flags}
+    monkeypatch.setattr(hardware, "processor_facts", lambda: facts)
+    assert hardware.has_wide_amd_cores() is wide
+    monkeypatch.setattr(hardware, "processor_facts", dict)
+    assert not hardware.has_wide_amd_cores()
 
 
 def test_products_are_one_dnns_where_it_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from lthfunc.errors import UserError
-from lthfunc.hardware import cache_home, processor_facts
+from lthfunc.hardware import cache_home, has_avx512, processor_facts
 from lthfunc.training.engines.toolchain import host_compiler, why_not
 
 _HERE = Path(__file__).parent
@@ -72,6 +72,11 @@ def why_no_kernels() -> str | None:
     """One line that says why the kernels cannot be built here; None where they can."""
     reason = why_not("cpu")
     return reason and f"--engine: sparse cannot run on this machine, since {reason}; --engine eager can"
+
+
+def have_avx512() -> bool:
+    """Whether the kernels are made with AVX-512; not counted on where they are made for another processor."""
+    return "LTHFUNC_MARCH" not in os.environ and has_avx512()
 
 
 def _flags() -> list[str]:

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from lthfunc.hardware import has_avx512, has_wide_amd_cores
+from lthfunc.hardware import has_wide_amd_cores
 from lthfunc.sparse.builder import Builder, Value, Weights
+from lthfunc.sparse.kernels.build import have_avx512
 from lthfunc.sparse.kernels.instructions import BY_ROWS, BY_TILES, SUMS
 from lthfunc.sparse.patterns import Blocks, Entries, lists_of
 from lthfunc.sparse.places import LANES, VECTOR_BYTES, Place, nowhere
@@ -19,8 +20,9 @@ from lthfunc.sparse.rules.walks import Walk, moved, plain
 #: Share of a linear layer's weights from which their gradients, and its products too, are computed densely
 #: (kernels/dense.cpp). Lists feed wide multipliers less well than dense products do, and without AVX-512 survivors are
 #: spread out and picked one by one.
-_WIDE, _AVX512, _OTHERS = (0.42, 0.55), (0.65, 0.72), (0.88, 1.0)
-_GRADIENTS_FROM, _PRODUCTS_FROM = _WIDE if has_wide_amd_cores() else _AVX512 if has_avx512() else _OTHERS
+_GRADIENTS_FROM, _PRODUCTS_FROM = (0.88, 1.0)
+if have_avx512():
+    _GRADIENTS_FROM, _PRODUCTS_FROM = (0.42, 0.55) if has_wide_amd_cores() else (0.65, 0.72)
 #: Inputs that a dense gradient takes at a time, and tiles that a dense product does.
 _STRIP, _TILES = 64, 4
 
