@@ -126,9 +126,10 @@ class Layer:
 
     @property
     def _share(self) -> float:
-        """Of its weights that survive."""
+        """Of its weights that survive; all, where it has none."""
         weights = self.b.weights[self.weight]
-        return len(weights.positions) / math.prod(weights.shape)
+        every = math.prod(weights.shape)
+        return len(weights.positions) / every if every else 1.0
 
     @property
     def _full(self) -> bool:
