@@ -270,6 +270,22 @@ def test_linear_layers_as_dense_products(features, density, batch, monkeypatch):
     assert OPCODES["products"] not in listing.rows[:, 0]
 
 
+@pytest.mark.parametrize("activation", [nn.Sigmoid(), nn.Tanh(), nn.SiLU(), nn.ELU()])
+def test_what_is_no_number_stays_so(activation):
+    """A network that diverges must be seen to."""
+    model = lf.from_module(nn.Sequential(nn.Linear(4, 5), activation, nn.Linear(5, 3)))
+    params, buffers = model.init(0)
+    params = {**params, "0.bias": torch.full((5,), torch.nan)}
+    masks = random_masks(model, 0.5, 0)
+    program = program_of(
+        captured(model, (4,), training=True), params, buffers, masks, batch=20, stored=((4,), torch.float32),
+        scale=None, ending=Ending(),
+    )  # fmt: skip
+    memory = Memory(program, params, buffers)
+    memory.run(torch.randn(1, 20, 4), torch.zeros(1, 20, dtype=torch.int64), 20)
+    assert memory.totals[0].isnan()
+
+
 def conv(ins: int = 3, outs: int = 6) -> nn.Module:
     return nn.Conv2d(ins, outs, 3, padding=1)
 

@@ -111,7 +111,7 @@ LTHFUNC_INLINE float sum(vec v) {
 
 // e^x within 2 units in the last place for x in [-87, 88]; clamped outside. (Cephes, expf.)
 LTHFUNC_INLINE vec exponential(vec x) {
-  x = larger(x, all(-87.0f));
+  x = where(x < all(-87.0f), all(-87.0f), x);  // what is no number stays so
   x = where(x > all(88.0f), all(88.0f), x);
   const vec scaled = x * 1.44269504088896341f;
   const ivec whole = truncated(scaled + where(scaled < vec{}, all(-0.5f), all(0.5f)));
