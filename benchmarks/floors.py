@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import lthfunc as lf
 from lthfunc.execution.timing import Run
-from lthfunc.training.engines.products import one_dnn
+from lthfunc.training.engines.products import has_one_dnn, one_dnn
 
 #: The floors, as records name them.
 FLOOR, PEAK, BYTES = "products alone", "FLOPs at peak rate", "bytes at reading rate"
@@ -105,8 +105,8 @@ def _linear(layer: nn.Linear, x: Tensor, output: Tensor, *, first: bool) -> list
 
 
 def _libraries(device: str) -> list[Callable[..., Tensor]]:
-    """Products of two matrices: PyTorch's own and, on a CPU, oneDNN's."""
-    return [torch.mm, *([functools.partial(one_dnn, bias=None)] if device == "cpu" else [])]
+    """Products of two matrices: PyTorch's own and, on a CPU where PyTorch has it, oneDNN's."""
+    return [torch.mm, *([functools.partial(one_dnn, bias=None)] if device == "cpu" and has_one_dnn() else [])]
 
 
 def _convolution(layer: nn.Conv2d, x: Tensor, output: Tensor, fmt: torch.memory_format, *, first: bool) -> Job:

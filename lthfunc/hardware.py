@@ -18,12 +18,13 @@ def processor_name() -> str:
 
 @functools.cache
 def processor_facts() -> dict[str, str]:
-    """What Linux says of the first core, by its names of it; nothing elsewhere."""
+    """What Linux says of the first core that has it said of, by Linux's names; nothing elsewhere."""
     info = Path("/proc/cpuinfo")
-    if not info.exists():
-        return {}
-    first = info.read_text(errors="replace").split("\n\n")[0]
-    return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in first.splitlines())}
+    facts: dict[str, str] = {}
+    for line in info.read_text(errors="replace").splitlines() if info.exists() else ():
+        name, _, value = line.partition(":")
+        facts.setdefault(name.strip(), value.strip())
+    return facts
 
 
 def has_avx512() -> bool:

@@ -276,6 +276,7 @@ def test_wide_cores_are_known_by_what_linux_says(
     assert not hardware.has_wide_amd_cores()
 
 
+@pytest.mark.skipif(not products.has_one_dnn(), reason="this PyTorch has no oneDNN")
 def test_products_are_one_dnns_where_it_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     """Large float32 ones on processors whose width PyTorch's own leave half unused; transposed operands too."""
     a, b, bias = torch.randn(128, 100), torch.randn(100, 128), torch.randn(128)

@@ -76,13 +76,16 @@ def why_no_kernels() -> str | None:
 
 def have_avx512() -> bool:
     """Whether the kernels are made with AVX-512; not counted on where they are made for another processor."""
-    return "LTHFUNC_MARCH" not in os.environ and has_avx512()
+    return _march() == "native" and has_avx512()
+
+
+def _march() -> str:
+    # LTHFUNC_MARCH: another processor's instructions (haswell for AVX2, say), to see what they would do.
+    return os.environ.get("LTHFUNC_MARCH", "native")
 
 
 def _flags() -> list[str]:
-    # LTHFUNC_MARCH: another processor's instructions (haswell for AVX2, say), to see what they would do.
-    processor = f"-march={os.environ.get('LTHFUNC_MARCH', 'native')}"
-    return [*_FLAGS, processor, *(_SANITIZE if os.environ.get("LTHFUNC_SANITIZE") else ())]
+    return [*_FLAGS, f"-march={_march()}", *(_SANITIZE if os.environ.get("LTHFUNC_SANITIZE") else ())]
 
 
 def cache_folder() -> Path:

@@ -45,11 +45,15 @@ LTHFUNC_INLINE void block(const float* x, i64 width, const float* const (&grad)[
   }
 }
 
+#ifdef __AVX512F__
+LTHFUNC_INLINE __mmask16 first(int count) { return static_cast<__mmask16>((1u << count) - 1); }
+#endif
+
 // Numbers to the places among 16 that a mask's bits tell, zeros to the others.
 LTHFUNC_INLINE void spread(const float* from, unsigned mask, float* to) {
 #ifdef __AVX512F__
-  const auto some = static_cast<__mmask16>((1u << __builtin_popcount(mask)) - 1);
-  _mm512_storeu_ps(to, _mm512_maskz_expand_ps(static_cast<__mmask16>(mask), _mm512_maskz_loadu_ps(some, from)));
+  const __m512 next = _mm512_maskz_loadu_ps(first(__builtin_popcount(mask)), from);
+  _mm512_storeu_ps(to, _mm512_maskz_expand_ps(static_cast<__mmask16>(mask), next));
 #else
   std::fill_n(to, LANES, 0.0f);
   for (; mask != 0; mask &= mask - 1) to[__builtin_ctz(mask)] = *from++;
@@ -59,8 +63,8 @@ LTHFUNC_INLINE void spread(const float* from, unsigned mask, float* to) {
 // The numbers at those places, side by side; nothing behind them is written.
 LTHFUNC_INLINE void pick(const float* from, unsigned mask, float* to) {
 #ifdef __AVX512F__
-  const auto some = static_cast<__mmask16>((1u << __builtin_popcount(mask)) - 1);
-  _mm512_mask_storeu_ps(to, some, _mm512_maskz_compress_ps(static_cast<__mmask16>(mask), _mm512_loadu_ps(from)));
+  const __m512 picked = _mm512_maskz_compress_ps(static_cast<__mmask16>(mask), _mm512_loadu_ps(from));
+  _mm512_mask_storeu_ps(to, first(__builtin_popcount(mask)), picked);
 #else
   for (; mask != 0; mask &= mask - 1) *to++ = from[__builtin_ctz(mask)];
 #endif

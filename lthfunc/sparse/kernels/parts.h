@@ -89,7 +89,6 @@ LTHFUNC_OPERATOR(==)
     return a = a op b;                                            \
   }
 LTHFUNC_ASSIGNING(+)
-LTHFUNC_ASSIGNING(-)
 LTHFUNC_ASSIGNING(*)
 LTHFUNC_ASSIGNING(^)
 #undef LTHFUNC_ASSIGNING

@@ -182,6 +182,7 @@ void products_single(const products_row& i, Memory& m) {
   }
 }
 
+// Of weights that are not spread out, which takes more than a tile (rules/product.py).
 void dense_products_single(const dense_products_row& i, Memory& m) {
   const i32 *const addresses = m.lists + i.addresses, *const row_out = m.lists + i.row_out;
   std::vector<float> in(static_cast<std::size_t>(i.features));

@@ -144,18 +144,18 @@ class Layer:
 
     def _spread_weights(self) -> None:
         outs, ins = self.b.weights[self.weight].shape
-        words = -(-ins // LANES)
-        room = self.spread = self.b.place(-(-outs * words // self.b.tiles))  # row after row, whatever a tile is
+        vectors = outs * -(-ins // LANES)
+        room = self.spread = self.b.place(-(-vectors // self.b.tiles))  # row after row, whatever a tile is
 
         def late() -> Any:
             return "spread_weights", BY_ROWS, outs, {
-                "values": self.b.leaves[self.weight].first, **self._survivors(), "words": words, "out": room.first,
+                "values": self.b.leaves[self.weight].first, **self._survivors(), "out": room.first,
             }  # fmt: skip
 
         self.b.emit(late)
 
     def _survivors(self) -> dict[str, int]:
-        """Tables of each row's first survivor, and of which weights of 16 survive."""
+        """Tables of each row's first survivor, and of which weights of 16 survive, so many numbers a row."""
         if not self.survivors:
             outs, ins = self.b.weights[self.weight].shape
             kept = torch.zeros(outs * ins, dtype=torch.int64)
@@ -163,14 +163,15 @@ class Layer:
             rows = F.pad(kept.view(outs, ins), (0, -ins % LANES))
             starts = F.pad(rows.sum(1).cumsum(0), (1, 0))
             bits = (rows.view(-1, LANES) << torch.arange(LANES)).sum(1)
-            self.survivors = {"starts": self.b.table(starts), "bits": self.b.table(bits)}
+            tables = {"starts": self.b.table(starts), "bits": self.b.table(bits)}
+            self.survivors = {**tables, "words": rows.shape[1] // LANES}
         return self.survivors
 
     def _dense_product(
         self, source: Place, into: Place, rows: int, *, turned: bool, accumulate: int = 0, gate: int = -1
     ) -> Any:
         outs, ins = self.b.weights[self.weight].shape
-        width = ins if self.spread is None else -(-ins // LANES) * LANES
+        width = ins if self.spread is None else self._survivors()["words"] * LANES
         return "dense_products", BY_ROWS, ins if turned else outs, {
             "in": source.first, "in_tile": source.tile, "addresses": self.b.table(source.addresses()),
             "features": outs if turned else ins, "out": into.first, "out_tile": into.tile, "row_out": rows,
@@ -235,7 +236,7 @@ class Layer:
         def late() -> Any:
             return "dense_weight_gradients", BY_ROWS, weights.shape[0], {
                 "in": room.first, "width": width, "features": features, "grad": grad.first, "grad_tile": grad.tile,
-                **self._survivors(), "words": -(-features // LANES), "row_grad": self.row_out,
+                **self._survivors(), "row_grad": self.row_out,
                 "gradients": self.b.leaves[self.weight].first, "bias": self._bias_at,
             }  # fmt: skip
 

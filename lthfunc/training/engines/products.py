@@ -25,6 +25,11 @@ _LIBRARY.define(  # type: ignore[no-untyped-call]
 _SCALARS: list[float] = []
 
 
+def has_one_dnn() -> bool:
+    """Whether this PyTorch was built with oneDNN."""
+    return bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+
+
 def one_dnn(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
     """a (m, k) @ b (k, n) + bias (n), float32 on a CPU, by oneDNN."""
     result: Tensor = torch.ops.mkldnn._linear_pointwise.default(a, b.t(), bias, "none", _SCALARS, "")
@@ -53,4 +58,4 @@ def addmm(bias: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float =
 
 def _pays(a: Tensor, b: Tensor) -> bool:
     plain = a.device.type == "cpu" and a.dtype == torch.float32
-    return plain and a.shape[0] * b.numel() >= _LEAST and torch._C._has_mkldnn and has_wide_amd_cores()
+    return plain and a.shape[0] * b.numel() >= _LEAST and has_one_dnn() and has_wide_amd_cores()
