@@ -3,7 +3,8 @@
 It weighs what both would compute, in multiply-adds of the dense engine, with factors measured on one core
 (benchmarks/sparse.py): a surviving weight costs 1.35 times what a dense one does where the dense kernels are at their
 best, and what is not a product (normalisation, activations, pooling) costs a convolutional network another fifth.
-Linear layers are no slower at any density. Dense kernels waste convolutions of few channels, up to threefold.
+Linear layers are no slower at any density, but for wide ones on AMD's Zen 5 (docs/sparse-engine.md). Dense kernels
+waste convolutions of few channels, up to threefold.
 """
 
 from __future__ import annotations
