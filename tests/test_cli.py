@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 from pathlib import Path
@@ -103,6 +104,15 @@ def test_help_and_mistakes_do_not_wait_for_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_what_lives_long_is_left_alone_during_a_command_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, during = gc.get_threshold(), []
+    monkeypatch.setattr("lthfunc_cli.main._told", lambda _: during.append(gc.get_threshold()) or 0)
+    assert main(["archs"]) == 0
+    assert during[0][:2] == before[:2]
+    assert during[0][2] > before[2]
+    assert gc.get_threshold() == before
 
 
 def test_listings_name_everything(capsys: Any) -> None:
