@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import lthfunc as lf
 from lthfunc.execution.timing import Run
+from lthfunc.training.engines.columns import columns_of
 from lthfunc.training.engines.products import has_one_dnn, one_dnn
 
 #: The floors, as records name them.
@@ -30,7 +31,8 @@ class Job(NamedTuple):
 def products(model: lf.Model, x: Tensor) -> tuple[Run, int]:
     """(every layer's product and gradients on inputs of the real sizes and nothing else, their FLOPs).
 
-    Each layer in the memory layout that it is faster in; the first layer needs no gradient of its input.
+    Each layer in the memory layout, and by the library, that it is faster in; the first layer needs no gradient of its
+    input, and its weights' may be a product over columns, as the compiled engine's.
     """
     jobs: list[Job] = []
     for choices in _layers(model, x):
@@ -85,7 +87,8 @@ def _layers(model: lf.Model, x: Tensor) -> list[Sequence[Job]]:
             found.extend(_linear(layer, inputs[0], output, first=first))
         elif isinstance(layer, nn.Conv2d):
             formats = (torch.contiguous_format, torch.channels_last)
-            found.append([_convolution(layer, inputs[0], output, fmt, first=first) for fmt in formats])
+            choices = [_convolution(layer, inputs[0], output, fmt, first=first) for fmt in formats]
+            found.append([*choices, *_by_columns(layer, inputs[0], output)] if first else choices)
 
     hooks = [layer.register_forward_hook(note) for layer in module.modules()]
     with torch.no_grad():
@@ -122,3 +125,20 @@ def _convolution(layer: nn.Conv2d, x: Tensor, output: Tensor, fmt: torch.memory_
         ),
         flops,
     )
+
+
+def _by_columns(layer: nn.Conv2d, x: Tensor, output: Tensor) -> list[Job]:
+    """A first layer whose weights' gradient is one product over columns that are there already."""
+    plain = layer.groups == 1 and layer.dilation == (1, 1) and not isinstance(layer.padding, str)
+    if x.device.type != "cpu" or not plain or not has_one_dnn():
+        return []
+    columns = columns_of(x, layer.kernel_size, layer.stride, layer.padding)  # type: ignore[arg-type]
+    out = torch.randn_like(output).permute(0, 2, 3, 1).reshape(-1, layer.out_channels)
+    x, weight = (part.contiguous(memory_format=torch.channels_last) for part in (x, layer.weight.detach()))
+    settings: tuple[Any, ...] = (layer.stride, layer.padding)
+    return [
+        Job(
+            lambda: (F.conv2d(x, weight, None, *settings), one_dnn(columns, out, None)),
+            4 * output.numel() * weight[0].numel(),
+        )
+    ]

@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,8 @@ from lthfunc.experiments.config import ENGINES as NAMES, PRECISIONS as PRECISION
 from lthfunc.experiments.iterative import Plan, iterative
 from lthfunc.experiments.starting import CONTROLS
 from lthfunc.training.engines import compiled as compiled_engine, products, toolchain
-from lthfunc.training.engines.pooling import max_pool_backward
+from lthfunc.training.engines.columns import convolution_backward
+from lthfunc.training.engines.pooling import max_pool, max_pool_backward
 from lthfunc.training.engines.table import COMPILE_FROM_STEPS, ENGINES, engine_for
 from lthfunc.training.loop import fit, fit_together, take_steps
 from lthfunc.training.optimizers import Optimizer
@@ -229,22 +231,59 @@ def test_two_compiled_models_in_one_process_stay_apart(few_digits: Dataset) -> N
         same_numbers(first, second)
 
 
+@pytest.mark.parametrize("channels", [3, 64])
 @pytest.mark.parametrize("size", [(8, 8), (6, 9), (7, 8)])
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
-def test_the_pooling_rule_has_the_bits_of_pytorchs_own(size: tuple[int, int], layout: torch.memory_format) -> None:
+def test_the_pooling_rules_have_the_bits_of_pytorchs_own(
+    channels: int, size: tuple[int, int], layout: torch.memory_format
+) -> None:
     """Ties (zeros, as ReLU makes them) go to the first; what does not tile is left to PyTorch."""
     kernel = [2, 3] if size[1] == 9 else [2, 2]
-    x = torch.randn(5, 3, *size, generator=torch.Generator().manual_seed(0)).relu().contiguous(memory_format=layout)
+    random = torch.Generator().manual_seed(0)
+    x = torch.randn(5, channels, *size, generator=random).relu().contiguous(memory_format=layout)
     out, indices = torch.ops.aten.max_pool2d_with_indices(x, kernel)
     grad = torch.randn_like(out)
     rest = (kernel, kernel, [0, 0], [1, 1], False, indices)
-    found = max_pool_backward(grad, x, *rest)
+    found, forward = max_pool_backward(grad, x, *rest), max_pool(x, kernel)
     if layout == torch.contiguous_format or size == (7, 8):
-        assert found is NotImplemented
+        assert found is forward is NotImplemented
     else:
         assert torch.equal(found, torch.ops.aten.max_pool2d_with_indices_backward(grad, x, *rest))
+        assert (forward is NotImplemented) == (channels == 3)
+        if channels == 64:
+            for ours, theirs in zip(forward, (out, indices), strict=True):
+                assert torch.equal(ours, theirs)
+                assert ours.stride() == theirs.stride()
     assert max_pool_backward(grad, x, kernel, [1, 1], *rest[2:]) is NotImplemented
     assert max_pool_backward(grad, x, kernel, kernel, [1, 1], *rest[3:]) is NotImplemented
+
+
+@pytest.mark.skipif(not products.has_one_dnn(), reason="this PyTorch has no oneDNN")
+@pytest.mark.parametrize(
+    ("channels", "window", "stride", "padding"),
+    [(1, (3, 3), (1, 1), (1, 1)), (3, (3, 2), (2, 1), (0, 2)), (1, (5, 5), (3, 2), (2, 2))],
+)
+def test_a_first_convolutions_gradient_is_a_product(
+    channels: int, window: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int]
+) -> None:
+    random = torch.Generator().manual_seed(0)
+    x = torch.randn(4, channels, 9, 8, generator=random)
+    weight = torch.randn(64, channels, *window, generator=random).contiguous(memory_format=torch.channels_last)
+    out = torch.nn.functional.conv2d(x, weight, None, stride, padding)
+    grad = torch.randn(out.shape, generator=random).contiguous(memory_format=torch.channels_last)
+
+    def arguments(weight: torch.Tensor, grad: torch.Tensor, *wanted: bool, dilation: int = 1) -> tuple[Any, ...]:
+        return grad, x, weight, [len(weight)], stride, padding, [dilation] * 2, False, [0, 0], 1, list(wanted)
+
+    given = arguments(weight, grad, False, True, True)
+    images, of_weight, of_bias = convolution_backward(*given)
+    _, *expected = torch.ops.aten.convolution_backward(*given)
+    assert images is None
+    torch.testing.assert_close([of_weight, of_bias], expected, rtol=1e-4, atol=1e-4)
+    assert convolution_backward(*arguments(weight, grad, False, True, False))[2] is None
+    few = arguments(weight[:8], grad[:, :8], False, True, True)
+    for other in (arguments(weight, grad, True, True, True), few, arguments(weight, grad, False, True, dilation=2)):
+        assert convolution_backward(*other) is NotImplemented
 
 
 @needs_compiler
@@ -299,6 +338,16 @@ def test_a_step_equals_the_eager_one_by_either_librarys_products(
     monkeypatch.setattr(products, "_LEAST", 1)
     model = lf.models.lenet300((1, 8, 8), 10)
     found = [take_steps(trainer(model, few_digits, name), lf.init(model), seed=0, until=30)[0] for name in ENGINES]
+    same_numbers(*found)
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_wide_convolutions_step_as_the_eager_ones(few_digits: Dataset) -> None:
+    """64 filters: a gradient by columns, and pooling in one walk with what its gradient needs."""
+    model = lf.models.build("lenet5-wide", (1, 8, 8), 10)
+    start = lf.prune(fraction=0.5)(lf.init(model))
+    found = [take_steps(trainer(model, few_digits, name, lf.sgd(1e-2)), start, seed=0, until=10)[0] for name in ENGINES]
     same_numbers(*found)
 
 

@@ -17,7 +17,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from lthfunc.errors import UserError
 from lthfunc.frames import first_line, place_of
-from lthfunc.training.engines.pooling import max_pool_backward
+from lthfunc.training.engines.columns import convolution_backward
+from lthfunc.training.engines.pooling import max_pool, max_pool_backward
 from lthfunc.training.engines.products import addmm, mm
 
 #: Takes the tensors it was traced with, or others like them.
@@ -28,6 +29,8 @@ _ATEN = torch.ops.aten
 #: Operations that are traced as something faster, where there is any.
 _RULES: dict[Any, Callable[..., Any]] = {
     _ATEN.addmm.default: addmm,
+    _ATEN.convolution_backward.default: convolution_backward,
+    _ATEN.max_pool2d_with_indices.default: max_pool,
     _ATEN.max_pool2d_with_indices_backward.default: max_pool_backward,
     _ATEN.mm.default: mm,
 }
