@@ -32,6 +32,8 @@ from lthfunc.training.memory import hold_memory
 
 #: Seconds between two words of a worker on its progress.
 _NEWS = 0.1
+#: Seconds for an idle worker to end.
+_LEAVE = 5
 #: Seconds after which the parent looks whether it should stop.
 _PATIENCE = 0.2
 
@@ -65,7 +67,9 @@ class Processes:
             worker.process.terminate()
 
     def close(self) -> None:
-        """End them: all their files are whole at any moment."""
+        """End them: idle ones by themselves, others at once, since all their files are whole at any moment."""
+        for worker in self._workers:
+            worker.pipe.close()
         for worker in self._workers:
             worker.stop()
 
@@ -109,7 +113,8 @@ class _Worker:
         return News(task, kind, content)
 
     def stop(self) -> None:
-        self.pipe.close()
+        if self.task is None:  # it saw its pipe closed, and gives back what it holds of the system
+            self.process.join(_LEAVE)
         self.process.kill()
         self.process.join()
 
