@@ -32,8 +32,6 @@ from lthfunc.training.memory import hold_memory
 
 #: Seconds between two words of a worker on its progress.
 _NEWS = 0.1
-#: Seconds for an idle worker to end.
-_LEAVE = 5
 #: Seconds after which the parent looks whether it should stop.
 _PATIENCE = 0.2
 
@@ -67,9 +65,7 @@ class Processes:
             worker.process.terminate()
 
     def close(self) -> None:
-        """End them: idle ones by themselves, others at once, since all their files are whole at any moment."""
-        for worker in self._workers:
-            worker.pipe.close()
+        """End them: all their files are whole at any moment."""
         for worker in self._workers:
             worker.stop()
 
@@ -113,8 +109,7 @@ class _Worker:
         return News(task, kind, content)
 
     def stop(self) -> None:
-        if self.task is None:  # it saw its pipe closed, and gives back what it holds of the system
-            self.process.join(_LEAVE)
+        self.pipe.close()
         self.process.kill()
         self.process.join()
 
