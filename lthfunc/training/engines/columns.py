@@ -1,7 +1,7 @@
 """The gradient of a first convolution's weights as one matrix product over columns of the images.
 
-oneDNN's convolutions work on 16 channels at a time. On images of one or three they waste most of that, and all of it
-on what else the gradient needs: for 64 filters of 3×3 on one channel the product takes a sixth of the time.
+oneDNN's convolutions work on 16 channels at a time, and waste most of that on images of one or three: for 64 filters of
+3×3 on one channel the product takes a sixth of the time.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ def max_pool_backward(
     """The gradient of max_pool2d; NotImplemented for windows that overlap, leave gaps or are padded.
 
     An entry gets its window's gradient if it is the first of the window's maxima. The same bits as PyTorch's own, four
-    to ten times as fast in Inductor's code on a CPU.
+    times as fast or more in Inductor's code on a CPU.
     """
     if not _tile(x, kernel, stride, padding, dilation):
         return NotImplemented

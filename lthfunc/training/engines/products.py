@@ -18,8 +18,8 @@ _LEAST = 1_000_000
 
 # An operation of our own, since Inductor refuses oneDNN's with weights that change. Not by `custom_op`, which would
 # add 6 µs to a call instead of 2.
-LIBRARY = torch.library.Library("lthfunc", "FRAGMENT")  # type: ignore[no-untyped-call]
-LIBRARY.define(  # type: ignore[no-untyped-call]
+_LIBRARY = torch.library.Library("lthfunc", "FRAGMENT")  # type: ignore[no-untyped-call]
+_LIBRARY.define(  # type: ignore[no-untyped-call]
     "product(Tensor a, Tensor b, Tensor? bias) -> Tensor", tags=(torch.Tag.flexible_layout,)
 )
 _SCALARS: list[float] = []
@@ -36,10 +36,10 @@ def one_dnn(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
     return result
 
 
-LIBRARY.impl("product", one_dnn, "CPU")  # type: ignore[no-untyped-call]
+_LIBRARY.impl("product", one_dnn, "CPU")  # type: ignore[no-untyped-call]
 
 
-@torch.library.register_fake("lthfunc::product", lib=LIBRARY)  # type: ignore[untyped-decorator]
+@torch.library.register_fake("lthfunc::product", lib=_LIBRARY)  # type: ignore[untyped-decorator]
 def _product_shape(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
     return a.new_empty(a.shape[0], b.shape[1])
 
