@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,7 +17,7 @@ from lthfunc.sparse.kernels.instructions import COLUMNS, OPCODES, encoded
 from lthfunc.sparse.memory import Memory
 from lthfunc.sparse.packing import pack, unpack
 from lthfunc.sparse.program import Ending, program_of
-from lthfunc.sparse.rules import product
+from lthfunc.sparse.rules import dense
 from lthfunc.trees.model import apply_evaluating, apply_training
 from lthfunc.trees.ops import scaled
 
@@ -28,6 +30,31 @@ TOLERANCE = 2e-5
 @pytest.fixture(scope="module", autouse=True)
 def kernels() -> None:
     build.load_kernels()
+
+
+@contextmanager
+def computed_densely(linear: bool = True, convolutions: bool = True, small: int = 0):
+    """Survivors spread out among zeros, at any density and size, though it pays at few."""
+    with pytest.MonkeyPatch.context() as patch:
+        if linear:
+            patch.setattr(dense, "GRADIENTS_FROM", 0)
+            patch.setattr(dense, "PRODUCTS_FROM", 0)
+        if convolutions:
+            patch.setattr(dense, "CONVOLUTIONS_FROM", 0)
+            for name in ("_ROWS", "_PLACES", "_ENTRIES"):
+                patch.setattr(dense, name, 1)
+            patch.setattr(dense, "_SMALL", small)
+        yield
+
+
+def opcodes_of(module: nn.Module, shape: tuple[int, ...], batch: int, density: float) -> set[int]:
+    """The instructions of a training step."""
+    model = lf.from_module(module)
+    listing = program_of(
+        captured(model, shape, training=True), *model.init(0), random_masks(model, density, 1), batch=batch,
+        stored=(shape, torch.float32), scale=None, ending=Ending(),
+    ).listing  # fmt: skip
+    return set(listing.rows[:, 0].tolist())
 
 
 def random_masks(model: lf.Model, density: float, seed: int) -> dict[str, Tensor]:
@@ -255,19 +282,64 @@ def test_linear_layers(features, hidden, batch, density, seed):
 @pytest.mark.parametrize("features", [1, 15, 16, 33, 100])
 @pytest.mark.parametrize("density", [0.0, 0.1, 0.5, 0.97])
 @pytest.mark.parametrize("batch", [50, 130])
-def test_linear_layers_as_dense_products(features, density, batch, monkeypatch):
-    """Survivors spread out among zeros, at any density, though it pays at high ones alone."""
-    monkeypatch.setattr(product, "_GRADIENTS_FROM", 0)
-    monkeypatch.setattr(product, "_PRODUCTS_FROM", 0)
+def test_linear_layers_as_dense_products(features, density, batch):
     module = nn.Sequential(nn.Linear(features, 23), nn.ReLU(), nn.Linear(23, 17), nn.Linear(17, 3))
-    check(module, (features,), batch, density, seed=1)
-    model = lf.from_module(module)
-    masks = random_masks(model, density, 1)
-    listing = program_of(
-        captured(model, (features,), training=True), *model.init(0), masks, batch=batch,
-        stored=((features,), torch.float32), scale=None, ending=Ending(),
-    ).listing  # fmt: skip
-    assert OPCODES["products"] not in listing.rows[:, 0]
+    with computed_densely():
+        check(module, (features,), batch, density, seed=1)
+        assert OPCODES["products"] not in opcodes_of(module, (features,), batch, density)
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(
+    channels=st.integers(1, 5),
+    outs=st.integers(1, 20),
+    size=st.tuples(st.integers(3, 12), st.integers(3, 20)),
+    kernel=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    stride=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    padding=st.tuples(st.integers(0, 2), st.integers(0, 2)),
+    dilation=st.integers(1, 2),
+    pool=st.booleans(),
+    batch=st.sampled_from([16, 17, 40]),
+    density=st.sampled_from([0.0, 0.03, 0.5, 1.0]),
+    small=st.sampled_from([0, 1000]),
+    seed=st.integers(0, 5),
+)
+def test_convolutions_as_dense_ones(
+    channels, outs, size, kernel, stride, padding, dilation, pool, batch, density, small, seed
+):
+    """Where lists would do, at any density: with maxima in registers, whose gradients are spread out, and without."""
+    if any((k - 1) * dilation + 1 > side + 2 * p for k, side, p in zip(kernel, size, padding, strict=True)):
+        return
+    torch.manual_seed(seed)
+    body = nn.Sequential(
+        nn.Conv2d(2, channels, 3, padding=1), nn.Tanh(),
+        nn.Conv2d(channels, outs, kernel, stride, padding, dilation, bias=seed % 2 == 0), nn.ReLU(),
+    )  # fmt: skip
+    with torch.no_grad():
+        after = body(torch.zeros(1, 2, *size)).shape[2:]
+    if pool and min(after) > 1:
+        body.append(nn.MaxPool2d(2))
+    module = Head(body, (2, *size))
+    with computed_densely(small=small):
+        check(module, (2, *size), batch, density, seed)
+        opcodes = opcodes_of(module, (2, *size), batch, density)
+    assert OPCODES["dense_convolution_gradients"] in opcodes
+    assert OPCODES["weight_gradients"] not in opcodes
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_dense_convolutions_have_the_same_bits_on_any_number_of_threads(threads):
+    body = nn.Sequential(nn.Conv2d(3, 18, 3, padding=1), nn.ReLU(), nn.Conv2d(18, 20, 3, padding=1), nn.ReLU())
+    module, before = Head(body, (3, 24, 24)), torch.get_num_threads()
+    with computed_densely():
+        _, expected, *_ = both(module, (3, 24, 24), 40, 0.7)
+        try:
+            torch.set_num_threads(threads)
+            _, found, *_ = both(module, (3, 24, 24), 40, 0.7)
+        finally:
+            torch.set_num_threads(before)
+    for name, gradient in expected.items():
+        assert torch.equal(gradient, found[name]), name
 
 
 @pytest.mark.parametrize("activation", [nn.Sigmoid(), nn.Tanh(), nn.SiLU(), nn.ELU()])

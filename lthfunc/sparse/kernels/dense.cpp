@@ -4,12 +4,9 @@
 // A list costs a load for each survivor, and its gradient a sum over lanes, some eight operations for four
 // multiply-adds. A dense product needs none of that (rules/product.py says from which density on it pays).
 #include <algorithm>
-#ifdef __AVX512F__
-#include <immintrin.h>
-#endif
 #include <vector>
 
-#include "machine.h"
+#include "bits.h"
 
 namespace lthfunc {
 namespace {
@@ -45,40 +42,23 @@ LTHFUNC_INLINE void block(const float* x, i64 width, const float* const (&grad)[
   }
 }
 
-#ifdef __AVX512F__
-LTHFUNC_INLINE __mmask16 first(int count) { return static_cast<__mmask16>((1u << count) - 1); }
-#endif
-
-// Numbers to the places among 16 that a mask's bits tell, zeros to the others.
-LTHFUNC_INLINE void spread(const float* from, unsigned mask, float* to) {
-#ifdef __AVX512F__
-  const __m512 next = _mm512_maskz_loadu_ps(first(__builtin_popcount(mask)), from);
-  _mm512_storeu_ps(to, _mm512_maskz_expand_ps(static_cast<__mmask16>(mask), next));
-#else
-  std::fill_n(to, LANES, 0.0f);
-  for (; mask != 0; mask &= mask - 1) to[__builtin_ctz(mask)] = *from++;
-#endif
-}
-
-// The numbers at those places, side by side; nothing behind them is written.
-LTHFUNC_INLINE void pick(const float* from, unsigned mask, float* to) {
-#ifdef __AVX512F__
-  const __m512 picked = _mm512_maskz_compress_ps(static_cast<__mmask16>(mask), _mm512_loadu_ps(from));
-  _mm512_mask_storeu_ps(to, first(__builtin_popcount(mask)), picked);
-#else
-  for (; mask != 0; mask &= mask - 1) *to++ = from[__builtin_ctz(mask)];
-#endif
-}
-
 constexpr int TILES = COLUMNS;
 
-// Rows of outputs on some tiles: each input that is loaded serves all rows, each weight all tiles.
+// Inputs from … to of a product.
+struct Inputs {
+  i64 from, to;
+};
+
+// Rows of outputs on some tiles: each input that is loaded serves all rows, each weight all tiles. Sums of some inputs
+// are added to those of the inputs before.
 template <int Rows, int Tiles>
-void some(const dense_products_row& i, const Memory& m, i64 row, i64 tile) {
+void some(const dense_products_row& i, const Memory& m, Inputs inputs, i64 row, i64 tile) {
   const vec* const in = m.activations + i.in + tile * i.in_tile;
-  const i32* const addresses = m.lists + i.addresses;
+  const i32 *const addresses = m.lists + i.addresses, *const row_out = m.lists + i.row_out + row;
   const float* const values =
       i.spread < 0 ? m.values + i.values : reinterpret_cast<const float*>(m.activations + i.spread);
+  const bool again = i.accumulate || inputs.from > 0, last = inputs.to == i.features;
+  vec* const out = m.activations + i.out + tile * i.out_tile;
   vec sum[Rows][Tiles];
   const float* value[Rows];
   LTHFUNC_UNROLL
@@ -86,9 +66,9 @@ void some(const dense_products_row& i, const Memory& m, i64 row, i64 tile) {
     value[r] = values + (row + r) * i.value_row;
     const vec bias = all(i.bias < 0 ? 0.0f : m.values[i.bias + row + r]);
     LTHFUNC_UNROLL
-    for (int t = 0; t < Tiles; ++t) sum[r][t] = bias;
+    for (int t = 0; t < Tiles; ++t) sum[r][t] = again ? out[row_out[r] + t * i.out_tile] : bias;
   }
-  for (i64 c = 0; c < i.features; ++c) {
+  for (i64 c = inputs.from; c < inputs.to; ++c) {
     const vec* const place = in + addresses[c];
     vec x[Tiles];
     LTHFUNC_UNROLL
@@ -104,21 +84,30 @@ void some(const dense_products_row& i, const Memory& m, i64 row, i64 tile) {
   for (int r = 0; r < Rows; ++r) {
     LTHFUNC_UNROLL
     for (int t = 0; t < Tiles; ++t) {
-      const i64 at = m.lists[i.row_out + row + r] + (tile + t) * i.out_tile;
-      vec total = i.accumulate ? m.activations[i.out + at] + sum[r][t] : sum[r][t];
-      if (i.relu) total = larger(total, vec{});
-      if (i.gate >= 0) total = where(m.activations[i.gate + at] > vec{}, total, vec{});
-      m.activations[i.out + at] = total;
+      const i64 at = row_out[r] + t * i.out_tile;
+      vec total = sum[r][t];
+      if (last && i.relu) total = larger(total, vec{});
+      if (last && i.gate >= 0) total = where(m.activations[i.gate + tile * i.out_tile + at] > vec{}, total, vec{});
+      out[at] = total;
     }
   }
 }
 
 template <int Rows>
-void some_rows(const dense_products_row& i, const Memory& m, i64 row) {
+void some_rows(const dense_products_row& i, const Memory& m, Inputs inputs, i64 row) {
   i64 tile = 0;
-  for (; tile + TILES <= m.tiles; tile += TILES) some<Rows, TILES>(i, m, row, tile);
-  for (; tile < m.tiles; ++tile) some<Rows, 1>(i, m, row, tile);
+  for (; tile + TILES <= m.tiles; tile += TILES) some<Rows, TILES>(i, m, inputs, row, tile);
+  for (; tile < m.tiles; ++tile) some<Rows, 1>(i, m, inputs, row, tile);
 }
+
+void rows_of(const dense_products_row& i, const Memory& m, Inputs inputs, i64 row, i64 rows) {
+  for (; row + ROWS <= rows; row += ROWS) some_rows<ROWS>(i, m, inputs, row);
+  for (; row < rows; ++row) some_rows<1>(i, m, inputs, row);
+}
+
+// Of a transpose, rows and inputs that are taken together: an input's weights for neighbouring rows lie side by side,
+// those for the next input a whole row of weights behind, so that what is fetched should serve all rows near it.
+constexpr i64 BLOCK_ROWS = 16 * ROWS, BLOCK_INPUTS = 64;
 
 }  // namespace
 
@@ -135,9 +124,10 @@ void spread_weights(const spread_weights_row& i, Memory& m, Part part) {
 }
 
 void dense_products(const dense_products_row& i, Memory& m, Part part) {
-  i64 row = part.row;
-  for (; row + ROWS <= part.rows; row += ROWS) some_rows<ROWS>(i, m, row);
-  for (; row < part.rows; ++row) some_rows<1>(i, m, row);
+  if (i.value_step == 1) return rows_of(i, m, {0, i.features}, part.row, part.rows);
+  for (i64 row = part.row; row < part.rows; row += BLOCK_ROWS)
+    for (i64 c = 0; c < i.features; c += BLOCK_INPUTS)
+      rows_of(i, m, {c, std::min(c + BLOCK_INPUTS, i.features)}, row, std::min(row + BLOCK_ROWS, part.rows));
 }
 
 void by_example(const by_example_row& i, Memory& m, Part part) {
@@ -180,11 +170,7 @@ void dense_weight_gradients(const dense_weight_gradients_row& i, Memory& m, Part
       if (starts[row + r + 1] - starts[row + r] == i.features) {
         std::copy_n(from, i.features, to);
       } else {
-        for (i64 word = 0; word < i.words; ++word) {
-          const auto mask = static_cast<unsigned>(bits[(row + r) * i.words + word]);
-          pick(from + word * LANES, mask, to);
-          to += __builtin_popcount(mask);
-        }
+        pick_row(from, bits + (row + r) * i.words, i.words, to, false);
       }
       if (i.bias < 0) continue;
       vec total{};

@@ -66,6 +66,10 @@ void add_up(const i64* row, const Memory& memory) {
     const auto& i = *reinterpret_cast<const weight_gradients_row*>(row);
     add(i.gradients, memory.lists[i.starts + i.rows * i.blocks]);
     if (i.bias >= 0) add(i.bias, i.rows);
+  } else if (head(row).opcode == op_dense_convolution_gradients) {
+    const auto& i = *reinterpret_cast<const dense_convolution_gradients_row*>(row);
+    add(i.gradients, memory.lists[i.starts + i.rows]);
+    if (i.bias >= 0) add(i.bias, i.rows);
   } else {
     const auto& i = *reinterpret_cast<const group_normalise_gradient_row*>(row);
     if (i.weight >= 0) add(i.weight, i.rows * i.channels);

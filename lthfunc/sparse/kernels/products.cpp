@@ -4,7 +4,7 @@
 // multiply-adds with memory operands. No lane depends on the mask, so no pattern of survivors is slower than another.
 #include <algorithm>
 
-#include "machine.h"
+#include "walks.h"
 
 namespace lthfunc {
 namespace {
@@ -37,46 +37,12 @@ LTHFUNC_INLINE void run_window(vec (&sum)[Sums], const vec* in, const i32* offse
   }
 }
 
-struct Walk {
-  const vec* in;
-  vec* out;
-  const vec* gate;
-  const vec* added;  // what is added to the outputs, of the first channel; nullptr for nothing
-  ivec* codes;
-  i64 in_step, out_step;
-};
-
 // Neighbouring blocks of a row's list, and where in its course they stand: fresh sums begin at the bias, finished ones
 // are rectified, gated and the like.
 struct Some {
   i64 from, to;
   bool fresh, finish;
 };
-
-// What becomes of a row's sums before they are written.
-template <int Sums>
-LTHFUNC_INLINE void finish(vec (&sum)[Sums], const products_row& i, const Memory& m, const Walk& walk, i64 row,
-                           i64 row_out) {
-  if (i.saved >= 0) {
-    const float* const saved = m.constants + i.saved + row * SAVED;
-    LTHFUNC_UNROLL
-    for (int s = 0; s < Sums; ++s) sum[s] = sum[s] * saved[factor_of] + saved[summand_of];
-  }
-  if (walk.added) {
-    const vec* const added = walk.added + row * i.b_channel;
-    LTHFUNC_UNROLL
-    for (int s = 0; s < Sums; ++s) sum[s] += added[s];
-  }
-  if (i.relu) {
-    LTHFUNC_UNROLL
-    for (int s = 0; s < Sums; ++s) sum[s] = larger(sum[s], vec{});
-  }
-  if (walk.gate) {
-    const vec* const gate = walk.gate + row_out;
-    LTHFUNC_UNROLL
-    for (int s = 0; s < Sums; ++s) sum[s] = where(gate[s * walk.out_step] > vec{}, sum[s], vec{});
-  }
-}
 
 // All rows of one stretch of outputs.
 template <int Sums, bool Unit, bool Indexed>
@@ -177,8 +143,7 @@ void windowed_stretch(const products_row& i, const Memory& m, Walk walk, Window 
   }
 }
 
-// 2 × 2 maxima of a stretch of outputs, which never leave the registers: two rows of 2 · Pairs sums. `codes`, where
-// wanted, tell the gradient which of the four was the first maximum (row after row), or 4 where ReLU cut it off.
+// 2 × 2 maxima of a stretch of outputs, which never leave the registers: two rows of 2 · Pairs sums.
 template <int Pairs, bool Unit>
 void pooled_stretch(const products_row& i, const Memory& m, Walk walk, Some, i64 from, i64 to) {
   constexpr int Sums = 2 * Pairs;
@@ -203,23 +168,10 @@ void pooled_stretch(const products_row& i, const Memory& m, Walk walk, Some, i64
       for (int s = 0; s < 2 * Sums; ++s)
         sum[s] += weight * behind(from_place[Unit ? s / Sums : s], bytes + (Unit ? s % Sums * BYTES : 0));
     }
-    if (i.saved >= 0) {
-      const float* const saved = m.constants + i.saved + row * SAVED;
-      LTHFUNC_UNROLL
-      for (int s = 0; s < 2 * Sums; ++s) sum[s] = sum[s] * saved[factor_of] + saved[summand_of];
-    }
     LTHFUNC_UNROLL
     for (int p = 0; p < Pairs; ++p) {
-      const vec a = sum[2 * p], b = sum[2 * p + 1], c = sum[Sums + 2 * p], d = sum[Sums + 2 * p + 1];
-      const vec most = larger(larger(a, b), larger(c, d));
-      const i64 out = row_out[row] + p * walk.out_step;
-      walk.out[out] = i.relu ? larger(most, vec{}) : most;
-      if (walk.codes) {
-        ivec code = where(c == most, all_int(2), all_int(3));
-        code = where(a == most, all_int(0), where(b == most, all_int(1), code));
-        if (i.relu) code = where(most > vec{}, code, all_int(4));
-        walk.codes[out] = code;
-      }
+      const vec four[4] = {sum[2 * p], sum[2 * p + 1], sum[Sums + 2 * p], sum[Sums + 2 * p + 1]};
+      write_maximum(four, i, m, walk, row, row_out[row] + p * walk.out_step);
     }
   }
 }
@@ -282,31 +234,11 @@ auto windowed_of(i64 sums) {
   return windowed_stretch<Sums>;
 }
 
-// So many places in a row, in stretches of nearly even lengths: each(walk, first place, size).
-template <typename Each>
-void stretches(const products_row& i, const Memory& m, i64 tile, i64 y, i64 count, Each each) {
-  // Linear layers: as many tiles at once as a block of inputs is cut for, so that it stays in the first cache.
-  const i64 most = i.pool ? MOST_PAIRS : i.across ? std::min<i64>(i.across, MOST_SUMS) : MOST_SUMS;
-  const i64 pieces = (count + most - 1) / most;
-  const i64 side = i.pool ? 2 : 1;  // outputs of the layer along each side of what is written
-  for (i64 piece = 0, x = 0; piece < pieces; ++piece) {
-    const i64 size = count / pieces + (piece < count % pieces);
-    const i64 out = i.out_tile * tile + i.out_y * y + i.out_x * x;
-    each(Walk{m.activations + i.in + i.in_tile * tile + side * (i.in_y * y + i.in_x * x),
-              m.activations + i.out + out,
-              i.gate < 0 ? nullptr : m.activations + i.gate + out,
-              i.b < 0 ? nullptr : m.activations + i.b + i.b_tile * tile + i.b_row * y + x,
-              i.codes < 0 ? nullptr : reinterpret_cast<ivec*>(m.activations + i.codes + out),
-              i.in_x,
-              i.out_x},
-         x, size);
-    x += size;
-  }
-}
-
 void whole(const products_row& i, const Memory& m, i64 tile, i64 y, i64 count, Part part) {
   const bool unit = i.in_x == 1;
-  stretches(i, m, tile, y, count, [&](const Walk& walk, i64, i64 size) {
+  // Linear layers: as many tiles at once as a block of inputs is cut for, so that it stays in the first cache.
+  const i64 most = i.pool ? MOST_PAIRS : i.across ? std::min<i64>(i.across, MOST_SUMS) : MOST_SUMS;
+  stretches(i, m, tile, y, count, most, [&](const Walk& walk, i64, i64 size) {
     if (i.pool) return pooled_of(size, unit)(i, m, walk, {0, i.blocks, true, true}, part.row, part.rows);
     const Stretch kernel = stretch_of(size, unit, i.which >= 0);
     for (i64 block = 0; block < i.blocks; ++block)
@@ -322,7 +254,7 @@ void windowed(const products_row& i, const Memory& m, i64 tile, i64 y, Part part
   i64 from = 0, to = i.kernel_y;
   while (from < to && !(rows[2 * from] <= y && y < rows[2 * from + 1])) ++from;
   while (to > from && !(rows[2 * to - 2] <= y && y < rows[2 * to - 1])) --to;
-  stretches(i, m, tile, y, i.nx, [&](const Walk& walk, i64 x, i64 size) {
+  stretches(i, m, tile, y, i.nx, MOST_SUMS, [&](const Walk& walk, i64 x, i64 size) {
     const auto kernel = windowed_of(size);
     for (i64 channels = 0; channels < i.blocks / (i.kernel_x * i.kernel_y); ++channels)
       kernel(i, m, walk, {columns, x, size, channels, from, to}, part.row, part.rows);

@@ -28,8 +28,8 @@ LTHFUNC_INLINE const float* behind_floats(const float* from, i32 vector_bytes) {
 }
 
 // What becomes of a sum before it is written, for a number or a vector. added: what a residual connection brings.
-template <typename Number>
-LTHFUNC_INLINE Number finished(Number sum, const products_row& i, const Memory& m, i64 row, const float* added) {
+template <typename Number, typename Row>
+LTHFUNC_INLINE Number finished(Number sum, const Row& i, const Memory& m, i64 row, const float* added) {
   if (i.saved >= 0) {
     const float* const saved = m.constants + i.saved + row * SAVED;
     sum = sum * saved[factor_of] + saved[summand_of];
@@ -43,7 +43,8 @@ LTHFUNC_INLINE Number finished(Number sum, const products_row& i, const Memory& 
   return i.relu ? where(sum > Number{}, sum, Number{}) : sum;
 }
 
-const float* added_to(const products_row& i, const Memory& m, i64 row, i64 y, i64 x) {
+template <typename Row>
+const float* added_to(const Row& i, const Memory& m, i64 row, i64 y, i64 x) {
   return i.b < 0 ? nullptr : place(m, i.b + row * i.b_channel + y * i.b_row) + x;
 }
 
@@ -57,6 +58,10 @@ LTHFUNC_INLINE List list_of(const products_row& i, const Memory& m, i64 row) {
   const i32* const starts = m.lists + i.starts;
   const i64 begin = starts[row * i.blocks], end = starts[(row + 1) * i.blocks];
   return {m.lists + i.offsets + begin, m.values + i.values + begin, end - begin};
+}
+// Of weights that are not spread out, which takes more than a tile (rules/product.py).
+LTHFUNC_INLINE List list_of(const dense_convolutions_row& i, const Memory& m, i64 row) {
+  return {m.lists + i.offsets, m.values + i.values + row * i.value_row, i.entries};
 }
 
 // Scalar, since a processor's gathers are slower than as many loads; GCC would use them.
@@ -114,9 +119,9 @@ void block(const List& list, const float* in, i64 step, i64 across, float bias, 
   }
 }
 
-template <int Rows, int Wide>
-void rows_of_outputs(const products_row& i, const Memory& m, const List& list, i64 row, i64 y, i64 x, i64 width,
-                     float* out, i64 out_row) {
+template <int Rows, int Wide, typename Row>
+void rows_of_outputs(const Row& i, const Memory& m, const List& list, i64 row, i64 y, i64 x, i64 width, float* out,
+                     i64 out_row) {
   vec sum[Rows * Wide];
   const i64 across = Wide > 1 ? std::max<i64>(0, std::min<i64>(LANES, width - LANES)) : 0;
   block<Rows, Wide>(list, place(m, i.in) + y * i.in_y + x, i.in_y, across, i.bias < 0 ? 0.0f : m.values[i.bias + row],
@@ -131,9 +136,9 @@ void rows_of_outputs(const products_row& i, const Memory& m, const List& list, i
   }
 }
 
-template <int Wide>
-void chunk(const products_row& i, const Memory& m, const List& list, i64 row, i64 from, i64 to, i64 x, i64 width,
-           float* out, i64 out_row) {
+template <int Wide, typename Row>
+void chunk(const Row& i, const Memory& m, const List& list, i64 row, i64 from, i64 to, i64 x, i64 width, float* out,
+           i64 out_row) {
   i64 y = from;
   for (; y + ROWS <= to; y += ROWS)
     rows_of_outputs<ROWS, Wide>(i, m, list, row, y, x, width, out + (y - from) * out_row, out_row);
@@ -141,7 +146,8 @@ void chunk(const products_row& i, const Memory& m, const List& list, i64 row, i6
 }
 
 // Rows from … to of a channel of outputs, `width` wide, to `out`, whose rows are out_row apart.
-void channel_of_outputs(const products_row& i, const Memory& m, i64 row, i64 from, i64 to, i64 width, float* out,
+template <typename Row>
+void channel_of_outputs(const Row& i, const Memory& m, i64 row, i64 from, i64 to, i64 width, float* out,
                         i64 out_row) {
   const List list = list_of(i, m, row);
   if (i.in_x != 1) {
@@ -161,8 +167,8 @@ void channel_of_outputs(const products_row& i, const Memory& m, i64 row, i64 fro
   }
 }
 
-void products_single(const products_row& i, Memory& m) {
-  if (i.across) return linear(i, m);
+template <typename Row>
+void convolution(const Row& i, const Memory& m) {
   const i32* const row_out = m.lists + i.row_out;
   std::vector<float> kept(i.pool ? static_cast<std::size_t>(4 * i.ny * i.nx + LANES) : 0);
   for (i64 row = 0; row < i.rows; ++row) {
@@ -182,7 +188,11 @@ void products_single(const products_row& i, Memory& m) {
   }
 }
 
-// Of weights that are not spread out, which takes more than a tile (rules/product.py).
+void products_single(const products_row& i, Memory& m) { return i.across ? linear(i, m) : convolution(i, m); }
+
+void dense_convolutions_single(const dense_convolutions_row& i, Memory& m) { convolution(i, m); }
+
+// Of weights that are not spread out either.
 void dense_products_single(const dense_products_row& i, Memory& m) {
   const i32 *const addresses = m.lists + i.addresses, *const row_out = m.lists + i.row_out;
   std::vector<float> in(static_cast<std::size_t>(i.features));
@@ -315,6 +325,7 @@ Single single_of(const i64* row) {
     case op_load_inputs: return called<load_inputs_row, load_inputs_single>;
     case op_store_outputs: return called<store_outputs_row, store_outputs_single>;
     case op_products: return called<products_row, products_single>;
+    case op_dense_convolutions: return called<dense_convolutions_row, dense_convolutions_single>;
     case op_dense_products: return called<dense_products_row, dense_products_single>;
     case op_max_pool: return called<max_pool_row, max_pool_single>;
     case op_average_pool: return called<average_pool_row, average_pool_single>;

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from lthfunc.sparse.builder import Builder, Value, View, Weights
 from lthfunc.sparse.patterns import Blocks, Entries, blocks_of
 from lthfunc.sparse.places import VECTOR_BYTES
 from lthfunc.sparse.rules.interface import Param, Unsupported, argument, pair
-from lthfunc.sparse.rules.product import Layer
+from lthfunc.sparse.rules.product import Back, Layer, Listed
 from lthfunc.sparse.rules.walks import Side, Walk, flat, plain
 
 #: What two rows of pooled outputs may read together: a little more than a first-level cache.
@@ -23,6 +23,8 @@ _MOST_MISSING = 4
 #: Share of a product's entries and places that lie inside the image, from which windows gain nothing; and survivors
 #: that a row should find in one kernel column's list before the channels are taken in parts.
 _INSIDE, _LEAST_IN_LIST = 0.75, 12
+#: Places of a row below which a list's kernel has too few sums.
+_FEW = 8
 
 
 def linear(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
@@ -38,8 +40,8 @@ def linear(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     def split(positions: Tensor) -> tuple[Tensor, Tensor]:
         return positions // shape[1], positions % shape[1]
 
-    def forward() -> tuple[Entries, Blocks | None]:
-        rows, inputs = split(b.weights[weight.name].positions)
+    def forward(positions: Tensor) -> tuple[Entries, Blocks | None]:
+        rows, inputs = split(positions)
         entries = Entries(shape[0], rows, x.place.addresses()[inputs])
         return entries, blocks_of(inputs, shape[1], shape[0], across * VECTOR_BYTES)
 
@@ -50,8 +52,8 @@ def linear(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
         return entries, blocks_of(rows, shape[0], shape[1], across * VECTOR_BYTES)
 
     layer = Layer(b, x, out, weight, bias, across)
-    layer.forward(forward, flat(x.place), flat(out.place))
-    b.backward.append(lambda: layer.gradients([(backward, flat(out.place), flat(x.place))]))
+    layer.forward(forward, flat(x.place), flat(out.place), [Back(backward, flat(out.place), flat(x.place))])
+    b.backward.append(layer.gradients)
     return View(out, flat=True)
 
 
@@ -82,15 +84,17 @@ def convolution(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
         channel, place = rest // (kernel[0] * kernel[1]), rest % (kernel[0] * kernel[1])
         return row, channel, place // kernel[1], place % kernel[1]
 
-    def forward() -> tuple[Entries, Blocks | None]:
-        row, channel, ky, kx = split(b.weights[weight.name].positions)
+    def forward(positions: Tensor) -> tuple[Entries, Blocks | None]:
+        row, channel, ky, kx = split(positions)
         place = x.place
         inputs = (row // (outs // groups) * ins + channel) * place.channel
         inputs = inputs + ky * dilation[0] * place.row + kx * dilation[1]
         width = min(right.out, _SUMS) * stride[1] + (kernel[1] - 1) * dilation[1]
         return Entries(outs, row, inputs), blocks_of(channel, ins, outs, kernel[0] * width * VECTOR_BYTES)
 
-    def backward(phase: tuple[int, int]) -> Any:
+    windows = _windows(sides) if stride == (1, 1) else None
+
+    def backward(phase: tuple[int, int]) -> Listed:
         """Of the input's places at this distance from a multiple of the stride."""
 
         def entries(positions: Tensor) -> tuple[Entries, Blocks | None]:
@@ -103,36 +107,35 @@ def convolution(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
             reads = row * place.channel + up * place.row + steps[1][mine] // stride[1]
             width = (min(right.out, _SUMS) + kernel[1] - 1) * VECTOR_BYTES
             inputs, in_group = row // (outs // groups) * ins + channel, row % (outs // groups)
-            blocks = None
-            if stride == (1, 1):
+            if windows is not None:
                 parts = -(-(outs // groups) // max(1, _NEAR_BYTES // (kernel[0] * width)))
                 if len(mine) < _LEAST_IN_LIST * parts * kernel[1] * ins * groups:
                     parts = 1
-                blocks = _windows(in_group * parts // (outs // groups), parts, ky, kx, sides)
-            if blocks is None:
+                number = (in_group * parts // (outs // groups) * kernel[1] + kx) * kernel[0] + ky
+                blocks = Blocks(parts * kernel[0] * kernel[1], number, windows.limits, *kernel)
+            else:
                 blocks = blocks_of(in_group, outs // groups, ins * groups, kernel[0] * width)
             return Entries(ins * groups, inputs, reads, mine), blocks
 
         return entries
 
-    layer = Layer(b, x, out, weight, bias, across=0)
+    # A stride makes as many kinds of input places, each with weights of its own; each kind is a product.
+    phases = [(a, c) for a in range(min(stride[0], x.place.height)) for c in range(min(stride[1], x.place.width))]
+    # In few places lists are slow, whatever they leave out.
+    inside = windows.inside if windows is not None and right.size >= _FEW else 1.0
+    back = [
+        Back(backward(phase), plain(out.place), Walk(x.place, (-phase[0], -phase[1]), stride, tuple(
+            -(-(size - first) // step)
+            for size, first, step in zip((x.place.height, x.place.width), phase, stride, strict=True)
+        )), inside)
+        for phase in phases
+    ]  # fmt: skip
+    layer = Layer(b, x, out, weight, bias, across=0, grouped=groups > 1)
     padded = Walk(x.place, padding, stride, (down.out, right.out))
     # Two rows of outputs at once should find what they read in a near cache.
     near = ins * (kernel[0] + stride[0]) * (min(right.out, _SUMS) + kernel[1]) * VECTOR_BYTES <= _NEAR_BYTES
-    layer.forward(forward, padded, plain(out.place), poolable=near)
-
-    def gradients() -> None:
-        # A stride makes as many kinds of input places, each with weights of its own; each kind is a product.
-        phases = [(a, c) for a in range(min(stride[0], x.place.height)) for c in range(min(stride[1], x.place.width))]
-        layer.gradients([
-            (backward(phase), plain(out.place), Walk(x.place, (-phase[0], -phase[1]), stride, tuple(
-                -(-(size - first) // step)
-                for size, first, step in zip((x.place.height, x.place.width), phase, stride, strict=True)
-            )))
-            for phase in phases
-        ])  # fmt: skip
-
-    b.backward.append(gradients)
+    layer.forward(forward, padded, plain(out.place), back, poolable=near)
+    b.backward.append(layer.gradients)
     return View(out)
 
 
@@ -142,11 +145,15 @@ def _weights(b: Builder, weight: Any, bias: Any) -> Weights:
     return b.weights[weight.name]
 
 
-def _windows(part: Tensor, parts: int, ky: Tensor, kx: Tensor, sides: list[Side]) -> Blocks | None:
-    """Blocks by kernel column and row, so that places outside the image are left out, if that pays.
+class _Windows(NamedTuple):
+    """For each kernel column and then each kernel row the places (from, to) inside the image; their share of all."""
 
-    part: of the channels, so many that a near cache holds what they read.
-    """
+    limits: Tensor
+    inside: float
+
+
+def _windows(sides: list[Side]) -> _Windows | None:
+    """Where a convolution's gradient lies inside the image, if leaving out the rest pays."""
     limits, inside = [], 1.0
     for side in reversed(sides):
         steps = [side.padding - k * side.dilation for k in range(side.kernel)]
@@ -155,12 +162,7 @@ def _windows(part: Tensor, parts: int, ky: Tensor, kx: Tensor, sides: list[Side]
             return None
         limits += each
         inside *= sum(last - first for first, last in each) / (side.kernel * side.size)
-    if inside > _INSIDE:
-        return None
-    number = (part * sides[1].kernel + kx) * sides[0].kernel + ky
-    return Blocks(
-        parts * sides[0].kernel * sides[1].kernel, number, torch.tensor(limits), sides[0].kernel, sides[1].kernel
-    )
+    return None if inside > _INSIDE else _Windows(torch.tensor(limits), inside)
 
 
 def _padding(given: Any, kernel: list[int], dilation: tuple[int, int]) -> tuple[int, int]:

@@ -1,44 +1,53 @@
-"""The product of a layer: its lists, its instruction, and those of its gradients."""
+"""The product of a layer: its lists or its dense weights, its instruction, and those of its gradients."""
 
 from __future__ import annotations
 
-import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
+from torch import Tensor
 
-from lthfunc.hardware import has_wide_amd_cores
-from lthfunc.sparse.builder import Builder, Value, Weights
-from lthfunc.sparse.kernels.build import have_avx512
+from lthfunc.sparse.builder import Builder, Target, Value
 from lthfunc.sparse.kernels.instructions import BY_ROWS, BY_TILES, SUMS
 from lthfunc.sparse.patterns import Blocks, Entries, lists_of
-from lthfunc.sparse.places import LANES, VECTOR_BYTES, Place, nowhere
+from lthfunc.sparse.places import VECTOR_BYTES, Place, nowhere
+from lthfunc.sparse.rules.dense import DenseWeights, Turned
 from lthfunc.sparse.rules.interface import Param, claim
 from lthfunc.sparse.rules.walks import Walk, moved, plain
 
-#: Share of a linear layer's weights from which their gradients, and its products too, are computed densely
-#: (kernels/dense.cpp). Lists feed wide multipliers less well than dense products do, and without AVX-512 survivors are
-#: spread out and picked one by one.
-_GRADIENTS_FROM, _PRODUCTS_FROM = (0.88, 1.0)
-if have_avx512():
-    _GRADIENTS_FROM, _PRODUCTS_FROM = (0.42, 0.55) if has_wide_amd_cores() else (0.65, 0.72)
-#: Inputs that a dense gradient takes at a time, and tiles that a dense product does.
-_STRIP, _TILES = 64, 4
+#: From weights, by where they lie in the flattened leaf, to what a product's rows read.
+Listed = Callable[[Tensor], tuple[Entries, "Blocks | None"]]
+
+
+class Back(NamedTuple):
+    """A product of a layer's gradient. inside: the share of its work that lists don't leave out as outside the image."""
+
+    listed: Listed
+    walk_grad: Walk
+    walk_into: Walk
+    inside: float = 1.0
 
 
 class Layer:
-    """What convolution and linear layers share: the instructions of a product and of its gradients."""
+    """What convolution and linear layers share: the instructions of a product and of its gradients.
 
-    def __init__(self, b: Builder, x: Value, out: Value, weight: Param, bias: Param | None, across: int) -> None:
+    across: of a linear layer, how many tiles it takes at once; 0 for a convolution. grouped: whether it is one whose
+    rows read different channels.
+    """
+
+    def __init__(
+        self, b: Builder, x: Value, out: Value, weight: Param, bias: Param | None, across: int, *, grouped: bool = False
+    ) -> None:
         claim(b, weight, bias)
-        self.b, self.x, self.out, self.across = b, x, out, across
+        self.b, self.x, self.out, self.across, self.grouped = b, x, out, across, grouped
         self.weight, self.bias = weight.name, bias.name if bias is not None else None
+        self.dense = DenseWeights(b, weight.name)
+        self.is_dense = False
         self.lists: dict[str, int] = {}
-        self.survivors: dict[str, int] = {}
-        self.spread: Place | None = None
         self.row_out = -1
-        self.walk: tuple[Walk, Walk] | None = None
+        self.walk: tuple[Listed, Walk, Walk] | None = None
+        self.back: list[tuple[Back, Turned | None]] = []
         self.pooled: Value | None = None
         self.codes: Place | None = None
         self.saved = -1
@@ -49,42 +58,88 @@ class Layer:
     def _bias_at(self) -> int:
         return self.b.leaves[self.bias].first if self.bias else -1
 
-    def forward(self, entries: Any, walk_in: Walk, walk_out: Walk, *, poolable: bool = False) -> None:
-        """The layer's product. poolable: it may give 2 × 2 maxima instead."""
-        self.walk = walk_in, walk_out
-        if poolable:
-            self.out.pool = self._pool
-        if not self._dense:
-            self.out.scale = self._scale
-        if not (self.b.training or self.across):
-            self.out.add = self._add
+    @property
+    def _positions(self) -> Tensor:
+        return self.b.weights[self.weight].positions
 
-        if self._dense and not self._full:
-            self._spread_weights()
+    def forward(
+        self, listed: Listed, walk_in: Walk, walk_out: Walk, back: list[Back], *, poolable: bool = False
+    ) -> None:
+        """The layer's product, and what those of its gradient, `back`, need. poolable: lists may give 2 × 2 maxima."""
+        self.walk = listed, walk_in, walk_out
+        linear, places = bool(self.across), walk_out.ny * walk_out.nx
+        if linear:
+            self.is_dense = self.dense.makes_products
+        else:
+            self.is_dense = not self.grouped and self.dense.makes_convolutions(places)
+        if poolable or (self.is_dense and not linear):
+            self.out.pool = self._pool
+        if not (linear and self.is_dense):
+            self.out.scale = self._scale
+        if not (self.b.training or linear):
+            self.out.add = self._add
+        if self.is_dense:
+            self.dense.spread(first=not linear)
+        self.back = [(each, self._turned(each)) for each in back]
 
         def late() -> Any:
-            if self._dense:
-                self.row_out = self.b.table(walk_out.rows())
-                return self._dense_product(self.x.place, self.out.place, self.row_out, turned=False)
-            made, blocks = entries()
-            lists = self._lists(made, None if self.pooled is not None else blocks)
-            self.lists = {name: lists[name] for name in ("starts", "offsets", "blocks")}
             self.row_out = self.b.table(walk_out.rows())
+            if linear and self.is_dense:
+                return self.dense.product(
+                    self.x.place, self.out.place, self.row_out, turned=False, bias=self._bias_at,
+                    relu=int(self.out.rectified), accumulate=0, gate=-1,
+                )  # fmt: skip
             walk, codes, row_out = walk_out, -1, self.row_out
             if self.pooled is not None:
                 walk = plain(self.pooled.place)
                 codes = -1 if self.codes is None else self.codes.first
                 row_out = self.b.table(walk.rows())
-            return "products", BY_ROWS if self.across else BY_TILES, made.outputs, {
-                **walk_in.columns("in"), **walk.columns("out"), "ny": walk.ny, "nx": walk.nx, **lists,
-                "row_out": row_out, "values": self.b.leaves[self.weight].first, "bias": self._bias_at,
-                "relu": int(self.out.rectified), "accumulate": 0, "gate": -1, "across": self.across,
-                "pool": int(self.pooled is not None), "codes": codes, "saved": self.saved,
+            columns = {
+                "row_out": row_out, "bias": self._bias_at, "relu": int(self.out.rectified), "accumulate": 0,
+                "gate": -1, "pool": int(self.pooled is not None), "codes": codes, "saved": self.saved,
                 **(nowhere("b") if self.added is None else self.added.named("b")),
             }  # fmt: skip
+            if self.is_dense:
+                return self.dense.convolution(self._reads(listed), walk_in, walk, **columns)
+            made, blocks = listed(self._positions)
+            lists = self._lists(made, None if self.pooled is not None else blocks)
+            self.lists = {name: lists[name] for name in ("starts", "offsets", "blocks")}
+            return self._products(made, walk_in, walk, lists, columns)
 
         self.b.emit(late)
         self.writes = late
+
+    def _reads(self, listed: Listed) -> Tensor:
+        """What each row of a dense convolution reads."""
+        return listed(torch.arange(self.dense.ins))[0].inputs
+
+    def _turned(self, back: Back) -> Turned | None:
+        """The weights for a dense product of the gradient, where it is one."""
+        if not (self.is_dense and self.b.training and self.x.needs) or self.across:
+            return None
+        if not self.dense.makes_convolutions(back.walk_into.ny * back.walk_into.nx, back.inside):
+            return None
+        which = self._first_row(back)[1]
+        return self.dense.turned(which, self.dense.ins // self.x.place.channels) if len(which) else None
+
+    def _first_row(self, back: Back) -> tuple[Tensor, Tensor]:
+        """What the transpose's first row reads, and the weights for it, by where they lie in the flattened leaf."""
+        step = self.dense.ins // self.x.place.channels
+        positions = (torch.arange(self.dense.outs)[:, None] * self.dense.ins + torch.arange(step)).flatten()
+        made, _ = back.listed(positions)
+        assert made.which is not None
+        # In the order of memory, which is the reverse of the weights': the other way round, a processor guesses badly
+        # what will be read next, and takes up to twice as long.
+        order = torch.argsort(made.inputs)
+        return made.inputs[order], positions[made.which[order]]
+
+    def _products(
+        self, made: Entries, walk_in: Walk, walk_out: Walk, lists: dict[str, int], columns: dict[str, int]
+    ) -> Any:
+        return "products", BY_ROWS if self.across else BY_TILES, made.outputs, {
+            **walk_in.columns("in"), **walk_out.columns("out"), "ny": walk_out.ny, "nx": walk_out.nx, **lists,
+            "values": self.b.leaves[self.weight].first, "across": self.across, **columns,
+        }  # fmt: skip
 
     def _add(self, other: Place) -> bool:
         """Add what is written by now as the product is written, if nothing came between and it is no maximum."""
@@ -124,63 +179,6 @@ class Layer:
         self.b.emit(late)
         self.b.release(pooled)
 
-    @property
-    def _share(self) -> float:
-        """Of its weights that survive; all, where it has none."""
-        weights = self.b.weights[self.weight]
-        every = math.prod(weights.shape)
-        return len(weights.positions) / every if every else 1.0
-
-    @property
-    def _full(self) -> bool:
-        """Whether it is a linear layer that has all its weights."""
-        return bool(self.across) and self._share == 1
-
-    @property
-    def _dense(self) -> bool:
-        """Whether its products are dense ones."""
-        enough = bool(self.across) and self._share >= _PRODUCTS_FROM
-        return self._full or (enough and self.b.tiles >= _TILES)
-
-    def _spread_weights(self) -> None:
-        outs, ins = self.b.weights[self.weight].shape
-        vectors = outs * -(-ins // LANES)
-        room = self.spread = self.b.place(-(-vectors // self.b.tiles))  # row after row, whatever a tile is
-
-        def late() -> Any:
-            return "spread_weights", BY_ROWS, outs, {
-                "values": self.b.leaves[self.weight].first, **self._survivors(), "out": room.first,
-            }  # fmt: skip
-
-        self.b.emit(late)
-
-    def _survivors(self) -> dict[str, int]:
-        """Tables of each row's first survivor, and of which weights of 16 survive, so many numbers a row."""
-        if not self.survivors:
-            outs, ins = self.b.weights[self.weight].shape
-            kept = torch.zeros(outs * ins, dtype=torch.int64)
-            kept[self.b.weights[self.weight].positions] = 1
-            rows = F.pad(kept.view(outs, ins), (0, -ins % LANES))
-            starts = F.pad(rows.sum(1).cumsum(0), (1, 0))
-            bits = (rows.view(-1, LANES) << torch.arange(LANES)).sum(1)
-            tables = {"starts": self.b.table(starts), "bits": self.b.table(bits)}
-            self.survivors = {**tables, "words": rows.shape[1] // LANES}
-        return self.survivors
-
-    def _dense_product(
-        self, source: Place, into: Place, rows: int, *, turned: bool, accumulate: int = 0, gate: int = -1
-    ) -> Any:
-        outs, ins = self.b.weights[self.weight].shape
-        width = ins if self.spread is None else self._survivors()["words"] * LANES
-        return "dense_products", BY_ROWS, ins if turned else outs, {
-            "in": source.first, "in_tile": source.tile, "addresses": self.b.table(source.addresses()),
-            "features": outs if turned else ins, "out": into.first, "out_tile": into.tile, "row_out": rows,
-            "values": self.b.leaves[self.weight].first, "spread": -1 if self.spread is None else self.spread.first,
-            "value_row": 1 if turned else width, "value_step": width if turned else 1,
-            "bias": -1 if turned else self._bias_at,
-            "relu": int(not turned and self.out.rectified), "accumulate": accumulate, "gate": gate,
-        }  # fmt: skip
-
     def _lists(self, entries: Entries, blocks: Blocks | None) -> dict[str, int]:
         lists = lists_of(entries, blocks)
         limits = None if blocks is None else blocks.limits
@@ -193,70 +191,50 @@ class Layer:
             "kernel_x": 0 if blocks is None else blocks.kernel_x,
         }  # fmt: skip
 
-    def gradients(self, products: list[tuple[Any, Walk, Walk]]) -> None:
-        """Of the weights, the bias and, by these products, of the input."""
+    def gradients(self) -> None:
+        """Of the weights, the bias and the input."""
         grad = self.b.gradient_of(self.out)
         self._weight_gradients(grad)
         if self.x.needs:
             target = self.b.target(self.x)
-            for lists, walk_grad, walk_into in products:
-                self._input_gradient(lists, walk_grad, walk_into, grad, target)
+            for back, turned in self.back:
+                self._input_gradient(back, turned, grad, target)
         self.b.release(self.out)
 
     def _weight_gradients(self, grad: Place) -> None:
         assert self.walk is not None
-        weights = self.b.weights[self.weight]
-        if self.across and (self._dense or self._share >= _GRADIENTS_FROM):
-            self._dense_weight_gradients(grad, weights)
+        listed, walk_in, walk_out = self.walk
+        if self.across and self.dense.makes_gradients:
+            self.dense.gradients(self.x.place, grad, lambda: self.row_out, self._bias_at)
             return
-        walk_in, walk_out = self.walk
+        dense = not (self.across or self.grouped) and self.dense.makes_convolution_gradients(walk_out.ny * walk_out.nx)
 
         def late() -> Any:
-            return "weight_gradients", BY_ROWS if self.across else SUMS, weights.shape[0], {
-                **walk_in.columns("in"), **moved(walk_out, grad).columns("grad"),
-                "ny": walk_out.ny, "nx": walk_out.nx, **self.lists,
-                "row_grad": self.row_out,
-                "gradients": self.b.leaves[self.weight].first, "bias": self._bias_at, "across": self.across,
+            walk_grad = moved(walk_out, grad)
+            if dense:
+                reads = self._reads(listed)
+                return self.dense.convolution_gradients(reads, walk_in, walk_grad, self.row_out, self._bias_at)
+            return "weight_gradients", BY_ROWS if self.across else SUMS, self.dense.outs, {
+                **walk_in.columns("in"), **walk_grad.columns("grad"), "ny": walk_out.ny, "nx": walk_out.nx,
+                **self.lists, "row_grad": self.row_out, "gradients": self.b.leaves[self.weight].first,
+                "bias": self._bias_at, "across": self.across,
             }  # fmt: skip
 
         self.b.emit(late)
 
-    def _dense_weight_gradients(self, grad: Place, weights: Weights) -> None:
-        x, features = self.x.place, weights.shape[1]
-        strips = -(-features // _STRIP)
-        width = strips * _STRIP
-        room = self.b.place(width)  # as many numbers, example after example
-
-        def turned() -> Any:
-            return "by_example", BY_ROWS, -(-features // 16), {
-                "in": x.first, "in_tile": x.tile, "addresses": self.b.table(x.addresses()), "features": features,
-                "out": room.first, "width": width,
-            }  # fmt: skip
-
+    def _input_gradient(self, back: Back, turned: Turned | None, grad: Place, target: Target) -> None:
         def late() -> Any:
-            return "dense_weight_gradients", BY_ROWS, weights.shape[0], {
-                "in": room.first, "width": width, "features": features, "grad": grad.first, "grad_tile": grad.tile,
-                **self._survivors(), "row_grad": self.row_out,
-                "gradients": self.b.leaves[self.weight].first, "bias": self._bias_at,
-            }  # fmt: skip
-
-        self.b.emit(turned)
-        self.b.emit(late)
-
-    def _input_gradient(self, lists: Any, walk_grad: Walk, walk_into: Walk, grad: Place, target: Any) -> None:
-        def late() -> Any:
-            if self._dense:
+            gate = -1 if target.gate is None else back.walk_into.shifted(target.gate.first)
+            columns = {"accumulate": int(target.accumulate), "gate": gate}
+            if self.across and self.is_dense:
                 rows = self.b.table(self.x.place.addresses())
-                return self._dense_product(grad, target.place, rows, turned=True, **target.columns)
-            made, blocks = lists(self.b.weights[self.weight].positions)
-            gate = -1 if target.gate is None else walk_into.shifted(target.gate.first)
-            into = moved(walk_into, target.place)
-            return "products", BY_ROWS if self.across else BY_TILES, made.outputs, {
-                **moved(walk_grad, grad).columns("in"), **into.columns("out"),
-                "ny": walk_into.ny, "nx": walk_into.nx, **self._lists(made, blocks),
-                "row_out": self.b.table(into.rows()), "values": self.b.leaves[self.weight].first, "bias": -1,
-                "relu": 0, "accumulate": int(target.accumulate), "gate": gate, "across": self.across, "pool": 0,
-                "codes": -1, "saved": -1, **nowhere("b"),
-            }  # fmt: skip
+                return self.dense.product(grad, target.place, rows, turned=True, bias=-1, relu=0, **target.columns)
+            into, walk_grad = moved(back.walk_into, target.place), moved(back.walk_grad, grad)
+            columns["row_out"] = self.b.table(into.rows())
+            if turned is not None:
+                return turned.convolution(self._first_row(back)[0], walk_grad, into, **columns)
+            made, blocks = back.listed(self._positions)
+            columns |= {"bias": -1, "relu": 0, "pool": 0, "codes": -1, "saved": -1, **nowhere("b")}
+            return self._products(made, walk_grad, into, self._lists(made, blocks), columns)
 
         self.b.emit(late)

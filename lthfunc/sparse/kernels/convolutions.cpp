@@ -1,0 +1,278 @@
+// Convolutions that have most of their weights, as dense ones: pruned weights are zeros among the others.
+//
+// All rows read the same places then. An input that is loaded serves several rows, where a list's serves one, so that
+// multipliers are fed at their full rate (rules/product.py says from which density on it pays).
+#include <algorithm>
+#include <vector>
+
+#include "bits.h"
+#include "walks.h"
+
+namespace lthfunc {
+namespace {
+
+// Rows and places (or entries) whose sums stay in registers.
+#ifdef __AVX512F__
+constexpr int ROWS = 4, PLACES = 6;
+#else
+constexpr int ROWS = 2, PLACES = 3;
+#endif
+// Bytes of inputs that the gradients of some entries read again and again, for one group of rows after the other.
+constexpr i64 NEAR_BYTES = 256 * 1024;
+
+// A vector that is loaded once: compilers would load it again for each multiply-add that reads it.
+LTHFUNC_INLINE void keep(floats& v) {
+#if defined(__x86_64__)
+  asm("" : "+x"(v));
+#endif
+}
+template <typename Half>
+LTHFUNC_INLINE void keep(Two<Half>& v) {
+  keep(v.low);
+  keep(v.high);
+}
+
+const float* weights_of(i64 values, i64 spread, const Memory& m) {
+  return spread < 0 ? m.values + values : reinterpret_cast<const float*>(m.activations + spread);
+}
+
+// sum[row][place] += weight[row] · in[place], over all entries. from(s): the bytes of place s behind the first.
+template <int Rows, int Sums, typename From>
+LTHFUNC_INLINE void run(vec (&sum)[Rows][Sums], const dense_convolutions_row& i, const Memory& m, const vec* in,
+                        i64 row, From from) {
+  const i32* const offsets = m.lists + i.offsets;
+  const float* value[Rows];
+  LTHFUNC_UNROLL
+  for (int r = 0; r < Rows; ++r) value[r] = weights_of(i.values, i.spread, m) + (row + r) * i.value_row;
+  const vec* place[Sums];
+  LTHFUNC_UNROLL
+  for (int s = 0; s < Sums; ++s) place[s] = &behind(in, from(s));
+  for (i64 k = 0; k < i.entries; ++k) {
+    vec x[Sums];
+    LTHFUNC_UNROLL
+    for (int s = 0; s < Sums; ++s) {
+      x[s] = behind(place[s], offsets[k]);
+      keep(x[s]);
+    }
+    LTHFUNC_UNROLL
+    for (int r = 0; r < Rows; ++r) {
+      const vec weight = all(value[r][k]);
+      LTHFUNC_UNROLL
+      for (int s = 0; s < Sums; ++s) sum[r][s] += weight * x[s];
+    }
+  }
+}
+
+template <int Rows, int Sums>
+LTHFUNC_INLINE void begin(vec (&sum)[Rows][Sums], const dense_convolutions_row& i, const Memory& m, i64 row) {
+  LTHFUNC_UNROLL
+  for (int r = 0; r < Rows; ++r) {
+    const vec bias = all(i.bias < 0 ? 0.0f : m.values[i.bias + row + r]);
+    LTHFUNC_UNROLL
+    for (int s = 0; s < Sums; ++s) sum[r][s] = bias;
+  }
+}
+
+// Some rows of a stretch of outputs.
+template <int Rows, int Sums, bool Unit>
+void stretch(const dense_convolutions_row& i, const Memory& m, const Walk& walk, i64 row) {
+  const i32* const row_out = m.lists + i.row_out + row;
+  // What is read and written at the end lies far apart, so that no processor guesses it; asked for now, it has the time
+  // of a whole list to come.
+  if (walk.gate || i.accumulate) {
+    LTHFUNC_UNROLL
+    for (int r = 0; r < Rows; ++r) {
+      LTHFUNC_UNROLL
+      for (int s = 0; s < Sums; ++s) {
+        __builtin_prefetch(walk.out + row_out[r] + s * walk.out_step, 1);
+        if (walk.gate) __builtin_prefetch(walk.gate + row_out[r] + s * walk.out_step);
+      }
+    }
+  }
+  vec sum[Rows][Sums];
+  begin(sum, i, m, row);
+  run(sum, i, m, walk.in, row, [&](int s) { return s * (Unit ? 1 : walk.in_step) * BYTES; });
+  LTHFUNC_UNROLL
+  for (int r = 0; r < Rows; ++r) {
+    vec* const out = walk.out + row_out[r];
+    if (i.accumulate) {
+      LTHFUNC_UNROLL
+      for (int s = 0; s < Sums; ++s) sum[r][s] += out[s * walk.out_step];
+    }
+    finish(sum[r], i, m, walk, row + r, row_out[r]);
+    LTHFUNC_UNROLL
+    for (int s = 0; s < Sums; ++s) out[s * walk.out_step] = sum[r][s];
+  }
+}
+
+// The maximum of a 2 × 2 window, of some rows.
+template <int Rows>
+void pooled(const dense_convolutions_row& i, const Memory& m, const Walk& walk, i64 row) {
+  vec sum[Rows][4];
+  begin(sum, i, m, row);
+  run(sum, i, m, walk.in, row, [&](int s) { return (s / 2 * i.in_y + s % 2 * walk.in_step) * BYTES; });
+  LTHFUNC_UNROLL
+  for (int r = 0; r < Rows; ++r) write_maximum(sum[r], i, m, walk, row + r, m.lists[i.row_out + row + r]);
+}
+
+using Kernel = void (*)(const dense_convolutions_row&, const Memory&, const Walk&, i64);
+
+template <int Rows, int Sums = PLACES>
+Kernel kernel_of(i64 size, bool unit) {
+  if constexpr (Sums > 1) {
+    if (size < Sums) return kernel_of<Rows, Sums - 1>(size, unit);
+  }
+  return unit ? stretch<Rows, Sums, true> : stretch<Rows, Sums, false>;
+}
+
+// The largest group of rows that fits: ROWS, or half of them, or one.
+template <int Rows = ROWS>
+i64 group(i64 left) {
+  if constexpr (Rows > 1) {
+    if (left < Rows) return group<Rows / 2>(left);
+  }
+  return Rows;
+}
+
+template <int Rows = ROWS>
+void some_rows(i64 rows, const dense_convolutions_row& i, const Memory& m, const Walk& walk, i64 row, i64 size) {
+  if constexpr (Rows > 1) {
+    if (rows < Rows) return some_rows<Rows / 2>(rows, i, m, walk, row, size);
+  }
+  if (i.pool)
+    pooled<Rows>(i, m, walk, row);
+  else
+    kernel_of<Rows>(size, i.in_x == 1)(i, m, walk, row);
+}
+
+// ---- gradients of the weights ----
+
+// Where gradients go: rows `width` apart, added to what is there or not.
+struct Into {
+  float* rows;
+  i64 width;
+  bool again;
+};
+
+// Rows · Entries gradients, summed over all places of some tiles.
+template <int Rows, int Entries>
+void entries(const dense_convolution_gradients_row& i, const Memory& m, Part part, i64 row, i64 k, Into into) {
+  vec sum[Rows][Entries] = {};
+  const i32* const offsets = m.lists + i.offsets + k;
+  const i32* const row_grad = m.lists + i.row_grad + row;
+  for (i64 tile = part.tile; tile < part.tiles; ++tile) {
+    for (i64 y = 0; y < i.ny; ++y) {
+      const vec* in = m.activations + i.in + tile * i.in_tile + y * i.in_y;
+      const vec* grad = m.activations + i.grad + tile * i.grad_tile + y * i.grad_y;
+      for (i64 x = 0; x < i.nx; ++x, in += i.in_x, grad += i.grad_x) {
+        vec held[Rows];
+        LTHFUNC_UNROLL
+        for (int r = 0; r < Rows; ++r) {
+          held[r] = grad[row_grad[r]];
+          keep(held[r]);
+        }
+        LTHFUNC_UNROLL
+        for (int e = 0; e < Entries; ++e) {
+          vec value = behind(in, offsets[e]);
+          keep(value);
+          LTHFUNC_UNROLL
+          for (int r = 0; r < Rows; ++r) sum[r][e] += held[r] * value;
+        }
+      }
+    }
+  }
+  // Lanes of two rows are added up at once: eight sums of each.
+  static_assert(Entries <= 8);
+  for (int r = 0; r < Rows; r += 2) {
+    vec both[16] = {};
+    LTHFUNC_UNROLL
+    for (int e = 0; e < Entries; ++e) {
+      both[e] = sum[r][e];
+      if (r + 1 < Rows) both[8 + e] = sum[r + 1][e];
+    }
+    const vec total = sums_of(both);
+    for (int half = 0; half < std::min(2, Rows - r); ++half) {
+      float* const out = into.rows + (r + half) * into.width + k;
+      for (int e = 0; e < Entries; ++e) out[e] = total[8 * half + e] + (into.again ? out[e] : 0.0f);
+    }
+  }
+}
+
+using Entries = void (*)(const dense_convolution_gradients_row&, const Memory&, Part, i64, i64, Into);
+
+template <int Rows, int Most = PLACES>
+Entries entries_of(i64 count) {
+  if constexpr (Most > 1) {
+    if (count < Most) return entries_of<Rows, Most - 1>(count);
+  }
+  return entries<Rows, Most>;
+}
+
+template <int Rows = ROWS>
+void some_entries(const dense_convolution_gradients_row& i, const Memory& m, Part part, i64 row, i64 from, i64 to,
+                  Into into) {
+  if constexpr (Rows > 1) {
+    if (part.rows - row < Rows) return some_entries<Rows / 2>(i, m, part, row, from, to, into);
+  }
+  for (i64 k = from; k < to;) {
+    // In few parts, of nearly even lengths.
+    const i64 parts = (to - k + PLACES - 1) / PLACES, count = (to - k + parts - 1) / parts;
+    entries_of<Rows>(count)(i, m, part, row, k, into);
+    k += count;
+  }
+}
+
+void bias_gradient(const dense_convolution_gradients_row& i, Memory& m, Part part, i64 row, bool again) {
+  vec total[4] = {};
+  for (i64 tile = part.tile; tile < part.tiles; ++tile) {
+    const vec* const from = m.activations + i.grad + tile * i.grad_tile + m.lists[i.row_grad + row];
+    for (i64 y = 0; y < i.ny; ++y)
+      for (i64 x = 0; x < i.nx; ++x) total[x % 4] += from[y * i.grad_y + x * i.grad_x];
+  }
+  float& gradient = m.gradients[i.bias + row];
+  gradient = sum((total[0] + total[1]) + (total[2] + total[3])) + (again ? gradient : 0.0f);
+}
+
+}  // namespace
+
+void dense_convolutions(const dense_convolutions_row& i, Memory& m, Part part) {
+  const i64 most = i.pool ? 1 : PLACES;
+  for (i64 tile = part.tile; tile < part.tiles; ++tile)
+    for (i64 y = 0; y < i.ny; ++y)
+      stretches(i, m, tile, y, i.nx, most, [&](const Walk& walk, i64, i64 size) {
+        for (i64 row = part.row; row < part.rows; row += group(part.rows - row))
+          some_rows(part.rows - row, i, m, walk, row, size);
+      });
+}
+
+void turn_weights(const turn_weights_row& i, Memory& m, Part part) {
+  const float* const weights = weights_of(i.values, i.spread, m);
+  const i32* const from = m.lists + i.from;
+  float* const out = reinterpret_cast<float*>(m.activations + i.out);
+  for (i64 row = part.row; row < part.rows; ++row)
+    for (i64 k = 0; k < i.entries; ++k) out[row * i.entries + k] = weights[from[k] + row * i.step];
+}
+
+void dense_convolution_gradients(const dense_convolution_gradients_row& i, Memory& m, Part part) {
+  const i32* const starts = m.lists + i.starts;
+  const bool full = starts[i.rows] == i.rows * i.entries, again = part.tile > 0 && !m.partials;
+  // Where pruned weights have no place, their gradients are computed beside the others and left.
+  static thread_local std::vector<float> apart;
+  const i64 width = full ? i.entries : i.words * LANES;
+  if (!full) apart.resize(static_cast<std::size_t>((part.rows - part.row) * width));
+  float* const first = full ? m.gradients + i.gradients + part.row * width : apart.data();
+  const i64 channels = NEAR_BYTES / (i.channel_bytes * (part.tiles - part.tile));
+  const i64 some = std::max<i64>(PLACES, channels * i.channel_entries);
+  const auto into = [&](i64 row) { return Into{first + (row - part.row) * width, width, full && again}; };
+  for (i64 k = 0; k < i.entries; k += some)
+    for (i64 row = part.row; row < part.rows; row += group(part.rows - row))
+      some_entries(i, m, part, row, k, std::min(k + some, i.entries), into(row));
+  for (i64 row = part.row; row < part.rows; ++row) {
+    if (!full)
+      pick_row(into(row).rows, m.lists + i.bits + row * i.words, i.words, m.gradients + i.gradients + starts[row],
+               again);
+    if (i.bias >= 0) bias_gradient(i, m, part, row, again);
+  }
+}
+
+}  // namespace lthfunc

@@ -1,0 +1,201 @@
+"""Layers that have most of their weights, computed as dense ones: pruned weights are zeros among the others."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lthfunc.hardware import has_wide_amd_cores
+from lthfunc.sparse.builder import Builder
+from lthfunc.sparse.kernels.build import have_avx512
+from lthfunc.sparse.kernels.instructions import BY_ROWS, BY_TILES, SUMS
+from lthfunc.sparse.places import LANES, VECTOR_BYTES, Place, nowhere
+from lthfunc.sparse.rules.walks import Walk
+
+#: Share of a layer's weights from which it is computed densely: gradients of a linear layer's weights, its products
+#: (kernels/dense.cpp), and convolutions (kernels/convolutions.cpp). Lists feed wide multipliers less well than dense
+#: products do, and without AVX-512 survivors are spread out and picked one by one.
+GRADIENTS_FROM, PRODUCTS_FROM, CONVOLUTIONS_FROM = (0.88, 1.0, 0.9)
+if have_avx512():
+    GRADIENTS_FROM, PRODUCTS_FROM, CONVOLUTIONS_FROM = (0.42, 0.55, 0.6) if has_wide_amd_cores() else (0.65, 0.72, 0.9)
+#: Tiles that a dense product takes at a time, and inputs that a dense gradient does.
+_TILES, _STRIP = 4, 64
+#: Rows of a convolution, places in all tiles, and weights of a row below which lists are as good.
+_ROWS, _PLACES, _ENTRIES = 16, 32, 64
+#: Places of an image up to which gradients of weights are summed up over all tiles at once: lanes are then added up once
+#: for many places. Larger images are taken tile by tile, while they lie in a cache.
+_SMALL = 16
+
+
+class DenseWeights:
+    """A layer's weights, pruned ones among them, and the instructions that read all of them.
+
+    outs, ins: rows and columns of the matrix that they are. share: of the weights that survive; all, where it has none.
+    """
+
+    def __init__(self, b: Builder, name: str) -> None:
+        self._b, self._name = b, name
+        shape = b.weights[name].shape
+        self.outs, self.ins = shape[0], math.prod(shape[1:])
+        every = self.outs * self.ins
+        self.share = len(b.weights[name].positions) / every if every else 1.0
+        self._spread: Place | None = None
+        self._tables: dict[str, int] = {}
+
+    @property
+    def full(self) -> bool:
+        """Whether all survive."""
+        return self.share == 1
+
+    @property
+    def makes_products(self) -> bool:
+        """Whether a linear layer's products are dense ones."""
+        return self.full or (self.share >= PRODUCTS_FROM and self._b.tiles >= _TILES)
+
+    @property
+    def makes_gradients(self) -> bool:
+        """Whether the gradients of a linear layer's weights are."""
+        return self.makes_products or self.share >= GRADIENTS_FROM
+
+    def makes_convolution_gradients(self, places: int, inside: float = 1.0) -> bool:
+        """Whether the gradients of a convolution's weights are. inside: the share of its work that lists do at all."""
+        many = self.outs >= _ROWS and places * self._b.tiles >= _PLACES
+        return many and self.share * inside >= CONVOLUTIONS_FROM
+
+    def makes_convolutions(self, places: int, inside: float = 1.0) -> bool:
+        """Whether its products are. One tile does not pay for spreading survivors out."""
+        pays = self.ins >= _ENTRIES and (self.full or self._b.tiles > 1)
+        return pays and self.makes_convolution_gradients(places, inside)
+
+    def spread(self, *, first: bool = False) -> None:
+        """Spread survivors out among zeros, before the products that follow or, `first`, before everything."""
+        if self.full:
+            return
+        room = self._spread = self._room(self.outs * -(-self.ins // LANES))
+
+        def late() -> Any:
+            return "spread_weights", BY_ROWS, self.outs, {
+                "values": self._values, **self._survivors(), "out": room.first,
+            }  # fmt: skip
+
+        (self._b.emit_first if first else self._b.emit)(late)
+
+    def _room(self, vectors: int) -> Place:
+        """For numbers row after row, whatever a tile is."""
+        return self._b.place(-(-vectors // self._b.tiles))
+
+    @property
+    def _values(self) -> int:
+        return self._b.leaves[self._name].first
+
+    @property
+    def _columns(self) -> dict[str, int]:
+        return {"values": self._values, "spread": -1 if self._spread is None else self._spread.first}
+
+    @property
+    def _row(self) -> int:
+        """Numbers from a row to the next."""
+        return self.ins if self._spread is None else -(-self.ins // LANES) * LANES
+
+    def _survivors(self) -> dict[str, int]:
+        """Tables of each row's first survivor, and of which weights of 16 survive, so many numbers a row."""
+        if not self._tables:
+            kept = torch.zeros(self.outs * self.ins, dtype=torch.int64)
+            kept[self._b.weights[self._name].positions] = 1
+            rows = F.pad(kept.view(self.outs, self.ins), (0, -self.ins % LANES))
+            starts = F.pad(rows.sum(1).cumsum(0), (1, 0))
+            bits = (rows.view(-1, LANES) << torch.arange(LANES)).sum(1)
+            tables = {"starts": self._b.table(starts), "bits": self._b.table(bits)}
+            self._tables = {**tables, "words": rows.shape[1] // LANES}
+        return self._tables
+
+    # ---- linear layers ----
+
+    def product(self, source: Place, into: Place, row_out: int, *, turned: bool, **columns: int) -> Any:
+        """Of a linear layer, or of its transpose."""
+        return "dense_products", BY_ROWS, self.ins if turned else self.outs, {
+            "in": source.first, "in_tile": source.tile, "addresses": self._b.table(source.addresses()),
+            "features": self.outs if turned else self.ins, "out": into.first, "out_tile": into.tile,
+            "row_out": row_out, **self._columns, "value_row": 1 if turned else self._row,
+            "value_step": self._row if turned else 1, **columns,
+        }  # fmt: skip
+
+    def gradients(self, x: Place, grad: Place, row_grad: Callable[[], int], bias: int) -> None:
+        """Of a linear layer's surviving weights, from its inputs example by example."""
+        width = -(-self.ins // _STRIP) * _STRIP
+        room = self._b.place(width)
+
+        def turned() -> Any:
+            return "by_example", BY_ROWS, -(-self.ins // LANES), {
+                "in": x.first, "in_tile": x.tile, "addresses": self._b.table(x.addresses()), "features": self.ins,
+                "out": room.first, "width": width,
+            }  # fmt: skip
+
+        def late() -> Any:
+            return "dense_weight_gradients", BY_ROWS, self.outs, {
+                "in": room.first, "width": width, "features": self.ins, "grad": grad.first, "grad_tile": grad.tile,
+                **self._survivors(), "row_grad": row_grad(), "gradients": self._values, "bias": bias,
+            }  # fmt: skip
+
+        self._b.emit(turned)
+        self._b.emit(late)
+
+    # ---- convolutions ----
+
+    def convolution(self, inputs: Tensor, walk_in: Walk, walk_out: Walk, **columns: int) -> Any:
+        """Of weights row by row. inputs: the vectors that a row reads, from its first place on."""
+        return "dense_convolutions", BY_TILES, self.outs, {
+            **walk_in.columns("in"), **walk_out.columns("out"), "ny": walk_out.ny, "nx": walk_out.nx,
+            "offsets": self._b.table(inputs * VECTOR_BYTES), "entries": len(inputs), **self._columns,
+            "value_row": self._row, **columns,
+        }  # fmt: skip
+
+    def turned(self, which: Tensor, step: int) -> Turned:
+        """The transpose, put down before everything. which: for its first row, where in the flattened leaf each weight
+        lies; step: numbers from there to the next row's."""
+        rows = self.ins // step
+        room = self._room(-(-rows * len(which) // LANES))
+
+        def late() -> Any:
+            places = which // self.ins * self._row + which % self.ins
+            return "turn_weights", BY_ROWS, rows, {
+                **self._columns, "from": self._b.table(places), "entries": len(which), "step": step, "out": room.first,
+            }  # fmt: skip
+
+        # After the survivors were spread out, which may come before everything too.
+        self._b.instructions.insert(0 if self._spread is None else 1, late)
+        return Turned(self._b, room, rows)
+
+    def convolution_gradients(
+        self, inputs: Tensor, walk_in: Walk, walk_grad: Walk, row_grad: int, bias: int
+    ) -> Any:
+        """Of the surviving weights."""
+        split = BY_ROWS if walk_grad.ny * walk_grad.nx <= _SMALL else SUMS
+        return "dense_convolution_gradients", split, self.outs, {
+            **walk_in.columns("in"), **walk_grad.columns("grad"), "ny": walk_grad.ny, "nx": walk_grad.nx,
+            "offsets": self._b.table(inputs * VECTOR_BYTES), "entries": len(inputs),
+            "channel_bytes": walk_in.place.channel * VECTOR_BYTES,
+            "channel_entries": self.ins // walk_in.place.channels, **self._survivors(), "row_grad": row_grad,
+            "gradients": self._values, "bias": bias,
+        }  # fmt: skip
+
+
+class Turned:
+    """A convolution's weights as those of its transpose, row by row."""
+
+    def __init__(self, b: Builder, room: Place, rows: int) -> None:
+        self._b, self._room, self._rows = b, room, rows
+
+    def convolution(self, inputs: Tensor, walk_in: Walk, walk_out: Walk, **columns: int) -> Any:
+        """The transposed product. inputs: the vectors that a row reads, from its first place on."""
+        return "dense_convolutions", BY_TILES, self._rows, {
+            **walk_in.columns("in"), **walk_out.columns("out"), "ny": walk_out.ny, "nx": walk_out.nx,
+            "offsets": self._b.table(inputs * VECTOR_BYTES), "entries": len(inputs), "values": -1,
+            "spread": self._room.first, "value_row": len(inputs), "bias": -1, "relu": 0, "pool": 0, "codes": -1,
+            "saved": -1, **nowhere("b"), **columns,
+        }  # fmt: skip
