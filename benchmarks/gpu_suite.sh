@@ -25,7 +25,7 @@ if python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
   execution="fp32 bf16" tickets="--network linear4096 --network lenet300 --batch 64 --batch 4096"
 else
   out=${1:?no CUDA device: name a folder for the results of the tiny CPU mode}
-  card=cpu device=cpu networks="lenet300" precisions="fp32 bf16" widths="1 2"
+  card=cpu device=cpu networks="lenet300" precisions="bf16" widths="1 2"
   settings="--quick" short="--seconds 0.05 --repeats 1" each=90 checkpoints="--quick" execution="fp32" tickets="--quick"
 fi
 mkdir -p "$out"

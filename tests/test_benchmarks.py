@@ -127,7 +127,7 @@ def test_the_gpu_suite_runs_in_its_tiny_cpu_mode(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     names = {path.name for path in tmp_path.iterdir()}
     assert {
-        "gpu-tests-cpu.xml", "training-lenet300-cpu.json", "replicates-lenet300-fp32-cpu.json",
+        "gpu-tests-cpu.xml", "training-lenet300-cpu.json", "replicates-lenet300-bf16-cpu.json",
         "execution-fp32-cpu.json",
     } <= names  # fmt: skip
     assert (tmp_path / "checkpoints-cpu.json").exists()

@@ -21,7 +21,7 @@ ray = pytest.importorskip("ray")
 psutil = pytest.importorskip("psutil")
 
 SMALL = ["--rounds", "1", "--steps", "60", "--eval-every", "20", "--replicates", "2", "--control", "reinit"]
-LONG = ["--rounds", "1", "--steps", "2500", "--replicates", "2", "--engine", "eager", "--checkpoint-every", "200"]
+LONG = ["--rounds", "1", "--steps", "1500", "--replicates", "2", "--engine", "eager", "--checkpoint-every", "200"]
 
 
 def run(*arguments: object) -> int:

@@ -19,6 +19,7 @@ from lthfunc.errors import UserError
 from lthfunc.experiments.config import Config
 from lthfunc.experiments.iterative import iterative
 from lthfunc.experiments.plan import prepare
+from lthfunc.sparse import choice
 from lthfunc.sparse.choice import is_faster, why_not_sparse
 from lthfunc.sparse.functional import conv_pattern, from_tiles, linear_pattern, sparse_conv2d, sparse_linear, to_tiles
 from lthfunc.sparse.kernels import build
@@ -166,6 +167,7 @@ def test_evaluation_sees_new_survivors(few_digits: Dataset) -> None:
 
 def test_a_whole_run_with_controls_compiles_at_most_one_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever its densities: masks are lists, which are arguments. What always is sparse compiles nothing."""
+    monkeypatch.setattr(choice, "has_wide_amd_cores", lambda: False)
     made: list[str] = []
     original = compiled_engine.compiled
     monkeypatch.setattr(compiled_engine, "compiled", lambda *a: made.append(a[0].__name__) or original(*a))
@@ -177,12 +179,16 @@ def test_a_whole_run_with_controls_compiles_at_most_one_step(monkeypatch: pytest
         assert made.count("in_place") == expected
 
 
-def test_the_rule_knows_shapes_and_densities_alone() -> None:
+@pytest.mark.parametrize("wide", [False, True])
+def test_the_rule_knows_shapes_densities_and_the_processor_alone(wide: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """wide: a processor on which it computes convolutions of most weights densely, as fast as the dense engine."""
+    monkeypatch.setattr(choice, "has_wide_amd_cores", lambda: wide)
     for arch, shape, expected in (
         ("lenet300", (1, 28, 28), {1.0: True, 0.2: True}),
         ("lenet5", (1, 28, 28), {1.0: True, 0.2: True}),
-        ("conv4", (3, 32, 32), {1.0: False, 0.8: False, 0.5: True, 0.1: True}),
-        ("resnet20", (3, 32, 32), {1.0: False, 0.8: False, 0.5: True, 0.1: True}),
+        ("conv4", (3, 32, 32), {1.0: wide, 0.8: wide, 0.5: True, 0.1: True}),
+        ("conv6", (3, 32, 32), {1.0: False, 0.8: False, 0.5: True, 0.1: True}),
+        ("resnet20", (3, 32, 32), {1.0: wide, 0.8: wide, 0.5: True, 0.1: True}),
     ):
         model = getattr(lf.models, arch)(shape, 10)
         for density, faster in expected.items():

@@ -226,7 +226,8 @@ class Listing(NamedTuple):
 def _work(tiles: int, lists: Tensor, rows: int, columns: dict[str, int]) -> int:
     """About how many vectors an instruction touches."""
     if "entries" in columns:
-        return rows * columns["entries"] * columns.get("ny", 1) * columns.get("nx", 1) * tiles
+        places = columns.get("count", columns.get("ny", 1) * columns.get("nx", 1))
+        return rows * columns["entries"] * places * tiles
     if "starts" in columns and "ny" in columns:
         entries = int(lists[columns["starts"] + rows * columns["blocks"]])
         places = 1 if columns["across"] else columns["ny"] * columns["nx"]

@@ -4,50 +4,58 @@ It weighs what both would compute, in multiply-adds of the dense engine, with fa
 (benchmarks/sparse.py): a surviving weight costs 1.35 times what a dense one does where the dense kernels are at their
 best, and what is not a product (normalisation, activations, pooling) costs a convolutional network another fifth.
 Linear layers are no slower at any density, but for wide ones on AMD's Zen 5 (docs/sparse-engine.md). Dense kernels
-waste convolutions of few channels, up to threefold.
+waste convolutions of few channels, up to threefold. Where the sparse engine computes convolutions of most of their
+weights densely (on Zen 5), it is faster for them as well, but for those of so many channels that dense kernels are at
+their best.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from typing import NamedTuple
 
 import torch
 
 from lthfunc.errors import UserError
+from lthfunc.hardware import has_wide_amd_cores
 from lthfunc.sparse.capture import captured
 from lthfunc.sparse.program import Ending, program_of
+from lthfunc.sparse.rules.dense import feeds_multipliers
 from lthfunc.training.engines.interface import Work
 from lthfunc.trees.model import Model
 from lthfunc.trees.types import Masks, Params
 
 _SURVIVOR, _REST, _FULL_LINEAR, _FULL_CHANNELS, _MOST_WASTE = 1.35, 0.2, 0.95, 16, 3.0
+#: A convolution computed densely, of fewer channels than these, and of as many or more.
+_MANY_CHANNELS, _FULL_CONVOLUTION, _BEST_CONVOLUTION = 256, 0.95, 1.15
 #: The sparse engine must be faster by this much, since the rule is not exact.
 _MARGIN = 0.97
 
 
 class _Layer(NamedTuple):
-    """name: of the weight. work: multiply-adds of an example. waste: how often dense kernels take that."""
+    """name: of the weight. work: multiply-adds of an example. waste: how often dense kernels take that. most: what the
+    sparse engine takes at most for it, times that work."""
 
     name: str
     work: float
     waste: float
     linear: bool
+    most: float
 
 
 def is_faster(model: Model, shape: tuple[int, ...], masks: Masks) -> bool:
     """Whether a network on inputs of `shape` should run on the sparse engine, under these masks (none: dense)."""
     dense = sparse = 0.0
-    for layer in _layers(model, shape):
+    for layer in _layers(model, shape, has_wide_amd_cores()):
         kept = float(masks[layer.name].float().mean()) if layer.name in masks else 1.0
-        rate = min(_SURVIVOR * kept, _FULL_LINEAR) if layer.linear else _SURVIVOR * kept + _REST
-        sparse += rate * layer.work
+        sparse += min(_SURVIVOR * kept + (0 if layer.linear else _REST), layer.most) * layer.work
         dense += layer.waste * layer.work
     return sparse < _MARGIN * dense
 
 
 @functools.lru_cache(maxsize=8)
-def _layers(model: Model, shape: tuple[int, ...]) -> tuple[_Layer, ...]:
+def _layers(model: Model, shape: tuple[int, ...], wide: bool) -> tuple[_Layer, ...]:
     captured_graph = captured(model, shape, training=True)
     placeholders = [node for node in captured_graph.graph.nodes if node.op == "placeholder"]
     names = dict(zip(placeholders, captured_graph.params, strict=False))
@@ -58,7 +66,11 @@ def _layers(model: Model, shape: tuple[int, ...]) -> tuple[_Layer, ...]:
             places = torch.Size(node.meta["val"].shape[2:]).numel()
             linear = weight.ndim == 2
             waste = 1.0 if linear else min(_MOST_WASTE, max(1.0, _FULL_CHANNELS / weight.shape[1]))
-            found.append(_Layer(names[node.args[1]], float(weight.numel() * places), waste, linear))
+            whole = node.args[0].meta["val"].shape[1] == weight.shape[1]
+            most = _FULL_LINEAR if linear else math.inf
+            if wide and not linear and whole and feeds_multipliers(weight.shape[0], weight[0].numel()):
+                most = _FULL_CONVOLUTION if weight.shape[1] < _MANY_CHANNELS else _BEST_CONVOLUTION
+            found.append(_Layer(names[node.args[1]], float(weight.numel() * places), waste, linear, most))
     return tuple(found)
 
 

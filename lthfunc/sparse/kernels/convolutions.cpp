@@ -160,24 +160,29 @@ void entries(const dense_convolution_gradients_row& i, const Memory& m, Part par
   vec sum[Rows][Entries] = {};
   const i32* const offsets = m.lists + i.offsets + k;
   const i32* const row_grad = m.lists + i.row_grad + row;
+  // One loop over all places: rows of an image are too short for one of their own.
+  const i32* const places = m.lists + i.places;
   for (i64 tile = part.tile; tile < part.tiles; ++tile) {
-    for (i64 y = 0; y < i.ny; ++y) {
-      const vec* in = m.activations + i.in + tile * i.in_tile + y * i.in_y;
-      const vec* grad = m.activations + i.grad + tile * i.grad_tile + y * i.grad_y;
-      for (i64 x = 0; x < i.nx; ++x, in += i.in_x, grad += i.grad_x) {
-        vec held[Rows];
+    const vec* const in = m.activations + i.in + tile * i.in_tile;
+    const vec* const grad = m.activations + i.grad + tile * i.grad_tile;
+    const vec* row_of[Rows];
+    LTHFUNC_UNROLL
+    for (int r = 0; r < Rows; ++r) row_of[r] = grad + row_grad[r];
+    for (i64 p = 0; p < i.count; ++p) {
+      const i64 there = places[2 * p + 1];
+      const vec* const here = &behind(in, places[2 * p]);
+      vec held[Rows];
+      LTHFUNC_UNROLL
+      for (int r = 0; r < Rows; ++r) {
+        held[r] = behind(row_of[r], there);
+        keep(held[r]);
+      }
+      LTHFUNC_UNROLL
+      for (int e = 0; e < Entries; ++e) {
+        vec value = behind(here, offsets[e]);
+        keep(value);
         LTHFUNC_UNROLL
-        for (int r = 0; r < Rows; ++r) {
-          held[r] = grad[row_grad[r]];
-          keep(held[r]);
-        }
-        LTHFUNC_UNROLL
-        for (int e = 0; e < Entries; ++e) {
-          vec value = behind(in, offsets[e]);
-          keep(value);
-          LTHFUNC_UNROLL
-          for (int r = 0; r < Rows; ++r) sum[r][e] += held[r] * value;
-        }
+        for (int r = 0; r < Rows; ++r) sum[r][e] += held[r] * value;
       }
     }
   }
@@ -226,8 +231,7 @@ void bias_gradient(const dense_convolution_gradients_row& i, Memory& m, Part par
   vec total[4] = {};
   for (i64 tile = part.tile; tile < part.tiles; ++tile) {
     const vec* const from = m.activations + i.grad + tile * i.grad_tile + m.lists[i.row_grad + row];
-    for (i64 y = 0; y < i.ny; ++y)
-      for (i64 x = 0; x < i.nx; ++x) total[x % 4] += from[y * i.grad_y + x * i.grad_x];
+    for (i64 p = 0; p < i.count; ++p) total[p % 4] += behind(from, m.lists[i.places + 2 * p + 1]);
   }
   float& gradient = m.gradients[i.bias + row];
   gradient = sum((total[0] + total[1]) + (total[2] + total[3])) + (again ? gradient : 0.0f);

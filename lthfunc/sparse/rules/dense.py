@@ -27,9 +27,14 @@ if have_avx512():
 _TILES, _STRIP = 4, 64
 #: Rows of a convolution, places in all tiles, and weights of a row below which lists are as good.
 _ROWS, _PLACES, _ENTRIES = 16, 32, 64
-#: Places of an image up to which gradients of weights are summed up over all tiles at once: lanes are then added up once
-#: for many places. Larger images are taken tile by tile, while they lie in a cache.
+#: Places of an image up to which gradients of weights are summed up over all tiles at once, so that lanes are added up
+#: once for many places. Larger images are taken tile by tile, while they lie in a cache.
 _SMALL = 16
+
+
+def feeds_multipliers(outs: int, ins: int) -> bool:
+    """Whether a convolution of so many rows, of so many weights each, is large enough to be computed densely."""
+    return outs >= _ROWS and ins >= _ENTRIES
 
 
 class DenseWeights:
@@ -69,7 +74,7 @@ class DenseWeights:
 
     def makes_convolutions(self, places: int, inside: float = 1.0) -> bool:
         """Whether its products are. One tile does not pay for spreading survivors out."""
-        pays = self.ins >= _ENTRIES and (self.full or self._b.tiles > 1)
+        pays = feeds_multipliers(self.outs, self.ins) and (self.full or self._b.tiles > 1)
         return pays and self.makes_convolution_gradients(places, inside)
 
     def spread(self, *, first: bool = False) -> None:
@@ -171,13 +176,14 @@ class DenseWeights:
         self._b.instructions.insert(0 if self._spread is None else 1, late)
         return Turned(self._b, room, rows)
 
-    def convolution_gradients(
-        self, inputs: Tensor, walk_in: Walk, walk_grad: Walk, row_grad: int, bias: int
-    ) -> Any:
+    def convolution_gradients(self, inputs: Tensor, walk_in: Walk, walk_grad: Walk, row_grad: int, bias: int) -> Any:
         """Of the surviving weights."""
-        split = BY_ROWS if walk_grad.ny * walk_grad.nx <= _SMALL else SUMS
-        return "dense_convolution_gradients", split, self.outs, {
-            **walk_in.columns("in"), **walk_grad.columns("grad"), "ny": walk_grad.ny, "nx": walk_grad.nx,
+        count = walk_grad.ny * walk_grad.nx
+        places = torch.stack([walk_in.places(), walk_grad.places()], 1) * VECTOR_BYTES
+        return "dense_convolution_gradients", BY_ROWS if count <= _SMALL else SUMS, self.outs, {
+            "in": walk_in.shifted(walk_in.place.first), "in_tile": walk_in.place.tile,
+            "grad": walk_grad.shifted(walk_grad.place.first), "grad_tile": walk_grad.place.tile,
+            "places": self._b.table(places.flatten()), "count": count,
             "offsets": self._b.table(inputs * VECTOR_BYTES), "entries": len(inputs),
             "channel_bytes": walk_in.place.channel * VECTOR_BYTES,
             "channel_entries": self.ins // walk_in.place.channels, **self._survivors(), "row_grad": row_grad,

@@ -107,6 +107,7 @@ def convolution(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
             reads = row * place.channel + up * place.row + steps[1][mine] // stride[1]
             width = (min(right.out, _SUMS) + kernel[1] - 1) * VECTOR_BYTES
             inputs, in_group = row // (outs // groups) * ins + channel, row % (outs // groups)
+            blocks: Blocks | None
             if windows is not None:
                 parts = -(-(outs // groups) // max(1, _NEAR_BYTES // (kernel[0] * width)))
                 if len(mine) < _LEAST_IN_LIST * parts * kernel[1] * ins * groups:

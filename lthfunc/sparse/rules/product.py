@@ -21,7 +21,7 @@ Listed = Callable[[Tensor], tuple[Entries, "Blocks | None"]]
 
 
 class Back(NamedTuple):
-    """A product of a layer's gradient. inside: the share of its work that lists don't leave out as outside the image."""
+    """A product of a layer's gradient. inside: the share of its work that lists do, leaving out the image's outside."""
 
     listed: Listed
     walk_grad: Walk

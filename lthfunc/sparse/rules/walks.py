@@ -51,6 +51,11 @@ class Walk:
         """The first place, in a memory that begins there."""
         return first - self.padding[0] * self.place.row - self.padding[1]
 
+    def places(self) -> Tensor:
+        """Vectors from the first place to each, row after row."""
+        down = torch.arange(self.ny) * self.stride[0] * self.place.row
+        return (down[:, None] + torch.arange(self.nx) * self.stride[1]).flatten()
+
     def rows(self) -> Tensor:
         """Vectors from the first place to each channel's."""
         return torch.arange(self.place.channels) * self.place.channel
