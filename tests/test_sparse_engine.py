@@ -182,7 +182,8 @@ def test_a_whole_run_with_controls_compiles_at_most_one_step(monkeypatch: pytest
 @pytest.mark.parametrize("wide", [False, True])
 def test_the_rule_knows_shapes_densities_and_the_processor_alone(wide: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """wide: a processor on which it computes convolutions of most weights densely, as fast as the dense engine."""
-    monkeypatch.setattr(choice, "has_wide_amd_cores", lambda: wide)
+    for fact in ("has_wide_amd_cores", "have_avx512"):
+        monkeypatch.setattr(choice, fact, lambda: wide)
     for arch, shape, expected in (
         ("lenet300", (1, 28, 28), {1.0: True, 0.2: True}),
         ("lenet5", (1, 28, 28), {1.0: True, 0.2: True}),

@@ -20,6 +20,7 @@ import torch
 from lthfunc.errors import UserError
 from lthfunc.hardware import has_wide_amd_cores
 from lthfunc.sparse.capture import captured
+from lthfunc.sparse.kernels.build import have_avx512
 from lthfunc.sparse.program import Ending, program_of
 from lthfunc.sparse.rules.dense import feeds_multipliers
 from lthfunc.training.engines.interface import Work
@@ -47,7 +48,7 @@ class _Layer(NamedTuple):
 def is_faster(model: Model, shape: tuple[int, ...], masks: Masks) -> bool:
     """Whether a network on inputs of `shape` should run on the sparse engine, under these masks (none: dense)."""
     dense = sparse = 0.0
-    for layer in _layers(model, shape, has_wide_amd_cores()):
+    for layer in _layers(model, shape, has_wide_amd_cores() and have_avx512()):
         kept = float(masks[layer.name].float().mean()) if layer.name in masks else 1.0
         sparse += min(_SURVIVOR * kept + (0 if layer.linear else _REST), layer.most) * layer.work
         dense += layer.waste * layer.work

@@ -22,7 +22,9 @@ constexpr i64 NEAR_BYTES = 256 * 1024;
 
 // A vector that is loaded once: compilers would load it again for each multiply-add that reads it.
 LTHFUNC_INLINE void keep(floats& v) {
-#if defined(__x86_64__)
+#if defined(__AVX512F__)
+  asm("" : "+v"(v));
+#elif defined(__x86_64__)
   asm("" : "+x"(v));
 #endif
 }

@@ -160,16 +160,17 @@ class DenseWeights:
             "value_row": self._row, **columns,
         }  # fmt: skip
 
-    def turned(self, which: Tensor, step: int) -> Turned:
-        """The transpose, put down before everything. which: for its first row, where in the flattened leaf each weight
-        lies; step: numbers from there to the next row's."""
+    def turned(self, which: Callable[[], Tensor], entries: int, step: int) -> Turned:
+        """The transpose, put down before everything. which: for its first row, where in the flattened leaf each of so
+        many weights lies, once places are known; step: numbers from there to the next row's."""
         rows = self.ins // step
-        room = self._room(-(-rows * len(which) // LANES))
+        room = self._room(-(-rows * entries // LANES))
 
         def late() -> Any:
-            places = which // self.ins * self._row + which % self.ins
+            at = which()
+            places = at // self.ins * self._row + at % self.ins
             return "turn_weights", BY_ROWS, rows, {
-                **self._columns, "from": self._b.table(places), "entries": len(which), "step": step, "out": room.first,
+                **self._columns, "from": self._b.table(places), "entries": entries, "step": step, "out": room.first,
             }  # fmt: skip
 
         # After the survivors were spread out, which may come before everything too.

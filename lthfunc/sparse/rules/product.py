@@ -119,8 +119,8 @@ class Layer:
             return None
         if not self.dense.makes_convolutions(back.walk_into.ny * back.walk_into.nx, back.inside):
             return None
-        which = self._first_row(back)[1]
-        return self.dense.turned(which, self.dense.ins // self.x.place.channels) if len(which) else None
+        entries, step = len(self._first_row(back)[1]), self.dense.ins // self.x.place.channels
+        return self.dense.turned(lambda: self._first_row(back)[1], entries, step) if entries else None
 
     def _first_row(self, back: Back) -> tuple[Tensor, Tensor]:
         """What the transpose's first row reads, and the weights for it, by where they lie in the flattened leaf."""
