@@ -19,8 +19,9 @@ from lthfunc.sparse.rules.walks import Walk
 
 #: Share of a layer's weights from which it is computed densely: gradients of a linear layer's weights, its products
 #: (kernels/dense.cpp), and convolutions (kernels/convolutions.cpp). Lists feed wide multipliers less well than dense
-#: products do, and without AVX-512 survivors are spread out and picked one by one.
-GRADIENTS_FROM, PRODUCTS_FROM, CONVOLUTIONS_FROM = (0.88, 1.0, 0.9)
+#: products do. Without AVX-512 survivors are spread out and picked one by one, and 16 registers of half the width hold
+#: too few sums for convolutions (0.7 times the rate of lists).
+GRADIENTS_FROM, PRODUCTS_FROM, CONVOLUTIONS_FROM = (0.88, 1.0, math.inf)
 if have_avx512():
     GRADIENTS_FROM, PRODUCTS_FROM, CONVOLUTIONS_FROM = (0.42, 0.55, 0.6) if has_wide_amd_cores() else (0.65, 0.72, 0.9)
 #: Tiles that a dense product takes at a time, and inputs that a dense gradient does.
