@@ -33,17 +33,14 @@ def kernels() -> None:
 
 
 @contextmanager
-def computed_densely(linear: bool = True, convolutions: bool = True, small: int = 0):
+def computed_densely(small: int = 0):
     """Survivors spread out among zeros, at any density and size, though it pays at few."""
     with pytest.MonkeyPatch.context() as patch:
-        if linear:
-            patch.setattr(dense, "GRADIENTS_FROM", 0)
-            patch.setattr(dense, "PRODUCTS_FROM", 0)
-        if convolutions:
-            patch.setattr(dense, "CONVOLUTIONS_FROM", 0)
-            for name in ("_ROWS", "_PLACES", "_ENTRIES"):
-                patch.setattr(dense, name, 1)
-            patch.setattr(dense, "_SMALL", small)
+        for name in ("GRADIENTS_FROM", "PRODUCTS_FROM", "CONVOLUTIONS_FROM"):
+            patch.setattr(dense, name, 0)
+        for name in ("_ROWS", "_PLACES", "_ENTRIES"):
+            patch.setattr(dense, name, 1)
+        patch.setattr(dense, "_SMALL", small)
         yield
 
 

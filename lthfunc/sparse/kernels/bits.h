@@ -36,6 +36,12 @@ LTHFUNC_INLINE void pick(const float* from, unsigned mask, float* to) {
 #endif
 }
 
+// All weights of a layer, by an instruction's columns: spread out among the activations, or as they are.
+template <typename Row>
+LTHFUNC_INLINE const float* weights_of(const Row& i, const Memory& m) {
+  return i.spread < 0 ? m.values + i.values : reinterpret_cast<const float*>(m.activations + i.spread);
+}
+
 // The survivors of a row of `words` vectors, side by side; added to what is there or not.
 inline void pick_row(const float* from, const i32* bits, i64 words, float* to, bool again) {
   for (i64 word = 0; word < words; ++word) {

@@ -1,8 +1,9 @@
 // Convolutions that have most of their weights, as dense ones: pruned weights are zeros among the others.
 //
 // All rows read the same places then. An input that is loaded serves several rows, where a list's serves one, so that
-// multipliers are fed at their full rate (rules/product.py says from which density on it pays).
+// multipliers are fed at their full rate (rules/dense.py says from which density on it pays).
 #include <algorithm>
+#include <type_traits>
 #include <vector>
 
 #include "bits.h"
@@ -34,10 +35,6 @@ LTHFUNC_INLINE void keep(Two<Half>& v) {
   keep(v.high);
 }
 
-const float* weights_of(i64 values, i64 spread, const Memory& m) {
-  return spread < 0 ? m.values + values : reinterpret_cast<const float*>(m.activations + spread);
-}
-
 // sum[row][place] += weight[row] · in[place], over all entries. from(s): the bytes of place s behind the first.
 template <int Rows, int Sums, typename From>
 LTHFUNC_INLINE void run(vec (&sum)[Rows][Sums], const dense_convolutions_row& i, const Memory& m, const vec* in,
@@ -45,7 +42,7 @@ LTHFUNC_INLINE void run(vec (&sum)[Rows][Sums], const dense_convolutions_row& i,
   const i32* const offsets = m.lists + i.offsets;
   const float* value[Rows];
   LTHFUNC_UNROLL
-  for (int r = 0; r < Rows; ++r) value[r] = weights_of(i.values, i.spread, m) + (row + r) * i.value_row;
+  for (int r = 0; r < Rows; ++r) value[r] = weights_of(i, m) + (row + r) * i.value_row;
   const vec* place[Sums];
   LTHFUNC_UNROLL
   for (int s = 0; s < Sums; ++s) place[s] = &behind(in, from(s));
@@ -127,24 +124,11 @@ Kernel kernel_of(i64 size, bool unit) {
   return unit ? stretch<Rows, Sums, true> : stretch<Rows, Sums, false>;
 }
 
-// The largest group of rows that fits: ROWS, or half of them, or one.
-template <int Rows = ROWS>
-i64 group(i64 left) {
-  if constexpr (Rows > 1) {
-    if (left < Rows) return group<Rows / 2>(left);
-  }
-  return Rows;
-}
-
-template <int Rows = ROWS>
-void some_rows(i64 rows, const dense_convolutions_row& i, const Memory& m, const Walk& walk, i64 row, i64 size) {
-  if constexpr (Rows > 1) {
-    if (rows < Rows) return some_rows<Rows / 2>(rows, i, m, walk, row, size);
-  }
-  if (i.pool)
-    pooled<Rows>(i, m, walk, row);
-  else
-    kernel_of<Rows>(size, i.in_x == 1)(i, m, walk, row);
+// each(number of rows, first row) for groups of ROWS rows, then for half as many, down to one.
+template <int Rows = ROWS, typename Each>
+void groups(i64 row, i64 rows, Each each) {
+  for (; row + Rows <= rows; row += Rows) each(std::integral_constant<int, Rows>{}, row);
+  if constexpr (Rows > 1) groups<Rows / 2>(row, rows, each);
 }
 
 // ---- gradients of the weights ----
@@ -215,12 +199,9 @@ Entries entries_of(i64 count) {
   return entries<Rows, Most>;
 }
 
-template <int Rows = ROWS>
+template <int Rows>
 void some_entries(const dense_convolution_gradients_row& i, const Memory& m, Part part, i64 row, i64 from, i64 to,
                   Into into) {
-  if constexpr (Rows > 1) {
-    if (part.rows - row < Rows) return some_entries<Rows / 2>(i, m, part, row, from, to, into);
-  }
   for (i64 k = from; k < to;) {
     // In few parts, of nearly even lengths.
     const i64 parts = (to - k + PLACES - 1) / PLACES, count = (to - k + parts - 1) / parts;
@@ -246,13 +227,17 @@ void dense_convolutions(const dense_convolutions_row& i, Memory& m, Part part) {
   for (i64 tile = part.tile; tile < part.tiles; ++tile)
     for (i64 y = 0; y < i.ny; ++y)
       stretches(i, m, tile, y, i.nx, most, [&](const Walk& walk, i64, i64 size) {
-        for (i64 row = part.row; row < part.rows; row += group(part.rows - row))
-          some_rows(part.rows - row, i, m, walk, row, size);
+        groups(part.row, part.rows, [&](auto rows, i64 row) {
+          if (i.pool)
+            pooled<rows>(i, m, walk, row);
+          else
+            kernel_of<rows>(size, i.in_x == 1)(i, m, walk, row);
+        });
       });
 }
 
 void turn_weights(const turn_weights_row& i, Memory& m, Part part) {
-  const float* const weights = weights_of(i.values, i.spread, m);
+  const float* const weights = weights_of(i, m);
   const i32* const from = m.lists + i.from;
   float* const out = reinterpret_cast<float*>(m.activations + i.out);
   for (i64 row = part.row; row < part.rows; ++row)
@@ -271,8 +256,9 @@ void dense_convolution_gradients(const dense_convolution_gradients_row& i, Memor
   const i64 some = std::max<i64>(PLACES, channels * i.channel_entries);
   const auto into = [&](i64 row) { return Into{first + (row - part.row) * width, width, full && again}; };
   for (i64 k = 0; k < i.entries; k += some)
-    for (i64 row = part.row; row < part.rows; row += group(part.rows - row))
-      some_entries(i, m, part, row, k, std::min(k + some, i.entries), into(row));
+    groups(part.row, part.rows, [&](auto rows, i64 row) {
+      some_entries<rows>(i, m, part, row, k, std::min(k + some, i.entries), into(row));
+    });
   for (i64 row = part.row; row < part.rows; ++row) {
     if (!full)
       pick_row(into(row).rows, m.lists + i.bits + row * i.words, i.words, m.gradients + i.gradients + starts[row],

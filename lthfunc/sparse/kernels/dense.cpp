@@ -2,7 +2,7 @@
 // weight's gradient afterwards.
 //
 // A list costs a load for each survivor, and its gradient a sum over lanes, some eight operations for four
-// multiply-adds. A dense product needs none of that (rules/product.py says from which density on it pays).
+// multiply-adds. A dense product needs none of that (rules/dense.py says from which density on it pays).
 #include <algorithm>
 #include <vector>
 
@@ -55,8 +55,7 @@ template <int Rows, int Tiles>
 void some(const dense_products_row& i, const Memory& m, Inputs inputs, i64 row, i64 tile) {
   const vec* const in = m.activations + i.in + tile * i.in_tile;
   const i32 *const addresses = m.lists + i.addresses, *const row_out = m.lists + i.row_out + row;
-  const float* const values =
-      i.spread < 0 ? m.values + i.values : reinterpret_cast<const float*>(m.activations + i.spread);
+  const float* const values = weights_of(i, m);
   const bool again = i.accumulate || inputs.from > 0, last = inputs.to == i.features;
   vec* const out = m.activations + i.out + tile * i.out_tile;
   vec sum[Rows][Tiles];

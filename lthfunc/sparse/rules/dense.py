@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from lthfunc.hardware import has_wide_amd_cores
 from lthfunc.sparse.builder import Builder
 from lthfunc.sparse.kernels.build import have_avx512
 from lthfunc.sparse.kernels.instructions import BY_ROWS, BY_TILES, SUMS
-from lthfunc.sparse.places import LANES, VECTOR_BYTES, Place, nowhere
+from lthfunc.sparse.places import LANES, VECTOR_BYTES, Place
 from lthfunc.sparse.rules.walks import Walk
 
 #: Share of a layer's weights from which it is computed densely: gradients of a linear layer's weights, its products
@@ -153,17 +153,22 @@ class DenseWeights:
 
     # ---- convolutions ----
 
-    def convolution(self, inputs: Tensor, walk_in: Walk, walk_out: Walk, **columns: int) -> Any:
-        """Of weights row by row. inputs: the vectors that a row reads, from its first place on."""
-        return "dense_convolutions", BY_TILES, self.outs, {
-            **walk_in.columns("in"), **walk_out.columns("out"), "ny": walk_out.ny, "nx": walk_out.nx,
-            "offsets": self._b.table(inputs * VECTOR_BYTES), "entries": len(inputs), **self._columns,
-            "value_row": self._row, **columns,
-        }  # fmt: skip
+    def reads(self, inputs: Tensor) -> dict[str, int]:
+        """The columns of what every row reads: so many vectors from its first place on."""
+        return {"offsets": self._b.table(inputs * VECTOR_BYTES), "entries": len(inputs)}
+
+    def convolution(self, reads: dict[str, int], walk_in: Walk, walk_out: Walk, **columns: int) -> Any:
+        """Of weights row by row."""
+        return _convolution(self.outs, walk_in, walk_out, {
+            **reads, **self._columns, "value_row": self._row, **columns,
+        })  # fmt: skip
 
     def turned(self, which: Callable[[], Tensor], entries: int, step: int) -> Turned:
-        """The transpose, put down before everything. which: for its first row, where in the flattened leaf each of so
-        many weights lies, once places are known; step: numbers from there to the next row's."""
+        """The transpose, made before everything; to be asked for before `spread`, which then comes first.
+
+        which: for its first row, where in the flattened leaf each of so many weights lies, once places are known.
+        step: numbers from there to the next row's.
+        """
         rows = self.ins // step
         room = self._room(-(-rows * entries // LANES))
 
@@ -174,11 +179,12 @@ class DenseWeights:
                 **self._columns, "from": self._b.table(places), "entries": entries, "step": step, "out": room.first,
             }  # fmt: skip
 
-        # After the survivors were spread out, which may come before everything too.
-        self._b.instructions.insert(0 if self._spread is None else 1, late)
-        return Turned(self._b, room, rows)
+        self._b.emit_first(late)
+        return Turned(room, rows)
 
-    def convolution_gradients(self, inputs: Tensor, walk_in: Walk, walk_grad: Walk, row_grad: int, bias: int) -> Any:
+    def convolution_gradients(
+        self, reads: dict[str, int], walk_in: Walk, walk_grad: Walk, row_grad: int, bias: int
+    ) -> Any:
         """Of the surviving weights."""
         count = walk_grad.ny * walk_grad.nx
         places = torch.stack([walk_in.places(), walk_grad.places()], 1) * VECTOR_BYTES
@@ -186,24 +192,27 @@ class DenseWeights:
             "in": walk_in.shifted(walk_in.place.first), "in_tile": walk_in.place.tile,
             "grad": walk_grad.shifted(walk_grad.place.first), "grad_tile": walk_grad.place.tile,
             "places": self._b.table(places.flatten()), "count": count,
-            "offsets": self._b.table(inputs * VECTOR_BYTES), "entries": len(inputs),
+            **reads,
             "channel_bytes": walk_in.place.channel * VECTOR_BYTES,
             "channel_entries": self.ins // walk_in.place.channels, **self._survivors(), "row_grad": row_grad,
             "gradients": self._values, "bias": bias,
         }  # fmt: skip
 
 
-class Turned:
-    """A convolution's weights as those of its transpose, row by row."""
+class Turned(NamedTuple):
+    """A convolution's weights as those of its transpose, so many rows in a room of their own."""
 
-    def __init__(self, b: Builder, room: Place, rows: int) -> None:
-        self._b, self._room, self._rows = b, room, rows
+    room: Place
+    rows: int
 
-    def convolution(self, inputs: Tensor, walk_in: Walk, walk_out: Walk, **columns: int) -> Any:
-        """The transposed product. inputs: the vectors that a row reads, from its first place on."""
-        return "dense_convolutions", BY_TILES, self._rows, {
-            **walk_in.columns("in"), **walk_out.columns("out"), "ny": walk_out.ny, "nx": walk_out.nx,
-            "offsets": self._b.table(inputs * VECTOR_BYTES), "entries": len(inputs), "values": -1,
-            "spread": self._room.first, "value_row": len(inputs), "bias": -1, "relu": 0, "pool": 0, "codes": -1,
-            "saved": -1, **nowhere("b"), **columns,
-        }  # fmt: skip
+    def convolution(self, reads: dict[str, int], walk_in: Walk, walk_out: Walk, **columns: int) -> Any:
+        """The transposed product."""
+        return _convolution(self.rows, walk_in, walk_out, {
+            **reads, "values": -1, "spread": self.room.first, "value_row": reads["entries"], **columns,
+        })  # fmt: skip
+
+
+def _convolution(rows: int, walk_in: Walk, walk_out: Walk, columns: dict[str, int]) -> Any:
+    return "dense_convolutions", BY_TILES, rows, {
+        **walk_in.columns("in"), **walk_out.columns("out"), "ny": walk_out.ny, "nx": walk_out.nx, **columns,
+    }  # fmt: skip

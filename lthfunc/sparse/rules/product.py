@@ -43,7 +43,8 @@ class Layer:
         self.b, self.x, self.out, self.across, self.grouped = b, x, out, across, grouped
         self.weight, self.bias = weight.name, bias.name if bias is not None else None
         self.dense = DenseWeights(b, weight.name)
-        self.is_dense = False
+        self.is_dense = self.gradients_dense = False
+        self.reads: dict[str, int] = {}
         self.lists: dict[str, int] = {}
         self.row_out = -1
         self.walk: tuple[Listed, Walk, Walk] | None = None
@@ -69,18 +70,19 @@ class Layer:
         self.walk = listed, walk_in, walk_out
         linear, places = bool(self.across), walk_out.ny * walk_out.nx
         if linear:
-            self.is_dense = self.dense.makes_products
-        else:
-            self.is_dense = not self.grouped and self.dense.makes_convolutions(places)
+            self.is_dense, self.gradients_dense = self.dense.makes_products, self.dense.makes_gradients
+        elif not self.grouped:
+            self.is_dense = self.dense.makes_convolutions(places)
+            self.gradients_dense = self.dense.makes_convolution_gradients(places)
         if poolable or (self.is_dense and not linear):
             self.out.pool = self._pool
         if not (linear and self.is_dense):
             self.out.scale = self._scale
         if not (self.b.training or linear):
             self.out.add = self._add
+        self.back = [(each, self._turned(each)) for each in back]
         if self.is_dense:
             self.dense.spread(first=not linear)
-        self.back = [(each, self._turned(each)) for each in back]
 
         def late() -> Any:
             self.row_out = self.b.table(walk_out.rows())
@@ -100,7 +102,7 @@ class Layer:
                 **(nowhere("b") if self.added is None else self.added.named("b")),
             }  # fmt: skip
             if self.is_dense:
-                return self.dense.convolution(self._reads(listed), walk_in, walk, **columns)
+                return self.dense.convolution(self._reads(), walk_in, walk, **columns)
             made, blocks = listed(self._positions)
             lists = self._lists(made, None if self.pooled is not None else blocks)
             self.lists = {name: lists[name] for name in ("starts", "offsets", "blocks")}
@@ -109,9 +111,12 @@ class Layer:
         self.b.emit(late)
         self.writes = late
 
-    def _reads(self, listed: Listed) -> Tensor:
-        """What each row of a dense convolution reads."""
-        return listed(torch.arange(self.dense.ins))[0].inputs
+    def _reads(self) -> dict[str, int]:
+        """What each row of a dense convolution reads, and each of its gradients."""
+        assert self.walk is not None
+        if not self.reads:
+            self.reads = self.dense.reads(self.walk[0](torch.arange(self.dense.ins))[0].inputs)
+        return self.reads
 
     def _turned(self, back: Back) -> Turned | None:
         """The weights for a dense product of the gradient, where it is one."""
@@ -203,17 +208,17 @@ class Layer:
 
     def _weight_gradients(self, grad: Place) -> None:
         assert self.walk is not None
-        listed, walk_in, walk_out = self.walk
-        if self.across and self.dense.makes_gradients:
+        _, walk_in, walk_out = self.walk
+        if self.across and self.gradients_dense:
             self.dense.gradients(self.x.place, grad, lambda: self.row_out, self._bias_at)
             return
-        dense = not (self.across or self.grouped) and self.dense.makes_convolution_gradients(walk_out.ny * walk_out.nx)
 
         def late() -> Any:
             walk_grad = moved(walk_out, grad)
-            if dense:
-                reads = self._reads(listed)
-                return self.dense.convolution_gradients(reads, walk_in, walk_grad, self.row_out, self._bias_at)
+            if self.gradients_dense:
+                return self.dense.convolution_gradients(
+                    self._reads(), walk_in, walk_grad, self.row_out, self._bias_at
+                )  # fmt: skip
             return "weight_gradients", BY_ROWS if self.across else SUMS, self.dense.outs, {
                 **walk_in.columns("in"), **walk_grad.columns("grad"), "ny": walk_out.ny, "nx": walk_out.nx,
                 **self.lists, "row_grad": self.row_out, "gradients": self.b.leaves[self.weight].first,
@@ -224,17 +229,18 @@ class Layer:
 
     def _input_gradient(self, back: Back, turned: Turned | None, grad: Place, target: Target) -> None:
         def late() -> Any:
-            gate = -1 if target.gate is None else back.walk_into.shifted(target.gate.first)
-            columns = {"accumulate": int(target.accumulate), "gate": gate}
             if self.across and self.is_dense:
                 rows = self.b.table(self.x.place.addresses())
                 return self.dense.product(grad, target.place, rows, turned=True, bias=-1, relu=0, **target.columns)
             into, walk_grad = moved(back.walk_into, target.place), moved(back.walk_grad, grad)
-            columns["row_out"] = self.b.table(into.rows())
+            columns = {
+                "row_out": self.b.table(into.rows()), "accumulate": int(target.accumulate),
+                "gate": -1 if target.gate is None else back.walk_into.shifted(target.gate.first), "bias": -1,
+                "relu": 0, "pool": 0, "codes": -1, "saved": -1, **nowhere("b"),
+            }  # fmt: skip
             if turned is not None:
-                return turned.convolution(self._first_row(back)[0], walk_grad, into, **columns)
+                return turned.convolution(self.dense.reads(self._first_row(back)[0]), walk_grad, into, **columns)
             made, blocks = back.listed(self._positions)
-            columns |= {"bias": -1, "relu": 0, "pool": 0, "codes": -1, "saved": -1, **nowhere("b")}
             return self._products(made, walk_grad, into, self._lists(made, blocks), columns)
 
         self.b.emit(late)
