@@ -60,13 +60,19 @@ class Silent:
 
 
 @pytest.mark.slow
-def test_replicates_in_processes_have_the_bits_of_single_runs(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("engine", "workers"), [("eager", "Processes"), ("sparse", "Threads")])
+def test_replicates_side_by_side_have_the_bits_of_single_runs(
+    tmp_path: Path, engine: str, workers: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each of two seeds, with a control, on two workers, against the command that runs that seed alone."""
+    others = {"Processes": "Threads", "Threads": "Processes"}[workers]
+    monkeypatch.delattr(f"lthfunc.runs.execute.{others}")
+    options = [*SMALL, "--engine", engine, "--threads", "1"]
     both = tmp_path / "both"
-    assert run("prune", *SMALL, "--replicates", "2", "--jobs", "2", "--out", both) == 0
+    assert run("prune", *options, "--replicates", "2", "--jobs", "2", "--out", both) == 0
     for seed in (0, 1):
         alone = tmp_path / f"alone{seed}"
-        assert run("prune", *SMALL, "--seed", str(seed), "--jobs", "1", "--out", alone) == 0
+        assert run("prune", *options, "--seed", str(seed), "--jobs", "1", "--out", alone) == 0
         same_files(both / f"seed{seed}", alone / f"seed{seed}", but="config")
     again = tmp_path / "again"
     assert run("prune", "--config", both / "config.toml", "--jobs", "1", "--out", again) == 0
@@ -75,15 +81,16 @@ def test_replicates_in_processes_have_the_bits_of_single_runs(tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_an_interruption_stops_every_process_and_the_run_goes_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("engine", "steps"), [("eager", "3000"), ("sparse", "1000000")])
+def test_an_interruption_stops_every_worker_and_the_run_goes_on(tmp_path: Path, engine: str, steps: str) -> None:
     folder = tmp_path / "run"
-    options = ["--replicates", "2", "--jobs", "2", "--rounds", "1", "--steps", "3000", "--eval-every", "100"]
-    command = [sys.executable, "-m", "lthfunc_cli", "prune", *options, "--engine", "eager", "--out", str(folder)]
+    options = ["--replicates", "2", "--jobs", "2", "--rounds", "1", "--steps", steps, "--eval-every", "100"]
+    command = [sys.executable, "-m", "lthfunc_cli", "prune", *options, "--engine", engine, "--out", str(folder)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
         assert process.stderr is not None
         said = process.stderr.readline()
         assert "2 side by side" in said
-        time.sleep(8)  # workers have started, and are in the first trainings
+        time.sleep(8 if engine == "eager" else 1)  # workers have started, and are in the first trainings
         os.killpg(process.pid, signal.SIGINT)  # as a terminal's Ctrl-C: to the whole group
         said += process.stderr.read()
     assert process.returncode == 130, said
@@ -94,16 +101,20 @@ def test_an_interruption_stops_every_process_and_the_run_goes_on(tmp_path: Path)
             break
         time.sleep(0.1)
     assert not alive(process.pid), "nobody is left"
+    if engine == "sparse":  # threads, which were in the middle of it
+        for seed in ("seed0", "seed1"):
+            assert list((folder / seed).rglob("*checkpoint*")), f"{seed} is kept"
 
 
 @pytest.mark.slow
 def test_a_worker_that_fails_or_dies_names_its_training(tmp_path: Path, capsys: Any) -> None:
     options = ["--replicates", "2", "--jobs", "2", "--rounds", "0", "--steps", "20", "--optimizer", "sgd"]
-    assert run("prune", *options, "--lr", "1e20", "--out", tmp_path / "diverging") == 2
-    error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith("lthfunc: seed ")
-    assert "round 0: " in error
-    assert "training diverged" in error
+    for engine in ("eager", "sparse"):
+        assert run("prune", *options, "--lr", "1e20", "--engine", engine, "--out", tmp_path / engine) == 2
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error.startswith("lthfunc: seed ")
+        assert "round 0: " in error
+        assert "training diverged" in error
     (tmp_path / "dying.py").write_text(
         "import os, torch\n"
         "class Net(torch.nn.Linear):\n"
@@ -146,6 +157,8 @@ def test_jobs_are_what_the_cores_hold(few_digits: Dataset, monkeypatch: pytest.M
     ):
         assert jobs_of(config, plan) == jobs, config
     assert jobs_of(Config(replicates=30, threads=1, device="cpu"), plan._replace(steps=10)) == 1
+    in_threads = Config(replicates=30, threads=1, device="cpu", engine="sparse")
+    assert jobs_of(in_threads, plan._replace(steps=10)) == 8, "threads need no time to start"
 
 
 @pytest.mark.parametrize("width", [2, 100])

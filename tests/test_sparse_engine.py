@@ -400,3 +400,22 @@ def test_a_loop_that_changes_its_threads_has_the_same_bits(images: Dataset, monk
         torch.set_num_threads(before)
     assert {1, 3} <= set(seen)
     assert lf.same_bits(whole, changing)
+
+
+def test_steps_of_the_machine_alone_leave_torchs_generator_alone(few_digits: Dataset) -> None:
+    """Other trainings run in threads beside them; a loss of the user's own may draw, and finds it seeded."""
+    model = lf.from_module(nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.Dropout(0.5), nn.Linear(32, 10)))
+    before = torch.get_rng_state()
+
+    def untouched(loss: lf.Loss) -> set[bool]:
+        seen = []
+        trainer = make_trainer(
+            model, few_digits, optimizer=lf.adam(1e-3), batch_size=40, engine=lf.sparse_engine, loss=loss
+        )
+        observe = lambda *_: seen.append(torch.equal(torch.get_rng_state(), before))  # noqa: E731
+        take_steps(trainer, lf.init(model), seed=0, until=10, observe=observe)
+        return set(seen)
+
+    assert untouched(lf.cross_entropy) == {True}
+    assert untouched(lambda outputs, y: F.cross_entropy(outputs, y)) == {False}
+    assert torch.equal(torch.get_rng_state(), before)

@@ -85,6 +85,7 @@ class _Loop:
         opt = map_leaves_like(state.params, state.opt, lambda tree: cut(tree, small.cuts))
         start = TrainState(small.params, small.buffers, small.masks, opt, state.step)
         self._inner = engine.begin([start], seeds, feed)
+        self.draws = self._inner.draws
 
     def take(self, steps: int, tick: Tick | None) -> int:
         """Take one step on each of the feed's slots, or on fewer if `tick` stops it; returns how many."""

@@ -30,10 +30,10 @@ from lthfunc.experiments.resolve import resolved
 from lthfunc.experiments.starting import CONTROLS
 from lthfunc.experiments.tasks import loss_of_name, make_optimizer, metric_of_name, named_for
 from lthfunc.models.factory import build_for
-from lthfunc.sparse.choice import is_faster, why_not_sparse
+from lthfunc.sparse.choice import why_not_sparse
 from lthfunc.sparse.engine import sparse_engine
 from lthfunc.sparse.kernels.build import why_no_kernels
-from lthfunc.sparse.mixed import sparse_or
+from lthfunc.sparse.mixed import always_sparse, sparse_or
 from lthfunc.sparsify.allocation import check_patterns
 from lthfunc.sparsify.scores import magnitude
 from lthfunc.training.batches import steps_per_epoch
@@ -269,7 +269,7 @@ def _threads(config: Config, work: Work, data: Dataset, batch_size: int) -> int:
     Else one for a small network, all for a large one.
     """
     cores = torch.get_num_threads()
-    if config.engine == "sparse" or (config.engine.startswith("sparse/") and is_faster(work.model, data.shape, {})):
+    if always_sparse(config.engine, work.model, data.shape):
         return max(1, cores // (config.jobs or trainings_at_once(config)))
     small = flops_per_step(work.model, data.shape, batch_size) < _FLOPS_FOR_THREADS
     return 1 if small else cores

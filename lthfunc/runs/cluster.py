@@ -26,16 +26,16 @@ import torch
 
 from lthfunc.errors import UserError, invalid
 from lthfunc.experiments.config import Config, trainings_at_once
-from lthfunc.experiments.iterative import Task
+from lthfunc.experiments.iterative import Round, Task
 from lthfunc.experiments.plan import prepare
 from lthfunc.frames import first_line
 from lthfunc.runs.checkpoints import checkpoints, latest_checkpoint, put_checkpoint
 from lthfunc.runs.environment import versions
 from lthfunc.runs.keeping import place_of, train_kept
-from lthfunc.runs.pools import News
+from lthfunc.runs.pools import News, attempted
 from lthfunc.runs.together import Way
-from lthfunc.runs.trainings import in_words, named
-from lthfunc.training.fits import Point, Stopped
+from lthfunc.runs.trainings import Spent, in_words
+from lthfunc.training.fits import Point
 from lthfunc.training.memory import hold_memory
 
 #: Seconds between two questions about progress, and of a look for results.
@@ -166,30 +166,18 @@ class _RayWorker:
             put_checkpoint(place, *kept)
         with self._lock:
             self._at, self._points, self._place = int(task.start.step), [], place
-        kind, content = self._trained(task)
+        kind, content = attempted(task, lambda: self._trained(task))
         kept = None if kind == "done" else latest_checkpoint(place)
         shutil.rmtree(place, ignore_errors=True)
         return pickle.dumps((kind, content, kept))
 
-    def _trained(self, task: Task) -> tuple[str, Any]:
-        try:
-            check_same(self._expected, versions())
-            if self._plan is None:
-                hold_memory()
-                torch.set_num_threads(self._config.threads or 1)
-                self._plan = prepare(replace(self._config, jobs=1)).plan
-            (result,), spent = train_kept(
-                self._plan, [task], self._folder, self._config, self._asked.is_set, self._observe
-            )
-            return "done", (result, spent)
-        except Stopped:
-            return "stopped", None
-        except UserError as error:
-            return "failed", named(task, error)
-        except OSError as error:
-            return "failed", error
-        except Exception as error:
-            return "failed", RuntimeError(f"{in_words(task)}: {type(error).__name__}: {error}")
+    def _trained(self, task: Task) -> tuple[list[Round], Spent]:
+        check_same(self._expected, versions())
+        if self._plan is None:
+            hold_memory()
+            torch.set_num_threads(self._config.threads or 1)
+            self._plan = prepare(replace(self._config, jobs=1)).plan
+        return train_kept(self._plan, [task], self._folder, self._config, self._asked.is_set, self._observe)
 
     def progress(self, known: str | None) -> tuple[list[tuple[int, Point | None]], tuple[str, bytes] | None]:
         with self._lock:

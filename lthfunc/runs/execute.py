@@ -20,6 +20,7 @@ from lthfunc.runs.memory import check_width
 from lthfunc.runs.pools import by_pool
 from lthfunc.runs.processes import Processes, usable_cores
 from lthfunc.runs.store import done_so_far, save_training
+from lthfunc.runs.threads import Threads, can_share_a_process
 from lthfunc.runs.together import Way, in_turn, side_by_side
 from lthfunc.runs.trainings import Queue, Result, Watcher, name_of
 
@@ -96,8 +97,8 @@ def check_ray(config: Config) -> None:
 def jobs_of(config: Config, plan: Plan) -> int:
     """Trainings to run side by side: `--jobs`, or as many as there are.
 
-    On a CPU no more than its cores can hold, and one after the other in a run of few steps, which would end
-    before its processes had started.
+    On a CPU no more than its cores can hold, and one after the other in a run of few steps that needs processes, which
+    would end before they had started.
     """
     trainings = trainings_at_once(config)
     if plan.trainer.exchange.ranks > 1:  # all of which are on one training
@@ -108,13 +109,13 @@ def jobs_of(config: Config, plan: Plan) -> int:
         return min(config.jobs, trainings)
     if config.device.startswith("cuda"):
         return trainings
-    if _steps_ahead(config, plan, []) < _PROCESSES_FROM_STEPS:
+    if not can_share_a_process(config, plan) and _steps_ahead(config, plan, []) < _PROCESSES_FROM_STEPS:
         return 1
     return max(1, min(trainings, usable_cores() // (config.threads or 1)))
 
 
 def _driven(way: Way, queue: Queue) -> Generator[Result]:
-    """On a GPU several trainings are one vmapped program; on a CPU, where that gains nothing, processes."""
+    """On a GPU several trainings are one vmapped program; on a CPU, where that gains nothing, threads or processes."""
     config, plan = way.config, way.plan
     if config.on != "local" and queue.ready:
         from lthfunc.runs.cluster import RayPool  # which needs an extra
@@ -126,7 +127,8 @@ def _driven(way: Way, queue: Queue) -> Generator[Result]:
     if config.device.startswith("cuda"):
         check_width(plan, jobs, config.device)
         return side_by_side(way, queue, jobs)
-    return by_pool(Processes(way, jobs), way, queue)
+    pool = Threads(way, jobs) if can_share_a_process(config, plan) else Processes(way, jobs)
+    return by_pool(pool, way, queue)
 
 
 def _steps_ahead(config: Config, plan: Plan, earlier: list[Record]) -> int:

@@ -1,19 +1,27 @@
-"""Trainings side by side, each in a process of its own somewhere: what a pool of such processes is, and its use.
+"""Trainings side by side, each with a worker of its own somewhere: what a pool of workers is, and its use.
 
 The parent keeps the experiment: it prunes, rewinds, and writes every file but checkpoints, which a worker writes of its
-own training. A worker makes the same plan from the same settings, is sent the state that a training starts from, and
-sends the result back; so it does, bit for bit, what the parent would have done.
+own training. A worker has the same plan or, in another process, makes it from the same settings; it is given the state
+that a training starts from, and gives the result back; so it does, bit for bit, what the parent would have done.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator
+import sys
+import time
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
-from lthfunc.experiments.iterative import TICKET, Task
+from lthfunc.errors import UserError
+from lthfunc.experiments.iterative import TICKET, Round, Task
 from lthfunc.runs.together import Way
-from lthfunc.runs.trainings import Queue, Result
-from lthfunc.training.fits import Stopped
+from lthfunc.runs.trainings import Queue, Result, Spent, in_words, named
+from lthfunc.training.fits import Observers, Point, Stopped
+
+#: Seconds between two words of a worker on its progress.
+_NEWS = 0.1
+
+Kind = Literal["step", "done", "stopped", "failed", "ended"]
 
 
 class News(NamedTuple):
@@ -24,12 +32,12 @@ class News(NamedTuple):
     """
 
     task: Task
-    kind: Literal["step", "done", "stopped", "failed", "ended"]
+    kind: Kind
     content: Any
 
 
 class Pool(Protocol):
-    """Processes that train."""
+    """Workers that train."""
 
     def room(self) -> bool:
         """Whether another training can be handed in."""
@@ -47,7 +55,38 @@ class Pool(Protocol):
         """Ask all trainings under way to end after their step, kept."""
 
     def close(self) -> None:
-        """End all processes, however things stand."""
+        """End all workers, however things stand."""
+
+
+def attempted(task: Task, train: Callable[[], tuple[list[Round], Spent]]) -> tuple[Kind, Any]:
+    """A worker's try at a training: the kind and the content of its last news."""
+    try:
+        (result,), spent = train()
+        return "done", (result, spent)
+    except Stopped:
+        return "stopped", None
+    except UserError as error:
+        return "failed", named(task, error)
+    except OSError as error:  # a full disk, say
+        return "failed", error
+    except Exception as error:
+        sys.excepthook(*sys.exc_info())
+        return "failed", RuntimeError(f"{in_words(task)}: {type(error).__name__}: {error}")
+
+
+def teller(tell: Callable[[tuple[int, Point | None]], None]) -> Observers:
+    """Tells of a training's steps: of every new point of its curve, and at intervals between."""
+    told = 0.0
+
+    def observe(number: int, points: Sequence[Point] | None) -> None:
+        nonlocal told
+        now = time.monotonic()
+        point = None if points is None else points[0]
+        if point is not None or now - told > _NEWS:
+            told = now
+            tell((number, point))
+
+    return observe
 
 
 def by_pool(pool: Pool, way: Way, queue: Queue) -> Generator[Result]:

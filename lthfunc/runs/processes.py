@@ -3,35 +3,31 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import multiprocessing
 import os
 import pickle
 import signal
-import sys
 import threading
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from lthfunc.errors import UserError
 from lthfunc.experiments.config import Config
-from lthfunc.experiments.iterative import Task
+from lthfunc.experiments.iterative import Round, Task
 from lthfunc.experiments.plan import prepare
 from lthfunc.runs.keeping import train_kept
-from lthfunc.runs.pools import News
+from lthfunc.runs.pools import News, attempted, teller
 from lthfunc.runs.together import Way
-from lthfunc.runs.trainings import in_words, named
-from lthfunc.training.fits import Point, Stopped
+from lthfunc.runs.trainings import Spent, in_words
 from lthfunc.training.memory import hold_memory
 
-#: Seconds between two words of a worker on its progress.
-_NEWS = 0.1
 #: Seconds after which the parent looks whether it should stop.
 _PATIENCE = 0.2
 
@@ -141,26 +137,16 @@ def _work(pipe: Connection, config: Config, folder: Path, here: str) -> None:
     os.chdir(here)
     hold_memory()
     torch.set_num_threads(config.threads or 1)
-    plan = None
+    planned = functools.cache(lambda: prepare(replace(config, jobs=1)).plan)
+    tell = teller(lambda said: pipe.send_bytes(pickle.dumps(("step", said))))
+
+    def train(task: Task) -> tuple[list[Round], Spent]:
+        return train_kept(planned(), [task], folder, config, asked.is_set, tell)
+
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the parent is gone
         while True:
             task: Task = pickle.loads(pipe.recv_bytes())
-            try:
-                plan = plan or prepare(replace(config, jobs=1)).plan
-                (result,), spent = train_kept(plan, [task], folder, config, asked.is_set, _teller(pipe))
-                pipe.send_bytes(pickle.dumps(("done", (result, spent))))
-            except Stopped:
-                pipe.send_bytes(pickle.dumps(("stopped", None)))
-            except UserError as error:
-                pipe.send_bytes(pickle.dumps(("failed", named(task, error))))
-            except (BrokenPipeError, ConnectionResetError):
-                raise
-            except OSError as error:  # a full disk, say
-                pipe.send_bytes(pickle.dumps(("failed", error)))
-            except Exception as error:
-                sys.excepthook(*sys.exc_info())
-                text = f"{in_words(task)}: {type(error).__name__}: {error}"
-                pipe.send_bytes(pickle.dumps(("failed", RuntimeError(text))))
+            pipe.send_bytes(pickle.dumps(attempted(task, partial(train, task))))
 
 
 def _end_with_parent() -> None:
@@ -169,17 +155,3 @@ def _end_with_parent() -> None:
     assert parent is not None
     wait([parent.sentinel])
     os._exit(1)
-
-
-def _teller(pipe: Connection) -> Any:
-    told = 0.0
-
-    def observe(number: int, points: Sequence[Point] | None) -> None:
-        nonlocal told
-        now = time.monotonic()
-        point = None if points is None else points[0]
-        if point is not None or now - told > _NEWS:
-            told = now
-            pipe.send_bytes(pickle.dumps(("step", (number, point))))
-
-    return observe

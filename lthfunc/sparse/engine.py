@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Sequence
 
@@ -19,7 +20,8 @@ from lthfunc.sparse.updates import clock_of, moments_of, state_after
 from lthfunc.training.engines.interface import Engine, Running, Tick, Work
 from lthfunc.training.evaluation import Quality, evaluate
 from lthfunc.training.feed import Feed
-from lthfunc.training.losses import accuracy, cross_entropy
+from lthfunc.training.losses import Loss, accuracy, cross_entropy
+from lthfunc.training.optimizers import Optimizer
 from lthfunc.training.steps import Metrics
 from lthfunc.trees.ops import scaled
 from lthfunc.trees.rng import counter_key, fold_in, key
@@ -62,8 +64,16 @@ def sparse_engine(work: Work) -> Engine:
     return Engine("sparse", begin, measure)
 
 
-class _Programs:
-    """Makes a training's program; keeps the last, since controls and continued trainings have the same masks."""
+def takes_whole_steps(loss: Loss, optimizer: Optimizer, *, augment: bool) -> bool:
+    """Whether the machine takes all of a step: no part of it is Python's, and it draws its own random numbers."""
+    return not augment and loss is cross_entropy and optimizer.numbers is not None
+
+
+class _Programs(threading.local):
+    """Makes a training's program; keeps the last, since controls and continued trainings have the same masks.
+
+    Each thread's own, as is `_Measuring`.
+    """
 
     def __init__(self, work: Work) -> None:
         self._work = work
@@ -106,7 +116,8 @@ class _Loop:
             memory.schedule = state.opt.schedule.float().contiguous()
         else:
             self._opt = pack_moments(memory, state.params, state.opt)
-        self._whole = not changed and optimizer.numbers is not None and work.loss is cross_entropy
+        self._whole = takes_whole_steps(work.loss, optimizer, augment=changed)
+        self.draws = not self._whole
         self._steps_a_call = 1.0
         # Python's share of a step may depend on the number of threads, the machine's does not.
         self._pace = Pace(torch.get_num_threads() if self._whole else 1)
@@ -183,6 +194,7 @@ class _Several:
 
     def __init__(self, loops: Sequence[_Loop]) -> None:
         self._loops = loops
+        self.draws = loops[0].draws
 
     def take(self, steps: int, tick: Tick | None) -> int:
         """Take one step of each network on each of the slots 0 … steps-1, or on as many as the first takes."""
@@ -210,7 +222,7 @@ class _Several:
 _CHUNK, _BYTES = 512, 64 * 2**20
 
 
-class _Measuring:
+class _Measuring(threading.local):
     """Evaluates networks; keeps the last program, since looks at a training see the same survivors again and again."""
 
     def __init__(self, work: Work) -> None:

@@ -12,7 +12,13 @@ from lthfunc.training.engines.interface import Engine, Running, Work
 from lthfunc.training.engines.table import make_engine
 from lthfunc.training.evaluation import Quality
 from lthfunc.training.feed import Feed
+from lthfunc.trees.model import Model
 from lthfunc.trees.types import Buffers, Masks, Params, Split, TrainState
+
+
+def always_sparse(engine: str, model: Model, shape: tuple[int, ...]) -> bool:
+    """Whether an engine of this name trains the network on the sparse engine at whatever density."""
+    return engine == "sparse" or (engine.startswith("sparse/") and is_faster(model, shape, {}))
 
 
 def sparse_or(dense: str) -> Callable[[Work], Engine]:

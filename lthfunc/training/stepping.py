@@ -116,7 +116,14 @@ class Training:
 
     @contextmanager
     def drawing(self) -> Iterator[None]:
-        """Random layers (dropout, say) draw from torch's global generator: seed it, and put it back afterwards."""
+        """Random layers (dropout, say) draw from torch's global generator: seed it, and put it back afterwards.
+
+        It is left alone where nothing draws from it, so that such trainings can run in threads.
+        """
+        if not self.running.draws:
+            with computing(self._trainer):
+                yield
+            return
         devices = [self._device] if self._device.type == "cuda" else []
         with computing(self._trainer), torch.random.fork_rng(devices=devices):
             if self._random is None:

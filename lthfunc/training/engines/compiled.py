@@ -59,6 +59,8 @@ def compile_engine(work: Work) -> Engine:
 
 
 class _Loop:
+    draws = True
+
     def __init__(
         self, work: Work, program: Compile, states: Sequence[TrainState], seeds: Sequence[int], feed: Feed
     ) -> None:

@@ -37,6 +37,8 @@ def eager(work: Work) -> Engine:
 
 
 class _Loop:
+    draws = True
+
     def __init__(self, work: Work, states: Sequence[TrainState], seeds: Sequence[int], feed: Feed) -> None:
         self._width = len(states)
         self._advance, self._batches = widened(work.advance, self._width), feed.batches

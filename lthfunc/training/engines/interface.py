@@ -54,7 +54,12 @@ class Work(NamedTuple):
 
 
 class Running(Protocol):
-    """A loop under way: private, and changed in place where that is faster. Nobody else sees its memory."""
+    """A loop under way: private, and changed in place where that is faster. Nobody else sees its memory.
+
+    draws: whether its steps may draw from torch's global generator.
+    """
+
+    draws: bool
 
     def take(self, steps: int, tick: Tick | None) -> int:
         """Take one step on each of the feed's slots 0 … steps-1, or on fewer if `tick` stops it; returns how many."""
