@@ -14,6 +14,7 @@ from torch.nn.utils import prune as reference
 import lthfunc as lf
 from lthfunc.errors import UserError
 from lthfunc.sparsify.allocation import fraction_to
+from lthfunc.sparsify.ranking import ranks
 from lthfunc.trees import ops
 from lthfunc.trees.types import Masks, Params, TrainState
 
@@ -49,6 +50,21 @@ def python_global_selection(scores: Params, masks: Masks, fraction: float) -> se
 
 def positions(masks: Masks) -> set[tuple[str, int]]:
     return {(name, i) for name, mask in masks.items() for i in mask.flatten().nonzero().flatten().tolist()}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.int64])
+@settings(max_examples=50, deadline=None)
+@given(data=st.data())
+def test_ranks_are_pythons_sort(dtype: torch.dtype, data: st.DataObject) -> None:
+    """By life, then score, then place; zeros are equal, whatever their sign."""
+    numbers = (
+        [-math.inf, -3.5, -1e-40, -0.0, 0.0, 1e-40, 0.25, 7.0, math.inf] if dtype.is_floating_point else [-9, 0, 4]
+    )
+    size = data.draw(st.integers(0, 12))
+    scores = torch.tensor(data.draw(st.lists(st.sampled_from(numbers), min_size=size, max_size=size)), dtype=dtype)
+    alive = torch.tensor(data.draw(st.lists(st.booleans(), min_size=size, max_size=size)), dtype=torch.bool)
+    best_first = sorted(range(size), key=lambda i: (not alive[i], -scores[i].item(), i))
+    assert ranks(scores, alive).tolist() == [best_first.index(i) for i in range(size)]
 
 
 @settings(max_examples=200, deadline=None)

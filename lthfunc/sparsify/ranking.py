@@ -5,20 +5,40 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+#: Floats as wide as integers, and all bits of those but the sign's.
+_INTEGERS = {torch.float32: (torch.int32, 2**31 - 1), torch.float64: (torch.int64, 2**63 - 1)}
+
 
 def ranks(scores: Tensor, alive: Tensor) -> Tensor:
     """Rank of each entry, 0 = the best; int64, the shape of `scores`.
 
     Live entries come before dead ones, higher scores before lower ones, and among equals the lower flat
-    index (row-major) first. Two stable sorts, so any finite score is safe, and no value stands for "dead".
+    index (row-major) first. Any finite score is safe, since no value stands for "dead".
     """
-    return ranks_in_rows(scores.flatten()[None], alive.flatten()[None]).view(scores.shape)
+    best_first = torch.argsort(_falling(scores.flatten()), stable=True)
+    return _ranks(best_first[None], alive.flatten()[None]).view(scores.shape)
 
 
 def ranks_in_rows(scores: Tensor, alive: Tensor) -> Tensor:
     """`ranks`, within each row of a matrix."""
-    by_score = torch.argsort(scores, dim=1, descending=True, stable=True)
-    dead = (~alive).gather(1, by_score).to(torch.uint8)
-    order = by_score.gather(1, torch.argsort(dead, dim=1, stable=True))
-    positions = torch.arange(scores.shape[1], device=scores.device).expand(order.shape)
-    return torch.empty_like(order).scatter(1, order, positions)
+    return _ranks(torch.argsort(_falling(scores), dim=1, stable=True), alive)
+
+
+def _ranks(best_first: Tensor, alive: Tensor) -> Tensor:
+    live = alive.gather(1, best_first)
+    before = torch.where(live, live.cumsum(1), live.sum(1, keepdim=True) + (~live).cumsum(1)) - 1
+    return torch.empty_like(best_first).scatter(1, best_first, before)
+
+
+def _falling(scores: Tensor) -> Tensor:
+    """Integers that rise as the scores fall: a vector of integers is sorted ten times as fast as one of floats.
+
+    The bits of positive floats, read as integers, rise with them, and those of negative ones fall.
+    """
+    if not scores.is_floating_point():
+        return ~scores
+    if scores.dtype not in _INTEGERS:
+        scores = scores.float()
+    integer, magnitude = _INTEGERS[scores.dtype]
+    bits = (scores + 0.0).view(integer)  # -0 becomes 0
+    return ~torch.where(bits < 0, bits ^ magnitude, bits)
