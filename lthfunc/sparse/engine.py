@@ -275,7 +275,7 @@ def _covers(memory: Memory, masks: dict[str, Tensor]) -> bool:
     ours = theirs = 0
     for name, positions in memory.program.positions.items():
         mask = masks[name].flatten()
-        inside, count = int(mask[positions].sum()), int(mask.sum())
+        inside, count = int(mask.index_select(0, positions).sum()), int(mask.sum())
         if inside < count:
             return False
         ours, theirs = ours + len(positions), theirs + count
