@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import functools
-import gc
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -15,6 +12,7 @@ from typer.main import get_command
 
 from lthfunc import __version__
 from lthfunc.errors import UserError
+from lthfunc.runs.beginning import long_lived
 
 from . import benchmark, branching, execution, experiment, kernels, listings
 from .compare import compare
@@ -111,27 +109,13 @@ def main(arguments: list[str] | None = None) -> int:
     A user's mistake is one line on stderr and exit code 2; damaged files, disks that fail or are full, and ranks that
     are lost, 3.
     """
-    with _long_lived():
+    with long_lived():
         code = _told(arguments)
     if launched():  # at once: threads of a rank's connections may be in the middle of something
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
     return code
-
-
-@contextmanager
-def _long_lived() -> Iterator[None]:
-    """What lives long is not searched for garbage: all of it is what PyTorch imports, which took 0.7 s of a command.
-
-    What a step leaves is young, and found as ever.
-    """
-    before = gc.get_threshold()
-    gc.set_threshold(*before[:2], 1000)
-    try:
-        yield
-    finally:
-        gc.set_threshold(*before)
 
 
 def _told(arguments: list[str] | None) -> int:

@@ -22,6 +22,7 @@ from lthfunc.errors import UserError
 from lthfunc.experiments.config import Config
 from lthfunc.experiments.iterative import Round, Task
 from lthfunc.experiments.plan import prepare
+from lthfunc.runs.beginning import begin
 from lthfunc.runs.keeping import train_kept
 from lthfunc.runs.pools import News, attempted, teller
 from lthfunc.runs.together import Way
@@ -78,7 +79,7 @@ class _Worker:
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
         self.process: BaseProcess = context.Process(
-            target=_work, args=(theirs, config, folder, str(Path.cwd())), name="lthfunc-worker", daemon=True
+            target=begin, args=(theirs, config, folder, str(Path.cwd())), name="lthfunc-worker", daemon=True
         )
         with _ignoring_interrupts():  # which the process inherits: its imports take seconds
             self.process.start()
@@ -128,7 +129,7 @@ def _how_it_ended(code: int | None) -> str:
     return f"ended with exit code {code}"
 
 
-def _work(pipe: Connection, config: Config, folder: Path, here: str) -> None:
+def work(pipe: Connection, config: Config, folder: Path, here: str) -> None:
     """A worker's life: make the plan, then train whatever comes through the pipe, until the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent tells its workers
     asked = threading.Event()
