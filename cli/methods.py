@@ -112,10 +112,10 @@ def _run(
 
     from lthfunc.experiments.config import to_mapping
     from lthfunc.experiments.methods.prepare import setting_of
+    from lthfunc.hardware import usable_cores
     from lthfunc.reports.figures import save as save_picture
     from lthfunc.reports.methods import method_plot, method_rows, method_table
     from lthfunc.runs.comparison import compare
-    from lthfunc.runs.processes import usable_cores
     from lthfunc.training.memory import hold_memory
     from lthfunc.training.threads import using_threads
 

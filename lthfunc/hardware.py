@@ -39,6 +39,13 @@ def has_wide_amd_cores() -> bool:
     return facts.get("vendor_id") == "AuthenticAMD" and has_avx512() and family.isdigit() and int(family) >= _WIDE
 
 
+def usable_cores() -> int:
+    """Cores that this process may use: those it is bound to, or fewer by a container's limit."""
+    from joblib import cpu_count
+
+    return int(cpu_count())
+
+
 def user_cache() -> Path:
     """This library's folder in the user's cache: in $XDG_CACHE_HOME or ~/.cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lthfunc"

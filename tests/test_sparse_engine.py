@@ -202,6 +202,13 @@ def test_auto_takes_it_for_long_runs_on_a_cpu() -> None:
     assert prepare(Config(arch="lenet300", steps=10, rounds=1)).config.engine == "eager"
 
 
+def test_threads_are_no_more_than_the_cores_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lthfunc.experiments.plan.torch.get_num_threads", lambda: 8)
+    for cores, threads in ((1, 1), (4, 4), (16, 8)):
+        monkeypatch.setattr("lthfunc.experiments.plan.usable_cores", lambda cores=cores: cores)
+        assert prepare(Config(arch="lenet300", steps=3000)).config.threads == threads
+
+
 class Odd(nn.Module):
     def __init__(self, shape: tuple[int, ...], classes: int) -> None:
         super().__init__()
@@ -381,6 +388,14 @@ def test_threads_follow_what_is_faster() -> None:
     assert pace.threads == 4
     machine.seconds, machine.share = {4: 0.001, 1: 0.002}, 0.7  # threads that sleep by nature
     assert machine.steps(pace, 60_000).count(1) < 300  # are tried ever more rarely
+    machine.seconds, machine.share = {4: 0.1, 1: 0.001}, 0.25  # a single core
+    machine.steps(pace, 2000)
+    assert pace.at_most(1000) == 1000
+    while pace.threads == 1:
+        machine.steps(pace, 1)
+    assert pace.at_most(1000) == 1  # a trial does not take long
+    before = machine.now
+    assert machine.steps(pace, 100_000).count(4) * 0.1 < 0.05 * (machine.now - before)
     assert Pace(1).threads == 1
 
 

@@ -29,6 +29,7 @@ from lthfunc.experiments.iterative import Plan
 from lthfunc.experiments.resolve import resolved
 from lthfunc.experiments.starting import CONTROLS
 from lthfunc.experiments.tasks import loss_of_name, make_optimizer, metric_of_name, named_for
+from lthfunc.hardware import usable_cores
 from lthfunc.models.factory import build_for
 from lthfunc.sparse.choice import why_not_sparse
 from lthfunc.sparse.engine import sparse_engine
@@ -268,7 +269,7 @@ def _threads(config: Config, work: Work, data: Dataset, batch_size: int) -> int:
     On the sparse engine, whose results don't depend on their number, the cores that seeds and controls leave over.
     Else one for a small network, all for a large one.
     """
-    cores = torch.get_num_threads()
+    cores = min(torch.get_num_threads(), usable_cores())  # threads without a core would wait for each other
     if always_sparse(config.engine, work.model, data.shape):
         return max(1, cores // (config.jobs or trainings_at_once(config)))
     small = flops_per_step(work.model, data.shape, batch_size) < _FLOPS_FOR_THREADS

@@ -13,12 +13,13 @@ from lthfunc.errors import UserError
 from lthfunc.experiments.config import Config, trainings_at_once
 from lthfunc.experiments.iterative import TICKET, Plan, Round, Task, rounds
 from lthfunc.experiments.records import Record, record
+from lthfunc.hardware import usable_cores
 from lthfunc.runs.checkpoints import drop_checkpoints
 from lthfunc.runs.folder import in_order, name_of_record
 from lthfunc.runs.keeping import Stopping, place_of
 from lthfunc.runs.memory import check_width
 from lthfunc.runs.pools import by_pool
-from lthfunc.runs.processes import Processes, usable_cores
+from lthfunc.runs.processes import Processes
 from lthfunc.runs.store import done_so_far, save_training
 from lthfunc.runs.threads import Threads, can_share_a_process
 from lthfunc.runs.together import Way, in_turn, side_by_side

@@ -67,11 +67,6 @@ class Processes:
             worker.stop()
 
 
-def usable_cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 class _Worker:
     """A process, and the end of the pipe that leads to it."""
 

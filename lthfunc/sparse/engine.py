@@ -13,7 +13,7 @@ from lthfunc.errors import invalid
 from lthfunc.sparse.capture import captured
 from lthfunc.sparse.kernels.build import load_kernels
 from lthfunc.sparse.memory import Memory, pack_moments, unpack_moments
-from lthfunc.sparse.pace import Pace
+from lthfunc.sparse.pace import Paces
 from lthfunc.sparse.places import LANES, VECTOR_BYTES
 from lthfunc.sparse.program import Ending, Program, Stored, program_of
 from lthfunc.sparse.updates import clock_of, moments_of, state_after
@@ -42,7 +42,7 @@ def sparse_engine(work: Work) -> Engine:
     if work.exchange.ranks > 1:
         raise invalid("--engine", "sparse", "eager or compile on several ranks")
     load_kernels()
-    programs = _Programs(work)
+    programs, paces = _Programs(work), Paces()
 
     def begin(states: Sequence[TrainState], seeds: Sequence[int], feed: Feed) -> Running:
         if states[0].step.device.type != "cpu":
@@ -51,10 +51,10 @@ def sparse_engine(work: Work) -> Engine:
         loops = []
         for number, (state, seed) in enumerate(zip(states, seeds, strict=True)):
             slots = (x, y) if len(states) == 1 else (x[:, number], y[:, number])
-            loops.append(_Loop(work, programs, state, seed, slots))
+            loops.append(_Loop(work, programs, paces, state, seed, slots))
         return loops[0] if len(loops) == 1 else _Several(loops)
 
-    measuring = _Measuring(work)
+    measuring = _Measuring(work, paces)
 
     def measure(
         params: Sequence[Params], buffers: Sequence[Buffers], split: Split, device: torch.device
@@ -100,7 +100,9 @@ class _Programs(threading.local):
 class _Loop:
     """One network in training."""
 
-    def __init__(self, work: Work, programs: _Programs, state: TrainState, seed: int, slots: Batch) -> None:
+    def __init__(
+        self, work: Work, programs: _Programs, paces: Paces, state: TrainState, seed: int, slots: Batch
+    ) -> None:
         self._work, self._state, self._slots = work, state, slots
         x, _ = slots
         self._examples = x.shape[1]
@@ -120,14 +122,14 @@ class _Loop:
         self.draws = not self._whole
         self._steps_a_call = 1.0
         # Python's share of a step may depend on the number of threads, the machine's does not.
-        self._pace = Pace(torch.get_num_threads() if self._whole else 1)
+        self._pace = paces.of(torch.get_num_threads() if self._whole else 1)
 
     def take(self, steps: int, tick: Tick | None) -> int:
         """Take one step on each of the slots 0 … steps-1, or on fewer if `tick` stops it; returns how many."""
         done = 0
         x, y = self._slots
         while done < steps:
-            count = min(steps - done, int(self._steps_a_call)) if self._whole else 1
+            count = self._pace.at_most(min(steps - done, int(self._steps_a_call))) if self._whole else 1
             begun, had = time.perf_counter(), time.process_time()
             if self._whole:
                 with self._pace.running():
@@ -225,8 +227,8 @@ _CHUNK, _BYTES = 512, 64 * 2**20
 class _Measuring(threading.local):
     """Evaluates networks; keeps the last program, since looks at a training see the same survivors again and again."""
 
-    def __init__(self, work: Work) -> None:
-        self._work = work
+    def __init__(self, work: Work, paces: Paces) -> None:
+        self._work, self._paces = work, paces
         self._counts = work.loss is cross_entropy and work.metric is accuracy
         self._memory: Memory | None = None
         self._stored: Stored | None = None
@@ -235,12 +237,13 @@ class _Measuring(threading.local):
         """Mean loss and accuracy over a split."""
         work = self._work
         memory = self._memory_for(params, buffers, split)
-        chunk = memory.program.batch
+        chunk, pace = memory.program.batch, self._paces.of(torch.get_num_threads())
 
         def metrics_of(batch: Batch) -> Metrics:
             x, y = batch
             memory.totals.zero_()
-            memory.run(x[None], y[None], len(x))
+            with pace.running():
+                memory.run(x[None], y[None], len(x))
             if self._counts:
                 loss, hits = memory.totals
                 return {"loss": loss, "accuracy": hits / len(x)}

@@ -7,6 +7,7 @@ alone loses only its share. So where the threads don't get the time of their cor
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,8 +20,10 @@ _WINDOW, _TRIAL = 0.1, 0.02
 _DISTURBED = 0.85
 #: One thread must be faster by so much.
 _MARGIN = 1.05
-#: Seconds until one thread is compared with all again, since others may have left; and until it is tried anew where it
-#: was not faster, twice as long each time.
+#: Threads without cores of their own may be so many times slower: a call of a trial takes so many times fewer steps.
+_SLOWER = 20
+#: Seconds until the other number is tried anew, since others may have left or come; twice as long each time it was not
+#: faster.
 _AGAIN = 2.0
 
 
@@ -33,6 +36,10 @@ class Pace:
         self._rate = self._steps = self._seconds = self._cpu = 0.0
         self._not_before, self._pause = float("-inf"), _AGAIN
         self._warm = False
+
+    def at_most(self, steps: int) -> int:
+        """So many steps in the next call, or fewer where it is a trial, which should not take long."""
+        return min(steps, max(1, int(self._rate * _TRIAL / _SLOWER))) if self._trial else steps
 
     @property
     def threads(self) -> int:
@@ -79,9 +86,18 @@ class Pace:
         """A trial of the other number ended with this rate."""
         alone, together = (rate, self._rate) if self._now == self._all else (self._rate, rate)
         self._trial = False
-        if alone > _MARGIN * together:
-            self._now, self._pause = 1, _AGAIN
-        else:
-            self._pause = 2 * self._pause if self._now == self._all else _AGAIN
-            self._now = self._all
+        better = 1 if alone > _MARGIN * together else self._all
+        self._pause = 2 * self._pause if better == self._now else _AGAIN
+        self._now = better
         self._not_before = self._clock() + self._pause
+
+
+class Paces(threading.local):
+    """The pace at each number of threads, as it was found out so far; each thread that trains has its own."""
+
+    def __init__(self) -> None:
+        self._of: dict[int, Pace] = {}
+
+    def of(self, threads: int) -> Pace:
+        """The pace where there are so many threads."""
+        return self._of.setdefault(threads, Pace(threads))
