@@ -207,3 +207,16 @@ def test_without_a_compiler_it_says_so_and_runs_and_refuses_what_was_asked_for(t
     assert done.returncode == 0, done.stderr
     assert "not compiled: no C++ compiler was found (none-here); running eagerly" in done.stderr
     assert read_run(tmp_path / "run")[1].engine == "eager"
+
+
+def test_nothing_is_searched_for_garbage_as_a_command_ends() -> None:
+    """Handlers run in the reverse order of their registration, so that the one here sees what ours did."""
+    code = (
+        "import atexit, gc\n"
+        "atexit.register(lambda: print(gc.get_freeze_count() > 0))\n"
+        "from lthfunc_cli.main import main\n"
+        "main(['--version'])\n"
+        "print(gc.get_freeze_count())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[1:] == ["0", "True"]
