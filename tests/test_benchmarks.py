@@ -14,6 +14,7 @@ import pytest
 import torch
 from conftest import ROOT
 from lthfunc_benchmarks.chart import draw
+from lthfunc_benchmarks.commands import _QUICK, _run
 from lthfunc_cli.main import main
 
 import lthfunc as lf
@@ -159,6 +160,15 @@ def test_the_checkpoint_benchmark_measures_both_kinds(tmp_path: Path) -> None:
     assert with_["checkpoints"] >= 1
     assert without["checkpoints"] == without["share"] == 0
     assert main(["benchmark", "checkpoints", "--network", "lenet"]) == 2
+
+
+def test_whole_commands_are_clocked() -> None:
+    found = _run(_QUICK, "auto, one core")
+    assert 0 < found["s to the first step"] < found["s"]
+    steps, evaluation = found["share of steps from there"], found["share of evaluation from there"]
+    assert steps > 0
+    assert evaluation > 0
+    assert steps + evaluation < 1
 
 
 def test_memory_stays_flat_over_fifty_rounds(tmp_path: Path) -> None:

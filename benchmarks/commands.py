@@ -1,0 +1,133 @@
+"""Whole commands: how long they take, when their first step comes, and what share of the time from there is steps.
+
+    python -m benchmarks.commands --json FILE
+
+A clock around the loop's calls counts steps with their batches, and evaluations. Data are looked for where `lthfunc`
+does; a first command of each engine, which may have to compile, is not counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import runpy
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+# set affinity first: see _clocked
+from lthfunc.hardware import usable_cores
+
+from .records import Record, header, record, write
+
+_COMMAND = ("prune", "--arch", "lenet300", "--dataset", "mnist", "--rounds", "5")
+_QUICK = ("prune", "--arch", "lenet300", "--dataset", "digits", "--rounds", "1", "--steps", "200")
+#: What is added to the command, and on how many cores (None: all that are there).
+_VARIANTS: dict[str, tuple[tuple[str, ...], int | None]] = {
+    "auto, one core": ((), 1),
+    "auto": ((), None),
+    "auto, one thread": (("--threads", "1"), None),
+    "auto, one thread, two seeds": (("--threads", "1", "--replicates", "2"), None),
+    "compile, one core": (("--engine", "compile"), 1),
+    "compile": (("--engine", "compile"), None),
+    "compile, two seeds": (("--engine", "compile", "--replicates", "2"), None),
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="two short commands, once: under a minute")
+    parser.add_argument("--json", metavar="FILE")
+    options = parser.parse_args(arguments)
+    command = _QUICK if options.quick else _COMMAND
+    variants = ["auto, one core", "auto, one thread, two seeds"] if options.quick else list(_VARIANTS)
+    repeats = 1 if options.quick else options.repeats
+    for name in () if options.quick else ("auto", "compile"):
+        _run(command, name)
+    taken = [(name, _run(command, name)) for _ in range(repeats) for name in variants]
+    records = []
+    for name in variants:
+        for unit in taken[variants.index(name)][1]:
+            records.append(_record(name, unit, [found[unit] for each, found in taken if each == name]))
+            print(f"{name:>28}  {records[-1]['median']:7.3f} {unit}")
+    if options.json:
+        write(options.json, header("commands", f"lthfunc {' '.join(command)}", "cpu"), records)
+    return 0
+
+
+def _record(variant: str, unit: str, found: list[float]) -> Record:
+    cores = _VARIANTS[variant][1] or usable_cores()
+    return record(
+        found, network="lenet300", variant=variant, device="cpu", threads=cores, batch=60, density=None,
+        precision="fp32", unit=unit,
+    )  # fmt: skip
+
+
+def _run(command: Sequence[str], variant: str) -> dict[str, float]:
+    """One command; seconds, and shares of the time from its first step on."""
+    added, cores = _VARIANTS[variant]
+    with tempfile.TemporaryDirectory() as folder:
+        clock = Path(folder) / "clock.json"
+        own = [sys.executable, "-m", "lthfunc_benchmarks.commands", "--clocked", str(clock), str(cores or 0)]
+        begun = time.time()
+        subprocess.run([*own, *command, *added, "--out", f"{folder}/run"], check=True, capture_output=True)
+        ended = time.time()
+        found = json.loads(clock.read_text())
+    whole = {"s": ended - begun}
+    if "--replicates" in added:  # whose steps are side by side, or in other processes
+        return whole
+    rest = ended - found["first"]
+    return whole | {
+        "s to the first step": found["first"] - begun,
+        "share of steps from there": found["steps"] / rest,
+        "share of evaluation from there": found["evaluation"] / rest,
+    }
+
+
+def _clocked(path: str, cores: str, command: list[str]) -> None:
+    """A command in this process, with a clock around what is counted."""
+    if int(cores):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(cores)])
+    from lthfunc.experiments import iterative
+    from lthfunc.training import loop
+    from lthfunc.training.stepping import Training
+
+    found = {"first": 0.0, "steps": 0.0, "evaluation": 0.0}
+
+    def counted(kind: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*given: Any, **named: Any) -> Any:
+            begun = time.time()
+            if kind == "steps":
+                found["first"] = found["first"] or begun
+            try:
+                return function(*given, **named)
+            finally:
+                if found["first"]:
+                    found[kind] += time.time() - begun
+
+        return call
+
+    for place, name, kind in (
+        (Training, "to", "steps"),
+        (loop, "measure", "evaluation"),
+        (iterative, "measure", "evaluation"),
+    ):
+        setattr(place, name, counted(kind, getattr(place, name)))
+    sys.argv = ["lthfunc", *command]
+    try:
+        runpy.run_module("lthfunc_cli", run_name="__main__")
+    finally:
+        Path(path).write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--clocked"]:
+        _clocked(sys.argv[2], sys.argv[3], sys.argv[4:])
+    sys.exit(main())
