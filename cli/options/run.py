@@ -74,7 +74,7 @@ Jobs = Annotated[
         "--jobs",
         parser=whole,
         metavar="N",
-        help="Seeds and controls to train side by side: in processes on a CPU, as one program on a GPU. "
+        help="Seeds and controls to train side by side: in threads or processes on a CPU, as one program on a GPU. "
         "\\[default: what the cores hold; all on a GPU]",
         rich_help_panel=_PANEL,
     ),
