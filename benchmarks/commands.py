@@ -20,7 +20,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-# set affinity first: see _clocked
 from lthfunc.hardware import usable_cores
 
 from .records import Record, header, record, write

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import multiprocessing
 import os
 import pickle
@@ -11,7 +10,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -133,7 +132,7 @@ def work(pipe: Connection, config: Config, folder: Path, here: str) -> None:
     os.chdir(here)
     hold_memory()
     torch.set_num_threads(config.threads or 1)
-    planned = functools.cache(lambda: prepare(replace(config, jobs=1)).plan)
+    planned = cache(lambda: prepare(replace(config, jobs=1)).plan)
     tell = teller(lambda said: pipe.send_bytes(pickle.dumps(("step", said))))
 
     def train(task: Task) -> tuple[list[Round], Spent]:
