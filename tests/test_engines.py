@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import DroppingNet, NormedNet
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import lthfunc as lf
 from lthfunc import hardware
@@ -23,6 +24,7 @@ from lthfunc.training.engines import compiled as compiled_engine, products, tool
 from lthfunc.training.engines.columns import convolution_backward
 from lthfunc.training.engines.pooling import max_pool, max_pool_backward
 from lthfunc.training.engines.table import COMPILE_FROM_STEPS, ENGINES, engine_for
+from lthfunc.training.engines.tracing import compiled
 from lthfunc.training.loop import fit, fit_together, take_steps
 from lthfunc.training.optimizers import Optimizer
 from lthfunc.training.precision import PRECISIONS, check_precision
@@ -327,6 +329,26 @@ def test_products_are_one_dnns_where_it_is_faster(monkeypatch: pytest.MonkeyPatc
     torch.testing.assert_close(products.addmm(bias, a, b), bias + a @ b)
     assert products.mm(a[:70], b) is products.mm(a.double(), b.double()) is NotImplemented
     assert products.addmm(bias, a, b, beta=2) is products.addmm(a @ b, a, b) is NotImplemented
+
+
+@needs_compiler
+@pytest.mark.skipif(not products.has_one_dnn(), reason="this PyTorch has no oneDNN")
+def test_a_compiled_product_is_called_without_a_detour() -> None:
+    a, b, seen = torch.randn(33, 20), torch.randn(20, 17), []
+
+    class Seen(TorchDispatchMode):
+        def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(str(operation))
+            return operation(*args, **(kwargs or {}))
+
+    with torch.no_grad():
+        program = compiled(lambda a, b: (torch.ops.lthfunc.product(a, b, None),), [a, b], "a product")
+        with Seen():
+            (found,) = program(a, b)
+    torch.testing.assert_close(found, a @ b)
+    assert [name for name in seen if "linear_pointwise" in name or "product" in name] == [
+        "mkldnn._linear_pointwise.default"
+    ]
 
 
 @needs_compiler

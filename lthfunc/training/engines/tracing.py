@@ -19,7 +19,7 @@ from lthfunc.errors import UserError
 from lthfunc.frames import first_line, place_of
 from lthfunc.training.engines.columns import convolution_backward
 from lthfunc.training.engines.pooling import max_pool, max_pool_backward
-from lthfunc.training.engines.products import addmm, mm
+from lthfunc.training.engines.products import addmm, lower_products, mm
 
 #: Takes the tensors it was traced with, or others like them.
 Program = Callable[..., Any]
@@ -51,6 +51,7 @@ def compiled(function: Callable[..., Any], example: Sequence[Tensor], name: str)
         raise UserError(
             f"--engine: {name} cannot be compiled{place_of(error)}: {first_line(error)}; --engine eager runs it"
         ) from error
+    lower_products()
     try:
         return torch._inductor.standalone_compile(
             graph, list(example), dynamic_shapes="from_example_inputs", options={"config_patches": _SETTINGS}
