@@ -9,7 +9,7 @@ does; a first command of each engine, which may have to compile, is not counted.
 from __future__ import annotations
 
 import argparse
-import json
+import json as as_json
 import os
 import runpy
 import subprocess
@@ -20,9 +20,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from lthfunc.errors import UserError, invalid
 from lthfunc.hardware import usable_cores
 
-from .records import Record, header, record, write
+from .records import Record, header, record, reported, write
 
 _COMMAND = ("prune", "--arch", "lenet300", "--dataset", "mnist", "--rounds", "5")
 _QUICK = ("prune", "--arch", "lenet300", "--dataset", "digits", "--rounds", "1", "--steps", "200")
@@ -39,16 +40,23 @@ _VARIANTS: dict[str, tuple[tuple[str, ...], int | None]] = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure, print, write."""
+    """Measure by options."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="two short commands, once: under a minute")
     parser.add_argument("--json", metavar="FILE")
-    options = parser.parse_args(arguments)
-    command = _QUICK if options.quick else _COMMAND
-    variants = ["auto, one core", "auto, one thread, two seeds"] if options.quick else list(_VARIANTS)
-    repeats = 1 if options.quick else options.repeats
-    for name in () if options.quick else ("auto", "compile"):
+    given = parser.parse_args(arguments)
+    return reported(lambda networks, **options: run(**options), argparse.Namespace(**vars(given), networks=None))
+
+
+def run(*, repeats: int = 3, quick: bool = False, json: str | None = None) -> None:
+    """Measure, print, write. Raises UserError for a number of repeats below 1, and where a command fails."""
+    if repeats < 1:
+        raise invalid("--repeats", repeats, "a whole number of at least 1")
+    command = _QUICK if quick else _COMMAND
+    variants = ["auto, one core", "auto, one thread, two seeds"] if quick else list(_VARIANTS)
+    repeats = 1 if quick else repeats
+    for name in () if quick else ("auto", "compile"):
         _run(command, name)
     taken = [(name, _run(command, name)) for _ in range(repeats) for name in variants]
     records = []
@@ -56,9 +64,8 @@ def main(arguments: list[str] | None = None) -> int:
         for unit in taken[variants.index(name)][1]:
             records.append(_record(name, unit, [found[unit] for each, found in taken if each == name]))
             print(f"{name:>28}  {records[-1]['median']:7.3f} {unit}")
-    if options.json:
-        write(options.json, header("commands", f"lthfunc {' '.join(command)}", "cpu"), records)
-    return 0
+    if json:
+        write(json, header("commands", f"lthfunc {' '.join(command)}", "cpu"), records)
 
 
 def _record(variant: str, unit: str, found: list[float]) -> Record:
@@ -70,15 +77,18 @@ def _record(variant: str, unit: str, found: list[float]) -> Record:
 
 
 def _run(command: Sequence[str], variant: str) -> dict[str, float]:
-    """One command; seconds, and shares of the time from its first step on."""
+    """One command; seconds, and shares of the time from its first step on. Raises UserError where it fails."""
     added, cores = _VARIANTS[variant]
     with tempfile.TemporaryDirectory() as folder:
         clock = Path(folder) / "clock.json"
         own = [sys.executable, "-m", "lthfunc_benchmarks.commands", "--clocked", str(clock), str(cores or 0)]
         begun = time.time()
-        subprocess.run([*own, *command, *added, "--out", f"{folder}/run"], check=True, capture_output=True)
+        asked = [*own, *command, *added, "--out", f"{folder}/run"]
+        done = subprocess.run(asked, capture_output=True, text=True, check=False)
         ended = time.time()
-        found = json.loads(clock.read_text())
+        if done.returncode:
+            raise UserError(done.stderr.strip().rpartition("\n")[2])
+        found = as_json.loads(clock.read_text())
     whole = {"s": ended - begun}
     if "--replicates" in added:  # whose steps are side by side, or in other processes
         return whole
@@ -123,7 +133,7 @@ def _clocked(path: str, cores: str, command: list[str]) -> None:
     try:
         runpy.run_module("lthfunc_cli", run_name="__main__")
     finally:
-        Path(path).write_text(json.dumps(found))
+        Path(path).write_text(as_json.dumps(found))
 
 
 if __name__ == "__main__":

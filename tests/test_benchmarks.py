@@ -14,10 +14,11 @@ import pytest
 import torch
 from conftest import ROOT
 from lthfunc_benchmarks.chart import draw
-from lthfunc_benchmarks.commands import _QUICK, _run
+from lthfunc_benchmarks.commands import _QUICK, _run, main as commands
 from lthfunc_cli.main import main
 
 import lthfunc as lf
+from lthfunc.errors import UserError
 from lthfunc.training.engines.toolchain import why_not
 
 KEYS = {
@@ -162,7 +163,11 @@ def test_the_checkpoint_benchmark_measures_both_kinds(tmp_path: Path) -> None:
     assert main(["benchmark", "checkpoints", "--network", "lenet"]) == 2
 
 
-def test_whole_commands_are_clocked() -> None:
+def test_whole_commands_are_clocked(capsys: pytest.CaptureFixture[str]) -> None:
+    assert commands(["--repeats", "0"]) == 2
+    assert capsys.readouterr().err == "--repeats: 0 is not accepted; it takes a whole number of at least 1\n"
+    with pytest.raises(UserError, match="--arch: unknown name 'nothing'"):
+        _run(("prune", "--arch", "nothing"), "auto")
     found = _run(_QUICK, "auto, one core")
     assert 0 < found["s to the first step"] < found["s"]
     steps, evaluation = found["share of steps from there"], found["share of evaluation from there"]

@@ -18,28 +18,23 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from lthfunc.errors import UserError, invalid
 from lthfunc.experiments.config import Config, trainings_at_once
 from lthfunc.experiments.iterative import Round, Task
-from lthfunc.experiments.plan import prepare
 from lthfunc.frames import first_line
 from lthfunc.runs.checkpoints import checkpoints, latest_checkpoint, put_checkpoint
 from lthfunc.runs.environment import versions
 from lthfunc.runs.keeping import place_of, train_kept
-from lthfunc.runs.pools import News, attempted
+from lthfunc.runs.pools import PATIENCE, News, attempted, plan_of_worker
 from lthfunc.runs.together import Way
 from lthfunc.runs.trainings import Spent, in_words
 from lthfunc.training.fits import Point
-from lthfunc.training.memory import hold_memory
 
-#: Seconds between two questions about progress, and of a look for results.
-_ASK, _PATIENCE = 0.5, 0.2
+#: Seconds between two questions about progress.
+_ASK = 0.5
 #: How often a training is begun again that lost its worker.
 _TRIES = 3
 
@@ -77,7 +72,7 @@ class RayPool:
     def news(self) -> list[News]:
         """Results, workers that are gone, and from time to time how far the others are."""
         ray = self._ray
-        done, _ = ray.wait(list(self._under), num_returns=len(self._under), timeout=_PATIENCE)
+        done, _ = ray.wait(list(self._under), num_returns=len(self._under), timeout=PATIENCE)
         found = [each for ref in done if (each := self._ended(ref)) is not None]
         if time.monotonic() - self._asked > _ASK:
             self._asked = time.monotonic()
@@ -125,7 +120,7 @@ class RayPool:
         asked = {worker.progress.remote(self._known(task)): task for task, worker in self._under.values()}
         if not asked:
             return []
-        known, _ = self._ray.wait(list(asked), num_returns=len(asked), timeout=_PATIENCE)
+        known, _ = self._ray.wait(list(asked), num_returns=len(asked), timeout=PATIENCE)
         found = []
         for ref in known:
             with contextlib.suppress(self._ray.exceptions.RayActorError):  # found out by its result
@@ -174,9 +169,7 @@ class _RayWorker:
     def _trained(self, task: Task) -> tuple[list[Round], Spent]:
         check_same(self._expected, versions())
         if self._plan is None:
-            hold_memory()
-            torch.set_num_threads(self._config.threads or 1)
-            self._plan = prepare(replace(self._config, jobs=1)).plan
+            self._plan = plan_of_worker(self._config)
         return train_kept(self._plan, [task], self._folder, self._config, self._asked.is_set, self._observe)
 
     def progress(self, known: str | None) -> tuple[list[tuple[int, Point | None]], tuple[str, bytes] | None]:

@@ -25,7 +25,7 @@ from lthfunc.runs.threads import Threads, can_share_a_process
 from lthfunc.runs.together import Way, in_turn, side_by_side
 from lthfunc.runs.trainings import Queue, Result, Watcher, name_of
 
-#: Steps of a whole run from which worker processes, which take some 4 s to start, are worth it.
+#: Steps of a whole run from which worker processes, which take some 3 s to start, are worth it.
 _PROCESSES_FROM_STEPS = 10_000
 #: Seconds for a cluster to answer.
 _REACH = 10

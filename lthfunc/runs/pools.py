@@ -10,16 +10,24 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Generator, Sequence
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple, Protocol
 
+import torch
+
 from lthfunc.errors import UserError
-from lthfunc.experiments.iterative import TICKET, Round, Task
+from lthfunc.experiments.config import Config
+from lthfunc.experiments.iterative import TICKET, Plan, Round, Task
+from lthfunc.experiments.plan import prepare
 from lthfunc.runs.together import Way
 from lthfunc.runs.trainings import Queue, Result, Spent, in_words, named
 from lthfunc.training.fits import Observers, Point, Stopped
+from lthfunc.training.memory import hold_memory
 
 #: Seconds between two words of a worker on its progress.
 _NEWS = 0.1
+#: Seconds that a pool waits for news, after which its user looks whether to stop.
+PATIENCE = 0.2
 
 Kind = Literal["step", "done", "stopped", "failed", "ended"]
 
@@ -56,6 +64,13 @@ class Pool(Protocol):
 
     def close(self) -> None:
         """End all workers, however things stand."""
+
+
+def plan_of_worker(config: Config) -> Plan:
+    """The plan of a process that works for another one, which is made ready for it."""
+    hold_memory()
+    torch.set_num_threads(config.threads or 1)
+    return prepare(replace(config, jobs=1)).plan
 
 
 def attempted(task: Task, train: Callable[[], tuple[list[Round], Spent]]) -> tuple[Kind, Any]:

@@ -9,27 +9,19 @@ import pickle
 import signal
 import threading
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import cache, partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-import torch
-
 from lthfunc.errors import UserError
 from lthfunc.experiments.config import Config
 from lthfunc.experiments.iterative import Round, Task
-from lthfunc.experiments.plan import prepare
 from lthfunc.runs.beginning import begin
 from lthfunc.runs.keeping import train_kept
-from lthfunc.runs.pools import News, attempted, teller
+from lthfunc.runs.pools import PATIENCE, News, attempted, plan_of_worker, teller
 from lthfunc.runs.together import Way
 from lthfunc.runs.trainings import Spent, in_words
-from lthfunc.training.memory import hold_memory
-
-#: Seconds after which the parent looks whether it should stop.
-_PATIENCE = 0.2
 
 
 class Processes:
@@ -52,7 +44,7 @@ class Processes:
 
     def news(self) -> list[News]:
         """Of all workers that have something to say."""
-        ready = wait([worker.pipe for worker in self._workers if worker.task is not None], _PATIENCE)
+        ready = wait([worker.pipe for worker in self._workers if worker.task is not None], PATIENCE)
         return [worker.news() for worker in self._workers if worker.pipe in ready]
 
     def ask_to_stop(self) -> None:
@@ -130,9 +122,7 @@ def work(pipe: Connection, config: Config, folder: Path, here: str) -> None:
     signal.signal(signal.SIGTERM, lambda *_: asked.set())
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.chdir(here)
-    hold_memory()
-    torch.set_num_threads(config.threads or 1)
-    planned = cache(lambda: prepare(replace(config, jobs=1)).plan)
+    planned = cache(lambda: plan_of_worker(config))
     tell = teller(lambda said: pipe.send_bytes(pickle.dumps(("step", said))))
 
     def train(task: Task) -> tuple[list[Round], Spent]:

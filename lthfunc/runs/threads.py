@@ -15,13 +15,10 @@ import torch
 from lthfunc.experiments.config import Config
 from lthfunc.experiments.iterative import Plan, Task
 from lthfunc.runs.keeping import train_kept
-from lthfunc.runs.pools import News, attempted, teller
+from lthfunc.runs.pools import PATIENCE, News, attempted, teller
 from lthfunc.runs.together import Way
 from lthfunc.sparse.engine import takes_whole_steps
 from lthfunc.sparse.mixed import always_sparse
-
-#: Seconds after which the parent looks whether it should stop.
-_PATIENCE = 0.2
 
 
 def can_share_a_process(config: Config, plan: Plan) -> bool:
@@ -63,7 +60,7 @@ class Threads:
         """Of all workers that have something to say."""
         found = []
         try:
-            found.append(self._said.get(timeout=_PATIENCE))
+            found.append(self._said.get(timeout=PATIENCE))
             while True:
                 found.append(self._said.get_nowait())
         except Empty:
