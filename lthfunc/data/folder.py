@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lthfunc.data.images import Observe, decoded, size_option, wanted_of
+from lthfunc.data.images import Asked, Observe, asked_of, check_depth, decoded, wanted_of
 from lthfunc.data.mapped import open_mapped, writing
 from lthfunc.data.options import check_shares, check_whole
 from lthfunc.data.tensors import parted, scale_of
@@ -23,6 +23,8 @@ _SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", "
 _VALIDATION = ("val", "valid", "validation")
 #: Tiny-ImageNet's list of its validation images.
 _LIST = "val_annotations.txt"
+#: Changes where images come to be other tensors than before, so that none decoded earlier are taken.
+_DECODING = 2
 #: Below this many bytes the tensors are read into memory, since streaming costs a few per cent.
 _INTO_MEMORY = 1 << 30
 
@@ -38,6 +40,9 @@ def read_folder(
     path: str,
     *,
     size: int | str | None = None,
+    channels: int | None = None,
+    depth: int | None = None,
+    background: int | str = "white",
     each: int | None = None,
     val: float = 0.1,
     test: float = 0.1,
@@ -49,23 +54,25 @@ def read_folder(
     PATH holds a folder for each class, or folders ``train``, ``val`` (or ``valid``, ``validation``) and ``test`` that
     do; Tiny-ImageNet's layout too. Splits that aren't there are drawn by a fixed permutation: `val` and `test` of all
     images, or `val` of ``train``; ``val`` without ``test`` is the test split. size: images are scaled and cut to it;
-    without one they must all have the first one's. each: no more images of a class than so many, in ``train`` and
-    ``test`` alike, the first by name.
+    without one they must all have the first one's. channels: 1 makes all images grey, 3 all RGB; without it they are
+    grey where the first one is, and no other may then be in colour. depth: bits of grey pixels deeper than eight, where
+    that isn't the file's to know. background: what transparent pixels show, white, black or a grey level. each: no more
+    images of a class than so many, in ``train`` and ``test`` alike, the first by name.
 
     The decoded images lie in the cache (``$LTHFUNC_CACHE/data``), under a name that changes with any file; the
     normalisation is that of the training split. Raises UserError, with the path, for what cannot be read.
     """
-    root, wanted = Path(path).expanduser(), size_option(size)
+    root, asked = Path(path).expanduser(), asked_of(size, channels, depth, background)
     check_shares(val=val, test=test)
     if not root.is_dir():
         raise invalid("--dataset", f"folder:{path}", "a folder of images, and there is none")
     if each is not None:
         check_whole(each=each)
     found = _splits(root, val, test, each)
-    target = _cached(root, found, (wanted, skip_broken))
+    target = _cached(root, found, (_DECODING, asked, skip_broken))
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
-        _decode(root, found, wanted, target, skip_broken, observe)
+        _decode(root, found, asked, target, skip_broken, observe)
     data = open_mapped(target)._replace(name=root.name)
     if target.stat().st_size >= _INTO_MEMORY:
         return data
@@ -115,11 +122,17 @@ def _files(root: Path, labels: Sequence[str], each: int | None) -> list[tuple[Pa
     if others:
         raise UserError(f"--dataset: {root / sorted(others)[0]} is no class of the training images")
     for label, name in enumerate(labels):
-        mine = sorted(path for path in (root / name).rglob("*") if path.suffix.lower() in _SUFFIXES and path.is_file())
+        mine = sorted(path for path in (root / name).rglob("*") if _is_image(path, root / name))
         if not mine:
             raise UserError(f"--dataset: class {name!r} has no image in {root / name}")
         found += [(path, label) for path in mine[:each]]
     return found
+
+
+def _is_image(path: Path, folder: Path) -> bool:
+    """By its name; what is hidden (macOS's ._NAME, a notebook's checkpoints) is no picture of a class."""
+    hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+    return path.suffix.lower() in _SUFFIXES and not hidden and path.is_file()
 
 
 def _annotated(folder: Path, labels: Sequence[str]) -> list[tuple[Path, int]]:
@@ -147,18 +160,13 @@ def _cached(root: Path, found: _Found, options: tuple[Any, ...]) -> Path:
 def _decode(
     root: Path,
     found: _Found,
-    size: tuple[int, int] | None,
+    asked: Asked,
     target: Path,
     skip_broken: bool,
     observe: Observe | None,
 ) -> None:
     """Write the decoded file, whole or not at all."""
     from PIL import Image
-
-    def opened(path: Path) -> Any:
-        with Image.open(path) as image:
-            image.load()
-            return image
 
     total, done = sum(map(len, found.splits.values())), 0
 
@@ -168,18 +176,10 @@ def _decode(
         if observe is not None:
             observe(done, total)
 
-    wanted = None
-    for path, _ in found.splits["train"]:
-        try:
-            wanted = wanted_of(opened(path), size)
-            break
-        except OSError:
-            if not skip_broken:
-                raise UserError(
-                    f"--dataset: {path}: cannot be read as an image; --skip-broken leaves such out"
-                ) from None
-    if wanted is None or wanted.size is None:
-        raise UserError(f"--dataset: no image of {root} can be read")
+    sources = {
+        name: [(str(path), partial(Image.open, path)) for path, _ in files] for name, files in found.splits.items()
+    }
+    wanted = wanted_of(sources["train"], asked, str(root), skip_broken=skip_broken)
     shape = (1 if wanted.gray else 3, *wanted.size)
     entries = {
         f"{name}/{part}": (dtype, (len(files), *(shape if part == "x" else ())))
@@ -188,14 +188,16 @@ def _decode(
     }
     with writing(target, entries) as file:
         counts: dict[str, int] = {}
+        peaks = []
         for name, files in found.splits.items():
             x, y = file.views[f"{name}/x"], file.views[f"{name}/y"]
-            sources = [(str(path), partial(opened, path)) for path, _ in files]
-            broken = decoded(sources, wanted, x, skip_broken=skip_broken, resize=size is not None, observe=tell)
+            result = decoded(sources[name], wanted, x, skip_broken=skip_broken, observe=tell)
             y.copy_(torch.tensor([label for _, label in files]))
-            counts[name] = _closed_up(x, y, broken)
+            counts[name] = _closed_up(x, y, result.broken)
+            peaks.append(result.peak)
             if not counts[name]:
                 raise UserError(f"--dataset: no image of {root}'s {name} split can be read")
+        check_depth(peaks, str(root))
         scale = scale_of(file.views["train/x"][: counts["train"]])
         file.finish(root.name, len(found.labels), scale, found.labels, counts)
 

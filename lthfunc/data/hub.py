@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lthfunc.data.images import Observe, decoded, size_option, wanted_of
+from lthfunc.data.images import Observe, Source, asked_of, check_depth, decoded, wanted_of
 from lthfunc.data.options import check_shares
 from lthfunc.data.tensors import from_tensors, parted, scale_of
 from lthfunc.errors import UserError, unknown
@@ -23,6 +23,9 @@ def read_hub(
     image: str | None = None,
     label: str | None = None,
     size: int | str | None = None,
+    channels: int | None = None,
+    depth: int | None = None,
+    background: int | str = "white",
     val: float = 0.1,
     test: float = 0.1,
     skip_broken: bool = False,
@@ -30,12 +33,14 @@ def read_hub(
 ) -> Dataset:
     """A data set of ``hf:NAME``: a name on the Hub, or a folder that `datasets.load_dataset` reads; images with labels.
 
-    config: the data set's configuration; image, label: its columns, by default the first of their kinds. Splits train,
-    validation and test where they are; others are drawn by a fixed permutation.
+    config: the data set's configuration; image, label: its columns, by default the first of their kinds. size,
+    channels, depth, background: as for folders. Splits train, validation and test where they are; others are drawn by a
+    fixed permutation.
 
     Raises UserError where `datasets` isn't installed, or the data set can't be read or holds no images with labels.
     """
     check_shares(val=val, test=test)
+    asked = asked_of(size, channels, depth, background)
     try:
         import datasets
     except ImportError as error:
@@ -51,7 +56,8 @@ def read_hub(
     image = _column(name, "image", image, features, datasets.Image)
     label = _column(name, "label", label, features, datasets.ClassLabel)
     labels = tuple(getattr(features[label], "names", ()))
-    wanted = wanted_of(splits["train"][0][image], size_option(size))
+    wanted = wanted_of(_sources(name, splits["train"], image), asked, f"'hf:{name}'", skip_broken=skip_broken)
+    peaks: list[int | None] = []
     held = next((splits[each] for each in ("validation", "valid", "val") if each in splits), None)
     tested = splits.get("test")
     if tested is None and held is not None:
@@ -68,12 +74,12 @@ def read_hub(
             if observe is not None:
                 observe(done, total)
 
-        assert wanted.size is not None
         x = torch.empty(len(split), 1 if wanted.gray else 3, *wanted.size, dtype=torch.uint8)
-        sources = [(f"example {i} of {name}", partial(lambda i: split[i][image], i)) for i in range(len(split))]
-        broken = set(decoded(sources, wanted, x, skip_broken=skip_broken, resize=size is not None, observe=tell))
-        left = torch.tensor([i for i in range(len(split)) if i not in broken], dtype=torch.int64)
-        return x[left], torch.tensor(split[label])[left]
+        result = decoded(_sources(name, split, image), wanted, x, skip_broken=skip_broken, observe=tell)
+        peaks.append(result.peak)
+        gone = set(result.broken)
+        left = torch.tensor([i for i in range(len(split)) if i not in gone], dtype=torch.int64)
+        return x[left], _targets(name, label, split[label])[left]
 
     train = read(splits["train"])
     if tested is None:
@@ -85,7 +91,32 @@ def read_hub(
     data = from_tensors(short, train, test_pair, val=max(1, round(val * len(train[0]))), labels=labels)
     if held is not None:
         data = data._replace(train=Split(*train), val=Split(*read(held)))
+    check_depth(peaks, f"'hf:{name}'")
     return data._replace(scale=scale_of(data.train.x))
+
+
+def _sources(name: str, split: Any, column: str) -> list[Source]:
+    """How each example's image is had."""
+
+    def opened(index: int) -> Any:
+        image = split[index][column]
+        if not hasattr(image, "convert"):
+            raise UserError(f"is a {type(image).__name__}, not an image")
+        return image
+
+    return [(f"example {i} of {name}", partial(opened, i)) for i in range(len(split))]
+
+
+def _targets(name: str, column: str, values: Any) -> Tensor:
+    """A column of class numbers, or of numbers."""
+    try:
+        return torch.tensor(list(values))
+    except (TypeError, ValueError, RuntimeError) as error:  # None, texts, lists of several lengths
+        odd = next((value for value in values if not isinstance(value, (int, float))), values[0])
+        raise UserError(
+            f"--dataset: 'hf:{name}' has {odd!r} in its column {column!r}, and labels are numbers from 0 on "
+            "(class_encode_column of the package datasets makes them such)"
+        ) from error
 
 
 def _column(name: str, option: str, given: str | None, features: Any, kind: Any) -> str:

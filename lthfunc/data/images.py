@@ -2,31 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lthfunc.data.options import check_whole
+from lthfunc.data.pixels import Levels, as_gray, as_rgb, is_gray, levels_of
 from lthfunc.errors import UserError, invalid
+from lthfunc.frames import first_line
 
 #: Told (images decoded, of how many).
 Observe = Callable[[int, int], None]
+#: What to call an image, and what opens it with Pillow.
+Source = tuple[str, Callable[[], Any]]
 #: Images under way at a time.
 _CHUNK = 512
+_GROUNDS = {"white": 255, "black": 0}
+#: Deep pixels of which none uses the upper four of its bits are of another depth than their type.
+_UNUSED_BITS = 4
+
+
+class Asked(NamedTuple):
+    """What a user asks of images. size: (height, width); channels: 1 or 3; depth: bits of deep grey pixels; background:
+    the level that transparent pixels show."""
+
+    size: tuple[int, int] | None
+    channels: int | None
+    depth: int | None
+    background: int
 
 
 class Wanted(NamedTuple):
-    """What images become. size: (height, width), or None where all have one; gray: one channel instead of three."""
+    """What images become. size: (height, width); gray: one channel instead of three."""
 
-    size: tuple[int, int] | None
+    size: tuple[int, int]
     gray: bool
+    asked: Asked
 
 
-def size_option(size: int | str | None) -> tuple[int, int] | None:
-    """``32`` or ``32x48`` (height x width). Raises UserError."""
+def asked_of(size: int | str | None, channels: int | None, depth: int | None, background: int | str) -> Asked:
+    """The readers' options, checked. size: ``32`` or ``32x48`` (height x width). Raises UserError."""
+    if channels not in (None, 1, 3):
+        raise invalid("--dataset-option", f"channels={channels}", "1 (grey) or 3 (RGB)")
+    if depth is not None:
+        check_whole(depth=depth)
+        if depth > 32:
+            raise invalid("--dataset-option", f"depth={depth}", "a number of bits up to 32")
+    ground = _GROUNDS.get(background, background) if isinstance(background, str) else background
+    if not isinstance(ground, int) or not 0 <= ground <= 255:
+        raise invalid("--dataset-option", f"background={background}", "white, black, or a grey level from 0 to 255")
+    return Asked(_size(size), channels, depth, ground)
+
+
+def _size(size: int | str | None) -> tuple[int, int] | None:
     if size is None:
         return None
     try:
@@ -39,60 +73,122 @@ def size_option(size: int | str | None) -> tuple[int, int] | None:
     return found
 
 
-def wanted_of(first: Any, size: tuple[int, int] | None) -> Wanted:
-    """Gray where the first image is."""
-    return Wanted(size or first.size[::-1], first.mode in ("1", "L", "I;16", "I"))
+def wanted_of(sources: Sequence[Source], asked: Asked, place: str, *, skip_broken: bool) -> Wanted:
+    """What is asked; and of the first image that can be read what isn't: its size, and whether it is grey.
+
+    Raises UserError where that cannot be read, or none can.
+    """
+    for source in sources:
+        with _quiet():
+            found = _levels(source, asked)
+        if isinstance(found, str):
+            if not skip_broken:
+                raise _broken(found)
+            continue
+        gray = asked.channels == 1 or (asked.channels is None and found.pixels.ndim == 2)
+        return Wanted(asked.size or found.pixels.shape[:2], gray, asked)
+    raise UserError(f"--dataset: no image of {place} can be read")
+
+
+class Decoded(NamedTuple):
+    """broken: the indices of images that could not be read; peak: the largest stored value of deep pixels, or None."""
+
+    broken: list[int]
+    peak: int | None
 
 
 def decoded(
-    sources: Sequence[tuple[str, Callable[[], Any]]],
-    wanted: Wanted,
-    into: Tensor,
-    *,
-    skip_broken: bool,
-    resize: bool,
-    observe: Callable[[int], None],
-) -> list[int]:
-    """Write images (name, open) into uint8 (n, channels, height, width); returns the indices of broken ones.
+    sources: Sequence[Source], wanted: Wanted, into: Tensor, *, skip_broken: bool, observe: Callable[[int], None]
+) -> Decoded:
+    """Write images into uint8 (n, channels, height, width).
 
-    Raises UserError for the first broken one, unless they are to be skipped, and for one of another size, unless
-    images are resized.
+    Raises UserError for the first that is broken, unless those are to be skipped; and for one of another size, or in
+    colour after a grey one, unless what all become was asked for.
     """
     broken: list[int] = []
+    peaks: set[int] = set()
 
-    def one(index: int) -> str | None:
-        name, open_image = sources[index]
-        try:
-            image = open_image().convert("L" if wanted.gray else "RGB")
-        except Exception as error:  # whatever a decoder raises
-            return f"{name}: cannot be read as an image ({type(error).__name__})"
-        if image.size[::-1] != wanted.size:
-            if not resize:
-                return (
-                    f"{name}: is {image.height}×{image.width}, the first image {wanted.size[0]}×{wanted.size[1]}; "  # type: ignore[index]
-                    f"--dataset-option size={wanted.size[0]} resizes all"  # type: ignore[index]
-                )
-            image = _resized(image, wanted)
-        pixels = np.asarray(image, dtype=np.uint8)
-        into[index] = torch.from_numpy(np.array(pixels[None] if wanted.gray else pixels.transpose(2, 0, 1)))
-        return None
+    def one(index: int) -> str | int | None:
+        found = _levels(sources[index], wanted.asked)
+        if isinstance(found, str):
+            return found
+        into[index] = torch.from_numpy(_fitted(sources[index][0], found.pixels, wanted))
+        return found.peak
 
-    with ThreadPoolExecutor() as pool:
+    with _quiet(), ThreadPoolExecutor() as pool:
         for start in range(0, len(sources), _CHUNK):
             chunk = range(start, min(start + _CHUNK, len(sources)))
-            for index, wrong in zip(chunk, pool.map(one, chunk), strict=True):
-                if wrong is None:
-                    continue
-                if not skip_broken:
-                    raise UserError(f"--dataset: {wrong}; --skip-broken leaves such images out")
-                broken.append(index)
+            for index, told in zip(chunk, pool.map(one, chunk), strict=True):
+                if isinstance(told, str):
+                    if not skip_broken:
+                        raise _broken(told)
+                    broken.append(index)
+                elif told is not None:
+                    peaks.add(told)
             observe(len(chunk))
-    return broken
+    return Decoded(broken, max(peaks, default=None))
 
 
-def _resized(image: Any, wanted: Wanted) -> Any:
-    """Scaled so that it covers the wanted size, its middle cut out."""
-    from PIL import ImageOps
+def _fitted(name: str, pixels: Any, wanted: Wanted) -> Any:
+    """Levels as (channels, height, width) of what is wanted. Raises UserError where they can't be made that."""
+    if wanted.gray and wanted.asked.channels is None and not is_gray(pixels):
+        raise UserError(
+            f"--dataset: {name}: is in colour, the first image grey; --dataset-option channels=3 makes all RGB, "
+            "channels=1 all grey"
+        )
+    pixels = as_gray(pixels) if wanted.gray else as_rgb(pixels)
+    if pixels.shape[:2] != wanted.size:
+        height, width = wanted.size
+        if wanted.asked.size is None:
+            raise UserError(
+                f"--dataset: {name}: is {pixels.shape[0]}×{pixels.shape[1]}, the first image {height}×{width}; "
+                f"--dataset-option size={height if height == width else f'{height}x{width}'} resizes all"
+            )
+        pixels = _resized(pixels, wanted.size)
+    return np.ascontiguousarray(pixels[None] if wanted.gray else pixels.transpose(2, 0, 1))
 
-    assert wanted.size is not None
-    return ImageOps.fit(image, (wanted.size[1], wanted.size[0]))
+
+def check_depth(peaks: Sequence[int | None], place: str) -> None:
+    """Raise UserError where deep images use so little of their bits that they must be of fewer."""
+    peak = max((each for each in peaks if each is not None), default=0)
+    if 0 < peak < 1 << (16 - _UNUSED_BITS):
+        raise UserError(
+            f"--dataset: no 16-bit image of {place} has a pixel above {peak:,}; say which value is white, by its bits: "
+            f"--dataset-option depth={max(8, peak.bit_length())} (or depth=16, if they are dark)"
+        )
+
+
+def _levels(source: Source, asked: Asked) -> Levels | str:
+    """An image's levels; or in words, with its name, why there are none."""
+    name, open_image = source
+    try:
+        with open_image() as image:
+            return levels_of(image, asked.depth, asked.background)
+    except UserError as error:
+        return f"{name}: {error}"
+    except Exception as error:  # whatever a decoder raises
+        unknown = type(error).__name__ == "UnidentifiedImageError"
+        reason = "it is of no format that Pillow knows" if unknown else first_line(error)
+        return f"{name}: cannot be read as an image ({reason})"
+
+
+def _broken(told: str) -> UserError:
+    return UserError(f"--dataset: {told}; --skip-broken leaves such images out")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Pillow's remarks on odd files are left unsaid, but an image as large as a decompression bomb is an error."""
+    from PIL import Image
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
+
+
+def _resized(pixels: Any, size: tuple[int, int]) -> Any:
+    """Scaled so that they cover the wanted size, their middle cut out."""
+    from PIL import Image, ImageOps
+
+    return np.asarray(ImageOps.fit(Image.fromarray(pixels), (size[1], size[0])))

@@ -98,7 +98,8 @@ def _known(
             raise UserError(
                 f"--dataset: {name!r} is not in {folder}: unpack tiny-imagenet-200.zip there (Stanford's CS231n has it)"
             )
-        data = read_folder(str(folder / TINY_IMAGENET), skip_broken=skip_broken, observe=observe)
+        place = str(folder / TINY_IMAGENET)
+        data = read_folder(place, channels=3, skip_broken=skip_broken, observe=observe)  # a few of them are grey
         return data._replace(scale=_scale(known, 255))
     from lthfunc.data.vision import read_vision  # torchvision takes most of a second to import
 
