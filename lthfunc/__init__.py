@@ -34,11 +34,7 @@ if TYPE_CHECKING:
     from lthfunc.sparse.inference import sparse_program as sparse_program
     from lthfunc.sparse.mixed import sparse_or as sparse_or
     from lthfunc.sparse.packing import pack as pack, unpack as unpack
-    from lthfunc.sparsify.activations import (
-        input_moments as input_moments,
-        sparsegpt as sparsegpt,
-        wanda as wanda,
-    )
+    from lthfunc.sparsify.activations import input_moments as input_moments, wanda as wanda
     from lthfunc.sparsify.allocation import (
         Allocate as Allocate,
         as_given as as_given,
@@ -128,6 +124,7 @@ if TYPE_CHECKING:
         per_output as per_output,
         units as units,
     )
+    from lthfunc.sparsify.surgery import sparsegpt as sparsegpt
     from lthfunc.sparsify.synflow import (
         synflow as synflow,
     )
@@ -249,8 +246,9 @@ __getattr__, __all__ = table_of_contents(
         "lthfunc.sparsify.anchored": ("distance_moved", "large_init", "large_init_large_final", "magnitude_increase"),
         "lthfunc.sparsify.gradients": ("fisher", "grasp", "mean_gradient", "movement", "snip", "taylor", "tempered"),
         "lthfunc.sparsify.synflow": ("synflow",),
-        "lthfunc.sparsify.activations": ("input_moments", "sparsegpt", "wanda"),
+        "lthfunc.sparsify.activations": ("input_moments", "wanda"),
         "lthfunc.sparsify.budgets": ("balanced", "erdos_renyi", "erk", "globally_above", "lamp", "uniform"),
+        "lthfunc.sparsify.surgery": ("sparsegpt",),
         "lthfunc.sparsify.structures": (
             "blocks",
             "has_blocks",

@@ -1,0 +1,105 @@
+"""Optimal brain surgery: weights go where the rest of their row can make up for them (SparseGPT)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from lthfunc.errors import UserError, invalid
+from lthfunc.sparsify.allocation import fraction_to
+from lthfunc.sparsify.budgets import deal, uniform
+from lthfunc.trees.fold import Transformation
+from lthfunc.trees.types import TrainState
+
+#: Which of a block of columns stay: scores (rows, columns), the share of them all that stays -> kept, bool. A weight
+#: scores (w / d)², one that is pruned already -1.
+Choice = Callable[[Tensor, float], Tensor]
+
+
+def best_of_block(scores: Tensor, density: float) -> Tensor:
+    """The best of a block of columns, wherever they are."""
+    keep = round(density * scores.numel())
+    order = scores.flatten().argsort(descending=True, stable=True)
+    kept = torch.zeros(scores.numel(), dtype=torch.bool, device=scores.device)
+    kept[order[:keep]] = True
+    return kept.view(scores.shape)
+
+
+def sparsegpt(
+    moments: Mapping[str, Tensor],
+    density: float,
+    *,
+    choose: Choice = best_of_block,
+    block: int = 128,
+    damping: float = 0.01,
+) -> Transformation:
+    """Prune linear layers to `density`, column after column, the rest of a row making up for what went.
+
+    Frantar & Alistarh 2023, alg. 1: with the inverse Hessian's upper Cholesky factor, weights of a block of columns are
+    chosen by (w / d)², and each pruned weight's error is spread over the columns to its right. Inputs that are always
+    zero make no difference: their weights go first, and one that has to stay for the density's sake becomes zero.
+
+    Of the layers' weights together exactly `density` is left, the same share in each layer and block; what one that is
+    sparser already can't hold goes to the others. The pruned weights of the state stay pruned. Convolutions and
+    embeddings stay as they are.
+
+    moments: of `input_moments`. damping: added to the Hessian's diagonal, as a share of its mean over all inputs
+    (before unread ones get a 1, so that the inputs' unit makes no difference); it keeps the Hessian invertible.
+
+    Raises UserError where density is not in (0, 1], or, when applied, above that of the layers.
+    """
+    if not 0 < density <= 1:
+        raise invalid("density", density, "a number in (0, 1]")
+
+    def transformation(state: TrainState) -> TrainState:
+        params, masks = dict(state.params), dict(state.masks)
+        layers = {name: mask for name, mask in state.masks.items() if name in moments}
+        budgets = uniform()({}, layers, fraction_to(density, layers)) if layers else {}
+        for name, budget in budgets.items():
+            params[name], masks[name] = _surgeon(
+                state.params[name], layers[name], moments[name], int(budget), choose, block, damping
+            )
+        return state._replace(params=params, masks=masks, opt=())
+
+    return transformation
+
+
+def _surgeon(
+    weight: Tensor, mask: Tensor, moments: Tensor, budget: int, choose: Choice, block: int, damping: float
+) -> tuple[Tensor, Tensor]:
+    """One layer: (outputs, inputs) weights and their new mask, of which `budget` entries are left."""
+    hessian = moments.to(weight.device, torch.float64).clone()
+    unread = hessian.diagonal() == 0
+    w = torch.where(mask & ~unread, weight, 0).double()
+    hessian += torch.diag(unread.double() + damping * hessian.diagonal().mean())
+    factor, failed = torch.linalg.cholesky_ex(torch.linalg.inv(hessian), upper=True)
+    if failed:
+        raise UserError(f"damping: {damping!r} is too small for these inputs; try 0.1")
+    kept = mask.clone()
+    for first, share in _shares(mask, unread, budget, block).items():
+        last = min(first + block, w.shape[1])
+        diagonal = factor.diagonal()[first:last]
+        scores = torch.where(mask[:, first:last], (w[:, first:last] / diagonal).square(), -1)
+        kept[:, first:last] &= choose(scores, share / scores.numel())
+        errors = torch.zeros(w.shape[0], last - first, dtype=w.dtype, device=w.device)
+        for column in range(first, last):
+            errors[:, column - first] = torch.where(kept[:, column], 0, w[:, column]) / factor[column, column]
+            w[:, column:last] -= errors[:, column - first, None] * factor[column, column:last]
+        w[:, last:] -= errors @ factor[first:last, last:]
+    return torch.where(kept, w, 0).to(weight.dtype), kept
+
+
+def _shares(mask: Tensor, unread: Tensor, budget: int, block: int) -> dict[int, int]:
+    """How many weights each block of columns keeps, by its first column: one density, within what a block has left."""
+    starts = range(0, mask.shape[1], block)
+
+    def of_blocks(counted: Tensor) -> dict[str, int]:
+        return {str(first): int(counted[:, first : first + block].sum()) for first in starts}
+
+    sizes, living, read = of_blocks(torch.ones_like(mask)), of_blocks(mask), of_blocks(mask & ~unread)
+    # Weights on inputs that are always zero stay only where there are too few others.
+    enough = budget <= sum(read.values())
+    shares = deal(budget, sizes, read if enough else living, dict.fromkeys(sizes, 0) if enough else read)
+    return {int(first): share for first, share in shares.items()}

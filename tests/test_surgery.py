@@ -1,0 +1,102 @@
+"""SparseGPT against the published algorithm, written down again without any of ours."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+from torch import Tensor, nn
+
+import lthfunc as lf
+from lthfunc.errors import UserError
+
+ROWS, COLUMNS = 16, 32
+
+
+def published(weight: Tensor, hessian: Tensor, density: float, block: int) -> tuple[Tensor, Tensor]:
+    """Frantar & Alistarh 2023, alg. 1, with the dead inputs of their code; without damping. (weights, mask)."""
+    w, hessian = weight.clone(), hessian.clone()
+    for column in range(len(hessian)):
+        if hessian[column, column] == 0:
+            hessian[column, column] = 1
+            w[:, column] = 0
+    upper = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(hessian)), upper=True)
+    mask = torch.ones_like(w, dtype=torch.bool)
+    for first in range(0, w.shape[1], block):
+        columns = range(first, min(first + block, w.shape[1]))
+        worth = torch.stack([w[:, column] ** 2 / upper[column, column] ** 2 for column in columns], 1)
+        gone = worth.flatten().sort().indices[: round((1 - density) * worth.numel())]
+        mask[:, columns] = torch.ones(worth.numel(), dtype=torch.bool).index_fill(0, gone, False).view_as(worth)
+        for column in columns:
+            error = torch.where(mask[:, column], 0, w[:, column]) / upper[column, column]
+            w[:, column:] -= error[:, None] * upper[column, column:]
+    return w * mask, mask
+
+
+def case(dead: list[int]) -> tuple[lf.TrainState, Tensor, dict[str, Tensor]]:
+    """A linear layer, inputs of which some are always zero, and their moments."""
+    torch.manual_seed(0)
+    model = lf.from_module(nn.Sequential(nn.Linear(COLUMNS, ROWS, bias=False).double()), init=lf.as_built)
+    x = (torch.randn(400, 8) @ torch.randn(8, COLUMNS) + torch.randn(400, COLUMNS)).double()
+    x[:, dead] = 0
+    state = lf.init(model, 0)
+    return state, x, lf.input_moments(model, state, [x])
+
+
+def error(state: lf.TrainState, after: lf.TrainState, x: Tensor) -> float:
+    """Of the outputs, relative."""
+    weight, new = state.params["0.weight"], after.params["0.weight"]
+    return float(((x @ (weight - new).T) ** 2).sum() / ((x @ weight.T) ** 2).sum())
+
+
+@pytest.mark.parametrize("dead", [[], [0, 3, 17, 20, 21]])
+def test_it_is_the_published_algorithm(dead: list[int]) -> None:
+    state, x, moments = case(dead)
+    after = lf.sparsegpt(moments, 0.5, block=16, damping=0.0)(state)
+    weight, mask = published(state.params["0.weight"], x.T @ x / len(x), 0.5, 16)
+    assert torch.equal(after.masks["0.weight"], mask)
+    torch.testing.assert_close(after.params["0.weight"], weight)
+
+
+def test_weights_on_inputs_that_are_always_zero_go_first() -> None:
+    dead = list(range(8, 24))
+    state, x, moments = case(dead)
+    after = lf.sparsegpt(moments, 0.5, block=16)(state)
+    assert not after.masks["0.weight"][:, dead].any()
+    assert error(state, after, x) == 0  # all that reads anything fits
+    # Where there are too few others, some stay for the density's sake, as zeros.
+    more = lf.sparsegpt(moments, 0.75, block=16)(state)
+    assert lf.count(more.masks).kept == 0.75 * ROWS * COLUMNS
+    assert (more.params["0.weight"][:, dead] == 0).all()
+    assert error(state, more, x) == 0
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 99), left=st.floats(0.3, 1), share=st.floats(0.1, 1), block=st.sampled_from([5, 16, 128]))
+def test_the_density_is_exact_from_any_start(seed: int, left: float, share: float, block: int) -> None:
+    """Layers and blocks that are unevenly sparse, inputs that are always zero: counts are exact and masks nest."""
+    generator = torch.Generator().manual_seed(seed)
+    model = lf.from_module(nn.Sequential(nn.Linear(20, 12), nn.ReLU(), nn.Linear(12, 4)))
+    start = lf.init(model, 0)
+    slope = torch.linspace(0, 2, 20)  # the first columns are nearly empty
+    masks = {
+        name: torch.rand(mask.shape, generator=generator) < left * (slope if mask.shape[1] == 20 else 1)
+        for name, mask in start.masks.items()
+    }
+    start = start._replace(masks=masks, params=lf.apply_masks(start.params, masks))
+    x = torch.randn(60, 20, generator=generator)
+    x[:, torch.rand(20, generator=generator) < 0.3] = 0
+    density = share * lf.density(masks)
+    after = lf.sparsegpt(lf.input_moments(model, start, [x]), density, block=block)(start)
+    whole = lf.count(masks)
+    assert lf.count(after.masks).kept == whole.kept - round(whole.kept * (1 - density * whole.total / whole.kept))
+    for name, mask in masks.items():
+        assert not (after.masks[name] & ~mask).any()
+        assert (after.params[name][~after.masks[name]] == 0).all()
+
+
+def test_a_density_above_what_is_left_is_refused() -> None:
+    state, _, moments = case([])
+    sparse = lf.prune(density=0.25)(state)
+    with pytest.raises(UserError, match=r"density: 0.5 is not accepted; it takes a number in \(0, 0.25\]"):
+        lf.sparsegpt(moments, 0.5)(sparse)
