@@ -42,6 +42,7 @@ def connectivity(
     batch_size: o.BatchSize = None,
     optimizer: o.OptimizerName = None,
     lr: o.Lr = None,
+    lr_final: o.LrFinal = None,
     momentum: o.Momentum = None,
     weight_decay: o.WeightDecay = None,
     schedule: o.ScheduleName = None,

@@ -41,6 +41,7 @@ def methods(
     batch_size: o.BatchSize = None,
     optimizer: o.OptimizerName = None,
     lr: o.Lr = None,
+    lr_final: o.LrFinal = None,
     momentum: o.Momentum = None,
     nesterov: o.Nesterov = None,
     weight_decay: o.WeightDecay = None,
@@ -84,22 +85,22 @@ def methods(
         for name, about in METHODS.items():
             print(f"{name:27}{about}")
         return
-    chosen = tuple(method or METHODS)
-    if len(set(chosen)) < len(chosen):
-        raise invalid("--method", ", ".join(chosen), "each method once")
+    asked = tuple(method or ())
+    if len(set(asked)) < len(asked):
+        raise invalid("--method", ", ".join(asked), "each method once")
     from lthfunc.experiments.methods.prepare import check_methods
     from lthfunc.runs.execute import check_ray
 
     resolved = settings_of("methods", given)
     check_ray(resolved)
-    check_methods(resolved, chosen)
+    check_methods(resolved, asked)
     places = (Path(out) if out else None, Path(save) if save else None, Path(plot) if plot else None)
-    _run(resolved, chosen, *places, wants_json=json)
+    _run(resolved, asked, *places, wants_json=json)
 
 
 def _run(
     config: Any,
-    chosen: tuple[str, ...],
+    asked: tuple[str, ...],
     out: Path | None,
     save: Path | None,
     plot: Path | None,
@@ -111,7 +112,7 @@ def _run(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from lthfunc.experiments.config import to_mapping
-    from lthfunc.experiments.methods.prepare import setting_of
+    from lthfunc.experiments.methods.prepare import methods_for, setting_of
     from lthfunc.hardware import usable_cores
     from lthfunc.reports.figures import save as save_picture
     from lthfunc.reports.methods import method_plot, method_rows, method_table
@@ -124,6 +125,9 @@ def _run(
     from .stopping import terminable
 
     config, setting = setting_of(config)
+    chosen, note = methods_for(setting, asked)
+    if note is not None:
+        print(note, file=sys.stderr)
     if save is not None:
         make_folder("--save", save)
     jobs = config.jobs or max(1, usable_cores() // (config.threads or 1))

@@ -80,7 +80,6 @@ if TYPE_CHECKING:
         movement as movement,
         snip as snip,
         taylor as taylor,
-        tempered as tempered,
     )
     from lthfunc.sparsify.regrowth import (
         cosine_share as cosine_share,
@@ -244,7 +243,7 @@ __getattr__, __all__ = table_of_contents(
             "shuffled",
         ),
         "lthfunc.sparsify.anchored": ("distance_moved", "large_init", "large_init_large_final", "magnitude_increase"),
-        "lthfunc.sparsify.gradients": ("fisher", "grasp", "mean_gradient", "movement", "snip", "taylor", "tempered"),
+        "lthfunc.sparsify.gradients": ("fisher", "grasp", "mean_gradient", "movement", "snip", "taylor"),
         "lthfunc.sparsify.synflow": ("synflow",),
         "lthfunc.sparsify.activations": ("input_moments", "wanda"),
         "lthfunc.sparsify.budgets": ("balanced", "erdos_renyi", "erk", "globally_above", "lamp", "uniform"),

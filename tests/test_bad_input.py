@@ -43,9 +43,9 @@ CRUEL = [
 WITH_VALUES = [
     "arch", "arch-option", "weights", "dataset", "dataset-option", "data-dir", "recipe", "config", "rounds", "rate",
     "density", "densities", "score", "allocate", "layer-rate", "floor", "structure", "exempt", "prune-only", "keep",
-    "rewind", "control", "epochs", "steps", "batch-size", "optimizer", "lr", "momentum", "weight-decay", "schedule",
-    "milestone", "cycles", "warmup", "loss", "label-smoothing", "metric", "eval-every", "seed", "replicates", "device",
-    "engine", "precision", "jobs", "threads", "checkpoint-every", "on-nonfinite", "out",
+    "rewind", "control", "epochs", "steps", "batch-size", "optimizer", "lr", "lr-final", "momentum", "weight-decay",
+    "schedule", "milestone", "cycles", "warmup", "loss", "label-smoothing", "metric", "eval-every", "seed",
+    "replicates", "device", "engine", "precision", "jobs", "threads", "checkpoint-every", "on-nonfinite", "out",
 ]  # fmt: skip
 GOOD = [
     ["--rounds", "1"], ["--steps", "3"], ["--lr", "0.1"], ["--optimizer", "sgd"], ["--score", "snip"], ["--seed", "7"],

@@ -54,6 +54,7 @@ from .training import (
     LabelSmoothing as LabelSmoothing,
     LossName as LossName,
     Lr as Lr,
+    LrFinal as LrFinal,
     MetricName as MetricName,
     Milestone as Milestone,
     Momentum as Momentum,

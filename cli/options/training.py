@@ -61,6 +61,17 @@ Lr = Annotated[
         "--lr", parser=number, metavar="X", help="Learning rate. \\[default: the network's]", rich_help_panel=_PANEL
     ),
 ]
+LrFinal = Annotated[
+    float | None,
+    typer.Option(
+        "--lr-final",
+        parser=number,
+        metavar="X",
+        help="Rate that a falling --schedule ends at, and goes on at. \\[default: the schedule's: 0, 4e-6 of --lr for "
+        "one-cycle, 7 % of it for triangular]",
+        rich_help_panel=_PANEL,
+    ),
+]
 Momentum = Annotated[
     float | None,
     typer.Option("--momentum", parser=number, metavar="X", help="Momentum of sgd and muon.", rich_help_panel=_PANEL),

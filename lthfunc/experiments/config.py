@@ -16,6 +16,8 @@ STRUCTURES = ("unstructured", "per-output", "units")
 STRUCTURE_NAMES = f"{', '.join(STRUCTURES)}, N:M (2:4), RxC (16x16 blocks)"
 OPTIMIZERS = ("sgd", "adam", "adamw", "lion", "muon")
 SCHEDULES = ("constant", "step", "cosine", "cyclic", "one-cycle", "triangular", "trapezoidal")
+#: Those with an end of their own, which `lr_final` sets.
+FALLING = SCHEDULES[1:]
 LOSSES = ("auto", "cross-entropy", "mse", "mae", "huber")
 METRICS = ("auto", "accuracy", "r2")
 METRIC_NAMES = "auto, accuracy, top-K (top-5), r2"
@@ -70,6 +72,7 @@ class Config:
     batch_size: Annotated[int, Ge(1), Le(10_000_000)] | None = None
     optimizer: str | None = None
     lr: Annotated[float, Gt(0)] | None = None
+    lr_final: Annotated[float, Ge(0)] | None = None
     momentum: Part | None = None
     nesterov: bool = False
     weight_decay: Annotated[float, Ge(0)] | None = None

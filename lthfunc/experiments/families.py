@@ -12,7 +12,7 @@ SCORES = {
     "large-init": "|w| at the start",
     "magnitude-increase": "growth of |w| since the start",
     "distance-moved": "distance from the start",
-    "large-init-large-final": "the smaller of |w| then and now",
+    "large-init-large-final": "|w| then and now, the smaller percentile of the layer",
     "movement": "-Σ gradient · w along a few steps of gradient descent",
     "taylor": "(gradient · w)²",
     "fisher": "½ w² · mean squared gradient",

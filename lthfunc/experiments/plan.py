@@ -28,7 +28,7 @@ from lthfunc.experiments.functions import (
 from lthfunc.experiments.iterative import Plan
 from lthfunc.experiments.resolve import resolved
 from lthfunc.experiments.starting import CONTROLS
-from lthfunc.experiments.tasks import loss_of_name, make_optimizer, metric_of_name, named_for
+from lthfunc.experiments.tasks import check_last_rate, loss_of_name, make_optimizer, metric_of_name, named_for
 from lthfunc.hardware import usable_cores
 from lthfunc.models.factory import build_for
 from lthfunc.sparse.choice import why_not_sparse
@@ -107,6 +107,7 @@ def prepare(config: Config, observe: Observe | None = None, exchange: Exchange =
         config = replace(config, threads=_threads(config, work, data, batch_size))
     if config.augment and len(data.shape) != 3:
         raise UserError(f"--augment: works on images, not on inputs of shape {data.shape}")
+    check_last_rate(config, steps)
     scoring = score_of(config.score)
     rewind, anchor_step = rewinding_of(parse_rewind(config.rewind), per_epoch)
     plan = Plan(

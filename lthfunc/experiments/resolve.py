@@ -12,6 +12,7 @@ from lthfunc.errors import UserError, invalid, unknown
 from lthfunc.experiments.config import (
     CONTROLS,
     ENGINES,
+    FALLING,
     LOSSES,
     METRIC_NAMES,
     METRICS,
@@ -136,6 +137,10 @@ def _check_together(config: Config) -> None:
         raise invalid("--jobs", config.jobs, "1 with --energy, since a meter cannot tell processes apart")
     if config.milestone and config.schedule != "step":
         raise UserError("--milestone: takes --schedule step with it")
+    if config.lr_final is not None and config.schedule == "constant":
+        raise UserError(f"--lr-final: takes a --schedule that falls with it ({', '.join(FALLING)})")
+    if config.lr_final is not None and config.lr is not None and config.lr_final > config.lr:
+        raise invalid("--lr-final", config.lr_final, f"a number from 0 to the --lr, {config.lr:g}")
     if config.layer_rate and config.allocate != "layerwise":
         raise UserError("--layer-rate: takes --allocate layerwise with it")
     if config.floor and (config.allocate in ("layerwise", "lamp") or is_own(config.allocate)):

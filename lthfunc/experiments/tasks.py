@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from lthfunc.errors import UserError, invalid
-from lthfunc.experiments.config import Config
+from lthfunc.experiments.config import Config, is_own
 from lthfunc.plugins import called, load_plugin
 from lthfunc.training import schedules
 from lthfunc.training.lion import lion
@@ -86,16 +86,29 @@ def schedule_of(config: Config, steps: int) -> Schedule:
     assert lr is not None
     # Two drops to a tenth, after 2/3 and 5/6 of the training, as in Frankle & Carbin 2019, sec. 4.
     drops = config.milestone or (steps * 2 // 3, steps * 5 // 6)
+    final = config.lr_final or 0.0
+    end = {} if config.lr_final is None else {"end": final / lr}  # as a share; they have ends of their own
     made: dict[str, Callable[[], Schedule]] = {
         "constant": lambda: schedules.constant(lr),
-        "step": lambda: schedules.stepwise(lr, drops),
-        "cosine": lambda: schedules.cosine(lr, steps),
-        "cyclic": lambda: schedules.cyclic(lr, steps, config.cycles),
-        "one-cycle": lambda: schedules.one_cycle(lr, steps),
-        "triangular": lambda: schedules.triangular(lr, steps),
-        "trapezoidal": lambda: schedules.trapezoidal(lr, steps),
+        "step": lambda: schedules.stepwise(lr, drops, final=final),
+        "cosine": lambda: schedules.cosine(lr, steps, final),
+        "cyclic": lambda: schedules.cyclic(lr, steps, config.cycles, final),
+        "one-cycle": lambda: schedules.one_cycle(lr, steps, **end),
+        "triangular": lambda: schedules.triangular(lr, steps, **end),
+        "trapezoidal": lambda: schedules.trapezoidal(lr, steps, final=final),
     }
     return schedules.warmup(made[config.schedule](), config.warmup)
+
+
+def check_last_rate(config: Config, steps: int) -> None:
+    """Raise UserError where pruned networks are to go on at the schedule's last rate, and that changes nothing."""
+    if not config.rounds or config.rewind != "last-lr" or is_own(config.optimizer or ""):
+        return
+    if schedules.ends_at(schedule_of(config, steps), 2 * steps) is not None:
+        raise UserError(
+            f"--rewind: last-lr goes on at the last rate of --schedule {config.schedule}, which is about 0; "
+            "set a higher one with --lr-final"
+        )
 
 
 def make_optimizer(config: Config, steps: int) -> Optimizer:

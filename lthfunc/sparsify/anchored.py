@@ -5,6 +5,9 @@ Their *large final* is `magnitude`. An anchor is the params at the step compared
 
 from __future__ import annotations
 
+from torch import Tensor
+
+from lthfunc.sparsify.ranking import ranks
 from lthfunc.sparsify.scores import Score, Scores
 from lthfunc.trees.types import Masks, Params
 
@@ -37,9 +40,19 @@ def distance_moved(anchor: Params) -> Score:
 
 
 def large_init_large_final(anchor: Params) -> Score:
-    """min(|w_i|, |w_f|) (their criterion of that name, without its scale, which ranks don't see)."""
+    """min(α |w_f|, |w_i|), α so that both have one percentile where the threshold lies: the smaller of two percentiles.
+
+    The percentiles are those of |w_i| and |w_f| among the remaining weights of a layer. A weight stays if it is large
+    both then and now, however much a layer's weights grew in training; with one rate in every layer (`uniform`,
+    `layerwise`) that is the criterion of the paper and its code, whose search for the percentile this saves.
+    """
 
     def score(params: Params, masks: Masks) -> Scores:
-        return {name: params[name].abs().minimum(anchor[name].abs()) for name in masks}
+        def percentile(values: Tensor, mask: Tensor) -> Tensor:
+            return 1 - ranks(values.abs(), mask).double() / mask.sum().clamp(min=1)
+
+        return {
+            name: percentile(anchor[name], mask).minimum(percentile(params[name], mask)) for name, mask in masks.items()
+        }
 
     return score

@@ -7,13 +7,14 @@ the batches to average over. Pruned weights take no part: the loss is that of th
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
 from torch.func import grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lthfunc.errors import invalid
+from lthfunc.errors import UserError, invalid
 from lthfunc.sparsify.scores import Score, Scores
 from lthfunc.trees.ops import apply_masks
 from lthfunc.trees.types import Batch, Masks, Params
@@ -34,13 +35,25 @@ def snip(loss: LossOfParams, batches: Sequence[Batch]) -> Score:
     return score
 
 
-def grasp(loss: LossOfParams, batches: Sequence[Batch]) -> Score:
+class OfOutputs(Protocol):
+    """A loss of params that knows the network's outputs, as `training.steps.loss_of` makes it."""
+
+    def at_temperature(self, temperature: float) -> LossOfParams:
+        """The same loss of outputs divided by a temperature."""
+
+
+def grasp(loss: LossOfParams | OfOutputs, batches: Sequence[Batch], temperature: float = 200.0) -> Score:
     """w · Hg: the gradient flow that a weight keeps up (Wang et al. 2020, eq. 8; of their -w · Hg the largest go).
 
     g is the gradient over all batches, H the Hessian of the mean loss; their product is a gradient's gradient, so no
-    Hessian is made. `tempered` divides a network's outputs by a temperature, as their code does (200).
+    Hessian is made. The loss is that of the network's outputs divided by `temperature`, 200 as in the authors' code:
+    then all classes are about as likely, and what an untrained network happens to prefer counts for little.
+
+    Raises UserError where `loss` is a function that doesn't know outputs (not made by `loss_of`), unless temperature
+    is 1.
     """
     _check(batches)
+    loss = _tempered(loss, temperature)
 
     def score(params: Params, masks: Masks) -> Scores:
         params = apply_masks(params, masks)
@@ -120,9 +133,18 @@ def movement(loss: LossOfParams, batches: Sequence[Batch], lr: float = 0.0) -> S
     return score
 
 
-def tempered(loss: Callable[[Tensor, Tensor], Tensor], temperature: float) -> Callable[[Tensor, Tensor], Tensor]:
-    """A loss of (outputs, targets) on outputs divided by a temperature."""
-    return lambda outputs, targets: loss(outputs / temperature, targets)
+def _tempered(loss: LossOfParams | OfOutputs, temperature: float) -> LossOfParams:
+    if not temperature > 0:
+        raise invalid("temperature", temperature, "a number above 0")
+    at: Callable[[float], LossOfParams] | None = getattr(loss, "at_temperature", None)
+    if at is not None:
+        return at(temperature)
+    if temperature != 1:
+        raise UserError(
+            f"temperature: {temperature:g} divides the network's outputs, which this loss doesn't tell; make the loss "
+            "with lf.loss_of(model, buffers), or divide inside it and give temperature=1"
+        )
+    return cast("LossOfParams", loss)
 
 
 def mean_gradient(loss: LossOfParams, batches: Sequence[Batch]) -> Callable[[Params, Masks], Params]:

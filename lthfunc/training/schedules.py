@@ -16,6 +16,8 @@ from lthfunc.errors import invalid
 
 #: Learning rates, float64, shape (steps,); entry i is used in the step that starts at `TrainState.step == i`.
 Schedule = Tensor
+#: Of a schedule's highest rate: at less than this, weights hardly move (one-cycle's last rate is 4e-6 of it).
+_STANDSTILL = 1e-5
 
 
 def as_schedule(lr: float | Schedule) -> Schedule:
@@ -36,30 +38,33 @@ def constant(lr: float) -> Schedule:
     return torch.tensor([lr], dtype=torch.float64)
 
 
-def stepwise(lr: float, milestones: Sequence[int], gamma: float = 0.1) -> Schedule:
-    """`lr`, multiplied by `gamma` at each milestone (in steps), as torch's MultiStepLR does."""
+def stepwise(lr: float, milestones: Sequence[int], gamma: float = 0.1, final: float = 0.0) -> Schedule:
+    """`lr`, multiplied by `gamma` at each milestone (in steps), as torch's MultiStepLR does; no lower than `final`."""
+    _check_final(final, lr)
     last = max(milestones, default=0)
     table = constant(lr).repeat(last + 1)
     for milestone in milestones:
         table[milestone:] *= gamma
-    return table
+    return table.clamp(min=final)
 
 
-def cosine(lr: float, steps: int) -> Schedule:
-    """From `lr` down to 0 at `steps` along half a cosine (Loshchilov & Hutter 2017, eq. 5, one period)."""
+def cosine(lr: float, steps: int, final: float = 0.0) -> Schedule:
+    """From `lr` down to `final` at `steps` along half a cosine (Loshchilov & Hutter 2017, eq. 5, one period)."""
+    _check_final(final, lr)
     if steps < 1:
         raise invalid("steps", steps, "a whole number above 0")
     turn = torch.arange(steps + 1, dtype=torch.float64) * (torch.pi / steps)
-    return constant(lr) * (1 + torch.cos(turn)) / 2
+    return final + (constant(lr) - final) * (1 + torch.cos(turn)) / 2
 
 
-def cyclic(lr: float, steps: int, cycles: int) -> Schedule:
+def cyclic(lr: float, steps: int, cycles: int, final: float = 0.0) -> Schedule:
     """`cosine`, `cycles` times in `steps` (Loshchilov & Hutter 2017, eq. 5, periods of one length)."""
     if not 1 <= cycles <= steps:
         raise invalid("cycles", cycles, f"a whole number from 1 to {steps}, the steps")
     ends = [round(steps * k / cycles) for k in range(cycles + 1)]
     lengths = [end - start for start, end in pairwise(ends)]
-    return torch.cat([cosine(lr, length)[:length] for length in lengths])
+    tables = [cosine(lr, length, final) for length in lengths]
+    return torch.cat([*(table[:-1] for table in tables), tables[-1][-1:]])
 
 
 def warmup(schedule: Schedule, steps: int) -> Schedule:
@@ -98,15 +103,33 @@ def triangular(lr: float, steps: int, rise: float = 0.23, start: float = 0.2, en
     return constant(lr) * torch.where(at_step < peak, rising, falling)
 
 
-def trapezoidal(lr: float, steps: int, rise: float = 0.05, fall: float = 0.2) -> Schedule:
-    """Up in the share `rise` of the steps, `lr`, and straight down to 0 in the last `fall` (Hägele et al. 2024)."""
+def trapezoidal(lr: float, steps: int, rise: float = 0.05, fall: float = 0.2, final: float = 0.0) -> Schedule:
+    """Up in the share `rise` of the steps, `lr`, straight down to `final` in the last `fall` (Hägele et al. 2024)."""
+    _check_final(final, lr)
     _peak(steps, rise)
     _peak(steps, fall)
     if rise + fall > 1:
         raise invalid("fall", fall, f"a share that leaves room for rise, {rise}")
     at_step = torch.arange(steps + 1, dtype=torch.float64)
     up, down = (at_step + 1) / max(rise * steps, 1), (steps - at_step) / max(fall * steps, 1)
-    return constant(lr) * torch.minimum(up, down).clamp(max=1)
+    return torch.minimum(constant(lr) * up.clamp(max=1), final + (constant(lr) - final) * down.clamp(max=1))
+
+
+def ends_at(schedule: Schedule, until: int) -> int | None:
+    """The step from which on a training to step `until` would change nothing; None where there is no such.
+
+    It has gone past the schedule's end, and the last rate, which goes on, is 0 or next to it.
+    """
+    last = float(schedule[-1])
+    if last > _STANDSTILL * float(schedule.max()):
+        return None
+    end = schedule.numel() - (last == 0)  # a table that ends in 0 itself has an entry more than steps
+    return end if until > end else None
+
+
+def _check_final(final: float, lr: float) -> None:
+    if not 0 <= final <= lr:
+        raise invalid("final", final, f"a number from 0 to lr, {lr:g}")
 
 
 def _peak(steps: int, rise: float) -> float:

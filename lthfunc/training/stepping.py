@@ -13,6 +13,7 @@ from lthfunc.errors import UserError
 from lthfunc.training.engines.interface import Running, Tick
 from lthfunc.training.feed import Feed
 from lthfunc.training.fits import Fit, Keeper, Observers, Since, Stopped
+from lthfunc.training.schedules import ends_at
 from lthfunc.training.steps import with_optimizer
 from lthfunc.training.trainer import Trainer, computing
 from lthfunc.trees.ops import leaves
@@ -69,6 +70,7 @@ class Training:
             exchange=self._trainer.exchange,
         )
         ready = [with_optimizer(state, self._trainer.optimizer) for state in states]
+        _check_rates(ready[0], self._end)
         with computing(self._trainer):
             self.running = self._trainer.engine.begin(ready, self._seeds, self._feed)
             if known:
@@ -175,6 +177,17 @@ class Training:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def _check_rates(state: TrainState, end: int) -> None:
+    """Raise UserError where steps past the schedule's end would change nothing."""
+    schedule = getattr(state.opt, "schedule", None)  # a user's own optimiser may keep it elsewhere
+    still = ends_at(schedule, end) if isinstance(schedule, Tensor) else None
+    if still is not None:
+        raise UserError(
+            f"learning rate: the schedule ends at about 0, so that steps {still} to {end} would change nothing; "
+            "let it end higher (--lr-final, or final=... in Python), train no further, or rewind the step"
+        )
 
 
 def under_way(fits: Sequence[Fit], states: Sequence[TrainState], since: Sequence[Since]) -> list[Fit]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -27,14 +28,29 @@ TrainStep = Callable[..., tuple[TrainState, Metrics]]
 EvalStep = Callable[[Params, Buffers, Batch], Metrics]
 
 
-def loss_of(model: Model, buffers: Buffers, loss: Loss = cross_entropy) -> Callable[[Params, Batch], Tensor]:
-    """(params, batch) -> the mean loss in training mode, as scores and regrowth take it; buffers don't change."""
+@dataclass(frozen=True)
+class LossOf:
+    """(params, batch) -> the mean loss of a network in training mode; its buffers don't change."""
 
-    def value(params: Params, batch: Batch) -> Tensor:
+    model: Model
+    buffers: Buffers
+    loss: Loss
+    temperature: float = 1.0
+
+    def __call__(self, params: Params, batch: Batch) -> Tensor:
+        """The loss, a scalar."""
         inputs, targets = batch
-        return loss(apply_training(model, params, buffers, inputs)[0], targets)
+        outputs: Tensor = apply_training(self.model, params, self.buffers, inputs)[0]
+        return self.loss(outputs if self.temperature == 1 else outputs / self.temperature, targets)
 
-    return value
+    def at_temperature(self, temperature: float) -> LossOf:
+        """The same loss of outputs divided by a temperature."""
+        return replace(self, temperature=temperature)
+
+
+def loss_of(model: Model, buffers: Buffers, loss: Loss = cross_entropy) -> LossOf:
+    """(params, batch) -> the mean loss in training mode, as scores and regrowth take it; buffers don't change."""
+    return LossOf(model, buffers, loss)
 
 
 def forward_of(model: Model, buffers: Buffers) -> Callable[[Params, Tensor], Tensor]:

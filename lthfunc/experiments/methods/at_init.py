@@ -8,11 +8,11 @@ from lthfunc.experiments.methods.setting import Method, Outcome, Setting, finish
 from lthfunc.sparsify.allocation import Allocate, globally
 from lthfunc.sparsify.budgets import balanced, erk, uniform
 from lthfunc.sparsify.densities import at_densities, geometric
-from lthfunc.sparsify.gradients import grasp as grasp_score, snip as snip_score, tempered
+from lthfunc.sparsify.gradients import grasp as grasp_score, snip as snip_score
 from lthfunc.sparsify.rewinding import reinitialised, shuffled
 from lthfunc.sparsify.scores import Score, inverted_score, magnitude, random_scores
 from lthfunc.sparsify.synflow import synflow as synflow_score
-from lthfunc.training.steps import forward_of, loss_of
+from lthfunc.training.steps import forward_of
 from lthfunc.trees.ops import apply_masks
 from lthfunc.trees.rng import key
 from lthfunc.trees.types import TrainState
@@ -22,8 +22,8 @@ Scoring = Callable[[Setting, TrainState, int], Score]
 #: What an ablation makes of the pruned network.
 Ablation = Callable[[Setting, TrainState, int], TrainState]
 
-#: Rounds of SynFlow (Tanaka et al. 2020, sec. 6); batches of SNIP and GraSP; GraSP's temperature, as in its code.
-_ROUNDS, _BATCHES, _TEMPERATURE = 100, 10, 200.0
+#: Rounds of SynFlow (Tanaka et al. 2020, sec. 6); batches of SNIP and GraSP.
+_ROUNDS, _BATCHES = 100, 10
 
 
 def at_init(
@@ -48,9 +48,8 @@ def by_snip(setting: Setting, state: TrainState, seed: int) -> Score:
 
 
 def by_grasp(setting: Setting, state: TrainState, seed: int) -> Score:
-    """On ten batches, outputs tempered."""
-    tamed = loss_of(setting.model, state.buffers, tempered(setting.trainer.loss, _TEMPERATURE))
-    return grasp_score(tamed, samples(setting, seed, _BATCHES, "grasp"))
+    """On ten batches."""
+    return grasp_score(loss(setting, state), samples(setting, seed, _BATCHES, "grasp"))
 
 
 def by_synflow(setting: Setting, state: TrainState, seed: int) -> Score:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from lthfunc.errors import UserError
 from lthfunc.experiments.methods.setting import Method, Outcome, Setting, finished, start, trained
 from lthfunc.experiments.starting import end_of
 from lthfunc.sparsify.allocation import Allocate, globally
@@ -12,6 +13,7 @@ from lthfunc.sparsify.densities import geometric
 from lthfunc.sparsify.rewinding import last_rate, rate_rewound, restart
 from lthfunc.sparsify.scores import Score, magnitude, random_scores
 from lthfunc.sparsify.transforms import prune
+from lthfunc.training.schedules import ends_at
 from lthfunc.trees.types import TrainState
 
 #: (pruned network, what it may be rewound to) -> what trains next.
@@ -55,6 +57,24 @@ def _tuned(state: TrainState, anchor: TrainState) -> TrainState:
     return last_rate(state)
 
 
+def why_not_tuned(setting: Setting) -> str | None:
+    """Why fine-tuning at the last learning rate would be no method of its own; None where it is one."""
+    schedule = setting.schedule
+    if float(schedule[-1]) == float(schedule.max()):
+        return "imp-tuned needs a --schedule that falls: else the last rate is the first one too, as in imp-lr"
+    if ends_at(schedule, 2 * setting.steps) is not None:
+        return "imp-tuned would train at the schedule's last rate, which is about 0; set a higher one with --lr-final"
+    return None
+
+
+def imp_tuned(setting: Setting, seed: int) -> Outcome:
+    """Fine-tuning (Renda et al. 2020, sec. 2): every round goes on at the schedule's last rate. Raises UserError."""
+    why = why_not_tuned(setting)
+    if why is not None:
+        raise UserError(why)
+    return iterative(_tuned)(setting, seed)
+
+
 def _random(allocate: Allocate) -> Method:
     return iterative(_rate, score=lambda seed: random_scores(seed, "iterative"), allocate=allocate)
 
@@ -62,7 +82,6 @@ def _random(allocate: Allocate) -> Method:
 imp = iterative()
 imp_late = iterative(late=0.05)
 imp_lr = iterative(_rate)
-imp_tuned = iterative(_tuned)
 one_shot = iterative(one_shot=True)
 random_erk = _random(erk())
 random_balanced = _random(balanced())

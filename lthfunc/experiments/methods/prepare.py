@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from lthfunc.data.augment import shift_and_mirror
 from lthfunc.errors import UserError, unknown
 from lthfunc.experiments.config import Config
 from lthfunc.experiments.families import METHODS
+from lthfunc.experiments.methods.iterative import why_not_tuned
 from lthfunc.experiments.methods.setting import Setting
 from lthfunc.experiments.plan import engine_making, prepare
-from lthfunc.experiments.tasks import make_optimizer
+from lthfunc.experiments.tasks import make_optimizer, schedule_of
 from lthfunc.training.engines.table import Making
 from lthfunc.training.optimizers import Optimizer
 from lthfunc.training.trainer import Trainer, make_trainer
@@ -24,6 +26,19 @@ def check_methods(config: Config, methods: tuple[str, ...]) -> None:
             raise unknown("--method", method, tuple(METHODS))
     if config.density is None:
         raise UserError("--density: methods are compared at one; give it, e.g. --density 0.05")
+
+
+def methods_for(setting: Setting, asked: Sequence[str]) -> tuple[tuple[str, ...], str | None]:
+    """(the methods to compare, a line on what is left out): those asked for, or else all that mean something here.
+
+    Raises UserError where one is asked for that means nothing here.
+    """
+    why = why_not_tuned(setting)
+    if why is None or (asked and "imp-tuned" not in asked):
+        return tuple(asked or METHODS), None
+    if asked:
+        raise UserError(f"--method: {why}")
+    return tuple(name for name in METHODS if name != "imp-tuned"), f"imp-tuned is left out: {why}"
 
 
 def setting_of(config: Config) -> tuple[Config, Setting]:
@@ -70,4 +85,5 @@ def setting_of(config: Config) -> tuple[Config, Setting]:
         rounds=config.rounds,
         density=config.density,
         device=config.device,
+        schedule=schedule_of(config, plan.steps),
     )

@@ -14,6 +14,7 @@ from lthfunc.training.batches import sample_batches
 from lthfunc.training.evaluation import Quality
 from lthfunc.training.loop import fit, take_steps
 from lthfunc.training.optimizers import Optimizer
+from lthfunc.training.schedules import Schedule
 from lthfunc.training.steps import loss_of
 from lthfunc.training.trainer import Trainer, measure
 from lthfunc.trees.fold import Transformation
@@ -28,6 +29,7 @@ class Setting(NamedTuple):
 
     trainer_of: a trainer of another model on the same data (a reparametrised one), with an optimiser.
     cyclic: the trainer whose learning rate runs through its schedule several times in one training.
+    schedule: the trainer's learning rates.
     """
 
     model: Model
@@ -39,6 +41,7 @@ class Setting(NamedTuple):
     rounds: int
     density: float
     device: str
+    schedule: Schedule
 
     @property
     def shape(self) -> tuple[int, ...]:
