@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from enum import IntEnum
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,30 +22,49 @@ from lthfunc.sparse.places import LANES, Beside, Place
 Late = Callable[[], tuple[str, int, int, dict[str, int]]]
 
 
+class Step(IntEnum):
+    """What a value's writer can do on the way, in the order in which it does it: to its own result, by what is kept of
+    a batch normalisation; then add another value; then zero what is not above zero; then take 2 × 2 maxima."""
+
+    NORMALISE = 1
+    ADD = 2
+    RECTIFY = 3
+    MAXIMA = 4
+
+
+#: Has the writer take a step, given what that takes; whether it could.
+Take = Callable[..., bool]
+
+
+def rectifies() -> dict[Step, Take]:
+    """The steps of a writer that looks, as its instruction is written down, at whether its value is rectified."""
+    return {Step.RECTIFY: lambda: True}
+
+
 @dataclass(eq=False)
 class Value:
     """What an operation gives. Views (a flattened value) share one.
 
-    needs: whether a gradient is wanted. rectified: whether ReLU was applied in place, so that whoever writes the
-    last part of its gradient zeroes it where the value is not above zero. uses: operations whose gradients it gets.
-    rectifiable: its writer can rectify it. only_read: one operation reads it, and nothing else. pending: writes the
-    value, added to another or not; whoever reads it first calls this. pool: has the writer give 2 × 2 maxima in this
-    value instead, if that is possible. scale: has the writer normalise the value by what is kept there. add:
-    has the writer add what lies in another place, if that is possible.
+    needs: whether a gradient is wanted. steps: what its writer can do beside; taken: what it does by now, always in
+    order, so that they say what the value is (`Builder.fuse` alone adds to them). only_read: one operation reads it,
+    and nothing else. uses: operations whose gradients it gets. pending: writes the value; whoever reads it calls this.
     """
 
     place: Place
     needs: bool
-    rectified: bool = False
-    rectifiable: bool = False
+    steps: dict[Step, Take] = field(default_factory=dict)
+    taken: list[Step] = field(default_factory=list)
     only_read: bool = True
     uses: int = 0
     grad: Place | None = None
     written: int = 0
-    pending: Callable[[View | None], None] | None = None
-    pool: Callable[[Value], bool] | None = None
-    scale: Callable[[int], None] | None = None
-    add: Callable[[Place], bool] | None = None
+    pending: Callable[[], None] | None = None
+
+    @property
+    def rectified(self) -> bool:
+        """Whether ReLU was applied in place: whoever writes the last part of its gradient zeroes it where the value is
+        not above zero."""
+        return Step.RECTIFY in self.taken
 
 
 class View(NamedTuple):
@@ -152,10 +172,25 @@ class Builder:
         """The value of an argument, written by now; a part of its gradient will be asked of the operation."""
         value = view.value
         if value.pending is not None:
-            value.pending(None)
+            value.pending()
             value.pending = None
         value.uses += 1
         return value
+
+    def fuse(self, view: View, step: Step, *given: Any) -> bool:
+        """Have whoever writes a value take one more step, so that the value becomes the result; whether it will.
+
+        It does where it can, where nothing but the operation that asks reads the value, and where it took no such step
+        or later one yet: a writer takes its steps in their one order, whatever the network's is.
+        """
+        value = view.value
+        take = value.steps.get(step)
+        if take is None or not value.only_read or value.uses or (value.taken and value.taken[-1] >= step):
+            return False
+        if not take(*given):
+            return False
+        value.taken.append(step)
+        return True
 
     def gradient_of(self, value: Value) -> Place:
         """Where a value's own gradient lies, once all of it was written.

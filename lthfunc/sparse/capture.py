@@ -51,7 +51,25 @@ def captured(model: Model, shape: tuple[int, ...], *, training: bool) -> Capture
             graph = trace(params, cloned, example_of(model, shape, TRACED_BATCH)).graph
     except Exception as error:
         raise UserError(f"--engine: sparse cannot trace {model.name}{place_of(error)}: {first_line(error)}") from error
+    _drop_dead(graph)
     return Captured(graph, tuple(params), tuple(buffers), model.name)
+
+
+def _drop_dead(graph: Graph) -> None:
+    """Leave out operations whose results nothing reads, unless they change what they are given."""
+    for node in reversed(graph.nodes):
+        if node.op == "call_function" and not node.users and not _changes(node):
+            graph.erase_node(node)
+
+
+def _changes(node: Node) -> bool:
+    """Whether an operation changes an argument: its name says so, or it moves running statistics."""
+    return is_in_place(node) or node.target is torch.ops.aten.batch_norm.default
+
+
+def is_in_place(node: Node) -> bool:
+    """Whether an operation changes its first argument, whoever reads that later."""
+    return str(node.target).split(".")[1].endswith("_")
 
 
 def operation_of(node: Node) -> str:

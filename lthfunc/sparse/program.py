@@ -11,7 +11,7 @@ from torch.fx import Node
 
 from lthfunc.errors import UserError
 from lthfunc.sparse.builder import Builder, Leaf, Listing, Value, View, Weights, finished
-from lthfunc.sparse.capture import Captured, line_of, operation_of
+from lthfunc.sparse.capture import Captured, is_in_place, line_of, operation_of
 from lthfunc.sparse.kernels.instructions import BY_TILES, WHOLE
 from lthfunc.sparse.packing import check_fit
 from lthfunc.sparse.rules.interface import Buffer, Param, Unsupported
@@ -169,7 +169,7 @@ def _interpreted(b: Builder, captured: Captured, given: dict[Node, Any], counter
             raise _no_rule(node, f" {error}", name) from error
         view.value.only_read &= len(node.users) == 1
         known[node] = view
-        if str(node.target).split(".")[1].endswith("_"):  # changes its first argument, whoever reads that later
+        if is_in_place(node):
             known[node.args[0]] = view
     raise AssertionError("a graph ends with its output")
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lthfunc.sparse.builder import Builder, Value, View, Weights
+from lthfunc.sparse.builder import Builder, Value, View, Weights, rectifies
 from lthfunc.sparse.patterns import Blocks, Entries, blocks_of
 from lthfunc.sparse.places import VECTOR_BYTES
 from lthfunc.sparse.rules.interface import Param, Unsupported, argument, pair
@@ -34,7 +34,7 @@ def linear(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     if view.shape != (shape[1],):
         raise Unsupported("on more than one dimension of features")
     x = b.read(view)
-    out = Value(b.place(shape[0]), needs=True, rectifiable=True)
+    out = Value(b.place(shape[0]), needs=True, steps=rectifies())
     across = min(b.tiles, _TILES_AT_ONCE)
 
     def split(positions: Tensor) -> tuple[Tensor, Tensor]:
@@ -74,7 +74,7 @@ def convolution(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     down, right = sides
     if down.out < 1 or right.out < 1:
         raise Unsupported("whose kernel is larger than its padded input")
-    out = Value(b.place(outs, down.out, right.out), needs=True, rectifiable=True)
+    out = Value(b.place(outs, down.out, right.out), needs=True, steps=rectifies())
     x.place.halo = max(x.place.halo, *padding)
     if x.needs:
         out.place.halo = max(side.reach for side in sides)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lthfunc.sparse.builder import Builder, Target, Value, View
+from lthfunc.sparse.builder import Builder, Step, Target, Value, View, rectifies
 from lthfunc.sparse.kernels.instructions import BY_ROWS, BY_TILES, SUMS
 from lthfunc.sparse.places import nowhere
 from lthfunc.sparse.rules.interface import Buffer, Unsupported, argument, check_unflattened, claim
@@ -23,9 +23,7 @@ def batch_norm(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
         raise Unsupported("without running statistics")
     check_unflattened(view)
     claim(b, weight, bias)
-    scale = view.value.scale if not training and view.value.only_read and not view.value.rectified else None
-    x = view.value if scale else b.read(view)
-    place = x.place
+    place = view.value.place
     saved = b.numbers([0.0] * (_SAVED * place.channels))
     settings = b.numbers([float(momentum), float(epsilon)])
     size = {"height": place.height, "width": place.width}
@@ -38,16 +36,15 @@ def batch_norm(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
             "training": int(training), "weight": leaves[0], "bias": leaves[1],
         }  # fmt: skip
 
-    if scale is not None:  # in evaluation the layer before does it as it writes
+    if not training and b.fuse(view, Step.NORMALISE, saved):  # the layer before does it as it writes
         b.emit_first(statistics)
-        scale(saved)
-        view.value.scale = None  # once
         return view
-    out = Value(b.like(place), needs=True, rectifiable=True)
+    x = b.read(view)
+    out = Value(b.like(place), needs=True, steps=rectifies())
 
-    def write(other: View | None) -> None:
+    def write(other: Value | None = None) -> None:
         def late() -> Any:
-            added = nowhere("b") if other is None else other.value.place.named("b")
+            added = nowhere("b") if other is None else other.place.named("b")
             return "normalise", BY_TILES, place.channels, {
                 **place.named("in"), **out.place.named("out"), **size, "saved": saved, **added,
                 "relu": int(out.rectified),
@@ -55,8 +52,13 @@ def batch_norm(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
 
         b.emit(late)
 
+    def add(other: View) -> bool:
+        write(b.read(other))
+        out.pending = None
+        return True
+
     b.emit(statistics)
-    out.pending = write
+    out.pending, out.steps[Step.ADD] = write, add
 
     def gradient() -> None:
         grad = b.gradient_of(out)
@@ -107,7 +109,7 @@ def _grouped(b: Builder, view: View, groups: int, weight: Any, bias: Any, epsilo
     claim(b, weight, bias)
     x = b.read(view)
     place = x.place
-    out = Value(b.like(place), needs=True, rectifiable=True)
+    out = Value(b.like(place), needs=True, steps=rectifies())
     saved = b.place(2 * groups)
     leaves = {name: -1 if param is None else b.leaves[param.name].first for name, param in
               (("weight", weight), ("bias", bias))}  # fmt: skip

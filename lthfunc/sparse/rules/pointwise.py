@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lthfunc.sparse.builder import Builder, Value, View
+from lthfunc.sparse.builder import Builder, Step, Value, View, rectifies
 from lthfunc.sparse.kernels.instructions import BY_TILES
 from lthfunc.sparse.places import Place
 from lthfunc.sparse.rules.interface import Rule, Unsupported, argument
@@ -19,11 +19,9 @@ _DEFAULTS = {"leaky_relu": 0.01, "elu": 1.0}
 
 def relu(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     """Where nothing else reads the value, whoever writes it rectifies it."""
-    view = args[0]
-    value = view.value
-    if value.only_read and value.rectifiable and not value.rectified:
-        value.rectified = True
-        return View(value, view.flat)
+    view: View = args[0]
+    if b.fuse(view, Step.RECTIFY):
+        return view
     return _pointwise(b, view, "relu", 0.0)
 
 
@@ -67,20 +65,14 @@ def add(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
         raise Unsupported("of anything but two values")
     if left.flat != right.flat or left.value.place.size != right.value.place.size:
         raise Unsupported("of different shapes")
-    for one, other in ((left, right), (right, left)):
-        value = one.value
-        if value.pending is not None and value.only_read and one.value is not other.value:
-            return _absorbed(b, value, other)
-    for one, other in ((left, right), (right, left)):  # in evaluation the layer before does it as it writes
-        value = one.value
-        alone = value.only_read and not value.rectified and one.value is not other.value
-        if value.add is not None and alone and other.value.pending is None and value.add(other.value.place):
-            b.read(other)
-            value.add = value.scale = None  # once, and what follows comes after the sum
-            return View(value, one.flat)
+    if left.value is not right.value:
+        # Whoever still is to write a value can read the other one first; whoever has written it cannot wait for it.
+        for one, other in sorted(((left, right), (right, left)), key=lambda both: both[0].value.pending is None):
+            if b.fuse(one, Step.ADD, other):
+                return _summed(b, one, other.value)
     x, y = b.read(left), b.read(right)
     place = x.place
-    out = Value(b.like(place), needs=x.needs or y.needs, rectifiable=True)
+    out = Value(b.like(place), needs=x.needs or y.needs, steps=rectifies())
 
     def late() -> Any:
         return "add", BY_TILES, place.channels, {
@@ -94,7 +86,8 @@ def add(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
         for value in (x, y):
             if value.needs:
                 copied(b, out, value)
-        b.release(out)
+        if out.needs:
+            b.release(out)
 
     b.backward.append(gradient)
     return View(out, left.flat)
@@ -151,22 +144,16 @@ def log_softmax(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     return View(out, flat=True)
 
 
-def _absorbed(b: Builder, value: Value, other: View) -> View:
-    """A value that is still to be written is written with the other one added to it: one pass over memory less."""
-    y = b.read(other)
-    write = value.pending
-    assert write is not None
-    value.pending = None
-    write(other)
-    value.rectifiable = True
+def _summed(b: Builder, one: View, other: Value) -> View:
+    """A value that its writer writes with the other one added to it: one pass over memory less."""
 
     def gradient() -> None:
-        if y.needs:
-            copied(b, value, y)
+        if other.needs:
+            copied(b, one.value, other)
 
     # Runs before the gradient of what wrote the value, which reads the same gradient.
     b.backward.append(gradient)
-    return View(value, other.flat)
+    return one
 
 
 def copied(b: Builder, source: Value, value: Value) -> None:

@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
-from lthfunc.sparse.builder import Builder, Value, View
+from lthfunc.sparse.builder import Builder, Step, Value, View
 from lthfunc.sparse.kernels.instructions import BY_TILES
+from lthfunc.sparse.places import Place
 from lthfunc.sparse.rules.interface import Unsupported, argument, pair
 
 
@@ -21,10 +22,10 @@ def max_pool(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     if view.flat:
         raise Unsupported("on flattened values")
     twos = (kernel, stride, padding, dilation) == ((2, 2), (2, 2), (0, 0), (1, 1))
-    place, pool = view.value.place, view.value.pool
-    if twos and pool is not None and view.value.only_read and place.height % 2 == place.width % 2 == 0:
-        out = Value(b.place(place.channels, place.height // 2, place.width // 2), needs=True)
-        if pool(out):
+    place = view.value.place
+    if twos and place.height % 2 == place.width % 2 == 0:
+        out = Value(Place(place.channels, place.height // 2, place.width // 2), needs=True)
+        if b.fuse(view, Step.MAXIMA, out):
             return View(out)
     x = b.read(view)
     sizes = [

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lthfunc.sparse.builder import Builder, Target, Value
+from lthfunc.sparse.builder import Builder, Step, Target, Value, View
 from lthfunc.sparse.kernels.instructions import BY_ROWS, BY_TILES, SUMS
 from lthfunc.sparse.patterns import Blocks, Entries, lists_of
 from lthfunc.sparse.places import VECTOR_BYTES, Place, nowhere
@@ -74,12 +74,13 @@ class Layer:
         elif not self.grouped:
             self.is_dense = self.dense.makes_convolutions(places)
             self.gradients_dense = self.dense.makes_convolution_gradients(places)
+        steps = self.out.steps
         if poolable or (self.is_dense and not linear):
-            self.out.pool = self._pool
+            steps[Step.MAXIMA] = self._pool
         if not (linear and self.is_dense):
-            self.out.scale = self._scale
+            steps[Step.NORMALISE] = self._scale
         if not (self.b.training or linear):
-            self.out.add = self._add
+            steps[Step.ADD] = self._add
         self.back = [(each, self._turned(each)) for each in back]
         if self.is_dense:
             self.dense.spread(first=not linear)
@@ -146,22 +147,24 @@ class Layer:
             "values": self.b.leaves[self.weight].first, "across": self.across, **columns,
         }  # fmt: skip
 
-    def _add(self, other: Place) -> bool:
-        """Add what is written by now as the product is written, if nothing came between and it is no maximum."""
-        if self.b.instructions[-1] is not self.writes or self.pooled is not None:
+    def _add(self, other: View) -> bool:
+        """Add what is written by now as the product is written, if nothing came between."""
+        if self.b.instructions[-1] is not self.writes or other.value.pending is not None:
             return False
-        self.added = other
-        self.out.pool = None
+        self.added = self.b.read(other).place
         return True
 
-    def _scale(self, saved: int) -> None:
+    def _scale(self, saved: int) -> bool:
         self.saved = saved
+        return True
 
     def _pool(self, pooled: Value) -> bool:
-        """Write 2 × 2 maxima into this value; the outputs themselves are kept nowhere."""
+        """Write 2 × 2 maxima into this value, but of no sum; the outputs themselves are kept nowhere."""
         b, out = self.b, self.out
+        if self.added is not None:
+            return False
         self.pooled = pooled
-        b.places.remove(out.place)
+        b.places[b.places.index(out.place)] = pooled.place
         out.uses += 1
         if b.training:
             # Beside the maxima, so of their layout, whatever reads them.
