@@ -164,17 +164,49 @@ def test_an_operation_that_mixes_all_units_is_given_them_whole() -> None:
     torch.testing.assert_close(small.model.evaluating(x), functional_call(model.evaluating, (ticket.params, {}), (x,)))
 
 
-def test_a_network_that_knows_its_batch_is_refused_with_the_operation_and_its_line() -> None:
-    class Folding(nn.Module):
+class Folding(nn.Module):
+    """Sizes that come from the batch's: its double, its half, one more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.out = nn.Linear(22, 11), nn.Linear(11, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n = len(x)
+        y = torch.relu(self.fc(x)).view(n * 11, 1).repeat(1, 2).view(n, 22)[:, :11]
+        more = torch.cat([y, torch.zeros(n // 2, 11), torch.full((n + 1, 11), 2.0)])
+        out: Tensor = self.out(more[:n]) + torch.arange(n).unsqueeze(1) / n
+        return out
+
+
+def test_sizes_that_come_from_the_batch_fit_every_batch() -> None:
+    """Layers of the very sizes that the traced batches have."""
+    model = lf.from_module(Folding())
+    ticket = broken(model, 0.3, 0, dtype=torch.float32)
+    small = lf.compact(model, ticket, (22,))
+    for examples in (1, 2, 11, 40):
+        x = torch.randn(examples, 22)
+        wanted = functional_call(model.evaluating, (ticket.params, {}), (x,))
+        torch.testing.assert_close(small.model.evaluating(x), wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_a_network_of_other_operations_on_another_batch_is_refused_with_the_line() -> None:
+    class Looping(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.fc = nn.Linear(4, 4)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.fc(x).view(len(x) * 2, 2).sum(1).view(len(x), 2)
+            return torch.stack([self.fc(row) for row in x])
 
-    with pytest.raises(UserError, match=r"Folding cannot be compacted: view depends .* \(line \d+ of .*test_compact"):
-        lf.compact(model := lf.from_module(Folding()), lf.init(model), (4,))
+    class Dividing(Looping):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(x) * (len(x) ** 0.5)
+
+    with pytest.raises(UserError, match=r"Looping cannot be compacted: which operations .* depends on the size of the"):
+        lf.compact(model := lf.from_module(Looping()), lf.init(model), (4,))
+    with pytest.raises(UserError, match=r"Dividing cannot be compacted: mul depends .* \(line \d+ of .*test_compact"):
+        lf.compact(model := lf.from_module(Dividing()), lf.init(model), (4,))
 
 
 def test_a_ticket_of_another_network_names_the_first_leaf_that_differs() -> None:

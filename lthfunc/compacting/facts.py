@@ -5,19 +5,20 @@ A unit is one position along dimension 1 of a value: a feature, or a channel wit
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.fx import Graph, GraphModule, Interpreter, Node
+from torch.fx import GraphModule, Interpreter, Node
+from torch.utils._pytree import tree_map
 
+from lthfunc.compacting.tracing import Traced, fails
 from lthfunc.errors import UserError
-from lthfunc.sparse.capture import TRACED_BATCH, Captured, line_of, operation_of
+from lthfunc.sparse.capture import Captured
 from lthfunc.trees.types import Buffers, Masks, Params
-
-_aten = torch.ops.aten
 
 
 def args_of(node: Node) -> tuple[Any, ...]:
@@ -27,18 +28,22 @@ def args_of(node: Node) -> tuple[Any, ...]:
 
 #: A unit is zero, and stays so however the network is trained; does not depend on the input; does.
 ZERO, CONSTANT, VARIES = 0, 1, 2
+#: Examples of the evaluation: normalisation in training takes no single one.
+_EXAMPLES = 2
 
 
 @dataclass(eq=False)
 class Facts:
     """fates: of each value's units, int8. needed: bool, whether an output depends on them.
 
-    training: only what training can never bring back may go, else whatever is constant. values: of each node for some
-    input, without the batch; for a network in training one mapping for each mode. params: with the buffers, some of
-    which may be weights that stay as they are (frozen).
+    united, whole: as `Traced` has them. training: only what training can never bring back may go, else whatever is
+    constant. values: of each node for some input, without the batch; for a network in training one mapping for each
+    mode. params: with the buffers, some of which may be weights that stay as they are (frozen).
     """
 
     captured: Captured
+    united: frozenset[Node]
+    whole: frozenset[Node]
     params: Params
     masks: Masks
     training: bool
@@ -50,10 +55,7 @@ class Facts:
 
     def has_units(self, node: Any) -> bool:
         """Whether an argument is a value with a batch and units."""
-        if not isinstance(node, Node) or node in self.leaves:
-            return False
-        value = node.meta.get("val")
-        return isinstance(value, Tensor) and value.ndim >= 2
+        return isinstance(node, Node) and node in self.united
 
     def units(self, node: Node) -> int:
         """How many there are."""
@@ -88,6 +90,15 @@ class Facts:
         return mask.reshape(*mask.shape[:2], -1).any(2)
 
 
+@contextmanager
+def during(facts: Facts, node: Node) -> Iterator[None]:
+    """Any error at an operation as one line that names it."""
+    try:
+        yield
+    except Exception as error:
+        raise fails(facts.captured, node, error) from error
+
+
 #: Fates of an operation's units; for each argument with units, those that its needed ones are computed from.
 Fates = Callable[[Node, Facts], Tensor]
 Needs = Callable[[Node, Tensor, Facts], list[tuple[Node, Tensor]]]
@@ -100,45 +111,43 @@ class Flow(NamedTuple):
     needs: Needs
 
 
-def values_of(captured: Captured, params: Params, buffers: Buffers, shape: tuple[int, ...]) -> dict[Node, Tensor]:
-    """Every value of the graph for an input of zeros, in float64, without the batch. Constant units have it always."""
+def values_of(traced: Traced, params: Params, buffers: Buffers, shape: tuple[int, ...]) -> dict[Node, Tensor]:
+    """Every value with units for an input of zeros, in float64, without the batch. Constant units have it always.
+
+    In the network's own types where some operation takes no others. Raises UserError for an operation that fails.
+    """
+    try:
+        return _evaluated(traced, params, buffers, shape, wide=True)
+    except UserError:
+        return _evaluated(traced, params, buffers, shape, wide=False)
+
+
+def _evaluated(
+    traced: Traced, params: Params, buffers: Buffers, shape: tuple[int, ...], *, wide: bool
+) -> dict[Node, Tensor]:
+    captured = traced.captured
+
+    def typed(value: Any) -> Any:
+        """What is made inside the graph has its own type, which is that of the trace."""
+        return value.double() if wide and isinstance(value, Tensor) and value.is_floating_point() else value
+
     trees = [*((params, name) for name in captured.params), *((buffers, name) for name in captured.buffers)]
-    given = [tree[name].detach().cpu().clone() for tree, name in trees]  # a network in training changes its buffers
-    given = [each.double() if each.is_floating_point() else each for each in given]
+    # Copies: a network in training changes its buffers.
+    given = [typed(tree[name].detach().cpu().clone()) for tree, name in trees]
     found: dict[Node, Tensor] = {}
 
     class Noting(Interpreter):
         def run_node(self, n: Node) -> Any:
-            result = super().run_node(n)
-            if isinstance(result, Tensor) and result.ndim >= 2:
+            try:
+                result = tree_map(typed, super().run_node(n))
+            except Exception as error:
+                raise fails(captured, n, error) from error
+            if n in traced.united:
                 found[n] = result[0].clone()  # of one example, so that the others' memory is free again
             return result
 
-    with torch.no_grad():
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
         kind = [node for node in captured.graph.nodes if node.op == "placeholder"][-1].meta["val"].dtype
-        inputs = torch.zeros(TRACED_BATCH, *shape, dtype=torch.float64 if kind.is_floating_point else kind)
-        Noting(GraphModule({}, captured.graph)).run(*given, inputs)
+        constants = {name: value.detach().cpu() for name, value in captured.constants.items()}
+        Noting(GraphModule(constants, captured.graph)).run(*given, typed(torch.zeros(_EXAMPLES, *shape, dtype=kind)))
     return found
-
-
-def without_changes(captured: Captured) -> Captured:
-    """The same with every operation that changes its argument (``relu_``) as one that gives a new value.
-
-    Counters of steps, which are buffers, still change.
-    """
-    graph = Graph()
-    new: dict[Node, Node] = {}
-    placeholders = [node for node in captured.graph.nodes if node.op == "placeholder"]
-    state = set(placeholders[:-1])
-    for node in captured.graph.nodes:
-        copy = new[node] = graph.node_copy(node, new.__getitem__)
-        name, _, overload = str(node.target).removeprefix("aten.").partition(".")
-        if node.op == "call_function" and name.endswith("_") and overload and args_of(node)[0] not in state:
-            copy.target = getattr(getattr(_aten, name.removesuffix("_")), overload)
-            new[args_of(node)[0]] = copy
-    return captured._replace(graph=graph)
-
-
-def cannot(captured: Captured, node: Node, why: str) -> UserError:
-    """What is told of an operation that stands in the way."""
-    return UserError(f"compact: {captured.name} cannot be compacted: {operation_of(node)} {why}{line_of(node)}")

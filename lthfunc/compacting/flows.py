@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from lthfunc.compacting.facts import CONSTANT, VARIES, ZERO, Facts, Flow, args_of
+from lthfunc.compacting.facts import CONSTANT, VARIES, ZERO, Facts, Flow, args_of, during
 from lthfunc.sparse.rules.interface import argument
 
 _aten = torch.ops.aten
@@ -14,13 +14,15 @@ _aten = torch.ops.aten
 LAYERS = (_aten.linear.default, _aten.conv2d.default, _aten.conv2d.padding, _aten.conv1d.default, _aten.conv1d.padding)
 _ALIKE = (
     "relu", "relu6", "hardtanh", "sigmoid", "tanh", "gelu", "silu", "elu", "leaky_relu", "hardswish", "hardsigmoid",
-    "softplus", "mish", "selu", "celu", "dropout", "feature_dropout", "alias", "clone", "contiguous", "max_pool2d",
-    "avg_pool2d", "adaptive_avg_pool2d", "neg", "abs", "exp",
+    "softplus", "mish", "selu", "celu", "dropout", "feature_dropout", "alias", "clone", "contiguous", "detach", "neg",
+    "abs", "exp",
 )  # fmt: skip
+_POOLING = ("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d")
 _JOINING = ("add", "sub", "mul", "div", "maximum", "minimum")
 
 #: Operations that treat every unit alike and apart from others.
 ALIKE = tuple(getattr(_aten, name).default for name in _ALIKE)
+POOLS = tuple(getattr(_aten, name).default for name in _POOLING)
 #: Operations of two values with the same units, or of one and a number.
 JOINS = tuple(
     getattr(getattr(_aten, name), overload)
@@ -41,22 +43,40 @@ def dimension(node: Node) -> int:
     return int(argument(args_of(node), 1, 0)) % int(node.meta["val"].ndim)
 
 
+def _is_known(node: Node, facts: Facts) -> bool:
+    """Whether anything may be known of it."""
+    return node.op == "call_function" and node not in facts.whole
+
+
+def _reads_units(node: Node, facts: Facts) -> bool:
+    """Whether its first argument has units, and nothing else that it is told is known only as a batch comes."""
+    args = args_of(node) if _is_known(node, facts) else ()
+    told = (each for part in args[1:] if isinstance(part, (list, tuple)) for each in part)
+    return bool(args) and facts.has_units(args[0]) and not any(isinstance(each, Node) for each in told)
+
+
 def is_layer(node: Node, facts: Facts) -> bool:
     """Whether it is a linear layer or convolution whose parameters may be cut."""
-    if node.target not in LAYERS or not facts.has_units(node) or not facts.sole(args_of(node)[1]):
+    if node.target not in LAYERS or not _reads_units(node, facts) or not facts.sole(args_of(node)[1]):
         return False
     bias = argument(args_of(node), 2, None)
-    flat = node.target is _aten.linear.default
-    return (bias is None or facts.sole(bias)) and (not flat or node.meta["val"].ndim == 2)
+    weight = facts.params[facts.leaves[args_of(node)[1]]]
+    return (bias is None or facts.sole(bias)) and node.meta["val"].ndim == weight.ndim
 
 
 def is_norm(node: Node, facts: Facts) -> bool:
     """Whether it is a normalisation over the batch whose parameters and buffers may be cut."""
-    return node.target is NORM and all(each is None or facts.sole(each) for each in args_of(node)[1:5])
+    if node.target is not NORM or not _reads_units(node, facts):
+        return False
+    return all(each is None or facts.sole(each) for each in args_of(node)[1:5])
 
 
 def is_alike(node: Node, facts: Facts) -> bool:
     """Whether each of its units comes from the same one of its (first) argument alone."""
+    if not _reads_units(node, facts):
+        return False
+    if node.target in POOLS:  # of three dimensions it takes the batch for channels
+        return int(node.meta["val"].ndim) == 4
     if node.target is MEAN:
         rank = args_of(node)[0].meta["val"].ndim
         dims = args_of(node)[1]
@@ -70,28 +90,36 @@ def is_alike(node: Node, facts: Facts) -> bool:
 
 def is_join(node: Node, facts: Facts) -> bool:
     """Whether it combines values of equally many units, or one and numbers."""
-    if node.target not in JOINS:
+    if node.target not in JOINS or not _is_known(node, facts):
         return False
     parts = [each for each in args_of(node)[:2] if isinstance(each, Node)]
-    return bool(parts) and all(facts.has_units(each) and facts.units(each) == facts.units(node) for each in parts)
+    rank = node.meta["val"].ndim
+    return bool(parts) and all(
+        facts.has_units(each) and facts.units(each) == facts.units(node) and each.meta["val"].ndim == rank
+        for each in parts
+    )
 
 
 def is_cat(node: Node, facts: Facts) -> bool:
     """Whether it puts units side by side."""
-    return node.target is CAT and dimension(node) == 1 and all(map(facts.has_units, args_of(node)[0]))
+    if node.target is not CAT or not _is_known(node, facts):
+        return False
+    return dimension(node) == 1 and all(map(facts.has_units, args_of(node)[0]))
 
 
 def is_flatten(node: Node, facts: Facts) -> bool:
     """Whether it makes features of all units' places."""
     value = node.meta.get("val")
     source = args_of(node)[0] if args_of(node) else None
-    if node.target not in FLATTENS or not isinstance(source, Node) or not facts.has_units(source):
+    if node.target not in FLATTENS or not _is_known(node, facts) or not facts.has_units(source):
         return False
-    return isinstance(value, Tensor) and value.ndim == 2 and value.shape[0] == source.meta["val"].shape[0]
+    return facts.has_units(node) and value is not None and value.ndim == 2
 
 
 def is_part(node: Node, facts: Facts) -> bool:
     """Whether it takes some units, or adds units of a number."""
+    if not _reads_units(node, facts) or any(isinstance(each, Node) for each in args_of(node)[1:]):
+        return False
     if node.target is SLICE:
         return dimension(node) == 1
     if node.target in PADS:
@@ -212,7 +240,7 @@ _UNKNOWN = Flow(_all_vary, _all_needed)
 
 def flow_of(node: Node, facts: Facts) -> Flow:
     """How facts flow through an operation."""
-    if node.op != "call_function":
+    if not _is_known(node, facts):
         return _UNKNOWN
     return next((flow for fits, flow in _FLOWS.items() if fits(node, facts)), _UNKNOWN)
 
@@ -226,8 +254,9 @@ def settle(facts: Facts, *, aligned: bool = False) -> None:
     nodes = list(facts.captured.graph.nodes)
     for node in nodes:
         if facts.has_units(node):
-            facts.fates[node] = flow_of(node, facts).fates(node, facts)
-            facts.needed[node] = torch.zeros(facts.units(node), dtype=torch.bool)
+            with during(facts, node):
+                facts.fates[node] = flow_of(node, facts).fates(node, facts)
+            facts.needed[node] = torch.full((facts.units(node),), node in facts.whole, dtype=torch.bool)
     before = -1
     while (now := sum(int(facts.wanted_units(node).sum()) for node in facts.needed)) != before:
         before = now
@@ -239,15 +268,16 @@ def settle(facts: Facts, *, aligned: bool = False) -> None:
 def _ask(nodes: list[Node], facts: Facts, *, aligned: bool) -> None:
     """Back from the outputs: what is needed for what is needed."""
     for node in reversed(nodes):
-        if node.op == "output" or not facts.has_units(node):
-            found = _all_needed(node, torch.zeros(0), facts)  # an output, or something of no units made of some
-        else:
-            found = flow_of(node, facts).needs(node, facts.wanted_units(node), facts)
-            # A normalisation's shift is trained, so in training its units outlive those of the layer before it.
-            if aligned or is_norm(node, facts):
-                _keep(found, node, facts)
-        for source, needed in found:
-            facts.needed[source] |= needed
+        with during(facts, node):
+            if node.op == "output" or not facts.has_units(node):
+                found = _all_needed(node, torch.zeros(0), facts)  # an output, or something of no units made of some
+            else:
+                found = flow_of(node, facts).needs(node, facts.wanted_units(node), facts)
+                # A normalisation's shift is trained, so in training its units outlive those of the layer before it.
+                if aligned or is_norm(node, facts):
+                    _keep(found, node, facts)
+            for source, needed in found:
+                facts.needed[source] |= needed
 
 
 def _take_along(nodes: list[Node], facts: Facts) -> None:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.fx import Node
 
-from lthfunc.compacting.facts import Facts, args_of, cannot, values_of, without_changes
+from lthfunc.compacting.facts import Facts, args_of, values_of
 from lthfunc.compacting.flows import settle
 from lthfunc.compacting.modules import module_of
 from lthfunc.compacting.rewriting import Cut, Rewriter, rewritten
+from lthfunc.compacting.tracing import Traced, cannot, traced
 from lthfunc.errors import UserError
-from lthfunc.sparse.capture import Captured, captured
+from lthfunc.frames import first_line
 from lthfunc.sparse.packing import check_ticket
 from lthfunc.trees.model import Model
 from lthfunc.trees.ops import apply_masks, to_device
@@ -52,7 +54,12 @@ def compact(model: Model, ticket: Ticket | TrainState, shape: tuple[int, ...], *
     that names it); where masks and model don't fit, with the first leaf that differs.
     """
     check_ticket(model, ticket)
-    graph = without_changes(captured(model, shape, training=False))
+    with _refusing(model):
+        return _compact(model, ticket, shape, selecting=selecting)
+
+
+def _compact(model: Model, ticket: Ticket | TrainState, shape: tuple[int, ...], *, selecting: bool) -> Compacted:
+    graph = traced(model, ticket.params, shape, training=False)
     facts = _facts(graph, ticket, [_values(graph, ticket, shape)], training=False)
     settle(facts, aligned=not selecting)
     r = rewritten(facts, selecting=selecting)
@@ -72,12 +79,17 @@ def compact_training(model: Model, state: TrainState, shape: tuple[int, ...], *,
     Raises UserError as `compact` does, and for dropout, whose draws depend on how many units there are.
     """
     check_ticket(model, state)
-    graph = without_changes(captured(model, shape, training=True))
-    for node in graph.graph.nodes:
+    with _refusing(model):
+        return _compact_training(model, state, shape, selecting=selecting)
+
+
+def _compact_training(model: Model, state: TrainState, shape: tuple[int, ...], *, selecting: bool) -> Compacted:
+    graph = traced(model, state.params, shape, training=True)
+    for node in graph.captured.graph.nodes:
         if _draws(node):
-            raise cannot(graph, node, "draws for every unit, so training is not the same without some")
+            raise cannot(graph.captured, node, "draws for every unit, so training is not the same without some")
     facts = _facts(graph, state, [_values(graph, state, shape)], training=True)
-    evaluating, partner = _in_evaluation(model, facts, shape)
+    evaluating, partner = _in_evaluation(model, facts, state.params, shape)
     values = _values(evaluating, state, shape)
     facts.values.append({partner[node]: value for node, value in values.items() if node in partner})
     settle(facts, aligned=not selecting)
@@ -87,7 +99,7 @@ def compact_training(model: Model, state: TrainState, shape: tuple[int, ...], *,
     there = {ours: other for other, ours in partner.items()}
     theirs.fates = {there[node]: fates for node, fates in facts.fates.items()}
     theirs.needed = {there[node]: needed for node, needed in facts.needed.items()}
-    other = rewritten(theirs, selecting=selecting)
+    other = rewritten(theirs, selecting=selecting, kind="evaluating_")
     constants = {**buffers, **to_device(other.constants, state.step.device)}
     in_training = module_of(r.graph, params, buffers, "Compacted").train()
     in_evaluation = module_of(other.graph, params, constants, "Compacted").eval()
@@ -135,31 +147,50 @@ def _draws(node: Node) -> bool:
     return torch.Tag.nondeterministic_seeded in tags and not idle
 
 
-def _facts(graph: Captured, ticket: Ticket | TrainState, values: list[dict[Node, Tensor]], *, training: bool) -> Facts:
+@contextmanager
+def _refusing(model: Model) -> Iterator[None]:
+    """Whatever goes wrong in a stranger's graph is one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"compact: {model.name} cannot be compacted: {first_line(error)}") from error
+
+
+def _facts(graph: Traced, ticket: Ticket | TrainState, values: list[dict[Node, Tensor]], *, training: bool) -> Facts:
     params, masks = to_device((apply_masks(ticket.params, ticket.masks), ticket.masks), "cpu")
-    placeholders = [node for node in graph.graph.nodes if node.op == "placeholder"]
-    leaves = dict(zip(placeholders, (*graph.params, *graph.buffers), strict=False))
+    captured = graph.captured
+    placeholders = [node for node in captured.graph.nodes if node.op == "placeholder"]
+    leaves = dict(zip(placeholders, (*captured.params, *captured.buffers), strict=False))
     frozen = to_device(ticket.buffers, "cpu")
-    return Facts(graph, {**params, **frozen}, masks, training, values, leaves, frozenset(frozen))
+    return Facts(
+        captured, graph.united, graph.whole, {**params, **frozen}, masks, training, values, leaves, frozenset(frozen)
+    )
 
 
-def _values(graph: Captured, ticket: Ticket | TrainState, shape: tuple[int, ...]) -> dict[Node, Tensor]:
+def _values(graph: Traced, ticket: Ticket | TrainState, shape: tuple[int, ...]) -> dict[Node, Tensor]:
     return values_of(graph, apply_masks(ticket.params, ticket.masks), ticket.buffers, shape)
 
 
-def _in_evaluation(model: Model, facts: Facts, shape: tuple[int, ...]) -> tuple[Captured, dict[Node, Node]]:
-    """(the graph in evaluation mode, its nodes -> those of the graph in training)."""
-    other = without_changes(captured(model, shape, training=False))
-    ours = [
-        node for node in facts.captured.graph.nodes if facts.has_units(node) or node.op in ("placeholder", "output")
-    ]
-    theirs = [
-        node for node in other.graph.nodes if isinstance(node.meta.get("val"), Tensor) or node.op != "call_function"
-    ]
+def _in_evaluation(
+    model: Model, facts: Facts, params: Params, shape: tuple[int, ...]
+) -> tuple[Traced, dict[Node, Node]]:
+    """(the graph in evaluation mode, its values with units -> those of the graph in training)."""
+    other = traced(model, params, shape, training=False)
+    ours = [node for node in facts.captured.graph.nodes if node in facts.united]
+    theirs = [node for node in other.captured.graph.nodes if node in other.united]
     partner = dict(zip(theirs, ours, strict=False))
-    if len(ours) != len(theirs) or any(a.target != b.target for a, b in partner.items()):
+    known = set(ours)
+    if len(ours) != len(theirs) or not all(_alike(a, b, partner, known) for a, b in partner.items()):
         raise UserError(f"compact: {model.name} computes something else in training than in evaluation")
     return other, partner
+
+
+def _alike(theirs: Node, ours: Node, partner: dict[Node, Node], known: set[Node]) -> bool:
+    """Whether two operations are one, of the same values."""
+    read = [partner[each] for each in theirs.all_input_nodes if each in partner]
+    return theirs.target == ours.target and read == [each for each in ours.all_input_nodes if each in known]
 
 
 def _leaves(r: Rewriter, params: Params, buffers: Buffers, masks: Masks) -> tuple[Params, Buffers]:

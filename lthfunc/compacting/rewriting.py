@@ -10,16 +10,14 @@ from torch import Tensor
 from torch.fx import Graph, Node
 
 from lthfunc.compacting import flows
-from lthfunc.compacting.facts import CONSTANT, Facts, args_of, cannot
-from lthfunc.sparse.capture import TRACED_BATCH
+from lthfunc.compacting.facts import CONSTANT, Facts, args_of, during
+from lthfunc.compacting.nesting import nest
 from lthfunc.sparse.rules.interface import argument
 from lthfunc.trees.types import Buffers, Params
 
 _aten = torch.ops.aten
 #: Of a tensor, the indices that are left along each dimension; None: all.
 Cut = tuple[Tensor | None, ...]
-#: Operations that are told sizes.
-_RESHAPING = (_aten.view.default, _aten.reshape.default, _aten.expand.default)
 #: Inputs that a layer doesn't read are taken out of a flattened value where they are more than this share of it.
 _FEW = 1 / 8
 
@@ -29,12 +27,13 @@ class Rewriter:
     """A new graph under construction.
 
     x: the input. made: new nodes. have: the units, of the old value, that a new one has. cuts: of parameters and
-    buffers. changed: parameters that are not merely cut. constants: new buffers. selecting: whether inputs may be
-    picked from features.
+    buffers. changed: parameters that are not merely cut. constants: new buffers, whose names begin with `kind`.
+    selecting: whether inputs may be picked from features.
     """
 
     facts: Facts
     selecting: bool
+    kind: str = ""
     graph: Graph = field(default_factory=Graph)
     x: Node | None = None
     made: dict[Node, Any] = field(default_factory=dict)
@@ -57,21 +56,17 @@ class Rewriter:
         """An operation of the new graph."""
         return self.graph.call_function(target, args, kwargs)
 
-    def constant(self, value: Tensor) -> Node:
-        """A constant of the new graph."""
-        return self._kept("constant", value.to(self.dtype))
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the parameters."""
-        return next(leaf.dtype for leaf in self.facts.params.values() if leaf.is_floating_point())
+    def constant(self, value: Tensor, like: Node) -> Node:
+        """A constant of the new graph, of an old value's type."""
+        return self.kept("constant", value.to(like.meta["val"].dtype))
 
     def batch(self) -> Node:
         """How many examples come."""
         return self.call(_aten.sym_size.int, self.x, 0)
 
-    def _kept(self, kind: str, value: Tensor) -> Node:
-        name = f"{kind}_{len(self.constants)}"
+    def kept(self, kind: str, value: Tensor) -> Node:
+        """A tensor as a buffer of the new graph."""
+        name = f"{self.kind}{kind}_{len(self.constants)}"
         self.constants[name] = value
         return self.attribute(name)
 
@@ -88,14 +83,14 @@ class Rewriter:
         there = places >= 0
         if not there.any():
             return self._filling(argument, wanted)
-        found = self.call(_aten.index_select.default, node, 1, self._kept("index", places.clamp(min=0)))
+        found = self.call(_aten.index_select.default, node, 1, self.kept("index", places.clamp(min=0)))
         if there.all():
             return found
         # In one pass with what follows: compilers fuse it.
         value = self.facts.values[0][argument][wanted]
         mask = there.view(-1, *(1,) * (value.ndim - 1))
-        constants = self.constant(torch.where(mask, 0, value)[None])
-        return self.call(_aten.where.self, self._kept("mask", mask[None]), found, constants)
+        constants = self.constant(torch.where(mask, 0, value)[None], argument)
+        return self.call(_aten.where.self, self.kept("mask", mask[None]), found, constants)
 
     def all_of(self, argument: Any) -> Any:
         """An argument whole, as an operation wants it that may read everything."""
@@ -105,66 +100,50 @@ class Rewriter:
 
     def _filling(self, argument: Node, units: Tensor) -> Node:
         value = self.facts.values[0][argument][units]
-        return self.call(_aten.expand.default, self.constant(value[None]), [self.batch(), *value.shape])
+        return self.call(_aten.expand.default, self.constant(value[None], argument), [self.batch(), *value.shape])
 
 
-def rewritten(facts: Facts, *, selecting: bool) -> Rewriter:
-    """Write the smaller graph. Raises UserError for an operation that knows the size of the batch."""
-    r = Rewriter(facts, selecting)
+def rewritten(facts: Facts, *, selecting: bool, kind: str = "") -> Rewriter:
+    """Write the smaller graph. Raises UserError for an operation that stands in the way."""
+    r = Rewriter(facts, selecting, kind)
     graph = facts.captured.graph
     x = [node for node in graph.nodes if node.op == "placeholder"][-1]
     for node in graph.nodes:
-        if node in facts.leaves:
-            if all(not _cut_by(user, node, facts) for user in node.users):
-                r.made[node] = r.leaf(node)
-        elif node is x:
-            r.made[node] = r.x = r.graph.placeholder("x")
-            r.have[node] = torch.arange(facts.units(node))
-        elif node.op == "output":
-            given = args_of(node)[0]  # outputs come flattened, as a list of one where there is one
-            given = given[0] if isinstance(given, (list, tuple)) and len(given) == 1 else given
-            r.graph.output(torch.fx.node.map_arg(given, r.all_of))
-        else:
-            r.made[node] = _written(r, node)
+        with during(facts, node):
+            if node in facts.leaves:
+                if all(not _cut_by(user, node, facts) for user in node.users):
+                    r.made[node] = r.leaf(node)
+            elif node is x:
+                r.made[node] = r.x = r.graph.placeholder("x")
+                if facts.has_units(node):
+                    r.have[node] = torch.arange(facts.units(node))
+            elif node.op == "get_attr":
+                r.made[node] = r.kept("given", facts.captured.constants[str(node.target)])
+            elif node.op == "output":
+                nest(r.graph, facts.captured.outputs, [r.all_of(each) for each in args_of(node)[0]])
+            else:
+                r.made[node] = _written(r, node)
     return r
 
 
 def _cut_by(user: Node, leaf: Node, facts: Facts) -> bool:
-    return flows.is_layer(user, facts) or (flows.is_norm(user, facts) and leaf in args_of(user)[1:5]) or _counts(user)
-
-
-def _counts(node: Node) -> bool:
-    return node.target is _aten.add_.Tensor
+    return flows.is_layer(user, facts) or (flows.is_norm(user, facts) and leaf in args_of(user)[1:5])
 
 
 def _written(r: Rewriter, node: Node) -> Any:
     facts = r.facts
     if not facts.has_units(node):
-        if _counts(node):
-            return r.call(node.target, r.leaf(args_of(node)[0]), *args_of(node)[1:])
         return _copied(r, node)
     for fits, write in _WRITERS.items():
-        if node.op == "call_function" and fits(node, facts):
+        if fits(node, facts):
             return write(r, node)
     r.have[node] = torch.arange(facts.units(node))
     return _copied(r, node)
 
 
 def _copied(r: Rewriter, node: Node) -> Node:
-    def given(arguments: Any) -> Any:
-        return torch.fx.node.map_arg(arguments, r.all_of)
-
-    args = [_sizes(r, node, part) if isinstance(part, (list, tuple)) else part for part in args_of(node)]
-    return r.call(node.target, *given(tuple(args)), **given(node.kwargs))
-
-
-def _sizes(r: Rewriter, node: Node, sizes: Any) -> Any:
-    """A list among an operation's arguments; where it names the size of the batch, that of the batch that comes."""
-    if not any(isinstance(size, int) and size and size % TRACED_BATCH == 0 for size in sizes):
-        return sizes
-    if node.target not in _RESHAPING or any(size % TRACED_BATCH == 0 for size in sizes[1:]) or sizes[0] != TRACED_BATCH:
-        raise cannot(r.facts.captured, node, "depends on the size of the batch")
-    return [r.batch(), *sizes[1:]]
+    args, kwargs = torch.fx.node.map_arg((args_of(node), node.kwargs), r.all_of)
+    return r.call(node.target, *args, **kwargs)
 
 
 def _layer(r: Rewriter, node: Node) -> Node:
@@ -190,10 +169,10 @@ def _layer(r: Rewriter, node: Node) -> Node:
     free = name not in facts.frozen if bias is not None else name not in facts.params
     if free and torch.allclose(places, places[:, :1].expand_as(places), rtol=1e-13, atol=0):  # as good as a bias
         before = facts.params[name][rows].double() if bias else 0
-        r.changed[name] = (before + places[:, 0]).to(r.dtype)
+        r.changed[name] = (before + places[:, 0]).to(facts.params[name if bias else facts.leaves[weight]].dtype)
         return r.call(node.target, given, new, r.attribute(name), *rest)
     out = r.call(node.target, given, new, bias and r.leaf(bias, rows), *rest)
-    return r.call(_aten.add.Tensor, out, r.constant(shift[None]))
+    return r.call(_aten.add.Tensor, out, r.constant(shift[None], node))
 
 
 def _inputs(r: Rewriter, node: Node) -> tuple[Node, Tensor]:

@@ -3,56 +3,98 @@
 from __future__ import annotations
 
 import functools
+import operator
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 from torch.func import functional_call
 from torch.fx import Graph, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from lthfunc.errors import UserError
 from lthfunc.frames import first_line, place_of, users_line
+from lthfunc.sparse.aliases import changed_by
 from lthfunc.trees.model import Model, example_of
+from lthfunc.trees.outputs import Outputs, outputs_of
 from lthfunc.trees.types import Buffers, Params
 
 
 class Captured(NamedTuple):
     """graph: its first placeholders are the parameters and buffers of these names, the last one the input.
 
-    name: of the model.
+    name: of the model. outputs: how the tensors that the graph gives lie in what the module gives. constants: tensors
+    made in forward, which ``get_attr`` nodes name.
     """
 
     graph: Graph
     params: tuple[str, ...]
     buffers: tuple[str, ...]
     name: str
+    outputs: Outputs
+    constants: dict[str, Tensor]
 
 
-#: Examples in the traced batch: a number that no network has as a size, so that a view can be told from a mistake.
+class CannotTraceError(UserError):
+    """A module that is no graph. why: without the name of who asked."""
+
+    def __init__(self, name: str, why: str) -> None:
+        super().__init__(f"--engine: sparse cannot trace {name}{why}")
+        self.why = why
+
+
+#: Examples in the traced batch: a number that few networks have as a size, so that a view can be told from a mistake.
 TRACED_BATCH = 11
 
 
-@functools.lru_cache(maxsize=8)  # a ResNet takes half a second, and several ask for it
-def captured(model: Model, shape: tuple[int, ...], *, training: bool) -> Captured:
-    """The model's operations on inputs of `shape`, in one of its modes. Raises UserError where it cannot be traced."""
+@functools.lru_cache(maxsize=16)  # a ResNet takes half a second, and several ask for it
+def captured(
+    model: Model,
+    shape: tuple[int, ...],
+    *,
+    training: bool,
+    examples: int = TRACED_BATCH,
+    dtype: torch.dtype = torch.float32,
+) -> Captured:
+    """The model's operations on inputs of `shape`, in one of its modes, as it is on so many examples.
+
+    dtype: of parameters, buffers and inputs that are float32 in the model. Raises UserError where it cannot be traced.
+    """
     module = model.training if training else model.evaluating
-    params, buffers = dict(module.named_parameters()), dict(module.named_buffers())
 
-    def forward(params: Params, buffers: Buffers, x: Tensor) -> object:
-        return functional_call(module, (params, buffers), (x,))
+    def typed(leaf: Tensor) -> Tensor:
+        return leaf.to(dtype) if leaf.dtype == torch.float32 else leaf
 
-    # Before decompositions, so that a convolution is one node, and so is a normalisation.
-    trace = make_fx(forward, tracing_mode="fake", pre_dispatch=True, record_stack_traces=True)
+    params = {name: typed(leaf) for name, leaf in module.named_parameters()}
+    buffers = {name: typed(leaf).clone() for name, leaf in module.named_buffers()}
+    found: dict[str, Any] = {}
+
+    def forward(params: Params, buffers: Buffers, x: Tensor) -> list[Tensor]:
+        leaves = {**params, **buffers}
+        outputs = outputs_of(functional_call(module, leaves, (x,)))
+        found["outputs"] = outputs._replace(tensors=[])
+        found["replaced"] = [name for name in buffers if leaves[name] is not buffers[name]]
+        return outputs.tensors
+
+    # Before decompositions, so that a convolution is one node, and so is a normalisation. Gradients are on, so that a
+    # forward that turns them off for a while turns them on again.
+    trace = make_fx(forward, tracing_mode="fake", pre_dispatch=True, record_stack_traces=True,
+                    _allow_non_fake_inputs=True)  # fmt: skip
     try:
-        with torch.no_grad():
-            cloned = {name: buffer.clone() for name, buffer in buffers.items()}
-            graph = trace(params, cloned, example_of(model, shape, TRACED_BATCH)).graph
+        with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+            traced = trace(params, buffers, typed(example_of(model, shape, examples)))
     except Exception as error:
-        raise UserError(f"--engine: sparse cannot trace {model.name}{place_of(error)}: {first_line(error)}") from error
-    _drop_dead(graph)
-    return Captured(graph, tuple(params), tuple(buffers), model.name)
+        raise CannotTraceError(model.name, f"{place_of(error)}: {first_line(error)}") from error
+    if training and found["replaced"]:
+        why = f": it puts another tensor in the place of the buffer {found['replaced'][0]}, instead of changing it"
+        raise CannotTraceError(model.name, why)
+    _drop_dead(traced.graph)
+    constants = {
+        str(node.target): getattr(traced, str(node.target)) for node in traced.graph.nodes if node.op == "get_attr"
+    }
+    return Captured(traced.graph, tuple(params), tuple(buffers), model.name, found["outputs"], constants)
 
 
 def _drop_dead(graph: Graph) -> None:
@@ -63,18 +105,17 @@ def _drop_dead(graph: Graph) -> None:
 
 
 def _changes(node: Node) -> bool:
-    """Whether an operation changes an argument: its name says so, or it moves running statistics."""
-    return is_in_place(node) or node.target is torch.ops.aten.batch_norm.default
-
-
-def is_in_place(node: Node) -> bool:
-    """Whether an operation changes its first argument, whoever reads that later."""
-    return str(node.target).split(".")[1].endswith("_")
+    """Whether an operation changes something: it says so, it moves running statistics, or it is none of a tensor."""
+    known = isinstance(node.target, OpOverload) or node.target is operator.getitem
+    return not known or bool(changed_by(node)) or node.target is torch.ops.aten.batch_norm.default
 
 
 def operation_of(node: Node) -> str:
     """What an operation is called, whether or not it changes its argument: "relu"."""
-    return str(node.target).split(".")[1].removesuffix("_")
+    if not isinstance(node.target, OpOverload):
+        return str(getattr(node.target, "__name__", node.target))
+    name = node.target._schema.name.rpartition("::")[2]
+    return name if name.endswith("__") else name.removesuffix("_")
 
 
 def line_of(node: Node) -> str:

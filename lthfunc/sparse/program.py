@@ -11,7 +11,8 @@ from torch.fx import Node
 
 from lthfunc.errors import UserError
 from lthfunc.sparse.builder import Builder, Leaf, Listing, Value, View, Weights, finished
-from lthfunc.sparse.capture import Captured, is_in_place, line_of, operation_of
+from lthfunc.sparse.aliases import changed_by, is_seen_elsewhere
+from lthfunc.sparse.capture import Captured, line_of, operation_of
 from lthfunc.sparse.kernels.instructions import BY_TILES, WHOLE
 from lthfunc.sparse.packing import check_fit
 from lthfunc.sparse.rules.interface import Buffer, Param, Unsupported
@@ -83,7 +84,7 @@ def program_of(
     counters: list[str] = []
     given = _given(captured, _load(b, stored, scale))
     output = _interpreted(b, captured, given, counters)
-    if not isinstance(output, View) or not output.flat:
+    if not captured.outputs.single or not isinstance(output, View) or not output.flat:
         raise UserError(
             f"--engine: sparse takes networks with outputs (batch, features); those of {captured.name} are others"
         )
@@ -147,11 +148,16 @@ def _given(captured: Captured, x: View) -> dict[Node, Any]:
 def _interpreted(b: Builder, captured: Captured, given: dict[Node, Any], counters: list[str]) -> Any:
     name = captured.name
     known: dict[Node, Any] = dict(given)
-    for node in captured.graph.nodes:
+    at = {node: place for place, node in enumerate(captured.graph.nodes)}
+    for node in at:
         if node.op == "output":
             return known[node.args[0][0]] if isinstance(node.args[0], (list, tuple)) else known[node.args[0]]
+        if node.op == "get_attr":
+            raise _no_rule(next(iter(node.users), node), " of a tensor that is made in forward", name)
         if node.op != "call_function":
             continue
+        if any(is_seen_elsewhere(node, each, at) for each in changed_by(node)):
+            raise _no_rule(node, " in place, of memory that another tensor sees,", name)
         args = torch.fx.node.map_arg(node.args, lambda each: known[each])
         kwargs = torch.fx.node.map_arg(node.kwargs, lambda each: known[each])
         if node.target is torch.ops.aten.add_.Tensor and isinstance(args[0], Buffer) and args[1] == 1:
@@ -169,7 +175,7 @@ def _interpreted(b: Builder, captured: Captured, given: dict[Node, Any], counter
             raise _no_rule(node, f" {error}", name) from error
         view.value.only_read &= len(node.users) == 1
         known[node] = view
-        if is_in_place(node):
+        if changed_by(node):
             known[node.args[0]] = view
     raise AssertionError("a graph ends with its output")
 

@@ -1,0 +1,49 @@
+"""A graph's outputs as the network gives them: a tensor, dictionaries, tuples, classes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch.fx import Graph, Node
+
+from lthfunc.trees.outputs import Outputs
+
+
+class Nested:
+    """Makes an output of its tensors, where that is a class that a graph has no word for.
+
+    keys: what each tensor is called in it.
+    """
+
+    def __init__(self, outputs: Outputs, keys: Sequence[str]) -> None:
+        self.outputs, self.keys = outputs, tuple(keys)
+        self.__name__ = self.__qualname__ = "nested"
+
+    def __call__(self, *tensors: Any) -> Any:
+        """The output."""
+        return self.outputs.rebuilt(tensors)
+
+
+def nest(graph: Graph, outputs: Outputs, tensors: Sequence[Node]) -> None:
+    """End a graph with such outputs."""
+    whole = outputs.rebuilt(tensors)
+    if not _is_plain(whole):
+        whole = graph.call_function(Nested(outputs, _keys(whole, len(tensors))), tuple(tensors))
+    graph.output(whole)
+
+
+def _is_plain(value: Any) -> bool:
+    if type(value) is dict:
+        return all(isinstance(key, str) and _is_plain(part) for key, part in value.items())
+    if type(value) in (tuple, list):
+        return all(map(_is_plain, value))
+    return isinstance(value, (Node, int, float, complex, bool, str, type(None)))
+
+
+def _keys(whole: Any, count: int) -> list[str]:
+    if isinstance(whole, Mapping):
+        names = [str(key) for key, value in whole.items() if isinstance(value, Node)]
+        if len(names) == count:
+            return names
+    return [f"output{place}" for place in range(count)]

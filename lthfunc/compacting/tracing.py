@@ -1,0 +1,201 @@
+"""The graph that compacting works on: of any batch, and without changes in place wherever that can be."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+from torch.fx import Graph, Node
+
+from lthfunc.errors import UserError
+from lthfunc.frames import first_line
+from lthfunc.sparse.aliases import changed_by, is_seen_elsewhere, memory_of
+from lthfunc.sparse.capture import TRACED_BATCH, CannotTraceError, Captured, captured, line_of, operation_of
+from lthfunc.trees.model import Model
+from lthfunc.trees.ops import same_bits
+from lthfunc.trees.types import Params
+
+_aten = torch.ops.aten
+#: Examples in the second trace: a number that differs between both traces comes from the size of the batch.
+_OTHER = 23
+_COPIES = (_aten.lift_fresh_copy.default, _aten.lift_fresh.default)
+_DEVICE = torch.device("cpu")
+
+
+class Traced(NamedTuple):
+    """A module's graph.
+
+    united: nodes whose values have the batch along dimension 0 and units along dimension 1. whole: nodes that share
+    memory with something that is changed in place while others still read it, and so stay as they are.
+    """
+
+    captured: Captured
+    united: frozenset[Node]
+    whole: frozenset[Node]
+
+
+def cannot(captured: Captured, node: Node, why: str) -> UserError:
+    """What is told of an operation that stands in the way."""
+    return UserError(f"compact: {captured.name} cannot be compacted: {operation_of(node)} {why}{line_of(node)}")
+
+
+def fails(captured: Captured, node: Node, error: Exception) -> UserError:
+    """An error at an operation, whatever it is, as one that is told."""
+    return error if isinstance(error, UserError) else cannot(captured, node, f"fails ({first_line(error)})")
+
+
+def traced(model: Model, params: Params, shape: tuple[int, ...], *, training: bool) -> Traced:
+    """The model's graph for parameters of these types, of any batch.
+
+    Raises UserError where it cannot be traced, computes something else on other sizes of batch, or changes one of its
+    parameters.
+    """
+    types = {params[name].dtype for name, leaf in model.training.named_parameters() if leaf.dtype == torch.float32}
+    dtype = types.pop() if len(types) == 1 else torch.float32
+    try:
+        one, other = (
+            captured(model, shape, training=training, examples=examples, dtype=dtype)
+            for examples in (TRACED_BATCH, _OTHER)
+        )
+    except CannotTraceError as error:
+        raise UserError(f"compact: {model.name} cannot be compacted{error.why}") from error
+    return _Tracing(one, other, training).done()
+
+
+class _Tracing:
+    """A new graph made of two traces, node by node."""
+
+    def __init__(self, one: Captured, other: Captured, training: bool) -> None:
+        self._captured, self._training = one, training
+        self._nodes, self._twins = list(one.graph.nodes), list(other.graph.nodes)
+        self._graph = Graph()
+        self._new: dict[Node, Node] = {}
+        self._at = {node: place for place, node in enumerate(self._nodes)}
+        placeholders = [node for node in self._nodes if node.op == "placeholder"]
+        self._x = placeholders[-1]
+        self._leaves = dict(zip(placeholders, (*one.params, *one.buffers), strict=False))
+        self._input = self._x  # its copy, once it is made
+        if len(self._nodes) != len(self._twins) or not _same_constants(one, other):
+            raise self._varies()
+
+    def done(self) -> Traced:
+        """The graph of any batch."""
+        kept = {node for node in self._nodes if self._stays_in_place(node)}
+        shared = {memory_of(each) for node in kept for each in changed_by(node)}
+        whole, united = set(), set()
+        for node, twin in zip(self._nodes, self._twins, strict=True):
+            if (node.op, str(node.target)) != (twin.op, str(twin.target)):
+                raise self._varies(node)
+            if node.target is torch._C._set_grad_enabled and not self._training:
+                continue
+            copy = self._new[node] = self._graph.node_copy(node, lambda each: self._new[each])
+            if node is self._x:
+                self._input = copy
+            self._resize(copy, node, twin)
+            if node.target in _COPIES:
+                copy.target = _aten.clone.default
+            if node is self._x and memory_of(node) in shared:  # the caller's tensor is not ours to change
+                copy = self._new[node] = self._graph.call_function(_aten.clone.default, (copy,))
+                copy.meta = dict(node.meta)
+            if changed_by(node) and node not in kept:
+                copy.target = _functional(node)
+                self._new[changed_by(node)[0]] = copy
+            if memory_of(node) in shared:
+                whole.add(copy)
+            if node not in self._leaves and _has_units(node, twin):
+                united |= {copy, self._new[node]}
+        found = self._captured._replace(graph=self._graph)
+        return Traced(found, frozenset(united | {self._input}), frozenset(whole - {self._input}))
+
+    def _stays_in_place(self, node: Node) -> bool:
+        """Whether an operation that changes a tensor cannot give a new one instead."""
+        changed = changed_by(node)
+        if not changed:
+            return False
+        state = {memory_of(leaf): name for leaf, name in self._leaves.items()}
+        for each in changed:
+            name = state.get(memory_of(each))
+            if name in self._captured.params:
+                raise cannot(self._captured, node, f"changes the parameter {name}")
+            if name is not None:
+                return True
+        if len(changed) != 1 or changed[0] is not node.args[0] or _functional(node) is None:
+            return True
+        (target,) = changed
+        return is_seen_elsewhere(node, target, self._at)
+
+    def _resize(self, copy: Node, node: Node, twin: Node) -> None:
+        """Numbers that come from the size of the batch as what makes them from it."""
+        if copy.op != "call_function":
+            return
+        with self._graph.inserting_before(copy):
+            args, kwargs = (self._sized(node, ours, theirs) for ours, theirs in
+                            ((node.args, twin.args), (node.kwargs, twin.kwargs)))  # fmt: skip
+        copy.args, copy.kwargs = args, kwargs
+
+    def _sized(self, node: Node, ours: Any, theirs: Any) -> Any:
+        if isinstance(ours, Node):
+            return self._new[ours]
+        if isinstance(ours, (list, tuple)) and len(ours) == len(theirs):
+            return type(ours)(self._sized(node, *pair) for pair in zip(ours, theirs, strict=True))
+        if isinstance(ours, dict) and ours.keys() == theirs.keys():
+            return {key: self._sized(node, value, theirs[key]) for key, value in ours.items()}
+        if isinstance(ours, slice) and isinstance(theirs, slice):
+            parts = ((ours.start, theirs.start), (ours.stop, theirs.stop), (ours.step, theirs.step))
+            return slice(*(self._sized(node, *pair) for pair in parts))
+        if ours is theirs or ours == theirs or (ours != ours and theirs != theirs):
+            return self._on_device(ours)
+        if type(ours) is not int or type(theirs) is not int:
+            raise self._varies(node)
+        times, rest = divmod(theirs - ours, _OTHER - TRACED_BATCH)
+        if rest == 0:
+            plus = ours - times * TRACED_BATCH
+            size: Node = self._size()
+            if times != 1:
+                size = self._graph.call_function(operator.mul, (size, times))
+            return self._graph.call_function(operator.add, (size, plus)) if plus else size
+        by = next((by for by in range(2, TRACED_BATCH + 1) if (TRACED_BATCH // by, _OTHER // by) == (ours, theirs)), 0)
+        if not by:
+            raise self._varies(node)
+        return self._graph.call_function(operator.floordiv, (self._size(), by))
+
+    def _on_device(self, value: Any) -> Any:
+        """What was told to be on the device of the trace is on that of the input."""
+        if value != _DEVICE or not isinstance(value, torch.device):
+            return value
+        return self._graph.call_function(getattr, (self._input, "device"))
+
+    def _size(self) -> Node:
+        return self._graph.call_function(_aten.sym_size.int, (self._input, 0))
+
+    def _varies(self, node: Node | None = None) -> UserError:
+        if node is None:
+            return UserError(
+                f"compact: {self._captured.name} cannot be compacted: which operations it is made of depends on the "
+                "size of the batch"
+            )
+        return cannot(self._captured, node, "depends on the size of the batch")
+
+
+def _functional(node: Node) -> Any:
+    """The operation that gives a new value where this one (``relu_``, ``__iand__``) changes its argument, or None."""
+    name = str(node.target).split(".")[1]
+    name = name.replace("__i", "__", 1) if name.startswith("__i") else name.removesuffix("_")
+    name = "normal_functional" if name == "normal" else name
+    overload = getattr(getattr(_aten, name, None), str(node.target).split(".")[2], None)
+    return overload if isinstance(overload, OpOverload) and not overload._schema.is_mutable else None
+
+
+def _has_units(node: Node, twin: Node) -> bool:
+    ours, theirs = node.meta.get("val"), twin.meta.get("val")
+    if not isinstance(ours, Tensor) or not isinstance(theirs, Tensor) or min(ours.ndim, theirs.ndim) < 2:
+        return False
+    return (ours.shape[0], theirs.shape[0]) == (TRACED_BATCH, _OTHER) and ours.shape[1:] == theirs.shape[1:]
+
+
+def _same_constants(one: Captured, other: Captured) -> bool:
+    both = (*one.constants.values(), *other.constants.values())
+    return all(isinstance(each, Tensor) for each in both) and same_bits(one.constants, other.constants)

@@ -1,0 +1,42 @@
+"""Which operations of a graph change a tensor in place, and who else sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from torch import Tensor
+from torch._ops import OpOverload
+from torch.fx import Node
+
+
+def memory_of(node: Node) -> int:
+    """What tells apart the memory of a node's value, which views of it share; 0 for none."""
+    value = node.meta.get("val")
+    return int(value.untyped_storage()._cdata) if isinstance(value, Tensor) else 0
+
+
+def changed_by(node: Node) -> list[Node]:
+    """The arguments that an operation changes; names tell nothing (``__and__`` changes none)."""
+    if not isinstance(node.target, OpOverload) or not node.target._schema.is_mutable:
+        return []
+    return list(_written(node, node.target))
+
+
+def _written(node: Node, target: OpOverload) -> Iterator[Node]:
+    for place, told in enumerate(target._schema.arguments):
+        if told.alias_info is None or not told.alias_info.is_write:
+            continue
+        given = node.args[place] if place < len(node.args) else node.kwargs.get(told.name)
+        yield from (each for each in (given if isinstance(given, (list, tuple)) else [given]) if isinstance(each, Node))
+
+
+def is_seen_elsewhere(node: Node, changed: Node, at: Mapping[Node, int]) -> bool:
+    """Whether a change of a tensor shows in another value of the same memory, made before it and read after it.
+
+    at: each node's place in the graph.
+    """
+    return any(
+        each is not changed and at[each] < at[node] and memory_of(each) == memory_of(changed)
+        and any(at[user] > at[node] for user in each.users)
+        for each in at
+    )  # fmt: skip

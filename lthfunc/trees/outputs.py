@@ -1,0 +1,75 @@
+"""What a network gives: a tensor, or tensors in tuples, dictionaries and classes that PyTorch's pytrees know."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor
+from torch.utils import _pytree
+
+from lthfunc.errors import UserError
+
+#: Values other than tensors that outputs may hold as they are.
+_PLAIN = (int, float, complex, bool, str, bytes, type(None))
+
+
+class Outputs(NamedTuple):
+    """The tensors of an output, and the way back.
+
+    rebuilt: makes such an output of as many tensors. single: whether it is one tensor and nothing around it.
+    """
+
+    tensors: list[Tensor]
+    rebuilt: Callable[[Sequence[Any]], Any]
+    single: bool
+
+
+def outputs_of(given: Any) -> Outputs:
+    """An output taken apart.
+
+    An object that holds no tensors as far as anybody can see, the cache of a language model say, comes back as None.
+    """
+    leaves, structure = _pytree.tree_flatten(given)
+    places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+    rest = [leaf if isinstance(leaf, _PLAIN) else None for leaf in leaves]
+
+    def rebuilt(tensors: Sequence[Any]) -> Any:
+        filled: list[Any] = list(rest)
+        for place, tensor in zip(places, tensors, strict=True):
+            filled[place] = tensor
+        return _pytree.tree_unflatten(filled, structure)
+
+    return Outputs([leaves[place] for place in places], rebuilt, isinstance(given, Tensor))
+
+
+def map_outputs(function: Callable[[Tensor], Any], given: Any) -> Any:
+    """An output with every tensor of it put through a function."""
+    if isinstance(given, Tensor):
+        return function(given)
+    found = outputs_of(given)
+    return found.rebuilt([function(tensor) for tensor in found.tensors])
+
+
+def prediction(given: Any) -> Tensor:
+    """The one tensor of an output that is held against the targets.
+
+    It is the output itself; what it calls ``logits``; the first tensor of a tuple or list; the only tensor of anything
+    else. Raises UserError where there is none, or several and nothing tells which.
+    """
+    if isinstance(given, Tensor):
+        return given
+    logits = given.get("logits") if isinstance(given, Mapping) else getattr(given, "logits", None)
+    if isinstance(logits, Tensor):
+        return logits
+    if isinstance(given, (tuple, list)) and given and not hasattr(given, "_fields"):
+        return prediction(given[0])
+    tensors = outputs_of(given).tensors
+    if len(tensors) == 1:
+        return tensors[0]
+    names = list(given) if isinstance(given, Mapping) else getattr(given, "_fields", ())
+    what = f"a {type(given).__name__}" + (f" of {', '.join(map(str, names))}" if names else "")
+    raise UserError(
+        f"the network gives {what}, and nothing in it is called logits: give a loss and a metric of your own that take "
+        "this (loss= and metric=, or --loss and --metric)"
+    )
