@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.fx import Node
 
 from lthfunc.errors import UserError
-from lthfunc.sparse.builder import Builder, Leaf, Listing, Value, View, Weights, finished
 from lthfunc.sparse.aliases import changed_by, is_seen_elsewhere
+from lthfunc.sparse.builder import Builder, Leaf, Listing, Value, View, Weights, finished
 from lthfunc.sparse.capture import Captured, line_of, operation_of
 from lthfunc.sparse.kernels.instructions import BY_TILES, WHOLE
 from lthfunc.sparse.packing import check_fit
