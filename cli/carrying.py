@@ -9,6 +9,7 @@ from pathlib import Path
 
 import typer
 
+from lthfunc.data.doubts import hints
 from lthfunc.energy.meter import Meter, check_meter, metering
 from lthfunc.errors import DivergedError, LostRankError
 from lthfunc.experiments.config import Config, to_mapping
@@ -42,6 +43,8 @@ def made_ready(config: Config) -> Prepared:
     exchange = joined()
     with decoding() as observe:
         prepared = prepare(config, observe, exchange)
+    for hint in hints(prepared.plan.trainer.data):
+        say(f"--dataset: {hint}")
     if exchange.ranks > 1:
         begin(prepared.config, prepared.plan)
     return prepared

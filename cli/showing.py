@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lthfunc.data.catalog import DATASETS, canonical, default_data_dir
+from lthfunc.data.doubts import hints, unhinted
 from lthfunc.data.loading import load
 from lthfunc.reports.figures import save
 from lthfunc.reports.samples import can_be_drawn, class_table, sample_grid, sample_lines
@@ -18,7 +19,7 @@ def show_dataset(
     name: str, options: dict[str, str], *, skip_broken: bool, data_dir: str | None, out: str | None
 ) -> None:
     """Load, describe, draw. Raises UserError where it can't be loaded."""
-    with decoding() as observe:
+    with decoding() as observe, unhinted():
         data = load(name, data_dir, options=options, skip_broken=skip_broken, observe=observe)
     name = canonical(name)
     where = f" in {data_dir or default_data_dir()}" if name in DATASETS and name != "digits" else ""
@@ -33,6 +34,8 @@ def show_dataset(
         print(f"targets: {data.classes} numbers, mean {mean}, standard deviation {deviation}")
     else:
         screen().print(class_table(data))
+    for hint in hints(data):
+        print(f"look: {hint}")
     if can_be_drawn(data):
         path = Path(out or f"{data.name.replace(' ', '-')}.png")
         save(sample_grid(data), path)

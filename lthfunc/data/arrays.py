@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,81 +10,106 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lthfunc.data.options import check_shares
-from lthfunc.data.tensors import from_tensors, parted, scale_of, targets_of
+from lthfunc.data.checking import Pair, check_pairs
+from lthfunc.data.converting import targets_of, tensor_of
+from lthfunc.data.options import check_shares, check_whole
+from lthfunc.data.tensors import divided, parted, scale_of
 from lthfunc.errors import UserError
 from lthfunc.frames import first_line
-from lthfunc.trees.types import Dataset, Split
+from lthfunc.trees.types import Dataset
 
 _ACCEPTED = "arrays x_train, y_train, x_test, y_test (x_val, y_val), or x and y"
+_TRAIN, _TEST, _VAL = ((f"x_{part}", f"y_{part}") for part in ("train", "test", "val"))
 
 
-def read_npz(path: str, *, val: float = 0.1, test: float = 0.1) -> Dataset:
+def read_npz(path: str, *, val: float = 0.1, test: float = 0.1, classes: int | None = None) -> Dataset:
     """A data set of ``npz:FILE``: arrays x_train, y_train, x_test, y_test, and x_val, y_val where they are; or x and y.
 
     Splits that aren't there are drawn by a fixed permutation, as shares of the examples. uint8 images, (n, height,
     width) or with channels first or last, are normalised by the training split's mean and deviation; floats are taken
-    as they are. Targets are whole numbers, or floats to come close to.
+    as they are. Targets are whole numbers, or floats to come close to. classes: how many there are, where the targets
+    don't show it.
 
     Raises UserError for a file that holds something else. Nothing in it is unpickled.
     """
     check_shares(val=val, test=test)
-    file = Path(path).expanduser()
+    if classes is not None:
+        check_whole(classes=classes)
+    arrays = _read(path)
     try:
-        with np.load(file, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except Exception as error:  # the system's, NumPy's or zipfile's own
-        raise UserError(f"--dataset: {path} cannot be read as a .npz file ({first_line(error)})") from error
-    name = file.stem
-    if {"x", "y"} <= arrays.keys():
-        x, y = _inputs(arrays["x"], "x"), _targets(arrays["y"], "y")
-        _same_length(x, y, "x", "y")
-        test_part, rest = parted(len(x), (test,), name)
-        train, tested = (x[rest], y[rest]), (x[test_part], y[test_part])
-    elif {"x_train", "y_train", "x_test", "y_test"} <= arrays.keys():
-        train, tested = (
-            (_inputs(arrays[f"x_{part}"], f"x_{part}"), _targets(arrays[f"y_{part}"], f"y_{part}"))
-            for part in ("train", "test")
-        )
-        _same_length(*train, "x_train", "y_train")
-        _same_length(*tested, "x_test", "y_test")
-    else:
-        raise UserError(f"--dataset: {path} holds {', '.join(arrays) or 'nothing'}; it takes {_ACCEPTED}")
-    held = None
-    if {"x_val", "y_val"} <= arrays.keys():
-        held = Split(_inputs(arrays["x_val"], "x_val"), _targets(arrays["y_val"], "y_val"))
-    data = from_tensors(name, train, tested, val=max(1, round(val * len(train[0]))))
-    if held is not None:
-        data = data._replace(train=Split(*train), val=held)
+        data = _assembled(Path(path).stem, arrays, val, test, classes)
+    except UserError as error:
+        raise UserError(f"--dataset: {path}: {error}") from error
     return data._replace(scale=scale_of(data.train.x)) if data.train.x.dtype == torch.uint8 else data
 
 
+def _read(path: str) -> dict[str, Any]:
+    try:
+        archive = np.load(Path(path).expanduser(), allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise ValueError("it is one array, a .npy file; np.savez writes several by name")
+        with archive:
+            return {name: archive[name] for name in archive.files}
+    except Exception as error:  # the system's, NumPy's or zipfile's own
+        raise UserError(f"--dataset: {path} cannot be read as a .npz file ({first_line(error)})") from error
+
+
+def _assembled(name: str, arrays: Mapping[str, Any], val: float, test: float, classes: int | None) -> Dataset:
+    """The data set of these arrays. Raises UserError, which names the array that is wrong."""
+    whole = {"x", "y"} <= arrays.keys()
+    if not whole and not {*_TRAIN, *_TEST} <= arrays.keys():
+        raise UserError(f"holds {', '.join(arrays) or 'nothing'}; it takes {_ACCEPTED}")
+    parts = {"train": ("x", "y")} if whole else {"train": _TRAIN, "test": _TEST}
+    if not whole and not arrays.keys().isdisjoint(_VAL):
+        parts["val"] = _VAL
+    names = [each for pair in parts.values() for each in pair]
+    for each in ("x", "y", *_TRAIN, *_TEST, *_VAL):
+        if (each in arrays) != (each in names):
+            with_what = f"holds {each} beside x and y" if each in arrays else f"has no {each}, but {', '.join(arrays)}"
+            raise UserError(f"{with_what}; it takes {_ACCEPTED}")
+    pairs = []
+    for x_name, y_name in parts.values():
+        x = _inputs(arrays[x_name], x_name)
+        pairs.append(Pair(x, _targets(arrays[y_name], y_name, x), x_name, y_name))
+    check_pairs(pairs, classes)
+    found = {part: (pair.x, pair.y) for part, pair in zip(parts, pairs, strict=True)}
+    if whole:
+        x, y = found["train"]
+        test_part, rest = parted(len(x), (test,), name)
+        found = {"train": (x[rest], y[rest]), "test": (x[test_part], y[test_part])}
+        parts["test"] = parts["train"]
+        classes = classes or (None if y.is_floating_point() else 1 + int(y.max()))
+    size = max(1, round(val * len(found["train"][0])))
+    return divided(name, found["train"], found["test"], val=size, held=found.get("val"), classes=classes, called=parts)
+
+
 def _inputs(array: Any, name: str) -> Tensor:
-    if array.dtype == np.uint8:
+    if array.dtype == np.uint8 and array.ndim in (3, 4):
         if array.ndim == 3:
             array = array[:, None]
-        elif array.ndim == 4 and array.shape[-1] in (1, 3) and array.shape[1] not in (1, 3):
+        elif array.shape[-1] in (1, 3) and array.shape[1] not in (1, 3):
             array = array.transpose(0, 3, 1, 2)
-        if array.ndim != 4:
-            raise UserError(f"--dataset: {name} is uint8 of shape {array.shape}; images have 3 or 4 dimensions")
-        return torch.from_numpy(np.ascontiguousarray(array))
-    if array.ndim < 2 or not np.issubdtype(array.dtype, np.floating):
-        raise UserError(f"--dataset: {name} is {array.dtype} of shape {array.shape}; inputs are uint8 images or floats")
-    if not np.isfinite(array).all():
-        raise UserError(f"--dataset: {name} holds numbers that are not finite")
-    return torch.from_numpy(array.astype(np.float32))
+    elif array.dtype == np.uint8:
+        raise UserError(f"{name} is uint8 of shape {array.shape}; images have 3 or 4 dimensions")
+    elif array.ndim < 2 or array.dtype.kind != "f":
+        more = ""
+        if array.dtype.kind in "biu" and array.ndim > 1:
+            more = "; array.astype(np.float32) makes floats, and a division by their white level the levels of images"
+        raise UserError(f"{name} is {array.dtype} of shape {array.shape}; inputs are uint8 images or floats{more}")
+    x = tensor_of(array, name)
+    return x.float() if x.is_floating_point() else x
 
 
-def _targets(array: Any, name: str) -> Tensor:
-    if array.ndim == 2 and array.shape[1] == 1 and np.issubdtype(array.dtype, np.integer):
-        array = array[:, 0]
-    if np.issubdtype(array.dtype, np.integer) and array.ndim == 1:
-        return targets_of(torch.from_numpy(array.astype(np.int64)))
-    if np.issubdtype(array.dtype, np.floating) and array.ndim in (1, 2):
-        return targets_of(torch.from_numpy(array.astype(np.float32)))
-    raise UserError(f"--dataset: {name} is {array.dtype} of shape {array.shape}; targets are whole numbers or floats")
-
-
-def _same_length(x: Tensor, y: Tensor, first: str, second: str) -> None:
-    if len(x) != len(y):
-        raise UserError(f"--dataset: {first} has {len(x)} examples and {second} {len(y)}")
+def _targets(array: Any, name: str, x: Tensor) -> Tensor:
+    if array.dtype.kind not in "biuf" or array.ndim not in (1, 2):
+        texts = "; np.unique(y, return_inverse=True)[1] numbers texts" if array.dtype.kind in "US" else ""
+        raise UserError(
+            f"{name} is {array.dtype} of shape {array.shape}; targets are whole numbers or floats, one or a "
+            f"row for each example{texts}"
+        )
+    y = targets_of(array, name, x)
+    if not y.is_floating_point() and y.ndim > 1 and len(y):
+        one_hot = bool(((y == 0) | (y == 1)).all()) and bool((y.sum(1) == 1).all())
+        hint = "one-hot; y.argmax(1) gives the classes" if one_hot else "classes are one whole number for each example"
+        raise UserError(f"{name} is {array.dtype} of shape {array.shape}: {hint}")
+    return y

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from lthfunc.data.images import Observe, Source, asked_of, check_depth, decoded, wanted_of
 from lthfunc.data.options import check_shares
-from lthfunc.data.tensors import from_tensors, parted, scale_of
+from lthfunc.data.tensors import divided, parted, scale_of
 from lthfunc.errors import UserError, unknown
 from lthfunc.frames import first_line
-from lthfunc.trees.types import Dataset, Split
+from lthfunc.trees.types import Dataset
 
 
 def read_hub(
@@ -88,10 +88,10 @@ def read_hub(
     else:
         test_pair = read(tested)
     short = name.rstrip("/").rpartition("/")[2]
-    data = from_tensors(short, train, test_pair, val=max(1, round(val * len(train[0]))), labels=labels)
-    if held is not None:
-        data = data._replace(train=Split(*train), val=Split(*read(held)))
+    held_pair = None if held is None else read(held)
     check_depth(peaks, f"'hf:{name}'")
+    size = max(1, round(val * len(train[0])))
+    data = divided(short, train, test_pair, val=size, held=held_pair, labels=labels)
     return data._replace(scale=scale_of(data.train.x))
 
 

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from lthfunc.data.arrays import read_npz
 from lthfunc.data.catalog import (
     DATA_DIR_VARIABLE,
@@ -18,7 +20,9 @@ from lthfunc.data.catalog import (
     default_data_dir,
     kind_of,
 )
+from lthfunc.data.checking import checked
 from lthfunc.data.digits import read_digits
+from lthfunc.data.doubts import warned
 from lthfunc.data.folder import read_folder
 from lthfunc.data.hub import read_hub
 from lthfunc.data.images import Observe
@@ -67,19 +71,30 @@ def load(
     if name in DATASETS or name.endswith(SUFFIX):
         if options:
             raise invalid("--dataset-option", next(iter(options)), f"nothing with {name}")
-        return open_mapped(name) if name.endswith(SUFFIX) else _known(name, data_dir, download, skip_broken, observe)
+        if name in DATASETS:
+            return _known(name, data_dir, download, skip_broken, observe)
+        return warned(_taken(open_mapped(name), name))
     kind = kind_of(name)
     if kind is None:
         function = load_plugin("--dataset", name)
         data = called("--dataset", name, function, {"data_dir": str(data_dir or default_data_dir())}, options)
-        if not isinstance(data, Dataset):
-            raise UserError(f"--dataset: {name!r} returned a {type(data).__name__}, not an lthfunc Dataset")
-        return data
+        return warned(_taken(data, name))
     place = name.partition(":")[2]
     if is_remote(place) and kind != "hf":
         place = str(fetched("--dataset", place))
     offered: dict[str, Any] = {"path": place, "name": place, "skip_broken": skip_broken, "observe": observe}
     found: Dataset = called("--dataset", name, _READERS[kind], offered, options)
+    return warned(_taken(found, name))
+
+
+def _taken(data: Any, name: str) -> Dataset:
+    """What a reader or a user's function gave, checked. Raises UserError."""
+    found = checked(data, f"--dataset: {name!r}")
+    for part in ("train", "val", "test"):
+        dtype = getattr(found, part).x.dtype
+        if found.scale is None and dtype.is_floating_point and dtype is not torch.float32:
+            kind = str(dtype).removeprefix("torch.")
+            raise UserError(f"--dataset: {name!r}: its inputs are {kind}, and networks take float32 (x.float())")
     return found
 
 

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from lthfunc.data.catalog import SUFFIX
 from lthfunc.errors import UserError
+from lthfunc.frames import first_line
+from lthfunc.trees.datasets import check_data
 from lthfunc.trees.files import METADATA_KEY, read_header, save_tree
 from lthfunc.trees.types import Dataset, Scale, Split
 from lthfunc.trees.writing import appearing
@@ -25,7 +27,10 @@ _SPLITS = ("train", "val", "test")
 #: Bytes kept for what a header says of the data, its classes' names above all.
 _HEADER = 1 << 20
 #: safetensors' names of the types that inputs and targets come in.
-_DTYPES = {"U8": torch.uint8, "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "I64": torch.int64}
+_DTYPES = {
+    "U8": torch.uint8, "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64,
+    "I8": torch.int8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64, "BOOL": torch.bool,
+}  # fmt: skip
 
 
 def save_mapped(path: str | os.PathLike[str], data: Dataset) -> None:
@@ -35,6 +40,7 @@ def save_mapped(path: str | os.PathLike[str], data: Dataset) -> None:
     """
     if not str(path).endswith(SUFFIX):
         raise UserError(f"{path}: the name of a data set's file ends in {SUFFIX}")
+    data = check_data(data)
     tree = {name: getattr(data, name)._asdict() for name in _SPLITS}
     scale = data.scale._asdict() if data.scale else None
     if data.parts:
@@ -53,16 +59,23 @@ def open_mapped(path: str | os.PathLike[str]) -> Dataset:
     about = read_header(path)
     if about.get("format") != _FORMAT:
         raise UserError(f"--dataset: {str(path)!r} is not a data set's file (lthfunc.data.save_mapped writes them)")
-    tensors = _mapped_tensors(Path(path))
-    scale, counts = about["scale"], about.get("counts", {})
-    return Dataset(
-        name=f"{about['name']} ({Path(path).name})",
-        **{name: Split(*(tensors[f"{name}/{part}"][: counts.get(name)] for part in "xy")) for name in _SPLITS},
-        classes=about["classes"],
-        scale=Scale(scale["unit"], tuple(scale["mean"]), tuple(scale["std"])) if scale else None,
-        mapped=True,
-        labels=tuple(about.get("labels", ())),
-    )
+    try:
+        tensors = _mapped_tensors(Path(path))
+        scale, counts = about["scale"], about.get("counts", {})
+        return Dataset(
+            name=f"{about['name']} ({Path(path).name})",
+            **{name: Split(*(tensors[f"{name}/{part}"][: counts.get(name)] for part in "xy")) for name in _SPLITS},
+            classes=about["classes"],
+            scale=Scale(float(scale["unit"]), *(tuple(map(float, scale[key])) for key in ("mean", "std")))
+            if scale
+            else None,
+            mapped=True,
+            labels=tuple(map(str, about.get("labels", ()))),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:  # a header of somebody else's making
+        raise UserError(
+            f"--dataset: {str(path)!r} is not a whole data set's file ({type(error).__name__}: {first_line(error)})"
+        ) from error
 
 
 class Writing(NamedTuple):

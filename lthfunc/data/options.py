@@ -8,15 +8,18 @@ from lthfunc.errors import invalid
 
 
 def check_shares(**shares: Any) -> None:
-    """Raise UserError for one that is no share of the examples."""
+    """Raise UserError for one that is no share of the examples, and where they leave nothing to train on."""
     for name, share in shares.items():
-        if not 0 < share < 1:
+        if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share < 1:
             raise invalid("--dataset-option", f"{name}={share}", "a share between 0 and 1")
+    if sum(shares.values()) >= 1:
+        given = " ".join(f"{name}={share}" for name, share in shares.items())
+        raise invalid("--dataset-option", given, "shares that leave something to train on")
 
 
 def check_whole(least: int = 1, **numbers: Any) -> None:
     """Raise UserError for one that is no whole number of at least `least`."""
     for name, number in numbers.items():
-        if not isinstance(number, int) or number < least:
+        if isinstance(number, bool) or not isinstance(number, int) or number < least:
             accepted = "a whole number above 0" if least == 1 else f"a whole number of at least {least}"
             raise invalid("--dataset-option", f"{name}={number}", accepted)

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lthfunc.data.checking import Pair, check_pairs
+from lthfunc.data.converting import Inputs, inputs_of, targets_of
+from lthfunc.data.doubts import warned
 from lthfunc.errors import UserError, invalid
-from lthfunc.trees.parts import packed
+from lthfunc.trees.datasets import described
 from lthfunc.trees.rng import permutation
 from lthfunc.trees.types import Dataset, Scale, Split
-
-#: One tensor of inputs, or several: in the order of the network's arguments, or by their names.
-Inputs = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
 
 #: The split is the same for every seed, so that replicates are chosen by the same examples.
 _SPLIT_SEED = 0
@@ -37,34 +37,80 @@ def from_tensors(
     Inputs are floats ready for the network, whole numbers (tokens), or anything that `scale` makes floats of (uint8
     pixels, say); several inputs come as a tuple, or by name, and a network gets them as it takes them. Targets are
     whole numbers from 0 on (n,), or one for each token (n, length); or floats, to be come close to: (n,) or (n,
-    outputs), and `classes` is then the number of outputs. labels: the classes' names.
+    outputs), and `classes` is then the number of outputs. labels: the classes' names. NumPy's arrays and lists of
+    numbers are taken too, float64 as float32.
 
-    Raises UserError where lengths differ, a target is not a class, or nothing is left to train on.
+    Raises UserError where lengths, shapes or types differ, a number is not finite, a target is not a class, or nothing
+    is left to train on. Warns (`DataHint`) of what is rarely meant.
     """
-    (train_x, parts), (test_x, test_parts) = _one(train[0]), _one(test[0])
-    if parts != test_parts:
-        raise UserError("test: its inputs have other shapes, dtypes or names than those of train")
-    pairs = {"train": (train_x, targets_of(train[1])), "test": (test_x, targets_of(test[1]))}
-    for option, (inputs, targets) in pairs.items():
-        if len(inputs) != len(targets):
-            raise UserError(f"{option}: {len(inputs)} inputs but {len(targets)} targets")
-    size = len(train_x)
-    if not 0 < val < size:
-        raise invalid("val", val, f"a number of examples from 1 to {size - 1}")
-    order = permutation(size, _SPLIT_SEED, "val-split", name)
-    held, rest = order[:val], order[val:]
-    x, y = pairs["train"]
-    found = Dataset(
+    return warned(divided(name, train, test, val=val, classes=classes, scale=scale, labels=labels))
+
+
+def divided(
+    name: str,
+    train: tuple[Any, Any],
+    test: tuple[Any, Any],
+    *,
+    val: int,
+    held: tuple[Any, Any] | None = None,
+    classes: int | None = None,
+    scale: Scale | None = None,
+    labels: Sequence[str] = (),
+    called: Mapping[str, tuple[str, str]] | None = None,
+) -> Dataset:
+    """`from_tensors`, without its warnings. held: the validation split, where it is a set of its own. called: what
+    messages call the inputs and the targets of train, test and held."""
+    given = {"train": train, "test": test} | ({"val": held} if held is not None else {})
+    names = {part: (called or {}).get(part, (part, part)) for part in given}
+    pairs: list[Pair] = []
+    parts: tuple[Any, ...] = ()
+    for part, value in given.items():
+        x_name, y_name = names[part]
+        inputs, targets = _pair(value, part)
+        x, found = inputs_of(inputs, x_name)
+        if pairs and found != parts:
+            raise UserError(
+                f"{x_name}: its inputs have other shapes, dtypes or names than those of {names['train'][0]}"
+            )
+        parts = found
+        pairs.append(Pair(x, targets_of(targets, y_name, x), x_name, y_name))
+    outputs = check_pairs(pairs, classes, labels, scale)
+    (x, y, *_), tested = pairs[0], pairs[1]
+    if held is None:
+        size = len(x)
+        if size < 2:
+            raise UserError(f"{names['train'][0]}: one example, of which none can be held out to choose by")
+        if isinstance(val, bool) or not isinstance(val, int) or not 0 < val < size:
+            raise invalid("val", val, f"a number of examples from 1 to {size - 1}")
+        order = permutation(size, _SPLIT_SEED, "val-split", name)
+        training, validation = Split(x[order[val:]], y[order[val:]]), Split(x[order[:val]], y[order[:val]])
+    else:
+        training, validation = Split(x, y), Split(pairs[2].x, pairs[2].y)
+    return Dataset(
         name=name,
-        train=Split(x[rest], y[rest]),
-        val=Split(x[held], y[held]),
-        test=Split(*pairs["test"]),
-        classes=_outputs(pairs, classes, labels),
+        train=training,
+        val=validation,
+        test=Split(tested.x, tested.y),
+        classes=outputs,
         scale=scale,
         parts=parts,
         labels=tuple(labels),
     )
-    return found if scale is None else found._replace(scale=_checked(scale, found.shape))
+
+
+def _pair(value: Any, part: str) -> tuple[Any, Any]:
+    """(inputs, targets). Raises UserError for something else, a tensor without its targets above all."""
+    if isinstance(value, (tuple, list)) and len(value) == 2:
+        return value[0], value[1]
+    if isinstance(value, Dataset):
+        raise UserError(f"{part}: a Dataset is not accepted; it takes one of its splits, data.train or data.test")
+    map_style = hasattr(value, "__getitem__") and hasattr(value, "__len__") and not hasattr(value, "dtype")
+    how = (
+        "; lf.data.from_map_style takes map-style data sets"
+        if map_style and not isinstance(value, (tuple, list))
+        else ""
+    )
+    raise UserError(f"{part}: a {described(value)} is not accepted; it takes a pair (inputs, targets){how}")
 
 
 def from_map_style(name: str, train: Sequence[Any], test: Sequence[Any], *, val: int) -> Dataset:
@@ -96,41 +142,3 @@ def parted(size: int, shares: Sequence[float], name: str) -> list[Tensor]:
     if sum(counts) >= size:
         raise UserError(f"--dataset: {name!r} has {size} examples, too few for validation and test splits")
     return list(torch.split(order, [*counts, size - sum(counts)]))
-
-
-def _one(inputs: Inputs) -> tuple[Tensor, tuple[Any, ...]]:
-    return (inputs, ()) if isinstance(inputs, Tensor) else packed(inputs)
-
-
-def targets_of(y: Tensor) -> Tensor:
-    """int64 as they are; or float32 (n, numbers)."""
-    if y.is_floating_point():
-        return (y if y.ndim > 1 else y[:, None]).float()
-    return y.long()
-
-
-def _outputs(pairs: Mapping[str, tuple[Tensor, Tensor]], classes: int | None, labels: Sequence[str]) -> int:
-    """How many outputs a network has. Raises UserError for a target that none of them stands for."""
-    y = pairs["train"][1]
-    if y.is_floating_point():
-        if classes not in (None, y.shape[1]):
-            raise invalid("classes", classes, f"{y.shape[1]}, the numbers of a target")
-        return y.shape[1]
-    if classes is None:
-        classes = len(labels) or 1 + int(max(targets.max() for _, targets in pairs.values()))
-    for option, (_, targets) in pairs.items():
-        wrong = ((targets < 0) | (targets >= classes)).nonzero()
-        if len(wrong):
-            where = tuple(wrong[0].tolist())
-            raise UserError(
-                f"{option}: target {int(targets[where])} of example {where[0]} is outside the {classes} classes, 0 to "
-                f"{classes - 1}"
-            )
-    return classes
-
-
-def _checked(scale: Scale, shape: tuple[int, ...]) -> Scale:
-    for name, values in (("mean", scale.mean), ("std", scale.std)):
-        if len(values) not in (1, shape[0]):
-            raise invalid(f"scale: {name}", values, f"a number for each of {shape[0]} channels")
-    return scale

@@ -12,6 +12,7 @@ import torch
 from lthfunc.compacting.engine import compact_engine
 from lthfunc.compacting.network import compact_training
 from lthfunc.data.augment import shift_and_mirror
+from lthfunc.data.doubts import unhinted
 from lthfunc.data.images import Observe
 from lthfunc.data.loading import load
 from lthfunc.errors import UserError, invalid
@@ -188,14 +189,15 @@ def choose_device(name: str) -> str:
 
 
 def read_data(config: Config, observe: Observe | None = None) -> Dataset:
-    """The data set of a configuration. Raises UserError."""
-    return load(
-        config.dataset,
-        config.data_dir,
-        options=config.dataset_option,
-        skip_broken=config.skip_broken,
-        observe=observe,
-    )
+    """The data set of a configuration, without its hints, which are told by whoever reads it. Raises UserError."""
+    with unhinted():
+        return load(
+            config.dataset,
+            config.data_dir,
+            options=config.dataset_option,
+            skip_broken=config.skip_broken,
+            observe=observe,
+        )
 
 
 def read_model(config: Config, data: Dataset) -> Model:

@@ -23,6 +23,7 @@ from lthfunc.models.vgg import VGG
 from lthfunc.models.vit import ViT
 from lthfunc.models.wide_resnet import WideResNet
 from lthfunc.plugins import called, load_plugin
+from lthfunc.trees.datasets import check_data
 from lthfunc.trees.model import Model, from_module, pruning
 from lthfunc.trees.parts import Part
 from lthfunc.trees.types import Dataset
@@ -65,7 +66,7 @@ def build_for(
 
     any_outputs: the network's outputs may be anything, for a loss of the user's own.
     """
-    name = canonical(name)
+    name, data = canonical(name), check_data(data)
     model = build(name, data.shape, data.classes, options, data.inputs, parts=data.parts, any_outputs=any_outputs)
     if weights is not None:
         model = with_weights(model, name, weights)

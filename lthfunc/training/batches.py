@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lthfunc.errors import invalid
+from lthfunc.trees.datasets import check_data
 from lthfunc.trees.ops import scaled
 from lthfunc.trees.rng import permutation
 from lthfunc.trees.types import Batch, Dataset, Split
@@ -55,5 +56,6 @@ def batches(split: Split, batch_size: int, seed: int, start: int, stop: int) -> 
 
 def sample_batches(data: Dataset, batch_size: int, count: int, seed: int = 0) -> list[Batch]:
     """Training batches as a network takes them (scaled), for scores that look at data; no example twice in an epoch."""
+    data = check_data(data)
     size = min(batch_size, len(data.train.x))
     return [(scaled(x, data.scale), y) for x, y in batches(data.train, size, seed, 0, count)]

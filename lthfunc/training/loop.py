@@ -18,6 +18,7 @@ from lthfunc.training.precision import Precision
 from lthfunc.training.stepping import Training, finite
 from lthfunc.training.steps import Augment, make_eval_step, on_stored
 from lthfunc.training.trainer import Trainer, make_trainer, measure
+from lthfunc.trees.datasets import check_split
 from lthfunc.trees.fold import Transformation
 from lthfunc.trees.model import Model
 from lthfunc.trees.types import Dataset, TrainState
@@ -163,11 +164,10 @@ def accuracy_on(
     model: Model, state: TrainState, data: Dataset, split: str = "test", metric: Metric = accuracy
 ) -> float:
     """Accuracy, or another metric, of a state's network on a split (`train`, `val` or `test`)."""
+    part = check_split(data, split)
     step = on_stored(make_eval_step(model, metric, metric=metric), data.scale)
     with torch.no_grad():
-        (quality,) = evaluate(
-            lambda batch: step(state.params, state.buffers, batch), getattr(data, split), state.step.device
-        )
+        (quality,) = evaluate(lambda batch: step(state.params, state.buffers, batch), part, state.step.device)
     return quality.accuracy
 
 

@@ -17,6 +17,7 @@ from lthfunc.training.optimizers import Optimizer
 from lthfunc.training.precision import Precision, products
 from lthfunc.training.ranks import part_of
 from lthfunc.training.steps import Augment
+from lthfunc.trees.datasets import check_data
 from lthfunc.trees.model import Model
 from lthfunc.trees.shards import ALONE, Exchange
 from lthfunc.trees.types import Buffers, Dataset, Params, Split
@@ -64,6 +65,7 @@ def make_trainer(
     exchange: `lf.over()` for one training on all ranks of a process group. They all call this and what follows in the
     same way; each takes its part of every batch, and all come to the same results.
     """
+    data = check_data(data)
     steps_per_epoch(len(data.train.x), batch_size)  # an impossible batch size fails here, before any training
     work = Work(model, loss, optimizer, data.scale, augment, precision, metric, exchange)
     part_of(batch_size, exchange)

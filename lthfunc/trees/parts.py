@@ -14,6 +14,9 @@ from torch import Tensor, nn
 
 from lthfunc.errors import UserError
 
+#: float32 holds every whole number up to this.
+_EXACT = 1 << 24
+
 
 class Part(NamedTuple):
     """One of several inputs. name: of the module's argument, or "" for the next one; shape: without the batch."""
@@ -26,11 +29,14 @@ class Part(NamedTuple):
 def packed(inputs: Sequence[Tensor] | Mapping[str, Tensor]) -> tuple[Tensor, tuple[Part, ...]]:
     """(float32 (n, numbers), what lies in it). Whole numbers of up to 2^24 stay exact.
 
-    Raises UserError where the inputs are of different lengths.
+    Raises UserError where the inputs are of different lengths, or a whole number is larger.
     """
     named = dict(inputs) if isinstance(inputs, Mapping) else dict(enumerate(inputs))
     if len({len(each) for each in named.values()}) != 1:
         raise UserError(f"inputs: of different lengths, {', '.join(str(len(each)) for each in named.values())}")
+    for each in named.values():
+        if not each.is_floating_point() and each.numel() and int(each.abs().max()) > _EXACT:
+            raise UserError(f"inputs: {int(each.abs().max())} is a whole number beyond 2^24, which float32 cannot hold")
     parts = tuple(
         Part(name if isinstance(name, str) else "", tuple(each.shape[1:]), each.dtype) for name, each in named.items()
     )

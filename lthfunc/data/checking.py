@@ -1,0 +1,178 @@
+"""One check of a data set's contents, whatever it was read from: all parts together, each fault in one line."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lthfunc.errors import UserError, invalid
+from lthfunc.trees.datasets import check_data
+from lthfunc.trees.types import Dataset, Scale
+
+#: Bytes of floats to look at a time.
+_CHUNK = 1 << 26
+
+
+class Pair(NamedTuple):
+    """A part of the examples, and what to call its inputs and its targets."""
+
+    x: Tensor
+    y: Tensor
+    x_name: str
+    y_name: str
+
+
+def checked(data: Any, option: str = "data") -> Dataset:
+    """A finished data set, where it holds together: shapes, types, numbers and classes of all its splits.
+
+    Inputs that are mapped from a file are not read for it. Raises UserError, which begins with `option`.
+    """
+    found = check_data(data, option)
+    if not isinstance(found.classes, int) or found.classes < 1:
+        raise UserError(f"{option}: its classes are {found.classes!r}, not a whole number above 0")
+    pairs = [
+        Pair(split.x, split.y, name, name) for name, split in zip(("train", "val", "test"), found[1:4], strict=True)
+    ]
+    try:
+        check_pairs(pairs, found.classes, found.labels, found.scale, mapped=found.mapped)
+    except UserError as error:
+        raise UserError(f"{option}: {error}") from error
+    return found
+
+
+def check_pairs(
+    pairs: Sequence[Pair],
+    classes: int | None,
+    labels: Sequence[str] = (),
+    scale: Scale | None = None,
+    *,
+    mapped: bool = False,
+) -> int:
+    """How many outputs a network has for these parts of one data set. Raises UserError where they are none."""
+    first = pairs[0]
+    for pair in pairs:
+        _check_inputs(pair, first, scale, mapped)
+        _check_targets(pair, first)
+    if scale is not None:
+        _check_scale(scale, tuple(first.x.shape[1:]))
+    if first.y.is_floating_point():
+        if classes not in (None, first.y.shape[1]):
+            raise invalid("classes", classes, f"{first.y.shape[1]}, the numbers of a target")
+        return first.y.shape[1]
+    return _classes(pairs, classes, labels)
+
+
+def _check_inputs(pair: Pair, first: Pair, scale: Scale | None, mapped: bool) -> None:
+    x, name = pair.x, pair.x_name
+    if x.layout is not torch.strided or x.is_quantized or x.dtype.is_complex:
+        kind = "complex" if x.dtype.is_complex else "quantized" if x.is_quantized else "sparse"
+        raise UserError(f"{name}: inputs are {kind}, and a data set takes plain numbers")
+    if len(x) != len(pair.y):
+        if name != pair.y_name:
+            raise UserError(f"{name} has {len(x)} examples and {pair.y_name} {len(pair.y)}")
+        raise UserError(f"{name}: {len(x)} inputs but {len(pair.y)} targets")
+    if not len(x):
+        raise UserError(f"{name}: no examples")
+    if not x[0].numel():
+        raise UserError(f"{name}: inputs of shape {tuple(x.shape[1:])} hold no numbers")
+    if x.ndim == 1 and x.is_floating_point():
+        raise UserError(
+            f"{name}: inputs of shape {tuple(x.shape)} have no axis beside the examples'; x[:, None] adds one"
+        )
+    if x.dtype is torch.bool and scale is None:
+        raise UserError(f"{name}: inputs are true or false, and networks take numbers; x.float() makes such")
+    if x.dtype != first.x.dtype:
+        raise UserError(f"{name}: inputs are {_called(x.dtype)}, and those of {first.x_name} {_called(first.x.dtype)}")
+    if x.shape[1:] != first.x.shape[1:]:
+        raise UserError(
+            f"{name}: inputs of shape {tuple(x.shape[1:])}, and those of {first.x_name} {tuple(first.x.shape[1:])}"
+        )
+    if x.is_floating_point() and not mapped:
+        _check_finite(x, name, "input")
+
+
+def _check_targets(pair: Pair, first: Pair) -> None:
+    y, name = pair.y, pair.y_name
+    if y.is_floating_point() != first.y.is_floating_point():
+        kinds = [("numbers" if each.is_floating_point() else "classes") for each in (y, first.y)]
+        raise UserError(f"{name}: targets are {kinds[0]} ({_called(y.dtype)}), and those of {first.y_name} {kinds[1]}")
+    if y.shape[1:] != first.y.shape[1:]:
+        raise UserError(
+            f"{name}: targets of shape {tuple(y.shape[1:])}, and those of {first.y_name} {tuple(first.y.shape[1:])}"
+        )
+    if y.is_floating_point():
+        if y.ndim < 2 or not y[0].numel():
+            raise UserError(f"{name}: targets of shape {tuple(y.shape)}; numbers come as (examples, numbers)")
+        _check_finite(y, name, "target")
+    elif y.dtype.is_complex:
+        raise UserError(f"{name}: targets are complex; they are classes, or real numbers to come close to")
+    elif y.dtype is not torch.int64:
+        raise UserError(f"{name}: targets are {_called(y.dtype)}; classes come as int64 (y.long())")
+    elif y.ndim == 2 and y.shape[1] > 1 and y.shape != pair.x.shape[:2] and _one_hot(y):
+        raise UserError(f"{name}: targets are one-hot, and classes come as their numbers; y.argmax(1) gives them")
+
+
+def _one_hot(y: Tensor) -> bool:
+    return bool(((y == 0) | (y == 1)).all()) and bool((y.sum(1) == 1).all())
+
+
+def _check_finite(values: Tensor, name: str, what: str) -> None:
+    each = max(1, _CHUNK // max(1, values[0].nbytes))
+    for start in range(0, len(values), each):
+        bad = ~values[start : start + each].isfinite()
+        if bad.any():
+            where = int(bad.flatten(1).any(1).nonzero()[0]) if bad.ndim > 1 else int(bad.nonzero()[0])
+            value = float(values[start + where][bad[where]].flatten()[0])
+            place = f"{value} in the {what} of example {start + where}"
+            raise UserError(f"{name} holds numbers that are not finite ({place})")
+
+
+def _check_scale(scale: Scale, shape: tuple[int, ...]) -> None:
+    for name, values in (("mean", scale.mean), ("std", scale.std)):
+        if len(values) not in (1, *shape[:1]):
+            raise invalid(f"scale: {name}", values, f"a number for each of {shape[0] if shape else 1} channels")
+        if not all(math.isfinite(value) for value in values):
+            raise invalid(f"scale: {name}", values, "finite numbers")
+    if len(scale.mean) != len(scale.std):
+        raise invalid("scale: std", scale.std, f"{len(scale.mean)} numbers, as many as mean has")
+    if not all(value > 0 for value in scale.std):
+        raise invalid("scale: std", scale.std, "numbers above 0")
+    if not 0 < scale.unit < math.inf:
+        raise invalid("scale: unit", scale.unit, "what counts as 1: 255 for uint8 pixels")
+
+
+def _classes(pairs: Sequence[Pair], given: int | None, labels: Sequence[str]) -> int:
+    """The number of classes, of which every target is one."""
+    if given is not None and labels and len(labels) != given:
+        raise invalid("labels", f"{len(labels)} names", f"one for each of {given} classes")
+    least = min(int(pair.y.min()) for pair in pairs)
+    most, count = max(int(pair.y.max()) for pair in pairs), sum(pair.y.numel() for pair in pairs)
+    classes = given or len(labels) or 1 + max(0, most)
+    for pair in pairs:
+        wrong = ((pair.y < 0) | (pair.y >= classes)).nonzero()
+        if len(wrong):
+            where = tuple(wrong[0].tolist())
+            raise UserError(
+                f"{pair.y_name}: target {int(pair.y[where])} of example {where[0]} is outside the {classes} classes, 0 "
+                f"to {classes - 1}"
+            )
+    if given is None and not labels:
+        if least == 1 and pairs[0].y.ndim == 1:
+            raise UserError(
+                f"{pairs[0].y_name}: classes are numbered from 1 to {most}, and class 0 has no example; subtract 1, or "
+                f"say that there are {classes} (classes={classes})"
+            )
+        if classes > count:
+            raise UserError(
+                f"{pairs[0].y_name}: a target of {most:,} makes {classes:,} classes of {count:,} targets; number them "
+                f"from 0 on, or say that there are so many (classes={classes})"
+            )
+    return classes
+
+
+def _called(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

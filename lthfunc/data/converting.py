@@ -1,0 +1,98 @@
+"""NumPy's arrays, lists and tensors as the inputs and targets of a data set, or one line why they are none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lthfunc.errors import UserError
+from lthfunc.frames import first_line
+from lthfunc.trees.datasets import described
+from lthfunc.trees.parts import Part, packed
+
+#: One tensor of inputs, or several: in the order of the network's arguments, or by their names.
+Inputs = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
+
+#: NumPy's whole numbers that torch can do little with, and what holds their values.
+_WIDER = {"uint16": np.int32, "uint32": np.int64, "uint64": np.int64}
+
+
+def inputs_of(value: Any, name: str) -> tuple[Tensor, tuple[Part, ...]]:
+    """(one tensor, what lies in it) of a tensor, an array, lists of numbers, or several tensors or arrays.
+
+    Arrays of float64 become float32, as networks take them; tensors stay as they are. Raises UserError.
+    """
+    several = isinstance(value, Mapping) or (
+        isinstance(value, (tuple, list)) and len(value) > 0 and all(isinstance(x, (Tensor, np.ndarray)) for x in value)
+    )
+    if not several:
+        return tensor_of(value, name), ()
+    named = value if isinstance(value, Mapping) else dict(enumerate(value))
+    made = {key: tensor_of(each, f"{name}, input {key!r}") for key, each in named.items()}
+    if not made or any(each.ndim == 0 for each in made.values()):
+        raise UserError(f"{name}: its inputs are a {described(value)}, not tensors of (examples, …)")
+    several_in_order: Any = made if isinstance(value, Mapping) else list(made.values())
+    return packed(several_in_order)
+
+
+def tensor_of(value: Any, name: str) -> Tensor:
+    """A tensor of numbers. Raises UserError for what isn't one, or does not fit in float32."""
+    tensor = value.detach() if isinstance(value, Tensor) else torch.from_numpy(_plain(value, name))
+    if tensor.ndim == 0:
+        raise UserError(f"{name}: a {described(value)} is not accepted; it takes tensors of (examples, …)")
+    return tensor
+
+
+def targets_of(value: Any, name: str, x: Tensor) -> Tensor:
+    """Targets: int64; or float32 (n, numbers). A column of classes is made a row of them. Raises UserError."""
+    y = tensor_of(value, name)
+    if y.is_floating_point():
+        return fitting(y if y.ndim > 1 else y[:, None], name, "target")
+    if y.dtype.is_complex:
+        raise UserError(f"{name}: targets are complex; they are classes, or real numbers to come close to")
+    if y.ndim == 2 and y.shape[1] == 1 and tuple(x.shape[1:]) != (1,):
+        y = y[:, 0]
+    return y.long()
+
+
+def fitting(values: Tensor, name: str, what: str) -> Tensor:
+    """Floats as float32. Raises UserError where one is too large for it."""
+    found = values.float()
+    lost = found.isinf() & values.isfinite()
+    if lost.any():
+        where = tuple(lost.nonzero()[0].tolist())
+        raise UserError(f"{name}: {what} of example {where[0]} holds {float(values[where]):g}, too large for float32")
+    return found
+
+
+def _plain(value: Any, name: str) -> Any:
+    """An array of numbers that torch has, in its own order of bytes and axes."""
+    if isinstance(value, np.ma.MaskedArray) and np.ma.getmaskarray(value).any():
+        raise UserError(f"{name}: a masked array has gaps, which a data set cannot have; fill them or leave them out")
+    if not isinstance(value, (np.ndarray, list, tuple)) and not hasattr(value, "__array__"):
+        raise UserError(
+            f"{name}: a {described(value)} is not accepted; it takes a tensor, an array or lists of numbers"
+        )
+    try:
+        array = np.asarray(value)
+    except (ValueError, TypeError, RuntimeError) as error:  # lists of several lengths
+        raise UserError(f"{name}: a {described(value)} cannot be one tensor ({first_line(error)})") from error
+    kind = array.dtype
+    if kind.names or kind.kind not in "biuf":
+        texts = "; np.unique(…, return_inverse=True)[1] numbers texts from 0 on" if kind.kind in "USO" else ""
+        raise UserError(f"{name}: an array of {kind} is not accepted; it takes whole numbers or floats{texts}")
+    if kind.name == "uint64" and array.size and int(array.max()) > np.iinfo(np.int64).max:
+        raise UserError(f"{name}: it holds {int(array.max())}, and whole numbers end at {np.iinfo(np.int64).max}")
+    if kind.kind == "f" and kind.itemsize > 4:
+        with np.errstate(over="ignore"):
+            small = array.astype(np.float32)
+        lost = np.isinf(small) & np.isfinite(array)
+        if lost.any():
+            where = tuple(int(axis[0]) for axis in np.nonzero(lost))
+            raise UserError(f"{name}: example {where[0]} holds {array[where]:g}, too large for float32")
+        array = small
+    return np.array(array, dtype=_WIDER.get(kind.name, array.dtype.newbyteorder("=")), order="C")  # its own memory

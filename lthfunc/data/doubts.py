@@ -1,0 +1,67 @@
+"""What a data set holds that is rarely meant, and can't be refused."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import Tensor
+
+from lthfunc.trees.types import Dataset
+
+#: Examples that are looked at, and of how many bytes at most.
+_LOOK, _BYTES = 10_000, 1 << 24
+#: More different values than this are measurements, not classes.
+_KINDS = 100
+
+
+class DataHint(UserWarning):
+    """A data set that works, but perhaps isn't what was meant."""
+
+
+def hints(data: Dataset) -> tuple[str, ...]:
+    """A line for each thing about a data set that its owner should look at; from its first training examples."""
+    look = max(1, min(_LOOK, _BYTES // max(1, data.train.x[0].nbytes)))
+    x, y = data.train.x[:look], data.train.y[:look]
+    found = []
+    if x.is_floating_point() and data.scale is None and not data.parts and _whole(x) and 1 < float(x.max()) <= 255:
+        found.append(
+            f"inputs are whole numbers from 0 to {float(x.max()):g} stored as floats, and networks get them as they "
+            "are; pixels stored as uint8 are scaled"
+        )
+    if not x.is_floating_point() and data.scale is None and not data.parts and x.ndim > 2:
+        found.append(
+            f"inputs are {str(x.dtype).removeprefix('torch.')} without a scale, which are tokens for an embedding; a "
+            "scale makes numbers of pixels"
+        )
+    if y.is_floating_point():
+        if y.shape[1] > 1 and bool(((y == 0) | (y == 1)).all()) and bool((y.sum(1) == 1).all()):
+            found.append(
+                "targets are one-hot, and learnt as numbers to come close to; y.argmax(1) makes classes of them"
+            )
+        elif y.shape[1] == 1 and _whole(y) and len(set(y.flatten().tolist())) <= _KINDS:
+            found.append(
+                "targets are whole numbers stored as floats, and learnt as numbers to come close to; classes are "
+                "stored as integers"
+            )
+    return tuple(found)
+
+
+def warned(data: Dataset) -> Dataset:
+    """The data set, after a warning for each hint."""
+    for hint in hints(data):
+        warnings.warn(f"{data.name}: {hint}", DataHint, stacklevel=3)
+    return data
+
+
+@contextmanager
+def unhinted() -> Iterator[None]:
+    """Data sets are read without warnings in this, by somebody who says `hints` elsewhere."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataHint)
+        yield
+
+
+def _whole(values: Tensor) -> bool:
+    return bool((values >= 0).all()) and bool((values == values.round()).all())

@@ -1,0 +1,68 @@
+"""Whether what was given as data is a Dataset, told in one line where it isn't."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from lthfunc.errors import UserError, invalid
+from lthfunc.trees.types import Dataset, Scale, Split
+
+_MAKE = "lf.data.from_tensors(name, (inputs, targets), (test_inputs, test_targets), val=…)"
+#: How a Dataset is made of what others call one.
+_INSTEAD = {
+    "DataLoader": "lf.data.from_map_style(name, loader.dataset, test_set, val=…) reads what it loads from",
+    "TensorDataset": f"{_MAKE} takes its tensors, lf.data.from_map_style the set itself",
+}
+_MAP_STYLE = "lf.data.from_map_style(name, train_set, test_set, val=…) makes one of map-style data sets"
+
+
+def described(value: Any) -> str:
+    """What a value is, in a few words."""
+    kind = type(value).__name__
+    shape = getattr(value, "shape", None)
+    if isinstance(shape, tuple):
+        return f"{kind} of shape {tuple(shape)}"
+    return f"{kind} of {len(value)}" if isinstance(value, (tuple, list, dict)) else kind
+
+
+def check_split(data: Any, split: str, option: str = "data") -> Split:
+    """A split of what should be a Dataset, by its name. Raises UserError."""
+    data = check_data(data, option)
+    if split not in ("train", "val", "test"):
+        raise invalid("split", split, "train, val or test")
+    found: Split = getattr(data, split)
+    return found
+
+
+def check_data(data: Any, option: str = "data") -> Dataset:
+    """The data set, where it is one: three splits of as many inputs as targets. Costs nothing that grows with it.
+
+    Raises UserError for anything else, with what makes a Dataset of it.
+    """
+    if not isinstance(data, Dataset):
+        map_style = hasattr(data, "__getitem__") and hasattr(data, "__len__")
+        own = not isinstance(data, (tuple, list, dict, str, Tensor)) and not hasattr(data, "dtype")
+        kind = "name of a data set" if isinstance(data, str) else described(data)
+        how = _INSTEAD.get(type(data).__name__, _MAP_STYLE if map_style and own else f"{_MAKE} makes one")
+        if isinstance(data, str):
+            how = f"lf.data.load({data!r}) loads it"
+        raise UserError(f"{option}: a {kind} is not an lthfunc Dataset; {how}")
+    splits: dict[str, Any] = {}
+    for name in ("train", "val", "test"):
+        split = getattr(data, name)
+        if not (isinstance(split, tuple) and len(split) == 2 and all(isinstance(each, Tensor) for each in split)):
+            raise UserError(f"{option}: its {name} is a {described(split)}, not a Split of two tensors")
+        x, y = split
+        if x.ndim == 0 or y.ndim == 0 or len(x) != len(y):
+            raise UserError(
+                f"{option}: its {name} has inputs of shape {tuple(x.shape)} and targets of shape {tuple(y.shape)}, not "
+                "as many of both"
+            )
+        if not isinstance(split, Split):
+            splits[name] = Split(x, y)
+    if data.scale is not None and not isinstance(data.scale, Scale):
+        raise UserError(f"{option}: its scale is a {described(data.scale)}, not an lf.Scale(unit, mean, std)")
+    found: Dataset = data._replace(**splits)
+    return found

@@ -1,0 +1,356 @@
+"""Every part of a data set is checked together, whatever it was read from: a line for a fault, a hint for oddities."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lthfunc_cli.main import main
+from torch.utils.data import DataLoader, TensorDataset
+
+import lthfunc as lf
+from lthfunc.data.checking import checked
+from lthfunc.errors import UserError
+
+N = 40
+DRAW = np.random.default_rng(0)
+FLOATS = DRAW.normal(size=(N, 5)).astype(np.float32)
+IMAGES = DRAW.integers(0, 256, (N, 4, 4), dtype=np.uint8)
+CLASSES = np.arange(N) % 4
+NUMBERS = DRAW.normal(size=(N, 2))
+
+
+def three(x: Any, y: Any, **other: Any) -> dict[str, Any]:
+    parts = {f"x_{part}": x for part in ("train", "val", "test")} | {
+        f"y_{part}": y for part in ("train", "val", "test")
+    }
+    return parts | other
+
+
+def changed(array: Any, value: Any, at: Any = 3) -> Any:
+    array = array.copy()
+    array[at] = value
+    return array
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        (three(IMAGES, CLASSES, x_val=IMAGES / 255), "x_val: inputs are float32, and those of x_train uint8"),
+        (three(IMAGES / 255, CLASSES, x_test=IMAGES), "x_test: inputs are uint8, and those of x_train float32"),
+        (three(FLOATS, CLASSES, x_val=FLOATS[:, :4]), r"x_val: inputs of shape \(4,\), and those of x_train \(5,\)"),
+        (three(IMAGES, CLASSES, x_test=IMAGES[:, :3]), r"x_test: inputs of shape \(1, 3, 4\), and those of x_train"),
+        (three(FLOATS, CLASSES, y_val=CLASSES[1:]), "x_val has 40 examples and y_val 39"),
+        (three(FLOATS, CLASSES, y_test=CLASSES[1:]), "x_test has 40 examples and y_test 39"),
+        (three(FLOATS, CLASSES, y_val=changed(CLASSES, -2)), "y_val: target -2 of example 3 is outside the 4 classes"),
+        (three(FLOATS, CLASSES, y_val=NUMBERS), r"y_val: targets are numbers \(float32\), and those of y_train classe"),
+        (three(FLOATS, NUMBERS, y_test=NUMBERS[:, :1]), r"y_test: targets of shape \(1,\), and those of y_train \(2,"),
+        (three(FLOATS, CLASSES, x_val=changed(FLOATS, np.nan)), r"x_val holds numbers that .*nan in the input of exam"),
+        (three(FLOATS, NUMBERS, y_test=changed(NUMBERS, np.inf)), r"y_test holds numbers .*inf in the target of examp"),
+        (three(FLOATS, CLASSES, x_val=FLOATS[:0], y_val=CLASSES[:0]), "x_val: no examples"),
+        ({key: three(FLOATS, CLASSES)[key] for key in three(1, 1) if key != "y_val"}, "has no y_val, but x_train"),
+        ({"x": FLOATS, "y": CLASSES, "x_test": FLOATS}, "holds x_test beside x and y; it takes arrays x_train"),
+        ({"x": FLOATS[:, :0], "y": CLASSES}, r"x: inputs of shape \(0,\) hold no numbers"),
+        ({"x": FLOATS[:0], "y": CLASSES[:0]}, "x: no examples"),
+        ({"x": changed(FLOATS.astype(np.float64), 1e300), "y": CLASSES}, r"x: example 3 holds 1e\+300, too large for"),
+        ({"x": FLOATS, "y": changed(NUMBERS, -1e300)}, r"y: example 3 holds -1e\+300, too large for float32"),
+        ({"x": FLOATS, "y": CLASSES.astype(complex)}, r"y is complex128 of shape \(40,\); targets are whole numbers o"),
+        ({"x": FLOATS.astype(complex), "y": CLASSES}, "x is complex64|x is complex128"),
+        ({"x": FLOATS > 0, "y": CLASSES}, r"x is bool of shape \(40, 5\); inputs are uint8 images or floats; array.as"),
+        ({"x": IMAGES.astype(np.uint16) * 257, "y": CLASSES}, "x is uint16 .* a division by their white level"),
+        ({"x": np.zeros(N, dtype=[("a", "<f4")]), "y": CLASSES}, r"x is \[\('a', '<f4'\)\] of shape"),
+        ({"x": FLOATS, "y": CLASSES + 1}, "y: classes are numbered from 1 to 4, and class 0 has no example; subtract"),
+        ({"x": FLOATS, "y": CLASSES * 10_000}, "y: a target of 30,000 makes 30,001 classes of 40 targets"),
+        ({"x": FLOATS, "y": changed(CLASSES.astype(np.uint64), 2**64 - 1)}, f"y: it holds {2**64 - 1}, and whole numb"),
+        ({"x": FLOATS, "y": np.eye(4, dtype=int)[CLASSES]}, r"y is int64 of shape \(40, 4\): one-hot; y.argmax\(1\) g"),
+        ({"x": FLOATS, "y": np.stack([CLASSES] * 2, 1)}, "classes are one whole number for each example"),
+        ({"x": FLOATS, "y": np.array(list("abcd") * 10)}, r"np.unique\(y, return_inverse=True\)\[1\] numbers texts"),
+        ({"x": FLOATS, "y": np.array(3)}, r"y is int64 of shape \(\); targets are"),
+        ({"x": np.float32(3), "y": CLASSES}, r"x is float32 of shape \(\); inputs are"),
+    ],
+)  # fmt: skip
+def test_all_arrays_of_an_archive_are_checked_together(tmp_path: Path, arrays: dict[str, Any], words: str) -> None:
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(UserError, match=words) as caught:
+        lf.data.load(f"npz:{tmp_path / 'a.npz'}")
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith(f"--dataset: {tmp_path / 'a.npz'}: ")
+
+
+@pytest.mark.parametrize(
+    "form", ["big endian", "fortran", "reversed", "half", "long double", "column", "uint64", "bool"]
+)
+def test_other_orders_and_widths_of_numbers_are_the_same_numbers(tmp_path: Path, form: str) -> None:
+    x = {
+        "big endian": FLOATS.astype(">f4"), "fortran": np.asfortranarray(FLOATS), "reversed": FLOATS[:, ::-1][:, ::-1],
+        "half": FLOATS.astype(np.float16), "long double": FLOATS.astype(np.longdouble),
+    }.get(form, FLOATS)  # fmt: skip
+    two = CLASSES % 2
+    y = {"big endian": two.astype(">i2"), "column": two[:, None], "uint64": two.astype(np.uint64), "bool": two > 0}.get(
+        form, two
+    )
+    np.savez(tmp_path / "a.npz", **three(x, y))
+    data = lf.data.load(f"npz:{tmp_path / 'a.npz'}")
+    for split in (data.train, data.val, data.test):
+        np.testing.assert_array_equal(split.x.numpy(), x.astype(np.float32))
+        assert split.x.is_contiguous()
+        assert (split.y.tolist(), split.y.dtype) == (two.tolist(), torch.int64)
+
+
+def test_classes_of_which_some_have_no_example_can_be_said(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", x=FLOATS, y=CLASSES + 1)
+    assert lf.data.load(f"npz:{tmp_path / 'a.npz'}", options={"classes": "7"}).classes == 7
+    with pytest.raises(UserError, match="target 4 of example 3 is outside the 4 classes"):
+        lf.data.load(f"npz:{tmp_path / 'a.npz'}", options={"classes": "4"})
+    np.save(tmp_path / "b.npy", FLOATS)
+    with pytest.raises(UserError, match=r"it is one array, a \.npy file; np\.savez writes several"):
+        lf.data.load(f"npz:{tmp_path / 'b.npy'}")
+    with pytest.raises(UserError, match=r"'val=0\.6 test=0\.5' is not accepted; it takes shares that leave something"):
+        lf.data.load(f"npz:{tmp_path / 'a.npz'}", options={"val": "0.6", "test": "0.5"})
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "words"),
+    [
+        (IMAGES.astype(np.float32), CLASSES, "inputs are whole numbers from 0 to 255 stored as floats"),
+        (FLOATS, CLASSES.astype(np.float32), "targets are whole numbers stored as floats"),
+        (FLOATS, np.eye(4)[CLASSES], r"targets are one-hot, .*; y\.argmax\(1\) makes classes of them"),
+    ],
+)
+def test_what_is_rarely_meant_gets_a_hint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, x: Any, y: Any, words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    x = changed(x, 255) if x is not FLOATS else x
+    np.savez("a.npz", x=x, y=y)
+    with pytest.warns(lf.data.DataHint, match=words):
+        data = lf.data.load("npz:a.npz")
+    with pytest.warns(lf.data.DataHint, match=words):
+        lf.data.from_tensors("mine", (x, y), (x, y), val=5)
+    (hint,) = lf.data.hints(data)
+    command = "train --arch lenet300 --dataset npz:a.npz --steps 1 --batch-size 8 --engine eager --out r"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert main(command.split()) == 0
+    assert f"--dataset: {hint}" in capsys.readouterr().err.splitlines()
+    assert main(["datasets", "show", "npz:a.npz"]) == 0
+    assert hint in capsys.readouterr().out
+
+
+def test_ordinary_data_get_no_hint() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for name in ("digits", "planted"):
+            assert lf.data.hints(lf.data.load(name)) == ()
+        lf.data.from_tensors("a", (FLOATS, CLASSES), (FLOATS, CLASSES), val=5)
+        lf.data.from_tensors("a", (FLOATS, NUMBERS), (FLOATS, NUMBERS), val=5)
+        words = torch.arange(N * 6).view(N, 6) % 9
+        lf.data.from_tensors("a", (words, words), (words, words), val=5)
+
+
+X, Y = torch.from_numpy(FLOATS), torch.from_numpy(CLASSES)
+PAIR = (X, Y)
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "words"),
+    [
+        (X, Y, r"train: a Tensor of shape \(40, 5\) is not accepted; it takes a pair \(inputs, targets\)"),
+        (PAIR, X, r"test: a Tensor of shape \(40, 5\) is not accepted"),
+        (TensorDataset(X, Y), PAIR, "train: a TensorDataset is not accepted; .*; lf.data.from_map_style takes map-sty"),
+        ((X, Y, Y), PAIR, "train: a tuple of 3 is not accepted"),
+        ((X, None), PAIR, "train: a NoneType is not accepted; it takes a tensor, an array or lists"),
+        (("text", Y), PAIR, "train: a str is not accepted"),
+        (PAIR, (X[:, :3], Y), r"test: inputs of shape \(3,\), and those of train \(5,\)"),
+        (PAIR, (X.double(), Y), "test: inputs are float64, and those of train float32"),
+        (PAIR, (X, Y.float()), r"test: targets are numbers \(float32\), and those of train classes"),
+        (PAIR, (X[:5], Y), "test: 5 inputs but 40 targets"),
+        ((X[:, 0], Y), (X[:, 0], Y), r"train: inputs of shape \(40,\) have no axis beside the examples'; x\[:, None\]"),
+        ((X > 0, Y), (X > 0, Y), r"train: inputs are true or false, and networks take numbers; x\.float\(\) makes suc"),
+        ((X.to_sparse(), Y), PAIR, "train: inputs are sparse, and a data set takes plain numbers"),
+        ((X.to(torch.complex64), Y), PAIR, "train: inputs are complex"),
+        ((X, torch.nn.functional.one_hot(Y)), PAIR, r"train: targets are one-hot, .*; y\.argmax\(1\) gives them"),
+        ((X, Y.to(torch.complex64)), PAIR, "train: targets are complex"),
+        ((X, X.double() * 1e300), PAIR, "train: target of example 0 holds .*, too large for float32"),
+        ((X, X / 0), (X, X), "train holds numbers that are not finite"),
+        ((list(X), Y), PAIR, "inputs but 40 targets|shapes, dtypes or names"),
+        (([[1.0], [2.0, 3.0]], [0, 1]), PAIR, "train: a list of 2 cannot be one tensor"),
+        ((np.ma.masked_less(FLOATS, 0), Y), PAIR, "train: a masked array has gaps"),
+        ((np.array([{}] * N), Y), PAIR, "train: an array of object is not accepted"),
+        ((X, np.array(list("abcd") * 10)), PAIR, "train: an array of <U1 is not accepted; .*np.unique"),
+        ((X[:1], Y[:1]), PAIR, "train: one example, of which none can be held out"),
+        (((X, X[:5]), Y), PAIR, "inputs: of different lengths, 40, 5"),
+        (((torch.tensor([[2**24 + 1]] * N), X), Y), PAIR, "inputs: 16777217 is a whole number beyond 2\\^24"),
+    ],
+)  # fmt: skip
+def test_mistakes_with_tensors_are_one_line(train: Any, test: Any, words: str) -> None:
+    with pytest.raises(UserError, match=words) as caught:
+        lf.data.from_tensors("mine", train, test, val=5)
+    assert "\n" not in str(caught.value)
+
+
+def test_arrays_lists_and_columns_of_classes_are_taken() -> None:
+    wanted = lf.data.from_tensors("mine", PAIR, PAIR, val=5)
+    before = FLOATS.copy()
+    for x, y in ((FLOATS, CLASSES), (FLOATS.astype(np.float64), Y[:, None]), (FLOATS.tolist(), CLASSES.tolist())):
+        data = lf.data.from_tensors("mine", (x, y), [x, y], val=5)
+        for name in ("train", "val", "test"):
+            assert lf.same_bits(getattr(data, name), getattr(wanted, name))
+    data.test.x.zero_()
+    np.testing.assert_array_equal(FLOATS, before)
+    two = lf.data.from_tensors("two", ((FLOATS, FLOATS[:, :2]), CLASSES), ((FLOATS, FLOATS[:, :2]), CLASSES), val=5)
+    assert [part.shape for part in two.parts] == [(5,), (2,)]
+    assert lf.data.from_tensors("mine", (X.requires_grad_(), Y), PAIR, val=5).train.x.requires_grad is False
+    X.requires_grad_(False)
+
+
+@pytest.mark.parametrize("val", [0, 40, 2.5, True, "5"])
+def test_val_is_a_number_of_examples(val: Any) -> None:
+    with pytest.raises(UserError, match=r"val: .* is not accepted; it takes a number of examples from 1 to 39"):
+        lf.data.from_tensors("mine", PAIR, PAIR, val=val)
+
+
+@pytest.mark.parametrize(
+    ("scale", "words"),
+    [
+        (lf.Scale(255.0, (0.0,), (0.0,)), "scale: std: .* it takes numbers above 0"),
+        (lf.Scale(255.0, (float("nan"),), (1.0,)), "scale: mean: .* it takes finite numbers"),
+        (lf.Scale(0.0, (0.0,), (1.0,)), "scale: unit: .* it takes what counts as 1"),
+        (lf.Scale(1.0, (0.0,), (1.0,) * 5), "scale: std: .* it takes 1 numbers, as many as mean has"),
+    ],
+)
+def test_a_scale_is_one(scale: lf.Scale, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        lf.data.from_tensors("mine", PAIR, PAIR, val=5, scale=scale)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (TensorDataset(X, Y), r"data: a TensorDataset is not an lthfunc Dataset; lf\.data\.from_tensors\(name, \(inpu"),
+        (DataLoader(TensorDataset(X, Y)), r"data: a DataLoader is not an lthfunc Dataset; lf\.data\.from_map_style\(n"),
+        ((X, Y), r"data: a tuple of 2 is not an lthfunc Dataset; lf\.data\.from_tensors"),
+        (X, r"data: a Tensor of shape \(40, 5\) is not an lthfunc Dataset"),
+        (FLOATS, r"data: a ndarray of shape \(40, 5\) is not an lthfunc Dataset; lf\.data\.from_tensors"),
+        ("digits", r"data: a name of a data set is not an lthfunc Dataset; lf\.data\.load\('digits'\) loads it"),
+        (None, "data: a NoneType is not an lthfunc Dataset"),
+        (lf.Dataset("d", lf.Split(X, Y), lf.Split(X, Y[1:]), lf.Split(X, Y), 4), r"data: its val has inputs of shape"),
+        (lf.Dataset("d", X, lf.Split(X, Y), lf.Split(X, Y), 4), r"data: its train is a Tens"),  # type: ignore[arg-type]
+    ],
+)  # fmt: skip
+def test_what_is_no_data_set_is_told_wherever_one_is_taken(data: Any, words: str) -> None:
+    model = lf.from_module(torch.nn.Linear(5, 4))
+    for call in (
+        lambda: lf.train(model, data, optimizer=lf.sgd(0.1), steps=1),
+        lambda: lf.make_trainer(model, data, optimizer=lf.sgd(0.1)),
+        lambda: lf.accuracy_on(model, lf.init(model), data),
+        lambda: lf.sample_batches(data, 5, 1),
+        lambda: lf.data.save_mapped("x.safetensors", data),
+    ):
+        with pytest.raises(UserError, match=words):
+            call()
+
+
+def test_splits_by_name() -> None:
+    data = lf.data.from_tensors("mine", PAIR, PAIR, val=5)
+    model = lf.from_module(torch.nn.Linear(5, 4))
+    with pytest.raises(UserError, match="split: 'valid' is not accepted; it takes train, val or test"):
+        lf.accuracy_on(model, lf.init(model), data, "valid")
+    plain = data._replace(train=tuple(data.train))  # type: ignore[arg-type]
+    lf.train(model, plain, optimizer=lf.sgd(0.1), steps=1, batch_size=8)(lf.init(model))
+
+
+OWN = """
+import torch
+import lthfunc as lf
+
+x, y = torch.randn(60, 5, generator=torch.Generator().manual_seed(0)), torch.arange(60) % 4
+split = lf.Split(x, y)
+
+
+def data(kind="good"):
+    if kind == "nan":
+        return lf.Dataset("d", split, lf.Split(x / 0, y), split, 4)
+    if kind == "label":
+        return lf.Dataset("d", split, split, lf.Split(x, y + 1), 4)
+    if kind == "width":
+        return lf.Dataset("d", split, lf.Split(x[:, :3], y), split, 4)
+    if kind == "classes":
+        return lf.Dataset("d", split, split, split, 0)
+    if kind == "int32":
+        return lf.Dataset("d", split, lf.Split(x, y.int()), split, 4)
+    if kind == "double":
+        return lf.data.from_tensors("d", (x.double(), y), (x.double(), y), val=9)
+    if kind == "forgotten":
+        return lf.data.from_tensors("d", x, y, val=9)
+    if kind == "loader":
+        return torch.utils.data.TensorDataset(x, y)
+    return lf.data.from_tensors("d", (x, y), (x, y), val=9)
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("nan", "val holds numbers that are not finite"),
+        ("label", "test: target 4 of example 3 is outside the 4 classes, 0 to 3"),
+        ("width", "val: inputs of shape (3,), and those of train (5,)"),
+        ("classes", "its classes are 0, not a whole number above 0"),
+        ("int32", "val: targets are int32; classes come as int64 (y.long())"),
+        ("double", "its inputs are float64, and networks take float32 (x.float())"),
+        ("forgotten", "train: a Tensor of shape (60, 5) is not accepted; it takes a pair (inputs, targets)"),
+        ("loader", "a TensorDataset is not an lthfunc Dataset; lf.data.from_tensors("),
+    ],
+)
+def test_a_function_of_ones_own_is_checked_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, kind: str, words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("own.py").write_text(OWN)
+    command = f"train --arch lenet300 --dataset own.py:data --dataset-option kind={kind} --steps 1 --batch-size 8"
+    assert main([*command.split(), "--out", "r", "--engine", "eager"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert words in line
+    assert not Path("r").exists()
+
+
+def test_files_of_data_sets_are_checked_too(tmp_path: Path) -> None:
+    data = lf.data.from_tensors("mine", PAIR, PAIR, val=5)
+    lf.data.save_mapped(tmp_path / "a.safetensors", data)
+    assert lf.data.load(str(tmp_path / "a.safetensors")).classes == 4
+    about = {"format": "lthfunc.data/1", "name": "mine", "classes": 4, "scale": None, "labels": []}
+    tree = {name: getattr(data, name)._asdict() for name in ("train", "val", "test")}
+    for number, (more, change, words) in enumerate(
+        (
+            ({}, {"test": {"x": X[:, :3].contiguous(), "y": Y}}, r"test: inputs of shape \(3,\), and those of train"),
+            ({}, {"test": {"x": X, "y": Y + 1}}, "test: target 4 of example 3 is outside the 4 classes"),
+            ({"classes": "many"}, {}, "its classes are 'many', not a whole number above 0"),
+            ({"scale": {"unit": "x"}}, {}, "is not a whole data set's file"),
+            ({"scale": {"unit": 1, "mean": [0], "std": [0]}}, {}, "scale: std"),
+            ({"counts": [1]}, {}, "is not a whole data set's file"),
+            ({"labels": ["a"]}, {}, "labels: '1 names' is not accepted; it takes one for each of 4 classes"),
+            ({}, {"train": {"x": X}}, "is not a whole data set's file .*train/y"),
+            (
+                {},
+                {name: {"x": X.double(), "y": Y} for name in tree},
+                "its inputs are float64, and networks take float32",
+            ),
+        )
+    ):
+        path = tmp_path / f"{number}.safetensors"
+        lf.save_tree(path, tree | change, about | more)
+        with pytest.raises(UserError, match=words) as caught:
+            lf.data.load(str(path))
+        assert "\n" not in str(caught.value)
+
+
+def test_mapped_inputs_are_not_read_for_the_check() -> None:
+    split = lf.Split(X / 0, Y)
+    data = lf.Dataset("d", split, split, split, 4)
+    assert checked(data._replace(mapped=True)).mapped
+    with pytest.raises(UserError, match="not finite"):
+        checked(data)
