@@ -34,7 +34,7 @@ from lthfunc.experiments.iterative import TICKET
 from lthfunc.experiments.plan import choose_device
 from lthfunc.reports.spacing import spread_out
 from lthfunc.runs.folder import read_run
-from lthfunc.runs.tickets import trained_tickets
+from lthfunc.runs.tickets import tickets_of_run
 from lthfunc.training.precision import check_precision, products
 from lthfunc.training.threads import using_threads
 from lthfunc.trees.types import Ticket
@@ -163,7 +163,7 @@ def _of_run(folder: Path, trust: bool) -> list[tuple[Case, list[Masked]]]:
     rounds = [item["round"] for item in mine if item["density"] <= 0.55]
     if not rounds:
         raise UserError(f"{folder}: has no ticket of at most half the weights")
-    found = trained_tickets(folder, spread_out(rounds, 6), None, None, trusted=trust)
+    found = tickets_of_run(folder, spread_out(rounds, 6), None, None, trusted=trust)
     case = Case(f"{found[0].model.name}, trained", found[0].model, found[0].data.shape, 64)
     return [(case, [Masked(lf.density(each.ticket.masks), "", each.ticket) for each in found])]
 

@@ -46,7 +46,7 @@ def energy(
 
 
 def _energy(
-    run: Path, number: int | None, seed: int | None, country: str | None, data_dir: str | None, trust: bool,
+    run: Path, number: int | str | None, seed: int | None, country: str | None, data_dir: str | None, trust: bool,
     device: str, threads: int | None, given: dict[str, int], *, wants_json: bool,
 ) -> None:  # fmt: skip
     from lthfunc.energy.inference import metered_inference, ready_batches
@@ -56,7 +56,7 @@ def _energy(
     from lthfunc.experiments.plan import choose_device
     from lthfunc.reports.energy import inference_table, measured_values
     from lthfunc.runs.measurements import keep_measurement
-    from lthfunc.runs.tickets import trained_tickets
+    from lthfunc.runs.tickets import tickets_of_run
     from lthfunc.training.memory import hold_memory
     from lthfunc.training.threads import using_threads
 
@@ -64,7 +64,7 @@ def _energy(
 
     check_meter(country)
     device = choose_device(device)
-    dense, found = trained_tickets(run, [0, number], seed, data_dir, trusted=trust)
+    dense, found = tickets_of_run(run, [0, number], seed, data_dir, trusted=trust)
     batch = given["batch_size"]
     check_batch(batch, found.data)
     hold_memory()

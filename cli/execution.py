@@ -13,12 +13,12 @@ from lthfunc.execution.names import FORMATS, FORMS, LAYER_FORMATS, TARGETS
 from . import options as o
 
 Round = Annotated[
-    int | None,
+    Any,
     typer.Option(
         "--round",
-        parser=o.whole,
-        metavar="N",
-        help="Whose trained weights. \\[default: the winning ticket's, or the last]",
+        parser=o.round_of_run,
+        metavar="N|winning|last",
+        help="Which round's network. \\[default: the winning ticket's, or the last where no round won]",
     ),
 ]
 ExamplesAtOnce = Annotated[
@@ -62,7 +62,7 @@ def specialize(
 
 
 def _specialize(
-    run: Path, number: int | None, seed: int | None, data_dir: str | None, trust: bool, device: str,
+    run: Path, number: int | str | None, seed: int | None, data_dir: str | None, trust: bool, device: str,
     threads: int | None,
     given: dict[str, Any], *, wants_json: bool,
 ) -> None:  # fmt: skip
@@ -73,13 +73,13 @@ def _specialize(
     from lthfunc.experiments.plan import choose_device
     from lthfunc.experiments.tasks import metric_of_name
     from lthfunc.runs.measurements import keep_measurement
-    from lthfunc.runs.tickets import trained_ticket
+    from lthfunc.runs.tickets import ticket_of_run
     from lthfunc.training.memory import hold_memory
     from lthfunc.training.threads import using_threads
     from lthfunc.trees.ops import scaled
 
     device = choose_device(device)
-    found = trained_ticket(run, number, seed, data_dir, trusted=trust)
+    found = ticket_of_run(run, number, seed, data_dir, trusted=trust)
     data = found.data
     check_batch(given["batch_size"], data)
     hold_memory()
@@ -145,6 +145,10 @@ def export(
     ] = None,
     number: Round = None,
     seed: RunSeed = None,
+    initial: Annotated[
+        bool,
+        typer.Option("--initial", help="The weights that the round was trained from, instead of its trained ones."),
+    ] = False,
     half: Annotated[bool, typer.Option("--half", help="packed: values in 16 bits, which rounds them.")] = False,
     data_dir: o.DataDir = None,
     trust: o.Trust = False,
@@ -155,21 +159,22 @@ def export(
         raise unknown("--to", to, TARGETS)
     if half and to != "packed":
         raise invalid("--half", "given", "--to packed with it")
-    _export(Path(run), to, out, number, seed, data_dir, trust, half=half, wants_json=json)
+    _export(Path(run), to, out, number, seed, data_dir, trust, trained=not initial, half=half, wants_json=json)
 
 
 def _export(
-    run: Path, to: str, out: str | None, number: int | None, seed: int | None, data_dir: str | None, trust: bool, *,
-    half: bool, wants_json: bool,
+    run: Path, to: str, out: str | None, number: int | str | None, seed: int | None, data_dir: str | None,
+    trust: bool, *, trained: bool, half: bool, wants_json: bool,
 ) -> None:  # fmt: skip
     from lthfunc.execution.export.sizes import sizes
     from lthfunc.execution.export.subject import subject_of
     from lthfunc.execution.export.table import TARGETS
-    from lthfunc.runs.tickets import trained_ticket
+    from lthfunc.runs.tickets import ticket_of_run
 
     target = TARGETS[to]
-    found = trained_ticket(run, number, seed, data_dir, trusted=trust)
-    default = f"{found.model.name}-round{found.number:02d}-{to}{'-fp16' if half else ''}{target.suffix}"
+    found = ticket_of_run(run, number, seed, data_dir, trusted=trust, trained=trained)
+    which = ("" if found.one_seed else f"-seed{found.seed}") + ("" if trained else "-initial")
+    default = f"{found.model.name}-round{found.number:02d}{which}-{to}{'-fp16' if half else ''}{target.suffix}"
     path = Path(out) if out else run / default
     if out and target.suffix and path.suffix != target.suffix:
         raise invalid("--out", out, f"a name that ends in {target.suffix}")
@@ -184,7 +189,9 @@ def _export(
     if wants_json:
         import json
 
-        print(json.dumps({"file": str(path), "beside": [str(each) for each in others], "bytes": dict(rows)}, indent=2))
+        whose = {"round": found.number, "seed": found.seed, "trained": found.trained}
+        files = {"file": str(path), "beside": [str(each) for each in others]}
+        print(json.dumps({**files, **whose, "bytes": dict(rows)}, indent=2))
         return
     from lthfunc.reports.execution import size_table
 
@@ -221,13 +228,12 @@ def check_batch(size: int, data: Any) -> None:
 
 
 def headline(found: Any) -> str:
-    """Whose trained weights these are, in a line."""
+    """Which network this is, in a line."""
     from lthfunc.trees.ops import count
 
     left = count(found.ticket.masks)
-    which = "the winning ticket, " if found.won and found.number else ""
     return (
-        f"{found.config.arch} on {found.config.dataset}: {which}round {found.number} of seed {found.seed}, "
+        f"{found.config.arch} on {found.config.dataset}: {found.words}: "
         f"{left.kept:,} of {left.total:,} weights ({100 * left.density:.2f} %)"
     )
 

@@ -44,7 +44,7 @@ def _show_run(folder: Path, *, wants_json: bool) -> None:
     from lthfunc.runs.folder import whole_run
     from lthfunc.runs.unfinished import trainings_of
 
-    from .screens import as_json, show_tables, verdict
+    from .screens import as_json, outcome_lines, show_tables, verdict
 
     run = whole_run(folder)
     about, config, records = run.about, run.config, run.records
@@ -63,6 +63,8 @@ def _show_run(folder: Path, *, wants_json: bool) -> None:
         print()
         if config.rounds:
             print(verdict(rows))
+            for line in outcome_lines(rows, folder) if len(records) == wanted else ():
+                print(line)
     for problem in sums_wrong(folder, run, sizes=True):
         print(f"damaged: {problem}; lthfunc verify {folder} says what remains")
     if len(records) < wanted:
@@ -70,15 +72,16 @@ def _show_run(folder: Path, *, wants_json: bool) -> None:
 
 
 def _show_classes(folder: Path, data_dir: str | None, trust: bool) -> None:
-    """The dense network beside the winning ticket, or the last round's."""
+    """The dense network beside the winning ticket, or the last round, by their trained weights."""
     from lthfunc.reports.classes import class_rows, per_class
-    from lthfunc.runs.tickets import trained_tickets
+    from lthfunc.runs.tickets import tickets_of_run
 
     from .console import screen
 
-    dense, found = trained_tickets(folder, [0, None], None, data_dir, trusted=trust)
+    dense, found = tickets_of_run(folder, [0, None], None, data_dir, trusted=trust)
     networks = {"dense": dense.ticket} | ({f"round {found.number}": found.ticket} if found.number else {})
     print()
+    print(found.words)
     screen().print(class_rows(per_class(dense.model, networks, dense.data)))
 
 

@@ -10,7 +10,7 @@ from lthfunc.experiments.config import Config, to_mapping
 from lthfunc.experiments.iterative import TICKET
 from lthfunc.experiments.records import Row, Spread, winning
 from lthfunc.reports.tables import layer_table, result_table
-from lthfunc.runs.folder import TICKET_FILE
+from lthfunc.runs.outcome import LAST, WINNING, WINNING_TRAINED
 
 from .console import screen
 from .elsewhere import named
@@ -39,10 +39,26 @@ def show_results(rows: Sequence[Row], folder: Path, pictures: Sequence[Path], *,
         screen().print(verdict(rows), highlight=False)
         if warning := collapse(rows):
             screen().print(warning, highlight=False)
-        print(f"ticket    {named(folder / TICKET_FILE)}")
+        for line in outcome_lines(rows, folder):
+            print(line)
     for picture in pictures:
-        print(f"picture   {named(picture)}")
-    print(f"all else  {named(folder)}")
+        print(f"picture         {named(picture)}")
+    print(f"all else        {named(folder)}")
+
+
+def outcome_lines(rows: Sequence[Row], folder: Path) -> list[str]:
+    """Which file of a finished run has which network, a line each."""
+    best, last = winning(rows), max(row.round for row in rows)
+    lines = [f"last round      {named(folder / LAST)}  (round {last}, weights after training)"]
+    if rows[0].replicates > 1:
+        lines.append(f"of each seed    {named(folder)}/seed*/  (those above are the first seed's)")
+    if best is None:
+        return lines
+    return [
+        f"winning ticket  {named(folder / WINNING)}  (round {best.round}, weights before training)",
+        f"trained         {named(folder / WINNING_TRAINED)}  (round {best.round}, weights after training)",
+        *lines,
+    ]
 
 
 def verdict(rows: Sequence[Row]) -> str:
@@ -70,13 +86,14 @@ def collapse(rows: Sequence[Row]) -> str | None:
 
 
 def as_json(folder: Path, config: Config, rows: Sequence[Row]) -> dict[str, Any]:
-    """Everything of a run's end, for machines. Accuracies are in [0, 1]."""
+    """Everything of a run's end, for machines. Accuracies are in [0, 1]; rounds' numbers say whose the files are."""
     best = winning(rows)
     return {
         "run": named(folder),
         "config": to_mapping(config),
         "rounds": [_row(row) for row in rows],
         "winning_round": best.round if best else None,
+        "last_round": max((row.round for row in rows), default=None),
     }
 
 

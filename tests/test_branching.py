@@ -12,6 +12,7 @@ from lthfunc_cli.main import main
 
 import lthfunc as lf
 from lthfunc.runs.folder import read_run
+from lthfunc.runs.outcome import initial_weights
 from lthfunc.trees.files import load_tree
 
 OWN = '''
@@ -57,10 +58,10 @@ def test_a_branch_shares_its_rounds_and_goes_on_alone(run: Path, capsys: Any) ->
     # Round 2 prunes what round 1 trained, as in the run, and keeps the trained values.
     for seed in (0, 1):
         trained, _ = load_tree(run / f"seed{seed}/round01/params.safetensors")
-        ticket, about = load_tree(Path(f"branch/seed{seed}/ticket.safetensors"))
+        ticket, about = initial_weights(Path("branch"), seed, 2)
         same, _ = load_tree(run / f"seed{seed}/round02/masks.safetensors")
-        assert lf.same_bits(ticket["masks"], same["masks"])
-        assert lf.same_bits(ticket["params"], lf.apply_masks(trained["params"], same["masks"]))
+        assert lf.same_bits(ticket.masks, same["masks"])
+        assert lf.same_bits(ticket.params, lf.apply_masks(trained["params"], same["masks"]))
         assert about["step"] == 0
     assert main(["resume", "branch"]) == 0
     assert main(["info", "branch"]) == 0
@@ -101,8 +102,8 @@ def test_tickets_move_to_other_data(run: Path, capsys: Any) -> None:
     masks, _ = load_tree(Path("moved/seed1/round02/masks.safetensors"))
     theirs, _ = load_tree(run / "seed1/round02/masks.safetensors")
     assert lf.same_bits(masks, theirs)
-    ticket, _ = load_tree(Path("moved/seed0/ticket.safetensors"))
-    assert lf.same_bits(ticket["params"], load_tree(run / "seed0/ticket.safetensors")[0]["params"])
+    ours, theirs = (initial_weights(folder, 0, 3)[0] for folder in (Path("moved"), run))
+    assert lf.same_bits(ours.params, theirs.params)
     # An interrupted one goes on.
     lines = Path("moved/metrics.jsonl").read_text().splitlines(keepends=True)
     Path("moved/metrics.jsonl").write_text("".join(lines[:6]))
@@ -128,7 +129,7 @@ def test_tickets_move_to_data_of_other_classes(run: Path, capsys: Any) -> None:
     assert main(["info", "halved", "--classes"]) == 0
     out = capsys.readouterr().out
     assert "mean over classes" in out
-    assert main(["info", "halved/ticket.safetensors", "--classes"]) == 2
+    assert main(["info", "halved/last_round.safetensors", "--classes"]) == 2
 
 
 def test_tickets_that_do_not_fit_are_refused(run: Path, capsys: Any) -> None:
@@ -147,7 +148,7 @@ def test_a_users_own_functions_prune(run: Path, capsys: Any) -> None:
     assert lf.layer_counts(masks)["fc1.weight"] == (9_600, 19_200)
     assert masks["fc1.weight"][150:].all()
     assert not masks["fc1.weight"][:150].any()
-    ticket = load_tree(Path("mine/ticket.safetensors"))[0]["params"]
+    ticket = initial_weights(Path("mine"), 0, 1)[0].params
     anchor = load_tree(Path("mine/seed0/anchor.safetensors"))[0]["params"]
     assert torch.equal(ticket["fc1.weight"][150:], -anchor["fc1.weight"][150:])
     capsys.readouterr()
@@ -180,7 +181,7 @@ def test_densities_by_list_and_by_function(run: Path) -> None:
 def test_structures_on_the_command_line(tmp_path: Path) -> None:
     command = "prune --rounds 1 --steps 4 --rate 0.5 --engine eager --allocate uniform --structure 2:4"
     assert main([*command.split(), "--out", str(tmp_path / "run")]) == 0
-    ticket, _ = lf.load_ticket(tmp_path / "run/ticket.safetensors")
+    ticket, _ = lf.load_ticket(tmp_path / "run/last_round.safetensors")
     assert all(lf.has_n_of_m(mask, 2, 4) for mask in ticket.masks.values())
     assert lf.density(ticket.masks) == 0.5
 
@@ -190,10 +191,10 @@ def test_layer_collapse_is_told_and_a_floor_prevents_it(tmp_path: Path, capsys: 
     base = ["prune", "--rounds", "1", "--steps", "4", "--engine", "eager", "--score", "synflow", "--density", "0.001"]
     assert main([*base, "--out", str(tmp_path / "plain")]) == 0
     assert "Layer collapse: from round 1 on nothing is left of fc1.weight" in capsys.readouterr().out
-    assert lf.collapsed(lf.load_ticket(tmp_path / "plain/ticket.safetensors")[0].masks)
+    assert lf.collapsed(lf.load_ticket(tmp_path / "plain/last_round.safetensors")[0].masks)
     assert main([*base, "--floor", "5", "--out", str(tmp_path / "floor")]) == 0
     assert "Layer collapse" not in capsys.readouterr().out
-    assert not lf.collapsed(lf.load_ticket(tmp_path / "floor/ticket.safetensors")[0].masks)
+    assert not lf.collapsed(lf.load_ticket(tmp_path / "floor/last_round.safetensors")[0].masks)
 
 
 def test_units_take_with_them_what_reads_them(tmp_path: Path) -> None:
@@ -201,7 +202,7 @@ def test_units_take_with_them_what_reads_them(tmp_path: Path) -> None:
         f"prune --rounds 1 --steps 4 --rate 0.5 --engine eager --allocate uniform --structure units --out {tmp_path}/r"
     )
     assert main(command.split()) == 0
-    masks = lf.load_ticket(tmp_path / "r/ticket.safetensors")[0].masks
+    masks = lf.load_ticket(tmp_path / "r/last_round.safetensors")[0].masks
     for layer, reader in (("fc1.weight", "fc2.weight"), ("fc2.weight", "fc3.weight")):
         dead = ~masks[layer].any(1)
         assert int(dead.sum()) == len(dead) // 2

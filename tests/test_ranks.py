@@ -296,7 +296,7 @@ def test_a_run_on_two_ranks_is_a_run(tmp_path: Path) -> None:
     for mine, theirs in zip(trainings(alone), trainings(both), strict=True):
         assert mine["kept"] == theirs["kept"]
         assert mine["val_accuracy"] == pytest.approx(theirs["val_accuracy"], abs=0.02)
-    tickets = [lf.load_ticket(folder / "ticket.safetensors")[0] for folder in (alone, both)]
+    tickets = [lf.load_ticket(folder / "last_round.safetensors")[0] for folder in (alone, both)]
     same = [(one == other).float().mean() for one, other in zip(*(leaves(each.masks) for each in tickets), strict=True)]
     assert min(same) > 0.99
     begun = json.loads((both / "environment.jsonl").read_text().splitlines()[0])

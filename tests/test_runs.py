@@ -56,11 +56,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_leaves_what_it_promises(finished: Path) -> None:
     assert {path.name for path in finished.iterdir()} == {
-        "config.toml", "metrics.jsonl", "environment.jsonl", ".lock", "ticket.safetensors",
+        "config.toml", "metrics.jsonl", "environment.jsonl", ".lock", "winning_ticket.safetensors",
+        "winning_ticket_trained.safetensors", "last_round.safetensors",
         "accuracy_vs_density.png", "training_curves.png", "training_time.png", "seed0", "seed1",
     }  # fmt: skip
     assert {path.name for path in (finished / "seed1").iterdir()} == {
-        "anchor.safetensors", "ticket.safetensors", "round00", "round01", "round01-reinit", "round02", "round02-reinit",
+        "anchor.safetensors", "winning_ticket.safetensors", "winning_ticket_trained.safetensors",
+        "last_round.safetensors", "round00", "round01", "round01-reinit", "round02", "round02-reinit",
     }  # fmt: skip
     about, config, records = read_run(finished)
     assert about["machine"]["torch"]
@@ -68,8 +70,11 @@ def test_a_run_leaves_what_it_promises(finished: Path) -> None:
     assert len(records) == 10
 
 
-def test_the_ticket_is_the_last_rounds_masks_on_the_anchors_weights(finished: Path) -> None:
-    for ticket_file, seed in ((finished / "ticket.safetensors", 0), (finished / "seed1" / "ticket.safetensors", 1)):
+def test_the_winning_ticket_is_its_rounds_masks_on_the_anchors_weights(finished: Path) -> None:
+    for ticket_file, seed in (
+        (finished / "winning_ticket.safetensors", 0),
+        (finished / "seed1" / "winning_ticket.safetensors", 1),
+    ):
         ticket, metadata = lf.load_ticket(ticket_file)
         assert (metadata["round"], metadata["seed"], metadata["step"]) == (2, seed, 10)
         assert metadata["config"]["rewind"] == "step:10"
@@ -98,7 +103,7 @@ def test_options_typed_win_over_the_files(finished: Path, tmp_path: Path) -> Non
     assert (config.epochs, config.steps, config.replicates, config.rounds) == (1, None, 1, 0)
     assert config.eval_every == 10
     assert len(records) == 1
-    assert not (out / "ticket.safetensors").exists()
+    assert not (out / "last_round.safetensors").exists()
     assert not (out / "accuracy_vs_density.png").exists()
 
 
@@ -240,7 +245,7 @@ def test_info_shows_runs_tickets_and_what_is_unfinished(finished: Path, tmp_path
     assert "10 of 10 trainings finished" in out
     assert "mean ± standard deviation of 2 replicates" in out
     assert "40,160 / 50,200" in out
-    assert run("info", finished / "ticket.safetensors") == 0
+    assert run("info", finished / "winning_ticket.safetensors") == 0
     assert "32,128 of 50,200 weights remain (64.00 %)" in capsys.readouterr().out
     folder = tmp_path / "cut"
     shutil.copytree(finished, folder)

@@ -5,6 +5,7 @@ from .parsing import (
     named_values as named_values,
     names as names,
     number as number,
+    round_of_run as round_of_run,
     whole as whole,
 )
 from .pruning import (

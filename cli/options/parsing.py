@@ -17,6 +17,14 @@ def whole(text: str) -> int:
         raise typer.BadParameter(f"{text!r} is not a whole number") from None
 
 
+def round_of_run(text: str) -> int | str:
+    """A round's number, or a word for one, or a mistake told in one line."""
+    try:
+        return text if text in ("winning", "last") else int(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not a round's number, winning or last") from None
+
+
 def number(text: str) -> float:
     """A number, or a mistake told in one line."""
     try:

@@ -13,6 +13,7 @@ from lthfunc.experiments.records import Record
 from lthfunc.experiments.starting import Situation
 from lthfunc.runs.folder import (
     ANCHOR,
+    INITIAL,
     MASKS,
     METRICS,
     PARAMS,
@@ -25,7 +26,7 @@ from lthfunc.runs.folder import (
     training_folder,
 )
 from lthfunc.runs.lines import append_lines
-from lthfunc.runs.manifests import checked_bytes, load_checked, sum_of, write_manifest
+from lthfunc.runs.manifests import checked_bytes, load_checked, read_manifest, sum_of, write_manifest
 from lthfunc.runs.store import done_so_far, load_anchor
 from lthfunc.sparsify.rewinding import restart
 from lthfunc.trees.moving import with_new_head
@@ -62,10 +63,11 @@ def copy_early(run: Path, number: int, folder: Path, config: Config, there: set[
 
 
 def _copy(source: Path, target: Path, *, anchor: bool) -> None:
-    """Copy a training's files, each after a look at its sum; of a ticket's, which a branch writes anew, nothing."""
+    """Copy a training's files, each after a look at its sum."""
     make_training_folder(target)
     sums = {}
-    for name in (PARAMS, MASKS, *([f"../{ANCHOR}"] if anchor else [])):
+    own = [INITIAL] if INITIAL in (read_manifest(source) or {}) else []
+    for name in (PARAMS, MASKS, *own, *([f"../{ANCHOR}"] if anchor else [])):
         payload = checked_bytes(source, name)
         write_atomically(target / name, payload)
         sums[name] = sum_of(payload)

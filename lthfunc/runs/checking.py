@@ -18,13 +18,14 @@ from lthfunc.runs.folder import (
     ANCHOR,
     MASKS,
     PARAMS,
-    TICKET_FILE,
     Name,
     Run,
     name_of_record,
     training_folder,
 )
 from lthfunc.runs.manifests import MANIFEST, Sum, load_checked, problem_of, read_manifest
+from lthfunc.runs.outcome import OLD_TICKET, outcome_wrong
+from lthfunc.runs.unfinished import is_finished
 from lthfunc.trees.files import load_ticket, read_header
 from lthfunc.trees.ops import Count, count, layer_counts
 
@@ -63,35 +64,38 @@ def sums_wrong(folder: Path, run: Run, *, sizes: bool = False) -> Iterator[Probl
                 except UserError as error:
                     yield Problem(f"{where}/{file}", str(error).partition(": ")[2], name)
         for file, expected in sums.items():
-            if file == f"../{TICKET_FILE}":
+            if file == f"../{OLD_TICKET}":
                 continue
             problem = problem_of(place / file, expected, sizes=sizes)
             if problem is not None:
                 yield Problem(_relative(folder, place / file), problem, name)
     yield from _tickets_wrong(folder, run, sizes)
+    for file, problem in outcome_wrong(folder, run.config, run.records, sizes=sizes) if is_finished(run) else ():
+        if run.format > 2 or (folder / file).exists():
+            yield Problem(file, f"{problem}; lthfunc resume mends that")
 
 
 def _tickets_wrong(folder: Path, run: Run, sizes: bool) -> Iterator[Problem]:
-    """The last tickets of seeds; one of a round that has no line yet is as good, it was written just before."""
+    """The last tickets of seeds, up to format 2; one of a round that has no line yet is as good."""
     seeds = sorted({item["seed"] for item in run.records})
     for seed in seeds:
         last = _last(run, seed)
         known = [_ticket_sum(training_folder(folder, seed, number, TICKET)) for number in (last, last + 1)]
         if known[0] is None:
             continue
-        path = folder / f"seed{seed}" / TICKET_FILE
+        path = folder / f"seed{seed}" / OLD_TICKET
         problems = [problem_of(path, each, sizes=sizes) for each in known if each is not None]
         if all(problem is not None for problem in problems):
             yield Problem(_relative(folder, path), str(problems[0]), (seed, last, TICKET))
         elif seed == seeds[0] == run.config.seed:
-            problems = [problem_of(folder / TICKET_FILE, each, sizes=sizes) for each in known if each is not None]
+            problems = [problem_of(folder / OLD_TICKET, each, sizes=sizes) for each in known if each is not None]
             if all(problem is not None for problem in problems):
-                yield Problem(TICKET_FILE, f"{problems[0]}; lthfunc resume writes it again")
+                yield Problem(OLD_TICKET, f"{problems[0]}; lthfunc resume mends that")
 
 
 def _ticket_sum(place: Path) -> Sum | None:
     try:
-        return (read_manifest(place) or {}).get(f"../{TICKET_FILE}")
+        return (read_manifest(place) or {}).get(f"../{OLD_TICKET}")
     except UserError:
         return None
 
@@ -119,7 +123,7 @@ def contents_wrong(folder: Path, run: Run, bad: set[Name]) -> Iterator[Problem]:
         if item["variant"] == TICKET:
             before[item["seed"]] = masks
     for seed in sorted({item["seed"] for item in run.records}):
-        path = folder / f"seed{seed}" / TICKET_FILE
+        path = folder / f"seed{seed}" / OLD_TICKET
         if path.exists():
             name = (seed, _last(run, seed), TICKET)
             yield from (Problem(_relative(folder, path), problem, name) for problem in _ticket_wrong(path))

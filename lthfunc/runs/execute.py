@@ -18,6 +18,7 @@ from lthfunc.runs.checkpoints import drop_checkpoints
 from lthfunc.runs.folder import in_order, name_of_record
 from lthfunc.runs.keeping import Stopping, place_of
 from lthfunc.runs.memory import check_width
+from lthfunc.runs.outcome import write_outcome
 from lthfunc.runs.pools import by_pool
 from lthfunc.runs.processes import Processes
 from lthfunc.runs.store import done_so_far, save_training
@@ -66,13 +67,13 @@ def execute(
             item = record(
                 result, replicate=task.seed - config.seed, seed=task.seed, metric=config.metric, **spent._asdict()
             )
-            later = [name for name in map(name_of_record, records) if name[0] == task.seed and name[1] > task.number]
-            first = task.seed == config.seed
-            save_training(folder, config, task.seed, result, item, first_seed=first, latest=not later)
+            save_training(folder, config, task.seed, result, item)
             records.append(item)
             drop_checkpoints(place_of(folder, task))
             watcher.end(task, item)
-    return in_order(records, config.control)
+    records = in_order(records, config.control)
+    write_outcome(folder, config, records)
+    return records
 
 
 def _at_once(tasks: list[Task]) -> Generator[list[Task], list[Round], None]:

@@ -3,11 +3,11 @@
     metrics.jsonl                     first what the run is, then a line per finished training
     config.toml                       the settings that reproduce it
     environment.jsonl                 a line per process that worked on it
-    ticket.safetensors                the last ticket of the first seed (rounds > 0)
+    winning_ticket.safetensors, …     what `outcome.py` says, once the run has ended (rounds > 0)
     seed0/anchor.safetensors          what pruned networks are rewound to
-    seed0/ticket.safetensors          the last ticket of this seed
     seed0/round01/params.safetensors  params and buffers at the end of the training
     seed0/round01/masks.safetensors   its masks
+    seed0/round01/initial.safetensors  what it was trained from, where that isn't the anchor's weights under its masks
     seed0/round01/manifest.json       the sums of these files
     seed0/round01-reinit/…            a control
     seed0/round02/checkpoint-….safetensors   a training under way
@@ -36,15 +36,18 @@ from lthfunc.runs.settings import read_config, to_toml
 from lthfunc.trees.types import Dataset
 from lthfunc.trees.writing import UNFINISHED, write_atomically
 
-#: Of the files here. Runs of version 0.1.0, which says none, are read as 1.
-FORMAT = 2
+#: Of the files here. Runs of version 0.1.0, which says none, are read as 1; up to 2 they had `ticket.safetensors`, the
+#: last round's masks over its initial weights, instead of the files of `outcome.py`.
+FORMAT = 3
 CONFIG = "config.toml"
 METRICS = "metrics.jsonl"
 ENVIRONMENT = "environment.jsonl"
 ANCHOR = "anchor.safetensors"
 PARAMS = "params.safetensors"
 MASKS = "masks.safetensors"
-TICKET_FILE = "ticket.safetensors"
+INITIAL = "initial.safetensors"
+#: In a pruned round's metadata, from format 3 on: the file with the weights that it was trained from.
+FIRST = "initial"
 PRUNE = "prune"
 TRAIN = "train"
 TRANSFER = "transfer"

@@ -15,7 +15,6 @@ from lthfunc.runs.folder import (
     CONFIG,
     ENVIRONMENT,
     METRICS,
-    TICKET_FILE,
     TRANSFER,
     Name,
     Run,
@@ -62,7 +61,6 @@ def recover(folder: Path) -> tuple[Run, list[str]]:
     run = scan_run(folder)
     for item in run.records:  # a crash may come between a training's line and this
         drop_checkpoints(training_folder(folder, *name_of_record(item)))
-    _renew_ticket(folder, run)
     return run, said
 
 
@@ -133,13 +131,3 @@ def _follows(records: Sequence[Record], item: Record, lost: dict[Name, str]) -> 
 
 def _named(name: Name) -> dict[str, int | str]:
     return {"seed": name[0], "round": name[1], "variant": name[2]}
-
-
-def _renew_ticket(folder: Path, run: Run) -> None:
-    """The run's ticket is the first seed's."""
-    mine = folder / f"seed{run.config.seed}" / TICKET_FILE
-    if mine.is_file():
-        payload = mine.read_bytes()
-        ours = folder / TICKET_FILE
-        if not ours.is_file() or ours.read_bytes() != payload:
-            write_atomically(ours, payload)

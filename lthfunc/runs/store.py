@@ -13,26 +13,25 @@ from lthfunc.experiments.iterative import TICKET, Done, Round
 from lthfunc.experiments.records import Record
 from lthfunc.runs.folder import (
     ANCHOR,
+    FIRST,
+    INITIAL,
     MASKS,
     METRICS,
     PARAMS,
-    TICKET_FILE,
     make_training_folder,
     training_folder,
 )
 from lthfunc.runs.lines import append_lines
 from lthfunc.runs.manifests import load_checked, sum_of, write_manifest
-from lthfunc.trees.files import ticket_bytes, tree_bytes
+from lthfunc.trees.files import tree_bytes
 from lthfunc.trees.model import Model
-from lthfunc.trees.ops import leaf_difference, to_device
-from lthfunc.trees.types import TrainState
+from lthfunc.trees.ops import apply_masks, leaf_difference, same_bits, to_device
+from lthfunc.trees.types import Ticket, TrainState
 from lthfunc.trees.writing import write_atomically
 
 
-def save_training(
-    folder: Path, config: Config, seed: int, result: Round, item: Record, *, first_seed: bool, latest: bool
-) -> None:
-    """Write a finished training: its files, their sums, then its line. latest: whether no later round is finished."""
+def save_training(folder: Path, config: Config, seed: int, result: Round, item: Record) -> None:
+    """Write a finished training: its files, their sums, then its line."""
     place = training_folder(folder, seed, result.number, result.variant)
     make_training_folder(place)
     state = result.fit.state
@@ -45,28 +44,35 @@ def save_training(
         "total": item["total"],
         "step": int(state.step),
     }
+    pruned = result.variant == TICKET and result.number > 0
+    from_anchor = pruned and _begins_at_anchor(result)
+    if pruned:
+        about[FIRST] = f"../{ANCHOR}" if from_anchor else INITIAL
     files = {
         PARAMS: tree_bytes({"params": state.params, "buffers": state.buffers}, about),
         MASKS: tree_bytes({"masks": result.start.masks}, about),
     }
-    ticket = None
-    if result.variant == TICKET:
-        if result.number == 0:
-            anchor = result.anchor
-            tree = {"params": anchor.params, "buffers": anchor.buffers}
-            files[f"../{ANCHOR}"] = tree_bytes(tree, {**about, "step": int(anchor.step)})
-        else:
-            ticket = ticket_bytes(result.start, {**about, "step": int(result.fit.curve[0].step)})
+    if result.variant == TICKET and result.number == 0:
+        anchor = result.anchor
+        tree = {"params": anchor.params, "buffers": anchor.buffers}
+        files[f"../{ANCHOR}"] = tree_bytes(tree, {**about, "step": int(anchor.step)})
+    elif pruned and not from_anchor:
+        tree = {"params": result.start.params, "buffers": result.start.buffers}
+        files[INITIAL] = tree_bytes(tree, {**about, "step": int(result.fit.curve[0].step)})
     for name, payload in files.items():
         write_atomically(place / name, payload)
-    sums = {name: sum_of(payload) for name, payload in files.items()}
-    if ticket is not None:
-        sums[f"../{TICKET_FILE}"] = sum_of(ticket)
-    write_manifest(place, sums)
-    if ticket is not None and latest:  # after the manifest, which then knows it, whatever happens in between
-        for target in (place.parent, folder) if first_seed else (place.parent,):
-            write_atomically(target / TICKET_FILE, ticket)
+    write_manifest(place, {name: sum_of(payload) for name, payload in files.items()})
     append_lines(folder / METRICS, [{"kind": "training", **item}])
+
+
+def _begins_at_anchor(result: Round) -> bool:
+    """Whether a pruned round was trained from the anchor's weights, to the bit; they need no file of their own then."""
+    start, anchor = result.start, result.anchor
+    return (
+        result.fit.curve[0].step == int(anchor.step)
+        and same_bits(start.params, apply_masks(anchor.params, start.masks))
+        and same_bits(start.buffers, anchor.buffers)
+    )
 
 
 def load_anchor(folder: Path, seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -113,7 +119,7 @@ def state_of(
     return state
 
 
-def check_fits(place: Path, state: TrainState, model: Model) -> None:
+def check_fits(place: Path, state: TrainState | Ticket, model: Model) -> None:
     """Raise DamagedError where a state's leaves are not those of the network: names, shapes, types."""
     params, buffers = dict(model.training.named_parameters()), dict(model.training.named_buffers())
     masks = {name: torch.empty(params[name].shape, dtype=torch.bool, device="meta") for name in model.prunable}

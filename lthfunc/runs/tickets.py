@@ -1,4 +1,4 @@
-"""A trained ticket of a finished run, and what it was trained on."""
+"""A ticket of a run, as commands take one: which round, whether trained, and what it was trained on."""
 
 from __future__ import annotations
 
@@ -11,18 +11,25 @@ from lthfunc.errors import UserError, invalid
 from lthfunc.experiments.config import Config, to_mapping
 from lthfunc.experiments.iterative import TICKET
 from lthfunc.experiments.plan import read_data, read_model
-from lthfunc.experiments.records import summarize, winning
 from lthfunc.experiments.trust import check_trust
 from lthfunc.runs.folder import MASKS, PARAMS, read_run, training_folder
 from lthfunc.runs.manifests import load_checked
-from lthfunc.runs.store import state_of
+from lthfunc.runs.outcome import initial_weights, winning_round
+from lthfunc.runs.store import check_fits, state_of
 from lthfunc.trees.model import Model
 from lthfunc.trees.ops import apply_masks
 from lthfunc.trees.types import Dataset, Ticket
 
+#: Rounds that can be asked for by a word instead of their number.
+WINNING_ROUND, LAST_ROUND = "winning", "last"
 
-class Trained(NamedTuple):
-    """A trained subnetwork. number: of its round; won: whether that is the run's winning ticket."""
+
+class Found(NamedTuple):
+    """A subnetwork of a run. number, last: its round, and the last one that is finished; seed: whose it is.
+
+    won: the round of the winning ticket, None where no pruned round won. trained: whether `ticket` has the weights
+    after training, or those that it was trained from. one_seed: whether the run has no other.
+    """
 
     model: Model
     ticket: Ticket
@@ -30,25 +37,53 @@ class Trained(NamedTuple):
     config: Config
     seed: int
     number: int
-    won: bool
+    last: int
+    won: int | None
+    trained: bool = True
+    one_seed: bool = True
+
+    @property
+    def words(self) -> str:
+        """Which it is, for people: "round 3 of 5, the winning ticket, its trained weights"."""
+        parts = [f"round {self.number} of {self.last}" + ("" if self.one_seed else f" of seed {self.seed}")]
+        if self.number == 0:
+            parts.append("the dense network")
+        elif self.number == self.won:
+            parts.append("the winning ticket")
+        elif self.number == self.last:
+            parts.append("the last" + ("; no round won" if self.won is None else ""))
+        return ", ".join([*parts, "its trained weights" if self.trained else "its weights before training"])
 
 
-def trained_ticket(
-    run: Path, number: int | None, seed: int | None, data_dir: str | None, *, trusted: bool = False
-) -> Trained:
-    """The weights at the end of a round's training; by default those of the winning ticket, or the last round.
+def ticket_of_run(
+    run: Path,
+    number: int | str | None,
+    seed: int | None,
+    data_dir: str | None,
+    *,
+    trusted: bool = False,
+    trained: bool = True,
+) -> Found:
+    """The subnetwork of a round, by its number, "winning" or "last"; by default the winning ticket, or the last round.
 
-    trusted: whether code that the run's settings name is imported.
+    trained: with its weights after training, or with those that it was trained from. trusted: whether code that the
+    run's settings name is imported.
 
     Raises UserError where the run has no such training, or names code and is not trusted.
     """
-    return trained_tickets(run, [number], seed, data_dir, trusted=trusted)[0]
+    return tickets_of_run(run, [number], seed, data_dir, trusted=trusted, trained=trained)[0]
 
 
-def trained_tickets(
-    run: Path, numbers: Sequence[int | None], seed: int | None, data_dir: str | None, *, trusted: bool = False
-) -> list[Trained]:
-    """`trained_ticket` of several rounds; the data set is read once."""
+def tickets_of_run(
+    run: Path,
+    numbers: Sequence[int | str | None],
+    seed: int | None,
+    data_dir: str | None,
+    *,
+    trusted: bool = False,
+    trained: bool = True,
+) -> list[Found]:
+    """`ticket_of_run` of several rounds; the data set is read once."""
     _, config, records = read_run(run)
     check_trust(to_mapping(config), run, trusted=trusted)
     mine = [item for item in records if item["variant"] == TICKET]
@@ -60,23 +95,40 @@ def trained_tickets(
     if seed not in seeds:
         raise invalid("--seed", seed, f"one of the run's, {', '.join(map(str, seeds))}")
     rounds = sorted(item["round"] for item in mine if item["seed"] == seed)
-    best = winning(summarize(records))
-    won = best.round if best is not None else None
-    usual = best.round if best is not None and best.round in rounds else rounds[-1]
-    chosen = [usual if number is None else number for number in numbers]
-    for number in chosen:
-        if number not in rounds:
-            raise invalid("--round", number, f"a finished round of {run} ({rounds[0]} to {rounds[-1]})")
+    won = winning_round(records)
+    chosen = [_round(number, rounds, won, run) for number in numbers]
+    if not trained and 0 in chosen:
+        raise invalid("--initial", "given", "a pruned round, and this is round 0, the dense network")
     config = replace(config, data_dir=data_dir or config.data_dir)
     data = read_data(config)
     model = read_model(config, data)
-    tickets = [_ticket(training_folder(run, seed, number, TICKET), model) for number in chosen]
+    tickets = [(_trained if trained else _initial)(run, seed, number, model) for number in chosen]
     return [
-        Trained(model, ticket, data, config, seed, number, number == won)
+        Found(model, ticket, data, config, seed, number, rounds[-1], won, trained, len(seeds) == 1)
         for number, ticket in zip(chosen, tickets, strict=True)
     ]
 
 
-def _ticket(place: Path, model: Model) -> Ticket:
+def _round(asked: int | str | None, rounds: list[int], won: int | None, run: Path) -> int:
+    """The number of the round that was asked for."""
+    if asked == WINNING_ROUND and won not in rounds:
+        raise invalid("--round", asked, f"last or a round's number: no pruned round of {run} won")
+    if asked is None or asked == WINNING_ROUND:
+        return won if won is not None and won in rounds else rounds[-1]
+    if asked == LAST_ROUND:
+        return rounds[-1]
+    if asked not in rounds:
+        raise invalid("--round", asked, f"a finished round of {run} ({rounds[0]} to {rounds[-1]}), winning or last")
+    return int(asked)
+
+
+def _trained(run: Path, seed: int, number: int, model: Model) -> Ticket:
+    place = training_folder(run, seed, number, TICKET)
     state = state_of(place, load_checked(place, PARAMS), load_checked(place, MASKS)[0], model)
     return Ticket(apply_masks(state.params, state.masks), state.buffers, state.masks)
+
+
+def _initial(run: Path, seed: int, number: int, model: Model) -> Ticket:
+    found, _ = initial_weights(run, seed, number)
+    check_fits(training_folder(run, seed, number, TICKET), found, model)
+    return found

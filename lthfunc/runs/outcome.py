@@ -1,0 +1,196 @@
+"""What a finished run leaves at its top: the winning ticket, its trained weights, and the last round, a file each.
+
+    winning_ticket.safetensors           the winning round's masks, and the weights that it was trained from
+    winning_ticket_trained.safetensors   the winning round's masks, and its weights after training
+    last_round.safetensors               the last round's masks, and its weights after training
+
+The first two are there where a pruned round won. They are the first seed's; with several seeds each one's folder has
+them as well. All follow from the rounds' own files, so that they can be checked against them and written again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from lthfunc.errors import DamagedError, UserError
+from lthfunc.experiments.config import Config
+from lthfunc.experiments.iterative import TICKET
+from lthfunc.experiments.records import Record, summarize, winning
+from lthfunc.runs.folder import ANCHOR, FIRST, INITIAL, MASKS, PARAMS, training_folder
+from lthfunc.runs.manifests import load_checked, problem_of, sum_of
+from lthfunc.runs.store import state_of
+from lthfunc.trees.files import load_ticket, read_header, ticket_bytes
+from lthfunc.trees.ops import apply_masks
+from lthfunc.trees.types import Ticket
+from lthfunc.trees.writing import write_atomically
+
+WINNING = "winning_ticket.safetensors"
+WINNING_TRAINED = "winning_ticket_trained.safetensors"
+LAST = "last_round.safetensors"
+#: Formats 1 and 2 had this file alone: the last round's masks over the weights that it was trained from.
+OLD_TICKET = "ticket.safetensors"
+
+
+def winning_round(records: Sequence[Record]) -> int | None:
+    """The round of the winning ticket, by the mean over the seeds; None where no pruned round won."""
+    best = winning(summarize(records))
+    return None if best is None else best.round
+
+
+def files_of(config: Config, records: Sequence[Record]) -> dict[str, tuple[int, int, bool]]:
+    """What a finished run's outcome is: names within it, with (seed, round, whether the trained weights) of each."""
+    seeds = list(range(config.seed, config.seed + config.replicates))
+    pruned = {seed: [0] for seed in seeds}
+    for item in records:
+        if item["variant"] == TICKET and item["seed"] in pruned:
+            pruned[item["seed"]].append(item["round"])
+    won = winning_round(records)
+    files = {}
+    for seed, rounds in pruned.items():
+        if not max(rounds):
+            continue
+        mine = {} if won not in rounds else {WINNING: (seed, won, False), WINNING_TRAINED: (seed, won, True)}
+        mine[LAST] = (seed, max(rounds), True)
+        if seed == seeds[0]:
+            files |= mine
+        if len(seeds) > 1:
+            files |= {f"seed{seed}/{name}": each for name, each in mine.items()}
+    return files
+
+
+def write_outcome(folder: Path, config: Config, records: Sequence[Record]) -> None:
+    """Write a finished run's outcome, where it isn't there; what an earlier one left goes. Raises DamagedError."""
+    wanted = files_of(config, records)
+    for name, which in wanted.items():
+        payload = _payload(folder, name, *which)
+        if payload is not None and problem_of(folder / name, sum_of(payload)) is not None:
+            write_atomically(folder / name, payload)
+    for name in _names(config):
+        if name not in wanted:
+            (folder / name).unlink(missing_ok=True)
+    _keep_old_tickets(folder, config, records)
+
+
+def outcome_wrong(folder: Path, config: Config, records: Sequence[Record], *, sizes: bool) -> Iterator[tuple[str, str]]:
+    """(name, what is wrong) of the files of a finished run's outcome. sizes: look whether they are whole alone.
+
+    Says nothing of what cannot be told since the rounds' own files are damaged.
+    """
+    wanted = files_of(config, records)
+    for name, which in wanted.items():
+        try:
+            if sizes:
+                problem = None
+                if _can_be_told(folder, *which):
+                    problem = None if (folder / name).exists() else "is missing"
+                    if problem is None:
+                        read_header(folder / name)
+            else:
+                payload = _payload(folder, name, *which)
+                problem = None if payload is None else problem_of(folder / name, sum_of(payload))
+        except DamagedError:
+            continue
+        except UserError as error:
+            problem = str(error).partition(": ")[2]
+        if problem is not None:
+            yield name, problem
+    for name in _names(config):
+        if name not in wanted and (folder / name).exists():
+            yield name, "is there, and no round won"
+
+
+def trained_weights(place: Path) -> tuple[Ticket, dict[str, Any]]:
+    """(a training's masks and its weights after training, metadata). Raises DamagedError."""
+    tree, about = load_checked(place, PARAMS)
+    return _ticket(place, tree, about, load_checked(place, MASKS)[0]), about
+
+
+def initial_weights(folder: Path, seed: int, number: int) -> tuple[Ticket, dict[str, Any]]:
+    """(a pruned round's masks and the weights that it was trained from, metadata with their step).
+
+    Raises DamagedError; UserError where the version that wrote the round did not keep them.
+    """
+    place = training_folder(folder, seed, number, TICKET)
+    masks, about = load_checked(place, MASKS)
+    name = _initial_of(folder, seed, number, about)
+    if name is None:
+        raise UserError(
+            f"{place}: the version that wrote it did not keep the weights that round {number} was trained from"
+        )
+    if name == f"../{OLD_TICKET}":
+        old, theirs = load_ticket(place / name)
+        return old, {**about, "step": theirs.get("step")}
+    # A branch's settings may say another anchor than its copied rounds began with; this is the rounds' own.
+    from_anchor = training_folder(folder, seed, 0, TICKET) if name == f"../{ANCHOR}" else place
+    tree, theirs = load_checked(from_anchor, name)
+    return _ticket(place, tree, theirs, masks), {**about, "step": theirs.get("step")}
+
+
+def _ticket(place: Path, tree: dict[str, Any], about: dict[str, Any], masks: dict[str, Any]) -> Ticket:
+    params, buffers, kept, _, _ = state_of(place, (tree, about), masks, None)
+    if not all(
+        isinstance(mask, Tensor) and isinstance(params.get(name), Tensor) and params[name].shape == mask.shape
+        for name, mask in kept.items()
+    ):
+        raise DamagedError(f"{place}: its masks are of other weights than its params")
+    return Ticket(apply_masks(params, kept), buffers, kept)
+
+
+def _initial_of(folder: Path, seed: int, number: int, about: dict[str, Any]) -> str | None:
+    """The file with the weights that a round was trained from, relative to its folder; None where there is none."""
+    if FIRST in about:
+        return f"../{ANCHOR}" if about[FIRST] == f"../{ANCHOR}" else INITIAL
+    settings = about.get("config")
+    rewind = str(settings.get("rewind", "")) if isinstance(settings, dict) else ""
+    if rewind.partition(":")[0] in ("init", "step", "epoch"):
+        return f"../{ANCHOR}"
+    old = folder / f"seed{seed}" / OLD_TICKET
+    try:
+        return f"../{OLD_TICKET}" if read_header(old).get("round") == number else None
+    except UserError:
+        return None
+
+
+def _can_be_told(folder: Path, seed: int, number: int, trained: bool) -> bool:
+    try:
+        about = read_header(training_folder(folder, seed, number, TICKET) / MASKS)
+    except UserError as error:
+        raise DamagedError(str(error)) from error
+    return trained or _initial_of(folder, seed, number, about) is not None
+
+
+def _payload(folder: Path, name: str, seed: int, number: int, trained: bool) -> bytes | None:
+    """What such a file holds; None where the weights were not kept. Raises DamagedError."""
+    if not _can_be_told(folder, seed, number, trained):
+        return None
+    place = training_folder(folder, seed, number, TICKET)
+    ticket, about = trained_weights(place) if trained else initial_weights(folder, seed, number)
+    which = "last round" if name.endswith(LAST) else "winning ticket"
+    words = {"which": which, "weights": "after training" if trained else "before training"}
+    return ticket_bytes(ticket, {**words, **{key: value for key, value in about.items() if key != FIRST}})
+
+
+def _names(config: Config) -> list[str]:
+    """Every name that a file of an outcome can have."""
+    places = ["", *(f"seed{seed}/" for seed in range(config.seed, config.seed + config.replicates))]
+    return [f"{place}{name}" for place in places for name in (WINNING, WINNING_TRAINED, LAST)]
+
+
+def _keep_old_tickets(folder: Path, config: Config, records: Sequence[Record]) -> None:
+    """Of formats 1 and 2: the run's is the first seed's, and they go where a later round has been trained since."""
+    for seed in range(config.seed, config.seed + config.replicates):
+        rounds = [item["round"] for item in records if (item["seed"], item["variant"]) == (seed, TICKET)]
+        mine, ours = folder / f"seed{seed}" / OLD_TICKET, folder / OLD_TICKET
+        last = training_folder(folder, seed, max(rounds, default=0), TICKET)
+        if FIRST in read_header(last / MASKS):
+            mine.unlink(missing_ok=True)
+            if seed == config.seed:
+                ours.unlink(missing_ok=True)
+        elif seed == config.seed and mine.is_file():
+            payload = mine.read_bytes()
+            if not ours.is_file() or ours.read_bytes() != payload:
+                write_atomically(ours, payload)
