@@ -1,4 +1,4 @@
-"""The winning ticket, its trained weights and the last round: three files, each what its name says, in every kind of run."""
+"""The winning ticket, its trained weights and the last round: three files, each what its name says."""
 
 from __future__ import annotations
 
@@ -153,8 +153,8 @@ def test_a_run_cut_off_ends_with_the_same_files(tuned: Path, tmp_path: Path, kep
 
 
 def as_format_2(folder: Path) -> None:
-    """Make a run what the version before would have left: the last round's ticket in one file, no word of beginnings."""
-    _, config, records = read_run(folder)
+    """Make a run what the version before would have left: one file, with the last round's ticket."""
+    _, _, records = read_run(folder)
     last = max(item["round"] for item in records)
     ticket, about = initial_weights(folder, 0, last)
     about.pop("initial")
