@@ -49,7 +49,7 @@ def files_of(config: Config, records: Sequence[Record]) -> dict[str, tuple[int, 
         if item["variant"] == TICKET and item["seed"] in pruned:
             pruned[item["seed"]].append(item["round"])
     won = winning_round(records)
-    files = {}
+    files: dict[str, tuple[int, int, bool]] = {}
     for seed, rounds in pruned.items():
         if not max(rounds):
             continue
