@@ -33,7 +33,7 @@ def config(
     found = Config()
     if file is not None:
         path = Path(file)
-        found = read_config(path / "config.toml" if path.is_dir() else path)
+        found = read_config(path / "config.toml", run=path) if path.is_dir() else read_config(path)
     print(to_toml(resolved(found), "lthfunc prune --config THIS_FILE"), end="")
 
 

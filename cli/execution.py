@@ -169,6 +169,7 @@ def _export(
     from lthfunc.execution.export.sizes import sizes
     from lthfunc.execution.export.subject import subject_of
     from lthfunc.execution.export.table import TARGETS
+    from lthfunc.runs import within
     from lthfunc.runs.tickets import ticket_of_run
 
     target = TARGETS[to]
@@ -176,6 +177,8 @@ def _export(
     which = ("" if found.one_seed else f"-seed{found.seed}") + ("" if trained else "-initial")
     default = f"{found.model.name}-round{found.number:02d}{which}-{to}{'-fp16' if half else ''}{target.suffix}"
     path = Path(out) if out else run / default
+    if not out:
+        within.check_tree(run, path)
     if out and target.suffix and path.suffix != target.suffix:
         raise invalid("--out", out, f"a name that ends in {target.suffix}")
     if not path.parent.is_dir():

@@ -41,6 +41,7 @@ from lthfunc.runs.lines import append_lines
 from lthfunc.runs.lock import locked
 from lthfunc.runs.recovery import recover
 from lthfunc.runs.unfinished import unfinished_like
+from lthfunc.runs.within import status
 
 from .carrying import made_ready, trained
 from .console import say
@@ -88,7 +89,7 @@ def resume_run(run: str, changed: dict[str, Any], trust: bool, *, wants_json: bo
 
 def trial_run(config: Config, folder: Path, again: str) -> list[Record]:
     """One run of several, in a folder that may hold its beginning; its records. again: the command that goes on."""
-    if not (folder / METRICS).exists():
+    if status(folder, folder / METRICS) is None:
         check_free(folder)
         prepared = made_ready(config)
         with _begun(folder):

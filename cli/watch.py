@@ -65,12 +65,18 @@ class _View:
 
     def __init__(self, folder: Path) -> None:
         from lthfunc.runs.folder import METRICS, scan_run
+        from lthfunc.runs.within import status
 
         self._folder, self._path = folder, folder / METRICS
+        self._status = status
         self._scan = scan_run
         self._run = scan_run(folder)
-        self._seen = self._path.stat().st_mtime_ns
+        self._seen = self._stamp()
         self._rate: tuple[float, float] | None = None
+
+    def _stamp(self) -> int:
+        about = self._status(self._folder, self._path)
+        return 0 if about is None else about.st_mtime_ns
 
     def now(self, height: int) -> Any:
         from rich.console import Group
@@ -83,7 +89,7 @@ class _View:
 
         from .console import printable
 
-        seen = self._path.stat().st_mtime_ns
+        seen = self._stamp()
         if seen != self._seen:
             self._run, self._seen = self._scan(self._folder), seen
         run = self._run

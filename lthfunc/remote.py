@@ -7,7 +7,8 @@ import hashlib
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,8 +32,9 @@ class Place(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Its last part."""
-        return self.path.rpartition("/")[2] or "root"
+        """Its last part, as the name of a file here."""
+        last = self.path.rpartition("/")[2]
+        return last if last and why_not_a_name(last) is None else "root"
 
     @property
     def key(self) -> str:
@@ -76,14 +78,53 @@ def reaching(option: str, url: str) -> Iterator[None]:
 
 
 def files_below(place: Place) -> dict[str, str]:
-    """Every file at or below a place: its name there ("" for the place itself) -> what changes when it does."""
+    """Every file at or below a place: its name there ("" for the place itself) -> what changes when it does.
+
+    Links, where a place has such, are none. Raises UserError for names that no folder here can hold as they are.
+    """
     place.system.invalidate_cache()
     found = place.system.find(place.path, detail=True)
-    return {
-        path[len(place.path) :].lstrip("/"): _version(info)
+    names = {
+        path[len(place.path) :].removeprefix("/"): _version(info)
         for path, info in sorted(found.items())
-        if info.get("type", "file") == "file" and not path.endswith("/")
+        if info.get("type", "file") == "file" and not info.get("islink") and not path.endswith("/")
     }
+    _check_names(place, names)
+    return names
+
+
+def why_not_a_name(name: str) -> str | None:
+    """Why an object's name, in parts with "/" between, is no path below a folder here; None where it is."""
+    parts = name.split("/")
+    if name.startswith("/") or ".." in parts:
+        return "leads out of its folder"
+    if "" in parts or "." in parts:
+        return "has an empty part"
+    if "\\" in name or any(re.match(r"[A-Za-z]:", part) for part in parts):
+        return "is a path of Windows"
+    if any(unicodedata.category(each) in ("Cc", "Cs") for each in name):
+        return "holds control characters"
+    return None
+
+
+def _check_names(place: Place, names: Iterable[str]) -> None:
+    """Raise UserError where a name leads elsewhere, or two would be one file, or a file and a folder."""
+    known: dict[str, str] = {}
+    for name in names:
+        reason = why_not_a_name(name) if name else None
+        if reason is None:
+            same = unicodedata.normalize("NFC", name).casefold()
+            other = known.setdefault(same, name)
+            reason = None if other == name else f"is the same as {other!r} where case doesn't count"
+        if reason is not None:
+            raise UserError(f"{place.url!r} holds an object that is not fetched: its name {name!r} {reason}")
+    for same, name in known.items():
+        parts = same.split("/")
+        for length in range(1, len(parts)):
+            if (folder := known.get("/".join(parts[:length]))) is not None:
+                raise UserError(
+                    f"{place.url!r} holds an object that is not fetched: {folder!r} is a file, and a folder of {name!r}"
+                )
 
 
 def fetched(option: str, url: str, wanted: Callable[[str], bool] = lambda name: True) -> Path:

@@ -18,6 +18,7 @@ from lthfunc_cli.main import main
 from test_runs import metrics, same_files
 
 import lthfunc as lf
+from lthfunc import remote
 from lthfunc.errors import UserError
 from lthfunc.remote import fetched, is_remote
 from lthfunc.runs import mirror as mirrors
@@ -249,3 +250,46 @@ def test_addresses_are_told_from_names() -> None:
 def test_a_package_that_is_missing_is_named() -> None:
     with pytest.raises(UserError, match=r"needs lthfunc\[gs\] \(pip install"):
         Mirror("--out", "gs://bucket/run")
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("../../../.bashrc", "leads out of its folder"),
+        ("seed0/../../../../x", "leads out of its folder"),
+        ("/etc/passwd", "leads out of its folder"),
+        ("seed0//x", "has an empty part"),
+        ("./x", "has an empty part"),
+        ("C:/x", "is a path of Windows"),
+        ("..\\x", "is a path of Windows"),
+        ("a\x1b[31mb", "holds control characters"),
+        ("a\nb", "holds control characters"),
+        ("METRICS.jsonl", "where case doesn't count"),
+        ("metrics.jsonl/x", "is a file, and a folder of"),
+    ],
+)
+def test_objects_whose_names_leave_the_folder_are_refused(
+    memory: str, tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, name: str, reason: str
+) -> None:
+    """A bucket takes any name; here nothing appears but in the cache's own folder for it."""
+    system, path = fsspec.core.url_to_fs(f"{memory}/a/b")
+    system.pipe_file(f"{path}/metrics.jsonl", b"")
+    place = remote.place_of("RUN", f"{memory}/a/b")
+    listed = [f"{path}/metrics.jsonl", f"{path}/{name}"]
+    monkeypatch.setattr(
+        type(system), "find", lambda *_, **named: {each: {"type": "file", "size": 1} for each in listed}
+    )
+    before = sorted(tmp_path.rglob("*"))
+    for command in ("info", "resume", "report"):
+        assert run(command, f"{memory}/a/b") == 2
+        err = capsys.readouterr().err
+        assert reason in err
+        assert "\x1b" not in err
+    with pytest.raises(UserError, match="holds an object that is not fetched"):
+        fetched("--dataset", place.url)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_places_whose_own_name_is_none_get_one(memory: str) -> None:
+    for url in (f"{memory}/..", f"{memory}/a\\b", "memory://"):
+        assert remote.place_of("RUN", url)._replace(path=url.partition("://")[2]).name == "root"

@@ -10,7 +10,7 @@ from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from lthfunc.trees.writing import write_atomically
+from lthfunc.runs import within
 
 
 def figure(width: float, height: float) -> Figure:
@@ -26,13 +26,19 @@ def clean(axes: Any) -> None:
     axes.grid(alpha=0.25)
 
 
-def save(made: Figure, path: Path) -> None:
-    """Write a PNG, or an SVG where the name ends so, whole or not at all, into a folder that is made if missing."""
+def save(made: Figure, path: Path, run: Path | None = None) -> None:
+    """Write a PNG, or an SVG where the name ends so, whole or not at all, into a folder that is made if missing.
+
+    run: the folder of the run that the picture goes into, whose links are not followed.
+    """
     buffer = io.BytesIO()
     if path.suffix == ".svg":
         with rc_context({"svg.hashsalt": "lthfunc"}):  # the same figure, the same file
             made.savefig(buffer, format="svg", metadata={"Date": None})
     else:
         made.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, buffer.getvalue())
+    if run is None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    elif path.parent != run:
+        within.make(run, path.parent)
+    within.write(run or path.parent, path, buffer.getvalue())

@@ -27,7 +27,7 @@ def draw(folder: Path, records: Sequence[Record], title: str) -> list[Path]:
             (TIME, printed(time_chart({"": records})._replace(title=title))),
         ]
     for name, figure in pictures:
-        save(figure, folder / name)
+        save(figure, folder / name, folder)
     return [folder / name for name, _ in pictures]
 
 

@@ -11,6 +11,7 @@ from lthfunc.experiments.iterative import TICKET, Plan, Task
 from lthfunc.experiments.plan import Prepared
 from lthfunc.experiments.records import Record
 from lthfunc.experiments.starting import Situation
+from lthfunc.runs import within
 from lthfunc.runs.folder import (
     ANCHOR,
     INITIAL,
@@ -23,6 +24,7 @@ from lthfunc.runs.folder import (
     make_training_folder,
     name_of_record,
     read_run,
+    run_of,
     training_folder,
 )
 from lthfunc.runs.lines import append_lines
@@ -32,7 +34,6 @@ from lthfunc.sparsify.rewinding import restart
 from lthfunc.trees.moving import with_new_head
 from lthfunc.trees.ops import to_device
 from lthfunc.trees.types import Ticket, TrainState
-from lthfunc.trees.writing import write_atomically
 
 
 def branch(run: Path, folder: Path, number: int, prepared: Prepared) -> list[Record]:
@@ -69,7 +70,7 @@ def _copy(source: Path, target: Path, *, anchor: bool) -> None:
     own = [INITIAL] if INITIAL in (read_manifest(source) or {}) else []
     for name in (PARAMS, MASKS, *own, *([f"../{ANCHOR}"] if anchor else [])):
         payload = checked_bytes(source, name)
-        write_atomically(target / name, payload)
+        within.write(run_of(target), target / name, payload)
         sums[name] = sum_of(payload)
     write_manifest(target, sums)
 

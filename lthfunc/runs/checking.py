@@ -13,6 +13,7 @@ from torch import Tensor
 from lthfunc.errors import UserError
 from lthfunc.experiments.iterative import TICKET
 from lthfunc.experiments.records import Record
+from lthfunc.runs import within
 from lthfunc.runs.checkpoints import checkpoints, is_whole
 from lthfunc.runs.folder import (
     ANCHOR,
@@ -22,11 +23,12 @@ from lthfunc.runs.folder import (
     Run,
     name_of_record,
     training_folder,
+    training_folders,
 )
 from lthfunc.runs.manifests import MANIFEST, Sum, load_checked, problem_of, read_manifest
 from lthfunc.runs.outcome import OLD_TICKET, outcome_wrong
 from lthfunc.runs.unfinished import is_finished
-from lthfunc.trees.files import load_ticket, read_header
+from lthfunc.trees.files import ticket_of
 from lthfunc.trees.ops import Count, count, layer_counts
 
 
@@ -60,18 +62,18 @@ def sums_wrong(folder: Path, run: Run, *, sizes: bool = False) -> Iterator[Probl
             sums = {}
             for file in files:
                 try:
-                    read_header(place / file)  # which looks whether the file has all that it tells
+                    load_checked(place, file)  # which looks whether the file has all that it tells
                 except UserError as error:
                     yield Problem(f"{where}/{file}", str(error).partition(": ")[2], name)
         for file, expected in sums.items():
             if file == f"../{OLD_TICKET}":
                 continue
-            problem = problem_of(place / file, expected, sizes=sizes)
+            problem = problem_of(folder, place / file, expected, sizes=sizes)
             if problem is not None:
                 yield Problem(_relative(folder, place / file), problem, name)
     yield from _tickets_wrong(folder, run, sizes)
     for file, problem in outcome_wrong(folder, run.config, run.records, sizes=sizes) if is_finished(run) else ():
-        if run.format > 2 or (folder / file).exists():
+        if run.format > 2 or within.status(folder, folder / file) is not None:
             yield Problem(file, f"{problem}; lthfunc resume mends that")
 
 
@@ -84,11 +86,12 @@ def _tickets_wrong(folder: Path, run: Run, sizes: bool) -> Iterator[Problem]:
         if known[0] is None:
             continue
         path = folder / f"seed{seed}" / OLD_TICKET
-        problems = [problem_of(path, each, sizes=sizes) for each in known if each is not None]
+        problems = [problem_of(folder, path, each, sizes=sizes) for each in known if each is not None]
         if all(problem is not None for problem in problems):
             yield Problem(_relative(folder, path), str(problems[0]), (seed, last, TICKET))
         elif seed == seeds[0] == run.config.seed:
-            problems = [problem_of(folder / OLD_TICKET, each, sizes=sizes) for each in known if each is not None]
+            ours = folder / OLD_TICKET
+            problems = [problem_of(folder, ours, each, sizes=sizes) for each in known if each is not None]
             if all(problem is not None for problem in problems):
                 yield Problem(OLD_TICKET, f"{problems[0]}; lthfunc resume mends that")
 
@@ -124,9 +127,9 @@ def contents_wrong(folder: Path, run: Run, bad: set[Name]) -> Iterator[Problem]:
             before[item["seed"]] = masks
     for seed in sorted({item["seed"] for item in run.records}):
         path = folder / f"seed{seed}" / OLD_TICKET
-        if path.exists():
+        if within.status(folder, path) is not None:
             name = (seed, _last(run, seed), TICKET)
-            yield from (Problem(_relative(folder, path), problem, name) for problem in _ticket_wrong(path))
+            yield from (Problem(_relative(folder, path), problem, name) for problem in _ticket_wrong(folder, path))
 
 
 def _last(run: Run, seed: int) -> int:
@@ -169,9 +172,9 @@ def _not_nested(before: dict[str, Tensor], after: dict[str, Tensor]) -> Iterator
             yield f"the mask of {name} keeps weights that the round before had pruned"
 
 
-def _ticket_wrong(path: Path) -> Iterator[str]:
+def _ticket_wrong(folder: Path, path: Path) -> Iterator[str]:
     try:
-        ticket, about = load_ticket(path)
+        ticket, about = ticket_of(within.read(folder, path), path)
     except UserError as error:
         yield str(error).partition(": ")[2]
         return
@@ -182,10 +185,20 @@ def _ticket_wrong(path: Path) -> Iterator[str]:
 
 def checkpoints_wrong(folder: Path) -> Iterator[Problem]:
     """Checkpoints that are not what was written: their trainings begin again."""
-    for place in sorted(folder.glob("seed*/round*")):
-        for path in checkpoints(place):
-            if not is_whole(path):
-                yield Problem(_relative(folder, path), "is not what was written; its training begins again")
+    for place in training_folders(folder):
+        yield from (
+            Problem(_relative(folder, path), "is not what was written; its training begins again")
+            for path in _not_whole(place)
+        )
+
+
+def _not_whole(place: Path) -> list[Path]:
+    """Checkpoints of a training, which may be under way: where one is replaced meanwhile, the new one is looked at."""
+    while True:
+        try:
+            return [path for path in checkpoints(place) if not is_whole(path)]
+        except FileNotFoundError:
+            continue
 
 
 def wrong(folder: Path, run: Run) -> list[Problem]:

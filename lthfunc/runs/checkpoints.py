@@ -13,15 +13,15 @@ from typing import Any, NamedTuple
 import torch
 
 from lthfunc.energy.amounts import Metered, as_values, from_values
-from lthfunc.errors import UserError
+from lthfunc.errors import DamagedError, UserError
 from lthfunc.experiments.iterative import Plan, Progress, Task
-from lthfunc.runs.folder import make_training_folder
+from lthfunc.runs import within
+from lthfunc.runs.folder import make_training_folder, run_of
 from lthfunc.runs.manifests import sum_of
 from lthfunc.training.fits import Chosen, Fit, Point, Since
 from lthfunc.trees.files import tree_bytes, tree_of
 from lthfunc.trees.ops import flattened, leaf_difference, leaves, to_device
 from lthfunc.trees.types import TrainState
-from lthfunc.trees.writing import write_atomically
 
 _FORMAT = "lthfunc.checkpoint/1"
 _NAME = re.compile(r"checkpoint-(\d{9,})-([0-9a-f]{64})\.safetensors")
@@ -71,10 +71,10 @@ def put_checkpoint(place: Path, name: str, payload: bytes) -> Path:
     """Write a checkpoint's file, in place of those before it."""
     make_training_folder(place)
     path = place / name
-    write_atomically(path, payload)
+    within.write(run_of(place), path, payload)
     for other in checkpoints(place):
         if other != path:
-            other.unlink(missing_ok=True)
+            within.remove(run_of(place), other)
     return path
 
 
@@ -92,17 +92,14 @@ def latest_checkpoint(place: Path) -> tuple[str, bytes] | None:
 
 def checkpoints(place: Path) -> list[Path]:
     """A training's checkpoints, the latest first; whether they are whole is not known."""
-    try:
-        found = [path for path in place.iterdir() if _NAME.fullmatch(path.name)]
-    except (FileNotFoundError, NotADirectoryError):
-        return []
+    found = [place / name for name in within.names(run_of(place), place) if _NAME.fullmatch(name)]
     return sorted(found, key=step_of, reverse=True)
 
 
 def drop_checkpoints(place: Path) -> None:
     """Delete the checkpoints of a training that has ended."""
     for path in checkpoints(place):
-        path.unlink(missing_ok=True)
+        within.remove(run_of(place), path)
 
 
 def step_of(path: Path) -> int:
@@ -119,7 +116,11 @@ def is_whole(path: Path) -> bool:
 
 def _content(path: Path) -> bytes | None:
     """A checkpoint's content; None where it is not what its name tells."""
-    found, payload = _NAME.fullmatch(path.name), path.read_bytes()
+    found = _NAME.fullmatch(path.name)
+    try:
+        payload = within.read(run_of(path.parent), path)
+    except DamagedError:  # no file
+        return None
     return payload if found is not None and sum_of(payload).sha256 == found[2] else None
 
 

@@ -78,6 +78,7 @@ def compare(
 
     Raises UserError where the file belongs to other settings.
     """
+    path = None if path is None else path.resolve()  # a link to it is the user's own
     records = _earlier(path, config)
     done = {(item["method"], item["seed"]) for item in records}
     seeds = range(config.seed, config.seed + config.replicates)

@@ -18,7 +18,9 @@ A training exists once its line stands in metrics.jsonl; files are written befor
 from __future__ import annotations
 
 import os
+import re
 import shlex
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,13 +30,14 @@ from lthfunc.experiments.config import Config, from_mapping, to_mapping
 from lthfunc.experiments.iterative import TICKET
 from lthfunc.experiments.records import Record
 from lthfunc.experiments.resolve import resolved
+from lthfunc.runs import within
 from lthfunc.runs.environment import environment, machine
 from lthfunc.runs.lines import append_lines, line_of, scan_lines
 from lthfunc.runs.lock import HOLDER, LOCK
 from lthfunc.runs.schema import header_problem, training_problem
 from lthfunc.runs.settings import read_config, to_toml
 from lthfunc.trees.types import Dataset
-from lthfunc.trees.writing import UNFINISHED, write_atomically
+from lthfunc.trees.writing import UNFINISHED
 
 #: Of the files here. Runs of version 0.1.0, which says none, are read as 1; up to 2 they had `ticket.safetensors`, the
 #: last round's masks over its initial weights, instead of the files of `outcome.py`.
@@ -85,12 +88,12 @@ def check_free(folder: Path) -> None:
     """Raise UserError where a run can't be written: another run, other files, or no permission."""
     if folder.exists() and not folder.is_dir():
         raise invalid("--out", str(folder), "a folder, and this is a file")
-    if (folder / CONFIG).exists() or (folder / METRICS).exists():
+    if any(within.status(folder, folder / name) is not None for name in (CONFIG, METRICS)):
         raise UserError(
             f"--out: {str(folder)!r} holds another run; name another folder, or go on with it: lthfunc resume "
             f"{shlex.quote(str(folder))}"
         )
-    if folder.exists() and any(not _is_ours(path) for path in folder.iterdir()):
+    if not all(map(_is_ours, within.names(folder, folder))):
         raise invalid("--out", str(folder), "a new or empty folder, and this one holds files")
     parent = folder
     while not parent.exists():
@@ -99,9 +102,9 @@ def check_free(folder: Path) -> None:
         raise invalid("--out", str(folder), f"a folder that can be made; {str(parent)!r} cannot be written to")
 
 
-def _is_ours(path: Path) -> bool:
+def _is_ours(name: str) -> bool:
     """Whether a file is what a process leaves that ends before its run has begun."""
-    return path.name in (LOCK, HOLDER) or path.name.endswith(UNFINISHED)
+    return name in (LOCK, HOLDER) or name.endswith(UNFINISHED)
 
 
 def create(
@@ -127,7 +130,7 @@ def create(
         **({} if data is None else {"data": data_facts(data)}),
         "config": to_mapping(config),
     }
-    write_atomically(folder / METRICS, (line_of(about) + "\n").encode())
+    within.write(folder, folder / METRICS, (line_of(about) + "\n").encode())
     write_config(folder, config, about)
     append_lines(folder / ENVIRONMENT, [environment("begin", config.device, config.threads)])
 
@@ -136,7 +139,7 @@ def write_config(folder: Path, config: Config, about: dict[str, Any]) -> None:
     """Write the settings. about: the run's first line."""
     source = about.get("source")
     made_by = f"lthfunc {about['command']} " + ("--config THIS_FILE" if source is None else f"of {source}")
-    write_atomically(folder / CONFIG, to_toml(config, made_by).encode())
+    within.write(folder, folder / CONFIG, to_toml(config, made_by).encode())
 
 
 def data_facts(data: Dataset) -> dict[str, Any]:
@@ -158,8 +161,27 @@ def training_folder(folder: Path, seed: int, number: int, variant: str) -> Path:
 
 def make_training_folder(place: Path) -> None:
     """Make the folder of a training; the run's must be there: one that was deleted does not come back half."""
-    for folder in (place.parent, place):
-        folder.mkdir(exist_ok=True)
+    within.make(run_of(place), place)
+
+
+def training_folders(folder: Path) -> list[Path]:
+    """Those of all trainings that have any file, finished or not; what a link leads to is none."""
+    found = []
+    for seed in within.names(folder, folder):
+        if re.fullmatch(r"seed\d+", seed) and _is_folder(folder, folder / seed):
+            rounds = [name for name in within.names(folder, folder / seed) if re.match(r"round\d+", name)]
+            found += [folder / seed / name for name in rounds if _is_folder(folder, folder / seed / name)]
+    return found
+
+
+def _is_folder(folder: Path, path: Path) -> bool:
+    about = within.status(folder, path)
+    return about is not None and stat.S_ISDIR(about.st_mode)
+
+
+def run_of(place: Path) -> Path:
+    """The run's folder, of a training's."""
+    return place.parent.parent
 
 
 def name_of_record(item: Record) -> Name:
@@ -172,7 +194,7 @@ def scan_run(folder: Path) -> Run:
 
     Raises UserError where this is no run, or of a newer format; DamagedError where its first line can't be read.
     """
-    if not (folder / METRICS).exists():
+    if not within.exists(folder, folder / METRICS):
         raise UserError(f"{folder}: is not a run folder (it has no {METRICS})")
     # A training whose line an interruption cut off counts as not finished.
     lines = scan_lines(folder / METRICS, summed=False)
@@ -224,11 +246,11 @@ def _config_of(folder: Path, about: dict[str, Any]) -> tuple[Config, str | None]
         resolved(begun)
     except UserError as error:
         raise DamagedError(f"{folder / METRICS}: its first line holds no settings of a run: {error}") from error
-    if not (folder / CONFIG).exists():
+    if within.status(folder, folder / CONFIG) is None:
         return begun, "it is missing; lthfunc resume writes it again"
     again = f"a run keeps its settings; without {CONFIG}, lthfunc resume writes it again"
     try:
-        config = read_config(folder / CONFIG)
+        config = read_config(folder / CONFIG, run=folder)
     except UserError as error:
         return begun, f"it cannot be read ({error}); {again}"
     mine, theirs = to_mapping(config), to_mapping(begun)

@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lthfunc.errors import DamagedError
-from lthfunc.trees.writing import naming, write_atomically
+from lthfunc.runs import within
 
 _SUM = re.compile(r', "sha256": "([0-9a-f]{64})"\}$')
+
+
+#: What is wrong with a line's object; None for nothing.
+Problem = Callable[[dict[str, Any]], "str | None"]
 
 
 class Line(NamedTuple):
@@ -57,21 +60,13 @@ def value_of(text: str, *, summed: bool = True) -> dict[str, Any]:
 
 def append_lines(path: Path, items: Iterable[Mapping[str, Any]]) -> None:
     """Add a line for each item, and wait until the disk has them; what can't be added whole is taken back."""
-    with naming(path), path.open("ab") as file:
-        before = file.tell()
-        try:
-            file.write("".join(line_of(item) + "\n" for item in items).encode())
-            file.flush()
-            os.fsync(file.fileno())
-        except OSError:
-            os.truncate(path, before)
-            raise
+    within.append(path.parent, path, "".join(line_of(item) + "\n" for item in items).encode())
 
 
 def scan_lines(path: Path, *, summed: bool = True) -> list[Line]:
     """All whole lines, damaged ones with the reason. summed: see `value_of`."""
     lines = []
-    for number, raw in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+    for number, raw in enumerate(_content(path).split(b"\n")[:-1], 1):
         try:
             lines.append(Line(number, value_of(raw.decode("utf-8"), summed=summed)))
         except ValueError as error:  # not UTF-8 among them
@@ -80,10 +75,25 @@ def scan_lines(path: Path, *, summed: bool = True) -> list[Line]:
     return lines
 
 
-def damage_of(path: Path) -> list[str]:
-    """What is wrong with the whole lines of a file that may be missing, in lines."""
-    lines = scan_lines(path) if path.exists() else []
-    return [f"{path.name}: line {line.number} is damaged: {line.reason}" for line in lines if line.value is None]
+def whole_lines(path: Path, problem: Problem = lambda line: None) -> tuple[list[dict[str, Any]], list[str]]:
+    """(the whole lines of a file that may be missing, as far as they are as written; what is wrong, in lines).
+
+    problem: what is wrong with a line that is as it was written.
+    """
+    try:
+        lines = scan_lines(path)
+    except FileNotFoundError:
+        return [], []
+    except DamagedError as error:  # no file
+        return [], [f"{path.name}: {str(error).removeprefix(f'{path}: ')}"]
+    values, wrong = [], []
+    for number, value, damage in lines:
+        reason = damage if value is None else problem(value)
+        if value is None or reason is not None:
+            wrong.append(f"{path.name}: line {number} is damaged: {reason}")
+        else:
+            values.append(value)
+    return values, wrong
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -98,6 +108,10 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 def drop_partial_line(path: Path) -> None:
     """Remove a last line that an interruption cut off, so that new lines start at a line's start."""
-    text = path.read_bytes()
+    text = _content(path)
     if text and not text.endswith(b"\n"):
-        write_atomically(path, text[: text.rfind(b"\n") + 1])
+        within.write(path.parent, path, text[: text.rfind(b"\n") + 1])
+
+
+def _content(path: Path) -> bytes:
+    return within.read(path.parent, path, within.MOST)

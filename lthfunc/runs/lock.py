@@ -13,16 +13,20 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from lthfunc.errors import UserError
-from lthfunc.trees.writing import write_atomically
+from lthfunc.errors import DamagedError, UserError
+from lthfunc.runs import within
+from lthfunc.runs.readings import holder_of
 
 #: What is locked, and who holds it. The system lets go of the lock when its holder ends, however it ends.
 LOCK, HOLDER = ".lock", ".holder.json"
+#: Bytes of what says who holds it.
+_MOST = 100_000
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold a run's folder. Raises UserError where another process holds it, with its number and host."""
+    within.check_own(folder, folder / LOCK)
     lock = FileLock(folder / LOCK, timeout=0)
     try:
         lock.acquire()
@@ -33,26 +37,27 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
         about = {"pid": os.getpid(), "host": socket.gethostname(), "since": now}
-        write_atomically(folder / HOLDER, (json.dumps(about) + "\n").encode())
+        within.write(folder, folder / HOLDER, (json.dumps(about) + "\n").encode())
         yield
     finally:
         with suppress(OSError):  # a folder that is gone, say
-            (folder / HOLDER).unlink(missing_ok=True)
+            within.remove(folder, folder / HOLDER)
         lock.release()
 
 
 def holder(folder: Path) -> dict[str, Any] | None:
     """Who says to hold the folder, or did until it ended without a word."""
     try:
-        about = json.loads((folder / HOLDER).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return holder_of(within.read(folder, folder / HOLDER, _MOST))
+    except (OSError, DamagedError):
         return None
-    return about if isinstance(about, dict) else None
 
 
 def is_held(folder: Path) -> bool:
     """Whether a process is working on the run now."""
-    if not (folder / LOCK).exists() or not os.access(folder / LOCK, os.W_OK):
+    path = folder / LOCK
+    within.check_own(folder, path)
+    if within.status(folder, path) is None or not os.access(path, os.W_OK):
         return False
     lock = FileLock(folder / LOCK, timeout=0)
     try:
@@ -74,8 +79,8 @@ def is_there(about: Mapping[str, Any]) -> bool:
     if about.get("host") != socket.gethostname() or os.name == "nt":  # where a signal of 0 would end it
         return True
     try:
-        os.kill(int(about["pid"]), 0)  # which asks, and does nothing
-    except (ProcessLookupError, KeyError, TypeError, ValueError):
+        os.kill(about["pid"], 0)  # which asks, and does nothing
+    except ProcessLookupError:
         return False
     except PermissionError:
         return True

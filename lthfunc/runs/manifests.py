@@ -7,16 +7,20 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from lthfunc.errors import DamagedError, UserError
+from lthfunc.runs import within
+from lthfunc.runs.folder import run_of
 from lthfunc.runs.lines import line_of, value_of
 from lthfunc.trees.files import tree_of
-from lthfunc.trees.writing import naming, write_atomically
 
 MANIFEST = "manifest.json"
+#: Bytes of a manifest.
+_MOST = 1_000_000
 _FORMAT = "lthfunc.manifest/1"
 
 
@@ -35,36 +39,38 @@ def sum_of(payload: bytes) -> Sum:
 def write_manifest(place: Path, files: Mapping[str, Sum]) -> None:
     """Write the manifest of a training's folder."""
     about = {"format": _FORMAT, "files": {name: each._asdict() for name, each in files.items()}}
-    write_atomically(place / MANIFEST, (line_of(about) + "\n").encode())
+    within.write(run_of(place), place / MANIFEST, (line_of(about) + "\n").encode())
 
 
 def read_manifest(place: Path) -> dict[str, Sum] | None:
     """The sums of a training's files; None where there is no manifest. Raises DamagedError."""
     path = place / MANIFEST
     try:
-        about = value_of(path.read_bytes().decode("utf-8").removesuffix("\n"))
+        about = value_of(within.read(run_of(place), path, _MOST).decode("utf-8").removesuffix("\n"))
         if about.get("format") != _FORMAT:
             raise ValueError(f"its format is {about.get('format')!r}, not {_FORMAT!r}")
-        return {str(name): Sum(str(each["sha256"]), int(each["bytes"])) for name, each in about["files"].items()}
+        for name in about["files"]:
+            if not within.lies_in(run_of(place), place / name):
+                raise ValueError(f"it names {name!r}, which does not lie in the run's folder")
+        return {name: Sum(str(each["sha256"]), int(each["bytes"])) for name, each in about["files"].items()}
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, KeyError, AttributeError) as error:  # not UTF-8 among them
         raise DamagedError(f"{path}: is damaged: {error}") from error
 
 
-def problem_of(path: Path, expected: Sum, *, sizes: bool = False) -> str | None:
-    """What is wrong with a file; None where it is what was written. sizes: look at its size alone."""
+def problem_of(run: Path, path: Path, expected: Sum, *, sizes: bool = False) -> str | None:
+    """What is wrong with a file of a run; None where it is what was written. sizes: look at its size alone."""
     try:
-        size = path.stat().st_size
-        if size != expected.bytes:
-            return f"has {size:,} bytes, not {expected.bytes:,}"
-        if sizes:
-            return None
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else None
-        return None if (digest or sum_of(path.read_bytes()).sha256) == expected.sha256 else "is not what was written"
+        with within.opened(run, path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size != expected.bytes:
+                return f"has {size:,} bytes, not {expected.bytes:,}"
+            return None if sizes or _digest(file) == expected.sha256 else "is not what was written"
     except FileNotFoundError:
         return "is missing"
+    except DamagedError as error:
+        return str(error).removeprefix(f"{path}: ")
     except OSError as error:
         return f"cannot be read ({error.strerror})"
 
@@ -74,13 +80,19 @@ def checked_bytes(place: Path, name: str) -> bytes:
     path = place / name
     sums = read_manifest(place)
     try:
-        with naming(path):
-            payload = path.read_bytes()
+        payload = within.read(run_of(place), path)
     except FileNotFoundError as error:
         raise DamagedError(f"{path}: is missing; lthfunc verify says what remains") from error
     if sums is not None and name in sums and sum_of(payload) != sums[name]:
         raise DamagedError(f"{path}: is damaged, its SHA-256 is not the manifest's; lthfunc verify says what remains")
     return payload
+
+
+def _digest(file: BinaryIO) -> str:
+    found = hashlib.sha256()
+    while part := file.read(1 << 20):
+        found.update(part)
+    return found.hexdigest()
 
 
 def load_checked(place: Path, name: str) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -10,8 +10,10 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
 
+from lthfunc.runs import within
 from lthfunc.runs.environment import machine
-from lthfunc.runs.lines import append_lines, damage_of, drop_partial_line, scan_lines
+from lthfunc.runs.lines import append_lines, drop_partial_line, whole_lines
+from lthfunc.runs.readings import measurement_problem
 
 MEASURED = "measured.jsonl"
 Kind = Literal["execution", "energy", "connectivity"]
@@ -20,7 +22,7 @@ Kind = Literal["execution", "energy", "connectivity"]
 def keep_measurement(folder: Path, kind: Kind, device: str, item: Mapping[str, Any]) -> None:
     """Add a measurement to a run. device: what was measured on."""
     path = folder / MEASURED
-    if path.exists():
+    if within.exists(folder, path):
         drop_partial_line(path)
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     append_lines(path, [{"kind": kind, "time": now, "machine": machine(device), **item}])
@@ -28,8 +30,4 @@ def keep_measurement(folder: Path, kind: Kind, device: str, item: Mapping[str, A
 
 def measurements(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
     """(what was measured, oldest first; what is wrong with the file, in lines)."""
-    path = folder / MEASURED
-    if not path.exists():
-        return [], []
-    values = [line.value for line in scan_lines(path) if line.value is not None]
-    return [value for value in values if "kind" in value], damage_of(path)
+    return whole_lines(folder / MEASURED, measurement_problem)

@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 from lthfunc.errors import LostRunError, UserError
 from lthfunc.experiments.iterative import Task
@@ -22,9 +21,11 @@ from lthfunc.experiments.records import Record
 from lthfunc.frames import first_line
 from lthfunc.hardware import cache_home
 from lthfunc.remote import Place, fetch, files_below, place_of, reaching, remove, send
+from lthfunc.runs import within
 from lthfunc.runs.folder import METRICS
 from lthfunc.runs.lock import HOLDER, LOCK, is_there
 from lthfunc.runs.progress import PROGRESS
+from lthfunc.runs.readings import holder_of
 from lthfunc.runs.sweeps import SWEEP
 from lthfunc.training.fits import Point
 from lthfunc.trees.writing import UNFINISHED
@@ -35,6 +36,8 @@ _MANIFEST = "manifest.json"
 #: What says what exists, of a run and of a sweep.
 _LOGS = (METRICS, SWEEP)
 _UNSENT = ".unsent"
+#: When a file was changed, and its bytes.
+_Stamp = tuple[int, int]
 
 
 class Mirror:
@@ -46,7 +49,7 @@ class Mirror:
         self._home = cache_home() / "mirrors" / self._place.key
         self.folder = self._home / self._place.name
         self.said: list[str] = []
-        self._sent: dict[str, tuple[int, int]] = {}
+        self._sent: dict[str, _Stamp] = {}
         self._working, self._closed = threading.Lock(), False
 
     def open(self) -> None:
@@ -75,20 +78,20 @@ class Mirror:
             if self._closed:
                 return
             if self._single:
-                if self.folder.is_file() and self._sent.get("") != _stamp(self.folder):
-                    send(self._place, "", self.folder.read_bytes())
+                if (stamp := self._stamp("")) is not None and self._sent.get("") != stamp:
+                    send(self._place, "", within.read(self._home, self.folder))
                 return
             self._say_held()
             # What says what exists, as it is before the rest is looked at; a sweep's runs before the sweep.
-            logs = {self._name(path): (_stamp(path), path.read_bytes()) for path in self.folder.rglob("*.jsonl")}
-            here = {
-                self._name(path): path
-                for path in sorted(self.folder.rglob("*"))
-                if path.is_file() and not _is_passing(path.name)
+            logs = {
+                name: (stamp, within.read(self.folder, self.folder / name))
+                for name, stamp in self._stamps().items()
+                if name.endswith(".jsonl")
             }
-            changed = {name: stamp for name, path in here.items() if self._sent.get(name) != (stamp := _stamp(path))}
+            here = self._stamps()
+            changed = {name: stamp for name, stamp in here.items() if self._sent.get(name) != stamp}
             for name in sorted(changed, key=lambda name: name.endswith(_MANIFEST)):
-                if not name.endswith(".jsonl") and (payload := _content(here[name])) is not None:
+                if not name.endswith(".jsonl") and (payload := self._content(name)) is not None:
                     send(self._place, name, payload)
                     self._sent[name] = changed[name]
             for name in sorted(logs, key=lambda name: (-name.count("/"), name)):
@@ -116,16 +119,30 @@ class Mirror:
             ) from error
         (self._home / _UNSENT).unlink(missing_ok=True)
 
-    def _name(self, path: Path) -> str:
-        return path.relative_to(self.folder).as_posix()
+    def _stamps(self) -> dict[str, _Stamp]:
+        """What lies here to be sent, and what changes when it does."""
+        names = [path.relative_to(self.folder).as_posix() for path in within.files(self.folder)]
+        found = {name: self._stamp(name) for name in names if not _is_passing(name)}
+        return {name: stamp for name, stamp in found.items() if stamp is not None}
+
+    def _stamp(self, name: str) -> _Stamp | None:
+        about = within.status(self._home, self.folder / name)
+        return None if about is None else (about.st_mtime_ns, about.st_size)
+
+    def _content(self, name: str) -> bytes | None:
+        """A file's; None for a checkpoint whose training has ended meanwhile."""
+        try:
+            return within.read(self.folder, self.folder / name)
+        except FileNotFoundError:
+            return None
 
     def _is_ahead(self, names: list[str]) -> bool:
         """Whether the folder here is that place, and further."""
-        log = next((name for name in _LOGS if (self.folder / name).is_file()), None)
+        log = next((name for name in _LOGS if within.status(self.folder, self.folder / name) is not None), None)
         if log is None or not (self._home / _UNSENT).exists():
             return False
         theirs = self._place.system.cat_file(f"{self._place.path}/{log}") if log in names else b""
-        if not (self.folder / log).read_bytes().startswith(theirs):
+        if not within.read(self.folder, self.folder / log).startswith(theirs):
             return False
         self.said.append(f"{self.url}: what could not be sent the last time is in {self.folder}, and goes on")
         return True
@@ -135,16 +152,19 @@ class Mirror:
         for name in sorted(names, key=lambda name: name not in _LOGS):  # whose trainings are then all there
             with suppress(FileNotFoundError):
                 fetch(self._place, name, self.folder / name)
-                self._sent[name] = _stamp(self.folder / name)
+                if (stamp := self._stamp(name)) is not None:
+                    self._sent[name] = stamp
 
     def _check_free(self, there: dict[str, str]) -> None:
         if HOLDER not in there:
             return
         try:
-            about = json.loads(self._place.system.cat_file(f"{self._place.path}/{HOLDER}"))
-            silent, me = time.time() - float(about["heard"]), (about["host"], about["pid"])
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            about = holder_of(self._place.system.cat_file(f"{self._place.path}/{HOLDER}"))
+        except FileNotFoundError:
             return
+        if about is None:
+            return
+        silent, me = time.time() - about.get("heard", 0.0), (about["host"], about["pid"])
         if silent < _SILENT and me != (socket.gethostname(), os.getpid()) and is_there(about):
             raise UserError(
                 f"{self.option}: process {me[1]} on {me[0]} is working on {self.url} (heard of {silent:.0f} s ago); "
@@ -201,20 +221,7 @@ def mirrored(mirror: Mirror) -> Iterator[Mirror]:
         mirror.close()
 
 
-def _content(path: Path) -> bytes | None:
-    """A file's; None for a checkpoint whose training has ended meanwhile."""
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return None
-
-
 def _is_passing(name: str) -> bool:
     """Whether a file is of this moment and this machine."""
     last = name.rpartition("/")[2]
     return last in (LOCK, HOLDER) or last.startswith(PROGRESS) or last.endswith(UNFINISHED)
-
-
-def _stamp(path: Path) -> tuple[int, int]:
-    about = path.stat()
-    return about.st_mtime_ns, about.st_size

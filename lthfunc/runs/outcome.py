@@ -20,13 +20,13 @@ from lthfunc.errors import DamagedError, UserError
 from lthfunc.experiments.config import Config
 from lthfunc.experiments.iterative import TICKET
 from lthfunc.experiments.records import Record, summarize, winning
+from lthfunc.runs import within
 from lthfunc.runs.folder import ANCHOR, FIRST, INITIAL, MASKS, PARAMS, training_folder
-from lthfunc.runs.manifests import load_checked, problem_of, sum_of
+from lthfunc.runs.manifests import checked_bytes, load_checked, problem_of, sum_of
 from lthfunc.runs.store import state_of
-from lthfunc.trees.files import load_ticket, read_header, ticket_bytes
+from lthfunc.trees.files import header_in, ticket_bytes, ticket_of
 from lthfunc.trees.ops import apply_masks
 from lthfunc.trees.types import Ticket
-from lthfunc.trees.writing import write_atomically
 
 WINNING = "winning_ticket.safetensors"
 WINNING_TRAINED = "winning_ticket_trained.safetensors"
@@ -67,11 +67,11 @@ def write_outcome(folder: Path, config: Config, records: Sequence[Record]) -> No
     wanted = files_of(config, records)
     for name, which in wanted.items():
         payload = _payload(folder, name, *which)
-        if payload is not None and problem_of(folder / name, sum_of(payload)) is not None:
-            write_atomically(folder / name, payload)
+        if payload is not None and problem_of(folder, folder / name, sum_of(payload)) is not None:
+            within.write(folder, folder / name, payload)
     for name in _names(config):
         if name not in wanted:
-            (folder / name).unlink(missing_ok=True)
+            within.remove(folder, folder / name)
     _keep_old_tickets(folder, config, records)
 
 
@@ -86,12 +86,12 @@ def outcome_wrong(folder: Path, config: Config, records: Sequence[Record], *, si
             if sizes:
                 problem = None
                 if _can_be_told(folder, *which):
-                    problem = None if (folder / name).exists() else "is missing"
+                    problem = "is missing" if within.status(folder, folder / name) is None else None
                     if problem is None:
-                        read_header(folder / name)
+                        _header(folder, folder / name)
             else:
                 payload = _payload(folder, name, *which)
-                problem = None if payload is None else problem_of(folder / name, sum_of(payload))
+                problem = None if payload is None else problem_of(folder, folder / name, sum_of(payload))
         except DamagedError:
             continue
         except UserError as error:
@@ -99,7 +99,7 @@ def outcome_wrong(folder: Path, config: Config, records: Sequence[Record], *, si
         if problem is not None:
             yield name, problem
     for name in _names(config):
-        if name not in wanted and (folder / name).exists():
+        if name not in wanted and within.status(folder, folder / name) is not None:
             yield name, "is there, and no round won"
 
 
@@ -122,7 +122,7 @@ def initial_weights(folder: Path, seed: int, number: int) -> tuple[Ticket, dict[
             f"{place}: the version that wrote it did not keep the weights that round {number} was trained from"
         )
     if name == f"../{OLD_TICKET}":
-        old, theirs = load_ticket(place / name)
+        old, theirs = ticket_of(checked_bytes(place, name), place / name)
         return old, {**about, "step": theirs.get("step")}
     # A branch's settings may say another anchor than its copied rounds began with; this is the rounds' own.
     from_anchor = training_folder(folder, seed, 0, TICKET) if name == f"../{ANCHOR}" else place
@@ -150,14 +150,14 @@ def _initial_of(folder: Path, seed: int, number: int, about: dict[str, Any]) -> 
         return f"../{ANCHOR}"
     old = folder / f"seed{seed}" / OLD_TICKET
     try:
-        return f"../{OLD_TICKET}" if read_header(old).get("round") == number else None
+        return f"../{OLD_TICKET}" if _header(folder, old).get("round") == number else None
     except UserError:
         return None
 
 
 def _can_be_told(folder: Path, seed: int, number: int, trained: bool) -> bool:
     try:
-        about = read_header(training_folder(folder, seed, number, TICKET) / MASKS)
+        about = _header(folder, training_folder(folder, seed, number, TICKET) / MASKS)
     except UserError as error:
         raise DamagedError(str(error)) from error
     return trained or _initial_of(folder, seed, number, about) is not None
@@ -186,11 +186,28 @@ def _keep_old_tickets(folder: Path, config: Config, records: Sequence[Record]) -
         rounds = [item["round"] for item in records if (item["seed"], item["variant"]) == (seed, TICKET)]
         mine, ours = folder / f"seed{seed}" / OLD_TICKET, folder / OLD_TICKET
         last = training_folder(folder, seed, max(rounds, default=0), TICKET)
-        if FIRST in read_header(last / MASKS):
-            mine.unlink(missing_ok=True)
+        if FIRST in _header(folder, last / MASKS):
+            within.remove(folder, mine)
             if seed == config.seed:
-                ours.unlink(missing_ok=True)
-        elif seed == config.seed and mine.is_file():
-            payload = mine.read_bytes()
-            if not ours.is_file() or ours.read_bytes() != payload:
-                write_atomically(ours, payload)
+                within.remove(folder, ours)
+        elif seed == config.seed:
+            payload = _content(folder, mine)
+            if payload is not None and _content(folder, ours) != payload:
+                within.write(folder, ours, payload)
+
+
+def _content(folder: Path, path: Path) -> bytes | None:
+    """None for no file."""
+    try:
+        return within.read(folder, path)
+    except (FileNotFoundError, NotADirectoryError, DamagedError):
+        return None
+
+
+def _header(folder: Path, path: Path) -> dict[str, Any]:
+    """A file's metadata, after a look whether it has all that it tells. Raises UserError."""
+    try:
+        with within.opened(folder, path) as file:
+            return header_in(file, path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error

@@ -13,9 +13,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from lthfunc.errors import DamagedError
 from lthfunc.experiments.iterative import Task
 from lthfunc.experiments.records import Record
+from lthfunc.runs import within
 from lthfunc.runs.folder import Name
+from lthfunc.runs.readings import progress_of
 from lthfunc.runs.trainings import Watcher, name_of
 from lthfunc.training.fits import Point
 from lthfunc.trees.ops import density
@@ -23,6 +26,8 @@ from lthfunc.trees.ops import density
 PROGRESS = ".progress.json"
 #: Seconds between two words.
 _EVERY = 1.0
+#: Bytes of such a file.
+_MOST = 10_000_000
 
 
 class Several:
@@ -95,10 +100,8 @@ class Broadcast:
         under = list(self._under.values())
         done = self._before + sum(each["at"] - each["start"] for each in under)
         about = {"time": time.time(), "done": done, "total": self._total, "trainings": under}
-        beside = self._path.with_name(f"{PROGRESS}.new")
         with suppress(OSError):  # nothing that a training should end for
-            beside.write_text(json.dumps(about), encoding="utf-8")
-            beside.replace(self._path)
+            within.write(self._path.parent, self._path, json.dumps(about).encode(), durable=False)
 
 
 @contextmanager
@@ -109,13 +112,12 @@ def broadcasting(folder: Path, watchers: Sequence[Watcher]) -> Iterator[Watcher]
         yield Several([*watchers, Broadcast(path)])
     finally:
         with suppress(OSError):
-            path.unlink()
+            within.remove(folder, path)
 
 
 def progress(folder: Path) -> dict[str, Any] | None:
     """What was last said; None where nobody works on the run, or its file is half there."""
     try:
-        about = json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return progress_of(within.read(folder, folder / PROGRESS, _MOST))
+    except (OSError, DamagedError):
         return None
-    return about if isinstance(about, dict) else None

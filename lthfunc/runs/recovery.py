@@ -8,6 +8,7 @@ from pathlib import Path
 from lthfunc.errors import DamagedError, UserError
 from lthfunc.experiments.iterative import TICKET
 from lthfunc.experiments.records import Record
+from lthfunc.runs import within
 from lthfunc.runs.branching import copy_early
 from lthfunc.runs.checking import Problem, checkpoints_wrong, wrong
 from lthfunc.runs.checkpoints import drop_checkpoints
@@ -23,9 +24,9 @@ from lthfunc.runs.folder import (
     training_folder,
     write_config,
 )
-from lthfunc.runs.lines import append_lines, damage_of, drop_partial_line, line_of, scan_lines
+from lthfunc.runs.lines import append_lines, drop_partial_line, line_of, whole_lines
 from lthfunc.runs.measurements import MEASURED
-from lthfunc.trees.writing import UNFINISHED, write_atomically
+from lthfunc.trees.writing import UNFINISHED
 
 
 def recover(folder: Path) -> tuple[Run, list[str]]:
@@ -36,13 +37,14 @@ def recover(folder: Path) -> tuple[Run, list[str]]:
 
     Raises UserError where this is no run, DamagedError where what it is can't be told or its settings were changed.
     """
-    for path in [*folder.glob(f".*{UNFINISHED}"), *folder.glob(f"seed*/**/.*{UNFINISHED}")]:
-        path.unlink(missing_ok=True)
+    for path in list(within.files(folder)):
+        if path.name.startswith(".") and path.name.endswith(UNFINISHED):
+            within.remove(folder, path)
     scan_run(folder)  # which raises where there is nothing to go on from
     drop_partial_line(folder / METRICS)
     run = scan_run(folder)
     said = run.damage
-    if not (folder / CONFIG).exists():
+    if within.status(folder, folder / CONFIG) is None:
         write_config(folder, run.config, run.about)
     elif run.settings is not None:
         raise DamagedError(f"{folder / CONFIG}: {run.settings}")
@@ -68,12 +70,11 @@ def _without_damaged_lines(folder: Path) -> list[str]:
     """Nothing follows from who worked on a run or what was measured of it: lines that are damaged are left out."""
     said = []
     for path in (folder / ENVIRONMENT, folder / MEASURED):
-        damaged = damage_of(path)
+        lines, damaged = whole_lines(path)
         said += damaged
-        if damaged:
-            lines = [line.value for line in scan_lines(path) if line.value is not None]
-            write_atomically(path, "".join(line_of(each) + "\n" for each in lines).encode())
-        elif path.exists():
+        if damaged:  # which may be that it is no file
+            within.write(folder, path, "".join(line_of(each) + "\n" for each in lines).encode())
+        elif within.exists(folder, path):
             drop_partial_line(path)
     return said
 

@@ -3,60 +3,106 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
-from annotated_types import Ge, Le
-from pydantic import BaseModel, ConfigDict, ValidationError
+from annotated_types import Ge, Le, Len, MinLen
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from lthfunc.experiments.config import CONTROLS
 from lthfunc.experiments.iterative import TICKET
+from lthfunc.plain import can_be_shown
+
+
+def _shown(text: str) -> str:
+    if not all(map(can_be_shown, text)):
+        raise ValueError("has control characters")
+    return text
+
+
+def _is_text(value: Any) -> Any:
+    if value is not None and not isinstance(value, str):
+        raise ValueError("is no text")
+    return value
+
 
 Whole = Annotated[int, Ge(0), Le(2**62)]
 Share = Annotated[float, Ge(0), Le(1)]
+#: Of a magnitude that can be reckoned with, squares too.
+Finite = Annotated[float, Ge(-1e100), Le(1e100)]
+Duration = Annotated[float, Ge(0), Le(1e12)]
+Text = Annotated[str, AfterValidator(_shown)]
+#: A path may have any name; pydantic's own strings are UTF-8 alone.
+_Path = Annotated[Any, AfterValidator(_is_text)]
 
 
-class _Line(BaseModel):
+class Line(BaseModel):
     """A newer version may write more into a line."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
 
-class _Machine(_Line):
-    lthfunc: str
-    torch: str
-    python: str
-    processor: str
+class Machine(Line):
+    """What something ran on."""
+
+    lthfunc: Text
+    torch: Text
+    python: Text
+    processor: Text
     threads: Whole
-    gpu: str | None
+    gpu: Text | None
 
 
-class _Branched(_Line):
-    run: str
+class _Branched(Line):
+    run: Annotated[_Path, MinLen(1)]
     round: Whole
 
 
-class _Header(_Line):
+class _Data(Line):
+    shape: list[Annotated[int, Ge(1), Le(2**31)]] | None = None
+
+
+class _Header(Line):
     command: Literal["prune", "train", "transfer"]
-    machine: _Machine
+    machine: Machine
     config: dict[str, Any]
-    source: str | None = None
+    source: _Path = None
     branched: _Branched | None = None
+    data: _Data | None = None
 
 
-class _Layer(_Line):
+class _Layer(Line):
     kept: Whole
     total: Whole
     density: Share
 
 
-class _Training(_Line):
+class Amounts(Line):
+    """Energy: see energy/amounts.py."""
+
+    kwh: Finite
+    kg: Finite
+    seconds: Finite
+    cpu: Finite
+    gpu: Finite
+    ram: Finite
+
+
+class _Energy(Line):
+    source: Text
+    preparation: Amounts
+    training: Amounts
+    evaluation: Amounts
+    epochs: list[Annotated[list[Finite], Len(7, 7)]]
+
+
+class _Training(Line):
     seed: Whole
     round: Annotated[int, Ge(0), Le(10_000)]
     variant: str
     kept: Whole
     total: Whole
     density: Share
-    layers: dict[str, _Layer]
+    layers: dict[Text, _Layer]
     early_stop_step: Whole
     val_loss: float
     val_accuracy: float
@@ -65,19 +111,20 @@ class _Training(_Line):
     final_step: Whole
     final_val_loss: float
     final_val_accuracy: float
-    seconds: float
-    metric: str = "accuracy"
+    seconds: Duration
+    metric: Text = "accuracy"
+    energy: _Energy = cast(_Energy, None)  # there or not, never null
     curve: list[list[float | None]]
 
 
 def header_problem(line: Mapping[str, Any]) -> str | None:
     """What is wrong with a run's first line; None for nothing."""
-    return _problem(_Header, line)
+    return problem_of(_Header, line)
 
 
 def training_problem(line: Mapping[str, Any], first: Mapping[str, Any] | None) -> str | None:
     """What is wrong with a training's line; None for nothing. first: another training's line of the run."""
-    found = _problem(_Training, line)
+    found = problem_of(_Training, line)
     if found is not None:
         return found
     if line["variant"] not in (TICKET, *CONTROLS):
@@ -92,7 +139,8 @@ def training_problem(line: Mapping[str, Any], first: Mapping[str, Any] | None) -
     return None
 
 
-def _problem(kind: type[BaseModel], line: Mapping[str, Any]) -> str | None:
+def problem_of(kind: type[BaseModel], line: Mapping[str, Any]) -> str | None:
+    """What is wrong with a line of a kind; None for nothing."""
     try:
         kind.model_validate(line)
     except ValidationError as error:

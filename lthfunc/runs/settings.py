@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-import stat
 import sys
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 
-from lthfunc.errors import UserError, invalid
+from lthfunc.errors import UserError
 from lthfunc.experiments.config import Config, from_mapping, to_mapping
+from lthfunc.runs import within
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -23,14 +23,12 @@ else:
 _MOST = 1_000_000
 
 
-def read_toml(path: str | Path) -> dict[str, Any]:
-    """The values of a TOML file. Raises UserError where it can't be read or is not TOML."""
+def read_toml(path: str | Path, run: Path | None = None) -> dict[str, Any]:
+    """The values of a TOML file. run: whose it is. Raises UserError where it can't be read or is not TOML."""
+    # Where the user names a file, links on the way to it are the user's own; no pipe or device, which may have no end.
+    whole = Path(path) if run is not None else Path(os.path.realpath(path))
     try:
-        with Path(path).open("rb") as file:
-            is_file = stat.S_ISREG(os.fstat(file.fileno()).st_mode)  # no device, which may have no end
-            payload = file.read(_MOST + 1) if is_file else b""
-        if not is_file or len(payload) > _MOST:
-            raise invalid("--config", str(path), f"a file of at most {_MOST:,} bytes")
+        payload = within.read(run or whole.parent, whole, _MOST)
         values: dict[str, Any] = tomllib.loads(payload.decode("utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
@@ -42,10 +40,10 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     return values
 
 
-def read_config(path: str | Path) -> Config:
-    """A configuration file as a Config. Raises UserError."""
+def read_config(path: str | Path, run: Path | None = None) -> Config:
+    """A configuration file as a Config. run: whose it is. Raises UserError."""
     try:
-        return from_mapping(read_toml(path))
+        return from_mapping(read_toml(path, run))
     except UserError as error:
         raise UserError(f"{error} [in {path}]") from error
 

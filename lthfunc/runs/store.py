@@ -11,6 +11,7 @@ from lthfunc.errors import DamagedError
 from lthfunc.experiments.config import MOST_STEPS, Config, to_mapping
 from lthfunc.experiments.iterative import TICKET, Done, Round
 from lthfunc.experiments.records import Record
+from lthfunc.runs import within
 from lthfunc.runs.folder import (
     ANCHOR,
     FIRST,
@@ -27,7 +28,6 @@ from lthfunc.trees.files import tree_bytes
 from lthfunc.trees.model import Model
 from lthfunc.trees.ops import apply_masks, leaf_difference, same_bits, to_device
 from lthfunc.trees.types import Ticket, TrainState
-from lthfunc.trees.writing import write_atomically
 
 
 def save_training(folder: Path, config: Config, seed: int, result: Round, item: Record) -> None:
@@ -60,7 +60,7 @@ def save_training(folder: Path, config: Config, seed: int, result: Round, item: 
         tree = {"params": result.start.params, "buffers": result.start.buffers}
         files[INITIAL] = tree_bytes(tree, {**about, "step": int(result.fit.curve[0].step)})
     for name, payload in files.items():
-        write_atomically(place / name, payload)
+        within.write(folder, place / name, payload)
     write_manifest(place, {name: sum_of(payload) for name, payload in files.items()})
     append_lines(folder / METRICS, [{"kind": "training", **item}])
 

@@ -15,6 +15,7 @@ from lthfunc.experiments.config import Config, to_mapping
 from lthfunc.experiments.iterative import TICKET
 from lthfunc.experiments.records import Record, Spread, summarize, winning
 from lthfunc.experiments.sweeps import Range, Space, Values
+from lthfunc.runs import within
 from lthfunc.runs.folder import FREE
 from lthfunc.runs.lines import append_lines, drop_partial_line, read_lines
 
@@ -46,8 +47,8 @@ def open_sweep(folder: Path, config: Config, space: Space, objective: str, kind:
         "config": {name: value for name, value in to_mapping(config).items() if name not in FREE},
     }
     path = folder / SWEEP
-    if not path.exists():
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if within.status(folder, path) is None:
+        if folder.exists() and (not folder.is_dir() or within.names(folder, folder)):
             raise invalid("--out", str(folder), "a new or empty folder, or a sweep to go on with")
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -77,8 +78,10 @@ def as_values(trial: Trial) -> dict[str, Any]:
 
 
 def trial_folder(folder: Path, number: int) -> Path:
-    """Where a trial's run lies."""
-    return folder / f"trial{number:03d}"
+    """Where a trial's run lies. Raises DamagedError where that is reached through a link."""
+    run = folder / f"trial{number:03d}"
+    within.check_folder(folder, run)
+    return run
 
 
 def trial_of(number: int, values: Values, records: Sequence[Record], objective: str) -> Trial:

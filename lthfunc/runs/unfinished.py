@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from lthfunc.errors import UserError
 from lthfunc.experiments.config import Config, to_mapping
 from lthfunc.experiments.resolve import resolved
+from lthfunc.runs import within
 from lthfunc.runs.folder import FREE, METRICS, Run, scan_run
 from lthfunc.runs.lock import is_held
 
@@ -23,15 +25,16 @@ def unfinished_like(config: Config, command: str, out: str | None) -> Path | Non
     if out is not None:
         folders = [Path(out)]
     else:
-        folders = [path.parent for path in RUNS.glob(f"*/{METRICS}")]
-        folders = sorted(folders, key=lambda path: path.stat().st_mtime, reverse=True)[:_MOST]
+        ages = {RUNS / name: _age(RUNS / name) for name in within.names(RUNS, RUNS)}
+        folders = sorted(filter(ages.get, ages), key=lambda folder: ages[folder], reverse=True)[:_MOST]
     for folder in folders:
         try:
             run = scan_run(folder)
+            mine = run.about.get("command") == command and not is_finished(run) and _alike(run, config)
+            if mine and not is_held(folder):
+                return folder
         except (UserError, OSError):
             continue
-        if run.about.get("command") == command and not is_finished(run) and _alike(run, config) and not is_held(folder):
-            return folder
     return None
 
 
@@ -43,6 +46,14 @@ def trainings_of(config: Config) -> int:
 def is_finished(run: Run) -> bool:
     """Whether all its trainings are."""
     return len(run.records) >= trainings_of(run.config)
+
+
+def _age(folder: Path) -> float:
+    """When a run's last training ended; 0 for a folder that is none, or not to be read."""
+    with suppress(OSError):
+        about = within.status(folder, folder / METRICS)
+        return 0.0 if about is None else about.st_mtime
+    return 0.0
 
 
 def _alike(run: Run, config: Config) -> bool:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from lthfunc.runs.checking import Problem, checkpoints_wrong, good_rounds, wrong
 from lthfunc.runs.folder import ENVIRONMENT, Run, scan_run
-from lthfunc.runs.lines import damage_of
+from lthfunc.runs.lines import whole_lines
 from lthfunc.runs.measurements import MEASURED
 from lthfunc.runs.unfinished import is_finished
 
@@ -46,7 +46,7 @@ class Report(NamedTuple):
 def verified(folder: Path) -> Report:
     """Check everything. Raises UserError where this is no run, DamagedError where it can't be told what it is."""
     run = scan_run(folder)
-    lines = [*run.damage, *damage_of(folder / ENVIRONMENT), *damage_of(folder / MEASURED)]
+    lines = [*run.damage, *(line for name in (ENVIRONMENT, MEASURED) for line in whole_lines(folder / name)[1])]
     damage = [Problem(where, what) for where, _, what in (line.partition(": ") for line in lines)]
     problems = wrong(folder, run)
     bad = {each.name for each in problems if each.name is not None}

@@ -10,6 +10,7 @@ from typing import Any
 
 from lthfunc.errors import UserError
 from lthfunc.experiments.config import Config, to_mapping
+from lthfunc.runs import within
 from lthfunc.tracking.interface import Sink, Tracker
 from lthfunc.tracking.mlflow import MLflow
 from lthfunc.tracking.tensorboard import TensorBoard
@@ -20,6 +21,10 @@ TRACKERS: dict[str, Callable[[Path, Mapping[str, Any]], Sink]] = {
     "wandb": Wandb,
     "mlflow": MLflow,
 }
+
+
+#: Where in a run they write.
+_PLACES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow.db"}
 
 
 def check_trackers(config: Config) -> None:
@@ -36,6 +41,7 @@ def tracking(config: Config, folder: Path) -> Iterator[list[Tracker]]:
         found = []
         for name, opened in TRACKERS.items():
             if getattr(config, name):
+                within.check_tree(folder, folder / _PLACES[name])
                 sink = opened(folder, to_mapping(config))
                 stack.callback(sink.close)
                 found.append(Tracker(sink))

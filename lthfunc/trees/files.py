@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, BinaryIO
 
 import safetensors
 import safetensors.torch
@@ -19,6 +19,8 @@ from lthfunc.trees.writing import write_atomically
 
 _TICKET = "lthfunc.ticket/1"
 _ORDER = "order"
+#: Bytes, as safetensors itself has it.
+_LONGEST_HEADER = 100_000_000
 #: All metadata stands under one key: safetensors writes several in random order, and equal trees should give
 #: equal files.
 METADATA_KEY = "lthfunc"
@@ -78,6 +80,20 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
         return _header_of(file.metadata())
 
 
+def header_in(file: BinaryIO, path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The metadata of an open file that has all that it tells; path: for messages. Raises UserError as `load_tree`."""
+    with _reading(path):
+        size = os.fstat(file.fileno()).st_size
+        length = int.from_bytes(file.read(8), "little")
+        if not 2 <= length <= min(size - 8, _LONGEST_HEADER):
+            raise ValueError("its header is cut off")
+        header = json.loads(file.read(length))
+        ends = [about["data_offsets"][1] for name, about in header.items() if name != "__metadata__"]
+        if max(ends, default=0) != size - 8 - length:
+            raise ValueError("it is cut off")
+        return _header_of(header.get("__metadata__"))
+
+
 def _header_of(metadata: Mapping[str, str] | None) -> dict[str, Any]:
     header = json.loads((metadata or {}).get(METADATA_KEY, "{}"))
     if not isinstance(header, dict):
@@ -112,7 +128,17 @@ def ticket_bytes(ticket: Ticket, metadata: Mapping[str, Any] | None = None) -> b
 
 def load_ticket(path: str | os.PathLike[str]) -> tuple[Ticket, dict[str, Any]]:
     """Read (ticket, metadata). Raises UserError where the file is not a ticket."""
-    tree, metadata = load_tree(path)
+    return _ticket(*load_tree(path), path)
+
+
+def ticket_of(payload: bytes, path: str | os.PathLike[str]) -> tuple[Ticket, dict[str, Any]]:
+    """(ticket, metadata) of a file's content; path: for messages. Raises UserError as `load_ticket` does."""
+    return _ticket(*tree_of(payload, path), path)
+
+
+def _ticket(
+    tree: dict[str, Any], metadata: dict[str, Any], path: str | os.PathLike[str]
+) -> tuple[Ticket, dict[str, Any]]:
     if metadata.get("format") != _TICKET:
         raise UserError(f"{path}: is not a ticket (its format is {metadata.get('format')!r}, not {_TICKET!r})")
     return Ticket(tree.get("params", {}), tree.get("buffers", {}), tree.get("masks", {})), metadata

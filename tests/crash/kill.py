@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import fcntl
 import io
 import itertools
 import json
@@ -32,7 +33,7 @@ from lthfunc_cli.main import main
 
 from lthfunc.experiments import iterative
 from lthfunc.reports import plots
-from lthfunc.runs import execute, lines, together
+from lthfunc.runs import execute, together, within
 from lthfunc.runs.folder import read_run
 from lthfunc.runs.verifying import verified
 
@@ -146,39 +147,29 @@ def kill_at_event(shared: Shared, wanted: int | None) -> None:
     def end() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    write, sync, replace, append = Path.write_bytes, os.fsync, os.replace, lines.append_lines
+    put, sync, replace = within.put, os.fsync, os.replace
 
-    def writing(path: Path, payload: bytes) -> int:
-        if happens("half a file written"):
-            write(path, payload[: len(payload) // 2])
+    def putting(handle: int, payload: bytes) -> None:
+        added = fcntl.fcntl(handle, fcntl.F_GETFL) & os.O_APPEND
+        if happens("half a line written" if added else "half a file written"):
+            put(handle, payload[: 2 * len(payload) // 3])
             end()
-        return write(path, payload)
+        put(handle, payload)
 
     def syncing(handle: int) -> None:
         if happens("before fsync"):
             end()
         sync(handle)
 
-    def replacing(source: Any, target: Any) -> None:
+    def replacing(source: Any, target: Any, **folders: Any) -> None:
         if happens("before rename"):
             end()
-        replace(source, target)
+        replace(source, target, **folders)
         if happens("after rename"):
             end()
 
-    def appending(path: Path, items: Any) -> None:
-        kept = list(items)
-        if happens("half a line written"):
-            text = "".join(lines.line_of(item) + "\n" for item in kept).encode()
-            with path.open("ab") as file:
-                file.write(text[: 2 * len(text) // 3])
-            end()
-        append(path, kept)
-
-    Path.write_bytes = writing  # type: ignore[method-assign,assignment]
+    within.put = putting
     os.fsync, os.replace = syncing, replacing  # type: ignore[assignment]
-    for module in (lines, sys.modules["lthfunc.runs.store"], sys.modules["lthfunc.runs.folder"], running):
-        module.append_lines = appending  # type: ignore[attr-defined]
 
 
 def killed(arguments: list[str], log: Path, moment: Moment) -> str | None:

@@ -11,8 +11,9 @@ from lthfunc.experiments.config import Config
 from lthfunc.experiments.records import Record, Row, summarize
 from lthfunc.runs.checking import sums_wrong
 from lthfunc.runs.folder import ENVIRONMENT, distinct_names, scan_run
-from lthfunc.runs.lines import scan_lines
+from lthfunc.runs.lines import whole_lines
 from lthfunc.runs.measurements import measurements
+from lthfunc.runs.readings import session_problem
 from lthfunc.runs.unfinished import trainings_of
 
 
@@ -54,8 +55,6 @@ def _shown(folder: Path, name: str) -> Shown:
     if found < wanted:
         missing.insert(0, f"{found} of {wanted} trainings are finished; lthfunc resume {folder} goes on")
     measured, wrong = measurements(folder)
-    path = folder / ENVIRONMENT
-    sessions = [line.value for line in scan_lines(path) if line.value is not None] if path.exists() else []
-    return Shown(
-        folder, name, run.about, run.config, run.records, summarize(run.records), missing + wrong, measured, sessions
-    )
+    sessions, other = whole_lines(folder / ENVIRONMENT, session_problem)
+    missing += [*wrong, *other]
+    return Shown(folder, name, run.about, run.config, run.records, summarize(run.records), missing, measured, sessions)

@@ -15,7 +15,7 @@ from lthfunc.reports.page.document import page
 from lthfunc.reports.page.pictures import Drawn, drawn, together
 from lthfunc.reports.page.shown import Shown
 from lthfunc.reports.printed import printed
-from lthfunc.trees.writing import write_atomically
+from lthfunc.runs import within
 
 
 class Report(NamedTuple):
@@ -38,14 +38,19 @@ def report_of(runs: Sequence[Shown], told: Callable[[], None]) -> Report:
 
 def write_page(report: Report, path: Path, title: str) -> None:
     """Write the page, whole or not at all."""
-    write_atomically(path, page(report.runs, report.together, report.each, title).encode())
+    text = page(report.runs, report.together, report.each, title)
+    within.write(path.parent, path, text.encode())
 
 
 def write_figures(report: Report, folder: Path) -> Iterator[Path]:
-    """Write every figure as PNG and SVG, yielding paths as they come."""
+    """Write every figure as PNG and SVG, yielding paths as they come. folder: not reached through a link, as the one
+
+    that it lies in may be. Raises DamagedError.
+    """
+    within.check_folder(folder.parent, folder)
     for name, figure in _figures(report):
         for suffix in (".png", ".svg"):
-            save(figure, folder / f"{name}{suffix}")
+            save(figure, folder / f"{name}{suffix}", folder.parent)
             yield folder / f"{name}{suffix}"
 
 

@@ -1,0 +1,167 @@
+"""What else of a run is read: measurements, its progress, who holds it; what does not fit is not used."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from annotated_types import Ge, Gt, Le, MinLen
+from pydantic import AfterValidator
+
+from lthfunc.runs.schema import Finite, Line, Machine, Share, Text, Whole, problem_of
+
+#: A process's number.
+Pid = Annotated[int, Ge(1), Le(2**31 - 1)]
+
+
+class _Point(Line):
+    step: Whole
+    loss: float
+    accuracy: float
+
+
+class _UnderWay(Line):
+    seed: Whole
+    round: Whole
+    variant: Text
+    density: Share
+    start: Whole
+    at: Whole
+    stop: Whole
+    point: _Point | None
+
+
+class _Progress(Line):
+    time: Finite
+    done: Whole
+    total: Whole
+    trainings: list[_UnderWay]
+
+
+class _Holder(Line):
+    pid: Pid
+    host: Text
+    since: Text = ""
+    heard: Finite = 0.0
+
+
+class _Git(Line):
+    commit: Text | None = None
+
+
+class _Session(Line):
+    command: str | None = None
+    git: _Git | None = None
+
+
+class _Bytes(Line):
+    dense: Whole
+    program: Whole
+
+
+class _Measured(Line):
+    time: Text = ""
+    machine: Machine
+    round: Whole
+
+
+def _has_dense(found: dict[str, float] | None) -> dict[str, float] | None:
+    if found and "dense" not in found:
+        raise ValueError("has no dense")
+    return found
+
+
+class _Execution(_Measured):
+    form: Text
+    bytes: _Bytes
+    compression_ratio: float
+    theoretical_speedup: float
+    batch_size: Whole | None = None
+    seconds_a_batch: Annotated[dict[Text, Annotated[Finite, Gt(0)]] | None, AfterValidator(_has_dense)] = None
+
+
+class _Spread(Line):
+    mean: Finite
+    std: Finite
+    values: Annotated[list[Finite], MinLen(1)]
+
+
+class _Inference(Line):
+    kwh: _Spread
+    kg: _Spread
+    seconds: _Spread
+
+
+class _Energy(_Measured):
+    samples: Whole
+    repeats: Whole
+    batch_size: Whole
+    source: Text
+    country: Text
+    formats: Annotated[dict[Text, _Inference], MinLen(1)]
+
+
+class _Barrier(Line):
+    k: Whole
+    barrier: Finite
+    alphas: Annotated[list[Finite], MinLen(1)]
+    error: Annotated[list[Finite], MinLen(1)]
+
+
+def _alike(found: list[_Barrier]) -> list[_Barrier]:
+    lengths = {len(values) for each in found for values in (each.alphas, each.error)}
+    if len(lengths) > 1:
+        raise ValueError("has lines of different lengths")
+    return found
+
+
+class _Connectivity(Line):
+    results: Annotated[list[_Barrier], MinLen(1), AfterValidator(_alike)]
+
+
+_KINDS: dict[object, type[Line]] = {"execution": _Execution, "energy": _Energy, "connectivity": _Connectivity}
+
+
+def object_of(payload: bytes) -> dict[str, Any]:
+    """A JSON object. Raises ValueError for whatever else there is."""
+    try:
+        value = json.loads(payload.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise ValueError("it is not UTF-8 text") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError("it is not JSON") from error
+    if not isinstance(value, dict):
+        raise ValueError("it is no JSON object")
+    return value
+
+
+def measurement_problem(line: Mapping[str, Any]) -> str | None:
+    """What is wrong with a line of measured.jsonl; None for nothing. Kinds of newer versions are not looked at."""
+    kind = line.get("kind")
+    if not isinstance(kind, str):
+        return "it says no kind"
+    return problem_of(_KINDS[kind], line) if kind in _KINDS else None
+
+
+def session_problem(line: Mapping[str, Any]) -> str | None:
+    """What is wrong with a line of environment.jsonl, as far as it is read."""
+    return problem_of(_Session, line)
+
+
+def progress_of(payload: bytes) -> dict[str, Any] | None:
+    """What .progress.json says; None where it doesn't."""
+    return _fitting(_Progress, payload)
+
+
+def holder_of(payload: bytes) -> dict[str, Any] | None:
+    """What .holder.json says; None where it doesn't."""
+    return _fitting(_Holder, payload)
+
+
+def _fitting(kind: type[Line], payload: bytes) -> dict[str, Any] | None:
+    try:
+        value = object_of(payload)
+    except ValueError:
+        return None
+    return value if problem_of(kind, value) is None else None
