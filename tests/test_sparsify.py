@@ -234,6 +234,26 @@ def test_shuffling_keeps_each_layers_count_and_moves_its_entries() -> None:
     assert lf.same_bits(masks, before)
 
 
+def test_shuffling_draws_another_order_for_every_layer_and_seed() -> None:
+    """Layers of one shape with one mask get masks that overlap as much as chance has it."""
+    mask = torch.zeros(40, 50, dtype=torch.bool)
+    mask.view(-1)[:1000] = True
+    moved = lf.shuffled({"a": mask, "b": mask}, seed=0)
+    other = lf.shuffled({"a": mask, "b": mask}, seed=1)
+    for left, right in ((moved["a"], moved["b"]), (moved["a"], other["a"]), (moved["a"], mask)):
+        assert int((left & right).sum()) == pytest.approx(500, abs=80)
+
+
+def test_densities_closer_than_a_weight_are_reached() -> None:
+    """Steps of a schedule may be smaller than a weight; counts are still those of each density."""
+    state = lf.init(lf.from_module(nn.Sequential(nn.Linear(10, 10), nn.Linear(10, 3))))
+    for density in (0.5, 0.4997, 0.203, 0.2015, 0.2001, 0.2):
+        state = lf.prune(density=density)(state)
+        assert lf.count(state.masks).kept == round(density * 130)
+    with pytest.raises(UserError, match=r"0\.21 is not accepted"):
+        lf.prune(density=0.21)(state)
+
+
 def test_score_allocation_and_selection_run_under_vmap() -> None:
     """Replicates as one batched tree give the masks that each gives alone."""
     singles = [state_of(seed) for seed in range(3)]

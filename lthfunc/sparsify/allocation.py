@@ -94,10 +94,14 @@ def fraction_to(density: float, masks: Masks) -> float:
 
 
 def fraction_from(now: Count, density: float) -> float:
-    """`fraction_to`, where it is known how many weights remain."""
-    if not 0 < density <= now.density:
+    """`fraction_to`, where it is known how many weights remain.
+
+    A density that rounds to as many weights as there are is reached: a schedule's steps may be smaller than a weight.
+    """
+    wanted = density * now.total
+    if not (density > 0 and wanted <= now.kept + 0.5):
         raise invalid("density", density, f"a number in (0, {now.density:.6g}], the density now")
-    return 1 - density * now.total / now.kept
+    return max(0.0, 1 - wanted / now.kept)
 
 
 def pruned(living: Tensor, fraction: float) -> Tensor:
