@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from conftest import NormedNet
 from lthfunc_cli.main import main
+from scipy import stats
 
 import lthfunc as lf
 from lthfunc.energy.amounts import Amount, as_values, from_values, nothing_yet
@@ -251,6 +252,20 @@ def test_fiellers_interval_is_where_the_difference_may_be_zero() -> None:
     assert fieller(Estimate(1.0), Estimate(1.0)) == (None, None)
     exact = fieller(Estimate(10.0, 1.0, 4), Estimate(2.0))
     assert exact == pytest.approx((5 - t / 2, 5 + t / 2))
+
+
+@pytest.mark.parametrize("who", ["sparse", "dense", None])
+def test_replicates_in_pairs_are_compared_in_pairs(who: str | None) -> None:
+    """What seeds have in common drops out of the difference: Student's paired interval, else Welch's, as SciPy's."""
+    dense = np.array([10.0, 14.0, 19.0, 23.0, 31.0])
+    sparse = dense + np.array([2.0, 2.5, 1.5, 2.2, 1.9])
+    found = break_even(Costs(sparse, [1.0], paired=who == "sparse"), Costs(dense, [1.5], paired=who == "dense"))
+    test = stats.ttest_rel(sparse, dense) if who else stats.ttest_ind(sparse, dense, equal_var=False)
+    interval = test.confidence_interval(0.95)
+    assert found.inferences == pytest.approx((sparse - dense).mean() / 0.5)
+    assert found.low == pytest.approx(max(0.0, interval.low / 0.5))
+    assert found.high == pytest.approx(interval.high / 0.5)
+    assert found.extra.freedom == pytest.approx(test.df)
 
 
 def test_the_interval_holds_the_truth_as_often_as_it_says() -> None:

@@ -9,6 +9,7 @@ import statistics
 import pytest
 import torch
 from conftest import NormedNet
+from torch import nn
 
 import lthfunc as lf
 from lthfunc.errors import UserError
@@ -19,6 +20,8 @@ from lthfunc.experiments.records import record, spread, summarize, winning
 from lthfunc.experiments.resolve import resolved
 from lthfunc.experiments.starting import CONTROLS
 from lthfunc.training.trainer import make_trainer
+from lthfunc.trees import ops
+from lthfunc.trees.model import apply_evaluating
 from lthfunc.trees.types import Dataset
 
 STEPS = 12
@@ -103,6 +106,41 @@ def test_controls_stand_beside_the_ticket(few_digits: Dataset) -> None:
     # Controls change nothing of the ticket's own path.
     alone = list(iterative(plan(few_digits)))
     assert all(lf.same_bits(a.fit.state, b.fit.state) for a, b in zip(alone, tickets(rounds), strict=True))
+
+
+def test_the_chosen_network_is_tested_and_the_last_one_is_pruned(few_digits: Dataset) -> None:
+    """At a rate at which validation prefers an earlier step, the two differ."""
+    p = plan(few_digits, controls=("random-mask",))
+    p = p._replace(trainer=make_trainer(p.model, few_digits, optimizer=lf.adam(0.3), batch_size=40), eval_every=1)
+    found = list(iterative(p, seed=1))
+    x = ops.scaled(few_digits.test.x, few_digits.scale)
+    for item in found:
+        chosen = item.fit.chosen
+        assert chosen.point.step < STEPS
+        outputs = apply_evaluating(p.model, chosen.params, chosen.buffers, x)
+        assert item.test.loss == pytest.approx(float(nn.functional.cross_entropy(outputs, few_digits.test.y)))
+        assert item.test.accuracy == pytest.approx(float((outputs.argmax(1) == few_digits.test.y).double().mean()))
+    for before, after in itertools.pairwise(tickets(found)):
+        living = before.start.masks
+        kept = lf.count(after.start.masks).kept
+        by_last, by_chosen = (
+            torch.cat([torch.where(mask, params[name].abs(), -1).flatten() for name, mask in living.items()])
+            for params in (before.fit.state.params, before.fit.chosen.params)
+        )
+        mask = torch.cat([mask.flatten() for mask in after.start.masks.values()])
+        assert torch.equal(mask, by_last >= by_last.topk(kept).values[-1])
+        assert not torch.equal(mask, by_chosen >= by_chosen.topk(kept).values[-1])
+
+
+def test_reinitialised_networks_train_from_the_start_wherever_tickets_rewind_to(few_digits: Dataset) -> None:
+    """All steps, and a learning-rate schedule from its beginning (Frankle & Carbin 2019, sec. 2)."""
+    p = plan(few_digits, rewind="step:7", controls=("reinit", "random-mask"))
+    for item in list(iterative(p))[1:]:
+        first = 0 if item.variant == "reinit" else 7
+        assert item.fit.curve[0].step == first
+        assert int(item.fit.state.step) == STEPS
+        assert p.steps_of(item.number, item.variant) == STEPS - first
+    assert p.steps_of(0, "ticket") == STEPS
 
 
 def test_random_pruning_nests_and_ignores_magnitude(few_digits: Dataset) -> None:

@@ -183,6 +183,17 @@ def test_sparsegpt_of_two_columns_is_the_closed_form() -> None:
     torch.testing.assert_close(found.params["0.weight"], torch.tensor([[0.0, 2.0 + 0.1 * 0.6 / 2.0]]).double())
 
 
+@pytest.mark.parametrize("unit", [1e-3, 1e3])
+def test_sparsegpt_does_not_depend_on_the_unit_of_its_inputs(unit: float) -> None:
+    """Damping is a share of the Hessian's diagonal; a number of its own would outweigh small inputs."""
+    model = lf.from_module(nn.Sequential(nn.Linear(12, 6, bias=False)).double())
+    state = lf.init(model, 0)
+    x = torch.randn(50, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    plain, other = (lf.sparsegpt(input_moments(model, state, [x * u]), 0.5)(state) for u in (1.0, unit))
+    assert lf.same_bits(plain.masks, other.masks)
+    close(other.params, plain.params, rtol=1e-9, atol=0)
+
+
 @pytest.mark.parametrize("make", [lf.snip, lf.grasp, lf.taylor, lf.fisher, lf.movement])
 def test_scores_of_data_compile(make: Callable[..., lf.Score], model, trees, batches) -> None:
     params, masks = trees

@@ -67,6 +67,20 @@ def test_blocks_are_whole_and_the_best(rows, columns, down, across, density, ker
     assert torch.equal(from_matrix(as_matrix(scores["w"]), shape), scores["w"])
 
 
+def test_pruned_weights_count_for_nothing_in_their_blocks() -> None:
+    """Whatever scores they have, high or low."""
+    scores = {"w": torch.tensor([[1.0, 1.0, 1.5, 50.0], [0.5, 0.4, 99.0, 99.0]])}
+    masks = {"w": torch.tensor([[True, True, True, False], [True, True, False, False]])}
+    best = lf.blocks(1, 2)(scores, masks, {"w": torch.tensor(2)})["w"]
+    assert best.tolist() == [[True, True, False, False], [False] * 4]
+    two = lf.blocks(1, 2)(scores, masks, {"w": torch.tensor(4)})["w"]
+    assert two.tolist() == [[True, True, True, False], [False] * 4]
+    minus = {"w": torch.tensor([[-1.0, -1.0, -1.0, -50.0]])}
+    alive = {"w": torch.tensor([[True, True, True, False]])}
+    kept = lf.blocks(1, 2)(minus, alive, {"w": torch.tensor(2)})["w"]
+    assert kept.tolist() == [[False, False, True, False]]
+
+
 def test_units_and_rows() -> None:
     scores, masks = tree(10, 4, 3, 3)
     mask = lf.units()(scores, masks, {"w": torch.tensor(100)})["w"]
@@ -123,6 +137,22 @@ def test_dependencies_follow_the_data_through_branches() -> None:
     assert found.feeds[INPUT, "first.weight"].all()
     assert found.shown["fc.weight"].all()
     assert not found.shown["first.weight"].any()
+
+
+@pytest.mark.parametrize("dead", range(8))
+def test_a_dead_unit_takes_its_own_readers_with_it(dead: int) -> None:
+    """In a grouped convolution those of its group alone, at its place in the group."""
+    model = lf.from_module(Residual())
+    state = lf.init(model, 0)
+    masks = {name: mask.clone() for name, mask in state.masks.items()}
+    masks["first.weight"][dead] = False
+    fewer = lf.without_dead_units(state._replace(masks=masks), lf.dependencies(model, (3, 6, 6)))
+    expected = {name: mask.clone() for name, mask in masks.items()}
+    group, place = divmod(dead, 4)
+    expected["branch.weight"][4 * group : 4 * group + 4, place] = False
+    expected["fc.weight"][:, 8 + dead] = False  # the sum before it still has the branch's unit
+    for name, mask in expected.items():
+        assert torch.equal(fewer.masks[name], mask), name
 
 
 def states_agree(model: lf.Model, left: TrainState, right: TrainState, x: torch.Tensor) -> None:

@@ -15,9 +15,11 @@ from torch import nn
 import lthfunc as lf
 from lthfunc.errors import UserError
 from lthfunc.training.batches import batches
+from lthfunc.training.evaluation import evaluate
 from lthfunc.training.loop import fit, take_steps
 from lthfunc.training.optimizers import Optimizer
 from lthfunc.training.schedules import at
+from lthfunc.training.steps import on_stored
 from lthfunc.training.trainer import make_trainer, measure
 from lthfunc.trees import ops
 from lthfunc.trees.types import Dataset, Split, TrainState
@@ -225,6 +227,33 @@ def test_fit_chooses_the_least_validation_loss_and_records_the_curve(few_digits:
     assert whole.curve[1:] == result.curve[1:]
     assert lf.same_bits(whole.state, result.state)
     assert lf.same_bits(whole.chosen.params, result.chosen.params)
+
+
+def test_of_equal_losses_the_earliest_step_is_chosen(few_digits: Dataset) -> None:
+    """At a rate that moves no weight all points are equal, and nothing is gained by training on."""
+    model = lf.models.lenet300((1, 8, 8), 10)
+    trainer = make_trainer(model, few_digits, optimizer=lf.sgd(1e-30), batch_size=40)
+    result = fit(trainer, lf.init(model), seed=0, until=6, eval_every=2)
+    assert len({point.val_loss for point in result.curve}) == 1
+    assert result.chosen.point.step == 0
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 25, 60, 500])
+def test_every_example_counts_the_same_in_whatever_chunks(few_digits: Dataset, chunk: int) -> None:
+    """60 examples in chunks of 7 and 25 leave a smaller last one; its examples weigh as much as the others."""
+    model = lf.models.lenet300((1, 8, 8), 10)
+    state = lf.init(model)
+    module = lf.to_module(lf.ticket(state), model).double()
+    with torch.no_grad():
+        outputs = module(ops.scaled(few_digits.val.x, few_digits.scale).double())
+    loss = float(F.cross_entropy(outputs, few_digits.val.y))
+    hits = float((outputs.argmax(1) == few_digits.val.y).double().mean())
+    step = on_stored(lf.make_eval_step(model), few_digits.scale)
+    (found,) = evaluate(
+        lambda batch: step(state.params, state.buffers, batch), few_digits.val, torch.device("cpu"), chunk
+    )
+    assert found.loss == pytest.approx(loss, rel=1e-6)
+    assert found.accuracy == pytest.approx(hits, rel=1e-12)
 
 
 def test_training_that_diverges_or_has_nothing_to_do_says_so(few_digits: Dataset) -> None:

@@ -1,0 +1,278 @@
+"""Methods against trainings in plain PyTorch: torch.optim's SGD, a plain loop, and masks by the papers' formulas."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import lthfunc as lf
+from lthfunc.experiments.methods.at_init import at_init, at_random
+from lthfunc.experiments.methods.setting import Outcome, Setting, samples
+from lthfunc.experiments.methods.table import TABLE
+from lthfunc.experiments.methods.while_training import exchanging
+from lthfunc.training.batches import batches
+from lthfunc.training.trainer import make_trainer
+from lthfunc.trees.rng import key
+from lthfunc.trees.types import Masks, Params, Split
+
+SEED, STEPS, EVERY, BATCH, DENSITY, RATE = 3, 120, 5, 40, 0.2, 0.5
+LAYERS = ("1.weight", "3.weight")
+
+
+@pytest.fixture(scope="module")
+def setting(few_digits: lf.Dataset) -> Setting:
+    """In float64, where rounding chooses no other masks; at a rate at which validation prefers an earlier step."""
+
+    def wide(split: Split) -> Split:
+        return Split(split.x.double() / 16, split.y)
+
+    data = few_digits._replace(
+        train=wide(few_digits.train), val=wide(few_digits.val), test=wide(few_digits.test), scale=None
+    )
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 20), nn.Tanh(), nn.Linear(20, 10))
+    model = lf.from_module(net.double())
+
+    def trainer_of(model: lf.Model, optimizer: lf.Optimizer) -> lf.Trainer:
+        return make_trainer(model, data, optimizer=optimizer, batch_size=BATCH)
+
+    trainer = trainer_of(model, lf.sgd(RATE, momentum=0.9))
+    cyclic = trainer_of(model, lf.sgd(lf.cyclic(RATE, STEPS, 3), momentum=0.9))
+    return Setting(model, trainer, trainer_of, cyclic, STEPS, EVERY, rounds=2, density=DENSITY, device="cpu")
+
+
+def outputs(params: Params, x: Tensor) -> Tensor:
+    hidden = torch.tanh(F.linear(x.flatten(1), params["1.weight"], params["1.bias"]))
+    return F.linear(hidden, params["3.weight"], params["3.bias"])
+
+
+class Quality(NamedTuple):
+    loss: float
+    accuracy: float
+
+
+def quality(params: Params, split: Split) -> Quality:
+    out = outputs(params, split.x).detach()
+    return Quality(float(F.cross_entropy(out, split.y)), float((out.argmax(1) == split.y).double().mean()))
+
+
+#: (step, params, masks, velocity) -> new masks; it changes params and velocity in place.
+Change = Callable[[int, Params, Masks, Params], Masks]
+
+
+class Trained(NamedTuple):
+    last: Params
+    chosen: Params
+    step: int
+    masks: Masks
+
+
+def by_hand(
+    setting: Setting,
+    start: Params,
+    masks: Masks,
+    *,
+    first: int = 0,
+    until: int = STEPS,
+    change: Change | None = None,
+    at: Iterable[int] = (),
+    rates: Callable[[int], float] = lambda step: RATE,
+) -> Trained:
+    """Train in place with torch.optim.SGD; masks change at some steps; after the last of them validation chooses."""
+    data, steps = setting.trainer.data, list(at)
+    params = {
+        name: nn.Parameter(leaf.clone() * masks[name] if name in masks else leaf.clone())
+        for name, leaf in start.items()
+    }
+    optimizer = torch.optim.SGD(params.values(), RATE, momentum=0.9)
+    counted = max(steps, default=first)
+    best, chosen, when = math.inf, {}, -1
+    for step in range(first, until + 1):
+        if step in steps and change is not None:
+            velocity = {name: optimizer.state[leaf]["momentum_buffer"] for name, leaf in params.items()}
+            with torch.no_grad():
+                masks = change(step, params, masks, velocity)
+        if step == counted or (step > counted and (step % EVERY == 0 or step == until)):
+            loss = quality(params, data.val).loss
+            if loss < best:
+                best, when = loss, step
+                chosen = {name: leaf.detach().clone() for name, leaf in params.items()}
+        if step == until:
+            break
+        ((x, y),) = batches(data.train, BATCH, SEED, step, step + 1)
+        optimizer.param_groups[0]["lr"] = rates(step)
+        optimizer.zero_grad()
+        F.cross_entropy(outputs(params, x), y).backward()
+        for name, mask in masks.items():
+            params[name].grad *= mask
+        optimizer.step()
+    return Trained({name: leaf.detach() for name, leaf in params.items()}, chosen, when, masks)
+
+
+def agree(setting: Setting, outcome: Outcome, expected: Trained) -> None:
+    """The same masks, the network that validation chose, and its test set."""
+    for name, mask in expected.masks.items():
+        assert torch.equal(outcome.ticket.masks[name], mask), name
+    for name, leaf in expected.chosen.items():
+        torch.testing.assert_close(outcome.ticket.params[name], leaf, rtol=1e-6, atol=1e-8)
+    assert not torch.allclose(expected.chosen["1.weight"], expected.last["1.weight"]), "an earlier step was chosen"
+    assert outcome.test == pytest.approx(quality(expected.chosen, setting.trainer.data.test), rel=1e-6)
+
+
+def dense_of(setting: Setting) -> lf.TrainState:
+    return lf.init(setting.model, SEED)
+
+
+def largest(scores: Params, count: int, alive: Masks) -> Masks:
+    """The `count` best of all layers' living weights."""
+    flat = torch.cat([torch.where(alive[name], scores[name], -torch.inf).flatten() for name in LAYERS])
+    bound = flat.sort(descending=True).values[count - 1]
+    return {name: (scores[name] >= bound) & alive[name] for name in LAYERS}
+
+
+# ---- masks that change during one training ----
+
+
+def test_gradual_pruning_follows_the_cubic_and_keeps_moments(setting: Setting) -> None:
+    dense = dense_of(setting)
+    end, total = round(0.75 * STEPS), 64 * 20 + 200
+    begin, every = end // 10, end // 30
+
+    def change(step: int, params: Params, masks: Masks, velocity: Params) -> Masks:
+        density = DENSITY + (1 - DENSITY) * (1 - (step - begin) / (end - begin)) ** 3  # Zhu & Gupta 2017, eq. 1
+        masks = largest({name: params[name].abs() for name in LAYERS}, round(density * total), masks)
+        for name, mask in masks.items():
+            params[name] *= mask
+            velocity[name] *= mask
+        return masks
+
+    expected = by_hand(setting, dense.params, dense.masks, change=change, at=range(begin, end + 1, every))
+    outcome = TABLE["gradual"](setting, SEED)
+    agree(setting, outcome, expected)
+    assert outcome.steps == STEPS
+    assert lf.count(outcome.ticket.masks).kept == round(DENSITY * total)
+
+
+@pytest.mark.parametrize("name", ["rigl", "set"])
+def test_drop_and_regrow_by_the_papers_formulas(setting: Setting, name: str) -> None:
+    """Evci et al. 2020, alg. 1; for SET, regrowth at random. Moments go on where weights stay."""
+    dense = dense_of(setting)
+    end = round(0.75 * STEPS)
+    every = end // 30
+    start = lf.prune(density=DENSITY, score=lf.random_scores(SEED, "at-init"), allocate=lf.erk())(dense)
+
+    def promise(step: int, params: Params, masks: Masks) -> Params:
+        if name == "set":
+            return lf.random_scores(SEED, "regrow", step)(params, masks)
+        ((x, y),) = samples(setting, SEED, 1, f"regrow/{step}")
+        leaves = {each: leaf.detach().clone().requires_grad_() for each, leaf in params.items()}
+        with torch.enable_grad():
+            F.cross_entropy(outputs(leaves, x), y).backward()
+        return {each: leaves[each].grad.abs() for each in LAYERS}
+
+    def change(step: int, params: Params, masks: Masks, velocity: Params) -> Masks:
+        share = 0.3 / 2 * (1 + math.cos(math.pi * step / end))
+        hopes, new = promise(step, params, masks), {}
+        for each in LAYERS:
+            weight, mask = params[each], masks[each]
+            number = round(share * int(mask.sum()))
+            worth = torch.where(mask, weight.abs(), torch.inf).flatten()
+            stays = mask.flatten().index_fill(0, worth.argsort(stable=True)[:number], False).view(mask.shape)
+            hope = torch.where(stays, -torch.inf, hopes[each]).flatten()
+            new[each] = (
+                stays.flatten()
+                .index_fill(0, hope.argsort(descending=True, stable=True)[:number], True)
+                .view(mask.shape)
+            )
+            weight *= stays
+            velocity[each] *= stays
+        return new
+
+    at = range(every, end, every)
+    expected = by_hand(setting, start.params, start.masks, change=change, at=at)
+    outcome = TABLE[name](setting, SEED)
+    agree(setting, outcome, expected)
+    assert outcome.steps == STEPS
+    assert lf.mask_distance(outcome.ticket.masks, start.masks) > 0.1
+
+
+def test_masks_change_until_three_quarters_of_the_training_and_not_at_its_end(setting: Setting) -> None:
+    asked = []
+
+    def promise(setting: Setting, state: lf.TrainState, seed: int, step: int) -> Params:
+        asked.append((step, int(state.step)))
+        return lf.random_scores(seed, step)(state.params, state.masks)
+
+    exchanging(promise)(setting, SEED)
+    assert asked == [(step, step) for step in range(3, 90, 3)]
+
+
+# ---- at initialisation ----
+
+
+def test_ablations_prune_the_drawn_weights_and_not_pruned_ones(setting: Setting) -> None:
+    """Frankle et al. 2021, sec. 5: shuffled masks uncover weights that the score had pruned, as they were drawn."""
+    dense = dense_of(setting)
+    snip = TABLE["snip"](setting, SEED).ticket.masks
+    redrawn = lf.init(setting.model, key(SEED, "ablation-reinit")).params
+    shuffled = lf.shuffled(snip, key(SEED, "ablation-shuffle"))
+    leaves = {name: leaf.clone().requires_grad_() for name, leaf in dense.params.items()}
+    drawn = samples(setting, SEED, 10, "snip")
+    torch.stack([F.cross_entropy(outputs(leaves, x), y) for x, y in drawn]).mean().backward()
+    least = {name: -(leaves[name] * leaves[name].grad).abs() for name in LAYERS}
+    inverted = largest(least, round(DENSITY * 1480), dense.masks)
+    for name, start, masks in (
+        ("snip", dense.params, largest({name: -leaf for name, leaf in least.items()}, 296, dense.masks)),
+        ("snip-shuffled", dense.params, shuffled),
+        ("snip-reinit", redrawn, snip),
+        ("snip-inverted", dense.params, inverted),
+    ):
+        agree(setting, TABLE[name](setting, SEED), by_hand(setting, start, masks))
+
+
+def test_rounds_before_training_prune_step_by_step(setting: Setting) -> None:
+    """With a score of what is left in each round, as SynFlow's is."""
+    seen = []
+
+    def scoring(setting: Setting, state: lf.TrainState, seed: int) -> lf.Score:
+        def score(params: Params, masks: Masks) -> Params:
+            seen.append(lf.density(masks))
+            return lf.magnitude(params, masks)
+
+        return score
+
+    outcome = at_init(scoring, rounds=4)(setting, SEED)
+    assert seen == pytest.approx([DENSITY ** (k / 4) for k in range(4)], abs=1e-3)
+    assert outcome.steps == STEPS
+    once = at_init(at_random)(setting, SEED)
+    random = lf.prune(density=DENSITY, score=lf.random_scores(SEED, "at-init"))(dense_of(setting))
+    agree(setting, once, by_hand(setting, random.params, random.masks))
+
+
+# ---- rounds of training and pruning ----
+
+
+@pytest.mark.parametrize(
+    ("name", "late", "rounds", "tuned"),
+    [("imp", 0, 2, ""), ("imp-late", 6, 2, ""), ("imp-lr", 0, 2, "rate"), ("one-shot", 0, 1, "")],
+)
+def test_rounds_by_hand(setting: Setting, name: str, late: int, rounds: int, tuned: str) -> None:
+    """Frankle & Carbin 2019, sec. 1; Renda et al. 2020, sec. 2: the last weights are pruned, the chosen ones tested."""
+    dense = dense_of(setting)
+    anchor = by_hand(setting, dense.params, dense.masks, until=late).last if late else dense.params
+    masks, start, first, spent = dense.masks, anchor, late, late
+    for number in range(1, rounds + 1):
+        whole = number == 1  # the dense training passes through the anchor, its moments with it
+        end = by_hand(setting, dense.params if whole else start, masks, first=0 if whole else first).last
+        spent += STEPS - first
+        kept = round(DENSITY ** (number / rounds) * 1480)
+        masks = largest({each: end[each].abs() for each in LAYERS}, kept, masks)
+        start = end if tuned == "rate" else anchor
+    outcome = TABLE[name](setting, SEED)
+    agree(setting, outcome, by_hand(setting, start, masks, first=first))
+    assert outcome.steps == spent + STEPS - first
