@@ -11,6 +11,7 @@ import typer
 from lthfunc.experiments.config import Config
 
 from .experiment import prune
+from .methods import methods
 
 
 def config(
@@ -40,7 +41,11 @@ def config(
 def _explanations() -> dict[str, str]:
     """What --help says of each setting."""
     found = {}
-    for name, parameter in inspect.signature(prune, eval_str=True).parameters.items():
+    parameters = {
+        **inspect.signature(methods, eval_str=True).parameters,
+        **inspect.signature(prune, eval_str=True).parameters,
+    }
+    for name, parameter in parameters.items():
         option: Any = next((part for part in get_args(parameter.annotation) if hasattr(part, "help")), None)
         if option is not None and option.help:
             found[name] = " ".join(option.help.partition("\\[default")[0].split())

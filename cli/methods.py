@@ -36,6 +36,7 @@ def methods(
     config: o.ConfigFile = None,
     density: o.Density = None,
     rounds: o.Rounds = None,
+    synflow_rounds: o.SynflowRounds = None,
     epochs: o.Epochs = None,
     steps: o.Steps = None,
     batch_size: o.BatchSize = None,

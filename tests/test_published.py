@@ -12,9 +12,10 @@ import lthfunc as lf
 from lthfunc.errors import UserError
 from lthfunc.experiments.config import Config
 from lthfunc.experiments.functions import Scored, score_of
-from lthfunc.experiments.methods import at_init
+from lthfunc.experiments.methods import at_init, through_masks, while_training
 from lthfunc.experiments.methods.prepare import setting_of
 from lthfunc.experiments.methods.setting import Setting, samples
+from lthfunc.experiments.methods.table import TABLE
 from lthfunc.experiments.resolve import resolved
 from lthfunc.trees.model import apply_training
 from lthfunc.trees.types import Batch, Params
@@ -107,3 +108,128 @@ def test_large_init_large_final_aligns_percentiles(seed: int) -> None:
             alpha = np.percentile(first[mask].numpy(), p) / np.percentile(last[mask].numpy(), p)
             order = torch.minimum(alpha * last, first).where(mask, -torch.ones(())).flatten().argsort(descending=True)
             assert set(order[: int(keep[name])].tolist()) == set(kept[name].flatten().nonzero().flatten().tolist())
+
+
+# ---- masks that are trained ----
+
+
+def test_edge_popups_gradient_goes_to_the_size_of_scores() -> None:
+    """Ramanujan et al. 2020: top k of |s|, straight through, and on to s by the sign."""
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(6, 5, generator=generator, requires_grad=True)
+    weight, x = torch.randn(6, 5, generator=generator), torch.randn(9, 5, generator=generator)
+    (x @ (weight * through_masks.popped(scores, 11)).T).square().sum().backward()
+
+    mask = (
+        torch.zeros(30).index_fill(0, scores.detach().abs().flatten().topk(11).indices, 1).view(6, 5).requires_grad_()
+    )
+    (x @ (weight * mask).T).square().sum().backward()
+    assert int(mask.sum()) == 11
+    torch.testing.assert_close(scores.grad, mask.grad * scores.detach().sign())
+
+
+def test_edge_popups_scores_are_drawn_as_published(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kaiming-uniform with a = √5: within 1 / √fan-in, of both signs."""
+    seen = {}
+
+    def caught(setting, seed, name, draw, *rest):
+        seen.update(draw(seed)[0])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(through_masks, "_train", caught)
+    with pytest.raises(KeyboardInterrupt):
+        through_masks.edge_popup(setting, 0)
+    for leaf in seen.values():
+        bound = leaf.shape[1] ** -0.5
+        assert leaf.abs().max() <= bound
+        assert float(leaf.std()) == pytest.approx(bound / 3**0.5, rel=0.05)
+        assert abs(float(leaf.mean())) < 0.1 * bound
+
+
+def test_supermasks_are_scaled_by_layer() -> None:
+    """Zhou et al. 2019, sec. 5.2: weights times (all / ones) of their layer, gradients too, as in their code."""
+    generator = torch.Generator().manual_seed(0)
+    odds = torch.randn(7, 4, generator=generator, requires_grad=True)
+    weight, drawn = torch.randn(7, 4, generator=generator), torch.rand(7, 4, generator=generator)
+    hard = (drawn < odds.sigmoid()).float()
+    chances = odds.sigmoid()
+    (weight * through_masks.rescaled(lf.straight_through(hard, chances))).pow(3).sum().backward()
+
+    again = odds.detach().clone().requires_grad_()
+    mask = hard + again.sigmoid() - again.sigmoid().detach()
+    (mask.numel() / mask.sum() * mask * weight).pow(3).sum().backward()
+    torch.testing.assert_close(odds.grad, again.grad)
+    torch.testing.assert_close(through_masks.rescaled(hard), hard * 28 / hard.sum())
+
+
+# ---- early bird ----
+
+
+class PublishedEarlyBird:
+    """The first five masks in a row of which the last differs from each before it in at most a tenth (their code)."""
+
+    def __init__(self) -> None:
+        self.masks: list[Tensor] = []
+
+    def emerges(self, mask: Tensor) -> bool:
+        self.masks = [*self.masks, mask][-5:]
+        distances = [1 - float((mask == other).sum()) / len(mask) for other in self.masks[:-1]]
+        return len(self.masks) == 5 and not any(distance > 0.1 for distance in distances)
+
+
+def test_early_birds_emerge_as_published_at_one_half(setting: Setting) -> None:
+    """The same look, the weights and the schedule going on from there, to the bit."""
+    found = TABLE["early-bird"](setting, 2)
+    theirs, state = PublishedEarlyBird(), lf.init(setting.model, 2)
+    every = setting.steps // 40
+    for step in range(every, setting.steps, every):
+        state, _ = lf.take_steps(setting.trainer, state, seed=2, until=step)
+        sparse = lf.prune(density=0.5)(state)
+        if theirs.emerges(torch.cat([mask.flatten() for mask in sparse.masks.values()])):
+            break
+    assert every * 5 <= step < setting.steps - every
+    end = lf.fit(setting.trainer, sparse, seed=2, until=setting.steps, eval_every=setting.eval_every)
+    assert lf.same_bits(found.ticket.params, end.chosen.params)
+    assert found.steps == setting.steps
+
+
+def test_the_threshold_of_early_birds_is_a_tenth_at_one_half() -> None:
+    """On either side of it, and a tenth of what is possible elsewhere."""
+    for density, most in ((0.5, 100), (0.2, 40), (0.9, 20)):
+        first = torch.arange(100) < 100 * density
+        for changed in range(0, most + 1, 2):
+            other = first.clone()
+            other[first.nonzero()[: changed // 2]] = False
+            other[(~first).nonzero()[: changed // 2]] = True
+            queue = [{"w": first}] * 4 + [{"w": other}]
+            assert while_training.settled(queue, density) == (changed <= most / 10), (density, changed)
+    assert not while_training.settled([{"w": first}] * 4, 0.9)
+
+
+# ---- SynFlow ----
+
+
+@pytest.mark.parametrize("rounds", [None, 7])
+def test_synflow_prunes_in_as_many_rounds_as_it_is_told(rounds: int | None) -> None:
+    """Tanaka et al. 2020, alg. 1: to density^(k / n) in round k, by |w| ∂R/∂|w|, 100 rounds unless told otherwise."""
+    config = resolved(Config(density=0.01, steps=4, engine="eager", synflow_rounds=rounds))
+    setting = setting_of(config)[1]
+    found = TABLE["synflow"](setting, 4).ticket.masks
+    params = lf.init(setting.model, 4).params
+    sizes = {name: leaf.abs().double() for name, leaf in params.items()}
+    masks = {name: torch.ones_like(params[name], dtype=torch.bool) for name in found}
+    total = sum(mask.numel() for mask in masks.values())
+    for k in range(1, (rounds or 100) + 1):
+        leaves = {n: (leaf * masks[n] if n in masks else leaf).requires_grad_() for n, leaf in sizes.items()}
+        x = torch.ones(1, 64, dtype=torch.float64)
+        for layer in ("fc1", "fc2", "fc3"):
+            x = x @ leaves[f"{layer}.weight"].T + leaves[f"{layer}.bias"]
+        gradients = torch.autograd.grad(x.sum(), [leaves[name] for name in masks])
+        scores = torch.cat([(leaves[n].detach() * g).flatten() for n, g in zip(masks, gradients, strict=True)])
+        alive = torch.cat([mask.flatten() for mask in masks.values()])
+        kept = torch.zeros_like(alive)
+        kept[scores.where(alive, -1.0).topk(round(total * 0.01 ** (k / (rounds or 100)))).indices] = True
+        parts = kept.split([mask.numel() for mask in masks.values()])
+        masks = {name: part.view_as(mask) for (name, mask), part in zip(masks.items(), parts, strict=True)}
+        sizes = {name: leaf.detach() for name, leaf in sizes.items()}
+    assert lf.mask_overlap(found, masks) > 0.99

@@ -23,6 +23,7 @@ from .pruning import (
     Rounds as Rounds,
     ScoreName as ScoreName,
     Structure as Structure,
+    SynflowRounds as SynflowRounds,
 )
 from .run import (
     CheckpointEvery as CheckpointEvery,

@@ -138,6 +138,17 @@ ScoreName = Annotated[
         rich_help_panel=_PANEL,
     ),
 ]
+SynflowRounds = Annotated[
+    int | None,
+    typer.Option(
+        "--synflow-rounds",
+        parser=whole,
+        metavar="N",
+        help="Rounds in which SynFlow prunes to the density; more keep layers from emptying at high compression. "
+        "\\[default: 100]",
+        rich_help_panel=_PANEL,
+    ),
+]
 RewindTo = Annotated[
     str | None,
     typer.Option(

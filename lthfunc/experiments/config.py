@@ -80,6 +80,7 @@ class Config:
     milestone: tuple[Steps, ...] = ()
     cycles: Annotated[int, Ge(1), Le(1_000_000)] = 4
     warmup: Annotated[int, Ge(0), Le(MOST_STEPS)] = 0
+    synflow_rounds: Count | None = None
     augment: bool | None = None
     loss: str = "auto"
     label_smoothing: Part = 0.0

@@ -55,7 +55,7 @@ METHODS = {
     "grasp-shuffled": "its masks shuffled within layers",
     "grasp-reinit": "its masks on new weights",
     "grasp-inverted": "its best weights pruned",
-    "synflow": "SynFlow at initialisation, 100 rounds",
+    "synflow": "SynFlow at initialisation, in --synflow-rounds",
     "synflow-shuffled": "its masks shuffled within layers",
     "synflow-reinit": "its masks on new weights",
     "synflow-inverted": "its best weights pruned, at once",

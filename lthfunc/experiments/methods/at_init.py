@@ -22,18 +22,19 @@ Scoring = Callable[[Setting, TrainState, int], Score]
 #: What an ablation makes of the pruned network.
 Ablation = Callable[[Setting, TrainState, int], TrainState]
 
-#: Rounds of SynFlow (Tanaka et al. 2020, sec. 6); batches of SNIP and GraSP.
-_ROUNDS, _BATCHES = 100, 10
+#: Batches of SNIP and GraSP.
+_BATCHES = 10
 
 
 def at_init(
-    scoring: Scoring, *, rounds: int = 1, allocate: Allocate = globally, then: Ablation | None = None
+    scoring: Scoring, *, in_rounds: bool = False, allocate: Allocate = globally, then: Ablation | None = None
 ) -> Method:
-    """Score the untrained network, prune it, and train what is left."""
+    """Score the untrained network, prune it, and train what is left. in_rounds: those of SynFlow, each scored anew."""
 
     def method(setting: Setting, seed: int) -> Outcome:
         dense = start(setting, seed)
         score = scoring(setting, dense, seed)
+        rounds = setting.synflow_rounds if in_rounds else 1
         sparse = at_densities(geometric(setting.density, rounds), score=score, allocate=allocate)(dense)
         if then is not None:
             sparse = then(setting, sparse._replace(params=dense.params), seed)
@@ -83,7 +84,7 @@ def new_weights(setting: Setting, state: TrainState, seed: int) -> TrainState:
 
 
 snip, grasp = at_init(by_snip), at_init(by_grasp)
-synflow = at_init(by_synflow, rounds=_ROUNDS)
+synflow = at_init(by_synflow, in_rounds=True)
 magnitude_at_init = at_init(by_magnitude)
 random_uniform = at_init(at_random, allocate=uniform())
 random_erk = at_init(at_random, allocate=erk())
@@ -92,6 +93,6 @@ snip_shuffled, snip_reinit = at_init(by_snip, then=shuffled_mask), at_init(by_sn
 snip_inverted = at_init(inverted(by_snip))
 grasp_shuffled, grasp_reinit = at_init(by_grasp, then=shuffled_mask), at_init(by_grasp, then=new_weights)
 grasp_inverted = at_init(inverted(by_grasp))
-synflow_shuffled = at_init(by_synflow, rounds=_ROUNDS, then=shuffled_mask)
-synflow_reinit = at_init(by_synflow, rounds=_ROUNDS, then=new_weights)
+synflow_shuffled = at_init(by_synflow, in_rounds=True, then=shuffled_mask)
+synflow_reinit = at_init(by_synflow, in_rounds=True, then=new_weights)
 synflow_inverted = at_init(inverted(by_synflow))

@@ -10,7 +10,7 @@ from lthfunc.errors import UserError, unknown
 from lthfunc.experiments.config import Config
 from lthfunc.experiments.families import METHODS
 from lthfunc.experiments.methods.iterative import why_not_tuned
-from lthfunc.experiments.methods.setting import Setting
+from lthfunc.experiments.methods.setting import SYNFLOW_ROUNDS, Setting
 from lthfunc.experiments.plan import engine_making, prepare
 from lthfunc.experiments.tasks import make_optimizer, schedule_of
 from lthfunc.training.engines.table import Making
@@ -86,4 +86,5 @@ def setting_of(config: Config) -> tuple[Config, Setting]:
         density=config.density,
         device=config.device,
         schedule=schedule_of(config, plan.steps),
+        synflow_rounds=config.synflow_rounds or SYNFLOW_ROUNDS,
     )

@@ -23,13 +23,16 @@ from lthfunc.trees.ops import to_device
 from lthfunc.trees.rng import key
 from lthfunc.trees.types import Batch, Buffers, Masks, Params, Ticket, TrainState
 
+#: Of SynFlow, where nobody says how many (Tanaka et al. 2020, sec. 6).
+SYNFLOW_ROUNDS = 100
+
 
 class Setting(NamedTuple):
     """steps: of one training. rounds: of iterative methods. density: of the network that every method ends with.
 
     trainer_of: a trainer of another model on the same data (a reparametrised one), with an optimiser.
     cyclic: the trainer whose learning rate runs through its schedule several times in one training.
-    schedule: the trainer's learning rates.
+    schedule: the trainer's learning rates. synflow_rounds: in which SynFlow prunes.
     """
 
     model: Model
@@ -42,6 +45,7 @@ class Setting(NamedTuple):
     density: float
     device: str
     schedule: Schedule
+    synflow_rounds: int = SYNFLOW_ROUNDS
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -22,7 +22,7 @@ from lthfunc.training.reparametrised import (
     trained_part,
 )
 from lthfunc.trees.model import init
-from lthfunc.trees.ops import apply_masks, count
+from lthfunc.trees.ops import apply_masks
 from lthfunc.trees.rng import generator
 from lthfunc.trees.types import Buffers, Params
 
@@ -55,13 +55,12 @@ def straight(setting: Setting, seed: int) -> Outcome:
 def supermask(setting: Setting, seed: int) -> Outcome:
     """Weights stay as they were drawn; each one's probability to be there is trained (Zhou et al. 2019, sec. 5).
 
-    Probabilities begin at the density, and weights are scaled up for what is missing, as their sec. 5.2 does (here by
-    the root, which keeps the variance). In the end, and wherever the network is measured, the likeliest of each layer
-    stay.
+    Each layer's weights are scaled up for what its mask misses, as in sec. 5.2 (`rescaled`). Unlike theirs,
+    probabilities begin at the density, not at one half; and in the end, and wherever the network is measured, the
+    likeliest of each layer stay, where theirs are drawn, so that the density is the one asked for.
     """
     dense = start(setting, seed)
     keep = uniform(1)({}, dense.masks, 1 - setting.density)
-    total, budget = count(dense.masks).total, sum(_numbers(keep).values())
     odds = float(torch.logit(torch.tensor(setting.density, dtype=torch.float64)))
 
     def draw(number: int) -> tuple[Params, Params, Buffers]:
@@ -73,22 +72,28 @@ def supermask(setting: Setting, seed: int) -> Outcome:
     def sampled(trained: Params, fixed: Params) -> Params:
         chances = {name: torch.sigmoid(leaf) for name, leaf in trained.items()}
         masks = {name: straight_through(torch.bernoulli(chance.detach()), chance) for name, chance in chances.items()}
-        kept = torch.stack([mask.detach().sum() for mask in masks.values()]).sum()
-        return _under(fixed, masks, (total / kept.clamp(min=1)).sqrt())
+        return _under(fixed, {name: rescaled(mask) for name, mask in masks.items()})
 
     def likeliest(trained: Params, fixed: Params) -> Params:
         masks = unstructured(trained, dense.masks, keep)
-        return _under(
-            fixed, {name: mask.to(fixed[name].dtype) for name, mask in masks.items()}, (total / budget) ** 0.5
-        )
+        return _under(fixed, {name: rescaled(mask.to(fixed[name].dtype)) for name, mask in masks.items()})
 
     scores, buffers, steps = _train(setting, seed, "supermask", draw, sampled, likeliest, adam(_ODDS_LR))
     masks = unstructured(scores, dense.masks, keep)
     return tested(setting, likeliest(scores, dense.params), buffers, masks, steps)
 
 
+def rescaled(mask: Tensor) -> Tensor:
+    """A layer's mask times (all its entries / its ones), gradients included, as in Zhou et al.'s code."""
+    return mask * (mask.numel() / mask.sum().clamp(min=1))
+
+
 def edge_popup(setting: Setting, seed: int) -> Outcome:
-    """Weights of one size and random sign stay; each layer's best-scored compute (Ramanujan et al. 2020, eq. 5)."""
+    """Weights of one size and random sign stay; each layer's best-scored compute (Ramanujan et al. 2020, sec. 3).
+
+    Their signed constants, scaled for the density, and their Kaiming-uniform scores, of which the absolute values
+    count; the optimiser is the setting's, where theirs is descent at 0.1 with momentum along a cosine.
+    """
     names = setting.model.prunable
     full = start(setting, seed).masks
     keep = uniform(1)({}, full, 1 - setting.density)
@@ -96,14 +101,13 @@ def edge_popup(setting: Setting, seed: int) -> Outcome:
 
     def draw(number: int) -> tuple[Params, Params, Buffers]:
         params, buffers = setting.model.init(number)
-        scores = {name: torch.rand(params[name].shape, generator=generator(number, "popup", name)) for name in names}
+        drawn = {name: torch.rand(params[name].shape, generator=generator(number, "popup", name)) for name in names}
+        scores = {name: (2 * leaf - 1) / leaf[0].numel() ** 0.5 for name, leaf in drawn.items()}
         signed = {name: params[name].sign() * _spread(params[name], setting.density) for name in names}
         return scores, {**params, **signed}, buffers
 
     def weights(trained: Params, fixed: Params) -> Params:
-        return _under(
-            fixed, {name: straight_through(largest(leaf.abs(), counts[name]), leaf) for name, leaf in trained.items()}
-        )
+        return _under(fixed, {name: popped(leaf, counts[name]) for name, leaf in trained.items()})
 
     scores, buffers, steps = _train(setting, seed, "edge-popup", draw, weights, weights)
     masks = unstructured(magnitude(scores, full), full, keep)
@@ -111,12 +115,18 @@ def edge_popup(setting: Setting, seed: int) -> Outcome:
     return tested(setting, apply_masks(fixed, masks), buffers, masks, steps)
 
 
+def popped(scores: Tensor, keep: int) -> Tensor:
+    """1 at the `keep` largest |scores|, 0 elsewhere; |scores| get its gradient as it is (their code's GetSubnet)."""
+    sizes = scores.abs()
+    return straight_through(largest(sizes, keep), sizes)
+
+
 def _numbers(keep: Keep) -> dict[str, int]:
     return {name: int(number) for name, number in keep.items()}
 
 
-def _under(fixed: Params, masks: Params, scale: Tensor | float = 1.0) -> Params:
-    return {**fixed, **{name: fixed[name] * mask * scale for name, mask in masks.items()}}
+def _under(fixed: Params, masks: Params) -> Params:
+    return {**fixed, **{name: fixed[name] * mask for name, mask in masks.items()}}
 
 
 def _spread(weight: Tensor, density: float) -> float:
