@@ -30,16 +30,18 @@ class Estimate(NamedTuple):
     freedom: float = 0.0
 
 
-#: What can be said: the ticket is cheaper from some number of inferences on, at once, never, or only up to a number.
-Verdict = Literal["from", "at once", "never", "up to"]
+#: What can be said: the ticket is cheaper from some number of inferences on, at once, never, or only up to a number; or
+#: both cost the same, however many there are.
+Verdict = Literal["from", "at once", "never", "up to", "equal"]
 
 
 class BreakEven(NamedTuple):
-    """verdict: what `inferences` is. inferences: where the totals are equal; None for "at once" and "never".
+    """verdict: what `inferences` is. inferences: where the totals are equal; None but for "from" and "up to".
 
     low, high: of the interval that holds it with 95 % confidence (Fieller 1954); high is infinite where the data can't
-    exclude that the ticket never pays back; None without replicates or repeats. extra: what the ticket costs more
-    before the first inference; saving: what it saves in each.
+    exclude that the ticket never pays back (for "from"), or that it stays cheaper for good (for "up to"); None without
+    replicates or repeats. extra: what the ticket costs more before the first inference; saving: what it saves in each.
+    certain: whether the signs of both, on which the verdict rests, are known with 95 % confidence.
     """
 
     verdict: Verdict
@@ -48,6 +50,7 @@ class BreakEven(NamedTuple):
     high: float | None
     extra: Estimate
     saving: Estimate
+    certain: bool = True
 
 
 def break_even(sparse: Costs, dense: Costs) -> BreakEven:
@@ -58,13 +61,37 @@ def break_even(sparse: Costs, dense: Costs) -> BreakEven:
     """
     extra = _difference(sparse.fixed, dense.fixed, paired=sparse.paired or dense.paired)
     saving = _difference(dense.each, sparse.each, paired=False)
-    if saving.mean > 0:
-        verdict: Verdict = "from" if extra.mean > 0 else "at once"
-    else:
-        verdict = "never" if extra.mean >= 0 else "up to"
-    inferences = extra.mean / saving.mean if verdict in ("from", "up to") and saving.mean else None
-    low, high = fieller(extra, saving) if verdict == "from" else (None, None)
-    return BreakEven(verdict, inferences, low, high, extra, saving)
+    verdict = _VERDICTS[_sign(extra.mean), _sign(saving.mean)]
+    crosses = verdict in ("from", "up to")
+    inferences = extra.mean / saving.mean if crosses else None
+    low, high = fieller(extra, saving) if crosses else (None, None)
+    return BreakEven(verdict, inferences, low, high, extra, saving, _known(extra) and _known(saving))
+
+
+#: By the signs of what the ticket costs more at first, and of what it saves in each inference.
+_VERDICTS: dict[tuple[int, int], Verdict] = {
+    (1, 1): "from", (1, 0): "never", (1, -1): "never",
+    (0, 1): "at once", (0, 0): "equal", (0, -1): "never",
+    (-1, 1): "at once", (-1, 0): "at once", (-1, -1): "up to",
+}  # fmt: skip
+
+
+def _sign(number: float) -> int:
+    return (number > 0) - (number < 0)
+
+
+def _known(estimate: Estimate) -> bool:
+    """Whether its sign is known with 95 % confidence."""
+    if estimate.variance == 0:
+        return True
+    return abs(estimate.mean) > _student(estimate.freedom) * math.sqrt(estimate.variance)
+
+
+def _student(freedom: float) -> float:
+    """Student's t of a 95 % interval."""
+    from scipy import stats  # half a second, which other commands need not wait for
+
+    return float(stats.t.ppf(0.5 + LEVEL / 2, freedom))
 
 
 def fieller(top: Estimate, bottom: Estimate) -> tuple[float | None, float | None]:
@@ -76,9 +103,7 @@ def fieller(top: Estimate, bottom: Estimate) -> tuple[float | None, float | None
     known = [each.freedom for each in (top, bottom) if each.freedom > 0]
     if not known:
         return None, None
-    from scipy import stats  # half a second, which other commands need not wait for
-
-    t = float(stats.t.ppf(0.5 + LEVEL / 2, min(known)))
+    t = _student(min(known))
     a = bottom.mean**2 - t**2 * bottom.variance
     b = top.mean * bottom.mean
     c = top.mean**2 - t**2 * top.variance

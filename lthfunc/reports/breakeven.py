@@ -123,17 +123,29 @@ def breakeven_table(found: Sequence[Answer]) -> Table:
 def in_words(answer: BreakEven) -> str:
     """Where the ticket pays back."""
     if answer.inferences is None:
-        return answer.verdict
+        return "never: both cost the same" if answer.verdict == "equal" else answer.verdict
     known = answer.low is not None  # without a spread the number is plain arithmetic
     count = _count(answer.inferences) if known else f"{answer.inferences:,.0f}"
-    return f"{answer.verdict} {count} inferences"
+    if answer.verdict == "up to":
+        return "only before the first inference" if count == "0" else f"only up to {_inferences(count)}"
+    return "from the first inference on" if count == "0" else f"from {_inferences(count)} on"
 
 
 def interval_in_words(answer: BreakEven) -> str:
     """The interval; empty where nothing tells the spread."""
     if answer.low is None or answer.high is None:
-        return ""
-    return f"{_count(answer.low)} to {'never' if math.isinf(answer.high) else _count(answer.high)}"
+        return "" if answer.certain else "not certain"
+    first, last = ("at once", "never") if answer.verdict == "from" else ("never", "for good")
+    low = first if answer.low == 0 else _count(answer.low)
+    return f"{low} to {last if math.isinf(answer.high) else _count(answer.high)}"
+
+
+def sentence(answer: BreakEven) -> str:
+    """The answer and its interval as a sentence."""
+    told = {"never": "It never pays back", "equal": "Both cost the same"}.get(answer.verdict)
+    interval = interval_in_words(answer)
+    spread = f" ({interval})" if interval == "not certain" else f" (95 %: {interval})" if interval else ""
+    return f"{told or f'It pays back {in_words(answer)}'}{spread}."
 
 
 def breakeven_chart(answer: Answer) -> Chart:
@@ -141,7 +153,7 @@ def breakeven_chart(answer: Answer) -> Chart:
     question, found = answer
     crossing = found.inferences or 0.0
     fixed = fmean(question.sparse.fixed) + fmean(question.dense.fixed)
-    reach = 2 * crossing if crossing > 0 else 2 * fixed / (fmean(question.dense.each) or 1.0)
+    reach = 2 * crossing if crossing > 0 else 2 * fixed / (fmean(question.dense.each) or 1.0) or 1.0
     xs = [reach * at / 40 for at in range(41)]
     lines = []
     for name, costs, colour in (("dense", question.dense, ORANGE), ("ticket", question.sparse, BLUE)):
@@ -151,11 +163,10 @@ def breakeven_chart(answer: Answer) -> Chart:
                    marker=None)
         )  # fmt: skip
     unit = f" ({question.unit})" if question.unit else ""
-    interval = interval_in_words(found)
     return Chart(
         f"breakeven_{question.quantity}", f"Break-even: {question.quantity}", "inferences",
         f"{question.quantity} of training and inference{unit}", lines, zero=True,
-        caption=f"It pays back {in_words(found)}" + (f" (95 %: {interval})." if interval else "."),
+        caption=sentence(found),
     )  # fmt: skip
 
 
@@ -166,7 +177,7 @@ def as_values(found: Sequence[Answer]) -> list[dict[str, Any]]:
             "quantity": question.quantity, "unit": question.unit, "verdict": answer.verdict,
             "inferences": answer.inferences, "low": answer.low,
             "high": None if answer.high is None or math.isinf(answer.high) else answer.high,
-            "bounded": answer.high is not None and not math.isinf(answer.high),
+            "bounded": answer.high is not None and not math.isinf(answer.high), "certain": answer.certain,
             "sparse": {"fixed": list(question.sparse.fixed), "each": list(question.sparse.each)},
             "dense": {"fixed": list(question.dense.fixed), "each": list(question.dense.each)},
         }
@@ -201,6 +212,10 @@ def _each(side: Side, quantity: str, price: float | None) -> list[float] | None:
 def _with_error(estimate: Estimate) -> str:
     error = f" ± {math.sqrt(estimate.variance):.1g}" if estimate.freedom else ""
     return f"{estimate.mean:.3g}{error}"
+
+
+def _inferences(count: str) -> str:
+    return f"{count} inference" if count == "1" else f"{count} inferences"
 
 
 def _count(value: float) -> str:
