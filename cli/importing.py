@@ -10,6 +10,8 @@ import typer
 
 from lthfunc.errors import UserError, invalid
 
+from .console import say
+
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
@@ -25,10 +27,11 @@ def import_(
 ) -> None:
     """Write another program's checkpoint as a safetensors file, for `--weights` to start from.
 
-    Only tensors are read (PyTorch's weights_only); a file that holds anything else is refused.
+    Only tensors are read (PyTorch's weights_only); a file that holds anything else is refused. What DataParallel,
+    torch.compile or Lightning put before the names is taken away, and said.
     """
     path, most = Path(file), _bytes(max_size)
-    if not path.is_file():
+    if not path.exists():
         raise UserError(f"{file}: there is no such file")
     target = Path(out) if out else path.with_suffix(".safetensors")
     if target.suffix != ".safetensors":
@@ -38,8 +41,10 @@ def import_(
     from lthfunc.models.foreign import read_foreign
     from lthfunc.trees.files import save_tree
 
-    tensors = read_foreign(path, most)
+    tensors, notes = read_foreign(path, most)
     save_tree(target, tensors, {"source": path.name})
+    for note in notes:
+        say(note)
     print(f"{target}: {len(tensors)} tensors, {sum(leaf.numel() for leaf in tensors.values()):,} numbers")
 
 

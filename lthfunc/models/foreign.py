@@ -8,63 +8,162 @@ from __future__ import annotations
 
 import hashlib
 import re
+import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import safetensors
+import safetensors.torch
 import torch
 from torch import Tensor
 
 from lthfunc.errors import DamagedError, UserError
 from lthfunc.frames import first_line
+from lthfunc.models.naming import unwrapped
 from lthfunc.trees.files import load_tree
 
 #: Keys under which programs keep the weights within a checkpoint.
 _WITHIN = ("state_dict", "model_state_dict", "model", "params", "net", "weights")
-#: Put before names by wrappers of modules.
-_PREFIXES = ("module.", "_orig_mod.")
+#: More dictionaries within one another, and more entries in all, than any network has.
+_DEEPEST, _MOST_ENTRIES = 50, 1_000_000
+_RESERVED = "__metadata__"
 
 
-def read_foreign(path: Path, most: int) -> dict[str, Tensor]:
-    """The named tensors of a checkpoint. most: bytes that it may have, packed and unpacked.
+class Foreign(NamedTuple):
+    """tensors: by name. notes: what was changed or left out, in words, a line each."""
 
-    Raises UserError where it is too large or holds something else than named tensors; DamagedError where its name tells
-    another checksum (as torchvision's do).
+    tensors: dict[str, Tensor]
+    notes: tuple[str, ...]
+
+
+def read_foreign(path: Path, most: int) -> Foreign:
+    """The named tensors of a checkpoint, without what wrappers put into their names.
+
+    most: bytes that it may have, packed, unpacked, and written again as the tensors that it shows.
+
+    Raises UserError where it is larger, holds something else than named tensors, or tensors that a safetensors file
+    can't hold; DamagedError where its name tells another checksum (as torchvision's do).
     """
-    _check_size(path, most)
+    _check_file(path, most)
+    notes: list[str] = []
     if path.suffix == ".safetensors":
-        return dict(_tensors(load_tree(path)[0]))
-    _check_name(path)
-    try:
-        found: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a broken archive, or one that holds more than tensors
-        raise UserError(f"{path}: cannot be read as tensors alone ({first_line(error)})") from error
-    for key in _WITHIN:
-        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
-            found = found[key]
-    tensors = dict(_tensors(found)) if isinstance(found, Mapping) else {}
+        found: Any = load_tree(path)[0]
+    else:
+        _check_name(path)
+        found = _weights_of(_loaded(path), path, notes)
+    tensors = _tensors(found, path, most)
     if not tensors:
         raise UserError(f"{path}: holds no tensors by name, but a {type(found).__name__}")
-    return tensors
+    new, taken = unwrapped(tensors)
+    notes += [f"taken out of the names: {each!r}" for each in taken]
+    return Foreign({new[name]: _plain(name, leaf, path) for name, leaf in tensors.items()}, tuple(notes))
 
 
-def _tensors(tree: Mapping[Any, Any], before: str = "") -> Iterator[tuple[str, Tensor]]:
-    for key, value in tree.items():
-        name = before + str(key)
-        if isinstance(value, Tensor) and not value.is_sparse and not value.is_quantized:
-            for prefix in _PREFIXES:
-                name = name.removeprefix(prefix)
-            yield name, value.detach().clone()
-        elif isinstance(value, Mapping):
-            yield from _tensors(value, f"{name}.")
+def _loaded(path: Path) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's remarks on kinds of tensors that are refused below
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a broken archive, or one that holds more than tensors
+        other = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if other is not None:
+            reason = f"it holds a {other[1]}; whoever wrote it can save module.state_dict() instead"
+        else:
+            reason = first_line(error)
+        raise UserError(f"{path}: cannot be read as tensors alone ({reason})") from error
 
 
-def _check_size(path: Path, most: int) -> None:
+def _weights_of(found: Any, path: Path, notes: list[str]) -> Any:
+    """The dictionary of weights in a checkpoint; notes: what else was in it."""
+    seen = set()
+    while isinstance(found, Mapping):
+        if id(found) in seen:
+            raise UserError(f"{path}: is a dictionary that contains itself")
+        seen.add(id(found))
+        key = next((key for key in _WITHIN if isinstance(found.get(key), Mapping)), None)
+        if key is None:
+            break
+        others = [str(other) for other, value in found.items() if other != key and isinstance(value, (Mapping, Tensor))]
+        if others:
+            notes.append(f"taken from {key!r}; left out: {', '.join(others[:5])}{' …' if len(others) > 5 else ''}")
+        found = found[key]
+    return found
+
+
+def _tensors(tree: Any, path: Path, most: int) -> dict[str, Tensor]:
+    """The tensors of nested dictionaries, their keys joined by dots; what is no tensor is left out.
+
+    Raises UserError as soon as they come to more than `most` bytes: views may be far larger than what they show.
+    """
+    if not isinstance(tree, Mapping):
+        return {}
+    found: dict[str, Tensor] = {}
+    size = entries = 0
+    above: list[tuple[str, Mapping[Any, Any], frozenset[int]]] = [("", tree, frozenset())]
+    while above:
+        before, node, inside = above.pop()
+        if id(node) in inside:
+            raise UserError(f"{path}: is a dictionary that contains itself, at {before.rstrip('.')}")
+        if len(inside) == _DEEPEST:
+            raise UserError(f"{path}: has more than {_DEEPEST} dictionaries within one another")
+        deeper = []
+        for key, value in node.items():
+            entries += 1
+            name = before + str(key).replace("/", ".")
+            if entries > _MOST_ENTRIES:
+                raise UserError(f"{path}: has more than {_MOST_ENTRIES:,} entries")
+            if isinstance(value, Mapping):
+                deeper.append((f"{name}.", value, inside | {id(node)}))
+            elif isinstance(value, Tensor):
+                if name in found:
+                    raise UserError(f"{path}: has two tensors of the name {name}")
+                found[name] = value
+                size += value.numel() * value.element_size()
+                if size > most:
+                    raise UserError(f"{path}: has {size:,} bytes and more as tensors, and --max-size allows {most:,}")
+        above += reversed(deeper)
+    return found
+
+
+def _plain(name: str, leaf: Tensor, path: Path) -> Tensor:
+    """A tensor with memory of its own. Raises UserError for what a safetensors file cannot hold."""
+    layout = str(leaf.layout).removeprefix("torch.")
+    kind = (
+        "quantized" if leaf.is_quantized
+        else f"of the layout {layout}" if leaf.layout is not torch.strided
+        else "without values (of the device meta)" if leaf.is_meta
+        else f"of the type {str(leaf.dtype).removeprefix('torch.')}" if not _has_code(leaf.dtype)
+        else None
+    )  # fmt: skip
+    if kind is not None:
+        raise UserError(f"{path}: {name} is {kind}, which safetensors files cannot hold; save a plain tensor of it")
+    if name == _RESERVED or not name.isprintable():
+        raise UserError(f"{path}: a tensor cannot have the name {name!r} in a safetensors file")
+    return leaf.detach().resolve_conj().resolve_neg().clone(memory_format=torch.contiguous_format)
+
+
+def _has_code(dtype: torch.dtype) -> bool:
+    try:
+        safetensors.torch.save({"x": torch.empty(0, dtype=dtype)})
+    except (KeyError, ValueError, RuntimeError, safetensors.SafetensorError):
+        return False
+    return True
+
+
+def _check_file(path: Path, most: int) -> None:
+    if not path.is_file():
+        raise UserError(f"{path}: is {'a folder' if path.is_dir() else 'no regular file'}, not a checkpoint")
     size = path.stat().st_size
+    if not size:
+        raise UserError(f"{path}: is empty")
     if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            size = max(size, sum(each.file_size for each in archive.infolist()))
+        try:
+            with zipfile.ZipFile(path) as archive:
+                size = max(size, sum(each.file_size for each in archive.infolist()))
+        except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError) as error:
+            raise UserError(f"{path}: cannot be read as tensors alone ({first_line(error)})") from error
     if size > most:
         raise UserError(f"{path}: has {size:,} bytes, unpacked, and --max-size allows {most:,}")
 

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lthfunc.errors import UserError, invalid, unknown
 from lthfunc.frames import first_line
+from lthfunc.models.naming import matching
 from lthfunc.trees.files import load_tree
 from lthfunc.trees.model import Model
 from lthfunc.trees.moving import starting_from
+
+SUFFIX = ".safetensors"
+#: How the names of files end that torch.save wrote.
+_PICKLED = {".pth", ".pt", ".bin", ".ckpt", ".tar", ".pkl", ".pickle"}
 
 
 def with_weights(model: Model, name: str, source: str) -> Model:
@@ -25,18 +32,51 @@ def with_weights(model: Model, name: str, source: str) -> Model:
     Raises UserError where the file isn't there, can't be read or doesn't fit.
     """
     values: Mapping[str, Tensor]
-    if source.endswith(".safetensors"):
+    if source.endswith(SUFFIX):
         if not Path(source).is_file():
             raise invalid("--weights", source, "a file that is there")
-        tree, _ = load_tree(source)
-        values = {**tree["params"], **tree.get("buffers", {})} if "params" in tree else tree
+        values = _of_file(source)
+    elif Path(source).suffix in _PICKLED or (Path(source).is_file() and ":" not in name):
+        raise _pickled(source)
     elif name.startswith("torchvision:"):
         values = _of_torchvision(name.partition(":")[2], source)
     elif name.startswith("timm:"):
         values = _of_timm(name.partition(":")[2], source)
     else:
         raise invalid("--weights", source, "a .safetensors file, or the name of torchvision's or timm's weights")
+    leaves = dict((*model.evaluating.named_parameters(), *model.evaluating.named_buffers()))
+    values = {**values, **{name: values[theirs] for name, theirs in matching(values, leaves).items()}}
+    for name, leaf in leaves.items():
+        if name in values and values[name].is_complex() and not leaf.is_complex():
+            raise UserError(f"--weights: {name} is complex in {source}, and real in the network")
     return starting_from(model, values)
+
+
+def _of_file(source: str) -> dict[str, Tensor]:
+    """The tensors of a safetensors file; of a run's, its parameters and buffers."""
+    tree, _ = load_tree(source)
+    if isinstance(tree.get("params"), dict):
+        tree = {**tree["params"], **tree.get("buffers", {})}
+    found: dict[str, Tensor] = {}
+    below: list[tuple[str, dict[str, Any]]] = [("", tree)]
+    while below:
+        before, node = below.pop()
+        for name, leaf in node.items():
+            if isinstance(leaf, dict):  # a name with a slash
+                below.append((f"{before}{name}.", leaf))
+            else:
+                found[before + name] = leaf
+    return found
+
+
+def _pickled(source: str) -> UserError:
+    """What a pickled file given as weights is answered with: the commands to type."""
+    if not Path(source).is_file():
+        return invalid("--weights", source, "a file that is there")
+    quoted, made = shlex.quote(source), shlex.quote(str(Path(source).with_suffix(SUFFIX)))
+    return UserError(
+        f"--weights: {source} is no .safetensors file; make one of it: lthfunc import {quoted}, then --weights {made}"
+    )
 
 
 def _of_torchvision(name: str, weights: str) -> Mapping[str, Tensor]:
@@ -53,7 +93,8 @@ def _of_torchvision(name: str, weights: str) -> Mapping[str, Tensor]:
         return load_tree(ours)[0]
     if not file.is_file():
         raise UserError(f"--weights: {weights!r} of {name} is not on this disk: put {url} into {file.parent}")
-    raise UserError(f"--weights: {file} is a pickled file; make tensors of it first: lthfunc import {file}")
+    command = f"lthfunc import {shlex.quote(str(file))}"
+    raise UserError(f"--weights: {file} is a pickled file; make tensors of it first: {command}")
 
 
 def _of_timm(name: str, weights: str) -> Mapping[str, Tensor]:
