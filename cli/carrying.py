@@ -16,7 +16,7 @@ from lthfunc.experiments.config import Config, to_mapping
 from lthfunc.experiments.iterative import Task
 from lthfunc.experiments.plan import Prepared, prepare
 from lthfunc.experiments.records import Record
-from lthfunc.experiments.trust import code_in
+from lthfunc.experiments.trust import trusted_in
 from lthfunc.runs.execute import check_ray, execute, jobs_of
 from lthfunc.runs.folder import TRAIN
 from lthfunc.runs.progress import broadcasting
@@ -100,7 +100,7 @@ def _meter(config: Config) -> Iterator[Meter | None]:
 
 def _resume(folder: Path, config: Config) -> str:
     """The command that goes on with a run."""
-    return f"lthfunc resume {shlex.quote(named(folder))}" + (" --trust" if code_in(to_mapping(config)) else "")
+    return f"lthfunc resume {shlex.quote(named(folder))}" + (" --trust" if trusted_in(to_mapping(config)) else "")
 
 
 def _headline(prepared: Prepared, command: str) -> str:

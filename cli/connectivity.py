@@ -84,7 +84,8 @@ def _settings_of_run(run: Path, given: dict[str, Any]) -> Any:
     if typed:
         raise UserError(f"--run and --{typed[0].replace('_', '-')}: the run's settings are taken; give one of them")
     config = whole_run(run).config
-    check_trust(to_mapping(config), run, trusted=given["trust"])
+    named = {"data_dir"} if given["data_dir"] is not None else set()
+    check_trust(to_mapping(config), run, trusted=given["trust"], typed=named)
     kept = {name: given[name] for name in ("data_dir", "threads") if given[name] is not None}
     return replace(config, rounds=0, control=(), density=None, densities=None, energy=False, country=None, **kept)
 

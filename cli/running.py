@@ -7,7 +7,7 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -56,7 +56,7 @@ def new_run(config: Config, command: str, out: str | None, *, wants_json: bool) 
     """
     earlier = unfinished_like(config, command, out)
     if earlier is not None and _goes_on(earlier, out):
-        resume_run(str(earlier), {}, trust=True, wants_json=wants_json)  # these settings were typed
+        resume_run(str(earlier), {}, trust=False, wants_json=wants_json, typed=_same(config, scan_run(earlier).config))
         return
     folder = _free_folder(config, out)
     prepared = made_ready(config)
@@ -66,13 +66,16 @@ def new_run(config: Config, command: str, out: str | None, *, wants_json: bool) 
         _run(prepared, command, folder, [], wants_json)
 
 
-def resume_run(run: str, changed: dict[str, Any], trust: bool, *, wants_json: bool) -> None:
+def resume_run(
+    run: str, changed: dict[str, Any], trust: bool, *, wants_json: bool, typed: Collection[str] = ()
+) -> None:
     """Go on with an interrupted run; a finished one has its table and pictures made again.
 
-    changed: settings that change no result, to be used instead of the run's.
+    changed: settings that change no result, to be used instead of the run's. typed: those that need no trust, since
+    the user has typed the same.
     """
     folder = Path(run)
-    check_trust(to_mapping(scan_run(folder).config), folder, trusted=trust)
+    check_trust(to_mapping(scan_run(folder).config), folder, trusted=trust, typed={*changed, *typed})
     with locked(folder):
         found = _recovered(folder)
         config = resolved(from_mapping({**to_mapping(found.config), **changed}))
@@ -96,6 +99,9 @@ def trial_run(config: Config, folder: Path, again: str) -> list[Record]:
             with _or_gone(folder):
                 create(folder, prepared.config, PRUNE, data=prepared.plan.trainer.data)
             return trained(prepared, PRUNE, folder, [], again=again)
+    check_trust(
+        to_mapping(scan_run(folder).config), folder, trusted=False, typed=_same(config, scan_run(folder).config)
+    )
     with locked(folder):
         found = _recovered(folder)
         prepared = made_ready(resolved(found.config))
@@ -143,6 +149,12 @@ def _recovered(folder: Path) -> Run:
     for line in said:
         say(f"damaged: {line}")
     return found
+
+
+def _same(mine: Config, theirs: Config) -> set[str]:
+    """The settings that are the same in both."""
+    values, others = to_mapping(mine), to_mapping(theirs)
+    return {name for name, value in others.items() if values.get(name) == value}
 
 
 def _typed(given: dict[str, Any]) -> set[str]:

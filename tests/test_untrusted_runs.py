@@ -6,22 +6,20 @@ import os
 import re
 import resource
 import shutil
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import ROOT
 from lthfunc_cli.main import main
-from matplotlib.figure import Figure
+from strangers import a_finished_run, a_run, contents  # noqa: F401
 
 from lthfunc.errors import DamagedError
 from lthfunc.runs import within
 from lthfunc.runs.lines import append_lines, line_of, read_lines
 from lthfunc.runs.verifying import verified
 
-TINY = ["--rounds", "1", "--steps", "6", "--eval-every", "3", "--engine", "eager", "--threads", "1"]
 FOLDERS = ["seed0", "seed0/round00", "seed0/round01", "report-figures", "tensorboard", "lenet300-round01-scipy"]
 #: Links that are there together, since each hides nothing of what happens at the others.
 GROUPS = [
@@ -40,31 +38,6 @@ READING = [
     "info run", "verify run", "report run --no-figures", "watch run --once", "compare run", "breakeven run",
     "config run",
 ]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "finished"
-    assert main(["prune", *TINY, "--out", str(folder)]) == 0
-    append_lines(folder / "measured.jsonl", [{"kind": "of another version"}])
-    for name in (".lock", *(path.name for path in folder.glob("*.png"))):
-        (folder / name).unlink(missing_ok=True)
-    return folder
-
-
-@pytest.fixture
-def run(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A copy of it; whoever waits for a pipe is woken, and fails."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(Figure, "savefig", lambda figure, file, **how: file.write(b"drawn"))  # which takes longest
-    shutil.copytree(finished, "run")
-    signal.alarm(120)
-    yield Path("run")
-    signal.alarm(0)
-
-
-def contents(folder: Path) -> dict[str, bytes | None]:
-    return {str(path): path.read_bytes() if path.is_file() else None for path in sorted(folder.rglob("*"))}
 
 
 def is_answered(command: str, capsys: Any) -> str:

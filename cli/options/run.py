@@ -199,8 +199,8 @@ Trust = Annotated[
     bool,
     typer.Option(
         "--trust",
-        help="Import code that the settings of a file or a run name (package.module:function, file.py:name); what is "
-        "typed here is imported anyway.",
+        help="Import code (package.module:function, file.py:name) and connect to places (s3://…, hf:…, ray://…, W&B) "
+        "that the settings of a file or a run name; what is typed here needs no trust.",
         rich_help_panel=_PANEL,
     ),
 ]

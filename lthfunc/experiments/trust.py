@@ -1,8 +1,12 @@
-"""Code that settings name: imported where its user typed it, and from a file only where that file is trusted."""
+"""What settings must be trusted in: code and places elsewhere that they name are used where their user typed them,
+
+and out of a file only where that file is trusted.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import re
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from lthfunc.data.catalog import KINDS, SUFFIX
@@ -14,20 +18,69 @@ _NAMES = ("arch", "dataset", "score", "allocate", "structure", "rewind", "densit
 #: Prefixes of names that no code of a user stands behind.
 _OURS = {"arch": ("torchvision", "timm"), "dataset": tuple(KINDS)}
 
+#: Options of timm's by which it loads files, pickled ones too.
+_LOADED = ("checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
+
 
 def code_in(values: Mapping[str, Any]) -> dict[str, str]:
     """The settings that name code to import, by name."""
-    return {name: values[name] for name in _NAMES if _is_code(name, values.get(name))}
+    found = {name: values[name] for name in _NAMES if _is_code(name, values.get(name))}
+    options = values.get("arch_option")
+    if str(values.get("arch")).startswith("timm:") and isinstance(options, Mapping):
+        found |= {f"arch_option.{name}": str(value) for name, value in options.items() if name in _LOADED}
+    return found
+
+
+def places_in(values: Mapping[str, Any]) -> dict[str, str]:
+    """The settings by which something elsewhere is connected to: read from, computed on, or told of the run."""
+    found = {name: value for name, value in _texts(values) if _is_elsewhere(name, value)}
+    return found | ({"wandb": "true"} if values.get("wandb") is True else {})
+
+
+def trusted_in(values: Mapping[str, Any]) -> dict[str, str]:
+    """All settings that a file is not believed in by itself."""
+    return {**code_in(values), **places_in(values)}
 
 
 def check_trust(values: Mapping[str, Any], where: object, *, trusted: bool, typed: Collection[str] = ()) -> None:
-    """Raise UserError where settings out of a file name code, unless it is trusted, or they were typed as well."""
-    found = {name: value for name, value in code_in(values).items() if name not in typed}
-    if found and not trusted:
-        named = ", ".join(f"{name} = {value!r}" for name, value in found.items())
+    """Raise UserError where settings out of a file name code or places elsewhere, unless it is trusted, or they were
+
+    typed as well.
+    """
+    if trusted:
+        return
+    code, places = (_named(found(values), typed) for found in (code_in, places_in))
+    if code:
         raise UserError(
-            f"{where}: names code that would be imported, {named}; look at it, and with --trust it is imported"
+            f"{where}: names code that would be imported, {code}; look at it, and with --trust it is imported"
         )
+    if places:
+        raise UserError(
+            f"{where}: names places that would be connected to, {places}; if you know them, with --trust they are"
+        )
+
+
+def _named(found: Mapping[str, str], typed: Collection[str]) -> str:
+    return ", ".join(f"{name} = {value!r}" for name, value in found.items() if name.partition(".")[0] not in typed)
+
+
+def _texts(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Whatever is text, also within tables, with its name."""
+    for name, value in values.items():
+        if isinstance(value, str):
+            yield name, value
+        elif isinstance(value, Mapping):
+            yield from ((f"{name}.{key}", each) for key, each in value.items() if isinstance(each, str))
+
+
+def _is_elsewhere(name: str, value: str) -> bool:
+    """An address, a share of Windows, or a name of the Hub's."""
+    kind, _, rest = value.partition(":")
+    if name == "dataset" and kind == "hf":
+        return True
+    if name == "arch" and kind == "timm" and ":" in rest:  # hf-hub:SOMEBODY/NETWORK
+        return True
+    return re.search(r"://", value) is not None or re.match(r"([A-Za-z]+:)?(\\\\|//)", value) is not None
 
 
 def _is_code(name: str, value: object) -> bool:

@@ -85,7 +85,7 @@ def tickets_of_run(
 ) -> list[Found]:
     """`ticket_of_run` of several rounds; the data set is read once."""
     _, config, records = read_run(run)
-    check_trust(to_mapping(config), run, trusted=trusted)
+    check_trust(to_mapping(config), run, trusted=trusted, typed=("data_dir",) if data_dir is not None else ())
     mine = [item for item in records if item["variant"] == TICKET]
     if not mine:
         raise UserError(f"{run}: has no finished training yet")

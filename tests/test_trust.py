@@ -1,0 +1,93 @@
+"""Code and places that a run's settings name: used where its user typed them, or trusts the run."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lthfunc_cli.main import main
+from strangers import TINY, a_finished_run, a_run, contents  # noqa: F401
+
+from lthfunc.errors import UserError
+from lthfunc.experiments.config import from_mapping
+from lthfunc.experiments.trust import check_trust, places_in
+from lthfunc.runs.lines import line_of, value_of
+from lthfunc.runs.settings import to_toml
+
+
+def with_settings(folder: Path, **settings: object) -> None:
+    """A run that says it was made with other settings."""
+    first, *rest = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    about = value_of(first.rstrip("\n"))
+    about["config"] |= settings
+    (folder / "metrics.jsonl").write_text(line_of(about) + "\n" + "".join(rest))
+    (folder / "config.toml").write_text(to_toml(from_mapping(about["config"]), "a stranger"))
+
+
+ELSEWHERE: list[dict[str, object]] = [
+    {"on": "ray://127.0.0.1:9"},
+    {"data_dir": "s3://strangers/bucket"},
+    {"data_dir": "memory://bucket"},
+    {"data_dir": "\\\\server\\share"},
+    {"dataset": "hf:stranger/images"},
+    {"dataset": "npz:https://stranger.example/x.npz"},
+    {"dataset": "folder:gs://stranger/x"},
+    {"dataset_option": {"test": "http://stranger.example/x"}},
+    {"weights": "http://stranger.example/w.safetensors"},
+    {"arch": "timm:hf-hub:stranger/network"},
+    {"arch": "timm:resnet18", "arch_option": {"checkpoint_path": "stranger.pth"}},
+    {"wandb": True},
+]
+
+
+@pytest.mark.parametrize("settings", ELSEWHERE, ids=str)
+def test_places_that_a_run_names_are_not_connected_to(
+    run: Path, settings: dict[str, object], monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    def reached(*given: object, **named: object) -> None:
+        raise AssertionError(given)
+
+    with_settings(run, **settings)
+    for name in ("connect", "connect_ex"):
+        monkeypatch.setattr(socket.socket, name, reached)
+    for name in ("lthfunc.runs.cluster.join_cluster", "lthfunc.remote.place_of", "lthfunc.data.hub.read_hub"):
+        monkeypatch.setattr(name, reached)
+    before = contents(run)
+    name = next(reversed(settings))
+    for command in (
+        "resume run", "export run --to scipy", "specialize run", "connectivity --run run", "info run --classes",
+        "branch run --from-round 0 --rounds 1", "transfer run --dataset digits", "prune --config run/config.toml",
+    ):  # fmt: skip
+        if command.startswith("transfer") and name.startswith("dataset"):  # for which other data were typed
+            continue
+        assert main(command.split()) == 2, command
+        err = capsys.readouterr().err.splitlines()[-1]
+        assert "names places that would be connected to" in err or "names code that would be imported" in err, command
+        assert f"{name}" in err
+        assert "--trust" in err
+    assert contents(run) == before
+
+
+def test_places_that_were_typed_need_no_trust(run: Path) -> None:
+    with_settings(run, data_dir="memory://nowhere", wandb=True)
+    check = {"data_dir": "memory://nowhere", "wandb": False}
+    assert places_in(check | {"wandb": True}) == {"data_dir": "memory://nowhere", "wandb": "true"}
+    check_trust(check, "here", trusted=False, typed=["data_dir"])
+    with pytest.raises(UserError, match="data_dir = 'memory://nowhere'"):
+        check_trust(check, "here", trusted=False, typed=["arch"])
+    assert main(["resume", "run", "--data-dir", ".", "--no-wandb"]) == 0
+    assert main(["resume", "run"]) == 0  # which has kept what was typed
+
+
+def test_a_trial_in_a_strangers_sweep_is_not_believed(run: Path, capsys: Any) -> None:
+    sweep = ["sweep", *TINY, "--grid", "lr=0.01,0.02", "--out", "sweep"]
+    assert main(sweep) == 0
+    (Path("stranger.py")).write_text("import pathlib\npathlib.Path('here').touch()\n")
+    lines = Path("sweep/sweep.jsonl").read_text().splitlines(keepends=True)
+    Path("sweep/sweep.jsonl").write_text("".join(lines[:2]))  # the second trial is unfinished
+    with_settings(Path("sweep/trial001"), score="stranger.py:score")
+    main(sweep)
+    assert "names code that would be imported, score = 'stranger.py:score'" in "".join(capsys.readouterr())
+    assert not Path("here").exists()
