@@ -10,6 +10,8 @@ from hypothesis import given, settings, strategies as st
 
 import lthfunc as lf
 from lthfunc.errors import UserError
+from lthfunc.experiments.config import Config
+from lthfunc.experiments.resolve import resolved
 from lthfunc.sparsify.budgets import deal
 from lthfunc.trees.types import Masks, Params
 
@@ -74,6 +76,7 @@ def test_budgets_are_exact_whatever_remains(which, fraction, alive, floor, seed)
     generator = torch.Generator().manual_seed(seed)
     masks = {name: torch.rand(shape, generator=generator) < alive for name, shape in SHAPES.items()}
     living = {name: int(mask.sum()) for name, mask in masks.items()}
+    values = {name: leaf.abs() if which == "lamp" else leaf for name, leaf in scores(seed).items()}
     made = getattr(lf, which)
     takes_floor = which not in ("lamp", "globally")
     allocate = made(floor) if takes_floor else made
@@ -82,9 +85,9 @@ def test_budgets_are_exact_whatever_remains(which, fraction, alive, floor, seed)
     budget = sum(living.values()) - round(fraction * sum(living.values()))
     if budget < sum(least.values()):
         with pytest.raises(UserError, match="a higher density or a lower floor"):
-            allocate(scores(seed), masks, fraction)
+            allocate(values, masks, fraction)
         return
-    keep = {name: int(n) for name, n in allocate(scores(seed), masks, fraction).items()}
+    keep = {name: int(n) for name, n in allocate(values, masks, fraction).items()}
     assert sum(keep.values()) == budget
     assert all(least[name] <= keep[name] <= living[name] for name in keep)
 
@@ -103,7 +106,7 @@ def test_dealing_is_exact(data: st.DataObject) -> None:
 
 
 def test_lamp_is_the_definition() -> None:
-    values = scores(3)
+    values = {name: leaf.abs() for name, leaf in scores(3).items()}
     lamp = []
     for name, leaf in values.items():
         squares = sorted((float(v) ** 2 for v in leaf.flatten().double()), reverse=True)
@@ -127,6 +130,19 @@ def test_a_floor_keeps_each_layers_best_and_the_rest_by_one_threshold() -> None:
     masks = lf.unstructured(values, FULL, floored)
     assert lf.collapsed(masks) == ()
     assert lf.collapsed(lf.unstructured(values, FULL, plain)) == ("fc1",)
+
+
+def test_lamp_takes_no_negative_scores() -> None:
+    """Squares would take the worst for the best. A pruned weight's score says nothing."""
+    values = {name: leaf.abs() for name, leaf in scores().items()}
+    values["fc1"][3, 5] = -2.0
+    with pytest.raises(UserError, match="allocate: lamp squares scores, and some of fc1 are negative"):
+        lf.lamp(values, FULL, 0.5)
+    masks = {**FULL, "fc1": FULL["fc1"].clone()}
+    masks["fc1"][3, 5] = False
+    assert sum(int(n) for n in lf.lamp(values, masks, 0.0).values()) == TOTAL - 1
+    with pytest.raises(UserError, match="--allocate: 'lamp' is not accepted; it takes scores of at least 0, which"):
+        resolved(Config(allocate="lamp", score="grasp"))
 
 
 def test_what_cannot_be_met_is_refused() -> None:

@@ -22,6 +22,9 @@ SCORES = {
     "wanda": "|w| · norm of the input",
 }
 
+#: Scores that may be negative.
+SIGNED = ("magnitude-increase", "movement", "grasp")
+
 ALLOCATIONS = {
     "global": "one ranking of all weights",
     "layerwise": "the rate in every layer, half of it in the output layer",

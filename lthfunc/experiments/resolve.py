@@ -26,7 +26,7 @@ from lthfunc.experiments.config import (
     parse_rewind,
     parse_structure,
 )
-from lthfunc.experiments.families import ALLOCATIONS, SCORES
+from lthfunc.experiments.families import ALLOCATIONS, SCORES, SIGNED
 from lthfunc.models import catalog as models
 
 #: For architectures and data sets of the user's own.
@@ -145,6 +145,8 @@ def _check_together(config: Config) -> None:
         raise UserError("--layer-rate: takes --allocate layerwise with it")
     if config.floor and (config.allocate in ("layerwise", "lamp") or is_own(config.allocate)):
         raise invalid("--floor", config.floor, f"0 with --allocate {config.allocate}")
+    if config.allocate == "lamp" and config.score in SIGNED:
+        raise invalid("--allocate", "lamp", f"scores of at least 0, which --score {config.score} are not")
     if config.exempt and config.structure == "unstructured":
         raise UserError("--exempt: takes a --structure with it")
     if config.exempt and is_own(config.structure):

@@ -61,7 +61,14 @@ def lamp(scores: Scores, masks: Masks, fraction: float) -> Keep:
 
     With `magnitude` this is LAMP. Each layer's best weight has the score 1, so no layer is emptied before all are down
     to one weight.
+
+    Raises UserError where a score is negative, since squares would not tell it from a positive one.
     """
+    for name, mask in masks.items():
+        below = mask & (scores[name] < 0)
+        # Under vmap numbers can't be looked at.
+        if not torch._C._functorch.is_functorch_wrapped_tensor(below) and bool(below.any()):
+            raise UserError(f"allocate: lamp squares scores, and some of {name} are negative; another one would do")
 
     def score(name: str) -> Tensor:
         mask = masks[name].flatten()

@@ -27,15 +27,15 @@ _BATCHES = 10
 
 
 def at_init(
-    scoring: Scoring, *, in_rounds: bool = False, allocate: Allocate = globally, then: Ablation | None = None
+    scoring: Scoring, *, rounds: int | None = 1, allocate: Allocate = globally, then: Ablation | None = None
 ) -> Method:
-    """Score the untrained network, prune it, and train what is left. in_rounds: those of SynFlow, each scored anew."""
+    """Score the untrained network, prune it, and train what is left. rounds: None for those of SynFlow."""
 
     def method(setting: Setting, seed: int) -> Outcome:
         dense = start(setting, seed)
         score = scoring(setting, dense, seed)
-        rounds = setting.synflow_rounds if in_rounds else 1
-        sparse = at_densities(geometric(setting.density, rounds), score=score, allocate=allocate)(dense)
+        densities = geometric(setting.density, setting.synflow_rounds if rounds is None else rounds)
+        sparse = at_densities(densities, score=score, allocate=allocate)(dense)
         if then is not None:
             sparse = then(setting, sparse._replace(params=dense.params), seed)
         return finished(setting, sparse._replace(params=apply_masks(sparse.params, sparse.masks)), seed)
@@ -84,7 +84,7 @@ def new_weights(setting: Setting, state: TrainState, seed: int) -> TrainState:
 
 
 snip, grasp = at_init(by_snip), at_init(by_grasp)
-synflow = at_init(by_synflow, in_rounds=True)
+synflow = at_init(by_synflow, rounds=None)
 magnitude_at_init = at_init(by_magnitude)
 random_uniform = at_init(at_random, allocate=uniform())
 random_erk = at_init(at_random, allocate=erk())
@@ -93,6 +93,6 @@ snip_shuffled, snip_reinit = at_init(by_snip, then=shuffled_mask), at_init(by_sn
 snip_inverted = at_init(inverted(by_snip))
 grasp_shuffled, grasp_reinit = at_init(by_grasp, then=shuffled_mask), at_init(by_grasp, then=new_weights)
 grasp_inverted = at_init(inverted(by_grasp))
-synflow_shuffled = at_init(by_synflow, in_rounds=True, then=shuffled_mask)
-synflow_reinit = at_init(by_synflow, in_rounds=True, then=new_weights)
+synflow_shuffled = at_init(by_synflow, rounds=None, then=shuffled_mask)
+synflow_reinit = at_init(by_synflow, rounds=None, then=new_weights)
 synflow_inverted = at_init(inverted(by_synflow))

@@ -60,6 +60,8 @@ def _tuned(state: TrainState, anchor: TrainState) -> TrainState:
 def why_not_tuned(setting: Setting) -> str | None:
     """Why fine-tuning at the last learning rate would be no method of its own; None where it is one."""
     schedule = setting.schedule
+    if schedule is None:
+        return None
     if float(schedule[-1]) == float(schedule.max()):
         return "imp-tuned needs a --schedule that falls: else the last rate is the first one too, as in imp-lr"
     if ends_at(schedule, 2 * setting.steps) is not None:
@@ -88,5 +90,8 @@ random_balanced = _random(balanced())
 
 
 def cyclic(setting: Setting, seed: int) -> Outcome:
-    """`imp` with learning-rate rewinding, every training several cycles of the schedule (Gadhikar & Burkholz 2024)."""
+    """`imp` with learning-rate rewinding, every training several cycles long (after Gadhikar et al. 2024).
+
+    Their cycles are whole trainings, one after the other; here all of them together are as long as one.
+    """
     return imp_lr(setting._replace(trainer=setting.cyclic), seed)

@@ -32,7 +32,7 @@ class Setting(NamedTuple):
 
     trainer_of: a trainer of another model on the same data (a reparametrised one), with an optimiser.
     cyclic: the trainer whose learning rate runs through its schedule several times in one training.
-    schedule: the trainer's learning rates. synflow_rounds: in which SynFlow prunes.
+    schedule: the trainer's learning rates, where they are known. synflow_rounds: in which SynFlow prunes.
     """
 
     model: Model
@@ -44,7 +44,7 @@ class Setting(NamedTuple):
     rounds: int
     density: float
     device: str
-    schedule: Schedule
+    schedule: Schedule | None = None
     synflow_rounds: int = SYNFLOW_ROUNDS
 
     @property
