@@ -139,7 +139,7 @@ def test_further_parameters_can_be_made_prunable_by_pattern() -> None:
     assert "in_proj_weight" in lf.from_module(attention, prunable=("*in_proj_weight",)).prunable
     with pytest.raises(UserError, match="no parameter fits 'nothing"):
         lf.from_module(attention, prunable=("nothing*",))
-    with pytest.raises(UserError, match="no linear, convolution, embedding or attention"):
+    with pytest.raises(UserError, match="no linear, convolution, embedding, recurrent or attention"):
         lf.from_module(nn.BatchNorm1d(3))
 
 

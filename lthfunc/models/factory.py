@@ -24,7 +24,7 @@ from lthfunc.models.vit import ViT
 from lthfunc.models.wide_resnet import WideResNet
 from lthfunc.plugins import called, load_plugin
 from lthfunc.trees.datasets import check_data
-from lthfunc.trees.model import Model, from_module, pruning
+from lthfunc.trees.model import Model, model_of, pruning
 from lthfunc.trees.parts import Part
 from lthfunc.trees.types import Dataset
 
@@ -99,7 +99,7 @@ def build(
     if name not in ARCHS:
         warm(name, module, shape, inputs, parts)
     short = name.rpartition(":")[2] if name.startswith(_ZOOS) else name
-    model = from_module(module, name=short, tokens=inputs == "text", parts=parts)
+    model = model_of(module, name=short, tokens=inputs == "text", parts=parts)
     if name not in ARCHS:
         check_outputs(name, model, shape, classes, any_outputs)
     return model

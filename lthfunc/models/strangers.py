@@ -11,7 +11,8 @@ from torch import nn
 
 from lthfunc.errors import UserError
 from lthfunc.frames import first_line, place_of
-from lthfunc.trees.model import Model, apply_evaluating, apply_training, example_of
+from lthfunc.trees.habits import habits_of
+from lthfunc.trees.model import Model, apply_evaluating, example_of
 from lthfunc.trees.parts import Part, Unpacking
 
 
@@ -31,15 +32,8 @@ def check_outputs(name: str, model: Model, shape: tuple[int, ...], classes: int,
     x = example_of(model, shape, 2)
     mine = torch.random.fork_rng(devices=[])  # dropout draws
     with _explained(name, shape, model.training, model.evaluating), torch.no_grad(), mine:
-        before = _tensors(model.training)
-        apply_training(model, params, buffers, x)
+        habits_of(model, x)
         out = apply_evaluating(model, params, buffers, x)
-    changed = [key for key, value in _tensors(model.training).items() if before.get(key) is not value]
-    if changed:
-        raise UserError(
-            f"--arch: {name!r} keeps a tensor in {changed[0]} from call to call that is no buffer: register it with "
-            "register_buffer"
-        )
     if any_outputs:
         return
     if not isinstance(out, torch.Tensor):
@@ -58,16 +52,6 @@ def _layer_of(error: Exception, modules: Sequence[nn.Module]) -> str:
     at_work = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]
     found = [part for part in at_work if id(part) in names]
     return f" in {names[id(found[-1])]}, {repr(found[-1]).splitlines()[0]}" if found else ""
-
-
-def _tensors(module: nn.Module) -> dict[str, torch.Tensor]:
-    """Tensors that submodules hold as plain attributes, neither parameters nor buffers."""
-    return {
-        f"{part}.{name}" if part else name: value
-        for part, submodule in module.named_modules()
-        for name, value in vars(submodule).items()
-        if isinstance(value, torch.Tensor)
-    }
 
 
 @contextmanager

@@ -7,25 +7,45 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from lthfunc.sparsify.scores import Score, Scores
-from lthfunc.trees.model import Model, linear_inputs
+from lthfunc.trees.model import Model
 from lthfunc.trees.ops import apply_masks
+from lthfunc.trees.prunable import transposed_weights
+from lthfunc.trees.reading import linear_inputs
 from lthfunc.trees.types import Masks, Params, TrainState
 
-#: Per linear layer's weight, the second moments of its inputs: float64 (features, features), means over rows.
-Moments = dict[str, Tensor]
+
+class Moments(dict[str, Tensor]):
+    """Per linear layer's weight, the second moments of its inputs: float64 (features, features), means over rows.
+
+    transposed: the weights that are stored as (inputs, outputs).
+    """
+
+    transposed: frozenset[str] = frozenset()
+
+
+def turned(moments: Mapping[str, Tensor], name: str) -> bool:
+    """Whether a weight is stored as (inputs, outputs)."""
+    return name in getattr(moments, "transposed", ())
 
 
 def input_moments(model: Model, state: TrainState, inputs: Sequence[Tensor]) -> Moments:
-    """X^T X / n for every linear layer of the masked network, over batches of (scaled) inputs."""
+    """X^T X / n for every linear layer of the masked network, over batches of (scaled) inputs.
+
+    A layer that is called several times, or whose weight others share, counts with all that it multiplies.
+    """
     params = apply_masks(state.params, state.masks)
-    totals: Moments = {}
+    totals = Moments()
+    totals.transposed = frozenset(transposed_weights(model.evaluating))
     rows: dict[str, int] = {}
     for x in inputs:
-        for name, read in linear_inputs(model, params, state.buffers, x).items():
-            flat = read.reshape(-1, read.shape[-1]).double()
-            totals[name] = totals.get(name, 0) + flat.T @ flat
-            rows[name] = rows.get(name, 0) + len(flat)
-    return {name: total / rows[name] for name, total in totals.items()}
+        for name, calls in linear_inputs(model, params, state.buffers, x).items():
+            for read in calls:
+                flat = read.reshape(-1, read.shape[-1]).double()
+                totals[name] = totals.get(name, 0) + flat.T @ flat
+                rows[name] = rows.get(name, 0) + len(flat)
+    for name, total in totals.items():
+        totals[name] = total / rows[name]
+    return totals
 
 
 def wanda(moments: Mapping[str, Tensor]) -> Score:
@@ -38,7 +58,10 @@ def wanda(moments: Mapping[str, Tensor]) -> Score:
     def score(params: Params, masks: Masks) -> Scores:
         def of(name: str) -> Tensor:
             size = params[name].abs()
-            return size * moments[name].diagonal().sqrt().to(size) if name in moments else size
+            if name not in moments:
+                return size
+            read = moments[name].diagonal().sqrt().to(size)
+            return size * (read[:, None] if turned(moments, name) else read)
 
         return {name: of(name) for name in masks}
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lthfunc.errors import UserError, invalid
+from lthfunc.sparsify.activations import turned
 from lthfunc.sparsify.allocation import fraction_to
 from lthfunc.sparsify.budgets import deal, uniform
 from lthfunc.trees.fold import Transformation
@@ -58,9 +59,11 @@ def sparsegpt(
         layers = {name: mask for name, mask in state.masks.items() if name in moments}
         budgets = uniform()({}, layers, fraction_to(density, layers)) if layers else {}
         for name, budget in budgets.items():
-            params[name], masks[name] = _surgeon(
-                state.params[name], layers[name], moments[name], int(budget), choose, block, damping
-            )
+            leaves = state.params[name], layers[name]
+            turn = turned(moments, name)  # rows of what follows are outputs
+            weight, mask = (leaf.T for leaf in leaves) if turn else leaves
+            new = _surgeon(weight, mask, moments[name], int(budget), choose, block, damping)
+            params[name], masks[name] = (leaf.T.contiguous() for leaf in new) if turn else new
         return state._replace(params=params, masks=masks, opt=())
 
     return transformation

@@ -43,7 +43,8 @@ def evaluate(
     total = torch.zeros(2, 1, dtype=torch.float64, device=device)
     chunks = list(zip(torch.split(split.x, chunk), torch.split(split.y, chunk), strict=True))
     for x, y in chunks[exchange.rank :: exchange.ranks]:
-        metrics = metrics_of((x.to(device), y.to(device)))
+        # Copies, since chunks are views of the caller's data and a module or metric may write into what it is given.
+        metrics = metrics_of((x.to(device, copy=True), y.to(device, copy=True)))
         both = torch.stack([metrics["loss"].double().reshape(-1), metrics["accuracy"].reshape(-1)])
         total = total + both * len(x)
     if exchange.ranks > 1:

@@ -17,9 +17,10 @@ from lthfunc.training.optimizers import Optimizer
 from lthfunc.training.precision import Precision
 from lthfunc.training.stepping import Training, finite
 from lthfunc.training.steps import Augment, make_eval_step, on_stored
-from lthfunc.training.trainer import Trainer, make_trainer, measure
+from lthfunc.training.trainer import Trainer, drawing_if_needed, examples, make_trainer, measure
 from lthfunc.trees.datasets import check_split
 from lthfunc.trees.fold import Transformation
+from lthfunc.trees.habits import habits_of
 from lthfunc.trees.model import Model
 from lthfunc.trees.types import Dataset, TrainState
 
@@ -166,7 +167,7 @@ def accuracy_on(
     """Accuracy, or another metric, of a state's network on a split (`train`, `val` or `test`)."""
     part = check_split(data, split)
     step = on_stored(make_eval_step(model, metric, metric=metric), data.scale)
-    with torch.no_grad():
+    with torch.no_grad(), drawing_if_needed(habits_of(model, examples(data)), state.step.device):
         (quality,) = evaluate(lambda batch: step(state.params, state.buffers, batch), part, state.step.device)
     return quality.accuracy
 

@@ -16,8 +16,8 @@ from lthfunc.training.optimizers import Optimizer
 from lthfunc.training.precision import Precision, casting
 from lthfunc.training.ranks import averaged, travelling
 from lthfunc.training.synchronised import synchronised
-from lthfunc.trees.model import Model, apply_evaluating, apply_training
-from lthfunc.trees.ops import scaled
+from lthfunc.trees.model import Model, apply_evaluating, apply_training, run_training
+from lthfunc.trees.ops import clone, scaled
 from lthfunc.trees.rng import fold_in
 from lthfunc.trees.shards import ALONE, Exchange
 from lthfunc.trees.types import Batch, Buffers, Masks, Params, Scale, TrainState
@@ -87,6 +87,24 @@ def make_train_step(
     gets the state that the whole batch leads to. The step then takes, as a third argument, what `travelling` gives of
     the state, which is else found out in every step.
     """
+    inner = make_inner_step(model, loss, optimizer, precision, metric, exchange)
+
+    def step(state: TrainState, batch: Batch, index: Tensor | None = None) -> tuple[TrainState, Metrics]:
+        # Whatever a user's module or functions write into, it is nobody else's.
+        return inner(*((state, batch) if model.pure else clone((state, batch))), index)
+
+    return step
+
+
+def make_inner_step(
+    model: Model,
+    loss: Loss,
+    optimizer: Optimizer,
+    precision: Precision = "fp32",
+    metric: Metric = accuracy,
+    exchange: Exchange = ALONE,
+) -> TrainStep:
+    """`make_train_step` for a loop that owns its states and batches: a module may write into them as it is called."""
     objective = objective_of(synchronised(model, exchange), loss, precision, metric)
 
     def step(state: TrainState, batch: Batch, index: Tensor | None = None) -> tuple[TrainState, Metrics]:
@@ -109,12 +127,15 @@ def make_train_step(
 def objective_of(
     model: Model, loss: Loss, precision: Precision, metric: Metric
 ) -> Callable[[Params, Buffers, Batch], tuple[Tensor, tuple[Tensor, Buffers]]]:
-    """(params, buffers, batch) -> (the loss in training mode, (the metric, the buffers after it))."""
+    """(params, buffers, batch) -> (the loss in training mode, (the metric, the buffers after it)).
+
+    The module may write into the params and the batch.
+    """
 
     def objective(params: Params, buffers: Buffers, batch: Batch) -> tuple[Tensor, tuple[Tensor, Buffers]]:
         inputs, targets = batch
         with casting(precision, inputs.device):
-            outputs, buffers = apply_training(model, params, buffers, inputs)
+            outputs, buffers = run_training(model, params, buffers, inputs)
             value = loss(outputs, targets)
         return value, (metric(outputs, targets), buffers)
 

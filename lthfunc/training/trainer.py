@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Literal, NamedTuple
 
 import torch
+from torch import Tensor
 
 from lthfunc.training.batches import steps_per_epoch
 from lthfunc.training.engines.interface import Engine, Work
@@ -18,7 +19,10 @@ from lthfunc.training.precision import Precision, products
 from lthfunc.training.ranks import part_of
 from lthfunc.training.steps import Augment
 from lthfunc.trees.datasets import check_data
+from lthfunc.trees.habits import Habits, habits_of
 from lthfunc.trees.model import Model
+from lthfunc.trees.ops import scaled
+from lthfunc.trees.outside import all_seeded
 from lthfunc.trees.shards import ALONE, Exchange
 from lthfunc.trees.types import Buffers, Dataset, Params, Split
 
@@ -30,7 +34,7 @@ class Trainer(NamedTuple):
     """What training needs besides a state and a seed; made once, used for every round, control and replicate.
 
     loss: what is trained, and what scores that take gradients look at. metric: what is measured as accuracy.
-    exchange: of the ranks that train together.
+    exchange: of the ranks that train together. habits: what the module does besides computing outputs.
     """
 
     data: Dataset
@@ -42,6 +46,7 @@ class Trainer(NamedTuple):
     metric: Metric = accuracy
     on_nonfinite: OnNonfinite = "stop"
     exchange: Exchange = ALONE
+    habits: Habits = Habits()
 
 
 def make_trainer(
@@ -67,19 +72,34 @@ def make_trainer(
     """
     data = check_data(data)
     steps_per_epoch(len(data.train.x), batch_size)  # an impossible batch size fails here, before any training
-    work = Work(model, loss, optimizer, data.scale, augment, precision, metric, exchange)
     part_of(batch_size, exchange)
-    return Trainer(
-        data, optimizer, batch_size, make_engine(engine, work), precision, loss, metric, on_nonfinite, exchange
-    )
+    habits = habits_of(model, examples(data))
+    work = Work(model, loss, optimizer, data.scale, augment, precision, metric, exchange, habits)
+    made = make_engine(engine, work)
+    return Trainer(data, optimizer, batch_size, made, precision, loss, metric, on_nonfinite, exchange, habits)
+
+
+def examples(data: Dataset, count: int = 2) -> Tensor:
+    """The first training inputs, as a network takes them."""
+    return scaled(data.train.x[:count], data.scale)
 
 
 def measure(
     trainer: Trainer, params: Sequence[Params], buffers: Sequence[Buffers], split: Split, device: torch.device
 ) -> list[Quality]:
     """Loss and accuracy of some networks on a split, by the trainer's engine."""
-    with computing(trainer):
+    with computing(trainer), drawing_if_needed(trainer.habits, device):
         return trainer.engine.measure(params, buffers, split, device)
+
+
+@contextmanager
+def drawing_if_needed(habits: Habits, device: torch.device) -> Iterator[None]:
+    """An evaluation runs in this: a module that draws in it draws the same in each."""
+    if habits.evaluates_randomly:
+        with all_seeded(0, device):
+            yield
+    else:
+        yield
 
 
 @contextmanager

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+
+from lthfunc.trees.prunable import writes_nowhere
 
 
 def flops_of(module: nn.Module, shape: tuple[int, ...], *, tokens: bool = False) -> int:
@@ -26,6 +30,8 @@ def flops_by_module(module: nn.Module, shape: tuple[int, ...], *, tokens: bool =
 
 def _counted(module: nn.Module, shape: tuple[int, ...], tokens: bool) -> FlopCounterMode:
     leaf = next(module.parameters())
+    if not writes_nowhere(module):  # into its own parameters, say
+        module = copy.deepcopy(module)
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
         module(torch.zeros(1, *shape, dtype=torch.int64 if tokens else leaf.dtype, device=leaf.device))

@@ -2,39 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import _SpectralNorm, _WeightNorm
 from torch.nn.utils.parametrize import is_parametrized
 
-from lthfunc.trees.prunable import layers_of
-from lthfunc.trees.rng import generator
-from lthfunc.trees.types import Params
+from lthfunc.trees.prunable import NORMS, RECURRENT, Layer, is_transposed, layers_of
+from lthfunc.trees.rng import generator, key
+from lthfunc.trees.types import Buffers, Params
 
-#: Draws the parameters of a module anew: (module, its current params, seed) -> params.
+#: Draws the parameters of a module anew: (module, its current params, seed) -> params. Buffers that belong to what is
+#: drawn may be among them.
 Initialiser = Callable[[nn.Module, Params, int], Params]
+
+#: How far Hugging Face's Conv1D is drawn from zero (Radford et al. 2018, sec. 4.1).
+_TRANSPOSED_STD = 0.02
 
 
 def glorot_normal(module: nn.Module, params: Params, seed: int) -> Params:
     """Gaussian Glorot for the weights of the layers that are pruned, zero for their biases.
 
     Weights are N(0, 2 / (fan_in + fan_out)) (Glorot & Bengio 2010, eq. 16; the initialisation of Frankle &
-    Carbin 2019, fig. 2). Other parameters (normalisation scales, say) keep the values the module was built
-    with. Each leaf has its own stream, so a layer's draw does not depend on the layers before it.
+    Carbin 2019, fig. 2). Recurrent layers are uniform within 1 / sqrt(units), as PyTorch's are, and Hugging Face's
+    Conv1D N(0, 0.02²). Layers of one's own that have `reset_parameters` are drawn by it. Each leaf has its own stream,
+    so a layer's draw does not depend on the layers before it.
+
+    Values that are no drawn ones stay as the module was built with: zeros, ones, an identity, rows that are all alike,
+    a padding row, and biases that were set; so do all other parameters (normalisation scales, say).
     """
     drawn = dict(params)
-    for layer, submodule, weights in layers_of(module):
-        prefix = f"{layer}." if layer else ""
-        for weight in weights:
-            if is_parametrized(submodule, weight):
-                drawn |= _parametrised(f"{prefix}parametrizations.{weight}", params, seed)
-            elif f"{prefix}{weight}" in params:  # a tied weight is listed once, under its first name
-                drawn[f"{prefix}{weight}"] = _glorot(f"{prefix}{weight}", params[f"{prefix}{weight}"], seed)
-        for bias in ("bias", "in_proj_bias"):
-            if f"{prefix}{bias}" in params:
-                drawn[f"{prefix}{bias}"] = torch.zeros_like(params[f"{prefix}{bias}"])
+    for name, draw in _draws(module, params):
+        drawn |= draw(seed) if callable(draw) else {name: draw}
     return drawn
+
+
+def drawn_too(names: Iterable[str], built: Params, seed: int) -> Params:
+    """Gaussian Glorot for further matrices, those that a user has pruned; values that were put there stay."""
+    return {name: built[name].clone() if _meant(built[name]) else _glorot(name, built[name], seed) for name in names}
 
 
 def as_built(module: nn.Module, params: Params, seed: int) -> Params:
@@ -42,16 +50,209 @@ def as_built(module: nn.Module, params: Params, seed: int) -> Params:
     return params
 
 
-def _parametrised(prefix: str, params: Params, seed: int) -> Params:
+def left_alone(module: nn.Module, params: Params, prunable: tuple[str, ...]) -> tuple[str, ...]:
+    """The matrices that are neither pruned nor drawn by `glorot_normal`: of every seed the same."""
+    drawn = {name for name, _ in _draws(module, params)}
+    norms = {
+        f"{name}.{own}" if name else own
+        for name, part in module.named_modules()
+        if isinstance(part, NORMS)
+        for own in part._parameters
+    }
+    return tuple(
+        name for name, leaf in params.items() if leaf.ndim > 1 and max(leaf.shape) < leaf.numel() and name not in
+        {*drawn, *norms, *prunable}
+    )  # fmt: skip
+
+
+def following(module: nn.Module, built: Params, buffers: Buffers, drawn: Params) -> Buffers:
+    """The buffers that belong to drawn params: copies of them, and what spectral norm knows of a weight."""
+    found = dict(buffers)
+    new = {name: leaf for name, leaf in drawn.items() if name in built and not torch.equal(leaf, built[name])}
+    if not new:
+        return found
+    for name, buffer in buffers.items():
+        for other in new:
+            leaf = built[other]
+            if leaf.numel() > 1 and leaf.shape == buffer.shape and leaf.dtype == buffer.dtype and leaf.any():
+                if torch.equal(leaf, buffer):
+                    found[name] = new[other].clone()
+    for name, part in module.named_modules():
+        if isinstance(part, _SpectralNorm) and f"{name}._u" in buffers:
+            weight = f"{name.rpartition('.')[0]}.original"
+            if weight in new:
+                norm = copy.deepcopy(part)
+                norm._power_method(norm._reshape_weight_to_matrix(new[weight]), 15)
+                found |= {f"{name}._u": norm._u.detach(), f"{name}._v": norm._v.detach()}
+    return found
+
+
+#: A leaf's name, and what it becomes: a value, or seed -> leaves.
+_Draw = tuple[str, Tensor | Callable[[int], Mapping[str, Tensor]]]
+
+
+def _draws(module: nn.Module, params: Params) -> Iterator[_Draw]:
+    """What is drawn, in module order; a tied weight is listed once, under its first name."""
+    known = set()
+    for layer in layers_of(module):
+        known.add(id(layer.module))
+        for weight in layer.weights:
+            if is_parametrized(layer.module, weight):
+                yield from _parametrised(layer, weight, params)
+            elif (name := layer.path(weight)) in params and not _meant(_read(layer, params[name])):
+                yield name, _weight(layer, name, params[name])
+        for bias in layer.biases:
+            if (name := layer.path(bias)) in params and _as_by_default(layer, params[name]):
+                yield name, _bias(layer, name, params[name])
+    for name, part in module.named_modules():
+        if id(part) not in known and not isinstance(part, NORMS) and callable(getattr(part, "reset_parameters", None)):
+            yield from _reset(name, part, params)
+
+
+def _weight(layer: Layer, name: str, leaf: Tensor) -> Callable[[int], Params]:
+    def draw(seed: int) -> Params:
+        if isinstance(layer.module, RECURRENT):
+            return {name: _uniform(name, leaf, layer.module.hidden_size, seed)}
+        if is_transposed(layer.module):
+            empty = torch.empty(leaf.shape, dtype=leaf.dtype)
+            return {name: empty.normal_(0, _TRANSPOSED_STD, generator=generator(seed, "init", name))}
+        drawn = _glorot(name, leaf, seed)
+        kept = _kept_rows(layer, leaf)
+        if kept is not None:
+            drawn[kept] = leaf[kept]
+        return {name: drawn}
+
+    return draw
+
+
+def _bias(layer: Layer, name: str, leaf: Tensor) -> Tensor | Callable[[int], Params]:
+    if isinstance(layer.module, RECURRENT):
+        units: int = layer.module.hidden_size
+        return lambda seed: {name: _uniform(name, leaf, units, seed)}
+    return torch.zeros_like(leaf)
+
+
+def _parametrised(layer: Layer, weight: str, params: Params) -> Iterator[_Draw]:
     """A weight computed from one tensor, or, as weight norm does, from magnitudes and a direction."""
-    if (whole := f"{prefix}.original") in params:
-        return {whole: _glorot(whole, params[whole], seed)}
-    magnitude, direction = f"{prefix}.original0", f"{prefix}.original1"
-    if direction not in params or magnitude not in params:
-        return {}
-    drawn = _glorot(direction, params[direction], seed)
-    kept = [axis for axis, size in enumerate(params[magnitude].shape) if size == 1]
-    return {magnitude: torch.linalg.vector_norm(drawn, dim=kept, keepdim=True), direction: drawn}
+    prefix = layer.path(f"parametrizations.{weight}")
+    parts = list(layer.module.parametrizations[weight])  # type: ignore[index, union-attr]
+    whole, magnitude, direction = f"{prefix}.original", f"{prefix}.original0", f"{prefix}.original1"
+    if whole in params and all(isinstance(part, _SpectralNorm) for part in parts):
+        if not _meant(params[whole]):
+            yield whole, lambda seed: {whole: _glorot(whole, params[whole], seed)}
+    elif direction in params and len(parts) == 1 and isinstance(parts[0], _WeightNorm):
+        kept = [axis for axis, size in enumerate(params[magnitude].shape) if size == 1]
+
+        def normed(seed: int) -> Params:
+            drawn = _glorot(direction, params[direction], seed)
+            return {magnitude: torch.linalg.vector_norm(drawn, dim=kept, keepdim=True), direction: drawn}
+
+        lengths = torch.linalg.vector_norm(params[direction], dim=kept, keepdim=True)
+        if magnitude in params and not _meant(params[direction]):
+            if torch.allclose(lengths, params[magnitude], rtol=1e-4):
+                yield magnitude, lambda seed: {}
+                yield direction, normed
+            else:  # set by the user
+                yield direction, lambda seed: {direction: _glorot(direction, params[direction], seed)}
+    else:
+        yield from _assigned(layer, weight, params)
+
+
+def _assigned(layer: Layer, weight: str, params: Params) -> Iterator[_Draw]:
+    """Any other parametrisation: it is given a drawn weight, and says itself what that is computed from."""
+    inside = [name for name in params if name.startswith(layer.path(f"parametrizations.{weight}."))]
+
+    def assign(seed: int) -> Params:
+        module = copy.deepcopy(layer.module)
+        name = layer.path(weight)
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(key(seed, "init", name))
+            setattr(module, weight, _glorot(name, getattr(module, weight), seed))
+        found = (*module.named_parameters(), *module.named_buffers())
+        return {layer.path(own): leaf.detach().clone() for own, leaf in found
+                if own.startswith(f"parametrizations.{weight}.")}  # fmt: skip
+
+    try:
+        assign(0)
+    except Exception:  # it has no way back from a weight: it stays as built
+        return
+    for name in inside[:-1]:
+        yield name, lambda seed: {}
+    if inside:
+        yield inside[-1], assign
+
+
+def _reset(name: str, part: nn.Module, params: Params) -> Iterator[_Draw]:
+    """A layer of the user's own: what its `reset_parameters` draws."""
+    own = {f"{name}.{key}" if name else key: key for key in part._parameters}
+    own = {path: key for path, key in own.items() if path in params}
+    if not own:
+        return
+
+    def drawn(seed: int) -> dict[str, Tensor]:
+        module = copy.deepcopy(part)
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(key(seed, "init", name))
+            module.reset_parameters()  # type: ignore[operator]
+        return {path: leaf.detach().clone() for path, own_name in own.items()
+                if (leaf := module._parameters[own_name]) is not None}  # fmt: skip
+
+    try:
+        one, other = drawn(0), drawn(1)
+    except Exception:  # what cannot be called so is no initialiser
+        return
+    for path in own:
+        if path in one and one[path].shape == params[path].shape and not torch.equal(one[path], other[path]):
+            if not _meant(params[path]):
+                yield path, lambda seed, path=path: {path: drawn(seed)[path]}  # type: ignore[misc]
+
+
+def _kept_rows(layer: Layer, leaf: Tensor) -> Tensor | None:
+    """An embedding's rows that are no drawn ones: its padding, and rows of zeros. bool (rows,), None without any."""
+    if not isinstance(layer.module, (nn.Embedding, nn.EmbeddingBag)):
+        return None
+    kept = ~leaf.any(1)
+    if layer.module.padding_idx is not None:
+        kept[layer.module.padding_idx] = True
+    return kept if bool(kept.any()) else None
+
+
+def _read(layer: Layer, leaf: Tensor) -> Tensor:
+    """A weight without its rows that are kept."""
+    kept = _kept_rows(layer, leaf)
+    return leaf if kept is None or bool(kept.all()) else leaf[~kept]
+
+
+def _meant(leaf: Tensor) -> bool:
+    """Whether values were put there: rows that are all alike, or one of nothing but zeros and ones."""
+    rows = leaf.flatten(1) if leaf.ndim > 1 else leaf.flatten()[:, None]
+    if leaf.numel() < 2:
+        return bool((leaf == 0).all())
+    alike = bool((rows == rows[:1]).all()) if len(rows) > 1 else bool((rows == rows[0, 0]).all())
+    return alike or bool((((rows == 0) | (rows.abs() == 1)).all(1) & rows.any(1)).any())
+
+
+def _as_by_default(layer: Layer, bias: Tensor) -> bool:
+    """Whether a bias is zero or what PyTorch draws: within 1 / sqrt(what a unit reads)."""
+    if not bias.any():
+        return not isinstance(layer.module, RECURRENT)
+    weight = next((leaf for own, leaf in layer.module._parameters.items() if own.startswith("weight") and
+                   leaf is not None), None)  # fmt: skip
+    if isinstance(layer.module, RECURRENT):
+        bound = layer.module.hidden_size**-0.5
+    elif weight is None:
+        bound = getattr(layer.module, "in_features", 1) ** -0.5
+    elif isinstance(layer.module, nn.Bilinear):
+        bound = weight.shape[1] ** -0.5
+    else:
+        bound = math.prod(weight.shape[1:]) ** -0.5
+    drawn = bool((bias.abs() <= bound * (1 + 1e-5)).all())
+    return drawn and (bias.numel() == 1 or not bool((bias == bias.flatten()[0]).all()))
+
+
+def _uniform(name: str, like: Tensor, units: int, seed: int) -> Tensor:
+    bound = units**-0.5
+    return torch.empty(like.shape, dtype=like.dtype).uniform_(-bound, bound, generator=generator(seed, "init", name))
 
 
 def _glorot(name: str, like: Tensor, seed: int) -> Tensor:

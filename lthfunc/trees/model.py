@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -11,10 +12,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lthfunc.errors import UserError
-from lthfunc.trees.initial import Initialiser, glorot_normal
-from lthfunc.trees.ops import full_masks
+from lthfunc.trees.initial import Initialiser, drawn_too, following, glorot_normal, left_alone
+from lthfunc.trees.ops import clone, full_masks
 from lthfunc.trees.parts import Part, Unpacking
-from lthfunc.trees.prunable import check_pure, chosen, fitting, usual
+from lthfunc.trees.prunable import check_pure, chosen, fitting, usual, writes_nowhere
 from lthfunc.trees.types import Buffers, Params, TrainState
 
 
@@ -23,7 +24,9 @@ class Model(NamedTuple):
 
     training, evaluating: the module in its two modes. prunable: names of the parameters that may be pruned,
     in module order. init: seed -> (params, buffers). tokens: whether inputs are whole numbers (n, length), as an
-    embedding reads them. output: the output layer's weight, the last that is usually pruned.
+    embedding reads them. output: the output layer's weight, the last that is usually pruned. pure: whether the module
+    is known to write into none of its inputs, parameters or buffers in evaluation; any other is given copies. left:
+    matrices that are neither pruned nor drawn, so that all seeds share them.
     """
 
     name: str
@@ -33,10 +36,26 @@ class Model(NamedTuple):
     init: Callable[[int], tuple[Params, Buffers]]
     tokens: bool = False
     output: str = ""
+    pure: bool = False
+    left: tuple[str, ...] = ()
 
 
 def apply_training(model: Model, params: Params, buffers: Buffers, x: Tensor) -> tuple[Any, Buffers]:
     """Outputs, and the buffers after the call (BatchNorm updates its statistics); no argument is changed."""
+    return run_training(model, *_private(model, (params, buffers, x)))
+
+
+def apply_evaluating(model: Model, params: Params, buffers: Buffers, x: Tensor) -> Any:
+    """Outputs in evaluation mode (running statistics, no dropout); no argument is changed."""
+    params, buffers, x = _private(model, (params, buffers, x))
+    return functional_call(model.evaluating, {**params, **buffers}, (x,))
+
+
+def run_training(model: Model, params: Params, buffers: Buffers, x: Tensor) -> tuple[Any, Buffers]:
+    """`apply_training` for whoever owns the params and inputs: a module that writes into them may do so.
+
+    What it writes into a parameter then counts, as it does in plain PyTorch (`nn.Embedding(max_norm=...)`, say).
+    """
     # A module in training mode writes into the buffers it is given, so it gets copies of its own; or it puts others
     # in their place, which the dictionary then holds.
     leaves = {**params, **{name: buffer.clone() for name, buffer in buffers.items()}}
@@ -44,32 +63,9 @@ def apply_training(model: Model, params: Params, buffers: Buffers, x: Tensor) ->
     return outputs, {name: leaves[name] for name in buffers}
 
 
-def apply_evaluating(model: Model, params: Params, buffers: Buffers, x: Tensor) -> Any:
-    """Outputs in evaluation mode (running statistics, no dropout)."""
-    return functional_call(model.evaluating, (params, buffers), (x,))
-
-
-def linear_inputs(model: Model, params: Params, buffers: Buffers, x: Tensor) -> dict[str, Tensor]:
-    """What each linear layer with prunable weights reads in evaluation mode: its weight's name -> (..., features)."""
-    owners = {name: name.rpartition(".")[0] for name in model.prunable}
-    layers = {name for name, layer in model.evaluating.named_modules() if isinstance(layer, nn.Linear)}
-    read = inputs_of(model.evaluating, layers, lambda module: functional_call(module, (params, buffers), (x,)))
-    return {name: read[owner] for name, owner in owners.items() if owner in read}
-
-
-def inputs_of(module: nn.Module, names: Collection[str], call: Callable[[nn.Module], Any]) -> dict[str, Tensor]:
-    """What the submodules of these names read, by name, as a copy of the module is called."""
-    module = copy.deepcopy(module)
-    read: dict[str, Tensor] = {}
-
-    def reader(name: str) -> Callable[..., None]:
-        return lambda layer, inputs: read.update({name: inputs[0]})
-
-    for name in names:
-        module.get_submodule(name).register_forward_pre_hook(reader(name))
-    with torch.no_grad():
-        call(module)
-    return read
+def _private(model: Model, arguments: tuple[Params, Buffers, Tensor]) -> tuple[Params, Buffers, Tensor]:
+    """Copies, unless the module is known to write into nothing."""
+    return arguments if model.pure else clone(arguments)
 
 
 def from_module(
@@ -85,8 +81,8 @@ def from_module(
 ) -> Model:
     """Make a `Model` of any `nn.Module`.
 
-    The module is copied and never changed. Pruned are the weights of linear, convolution, embedding and attention
-    layers; `prunable` adds parameters by name pattern (``"*.gate"``), `prune_only` says which instead, and `keep` which
+    The module is copied and never changed. Pruned are the weights of linear, convolution, embedding, recurrent and
+    attention layers; `prunable` adds parameters by name pattern (``"*.gate"``), `prune_only` says which instead, and `keep` which
     not. A weight that several layers share is one parameter with one mask. Parameters that don't require a gradient
     are buffers: they stay as they are. tokens: inputs are whole numbers. parts: what the module takes, where that is
     several inputs (`Dataset.parts`).
@@ -94,7 +90,28 @@ def from_module(
     Raises UserError where a pattern fits nothing, no parameter is prunable, or the module has state that is no
     parameter or buffer.
     """
+    model = model_of(
+        module, name=name, init=init, prunable=prunable, prune_only=prune_only, keep=keep, tokens=tokens, parts=parts
+    )
+    if model.left:
+        warnings.warn(left_line(model), stacklevel=2)
+    return model
+
+
+def model_of(
+    module: nn.Module,
+    *,
+    name: str | None = None,
+    init: Initialiser = glorot_normal,
+    prunable: Sequence[str] = (),
+    prune_only: Sequence[str] = (),
+    keep: Sequence[str] = (),
+    tokens: bool = False,
+    parts: Sequence[Part] = (),
+) -> Model:
+    """`from_module` that leaves it to the caller to say what is left alone (`left_line`)."""
     check_pure(module)
+    pure = writes_nowhere(module)
     module = _freezing(copy.deepcopy(module)).requires_grad_(False).cpu()
     if parts:
         module.register_forward_pre_hook(Unpacking(tuple(parts)), with_kwargs=True)  # type: ignore[arg-type]
@@ -102,13 +119,19 @@ def from_module(
     buffers = {key: value.detach().clone() for key, value in module.named_buffers()}
     names = usual(module, params)
     more = set().union(*(fitting("prunable", pattern, list(params)) for pattern in prunable))
-    names = tuple(key for key in params if key in {*names, *more})
-    if not names and not prune_only:
-        raise UserError(f"{type(module).__name__} has no linear, convolution, embedding or attention weight to prune")
+    if not names and not more and not prune_only:
+        raise UserError(
+            f"{type(module).__name__} has no linear, convolution, embedding, recurrent or attention weight to prune; "
+            "prunable=[...] names others"
+        )
 
     def initialise(seed: int) -> tuple[Params, Buffers]:
         drawn = init(module, {key: value.clone() for key, value in params.items()}, seed)
-        return drawn, {key: value.clone() for key, value in buffers.items()}
+        states = following(module, params, buffers, drawn)
+        return (
+            {key: drawn[key] for key in params},
+            {key: drawn[key] if key in drawn else states[key].clone() for key in buffers},
+        )
 
     model = Model(
         name=name or type(module).__name__,
@@ -118,8 +141,19 @@ def from_module(
         init=initialise,
         tokens=tokens,
         output=names[-1] if names else "",
+        pure=pure,
+        left=left_alone(module, params, names) if init is glorot_normal else (),
     )
+    model = _also_pruned(model, tuple(key for key in params if key in {*names, *more}))
+    if more and not names:
+        model = model._replace(output=model.prunable[-1])
     return pruning(model, prune_only, keep)
+
+
+def left_line(model: Model) -> str:
+    """Which matrices of a network are neither pruned nor drawn anew, in one line."""
+    names = ", ".join(model.left[:4]) + (f" and {len(model.left) - 4} more" if len(model.left) > 4 else "")
+    return f"{model.name}: neither pruned nor drawn anew, so the same for every seed: {names}"
 
 
 def pruning(model: Model, only: Sequence[str] = (), keep: Sequence[str] = ()) -> Model:
@@ -130,7 +164,22 @@ def pruning(model: Model, only: Sequence[str] = (), keep: Sequence[str] = ()) ->
     if not only and not keep:
         return model
     params = [name for name, _ in model.training.named_parameters()]
-    return model._replace(prunable=chosen(params, model.prunable, only, keep))
+    return _also_pruned(model, chosen(params, model.prunable, only, keep))
+
+
+def _also_pruned(model: Model, names: tuple[str, ...]) -> Model:
+    """The model of which these are pruned; what was left alone so far is then drawn as well."""
+    further = tuple(name for name in model.left if name in names)
+    model = model._replace(prunable=names, left=tuple(name for name in model.left if name not in names))
+    if not further:
+        return model
+    before = model.init
+
+    def initialise(seed: int) -> tuple[Params, Buffers]:
+        params, buffers = before(seed)
+        return {**params, **drawn_too(further, params, seed)}, buffers
+
+    return model._replace(init=initialise)
 
 
 def example_of(model: Model, shape: tuple[int, ...], examples: int = 1) -> Tensor:

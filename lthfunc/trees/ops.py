@@ -44,8 +44,8 @@ def map_leaves_like(params: Params, tree: Any, function: Any) -> Any:
 
 
 def clone(tree: T) -> T:
-    """A copy that shares no memory with `tree`."""
-    return tree_map(torch.clone, tree)
+    """A copy that shares no memory with `tree`; what is no tensor is kept as it is."""
+    return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, tree)
 
 
 def to_device(tree: T, device: torch.device | str) -> T:

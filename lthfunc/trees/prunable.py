@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Collection, Iterator, Sequence
+from typing import NamedTuple
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 from torch.nn.utils.prune import BasePruningMethod
 
@@ -14,35 +16,92 @@ from lthfunc.errors import UserError
 CONVOLUTIONS = (
     nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
 )  # fmt: skip
-#: The layers whose weights are pruned, and the names of those weights.
-LAYERS: tuple[tuple[tuple[type[nn.Module], ...], tuple[str, ...]], ...] = (
+RECURRENT = (nn.RNNBase, nn.RNNCellBase)
+NORMS = (
+    nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.LocalResponseNorm,
+)  # fmt: skip
+#: The names of weights that are pruned, by layer; of recurrent layers all matrices.
+_WEIGHTS: tuple[tuple[tuple[type[nn.Module], ...], tuple[str, ...]], ...] = (
     ((nn.Linear, nn.Bilinear, nn.Embedding, nn.EmbeddingBag, *CONVOLUTIONS), ("weight",)),
     ((nn.MultiheadAttention,), ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")),
 )
 
 
-def layers_of(module: nn.Module) -> Iterator[tuple[str, nn.Module, tuple[str, ...]]]:
-    """(name, layer, names of its weights) of each layer with weights that may be pruned, in module order."""
+class Layer(NamedTuple):
+    """A layer with weights that may be pruned. name: in the module; weights, biases: names in the layer."""
+
+    name: str
+    module: nn.Module
+    weights: tuple[str, ...]
+    biases: tuple[str, ...]
+
+    def path(self, leaf: str) -> str:
+        """The name of one of its leaves in the module."""
+        return f"{self.name}.{leaf}" if self.name else leaf
+
+
+def layers_of(module: nn.Module) -> Iterator[Layer]:
+    """The layers with weights that may be pruned, in module order."""
     for name, layer in module.named_modules():
-        for kinds, weights in LAYERS:
-            if isinstance(layer, kinds):
-                yield name, layer, weights
+        if isinstance(layer, RECURRENT):
+            own = [key for key in (*layer._parameters, *getattr(layer, "parametrizations", {})) if _used(layer, key)]
+            weights = tuple(key for key in own if key.startswith("weight"))
+            yield Layer(name, layer, weights, tuple(key for key in own if key.startswith("bias")))
+        elif is_transposed(layer):
+            yield Layer(name, layer, ("weight",), ("bias",))
+        else:
+            for kinds, names in _WEIGHTS:
+                if isinstance(layer, kinds):
+                    yield Layer(name, layer, names, ("bias", "in_proj_bias"))
+
+
+def _used(layer: nn.Module, name: str) -> bool:
+    return name in getattr(layer, "parametrizations", {}) or layer._parameters[name] is not None
+
+
+def is_transposed(layer: nn.Module) -> bool:
+    """Whether it is Hugging Face's `Conv1D` (GPT-2's linear layers), whose weight is (inputs, outputs)."""
+    return any(kind.__name__ == "Conv1D" and kind.__module__.startswith("transformers.") for kind in type(layer).mro())
+
+
+def transposed_weights(module: nn.Module) -> set[str]:
+    """The names of weights that are (inputs, outputs)."""
+    return {layer.path("weight") for layer in layers_of(module) if is_transposed(layer.module)}
 
 
 def usual(module: nn.Module, params: Collection[str]) -> tuple[str, ...]:
     """The names that are pruned unless told otherwise, in the order of `params`.
 
-    A weight under a parametrisation (weight norm, say) is the last tensor that it is computed from: its direction.
+    A weight under a parametrisation (weight norm, say) is the last tensor that it is computed from: its direction. One
+    of which zeros there make no zeros (an orthogonal weight) is not pruned.
     """
     found = set()
-    for name, layer, weights in layers_of(module):
-        prefix = f"{name}." if name else ""
-        for weight in weights:
-            if is_parametrized(layer, weight):
-                inner = f"{prefix}parametrizations.{weight}.original"
-                found |= {key for key in (inner, f"{inner}1") if key in params}
-            found.add(f"{prefix}{weight}")
+    for layer in layers_of(module):
+        for weight in layer.weights:
+            if is_parametrized(layer.module, weight):
+                inner = layer.path(f"parametrizations.{weight}.original")
+                if keeps_zeros(layer.module, weight):
+                    found |= {key for key in (inner, f"{inner}1") if key in params}
+            found.add(layer.path(weight))
     return tuple(key for key in params if key in found)
+
+
+def keeps_zeros(layer: nn.Module, weight: str) -> bool:
+    """Whether a parametrised weight is zero wherever the tensor it is computed from is."""
+    listed = layer.parametrizations[weight]  # type: ignore[index, union-attr]
+    leaf = listed.original if hasattr(listed, "original") else getattr(listed, "original1", None)
+    if not isinstance(leaf, Tensor) or leaf.shape != getattr(layer, weight).shape:
+        return False
+    draw = torch.Generator().manual_seed(0)
+    values = torch.rand(leaf.shape, generator=draw) + 0.5
+    dead = torch.rand(leaf.shape, generator=draw) < 0.5
+    others = [] if hasattr(listed, "original") else [listed.original0]
+    with torch.no_grad():
+        given = torch.where(dead, 0, values).to(leaf)
+        made = listed[0](*others, given) if others else given
+        for part in list(listed)[1 if others else 0 :]:
+            made = part(made)
+    return bool((made[dead.to(made.device)] == 0).all())
 
 
 def chosen(
@@ -87,3 +146,22 @@ def check_pure(module: nn.Module) -> None:
                 raise UserError(
                     f"{where} recomputes its weight in a hook: use torch.nn.utils.parametrizations.{other} instead"
                 )
+
+
+#: Where modules lie whose own code is known.
+_TIDY = ("lthfunc.models.", "torchvision.models.", "torchvision.ops.")
+
+
+def writes_nowhere(module: nn.Module) -> bool:
+    """Whether a module is one of the catalogue's or of torchvision's, made of nothing but theirs and torch's layers.
+
+    Those write into no input or parameter, and into buffers in training alone. Of any other that isn't known: it may
+    do so for some inputs.
+    """
+    parts = list(module.modules())
+    return type(module).__module__.startswith(_TIDY) and all(
+        type(part).__module__.startswith((*_TIDY, "torch.nn.modules."))
+        and getattr(part, "max_norm", None) is None
+        and not ("forward" in vars(part) or part._forward_hooks or part._forward_pre_hooks)
+        for part in parts
+    )

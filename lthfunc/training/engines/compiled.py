@@ -112,7 +112,7 @@ def _measure(
     device: torch.device,
 ) -> list[Quality]:
     width = len(params)
-    step = widened_eval(work.evaluate, width)
+    step = widened_eval(work.evaluate, width, own_inputs=work.habits.writes_input)
     networks = stacked(params), stacked(buffers)
     parts, rebuilt = flattened(networks)
     parts = [leaf.contiguous(memory_format=_format(leaf, _layout(width))) for leaf in parts]

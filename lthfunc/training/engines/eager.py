@@ -18,6 +18,9 @@ from lthfunc.training.engines.side_by_side import (
 )
 from lthfunc.training.evaluation import Quality, chunk_for, evaluate
 from lthfunc.training.feed import Feed
+from lthfunc.trees.ops import clone
+from lthfunc.trees.outside import outside_kept, seed_outside
+from lthfunc.trees.rng import key
 from lthfunc.trees.types import Buffers, Params, Split, TrainState
 
 
@@ -30,7 +33,8 @@ def eager(work: Work) -> Engine:
     def measure(
         params: Sequence[Params], buffers: Sequence[Buffers], split: Split, device: torch.device
     ) -> list[Quality]:
-        step, networks = widened_eval(work.evaluate, len(params)), (stacked(params), stacked(buffers))
+        step = widened_eval(work.evaluate, len(params), own_inputs=work.habits.writes_input)
+        networks = stacked(params), stacked(buffers)
         return evaluate(lambda batch: step(*networks, batch), split, device, chunk_for(len(params)), work.exchange)
 
     return Engine("eager", begin, measure)
@@ -40,13 +44,25 @@ class _Loop:
     draws = True
 
     def __init__(self, work: Work, states: Sequence[TrainState], seeds: Sequence[int], feed: Feed) -> None:
-        self._width = len(states)
+        self._width, self._seeds, self._step = len(states), seeds, int(states[0].step)
+        self._outside, rank = work.habits.outside, work.exchange.rank
+        self._rank = [rank] if rank else []
         self._advance, self._batches = widened(work.advance, self._width), feed.batches
-        self._carry = carry_of(states, seeds, work.exchange)
+        # Copies, here and in `states`: a module may write into its parameters, and nobody else is to see it.
+        self._carry = clone(carry_of(states, seeds, work.exchange))
 
     def take(self, steps: int, tick: Tick | None) -> int:
+        if self._outside:
+            with outside_kept():
+                return self._take(steps, tick)
+        return self._take(steps, tick)
+
+    def _take(self, steps: int, tick: Tick | None) -> int:
         for slot in range(steps):
+            if self._outside:
+                seed_outside(key(self._seeds[0], "outside", self._step, *self._rank))
             self._carry = self._advance(self._carry, self._batches[slot])
+            self._step += 1
             if tick is not None and tick(1):
                 return slot + 1
         return steps
@@ -58,4 +74,4 @@ class _Loop:
         self._carry = with_losses(self._carry, losses)
 
     def states(self) -> list[TrainState]:
-        return states_of(self._carry, self._width)
+        return states_of(self._carry, self._width, torch.clone)

@@ -18,9 +18,10 @@ from lthfunc.training.steps import (
     EvalStep,
     make_advance,
     make_eval_step,
-    make_train_step,
+    make_inner_step,
     on_stored,
 )
+from lthfunc.trees.habits import Habits
 from lthfunc.trees.model import Model
 from lthfunc.trees.shards import ALONE, Exchange
 from lthfunc.trees.types import Buffers, Params, Scale, Split, TrainState
@@ -30,7 +31,10 @@ Tick = Callable[[int], bool]
 
 
 class Work(NamedTuple):
-    """What is to be run: the same for every engine. exchange: of the ranks that run it together."""
+    """What is to be run: the same for every engine. exchange: of the ranks that run it together.
+
+    habits: what the module does besides computing outputs.
+    """
 
     model: Model
     loss: Loss
@@ -40,11 +44,12 @@ class Work(NamedTuple):
     precision: Precision
     metric: Metric = accuracy
     exchange: Exchange = ALONE
+    habits: Habits = Habits()
 
     @property
     def advance(self) -> Advance:
-        """The body of the training loop."""
-        step = make_train_step(self.model, self.loss, self.optimizer, self.precision, self.metric, self.exchange)
+        """The body of the training loop, on states and batches that are the loop's own."""
+        step = make_inner_step(self.model, self.loss, self.optimizer, self.precision, self.metric, self.exchange)
         return make_advance(step, self.scale, self.augment, self.exchange)
 
     @property

@@ -52,9 +52,14 @@ def widened(advance: Advance, width: int) -> Advance:
     return advance if width == 1 else torch.vmap(advance, randomness="different")
 
 
-def widened_eval(step: EvalStep, width: int) -> EvalStep:
-    """The evaluation of so many networks on one batch."""
-    return step if width == 1 else torch.vmap(step, in_dims=(0, 0, None))
+def widened_eval(step: EvalStep, width: int, *, own_inputs: bool = False) -> EvalStep:
+    """The evaluation of so many networks on one batch. own_inputs: each gets inputs that it may write into."""
+    if width == 1:
+        return step
+    if not own_inputs:
+        return torch.vmap(step, in_dims=(0, 0, None), randomness="different")
+    wide = torch.vmap(step, in_dims=(0, 0, (0, None)), randomness="different")
+    return lambda params, buffers, batch: wide(params, buffers, (batch[0].expand(width, *batch[0].shape), batch[1]))
 
 
 def losses_of(carry: Carry) -> list[float]:

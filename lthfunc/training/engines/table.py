@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from lthfunc.errors import unknown
+from lthfunc.errors import UserError, unknown
 from lthfunc.training.engines.compiled import compile_engine
 from lthfunc.training.engines.eager import eager
 from lthfunc.training.engines.interface import Engine, Work
@@ -20,7 +20,12 @@ Making = str | Callable[[Work], Engine]
 
 
 def make_engine(name: Making, work: Work) -> Engine:
-    """The engine of that name, or by that function. Raises UserError where there is none."""
+    """The engine of that name, or by that function. Raises UserError where there is none, or it cannot run the work."""
+    if work.habits.outside and name != "eager":
+        raise UserError(
+            f"--engine: {work.model.name} draws from {' and '.join(work.habits.outside)} in forward, which only "
+            "--engine eager can run; draw with torch instead"
+        )
     if not isinstance(name, str):
         return name(work)
     if name not in ENGINES:

@@ -1,0 +1,162 @@
+"""What a module does besides computing its outputs, found by calling copies of it on a few examples."""
+
+from __future__ import annotations
+
+import copy
+import random
+import weakref
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import optree
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from lthfunc.errors import UserError
+from lthfunc.trees.model import Model
+from lthfunc.trees.ops import clone, same_bits
+from lthfunc.trees.outside import all_seeded, drawn_from
+
+
+class Habits(NamedTuple):
+    """writes_input: whether inputs are changed in place. outside: generators besides PyTorch's that are drawn from.
+
+    evaluates_randomly: whether outputs in evaluation mode are drawn.
+    """
+
+    writes_input: bool = False
+    outside: tuple[str, ...] = ()
+    evaluates_randomly: bool = False
+
+
+_TIDY = Habits()
+_FOUND: weakref.WeakKeyDictionary[nn.Module, dict[Any, Habits]] = weakref.WeakKeyDictionary()
+_SEED = 0
+
+
+def habits_of(model: Model, x: Tensor) -> Habits:
+    """What the module does in its two modes on some (scaled) inputs; remembered for inputs of that shape.
+
+    Raises UserError for a module whose outputs depend on the calls before: which keeps numbers, lists or tensors that
+    are no buffers from call to call, draws from a generator of its own, or gets parameters, buffers or layers as it is
+    called.
+    """
+    if model.pure:
+        return _TIDY
+    known = _FOUND.setdefault(model.training, {})
+    kind = tuple(x.shape[1:]), x.dtype
+    if kind not in known:
+        x = x.detach().cpu()
+        training, evaluating = _called(model, model.training, x), _called(model, model.evaluating, x)
+        known[kind] = Habits(
+            training.writes_input or evaluating.writes_input,
+            tuple(sorted({*training.outside, *evaluating.outside})),
+            evaluating.evaluates_randomly,
+        )
+    return known[kind]
+
+
+def _called(model: Model, module: nn.Module, x: Tensor) -> Habits:
+    """One mode: two calls of a copy with equal parameters, buffers, inputs and seeds."""
+    module = copy.deepcopy(module)
+    params, buffers = model.init(0)
+    shape = _shape(module)
+
+    def call(seed: int) -> tuple[Any, Tensor, list[str], bool]:
+        mine = clone((params, buffers, x))
+        leaves = {**mine[0], **mine[1]}
+        with all_seeded(seed), torch.no_grad():
+            before = torch.get_rng_state()
+            outputs = functional_call(module, leaves, (mine[2],))
+            outputs = optree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, outputs)
+            return outputs, mine[2], drawn_from(seed), not torch.equal(before, torch.get_rng_state())
+
+    outputs, after, outside, drawn = call(_SEED)
+    changed = _difference(shape, _shape(module))
+    if changed:
+        raise UserError(f"{model.name} changes {changed} in forward; make it in __init__ instead")
+    first = _kept(module)
+    again, *_ = call(_SEED)
+    growing = _difference(first, _kept(module))
+    if growing:
+        raise UserError(
+            f"{model.name} keeps {growing} from call to call that is no buffer: register it with register_buffer, so "
+            "that it belongs to a training"
+        )
+    if not _equal(outputs, again):
+        raise UserError(
+            f"{model.name} gives other outputs when called again with the same parameters, inputs and seeds: draw from "
+            "torch's, NumPy's or Python's own generators, and keep what lasts from call to call in buffers"
+        )
+    return Habits(not _equal(after, x), tuple(outside), drawn or bool(outside))
+
+
+def _shape(module: nn.Module) -> dict[str, Any]:
+    """What a module consists of: names of leaves and layers, and how many hooks."""
+    found: dict[str, Any] = {}
+    for name, part in module.named_modules():
+        where = f"{name}." if name else ""
+        for kind, held in (("parameter", part._parameters), ("buffer", part._buffers), ("layer", part._modules)):
+            found |= {f"the {kind} {where}{key}": () for key, leaf in held.items() if leaf is not None}
+        found[f"the hooks of {name or type(part).__name__}"] = len(part._forward_hooks) + len(part._forward_pre_hooks)
+        found[f"the mode of {name or type(part).__name__}"] = part.training
+    return found
+
+
+def _kept(module: nn.Module) -> dict[str, Any]:
+    """What submodules keep in plain attributes: numbers, text, tensors, generators, and containers of those."""
+    return {
+        f"{name}.{key}" if name else key: _value(value, 4)
+        for name, part in module.named_modules()
+        for key, value in vars(part).items()
+        if key not in _TORCHS
+    }
+
+
+_PLAIN = (type(None), bool, int, float, complex, str, bytes)
+_TORCHS = frozenset(vars(nn.Module()))
+
+
+def _value(value: Any, depth: int) -> Any:
+    if isinstance(value, _PLAIN):
+        return value
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, torch.Generator):
+        return value.get_state()
+    if isinstance(value, random.Random):
+        return value.getstate()
+    if depth and type(value).__module__.startswith("numpy"):
+        state = getattr(value, "bit_generator", None) or value
+        found = getattr(state, "state", None) if not hasattr(state, "get_state") else state.get_state()
+        return repr(found) if found is not None else repr(value)
+    if depth and isinstance(value, Mapping):
+        return {repr(key): _value(each, depth - 1) for key, each in value.items()}
+    if depth and (isinstance(value, (list, tuple, set, frozenset)) or type(value).__name__ == "deque"):
+        return [_value(each, depth - 1) for each in value]
+    return ()  # any other object
+
+
+def _difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """The first thing that is not the same; nothing where all is."""
+    for name in [*one, *(name for name in other if name not in one)]:
+        if name not in one or name not in other or not _equal(one[name], other[name]):
+            return name
+    return ""
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return same_bits(one, other)
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_equal(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        return len(one) == len(other) and all(map(_equal, one, other))
+    if isinstance(one, float) and isinstance(other, float):
+        return one == other or (one != one and other != other)
+    if type(one) is not type(other):
+        return False
+    return bool(one == other) if isinstance(one, _PLAIN) else True  # nothing is known of other objects
+
+

@@ -1,0 +1,65 @@
+"""Python's and NumPy's global generators, which a module's forward may draw from: seeded, and put back afterwards."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+
+def seed_outside(seed: int) -> None:
+    """Seed both; within `outside_kept`."""
+    random.seed(seed)
+    if (numpy := _numpy()) is not None:
+        numpy.random.seed(seed & 0xFFFFFFFF)
+
+
+@contextmanager
+def outside_kept() -> Iterator[None]:
+    """Whatever the block does to them is undone at its end."""
+    before, numpy = random.getstate(), _numpy()
+    other = None if numpy is None else numpy.random.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(before)
+        if numpy is not None:
+            numpy.random.set_state(other)
+
+
+@contextmanager
+def all_seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
+    """All global generators, PyTorch's too, seeded in the block and put back at its end."""
+    devices = [device] if device is not None and device.type == "cuda" else []
+    with outside_kept(), torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        seed_outside(seed)
+        yield
+
+
+def drawn_from(seed: int) -> list[str]:
+    """Which of the generators were drawn from since both were seeded so."""
+    found = []
+    now = random.getstate()
+    numpy = _numpy()
+    other = None if numpy is None else numpy.random.get_state()
+    with outside_kept():
+        seed_outside(seed)
+        if now != random.getstate():
+            found.append("Python's random")
+        if numpy is not None and not _same(other, numpy.random.get_state()):
+            found.append("NumPy's random")
+    return found
+
+
+def _same(one: Any, other: Any) -> bool:
+    return one[2:] == other[2:] and bool((one[1] == other[1]).all())
+
+
+def _numpy() -> Any:
+    """NumPy, where something has imported it: else nothing can draw from it."""
+    return sys.modules.get("numpy")
