@@ -6,21 +6,23 @@ the error rises by a barrier, and where it doesn't, the network is stable to the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lthfunc.errors import invalid
+from lthfunc.training.engines.side_by_side import apart
 from lthfunc.training.loop import take_steps
 from lthfunc.training.losses import Loss, Metric, accuracy, cross_entropy
-from lthfunc.training.steps import make_eval_step
-from lthfunc.training.trainer import Trainer
+from lthfunc.training.steps import Metrics, make_eval_step
+from lthfunc.training.trainer import Trainer, drawing_if_needed
+from lthfunc.trees.habits import habits_of
 from lthfunc.trees.model import Model
 from lthfunc.trees.ops import scaled
 from lthfunc.trees.rng import key
-from lthfunc.trees.types import Scale, Split, TrainState
+from lthfunc.trees.types import Buffers, Params, Scale, Split, TrainState
 
 #: Examples evaluated at a time, at every point of a line.
 _CHUNK = 500
@@ -75,15 +77,25 @@ def line(
     alphas = torch.linspace(0, 1, points, dtype=torch.float64, device=first.step.device)
     params, buffers = torch.vmap(lambda alpha: between(first, second, alpha))(alphas)
     losses, hits, seen = torch.zeros_like(alphas), torch.zeros_like(alphas), 0
-    with torch.no_grad():
+    habits = habits_of(model, scaled(split.x[:2], scale))
+    with torch.no_grad(), drawing_if_needed(habits, alphas.device):
         for start in range(0, len(split.x), _CHUNK):
             x = scaled(split.x[start : start + _CHUNK].to(alphas.device), scale)
             y = split.y[start : start + _CHUNK].to(alphas.device)
-            metrics = torch.vmap(lambda p, b, x=x, y=y: step(p, b, (x, y)))(params, buffers)
+            metrics = _at_each(lambda p, b, x=x, y=y: step(p, b, (x.clone(), y.clone())), params, buffers)  # type: ignore[misc]
             losses += metrics["loss"].double() * len(x)
             hits += metrics["accuracy"] * len(x)
             seen += len(x)
     return Line(alphas.cpu(), (1 - hits / seen).cpu(), (losses / seen).cpu())
+
+
+def _at_each(step: Callable[[Params, Buffers], Metrics], params: Params, buffers: Buffers) -> Metrics:
+    """The metrics of networks stacked along a first dimension: under vmap, or in turn where something in one can't."""
+    try:
+        return torch.vmap(step, randomness="different")(params, buffers)
+    except RuntimeError:
+        found = [step(*each) for each in apart((params, buffers), len(next(iter(params.values()))))]
+        return {name: torch.stack([each[name] for each in found]) for name in found[0]}
 
 
 def instability(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,8 +12,7 @@ from torch import nn
 
 from lthfunc.errors import UserError
 from lthfunc.frames import first_line, place_of
-from lthfunc.trees.habits import habits_of
-from lthfunc.trees.model import Model, apply_evaluating, example_of
+from lthfunc.trees.model import Model, apply_evaluating, apply_training, example_of
 from lthfunc.trees.parts import Part, Unpacking
 
 
@@ -31,9 +31,10 @@ def check_outputs(name: str, model: Model, shape: tuple[int, ...], classes: int,
     params, buffers = model.init(0)
     x = example_of(model, shape, 2)
     mine = torch.random.fork_rng(devices=[])  # dropout draws
-    with _explained(name, shape, model.training, model.evaluating), torch.no_grad(), mine:
-        habits_of(model, x)
-        out = apply_evaluating(model, params, buffers, x)
+    tried = model._replace(training=copy.deepcopy(model.training), evaluating=copy.deepcopy(model.evaluating))
+    with _explained(name, shape, tried.training, tried.evaluating), torch.no_grad(), mine:
+        apply_training(tried, params, buffers, x)
+        out = apply_evaluating(tried, params, buffers, x)
     if any_outputs:
         return
     if not isinstance(out, torch.Tensor):

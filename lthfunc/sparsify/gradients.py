@@ -92,9 +92,12 @@ def taylor(loss: LossOfParams, batches: Sequence[Batch]) -> Score:
 def fisher(loss: LossOfParams, batches: Sequence[Batch]) -> Score:
     """½ F w², F the mean over examples of g²: the second-order change of the loss (Theis et al. 2018, eq. 7).
 
-    Needs the gradient of each example: `loss` is called under `vmap`, on batches of one.
+    Needs the gradient of each example: `loss` is called under `vmap`, on batches of one. One that `loss_of` made
+    then takes the running statistics of batch norms, as a single example has none.
     """
     _check(batches)
+    by_example: Callable[[], LossOfParams] | None = getattr(loss, "by_example", None)
+    loss = loss if by_example is None else by_example()
 
     def score(params: Params, masks: Masks) -> Scores:
         params = apply_masks(params, masks)
@@ -105,7 +108,11 @@ def fisher(loss: LossOfParams, batches: Sequence[Batch]) -> Score:
 
         def information(batch: Batch) -> Params:
             with sdpa_kernel(SDPBackend.MATH):  # the fused attention of a CPU has no rule for vmap
-                each = vmap(squares, randomness="different")(*batch)
+                try:
+                    each = vmap(squares, randomness="different")(*batch)
+                except RuntimeError:  # something in the network cannot be under vmap: one example after the other
+                    trees = [squares(x, y) for x, y in zip(*batch, strict=True)]
+                    each = {name: torch.stack([tree[name] for tree in trees]) for name in masks}
             return {name: leaf.mean(0) for name, leaf in each.items()}
 
         mean = _mean([information(batch) for batch in batches], masks)

@@ -13,6 +13,7 @@ from lthfunc.errors import UserError
 from lthfunc.training.engines.interface import Running, Tick
 from lthfunc.training.feed import Feed
 from lthfunc.training.fits import Fit, Keeper, Observers, Since, Stopped
+from lthfunc.training.guarding import is_ours
 from lthfunc.training.schedules import ends_at
 from lthfunc.training.steps import with_optimizer
 from lthfunc.training.trainer import Trainer, computing
@@ -107,7 +108,10 @@ class Training:
         """The states, and what each did since the last mark; within `drawing`, if it is to be gone on from."""
         random = _generator(self._device)
         losses = zip(self.running.losses(), self._steps, strict=True)
-        return self.running.states(), [Since(loss, steps, random) for loss, steps in losses]
+        states = self.running.states()
+        for state in states:
+            check_pruned(state, self._trainer)
+        return states, [Since(loss, steps, random) for loss, steps in losses]
 
     def mark(self, states: list[TrainState], since: list[Since]) -> list[float]:
         """Begin to count anew from where the training stands; returns the mean losses up to here (NaN over no step)."""
@@ -188,6 +192,17 @@ def _check_rates(state: TrainState, end: int) -> None:
             f"learning rate: the schedule ends at about 0, so that steps {still} to {end} would change nothing; "
             "let it end higher (--lr-final, or final=... in Python), train no further, or rewind the step"
         )
+
+
+def check_pruned(state: TrainState, trainer: Trainer) -> None:
+    """Raise UserError where a pruned weight is no longer zero: a module, or a user's own optimiser, may do that."""
+    if not trainer.habits.known or not is_ours(trainer.optimizer.update):
+        for name, mask in state.masks.items():
+            if bool(state.params[name].masked_fill(mask, 0).any()):
+                raise UserError(
+                    f"{name}: pruned weights are no longer zero after a step; the module writes into them in forward, "
+                    "or the optimizer moves weights without a gradient (Optimizer(..., mixes=True) masks them again)"
+                )
 
 
 def under_way(fits: Sequence[Fit], states: Sequence[TrainState], since: Sequence[Since]) -> list[Fit]:

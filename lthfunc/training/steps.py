@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -9,8 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.func import grad_and_value
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from lthfunc.errors import UserError
+from lthfunc.training.guarding import checked_loss, checked_optimizer, is_ours
 from lthfunc.training.losses import Loss, Metric, accuracy, cross_entropy
 from lthfunc.training.optimizers import Optimizer
 from lthfunc.training.precision import Precision, casting
@@ -43,6 +46,17 @@ class LossOf:
         outputs: Tensor = apply_training(self.model, params, self.buffers, inputs)[0]
         return self.loss(outputs if self.temperature == 1 else outputs / self.temperature, targets)
 
+    def by_example(self) -> LossOf:
+        """The same loss with the running statistics of batch norms, which a single example has none of."""
+        training = self.model.training
+        if not any(isinstance(part, _BatchNorm) for part in training.modules()):
+            return self
+        training = copy.deepcopy(training)
+        for part in training.modules():
+            if isinstance(part, _BatchNorm):
+                part.eval()
+        return replace(self, model=self.model._replace(training=training))
+
     def at_temperature(self, temperature: float) -> LossOf:
         """The same loss of outputs divided by a temperature."""
         return replace(self, temperature=temperature)
@@ -50,7 +64,7 @@ class LossOf:
 
 def loss_of(model: Model, buffers: Buffers, loss: Loss = cross_entropy) -> LossOf:
     """(params, batch) -> the mean loss in training mode, as scores and regrowth take it; buffers don't change."""
-    return LossOf(model, buffers, loss)
+    return LossOf(model, buffers, checked_loss("loss", loss))
 
 
 def forward_of(model: Model, buffers: Buffers) -> Callable[[Params, Tensor], Tensor]:
@@ -88,10 +102,11 @@ def make_train_step(
     the state, which is else found out in every step.
     """
     inner = make_inner_step(model, loss, optimizer, precision, metric, exchange)
+    tidy = model.pure and all(map(is_ours, (loss, metric, optimizer.update)))
 
     def step(state: TrainState, batch: Batch, index: Tensor | None = None) -> tuple[TrainState, Metrics]:
         # Whatever a user's module or functions write into, it is nobody else's.
-        return inner(*((state, batch) if model.pure else clone((state, batch))), index)
+        return inner(*((state, batch) if tidy else clone((state, batch))), index)
 
     return step
 
@@ -106,6 +121,7 @@ def make_inner_step(
 ) -> TrainStep:
     """`make_train_step` for a loop that owns its states and batches: a module may write into them as it is called."""
     objective = objective_of(synchronised(model, exchange), loss, precision, metric)
+    optimizer = checked_optimizer(optimizer)
 
     def step(state: TrainState, batch: Batch, index: Tensor | None = None) -> tuple[TrainState, Metrics]:
         grads, (value, (correct, buffers)) = grad_and_value(objective, has_aux=True)(state.params, state.buffers, batch)
@@ -131,6 +147,7 @@ def objective_of(
 
     The module may write into the params and the batch.
     """
+    loss, metric = checked_loss("loss", loss), checked_loss("metric", metric)
 
     def objective(params: Params, buffers: Buffers, batch: Batch) -> tuple[Tensor, tuple[Tensor, Buffers]]:
         inputs, targets = batch
@@ -146,6 +163,7 @@ def make_eval_step(
     model: Model, loss: Loss = cross_entropy, precision: Precision = "fp32", metric: Metric = accuracy
 ) -> EvalStep:
     """A pure evaluation: (params, buffers, batch) -> metrics, in evaluation mode."""
+    loss, metric = checked_loss("loss", loss), checked_loss("metric", metric)
 
     def step(params: Params, buffers: Buffers, batch: Batch) -> Metrics:
         inputs, targets = batch

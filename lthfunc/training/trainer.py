@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal, NamedTuple
@@ -9,16 +10,19 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from lthfunc.errors import UserError
 from lthfunc.training.batches import steps_per_epoch
 from lthfunc.training.engines.interface import Engine, Work
 from lthfunc.training.engines.table import Making, make_engine
 from lthfunc.training.evaluation import Quality
+from lthfunc.training.guarding import is_ours, name_of
 from lthfunc.training.losses import Loss, Metric, accuracy, cross_entropy
 from lthfunc.training.optimizers import Optimizer
 from lthfunc.training.precision import Precision, products
 from lthfunc.training.ranks import part_of
 from lthfunc.training.steps import Augment
 from lthfunc.trees.datasets import check_data
+from lthfunc.training.trial import check_step
 from lthfunc.trees.habits import Habits, habits_of
 from lthfunc.trees.model import Model
 from lthfunc.trees.ops import scaled
@@ -75,6 +79,7 @@ def make_trainer(
     part_of(batch_size, exchange)
     habits = habits_of(model, examples(data))
     work = Work(model, loss, optimizer, data.scale, augment, precision, metric, exchange, habits)
+    check_step(work, data, batch_size)
     made = make_engine(engine, work)
     return Trainer(data, optimizer, batch_size, made, precision, loss, metric, on_nonfinite, exchange, habits)
 
@@ -89,7 +94,15 @@ def measure(
 ) -> list[Quality]:
     """Loss and accuracy of some networks on a split, by the trainer's engine."""
     with computing(trainer), drawing_if_needed(trainer.habits, device):
-        return trainer.engine.measure(params, buffers, split, device)
+        found = trainer.engine.measure(params, buffers, split, device)
+    return checked_quality(found, trainer.metric)
+
+
+def checked_quality(found: list[Quality], metric: Metric) -> list[Quality]:
+    """Raise UserError where a user's own metric is no number, though the loss is one."""
+    if not is_ours(metric) and any(math.isnan(each.accuracy) and math.isfinite(each.loss) for each in found):
+        raise UserError(f"--metric: {name_of(metric)!r} returned NaN")
+    return found
 
 
 @contextmanager

@@ -22,12 +22,13 @@ from lthfunc.trees.outside import all_seeded, drawn_from
 class Habits(NamedTuple):
     """writes_input: whether inputs are changed in place. outside: generators besides PyTorch's that are drawn from.
 
-    evaluates_randomly: whether outputs in evaluation mode are drawn.
+    evaluates_randomly: whether outputs in evaluation mode are drawn. known: whether it is one of the catalogue's.
     """
 
     writes_input: bool = False
     outside: tuple[str, ...] = ()
     evaluates_randomly: bool = False
+    known: bool = True
 
 
 _TIDY = Habits()
@@ -53,17 +54,18 @@ def habits_of(model: Model, x: Tensor) -> Habits:
             training.writes_input or evaluating.writes_input,
             tuple(sorted({*training.outside, *evaluating.outside})),
             evaluating.evaluates_randomly,
+            known=False,
         )
     return known[kind]
 
 
 def _called(model: Model, module: nn.Module, x: Tensor) -> Habits:
-    """One mode: two calls of a copy with equal parameters, buffers, inputs and seeds."""
+    """One mode: two calls of a copy with equal parameters, buffers, inputs and seeds, and one with other inputs."""
     module = copy.deepcopy(module)
     params, buffers = model.init(0)
     shape = _shape(module)
 
-    def call(seed: int) -> tuple[Any, Tensor, list[str], bool]:
+    def call(seed: int, x: Tensor) -> tuple[Any, Tensor, list[str], bool]:
         mine = clone((params, buffers, x))
         leaves = {**mine[0], **mine[1]}
         with all_seeded(seed), torch.no_grad():
@@ -72,13 +74,15 @@ def _called(model: Model, module: nn.Module, x: Tensor) -> Habits:
             outputs = optree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, outputs)
             return outputs, mine[2], drawn_from(seed), not torch.equal(before, torch.get_rng_state())
 
-    outputs, after, outside, drawn = call(_SEED)
+    outputs, after, outside, drawn = call(_SEED, x)
     changed = _difference(shape, _shape(module))
     if changed:
         raise UserError(f"{model.name} changes {changed} in forward; make it in __init__ instead")
     first = _kept(module)
-    again, *_ = call(_SEED)
-    growing = _difference(first, _kept(module))
+    again, *_ = call(_SEED, x)
+    second = _kept(module)
+    call(_SEED, x.flip(0))  # what depends on the inputs is kept from them
+    growing = _difference(first, second) or _difference(second, _kept(module))
     if growing:
         raise UserError(
             f"{model.name} keeps {growing} from call to call that is no buffer: register it with register_buffer, so "
@@ -158,5 +162,3 @@ def _equal(one: Any, other: Any) -> bool:
     if type(one) is not type(other):
         return False
     return bool(one == other) if isinstance(one, _PLAIN) else True  # nothing is known of other objects
-
-

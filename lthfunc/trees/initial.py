@@ -74,9 +74,9 @@ def following(module: nn.Module, built: Params, buffers: Buffers, drawn: Params)
     for name, buffer in buffers.items():
         for other in new:
             leaf = built[other]
-            if leaf.numel() > 1 and leaf.shape == buffer.shape and leaf.dtype == buffer.dtype and leaf.any():
-                if torch.equal(leaf, buffer):
-                    found[name] = new[other].clone()
+            alike = leaf.numel() > 1 and leaf.shape == buffer.shape and leaf.dtype == buffer.dtype
+            if alike and leaf.any() and torch.equal(leaf, buffer):
+                found[name] = new[other].clone()
     for name, part in module.named_modules():
         if isinstance(part, _SpectralNorm) and f"{name}._u" in buffers:
             weight = f"{name.rpartition('.')[0]}.original"
@@ -135,7 +135,7 @@ def _bias(layer: Layer, name: str, leaf: Tensor) -> Tensor | Callable[[int], Par
 def _parametrised(layer: Layer, weight: str, params: Params) -> Iterator[_Draw]:
     """A weight computed from one tensor, or, as weight norm does, from magnitudes and a direction."""
     prefix = layer.path(f"parametrizations.{weight}")
-    parts = list(layer.module.parametrizations[weight])  # type: ignore[index, union-attr]
+    parts = list(layer.module.parametrizations[weight])  # type: ignore[index]
     whole, magnitude, direction = f"{prefix}.original", f"{prefix}.original0", f"{prefix}.original1"
     if whole in params and all(isinstance(part, _SpectralNorm) for part in parts):
         if not _meant(params[whole]):
@@ -202,9 +202,9 @@ def _reset(name: str, part: nn.Module, params: Params) -> Iterator[_Draw]:
     except Exception:  # what cannot be called so is no initialiser
         return
     for path in own:
-        if path in one and one[path].shape == params[path].shape and not torch.equal(one[path], other[path]):
-            if not _meant(params[path]):
-                yield path, lambda seed, path=path: {path: drawn(seed)[path]}  # type: ignore[misc]
+        fits = path in one and one[path].shape == params[path].shape
+        if fits and not torch.equal(one[path], other[path]) and not _meant(params[path]):
+            yield path, lambda seed, path=path: {path: drawn(seed)[path]}  # type: ignore[misc]
 
 
 def _kept_rows(layer: Layer, leaf: Tensor) -> Tensor | None:

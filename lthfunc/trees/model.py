@@ -82,10 +82,10 @@ def from_module(
     """Make a `Model` of any `nn.Module`.
 
     The module is copied and never changed. Pruned are the weights of linear, convolution, embedding, recurrent and
-    attention layers; `prunable` adds parameters by name pattern (``"*.gate"``), `prune_only` says which instead, and `keep` which
-    not. A weight that several layers share is one parameter with one mask. Parameters that don't require a gradient
-    are buffers: they stay as they are. tokens: inputs are whole numbers. parts: what the module takes, where that is
-    several inputs (`Dataset.parts`).
+    attention layers; `prunable` adds parameters by name pattern (``"*.gate"``), `prune_only` says which instead, and
+    `keep` which not. A weight that several layers share is one parameter with one mask. Parameters that don't require a
+    gradient are buffers: they stay as they are. tokens: inputs are whole numbers. parts: what the module takes, where
+    that is several inputs (`Dataset.parts`).
 
     Raises UserError where a pattern fits nothing, no parameter is prunable, or the module has state that is no
     parameter or buffer.

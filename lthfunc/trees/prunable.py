@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Collection, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -88,7 +88,7 @@ def usual(module: nn.Module, params: Collection[str]) -> tuple[str, ...]:
 
 def keeps_zeros(layer: nn.Module, weight: str) -> bool:
     """Whether a parametrised weight is zero wherever the tensor it is computed from is."""
-    listed = layer.parametrizations[weight]  # type: ignore[index, union-attr]
+    listed: Any = layer.parametrizations[weight]  # type: ignore[index]
     leaf = listed.original if hasattr(listed, "original") else getattr(listed, "original1", None)
     if not isinstance(leaf, Tensor) or leaf.shape != getattr(layer, weight).shape:
         return False

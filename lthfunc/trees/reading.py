@@ -72,7 +72,8 @@ def inputs_of(module: nn.Module, names: Collection[str], call: Callable[[nn.Modu
 def _multiplied(model: Model) -> set[str]:
     """Prunable weights that only linear layers have."""
     names = {id(leaf): name for name, leaf in model.evaluating.named_parameters()}
-    found, others = set(), set()
+    found: set[str] = set()
+    others: set[str] = set()
     for part in model.evaluating.modules():
         for own, leaf in part._parameters.items():
             if id(leaf) in names:

@@ -1,0 +1,97 @@
+"""A user's own losses, metrics and optimisers: what they must not do is told in one line that names them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial, wraps
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lthfunc.errors import UserError
+from lthfunc.frames import first_line, place_of
+from lthfunc.training.losses import Loss
+from lthfunc.training.optimizers import Optimizer
+from lthfunc.trees.ops import leaves
+from lthfunc.trees.types import Params
+
+
+def is_ours(function: Any) -> bool:
+    """Whether a function is this library's."""
+    while isinstance(function, partial):
+        function = function.func
+    return str(getattr(function, "__module__", "")).startswith("lthfunc.")
+
+
+def name_of(function: Any) -> str:
+    """What a user calls it."""
+    while isinstance(function, partial):
+        function = function.func
+    return str(getattr(function, "__qualname__", type(function).__name__)).rpartition(".")[2]
+
+
+def checked_loss(kind: str, function: Loss) -> Loss:
+    """A loss or metric (`kind`) that gives one real number and leaves outputs and targets as they are.
+
+    Else it raises UserError.
+    """
+    if is_ours(function):
+        return function
+    name = name_of(function)
+
+    @wraps(function)
+    def call(outputs: Any, targets: Any) -> Tensor:
+        given: list[Any] = [leaf for leaf in leaves((outputs, targets)) if isinstance(leaf, Tensor)]
+        versions = [leaf._version for leaf in given]
+        value: Any = _told(kind, name, lambda: function(outputs, targets))
+        if versions != [leaf._version for leaf in given]:
+            raise UserError(f"--{kind}: {name!r} changes its arguments in place; let it make new tensors")
+        if not isinstance(value, Tensor):
+            raise UserError(f"--{kind}: {name!r} returned a {type(value).__name__}, not a scalar tensor")
+        if value.ndim:
+            raise UserError(f"--{kind}: {name!r} returned a tensor of shape {tuple(value.shape)}, not a scalar")
+        if value.dtype == torch.bool or value.is_complex():
+            raise UserError(f"--{kind}: {name!r} returned a number of type {value.dtype}, not a real one")
+        return value
+
+    call.__module__ = "lthfunc.training.guarding"  # checked already
+    return call
+
+
+def checked_optimizer(optimizer: Optimizer) -> Optimizer:
+    """An optimiser that gives params like those it was given, and else raises UserError."""
+    if is_ours(optimizer.update):
+        return optimizer
+    name = name_of(optimizer.update)
+
+    def update(grads: Params, state: Any, params: Params, step: Tensor) -> tuple[Params, Any]:
+        like = {key: (leaf.shape, leaf.dtype) for key, leaf in params.items()}
+        result: Any = _told("optimizer", name, lambda: optimizer.update(grads, state, params, step))
+        if not isinstance(result, tuple) or len(result) != 2:
+            raise UserError(f"--optimizer: {name!r} returned a {type(result).__name__}, not (params, state)")
+        new, after = result
+        if not isinstance(new, dict) or new.keys() != like.keys():
+            missing = sorted(like.keys() - new.keys()) if isinstance(new, dict) else []
+            what = f"params without {missing[0]}" if missing else f"a {type(new).__name__} that is not like the params"
+            raise UserError(f"--optimizer: {name!r} returned {what}")
+        for key, (shape, dtype) in like.items():
+            leaf = new[key]
+            if not isinstance(leaf, Tensor) or (leaf.shape, leaf.dtype) != (shape, dtype):
+                found = f"{leaf.dtype} {tuple(leaf.shape)}" if isinstance(leaf, Tensor) else f"a {type(leaf).__name__}"
+                raise UserError(f"--optimizer: {name!r} returned {found} for {key}, not {dtype} {tuple(shape)}")
+        return new, after
+
+    return optimizer._replace(update=update, init=lambda params: _told(
+        "optimizer", name_of(optimizer.init), lambda: optimizer.init(params)
+    ))  # fmt: skip
+
+
+def _told(kind: str, name: str, call: Callable[[], Any]) -> Any:
+    try:
+        return call()
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        what = f"{type(error).__name__}: {first_line(error)}"
+        raise UserError(f"--{kind}: {name!r} fails{place_of(error)}: {what}") from error
