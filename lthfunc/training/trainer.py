@@ -21,8 +21,8 @@ from lthfunc.training.optimizers import Optimizer
 from lthfunc.training.precision import Precision, products
 from lthfunc.training.ranks import part_of
 from lthfunc.training.steps import Augment
-from lthfunc.trees.datasets import check_data
 from lthfunc.training.trial import check_step
+from lthfunc.trees.datasets import check_data
 from lthfunc.trees.habits import Habits, habits_of
 from lthfunc.trees.model import Model
 from lthfunc.trees.ops import scaled
