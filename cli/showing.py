@@ -45,6 +45,8 @@ def show_dataset(
 def _inputs(data: Dataset) -> str:
     kind = str(data.train.x.dtype).removeprefix("torch.")
     shape = "×".join(map(str, data.shape))
+    if data.tokens and not data.labels:
+        return f"inputs: {kind} {shape}, tokens for an embedding"
     if data.tokens:
         return f"inputs: windows of {shape} characters, an alphabet of {data.classes}"
     if data.parts:

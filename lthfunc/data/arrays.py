@@ -51,7 +51,8 @@ def _read(path: str) -> dict[str, Any]:
         with archive:
             return {name: archive[name] for name in archive.files}
     except Exception as error:  # the system's, NumPy's or zipfile's own
-        raise UserError(f"--dataset: {path} cannot be read as a .npz file ({first_line(error)})") from error
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
+        raise UserError(f"--dataset: {path} cannot be read as a .npz file ({reason})") from error
 
 
 def _assembled(name: str, arrays: Mapping[str, Any], val: float, test: float, classes: int | None) -> Dataset:

@@ -41,6 +41,8 @@ def checked(data: Any, option: str = "data") -> Dataset:
         check_pairs(pairs, found.classes, found.labels, found.scale, mapped=found.mapped)
     except UserError as error:
         raise UserError(f"{option}: {error}") from error
+    if found.classes == 1 and not found.train.y.is_floating_point():
+        raise UserError(f"{option}: all targets are 0, which is one class, and nothing to tell apart")
     return found
 
 

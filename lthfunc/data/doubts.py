@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor
 
 from lthfunc.trees.types import Dataset
@@ -30,12 +31,28 @@ def hints(data: Dataset) -> tuple[str, ...]:
             f"inputs are whole numbers from 0 to {float(x.max()):g} stored as floats, and networks get them as they "
             "are; pixels stored as uint8 are scaled"
         )
-    if not x.is_floating_point() and data.scale is None and not data.parts and x.ndim > 2:
+    if x.dtype is torch.float64 and data.scale is None:
+        found.append(
+            "inputs are float64, and networks are float32 unless they were made otherwise; x.float() makes such"
+        )
+    if data.tokens and x.ndim > 2:
         found.append(
             f"inputs are {str(x.dtype).removeprefix('torch.')} without a scale, which are tokens for an embedding; a "
             "scale makes numbers of pixels"
         )
+    if y.ndim == 1:
+        trained = set(data.train.y.tolist())
+        for name, split in (("val", data.val), ("test", data.test)):
+            if more := sorted(set(split.y.tolist()) - trained):
+                some = ", ".join(map(data.class_name, more[:5])) + (" …" if len(more) > 5 else "")
+                found.append(f"no training example is of {len(more)} of the classes in {name}: {some}")
     if y.is_floating_point():
+        still = (data.train.y == data.train.y[:1]).flatten(1).all(0)
+        if still.any():
+            found.append(
+                f"target number {int(still.nonzero()[0])} is the same in every training example, and R² has nothing to "
+                "explain"
+            )
         if y.shape[1] > 1 and bool(((y == 0) | (y == 1)).all()) and bool((y.sum(1) == 1).all()):
             found.append(
                 "targets are one-hot, and learnt as numbers to come close to; y.argmax(1) makes classes of them"

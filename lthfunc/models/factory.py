@@ -17,7 +17,7 @@ from lthfunc.models.lenet import LeNet5, LeNet300, WideLeNet5
 from lthfunc.models.pretrained import with_weights
 from lthfunc.models.resnet import ResNet
 from lthfunc.models.small_images import small_image_densenet121, small_image_resnet
-from lthfunc.models.strangers import check_outputs, warm
+from lthfunc.models.strangers import check_outputs, check_tokens, warm
 from lthfunc.models.transformer import CharTransformer
 from lthfunc.models.vgg import VGG
 from lthfunc.models.vit import ViT
@@ -68,6 +68,8 @@ def build_for(
     """
     name, data = canonical(name), check_data(data)
     model = build(name, data.shape, data.classes, options, data.inputs, parts=data.parts, any_outputs=any_outputs)
+    if data.tokens and not data.mapped:
+        check_tokens(name, model, data.train.x, data.val.x, data.test.x)
     if weights is not None:
         model = with_weights(model, name, weights)
     return pruning(model, prune_only, keep)
@@ -157,7 +159,11 @@ def check_fit(name: str, shape: Shape, inputs: str) -> None:
         if takes == inputs:
             return
         what = "text, numbers of characters of shape (length,)" if takes == "text" else takes
-        raise UserError(f"--arch: {name!r} works on {what}, not on {inputs} of shape {shape}")
+        if inputs == "text":
+            given = f"tokens of shape {shape}; x.float(), or a scale, makes numbers of whole numbers"
+        else:
+            given = f"{inputs} of shape {shape}"
+        raise UserError(f"--arch: {name!r} works on {what}, not on {given}")
     if takes == "numbers":
         return
     if len(shape) != 3:

@@ -67,3 +67,21 @@ def _explained(name: str, shape: tuple[int, ...], *modules: nn.Module) -> Iterat
             f"--arch: {name!r} cannot take inputs of shape {shape}{_layer_of(error, modules)}{place_of(error)}: "
             f"{first_line(error)}"
         ) from error
+
+
+def check_tokens(name: str, model: Model, *inputs: torch.Tensor) -> None:
+    """Run a network once on the least and the largest of the tokens, which an embedding may not have.
+
+    Raises UserError where it can't take them.
+    """
+    least, most = min(int(x.min()) for x in inputs), max(int(x.max()) for x in inputs)
+    params, buffers = model.init(0)
+    example = torch.full_like(inputs[0][:1], least), torch.full_like(inputs[0][:1], most)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        try:
+            apply_evaluating(model, params, buffers, torch.cat(example))
+        except Exception as error:
+            raise UserError(
+                f"--arch: {name!r} cannot take tokens from {least} to {most}"
+                f"{_layer_of(error, (model.evaluating,))}{place_of(error)}: {first_line(error)}"
+            ) from error

@@ -15,6 +15,8 @@ from lthfunc.trees.types import Dataset
 
 #: Rows and columns of the picture, and classes of the table, at most.
 _ROWS, _COLUMNS, _CLASSES = 10, 10, 40
+#: Numbers of a window that are printed.
+_TOKENS = 32
 
 
 def can_be_drawn(data: Dataset) -> bool:
@@ -66,7 +68,9 @@ def class_table(data: Dataset) -> Table:
 
 
 def sample_lines(data: Dataset, count: int = 5) -> list[str]:
-    """The first windows of a text."""
+    """The first windows of a text; of tokens without names, their numbers."""
+    if not data.labels:
+        return [" ".join(map(str, row.flatten().tolist()[:_TOKENS])) for row in data.train.x[:count]]
     return ["".join(data.labels[i] for i in row.tolist()) for row in data.train.x[:count]]
 
 
