@@ -171,11 +171,13 @@ def _export(
     from lthfunc.execution.export.table import TARGETS
     from lthfunc.runs import within
     from lthfunc.runs.tickets import ticket_of_run
+    from lthfunc.trees.writing import file_name
 
     target = TARGETS[to]
     found = ticket_of_run(run, number, seed, data_dir, trusted=trust, trained=trained)
     which = ("" if found.one_seed else f"-seed{found.seed}") + ("" if trained else "-initial")
-    default = f"{found.model.name}-round{found.number:02d}{which}-{to}{'-fp16' if half else ''}{target.suffix}"
+    name = f"{file_name(found.model.name)}-round{found.number:02d}{which}-{to}"
+    default = f"{name}{'-fp16' if half else ''}{target.suffix}"
     path = Path(out) if out else run / default
     if not out:
         within.check_tree(run, path)

@@ -42,6 +42,7 @@ from lthfunc.runs.lock import locked
 from lthfunc.runs.recovery import recover
 from lthfunc.runs.unfinished import unfinished_like
 from lthfunc.runs.within import status
+from lthfunc.trees.writing import file_name
 
 from .carrying import made_ready, trained
 from .console import say
@@ -236,7 +237,7 @@ def _run(
 
 def _fresh_folder(config: Config) -> Path:
     # A network of the user's own, package.module:function, gives its function's name; a path its last part.
-    arch, dataset = (Path(name.rpartition(":")[2]).name for name in (config.arch, config.dataset))
+    arch, dataset = (file_name(Path(name.rpartition(":")[2]).name) for name in (config.arch, config.dataset))
     base = Path("runs") / f"{arch}-{dataset}-{time.strftime('%Y%m%d-%H%M%S')}"
     folder, number = base, 2
     while folder.exists():  # two runs in one second

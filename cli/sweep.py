@@ -101,12 +101,13 @@ def _sweep(
     from lthfunc.runs.execute import check_ray
     from lthfunc.runs.lock import locked
     from lthfunc.runs.sweeps import Trial, add_trial, open_sweep, trial_folder, trial_of
+    from lthfunc.trees.writing import file_name
 
     from .running import trial_run
 
     suggester = None if planned is not None else Suggester(space, config.seed)
     count = trials if planned is None else len(planned)
-    name = f"sweep-{config.arch}-{config.dataset}-{time.strftime('%Y%m%d-%H%M%S')}".replace("/", "-").replace(":", "-")
+    name = file_name(f"sweep-{config.arch}-{config.dataset}-{time.strftime('%Y%m%d-%H%M%S')}")
     folder = Path(out) if out else Path("runs") / name
     check_ray(config)
     with nullcontext() if config.on == "local" else clustered(config.on):

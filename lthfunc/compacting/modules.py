@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
 from lthfunc.compacting.facts import args_of
-from lthfunc.compacting.flows import LAYERS
+from lthfunc.compacting.kinds import LAYERS
 from lthfunc.sparse.rules.interface import argument
 from lthfunc.trees.types import Buffers, Params
 

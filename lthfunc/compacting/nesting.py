@@ -13,11 +13,11 @@ from lthfunc.trees.outputs import Outputs
 class Nested:
     """Makes an output of its tensors, where that is a class that a graph has no word for.
 
-    keys: what each tensor is called in it.
+    keys: what each tensor is called in it, or None where it is a kind of tuple.
     """
 
-    def __init__(self, outputs: Outputs, keys: Sequence[str]) -> None:
-        self.outputs, self.keys = outputs, tuple(keys)
+    def __init__(self, outputs: Outputs, keys: Sequence[str] | None) -> None:
+        self.outputs, self.keys = outputs, keys and tuple(keys)
         self.__name__ = self.__qualname__ = "nested"
 
     def __call__(self, *tensors: Any) -> Any:
@@ -41,7 +41,9 @@ def _is_plain(value: Any) -> bool:
     return isinstance(value, (Node, int, float, complex, bool, str, type(None)))
 
 
-def _keys(whole: Any, count: int) -> list[str]:
+def _keys(whole: Any, count: int) -> list[str] | None:
+    if isinstance(whole, tuple):
+        return None
     if isinstance(whole, Mapping):
         names = [str(key) for key, value in whole.items() if isinstance(value, Node)]
         if len(names) == count:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, Node
 
-from lthfunc.compacting import flows
+from lthfunc.compacting import flows, kinds
 from lthfunc.compacting.facts import CONSTANT, Facts, args_of, during
 from lthfunc.compacting.nesting import nest
 from lthfunc.sparse.rules.interface import argument
@@ -127,7 +127,7 @@ def rewritten(facts: Facts, *, selecting: bool, kind: str = "") -> Rewriter:
 
 
 def _cut_by(user: Node, leaf: Node, facts: Facts) -> bool:
-    return flows.is_layer(user, facts) or (flows.is_norm(user, facts) and leaf in args_of(user)[1:5])
+    return kinds.is_layer(user, facts) or (kinds.is_norm(user, facts) and leaf in args_of(user)[1:5])
 
 
 def _written(r: Rewriter, node: Node) -> Any:
@@ -149,7 +149,7 @@ def _copied(r: Rewriter, node: Node) -> Node:
 def _layer(r: Rewriter, node: Node) -> Node:
     facts = r.facts
     x, weight, bias = args_of(node)[0], args_of(node)[1], argument(args_of(node), 2, None)
-    groups, rows = flows.groups_of(node), facts.wanted(node)
+    groups, rows = kinds.groups_of(node), facts.wanted(node)
     rest = list(args_of(node)[3:])
     if groups > 1:
         outs, ins = facts.units(node) // groups, facts.units(x) // groups
@@ -235,7 +235,7 @@ def _flatten(r: Rewriter, node: Node) -> Node:
 
 def _part(r: Rewriter, node: Node) -> Node:
     rows = r.facts.wanted(node)
-    source = flows.sources(node, r.facts)[rows]
+    source = kinds.sources(node, r.facts)[rows]
     if not bool((source >= 0).any()):  # nothing of it is wanted
         r.have[node] = torch.arange(r.facts.units(node))
         return _copied(r, node)
@@ -250,11 +250,11 @@ def _part(r: Rewriter, node: Node) -> Node:
 
 
 _WRITERS = {
-    flows.is_layer: _layer,
-    flows.is_norm: _norm,
-    flows.is_alike: _alike,
-    flows.is_join: _alike,
-    flows.is_cat: _cat,
-    flows.is_flatten: _flatten,
-    flows.is_part: _part,
+    kinds.is_layer: _layer,
+    kinds.is_norm: _norm,
+    kinds.is_alike: _alike,
+    kinds.is_join: _alike,
+    kinds.is_cat: _cat,
+    kinds.is_flatten: _flatten,
+    kinds.is_part: _part,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from lthfunc.training.evaluation import evaluate
 from lthfunc.training.losses import Metric, accuracy
 from lthfunc.training.steps import Metrics
 from lthfunc.trees.ops import scaled
+from lthfunc.trees.outputs import map_outputs, outputs_of
 from lthfunc.trees.types import Batch, Dataset
 
 
@@ -24,7 +26,8 @@ def accuracy_of(
 
     def metrics_of(given: Batch) -> Metrics:
         x, y = given
-        outputs: Tensor = program(scaled(_filled(x, batch), data.scale))[: len(x)]
+        whole = scaled(_filled(x, batch), data.scale).clone()  # a module may change what it is given
+        outputs = map_outputs(lambda part: part[: len(x)] if part.ndim and len(part) == batch else part, program(whole))
         found = metric(outputs, y)
         return {"loss": found, "accuracy": found}
 
@@ -33,9 +36,24 @@ def accuracy_of(
     return quality.accuracy
 
 
-def difference(got: Any, wanted: Tensor) -> float:
-    """The largest difference between outputs, relative to the largest wanted one."""
-    return float((torch.as_tensor(got) - wanted).abs().max()) / (float(wanted.abs().max()) or 1.0)
+def difference(got: Any, wanted: Any) -> float:
+    """The largest difference between outputs, tensor by tensor, relative to the largest wanted one in each.
+
+    Infinite where they are not as many tensors, or of other shapes; a wanted infinity or NaN must be the same.
+    """
+    ours, theirs = outputs_of(got).tensors, outputs_of(wanted).tensors
+    if [each.shape for each in ours] != [each.shape for each in theirs]:
+        return math.inf
+    return max((_apart(*pair) for pair in zip(ours, theirs, strict=True)), default=0.0)
+
+
+def _apart(got: Tensor, wanted: Tensor) -> float:
+    got, wanted = got.detach().double(), wanted.detach().double()
+    finite = wanted.isfinite()
+    if not torch.equal(torch.where(finite, 0, got).nan_to_num(7e7), torch.where(finite, 0, wanted).nan_to_num(7e7)):
+        return math.inf
+    got, wanted = got[finite], wanted[finite]
+    return float((got - wanted).abs().max()) / (float(wanted.abs().max()) or 1.0) if wanted.numel() else 0.0
 
 
 def _filled(x: Tensor, batch: int) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,7 +43,7 @@ def _layer_run(layer: Layer, form: str) -> Run:
 
 
 def fastest(
-    runs: Mapping[str, Callable[[Tensor], Tensor]], keys: Mapping[str, str], x: Tensor, memory: Tunings
+    runs: Mapping[str, Callable[[Tensor], Any]], keys: Mapping[str, str], x: Tensor, memory: Tunings
 ) -> tuple[str, Measured]:
     """(the fastest form, what was measured). runs: "dense" among them; keys: what each is remembered by."""
     won = {name: f"turns won by {key}" for name, key in keys.items()}

@@ -14,6 +14,7 @@ from lthfunc.execution.timing import in_turn, repeated
 from lthfunc.training.engines.toolchain import why_not
 from lthfunc.training.engines.tracing import compiled
 from lthfunc.trees.ops import flattened, tree_map
+from lthfunc.trees.outputs import outputs_of
 
 _LAYOUTS = (torch.contiguous_format, torch.channels_last)
 #: To tell which layout is faster.
@@ -23,7 +24,8 @@ _SECONDS, _REPEATS = 0.03, 5
 class Compiled:
     """Maps inputs to the module's outputs in evaluation mode; convolutions in the memory layout that is faster.
 
-    Where nothing can be compiled (no C++ compiler) the module runs as it is.
+    Where nothing can be compiled (no C++ compiler, or a forward that depends on values) the module runs as it is;
+    why_eager: for what reason, once a forward was found to be so.
     """
 
     def __init__(self, module: nn.Module, name: str) -> None:
@@ -32,16 +34,20 @@ class Compiled:
         self._leaves, self._rebuilt = flattened(tree_map(torch.Tensor.detach, parts))
         self._images = any(leaf.ndim == 4 for leaf in self._leaves)
         self._ready: dict[Any, Any] = {}
+        self.why_eager: str | None = None
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """The outputs for a batch."""
+    def __call__(self, x: Tensor) -> Any:
+        """The outputs for a batch, as the module gives them."""
         key = x.shape, x.dtype
         ready = self._ready.get(key)
         if ready is None:
             ready = self._ready[key] = self._made(x)
-        program, leaves, layout = ready
-        outputs: Tensor = program(*leaves, x.contiguous(memory_format=layout))[0]
-        return outputs
+        program, leaves, layout, traced = ready
+        given = x.contiguous(memory_format=layout)
+        if traced.changes_input and given is x:
+            given = x.clone()
+        found = program(*leaves, given)
+        return found[0] if traced.single else traced.rebuilt(found)
 
     def _made(self, x: Tensor) -> Any:
         made = {_LAYOUTS[0]: self._in(_LAYOUTS[0], x)}
@@ -52,8 +58,8 @@ class Compiled:
             return made[_LAYOUTS[0]]
 
         def call(layout: torch.memory_format) -> Any:
-            program, leaves, _ = made[layout]
-            given = x.contiguous(memory_format=layout)
+            program, leaves, *_ = made[layout]
+            given = x.clone(memory_format=layout)
             return lambda: program(*leaves, given)
 
         runs = {layout: repeated(call(layout)) for layout in made}
@@ -63,12 +69,33 @@ class Compiled:
 
     def _in(self, layout: torch.memory_format, x: Tensor) -> Any:
         leaves = [leaf.contiguous(memory_format=layout) if leaf.ndim == 4 else leaf for leaf in self._leaves]
-        given = x.contiguous(memory_format=layout)
+        given = x.clone(memory_format=layout)
+        traced = _Traced()
 
-        def forward(*arguments: Tensor) -> tuple[Tensor]:
-            return (functional_call(self.module, self._rebuilt(arguments[:-1]), (arguments[-1],)),)
+        def forward(*arguments: Tensor) -> list[Tensor]:
+            taken = arguments[-1]
+            before = taken._version
+            outputs = outputs_of(functional_call(self.module, self._rebuilt(arguments[:-1]), (taken,)))
+            traced.single, traced.rebuilt = outputs.single, outputs.rebuilt
+            traced.changes_input = taken._version != before
+            return outputs.tensors
 
-        if why_not(x.device.type) is not None:
-            return forward, leaves, layout
         with torch.no_grad():
-            return compiled(forward, (*leaves, given), self._name), leaves, layout
+            if why_not(x.device.type) is not None:
+                forward(*leaves, given)
+                return forward, leaves, layout, traced
+            try:
+                return compiled(forward, (*leaves, given), self._name), leaves, layout, traced
+            except UserError as error:
+                if layout is not _LAYOUTS[0]:
+                    raise
+                self.why_eager = str(error).partition("; ")[0]
+                forward(*leaves, given.clone())
+                return forward, leaves, layout, traced
+
+
+class _Traced:
+    """What was seen as a module was traced: how its outputs lie, whether it changes its input in place."""
+
+    single, changes_input = True, False
+    rebuilt: Any = None

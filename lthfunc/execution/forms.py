@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from contextlib import suppress
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,8 @@ from lthfunc.execution.layers import layers_of, with_layers
 from lthfunc.execution.tuning import Tunings
 from lthfunc.sparse.inference import sparse_program
 from lthfunc.trees.model import Model
-from lthfunc.trees.ops import apply_masks, clone
+from lthfunc.trees.names import put_values
+from lthfunc.trees.ops import apply_masks
 from lthfunc.trees.types import Masks, Ticket, TrainState
 
 #: Formats of a mask's own pattern, which compacting would break up.
@@ -31,7 +33,7 @@ class Form(NamedTuple):
     """A way to run the network. module: plain; run: what is called. formats: of its layers. bytes: of its weights."""
 
     module: nn.Module
-    run: Callable[[Tensor], Tensor]
+    run: Callable[[Tensor], Any]
     formats: dict[str, str]
     bytes: int
 
@@ -65,9 +67,7 @@ def making(model: Model, ticket: Ticket | TrainState, x: Tensor) -> Making:
 def masked_module(model: Model, ticket: Ticket | TrainState, device: torch.device | str = "cpu") -> nn.Module:
     """The model's module in evaluation mode with the ticket's masked weights in it."""
     module = copy.deepcopy(model.evaluating)
-    leaves = clone({**apply_masks(ticket.params, ticket.masks), **ticket.buffers})
-    module.load_state_dict(leaves, strict=False, assign=True)  # so that it has their dtype
-    return module.to(device).eval()
+    return put_values(module, {**apply_masks(ticket.params, ticket.masks), **ticket.buffers}).to(device).eval()
 
 
 def dense_form(m: Making) -> Form:
@@ -90,8 +90,9 @@ def sparse_form(m: Making) -> Form | None:
         return None
     tries = [(m.model, Ticket(m.ticket.params, m.ticket.buffers, m.ticket.masks))]
     if m.small is not None:
-        small = compact(m.model, m.ticket, tuple(m.x.shape[1:]), selecting=False)
-        tries.insert(0, (small.model, Ticket(small.params, small.buffers, small.masks)))
+        with suppress(UserError):
+            small = compact(m.model, m.ticket, tuple(m.x.shape[1:]), selecting=False)
+            tries.insert(0, (small.model, Ticket(small.params, small.buffers, small.masks)))
     for network, its in tries:
         try:
             program = sparse_program(network, its)
@@ -150,10 +151,16 @@ def _on(small: Compacted, device: torch.device) -> nn.Module:
     return copy.deepcopy(small.model.evaluating).to(device)
 
 
-def _eagerly(module: nn.Module) -> Callable[[Tensor], Tensor]:
-    def run(x: Tensor) -> Tensor:
+def _eagerly(module: nn.Module) -> Callable[[Tensor], Any]:
+    changes = True  # unknown, at first
+
+    def run(x: Tensor) -> Any:
+        nonlocal changes
+        given = x.clone() if changes else x
+        before = given._version
         with torch.no_grad():
-            outputs: Tensor = module(x)
+            outputs = module(given)
+        changes = given._version != before
         return outputs
 
     return run

@@ -19,7 +19,7 @@ def layers_of(module: nn.Module, masks: Masks, x: Tensor) -> dict[str, Layer]:
     parts = {
         name: part for name, part in module.named_modules() if isinstance(part, _KINDS) and f"{name}.weight" in masks
     }
-    read = inputs_of(module, parts, lambda copied: copied(x))
+    read = inputs_of(module, parts, lambda copied: copied(x.clone()))
     return {name: Layer(name, parts[name], masks[f"{name}.weight"], given) for name, given in read.items()}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -53,13 +53,13 @@ class Program(nn.Module):
     is made ready for a size of batch when that size first comes.
     """
 
-    def __init__(self, network: nn.Module, run: Callable[[Tensor], Tensor], report: Report) -> None:
+    def __init__(self, network: nn.Module, run: Callable[[Tensor], Any], report: Report) -> None:
         super().__init__()
         self.network = network
         self.report = report
         self._run = run
 
-    def __call__(self, x: Tensor) -> Tensor:  # not by way of hooks, which would cost a small network 5 %
+    def __call__(self, x: Tensor) -> Any:  # not by way of hooks, which would cost a small network 5 %
         """The outputs for a batch (n, ...), on the program's device."""
         return self._run(x)
 

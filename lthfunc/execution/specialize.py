@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lthfunc.errors import invalid, unknown
 from lthfunc.execution.accuracy import difference
 from lthfunc.execution.choosing import fastest
+from lthfunc.execution.compiled import Compiled
 from lthfunc.execution.cost import cost
 from lthfunc.execution.formats import LAYER_FORMATS
 from lthfunc.execution.forms import Form, compact_form, dense_form, layered_forms, making, sparse_form, why_missing
@@ -79,13 +80,15 @@ def specialize(
         (theory.bytes[0], form.bytes),
         _difference(form, m.whole, x, exact=format != "int8"), measured,
     )  # fmt: skip
+    if isinstance(form.run, Compiled) and form.run.why_eager:
+        m.left_out["compiled code"] = form.run.why_eager
     return Program(form.module, form.run, report)
 
 
 def _difference(form: Form, whole: nn.Module, x: Tensor, *, exact: bool) -> float:
     """Of the form's outputs from the masked network's, relative to the largest."""
     with torch.no_grad():
-        found = difference(form.run(x).float(), whole(x).float())
+        found = difference(form.run(x), whole(x.clone()))
     limit = _TOLERANCE if x.device.type == "cpu" and x.dtype != torch.bfloat16 else _COARSE
     if exact and not found <= limit:
         raise RuntimeError(f"the program's outputs differ from the masked network's by {found:.1e} of the largest")

@@ -13,6 +13,7 @@ from torch import nn
 from lthfunc.errors import UserError
 from lthfunc.frames import first_line, place_of
 from lthfunc.trees.model import Model, apply_evaluating, apply_training, example_of
+from lthfunc.trees.outputs import own_loss, prediction
 from lthfunc.trees.parts import Part, Unpacking
 
 
@@ -37,14 +38,16 @@ def check_outputs(name: str, model: Model, shape: tuple[int, ...], classes: int,
         out = apply_evaluating(tried, params, buffers, x)
     if any_outputs:
         return
-    if not isinstance(out, torch.Tensor):
-        raise UserError(
-            f"--arch: {name!r} gives a {type(out).__name__}, not a tensor of outputs (batch, {classes}); a --loss and "
-            "a --metric of your own take any"
-        )
+    if own_loss(out) is not None:
+        return
+    try:
+        logits = prediction(out)
+    except UserError as error:
+        raise UserError(f"--arch: {name!r}: {error}") from error
     wanted = (*shape, classes) if model.tokens else (classes,)
-    if tuple(out.shape) != (2, *wanted):
-        raise UserError(f"--arch: {name!r} gives outputs of shape {tuple(out.shape[1:])}, not {wanted}")
+    # Tokens have a class each, or one together.
+    if tuple(logits.shape[1:]) not in {wanted, (classes,)} or len(logits) != 2:
+        raise UserError(f"--arch: {name!r} gives outputs of shape {tuple(logits.shape[1:])}, not {wanted}")
 
 
 def _layer_of(error: Exception, modules: Sequence[nn.Module]) -> str:

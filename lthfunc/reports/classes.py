@@ -12,6 +12,7 @@ from lthfunc.errors import UserError
 from lthfunc.training.evaluation import chunk_for
 from lthfunc.trees.model import Model, apply_evaluating
 from lthfunc.trees.ops import scaled
+from lthfunc.trees.outputs import prediction
 from lthfunc.trees.types import Dataset, Ticket
 
 
@@ -67,7 +68,7 @@ def _right(model: Model, ticket: Ticket, data: Dataset) -> list[int]:
     chunk = chunk_for(1)
     with torch.no_grad():
         for x, y in zip(torch.split(data.val.x, chunk), torch.split(data.val.y, chunk), strict=True):
-            outputs = apply_evaluating(model, ticket.params, ticket.buffers, scaled(x, data.scale))
+            outputs = prediction(apply_evaluating(model, ticket.params, ticket.buffers, scaled(x, data.scale)))
             hits += torch.bincount(y[outputs.argmax(1) == y].cpu(), minlength=data.classes)
     return [int(each) for each in hits]
 

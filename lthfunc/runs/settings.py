@@ -29,7 +29,7 @@ def read_toml(path: str | Path, run: Path | None = None) -> dict[str, Any]:
     whole = Path(path) if run is not None else Path(os.path.realpath(path))
     try:
         payload = within.read(run or whole.parent, whole, _MOST)
-        values: dict[str, Any] = tomllib.loads(payload.decode("utf-8"))
+        values: dict[str, Any] = tomllib.loads(payload.decode("utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise UserError(f"--config: cannot read {str(path)!r}: {reason}") from error

@@ -13,6 +13,7 @@ from torch.nn.utils.prune import BasePruningMethod
 
 from lthfunc.errors import UserError
 from lthfunc.trees.model import Model, from_module
+from lthfunc.trees.names import first_names
 from lthfunc.trees.ops import apply_masks
 from lthfunc.trees.types import Buffers, Params, Ticket
 
@@ -84,6 +85,9 @@ def starting_from(model: Model, values: Mapping[str, Tensor]) -> Model:
     """
     params = dict(model.evaluating.named_parameters())
     leaves = {**params, **dict(model.evaluating.named_buffers())}
+    values = _by_first_names(model.evaluating, values)
+    kept = model.evaluating.state_dict().keys()  # a buffer that no state dict has comes from the module
+    leaves = {name: leaf for name, leaf in leaves.items() if name in values or name in kept}
     missing = [name for name in leaves if name not in values]
     if missing:
         raise UserError(f"--weights: the file has no {missing[0]} ({len(missing)} of {len(leaves)} leaves are missing)")
@@ -104,6 +108,19 @@ def starting_from(model: Model, values: Mapping[str, Tensor]) -> Model:
         return found[0], found[1]
 
     return model._replace(init=init)
+
+
+def _by_first_names(module: nn.Module, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict's values under the names of trees: of a shared weight the first, masked where it comes as a pair of
+    `torch.nn.utils.prune`."""
+    plain = dict(values)
+    for name in [name.removesuffix("_orig") for name in values if name.endswith("_orig")]:
+        if name not in values and f"{name}_mask" in values:
+            plain[name] = values[f"{name}_orig"] * values[f"{name}_mask"]
+    for name, first in first_names(module).items():
+        if name in plain:
+            plain.setdefault(first, plain[name])
+    return plain
 
 
 def _check_fits(ticket: Ticket, model: Model) -> None:

@@ -51,6 +51,17 @@ def map_outputs(function: Callable[[Tensor], Any], given: Any) -> Any:
     return found.rebuilt([function(tensor) for tensor in found.tensors])
 
 
+def plain(given: Any) -> Any:
+    """An output in dictionaries, tuples and lists alone, without what is no tensor: for files that others read."""
+    if isinstance(given, Mapping):
+        parts = {str(name): plain(part) for name, part in given.items()}
+        return {name: part for name, part in parts.items() if part is not None}
+    if isinstance(given, (tuple, list)):
+        found = [part for part in map(plain, given) if part is not None]
+        return found if isinstance(given, list) else tuple(found)
+    return given if isinstance(given, Tensor) else None
+
+
 def prediction(given: Any) -> Tensor:
     """The one tensor of an output that is held against the targets.
 
@@ -64,7 +75,7 @@ def prediction(given: Any) -> Tensor:
         return logits
     if isinstance(given, (tuple, list)) and given and not hasattr(given, "_fields"):
         return prediction(given[0])
-    tensors = outputs_of(given).tensors
+    tensors = [tensor for tensor in outputs_of(given).tensors if tensor.ndim]
     if len(tensors) == 1:
         return tensors[0]
     names = list(given) if isinstance(given, Mapping) else getattr(given, "_fields", ())
@@ -73,3 +84,13 @@ def prediction(given: Any) -> Tensor:
         f"the network gives {what}, and nothing in it is called logits: give a loss and a metric of your own that take "
         "this (loss= and metric=, or --loss and --metric)"
     )
+
+
+def own_loss(given: Any) -> Tensor | None:
+    """The loss that a network computed itself, where it gives one and no logits."""
+    if isinstance(given, Tensor):
+        return None
+    loss, logits = (
+        given.get(name) if isinstance(given, Mapping) else getattr(given, name, None) for name in ("loss", "logits")
+    )
+    return loss if isinstance(loss, Tensor) and loss.ndim == 0 and not isinstance(logits, Tensor) else None

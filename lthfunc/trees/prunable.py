@@ -12,6 +12,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from torch.nn.utils.prune import BasePruningMethod
 
 from lthfunc.errors import UserError
+from lthfunc.trees.storable import check_storable
 
 CONVOLUTIONS = (
     nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
@@ -136,6 +137,7 @@ def check_pure(module: nn.Module) -> None:
     for name, leaf in (*module.named_parameters(), *module.named_buffers()):
         if nn.parameter.is_lazy(leaf):
             raise UserError(f"{name} has no shape yet: call the module once on an example before (a lazy module)")
+    check_storable(module)
     for name, part in module.named_modules():
         where = name or type(part).__name__
         for hook in part._forward_pre_hooks.values():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,11 @@ from pathlib import Path
 
 #: How the names of files end that are being written; what a crash left of them is nothing.
 UNFINISHED = ".unfinished"
+
+
+def file_name(text: str) -> str:
+    """Part of a name as every file system takes it: ``timm:vit`` as ``timm-vit``, no colons, slashes, blanks."""
+    return re.sub(r'[<>:"/\\|?*\s\x00-\x1f]+', "-", text).strip("-.") or "unnamed"
 
 
 def write_atomically(path: str | os.PathLike[str], payload: bytes) -> None:

@@ -16,6 +16,7 @@ from lthfunc.errors import UserError
 from lthfunc.execution.export.subject import Subject, check_outputs
 from lthfunc.frames import first_line
 from lthfunc.training.engines.toolchain import why_not
+from lthfunc.trees.outputs import outputs_of
 from lthfunc.trees.writing import write_atomically
 
 #: Examples in the traced batch, and in the one that outputs are compared on: another, since the size is free.
@@ -30,7 +31,7 @@ def torch_export(subject: Subject, path: Path) -> list[Path]:
     with _whole(path) as part:
         torch.export.save(program, part)
         x = subject.inputs(_COMPARED)
-        check_outputs("torch-export", torch.export.load(part).module()(x), subject.masked(x))
+        check_outputs("torch-export", torch.export.load(part).module()(x.clone()), subject.outputs(x))
     return []
 
 
@@ -42,7 +43,7 @@ def aoti(subject: Subject, path: Path) -> list[Path]:
     with _whole(path) as part:
         _quietly(lambda: torch._inductor.aoti_compile_and_package(program, package_path=str(part)))
         x = subject.inputs(_COMPARED)
-        check_outputs("aoti", torch._inductor.aoti_load_package(str(part))(x), subject.masked(x))
+        check_outputs("aoti", torch._inductor.aoti_load_package(str(part))(x.clone()), subject.outputs(x))
     return []
 
 
@@ -58,8 +59,8 @@ def onnx(subject: Subject, path: Path) -> list[Path]:
 
     def exported() -> Any:
         return torch.onnx.export(
-            subject.network, (subject.inputs(_TRACED),), dynamo=True, dynamic_shapes=({0: batch},), verbose=False,
-            input_names=["inputs"], output_names=["outputs"], external_data=False,
+            subject.plain_network, (subject.inputs(_TRACED),), dynamo=True, dynamic_shapes=({0: batch},), verbose=False,
+            input_names=["inputs"], output_names=_names(subject), external_data=False,
         )  # fmt: skip
 
     try:
@@ -71,8 +72,20 @@ def onnx(subject: Subject, path: Path) -> list[Path]:
         part.write_bytes(proto.SerializeToString())
         x = subject.inputs(_COMPARED)
         session = onnxruntime.InferenceSession(str(part), providers=["CPUExecutionProvider"])
-        check_outputs("onnx", session.run(None, {"inputs": x.numpy()})[0], subject.masked(x))
+        given = [torch.from_numpy(each) for each in session.run(None, {"inputs": x.numpy()})]
+        check_outputs("onnx", given, outputs_of(subject.outputs(x)).tensors)
     return []
+
+
+def _names(subject: Subject) -> list[str]:
+    """Of the outputs: "outputs" for a tensor, a dictionary's keys, numbers for the rest."""
+    given = subject.outputs(subject.inputs(_TRACED))
+    tensors = outputs_of(given).tensors
+    if isinstance(given, torch.Tensor):
+        return ["outputs"]
+    if isinstance(given, dict) and all(isinstance(part, torch.Tensor) for part in given.values()):
+        return list(given)
+    return [f"output{place}" for place in range(len(tensors))]
 
 
 def _make_sparse(graph: Any, onnx: Any) -> None:
@@ -91,7 +104,7 @@ def _make_sparse(graph: Any, onnx: Any) -> None:
 def _exported(subject: Subject) -> Any:
     batch = torch.export.Dim("batch")
     try:
-        return torch.export.export(subject.network, (subject.inputs(_TRACED),), dynamic_shapes=({0: batch},))
+        return torch.export.export(subject.plain_network, (subject.inputs(_TRACED),), dynamic_shapes=({0: batch},))
     except Exception as error:
         raise UserError(f"--to: {subject.model.name} cannot be exported: {first_line(error)}") from error
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import operator
 import re
+from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
+import torch
 from torch import nn
-from torch.fx import GraphModule
+from torch.fx import Graph, GraphModule, Node
 
+from lthfunc.compacting.facts import args_of
+from lthfunc.compacting.nesting import Nested
 from lthfunc.errors import UserError
 from lthfunc.execution.export.subject import Subject
 from lthfunc.trees.writing import write_atomically
@@ -20,8 +26,10 @@ _SOURCE = '''"""{title}
     network.load_state_dict(safetensors.torch.load_file("{weights}"))
 """
 
+from math import inf, nan
+
 import torch
-from torch import nn
+from torch import device, nn
 
 
 class Network(nn.Module):
@@ -37,57 +45,70 @@ def module(subject: Subject, path: Path) -> list[Path]:
     """The compacted network as a plain ``nn.Module``: a Python file, and beside it a safetensors file of weights."""
     if subject.compacted is None:
         raise UserError(f"--to: module takes a compacted network, and {subject.why_not_compacted}")
-    network = subject.compacted.model.evaluating
-    assert isinstance(network, GraphModule)
+    network = _flat(subject.compacted.model.evaluating)
     weights = path.with_suffix(".safetensors")
-    names = _flat_names(network)
-    state = {names[name]: leaf.contiguous() for name, leaf in network.state_dict().items()}
+    state = {name: leaf.detach().contiguous() for name, leaf in network.state_dict().items()}
     remaining = sum(leaf.numel() for leaf in network.parameters())
     title = (
         f"{subject.model.name} without inputs, units and channels that nothing depends on: {remaining:,} parameters."
     )
     source = _SOURCE.format(
-        title=title, weights=weights.name, layers="\n".join(_layers(network, names)), forward=_forward(network)
+        title=title, weights=weights.name, layers="\n".join(_layers(network)), forward=_forward(network)
     )
     write_atomically(weights, safetensors.torch.save(state))
     write_atomically(path, source.encode())
     return [weights]
 
 
-def _layers(network: GraphModule, names: dict[str, str]) -> list[str]:
+def _flat(network: nn.Module) -> GraphModule:
+    """The network with names without dots, and dictionaries or tuples for classes that the source could not import."""
+    assert isinstance(network, GraphModule)
+    graph, new, parts, flat = Graph(), dict[Node, Any](), dict[str, Any](), dict[str, str]()
+    for name in dict.fromkeys(str(node.target) for node in network.graph.nodes if node.op == "call_module"):
+        flat[name] = _unused(name, flat.values())
+    for node in network.graph.nodes:
+        if isinstance(node.target, Nested):
+            given = [new[each] for each in args_of(node)]
+            keys = node.target.keys
+            new[node] = tuple(given) if keys is None else dict(zip(keys, given, strict=True))
+        elif node.op == "output":
+            graph.output(torch.fx.node.map_arg(args_of(node)[0], new.__getitem__))
+        else:
+            new[node] = graph.node_copy(node, new.__getitem__)
+        if node.op in ("call_module", "get_attr"):
+            target = str(node.target)
+            owner, _, leaf = target.rpartition(".")
+            if owner in flat:  # something else reads a layer's weight
+                flat[target] = f"{flat[owner]}.{leaf}"
+            name = flat.setdefault(target, _unused(target, flat.values()))
+            parts[name] = operator.attrgetter(target)(network)
+            new[node].target = name
+    return GraphModule(parts, graph)
+
+
+def _unused(target: str, names: Collection[str]) -> str:
+    """A name of letters, digits and underscores that no other target has."""
+    name = re.sub(r"\W", "_", target)
+    name = f"_{name}" if name[0].isdigit() else name
+    while name in names:
+        name += "_"
+    return name
+
+
+def _layers(network: GraphModule) -> list[str]:
     lines, inside = [], set()
-    for name, part in network.named_modules():
-        if isinstance(part, (nn.Linear, nn.Conv1d, nn.Conv2d)):
-            lines.append(f"        self.{_flat(name)} = nn.{part!r}")
-            inside |= {f"{name}.{leaf}" for leaf, _ in part.named_parameters()}
+    for name, part in network.named_children():
+        lines.append(f"        self.{name} = nn.{part!r}")
+        inside |= {f"{name}.{leaf}" for leaf in part.state_dict()}
     for name, leaf in (*network.named_parameters(), *network.named_buffers()):
         if name not in inside:
             made = f"torch.zeros({list(leaf.shape)}, dtype={leaf.dtype})"
-            lines.append(f"        self.register_buffer({names[name]!r}, {made})")
+            lines.append(f"        self.register_buffer({name!r}, {made})")
     return lines
 
 
-def _flat_names(network: GraphModule) -> dict[str, str]:
-    """State's names in the source: a layer's leaf keeps its last dot."""
-    own = {name for name, part in network.named_modules() if isinstance(part, (nn.Linear, nn.Conv1d, nn.Conv2d))}
-    names = {}
-    for name in network.state_dict():
-        owner, _, leaf = name.rpartition(".")
-        names[name] = f"{_flat(owner)}.{leaf}" if owner in own else _flat(name)
-    return names
-
-
-def _flat(name: str) -> str:
-    flat = re.sub(r"\W", "_", name)
-    return f"_{flat}" if flat[0].isdigit() else flat
-
-
 def _forward(network: GraphModule) -> str:
-    """The graph's source, with each name of a module or leaf flat."""
+    """The graph's source."""
     code = network.code.strip()
     code = re.sub(r";  (?:\w+ = )+None$", "", code, flags=re.MULTILINE)  # fx frees what was read for the last time
-    code = re.sub(r"getattr\(([^,]+), \"(\d+)\"\)", r"\1.\2", code)  # fx's way to write self.0
-    targets = {str(node.target) for node in network.graph.nodes if node.op in ("call_module", "get_attr")}
-    for target in sorted(targets, key=len, reverse=True):
-        code = re.sub(rf"self\.{re.escape(target)}(?![\w.])", f"self.{_flat(target)}", code)
     return "\n".join(f"    {line}".rstrip() for line in code.splitlines())

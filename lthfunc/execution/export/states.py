@@ -7,28 +7,37 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from lthfunc.execution.export.matrices import matrices
 from lthfunc.execution.export.subject import Subject
+from lthfunc.trees.names import first_names
 from lthfunc.trees.ops import apply_masks
-from lthfunc.trees.writing import write_atomically
+from lthfunc.trees.writing import file_name, write_atomically
 
 
 def state_dict(subject: Subject, path: Path) -> list[Path]:
-    """The masked weights as ``module.load_state_dict`` takes them (``torch.load(path, weights_only=True)``)."""
-    ticket = subject.ticket
-    _save({**apply_masks(ticket.params, ticket.masks), **ticket.buffers}, path)
+    """The masked weights as ``module.load_state_dict`` takes them (``torch.load(path, weights_only=True)``).
+
+    It has the keys of the module's own state dict: both names of a shared weight, no buffer that isn't persistent.
+    """
+    _save(subject.masked.state_dict(), path)
     return []
 
 
 def prune(subject: Subject, path: Path) -> list[Path]:
-    """A state dict with ``weight_orig`` and ``weight_mask``, as a module under torch.nn.utils.prune has them."""
-    ticket = subject.ticket
+    """A state dict with ``weight_orig`` and ``weight_mask``, as a module under torch.nn.utils.prune has them.
+
+    A shared weight is pruned under each of its names.
+    """
+    first, masks = first_names(subject.model.evaluating), subject.ticket.masks
     state = {}
-    for name, leaf in {**ticket.params, **ticket.buffers}.items():
-        if name in ticket.masks:
-            state[f"{name}_orig"], state[f"{name}_mask"] = leaf, ticket.masks[name].to(leaf.dtype)
-        else:
+    for name, leaf in subject.masked.state_dict().items():
+        mask = masks.get(first.get(name, name))
+        if mask is None:
             state[name] = leaf
+        else:
+            state[f"{name}_orig"], state[f"{name}_mask"] = leaf, mask.to(leaf)
     _save(state, path)
     return []
 
@@ -36,8 +45,10 @@ def prune(subject: Subject, path: Path) -> list[Path]:
 def scipy(subject: Subject, path: Path) -> list[Path]:
     """A folder with a CSR matrix (outputs, inputs) for each layer, for ``scipy.sparse.load_npz``, and the rest.
 
-    A convolution's inputs are its input channels' kernel places, one after the other. What is not a matrix of surviving
-    weights goes to ``rest.npz``.
+    A convolution's inputs are its input channels' kernel places, one after the other, for a transposed one as well; in
+    groups, those of the output's group. An embedding's inputs are its tokens. A pruned bias is a column. A parameter of
+    no known layer lies as it is stored, its further dimensions side by side. A weight that layers share has a file for
+    each. What has no mask goes to ``rest.npz``.
     """
     import numpy as np
     from scipy import sparse
@@ -45,21 +56,27 @@ def scipy(subject: Subject, path: Path) -> list[Path]:
     ticket = subject.ticket
     params = apply_masks(ticket.params, ticket.masks)
     path.mkdir(parents=True, exist_ok=True)
-    for name, mask in ticket.masks.items():
-        matrix = mask.flatten(1).numpy()
-        rows, columns = matrix.nonzero()
-        values = params[name].flatten(1).numpy()[rows, columns]  # also a survivor that is zero by chance
-        found = sparse.csr_matrix((values, (rows, columns)), shape=matrix.shape)
-        _write(path / f"{name}.npz", lambda file, found=found: sparse.save_npz(file, found))
-    rest: dict[str, Any] = {
-        name: leaf.numpy() for name, leaf in {**params, **ticket.buffers}.items() if name not in ticket.masks
-    }
+    written = []
+    for name, values, mask in matrices(subject.model.evaluating, params, ticket.masks):
+        rows, columns = mask.numpy().nonzero()
+        kept = _array(values)[rows, columns]  # also a survivor that is zero by chance
+        found = sparse.csr_matrix((kept, (rows, columns)), shape=tuple(mask.shape))
+        written.append(path / f"{file_name(name)}.npz")
+        _write(written[-1], lambda file, found=found: sparse.save_npz(file, found))
+    rest = {name: _array(leaf) for name, leaf in {**params, **ticket.buffers}.items() if name not in ticket.masks}
     _write(path / "rest.npz", lambda file: np.savez(file, **rest))
-    return [path / f"{name}.npz" for name in ticket.masks]
+    return written
+
+
+def _array(leaf: Tensor) -> Any:
+    """For NumPy, which knows no bfloat16."""
+    leaf = leaf.detach().cpu()
+    return (leaf.float() if leaf.dtype == torch.bfloat16 else leaf).numpy()
 
 
 def _save(state: dict[str, Any], path: Path) -> None:
-    _write(path, lambda file: torch.save({name: leaf.contiguous() for name, leaf in state.items()}, file))
+    plain = {name: leaf.contiguous() if isinstance(leaf, Tensor) else leaf for name, leaf in state.items()}
+    _write(path, lambda file: torch.save(plain, file))
 
 
 def _write(path: Path, save: Any) -> None:

@@ -14,6 +14,7 @@ from lthfunc.execution.accuracy import difference
 from lthfunc.execution.forms import masked_module
 from lthfunc.sparse.packing import check_ticket
 from lthfunc.trees.model import Model
+from lthfunc.trees.outputs import plain
 from lthfunc.trees.types import Ticket
 
 
@@ -33,6 +34,17 @@ class Subject(NamedTuple):
         return self.masked if self.compacted is None else self.compacted.model.evaluating
 
     @property
+    def plain_network(self) -> nn.Module:
+        """`network`, its outputs in plain dictionaries and tuples."""
+        network = self.network
+        return network if isinstance(self.outputs(self.inputs(2)), Tensor) else _Plain(network)
+
+    def outputs(self, x: Tensor) -> Any:
+        """What the masked network gives, in plain dictionaries and tuples."""
+        with torch.no_grad():
+            return plain(self.masked(x.clone()))
+
+    @property
     def masked(self) -> nn.Module:
         """The whole network with its masked weights."""
         return masked_module(self.model, self.ticket)
@@ -46,6 +58,18 @@ class Subject(NamedTuple):
             )
             return torch.randint(0, known, (examples, *self.shape), generator=draw)
         return torch.randn(examples, *self.shape, generator=draw)
+
+
+class _Plain(nn.Module):
+    """A network of other outputs."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Any:
+        """The outputs in plain dictionaries and tuples."""
+        return plain(self.network(x))
 
 
 class Export(Protocol):
@@ -71,7 +95,7 @@ def subject_of(model: Model, ticket: Ticket, shape: tuple[int, ...], *, half: bo
 TOLERANCE = 1e-4
 
 
-def check_outputs(what: str, got: Any, wanted: Tensor) -> None:
+def check_outputs(what: str, got: Any, wanted: Any) -> None:
     """Raise RuntimeError where outputs differ by more than rounding."""
     found = difference(got, wanted)
     if not found <= TOLERANCE:

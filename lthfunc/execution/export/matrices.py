@@ -1,0 +1,48 @@
+"""Weights as matrices (outputs, inputs), however their layers store them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import Tensor, nn
+
+from lthfunc.trees.names import first_names
+from lthfunc.trees.types import Masks, Params
+
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_TABLES = (nn.Embedding, nn.EmbeddingBag)
+#: Under a parametrisation a weight lies below its layer.
+_BELOW = ".parametrizations."
+
+
+def matrices(module: nn.Module, params: Params, masks: Masks) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """(name, values, mask) of each masked parameter, under each of its names, both as matrices on the CPU."""
+    for name, first in first_names(module).items():
+        if first in masks:
+            layer = module.get_submodule(_owner(name))
+            both = (params[first].detach().cpu(), masks[first].cpu())
+            values, mask = (_matrix(layer, name, each) for each in both)
+            yield name, values, mask
+
+
+def _owner(name: str) -> str:
+    before, below, _ = f".{name}".partition(_BELOW)
+    return before.removeprefix(".") if below else name.rpartition(".")[0]
+
+
+def _matrix(layer: nn.Module, name: str, leaf: Tensor) -> Tensor:
+    if leaf.ndim < 2:
+        return leaf.reshape(-1, 1)
+    if isinstance(layer, _TRANSPOSED):  # (inputs, outputs of a group, places)
+        groups = layer.groups
+        grouped = leaf.reshape(groups, len(leaf) // groups, *leaf.shape[1:]).transpose(1, 2)
+        return grouped.flatten(0, 1).flatten(1)
+    if isinstance(layer, _TABLES) or _is_conv1d(layer):  # (inputs, outputs)
+        return leaf.T
+    return leaf.flatten(1)
+
+
+def _is_conv1d(layer: nn.Module) -> bool:
+    """Whether it is the linear layer of Hugging Face's GPT-2, which multiplies from the right."""
+    kind = type(layer)
+    return kind.__name__ == "Conv1D" and kind.__module__.startswith("transformers.")

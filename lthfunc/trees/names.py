@@ -1,0 +1,43 @@
+"""Every name that a module's tensors have: a weight that layers share has several, and trees know the first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def first_names(module: nn.Module) -> dict[str, str]:
+    """Of each parameter and buffer by any of its names: the first, under which trees have it."""
+    first: dict[int, str] = {}
+    found = {}
+    for name, leaf in _named(module):
+        found[name] = first.setdefault(id(leaf), name)
+    return found
+
+
+def put_values(module: nn.Module, values: Mapping[str, Tensor]) -> nn.Module:
+    """Give a module these tensors, by first names, in place of its own, in their types; what is shared stays shared.
+
+    The module is changed, the tensors are copied. Returns the module.
+    """
+    made: dict[str, Any] = {}
+    for name, first in first_names(module).items():
+        if first not in values:
+            continue
+        owner, _, leaf = name.rpartition(".")
+        part = module.get_submodule(owner)
+        if first not in made:
+            value = values[first].detach().clone()
+            made[first] = nn.Parameter(value, requires_grad=False) if leaf in part._parameters else value
+        setattr(part, leaf, made[first])
+    return module
+
+
+def _named(module: nn.Module) -> list[tuple[str, torch.Tensor]]:
+    return [
+        *module.named_parameters(remove_duplicate=False),
+        *module.named_buffers(remove_duplicate=False),
+    ]
