@@ -71,7 +71,8 @@ class Training:
             exchange=self._trainer.exchange,
         )
         ready = [with_optimizer(state, self._trainer.optimizer) for state in states]
-        _check_rates(ready[0], self._end)
+        for state in ready:
+            _check_rates(state, self._end)
         with computing(self._trainer):
             self.running = self._trainer.engine.begin(ready, self._seeds, self._feed)
             if known:
