@@ -7,10 +7,13 @@ import importlib.util
 import linecache
 import os
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any, TypeVar
 
 from lthfunc import errors
+
+T = TypeVar("T")
 
 
 def place_of(error: BaseException) -> str:
@@ -31,6 +34,31 @@ def first_line(error: BaseException) -> str:
     """What an error says, in one line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
+
+
+def is_ours(function: Any) -> bool:
+    """Whether a function is this library's, and not a user's own."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return str(getattr(function, "__module__", "")).startswith("lthfunc.")
+
+
+def name_of(function: Any) -> str:
+    """What a user calls a function."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return str(getattr(function, "__qualname__", type(function).__name__)).rpartition(".")[2]
+
+
+def told(option: str, name: str, call: Callable[[], T]) -> T:
+    """The call's result. What a user's function raises, a SystemExit too, becomes a UserError with the user's line."""
+    try:
+        return call()
+    except errors.UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        what = f"{type(error).__name__}: {first_line(error)}"
+        raise errors.UserError(f"{option}: {name!r} fails{place_of(error)}: {what}") from error
 
 
 def _foreign(file: str) -> bool:

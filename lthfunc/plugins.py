@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -13,7 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from lthfunc.errors import UserError, invalid, unknown
-from lthfunc.frames import first_line, place_of
+from lthfunc.frames import first_line, place_of, told
 
 
 def load_plugin(option: str, name: str) -> Callable[..., Any]:
@@ -27,7 +28,7 @@ def load_plugin(option: str, name: str) -> Callable[..., Any]:
     try:
         module = _from_file(module_name) if module_name.endswith(".py") else _imported(module_name)
         function = getattr(module, attribute)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"{option}: cannot import {name!r}{place_of(error)} ({first_line(error)})") from error
     if not callable(function):
         raise UserError(f"{option}: {name!r} is not a function")
@@ -38,14 +39,9 @@ def guarded(option: str, name: str, returns: type) -> Callable[..., Any]:
     """The function, imported; what it raises is told in one line with the user's own, as is another result's type."""
     function = load_plugin(option, name)
 
+    @functools.wraps(function)
     def call(*arguments: Any) -> Any:
-        try:
-            result = function(*arguments)
-        except UserError:
-            raise
-        except Exception as error:
-            what = f"{type(error).__name__}: {first_line(error)}"
-            raise UserError(f"{option}: {name!r} fails{place_of(error)}: {what}") from error
+        result = told(option, name, lambda: function(*arguments))
         if not isinstance(result, returns):
             raise UserError(f"{option}: {name!r} returned a {type(result).__name__}, not a {returns.__name__}")
         return result
@@ -85,7 +81,7 @@ def called(
         return function(**arguments)
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         what = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
         raise UserError(f"{option}: {name!r} called with {what} fails{place_of(error)}: {first_line(error)}") from error
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from lthfunc.errors import UserError, invalid
 from lthfunc.experiments.config import Config, Rewind, is_own, parse_structure
 from lthfunc.experiments.resolve import listed
-from lthfunc.experiments.starting import REWINDINGS, Start
+from lthfunc.experiments.starting import REWINDINGS, Situation, Start
 from lthfunc.frames import first_line, place_of
 from lthfunc.plugins import guarded, load_plugin
 from lthfunc.sparsify.activations import input_moments, wanda
@@ -26,7 +26,7 @@ from lthfunc.training.losses import Loss, cross_entropy
 from lthfunc.training.steps import forward_of, loss_of
 from lthfunc.trees.fold import Transformation, compose
 from lthfunc.trees.model import Model
-from lthfunc.trees.ops import to_device
+from lthfunc.trees.ops import clone, leaf_difference, to_device
 from lthfunc.trees.rng import key
 from lthfunc.trees.types import Batch, Dataset, TrainState
 
@@ -35,7 +35,10 @@ _BATCHES = 10
 
 
 class Scored(NamedTuple):
-    """What a score may be made of. trained: the network to be pruned; anchor: what it may be rewound to."""
+    """What a score may be made of. trained: the network to be pruned; anchor: what it may be rewound to.
+
+    batch_count: batches that a score of data looks at.
+    """
 
     model: Model
     data: Dataset
@@ -46,10 +49,11 @@ class Scored(NamedTuple):
     trained: TrainState
     anchor: TrainState
     loss: Loss = cross_entropy
+    batch_count: int = _BATCHES
 
     def batches(self) -> list[Batch]:
         """Scaled training batches, others in each round."""
-        drawn = sample_batches(self.data, self.batch_size, _BATCHES, key(self.seed, "score", self.number))
+        drawn = sample_batches(self.data, self.batch_size, self.batch_count, key(self.seed, "score", self.number))
         return to_device(drawn, self.trained.step.device)
 
 
@@ -107,7 +111,7 @@ def densities_of(config: Config) -> tuple[float, ...] | None:
     own = load_plugin("--densities", config.densities)
     try:
         values = [float(value) for value in own(config.rounds)]
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         what = f"{config.densities!r} called with {config.rounds}"
         raise UserError(f"--densities: {what} fails{place_of(error)}: {first_line(error)}") from error
     if len(values) != config.rounds:
@@ -144,4 +148,19 @@ def rewinding_of(rewind: Rewind, per_epoch: int) -> tuple[Start, int]:
     if rewind.kind in REWINDINGS:
         return REWINDINGS[rewind.kind], step
     own = guarded("--rewind", rewind.kind, TrainState)
-    return Start(lambda pruned, now: own(pruned, now.anchor), at_anchor=False), 0
+
+    def make(pruned: TrainState, now: Situation) -> TrainState:
+        start: TrainState = own(*clone((pruned, now.anchor)))
+        for ours, theirs in (
+            (pruned.params, start.params),
+            (pruned.buffers, start.buffers),
+            (pruned.masks, start.masks),
+        ):
+            difference = leaf_difference(theirs, ours) if isinstance(theirs, dict) else "it holds no dictionary"
+            if difference is not None:
+                raise UserError(f"--rewind: {rewind.kind!r} returned another network: {difference}")
+        if any(bool(start.params[name][~mask].any()) for name, mask in start.masks.items()):
+            raise UserError(f"--rewind: {rewind.kind!r} returned params that are not zero where the masks prune them")
+        return start
+
+    return Start(make, at_anchor=False), 0

@@ -19,6 +19,8 @@ from lthfunc.training.trainer import Trainer, measure
 from lthfunc.trees.fold import Transformation, compose
 from lthfunc.trees.model import Model, init
 from lthfunc.trees.ops import count
+from lthfunc.trees.outside import all_seeded
+from lthfunc.trees.rng import key
 from lthfunc.trees.types import Ticket, TrainState
 
 TICKET = "ticket"
@@ -243,8 +245,8 @@ def _with_anchors(keeper: Keeper[Progress], anchors: Sequence[TrainState | None]
 
 def _next_start(plan: Plan, seed: int, number: int, trained: TrainState, anchor: TrainState) -> TrainState:
     now = Situation(plan.model, seed, number, anchor)
-    score = plan.score(trained, now)
-    pruned = plan.tidy(plan.pruning(number, score)(trained))
+    with all_seeded(key(seed, "pruning", number), trained.step.device):  # a score of data may draw (dropout, say)
+        pruned = plan.tidy(plan.pruning(number, plan.score(trained, now))(trained))
     if not count(pruned.masks).kept:
         raise UserError(f"--rounds: no weight is left in round {number} at this --rate; fewer rounds would do")
     return plan.rewind.make(pruned, now)

@@ -30,6 +30,7 @@ from lthfunc.experiments.iterative import Plan
 from lthfunc.experiments.resolve import resolved
 from lthfunc.experiments.starting import CONTROLS
 from lthfunc.experiments.tasks import check_last_rate, loss_of_name, make_optimizer, metric_of_name, named_for
+from lthfunc.experiments.trials import check_orientation, check_pruning, check_score, check_start
 from lthfunc.hardware import usable_cores
 from lthfunc.models.factory import build_for
 from lthfunc.sparse.choice import why_not_sparse
@@ -37,16 +38,16 @@ from lthfunc.sparse.engine import sparse_engine
 from lthfunc.sparse.kernels.build import why_no_kernels
 from lthfunc.sparse.mixed import always_sparse, sparse_or
 from lthfunc.sparsify.allocation import check_patterns
-from lthfunc.sparsify.scores import magnitude
 from lthfunc.training.batches import steps_per_epoch
 from lthfunc.training.engines.interface import Work
 from lthfunc.training.engines.table import Making, engine_for
 from lthfunc.training.engines.toolchain import why_not
 from lthfunc.training.precision import Precision, check_precision
 from lthfunc.training.ranks import part_of
-from lthfunc.training.trainer import OnNonfinite, make_trainer
+from lthfunc.training.trainer import OnNonfinite, examples, make_trainer
 from lthfunc.trees.flops import flops_of
-from lthfunc.trees.model import Model, init
+from lthfunc.trees.habits import habits_of
+from lthfunc.trees.model import Model, init, left_line
 from lthfunc.trees.ops import data_to_device
 from lthfunc.trees.shards import ALONE, Exchange
 from lthfunc.trees.types import Dataset
@@ -89,20 +90,15 @@ def prepare(config: Config, observe: Observe | None = None, exchange: Exchange =
     augment = shift_and_mirror if config.augment else None
     config = named_for(config, data)
     loss, metric = loss_of_name(config, data), metric_of_name(config, data)
-    work = Work(
-        model,
-        loss,
-        make_optimizer(config, steps),
-        data.scale,
-        augment,
-        cast("Precision", config.precision),
-        metric,
-        exchange,
-    )
+    precision, habits = cast("Precision", config.precision), habits_of(model, examples(data))
+    optimizer = make_optimizer(config, steps)
+    work = Work(model, loss, optimizer, data.scale, augment, precision, metric, exchange, habits)
     if work.optimizer.mixes and config.compact:
         raise UserError(
             f"--compact: cannot be with --optimizer {config.optimizer}, whose updates mix a layer's weights"
         )
+    if config.structure not in ("unstructured", "units"):
+        check_orientation(config.structure, model, config.exempt)
     config, note = _choose_engine(config, steps, work, data)
     if config.threads is None:
         config = replace(config, threads=_threads(config, work, data, batch_size))
@@ -145,16 +141,17 @@ def prepare(config: Config, observe: Observe | None = None, exchange: Exchange =
         raise invalid("--rewind", config.rewind, f"a point before the end of training (step {steps})")
     check_patterns("layer rate", config.layer_rate, model.prunable)
     if config.rounds and (config.structure != "unstructured" or config.floor):
-        _check_pruning(plan)
+        check_pruning(plan)
+    if config.rounds and config.score not in ("magnitude", "random"):
+        start = init(model, 0, config.device)
+        check_score(
+            config.score, scoring, Scored(model, data, batch_size, _decided(config.lr), 0, 1, start, start, loss)
+        )
+    if config.rounds and is_own(config.rewind):
+        check_start(plan)
+    if model.left and config.weights is None:
+        note = "; ".join(filter(None, [note, left_line(model)]))
     return Prepared(config, plan, note)
-
-
-def _check_pruning(plan: Plan) -> None:
-    """Raise UserError where the first pruning, or all together, can't be done: before any training."""
-    dense = init(plan.model, 0)
-    plan.pruning(1, magnitude)(dense)
-    last = (1 - plan.rate) ** plan.rounds if plan.densities is None else plan.densities[-1]
-    plan._replace(densities=(last,)).pruning(1, magnitude)(dense)
 
 
 def _check_ranks(config: Config, exchange: Exchange) -> None:
@@ -243,6 +240,10 @@ def _choose_engine(config: Config, steps: int, work: Work, data: Dataset) -> tup
         if reason is not None:
             raise UserError(reason)
         return config, None
+    if work.habits.outside and config.engine == "auto":
+        return replace(
+            config, engine="eager"
+        ), f"not compiled: {work.model.name} draws from {' and '.join(work.habits.outside)}"
     trainings = (config.rounds + 1 + config.rounds * len(config.control)) * config.replicates
     wanted = engine_for(steps * trainings) if config.engine == "auto" else config.engine
     reason = why_not(config.device) if wanted == "compile" else None

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lthfunc.errors import UserError, invalid
+from lthfunc.frames import is_ours, name_of, told
+from lthfunc.trees.ops import clone
 from lthfunc.trees.rng import generator
 from lthfunc.trees.types import Masks, Params
 
@@ -44,20 +47,28 @@ def inverted_score(score: Score) -> Score:
 
 
 def checked(score: Score) -> Score:
-    """The score, refused where it gives another tree than one finite number per prunable weight."""
+    """The score, refused where it gives another tree than one real number per prunable weight.
+
+    It is given copies, so that a user's own may write into what it gets.
+    """
+    name = "score" if is_ours(score) else f"score: {name_of(score)!r}"
 
     def verified(params: Params, masks: Masks) -> Scores:
-        scores = score(params, masks)
+        given = clone((params, masks))
+        scores: Any = score(*given) if is_ours(score) else told("score", name_of(score), lambda: score(*given))
         if not isinstance(scores, dict) or scores.keys() != masks.keys():
-            given = list(scores) if isinstance(scores, dict) else type(scores).__name__
-            raise invalid("score", given, f"a function that returns one leaf for each of {', '.join(masks)}")
-        for name, mask in masks.items():
-            leaf = scores[name]
+            found = list(scores) if isinstance(scores, dict) else type(scores).__name__
+            raise invalid(name, found, f"a function that returns one leaf for each of {', '.join(masks)}")
+        for layer, mask in masks.items():
+            leaf = scores[layer]
+            if not isinstance(leaf, Tensor) or leaf.dtype == torch.bool or leaf.is_complex():
+                kind = leaf.dtype if isinstance(leaf, Tensor) else f"a {type(leaf).__name__}"
+                raise invalid(name, f"{layer}: {kind}", "a tensor of real numbers")
             if leaf.shape != mask.shape:
-                raise invalid("score", f"{name} {tuple(leaf.shape)}", f"a leaf of shape {tuple(mask.shape)}")
+                raise invalid(name, f"{layer} {tuple(leaf.shape)}", f"a leaf of shape {tuple(mask.shape)}")
             # Under vmap numbers can't be looked at.
             if not torch._C._functorch.is_functorch_wrapped_tensor(leaf) and bool(leaf.isnan().any()):
-                raise UserError(f"score: {int(leaf.isnan().sum()):,} of {mask.numel():,} scores of {name} are NaN")
+                raise UserError(f"{name}: {int(leaf.isnan().sum()):,} of {mask.numel():,} scores of {layer} are NaN")
         return scores
 
     return verified

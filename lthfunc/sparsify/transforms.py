@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lthfunc.errors import UserError
 from lthfunc.sparsify.allocation import Allocate, fraction_to, globally
+from lthfunc.sparsify.checks import checked_allocation, checked_selection
 from lthfunc.sparsify.rewinding import restart
 from lthfunc.sparsify.scores import Score, checked, magnitude
 from lthfunc.sparsify.selection import Select, unstructured
@@ -32,7 +33,8 @@ def prune(
         share = fraction_to(density, state.masks) if density is not None else fraction
         assert share is not None
         scores = checked(score)(state.params, state.masks)
-        masks = select(scores, state.masks, allocate(scores, state.masks, share))
+        keep = checked_allocation(allocate)(scores, state.masks, share)
+        masks = checked_selection(select)(scores, state.masks, keep)
         return state._replace(params=apply_masks(state.params, masks), masks=masks, opt=())
 
     return transformation

@@ -2,33 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial, wraps
+from functools import wraps
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lthfunc.errors import UserError
-from lthfunc.frames import first_line, place_of
+from lthfunc.frames import is_ours, name_of, told
 from lthfunc.training.losses import Loss
 from lthfunc.training.optimizers import Optimizer
 from lthfunc.trees.ops import leaves
 from lthfunc.trees.types import Params
-
-
-def is_ours(function: Any) -> bool:
-    """Whether a function is this library's."""
-    while isinstance(function, partial):
-        function = function.func
-    return str(getattr(function, "__module__", "")).startswith("lthfunc.")
-
-
-def name_of(function: Any) -> str:
-    """What a user calls it."""
-    while isinstance(function, partial):
-        function = function.func
-    return str(getattr(function, "__qualname__", type(function).__name__)).rpartition(".")[2]
 
 
 def checked_loss(kind: str, function: Loss) -> Loss:
@@ -44,7 +29,7 @@ def checked_loss(kind: str, function: Loss) -> Loss:
     def call(outputs: Any, targets: Any) -> Tensor:
         given: list[Any] = [leaf for leaf in leaves((outputs, targets)) if isinstance(leaf, Tensor)]
         versions = [leaf._version for leaf in given]
-        value: Any = _told(kind, name, lambda: function(outputs, targets))
+        value: Any = told(f"--{kind}", name, lambda: function(outputs, targets))
         if versions != [leaf._version for leaf in given]:
             raise UserError(f"--{kind}: {name!r} changes its arguments in place; let it make new tensors")
         if not isinstance(value, Tensor):
@@ -67,7 +52,7 @@ def checked_optimizer(optimizer: Optimizer) -> Optimizer:
 
     def update(grads: Params, state: Any, params: Params, step: Tensor) -> tuple[Params, Any]:
         like = {key: (leaf.shape, leaf.dtype) for key, leaf in params.items()}
-        result: Any = _told("optimizer", name, lambda: optimizer.update(grads, state, params, step))
+        result: Any = told("--optimizer", name, lambda: optimizer.update(grads, state, params, step))
         if not isinstance(result, tuple) or len(result) != 2:
             raise UserError(f"--optimizer: {name!r} returned a {type(result).__name__}, not (params, state)")
         new, after = result
@@ -82,16 +67,6 @@ def checked_optimizer(optimizer: Optimizer) -> Optimizer:
                 raise UserError(f"--optimizer: {name!r} returned {found} for {key}, not {dtype} {tuple(shape)}")
         return new, after
 
-    return optimizer._replace(update=update, init=lambda params: _told(
-        "optimizer", name_of(optimizer.init), lambda: optimizer.init(params)
+    return optimizer._replace(update=update, init=lambda params: told(
+        "--optimizer", name_of(optimizer.init), lambda: optimizer.init(params)
     ))  # fmt: skip
-
-
-def _told(kind: str, name: str, call: Callable[[], Any]) -> Any:
-    try:
-        return call()
-    except UserError:
-        raise
-    except (Exception, SystemExit) as error:
-        what = f"{type(error).__name__}: {first_line(error)}"
-        raise UserError(f"--{kind}: {name!r} fails{place_of(error)}: {what}") from error

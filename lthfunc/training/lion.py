@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lthfunc.training.optimizers import Optimizer, check_ranges, table_like
+from lthfunc.training.optimizers import Optimizer, check_ranges, check_real, table_like
 from lthfunc.training.schedules import Schedule, as_schedule, at
 from lthfunc.trees.ops import tree_map
 from lthfunc.trees.types import Params
@@ -30,6 +30,7 @@ def lion(lr: float | Schedule, betas: tuple[float, float] = (0.9, 0.99), weight_
     schedule = as_schedule(lr)
 
     def init(params: Params) -> LionState:
+        check_real(params, "lion")
         return LionState(table_like(schedule, params), tree_map(torch.zeros_like, params))
 
     def update(grads: Params, state: LionState, params: Params, step: Tensor) -> tuple[Params, LionState]:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lthfunc.training.optimizers import Optimizer, adamw, check_ranges, table_like
+from lthfunc.training.optimizers import Optimizer, adamw, check_ranges, check_real, table_like
 from lthfunc.training.schedules import Schedule, as_schedule, at
 from lthfunc.trees.types import Params
 
@@ -52,6 +52,7 @@ def muon(
         )
 
     def init(params: Params) -> MuonState:
+        check_real(params, "muon")
         matrices, vectors = parted(params, params)
         zeros = {name: torch.zeros_like(leaf) for name, leaf in matrices.items()}
         return MuonState(table_like(schedule, params), zeros, rest.init(vectors) if vectors else ())

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lthfunc.errors import invalid
+from lthfunc.errors import UserError, invalid
 from lthfunc.training.schedules import Schedule, as_schedule, at
 from lthfunc.trees.ops import leaves, tree_map
 from lthfunc.trees.types import Params
@@ -145,11 +145,14 @@ def _adam(
         stride, widen = rate * state.corrections[0], state.corrections[1]
 
         mean = {name: m + (grads[name] - m) * (1 - beta1) for name, m in state.mean.items()}
-        variance = {name: v * beta2 + grads[name] * grads[name] * (1 - beta2) for name, v in state.variance.items()}
+        variance = {name: v * beta2 + _squared(grads[name]) * (1 - beta2) for name, v in state.variance.items()}
 
         def moved(name: str, p: Tensor) -> Tensor:
             if decoupled and weight_decay:
                 p = p * (1 - rate * weight_decay)
+            if p.is_complex():  # as two real numbers each
+                parts = torch.view_as_real(mean[name]) / (torch.view_as_real(variance[name]).sqrt() * widen + eps)
+                return p - stride * torch.view_as_complex(parts)
             return p - stride * mean[name] / (variance[name].sqrt() * widen + eps)
 
         new = {name: moved(name, p) for name, p in params.items()}
@@ -160,6 +163,17 @@ def _adam(
     return Optimizer(init, update, AdamNumbers(betas, eps, weight_decay, decoupled))
 
 
+def check_real(params: Params, optimizer: str) -> None:
+    """Raise UserError where a parameter is complex."""
+    for name, leaf in params.items():
+        if leaf.is_complex():
+            raise UserError(f"--optimizer: {optimizer} takes real parameters, and {name} is {leaf.dtype}; sgd, adam do")
+
+
+def _squared(grad: Tensor) -> Tensor:
+    return torch.complex(grad.real.square(), grad.imag.square()) if grad.is_complex() else grad * grad
+
+
 def _decayed(grads: Params, params: Params, weight_decay: float) -> Params:
     if not weight_decay:
         return grads
@@ -167,8 +181,13 @@ def _decayed(grads: Params, params: Params, weight_decay: float) -> Params:
 
 
 def table_like(schedule: Schedule, params: Params) -> Schedule:
-    """The table on the params' device and in their dtype: a float64 number would slow a loop over float32 weights."""
-    return schedule.to(leaves(params)[0])
+    """The table on the params' device and in their dtype: a float64 number would slow a loop over float32 weights.
+
+    It is real, also where params are complex.
+    """
+    found: list[Tensor] = leaves(params)
+    like = next((leaf for leaf in found if not leaf.is_complex()), found[0])
+    return schedule.to(like.device, like.dtype if not like.is_complex() else like.real.dtype)
 
 
 def check_ranges(**values: float) -> None:

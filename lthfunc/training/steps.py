@@ -13,7 +13,8 @@ from torch.func import grad_and_value
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lthfunc.errors import UserError
-from lthfunc.training.guarding import checked_loss, checked_optimizer, is_ours
+from lthfunc.frames import is_ours
+from lthfunc.training.guarding import checked_loss, checked_optimizer
 from lthfunc.training.losses import Loss, Metric, accuracy, cross_entropy
 from lthfunc.training.optimizers import Optimizer
 from lthfunc.training.precision import Precision, casting

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from lthfunc.errors import UserError
+from lthfunc.frames import is_ours, name_of
 from lthfunc.training.batches import steps_per_epoch
 from lthfunc.training.engines.interface import Engine, Work
 from lthfunc.training.engines.table import Making, make_engine
 from lthfunc.training.evaluation import Quality
-from lthfunc.training.guarding import is_ours, name_of
 from lthfunc.training.losses import Loss, Metric, accuracy, cross_entropy
 from lthfunc.training.optimizers import Optimizer
 from lthfunc.training.precision import Precision, products

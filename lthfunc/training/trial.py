@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 
 from lthfunc.errors import UserError
-from lthfunc.frames import first_line, place_of
+from lthfunc.frames import first_line, is_ours, place_of
 from lthfunc.training.engines.interface import Work
-from lthfunc.training.guarding import is_ours
 from lthfunc.training.steps import Carry, make_advance, make_eval_step, make_train_step, on_stored, with_optimizer
 from lthfunc.trees.model import init
 from lthfunc.trees.ops import clone

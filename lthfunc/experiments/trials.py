@@ -1,0 +1,57 @@
+"""What can fail in a pruning, tried on the network before anything is trained."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Sequence
+
+from lthfunc.errors import UserError, invalid
+from lthfunc.experiments.functions import Scored
+from lthfunc.experiments.iterative import Plan
+from lthfunc.experiments.starting import Situation
+from lthfunc.frames import first_line, place_of
+from lthfunc.sparsify.scores import Score, checked, magnitude
+from lthfunc.sparsify.transforms import prune
+from lthfunc.trees.model import Model, init
+from lthfunc.trees.outside import all_seeded
+from lthfunc.trees.prunable import transposed_weights
+
+
+def check_pruning(plan: Plan) -> None:
+    """Raise UserError where the first pruning, or all together, can't be done."""
+    dense = init(plan.model, 0)
+    plan.pruning(1, magnitude)(dense)
+    last = (1 - plan.rate) ** plan.rounds if plan.densities is None else plan.densities[-1]
+    plan._replace(densities=(last,)).pruning(1, magnitude)(dense)
+
+
+def check_score(name: str, scoring: Callable[[Scored], Score], now: Scored) -> None:
+    """Score the network once, of one small batch. Raises UserError where that fails."""
+    now = now._replace(batch_size=min(now.batch_size, 2), batch_count=1)
+    try:
+        with all_seeded(0, now.trained.step.device):
+            checked(scoring(now))(now.trained.params, now.trained.masks)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"--score: {name} cannot be computed for {now.model.name}{place_of(error)}: {first_line(error)}"
+        ) from error
+
+
+def check_start(plan: Plan) -> None:
+    """Raise UserError where a user's own rewinding fails on a network that is not trained yet."""
+    dense = init(plan.model, 0, plan.trainer.data.train.y.device)
+    plan.rewind.make(prune(density=0.5)(dense), Situation(plan.model, 0, 1, dense))
+
+
+def check_orientation(structure: str, model: Model, exempt: Sequence[str]) -> None:
+    """Raise UserError where a structure takes a weight's rows for outputs, and they are inputs."""
+    for name in model.prunable:
+        if name in transposed_weights(model.evaluating) and not any(
+            fnmatch.fnmatchcase(name, pattern) for pattern in exempt
+        ):
+            raise invalid(
+                "--structure", structure,
+                f"unstructured with {name}, which is stored as (inputs, outputs); --exempt {name!r} leaves it out",
+            )  # fmt: skip

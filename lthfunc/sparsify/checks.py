@@ -1,0 +1,68 @@
+"""A user's own allocations and selections: given copies, and refused where they give what can't be used."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lthfunc.errors import UserError, invalid
+from lthfunc.frames import is_ours, name_of, told
+from lthfunc.sparsify.allocation import Allocate, Keep
+from lthfunc.sparsify.scores import Scores
+from lthfunc.sparsify.selection import Select
+from lthfunc.trees.ops import clone
+from lthfunc.trees.types import Masks
+
+
+def checked_allocation(allocate: Allocate) -> Allocate:
+    """The allocation, of which each layer's count is a whole number of at least 0; plain numbers become tensors."""
+    if is_ours(allocate):
+        return allocate
+    name = f"allocate: {name_of(allocate)!r}"
+
+    def verified(scores: Scores, masks: Masks, fraction: float) -> Keep:
+        given = clone((scores, masks))
+        keep: Any = told("allocate", name_of(allocate), lambda: allocate(*given, fraction))
+        if not isinstance(keep, dict) or keep.keys() != masks.keys():
+            found = list(keep) if isinstance(keep, dict) else type(keep).__name__
+            raise invalid(name, found, f"a function that returns a count for each of {', '.join(masks)}")
+        return {layer: _count(name, layer, keep[layer]) for layer in masks}
+
+    return verified
+
+
+def checked_selection(select: Select) -> Select:
+    """The selection, whose masks are bool, of the layers' shapes, and within the masks before."""
+    if is_ours(select):
+        return select
+    name = f"select: {name_of(select)!r}"
+
+    def verified(scores: Scores, masks: Masks, keep: Keep) -> Masks:
+        given = clone((scores, masks, keep))
+        chosen: Any = told("select", name_of(select), lambda: select(*given))
+        if not isinstance(chosen, dict) or chosen.keys() != masks.keys():
+            found = list(chosen) if isinstance(chosen, dict) else type(chosen).__name__
+            raise invalid(name, found, f"a function that returns a mask for each of {', '.join(masks)}")
+        for layer, mask in masks.items():
+            leaf = chosen[layer]
+            if not isinstance(leaf, Tensor) or leaf.dtype != torch.bool or leaf.shape != mask.shape:
+                kind = f"{leaf.dtype} {tuple(leaf.shape)}" if isinstance(leaf, Tensor) else f"a {type(leaf).__name__}"
+                raise invalid(name, f"{layer}: {kind}", f"a torch.bool mask of shape {tuple(mask.shape)}")
+            if bool((leaf & ~mask).any()):
+                raise UserError(f"{name}: brings pruned weights of {layer} back; new masks nest in the old ones")
+        return chosen
+
+    return verified
+
+
+def _count(name: str, layer: str, value: Any) -> Tensor:
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = torch.tensor(value)
+    whole = isinstance(value, Tensor) and value.ndim == 0 and value.dtype in (torch.int64, torch.int32)
+    if not whole or int(value) < 0:
+        shown = value.tolist() if isinstance(value, Tensor) else value
+        raise invalid(name, f"{layer}: {shown}", "a whole number of at least 0")
+    found: Tensor = value
+    return found
