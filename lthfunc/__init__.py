@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from lthfunc.compacting.network import Compacted as Compacted, compact as compact, put_back as put_back
     from lthfunc.data.augment import shift_and_mirror as shift_and_mirror
     from lthfunc.energy.breakeven import BreakEven as BreakEven, Costs as Costs, break_even as break_even
-    from lthfunc.errors import UserError as UserError
+    from lthfunc.errors import ArgumentError as ArgumentError, UserError as UserError
     from lthfunc.execution.cost import cost as cost
     from lthfunc.execution.export.packed import load_packed as load_packed, save_packed as save_packed
     from lthfunc.execution.program import Program as Program
@@ -129,7 +129,7 @@ if TYPE_CHECKING:
     )
     from lthfunc.sparsify.transforms import prune as prune, rewind as rewind, ticket as ticket
     from lthfunc.training.batches import sample_batches as sample_batches
-    from lthfunc.training.fits import Keeper as Keeper, Stopped as Stopped
+    from lthfunc.training.fits import Fit as Fit, Keeper as Keeper, Stopped as Stopped
     from lthfunc.training.lion import lion as lion
     from lthfunc.training.loop import (
         accuracy_on as accuracy_on,
@@ -175,7 +175,7 @@ if TYPE_CHECKING:
         make_train_step as make_train_step,
         with_optimizer as with_optimizer,
     )
-    from lthfunc.training.trainer import make_trainer as make_trainer
+    from lthfunc.training.trainer import Trainer as Trainer, make_trainer as make_trainer
     from lthfunc.trees.distributed import (
         load_sharded as load_sharded,
         save_sharded as save_sharded,
@@ -216,11 +216,11 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-__getattr__, __all__ = table_of_contents(
+__getattr__, __all__, __dir__ = table_of_contents(
     __name__,
     {
-        "lthfunc.training.trainer": ("make_trainer",),
-        "lthfunc.training.fits": ("Keeper", "Stopped"),
+        "lthfunc.training.trainer": ("Trainer", "make_trainer"),
+        "lthfunc.training.fits": ("Fit", "Keeper", "Stopped"),
         "lthfunc.trees.types": ("Dataset", "Scale", "Split", "Ticket", "TrainState"),
         "lthfunc.trees.initial": ("as_built", "glorot_normal"),
         "lthfunc.trees.model": ("Model", "from_module", "init", "pruning"),
@@ -318,7 +318,7 @@ __getattr__, __all__ = table_of_contents(
         "lthfunc.training.reparametrised": ("reparametrised", "straight_through"),
         "lthfunc.experiments.connectivity": ("instability", "line"),
         "lthfunc.experiments.starting": ("Situation", "Start"),
-        "lthfunc.errors": ("UserError",),
+        "lthfunc.errors": ("ArgumentError", "UserError"),
     },
     rooms=("data", "models"),
 )

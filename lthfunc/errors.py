@@ -12,6 +12,10 @@ class UserError(ValueError):
     code = 2
 
 
+class ArgumentError(UserError, TypeError):
+    """An argument of a kind that a function doesn't take; to Python also a TypeError."""
+
+
 class DamagedError(UserError):
     """A file that is not what was once written: truncated, altered or gone."""
 

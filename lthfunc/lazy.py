@@ -6,21 +6,86 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ForwardRef
 
 
 def table_of_contents(
     package: str, contents: Mapping[str, Sequence[str]], rooms: Sequence[str] = ()
-) -> tuple[Callable[[str], Any], list[str]]:
-    """(the package's ``__getattr__``, its ``__all__``) for {module: names}; `rooms` are submodules themselves."""
+) -> tuple[Callable[[str], Any], list[str], Callable[[], list[str]]]:
+    """(the package's ``__getattr__``, its ``__all__``, its ``__dir__``) for {module: names}.
+
+    rooms: submodules that are part of it themselves. What is fetched prints a signature for people.
+    """
     homes = {name: module for module, names in contents.items() for name in names}
+    names = [*homes, *rooms]
 
     def getattribute(name: str) -> Any:
         if name in rooms:
             return importlib.import_module(f"{package}.{name}")
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        return getattr(importlib.import_module(homes[name]), name)
+        found = getattr(importlib.import_module(homes[name]), name)
+        _make_readable(found)
+        return found
 
-    return getattribute, [*homes, *rooms]
+    def directory() -> list[str]:
+        inner = vars(importlib.import_module(package))
+        return sorted([*names, *(name for name in inner if name.startswith("__"))])
+
+    return getattribute, names, directory
+
+
+class _Readable(inspect.Signature):
+    """A signature that prints its defaults by their names, and annotations as they were written."""
+
+    def __str__(self) -> str:
+        return str(_named(self))
+
+    def format(self, **how: Any) -> str:
+        return _named(self).format(**how)  # type: ignore[attr-defined, no-any-return, unused-ignore]
+
+
+class _Text(str):
+    """Text that prints as it is."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def _make_readable(found: Any) -> None:
+    """Give a function or class such a signature, where it has one of its own."""
+    if isinstance(getattr(found, "__signature__", None), _Readable) or not callable(found):
+        return
+    try:
+        signature = inspect.signature(found)
+        found.__signature__ = _Readable(
+            list(signature.parameters.values()), return_annotation=signature.return_annotation
+        )
+    except (TypeError, ValueError, AttributeError):  # aliases of types, and exceptions, have none
+        return
+
+
+def _named(signature: inspect.Signature) -> inspect.Signature:
+    parameters = [
+        parameter.replace(annotation=_written(parameter.annotation), default=_default(parameter.default))
+        for parameter in signature.parameters.values()
+    ]
+    return inspect.Signature(parameters, return_annotation=_written(signature.return_annotation))
+
+
+def _written(annotation: Any) -> Any:
+    if isinstance(annotation, ForwardRef):
+        return _Text(annotation.__forward_arg__)
+    return _Text(annotation) if isinstance(annotation, str) else annotation
+
+
+def _default(value: Any) -> Any:
+    """A default that prints without addresses: a function by its name, what holds functions by its type's."""
+    if " at 0x" not in repr(value):
+        return value
+    name = getattr(value, "__name__", f"{type(value).__name__}(…)")
+    return _Text("…" if name == "<lambda>" else name)

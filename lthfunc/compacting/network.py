@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from lthfunc.arguments import public
 from lthfunc.compacting.facts import Facts, args_of, values_of
 from lthfunc.compacting.flows import settle
 from lthfunc.compacting.modules import module_of
@@ -39,6 +40,7 @@ class Compacted(NamedTuple):
     cuts: dict[str, Cut]
 
 
+@public
 def compact(model: Model, ticket: Ticket | TrainState, shape: tuple[int, ...], *, selecting: bool = True) -> Compacted:
     """The network in evaluation mode, without inputs, units and channels that lie on no path from input to output.
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from lthfunc.data.planted import planted_teacher as planted_teacher
     from lthfunc.data.tensors import from_map_style as from_map_style, from_tensors as from_tensors
 
-__getattr__, __all__ = table_of_contents(
+__getattr__, __all__, __dir__ = table_of_contents(
     __name__,
     {
         "lthfunc.data.doubts": ("DataHint", "hints"),

@@ -7,6 +7,9 @@ import statistics
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
+from lthfunc.errors import ArgumentError
+from lthfunc.hints import described, is_a
+
 #: Of intervals.
 LEVEL = 0.95
 
@@ -59,6 +62,9 @@ def break_even(sparse: Costs, dense: Costs) -> BreakEven:
     The interval is Fieller's for the quotient of two means: it takes the spread of both into account, and is not
     symmetric. Student's t has the smaller of the two degrees of freedom (Welch's where two samples are compared).
     """
+    for name, each in (("sparse", sparse), ("dense", dense)):
+        if not is_a(each, "Costs"):
+            raise ArgumentError(f"break_even: {name} must be Costs, not {described(each)}")
     extra = _difference(sparse.fixed, dense.fixed, paired=sparse.paired or dense.paired)
     saving = _difference(dense.each, sparse.each, paired=False)
     verdict = _VERDICTS[_sign(extra.mean), _sign(saving.mean)]

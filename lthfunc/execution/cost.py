@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from lthfunc.arguments import public
 from lthfunc.trees.flops import flops_by_module
 from lthfunc.trees.model import Model
 from lthfunc.trees.types import Masks, Params
@@ -47,6 +48,7 @@ class Cost(NamedTuple):
         return 4 * self.parameters, 4 * self.remaining
 
 
+@public
 def cost(model: Model, params: Params, masks: Masks, shape: tuple[int, ...]) -> Cost:
     """Count, on one example of zeros. shape: of one input.
 

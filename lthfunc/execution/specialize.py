@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from lthfunc.arguments import public
 from lthfunc.errors import invalid, unknown
 from lthfunc.execution.accuracy import difference
 from lthfunc.execution.choosing import fastest
@@ -26,6 +27,7 @@ from lthfunc.trees.types import Ticket, TrainState
 _TOLERANCE, _COARSE = 1e-4, 5e-2
 
 
+@public
 def specialize(
     ticket: Ticket | TrainState,
     model: Model,

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lthfunc.arguments import public
 from lthfunc.errors import invalid
 from lthfunc.training.engines.side_by_side import apart
 from lthfunc.training.loop import take_steps
@@ -60,6 +61,7 @@ def between(first: TrainState, second: TrainState, alpha: Tensor) -> tuple[dict[
     )
 
 
+@public
 def line(
     model: Model,
     first: TrainState,
@@ -98,6 +100,7 @@ def _at_each(step: Callable[[Params, Buffers], Metrics], params: Params, buffers
         return {name: torch.stack([each[name] for each in found]) for name in found[0]}
 
 
+@public
 def instability(
     model: Model, trainer: Trainer, start: TrainState, ks: Sequence[int], *, steps: int, seed: int, points: int = 11
 ) -> list[Instability]:

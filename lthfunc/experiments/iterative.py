@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
+from lthfunc.arguments import check_fields, public
 from lthfunc.errors import UserError, invalid
 from lthfunc.experiments.starting import REWINDINGS, Situation, Start, end_of
 from lthfunc.sparsify.allocation import Allocate, globally
@@ -116,6 +117,7 @@ Announce = Callable[[Task], None]
 
 def check(plan: Plan) -> None:
     """Raise UserError where the plan cannot work."""
+    check_fields(plan)
     if plan.anchor_step >= plan.steps:
         point = f"step {plan.anchor_step}"
         raise invalid("--rewind", point, f"a point before the end of training (step {plan.steps})")
@@ -201,6 +203,7 @@ def train_together(
     ]
 
 
+@public
 def iterative(
     plan: Plan,
     seed: int = 0,

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
         wrn_28_10 as wrn_28_10,
     )
 
-__getattr__, __all__ = table_of_contents(
+__getattr__, __all__, __dir__ = table_of_contents(
     __name__,
     {
         "lthfunc.models.factory": (

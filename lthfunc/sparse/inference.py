@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lthfunc.arguments import public
 from lthfunc.errors import UserError
 from lthfunc.sparse.capture import captured
 from lthfunc.sparse.kernels.build import load_kernels
@@ -82,6 +83,7 @@ class SparseProgram:
         return Memory(program, self._params, self._buffers)
 
 
+@public
 def sparse_program(model: Model, ticket: Ticket | TrainState, scale: Scale | None = None) -> SparseProgram:
     """The ticket's network on its surviving weights alone: a callable from inputs to outputs, on a CPU.
 

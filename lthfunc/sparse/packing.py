@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lthfunc.arguments import public
 from lthfunc.errors import UserError
 from lthfunc.trees.model import Model
 from lthfunc.trees.types import Masks, Params, Ticket, TrainState
@@ -25,6 +26,7 @@ class Packed(NamedTuple):
     shapes: dict[str, tuple[int, ...]]
 
 
+@public
 def pack(params: Params, masks: Masks) -> Packed:
     """The surviving weights of each masked leaf as a vector: ``unpack(pack(params, masks))`` has the same bits.
 

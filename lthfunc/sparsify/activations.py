@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
+from lthfunc.arguments import public
 from lthfunc.sparsify.scores import Score, Scores
 from lthfunc.trees.model import Model
 from lthfunc.trees.ops import apply_masks
@@ -28,6 +29,7 @@ def turned(moments: Mapping[str, Tensor], name: str) -> bool:
     return name in getattr(moments, "transposed", ())
 
 
+@public
 def input_moments(model: Model, state: TrainState, inputs: Sequence[Tensor]) -> Moments:
     """X^T X / n for every linear layer of the masked network, over batches of (scaled) inputs.
 
@@ -48,6 +50,7 @@ def input_moments(model: Model, state: TrainState, inputs: Sequence[Tensor]) -> 
     return totals
 
 
+@public
 def wanda(moments: Mapping[str, Tensor]) -> Score:
     """|w| · ‖x‖, the root mean square of the input that the weight reads (Sun et al. 2024, eq. 1).
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 import torch
 from torch import Tensor
 
+from lthfunc.arguments import public
 from lthfunc.errors import invalid
 from lthfunc.sparsify.ranking import ranks
 from lthfunc.sparsify.scores import Scores
@@ -44,6 +45,7 @@ def best_of_all(scores: Scores, masks: Masks, budget: Tensor | int) -> Keep:
     return {name: part.sum() for name, part in zip(masks, torch.split(chosen, sizes), strict=True)}
 
 
+@public
 def layerwise(rates: Mapping[str, float] | None = None, output_rate: float = 0.5) -> Allocate:
     """The same fraction in every layer, the output layer (the last one) at `output_rate` times that.
 
@@ -80,6 +82,7 @@ def check_patterns(option: str, patterns: Iterable[str], names: Collection[str])
             raise invalid(option, pattern, f"a pattern that fits one of {', '.join(names)}")
 
 
+@public
 def as_given(keep: Mapping[str, int]) -> Allocate:
     """Keep exactly these counts, whatever the scores (the counts of another ticket, say)."""
     return lambda scores, masks, fraction: {name: torch.tensor(keep[name]) for name in masks}

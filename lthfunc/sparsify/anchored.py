@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from lthfunc.arguments import public
 from lthfunc.sparsify.ranking import ranks
 from lthfunc.sparsify.scores import Score, Scores
 from lthfunc.trees.types import Masks, Params
 
 
+@public
 def large_init(anchor: Params) -> Score:
     """|w_i|: the weights that began large stay, whatever training made of them."""
 
@@ -21,6 +23,7 @@ def large_init(anchor: Params) -> Score:
     return score
 
 
+@public
 def magnitude_increase(anchor: Params) -> Score:
     """|w_f| - |w_i|: the weights that grew stay."""
 
@@ -30,6 +33,7 @@ def magnitude_increase(anchor: Params) -> Score:
     return score
 
 
+@public
 def distance_moved(anchor: Params) -> Score:
     """|w_f - w_i|: the weights that moved far stay (their criterion *movement*)."""
 
@@ -39,6 +43,7 @@ def distance_moved(anchor: Params) -> Score:
     return score
 
 
+@public
 def large_init_large_final(anchor: Params) -> Score:
     """min(α |w_f|, |w_i|), α so that both have one percentile where the threshold lies: the smaller of two percentiles.
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from lthfunc.arguments import public
 from lthfunc.errors import UserError, invalid
 from lthfunc.sparsify.allocation import Allocate, Keep, best_of_all, check_fraction, pruned
 from lthfunc.sparsify.ranking import ranks
@@ -20,26 +21,31 @@ from lthfunc.trees.ops import count, layer_counts
 from lthfunc.trees.types import Masks
 
 
+@public
 def uniform(floor: int = 0) -> Allocate:
     """The same density in every layer."""
     return _by(lambda shape: 1.0, floor)
 
 
+@public
 def erdos_renyi(floor: int = 0) -> Allocate:
     """Density in proportion to (n_in + n_out) / (n_in · n_out) (Mocanu et al. 2018, eq. 3)."""
     return _by(lambda shape: _sum_over_product(shape[:2]), floor)
 
 
+@public
 def erk(floor: int = 0) -> Allocate:
     """Erdős–Rényi with the kernel: (n_in + n_out + h + w) / (n_in · n_out · h · w) (Evci et al. 2020, sec. 3.1)."""
     return _by(_sum_over_product, floor)
 
 
+@public
 def balanced(floor: int = 0) -> Allocate:
     """The same number of weights in every layer, small layers whole (Gadhikar et al. 2023, sec. 3)."""
     return _by(lambda shape: 1 / torch.Size(shape).numel(), floor)
 
 
+@public
 def globally_above(floor: int) -> Allocate:
     """One threshold for all layers, but each keeps its `floor` best weights (or all that it has left)."""
     _check_floor(floor)

@@ -8,16 +8,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from lthfunc.arguments import public
 from lthfunc.errors import invalid
 from lthfunc.sparsify.transforms import prune
 from lthfunc.trees.fold import Transformation, compose
 
 
+@public
 def one_shot(density: float) -> list[float]:
     """All at once."""
     return geometric(density, 1)
 
 
+@public
 def geometric(density: float, rounds: int) -> list[float]:
     """The same share of what is left in each round: density^(k / rounds) (Tanaka et al. 2020, alg. 1)."""
     _check_density(density)
@@ -26,6 +29,7 @@ def geometric(density: float, rounds: int) -> list[float]:
     return [density ** (k / rounds) for k in range(1, rounds + 1)]
 
 
+@public
 def by_rate(rate: float, rounds: int) -> list[float]:
     """`rate` of what is left in each round: (1 - rate)^k."""
     if not 0 < rate < 1:
@@ -40,6 +44,7 @@ class Pruning(NamedTuple):
     density: float
 
 
+@public
 def cubic(density: float, start: int, end: int, every: int, initial: float = 1.0) -> list[Pruning]:
     """Sparsity s_f + (s_i - s_f) (1 - (t - t_0) / nΔt)³, quick at first (Zhu & Gupta 2017, eq. 1).
 
@@ -52,6 +57,7 @@ def cubic(density: float, start: int, end: int, every: int, initial: float = 1.0
     ]
 
 
+@public
 def periodic(start: int, end: int, every: int) -> list[int]:
     """Steps `start`, `start + every` … below `end`, and `end`."""
     if every < 1:
@@ -61,6 +67,7 @@ def periodic(start: int, end: int, every: int) -> list[int]:
     return [*range(start, end, every), end]
 
 
+@public
 def at_densities(densities: Sequence[float], **how: Any) -> Transformation:
     """Prune to one density after the other, without training between: `how` are the arguments of `prune`.
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from lthfunc.arguments import public
 from lthfunc.errors import UserError
 from lthfunc.trees.model import Model, example_of
 from lthfunc.trees.ops import apply_masks
@@ -40,6 +41,7 @@ class Dependencies(NamedTuple):
     beside: dict[str, str]
 
 
+@public
 def dependencies(model: Model, shape: tuple[int, ...]) -> Dependencies:
     """Trace a network: for each layer one forward pass with as many examples as it has units, a mark in each.
 
@@ -124,6 +126,7 @@ def _looker(source: str, name: str, found: Dependencies) -> Callable[[nn.Module,
     return look
 
 
+@public
 def without_dead_units(state: TrainState, found: Dependencies) -> TrainState:
     """The state without the weights that read dead units or make unread ones, however far that goes on.
 
@@ -197,6 +200,7 @@ def _used(mask: Tensor, groups: int) -> Tensor:
     return mask.view(*mask.shape[:2], -1).any(2).view(groups, len(mask) // groups, -1).any(1).flatten()
 
 
+@public
 def dead_units(masks: Masks) -> dict[str, int]:
     """How many units of each layer have no weight left."""
     return {name: int((~mask.flatten(1).any(1)).sum()) for name, mask in masks.items()}

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from lthfunc.arguments import public
 from lthfunc.trees.types import Masks
 
 
+@public
 def mask_distance(left: Masks, right: Masks) -> float:
     """Share of the prunable weights where two masks differ, in [0, 1] (You et al. 2020, sec. 3.2)."""
     total = sum(mask.numel() for mask in left.values())
     return sum(int((left[name] != right[name]).sum()) for name in left) / total
 
 
+@public
 def mask_overlap(left: Masks, right: Masks) -> float:
     """Weights in both masks / weights in either (Jaccard's index), in [0, 1]; 1 where both are empty."""
     both = sum(int((left[name] & right[name]).sum()) for name in left)
@@ -18,6 +21,7 @@ def mask_overlap(left: Masks, right: Masks) -> float:
     return both / either if either else 1.0
 
 
+@public
 def collapsed(masks: Masks) -> tuple[str, ...]:
     """Layers of which nothing remains: no signal passes a network that has one without a way round it."""
     return tuple(name for name, mask in masks.items() if not mask.any())

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.func import grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from lthfunc.arguments import public
 from lthfunc.errors import UserError, invalid
 from lthfunc.sparsify.scores import Score, Scores
 from lthfunc.trees.ops import apply_masks
@@ -23,6 +24,7 @@ from lthfunc.trees.types import Batch, Masks, Params
 LossOfParams = Callable[[Params, Batch], Tensor]
 
 
+@public
 def snip(loss: LossOfParams, batches: Sequence[Batch]) -> Score:
     """|g · w|, g the mean gradient: connection sensitivity (Lee et al. 2019, eq. 6, without its scale)."""
     _check(batches)
@@ -42,6 +44,7 @@ class OfOutputs(Protocol):
         """The same loss of outputs divided by a temperature."""
 
 
+@public
 def grasp(loss: LossOfParams | OfOutputs, batches: Sequence[Batch], temperature: float = 200.0) -> Score:
     """w · Hg: the gradient flow that a weight keeps up (Wang et al. 2020, eq. 8; of their -w · Hg the largest go).
 
@@ -75,6 +78,7 @@ def grasp(loss: LossOfParams | OfOutputs, batches: Sequence[Batch], temperature:
     return score
 
 
+@public
 def taylor(loss: LossOfParams, batches: Sequence[Batch]) -> Score:
     """(g · w)², mean over batches: the first-order change of the loss, squared (Molchanov et al. 2019, eq. 8)."""
     _check(batches)
@@ -89,6 +93,7 @@ def taylor(loss: LossOfParams, batches: Sequence[Batch]) -> Score:
     return score
 
 
+@public
 def fisher(loss: LossOfParams, batches: Sequence[Batch]) -> Score:
     """½ F w², F the mean over examples of g²: the second-order change of the loss (Theis et al. 2018, eq. 7).
 
@@ -121,6 +126,7 @@ def fisher(loss: LossOfParams, batches: Sequence[Batch]) -> Score:
     return score
 
 
+@public
 def movement(loss: LossOfParams, batches: Sequence[Batch], lr: float = 0.0) -> Score:
     """-Σ g · w over batches: weights that move away from zero stay (Sanh et al. 2020, eq. 3).
 
@@ -154,6 +160,7 @@ def _tempered(loss: LossOfParams | OfOutputs, temperature: float) -> LossOfParam
     return cast("LossOfParams", loss)
 
 
+@public
 def mean_gradient(loss: LossOfParams, batches: Sequence[Batch]) -> Callable[[Params, Masks], Params]:
     """The mean gradient at all places of the prunable leaves, pruned ones included (regrowth needs those)."""
     _check(batches)

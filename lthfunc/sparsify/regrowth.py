@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from lthfunc.arguments import public
 from lthfunc.errors import invalid
 from lthfunc.sparsify.allocation import pruned
 from lthfunc.sparsify.ranking import ranks
@@ -31,6 +32,7 @@ def regrown(promise: Scores, masks: Masks, counts: Mapping[str, Tensor | int]) -
     return {name: mask | ((ranks(promise[name], ~mask) < counts[name]) & ~mask) for name, mask in masks.items()}
 
 
+@public
 def exchanged(state: TrainState, promise: Scores, share: float) -> TrainState:
     """Drop `share` of each layer's weights by magnitude, regrow as many by `promise`, new ones at zero.
 
@@ -47,6 +49,7 @@ def exchanged(state: TrainState, promise: Scores, share: float) -> TrainState:
     )
 
 
+@public
 def cosine_share(initial: float, step: int, end: int) -> float:
     """initial / 2 · (1 + cos(π step / end)), and 0 from `end` on: the share exchanged (Evci et al. 2020, sec. 3)."""
     _check_share(initial)

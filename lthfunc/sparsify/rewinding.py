@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import torch
 
+from lthfunc.arguments import public
 from lthfunc.trees.model import Model
 from lthfunc.trees.ops import apply_masks
 from lthfunc.trees.rng import permutation
 from lthfunc.trees.types import Masks, Params, TrainState
 
 
+@public
 def rewound(params: Params, anchor: Params, masks: Masks) -> Params:
     """The anchor's values under the masks: W_k * m (Frankle & Carbin 2019, sec. 1; Frankle et al. 2020, sec. 3).
 
@@ -18,6 +20,7 @@ def rewound(params: Params, anchor: Params, masks: Masks) -> Params:
     return apply_masks(anchor, masks)
 
 
+@public
 def restart(state: TrainState, anchor: TrainState) -> TrainState:
     """`state`'s masks on the anchor's params, buffers and step; a fresh optimiser.
 
@@ -26,11 +29,13 @@ def restart(state: TrainState, anchor: TrainState) -> TrainState:
     return anchor._replace(params=rewound(state.params, anchor.params, state.masks), masks=state.masks, opt=())
 
 
+@public
 def finetune(state: TrainState) -> TrainState:
     """No rewinding: the trained values go on under the masks, from step 0 with a fresh optimiser."""
     return rate_rewound(state)
 
 
+@public
 def reinitialised(state: TrainState, model: Model, seed: int) -> TrainState:
     """`state`'s masks on newly drawn params (the random reinitialisation of Frankle & Carbin 2019, sec. 2)."""
     params, buffers = model.init(seed)
@@ -40,6 +45,7 @@ def reinitialised(state: TrainState, model: Model, seed: int) -> TrainState:
     return TrainState(apply_masks(params, state.masks), buffers, state.masks, (), torch.zeros_like(state.step))
 
 
+@public
 def shuffled(masks: Masks, seed: int) -> Masks:
     """Each layer's mask with its entries in random order: the same counts, other places."""
 
@@ -51,6 +57,7 @@ def shuffled(masks: Masks, seed: int) -> Masks:
     return {name: shuffle(name) for name in masks}
 
 
+@public
 def last_rate(state: TrainState) -> TrainState:
     """Fine-tuning (Han et al. 2015; Renda et al. 2020, sec. 2): the trained values and the step go on as they are.
 
@@ -59,11 +66,13 @@ def last_rate(state: TrainState) -> TrainState:
     return state._replace(params=apply_masks(state.params, state.masks), opt=())
 
 
+@public
 def rate_rewound(state: TrainState, step: int = 0) -> TrainState:
     """Learning-rate rewinding (Renda et al. 2020, sec. 2): trained values go on, schedule and data from `step`."""
     return last_rate(state)._replace(step=torch.full_like(state.step, step))
 
 
+@public
 def constant_sign(state: TrainState, anchor: TrainState) -> TrainState:
     """`restart`, each surviving weight at its anchor's sign times its layer's spread (Zhou et al. 2019, sec. 4).
 
@@ -74,6 +83,7 @@ def constant_sign(state: TrainState, anchor: TrainState) -> TrainState:
     return restart(state, anchor._replace(params=params))
 
 
+@public
 def inverted(masks: Masks) -> Masks:
     """The complement of masks: what was pruned stays."""
     return {name: ~mask for name, mask in masks.items()}

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lthfunc.arguments import public
 from lthfunc.errors import UserError, invalid
 from lthfunc.frames import is_ours, name_of, told
 from lthfunc.trees.ops import clone
@@ -24,6 +25,7 @@ def magnitude(params: Params, masks: Masks) -> Scores:
     return {name: params[name].abs() for name in masks}
 
 
+@public
 def random_scores(seed: int, *counters: int | str) -> Score:
     """A score that draws uniformly from [0, 1), the same for the same (seed, counters) and leaf name.
 
@@ -41,6 +43,7 @@ def random_scores(seed: int, *counters: int | str) -> Score:
     return score
 
 
+@public
 def inverted_score(score: Score) -> Score:
     """The other way round: what a score would prune first stays (the ablation of Frankle et al. 2021, sec. 5)."""
     return lambda params, masks: {name: -leaf for name, leaf in score(params, masks).items()}

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from lthfunc.arguments import public
 from lthfunc.errors import UserError
 from lthfunc.sparsify.allocation import check_fraction, fraction_from, layerwise, pruned
 from lthfunc.sparsify.scores import Score, Scores, checked, magnitude
@@ -25,6 +26,7 @@ from lthfunc.trees.types import Masks, TrainState
 Choose = Callable[[Scores, Masks, float], Masks]
 
 
+@public
 def globally_on(exchange: Exchange) -> Choose:
     """`globally`, then `unstructured`: one threshold for all layers, wherever their parts lie."""
 
@@ -39,6 +41,7 @@ def globally_on(exchange: Exchange) -> Choose:
     return choose
 
 
+@public
 def layerwise_on(exchange: Exchange, rates: Mapping[str, float] | None = None, output_rate: float = 0.5) -> Choose:
     """`layerwise`, then `unstructured`: the same fraction in every layer, half of it in the last."""
     allocate = layerwise(rates, output_rate)
@@ -83,6 +86,7 @@ def best(scores: Scores, masks: Masks, budgets: Tensor, group_of: Mapping[str, i
     return _with_ties(keys, masks, thresholds, budgets, group_of, exchange)
 
 
+@public
 def prune_sharded(
     exchange: Exchange,
     *,

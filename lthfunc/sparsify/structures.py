@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from lthfunc.arguments import public
 from lthfunc.errors import UserError, invalid
 from lthfunc.sparsify.allocation import Keep, check_patterns
 from lthfunc.sparsify.ranking import ranks, ranks_in_rows
@@ -24,6 +25,7 @@ from lthfunc.trees.types import Masks
 LayerSelect = Callable[[str, Tensor, Tensor, Tensor], Tensor]
 
 
+@public
 def n_of_m(n: int, m: int, exempt: Sequence[str] = ()) -> Select:
     """At most `n` of every `m` consecutive inputs of an output, and of those the `keep` best (2:4, Mishra et al. 2021).
 
@@ -48,6 +50,7 @@ def n_of_m(n: int, m: int, exempt: Sequence[str] = ()) -> Select:
     return _each(select, exempt)
 
 
+@public
 def blocks(rows: int, columns: int, exempt: Sequence[str] = ()) -> Select:
     """Whole blocks of `rows` outputs by `columns` inputs, the best by the sum of their scores.
 
@@ -71,6 +74,7 @@ def blocks(rows: int, columns: int, exempt: Sequence[str] = ()) -> Select:
     return _each(select, exempt)
 
 
+@public
 def units(exempt: Sequence[str] = ()) -> Select:
     """Whole outputs (neurons of a linear layer, channels of a convolution), the best by the mean of their scores.
 
@@ -93,6 +97,7 @@ def units(exempt: Sequence[str] = ()) -> Select:
     return _each(select, exempt)
 
 
+@public
 def per_output(exempt: Sequence[str] = ()) -> Select:
     """The same number of weights for every output, as nearly as `keep` allows (Sun et al. 2024, sec. 3).
 

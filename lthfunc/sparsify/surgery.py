@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from lthfunc.arguments import public
 from lthfunc.errors import UserError, invalid
 from lthfunc.sparsify.activations import turned
 from lthfunc.sparsify.allocation import fraction_to
@@ -28,6 +29,7 @@ def best_of_block(scores: Tensor, density: float) -> Tensor:
     return kept.view(scores.shape)
 
 
+@public
 def sparsegpt(
     moments: Mapping[str, Tensor],
     density: float,

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 from torch.func import grad
 
+from lthfunc.arguments import public
 from lthfunc.sparsify.scores import Score, Scores
 from lthfunc.trees.ops import apply_masks
 from lthfunc.trees.types import Masks, Params
 
 
+@public
 def synflow(forward: Callable[[Params, Tensor], Tensor], shape: tuple[int, ...]) -> Score:
     """|w| · ∂R/∂|w|, R the sum of the outputs for an input of ones under the weights' magnitudes (eq. 2 and alg. 1).
 

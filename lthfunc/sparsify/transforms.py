@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lthfunc.arguments import public
 from lthfunc.errors import UserError
 from lthfunc.sparsify.allocation import Allocate, fraction_to, globally
 from lthfunc.sparsify.checks import checked_allocation, checked_selection
@@ -13,6 +14,7 @@ from lthfunc.trees.ops import apply_masks
 from lthfunc.trees.types import Ticket, TrainState
 
 
+@public
 def prune(
     *,
     fraction: float | None = None,
@@ -40,11 +42,13 @@ def prune(
     return transformation
 
 
+@public
 def rewind(*, to: TrainState) -> Transformation:
     """Put the anchor `to` (its params, buffers and step) under the masks of whatever comes in."""
     return lambda state: restart(state, to)
 
 
+@public
 def ticket(state: TrainState) -> Ticket:
     """The ticket in a state: what training would start from."""
     return Ticket(apply_masks(state.params, state.masks), state.buffers, state.masks)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from lthfunc.arguments import public
 from lthfunc.errors import invalid
 from lthfunc.trees.datasets import check_data
 from lthfunc.trees.ops import scaled
@@ -54,6 +55,7 @@ def batches(split: Split, batch_size: int, seed: int, start: int, stop: int) -> 
         yield split.x[index], split.y[index]
 
 
+@public
 def sample_batches(data: Dataset, batch_size: int, count: int, seed: int = 0) -> list[Batch]:
     """Training batches as a network takes them (scaled), for scores that look at data; no example twice in an epoch."""
     data = check_data(data)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lthfunc.arguments import public
 from lthfunc.training.optimizers import Optimizer, check_ranges, check_real, table_like
 from lthfunc.training.schedules import Schedule, as_schedule, at
 from lthfunc.trees.ops import tree_map
@@ -20,6 +21,7 @@ class LionState(NamedTuple):
     momentum: Params
 
 
+@public
 def lion(lr: float | Schedule, betas: tuple[float, float] = (0.9, 0.99), weight_decay: float = 0.0) -> Optimizer:
     """The pure optimiser; weight decay is decoupled. Rates are a third to a tenth of AdamW's.
 

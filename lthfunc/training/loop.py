@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
+from lthfunc.arguments import check_state_fits, public
 from lthfunc.errors import UserError
 from lthfunc.training.engines.table import Making
 from lthfunc.training.evaluation import evaluate
@@ -25,6 +26,7 @@ from lthfunc.trees.model import Model
 from lthfunc.trees.types import Dataset, TrainState
 
 
+@public
 def take_steps(
     trainer: Trainer, state: TrainState, *, seed: int, until: int, observe: Observer | None = None
 ) -> tuple[TrainState, float]:
@@ -38,6 +40,7 @@ def take_steps(
         return states[0], training.mark(states, since)[0]
 
 
+@public
 def fit(
     trainer: Trainer,
     state: TrainState,
@@ -67,6 +70,7 @@ def fit(
     )[0]
 
 
+@public
 def fit_together(
     trainer: Trainer,
     states: Sequence[TrainState],
@@ -85,6 +89,8 @@ def fit_together(
 
     Raises Stopped where the keeper asked for it.
     """
+    if len(seeds) != len(states):
+        raise UserError(f"fit_together: seeds must be one for each of {len(states)} states, not {len(seeds)}")
     phase = _untold if keeper is None else keeper.phase
     if so_far is None:
         _check_steps_left(int(states[0].step), until)
@@ -126,6 +132,7 @@ def _extended(fit: Fit, state: TrainState, point: Point) -> Fit:
     return Fit(state, chosen, (*fit.curve, point))
 
 
+@public
 def train(
     model: Model,
     data: Dataset,
@@ -155,12 +162,14 @@ def train(
     )
 
     def transformation(state: TrainState) -> TrainState:
+        check_state_fits("train", model, state)
         _check_steps_left(int(state.step), steps)
         return take_steps(trainer, state, seed=seed, until=steps, observe=observe)[0]
 
     return transformation
 
 
+@public
 def accuracy_on(
     model: Model, state: TrainState, data: Dataset, split: str = "test", metric: Metric = accuracy
 ) -> float:

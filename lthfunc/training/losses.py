@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor
 
+from lthfunc.arguments import public
 from lthfunc.trees.outputs import own_loss, prediction
 
 #: (outputs, targets) -> a scalar, the mean over the batch. Outputs may be any tree, for a loss of one's own; those
@@ -27,6 +28,7 @@ def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(outputs, targets) if outputs.ndim == 2 else F.cross_entropy(outputs.mT, targets)
 
 
+@public
 def smoothed(share: float) -> Loss:
     """Cross entropy with `share` of each target spread over all classes (Szegedy et al. 2016, sec. 7)."""
 
@@ -59,6 +61,7 @@ def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
     return (prediction(outputs).argmax(-1) == targets).double().mean()
 
 
+@public
 def top(count: int) -> Metric:
     """Share whose target is among the `count` largest outputs; all count where there are fewer classes."""
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lthfunc.arguments import public
 from lthfunc.training.optimizers import Optimizer, adamw, check_ranges, check_real, table_like
 from lthfunc.training.schedules import Schedule, as_schedule, at
 from lthfunc.trees.types import Params
@@ -25,6 +26,7 @@ class MuonState(NamedTuple):
     others: Any
 
 
+@public
 def muon(
     lr: float | Schedule,
     momentum: float = 0.95,

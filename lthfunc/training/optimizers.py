@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lthfunc.arguments import public
 from lthfunc.errors import UserError, invalid
 from lthfunc.training.schedules import Schedule, as_schedule, at
 from lthfunc.trees.ops import leaves, tree_map
@@ -74,6 +75,7 @@ class AdamState(NamedTuple):
     corrections: Tensor
 
 
+@public
 def sgd(lr: float | Schedule, momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0) -> Optimizer:
     """Stochastic gradient descent, as torch.optim.SGD (dampening 0; L2 weight decay).
 
@@ -101,6 +103,7 @@ def sgd(lr: float | Schedule, momentum: float = 0.0, nesterov: bool = False, wei
     return Optimizer(init, update, SGDNumbers(momentum, nesterov, weight_decay))
 
 
+@public
 def adam(
     lr: float | Schedule,
     betas: tuple[float, float] = (0.9, 0.999),
@@ -111,6 +114,7 @@ def adam(
     return _adam(lr, betas, eps, weight_decay, decoupled=False)
 
 
+@public
 def adamw(
     lr: float | Schedule,
     betas: tuple[float, float] = (0.9, 0.999),

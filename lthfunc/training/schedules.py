@@ -12,6 +12,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from lthfunc.arguments import public
 from lthfunc.errors import invalid
 
 #: Learning rates, float64, shape (steps,); entry i is used in the step that starts at `TrainState.step == i`.
@@ -31,6 +32,7 @@ def at(schedule: Schedule, step: Tensor) -> Tensor:
     return torch.index_select(schedule, 0, step.clamp(max=schedule.numel() - 1).reshape(1)).squeeze(0)
 
 
+@public
 def constant(lr: float) -> Schedule:
     """`lr` in every step."""
     if not lr > 0:
@@ -38,6 +40,7 @@ def constant(lr: float) -> Schedule:
     return torch.tensor([lr], dtype=torch.float64)
 
 
+@public
 def stepwise(lr: float, milestones: Sequence[int], gamma: float = 0.1, final: float = 0.0) -> Schedule:
     """`lr`, multiplied by `gamma` at each milestone (in steps), as torch's MultiStepLR does; no lower than `final`."""
     _check_final(final, lr)
@@ -48,6 +51,7 @@ def stepwise(lr: float, milestones: Sequence[int], gamma: float = 0.1, final: fl
     return table.clamp(min=final)
 
 
+@public
 def cosine(lr: float, steps: int, final: float = 0.0) -> Schedule:
     """From `lr` down to `final` at `steps` along half a cosine (Loshchilov & Hutter 2017, eq. 5, one period)."""
     _check_final(final, lr)
@@ -57,6 +61,7 @@ def cosine(lr: float, steps: int, final: float = 0.0) -> Schedule:
     return final + (constant(lr) - final) * (1 + torch.cos(turn)) / 2
 
 
+@public
 def cyclic(lr: float, steps: int, cycles: int, final: float = 0.0) -> Schedule:
     """`cosine`, `cycles` times in `steps` (Loshchilov & Hutter 2017, eq. 5, periods of one length)."""
     if not 1 <= cycles <= steps:
@@ -67,6 +72,7 @@ def cyclic(lr: float, steps: int, cycles: int, final: float = 0.0) -> Schedule:
     return torch.cat([*(table[:-1] for table in tables), tables[-1][-1:]])
 
 
+@public
 def warmup(schedule: Schedule, steps: int) -> Schedule:
     """The schedule, its first `steps` entries multiplied by 1/steps, 2/steps … 1."""
     if steps < 0:
@@ -79,6 +85,7 @@ def warmup(schedule: Schedule, steps: int) -> Schedule:
     return table
 
 
+@public
 def one_cycle(lr: float, steps: int, rise: float = 0.3, start: float = 0.04, end: float = 4e-6) -> Schedule:
     """Half a cosine from `start` times `lr` up to it in the share `rise` of the steps, another down to `end` times it.
 
@@ -91,6 +98,7 @@ def one_cycle(lr: float, steps: int, rise: float = 0.3, start: float = 0.04, end
     return constant(lr) * torch.where(at_step <= up, rising, falling)
 
 
+@public
 def triangular(lr: float, steps: int, rise: float = 0.23, start: float = 0.2, end: float = 0.07) -> Schedule:
     """Straight from `start` times `lr` up to it in the share `rise` of the steps, and down to `end` times it.
 
@@ -103,6 +111,7 @@ def triangular(lr: float, steps: int, rise: float = 0.23, start: float = 0.2, en
     return constant(lr) * torch.where(at_step < peak, rising, falling)
 
 
+@public
 def trapezoidal(lr: float, steps: int, rise: float = 0.05, fall: float = 0.2, final: float = 0.0) -> Schedule:
     """Up in the share `rise` of the steps, `lr`, straight down to `final` in the last `fall` (Hägele et al. 2024)."""
     _check_final(final, lr)

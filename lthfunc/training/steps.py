@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.func import grad_and_value
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from lthfunc.arguments import public
 from lthfunc.errors import UserError
 from lthfunc.frames import is_ours
 from lthfunc.training.guarding import checked_loss, checked_optimizer
@@ -63,11 +64,13 @@ class LossOf:
         return replace(self, temperature=temperature)
 
 
+@public
 def loss_of(model: Model, buffers: Buffers, loss: Loss = cross_entropy) -> LossOf:
     """(params, batch) -> the mean loss in training mode, as scores and regrowth take it; buffers don't change."""
     return LossOf(model, buffers, checked_loss("loss", loss))
 
 
+@public
 def forward_of(model: Model, buffers: Buffers) -> Callable[[Params, Tensor], Tensor]:
     """(params, inputs) -> outputs in evaluation mode, in the precision of the params, as SynFlow takes it.
 
@@ -84,6 +87,7 @@ def forward_of(model: Model, buffers: Buffers) -> Callable[[Params, Tensor], Ten
     return forward
 
 
+@public
 def make_train_step(
     model: Model,
     loss: Loss,
@@ -160,6 +164,7 @@ def objective_of(
     return objective
 
 
+@public
 def make_eval_step(
     model: Model, loss: Loss = cross_entropy, precision: Precision = "fp32", metric: Metric = accuracy
 ) -> EvalStep:
@@ -222,6 +227,7 @@ def masked(grads: Params, masks: Masks) -> Params:
     return {name: grad * masks[name].to(grad.dtype) if name in masks else grad for name, grad in grads.items()}
 
 
+@public
 def with_optimizer(state: TrainState, optimizer: Optimizer) -> TrainState:
     """The state with an optimiser state: its own, or a fresh one where it has none (``opt == ()``)."""
     return state if state.opt != () else state._replace(opt=optimizer.init(state.params))

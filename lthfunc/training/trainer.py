@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from lthfunc.arguments import public
 from lthfunc.errors import UserError
 from lthfunc.frames import is_ours, name_of
 from lthfunc.training.batches import steps_per_epoch
@@ -53,6 +54,7 @@ class Trainer(NamedTuple):
     habits: Habits = Habits()
 
 
+@public
 def make_trainer(
     model: Model,
     data: Dataset,

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import safetensors
@@ -13,6 +14,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from lthfunc.arguments import public
 from lthfunc.errors import UserError
 from lthfunc.trees.types import Ticket
 from lthfunc.trees.writing import write_atomically
@@ -28,6 +30,7 @@ METADATA_KEY = "lthfunc"
 _SEPARATOR = "/"
 
 
+@public
 def save_tree(path: str | os.PathLike[str], tree: Mapping[str, Any], metadata: Mapping[str, Any] | None = None) -> None:
     """Write nested dictionaries of tensors; `metadata` (JSON values) goes into the file's header.
 
@@ -49,8 +52,12 @@ def tree_bytes(tree: Mapping[str, Any], metadata: Mapping[str, Any] | None = Non
     return safetensors.torch.save(flat, header)
 
 
+@public
 def load_tree(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Read (tree, metadata) as `save_tree` wrote them. Raises UserError where the file can't be read."""
+    if Path(path).is_dir():
+        names = ", ".join(sorted(each.name for each in Path(path).glob("*.safetensors"))) or "it has none"
+        raise UserError(f"{path}: is a folder; name one of its .safetensors files ({names})")
     with _reading(path), safetensors.safe_open(str(path), framework="pt") as file:
         return _tree(_header_of(file.metadata()), file.keys(), file.get_tensor)
 
@@ -116,6 +123,7 @@ def _reading(path: str | os.PathLike[str]) -> Iterator[None]:
         raise UserError(f"{path}: cannot be read as a safetensors file ({reason})") from error
 
 
+@public
 def save_ticket(path: str | os.PathLike[str], ticket: Ticket, metadata: Mapping[str, Any] | None = None) -> None:
     """Write a ticket; bit-exact when read back."""
     write_atomically(path, ticket_bytes(ticket, metadata))
@@ -126,6 +134,7 @@ def ticket_bytes(ticket: Ticket, metadata: Mapping[str, Any] | None = None) -> b
     return tree_bytes(ticket._asdict(), {"format": _TICKET, **(metadata or {})})
 
 
+@public
 def load_ticket(path: str | os.PathLike[str]) -> tuple[Ticket, dict[str, Any]]:
     """Read (ticket, metadata). Raises UserError where the file is not a ticket."""
     return _ticket(*load_tree(path), path)

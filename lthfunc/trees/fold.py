@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from lthfunc.arguments import public
 from lthfunc.trees.types import TrainState
 
 #: A pure function from state to state: train, prune, rewind, or any composition of them.
 Transformation = Callable[[TrainState], TrainState]
 
 
+@public
 def compose(*transformations: Transformation) -> Transformation:
     """One transformation that applies the given ones from left to right."""
 
@@ -21,6 +23,7 @@ def compose(*transformations: Transformation) -> Transformation:
     return composed
 
 
+@public
 def iterate(transformation: Transformation, rounds: int) -> Transformation:
     """One transformation that applies the given one `rounds` times (0 = identity)."""
     return compose(*[transformation] * rounds)

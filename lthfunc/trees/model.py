@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from lthfunc.arguments import public
 from lthfunc.errors import UserError
 from lthfunc.trees.initial import Initialiser, drawn_too, following, glorot_normal, left_alone
 from lthfunc.trees.ops import clone, full_masks
@@ -68,6 +69,7 @@ def _private(model: Model, arguments: tuple[Params, Buffers, Tensor]) -> tuple[P
     return arguments if model.pure else clone(arguments)
 
 
+@public
 def from_module(
     module: nn.Module,
     *,
@@ -156,6 +158,7 @@ def left_line(model: Model) -> str:
     return f"{model.name}: neither pruned nor drawn anew, so the same for every seed: {names}"
 
 
+@public
 def pruning(model: Model, only: Sequence[str] = (), keep: Sequence[str] = ()) -> Model:
     """The model with other prunable parameters: those that fit a pattern of `only`, but none that fits one of `keep`.
 
@@ -199,6 +202,7 @@ def _freezing(module: nn.Module) -> nn.Module:
     return module
 
 
+@public
 def init(model: Model, seed: int = 0, device: torch.device | str = "cpu") -> TrainState:
     """A dense network at step 0: drawn params, full masks, no optimiser state yet."""
     params, buffers = model.init(seed)

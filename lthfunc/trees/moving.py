@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 from torch.nn.utils.prune import BasePruningMethod
 
+from lthfunc.arguments import public
 from lthfunc.errors import UserError
 from lthfunc.trees.model import Model, from_module
 from lthfunc.trees.names import first_names
@@ -18,6 +19,7 @@ from lthfunc.trees.ops import apply_masks
 from lthfunc.trees.types import Buffers, Params, Ticket
 
 
+@public
 def to_module(ticket: Ticket, model: Model) -> nn.Module:
     """A plain module of the model's kind with the ticket's masked weights, in evaluation mode.
 
@@ -32,6 +34,7 @@ def to_module(ticket: Ticket, model: Model) -> nn.Module:
     return module
 
 
+@public
 def with_new_head(ticket: Ticket, model: Model, seed: int = 0) -> Ticket:
     """The ticket for a model that differs in its last layer, or others: leaves of another shape are drawn anew, dense.
 
@@ -51,6 +54,7 @@ def with_new_head(ticket: Ticket, model: Model, seed: int = 0) -> Ticket:
     return Ticket(apply_masks(taken, masks), states, masks)
 
 
+@public
 def from_pruned(module: nn.Module, **given: Any) -> tuple[Model, Ticket]:
     """(a model, its ticket) of a module with masks of `torch.nn.utils.prune`; the module stays as it is.
 

@@ -9,6 +9,7 @@ import optree
 import torch
 from torch import Tensor
 
+from lthfunc.arguments import check_argument, public
 from lthfunc.trees.types import Dataset, Masks, Params, Scale, Split
 
 T = TypeVar("T")
@@ -120,7 +121,12 @@ def full_masks(params: Params, prunable: tuple[str, ...]) -> Masks:
 
 def apply_masks(params: Params, masks: Masks) -> Params:
     """Params with every pruned weight exactly +0.0; leaves without a mask are shared, not copied."""
-    return {name: torch.where(masks[name], leaf, 0) if name in masks else leaf for name, leaf in params.items()}
+    try:
+        return {name: torch.where(masks[name], leaf, 0) if name in masks else leaf for name, leaf in params.items()}
+    except (AttributeError, TypeError, RuntimeError):  # looked at only now, since every step comes here
+        check_argument("apply_masks", "params", params, "Params")
+        check_argument("apply_masks", "masks", masks, "Masks")
+        raise
 
 
 def masked_like(tree: T, masks: Masks) -> T:
@@ -145,17 +151,20 @@ class Count(NamedTuple):
         return self.kept / self.total if self.total else 1.0
 
 
+@public
 def layer_counts(masks: Masks) -> dict[str, Count]:
     """Exact counts per prunable leaf."""
     return {name: Count(int(mask.sum()), mask.numel()) for name, mask in masks.items()}
 
 
+@public
 def count(masks: Masks) -> Count:
     """Exact counts over all prunable leaves."""
     layers = layer_counts(masks).values()
     return Count(sum(layer.kept for layer in layers), sum(layer.total for layer in layers))
 
 
+@public
 def density(masks: Masks) -> float:
     """Weights remaining / prunable weights, in [0, 1]."""
     return count(masks).density

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 #: Trees keyed by a module's dotted parameter names, in module order.
@@ -38,6 +39,11 @@ class Ticket(NamedTuple):
     params: Params
     buffers: Buffers
     masks: Masks
+
+    def to_state(self, step: int = 0) -> TrainState:
+        """A state to train from, at a step: 0, or the one that it was rewound to; with no optimiser state yet."""
+        device = next((leaf.device for leaf in self.params.values()), None)
+        return TrainState(self.params, self.buffers, self.masks, (), torch.tensor(step, device=device))
 
     def to_module(self, model: Any) -> Any:
         """A plain nn.Module of the model's kind with these masked weights (`lthfunc.to_module`)."""

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lthfunc.arguments import public
 from lthfunc.errors import UserError
 from lthfunc.execution.export.subject import Subject
 from lthfunc.trees.files import load_tree, save_tree
@@ -47,6 +48,7 @@ def packed(subject: Subject, path: Path) -> list[Path]:
     return []
 
 
+@public
 def save_packed(path: Path, ticket: Ticket, *, half: bool = False) -> None:
     """Write a ticket packed. half: values as float16, which rounds them."""
     kind = torch.float16 if half else torch.float32
@@ -73,6 +75,7 @@ def save_packed(path: Path, ticket: Ticket, *, half: bool = False) -> None:
     save_tree(path, tree, {"format": _FORMAT, "leaves": leaves})
 
 
+@public
 def load_packed(path: Path | str) -> Ticket:
     """Read a packed ticket; values are float32. Raises UserError where the file is none."""
     tree, about = load_tree(path)

@@ -1,0 +1,176 @@
+"""What public functions are given: a mistake of kind is told in one line, where it was made.
+
+`public` looks, before its function runs, whether each argument is what its annotation says (`kinds.py`). Functions that
+every step calls are not looked at: engines take them from a trainer that was.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+
+from lthfunc.errors import ArgumentError, UserError, invalid
+from lthfunc.hints import described, hint, is_a
+from lthfunc.kinds import KINDS, is_number, is_whole
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+#: The least that counts of these names can be.
+_LEAST = {"steps": 1, "until": 1, "eval_every": 1, "batch_size": 1, "count": 1, "points": 1, "rounds": 0}
+#: Arguments beside each other, or beside a model, that must be of one network, by what is compared.
+_ALIKE = {
+    "TrainState": "params", "Ticket": "params", "Ticket | TrainState": "params", "Params": "params", "Masks": "masks",
+}  # fmt: skip
+
+
+def public(function: Callable[P, R]) -> Callable[P, R]:
+    """A public function whose arguments are looked at; of one that returns a Transformation, its state as well.
+
+    Raises ArgumentError, a UserError and a TypeError, where an argument is of another kind, and UserError where it is
+    out of range or of another network than those beside it.
+    """
+    name = function.__name__
+    known: list[inspect.Signature] = []
+
+    @functools.wraps(function)
+    def called(*args: P.args, **kwargs: P.kwargs) -> R:
+        if torch.compiler.is_compiling():  # whoever compiles a call has made it before
+            return function(*args, **kwargs)
+        if not known:
+            known.append(inspect.signature(function))
+        signature = known[0]
+        try:
+            given = signature.bind(*args, **kwargs).arguments
+        except TypeError as error:
+            raise ArgumentError(f"{name}: {_unbound(signature, kwargs, str(error))}") from None
+        for key, value in given.items():
+            parameter = signature.parameters[key]
+            if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+                continue
+            many = parameter.kind is inspect.Parameter.VAR_POSITIONAL
+            for each in value if many else (value,):
+                if each is not parameter.default:
+                    check_argument(name, key, each, str(parameter.annotation))
+        if name != "with_new_head":  # which brings a ticket to another network
+            _check_alike(name, given, signature)
+        result = function(*args, **kwargs)
+        if signature.return_annotation == "Transformation":
+            return _of_states(name, result)  # type: ignore[return-value, arg-type]
+        return result
+
+    return called
+
+
+def check_argument(function: str, argument: str, value: Any, annotation: str) -> None:
+    """Raise ArgumentError where a value is nothing that its annotation accepts, UserError where it is out of range."""
+    kinds = [KINDS.get(each) for each in _alternatives(annotation)]
+    known = [kind for kind in kinds if kind is not None]
+    if len(known) < len(kinds):  # what is not known here is believed
+        return
+    if not any(kind.fits(value) for kind in known):
+        words = " or ".join(dict.fromkeys(kind.words for kind in known if kind.words != "None"))
+        helps = hint(value, annotation)
+        raise ArgumentError(
+            f"{function}: {argument} must be {words}, not {described(value)}" + (f"; {helps}" if helps else "")
+        )
+    _check_range(function, argument, value)
+
+
+def check_fields(plan: Any) -> None:
+    """Raise as `public` does where a field of a named tuple is not what its annotation says."""
+    for name, annotation in type(plan).__annotations__.items():
+        text = annotation if isinstance(annotation, str) else annotation.__forward_arg__
+        check_argument(type(plan).__name__, name, getattr(plan, name), text)
+
+
+def check_state_fits(function: str, model: Any, state: Any) -> None:
+    """Raise UserError where a state's params are not those of a model: their names and shapes."""
+    params = dict(model.training.named_parameters())
+    _check_same_leaves(function, "state", state.params, f"the model {model.name}", params)
+
+
+def _check_same_leaves(
+    function: str, argument: str, mine: Mapping[str, Any], other: str, theirs: Mapping[str, Any]
+) -> None:
+    shapes = [{name: tuple(leaf.shape) for name, leaf in leaves.items()} for leaves in (mine, theirs)]
+    if shapes[0] == shapes[1]:
+        return
+    name = next(name for name in {**shapes[0], **shapes[1]} if shapes[0].get(name) != shapes[1].get(name))
+    words = [found.get(name, "missing") for found in shapes]
+    raise UserError(
+        f"{function}: {argument} and {other} are of different networks: {name} is {words[0]} and {words[1]}"
+    )
+
+
+def _check_alike(function: str, given: Mapping[str, Any], signature: inspect.Signature) -> None:
+    kinds = {key: str(signature.parameters[key].annotation) for key in given}
+    before: dict[str, tuple[str, Mapping[str, Any]]] = {}
+    for key, kind in kinds.items():
+        if kind == "Model":
+            model = given[key]
+            before["params"] = (f"the model {model.name}", dict(model.training.named_parameters()))
+    for key, kind in kinds.items():
+        if kind in _ALIKE and given[key] is not None:
+            group, value = _ALIKE[kind], given[key]
+            leaves = value if kind in ("Params", "Masks") else value.params
+            if group in before:
+                _check_same_leaves(function, key, leaves, *before[group])
+            else:
+                before[group] = (key, leaves)
+
+
+def _of_states(name: str, transformation: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def transformed(state: Any) -> Any:
+        if not is_a(state, "TrainState"):
+            check_argument(f"{name}(…)", "state", state, "TrainState")
+        return transformation(state)
+
+    return functools.update_wrapper(transformed, transformation)
+
+
+def _unbound(signature: inspect.Signature, kwargs: Mapping[str, Any], error: str) -> str:
+    """Why a call does not fit a signature."""
+    names = signature.parameters
+    if not any(each.kind is inspect.Parameter.VAR_KEYWORD for each in names.values()):
+        unknown = next((name for name in kwargs if name not in names), None)
+        if unknown is not None:
+            near = difflib.get_close_matches(unknown, names, n=1)
+            guess = f"; did you mean {near[0]!r}?" if near else ""
+            return f"unknown argument {unknown!r}{guess} (known: {', '.join(names)})"
+    by_name = [name for name, each in names.items() if each.kind is inspect.Parameter.KEYWORD_ONLY]
+    return error + (f" (given by name: {', '.join(by_name)})" if by_name and "positional" in error else "")
+
+
+def _alternatives(annotation: str) -> list[str]:
+    """`A | B[C | D]` as A and B[C | D]."""
+    parts, depth = [""], 0
+    for letter in annotation:
+        depth += (letter in "[(") - (letter in "])")
+        if letter == "|" and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return [part.strip() for part in parts]
+
+
+def _check_range(function: str, argument: str, value: Any) -> None:
+    least = _LEAST.get(argument)
+    if least is not None and is_whole(value) and value < least:
+        raise invalid(f"{function}: {argument}", value, f"a whole number of at least {least}")
+    if argument == "densities" and value is not None:
+        if len(value) == 0:
+            raise invalid(f"{function}: densities", value, "at least one number in (0, 1]")
+        for each in value:
+            _check_range(function, "density", each)
+    if argument in ("fraction", "density") and is_number(value):
+        good = 0 <= value < 1 if argument == "fraction" else 0 < value <= 1
+        if not good:
+            words = "a number in [0, 1)" if argument == "fraction" else "a number in (0, 1]"
+            percent = f"; {value:g} % is {value / 100:g}" if 1 < value <= 100 else ""
+            raise invalid(f"{function}: {argument}", value, words + percent)
