@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from lthfunc.energy.breakeven import BreakEven, Costs, break_even
+from lthfunc.errors import UserError
 from lthfunc.reports.breakeven import (
     Question,
     answers,
@@ -128,3 +129,21 @@ def test_costs_of_nothing_are_equal() -> None:
     (answer,) = answers([Question("time", "s", Costs([0.0], [0.0]), Costs([0.0], [0.0]))])
     assert answer.found.verdict == "equal"
     assert breakeven_chart(answer).series[0].x[-1] > 0
+
+
+@pytest.mark.parametrize(
+    ("sparse", "dense", "words"),
+    [
+        (
+            Costs([], [1.0]),
+            Costs([1.0], [1.0]),
+            r"sparse.fixed: \[\] is not accepted; it takes one finite number",
+        ),
+        (Costs([1.0], [1.0]), Costs([1.0], [math.nan]), r"dense.each: \[nan\] is not accepted"),
+        (Costs([1.0], [math.inf]), Costs([1.0], [1.0]), r"sparse.each: \[inf\] is not accepted"),
+        (Costs([1.0, 2.0], [1.0], paired=True), Costs([1.0], [1.0]), "as many replicates of both, not 2 and 1"),
+    ],
+)
+def test_costs_that_are_none_are_refused(sparse: Costs, dense: Costs, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        break_even(sparse, dense)

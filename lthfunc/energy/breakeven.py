@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from lthfunc.errors import ArgumentError
+from lthfunc.errors import ArgumentError, invalid
 from lthfunc.hints import described, is_a
 
 #: Of intervals.
@@ -61,10 +61,17 @@ def break_even(sparse: Costs, dense: Costs) -> BreakEven:
 
     The interval is Fieller's for the quotient of two means: it takes the spread of both into account, and is not
     symmetric. Student's t has the smaller of the two degrees of freedom (Welch's where two samples are compared).
+
+    Raises UserError where numbers are missing or not finite, or pairs have no partner.
     """
-    for name, each in (("sparse", sparse), ("dense", dense)):
-        if not is_a(each, "Costs"):
-            raise ArgumentError(f"break_even: {name} must be Costs, not {described(each)}")
+    for side, costs in (("sparse", sparse), ("dense", dense)):
+        if not is_a(costs, "Costs"):
+            raise ArgumentError(f"break_even: {side} must be Costs, not {described(costs)}")
+        for part, values in (("fixed", costs.fixed), ("each", costs.each)):
+            if len(values) == 0 or not all(map(math.isfinite, values)):
+                raise invalid(f"{side}.{part}", list(values), "one finite number or more")
+    if (sparse.paired or dense.paired) and len(sparse.fixed) != len(dense.fixed):
+        raise invalid("paired", True, f"as many replicates of both, not {len(sparse.fixed)} and {len(dense.fixed)}")
     extra = _difference(sparse.fixed, dense.fixed, paired=sparse.paired or dense.paired)
     saving = _difference(dense.each, sparse.each, paired=False)
     verdict = _VERDICTS[_sign(extra.mean), _sign(saving.mean)]

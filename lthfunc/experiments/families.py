@@ -43,7 +43,7 @@ METHODS = {
     "imp-tuned": "the same, fine-tuned at the last learning rate",
     "imp-cyclic": "imp-lr, each training several cycles of the learning rate",
     "one-shot": "magnitude pruning after one training, rewound",
-    "early-bird": "pruned as soon as the mask settles, rewound",
+    "early-bird": "pruned as soon as the mask settles, and trained on",
     "gradual": "Zhu & Gupta: pruned along a cubic during one training",
     "set": "SET: drop the small, regrow at random",
     "rigl": "RigL: drop the small, regrow where the gradient is large",
