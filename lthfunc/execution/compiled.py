@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from lthfunc.errors import UserError
 from lthfunc.execution.timing import in_turn, repeated
 from lthfunc.training.engines.toolchain import why_not
 from lthfunc.training.engines.tracing import compiled
+from lthfunc.trees.calling import functional_call
 from lthfunc.trees.ops import flattened, tree_map
 from lthfunc.trees.outputs import outputs_of
 

@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
-from torch.func import functional_call
 from torch.fx import Graph, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from lthfunc.errors import UserError
 from lthfunc.frames import first_line, place_of, users_line
 from lthfunc.sparse.aliases import changed_by
+from lthfunc.trees.calling import functional_call
 from lthfunc.trees.model import Model, example_of
 from lthfunc.trees.outputs import Outputs, outputs_of
 from lthfunc.trees.types import Buffers, Params

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from lthfunc.arguments import public
 from lthfunc.errors import UserError
+from lthfunc.trees.calling import functional_call
 from lthfunc.trees.model import Model, example_of
 from lthfunc.trees.ops import apply_masks
 from lthfunc.trees.prunable import CONVOLUTIONS

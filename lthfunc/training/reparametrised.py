@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
+from lthfunc.trees.calling import functional_call
 from lthfunc.trees.model import Model
 from lthfunc.trees.types import Buffers, Params
 

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import optree
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from lthfunc.errors import UserError
+from lthfunc.trees.calling import functional_call
 from lthfunc.trees.model import Model
 from lthfunc.trees.ops import clone, same_bits
 from lthfunc.trees.outside import all_seeded, drawn_from

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from lthfunc.arguments import public
 from lthfunc.errors import UserError
+from lthfunc.trees.calling import functional_call
 from lthfunc.trees.initial import Initialiser, drawn_too, following, glorot_normal, left_alone
 from lthfunc.trees.ops import clone, full_masks
 from lthfunc.trees.parts import Part, Unpacking

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 
+from lthfunc.trees.calling import functional_call
 from lthfunc.trees.model import Model
 from lthfunc.trees.ops import clone
 from lthfunc.trees.prunable import is_transposed
