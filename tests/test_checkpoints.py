@@ -208,7 +208,7 @@ def test_a_step_that_is_not_finite_ends_a_training_at_the_last_good_state(
     assert kept is not None
     state, since = kept.progress.fit.state, kept.progress.fit.since
     assert since is not None
-    assert finite(state, since)
+    assert finite([state], [since]) == [True]
     assert f"of step {int(state.step) + 1} is" in str(error.value)
 
 

@@ -55,6 +55,8 @@ class Feed:
         self.batches: list[Batch] = list(zip(self._x, self._y, strict=True))
         streamed = mapped or split.x.device.type != device.type
         self._stream = _Stream(split, self._x, self._y) if streamed else None
+        self._index = torch.empty(self.slots * part * len(seeds), dtype=torch.int64, device=device)
+        self._staging = _Staging([self._index]) if device.type == "cuda" and not streamed else None
 
     @property
     def slotted(self) -> Batch:
@@ -70,7 +72,13 @@ class Feed:
             if stop < end:
                 self._stream.order(self._indices(stop, min(stop + self.slots, end)))
             return
-        index = self._indices(start, stop).to(self._device)
+        index = self._indices(start, stop)
+        if self._staging is None:
+            index = index.to(self._device)
+        else:
+            self._staging.free()[0][: len(index)].copy_(index)
+            self._staging.send(len(index))
+            index = self._index[: len(index)]
         for part, slots in zip(self._split, (self._x, self._y), strict=True):
             flat = slots[: stop - start].view(-1, *part.shape[1:])
             torch.index_select(part, 0, index, out=flat)
@@ -84,16 +92,47 @@ class Feed:
         return torch.stack([order.rows(start, stop)[:, self._mine] for order in self._orders], dim=1).flatten()
 
 
+class _Staging:
+    """Host memory beside some memory of a device, as large: what is written there is sent over.
+
+    For a GPU it is pinned, and there twice, so that neither the host nor the device waits for a copy: one is written
+    while the other may still be read.
+    """
+
+    def __init__(self, targets: Sequence[Tensor]) -> None:
+        self._targets = targets
+        self._device = targets[0].device
+        gpu = self._device.type == "cuda"
+        self._rooms = [
+            [torch.empty(each.shape, dtype=each.dtype, pin_memory=gpu) for each in targets] for _ in range(1 + gpu)
+        ]
+        self._read = [torch.cuda.Event() for _ in self._rooms] if gpu else []  # type: ignore[no-untyped-call]
+        self._turn = 0
+
+    def free(self) -> list[Tensor]:
+        """Memory to write into, once its last copy has ended."""
+        if self._read:
+            self._read[self._turn].synchronize()
+        return self._rooms[self._turn]
+
+    def send(self, rows: int) -> None:
+        """Copy the first rows of what was written, in the order of the work on the device."""
+        for staged, target in zip(self._rooms[self._turn], self._targets, strict=True):
+            target[:rows].copy_(staged[:rows], non_blocking=True)
+        if self._read:
+            # Of the targets' device: the current one may be another, whose stream knows nothing of the copy.
+            self._read[self._turn].record(torch.cuda.current_stream(self._device))
+        self._turn = (self._turn + 1) % len(self._rooms)
+
+
 class _Stream:
-    """Gathers rows in a thread of its own, into (pinned) memory beside the slots."""
+    """Gathers rows in a thread of its own, into memory beside the slots."""
 
     def __init__(self, split: Split, x: Tensor, y: Tensor) -> None:
-        self._split, self._slots = split, (x, y)
-        pin = x.device.type == "cuda"
-        self._staging = tuple(torch.empty(part.shape, dtype=part.dtype, pin_memory=pin) for part in (x, y))
+        self._split = split
+        self._staging = _Staging([x, y])
         self._thread = ThreadPoolExecutor(1, "lthfunc-feed")
         self._ready: Future[None] | None = None
-        self._copied = torch.cuda.Event() if pin else None  # type: ignore[no-untyped-call]
 
     def order(self, index: Tensor) -> None:
         """Begin to gather these rows."""
@@ -109,18 +148,13 @@ class _Stream:
         assert self._ready is not None
         self._ready.result()
         self._ready = None
-        for staged, slots in zip(self._staging, self._slots, strict=True):
-            slots[:steps].copy_(staged[:steps], non_blocking=True)
-        if self._copied is not None:
-            self._copied.record()
+        self._staging.send(steps)
 
     def close(self) -> None:
         """End the thread."""
         self._thread.shutdown(cancel_futures=True)
 
     def _gather(self, index: Tensor) -> None:
-        if self._copied is not None:  # the last copy out of the staging memory must have ended
-            self._copied.synchronize()
-        for part, staged in zip(self._split, self._staging, strict=True):
+        for part, staged in zip(self._split, self._staging.free(), strict=True):
             flat = staged.view(-1, *part.shape[1:])[: len(index)]
             torch.index_select(part, 0, index, out=flat)

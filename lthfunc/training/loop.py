@@ -111,7 +111,7 @@ def fit_together(
             step = min(until, step - step % eval_every + eval_every)
             training.to(step, fits)
             now = training.now()
-            if not all(map(finite, *now)):
+            if not all(finite(*now)):
                 now = mend(training, trainer, good, seeds, step, fits, keeper)
             states, losses = now[0], training.mark(*now)
             phase("evaluation", step)

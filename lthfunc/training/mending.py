@@ -39,7 +39,7 @@ def mend(
                 raise Stopped
             training.one()
             after, sums = training.now()
-            bad = [number for number in range(len(states)) if not finite(after[number], sums[number])]
+            bad = [number for number, fine in enumerate(finite(after, sums)) if not fine]
             for number in bad:
                 error = _error(states[number], since[number], sums[number], seeds, number)
                 if trainer.on_nonfinite == "stop":

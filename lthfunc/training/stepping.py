@@ -110,8 +110,7 @@ class Training:
         random = _generator(self._device)
         losses = zip(self.running.losses(), self._steps, strict=True)
         states = self.running.states()
-        for state in states:
-            check_pruned(state, self._trainer)
+        check_pruned(states, self._trainer)
         return states, [Since(loss, steps, random) for loss, steps in losses]
 
     def mark(self, states: list[TrainState], since: list[Since]) -> list[float]:
@@ -157,7 +156,7 @@ class Training:
         stopping = self.asked(keeper)
         if stopping or keeper.due(self._step):
             now = self.now()
-            if all(map(finite, *now)):
+            if all(finite(*now)):
                 keeper.keep(under_way(fits, *now))
         if stopping:
             raise Stopped
@@ -195,15 +194,20 @@ def _check_rates(state: TrainState, end: int) -> None:
         )
 
 
-def check_pruned(state: TrainState, trainer: Trainer) -> None:
+def check_pruned(states: Sequence[TrainState], trainer: Trainer) -> None:
     """Raise UserError where a pruned weight is no longer zero: a module, or a user's own optimiser, may do that."""
-    if not trainer.habits.known or not is_ours(trainer.optimizer.update):
-        for name, mask in state.masks.items():
-            if bool(state.params[name].masked_fill(mask, 0).any()):
-                raise UserError(
-                    f"{name}: pruned weights are no longer zero after a step; the module writes into them in forward, "
-                    "or the optimizer moves weights without a gradient (Optimizer(..., mixes=True) masks them again)"
-                )
+    pruned = [(state.params[name], name, mask) for state in states for name, mask in state.masks.items()]
+    if not pruned or (trainer.habits.known and is_ours(trainer.optimizer.update)):
+        return
+    # Numbers that are not finite are another matter (`finite`); the device is waited for once.
+    left = [leaf.masked_fill(mask, 0).nan_to_num(0, 0, 0).any() for leaf, _, mask in pruned]
+    alive = torch.stack(left).tolist()
+    if any(alive):
+        raise UserError(
+            f"{pruned[alive.index(True)][1]}: pruned weights are no longer zero after a step; the module writes into "
+            "them in forward, or the optimizer moves weights without a gradient (Optimizer(..., mixes=True) masks them "
+            "again)"
+        )
 
 
 def under_way(fits: Sequence[Fit], states: Sequence[TrainState], since: Sequence[Since]) -> list[Fit]:
@@ -211,12 +215,16 @@ def under_way(fits: Sequence[Fit], states: Sequence[TrainState], since: Sequence
     return [fit._replace(state=state, since=each) for fit, state, each in zip(fits, states, since, strict=True)]
 
 
-def finite(state: TrainState, since: Since) -> bool:
-    """Whether all numbers of a state, and the losses on its way, are finite."""
-    trees = (state.params, state.buffers, state.opt)
-    found = [leaf for leaf in leaves(trees) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+def finite(states: Sequence[TrainState], since: Sequence[Since]) -> list[bool]:
+    """Of each state, whether all its numbers, and the losses on its way, are; the device is waited for once."""
     # Zero times infinity, or times what is no number, is no number: a tenth of the time of looking at each.
-    return math.isfinite(since.loss) and all(float((leaf * 0).sum()) == 0 for leaf in found)
+    zeros = torch.stack([torch.stack([(leaf * 0).sum() for leaf in _numbers(state)]).sum() for state in states])
+    return [math.isfinite(each.loss) and zero == 0 for each, zero in zip(since, zeros.tolist(), strict=True)]
+
+
+def _numbers(state: TrainState) -> list[Tensor]:
+    trees = (state.params, state.buffers, state.opt)
+    return [leaf for leaf in leaves(trees) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
 
 def _generator(device: torch.device) -> Tensor:

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from lthfunc.training.engines.interface import Tick
 from lthfunc.training.engines.tracing import Program
-from lthfunc.trees.shards import has_group
 
 
 class Launcher:
@@ -18,9 +17,13 @@ class Launcher:
 
     def __init__(self, program: Program, arguments: Sequence[tuple[Tensor, ...]]) -> None:
         self._program, self._arguments = program, arguments
-        self._capture = arguments[0][0].is_cuda
+        self._device = arguments[0][0].device
+        self._capture = self._device.type == "cuda"
         self._seen: set[int] = set()
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        # Graphs of several numbers of steps take their intermediate results from the same memory: they never run at
+        # the same time, and leave nothing there.
+        self._pool = torch.cuda.graph_pool_handle() if self._capture else None
 
     def launch(self, steps: int, tick: Tick | None) -> int:
         """Run the program on slots 0 … steps-1, or on fewer if `tick` stops it; returns how many."""
@@ -38,19 +41,26 @@ class Launcher:
         return steps
 
     def _replay(self, steps: int) -> bool:
-        if steps not in self._graphs:
-            graph = torch.cuda.CUDAGraph()
-            # With ranks, NCCL's own thread asks the device about its work, which would end a capture of all threads.
-            watched = "thread_local" if has_group() else "global"
-            try:
-                with torch.cuda.graph(graph, capture_error_mode=watched):
-                    for arguments in self._arguments[:steps]:
-                        self._program(*arguments)
-            except RuntimeError as error:
-                reason = str(error).splitlines()[0]
-                warnings.warn(f"no CUDA graph of this step: {reason}; launched one by one, more slowly", stacklevel=2)
-                self._capture = False
+        # A graph is captured and replayed on streams of the current device, whatever device its arguments are on.
+        with torch.cuda.device(self._device):
+            if steps not in self._graphs and not self._captured(steps):
                 return False
-            self._graphs[steps] = graph
-        self._graphs[steps].replay()
+            self._graphs[steps].replay()
+        return True
+
+    def _captured(self, steps: int) -> bool:
+        graph = torch.cuda.CUDAGraph()
+        # Left to itself, PyTorch keeps one stream for all captures, on the device of the first.
+        stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        try:
+            # "thread_local": meanwhile other threads (the feed's, a checkpoint's, NCCL's) ask devices about their work.
+            with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
+                for arguments in self._arguments[:steps]:
+                    self._program(*arguments)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            warnings.warn(f"no CUDA graph of this step: {reason}; launched one by one, more slowly", stacklevel=4)
+            self._capture = False
+            return False
+        self._graphs[steps] = graph
         return True

@@ -1,0 +1,391 @@
+"""A pretended machine with GPUs: tensors that say they lie on one of them, and streams that run as late as they may.
+
+An operation on such tensors is put into the current stream of their device, and runs when somebody waits for it: for
+the stream, an event in it, or a number on the host. So a copy that nobody waits for reads whatever lies in its source
+by then, a graph that was captured on another device's stream is empty, and a program that is right here is right on a
+device that is fast or slow. Mixing devices is an error; waits of the host are counted by the line that waits.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+_ROOT = str(Path(__file__).resolve().parent.parent)
+_ATEN = torch.ops.aten
+#: Operations that read numbers on the host, or whose results have as many entries as the numbers say.
+_WAITING = (
+    _ATEN._local_scalar_dense.default, _ATEN.equal.default, _ATEN.nonzero.default, _ATEN.masked_select.default,
+    _ATEN._unique2.default, _ATEN.unique_consecutive.default, _ATEN.unique_dim.default,
+)  # fmt: skip
+
+
+class OnDevice(Tensor):
+    """A tensor of a pretended GPU; `kept` is its memory."""
+
+    kept: Tensor
+
+    @staticmethod
+    def __new__(cls, kept: Tensor, device: torch.device) -> OnDevice:
+        made: OnDevice = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+            cls,
+            kept.shape,
+            strides=kept.stride(),
+            storage_offset=kept.storage_offset(),
+            dtype=kept.dtype,
+            device=device,
+        )
+        made.kept = kept
+        return made
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return _machine().dispatch(func, args, kwargs or {})
+
+    def tolist(self) -> Any:
+        """Which PyTorch itself doesn't do for subclasses."""
+        return self.cpu().tolist()
+
+
+class Stream:
+    """Work that is still to be done, in order."""
+
+    def __init__(self, device: Any = None) -> None:
+        machine = _machine()
+        self.device = torch.device(machine.kind, machine.current if device is None else torch.device(device).index or 0)
+        self.waiting: list[Callable[[], None]] = []
+        self.begun = 0
+        self.graph: Graph | None = None
+
+    def put(self, work: Callable[[], None]) -> None:
+        """Do this after all that was put before; in a capture, whenever the graph is replayed."""
+        (self.waiting if self.graph is None else self.graph.work).append(work)
+
+    def run(self, upto: int | None = None) -> None:
+        """Do the work, or the first so many pieces of it since the beginning."""
+        with _machine().lock:
+            while self.waiting and (upto is None or self.begun < upto):
+                self.begun += 1
+                self.waiting.pop(0)()
+
+    def synchronize(self) -> None:
+        """Wait for all of it."""
+        self.run()
+
+    def wait_event(self, event: Event) -> None:
+        """Go on after the event."""
+        self.put(event.reach)
+
+    def wait_stream(self, other: Stream) -> None:
+        """Go on after what the other stream has to do now."""
+        mark = Event()
+        mark.record(other)
+        self.wait_event(mark)
+
+
+class Event:
+    """A mark in a stream."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._at: tuple[Stream, int] | None = None
+
+    def record(self, stream: Stream | None = None) -> None:
+        """Mark where a stream stands: by default the current one of the current device."""
+        stream = stream or _machine().stream(_machine().current)
+        self._at = stream, stream.begun + len(stream.waiting)
+
+    def reach(self) -> None:
+        """Do all before the mark."""
+        if self._at is not None:
+            self._at[0].run(self._at[1])
+
+    synchronize = reach
+
+    def query(self) -> bool:
+        """Whether the mark was passed."""
+        return self._at is None or self._at[0].begun >= self._at[1]
+
+
+class Graph:
+    """Captured work."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.work: list[Callable[[], None]] = []
+
+    def replay(self) -> None:
+        """Put it into the current stream of the current device, as CUDA does."""
+        stream = _machine().stream(_machine().current)
+        for work in self.work:
+            stream.put(work)
+
+
+class Machine(TorchDispatchMode):
+    """The pretended GPUs. waits: how often the host waited, by line; copies: from and to the host, by line."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.lock = threading.RLock()
+        self.current = 0
+        self.waits: Counter[str] = Counter()
+        self.copies: Counter[str] = Counter()
+        self.captures: list[tuple[Graph, str]] = []
+        self._pinned: set[int] = set()
+        self._streams: dict[int, Stream] = {}
+
+    def stream(self, device: int) -> Stream:
+        """The current stream of a device."""
+        if device not in self._streams:
+            self._streams[device] = Stream(f"{self.kind}:{device}")
+        return self._streams[device]
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return self.dispatch(func, args, kwargs or {})
+
+    def dispatch(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """An operation, where its tensors are."""
+        tensors: list[Tensor] = []
+        tree_map_only(Tensor, tensors.append, (args, kwargs))
+        there = {tensor.device for tensor in tensors if isinstance(tensor, OnDevice)}
+        wanted = kwargs.get("device")
+        wanted = None if wanted is None else torch.device(wanted)
+        if wanted is not None and wanted.type == self.kind and wanted.index is None:
+            wanted = torch.device(self.kind, self.current)
+        pinned = bool(kwargs.pop("pin_memory", False))
+        if func in (_ATEN._to_copy.default, _ATEN.copy_.default) and (there or (wanted and wanted.type == self.kind)):
+            return self._copy(func, args, kwargs, wanted)
+        if not there and (wanted is None or wanted.type != self.kind):
+            made = func(*args, **kwargs)
+            if pinned:
+                self._pinned.add(made.untyped_storage().data_ptr())
+            return made
+        if wanted is not None:
+            there.add(wanted)
+            kwargs = {**kwargs, "device": torch.device("cpu")}
+        hosts = [tensor for tensor in tensors if not isinstance(tensor, OnDevice) and tensor.ndim > 0]
+        # Indices may lie on the host; CUDA copies them, and waits.
+        if len(there) > 1 or (hosts and func is not _ATEN.index.Tensor):
+            places = sorted({str(tensor.device) for tensor in tensors} | {str(device) for device in there})
+            raise RuntimeError(f"{func} mixes devices: {', '.join(places)}")
+        (device,) = there
+        return self._launch(func, args, kwargs, device)
+
+    def _launch(self, func: Any, args: Any, kwargs: Any, device: torch.device) -> Any:
+        stream = self.stream(device.index)
+        args, kwargs = tree_map_only(OnDevice, lambda tensor: _Kept(tensor.kept, tensor), (args, kwargs))
+        args, kwargs = tree_map_only(Tensor, lambda tensor: tensor.clone(), (args, kwargs))  # a host's numbers, now
+        bare = tree_map_only(_Kept, lambda each: each.memory, (args, kwargs))
+        schema = func._schema
+        written = [
+            _argument(schema, args, kwargs, number)
+            for number, argument in enumerate(schema.arguments)
+            if argument.alias_info is not None and argument.alias_info.is_write
+        ]
+        if written:
+            stream.put(lambda: func(*bare[0], **bare[1]))
+            owners = [each.owner for each in written]
+            return owners[0] if len(schema.returns) == 1 else tuple(owners) if schema.returns else None
+        if any(each.alias_info is not None for each in schema.returns):  # a view reads nothing
+            return tree_map_only(Tensor, lambda part: OnDevice(part, device), func(*bare[0], **bare[1]))
+        chosen = func is _ATEN.index.Tensor and any(
+            isinstance(index, _Kept) and index.memory.dtype == torch.bool for index in args[1]
+        )
+        if func in _WAITING or chosen:
+            self._wait(stream)
+            found = func(*bare[0], **bare[1])
+            return tree_map_only(Tensor, lambda part: OnDevice(part, device), found)
+        shapes = func(*_on_meta(bare[0]), **_on_meta({**bare[1], **({"device": "meta"} if "device" in kwargs else {})}))
+        results = tree_map_only(
+            Tensor, lambda made: torch.empty_strided(made.shape, made.stride(), dtype=made.dtype), shapes
+        )
+
+        def work() -> None:
+            found: list[Tensor] = []
+            tree_map_only(Tensor, found.append, func(*bare[0], **bare[1]))
+            rooms: list[Tensor] = []
+            tree_map_only(Tensor, rooms.append, results)
+            for room, value in zip(rooms, found, strict=True):
+                if value.numel():  # some kernels of a CPU leave out what only a gradient would read
+                    room.copy_(value)
+
+        stream.put(work)
+        return tree_map_only(Tensor, lambda room: OnDevice(room, device), results)
+
+    def _copy(self, func: Any, args: Any, kwargs: Any, wanted: torch.device | None) -> Any:
+        """Between host and device, or within a device; between two devices only where both are named."""
+        into = func is _ATEN.copy_.default
+        source = args[1] if into else args[0]
+        late = bool(kwargs.pop("non_blocking", args[2] if into and len(args) > 2 else False))
+        target = args[0].device if into else (wanted or source.device)
+        if source.device == target:
+            kwargs.pop("device", None)
+            return self._launch(func, args[:2] if into else args, kwargs, target)
+        self.copies[_line()] += 1
+        if target.type == "cpu":
+            self._wait(self.stream(source.device.index))
+            if into:
+                return func(args[0], source.kept)
+            return func(source.kept, **{**kwargs, "device": target})
+        if source.device.type == self.kind:
+            self.stream(source.device.index).run()
+            source = source.kept.clone()
+        elif not (late and source.untyped_storage().data_ptr() in self._pinned):
+            source = source.clone()  # staged by the driver as the call returns
+        room = args[0].kept if into else torch.empty_like(source, dtype=kwargs.get("dtype") or source.dtype)
+        self.stream(target.index).put(lambda: room.copy_(source))
+        return args[0] if into else OnDevice(room, target)
+
+    def _wait(self, stream: Stream) -> None:
+        if stream.graph is not None:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        self.waits[_line()] += 1
+        stream.run()
+
+
+class _Kept:
+    """Stands for a tensor of a device among arguments."""
+
+    def __init__(self, memory: Tensor, owner: OnDevice) -> None:
+        self.memory, self.owner = memory, owner
+
+
+def _argument(schema: Any, args: Any, kwargs: Any, number: int) -> Any:
+    return args[number] if number < len(args) else kwargs[schema.arguments[number].name]
+
+
+def _on_meta(tree: Any) -> Any:
+    def meta(tensor: Tensor) -> Tensor:
+        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+
+    return tree_map_only(Tensor, meta, tree)
+
+
+def _line() -> str:
+    """Where in this project the present call came from."""
+    frame: Any = sys._getframe(1)
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if file.startswith(_ROOT) and file != __file__ and "/.venv/" not in file:
+            return f"{file[len(_ROOT) + 1 :]}:{frame.f_lineno}"
+        frame = frame.f_back
+    return "?"
+
+
+_here: list[Machine] = []
+
+
+def _machine() -> Machine:
+    return _here[-1]
+
+
+class _Device:
+    def __init__(self, device: Any) -> None:
+        index = device if isinstance(device, int) else torch.device(device).index
+        self._index = _machine().current if index is None else index
+
+    def __enter__(self) -> None:
+        self._before, _machine().current = _machine().current, self._index
+
+    def __exit__(self, *exception: object) -> None:
+        _machine().current = self._before
+
+
+@contextmanager
+def _on(stream: Stream) -> Iterator[None]:
+    machine, index = _machine(), stream.device.index
+    before, device = machine.stream(index), machine.current
+    machine._streams[index], machine.current = stream, index
+    try:
+        yield
+    finally:
+        machine._streams[index], machine.current = before, device
+
+
+@contextmanager
+def _capture(graph: Graph, pool: Any = None, stream: Stream | None = None, **settings: str) -> Iterator[None]:
+    machine = _machine()
+    for each in list(machine._streams.values()):
+        if each.device.index == machine.current:
+            each.run()
+    stream = stream or Stream()
+    with _on(stream):
+        stream.graph = graph
+        machine.captures.append((graph, settings.get("capture_error_mode", "global")))
+        try:
+            yield
+        finally:
+            stream.graph = None
+
+
+@contextmanager
+def pretended(kind: str) -> Iterator[Machine]:
+    """A machine whose devices are `kind:0`, `kind:1`, …, until this ends."""
+    machine = Machine(kind)
+    _here.append(machine)
+    made = torch.tensor
+
+    def tensor(data: Any, *, device: Any = None, **settings: Any) -> Tensor:
+        """torch.tensor asks the device for memory past any mode; numbers come from the host there too."""
+        there = made(data, **settings)
+        return there if device is None else there.to(device)
+
+    try:
+        with machine, pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch, "tensor", tensor)
+            yield machine
+    finally:
+        _here.pop()
+
+
+@functools.cache
+def accelerator() -> str:
+    """The name of PyTorch's device for others' backends, on which networks can be differentiated without any GPU."""
+    from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+
+    _setup_privateuseone_for_python_backend("pretended")
+    return "pretended"
+
+
+@contextmanager
+def pretended_gpus(patch: pytest.MonkeyPatch, gpus: int = 2) -> Iterator[Machine]:
+    """A machine on which `cuda:0`, `cuda:1`, … can be named, and torch.cuda speaks of it, until this ends.
+
+    PyTorch asks a real driver before it differentiates: for that there is `accelerator`.
+    """
+    with pretended("cuda") as machine:
+
+        def index(device: Any) -> int:
+            if device is None:
+                return machine.current
+            found = device if isinstance(device, int) else torch.device(device).index
+            return machine.current if found is None else found
+
+        def synchronize(device: Any = None) -> None:
+            machine.waits[_line()] += 1
+            machine.stream(index(device)).run()
+
+        stands = {
+            "_lazy_init": lambda: None, "is_available": lambda: True, "device_count": lambda: gpus, "device": _Device,
+            "current_device": lambda: machine.current, "Stream": Stream, "Event": Event, "stream": _on,
+            "set_device": lambda device: setattr(machine, "current", index(device)), "CUDAGraph": Graph,
+            "graph": _capture, "current_stream": lambda device=None: machine.stream(index(device)),
+            "synchronize": synchronize, "graph_pool_handle": lambda: (0, 1), "empty_cache": lambda: None,
+            "get_device_name": lambda device=None: "a pretended GPU",
+            "get_device_capability": lambda device=None: (9, 0),
+        }  # fmt: skip
+        for name, value in stands.items():
+            patch.setattr(torch.cuda, name, value)
+        torch._C._ensureCUDADeviceGuardSet()  # type: ignore[attr-defined]
+        yield machine
