@@ -23,6 +23,8 @@ R = TypeVar("R")
 
 #: The least that counts of these names can be.
 _LEAST = {"steps": 1, "until": 1, "eval_every": 1, "batch_size": 1, "count": 1, "points": 1, "rounds": 0}
+#: Where none at all is meant to do nothing.
+_NONE_AT_ALL = (("warmup", "steps"),)
 #: Arguments beside each other, or beside a model, that must be of one network, by what is compared.
 _ALIKE = {
     "TrainState": "params", "Ticket": "params", "Ticket | TrainState": "params", "Params": "params", "Masks": "masks",
@@ -160,7 +162,7 @@ def _alternatives(annotation: str) -> list[str]:
 
 
 def _check_range(function: str, argument: str, value: Any) -> None:
-    least = _LEAST.get(argument)
+    least = 0 if (function, argument) in _NONE_AT_ALL else _LEAST.get(argument)
     if least is not None and is_whole(value) and value < least:
         raise invalid(f"{function}: {argument}", value, f"a whole number of at least {least}")
     if argument == "densities" and value is not None:

@@ -284,3 +284,7 @@ def test_what_makers_return_is_exported() -> None:
     assert lf.Trainer.__name__ == "Trainer"
     assert lf.make_trainer.__annotations__["return"] == "Trainer"
     assert lf.fit.__annotations__["return"] == lf.Fit.__name__
+
+
+def test_no_warmup_at_all_is_a_warmup() -> None:
+    assert torch.equal(lf.warmup(lf.constant(0.4), 0), lf.constant(0.4))
