@@ -75,8 +75,8 @@ class Memory:
         after = {name: value.clone() for name, value in before.items()}
         for name, first in self.program.statistics.items():
             after[name] = self.constants[first : first + before[name].numel()].clone().view(before[name].shape)
-        for name in self.program.counters:
-            after[name] = before[name] + steps
+        for name in self.program.counters:  # twice where the layer is called twice
+            after[name] = after[name] + steps
         return after
 
     def run(

@@ -12,7 +12,7 @@ from torch.fx import Node
 from lthfunc.errors import UserError
 from lthfunc.sparse.aliases import changed_by, is_seen_elsewhere
 from lthfunc.sparse.builder import Builder, Leaf, Listing, Value, View, Weights, finished
-from lthfunc.sparse.capture import Captured, line_of, operation_of
+from lthfunc.sparse.capture import TRACED_BATCH, Captured, line_of, operation_of
 from lthfunc.sparse.kernels.instructions import BY_TILES, WHOLE
 from lthfunc.sparse.packing import check_fit
 from lthfunc.sparse.rules.interface import Buffer, Param, Unsupported
@@ -171,6 +171,7 @@ def _interpreted(b: Builder, captured: Captured, given: dict[Node, Any], counter
             raise _no_rule(node, " of a parameter or buffer", name)
         try:
             view = rule(b, list(args), dict(kwargs))
+            _check_shape(view, node)
         except Unsupported as error:
             raise _no_rule(node, f" {error}", name) from error
         view.value.only_read &= len(node.users) == 1
@@ -178,6 +179,13 @@ def _interpreted(b: Builder, captured: Captured, given: dict[Node, Any], counter
         if changed_by(node):
             known[node.args[0]] = view
     raise AssertionError("a graph ends with its output")
+
+
+def _check_shape(view: View, node: Node) -> None:
+    """A rule gives what the operation gave as it was traced, or it misread its arguments."""
+    traced = node.meta["val"]
+    if (TRACED_BATCH, *view.shape) != tuple(traced.shape) or traced.dtype != torch.float32:
+        raise Unsupported("of this form")
 
 
 def _no_rule(node: Node, form: str, name: str) -> UserError:

@@ -85,8 +85,8 @@ void some(const dense_products_row& i, const Memory& m, Inputs inputs, i64 row, 
     for (int t = 0; t < Tiles; ++t) {
       const i64 at = row_out[r] + t * i.out_tile;
       vec total = sum[r][t];
-      if (last && i.relu) total = larger(total, vec{});
-      if (last && i.gate >= 0) total = where(m.activations[i.gate + tile * i.out_tile + at] > vec{}, total, vec{});
+      if (last && i.relu) total = rectified(total);
+      if (last && i.gate >= 0) total = passing(total, m.activations[i.gate + tile * i.out_tile + at]);
       out[at] = total;
     }
   }

@@ -19,7 +19,8 @@ void cross_entropy(const cross_entropy_row& i, Memory& m, Part) {
     ivec winner{};
     for (i64 c = 1; c < i.classes; ++c) {
       const vec logit = logits[addresses[c]];
-      const ivec higher = logit > most;
+      // What is no number counts as the largest, as it does to argmax.
+      const ivec higher = (most == most) & ((logit <= most) == all_int(0));
       most = where(higher, logit, most);
       winner = where(higher, all_int(static_cast<i32>(c)), winner);
     }
@@ -35,8 +36,10 @@ void cross_entropy(const cross_entropy_row& i, Memory& m, Part) {
     }
     if (i.grad < 0) continue;
     vec* const grads = m.activations + i.grad + tile * i.grad_tile;
-    const vec scale = where(first_lanes(examples), share / sum, vec{});
-    for (i64 c = 0; c < i.classes; ++c) grads[into[c]] = exponential(logits[addresses[c]] - most) * scale;
+    const ivec there = first_lanes(examples);
+    const vec scale = share / sum;
+    for (i64 c = 0; c < i.classes; ++c)
+      grads[into[c]] = where(there, exponential(logits[addresses[c]] - most) * scale, vec{});
     for (i64 lane = 0; lane < examples; ++lane) grads[into[m.targets[tile * LANES + lane]]][lane] -= share;
   }
   m.totals[0] += total * static_cast<double>(share);

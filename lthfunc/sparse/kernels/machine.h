@@ -63,7 +63,7 @@ inline const vec* gate_of(i64 gate, i64 gradient, const vec* row) { return gate 
 
 // A gradient where its value is above zero, if there is a gate.
 LTHFUNC_INLINE vec gated(vec gradient, const vec* gate, i64 x) {
-  return !gate ? gradient : where(gate[x] > vec{}, gradient, vec{});
+  return !gate ? gradient : passing(gradient, gate[x]);
 }
 
 // A pointwise function by its number.

@@ -24,7 +24,7 @@ void batch_statistics(const batch_statistics_row& i, Memory& m, Part part) {
     double mean = static_cast<double>(running_mean), variance = static_cast<double>(running_variance);
     if (i.training) {
       // Shifted by a value of its own, so that squares don't cancel where the mean is large.
-      const float shift = m.activations[i.in + channel * i.in_channel][0];
+      const float first = m.activations[i.in + channel * i.in_channel][0], shift = std::isfinite(first) ? first : 0.0f;
       double sum = 0, squares = 0;
       for (i64 tile = 0; tile < m.tiles; ++tile) {
         const ivec there = first_lanes(m.examples - tile * LANES);
@@ -42,7 +42,8 @@ void batch_statistics(const batch_statistics_row& i, Memory& m, Part part) {
         squares += total(where(there, both_squares, vec{}));
       }
       mean = sum / count;
-      variance = std::max(0.0, squares / count - mean * mean);
+      variance = squares / count - mean * mean;
+      if (variance < 0.0) variance = 0.0;  // of rounding; what is no number stays so
       mean += static_cast<double>(shift);
       const double momentum = static_cast<double>(m.constants[i.momentum]);
       const double unbiased = count > 1 ? variance * count / (count - 1) : variance;
@@ -71,7 +72,7 @@ void normalise(const normalise_row& i, Memory& m, Part part) {
         for (i64 x = 0; x < i.width; ++x) {
           vec value = in[x] * factor + summand;
           if (b) value += b[x];
-          out[x] = i.relu ? larger(value, vec{}) : value;
+          out[x] = i.relu ? rectified(value) : value;
         }
       }
     }
@@ -157,7 +158,7 @@ void group_normalise(const group_normalise_row& i, Memory& m, Part part) {
           vec* const out = LTHFUNC_AT(out);
           for (i64 x = 0; x < i.width; ++x) {
             const vec value = in[x] * factor + summand;
-            out[x] = i.relu ? larger(value, vec{}) : value;
+            out[x] = i.relu ? rectified(value) : value;
           }
         }
       }

@@ -108,6 +108,17 @@ LTHFUNC_INLINE Two<H> where(const Two<C>& chosen, const Two<H>& a, const Two<H>&
   return {where(chosen.low, a.low, b.low), where(chosen.high, a.high, b.high)};
 }
 
+// Whether a comparison holds in all lanes.
+LTHFUNC_INLINE bool all_of(ints holds) {
+  i32 all = -1;
+  for (int i = 0; i < LTHFUNC_PART; ++i) all &= holds[i];
+  return all != 0;
+}
+template <typename H>
+LTHFUNC_INLINE bool all_of(const Two<H>& holds) {
+  return all_of(holds.low & holds.high);
+}
+
 template <typename V>
 constexpr int lanes_of = sizeof(V) / 4;
 

@@ -14,8 +14,9 @@ LTHFUNC_INLINE vec clamped(vec x, float low, float high) {
   x = where(x < all(low), all(low), x);
   return where(x > all(high), all(high), x);
 }
-LTHFUNC_INLINE vec inside(vec x, float low, float high) {
-  return where((x > all(low)) & (x < all(high)), all(1.0f), vec{});
+// A gradient between two limits, and nothing elsewhere.
+LTHFUNC_INLINE vec inside(vec grad, vec x, float low, float high) {
+  return where(x <= all(low), vec{}, where(x >= all(high), vec{}, grad));
 }
 // The error function lane by lane: GELU's exact form needs it, and few networks use GELU between sparse layers.
 LTHFUNC_INLINE vec normal_share(vec x) {
@@ -24,29 +25,34 @@ LTHFUNC_INLINE vec normal_share(vec x) {
   return share;
 }
 
-vec slope_of(i64 kind, vec x, float number) {
+// The gradient before a function from the one behind it. Functions that are flat somewhere let nothing pass there,
+// not even what is no number; where the value is no number, each does what PyTorch's does.
+vec gradient_of(i64 kind, vec grad, vec x, float number) {
   switch (kind) {
-    case relu: return where(x > vec{}, all(1.0f), vec{});
-    case leaky_relu: return where(x > vec{}, all(1.0f), all(number));
-    case relu6: return inside(x, 0.0f, 6.0f);
+    case relu: return passing(grad, x);
+    case leaky_relu: return grad * where(x > vec{}, all(1.0f), all(number));
+    case relu6: return inside(grad, x, 0.0f, 6.0f);
     case sigmoid: {
       const vec s = logistic(x);
-      return s * (1.0f - s);
+      return grad * (s * (1.0f - s));
     }
     case tanh_: {
       const vec t = tangent(x);
-      return 1.0f - t * t;
+      return grad * (1.0f - t * t);
     }
     case silu: {
       const vec s = logistic(x);
-      return s + x * s * (1.0f - s);
+      return grad * (s + x * s * (1.0f - s));
     }
-    case gelu: return normal_share(x) + x * exponential(x * x * -0.5f) * 0.39894228040143268f;
-    case hardtanh: return inside(x, -1.0f, 1.0f);
-    case hardsigmoid: return inside(x, -3.0f, 3.0f) * (1.0f / 6);
-    case hardswish: return where(x <= all(-3.0f), vec{}, where(x < all(3.0f), x * (1.0f / 3) + 0.5f, all(1.0f)));
-    case elu: return where(x > vec{}, all(1.0f), exponential(x) * number);
-    default: return all(number);
+    case gelu: {
+      const vec square = x * x, bell = where(square > all(1e30f), vec{}, exponential(square * -0.5f));
+      return grad * (normal_share(x) + x * bell * 0.39894228040143268f);
+    }
+    case hardtanh: return inside(grad, x, -1.0f, 1.0f);
+    case hardsigmoid: return where((x > all(-3.0f)) & (x < all(3.0f)), grad * (1.0f / 6), vec{});
+    case hardswish: return where(x <= all(-3.0f), vec{}, where(x >= all(3.0f), grad, grad * (x * (1.0f / 3) + 0.5f)));
+    case elu: return grad * where(x <= vec{}, exponential(x) * number, all(1.0f));
+    default: return grad * number;
   }
 }
 
@@ -62,7 +68,7 @@ LTHFUNC_INLINE void each_row(Part part, i64 height, Function function) {
 
 vec value_of(i64 kind, vec x, float number) {
   switch (kind) {
-    case relu: return larger(x, vec{});
+    case relu: return rectified(x);
     case leaky_relu: return where(x > vec{}, x, x * number);
     case relu6: return clamped(x, 0.0f, 6.0f);
     case sigmoid: return logistic(x);
@@ -93,7 +99,7 @@ void pointwise_gradient(const pointwise_gradient_row& i, Memory& m, Part part) {
     vec* const into = LTHFUNC_AT(into);
     const vec* const gate = gate_of(i.gate, i.into, into);
     for (i64 x = 0; x < i.width; ++x) {
-      vec value = grad[x] * slope_of(i.kind, in[x], number);
+      vec value = gradient_of(i.kind, grad[x], in[x], number);
       if (i.accumulate) value += into[x];
       into[x] = gated(value, gate, x);
     }
@@ -106,7 +112,7 @@ void add(const add_row& i, Memory& m, Part part) {
     vec* const out = LTHFUNC_AT(out);
     for (i64 x = 0; x < i.width; ++x) {
       const vec value = a[x] + b[x];
-      out[x] = i.relu ? larger(value, vec{}) : value;
+      out[x] = i.relu ? rectified(value) : value;
     }
   });
 }
@@ -147,7 +153,7 @@ void dropout(const dropout_row& i, Memory& m, Part part) {
       const uvec stream = scrambled(uvec{} + (m.seed ^ (m.step * 0x9e3779b9u)) + static_cast<std::uint32_t>(i.number));
       const uvec drawn = scrambled(stream ^ (lane + place * 16u));
       const ivec kept = drawn >= uvec{} + static_cast<std::uint32_t>(i.threshold);
-      vec value = where(kept, in[x] * scale, vec{});
+      vec value = in[x] * where(kept, all(scale), vec{});
       if (i.accumulate) value += out[x];
       out[x] = gated(value, gate, x);
     }

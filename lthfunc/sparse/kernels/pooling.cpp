@@ -41,7 +41,7 @@ void max_pool(const max_pool_row& i, Memory& m, Part part) {
           const vec *const upper = in + 2 * y * i.in_row, *const lower = upper + i.in_row;
           for (i64 x = 0; x < i.out_width; ++x)
             out[y * i.out_row + x] =
-                larger(larger(upper[2 * x], upper[2 * x + 1]), larger(lower[2 * x], lower[2 * x + 1]));
+                most_of(most_of(upper[2 * x], upper[2 * x + 1]), most_of(lower[2 * x], lower[2 * x + 1]));
         }
         continue;
       }
@@ -52,7 +52,7 @@ void max_pool(const max_pool_row& i, Memory& m, Part part) {
           vec most = all(-std::numeric_limits<float>::infinity());
           for (i64 a = 0; a < down.count; ++a) {
             const vec* at = in + (down.from + a * i.dilation_y) * i.in_row + across.from;
-            for (i64 b = 0; b < across.count; ++b, at += i.dilation_x) most = larger(*at, most);
+            for (i64 b = 0; b < across.count; ++b, at += i.dilation_x) most = most_of(*at, most);
           }
           out[y * i.out_row + x] = most;
         }
@@ -61,7 +61,19 @@ void max_pool(const max_pool_row& i, Memory& m, Part part) {
   }
 }
 
-// The first of a window's maxima gets the window's gradient, as in PyTorch.
+namespace {
+
+// Whether all maxima of a channel are numbers.
+bool all_numbers(const vec* most, i64 row, i64 height, i64 width) {
+  ivec fine = all_int(-1);
+  for (i64 y = 0; y < height; ++y)
+    for (i64 x = y * row; x < y * row + width; ++x) fine = fine & (most[x] == most[x]);
+  return all_of(fine);
+}
+
+}  // namespace
+
+// The first of a window's maxima gets the window's gradient, or the last that is no number, as in PyTorch.
 void max_pool_gradient(const max_pool_gradient_row& i, Memory& m, Part part) {
   const bool tiling = i.kernel_y == i.stride_y && i.kernel_x == i.stride_x && i.pad_y == 0 && i.pad_x == 0 &&
                       i.dilation_y == 1 && i.dilation_x == 1 && i.out_height * i.kernel_y == i.height &&
@@ -74,13 +86,14 @@ void max_pool_gradient(const max_pool_gradient_row& i, Memory& m, Part part) {
       vec* const into = m.activations + i.into + tile * i.into_tile + channel * i.into_channel;
       if (!tiling && !i.accumulate)
         for (i64 y = 0; y < i.height; ++y) std::fill_n(into + y * i.into_row, i.width, vec{});
+      const bool fine = all_numbers(out, i.out_row, i.out_height, i.out_width);
       for (i64 y = 0; y < i.out_height; ++y) {
         const Side down = clipped(y * i.stride_y - i.pad_y, i.kernel_y, i.dilation_y, i.height);
         for (i64 x = 0; x < i.out_width; ++x) {
           const Side across = clipped(x * i.stride_x - i.pad_x, i.kernel_x, i.dilation_x, i.width);
           const vec most = out[y * i.out_row + x];
           vec rest = grad[y * i.grad_row + x];  // until a maximum has taken it
-          if (i.gate >= 0 && !i.accumulate) rest = where(most > vec{}, rest, vec{});
+          if (i.gate >= 0 && !i.accumulate) rest = passing(rest, most);
           for (i64 a = 0; a < down.count; ++a) {
             const i64 row = down.from + a * i.dilation_y;
             for (i64 b = 0; b < across.count; ++b) {
@@ -90,6 +103,17 @@ void max_pool_gradient(const max_pool_gradient_row& i, Memory& m, Part part) {
               const vec share = where(here, rest, vec{});
               place = tiling ? share : place + share;
               rest = where(here, vec{}, rest);
+            }
+          }
+          if (fine) continue;
+          rest = where(most == most, vec{}, grad[y * i.grad_row + x]);
+          for (i64 a = down.count; a-- > 0;) {
+            for (i64 b = across.count; b-- > 0;) {
+              const i64 at = (down.from + a * i.dilation_y), column = across.from + b * i.dilation_x;
+              const vec value = in[at * i.in_row + column];
+              vec& place = into[at * i.into_row + column];
+              place += where(value == value, vec{}, rest);
+              rest = where(value == value, rest, vec{});
             }
           }
         }

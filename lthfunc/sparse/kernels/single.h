@@ -9,4 +9,18 @@ namespace lthfunc {
 bool has_single(const i64* program, i64 width, i64 count);
 void run_single(const i64* program, i64 width, i64 count, Memory& memory);
 
+// Places in the activations are counted in floats.
+inline float* place(const Memory& m, i64 first) { return reinterpret_cast<float*>(m.activations) + first; }
+
+// The larger one, or what is no number.
+LTHFUNC_INLINE float most_of(float a, float b) { return a > b || a != a ? a : b; }
+
+// Instructions that have no lists (single_places.cpp).
+void max_pool_single(const max_pool_row&, Memory&);
+void average_pool_single(const average_pool_row&, Memory&);
+void pointwise_single(const pointwise_row&, Memory&);
+void add_single(const add_row&, Memory&);
+void normalise_single(const normalise_row&, Memory&);
+void copy_single(const copy_row&, Memory&);
+
 }  // namespace lthfunc

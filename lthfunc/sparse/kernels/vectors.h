@@ -47,7 +47,17 @@ LTHFUNC_INLINE void store(float* to, vec value, i64 count = LANES) {
 
 LTHFUNC_INLINE vec all(float value) { return value - vec{}; }
 LTHFUNC_INLINE ivec all_int(i32 value) { return value - ivec{}; }
+// Of numbers: where one is none, use `most_of`.
 LTHFUNC_INLINE vec larger(vec a, vec b) { return where(a > b, a, b); }
+// ReLU, and what passes where a value is above zero. What is no number (NaN) compares with nothing, so that these two
+// ask for what is not above zero: it stays what it is and lets gradients pass, as in PyTorch.
+LTHFUNC_INLINE vec rectified(vec x) { return where(x <= vec{}, vec{}, x); }
+LTHFUNC_INLINE vec passing(vec gradient, vec value) { return where(value <= vec{}, vec{}, gradient); }
+
+// Lanes that hold numbers, of both.
+LTHFUNC_INLINE ivec numbers(vec a, vec b) { return (a == a) & (b == b); }
+// The larger one, or what is no number.
+LTHFUNC_INLINE vec most_of(vec a, vec b) { return where(a == a, larger(a, b), a); }
 
 // 0, 1, 2 …
 LTHFUNC_INLINE ivec lane_numbers() {
@@ -109,8 +119,9 @@ LTHFUNC_INLINE float sum(vec v) {
   return sums_of(one)[0];
 }
 
-// e^x within 2 units in the last place for x in [-87, 88]; clamped outside. (Cephes, expf.)
+// e^x within 2 units in the last place for x in [-87, 88]; clamped outside, but for infinity. (Cephes, expf.)
 LTHFUNC_INLINE vec exponential(vec x) {
+  const ivec endless = x == all(__builtin_inff());
   x = where(x < all(-87.0f), all(-87.0f), x);  // what is no number stays so
   x = where(x > all(88.0f), all(88.0f), x);
   const vec scaled = x * 1.44269504088896341f;
@@ -124,7 +135,7 @@ LTHFUNC_INLINE vec exponential(vec x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   const vec fraction = p * r * r + r + 1.0f;
-  return fraction * with_bits_of((whole + 127) << 23);
+  return where(endless, all(__builtin_inff()), fraction * with_bits_of((whole + 127) << 23));
 }
 
 }  // namespace lthfunc

@@ -29,17 +29,17 @@ LTHFUNC_INLINE void finish(vec (&sum)[Sums], const Row& i, const Memory& m, cons
   }
   if (i.relu) {
     LTHFUNC_UNROLL
-    for (int s = 0; s < Sums; ++s) sum[s] = larger(sum[s], vec{});
+    for (int s = 0; s < Sums; ++s) sum[s] = rectified(sum[s]);
   }
   if (walk.gate) {
     const vec* const gate = walk.gate + row_out;
     LTHFUNC_UNROLL
-    for (int s = 0; s < Sums; ++s) sum[s] = where(gate[s * walk.out_step] > vec{}, sum[s], vec{});
+    for (int s = 0; s < Sums; ++s) sum[s] = passing(sum[s], gate[s * walk.out_step]);
   }
 }
 
-// The maximum of a 2 × 2 window of sums (row after row). `codes`, where wanted, tell the gradient which of the four was
-// the first maximum, or 4 where ReLU cut it off.
+// The maximum of a 2 × 2 window of sums (row after row), or what is no number among them. `codes`, where wanted, tell the
+// gradient which of the four was the first maximum (the last that is no number), or 4 where ReLU cut it off.
 template <typename Row>
 LTHFUNC_INLINE void write_maximum(const vec (&window)[4], const Row& i, const Memory& m, const Walk& walk, i64 row, i64 out) {
   vec four[4] = {window[0], window[1], window[2], window[3]};
@@ -48,12 +48,19 @@ LTHFUNC_INLINE void write_maximum(const vec (&window)[4], const Row& i, const Me
     LTHFUNC_UNROLL
     for (int s = 0; s < 4; ++s) four[s] = four[s] * saved[factor_of] + saved[summand_of];
   }
-  const vec most = larger(larger(four[0], four[1]), larger(four[2], four[3]));
-  walk.out[out] = i.relu ? larger(most, vec{}) : most;
+  vec most = larger(larger(four[0], four[1]), larger(four[2], four[3]));
+  const ivec fine = numbers(four[0], four[1]) & numbers(four[2], four[3]);
+  most = where(fine, most, all(__builtin_nanf("")));
+  walk.out[out] = i.relu ? rectified(most) : most;
   if (walk.codes) {
     ivec code = where(four[2] == most, all_int(2), all_int(3));
     code = where(four[0] == most, all_int(0), where(four[1] == most, all_int(1), code));
-    if (i.relu) code = where(most > vec{}, code, all_int(4));
+    if (!all_of(fine)) {
+      ivec odd{};
+      for (int s = 1; s < 4; ++s) odd = where(four[s] == four[s], odd, all_int(s));
+      code = where(fine, code, odd);
+    }
+    if (i.relu) code = where(most <= vec{}, all_int(4), code);
     walk.codes[out] = code;
   }
 }

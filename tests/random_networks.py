@@ -1,0 +1,94 @@
+"""Random networks as code, and what every engine makes of them, against the eager engine.
+
+    python tests/random_networks.py --networks 5000 --seed 1 [--compile 50] [--show 17]
+
+A network is a function of its seed. One that an engine computes wrongly is printed with its code; --show prints one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from network_steps import FLAT_STEPS, FLAT_WEIGHTS, IMAGE_STEPS, IMAGE_WEIGHTS, Pen, Shape, flattened
+from torch import nn
+
+
+@dataclass
+class Network:
+    """seed: that it was drawn from. code: of a module `Net`. shape, batch, density: of inputs, batches and masks."""
+
+    seed: int
+    code: str
+    shape: Shape
+    batch: int
+    density: float
+    classes: int
+
+    def __str__(self) -> str:
+        return f"network {self.seed}: inputs {self.shape}, batch {self.batch}, density {self.density}\n{self.code}"
+
+    def module(self) -> nn.Module:
+        """Initialised by PyTorch's rules; the same numbers for the same seed."""
+        names: dict[str, type[nn.Module]] = {}
+        source = "import torch\nimport torch.nn.functional as F\nfrom torch import nn\n" + self.code
+        exec(compile(source, f"network{self.seed}", "exec"), names)
+        with torch.random.fork_rng():
+            torch.manual_seed(self.seed)
+            return names["Net"]()
+
+
+def drawn(seed: int) -> Network:
+    """The network of a seed."""
+    rng = random.Random(seed)
+    batch = rng.choice([1, 2, 5, 8, 15, 16, 17, 20, 33])
+    pen = Pen(rng, batch)
+    flat = rng.random() < 0.15
+    shape: Shape = (rng.randint(2, 20),) if flat else (rng.randint(1, 3), rng.randint(4, 9), rng.randint(4, 9))
+    pen.shapes["x"] = shape
+    x = "x"
+    if not flat:
+        for _ in range(rng.randint(1, 5)):
+            x = rng.choices(IMAGE_STEPS, IMAGE_WEIGHTS)[0](pen, x)
+        x = flattened(pen, x)
+    for _ in range(rng.randint(flat, 3)):
+        x = rng.choices(FLAT_STEPS, FLAT_WEIGHTS)[0](pen, x)
+    classes = rng.randint(2, 5)
+    last = pen.layer(f"nn.Linear({pen.shapes[x][0]}, {classes})")
+    body = "\n        ".join([f"self.m{n} = {each}" for n, each in enumerate(pen.layers)])
+    lines = "\n        ".join([*pen.lines, f"return {last}({x})"])
+    code = (
+        "class Net(nn.Module):\n    def __init__(self):\n        super().__init__()\n        "
+        f"{body}\n\n    def forward(self, x):\n        {lines}\n"
+    )
+    return Network(seed, code, shape, batch, rng.choice([1.0, 0.7, 0.4, 0.15, 0.03]), classes)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Hold all engines to the eager one over random networks; how many differ."""
+    from network_engines import Tally, held  # here, since the module above is what it takes networks from
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", type=int, default=300, metavar="N", help="how many (default: 300)")
+    parser.add_argument("--seed", type=int, default=0, help="of the first; each next one has the next (default: 0)")
+    parser.add_argument("--compile", type=int, default=0, metavar="N", help="compile the first N by Inductor as well")
+    parser.add_argument("--show", type=int, metavar="SEED", help="print the code of one network, and stop")
+    given = parser.parse_args(arguments)
+    if given.show is not None:
+        print(drawn(given.show))
+        return 0
+    tally = Tally()
+    for number in range(given.networks):
+        network = drawn(given.seed + number)
+        for fault in held(network, tally, compiling=number < given.compile):
+            print(f"{fault}\n{network}\nagain: python {sys.argv[0]} --networks 1 --seed {network.seed}\n", flush=True)
+    print(tally)
+    return 1 if tally.faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,58 @@
+"""Networks drawn at random: every engine trains and evaluates them as the eager engine does, or refuses in one line."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from network_engines import Tally, held
+from random_networks import drawn, main
+
+from lthfunc.sparse.kernels import build
+
+pytestmark = pytest.mark.skipif(build.why_no_kernels() is not None, reason=str(build.why_no_kernels()))
+
+#: Networks by each of so many tests, and every which one is traced for the compiled engine as well.
+NETWORKS, PARTS, TRACED = 320, 16, 4
+#: Shares of the networks that engines run at least; what they refuse has operations that they have no rule for.
+LEAST = {"sparse": 0.7, "sparse inference": 0.7, "compact": 0.95, "compact inference": 0.95}
+
+tally = Tally()
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_every_engine_computes_what_the_eager_one_does(part: int) -> None:
+    """Run more by ``python tests/random_networks.py --networks 5000 --seed 1``."""
+    mine = Tally()
+    for seed in range(part, NETWORKS, PARTS):
+        network = drawn(seed)
+        faults = held(network, mine, interpreting=seed // PARTS % TRACED == 0)
+        assert not faults, "\n".join([*faults, str(network)])
+    for engine, least in LEAST.items():
+        assert mine.ran[engine] >= (least - 0.2) * mine.networks, mine
+    tally.add(mine)
+    if tally.networks == NETWORKS:
+        assert all(tally.ran[engine] >= least * NETWORKS for engine, least in LEAST.items()), tally
+
+
+def test_inductor_compiles_some_of_them_rightly() -> None:
+    compiled = Tally()
+    for seed in range(NETWORKS, NETWORKS + 8):
+        network = drawn(seed)
+        faults = held(network, compiled, compiling=True, interpreting=False)
+        assert not faults, "\n".join([*faults, str(network)])
+    assert compiled.ran["compile"] == compiled.networks
+
+
+def test_the_command_runs_networks_and_tells_what_engines_refuse(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--networks", "2", "--seed", "0"]) == 0
+    assert "2 networks, 0 faults" in capsys.readouterr().out
+    assert main(["--show", "1"]) == 0
+    assert "class Net(nn.Module):" in capsys.readouterr().out
