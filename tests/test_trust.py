@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from lthfunc.experiments.config import from_mapping
 from lthfunc.experiments.trust import check_trust, places_in
 from lthfunc.runs.lines import line_of, value_of
 from lthfunc.runs.settings import to_toml
+from lthfunc.training.threads import most_threads
 
 
 def with_settings(folder: Path, **settings: object) -> None:
@@ -91,3 +93,19 @@ def test_a_trial_in_a_strangers_sweep_is_not_believed(run: Path, capsys: Any) ->
     main(sweep)
     assert "names code that would be imported, score = 'stranger.py:score'" in "".join(capsys.readouterr())
     assert not Path("here").exists()
+
+
+def test_threads_are_bounded_by_the_machine(run: Path, capsys: Any) -> None:
+    """Thousands of them would end the process without a word; a run's settings may ask for them too."""
+    most = most_threads()
+    assert most >= 4 * (os.cpu_count() or 1)
+    with_settings(run, threads=10_000)
+    for command in (
+        "prune --rounds 1 --steps 2 --threads 10000 --out new", "train --steps 2 --threads 10000", "resume run",
+        "connectivity --run run", "specialize run --threads 10000", "methods --threads 10000 --method imp",
+        "branch run --from-round 0 --rounds 1 --threads 10000",
+    ):  # fmt: skip
+        assert main(command.split()) == 2, command
+        assert f"--threads: 10000 is not accepted; it takes a whole number from 1 to {most}" in capsys.readouterr().err
+    assert not Path("new").exists()
+    assert main(["info", "run"]) == 0  # a larger machine's run can be looked at

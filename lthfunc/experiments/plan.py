@@ -44,6 +44,7 @@ from lthfunc.training.engines.table import Making, engine_for
 from lthfunc.training.engines.toolchain import why_not
 from lthfunc.training.precision import Precision, check_precision
 from lthfunc.training.ranks import part_of
+from lthfunc.training.threads import check_threads
 from lthfunc.training.trainer import OnNonfinite, examples, make_trainer
 from lthfunc.trees.flops import flops_of
 from lthfunc.trees.habits import habits_of
@@ -76,6 +77,8 @@ def prepare(config: Config, observe: Observe | None = None, exchange: Exchange =
     observe: told how many images of how many are decoded. exchange: of the ranks that are to train together.
     """
     config = resolved(config)
+    if config.on == "local":  # elsewhere its nodes' cores count
+        check_threads(config.threads)
     if exchange.ranks > 1:
         _check_ranks(config, exchange)
     config = replace(config, device=choose_device(config.device))

@@ -15,6 +15,7 @@ import torch
 
 from lthfunc.errors import UserError
 from lthfunc.hardware import cache_home, has_avx512, processor_facts
+from lthfunc.sparse.kernels import kept
 from lthfunc.training.engines.toolchain import host_compiler, why_not
 
 _HERE = Path(__file__).parent
@@ -37,19 +38,29 @@ def load_kernels() -> None:
     reason = why_no_kernels()
     if reason is not None:
         raise UserError(reason)
+    folder = cache_folder()
+    if not kept.is_whole(folder):
+        with kept.building(folder):
+            if not kept.is_whole(folder):  # which another process has built meanwhile
+                kept.clear(folder)
+                _build(folder)
+                kept.keep(folder)
+    torch.ops.load_library(str(kept.library(folder)))  # type: ignore[no-untyped-call]
+
+
+def _build(folder: Path) -> None:
     # On machines without a GPU the tooling remarks on it as it is imported; its errors still come through.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     from torch.utils import cpp_extension
 
-    flags, folder = _flags(), cache_folder()
-    folder.mkdir(parents=True, exist_ok=True)
+    flags = _flags()
     sources = sorted(str(source) for source in _HERE.glob("*.cpp"))
     # The tooling asks for ninja in PATH; installed beside Python, it need not be there.
     path = os.environ.get("PATH", "")
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), path])
     try:
         cpp_extension.load(
-            "lthfunc_kernels",
+            kept.NAME,
             sources,
             extra_cflags=flags,
             extra_ldflags=[flag for flag in flags if "sanitize" in flag or "openmp" in flag],
@@ -65,12 +76,12 @@ def load_kernels() -> None:
 
 def is_built() -> bool:
     """Whether a build for this machine lies in the cache."""
-    return (cache_folder() / "lthfunc_kernels.so").exists()
+    return kept.is_whole(cache_folder())
 
 
 def why_no_kernels() -> str | None:
     """One line that says why the kernels cannot be built here; None where they can."""
-    reason = why_not("cpu")
+    reason = why_not("cpu") or kept.why_not_kept(cache_folder())
     return reason and f"--engine: sparse cannot run on this machine, since {reason}; --engine eager can"
 
 

@@ -1,0 +1,95 @@
+"""The library of kernels in the cache: what is not what was built is built again, never loaded."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lthfunc.errors import UserError
+from lthfunc.sparse.kernels import build, kept
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A cache of its own; what takes a compiler half a minute writes a file here, and loading it is counted."""
+    monkeypatch.setenv("LTHFUNC_CACHE", str(tmp_path / "cache"))
+    build.load_kernels.cache_clear()
+    yield build.cache_folder()
+    build.load_kernels.cache_clear()
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    made: list[str] = []
+
+    def builds(folder: Path) -> None:
+        assert not list(folder.iterdir()), "nothing of an earlier build is used"
+        kept.library(folder).write_bytes(b"library" * 1000)
+        made.append("built")
+
+    monkeypatch.setattr(build, "_build", builds)
+    monkeypatch.setattr("torch.ops.load_library", lambda path: made.append(f"loaded {len(Path(path).read_bytes())}"))
+    return made
+
+
+@pytest.mark.parametrize("harm", ["empty", "cut", "changed", "no sum", "other sum", "none", "half a build"])
+def test_a_library_that_is_not_what_was_built_is_built_again(folder: Path, calls: list[str], harm: str) -> None:
+    build.load_kernels()
+    assert calls == ["built", "loaded 7000"]
+    path, known = kept.library(folder), folder / "lthfunc_kernels.so.sha256"
+    content = path.read_bytes()
+    if harm in ("empty", "cut", "changed"):
+        path.write_bytes({"empty": b"", "cut": content[:3000], "changed": content[:-1] + b"?"}[harm])
+    elif harm == "no sum":
+        known.unlink()
+    elif harm == "other sum":
+        known.write_bytes(b"\xff" * 64)
+    elif harm == "half a build":
+        path.unlink()
+        (folder / "edges.o").write_bytes(b"")
+        (folder / "lock").write_bytes(b"")
+    calls.clear()
+    build.load_kernels.cache_clear()
+    assert build.is_built() is (harm == "none")
+    build.load_kernels()
+    assert calls == ([] if harm == "none" else ["built"]) + ["loaded 7000"]
+    assert build.is_built()
+
+
+def test_a_cache_that_cannot_be_written_or_believed_is_one_line(
+    folder: Path, calls: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder.parent.parent.mkdir(parents=True)
+    folder.parent.write_text("no folder")
+    assert "cannot be written to (LTHFUNC_CACHE names another folder)" in str(build.why_no_kernels())
+    with pytest.raises(UserError, match="LTHFUNC_CACHE names another folder"):
+        build.load_kernels()
+    folder.parent.unlink()
+    build.load_kernels()
+    build.load_kernels.cache_clear()
+    calls.clear()
+    folder.chmod(0o500)  # what is whole needs no writing
+    build.load_kernels()
+    folder.chmod(0o700)
+    assert calls == ["loaded 7000"]
+    build.load_kernels.cache_clear()
+    if os.getuid() == 0:
+        os.chown(kept.library(folder), 12345, -1)
+    else:
+        mine = os.getuid()
+        monkeypatch.setattr(os, "getuid", lambda: mine + 1)
+    with pytest.raises(UserError, match=r"lthfunc_kernels\.so belongs to another user"):
+        build.load_kernels()
+
+
+def test_a_library_that_is_a_link_is_not_loaded(folder: Path, calls: list[str], tmp_path: Path) -> None:
+    build.load_kernels()
+    elsewhere = tmp_path / "elsewhere.so"
+    kept.library(folder).rename(elsewhere)
+    kept.library(folder).symlink_to(elsewhere)
+    build.load_kernels.cache_clear()
+    with pytest.raises(UserError, match=r"lthfunc_kernels\.so is a link"):
+        build.load_kernels()
