@@ -10,6 +10,7 @@ import typer
 from lthfunc.errors import UserError, invalid
 
 from . import options as o
+from .console import put
 
 
 def compare(
@@ -70,8 +71,8 @@ def _compare(folders: list[Path], at: str, baseline: int, csv: bool, markdown: b
 
         print(json.dumps({"at": at, "baseline": subjects[baseline].name, "runs": as_values(rows)}, indent=2))
     elif csv:
-        print(as_csv(rows), end="")
+        put(as_csv(rows), end="")
     elif markdown:
-        print(as_markdown(rows))
+        put(as_markdown(rows))
     else:
         screen().print(comparison_table(rows, subjects[baseline].name))

@@ -10,6 +10,7 @@ import typer
 
 from lthfunc.experiments.config import Config
 
+from .console import put
 from .experiment import prune
 from .methods import methods
 
@@ -35,7 +36,7 @@ def config(
     if file is not None:
         path = Path(file)
         found = read_config(path / "config.toml", run=path) if path.is_dir() else read_config(path)
-    print(to_toml(resolved(found), "lthfunc prune --config THIS_FILE"), end="")
+    put(to_toml(resolved(found), "lthfunc prune --config THIS_FILE"), end="")
 
 
 def _explanations() -> dict[str, str]:

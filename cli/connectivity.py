@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +10,7 @@ import typer
 from lthfunc.errors import UserError
 
 from . import options as o
+from .console import say
 from .experiment import settings_of
 
 
@@ -134,7 +134,7 @@ def _run(config: Any, at: list[int], points: int, plot: str | None, run: str | N
                     for item in found
                 ]
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        say("interrupted")
         raise typer.Exit(stop.code) from None
     title = f"{config.arch} on {config.dataset}, {plan.steps:,} steps"
     if plot:

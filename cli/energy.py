@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +12,7 @@ import typer
 from lthfunc.errors import UserError, invalid
 
 from . import options as o
+from .console import put, say
 from .execution import AllThreads, ExamplesAtOnce, Round, RunSeed, check_batch, check_least, headline
 
 
@@ -170,7 +170,7 @@ def _breakeven(
             for number, name in enumerate(names)
         ]  # fmt: skip
         if sides[0].how != sides[1].how:
-            print(f"measured differently: {sides[0].how}; {sides[1].how}", file=sys.stderr)
+            say(f"measured differently: {sides[0].how}; {sides[1].how}")
         same = Path(names[0]).resolve() == Path(names[1]).resolve()
         asked = questions(sides[0], sides[1], same=same, price=price, evaluation=evaluation)
     found = answers(asked)
@@ -187,7 +187,7 @@ def _breakeven(
         return
     screen().print(breakeven_table(found))
     if all(each.question.quantity == "time" for each in found):
-        print("only time is known of these trainings; prune or train with --energy for the rest")
+        put("only time is known of these trainings; prune or train with --energy for the rest")
 
 
 def _constants(text: str) -> tuple[float, float] | None:

@@ -11,6 +11,7 @@ from lthfunc.errors import invalid, unknown
 from lthfunc.execution.names import FORMATS, FORMS, LAYER_FORMATS, TARGETS
 
 from . import options as o
+from .console import put
 
 Round = Annotated[
     Any,
@@ -209,9 +210,9 @@ def _export(
     console.print()
     if subject.why_not_compacted:
         console.print(subject.why_not_compacted, style="dim", highlight=False)
-    print(path)
+    put(path)
     for other in others:
-        print(other)
+        put(other)
 
 
 def _size(path: Path, others: list[Path]) -> int:

@@ -10,7 +10,7 @@ import typer
 
 from lthfunc.errors import UserError, invalid
 
-from .console import say
+from .console import put, say
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
@@ -45,7 +45,7 @@ def import_(
     save_tree(target, tensors, {"source": path.name})
     for note in notes:
         say(note)
-    print(f"{target}: {len(tensors)} tensors, {sum(leaf.numel() for leaf in tensors.values()):,} numbers")
+    put(f"{target}: {len(tensors)} tensors, {sum(leaf.numel() for leaf in tensors.values()):,} numbers")
 
 
 def _bytes(text: str) -> int:

@@ -9,7 +9,7 @@ import typer
 
 from lthfunc.errors import UserError
 
-from .console import printable
+from .console import printable, put
 from .options import DataDir, Json, Trust
 
 
@@ -53,22 +53,22 @@ def _show_run(folder: Path, *, wants_json: bool) -> None:
     if wants_json:
         _print_json({**as_json(folder, config, rows), "machine": about["machine"], "finished": len(records) == wanted})
         return
-    print(f"{folder}: lthfunc {about['command']}, {len(records)} of {wanted} trainings finished")
+    put(f"{folder}: lthfunc {about['command']}, {len(records)} of {wanted} trainings finished")
     where, versions = machine_in_words(about["machine"])
-    print(printable(f"on {where}; {versions}"))
-    print(_settings(to_mapping(config)))
+    put(f"on {where}; {versions}")
+    put(_settings(to_mapping(config)))
     if rows:
-        print()
+        put()
         show_tables(rows)
-        print()
+        put()
         if config.rounds:
-            print(verdict(rows))
+            put(verdict(rows))
             for line in outcome_lines(rows, folder) if len(records) == wanted else ():
-                print(line)
+                put(line)
     for problem in sums_wrong(folder, run, sizes=True):
-        print(f"damaged: {problem}; lthfunc verify {folder} says what remains")
+        put(f"damaged: {problem}; lthfunc verify {folder} says what remains")
     if len(records) < wanted:
-        print(f"unfinished; go on with: lthfunc resume {folder}")
+        put(f"unfinished; go on with: lthfunc resume {folder}")
 
 
 def _show_classes(folder: Path, data_dir: str | None, trust: bool) -> None:
@@ -80,8 +80,8 @@ def _show_classes(folder: Path, data_dir: str | None, trust: bool) -> None:
 
     dense, found = tickets_of_run(folder, [0, None], None, data_dir, trusted=trust)
     networks = {"dense": dense.ticket} | ({f"round {found.number}": found.ticket} if found.number else {})
-    print()
-    print(found.words)
+    put()
+    put(found.words)
     screen().print(class_rows(per_class(dense.model, networks, dense.data)))
 
 
@@ -102,16 +102,16 @@ def _show_file(path: Path, *, as_json: bool) -> None:
         return
     config = metadata.pop("config", {})
     config = config if isinstance(config, dict) else {}
-    print(printable(f"{path}: " + ", ".join(f"{name} {value}" for name, value in metadata.items())))
-    print(_settings(config))
+    put(f"{path}: " + ", ".join(f"{name} {value}" for name, value in metadata.items()))
+    put(_settings(config))
     if masks:
         whole = count(masks)
-        print(f"{whole.kept:,} of {whole.total:,} weights remain ({100 * whole.density:.2f} %)")
+        put(f"{whole.kept:,} of {whole.total:,} weights remain ({100 * whole.density:.2f} %)")
     for name in dict.fromkeys([*shapes, *layers]):
         shape = "×".join(map(str, shapes[name])) if name in shapes else ""
         layer = layers.get(name)
         kept = f"  {layer['kept']:,} of {layer['total']:,} remain" if layer else ""
-        print(printable(f"  {name}  {shape}{kept}"))
+        put(f"  {name}  {shape}{kept}")
 
 
 def _settings(config: dict[str, Any]) -> str:

@@ -18,7 +18,7 @@ from . import benchmark, branching, execution, experiment, kernels, listings
 from .compare import compare
 from .config import config
 from .connectivity import connectivity
-from .console import printable
+from .console import say, warning_in_words
 from .elsewhere import brought_here
 from .energy import breakeven, energy
 from .importing import import_
@@ -120,7 +120,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _told(arguments: list[str] | None) -> int:
     try:
-        code = _invoked(arguments)
+        with warning_in_words():
+            code = _invoked(arguments)
     except UserError as error:
         return _complain(str(error), error.code)
     except OSError as error:
@@ -140,5 +141,5 @@ def launched() -> bool:
 
 
 def _complain(message: str, code: int) -> int:
-    print(f"lthfunc: {printable(' '.join(message.split()))}", file=sys.stderr)
+    say(f"lthfunc: {' '.join(message.split())}")
     return code

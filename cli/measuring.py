@@ -14,6 +14,8 @@ from lthfunc.experiments.resolve import resolved
 from lthfunc.runs.calls import called
 from lthfunc.runs.execute import check_ray
 
+from .console import put
+
 #: Options whose value is a file to be written.
 _WRITTEN = ("--json", "--plot")
 
@@ -27,7 +29,7 @@ def measured_on(on: str, cores: int, gpus: int, words: Sequence[str]) -> int:
     files = {place: f"result{place}{Path(words[place]).suffix}" for place in _places(words)}
     there = [files.get(place, word) for place, word in enumerate(words)]
     ((_, (code, out, err, written)),) = called(on, _measure, [(there, list(files.values()))], cores=cores, gpus=gpus)
-    print(out, end="")
+    put(out, end="")
     print(err, end="", file=sys.stderr)
     for place, name in files.items():
         if name in written:

@@ -12,6 +12,7 @@ from lthfunc.errors import invalid
 from lthfunc.experiments.families import METHODS
 
 from . import options as o
+from .console import put, say
 from .experiment import settings_of
 
 
@@ -84,7 +85,7 @@ def methods(
         del given[name]
     if list_:
         for name, about in METHODS.items():
-            print(f"{name:27}{about}")
+            put(f"{name:27}{about}")
         return
     asked = tuple(method or ())
     if len(set(asked)) < len(asked):
@@ -128,7 +129,7 @@ def _run(
     config, setting = setting_of(config)
     chosen, note = methods_for(setting, asked)
     if note is not None:
-        print(note, file=sys.stderr)
+        say(note)
     if save is not None:
         make_folder("--save", save)
     jobs = config.jobs or max(1, usable_cores() // (config.threads or 1))
@@ -150,7 +151,7 @@ def _run(
         except KeyboardInterrupt:
             progress.stop()
             goes_on = "; the same command goes on" if out else "; with --out FILE it could go on"
-            print(f"interrupted{goes_on}", file=sys.stderr)
+            say(f"interrupted{goes_on}")
             raise typer.Exit(stop.code) from None
     rows = method_rows(records, setting.steps)
     title = f"{config.arch} on {config.dataset}, {100 * setting.density:g} % of the weights, {setting.steps:,} steps"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +17,8 @@ from lthfunc.runs.trainings import Watcher, name_of
 from lthfunc.training.batches import steps_per_epoch
 from lthfunc.training.fits import Point
 from lthfunc.trees.ops import density
+
+from .console import say
 
 #: Seconds between two redraws; counting every step would cost more than a small step takes.
 _REDRAW = 0.1
@@ -64,7 +65,7 @@ class Lines:
 
     def end(self, task: Task, item: Record) -> None:
         """Say how the training went."""
-        print(line(item), file=sys.stderr, flush=True)
+        say(line(item))
 
 
 @dataclass

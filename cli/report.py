@@ -10,6 +10,8 @@ import typer
 
 from lthfunc.errors import invalid
 
+from .console import put, say
+
 
 def report(
     runs: Annotated[list[str], typer.Argument(metavar="RUN…", help="Folders of runs, finished or not.")],
@@ -42,7 +44,7 @@ def _report(folders: list[Path], path: Path, title: str | None, figures: bool) -
     from lthfunc.reports.page.shown import shown
     from lthfunc.reports.page.write import number_of_figures, report_of, write_figures, write_page
 
-    from .console import aside, printable
+    from .console import aside
 
     found = shown(folders)
     if not path.parent.is_dir():
@@ -65,7 +67,7 @@ def _report(folders: list[Path], path: Path, title: str | None, figures: bool) -
                 count += 1
     for run in made.runs:
         for line in run.missing:
-            print(printable(f"missing   {run.name}: {line}"), file=sys.stderr)
-    print(f"page      {path}")
+            say(f"missing   {run.name}: {line}")
+    put(f"page      {path}")
     if count:
-        print(f"figures   {place} ({count} files)")
+        put(f"figures   {place} ({count} files)")

@@ -12,7 +12,7 @@ from lthfunc.experiments.records import Row, Spread, winning
 from lthfunc.reports.tables import layer_table, result_table
 from lthfunc.runs.outcome import LAST, WINNING, WINNING_TRAINED
 
-from .console import screen
+from .console import put, screen
 from .elsewhere import named
 
 #: Columns that a table with per-layer densities wants; narrower screens get a table of their own for them.
@@ -32,18 +32,18 @@ def show_tables(rows: Sequence[Row]) -> None:
 
 def show_results(rows: Sequence[Row], folder: Path, pictures: Sequence[Path], *, ticket: bool) -> None:
     """Tables, what won, and where everything lies."""
-    print()
+    put()
     show_tables(rows)
-    print()
+    put()
     if ticket:
         screen().print(verdict(rows), highlight=False)
         if warning := collapse(rows):
             screen().print(warning, highlight=False)
         for line in outcome_lines(rows, folder):
-            print(line)
+            put(line)
     for picture in pictures:
-        print(f"picture         {named(picture)}")
-    print(f"all else        {named(folder)}")
+        put(f"picture         {named(picture)}")
+    put(f"all else        {named(folder)}")
 
 
 def outcome_lines(rows: Sequence[Row], folder: Path) -> list[str]:

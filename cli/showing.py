@@ -11,7 +11,7 @@ from lthfunc.reports.figures import save
 from lthfunc.reports.samples import can_be_drawn, class_table, sample_grid, sample_lines
 from lthfunc.trees.types import Dataset
 
-from .console import screen
+from .console import put, screen
 from .decoding import decoding
 
 
@@ -23,23 +23,23 @@ def show_dataset(
         data = load(name, data_dir, options=options, skip_broken=skip_broken, observe=observe)
     name = canonical(name)
     where = f" in {data_dir or default_data_dir()}" if name in DATASETS and name != "digits" else ""
-    print(f"{name}{where}: {len(data.train.x):,} training, {len(data.val.x):,} validation, {len(data.test.x):,} test")
-    print(_inputs(data))
+    put(f"{name}{where}: {len(data.train.x):,} training, {len(data.val.x):,} validation, {len(data.test.x):,} test")
+    put(_inputs(data))
     if data.tokens:
         for line in sample_lines(data):
-            print(f"  {line!r}")
+            put(f"  {line!r}")
     if data.train.y.is_floating_point():
         y = data.train.y.double()
         mean, deviation = (", ".join(f"{v:.4g}" for v in part.tolist()) for part in (y.mean(0), y.std(0)))
-        print(f"targets: {data.classes} numbers, mean {mean}, standard deviation {deviation}")
+        put(f"targets: {data.classes} numbers, mean {mean}, standard deviation {deviation}")
     else:
         screen().print(class_table(data))
     for hint in hints(data):
-        print(f"look: {hint}")
+        put(f"look: {hint}")
     if can_be_drawn(data):
         path = Path(out or f"{data.name.replace(' ', '-')}.png")
         save(sample_grid(data), path)
-        print(f"picture: {path}")
+        put(f"picture: {path}")
 
 
 def _inputs(data: Dataset) -> str:

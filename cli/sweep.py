@@ -16,6 +16,7 @@ from typer.main import get_command
 from lthfunc.errors import DamagedError, UserError, invalid, unknown
 
 from . import options as o
+from .console import put, say
 from .experiment import merged, prune
 
 #: Options that a run has and its sweep has itself.
@@ -123,7 +124,7 @@ def _sweep(
                     values = suggester.next(known)
                 told = " ".join(f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
                                 for name, value in values.items())  # fmt: skip
-                print(f"trial {number} of {count}: {told}", file=sys.stderr, flush=True)
+                say(f"trial {number} of {count}: {told}")
                 try:
                     records = trial_run(config_of(config, values), trial_folder(folder, number), _command(folder))
                     trial = trial_of(number, values, records, objective)
@@ -169,15 +170,15 @@ def _show(folder: Path, done: list[Any], names: list[str], replicates: int, *, g
             )
         )
         return
-    print()
+    put()
     screen().print(trial_table(done, replicates))
-    print()
+    put()
     if best is None:
-        print("Every trial failed.")
+        put("Every trial failed.")
     else:
         run = trial_folder(folder, best.number)
         config = shlex.quote(str(run / "config.toml"))
-        print(f"best      trial {best.number}; repeat it with: lthfunc prune --config {config}")
+        put(f"best      trial {best.number}; repeat it with: lthfunc prune --config {config}")
     for path in pictures:
-        print(f"picture   {named(path)}")
-    print(f"all else  {named(folder)}")
+        put(f"picture   {named(path)}")
+    put(f"all else  {named(folder)}")

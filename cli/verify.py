@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .console import printable
+from .console import put
 from .options import Json
 
 
@@ -28,6 +28,6 @@ def verify(
         print(writer.dumps(report.as_json(), indent=2))
     else:
         for line in report.lines():
-            print(printable(line))
+            put(line)
     if report.problems:
         raise typer.Exit(3)

@@ -12,6 +12,7 @@ import typer
 from lthfunc.errors import invalid
 
 from . import options as o
+from .console import put
 
 
 def watch(
@@ -53,7 +54,7 @@ def _watch(folder: Path, every: float, once: bool) -> None:
         return
     found = scan_run(folder)
     if not is_finished(found):
-        print(f"nobody is working on it; go on with: lthfunc resume {shlex.quote(str(folder))}")
+        put(f"nobody is working on it; go on with: lthfunc resume {shlex.quote(str(folder))}")
     elif found.config.rounds:
         from lthfunc.experiments.records import summarize
 

@@ -102,7 +102,8 @@ def test_threads_are_bounded_by_the_machine(run: Path, capsys: Any) -> None:
     with_settings(run, threads=10_000)
     for command in (
         "prune --rounds 1 --steps 2 --threads 10000 --out new", "train --steps 2 --threads 10000", "resume run",
-        "connectivity --run run", "specialize run --threads 10000", "methods --threads 10000 --density 0.5 --method imp",
+        "connectivity --run run", "specialize run --threads 10000",
+        "methods --threads 10000 --density 0.5 --method imp",
         "branch run --from-round 0 --rounds 1 --threads 10000",
     ):  # fmt: skip
         assert main(command.split()) == 2, command

@@ -10,7 +10,13 @@ from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from lthfunc.plain import printable
 from lthfunc.runs import within
+
+
+def words(text: str) -> str:
+    """Text as matplotlib is to draw it: nothing in it is a formula, or a character that no font has."""
+    return printable(text).replace("$", r"\$")
 
 
 def figure(width: float, height: float) -> Figure:

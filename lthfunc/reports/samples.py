@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from rich.table import Table
 from torch import Tensor
 
-from lthfunc.reports.figures import figure
+from lthfunc.reports.figures import figure, words
 from lthfunc.trees.ops import scaled
 from lthfunc.trees.types import Dataset
 
@@ -42,9 +42,9 @@ def sample_grid(data: Dataset) -> Figure:
             if place < len(indices):
                 _draw(axis, split.x[indices[place]], data)
         if known:
-            axes[0].set_ylabel(_name(data, row), rotation=0, ha="right", va="center", fontsize=9)
-    made.suptitle(f"{data.name}: training images of {classes} of {data.classes} classes" if known else data.name,
-                  fontsize=10)  # fmt: skip
+            axes[0].set_ylabel(words(_name(data, row)), rotation=0, ha="right", va="center", fontsize=9)
+    of = f": training images of {classes} of {data.classes} classes" if known else ""
+    made.suptitle(words(data.name) + of, fontsize=10)
     return made
 
 

@@ -30,6 +30,7 @@ from lthfunc.experiments.config import Config, from_mapping, to_mapping
 from lthfunc.experiments.iterative import TICKET
 from lthfunc.experiments.records import Record
 from lthfunc.experiments.resolve import resolved
+from lthfunc.plain import printable
 from lthfunc.runs import within
 from lthfunc.runs.environment import environment, machine
 from lthfunc.runs.lines import append_lines, line_of, scan_lines
@@ -293,5 +294,5 @@ def distinct_names(folders: Sequence[Path]) -> list[str]:
         length = 1
         while length < len(mine) and sum(other[-length:] == mine[-length:] for other in parts) > 1:
             length += 1
-        names.append("/".join(mine[-length:]))
+        names.append(printable("/".join(mine[-length:]), keep=""))
     return names

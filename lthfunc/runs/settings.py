@@ -11,6 +11,7 @@ import tomli_w
 
 from lthfunc.errors import UserError
 from lthfunc.experiments.config import Config, from_mapping, to_mapping
+from lthfunc.plain import printable
 from lthfunc.runs import within
 
 if sys.version_info >= (3, 11):
@@ -50,4 +51,4 @@ def read_config(path: str | Path, run: Path | None = None) -> Config:
 
 def to_toml(config: Config, made_by: str) -> str:
     """A run's settings, below a comment with the command that it is made by."""
-    return f"# {made_by}\n" + tomli_w.dumps(to_mapping(config))
+    return f"# {printable(made_by, keep='')}\n" + tomli_w.dumps(to_mapping(config))

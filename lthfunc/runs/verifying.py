@@ -5,11 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lthfunc.runs import within
 from lthfunc.runs.checking import Problem, checkpoints_wrong, good_rounds, wrong
-from lthfunc.runs.folder import ENVIRONMENT, Run, scan_run
+from lthfunc.runs.folder import ENVIRONMENT, METRICS, Run, scan_run
 from lthfunc.runs.lines import whole_lines
 from lthfunc.runs.measurements import MEASURED
 from lthfunc.runs.unfinished import is_finished
+
+#: Looks at a run that goes on meanwhile.
+_LOOKS = 5
 
 
 class Report(NamedTuple):
@@ -44,7 +48,20 @@ class Report(NamedTuple):
 
 
 def verified(folder: Path) -> Report:
-    """Check everything. Raises UserError where this is no run, DamagedError where it can't be told what it is."""
+    """Check everything. Raises UserError where this is no run, DamagedError where it can't be told what it is.
+
+    A live run may go on while it is looked at, and replace what was about to be read: then it is looked at again.
+    """
+    for _ in range(_LOOKS):
+        before = within.status(folder, folder / METRICS)
+        report = _looked_at(folder)
+        after = within.status(folder, folder / METRICS)
+        if not report.problems or before is None or after is None or before.st_size == after.st_size:
+            break
+    return report
+
+
+def _looked_at(folder: Path) -> Report:
     run = scan_run(folder)
     lines = [*run.damage, *(line for name in (ENVIRONMENT, MEASURED) for line in whole_lines(folder / name)[1])]
     damage = [Problem(where, what) for where, _, what in (line.partition(": ") for line in lines)]

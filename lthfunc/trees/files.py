@@ -58,6 +58,10 @@ def load_tree(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, A
     if Path(path).is_dir():
         names = ", ".join(sorted(each.name for each in Path(path).glob("*.safetensors"))) or "it has none"
         raise UserError(f"{path}: is a folder; name one of its .safetensors files ({names})")
+    if not str(path).isascii():  # a name that is not UTF-8, which the library can't take
+        with _reading(path):
+            payload = Path(path).read_bytes()
+        return tree_of(payload, path)
     with _reading(path), safetensors.safe_open(str(path), framework="pt") as file:
         return _tree(_header_of(file.metadata()), file.keys(), file.get_tensor)
 
@@ -83,8 +87,8 @@ def _tree(
 
 def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The metadata that `save_tree` wrote, without reading the tensors. Raises UserError as `load_tree` does."""
-    with _reading(path), safetensors.safe_open(str(path), framework="pt") as file:
-        return _header_of(file.metadata())
+    with _reading(path), Path(path).open("rb") as file:
+        return header_in(file, path)
 
 
 def header_in(file: BinaryIO, path: str | os.PathLike[str]) -> dict[str, Any]:

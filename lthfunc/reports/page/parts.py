@@ -10,6 +10,7 @@ from typing import Any
 from lthfunc.experiments.config import to_mapping
 from lthfunc.experiments.iterative import TICKET
 from lthfunc.experiments.records import Row, winning
+from lthfunc.plain import printable
 from lthfunc.reports.charts import Picture
 from lthfunc.reports.curves import LOOKS
 from lthfunc.reports.page.shown import Shown
@@ -54,7 +55,7 @@ def card(run: Shown) -> str:
         lines.append(f"No pruned round reached the dense network's validation {run.rows[0].measured}.")
     elif run.config is not None and not run.rows:
         lines.append("No training has finished yet.")
-    missing = "".join(f"<li>{escape(line)}</li>" for line in run.missing)
+    missing = "".join(f"<li>{escape(printable(line))}</li>" for line in run.missing)
     warning = f'<div class="missing"><strong>Missing</strong><ul>{missing}</ul></div>' if missing else ""
     return f'<article class="card"><h3>{escape(run.name)}</h3>' + "".join(
         f"<p>{escape(line)}</p>" for line in lines
@@ -97,9 +98,9 @@ def origins(runs: Sequence[Shown]) -> str:
 
 def _origin(run: Shown) -> str:
     where, versions = machine_in_words(run.about["machine"])
-    config = shlex.quote(str(run.folder / "config.toml"))
+    config = printable(shlex.quote(str(run.folder / "config.toml")))
     lines = [f"lthfunc {run.about['command'].replace('transfer', 'prune')} --config {config}"]
-    typed = [str(each.get("command")) for each in run.sessions if each.get("command")]
+    typed = [printable(each["command"]) for each in run.sessions if each.get("command")]
     commit = next((each["git"]["commit"] for each in run.sessions if (each.get("git") or {}).get("commit")), None)
     text = f"On {where}; {versions}" + (f"; commit {commit}" if commit else "") + "."
     shown = "".join(f"<pre>{escape(line)}</pre>" for line in dict.fromkeys(typed))

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from lthfunc.reports.charts import ramp
-from lthfunc.reports.figures import clean, figure
+from lthfunc.reports.figures import clean, figure, words
 from lthfunc.reports.page.explorer import matrix_of
 from lthfunc.reports.page.patterns import Patterns
 from lthfunc.reports.spacing import spread_out
@@ -28,7 +28,7 @@ def mask_figure(patterns: Patterns, densities: Sequence[float]) -> Figure:
             axes.imshow((matrix > place).numpy(), cmap="Greys", aspect="auto", interpolation="nearest", vmin=0, vmax=1)
             axes.set_xticks([])
             axes.set_yticks([])
-        row[0].set_ylabel(name.removesuffix(".weight"), fontsize=9)
+        row[0].set_ylabel(words(name.removesuffix(".weight")), fontsize=9)
     for axes, place in zip(grid[0], places, strict=True):
         axes.set_title(_round(patterns, densities, place), fontsize=9)
     made.suptitle(f"Masks, seed {patterns.seed} (dark: remains)", fontsize=11)
@@ -54,7 +54,7 @@ def weight_figure(patterns: Patterns, densities: Sequence[float]) -> Figure:
             colour = ramp(place / max(1, len(patterns.rounds) - 1))
             axes.step(middles, histogram.counts[place], where="mid", color=colour, linewidth=1.2,
                       label=_round(patterns, densities, place))  # fmt: skip
-        axes.set_title(name.removesuffix(".weight"), fontsize=9)
+        axes.set_title(words(name.removesuffix(".weight")), fontsize=9)
         axes.set_yscale("symlog")
     grid[0].legend(frameon=False, fontsize=7)
     made.suptitle(f"Surviving weights after training, seed {patterns.seed}", fontsize=11)
@@ -72,7 +72,8 @@ def pixel_figure(name: str, shares: Tensor, densities: Sequence[float]) -> Figur
         axes.set_yticks([])
         axes.set_title(f"{densities[place]:.3g} %", fontsize=9)
         axes.set_xlabel(f"≤ {100 * float(shares[place].max()):.3g} %", fontsize=8)
-    made.suptitle(f"Share of each pixel's weights into {name.removesuffix('.weight')} that survives", fontsize=11)
+    layer = words(name.removesuffix(".weight"))
+    made.suptitle(f"Share of each pixel's weights into {layer} that survives", fontsize=11)
     return made
 
 

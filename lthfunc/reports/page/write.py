@@ -39,7 +39,7 @@ def report_of(runs: Sequence[Shown], told: Callable[[], None]) -> Report:
 def write_page(report: Report, path: Path, title: str) -> None:
     """Write the page, whole or not at all."""
     text = page(report.runs, report.together, report.each, title)
-    within.write(path.parent, path, text.encode())
+    within.write(path.parent, path, text.encode(errors="backslashreplace"))  # of paths that are not UTF-8
 
 
 def write_figures(report: Report, folder: Path) -> Iterator[Path]:
