@@ -14,7 +14,7 @@ from lthfunc.arguments import public
 from lthfunc.errors import UserError
 from lthfunc.trees.calling import functional_call
 from lthfunc.trees.initial import Initialiser, drawn_too, following, glorot_normal, left_alone
-from lthfunc.trees.ops import clone, full_masks
+from lthfunc.trees.ops import apply_masks, clone, full_masks
 from lthfunc.trees.parts import Part, Unpacking
 from lthfunc.trees.prunable import check_pure, chosen, fitting, usual, writes_nowhere
 from lthfunc.trees.types import Buffers, Params, TrainState
@@ -203,10 +203,17 @@ def _freezing(module: nn.Module) -> nn.Module:
 
 
 @public
-def init(model: Model, seed: int = 0, device: torch.device | str = "cpu") -> TrainState:
-    """A dense network at step 0: drawn params, full masks, no optimiser state yet."""
+def init(model: Model, seed: int = 0, device: torch.device | str = "cpu", *, zeros_pruned: bool = False) -> TrainState:
+    """A network at step 0: drawn params, full masks, no optimiser state yet.
+
+    zeros_pruned: whether prunable weights that are zero count as pruned (of a sparse network made with
+    `from_module(..., init=as_built)`).
+    """
     params, buffers = model.init(seed)
     params = {key: value.to(device) for key, value in params.items()}
     buffers = {key: value.to(device) for key, value in buffers.items()}
     masks = full_masks(params, model.prunable)
+    if zeros_pruned:
+        masks = {name: params[name] != 0 for name in masks}
+        params = apply_masks(params, masks)
     return TrainState(params, buffers, masks, (), torch.zeros((), dtype=torch.int64, device=device))

@@ -23,6 +23,9 @@ from lthfunc.trees.types import Buffers, Params, Ticket
 def to_module(ticket: Ticket, model: Model) -> nn.Module:
     """A plain module of the model's kind with the ticket's masked weights, in evaluation mode.
 
+    Its parameters can be trained (after `.train()`), but nothing holds pruned weights at zero there. What was frozen
+    when the model was made is a buffer. `from_pruned(module, zeros=True)` takes masks and weights back.
+
     Raises UserError where the ticket is not of such a network.
     """
     _check_fits(ticket, model)
@@ -31,6 +34,8 @@ def to_module(ticket: Ticket, model: Model) -> nn.Module:
         values = {**apply_masks(ticket.params, ticket.masks), **ticket.buffers}
         for name, leaf in (*module.named_parameters(), *module.named_buffers()):
             leaf.copy_(values[name])
+    for leaf in module.parameters():
+        leaf.requires_grad_(leaf.is_floating_point() or leaf.is_complex())
     return module
 
 
@@ -55,10 +60,12 @@ def with_new_head(ticket: Ticket, model: Model, seed: int = 0) -> Ticket:
 
 
 @public
-def from_pruned(module: nn.Module, **given: Any) -> tuple[Model, Ticket]:
+def from_pruned(module: nn.Module, *, zeros: bool = False, **given: Any) -> tuple[Model, Ticket]:
     """(a model, its ticket) of a module with masks of `torch.nn.utils.prune`; the module stays as it is.
 
-    Masks come from the module's own, weights from what lies under them, masked. given: as `from_module` takes it.
+    Masks come from the module's own, weights from what lies under them, masked. zeros: whether weights that are zero
+    count as pruned, where the module has no mask for them (a network that was trained on elsewhere, say). given: as
+    `from_module` takes it.
 
     Raises UserError where nothing in the module is pruned so.
     """
@@ -72,13 +79,16 @@ def from_pruned(module: nn.Module, **given: Any) -> tuple[Model, Ticket]:
                 leaf = hook._tensor_name
                 masks[f"{name}.{leaf}" if name else leaf] = getattr(part, f"{leaf}_mask").bool()
                 prune.remove(part, leaf)  # type: ignore[no-untyped-call]
-    if not masks:
-        raise UserError(f"{type(module).__name__}: nothing in it is pruned by torch.nn.utils.prune")
+    if not masks and not zeros:
+        raise UserError(
+            f"{type(module).__name__}: nothing in it is pruned by torch.nn.utils.prune; zeros=True takes weights that "
+            "are zero for pruned"
+        )
     model = from_module(plain, **{"prunable": list(masks), **given})
     params = {name: leaf.detach().clone() for name, leaf in plain.named_parameters()}
     buffers = {name: leaf.detach().clone() for name, leaf in plain.named_buffers()}
-    full = {name: torch.ones_like(params[name], dtype=torch.bool) for name in model.prunable}
-    found = {name: masks.get(name, full[name]) for name in full}
+    unmasked = {name: (params[name] != 0) | (not zeros) for name in model.prunable}
+    found = {name: masks.get(name, unmasked[name]) for name in unmasked}
     return model, Ticket(apply_masks(params, found), buffers, found)
 
 
