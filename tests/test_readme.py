@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import shlex
@@ -158,7 +159,8 @@ def test_the_pages_on_models_and_data_run_as_printed(
     for page in ("models.md", "data.md"):
         text = (ROOT / "docs" / page).read_text(encoding="utf-8")
         for code in re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
-            exec(compile(code, page, "exec"), {})
+            if "transformers" not in code or importlib.util.find_spec("transformers") is not None:
+                exec(compile(code, page, "exec"), {})
     found = capsys.readouterr().out
     share, chance = map(int, re.findall(r"(\d+)%", found))
     assert share > 1.4 * chance
