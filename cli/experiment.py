@@ -85,7 +85,8 @@ def prune(
 ) -> None:
     """Find a winning ticket: train, prune the smallest weights, rewind the rest to where they began; repeat.
 
-    Leaves a folder with the ticket, every round's weights and masks, the numbers, and three pictures.
+    Leaves a folder with the winning ticket, its trained weights, every round's weights and masks, the numbers, and
+    three pictures.
     """
     given = dict(locals())
     _start("prune", given, out, json)
@@ -217,6 +218,9 @@ def merged(command: str, given: dict[str, Any]) -> Config:
     path = given.pop("config")
     trust = given.pop("trust", False)
     typed = {name: value for name, value in given.items() if name not in ("out", "json") and value not in (None, [])}
+    for one, other in (("rate", "density"), ("rate", "densities"), ("density", "densities")):
+        if one in typed and other in typed:
+            raise UserError(f"--{one} and --{other}: give one of them, not both")
     if "layer_rate" in typed:
         typed["layer_rate"] = o.layer_rates(typed["layer_rate"])
     for name in ("arch_option", "dataset_option"):

@@ -288,3 +288,20 @@ def test_what_makers_return_is_exported() -> None:
 
 def test_no_warmup_at_all_is_a_warmup() -> None:
     assert torch.equal(lf.warmup(lf.constant(0.4), 0), lf.constant(0.4))
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("prune --density 0.1 --rate 0.3", "--rate and --density: give one of them, not both"),
+        ("prune --densities 0.5,0.1 --rate 0.3", "--rate and --densities: give one of them, not both"),
+        ("prune --rewind step:ten", "--rewind: 'step:ten' is not accepted; it takes init"),
+        ("prune --rewind epoch:1.5", "--rewind: 'epoch:1.5' is not accepted; it takes init"),
+    ],
+)
+def test_options_that_contradict_or_mislead_are_told(command: str, words: str, tmp_path: Path, capsys: Any) -> None:
+    from lthfunc_cli.main import main
+
+    assert main([*command.split(), "--out", str(tmp_path / "run")]) == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

@@ -120,7 +120,8 @@ class Rewind(NamedTuple):
 
 def parse_rewind(text: str) -> Rewind:
     """``step:500`` and the like. Raises UserError."""
-    if text in REWINDINGS or is_own(text):
+    numbered = text.partition(":")[0] in ("step", "epoch", "lr", "sign")
+    if text in REWINDINGS or (is_own(text) and not numbered):
         return Rewind(text)
     if found := re.fullmatch(r"(step|epoch|lr|sign):(\d+)", text):
         return Rewind(found[1], int(found[2]))
