@@ -207,6 +207,7 @@ def _command() -> int:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="lthfunc-fuzz-") as folder:
         os.chdir(folder)
+        READING.append("report run")  # with its figures, which take longest
         wrong = study(prepared(Path("base")), given.tries, given.seed, len(READING))
         os.chdir("/")
     print("\n".join(wrong[:20]))

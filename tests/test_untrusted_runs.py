@@ -16,7 +16,7 @@ from lthfunc_cli.main import main
 from strangers import a_finished_run, a_run, contents  # noqa: F401
 
 from lthfunc.errors import DamagedError
-from lthfunc.runs import within
+from lthfunc.runs import checking, verifying, within
 from lthfunc.runs.lines import append_lines, line_of, read_lines
 from lthfunc.runs.verifying import verified
 
@@ -161,6 +161,39 @@ def test_paths_stay_within(tmp_path: Path) -> None:
     within.write(root, root / "seed0" / "../here", b"x")
     assert within.read(root, root / "here") == b"x"
     assert list(within.files(root)) == [root / "here"]
+
+
+def test_a_live_run_is_verified_although_it_goes_on(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint is replaced, and a training ends, between two looks."""
+    place = run / "seed0" / "round01"
+    first, second = (f"checkpoint-{step:09d}-{step:064x}.safetensors" for step in (3, 4))
+    (place / first).write_bytes(b"as it was when it was listed")
+    real = checking.is_whole
+
+    def replaced(path: Path) -> bool:
+        if path.name == first:
+            path.unlink()
+            (place / second).write_bytes(b"no content of that sum")
+        return real(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checking, "is_whole", replaced)
+        assert [problem.where for problem in checking.checkpoints_wrong(run)] == [f"seed0/round01/{second}"]
+    (place / second).unlink()
+    looks = []
+
+    def looked(folder: Path) -> Any:
+        report = looked_at(folder)
+        looks.append(report)
+        if len(looks) > 1:
+            return report
+        append_lines(folder / "metrics.jsonl", [{"kind": "mended", "lines": []}])
+        return report._replace(problems=[checking.Problem("seed0", "was replaced")])
+
+    looked_at = verifying._looked_at
+    monkeypatch.setattr(verifying, "_looked_at", looked)
+    assert not verified(run).problems
+    assert len(looks) == 2
 
 
 def test_runs_are_opened_by_one_module_alone() -> None:

@@ -115,7 +115,7 @@ Threads = Annotated[
         "--threads",
         parser=whole,
         metavar="N",
-        help="CPU threads of each training. \\[default: 1 for small networks, else all]",
+        help="CPU threads of each training, at most 128 or four a core. \\[default: 1 for small networks, else all]",
         rich_help_panel=_PANEL,
     ),
 ]
