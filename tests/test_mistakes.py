@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-import pydoc
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -248,42 +246,6 @@ def test_a_ticket_trains_from_the_step_that_it_was_rewound_to(things: Things) ->
         direct = trains(t, steps=6)(state._replace(step=state.step * 0 + step))
         assert lf.same_bits(trains(t, steps=6)(ticket.to_state(step)).params, direct.params)
     assert int(ticket.to_state().step) == 0
-
-
-@pytest.mark.parametrize("package", [lf, lf.data, lf.models])
-def test_signatures_print_for_people(package: Any) -> None:
-    seen = 0
-    for name in package.__all__:
-        try:
-            text = str(inspect.signature(getattr(package, name)))
-        except (TypeError, ValueError):  # aliases, exceptions and modules have none
-            continue
-        seen += 1
-        assert " at 0x" not in text, name
-        assert "ForwardRef" not in text, name
-        assert "<lambda>" not in text, name
-        assert len(text) < 600, name
-    assert seen > 0.5 * len(package.__all__)
-
-
-def test_help_reads_as_it_was_written() -> None:
-    assert "loss: Loss = cross_entropy" in pydoc.render_doc(lf.train)
-    for found in (lf.train, lf.prune, lf.make_trainer, lf.from_module):
-        assert " at 0x" not in pydoc.render_doc(found)
-    # What is asked of it stays what it is.
-    assert inspect.signature(lf.train).parameters["loss"].default is lf.cross_entropy
-
-
-@pytest.mark.parametrize("package", [lf, lf.data, lf.models])
-def test_a_directory_shows_what_is_public(package: Any) -> None:
-    assert {name for name in dir(package) if not name.startswith("__")} == set(package.__all__)
-    assert not [name for name in package.__all__ if name.startswith("_")]
-
-
-def test_what_makers_return_is_exported() -> None:
-    assert lf.Trainer.__name__ == "Trainer"
-    assert lf.make_trainer.__annotations__["return"] == "Trainer"
-    assert lf.fit.__annotations__["return"] == lf.Fit.__name__
 
 
 def test_no_warmup_at_all_is_a_warmup() -> None:
