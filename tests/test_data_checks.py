@@ -134,7 +134,7 @@ def test_what_is_rarely_meant_gets_a_hint(
     (hint,) = lf.data.hints(data)
     command = "train --arch lenet300 --dataset npz:a.npz --steps 1 --batch-size 8 --engine eager --out r"
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", lf.data.DataHint)
         assert main(command.split()) == 0
     assert f"--dataset: {hint}" in capsys.readouterr().err.splitlines()
     assert main(["datasets", "show", "npz:a.npz"]) == 0
@@ -143,7 +143,7 @@ def test_what_is_rarely_meant_gets_a_hint(
 
 def test_ordinary_data_get_no_hint() -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", lf.data.DataHint)
         for name in ("digits", "planted"):
             assert lf.data.hints(lf.data.load(name)) == ()
         lf.data.from_tensors("a", (FLOATS, CLASSES), (FLOATS, CLASSES), val=5)

@@ -40,5 +40,8 @@ def _falling(scores: Tensor) -> Tensor:
     if scores.dtype not in _INTEGERS:
         scores = scores.float()
     integer, magnitude = _INTEGERS[scores.dtype]
-    bits = (scores + 0.0).view(integer)  # -0 becomes 0
+    try:
+        bits = (scores + 0.0).view(integer)  # -0 becomes 0
+    except RuntimeError:  # torch 2.11 cannot do that under vmap; floats sort to the same order, more slowly
+        return -scores
     return ~torch.where(bits < 0, bits ^ magnitude, bits)
