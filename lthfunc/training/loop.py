@@ -175,6 +175,8 @@ def accuracy_on(
 ) -> float:
     """Accuracy, or another metric, of a state's network on a split (`train`, `val` or `test`)."""
     part = check_split(data, split)
+    if metric is accuracy and part.y.is_floating_point():
+        raise UserError("metric: accuracy counts classes, and the targets are numbers; try lf.explained(variance)")
     step = on_stored(make_eval_step(model, metric, metric=metric), data.scale)
     with torch.no_grad(), drawing_if_needed(habits_of(model, examples(data)), state.step.device):
         (quality,) = evaluate(lambda batch: step(state.params, state.buffers, batch), part, state.step.device)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lthfunc.arguments import public
+from lthfunc.errors import UserError
 from lthfunc.trees.outputs import own_loss, prediction
 
 #: (outputs, targets) -> a scalar, the mean over the batch. Outputs may be any tree, for a loss of one's own; those
@@ -24,7 +27,7 @@ def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
     """
     if (own := own_loss(outputs)) is not None:
         return own
-    outputs = prediction(outputs)
+    outputs = _classes_from("cross_entropy", outputs, targets)
     return F.cross_entropy(outputs, targets) if outputs.ndim == 2 else F.cross_entropy(outputs.mT, targets)
 
 
@@ -33,7 +36,7 @@ def smoothed(share: float) -> Loss:
     """Cross entropy with `share` of each target spread over all classes (Szegedy et al. 2016, sec. 7)."""
 
     def loss(outputs: Tensor, targets: Tensor) -> Tensor:
-        outputs = prediction(outputs)
+        outputs = _classes_from("smoothed cross entropy", outputs, targets)
         if outputs.ndim > 2:
             outputs = outputs.mT
         return F.cross_entropy(outputs, targets, label_smoothing=share)
@@ -43,22 +46,28 @@ def smoothed(share: float) -> Loss:
 
 def mean_squared(outputs: Tensor, targets: Tensor) -> Tensor:
     """Outputs and targets (n, numbers)."""
-    return F.mse_loss(prediction(outputs), targets)
+    return F.mse_loss(_numbers_from("mean_squared", outputs, targets), targets)
 
 
 def mean_absolute(outputs: Tensor, targets: Tensor) -> Tensor:
     """Outputs and targets (n, numbers)."""
-    return F.l1_loss(prediction(outputs), targets)
+    return F.l1_loss(_numbers_from("mean_absolute", outputs, targets), targets)
 
 
 def huber(outputs: Tensor, targets: Tensor) -> Tensor:
     """Squared up to an error of 1, linear beyond (Huber 1964); outputs and targets (n, numbers)."""
-    return F.huber_loss(prediction(outputs), targets)
+    return F.huber_loss(_numbers_from("huber", outputs, targets), targets)
 
 
 def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Share whose largest output is the target; outputs (..., classes), targets (...)."""
-    return (prediction(outputs).argmax(-1) == targets).double().mean()
+    """Share whose largest output is the target; outputs (..., classes), targets (...).
+
+    NaN for targets that are numbers, of which no output is the right one.
+    """
+    outputs = prediction(outputs)
+    if targets.is_floating_point():
+        return outputs.new_full((), math.nan, dtype=torch.float64)
+    return (outputs.argmax(-1) == targets).double().mean()
 
 
 @public
@@ -80,6 +89,35 @@ def explained(variance: Tensor) -> Metric:
     """
 
     def metric(outputs: Tensor, targets: Tensor) -> Tensor:
-        return (1 - (prediction(outputs) - targets).square() / variance.to(outputs.device)).double().mean()
+        outputs = _numbers_from("explained", outputs, targets)
+        return (1 - (outputs - targets).square() / variance.to(outputs.device)).double().mean()
 
     return metric
+
+
+def _classes_from(name: str, outputs: Tensor, targets: Tensor) -> Tensor:
+    """The tensor of outputs for targets that are classes, or the shares of all of them.
+
+    Raises UserError for other numbers: with one output their cross entropy is 0, whatever they are.
+    """
+    found = prediction(outputs)
+    if targets.is_floating_point() and (found.shape != targets.shape or found.shape[-1] == 1):
+        raise UserError(
+            f"loss: {name} learns classes, and the targets are numbers, {_shape(targets)}; lf.mean_squared learns "
+            "numbers, and whole ones (y.long()) are classes"
+        )
+    return found
+
+
+def _numbers_from(name: str, outputs: Tensor, targets: Tensor) -> Tensor:
+    """The tensor of outputs. Raises UserError where it has another shape: each would be held to every target."""
+    found = prediction(outputs)
+    if found.shape != targets.shape:
+        raise UserError(
+            f"{name}: holds each output to its target, and outputs are {_shape(found)}, targets {_shape(targets)}"
+        )
+    return found
+
+
+def _shape(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} of shape {tuple(tensor.shape)}"
