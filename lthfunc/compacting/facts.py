@@ -135,13 +135,15 @@ def _evaluated(
     # Copies: a network in training changes its buffers.
     given = [typed(tree[name].detach().cpu().clone()) for tree, name in trees]
     found: dict[Node, Tensor] = {}
+    failed: list[tuple[Node, Exception]] = []  # the interpreter puts a traceback into what passes through it
 
     class Noting(Interpreter):
         def run_node(self, n: Node) -> Any:
             try:
                 result = tree_map(typed, super().run_node(n))
             except Exception as error:
-                raise fails(captured, n, error) from error
+                failed.append((n, error))
+                raise RuntimeError from error
             if n in traced.united:
                 found[n] = result[0].clone()  # of one example, so that the others' memory is free again
             return result
@@ -149,5 +151,11 @@ def _evaluated(
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         kind = [node for node in captured.graph.nodes if node.op == "placeholder"][-1].meta["val"].dtype
         constants = {name: value.detach().cpu() for name, value in captured.constants.items()}
-        Noting(GraphModule(constants, captured.graph)).run(*given, typed(torch.zeros(_EXAMPLES, *shape, dtype=kind)))
+        try:
+            inputs = typed(torch.zeros(_EXAMPLES, *shape, dtype=kind))
+            Noting(GraphModule(constants, captured.graph)).run(*given, inputs)
+        except RuntimeError:
+            if not failed:
+                raise
+            raise fails(captured, *failed[0]) from failed[0][1]
     return found

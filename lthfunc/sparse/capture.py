@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
+from torch._subclasses import FakeTensor
 from torch.fx import Graph, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -94,6 +95,11 @@ def captured(
     constants = {
         str(node.target): getattr(traced, str(node.target)) for node in traced.graph.nodes if node.op == "get_attr"
     }
+    for node in traced.graph.nodes:
+        if node.op == "get_attr" and isinstance(constants[str(node.target)], FakeTensor):
+            user = next(iter(node.users), node)
+            why = f": {operation_of(user)} works on a tensor that the graph does not know, as .data is{line_of(user)}"
+            raise CannotTraceError(model.name, why)
     return Captured(traced.graph, tuple(params), tuple(buffers), model.name, found["outputs"], constants)
 
 

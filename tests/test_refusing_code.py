@@ -1,0 +1,137 @@
+"""What cannot be compacted, or run on the sparse engine, is told in one line with the user's own; the rest goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import lthfunc as lf
+from lthfunc.compacting.network import compact_training
+from lthfunc.errors import UserError
+from lthfunc.execution.export.subject import subject_of
+from lthfunc.execution.export.table import TARGETS
+from lthfunc.sparse.kernels import build as kernels
+from lthfunc.trees.model import apply_evaluating
+
+built = pytest.mark.skipif(kernels.why_no_kernels() is not None, reason=str(kernels.why_no_kernels()))
+
+
+class Given(nn.Module):
+    """Two layers and a forward of somebody's own."""
+
+    def __init__(self, forward: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(1, 2, 3, padding=1), nn.Linear(32, 3)
+        self.register_buffer("seen", torch.zeros(()))
+        self.given = forward
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.given(self, x)
+
+
+@torch.library.custom_op("lthfunc_tests::unlucky", mutates_args=())
+def unlucky(x: Tensor) -> Tensor:
+    """Fails, but only with values."""
+    raise RuntimeError("no luck\ntoday")
+
+
+@unlucky.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+def fails(net: Any, x: Tensor) -> Tensor:
+    return unlucky(net.fc(net.conv(x).flatten(1)))
+
+
+def clamps(net: Any, x: Tensor) -> Tensor:
+    net.fc.weight.data.clamp_(-1, 1)
+    return net.fc(net.conv(x).flatten(1))
+
+
+def scales(net: Any, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        net.fc.weight.mul_(0.5)
+    return net.fc(net.conv(x).flatten(1))
+
+
+def by_values(net: Any, x: Tensor) -> Tensor:
+    y = net.fc(net.conv(x).flatten(1))
+    return -y if float(y.sum()) > 0 else y
+
+
+@pytest.mark.parametrize(
+    ("forward", "words"),
+    [
+        (fails, r"unlucky fails \(no luck\) \(line \d+ of .*test_refusing_code\.py: return self.given"),
+        (clamps, r"works on a tensor that the graph does not know"),
+        (scales, r"mul changes the parameter fc\.weight"),
+        (by_values, r" \(line \d+ of .*test_refusing_code\.py: return -y if float"),
+    ],
+)
+def test_what_cannot_be_compacted_is_one_line(forward: Any, words: str) -> None:
+    model = lf.from_module(Given(forward))
+    for make in (lf.compact, compact_training):
+        with pytest.raises(UserError, match=f"^compact: Given cannot be compacted.*{words}") as caught:
+            make(model, lf.init(model), (1, 4, 4))
+        assert "\n" not in str(caught.value)
+
+
+def test_forms_and_exports_that_need_no_compaction_are_there(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch._inductor, "standalone_compile", lambda graph, *given, **settings: graph)
+    model = lf.from_module(Given(by_values))
+    ticket = lf.ticket(lf.prune(density=0.5)(lf.init(model)))
+    x = torch.randn(6, 1, 4, 4)
+    wanted = apply_evaluating(model, ticket.params, ticket.buffers, x)
+    program = lf.specialize(ticket, model, x, format="dense")
+    torch.testing.assert_close(program(x), wanted)
+    assert "cannot be compacted" in program.report.left_out["compact"]
+    assert "cannot be compiled (line" in program.report.left_out["compiled code"]
+    with pytest.raises(UserError, match=r"--format: 'compact' .* cannot be compacted"):
+        lf.specialize(ticket, model, x, format="compact")
+    subject = subject_of(model, ticket, (1, 4, 4))
+    TARGETS["state-dict"].export(subject, tmp_path / "state.pt")
+    with pytest.raises(UserError, match="--to: Given cannot be exported"):
+        TARGETS["torch-export"].export(subject, tmp_path / "net.pt2")
+    assert [path.name for path in tmp_path.iterdir()] == ["state.pt"]
+
+
+def test_a_buffer_that_is_replaced_in_training_is_not_lost() -> None:
+    def counts(net: Any, x: Tensor) -> Tensor:
+        net.seen = net.seen + len(x)
+        return net.fc(net.conv(x).flatten(1))
+
+    model = lf.from_module(Given(counts))
+    with pytest.raises(UserError, match="cannot be compacted: it puts another tensor in the place of the buffer seen"):
+        compact_training(model, lf.init(model), (1, 4, 4))
+
+
+def shared_memory(net: Any, x: Tensor) -> Tensor:
+    y = net.conv(x)
+    flat = y.flatten(1)
+    flat.relu_()
+    return net.fc(y.flatten(1)) + net.fc(flat)
+
+
+def constant(net: Any, x: Tensor) -> Tensor:
+    return net.fc(net.conv(x).flatten(1)) * torch.tensor(0.5)
+
+
+@built
+@pytest.mark.parametrize(
+    ("forward", "words"),
+    [
+        (shared_memory, r"relu in place, of memory that another tensor sees, in Given \(line"),
+        (constant, r"of a tensor that is made in forward in Given \(line"),
+        (lambda net, x: net.fc(net.conv(x).flatten(1)) & 1 if False else (net.fc(net.conv(x).flatten(1)), x)[:1],
+         "those of Given are others"),
+    ],
+)  # fmt: skip
+def test_the_sparse_engine_refuses_what_it_would_get_wrong(forward: Any, words: str) -> None:
+    model = lf.from_module(Given(forward))
+    with pytest.raises(UserError, match=f"--engine: sparse .*{words}"):
+        lf.sparse_program(model, lf.init(model))(torch.randn(4, 1, 4, 4))
