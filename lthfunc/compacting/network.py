@@ -143,10 +143,14 @@ def left_out(small: Compacted, params: Params, masks: Masks) -> dict[str, Tensor
 
 
 def _draws(node: Node) -> bool:
-    """Whether an operation draws random numbers; dropout of nothing doesn't."""
-    tags = getattr(node.target, "tags", ())
-    idle = str(node.target).endswith("dropout.default") and not (args_of(node)[1] and args_of(node)[2])
-    return torch.Tag.nondeterministic_seeded in tags and not idle
+    """Whether an operation draws random numbers; with a dropout of 0, or in evaluation, it doesn't."""
+    if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
+        return False
+    target: Any = node.target
+    told = {each.name: given for each, given in zip(target._schema.arguments, args_of(node), strict=False)}
+    told |= {each.name: each.default_value for each in target._schema.arguments if each.name not in told}
+    told |= node.kwargs
+    return told.get("train", True) is not False and all(told.get(name) != 0 for name in ("p", "dropout", "dropout_p"))
 
 
 @contextmanager
