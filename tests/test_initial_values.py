@@ -189,7 +189,7 @@ def test_parametrised_layers_stay_what_they_are(seed: int) -> None:
         warnings.simplefilter("error")  # all of them are drawn
         model = lf.from_module(built)
     assert model.prunable == ("2.parametrizations.weight.original", "3.parametrizations.weight.original1")
-    module = lf.ticket(lf.init(model, seed)).to_module(model).eval()
+    module = lf.ticket(lf.init(model, seed)).to_module(model).requires_grad_(False)
     for layer in module[:2]:
         torch.testing.assert_close(layer.weight @ layer.weight.T, torch.eye(4), atol=1e-5, rtol=0)
     assert torch.linalg.matrix_norm(module[2].weight, 2) == pytest.approx(1, abs=2e-2)
