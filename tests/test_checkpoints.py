@@ -241,6 +241,21 @@ def test_skipping_leaves_such_steps_out_wherever_it_was_interrupted(few_digits: 
     assert all(bool(leaf.isfinite().all()) for each in together for leaf in each.fit.state.params.values())
 
 
+def test_skipping_draws_as_every_training_does(few_digits: Dataset) -> None:
+    """From the seed alone; the global generator stands where it stood."""
+    data = poisoned(few_digits, [17], [100])
+    model = lf.from_module(nn.Sequential(Poisoned(), nn.Tanh(), nn.Dropout(0.3), nn.Linear(10, 10)))
+    trainer = lf.make_trainer(model, data, optimizer=lf.sgd(1e-2, momentum=0.9), batch_size=24, on_nonfinite="skip")
+    found = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        found.append(lf.fit(trainer, lf.init(model), seed=3, until=24, eval_every=8).state.params)
+        assert torch.equal(torch.get_rng_state(), before)
+    assert found[0]["0.fc.weight"].isfinite().all()
+    assert lf.same_bits(*found)
+
+
 def test_nothing_but_bad_steps_ends_a_training_whatever_was_asked(few_digits: Dataset) -> None:
     data = poisoned(few_digits, list(range(200)), list(range(200, 240)))
     model = lf.from_module(Poisoned())

@@ -140,3 +140,12 @@ def _on_gloo(rank: int, ranks: int, folder: str) -> None:
 def test_dtensors_over_gloo_are_pruned_as_in_one_place(ranks: int, tmp_path: Path) -> None:
     torch.multiprocessing.spawn(_on_gloo, (ranks, str(tmp_path)), nprocs=ranks)
     assert len(list(tmp_path.glob("done*"))) == ranks
+
+
+def test_pruning_in_parts_drops_the_optimisers_state_too() -> None:
+    """Its moments belong to the network before, as with `prune`."""
+    model = lf.from_module(torch.nn.Linear(6, 5))
+    state = lf.with_optimizer(lf.init(model), lf.adam(1e-3))
+    found = lf.prune_sharded(ALONE, fraction=0.5)(state)
+    assert found.opt == ()
+    assert lf.same_bits(found, lf.prune(fraction=0.5)(state))

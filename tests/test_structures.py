@@ -192,3 +192,28 @@ def test_dead_units_stay_dead_in_training(few_digits: lf.Dataset) -> None:
     for name in ("0.bias", "1.weight", "1.bias"):
         assert (trained.params[name][dead] == 0).all(), name
         assert (trained.params[name][~dead] != 0).any(), name
+
+
+class Twice(nn.Module):
+    """One layer reads what two others give, in turn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right, self.shared = nn.Linear(3, 4), nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.shared(self.left(x)) * self.shared(self.right(x))
+        return out
+
+
+def test_a_layer_called_twice_reads_what_either_call_gives_it() -> None:
+    model = lf.from_module(Twice())
+    found = lf.dependencies(model, (3,))
+    for source in ("left", "right"):
+        assert torch.equal(found.feeds[f"{source}.weight", "shared.weight"], torch.eye(4, dtype=torch.bool))
+    state = lf.init(model, 0)
+    masks = {name: mask.clone() for name, mask in state.masks.items()}
+    masks["left.weight"][:2] = False
+    masks["right.weight"][1:3] = False
+    fewer = lf.without_dead_units(state._replace(masks=masks), found)
+    assert fewer.masks["shared.weight"].tolist() == [[True, False, True, True]] * 2  # the second alone has no source
