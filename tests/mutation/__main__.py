@@ -1,0 +1,326 @@
+"""Mutation testing: which small changes of the library would no test notice?
+
+    python tests/mutation --share 0.1 --seed 0 --workers 2
+
+Each mutant runs the tests that run its line, the quickest first, in a fork of a process that has torch imported; a
+mutant takes seconds where cosmic-ray starts a process for each (3 s of imports alone), and mutmut's trampolines around
+all functions break those that torch.compile takes whole. What is left out, by rule: docstrings, annotations, imports,
+assertions, words for people (errors, prints, strings with a space), conversions of type, and what only a GPU runs.
+Survivors that are no fault are listed with the reason in tests/mutation_survivors.toml.
+
+Results are lines of JSON in .mutation/results.jsonl; what is there is not run again, unless --again asks for it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import json
+import math
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from covering import Covering, Recorder, keep, kept, table_of
+from forking import BROKEN, Child, Overlay, prepare
+from mutants import Mutant, mutants_of
+
+try:
+    import tomllib
+except ImportError:
+    import tomli as tomllib  # type: ignore[no-redef]
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+PACKAGES = ("lthfunc/sparsify", "lthfunc/training", "lthfunc/experiments", "lthfunc/energy")
+#: Tests whose subject is not what single functions compute: they start processes, servers and tools, and take long.
+APART = (
+    "house", "readme", "benchmarks", "cluster", "cluster_page", "elsewhere", "survival", "gpu", "tracking", "report",
+    "compare", "export", "execution", "compact", "random_networks", "sparse_engine", "sparse_kernels", "readers",
+    "import", "data",
+)  # fmt: skip
+_QUICK = 1.0
+
+
+def main() -> None:
+    options = _options()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that children are ended as well
+    prepare()
+    work = Path(tempfile.mkdtemp(prefix="mutation-"))
+    options.folder.mkdir(exist_ok=True)
+    try:
+        overlays = [Overlay(ROOT, work / f"library{number}") for number in range(options.workers)]
+        tests = _covered(options, overlays, work)
+        chosen, sizes = _chosen(options)
+        results = _results(options)
+        known = (
+            set(results) if not options.again else {n for n, r in results.items() if r["result"] not in options.again}
+        )
+        todo = [] if options.summary else [each for each in chosen if each.name not in known]
+        print(f"{sum(sizes.values()):,} mutants, {len(chosen):,} drawn, {len(todo):,} to run", flush=True)
+        _run_all(options, todo, tests, overlays, work)
+        _summary({each.name: each for each in chosen}, _results(options), sizes)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _options() -> Any:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--share", type=float, default=1.0, help="of each file's mutants, drawn at random")
+    parser.add_argument("--limit", type=int, help="about so many mutants in all, instead of a share")
+    parser.add_argument("--seed", type=int, default=0, help="of the draw")
+    parser.add_argument("--workers", type=int, default=2, help="mutants at a time")
+    parser.add_argument("--only", default="*", help="files that fit this pattern")
+    parser.add_argument("--again", action="append", default=[], help="run those with this result again (survived)")
+    parser.add_argument("--budget", type=float, default=40.0, help="processor seconds of tests for a mutant")
+    parser.add_argument("--tests", nargs="+", default=["test_*.py"], help="files of tests that fit one of these")
+    parser.add_argument("--patience", type=float, default=400.0, help="processor seconds for a file under the trace")
+    parser.add_argument("--retrace", action="store_true", help="find out anew what tests run, changed or not")
+    parser.add_argument("--folder", type=Path, default=ROOT / ".mutation", help="where results are kept")
+    parser.add_argument("--summary", action="store_true", help="of results that are there; run nothing")
+    return parser.parse_args()
+
+
+# ---- tests ----
+
+
+def _covered(options: Any, overlays: Sequence[Overlay], work: Path) -> dict[str, Covering]:
+    """Each test and what it runs, kept from run to run for files of tests that have not changed."""
+    folder = options.folder / "covering"
+    folder.mkdir(exist_ok=True)
+    fitting = [path for pattern in options.tests for path in sorted((ROOT / "tests").glob(pattern))]
+    files = [path for path in dict.fromkeys(fitting) if path.stem[5:] not in APART]
+    outs = {path: folder / f"{path.stem}.json" for path in files}
+    stale = [path for path in files if not outs[path].exists() or outs[path].stat().st_mtime < path.stat().st_mtime]
+    old = [] if options.summary else files if options.retrace else stale
+
+    def traced(path: Path, overlay: Overlay) -> tuple[Callable[[], int], float]:
+        def go() -> int:
+            recorder = Recorder(overlay.path, PACKAGES, work / f"{path.stem}.raw")
+            return _pytest([str(path.relative_to(ROOT))], work / f"base-{path.stem}", [recorder])
+
+        return go, options.patience
+
+    def told(path: Path, status: int | str, seconds: float) -> None:
+        keep(work / f"{path.stem}.raw", overlays[0].path, outs[path])
+        print(f"  {path.name}: {status}, {len(kept(outs[path]))} tests, {seconds:.0f} s", flush=True)
+
+    if old:
+        print(f"what {len(old)} files of tests run:", flush=True)
+        _side_by_side(old, overlays, work, traced, told)
+    found: dict[str, Covering] = {}
+    for out in filter(Path.exists, outs.values()):
+        found |= kept(out)
+    return found
+
+
+def _pytest(arguments: list[str], temporary: Path, plugins: list[object]) -> int:
+    import pytest
+
+    os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = str(temporary) + "-hypothesis"
+    return pytest.main(
+        ["-q", "-x" if len(plugins) == 0 or not isinstance(plugins[0], Recorder) else "-q", "--no-header",
+         "-p", "no:cacheprovider", "-p", "no:xdist", "--hypothesis-seed=0", f"--basetemp={temporary}", *arguments],
+        plugins=plugins,
+    )  # fmt: skip
+
+
+def _tests_for(mutant: Mutant, tests: dict[str, Covering], budget: float) -> tuple[list[str], str]:
+    """(tests in the order in which they are run, what of the mutant they run: its line, function or file)."""
+    table = table_of(ROOT, mutant.file)
+    lines = set(table[mutant.first - 1 : mutant.last])
+    runs: dict[str, Callable[[Covering], bool]] = {
+        "line": lambda test: bool(lines & test.lines),
+        "function": lambda test: any((line.file, line.where) == (mutant.file, mutant.where) for line in test.lines),
+        "file": lambda test: any(line.file == mutant.file for line in test.lines),
+    }
+    for what, does in list(runs.items())[list(runs).index(mutant.runs) :]:
+        fitting = {name: test.seconds for name, test in tests.items() if does(test)}
+        if not fitting:
+            continue
+        # Quick ones by file, so that files are not gone back and forth between, then the others.
+        order = sorted(fitting, key=lambda name: (fitting[name] > _QUICK, _first(name, fitting), fitting[name]))
+        chosen, spent = [], 0.0
+        for name in order:
+            spent += fitting[name]
+            if chosen and spent > budget:
+                break
+            chosen.append(name)
+        return chosen, what
+    return [], "nothing"
+
+
+def _first(name: str, fitting: dict[str, float]) -> tuple[float, str]:
+    file = name.partition("::")[0]
+    if fitting[name] > _QUICK:
+        return fitting[name], name
+    return min(seconds for other, seconds in fitting.items() if other.startswith(file + "::")), file
+
+
+# ---- mutants ----
+
+
+def _chosen(options: Any) -> tuple[list[Mutant], dict[str, int]]:
+    """The sample, the same share of each file, and how many mutants files have."""
+    files = sorted(str(path.relative_to(ROOT)) for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+    whole = {file: mutants_of(ROOT, file) for file in files if fnmatch.fnmatch(file, options.only)}
+    total = sum(map(len, whole.values()))
+    share = options.limit / total if options.limit else options.share
+    chosen = []
+    for file, mutants in whole.items():
+        count = min(len(mutants), math.ceil(share * len(mutants)))
+        drawn = random.Random(f"{options.seed}/{file}").sample(mutants, count)
+        chosen += drawn
+    random.Random(options.seed).shuffle(chosen)
+    return chosen, {file: len(mutants) for file, mutants in whole.items()}
+
+
+class Ordered:
+    """A plugin: tests in the order they are named in, and which one failed."""
+
+    def __init__(self, names: list[str], out: Path) -> None:
+        self._rank, self._out = {name: number for number, name in enumerate(names)}, out
+
+    def pytest_collection_modifyitems(self, items: list[Any]) -> None:
+        items[:] = sorted(
+            (item for item in items if item.nodeid in self._rank), key=lambda item: self._rank[item.nodeid]
+        )
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        if report.failed:
+            self._out.write_text(report.nodeid)
+
+
+def _run_all(
+    options: Any, todo: list[Mutant], tests: dict[str, Covering], overlays: Sequence[Overlay], work: Path
+) -> None:
+    about: dict[str, tuple[list[str], str]] = {}
+
+    def begun(mutant: Mutant, overlay: Overlay) -> tuple[Callable[[], int], float]:
+        names, what = _tests_for(mutant, tests, options.budget)
+        about[mutant.name] = (names, what)
+        overlay.put(mutant.file, mutant.applied((ROOT / mutant.file).read_bytes()))
+        files = sorted({name.partition("::")[0] for name in names}, key=[n.partition("::")[0] for n in names].index)
+
+        def go() -> int:
+            return _pytest(files, work / mutant.name, [Ordered(names, work / f"{mutant.name}.failed")])
+
+        return (go if names else lambda: 0), 20 + 3 * sum(tests[name].seconds for name in names)
+
+    def told(mutant: Mutant, status: int | str, seconds: float) -> None:
+        names, what = about[mutant.name]
+        failed = work / f"{mutant.name}.failed"
+        result = "survived" if status == 0 else status if isinstance(status, str) else "killed"
+        if result == "killed" and status == 5:
+            raise SystemExit(f"no tests collected for {mutant}")
+        if status == BROKEN and not failed.exists():
+            result = "broken"
+            print("\n".join(out.read_text()[-1500:] for out in work.glob("out*")))
+        item = {
+            "name": mutant.name, "result": result, "file": mutant.file, "line": mutant.first, "where": mutant.where,
+            "code": mutant.code, "change": mutant.change, "covered": what, "tests": len(names),
+            "by": failed.read_text() if failed.exists() else None, "seconds": round(seconds, 1),
+        }  # fmt: skip
+        with (options.folder / "results.jsonl").open("a", encoding="utf-8") as out:
+            out.write(json.dumps(item, ensure_ascii=False) + "\n")
+        print(f"{result:9} {mutant.file}:{mutant.first} {mutant.where}: {mutant.change}", flush=True)
+        shutil.rmtree(work / mutant.name, ignore_errors=True)
+
+    def restored(mutant: Mutant, overlay: Overlay) -> None:
+        overlay.put(mutant.file, (ROOT / mutant.file).read_bytes())
+
+    _side_by_side(todo, overlays, work, begun, told, restored)
+
+
+def _side_by_side(
+    items: Sequence[Any],
+    overlays: Sequence[Overlay],
+    work: Path,
+    begin: Callable[[Any, Overlay], tuple[Callable[[], int], float]],
+    told: Callable[[Any, int | str, float], None],
+    after: Callable[[Any, Overlay], None] = lambda item, overlay: None,
+) -> None:
+    """One child per overlay at a time."""
+    waiting, running = list(items)[::-1], dict[int, tuple[Any, Child]]()
+    try:
+        while waiting or running:
+            for slot, overlay in enumerate(overlays):
+                if slot not in running and waiting:
+                    item = waiting.pop()
+                    go, limit = begin(item, overlay)
+                    running[slot] = item, Child(overlay, go, ROOT, work / f"out{slot}", limit)
+            for slot, (item, child) in list(running.items()):
+                if (status := child.result()) is not None:
+                    del running[slot]
+                    after(item, overlays[slot])
+                    told(item, "timeout" if child.timed_out else status, child.seconds)
+            time.sleep(0.05)
+    finally:
+        for _, child in running.values():
+            child.end()
+
+
+# ---- results ----
+
+
+def _results(options: Any) -> dict[str, dict[str, Any]]:
+    """The last result of each mutant."""
+    path = options.folder / "results.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return {item["name"]: item for item in map(json.loads, lines)}
+
+
+def _excused() -> list[dict[str, str]]:
+    path = ROOT / "tests" / "mutation_survivors.toml"
+    return tomllib.loads(path.read_text(encoding="utf-8")).get("survivor", []) if path.exists() else []
+
+
+def _summary(chosen: dict[str, Mutant], results: dict[str, dict[str, Any]], sizes: dict[str, int]) -> None:
+    reasons = {(each["file"], each["code"], each["change"]): each["reason"] for each in _excused()}
+    rows: dict[str, dict[str, int]] = {}
+    left = []
+    for name, mutant in chosen.items():
+        if name not in results:
+            continue
+        result = results[name]["result"]
+        if result == "survived":
+            reason = reasons.get((mutant.file, mutant.code, mutant.change))
+            result = "survived" if reason is None else "listed"
+            if reason is None:
+                left.append(f"{mutant.file}:{mutant.first} {mutant.where}: {mutant.change}")
+        row = rows.setdefault(mutant.file, dict.fromkeys(("killed", "timeout", "survived", "listed"), 0))
+        row[result] += 1
+    print(f"\n{'file':44} {'mutants':>8} {'run':>6} {'killed':>7} {'timeout':>8} {'survived':>9} {'listed':>7}")
+    for file, row in sorted(rows.items()):
+        _row(file, sizes[file], row)
+    total = {key: sum(row[key] for row in rows.values()) for key in ("killed", "timeout", "survived", "listed")}
+    _row("all", sum(sizes.values()), total)
+    run, killed = sum(total.values()), total["killed"] + total["timeout"]
+    if run:
+        print(f"\nkilled: {killed} of {run}, {_share(killed, run)}")
+        counted = run - total["listed"]
+        print(f"without those listed with a reason: {killed} of {counted}, {_share(killed, counted)}")
+    print("\nsurvived, and not listed:", *(left or ["none"]), sep="\n  ")
+
+
+def _row(name: str, size: int, row: dict[str, int]) -> None:
+    counts = (row["killed"], row["timeout"], row["survived"], row["listed"])
+    print(f"{name:44} {size:8,} {sum(counts):6,} {counts[0]:7,} {counts[1]:8,} {counts[2]:9,} {counts[3]:7,}")
+
+
+def _share(part: int, whole: int) -> str:
+    """With Wilson's 95 % interval."""
+    p, z = part / whole, 1.959964
+    middle, half = p + z**2 / (2 * whole), z * math.sqrt(p * (1 - p) / whole + z**2 / (4 * whole**2))
+    low, high = ((middle + sign * half) / (1 + z**2 / whole) for sign in (-1, 1))
+    return f"{100 * p:.1f} % ({100 * low:.1f} to {100 * high:.1f} with 95 % confidence)"
+
+
+if __name__ == "__main__":
+    main()

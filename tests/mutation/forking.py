@@ -1,0 +1,105 @@
+"""Children of a process that has torch imported, each of which imports lthfunc anew, from a copy with one change."""
+
+from __future__ import annotations
+
+import compileall
+import importlib
+import math
+import os
+import resource
+import shutil
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+#: Slow to import, and none of them imports lthfunc.
+_HEAVY = (
+    "numpy", "torch", "torch.func", "torch._dynamo", "torch._inductor", "torchvision", "optree", "safetensors.torch",
+    "scipy.stats", "sklearn.datasets", "hypothesis", "pytest", "pydantic", "typer", "rich.console", "matplotlib.figure",
+    "plotly.graph_objects",
+)  # fmt: skip
+#: The exit status of a child whose work raised.
+BROKEN = 70
+#: Bytes that a child may have: a change may make a loop grow without end.
+_MEMORY = 10 << 30
+
+
+def prepare() -> None:
+    """Import what all children need."""
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS"):
+        os.environ[name] = "1"
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+    sys.dont_write_bytecode = True
+    for name in _HEAVY:
+        with suppress(ImportError):
+            importlib.import_module(name)
+    assert not any(name.split(".")[0] == "lthfunc" for name in sys.modules)
+
+
+class Overlay:
+    """A copy of the library that comes before the installed one, in the child and in processes that its tests start."""
+
+    def __init__(self, root: Path, folder: Path) -> None:
+        self.path = folder
+        shutil.copytree(root / "lthfunc", folder / "lthfunc", ignore=shutil.ignore_patterns("__pycache__"))
+        compileall.compile_dir(folder, quiet=2)
+
+    def put(self, file: str, source: bytes) -> None:
+        """Change a file; what was compiled of it goes."""
+        place = self.path / file
+        place.write_bytes(source)
+        for compiled in (place.parent / "__pycache__").glob(f"{place.stem}.*.pyc"):
+            compiled.unlink()
+
+
+class Child:
+    """A forked process in a session of its own, which `work` runs in; what it prints goes to a file.
+
+    limit: of its processor time [s]; of time by the clock it has ten times as much, since others may use the machine.
+    """
+
+    def __init__(self, overlay: Overlay, work: Callable[[], int], root: Path, out: Path, limit: float) -> None:
+        self._until, self.timed_out, self.seconds = time.monotonic() + 10 * limit, False, 0.0
+        sys.stdout.flush()
+        self.pid = os.fork()
+        if self.pid:
+            return
+        code = BROKEN
+        try:
+            os.setsid()
+            os.chdir(root)
+            resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY, _MEMORY))
+            resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(limit), math.ceil(limit) + 5))
+            target = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(target, 1)
+            os.dup2(target, 2)
+            os.environ["PYTHONPATH"] = str(overlay.path)
+            sys.path.insert(0, str(overlay.path))
+            code = int(work())
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            os._exit(code)
+
+    def result(self) -> int | None:
+        """The exit status, below 0 for a signal; None while it runs. It is ended when its time is up."""
+        if time.monotonic() > self._until and not self.timed_out:
+            self.timed_out = True
+            self.end()
+        pid, status, usage = os.wait4(self.pid, os.WNOHANG)
+        if not pid:
+            return None
+        self.timed_out |= os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU
+        self.seconds = usage.ru_utime + usage.ru_stime
+        self.end()  # what its tests may have left running
+        return os.waitstatus_to_exitcode(status)
+
+    def end(self) -> None:
+        """End it and all that it started."""
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
