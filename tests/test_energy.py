@@ -24,6 +24,7 @@ from lthfunc.energy.meter import ASSUMED, Source
 from lthfunc.energy.phases import Phases
 from lthfunc.experiments.config import Config
 from lthfunc.experiments.iterative import TICKET, Plan, Task
+from lthfunc.experiments.records import search_energy
 from lthfunc.runs.folder import read_run
 from lthfunc.runs.keeping import train_kept
 from lthfunc.runs.measurements import MEASURED, measurements
@@ -56,6 +57,11 @@ def test_amounts_add_up_and_survive_files() -> None:
     metered = nothing_yet().with_lap(amount, "training", 3).with_lap(amount, "evaluation", 3)
     assert metered.phases["training"] == metered.epochs[3] == amount
     assert from_values(json.loads(json.dumps(as_values(metered)))) == metered
+
+
+def test_a_search_costs_its_preparation_and_training_without_evaluation() -> None:
+    spent = {"preparation": {"kwh": 2.0}, "training": {"kwh": 3.0}, "evaluation": {"kwh": 50.0}}
+    assert search_energy({"energy": spent}) == 5.0
 
 
 def test_a_meter_is_read_where_phases_and_epochs_change() -> None:

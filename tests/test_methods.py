@@ -40,7 +40,10 @@ def test_names_are_those_of_the_functions() -> None:
 
     assert list(METHODS) == list(TABLE)
     assert list(SCORES) == list(_SCORES)
-    assert all(allocation_of(Config(allocate=name)) for name in ALLOCATIONS)
+    state = lf.init(lf.from_module(nn.Linear(20, 10)))
+    for name in ALLOCATIONS:
+        keep = allocation_of(Config(allocate=name))(lf.magnitude(state.params, state.masks), state.masks, 0.2)
+        assert int(keep["weight"]) == (180 if name == "layerwise" else 160)
     assert tuple(CONTROLS) == config.CONTROLS
     assert {*config.REWINDINGS, "step", "epoch"} == set(REWINDINGS)
 
@@ -179,6 +182,8 @@ def test_rewindings_by_hand(setting: Setting) -> None:
     assert lf.mask_distance(flipped, trained.masks) == 1
     assert lf.mask_overlap(flipped, trained.masks) == 0
     assert lf.mask_overlap(trained.masks, trained.masks) == 1
+    empty = {name: torch.zeros_like(mask) for name, mask in trained.masks.items()}
+    assert lf.mask_overlap(empty, empty) == 1
 
 
 # ---- reparametrised networks ----

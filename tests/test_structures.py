@@ -127,6 +127,13 @@ class Residual(nn.Module):
         return out
 
 
+def test_units_are_of_weights_alone() -> None:
+    """A bias that is to be pruned has no units, though its layer has."""
+    model = lf.from_module(nn.Sequential(nn.Linear(4, 3)), prunable=["*.bias"])
+    with pytest.raises(UserError, match=r"units works on linear and convolution layers, and 0\.bias is none"):
+        lf.dependencies(model, (4,))
+
+
 def test_dependencies_follow_the_data_through_branches() -> None:
     found = lf.dependencies(lf.from_module(Residual()), (3, 6, 6))
     eye = torch.eye(8, dtype=torch.bool)

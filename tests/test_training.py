@@ -14,12 +14,13 @@ from torch import nn
 
 import lthfunc as lf
 from lthfunc.errors import UserError
-from lthfunc.training.batches import batches
+from lthfunc.training.batches import batches, steps_per_epoch
 from lthfunc.training.evaluation import evaluate
 from lthfunc.training.loop import fit, take_steps
 from lthfunc.training.optimizers import Optimizer
 from lthfunc.training.schedules import at
 from lthfunc.training.steps import on_stored
+from lthfunc.training.threads import using_threads
 from lthfunc.training.trainer import make_trainer, measure
 from lthfunc.trees import ops
 from lthfunc.trees.types import Dataset, Split, TrainState
@@ -105,6 +106,13 @@ def test_out_of_range_settings_are_refused() -> None:
         lambda: lf.adamw(1e-3, weight_decay=-1),
         lambda: lf.cosine(0.1, 0),
         lambda: lf.warmup(lf.constant(0.1), -1),
+        lambda: lf.constant(0.0),
+        lambda: lf.stepwise(0.0, [3]),
+        lambda: lf.cosine(0.0, 10),
+        lambda: lf.cyclic(0.0, 10, 2),
+        lambda: lf.one_cycle(0.0, 10),
+        lambda: lf.triangular(0.0, 10),
+        lambda: lf.trapezoidal(0.0, 10),
     ):
         with pytest.raises(UserError, match="is not accepted; it takes"):
             make()
@@ -172,6 +180,9 @@ def test_batches_are_a_function_of_seed_and_step() -> None:
     first_epoch = [target for batch in whole[:6] for target in batch]
     assert len(set(first_epoch)) == len(first_epoch), "an epoch repeats no example"
     assert [y.tolist() for _, y in batches(split, 4, 8, 0, 15)] != whole
+    assert [steps_per_epoch(25, size) for size in (1, 4, 25)] == [25, 6, 1]
+    with pytest.raises(UserError, match="--batch-size: 0 is"):
+        steps_per_epoch(25, 0)
     with pytest.raises(UserError, match="--batch-size: 26 is not accepted; it takes a whole number from 1 to 25"):
         next(batches(split, 26, 0, 0, 1))
 
@@ -267,6 +278,20 @@ def test_training_that_diverges_or_has_nothing_to_do_says_so(few_digits: Dataset
     once = lf.train(model, few_digits, optimizer=lf.sgd(0.1), steps=20, batch_size=40)
     with pytest.raises(UserError, match="already at step 20 of 20; rewind or fine-tune first"):
         lf.compose(once, once)(lf.init(model))
+
+
+def test_threads_are_as_before_afterwards() -> None:
+    before = torch.get_num_threads()
+    try:
+        for number in (1, 2):
+            torch.set_num_threads(number)
+            with using_threads(3 - number):
+                assert torch.get_num_threads() == 3 - number
+            assert torch.get_num_threads() == number
+            with using_threads(None):
+                assert torch.get_num_threads() == number
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_step_metrics_are_finite_and_training_learns_real_digits(digits: Dataset) -> None:

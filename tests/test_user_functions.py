@@ -78,6 +78,8 @@ def _numbers(**changed: Any) -> Any:
         ({"allocate": lambda s, m, f: {k: torch.tensor(2.5) for k in m}}, "allocate.*2.5"),
         ({"allocate": lambda s, m, f: dict.fromkeys(m, -1)}, "allocate.*-1"),
         ({"allocate": lambda s, m, f: {k: float("nan") for k in m}}, "allocate.*nan"),
+        ({"allocate": lambda s, m, f: dict.fromkeys(m, True)}, "allocate.*True"),
+        ({"allocate": lambda s, m, f: {k: torch.tensor(True) for k in m}}, "allocate.*True"),
         ({"allocate": lambda s, m, f: {k: torch.ones(3) for k in m}}, "allocate"),
         ({"select": lambda s, m, keep: {k: s[k] for k in m}}, "select.*float32"),
         ({"select": lambda s, m, keep: {k: torch.ones_like(m[k]) for k in m}}, "select.*bring.* back"),

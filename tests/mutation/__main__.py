@@ -31,11 +31,7 @@ from typing import Any
 from covering import Covering, Recorder, keep, kept, table_of
 from forking import BROKEN, Child, Overlay, prepare
 from mutants import Mutant, mutants_of
-
-try:
-    import tomllib
-except ImportError:
-    import tomli as tomllib  # type: ignore[no-redef]
+from results import results_in, summarise
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PACKAGES = ("lthfunc/sparsify", "lthfunc/training", "lthfunc/experiments", "lthfunc/energy")
@@ -58,14 +54,14 @@ def main() -> None:
         overlays = [Overlay(ROOT, work / f"library{number}") for number in range(options.workers)]
         tests = _covered(options, overlays, work)
         chosen, sizes = _chosen(options)
-        results = _results(options)
+        results = results_in(options.folder)
         known = (
             set(results) if not options.again else {n for n, r in results.items() if r["result"] not in options.again}
         )
         todo = [] if options.summary else [each for each in chosen if each.name not in known]
         print(f"{sum(sizes.values()):,} mutants, {len(chosen):,} drawn, {len(todo):,} to run", flush=True)
         _run_all(options, todo, tests, overlays, work)
-        _summary({each.name: each for each in chosen}, _results(options), sizes)
+        summarise({each.name: each for each in chosen}, results_in(options.folder), sizes)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
@@ -196,6 +192,10 @@ class Ordered:
         if report.failed:
             self._out.write_text(report.nodeid)
 
+    def pytest_sessionfinish(self, session: Any, exitstatus: int) -> None:
+        sys.stdout.flush()
+        os._exit(exitstatus)  # tests that close what pytest holds open would have it fail from here on
+
 
 def _run_all(
     options: Any, todo: list[Mutant], tests: dict[str, Covering], overlays: Sequence[Overlay], work: Path
@@ -264,62 +264,6 @@ def _side_by_side(
     finally:
         for _, child in running.values():
             child.end()
-
-
-# ---- results ----
-
-
-def _results(options: Any) -> dict[str, dict[str, Any]]:
-    """The last result of each mutant."""
-    path = options.folder / "results.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return {item["name"]: item for item in map(json.loads, lines)}
-
-
-def _excused() -> list[dict[str, str]]:
-    path = ROOT / "tests" / "mutation_survivors.toml"
-    return tomllib.loads(path.read_text(encoding="utf-8")).get("survivor", []) if path.exists() else []
-
-
-def _summary(chosen: dict[str, Mutant], results: dict[str, dict[str, Any]], sizes: dict[str, int]) -> None:
-    reasons = {(each["file"], each["code"], each["change"]): each["reason"] for each in _excused()}
-    rows: dict[str, dict[str, int]] = {}
-    left = []
-    for name, mutant in chosen.items():
-        if name not in results:
-            continue
-        result = results[name]["result"]
-        if result == "survived":
-            reason = reasons.get((mutant.file, mutant.code, mutant.change))
-            result = "survived" if reason is None else "listed"
-            if reason is None:
-                left.append(f"{mutant.file}:{mutant.first} {mutant.where}: {mutant.change}")
-        row = rows.setdefault(mutant.file, dict.fromkeys(("killed", "timeout", "survived", "listed"), 0))
-        row[result] += 1
-    print(f"\n{'file':44} {'mutants':>8} {'run':>6} {'killed':>7} {'timeout':>8} {'survived':>9} {'listed':>7}")
-    for file, row in sorted(rows.items()):
-        _row(file, sizes[file], row)
-    total = {key: sum(row[key] for row in rows.values()) for key in ("killed", "timeout", "survived", "listed")}
-    _row("all", sum(sizes.values()), total)
-    run, killed = sum(total.values()), total["killed"] + total["timeout"]
-    if run:
-        print(f"\nkilled: {killed} of {run}, {_share(killed, run)}")
-        counted = run - total["listed"]
-        print(f"without those listed with a reason: {killed} of {counted}, {_share(killed, counted)}")
-    print("\nsurvived, and not listed:", *(left or ["none"]), sep="\n  ")
-
-
-def _row(name: str, size: int, row: dict[str, int]) -> None:
-    counts = (row["killed"], row["timeout"], row["survived"], row["listed"])
-    print(f"{name:44} {size:8,} {sum(counts):6,} {counts[0]:7,} {counts[1]:8,} {counts[2]:9,} {counts[3]:7,}")
-
-
-def _share(part: int, whole: int) -> str:
-    """With Wilson's 95 % interval."""
-    p, z = part / whole, 1.959964
-    middle, half = p + z**2 / (2 * whole), z * math.sqrt(p * (1 - p) / whole + z**2 / (4 * whole**2))
-    low, high = ((middle + sign * half) / (1 + z**2 / whole) for sign in (-1, 1))
-    return f"{100 * p:.1f} % ({100 * low:.1f} to {100 * high:.1f} with 95 % confidence)"
 
 
 if __name__ == "__main__":
