@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ import lthfunc as lf
 from lthfunc.energy.amounts import Amount, as_values, from_values, nothing_yet
 from lthfunc.energy.breakeven import Costs, Estimate, break_even, fieller, total
 from lthfunc.energy.inference import metered_inference
-from lthfunc.energy.meter import ASSUMED, Source
+from lthfunc.energy.meter import ASSUMED, Source, _CodeCarbon
 from lthfunc.energy.phases import Phases
 from lthfunc.experiments.config import Config
 from lthfunc.experiments.iterative import TICKET, Plan, Task
@@ -57,6 +58,21 @@ def test_amounts_add_up_and_survive_files() -> None:
     metered = nothing_yet().with_lap(amount, "training", 3).with_lap(amount, "evaluation", 3)
     assert metered.phases["training"] == metered.epochs[3] == amount
     assert from_values(json.loads(json.dumps(as_values(metered)))) == metered
+
+
+@pytest.mark.parametrize(
+    ("hardware", "gpu", "words"),
+    [
+        (["Cpu(IntelRapl)"], False, "CPU metered by its own counters, memory estimated"),
+        (["PowerGadget"], True, "CPU metered by its own counters, GPU metered by NVML, memory estimated"),
+        (["Cpu(tdp)"], False, "CPU estimated from its TDP and load, memory estimated"),
+        ([], True, "CPU estimated from its TDP and load, GPU metered by NVML, memory estimated"),
+    ],
+)
+def test_a_meter_says_what_it_knows_energy_by(hardware: list[str], gpu: bool, words: str) -> None:
+    meter = object.__new__(_CodeCarbon)
+    meter._gpu, meter._tracker = gpu, SimpleNamespace(_conf={"hardware": hardware})
+    assert meter._how() == words
 
 
 def test_a_search_costs_its_preparation_and_training_without_evaluation() -> None:
