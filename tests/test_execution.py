@@ -19,6 +19,7 @@ from lthfunc.errors import UserError
 from lthfunc.execution import choosing, compiled as compiling_module, names
 from lthfunc.execution.export.table import TARGETS
 from lthfunc.execution.formats import LAYER_FORMATS, block_density
+from lthfunc.execution.forms import masked_module
 from lthfunc.execution.tuning import Tunings
 from lthfunc.sparse.kernels.build import why_no_kernels
 from lthfunc.trees.types import Ticket
@@ -88,6 +89,26 @@ def test_a_network_that_views_its_images_is_compiled_in_the_plain_layout() -> No
     ticket = lf.ticket(lf.init(model))
     x = torch.randn(1, 1, 8, 8)
     torch.testing.assert_close(lf.specialize(ticket, model, x, format="dense")(x), outputs(model, ticket, x))
+
+
+@compiling
+@pytest.mark.parametrize("layout", compiling_module._LAYOUTS)
+def test_images_of_one_channel_lie_as_the_code_expects_in_either_layout(
+    layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Along a side of one, images of any stride are contiguous in both layouts at once."""
+    prefer = lambda runs, **settings: {each: [float(each == layout)] for each in runs}  # noqa: E731
+    monkeypatch.setattr(compiling_module, "in_turn", prefer)
+    model = lf.models.lenet5((1, 28, 28))
+    ticket = broken(model, 0.1, seed=2, dtype=torch.float32)
+    x = torch.randn(3, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    wanted = outputs(model, ticket, x)
+    program = compiling_module.Compiled(masked_module(model, ticket), "lenet5")
+    for strides in ((784, 784, 28, 1), (784, 1, 28, 1), (784, 5, 28, 1)):
+        given = x.as_strided(x.shape, strides)
+        torch.testing.assert_close(program(given), wanted, rtol=0, atol=1e-5 * float(wanted.abs().max()))
+    wider = torch.stack([x[:, 0], -x[:, 0]], 1)[:, :1]  # contiguous in neither
+    torch.testing.assert_close(program(wider), wanted, rtol=0, atol=1e-5 * float(wanted.abs().max()))
 
 
 @pytest.mark.parametrize("arch", ARCHS)

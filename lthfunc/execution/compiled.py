@@ -46,6 +46,8 @@ class Compiled:
         given = x.contiguous(memory_format=layout)
         if traced.changes_input and given is x:
             given = x.clone()
+        if given.stride() != traced.strides:  # along a single channel, say, any stride counts as contiguous;
+            given = given.as_strided(given.shape, traced.strides)  # but a convolution lays its outputs out by it
         found = program(*leaves, given)
         return found[0] if traced.single else traced.rebuilt(found)
 
@@ -70,7 +72,7 @@ class Compiled:
     def _in(self, layout: torch.memory_format, x: Tensor) -> Any:
         leaves = [leaf.contiguous(memory_format=layout) if leaf.ndim == 4 else leaf for leaf in self._leaves]
         given = x.clone(memory_format=layout)
-        traced = _Traced()
+        traced = _Traced(given.stride())
 
         def forward(*arguments: Tensor) -> list[Tensor]:
             taken = arguments[-1]
@@ -95,7 +97,13 @@ class Compiled:
 
 
 class _Traced:
-    """What was seen as a module was traced: how its outputs lie, whether it changes its input in place."""
+    """What was seen as a module was traced: how its outputs lie, whether it changes its input in place.
+
+    strides: of the inputs it was traced with, which compiled code takes for granted.
+    """
 
     single, changes_input = True, False
     rebuilt: Any = None
+
+    def __init__(self, strides: tuple[int, ...]) -> None:
+        self.strides = strides
