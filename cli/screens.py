@@ -10,7 +10,8 @@ from lthfunc.experiments.config import Config, to_mapping
 from lthfunc.experiments.iterative import TICKET
 from lthfunc.experiments.records import Row, Spread, winning
 from lthfunc.reports.tables import layer_table, result_table
-from lthfunc.runs.outcome import LAST, WINNING, WINNING_TRAINED
+from lthfunc.runs import within
+from lthfunc.runs.outcome import LAST, OLD_TICKET, WINNING, WINNING_TRAINED
 
 from .console import put, screen
 from .elsewhere import named
@@ -49,16 +50,25 @@ def show_results(rows: Sequence[Row], folder: Path, pictures: Sequence[Path], *,
 def outcome_lines(rows: Sequence[Row], folder: Path) -> list[str]:
     """Which file of a finished run has which network, a line each."""
     best, last = winning(rows), max(row.round for row in rows)
-    lines = [f"last round      {named(folder / LAST)}  (round {last}, weights after training)"]
-    if rows[0].replicates > 1:
-        lines.append(f"of each seed    {named(folder)}/seed*/  (those above are the first seed's)")
-    if best is None:
-        return lines
-    return [
-        f"winning ticket  {named(folder / WINNING)}  (round {best.round}, weights before training)",
-        f"trained         {named(folder / WINNING_TRAINED)}  (round {best.round}, weights after training)",
-        *lines,
+    files = [("last round    ", LAST, last, "after")]
+    if best is not None:
+        files[:0] = [
+            ("winning ticket", WINNING, best.round, "before"),
+            ("trained       ", WINNING_TRAINED, best.round, "after"),
+        ]
+    there = {name for _, name, _, _ in files if within.status(folder, folder / name) is not None}
+    lines = [
+        f"{what}  {named(folder / name)}  (round {number}, weights {when} training)"
+        for what, name, number, when in files
+        if name in there
     ]
+    if within.status(folder, folder / OLD_TICKET) is not None:
+        lines.append(f"old ticket      {named(folder / OLD_TICKET)}  (round {last}, weights before training)")
+    if rows[0].replicates > 1 and lines:
+        lines.append(f"of each seed    {named(folder)}/seed*/  (those above are the first seed's)")
+    if missing := [what.strip() for what, name, _, _ in files if name not in there]:
+        lines.append(f"no file yet     of {', '.join(missing)}; lthfunc resume {named(folder)} writes what was kept")
+    return lines
 
 
 def verdict(rows: Sequence[Row]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import pickle
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,8 @@ def test_what_holds_more_than_tensors_or_is_too_large_is_refused(
     torch.save(weights, "large.pth")
     torch.save([1, 2], "list.pth")
     Path("broken.pth").write_bytes(b"PK\x03\x04 and no more")
+    Path("plain.pkl").write_bytes(pickle.dumps({"w": [1.0]}))
+    torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.ones(1, 2)), "program.pt")  # type: ignore[no-untyped-call]
     with zipfile.ZipFile("large.pth") as archive, zipfile.ZipFile("bomb.pth", "w", zipfile.ZIP_DEFLATED) as bomb:
         for each in archive.infolist():
             bomb.writestr(each.filename, archive.read(each))
@@ -72,6 +75,12 @@ def test_what_holds_more_than_tensors_or_is_too_large_is_refused(
         (["bomb.pth", "--max-size", "1MB"], 2, "and --max-size allows 1,000,000"),
         (["list.pth"], 2, "holds no tensors by name, but a list"),
         (["broken.pth"], 2, "cannot be read as tensors alone"),
+        (
+            ["plain.pkl"],
+            2,
+            "(it is a pickle of something else, or of no torch.save; whoever wrote it can save module.s",
+        ),
+        (["program.pt"], 2, "(it is a TorchScript program; whoever wrote it can save module.state_dict()"),
         (["net-0123abcd.pth"], 3, "and its name tells 0123abcd"),
         (["absent.pth"], 2, "there is no such file"),
         (["large.pth", "--max-size", "much"], 2, "--max-size: 'much' is not accepted"),
@@ -80,6 +89,7 @@ def test_what_holds_more_than_tensors_or_is_too_large_is_refused(
         assert main(["import", *arguments]) == code, arguments
         (line,) = capsys.readouterr().err.splitlines()
         assert words in line
+        assert "`" not in line  # PyTorch's advice to unpickle it all the same
     assert not Path("stranger-was-here").exists()
     assert not list(tmp_path.glob("*.safetensors"))
     digest = hashlib.sha256(Path("large.pth").read_bytes()).hexdigest()[:8]

@@ -117,6 +117,33 @@ def test_pickled_weights_name_the_commands_to_type(capsys: Any) -> None:
     assert "takes a .safetensors file, or the name" in refused(capsys, "train", "--weights", "absent", "--steps", "1")
 
 
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (torch.zeros(300, 64, dtype=torch.int8), "fc1.weight is int8 in the file, and floats in the network"),
+        (torch.zeros(300, 64, dtype=torch.bool), "fc1.weight is bool in the file, and floats in the network"),
+        (torch.full((300, 64), 1e300, dtype=torch.float64), "fc1.weight holds values in the file that are not finite"),
+        (torch.full((300, 64), float("nan")), "fc1.weight holds values in the file that are not finite as float32"),
+    ],
+)
+def test_values_that_would_be_others_in_the_network_are_refused(value: Any, words: str, capsys: Any) -> None:
+    state = lf.models.lenet300((1, 8, 8), 10).training.state_dict()
+    save_file({**state, "fc1.weight": value}, "net.safetensors")
+    assert words in refused(capsys, "train", "--weights", "net.safetensors", "--steps", "1")
+
+
+def test_what_a_file_has_instead_is_said(capsys: Any) -> None:
+    state = lf.models.lenet300((1, 8, 8), 10).training.state_dict()
+    save_file({f"backbone.{name}": leaf for name, leaf in state.items()}, "net.safetensors")
+    line = refused(capsys, "train", "--weights", "net.safetensors", "--steps", "1")
+    assert "has no fc1.weight (6 of 6 leaves are missing); it has backbone.fc1.bias, backbone.fc1.weight, " in line
+    head = {**state, "fc3.weight": torch.ones(7, 100), "fc3.bias": torch.ones(7)}
+    save_file(head, "net.safetensors")
+    assert main(["train", "--weights", "net.safetensors", "--steps", "1", "--engine", "eager", "--out", "run"]) == 0
+    said = capsys.readouterr().err.splitlines()
+    assert "--weights: of another shape in the file, so drawn from the seed: fc3.weight, fc3.bias" in said
+
+
 def test_a_complex_file_is_not_taken_for_a_real_network(capsys: Any) -> None:
     state = {name: leaf + 0j for name, leaf in lf.models.lenet300((1, 8, 8), 10).training.state_dict().items()}
     save_file(state, "net.safetensors")

@@ -1,7 +1,9 @@
-"""Data that are odd as a whole: one class, classes without training examples, tokens beyond an embedding, constants."""
+"""Data that are odd as a whole: one class, classes without training examples, tokens beyond an embedding, constants,
+channels in another place, splits of another scale."""
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +52,40 @@ def test_targets_that_teach_nothing_get_a_hint(tmp_path: Path, arrays: dict[str,
     with pytest.warns(lf.data.DataHint):
         data = lf.data.load(f"npz:{tmp_path / 'a.npz'}")
     assert any(each.startswith(hint) for each in lf.data.hints(data)), lf.data.hints(data)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_channels_of_pixels_may_come_last(tmp_path: Path, channels: int) -> None:
+    pixels = np.random.default_rng(1).integers(0, 256, (N, 8, 7, channels), dtype=np.uint8)
+    read = []
+    for x in (pixels, pixels.transpose(0, 3, 1, 2)):
+        np.savez(tmp_path / "a.npz", x=x, y=Y)
+        read.append(lf.data.load(f"npz:{tmp_path / 'a.npz'}"))
+    last, first = read
+    assert last.shape == (channels, 8, 7)
+    assert lf.same_bits(last.train, first.train)
+
+
+IMAGES = np.random.default_rng(1).random((N, 8, 8, 3)).astype(np.float32)
+FIRST = IMAGES.transpose(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("x", "test", "words"),
+    [
+        (IMAGES, IMAGES, ["inputs of shape (8, 8, 3) are taken as 8 channels of 8×3; where channels come last"]),
+        (FIRST, FIRST * 255, ["inputs of test are 12"]),
+        (FIRST * 255, FIRST, ["inputs of test are 0.5"]),
+        (FIRST, 2 * FIRST, []),
+        (FIRST, 0 * FIRST, []),
+    ],
+)
+def test_inputs_that_lie_in_another_way_get_a_hint(x: Any, test: Any, words: list[str]) -> None:
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", lf.data.DataHint)
+        found = lf.data.hints(lf.data.from_tensors("mine", (x, Y), (test, Y), val=15))
+    assert len(found) == len(said) == len(words)
+    assert all(each.startswith(start) for each, start in zip(found, words, strict=True)), found
 
 
 OWN = """

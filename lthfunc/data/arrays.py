@@ -19,6 +19,8 @@ from lthfunc.frames import first_line
 from lthfunc.trees.types import Dataset
 
 _ACCEPTED = "arrays x_train, y_train, x_test, y_test (x_val, y_val), or x and y"
+#: More than images have: grey, RGB, with transparency or infrared.
+_CHANNELS = 4
 _TRAIN, _TEST, _VAL = ((f"x_{part}", f"y_{part}") for part in ("train", "test", "val"))
 
 
@@ -52,6 +54,8 @@ def _read(path: str) -> dict[str, Any]:
             return {name: archive[name] for name in archive.files}
     except Exception as error:  # the system's, NumPy's or zipfile's own
         reason = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
+        if "allow_pickle" in reason:  # NumPy's words for objects advise to unpickle them
+            reason = "it holds Python objects, or is no archive of np.savez; only arrays of numbers are read"
         raise UserError(f"--dataset: {path} cannot be read as a .npz file ({reason})") from error
 
 
@@ -88,7 +92,7 @@ def _inputs(array: Any, name: str) -> Tensor:
     if array.dtype == np.uint8 and array.ndim in (3, 4):
         if array.ndim == 3:
             array = array[:, None]
-        elif array.shape[-1] in (1, 3) and array.shape[1] not in (1, 3):
+        elif _channels_last(*array.shape[1:]):
             array = array.transpose(0, 3, 1, 2)
     elif array.dtype == np.uint8:
         raise UserError(f"{name} is uint8 of shape {array.shape}; images have 3 or 4 dimensions")
@@ -99,6 +103,10 @@ def _inputs(array: Any, name: str) -> Tensor:
         raise UserError(f"{name} is {array.dtype} of shape {array.shape}; inputs are uint8 images or floats{more}")
     x = tensor_of(array, name)
     return x.float() if x.is_floating_point() else x
+
+
+def _channels_last(first: int, _: int, last: int) -> bool:
+    return last <= _CHANNELS < first or (last in (1, 3) and first not in (1, 3))
 
 
 def _targets(array: Any, name: str, x: Tensor) -> Tensor:

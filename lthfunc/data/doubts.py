@@ -15,6 +15,10 @@ from lthfunc.trees.types import Dataset
 _LOOK, _BYTES = 10_000, 1 << 24
 #: More different values than this are measurements, not classes.
 _KINDS = 100
+#: Of images; a longer axis is one of pixels.
+_CHANNELS = 4
+#: Times that one split's inputs are larger than another's where they were scaled in different ways.
+_OTHER_SCALE = 20
 
 
 class DataHint(UserWarning):
@@ -35,6 +39,13 @@ def hints(data: Dataset) -> tuple[str, ...]:
         found.append(
             "inputs are float64, and networks are float32 unless they were made otherwise; x.float() makes such"
         )
+    if not data.parts and len(data.shape) == 3 and data.shape[2] <= _CHANNELS < min(data.shape[:2]):
+        found.append(
+            f"inputs of shape {data.shape} are taken as {data.shape[0]} channels of {data.shape[1]}×{data.shape[2]}; "
+            "where channels come last, x.transpose(0, 3, 1, 2) (permute in PyTorch) puts them first"
+        )
+    if x.is_floating_point() and data.scale is None:
+        found += _of_other_scales(data, look)
     if data.tokens and x.ndim > 2:
         found.append(
             f"inputs are {str(x.dtype).removeprefix('torch.')} without a scale, which are tokens for an embedding; a "
@@ -63,6 +74,17 @@ def hints(data: Dataset) -> tuple[str, ...]:
                 "stored as integers"
             )
     return tuple(found)
+
+
+def _of_other_scales(data: Dataset, look: int) -> Iterator[str]:
+    mine = float(data.train.x[:look].abs().mean())
+    for name, split in (("val", data.val), ("test", data.test)):
+        theirs = float(split.x[:look].abs().mean())
+        if mine and theirs and max(mine / theirs, theirs / mine) > _OTHER_SCALE:
+            yield (
+                f"inputs of {name} are {theirs:.3g} in the mean, without their signs, and those of train {mine:.3g}; "
+                "networks get them as they are, so all splits are scaled alike"
+            )
 
 
 def warned(data: Dataset) -> Dataset:

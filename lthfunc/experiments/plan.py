@@ -48,7 +48,7 @@ from lthfunc.training.threads import check_threads
 from lthfunc.training.trainer import OnNonfinite, examples, make_trainer
 from lthfunc.trees.flops import flops_of
 from lthfunc.trees.habits import habits_of
-from lthfunc.trees.model import Model, init, left_line
+from lthfunc.trees.model import Model, drawn_line, init, left_line
 from lthfunc.trees.ops import data_to_device
 from lthfunc.trees.shards import ALONE, Exchange
 from lthfunc.trees.types import Dataset
@@ -152,9 +152,8 @@ def prepare(config: Config, observe: Observe | None = None, exchange: Exchange =
         )
     if config.rounds and is_own(config.rewind):
         check_start(plan)
-    if model.left and config.weights is None:
-        note = "; ".join(filter(None, [note, left_line(model)]))
-    return Prepared(config, plan, note)
+    of_model = drawn_line(model) if config.weights is not None else left_line(model)
+    return Prepared(config, plan, "; ".join(filter(None, [note, of_model])))
 
 
 def _check_ranks(config: Config, exchange: Exchange) -> None:

@@ -7,6 +7,7 @@ it, or what is packed in it, is larger than it may be, or if the checksum that i
 from __future__ import annotations
 
 import hashlib
+import pickle
 import re
 import warnings
 import zipfile
@@ -28,6 +29,7 @@ from lthfunc.trees.files import load_tree
 _WITHIN = ("state_dict", "model_state_dict", "model", "params", "net", "weights")
 #: More dictionaries within one another, and more entries in all, than any network has.
 _DEEPEST, _MOST_ENTRIES = 50, 1_000_000
+_INSTEAD = "whoever wrote it can save module.state_dict() with torch.save instead"
 _RESERVED = "__metadata__"
 
 
@@ -69,7 +71,11 @@ def _loaded(path: Path) -> Any:
     except Exception as error:  # a broken archive, or one that holds more than tensors
         other = re.search(r"GLOBAL ([\w.]+)", str(error))
         if other is not None:
-            reason = f"it holds a {other[1]}; whoever wrote it can save module.state_dict() instead"
+            reason = f"it holds a {other[1]}; {_INSTEAD}"
+        elif "TorchScript" in str(error):
+            reason = f"it is a TorchScript program; {_INSTEAD}"
+        elif isinstance(error, pickle.UnpicklingError):  # torch's own words advise to unpickle it all the same
+            reason = f"it is a pickle of something else, or of no torch.save; {_INSTEAD}"
         else:
             reason = first_line(error)
         raise UserError(f"{path}: cannot be read as tensors alone ({reason})") from error

@@ -27,7 +27,8 @@ class Model(NamedTuple):
     in module order. init: seed -> (params, buffers). tokens: whether inputs are whole numbers (n, length), as an
     embedding reads them. output: the output layer's weight, the last that is usually pruned. pure: whether the module
     is known to write into none of its inputs, parameters or buffers in evaluation; any other is given copies. left:
-    matrices that are neither pruned nor drawn, so that all seeds share them.
+    matrices that are neither pruned nor drawn, so that all seeds share them. drawn: of a model that starts from a file,
+    the leaves that have another shape there, and come from the seed.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Model(NamedTuple):
     output: str = ""
     pure: bool = False
     left: tuple[str, ...] = ()
+    drawn: tuple[str, ...] = ()
 
 
 def apply_training(model: Model, params: Params, buffers: Buffers, x: Tensor) -> tuple[Any, Buffers]:
@@ -153,9 +155,19 @@ def model_of(
 
 
 def left_line(model: Model) -> str:
-    """Which matrices of a network are neither pruned nor drawn anew, in one line."""
+    """Which matrices of a network are neither pruned nor drawn anew, in one line; "" for none."""
+    if not model.left:
+        return ""
     names = ", ".join(model.left[:4]) + (f" and {len(model.left) - 4} more" if len(model.left) > 4 else "")
     return f"{model.name}: neither pruned nor drawn anew, so the same for every seed: {names}"
+
+
+def drawn_line(model: Model) -> str:
+    """Which leaves a file of weights has in another shape, in one line; "" for none."""
+    if not model.drawn:
+        return ""
+    names = ", ".join(model.drawn[:4]) + (f" and {len(model.drawn) - 4} more" if len(model.drawn) > 4 else "")
+    return f"--weights: of another shape in the file, so drawn from the seed: {names}"
 
 
 @public

@@ -104,7 +104,11 @@ def starting_from(model: Model, values: Mapping[str, Tensor]) -> Model:
     leaves = {name: leaf for name, leaf in leaves.items() if name in values or name in kept}
     missing = [name for name in leaves if name not in values]
     if missing:
-        raise UserError(f"--weights: the file has no {missing[0]} ({len(missing)} of {len(leaves)} leaves are missing)")
+        others = [name for name in values if name not in leaves]
+        instead = f"; it has {', '.join(others[:3])}{' …' if len(others) > 3 else ''}" if others else ""
+        raise UserError(
+            f"--weights: the file has no {missing[0]} ({len(missing)} of {len(leaves)} leaves are missing){instead}"
+        )
     fitting = {name for name, leaf in leaves.items() if values[name].shape == leaf.shape}
     if 2 * sum(params[name].numel() for name in fitting & set(params)) < sum(map(torch.numel, params.values())):
         other = next(name for name in leaves if name not in fitting)
@@ -112,6 +116,8 @@ def starting_from(model: Model, values: Mapping[str, Tensor]) -> Model:
             f"--weights: {other} is {tuple(values[other].shape)} in the file and {tuple(leaves[other].shape)} in the "
             "network, and most weights differ so"
         )
+
+    _check_values({name: values[name] for name in fitting}, leaves, set(params))
 
     def init(seed: int) -> tuple[Params, Buffers]:
         drawn = model.init(seed)
@@ -121,7 +127,24 @@ def starting_from(model: Model, values: Mapping[str, Tensor]) -> Model:
         ]
         return found[0], found[1]
 
-    return model._replace(init=init)
+    return model._replace(init=init, drawn=tuple(name for name in leaves if name not in fitting))
+
+
+def _check_values(values: Mapping[str, Tensor], leaves: Mapping[str, Tensor], params: set[str]) -> None:
+    """Raise UserError for values that would be others in the network, or train nothing there."""
+    for name, value in values.items():
+        leaf = leaves[name]
+        if not leaf.is_floating_point():
+            continue
+        if not value.is_floating_point():
+            kind = str(value.dtype).removeprefix("torch.")
+            raise UserError(
+                f"--weights: {name} is {kind} in the file, and floats in the network; quantised values need their "
+                "scale, so save them as floats"
+            )
+        if name in params and not value.to(leaf.dtype).isfinite().all():
+            kind = str(leaf.dtype).removeprefix("torch.")
+            raise UserError(f"--weights: {name} holds values in the file that are not finite as {kind}")
 
 
 def _by_first_names(module: nn.Module, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
