@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import sys
@@ -29,6 +30,8 @@ from .sweep import sweep
 from .verify import verify
 from .watch import watch
 
+#: Errors of a disk that takes no more.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 #: What torchrun tells its processes.
 _LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -125,6 +128,12 @@ def _told(arguments: list[str] | None) -> int:
     except UserError as error:
         return _complain(str(error), error.code)
     except OSError as error:
+        if error.errno in _FULL or "temporary directory" in str(error.strerror):  # which say no file
+            where = f"{error.filename}: " if error.filename else ""
+            hint = (
+                "; free space there, or name another disk's folder in TMPDIR" if "temporary" in error.strerror else ""
+            )
+            return _complain(f"{where}{error.strerror}{hint}; what was finished before is kept", 3)
         if error.filename is None or error.errno is None:
             raise
         return _complain(f"{error.filename}: {error.strerror}; what was finished before is kept", 3)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import gc
+import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -220,3 +223,25 @@ def test_nothing_is_searched_for_garbage_as_a_command_ends() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[1:] == ["0", "True"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EFBIG, errno.EROFS])
+def test_a_disk_that_takes_no_more_is_one_line_where_no_file_is_named(
+    number: int, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    def failing(arguments: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("lthfunc_cli.main._invoked", failing)
+    assert main(["info", "run"]) == 3
+    assert capsys.readouterr().err == f"lthfunc: {os.strerror(number)}; what was finished before is kept\n"
+
+
+def test_no_room_for_temporary_files_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """As PyTorch meets it, when all disks are full."""
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/nowhere"])
+    monkeypatch.setattr("lthfunc_cli.main._invoked", lambda arguments: tempfile.gettempdir())
+    assert main(["info", "run"]) == 3
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("lthfunc: No usable temporary directory found in ['/nowhere']; free space there, or name")
