@@ -128,12 +128,11 @@ def _told(arguments: list[str] | None) -> int:
     except UserError as error:
         return _complain(str(error), error.code)
     except OSError as error:
-        if error.errno in _FULL or "temporary directory" in str(error.strerror):  # which say no file
+        why, full = str(error.strerror), error.errno in _FULL
+        if full or "temporary directory" in why:  # which may name no file
             where = f"{error.filename}: " if error.filename else ""
-            hint = (
-                "; free space there, or name another disk's folder in TMPDIR" if "temporary" in error.strerror else ""
-            )
-            return _complain(f"{where}{error.strerror}{hint}; what was finished before is kept", 3)
+            hint = "" if full else "; free space there, or name another folder in TMPDIR"
+            return _complain(f"{where}{why}{hint}; what was finished before is kept", 3)
         if error.filename is None or error.errno is None:
             raise
         return _complain(f"{error.filename}: {error.strerror}; what was finished before is kept", 3)
