@@ -182,3 +182,45 @@ def _reloaded(subject: Any, path: Path) -> Any:
 
 def test_every_kind_of_code_is_drawn() -> None:
     assert len(BLOCKS) <= COUNT
+
+
+class Plain(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.fc(x.flatten(1))
+        return out
+
+
+class Converting(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.float())
+
+
+class Counting(Plain):
+    calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return super().forward(x)
+
+
+def test_states_may_be_of_the_datas_dtype_instead_of_the_modules(few_digits: Dataset) -> None:
+    """float64 examples, modules made in float32: the trials before a training try both, and tell what was wrong."""
+    data = few_digits._replace(**{name: getattr(few_digits, name)._replace(x=getattr(few_digits, name).x.double())
+                                  for name in ("train", "val", "test")})  # fmt: skip
+
+    def trained(module: nn.Module, dtype: torch.dtype) -> Tensor:
+        model = lf.from_module(module)
+        trainer = lf.make_trainer(model, data, optimizer=lf.sgd(0.1), batch_size=20)
+        start = lf.init(model)
+        start = start._replace(params={name: leaf.to(dtype) for name, leaf in start.params.items()})
+        return lf.take_steps(trainer, start, seed=0, until=3)[0].params["fc.weight"]
+
+    wide, narrow = trained(Plain(), torch.float64), trained(Converting(), torch.float32)
+    assert (wide.dtype, narrow.dtype) == (torch.float64, torch.float32)
+    torch.testing.assert_close(narrow, wide.float(), rtol=1e-4, atol=1e-6)
+    with pytest.raises(UserError, match="Counting keeps calls from call to call"):
+        trained(Counting(), torch.float64)

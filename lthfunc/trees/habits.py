@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from lthfunc.errors import UserError
 from lthfunc.trees.calling import functional_call
 from lthfunc.trees.model import Model
-from lthfunc.trees.ops import clone, same_bits
+from lthfunc.trees.ops import clone, in_dtype_of, same_bits
 from lthfunc.trees.outside import all_seeded, drawn_from
+from lthfunc.trees.types import Buffers, Params
 
 
 class Habits(NamedTuple):
@@ -60,9 +61,27 @@ def habits_of(model: Model, x: Tensor) -> Habits:
 
 
 def _called(model: Model, module: nn.Module, x: Tensor) -> Habits:
-    """One mode: two calls of a copy with equal parameters, buffers, inputs and seeds, and one with other inputs."""
-    module = copy.deepcopy(module)
+    """One mode, with leaves of the module's own dtype or, where it takes no such inputs with them, of the inputs'."""
     params, buffers = model.init(0)
+    try:
+        return _called_with(params, buffers, model.name, module, x)
+    except UserError:
+        raise
+    except Exception as error:
+        others = in_dtype_of(x, params, buffers)
+        if others is None:
+            raise
+        try:
+            return _called_with(*others, model.name, module, x)
+        except UserError:
+            raise
+        except Exception:
+            raise error from None
+
+
+def _called_with(params: Params, buffers: Buffers, name: str, module: nn.Module, x: Tensor) -> Habits:
+    """Two calls of a copy with equal parameters, buffers, inputs and seeds, and one with other inputs."""
+    module = copy.deepcopy(module)
     shape = _shape(module)
 
     def call(seed: int, x: Tensor) -> tuple[Any, Tensor, list[str], bool]:
@@ -77,7 +96,7 @@ def _called(model: Model, module: nn.Module, x: Tensor) -> Habits:
     outputs, after, outside, drawn = call(_SEED, x)
     changed = _difference(shape, _shape(module))
     if changed:
-        raise UserError(f"{model.name} changes {changed} in forward; make it in __init__ instead")
+        raise UserError(f"{name} changes {changed} in forward; make it in __init__ instead")
     first = _kept(module)
     again, *_ = call(_SEED, x)
     second = _kept(module)
@@ -85,12 +104,12 @@ def _called(model: Model, module: nn.Module, x: Tensor) -> Habits:
     growing = _difference(first, second) or _difference(second, _kept(module))
     if growing:
         raise UserError(
-            f"{model.name} keeps {growing} from call to call that is no buffer: register it with register_buffer, so "
+            f"{name} keeps {growing} from call to call that is no buffer: register it with register_buffer, so "
             "that it belongs to a training"
         )
     if not _equal(outputs, again):
         raise UserError(
-            f"{model.name} gives other outputs when called again with the same parameters, inputs and seeds: draw from "
+            f"{name} gives other outputs when called again with the same parameters, inputs and seeds: draw from "
             "torch's, NumPy's or Python's own generators, and keep what lasts from call to call in buffers"
         )
     return Habits(not _equal(after, x), tuple(outside), drawn or bool(outside))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lthfunc.arguments import check_argument, public
-from lthfunc.trees.types import Dataset, Masks, Params, Scale, Split
+from lthfunc.trees.types import Buffers, Dataset, Masks, Params, Scale, Split
 
 T = TypeVar("T")
 
@@ -52,6 +52,19 @@ def clone(tree: T) -> T:
 def to_device(tree: T, device: torch.device | str) -> T:
     """The tree on `device`; leaves that are there already are shared."""
     return tree_map(lambda leaf: leaf.to(device), tree)
+
+
+def in_dtype_of(x: Tensor, params: Params, buffers: Buffers) -> tuple[Params, Buffers] | None:
+    """(params, buffers) in the dtype of real inputs, as the states of a training may have them.
+
+    None where there is nothing to follow: for inputs of whole numbers or of the params' dtype, and for params of
+    several dtypes or complex ones.
+    """
+    dtypes = {leaf.dtype for leaf in params.values()}
+    real = all(each.is_floating_point for each in (*dtypes, x.dtype))
+    if not real or len(dtypes) != 1 or x.dtype in dtypes:
+        return None
+    return tree_map(lambda leaf: leaf.to(x.dtype) if leaf.is_floating_point() else leaf, (params, buffers))
 
 
 def data_to_device(data: Dataset, device: torch.device | str, room: int | None = None) -> Dataset:
