@@ -78,15 +78,15 @@ def compare(
 
     Raises UserError where the file belongs to other settings.
     """
-    path = None if path is None else path.resolve()  # a link to it is the user's own
     records = _earlier(path, config)
+    written = None if path is None else path.resolve()  # a link to it is the user's own
     done = {(item["method"], item["seed"]) for item in records}
     seeds = range(config.seed, config.seed + config.replicates)
     tasks = [(method, seed) for seed in seeds for method in methods if (method, seed) not in done]
     for item in _results(config, setting, tasks, min(jobs, len(tasks)), folder):
         records.append(item)
-        if path is not None:
-            append_lines(path, [{"kind": "result", **item}])
+        if written is not None:
+            append_lines(written, [{"kind": "result", **item}])
         tell(item)
     wanted = [item for item in records if item["method"] in methods and item["seed"] in seeds]
     return sorted(wanted, key=lambda item: (list(methods).index(item["method"]), item["seed"]))
@@ -158,27 +158,28 @@ def _anywhere(config: Config, method: str, seed: int, wanted: bool) -> tuple[Rec
     return item, ticket if wanted else None
 
 
-def _earlier(path: Path | None, config: Config) -> list[Record]:
-    """The records of a file that exists, after a check; else the file is begun."""
-    if path is None:
+def _earlier(named: Path | None, config: Config) -> list[Record]:
+    """The records of a file that exists, after a check; else the file is begun. named: as the user calls it."""
+    if named is None:
         return []
+    path = named.resolve()  # a link to it is the user's own
     mine: dict[str, Any] = {name: value for name, value in to_mapping(config).items() if name not in _FREE}
     if path.is_dir():
-        raise invalid("--out", str(path), "a file, and this is a folder")
+        raise invalid("--out", str(named), "a file, and this is a folder")
     if not path.exists():
         if not path.parent.is_dir():
-            raise UserError(f"--out: {str(path.parent)!r} is not a folder")
+            raise UserError(f"--out: {str(named.parent)!r} is not a folder")
         append_lines(path, [{"kind": "methods", "machine": machine(config.device, config.threads), "config": mine}])
         return []
     lines = read_lines(path)
     if not lines or lines[0].get("kind") != "methods":
-        raise UserError(f"--out: {str(path)!r} holds something else; name another file")
+        raise UserError(f"--out: {str(named)!r} holds something else; name another file")
     theirs = lines[0]["config"]
     different = sorted(name for name in {*mine, *theirs} if mine.get(name) != theirs.get(name))
     if different:
         name = different[0]
         raise UserError(
-            f"--out: {str(path)!r} has {name} {theirs.get(name)!r}, and here it is {mine.get(name)!r}; "
+            f"--out: {str(named)!r} has {name} {theirs.get(name)!r}, and here it is {mine.get(name)!r}; "
             "name another file"
         )
     drop_partial_line(path)
