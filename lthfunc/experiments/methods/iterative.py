@@ -37,7 +37,10 @@ def iterative(
 
     def method(setting: Setting, seed: int) -> Outcome:
         anchor_step = round(late * setting.steps)
-        state = anchor = trained(setting, seed, anchor_step)(start(setting, seed)) if late else start(setting, seed)
+        state = start(setting, seed)
+        if anchor_step:  # a share of few steps may be none at all
+            state = trained(setting, seed, anchor_step)(state)
+        anchor = state
         spent = anchor_step
         for density in geometric(setting.density, 1 if one_shot else setting.rounds):
             until = end_of(state, setting.steps)
