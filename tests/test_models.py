@@ -138,7 +138,7 @@ def pair():
             self.fc = nn.Linear(64, 10)
 
         def forward(self, x):
-            return self.fc(x.flatten(1)), x
+            return {"scores": self.fc(x.flatten(1)), "inputs": x}
 
     return Pair()
 
@@ -180,7 +180,7 @@ def test_ones_own_network_is_given_what_its_signature_accepts(own: Path, form: s
         ),
         ("few", {}, r"gives outputs of shape \(9,\), not \(10,\)"),
         ("nothing", {}, "returned a NoneType, not an nn.Module"),
-        ("pair", {}, r"gives a tuple, not a tensor of outputs \(batch, 10\)"),
+        ("pair", {}, r"--arch: .*gives a dict of scores, inputs, and nothing in it is called logits"),
         ("absent", {}, "cannot import .* has no attribute 'absent'"),
         ("raising", {}, r"called with classes=10 fails \(line \d+ of .*py: raise KeyError\(.no such table.\)\)"),
         ("Wide", {"width": "'x'"}, r"fails .*self.a"),

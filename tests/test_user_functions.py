@@ -220,7 +220,7 @@ def test_on_the_command_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("own.py").write_text(OWN)
-    base = "prune --arch lenet300 --dataset digits --rounds 1 --steps 6 --batch-size 20 --rate 0.2"
+    base = "prune --arch lenet300 --dataset digits --rounds 1 --steps 6 --batch-size 20"
     assert main(f"{base} --out plain".split()) == 0
     assert main(f"{base} --score own.py:cuts --out own".split()) == 0
     for file in ("round00/params.safetensors", "round01/masks.safetensors", "round01/params.safetensors"):
