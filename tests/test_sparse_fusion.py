@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 
 import pytest
@@ -159,3 +160,35 @@ def test_every_sequence_of_steps_after_a_layer(first: str, linear: bool) -> None
     every = [(first,), *((first, second) for second in steps)]
     every += [(first, *rest) for rest in itertools.product(steps, steps[:-2])]
     check(Branches(every, linear=linear), (2,) if linear else (2, 8, 8))
+
+
+#: Of inputs, before any layer: values that no gradient is wanted of.
+BEFORE = {
+    "joined": lambda x: torch.cat([x, x * 0.7], 1), "joined with itself": lambda x: torch.cat([x, x], 1),
+    "added": lambda x: x + torch.sigmoid(x), "doubled": lambda x: x + x, "padded": lambda x: F.pad(x, (1, 0, 0, 2)),
+    "part": lambda x: x[:, 1:, ::2], "rectified": torch.relu, "maxima": lambda x: F.max_pool2d(x, 2),
+    "overlapping maxima": lambda x: F.max_pool2d(x, 3, 2, 1), "means": lambda x: F.avg_pool2d(x, 2),
+    "batch norm": nn.BatchNorm2d(2, affine=False), "group norm": nn.GroupNorm(2, 2, affine=False),
+    "rectified batch norm": nn.Sequential(nn.BatchNorm2d(2), nn.ReLU()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("before", BEFORE)
+def test_what_comes_before_all_layers_needs_no_gradient(before: str) -> None:
+    class Before(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            if isinstance(BEFORE[before], nn.Module):
+                self.before = copy.deepcopy(BEFORE[before])
+            channels, height, width = self.prepared(torch.zeros(2, 2, 8, 6)).shape[1:]
+            self.conv = nn.Conv2d(channels, CHANNELS, 3, padding=1)
+            self.head = nn.Linear((CHANNELS + 1) * height * width, CLASSES)
+
+        def prepared(self, x: Tensor) -> Tensor:
+            return getattr(self, "before", BEFORE[before])(x)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.prepared(x)
+            return self.head(torch.cat([torch.tanh(self.conv(x)), x[:, :1]], 1).flatten(1))
+
+    check(Before(), (2, 8, 6))

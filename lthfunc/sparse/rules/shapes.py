@@ -96,7 +96,8 @@ def concatenate(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     def gradient() -> None:
         for each in gradients:
             each()
-        b.release(out)
+        if out.needs:
+            b.release(out)
 
     b.backward.append(gradient)
     return View(out)
