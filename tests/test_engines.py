@@ -233,16 +233,18 @@ def test_two_compiled_models_in_one_process_stay_apart(few_digits: Dataset) -> N
         same_numbers(first, second)
 
 
+@pytest.mark.parametrize("nans", [0.0, 0.3])
 @pytest.mark.parametrize("channels", [3, 64])
 @pytest.mark.parametrize("size", [(8, 8), (6, 9), (7, 8)])
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
 def test_the_pooling_rules_have_the_bits_of_pytorchs_own(
-    channels: int, size: tuple[int, int], layout: torch.memory_format
+    channels: int, size: tuple[int, int], layout: torch.memory_format, nans: float
 ) -> None:
-    """Ties (zeros, as ReLU makes them) go to the first; what does not tile is left to PyTorch."""
+    """Ties (zeros, as ReLU makes them) go to the first, NaN before all; what does not tile is left to PyTorch."""
     kernel = [2, 3] if size[1] == 9 else [2, 2]
     random = torch.Generator().manual_seed(0)
-    x = torch.randn(5, channels, *size, generator=random).relu().contiguous(memory_format=layout)
+    x = torch.randn(5, channels, *size, generator=random).relu()
+    x = x.masked_fill(torch.rand(x.shape, generator=random) < nans, math.nan).contiguous(memory_format=layout)
     out, indices = torch.ops.aten.max_pool2d_with_indices(x, kernel)
     grad = torch.randn_like(out)
     rest = (kernel, kernel, [0, 0], [1, 1], False, indices)
@@ -254,7 +256,7 @@ def test_the_pooling_rules_have_the_bits_of_pytorchs_own(
         assert (forward is NotImplemented) == (channels == 3)
         if channels == 64:
             for ours, theirs in zip(forward, (out, indices), strict=True):
-                assert torch.equal(ours, theirs)
+                torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
                 assert ours.stride() == theirs.stride()
     assert max_pool_backward(grad, x, kernel, [1, 1], *rest[2:]) is NotImplemented
     assert max_pool_backward(grad, x, kernel, kernel, [1, 1], *rest[3:]) is NotImplemented
