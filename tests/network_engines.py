@@ -66,7 +66,11 @@ class Trained:
 
 
 def beginning(network: Network) -> tuple[lf.Model, TrainState, Dataset]:
-    """The network under random masks, with some rows and sometimes a whole layer pruned, and data for it."""
+    """The network under random masks, with some rows and sometimes a whole layer pruned, and data for it.
+
+    Biases are away from zero, where PyTorch begins them after a normalisation: a normalised mean that is zero but for
+    rounding would then be a ReLU's argument, and its sign, and so the bias's gradient, would be rounding's.
+    """
     model = lf.from_module(network.module())
     generator = torch.Generator().manual_seed(network.seed)
 
@@ -74,6 +78,10 @@ def beginning(network: Network) -> tuple[lf.Model, TrainState, Dataset]:
         return torch.rand(*shape, generator=generator)
 
     state = lf.init(model, seed=network.seed)
+    params = {
+        name: leaf + 0.1 * torch.randn(leaf.shape, generator=generator) if leaf.ndim == 1 else leaf
+        for name, leaf in state.params.items()
+    }
     masks = {}
     for name in model.prunable:
         mask = drawn(*state.params[name].shape) < network.density
@@ -87,7 +95,7 @@ def beginning(network: Network) -> tuple[lf.Model, TrainState, Dataset]:
     y = torch.randint(0, network.classes, (count + 10,), generator=generator)
     train, other = Split(x[:count], y[:count]), Split(x[count:], y[count:])
     data = Dataset("random", train, other, other, network.classes)
-    return model, state._replace(params=lf.apply_masks(state.params, masks), masks=masks), data
+    return model, state._replace(params=lf.apply_masks(params, masks), masks=masks), data
 
 
 def double(tree: Any) -> Any:
