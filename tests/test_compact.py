@@ -259,6 +259,46 @@ def test_training_compact_is_training_whole(few_digits: Dataset, optimizer: str)
             torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-9)
 
 
+class Added(nn.Module):
+    """A rectified value of which the next layer reads more than what the ReLU lets through."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.layer, self.out = nn.Linear(64, 12), nn.Linear(12, 12), nn.Linear(12, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.layer(self.before(x.flatten(1)))
+        return self.out(x + torch.relu(x))
+
+
+class Twice(Added):
+    """The biases of a layer that is called twice, once rectified and once not."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.layer(self.before(x.flatten(1)))
+        return self.out(self.layer(torch.relu(x)))
+
+
+@pytest.mark.parametrize("module", [Added, Twice])
+def test_a_bias_below_zero_comes_back_where_something_else_trains_it(module: type[nn.Module], few_digits: Dataset):
+    model = lf.from_module(module())
+    start = lf.init(model)
+    masks = {name: torch.ones_like(mask) for name, mask in start.masks.items()}
+    masks["layer.weight"][:8] = False
+    params = {**lf.apply_masks(start.params, masks), "layer.bias": torch.full((12,), -1e-3)}
+    start = start._replace(params=params, masks=masks)
+    whole, small = (
+        lf.take_steps(
+            lf.make_trainer(model, few_digits, optimizer=lf.sgd(0.1), batch_size=20, engine=engine),
+            start, seed=0, until=10,
+        )[0].params
+        for engine in ("eager", compact_engine("eager"))
+    )  # fmt: skip
+    assert (whole["layer.bias"][:8] > 0).any()
+    for name, leaf in whole.items():
+        torch.testing.assert_close(small[name], leaf, rtol=1e-4, atol=1e-5)
+
+
 def test_something_is_left_out_and_moves(few_digits: Dataset) -> None:
     """The test above would pass on networks of which nothing can go."""
     model = lf.models.lenet300((1, 8, 8))

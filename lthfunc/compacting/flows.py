@@ -52,9 +52,23 @@ def _alike_fates(node: Node, facts: Facts) -> Tensor:
         return before.clone()
     if node.target is _aten.relu.default:  # hands back no gradient where its input isn't above zero
         stopped = facts.is_constant(args_of(node)[0], lambda value: value <= 0)
+        if not _trained_only_through_relu(args_of(node)[0], facts):
+            stopped &= before == ZERO
         return torch.where((before < VARIES) & stopped, ZERO, VARIES).to(torch.int8)
     still = facts.is_constant(node, lambda value: value == 0)
     return torch.where((before == ZERO) & ~still, VARIES, before).to(torch.int8)
+
+
+def _trained_only_through_relu(node: Node, facts: Facts) -> bool:
+    """Whether nothing but ReLUs reads what makes a constant: another reader may train its bias to be above zero."""
+    readers = [user for user in node.users if isinstance(user.meta.get("val"), Tensor) or user.op == "output"]
+    if len(readers) > 1 and any(user.target is not _aten.relu.default for user in readers):
+        return False
+    if any(each in facts.leaves and len(each.users) > 1 for each in node.all_input_nodes):
+        return False  # a bias of several layers
+    if is_layer(node, facts):
+        return True
+    return all(_trained_only_through_relu(each, facts) for each in node.all_input_nodes if facts.has_units(each))
 
 
 def _join_fates(node: Node, facts: Facts) -> Tensor:
