@@ -39,6 +39,10 @@ class Tally:
     refused: dict[str, Counter[str]] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
 
+    def share(self, engine: str) -> float:
+        """Which part of the networks that it was tried on an engine ran."""
+        return self.ran[engine] / max(1, self.ran[engine] + sum(self.refused.get(engine, Counter()).values()))
+
     def add(self, other: Tally) -> None:
         """Count another one's networks, too."""
         self.networks += other.networks
@@ -181,7 +185,9 @@ def outputs_off(outputs: Tensor, near: Tensor, true: Tensor) -> Iterator[str]:
         yield f"outputs are {off:.3g} off (eager: {usual:.3g}), of up to {float(true.abs().max()):.3g}"
 
 
-def held(network: Network, tally: Tally, *, compiling: bool = False, interpreting: bool = True) -> list[str]:
+def held(
+    network: Network, tally: Tally, *, compiling: bool = False, interpreting: bool = True, inferring: bool = True
+) -> list[str]:
     """Hold all engines to the eager one; the faults found."""
     model, start, data = beginning(network)
     wide = data._replace(**{part: double(getattr(data, part)) for part in ("train", "val", "test")})
@@ -223,6 +229,9 @@ def held(network: Network, tally: Tally, *, compiling: bool = False, interpretin
 
         run(name, training)
 
+    if not inferring:
+        tally.faults += faults
+        return faults
     ticket = Ticket(exact.state.params, exact.state.buffers, start.masks)
     ticket = Ticket(*({k: v.float() if v.is_floating_point() else v for k, v in tree.items()}
                       for tree in ticket[:2]), start.masks)  # fmt: skip

@@ -352,9 +352,18 @@ def pretended(kind: str) -> Iterator[Machine]:
 @functools.cache
 def accelerator() -> str:
     """The name of PyTorch's device for others' backends, on which networks can be differentiated without any GPU."""
-    from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+    from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
 
-    _setup_privateuseone_for_python_backend("pretended")
+    class Backend(_DummyBackendModule):
+        """The device stays known to PyTorch, and `torch.random.fork_rng` saves the generator of each that is."""
+
+        def get_rng_state(self, device: Any = None) -> Tensor:
+            return torch.zeros(0, dtype=torch.uint8)
+
+        def set_rng_state(self, state: Tensor, device: Any = None) -> None:
+            pass
+
+    _setup_privateuseone_for_python_backend("pretended", Backend())
     return "pretended"
 
 

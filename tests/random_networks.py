@@ -37,7 +37,7 @@ class Network:
         names: dict[str, type[nn.Module]] = {}
         source = "import torch\nimport torch.nn.functional as F\nfrom torch import nn\n" + self.code
         exec(compile(source, f"network{self.seed}", "exec"), names)
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             return names["Net"]()
 

@@ -76,3 +76,11 @@ def test_a_training_mixes_no_devices_and_waits_only_at_looks(few_digits: Dataset
                 torch.testing.assert_close(there.state.params[name].cpu(), leaf, rtol=1e-4, atol=1e-5)
     # Neither a step waits, nor a look for each leaf or each network: a line waits once a look, and where it begins.
     assert 0 < max(waits.values()) <= looks + 1, "\n".join(map(str, waits.items()))
+
+
+def test_the_accelerator_stays_known_and_harms_no_later_test() -> None:
+    accelerator()
+    before = torch.get_rng_state()
+    with torch.random.fork_rng():  # asks every device
+        torch.rand(3)
+    assert torch.equal(torch.get_rng_state(), before)
