@@ -175,7 +175,7 @@ def made(exchange: Exchange, arch: str) -> tuple[Model, Trainer]:
     data = digits._replace(val=cut(digits.val, 60), test=cut(digits.test, 60))
     model = lf.models.build(arch, data.shape, 10)
     if arch == "resnet20":
-        model = lf.from_module(Doubling(model.training))
+        model = lf.from_module(Doubling(model.training).double())
     optimizer, engine = (lf.sgd(0.02), "compile") if arch == "lenet300" else (lf.sgd(0.01, momentum=0.9), "eager")
     return model, lf.make_trainer(
         model, data, optimizer=optimizer, batch_size=12, engine=engine, exchange=exchange
