@@ -198,7 +198,7 @@ def test_npz_of_splits_and_of_numbers_to_come_close_to(tmp_path: Path) -> None:
         ({"x": np.zeros((9, 2), int), "y": np.zeros(9, int)}, "x is int64 of shape"),
         ({"x": np.full((9, 2), np.nan), "y": np.zeros(9, int)}, "x holds numbers that are not finite"),
         ({"x": np.zeros((9, 2)), "y": np.array(list("abcdefghi"))}, "targets are whole numbers or floats"),
-        ({"x": np.array([{}] * 9), "y": np.zeros(9, int)}, r"cannot be read as a \.npz file \(Object arrays"),
+        ({"x": np.array([{}] * 9), "y": np.zeros(9, int)}, r"cannot be read as a \.npz file \(it holds Python objects"),
     ],
 )
 def test_npz_files_that_hold_something_else(tmp_path: Path, arrays: dict[str, Any], words: str) -> None:
