@@ -4,80 +4,20 @@ from __future__ import annotations
 
 import io
 import struct
-import sys
-import types
 import zlib
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from picture_files import DEEP, H, W, colours, png, tiff, to_eight
 from PIL import Image
 
-import lthfunc as lf
 from lthfunc.data.images import asked_of, check_depth, decoded, wanted_of
 from lthfunc.errors import UserError
 
-H, W = 4, 6
-DEEP = np.arange(H * W, dtype=np.uint16).reshape(H, W) * 2849  # 0 … 65,527
-
-
 pytestmark = pytest.mark.filterwarnings("error")
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LTHFUNC_CACHE", str(tmp_path / "cache"))
-
-
-def colours(seed: int = 0, channels: int = 3) -> np.ndarray[Any, Any]:
-    return np.random.default_rng(seed).integers(0, 256, (H, W, channels), dtype=np.uint8)
-
-
-def png(pixels: np.ndarray[Any, Any], bits: int, kind: int, *chunks: tuple[bytes, bytes]) -> bytes:
-    """A PNG by its specification. pixels: (height, width) or (…, channels); kind: 0 grey, 2 RGB, 4 grey + alpha, 6."""
-
-    def chunk(name: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
-
-    rows = []
-    for row in pixels:
-        flat = row.ravel()
-        if bits == 16:
-            rows.append(flat.astype(">u2").tobytes())
-        elif bits == 8:
-            rows.append(flat.astype(np.uint8).tobytes())
-        else:
-            every = np.unpackbits(flat.astype(np.uint8)[:, None], axis=1)[:, 8 - bits :].ravel()
-            rows.append(np.packbits(every).tobytes())
-    head = struct.pack(">IIBBBBB", pixels.shape[1], pixels.shape[0], bits, kind, 0, 0, 0)
-    body = zlib.compress(b"".join(b"\0" + row for row in rows))
-    parts = [chunk(b"IHDR", head), *(chunk(*each) for each in chunks), chunk(b"IDAT", body), chunk(b"IEND", b"")]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
-
-
-def tiff(pixels: np.ndarray[Any, Any], order: str, **tags: int) -> bytes:
-    """An uncompressed TIFF of one strip by its specification. order: "<" or ">"."""
-    channels = pixels.shape[2] if pixels.ndim == 3 else 1
-    entries = {256: pixels.shape[1], 257: pixels.shape[0], 258: 8 * pixels.itemsize, 259: 1, 262: 2 if channels == 3
-               else 1, 273: 0, 277: channels, 278: pixels.shape[0], 279: pixels.nbytes}  # fmt: skip
-    entries |= {{"photometric": 262, "orientation": 274, "sign": 339, "bits": 258}[key]: tags[key] for key in tags}
-    start = 8 + 2 + 12 * len(entries) + 4
-    entries[273] = start + 6
-    fields = b""
-    for tag, value in sorted(entries.items()):
-        if tag == 258 and channels == 3:
-            fields += struct.pack(order + "HHII", tag, 3, 3, start)
-        elif tag in (273, 279):
-            fields += struct.pack(order + "HHII", tag, 4, 1, value)
-        else:
-            fields += struct.pack(order + "HHIHH", tag, 3, 1, value, 0)
-    head = (b"II" if order == "<" else b"MM") + struct.pack(order + "HI", 42, 8)
-    depths = struct.pack(order + "HHH", *(entries[258],) * 3)
-    raw = pixels.astype(pixels.dtype.newbyteorder(order)).tobytes()
-    return head + struct.pack(order + "H", len(entries)) + fields + b"\0" * 4 + depths + raw
 
 
 def read(content: bytes | Callable[[], Any], **options: Any) -> np.ndarray[Any, Any]:
@@ -89,11 +29,6 @@ def read(content: bytes | Callable[[], Any], **options: Any) -> np.ndarray[Any, 
     result = decoded([source], wanted, into, skip_broken=False, observe=lambda count: None)
     check_depth([result.peak], "here")
     return into[0].numpy()
-
-
-def to_eight(stored: np.ndarray[Any, Any], bits: int) -> np.ndarray[Any, Any]:
-    """By the definition: the share of white, of 255."""
-    return np.floor(stored.astype(np.float64) / (2**bits - 1) * 255 + 0.5).astype(np.uint8)
 
 
 @pytest.mark.parametrize("form", ["png", "tiff <", "tiff >", "pgm", "tiff white is 0", "in memory", "in memory B"])
@@ -287,111 +222,3 @@ def test_what_is_broken_is_one_line_with_the_reason() -> None:
         assert str(caught.value).startswith("--dataset: it: cannot be read as an image (")
         assert str(caught.value).endswith("; --skip-broken leaves such images out")
         assert "\n" not in str(caught.value)
-
-
-def write(root: Path, files: dict[str, bytes]) -> str:
-    for name, content in files.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(content)
-    return f"folder:{root}"
-
-
-def test_a_folder_of_deep_grey_images(tmp_path: Path) -> None:
-    stored = {f"{label}/{i}.png": DEEP // (1 + i) + (label == "b") for label in "ab" for i in range(8)}
-    name = write(tmp_path / "deep", {file: png(pixels, 16, 0) for file, pixels in stored.items()})
-    data = lf.data.load(name)
-    assert data.shape == (1, H, W)
-    found = {x.numpy().tobytes() for split in (data.train, data.val, data.test) for x in split.x}
-    assert found == {to_eight(pixels, 16).tobytes() for pixels in stored.values()}
-    dark = write(tmp_path / "dark", {file: png(pixels // 64, 16, 0) for file, pixels in stored.items()})
-    with pytest.raises(UserError, match=r"no 16-bit image of .*dark has a pixel above 1,023; .*depth=10"):
-        lf.data.load(dark)
-    assert lf.data.load(dark, options={"depth": "10"}).train.x.max() == 255
-
-
-def test_one_grey_image_does_not_make_all_others_grey(tmp_path: Path) -> None:
-    files = {f"train/{label}/{i}.png": png(colours(i), 8, 2) for label in "ab" for i in range(8)}
-    files |= {f"{part}/{label}/0.png": png(colours(9), 8, 2) for part in ("val", "test") for label in "ab"}
-    files["train/a/0.png"] = png(colours(0)[..., 0], 8, 0)
-    name = write(tmp_path / "d", files)
-    for skip in (False, True):
-        with pytest.raises(UserError, match=r"\.png: is in colour, the first image grey; --dataset-option channels=3"):
-            lf.data.load(name, skip_broken=skip)
-    data = lf.data.load(name, options={"channels": "3"})
-    np.testing.assert_array_equal(data.train.x[0].numpy(), np.repeat(colours(0)[None, ..., 0], 3, axis=0))
-    np.testing.assert_array_equal(data.train.x[1].numpy(), colours(1).transpose(2, 0, 1))
-    gray = lf.data.load(name, options={"channels": "1"})
-    luma = colours(1) @ np.array([0.299, 0.587, 0.114])
-    assert np.abs(gray.train.x[1, 0].numpy() - luma).max() <= 1
-    with pytest.raises(UserError, match=r"'channels=4' is not accepted; it takes 1 \(grey\) or 3 \(RGB\)"):
-        lf.data.load(name, options={"channels": "4"})
-
-
-def test_hidden_files_are_no_examples(tmp_path: Path) -> None:
-    files = {f"{label}/{i}.png": png(colours(i), 8, 2) for label in "ab" for i in range(8)}
-    more = {"a/._0.png": b"a resource fork", "b/.ipynb_checkpoints/1-checkpoint.png": files["b/1.png"]}
-    data = lf.data.load(write(tmp_path / "d", files | more))
-    assert sum(len(split.x) for split in (data.train, data.val, data.test)) == 16
-
-
-class Column:
-    """A column's kind, as the package `datasets` names it."""
-
-    def __init__(self, names: tuple[str, ...] = ()) -> None:
-        self.names = names
-
-
-class Picture(Column):
-    """datasets.Image."""
-
-
-class Label(Column):
-    """datasets.ClassLabel."""
-
-
-class Table(list[dict[str, Any]]):
-    """A split, in the part of its interface that is used."""
-
-    def __init__(self, rows: list[dict[str, Any]], features: dict[str, Column]) -> None:
-        super().__init__(rows)
-        self.features = features
-
-    def __getitem__(self, key: Any) -> Any:
-        return [row[key] for row in self] if isinstance(key, str) else super().__getitem__(key)
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Callable[..., lf.Dataset]:
-    """hub(images, labels) -> the data set of a hub that holds them, for training and testing."""
-
-    def loaded(images: list[Any], labels: list[Any], kind: Column | None = None, **options: str) -> lf.Dataset:
-        rows = [{"image": image, "label": label} for image, label in zip(images, labels, strict=True)]
-        features = {"image": Picture(), "label": kind or Label(("no", "yes"))}
-        package = types.ModuleType("datasets")
-        splits = {part: Table(rows, features) for part in ("train", "test")}
-        vars(package).update(Image=Picture, ClassLabel=Label, load_dataset=lambda name, config: splits)
-        monkeypatch.setitem(sys.modules, "datasets", package)
-        return lf.data.load("hf:mine", options=options)
-
-    return loaded
-
-
-def test_images_of_the_hub_are_read_as_a_folders_are(hub: Callable[..., lf.Dataset]) -> None:
-    deep = [Image.open(io.BytesIO(png(DEEP - i, 16, 0))) for i in range(1, 13)]
-    data = hub(deep, [i % 2 for i in range(12)])
-    np.testing.assert_array_equal(data.test.x[3, 0].numpy(), to_eight(DEEP - 4, 16))
-    strokes = [Image.fromarray(np.dstack([0 * colours(i), colours(i)[..., 0]])) for i in range(12)]
-    data = hub(strokes, [i % 2 for i in range(12)], background="black")
-    assert int(data.test.x.max()) == 0
-    with pytest.raises(UserError, match=r"no 16-bit image of 'hf:mine' has a pixel above 1,023; .*depth=10"):
-        hub([Image.fromarray(DEEP // 64)] * 12, [i % 2 for i in range(12)])
-
-
-def test_rows_of_the_hub_without_an_image_or_a_label(hub: Callable[..., lf.Dataset]) -> None:
-    whole = [Image.fromarray(colours(i)) for i in range(12)]
-    with pytest.raises(UserError, match="example 0 of mine: is a NoneType, not an image; --skip-broken leaves"):
-        hub([None, *whole[1:]], [i % 2 for i in range(12)])
-    with pytest.raises(UserError, match=r"'hf:mine' has 'cat' in its column 'label', and labels are numbers from 0 on"):
-        hub(whole, ["cat", "dog"] * 6, Column(), label="label")
-    with pytest.raises(UserError, match="'hf:mine' has None in its column 'label'"):
-        hub(whole, [None, *(i % 2 for i in range(11))])
