@@ -46,6 +46,14 @@ def usable_cores() -> int:
     return int(cpu_count())
 
 
+def memory_bytes() -> int | None:
+    """Main memory of this machine; None where the system doesn't tell."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):  # not POSIX, or a name it doesn't know
+        return None
+
+
 def user_cache() -> Path:
     """This library's folder in the user's cache: in $XDG_CACHE_HOME or ~/.cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lthfunc"

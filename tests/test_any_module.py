@@ -408,6 +408,9 @@ def test_networks_of_timm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     params = lf.init(build_for(name, data, weights="DEFAULT")).params
     assert torch.equal(params["conv_stem.weight"], whole.conv_stem.weight)
     assert params["classifier.weight"].shape[0] == 5
+    for option in ("checkpoint_path", "pretrained"):  # what they load would be drawn anew
+        with pytest.raises(UserError, match=f"--arch-option: {option} loads weights, .*; --weights FILE.safetensors"):
+            build_for(name, data, {option: "net.pth"})
     with pytest.raises(UserError, match="DEFAULT, or a tag of mobilenetv3_small_050"):
         build_for(name, data, weights="none")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -107,3 +109,26 @@ def test_classes_of_which_some_have_no_example_can_be_said(tmp_path: Path) -> No
         lf.data.load(f"npz:{tmp_path / 'b.npy'}")
     with pytest.raises(UserError, match=r"'val=0\.6 test=0\.5' is not accepted; it takes shares that leave something"):
         lf.data.load(f"npz:{tmp_path / 'a.npz'}", options={"val": "0.6", "test": "0.5"})
+
+
+def archive(path: Path, arrays: dict[str, tuple[tuple[int, ...], int]]) -> str:
+    """Arrays of float32 by name, each of a told shape and of so many zeros."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, (shape, count) in arrays.items():
+            head = io.BytesIO()
+            np.lib.format.write_array_header_1_0(head, {"descr": "<f4", "fortran_order": False, "shape": shape})
+            file.writestr(f"{name}.npy", head.getvalue() + bytes(4 * count))
+    return f"npz:{path}"
+
+
+def test_archives_larger_than_memory_are_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = archive(tmp_path / "told.npz", {"x": ((10**6, 10**6), 10), "y": ((3,), 3)})
+    with pytest.raises(UserError, match=r"x\.npy tells of 4,000,000,000,000 bytes and holds 40\)"):
+        lf.data.load(told)
+    wide = archive(tmp_path / "wide.npz", dict.fromkeys(("x", "y"), ((50, 5), 250)))
+    monkeypatch.setattr("lthfunc.data.arrays.memory_bytes", lambda: 2000)
+    assert lf.data.load(wide).shape == (5,)
+    monkeypatch.setattr("lthfunc.data.arrays.memory_bytes", lambda: 1999)
+    monkeypatch.setattr(np.lib.npyio.NpzFile, "__getitem__", lambda *given: pytest.fail("an array was unpacked"))
+    with pytest.raises(UserError, match=r"its arrays take 0\.0 GB, and this machine's memory has 0\.0 GB\)"):
+        lf.data.load(wide)

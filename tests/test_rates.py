@@ -118,6 +118,17 @@ def test_last_lr_is_refused_before_training_where_it_is_nothing(name: str) -> No
     prepare(named(**settings, lr_final=0.001))
 
 
+def test_trainings_with_fewer_steps_than_cycles_are_compared_without_them() -> None:
+    setting = setting_of(named(density=0.1, rounds=2, engine="eager", steps=3, batch_size=20))[1]
+    chosen, note = methods_for(setting, [])
+    assert "imp-cyclic" not in chosen
+    assert "imp-cyclic needs a step for each of its 4 --cycles, and a training has 3" in (note or "")
+    assert methods_for(setting, ["imp"]) == (("imp",), None)
+    for call in (lambda: methods_for(setting, ["imp-cyclic"]), lambda: TABLE["imp-cyclic"](setting, 0)):
+        with pytest.raises(UserError, match="imp-cyclic needs a step"):
+            call()
+
+
 def test_fine_tuning_needs_a_rate_that_falls() -> None:
     """Under a constant rate it is no method of its own, at a rate of 0 none at all."""
 

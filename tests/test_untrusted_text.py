@@ -20,9 +20,10 @@ from matplotlib.figure import Figure
 from lthfunc.plain import printable
 from lthfunc.reports.charts import Bars, Chart, Series
 from lthfunc.reports.printed import printed, side_by_side
-from lthfunc.runs.lines import line_of, value_of
+from lthfunc.runs.lines import append_lines, line_of, value_of
 from lthfunc.runs.lock import at_work, holder
 from lthfunc.runs.progress import progress
+from lthfunc.runs.verifying import verified
 
 ESCAPES = "\x1b[31mred\x1b]0;title\x07\x9b2J\x00\u202e"
 
@@ -76,6 +77,14 @@ def harmed_texts(value: Any) -> Any:
     if isinstance(value, list):
         return [harmed_texts(each) for each in value]
     return value + ESCAPES if isinstance(value, str) else value
+
+
+def test_lines_that_hold_something_else_are_damage_though_their_sums_are_right(run: Path) -> None:
+    append_lines(run / "measured.jsonl", [{"kind": "energy", "round": -1}])
+    append_lines(run / "environment.jsonl", [{"command": 3}])
+    found = [f"{each.where}: {each.what}" for each in verified(run).problems]
+    for name, what in (("environment.jsonl", "command: input"), ("measured.jsonl", "machine: field required")):
+        assert sum(name in each and what in each for each in found) == 1, found
 
 
 def test_nothing_that_a_terminal_obeys_is_printed(run: Path, capsys: Any) -> None:

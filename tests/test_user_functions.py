@@ -208,8 +208,9 @@ def partly(p, m):
 def clamps(o, t):
     return torch.nn.functional.cross_entropy(o.clamp_(-1, 1), t)
 def back(pruned, anchor):
-    anchor.params["fc1.weight"].zero_()
     return anchor._replace(masks=pruned.masks)
+def other(pruned, anchor):
+    return anchor._replace(params={})
 def schedule(rounds):
     sys.exit(1)
 """
@@ -223,15 +224,17 @@ def test_on_the_command_line(
     base = "prune --arch lenet300 --dataset digits --rounds 1 --steps 6 --batch-size 20"
     assert main(f"{base} --out plain".split()) == 0
     assert main(f"{base} --score own.py:cuts --out own".split()) == 0
-    for file in ("round00/params.safetensors", "round01/masks.safetensors", "round01/params.safetensors"):
-        one, other = (lf.load_tree(tmp_path / run / "seed0" / file)[0] for run in ("plain", "own"))
-        assert same_bits(one, other), file
+    assert main(f"{base} --rewind own.py:back --out back".split()) == 0  # all initial weights: the masks are applied
+    for run in ("own", "back"):
+        for file in ("round00/params.safetensors", "round01/masks.safetensors", "round01/params.safetensors"):
+            one, other = (lf.load_tree(tmp_path / each / "seed0" / file)[0] for each in ("plain", run))
+            assert same_bits(one, other), (run, file)
     for option, words in [
         ("--score own.py:leaves", "--score: 'own.py:leaves' fails (line 9 of"),
         ("--score own.py:partly", "one leaf for each of"),
         ("--loss own.py:clamps", "--loss: 'clamps' changes its arguments in place"),
         ("--densities own.py:schedule", "--densities: 'own.py:schedule' called with 1 fails"),
-        ("--rewind own.py:back", "--rewind: 'own.py:back'"),
+        ("--rewind own.py:other", "--rewind: 'own.py:other' returned another network"),
     ]:
         assert main(f"{base} {option} --out refused".split()) == 2, option
         error = capsys.readouterr().err

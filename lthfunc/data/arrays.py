@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from lthfunc.data.options import check_shares, check_whole
 from lthfunc.data.tensors import divided, parted, scale_of
 from lthfunc.errors import UserError
 from lthfunc.frames import first_line
+from lthfunc.hardware import memory_bytes
 from lthfunc.trees.types import Dataset
 
 _ACCEPTED = "arrays x_train, y_train, x_test, y_test (x_val, y_val), or x and y"
@@ -51,12 +53,35 @@ def _read(path: str) -> dict[str, Any]:
         if not isinstance(archive, np.lib.npyio.NpzFile):
             raise ValueError("it is one array, a .npy file; np.savez writes several by name")
         with archive:
+            _check_sizes(archive)
             return {name: archive[name] for name in archive.files}
     except Exception as error:  # the system's, NumPy's or zipfile's own
         reason = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
         if "allow_pickle" in reason:  # NumPy's words for objects advise to unpickle them
             reason = "it holds Python objects, or is no archive of np.savez; only arrays of numbers are read"
         raise UserError(f"--dataset: {path} cannot be read as a .npz file ({reason})") from error
+
+
+def _check_sizes(archive: np.lib.npyio.NpzFile) -> None:
+    """Raise ValueError, before anything is unpacked, for arrays that are none or that memory cannot hold.
+
+    The archive's directory and each array's header tell their sizes; a few bytes may unpack to terabytes.
+    """
+    total, most = 0, memory_bytes()
+    for member in archive.zip.infolist():  # type: ignore[union-attr]
+        if not member.filename.endswith(".npy"):
+            continue
+        with archive.zip.open(member) as file:  # type: ignore[union-attr]
+            version = np.lib.format.read_magic(file)
+            # Both of a header's forms; the third is the second in UTF-8.
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, _, dtype = read(file)
+            told, there = math.prod(shape) * dtype.itemsize, member.file_size - file.tell()
+        if told > there and not dtype.hasobject:
+            raise ValueError(f"{member.filename} tells of {told:,} bytes and holds {there:,}")
+        total += max(told, there)
+    if most is not None and total > most:
+        raise ValueError(f"its arrays take {total / 1e9:,.1f} GB, and this machine's memory has {most / 1e9:,.1f} GB")
 
 
 def _assembled(name: str, arrays: Mapping[str, Any], val: float, test: float, classes: int | None) -> Dataset:

@@ -44,7 +44,7 @@ from lthfunc.training.engines.table import Making, engine_for
 from lthfunc.training.engines.toolchain import why_not
 from lthfunc.training.precision import Precision, check_precision
 from lthfunc.training.ranks import part_of
-from lthfunc.training.threads import check_threads
+from lthfunc.training.threads import check_jobs, check_threads
 from lthfunc.training.trainer import OnNonfinite, examples, make_trainer
 from lthfunc.trees.flops import flops_of
 from lthfunc.trees.habits import habits_of
@@ -82,6 +82,8 @@ def prepare(config: Config, observe: Observe | None = None, exchange: Exchange =
     if exchange.ranks > 1:
         _check_ranks(config, exchange)
     config = replace(config, device=choose_device(config.device))
+    if config.on == "local" and config.device == "cpu":  # a GPU's memory is asked about later
+        check_jobs(config.jobs)
     if config.energy and config.device == "cpu":  # a meter cannot tell processes apart
         config = replace(config, jobs=1)
     check_precision(config.precision, config.device)

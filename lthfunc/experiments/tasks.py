@@ -84,6 +84,8 @@ def schedule_of(config: Config, steps: int) -> Schedule:
     """The learning rates of a resolved configuration, for trainings of so many steps."""
     lr = config.lr
     assert lr is not None
+    if config.schedule == "cyclic":
+        _check_cycles(config, steps)
     # Two drops to a tenth, after 2/3 and 5/6 of the training, as in Frankle & Carbin 2019, sec. 4.
     drops = config.milestone or (steps * 2 // 3, steps * 5 // 6)
     final = config.lr_final or 0.0
@@ -98,6 +100,17 @@ def schedule_of(config: Config, steps: int) -> Schedule:
         "trapezoidal": lambda: schedules.trapezoidal(lr, steps, final=final),
     }
     return schedules.warmup(made[config.schedule](), config.warmup)
+
+
+def _check_cycles(config: Config, steps: int) -> None:
+    """Raise UserError, which names what was set, where a training has no step for each of its cycles."""
+    if steps >= config.cycles:
+        return
+    if config.cycles != Config.cycles:
+        raise invalid("--cycles", config.cycles, f"a whole number from 1 to {steps}, the steps of a training")
+    option, value = ("--epochs", config.epochs) if config.steps is None else ("--steps", config.steps)
+    words = f"at least {config.cycles} steps with --schedule cyclic, one for each of its --cycles"
+    raise invalid(option, value, words)
 
 
 def check_last_rate(config: Config, steps: int) -> None:

@@ -12,14 +12,12 @@ from typing import Any
 from lthfunc.data.catalog import KINDS, SUFFIX
 from lthfunc.errors import UserError
 from lthfunc.experiments.config import is_own
+from lthfunc.models.catalog import TIMM_LOADS
 
 #: Settings that may name a user's own function, to be imported.
 _NAMES = ("arch", "dataset", "score", "allocate", "structure", "rewind", "densities", "optimizer", "loss", "metric")
 #: Prefixes of names that no code of a user stands behind.
 _OURS = {"arch": ("torchvision", "timm"), "dataset": tuple(KINDS)}
-
-#: Options of timm's by which it loads files, pickled ones too.
-_LOADED = ("checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
 
 
 def code_in(values: Mapping[str, Any]) -> dict[str, str]:
@@ -27,7 +25,7 @@ def code_in(values: Mapping[str, Any]) -> dict[str, str]:
     found = {name: values[name] for name in _NAMES if _is_code(name, values.get(name))}
     options = values.get("arch_option")
     if str(values.get("arch")).startswith("timm:") and isinstance(options, Mapping):
-        found |= {f"arch_option.{name}": str(value) for name, value in options.items() if name in _LOADED}
+        found |= {f"arch_option.{name}": str(value) for name, value in options.items() if name in TIMM_LOADS}
     return found
 
 

@@ -9,6 +9,8 @@ from lthfunc.errors import unknown
 
 #: Entry points by which installed packages add networks.
 ENTRY_POINTS = "lthfunc.models"
+#: Options of timm's by which it loads files, pickled ones too.
+TIMM_LOADS = ("checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
 
 
 class Recipe(NamedTuple):

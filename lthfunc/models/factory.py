@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.metadata import entry_points
+from typing import Any
 
 import torch
 from torch import nn
@@ -142,9 +143,21 @@ def _function(name: str, shape: Shape) -> Callable[..., nn.Module]:
             import timm
         except ImportError as error:
             raise UserError("--arch: timm's networks need timm (pip install 'lthfunc[timm]')") from error
-        return lambda num_classes, **given: timm.create_model(
-            rest, pretrained=False, num_classes=num_classes, in_chans=shape[0], **given
-        )
+
+        def of_timm(num_classes: int, **given: Any) -> nn.Module:
+            for option in given:
+                if option in ("checkpoint_path", "pretrained"):
+                    raise UserError(
+                        f"--arch-option: {option} loads weights, which are then drawn anew; --weights FILE.safetensors "
+                        "starts from a file (lthfunc import FILE makes one of a pickled one), --weights DEFAULT from "
+                        "timm's own"
+                    )
+            made: nn.Module = timm.create_model(
+                rest, pretrained=False, num_classes=num_classes, in_chans=shape[0], **given
+            )
+            return made
+
+        return of_timm
     if ":" not in name:
         return next(iter(entry_points(group=ENTRY_POINTS, name=name))).load()  # type: ignore[no-any-return]
     return load_plugin("--arch", name)

@@ -10,6 +10,7 @@ from lthfunc.runs.checking import Problem, checkpoints_wrong, good_rounds, wrong
 from lthfunc.runs.folder import ENVIRONMENT, METRICS, Run, scan_run
 from lthfunc.runs.lines import whole_lines
 from lthfunc.runs.measurements import MEASURED
+from lthfunc.runs.readings import measurement_problem, session_problem
 from lthfunc.runs.unfinished import is_finished
 
 #: Looks at a run that goes on meanwhile.
@@ -63,7 +64,8 @@ def verified(folder: Path) -> Report:
 
 def _looked_at(folder: Path) -> Report:
     run = scan_run(folder)
-    lines = [*run.damage, *(line for name in (ENVIRONMENT, MEASURED) for line in whole_lines(folder / name)[1])]
+    others = ((ENVIRONMENT, session_problem), (MEASURED, measurement_problem))
+    lines = [*run.damage, *(line for name, problem in others for line in whole_lines(folder / name, problem)[1])]
     damage = [Problem(where, what) for where, _, what in (line.partition(": ") for line in lines)]
     problems = wrong(folder, run)
     bad = {each.name for each in problems if each.name is not None}

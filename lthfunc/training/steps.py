@@ -107,13 +107,18 @@ def make_train_step(
     the state, which is else found out in every step.
     """
     inner = make_inner_step(model, loss, optimizer, precision, metric, exchange)
-    tidy = model.pure and all(map(is_ours, (loss, metric, optimizer.update)))
+    tidy = is_tidy(model, loss, metric, optimizer)
 
     def step(state: TrainState, batch: Batch, index: Tensor | None = None) -> tuple[TrainState, Metrics]:
         # Whatever a user's module or functions write into, it is nobody else's.
         return inner(*((state, batch) if tidy else clone((state, batch))), index)
 
     return step
+
+
+def is_tidy(model: Model, loss: Loss, metric: Metric, optimizer: Optimizer) -> bool:
+    """Whether a step runs nothing of a user's own, so that it is known to write into nothing and to work."""
+    return model.pure and all(map(is_ours, (loss, metric, optimizer.update)))
 
 
 def make_inner_step(

@@ -22,6 +22,12 @@ def most_threads() -> int:
     return max(_ANYWHERE, 4 * (os.cpu_count() or 1))
 
 
+def check_jobs(number: int | None) -> None:
+    """Raise UserError for more trainings side by side than this machine's processor can have threads for."""
+    if number is not None and number > most_threads():
+        raise invalid("--jobs", number, f"a whole number from 1 to {most_threads()} on this machine")
+
+
 def check_threads(number: int | None, option: str = "--threads") -> None:
     """Raise UserError for more threads than this machine can have."""
     if number is not None and not 1 <= number <= most_threads():

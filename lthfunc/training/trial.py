@@ -5,9 +5,17 @@ from __future__ import annotations
 import torch
 
 from lthfunc.errors import UserError
-from lthfunc.frames import first_line, is_ours, place_of
+from lthfunc.frames import first_line, place_of
 from lthfunc.training.engines.interface import Work
-from lthfunc.training.steps import Carry, make_advance, make_eval_step, make_train_step, on_stored, with_optimizer
+from lthfunc.training.steps import (
+    Carry,
+    is_tidy,
+    make_advance,
+    make_eval_step,
+    make_train_step,
+    on_stored,
+    with_optimizer,
+)
 from lthfunc.trees.model import init
 from lthfunc.trees.ops import clone, in_dtype_of, scaled
 from lthfunc.trees.outside import all_seeded
@@ -23,7 +31,7 @@ def check_step(work: Work, data: Dataset, batch_size: int) -> None:
 
     Raises UserError where they fail, with the line of the user's own.
     """
-    if work.model.pure and all(map(is_ours, (work.loss, work.metric, work.optimizer.update))):
+    if is_tidy(work.model, work.loss, work.metric, work.optimizer):
         return None
     model = work.model
     count = min(batch_size, _EXAMPLES, len(data.train.x))

@@ -72,6 +72,13 @@ def why_not_tuned(setting: Setting) -> str | None:
     return None
 
 
+def why_not_cyclic(setting: Setting) -> str | None:
+    """Why a training cannot be several cycles long; None where it can."""
+    if setting.steps >= setting.cycles:
+        return None
+    return f"imp-cyclic needs a step for each of its {setting.cycles} --cycles, and a training has {setting.steps}"
+
+
 def imp_tuned(setting: Setting, seed: int) -> Outcome:
     """Fine-tuning (Renda et al. 2020, sec. 2): every round goes on at the schedule's last rate. Raises UserError."""
     why = why_not_tuned(setting)
@@ -95,6 +102,10 @@ random_balanced = _random(balanced())
 def cyclic(setting: Setting, seed: int) -> Outcome:
     """`imp` with learning-rate rewinding, every training several cycles long (after Gadhikar et al. 2024).
 
-    Their cycles are whole trainings, one after the other; here all of them together are as long as one.
+    Their cycles are whole trainings, one after the other; here all of them together are as long as one. Raises
+    UserError where that is too few steps.
     """
+    why = why_not_cyclic(setting)
+    if setting.cyclic is None or why is not None:
+        raise UserError(str(why))
     return imp_lr(setting._replace(trainer=setting.cyclic), seed)

@@ -9,7 +9,7 @@ from lthfunc.data.augment import shift_and_mirror
 from lthfunc.errors import UserError, unknown
 from lthfunc.experiments.config import Config
 from lthfunc.experiments.families import METHODS
-from lthfunc.experiments.methods.iterative import why_not_tuned
+from lthfunc.experiments.methods.iterative import why_not_cyclic, why_not_tuned
 from lthfunc.experiments.methods.setting import SYNFLOW_ROUNDS, Setting
 from lthfunc.experiments.plan import engine_making, prepare
 from lthfunc.experiments.tasks import make_optimizer, schedule_of
@@ -33,12 +33,12 @@ def methods_for(setting: Setting, asked: Sequence[str]) -> tuple[tuple[str, ...]
 
     Raises UserError where one is asked for that means nothing here.
     """
-    why = why_not_tuned(setting)
-    if why is None or (asked and "imp-tuned" not in asked):
-        return tuple(asked or METHODS), None
-    if asked:
-        raise UserError(f"--method: {why}")
-    return tuple(name for name in METHODS if name != "imp-tuned"), f"imp-tuned is left out: {why}"
+    reasons = {"imp-tuned": why_not_tuned(setting), "imp-cyclic": why_not_cyclic(setting)}
+    left = {name: why for name, why in reasons.items() if why is not None and name in (asked or METHODS)}
+    if asked and left:
+        raise UserError(f"--method: {next(iter(left.values()))}")
+    notes = "; ".join(f"{name} is left out: {why}" for name, why in left.items())
+    return tuple(name for name in asked or METHODS if name not in left), notes or None
 
 
 def setting_of(config: Config) -> tuple[Config, Setting]:
@@ -73,13 +73,16 @@ def setting_of(config: Config) -> tuple[Config, Setting]:
             on_nonfinite=trainer.on_nonfinite,
         )
 
-    cycles = make_optimizer(replace(config, schedule="cyclic", milestone=()), plan.steps)
+    cyclic = None
+    if config.cycles <= plan.steps:
+        optimizer = make_optimizer(replace(config, schedule="cyclic", milestone=()), plan.steps)
+        cyclic = trainer_with(plan.model, optimizer, engine_making(config.engine))
     assert config.density is not None
     return config, Setting(
         model=plan.model,
         trainer=trainer,
         trainer_of=lambda model, optimizer: trainer_with(model, optimizer, "eager"),
-        cyclic=trainer_with(plan.model, cycles, engine_making(config.engine)),
+        cyclic=cyclic,
         steps=plan.steps,
         eval_every=plan.eval_every,
         rounds=config.rounds,
@@ -87,4 +90,5 @@ def setting_of(config: Config) -> tuple[Config, Setting]:
         device=config.device,
         schedule=schedule_of(config, plan.steps),
         synflow_rounds=config.synflow_rounds or SYNFLOW_ROUNDS,
+        cycles=config.cycles,
     )

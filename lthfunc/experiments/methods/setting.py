@@ -31,14 +31,15 @@ class Setting(NamedTuple):
     """steps: of one training. rounds: of iterative methods. density: of the network that every method ends with.
 
     trainer_of: a trainer of another model on the same data (a reparametrised one), with an optimiser.
-    cyclic: the trainer whose learning rate runs through its schedule several times in one training.
+    cyclic: the trainer whose learning rate runs through its schedule several times in one training; None where a
+    training has fewer steps than `cycles`.
     schedule: the trainer's learning rates, where they are known. synflow_rounds: in which SynFlow prunes.
     """
 
     model: Model
     trainer: Trainer
     trainer_of: Callable[[Model, Optimizer], Trainer]
-    cyclic: Trainer
+    cyclic: Trainer | None
     steps: int
     eval_every: int
     rounds: int
@@ -46,6 +47,7 @@ class Setting(NamedTuple):
     device: str
     schedule: Schedule | None = None
     synflow_rounds: int = SYNFLOW_ROUNDS
+    cycles: int = 1
 
     @property
     def shape(self) -> tuple[int, ...]:
