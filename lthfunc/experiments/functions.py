@@ -143,7 +143,10 @@ def tidying_of(structure: str, model: Model, shape: tuple[int, ...]) -> Transfor
 
 
 def rewinding_of(rewind: Rewind, per_epoch: int) -> tuple[Start, int]:
-    """(where pruned networks start, the anchor's step). The user's own is ``pruned, anchor -> state``."""
+    """(where pruned networks start, the anchor's step).
+
+    The user's own is ``pruned, anchor -> state``; the masks of what it returns are applied to its params.
+    """
     step = rewind.at * per_epoch if rewind.kind == "epoch" else rewind.at
     if rewind.kind in REWINDINGS:
         return REWINDINGS[rewind.kind], step

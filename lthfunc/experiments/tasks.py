@@ -109,7 +109,7 @@ def _check_cycles(config: Config, steps: int) -> None:
     if config.cycles != Config.cycles:
         raise invalid("--cycles", config.cycles, f"a whole number from 1 to {steps}, the steps of a training")
     option, value = ("--epochs", config.epochs) if config.steps is None else ("--steps", config.steps)
-    words = f"at least {config.cycles} steps with --schedule cyclic, one for each of its --cycles"
+    words = f"at least {config.cycles} steps with --schedule cyclic (--cycles)"
     raise invalid(option, value, words)
 
 
