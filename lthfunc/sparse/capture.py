@@ -16,7 +16,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from lthfunc.errors import UserError
 from lthfunc.frames import first_line, place_of, users_line
-from lthfunc.sparse.aliases import changed_by
+from lthfunc.sparse.faithful import why_unfaithful
+from lthfunc.training.engines.aliases import changed_by
 from lthfunc.trees.calling import functional_call
 from lthfunc.trees.model import Model, example_of
 from lthfunc.trees.outputs import Outputs, outputs_of
@@ -61,7 +62,8 @@ def captured(
 ) -> Captured:
     """The model's operations on inputs of `shape`, in one of its modes, as it is on so many examples.
 
-    dtype: of parameters, buffers and inputs that are float32 in the model. Raises UserError where it cannot be traced.
+    dtype: of parameters, buffers and inputs that are float32 in the model. Raises UserError where it cannot be traced,
+    or computes something else than its operations do.
     """
     module = model.training if training else model.evaluating
 
@@ -100,7 +102,12 @@ def captured(
             user = next(iter(node.users), node)
             why = f": {operation_of(user)} works on a tensor that the graph does not know, as .data is{line_of(user)}"
             raise CannotTraceError(model.name, why)
-    return Captured(traced.graph, tuple(params), tuple(buffers), model.name, found["outputs"], constants)
+    graph = Captured(traced.graph, tuple(params), tuple(buffers), model.name, found["outputs"], constants)
+    if not model.pure and examples == TRACED_BATCH:
+        example = typed(example_of(model, shape, examples))
+        if why := why_unfaithful(graph, module, params, buffers, example, training=training):
+            raise CannotTraceError(model.name, why)
+    return graph
 
 
 def _drop_dead(graph: Graph) -> None:

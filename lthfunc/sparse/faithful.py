@@ -1,0 +1,128 @@
+"""Whether a traced graph computes what its module does: outputs, and the gradients that training takes.
+
+A graph of operations doesn't hold what autograd is told besides: a backward of one's own (`torch.autograd.Function`), a
+hook on a tensor's gradient, a decision by `requires_grad` or `torch.is_grad_enabled()`. So both are called once, on a
+few random examples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Interpreter
+
+from lthfunc.trees.calling import functional_call
+from lthfunc.trees.outputs import outputs_of
+from lthfunc.trees.outside import all_seeded
+from lthfunc.trees.types import Buffers, Params
+
+if TYPE_CHECKING:
+    from lthfunc.sparse.capture import Captured
+
+#: By which part of a tensor, and of the largest one, both may differ: they round alike but for fused kernels.
+_OF_ITSELF, _OF_LARGEST = 0.01, 1e-4
+_SEED = 0
+_Outputs = Callable[[Params, Buffers, Tensor], list[Tensor]]
+
+
+def why_unfaithful(
+    captured: Captured, module: nn.Module, params: Params, buffers: Buffers, example: Tensor, *, training: bool
+) -> str:
+    """What the graph computes differently, as the end of a sentence that begins with the module's name; "" for nothing.
+
+    params, buffers: the module's; example: inputs as the graph was traced on. They stay as they are. A module that
+    fails on real values is not judged: whoever calls it is told so.
+    """
+    draw = torch.Generator().manual_seed(_SEED)
+    params = {name: _shaken(leaf, draw) for name, leaf in params.items()}
+    x = _inputs_like(example, draw)
+    run = Interpreter(GraphModule(captured.constants, captured.graph))
+
+    def of_module(params: Params, buffers: Buffers, x: Tensor) -> list[Tensor]:
+        return outputs_of(functional_call(module, {**params, **buffers}, (x,))).tensors
+
+    def of_graph(params: Params, buffers: Buffers, x: Tensor) -> list[Tensor]:
+        leaves = [params[name] for name in captured.params] + [buffers[name] for name in captured.buffers]
+        found = run.run(*leaves, x, enable_io_processing=False)
+        return list(found) if isinstance(found, (list, tuple)) else [found]
+
+    computed = _with_gradients if training else _outputs
+    try:
+        wanted = computed(of_module, params, buffers, x)
+    except Exception:
+        return ""
+    found = computed(of_graph, params, buffers, x)
+    return next(_differences(wanted, found), "")
+
+
+def _outputs(function: _Outputs, params: Params, buffers: Buffers, x: Tensor) -> dict[str, Tensor]:
+    with all_seeded(_SEED), torch.no_grad():
+        found = function(*_copies(params, buffers, x))
+    return {f"output {place}": tensor for place, tensor in enumerate(found)}
+
+
+def _with_gradients(function: _Outputs, params: Params, buffers: Buffers, x: Tensor) -> dict[str, Tensor]:
+    """Outputs, and by the name of each leaf that has one the gradient of the outputs in some direction."""
+
+    def objective(params: Params, buffers: Buffers, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        outputs = function(*_copies(params, buffers, x))
+        draw = torch.Generator().manual_seed(_SEED)
+        total = torch.zeros(())
+        for each in outputs:
+            if each.is_floating_point() or each.is_complex():
+                directions = torch.randn(each.shape, generator=draw, dtype=each.dtype)
+                total = total + (each * directions).real.sum()
+        return total, outputs
+
+    with all_seeded(_SEED), torch.enable_grad():
+        gradients, outputs = torch.func.grad(objective, has_aux=True)(params, buffers, x)
+    return {f"output {place}": tensor for place, tensor in enumerate(outputs)} | gradients
+
+
+def _copies(params: Params, buffers: Buffers, x: Tensor) -> tuple[Params, Buffers, Tensor]:
+    """What a module may write into."""
+    return (
+        {name: leaf.clone() for name, leaf in params.items()}, {name: leaf.clone() for name, leaf in buffers.items()},
+        x.clone(),
+    )  # fmt: skip
+
+
+def _differences(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> Iterator[str]:
+    gradients = [leaf for name, leaf in wanted.items() if not name.startswith("output ")]
+    largest = max((_norm(leaf) for leaf in gradients), default=0.0)
+    for name, leaf in wanted.items():
+        own, is_output = _norm(leaf), name.startswith("output ")
+        apart = _norm(found[name] - leaf) if leaf.shape == found[name].shape else float("inf")
+        if apart <= _OF_ITSELF * own + (0.0 if is_output else _OF_LARGEST * largest) or own != own:
+            continue
+        if is_output:
+            yield (
+                ": its outputs are not those of the operations in it; it may ask whether gradients are on "
+                "(torch.is_grad_enabled(), requires_grad)"
+            )
+        yield (
+            f": the gradient of {name} is not that of the operations in it; a torch.autograd.Function, a gradient's "
+            "hook or a question for requires_grad may change it"
+        )
+
+
+def _norm(leaf: Tensor) -> float:
+    return float(leaf.detach().to(torch.complex128 if leaf.is_complex() else torch.float64).norm())
+
+
+def _shaken(leaf: Tensor, draw: torch.Generator) -> Tensor:
+    """A parameter a little away from where it is, since zeros would hide what lies before them."""
+    leaf = leaf.detach()
+    if not leaf.is_floating_point() and not leaf.is_complex():
+        return leaf
+    spread = float(leaf.abs().std()) if leaf.numel() > 1 else 0.0
+    return leaf + (0.1 * spread or 0.02) * torch.randn(leaf.shape, generator=draw, dtype=leaf.dtype)
+
+
+def _inputs_like(example: Tensor, draw: torch.Generator) -> Tensor:
+    if example.is_floating_point():
+        return torch.rand(example.shape, generator=draw, dtype=example.dtype)
+    return torch.randint(0, 2, example.shape, generator=draw, dtype=example.dtype)
