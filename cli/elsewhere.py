@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lthfunc.errors import UserError
 from lthfunc.remote import is_remote
 
 if TYPE_CHECKING:
@@ -28,7 +29,15 @@ def brought_here(arguments: Sequence[str]) -> Iterator[list[str]]:
     Raises UserError where an address cannot be reached, and LostRunError where it could not be written in the end.
     """
     with ExitStack() as stack:
-        yield [_here(stack, arguments, place) for place in range(len(arguments))]
+        here = [_here(stack, arguments, place) for place in range(len(arguments))]
+        try:
+            yield here
+        except UserError as error:  # in the user's words
+            for folder, url in zip(here, arguments, strict=True):
+                if folder != url:
+                    said = str(error).replace(folder.rpartition("=")[2], url.rpartition("=")[2].rstrip("/"))
+                    error.args = (said, *error.args[1:])
+            raise
 
 
 def named(folder: Path) -> str:
