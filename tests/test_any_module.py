@@ -486,6 +486,6 @@ def test_everything_of_ones_own_in_one_file(tmp_path: Path, monkeypatch: pytest.
     masks = lf.load_tree(tmp_path / "again" / "seed0" / "round01" / "masks.safetensors")[0]["masks"]
     assert all(not state[name][~mask].any() for name, mask in masks.items())  # though the pair moves all weights
     assert main(command.replace("--loss mine.py:loss", "").replace("--out run", "--out r").split()) == 2
-    assert "the network gives a dict of most, kind, and nothing in it is called logits: give a loss" in capsys.readouterr().err
+    assert "gives a dict of most, kind, and nothing in it is called logits: give a loss and" in capsys.readouterr().err
     assert main(["prune", "--arch", "mine.py:Keeping", "--steps", "2", "--rounds", "0", "--out", "k"]) == 2
     assert "keeps last from call to call that is no buffer" in capsys.readouterr().err
