@@ -79,7 +79,7 @@ def _with_gradients(function: _Outputs, params: Params, buffers: Buffers, x: Ten
 
     with all_seeded(_SEED), torch.enable_grad():
         gradients, outputs = torch.func.grad(objective, has_aux=True)(params, buffers, x)
-    return {f"output {place}": tensor for place, tensor in enumerate(outputs)} | gradients
+    return {**{f"output {place}": tensor for place, tensor in enumerate(outputs)}, **gradients}
 
 
 def _copies(params: Params, buffers: Buffers, x: Tensor) -> tuple[Params, Buffers, Tensor]:
