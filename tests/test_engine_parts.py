@@ -1,0 +1,363 @@
+"""What engines are made of, part by part: launching, several states as one, compilers, threads, memory, ranks."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import os
+import sys
+from contextlib import suppress
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from threads_as_ranks import Ranks
+from torch import Tensor, nn
+
+import lthfunc as lf
+from lthfunc.errors import UserError
+from lthfunc.training import memory, precision, threads
+from lthfunc.training.engines import toolchain
+from lthfunc.training.engines.launching import Launcher
+from lthfunc.training.engines.side_by_side import (
+    apart,
+    carry_of,
+    losses_of,
+    stacked,
+    states_of,
+    widened,
+    widened_eval,
+    with_losses,
+)
+from lthfunc.training.engines.table import engine_for, make_engine
+from lthfunc.training.evaluation import chunk_for, evaluate
+from lthfunc.training.ranks import averaged, part_of, total, travelling
+from lthfunc.trees.habits import Habits
+from lthfunc.trees.rng import counter_key
+from lthfunc.trees.shards import Exchange
+from lthfunc.trees.types import Split, TrainState
+
+NHWC = torch.channels_last
+
+
+# ---- launching ----
+
+
+def _launcher() -> tuple[Launcher, list[float]]:
+    seen: list[float] = []
+    slots = [(torch.tensor(float(slot)), torch.tensor(10.0 * slot)) for slot in range(5)]
+    return Launcher(lambda x, y: seen.append(float(x) + float(y)), slots), seen
+
+
+def test_a_program_is_called_on_slot_after_slot() -> None:
+    launcher, seen = _launcher()
+    assert launcher.launch(3, None) == 3
+    assert seen == [0, 11, 22]
+    ticks: list[int] = []
+    assert launcher.launch(4, lambda steps: bool(ticks.append(steps))) == 4
+    assert (seen[3:], ticks) == ([0, 11, 22, 33], [1, 1, 1, 1])
+    assert launcher.launch(5, lambda steps: len(seen) == 9) == 2
+    assert seen[7:] == [0, 11]
+
+
+def test_a_captured_number_of_steps_is_replayed_from_the_second_time_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    launcher, seen = _launcher()
+    replayed: list[int] = []
+
+    def replay(steps: int) -> bool:
+        replayed.append(steps)
+        return steps != 2
+
+    launcher._capture = True
+    monkeypatch.setattr(launcher, "_replay", replay)
+    ticks: list[int] = []
+
+    def tick(steps: int) -> bool:
+        ticks.append(steps)
+        return False
+
+    assert launcher.launch(3, tick) == 3
+    assert (len(seen), ticks, replayed) == (3, [1, 1, 1], [])  # the first time warms up
+    assert launcher.launch(3, tick) == launcher.launch(3, None) == 3
+    assert (len(seen), ticks, replayed) == (3, [1, 1, 1, 3], [3, 3])
+    assert launcher.launch(2, None) == launcher.launch(2, None) == 2  # what cannot be captured is launched one by one
+    assert (len(seen), replayed) == (7, [3, 3, 2])
+    launcher._capture = False
+    launcher.launch(3, None)
+    assert (len(seen), replayed) == (10, [3, 3, 2])
+
+
+# ---- several states as one ----
+
+
+def test_stacked_trees_come_apart_again() -> None:
+    trees = [{"a": torch.randn(2, 3), "b": (torch.randn(4),)} for _ in range(3)]
+    together = stacked(trees)
+    assert together["a"].shape == (3, 2, 3)
+    assert together["b"][0].shape == (3, 4)
+    for mine, theirs in zip(apart(together, 3), trees, strict=True):
+        assert lf.same_bits(mine, theirs)
+    assert stacked(trees[:1]) is trees[0]
+    (alone,) = apart(trees[0], 1)
+    assert alone is trees[0]
+
+
+def _states(count: int) -> tuple[list[TrainState], lf.Optimizer]:
+    model, optimizer = lf.from_module(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))), lf.adam(0.1)
+    found = [lf.prune(density=0.5)(lf.init(model, seed)) for seed in range(count)]
+    return [lf.with_optimizer(state, optimizer) for state in found], optimizer
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_carry_holds_states_keys_and_losses(count: int) -> None:
+    states, _ = _states(count)
+    carry = carry_of(states, range(7, 7 + count))
+    assert losses_of(carry) == [0.0] * count
+    assert carry.loss.dtype == torch.float64
+    keys = carry.key.reshape(-1).tolist()
+    assert keys == [int(counter_key(seed, "step")) for seed in range(7, 7 + count)]
+    assert carry.travels == ()
+    assert all(mask.dtype == torch.float32 for mask in carry.state.masks.values())
+    changed = with_losses(carry, [float(number) for number in range(count)])
+    assert changed.loss.shape == carry.loss.shape
+    assert losses_of(changed) == [float(number) for number in range(count)]
+    copies: list[Any] = []
+    back = states_of(carry, count, lambda leaf: copies.append(leaf) or leaf.clone())
+    assert copies
+    for mine, theirs in zip(back, states, strict=True):
+        assert lf.same_bits(mine, theirs)
+        assert all(mask.dtype == torch.bool for mask in mine.masks.values())
+
+
+def test_a_carry_of_a_rank_knows_what_travels() -> None:
+    (state,), _ = _states(1)
+    carry = carry_of([state], [0], Exchange(0, 2, lambda vector: vector))
+    assert torch.equal(carry.travels, travelling(state))
+
+
+def test_random_layers_draw_anew_for_each_state() -> None:
+    drawing = lambda carry, batch: torch.rand(())  # noqa: E731
+    drawn = widened(drawing, 3)(torch.zeros(3), torch.zeros(3))  # type: ignore[arg-type, call-overload]
+    assert len(set(drawn.tolist())) == 3
+    assert widened(drawing, 1) is drawing  # type: ignore[arg-type, comparison-overlap]
+
+
+def test_an_evaluation_of_several_networks_is_that_of_each() -> None:
+    def step(params: Any, buffers: Any, batch: Any) -> Any:
+        return {"loss": (batch[0] * params["w"] + buffers["b"]).sum() + batch[1].sum() + 0 * torch.rand(())}
+
+    def writes(params: Any, buffers: Any, batch: Any) -> Any:
+        inputs = batch[0].clone()
+        inputs.mul_(params["w"]).add_(buffers["b"])  # which vmap takes of inputs that each network has for itself
+        return {"loss": inputs.sum() + batch[1].sum()}
+
+    params, buffers = {"w": torch.tensor([2.0, 3.0])}, {"b": torch.tensor([10.0, 20.0])}
+    x, y = torch.tensor([1.0, 4.0]), torch.tensor([100.0])
+    expected = [5 * 2 + 20 + 100, 5 * 3 + 40 + 100]
+    assert widened_eval(step, 2)(params, buffers, (x, y))["loss"].tolist() == expected
+    assert widened_eval(step, 1) is step
+    found = widened_eval(writes, 2, own_inputs=True)(params, buffers, (x, y))
+    assert found["loss"].tolist() == expected
+
+
+# ---- engines by name, compilers, threads, memory, precisions ----
+
+
+def test_auto_compiles_from_three_thousand_steps_on() -> None:
+    assert (engine_for(2_999), engine_for(3_000), engine_for(3_001)) == ("eager", "compile", "compile")
+
+
+def test_a_module_that_draws_elsewhere_runs_eagerly() -> None:
+    work: Any = SimpleNamespace(habits=Habits(outside=("numpy", "random")), model=SimpleNamespace(name="net"))
+    for name in ("compile", "no-such", lambda work: "never"):
+        with pytest.raises(
+            UserError, match="--engine: net draws from numpy and random in forward, which only --engine e"
+        ):
+            make_engine(name, work)  # type: ignore[arg-type]
+    assert make_engine("eager", work).name == "eager"
+    tidy: Any = SimpleNamespace(habits=Habits(), model=None)
+    assert make_engine(lambda work: work is tidy, tidy) is True  # type: ignore[arg-type, comparison-overlap, return-value]
+    assert make_engine("compile", tidy).name == "compile"
+    with pytest.raises(UserError, match="--engine: unknown name 'no-such'"):
+        make_engine("no-such", tidy)
+
+
+def test_the_first_compiler_that_is_there_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    assert toolchain.host_compiler() == ""
+    for name in ("c++", "clang++", "g++"):
+        (tmp_path / name).touch(mode=0o755)
+        assert toolchain.host_compiler() == name
+    monkeypatch.setenv("CXX", "mine")
+    assert toolchain.host_compiler() == "mine"
+    monkeypatch.setenv("CXX", "g++")
+    for include, words in ((str(tmp_path), f"Python's header files are missing in {tmp_path}"), ("here", None)):
+        toolchain._why_no_host_compiler.cache_clear()
+        monkeypatch.setattr("sysconfig.get_paths", lambda include=include: {"include": include})
+        monkeypatch.setattr("pathlib.Path.exists", lambda path: path == Path("here/Python.h"))
+        assert toolchain.why_not("cpu") == words
+    toolchain._why_no_host_compiler.cache_clear()
+
+
+@pytest.mark.parametrize(("cores", "most"), [(None, 128), (1, 128), (32, 128), (33, 132), (100, 400)])
+def test_four_threads_a_core_are_the_most(cores: int | None, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    assert threads.most_threads() == most
+    for number in (None, 1, most):
+        threads.check_threads(number)
+    for number in (0, -1, most + 1):
+        with pytest.raises(
+            UserError, match=f"--mine: {number} is not accepted; it takes a whole number from 1 to {most} "
+        ):
+            threads.check_threads(number, "--mine")
+
+
+def test_threads_are_as_before_after_an_error_too() -> None:
+    before = torch.get_num_threads()
+    with suppress(KeyError), threads.using_threads(before + 1):
+        assert torch.get_num_threads() == before + 1
+        raise KeyError
+    assert torch.get_num_threads() == before
+    with threads.using_threads(None):
+        assert torch.get_num_threads() == before
+    with pytest.raises(UserError, match="--threads: 0"), threads.using_threads(0):
+        pass
+
+
+def test_the_c_library_is_told_to_keep_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the numbers of glibc's malloc.h: M_TRIM_THRESHOLD -1, M_TOP_PAD -2, M_MMAP_MAX -4."""
+    told: dict[int, int] = {}
+
+    def mallopt(parameter: int, value: int) -> int:
+        told[parameter] = value
+        return 1
+
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace(mallopt=mallopt))
+    assert memory.hold_memory() is True
+    assert told == {-1: 2_147_483_647, -2: 67_108_864, -4: 0}
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace(mallopt=lambda *given: 0))
+    assert memory.hold_memory() is False
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace())
+    assert memory.hold_memory() is False
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace(mallopt=mallopt))
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert memory.hold_memory() is False
+
+
+def _products_now() -> tuple[str, bool]:
+    return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+
+
+@pytest.mark.parametrize(
+    ("name", "inside"), [("tf32", ("high", True)), ("fp32", ("highest", False)), ("bf16", ("highest", False))]
+)
+def test_a_gpus_products_are_as_before_afterwards(name: Any, inside: tuple[str, bool]) -> None:
+    first = _products_now()
+    try:
+        for before in (("medium", True), ("highest", False)):
+            torch.set_float32_matmul_precision(before[0])
+            torch.backends.cudnn.allow_tf32 = before[1]
+            with suppress(KeyError), precision.products(name):
+                assert _products_now() == inside
+                raise KeyError
+            assert _products_now() == before
+    finally:
+        torch.set_float32_matmul_precision(first[0])
+        torch.backends.cudnn.allow_tf32 = first[1]
+
+
+def test_only_bf16_casts() -> None:
+    for name, kind in (("fp32", torch.float32), ("tf32", torch.float32), ("bf16", torch.bfloat16)):
+        with precision.casting(name, torch.device("cpu")):  # type: ignore[arg-type]
+            assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == kind
+    for name in ("fp32", "bf16"):
+        precision.check_precision(name, "cpu")
+    with pytest.raises(UserError, match="--precision: 'fp16' is not accepted; it takes one of fp32, bf16 on cpu"):
+        precision.check_precision("fp16", "cpu")
+
+
+# ---- evaluation and ranks ----
+
+
+def test_networks_share_a_chunk_but_not_too_small_ones() -> None:
+    assert [chunk_for(count) for count in (1, 2, 4, 5, 6, 50)] == [500, 250, 125, 100, 100, 100]
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_means_are_over_every_example_whatever_the_chunks_and_ranks(ranks: int) -> None:
+    x, y = torch.randn(103, 2, dtype=torch.float64), torch.randn(103, dtype=torch.float64)
+    split = Split(x.clone(), y.clone())
+
+    def metrics(batch: Any) -> dict[str, Tensor]:
+        inputs, targets = batch
+        found = {"loss": torch.stack([inputs.mean(), 2 * inputs.mean()]), "accuracy": targets.mean().expand(2)}
+        inputs.zero_(), targets.zero_()  # what is given is a copy
+        return found
+
+    def work(rank: int, exchange: Exchange) -> Any:
+        return evaluate(metrics, split, torch.device("cpu"), 10, exchange)
+
+    for found in Ranks(ranks).run(work):
+        assert [quality.loss for quality in found] == pytest.approx([float(x.mean()), 2 * float(x.mean())])
+        assert [quality.accuracy for quality in found] == pytest.approx([float(y.mean())] * 2)
+    assert torch.equal(split.x, x)
+    assert torch.equal(split.y, y)
+
+
+def test_a_batch_divides_among_ranks_or_is_refused_with_what_would() -> None:
+    for ranks in range(1, 9):
+        exchange = Exchange(0, ranks, lambda vector: vector)
+        for size in range(1, 30):
+            if size % ranks == 0:
+                assert part_of(size, exchange) == size // ranks
+                continue
+            sizes = [each for each in range(size - ranks + 1, size + ranks) if each > 0 and each % ranks == 0]
+            fewer = [count for count in range(1, ranks) if size % count == 0][-1]
+            would = f"{' or '.join(map(str, sizes))}, or {fewer} rank{'' if fewer == 1 else 's'}"
+            words = f"--batch-size: {size} examples don't divide among {ranks} ranks; take {would}$"
+            with pytest.raises(UserError, match=words):
+                part_of(size, exchange)
+
+
+def test_what_travels_is_what_a_mask_leaves_and_the_two_numbers() -> None:
+    (state,), _ = _states(1)
+    flat, place = [], 0
+    for name, leaf in state.params.items():
+        kept = state.masks[name].flatten().tolist() if name in state.masks else [True] * leaf.numel()
+        flat += [place + at for at, stays in enumerate(kept) if stays]
+        place += leaf.numel()
+    assert travelling(state).tolist() == [*flat, place, place + 1]
+    assert travelling(state).dtype == torch.int64
+
+
+def test_gradients_and_numbers_are_means_over_ranks() -> None:
+    (state,), _ = _states(1)
+    index = travelling(state)
+    grads = [{name: torch.randn_like(leaf) for name, leaf in state.params.items()} for _ in range(3)]
+    numbers = [(torch.tensor(1.0 + rank), torch.tensor(0.25 * rank, dtype=torch.float64)) for rank in range(3)]
+    for found, (loss, metric) in Ranks(3).run(lambda rank, one: averaged(one, grads[rank], numbers[rank], index)):
+        for name, leaf in found.items():
+            mean = torch.stack([each[name] for each in grads]).mean(0)
+            torch.testing.assert_close(leaf, mean * state.masks[name] if name in state.masks else mean)
+        assert (float(loss), loss.dtype) == (2.0, torch.float32)
+        assert (float(metric), metric.dtype) == (0.25, torch.float64)
+
+
+def test_a_sum_over_ranks_has_the_gradient_of_a_sum() -> None:
+    """Of f(Σ v), each rank's f its own: the gradient at every rank's v is Σ f'."""
+    given = [torch.tensor([1.0 + rank, -2.0], dtype=torch.float64) for rank in range(3)]
+
+    def work(rank: int, exchange: Exchange) -> Tensor:
+        mine = given[rank].clone().requires_grad_()
+        (total(exchange, mine).square() * (rank + 1)).sum().backward()
+        assert mine.grad is not None
+        return mine.grad
+
+    summed = torch.stack(given).sum(0)
+    for found in Ranks(3).run(work):
+        torch.testing.assert_close(found, 2 * summed * 6)
+    assert math.isclose(float(summed[0]), 6)

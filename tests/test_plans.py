@@ -1,0 +1,255 @@
+"""Plans out of settings: prunings tried before training, engines, threads and devices chosen by rules."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from small import NET, data, settings, state_of
+from torch import Tensor, nn
+
+import lthfunc as lf
+from lthfunc.errors import UserError
+from lthfunc.experiments import plan as planning
+from lthfunc.experiments.functions import (
+    Scored,
+)
+from lthfunc.experiments.iterative import Plan, rounds
+from lthfunc.experiments.starting import CONTROLS, REWINDINGS, Situation
+from lthfunc.experiments.trials import check_orientation, check_pruning, check_score, check_start
+from lthfunc.trees.shards import Exchange
+from lthfunc.trees.types import TrainState
+
+
+def a_plan(**changes: Any) -> Plan:
+    model = lf.from_module(NET)
+    trainer = lf.make_trainer(model, data(), optimizer=lf.sgd(0.1), batch_size=5)
+    return Plan(model=model, trainer=trainer, steps=10, eval_every=4)._replace(**changes)
+
+
+def test_a_plans_steps_and_prunings() -> None:
+    plan = a_plan(anchor_step=3, controls={name: CONTROLS[name] for name in ("reinit", "random-mask")})
+    assert [plan.steps_of(number, "ticket") for number in (0, 1, 2)] == [10, 7, 7]
+    assert (plan.steps_of(1, "reinit"), plan.steps_of(1, "random-mask")) == (10, 7)
+    assert (Plan._field_defaults["rounds"], Plan._field_defaults["rate"]) == (5, 0.2)
+    dense = lf.init(plan.model)
+    assert plan.end_of(dense) == 10
+    assert plan.end_of(dense._replace(step=torch.tensor(10))) == 20
+    assert lf.count(plan.pruning(1, lf.magnitude)(dense).masks).kept == 36  # of 45
+    by_list = plan._replace(densities=(0.5, 0.2))
+    assert [lf.count(by_list.pruning(k, lf.magnitude)(dense).masks).kept for k in (1, 2)] == [
+        23,
+        9,
+    ]  # half of 45, to even
+    uneven = plan._replace(allocate=lf.uniform(), select=lf.per_output())
+    found = uneven.pruning(1, lf.random_scores(3))(dense).masks
+    expected = lf.prune(fraction=0.2, score=lf.random_scores(3), allocate=lf.uniform(), select=lf.per_output())(dense)
+    assert lf.same_bits(found, expected.masks)
+    with pytest.raises(UserError, match=r"^--rewind: 'step 10' .*a point before the end of training .step 10.$"):
+        next(rounds(plan._replace(anchor_step=10), 0))
+    with pytest.raises(UserError, match=r"^Plan: steps must be"):
+        next(rounds(plan._replace(steps="ten"), 0))
+
+
+def test_prunings_that_cannot_be_are_found_before_training() -> None:
+    plan = a_plan(rounds=3, rate=0.5)
+    check_pruning(plan)
+    # 45 weights at one half three times are 6: two layers keep 3 each, not 4.
+    check_pruning(plan._replace(allocate=lf.uniform(floor=2)))
+    for floor, fits in ((2, True), (3, True), (4, False)):
+        each = plan._replace(allocate=lf.uniform(floor=floor))
+        if fits:
+            check_pruning(each)
+        else:
+            with pytest.raises(UserError, match=r"^floor: "):
+                check_pruning(each)
+    check_pruning(plan._replace(allocate=lf.uniform(floor=5), densities=(0.9, 0.5, 0.25)))
+    with pytest.raises(UserError, match=r"^floor: "):
+        check_pruning(plan._replace(allocate=lf.uniform(floor=5), densities=(0.9, 0.5, 0.2)))
+    with pytest.raises(UserError, match="structure: 2:5 holds at most"):  # the first already leaves too many
+        check_pruning(plan._replace(rate=0.2, rounds=9, select=lf.n_of_m(2, 5, ["1*"])))
+
+
+def test_scores_starts_and_orientations_are_tried() -> None:
+    model, state = state_of()
+    now = Scored(model, data(), 7, 0.1, 0, 1, state, state)
+    seen: list[Any] = []
+
+    def scoring(given: Scored) -> Any:
+        seen.append((given.batch_size, given.batch_count))
+        return lf.magnitude
+
+    check_score("mine", scoring, now)
+    check_score("mine", scoring, now._replace(batch_size=1))
+    assert seen == [(2, 1), (1, 1)]
+    before = torch.get_rng_state()
+    check_score("mine", lambda given: lambda p, m: {k: torch.rand_like(p[k]) for k in m}, now)
+    assert torch.equal(torch.get_rng_state(), before)
+    with pytest.raises(UserError, match=r"^--score: mine cannot be computed for .*: division by zero"):
+        check_score("mine", lambda given: 1 / 0, now)  # type: ignore[arg-type, return-value]
+    bad: Any = lambda params, masks: {}  # noqa: E731
+    with pytest.raises(UserError, match=r"score: '<lambda>'.*one leaf for each"):
+        check_score("mine", lambda given: bad, now)
+    plan = a_plan()
+    made: list[Any] = []
+
+    def make(pruned: TrainState, now: Situation) -> TrainState:
+        made.append((lf.count(pruned.masks).kept, now.seed, now.number, lf.count(now.anchor.masks).kept))
+        return pruned
+
+    check_start(plan._replace(rewind=REWINDINGS["init"]._replace(make=make)))
+    assert made == [(23, 0, 1, 45)]
+
+
+class Turned(nn.Module):
+    """A layer whose weight is stored as (inputs, outputs)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from transformers.pytorch_utils import Conv1D
+
+        self.first, self.last = Conv1D(5, 6), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.last(torch.relu(self.first(x)))
+        return out
+
+
+def test_a_weight_stored_the_other_way_round_takes_no_structure() -> None:
+    pytest.importorskip("transformers")
+    model = lf.from_module(Turned())
+    check_orientation("2:4", lf.from_module(NET), ())
+    check_orientation("2:4", model, ["first*"])
+    with pytest.raises(UserError, match=r"^--structure: '2:4' .*unstructured with first.weight, which is stored as"):
+        check_orientation("2:4", model, ["last*"])
+
+
+@pytest.mark.parametrize(
+    ("steps", "batch", "val", "expected"),
+    # A step costs 3 of a look on as many examples: 5 % of 3 · steps · batch / val looks, from 5 to 25 of them.
+    [
+        (1000, 50, 500, 67),
+        (1000, 50, 5_000, 200),
+        (1000, 50, 100, 40),
+        (10, 50, 500, 2),
+        (7, 1, 1000, 2),
+        (1006, 50, 500, 68),
+    ],
+)
+def test_looks_at_validation_cost_a_twentieth(steps: int, batch: int, val: int, expected: int) -> None:
+    looks = min(25, max(5, int(0.05 * 3 * steps * batch / val)))
+    assert expected == math.ceil(steps / looks)
+    assert planning._eval_every(steps, batch, val) == expected
+
+
+def test_steps_cost_three_forward_passes() -> None:
+    model, _ = state_of()
+    assert planning.flops_per_step(model, (6,), 7) == 3 * 7 * 2 * 45
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"on": "ray"}, "--on: 'ray' .*local on several ranks"),
+        ({"jobs": 2}, "--jobs: 2 .*1 on several ranks"),
+        ({"energy": True}, "--energy: meters one process"),
+        ({"compact": True}, "--compact: cannot be on several ranks"),
+        ({"engine": "sparse"}, "--engine: 'sparse' .*auto, eager or compile on several"),
+        ({"engine": "sparse/eager"}, "--engine: 'sparse/eager'"),
+        ({"device": "cuda:1"}, "--device: 'cuda:1' .*each of which takes its own GPU"),
+        ({"batch_size": 7}, "--batch-size: 7 examples don't divide among 2 ranks"),
+    ],
+)
+def test_what_one_training_on_several_ranks_cannot_be(change: dict[str, Any], words: str) -> None:
+    two = Exchange(0, 2, lambda vector: vector)
+    planning._check_ranks(settings(batch_size=8, jobs=1), two)
+    planning._check_ranks(settings(batch_size=8, engine="compile", device="cpu"), two)
+    with pytest.raises(UserError, match=f"^{words}"):
+        planning._check_ranks(settings(**{"batch_size": 8, **change}), two)
+
+
+def _engine_chosen(monkeypatch: pytest.MonkeyPatch, *, compiler: bool = True, sparse: bool = True, **given: Any) -> Any:
+    monkeypatch.setattr(planning, "why_not", lambda device: None if compiler else "no compiler")
+    monkeypatch.setattr(planning, "why_no_kernels", lambda: None)
+    monkeypatch.setattr(planning, "why_not_sparse", lambda work, shape, kind: None if sparse else "dense is faster")
+    outside, ranks, steps = given.pop("outside", ()), given.pop("ranks", 1), given.pop("steps", 1000)
+    work: Any = SimpleNamespace(
+        habits=SimpleNamespace(outside=outside),
+        model=SimpleNamespace(name="net"),
+        exchange=SimpleNamespace(ranks=ranks),
+    )
+    config = settings(**given)
+    config, note = planning._choose_engine(replace(config, device=given.get("device", "cpu")), steps, work, data())
+    return config.engine, note
+
+
+def test_auto_counts_the_steps_of_the_whole_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = lambda **given: _engine_chosen(monkeypatch, **given)  # noqa: E731
+    assert chosen(rounds=2) == ("sparse/compile", None)
+    assert chosen(rounds=2, sparse=False) == ("compile", None)
+    assert chosen(rounds=2, ranks=2) == ("compile", None)
+    assert chosen(rounds=2, precision="bf16") == ("compile", None)
+    assert chosen(rounds=2, steps=999) == ("eager", None)
+    assert chosen(rounds=1, control=("reinit",)) == ("sparse/compile", None)  # three trainings of 1,000 steps
+    assert chosen(rounds=1, control=("reinit",), steps=999) == ("eager", None)
+    assert chosen(rounds=0, replicates=3) == ("sparse/compile", None)
+    assert chosen(rounds=0, replicates=3, control=("reinit",), steps=999) == ("eager", None)
+    engine, note = chosen(rounds=2, compiler=False)
+    assert engine == "eager"
+    assert "not compiled: no compiler; running eagerly" in note
+    assert chosen(rounds=2, outside=("numpy", "random")) == ("eager", "not compiled: net draws from numpy and random")
+    for name in ("eager", "compile", "sparse", "sparse/eager"):
+        assert chosen(engine=name, steps=1) == (name, None)
+    assert chosen(engine="eager", compiler=False, steps=10**6) == ("eager", None)
+    with pytest.raises(UserError, match=r"^--engine: 'compile' .*eager on this machine, since no compiler"):
+        chosen(engine="compile", compiler=False)
+    with pytest.raises(UserError, match="dense is faster"):
+        chosen(engine="sparse", sparse=False)
+    with pytest.raises(UserError, match=r"^--engine: 'sparse' .*eager or compile with --precision bf16"):
+        chosen(engine="sparse", precision="bf16")
+    with pytest.raises(UserError, match=r"^--engine: 'sparse' .*eager or compile with --device mps"):
+        chosen(engine="sparse", device="mps")
+    assert chosen(rounds=2, device="mps") == ("compile", None)
+
+
+def test_threads_are_for_large_networks_and_the_sparse_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    monkeypatch.setattr(planning, "usable_cores", lambda: 6)
+    work: Any = SimpleNamespace(model=None)
+    numbers = data()
+    for sparse, flops, given, expected in (
+        (False, 1e9 - 1, {}, 1), (False, 1e9, {}, 6), (True, 0, {"replicates": 2}, 3), (True, 0, {"replicates": 9}, 1),
+        (True, 0, {"replicates": 2, "control": ("reinit",)}, 1), (True, 0, {"replicates": 9, "jobs": 3}, 2),
+    ):  # fmt: skip
+        monkeypatch.setattr(planning, "always_sparse", lambda engine, model, shape, sparse=sparse: sparse)
+        monkeypatch.setattr(planning, "flops_per_step", lambda model, shape, size, flops=flops: flops)
+        assert planning._threads(settings(**given), work, numbers, 5) == expected, (sparse, flops, given)
+    monkeypatch.setattr(planning, "usable_cores", lambda: 20)
+    monkeypatch.setattr(planning, "flops_per_step", lambda model, shape, size: 1e12)
+    monkeypatch.setattr(planning, "always_sparse", lambda engine, model, shape: False)
+    assert planning._threads(settings(), work, numbers, 5) == 8
+
+
+def test_engines_are_made_by_name() -> None:
+    assert planning.engine_making("sparse") is lf.sparse_engine
+    assert planning.engine_making("eager") == "eager"
+    assert planning.engine_making("compile") == "compile"
+    made: Any = planning.engine_making("sparse/eager")
+    assert callable(made)
+
+
+def test_devices_are_there_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert planning.choose_device("auto") == planning.choose_device("cpu") == "cpu"
+    with pytest.raises(UserError, match=r"^--device: 'cuda' .*one of auto, cpu on this machine"):
+        planning.choose_device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert planning.choose_device("auto") == "cuda"
+    assert planning.choose_device("cuda:1") == "cuda:1"
+    with pytest.raises(UserError, match=r"^--device: 'cuda:2' .*one of auto, cpu, cuda, cuda:0, cuda:1 on"):
+        planning.choose_device("cuda:2")
