@@ -7,6 +7,7 @@ always at the same addresses.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -22,6 +23,8 @@ from lthfunc.trees.types import Batch, Split
 #: to gain.
 _BYTES = {"cpu": 4 * 2**20, "cuda": 256 * 2**20}
 _MOST = 64
+#: Bytes; PyTorch's own memory begins at multiples of them.
+_ALIGNED = 64
 
 
 class Feed:
@@ -49,9 +52,7 @@ class Feed:
         lead = (part,) if len(seeds) == 1 else (len(seeds), part)
         size = split.x[:1].nbytes * part * len(seeds)
         self.slots = max(1, min(_MOST, _BYTES.get(device.type, _BYTES["cpu"]) // max(1, size)))
-        self._x, self._y = (
-            torch.empty((self.slots, *lead, *part.shape[1:]), dtype=part.dtype, device=device) for part in split
-        )
+        self._x, self._y = (_slots(self.slots, (*lead, *part.shape[1:]), part.dtype, device) for part in split)
         self.batches: list[Batch] = list(zip(self._x, self._y, strict=True))
         streamed = mapped or split.x.device.type != device.type
         self._stream = _Stream(split, self._x, self._y) if streamed else None
@@ -80,8 +81,11 @@ class Feed:
             self._staging.send(len(index))
             index = self._index[: len(index)]
         for part, slots in zip(self._split, (self._x, self._y), strict=True):
-            flat = slots[: stop - start].view(-1, *part.shape[1:])
-            torch.index_select(part, 0, index, out=flat)
+            room = slots[: stop - start]
+            if room.is_contiguous():
+                torch.index_select(part, 0, index, out=room.view(-1, *part.shape[1:]))
+            else:
+                room.copy_(torch.index_select(part, 0, index).view(room.shape))
 
     def close(self) -> None:
         """End the thread of a streamed split."""
@@ -90,6 +94,18 @@ class Feed:
 
     def _indices(self, start: int, stop: int) -> Tensor:
         return torch.stack([order.rows(start, stop)[:, self._mine] for order in self._orders], dim=1).flatten()
+
+
+def _slots(count: int, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Memory for so many batches, each of which begins where a vector register's memory may.
+
+    The sums of a product have other bits elsewhere, and which slot a step finds its batch in depends on where the
+    training began, and on when it was kept.
+    """
+    size = math.prod(shape)
+    step = -(-size * dtype.itemsize // _ALIGNED) * _ALIGNED // dtype.itemsize
+    strides = torch.empty(shape, device="meta").stride()
+    return torch.empty(count * step, dtype=dtype, device=device).as_strided((count, *shape), (step, *strides))
 
 
 class _Staging:

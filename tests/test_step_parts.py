@@ -1,0 +1,300 @@
+"""What a step and an evaluation are made of, a user's own functions, and networks of other weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from small import NET, data, state_of
+from torch import Tensor, nn
+
+import lthfunc as lf
+from lthfunc.errors import UserError
+from lthfunc.training.batches import batches
+from lthfunc.training.fits import Point
+from lthfunc.training.guarding import checked_loss, checked_optimizer
+from lthfunc.training.loop import accuracy_on, take_steps
+from lthfunc.training.losses import cross_entropy
+from lthfunc.training.optimizers import Optimizer
+from lthfunc.training.reparametrised import largest, reparametrised, straight_through
+from lthfunc.training.steps import (
+    Carry,
+    LossOf,
+    boolean_masks,
+    floating_masks,
+    forward_of,
+    make_advance,
+    make_train_step,
+    masked,
+    on_stored,
+)
+from lthfunc.training.trainer import drawing_if_needed, make_trainer
+from lthfunc.trees.habits import Habits
+from lthfunc.trees.rng import counter_key, fold_in, key
+from lthfunc.trees.shards import Exchange
+from lthfunc.trees.types import Scale, TrainState
+
+CPU = torch.device("cpu")
+
+
+def test_a_loss_knows_temperatures_and_running_statistics() -> None:
+    model, state = state_of()
+    batch = (torch.randn(4, 6), torch.tensor([0, 1, 2, 0]))
+    loss = lf.loss_of(model, state.buffers)
+    outputs = torch.func.functional_call(NET, state.params, (batch[0],))
+    for temperature in (1.0, 4.0):
+        found = loss.at_temperature(temperature)(state.params, batch)
+        torch.testing.assert_close(found, nn.functional.cross_entropy(outputs / temperature, batch[1]))
+    assert loss.by_example() is loss
+    normed = lf.from_module(nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 3)))
+    _, buffers = normed.init(0)
+    single: LossOf = lf.loss_of(normed, buffers).by_example()
+    modes = [part.training for part in single.model.training.modules()]
+    assert modes == [True, True, False, True, True]
+    assert normed.training.training
+    assert all(part.training for part in normed.training.modules())
+
+
+def test_a_forward_pass_is_as_wide_as_its_inputs() -> None:
+    model = lf.from_module(nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4)))
+    params, buffers = model.init(0)
+    wide = {name: leaf.double() for name, leaf in params.items()}
+    out = forward_of(model, buffers)(wide, torch.ones(2, 6, dtype=torch.float64))
+    assert out.dtype == torch.float64
+    with pytest.raises(UserError, match=r"^--score: synflow sends real numbers through a network, and net reads whole"):
+        forward_of(model._replace(tokens=5, name="net"), buffers)
+
+
+def test_what_a_loop_adds_to_a_step() -> None:
+    seen: list[Any] = []
+
+    def step(state: Any, batch: Any, *rest: Any) -> Any:
+        seen.append((batch, rest))
+        return state._replace(step=state.step + 1), {"loss": torch.tensor(2.0)}
+
+    def augment(inputs: Tensor, drawn: Tensor, *place: int) -> Tensor:
+        return inputs + drawn + sum(place)
+
+    _, state = state_of()
+    state = state._replace(step=torch.tensor(3))
+    run = counter_key(0, "step")
+    carry = Carry(state, run, torch.tensor([5.0], dtype=torch.float64), torch.tensor([1]))
+    stored, y, scale = torch.tensor([2, 4], dtype=torch.uint8), torch.tensor([0, 1]), Scale(2, (0.5,), (0.25,))
+    scaled = (torch.tensor([1.0, 2.0]) - 0.5) / 0.25
+    drawn = fold_in(run, torch.tensor(3))
+    after = make_advance(step)(carry, (scaled, y))
+    assert (float(after.loss), int(after.state.step)) == (7.0, 4)
+    assert after.key is run
+    make_advance(step, scale)(carry, (stored, y))
+    make_advance(step, scale, augment)(carry, (stored, y))
+    make_advance(step, scale, augment, Exchange(2, 3, lambda vector: vector))(carry, (stored, y))
+    expected = [scaled, scaled, scaled + drawn, scaled + drawn + 4]
+    for ((inputs, targets), rest), wanted in zip(seen, expected, strict=True):
+        torch.testing.assert_close(inputs, wanted)
+        assert targets is y
+        assert len(rest) == (wanted is expected[-1])
+    assert seen[-1][1][0] is carry.travels
+    told = on_stored(lambda params, buffers, batch: {"loss": batch[0].sum(), "accuracy": batch[1]}, scale)(
+        {}, {}, (stored, y)
+    )
+    torch.testing.assert_close(told["loss"], scaled.sum())
+    assert told["accuracy"] is y
+
+
+def test_masks_are_floats_in_a_loop_and_bools_outside() -> None:
+    _, state = state_of()
+    floats = floating_masks(state)
+    for name, mask in floats.masks.items():
+        assert mask.dtype == torch.float32
+        assert torch.equal(mask.bool(), state.masks[name])
+    assert lf.same_bits(boolean_masks(floats), state)
+    grads = {name: torch.randn_like(leaf) for name, leaf in state.params.items()}
+    for masks in (state.masks, floats.masks):
+        found = masked(grads, masks)
+        assert list(found) == list(grads)
+        for name, leaf in grads.items():
+            assert torch.equal(found[name], torch.where(state.masks[name], leaf, 0) if name in state.masks else leaf)
+
+
+def test_a_step_after_mixing_masks_the_weights() -> None:
+    model, state = state_of()
+    moves = Optimizer(
+        lambda params: (), lambda g, s, p, t: ({name: leaf + 1 for name, leaf in p.items()}, s), mixes=True
+    )
+    start = state._replace(opt=None)
+    batch = (torch.randn(4, 6), torch.tensor([0, 1, 2, 0]))
+    after, metrics = make_train_step(model, cross_entropy, moves)(start, batch)
+    for name, mask in state.masks.items():
+        assert torch.equal(after.params[name], torch.where(mask, state.params[name] + 1, 0))
+    assert int(after.step) == 1
+    assert sorted(metrics) == ["accuracy", "loss"]
+    assert metrics["accuracy"].dtype == torch.float64
+
+
+def test_accuracies_are_of_a_split() -> None:
+    model, state = state_of()
+    numbers = data()
+    for name in ("train", "val", "test"):
+        part = getattr(numbers, name)
+        outputs = torch.func.functional_call(NET, state.params, (part.x,))
+        expected = float((outputs.argmax(1) == part.y).double().mean())
+        assert accuracy_on(model, state, numbers, name) == pytest.approx(expected)
+    assert accuracy_on(model, state, numbers) == accuracy_on(model, state, numbers, "test")
+    by_metric = accuracy_on(model, state, numbers, metric=lf.top(3))
+    assert by_metric == 1.0
+    with pytest.raises(UserError, match=r"^metric: accuracy counts classes"):
+        accuracy_on(model, state, data(numbers=True))
+
+
+def test_evaluations_that_draw_draw_the_same() -> None:
+    before = torch.get_rng_state()
+    drawn = []
+    for _ in range(2):
+        with drawing_if_needed(Habits(evaluates_randomly=True), CPU):
+            drawn.append(torch.rand(3))
+    assert torch.equal(*drawn)
+    assert torch.equal(torch.get_rng_state(), before)
+    with drawing_if_needed(Habits(), CPU):
+        torch.rand(1)
+    assert not torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_loss_of_a_tree_that_writes_into_it_is_refused() -> None:
+    def tidy(outputs: Any, targets: Any) -> Tensor:
+        return outputs["logits"].sum() + targets[0].sum()
+
+    def writes(outputs: Any, targets: Any) -> Tensor:
+        return outputs["logits"].mul_(2).sum()
+
+    def writes_targets(outputs: Any, targets: Any) -> Tensor:
+        return targets[0].mul_(2).sum()
+
+    given = {"logits": torch.ones(2), "name": "x"}, (torch.ones(3), 5)
+    assert float(checked_loss("loss", tidy)(*given)) == 5.0  # type: ignore[arg-type]
+    for function in (writes, writes_targets):
+        with pytest.raises(UserError, match=f"^--metric: '{function.__name__}' changes its arguments in place; let"):
+            checked_loss("metric", function)(*given)  # type: ignore[arg-type]
+    assert checked_loss("loss", cross_entropy) is cross_entropy
+    once = checked_loss("loss", tidy)
+    assert checked_loss("loss", once) is once
+    assert once.__name__ == "tidy"
+
+
+PARAMS = {"a": torch.ones(2), "b": torch.zeros(3)}
+
+
+@pytest.mark.parametrize(
+    ("result", "words"),
+    [
+        ((PARAMS, ()), None),
+        ([PARAMS, ()], "returned a list, not .params, state.$"),
+        ((PARAMS, (), ()), "returned a tuple, not .params, state.$"),
+        ((PARAMS,), "returned a tuple, not"),
+        (({"a": PARAMS["a"]}, ()), "returned params without b$"),
+        (({"b": PARAMS["b"]}, ()), "returned params without a$"),
+        (({}, ()), "returned params without a$"),
+        (({**PARAMS, "c": PARAMS["a"]}, ()), "returned a dict that is not like the params$"),
+        (([PARAMS["a"], PARAMS["b"]], ()), "returned a list that is not like the params$"),
+        (({**PARAMS, "b": 3.0}, ()), r"returned a float for b, not torch.float32 \(3,\)$"),
+        (({**PARAMS, "b": torch.zeros(2)}, ()), r"returned torch.float32 \(2,\) for b, not torch.float32 \(3,\)$"),
+        (
+            ({**PARAMS, "a": torch.zeros(2).double()}, ()),
+            r"returned torch.float64 \(2,\) for a, not torch.float32 \(2,\)$",
+        ),
+    ],
+)
+def test_optimisers_give_params_like_those_they_were_given(result: Any, words: str | None) -> None:
+    def init(params: Any) -> Any:
+        return 1 / 0 if "b" not in params else "state"
+
+    given: list[Any] = []
+
+    def update(*arguments: Any) -> Any:
+        given.append(arguments)
+        return result
+
+    optimizer = checked_optimizer(Optimizer(init, update))
+    assert optimizer.init(PARAMS) == "state"
+    with pytest.raises(UserError, match=r"^--optimizer: 'init' fails .*division by zero"):
+        optimizer.init({})
+    if words is None:
+        assert optimizer.update("grads", "state", PARAMS, "step") == result  # type: ignore[arg-type]
+        assert given == [("grads", "state", PARAMS, "step")]
+    else:
+        with pytest.raises(UserError, match=f"^--optimizer: 'update' {words}"):
+            optimizer.update({}, (), PARAMS, torch.tensor(0))
+    ours = lf.sgd(0.1)
+    assert checked_optimizer(ours) is ours
+
+
+def test_the_largest_scores_compute_and_the_soft_ones_learn() -> None:
+    scores = torch.tensor([[0.5, 3.0], [2.0, 2.0]], requires_grad=True)
+    assert [largest(scores, keep).tolist() for keep in (0, 1, 2, 4)] == [
+        [[0, 0], [0, 0]], [[0, 1], [0, 0]], [[0, 1], [1, 1]], [[1, 1], [1, 1]],
+    ]  # fmt: skip
+    assert not largest(scores, 2).requires_grad
+    mask = straight_through(largest(scores, 1), scores)
+    assert mask.tolist() == [[0, 1], [0, 0]]
+    (mask * torch.tensor([[1.0, 2.0], [3.0, 4.0]])).sum().backward()
+    assert scores.grad is not None
+    assert scores.grad.tolist() == [[1, 2], [3, 4]]
+
+
+def test_a_reparametrised_network_computes_with_other_weights() -> None:
+    model = lf.from_module(nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)))
+
+    def draw(seed: int) -> Any:
+        params, buffers = model.init(seed)
+        return (
+            {name: leaf for name, leaf in params.items() if "weight" in name},
+            {name: leaf for name, leaf in params.items() if "bias" in name},
+            buffers,
+        )
+
+    def doubled(trained: Any, fixed: Any) -> Any:
+        return {**{name: 2 * leaf for name, leaf in trained.items()}, **fixed}
+
+    def plain(trained: Any, fixed: Any) -> Any:
+        return {**trained, **fixed}
+
+    other = reparametrised(model, "other", draw, doubled, plain)
+    assert (other.name, other.prunable, other.output) == (
+        "other",
+        ("trained_0/weight", "trained_2/weight"),
+        "trained_2/weight",
+    )
+    params, buffers = other.init(5)
+    trained, fixed, stats = draw(5)
+    assert set(params) == {"trained_0/weight", "trained_1/weight", "trained_2/weight"}
+    assert {name for name in buffers if name.startswith("fixed_")} == {"fixed_0/bias", "fixed_1/bias", "fixed_2/bias"}
+    x = torch.randn(7, 6)
+    for net, weights, module in (
+        (other.training, doubled, model.training),
+        (other.evaluating, plain, model.evaluating),
+    ):
+        found = torch.func.functional_call(net, (params, buffers), (x,))
+        expected = torch.func.functional_call(module, (weights(trained, fixed), stats), (x,))
+        torch.testing.assert_close(found, expected)
+    assert other.training.training
+    assert not other.evaluating.training
+    assert not any(leaf.requires_grad for leaf in other.training.parameters())
+    assert set(dict(other.training.named_parameters())) == set(params)
+    assert set(dict(other.training.named_buffers())) == set(buffers)
+
+
+def test_points_and_keys() -> None:
+    """What a fit draws layers' noise from: the first seed, at the step it starts at."""
+    net = nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.5), nn.Linear(8, 3))
+    model, optimizer = lf.from_module(net), lf.sgd(0.1)
+    trainer = make_trainer(model, data(), optimizer=optimizer, batch_size=5)
+    state: TrainState = lf.with_optimizer(lf.init(model), optimizer)
+    step = make_train_step(model, cross_entropy, optimizer)
+    by_hand = state
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(key(3, "layers", 0))
+        for batch in batches(trainer.data.train, 5, 3, 0, 4):
+            by_hand, _ = step(by_hand, batch)
+    found, _ = take_steps(trainer, state, seed=3, until=4)
+    assert lf.same_bits(found.params, by_hand.params)
+    assert Point(1, 2.0, 3.0, 4.0)._fields == ("step", "train_loss", "val_loss", "val_accuracy")

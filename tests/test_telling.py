@@ -1,0 +1,261 @@
+"""Who is told what of a training, and when: keepers, observers, ranks; and what is said where it fails."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from small import NET, data, state_of
+from threads_as_ranks import Ranks
+from torch import Tensor, nn
+
+import lthfunc as lf
+from lthfunc.errors import DivergedError, UserError
+from lthfunc.training.fits import Fit, Keeper, Since, Stopped
+from lthfunc.training.loop import fit, fit_together, take_steps
+from lthfunc.training.losses import accuracy, cross_entropy
+from lthfunc.training.mending import _error
+from lthfunc.training.optimizers import Optimizer
+from lthfunc.training.stepping import Training, check_pruned, finite
+from lthfunc.training.trainer import Trainer, checked_quality, make_trainer
+from lthfunc.training.trial import check_step
+from lthfunc.trees.habits import Habits
+from lthfunc.trees.shards import Exchange
+from lthfunc.trees.types import Split
+
+CPU = torch.device("cpu")
+
+
+def a_trainer(**changes: Any) -> Trainer:
+    given = {"optimizer": lf.sgd(0.1), "batch_size": 5, **changes}
+    return make_trainer(lf.from_module(NET), data(), **given)
+
+
+class Told:
+    """A keeper that writes down all that it is told."""
+
+    def __init__(self, pause: int = 10**9, stop: int = 10**9) -> None:
+        self.phases: list[tuple[str, int]] = []
+        self.kept: list[list[Fit]] = []
+        self.asked: list[int] = []
+        self.step, self._stop = 0, stop
+        self.keeper: Keeper[Fit] = Keeper(
+            self.kept.append,
+            lambda: self.step >= self._stop,
+            self._due,
+            lambda step: step - step % pause + pause,
+            lambda phase, step: self.phases.append((phase, step)),
+        )
+
+    def _due(self, step: int) -> bool:
+        self.asked.append(step)
+        return step % 6 == 0
+
+    def observe(self, step: int, points: Any) -> None:
+        self.step = step
+
+
+def test_a_keeper_is_told_each_phase_and_asked_at_each_pause() -> None:
+    told, trainer = Told(pause=3), a_trainer()
+    state = lf.init(lf.from_module(NET))
+    (found,) = fit_together(trainer, [state], seeds=[1], until=10, eval_every=4, keeper=told.keeper)
+    assert told.phases == [
+        ("evaluation", 0), ("preparation", 0), ("training", 0), ("training", 3), ("evaluation", 4), ("training", 4),
+        ("training", 6), ("evaluation", 8), ("training", 8), ("training", 9), ("evaluation", 10),
+    ]  # fmt: skip
+    assert told.asked == [3, 4, 6, 8, 9, 10]
+    (kept,) = told.kept
+    assert len(kept) == 1
+    assert [point.step for point in kept[0].curve] == [0, 4]
+    assert int(kept[0].state.step) == 6
+    assert kept[0].since is not None
+    assert kept[0].since.steps == 2
+    _, mean = take_steps(trainer, take_steps(trainer, state, seed=1, until=4)[0], seed=1, until=6)
+    assert kept[0].since.loss == pytest.approx(2 * mean)
+    # Gone on with, to the same bits; told of what it begins with.
+    again = Told()
+    (rest,) = fit_together(
+        trainer, [kept[0].state], seeds=[1], until=10, eval_every=4, keeper=again.keeper, so_far=kept
+    )
+    assert again.phases[:2] == [("preparation", 4), ("training", 6)]
+    assert again.asked == [8, 10]
+    assert lf.same_bits(rest.state, found.state)
+    assert rest.curve[1:] == found.curve[1:]
+    alone = fit(trainer, state, seed=1, until=10, eval_every=4)
+    assert lf.same_bits(alone.state, found.state)
+
+
+def test_who_asks_to_stop_is_kept_after_that_step() -> None:
+    told, trainer = Told(stop=5), a_trainer()
+    state = lf.init(lf.from_module(NET))
+    with pytest.raises(Stopped):
+        fit_together(trainer, [state], seeds=[1], until=10, eval_every=8, keeper=told.keeper, observe=told.observe)
+    ((kept,),) = told.kept
+    assert int(kept.state.step) == 5
+    assert kept.since is not None
+    assert kept.since.steps == 5
+    assert told.asked == []  # whoever stops is kept in any case
+    expected = take_steps(trainer, state, seed=1, until=5)[0]
+    assert lf.same_bits(kept.state.params, expected.params)
+
+
+def test_observers_hear_of_every_step_and_point() -> None:
+    told: list[tuple[int, Any]] = []
+    trainer, state = a_trainer(), lf.init(lf.from_module(NET))
+    found = fit(trainer, state, seed=0, until=5, eval_every=2, observe=lambda step, point: told.append((step, point)))
+    points = {point.step: point for point in found.curve}
+    assert told == [
+        (1, None),
+        (2, None),
+        (2, points[2]),
+        (3, None),
+        (4, None),
+        (4, points[4]),
+        (5, None),
+        (5, points[5]),
+    ]
+    assert list(points) == [0, 2, 4, 5]
+    assert math.isnan(points[0].train_loss)
+    told.clear()
+    _, mean = take_steps(trainer, state, seed=0, until=2, observe=lambda step, point: told.append((step, point)))
+    assert told == [(1, None), (2, None)]
+    assert mean == pytest.approx(points[2].train_loss)
+    later = fit(trainer, found.state._replace(step=torch.tensor(3)), seed=0, until=9, eval_every=4)
+    assert [point.step for point in later.curve] == [3, 4, 8, 9]
+    several: list[Any] = []
+    model = lf.from_module(NET)
+    both = fit_together(
+        trainer, [state, lf.init(model, 1)], seeds=[0, 1], until=2, eval_every=2,
+        observe=lambda step, points: several.append((step, points)),
+    )  # fmt: skip
+    assert several == [(1, None), (2, None), (2, [each.curve[-1] for each in both])]
+    with pytest.raises(UserError, match="fit_together: seeds must be one for each of 2 states, not 1"):
+        fit_together(trainer, [state, state], seeds=[0], until=2, eval_every=2)
+    for step in (5, 6):
+        with pytest.raises(UserError, match=f"^steps: the state is already at step {step} of 5; rewind"):
+            fit(trainer, state._replace(step=torch.tensor(step)), seed=0, until=5, eval_every=1)
+
+
+def test_several_ranks_train_one_state() -> None:
+    two = Exchange(0, 2, lambda vector: vector)
+    states = [lf.init(lf.from_module(NET), seed) for seed in range(2)]
+    with pytest.raises(UserError, match=r"^ranks: several of them train one state together, not several side by side"):
+        Training(a_trainer(batch_size=4)._replace(exchange=two), states, [0, 1], 5)
+    with Training(a_trainer(batch_size=4)._replace(exchange=two), states[:1], [0], 5):
+        pass
+
+
+def test_ranks_stop_once_one_is_asked_to() -> None:
+    trainer, state = a_trainer(batch_size=4), lf.init(lf.from_module(NET))
+
+    def work(rank: int, exchange: Exchange) -> tuple[bool, bool]:
+        keeper: Keeper[Fit] = Keeper(lambda fits: None, lambda: rank == 1)
+        with Training(trainer._replace(exchange=exchange), [state], [0], 5) as training:
+            return training.asked(keeper), training.asked(Keeper(lambda fits: None))
+
+    assert Ranks(2).run(work) == [(True, False)] * 2
+    with Training(trainer, [state], [0], 5) as training:
+        assert training.asked(Keeper(lambda fits: None, lambda: True)) is True
+        assert training.asked(Keeper(lambda fits: None)) is False
+
+
+class Counting(nn.Module):
+    """Tells how many examples it was given each time."""
+
+    seen: list[int]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(6, 3)
+        self.seen = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(len(x))
+        out: Tensor = self.fc(x)
+        return out
+
+
+def test_a_step_is_tried_on_eight_examples() -> None:
+    def tried(batch_size: int, numbers: Any) -> list[int]:
+        model = lf.from_module(Counting())
+        for net in (model.training, model.evaluating):
+            net.seen = []
+        work: Any = SimpleNamespace(
+            model=model, loss=cross_entropy, metric=accuracy, optimizer=lf.sgd(0.1), precision="fp32", scale=None
+        )
+        check_step(work, numbers, batch_size)
+        return [each for net in (model.training, model.evaluating) for each in net.seen]  # type: ignore[union-attr]
+
+    numbers = data()
+    assert set(tried(50, numbers)) == {8}
+    assert set(tried(5, numbers)) == {5}
+    few = numbers._replace(train=Split(numbers.train.x[:3], numbers.train.y[:3]))
+    assert set(tried(50, few)) == {3}
+
+
+def test_numbers_are_finite_or_not_by_state() -> None:
+    _, state = state_of()
+    fine, since = lf.with_optimizer(state, lf.adam(0.1)), Since(1.0, 1, torch.empty(0))
+    opt = fine.opt._replace(variance={**fine.opt.variance, "1.bias": torch.full((5,), math.nan)})
+    worse = [
+        fine._replace(params={**fine.params, "3.bias": torch.tensor([0.0, math.inf, 0.0])}),
+        fine._replace(params={**fine.params, "3.bias": torch.tensor([math.nan, 0.0, 0.0])}),
+        fine._replace(buffers={"mean": torch.tensor(-math.inf), "count": torch.tensor(3)}),
+        fine._replace(opt=opt),
+    ]
+    assert finite([fine, *worse, fine], [since] * 6) == [True, False, False, False, False, True]
+    assert finite([fine] * 3, [since._replace(loss=loss) for loss in (math.nan, math.inf, 5.0)]) == [False, False, True]
+
+
+def test_pruned_weights_that_move_are_told_by_layer() -> None:
+    _, state = state_of()
+    strange: Any = SimpleNamespace(habits=Habits(known=False), optimizer=lf.sgd(0.1))
+    ours: Any = SimpleNamespace(habits=Habits(known=True), optimizer=lf.sgd(0.1))
+    own: Any = SimpleNamespace(habits=Habits(known=True), optimizer=Optimizer(lambda p: (), lambda *given: given))
+    for trainer in (strange, ours, own):
+        check_pruned([state], trainer)
+        check_pruned([state._replace(masks={})], trainer)
+    pruned = ~state.masks["3.weight"]
+    for value in (1.0, -1e-30):
+        moved = state._replace(
+            params={**state.params, "3.weight": torch.where(pruned, value, state.params["3.weight"])}
+        )
+        check_pruned([moved], ours)
+        for trainer in (strange, own):
+            with pytest.raises(UserError, match=r"^3\.weight: pruned weights are no longer zero"):
+                check_pruned([state, moved], trainer)
+    lost = state._replace(params={**state.params, "3.weight": torch.full((3, 5), math.nan)})
+    check_pruned([lost], strange)  # that is another matter
+
+
+def test_where_a_training_diverged() -> None:
+    _, state = state_of()
+    state = lf.with_optimizer(state._replace(step=torch.tensor(4)), lf.sgd(lf.cosine(0.5, 8)))
+    before, after = Since(2.0, 3, torch.empty(0)), Since(5.0, 4, torch.empty(0))
+    error = _error(state, before, after, [7], 0)
+    assert isinstance(error, DivergedError)
+    assert str(error).startswith("training diverged: the gradient of step 5 is not finite, learning rate 0.25; a smal")
+    error = _error(state, before, after._replace(loss=math.inf), [7, 9], 1)
+    assert str(error).startswith("seed 9: training diverged: the loss (inf) of step 5 is not finite")
+    error = _error(state._replace(opt=()), before, after._replace(loss=math.nan), [7], 0)
+    assert str(error).startswith("training diverged: the loss (nan) of step 5 is not finite; a smaller --lr may help")
+
+
+def test_a_metric_of_ones_own_is_a_number() -> None:
+    class Quality(SimpleNamespace):
+        pass
+
+    def mine(outputs: Tensor, targets: Tensor) -> Tensor:
+        return outputs.mean()
+
+    good, none, lost = (
+        SimpleNamespace(loss=a, accuracy=b) for a, b in ((1.0, 0.5), (1.0, math.nan), (math.nan, math.nan))
+    )
+    for found in ([good], [good, lost], [lost]):
+        assert checked_quality(found, mine) is found  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="--metric: 'mine' returned NaN"):
+        checked_quality([good, none], mine)  # type: ignore[list-item]
+    assert checked_quality([none], accuracy) == [none]  # type: ignore[list-item]
