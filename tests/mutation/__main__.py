@@ -4,8 +4,12 @@
 
 Each mutant runs the tests that run its line, the quickest first, in a fork of a process that has torch imported; a
 mutant takes seconds where cosmic-ray starts a process for each (3 s of imports alone), and mutmut's trampolines around
-all functions break those that torch.compile takes whole. What is left out, by rule: docstrings, annotations, imports,
-assertions, words for people (errors, prints, strings with a space), conversions of type, and what only a GPU runs.
+all functions break those that torch.compile takes whole. All tests take part but those marked slow, of which one would
+be all that a mutant has time for, and those that the trace of their file has no time for (--patience).
+
+What is left out, by rule (exempt.py): docstrings, annotations, names of types, imports, assertions (a zip's strict is
+one), words for people (errors, prints, text with a space), conversions of type, streams of random numbers by another
+name, and what only a GPU runs or notices (where something lies, say).
 Survivors that are no fault are listed with the reason in tests/mutation_survivors.toml.
 
 Results are lines of JSON in .mutation/results.jsonl; what is there is not run again, unless --again asks for it.
@@ -35,13 +39,9 @@ from results import results_in, summarise
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PACKAGES = ("lthfunc/sparsify", "lthfunc/training", "lthfunc/experiments", "lthfunc/energy")
-#: Tests whose subject is not what single functions compute: they start processes, servers and tools, and take long.
-APART = (
-    "house", "readme", "benchmarks", "cluster", "cluster_page", "elsewhere", "survival", "gpu", "tracking", "report",
-    "compare", "export", "execution", "compact", "random_networks", "sparse_engine", "sparse_kernels", "readers",
-    "import", "data",
-)  # fmt: skip
 _QUICK = 1.0
+#: Files of tests that are collected at a time, quickest first: most mutants are noticed by the first.
+_AT_A_TIME = (2, 6, 1_000)
 
 
 def main() -> None:
@@ -76,7 +76,7 @@ def _options() -> Any:
     parser.add_argument("--again", action="append", default=[], help="run those with this result again (survived)")
     parser.add_argument("--budget", type=float, default=40.0, help="processor seconds of tests for a mutant")
     parser.add_argument("--tests", nargs="+", default=["test_*.py"], help="files of tests that fit one of these")
-    parser.add_argument("--patience", type=float, default=400.0, help="processor seconds for a file under the trace")
+    parser.add_argument("--patience", type=float, default=150.0, help="processor seconds for a file under the trace")
     parser.add_argument("--retrace", action="store_true", help="find out anew what tests run, changed or not")
     parser.add_argument("--folder", type=Path, default=ROOT / ".mutation", help="where results are kept")
     parser.add_argument("--summary", action="store_true", help="of results that are there; run nothing")
@@ -91,7 +91,7 @@ def _covered(options: Any, overlays: Sequence[Overlay], work: Path) -> dict[str,
     folder = options.folder / "covering"
     folder.mkdir(exist_ok=True)
     fitting = [path for pattern in options.tests for path in sorted((ROOT / "tests").glob(pattern))]
-    files = [path for path in dict.fromkeys(fitting) if path.stem[5:] not in APART]
+    files = list(dict.fromkeys(fitting))
     outs = {path: folder / f"{path.stem}.json" for path in files}
     stale = [path for path in files if not outs[path].exists() or outs[path].stat().st_mtime < path.stat().st_mtime]
     old = [] if options.summary else files if options.retrace else stale
@@ -99,7 +99,8 @@ def _covered(options: Any, overlays: Sequence[Overlay], work: Path) -> dict[str,
     def traced(path: Path, overlay: Overlay) -> tuple[Callable[[], int], float]:
         def go() -> int:
             recorder = Recorder(overlay.path, PACKAGES, work / f"{path.stem}.raw")
-            return _pytest([str(path.relative_to(ROOT))], work / f"base-{path.stem}", [recorder])
+            # One slow test would be all that a mutant has time for.
+            return _pytest([str(path.relative_to(ROOT)), "-m", "not slow"], work / f"base-{path.stem}", [recorder])
 
         return go, options.patience
 
@@ -180,8 +181,8 @@ def _chosen(options: Any) -> tuple[list[Mutant], dict[str, int]]:
 class Ordered:
     """A plugin: tests in the order they are named in, and which one failed."""
 
-    def __init__(self, names: list[str], out: Path) -> None:
-        self._rank, self._out = {name: number for number, name in enumerate(names)}, out
+    def __init__(self, names: list[str], out: Path, *, last: bool) -> None:
+        self._rank, self._out, self._last = {name: number for number, name in enumerate(names)}, out, last
 
     def pytest_collection_modifyitems(self, items: list[Any]) -> None:
         items[:] = sorted(
@@ -194,7 +195,8 @@ class Ordered:
 
     def pytest_sessionfinish(self, session: Any, exitstatus: int) -> None:
         sys.stdout.flush()
-        os._exit(exitstatus)  # tests that close what pytest holds open would have it fail from here on
+        if exitstatus or self._last:
+            os._exit(exitstatus)  # tests that close what pytest holds open would have it fail from here on
 
 
 def _run_all(
@@ -206,10 +208,18 @@ def _run_all(
         names, what = _tests_for(mutant, tests, options.budget)
         about[mutant.name] = (names, what)
         overlay.put(mutant.file, mutant.applied((ROOT / mutant.file).read_bytes()))
-        files = sorted({name.partition("::")[0] for name in names}, key=[n.partition("::")[0] for n in names].index)
+        files = list(dict.fromkeys(name.partition("::")[0] for name in names))
 
         def go() -> int:
-            return _pytest(files, work / mutant.name, [Ordered(names, work / f"{mutant.name}.failed")])
+            begun, status = 0, 0
+            for count in _AT_A_TIME:
+                some, last = files[begun : begun + count], begun + count >= len(files)
+                mine = [name for name in names if name.partition("::")[0] in some]
+                status = _pytest(some, work / mutant.name, [Ordered(mine, work / f"{mutant.name}.failed", last=last)])
+                begun += count
+                if last:
+                    break
+            return status
 
         return (go if names else lambda: 0), 20 + 3 * sum(tests[name].seconds for name in names)
 

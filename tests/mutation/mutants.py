@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from exempt import KEPT, MODULES, PLACES, STREAMS, asserts, called, children, is_words, left_out, root_of, speaks
+
 _COMPARISONS: dict[type[ast.cmpop], tuple[type[ast.cmpop], ...]] = {
     ast.Lt: (ast.LtE, ast.GtE),
     ast.LtE: (ast.Lt, ast.Gt),
@@ -40,16 +42,6 @@ _OPERATORS: dict[type[ast.operator], type[ast.operator]] = {
     ast.RShift: ast.LShift,
     ast.MatMult: ast.Mult,
 }
-#: What makes words for people of its arguments: no number depends on them.
-_WORDS = {"invalid", "unknown", "print", "warn", "getLogger", "TypeVar", "NewType"}
-#: Left away, these give a type error at once or the same numbers in another type or place of memory.
-_KEPT = {
-    "int", "float", "bool", "str", "list", "tuple", "dict", "set", "frozenset", "len", "range", "enumerate", "zip",
-    "iter", "next", "super", "type", "repr", "id", "hash", "partial", "items", "keys", "values", "item", "tolist",
-    "contiguous", "cpu", "numel", "_asdict", "getattr", "fields", "Path", "cast", "__init__", "close",
-}  # fmt: skip
-#: A stream of random numbers by another name is as good a stream.
-_STREAMS = {"key", "generator", "permutation", "counter_key", "random_scores", "samples"}
 #: The order of their first two arguments tells nothing.
 _SYMMETRIC = {"max", "min", "maximum", "minimum", "isinstance", "cast"}
 
@@ -117,6 +109,9 @@ def mutants_of(root: Path, file: str) -> list[Mutant]:
             "", file, place.where, code, change, statement.lineno, last, start, end, new,
             "function" if isinstance(statement, ast.FunctionDef) and place.runs == "line" else place.runs,
         )  # fmt: skip
+        undone = isinstance(statement, ast.Expr) and node is statement.value and "(…)" not in change
+        if undone and " without " in change:  # as much as leaving the whole statement out
+            continue
         if (start, end, new) in seen or new.strip("()") == ast.unparse(node).strip("()"):
             continue
         seen.add((start, end, new))
@@ -135,7 +130,7 @@ def _header_end(statement: ast.stmt) -> int:
 def _changes(node: ast.AST, place: _Place, source: _Source) -> Iterator[tuple[ast.AST, _Place, str, str]]:
     """(node, where it is, the text that takes its place, what that changes), of a node and all below it."""
     if isinstance(node, ast.stmt):
-        if _left_out(node, place, source):
+        if left_out(node, place.where, source.lines[node.lineno - 1].decode()):
             return
         place = place._replace(statement=node)
     if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
@@ -144,58 +139,8 @@ def _changes(node: ast.AST, place: _Place, source: _Source) -> Iterator[tuple[as
     if place.statement is not None:
         for new, change in _of(node, source):
             yield node, place, new, change
-    for child in _children(node):
+    for child in children(node):
         yield from _changes(child, place, source)
-
-
-def _left_out(node: ast.stmt, place: _Place, source: _Source) -> bool:
-    """Statements that no number depends on, or that only a GPU runs."""
-    if isinstance(node, (ast.Import, ast.ImportFrom, ast.Assert, ast.Global, ast.Nonlocal)):
-        return True
-    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-        return True  # a docstring
-    if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-        return True
-    if isinstance(node, ast.Assign) and not place.where:
-        aliases = isinstance(node.value, ast.Subscript) or "__all__" in ast.unparse(node.targets[0])
-        if aliases:
-            return True
-    if "no mutate" in source.lines[node.lineno - 1].decode():
-        return True
-    heads = [node.test] if isinstance(node, (ast.If, ast.While)) else []
-    if not hasattr(node, "body"):
-        heads.append(node)
-    return any("cuda" in ast.unparse(head).lower() for head in heads)
-
-
-def _children(node: ast.AST) -> Iterator[ast.AST]:
-    """What is below a node, without annotations, decorators, and words for people."""
-    if isinstance(node, ast.JoinedStr):
-        return
-    if isinstance(node, ast.Call) and _speaks(node):
-        return
-    if isinstance(node, ast.Raise):
-        return
-    for name, value in ast.iter_fields(node):
-        if name in ("annotation", "returns", "decorator_list", "bases", "ctx", "ops", "op", "type_params"):
-            continue
-        if isinstance(node, ast.ExceptHandler) and name == "type":
-            continue
-        for child in value if isinstance(value, list) else [value]:
-            stream = isinstance(node, ast.Call) and _called(node) in _STREAMS and isinstance(child, ast.Constant)
-            if isinstance(child, ast.AST) and not (stream and isinstance(child.value, str)):
-                yield child
-
-
-def _called(node: ast.Call) -> str:
-    if isinstance(node.func, ast.Attribute):
-        return node.func.attr
-    return node.func.id if isinstance(node.func, ast.Name) else ""
-
-
-def _speaks(node: ast.Call) -> bool:
-    name = _called(node)
-    return name in _WORDS or name.endswith(("Error", "Warning")) or "logging" in ast.unparse(node.func)
 
 
 def _with(node: ast.AST, **fields: object) -> str:
@@ -230,17 +175,19 @@ def _of(node: ast.AST, source: _Source) -> Iterator[tuple[str, str]]:
         if (value := _other(node.value)) is not None:
             yield made(repr(value))
     elif isinstance(node, ast.JoinedStr):
-        yield made(repr("XX"))
+        if not is_words(node):
+            yield made(repr("XX"))
     elif isinstance(node, ast.Slice):
         for end in ("lower", "upper", "step"):
             if getattr(node, end) is not None:
                 new = _with(node, **{end: None})
                 yield new, made(new)[1]
-    elif isinstance(node, ast.Call) and not _speaks(node):
+    elif isinstance(node, ast.Call) and not speaks(node):
         for new, change in _calls(node):
             yield made(new)[0], change
-    elif isinstance(node, (ast.IfExp, ast.If)):
-        if not isinstance(node.test, (ast.Compare, ast.UnaryOp)) and isinstance(node, ast.IfExp):
+    elif isinstance(node, ast.IfExp):
+        words = is_words(node.body) and is_words(node.orelse)
+        if not isinstance(node.test, (ast.Compare, ast.UnaryOp)) and not words:
             yield made(_with(node, body=node.orelse, orelse=node.body))
     elif isinstance(node, ast.AugAssign):
         yield made(_with(node, op=_OPERATORS[type(node.op)]()))
@@ -248,27 +195,29 @@ def _of(node: ast.AST, source: _Source) -> Iterator[tuple[str, str]]:
         yield made("break")
     elif isinstance(node, (ast.Break, ast.Raise)):
         yield made("continue" if isinstance(node, ast.Break) else "pass")
-    elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) and not _speaks(node.value):
+    elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) and not speaks(node.value):
         yield made("pass")
 
 
 def _calls(node: ast.Call) -> Iterator[tuple[str, str]]:
-    name, arguments = _called(node), node.args
+    name, arguments = called(node), node.args
     for place, keyword in enumerate(node.keywords):
-        if keyword.arg is not None:
+        if keyword.arg is not None and not asserts(keyword) and keyword.arg not in PLACES:
             rest = [*node.keywords[:place], *node.keywords[place + 1 :]]
             yield _with(node, keywords=rest), f"{name}(…) without {ast.unparse(keyword)}"
     starred = any(isinstance(each, ast.Starred) for each in arguments)
-    if len(arguments) > 1 and not starred and name not in _SYMMETRIC:
+    stream = name in STREAMS and any(isinstance(each, ast.Constant) for each in arguments[:2])
+    if len(arguments) > 1 and not starred and name not in _SYMMETRIC and not stream:
         first, second = map(ast.unparse, arguments[:2])
         yield _with(node, args=[arguments[1], arguments[0], *arguments[2:]]), f"{name}({first}, {second}), swapped"
-    if name in _KEPT or name[:1].isupper() or node.keywords or starred:
+    if name in KEPT or name[:1].isupper() or node.keywords or starred:
         return
     if not arguments and isinstance(node.func, ast.Attribute):
         new = ast.unparse(node.func.value)
-        yield new, f"{new} without .{name}()"
-    elif len(arguments) == 1 and not isinstance(node.func, ast.Call):
-        of_value = isinstance(node.func, ast.Name) or ast.unparse(node.func).startswith(("torch.", "math.", "F."))
+        if new.partition(".")[0] not in MODULES:
+            yield new, f"{new} without .{name}()"
+    elif len(arguments) == 1:
+        of_value = isinstance(node.func, ast.Name) or (root_of(node.func) in MODULES)
         if of_value and not isinstance(arguments[0], ast.GeneratorExp):
             new = ast.unparse(arguments[0])
             yield new, f"{new} without {name}"
