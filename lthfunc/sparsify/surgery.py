@@ -79,8 +79,9 @@ def _surgeon(
     unread = hessian.diagonal() == 0
     w = torch.where(mask & ~unread, weight, 0).double()
     hessian += torch.diag(unread.double() + damping * hessian.diagonal().mean())
-    factor, failed = torch.linalg.cholesky_ex(torch.linalg.inv(hessian), upper=True)
-    if failed:
+    inverse, singular = torch.linalg.inv_ex(hessian)
+    factor, failed = torch.linalg.cholesky_ex(inverse, upper=True)
+    if singular or failed:
         raise UserError(f"damping: {damping!r} is too small for these inputs; try 0.1")
     kept = mask.clone()
     for first, share in _shares(mask, unread, budget, block).items():

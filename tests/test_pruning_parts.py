@@ -1,0 +1,338 @@
+"""Pruning, part by part: counts, structures, densities, regrowth and distances at their edges, by hand."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from small import NET, data, state_of
+from torch import Tensor
+
+import lthfunc as lf
+from lthfunc.errors import UserError
+from lthfunc.sparsify.allocation import check_fraction, check_patterns, fraction_from, pruned
+from lthfunc.sparsify.budgets import budget_of, deal
+from lthfunc.sparsify.checks import checked_allocation, checked_selection
+from lthfunc.sparsify.densities import at_densities, by_rate, cubic, geometric, one_shot, periodic
+from lthfunc.sparsify.distances import collapsed, mask_distance, mask_overlap
+from lthfunc.sparsify.regrowth import cosine_share, dropped, exchanged, regrown
+from lthfunc.sparsify.structures import as_matrix, from_matrix, has_blocks, has_n_of_m, has_units
+from lthfunc.sparsify.surgery import best_of_block
+from lthfunc.trees.ops import Count
+
+
+def truth(*rows: str) -> Tensor:
+    """A mask out of text, x for what stays."""
+    return torch.tensor([[letter == "x" for letter in row] for row in rows])
+
+
+# ---- counts ----
+
+
+def test_fractions_and_patterns_have_their_ranges() -> None:
+    for fraction in (0, 0.0, 0.5, 1 - 1e-16):
+        check_fraction(fraction)
+    for fraction in (-1e-9, 1.0, 2, math.nan):
+        with pytest.raises(UserError, match=r"^fraction: .* is not accepted; it takes a number in \[0, 1\)$"):
+            check_fraction(fraction)
+    check_patterns("keep", ["fc*", "conv1.weight"], ["conv1.weight", "fc1.weight"])
+    with pytest.raises(UserError, match=r"^keep: 'fc2\*' .*a pattern that fits one of conv1.weight, fc1.weight$"):
+        check_patterns("keep", ["fc1*", "fc2*"], ["conv1.weight", "fc1.weight"])
+    assert [int(pruned(torch.tensor(count), 0.5)) for count in (0, 1, 2, 3, 5, 7)] == [0, 0, 1, 2, 2, 4]  # to even
+    for rate in (0.0, 0.999):
+        lf.layerwise({"a": rate})
+    for rate in (-0.1, 1.0):
+        with pytest.raises(UserError, match=r"^layer rate of 'a': .*a number in \[0, 1\)"):
+            lf.layerwise({"a": rate})
+
+
+def test_fractions_to_a_density_by_hand() -> None:
+    now = Count(40, 100)
+    assert fraction_from(now, 0.4) == 0.0
+    assert fraction_from(now, 0.1) == pytest.approx(0.75)
+    assert fraction_from(now, 0.405) == 0.0  # half a weight more
+    for density in (0.406, 0.0, -0.1):
+        with pytest.raises(UserError, match=r"^density: .*a number in \(0, 0\.4\], the density now"):
+            fraction_from(now, density)
+
+
+def test_dealing_by_hand() -> None:
+    weights = {"a": 1.0, "b": 1.0, "c": 2.0}
+    assert deal(8, weights, {"a": 9, "b": 9, "c": 9}, dict.fromkeys(weights, 0)) == {"a": 2, "b": 2, "c": 4}
+    assert deal(9, weights, {"a": 9, "b": 9, "c": 9}, dict.fromkeys(weights, 0)) == {"a": 2, "b": 2, "c": 5}  # 4.5
+    assert deal(10, weights, {"a": 9, "b": 9, "c": 4}, dict.fromkeys(weights, 0)) == {"a": 3, "b": 3, "c": 4}
+    assert deal(11, weights, {"a": 9, "b": 9, "c": 4}, dict.fromkeys(weights, 0)) == {"a": 4, "b": 3, "c": 4}
+    assert deal(8, weights, {"a": 9, "b": 9, "c": 9}, {"a": 3, "b": 0, "c": 0}) == {"a": 3, "b": 2, "c": 3}
+    assert deal(27, weights, dict.fromkeys(weights, 9), dict.fromkeys(weights, 0)) == dict.fromkeys(weights, 9)
+    assert deal(6, weights, dict.fromkeys(weights, 9), dict.fromkeys(weights, 2)) == dict.fromkeys(weights, 2)
+    assert deal(0, {}, {}, {}) == {}
+    assert deal(3, {"a": 0.0, "b": 1.0}, {"a": 5, "b": 5}, {"a": 1, "b": 0}) == {"a": 1, "b": 2}
+    with pytest.raises(UserError, match=r"^density: 28 .*a budget of at most 27 weights"):
+        deal(28, weights, dict.fromkeys(weights, 9), dict.fromkeys(weights, 0))
+    with pytest.raises(UserError, match=r"^floor: 3 layers keep at least 6 weights together, and the density leaves 5"):
+        deal(5, weights, dict.fromkeys(weights, 9), dict.fromkeys(weights, 2))
+    masks = {"a": truth("xx.", "x.x")}
+    assert [budget_of(masks, fraction) for fraction in (0.0, 0.25, 0.5, 0.75)] == [4, 3, 2, 1]
+    for make in (lf.uniform, lf.erk, lf.erdos_renyi, lf.balanced, lf.globally_above):
+        make(0)
+        with pytest.raises(
+            UserError, match=r"^floor: -1 is not accepted; it takes a whole number of weights, 0 or more"
+        ):
+            make(-1)
+
+
+# ---- a user's own allocations and selections ----
+
+
+def test_own_counts_and_masks_are_held_to_the_layers() -> None:
+    masks = {"a": truth("xx.", "x.x"), "b": truth("xx")}
+    scores = {name: mask.float() for name, mask in masks.items()}
+    counts = {"a": 3, "b": torch.tensor(0, dtype=torch.int32)}
+
+    def allocate(given: Any) -> Any:
+        return checked_allocation(lambda s, m, f: given)(scores, masks, 0.5)
+
+    found = allocate(counts)
+    assert (int(found["a"]), int(found["b"])) == (3, 0)
+    assert isinstance(found["a"], Tensor)
+    for given, shown in (
+        ({"a": 3}, r"\['a'\]"), ({**counts, "c": 1}, r"\['a', 'b', 'c'\]"), ([3, 2], "'list'"), (None, "'NoneType'"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=f"^allocate: '<lambda>': {shown} .*a count for each of a, b"):
+            allocate(given)
+    for value, shown in (
+        (-1, "-1"), (torch.tensor(-2), "-2"), (1.0, "1.0"), (torch.tensor(1.5), "1.5"), (torch.tensor([1]), r"\[1\]"),
+        (False, "False"), ("2", "2"), (None, "None"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=f"^allocate: '<lambda>': 'b: {shown}' .*a whole number of at least 0"):
+            allocate({**counts, "b": value})
+
+    def select(given: Any) -> Any:
+        return checked_selection(lambda s, m, keep: given)(scores, masks, {name: torch.tensor(1) for name in masks})
+
+    good = {"a": truth("x..", "..x"), "b": truth("..")}
+    assert select(good) is good
+    for given, shown in (({"a": good["a"]}, r"\['a'\]"), ({**good, "c": 1}, r"\['a', 'b', 'c'\]"), ((1,), "'tuple'")):
+        with pytest.raises(UserError, match=f"^select: '<lambda>': {shown} .*a mask for each of a, b"):
+            select(given)
+    for value, shown in (
+        (good["b"].float(), r"torch.float32 \(1, 2\)"), (truth("..."), r"torch.bool \(1, 3\)"), (0, "a int"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=rf"^select: '<lambda>': 'b: {shown}' .*a torch.bool mask of shape \(1"):
+            select({**good, "b": value})
+    with pytest.raises(UserError, match=r"^select: '<lambda>': brings pruned weights of a back"):
+        select({**good, "a": truth("..x", "...")})
+    assert checked_allocation(lf.globally) is lf.globally
+    assert checked_selection(lf.unstructured) is lf.unstructured
+
+
+# ---- structures ----
+
+
+@pytest.mark.parametrize("shape", [(6,), (4, 6), (4, 6, 3), (2, 3, 4, 5)])
+def test_leaves_are_matrices_of_outputs_and_inputs(shape: tuple[int, ...]) -> None:
+    leaf = torch.arange(math.prod(shape)).view(shape)
+    matrix = as_matrix(leaf)
+    assert matrix.shape == (shape[0], leaf[0].numel())
+    assert torch.equal(from_matrix(matrix, shape), leaf)
+    if len(shape) > 2:  # channels innermost: neighbours are neighbouring channels at one place
+        assert matrix[0, : shape[1]].tolist() == leaf[0].flatten(1)[:, 0].tolist()
+
+
+def test_structures_are_recognised() -> None:
+    assert has_n_of_m(truth("xx..", ".x.x", "...."), 2, 4)
+    assert has_n_of_m(truth("xx..x..x"), 2, 4)
+    assert not has_n_of_m(truth("xx..xxx."), 2, 4)
+    assert not has_n_of_m(truth("xxx.", "...."), 2, 4)
+    assert not has_n_of_m(truth("......"), 2, 4)
+    assert has_n_of_m(truth("xxxxxx"), 3, 3)
+    assert has_blocks(truth("xx..", "xx.."), 2, 2)
+    assert has_blocks(truth("xx..", "..xx"), 1, 2)
+    assert not has_blocks(truth("xx..", "x..."), 2, 2)
+    assert not has_blocks(truth("xx.."), 2, 2)
+    assert not has_blocks(truth("xxx", "xxx"), 2, 2)
+    assert has_blocks(truth("xxx", "xxx"), 2, 3)
+    assert has_units(truth("xxx", "...", "xxx"))
+    assert not has_units(truth("xxx", "x.."))
+    assert not has_units(truth("x..", "..."))
+
+
+def select(structure: Any, scores: Tensor, mask: Tensor | None = None, keep: int = 0) -> Tensor:
+    mask = torch.ones_like(scores, dtype=torch.bool) if mask is None else mask
+    found: Tensor = structure({"a": scores}, {"a": mask}, {"a": torch.tensor(keep)})["a"]
+    return found
+
+
+def test_n_of_m_by_hand() -> None:
+    scores = torch.tensor([[4.0, 3, 2, 1], [1, 2, 8, 9]])
+    assert torch.equal(select(lf.n_of_m(2, 4), scores, keep=4), truth("xx..", "..xx"))
+    assert torch.equal(select(lf.n_of_m(2, 4), scores, keep=3), truth("x...", "..xx"))
+    assert torch.equal(select(lf.n_of_m(2, 2), scores, keep=8), truth("xxxx", "xxxx"))
+    assert torch.equal(select(lf.n_of_m(1, 2), scores, truth(".xxx", "xx.."), keep=3), truth(".xx.", ".x.."))
+    with pytest.raises(UserError, match=r"^structure: 2:4 holds at most 4 of the 8 weights of a, and 5 are to be kept"):
+        select(lf.n_of_m(2, 4), scores, keep=5)
+    with pytest.raises(UserError, match=r"^structure: 2:3 doesn't divide the 4 inputs of a \(2, 4\); exempt the layer"):
+        select(lf.n_of_m(2, 3), scores)
+    with pytest.raises(UserError, match=r"^structure: 1:2 doesn't divide the 1 inputs of a \(4,\)"):
+        select(lf.n_of_m(1, 2), scores[0])
+    with pytest.raises(UserError, match=r"^structure: 1:4 doesn't divide the 2 inputs of a \(1, 2, 4\)"):
+        select(lf.n_of_m(1, 4), torch.ones(1, 2, 4))
+    for n, m in ((0, 4), (5, 4), (-1, 2)):
+        with pytest.raises(UserError, match=f"^structure: '{n}:{m}' .*N:M with 1 ≤ N ≤ M"):
+            lf.n_of_m(n, m)
+
+
+def test_blocks_by_hand() -> None:
+    scores = torch.tensor([[1.0, 1, 5, 0], [1, 1, 0, 0], [0, 0, 9, 9], [0, 3, 9, 9]])
+    assert torch.equal(select(lf.blocks(2, 2), scores, keep=4), truth("....", "....", "..xx", "..xx"))
+    assert torch.equal(select(lf.blocks(2, 2), scores, keep=9), truth("..xx", "..xx", "..xx", "..xx"))
+    assert torch.equal(select(lf.blocks(2, 2), scores, keep=11), truth("xxxx", "xxxx", "..xx", "..xx"))
+    assert torch.equal(select(lf.blocks(1, 4), scores, keep=4), truth("....", "....", "....", "xxxx"))
+    assert torch.equal(select(lf.blocks(4, 1), scores, keep=4), truth("..x.", "..x.", "..x.", "..x."))
+    lost = truth("xxxx", "xxxx", "xx..", "xx..")
+    assert torch.equal(select(lf.blocks(2, 2), scores, lost, keep=12), truth("xxxx", "xxxx", "xx..", "xx.."))
+    for structure, words in (
+        (lf.blocks(3, 2), r"3x2 doesn't divide the 4 outputs"), (lf.blocks(2, 3), r"2x3 doesn't divide the 4 inputs"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=rf"^structure: {words} of a \(4, 4\); exempt the layer: --exempt a$"):
+            select(structure, scores)
+    for rows, columns in ((0, 1), (1, 0)):
+        with pytest.raises(UserError, match=f"^structure: '{rows}x{columns}' .*a block of at least 1x1"):
+            lf.blocks(rows, columns)
+    lf.blocks(1, 1)
+    with pytest.raises(UserError, match=r"^exempt: 'b' .*a pattern that fits one of a"):
+        select(lf.blocks(1, 1, ["b"]), scores)
+
+
+def test_units_by_hand() -> None:
+    scores = torch.tensor([[1.0, 1], [5, 0], [9, 9]])
+    assert torch.equal(select(lf.units(), scores, keep=2), truth("..", "..", "xx"))
+    assert torch.equal(select(lf.units(), scores, keep=4), truth("..", "xx", "xx"))
+    assert torch.equal(select(lf.units(), scores, keep=3), truth("..", "..", "xx"))  # as near as two: the fewer
+    assert torch.equal(select(lf.units(), scores, keep=0), truth("..", "..", "xx"))  # at least one
+    # The mean of what is left: of the second unit 5, though its sum is less than the first's.
+    assert torch.equal(
+        select(lf.units(), torch.tensor([[3.0, 3], [5, 0]]), truth("xx", "x."), keep=1), truth("..", "x.")
+    )
+    assert torch.equal(select(lf.units(), scores, truth("xx", "xx", ".."), keep=2), truth("..", "xx", ".."))
+
+
+def test_rows_keep_equally_many() -> None:
+    scores = torch.tensor([[1.0, 2, 3], [9, 8, 7], [4, 6, 5]])
+    assert torch.equal(select(lf.per_output(), scores, keep=3), truth("..x", "x..", ".x."))
+    assert torch.equal(select(lf.per_output(), scores, keep=5), truth(".xx", "xx.", ".x."))
+    assert torch.equal(select(lf.per_output(), scores, truth("x..", "xxx", "xxx"), keep=5), truth("x..", "xx.", ".xx"))
+
+
+def test_a_block_of_columns_keeps_its_best() -> None:
+    scores = torch.tensor([[1.0, 5, 5], [5, 0, 2]])
+    assert torch.equal(best_of_block(scores, 1 / 3), truth(".xx", "..."))  # equals in their order
+    assert torch.equal(best_of_block(scores, 0.5), truth(".xx", "x.."))
+    assert torch.equal(best_of_block(scores, 0.0), truth("...", "..."))
+    assert torch.equal(best_of_block(scores, 1.0), truth("xxx", "xxx"))
+    for density in (0.0, -0.5, 1.5):
+        with pytest.raises(UserError, match=r"density: .*a number in \(0, 1\]"):
+            lf.sparsegpt({}, density)
+    _, state = state_of()
+    assert lf.sparsegpt({}, 1.0)(state).masks == state.masks
+
+
+def test_surgery_leaves_the_state_that_it_was_given() -> None:
+    model, state = state_of()
+    moments = lf.input_moments(model, state, [data().train.x])
+    before = {name: leaf.clone() for name, leaf in {**state.params, **state.masks}.items()}
+    second = {name: leaf.clone() for name, leaf in moments.items()}
+    after = lf.sparsegpt(moments, 0.4)(state._replace(opt=("moments",)))
+    assert after.opt == ()
+    assert lf.count(after.masks).kept == 18
+    assert lf.same_bits({**state.params, **state.masks}, before)
+    assert lf.same_bits(dict(moments), second)
+    whole = lf.sparsegpt(moments, 0.4, block=2)(state)
+    assert lf.count(whole.masks).kept == 18
+    with pytest.raises(UserError, match=r"^damping: 0 is too small for these inputs; try 0\.1"):
+        lf.sparsegpt({"1.weight": torch.ones(6, 6, dtype=torch.float64)}, 0.4, damping=0)(state)
+
+
+# ---- densities, regrowth, distances ----
+
+
+def test_densities_by_hand() -> None:
+    assert one_shot(0.25) == [0.25]
+    assert geometric(0.25, 2) == [0.5, 0.25]
+    assert geometric(1.0, 1) == [1.0]
+    assert by_rate(0.5, 3) == pytest.approx([0.5, 0.25, 0.125])
+    assert by_rate(0.5, 0) == []
+    assert periodic(2, 7, 2) == [2, 4, 6, 7]
+    assert periodic(0, 1, 5) == [0, 1]
+    assert periodic(2, 6, 2) == [2, 4, 6]
+    pruning = cubic(0.2, 2, 6, 2, initial=0.6)
+    assert [each.step for each in pruning] == [2, 4, 6]
+    assert [each.density for each in pruning] == pytest.approx([0.6, 0.2 + 0.4 / 8, 0.2])
+    assert cubic(0.2, 0, 5, 5)[0].density == 1.0
+    for make, words in (
+        (lambda: geometric(0.0, 2), r"density: 0.0 .*a number in \(0, 1\]"),
+        (lambda: geometric(1.1, 2), "density: 1.1"),
+        (lambda: one_shot(0.0), "density: 0.0"),
+        (lambda: cubic(0.0, 0, 5, 1), "density: 0.0"),
+        (lambda: geometric(0.5, 0), "rounds: 0 .*at least 1"),
+        (lambda: by_rate(0.0, 2), "rate: 0.0 .*both excluded"),
+        (lambda: by_rate(1.0, 2), "rate: 1.0"),
+        (lambda: periodic(0, 5, 0), "every: 0 .*at least 1"),
+        (lambda: periodic(5, 5, 1), "start: 5 .*a step from 0 to 4"),
+        (lambda: periodic(-1, 5, 1), "start: -1"),
+    ):
+        with pytest.raises(UserError, match=words):
+            make()
+    _, state = state_of()
+    twice = at_densities([0.5, 0.2], score=lf.random_scores(1), allocate=lf.uniform())(state)
+    by_hand = lf.prune(density=0.5, score=lf.random_scores(1), allocate=lf.uniform())(state)
+    by_hand = lf.prune(density=0.2, score=lf.random_scores(1), allocate=lf.uniform())(by_hand)
+    assert lf.same_bits(twice, by_hand)
+
+
+def test_drop_and_regrow_by_hand() -> None:
+    worth, masks = {"a": torch.tensor([[4.0, 3, 2, 1]])}, {"a": truth("xxx.")}
+    assert torch.equal(dropped(worth, masks, 0.4)["a"], truth("xx.."))
+    assert torch.equal(dropped(worth, masks, 0.0)["a"], masks["a"])
+    assert torch.equal(dropped(worth, masks, 1.0)["a"], truth("...."))
+    for share in (-0.1, 1.1):
+        with pytest.raises(UserError, match=r"^share: .*a number in \[0, 1\]"):
+            dropped(worth, masks, share)
+        with pytest.raises(UserError, match=r"^share: "):
+            cosine_share(share, 0, 5)
+    grown = regrown({"a": torch.tensor([[9.0, 1, 2, 3]])}, {"a": truth("x...")}, {"a": 2})
+    assert torch.equal(grown["a"], truth("x.xx"))
+    assert [cosine_share(0.4, step, 8) for step in (0, 4, 8, 9)] == pytest.approx([0.4, 0.2, 0.0, 0.0])
+    assert cosine_share(0.4, 2, 8) == pytest.approx(0.2 * (1 + math.sqrt(0.5)))
+    assert cosine_share(0.4, 3, 0) == 0.0
+    model, state = state_of()
+    opt = lf.adam(0.1)
+    state = lf.with_optimizer(state, opt)
+    state = state._replace(opt=state.opt._replace(mean={name: torch.ones_like(v) for name, v in state.params.items()}))
+    promise = {name: torch.randn_like(state.params[name]) for name in state.masks}
+    after = exchanged(state, promise, 0.5)
+    for name, mask in state.masks.items():
+        fewer = dropped(lf.magnitude(state.params, state.masks), state.masks, 0.5)[name]
+        assert int(after.masks[name].sum()) == int(mask.sum())
+        assert not (fewer & ~after.masks[name]).any()
+        assert torch.equal(after.params[name], torch.where(fewer, state.params[name], 0))
+        assert torch.equal(after.opt.mean[name], fewer.float())
+    assert torch.equal(after.opt.mean["1.bias"], torch.ones(5))
+    assert lf.from_module(NET).prunable == model.prunable
+
+
+def test_distances_by_hand() -> None:
+    left = {"a": truth("xx..", "...."), "b": truth("xx")}
+    right = {"a": truth("x.x.", "...."), "b": truth("..")}
+    assert mask_distance(left, right) == 4 / 10
+    assert mask_overlap(left, right) == 1 / 5
+    assert mask_distance(left, left) == 0.0
+    assert mask_overlap(left, left) == 1.0
+    nothing = {"a": truth("..")}
+    assert mask_overlap(nothing, nothing) == 1.0
+    assert mask_overlap(nothing, {"a": truth("x.")}) == 0.0
+    assert collapsed(left) == ()
+    assert collapsed(right) == ("b",)
+    assert lf.dead_units({"a": truth("x.", "..", ".."), "b": truth("xx")}) == {"a": 2, "b": 0}
