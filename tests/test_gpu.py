@@ -19,7 +19,7 @@ from lthfunc.experiments.iterative import Plan, Task, train_together
 from lthfunc.runs.folder import read_run
 from lthfunc.runs.keeping import train_kept
 from lthfunc.runs.measurements import measurements
-from lthfunc.runs.memory import check_width
+from lthfunc.runs.memory import width_on
 from lthfunc.training.engines.table import ENGINES
 from lthfunc.training.fits import Stopped
 from lthfunc.training.loop import fit, fit_together, take_steps
@@ -114,15 +114,17 @@ def test_data_that_stays_on_the_host_is_streamed_to_the_same_numbers(few_digits:
         torch.testing.assert_close(results[1].params[name], value, rtol=1e-3, atol=1e-4)
 
 
-def test_more_networks_than_fit_are_refused(few_digits: Dataset) -> None:
+def test_more_networks_than_fit_are_refused_or_split(few_digits: Dataset) -> None:
     from lthfunc.experiments.iterative import Plan
 
     model = lf.models.lenet300((1, 8, 8), 10)
     data = ops.data_to_device(few_digits, "cuda")
     plan = Plan(model=model, trainer=make_trainer(model, data, optimizer=lf.adam(1e-3)), steps=10, eval_every=5)
-    check_width(plan, 4, "cuda")
+    assert width_on(plan, 4, "cuda", asked=True) == 4
     with pytest.raises(lf.UserError, match="would fit: --jobs"):
-        check_width(plan, 10_000_000, "cuda")
+        width_on(plan, 10_000_000, "cuda", asked=True)
+    with pytest.warns(UserWarning, match="they train in groups of"):
+        assert 4 < width_on(plan, 10_000_000, "cuda", asked=False) < 10_000_000
 
 
 def test_controls_and_shuffles_run_on_the_device() -> None:

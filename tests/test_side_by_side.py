@@ -17,12 +17,10 @@ from lthfunc_cli.main import main
 from test_runs import metrics, same_files
 
 import lthfunc as lf
-from lthfunc.errors import UserError
 from lthfunc.experiments.config import Config
 from lthfunc.experiments.iterative import Plan, Round, Task, rounds
 from lthfunc.experiments.starting import CONTROLS, REWINDINGS
 from lthfunc.runs.execute import jobs_of
-from lthfunc.runs.memory import refuse_too_wide
 from lthfunc.runs.outcome import LAST, WINNING, WINNING_TRAINED
 from lthfunc.runs.together import Way, side_by_side
 from lthfunc.runs.trainings import Queue, name_of
@@ -191,10 +189,3 @@ def test_a_vmapped_study_equals_its_trainings_one_by_one(few_digits: Dataset, wi
             torch.testing.assert_close(together[name].fit.state.params[key], value, rtol=1e-3, atol=1e-4)
         assert lf.count(together[name].start.masks) == lf.count(result.start.masks)
         assert together[name].test == pytest.approx(result.test, rel=1e-2, abs=2e-2)
-
-
-def test_too_many_networks_for_a_gpu_are_refused_with_how_many_would_fit() -> None:
-    refuse_too_wide(9, 1_000_000_000, 10_000_000_000, "cuda")
-    said = r"--jobs: 64 networks .* need about 64\.0 GB, and cuda has 10\.0 GB free; about 9 would fit"
-    with pytest.raises(UserError, match=said):
-        refuse_too_wide(64, 1_000_000_000, 10_000_000_000, "cuda")

@@ -75,7 +75,7 @@ Jobs = Annotated[
         parser=whole,
         metavar="N",
         help="Seeds and controls to train side by side: in threads or processes on a CPU, as one program on a GPU. "
-        "\\[default: what the cores hold; all on a GPU]",
+        "\\[default: what the cores hold; on a GPU all that fit its memory]",
         rich_help_panel=_PANEL,
     ),
 ]

@@ -17,7 +17,7 @@ from lthfunc.hardware import usable_cores
 from lthfunc.runs.checkpoints import drop_checkpoints
 from lthfunc.runs.folder import in_order, name_of_record
 from lthfunc.runs.keeping import Stopping, place_of
-from lthfunc.runs.memory import check_width
+from lthfunc.runs.memory import width_on
 from lthfunc.runs.outcome import write_outcome
 from lthfunc.runs.pools import by_pool
 from lthfunc.runs.processes import Processes
@@ -127,8 +127,7 @@ def _driven(way: Way, queue: Queue) -> Generator[Result]:
     if jobs == 1 or not queue.ready:
         return in_turn(way, queue)
     if config.device.startswith("cuda"):
-        check_width(plan, jobs, config.device)
-        return side_by_side(way, queue, jobs)
+        return side_by_side(way, queue, width_on(plan, jobs, config.device, asked=config.jobs is not None))
     pool = Threads(way, jobs) if can_share_a_process(config, plan) else Processes(way, jobs)
     return by_pool(pool, way, queue)
 

@@ -13,6 +13,7 @@ from lthfunc.errors import UserError
 from lthfunc.experiments.config import Config
 from lthfunc.experiments.iterative import TICKET, Plan, Task
 from lthfunc.runs.keeping import Stopping, position_of, train_kept
+from lthfunc.runs.memory import too_large
 from lthfunc.runs.trainings import Queue, Result, Watcher, named
 from lthfunc.training.fits import Point, Stopped
 
@@ -64,6 +65,8 @@ def _train(way: Way, queue: Queue, tasks: Sequence[Task]) -> list[Result]:
     try:
         rounds, spent = train_kept(way.plan, tasks, way.folder, way.config, way.stopping, observe, way.meter)
     except torch.OutOfMemoryError as error:
+        if len(tasks) == 1:
+            raise named(tasks[0], too_large(str(tasks[0].start.step.device))) from error
         raise UserError(
             f"--jobs: {len(tasks)} networks side by side don't fit the memory of {tasks[0].start.step.device}; "
             f"try --jobs {max(1, len(tasks) // 2)}"
