@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import lthfunc as lf
-from lthfunc.execution.timing import Run
+from lthfunc.execution.timing import Run, synchronize
 from lthfunc.training.engines.columns import columns_of
 from lthfunc.training.engines.products import has_one_dnn, one_dnn
 
@@ -36,7 +36,7 @@ def products(model: lf.Model, x: Tensor) -> tuple[Run, int]:
     """
     jobs: list[Job] = []
     for choices in _layers(model, x):
-        best = min(choices, key=lambda job: _seconds(job.run))
+        best = min(choices, key=lambda job: _seconds(job.run, str(x.device)))
         jobs.append(best)
 
     def run(n: int) -> None:
@@ -54,25 +54,25 @@ def peak_rate(device: str) -> float:
     for size in (512, 768, 1024, 2048) if device == "cpu" else (4096, 8192):
         a, b = torch.randn(2, size, size, device=device)
         for product in _libraries(device):
-            best = max(best, 2 * size**3 / _seconds(functools.partial(product, a, b)))
+            best = max(best, 2 * size**3 / _seconds(functools.partial(product, a, b), device))
     return best
 
 
 def reading_rate(size: int, device: str) -> float:
     """Bytes/s of reading as much memory as that again and again, so from the cache that holds it."""
     data = torch.ones(max(size, 4096) // 4, device=device)
-    return data.nbytes / _seconds(data.sum, repeats=31)
+    return data.nbytes / _seconds(data.sum, device, repeats=31)
 
 
-def _seconds(run: Callable[[], Any], repeats: int = 9) -> float:
+def _seconds(run: Callable[[], Any], device: str, repeats: int = 9) -> float:
     with torch.no_grad():
         run()
+        synchronize(device)
         found = []
         for _ in range(repeats):
             start = time.perf_counter()
             run()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
+            synchronize(device)
             found.append(time.perf_counter() - start)
     return min(found)
 

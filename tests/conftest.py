@@ -107,3 +107,12 @@ def until(condition: Any, seconds: float = 90) -> Any:
             return found
         time.sleep(0.1)
     raise AssertionError("it never came")
+
+
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A machine with two pretended GPUs, cuda:0 and cuda:1."""
+    from pretended import pretended_gpus
+
+    with pretended_gpus(monkeypatch) as machine:
+        yield machine

@@ -20,6 +20,7 @@ from scipy import stats
 import lthfunc as lf
 from lthfunc.energy.amounts import Amount, as_values, from_values, nothing_yet
 from lthfunc.energy.breakeven import Costs, Estimate, break_even, fieller, total
+from lthfunc.energy.gpus import Card
 from lthfunc.energy.inference import metered_inference
 from lthfunc.energy.meter import ASSUMED, Source, _CodeCarbon
 from lthfunc.energy.phases import Phases
@@ -63,13 +64,19 @@ def test_amounts_add_up_and_survive_files() -> None:
 @pytest.mark.parametrize(
     ("hardware", "gpu", "words"),
     [
-        (["Cpu(IntelRapl)"], False, "CPU metered by its own counters, memory estimated"),
-        (["PowerGadget"], True, "CPU metered by its own counters, GPU metered by NVML, memory estimated"),
-        (["Cpu(tdp)"], False, "CPU estimated from its TDP and load, memory estimated"),
-        ([], True, "CPU estimated from its TDP and load, GPU metered by NVML, memory estimated"),
+        (["Cpu(IntelRapl)"], None, "CPU metered by its own counters, memory estimated"),
+        (["PowerGadget"], Card(0, False), "CPU metered by its own counters, GPU metered by NVML, memory estimated"),
+        (["Cpu(tdp)"], None, "CPU estimated from its TDP and load, memory estimated"),
+        ([], Card(2, False), "CPU estimated from its TDP and load, GPU metered by NVML, memory estimated"),
+        (
+            [],
+            Card(0, True),
+            "CPU estimated from its TDP and load, GPU metered by NVML (all of it, and not this part alone), memory "
+            "estimated",
+        ),
     ],
 )
-def test_a_meter_says_what_it_knows_energy_by(hardware: list[str], gpu: bool, words: str) -> None:
+def test_a_meter_says_what_it_knows_energy_by(hardware: list[str], gpu: Card | None, words: str) -> None:
     meter = object.__new__(_CodeCarbon)
     meter._gpu, meter._tracker = gpu, SimpleNamespace(_conf={"hardware": hardware})
     assert meter._how() == words

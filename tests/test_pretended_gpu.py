@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import NormedNet
-from pretended import Machine, accelerator, pretended, pretended_gpus
+from pretended import Machine, accelerator, pretended
 from torch import Tensor
 
 import lthfunc as lf
@@ -21,12 +20,6 @@ from lthfunc.training.loop import fit_together
 from lthfunc.training.trainer import make_trainer
 from lthfunc.trees.ops import data_to_device, to_device
 from lthfunc.trees.types import Split
-
-
-@pytest.fixture
-def gpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
-    with pretended_gpus(monkeypatch) as machine:
-        yield machine
 
 
 @pytest.mark.parametrize("device", ["cuda:0", "cuda:1"])

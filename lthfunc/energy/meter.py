@@ -6,10 +6,13 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from lthfunc.energy.amounts import Amount
 from lthfunc.errors import UserError, invalid
+
+if TYPE_CHECKING:
+    from lthfunc.energy.gpus import Card
 
 #: Whose electricity mix turns energy into emissions where no country is named.
 ASSUMED = "USA"
@@ -61,6 +64,14 @@ def metering(device: str, country: str | None) -> Iterator[Meter]:
         meter.close()
 
 
+def _card(device: str) -> Card | None:
+    if not device.startswith("cuda"):
+        return None
+    from lthfunc.energy.gpus import card_of  # which asks torch
+
+    return card_of(device)
+
+
 class _CodeCarbon:
     """Of this process as far as codecarbon can tell; a machine's counters (RAPL) know no processes."""
 
@@ -68,8 +79,7 @@ class _CodeCarbon:
         logging.getLogger("codecarbon").setLevel(logging.CRITICAL)
         from codecarbon import OfflineEmissionsTracker
 
-        self._gpu = device.startswith("cuda")
-        index = int(device.partition(":")[2] or 0) if self._gpu else None
+        self._gpu = _card(device)
         self._tracker = OfflineEmissionsTracker(
             country_iso_code=country or ASSUMED,
             output_methods=[],
@@ -77,7 +87,7 @@ class _CodeCarbon:
             tracking_mode="process",
             measure_power_secs=15,
             allow_multiple_runs=True,
-            **({} if index is None else {"gpu_ids": [index]}),
+            **({} if self._gpu is None else {"gpu_ids": [self._gpu.index]}),
         )
         self._names = count()
         self._begin()
@@ -86,7 +96,7 @@ class _CodeCarbon:
     def lap(self) -> Amount:
         data = self._tracker.stop_task()
         self._begin()
-        gpu = float(data.gpu_energy) if self._gpu else 0.0
+        gpu = 0.0 if self._gpu is None else float(data.gpu_energy)
         parts = (float(data.cpu_energy), gpu, float(data.ram_energy))
         kwh, whole = sum(parts), float(data.energy_consumed)
         # Emissions follow energy; a GPU that idles beside a training on the CPU belongs to neither.
@@ -103,4 +113,6 @@ class _CodeCarbon:
         hardware: Any = getattr(self._tracker, "_conf", {}).get("hardware", [])
         measured = any(word in str(each) for each in hardware for word in ("Rapl", "Emi", "Power", "Apple"))
         cpu = "CPU metered by its own counters" if measured else "CPU estimated from its TDP and load"
-        return f"{cpu}{', GPU metered by NVML' if self._gpu else ''}, memory estimated"
+        gpu = "" if self._gpu is None else ", GPU metered by NVML"
+        whole = " (all of it, and not this part alone)" if self._gpu is not None and self._gpu.shared else ""
+        return f"{cpu}{gpu}{whole}, memory estimated"

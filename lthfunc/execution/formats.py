@@ -95,6 +95,7 @@ class BlockLinear(nn.Module):
         weight, self.bias = _parts(layer)
         size = block_size(layer)
         assert size is not None
+        self._size = size
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             self.register_buffer("weight", weight.to_sparse_bsr((size, size)), persistent=False)
@@ -102,9 +103,15 @@ class BlockLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x: (n, inputs)."""
         if x.is_cuda:  # on a GPU the product of activations has the kernels (Triton), of transposed ones the CPU
-            return F.linear(x, self.weight, self.bias)  # type: ignore[arg-type]
+            return F.linear(in_whole_blocks(x, self._size), self.weight, self.bias)[: len(x)]  # type: ignore[arg-type]
         y = torch.matmul(self.weight, x.T.contiguous()).T  # type: ignore[arg-type]
         return y if self.bias is None else y + self.bias
+
+
+def in_whole_blocks(x: Tensor, size: int) -> Tensor:
+    """x (n, inputs) with rows of zeros behind, up to a multiple of the block: torch's kernel takes no part of one."""
+    rest = -len(x) % size
+    return F.pad(x, (0, 0, 0, rest)) if rest else x
 
 
 class SemiStructuredLinear(nn.Module):
@@ -153,16 +160,23 @@ def _both(setting: Any) -> tuple[int, int]:
     return (setting[0], setting[1]) if isinstance(setting, tuple) else (setting, setting)
 
 
-#: Sizes of square blocks that are tried, largest first: the first that leaves at most _FULL of the blocks.
+#: Sizes of square blocks that are tried, largest first: the first that leaves at most _FULL of the blocks. On a GPU
+#: torch's kernel (Triton's) loads none below _LEAST_ON_GPU.
 _BLOCKS, _FULL = (64, 32, 16, 8, 4), 0.6
+_LEAST_ON_GPU = 16
 
 
 def block_size(layer: Layer) -> int | None:
     """The side of blocks for a weight: the largest that divides it and leaves enough of them empty; None for none."""
-    for size in _BLOCKS:
+    for size in block_sizes(layer.device):
         if all(side % size == 0 for side in layer.mask.shape) and block_density(layer.mask, size) <= _FULL:
             return size
     return None
+
+
+def block_sizes(device: torch.device) -> tuple[int, ...]:
+    """Sides of blocks that a device has a product for, largest first."""
+    return tuple(size for size in _BLOCKS if device.type != "cuda" or size >= _LEAST_ON_GPU)
 
 
 def block_density(mask: Tensor, size: int) -> float:
@@ -178,9 +192,9 @@ def _why_not_block(layer: Layer) -> str | None:
         return f"on a GPU takes float16, bfloat16 or float32, not {_name(layer.dtype)}"
     if block_size(layer) is None:
         rows, columns = layer.mask.shape
+        sizes = ", ".join(map(str, block_sizes(layer.device)))
         return (
-            f"finds no size of blocks ({', '.join(map(str, _BLOCKS))}) that divides {rows}×{columns} and leaves "
-            f"{1 - _FULL:.0%} of them empty"
+            f"finds no size of blocks ({sizes}) that divides {rows}×{columns} and leaves {1 - _FULL:.0%} of them empty"
         )
     return None
 

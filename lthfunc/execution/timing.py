@@ -40,7 +40,7 @@ def repeated(call: Callable[[], Any]) -> Run:
 def synchronize(device: str) -> None:
     """Wait for the device; clocks are honest only after that."""
     if device.startswith("cuda"):
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(device)
 
 
 def _calls(run: Run, seconds: float, device: str) -> int:

@@ -34,6 +34,11 @@ T = TypeVar("T")
 
 #: How long ranks wait for one that says nothing, and for the first one to be there.
 _PATIENCE = timedelta(minutes=10)
+#: What NCCL's watchdog does about a rank that is gone: by default it ends the process, before anybody can say which
+#: training was lost and how to go on. 2: it ends the collectives alone, and the next one raises an error.
+_WATCHDOG = ("TORCH_NCCL_ASYNC_ERROR_HANDLING", "2")
+#: Words of the transports' errors.
+_TRANSPORTS = ("gloo", "nccl")
 #: Examples of the training split that ranks compare beforehand.
 _COMPARED = 256
 
@@ -58,6 +63,7 @@ def join() -> Exchange:
     """Become one of the ranks. Raises UserError where they don't find together."""
     if torch.cuda.is_available() and (mine := int(os.environ.get("LOCAL_RANK", "0"))) < torch.cuda.device_count():
         torch.cuda.set_device(mine)
+    os.environ.setdefault(*_WATCHDOG)  # read as the group is made
     try:
         distributed.init_process_group(timeout=_PATIENCE)
     except (RuntimeError, ValueError) as error:
@@ -91,7 +97,8 @@ def together(exchange: Exchange) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if exchange.ranks > 1 and ("gloo" in str(error).lower() or isinstance(error, distributed.DistError)):
+        of_transport = any(name in str(error).lower() for name in _TRANSPORTS)
+        if exchange.ranks > 1 and (of_transport or isinstance(error, distributed.DistError)):
             raise LostRankError(f"another rank is gone ({_reason(error)})") from error
         raise
 
