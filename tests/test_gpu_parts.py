@@ -17,6 +17,7 @@ from benchmarks import floors
 from lthfunc.errors import LostRankError, UserError
 from lthfunc.execution.formats import LAYER_FORMATS, Layer, block_size
 from lthfunc.execution.timing import in_turn, repeated
+from lthfunc.experiments.plan import choose_device
 from lthfunc.runs import ranks
 from lthfunc.trees.shards import ALONE
 
@@ -38,6 +39,19 @@ def test_a_timing_ends_when_its_own_device_has_finished(gpus: Machine, device: s
     assert not stream.waiting
     assert floors.reading_rate(4096, device) > 0
     assert not stream.waiting
+
+
+def test_the_chosen_gpu_is_the_current_one(gpus: Machine) -> None:
+    """So that streams and memory of code that names no device are those of the training's."""
+    assert [choose_device(name) for name in ("auto", "cuda:0")] == ["cuda", "cuda:0"]
+    assert gpus.current == 0
+    assert choose_device("cuda:1") == "cuda:1"
+    assert gpus.current == 1
+    assert choose_device("cpu") == "cpu"
+    assert choose_device("cuda") == "cuda"
+    with pytest.raises(UserError, match=r"'cuda:2' is not accepted; it takes one of auto, cpu, cuda, cuda:0, cuda:1"):
+        choose_device("cuda:2")
+    assert gpus.current == 1
 
 
 def layer(device: str, side: int, dtype: torch.dtype = torch.float16) -> Layer:

@@ -179,13 +179,18 @@ def _check_ranks(config: Config, exchange: Exchange) -> None:
 
 
 def choose_device(name: str) -> str:
-    """`auto` is the first GPU where there is one, else the CPU. Raises UserError for a device that is not there."""
+    """`auto` is the first GPU where there is one, else the CPU. Raises UserError for a device that is not there.
+
+    A GPU that was named becomes the current one, which is what code means that names none.
+    """
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     here = ["cpu", "cuda", *(f"cuda:{i}" for i in range(gpus))] if gpus else ["cpu"]
     if name == "auto":
         return "cuda" if gpus else "cpu"
     if name not in here:
         raise invalid("--device", name, f"one of {', '.join(['auto', *here])} on this machine")
+    if name.startswith("cuda:"):
+        torch.cuda.set_device(name)
     return name
 
 
