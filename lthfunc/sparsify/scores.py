@@ -49,10 +49,11 @@ def inverted_score(score: Score) -> Score:
     return lambda params, masks: {name: -leaf for name, leaf in score(params, masks).items()}
 
 
-def checked(score: Score) -> Score:
+def checked(score: Score, later: list[Tensor] | None = None) -> Score:
     """The score, refused where it gives another tree than one real number per prunable weight.
 
-    It is given copies, so that a user's own may write into what it gets.
+    It is given copies, so that a user's own may write into what it gets. later: where is put, as a bool scalar for each
+    scoring, whether any score is NaN, for whoever looks at all of them at once; else each is looked at.
     """
     name = "score" if is_ours(score) else f"score: {name_of(score)!r}"
 
@@ -69,9 +70,16 @@ def checked(score: Score) -> Score:
                 raise invalid(name, f"{layer}: {kind}", "a tensor of real numbers")
             if leaf.shape != mask.shape:
                 raise invalid(name, f"{layer} {tuple(leaf.shape)}", f"a leaf of shape {tuple(mask.shape)}")
-            # Under vmap numbers can't be looked at.
-            if not torch._C._functorch.is_functorch_wrapped_tensor(leaf) and bool(leaf.isnan().any()):
-                raise UserError(f"{name}: {int(leaf.isnan().sum()):,} of {mask.numel():,} scores of {layer} are NaN")
+        if not scores or any(torch._C._functorch.is_functorch_wrapped_tensor(leaf) for leaf in scores.values()):
+            return scores  # under vmap numbers can't be looked at
+        missing = torch.stack([leaf.isnan().any() for leaf in scores.values()])
+        if later is not None:
+            later.append(missing.any())
+        else:
+            for layer, found in zip(scores, missing.tolist(), strict=True):
+                if found:
+                    bad, size = int(scores[layer].isnan().sum()), scores[layer].numel()
+                    raise UserError(f"{name}: {bad:,} of {size:,} scores of {layer} are NaN")
         return scores
 
     return verified

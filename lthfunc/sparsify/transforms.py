@@ -34,12 +34,17 @@ def prune(
     def transformation(state: TrainState) -> TrainState:
         share = fraction_to(density, state.masks) if density is not None else fraction
         assert share is not None
-        scores = checked(score)(state.params, state.masks)
-        keep = checked_allocation(allocate)(scores, state.masks, share)
-        masks = checked_selection(select)(scores, state.masks, keep)
-        return state._replace(params=apply_masks(state.params, masks), masks=masks, opt=())
+        return without(state, share, checked(score), allocate, select)
 
     return transformation
+
+
+def without(state: TrainState, fraction: float, score: Score, allocate: Allocate, select: Select) -> TrainState:
+    """The state without a fraction of its remaining weights, by a score that was checked."""
+    scores = score(state.params, state.masks)
+    keep = checked_allocation(allocate)(scores, state.masks, fraction)
+    masks = checked_selection(select)(scores, state.masks, keep)
+    return state._replace(params=apply_masks(state.params, masks), masks=masks, opt=())
 
 
 @public
