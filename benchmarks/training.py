@@ -19,6 +19,9 @@ from lthfunc.execution.timing import Run, in_turn
 from lthfunc.experiments.plan import choose_device
 from lthfunc.sparse.kernels.build import why_no_kernels
 from lthfunc.training.batches import batches
+from lthfunc.training.engines.compiled import compile_engine
+from lthfunc.training.engines.forms import Forms
+from lthfunc.training.engines.interface import Engine, Work
 from lthfunc.training.engines.table import Making
 from lthfunc.training.engines.toolchain import why_not
 from lthfunc.training.precision import PRECISIONS, Precision, check_precision
@@ -38,6 +41,12 @@ OURS, DENSE, STREAMED = "lthfunc, compile", "lthfunc, compile, dense", "lthfunc,
 #: What `--engine auto` runs in a long training.
 AUTO, AUTO_DENSE = "lthfunc, auto", "lthfunc, auto, dense"
 TUNED = "tuned plain loop, dense"
+#: On a GPU, ours with numbers in memory in other ways than `engines/forms.py` says: what decides what it says.
+FORMS = {
+    "lthfunc, compile, masks as bools": Forms(floating_masks=False),
+    "lthfunc, compile, channels first": Forms(channels_last=False),
+    "lthfunc, compile, masks as bools, channels first": Forms(floating_masks=False, channels_last=False),
+}
 NETWORKS = ("lenet300", "lenet5", "lenet5-wide", "conv4", "resnet20")
 _LARGE = ("resnet18",)
 _SECONDS, _REPEATS = 0.6, 9
@@ -92,7 +101,7 @@ def run(
                 network=name,
                 variant=variant,
                 density=1.0 if variant in (DENSE, AUTO_DENSE, TUNED) else density,
-                precision=precision if variant in (OURS, DENSE, STREAMED, TUNED) else "fp32",
+                precision=precision if variant in (OURS, DENSE, STREAMED, TUNED, *FORMS) else "fp32",
                 **about,
             )
             for variant, rates in found.items()
@@ -129,6 +138,7 @@ def _measured(
         variants[STREAMED] = going_on(_trainer(case, _mapped(data, folder), "compile", precision), ticket)
         if device != "cpu":
             variants[TUNED] = peers.tuned_loop(case.model, dense, ready, precision)
+            variants.update(_in_other_forms(case, data, precision, ticket))
     if device == "cpu" and why_no_kernels() is None:
         choosing = _trainer(case, data, lf.sparse_or("compile"), "fp32")
         variants[AUTO], variants[AUTO_DENSE] = going_on(choosing, ticket), going_on(choosing, dense)
@@ -139,6 +149,21 @@ def _measured(
     found = in_turn(variants, seconds=seconds, repeats=repeats, device=device)
     found[PEAK] = [peak_rate(device) / flops for _ in range(repeats)]
     return found
+
+
+def _in_other_forms(case: Case, data: Dataset, precision: Precision, ticket: lf.TrainState) -> dict[str, Run]:
+    """Where a network holds no images, channels lie in one way alone."""
+    images = any(leaf.ndim == 4 for leaf in ticket.params.values())
+    return {
+        name: going_on(_trainer(case, data, lambda work, forms=forms: in_forms(work, forms), precision), ticket)
+        for name, forms in FORMS.items()
+        if images or forms.channels_last
+    }
+
+
+def in_forms(work: Work, forms: Forms) -> Engine:
+    """The compiled engine with numbers in memory like this, on whatever device."""
+    return compile_engine(work, dict.fromkeys(("cpu", "cuda"), forms))
 
 
 def _mapped(data: Dataset, folder: str) -> Dataset:

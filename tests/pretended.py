@@ -9,6 +9,7 @@ device that is fast or slow. Mixing devices is an error; waits of the host are c
 from __future__ import annotations
 
 import functools
+import itertools
 import sys
 import threading
 from collections import Counter
@@ -132,7 +133,10 @@ class Graph:
 
 
 class Machine(TorchDispatchMode):
-    """The pretended GPUs. waits: how often the host waited, by line; copies: from and to the host, by line."""
+    """The pretended GPUs. waits: how often the host waited, by line; copies: from and to the host, by line.
+
+    captures: the graphs, each with its mode; pools: their memory.
+    """
 
     def __init__(self, kind: str) -> None:
         super().__init__()
@@ -142,6 +146,7 @@ class Machine(TorchDispatchMode):
         self.waits: Counter[str] = Counter()
         self.copies: Counter[str] = Counter()
         self.captures: list[tuple[Graph, str]] = []
+        self.pools: list[Any] = []
         self._pinned: set[int] = set()
         self._streams: dict[int, Stream] = {}
 
@@ -322,6 +327,7 @@ def _capture(graph: Graph, pool: Any = None, stream: Stream | None = None, **set
     stream = stream or Stream()
     with _on(stream):
         stream.graph = graph
+        machine.pools.append(pool)
         machine.captures.append((graph, settings.get("capture_error_mode", "global")))
         try:
             yield
@@ -385,13 +391,16 @@ def pretended_gpus(patch: pytest.MonkeyPatch, gpus: int = 2) -> Iterator[Machine
             machine.waits[_line()] += 1
             machine.stream(index(device)).run()
 
+        handles = itertools.count(1)
         stands = {
             "_lazy_init": lambda: None, "is_available": lambda: True, "device_count": lambda: gpus, "device": _Device,
             "current_device": lambda: machine.current, "Stream": Stream, "Event": Event, "stream": _on,
             "set_device": lambda device: setattr(machine, "current", index(device)), "CUDAGraph": Graph,
             "graph": _capture, "current_stream": lambda device=None: machine.stream(index(device)),
-            "synchronize": synchronize, "graph_pool_handle": lambda: (0, 1), "empty_cache": lambda: None,
+            "synchronize": synchronize, "graph_pool_handle": lambda: (0, next(handles)), "empty_cache": lambda: None,
             "get_device_name": lambda device=None: "a pretended GPU",
+            "get_rng_state": lambda device=None: torch.zeros(0, dtype=torch.uint8),
+            "set_rng_state": lambda state, device=None: None,
             "get_device_capability": lambda device=None: (9, 0),
         }  # fmt: skip
         for name, value in stands.items():

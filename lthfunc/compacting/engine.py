@@ -53,7 +53,7 @@ def compact_engine(inner: Making, *, selecting: bool = True) -> Callable[[Work],
             if len(states) > 1:
                 raise UserError("--compact: networks of different sizes don't run side by side; it takes --jobs 1")
             (state,) = states
-            shape = tuple(feed.slotted[0].shape[2:])
+            shape = tuple(feed.kinds[0][0][2:])
             small = compact_training(work.model, state, shape, selecting=selecting)
             try:
                 return _Loop(work, engine_of(small), small, state, seeds, feed)
@@ -63,7 +63,11 @@ def compact_engine(inner: Making, *, selecting: bool = True) -> Callable[[Work],
                     f"({error}); leave --compact out"
                 ) from error
 
-        return Engine(f"compact/{whole.name}", begin, whole.measure)
+        def forget() -> None:
+            for each in (whole, *last.values()):
+                each.forget()
+
+        return Engine(f"compact/{whole.name}", begin, whole.measure, forget)
 
     return make
 

@@ -42,6 +42,7 @@ def memory_of_one(plan: Plan, device: str) -> tuple[int, int]:
     try:
         # The first step of a process also allocates what stays (workspaces of libraries), and tries out algorithms.
         _one_step(plan, device)
+        plan.trainer.engine.forget()
         torch.cuda.synchronize(device)
         torch.cuda.empty_cache()  # what torch keeps for later is free, though the driver calls it used
         torch.cuda.reset_peak_memory_stats(device)
@@ -51,6 +52,7 @@ def memory_of_one(plan: Plan, device: str) -> tuple[int, int]:
     except torch.OutOfMemoryError as error:
         raise too_large(device) from error
     each = torch.cuda.max_memory_allocated(device) - before
+    plan.trainer.engine.forget()
     torch.cuda.empty_cache()
     return each, torch.cuda.mem_get_info(device)[0]
 

@@ -31,7 +31,7 @@ def sparse_or(dense: str) -> Callable[[Work], Engine]:
             return engines[is_faster(work.model, shape, masks)]
 
         def begin(states: Sequence[TrainState], seeds: Sequence[int], feed: Feed) -> Running:
-            shape = tuple(feed.slotted[0].shape[2 if len(states) == 1 else 3 :])
+            shape = tuple(feed.kinds[0][0][2 if len(states) == 1 else 3 :])
             return choose(states[0].masks, shape).begin(states, seeds, feed)
 
         def measure(
@@ -41,6 +41,6 @@ def sparse_or(dense: str) -> Callable[[Work], Engine]:
             masks = {name: params[0][name] != 0 for name in work.model.prunable}
             return choose(masks, tuple(split.x.shape[1:])).measure(params, buffers, split, device)
 
-        return Engine(f"sparse/{dense}", begin, measure)
+        return Engine(f"sparse/{dense}", begin, measure, engines[False].forget)
 
     return make

@@ -14,6 +14,9 @@ from lthfunc.trees.types import Batch, Split
 #: Examples at a time, of all networks together and of each at the least: enough for a product to reach its full
 #: rate, not so many that a large network's activations need much memory.
 _CHUNK, _LEAST = 500, 100
+#: On a GPU: FLOPs of all networks at a time, some milliseconds of work beside which launching it weighs nothing, and
+#: the most examples of each network. What has many FLOPs has large activations too.
+_GPU_FLOPS, _GPU_MOST = 10**11, 8192
 
 
 class Quality(NamedTuple):
@@ -26,6 +29,16 @@ class Quality(NamedTuple):
 def chunk_for(networks: int) -> int:
     """Examples to measure at a time, with so many networks side by side."""
     return max(_LEAST, _CHUNK // networks)
+
+
+def chunk_on_gpu(networks: int, flops: int, examples: int) -> int:
+    """The same on a GPU: a power of two, so that splits of many sizes share a program.
+
+    flops: of one example in one network, 0 where they are not known. examples: of the split.
+    """
+    wanted = min(_GPU_MOST, _GPU_FLOPS // (networks * flops)) if flops else 0
+    fitting = min(max(chunk_for(networks), wanted), examples)
+    return 1 << (fitting.bit_length() - 1)
 
 
 def evaluate(

@@ -8,7 +8,7 @@ always at the same addresses.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
@@ -52,21 +52,42 @@ class Feed:
         lead = (part,) if len(seeds) == 1 else (len(seeds), part)
         size = split.x[:1].nbytes * part * len(seeds)
         self.slots = max(1, min(_MOST, _BYTES.get(device.type, _BYTES["cpu"]) // max(1, size)))
-        self._x, self._y = (_slots(self.slots, (*lead, *part.shape[1:]), part.dtype, device) for part in split)
-        self.batches: list[Batch] = list(zip(self._x, self._y, strict=True))
-        streamed = mapped or split.x.device.type != device.type
-        self._stream = _Stream(split, self._x, self._y) if streamed else None
+        #: What memory for the slots is like: shape and dtype of the inputs' and of the targets'.
+        self.kinds = tuple(((self.slots, *lead, *part.shape[1:]), part.dtype) for part in split)
+        self._room: Batch | None = None
+        self._streamed = mapped or split.x.device.type != device.type
+        self._stream: _Stream | None = None
         self._index = torch.empty(self.slots * part * len(seeds), dtype=torch.int64, device=device)
-        self._staging = _Staging([self._index]) if device.type == "cuda" and not streamed else None
+        self._staging = _Staging([self._index]) if device.type == "cuda" and not self._streamed else None
+        self._afterwards: list[Callable[[], None]] = []
 
     @property
     def slotted(self) -> Batch:
         """All slots at once: inputs and targets with one more dimension in front, the slots."""
-        return self._x, self._y
+        if self._room is None:
+            x, y = (_slots(shape[0], shape[1:], dtype, self._device) for shape, dtype in self.kinds)
+            self._room = x, y
+        return self._room
+
+    @property
+    def batches(self) -> list[Batch]:
+        """The slots one by one."""
+        return list(zip(*self.slotted, strict=True))
+
+    def use(self, slotted: Batch) -> None:
+        """Take the slots of a feed that was closed, of the same kinds; before anybody has asked for this one's."""
+        assert self._room is None
+        self._room = slotted
+
+    def at_end(self, call: Callable[[], None]) -> None:
+        """Have this called as the feed is closed, when nobody uses its slots any more."""
+        self._afterwards.append(call)
 
     def fill(self, start: int, stop: int, end: int) -> None:
         """Put the batches of steps start … stop-1 into the first slots; steps up to `end` will be asked for."""
-        if self._stream is not None:
+        if self._streamed:
+            if self._stream is None:
+                self._stream = _Stream(self._split, *self.slotted)
             if not self._stream.ordered:  # the first steps were not ordered ahead
                 self._stream.order(self._indices(start, stop))
             self._stream.deliver(stop - start)
@@ -80,7 +101,7 @@ class Feed:
             self._staging.free()[0][: len(index)].copy_(index)
             self._staging.send(len(index))
             index = self._index[: len(index)]
-        for part, slots in zip(self._split, (self._x, self._y), strict=True):
+        for part, slots in zip(self._split, self.slotted, strict=True):
             room = slots[: stop - start]
             if room.is_contiguous():
                 torch.index_select(part, 0, index, out=room.view(-1, *part.shape[1:]))
@@ -91,6 +112,8 @@ class Feed:
         """End the thread of a streamed split."""
         if self._stream is not None:
             self._stream.close()
+        while self._afterwards:
+            self._afterwards.pop()()
 
     def _indices(self, start: int, stop: int) -> Tensor:
         return torch.stack([order.rows(start, stop)[:, self._mine] for order in self._orders], dim=1).flatten()

@@ -5,14 +5,17 @@ To the outside it is pure: a loop works on copies of the states it was given, an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from lthfunc.training.engines.forms import FORMS, Forms, form_on
 from lthfunc.training.engines.interface import Engine, Running, Tick, Work
+from lthfunc.training.engines.keeping import Kept, Pools
 from lthfunc.training.engines.launching import Launcher
+from lthfunc.training.engines.measuring import Measuring, begin_measuring
 from lthfunc.training.engines.side_by_side import (
     carry_of,
     losses_of,
@@ -23,7 +26,7 @@ from lthfunc.training.engines.side_by_side import (
     with_losses,
 )
 from lthfunc.training.engines.tracing import Program, compiled
-from lthfunc.training.evaluation import Quality, chunk_for, evaluate
+from lthfunc.training.evaluation import Quality, evaluate
 from lthfunc.training.feed import Feed
 from lthfunc.training.steps import Metrics
 from lthfunc.trees.ops import flattened, leaves
@@ -33,7 +36,26 @@ from lthfunc.trees.types import Batch, Buffers, Params, Split, TrainState
 Compile = Callable[..., Program]
 
 
-def compile_engine(work: Work) -> Engine:
+class _Memory(NamedTuple):
+    """What a loop on a GPU leaves: the carry's leaves, the feed's slots, and the graphs that were captured on them."""
+
+    leaves: list[Tensor]
+    slots: Batch
+    launcher: Launcher
+
+
+class _Shared(NamedTuple):
+    """What loops and evaluations of an engine share. forms: how numbers lie in memory, by the type of device."""
+
+    work: Work
+    program: Compile
+    forms: Mapping[str, Forms]
+    pools: Pools
+    training: Kept[_Memory]
+    measuring: Kept[Measuring]
+
+
+def compile_engine(work: Work, forms: Mapping[str, Forms] = FORMS) -> Engine:
     """Compiled steps and evaluations; each is compiled once, whatever the masks, seeds, rounds or learning rate."""
     programs: dict[Any, Program] = {}
 
@@ -47,31 +69,50 @@ def compile_engine(work: Work) -> Engine:
             programs[kind, shapes] = compiled(function, example, work.model.name)
         return programs[kind, shapes]
 
+    shared = _Shared(work, program, forms, Pools(), Kept(), Kept())
+
     def begin(states: Sequence[TrainState], seeds: Sequence[int], feed: Feed) -> Running:
-        return _Loop(work, program, states, seeds, feed)
+        return _Loop(shared, states, seeds, feed)
 
     def measure(
         params: Sequence[Params], buffers: Sequence[Buffers], split: Split, device: torch.device
     ) -> list[Quality]:
-        return _measure(work, program, params, buffers, split, device)
+        return _measure(shared, params, buffers, split, device)
 
-    return Engine("compile", begin, measure)
+    def forget() -> None:
+        shared.training.clear()
+        shared.measuring.clear()
+
+    return Engine("compile", begin, measure, forget)
 
 
 class _Loop:
     draws = True
 
-    def __init__(
-        self, work: Work, program: Compile, states: Sequence[TrainState], seeds: Sequence[int], feed: Feed
-    ) -> None:
-        width = len(states)
-        carry = carry_of(states, seeds, work.exchange)
-        advance = widened(work.advance, width)
+    def __init__(self, shared: _Shared, states: Sequence[TrainState], seeds: Sequence[int], feed: Feed) -> None:
+        work, width, device = shared.work, len(states), states[0].step.device
+        form = form_on(device, shared.forms)
+        carry = carry_of(states, seeds, work.exchange, floating=form.floating_masks)
         parts, rebuilt = flattened(carry)
-        layout = _layout(width)
-        # Copies, also where floating masks or stacking have made some already: the caller's tensors stay untouched.
-        self._leaves = [leaf.clone(memory_format=_format(leaf, layout)) for leaf in parts]
         self._rebuilt, self._width = rebuilt, width
+        fit = (tuple((leaf.shape, leaf.dtype, leaf.device) for leaf in parts), feed.kinds)
+        memory = shared.training.take(fit)
+        if memory is not None:
+            feed.use(memory.slots)
+            self._leaves, self._launcher = memory.leaves, memory.launcher
+            for kept, leaf in zip(self._leaves, parts, strict=True):
+                kept.copy_(leaf)
+        else:
+            # Copies, also where floating masks or stacking have made some already: the caller's tensors stay untouched.
+            self._leaves = [leaf.clone(memory_format=form.of(leaf, width)) for leaf in parts]
+            self._launcher = self._launching(shared, feed, device)
+        if device.type == "cuda":
+            left = _Memory(self._leaves, feed.slotted, self._launcher)
+            feed.at_end(lambda: shared.training.leave(fit, left))
+
+    def _launching(self, shared: _Shared, feed: Feed, device: torch.device) -> Launcher:
+        work, rebuilt = shared.work, self._rebuilt
+        advance = widened(work.advance, self._width)
 
         def in_place(*arguments: Tensor) -> tuple[()]:
             *old, x, y = arguments
@@ -83,8 +124,8 @@ class _Loop:
 
         # What travels between ranks is read by one operation alone, whatever its length.
         free = self._leaves[-1] if work.exchange.ranks > 1 else None
-        step = program("train", in_place, (*self._leaves, *feed.batches[0]), free)
-        self._launcher = Launcher(step, [(*self._leaves, *batch) for batch in feed.batches])
+        step = shared.program("train", in_place, (*self._leaves, *feed.batches[0]), free)
+        return Launcher(step, [(*self._leaves, *batch) for batch in feed.batches], shared.pools.on(device))
 
     def take(self, steps: int, tick: Tick | None) -> int:
         return self._launcher.launch(steps, tick)
@@ -104,39 +145,40 @@ class _Loop:
 
 
 def _measure(
-    work: Work,
-    program: Compile,
+    shared: _Shared,
     params: Sequence[Params],
     buffers: Sequence[Buffers],
     split: Split,
     device: torch.device,
 ) -> list[Quality]:
-    width = len(params)
+    work, width = shared.work, len(params)
     step = widened_eval(work.evaluate, width, own_inputs=work.habits.writes_input)
     networks = stacked(params), stacked(buffers)
     parts, rebuilt = flattened(networks)
-    parts = [leaf.contiguous(memory_format=_format(leaf, _layout(width))) for leaf in parts]
+    form = form_on(device, shared.forms)
+    parts = [leaf.contiguous(memory_format=form.of(leaf, width)) for leaf in parts]
 
     def flat(*arguments: Tensor) -> tuple[Tensor, Tensor]:
         *network, x, y = arguments
         metrics = step(*rebuilt(network), (x, y))
         return metrics["loss"], metrics["accuracy"]
 
-    chunk = chunk_for(width)
+    chunk = work.chunk(width, split, device)
+    graphs = None
+    if device.type == "cuda":
+        first = split.x[:chunk], split.y[:chunk]
+        graphs = begin_measuring(shared.measuring, flat, shared.program, parts, width, first, shared.pools.on(device))
 
     def metrics_of(batch: Batch) -> Metrics:
         if len(batch[0]) < chunk:  # the last examples; a program of their own would be a second compilation
             return step(*networks, batch)
-        loss, correct = program("eval", flat, (*parts, *batch))(*parts, *batch)
+        if graphs is not None:
+            loss, correct = graphs.metrics_of(batch)
+        else:
+            loss, correct = shared.program("eval", flat, (*parts, *batch))(*parts, *batch)
         return {"loss": loss, "accuracy": correct}
 
-    return evaluate(metrics_of, split, device, chunk, work.exchange)
-
-
-def _layout(width: int) -> torch.memory_format:
-    """Channels last, which convolutions of single networks run faster on; vmapped ones are grouped, and don't."""
-    return torch.channels_last if width == 1 else torch.contiguous_format
-
-
-def _format(leaf: Tensor, layout: torch.memory_format) -> torch.memory_format:
-    return layout if leaf.ndim == 4 else torch.contiguous_format
+    found = evaluate(metrics_of, split, device, chunk, work.exchange)
+    if graphs is not None:
+        shared.measuring.leave(graphs.fit, graphs)
+    return found

@@ -16,7 +16,7 @@ from lthfunc.training.engines.side_by_side import (
     widened_eval,
     with_losses,
 )
-from lthfunc.training.evaluation import Quality, chunk_for, evaluate
+from lthfunc.training.evaluation import Quality, evaluate
 from lthfunc.training.feed import Feed
 from lthfunc.trees.ops import clone
 from lthfunc.trees.outside import outside_kept, seed_outside
@@ -35,7 +35,8 @@ def eager(work: Work) -> Engine:
     ) -> list[Quality]:
         step = widened_eval(work.evaluate, len(params), own_inputs=work.habits.writes_input)
         networks = stacked(params), stacked(buffers)
-        return evaluate(lambda batch: step(*networks, batch), split, device, chunk_for(len(params)), work.exchange)
+        chunk = work.chunk(len(params), split, device)
+        return evaluate(lambda batch: step(*networks, batch), split, device, chunk, work.exchange)
 
     return Engine("eager", begin, measure)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
 
-from lthfunc.training.evaluation import Quality
+from lthfunc.training.evaluation import Quality, chunk_for, chunk_on_gpu
 from lthfunc.training.feed import Feed
 from lthfunc.training.losses import Loss, Metric, accuracy
 from lthfunc.training.optimizers import Optimizer
@@ -21,6 +22,7 @@ from lthfunc.training.steps import (
     make_inner_step,
     on_stored,
 )
+from lthfunc.trees.flops import flops_of
 from lthfunc.trees.habits import Habits
 from lthfunc.trees.model import Model
 from lthfunc.trees.shards import ALONE, Exchange
@@ -57,6 +59,22 @@ class Work(NamedTuple):
         """The evaluation of a stored batch."""
         return on_stored(make_eval_step(self.model, self.loss, self.precision, self.metric), self.scale)
 
+    def chunk(self, networks: int, split: Split, device: torch.device) -> int:
+        """Examples of a split to measure at a time, with so many networks side by side."""
+        if device.type != "cuda":
+            return chunk_for(networks)
+        examples = -(-len(split.x) // self.exchange.ranks)
+        return chunk_on_gpu(networks, _flops(self.model, tuple(split.x.shape[1:])), examples)
+
+
+@functools.lru_cache(maxsize=8)
+def _flops(model: Model, shape: tuple[int, ...]) -> int:
+    """Of one example; none known of a module that does not run on zeros alone."""
+    try:
+        return flops_of(model.evaluating, shape, tokens=model.tokens)
+    except Exception:
+        return 0
+
 
 class Running(Protocol):
     """A loop under way: private, and changed in place where that is faster. Nobody else sees its memory.
@@ -84,9 +102,10 @@ class Engine(NamedTuple):
 
     begin: (states with an optimiser, their seeds, feed) -> a running loop; the states are left as they are.
     measure: (params, buffers, split, device) of as many networks -> the quality of each. Several states run side
-    by side as one vmapped program.
+    by side as one vmapped program. forget: gives up memory that is kept for the next training.
     """
 
     name: str
     begin: Callable[[Sequence[TrainState], Sequence[int], Feed], Running]
     measure: Callable[[Sequence[Params], Sequence[Buffers], Split, torch.device], list[Quality]]
+    forget: Callable[[], None] = lambda: None

@@ -13,17 +13,21 @@ from lthfunc.training.engines.tracing import Program
 
 
 class Launcher:
-    """A program and its arguments for each slot of the feed; the arguments never move."""
+    """A program and its arguments for each slot of the feed; the arguments never move.
 
-    def __init__(self, program: Program, arguments: Sequence[tuple[Tensor, ...]]) -> None:
+    pool: memory for the graphs' intermediate results. Graphs share it that never run at the same time and leave
+    nothing there, as those of all numbers of steps do.
+    """
+
+    def __init__(
+        self, program: Program, arguments: Sequence[tuple[Tensor, ...]], pool: tuple[int, int] | None = None
+    ) -> None:
         self._program, self._arguments = program, arguments
         self._device = arguments[0][0].device
         self._capture = self._device.type == "cuda"
         self._seen: set[int] = set()
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
-        # Graphs of several numbers of steps take their intermediate results from the same memory: they never run at
-        # the same time, and leave nothing there.
-        self._pool = torch.cuda.graph_pool_handle() if self._capture else None
+        self._pool = pool if pool is not None or not self._capture else torch.cuda.graph_pool_handle()
 
     def launch(self, steps: int, tick: Tick | None) -> int:
         """Run the program on slots 0 … steps-1, or on fewer if `tick` stops it; returns how many."""

@@ -29,14 +29,18 @@ def apart(tree: T, width: int) -> list[T]:
     return [tree_map(lambda leaf, i=i: leaf[i], tree) for i in range(width)]
 
 
-def carry_of(states: Sequence[TrainState], seeds: Sequence[int], exchange: Exchange = ALONE) -> Carry:
-    """The loop's carry of some states: float masks, keys of the seeds, no loss yet."""
+def carry_of(
+    states: Sequence[TrainState], seeds: Sequence[int], exchange: Exchange = ALONE, *, floating: bool = True
+) -> Carry:
+    """The loop's carry of some states: keys of the seeds, no loss yet. floating: masks as floats."""
 
     def single(state: TrainState, seed: int) -> Carry:
         device = state.step.device
         key = counter_key(seed, "step").to(device)
         index = travelling(state) if exchange.ranks > 1 else ()
-        return Carry(floating_masks(state), key, torch.zeros(1, dtype=torch.float64, device=device), index)
+        return Carry(
+            floating_masks(state) if floating else state, key, torch.zeros(1, dtype=torch.float64, device=device), index
+        )
 
     return stacked([single(state, seed) for state, seed in zip(states, seeds, strict=True)])
 

@@ -1,0 +1,32 @@
+"""How numbers lie in a compiled loop's memory, on each type of device: what `lthfunc benchmark training` decides."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Forms(NamedTuple):
+    """floating_masks: whether a loop holds masks as floats, else as bools. channels_last: whether images of a single
+    network lie channels last; vmapped convolutions are grouped, and run faster on plain ones."""
+
+    floating_masks: bool = True
+    channels_last: bool = True
+
+    def of(self, leaf: Tensor, width: int) -> torch.memory_format:
+        """The memory format of a leaf, with so many networks side by side."""
+        last = self.channels_last and width == 1 and leaf.ndim == 4
+        return torch.channels_last if last else torch.contiguous_format
+
+
+#: A CPU's are measured. A GPU's are a CPU's until `lthfunc benchmark training --device cuda`, which times the others
+#: beside them, has shown better ones.
+FORMS: Mapping[str, Forms] = {"cpu": Forms(), "cuda": Forms()}
+
+
+def form_on(device: torch.device, forms: Mapping[str, Forms] = FORMS) -> Forms:
+    """Of a device; a CPU's for those of other kinds."""
+    return forms.get(device.type, forms["cpu"])

@@ -1,0 +1,55 @@
+"""What a loop on a GPU leaves to the next one like it: memory, and the graphs that were captured on it.
+
+A graph reads and writes at the addresses that it was captured with, and capturing one takes as long as some hundred
+steps of a small network. Trainings in short segments (drop and regrow) would not get beyond it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Generic, TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+
+class Kept(Generic[T]):
+    """Memory that is not in use: of the last loop alone, since it is large. Whoever takes it has it for itself."""
+
+    def __init__(self) -> None:
+        self._idle: list[tuple[Hashable, T]] = []
+
+    def take(self, fit: Hashable) -> T | None:
+        """The memory that was left, where it is what fits; other memory is given up, to make room."""
+        while self._idle:
+            kind, memory = self._idle.pop()
+            if kind == fit:
+                return memory
+        return None
+
+    def leave(self, fit: Hashable, memory: T) -> None:
+        """Leave memory to the next loop, in place of what was left before."""
+        self._idle = [(fit, memory)]
+
+    def clear(self) -> None:
+        """Give it up."""
+        self._idle = []
+
+
+class Pools:
+    """The memory for intermediate results of all graphs of an engine, on each device.
+
+    They never run at the same time, and leave nothing there.
+    """
+
+    def __init__(self) -> None:
+        self._handles: dict[torch.device, tuple[int, int]] = {}
+
+    def on(self, device: torch.device) -> tuple[int, int] | None:
+        """The pool of a GPU; None where nothing is captured."""
+        if device.type != "cuda":
+            return None
+        if device not in self._handles:
+            self._handles[device] = torch.cuda.graph_pool_handle()
+        return self._handles[device]

@@ -1,0 +1,159 @@
+"""Graphs on pretended GPUs: captured once, replayed by every training and every look, in one memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from pretended import Machine
+
+import lthfunc as lf
+from lthfunc.training.engines import compiled as compiled_engine
+from lthfunc.training.engines.compiled import compile_engine
+from lthfunc.training.engines.eager import eager
+from lthfunc.training.engines.forms import Forms
+from lthfunc.training.engines.interface import Work
+from lthfunc.training.evaluation import chunk_on_gpu
+from lthfunc.training.loop import take_steps
+from lthfunc.training.steps import Advance, Carry
+from lthfunc.training.trainer import Trainer, measure
+from lthfunc.trees.ops import data_to_device, to_device
+from lthfunc.trees.types import Batch, Dataset, TrainState
+
+MODEL = lf.models.lenet300((1, 8, 8), 10)
+
+
+@pytest.fixture(autouse=True)
+def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs are the functions that they are compiled from: no compiler knows a pretended device."""
+    monkeypatch.setattr(compiled_engine, "compiled", lambda function, example, name: function)
+
+
+class Moving(Work):
+    """Steps without a gradient, which a pretended GPU has none of: weights move by what their batch holds."""
+
+    __slots__ = ()
+
+    @property
+    def advance(self) -> Advance:
+        def advance(carry: Carry, batch: Batch) -> Carry:
+            state, (x, y) = carry.state, batch
+            moved = {
+                name: leaf + x.float().mean() * state.masks[name] if name in state.masks else leaf - y.float().mean()
+                for name, leaf in state.params.items()
+            }
+            return carry._replace(
+                state=state._replace(params=moved, step=state.step + 1), loss=carry.loss + x.double().mean()
+            )
+
+        return advance
+
+
+def trainer(data: Dataset, making: Any, **settings: Any) -> Trainer:
+    work = Moving(MODEL, lf.cross_entropy, lf.sgd(0.1), None, None, "fp32")
+    return Trainer(data, work.optimizer, 24, making(work, **settings), "fp32")
+
+
+def segments(trainer: Trainer, state: TrainState, *ends: int) -> tuple[TrainState, list[float]]:
+    """Training in segments, each under other masks, as drop and regrow has them."""
+    losses = []
+    for number, end in enumerate(ends):
+        state, loss = take_steps(trainer, state, seed=3, until=end)
+        losses.append(loss)
+        state = state._replace(masks={name: mask.roll(number + 1, 0) for name, mask in state.masks.items()})
+    return state, losses
+
+
+@pytest.mark.parametrize("device", ["cuda:0", "cuda:1"])
+@pytest.mark.parametrize("forms", [Forms(), Forms(floating_masks=False, channels_last=False)])
+def test_segments_of_a_training_go_on_with_the_graphs_of_the_first(
+    gpus: Machine, few_digits: Dataset, device: str, forms: Forms
+) -> None:
+    start = lf.prune(fraction=0.5)(lf.init(MODEL))
+    ends = (40, 80, 120, 160)
+    wanted, losses = segments(trainer(few_digits, eager), start, *ends)
+    on_gpu = trainer(data_to_device(few_digits, device), compile_engine, forms={"cuda": forms, "cpu": Forms()})
+    found, same_losses = segments(on_gpu, to_device(start, device), *ends)
+    assert same_losses == pytest.approx(losses)
+    for name, leaf in wanted.params.items():
+        torch.testing.assert_close(found.params[name].cpu(), leaf)
+    assert lf.same_bits(to_device(found.masks, "cpu"), wanted.masks)
+    assert len(gpus.captures) == 1, "one graph of 40 steps, though trainings began four times"
+
+
+def test_trainings_at_the_same_time_do_not_share_memory(gpus: Machine, few_digits: Dataset) -> None:
+    """And one of another kind takes none that was left, nor leaves more than its own."""
+    from lthfunc.training.stepping import Training
+
+    work = trainer(data_to_device(few_digits, "cuda:0"), compile_engine)
+    starts = [to_device(lf.init(MODEL, seed), "cuda:0") for seed in (0, 1)]
+    alone = [take_steps(work, start, seed=3, until=30)[0] for start in starts]
+    with Training(work, [starts[0]], [3], 30) as one, Training(work, [starts[1]], [3], 30) as other:
+        for step in (10, 20, 30):
+            one.to(step)
+            other.to(step)
+        together = [one.now()[0][0], other.now()[0][0]]
+    for here, there in zip(alone, together, strict=True):
+        assert lf.same_bits(to_device(here.params, "cpu"), to_device(there.params, "cpu"))
+    fewer = work._replace(batch_size=12)
+    torch.testing.assert_close(
+        take_steps(fewer, starts[0], seed=3, until=30)[0].params["fc1.weight"].cpu(),
+        take_steps(trainer(few_digits, eager)._replace(batch_size=12), lf.init(MODEL), seed=3, until=30)[0].params[
+            "fc1.weight"
+        ],
+    )
+
+
+@pytest.mark.parametrize("seeds", [(0,), (0, 1, 2)])
+def test_evaluations_replay_one_graph_in_the_trainings_memory(
+    gpus: Machine, few_digits: Dataset, seeds: tuple[int, ...]
+) -> None:
+    """60 digits: a chunk of 32 by a graph, the rest as it is written."""
+    device = torch.device("cuda:1")
+    work = trainer(data_to_device(few_digits, device), compile_engine)
+    cpu = trainer(few_digits, eager)
+    for number in range(4):
+        states = [lf.init(MODEL, 10 * number + seed) for seed in seeds]
+        there = to_device(states, device)
+        if len(seeds) == 1:
+            take_steps(work, there[0], seed=0, until=20)
+        wanted = measure(
+            cpu, [s.params for s in states], [s.buffers for s in states], few_digits.val, torch.device("cpu")
+        )
+        found = measure(work, [s.params for s in there], [s.buffers for s in there], work.data.val, device)
+        for here, same in zip(wanted, found, strict=True):
+            assert same == pytest.approx(here, rel=1e-5)
+    assert len(gpus.captures) == 1 + (len(seeds) == 1), "of the evaluation, and of the training's steps"
+    assert len(set(gpus.pools)) == 1
+    assert gpus.pools[0] is not None
+
+
+def test_memory_that_is_kept_can_be_given_up(gpus: Machine, few_digits: Dataset) -> None:
+    work = trainer(data_to_device(few_digits, "cuda:0"), compile_engine)
+    start = to_device(lf.init(MODEL), "cuda:0")
+    for captured in (0, 1, 1):
+        take_steps(work, start, seed=0, until=20)
+        assert len(gpus.captures) == captured
+    work.engine.forget()
+    take_steps(work, start, seed=0, until=20)
+    assert len(gpus.captures) == 1, "new memory, whose first steps are not captured"
+    take_steps(work, start, seed=0, until=20)
+    assert len(gpus.captures) == 2
+
+
+@pytest.mark.parametrize(
+    ("networks", "flops", "examples", "chunk"),
+    [
+        (1, 532_000, 5000, 4096),  # LeNet-300-100: as much of the split as a power of two holds
+        (1, 532_000, 60_000, 8192),
+        (256, 532_000, 60_000, 512),
+        (1, 1_100_000_000, 10_000, 256),  # ResNet-18: no more than on a CPU
+        (64, 1_100_000_000, 10_000, 64),
+        (1, 0, 10_000, 256),
+        (1, 532_000, 60, 32),
+        (4, 532_000, 1, 1),
+    ],
+)
+def test_chunks_on_a_gpu_hold_milliseconds_of_work(networks: int, flops: int, examples: int, chunk: int) -> None:
+    assert chunk_on_gpu(networks, flops, examples) == chunk
