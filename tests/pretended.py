@@ -21,8 +21,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 _ROOT = str(Path(__file__).resolve().parent.parent)
 _ATEN = torch.ops.aten
@@ -55,6 +54,14 @@ class OnDevice(Tensor):
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return _machine().dispatch(func, args, kwargs or {})
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """PyTorch's would copy the memory itself, before what is to be written there."""
+        made: Any = self.detach().clone()
+        if getattr(self, "_is_param", False):
+            made = torch.nn.Parameter(made, requires_grad=self.requires_grad)
+        memo[id(self)] = made
+        return made
+
     def tolist(self) -> Any:
         """Which PyTorch itself doesn't do for subclasses."""
         return self.cpu().tolist()
@@ -76,7 +83,8 @@ class Stream:
 
     def run(self, upto: int | None = None) -> None:
         """Do the work, or the first so many pieces of it since the beginning."""
-        with _machine().lock:
+        # Whatever whoever waits is in the middle of (tracing with shapes alone, say), the work was put here before.
+        with _machine().lock, _disable_current_modes():
             while self.waiting and (upto is None or self.begun < upto):
                 self.begun += 1
                 self.waiting.pop(0)()
@@ -162,7 +170,7 @@ class Machine(TorchDispatchMode):
     def dispatch(self, func: Any, args: Any, kwargs: Any) -> Any:
         """An operation, where its tensors are."""
         tensors: list[Tensor] = []
-        tree_map_only(Tensor, tensors.append, (args, kwargs))
+        _mapped(Tensor, tensors.append, (args, kwargs))
         there = {tensor.device for tensor in tensors if isinstance(tensor, OnDevice)}
         wanted = kwargs.get("device")
         wanted = None if wanted is None else torch.device(wanted)
@@ -189,9 +197,9 @@ class Machine(TorchDispatchMode):
 
     def _launch(self, func: Any, args: Any, kwargs: Any, device: torch.device) -> Any:
         stream = self.stream(device.index)
-        args, kwargs = tree_map_only(OnDevice, lambda tensor: _Kept(tensor.kept, tensor), (args, kwargs))
-        args, kwargs = tree_map_only(Tensor, lambda tensor: tensor.clone(), (args, kwargs))  # a host's numbers, now
-        bare = tree_map_only(_Kept, lambda each: each.memory, (args, kwargs))
+        args, kwargs = _mapped(OnDevice, lambda tensor: _Kept(tensor.kept, tensor), (args, kwargs))
+        args, kwargs = _mapped(Tensor, lambda tensor: tensor.clone(), (args, kwargs))  # a host's numbers, now
+        bare = _mapped(_Kept, lambda each: each.memory, (args, kwargs))
         schema = func._schema
         written = [
             _argument(schema, args, kwargs, number)
@@ -203,30 +211,28 @@ class Machine(TorchDispatchMode):
             owners = [each.owner for each in written]
             return owners[0] if len(schema.returns) == 1 else tuple(owners) if schema.returns else None
         if any(each.alias_info is not None for each in schema.returns):  # a view reads nothing
-            return tree_map_only(Tensor, lambda part: OnDevice(part, device), func(*bare[0], **bare[1]))
+            return _mapped(Tensor, lambda part: OnDevice(part, device), func(*bare[0], **bare[1]))
         chosen = func is _ATEN.index.Tensor and any(
             isinstance(index, _Kept) and index.memory.dtype == torch.bool for index in args[1]
         )
         if func in _WAITING or chosen:
             self._wait(stream)
             found = func(*bare[0], **bare[1])
-            return tree_map_only(Tensor, lambda part: OnDevice(part, device), found)
+            return _mapped(Tensor, lambda part: OnDevice(part, device), found)
         shapes = func(*_on_meta(bare[0]), **_on_meta({**bare[1], **({"device": "meta"} if "device" in kwargs else {})}))
-        results = tree_map_only(
-            Tensor, lambda made: torch.empty_strided(made.shape, made.stride(), dtype=made.dtype), shapes
-        )
+        results = _mapped(Tensor, lambda made: torch.empty_strided(made.shape, made.stride(), dtype=made.dtype), shapes)
 
         def work() -> None:
             found: list[Tensor] = []
-            tree_map_only(Tensor, found.append, func(*bare[0], **bare[1]))
+            _mapped(Tensor, found.append, func(*bare[0], **bare[1]))
             rooms: list[Tensor] = []
-            tree_map_only(Tensor, rooms.append, results)
+            _mapped(Tensor, rooms.append, results)
             for room, value in zip(rooms, found, strict=True):
                 if value.numel():  # some kernels of a CPU leave out what only a gradient would read
                     room.copy_(value)
 
         stream.put(work)
-        return tree_map_only(Tensor, lambda room: OnDevice(room, device), results)
+        return _mapped(Tensor, lambda room: OnDevice(room, device), results)
 
     def _copy(self, func: Any, args: Any, kwargs: Any, wanted: torch.device | None) -> Any:
         """Between host and device, or within a device; between two devices only where both are named."""
@@ -266,6 +272,17 @@ class _Kept:
         self.memory, self.owner = memory, owner
 
 
+def _mapped(kind: Any, function: Callable[[Any], Any], tree: Any) -> Any:
+    """An operation's arguments or results, each of a kind through a function; faster than trees of any kind are."""
+    if isinstance(tree, kind):
+        return function(tree)
+    if isinstance(tree, (tuple, list)):
+        return type(tree)([_mapped(kind, function, each) for each in tree])
+    if isinstance(tree, dict):
+        return {key: _mapped(kind, function, each) for key, each in tree.items()}
+    return tree
+
+
 def _argument(schema: Any, args: Any, kwargs: Any, number: int) -> Any:
     return args[number] if number < len(args) else kwargs[schema.arguments[number].name]
 
@@ -274,7 +291,7 @@ def _on_meta(tree: Any) -> Any:
     def meta(tensor: Tensor) -> Tensor:
         return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
 
-    return tree_map_only(Tensor, meta, tree)
+    return _mapped(Tensor, meta, tree)
 
 
 def _line() -> str:

@@ -21,7 +21,7 @@ from lthfunc.training.engines.interface import Engine, Running, Tick, Work
 from lthfunc.training.engines.table import Making, make_engine
 from lthfunc.training.feed import Feed
 from lthfunc.training.optimizers import Optimizer
-from lthfunc.trees.ops import map_leaves_like
+from lthfunc.trees.ops import map_leaves_like, numbers
 from lthfunc.trees.types import Params, TrainState
 
 
@@ -138,7 +138,7 @@ class _Rest:
         moments: list[Tensor] = []
         map_leaves_like(self._params, self._opt, lambda tree: moments.extend(tree.values()))
         decays = optimizer.numbers is None or optimizer.numbers.weight_decay != 0
-        self._moves = decays or any(bool(moment.any()) for moment in moments)
+        self._moves = decays or any(numbers([moment.any() for moment in moments]))
 
     def at(self, step: int) -> tuple[Params, Any]:
         """(params, optimiser state) at a step."""

@@ -17,7 +17,7 @@ from lthfunc.errors import UserError, invalid
 from lthfunc.sparsify.allocation import Allocate, Keep, best_of_all, check_fraction, pruned
 from lthfunc.sparsify.ranking import ranks
 from lthfunc.sparsify.scores import Scores
-from lthfunc.trees.ops import count, layer_counts
+from lthfunc.trees.ops import count, layer_counts, numbers
 from lthfunc.trees.types import Masks
 
 
@@ -70,10 +70,11 @@ def lamp(scores: Scores, masks: Masks, fraction: float) -> Keep:
 
     Raises UserError where a score is negative, since squares would not tell it from a positive one.
     """
-    for name, mask in masks.items():
-        below = mask & (scores[name] < 0)
-        # Under vmap numbers can't be looked at.
-        if not torch._C._functorch.is_functorch_wrapped_tensor(below) and bool(below.any()):
+    below = [(mask & (scores[name] < 0)).any() for name, mask in masks.items()]
+    # Under vmap numbers can't be looked at.
+    seen = [] if any(map(torch._C._functorch.is_functorch_wrapped_tensor, below)) else numbers(below)
+    for name, negative in zip(masks, seen, strict=False):
+        if negative:
             raise UserError(f"allocate: lamp squares scores, and some of {name} are negative; another one would do")
 
     def score(name: str) -> Tensor:

@@ -40,7 +40,7 @@ def n_of_m(n: int, m: int, exempt: Sequence[str] = ()) -> Select:
         _check_divides(name, mask, f"{n}:{m}", m, "inputs", mask.shape[1] if mask.ndim > 1 else 1)
         grouped = ranks_in_rows(matrix.reshape(-1, m), living.reshape(-1, m))
         allowed = (grouped < n).view(living.shape) & living
-        if int(allowed.sum()) < int(keep):
+        if bool(allowed.sum() < keep):
             raise UserError(
                 f"structure: {n}:{m} holds at most {int(allowed.sum()):,} of the {mask.numel():,} weights of {name}, "
                 f"and {int(keep):,} are to be kept; a density of {n / m:g} or less, the same in all layers, would do"
@@ -90,8 +90,8 @@ def units(exempt: Sequence[str] = ()) -> Select:
         order = ranks(total / each.clamp(min=1), alive).argsort()
         # Outputs may have lost single weights before: the number that comes nearest to `keep`.
         held = each[order].cumsum(0)
-        count = int((held - keep).abs().argmin()) + 1
-        chosen = torch.zeros_like(alive).index_fill(0, order[:count], True)
+        last = (held - keep).abs().argmin()
+        chosen = torch.zeros_like(alive).scatter(0, order, torch.arange(len(order), device=order.device) <= last)
         return mask & chosen.view(-1, *(1,) * (mask.ndim - 1))
 
     return _each(select, exempt)

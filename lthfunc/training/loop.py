@@ -95,7 +95,7 @@ def fit_together(
     if so_far is None:
         _check_steps_left(int(states[0].step), until)
         phase("evaluation", int(states[0].step))
-        points = _measure(trainer, states, [math.nan] * len(states))
+        points = _measure(trainer, states, [math.nan] * len(states), int(states[0].step))
         so_far = [
             Fit(state, Chosen(point, state.params, state.buffers), (point,))
             for state, point in zip(states, points, strict=True)
@@ -115,7 +115,7 @@ def fit_together(
                 now = mend(training, trainer, good, seeds, step, fits, keeper)
             states, losses = now[0], training.mark(*now)
             phase("evaluation", step)
-            points = _measure(trainer, states, losses)
+            points = _measure(trainer, states, losses, step)
             fits = [_extended(*item) for item in zip(fits, states, points, strict=True)]
             if observe is not None:
                 observe(step, points)
@@ -188,8 +188,7 @@ def _check_steps_left(step: int, until: int) -> None:
         raise UserError(f"steps: the state is already at step {step} of {until}; rewind or fine-tune first")
 
 
-def _measure(trainer: Trainer, states: Sequence[TrainState], losses: Sequence[float]) -> list[Point]:
+def _measure(trainer: Trainer, states: Sequence[TrainState], losses: Sequence[float], step: int) -> list[Point]:
     params, buffers = [state.params for state in states], [state.buffers for state in states]
     qualities = measure(trainer, params, buffers, trainer.data.val, states[0].step.device)
-    step = int(states[0].step)
     return [Point(step, loss, quality.loss, quality.accuracy) for loss, quality in zip(losses, qualities, strict=True)]

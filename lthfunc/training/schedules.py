@@ -129,10 +129,21 @@ def ends_at(schedule: Schedule, until: int) -> int | None:
 
     It has gone past the schedule's end, and the last rate, which goes on, is 0 or next to it.
     """
-    last = float(schedule[-1])
-    if last > _STANDSTILL * float(schedule.max()):
+    return all_end_at([schedule], until)[0]
+
+
+def all_end_at(schedules: Sequence[Schedule], until: int) -> list[int | None]:
+    """The same of several schedules on one device, which is waited for once."""
+    if not schedules:
+        return []
+    ends = torch.stack([torch.stack([each[-1], each.max()]) for each in schedules]).tolist()
+    return [_still_from(last, most, each.numel(), until) for (last, most), each in zip(ends, schedules, strict=True)]
+
+
+def _still_from(last: float, most: float, entries: int, until: int) -> int | None:
+    if last > _STANDSTILL * most:
         return None
-    end = schedule.numel() - (last == 0)  # a table that ends in 0 itself has an entry more than steps
+    end = entries - (last == 0)  # a table that ends in 0 itself has an entry more than steps
     return end if until > end else None
 
 

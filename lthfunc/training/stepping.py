@@ -14,7 +14,7 @@ from lthfunc.frames import is_ours
 from lthfunc.training.engines.interface import Running, Tick
 from lthfunc.training.feed import Feed
 from lthfunc.training.fits import Fit, Keeper, Observers, Since, Stopped
-from lthfunc.training.schedules import ends_at
+from lthfunc.training.schedules import all_end_at
 from lthfunc.training.steps import with_optimizer
 from lthfunc.training.trainer import Trainer, computing
 from lthfunc.trees.ops import leaves
@@ -71,8 +71,7 @@ class Training:
             exchange=self._trainer.exchange,
         )
         ready = [with_optimizer(state, self._trainer.optimizer) for state in states]
-        for state in ready:
-            _check_rates(state, self._end)
+        _check_rates(ready, self._end)
         with computing(self._trainer):
             self.running = self._trainer.engine.begin(ready, self._seeds, self._feed)
             if known:
@@ -183,10 +182,11 @@ class Training:
         self.close()
 
 
-def _check_rates(state: TrainState, end: int) -> None:
-    """Raise UserError where steps past the schedule's end would change nothing."""
-    schedule = getattr(state.opt, "schedule", None)  # a user's own optimiser may keep it elsewhere
-    still = ends_at(schedule, end) if isinstance(schedule, Tensor) else None
+def _check_rates(states: Sequence[TrainState], end: int) -> None:
+    """Raise UserError where steps past a schedule's end would change nothing."""
+    schedules = [getattr(state.opt, "schedule", None) for state in states]  # a user's own optimiser has it elsewhere
+    known = [schedule for schedule in schedules if isinstance(schedule, Tensor)]
+    still = next((step for step in all_end_at(known, end) if step is not None), None)
     if still is not None:
         raise UserError(
             f"learning rate: the schedule ends at about 0, so that steps {still} to {end} would change nothing; "

@@ -75,7 +75,8 @@ def supermask(setting: Setting, seed: int) -> Outcome:
         return _under(fixed, {name: rescaled(mask) for name, mask in masks.items()})
 
     def likeliest(trained: Params, fixed: Params) -> Params:
-        masks = unstructured(trained, dense.masks, keep)
+        everything = {name: torch.ones_like(leaf, dtype=torch.bool) for name, leaf in trained.items()}
+        masks = unstructured(trained, everything, keep)
         return _under(fixed, {name: rescaled(mask.to(fixed[name].dtype)) for name, mask in masks.items()})
 
     scores, buffers, steps = _train(setting, seed, "supermask", draw, sampled, likeliest, adam(_ODDS_LR))

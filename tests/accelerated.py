@@ -1,0 +1,208 @@
+"""Whole experiments on a pretended accelerator, beside the same on the CPU: `python accelerated.py GROUP`.
+
+In a process of its own, since PyTorch counts devices once, as it first differentiates. Mixing devices raises there, and
+the host's waits are counted by line.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from conftest import DroppingNet, NormedNet
+from pretended import Machine, accelerator, pretended
+from torch import Tensor, nn
+
+import lthfunc as lf
+from lthfunc.execution import compiled, formats
+from lthfunc.experiments.config import Config
+from lthfunc.experiments.families import ALLOCATIONS, SCORES
+from lthfunc.experiments.functions import Scored, allocation_of, score_of, structure_of
+from lthfunc.experiments.iterative import Plan, iterative
+from lthfunc.experiments.methods.setting import Setting
+from lthfunc.experiments.methods.table import TABLE
+from lthfunc.experiments.starting import CONTROLS, REWINDINGS
+from lthfunc.training.loop import fit_together
+from lthfunc.training.trainer import Trainer, make_trainer
+from lthfunc.trees.ops import data_to_device, leaves, to_device
+from lthfunc.trees.types import Dataset, Split, TrainState
+
+#: What runs on a device, named for messages, and gives a tree of numbers.
+Scene = Callable[[str], Any]
+
+MLP, NORMED = lf.models.lenet300((1, 8, 8), 10), lf.from_module(NormedNet())
+#: Of few leaves and of many.
+SHALLOW, DEEP = (
+    lf.from_module(nn.Sequential(nn.Flatten(), *(nn.Linear(64, 64) for _ in range(layers)), nn.Linear(64, 10)))
+    for layers in (1, 8)
+)
+
+
+@functools.cache
+def digits(device: str) -> Dataset:
+    """240 training images of the genuine digits, on a device."""
+    whole = lf.data.load("digits")
+    cut = {"train": 240, "val": 60, "test": 60}
+    parts = {name: Split(*(part[:size] for part in getattr(whole, name))) for name, size in cut.items()}
+    return data_to_device(whole._replace(**parts), device)
+
+
+def trainer(device: str, model: lf.Model = MLP, optimizer: lf.Optimizer | None = None, **settings: Any) -> Trainer:
+    return make_trainer(
+        model, digits(device), optimizer=optimizer or lf.adam(1e-3), batch_size=40,
+        **{"loss": lf.cross_entropy, **settings},
+    )  # fmt: skip
+
+
+def trained(
+    device: str, model: lf.Model = MLP, seeds: Sequence[int] = (0,), steps: int = 6, looks: int = 2, **settings: Any
+) -> list[Any]:
+    """Pruned networks, trained side by side; looks: after the one at the beginning."""
+    starts = to_device([lf.prune(fraction=0.5)(lf.init(model, seed)) for seed in seeds], device)
+    work = trainer(device, model, **settings)
+    fits = fit_together(work, starts, seeds=list(seeds), until=steps, eval_every=steps // looks)
+    return [(fit.state[:4], fit.curve[-1].val_loss) for fit in fits]
+
+
+def streamed(device: str) -> Any:
+    """Data that stay on the host."""
+    return [
+        fit.state[:4]
+        for fit in fit_together(trainer("cpu"), [to_device(lf.init(MLP), device)], seeds=[0], until=6, eval_every=3)
+    ]
+
+
+def pruned(device: str, **how: Any) -> TrainState:
+    return lf.prune(density=0.5, **how)(to_device(lf.init(MLP), device))
+
+
+def scored(device: str, name: str) -> Any:
+    start = to_device(lf.prune(fraction=0.5)(lf.init(NORMED)), device)
+    anchor = to_device(lf.init(NORMED), device)
+    score = score_of(name)(Scored(NORMED, digits(device), 40, 1e-3, 0, 1, start, anchor, batch_count=2))
+    return lf.prune(fraction=0.3, score=score)(start).masks
+
+
+def flowing(device: str, rounds: int) -> Any:
+    score = lf.synflow(lf.forward_of(MLP, {}), (1, 8, 8))
+    return lf.at_densities(lf.geometric(0.05, rounds), score=score)(to_device(lf.init(MLP), device)).masks
+
+
+def method(device: str, name: str) -> Any:
+    data = digits(device)
+
+    def work(model: lf.Model, optimizer: lf.Optimizer) -> Trainer:
+        return make_trainer(model, data, optimizer=optimizer, batch_size=40)
+
+    plain = work(MLP, lf.adam(1e-3))
+    setting = Setting(MLP, plain, work, plain, 8, 4, 1, 0.1, device, synflow_rounds=5)
+    outcome = TABLE[name](setting, 1)
+    return outcome.ticket if name != "supermask" else lf.layer_counts(outcome.ticket.masks)  # which draws
+
+
+def experiment(device: str, rewind: str, controls: Sequence[str] = ()) -> Any:
+    plan = Plan(
+        model=MLP, trainer=trainer(device), steps=4, eval_every=4, rounds=1, rate=0.4, rewind=REWINDINGS[rewind],
+        anchor_step=2, controls={name: CONTROLS[name] for name in controls},
+    )  # fmt: skip
+    return [(each.start, each.fit.state[:4]) for each in iterative(plan, 0, device=device)]
+
+
+def dying(device: str) -> TrainState:
+    """Many of whose units are dead."""
+    return to_device(lf.prune(density=0.02)(lf.init(MLP)), device)
+
+
+def specialised(device: str, format: str) -> Any:
+    x = torch.rand(16, 1, 8, 8, generator=torch.Generator().manual_seed(0)).to(device)
+    return lf.specialize(lf.ticket(dying(device)), MLP, x, device, format=format)(x)
+
+
+GROUPS: dict[str, dict[str, Scene]] = {
+    "trainings": {
+        "momentum": lambda on: trained(on, optimizer=lf.sgd(0.1, 0.9, nesterov=True)),
+        "a schedule": lambda on: trained(on, optimizer=lf.adamw(lf.warmup(lf.cosine(1e-3, 40), 5))),
+        "muon": lambda on: trained(on, optimizer=lf.muon(0.02)),
+        "convolutions side by side": lambda on: trained(on, NORMED, (0, 1, 2), optimizer=lf.adam(1e-4)),
+        "augmented": lambda on: trained(on, NORMED, augment=lf.shift_and_mirror, optimizer=lf.adam(1e-4)),
+        "dropout": lambda on: trained(on, lf.from_module(DroppingNet())) and (),
+        "skipping": lambda on: trained(on, on_nonfinite="skip"),
+        "compacted": lambda on: trained(on, engine=lf.compact_engine("eager")),
+        "streamed": streamed,
+    },
+    "prunings": {
+        **{f"score {name}": lambda on, name=name: scored(on, name) for name in SCORES},
+        **{
+            f"allocation {name}": lambda on, name=name: pruned(on, allocate=allocation_of(Config(allocate=name))).masks
+            for name in ALLOCATIONS
+        },
+        **{
+            f"structure {name}": lambda on, name=name: pruned(
+                on, allocate=lf.uniform(), select=structure_of(Config(structure=name, exempt=("fc3.weight",)), MLP)
+            ).masks
+            for name in ("per-output", "units", "2:4", "4x4")
+        },
+        "synflow in rounds": lambda on: flowing(on, 5),
+        "compact": lambda on: lf.compact(MLP, lf.ticket(dying(on)), (1, 8, 8)).params,
+        **{f"specialize {name}": lambda on, name=name: specialised(on, name) for name in ("dense", "compact", "auto")},
+    },
+    "experiments": {
+        **{
+            f"method {name}": lambda on, name=name: method(on, name)
+            for name in ("early-bird", "gradual", "rigl", "ste", "supermask", "edge-popup", "grasp-reinit")
+        },
+        **{f"rewinding {name}": lambda on, name=name: experiment(on, name) for name in ("step", "sign", "reinit")},
+        "controls": lambda on: experiment(on, "init", tuple(CONTROLS)),
+    },
+}  # fmt: skip
+
+
+def compared(machine: Machine, name: str, scene: Scene) -> str | None:
+    """How a scene differs on the accelerator; None where it doesn't."""
+    here = scene("cpu")
+    there = scene(f"{machine.kind}:0")
+    for ours, theirs in zip(leaves(here), leaves(there), strict=True):
+        if isinstance(ours, Tensor) and not torch.allclose(ours.double(), theirs.cpu().double(), rtol=1e-3, atol=1e-4):
+            return f"{name}: {theirs.cpu()} where the CPU has {ours}"
+        if not isinstance(ours, Tensor) and abs(ours - theirs) > 1e-3 * abs(ours):
+            return f"{name}: {theirs} where the CPU has {ours}"
+    return None
+
+
+def waits(machine: Machine, scene: Scene) -> int:
+    """How often the host waits for the accelerator, in this library."""
+    machine.waits.clear()
+    scene(f"{machine.kind}:0")
+    return sum(count for line, count in machine.waits.items() if line.startswith("lthfunc/"))
+
+
+def check_waits(machine: Machine) -> None:
+    """Neither a step waits, nor a look for each network or each leaf; nor do SynFlow's rounds."""
+    base = waits(machine, trained)
+    assert waits(machine, lambda on: trained(on, steps=12)) == base, "a step waits"
+    assert waits(machine, lambda on: trained(on, seeds=(0, 1, 2))) == base, "each network is waited for"
+    shallow, deep = (waits(machine, lambda on, model=model: trained(on, model)) for model in (SHALLOW, DEEP))
+    assert shallow == deep, "each leaf is waited for"
+    look = waits(machine, lambda on: trained(on, steps=9, looks=3)) - base
+    assert look == 3, "the losses, whether all is finite, and the evaluation"
+    assert waits(machine, lambda on: flowing(on, 3)) == waits(machine, lambda on: flowing(on, 6)) == 2
+
+
+def main(group: str) -> None:
+    # No compiler knows this device, nor has it matrices of other layouts.
+    compiled.why_not = lambda device: "none for this device"  # type: ignore[assignment]
+    nowhere = formats.Format(lambda layer: "not on this device", formats.ListedLayer)
+    formats.LAYER_FORMATS = dict.fromkeys(("csr", "block"), nowhere)  # type: ignore[misc]
+    with pretended(accelerator()) as machine:
+        if group == "trainings":
+            check_waits(machine)
+        found = [compared(machine, name, scene) for name, scene in GROUPS[group].items()]
+    differences = [each for each in found if each is not None]
+    assert not differences, "\n".join(differences)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
