@@ -11,6 +11,7 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import lthfunc as lf
@@ -155,7 +156,7 @@ def _in_other_forms(case: Case, data: Dataset, precision: Precision, ticket: lf.
     """Where a network holds no images, channels lie in one way alone."""
     images = any(leaf.ndim == 4 for leaf in ticket.params.values())
     return {
-        name: going_on(_trainer(case, data, lambda work, forms=forms: in_forms(work, forms), precision), ticket)
+        name: going_on(_trainer(case, data, partial(in_forms, forms=forms), precision), ticket)
         for name, forms in FORMS.items()
         if images or forms.channels_last
     }

@@ -6,6 +6,7 @@ the bus. So they are matched by UUID, of which CUDA and NVML have the same.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -16,9 +17,9 @@ from lthfunc.errors import UserError
 
 
 class Card(NamedTuple):
-    """A GPU. index: NVML's number of it. shared: whether it is divided (MIG), which NVML meters as a whole."""
+    """A GPU. number: NVML's of it. shared: whether it is divided (MIG), which NVML meters as a whole."""
 
-    index: int
+    number: int
     shared: bool
 
 
@@ -40,7 +41,7 @@ def card_of(device: str) -> Card:
 @contextmanager
 def _nvml() -> Iterator[Any]:
     try:
-        import pynvml
+        pynvml: Any = importlib.import_module("pynvml")
     except ImportError as error:
         raise UserError("--energy: metering a GPU needs NVML (pip install nvidia-ml-py)") from error
     try:

@@ -87,7 +87,7 @@ class _CodeCarbon:
             tracking_mode="process",
             measure_power_secs=15,
             allow_multiple_runs=True,
-            **({} if self._gpu is None else {"gpu_ids": [self._gpu.index]}),
+            **({} if self._gpu is None else {"gpu_ids": [self._gpu.number]}),
         )
         self._names = count()
         self._begin()

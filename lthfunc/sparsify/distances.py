@@ -11,7 +11,7 @@ from lthfunc.trees.types import Masks
 def mask_distance(left: Masks, right: Masks) -> float:
     """Share of the prunable weights where two masks differ, in [0, 1] (You et al. 2020, sec. 3.2)."""
     total = sum(mask.numel() for mask in left.values())
-    return sum(numbers([(left[name] != right[name]).sum() for name in left])) / total
+    return float(sum(numbers([(left[name] != right[name]).sum() for name in left])) / total)
 
 
 @public

@@ -7,7 +7,7 @@ steps of a small network. Trainings in short segments (drop and regrow) would no
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 
@@ -44,9 +44,9 @@ class Pools:
     """
 
     def __init__(self) -> None:
-        self._handles: dict[torch.device, tuple[int, int]] = {}
+        self._handles: dict[torch.device, Any] = {}
 
-    def on(self, device: torch.device) -> tuple[int, int] | None:
+    def on(self, device: torch.device) -> Any:
         """The pool of a GPU; None where nothing is captured."""
         if device.type != "cuda":
             return None

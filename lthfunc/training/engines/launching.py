@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,9 +20,7 @@ class Launcher:
     nothing there, as those of all numbers of steps do.
     """
 
-    def __init__(
-        self, program: Program, arguments: Sequence[tuple[Tensor, ...]], pool: tuple[int, int] | None = None
-    ) -> None:
+    def __init__(self, program: Program, arguments: Sequence[tuple[Tensor, ...]], pool: Any = None) -> None:
         self._program, self._arguments = program, arguments
         self._device = arguments[0][0].device
         self._capture = self._device.type == "cuda"

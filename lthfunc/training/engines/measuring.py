@@ -39,7 +39,7 @@ def begin_measuring(
     network: Sequence[Tensor],
     networks: int,
     first: Batch,
-    pool: tuple[int, int] | None,
+    pool: Any,
 ) -> Measuring:
     """Memory with these networks in it, that of an earlier evaluation where it fits.
 
@@ -50,8 +50,8 @@ def begin_measuring(
     fit = tuple((leaf.shape, leaf.dtype, leaf.device) for leaf in network), _kinds(first)
     memory = kept.take(fit)
     if memory is not None:
-        for held, leaf in zip(memory.network, network, strict=True):
-            held.copy_(leaf)
+        for room, leaf in zip(memory.network, network, strict=True):
+            room.copy_(leaf)
         return memory
     held = [leaf.clone() for leaf in network]
     x, y = (torch.empty(part.shape, dtype=part.dtype, device=device) for part in first)
