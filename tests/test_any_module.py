@@ -467,7 +467,7 @@ class Keeping(nn.Module):
         self.fc, self.last = nn.Linear(64, classes), torch.zeros(1)
 
     def forward(self, x):
-        self.last = self.fc(x.flatten(1))
+        self.last = 0.5 * (self.last + self.fc(x.flatten(1)))
         return self.last
 """
 

@@ -4,28 +4,52 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from lthfunc.trees.keeping import as_before, own_parts
 from lthfunc.trees.names import first_names
 
-#: Of modules in use: what `_places` found.
-_known: weakref.WeakKeyDictionary[nn.Module, dict[str, str] | None] = weakref.WeakKeyDictionary()
+
+class _Facts(NamedTuple):
+    """places: what `_places` found. parts: those within that may keep something. itself: whether the whole may."""
+
+    places: dict[str, str] | None
+    parts: list[nn.Module]
+    itself: bool
+
+
+#: Of modules in use.
+_known: weakref.WeakKeyDictionary[nn.Module, _Facts] = weakref.WeakKeyDictionary()
 
 
 def functional_call(
     module: nn.Module, leaves: Mapping[str, Tensor] | tuple[Mapping[str, Tensor], ...], args: tuple[Any, ...]
 ) -> Any:
-    """`torch.func.functional_call`, by first names, that also puts a module back which lies in it under two names.
+    """`torch.func.functional_call`, by first names, after which the module is what it was.
 
-    PyTorch's swaps the tensors of such a module twice and leaves those of the call in it. leaves: as PyTorch takes
-    them; a dictionary then holds what the module put in the place of a buffer.
+    PyTorch's swaps the tensors of a module that lies in it under two names twice and leaves those of the call in it,
+    and whatever forward stores in plain attributes. leaves: as PyTorch takes them; a dictionary then holds what the
+    module put in the place of a buffer.
     """
     if module not in _known:
-        _known[module] = _places(module)
-    places = _known[module]
+        parts = own_parts(module)
+        mine = [part for part in parts if part is not module]
+        _known[module] = _Facts(_places(module), mine, len(mine) < len(parts))
+    facts = _known[module]
+    if not facts.parts and not facts.itself:
+        return keeping_call(module, leaves, args)
+    with as_before([module, *facts.parts] if facts.itself else facts.parts):
+        return keeping_call(module, leaves, args)
+
+
+def keeping_call(
+    module: nn.Module, leaves: Mapping[str, Tensor] | tuple[Mapping[str, Tensor], ...], args: tuple[Any, ...]
+) -> Any:
+    """`functional_call` after which the module has in plain attributes what forward stored there."""
+    places = _known[module].places if module in _known else _places(module)
     if places is None:
         return torch.func.functional_call(module, leaves, args)  # type: ignore[arg-type]
     given: Any = leaves if isinstance(leaves, dict) else {}

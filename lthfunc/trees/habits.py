@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from lthfunc.errors import UserError
-from lthfunc.trees.calling import functional_call
+from lthfunc.trees.calling import keeping_call
+from lthfunc.trees.keeping import TORCHS, as_before, own_parts
 from lthfunc.trees.model import Model
 from lthfunc.trees.ops import clone, in_dtype_of, same_bits
 from lthfunc.trees.outside import all_seeded, drawn_from
@@ -42,7 +43,7 @@ def habits_of(model: Model, x: Tensor) -> Habits:
 
     Raises UserError for a module whose outputs depend on the calls before: which keeps numbers, lists or tensors that
     are no buffers from call to call, draws from a generator of its own, or gets parameters, buffers or layers as it is
-    called.
+    called. What is kept of the last call alone, and written before it is read, is no fault: nobody sees it.
     """
     if model.pure:
         return _TIDY
@@ -80,7 +81,7 @@ def _called(model: Model, module: nn.Module, x: Tensor) -> Habits:
 
 
 def _called_with(params: Params, buffers: Buffers, name: str, module: nn.Module, x: Tensor) -> Habits:
-    """Two calls of a copy with equal parameters, buffers, inputs and seeds, and one with other inputs."""
+    """Calls of a copy with equal parameters, buffers and seeds: of each of two inputs, a first one and a later one."""
     module = copy.deepcopy(module)
     shape = _shape(module)
 
@@ -89,25 +90,33 @@ def _called_with(params: Params, buffers: Buffers, name: str, module: nn.Module,
         leaves = {**mine[0], **mine[1]}
         with all_seeded(seed), torch.no_grad():
             before = torch.get_rng_state()
-            outputs = functional_call(module, leaves, (mine[2],))
+            outputs = keeping_call(module, leaves, (mine[2],))
             outputs = optree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, outputs)
             return outputs, mine[2], drawn_from(seed), not torch.equal(before, torch.get_rng_state())
 
-    outputs, after, outside, drawn = call(_SEED, x)
-    changed = _difference(shape, _shape(module))
-    if changed:
-        raise UserError(f"{name} changes {changed} in forward; make it in __init__ instead")
-    first = _kept(module)
-    again, *_ = call(_SEED, x)
-    second = _kept(module)
-    call(_SEED, x.flip(0))  # what depends on the inputs is kept from them
-    growing = _difference(first, second) or _difference(second, _kept(module))
-    if growing:
+    other = x.flip(0) * 0.5 if x.is_floating_point() else x.flip(0)
+    with as_before(own_parts(module)):
+        outputs, after, outside, drawn = call(_SEED, x)
+        changed = _difference(shape, _shape(module))
+        if changed:
+            raise UserError(f"{name} changes {changed} in forward; make it in __init__ instead")
+        first = _kept(module)
+        between, *_ = call(_SEED, other)
+        second = _kept(module)
+        again, *_ = call(_SEED, x)
+        third = _kept(module)
+    fresh, *_ = call(_SEED, other)
+    alike = _equal(outputs, again) and _equal(between, fresh)
+    # What is kept of the last call alone may be, unless the next one reads it.
+    lasting = _difference(first, third) or _difference(second, _kept(module))
+    if not alike:
+        lasting = lasting or _difference(first, second)
+    if lasting:
         raise UserError(
-            f"{name} keeps {growing} from call to call that is no buffer: register it with register_buffer, so "
+            f"{name} keeps {lasting} from call to call that is no buffer: register it with register_buffer, so "
             "that it belongs to a training"
         )
-    if not _equal(outputs, again):
+    if not alike:
         raise UserError(
             f"{name} gives other outputs when called again with the same parameters, inputs and seeds: draw from "
             "torch's, NumPy's or Python's own generators, and keep what lasts from call to call in buffers"
@@ -133,12 +142,11 @@ def _kept(module: nn.Module) -> dict[str, Any]:
         f"{name}.{key}" if name else key: _value(value, 4)
         for name, part in module.named_modules()
         for key, value in vars(part).items()
-        if key not in _TORCHS
+        if key not in TORCHS
     }
 
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes)
-_TORCHS = frozenset(vars(nn.Module()))
 
 
 def _value(value: Any, depth: int) -> Any:

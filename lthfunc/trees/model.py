@@ -14,6 +14,7 @@ from lthfunc.arguments import public
 from lthfunc.errors import UserError
 from lthfunc.trees.calling import functional_call
 from lthfunc.trees.initial import Initialiser, drawn_too, following, glorot_normal, left_alone
+from lthfunc.trees.keeping import copied
 from lthfunc.trees.ops import apply_masks, clone, full_masks
 from lthfunc.trees.parts import Part, Unpacking
 from lthfunc.trees.prunable import check_pure, chosen, fitting, usual, writes_nowhere
@@ -116,7 +117,7 @@ def model_of(
     """`from_module` that leaves it to the caller to say what is left alone (`left_line`)."""
     check_pure(module)
     pure = writes_nowhere(module)
-    module = _freezing(copy.deepcopy(module)).requires_grad_(False).cpu()
+    module = _freezing(copied(module)).requires_grad_(False).cpu()
     if parts:
         module.register_forward_pre_hook(Unpacking(tuple(parts)), with_kwargs=True)  # type: ignore[arg-type]
     params = {key: value.detach().clone() for key, value in module.named_parameters()}

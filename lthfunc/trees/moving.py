@@ -13,6 +13,7 @@ from torch.nn.utils.prune import BasePruningMethod
 
 from lthfunc.arguments import public
 from lthfunc.errors import UserError
+from lthfunc.trees.keeping import copied
 from lthfunc.trees.model import Model, from_module
 from lthfunc.trees.names import first_names
 from lthfunc.trees.ops import apply_masks
@@ -69,9 +70,7 @@ def from_pruned(module: nn.Module, *, zeros: bool = False, **given: Any) -> tupl
 
     Raises UserError where nothing in the module is pruned so.
     """
-    # What the hooks computed last is no leaf of autograd's graph, and cannot be copied as it is.
-    computed = [value for part in module.modules() for value in vars(part).values() if isinstance(value, Tensor)]
-    plain = copy.deepcopy(module, {id(value): value.detach() for value in computed})
+    plain = copied(module)
     masks: dict[str, Tensor] = {}
     for name, part in plain.named_modules():
         for hook in list(part._forward_pre_hooks.values()):
