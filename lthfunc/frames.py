@@ -73,4 +73,4 @@ def _others() -> tuple[str, ...]:
     """Where a user's mistake cannot be: torch, optree, this library; last Python's own library."""
     found = [importlib.util.find_spec(name) for name in ("torch", "torchvision", "optree")]
     files = [spec.origin for spec in found if spec is not None and spec.origin] + [errors.__file__, os.__file__]
-    return ("<frozen", *(str(Path(file).parent) for file in files))
+    return ("<frozen", "<eval_with_key", *(str(Path(file).parent) for file in files))

@@ -10,7 +10,7 @@ from typing import Any
 _OPTIMIZERS = {"Adam": "lf.adam(lr)", "AdamW": "lf.adamw(lr)", "SGD": "lf.sgd(lr)", "Muon": "lf.muon(lr)"}
 #: What makes values of these kinds.
 _MAKERS = {
-    "Callable[[Params, Tensor], Tensor]": "lf.forward_of(model, buffers) makes one",
+    "Callable[[Params, Tensor], Any]": "lf.forward_of(model, buffers) makes one",
     "Callable[[TrainState, Situation], Score]": "a plan asks for the score anew: lambda trained, now: lf.magnitude",
     "Sequence[Batch]": "lf.sample_batches(data, batch_size, count) draws some",
 }

@@ -142,7 +142,7 @@ KINDS: dict[str, Kind] = {
     "Metric": _function("Metric", "outputs", "targets"),
     "LossOfParams": _function("LossOfParams", "params", "batch"),
     "Transformation": _function("Transformation", "state"),
-    "Callable[[Params, Tensor], Tensor]": _function("forward", "params", "inputs"),
+    "Callable[[Params, Tensor], Any]": _function("forward", "params", "inputs"),
     "Callable[[TrainState, Situation], Score]": _function("score of a plan", "trained", "now"),
     "Augment": _FUNCTION,
     "Observer": _FUNCTION,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -11,7 +10,7 @@ import torch
 from torch import nn
 
 from lthfunc.errors import UserError
-from lthfunc.frames import first_line, place_of
+from lthfunc.trees.failing import failure
 from lthfunc.trees.model import Model, apply_evaluating, apply_training, example_of
 from lthfunc.trees.outputs import own_loss, prediction
 from lthfunc.trees.parts import Part, Unpacking
@@ -50,14 +49,6 @@ def check_outputs(name: str, model: Model, shape: tuple[int, ...], classes: int,
         raise UserError(f"--arch: {name!r} gives outputs of shape {tuple(logits.shape[1:])}, not {wanted}")
 
 
-def _layer_of(error: Exception, modules: Sequence[nn.Module]) -> str:
-    """The innermost named layer that was at work: " in fc1, Linear(in_features=7, …)"; or nothing."""
-    names = {id(part): key for module in modules for key, part in module.named_modules() if key}
-    at_work = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]
-    found = [part for part in at_work if id(part) in names]
-    return f" in {names[id(found[-1])]}, {repr(found[-1]).splitlines()[0]}" if found else ""
-
-
 @contextmanager
 def _explained(name: str, shape: tuple[int, ...], *modules: nn.Module) -> Iterator[None]:
     """Whatever a stranger's module raises as one line, with the layer and the line of it that fail."""
@@ -66,10 +57,7 @@ def _explained(name: str, shape: tuple[int, ...], *modules: nn.Module) -> Iterat
     except UserError:
         raise
     except Exception as error:
-        raise UserError(
-            f"--arch: {name!r} cannot take inputs of shape {shape}{_layer_of(error, modules)}{place_of(error)}: "
-            f"{first_line(error)}"
-        ) from error
+        raise UserError(f"--arch: {name!r} cannot take inputs of shape {shape}{failure(error, *modules)}") from error
 
 
 def check_tokens(name: str, model: Model, *inputs: torch.Tensor) -> None:
@@ -85,6 +73,5 @@ def check_tokens(name: str, model: Model, *inputs: torch.Tensor) -> None:
             apply_evaluating(model, params, buffers, torch.cat(example))
         except Exception as error:
             raise UserError(
-                f"--arch: {name!r} cannot take tokens from {least} to {most}"
-                f"{_layer_of(error, (model.evaluating,))}{place_of(error)}: {first_line(error)}"
+                f"--arch: {name!r} cannot take tokens from {least} to {most}{failure(error, model.evaluating)}"
             ) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from lthfunc.arguments import public
@@ -16,7 +17,8 @@ from lthfunc.trees.types import Masks, Params, TrainState
 
 
 class Moments(dict[str, Tensor]):
-    """Per linear layer's weight, the second moments of its inputs: float64 (features, features), means over rows.
+    """Per linear layer's weight, the second moments of its inputs: (features, features), float64 or, of complex inputs,
+    complex128; means over rows.
 
     transposed: the weights that are stored as (inputs, outputs).
     """
@@ -33,6 +35,7 @@ def turned(moments: Mapping[str, Tensor], name: str) -> bool:
 def input_moments(model: Model, state: TrainState, inputs: Sequence[Tensor]) -> Moments:
     """X^T X / n for every linear layer of the masked network, over batches of (scaled) inputs.
 
+    Of complex inputs X^T X* / n, whose diagonal holds mean squares of magnitudes.
     A layer that is called several times, or whose weight others share, counts with all that it multiplies.
     """
     params = apply_masks(state.params, state.masks)
@@ -42,8 +45,9 @@ def input_moments(model: Model, state: TrainState, inputs: Sequence[Tensor]) -> 
     for x in inputs:
         for name, calls in linear_inputs(model, params, state.buffers, x).items():
             for read in calls:
-                flat = read.reshape(-1, read.shape[-1]).double()
-                totals[name] = totals.get(name, 0) + flat.T @ flat
+                flat = read.reshape(-1, read.shape[-1])
+                flat = flat.to(torch.complex128) if flat.is_complex() else flat.double()
+                totals[name] = totals.get(name, 0) + flat.T @ flat.conj()
                 rows[name] = rows.get(name, 0) + len(flat)
     for name, total in totals.items():
         totals[name] = total / rows[name]
@@ -63,7 +67,7 @@ def wanda(moments: Mapping[str, Tensor]) -> Score:
             size = params[name].abs()
             if name not in moments:
                 return size
-            read = moments[name].diagonal().sqrt().to(size)
+            read = moments[name].diagonal().real.sqrt().to(size)
             return size * (read[:, None] if turned(moments, name) else read)
 
         return {name: of(name) for name in masks}

@@ -2,6 +2,8 @@
 
 All take ``loss(params, batch) -> scalar``, the mean over a batch (`training.steps.loss_of` makes one of a model), and
 the batches to average over. Pruned weights take no part: the loss is that of the masked network.
+
+A complex weight is two real numbers, its parts: products of gradients and weights are those of both together.
 """
 
 from __future__ import annotations
@@ -16,12 +18,17 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lthfunc.arguments import public
 from lthfunc.errors import UserError, invalid
+from lthfunc.sparsify.derivatives import (
+    LossOfParams,
+    check_reached,
+    differentiated,
+    gradient_of,
+    parts_squared,
+    product,
+)
 from lthfunc.sparsify.scores import Score, Scores
 from lthfunc.trees.ops import apply_masks
 from lthfunc.trees.types import Batch, Masks, Params
-
-#: (params, batch) -> the mean loss over the batch, a scalar.
-LossOfParams = Callable[[Params, Batch], Tensor]
 
 
 @public
@@ -32,7 +39,7 @@ def snip(loss: LossOfParams, batches: Sequence[Batch]) -> Score:
     def score(params: Params, masks: Masks) -> Scores:
         params = apply_masks(params, masks)
         mean = mean_gradient(loss, batches)(params, masks)
-        return {name: (mean[name] * params[name]).abs() for name in masks}
+        return {name: product(mean[name], params[name]).abs() for name in masks}
 
     return score
 
@@ -62,18 +69,17 @@ def grasp(loss: LossOfParams | OfOutputs, batches: Sequence[Batch], temperature:
         params = apply_masks(params, masks)
         along = apply_masks(mean_gradient(loss, batches)(params, masks), masks)
 
-        def product(batch: Batch) -> Params:
+        def change(batch: Batch) -> Params:
             # H g is the gradient of <gradient, g>, with g held still.
             def inner(p: Params) -> Tensor:
                 gradient = grad(loss)(p, batch)
-                return torch.stack([(gradient[name] * along[name]).sum() for name in masks]).sum()
+                return torch.stack([product(gradient[name], along[name]).sum() for name in masks]).sum()
 
-            change: Params = grad(inner)(params)
-            return change
+            return differentiated(loss, lambda: grad(inner)(params))
 
         with sdpa_kernel(SDPBackend.MATH):  # PyTorch's fused attention has no second derivative
-            flow = _mean([product(batch) for batch in batches], masks)
-        return {name: params[name] * flow[name] for name in masks}
+            flow = _mean([change(batch) for batch in batches], masks)
+        return {name: product(flow[name], params[name]) for name in masks}
 
     return score
 
@@ -86,7 +92,10 @@ def taylor(loss: LossOfParams, batches: Sequence[Batch]) -> Score:
     def score(params: Params, masks: Masks) -> Scores:
         params = apply_masks(params, masks)
         return _mean(
-            [{name: (g * params[name]).square() for name, g in grad(loss)(params, batch).items()} for batch in batches],
+            [
+                {name: product(g, params[name]).square() for name, g in gradient_of(loss, params, batch).items()}
+                for batch in batches
+            ],
             masks,
         )
 
@@ -109,19 +118,21 @@ def fisher(loss: LossOfParams, batches: Sequence[Batch]) -> Score:
 
         def squares(x: Tensor, y: Tensor) -> Params:
             gradient = grad(loss)(params, (x[None], y[None]))
-            return {name: gradient[name].square() for name in masks}
+            return {name: parts_squared(gradient[name]) for name in masks}
 
         def information(batch: Batch) -> Params:
             with sdpa_kernel(SDPBackend.MATH):  # the fused attention of a CPU has no rule for vmap
                 try:
                     each = vmap(squares, randomness="different")(*batch)
                 except RuntimeError:  # something in the network cannot be under vmap: one example after the other
-                    trees = [squares(x, y) for x, y in zip(*batch, strict=True)]
+                    each_one = zip(*batch, strict=True)
+                    trees = [differentiated(loss, lambda x=x, y=y: squares(x, y)) for x, y in each_one]  # type: ignore[misc]
                     each = {name: torch.stack([tree[name] for tree in trees]) for name in masks}
             return {name: leaf.mean(0) for name, leaf in each.items()}
 
         mean = _mean([information(batch) for batch in batches], masks)
-        return {name: mean[name] * params[name].square() / 2 for name in masks}
+        check_reached(loss, lambda p: loss(p, batches[0]), params, mean)
+        return {name: product(mean[name], parts_squared(params[name])) / 2 for name in masks}
 
     return score
 
@@ -136,10 +147,10 @@ def movement(loss: LossOfParams, batches: Sequence[Batch], lr: float = 0.0) -> S
 
     def score(params: Params, masks: Masks) -> Scores:
         params = apply_masks(params, masks)
-        total = {name: torch.zeros_like(params[name]) for name in masks}
+        total = {name: torch.zeros_like(params[name].real) for name in masks}
         for batch in batches:
-            gradient = grad(loss)(params, batch)
-            total = {name: total[name] - gradient[name] * params[name] for name in masks}
+            gradient = gradient_of(loss, params, batch)
+            total = {name: total[name] - product(gradient[name], params[name]) for name in masks}
             params = apply_masks({name: leaf - lr * gradient[name] for name, leaf in params.items()}, masks)
         return total
 
@@ -167,7 +178,7 @@ def mean_gradient(loss: LossOfParams, batches: Sequence[Batch]) -> Callable[[Par
 
     def mean(params: Params, masks: Masks) -> Params:
         params = apply_masks(params, masks)
-        return _mean([grad(loss)(params, batch) for batch in batches], masks)
+        return _mean([gradient_of(loss, params, batch) for batch in batches], masks)
 
     return mean
 

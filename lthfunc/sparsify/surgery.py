@@ -75,9 +75,9 @@ def _surgeon(
     weight: Tensor, mask: Tensor, moments: Tensor, budget: int, choose: Choice, block: int, damping: float
 ) -> tuple[Tensor, Tensor]:
     """One layer: (outputs, inputs) weights and their new mask, of which `budget` entries are left."""
-    hessian = moments.to(weight.device, torch.float64).clone()
+    hessian = moments.to(weight.device, torch.complex128 if moments.is_complex() else torch.float64).clone()
     unread = hessian.diagonal() == 0
-    w = torch.where(mask & ~unread, weight, 0).double()
+    w = torch.where(mask & ~unread, weight, 0).to(hessian.dtype)
     hessian += torch.diag(unread.double() + damping * hessian.diagonal().mean())
     inverse, singular = torch.linalg.inv_ex(hessian)
     factor, failed = torch.linalg.cholesky_ex(inverse, upper=True)
@@ -86,8 +86,8 @@ def _surgeon(
     kept = mask.clone()
     for first, share in _shares(mask, unread, budget, block).items():
         last = min(first + block, w.shape[1])
-        diagonal = factor.diagonal()[first:last]
-        scores = torch.where(mask[:, first:last], (w[:, first:last] / diagonal).square(), -1)
+        diagonal = factor.diagonal().real[first:last]
+        scores = torch.where(mask[:, first:last], (w[:, first:last] / diagonal).abs().square(), -1)
         kept[:, first:last] &= choose(scores, share / scores.numel())
         errors = torch.zeros(w.shape[0], last - first, dtype=w.dtype, device=w.device)
         for column in range(first, last):

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.func import grad
 
 from lthfunc.arguments import public
+from lthfunc.errors import UserError
+from lthfunc.sparsify.derivatives import check_reached, differentiated, product
 from lthfunc.sparsify.scores import Score, Scores
 from lthfunc.trees.ops import apply_masks
+from lthfunc.trees.outputs import outputs_of, prediction
 from lthfunc.trees.types import Masks, Params
 
 
 @public
-def synflow(forward: Callable[[Params, Tensor], Tensor], shape: tuple[int, ...]) -> Score:
+def synflow(forward: Callable[[Params, Tensor], Any], shape: tuple[int, ...]) -> Score:
     """|w| · ∂R/∂|w|, R the sum of the outputs for an input of ones under the weights' magnitudes (eq. 2 and alg. 1).
 
-    forward: (params, inputs) -> outputs, in evaluation mode; shape: of one input. In float64, since the product of
+    forward: (params, inputs) -> outputs, in evaluation mode; shape: of one input. Of outputs that are several tensors
+    the one counts that is held against targets or, where nothing tells it, all do. In float64, since the product of
     many layers leaves float32's range. In a network of linear and convolution layers with ReLU the scores into a
     hidden unit sum to those out of it; so all layers that follow each other have one total.
 
@@ -26,9 +31,29 @@ def synflow(forward: Callable[[Params, Tensor], Tensor], shape: tuple[int, ...])
     """
 
     def score(params: Params, masks: Masks) -> Scores:
-        magnitudes = {name: leaf.abs().double() for name, leaf in apply_masks(params, masks).items()}
+        magnitudes = {name: _magnitudes(leaf) for name, leaf in apply_masks(params, masks).items()}
         ones = torch.ones(1, *shape, dtype=torch.float64, device=next(iter(params.values())).device)
-        flow = grad(lambda p: forward(p, ones).sum())(magnitudes)
-        return {name: magnitudes[name] * flow[name] for name in masks}
+
+        def total(p: Params) -> Tensor:
+            return _total(forward(p, ones))
+
+        flow = differentiated(forward, lambda: grad(total)(magnitudes))
+        check_reached(forward, total, magnitudes, flow)
+        return {name: product(flow[name], magnitudes[name]) for name in masks}
 
     return score
+
+
+def _magnitudes(leaf: Tensor) -> Tensor:
+    return leaf.abs().to(torch.complex128) if leaf.is_complex() else leaf.abs().double()
+
+
+def _total(outputs: Any) -> Tensor:
+    try:
+        found = [prediction(outputs)]
+    except UserError:
+        found = outputs_of(outputs).tensors
+    real = [leaf.real for leaf in found if leaf.is_floating_point() or leaf.is_complex()]
+    if not real:
+        raise UserError("synflow: the network gives no real numbers, and nothing flows back from others")
+    return torch.stack([leaf.sum() for leaf in real]).sum() if len(real) > 1 else real[0].sum()

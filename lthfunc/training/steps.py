@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,8 +21,10 @@ from lthfunc.training.optimizers import Optimizer
 from lthfunc.training.precision import Precision, casting
 from lthfunc.training.ranks import averaged, travelling
 from lthfunc.training.synchronised import synchronised
+from lthfunc.trees.failing import failure
 from lthfunc.trees.model import Model, apply_evaluating, apply_training, run_training
 from lthfunc.trees.ops import clone, scaled
+from lthfunc.trees.outputs import map_outputs
 from lthfunc.trees.rng import fold_in
 from lthfunc.trees.shards import ALONE, Exchange
 from lthfunc.trees.types import Batch, Buffers, Masks, Params, Scale, TrainState
@@ -45,8 +47,10 @@ class LossOf:
     def __call__(self, params: Params, batch: Batch) -> Tensor:
         """The loss, a scalar."""
         inputs, targets = batch
-        outputs: Tensor = apply_training(self.model, params, self.buffers, inputs)[0]
-        return self.loss(outputs if self.temperature == 1 else outputs / self.temperature, targets)
+        outputs, _ = apply_training(self.model, params, self.buffers, inputs)
+        if self.temperature != 1:
+            outputs = map_outputs(lambda leaf: leaf / self.temperature if _is_real(leaf) else leaf, outputs)
+        return self.loss(outputs, targets)
 
     def by_example(self) -> LossOf:
         """The same loss with the running statistics of batch norms, which a single example has none of."""
@@ -64,6 +68,11 @@ class LossOf:
         return replace(self, temperature=temperature)
 
 
+def _is_real(leaf: Tensor) -> bool:
+    """Whether it holds numbers that a loss could be differentiated by; the others count something."""
+    return leaf.is_floating_point() or leaf.is_complex()
+
+
 @public
 def loss_of(model: Model, buffers: Buffers, loss: Loss = cross_entropy) -> LossOf:
     """(params, batch) -> the mean loss in training mode, as scores and regrowth take it; buffers don't change."""
@@ -71,18 +80,24 @@ def loss_of(model: Model, buffers: Buffers, loss: Loss = cross_entropy) -> LossO
 
 
 @public
-def forward_of(model: Model, buffers: Buffers) -> Callable[[Params, Tensor], Tensor]:
-    """(params, inputs) -> outputs in evaluation mode, in the precision of the params, as SynFlow takes it.
+def forward_of(model: Model, buffers: Buffers) -> Callable[[Params, Tensor], Any]:
+    """(params, inputs) -> outputs in evaluation mode, in the precision of the inputs, as SynFlow takes it.
 
-    Raises UserError where the network reads whole numbers (a text's), which nothing flows back to.
+    Raises UserError where the network reads whole numbers (a text's), which nothing flows back to, and, when called,
+    where it cannot be run in that precision.
     """
     if model.tokens:
         raise UserError(f"--score: synflow sends real numbers through a network, and {model.name} reads whole ones")
 
-    def forward(params: Params, inputs: Tensor) -> Tensor:
+    def forward(params: Params, inputs: Tensor) -> Any:
         wide = {name: leaf.to(inputs.dtype) if leaf.is_floating_point() else leaf for name, leaf in buffers.items()}
-        outputs: Tensor = apply_evaluating(model, params, wide, inputs)
-        return outputs
+        try:
+            return apply_evaluating(model, params, wide, inputs)
+        except UserError:
+            raise
+        except Exception as error:
+            what = f"cannot be run in {str(inputs.dtype).removeprefix('torch.')}, as synflow does"
+            raise UserError(f"{model.name} {what}{failure(error, model.evaluating)}") from error
 
     return forward
 

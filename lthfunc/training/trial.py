@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 
 from lthfunc.errors import UserError
-from lthfunc.frames import first_line, place_of
 from lthfunc.training.engines.interface import Work
 from lthfunc.training.steps import (
     Carry,
@@ -13,14 +12,16 @@ from lthfunc.training.steps import (
     make_advance,
     make_eval_step,
     make_train_step,
+    objective_of,
     on_stored,
     with_optimizer,
 )
+from lthfunc.trees.failing import UnlikeError, failure, no_gradient
 from lthfunc.trees.model import init
 from lthfunc.trees.ops import clone, in_dtype_of, scaled
 from lthfunc.trees.outside import all_seeded
 from lthfunc.trees.rng import counter_key
-from lthfunc.trees.types import Dataset, TrainState
+from lthfunc.trees.types import Batch, Dataset, TrainState
 
 #: Examples of a batch that are tried.
 _EXAMPLES = 8
@@ -32,7 +33,7 @@ def check_step(work: Work, data: Dataset, batch_size: int) -> None:
     Raises UserError where they fail, with the line of the user's own.
     """
     if is_tidy(work.model, work.loss, work.metric, work.optimizer):
-        return None
+        return
     model = work.model
     count = min(batch_size, _EXAMPLES, len(data.train.x))
     batch = clone((data.train.x[:count], data.train.y[:count]))
@@ -46,21 +47,36 @@ def check_step(work: Work, data: Dataset, batch_size: int) -> None:
             sums = torch.zeros(1, dtype=torch.float64, device=device)
             make_advance(step, work.scale)(Carry(state, counter_key(0, "step").to(device), sums), batch)
             evaluate(state.params, state.buffers, batch)
+            _check_reached(work, state, batch)
 
     state = init(model, 0, device)
     try:
-        tried(state)
+        try:
+            tried(state)
+        except UnlikeError:
+            others = in_dtype_of(scaled(batch[0], work.scale), state.params, state.buffers)
+            if others is None:
+                raise
+            tried(state._replace(params=others[0], buffers=others[1]))  # as states may be, instead of the module
     except UserError:
         raise
     except Exception as error:
-        others = in_dtype_of(scaled(batch[0], work.scale), state.params, state.buffers)
-        if others is not None:  # states may be of the inputs' dtype instead of the module's
-            try:
-                return tried(state._replace(params=others[0], buffers=others[1]))
-            except UserError:
-                raise
-            except Exception:
-                pass  # what the module's own dtype led to is told
-        what = first_line(error)
+        what = failure(error, model.training, model.evaluating)
         hint = "; write weight.copy_(...) within torch.no_grad() instead" if "`.data`" in what else ""
-        raise UserError(f"{model.name} cannot be trained{place_of(error)}: {what}{hint}") from error
+        raise UserError(f"{model.name} cannot be trained{what}{hint}") from error
+
+
+def _check_reached(work: Work, state: TrainState, batch: Batch) -> None:
+    """Raise UserError where the loss is no function of any parameter: a step would leave all of them alone."""
+    objective = objective_of(work.model, work.loss, work.precision, work.metric)
+    params, x = clone(state.params), scaled(batch[0], work.scale)
+    with torch.enable_grad():
+        tracked = {name: leaf.requires_grad_().clone() for name, leaf in params.items()}
+        try:
+            reached = objective(tracked, state.buffers, clone((x, batch[1])))[0].requires_grad
+        except UserError:
+            raise
+        except Exception:
+            return  # what PyTorch's own autograd refuses is not asked of it; the step tells what it can't do
+    if not reached:
+        raise UserError(no_gradient(f"outputs of {work.model.name}"))

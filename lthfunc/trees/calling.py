@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lthfunc.trees.failing import meant
 from lthfunc.trees.keeping import as_before, own_parts
 from lthfunc.trees.names import first_names
 
@@ -31,15 +32,17 @@ def functional_call(
     """`torch.func.functional_call`, by first names, after which the module is what it was.
 
     PyTorch's swaps the tensors of a module that lies in it under two names twice and leaves those of the call in it,
-    and whatever forward stores in plain attributes. leaves: as PyTorch takes them; a dictionary then holds what the
-    module put in the place of a buffer.
+    and whatever forward stores in plain attributes. leaves: as PyTorch takes them; a dictionary then holds
+    what the module put in the place of a buffer.
+
+    Raises UserError, in plain words, for much of what PyTorch refuses in words of its own.
     """
     if module not in _known:
         parts = own_parts(module)
         mine = [part for part in parts if part is not module]
         _known[module] = _Facts(_places(module), mine, len(mine) < len(parts))
     facts = _known[module]
-    if not facts.parts and not facts.itself:
+    if (not facts.parts and not facts.itself) or torch.compiler.is_compiling():
         return keeping_call(module, leaves, args)
     with as_before([module, *facts.parts] if facts.itself else facts.parts):
         return keeping_call(module, leaves, args)
@@ -49,6 +52,19 @@ def keeping_call(
     module: nn.Module, leaves: Mapping[str, Tensor] | tuple[Mapping[str, Tensor], ...], args: tuple[Any, ...]
 ) -> Any:
     """`functional_call` after which the module has in plain attributes what forward stored there."""
+    try:
+        return _called(module, leaves, args)
+    except Exception as error:
+        parts = leaves if isinstance(leaves, tuple) else (leaves,)
+        told = meant(error, module, (leaf for part in parts for leaf in part.values()), args)
+        if told is None:
+            raise
+        raise told from error
+
+
+def _called(
+    module: nn.Module, leaves: Mapping[str, Tensor] | tuple[Mapping[str, Tensor], ...], args: tuple[Any, ...]
+) -> Any:
     places = _known[module].places if module in _known else _places(module)
     if places is None:
         return torch.func.functional_call(module, leaves, args)  # type: ignore[arg-type]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lthfunc.errors import UserError
 from lthfunc.trees.calling import keeping_call
+from lthfunc.trees.failing import UnlikeError, failure
 from lthfunc.trees.keeping import TORCHS, as_before, own_parts
 from lthfunc.trees.model import Model
 from lthfunc.trees.ops import clone, in_dtype_of, same_bits
@@ -65,19 +66,18 @@ def _called(model: Model, module: nn.Module, x: Tensor) -> Habits:
     """One mode, with leaves of the module's own dtype or, where it takes no such inputs with them, of the inputs'."""
     params, buffers = model.init(0)
     try:
-        return _called_with(params, buffers, model.name, module, x)
+        try:
+            return _called_with(params, buffers, model.name, module, x)
+        except UnlikeError:
+            others = in_dtype_of(x, params, buffers)
+            if others is None:
+                raise
+            return _called_with(*others, model.name, module, x)
     except UserError:
         raise
     except Exception as error:
-        others = in_dtype_of(x, params, buffers)
-        if others is None:
-            raise
-        try:
-            return _called_with(*others, model.name, module, x)
-        except UserError:
-            raise
-        except Exception:
-            raise error from None
+        shape = tuple(x.shape[1:])
+        raise UserError(f"{model.name} cannot take inputs of shape {shape}{failure(error, module)}") from error
 
 
 def _called_with(params: Params, buffers: Buffers, name: str, module: nn.Module, x: Tensor) -> Habits:

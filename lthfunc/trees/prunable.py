@@ -137,9 +137,24 @@ def check_pure(module: nn.Module) -> None:
     for name, leaf in (*module.named_parameters(), *module.named_buffers()):
         if nn.parameter.is_lazy(leaf):
             raise UserError(f"{name} has no shape yet: call the module once on an example before (a lazy module)")
+        hook = "register_hook" if leaf._backward_hooks else "register_post_accumulate_grad_hook"
+        if leaf._backward_hooks or leaf._post_accumulate_grad_hooks:
+            raise UserError(
+                f"{name} has a gradient hook ({hook}), which would never run, since other tensors take its place; "
+                "remove it, and change gradients in an optimizer of your own: lf.Optimizer(init, update)"
+            )
     check_storable(module)
     for name, part in module.named_modules():
         where = name or type(part).__name__
+        # Hooks of the older kind (register_backward_hook) lie on what a layer gives, and run.
+        full = part._backward_hooks if part._is_full_backward_hook else ()
+        for own, hooks in (("", full), ("pre_", part._backward_pre_hooks)):
+            if hooks:
+                raise UserError(
+                    f"{where} has a backward hook (register_full_backward_{own}hook), which gradients taken by "
+                    "torch.func cannot run; remove it, and change gradients in an optimizer of your own: "
+                    "lf.Optimizer(init, update)"
+                )
         for hook in part._forward_pre_hooks.values():
             if isinstance(hook, BasePruningMethod):
                 raise UserError(f"{where} is pruned by torch.nn.utils.prune: lthfunc.from_pruned(module) takes it over")

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from lthfunc.experiments.starting import end_of
 from lthfunc.sparsify.allocation import Allocate, globally
-from lthfunc.sparsify.gradients import LossOfParams
+from lthfunc.sparsify.derivatives import LossOfParams
 from lthfunc.sparsify.scores import Score, magnitude
 from lthfunc.sparsify.transforms import prune
 from lthfunc.training.batches import sample_batches

@@ -29,7 +29,9 @@ from lthfunc.training.engines.tracing import Program, compiled
 from lthfunc.training.evaluation import Quality, evaluate
 from lthfunc.training.feed import Feed
 from lthfunc.training.steps import Metrics
-from lthfunc.trees.ops import flattened, leaves
+from lthfunc.trees.failing import unlike
+from lthfunc.trees.model import apply_evaluating
+from lthfunc.trees.ops import flattened, leaves, scaled
 from lthfunc.trees.types import Batch, Buffers, Params, Split, TrainState
 
 #: Makes a program, or finds the one made before, for tensors like these, of which a vector may have any length.
@@ -72,11 +74,14 @@ def compile_engine(work: Work, forms: Mapping[str, Forms] = FORMS) -> Engine:
     shared = _Shared(work, program, forms, Pools(), Kept(), Kept())
 
     def begin(states: Sequence[TrainState], seeds: Sequence[int], feed: Feed) -> Running:
+        x = feed.batches[0][0]
+        _check_types(work, states[0].params, states[0].buffers, x if len(states) == 1 else x[0])
         return _Loop(shared, states, seeds, feed)
 
     def measure(
         params: Sequence[Params], buffers: Sequence[Buffers], split: Split, device: torch.device
     ) -> list[Quality]:
+        _check_types(work, params[0], buffers[0], split.x[:2])
         return _measure(shared, params, buffers, split, device)
 
     def forget() -> None:
@@ -84,6 +89,14 @@ def compile_engine(work: Work, forms: Mapping[str, Forms] = FORMS) -> Engine:
         shared.measuring.clear()
 
     return Engine("compile", begin, measure, forget)
+
+
+def _check_types(work: Work, params: Params, buffers: Buffers, x: Tensor) -> None:
+    """Raise UserError where a module can't take inputs of another type than its parameters: a trace doesn't see it."""
+    device = next(iter(params.values())).device
+    x = scaled(torch.zeros(x.shape, dtype=x.dtype, device=device), work.scale)
+    if unlike(params.values(), (x,)) is not None:
+        apply_evaluating(work.model, params, buffers, x)
 
 
 class _Loop:

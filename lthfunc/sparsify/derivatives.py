@@ -1,0 +1,66 @@
+"""Gradients of a loss by a user's network: taken, or refused in one line; and products of them with weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import grad
+
+from lthfunc.errors import UserError
+from lthfunc.frames import name_of
+from lthfunc.trees.failing import failure, no_gradient
+from lthfunc.trees.types import Batch, Params
+
+#: (params, batch) -> the mean loss over the batch, a scalar.
+LossOfParams = Callable[[Params, Batch], Tensor]
+
+
+def gradient_of(loss: LossOfParams, params: Params, batch: Batch) -> Params:
+    """The gradient at the params. Raises UserError where there is none, or no parameter has a part in the loss."""
+    found = differentiated(loss, lambda: grad(loss)(params, batch))
+    check_reached(loss, lambda p: loss(p, batch), params, found)
+    return found
+
+
+def differentiated(loss: Callable[..., Any], take: Callable[[], Params]) -> Params:
+    """A gradient of a loss, taken. Raises UserError where it cannot be, with the line of the user's own."""
+    try:
+        return take()
+    except UserError:
+        raise
+    except Exception as error:
+        model = getattr(loss, "model", None)  # of one that `loss_of` made
+        if model is None:
+            raise UserError(f"loss: {name_of(loss)!r} has no gradient{failure(error)}") from error
+        raise UserError(f"{model.name} has no gradient{failure(error, model.training)}") from error
+
+
+def check_reached(named: Any, value_of: Callable[[Params], Tensor], params: Params, gradient: Params) -> None:
+    """Raise UserError where a value's gradient is zero since it is no function of the params at all.
+
+    named: the loss, or what else to call it by.
+    """
+    # Under vmap and in a compiler's hands numbers can't be looked at.
+    if torch.compiler.is_compiling() or any(map(torch._C._functorch.is_functorch_wrapped_tensor, gradient.values())):
+        return
+    if any(bool(leaf.any()) for leaf in gradient.values()):
+        return
+    with torch.enable_grad():
+        value = value_of({name: leaf.detach().requires_grad_().clone() for name, leaf in params.items()})
+    if not value.requires_grad:
+        model = getattr(named, "model", None)
+        what = f"outputs of {model.name}" if model is not None else f"values of {name_of(named)!r}"
+        raise UserError(no_gradient(what))
+
+
+def product(gradient: Tensor, weight: Tensor) -> Tensor:
+    """Gradient times weight, entry by entry; of complex numbers, the sum over their two real parts."""
+    return (gradient.conj() * weight).real if weight.is_complex() else gradient * weight
+
+
+def parts_squared(leaf: Tensor) -> Tensor:
+    """The square; of a complex number, of each of its real parts."""
+    return torch.complex(leaf.real.square(), leaf.imag.square()) if leaf.is_complex() else leaf.square()

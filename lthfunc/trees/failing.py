@@ -1,0 +1,111 @@
+"""Why a user's module fails as it is called or differentiated: PyTorch's words for its own insides in plain ones."""
+
+from __future__ import annotations
+
+import re
+import traceback
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from lthfunc.errors import UserError
+from lthfunc.frames import first_line, place_of
+
+#: Files of PyTorch's at work, PyTorch's words, and what they mean for whoever wrote the module. The first that fits.
+_MEANINGS = tuple(
+    (file, re.compile(words), meaning)
+    for file, words, meaning in (
+        (
+            "torch/utils/checkpoint.py", "",
+            "torch.utils.checkpoint cannot be used, since gradients are taken by torch.func; call the function itself, "
+            "which gives the same numbers and takes more memory",
+        ),
+        (
+            "", "yet support saved tensor hooks",
+            "saved-tensor hooks cannot be used, since gradients are taken by torch.func; leave them out",
+        ),
+        (
+            "torch/utils/hooks.py", "setup_context",
+            "backward hooks cannot be used, since gradients are taken by torch.func; remove them",
+        ),
+        (
+            "", "must override the setup_context",
+            "an autograd.Function needs forward(...) and setup_context(ctx, inputs, output) apart, as torch.func takes "
+            "it, and generate_vmap_rule = True or a vmap of its own",
+        ),
+        (
+            "", r"Tensor\.requires_grad_\(\)",
+            "requires_grad_() cannot be called, since gradients are taken by torch.func; torch.func.grad gives a "
+            "gradient within forward",
+        ),
+        ("", "retain_grad", "retain_grad() keeps what nobody reads; leave it out"),
+        (
+            "", "inference tensor|[Ii]nference mode",
+            "nothing can be trained through torch.inference_mode(); torch.no_grad() does for what takes no gradient",
+        ),
+        (
+            "", "register a hook on a tensor that doesn't require grad",
+            "a hook is registered on a tensor that takes no gradient, as in evaluation; ask h.requires_grad before",
+        ),
+        (
+            "", "does not require grad and does not have a grad_fn",
+            "a gradient is taken in forward, and in evaluation there are none; torch.func.grad gives it there too",
+        ),
+    )
+)  # fmt: skip
+#: How PyTorch says that types are unlike.
+_UNLIKE = re.compile(r"dtype|scalar type|Input type|same type|FloatTensor|DoubleTensor")
+
+
+class UnlikeError(UserError):
+    """A module whose parameters and inputs are of different types, which it does not convert."""
+
+
+def meant(error: Exception, module: nn.Module, leaves: Iterable[Any], args: Sequence[Any]) -> UserError | None:
+    """The error in plain words, where they are known here. leaves: what the module was called with in it."""
+    if isinstance(error, UserError):
+        return None
+    text = str(error)
+    head = f"{type(module).__name__}{layer_of(error, module)}{place_of(error)}"
+    types = unlike(leaves, args) if _UNLIKE.search(text) else None
+    if types is not None:
+        return UnlikeError(f"{head}: {types}; give them one type (module.float(), say, or inputs.double())")
+    files = {frame.filename.replace("\\", "/") for frame in traceback.extract_tb(error.__traceback__)}
+    for file, words, meaning in _MEANINGS:
+        if words.search(text) and (not file or any(each.endswith(file) for each in files)):
+            return UserError(f"{head}: {meaning}")
+    return None
+
+
+def failure(error: Exception, *modules: nn.Module) -> str:
+    """Where and why a call failed: " in fc1, Linear(…) (line 3 of net.py: …): what it says"."""
+    return f"{layer_of(error, *modules)}{place_of(error)}: {first_line(error)}"
+
+
+def no_gradient(what: str) -> str:
+    """That something is no function of the parameters, and where to look."""
+    return (
+        f"the {what} depend on no parameter, so that there is no gradient: is forward under torch.no_grad(), or are "
+        "its outputs detached or rounded?"
+    )
+
+
+def layer_of(error: Exception, *modules: nn.Module) -> str:
+    """The innermost named layer that was at work: " in fc1, Linear(in_features=7, …)"; or nothing."""
+    names = {id(part): key for module in modules for key, part in module.named_modules() if key}
+    at_work = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    found = [part for part in at_work if id(part) in names]
+    return f" in {names[id(found[-1])]}, {repr(found[-1]).splitlines()[0]}" if found else ""
+
+
+def unlike(leaves: Iterable[Any], args: Sequence[Any]) -> str | None:
+    """Of what types parameters and inputs are, where they are real numbers of different ones."""
+    ours, theirs = (
+        {leaf.dtype for leaf in tensors if isinstance(leaf, Tensor) and leaf.is_floating_point()}
+        for tensors in (leaves, args)
+    )
+    if len(theirs) != 1 or not ours or theirs <= ours:
+        return None
+    words = " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in ours))
+    return f"its parameters are {words} and its inputs {str(theirs.pop()).removeprefix('torch.')}"
