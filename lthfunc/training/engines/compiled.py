@@ -29,9 +29,8 @@ from lthfunc.training.engines.tracing import Program, compiled
 from lthfunc.training.evaluation import Quality, evaluate
 from lthfunc.training.feed import Feed
 from lthfunc.training.steps import Metrics
-from lthfunc.trees.failing import unlike
 from lthfunc.trees.model import apply_evaluating
-from lthfunc.trees.ops import flattened, leaves, scaled
+from lthfunc.trees.ops import flattened, leaves
 from lthfunc.trees.types import Batch, Buffers, Params, Split, TrainState
 
 #: Makes a program, or finds the one made before, for tensors like these, of which a vector may have any length.
@@ -93,10 +92,11 @@ def compile_engine(work: Work, forms: Mapping[str, Forms] = FORMS) -> Engine:
 
 def _check_types(work: Work, params: Params, buffers: Buffers, x: Tensor) -> None:
     """Raise UserError where a module can't take inputs of another type than its parameters: a trace doesn't see it."""
+    kind = torch.float32 if work.scale is not None else x.dtype
+    if any(leaf.dtype == kind for leaf in params.values()) or not kind.is_floating_point:
+        return
     device = next(iter(params.values())).device
-    x = scaled(torch.zeros(x.shape, dtype=x.dtype, device=device), work.scale)
-    if unlike(params.values(), (x,)) is not None:
-        apply_evaluating(work.model, params, buffers, x)
+    apply_evaluating(work.model, params, buffers, torch.zeros(x.shape, dtype=kind, device=device))
 
 
 class _Loop:
