@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from lthfunc_benchmarks import floors
 from pretended import Machine
 from torch import distributed, nn
 
-from benchmarks import floors
 from lthfunc.errors import LostRankError, UserError
 from lthfunc.execution.formats import LAYER_FORMATS, Layer, block_size
 from lthfunc.execution.timing import in_turn, repeated

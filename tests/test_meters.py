@@ -9,6 +9,7 @@ import pytest
 import torch
 from small import data
 
+from lthfunc.energy import gpus
 from lthfunc.energy.amounts import PHASES, Amount, as_values, from_values, nothing_yet
 from lthfunc.energy.breakeven import Costs, Estimate, _difference, _known, break_even, fieller, total
 from lthfunc.energy.inference import metered_inference, ready_batches
@@ -59,7 +60,8 @@ def test_a_meter_reads_between_its_laps(monkeypatch: pytest.MonkeyPatch) -> None
         tracker.spent = SimpleNamespace(**{**vars(SPENT), "energy_consumed": 0.0})
         assert meter.lap().kg == 0.0
     assert tracker.told[-2:] == ["end", "stop"]
-    for device, index in (("cuda", 0), ("cuda:2", 2)):
+    monkeypatch.setattr(gpus, "card_of", lambda device: gpus.Card({"cuda": 3, "cuda:2": 0}[device], shared=False))
+    for device, index in (("cuda", 3), ("cuda:2", 0)):
         with metering(device, None) as meter:
             assert Tracker.made.how["gpu_ids"] == [index]
             assert Tracker.made.how["country_iso_code"] == "USA" == ASSUMED

@@ -249,7 +249,11 @@ def test_devices_are_there_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         planning.choose_device("cuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    current: list[str] = []
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
     assert planning.choose_device("auto") == "cuda"
+    assert current == []
     assert planning.choose_device("cuda:1") == "cuda:1"
+    assert current == ["cuda:1"]
     with pytest.raises(UserError, match=r"^--device: 'cuda:2' .*one of auto, cpu, cuda, cuda:0, cuda:1 on"):
         planning.choose_device("cuda:2")
