@@ -28,6 +28,8 @@ def table_of_contents(
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         found = getattr(importlib.import_module(homes[name]), name)
         _make_readable(found)
+        if inspect.isclass(found) and found.__module__.startswith("lthfunc."):
+            _make_help_readable(found)
         return found
 
     def directory() -> list[str]:
@@ -67,6 +69,25 @@ def _make_readable(found: Any) -> None:
         )
     except (TypeError, ValueError, AttributeError):  # aliases of types, and exceptions, have none
         return
+
+
+def _make_help_readable(found: Any) -> None:
+    """Have `help` print a class's methods so, and what a named tuple knows of its fields."""
+    for member in list(vars(found).values()):
+        function = getattr(member, "__func__", member)
+        if inspect.isfunction(function):
+            _make_readable(function)
+    if "_field_defaults" in vars(found):
+        found._field_defaults = _Defaults(found._field_defaults)
+    if annotations := vars(found).get("__annotations__"):
+        found.__annotations__ = {name: _written(each) for name, each in annotations.items()}
+
+
+class _Defaults(dict[str, Any]):
+    """Fields' defaults, which print as those of a signature do."""
+
+    def __repr__(self) -> str:
+        return repr({name: _default(value) for name, value in self.items()})
 
 
 def _named(signature: inspect.Signature) -> inspect.Signature:

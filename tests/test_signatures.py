@@ -7,6 +7,7 @@ import pydoc
 from typing import Any
 
 import pytest
+import torch
 
 import lthfunc as lf
 
@@ -33,6 +34,20 @@ def test_help_reads_as_it_was_written() -> None:
         assert " at 0x" not in pydoc.render_doc(found)
     # What is asked of it stays what it is.
     assert inspect.signature(lf.train).parameters["loss"].default is lf.cross_entropy
+
+
+@pytest.mark.parametrize("package", [lf, lf.data, lf.models])
+def test_help_is_readable_for_all_that_is_public(package: Any) -> None:
+    for name in package.__all__:
+        exported = getattr(package, name)
+        lines = pydoc.plain(pydoc.render_doc(exported)).splitlines()
+        if issubclass(exported if isinstance(exported, type) else object, torch.nn.Module):
+            lines = lines[: next(i for i, line in enumerate(lines) if "inherited from torch" in line)]
+        for line in lines:
+            assert " at 0x" not in line, (name, line)
+            assert "ForwardRef" not in line, (name, line)
+            assert "<lambda>" not in line, (name, line)
+            assert len(line) < 600, (name, line)
 
 
 @pytest.mark.parametrize("package", [lf, lf.data, lf.models])

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from lthfunc.errors import UserError, unknown
-from lthfunc.models.alexnet import AlexNet
+from lthfunc.models.alex import AlexNet
 from lthfunc.models.catalog import ARCHS, ENTRY_POINTS, canonical
 from lthfunc.models.conv import ConvNet
 from lthfunc.models.lenet import LeNet5, LeNet300, WideLeNet5
