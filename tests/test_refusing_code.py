@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from lthfunc_cli.main import main
 from torch import Tensor, nn
 
 import lthfunc as lf
@@ -14,6 +16,8 @@ from lthfunc.compacting.network import compact_training
 from lthfunc.errors import UserError
 from lthfunc.execution.export.subject import subject_of
 from lthfunc.execution.export.table import TARGETS
+from lthfunc.experiments.config import from_mapping
+from lthfunc.experiments.plan import prepare
 from lthfunc.sparse.kernels import build as kernels
 from lthfunc.trees.model import apply_evaluating
 
@@ -135,3 +139,51 @@ def test_the_sparse_engine_refuses_what_it_would_get_wrong(forward: Any, words: 
     model = lf.from_module(Given(forward))
     with pytest.raises(UserError, match=f"--engine: sparse .*{words}"):
         lf.sparse_program(model, lf.init(model))(torch.randn(4, 1, 4, 4))
+
+
+def unknown_in_evaluation(net: Any, x: Tensor) -> Tensor:
+    h = net.fc(net.conv(x).flatten(1))
+    return h if net.training else torch.cumsum(h, 1)
+
+
+def by_gradients(net: Any, x: Tensor) -> Tensor:
+    h = net.fc(net.conv(x).flatten(1))
+    return h if torch.is_grad_enabled() else h * 2
+
+
+OWN = """
+from test_refusing_code import Given, by_gradients, unknown_in_evaluation
+
+grads, modes = (lambda forward=forward: Given(forward) for forward in (by_gradients, unknown_in_evaluation))
+"""
+
+
+@built
+@pytest.mark.parametrize(
+    ("name", "forward", "words"),
+    [
+        ("grads", by_gradients, r"cannot trace .*: its outputs are not those of the operations in it"),
+        ("modes", unknown_in_evaluation, r"has no rule for cumsum in .* \(line \d+ of .*test_refusing_code\.py: "),
+    ],
+)
+def test_what_cannot_be_evaluated_is_told_before_it_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, name: str, forward: Any, words: str
+) -> None:
+    x, y = torch.rand(40, 1, 4, 4), torch.arange(40) % 3
+    data = lf.data.from_tensors("d", (x, y), (x, y), val=8)
+    model = lf.from_module(Given(forward))
+    steps: list[int] = []
+    trainer = lf.make_trainer(model, data, optimizer=lf.sgd(0.1), batch_size=8, engine=lf.sparse_engine)
+    with pytest.raises(UserError, match=words):
+        lf.take_steps(trainer, lf.init(model), seed=0, until=3, observe=lambda step, point: steps.append(step))
+    assert not steps
+    monkeypatch.chdir(tmp_path)
+    lf.data.save_mapped("data.safetensors", data)
+    Path("mine.py").write_text(OWN)
+    settings = {"arch": f"mine.py:{name}", "dataset": "data.safetensors", "rounds": 1, "steps": 3000, "batch_size": 8}
+    assert prepare(from_mapping(settings)).config.engine in ("compile", "eager")
+    command = f"train --arch mine.py:{name} --dataset data.safetensors --steps 2 --batch-size 8 --engine sparse --out r"
+    assert main(command.split()) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("lthfunc: --engine: sparse ")
+    assert not Path("r").exists()

@@ -81,15 +81,20 @@ def why_not_sparse(work: Work, shape: tuple[int, ...], dtype: torch.dtype) -> st
         return (
             "--engine: sparse updates surviving weights alone, and this optimiser mixes all of a layer's; use compile"
         )
-    params: Params = dict(work.model.training.named_parameters())
-    buffers = dict(work.model.training.named_buffers())
-    nothing = {name: torch.zeros_like(leaf, dtype=torch.bool) for name, leaf in params.items() if leaf.ndim > 1}
     try:
         for training in (True, False):
-            program_of(
-                captured(work.model, shape, training=training), params, buffers, nothing, batch=1,
-                stored=(shape, dtype), scale=work.scale, ending=Ending(gradients=training),
-            )  # fmt: skip
+            check_mode(work, shape, dtype, training=training)
     except UserError as error:
         return str(error)
     return None
+
+
+def check_mode(work: Work, shape: tuple[int, ...], dtype: torch.dtype, *, training: bool) -> None:
+    """Raise UserError where the network cannot run on the sparse engine in one of its modes. Nothing is computed."""
+    params: Params = dict(work.model.training.named_parameters())
+    buffers = dict(work.model.training.named_buffers())
+    nothing = {name: torch.zeros_like(leaf, dtype=torch.bool) for name, leaf in params.items() if leaf.ndim > 1}
+    program_of(
+        captured(work.model, shape, training=training), params, buffers, nothing, batch=1, stored=(shape, dtype),
+        scale=work.scale, ending=Ending(gradients=training),
+    )  # fmt: skip

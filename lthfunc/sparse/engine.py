@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lthfunc.errors import invalid
 from lthfunc.sparse.capture import captured
+from lthfunc.sparse.choice import check_mode
 from lthfunc.sparse.kernels.build import load_kernels
 from lthfunc.sparse.memory import Memory, pack_moments, unpack_moments
 from lthfunc.sparse.pace import Paces
@@ -43,6 +44,7 @@ def sparse_engine(work: Work) -> Engine:
         raise invalid("--engine", "sparse", "eager or compile on several ranks")
     load_kernels()
     programs, paces = _Programs(work), Paces()
+    evaluable: set[Stored] = set()
 
     def begin(states: Sequence[TrainState], seeds: Sequence[int], feed: Feed) -> Running:
         if states[0].step.device.type != "cpu":
@@ -52,6 +54,11 @@ def sparse_engine(work: Work) -> Engine:
         for number, (state, seed) in enumerate(zip(states, seeds, strict=True)):
             slots = (x, y) if len(states) == 1 else (x[:, number], y[:, number])
             loops.append(_Loop(work, programs, paces, state, seed, slots))
+        # What cannot be evaluated is told before it is trained: the two modes are graphs of their own.
+        stored = tuple(x.shape[2 if len(states) == 1 else 3 :]), x.dtype
+        if stored not in evaluable:
+            check_mode(work, *stored, training=False)
+            evaluable.add(stored)
         return loops[0] if len(loops) == 1 else _Several(loops)
 
     measuring = _Measuring(work, paces)
