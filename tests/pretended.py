@@ -143,7 +143,7 @@ class Graph:
 class Machine(TorchDispatchMode):
     """The pretended GPUs. waits: how often the host waited, by line; copies: from and to the host, by line.
 
-    captures: the graphs, each with its mode; pools: their memory.
+    captures: the graphs, each with its mode; pools: their memory; generators: states that devices' were set to.
     """
 
     def __init__(self, kind: str) -> None:
@@ -155,6 +155,7 @@ class Machine(TorchDispatchMode):
         self.copies: Counter[str] = Counter()
         self.captures: list[tuple[Graph, str]] = []
         self.pools: list[Any] = []
+        self.generators: list[tuple[str, Tensor]] = []
         self._pinned: set[int] = set()
         self._streams: dict[int, Stream] = {}
 
@@ -416,8 +417,9 @@ def pretended_gpus(patch: pytest.MonkeyPatch, gpus: int = 2) -> Iterator[Machine
             "graph": _capture, "current_stream": lambda device=None: machine.stream(index(device)),
             "synchronize": synchronize, "graph_pool_handle": lambda: (0, next(handles)), "empty_cache": lambda: None,
             "get_device_name": lambda device=None: "a pretended GPU",
+            "mem_get_info": lambda device=None: (64 * 2**30, 80 * 2**30),
             "get_rng_state": lambda device=None: torch.zeros(0, dtype=torch.uint8),
-            "set_rng_state": lambda state, device=None: None,
+            "set_rng_state": lambda state, device=None: machine.generators.append((str(device), state)),
             "get_device_capability": lambda device=None: (9, 0),
         }  # fmt: skip
         for name, value in stands.items():

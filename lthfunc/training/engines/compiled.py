@@ -73,14 +73,14 @@ def compile_engine(work: Work, forms: Mapping[str, Forms] = FORMS) -> Engine:
     shared = _Shared(work, program, forms, Pools(), Kept(), Kept())
 
     def begin(states: Sequence[TrainState], seeds: Sequence[int], feed: Feed) -> Running:
-        x = feed.batches[0][0]
-        _check_types(work, states[0].params, states[0].buffers, x if len(states) == 1 else x[0])
+        (_, *shape), kind = feed.kinds[0]  # its memory may be that of a training before
+        _check_types(work, states[0].params, states[0].buffers, shape if len(states) == 1 else shape[1:], kind)
         return _Loop(shared, states, seeds, feed)
 
     def measure(
         params: Sequence[Params], buffers: Sequence[Buffers], split: Split, device: torch.device
     ) -> list[Quality]:
-        _check_types(work, params[0], buffers[0], split.x[:2])
+        _check_types(work, params[0], buffers[0], split.x[:2].shape, split.x.dtype)
         return _measure(shared, params, buffers, split, device)
 
     def forget() -> None:
@@ -90,13 +90,13 @@ def compile_engine(work: Work, forms: Mapping[str, Forms] = FORMS) -> Engine:
     return Engine("compile", begin, measure, forget)
 
 
-def _check_types(work: Work, params: Params, buffers: Buffers, x: Tensor) -> None:
+def _check_types(work: Work, params: Params, buffers: Buffers, shape: Sequence[int], dtype: torch.dtype) -> None:
     """Raise UserError where a module can't take inputs of another type than its parameters: a trace doesn't see it."""
-    kind = torch.float32 if work.scale is not None else x.dtype
+    kind = torch.float32 if work.scale is not None else dtype
     if any(leaf.dtype == kind for leaf in params.values()) or not kind.is_floating_point:
         return
     device = next(iter(params.values())).device
-    apply_evaluating(work.model, params, buffers, torch.zeros(x.shape, dtype=kind, device=device))
+    apply_evaluating(work.model, params, buffers, torch.zeros(*shape, dtype=kind, device=device))
 
 
 class _Loop:
