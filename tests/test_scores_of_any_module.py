@@ -199,7 +199,7 @@ class Dead(Net):
             with torch.inference_mode():
                 return super().forward(x)
         if self.how == "in place":
-            return torch.exp(out).clamp_(max=1) * torch.sigmoid(out).mul_(2).log_() + out.sigmoid_()
+            return torch.exp(out).add_(1)  # exp's gradient is its result
         return out.argmax(1) if self.how == "classes" else out.round().long()
 
 
@@ -208,6 +208,7 @@ WORDS = {
     "detach": "depend on no parameter",
     "inputs alone": "depend on no parameter",
     "inference": r"torch\.inference_mode\(\)",
+    "in place": "something is changed in place that its gradient needs",
     "classes": "Dead (has no gradient|cannot be trained|depends)|depend on no parameter|no real numbers",
     "whole numbers": "Dead (has no gradient|cannot be trained)|depend on no parameter|no real numbers",
 }

@@ -67,8 +67,11 @@ def _check_sizes(archive: np.lib.npyio.NpzFile) -> None:
 
     The archive's directory and each array's header tell their sizes; a few bytes may unpack to terabytes.
     """
-    total, most = 0, memory_bytes()
-    for member in archive.zip.infolist():  # type: ignore[union-attr]
+    members, most = archive.zip.infolist(), memory_bytes()  # type: ignore[union-attr]
+    total = sum(member.file_size for member in members)
+    if most is not None and total > most:
+        raise ValueError(f"its arrays take {total / 1e9:,.1f} GB, and this machine's memory has {most / 1e9:,.1f} GB")
+    for member in members:
         if not member.filename.endswith(".npy"):
             continue
         with archive.zip.open(member) as file:  # type: ignore[union-attr]
@@ -79,9 +82,6 @@ def _check_sizes(archive: np.lib.npyio.NpzFile) -> None:
             told, there = math.prod(shape) * dtype.itemsize, member.file_size - file.tell()
         if told > there and not dtype.hasobject:
             raise ValueError(f"{member.filename} tells of {told:,} bytes and holds {there:,}")
-        total += max(told, there)
-    if most is not None and total > most:
-        raise ValueError(f"its arrays take {total / 1e9:,.1f} GB, and this machine's memory has {most / 1e9:,.1f} GB")
 
 
 def _assembled(name: str, arrays: Mapping[str, Any], val: float, test: float, classes: int | None) -> Dataset:

@@ -10,16 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from lthfunc.trees.failing import meant
-from lthfunc.trees.keeping import as_before, own_parts
+from lthfunc.trees.keeping import Watched, as_before, own_parts, watched
 from lthfunc.trees.names import first_names
 
 
 class _Facts(NamedTuple):
-    """places: what `_places` found. parts: those within that may keep something. itself: whether the whole may."""
+    """places: what `_places` found. kept: where it and those within may keep something."""
 
     places: dict[str, str] | None
-    parts: list[nn.Module]
-    itself: bool
+    kept: list[Watched]
 
 
 #: Of modules in use.
@@ -38,13 +37,11 @@ def functional_call(
     Raises UserError, in plain words, for much of what PyTorch refuses in words of its own.
     """
     if module not in _known:
-        parts = own_parts(module)
-        mine = [part for part in parts if part is not module]
-        _known[module] = _Facts(_places(module), mine, len(mine) < len(parts))
-    facts = _known[module]
-    if (not facts.parts and not facts.itself) or torch.compiler.is_compiling():
+        _known[module] = _Facts(_places(module), watched(own_parts(module)))
+    kept = _known[module].kept
+    if not kept or torch.compiler.is_compiling():
         return keeping_call(module, leaves, args)
-    with as_before([module, *facts.parts] if facts.itself else facts.parts):
+    with as_before(kept):
         return keeping_call(module, leaves, args)
 
 

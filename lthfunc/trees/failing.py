@@ -52,6 +52,10 @@ _MEANINGS = tuple(
             "", "does not require grad and does not have a grad_fn",
             "a gradient is taken in forward, and in evaluation there are none; torch.func.grad gives it there too",
         ),
+        (
+            "", "modified by an inplace operation",
+            "something is changed in place that its gradient needs; write it without the _ or inplace=True",
+        ),
     )
 )  # fmt: skip
 #: How PyTorch says that types are unlike.
@@ -71,16 +75,22 @@ def meant(error: Exception, module: nn.Module, leaves: Iterable[Any], args: Sequ
     types = unlike(leaves, args) if _UNLIKE.search(text) else None
     if types is not None:
         return UnlikeError(f"{head}: {types}; give them one type (module.float(), say, or inputs.double())")
-    files = {frame.filename.replace("\\", "/") for frame in traceback.extract_tb(error.__traceback__)}
-    for file, words, meaning in _MEANINGS:
-        if words.search(text) and (not file or any(each.endswith(file) for each in files)):
-            return UserError(f"{head}: {meaning}")
-    return None
+    known = _meaning(error)
+    return None if known is None else UserError(f"{head}: {known}")
 
 
 def failure(error: Exception, *modules: nn.Module) -> str:
     """Where and why a call failed: " in fc1, Linear(…) (line 3 of net.py: …): what it says"."""
-    return f"{layer_of(error, *modules)}{place_of(error)}: {first_line(error)}"
+    return f"{layer_of(error, *modules)}{place_of(error)}: {_meaning(error) or first_line(error)}"
+
+
+def _meaning(error: Exception) -> str | None:
+    """What an error means to whoever wrote the module, where that is known here."""
+    files = {frame.filename.replace("\\", "/") for frame in traceback.extract_tb(error.__traceback__)}
+    for file, words, meaning in _MEANINGS:
+        if words.search(str(error)) and (not file or any(each.endswith(file) for each in files)):
+            return meaning
+    return None
 
 
 def no_gradient(what: str) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lthfunc.errors import UserError
 from lthfunc.trees.calling import keeping_call
 from lthfunc.trees.failing import UnlikeError, failure
-from lthfunc.trees.keeping import TORCHS, as_before, own_parts
+from lthfunc.trees.keeping import TORCHS, as_before, own_parts, watched
 from lthfunc.trees.model import Model
 from lthfunc.trees.ops import clone, in_dtype_of, same_bits
 from lthfunc.trees.outside import all_seeded, drawn_from
@@ -95,7 +95,7 @@ def _called_with(params: Params, buffers: Buffers, name: str, module: nn.Module,
             return outputs, mine[2], drawn_from(seed), not torch.equal(before, torch.get_rng_state())
 
     other = x.flip(0) * 0.5 if x.is_floating_point() else x.flip(0)
-    with as_before(own_parts(module)):
+    with as_before(watched(own_parts(module))):
         outputs, after, outside, drawn = call(_SEED, x)
         changed = _difference(shape, _shape(module))
         if changed:

@@ -29,58 +29,51 @@ def _is_torchs(part: nn.Module) -> bool:
     return not hooks and type(part).__module__.startswith("torch.")
 
 
+class Watched(NamedTuple):
+    """attributes: a module's own dictionary of them. containers: those among their values, at any depth."""
+
+    attributes: dict[str, Any]
+    containers: list[Any]
+
+
+def watched(parts: Iterable[nn.Module]) -> list[Watched]:
+    """What of these modules may change in a call. It holds as long as nothing but calls changes their attributes."""
+    found = []
+    for part in parts:
+        containers: list[Any] = []
+        _look_into((value for name, value in vars(part).items() if name not in TORCHS), containers)
+        found.append(Watched(vars(part), containers))
+    return found
+
+
 @contextmanager
-def as_before(parts: Iterable[nn.Module]) -> Iterator[None]:
+def as_before(modules: Iterable[Watched]) -> Iterator[None]:
     """After the block, their plain attributes are what they were.
 
     So nothing lasts from call to call, no matter what a call is part of: what it computes is often no tensor that
     others could use, but a stand-in for one under differentiation, or in a trace.
     """
-    saved = [_Saved.of(part) for part in parts]
+    saved = [(held, held.copy()) for each in modules for held in (each.attributes, *each.containers)]
     try:
         yield
     finally:
-        for each in saved:
-            each.put_back()
+        for now, before in saved:
+            _put_back(now, before)
 
 
-class _Saved(NamedTuple):
-    """The attributes of a module, and what the containers among them held."""
-
-    now: dict[str, Any]
-    before: dict[str, Any]
-    containers: list[tuple[Any, Any]]
-
-    @classmethod
-    def of(cls, part: nn.Module) -> _Saved:
-        now = vars(part)
-        containers: list[tuple[Any, Any]] = []
-        _look_into((value for name, value in now.items() if name not in TORCHS), containers)
-        return cls(now, dict(now), containers)
-
-    def put_back(self) -> None:
-        if not _same(self.now.values(), self.before.values(), len(self.now), len(self.before)):
-            self.now.clear()
-            self.now.update(self.before)
-        for container, held in self.containers:
-            if isinstance(container, dict):
-                if not _same(container.values(), held.values(), len(container), len(held)) or [*container] != [*held]:
-                    container.clear()
-                    container.update(held)
-            elif not _same(container, held, len(container), len(held)):
-                container.clear()
-                (container.update if isinstance(container, set) else container.extend)(held)
+def _put_back(now: Any, before: Any) -> None:
+    """Give a container what it held; one that holds the very same is left alone."""
+    same = len(now) == len(before) and all(map(operator.is_, now, before))
+    if same and (not isinstance(now, dict) or all(map(operator.is_, now.values(), before.values()))):
+        return
+    now.clear()
+    (now.update if isinstance(now, (dict, set)) else now.extend)(before)
 
 
-def _same(ours: Iterable[Any], theirs: Iterable[Any], count: int, other: int) -> bool:
-    """Whether the very same objects are in both."""
-    return count == other and all(map(operator.is_, ours, theirs))
-
-
-def _look_into(values: Iterable[Any], found: list[tuple[Any, Any]]) -> None:
+def _look_into(values: Iterable[Any], found: list[Any]) -> None:
     for value in values:
-        if type(value) in _CONTAINERS and not any(value is known for known, _ in found):
-            found.append((value, copy.copy(value)))
+        if type(value) in _CONTAINERS and not any(value is known for known in found):
+            found.append(value)
             if len(value) <= _MANY:
                 _look_into(value.values() if isinstance(value, dict) else value, found)
 
@@ -89,10 +82,10 @@ def copied(module: nn.Module) -> nn.Module:
     """A copy of a user's module, whatever it keeps of a call: tensors with a history are copied without it."""
     known: dict[int, Any] = {}
     for part in own_parts(module):
-        kept: list[tuple[Any, Any]] = []
+        kept: list[Any] = []
         mine = [value for name, value in vars(part).items() if name not in TORCHS]
         _look_into(mine, kept)
-        inside = (each for held, _ in kept for each in (held.values() if isinstance(held, dict) else held))
+        inside = (each for held in kept for each in (held.values() if isinstance(held, dict) else held))
         for value in (*mine, *inside):
             if isinstance(value, Tensor) and not value.is_leaf:
                 known[id(value)] = torch._C._functorch.unwrap_if_dead(value).detach().clone()
