@@ -311,6 +311,10 @@ def test_patterns_that_fit_nothing_name_the_parameters() -> None:
         (lambda: nn.Sequential(torch.nn.utils.spectral_norm(nn.Linear(2, 2))), "use .*parametrizations.spectral_norm"),
         (lambda: torch_prune.l1_unstructured(nn.Linear(4, 4), "weight", 0.5), r"lthfunc.from_pruned\(module\)"),
         (lambda: nn.Sequential(nn.Tanh(), nn.BatchNorm1d(3)), "has no linear, convolution"),
+        (
+            lambda: torch.jit.trace(nn.Linear(3, 2), torch.zeros(1, 3)),
+            "is a ScriptModule .*; give the module it",
+        ),
     ],
 )
 def test_what_cannot_work_is_refused_with_a_way_out(module: Any, words: str) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import prune
 from torch.utils.checkpoint import checkpoint
 
 import lthfunc as lf
@@ -236,6 +237,10 @@ def test_what_torch_func_cannot_do_is_told_in_plain_words(act: Any) -> None:
 def test_hooks_on_gradients_that_would_not_run_are_refused(module: Callable[[], nn.Module], words: str) -> None:
     with pytest.raises(UserError, match=words):
         lf.from_module(module())
+    pruned = module()
+    prune.l1_unstructured(pruned.a, "weight", 0.5)
+    with pytest.raises(UserError, match=words):
+        lf.from_pruned(pruned)
 
 
 def hooked_weight(how: str) -> nn.Module:

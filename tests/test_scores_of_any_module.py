@@ -228,6 +228,14 @@ def test_modules_without_a_gradient_are_told_in_one_line(how: str) -> None:
         assert "functorch" not in str(caught.value)
 
 
+def test_inputs_of_another_shape_are_told_by_every_score() -> None:
+    model = lf.from_module(nn.Linear(7, 3))
+    state = lf.init(model)
+    for name in SCORES:
+        with pytest.raises(UserError, match=r"^Linear .*: mat1 and mat2 shapes cannot be multiplied"):
+            SCORES[name](model, state, BATCHES)(state.params, state.masks)
+
+
 def test_a_network_of_which_all_is_pruned_is_none_of_those() -> None:
     model = lf.from_module(Net())
     state = lf.init(model)

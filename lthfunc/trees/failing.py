@@ -84,6 +84,11 @@ def failure(error: Exception, *modules: nn.Module) -> str:
     return f"{layer_of(error, *modules)}{place_of(error)}: {_meaning(error) or first_line(error)}"
 
 
+def cannot_take(name: str, x: Tensor, error: Exception, module: nn.Module) -> UserError:
+    """That a network of this name fails on such inputs, and where and why."""
+    return UserError(f"{name} cannot take inputs of shape {tuple(x.shape[1:])}{failure(error, module)}")
+
+
 def _meaning(error: Exception) -> str | None:
     """What an error means to whoever wrote the module, where that is known here."""
     files = {frame.filename.replace("\\", "/") for frame in traceback.extract_tb(error.__traceback__)}

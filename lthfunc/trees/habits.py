@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lthfunc.errors import UserError
 from lthfunc.trees.calling import keeping_call
-from lthfunc.trees.failing import UnlikeError, failure
+from lthfunc.trees.failing import UnlikeError, cannot_take
 from lthfunc.trees.keeping import TORCHS, as_before, own_parts, watched
 from lthfunc.trees.model import Model
 from lthfunc.trees.ops import clone, in_dtype_of, same_bits
@@ -76,8 +76,7 @@ def _called(model: Model, module: nn.Module, x: Tensor) -> Habits:
     except UserError:
         raise
     except Exception as error:
-        shape = tuple(x.shape[1:])
-        raise UserError(f"{model.name} cannot take inputs of shape {shape}{failure(error, module)}") from error
+        raise cannot_take(model.name, x, error, module) from error
 
 
 def _called_with(params: Params, buffers: Buffers, name: str, module: nn.Module, x: Tensor) -> Habits:

@@ -17,6 +17,7 @@ from lthfunc.trees.keeping import copied
 from lthfunc.trees.model import Model, from_module
 from lthfunc.trees.names import first_names
 from lthfunc.trees.ops import apply_masks
+from lthfunc.trees.prunable import check_gradient_hooks
 from lthfunc.trees.types import Buffers, Params, Ticket
 
 
@@ -70,6 +71,7 @@ def from_pruned(module: nn.Module, *, zeros: bool = False, **given: Any) -> tupl
 
     Raises UserError where nothing in the module is pruned so.
     """
+    check_gradient_hooks(module)
     plain = copied(module)
     masks: dict[str, Tensor] = {}
     for name, part in plain.named_modules():

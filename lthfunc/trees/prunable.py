@@ -137,24 +137,12 @@ def check_pure(module: nn.Module) -> None:
     for name, leaf in (*module.named_parameters(), *module.named_buffers()):
         if nn.parameter.is_lazy(leaf):
             raise UserError(f"{name} has no shape yet: call the module once on an example before (a lazy module)")
-        hook = "register_hook" if leaf._backward_hooks else "register_post_accumulate_grad_hook"
-        if leaf._backward_hooks or leaf._post_accumulate_grad_hooks:
-            raise UserError(
-                f"{name} has a gradient hook ({hook}), which would never run, since other tensors take its place; "
-                "remove it, and change gradients in an optimizer of your own: lf.Optimizer(init, update)"
-            )
     check_storable(module)
+    check_gradient_hooks(module)
     for name, part in module.named_modules():
         where = name or type(part).__name__
-        # Hooks of the older kind (register_backward_hook) lie on what a layer gives, and run.
-        full = part._backward_hooks if part._is_full_backward_hook else ()
-        for own, hooks in (("", full), ("pre_", part._backward_pre_hooks)):
-            if hooks:
-                raise UserError(
-                    f"{where} has a backward hook (register_full_backward_{own}hook), which gradients taken by "
-                    "torch.func cannot run; remove it, and change gradients in an optimizer of your own: "
-                    "lf.Optimizer(init, update)"
-                )
+        if isinstance(part, torch.jit.ScriptModule):
+            raise UserError(f"{where} is a ScriptModule (torch.jit), which is fixed; give the module it was made of")
         for hook in part._forward_pre_hooks.values():
             if isinstance(hook, BasePruningMethod):
                 raise UserError(f"{where} is pruned by torch.nn.utils.prune: lthfunc.from_pruned(module) takes it over")
@@ -162,6 +150,29 @@ def check_pure(module: nn.Module) -> None:
                 other = "weight_norm" if type(hook).__name__ == "WeightNorm" else "spectral_norm"
                 raise UserError(
                     f"{where} recomputes its weight in a hook: use torch.nn.utils.parametrizations.{other} instead"
+                )
+
+
+_INSTEAD = "remove it, and change gradients in an optimizer of your own: lf.Optimizer(init, update)"
+
+
+def check_gradient_hooks(module: nn.Module) -> None:
+    """Raise UserError for a hook on a gradient that would not run. A copy of a module has none of its parameters'."""
+    for name, leaf in module.named_parameters():
+        hook = "register_hook" if leaf._backward_hooks else "register_post_accumulate_grad_hook"
+        if leaf._backward_hooks or leaf._post_accumulate_grad_hooks:
+            raise UserError(
+                f"{name} has a gradient hook ({hook}), which would never run, since other tensors take its place; "
+                + _INSTEAD
+            )
+    for name, part in module.named_modules():
+        # Hooks of the older kind (register_backward_hook) lie on what a layer gives, and run.
+        full = part._backward_hooks if part._is_full_backward_hook else ()
+        for own, hooks in (("", full), ("pre_", part._backward_pre_hooks)):
+            if hooks:
+                raise UserError(
+                    f"{name or type(part).__name__} has a backward hook (register_full_backward_{own}hook), which "
+                    f"gradients taken by torch.func cannot run; {_INSTEAD}"
                 )
 
 

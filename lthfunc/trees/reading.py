@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from lthfunc.errors import UserError
 from lthfunc.trees.calling import functional_call
+from lthfunc.trees.failing import cannot_take
 from lthfunc.trees.model import Model
 from lthfunc.trees.ops import clone
 from lthfunc.trees.prunable import is_transposed
@@ -23,11 +25,18 @@ def linear_inputs(model: Model, params: Params, buffers: Buffers, x: Tensor) -> 
 
     One entry for each time: a layer may be called more than once, and layers may share a weight. A weight that an
     embedding shares is left out, since it is read in another way there. No argument is changed.
+
+    Raises UserError where the network cannot take the inputs.
     """
     params, buffers, x = clone((params, buffers, x))  # whatever the module does to them
     reading = _Reading({id(params[name]): name for name in _multiplied(model)})
-    with torch.no_grad(), reading:
-        functional_call(model.evaluating, {**params, **buffers}, (x,))
+    try:
+        with torch.no_grad(), reading:
+            functional_call(model.evaluating, {**params, **buffers}, (x,))
+    except UserError:
+        raise
+    except Exception as error:
+        raise cannot_take(model.name, x, error, model.evaluating) from error
     return reading.found
 
 
