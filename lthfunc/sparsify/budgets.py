@@ -107,11 +107,9 @@ def deal(
     exact = {name: _clipped(weights[name] * high, least[name], most[name]) for name in weights}
     shares = {name: int(share + 1e-9) for name, share in exact.items()}
     order = sorted(weights, key=lambda name: shares[name] - exact[name])
-    while (missing := budget - sum(shares.values())) != 0:
-        step = 1 if missing > 0 else -1
-        free = [name for name in order if least[name] <= shares[name] + step <= most[name]]
-        for name in (free if step > 0 else free[::-1])[: abs(missing)]:
-            shares[name] += step
+    while missing := budget - sum(shares.values()):  # rounded down, they are never too many
+        for name in [name for name in order if shares[name] < most[name]][:missing]:
+            shares[name] += 1
     return shares
 
 
