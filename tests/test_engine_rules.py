@@ -9,8 +9,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 
-from lthfunc.training.engines import columns, products
+from lthfunc.training.engines import columns, products, tracing
+from lthfunc.training.engines.aliases import changed_by, is_seen_elsewhere, memory_of
 from lthfunc.training.engines.columns import columns_of, convolution_backward
 from lthfunc.training.engines.layout import laid_out
 from lthfunc.training.engines.pooling import max_pool, max_pool_backward
@@ -152,3 +154,80 @@ def test_a_product_has_its_shape_before_it_is_computed() -> None:
     a, b = torch.empty(3, 4, device="meta"), torch.empty(4, 7, device="meta")
     assert products._product_shape(a, b, None).shape == (3, 7)
     assert products._product_shape(a.double(), b, None).dtype == torch.float64
+
+
+# ---- what changes in place ----
+
+
+def _graph(function: Any, *example: Tensor) -> Any:
+    return make_fx(function, tracing_mode="fake")(*example).graph
+
+
+def _node(graph: Any, name: str, number: int = 0) -> Any:
+    return [node for node in graph.nodes if name in str(node.target)][number]
+
+
+def test_who_shares_memory_and_who_changes_it() -> None:
+    def function(x: Tensor, y: Tensor) -> Tensor:
+        row = x.view(-1)
+        row.add_(y)
+        torch._foreach_mul_([x, y], 2.0)
+        return torch.where(x.bool() & x.bool(), x.sum(), y.sum())
+
+    graph = _graph(function, torch.randn(2, 3), torch.randn(6))
+    x, y = (node for node in graph.nodes if node.op == "placeholder")
+    row = _node(graph, "view")
+    assert memory_of(x) == memory_of(row) != memory_of(y)
+    assert 0 not in (memory_of(x), memory_of(y))
+    assert memory_of(_node(graph, "output")) == 0
+    assert changed_by(_node(graph, "add_")) == [row]
+    assert changed_by(_node(graph, "_foreach_mul_")) == [x, y]
+    for name in ("view", "__and__" if "__and__" in str(graph) else "bitwise_and", "sum", "output"):
+        assert changed_by(_node(graph, name)) == []
+    assert changed_by(x) == []
+
+
+def test_a_change_is_seen_where_the_same_memory_is_read_later() -> None:
+    def seen(function: Any) -> bool:
+        graph = _graph(function, torch.randn(2, 3), torch.randn(2, 3))
+        at = {node: number for number, node in enumerate(graph.nodes)}
+        change = _node(graph, "add_")
+        (changed,) = changed_by(change)
+        return is_seen_elsewhere(change, changed, at)
+
+    def read_later(x: Tensor, y: Tensor) -> Tensor:
+        row = x.clone()
+        view = row.view(-1)
+        row.add_(y)
+        return view * 2
+
+    def read_before(x: Tensor, y: Tensor) -> Tensor:
+        row = x.clone()
+        sum_ = row.view(-1).sum()
+        row.add_(y)
+        return sum_ * 2
+
+    def made_later(x: Tensor, y: Tensor) -> Tensor:
+        row = x.clone()
+        row.add_(y)
+        return row.view(-1) * 2
+
+    def of_others(x: Tensor, y: Tensor) -> Tensor:
+        row, other = x.clone(), y.view(-1)
+        row.add_(y)
+        return other * 2
+
+    assert [seen(each) for each in (read_later, read_before, made_later, of_others)] == [True, False, False, False]
+
+
+def test_views_become_copies_but_for_what_is_changed() -> None:
+    def function(x: Tensor, y: Tensor) -> Tensor:
+        x.view(-1).add_(1)
+        return y.view(-1)
+
+    graph = _graph(function, torch.randn(2, 3), torch.randn(2, 3))
+    tracing._free_views(graph)
+    called = [str(node.target) for node in graph.nodes]
+    assert [name for name in called if "view" in name or "reshape" in name] == [
+        "aten.view.default", "aten.reshape.default",
+    ]  # fmt: skip

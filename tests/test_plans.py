@@ -70,6 +70,10 @@ def test_prunings_that_cannot_be_are_found_before_training() -> None:
     check_pruning(plan._replace(allocate=lf.uniform(floor=5), densities=(0.9, 0.5, 0.25)))
     with pytest.raises(UserError, match=r"^floor: "):
         check_pruning(plan._replace(allocate=lf.uniform(floor=5), densities=(0.9, 0.5, 0.2)))
+    of_five = plan._replace(select=lf.n_of_m(2, 5, ["1*"]))  # two fifths, but for the first layer
+    check_pruning(of_five._replace(densities=(0.4, 0.3, 0.2)))
+    with pytest.raises(UserError, match="structure: 2:5 holds at most"):
+        check_pruning(of_five._replace(densities=(0.9, 0.3, 0.2)))
     with pytest.raises(UserError, match="structure: 2:5 holds at most"):  # the first already leaves too many
         check_pruning(plan._replace(rate=0.2, rounds=9, select=lf.n_of_m(2, 5, ["1*"])))
 
