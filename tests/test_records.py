@@ -138,7 +138,14 @@ def test_networks_that_vmap_cannot_take_are_measured_in_turn() -> None:
     found = _at_each(step, {"w": torch.tensor([1.0, 2.0, 3.0])}, {"b": torch.tensor([10.0, 20.0, 30.0])})
     assert found["loss"].tolist() == [15.0, 24.0, 36.0]
     assert found["accuracy"].tolist() == [10.0, 20.0, 30.0]
-    drawn = _at_each(lambda p, b: {"loss": torch.rand(())}, {"w": torch.zeros(4)}, {})
+    calls: list[Any] = []
+
+    def draws(params: Any, buffers: Any) -> Any:
+        calls.append(params)
+        return {"loss": torch.rand(())}
+
+    drawn = _at_each(draws, {"w": torch.zeros(4)}, {})
+    assert len(calls) == 1  # what draws takes one pass too
     assert len(set(drawn["loss"].tolist())) == 4
 
 
