@@ -100,7 +100,12 @@ def ends_as(found: Any, state: TrainState, before: int = 0, trainer: Any = None,
     assert found.test.accuracy == pytest.approx(lf.accuracy_on(MODEL, chosen, data()))
 
 
-INITIAL = [name for name in METHODS if name.partition("-")[0] in ("snip", "grasp", "synflow", "random", "magnitude")]
+ABLATED = [
+    f"{base}{ablation}"
+    for base in ("snip", "grasp", "synflow")
+    for ablation in ("", "-shuffled", "-reinit", "-inverted")
+]
+INITIAL = [*ABLATED, "magnitude-init", "random-uniform", "random-erk", "random-balanced"]
 
 
 @pytest.mark.parametrize("name", INITIAL)
@@ -198,6 +203,8 @@ def test_which_methods_mean_something(setting: Setting) -> None:
     with pytest.raises(UserError, match=r"^--density: methods are compared at one; give it"):
         check_methods(settings(), ("imp",))
     every = tuple(METHODS)
+    assert every == tuple(TABLE)
+    assert {*INITIAL, "imp-tuned", "edge-popup"} < set(every)
     assert why_not_tuned(setting) is None
     assert methods_for(setting, ()) == (every, None)
     assert methods_for(setting, ("imp-tuned",)) == (("imp-tuned",), None)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from small import NET, data, settings, state_of
@@ -19,6 +21,7 @@ from lthfunc.experiments.functions import (
     Scored,
 )
 from lthfunc.experiments.iterative import Plan, rounds
+from lthfunc.experiments.plan import prepare
 from lthfunc.experiments.starting import CONTROLS, REWINDINGS, Situation
 from lthfunc.experiments.trials import check_orientation, check_pruning, check_score, check_start
 from lthfunc.trees.shards import Exchange
@@ -261,3 +264,69 @@ def test_devices_are_there_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert current == ["cuda:1"]
     with pytest.raises(UserError, match=r"^--device: 'cuda:2' .*one of auto, cpu, cuda, cuda:0, cuda:1 on"):
         planning.choose_device("cuda:2")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"dataset": "PLAIN", "augment": True}, r"--augment: works on images, not on inputs of shape \(6,\)"),
+        ({"rewind": "step:4"}, "--rewind: 'step:4' .*a point before the end of training .step 4."),
+        ({"layer_rate": {"no*": 0.1}, "allocate": "layerwise"}, "layer rate: 'no.' .*a pattern that fits one of"),
+        ({"floor": 10**9}, "floor: 3 layers keep at least"),
+        ({"structure": "3:7", "rate": 0.9, "rounds": 1}, "structure: 3:7 doesn't divide the 64 inputs"),
+        ({"optimizer": "muon", "compact": True}, "--compact: cannot be with --optimizer muon"),
+        ({"schedule": "cosine", "rewind": "last-lr"}, "--rewind: last-lr goes on at the last rate"),
+        ({"precision": "tf32"}, "--precision: 'tf32'"),
+        ({"threads": 5000}, "--threads: 5000"),
+        ({"device": "cuda:9"}, "--device: 'cuda:9'"),
+        ({"batch_size": 10**6}, "--batch-size: 1000000"),
+        ({"rewind": "MINE:nothing"}, "--rewind: .*returned another network"),
+        ({"score": "MINE:nothing"}, "--score|score"),
+    ],
+)
+def test_what_cannot_be_is_found_before_any_training(change: dict[str, Any], words: str, tmp_path: Path) -> None:
+    mine, plain = tmp_path / "mine_for_plans.py", tmp_path / "plain.npz"
+    mine.write_text("def nothing(*given): return given[0]._replace(params={}) if len(given[0]) == 5 else None\n")
+    x, y = data().train
+    np.savez(plain, x=x.repeat(3, 1).numpy(), y=y.repeat(3).numpy())
+    given = {
+        name: value.replace("PLAIN", f"npz:{plain}").replace("MINE", str(mine)) if isinstance(value, str) else value
+        for name, value in change.items()
+    }
+    base = {"steps": 4, "batch_size": 20, "engine": "eager", "threads": 1, "rounds": 2}
+    prepare(settings(**base))
+    with pytest.raises(UserError, match=f"^{words}"):
+        prepare(settings(**{**base, **given}))
+
+
+def test_a_plan_is_what_was_asked_for() -> None:
+    config, plan, note = prepare(
+        settings(
+            steps=30, batch_size=20, engine="eager", threads=2, rounds=3, rate=0.25, eval_every=7, rewind="epoch:0",
+            control=("reinit", "shuffled-mask"), score="random", allocate="uniform", structure="per-output",
+            metric="top-2", on_nonfinite="skip", momentum=0.5,
+        )
+    )  # fmt: skip
+    assert (config.device, config.engine, config.threads, config.loss, config.metric, note) == (
+        "cpu", "eager", 2, "cross-entropy", "top-2", None,
+    )  # fmt: skip
+    assert (plan.steps, plan.eval_every, plan.rounds, plan.rate, plan.densities) == (30, 7, 3, 0.25, None)
+    assert (plan.anchor_step, list(plan.controls)) == (0, ["reinit", "shuffled-mask"])
+    assert plan.controls["reinit"] is CONTROLS["reinit"]
+    assert plan.rewind is REWINDINGS["epoch"]
+    trainer = plan.trainer
+    assert (trainer.batch_size, trainer.on_nonfinite, trainer.precision) == (20, "skip", "fp32")
+    assert (trainer.engine.name, trainer.loss) == ("eager", lf.cross_entropy)
+    dense = lf.init(plan.model)
+    now = Situation(plan.model, 5, 1, dense)
+    found = plan.pruning(1, plan.score(dense, now))(dense).masks
+    expected = lf.prune(
+        fraction=0.25, score=lf.random_scores(5, "score"), allocate=lf.uniform(), select=lf.per_output()
+    )(dense)
+    assert lf.same_bits(found, expected.masks)
+    by_epochs = prepare(settings(epochs=2, batch_size=200, rewind="epoch:1", densities="0.5,0.1", threads=1))
+    assert (by_epochs.plan.steps, by_epochs.plan.anchor_step, by_epochs.plan.densities) == (12, 6, (0.5, 0.1))
+    assert by_epochs.plan.eval_every == planning._eval_every(12, 200, 180)
+    energy = prepare(settings(steps=4, energy=True, engine="eager"))
+    assert energy.config.jobs == 1
+    assert energy.config.threads == 1

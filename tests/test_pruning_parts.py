@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from small import NET, data, state_of
-from torch import Tensor
+from torch import Tensor, nn
 
 import lthfunc as lf
 from lthfunc.errors import UserError
@@ -336,3 +336,45 @@ def test_distances_by_hand() -> None:
     assert collapsed(left) == ()
     assert collapsed(right) == ("b",)
     assert lf.dead_units({"a": truth("x.", "..", ".."), "b": truth("xx")}) == {"a": 2, "b": 0}
+
+
+# ---- units without weights, and without readers ----
+
+
+def test_what_only_a_dead_unit_needs_goes_with_it() -> None:
+    net = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 5), nn.ReLU(), nn.Linear(5, 3)
+    )
+    model = lf.from_module(net)
+    found = lf.dependencies(model, (1, 4, 4))
+    assert found.beside == {"0.weight": "0.bias", "4.weight": "4.bias", "6.weight": "6.bias"}
+    assert found.groups == {"0.weight": 1}
+    feeds = {pair: marks for pair, marks in found.feeds.items() if marks.any()}
+    assert set(feeds) == {
+        ("", "0.weight"), ("0.weight", "1.weight"), ("0.weight", "4.weight"), ("4.weight", "6.weight"),
+    }  # fmt: skip
+    assert torch.equal(feeds["0.weight", "4.weight"], torch.eye(4).bool().repeat_interleave(4, 1))
+    assert [found.shown[name].any().item() for name in ("0.weight", "4.weight", "6.weight")] == [False, False, True]
+    state = lf.init(model)
+    state = state._replace(
+        params={name: torch.ones_like(leaf) for name, leaf in state.params.items()}, opt=("moments",),
+        masks={name: mask.clone() for name, mask in state.masks.items()},
+    )  # fmt: skip
+    state.masks["0.weight"][2] = False  # dead
+    state.masks["6.weight"][:, 3] = False  # unread
+    state.masks["6.weight"][1] = False  # dead, but shown
+    tidy = lf.without_dead_units(state, found)
+    assert tidy.opt == ()
+    assert lf.dead_units(tidy.masks) == {"0.weight": 1, "4.weight": 1, "6.weight": 1}
+    assert not tidy.masks["4.weight"][:, 8:12].any()
+    assert not tidy.masks["4.weight"][3].any()
+    assert int(tidy.masks["4.weight"].sum()) == 12 * 4
+    assert (
+        tidy.params["0.bias"].tolist()
+        == tidy.params["1.weight"].tolist()
+        == tidy.params["1.bias"].tolist()
+        == [1, 1, 0, 1]
+    )
+    assert tidy.params["4.bias"].tolist() == [1, 1, 1, 0, 1]
+    assert tidy.params["6.bias"].tolist() == [1, 1, 1]
+    assert lf.same_bits(lf.without_dead_units(tidy, found), tidy)

@@ -155,7 +155,7 @@ def prepare(config: Config, observe: Observe | None = None, exchange: Exchange =
     if config.rounds and is_own(config.rewind):
         check_start(plan)
     of_model = drawn_line(model) if config.weights is not None else left_line(model)
-    return Prepared(config, plan, "; ".join(filter(None, [note, of_model])))
+    return Prepared(config, plan, "; ".join(filter(None, [note, of_model])) or None)
 
 
 def _check_ranks(config: Config, exchange: Exchange) -> None:
