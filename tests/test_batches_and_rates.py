@@ -208,6 +208,19 @@ def test_numbers_of_optimisers_have_their_ranges() -> None:
     ):  # fmt: skip
         with pytest.raises(UserError, match=words):
             check_ranges(**bad)
+    for make, given in (
+        (lf.sgd, {"momentum": 1.0}), (lf.sgd, {"weight_decay": -1.0}), (lf.adam, {"betas": (1.0, 0.9)}),
+        (lf.adam, {"betas": (0.9, 1.0)}), (lf.adam, {"weight_decay": -1.0}), (lf.adamw, {"weight_decay": -1.0}),
+        (lf.lion, {"betas": (1.0, 0.9)}), (lf.lion, {"betas": (0.9, -0.1)}), (lf.lion, {"weight_decay": -1.0}),
+        (lf.muon, {"momentum": 1.0}), (lf.muon, {"weight_decay": -1.0}),
+    ):  # fmt: skip
+        name = next(iter(given))
+        with pytest.raises(UserError, match=f"{name.rstrip('s')}.* is not accepted; it takes a number"):
+            make(0.1, **given)
+    complex_: dict[str, torch.Tensor] = {"w": torch.ones(2, dtype=torch.complex64)}
+    for name, optimizer in (("lion", lf.lion(0.1)), ("muon", lf.muon(0.1))):
+        with pytest.raises(UserError, match=f"--optimizer: {name} takes real parameters, and w is torch.complex64"):
+            optimizer.init(complex_)
     table = lf.constant(0.5)
     assert table_like(table, {"a": torch.ones(1, dtype=torch.complex64), "b": torch.ones(1)}).dtype == torch.float32
     assert table_like(table, {"a": torch.ones(1, dtype=torch.complex128)}).dtype == torch.float64

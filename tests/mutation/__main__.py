@@ -28,18 +28,18 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from covering import Covering, Recorder, keep, kept, table_of
+from choosing import tests_for
+from covering import Covering, Recorder, keep, kept
 from forking import BROKEN, Child, Overlay, prepare
 from mutants import Mutant, mutants_of
 from results import results_in, summarise
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PACKAGES = ("lthfunc/sparsify", "lthfunc/training", "lthfunc/experiments", "lthfunc/energy")
-_QUICK = 1.0
 #: Files of tests that are collected at a time, quickest first: most mutants are noticed by the first.
 _AT_A_TIME = (2, 6, 1_000)
 
@@ -128,38 +128,6 @@ def _pytest(arguments: list[str], temporary: Path, plugins: list[object]) -> int
     )  # fmt: skip
 
 
-def _tests_for(mutant: Mutant, tests: dict[str, Covering], budget: float) -> tuple[list[str], str]:
-    """(tests in the order in which they are run, what of the mutant they run: its line, function or file)."""
-    table = table_of(ROOT, mutant.file)
-    lines = set(table[mutant.first - 1 : mutant.last])
-    runs: dict[str, Callable[[Covering], bool]] = {
-        "line": lambda test: bool(lines & test.lines),
-        "function": lambda test: any((line.file, line.where) == (mutant.file, mutant.where) for line in test.lines),
-        "file": lambda test: any(line.file == mutant.file for line in test.lines),
-    }
-    for what, does in list(runs.items())[list(runs).index(mutant.runs) :]:
-        fitting = {name: test.seconds for name, test in tests.items() if does(test)}
-        if not fitting:
-            continue
-        # Quick ones by file, so that files are not gone back and forth between, then the others.
-        order = sorted(fitting, key=lambda name: (fitting[name] > _QUICK, _first(name, fitting), fitting[name]))
-        chosen, spent = [], 0.0
-        for name in order:
-            spent += fitting[name]
-            if chosen and spent > budget:
-                break
-            chosen.append(name)
-        return chosen, what
-    return [], "nothing"
-
-
-def _first(name: str, fitting: dict[str, float]) -> tuple[float, str]:
-    file = name.partition("::")[0]
-    if fitting[name] > _QUICK:
-        return fitting[name], name
-    return min(seconds for other, seconds in fitting.items() if other.startswith(file + "::")), file
-
-
 # ---- mutants ----
 
 
@@ -181,13 +149,18 @@ def _chosen(options: Any) -> tuple[list[Mutant], dict[str, int]]:
 class Ordered:
     """A plugin: tests in the order they are named in, and which one failed."""
 
-    def __init__(self, names: list[str], out: Path, *, last: bool) -> None:
-        self._rank, self._out, self._last = {name: number for number, name in enumerate(names)}, out, last
+    def __init__(self, names: list[str], known: Collection[str], out: Path, *, last: bool) -> None:
+        self._rank, self._known = {name: number for number, name in enumerate(names)}, known
+        self._functions = {name.partition("[")[0] for name in names}
+        self._out, self._last = out, last
 
     def pytest_collection_modifyitems(self, items: list[Any]) -> None:
-        items[:] = sorted(
-            (item for item in items if item.nodeid in self._rank), key=lambda item: self._rank[item.nodeid]
-        )
+        mine = [item for item in items if item.nodeid in self._rank or self._is_new(item.nodeid)]
+        items[:] = sorted(mine, key=lambda item: self._rank.get(item.nodeid, -1))
+
+    def _is_new(self, name: str) -> bool:
+        """Whether it is one of the tests named, of what the change has made its parameters."""
+        return name not in self._known and name.partition("[")[0] in self._functions
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         if report.failed:
@@ -205,7 +178,7 @@ def _run_all(
     about: dict[str, tuple[list[str], str]] = {}
 
     def begun(mutant: Mutant, overlay: Overlay) -> tuple[Callable[[], int], float]:
-        names, what = _tests_for(mutant, tests, options.budget)
+        names, what = tests_for(ROOT, mutant, tests, options.budget)
         about[mutant.name] = (names, what)
         overlay.put(mutant.file, mutant.applied((ROOT / mutant.file).read_bytes()))
         files = list(dict.fromkeys(name.partition("::")[0] for name in names))
@@ -215,7 +188,8 @@ def _run_all(
             for count in _AT_A_TIME:
                 some, last = files[begun : begun + count], begun + count >= len(files)
                 mine = [name for name in names if name.partition("::")[0] in some]
-                status = _pytest(some, work / mutant.name, [Ordered(mine, work / f"{mutant.name}.failed", last=last)])
+                ordered = Ordered(mine, tests.keys(), work / f"{mutant.name}.failed", last=last)
+                status = _pytest(some, work / mutant.name, [ordered])
                 begun += count
                 if last:
                     break

@@ -1,0 +1,78 @@
+"""Which tests a mutant runs, and in which order."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from covering import Covering, table_of
+from mutants import Mutant
+
+#: Processor seconds of a test that is run before others of its file.
+_QUICK = 1.0
+
+
+def tests_for(root: Path, mutant: Mutant, tests: dict[str, Covering], budget: float) -> tuple[list[str], str]:
+    """(tests in the order in which they are run, what of the mutant they run: its line, function or file).
+
+    What a file does as it is imported is run by no test: those come first whose own file names what is defined there,
+    then those that run a line that names it.
+    """
+    table = table_of(root, mutant.file)
+    lines = set(table[mutant.first - 1 : mutant.last])
+    named = _named_by(root, mutant) if mutant.runs == "file" else frozenset()
+    naming = {name for name in tests if named & _words_in(root / name.partition("::")[0])}
+    runs: dict[str, Callable[[str, Covering], bool]] = {
+        "line": lambda name, test: bool(lines & test.lines),
+        "function": lambda name, test: (mutant.file, mutant.where) in {(each.file, each.where) for each in test.lines},
+        "file": lambda name, test: name in naming or any(
+            each.file == mutant.file or named & _words_of(each.code) for each in test.lines
+        ),
+    }  # fmt: skip
+    for what, does in list(runs.items())[list(runs).index(mutant.runs) :]:
+        fitting = {name: test.seconds for name, test in tests.items() if does(name, test)}
+        if not fitting:
+            continue
+        # Quick ones by file, so that files are not gone back and forth between, then the others.
+        order = sorted(
+            fitting, key=lambda name: (fitting[name] > _QUICK, name not in naming, _first(name, fitting), fitting[name])
+        )
+        chosen, spent = [], 0.0
+        for name in order:
+            spent += fitting[name]
+            if chosen and spent > budget:
+                break
+            chosen.append(name)
+        return chosen, what
+    return [], "nothing"
+
+
+def _named_by(root: Path, mutant: Mutant) -> frozenset[str]:
+    """The names that a statement outside of functions defines: a class's fields with the class itself."""
+    tree = ast.parse((root / mutant.file).read_text(encoding="utf-8"))
+    (statement,) = [each for each in tree.body if each.lineno <= mutant.first <= (each.end_lineno or each.lineno)]
+    if isinstance(statement, ast.ClassDef):
+        return frozenset({statement.name})
+    return frozenset(
+        each.id for each in ast.walk(statement) if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Store)
+    )
+
+
+@functools.cache
+def _words_of(code: str) -> frozenset[str]:
+    return frozenset(re.findall(r"\w+", code))
+
+
+@functools.cache
+def _words_in(path: Path) -> frozenset[str]:
+    return _words_of(path.read_text(encoding="utf-8"))
+
+
+def _first(name: str, fitting: dict[str, float]) -> tuple[float, str]:
+    file = name.partition("::")[0]
+    if fitting[name] > _QUICK:
+        return fitting[name], name
+    return min(seconds for other, seconds in fitting.items() if other.startswith(file + "::")), file
