@@ -13,13 +13,16 @@ from typing import Any
 
 import pytest
 import torch
+from small import NET, data, state_of
 from threads_as_ranks import Ranks
 from torch import Tensor, nn
 
 import lthfunc as lf
 from lthfunc.errors import UserError
 from lthfunc.training import memory, precision, threads
-from lthfunc.training.engines import toolchain
+from lthfunc.training.engines import compiled as compiled_engine, toolchain
+from lthfunc.training.engines.eager import eager
+from lthfunc.training.engines.interface import Work
 from lthfunc.training.engines.launching import Launcher
 from lthfunc.training.engines.side_by_side import (
     apart,
@@ -33,10 +36,13 @@ from lthfunc.training.engines.side_by_side import (
 )
 from lthfunc.training.engines.table import engine_for, make_engine
 from lthfunc.training.evaluation import chunk_for, evaluate
+from lthfunc.training.feed import Feed
+from lthfunc.training.losses import cross_entropy
 from lthfunc.training.ranks import averaged, part_of, total, travelling
 from lthfunc.trees.habits import Habits
+from lthfunc.trees.ops import clone
 from lthfunc.trees.rng import counter_key
-from lthfunc.trees.shards import Exchange
+from lthfunc.trees.shards import ALONE, Exchange
 from lthfunc.trees.types import Split, TrainState
 
 NHWC = torch.channels_last
@@ -160,6 +166,77 @@ def test_an_evaluation_of_several_networks_is_that_of_each() -> None:
     assert widened_eval(step, 1) is step
     found = widened_eval(writes, 2, own_inputs=True)(params, buffers, (x, y))
     assert found["loss"].tolist() == expected
+
+
+# ---- the compiled engine, its compiler left away ----
+
+
+@pytest.fixture
+def programs(monkeypatch: pytest.MonkeyPatch) -> list[list[tuple[int, ...]]]:
+    """The shapes that each program is made for; a program is the function itself."""
+    made: list[list[tuple[int, ...]]] = []
+
+    def plain(function: Any, example: Any, name: str) -> Any:
+        made.append([tuple(leaf.shape) for leaf in example])
+        return function
+
+    monkeypatch.setattr(compiled_engine, "compiled", plain)
+    return made
+
+
+def _work(exchange: Exchange = ALONE) -> Work:
+    return Work(lf.from_module(NET), cross_entropy, lf.sgd(0.1, 0.5), None, None, "fp32", exchange=exchange)
+
+
+@pytest.mark.parametrize("width", [1, 2])
+def test_programs_run_in_their_own_memory_to_the_eager_steps_bits(programs: Any, width: int) -> None:
+    work, numbers = _work(), data()
+    states = [lf.with_optimizer(state_of(seed)[1], work.optimizer) for seed in range(width)]
+    before = [clone(state) for state in states]
+    found = []
+    for make in (compiled_engine.compile_engine, eager):
+        engine = make(work)
+        for _ in range(2):  # the second time nothing is made
+            feed = Feed(numbers.train, 4, range(width), torch.device("cpu"))
+            running = engine.begin(states, list(range(width)), feed)
+            assert running.draws
+            feed.fill(0, 3, 6)
+            assert running.take(3, None) == 3
+            feed.fill(3, 6, 6)
+            assert running.take(3, lambda steps: True) == 1
+            losses, after = running.losses(), running.states()
+            running.count_from([10.0] * width)
+            assert running.losses() == [10.0] * width
+            feed.fill(4, 5, 6)
+            running.take(1, None)
+            assert [int(state.step) for state in after] == [4] * width  # nobody else's
+        split = Split(numbers.train.x.repeat(20, 1), numbers.train.y.repeat(20))  # 600: the last 100 apart
+        params, buffers = [state.params for state in after], [state.buffers for state in after]
+        found.append((losses, after, engine.measure(params, buffers, split, torch.device("cpu"))))
+    assert len(programs) == 2
+    assert programs[0][-2:] == [(4, 6), (4,)] if width == 1 else [(2, 4, 6), (2, 4)]
+    assert programs[1][-2:] == [(500 // width, 6), (500 // width,)]
+    assert found[0][0] == pytest.approx(found[1][0])
+    for mine, theirs in zip(found[0][1], found[1][1], strict=True):
+        assert lf.same_bits(mine, theirs)
+    for mine, theirs in zip(found[0][2], found[1][2], strict=True):
+        assert mine == pytest.approx(theirs)
+    assert lf.same_bits(states, before)
+
+
+def test_one_program_serves_gradients_of_any_number_of_survivors(programs: Any) -> None:
+    two = Exchange(0, 2, lambda vector: 2 * vector)
+    engine = compiled_engine.compile_engine(_work(two))
+    model, numbers = lf.from_module(NET), data()
+    for density in (1.0, 0.6, 0.2):
+        state = lf.with_optimizer(lf.prune(density=density)(lf.init(model)), lf.sgd(0.1, 0.5))
+        engine.begin([state], [0], Feed(numbers.train, 8, [0], torch.device("cpu"), exchange=two))
+    assert len(programs) == 1
+    engine.begin([state], [0], Feed(numbers.train, 4, [0], torch.device("cpu"), exchange=two))
+    assert len(programs) == 2
+    alone = compiled_engine.compile_engine(_work())
+    alone.begin([state], [0], Feed(numbers.train, 8, [0], torch.device("cpu")))
+    assert len(programs) == 3
 
 
 # ---- engines by name, compilers, threads, memory, precisions ----

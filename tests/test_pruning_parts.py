@@ -239,6 +239,16 @@ def test_a_block_of_columns_keeps_its_best() -> None:
     assert lf.sparsegpt({}, 1.0)(state).masks == state.masks
 
 
+def test_moments_are_in_float64() -> None:
+    model, state = state_of()
+    x = 1e4 + torch.randn(40, 6)
+    moments = lf.input_moments(model, state, [x[:30], x[30:]])
+    wide = x.double()
+    torch.testing.assert_close(moments["1.weight"], wide.T @ wide / 40, rtol=1e-14, atol=0)
+    hidden = torch.relu(x @ (state.params["1.weight"] * state.masks["1.weight"]).T + state.params["1.bias"]).double()
+    torch.testing.assert_close(moments["3.weight"], hidden.T @ hidden / 40, rtol=1e-5, atol=1e-3)
+
+
 def test_surgery_leaves_the_state_that_it_was_given() -> None:
     model, state = state_of()
     moments = lf.input_moments(model, state, [data().train.x])

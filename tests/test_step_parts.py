@@ -88,12 +88,13 @@ def test_what_a_loop_adds_to_a_step() -> None:
     assert after.key is run
     make_advance(step, scale)(carry, (stored, y))
     make_advance(step, scale, augment)(carry, (stored, y))
+    make_advance(step, scale, augment, Exchange(1, 2, lambda vector: vector))(carry, (stored, y))
     make_advance(step, scale, augment, Exchange(2, 3, lambda vector: vector))(carry, (stored, y))
-    expected = [scaled, scaled, scaled + drawn, scaled + drawn + 4]
+    expected = [scaled, scaled, scaled + drawn, scaled + drawn + 2, scaled + drawn + 4]
     for ((inputs, targets), rest), wanted in zip(seen, expected, strict=True):
         torch.testing.assert_close(inputs, wanted)
         assert targets is y
-        assert len(rest) == (wanted is expected[-1])
+        assert len(rest) == (wanted is expected[-1] or wanted is expected[-2])
     assert seen[-1][1][0] is carry.travels
     told = on_stored(lambda params, buffers, batch: {"loss": batch[0].sum(), "accuracy": batch[1]}, scale)(
         {}, {}, (stored, y)
@@ -268,6 +269,10 @@ def test_a_reparametrised_network_computes_with_other_weights() -> None:
     trained, fixed, stats = draw(5)
     assert set(params) == {"trained_0/weight", "trained_1/weight", "trained_2/weight"}
     assert {name for name in buffers if name.startswith("fixed_")} == {"fixed_0/bias", "fixed_1/bias", "fixed_2/bias"}
+    assert {name for name in buffers if name.startswith("buffers_")} == {
+        f"buffers_{name}".replace(".", "/") for name in stats
+    }
+    assert len(buffers) == len(stats) + 3
     x = torch.randn(7, 6)
     for net, weights, module in (
         (other.training, doubled, model.training),
