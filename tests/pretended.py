@@ -12,6 +12,7 @@ import functools
 import itertools
 import sys
 import threading
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -143,7 +144,8 @@ class Graph:
 class Machine(TorchDispatchMode):
     """The pretended GPUs. waits: how often the host waited, by line; copies: from and to the host, by line.
 
-    captures: the graphs, each with its mode; pools: their memory; generators: states that devices' were set to.
+    captures: of each graph the pieces of its work, and its mode; pools: the graphs that are left in each memory, which
+    takes no new ones once none is, as CUDA's allocator has it; generators: states that devices' were set to.
     """
 
     def __init__(self, kind: str) -> None:
@@ -153,8 +155,8 @@ class Machine(TorchDispatchMode):
         self.current = 0
         self.waits: Counter[str] = Counter()
         self.copies: Counter[str] = Counter()
-        self.captures: list[tuple[Graph, str]] = []
-        self.pools: list[Any] = []
+        self.captures: list[tuple[int, str]] = []
+        self.pools: dict[Any, weakref.WeakSet[Graph]] = {}
         self.generators: list[tuple[str, Tensor]] = []
         self._pinned: set[int] = set()
         self._streams: dict[int, Stream] = {}
@@ -342,15 +344,17 @@ def _capture(graph: Graph, pool: Any = None, stream: Stream | None = None, **set
     for each in list(machine._streams.values()):
         if each.device.index == machine.current:
             each.run()
+    if pool in machine.pools and not machine.pools[pool]:
+        raise RuntimeError("it->second->use_count > 0 INTERNAL ASSERT FAILED")
+    machine.pools.setdefault(pool, weakref.WeakSet()).add(graph)
     stream = stream or Stream()
     with _on(stream):
         stream.graph = graph
-        machine.pools.append(pool)
-        machine.captures.append((graph, settings.get("capture_error_mode", "global")))
         try:
             yield
         finally:
             stream.graph = None
+    machine.captures.append((len(graph.work), settings.get("capture_error_mode", "global")))
 
 
 @contextmanager

@@ -138,7 +138,7 @@ class _Loop:
         # What travels between ranks is read by one operation alone, whatever its length.
         free = self._leaves[-1] if work.exchange.ranks > 1 else None
         step = shared.program("train", in_place, (*self._leaves, *feed.batches[0]), free)
-        return Launcher(step, [(*self._leaves, *batch) for batch in feed.batches], shared.pools.on(device))
+        return Launcher(step, [(*self._leaves, *batch) for batch in feed.batches], shared.pools)
 
     def take(self, steps: int, tick: Tick | None) -> int:
         return self._launcher.launch(steps, tick)
@@ -180,7 +180,7 @@ def _measure(
     graphs = None
     if device.type == "cuda":
         first = split.x[:chunk], split.y[:chunk]
-        graphs = begin_measuring(shared.measuring, flat, shared.program, parts, width, first, shared.pools.on(device))
+        graphs = begin_measuring(shared.measuring, flat, shared.program, parts, width, first, shared.pools)
 
     def metrics_of(batch: Batch) -> Metrics:
         if len(batch[0]) < chunk:  # the last examples; a program of their own would be a second compilation

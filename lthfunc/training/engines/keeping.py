@@ -6,6 +6,7 @@ steps of a small network. Trainings in short segments (drop and regrow) would no
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Hashable
 from typing import Any, Generic, TypeVar
 
@@ -40,16 +41,21 @@ class Kept(Generic[T]):
 class Pools:
     """The memory for intermediate results of all graphs of an engine, on each device.
 
-    They never run at the same time, and leave nothing there.
+    They never run at the same time, and leave nothing there. CUDA's allocator gives memory up with the last graph that
+    was captured in it, and takes no new graph there then: the next one begins another.
     """
 
     def __init__(self) -> None:
         self._handles: dict[torch.device, Any] = {}
+        self._graphs: dict[torch.device, weakref.WeakSet[torch.cuda.CUDAGraph]] = {}
 
     def on(self, device: torch.device) -> Any:
-        """The pool of a GPU; None where nothing is captured."""
-        if device.type != "cuda":
-            return None
-        if device not in self._handles:
+        """The handle of a GPU's, for a capture that begins now."""
+        if not self._graphs.get(device):
             self._handles[device] = torch.cuda.graph_pool_handle()
+            self._graphs[device] = weakref.WeakSet()
         return self._handles[device]
+
+    def captured(self, device: torch.device, graph: torch.cuda.CUDAGraph) -> None:
+        """A graph was captured there."""
+        self._graphs[device].add(graph)

@@ -4,29 +4,28 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from lthfunc.training.engines.interface import Tick
+from lthfunc.training.engines.keeping import Pools
 from lthfunc.training.engines.tracing import Program
 
 
 class Launcher:
     """A program and its arguments for each slot of the feed; the arguments never move.
 
-    pool: memory for the graphs' intermediate results. Graphs share it that never run at the same time and leave
-    nothing there, as those of all numbers of steps do.
+    pools: memory for the graphs' intermediate results, shared with other launchers of an engine.
     """
 
-    def __init__(self, program: Program, arguments: Sequence[tuple[Tensor, ...]], pool: Any = None) -> None:
+    def __init__(self, program: Program, arguments: Sequence[tuple[Tensor, ...]], pools: Pools | None = None) -> None:
         self._program, self._arguments = program, arguments
         self._device = arguments[0][0].device
         self._capture = self._device.type == "cuda"
         self._seen: set[int] = set()
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
-        self._pool = pool if pool is not None or not self._capture else torch.cuda.graph_pool_handle()
+        self._pools = pools or Pools()
 
     def launch(self, steps: int, tick: Tick | None) -> int:
         """Run the program on slots 0 … steps-1, or on fewer if `tick` stops it; returns how many."""
@@ -57,7 +56,8 @@ class Launcher:
         stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         try:
             # "thread_local": meanwhile other threads (the feed's, a checkpoint's, NCCL's) ask devices about their work.
-            with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
+            pool = self._pools.on(self._device)
+            with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
                 for arguments in self._arguments[:steps]:
                     self._program(*arguments)
         except RuntimeError as error:
@@ -65,5 +65,6 @@ class Launcher:
             warnings.warn(f"no CUDA graph of this step: {reason}; launched one by one, more slowly", stacklevel=4)
             self._capture = False
             return False
+        self._pools.captured(self._device, graph)
         self._graphs[steps] = graph
         return True

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lthfunc.training.engines.keeping import Kept
+from lthfunc.training.engines.keeping import Kept, Pools
 from lthfunc.training.engines.launching import Launcher
 from lthfunc.training.engines.tracing import Program
 from lthfunc.trees.types import Batch
@@ -39,7 +39,7 @@ def begin_measuring(
     network: Sequence[Tensor],
     networks: int,
     first: Batch,
-    pool: Any,
+    pools: Pools,
 ) -> Measuring:
     """Memory with these networks in it, that of an earlier evaluation where it fits.
 
@@ -66,7 +66,7 @@ def begin_measuring(
 
     arguments = (*held, x, y, loss, correct)
     return Measuring(
-        fit, held, (x, y), (loss, correct), Launcher(program("eval", in_place, arguments), [arguments], pool)
+        fit, held, (x, y), (loss, correct), Launcher(program("eval", in_place, arguments), [arguments], pools)
     )
 
 
