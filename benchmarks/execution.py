@@ -85,6 +85,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--seconds", type=float, help="of a timing")
+    parser.add_argument("--repeats", type=int, help="timings of each")
     parser.add_argument("--quick", action="store_true", help="LeNet-300-100 at two densities: under a minute")
     parser.add_argument("--json", metavar="FILE")
     parser.add_argument("--plot", metavar="FILE")
@@ -105,6 +107,8 @@ def run(
     quick: bool,
     json: str | None,
     plot: str | None,
+    seconds: float | None = None,
+    repeats: int | None = None,
 ) -> list[Record]:
     """Measure, print tables, and write JSON and a picture where asked to."""
     names = chosen(networks, ["lenet300"] if quick else NETWORKS, (*NETWORKS, *_MORE), threads)
@@ -120,7 +124,8 @@ def run(
     peers_jax.use_threads(threads)
     lf.hold_memory()
     about = {"device": device, "threads": threads, "precision": precision}
-    timing = (_QUICK_SECONDS, _QUICK_REPEATS, _QUICK_CALLS) if quick else (_SECONDS, _REPEATS, _CALLS)
+    usual = (_QUICK_SECONDS, _QUICK_REPEATS, _QUICK_CALLS) if quick else (_SECONDS, _REPEATS, _CALLS)
+    timing = (seconds or usual[0], repeats or usual[1], usual[2])
     records: list[Record] = []
     with using_threads(threads), torch.no_grad(), products(precision):  # type: ignore[arg-type]
         setting = Setting(about, peak_rate(device), *timing)

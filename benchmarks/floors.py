@@ -17,8 +17,14 @@ from lthfunc.execution.timing import Run, synchronize
 from lthfunc.training.engines.columns import columns_of
 from lthfunc.training.engines.products import has_one_dnn, one_dnn
 
+from .graphed import graphed
+
 #: The floors, as records name them.
 FLOOR, PEAK, BYTES = "products alone", "FLOPs at peak rate", "bytes at reading rate"
+
+
+#: Calls in a graph that is timed.
+_CALLS = 50
 
 
 class Job(NamedTuple):
@@ -28,22 +34,29 @@ class Job(NamedTuple):
     flops: int
 
 
-def products(model: lf.Model, x: Tensor) -> tuple[Run, int]:
+def products(model: lf.Model, x: Tensor, networks: int = 1) -> tuple[Run, int]:
     """(every layer's product and gradients on inputs of the real sizes and nothing else, their FLOPs).
 
     Each layer in the memory layout, and by the library, that it is faster in; the first layer needs no gradient of its
-    input, and its weights' may be a product over columns, as the compiled engine's.
+    input, and its weights' may be a product over columns, as the compiled engine's. On a GPU they are one graph.
+    networks: so many side by side, of linear layers alone.
     """
     jobs: list[Job] = []
-    for choices in _layers(model, x):
+    for choices in _layers(model, x, networks):
         best = min(choices, key=lambda job: _seconds(job.run, str(x.device)))
         jobs.append(best)
+
+    def once() -> None:
+        for job in jobs:
+            job.run()
+
+    with torch.no_grad():
+        call = graphed(once, x.device)
 
     def run(n: int) -> None:
         with torch.no_grad():
             for _ in range(n):
-                for job in jobs:
-                    job.run()
+                call()
 
     return run, sum(job.flops for job in jobs)
 
@@ -65,27 +78,37 @@ def reading_rate(size: int, device: str) -> float:
 
 
 def _seconds(run: Callable[[], Any], device: str, repeats: int = 9) -> float:
+    """The least of some timings of a call. On a GPU, of a graph of many calls, since a call ends before it is seen."""
+    calls = _CALLS if device.startswith("cuda") else 1
+
+    def several() -> None:
+        for _ in range(calls):
+            run()
+
     with torch.no_grad():
-        run()
+        call = graphed(several, device) if calls > 1 else run
+        call()
         synchronize(device)
         found = []
         for _ in range(repeats):
             start = time.perf_counter()
-            run()
+            call()
             synchronize(device)
             found.append(time.perf_counter() - start)
-    return min(found)
+    return min(found) / calls
 
 
-def _layers(model: lf.Model, x: Tensor) -> list[Sequence[Job]]:
+def _layers(model: lf.Model, x: Tensor, networks: int) -> list[Sequence[Job]]:
     module = copy.deepcopy(model.evaluating).to(x.device)
     found: list[Sequence[Job]] = []
 
     def note(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         first = not found
         if isinstance(layer, nn.Linear):
-            found.extend(_linear(layer, inputs[0], output, first=first))
+            found.extend(_linear(layer, inputs[0], output, networks, first=first))
         elif isinstance(layer, nn.Conv2d):
+            if networks > 1:
+                raise ValueError("convolutions of several networks have no floor here")
             formats = (torch.contiguous_format, torch.channels_last)
             choices = [_convolution(layer, inputs[0], output, fmt, first=first) for fmt in formats]
             found.append([*choices, *_by_columns(layer, inputs[0], output)] if first else choices)
@@ -98,12 +121,16 @@ def _layers(model: lf.Model, x: Tensor) -> list[Sequence[Job]]:
     return found
 
 
-def _linear(layer: nn.Linear, x: Tensor, output: Tensor, *, first: bool) -> list[Sequence[Job]]:
+def _linear(layer: nn.Linear, x: Tensor, output: Tensor, networks: int, *, first: bool) -> list[Sequence[Job]]:
     """The output, the gradient of the weight and that of the input, each by the library that is faster."""
-    out, weight = torch.randn_like(output).flatten(0, -2), layer.weight
+    out, weight = torch.randn_like(output).flatten(0, -2), layer.weight.detach()
     x = x.flatten(0, -2)
+    flops = networks * 2 * x.numel() * weight.shape[0]
+    if networks > 1:
+        x, out, weight = (part.expand(networks, *part.shape).contiguous() for part in (x, out, weight))
+        several = [(x, weight.mT), (out.mT, x), *([] if first else [(out, weight)])]
+        return [[Job(functools.partial(torch.bmm, *pair), flops)] for pair in several]
     pairs = [(x, weight.T), (out.T, x), *([] if first else [(out, weight)])]
-    flops = 2 * x.numel() * weight.shape[0]
     return [[Job(functools.partial(product, *pair), flops) for product in _libraries(x.device.type)] for pair in pairs]
 
 

@@ -1,25 +1,40 @@
 """Networks side by side as one vmapped program: steps per second of each, against one network alone.
 
 python -m benchmarks.replicates --device cuda --json FILE
+
+On a GPU PyTorch's own tools (a vmapped, compiled ensemble) and the products alone, batched, stand beside it.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 
 import torch
 
 import lthfunc as lf
 from lthfunc.execution.timing import Run, in_turn
+from lthfunc.experiments.plan import choose_device
+from lthfunc.training.batches import batches
 from lthfunc.training.engines.toolchain import why_not
 from lthfunc.training.loop import fit_together
+from lthfunc.training.precision import PRECISIONS, Precision
 from lthfunc.training.trainer import make_trainer
+from lthfunc.trees.ops import scaled
 from lthfunc.trees.types import Split, TrainState
 
+from . import peers
+from .floors import FLOOR, products
+from .graphed import those_that_run
 from .networks import cases, images
-from .peers import LR
-from .records import header, record, write
+from .records import Record, header, record, write
+
+#: Of records: ours, and what stands beside it.
+OURS, PEER = "side by side", "side by side, torch.func compiled"
+BESIDE = f"side by side, {FLOOR}"
+#: Batches that peers take in turn.
+_READY = 20
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -28,28 +43,37 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--network", default="lenet300")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--widths", type=int, nargs="+", default=[1, 8, 64, 256])
-    parser.add_argument("--precision", default="fp32", choices=["fp32", "tf32", "bf16"])
+    parser.add_argument("--precision", default="fp32", choices=PRECISIONS)
     parser.add_argument("--density", type=float, default=0.2)
     parser.add_argument("--seconds", type=float, default=0.5)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", metavar="FILE")
-    options = parser.parse_args(arguments)
-    case = cases()[options.network]
-    data = images(case, options.device, 45_000 if options.device != "cpu" else 5_000)
+    run(**vars(parser.parse_args(arguments)))
+    return 0
+
+
+def run(
+    *, network: str, device: str, widths: Sequence[int], precision: Precision, density: float, seconds: float,
+    repeats: int, json: str | None,
+) -> list[Record]:  # fmt: skip
+    """Measure, print, and write JSON where asked to."""
+    device, case = choose_device(device), cases()[network]
+    data = images(case, device, 45_000 if device != "cpu" else 5_000)
     # fit_together looks at the validation split twice; at ten images, that is no part of what is timed.
     data = data._replace(val=Split(data.val.x[:10], data.val.y[:10]))
     trainer = make_trainer(
         case.model,
         data,
-        optimizer=lf.adam(LR),
+        optimizer=lf.adam(peers.LR),
         batch_size=case.batch,
-        engine="compile" if why_not(options.device) is None else "eager",
-        precision=options.precision,
+        engine="compile" if why_not(device) is None else "eager",
+        precision=precision,
     )
+    ready = [(scaled(x, data.scale), y) for x, y in batches(data.train, case.batch, 0, 0, _READY)]
 
     def states(width: int) -> list[TrainState]:
-        drawn = [lf.init(case.model, seed, options.device) for seed in range(width)]
-        return [lf.prune(density=options.density)(state) for state in drawn]
+        drawn = [lf.init(case.model, seed, device) for seed in range(width)]
+        return [lf.prune(density=density)(state) for state in drawn]
 
     def together(width: int) -> Run:
         start = states(width)
@@ -59,31 +83,35 @@ def main(arguments: list[str] | None = None) -> int:
 
         return run
 
-    found = in_turn(
-        {str(width): together(width) for width in options.widths},
-        seconds=options.seconds,
-        repeats=options.repeats,
-        device=options.device,
-    )
+    variants: dict[tuple[int, str], Run] = {(width, OURS): together(width) for width in widths}
+    if device != "cpu":
+        linear = all(leaf.ndim < 4 for leaf in case.model.init(0)[0].values())
+        for width in widths:
+            if why_not(device) is None and not case.model.init(0)[1]:
+                variants[width, PEER] = peers.ensemble(case.model, states(width), ready, precision)
+            if linear:
+                variants[width, BESIDE] = products(case.model, ready[0][0], width)[0]
+        variants = those_that_run(variants, lambda key: key[1] == OURS)
+    found = in_turn(variants, seconds=seconds, repeats=repeats, device=device)
     records = [
         record(
             rates,
             network=case.name,
-            variant=f"{width} side by side",
-            device=options.device,
+            variant=f"{width} {variant}",
+            device=device,
             threads=torch.get_num_threads(),
             batch=case.batch,
-            density=options.density,
-            precision=options.precision,
+            density=density,
+            precision=precision,
             unit="steps/s of each",
         )
-        for width, rates in found.items()
+        for (width, variant), rates in found.items()
     ]
     for item in records:
-        print(f"{item['variant']:>20}  {item['median']:10,.1f} {item['unit']}")
-    if options.json:
-        write(options.json, header("replicates", "python -m benchmarks.replicates", options.device), records)
-    return 0
+        print(f"{item['variant']:>40}  {item['median']:10,.1f} {item['unit']}")
+    if json:
+        write(json, header("replicates", "python -m benchmarks.replicates", device), records)
+    return records
 
 
 if __name__ == "__main__":

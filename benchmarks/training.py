@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -34,6 +34,7 @@ from lthfunc.trees.types import Dataset
 from . import peers, peers_jax
 from .chart import draw, table
 from .floors import FLOOR, PEAK, peak_rate, products
+from .graphed import those_that_run
 from .loops import going_on
 from .networks import Case, cases, images
 from .records import Record, chosen, header, record, reported, write
@@ -41,7 +42,9 @@ from .records import Record, chosen, header, record, reported, write
 OURS, DENSE, STREAMED = "lthfunc, compile", "lthfunc, compile, dense", "lthfunc, compile, streamed"
 #: What `--engine auto` runs in a long training.
 AUTO, AUTO_DENSE = "lthfunc, auto", "lthfunc, auto, dense"
-TUNED = "tuned plain loop, dense"
+TUNED, GRAPHED = "tuned plain loop, dense", "tuned plain loop as one graph, dense"
+#: On a GPU, ours without graphs, as its steps are launched one by one.
+LAUNCHED = "lthfunc, compile, launched one by one"
 #: On a GPU, ours with numbers in memory in other ways than `engines/forms.py` says: what decides what it says.
 FORMS = {
     "lthfunc, compile, masks as bools": Forms(floating_masks=False),
@@ -64,6 +67,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--density", type=float, default=0.2)
     parser.add_argument("--precision", default="fp32", choices=PRECISIONS)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--seconds", type=float, help="of a timing")
+    parser.add_argument("--repeats", type=int, help="timings of each")
     parser.add_argument("--quick", action="store_true", help="LeNet-300-100 alone, few repeats: under a minute")
     parser.add_argument("--json", metavar="FILE")
     parser.add_argument("--plot", metavar="FILE")
@@ -80,6 +85,8 @@ def run(
     quick: bool,
     json: str | None,
     plot: str | None,
+    seconds: float | None = None,
+    repeats: int | None = None,
 ) -> list[Record]:
     """Measure the networks (all by default), print tables, and write JSON and a picture where asked to."""
     names = chosen(networks, ["lenet300"] if quick else NETWORKS, (*NETWORKS, *_LARGE), threads)
@@ -90,7 +97,8 @@ def run(
     peers_jax.use_threads(threads)
     lf.hold_memory()
     every = cases()
-    seconds, repeats = (_QUICK_SECONDS, _QUICK_REPEATS) if quick else (_SECONDS, _REPEATS)
+    usual = (_QUICK_SECONDS, _QUICK_REPEATS) if quick else (_SECONDS, _REPEATS)
+    seconds, repeats = seconds or usual[0], repeats or usual[1]
     records: list[Record] = []
     for name in names:
         with tempfile.TemporaryDirectory() as folder, using_threads(threads):
@@ -101,8 +109,8 @@ def run(
                 rates,
                 network=name,
                 variant=variant,
-                density=1.0 if variant in (DENSE, AUTO_DENSE, TUNED) else density,
-                precision=precision if variant in (OURS, DENSE, STREAMED, TUNED, *FORMS) else "fp32",
+                density=1.0 if variant in (DENSE, AUTO_DENSE, TUNED, GRAPHED) else density,
+                precision=precision if variant in (OURS, DENSE, STREAMED, TUNED, GRAPHED, LAUNCHED, *FORMS) else "fp32",
                 **about,
             )
             for variant, rates in found.items()
@@ -139,6 +147,9 @@ def _measured(
         variants[STREAMED] = going_on(_trainer(case, _mapped(data, folder), "compile", precision), ticket)
         if device != "cpu":
             variants[TUNED] = peers.tuned_loop(case.model, dense, ready, precision)
+            variants[GRAPHED] = _when_called(lambda: peers.graphed_loop(case.model, dense, ready, precision))
+            launched = _trainer(case, data, partial(compile_engine, graphs=False), precision)
+            variants[LAUNCHED] = going_on(launched, ticket)
             variants.update(_in_other_forms(case, data, precision, ticket))
     if device == "cpu" and why_no_kernels() is None:
         choosing = _trainer(case, data, lf.sparse_or("compile"), "fp32")
@@ -147,9 +158,23 @@ def _measured(
     if device == "cpu" and peers_jax.why_not(case) is None:
         variants.update(peers_jax.jitted(case, ticket, ready))
     variants[FLOOR] = floor
+    if device != "cpu":  # where others' ways may meet a version or card that they don't run on
+        variants = those_that_run(variants, lambda name: name.startswith("lthfunc"))
     found = in_turn(variants, seconds=seconds, repeats=repeats, device=device)
     found[PEAK] = [peak_rate(device) / flops for _ in range(repeats)]
     return found
+
+
+def _when_called(make: Callable[[], Run]) -> Run:
+    """A variant that is made as it is first called, so that one that can't be made is left out like one that fails."""
+    made: list[Run] = []
+
+    def run(n: int) -> None:
+        if not made:
+            made.append(make())
+        made[0](n)
+
+    return run
 
 
 def _in_other_forms(case: Case, data: Dataset, precision: Precision, ticket: lf.TrainState) -> dict[str, Run]:

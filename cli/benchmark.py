@@ -68,6 +68,23 @@ def training(
     )
 
 
+@app.command("gpu")
+def gpu(
+    minutes: Annotated[
+        float,
+        typer.Option("--minutes", parser=number, metavar="X", help="All of it, compiling included."),
+    ] = 8.0,
+    out: Annotated[
+        str, typer.Option("--out", metavar="FOLDER", help="Each part's records, as it ends, and summary.json.")
+    ] = "gpu-results",
+    device: Annotated[str, typer.Option("--device", help="auto, cuda or cuda:N; cpu in a tiny mode.")] = "auto",
+) -> None:
+    """Everything that is measured on a GPU, within a time: trainings, networks side by side, inference, floors."""
+    from lthfunc_benchmarks.gpu import run
+
+    run(minutes=minutes, device=device, out=out)
+
+
 @app.command("sparse")
 def sparse(
     network: Annotated[

@@ -344,6 +344,7 @@ def _capture(graph: Graph, pool: Any = None, stream: Stream | None = None, **set
     for each in list(machine._streams.values()):
         if each.device.index == machine.current:
             each.run()
+    pool = object() if pool is None else pool  # one of its own
     if pool in machine.pools and not machine.pools[pool]:
         raise RuntimeError("it->second->use_count > 0 INTERNAL ASSERT FAILED")
     machine.pools.setdefault(pool, weakref.WeakSet()).add(graph)

@@ -127,16 +127,17 @@ def refused(benchmark: str, options: list[str], words: str, capsys: Any) -> None
 def test_the_gpu_suite_runs_in_its_tiny_cpu_mode(tmp_path: Path) -> None:
     done = run("bash", "benchmarks/gpu_suite.sh", str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
-    names = {path.name for path in tmp_path.iterdir()}
-    assert {
-        "gpu-tests-cpu.xml", "training-lenet300-cpu.json", "replicates-lenet300-bf16-cpu.json",
-        "execution-fp32-cpu.json",
-    } <= names  # fmt: skip
-    assert (tmp_path / "checkpoints-cpu.json").exists()
-    for path in set(tmp_path.glob("*.json")) - {tmp_path / "checkpoints-cpu.json"}:
-        assert all(set(item) == KEYS for item in json.loads(path.read_text())["records"])
+    assert {path.name for path in tmp_path.iterdir()} == {"gpu-tests-cpu.xml", "checkpoints-cpu.json", "cpu"}
+    parts = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "cpu").iterdir()}
+    summary = parts.pop("summary")
+    assert set(parts) == {"training-lenet300", "replicates-lenet300-bf16", "execution-fp32"}, summary["left_out"]
+    for part in parts.values():
+        assert all(set(item) == KEYS for item in part["records"])
+    assert {(line["variant"], line["networks"]) for line in summary["records"]} == {
+        ("lthfunc, compile", 1), ("lthfunc, compile, dense", 1), ("1 side by side", 1), ("2 side by side", 2),
+    }  # fmt: skip
     assert run("bash", "benchmarks/gpu_suite.sh").returncode != 0, "no folder named, nothing overwritten"
-    _check_training(json.loads((tmp_path / "training-lenet300-cpu.json").read_text()), tmp_path / "result.png")
+    _check_training(parts["training-lenet300"], tmp_path / "result.png")
 
 
 def _check_training(result: dict[str, Any], picture: Path) -> None:

@@ -129,6 +129,14 @@ def test_evaluations_replay_one_graph_in_the_trainings_memory(
     assert None not in gpus.pools
 
 
+def test_steps_can_be_launched_one_by_one(gpus: Machine, few_digits: Dataset) -> None:
+    """For comparison."""
+    data, start = data_to_device(few_digits, "cuda:0"), to_device(lf.init(MODEL), "cuda:0")
+    ends = [segments(trainer(data, compile_engine, graphs=graphs), start, 20, 40)[0] for graphs in (False, True)]
+    assert len(gpus.captures) == 1
+    assert lf.same_bits(*(to_device(end.params, "cpu") for end in ends))
+
+
 def test_memory_that_is_kept_can_be_given_up(gpus: Machine, few_digits: Dataset) -> None:
     work = trainer(data_to_device(few_digits, "cuda:0"), compile_engine)
     start = to_device(lf.init(MODEL), "cuda:0")

@@ -46,18 +46,26 @@ class _Memory(NamedTuple):
 
 
 class _Shared(NamedTuple):
-    """What loops and evaluations of an engine share. forms: how numbers lie in memory, by the type of device."""
+    """What loops and evaluations of an engine share. forms: how numbers lie in memory, by the type of device.
+
+    graphs: whether steps are captured on a GPU.
+    """
 
     work: Work
     program: Compile
     forms: Mapping[str, Forms]
+    graphs: bool
     pools: Pools
     training: Kept[_Memory]
     measuring: Kept[Measuring]
 
 
-def compile_engine(work: Work, forms: Mapping[str, Forms] = FORMS) -> Engine:
-    """Compiled steps and evaluations; each is compiled once, whatever the masks, seeds, rounds or learning rate."""
+def compile_engine(work: Work, forms: Mapping[str, Forms] = FORMS, *, graphs: bool = True) -> Engine:
+    """Compiled steps and evaluations; each is compiled once, whatever the masks, seeds, rounds or learning rate.
+
+    forms: how numbers lie in memory, by the type of device; graphs: whether steps are captured on a GPU. Both are for
+    measuring what the others would do.
+    """
     programs: dict[Any, Program] = {}
 
     def program(
@@ -70,7 +78,7 @@ def compile_engine(work: Work, forms: Mapping[str, Forms] = FORMS) -> Engine:
             programs[kind, shapes] = compiled(function, example, work.model.name)
         return programs[kind, shapes]
 
-    shared = _Shared(work, program, forms, Pools(), Kept(), Kept())
+    shared = _Shared(work, program, forms, graphs, Pools(), Kept(), Kept())
 
     def begin(states: Sequence[TrainState], seeds: Sequence[int], feed: Feed) -> Running:
         (_, *shape), kind = feed.kinds[0]  # its memory may be that of a training before
@@ -138,7 +146,8 @@ class _Loop:
         # What travels between ranks is read by one operation alone, whatever its length.
         free = self._leaves[-1] if work.exchange.ranks > 1 else None
         step = shared.program("train", in_place, (*self._leaves, *feed.batches[0]), free)
-        return Launcher(step, [(*self._leaves, *batch) for batch in feed.batches], shared.pools)
+        slots = [(*self._leaves, *batch) for batch in feed.batches]
+        return Launcher(step, slots, shared.pools, capture=shared.graphs)
 
     def take(self, steps: int, tick: Tick | None) -> int:
         return self._launcher.launch(steps, tick)

@@ -16,13 +16,21 @@ from lthfunc.training.engines.tracing import Program
 class Launcher:
     """A program and its arguments for each slot of the feed; the arguments never move.
 
-    pools: memory for the graphs' intermediate results, shared with other launchers of an engine.
+    pools: memory for the graphs' intermediate results, shared with other launchers of an engine. capture: whether
+    graphs are captured, where there are any.
     """
 
-    def __init__(self, program: Program, arguments: Sequence[tuple[Tensor, ...]], pools: Pools | None = None) -> None:
+    def __init__(
+        self,
+        program: Program,
+        arguments: Sequence[tuple[Tensor, ...]],
+        pools: Pools | None = None,
+        *,
+        capture: bool = True,
+    ) -> None:
         self._program, self._arguments = program, arguments
         self._device = arguments[0][0].device
-        self._capture = self._device.type == "cuda"
+        self._capture = capture and self._device.type == "cuda"
         self._seen: set[int] = set()
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
         self._pools = pools or Pools()

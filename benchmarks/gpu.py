@@ -1,0 +1,209 @@
+"""Everything that is measured on a GPU, within a time: parts in the order of what they tell, each written as it ends.
+
+    python -m benchmarks.gpu --minutes 8 --out FOLDER
+
+or, installed, `lthfunc benchmark gpu`. Each part is a process with a share of the time: one that fails or takes too
+long costs no other, and what ended is on the disk. First is compiled what they need. The summary says for each network,
+and for networks side by side, how fast this library trains, its fastest peer, and the floor.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json as as_json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.console import Console
+from rich.table import Table
+
+from lthfunc.errors import invalid
+from lthfunc.experiments.plan import choose_device
+
+from .floors import FLOOR, PEAK
+from .records import Record, header, reported, write
+from .replicates import BESIDE, OURS as TOGETHER, PEER
+from .training import DENSE, GRAPHED, OURS, TUNED
+
+#: Timings of each variant.
+_REPEATS = 5
+#: Share of a part's time that is left for starting, compiling what the first part didn't, and warming up.
+_READY = 0.4
+#: Seconds of a timing beyond which nothing is told better, by the type of device.
+_LONGEST = {"cpu": 0.03, "cuda": 1.0}
+#: How much more than its time a part may take, before it is ended.
+_PATIENCE = 1.5
+
+
+class Part(NamedTuple):
+    """share: of the whole time. timed: about how many variants it times, 0 where it is given seconds alone."""
+
+    name: str
+    share: float
+    timed: int
+    arguments: tuple[str, ...]
+
+
+def parts_on(device: str) -> list[Part]:
+    """In the order in which they are measured; on a CPU a tiny mode, so that they cannot rot."""
+    if device == "cpu":
+        return [
+            Part("training-lenet300", 0.4, 12, ("training", "--network", "lenet300", "--quick")),
+            Part("replicates-lenet300-bf16", 0.2, 2, ("replicates", "--widths", "1", "2", "--precision", "bf16")),
+            Part("execution-fp32", 0.4, 20, ("execution", "--quick")),
+        ]
+    layers = ("execution", "--network", "linear4096", "--network", "lenet300", "--batch", "64", "--batch", "4096")
+    return [
+        Part("training-lenet300", 0.10, 15, ("training", "--network", "lenet300")),
+        Part("replicates-lenet300-fp32", 0.10, 9, ("replicates", "--widths", "1", "64", "256")),
+        Part("training-resnet20", 0.12, 15, ("training", "--network", "resnet20")),
+        Part("training-resnet18", 0.15, 15, ("training", "--network", "resnet18")),
+        Part("execution-bf16", 0.12, 60, (*layers, "--precision", "bf16")),
+        Part("training-conv4", 0.08, 15, ("training", "--network", "conv4")),
+        Part("replicates-lenet300-tf32", 0.05, 6, ("replicates", "--widths", "64", "256", "--precision", "tf32")),
+        Part("replicates-lenet300-bf16", 0.05, 6, ("replicates", "--widths", "64", "256", "--precision", "bf16")),
+        Part("execution-fp32", 0.10, 60, (*layers, "--precision", "fp32")),
+    ]
+
+
+#: Of the whole time, for compiling.
+_WARM = 0.13
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=8.0)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--out", default="gpu-results")
+    options = parser.parse_args(arguments)
+    return reported(lambda networks, **given: run(**given), argparse.Namespace(**vars(options), networks=None))
+
+
+def run(*, minutes: float, device: str, out: str) -> list[Record]:
+    """Measure all parts, and write a file for each and a summary. Raises UserError for a time that is none."""
+    if not minutes > 0:
+        raise invalid("--minutes", minutes, "a number above 0")
+    device, folder, begun = choose_device(device), Path(out), time.monotonic()
+    folder.mkdir(parents=True, exist_ok=True)
+    parts, lines, notes = parts_on(device.partition(":")[0]), list[Record](), list[str]()
+    whole = 60 * minutes
+    warm(parts, device, _WARM * whole)
+    for number, part in enumerate(parts):
+        left = whole - (time.monotonic() - begun)
+        # What parts before left over is shared among those that follow.
+        budget = left * part.share / sum(each.share for each in parts[number:])
+        path = folder / f"{part.name}.json"
+        path.unlink(missing_ok=True)
+        problem = measured(part, device, budget, left, path)
+        if path.exists():
+            found = as_json.loads(path.read_text(encoding="utf-8"))["records"]
+            lines = [*lines, *(line for line in summary(found) if line not in lines)]
+        if problem:
+            notes.append(f"{part.name}: {problem}")
+            print(notes[-1], file=sys.stderr, flush=True)
+        head = header("gpu", f"lthfunc benchmark gpu --minutes {minutes:g}", device)
+        write(folder / "summary.json", {**head, "left_out": notes}, lines)
+    shown(lines, str(head["machine"]["gpu"] or head["machine"]["processor"]))
+    return lines
+
+
+def warm(parts: Sequence[Part], device: str, seconds: float) -> None:
+    """Compile what the parts need, so that no timing waits for it: they find it on the disk."""
+    until = time.monotonic() + seconds
+    for part in parts:
+        left = until - time.monotonic()
+        if part.arguments[0] == "execution" or left < 1:
+            continue
+        print(f"== compiling for {part.name}", flush=True)
+        _process(part, device, ("--seconds", "0.001", "--repeats", "1"), left)
+
+
+def measured(part: Part, device: str, budget: float, left: float, path: Path) -> str | None:
+    """Measure a part; returns why nothing came of it, else None."""
+    if left < 1:
+        return "no time was left"
+    longest = _LONGEST[device.partition(":")[0]]
+    seconds = min(longest, max(0.01, (1 - _READY) * budget / (part.timed * (_REPEATS + 1))))
+    print(f"== {part.name}: {budget:.0f} s", flush=True)
+    timing = ("--seconds", f"{seconds:.3f}", "--repeats", str(_REPEATS), "--json", str(path))
+    return _process(part, device, timing, min(left, _PATIENCE * budget))
+
+
+def _process(part: Part, device: str, timing: Sequence[str], seconds: float) -> str | None:
+    module, *arguments = part.arguments
+    command = [sys.executable, "-m", f"lthfunc_benchmarks.{module}", *arguments, "--device", device, *timing]
+    try:
+        done = subprocess.run(command, check=False, timeout=seconds, stderr=subprocess.PIPE, text=True)
+    except subprocess.TimeoutExpired:
+        return f"ended after {seconds:.0f} s, since its time was over"
+    print(done.stderr, end="", file=sys.stderr, flush=True)
+    return f"failed ({(done.stderr.strip().splitlines() or ['?'])[-1]})" if done.returncode else None
+
+
+def summary(records: Sequence[Record]) -> list[Record]:
+    """Lines of one part's records: ours, the fastest peer and the floor, in steps per second of each network."""
+    lines = []
+    for network in dict.fromkeys(item["network"] for item in records):
+        rates = {item["variant"]: item for item in records if item["network"] == network}
+        widths = {int(name.split()[0]) for name in rates if name.endswith(TOGETHER)}
+        for width in sorted(widths):
+            lines.append(_line(rates, f"{width} {TOGETHER}", {f"{width} {PEER}"}, f"{width} {BESIDE}", width))
+        for ours in (name for name in (OURS, DENSE) if name in rates):
+            own = {FLOOR, PEAK}
+            others = {name for name in rates if not name.startswith("lthfunc") and TOGETHER not in name} - own
+            # A dense peer's step is a dense one's; a masked one's has the masks to apply as well.
+            masked = others - {TUNED, GRAPHED}
+            lines.append(_line(rates, ours, others if ours == DENSE else masked, FLOOR, 1))
+    return lines
+
+
+def _line(rates: dict[str, Record], ours: str, peers: set[str], floor: str, width: int) -> Record:
+    mine = rates[ours]
+    best = max((rates[name] for name in peers if name in rates), key=lambda item: float(item["median"]), default=None)
+    least, peak = rates.get(floor), rates.get(PEAK)
+
+    def over(item: dict[str, Any] | None) -> float | None:
+        return None if item is None or not item["median"] else round(mine["median"] / item["median"], 3)
+
+    return {
+        "network": mine["network"], "networks": width, "variant": ours, "precision": mine["precision"],
+        "density": mine["density"], "unit": "steps/s of each", "ours": mine["median"],
+        "peer": None if best is None else best["variant"], "peers": None if best is None else best["median"],
+        "over peer": over(best), "floor": None if least is None else least["median"], "of floor": over(least),
+        "of peak FLOP/s": over(peak),
+    }  # fmt: skip
+
+
+def shown(lines: Sequence[Record], machine: str) -> None:
+    """Print the summary."""
+    out = Table(title=f"{machine}: steps per second of each network", box=None, header_style="bold")
+    for head in (
+        "network",
+        "K",
+        "precision",
+        "variant",
+        "ours",
+        "fastest peer",
+        "",
+        "ours ÷ peer",
+        "÷ floor",
+        "÷ peak",
+    ):
+        out.add_column(head, justify="left" if head in ("network", "variant", "fastest peer") else "right")
+    for line in lines:
+        numbers = [line["over peer"], line["of floor"], line["of peak FLOP/s"]]
+        out.add_row(
+            line["network"], str(line["networks"]), line["precision"], line["variant"], f"{line['ours']:,.0f}",
+            line["peer"] or "-", "" if line["peers"] is None else f"{line['peers']:,.0f}",
+            *("-" if number is None else f"{number:.2f}" for number in numbers),
+        )  # fmt: skip
+    Console(width=160).print(out)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
