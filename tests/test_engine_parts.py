@@ -285,6 +285,11 @@ def test_four_threads_a_core_are_the_most(cores: int | None, most: int, monkeypa
     assert threads.most_threads() == most
     for number in (None, 1, most):
         threads.check_threads(number)
+        threads.check_jobs(number)
+    with pytest.raises(
+        UserError, match=f"--jobs: {most + 1} is not accepted; it takes a whole number from 1 to {most} "
+    ):
+        threads.check_jobs(most + 1)
     for number in (0, -1, most + 1):
         with pytest.raises(
             UserError, match=f"--mine: {number} is not accepted; it takes a whole number from 1 to {most} "

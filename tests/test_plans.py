@@ -279,6 +279,8 @@ def test_devices_are_there_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"precision": "tf32"}, "--precision: 'tf32'"),
         ({"threads": 5000}, "--threads: 5000"),
         ({"device": "cuda:9"}, "--device: 'cuda:9'"),
+        ({"jobs": 5000}, "--jobs: 5000"),
+        ({"structure": "MINE:nothing", "exempt": ("fc1*",)}, "--structure: "),
         ({"batch_size": 10**6}, "--batch-size: 1000000"),
         ({"rewind": "MINE:nothing"}, "--rewind: .*returned another network"),
         ({"score": "MINE:nothing"}, "--score|score"),

@@ -21,6 +21,7 @@ from lthfunc.sparsify.regrowth import cosine_share, dropped, exchanged, regrown
 from lthfunc.sparsify.structures import as_matrix, from_matrix, has_blocks, has_n_of_m, has_units
 from lthfunc.sparsify.surgery import best_of_block
 from lthfunc.trees.ops import Count
+from lthfunc.trees.shards import ALONE
 
 
 def truth(*rows: str) -> Tensor:
@@ -37,6 +38,13 @@ def test_fractions_and_patterns_have_their_ranges() -> None:
     for fraction in (-1e-9, 1.0, 2, math.nan):
         with pytest.raises(UserError, match=r"^fraction: .* is not accepted; it takes a number in \[0, 1\)$"):
             check_fraction(fraction)
+    _, state = state_of()
+    for allocate in (lf.globally, lf.layerwise(), lf.uniform(), lf.lamp, lf.globally_above(1)):
+        with pytest.raises(UserError, match=r"^fraction: 1\.5"):
+            allocate(lf.magnitude(state.params, state.masks), state.masks, 1.5)
+    for choose in (lf.globally_on(ALONE), lf.layerwise_on(ALONE)):
+        with pytest.raises(UserError, match=r"^fraction: -0\.5"):
+            choose(lf.magnitude(state.params, state.masks), state.masks, -0.5)
     check_patterns("keep", ["fc*", "conv1.weight"], ["conv1.weight", "fc1.weight"])
     with pytest.raises(UserError, match=r"^keep: 'fc2\*' .*a pattern that fits one of conv1.weight, fc1.weight$"):
         check_patterns("keep", ["fc1*", "fc2*"], ["conv1.weight", "fc1.weight"])

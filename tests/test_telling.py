@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from types import SimpleNamespace
 from typing import Any
 
@@ -148,6 +149,36 @@ def test_several_ranks_train_one_state() -> None:
         pass
 
 
+def test_a_feeds_thread_ends_with_its_training() -> None:
+    trainer = a_trainer()
+    trainer = trainer._replace(data=trainer.data._replace(mapped=True))
+    state = lf.init(lf.from_module(NET))
+
+    def feeding() -> int:
+        return sum(thread.name.startswith("lthfunc-feed") for thread in threading.enumerate())
+
+    with Training(trainer, [state], [0], 9) as training:
+        training.to(3)
+        assert feeding() == 1
+        states, since = training.now()
+        training.restart(states, since)
+        training.to(5)
+        assert feeding() == 1
+        parted = training.now()[0][0]
+    assert feeding() == 0
+    assert lf.same_bits(parted.params, take_steps(a_trainer(), state, seed=0, until=5)[0].params)
+
+
+def test_what_cannot_be_trained_is_told_as_the_trainer_is_made() -> None:
+    two = Exchange(0, 2, lambda vector: vector)
+    with pytest.raises(UserError, match="--batch-size: 5 examples don't divide among 2 ranks"):
+        a_trainer(exchange=two)
+    with pytest.raises(UserError, match="--batch-size: 10000 "):
+        a_trainer(batch_size=10_000)
+    with pytest.raises(UserError, match=r"cannot take inputs of shape \(6,\)"):
+        make_trainer(lf.from_module(nn.Sequential(nn.Linear(7, 3))), data(), optimizer=lf.sgd(0.1), batch_size=5)
+
+
 def test_ranks_stop_once_one_is_asked_to() -> None:
     trainer, state = a_trainer(batch_size=4), lf.init(lf.from_module(NET))
 
@@ -162,32 +193,31 @@ def test_ranks_stop_once_one_is_asked_to() -> None:
         assert training.asked(Keeper(lambda fits: None)) is False
 
 
+SEEN: list[int] = []
+
+
 class Counting(nn.Module):
     """Tells how many examples it was given each time."""
-
-    seen: list[int]
 
     def __init__(self) -> None:
         super().__init__()
         self.fc = nn.Linear(6, 3)
-        self.seen = []
 
     def forward(self, x: Tensor) -> Tensor:
-        self.seen.append(len(x))
+        SEEN.append(len(x))
         out: Tensor = self.fc(x)
         return out
 
 
 def test_a_step_is_tried_on_eight_examples() -> None:
     def tried(batch_size: int, numbers: Any) -> list[int]:
-        model = lf.from_module(Counting())
-        for net in (model.training, model.evaluating):
-            net.seen = []
         work: Any = SimpleNamespace(
-            model=model, loss=cross_entropy, metric=accuracy, optimizer=lf.sgd(0.1), precision="fp32", scale=None
-        )
+            model=lf.from_module(Counting()), loss=cross_entropy, metric=accuracy, optimizer=lf.sgd(0.1),
+            precision="fp32", scale=None,
+        )  # fmt: skip
+        SEEN.clear()
         check_step(work, numbers, batch_size)
-        return [each for net in (model.training, model.evaluating) for each in net.seen]  # type: ignore[union-attr]
+        return SEEN
 
     numbers = data()
     assert set(tried(50, numbers)) == {8}

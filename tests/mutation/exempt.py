@@ -13,6 +13,8 @@ KEPT = {
     "iter", "next", "super", "type", "repr", "id", "hash", "partial", "items", "keys", "values", "item", "tolist",
     "contiguous", "cpu", "numel", "_asdict", "getattr", "fields", "Path", "cast", "__init__", "close",
 }  # fmt: skip
+#: These do nothing on a CPU.
+ON_GPUS = {"synchronize"}
 #: Where something lies: but for accelerators, it lies on the CPU anyway.
 PLACES = {"device", "pin_memory", "non_blocking"}
 #: What functions are taken from.
@@ -34,6 +36,8 @@ def left_out(node: ast.stmt, where: str, line: str) -> bool:
         if union or isinstance(node.value, ast.Subscript) or "__all__" in ast.unparse(node.targets[0]):
             return True  # names of types
     if isinstance(node, ast.FunctionDef) and _is_a_gpus(node):
+        return True
+    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) and called(node.value) in ON_GPUS:
         return True
     if "no mutate" in line:
         return True
