@@ -1,150 +1,172 @@
-"""Parts that speak to GPUs, on pretended ones: what is timed, which blocks a kernel takes, what NCCL is told."""
+"""What is done for GPUs, where no GPU is needed to tell: graphs kept, chunks measured in place, cards found by UUID."""
 
 from __future__ import annotations
 
-import os
-import subprocess
+import gc
 import sys
-from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from lthfunc_benchmarks import floors
-from pretended import Machine
-from torch import distributed, nn
+from torch import Tensor
 
-from lthfunc.errors import LostRankError, UserError
-from lthfunc.execution.formats import LAYER_FORMATS, Layer, block_size
-from lthfunc.execution.timing import in_turn, repeated
-from lthfunc.experiments.plan import choose_device
-from lthfunc.runs import ranks
-from lthfunc.trees.shards import ALONE
+from lthfunc.energy.gpus import Card, card_of
+from lthfunc.errors import UserError
+from lthfunc.training.engines.forms import FORMS, Forms, form_on
+from lthfunc.training.engines.keeping import Kept, Pools
+from lthfunc.training.engines.measuring import Measuring, begin_measuring
 
 
-def counting(device: str) -> tuple[torch.Tensor, Any]:
-    total = torch.zeros((), device=device)
-    return total, lambda: total.add_(1)
+def test_memory_is_kept_for_what_fits() -> None:
+    kept: Kept[str] = Kept()
+    assert kept.take("a") is None
+    kept.leave("a", "first")
+    kept.leave("b", "second")  # the last alone
+    assert kept.take("b") == "second"
+    assert kept.take("b") is None  # whoever takes it has it for itself
+    kept.leave("b", "third")
+    assert kept.take("a") is None
+    assert kept.take("b") is None  # given up, to make room
+    kept.leave("c", "fourth")
+    kept.clear()
+    assert kept.take("c") is None
 
 
-@pytest.mark.parametrize("device", ["cuda:0", "cuda:1"])
-def test_a_timing_ends_when_its_own_device_has_finished(gpus: Machine, device: str) -> None:
-    total, add = counting(device)
-    stream = gpus.stream(total.device.index)
-    before = stream.begun
-    in_turn({"add": repeated(add)}, seconds=1e-9, repeats=2, device=device)
-    assert stream.begun > before
-    assert not stream.waiting
-    floors._seconds(add, device)
-    assert not stream.waiting
-    assert floors.reading_rate(4096, device) > 0
-    assert not stream.waiting
+def test_a_pool_lives_as_long_as_a_graph_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    handles = iter(range(10))
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: next(handles))
+
+    class Graph:
+        """In place of a captured one."""
+
+    pools, first, second = Pools(), torch.device("cuda:0"), torch.device("cuda:1")
+    assert pools.on(first) == 0
+    assert pools.on(first) == 1  # nothing was captured in the one before
+    one, other = Graph(), Graph()
+    pools.captured(first, one)  # type: ignore[arg-type]
+    assert pools.on(first) == 1
+    assert pools.on(second) == 2
+    pools.captured(first, other)  # type: ignore[arg-type]
+    del one
+    gc.collect()
+    assert pools.on(first) == 1
+    del other
+    gc.collect()
+    assert pools.on(first) == 3
 
 
-def test_the_chosen_gpu_is_the_current_one(gpus: Machine) -> None:
-    """So that streams and memory of code that names no device are those of the training's."""
-    assert [choose_device(name) for name in ("auto", "cuda:0")] == ["cuda", "cuda:0"]
-    assert gpus.current == 0
-    assert choose_device("cuda:1") == "cuda:1"
-    assert gpus.current == 1
-    assert choose_device("cpu") == "cpu"
-    assert choose_device("cuda") == "cuda"
-    with pytest.raises(UserError, match=r"'cuda:2' is not accepted; it takes one of auto, cpu, cuda, cuda:0, cuda:1"):
-        choose_device("cuda:2")
-    assert gpus.current == 1
+def test_forms_of_memory() -> None:
+    image, row = torch.zeros(1, 2, 3, 4), torch.zeros(2, 3)
+    form = Forms()
+    assert (form.floating_masks, form.channels_last) == (True, True)
+    assert form.of(image, 1) == torch.channels_last
+    assert form.of(image, 2) == form.of(row, 1) == torch.contiguous_format
+    assert Forms(channels_last=False).of(image, 1) == torch.contiguous_format
+    own = {"cpu": Forms(False, False), "cuda": Forms(False, True)}
+    assert form_on(torch.device("cuda:1"), own) is own["cuda"]
+    assert form_on(torch.device("cpu"), own) is form_on(torch.device("meta"), own) is own["cpu"]
+    assert form_on(torch.device("cpu")) is FORMS["cpu"]
 
 
-def layer(device: str, side: int, dtype: torch.dtype = torch.float16) -> Layer:
-    """A layer of 64 × 64 weights in blocks of a side, of each two by two of which one is left."""
-    number = torch.arange(64 // side)
-    kept = (number[:, None] + 2 * number) % 4 == 0
-    mask = kept.repeat_interleave(side, 0).repeat_interleave(side, 1)
-    return Layer("fc", nn.Linear(64, 64), mask, torch.zeros(8, 64, dtype=dtype, device=device))
+@pytest.mark.parametrize("networks", [1, 2])
+def test_chunks_are_measured_in_memory_that_stays(networks: int) -> None:
+    made: list[Any] = []
+
+    def program(kind: str, function: Any, example: Any) -> Any:
+        made.append((kind, [tuple(leaf.shape) for leaf in example]))
+        return function
+
+    def flat(weight: Tensor, bias: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        axes = () if networks == 1 else (1, 2)
+        value = (weight.unsqueeze(-2) * x + bias.unsqueeze(-2)) if networks > 1 else weight * x + bias
+        return value.sum(axes) if axes else value.sum(), (value * 0 + y[:, None]).mean(axes) if axes else y.mean()
+
+    def of(scale: float) -> list[Tensor]:
+        shape = (3,) if networks == 1 else (networks, 3)
+        return [torch.full(shape, scale), torch.full(shape, 1.0)]
+
+    def found(measuring: Measuring, x: Tensor, y: Tensor) -> list[Any]:
+        return [number.tolist() for number in measuring.metrics_of((x, y))]
+
+    kept: Kept[Measuring] = Kept()
+    x, y = torch.ones(4, 3), torch.arange(4.0)
+
+    def begin(scale: float, batch: Any = (x, y)) -> Measuring:
+        return begin_measuring(kept, flat, program, of(scale), networks, batch, Pools())
+
+    first = begin(2.0)
+    many = (lambda number: number) if networks == 1 else (lambda number: [number] * networks)
+    assert found(first, x, y) == [many(12 * 3.0), many(1.5)]
+    assert found(first, 2 * x, y + 1) == [many(12 * 5.0), many(2.5)]
+    assert first.found[0].dtype == first.found[1].dtype == torch.float64
+    shape = [(3,)] * 2 if networks == 1 else [(networks, 3)] * 2
+    numbers = [()] * 2 if networks == 1 else [(networks,)] * 2
+    assert made == [("eval", [*shape, (4, 3), (4,), *numbers])]
+    assert first.batch[0] is not x
+    kept.leave(first.fit, first)
+    again = begin(5.0)
+    assert again is first
+    assert found(again, x, y)[0] == many(12 * 6.0)
+    assert len(made) == 1
+    for other in ((x[:3], y[:3]), (x.double(), y), (x, y.double())):
+        kept.leave(first.fit, first)
+        assert begin(5.0, other) is not first
+    assert len(made) == 4
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_blocks_that_a_gpus_kernel_refuses_are_not_offered(gpus: Machine, dtype: torch.dtype) -> None:
-    """Triton's dot takes no fewer than 16 values, which torch's product of blocks doesn't check."""
-    for side in (32, 16):
-        assert block_size(layer("cuda:0", side, dtype)) == side
-    for side in (8, 4):
-        assert block_size(layer("cpu", side, torch.float32)) == side
-        assert block_size(layer("cuda:0", side, dtype)) is None
-        reason = LAYER_FORMATS["block"].why_not(layer("cuda:0", side, dtype))
-        assert reason is not None
-        assert "finds no size of blocks (64, 32, 16) that divides 64×64" in reason
+class NVMLError(Exception):
+    pass
 
 
-#: torch's own kernel of blocks, interpreted, on any number of examples: it would refuse parts of blocks.
-_INTERPRETED = """
-import torch
-import torch.utils._triton
-torch.utils._triton.has_triton = lambda: True
-import torch.sparse._triton_ops as ops
-from lthfunc.execution.formats import block_sizes, in_whole_blocks
+def nvml(*cards: tuple[Any, list[Any] | None], most: int = 3) -> Any:
+    """In NVML's place: each card's UUID, and those of its parts (None: it cannot be divided)."""
+    told: list[str] = []
 
-ops._get_device_name = ops.get_meta = lambda *given, **named: None
-kernel = ops._bsr_strided_addmm_kernel
+    def divided(card: Any) -> tuple[int, int]:
+        if card[1] is None:
+            raise NVMLError
+        return (1 if card[1] else 0), 0
 
+    def part(card: Any, number: int) -> Any:
+        if card[1][number] is None:
+            raise NVMLError
+        return card[1][number], []
 
-class Launched:
-    def __getitem__(self, grid):
-        return kernel[tuple(grid)]
-
-
-ops._bsr_strided_addmm_kernel = Launched()
-torch.manual_seed(0)
-for size in block_sizes(torch.device("cuda")):
-    weight = torch.randn(2 * size, 2 * size).half()
-    weight[:size, :size] = 0
-    for examples in (1, 7, 48, 100):
-        x = torch.randn(examples, 2 * size).half()
-        rows = in_whole_blocks(x, size)
-        found = ops.bsr_dense_mm(weight.to_sparse_bsr((size, size)), rows.T.contiguous(), skip_checks=True).T[:examples]
-        torch.testing.assert_close(found, (x.double() @ weight.double().T).half(), rtol=1e-2, atol=1e-2)
-        print(size, examples)
-"""
-
-
-def test_the_gpus_kernel_takes_every_block_on_any_number_of_examples() -> None:
-    pytest.importorskip("triton")
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", _INTERPRETED], capture_output=True, text=True, check=False, env=environment,
-        cwd=Path(__file__).parent,
+    return SimpleNamespace(
+        NVMLError=NVMLError, told=told, nvmlInit=lambda: told.append("init"), nvmlShutdown=lambda: told.append("end"),
+        nvmlDeviceGetCount=lambda: len(cards), nvmlDeviceGetHandleByIndex=lambda index: cards[index],
+        nvmlDeviceGetUUID=lambda card: card[0], nvmlDeviceGetMigMode=divided,
+        nvmlDeviceGetMaxMigDeviceCount=lambda card: most, nvmlDeviceGetMigDeviceHandleByIndex=part,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) == 3 * 4
 
 
-def test_nccls_watchdog_leaves_the_process_to_say_what_was_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[str | None] = []
+def test_a_card_is_found_by_its_uuid(monkeypatch: pytest.MonkeyPatch) -> None:
+    cards = nvml((b"GPU-AA-1", None), ("GPU-bb-2", []), ("GPU-cc-3", [None, "MIG-dd-4", "MIG-GPU-ee-5"]))
+    monkeypatch.setitem(sys.modules, "pynvml", cards)
+    asked: list[str] = []
 
-    def group(**settings: Any) -> None:
-        told.append(os.environ.get("TORCH_NCCL_ASYNC_ERROR_HANDLING"))
-        raise ValueError("nobody there")
+    def at(uuid: str) -> Any:
+        def properties(device: str) -> Any:
+            asked.append(device)
+            return SimpleNamespace(uuid=uuid)
 
-    monkeypatch.setattr(distributed, "init_process_group", group)
-    monkeypatch.setenv("MASTER_ADDR", "here")
-    monkeypatch.setenv("MASTER_PORT", "1")
-    for given in (None, "1"):
-        if given is None:
-            monkeypatch.delenv("TORCH_NCCL_ASYNC_ERROR_HANDLING", raising=False)
-        else:
-            monkeypatch.setenv("TORCH_NCCL_ASYNC_ERROR_HANDLING", given)
-        with pytest.raises(UserError, match="find together at here:1"):
-            ranks.join()
-    assert told == ["2", "1"], "a user's own choice stays"
+        monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
+        return card_of("cuda:1")
 
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        distributed.DistBackendError("NCCL communicator was aborted on rank 0. Original reason: remote process exited"),
-        RuntimeError("NCCL communicator was aborted after a previous error"),
-    ],
-)
-def test_a_collective_that_nccl_gave_up_is_a_lost_rank(error: RuntimeError) -> None:
-    said = r"another rank is gone \(NCCL communicator was aborted"
-    with pytest.raises(LostRankError, match=said), ranks.together(ALONE._replace(ranks=2)):
-        raise error
+    assert at("aa-1") == Card(0, False)
+    assert at("bb-2") == Card(1, False)
+    assert at("cc-3") == at("dd-4") == at("ee-5") == Card(2, True)
+    assert set(asked) == {"cuda:1"}
+    assert cards.told == ["init", "end"] * 5
+    with pytest.raises(UserError, match=r"--energy: NVML finds no GPU with the UUID of cuda:1 .ff-6."):
+        at("ff-6")
+    assert cards.told[-1] == "end"
+    broken = nvml()
+    broken.nvmlInit = lambda: (_ for _ in ()).throw(NVMLError("no driver"))
+    monkeypatch.setitem(sys.modules, "pynvml", broken)
+    with pytest.raises(UserError, match=r"--energy: NVML doesn't start .no driver."):
+        at("aa-1")
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    with pytest.raises(UserError, match=r"--energy: metering a GPU needs NVML \(pip install nvidia-ml-py\)"):
+        at("aa-1")

@@ -18,16 +18,21 @@ _QUICK = 1.0
 def tests_for(root: Path, mutant: Mutant, tests: dict[str, Covering], budget: float) -> tuple[list[str], str]:
     """(tests in the order in which they are run, what of the mutant they run: its line, function or file).
 
+    Of tests that were traced before the file was changed, those that ran the function may run a line that is new.
     What a file does as it is imported is run by no test: those come first whose own file names what is defined there,
     then those that run a line that names it.
     """
     table = table_of(root, mutant.file)
-    lines = set(table[mutant.first - 1 : mutant.last])
+    lines, changed = set(table[mutant.first - 1 : mutant.last]), (root / mutant.file).stat().st_mtime
     named = _named_by(root, mutant) if mutant.runs == "file" else frozenset()
     naming = {name for name in tests if named & _words_in(root / name.partition("::")[0])}
+
+    def ran_function(test: Covering) -> bool:
+        return any((each.file, each.where) == (mutant.file, mutant.where) for each in test.lines)
+
     runs: dict[str, Callable[[str, Covering], bool]] = {
-        "line": lambda name, test: bool(lines & test.lines),
-        "function": lambda name, test: (mutant.file, mutant.where) in {(each.file, each.where) for each in test.lines},
+        "line": lambda name, test: bool(lines & test.lines) or (test.traced < changed and ran_function(test)),
+        "function": lambda name, test: ran_function(test),
         "file": lambda name, test: name in naming or any(
             each.file == mutant.file or named & _words_of(each.code) for each in test.lines
         ),

@@ -23,10 +23,11 @@ class Line(NamedTuple):
 
 
 class Covering(NamedTuple):
-    """A test: its processor time, that of processes it started included, and what it ran."""
+    """A test: its processor time, that of processes it started included, what it ran, and when that was found out."""
 
     seconds: float
     lines: frozenset[Line]
+    traced: float
 
 
 class Recorder:
@@ -87,7 +88,7 @@ def kept(out: Path) -> dict[str, Covering]:
     found = json.loads(out.read_text(encoding="utf-8"))
     lines = [Line(*each) for each in found["lines"]]
     return {
-        name: Covering(seconds, frozenset(lines[number] for number in numbers))
+        name: Covering(seconds, frozenset(lines[number] for number in numbers), out.stat().st_mtime)
         for name, (seconds, numbers) in found["tests"].items()
     }
 
