@@ -9,6 +9,8 @@ import torch
 from pretended import Machine
 
 import lthfunc as lf
+from lthfunc.execution import compiled as execution
+from lthfunc.execution.forms import masked_module
 from lthfunc.training.engines import compiled as compiled_engine
 from lthfunc.training.engines.compiled import compile_engine
 from lthfunc.training.engines.eager import eager
@@ -148,6 +150,25 @@ def test_memory_that_is_kept_can_be_given_up(gpus: Machine, few_digits: Dataset)
     assert len(gpus.captures) == 1, "new memory, whose first steps are not captured"
     take_steps(work, start, seed=0, until=20)
     assert len(gpus.captures) == 2
+
+
+def test_a_compiled_network_replays_a_graph_for_each_size_of_batch(
+    gpus: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its outputs are nobody else's: a later batch does not change an earlier one's."""
+    monkeypatch.setattr(execution, "compiled", lambda function, example, name: function)
+    monkeypatch.setattr(execution, "why_not", lambda device: None)
+    ticket = lf.ticket(lf.prune(fraction=0.5)(lf.init(MODEL)))
+    program = execution.Compiled(masked_module(MODEL, to_device(ticket, "cuda:1"), "cuda:1"), "lenet300")
+    whole = masked_module(MODEL, ticket)
+    draw = torch.Generator().manual_seed(0)
+    batches = [torch.rand(size, 1, 8, 8, generator=draw) for size in (8, 8, 3, 8, 3, 8)]
+    with torch.no_grad():
+        outputs = [program(x.to("cuda:1")) for x in batches]
+        for x, found in zip(batches, outputs, strict=True):
+            torch.testing.assert_close(found.cpu(), whole(x))
+    assert len(gpus.captures) == 2
+    assert len(gpus.pools) == 1
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -10,8 +11,10 @@ from torch import Tensor, nn
 
 from lthfunc.errors import UserError
 from lthfunc.execution.timing import in_turn, repeated
+from lthfunc.training.engines.keeping import Pools
+from lthfunc.training.engines.launching import Launcher
 from lthfunc.training.engines.toolchain import why_not
-from lthfunc.training.engines.tracing import compiled
+from lthfunc.training.engines.tracing import Program, compiled
 from lthfunc.trees.calling import functional_call
 from lthfunc.trees.ops import flattened, tree_map
 from lthfunc.trees.outputs import outputs_of
@@ -34,6 +37,7 @@ class Compiled:
         self._leaves, self._rebuilt = flattened(tree_map(torch.Tensor.detach, parts))
         self._images = any(leaf.ndim == 4 for leaf in self._leaves)
         self._ready: dict[Any, Any] = {}
+        self._pools = Pools()
         self.why_eager: str | None = None
 
     def __call__(self, x: Tensor) -> Any:
@@ -87,13 +91,40 @@ class Compiled:
                 forward(*leaves, given)
                 return forward, leaves, layout, traced
             try:
-                return compiled(forward, (*leaves, given), self._name), leaves, layout, traced
+                program = compiled(forward, (*leaves, given), self._name)
+                if x.is_cuda:
+                    program = _Graphed(program, leaves, given, self._pools)
+                return program, leaves, layout, traced
             except UserError as error:
                 if layout is not _LAYOUTS[0]:
                     raise
                 self.why_eager = str(error).partition("; ")[0]
                 forward(*leaves, given.clone())
                 return forward, leaves, layout, traced
+
+
+class _Graphed:
+    """A program as a CUDA graph from the second call on: a small network's launches take longer than its work.
+
+    Inputs are copied to where it reads them, and outputs from where it leaves them.
+    """
+
+    def __init__(self, program: Program, leaves: Sequence[Tensor], x: Tensor, pools: Pools) -> None:
+        self._x = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device).copy_(x)
+        found = [torch.empty_like(output) for output in program(*leaves, self._x)]
+        self._found = found
+
+        def in_place(*arguments: Tensor) -> tuple[()]:
+            for room, output in zip(found, program(*arguments), strict=True):
+                room.copy_(output)
+            return ()
+
+        self._launcher = Launcher(in_place, [(*leaves, self._x)], pools)
+
+    def __call__(self, *arguments: Tensor) -> list[Tensor]:
+        self._x.copy_(arguments[-1])
+        self._launcher.launch(1, None)
+        return [output.clone() for output in self._found]
 
 
 class _Traced:
