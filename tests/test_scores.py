@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ import lthfunc as lf
 from lthfunc.errors import UserError
 from lthfunc.sparsify.activations import input_moments
 from lthfunc.training.steps import forward_of, loss_of
-from lthfunc.trees.model import apply_training
+from lthfunc.trees.model import apply_evaluating, apply_training
 from lthfunc.trees.types import Batch, Masks, Params
 
 
@@ -200,6 +202,24 @@ def test_scores_of_data_compile(make: Callable[..., lf.Score], model, trees, bat
     score = make(loss_of(model, {}), batches)
     compiled = torch.compile(lambda p: score(p, masks), backend="aot_eager", fullgraph=True)
     close(compiled(params), score(params, masks))
+
+
+def test_compiled_functions_do_not_depend_on_other_networks_in_use(model, trees, batches) -> None:
+    """Which may go while one is compiled."""
+    params, masks = trees
+    others = [lf.from_module(nn.Linear(2, 2)) for _ in range(3)]
+    for other in others:
+        apply_evaluating(other, *other.init(0), torch.zeros(1, 2))
+
+    def backend(graph: Any, example: Any) -> Any:
+        others.clear()
+        gc.collect()
+        return graph
+
+    fresh = lf.from_module(model.training)  # called last, and so found behind the others
+    score = lf.snip(loss_of(fresh, {}), batches)
+    wanted = score(params, masks)
+    close(torch.compile(lambda p: score(p, masks), backend=backend, fullgraph=True)(params), wanted)
 
 
 def test_synflow_compiles(trees, model) -> None:

@@ -36,10 +36,12 @@ def functional_call(
 
     Raises UserError, in plain words, for much of what PyTorch refuses in words of its own.
     """
+    if torch.compiler.is_compiling():  # a compiled function would depend on which other modules are in use
+        return keeping_call(module, leaves, args)
     if module not in _known:
         _known[module] = _Facts(_places(module), watched(own_parts(module)))
     kept = _known[module].kept
-    if not kept or torch.compiler.is_compiling():
+    if not kept:
         return keeping_call(module, leaves, args)
     with as_before(kept):
         return keeping_call(module, leaves, args)
@@ -62,7 +64,8 @@ def keeping_call(
 def _called(
     module: nn.Module, leaves: Mapping[str, Tensor] | tuple[Mapping[str, Tensor], ...], args: tuple[Any, ...]
 ) -> Any:
-    places = _known[module].places if module in _known else _places(module)
+    known = not torch.compiler.is_compiling() and module in _known
+    places = _known[module].places if known else _places(module)
     if places is None:
         return torch.func.functional_call(module, leaves, args)  # type: ignore[arg-type]
     given: Any = leaves if isinstance(leaves, dict) else {}
