@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import until
+from conftest import ROOT, until
 from lthfunc_cli.main import main
 from test_runs import metrics, same_files
 
@@ -21,7 +23,22 @@ ray = pytest.importorskip("ray")
 psutil = pytest.importorskip("psutil")
 
 SMALL = ["--rounds", "1", "--steps", "60", "--eval-every", "20", "--replicates", "2", "--control", "reinit"]
-LONG = ["--rounds", "1", "--steps", "1500", "--replicates", "2", "--engine", "eager", "--checkpoint-every", "200"]
+LONG = ["--rounds", "1", "--steps", "600", "--replicates", "2", "--engine", "eager", "--checkpoint-every", "100"]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """One for all tests that need none of their own; starting it is what takes long."""
+    from lthfunc.runs.cluster import clustered
+
+    with clustered("ray") as found:
+        yield found
+
+
+def on_ray(page: str) -> list[str]:
+    """What a page has typed for a cluster that is not yet there."""
+    lines = (ROOT / page).read_text(encoding="utf-8").splitlines()
+    return [line.partition("   #")[0].strip() for line in lines if line.startswith("lthfunc ") and "--on ray" in line]
 
 
 def run(*arguments: object) -> int:
@@ -48,7 +65,7 @@ def workers(process: subprocess.Popen[str]) -> list[int]:
 @pytest.fixture(scope="module")
 def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("local")
-    assert run("prune", *SMALL, "--out", folder / "small") == 0
+    assert run("prune", *SMALL, "--jobs", 1, "--out", folder / "small") == 0
     assert run("prune", *LONG, "--jobs", 1, "--out", folder / "long") == 0
     return folder
 
@@ -61,11 +78,11 @@ def same_run(left: Path, right: Path) -> None:
 
 
 def test_a_run_on_ray_has_the_bits_of_a_run_here(local: Path, tmp_path: Path, capsys: Any) -> None:
-    folder = tmp_path / "ray"
+    folder, before = tmp_path / "ray", ray.is_initialized()
     assert run("prune", *SMALL, "--on", "ray", "--out", folder) == 0
     assert "on ray" in capsys.readouterr().err
     same_run(local / "small", folder)
-    assert not ray.is_initialized()
+    assert ray.is_initialized() == before
     assert run("verify", folder) == 0
 
 
@@ -100,38 +117,44 @@ def test_an_interrupted_run_on_ray_goes_on_here(local: Path, tmp_path: Path) -> 
     same_run(local / "long", folder)
 
 
-def test_a_cluster_that_was_joined_before_stays() -> None:
+def test_a_cluster_that_was_joined_before_stays(cluster: Any) -> None:
     from lthfunc.runs.cluster import clustered
 
-    with clustered("ray"):
-        with clustered("ray") as inner:
-            assert inner.is_initialized()
-        assert ray.is_initialized()
-    assert not ray.is_initialized()
+    with clustered("ray") as inner:
+        assert inner.is_initialized()
+    assert cluster.is_initialized()
 
 
-def test_methods_on_ray_have_the_results_of_here(tmp_path: Path) -> None:
-    options = ["methods", "--method", "random-erk", "--method", "magnitude-init", "--steps", "20", "--density", "0.3"]
-    for where in ("local", "ray"):
-        places = ["--out", tmp_path / f"{where}.jsonl", "--save", tmp_path / where]
-        assert run(*options, "--on", where, "--jobs", 1, *places) == 0
+@pytest.mark.usefixtures("cluster")
+def test_what_the_pages_run_on_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """The commands as printed, but shorter; methods and benchmarks have the results of here, and leave files here."""
+    monkeypatch.chdir(tmp_path)
+    done = set()
+    for command in dict.fromkeys(command for page in ("README.md", "docs/cluster.md") for command in on_ray(page)):
+        words = shlex.split(command)[1:]
+        if words[0] != "benchmark":
+            words[words.index("--replicates") + 1] = "1"
+            words += ["--steps", "8"]
+        if words[0] == "methods":
+            words += ["--method", "random-erk", "--method", "magnitude-init", "--save", "there"]
+            local = ["local" if word == "ray" else word for word in words]
+            local[local.index("methods.jsonl")], local[-1] = "here.jsonl", "here"
+            assert run(*local, "--jobs", 1) == 0
+        elif words[0] in ("prune", "sweep"):
+            words += ["--rounds", "1"]
+        elif words[0] == "benchmark":
+            words[words.index("--rounds") + 1] = "2"
+        assert run(*words) == 0, capsys.readouterr().err
+        done.add(words[0])
+    assert done == {"prune", "methods", "sweep", "benchmark"}
+    assert json.loads(Path("memory.json").read_text())["benchmark"] == "memory"
     here, there = (
-        [
-            {**json.loads(line), "seconds": 0, "sha256": ""}
-            for line in (tmp_path / f"{where}.jsonl").read_text().splitlines()[1:]
-        ]
-        for where in ("local", "ray")
+        [{**json.loads(line), "seconds": 0, "sha256": ""} for line in Path(name).read_text().splitlines()[1:]]
+        for name in ("here.jsonl", "methods.jsonl")
     )
     assert sorted(here, key=str) == sorted(there, key=str)
-    for file in (tmp_path / "local").iterdir():
-        assert file.read_bytes() == (tmp_path / "ray" / file.name).read_bytes()
-
-
-def test_a_benchmark_on_ray_leaves_its_file_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    monkeypatch.chdir(tmp_path)
-    words = ["benchmark", "--on", "ray", "memory", "--rounds", "2", "--json", "there/memory.json"]
-    assert run(*words) == 0
-    assert json.loads((tmp_path / "there" / "memory.json").read_text())["benchmark"] == "memory"
+    for file in Path("here").iterdir():
+        assert file.read_bytes() == Path("there", file.name).read_bytes()
     assert run("benchmark", "--on", "ray", "--cores", "0", "memory") == 2
     assert "--cores: 0 is not accepted" in capsys.readouterr().err
 

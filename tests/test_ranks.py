@@ -221,7 +221,7 @@ def _on_gloo(rank: int, ranks: int, folder: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("ranks", [2])  # more as threads, above
 def test_ranks_over_gloo_train_as_one_process(ranks: int, tmp_path: Path) -> None:
     torch.multiprocessing.spawn(_on_gloo, (ranks, str(tmp_path)), nprocs=ranks)
     assert len(list(tmp_path.glob("done*"))) == ranks
@@ -238,7 +238,7 @@ def test_ranks_over_gloo_train_as_one_process(ranks: int, tmp_path: Path) -> Non
 
 
 SMALL = ["prune", "--rounds", "1", "--steps", "60", "--batch-size", "60", "--engine", "eager", "--eval-every", "30"]
-LONG = ["prune", "--rounds", "1", "--steps", "3000", "--batch-size", "60", "--engine", "eager", "--checkpoint-every"]
+LONG = ["prune", "--rounds", "1", "--steps", "1200", "--batch-size", "60", "--engine", "eager", "--checkpoint-every"]
 
 
 def free_port() -> int:
@@ -305,7 +305,7 @@ def test_a_run_on_two_ranks_is_a_run(tmp_path: Path) -> None:
 
 def test_a_killed_rank_ends_the_others_and_the_run_goes_on_with_another_number(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    with Crew([[*LONG, "200", "--out", folder]] * 3) as crew:
+    with Crew([[*LONG, "100", "--out", folder]] * 3) as crew:
         until(lambda: list(folder.glob("**/checkpoint-*.safetensors")))
         crew.processes[2].send_signal(signal.SIGKILL)
         begun = time.monotonic()

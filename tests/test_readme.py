@@ -26,11 +26,16 @@ def blocks(language: str) -> list[str]:
 
 
 EXAMPLE, OWN = blocks("python")
+#: Run by tests of their own: test_benchmarks.py, test_cluster.py and test_cluster_page.py.
+ELSEWHERE = (
+    *(f"benchmark {name} --quick" for name in ("sparse", "execution", "checkpoints", "training")), "--on ray", "s3:",
+    "--install-completion",
+)  # fmt: skip
 COMMANDS = [
     line.partition("   #")[0].strip()
     for block in blocks("sh")
     for line in block.splitlines()
-    if line.startswith("lthfunc ") and "--install-completion" not in line and "s3:" not in line
+    if line.startswith("lthfunc ") and not any(part in line for part in ELSEWHERE)
 ]
 
 
@@ -50,12 +55,19 @@ def test_the_example_has_at_most_twenty_lines_and_runs_as_printed(
     assert lf.count(ticket.masks) == (925, 7_400)
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("finished") / "RUN"
+    assert main(["prune", "--rounds", "1", "--steps", "5", "--out", str(folder)]) == 0
+    return folder
+
+
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def place(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory as the README's reader has it: mine.py, and a run called RUN."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text(OWN)
-    assert main(["prune", "--rounds", "1", "--steps", "5", "--out", "runs/RUN"]) == 0
+    shutil.copytree(finished, "runs/RUN")
     return tmp_path
 
 
@@ -67,7 +79,7 @@ def page_commands(page: str) -> list[str]:
     return [
         line.partition("   #")[0].strip()
         for line in lines
-        if line.startswith("lthfunc ") and "timm:" not in line and "s3:" not in line
+        if line.startswith("lthfunc ") and not any(part in line for part in ("timm:", *ELSEWHERE))
     ]
 
 
@@ -101,8 +113,6 @@ def test_each_command_of_the_readme_runs(
         words = ["1" if before == "--replicates" else word for before, word in zip(["", *words], words, strict=False)]
         words = ["2" if before == "--trials" else word for before, word in zip(["", *words], words, strict=False)]
         words += ["--steps", "4", *([] if "--rounds" in words else ["--rounds", "1"])]
-    if words[0] == "methods" and "--on" in words:
-        words += ["--method", "random-erk"]
     if words[0] in ("methods", "connectivity"):
         words += ["--steps", "4" if words[0] == "methods" else "104", "--replicates", "1"]
     if words[0] in ("branch", "transfer"):
@@ -110,8 +120,10 @@ def test_each_command_of_the_readme_runs(
     if words[0] in ("prune", "train"):
         words = [word for i, word in enumerate(words) if word != "--epochs" and words[i - 1] != "--epochs"]
         words += ["--steps", "100" if "epoch:1" in words else "4"]
-        if "10" in words:
-            words[words.index("10")] = "2"  # rounds
+        if "--rounds" in words:
+            words[words.index("--rounds") + 1] = "1"
+        else:
+            words += ["--rounds", "1"]
         if "lth-conv" in words:
             words += ["--dataset", "digits"]
         if "cifar10" in words:

@@ -41,7 +41,7 @@ def run(*arguments: object) -> int:
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with replicates and a control, another with neither, and a dense training."""
     folder = tmp_path_factory.mktemp("report")
-    assert run("prune", *SMALL, "--replicates", 3, "--control", "reinit", "--out", folder / "full") == 0
+    assert run("prune", *SMALL, "--replicates", 3, "--control", "reinit", "--jobs", 1, "--out", folder / "full") == 0
     assert run("prune", *SMALL, "--lr", 0.01, "--out", folder / "plain") == 0
     assert run("train", "--steps", 20, "--out", folder / "dense") == 0
     return folder
