@@ -30,7 +30,10 @@ def synflow(forward: Callable[[Params, Tensor], Any], shape: tuple[int, ...]) ->
     Scored once, it is no better than magnitude: take many steps to the density (`densities.geometric`, 100 of them).
     """
 
+    reached = False  # which a network is in every round, or in none; to look is to wait for a GPU
+
     def score(params: Params, masks: Masks) -> Scores:
+        nonlocal reached
         magnitudes = {name: _magnitudes(leaf) for name, leaf in apply_masks(params, masks).items()}
         ones = torch.ones(1, *shape, dtype=torch.float64, device=next(iter(params.values())).device)
 
@@ -38,7 +41,9 @@ def synflow(forward: Callable[[Params, Tensor], Any], shape: tuple[int, ...]) ->
             return _total(forward(p, ones))
 
         flow = differentiated(forward, lambda: grad(total)(magnitudes))
-        check_reached(forward, total, magnitudes, flow)
+        if not reached:
+            check_reached(forward, total, magnitudes, flow)
+            reached = True
         return {name: product(flow[name], magnitudes[name]) for name in masks}
 
     return score
