@@ -224,6 +224,39 @@ def test_programs_run_in_their_own_memory_to_the_eager_steps_bits(programs: Any,
     assert lf.same_bits(states, before)
 
 
+def test_a_loop_goes_on_in_memory_that_was_left(programs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Kept(compiled_engine.Kept[Any]):
+        """Of which the first is the loops'."""
+
+        fit: Any = None
+
+        def take(self, fit: Any) -> Any:
+            self.fit = fit
+            return super().take(fit)
+
+    made: list[Kept] = []
+    monkeypatch.setattr(compiled_engine, "Kept", lambda: made.append(Kept()) or made[-1])
+    engine, numbers = compiled_engine.compile_engine(_work()), data()
+    first, second = (lf.with_optimizer(state_of(seed)[1], lf.sgd(0.1, 0.5)) for seed in (3, 4))
+    feed = Feed(numbers.train, 4, [3], torch.device("cpu"))
+    running: Any = engine.begin([first], [3], feed)
+    feed.fill(0, 2, 4)
+    running.take(2, None)
+    made[0].leave(made[0].fit, compiled_engine._Memory(running._leaves, feed.slotted, running._launcher))
+    found = []
+    for kind in (engine, eager(_work())):
+        feed = Feed(numbers.train, 4, [4], torch.device("cpu"))
+        running = kind.begin([second], [4], feed)
+        feed.fill(0, 3, 4)
+        running.take(3, None)
+        found.append(running.states()[0])
+    assert len(programs) == 1
+    assert lf.same_bits(*found)
+    made[0].leave("other", "memory")
+    engine.forget()
+    assert made[0]._idle == made[1]._idle == []
+
+
 def test_one_program_serves_gradients_of_any_number_of_survivors(programs: Any) -> None:
     two = Exchange(0, 2, lambda vector: 2 * vector)
     engine = compiled_engine.compile_engine(_work(two))

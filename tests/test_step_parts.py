@@ -66,6 +66,62 @@ def test_a_forward_pass_is_as_wide_as_its_inputs() -> None:
         forward_of(model._replace(tokens=5, name="net"), buffers)
 
 
+class Narrow(nn.Module):
+    """Runs in float32 alone, and on its own words where it is told to."""
+
+    def __init__(self, words: str = "") -> None:
+        super().__init__()
+        self.fc = nn.Linear(6, 3)
+        self.words = words
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.words:
+            raise UserError(self.words)
+        out: Tensor = self.fc(x) @ torch.ones(3, 3)
+        return out
+
+
+def test_a_forward_pass_that_fails_is_told_with_its_precision() -> None:
+    model = lf.from_module(Narrow())
+    params, buffers = model.init(0)
+    wide = {name: leaf.double() for name, leaf in params.items()}
+    assert forward_of(model, buffers)(params, torch.ones(2, 6)).shape == (2, 3)
+    with pytest.raises(UserError, match=r"^Narrow cannot be run in float64, as synflow does"):
+        forward_of(model, buffers)(wide, torch.ones(2, 6, dtype=torch.float64))
+    own = model._replace(evaluating=Narrow("my own words"))
+    with pytest.raises(UserError, match=r"^my own words$"):
+        forward_of(own, buffers)(params, torch.ones(2, 6))
+
+
+class Detached(nn.Module):
+    """Outputs that depend on no parameter; or targets that the loss would, if it took them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.fc(x).detach()
+        return out
+
+
+def test_a_loss_of_no_parameter_is_told_before_training() -> None:
+    with pytest.raises(UserError, match="the outputs of Detached depend on no parameter"):
+        lf.make_trainer(lf.from_module(Detached()), data(), optimizer=lf.sgd(0.1), batch_size=5)
+
+    def constant(outputs: Tensor, targets: Tensor) -> Tensor:
+        return targets.double().mean()
+
+    def of_outputs(outputs: Tensor, targets: Tensor) -> Tensor:
+        return outputs.mean().double()
+
+    with pytest.raises(UserError, match="depend on no parameter"):
+        lf.make_trainer(
+            lf.from_module(NET), data(), optimizer=lf.sgd(0.1), batch_size=5, loss=constant, metric=of_outputs
+        )
+    lf.make_trainer(lf.from_module(NET), data(), optimizer=lf.sgd(0.1), batch_size=5, loss=of_outputs, metric=constant)
+
+
 def test_what_a_loop_adds_to_a_step() -> None:
     seen: list[Any] = []
 
