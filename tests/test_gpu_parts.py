@@ -9,13 +9,22 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from small import NET
+from torch import Tensor, nn
 
+import lthfunc as lf
 from lthfunc.energy.gpus import Card, card_of
 from lthfunc.errors import UserError
+from lthfunc.experiments import plan as planning
+from lthfunc.training.batches import batches
 from lthfunc.training.engines.forms import FORMS, Forms, form_on
+from lthfunc.training.engines.interface import Work, _flops
 from lthfunc.training.engines.keeping import Kept, Pools
 from lthfunc.training.engines.measuring import Measuring, begin_measuring
+from lthfunc.training.evaluation import chunk_on_gpu
+from lthfunc.training.feed import Feed, _Staging
+from lthfunc.trees.shards import Exchange
+from lthfunc.trees.types import Split
 
 
 def test_memory_is_kept_for_what_fits() -> None:
@@ -170,3 +179,39 @@ def test_a_card_is_found_by_its_uuid(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", None)
     with pytest.raises(UserError, match=r"--energy: metering a GPU needs NVML \(pip install nvidia-ml-py\)"):
         at("aa-1")
+
+
+def test_chunks_on_a_gpu_are_powers_of_two() -> None:
+    """Of 1e11 FLOPs in all networks, 8,192 of each at the most; not below a CPU's, and no more than the examples."""
+    assert chunk_on_gpu(1, 10**8, 10**6) == 512  # of 1000
+    assert chunk_on_gpu(1, 10**11 // 1024, 10**6) == 1024
+    assert chunk_on_gpu(1, 10**11 // 1023, 10**6) == 512
+    assert chunk_on_gpu(2, 10**8, 10**6) == 256  # of 500
+    assert chunk_on_gpu(1, 10**10, 10**6) == 256  # of a CPU's 500
+    assert chunk_on_gpu(1, 1, 10**6) == 8192
+    assert chunk_on_gpu(1, 0, 10**6) == 256
+    assert [chunk_on_gpu(1, 1, examples) for examples in (1, 63, 64, 65)] == [1, 32, 64, 64]
+    work = Work(lf.from_module(NET), lf.cross_entropy, lf.sgd(0.1), None, None, "fp32")
+    split = Split(torch.zeros(700, 6), torch.zeros(700, dtype=torch.int64))
+    cuda = torch.device("cuda")
+    assert work.chunk(3, split, torch.device("cpu")) == 166
+    assert work.chunk(1, split, cuda) == chunk_on_gpu(1, 90, 700)
+    two = work._replace(exchange=Exchange(0, 3, lambda vector: vector))
+    assert two.chunk(1, split, cuda) == chunk_on_gpu(1, 90, 234)
+    embedding = lf.from_module(nn.Sequential(nn.Embedding(7, 4), nn.Flatten(), nn.Linear(12, 7)), tokens=True)
+    words = Split(torch.zeros(700, 3, dtype=torch.int64), torch.zeros(700, dtype=torch.int64))
+    assert _flops(embedding, (3,)) == 2 * 12 * 7
+    assert work._replace(model=embedding).chunk(1, words, cuda) == chunk_on_gpu(1, 168, 700)
+    assert _flops(lf.from_module(NET), (9,)) == 0  # which it does not run on
+    assert planning.flops_per_step(embedding, (3,), 5) == 3 * 5 * 2 * 12 * 7
+
+
+def test_indices_go_to_a_device_by_way_of_memory_that_stays() -> None:
+    split = Split(torch.arange(74).float().view(37, 2), torch.arange(37))
+    feed = Feed(split, 6, [5], torch.device("cpu"))
+    feed._staging = _Staging([feed._index])  # as on a GPU
+    for start, stop in ((0, 4), (4, 6), (6, 7)):
+        feed.fill(start, stop, 7)
+        for slot, (x, y) in enumerate(batches(split, 6, 5, start, stop)):
+            assert torch.equal(feed.batches[slot][0], x)
+            assert torch.equal(feed.batches[slot][1], y)

@@ -396,3 +396,26 @@ def test_what_only_a_dead_unit_needs_goes_with_it() -> None:
     assert tidy.params["4.bias"].tolist() == [1, 1, 1, 0, 1]
     assert tidy.params["6.bias"].tolist() == [1, 1, 1]
     assert lf.same_bits(lf.without_dead_units(tidy, found), tidy)
+
+
+def test_a_loss_of_no_weight_has_no_scores() -> None:
+    _, state = state_of()
+    batches = [(torch.randn(4, 6), torch.tensor([0, 1, 2, 0]))]
+
+    def of_targets(params: Any, batch: Any) -> Tensor:
+        return batch[1].double().mean()
+
+    def flat(params: Any, batch: Any) -> Tensor:
+        return sum(leaf.sum() for leaf in params.values()) * 0.0
+
+    for make in (lf.snip, lf.taylor, lf.fisher, lf.movement, lf.mean_gradient):
+        with pytest.raises(UserError, match=r"of_targets.* depend on no parameter"):
+            make(of_targets, batches)(state.params, state.masks)
+        found = make(flat, batches)(state.params, state.masks)  # which is a function of them, if a flat one
+        assert not any(leaf.any() for leaf in found.values())
+    for bad in (0.0, -1.0):
+        with pytest.raises(UserError, match=r"temperature: .*a number above 0"):
+            lf.grasp(flat, batches, bad)
+    with pytest.raises(UserError, match="temperature: 200 divides the network's outputs, which this loss doesn't tell"):
+        lf.grasp(flat, batches)
+    lf.grasp(flat, batches, 1.0)

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+import functools
 import json
 import math
 import os
@@ -34,7 +35,7 @@ from typing import Any
 
 from choosing import tests_for
 from covering import Covering, Recorder, keep, kept
-from forking import BROKEN, Child, Overlay, prepare
+from forking import BROKEN, Child, Overlay, forked, prepare
 from mutants import Mutant, mutants_of
 from results import results_in, summarise
 
@@ -149,10 +150,10 @@ def _chosen(options: Any) -> tuple[list[Mutant], dict[str, int]]:
 class Ordered:
     """A plugin: tests in the order they are named in, and which one failed."""
 
-    def __init__(self, names: list[str], known: Collection[str], out: Path, *, last: bool) -> None:
+    def __init__(self, names: list[str], known: Collection[str], out: Path) -> None:
         self._rank, self._known = {name: number for number, name in enumerate(names)}, known
         self._functions = {name.partition("[")[0] for name in names}
-        self._out, self._last = out, last
+        self._out = out
 
     def pytest_collection_modifyitems(self, items: list[Any]) -> None:
         mine = [item for item in items if item.nodeid in self._rank or self._is_new(item.nodeid)]
@@ -168,8 +169,7 @@ class Ordered:
 
     def pytest_sessionfinish(self, session: Any, exitstatus: int) -> None:
         sys.stdout.flush()
-        if exitstatus or self._last:
-            os._exit(exitstatus)  # tests that close what pytest holds open would have it fail from here on
+        os._exit(exitstatus)  # tests that close what pytest holds open would have it fail from here on
 
 
 def _run_all(
@@ -184,16 +184,18 @@ def _run_all(
         files = list(dict.fromkeys(name.partition("::")[0] for name in names))
 
         def go() -> int:
-            begun, status = 0, 0
+            begun = 0
             for count in _AT_A_TIME:
-                some, last = files[begun : begun + count], begun + count >= len(files)
+                some = files[begun : begun + count]
                 mine = [name for name in names if name.partition("::")[0] in some]
-                ordered = Ordered(mine, tests.keys(), work / f"{mutant.name}.failed", last=last)
-                status = _pytest(some, work / mutant.name, [ordered])
+                ordered = Ordered(mine, tests.keys(), work / f"{mutant.name}.failed")
+                run = functools.partial(_pytest, some, work / mutant.name, [ordered])
+                if (status := forked(run)) not in (0, 5):  # 5: the change has made other tests of all of them
+                    return status
                 begun += count
-                if last:
+                if begun >= len(files):
                     break
-            return status
+            return 0
 
         return (go if names else lambda: 0), 20 + 3 * sum(tests[name].seconds for name in names)
 
@@ -201,8 +203,6 @@ def _run_all(
         names, what = about[mutant.name]
         failed = work / f"{mutant.name}.failed"
         result = "survived" if status == 0 else status if isinstance(status, str) else "killed"
-        if result == "killed" and status == 5:
-            raise SystemExit(f"no tests collected for {mutant}")
         if status == BROKEN and not failed.exists():
             result = "broken"
             print("\n".join(out.read_text()[-1500:] for out in work.glob("out*")))

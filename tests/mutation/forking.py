@@ -103,3 +103,22 @@ class Child:
         """End it and all that it started."""
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
+
+
+def forked(work: Callable[[], int]) -> int:
+    """The exit status of some work in a process of its own; a signal that ended it ends this one."""
+    sys.stdout.flush()
+    pid = os.fork()
+    if not pid:
+        code = BROKEN
+        try:
+            code = int(work())
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            os._exit(code)
+    _, status = os.waitpid(pid, 0)
+    if os.WIFSIGNALED(status):
+        os.kill(os.getpid(), os.WTERMSIG(status))
+    return os.waitstatus_to_exitcode(status)
