@@ -87,6 +87,8 @@ def test_what_a_bad_value_is_shown_as() -> None:
         checked({"rounds": "x" * 90})
     with pytest.raises(UserError, match=r"^--rounds: '" + "x" * 78 + "' is not accepted"):
         checked({"rounds": "x" * 78})  # 80 characters with its quotes
+    with pytest.raises(UserError, match=r"^--rounds: '" + "x" * 79 + "… is not accepted"):
+        checked({"rounds": "x" * 79})  # 81
     with pytest.raises(UserError, match=r"^--rounds: a number of thousands of digits is not accepted"):
         checked({"rounds": 10**5000})
 

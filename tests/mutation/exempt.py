@@ -19,6 +19,8 @@ ON_GPUS = {"synchronize"}
 PLACES = {"device", "pin_memory", "non_blocking"}
 #: What functions are taken from.
 MODULES = {"torch", "math", "F"}
+#: Random numbers from another seed are as good ones.
+SEEDED = {"init", "all_seeded", "counter_key"}
 #: A stream of random numbers by another name is as good a stream.
 STREAMS = {"key", "generator", "permutation", "counter_key", "random_scores", "samples"}
 
@@ -63,9 +65,14 @@ def children(node: ast.AST) -> Iterator[ast.AST]:
         if isinstance(node, ast.ExceptHandler) and name == "type":
             continue
         for child in value if isinstance(value, list) else [value]:
-            stream = isinstance(node, ast.Call) and called(node) in STREAMS and isinstance(child, ast.Constant)
-            if isinstance(child, ast.AST) and not (stream and isinstance(child.value, str)):
+            if isinstance(child, ast.AST) and not (isinstance(node, ast.Call) and _is_a_stream(node, child)):
                 yield child
+
+
+def _is_a_stream(call: ast.Call, argument: ast.AST) -> bool:
+    if not isinstance(argument, ast.Constant):
+        return False
+    return called(call) in SEEDED or (called(call) in STREAMS and isinstance(argument.value, str))
 
 
 def called(node: ast.Call) -> str:
