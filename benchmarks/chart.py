@@ -10,11 +10,11 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from .floors import FLOOR, PEAK
+from .floors import BYTES, FLOOR, PEAK
 from .records import Record
 
 #: Floors, and what else has a colour of its own (Okabe & Ito).
-_LINES = {FLOOR: "#555555", PEAK: "#BBBBBB"}
+_LINES = {FLOOR: "#555555", PEAK: "#BBBBBB", BYTES: "#999999"}
 _OURS, _OTHERS = "#0072B2", "#9ecae1"
 
 

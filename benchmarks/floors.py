@@ -71,6 +71,12 @@ def peak_rate(device: str) -> float:
     return best
 
 
+def step_bytes(params: lf.Params, masks: lf.Masks) -> int:
+    """Bytes that no masked step of Adam does without: weights, moments and masks read, weights and moments written."""
+    weights = sum(leaf.nbytes for leaf in params.values())
+    return 6 * weights + sum(masks[name].numel() for name in masks)
+
+
 def reading_rate(size: int, device: str) -> float:
     """Bytes/s of reading as much memory as that again and again, so from the cache that holds it."""
     data = torch.ones(max(size, 4096) // 4, device=device)

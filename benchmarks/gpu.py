@@ -24,7 +24,7 @@ from rich.table import Table
 from lthfunc.errors import invalid
 from lthfunc.experiments.plan import choose_device
 
-from .floors import FLOOR, PEAK
+from .floors import BYTES, FLOOR, PEAK
 from .records import Record, header, reported, write
 from .replicates import BESIDE, OURS as TOGETHER, PEER
 from .training import DENSE, GRAPHED, OURS, TUNED
@@ -154,7 +154,7 @@ def summary(records: Sequence[Record]) -> list[Record]:
         for width in sorted(widths):
             lines.append(_line(rates, f"{width} {TOGETHER}", {f"{width} {PEER}"}, f"{width} {BESIDE}", width))
         for ours in (name for name in (OURS, DENSE) if name in rates):
-            own = {FLOOR, PEAK}
+            own = {FLOOR, PEAK, BYTES}
             others = {name for name in rates if not name.startswith("lthfunc") and TOGETHER not in name} - own
             # A dense peer's step is a dense one's; a masked one's has the masks to apply as well.
             masked = others - {TUNED, GRAPHED}
@@ -165,7 +165,7 @@ def summary(records: Sequence[Record]) -> list[Record]:
 def _line(rates: dict[str, Record], ours: str, peers: set[str], floor: str, width: int) -> Record:
     mine = rates[ours]
     best = max((rates[name] for name in peers if name in rates), key=lambda item: float(item["median"]), default=None)
-    least, peak = rates.get(floor), rates.get(PEAK)
+    least, peak, moved = rates.get(floor), rates.get(PEAK), rates.get(BYTES)
 
     def over(item: dict[str, Any] | None) -> float | None:
         return None if item is None or not item["median"] else round(mine["median"] / item["median"], 3)
@@ -175,7 +175,7 @@ def _line(rates: dict[str, Record], ours: str, peers: set[str], floor: str, widt
         "density": mine["density"], "unit": "steps/s of each", "ours": mine["median"],
         "peer": None if best is None else best["variant"], "peers": None if best is None else best["median"],
         "over peer": over(best), "floor": None if least is None else least["median"], "of floor": over(least),
-        "of peak FLOP/s": over(peak),
+        "of the card's FLOP/s": over(peak), "of the card's bytes/s": over(moved),
     }  # fmt: skip
 
 
@@ -196,7 +196,7 @@ def shown(lines: Sequence[Record], machine: str) -> None:
     ):
         out.add_column(head, justify="left" if head in ("network", "variant", "fastest peer") else "right")
     for line in lines:
-        numbers = [line["over peer"], line["of floor"], line["of peak FLOP/s"]]
+        numbers = [line[name] for name in ("over peer", "of floor", "of the card's FLOP/s", "of the card's bytes/s")]
         out.add_row(
             line["network"], str(line["networks"]), line["precision"], line["variant"], f"{line['ours']:,.0f}",
             line["peer"] or "-", "" if line["peers"] is None else f"{line['peers']:,.0f}",

@@ -33,7 +33,7 @@ from lthfunc.trees.types import Dataset
 
 from . import peers, peers_jax
 from .chart import draw, table
-from .floors import FLOOR, PEAK, peak_rate, products
+from .floors import BYTES, FLOOR, PEAK, peak_rate, products, reading_rate, step_bytes
 from .graphed import those_that_run
 from .loops import going_on
 from .networks import Case, cases, images
@@ -162,6 +162,9 @@ def _measured(
         variants = those_that_run(variants, lambda name: name.startswith("lthfunc"))
     found = in_turn(variants, seconds=seconds, repeats=repeats, device=device)
     found[PEAK] = [peak_rate(device) / flops for _ in range(repeats)]
+    if device != "cpu":
+        moved = step_bytes(ticket.params, ticket.masks)
+        found[BYTES] = [reading_rate(moved, device) / moved for _ in range(repeats)]
     return found
 
 

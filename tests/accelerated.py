@@ -25,6 +25,7 @@ from lthfunc.experiments.iterative import Plan, iterative
 from lthfunc.experiments.methods.setting import Setting
 from lthfunc.experiments.methods.table import TABLE
 from lthfunc.experiments.starting import CONTROLS, REWINDINGS
+from lthfunc.training.engines import compiled as loops
 from lthfunc.training.loop import fit_together
 from lthfunc.training.trainer import Trainer, make_trainer
 from lthfunc.trees.ops import data_to_device, leaves, to_device
@@ -130,6 +131,7 @@ GROUPS: dict[str, dict[str, Scene]] = {
         "augmented": lambda on: trained(on, NORMED, augment=lf.shift_and_mirror, optimizer=lf.adam(1e-4)),
         "dropout": lambda on: trained(on, lf.from_module(DroppingNet())) and (),
         "skipping": lambda on: trained(on, on_nonfinite="skip"),
+        "the compiled loop": lambda on: trained(on, NORMED, (0, 1), optimizer=lf.adam(1e-4), engine="compile"),
         "compacted": lambda on: trained(on, engine=lf.compact_engine("eager")),
         "streamed": streamed,
     },
@@ -186,14 +188,18 @@ def check_waits(machine: Machine) -> None:
     assert waits(machine, lambda on: trained(on, seeds=(0, 1, 2))) == base, "each network is waited for"
     shallow, deep = (waits(machine, lambda on, model=model: trained(on, model)) for model in (SHALLOW, DEEP))
     assert shallow == deep, "each leaf is waited for"
+    loop = waits(machine, lambda on: trained(on, engine="compile"))
+    assert waits(machine, lambda on: trained(on, engine="compile", steps=12, seeds=(0, 1))) == loop <= base
     look = waits(machine, lambda on: trained(on, steps=9, looks=3)) - base
     assert look == 3, "the losses, whether all is finite, and the evaluation"
     assert waits(machine, lambda on: flowing(on, 3)) == waits(machine, lambda on: flowing(on, 6)) == 3
 
 
 def main(group: str) -> None:
-    # No compiler knows this device, nor has it matrices of other layouts.
+    # No compiler knows this device, so programs are the functions they are compiled from; nor has it matrices of other
+    # layouts.
     compiled.why_not = lambda device: "none for this device"  # type: ignore[assignment]
+    loops.compiled = lambda function, example, name: function
     nowhere = formats.Format(lambda layer: "not on this device", formats.ListedLayer)
     formats.LAYER_FORMATS = dict.fromkeys(("csr", "block"), nowhere)  # type: ignore[misc]
     with pretended(accelerator()) as machine:

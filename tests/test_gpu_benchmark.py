@@ -25,6 +25,7 @@ TRAINING = [
     rates("nn.utils.prune, fused Adam", 300.0), rates("tuned plain loop, dense", 500.0),
     rates("tuned plain loop as one graph, dense", 1000.0), rates("products alone", 2000.0),
     rates("lthfunc, compile, masks as bools", 950.0), rates("FLOPs at peak rate", 9000.0),
+    rates("bytes at reading rate", 20000.0),
 ]  # fmt: skip
 REPLICATES = [
     rates("1 side by side", 850.0), rates("64 side by side", 400.0),
@@ -39,7 +40,7 @@ def test_the_summary_compares_like_with_like() -> None:
     assert (ours["peer"], ours["over peer"], ours["of floor"]) == ("nn.utils.prune, fused Adam", 3.0, 0.45)
     dense = found["lthfunc, compile, dense", 1]
     assert (dense["peer"], dense["over peer"]) == ("tuned plain loop as one graph, dense", 0.8)
-    assert dense["of peak FLOP/s"] == round(800 / 9000, 3)
+    assert (dense["of the card's FLOP/s"], dense["of the card's bytes/s"]) == (round(800 / 9000, 3), 0.04)
     many = found["64 side by side", 64]
     assert (many["ours"], many["peers"], many["over peer"], many["of floor"]) == (400.0, 200.0, 2.0, 0.25)
     alone = found["1 side by side", 1]
@@ -150,5 +151,8 @@ def test_several_networks_products_are_batched() -> None:
     run, flops = floors.products(model, x, 3)
     assert flops == 3 * floors.products(model, x)[1]
     run(1)
+    state = lf.init(model)
+    weights = 64 * 300 + 300 * 100 + 100 * 10
+    assert floors.step_bytes(state.params, state.masks) == 6 * 4 * (weights + 410) + weights
     with pytest.raises(ValueError, match="convolutions of several networks"):
         floors.products(lf.models.lenet5((1, 28, 28)), torch.randn(2, 1, 28, 28), 2)
