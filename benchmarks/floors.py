@@ -73,8 +73,8 @@ def peak_rate(device: str) -> float:
 
 def step_bytes(params: lf.Params, masks: lf.Masks) -> int:
     """Bytes that no masked step of Adam does without: weights, moments and masks read, weights and moments written."""
-    weights = sum(leaf.nbytes for leaf in params.values())
-    return 6 * weights + sum(masks[name].numel() for name in masks)
+    weights = sum(int(leaf.nbytes) for leaf in params.values())
+    return 6 * weights + sum(int(mask.nbytes) for mask in masks.values())
 
 
 def reading_rate(size: int, device: str) -> float:
