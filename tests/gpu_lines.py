@@ -2,13 +2,14 @@
 
 Counted are statements in functions that name CUDA, those that run only where a condition that names it holds, and all
 of the files that are for GPUs alone. It prints those that no test ran, and the share that was. Without arguments the
-tests that speak of GPUs are run, under a trace, which takes some minutes.
+tests that pretend GPUs are run, under a trace, which takes some minutes.
 """
 
 from __future__ import annotations
 
 import ast
 import json
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -30,8 +31,8 @@ WHOLE = (
     "lthfunc/training/engines/keeping.py",
     "lthfunc/training/engines/measuring.py",
 )
-#: Words of tests that speak of GPUs.
-_WORDS = ("cuda", "gpus", "gpu_")
+#: What tests that pretend GPUs, or settings with one, are known by.
+_SPEAKING = re.compile(r"gpus: Machine|pretended|setattr\(torch\.cuda|device(\"?: |=)\"cuda")
 
 
 class Statement(NamedTuple):
@@ -129,8 +130,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _speaks(path: Path) -> bool:
-    text = path.read_text(encoding="utf-8")
-    return any(word in text for word in _WORDS)
+    return _SPEAKING.search(path.read_text(encoding="utf-8")) is not None
 
 
 #: The share that is promised.
