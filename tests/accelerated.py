@@ -9,6 +9,9 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -21,14 +24,18 @@ from lthfunc.execution import compiled, formats
 from lthfunc.experiments.config import Config
 from lthfunc.experiments.families import ALLOCATIONS, SCORES
 from lthfunc.experiments.functions import Scored, allocation_of, score_of, structure_of
-from lthfunc.experiments.iterative import Plan, iterative
+from lthfunc.experiments.iterative import Plan, Task, iterative
 from lthfunc.experiments.methods.setting import Setting
 from lthfunc.experiments.methods.table import TABLE
 from lthfunc.experiments.starting import CONTROLS, REWINDINGS
+from lthfunc.runs.keeping import train_kept
+from lthfunc.sparsify.activations import input_moments
 from lthfunc.training.engines import compiled as loops
+from lthfunc.training.fits import Stopped
 from lthfunc.training.loop import fit_together
 from lthfunc.training.trainer import Trainer, make_trainer
 from lthfunc.trees.ops import data_to_device, leaves, to_device
+from lthfunc.trees.shards import ALONE
 from lthfunc.trees.types import Dataset, Split, TrainState
 
 #: What runs on a device, named for messages, and gives a tree of numbers.
@@ -122,6 +129,38 @@ def specialised(device: str, format: str) -> Any:
     return lf.specialize(lf.ticket(dying(device)), MLP, x, device, format=format)(x)
 
 
+def stopped(device: str) -> Any:
+    """A training that is kept on its way, and gone on with."""
+    plan = Plan(MLP, trainer(device), steps=6, eval_every=3, rounds=0)
+    task, step = Task(0, 0, "ticket", pruned(device), None), 0
+
+    def observe(number: int, points: object) -> None:
+        nonlocal step
+        step = number
+
+    with TemporaryDirectory() as folder:
+        with suppress(Stopped):
+            train_kept(plan, [task], Path(folder), Config(checkpoint_every="2"), lambda: step >= 4, observe)
+        (result,), _ = train_kept(plan, [task], Path(folder), Config(), lambda: False, None)
+    return result.fit.state[:4]
+
+
+def instability(device: str) -> Any:
+    found = lf.instability(MLP, trainer(device), to_device(lf.init(MLP), device), [2], steps=4, seed=0, points=3)
+    return [each.line.loss for each in found]
+
+
+def surgery(device: str) -> Any:
+    start = to_device(lf.init(MLP), device)
+    moments = input_moments(MLP, start, [digits(device).train.x[:40].float()])
+    return lf.sparsegpt(moments, 0.5)(start).masks
+
+
+def without_units(device: str) -> Any:
+    select = lf.units(exempt=("fc3.weight",))
+    return lf.without_dead_units(pruned(device, allocate=lf.uniform(), select=select), lf.dependencies(MLP, (1, 8, 8)))
+
+
 GROUPS: dict[str, dict[str, Scene]] = {
     "trainings": {
         "momentum": lambda on: trained(on, optimizer=lf.sgd(0.1, 0.9, nesterov=True)),
@@ -134,6 +173,7 @@ GROUPS: dict[str, dict[str, Scene]] = {
         "the compiled loop": lambda on: trained(on, NORMED, (0, 1), optimizer=lf.adam(1e-4), engine="compile"),
         "compacted": lambda on: trained(on, engine=lf.compact_engine("eager")),
         "streamed": streamed,
+        "stopped": stopped,
     },
     "prunings": {
         **{f"score {name}": lambda on, name=name: scored(on, name) for name in SCORES},
@@ -147,6 +187,10 @@ GROUPS: dict[str, dict[str, Scene]] = {
             ).masks
             for name in ("per-output", "units", "2:4", "4x4")
         },
+        "in parts": lambda on: lf.prune_sharded(ALONE, fraction=0.3)(to_device(lf.init(MLP), on)).masks,
+        "surgery": surgery,
+        "without units": without_units,
+        "instability": instability,
         "synflow in rounds": lambda on: flowing(on, 5),
         "compact": lambda on: lf.compact(MLP, lf.ticket(dying(on)), (1, 8, 8)).params,
         **{f"specialize {name}": lambda on, name=name: specialised(on, name) for name in ("dense", "compact", "auto")},
