@@ -45,8 +45,9 @@ class _Loop:
     draws = True
 
     def __init__(self, work: Work, states: Sequence[TrainState], seeds: Sequence[int], feed: Feed) -> None:
-        self._width, self._seeds, self._step = len(states), seeds, int(states[0].step)
+        self._width, self._seeds = len(states), seeds
         self._outside, rank = work.habits.outside, work.exchange.rank
+        self._step = int(states[0].step) if self._outside else 0  # a GPU is waited for where somebody asks for it
         self._rank = [rank] if rank else []
         self._advance, self._batches = widened(work.advance, self._width), feed.batches
         # Copies, here and in `states`: a module may write into its parameters, and nobody else is to see it.
