@@ -15,7 +15,7 @@ from lthfunc.training.engines import columns, products, tracing
 from lthfunc.training.engines.aliases import changed_by, is_seen_elsewhere, memory_of
 from lthfunc.training.engines.columns import columns_of, convolution_backward
 from lthfunc.training.engines.layout import laid_out
-from lthfunc.training.engines.pooling import max_pool, max_pool_backward
+from lthfunc.training.engines.pooling import _keeps, max_pool, max_pool_backward
 
 NHWC = torch.channels_last
 
@@ -107,6 +107,9 @@ def test_pooling_is_rewritten_where_windows_tile_the_image() -> None:
     ):
         assert _pool(x, kernel, stride, padding, dilation) == "neither", (kernel, stride, padding, dilation)
     assert _pool(x.contiguous()) == _pool(x[0]) == "neither"
+    assert _keeps(x)
+    assert not _keeps(x.to("meta"))
+    assert not _keeps(x[:, :63])
 
 
 def test_a_windows_gradient_goes_to_its_first_maximum() -> None:

@@ -351,6 +351,9 @@ def test_rewindings_by_hand() -> None:
         found = REWINDINGS[name].make(pruned, now)
         assert lf.same_bits((found.params, found.masks, found.buffers), (under(anchor.params), masks, anchor.buffers))
         assert (int(found.step), found.opt) == (4, ())
+    unmasked = pruned._replace(params={name: leaf + 1 for name, leaf in pruned.params.items()})
+    for name in ("lr", "none", "last-lr"):
+        assert lf.same_bits(REWINDINGS[name].make(unmasked, now).params, under(unmasked.params))
     signed = REWINDINGS["sign"].make(pruned, now)
     for layer, mask in masks.items():
         spread = anchor.params[layer].std(correction=0)

@@ -398,6 +398,34 @@ def test_what_only_a_dead_unit_needs_goes_with_it() -> None:
     assert lf.same_bits(lf.without_dead_units(tidy, found), tidy)
 
 
+class Refusing(nn.Module):
+    """Cannot be differentiated by torch.func."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch._C._functorch.is_functorch_wrapped_tensor(self.fc.weight):
+            raise ValueError("not under torch.func")
+        out: Tensor = self.fc(x)
+        return out
+
+
+def test_a_loss_without_a_gradient_is_told_by_name() -> None:
+    model = lf.from_module(Refusing())
+    state = lf.init(model)
+    batches = [(torch.randn(4, 6), torch.tensor([0, 1, 2, 0]))]
+    with pytest.raises(UserError, match=r"Refusing has no gradient.*not under torch.func"):
+        lf.snip(lf.loss_of(model, state.buffers), batches)(state.params, state.masks)
+
+    def mine(params: Any, batch: Any) -> Tensor:
+        raise ValueError("my own")
+
+    with pytest.raises(UserError, match=r"loss: '.*mine' has no gradient.*my own"):
+        lf.snip(mine, batches)(state.params, state.masks)
+
+
 def test_a_loss_of_no_weight_has_no_scores() -> None:
     _, state = state_of()
     batches = [(torch.randn(4, 6), torch.tensor([0, 1, 2, 0]))]

@@ -93,6 +93,30 @@ def test_a_forward_pass_that_fails_is_told_with_its_precision() -> None:
         forward_of(own, buffers)(params, torch.ones(2, 6))
 
 
+class Wide(nn.Module):
+    """A user's own in float64, with buffers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.fc = nn.BatchNorm1d(6).double(), nn.Linear(6, 3).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.fc(self.norm(x))
+        return out
+
+
+def test_states_may_be_of_the_inputs_precision_instead_of_the_modules() -> None:
+    model = lf.from_module(Wide())
+    trainer = lf.make_trainer(model, data(), optimizer=lf.sgd(0.1), batch_size=5)
+    state = lf.init(model)
+    narrow = state._replace(
+        params={name: leaf.float() for name, leaf in state.params.items()},
+        buffers={name: leaf.float() if leaf.is_floating_point() else leaf for name, leaf in state.buffers.items()},
+    )
+    after = lf.take_steps(trainer, narrow, seed=0, until=2)[0]
+    assert all(leaf.dtype == torch.float32 for leaf in after.params.values())
+
+
 class Detached(nn.Module):
     """Outputs that depend on no parameter; or targets that the loss would, if it took them."""
 
@@ -129,8 +153,11 @@ def test_what_a_loop_adds_to_a_step() -> None:
         seen.append((batch, rest))
         return state._replace(step=state.step + 1), {"loss": torch.tensor(2.0)}
 
-    def augment(inputs: Tensor, drawn: Tensor, *place: int) -> Tensor:
-        return inputs + drawn + sum(place)
+    drawn: list[Any] = []
+
+    def augment(inputs: Tensor, key: Tensor, *place: int) -> Tensor:
+        drawn.append((int(key), place))
+        return inputs + 1
 
     _, state = state_of()
     state = state._replace(step=torch.tensor(3))
@@ -138,7 +165,6 @@ def test_what_a_loop_adds_to_a_step() -> None:
     carry = Carry(state, run, torch.tensor([5.0], dtype=torch.float64), torch.tensor([1]))
     stored, y, scale = torch.tensor([2, 4], dtype=torch.uint8), torch.tensor([0, 1]), Scale(2, (0.5,), (0.25,))
     scaled = (torch.tensor([1.0, 2.0]) - 0.5) / 0.25
-    drawn = fold_in(run, torch.tensor(3))
     after = make_advance(step)(carry, (scaled, y))
     assert (float(after.loss), int(after.state.step)) == (7.0, 4)
     assert after.key is run
@@ -146,11 +172,13 @@ def test_what_a_loop_adds_to_a_step() -> None:
     make_advance(step, scale, augment)(carry, (stored, y))
     make_advance(step, scale, augment, Exchange(1, 2, lambda vector: vector))(carry, (stored, y))
     make_advance(step, scale, augment, Exchange(2, 3, lambda vector: vector))(carry, (stored, y))
-    expected = [scaled, scaled, scaled + drawn, scaled + drawn + 2, scaled + drawn + 4]
-    for ((inputs, targets), rest), wanted in zip(seen, expected, strict=True):
+    number = int(fold_in(run, torch.tensor(3)))
+    assert drawn == [(number, ()), (number, (2,)), (number, (4,))]  # of two inputs on each rank
+    expected = [scaled, scaled, *[scaled + 1] * 3]
+    assert [len(rest) for _, rest in seen] == [0, 0, 0, 1, 1]
+    for ((inputs, targets), _), wanted in zip(seen, expected, strict=True):
         torch.testing.assert_close(inputs, wanted)
         assert targets is y
-        assert len(rest) == (wanted is expected[-1] or wanted is expected[-2])
     assert seen[-1][1][0] is carry.travels
     told = on_stored(lambda params, buffers, batch: {"loss": batch[0].sum(), "accuracy": batch[1]}, scale)(
         {}, {}, (stored, y)
