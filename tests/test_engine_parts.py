@@ -43,7 +43,7 @@ from lthfunc.trees.habits import Habits
 from lthfunc.trees.ops import clone
 from lthfunc.trees.rng import counter_key
 from lthfunc.trees.shards import ALONE, Exchange
-from lthfunc.trees.types import Split, TrainState
+from lthfunc.trees.types import Scale, Split, TrainState
 
 NHWC = torch.channels_last
 
@@ -222,6 +222,36 @@ def test_programs_run_in_their_own_memory_to_the_eager_steps_bits(programs: Any,
     for mine, theirs in zip(found[0][2], found[1][2], strict=True):
         assert mine == pytest.approx(theirs)
     assert lf.same_bits(states, before)
+
+
+@pytest.mark.parametrize("width", [1, 2])
+def test_types_are_looked_at_before_a_trace_that_hides_them(
+    programs: Any, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    look = compiled_engine._check_types
+
+    def looked(work: Work, params: Any, buffers: Any, shape: Any, dtype: Any) -> None:
+        seen.append((tuple(shape), dtype))
+        look(work, params, buffers, shape, dtype)
+
+    monkeypatch.setattr(compiled_engine, "_check_types", looked)
+    work, numbers = _work(), data()
+    engine = compiled_engine.compile_engine(work)
+    states = [lf.with_optimizer(state_of(seed)[1], work.optimizer) for seed in range(width)]
+    engine.begin(states, list(range(width)), Feed(numbers.train, 4, range(width), torch.device("cpu")))
+    params, buffers = [state.params for state in states], [state.buffers for state in states]
+    engine.measure(params, buffers, numbers.val, torch.device("cpu"))
+    assert seen == [((4, 6), torch.float32), ((2, 6), torch.float32)]
+
+    def alone(dtype: torch.dtype, scale: Any = None) -> None:
+        look(work._replace(scale=scale), states[0].params, {}, (2, 6), dtype)
+
+    for fine in (torch.float32, torch.uint8, torch.int64):
+        alone(fine)
+    alone(torch.float64, Scale(1, (0.0,), (1.0,)))  # which makes float32 of it
+    with pytest.raises(UserError):
+        alone(torch.float64)
 
 
 def test_a_loop_goes_on_in_memory_that_was_left(programs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
