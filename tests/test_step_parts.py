@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from small import NET, data, state_of
+from threads_as_ranks import Ranks
 from torch import Tensor, nn
 
 import lthfunc as lf
@@ -17,7 +18,7 @@ from lthfunc.training.guarding import checked_loss, checked_optimizer
 from lthfunc.training.loop import accuracy_on, take_steps
 from lthfunc.training.losses import cross_entropy
 from lthfunc.training.optimizers import Optimizer
-from lthfunc.training.reparametrised import largest, reparametrised, straight_through
+from lthfunc.training.reparametrised import buffers_part, largest, reparametrised, straight_through, trained_part
 from lthfunc.training.steps import (
     Carry,
     LossOf,
@@ -29,8 +30,10 @@ from lthfunc.training.steps import (
     masked,
     on_stored,
 )
+from lthfunc.training.synchronised import synchronised
 from lthfunc.training.trainer import drawing_if_needed, make_trainer
 from lthfunc.trees.habits import Habits
+from lthfunc.trees.model import run_training
 from lthfunc.trees.rng import counter_key, fold_in, key
 from lthfunc.trees.shards import Exchange
 from lthfunc.trees.types import Scale, TrainState
@@ -368,6 +371,8 @@ def test_a_reparametrised_network_computes_with_other_weights() -> None:
     assert other.training.training
     assert not other.evaluating.training
     assert not any(leaf.requires_grad for leaf in other.training.parameters())
+    assert lf.same_bits(trained_part(params, trained), trained)
+    assert lf.same_bits(buffers_part(buffers, stats), stats)
     assert set(dict(other.training.named_parameters())) == set(params)
     assert set(dict(other.training.named_buffers())) == set(buffers)
 
@@ -387,3 +392,52 @@ def test_points_and_keys() -> None:
     found, _ = take_steps(trainer, state, seed=3, until=4)
     assert lf.same_bits(found.params, by_hand.params)
     assert Point(1, 2.0, 3.0, 4.0)._fields == ("step", "train_loss", "val_loss", "val_accuracy")
+
+
+# ---- normalisation over ranks ----
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize(
+    "layer",
+    [
+        {}, {"affine": False}, {"momentum": None}, {"momentum": 0.3, "eps": 0.1}, {"track_running_stats": False},
+        {"track_running_stats": False, "eval": True}, {"eval": True}, {"images": True},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_ranks_normalise_as_one_batch(ranks: int, layer: dict[str, Any]) -> None:
+    """Outputs, running statistics and gradients of every rank's part, against PyTorch's layer on the whole batch."""
+    given = dict(layer)
+    frozen, images = given.pop("eval", False), given.pop("images", False)
+    kind = nn.BatchNorm2d if images else nn.BatchNorm1d
+    model = lf.from_module(nn.Sequential(nn.Conv2d(3, 3, 1) if images else nn.Linear(3, 3), kind(3, **given)))
+    training = model.training
+    if frozen:
+        training[1].eval()
+    random = torch.Generator().manual_seed(0)
+    shape = (4 * ranks, 3, 2, 2) if images else (4 * ranks, 3)
+    x = torch.randn(shape, generator=random, dtype=torch.float64) * 3 + 5
+    params = {name: leaf.double() for name, leaf in model.init(1)[0].items()}
+    buffers = {n: leaf.double() if leaf.is_floating_point() else leaf for n, leaf in model.init(1)[1].items()}
+
+    def loss(net: nn.Module, params: Any, x: Tensor) -> tuple[Tensor, Any]:
+        outputs, after = run_training(model._replace(training=net), params, buffers, x)
+        return (outputs.flatten(1) ** 3).sum(1).mean(), (outputs, after)
+
+    grads, (outputs, after) = torch.func.grad(lambda p: loss(training, p, x), has_aux=True)(params)
+
+    def work(rank: int, exchange: Exchange) -> Any:
+        mine = synchronised(model, exchange)
+        assert mine.training is not training
+        part = x[rank * 4 : (rank + 1) * 4]
+        return torch.func.grad(lambda p: loss(mine.training, p, part), has_aux=True)(params)
+
+    found = Ranks(ranks).run(work)
+    torch.testing.assert_close(torch.cat([each[1][0] for each in found]), outputs, rtol=1e-9, atol=1e-9)
+    for name, leaf in grads.items():
+        mean = torch.stack([each[0][name] for each in found]).mean(0)
+        torch.testing.assert_close(mean, leaf, rtol=1e-7, atol=1e-9)
+    for _, (_, kept) in found:
+        torch.testing.assert_close(kept, after, rtol=1e-9, atol=1e-9)
+    assert synchronised(model, Exchange(0, 1, lambda vector: vector)) is model
