@@ -254,6 +254,27 @@ def test_types_are_looked_at_before_a_trace_that_hides_them(
         alone(torch.float64)
 
 
+@pytest.mark.parametrize("graphs", [True, False])
+def test_loops_share_pools_and_capture_where_they_may(
+    programs: Any, graphs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Any] = []
+
+    def launcher(program: Any, slots: Any, pools: Any, *, capture: bool = True) -> Launcher:
+        made.append((pools, capture, len(slots)))
+        return Launcher(program, slots, pools, capture=capture)
+
+    monkeypatch.setattr(compiled_engine, "Launcher", launcher)
+    engine, numbers = compiled_engine.compile_engine(_work(), graphs=graphs), data()
+    state = lf.with_optimizer(state_of()[1], lf.sgd(0.1, 0.5))
+    for _ in range(2):
+        feed = Feed(numbers.train, 4, [0], torch.device("cpu"))
+        engine.begin([state], [0], feed)
+    (pools, *first), second = made
+    assert first == [graphs, feed.slots]
+    assert second[0] is pools
+
+
 def test_a_loop_goes_on_in_memory_that_was_left(programs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     class Kept(compiled_engine.Kept[Any]):
         """Of which the first is the loops'."""
