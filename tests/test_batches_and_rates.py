@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import pytest
@@ -72,6 +73,7 @@ def test_a_feed_holds_four_megabytes_of_steps() -> None:
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_feeds_hold_the_batches_of_their_steps(mapped: bool, ranks: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feeding, "_MOST", 3)
+    warnings.simplefilter("error")  # PyTorch's, of memory of another size
     split = Split(torch.arange(74).float().view(37, 2), torch.arange(37))
     for rank in range(ranks):
         feed = Feed(split, 6, [5, 8], CPU, mapped=mapped, exchange=Exchange(rank, ranks, lambda vector: vector))

@@ -308,6 +308,15 @@ def test_a_loop_goes_on_in_memory_that_was_left(programs: Any, monkeypatch: pyte
     assert made[0]._idle == made[1]._idle == []
 
 
+def test_ranks_draw_outside_of_torch_by_their_number() -> None:
+    state = lf.with_optimizer(state_of()[1], lf.sgd(0.1, 0.5))
+    for rank, expected in ((0, []), (1, [1]), (2, [2])):
+        exchange = Exchange(rank, 3, lambda vector: vector)
+        feed = Feed(data().train, 6, [0], torch.device("cpu"), exchange=exchange)
+        running: Any = eager(_work(exchange)).begin([state], [0], feed)
+        assert running._rank == expected
+
+
 def test_one_program_serves_gradients_of_any_number_of_survivors(programs: Any) -> None:
     two = Exchange(0, 2, lambda vector: 2 * vector)
     engine = compiled_engine.compile_engine(_work(two))

@@ -143,6 +143,7 @@ def test_twenty_thousand_examples_lie_ready(monkeypatch: pytest.MonkeyPatch) -> 
     assert sum(map(len, ready_batches(numbers, 20_001, "cpu"))) == 20_001
     assert sum(map(len, ready_batches(numbers, 20_000, "cpu"))) == 20_000
     assert sum(map(len, ready_batches(numbers, 7, "cpu"))) == 19_999
+    assert sum(map(len, ready_batches(numbers, 3, "cpu"))) == 19_998
 
 
 @pytest.mark.parametrize(("samples", "calls"), [(1, 1), (60, 1), (61, 2), (120, 2), (121, 3)])

@@ -181,6 +181,25 @@ def test_masks_that_change_in_training(setting: Setting) -> None:
     ends_as(TABLE["early-bird"](setting, SEED), pruned()(state), int(state.step))
 
 
+def test_masks_are_trained_by_their_own_optimisers(setting: Setting) -> None:
+    """Log odds by Adam at 0.2, straight-through weights and edge-popup's scores by the setting's own."""
+    seen: list[Any] = []
+
+    def trainer_of(model: lf.Model, optimizer: Any) -> Any:
+        seen.append((model.name, optimizer))
+        return a_trainer(model, optimizer)
+
+    for name in ("ste", "edge-popup", "supermask"):
+        found = TABLE[name](setting._replace(trainer_of=trainer_of), SEED)
+        assert lf.count(found.ticket.masks).kept == pytest.approx(18, abs=1), name
+        assert found.steps == STEPS
+    (ste, of_ste), (popup, of_popup), (mask, of_mask) = seen
+    assert (ste, popup, mask) == ("ste", "edge-popup", "supermask")
+    assert of_ste is of_popup is setting.trainer.optimizer
+    assert of_mask.numbers == AdamNumbers((0.9, 0.999), 1e-8, 0.0, False)
+    assert of_mask.init({"a": torch.zeros(1)}).schedule.tolist() == pytest.approx([0.2])
+
+
 def test_masks_settle_after_five_alike() -> None:
     def mask(kept: int) -> dict[str, Tensor]:
         return {"a": torch.arange(20) < kept}

@@ -398,6 +398,23 @@ def test_what_only_a_dead_unit_needs_goes_with_it() -> None:
     assert lf.same_bits(lf.without_dead_units(tidy, found), tidy)
 
 
+def test_synflow_takes_the_tensor_that_counts() -> None:
+    """Or all of them, where nothing tells it; of complex ones the real part."""
+
+    def scored(outputs: Any) -> list[float]:
+        params, masks = {"w": torch.tensor([2.0, -3.0])}, {"w": truth("xx")[0]}
+        found = lf.synflow(lambda p, x: outputs(p["w"] * x.sum()), (2,))(params, masks)
+        return found["w"].tolist()
+
+    assert scored(lambda w: w) == [4, 6]
+    assert scored(lambda w: {"logits": w, "hidden": 10 * w}) == [4, 6]
+    assert scored(lambda w: (w, 10 * w)) in ([4, 6], [44, 66])
+    assert scored(lambda w: {"a": w, "b": 10 * w, "n": torch.tensor(3)}) == [44, 66]
+    assert scored(lambda w: torch.complex(w, 10 * w)) == [4, 6]
+    with pytest.raises(UserError, match="synflow: the network gives no real numbers"):
+        scored(lambda w: (w > 0).long())
+
+
 class Refusing(nn.Module):
     """Cannot be differentiated by torch.func."""
 
