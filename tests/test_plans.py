@@ -301,6 +301,29 @@ def test_what_cannot_be_is_found_before_any_training(change: dict[str, Any], wor
         prepare(settings(**{**base, **given}))
 
 
+def test_what_is_tried_is_what_could_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[str] = []
+    for name in ("check_orientation", "check_pruning", "check_score", "check_start"):
+        monkeypatch.setattr(planning, name, lambda *given, name=name: tried.append(name))
+    base: dict[str, Any] = {"steps": 4, "batch_size": 20, "engine": "eager", "threads": 1, "rounds": 2}
+    for change, expected in (
+        ({"structure": "per-output"}, ["check_orientation", "check_pruning"]),
+        ({"structure": "2:4", "exempt": ("fc*",)}, ["check_orientation", "check_pruning"]),
+        ({"structure": "units"}, ["check_pruning"]),
+        ({"floor": 1}, ["check_pruning"]),
+        ({"score": "random"}, []),
+        ({"score": "snip"}, ["check_score"]),
+        ({"score": "snip", "rounds": 0}, []),
+        ({"structure": "units", "rounds": 0}, []),
+        ({"rewind": "step:1"}, []),
+    ):  # fmt: skip
+        tried.clear()
+        prepare(settings(**{**base, **change}))
+        assert tried == expected, change
+            change
+        )
+
+
 def test_a_plan_is_what_was_asked_for() -> None:
     config, plan, note = prepare(
         settings(
