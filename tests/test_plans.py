@@ -320,8 +320,6 @@ def test_what_is_tried_is_what_could_fail(monkeypatch: pytest.MonkeyPatch) -> No
         tried.clear()
         prepare(settings(**{**base, **change}))
         assert tried == expected, change
-            change
-        )
 
 
 def test_a_plan_is_what_was_asked_for() -> None:
