@@ -23,6 +23,7 @@ from lthfunc.training import memory, precision, threads
 from lthfunc.training.engines import compiled as compiled_engine, toolchain
 from lthfunc.training.engines.eager import eager
 from lthfunc.training.engines.interface import Work
+from lthfunc.training.engines.keeping import Pools
 from lthfunc.training.engines.launching import Launcher
 from lthfunc.training.engines.side_by_side import (
     apart,
@@ -59,6 +60,9 @@ def _launcher() -> tuple[Launcher, list[float]]:
 
 def test_a_program_is_called_on_slot_after_slot() -> None:
     launcher, seen = _launcher()
+    pools = Pools()
+    assert Launcher(print, [(torch.zeros(1),)], pools)._pools is pools
+    assert isinstance(launcher._pools, Pools)
     assert launcher.launch(3, None) == 3
     assert seen == [0, 11, 22]
     ticks: list[int] = []

@@ -191,10 +191,10 @@ def test_who_shares_memory_and_who_changes_it() -> None:
 
 
 def test_a_change_is_seen_where_the_same_memory_is_read_later() -> None:
-    def seen(function: Any) -> bool:
+    def seen(function: Any, name: str = "add_") -> bool:
         graph = _graph(function, torch.randn(2, 3), torch.randn(2, 3))
         at = {node: number for number, node in enumerate(graph.nodes)}
-        change = _node(graph, "add_")
+        change = _node(graph, name)
         (changed,) = changed_by(change)
         return is_seen_elsewhere(change, changed, at)
 
@@ -220,6 +220,12 @@ def test_a_change_is_seen_where_the_same_memory_is_read_later() -> None:
         row.add_(y)
         return other * 2
 
+    def itself(x: Tensor, y: Tensor) -> Tensor:
+        row = x.clone()
+        torch._foreach_add_([row], [y])  # whose result is the tensor itself, without a new name
+        return row * 2
+
+    assert not seen(itself, "_foreach_add_")
     assert [seen(each) for each in (read_later, read_before, made_later, of_others)] == [True, False, False, False]
 
 

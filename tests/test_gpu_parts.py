@@ -203,6 +203,8 @@ def test_chunks_on_a_gpu_are_powers_of_two() -> None:
     assert _flops(embedding, (3,)) == 2 * 12 * 7
     assert work._replace(model=embedding).chunk(1, words, cuda) == chunk_on_gpu(1, 168, 700)
     assert _flops(lf.from_module(NET), (9,)) == 0  # which it does not run on
+    unknown = Split(torch.zeros(700, 9), torch.zeros(700, dtype=torch.int64))
+    assert work.chunk(3, unknown, cuda) == chunk_on_gpu(3, 0, 700) == 128
     assert planning.flops_per_step(embedding, (3,), 5) == 3 * 5 * 2 * 12 * 7
 
 

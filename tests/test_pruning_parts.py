@@ -411,6 +411,9 @@ def test_synflow_takes_the_tensor_that_counts() -> None:
     assert scored(lambda w: (w, 10 * w)) in ([4, 6], [44, 66])
     assert scored(lambda w: {"a": w, "b": 10 * w, "n": torch.tensor(3)}) == [44, 66]
     assert scored(lambda w: torch.complex(w, 10 * w)) == [4, 6]
+    masks = {"w": truth("xx")[0]}
+    by_size = lf.synflow(lambda p, x: p["w"] * x.sum(), (2,))({"w": torch.tensor([3 + 4j, -2j])}, masks)["w"]
+    assert by_size.tolist() == pytest.approx([10, 4])
     with pytest.raises(UserError, match="synflow: the network gives no real numbers"):
         scored(lambda w: (w > 0).long())
 

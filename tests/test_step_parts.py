@@ -235,6 +235,13 @@ def test_accuracies_are_of_a_split() -> None:
         accuracy_on(model, state, data(numbers=True))
 
 
+def test_the_largest_outputs_are_counted_for_every_token() -> None:
+    outputs = torch.tensor([[[3.0, 2, 1, 0], [0, 1, 2, 3]], [[3, 2, 1, 0], [0, 1, 2, 3]]])
+    targets = torch.tensor([[0, 0], [2, 1]])  # the best, the fourth, the third and the third
+    assert [float(lf.top(count)(outputs, targets)) for count in (1, 2, 3, 4, 9)] == [0.25, 0.25, 0.75, 1.0, 1.0]
+    assert float(lf.accuracy(outputs, targets)) == 0.25
+
+
 def test_evaluations_that_draw_draw_the_same() -> None:
     before = torch.get_rng_state()
     drawn = []

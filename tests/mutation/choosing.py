@@ -24,7 +24,7 @@ def tests_for(root: Path, mutant: Mutant, tests: dict[str, Covering], budget: fl
     """
     table = table_of(root, mutant.file)
     lines, changed = set(table[mutant.first - 1 : mutant.last]), (root / mutant.file).stat().st_mtime
-    named = _named_by(root, mutant) if mutant.runs == "file" else frozenset()
+    named = _named_by(root, mutant)
     naming = {name for name in tests if named & _words_in(root / name.partition("::")[0])}
 
     def ran_function(test: Covering) -> bool:
@@ -43,7 +43,13 @@ def tests_for(root: Path, mutant: Mutant, tests: dict[str, Covering], budget: fl
             continue
         # Quick ones by file, so that files are not gone back and forth between, then the others.
         order = sorted(
-            fitting, key=lambda name: (fitting[name] > _QUICK, name not in naming, _first(name, fitting), fitting[name])
+            fitting,
+            key=lambda name: (
+                fitting[name] > _QUICK,
+                what == "file" and name not in naming,
+                _first(name, fitting),
+                fitting[name],
+            ),
         )
         chosen, spent = [], 0.0
         for name in order:
@@ -56,14 +62,27 @@ def tests_for(root: Path, mutant: Mutant, tests: dict[str, Covering], budget: fl
 
 
 def _named_by(root: Path, mutant: Mutant) -> frozenset[str]:
-    """The names that a statement outside of functions defines: a class's fields with the class itself."""
+    """The names that a statement outside of functions defines: a class's fields with the class itself.
+
+    Of a function those that are defined by calling it, as the file is imported.
+    """
     tree = ast.parse((root / mutant.file).read_text(encoding="utf-8"))
-    (statement,) = [each for each in tree.body if each.lineno <= mutant.first <= (each.end_lineno or each.lineno)]
-    if isinstance(statement, ast.ClassDef):
-        return frozenset({statement.name})
-    return frozenset(
-        each.id for each in ast.walk(statement) if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Store)
-    )
+    function = mutant.where.partition(".")[0]
+    found: set[str] = set()
+    for statement in tree.body:
+        if mutant.runs == "file":
+            mine = statement.lineno <= mutant.first <= (statement.end_lineno or statement.lineno)
+        else:
+            mine = not isinstance(statement, (ast.FunctionDef, ast.ClassDef)) and function in _names(
+                statement, ast.Load
+            )
+        if mine:
+            found |= {statement.name} if isinstance(statement, ast.ClassDef) else _names(statement, ast.Store)
+    return frozenset(found)
+
+
+def _names(statement: ast.stmt, use: type[ast.expr_context]) -> set[str]:
+    return {each.id for each in ast.walk(statement) if isinstance(each, ast.Name) and isinstance(each.ctx, use)}
 
 
 @functools.cache
