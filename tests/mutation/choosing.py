@@ -31,7 +31,9 @@ def tests_for(root: Path, mutant: Mutant, tests: dict[str, Covering], budget: fl
         return any((each.file, each.where) == (mutant.file, mutant.where) for each in test.lines)
 
     runs: dict[str, Callable[[str, Covering], bool]] = {
-        "line": lambda name, test: bool(lines & test.lines) or (test.traced < changed and ran_function(test)),
+        "line": lambda name, test: (
+            name in naming or bool(lines & test.lines) or (test.traced < changed and ran_function(test))
+        ),
         "function": lambda name, test: ran_function(test),
         "file": lambda name, test: name in naming or any(
             each.file == mutant.file or named & _words_of(each.code) for each in test.lines
@@ -42,14 +44,10 @@ def tests_for(root: Path, mutant: Mutant, tests: dict[str, Covering], budget: fl
         if not fitting:
             continue
         # Quick ones by file, so that files are not gone back and forth between, then the others.
+        later = {name for name in fitting if (name in naming) != (what == "file")}
+        later = {name for name in later if what == "file" or not lines & tests[name].lines}
         order = sorted(
-            fitting,
-            key=lambda name: (
-                fitting[name] > _QUICK,
-                what == "file" and name not in naming,
-                _first(name, fitting),
-                fitting[name],
-            ),
+            fitting, key=lambda name: (name in later, fitting[name] > _QUICK, _first(name, fitting), fitting[name])
         )
         chosen, spent = [], 0.0
         for name in order:
@@ -77,12 +75,17 @@ def _named_by(root: Path, mutant: Mutant) -> frozenset[str]:
                 statement, ast.Load
             )
         if mine:
-            found |= {statement.name} if isinstance(statement, ast.ClassDef) else _names(statement, ast.Store)
+            found |= {statement.name} if isinstance(statement, ast.ClassDef) else _defined(statement)
     return frozenset(found)
 
 
-def _names(statement: ast.stmt, use: type[ast.expr_context]) -> set[str]:
-    return {each.id for each in ast.walk(statement) if isinstance(each, ast.Name) and isinstance(each.ctx, use)}
+def _defined(statement: ast.stmt) -> set[str]:
+    targets = getattr(statement, "targets", [getattr(statement, "target", None)])
+    return set().union(*(_names(each, ast.Store) for each in targets if each is not None))
+
+
+def _names(node: ast.AST, use: type[ast.expr_context]) -> set[str]:
+    return {each.id for each in ast.walk(node) if isinstance(each, ast.Name) and isinstance(each.ctx, use)}
 
 
 @functools.cache

@@ -12,6 +12,7 @@ KEPT = {
     "int", "float", "bool", "str", "list", "tuple", "dict", "set", "frozenset", "len", "range", "enumerate", "zip",
     "iter", "next", "super", "type", "repr", "id", "hash", "partial", "items", "keys", "values", "item", "tolist",
     "contiguous", "cpu", "numel", "_asdict", "getattr", "fields", "Path", "cast", "__init__", "close",
+    "_decided",  # an assertion that something is there
 }  # fmt: skip
 #: These do nothing on a CPU.
 ON_GPUS = {"synchronize"}

@@ -206,7 +206,7 @@ def _calls(node: ast.Call) -> Iterator[tuple[str, str]]:
             rest = [*node.keywords[:place], *node.keywords[place + 1 :]]
             yield _with(node, keywords=rest), f"{name}(…) without {ast.unparse(keyword)}"
     starred = any(isinstance(each, ast.Starred) for each in arguments)
-    stream = name in STREAMS and any(isinstance(each, ast.Constant) for each in arguments[:2])
+    stream = name in STREAMS and (name == "key" or any(isinstance(each, ast.Constant) for each in arguments[:2]))
     if len(arguments) > 1 and not starred and name not in _SYMMETRIC and not stream:
         first, second = map(ast.unparse, arguments[:2])
         yield _with(node, args=[arguments[1], arguments[0], *arguments[2:]]), f"{name}({first}, {second}), swapped"
