@@ -161,6 +161,15 @@ def test_inference_is_read_around_its_calls(samples: int, calls: int) -> None:
     assert [amount.kwh for _, amount in found] == [lap / (20 * calls) for lap in (2, 4, 6)]
 
 
+def test_one_batch_is_run_through_again_and_again() -> None:
+    seen: list[float] = []
+    found = list(
+        metered_inference({"only": lambda x: seen.append(float(x[0])) or x}, [torch.ones(20, 1)], 90, 2, Counted())
+    )  # type: ignore[list-item, func-returns-value]
+    assert len(seen) == 1 + 2 * 3
+    assert [amount.kwh for _, amount in found] == [2 / 60, 4 / 60]
+
+
 def test_estimates_by_hand() -> None:
     welch = _difference([1.0, 3.0], [10.0, 10.5, 12.5], paired=False)
     assert (welch.mean, welch.variance) == pytest.approx((2 - 11, 2 / 2 + 1.75 / 3))

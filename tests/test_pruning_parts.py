@@ -257,6 +257,18 @@ def test_moments_are_in_float64() -> None:
     torch.testing.assert_close(moments["3.weight"], hidden.T @ hidden / 40, rtol=1e-5, atol=1e-3)
 
 
+def test_moments_are_over_every_row_that_a_layer_reads() -> None:
+    """Of tokens (n, length, features), and of batches of unlike sizes, all count the same."""
+    model = lf.from_module(nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2)))
+    state = lf.init(model)
+    x, y = torch.randn(6, 3, 4), torch.randn(2, 3, 4)
+    moments = lf.input_moments(model, state, [x, y])
+    rows = torch.cat([x.reshape(18, 4), y.reshape(6, 4)]).double()
+    torch.testing.assert_close(moments["0.weight"], rows.T @ rows / 24)
+    hidden = torch.relu(rows.float() @ state.params["0.weight"].T + state.params["0.bias"]).double()
+    torch.testing.assert_close(moments["2.weight"], hidden.T @ hidden / 24, rtol=1e-5, atol=1e-6)
+
+
 def test_surgery_leaves_the_state_that_it_was_given() -> None:
     model, state = state_of()
     moments = lf.input_moments(model, state, [data().train.x])
