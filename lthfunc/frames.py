@@ -17,8 +17,13 @@ T = TypeVar("T")
 
 
 def place_of(error: BaseException) -> str:
-    """The line outside of torch and of this library that an error comes from, in brackets, or nothing."""
-    return users_line((frame.filename, frame.lineno or 0) for frame in traceback.extract_tb(error.__traceback__))
+    """The line outside of torch and of this library that an error comes from, in brackets, or nothing.
+
+    Rather one of the user's own than one of an installed package that it calls.
+    """
+    frames = [(frame.filename, frame.lineno or 0) for frame in traceback.extract_tb(error.__traceback__)]
+    own = [frame for frame in frames if "site-packages" not in frame[0]]
+    return users_line(own) or users_line(frames)
 
 
 def users_line(frames: Iterable[tuple[str, int]]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -152,6 +153,21 @@ def test_losses_and_metrics_are_checked_before_training(kind: str, function: Any
     given: Any = {kind: function}
     with pytest.raises(UserError, match=f"--{kind}: {words}"):
         lf.make_trainer(model, data(), optimizer=lf.sgd(0.1), batch_size=8, **given)
+
+
+def test_the_line_is_the_users_own_and_not_a_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """wandb, say, puts itself in the place of sys.exit."""
+    (tmp_path / "site-packages").mkdir()
+    (tmp_path / "site-packages" / "between.py").write_text("def call(function):\n    function()\n")
+    monkeypatch.syspath_prepend(tmp_path / "site-packages")
+    between = importlib.import_module("between")
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        between.call(None)  # my line
+        return outputs.mean()
+
+    with pytest.raises(UserError, match=r"line \d+ of .*test_user_functions.py: between.call\(None\)  # my line\)"):
+        lf.make_trainer(lf.from_module(NET), data(), optimizer=lf.sgd(0.1), batch_size=8, loss=loss)
 
 
 def test_a_metric_that_is_no_number_is_told() -> None:

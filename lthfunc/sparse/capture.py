@@ -87,7 +87,7 @@ def _captured(model: Model, shape: tuple[int, ...], training: bool, examples: in
 
     # Before decompositions, so that a convolution is one node, and so is a normalisation. Gradients are on, so that a
     # forward that turns them off for a while turns them on again.
-    trace = make_fx(forward, tracing_mode="fake", pre_dispatch=True, record_stack_traces=True,
+    trace = make_fx(forward, tracing_mode="fake", pre_dispatch=True, record_stack_traces=examples == TRACED_BATCH,
                     _allow_non_fake_inputs=True)  # fmt: skip
     try:
         with torch.enable_grad(), torch.random.fork_rng(devices=[]):
