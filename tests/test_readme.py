@@ -113,6 +113,8 @@ def test_each_command_of_the_readme_runs(
         words = ["1" if before == "--replicates" else word for before, word in zip(["", *words], words, strict=False)]
         words = ["2" if before == "--trials" else word for before, word in zip(["", *words], words, strict=False)]
         words += ["--steps", "4", *([] if "--rounds" in words else ["--rounds", "1"])]
+    if words[0] == "methods" and "--method" not in words and "--list" not in words:  # test_methods.py has all of them
+        words += ["--method", "dense", "--method", "snip"]
     if words[0] in ("methods", "connectivity"):
         words += ["--steps", "4" if words[0] == "methods" else "104", "--replicates", "1"]
     if words[0] in ("branch", "transfer"):
