@@ -121,6 +121,19 @@ def test_states_side_by_side_equal_each_alone(few_digits: Dataset, name: str) ->
             assert point == pytest.approx(expected, rel=1e-3, abs=1e-3, nan_ok=True)
 
 
+def test_side_by_side_is_not_compiled_where_gradients_would_be_wrong(
+    few_digits: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By Inductor 2.11, for a CPU: seen by the test above."""
+    model = lf.from_module(NormedNet())
+    work = trainer(model, few_digits, "compile", lf.sgd(1e-2))
+    monkeypatch.setattr(torch, "__version__", "2.11.0+cpu")
+    with pytest.raises(
+        UserError, match=r"^--engine: compile trains networks side by side on a CPU with torch 2\.14 or"
+    ):
+        fit_together(work, [lf.init(model, seed) for seed in (0, 1)], seeds=[0, 1], until=2, eval_every=2)
+
+
 @pytest.mark.parametrize("name", EVERY)
 def test_random_layers_repeat(few_digits: Dataset, name: str) -> None:
     model = lf.from_module(DroppingNet())
