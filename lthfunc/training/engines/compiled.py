@@ -106,7 +106,7 @@ def compile_engine(work: Work, forms: Mapping[str, Forms] = FORMS, *, graphs: bo
 def _check_torch(device: torch.device) -> None:
     """Raise UserError where networks side by side would get wrong gradients.
 
-    Inductor 2.11 computes them wrongly for a CPU behind a batch norm, by some per cent; 2.14 is held to the eager engine
+    Inductor 2.11 computes them wrongly for a CPU behind a batch norm, by some per cent; 2.14 is held to the eager one
     by the tests, and what lies between was not tried.
     """
     release = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
