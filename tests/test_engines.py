@@ -108,6 +108,8 @@ def test_training_in_parts_has_the_bits_of_training_in_one(few_digits: Dataset, 
 @pytest.mark.parametrize("name", EVERY)
 def test_states_side_by_side_equal_each_alone(few_digits: Dataset, name: str) -> None:
     """One vmapped program over a ticket, its dense network and another seed, each with its own batches."""
+    if name == "compile" and tuple(map(int, torch.__version__.split(".")[:2])) < (2, 14):
+        pytest.skip(f"torch {torch.__version__} compiles several networks in one program wrongly, and is refused")
     model = lf.from_module(NormedNet())
     states = [lf.init(model, 0), lf.prune(fraction=0.5)(lf.init(model, 0)), lf.init(model, 1)]
     seeds = [0, 0, 1]
