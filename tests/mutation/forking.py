@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
 
 #: Slow to import, and none of them imports lthfunc.
 _HEAVY = (
@@ -68,8 +69,8 @@ class Child:
         self.pid = os.fork()
         if self.pid:
             return
-        code = BROKEN
-        try:
+
+        def begin() -> int:
             os.setsid()
             os.chdir(root)
             resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY, _MEMORY))
@@ -79,12 +80,9 @@ class Child:
             os.dup2(target, 2)
             os.environ["PYTHONPATH"] = str(overlay.path)
             sys.path.insert(0, str(overlay.path))
-            code = int(work())
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            os._exit(code)
+            return work()
+
+        _exit_with(begin)
 
     def result(self) -> int | None:
         """The exit status, below 0 for a signal; None while it runs. It is ended when its time is up."""
@@ -105,19 +103,24 @@ class Child:
             os.killpg(self.pid, signal.SIGKILL)
 
 
+def _exit_with(work: Callable[[], int]) -> NoReturn:
+    """End this process, a child of a fork, with the status of some work."""
+    code = BROKEN
+    try:
+        code = int(work())
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        os._exit(code)
+
+
 def forked(work: Callable[[], int]) -> int:
     """The exit status of some work in a process of its own; a signal that ended it ends this one."""
     sys.stdout.flush()
     pid = os.fork()
     if not pid:
-        code = BROKEN
-        try:
-            code = int(work())
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            os._exit(code)
+        _exit_with(work)
     _, status = os.waitpid(pid, 0)
     if os.WIFSIGNALED(status):
         os.kill(os.getpid(), os.WTERMSIG(status))
