@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter
 
 from lthfunc.trees.calling import functional_call
+from lthfunc.trees.ops import clone
 from lthfunc.trees.outputs import outputs_of
 from lthfunc.trees.outside import all_seeded
 from lthfunc.trees.types import Buffers, Params
@@ -60,7 +61,7 @@ def why_unfaithful(
 
 def _outputs(function: _Outputs, params: Params, buffers: Buffers, x: Tensor) -> dict[str, Tensor]:
     with all_seeded(_SEED), torch.no_grad():
-        found = function(*_copies(params, buffers, x))
+        found = function(*clone((params, buffers, x)))  # which a module may write into
     return {f"output {place}": tensor for place, tensor in enumerate(found)}
 
 
@@ -68,7 +69,7 @@ def _with_gradients(function: _Outputs, params: Params, buffers: Buffers, x: Ten
     """Outputs, and by the name of each leaf that has one the gradient of the outputs in some direction."""
 
     def objective(params: Params, buffers: Buffers, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        outputs = function(*_copies(params, buffers, x))
+        outputs = function(*clone((params, buffers, x)))  # which a module may write into
         draw = torch.Generator().manual_seed(_SEED)
         total = torch.zeros(())
         for each in outputs:
@@ -80,14 +81,6 @@ def _with_gradients(function: _Outputs, params: Params, buffers: Buffers, x: Ten
     with all_seeded(_SEED), torch.enable_grad():
         gradients, outputs = torch.func.grad(objective, has_aux=True)(params, buffers, x)
     return {**{f"output {place}": tensor for place, tensor in enumerate(outputs)}, **gradients}
-
-
-def _copies(params: Params, buffers: Buffers, x: Tensor) -> tuple[Params, Buffers, Tensor]:
-    """What a module may write into."""
-    return (
-        {name: leaf.clone() for name, leaf in params.items()}, {name: leaf.clone() for name, leaf in buffers.items()},
-        x.clone(),
-    )  # fmt: skip
 
 
 def _differences(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> Iterator[str]:
