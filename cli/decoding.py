@@ -5,20 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 
 from lthfunc.data.images import Observe
 
-from .console import aside
+from .bars import bar_of
 
 
 @contextmanager
 def decoding() -> Iterator[Observe]:
     """What `load` is to tell; the bar appears with the first image."""
-    progress = Progress(
-        TextColumn("decoding images"), BarColumn(bar_width=20), MofNCompleteColumn(), TimeRemainingColumn(),
-        console=aside(), transient=True,
-    )  # fmt: skip
+    progress = bar_of(
+        TextColumn("decoding images"), BarColumn(bar_width=20), MofNCompleteColumn(), TimeRemainingColumn()
+    )
     bar: TaskID | None = None
 
     def observe(done: int, total: int) -> None:

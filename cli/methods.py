@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -111,7 +110,7 @@ def _run(
 ) -> None:
     import json
 
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 
     from lthfunc.experiments.config import to_mapping
     from lthfunc.experiments.methods.prepare import methods_for, setting_of
@@ -122,7 +121,8 @@ def _run(
     from lthfunc.training.memory import hold_memory
     from lthfunc.training.threads import using_threads
 
-    from .console import aside, screen
+    from .bars import bar_of
+    from .console import screen
     from .running import make_folder
     from .stopping import terminable
 
@@ -133,10 +133,7 @@ def _run(
     if save is not None:
         make_folder("--save", save)
     jobs = config.jobs or max(1, usable_cores() // (config.threads or 1))
-    progress = Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-        console=aside(), transient=True, disable=not sys.stderr.isatty(),
-    )  # fmt: skip
+    progress = bar_of(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     hold_memory()
     with progress, terminable() as stop, using_threads(config.threads):
         bar = progress.add_task(f"{len(chosen)} methods", total=len(chosen) * config.replicates)

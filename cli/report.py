@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -38,13 +37,13 @@ def report(
 
 
 def _report(folders: list[Path], path: Path, title: str | None, figures: bool) -> None:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 
     from lthfunc.reports.page.pictures import reads_of
     from lthfunc.reports.page.shown import shown
     from lthfunc.reports.page.write import number_of_figures, report_of, write_figures, write_page
 
-    from .console import aside
+    from .bars import bar_of
 
     found = shown(folders)
     if not path.parent.is_dir():
@@ -52,11 +51,7 @@ def _report(folders: list[Path], path: Path, title: str | None, figures: bool) -
     subjects = ", ".join(dict.fromkeys(run.title for run in found))
     heading = title or (subjects if len(found) == 1 else f"{len(found)} runs: {subjects}")
     place, count = path.with_name(f"{path.stem}-figures"), 0
-    bar = Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), console=aside(), transient=True,
-        disable=not sys.stderr.isatty(),
-    )  # fmt: skip
-    with bar:
+    with bar_of(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()) as bar:
         task = bar.add_task("reading masks and weights", total=sum(map(reads_of, found)))
         made = report_of(found, lambda: bar.advance(task))
         write_page(made, path, heading)
