@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(build.why_no_kernels() is not None, reason=str(b
 #: Networks by each of so many tests; which ones are traced for the compiled engine, and evaluated by programs, as well.
 NETWORKS, PARTS, TRACED, INFERRED = 304, 16, 20, 3
 #: Shares of the networks that engines run at least; what they refuse has operations that they have no rule for.
-LEAST = {"sparse": 0.7, "sparse inference": 0.7, "compact": 0.95, "compact inference": 0.95}
+LEAST = {"sparse": 0.7, "sparse inference": 0.6, "compact": 0.95, "compact inference": 0.95}
 #: Compiled by Inductor, both of which view as rows what it lays out channels last.
 INDUCTOR = (306, 320)
 
