@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -13,9 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import lthfunc as lf
-from lthfunc.execution.timing import Run, synchronize
+from lthfunc.execution.timing import Run, seconds_of
 from lthfunc.training.engines.columns import columns_of
 from lthfunc.training.engines.products import has_one_dnn, one_dnn
+from lthfunc.training.precision import Precision, products as computed_in
 
 from .graphed import graphed
 
@@ -34,41 +34,55 @@ class Job(NamedTuple):
     flops: int
 
 
-def products(model: lf.Model, x: Tensor, networks: int = 1) -> tuple[Run, int]:
+def products(model: lf.Model, x: Tensor, networks: int = 1, precision: Precision = "fp32") -> tuple[Run, int]:
     """(every layer's product and gradients on inputs of the real sizes and nothing else, their FLOPs).
 
     Each layer in the memory layout, and by the library, that it is faster in; the first layer needs no gradient of its
     input, and its weights' may be a product over columns, as the compiled engine's. On a GPU they are one graph.
-    networks: so many side by side, of linear layers alone.
+    networks: so many side by side, of linear layers alone. precision: of the factors, as a training's.
     """
     jobs: list[Job] = []
-    for choices in _layers(model, x, networks):
-        best = min(choices, key=lambda job: _seconds(job.run, str(x.device)))
-        jobs.append(best)
+    with computed_in(precision):
+        for choices in _layers(model, x, networks, _types(precision)):
+            best = min(choices, key=lambda job: _seconds(job.run, str(x.device)))
+            jobs.append(best)
 
     def once() -> None:
         for job in jobs:
             job.run()
 
-    with torch.no_grad():
+    with torch.no_grad(), computed_in(precision):
         call = graphed(once, x.device)
 
     def run(n: int) -> None:
-        with torch.no_grad():
+        with torch.no_grad(), computed_in(precision):
             for _ in range(n):
                 call()
 
     return run, sum(job.flops for job in jobs)
 
 
-def peak_rate(device: str) -> float:
-    """FLOP/s of the best of some large float32 products by either library, on the threads that are set."""
+def _types(precision: Precision) -> torch.dtype:
+    return torch.bfloat16 if precision == "bf16" else torch.float32
+
+
+def peak_rate(device: str, precision: Precision = "fp32") -> float:
+    """FLOP/s of the best of some large products by either library, on the threads that are set."""
     best = 0.0
-    for size in (512, 768, 1024, 2048) if device == "cpu" else (4096, 8192):
-        a, b = torch.randn(2, size, size, device=device)
-        for product in _libraries(device):
-            best = max(best, 2 * size**3 / _seconds(functools.partial(product, a, b), device))
+    with computed_in(precision):
+        for size in (512, 768, 1024, 2048) if device == "cpu" else (4096, 8192):
+            a, b = torch.randn(2, size, size, device=device, dtype=_types(precision))
+            for product in _libraries(a):
+                best = max(best, 2 * size**3 / _seconds(functools.partial(product, a, b), device))
     return best
+
+
+def peaks(flops: int, moved: int, device: str, precision: Precision, repeats: int) -> dict[str, list[float]]:
+    """Steps per second of so many FLOPs and bytes at the device's own rates; of bytes on a GPU alone."""
+    found = {PEAK: [peak_rate(device, precision) / flops for _ in range(repeats)]}
+    if device != "cpu":
+        found[BYTES] = [reading_rate(moved, device) / moved for _ in range(repeats)]
+    return found
 
 
 def step_bytes(params: lf.Params, masks: lf.Masks) -> int:
@@ -94,18 +108,13 @@ def _seconds(run: Callable[[], Any], device: str, repeats: int = 9) -> float:
     with torch.no_grad():
         call = graphed(several, device) if calls > 1 else run
         call()
-        synchronize(device)
-        found = []
-        for _ in range(repeats):
-            start = time.perf_counter()
-            call()
-            synchronize(device)
-            found.append(time.perf_counter() - start)
+        found = [seconds_of(call, device) for _ in range(repeats)]
     return min(found) / calls
 
 
-def _layers(model: lf.Model, x: Tensor, networks: int) -> list[Sequence[Job]]:
-    module = copy.deepcopy(model.evaluating).to(x.device)
+def _layers(model: lf.Model, x: Tensor, networks: int, dtype: torch.dtype) -> list[Sequence[Job]]:
+    """dtype: of the products' factors."""
+    module = copy.deepcopy(model.evaluating).to(x.device, dtype)
     found: list[Sequence[Job]] = []
 
     def note(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -121,7 +130,7 @@ def _layers(model: lf.Model, x: Tensor, networks: int) -> list[Sequence[Job]]:
 
     hooks = [layer.register_forward_hook(note) for layer in module.modules()]
     with torch.no_grad():
-        module(x)
+        module(x.to(dtype))
     for hook in hooks:
         hook.remove()
     return found
@@ -137,12 +146,13 @@ def _linear(layer: nn.Linear, x: Tensor, output: Tensor, networks: int, *, first
         several = [(x, weight.mT), (out.mT, x), *([] if first else [(out, weight)])]
         return [[Job(functools.partial(torch.bmm, *pair), flops)] for pair in several]
     pairs = [(x, weight.T), (out.T, x), *([] if first else [(out, weight)])]
-    return [[Job(functools.partial(product, *pair), flops) for product in _libraries(x.device.type)] for pair in pairs]
+    return [[Job(functools.partial(product, *pair), flops) for product in _libraries(x)] for pair in pairs]
 
 
-def _libraries(device: str) -> list[Callable[..., Tensor]]:
+def _libraries(factor: Tensor) -> list[Callable[..., Tensor]]:
     """Products of two matrices: PyTorch's own and, on a CPU where PyTorch has it, oneDNN's."""
-    return [torch.mm, *([functools.partial(one_dnn, bias=None)] if device == "cpu" and has_one_dnn() else [])]
+    also = factor.device.type == "cpu" and factor.dtype == torch.float32 and has_one_dnn()
+    return [torch.mm, *([functools.partial(one_dnn, bias=None)] if also else [])]
 
 
 def _convolution(layer: nn.Conv2d, x: Tensor, output: Tensor, fmt: torch.memory_format, *, first: bool) -> Job:
@@ -163,7 +173,7 @@ def _convolution(layer: nn.Conv2d, x: Tensor, output: Tensor, fmt: torch.memory_
 def _by_columns(layer: nn.Conv2d, x: Tensor, output: Tensor) -> list[Job]:
     """A first layer whose weights' gradient is one product over columns that are there already."""
     plain = layer.groups == 1 and layer.dilation == (1, 1) and not isinstance(layer.padding, str)
-    if x.device.type != "cpu" or not plain or not has_one_dnn():
+    if x.device.type != "cpu" or x.dtype != torch.float32 or not plain or not has_one_dnn():
         return []
     columns = columns_of(x, layer.kernel_size, layer.stride, layer.padding)  # type: ignore[arg-type]
     out = torch.randn_like(output).permute(0, 2, 3, 1).reshape(-1, layer.out_channels)

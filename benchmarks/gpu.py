@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.table import Table
@@ -25,8 +25,8 @@ from lthfunc.errors import invalid
 from lthfunc.experiments.plan import choose_device
 
 from .floors import BYTES, FLOOR, PEAK
-from .records import Record, header, reported, write
-from .replicates import BESIDE, OURS as TOGETHER, PEER
+from .records import FLOPS, MOVED, Record, header, reported, write
+from .replicates import LAUNCHED, OURS as TOGETHER, PEER
 from .training import DENSE, GRAPHED, OURS, TUNED
 
 #: Timings of each variant.
@@ -152,57 +152,76 @@ def summary(records: Sequence[Record]) -> list[Record]:
         rates = {item["variant"]: item for item in records if item["network"] == network}
         widths = {int(name.split()[0]) for name in rates if name.endswith(TOGETHER)}
         for width in sorted(widths):
-            lines.append(_line(rates, f"{width} {TOGETHER}", {f"{width} {PEER}"}, f"{width} {BESIDE}", width))
+            names = (name for name in (f"{width} {TOGETHER}", f"{width} {LAUNCHED}") if name in rates)
+            lines += [_line(rates, name, {f"{width} {PEER}"}, f"{width} {TOGETHER}, ", width) for name in names]
         for ours in (name for name in (OURS, DENSE) if name in rates):
             own = {FLOOR, PEAK, BYTES}
             others = {name for name in rates if not name.startswith("lthfunc") and TOGETHER not in name} - own
             # A dense peer's step is a dense one's; a masked one's has the masks to apply as well.
             masked = others - {TUNED, GRAPHED}
-            lines.append(_line(rates, ours, others if ours == DENSE else masked, FLOOR, 1))
+            lines.append(_line(rates, ours, others if ours == DENSE else masked, "", 1))
     return lines
 
 
-def _line(rates: dict[str, Record], ours: str, peers: set[str], floor: str, width: int) -> Record:
+def _line(rates: dict[str, Record], ours: str, peers: set[str], beside: str, width: int) -> Record:
+    """beside: how the names of floors begin."""
     mine = rates[ours]
     best = max((rates[name] for name in peers if name in rates), key=lambda item: float(item["median"]), default=None)
-    least, peak, moved = rates.get(floor), rates.get(PEAK), rates.get(BYTES)
+    least, peak, moved = (rates.get(beside + name) for name in (FLOOR, PEAK, BYTES))
 
-    def over(item: dict[str, Any] | None) -> float | None:
+    def over(item: Record | None) -> float | None:
         return None if item is None or not item["median"] else round(mine["median"] / item["median"], 3)
+
+    def second(cost: str, item: Record | None) -> float | None:
+        """So many of what a step takes in a second, of all networks together."""
+        return None if item is None or cost not in item else float(f"{width * item['median'] * item[cost]:.4g}")
 
     return {
         "network": mine["network"], "networks": width, "variant": ours, "precision": mine["precision"],
         "density": mine["density"], "unit": "steps/s of each", "ours": mine["median"],
         "peer": None if best is None else best["variant"], "peers": None if best is None else best["median"],
         "over peer": over(best), "floor": None if least is None else least["median"], "of floor": over(least),
+        "FLOP/s": second(FLOPS, mine), "bytes/s": second(MOVED, mine),
+        "the card's FLOP/s": second(FLOPS, peak), "the card's bytes/s": second(MOVED, moved),
         "of the card's FLOP/s": over(peak), "of the card's bytes/s": over(moved),
     }  # fmt: skip
 
 
 def shown(lines: Sequence[Record], machine: str) -> None:
-    """Print the summary."""
+    """Print the summary: rates beside the fastest peer's and the floor, then what is reached of the card's own."""
+    who = ("network", "K", "precision", "variant")
     out = Table(title=f"{machine}: steps per second of each network", box=None, header_style="bold")
-    for head in (
-        "network",
-        "K",
-        "precision",
-        "variant",
-        "ours",
-        "fastest peer",
-        "",
-        "ours ÷ peer",
-        "÷ floor",
-        "÷ peak",
-    ):
+    for head in (*who, "ours", "fastest peer", "", "ours ÷ peer", "÷ floor"):
         out.add_column(head, justify="left" if head in ("network", "variant", "fastest peer") else "right")
+    reached = Table(title="FLOP/s and bytes/s, beside the card's own", box=None, header_style="bold")
+    for head in (*who, "GFLOP/s", "card", "part", "GB/s", "card", "part"):
+        reached.add_column(head, justify="left" if head in ("network", "variant") else "right")
     for line in lines:
-        numbers = [line[name] for name in ("over peer", "of floor", "of the card's FLOP/s", "of the card's bytes/s")]
+        first = line["network"], str(line["networks"]), line["precision"], line["variant"]
         out.add_row(
-            line["network"], str(line["networks"]), line["precision"], line["variant"], f"{line['ours']:,.0f}",
-            line["peer"] or "-", "" if line["peers"] is None else f"{line['peers']:,.0f}",
-            *("-" if number is None else f"{number:.2f}" for number in numbers),
+            *first, f"{line['ours']:,.0f}", line["peer"] or "-",
+            "" if line["peers"] is None else f"{line['peers']:,.0f}",
+            *(_told(line[name]) for name in ("over peer", "of floor")),
         )  # fmt: skip
-    Console(width=160).print(out)
+        reached.add_row(
+            *first,
+            *(
+                text
+                for unit in ("FLOP/s", "bytes/s")
+                for text in (_giga(line[unit]), _giga(line[f"the card's {unit}"]), _told(line[f"of the card's {unit}"]))
+            ),
+        )
+    console = Console(width=160)
+    console.print(out)
+    console.print(reached)
+
+
+def _told(ratio: float | None) -> str:
+    return "-" if ratio is None else f"{ratio:.2f}"
+
+
+def _giga(rate: float | None) -> str:
+    return "-" if rate is None else f"{rate / 1e9:,.1f}"
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ from lthfunc.errors import UserError, invalid, unknown
 from lthfunc.runs.environment import machine
 
 Record = dict[str, Any]
+#: What a record says of a training step, of one network: FLOPs of its products, bytes that it can't do without.
+FLOPS, MOVED = "FLOPs of a step", "bytes of a step"
 
 
 def chosen(networks: Sequence[str], default: Sequence[str], every: Sequence[str], threads: int) -> list[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 
@@ -17,22 +18,26 @@ import lthfunc as lf
 from lthfunc.execution.timing import Run, in_turn
 from lthfunc.experiments.plan import choose_device
 from lthfunc.training.batches import batches
+from lthfunc.training.engines.compiled import compile_engine
+from lthfunc.training.engines.table import Making
 from lthfunc.training.engines.toolchain import why_not
 from lthfunc.training.loop import fit_together
 from lthfunc.training.precision import PRECISIONS, Precision
-from lthfunc.training.trainer import make_trainer
+from lthfunc.training.trainer import Trainer, make_trainer
 from lthfunc.trees.ops import scaled
 from lthfunc.trees.types import Split, TrainState
 
 from . import peers
-from .floors import FLOOR, products
+from .floors import FLOOR, peaks, products, step_bytes
 from .graphed import those_that_run
 from .networks import cases, images
-from .records import Record, header, record, write
+from .records import FLOPS, MOVED, Record, header, record, write
 
 #: Of records: ours, and what stands beside it.
 OURS, PEER = "side by side", "side by side, torch.func compiled"
 BESIDE = f"side by side, {FLOOR}"
+#: On a GPU, ours without graphs, as its steps are launched one by one.
+LAUNCHED = "side by side, launched one by one"
 #: Batches that peers take in turn.
 _READY = 20
 
@@ -61,21 +66,20 @@ def run(
     data = images(case, device, 45_000 if device != "cpu" else 5_000)
     # fit_together looks at the validation split twice; at ten images, that is no part of what is timed.
     data = data._replace(val=Split(data.val.x[:10], data.val.y[:10]))
-    trainer = make_trainer(
-        case.model,
-        data,
-        optimizer=lf.adam(peers.LR),
-        batch_size=case.batch,
-        engine="compile" if why_not(device) is None else "eager",
-        precision=precision,
-    )
+
+    def trainer(engine: Making) -> Trainer:
+        return make_trainer(
+            case.model, data, optimizer=lf.adam(peers.LR), batch_size=case.batch, engine=engine, precision=precision
+        )
+
+    ours = trainer("compile" if why_not(device) is None else "eager")
     ready = [(scaled(x, data.scale), y) for x, y in batches(data.train, case.batch, 0, 0, _READY)]
 
     def states(width: int) -> list[TrainState]:
         drawn = [lf.init(case.model, seed, device) for seed in range(width)]
         return [lf.prune(density=density)(state) for state in drawn]
 
-    def together(width: int) -> Run:
+    def together(trainer: Trainer, width: int) -> Run:
         start = states(width)
 
         def run(n: int) -> None:
@@ -83,16 +87,25 @@ def run(
 
         return run
 
-    variants: dict[tuple[int, str], Run] = {(width, OURS): together(width) for width in widths}
+    variants: dict[tuple[int, str], Run] = {(width, OURS): together(ours, width) for width in widths}
     if device != "cpu":
+        if why_not(device) is None:
+            launched = trainer(partial(compile_engine, graphs=False))
+            variants |= {(width, LAUNCHED): together(launched, width) for width in widths}
         linear = all(leaf.ndim < 4 for leaf in case.model.init(0)[0].values())
         for width in widths:
             if why_not(device) is None and not case.model.init(0)[1]:
                 variants[width, PEER] = peers.ensemble(case.model, states(width), ready, precision)
             if linear:
-                variants[width, BESIDE] = products(case.model, ready[0][0], width)[0]
-        variants = those_that_run(variants, lambda key: key[1] == OURS)
+                variants[width, BESIDE] = products(case.model, ready[0][0], width, precision)[0]
+        variants = those_that_run(variants, lambda key: key[1] in (OURS, LAUNCHED))
     found = in_turn(variants, seconds=seconds, repeats=repeats, device=device)
+    (one,) = states(1)
+    cost = {FLOPS: products(case.model, ready[0][0])[1], MOVED: step_bytes(one.params, one.masks)}
+    if device != "cpu":
+        for width in widths:
+            least = peaks(width * cost[FLOPS], width * cost[MOVED], device, precision, repeats)
+            found |= {(width, f"side by side, {name}"): rates for name, rates in least.items()}
     records = [
         record(
             rates,
@@ -104,6 +117,7 @@ def run(
             density=density,
             precision=precision,
             unit="steps/s of each",
+            **cost,
         )
         for (width, variant), rates in found.items()
     ]

@@ -33,11 +33,11 @@ from lthfunc.trees.types import Dataset
 
 from . import peers, peers_jax
 from .chart import draw, table
-from .floors import BYTES, FLOOR, PEAK, peak_rate, products, reading_rate, step_bytes
+from .floors import FLOOR, PEAK, peaks, products, step_bytes
 from .graphed import those_that_run
 from .loops import going_on
 from .networks import Case, cases, images
-from .records import Record, chosen, header, record, reported, write
+from .records import FLOPS, MOVED, Record, chosen, header, record, reported, write
 
 OURS, DENSE, STREAMED = "lthfunc, compile", "lthfunc, compile, dense", "lthfunc, compile, streamed"
 #: What `--engine auto` runs in a long training.
@@ -51,6 +51,8 @@ FORMS = {
     "lthfunc, compile, channels first": Forms(channels_last=False),
     "lthfunc, compile, masks as bools, channels first": Forms(floating_masks=False, channels_last=False),
 }
+#: What is measured in the precision asked for; the others compute in float32.
+_IN_PRECISION = (OURS, DENSE, STREAMED, TUNED, GRAPHED, LAUNCHED, *FORMS, FLOOR, PEAK)
 NETWORKS = ("lenet300", "lenet5", "lenet5-wide", "conv4", "resnet20")
 _LARGE = ("resnet18",)
 _SECONDS, _REPEATS = 0.6, 9
@@ -102,15 +104,15 @@ def run(
     records: list[Record] = []
     for name in names:
         with tempfile.TemporaryDirectory() as folder, using_threads(threads):
-            found = _measured(every[name], density, precision, device, seconds, repeats, folder)
-        about = {"device": device, "threads": threads, "batch": every[name].batch, "unit": "steps/s"}
+            found, cost = _measured(every[name], density, precision, device, seconds, repeats, folder)
+        about = {"device": device, "threads": threads, "batch": every[name].batch, "unit": "steps/s", **cost}
         records += [
             record(
                 rates,
                 network=name,
                 variant=variant,
                 density=1.0 if variant in (DENSE, AUTO_DENSE, TUNED, GRAPHED) else density,
-                precision=precision if variant in (OURS, DENSE, STREAMED, TUNED, GRAPHED, LAUNCHED, *FORMS) else "fp32",
+                precision=precision if variant in _IN_PRECISION else "fp32",
                 **about,
             )
             for variant, rates in found.items()
@@ -126,13 +128,13 @@ def run(
 
 def _measured(
     case: Case, density: float, precision: Precision, device: str, seconds: float, repeats: int, folder: str
-) -> dict[str, list[float]]:
+) -> tuple[dict[str, list[float]], dict[str, int]]:
     data = images(case, device)
     optimizer = lf.adam(peers.LR)
     dense = lf.with_optimizer(lf.init(case.model, 0, device), optimizer)
     ticket = lf.with_optimizer(lf.prune(density=density)(lf.init(case.model, 0, device)), optimizer)
     ready = [(scaled(x, data.scale), y) for x, y in batches(data.train, case.batch, 0, 0, peers_jax.SCANNED)]
-    floor, flops = products(case.model, ready[0][0])
+    floor, flops = products(case.model, ready[0][0], precision=precision)
     variants: dict[str, Run] = {
         "argparse script": peers.parents_loop(case.model, ticket, ready),
         "torch.func, eager": peers.pure_step(case.model, ticket, ready),
@@ -161,11 +163,9 @@ def _measured(
     if device != "cpu":  # where others' ways may meet a version or card that they don't run on
         variants = those_that_run(variants, lambda name: name.startswith("lthfunc"))
     found = in_turn(variants, seconds=seconds, repeats=repeats, device=device)
-    found[PEAK] = [peak_rate(device) / flops for _ in range(repeats)]
-    if device != "cpu":
-        moved = step_bytes(ticket.params, ticket.masks)
-        found[BYTES] = [reading_rate(moved, device) / moved for _ in range(repeats)]
-    return found
+    moved = step_bytes(ticket.params, ticket.masks)
+    found |= peaks(flops, moved, device, precision, repeats)
+    return found, {FLOPS: flops, MOVED: moved}
 
 
 def _when_called(make: Callable[[], Run]) -> Run:

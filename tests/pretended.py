@@ -127,6 +127,14 @@ class Event:
         """Whether the mark was passed."""
         return self._at is None or self._at[0].begun >= self._at[1]
 
+    def elapsed_time(self, end: Event) -> float:
+        """Milliseconds to another mark, of which each piece of a stream's work takes one."""
+        if self._at is None or end._at is None or not (self.query() and end.query()):
+            raise RuntimeError("Both events must be recorded and completed before calculating elapsed time.")
+        if self._at[0] is not end._at[0]:
+            raise RuntimeError("marks of two streams have no work between them")
+        return float(end._at[1] - self._at[1])
+
 
 class Graph:
     """Captured work."""

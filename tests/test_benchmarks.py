@@ -15,6 +15,7 @@ import torch
 from conftest import ROOT
 from lthfunc_benchmarks.chart import draw
 from lthfunc_benchmarks.commands import _QUICK, _run, main as commands
+from lthfunc_benchmarks.records import FLOPS, MOVED
 from lthfunc_cli.main import main
 
 import lthfunc as lf
@@ -133,8 +134,9 @@ def test_the_gpu_suite_runs_in_its_tiny_cpu_mode(tmp_path: Path) -> None:
     parts = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "cpu").iterdir()}
     summary = parts.pop("summary")
     assert set(parts) == {"training-lenet300", "replicates-lenet300-bf16", "execution-fp32"}, summary["left_out"]
-    for part in parts.values():
-        assert all(set(item) == KEYS for item in part["records"])
+    for name, part in parts.items():
+        costs = {FLOPS, MOVED} if name.startswith(("training", "replicates")) else set()
+        assert all(set(item) == KEYS | costs for item in part["records"])
     assert {(line["variant"], line["networks"]) for line in summary["records"]} == {
         ("lthfunc, compile", 1), ("lthfunc, compile, dense", 1), ("1 side by side", 1), ("2 side by side", 2),
     }  # fmt: skip

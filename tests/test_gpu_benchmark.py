@@ -11,12 +11,17 @@ import pytest
 import torch
 from lthfunc_benchmarks import floors, gpu
 from lthfunc_benchmarks.graphed import graphed, those_that_run
+from lthfunc_benchmarks.records import FLOPS, MOVED
 from lthfunc_cli.main import main
 from pretended import Machine
 
+import lthfunc as lf
+from lthfunc.execution import timing
+
 
 def rates(variant: str, median: float, **about: Any) -> dict[str, Any]:
-    given = {"network": "lenet300", "precision": "fp32", "density": 0.2, "unit": "steps/s", **about}
+    given = {"network": "lenet300", "precision": "fp32", "density": 0.2, "unit": "steps/s", FLOPS: 10**9, MOVED: 10**7}
+    given.update(about)
     return {**given, "variant": variant, "min": median, "median": median, "max": median, "repeats": 5}
 
 
@@ -30,6 +35,8 @@ TRAINING = [
 REPLICATES = [
     rates("1 side by side", 850.0), rates("64 side by side", 400.0),
     rates("64 side by side, torch.func compiled", 200.0), rates("64 side by side, products alone", 1600.0),
+    rates("64 side by side, launched one by one", 100.0), rates("64 side by side, FLOPs at peak rate", 500.0),
+    rates("64 side by side, bytes at reading rate", 4000.0),
 ]  # fmt: skip
 
 
@@ -43,6 +50,10 @@ def test_the_summary_compares_like_with_like() -> None:
     assert (dense["of the card's FLOP/s"], dense["of the card's bytes/s"]) == (round(800 / 9000, 3), 0.04)
     many = found["64 side by side", 64]
     assert (many["ours"], many["peers"], many["over peer"], many["of floor"]) == (400.0, 200.0, 2.0, 0.25)
+    assert (many["FLOP/s"], many["the card's FLOP/s"], many["of the card's FLOP/s"]) == (25.6e12, 32e12, 0.8)
+    assert (many["bytes/s"], many["the card's bytes/s"], many["of the card's bytes/s"]) == (256e9, 2.56e12, 0.1)
+    launched = found["64 side by side, launched one by one", 64]
+    assert (launched["ours"], launched["over peer"], launched["of the card's FLOP/s"]) == (100.0, 0.5, 0.2)
     alone = found["1 side by side", 1]
     assert (alone["peer"], alone["over peer"], alone["of floor"]) == (None, None, None)
 
@@ -121,13 +132,39 @@ def test_products_are_one_graph_of_all_layers(gpus: Machine, monkeypatch: pytest
     floors._seconds(lambda: torch.mm(a, b), "cuda:1", repeats=2)
     assert gpus.captures == [(floors._CALLS, "thread_local")]
     jobs = [[floors.Job(lambda: torch.mm(a, b), 1024)], [floors.Job(lambda: torch.mm(b, a), 1024)]]
-    monkeypatch.setattr(floors, "_layers", lambda model, x, networks: jobs)
+    monkeypatch.setattr(floors, "_layers", lambda *layers: jobs)
     run, flops = floors.products(None, a)  # type: ignore[arg-type]
     assert flops == 2048
     assert gpus.captures[-1][0] == 2
     before = gpus.stream(1).begun + len(gpus.stream(1).waiting)
     run(3)
     assert gpus.stream(1).begun + len(gpus.stream(1).waiting) == before + 3 * 2
+
+
+@pytest.mark.parametrize("device", ["cuda:0", "cuda:1"])
+def test_a_timing_is_of_the_device_s_own_stream(gpus: Machine, device: str) -> None:
+    """Which takes a millisecond for each piece of work here, and whose current device is another."""
+    total = torch.zeros((), device=device)
+    total.add_(1)  # done before anything is timed
+    assert timing.seconds_of(lambda: [total.add_(1) for _ in range(5)], device) == 0.005
+    runs = {each: timing.repeated(lambda: total.add_(1)) for each in "ab"}
+    (rate, *_), _ = timing.in_turn(runs, seconds=0.03, repeats=2, device=device).values()
+    assert rate == 1000.0
+
+
+def test_floors_are_in_the_precision_of_the_training(gpus: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def seconds(run: Any, device: str) -> float:
+        seen.append((run().dtype, torch.get_float32_matmul_precision()))
+        return 1.0
+
+    monkeypatch.setattr(floors, "_seconds", seconds)
+    for precision in ("fp32", "tf32", "bf16"):
+        floors.peak_rate("cpu", precision)
+        floors.products(lf.models.lenet300((1, 8, 8), 10), torch.randn(2, 1, 8, 8), 1, precision)
+    kinds = dict.fromkeys(seen)
+    assert list(kinds) == [(torch.float32, "highest"), (torch.float32, "high"), (torch.bfloat16, "highest")]
 
 
 def test_a_peer_that_fails_is_left_out_and_told(capsys: Any) -> None:
@@ -144,8 +181,6 @@ def test_a_peer_that_fails_is_left_out_and_told(capsys: Any) -> None:
 
 def test_several_networks_products_are_batched() -> None:
     """As many FLOPs as so many networks have, by batched products of the same sizes."""
-    import lthfunc as lf
-
     model = lf.models.lenet300((1, 8, 8), 10)
     x = torch.randn(12, 1, 8, 8)
     run, flops = floors.products(model, x, 3)
