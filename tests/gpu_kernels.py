@@ -1,0 +1,174 @@
+"""GPU kernels assembled without a GPU, as they would be launched: ``python tests/gpu_kernels.py`` does all of it,
+``python tests/gpu_kernels.py 'masked_adam bfloat16'`` what has this in its name.
+
+A call with tensors on the CPU is stopped where Triton would start the kernel; what it was given decides, as in Triton,
+what is compiled. The table says what the assembler made of it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+import lthfunc as lf
+from lthfunc.sparse.gpu import launching
+from lthfunc.sparse.gpu.bits import words
+from lthfunc.sparse.gpu.masked_adam import masked_adam
+from lthfunc.sparse.gpu.masked_linear import masked_linear
+
+#: By compute capability: bytes of shared memory that a program can have.
+CAPABILITIES = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+#: Instructions of tensor cores, by compute capability.
+TENSOR_CORES = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}
+_TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int32: "i32", torch.int64: "i64"}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Launch(NamedTuple):
+    """A kernel, and what it was called with."""
+
+    kernel: Any
+    given: dict[str, Any]
+    options: dict[str, int]
+
+
+class Assembled(NamedTuple):
+    """What came of a launch. spilled: bytes of local memory and stack. ptx: its text."""
+
+    name: str
+    capability: int
+    shared: int
+    registers: int
+    spilled: int
+    ptx: str
+
+    @property
+    def on_tensor_cores(self) -> bool:
+        """Whether products are theirs."""
+        return TENSOR_CORES[self.capability] in self.ptx
+
+
+def launches(call: Callable[[], Any]) -> list[Launch]:
+    """The kernels that a call would launch on a GPU, in order."""
+    from triton.runtime.jit import JITFunction
+
+    found = []
+
+    def run(kernel: Any, *args: Any, grid: Any, warmup: bool, **named: Any) -> None:
+        options = {name: named.pop(name) for name in ("num_warps", "num_stages") if name in named}
+        found.append(Launch(kernel, dict(inspect.signature(kernel.fn).bind(*args, **named).arguments), options))
+
+    with mock.patch.object(JITFunction, "run", run), mock.patch.object(launching, "check_device"):
+        call()
+    return found
+
+
+def assemble(launch: Launch, capability: int) -> Assembled:
+    """Compile and assemble a launch. Raises what Triton and the assembler raise."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    constants = {parameter.name for parameter in launch.kernel.params if parameter.is_constexpr}
+    signature, constexprs, attributes = {}, {}, {}
+    for place, (name, value) in enumerate(launch.given.items()):
+        if name in constants or (type(value) is int and value == 1):
+            signature[name], constexprs[place,] = "constexpr", value
+            continue
+        kind = _TYPES[value.dtype] if isinstance(value, Tensor) else "i32" if type(value) is int else "fp32"
+        signature[name] = f"*{kind}" if isinstance(value, Tensor) else kind
+        if isinstance(value, Tensor) or (type(value) is int and value % 16 == 0):
+            attributes[place,] = [["tt.divisibility", 16]]
+    source = ASTSource(launch.kernel, signature, constexprs, attributes)
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=launch.options)
+    registers, spilled = _usage(compiled.asm["cubin"])
+    shared = int(compiled.metadata.shared)
+    return Assembled(launch.kernel.fn.__name__, capability, shared, registers, spilled, compiled.asm["ptx"])
+
+
+def _usage(cubin: bytes) -> tuple[int, int]:
+    """(registers of a thread, bytes of local memory and stack), as the assembler allotted them."""
+    import triton
+
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        Path(file.name).write_bytes(cubin)
+        command = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", file.name]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", text)}
+    return found["REG"], found["STACK"] + found["LOCAL"]
+
+
+#: K networks, examples, outputs and inputs of LeNet-300-100's first layer.
+_SIZES = (2, 60, 300, 784)
+
+
+def calls() -> Iterator[tuple[str, Callable[[], Any]]]:
+    """What is launched, by name: every kernel in every type, with and without what it may have."""
+    for name, dtype in DTYPES.items():
+        for precision in launching.PRECISIONS if name == "float32" else ("ieee",):
+            kind = f"{name} {precision}"
+            yield f"masked_adam {kind}", _adam(dtype, precision, False, lf.adam(0.1))
+            yield f"masked_adam relu decoupled {kind}", _adam(dtype, precision, True, lf.adamw(0.1))
+            yield f"masked_adam decay {kind}", _adam(dtype, precision, False, lf.adam(0.1, weight_decay=0.1))
+            yield f"masked_linear {kind}", _linear(dtype, dtype, precision, False)
+            yield f"masked_linear relu {kind}", _linear(dtype, dtype, precision, True)
+            if dtype != torch.float32:
+                yield f"masked_linear relu float32 {kind}", _linear(dtype, torch.float32, precision, True)
+
+
+def _adam(dtype: torch.dtype, precision: Any, relu: bool, optimizer: lf.Optimizer) -> Callable[[], Any]:
+    k, n, outputs, inputs = _SIZES
+    x, grad = torch.empty(k, n, inputs, dtype=dtype), torch.empty(k, n, outputs, dtype=dtype)
+    weight, bits = torch.empty(k, outputs, inputs), torch.empty(k, outputs, words(inputs), dtype=torch.int32)
+    numbers = (torch.empty(()), torch.empty(2), optimizer.numbers)
+    gate = grad if relu else None
+    return lambda: masked_adam(x, grad, bits, weight, weight, weight, *numbers, gate=gate, precision=precision)  # type: ignore[arg-type]
+
+
+def _linear(dtype: torch.dtype, kept: torch.dtype, precision: Any, relu: bool) -> Callable[[], Any]:
+    k, n, outputs, inputs = _SIZES
+    x, weight = torch.empty(k, n, inputs, dtype=dtype), torch.empty(k, outputs, inputs, dtype=kept)
+    bits, bias = torch.empty(k, outputs, words(inputs), dtype=torch.int32), torch.empty(k, outputs, dtype=kept)
+
+    def call() -> None:
+        leaves = [leaf.requires_grad_() for leaf in (x, weight, bias)]
+        y = masked_linear(leaves[0], leaves[1], bits, leaves[2] if relu else None, relu=relu, precision=precision)
+        torch.autograd.grad(y, leaves[: 3 if relu else 2], torch.empty_like(y))
+
+    return call
+
+
+def main(only: str = "") -> int:
+    """Assemble what has a text in its name, and say what came of it; 1 where registers spill or memory is too large."""
+    import triton
+
+    failed = False
+    with tempfile.TemporaryDirectory() as folder, triton.knobs.cache.scope():
+        triton.knobs.cache.dir = folder
+        for name, call in calls():
+            for launch in launches(call) if only in name else ():
+                for capability, most in CAPABILITIES.items():
+                    found = assemble(launch, capability)
+                    bad = found.spilled > 0 or found.shared > most
+                    failed = failed or bad
+                    print(
+                        f"{name:45} {found.name:18} sm_{capability:<4} {found.shared / 1024:6.1f} KB shared "
+                        f"{found.registers:4} registers {found.spilled:4} B spilled"
+                        f"{'  tensor cores' if found.on_tensor_cores else ''}{'  TOO MUCH' if bad else ''}",
+                        flush=True,
+                    )
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:2]))

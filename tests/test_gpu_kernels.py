@@ -1,0 +1,114 @@
+"""GPU kernels without a GPU: interpreted, held to float64; assembled for three kinds of card; refused in one line."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lthfunc.errors import UserError
+from lthfunc.sparse.gpu.bits import pack_bits, unpack_bits, words
+from lthfunc.sparse.gpu.masked_adam import masked_adam
+from lthfunc.sparse.gpu.masked_linear import masked_linear
+from lthfunc.training.optimizers import AdamNumbers
+
+CASES = sorted(path.name for path in Path(__file__).parent.glob("cases_*.py"))
+
+
+def test_the_interpreter_agrees_with_float64() -> None:
+    """In a process of its own, since Triton decides at its import who runs kernels."""
+    pytest.importorskip("triton")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    environment |= {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *CASES],
+        capture_output=True, text=True, check=False, env=environment, cwd=Path(__file__).parent,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "skipped" not in done.stdout
+    passed = re.search(r"(\d+) passed", done.stdout)
+    assert passed is not None
+    assert int(passed[1]) > 10 * len(CASES)
+
+
+@pytest.fixture
+def folder_of_triton(tmp_path: Path) -> Iterator[None]:
+    """What Triton keeps goes into a folder of the test."""
+    triton = pytest.importorskip("triton")
+    with triton.knobs.cache.scope():
+        triton.knobs.cache.dir = str(tmp_path)
+        yield
+
+
+#: What is assembled here, by name and compute capability; `python tests/gpu_kernels.py` assembles all.
+ASSEMBLED = [
+    ("masked_adam relu decoupled float32 ieee", 80),
+    ("masked_adam bfloat16 ieee", 90),
+    ("masked_adam decay float16 ieee", 100),
+    ("masked_linear relu bfloat16 ieee", 80),
+    ("masked_linear relu float32 ieee", 90),
+    ("masked_linear relu float32 tf32", 100),
+]
+
+
+@pytest.mark.parametrize(("name", "capability"), ASSEMBLED)
+def test_kernels_are_assembled(name: str, capability: int, folder_of_triton: None) -> None:
+    """As they would be launched: within the card's shared memory and registers, and on its tensor cores."""
+    from gpu_kernels import CAPABILITIES, assemble, calls, launches
+
+    launched = launches(dict(calls())[name])
+    assert len(launched) == (1 if name.startswith("masked_adam") else 3)
+    for launch in launched:
+        found = assemble(launch, capability)
+        assert found.shared <= CAPABILITIES[capability], found.name
+        assert found.spilled == 0, found.name
+        assert 0 < found.registers <= 255
+        assert found.on_tensor_cores == ("float32 ieee" not in name), found.name
+
+
+@pytest.mark.parametrize("columns", [1, 31, 32, 33, 64, 100])
+def test_masks_as_bits(columns: int) -> None:
+    mask = torch.rand(3, 5, columns, generator=torch.Generator().manual_seed(columns)) < 0.5
+    bits = pack_bits(mask)
+    assert bits.dtype == torch.int32
+    assert bits.shape == (3, 5, words(columns))
+    assert torch.equal(unpack_bits(bits, columns), mask)
+    for word in range(words(columns)):
+        part = mask[1, 2, 32 * word : 32 * word + 32]
+        assert int(bits[1, 2, word]) % 2**32 == sum(2**place for place, left in enumerate(part.tolist()) if left)
+
+
+def test_what_are_no_bits_is_told() -> None:
+    for wrong in (torch.ones(3), torch.tensor(True)):
+        with pytest.raises(UserError, match="mask: takes bools of one dimension or more"):
+            pack_bits(wrong)
+    for bits, columns in ((torch.zeros(2, 2).int(), 32), (torch.zeros(2, 1).int(), 33), (torch.zeros(2, 1), 32)):
+        with pytest.raises(UserError, match=r"bits: takes int32 of . words a row for 3. weights, not"):
+            unpack_bits(bits, columns)
+
+
+def _adam() -> Any:
+    square, one = torch.zeros(8, 8), torch.ones(2)
+    numbers = AdamNumbers((0.9, 0.999), 1e-8, 0.0, False)
+    return masked_adam(square, square, torch.zeros(8, 1).int(), square, square, square, one[0], one, numbers)
+
+
+def _linear() -> Any:
+    return masked_linear(torch.zeros(8, 8), torch.zeros(8, 8), torch.zeros(8, 1).int())
+
+
+@pytest.mark.parametrize("call", [_adam, _linear])
+def test_without_triton_or_a_card_they_refuse(call: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    with pytest.raises(UserError, match=r"takes tensors on a CUDA device, not on cpu \(TRITON_INTERPRET=1 runs"):
+        call()
+    monkeypatch.setitem(sys.modules, "triton", None)
+    with pytest.raises(UserError, match=r"lthfunc.sparse.gpu: needs Triton, which is not installed \(pip install"):
+        call()
