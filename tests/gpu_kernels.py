@@ -23,13 +23,14 @@ from torch import Tensor
 import lthfunc as lf
 from lthfunc.sparse.gpu import launching
 from lthfunc.sparse.gpu.bits import words
+from lthfunc.sparse.gpu.block_linear import SIZES, block_linear, block_pattern
 from lthfunc.sparse.gpu.masked_adam import masked_adam
 from lthfunc.sparse.gpu.masked_linear import masked_linear
 
 #: By compute capability: bytes of shared memory that a program can have.
 CAPABILITIES = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
-#: Instructions of tensor cores, by compute capability.
-TENSOR_CORES = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}
+#: Instructions of tensor cores: of all of them, and of those of capability 9.0 and 10.0, for tiles of 64 rows and more.
+TENSOR_CORES = ("mma.sync", "wgmma.mma_async", "tcgen05.mma")
 _TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int32: "i32", torch.int64: "i64"}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -53,9 +54,9 @@ class Assembled(NamedTuple):
     ptx: str
 
     @property
-    def on_tensor_cores(self) -> bool:
-        """Whether products are theirs."""
-        return TENSOR_CORES[self.capability] in self.ptx
+    def tensor_cores(self) -> str:
+        """The instruction of tensor cores that products are made of, or nothing."""
+        return next((name for name in TENSOR_CORES if name in self.ptx), "")
 
 
 def launches(call: Callable[[], Any]) -> list[Launch]:
@@ -122,6 +123,8 @@ def calls() -> Iterator[tuple[str, Callable[[], Any]]]:
             yield f"masked_adam decay {kind}", _adam(dtype, precision, False, lf.adam(0.1, weight_decay=0.1))
             yield f"masked_linear {kind}", _linear(dtype, dtype, precision, False)
             yield f"masked_linear relu {kind}", _linear(dtype, dtype, precision, True)
+            for size in SIZES:
+                yield f"block_linear {size} {kind}", _blocks(dtype, size, precision)
             if dtype != torch.float32:
                 yield f"masked_linear relu float32 {kind}", _linear(dtype, torch.float32, precision, True)
 
@@ -148,6 +151,18 @@ def _linear(dtype: torch.dtype, kept: torch.dtype, precision: Any, relu: bool) -
     return call
 
 
+def _blocks(dtype: torch.dtype, size: int, precision: Any) -> Callable[[], Any]:
+    pattern = block_pattern(torch.ones(300, 784, dtype=torch.bool), size)
+    x, values = torch.empty(60, 784, dtype=dtype), torch.empty(len(pattern.rows), size, size, dtype=dtype)
+
+    def call() -> None:
+        leaves = [leaf.requires_grad_() for leaf in (x, values)]
+        y = block_linear(*leaves, pattern, torch.empty(300, dtype=dtype), precision=precision)
+        torch.autograd.grad(y, leaves, torch.empty_like(y))
+
+    return call
+
+
 def main(only: str = "") -> int:
     """Assemble what has a text in its name, and say what came of it; 1 where registers spill or memory is too large."""
     import triton
@@ -164,7 +179,7 @@ def main(only: str = "") -> int:
                     print(
                         f"{name:45} {found.name:18} sm_{capability:<4} {found.shared / 1024:6.1f} KB shared "
                         f"{found.registers:4} registers {found.spilled:4} B spilled"
-                        f"{'  tensor cores' if found.on_tensor_cores else ''}{'  TOO MUCH' if bad else ''}",
+                        f"  {found.tensor_cores}{'  TOO MUCH' if bad else ''}",
                         flush=True,
                     )
     return int(failed)

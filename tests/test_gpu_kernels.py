@@ -15,6 +15,7 @@ import torch
 
 from lthfunc.errors import UserError
 from lthfunc.sparse.gpu.bits import pack_bits, unpack_bits, words
+from lthfunc.sparse.gpu.block_linear import block_linear, block_pattern
 from lthfunc.sparse.gpu.masked_adam import masked_adam
 from lthfunc.sparse.gpu.masked_linear import masked_linear
 from lthfunc.training.optimizers import AdamNumbers
@@ -47,19 +48,23 @@ def folder_of_triton(tmp_path: Path) -> Iterator[None]:
         yield
 
 
-#: What is assembled here, by name and compute capability; `python tests/gpu_kernels.py` assembles all.
+#: What is assembled here, by name and compute capability, and what multiplies in it. `python tests/gpu_kernels.py`
+#: assembles everything.
 ASSEMBLED = [
-    ("masked_adam relu decoupled float32 ieee", 80),
-    ("masked_adam bfloat16 ieee", 90),
-    ("masked_adam decay float16 ieee", 100),
-    ("masked_linear relu bfloat16 ieee", 80),
-    ("masked_linear relu float32 ieee", 90),
-    ("masked_linear relu float32 tf32", 100),
+    ("masked_adam relu decoupled float32 ieee", 80, ""),
+    ("masked_adam bfloat16 ieee", 90, "wgmma.mma_async"),
+    ("masked_adam decay float16 ieee", 100, "tcgen05.mma"),
+    ("masked_linear relu bfloat16 ieee", 80, "mma.sync"),
+    ("masked_linear relu float32 ieee", 90, ""),
+    ("masked_linear relu float32 tf32", 100, "tcgen05.mma"),
+    ("block_linear 128 float32 ieee", 80, ""),
+    ("block_linear 64 bfloat16 ieee", 90, "wgmma.mma_async"),
+    ("block_linear 128 float16 ieee", 100, "tcgen05.mma"),
 ]
 
 
-@pytest.mark.parametrize(("name", "capability"), ASSEMBLED)
-def test_kernels_are_assembled(name: str, capability: int, folder_of_triton: None) -> None:
+@pytest.mark.parametrize(("name", "capability", "instruction"), ASSEMBLED)
+def test_kernels_are_assembled(name: str, capability: int, instruction: str, folder_of_triton: None) -> None:
     """As they would be launched: within the card's shared memory and registers, and on its tensor cores."""
     from gpu_kernels import CAPABILITIES, assemble, calls, launches
 
@@ -70,7 +75,7 @@ def test_kernels_are_assembled(name: str, capability: int, folder_of_triton: Non
         assert found.shared <= CAPABILITIES[capability], found.name
         assert found.spilled == 0, found.name
         assert 0 < found.registers <= 255
-        assert found.on_tensor_cores == ("float32 ieee" not in name), found.name
+        assert found.tensor_cores == ("" if "float32 ieee" in name else instruction), found.name
 
 
 @pytest.mark.parametrize("columns", [1, 31, 32, 33, 64, 100])
@@ -104,7 +109,12 @@ def _linear() -> Any:
     return masked_linear(torch.zeros(8, 8), torch.zeros(8, 8), torch.zeros(8, 1).int())
 
 
-@pytest.mark.parametrize("call", [_adam, _linear])
+def _blocks() -> Any:
+    pattern = block_pattern(torch.ones(32, 32, dtype=torch.bool), 32)
+    return block_linear(torch.zeros(8, 32), torch.zeros(1, 32, 32), pattern)
+
+
+@pytest.mark.parametrize("call", [_adam, _linear, _blocks])
 def test_without_triton_or_a_card_they_refuse(call: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")
     with pytest.raises(UserError, match=r"takes tensors on a CUDA device, not on cpu \(TRITON_INTERPRET=1 runs"):

@@ -6,6 +6,7 @@ import pytest
 
 pytest.importorskip("triton")
 
+from cases_block_linear import *  # noqa: F403
 from cases_masked_adam import *  # noqa: F403
 from cases_masked_linear import *  # noqa: F403
 

@@ -2,10 +2,12 @@
 
 The kernels are PyTorch operations of their own (`torch.library.custom_op`), so that `make_fx`, `torch.compile` and fake
 tensors see shapes and nothing else; they are opaque, since what Inductor could fuse with a kernel is in it already. The
-gradient is a `torch.autograd.Function` around them: `torch.func` takes no other kind.
+gradient is a `torch.autograd.Function` around them, since `torch.func` takes no other kind; Dynamo leaves it as it is.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,12 +58,18 @@ def masked_linear(
     if bias is not None:
         check("bias", bias, (*lead, outputs), (weight.dtype,), x)
     networks = lead[0] if lead else 1
-    y: Tensor = _MaskedLinear.apply(
+    y: Tensor = _layer(
         x.reshape(networks, -1, inputs), weight.reshape(networks, outputs, inputs),
         bits.reshape(networks, outputs, words(inputs)), None if bias is None else bias.reshape(networks, outputs),
         relu, precision,
     )  # fmt: skip
     return y.reshape(*lead, *batch, outputs)
+
+
+@torch.compiler.allow_in_graph  # type: ignore[untyped-decorator]  # Dynamo, looking into the Function under `torch.func`, would lose its gradients
+def _layer(*arguments: Any) -> Tensor:
+    y: Tensor = _MaskedLinear.apply(*arguments)
+    return y
 
 
 class _MaskedLinear(torch.autograd.Function):
