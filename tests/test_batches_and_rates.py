@@ -142,6 +142,7 @@ def test_stepwise_cosine_and_cycles_by_hand() -> None:
     assert lf.cosine(0.4, 4, 0.2).tolist() == pytest.approx([0.3 + 0.1 * math.cos(math.pi * t / 4) for t in range(5)])
     cycle = lf.cyclic(0.4, 7, 2, 0.1)
     assert cycle.tolist() == pytest.approx([*lf.cosine(0.4, 4, 0.1)[:-1].tolist(), *lf.cosine(0.4, 3, 0.1).tolist()])
+    assert lf.cyclic(0.4, 7, 1, 0.1).tolist() == lf.cosine(0.4, 7, 0.1).tolist()
     assert lf.cyclic(0.4, 3, 3).tolist() == pytest.approx([0.4, 0.4, 0.4, 0.0])
     assert lf.warmup(lf.stepwise(0.4, (1,)), 4).tolist() == pytest.approx([0.1, 0.02, 0.03, 0.04])
     plain = lf.constant(0.4)

@@ -66,6 +66,8 @@ def test_amounts_add_up_and_survive_files() -> None:
     [
         (["Cpu(IntelRapl)"], None, "CPU metered by its own counters, memory estimated"),
         (["PowerGadget"], Card(0, False), "CPU metered by its own counters, GPU metered by NVML, memory estimated"),
+        (["Cpu(WindowsEmi)"], None, "CPU metered by its own counters, memory estimated"),
+        (["AppleSiliconChip"], None, "CPU metered by its own counters, memory estimated"),
         (["Cpu(tdp)"], None, "CPU estimated from its TDP and load, memory estimated"),
         ([], Card(2, False), "CPU estimated from its TDP and load, GPU metered by NVML, memory estimated"),
         (

@@ -228,6 +228,20 @@ def test_programs_run_in_their_own_memory_to_the_eager_steps_bits(programs: Any,
     assert lf.same_bits(states, before)
 
 
+def test_images_lie_channels_last_in_a_loop_and_as_init_has_them_outside(programs: Any) -> None:
+    net = nn.Sequential(nn.Unflatten(1, (2, 1, 3)), nn.Conv2d(2, 4, (1, 2)), nn.Flatten(), nn.Linear(8, 3))
+    model, numbers = lf.from_module(net), data()
+    work = _work()._replace(model=model)
+    state = lf.with_optimizer(lf.init(model), work.optimizer)
+    running: Any = compiled_engine.compile_engine(work).begin(
+        [state], [0], Feed(numbers.train, 4, [0], torch.device("cpu"))
+    )
+    assert any(leaf.ndim == 4 and not leaf.is_contiguous() for leaf in running._leaves)
+    (found,) = running.states()
+    for tree in (found.params, found.masks, found.opt.velocity):
+        assert all(leaf.is_contiguous() for leaf in tree.values())
+
+
 @pytest.mark.parametrize("width", [1, 2])
 def test_types_are_looked_at_before_a_trace_that_hides_them(
     programs: Any, width: int, monkeypatch: pytest.MonkeyPatch

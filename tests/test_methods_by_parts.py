@@ -275,6 +275,8 @@ def test_a_setting_is_what_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> Non
     assert lf.same_bits(*moved)  # its images shifted and mirrored alike
     unmoved = setting_of(settings(**{**vars(given), "augment": False}))[1]
     assert not lf.same_bits(lf.take_steps(unmoved.trainer, plain, seed=0, until=1)[0].params, moved[0])
+    half = setting_of(settings(density=0.25, steps=4, precision="bf16", engine="eager", schedule="constant"))[1]
+    assert half.trainer_of(half.model, lf.sgd(0.1)).precision == half.trainer.precision == "bf16"
     # Where the sparse engine cannot be, the plain one; other mistakes are told.
     seen: list[str] = []
 

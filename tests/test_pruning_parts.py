@@ -132,6 +132,13 @@ def test_own_counts_and_masks_are_held_to_the_layers() -> None:
             select({**good, "b": value})
     with pytest.raises(UserError, match=r"^select: '<lambda>': brings pruned weights of a back"):
         select({**good, "a": truth("..x", "...")})
+
+    def fails(*given: Any) -> Any:
+        raise ValueError("no luck")
+
+    for kind, checked in (("allocate", checked_allocation(fails)), ("select", checked_selection(fails))):
+        with pytest.raises(UserError, match=f"^{kind}: 'fails' .*no luck"):
+            checked(scores, masks, 0.5)  # type: ignore[arg-type]
     assert checked_allocation(lf.globally) is lf.globally
     assert checked_selection(lf.unstructured) is lf.unstructured
 
@@ -375,7 +382,7 @@ def test_what_only_a_dead_unit_needs_goes_with_it() -> None:
     net = nn.Sequential(
         nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 5), nn.ReLU(), nn.Linear(5, 3)
     )
-    model = lf.from_module(net)
+    model = lf.from_module(net, init=lf.as_built)  # whose biases are not zero
     found = lf.dependencies(model, (1, 4, 4))
     assert found.beside == {"0.weight": "0.bias", "4.weight": "4.bias", "6.weight": "6.bias"}
     assert found.groups == {"0.weight": 1}

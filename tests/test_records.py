@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from types import SimpleNamespace
 from typing import Any
@@ -108,6 +109,17 @@ def test_a_point_between_two_networks() -> None:
     assert (float(buffers["mean"]), int(buffers["count"])) == (1.5, 3)
 
 
+class Scaled(nn.Sequential):
+    """Scales its inputs, where they are or as new ones."""
+
+    def __init__(self, writes: bool) -> None:
+        super().__init__(*copy.deepcopy(NET))
+        self.scale, self._writes = nn.Parameter(torch.ones(6)), writes
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x.add_(1).mul_(self.scale) if self._writes else (x + 1) * self.scale)  # type: ignore[no-any-return]
+
+
 def test_every_example_counts_on_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connectivity, "_CHUNK", 7)
     model, first = state_of()
@@ -123,7 +135,14 @@ def test_every_example_counts_on_a_line(monkeypatch: pytest.MonkeyPatch) -> None
         assert float(found.error[place]) == pytest.approx(1 - hits)
     with pytest.raises(UserError, match=r"^points: 2 is not accepted; it takes a whole number of at least 3"):
         lf.line(model, first, second, numbers.test, points=2)
-    assert len(lf.line(model, first, second, numbers.test).alphas) == 11
+    writing, plain = (lf.from_module(Scaled(writes), init=lf.as_built) for writes in (True, False))
+    ends = lf.init(writing), lf.init(writing)._replace(params={**second.params, "scale": torch.full((6,), 3.0)})
+    ends = ends[0]._replace(params={**first.params, "scale": torch.ones(6)}), ends[1]
+    assert lf.line(writing, *ends, numbers.test, points=3).loss.tolist() == pytest.approx(
+        lf.line(plain, *ends, numbers.test, points=3).loss.tolist()
+    )
+    evenly = lf.line(model, first, second, numbers.test).alphas
+    assert evenly.tolist() == torch.linspace(0, 1, 11, dtype=torch.float64).tolist()
 
 
 def test_a_barrier_is_the_highest_error_above_the_mean_of_the_ends() -> None:

@@ -56,6 +56,7 @@ OUTPUTS = {
     "of one": lambda h, out: {"anything": out},
     "tuple": lambda h, out: (out, h),
     "with whole numbers": lambda h, out: (out, out.argmax(1), None, "text"),
+    "with complex numbers": lambda h, out: (out, torch.complex(out, out)),
 }
 
 
@@ -287,3 +288,33 @@ def test_a_module_that_converts_its_inputs_takes_any() -> None:
         == 8
     )
     assert all(SCORES[name](model, state, BATCHES)(state.params, state.masks) for name in SCORES)
+
+
+def test_scores_of_several_networks_at_once_are_those_of_each() -> None:
+    """Under vmap no number can be looked at, so nothing is refused there."""
+    model = lf.from_module(Net(), init=lf.as_built)
+    score = SCORES["snip"](model, lf.init(model), BATCHES)
+    state = lf.init(model)
+    several = [{name: leaf * scale for name, leaf in state.params.items()} for scale in (1.0, 0.5)]
+    wide = {name: torch.stack([params[name] for params in several]) for name in state.params}
+    found = torch.vmap(lambda params: score(params, state.masks))(wide)
+    for number, params in enumerate(several):
+        for name, leaf in score(params, state.masks).items():
+            torch.testing.assert_close(found[name][number], leaf)
+
+
+def test_a_loss_at_a_temperature_divides_all_that_it_could_follow() -> None:
+    module = Net(lambda h, out: {"logits": torch.complex(out, 2 * out), "count": torch.arange(3)})
+    seen: list[Any] = []
+
+    def loss(outputs: Any, targets: Tensor) -> Tensor:
+        seen.append(outputs)
+        return outputs["logits"].abs().mean()
+
+    model = lf.from_module(module, init=lf.as_built)
+    state = lf.init(model)
+    plain = lf.loss_of(model, state.buffers, loss)
+    plain(state.params, BATCHES[0])
+    plain.at_temperature(4.0)(state.params, BATCHES[0])
+    torch.testing.assert_close(seen[1]["logits"], seen[0]["logits"] / 4)
+    assert seen[1]["count"].tolist() == [0, 1, 2]

@@ -91,12 +91,20 @@ def test_little_is_exchanged() -> None:
 
 def test_densities_rounds_and_mistakes() -> None:
     state = lf.init(lf.models.lenet300((1, 8, 8)), 0)
+
+    def partial(params: lf.Params, masks: lf.Masks) -> lf.Scores:
+        return dict(list(params.items())[:1])
+
     once = lf.prune_sharded(ALONE, density=0.5)(state)
     assert lf.same_bits(once, lf.prune(density=0.5)(state))
     again = lf.prune_sharded(ALONE, fraction=0.3, choose=lf.layerwise_on(ALONE))(once)
     assert lf.same_bits(again, lf.prune(fraction=0.3, allocate=lf.layerwise())(once))
     with pytest.raises(UserError, match=r"density: 0\.9 is not accepted"):
         lf.prune_sharded(ALONE, density=0.9)(once)
+    with pytest.raises(
+        UserError, match=r"^score: 'partial'.* is not accepted; it takes a function that returns one leaf"
+    ):
+        lf.prune_sharded(ALONE, density=0.3, score=partial)(once)
     with pytest.raises(UserError, match="give either fraction or density"):
         lf.prune_sharded(ALONE)
     with pytest.raises(UserError, match="no process group"):

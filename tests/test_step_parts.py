@@ -276,6 +276,24 @@ def test_a_loss_of_a_tree_that_writes_into_it_is_refused() -> None:
     assert once.__name__ == "tidy"
 
 
+@pytest.mark.parametrize("kind", ["loss", "metric"])
+def test_a_loss_or_metric_of_several_numbers_is_told_wherever_it_is_taken(kind: str) -> None:
+    def several(outputs: Any, targets: Any) -> Tensor:
+        return torch.ones(2)
+
+    model, split = lf.from_module(NET), data().val
+    state, batch = lf.init(model), (split.x[:4], split.y[:4])
+    given: Any = {kind: several}
+    words = rf"^--{kind}: 'several' returned a tensor of shape \(2,\), not a scalar$"
+    with pytest.raises(UserError, match=words):
+        lf.make_eval_step(model, **given)(state.params, state.buffers, batch)
+    with pytest.raises(UserError, match=words):
+        make_trainer(model, data(), optimizer=lf.sgd(0.1), batch_size=4, **given)
+    if kind == "loss":
+        with pytest.raises(UserError, match=words):
+            lf.loss_of(model, state.buffers, several)(state.params, batch)
+
+
 PARAMS = {"a": torch.ones(2), "b": torch.zeros(3)}
 
 

@@ -100,3 +100,12 @@ def test_a_density_above_what_is_left_is_refused() -> None:
     sparse = lf.prune(density=0.25)(state)
     with pytest.raises(UserError, match=r"density: 0.5 is not accepted; it takes a number in \(0, 0.25\]"):
         lf.sparsegpt(moments, 0.5)(sparse)
+
+
+def test_blocks_have_128_columns_unless_told_otherwise() -> None:
+    model = lf.from_module(nn.Linear(150, 4), init=lf.as_built)
+    state = lf.init(model)
+    moments = lf.input_moments(model, state, [torch.randn(300, 150, generator=torch.Generator().manual_seed(1))])
+    by_default, other = lf.sparsegpt(moments, 0.5)(state), lf.sparsegpt(moments, 0.5, block=129)(state)
+    assert lf.same_bits(by_default, lf.sparsegpt(moments, 0.5, block=128)(state))
+    assert not lf.same_bits(by_default, other)

@@ -103,6 +103,16 @@ def test_who_asks_to_stop_is_kept_after_that_step() -> None:
     assert lf.same_bits(kept.state.params, expected.params)
 
 
+def test_a_keeper_is_asked_to_stop_whether_or_not_anybody_observes() -> None:
+    kept: list[Any] = []
+    asked = iter([False] * 3 + [True] * 10)
+    keeper: Keeper[Fit] = Keeper(kept.append, lambda: next(asked))
+    with pytest.raises(Stopped):
+        fit_together(a_trainer(), [lf.init(lf.from_module(NET))], seeds=[1], until=50, eval_every=40, keeper=keeper)
+    ((fit_then,),) = kept
+    assert 0 < int(fit_then.state.step) <= 4
+
+
 def test_observers_hear_of_every_step_and_point() -> None:
     told: list[tuple[int, Any]] = []
     trainer, state = a_trainer(), lf.init(lf.from_module(NET))
@@ -257,8 +267,9 @@ def test_pruned_weights_that_move_are_told_by_layer() -> None:
         for trainer in (strange, own):
             with pytest.raises(UserError, match=r"^3\.weight: pruned weights are no longer zero"):
                 check_pruned([state, moved], trainer)
-    lost = state._replace(params={**state.params, "3.weight": torch.full((3, 5), math.nan)})
-    check_pruned([lost], strange)  # that is another matter
+    for value in (math.nan, math.inf, -math.inf):
+        lost = state._replace(params={**state.params, "3.weight": torch.full((3, 5), value)})
+        check_pruned([lost], strange)  # that is another matter
 
 
 def test_where_a_training_diverged() -> None:

@@ -84,7 +84,7 @@ def line(
         for start in range(0, len(split.x), _CHUNK):
             x = scaled(split.x[start : start + _CHUNK].to(alphas.device), scale)
             y = split.y[start : start + _CHUNK].to(alphas.device)
-            metrics = _at_each(lambda p, b, x=x, y=y: step(p, b, (x.clone(), y.clone())), params, buffers)  # type: ignore[misc]
+            metrics = _at_each(lambda p, b, x=x, y=y: step(p, b, (x, y.clone())), params, buffers)  # type: ignore[misc]
             losses += metrics["loss"].double() * len(x)
             hits += metrics["accuracy"] * len(x)
             seen += len(x)
