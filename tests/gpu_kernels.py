@@ -26,6 +26,7 @@ from lthfunc.sparse.gpu.bits import words
 from lthfunc.sparse.gpu.block_linear import SIZES, block_linear, block_pattern
 from lthfunc.sparse.gpu.masked_adam import masked_adam
 from lthfunc.sparse.gpu.masked_linear import masked_linear
+from lthfunc.sparse.gpu.resident import pack_resident, resident_steps
 
 #: By compute capability: bytes of shared memory that a program can have.
 CAPABILITIES = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
@@ -44,13 +45,14 @@ class Launch(NamedTuple):
 
 
 class Assembled(NamedTuple):
-    """What came of a launch. spilled: bytes of local memory and stack. ptx: its text."""
+    """What came of a launch. spilled: bytes of local memory and stack. barriers: asked for. ptx: its text."""
 
     name: str
     capability: int
     shared: int
     registers: int
     spilled: int
+    barriers: int
     ptx: str
 
     @property
@@ -66,7 +68,7 @@ def launches(call: Callable[[], Any]) -> list[Launch]:
     found = []
 
     def run(kernel: Any, *args: Any, grid: Any, warmup: bool, **named: Any) -> None:
-        options = {name: named.pop(name) for name in ("num_warps", "num_stages") if name in named}
+        options = {name: named.pop(name) for name in ("num_warps", "num_stages", "maxnreg") if name in named}
         found.append(Launch(kernel, dict(inspect.signature(kernel.fn).bind(*args, **named).arguments), options))
 
     with mock.patch.object(JITFunction, "run", run), mock.patch.object(launching, "check_device"):
@@ -94,7 +96,8 @@ def assemble(launch: Launch, capability: int) -> Assembled:
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=launch.options)
     registers, spilled = _usage(compiled.asm["cubin"])
     shared = int(compiled.metadata.shared)
-    return Assembled(launch.kernel.fn.__name__, capability, shared, registers, spilled, compiled.asm["ptx"])
+    barriers = sum("barrier" in line for line in compiled.asm["ttir"].splitlines())
+    return Assembled(launch.kernel.fn.__name__, capability, shared, registers, spilled, barriers, compiled.asm["ptx"])
 
 
 def _usage(cubin: bytes) -> tuple[int, int]:
@@ -128,6 +131,15 @@ def calls() -> Iterator[tuple[str, Callable[[], Any]]]:
             if dtype != torch.float32:
                 yield f"masked_linear relu float32 {kind}", _linear(dtype, torch.float32, precision, True)
 
+    for name, optimizer in (
+        ("adam", lf.adam(0.1)),
+        ("adamw", lf.adamw(0.1)),
+        ("sgd decay", lf.sgd(0.1, weight_decay=0.1)),
+        ("momentum", lf.sgd(0.1, 0.9)),
+        ("nesterov", lf.sgd(0.1, 0.9, nesterov=True)),
+    ):
+        yield f"resident {name}", _resident(optimizer)
+
 
 def _adam(dtype: torch.dtype, precision: Any, relu: bool, optimizer: lf.Optimizer) -> Callable[[], Any]:
     k, n, outputs, inputs = _SIZES
@@ -159,6 +171,15 @@ def _blocks(dtype: torch.dtype, size: int, precision: Any) -> Callable[[], Any]:
         leaves = [leaf.requires_grad_() for leaf in (x, values)]
         y = block_linear(*leaves, pattern, torch.empty(300, dtype=dtype), precision=precision)
         torch.autograd.grad(y, leaves, torch.empty_like(y))
+
+    return call
+
+
+def _resident(optimizer: lf.Optimizer) -> Callable[[], Any]:
+    def call() -> None:
+        state = lf.prune(density=0.036)(lf.init(lf.models.lenet300()))
+        resident = pack_resident([state, state], optimizer)
+        resident_steps(resident, torch.empty(3, 60, 784), torch.zeros(3, 60, dtype=torch.int64))
 
     return call
 

@@ -9,5 +9,6 @@ pytest.importorskip("triton")
 from cases_block_linear import *  # noqa: F403
 from cases_masked_adam import *  # noqa: F403
 from cases_masked_linear import *  # noqa: F403
+from cases_resident import *  # noqa: F403
 
 pytestmark = pytest.mark.gpu

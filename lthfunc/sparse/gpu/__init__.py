@@ -4,6 +4,7 @@
     masked_adam     a weight's gradient, its mask and Adam in one kernel
     masked_linear   linear layers under masks, and ReLU, of many networks at once, and their gradients
     block_linear    a linear layer of the blocks that are left, and its gradients
+    resident        whole trainings on survivors alone, many steps a launch, one program a network
 
 They are proven by Triton's interpreter and assembled for compute capabilities 8.0, 9.0 and 10.0 in the tests, and have
 not run on a card. No engine uses them until a measurement on a card shows that they pay (`lthfunc benchmark kernels`).
