@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, TypeVar
 
@@ -48,10 +49,11 @@ def public(function: Callable[P, R]) -> Callable[P, R]:
             known.append(inspect.signature(function))
         signature = known[0]
         try:
-            given = signature.bind(*args, **kwargs).arguments
+            bound = signature.bind(*args, **kwargs)
         except TypeError as error:
             raise ArgumentError(f"{name}: {_unbound(signature, kwargs, str(error))}") from None
-        for key, value in given.items():
+        given = bound.arguments
+        for key, value in list(given.items()):
             parameter = signature.parameters[key]
             if parameter.kind is inspect.Parameter.VAR_KEYWORD:
                 continue
@@ -59,9 +61,11 @@ def public(function: Callable[P, R]) -> Callable[P, R]:
             for each in value if many else (value,):
                 if each is not parameter.default:
                     check_argument(name, key, each, str(parameter.annotation))
+            if type(value) is not int and "int" in _alternatives(str(parameter.annotation)) and is_whole(value):
+                given[key] = operator.index(value)  # of NumPy or torch
         if name != "with_new_head":  # which brings a ticket to another network
             _check_alike(name, given, signature)
-        result = function(*args, **kwargs)
+        result = function(*bound.args, **bound.kwargs)
         if signature.return_annotation == "Transformation":
             return _of_states(name, result)  # type: ignore[return-value, arg-type]
         return result
@@ -81,7 +85,38 @@ def check_argument(function: str, argument: str, value: Any, annotation: str) ->
         raise ArgumentError(
             f"{function}: {argument} must be {words}, not {described(value)}" + (f"; {helps}" if helps else "")
         )
+    for name in ("TrainState", "Ticket"):
+        if is_a(value, name):
+            _check_whole(function, argument, value)
     _check_range(function, argument, value)
+
+
+def _check_whole(function: str, argument: str, state: Any) -> None:
+    """Raise ArgumentError where a state or ticket holds something else than it says, or masks of other leaves."""
+    for part, kind in (("params", "Params"), ("buffers", "Buffers"), ("masks", "Masks")):
+        found = getattr(state, part)
+        if not KINDS[kind].fits(found):
+            raise ArgumentError(f"{function}: {argument}.{part} must be {KINDS[kind].words}, not {described(found)}")
+    step = getattr(state, "step", None)
+    if "step" in state._fields and not (isinstance(step, torch.Tensor) and not step.is_floating_point()):
+        raise ArgumentError(
+            f"{function}: {argument}.step must be a tensor of a whole number, such as torch.tensor(0), not "
+            f"{described(step)}"
+        )
+    _check_masks_fit(function, f"{argument}.masks", state.masks, state.params)
+
+
+def _check_masks_fit(function: str, argument: str, masks: Mapping[str, Any], leaves: Mapping[str, Any]) -> None:
+    for name, mask in masks.items():
+        if name not in leaves:
+            raise UserError(f"{function}: {argument}: {name!r} is no parameter of this network ({_some(leaves)})")
+        if mask.shape != leaves[name].shape:
+            shapes = f"of shape {tuple(mask.shape)}, the parameter {tuple(leaves[name].shape)}"
+            raise UserError(f"{function}: {argument}: {name!r} is {shapes}")
+
+
+def _some(names: Mapping[str, Any]) -> str:
+    return ", ".join(list(names)[:4]) + (", …" if len(names) > 4 else "")
 
 
 def check_fields(plan: Any) -> None:
@@ -125,12 +160,45 @@ def _check_alike(function: str, given: Mapping[str, Any], signature: inspect.Sig
                 _check_same_leaves(function, key, leaves, *before[group])
             else:
                 before[group] = (key, leaves)
+    masks = given["masks"] if kinds.get("masks") == "Masks" else getattr(given.get("state"), "masks", None)
+    if masks is not None:
+        if "masks" in given and "params" in before:
+            _check_masks_fit(function, "masks", masks, before["params"][1])
+        for key, kind in kinds.items():
+            if kind in ("Scores", "Keep", "Mapping[str, Tensor | int]"):
+                _check_for_each(function, key, given[key], masks, shapes=kind == "Scores")
+    _check_buffers(function, given, kinds)
+
+
+def _check_for_each(
+    function: str, argument: str, leaves: Mapping[str, Any], masks: Mapping[str, Any], *, shapes: bool
+) -> None:
+    """Raise UserError where there is no leaf for a mask, or one of another shape."""
+    for name, mask in masks.items():
+        if name not in leaves:
+            raise UserError(f"{function}: {argument}: {name!r} is missing, which masks has")
+        if shapes and leaves[name].shape != mask.shape:
+            of = f"of shape {tuple(leaves[name].shape)}, its mask {tuple(mask.shape)}"
+            raise UserError(f"{function}: {argument}: {name!r} is {of}")
+
+
+def _check_buffers(function: str, given: Mapping[str, Any], kinds: Mapping[str, str]) -> None:
+    """Raise UserError where a model's buffers are missing: the module's own would silently take their place."""
+    model = next((given[key] for key, kind in kinds.items() if kind == "Model"), None)
+    if model is None:
+        return
+    needed = [name for name, _ in model.evaluating.named_buffers()]
+    for key, kind in kinds.items():
+        if kind in ("TrainState", "Ticket", "Ticket | TrainState", "Buffers"):
+            buffers = given[key] if kind == "Buffers" else given[key].buffers
+            missing = next((name for name in needed if name not in buffers), None)
+            if missing is not None:
+                raise UserError(f"{function}: {key}: the buffer {missing!r} of {model.name} is missing")
 
 
 def _of_states(name: str, transformation: Callable[[Any], Any]) -> Callable[[Any], Any]:
     def transformed(state: Any) -> Any:
-        if not is_a(state, "TrainState"):
-            check_argument(f"{name}(…)", "state", state, "TrainState")
+        check_argument(f"{name}(…)", "state", state, "TrainState")
         return transformation(state)
 
     return functools.update_wrapper(transformed, transformation)
@@ -170,6 +238,8 @@ def _check_range(function: str, argument: str, value: Any) -> None:
             raise invalid(f"{function}: densities", value, "at least one number in (0, 1]")
         for each in value:
             _check_range(function, "density", each)
+    if argument == "shape" and isinstance(value, (tuple, list)) and not all(side > 0 for side in value):
+        raise invalid(f"{function}: shape", value, "sides of at least 1")
     if argument in ("fraction", "density") and is_number(value):
         good = 0 <= value < 1 if argument == "fraction" else 0 < value <= 1
         if not good:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+#: Of a value, in characters; of a longer one its type is shown.
+_LONGEST_SHOWN = 160
+
 
 class UserError(ValueError):
     """A mistake in what was asked, not in the program; the command line prints it and exits with `code`."""
@@ -40,7 +43,10 @@ class DivergedError(UserError):
 
 def invalid(option: str, value: object, accepted: str) -> UserError:
     """An option whose value is not accepted."""
-    return UserError(f"{option}: {value!r} is not accepted; it takes {accepted}")
+    shown = repr(value)
+    if "\n" in shown or len(shown) > _LONGEST_SHOWN:
+        shown = f"a {type(value).__name__}"
+    return UserError(f"{option}: {shown} is not accepted; it takes {accepted}")
 
 
 def unknown(option: str, value: str, names: Iterable[str]) -> UserError:

@@ -31,9 +31,13 @@ def uncalled(value: Any, kind: str) -> bool:
 def is_other(names: tuple[str, ...], takes: tuple[str, ...]) -> bool:
     """Whether a function of as many arguments is, by their names, of another kind than one that takes these."""
     of_outputs = (("outputs", "targets"), ("input", "target"))
-    of_params = (("params", "batch"), ("params", "masks"), ("params", "inputs"))
+    others = (
+        *of_outputs, ("params", "batch"), ("params", "masks"), ("params", "inputs"), ("scores", "masks", "keep"),
+        ("scores", "masks", "fraction"),
+    )  # fmt: skip
     mine = of_outputs if takes in of_outputs else (takes,)
-    return names[:2] in (*of_outputs, *of_params) and names[:2] not in mine
+    found = next((other for other in others if names[: len(other)] == other), None)
+    return found is not None and found not in mine
 
 
 def described(value: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import numbers
 import operator
 from collections.abc import Callable, Mapping
@@ -20,7 +21,7 @@ class Kind(NamedTuple):
 
 def is_whole(value: Any) -> bool:
     """Whether a value is a whole number, NumPy's and torch's scalars among them."""
-    if isinstance(value, bool) or (hasattr(value, "shape") and value.shape != ()):
+    if isinstance(value, bool) or (hasattr(value, "shape") and value.shape != ()) or type(value).__name__ == "ndarray":
         return False
     try:
         operator.index(value)
@@ -30,8 +31,17 @@ def is_whole(value: Any) -> bool:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a real number."""
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+    """Whether a value is a real number, and finite."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number that no float holds
+        return False
+
+
+def _is_switch(value: Any) -> bool:
+    return isinstance(value, bool) or type(value).__name__ in ("bool_", "bool") or (is_whole(value) and value in (0, 1))
 
 
 def _is_tensor(value: Any) -> bool:
@@ -55,14 +65,18 @@ def _is_params(value: Any) -> bool:
 
 
 def _is_batch(value: Any) -> bool:
-    return isinstance(value, (tuple, list)) and len(value) == 2 and all(map(_is_tensor, value))
+    if not (isinstance(value, (tuple, list)) and len(value) == 2 and all(map(_is_tensor, value))):
+        return False
+    return value[0].ndim > 0 and value[1].ndim > 0 and len(value[0]) == len(value[1])
 
 
 def _many(words: str, fits: Callable[[Any], bool]) -> Kind:
     def is_many(value: Any) -> bool:
         if isinstance(value, (str, bytes, Mapping)) or _is_tensor(value) or hasattr(value, "_fields"):
             return False
-        return hasattr(value, "__len__") and hasattr(value, "__getitem__") and all(map(fits, value))
+        if not hasattr(value, "__len__") or not hasattr(value, "__getitem__") or getattr(value, "shape", None) == ():
+            return False
+        return all(map(fits, value))
 
     return Kind(words, is_many)
 
@@ -91,36 +105,74 @@ def _instance(name: str, words: str) -> Kind:
     return Kind(words, lambda value: is_a(value, name))
 
 
+def _any_of(first: Kind, *others: Kind) -> Kind:
+    """In the words of the first."""
+    return Kind(first.words, lambda value: any(kind.fits(value) for kind in (first, *others)))
+
+
 def _one_of(*names: str) -> Kind:
     return Kind(" or ".join(names), lambda value: isinstance(value, str) and value in names)
 
 
+def _is_scale(value: Any) -> bool:
+    if not is_a(value, "Scale"):
+        return False
+    means, stds = value.mean, value.std
+    many = isinstance(means, (tuple, list)) and isinstance(stds, (tuple, list)) and len(means) == len(stds) > 0
+    return many and all(map(is_number, (value.unit, *means, *stds))) and all((value.unit, *stds))
+
+
+def _is_device(value: Any) -> bool:
+    """Whether a value names a device; one that torch doesn't know, or that isn't here, it says itself."""
+    return isinstance(value, str) or is_a(value, "device", "torch")
+
+
+_DEVICE = Kind("a device, such as 'cpu' or 'cuda:0'", _is_device)
 _FILE = Kind("a path", lambda value: isinstance(value, str) or hasattr(value, "__fspath__"))
-_FUNCTION = Kind("a function", lambda value: callable(value) and not isinstance(value, type))
 
 #: By annotation. One that is not here accepts anything.
 KINDS: dict[str, Kind] = {
     "None": Kind("None", lambda value: value is None),
     "int": Kind("a whole number", is_whole),
     "float": Kind("a number", is_number),
+    "bool": Kind("True or False", _is_switch),
     "str": Kind("a string", lambda value: isinstance(value, str)),
     "Path": _FILE,
     "os.PathLike[str]": _FILE,
     "Sequence[float]": _many("a list of numbers", is_number),
     "tuple[float, ...]": _many("a list of numbers", is_number),
+    "tuple[float, float]": Kind(
+        "two numbers", lambda value: isinstance(value, (tuple, list)) and len(value) == 2 and all(map(is_number, value))
+    ),
     "Sequence[int]": _many("a list of whole numbers", is_whole),
     "tuple[int, ...]": _many("a tuple such as (1, 28, 28)", is_whole),
     "Sequence[str]": _many("a list of names or patterns", lambda value: isinstance(value, str)),
     "Sequence[Tensor]": _many("a list of tensors", _is_tensor),
     "Sequence[Batch]": _many("a list of batches (inputs, targets)", _is_batch),
+    "Sequence[Part]": _many("a list of Parts (lf.data's, of several inputs)", lambda value: is_a(value, "Part")),
+    "Mapping[str, Start]": Kind(
+        "a dict of Starts",
+        lambda value: isinstance(value, Mapping) and all(is_a(each, "Start") for each in value.values()),
+    ),
     "Sequence[TrainState]": _many("a list of TrainStates", lambda value: is_a(value, "TrainState")),
+    "Sequence[Fit]": _many("a list of Fits", lambda value: is_a(value, "Fit")),
     "Model": _instance("Model", "a Model"),
     "TrainState": _instance("TrainState", "a TrainState"),
     "Ticket": _instance("Ticket", "a Ticket"),
     "Split": _instance("Split", "a Split, such as data.test"),
     "Trainer": _instance("Trainer", "a Trainer (lf.make_trainer)"),
     "Plan": _instance("Plan", "a Plan"),
-    "Start": _instance("Start", "a Start"),
+    "Start": Kind(
+        "a Start of a function of (pruned, now)",
+        lambda value: is_a(value, "Start") and _function("start", "pruned", "now").fits(value.make),
+    ),
+    "Fit": _instance("Fit", "a Fit"),
+    "Keeper[Fit]": _instance("Keeper", "a Keeper"),
+    "Dependencies": _instance("Dependencies", "what lf.dependencies(model, shape) gives"),
+    "Packed": _instance("Packed", "what lf.pack(params, masks) gives"),
+    "Done": _instance("Done", "where an interrupted experiment stands"),
+    "Scale": Kind("a Scale of finite numbers, none of unit and std zero, with as many means as stds", _is_scale),
+    "torch.device": _DEVICE,
     "Exchange": _instance("Exchange", "an Exchange (lf.over)"),
     "Costs": _instance("Costs", "Costs"),
     "Optimizer": _instance("Optimizer", "an lthfunc optimiser, such as lf.adam(1.2e-3)"),
@@ -130,6 +182,15 @@ KINDS: dict[str, Kind] = {
     "Params": Kind("a dict of tensors, one for each parameter", _is_params),
     "Buffers": Kind("a dict of tensors, one for each buffer", _is_tree),
     "Masks": Kind("a dict of bool tensors", _is_masks),
+    "Scores": Kind("a dict of tensors, a score for each weight", _is_params),
+    "Keep": Kind("a dict of counts as tensors, one for each layer", _is_params),
+    "Mapping[str, int]": Kind(
+        "a dict of whole numbers", lambda value: isinstance(value, Mapping) and all(map(is_whole, value.values()))
+    ),
+    "Mapping[str, Tensor | int]": Kind(
+        "a dict of whole numbers", lambda value: isinstance(value, Mapping) and all(map(is_whole, value.values()))
+    ),
+    "Mapping[str, Cut]": Kind("the cuts of what lf.compact gives", lambda value: isinstance(value, Mapping)),
     "Mapping[str, Any]": Kind("a dict", lambda value: isinstance(value, Mapping)),
     "Mapping[str, Tensor]": Kind("a dict of tensors", _is_tree),
     "Mapping[str, float]": Kind(
@@ -144,11 +205,17 @@ KINDS: dict[str, Kind] = {
     "Transformation": _function("Transformation", "state"),
     "Callable[[Params, Tensor], Any]": _function("forward", "params", "inputs"),
     "Callable[[TrainState, Situation], Score]": _function("score of a plan", "trained", "now"),
-    "Augment": _FUNCTION,
-    "Observer": _FUNCTION,
-    "Observers": _FUNCTION,
+    "Initialiser": _function("Initialiser", "module", "params", "seed"),
+    "Choice": _function("Choice", "scores", "density"),
+    "Choose": _function("Choose", "scores", "masks", "fraction"),
+    "Callable[[str, Tensor], bool]": _function("rule", "name", "parameter"),
+    "Augment": _any_of(_function("Augment", "inputs", "key"), _function("Augment", "inputs", "key", "first")),
+    "Observer": _function("Observer", "step", "point"),
+    "Observers": _function("Observers", "step", "points"),
+    "Announce": _function("Announce", "task"),
     "Making": Kind(
-        "an engine's name, or a function that makes one", lambda value: isinstance(value, str) or callable(value)
+        "an engine's name, or a function that makes one",
+        lambda value: isinstance(value, str) or _function("engine", "work").fits(value),
     ),
     "Precision": _one_of("fp32", "tf32", "bf16"),
     "OnNonfinite": _one_of("stop", "skip"),

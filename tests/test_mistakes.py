@@ -183,7 +183,7 @@ MISTAKES: dict[str, tuple[Callable[[Things], Any], str]] = {
     "uncalled metric": (lambda t: trains(t, metric=lf.top), "call it: lf.top(…)"),
     "precision of elsewhere": (lambda t: trains(t, precision="fp16"), "precision must be fp32 or tf32 or bf16, not 'f"),
     "engine switched on": (lambda t: trains(t, engine=True), "engine must be an engine's name, or a"),
-    "augmentation switched on": (lambda t: trains(t, augment=True), "augment must be a function, not True"),
+    "augmentation switched on": (lambda t: trains(t, augment=True), "augment must be a function of (inputs, key), not"),
     "seeds too few": (
         lambda t: lf.fit_together(t.trainer, [t.start] * 2, seeds=[0], until=2, eval_every=1), "one for each of 2 stat",
     ),

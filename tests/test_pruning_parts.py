@@ -40,7 +40,7 @@ def test_fractions_and_patterns_have_their_ranges() -> None:
             check_fraction(fraction)
     _, state = state_of()
     for allocate in (lf.globally, lf.layerwise(), lf.uniform(), lf.lamp, lf.globally_above(1)):
-        with pytest.raises(UserError, match=r"^fraction: 1\.5"):
+        with pytest.raises(UserError, match=r"fraction: 1\.5"):
             allocate(lf.magnitude(state.params, state.masks), state.masks, 1.5)
     for choose in (lf.globally_on(ALONE), lf.layerwise_on(ALONE)):
         with pytest.raises(UserError, match=r"^fraction: -0\.5"):

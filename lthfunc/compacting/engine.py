@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from lthfunc.arguments import public
 from lthfunc.compacting.network import Compacted, compact_training, cut, left_out, put_back
 from lthfunc.errors import UserError
 from lthfunc.sparse.packing import packed_like, scattered
@@ -25,6 +26,7 @@ from lthfunc.trees.ops import map_leaves_like, numbers
 from lthfunc.trees.types import Params, TrainState
 
 
+@public
 def compact_engine(inner: Making, *, selecting: bool = True) -> Callable[[Work], Engine]:
     """Makes an engine that trains compacted networks on another engine, and gives whole states back.
 

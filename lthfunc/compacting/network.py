@@ -125,8 +125,15 @@ def cut(tree: Mapping[str, Tensor], cuts: Mapping[str, Cut]) -> dict[str, Tensor
     return {name: _cut(leaf, cuts[name]) for name, leaf in tree.items() if name in cuts}
 
 
+@public
 def put_back(whole: Mapping[str, Tensor], part: Mapping[str, Tensor], cuts: Mapping[str, Cut]) -> dict[str, Tensor]:
-    """The whole tree with the values of a cut one in their places: ``cut(put_back(whole, part)) == part``."""
+    """The whole tree with the values of a cut one in their places: ``cut(put_back(whole, part)) == part``.
+
+    Raises UserError where a leaf of the cut tree has no cut.
+    """
+    for name in part:
+        if name not in cuts:
+            raise UserError(f"put_back: cuts: {name!r} is missing; they are the cuts of what lf.compact gave")
     return {name: _put_back(leaf, part[name], cuts[name]) if name in part else leaf for name, leaf in whole.items()}
 
 

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lthfunc.errors import ArgumentError
+from lthfunc.hints import described
 from lthfunc.trees.rng import fold_in, integers
 
 _PAD = 4
@@ -17,6 +19,9 @@ def shift_and_mirror(images: Tensor, key: Tensor, first: int = 0) -> Tensor:
     images: (n, channels, height, width); the same shape comes back. key: int64 scalar. first: the number of
     the first image in the whole batch, of which these are a part.
     """
+    if not isinstance(images, Tensor) or images.ndim != 4:
+        what = f"a tensor of shape {tuple(images.shape)}" if isinstance(images, Tensor) else described(images)
+        raise ArgumentError(f"shift_and_mirror: images must be a tensor (n, channels, height, width), not {what}")
     n, _, height, width = images.shape
     top, left = (integers(fold_in(key, axis), n, 2 * _PAD + 1, first) for axis in (0, 1))
     mirror = integers(fold_in(key, 2), n, 2, first)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lthfunc.errors import UserError, invalid
-from lthfunc.trees.datasets import check_data
+from lthfunc.trees.datasets import check_data, check_scale
 from lthfunc.trees.types import Dataset, Scale
 
 #: Bytes of floats to look at a time.
@@ -60,7 +59,7 @@ def check_pairs(
         _check_inputs(pair, first, scale, mapped)
         _check_targets(pair, first)
     if scale is not None:
-        _check_scale(scale, tuple(first.x.shape[1:]))
+        check_scale(scale, tuple(first.x.shape[1:]))
     if first.y.is_floating_point():
         if classes not in (None, first.y.shape[1]):
             raise invalid("classes", classes, f"{first.y.shape[1]}, the numbers of a target")
@@ -131,20 +130,6 @@ def _check_finite(values: Tensor, name: str, what: str) -> None:
             value = float(values[start + where][bad[where]].flatten()[0])
             place = f"{value} in the {what} of example {start + where}"
             raise UserError(f"{name} holds numbers that are not finite ({place})")
-
-
-def _check_scale(scale: Scale, shape: tuple[int, ...]) -> None:
-    for name, values in (("mean", scale.mean), ("std", scale.std)):
-        if len(values) not in (1, *shape[:1]):
-            raise invalid(f"scale: {name}", values, f"a number for each of {shape[0] if shape else 1} channels")
-        if not all(math.isfinite(value) for value in values):
-            raise invalid(f"scale: {name}", values, "finite numbers")
-    if len(scale.mean) != len(scale.std):
-        raise invalid("scale: std", scale.std, f"{len(scale.mean)} numbers, as many as mean has")
-    if not all(value > 0 for value in scale.std):
-        raise invalid("scale: std", scale.std, "numbers above 0")
-    if not 0 < scale.unit < math.inf:
-        raise invalid("scale: unit", scale.unit, "what counts as 1: 255 for uint8 pixels")
 
 
 def _classes(pairs: Sequence[Pair], given: int | None, labels: Sequence[str]) -> int:

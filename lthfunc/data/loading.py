@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from lthfunc.arguments import public
 from lthfunc.data.arrays import read_npz
 from lthfunc.data.catalog import (
     DATA_DIR_VARIABLE,
@@ -45,6 +46,7 @@ _READERS: dict[str, Callable[..., Dataset]] = {
 }
 
 
+@public
 def load(
     name: str,
     data_dir: str | Path | None = None,

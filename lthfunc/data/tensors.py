@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lthfunc.arguments import public
 from lthfunc.data.checking import Pair, check_pairs
 from lthfunc.data.converting import Inputs, inputs_of, targets_of
 from lthfunc.data.doubts import warned
@@ -22,6 +23,7 @@ _SPLIT_SEED = 0
 _CHUNK = 1 << 26
 
 
+@public
 def from_tensors(
     name: str,
     train: tuple[Inputs, Tensor],
@@ -113,6 +115,7 @@ def _pair(value: Any, part: str) -> tuple[Any, Any]:
     raise UserError(f"{part}: a {described(value)} is not accepted; it takes a pair (inputs, targets){how}")
 
 
+@public
 def from_map_style(name: str, train: Sequence[Any], test: Sequence[Any], *, val: int) -> Dataset:
     """A Dataset from two map-style torch data sets of (input tensor, integer target) pairs, read into memory."""
 

@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 
 from lthfunc.errors import ArgumentError, invalid
 from lthfunc.hints import described, is_a
+from lthfunc.kinds import KINDS
 
 #: Of intervals.
 LEVEL = 0.95
@@ -68,8 +69,8 @@ def break_even(sparse: Costs, dense: Costs) -> BreakEven:
         if not is_a(costs, "Costs"):
             raise ArgumentError(f"break_even: {side} must be Costs, not {described(costs)}")
         for part, values in (("fixed", costs.fixed), ("each", costs.each)):
-            if len(values) == 0 or not all(map(math.isfinite, values)):
-                raise invalid(f"{side}.{part}", list(values), "one finite number or more")
+            if not KINDS["Sequence[float]"].fits(values) or len(values) == 0:
+                raise invalid(f"{side}.{part}", values, "a list of one finite number or more")
     if (sparse.paired or dense.paired) and len(sparse.fixed) != len(dense.fixed):
         raise invalid("paired", True, f"as many replicates of both, not {len(sparse.fixed)} and {len(dense.fixed)}")
     extra = _difference(sparse.fixed, dense.fixed, paired=sparse.paired or dense.paired)

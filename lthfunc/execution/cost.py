@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from lthfunc.arguments import public
+from lthfunc.errors import UserError
+from lthfunc.trees.failing import cannot_take
 from lthfunc.trees.flops import flops_by_module
-from lthfunc.trees.model import Model
+from lthfunc.trees.model import Model, example_of
 from lthfunc.trees.types import Masks, Params
 
 
@@ -54,7 +56,12 @@ def cost(model: Model, params: Params, masks: Masks, shape: tuple[int, ...]) -> 
 
     A layer's FLOPs are PyTorch's own count of its products; those of its surviving weights are that times its density.
     """
-    flops = flops_by_module(model.evaluating, shape, tokens=model.tokens)
+    try:
+        flops = flops_by_module(model.evaluating, shape, tokens=model.tokens)
+    except UserError:
+        raise
+    except Exception as error:
+        raise cannot_take(model.name, example_of(model, shape), error, model.evaluating) from error
     layers = {}
     for name, mask in masks.items():
         count, kept = mask.numel(), int(mask.sum())

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lthfunc.arguments import public
-from lthfunc.errors import invalid, unknown
+from lthfunc.errors import UserError, invalid, unknown
 from lthfunc.execution.accuracy import difference
 from lthfunc.execution.choosing import fastest
 from lthfunc.execution.compiled import Compiled
@@ -19,8 +19,10 @@ from lthfunc.execution.names import FORMATS
 from lthfunc.execution.program import Program, Report
 from lthfunc.execution.tuning import Tunings, program_keys
 from lthfunc.sparse.packing import check_ticket
+from lthfunc.trees.failing import cannot_take
 from lthfunc.trees.flops import flops_of
 from lthfunc.trees.model import Model
+from lthfunc.trees.ops import check_device
 from lthfunc.trees.types import Ticket, TrainState
 
 #: Differences that rounding makes, relative to the largest output: in float32 on a CPU; with TF32 and half precision.
@@ -58,8 +60,10 @@ def specialize(
     if format not in FORMATS:
         raise unknown("--format", format, FORMATS)
     check_ticket(model, ticket)
+    check_device(device)
     m = making(model, ticket, sample.to(device))
-    x, shape, memory = m.x, tuple(sample.shape[1:]), Tunings(tunings, fresh=fresh)
+    _check_takes(model, m.whole, m.x)
+    x, shape, memory = m.x, tuple(sample.shape[1:]), Tunings(None if tunings is None else Path(tunings), fresh=fresh)
     found: dict[str, Form | None] = {"dense": dense_form(m)}
     if format in ("auto", "compact"):
         found["compact"] = compact_form(m)
@@ -85,6 +89,17 @@ def specialize(
     if isinstance(form.run, Compiled) and form.run.why_eager:
         m.left_out["compiled code"] = form.run.why_eager
     return Program(form.module, form.run, report)
+
+
+def _check_takes(model: Model, whole: nn.Module, x: Tensor) -> None:
+    """Raise UserError where the network doesn't take the sample."""
+    try:
+        with torch.no_grad():
+            whole(x.clone())
+    except UserError:
+        raise
+    except Exception as error:
+        raise cannot_take(model.name, x, error, model.evaluating) from error
 
 
 def _difference(form: Form, whole: nn.Module, x: Tensor, *, exact: bool) -> float:

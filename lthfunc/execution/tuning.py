@@ -11,6 +11,7 @@ import torch
 
 from lthfunc.execution.formats import Layer, block_density, block_size
 from lthfunc.hardware import cache_home, processor_name
+from lthfunc.kinds import is_number
 from lthfunc.sparse.kernels.build import cache_folder
 from lthfunc.trees.types import Masks
 from lthfunc.trees.writing import write_atomically
@@ -26,10 +27,7 @@ class Tunings:
         self._path = path
         self._known: dict[str, float] = {}
         if path is not None and path.exists() and not fresh:
-            try:
-                self._known = json.loads(path.read_text(encoding="utf-8"))
-            except (OSError, json.JSONDecodeError):
-                self._known = {}  # another version's, or cut off: measured again
+            self._known = _read(path)
 
     def get(self, key: str) -> float | None:
         """What was measured before."""
@@ -43,6 +41,17 @@ class Tunings:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         others = Tunings(self._path)._known
         write_atomically(self._path, (json.dumps(others | self._known, indent=0) + "\n").encode())
+
+
+def _read(path: Path) -> dict[str, float]:
+    """What a file has of measurements: what is of another version, cut off or damaged is measured again."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    if not isinstance(found, dict):
+        return {}
+    return {key: value for key, value in found.items() if is_number(value) and value > 0}
 
 
 def tunings_file() -> Path:

@@ -13,15 +13,16 @@ import torch
 from torch import Tensor
 
 from lthfunc.arguments import public
-from lthfunc.errors import invalid
+from lthfunc.errors import UserError, invalid
 from lthfunc.training.engines.side_by_side import apart
 from lthfunc.training.loop import take_steps
 from lthfunc.training.losses import Loss, Metric, accuracy, cross_entropy
 from lthfunc.training.steps import Metrics, make_eval_step
 from lthfunc.training.trainer import Trainer, drawing_if_needed
+from lthfunc.trees.datasets import check_scale
 from lthfunc.trees.habits import habits_of
 from lthfunc.trees.model import Model
-from lthfunc.trees.ops import scaled
+from lthfunc.trees.ops import leaf_difference, scaled
 from lthfunc.trees.rng import key
 from lthfunc.trees.types import Buffers, Params, Scale, Split, TrainState
 
@@ -75,6 +76,12 @@ def line(
     """Error (1 - `metric`) and `loss` at evenly spaced points between two networks: one `vmap` over α."""
     if points < 3:
         raise invalid("points", points, "a whole number of at least 3")
+    if scale is not None:
+        check_scale(scale, tuple(split.x.shape[1:]))
+    for part in ("params", "buffers"):
+        differs = leaf_difference(getattr(first, part), getattr(second, part))
+        if differs:
+            raise UserError(f"line: first and second have other {part}: {differs}")
     step = make_eval_step(model, loss, metric=metric)
     alphas = torch.linspace(0, 1, points, dtype=torch.float64, device=first.step.device)
     params, buffers = torch.vmap(lambda alpha: between(first, second, alpha))(alphas)

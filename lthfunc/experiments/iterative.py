@@ -7,8 +7,9 @@ from functools import partial
 from typing import NamedTuple
 
 from lthfunc.arguments import check_fields, public
-from lthfunc.errors import UserError, invalid
+from lthfunc.errors import ArgumentError, UserError, invalid
 from lthfunc.experiments.starting import REWINDINGS, Situation, Start, end_of
+from lthfunc.hints import described
 from lthfunc.sparsify.allocation import Allocate, globally
 from lthfunc.sparsify.scores import Score, magnitude
 from lthfunc.sparsify.selection import Select, unstructured
@@ -143,8 +144,9 @@ def rounds(
             start = trained if again else _next_start(plan, seed, number, trained, anchor)
         tasks = [] if again else [Task(seed, number, TICKET, start, anchor)]
         if anchor is not None and number:
+            now = Situation(plan.model, seed, number, anchor)
             tasks += [
-                Task(seed, number, name, control.make(start, Situation(plan.model, seed, number, anchor)), anchor)
+                Task(seed, number, name, _made(name, control, start, now), anchor)
                 for name, control in plan.controls.items()
                 if (number, name) not in finished
             ]
@@ -250,6 +252,15 @@ def _next_start(plan: Plan, seed: int, number: int, trained: TrainState, anchor:
     now = Situation(plan.model, seed, number, anchor)
     with all_seeded(key(seed, "pruning", number), trained.step.device):  # a score of data may draw (dropout, say)
         pruned = plan.tidy(plan.pruning(number, plan.score(trained, now))(trained))
+    if not isinstance(pruned, TrainState):
+        raise ArgumentError(f"Plan: tidy returned {described(pruned)}; it takes a function that returns a TrainState")
     if not count(pruned.masks).kept:
         raise UserError(f"--rounds: no weight is left in round {number} at this --rate; fewer rounds would do")
-    return plan.rewind.make(pruned, now)
+    return _made("rewind", plan.rewind, pruned, now)
+
+
+def _made(name: str, start: Start, pruned: TrainState, now: Situation) -> TrainState:
+    found = start.make(pruned, now)
+    if not isinstance(found, TrainState):
+        raise ArgumentError(f"Plan: {name} returned {described(found)}; it takes a function that returns a TrainState")
+    return found

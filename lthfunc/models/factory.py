@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lthfunc.arguments import public
 from lthfunc.errors import UserError, unknown
 from lthfunc.models.alex import AlexNet
 from lthfunc.models.catalog import ARCHS, ENTRY_POINTS, canonical
@@ -53,6 +54,7 @@ _MODULES: dict[str, Callable[..., nn.Module]] = {
 }
 
 
+@public
 def build_for(
     name: str,
     data: Dataset,
@@ -76,6 +78,7 @@ def build_for(
     return pruning(model, prune_only, keep)
 
 
+@public
 def build(
     name: str,
     shape: Shape,

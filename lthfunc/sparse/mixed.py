@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from lthfunc.arguments import public
 from lthfunc.sparse.choice import is_faster
 from lthfunc.sparse.engine import sparse_engine
 from lthfunc.training.engines.interface import Engine, Running, Work
@@ -21,6 +22,7 @@ def always_sparse(engine: str, model: Model, shape: tuple[int, ...]) -> bool:
     return engine == "sparse" or (engine.startswith("sparse/") and is_faster(model, shape, {}))
 
 
+@public
 def sparse_or(dense: str) -> Callable[[Work], Engine]:
     """Makes the engine "sparse/<dense>": the rule in `choice.py` picks one of the two by shapes and densities."""
 

@@ -37,6 +37,7 @@ def pack(params: Params, masks: Masks) -> Packed:
     return Packed(packed_like(params, positions), positions, {name: tuple(params[name].shape) for name in masks})
 
 
+@public
 def unpack(packed: Packed) -> Params:
     """Dense leaves again; pruned weights are +0.0."""
     return {

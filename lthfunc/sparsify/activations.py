@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lthfunc.arguments import public
+from lthfunc.errors import UserError
 from lthfunc.sparsify.scores import Score, Scores
 from lthfunc.trees.model import Model
 from lthfunc.trees.ops import apply_masks
@@ -54,6 +55,16 @@ def input_moments(model: Model, state: TrainState, inputs: Sequence[Tensor]) -> 
     return totals
 
 
+def check_moments(moments: Mapping[str, Tensor], name: str, leaf: Tensor) -> None:
+    """Raise UserError where a layer's moments aren't those of its inputs."""
+    inputs = leaf.shape[0 if turned(moments, name) else 1] if leaf.ndim == 2 else None
+    if inputs is not None and tuple(moments[name].shape) != (inputs, inputs):
+        raise UserError(
+            f"moments: {name!r} is of shape {tuple(moments[name].shape)}, and its layer reads {inputs} inputs; "
+            "lf.input_moments(model, state, inputs) gives them"
+        )
+
+
 @public
 def wanda(moments: Mapping[str, Tensor]) -> Score:
     """|w| · ‖x‖, the root mean square of the input that the weight reads (Sun et al. 2024, eq. 1).
@@ -67,6 +78,7 @@ def wanda(moments: Mapping[str, Tensor]) -> Score:
             size = params[name].abs()
             if name not in moments:
                 return size
+            check_moments(moments, name, size)
             read = moments[name].diagonal().real.sqrt().to(size)
             return size * (read[:, None] if turned(moments, name) else read)
 

@@ -7,13 +7,14 @@ exact: of n remaining weights, round(fraction * n) go, halves to even, as in tor
 from __future__ import annotations
 
 import fnmatch
+import operator
 from collections.abc import Callable, Collection, Iterable, Mapping
 
 import torch
 from torch import Tensor
 
 from lthfunc.arguments import public
-from lthfunc.errors import invalid
+from lthfunc.errors import UserError, invalid
 from lthfunc.sparsify.ranking import ranks
 from lthfunc.sparsify.scores import Scores
 from lthfunc.trees.ops import Count, count
@@ -24,6 +25,7 @@ Keep = dict[str, Tensor]
 Allocate = Callable[[Scores, Masks, float], Keep]
 
 
+@public
 def globally(scores: Scores, masks: Masks, fraction: float) -> Keep:
     """One threshold for all layers: the best scores of the whole network stay, wherever they are.
 
@@ -55,6 +57,8 @@ def layerwise(rates: Mapping[str, float] | None = None, output_rate: float = 0.5
 
     Raises UserError where a rate is outside [0, 1) or, when applied, a pattern fits no layer.
     """
+    if output_rate < 0:
+        raise invalid("output_rate", output_rate, "a number of at least 0, a share of the other layers' rate")
     rates = dict(rates or {})
     for pattern, rate in rates.items():
         if not 0 <= rate < 1:
@@ -67,7 +71,10 @@ def layerwise(rates: Mapping[str, float] | None = None, output_rate: float = 0.5
 
         def rate_of(name: str) -> float:
             fits = (rate for pattern, rate in rates.items() if fnmatch.fnmatchcase(name, pattern))
-            return next(fits, fraction * output_rate if name == output else fraction)
+            rate = next(fits, fraction * output_rate if name == output else fraction)
+            if rate >= 1:
+                raise invalid("output_rate", output_rate, f"a number below {1 / fraction:g}, 1 / the fraction to prune")
+            return rate
 
         living = {name: mask.sum() for name, mask in masks.items()}
         return {name: count - pruned(count, rate_of(name)) for name, count in living.items()}
@@ -85,7 +92,14 @@ def check_patterns(option: str, patterns: Iterable[str], names: Collection[str])
 @public
 def as_given(keep: Mapping[str, int]) -> Allocate:
     """Keep exactly these counts, whatever the scores (the counts of another ticket, say)."""
-    return lambda scores, masks, fraction: {name: torch.tensor(keep[name]) for name in masks}
+
+    def allocate(scores: Scores, masks: Masks, fraction: float) -> Keep:
+        missing = [name for name in masks if name not in keep]
+        if missing:
+            raise UserError(f"as_given: no count for {', '.join(missing)}")
+        return {name: torch.tensor(operator.index(keep[name])) for name in masks}
+
+    return allocate
 
 
 def fraction_to(density: float, masks: Masks) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from lthfunc.arguments import public
+from lthfunc.errors import UserError
 from lthfunc.sparsify.ranking import ranks
 from lthfunc.sparsify.scores import Score, Scores
 from lthfunc.trees.types import Masks, Params
@@ -18,6 +19,7 @@ def large_init(anchor: Params) -> Score:
     """|w_i|: the weights that began large stay, whatever training made of them."""
 
     def score(params: Params, masks: Masks) -> Scores:
+        _check_of(anchor, masks)
         return {name: anchor[name].abs() for name in masks}
 
     return score
@@ -28,6 +30,7 @@ def magnitude_increase(anchor: Params) -> Score:
     """|w_f| - |w_i|: the weights that grew stay."""
 
     def score(params: Params, masks: Masks) -> Scores:
+        _check_of(anchor, masks)
         return {name: params[name].abs() - anchor[name].abs() for name in masks}
 
     return score
@@ -38,6 +41,7 @@ def distance_moved(anchor: Params) -> Score:
     """|w_f - w_i|: the weights that moved far stay (their criterion *movement*)."""
 
     def score(params: Params, masks: Masks) -> Scores:
+        _check_of(anchor, masks)
         return {name: (params[name] - anchor[name]).abs() for name in masks}
 
     return score
@@ -53,6 +57,8 @@ def large_init_large_final(anchor: Params) -> Score:
     """
 
     def score(params: Params, masks: Masks) -> Scores:
+        _check_of(anchor, masks)
+
         def percentile(values: Tensor, mask: Tensor) -> Tensor:
             return 1 - ranks(values.abs(), mask).double() / mask.sum().clamp(min=1)
 
@@ -61,3 +67,11 @@ def large_init_large_final(anchor: Params) -> Score:
         }
 
     return score
+
+
+def _check_of(anchor: Params, masks: Masks) -> None:
+    """Raise UserError where an anchor is another network's."""
+    for name, mask in masks.items():
+        if name not in anchor or anchor[name].shape != mask.shape:
+            what = f"of shape {tuple(anchor[name].shape)} in it" if name in anchor else "missing in it"
+            raise UserError(f"anchor: is of another network: {name!r}, of shape {tuple(mask.shape)}, is {what}")

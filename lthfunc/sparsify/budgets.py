@@ -62,6 +62,7 @@ def globally_above(floor: int) -> Allocate:
     return allocate
 
 
+@public
 def lamp(scores: Scores, masks: Masks, fraction: float) -> Keep:
     """One threshold on s² / Σ of the layer's s² that are not smaller (Lee et al. 2021, eq. 2), s the scores.
 
@@ -70,6 +71,8 @@ def lamp(scores: Scores, masks: Masks, fraction: float) -> Keep:
 
     Raises UserError where a score is negative, since squares would not tell it from a positive one.
     """
+    if not masks:
+        return {}
     below = [(mask & (scores[name] < 0)).any() for name, mask in masks.items()]
     # Under vmap numbers can't be looked at.
     seen = [] if any(map(torch._C._functorch.is_functorch_wrapped_tensor, below)) else numbers(below)

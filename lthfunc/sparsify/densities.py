@@ -60,6 +60,8 @@ def cubic(density: float, start: int, end: int, every: int, initial: float = 1.0
     From step `start` to `end`, every `every` steps, and at `end` itself; `initial` is the density before.
     """
     _check_density(density)
+    if not density <= initial <= 1:
+        raise invalid("initial", initial, f"a density from {density:g} to 1")
     return [
         Pruning(step, density + (initial - density) * (1 - (step - start) / (end - start)) ** 3)
         for step in periodic(start, end, every)

@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from lthfunc.arguments import public
 from lthfunc.errors import UserError
 from lthfunc.trees.calling import functional_call
+from lthfunc.trees.failing import cannot_take
 from lthfunc.trees.model import Model, example_of
 from lthfunc.trees.ops import apply_masks
 from lthfunc.trees.prunable import CONVOLUTIONS
-from lthfunc.trees.types import Masks, TrainState
+from lthfunc.trees.types import Buffers, Masks, Params, TrainState
 
 #: Instead of a layer's name: the network's input.
 INPUT = ""
@@ -70,9 +71,18 @@ def dependencies(model: Model, shape: tuple[int, ...]) -> Dependencies:
         units = len(params[source]) if source else 1
         with torch.no_grad(), _marking(source, layers, norms, found):
             x = example_of(model, shape, units) if source else torch.full((units, *shape), torch.nan)
-            outputs = functional_call(module, (params, buffers), (x,))
+            outputs = _called(model, module, (params, buffers), x)
         found.shown[source] = torch.isnan(outputs).flatten(1).any(1)
     return found
+
+
+def _called(model: Model, module: nn.Module, leaves: tuple[Params, Buffers], x: Tensor) -> Any:
+    try:
+        return functional_call(module, leaves, (x,))
+    except UserError:
+        raise
+    except Exception as error:
+        raise cannot_take(model.name, x, error, module) from error
 
 
 def _layer_of(module: nn.Module, name: str) -> nn.Module:
@@ -133,6 +143,9 @@ def without_dead_units(state: TrainState, found: Dependencies) -> TrainState:
     Biases and normalisation leaves of such units become zero; nothing depends on them, so training leaves them so. A
     dead unit may have given a constant (its bias); that goes with it.
     """
+    for name, shown in found.shown.items():
+        if name and (name not in state.masks or len(state.masks[name]) != len(shown)):
+            raise UserError(f"found: is of another network: {name!r} has {len(shown)} units in it")
     found = _on(found, state.step.device)
     masks = dict(state.masks)
     while True:

@@ -144,6 +144,8 @@ def movement(loss: LossOfParams, batches: Sequence[Batch], lr: float = 0.0) -> S
     The weights move by plain gradient descent at rate `lr` from batch to batch, or stay where they are.
     """
     _check(batches)
+    if lr < 0:
+        raise invalid("lr", lr, "a number of at least 0")
 
     def score(params: Params, masks: Masks) -> Scores:
         params = apply_masks(params, masks)

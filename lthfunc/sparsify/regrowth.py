@@ -16,6 +16,7 @@ from lthfunc.trees.ops import apply_masks, masked_like
 from lthfunc.trees.types import Masks, TrainState
 
 
+@public
 def dropped(worth: Scores, masks: Masks, share: float) -> Masks:
     """Each layer without round(share · remaining) of its weights, those of least worth."""
     _check_share(share)
@@ -27,6 +28,7 @@ def dropped(worth: Scores, masks: Masks, share: float) -> Masks:
     return {name: fewer(name, mask) for name, mask in masks.items()}
 
 
+@public
 def regrown(promise: Scores, masks: Masks, counts: Mapping[str, Tensor | int]) -> Masks:
     """Each layer with `counts` more weights, the most promising of those that it has not."""
     return {name: mask | ((ranks(promise[name], ~mask) < counts[name]) & ~mask) for name, mask in masks.items()}
@@ -53,6 +55,8 @@ def exchanged(state: TrainState, promise: Scores, share: float) -> TrainState:
 def cosine_share(initial: float, step: int, end: int) -> float:
     """initial / 2 · (1 + cos(π step / end)), and 0 from `end` on: the share exchanged (Evci et al. 2020, sec. 3)."""
     _check_share(initial)
+    if step < 0 or end < 0:
+        raise invalid("step" if step < 0 else "end", min(step, end), "a step of at least 0")
     return initial / 2 * (1 + math.cos(math.pi * min(step, end) / end)) if end else 0.0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from lthfunc.arguments import public
+from lthfunc.errors import invalid
 from lthfunc.trees.model import Model
 from lthfunc.trees.ops import apply_masks
 from lthfunc.trees.rng import permutation
@@ -69,6 +70,8 @@ def last_rate(state: TrainState) -> TrainState:
 @public
 def rate_rewound(state: TrainState, step: int = 0) -> TrainState:
     """Learning-rate rewinding (Renda et al. 2020, sec. 2): trained values go on, schedule and data from `step`."""
+    if step < 0:
+        raise invalid("step", step, "a step of at least 0")
     return last_rate(state)._replace(step=torch.full_like(state.step, step))
 
 

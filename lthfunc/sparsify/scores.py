@@ -20,6 +20,7 @@ Scores = dict[str, Tensor]
 Score = Callable[[Params, Masks], Scores]
 
 
+@public
 def magnitude(params: Params, masks: Masks) -> Scores:
     """|w| (Han et al. 2015, sec. 3; the score of Frankle & Carbin 2019)."""
     return {name: params[name].abs() for name in masks}
@@ -46,9 +47,11 @@ def random_scores(seed: int, *counters: int | str) -> Score:
 @public
 def inverted_score(score: Score) -> Score:
     """The other way round: what a score would prune first stays (the ablation of Frankle et al. 2021, sec. 5)."""
-    return lambda params, masks: {name: -leaf for name, leaf in score(params, masks).items()}
+    looked_at = checked(score)
+    return lambda params, masks: {name: -leaf for name, leaf in looked_at(params, masks).items()}
 
 
+@public
 def checked(score: Score, later: list[Tensor] | None = None) -> Score:
     """The score, refused where it gives another tree than one real number per prunable weight.
 

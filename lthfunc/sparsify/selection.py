@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from lthfunc.arguments import public
 from lthfunc.sparsify.allocation import Keep
 from lthfunc.sparsify.ranking import ranks
 from lthfunc.sparsify.scores import Scores
@@ -12,6 +13,7 @@ from lthfunc.trees.types import Masks
 Select = Callable[[Scores, Masks, Keep], Masks]
 
 
+@public
 def unstructured(scores: Scores, masks: Masks, keep: Keep) -> Masks:
     """In each layer the `keep` best of the remaining weights; the new masks nest in the old ones.
 

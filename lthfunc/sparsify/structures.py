@@ -114,14 +114,20 @@ def per_output(exempt: Sequence[str] = ()) -> Select:
     return _each(select, exempt)
 
 
+@public
 def has_n_of_m(mask: Tensor, n: int, m: int) -> bool:
     """Whether of every `m` consecutive inputs at most `n` remain."""
+    if m < 1:
+        raise invalid("m", m, "a whole number of at least 1")
     matrix = as_matrix(mask)
     return matrix.shape[1] % m == 0 and bool((matrix.reshape(-1, m).sum(1) <= n).all())
 
 
+@public
 def has_blocks(mask: Tensor, rows: int, columns: int) -> bool:
     """Whether each block of `rows` outputs by `columns` inputs is whole or empty."""
+    if rows < 1 or columns < 1:
+        raise invalid("block", f"{rows}x{columns}", "a block of at least 1x1")
     matrix = as_matrix(mask)
     if matrix.shape[0] % rows or matrix.shape[1] % columns:
         return False
@@ -129,6 +135,7 @@ def has_blocks(mask: Tensor, rows: int, columns: int) -> bool:
     return bool(((each == 0) | (each == rows * columns)).all())
 
 
+@public
 def has_units(mask: Tensor) -> bool:
     """Whether each output is whole or empty."""
     each = mask.flatten(1).sum(1)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lthfunc.arguments import public
 from lthfunc.errors import UserError, invalid
-from lthfunc.sparsify.activations import turned
+from lthfunc.sparsify.activations import check_moments, turned
 from lthfunc.sparsify.allocation import fraction_to
 from lthfunc.sparsify.budgets import deal, uniform
 from lthfunc.trees.fold import Transformation
@@ -55,6 +55,10 @@ def sparsegpt(
     """
     if not 0 < density <= 1:
         raise invalid("density", density, "a number in (0, 1]")
+    if block < 1:
+        raise invalid("block", block, "a whole number of columns, at least 1")
+    if damping < 0:
+        raise invalid("damping", damping, "a number of at least 0")
 
     def transformation(state: TrainState) -> TrainState:
         params, masks = dict(state.params), dict(state.masks)
@@ -62,6 +66,7 @@ def sparsegpt(
         budgets = uniform()({}, layers, fraction_to(density, layers)) if layers else {}
         for name, budget in budgets.items():
             leaves = state.params[name], layers[name]
+            check_moments(moments, name, leaves[0])
             turn = turned(moments, name)  # rows of what follows are outputs
             weight, mask = (leaf.T for leaf in leaves) if turn else leaves
             new = _surgeon(weight, mask, moments[name], int(budget), choose, block, damping)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from lthfunc.errors import UserError
 from lthfunc.frames import is_ours, name_of, told
+from lthfunc.hints import described
 from lthfunc.training.losses import Loss
 from lthfunc.training.optimizers import Optimizer
 from lthfunc.trees.ops import leaves
@@ -41,6 +43,24 @@ def checked_loss(kind: str, function: Loss) -> Loss:
         return value
 
     call.__module__ = "lthfunc.training.guarding"  # checked already
+    return call
+
+
+def checked_augment(function: Callable[..., Tensor] | None) -> Callable[..., Tensor] | None:
+    """An augmentation that gives inputs like those it was given, and else raises UserError."""
+    if function is None or is_ours(function):
+        return function
+    name = name_of(function)
+
+    @wraps(function)
+    def call(inputs: Tensor, *rest: Any) -> Tensor:
+        shape, dtype = inputs.shape, inputs.dtype
+        found: Any = told("augment", name, lambda: function(inputs, *rest))
+        if not isinstance(found, Tensor) or (found.shape, found.dtype) != (shape, dtype):
+            what = f"{found.dtype} {tuple(found.shape)}" if isinstance(found, Tensor) else described(found)
+            raise UserError(f"augment: {name!r} returned {what} for inputs {dtype} {tuple(shape)}; it takes the same")
+        return found
+
     return call
 
 

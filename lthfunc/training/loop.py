@@ -14,7 +14,7 @@ from lthfunc.training.evaluation import evaluate
 from lthfunc.training.fits import Chosen, Fit, Keeper, Observer, Observers, Point, observing
 from lthfunc.training.losses import Loss, Metric, accuracy, cross_entropy
 from lthfunc.training.mending import mend
-from lthfunc.training.optimizers import Optimizer
+from lthfunc.training.optimizers import Optimizer, check_own, with_rates_of
 from lthfunc.training.precision import Precision
 from lthfunc.training.stepping import Training, finite
 from lthfunc.training.steps import Augment, make_eval_step, on_stored
@@ -32,7 +32,8 @@ def take_steps(
 ) -> tuple[TrainState, float]:
     """Train from `state.step` to step `until`; returns the new state and the mean training loss.
 
-    Pure: `state` is not changed, and the result depends on the arguments alone, random layers included.
+    Pure: `state` is not changed, and the result depends on the arguments alone, random layers included. An optimiser's
+    state in it goes on, and with it the rates it was begun with; ``state._replace(opt=())`` takes the trainer's.
     """
     with Training(trainer, [state], [seed], until, observe=observing(observe)) as training:
         training.to(until)
@@ -148,7 +149,11 @@ def train(
     metric: Metric = accuracy,
     observe: Observer | None = None,
 ) -> Transformation:
-    """Training as a transformation TrainState -> TrainState, to compose: it goes on to step `steps`."""
+    """Training as a transformation TrainState -> TrainState, to compose: it goes on to step `steps`.
+
+    The moments of a state that was trained before go on, at the optimiser's own rates. Raises UserError where they are
+    another optimiser's; ``state._replace(opt=())`` begins with fresh ones.
+    """
     trainer = make_trainer(
         model,
         data,
@@ -164,6 +169,9 @@ def train(
     def transformation(state: TrainState) -> TrainState:
         check_state_fits("train", model, state)
         _check_steps_left(int(state.step), steps)
+        if state.opt != ():  # its moments go on, at the rates of this training
+            check_own(state.opt, optimizer, state.params)
+            state = state._replace(opt=with_rates_of(state.opt, optimizer, state.params))
         return take_steps(trainer, state, seed=seed, until=steps, observe=observe)[0]
 
     return transformation

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lthfunc.arguments import public
-from lthfunc.errors import UserError
+from lthfunc.errors import ArgumentError, UserError, invalid
+from lthfunc.hints import described
 from lthfunc.trees.outputs import own_loss, prediction
 
 #: (outputs, targets) -> a scalar, the mean over the batch. Outputs may be any tree, for a loss of one's own; those
@@ -34,6 +36,8 @@ def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
 @public
 def smoothed(share: float) -> Loss:
     """Cross entropy with `share` of each target spread over all classes (Szegedy et al. 2016, sec. 7)."""
+    if not 0 <= share <= 1:
+        raise invalid("share", share, "a number from 0 to 1")
 
     def loss(outputs: Tensor, targets: Tensor) -> Tensor:
         outputs = _classes_from("smoothed cross entropy", outputs, targets)
@@ -65,8 +69,9 @@ def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
     NaN for targets that are numbers, of which no output is the right one.
     """
     outputs = prediction(outputs)
-    if targets.is_floating_point():
+    if _tensor("accuracy", targets).is_floating_point():
         return outputs.new_full((), math.nan, dtype=torch.float64)
+    _check_each("accuracy", outputs, targets)
     return (outputs.argmax(-1) == targets).double().mean()
 
 
@@ -76,12 +81,14 @@ def top(count: int) -> Metric:
 
     def metric(outputs: Tensor, targets: Tensor) -> Tensor:
         outputs = prediction(outputs)
+        _check_each("top", outputs, _tensor("top", targets))
         best = outputs.topk(min(count, outputs.shape[-1]), -1).indices
         return (best == targets.unsqueeze(-1)).any(-1).double().mean()
 
     return metric
 
 
+@public
 def explained(variance: Tensor) -> Metric:
     """Share of the targets' variance that outputs explain, R². variance: (numbers,), of the training targets.
 
@@ -101,7 +108,9 @@ def _classes_from(name: str, outputs: Tensor, targets: Tensor) -> Tensor:
     Raises UserError for other numbers: with one output their cross entropy is 0, whatever they are.
     """
     found = prediction(outputs)
-    if targets.is_floating_point() and (found.shape != targets.shape or found.shape[-1] == 1):
+    if not _tensor(name, targets).is_floating_point():
+        _check_each(name, found, targets)
+    elif found.shape != targets.shape or found.shape[-1] == 1:
         raise UserError(
             f"loss: {name} learns classes, and the targets are numbers, {_shape(targets)}; lf.mean_squared learns "
             "numbers, and whole ones (y.long()) are classes"
@@ -112,11 +121,26 @@ def _classes_from(name: str, outputs: Tensor, targets: Tensor) -> Tensor:
 def _numbers_from(name: str, outputs: Tensor, targets: Tensor) -> Tensor:
     """The tensor of outputs. Raises UserError where it has another shape: each would be held to every target."""
     found = prediction(outputs)
-    if found.shape != targets.shape:
+    if found.shape != _tensor(name, targets).shape:
         raise UserError(
             f"{name}: holds each output to its target, and outputs are {_shape(found)}, targets {_shape(targets)}"
         )
     return found
+
+
+def _tensor(name: str, targets: Any) -> Tensor:
+    if not isinstance(targets, Tensor):
+        raise ArgumentError(f"{name}: targets must be a tensor, not {described(targets)}")
+    return targets
+
+
+def _check_each(name: str, outputs: Tensor, targets: Tensor) -> None:
+    """Raise UserError where there is not one class for each row of outputs: all would be held to each other."""
+    if outputs.shape[:-1] != targets.shape or not outputs.ndim:
+        raise UserError(
+            f"{name}: takes a class for each row of outputs, and outputs are {_shape(outputs)}, targets "
+            f"{_shape(targets)}"
+        )
 
 
 def _shape(tensor: Tensor) -> str:

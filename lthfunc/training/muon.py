@@ -42,7 +42,7 @@ def muon(
 
     Raises UserError for momentum or weight decay out of range.
     """
-    check_ranges(momentum=momentum, weight_decay=weight_decay)
+    check_ranges(momentum=momentum, weight_decay=weight_decay, others=others)
     schedule = as_schedule(lr)
     rest = adamw(schedule * others, weight_decay=weight_decay)
 

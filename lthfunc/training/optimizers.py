@@ -16,9 +16,13 @@ from torch import Tensor
 
 from lthfunc.arguments import public
 from lthfunc.errors import UserError, invalid
+from lthfunc.frames import is_ours
 from lthfunc.training.schedules import Schedule, as_schedule, at
 from lthfunc.trees.ops import leaves, tree_map
 from lthfunc.trees.types import Params
+
+#: Numbers of an optimiser that may be any of at least 0.
+_UNBOUNDED = ("weight_decay", "eps", "others")
 
 
 class SGDNumbers(NamedTuple):
@@ -129,7 +133,7 @@ def _adam(
     lr: float | Schedule, betas: tuple[float, float], eps: float, weight_decay: float, *, decoupled: bool
 ) -> Optimizer:
     beta1, beta2 = betas
-    check_ranges(beta1=beta1, beta2=beta2, weight_decay=weight_decay)
+    check_ranges(beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay)
     schedule = as_schedule(lr)
 
     def corrections(powers: Tensor) -> Tensor:
@@ -167,6 +171,54 @@ def _adam(
     return Optimizer(init, update, AdamNumbers(betas, eps, weight_decay, decoupled))
 
 
+def check_own(state: Any, optimizer: Optimizer, params: Params) -> None:
+    """Raise UserError where an optimiser's state is another one's, or of other params."""
+    if not is_ours(optimizer.init) and not is_ours(type(state)):
+        return  # what a user's own keeps is its own affair
+    mine = optimizer.init(params)
+    if type(state) is not type(mine) or (is_ours(type(state)) and _shapes(state) != _shapes(mine)):
+        raise UserError(
+            f"optimizer: the state was trained by another optimiser or is of another network ({type(state).__name__} "
+            "doesn't fit); state._replace(opt=()) begins with a fresh one"
+        )
+
+
+def _shapes(state: Any) -> list[tuple[str, tuple[int, ...]]]:
+    """Of the leaves, without the table of rates, of which each state may have its own."""
+    return [
+        (f"{name}{key}", tuple(leaf.shape))
+        for name, part in state._asdict().items()
+        if name != "schedule"
+        for key, leaf in _leaves_of(part)
+    ]
+
+
+def _leaves_of(part: Any) -> list[tuple[str, Tensor]]:
+    if isinstance(part, Tensor):
+        return [("", part)]
+    if isinstance(part, dict):
+        return list(part.items())
+    return [("", leaf) for leaf in leaves(part)]
+
+
+def with_rates_of(state: Any, optimizer: Optimizer, params: Params) -> Any:
+    """An optimiser's state whose tables of rates are those of this optimiser, which it fits."""
+    if not is_ours(optimizer.init):
+        return state
+    return _with_tables(state, optimizer.init(params))
+
+
+def _with_tables(state: Any, other: Any) -> Any:
+    if not hasattr(state, "_fields"):
+        return state
+    return type(state)(
+        *(
+            theirs if name == "schedule" else _with_tables(mine, theirs)
+            for name, mine, theirs in zip(state._fields, state, other, strict=True)
+        )
+    )
+
+
 def check_real(params: Params, optimizer: str) -> None:
     """Raise UserError where a parameter is complex."""
     for name, leaf in params.items():
@@ -195,8 +247,8 @@ def table_like(schedule: Schedule, params: Params) -> Schedule:
 
 
 def check_ranges(**values: float) -> None:
-    """Raise UserError for a negative weight decay, or another number outside [0, 1)."""
+    """Raise UserError for a weight decay, eps or factor that is negative, or another number outside [0, 1)."""
     for name, value in values.items():
-        upper = float("inf") if name == "weight_decay" else 1.0
+        upper = float("inf") if name in _UNBOUNDED else 1.0
         if not 0 <= value < upper:
-            raise invalid(name, value, "a number of at least 0" if name == "weight_decay" else "a number in [0, 1)")
+            raise invalid(name, value, "a number of at least 0" if name in _UNBOUNDED else "a number in [0, 1)")

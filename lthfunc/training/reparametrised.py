@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
+from lthfunc.arguments import public
 from lthfunc.trees.calling import functional_call
 from lthfunc.trees.model import Model
 from lthfunc.trees.types import Buffers, Params
@@ -23,6 +24,7 @@ Drawn = Callable[[int], tuple[Params, Params, Buffers]]
 _TRAINED, _FIXED, _BUFFERS = "trained_", "fixed_", "buffers_"
 
 
+@public
 def reparametrised(model: Model, name: str, draw: Drawn, training: Weights, evaluating: Weights) -> Model:
     """The model with its params computed from others, in its two modes.
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lthfunc.arguments import public
-from lthfunc.errors import invalid
+from lthfunc.errors import UserError, invalid
 
 #: Learning rates, float64, shape (steps,); entry i is used in the step that starts at `TrainState.step == i`.
 Schedule = Tensor
@@ -22,8 +22,11 @@ _STANDSTILL = 1e-5
 
 
 def as_schedule(lr: float | Schedule) -> Schedule:
-    """A number becomes a constant schedule."""
-    return lr if isinstance(lr, torch.Tensor) else constant(lr)
+    """A number becomes a constant schedule. Raises UserError for a tensor that is no table of rates."""
+    if not isinstance(lr, torch.Tensor):
+        return constant(lr)
+    _check_table("lr", lr)
+    return lr
 
 
 def at(schedule: Schedule, step: Tensor) -> Tensor:
@@ -44,6 +47,9 @@ def constant(lr: float) -> Schedule:
 def stepwise(lr: float, milestones: Sequence[int], gamma: float = 0.1, final: float = 0.0) -> Schedule:
     """`lr`, multiplied by `gamma` at each milestone (in steps), as torch's MultiStepLR does; no lower than `final`."""
     _check_final(final, lr)
+    _check_factor("gamma", gamma)
+    if min(milestones, default=0) < 0:
+        raise invalid("milestones", list(milestones), "steps of at least 0")
     last = max(milestones, default=0)
     table = constant(lr).repeat(last + 1)
     for milestone in milestones:
@@ -77,6 +83,7 @@ def warmup(schedule: Schedule, steps: int) -> Schedule:
     """The schedule, its first `steps` entries multiplied by 1/steps, 2/steps … 1."""
     if steps < 0:
         raise invalid("warmup", steps, "a whole number of steps, 0 or more")
+    _check_table("schedule", schedule)
     if steps == 0:
         return schedule
     missing = max(0, steps - schedule.numel())
@@ -91,6 +98,8 @@ def one_cycle(lr: float, steps: int, rise: float = 0.3, start: float = 0.04, end
 
     As torch's OneCycleLR (Smith & Topin 2018).
     """
+    _check_factor("start", start)
+    _check_factor("end", end)
     up, last = _peak(steps, rise) - 1, steps - 1
     at_step = torch.arange(steps, dtype=torch.float64)
     rising = _between(start, 1, (at_step / max(up, 1e-9)).clamp(max=1))
@@ -104,6 +113,8 @@ def triangular(lr: float, steps: int, rise: float = 0.23, start: float = 0.2, en
 
     The defaults are those of fast CIFAR training (Jordan 2024, "94% on CIFAR-10 in 3.29 seconds").
     """
+    _check_factor("start", start)
+    _check_factor("end", end)
     peak = _peak(steps, rise)
     at_step = torch.arange(steps + 1, dtype=torch.float64)
     rising = start + (1 - start) * at_step / max(peak, 1e-9)
@@ -145,6 +156,24 @@ def _still_from(last: float, most: float, entries: int, until: int) -> int | Non
         return None
     end = entries - (last == 0)  # a table that ends in 0 itself has an entry more than steps
     return end if until > end else None
+
+
+def _check_table(name: str, table: Schedule) -> None:
+    """Raise UserError where a tensor is no table of rates."""
+    good = table.ndim == 1 and table.numel() > 0 and table.is_floating_point() and table.layout == torch.strided
+    if not good or (table.device.type == "cpu" and not bool(((table >= 0) & table.isfinite()).all())):
+        what = f"{str(table.dtype).removeprefix('torch.')} of shape {tuple(table.shape)}"
+        raise UserError(
+            f"{name}: a table of rates is one row of floats, finite and not negative, one for each step, not {what}"
+            if not good
+            else f"{name}: a rate in the table is negative or not finite"
+        )
+
+
+def _check_factor(name: str, value: float) -> None:
+    """Raise UserError for what a rate cannot be multiplied by."""
+    if value < 0:
+        raise invalid(name, value, "a number of at least 0")
 
 
 def _check_final(final: float, lr: float) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch.func import grad_and_value
 
+from lthfunc.arguments import public
 from lthfunc.errors import UserError
 from lthfunc.training.losses import Loss, Metric, accuracy
 from lthfunc.training.optimizers import Optimizer
@@ -23,6 +24,7 @@ from lthfunc.trees.shards import Exchange, like, local
 from lthfunc.trees.types import Batch, TrainState
 
 
+@public
 def make_sharded_step(
     model: Model,
     loss: Loss,

@@ -15,9 +15,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from lthfunc.arguments import public
 from lthfunc.errors import UserError
 from lthfunc.frames import is_ours
-from lthfunc.training.guarding import checked_loss, checked_optimizer
+from lthfunc.training.guarding import checked_augment, checked_loss, checked_optimizer
 from lthfunc.training.losses import Loss, Metric, accuracy, cross_entropy
-from lthfunc.training.optimizers import Optimizer
+from lthfunc.training.optimizers import Optimizer, check_own
 from lthfunc.training.precision import Precision, casting
 from lthfunc.training.ranks import averaged, travelling
 from lthfunc.training.synchronised import synchronised
@@ -111,7 +111,7 @@ def make_train_step(
     metric: Metric = accuracy,
     exchange: Exchange = ALONE,
 ) -> TrainStep:
-    """A pure step: (state, batch) -> (state, metrics). The state must hold an optimiser state.
+    """A pure step: (state, batch) -> (state, metrics). The state must hold an optimiser state (`with_optimizer`).
 
     The gradient is masked before weight decay and momentum see it. With params that start masked, pruned
     weights then stay exactly zero, whatever the optimiser. `state.masks` may be bool or, faster, float.
@@ -125,6 +125,8 @@ def make_train_step(
     tidy = is_tidy(model, loss, metric, optimizer)
 
     def step(state: TrainState, batch: Batch, index: Tensor | None = None) -> tuple[TrainState, Metrics]:
+        if state.opt == () and is_ours(optimizer.init):
+            raise UserError("step: the state has no optimiser state; lf.with_optimizer(state, optimizer) gives it one")
         # Whatever a user's module or functions write into, it is nobody else's.
         return inner(*((state, batch) if tidy else clone((state, batch))), index)
 
@@ -224,6 +226,7 @@ def make_advance(
     step: TrainStep, scale: Scale | None = None, augment: Augment | None = None, exchange: Exchange = ALONE
 ) -> Advance:
     """The body of a training loop, still pure: the step on a batch, or a rank's part, as the data set stores it."""
+    augment = checked_augment(augment)
 
     def advance(carry: Carry, batch: Batch) -> Carry:
         stored, targets = batch
@@ -249,8 +252,14 @@ def masked(grads: Params, masks: Masks) -> Params:
 
 @public
 def with_optimizer(state: TrainState, optimizer: Optimizer) -> TrainState:
-    """The state with an optimiser state: its own, or a fresh one where it has none (``opt == ()``)."""
-    return state if state.opt != () else state._replace(opt=optimizer.init(state.params))
+    """The state with an optimiser state: its own, learning rates among it, or a fresh one where it has none (``()``).
+
+    Raises UserError where its own is another optimiser's, or of another network.
+    """
+    if state.opt != ():
+        check_own(state.opt, optimizer, state.params)
+        return state
+    return state._replace(opt=optimizer.init(state.params))
 
 
 def floating_masks(state: TrainState) -> TrainState:

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from lthfunc.errors import UserError, invalid
+from lthfunc.kinds import is_number
 from lthfunc.trees.types import Dataset, Scale, Split
 
 _MAKE = "lf.data.from_tensors(name, (inputs, targets), (test_inputs, test_targets), val=…)"
@@ -62,7 +63,24 @@ def check_data(data: Any, option: str = "data") -> Dataset:
             )
         if not isinstance(split, Split):
             splits[name] = Split(x, y)
-    if data.scale is not None and not isinstance(data.scale, Scale):
-        raise UserError(f"{option}: its scale is a {described(data.scale)}, not an lf.Scale(unit, mean, std)")
+    if data.scale is not None:
+        check_scale(data.scale, tuple(data.train.x.shape[1:]))
     found: Dataset = data._replace(**splits)
     return found
+
+
+def check_scale(scale: Scale, shape: tuple[int, ...]) -> None:
+    """Raise UserError where a scale is not one of finite numbers for inputs of this shape."""
+    if not isinstance(scale, Scale):
+        raise UserError(f"scale: a {described(scale)} is not an lf.Scale(unit, mean, std)")
+    for name, values in (("mean", scale.mean), ("std", scale.std)):
+        if not isinstance(values, (tuple, list)) or len(values) not in (1, *shape[:1]):
+            raise invalid(f"scale: {name}", values, f"a number for each of {shape[0] if shape else 1} channels")
+        if not all(is_number(value) for value in values):
+            raise invalid(f"scale: {name}", values, "finite numbers")
+    if len(scale.mean) != len(scale.std):
+        raise invalid("scale: std", scale.std, f"{len(scale.mean)} numbers, as many as mean has")
+    if not all(value > 0 for value in scale.std):
+        raise invalid("scale: std", scale.std, "numbers above 0")
+    if not is_number(scale.unit) or scale.unit <= 0:
+        raise invalid("scale: unit", scale.unit, "what counts as 1: 255 for uint8 pixels")

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from lthfunc.arguments import public
 from lthfunc.errors import DamagedError
 from lthfunc.trees.layout import layout_of
 from lthfunc.trees.ops import flattened, map_leaves_like, tree_map
@@ -17,6 +18,7 @@ from lthfunc.trees.shards import has_group, over
 from lthfunc.trees.types import TrainState
 
 
+@public
 def sharded(state: TrainState, mesh: Any = None) -> TrainState:
     """The state with params, masks and optimiser state as DTensors, cut along their first dimension.
 
@@ -44,6 +46,7 @@ def whole(state: Any) -> Any:
     return tree_map(lambda leaf: leaf.full_tensor() if hasattr(leaf, "full_tensor") else leaf, state)
 
 
+@public
 def save_sharded(state: TrainState, folder: str | Path) -> None:
     """Write a state, each rank its own parts, with torch.distributed.checkpoint. All ranks call it, with one folder."""
     from torch.distributed.checkpoint.state_dict_saver import save
@@ -52,6 +55,7 @@ def save_sharded(state: TrainState, folder: str | Path) -> None:
         save(_named(state), checkpoint_id=str(folder), no_dist=not has_group())
 
 
+@public
 def load_sharded(folder: str | Path, like: TrainState) -> TrainState:
     """A state from its files, with leaves as those of `like`, which may be on any number of ranks. All ranks call it.
 

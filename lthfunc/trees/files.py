@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lthfunc.arguments import public
 from lthfunc.errors import UserError
+from lthfunc.hints import described
 from lthfunc.trees.types import Ticket
 from lthfunc.trees.writing import write_atomically
 
@@ -48,7 +49,10 @@ def tree_bytes(tree: Mapping[str, Any], metadata: Mapping[str, Any] | None = Non
         flat[name] = leaf.clone() if memory in seen else leaf  # safetensors refuses tensors that share memory
         seen.add(memory)
     # safetensors sorts its entries; the order of layers matters.
-    header = {METADATA_KEY: json.dumps({**(metadata or {}), _ORDER: list(flat)})}
+    try:
+        header = {METADATA_KEY: json.dumps({**(metadata or {}), _ORDER: list(flat)})}
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UserError(f"metadata: takes what JSON can hold, numbers and strings say ({error})") from error
     return safetensors.torch.save(flat, header)
 
 
@@ -164,6 +168,8 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Tensor]:
             raise ValueError(f"tree key {name!r} must not contain {_SEPARATOR!r}")
         if isinstance(value, torch.Tensor):
             flat[prefix + name] = value
+        elif not isinstance(value, Mapping):
+            raise UserError(f"tree: {prefix + name!r} must be a tensor or a dict of them, not {described(value)}")
         else:
             flat.update(_flatten(value, f"{prefix}{name}{_SEPARATOR}"))
     return flat

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import _SpectralNorm, _WeightNorm
 from torch.nn.utils.parametrize import is_parametrized
 
+from lthfunc.arguments import public
 from lthfunc.trees.prunable import NORMS, RECURRENT, Layer, is_transposed, layers_of
 from lthfunc.trees.rng import generator, key
 from lthfunc.trees.types import Buffers, Params
@@ -23,6 +24,7 @@ Initialiser = Callable[[nn.Module, Params, int], Params]
 _TRANSPOSED_STD = 0.02
 
 
+@public
 def glorot_normal(module: nn.Module, params: Params, seed: int) -> Params:
     """Gaussian Glorot for the weights of the layers that are pruned, zero for their biases.
 
@@ -45,6 +47,7 @@ def drawn_too(names: Iterable[str], built: Params, seed: int) -> Params:
     return {name: built[name].clone() if _meant(built[name]) else _glorot(name, built[name], seed) for name in names}
 
 
+@public
 def as_built(module: nn.Module, params: Params, seed: int) -> Params:
     """The values the module was built with, whatever the seed (a pretrained network, say)."""
     return params

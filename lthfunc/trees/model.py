@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 from lthfunc.arguments import public
 from lthfunc.errors import UserError
+from lthfunc.frames import is_ours, name_of, told
+from lthfunc.hints import described
 from lthfunc.trees.calling import functional_call
 from lthfunc.trees.initial import Initialiser, drawn_too, following, glorot_normal, left_alone
 from lthfunc.trees.keeping import copied
-from lthfunc.trees.ops import apply_masks, clone, full_masks
+from lthfunc.trees.ops import apply_masks, check_device, clone, full_masks
 from lthfunc.trees.parts import Part, Unpacking
 from lthfunc.trees.prunable import check_pure, chosen, fitting, usual, writes_nowhere
 from lthfunc.trees.types import Buffers, Params, TrainState
@@ -131,7 +133,7 @@ def model_of(
         )
 
     def initialise(seed: int) -> tuple[Params, Buffers]:
-        drawn = init(module, {key: value.clone() for key, value in params.items()}, seed)
+        drawn = _drawn(init, module, params, seed)
         states = following(module, params, buffers, drawn)
         return (
             {key: drawn[key] for key in params},
@@ -153,6 +155,21 @@ def model_of(
     if more and not names:
         model = model._replace(output=model.prunable[-1])
     return pruning(model, prune_only, keep)
+
+
+def _drawn(init: Initialiser, module: nn.Module, params: Params, seed: int) -> Params:
+    """The initialiser's values. Raises UserError where they are no values for these parameters."""
+    given = clone(params)
+    if is_ours(init):
+        return init(module, given, seed)
+    name = name_of(init)
+    drawn: Any = told("init", name, lambda: init(module, given, seed))
+    for key, leaf in params.items():
+        found = drawn.get(key) if isinstance(drawn, dict) else drawn
+        if not isinstance(found, Tensor) or found.shape != leaf.shape:
+            what = f"{key} of shape {tuple(found.shape)}" if isinstance(found, Tensor) else described(drawn)
+            raise UserError(f"init: {name!r} returned {what}; it takes a function that returns each parameter's values")
+    return {key: drawn[key] for key in params}
 
 
 def left_line(model: Model) -> str:
@@ -222,6 +239,7 @@ def init(model: Model, seed: int = 0, device: torch.device | str = "cpu", *, zer
     zeros_pruned: whether prunable weights that are zero count as pruned (of a sparse network made with
     `from_module(..., init=as_built)`).
     """
+    check_device(device)
     params, buffers = model.init(seed)
     params = {key: value.to(device) for key, value in params.items()}
     buffers = {key: value.to(device) for key, value in buffers.items()}

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from lthfunc.arguments import check_argument, public
+from lthfunc.errors import UserError
+from lthfunc.frames import first_line
 from lthfunc.trees.types import Buffers, Dataset, Masks, Params, Scale, Split
 
 T = TypeVar("T")
@@ -65,6 +67,14 @@ def in_dtype_of(x: Tensor, params: Params, buffers: Buffers) -> tuple[Params, Bu
     if not real or len(dtypes) != 1 or x.dtype in dtypes:
         return None
     return tree_map(lambda leaf: leaf.to(x.dtype) if leaf.is_floating_point() else leaf, (params, buffers))
+
+
+def check_device(device: torch.device | str) -> None:
+    """Raise UserError where a device isn't known, or isn't here."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"device: {str(device)!r} cannot be used here ({first_line(error)})") from error
 
 
 def data_to_device(data: Dataset, device: torch.device | str, room: int | None = None) -> Dataset:
@@ -133,8 +143,14 @@ def full_masks(params: Params, prunable: tuple[str, ...]) -> Masks:
 
 
 def apply_masks(params: Params, masks: Masks) -> Params:
-    """Params with every pruned weight exactly +0.0; leaves without a mask are shared, not copied."""
+    """Params with every pruned weight exactly +0.0; leaves without a mask are shared, not copied.
+
+    Raises UserError where a mask is of no leaf.
+    """
     try:
+        if not masks.keys() <= params.keys():
+            name = next(iter(masks.keys() - params.keys()))
+            raise UserError(f"apply_masks: masks: {name!r} is no parameter of this network ({', '.join(params)})")
         return {name: torch.where(masks[name], leaf, 0) if name in masks else leaf for name, leaf in params.items()}
     except (AttributeError, TypeError, RuntimeError):  # looked at only now, since every step comes here
         check_argument("apply_masks", "params", params, "Params")

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from lthfunc.errors import UserError
+
 #: How the names of files end that are being written; what a crash left of them is nothing.
 UNFINISHED = ".unfinished"
 
@@ -31,6 +33,8 @@ def appearing(path: str | os.PathLike[str]) -> Iterator[Path]:
     By then the disk has it, and after that its name. An OSError tells the target's name.
     """
     target = Path(path)
+    if target.is_dir():
+        raise UserError(f"{target}: is a folder; name a file in it")
     with naming(target):
         handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=UNFINISHED)
         temporary = Path(name)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
-from lthfunc.errors import UserError, unknown
+from lthfunc.errors import ArgumentError, UserError, unknown
+from lthfunc.frames import name_of
+from lthfunc.hints import described
 from lthfunc.training.engines.compiled import compile_engine
 from lthfunc.training.engines.eager import eager
 from lthfunc.training.engines.interface import Engine, Work
@@ -27,7 +30,13 @@ def make_engine(name: Making, work: Work) -> Engine:
             "--engine eager can run; draw with torch instead"
         )
     if not isinstance(name, str):
-        return name(work)
+        made: Any = name(work)
+        if not isinstance(made, Engine):
+            raise ArgumentError(
+                f"--engine: {name_of(name)!r} returned {described(made)}, not an Engine; it takes a name "
+                f"({', '.join(ENGINES)}) or what makes one, such as lf.sparse_engine"
+            )
+        return made
     if name not in ENGINES:
         raise unknown("--engine", name, ENGINES)
     return ENGINES[name](work)
