@@ -132,7 +132,7 @@ def put_back(whole: Mapping[str, Tensor], part: Mapping[str, Tensor], cuts: Mapp
     Raises UserError where a leaf of the cut tree has no cut.
     """
     for name in part:
-        if name not in cuts:
+        if name in whole and name not in cuts:
             raise UserError(f"put_back: cuts: {name!r} is missing; they are the cuts of what lf.compact gave")
     return {name: _put_back(leaf, part[name], cuts[name]) if name in part else leaf for name, leaf in whole.items()}
 
