@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 from typing import Any
 
@@ -402,3 +403,12 @@ def test_scale_is_per_channel() -> None:
 
     assert found.mean == pytest.approx([float(wanted(c).mean()) for c in range(3)])
     assert found.std == pytest.approx([float(wanted(0).std(correction=0)), 1.0, float(wanted(2).std(correction=0))])
+
+
+@pytest.mark.parametrize("kind", ["npz", "text"])
+def test_what_may_have_no_end_is_not_read(kind: str, tmp_path: Path) -> None:
+    """Nobody writes into this pipe: whoever opens it waits for ever."""
+    os.mkfifo(tmp_path / "pipe")
+    for file in (str(tmp_path / "pipe"), "/dev/zero"):
+        with pytest.raises(UserError, match=r"cannot be read as .* \(it is not a regular file\)"):
+            lf.data.load(f"{kind}:{file}")

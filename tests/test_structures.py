@@ -81,6 +81,13 @@ def test_pruned_weights_count_for_nothing_in_their_blocks() -> None:
     assert kept.tolist() == [[False, False, True, False]]
 
 
+def test_pruned_weights_count_for_nothing_in_their_units() -> None:
+    """Whatever scores they have: of the first unit 2 is left, of the second the mean of 3 and 4."""
+    scores = {"w": torch.tensor([[2.0, 90.0], [3.0, 4.0]])}
+    masks = {"w": torch.tensor([[True, False], [True, True]])}
+    assert lf.units()(scores, masks, {"w": torch.tensor(2)})["w"].tolist() == [[False, False], [True, True]]
+
+
 def test_units_and_rows() -> None:
     scores, masks = tree(10, 4, 3, 3)
     mask = lf.units()(scores, masks, {"w": torch.tensor(100)})["w"]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lthfunc.data.checking import Pair, check_pairs
 from lthfunc.data.converting import targets_of, tensor_of
-from lthfunc.data.options import check_shares, check_whole
+from lthfunc.data.options import check_shares, check_whole, regular
 from lthfunc.data.tensors import divided, parted, scale_of
 from lthfunc.errors import UserError
 from lthfunc.frames import first_line
@@ -49,7 +49,7 @@ def read_npz(path: str, *, val: float = 0.1, test: float = 0.1, classes: int | N
 
 def _read(path: str) -> dict[str, Any]:
     try:
-        archive = np.load(Path(path).expanduser(), allow_pickle=False)
+        archive = np.load(regular(path), allow_pickle=False)
         if not isinstance(archive, np.lib.npyio.NpzFile):
             raise ValueError("it is one array, a .npy file; np.savez writes several by name")
         with archive:

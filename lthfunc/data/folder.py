@@ -143,7 +143,10 @@ def _annotated(folder: Path, labels: Sequence[str]) -> list[tuple[Path, int]]:
         label = label.split("\t")[0]
         if label not in labels:
             raise UserError(f"--dataset: line {number} of {folder / _LIST} names no class of the training images")
-        found.append((folder / "images" / name, labels.index(label)))
+        image = folder / "images" / name
+        if image.exists() and not image.is_file():
+            raise UserError(f"--dataset: {image} is not a regular file")
+        found.append((image, labels.index(label)))
     return found
 
 

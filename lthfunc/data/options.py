@@ -1,7 +1,9 @@
-"""Checks of the numbers that readers take as ``--dataset-option NAME=VALUE``."""
+"""Checks of what readers take: their file, and numbers as ``--dataset-option NAME=VALUE``."""
 
 from __future__ import annotations
 
+import errno
+from pathlib import Path
 from typing import Any
 
 from lthfunc.errors import invalid
@@ -23,3 +25,11 @@ def check_whole(least: int = 1, **numbers: Any) -> None:
         if isinstance(number, bool) or not isinstance(number, int) or number < least:
             accepted = "a whole number above 0" if least == 1 else f"a whole number of at least {least}"
             raise invalid("--dataset-option", f"{name}={number}", accepted)
+
+
+def regular(path: str | Path) -> Path:
+    """The path of a file. Raises OSError for a pipe or device, which may have no end or nobody who writes."""
+    place = Path(path).expanduser()
+    if place.exists() and not place.is_file() and not place.is_dir():
+        raise OSError(errno.EINVAL, "it is not a regular file", str(place))
+    return place

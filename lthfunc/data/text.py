@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lthfunc.data.options import check_shares, check_whole
+from lthfunc.data.options import check_shares, check_whole, regular
 from lthfunc.errors import UserError
 from lthfunc.trees.types import Dataset, Split
 
@@ -27,7 +27,7 @@ def read_text(path: str, *, length: int = 64, val: float = 0.1, test: float = 0.
     check_whole(length=length)
     check_shares(val=val, test=test)
     try:
-        text = Path(path).expanduser().read_text(encoding="utf-8-sig")
+        text = regular(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "it is not UTF-8"
         raise UserError(f"--dataset: {path} cannot be read as text ({reason})") from error
