@@ -25,6 +25,7 @@ from lthfunc.errors import invalid
 from lthfunc.experiments.plan import choose_device
 
 from .floors import BYTES, FLOOR, PEAK
+from .kernels import KERNEL
 from .records import FLOPS, MOVED, Record, header, reported, write
 from .replicates import LAUNCHED, OURS as TOGETHER, PEER
 from .training import DENSE, GRAPHED, OURS, TUNED
@@ -67,6 +68,8 @@ def parts_on(device: str) -> list[Part]:
         Part("replicates-lenet300-tf32", 0.05, 6, ("replicates", "--widths", "64", "256", "--precision", "tf32")),
         Part("replicates-lenet300-bf16", 0.05, 6, ("replicates", "--widths", "64", "256", "--precision", "bf16")),
         Part("execution-fp32", 0.10, 60, (*layers, "--precision", "fp32")),
+        Part("kernels-fp32", 0.07, 29, ("kernels", "--precision", "fp32")),
+        Part("kernels-bf16", 0.04, 20, ("kernels", "--precision", "bf16")),
     ]
 
 
@@ -154,7 +157,7 @@ def summary(records: Sequence[Record]) -> list[Record]:
         for width in sorted(widths):
             names = (name for name in (f"{width} {TOGETHER}", f"{width} {LAUNCHED}") if name in rates)
             lines += [_line(rates, name, {f"{width} {PEER}"}, f"{width} {TOGETHER}, ", width) for name in names]
-        for ours in (name for name in (OURS, DENSE) if name in rates):
+        for ours in (name for name in (OURS, DENSE, KERNEL) if name in rates):
             own = {FLOOR, PEAK, BYTES}
             others = {name for name in rates if not name.startswith("lthfunc") and TOGETHER not in name} - own
             # A dense peer's step is a dense one's; a masked one's has the masks to apply as well.
@@ -178,7 +181,7 @@ def _line(rates: dict[str, Record], ours: str, peers: set[str], beside: str, wid
 
     return {
         "network": mine["network"], "networks": width, "variant": ours, "precision": mine["precision"],
-        "density": mine["density"], "unit": "steps/s of each", "ours": mine["median"],
+        "density": mine["density"], "unit": "calls/s" if ours == KERNEL else "steps/s of each", "ours": mine["median"],
         "peer": None if best is None else best["variant"], "peers": None if best is None else best["median"],
         "over peer": over(best), "floor": None if least is None else least["median"], "of floor": over(least),
         "FLOP/s": second(FLOPS, mine), "bytes/s": second(MOVED, mine),

@@ -85,6 +85,18 @@ def gpu(
     run(minutes=minutes, device=device, out=out)
 
 
+@app.command("kernels")
+def kernels(
+    precision: Annotated[str, typer.Option("--precision", help="fp32, tf32 or bf16.")] = "fp32",
+    device: Annotated[str, typer.Option("--device", help="auto, cuda or cuda:N.")] = "auto",
+    json: JsonFile = None,
+) -> None:
+    """Triton kernels on a GPU, beside the same by compiled PyTorch: what tells whether an engine should use them."""
+    from lthfunc_benchmarks.kernels import run
+
+    run(device=device, precision=precision, json=json)
+
+
 @app.command("sparse")
 def sparse(
     network: Annotated[

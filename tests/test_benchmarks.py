@@ -108,6 +108,11 @@ def test_a_benchmark_refuses_what_it_cannot_measure(
         ("checkpoints", ["--network", "lenet"], "--network: unknown name 'lenet'"),
         ("execution", ["--batch", "0"], "--batch: 0 is not accepted"),
         ("execution", ["--precision", "bf16"], "--precision: 'bf16' is not accepted; it takes fp32 on a CPU"),
+        (
+            "kernels",
+            ["--device", "cpu"],
+            "--device: 'cpu' is not accepted; it takes cuda or cuda:N; with TRITON_INTERP",
+        ),
         ("execution", ["nowhere"], "nowhere: is not a run folder"),
         ("sparse", ["--ticket", "t.safetensors"], "--ticket: 't.safetensors' is not accepted; it takes one --network"),
     ],
@@ -129,7 +134,9 @@ def refused(benchmark: str, options: list[str], words: str, capsys: Any) -> None
 def test_the_gpu_suite_runs_in_its_tiny_cpu_mode(tmp_path: Path) -> None:
     done = run("bash", "benchmarks/gpu_suite.sh", str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
-    assert {path.name for path in tmp_path.iterdir()} == {"gpu-tests-cpu.xml", "checkpoints-cpu.json", "cpu"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "gpu-tests-cpu.xml", "gpu-kernel-tests-cpu.xml", "checkpoints-cpu.json", "cpu",
+    }  # fmt: skip
     _check_checkpoints(json.loads((tmp_path / "checkpoints-cpu.json").read_text()))
     parts = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "cpu").iterdir()}
     summary = parts.pop("summary")

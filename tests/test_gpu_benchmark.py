@@ -11,6 +11,7 @@ import pytest
 import torch
 from lthfunc_benchmarks import floors, gpu
 from lthfunc_benchmarks.graphed import graphed, those_that_run
+from lthfunc_benchmarks.kernels import KERNEL
 from lthfunc_benchmarks.records import FLOPS, MOVED
 from lthfunc_cli.main import main
 from pretended import Machine
@@ -56,6 +57,19 @@ def test_the_summary_compares_like_with_like() -> None:
     assert (launched["ours"], launched["over peer"], launched["of the card's FLOP/s"]) == (100.0, 0.5, 0.2)
     alone = found["1 side by side", 1]
     assert (alone["peer"], alone["over peer"], alone["of floor"]) == (None, None, None)
+
+
+def test_kernels_are_summed_up_beside_what_pytorch_makes_of_the_same() -> None:
+    given = {"network": "masked_adam 300×784, K = 64", "unit": "calls/s"}
+    found = [
+        rates("lthfunc, kernel", 600.0, **given), rates("compiled", 400.0, **given),
+        rates("FLOPs at peak rate", 2400.0, **given), rates("bytes at reading rate", 1200.0, **given),
+        rates("lthfunc, engine", 900.0, **given),
+    ]  # fmt: skip
+    (line,) = gpu.summary(found)
+    assert (line["variant"], line["peer"], line["over peer"], line["unit"]) == (KERNEL, "compiled", 1.5, "calls/s")
+    assert (line["of the card's FLOP/s"], line["of the card's bytes/s"], line["floor"]) == (0.25, 0.5, None)
+    assert {part.arguments[2] for part in gpu.parts_on("cuda") if part.arguments[0] == "kernels"} == {"fp32", "bf16"}
 
 
 class Clock:

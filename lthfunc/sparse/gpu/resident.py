@@ -47,18 +47,19 @@ class Resident(NamedTuple):
     """K networks, packed for `resident_steps`.
 
     values, and each of moments: float32 (K, size), biases and then survivors, padded with zeros. lists: where survivors
-    are. table: int32 (layers, 6), what the kernel is told of layers. schedule: float32 (K, steps), rates. powers:
-    float64 (K, 2), Adam's betas to the power of the step that comes next. steps: how many each has taken.
-    numbers: the optimiser's. states: what the networks were when packed.
+    are. table: int32 (layers, 6), what the kernel is told of layers, and shapes: (inputs, outputs) of each. schedule:
+    float32 (K, steps), rates. powers: float64 (K, 2), Adam's betas to the power of the step that comes next. steps:
+    int64 (K,), how many each has taken. numbers: the optimiser's. states: what the networks were when packed.
     """
 
     values: Tensor
     moments: tuple[Tensor, ...]
     lists: Lists
     table: Tensor
+    shapes: tuple[tuple[int, int], ...]
     schedule: Tensor
     powers: Tensor
-    steps: tuple[int, ...]
+    steps: Tensor
     numbers: SGDNumbers | AdamNumbers
     states: tuple[TrainState, ...]
 
@@ -92,9 +93,10 @@ def pack_resident(states: Sequence[TrainState], optimizer: Optimizer) -> Residen
         tuple(_vectors(states, trees, table) for trees in moments),
         lists,
         table,
+        tuple(shapes),
         torch.stack([torch.cat([each, each[-1:].expand(longest - len(each))]) for each in rates]).float(),
         torch.stack([each.to(rates[0].device) for each in powers]),
-        tuple(int(state.step) for state in states),
+        torch.stack([state.step for state in states]),
         optimizer.numbers,
         tuple(state._replace(opt=opt) for state, opt in zip(states, opts, strict=True)),
     )
@@ -103,7 +105,7 @@ def pack_resident(states: Sequence[TrainState], optimizer: Optimizer) -> Residen
 def unpack_resident(resident: Resident) -> list[TrainState]:
     """The networks' states again: dense leaves, zeros where weights were pruned, moments too."""
     found = []
-    for network, (state, step) in enumerate(zip(resident.states, resident.steps, strict=True)):
+    for network, (state, step) in enumerate(zip(resident.states, resident.steps.unbind(), strict=True)):
         params = _trees(resident.values[network], state, resident.table)
         moments = [_trees(each[network], state, resident.table) for each in resident.moments]
         opt = state.opt
@@ -114,7 +116,7 @@ def unpack_resident(resident: Resident) -> list[TrainState]:
             opt = AdamState(opt.schedule, moments[0], moments[1], powers.clone(), corrections)
         else:
             opt = SGDState(opt.schedule, moments[0] if moments else ())
-        found.append(state._replace(params=params, opt=opt, step=torch.full_like(state.step, step)))
+        found.append(state._replace(params=params, opt=opt, step=step.clone()))
     return found
 
 
@@ -124,7 +126,8 @@ def resident_steps(resident: Resident, x: Tensor, y: Tensor) -> tuple[Resident, 
     x: float32 (steps, n, inputs), one batch for each step, the same for all networks, or (K, steps, n, inputs), each
     network's own; inputs may have more dimensions. y: int64 (steps, n) or (K, steps, n), classes. n is at most 1024.
 
-    Returns (the networks after these steps, their losses, float32 (K, steps)); no argument changes. The update is
+    Returns (the networks after these steps, their losses, float32 (K, steps)); no argument changes. The host waits for
+    nothing, so that a CUDA graph may hold it. The update is
     `lf.sgd`'s, `lf.adam`'s or `lf.adamw`'s, formula for formula; sums are in float32, in an order of their own (a
     row's survivors one after the other), always the same. So it equals the CPU's sparse engine within rounding.
     Raises UserError for shapes, types or devices that don't go together, and where Triton is not installed.
@@ -135,8 +138,8 @@ def resident_steps(resident: Resident, x: Tensor, y: Tensor) -> tuple[Resident, 
     """
     kernel = kernels("resident").steps
     launching.check_device("resident_steps", x)
-    networks, layers = len(resident.values), len(resident.table)
-    inputs, classes = int(resident.table[0, 0]), int(resident.table[-1, 1])
+    networks, layers = len(resident.values), len(resident.shapes)
+    inputs, classes = resident.shapes[0][0], resident.shapes[-1][1]
     lead = tuple(y.shape[:-2])
     if y.ndim < 2 or lead not in ((), (networks,)):
         raise UserError(f"y: takes (steps, n) or ({networks}, steps, n), not {tuple(y.shape)}")
@@ -152,7 +155,7 @@ def resident_steps(resident: Resident, x: Tensor, y: Tensor) -> tuple[Resident, 
     values = resident.values.clone()
     moments = tuple(each.clone() for each in resident.moments)
     mean, variance = (*moments, values, values)[:2]
-    features, size = int(resident.table[:, 1].sum()), values.shape[1]
+    features, size = sum(outputs for _, outputs in resident.shapes), values.shape[1]
     losses, gradients = values.new_empty(networks, count), torch.zeros_like(values)
     outputs, grads = values.new_empty(2, networks, features * lanes)
     rates, powers = _rates(resident, count)
@@ -175,8 +178,7 @@ def resident_steps(resident: Resident, x: Tensor, y: Tensor) -> tuple[Resident, 
             block_classes=1 << (classes - 1).bit_length(), block_update=_UPDATED,
             num_warps=_WARPS, num_stages=1, maxnreg=_REGISTERS,
         )  # fmt: skip
-    taken = tuple(step + count for step in resident.steps)
-    return resident._replace(values=values, moments=moments, powers=powers, steps=taken), losses
+    return resident._replace(values=values, moments=moments, powers=powers, steps=resident.steps + count), losses
 
 
 def _shapes(state: TrainState) -> list[tuple[int, int]]:
@@ -248,13 +250,12 @@ def _trees(vector: Tensor, state: TrainState, table: Tensor) -> dict[str, Tensor
 def _rates(resident: Resident, count: int) -> tuple[Tensor, Tensor]:
     """(float32 (K, count, 3): each step's rate, that times Adam's first correction, the second; the powers then)."""
     schedule, powers = resident.schedule, resident.powers
-    device = schedule.device
-    ahead = torch.tensor(resident.steps, device=device)[:, None] + torch.arange(count, device=device)
+    ahead = resident.steps[:, None] + torch.arange(count, device=schedule.device)
     rate = schedule.gather(1, ahead.clamp(max=schedule.shape[1] - 1))
     if not isinstance(resident.numbers, AdamNumbers):
         return torch.stack([rate, rate, rate], -1), powers
-    betas = torch.tensor(resident.numbers.betas, dtype=torch.float64, device=device)
+    betas = (torch.full_like(powers[:, :1], beta).expand(-1, count) for beta in resident.numbers.betas)
     # One power after the other, as steps taken one by one have them.
-    each = torch.cat([powers[:, None], betas.expand(len(powers), count, 2)], 1).cumprod(1)
+    each = torch.cat([powers[:, None], torch.stack(list(betas), -1)], 1).cumprod(1)
     first, second = 1 / (1 - each[:, :-1, 0]), 1 / (1 - each[:, :-1, 1]).sqrt()
     return torch.stack([rate, rate * first.float(), second.float()], -1), each[:, -1]
