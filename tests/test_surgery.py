@@ -13,13 +13,20 @@ from lthfunc.errors import UserError
 ROWS, COLUMNS = 16, 32
 
 
-def published(weight: Tensor, hessian: Tensor, density: float, block: int) -> tuple[Tensor, Tensor]:
-    """Frantar & Alistarh 2023, alg. 1, with the dead inputs of their code; without damping. (weights, mask)."""
-    w, hessian = weight.clone(), hessian.clone()
+def published(
+    weight: Tensor, hessian: Tensor, density: float, block: int, damping: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Frantar & Alistarh 2023, alg. 1, with the dead inputs and the damping of their code. (weights, mask).
+
+    The damping is a share of the diagonal's mean before dead inputs get their 1.
+    """
+    w, damp = weight.clone(), damping * hessian.diagonal().mean()
+    hessian = hessian.clone()
     for column in range(len(hessian)):
         if hessian[column, column] == 0:
             hessian[column, column] = 1
             w[:, column] = 0
+    hessian += damp * torch.eye(len(hessian), dtype=hessian.dtype)
     upper = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(hessian)), upper=True)
     mask = torch.ones_like(w, dtype=torch.bool)
     for first in range(0, w.shape[1], block):
@@ -49,13 +56,24 @@ def error(state: lf.TrainState, after: lf.TrainState, x: Tensor) -> float:
     return float(((x @ (weight - new).T) ** 2).sum() / ((x @ weight.T) ** 2).sum())
 
 
+@pytest.mark.parametrize("damping", [0.0, 0.01, 0.5])
 @pytest.mark.parametrize("dead", [[], [0, 3, 17, 20, 21]])
-def test_it_is_the_published_algorithm(dead: list[int]) -> None:
+def test_it_is_the_published_algorithm(dead: list[int], damping: float) -> None:
     state, x, moments = case(dead)
-    after = lf.sparsegpt(moments, 0.5, block=16, damping=0.0)(state)
-    weight, mask = published(state.params["0.weight"], x.T @ x / len(x), 0.5, 16)
+    after = lf.sparsegpt(moments, 0.5, block=16, damping=damping)(state)
+    weight, mask = published(state.params["0.weight"], x.T @ x / len(x), 0.5, 16, damping)
     assert torch.equal(after.masks["0.weight"], mask)
     torch.testing.assert_close(after.params["0.weight"], weight)
+
+
+def test_the_unit_of_inputs_makes_no_difference() -> None:
+    """The default damping is a hundredth of their mean square."""
+    state, x, moments = case([2])
+    after = lf.sparsegpt(moments, 0.5)(state)
+    assert lf.same_bits(after, lf.sparsegpt(moments, 0.5, damping=0.01)(state))
+    other = lf.sparsegpt({"0.weight": moments["0.weight"] * 1e6}, 0.5)(state)
+    assert torch.equal(other.masks["0.weight"], after.masks["0.weight"])
+    torch.testing.assert_close(other.params["0.weight"], after.params["0.weight"])
 
 
 def test_weights_on_inputs_that_are_always_zero_go_first() -> None:
