@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -86,17 +87,18 @@ def _energy(
         "round": found.number, "seed": found.seed, "device": device, **given, "form": program.report.form,
         "source": source.how, "country": source.country, "assumed": source.assumed, "formats": measured_values(amounts),
     }  # fmt: skip
-    keep_measurement(run, "energy", device, item)
-    if wants_json:
-        import json
+    with ExitStack() as afterwards:  # shown first: a run may lie where nothing can be written
+        afterwards.callback(keep_measurement, run, "energy", device, item)
+        if wants_json:
+            import json
 
-        print(json.dumps({"run": str(run), **item}, indent=2))
-        return
-    console = screen()
-    console.print(headline(found), highlight=False)
-    console.print(source.words, highlight=False)
-    console.print()
-    console.print(inference_table(item))
+            print(json.dumps({"run": str(run), **item}, indent=2))
+            return
+        console = screen()
+        console.print(headline(found), highlight=False)
+        console.print(source.words, highlight=False)
+        console.print()
+        console.print(inference_table(item))
 
 
 def breakeven(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -101,34 +102,35 @@ def _specialize(
     report = program.report
     about = {"round": found.number, "seed": found.seed, "test_accuracy": reached, "masked_test_accuracy": masked}
     item = {**about, **_as_json(report)}
-    keep_measurement(run, "execution", device, item)
-    if wants_json:
-        import json
+    with ExitStack() as afterwards:  # shown first: a run may lie where nothing can be written
+        afterwards.callback(keep_measurement, run, "execution", device, item)
+        if wants_json:
+            import json
 
-        print(json.dumps({"run": str(run), **item}, indent=2))
-        return
-    from lthfunc.reports.execution import cost_lines, form_table, layer_cost_table
+            print(json.dumps({"run": str(run), **item}, indent=2))
+            return
+        from lthfunc.reports.execution import cost_lines, form_table, layer_cost_table
 
-    from .console import screen
+        from .console import screen
 
-    console = screen()
-    console.print(headline(found), highlight=False)
-    console.print()
-    table = form_table(report)
-    if table is not None:
-        console.print(table)
+        console = screen()
+        console.print(headline(found), highlight=False)
         console.print()
-    console.print(layer_cost_table(report))
-    console.print()
-    for line in cost_lines(report):
-        console.print(line, highlight=False)
-    console.print(
-        f"{report.form}: test accuracy {100 * reached:.2f} % (masked {100 * masked:.2f} %), outputs within "
-        f"{report.difference:.1e} of the largest",
-        highlight=False,
-    )
-    for name, reason in report.left_out.items():
-        console.print(f"not {name}: {reason}", style="dim", highlight=False)
+        table = form_table(report)
+        if table is not None:
+            console.print(table)
+            console.print()
+        console.print(layer_cost_table(report))
+        console.print()
+        for line in cost_lines(report):
+            console.print(line, highlight=False)
+        console.print(
+            f"{report.form}: test accuracy {100 * reached:.2f} % (masked {100 * masked:.2f} %), outputs within "
+            f"{report.difference:.1e} of the largest",
+            highlight=False,
+        )
+        for name, reason in report.left_out.items():
+            console.print(f"not {name}: {reason}", style="dim", highlight=False)
 
 
 def export(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Callable
 from typing import Any
@@ -247,3 +248,34 @@ def test_a_damaged_file_of_measurements_is_measured_again(tmp_path: Any) -> None
 def test_values_that_fill_a_page_are_not_printed() -> None:
     with pytest.raises(UserError, match=r"sparse\.fixed: a TrainState is not accepted"):
         lf.break_even(lf.Costs(START, [1.0]), lf.Costs([1.0], [1.0]))  # type: ignore[arg-type]
+
+
+def test_what_cannot_be_kept_is_measured_again(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a home that takes no files; one that was asked for is another thing."""
+    from lthfunc.execution.tuning import Tunings, tunings_file
+
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("LTHFUNC_CACHE", str(tmp_path / "file" / "folder"))
+    Tunings(tunings_file()).put({"a": 0.5})
+    with pytest.raises(OSError, match="file"):
+        Tunings(tmp_path / "file" / "mine.json").put({"a": 0.5})
+
+
+def test_what_was_measured_is_shown_where_it_cannot_be_kept(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """A run on a disk that takes no more files, say."""
+    from lthfunc_cli.main import main
+
+    from lthfunc.runs import measurements
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", "measured.jsonl")
+
+    run = str(tmp_path / "run")
+    assert main(["prune", "--rounds", "1", "--steps", "2", "--eval-every", "1", "--out", run]) == 0
+    monkeypatch.setattr(measurements, "keep_measurement", full)
+    assert main(["specialize", run, "--format", "dense"]) == 3
+    told = capsys.readouterr()
+    assert "dense: test accuracy" in told.out
+    assert "measured.jsonl: Read-only file system" in told.err

@@ -68,7 +68,7 @@ def test_it_is_the_published_algorithm(dead: list[int], damping: float) -> None:
 
 def test_the_unit_of_inputs_makes_no_difference() -> None:
     """The default damping is a hundredth of their mean square."""
-    state, x, moments = case([2])
+    state, _, moments = case([2])
     after = lf.sparsegpt(moments, 0.5)(state)
     assert lf.same_bits(after, lf.sparsegpt(moments, 0.5, damping=0.01)(state))
     other = lf.sparsegpt({"0.weight": moments["0.weight"] * 1e6}, 0.5)(state)

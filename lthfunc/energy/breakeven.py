@@ -70,7 +70,7 @@ def break_even(sparse: Costs, dense: Costs) -> BreakEven:
             raise ArgumentError(f"break_even: {side} must be Costs, not {described(costs)}")
         for part, values in (("fixed", costs.fixed), ("each", costs.each)):
             if not KINDS["Sequence[float]"].fits(values) or len(values) == 0:
-                raise invalid(f"{side}.{part}", values, "a list of one finite number or more")
+                raise invalid(f"{side}.{part}", values, "one finite number or more")
     if (sparse.paired or dense.paired) and len(sparse.fixed) != len(dense.fixed):
         raise invalid("paired", True, f"as many replicates of both, not {len(sparse.fixed)} and {len(dense.fixed)}")
     extra = _difference(sparse.fixed, dense.fixed, paired=sparse.paired or dense.paired)

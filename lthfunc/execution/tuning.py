@@ -38,9 +38,14 @@ class Tunings:
         self._known |= found
         if self._path is None:
             return
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        others = Tunings(self._path)._known
-        write_atomically(self._path, (json.dumps(others | self._known, indent=0) + "\n").encode())
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            others = Tunings(self._path)._known
+            write_atomically(self._path, (json.dumps(others | self._known, indent=0) + "\n").encode())
+        except OSError:
+            if self._path != tunings_file():  # a file that was asked for
+                raise
+            # A home that takes no files only means that the same will be measured again.
 
 
 def _read(path: Path) -> dict[str, float]:
