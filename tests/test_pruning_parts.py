@@ -18,6 +18,7 @@ from lthfunc.sparsify.checks import checked_allocation, checked_selection
 from lthfunc.sparsify.densities import at_densities, by_rate, cubic, geometric, one_shot, periodic
 from lthfunc.sparsify.distances import collapsed, mask_distance, mask_overlap
 from lthfunc.sparsify.regrowth import cosine_share, dropped, exchanged, regrown
+from lthfunc.sparsify.scores import checked
 from lthfunc.sparsify.structures import as_matrix, from_matrix, has_blocks, has_n_of_m, has_units
 from lthfunc.sparsify.surgery import best_of_block
 from lthfunc.trees.ops import Count
@@ -136,9 +137,11 @@ def test_own_counts_and_masks_are_held_to_the_layers() -> None:
     def fails(*given: Any) -> Any:
         raise ValueError("no luck")
 
-    for kind, checked in (("allocate", checked_allocation(fails)), ("select", checked_selection(fails))):
+    for kind, function in (("allocate", checked_allocation(fails)), ("select", checked_selection(fails))):
         with pytest.raises(UserError, match=f"^{kind}: 'fails' .*no luck"):
-            checked(scores, masks, 0.5)  # type: ignore[arg-type]
+            function(scores, masks, 0.5)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"^score: 'fails' .*no luck"):
+        checked(fails)(scores, masks)
     assert checked_allocation(lf.globally) is lf.globally
     assert checked_selection(lf.unstructured) is lf.unstructured
 
