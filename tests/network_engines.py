@@ -19,6 +19,7 @@ from lthfunc.compacting.engine import compact_engine
 from lthfunc.compacting.network import compact
 from lthfunc.errors import UserError
 from lthfunc.training.engines import compiled, tracing
+from lthfunc.training.engines.table import ENGINES
 from lthfunc.training.loop import take_steps
 from lthfunc.training.trainer import make_trainer, measure
 from lthfunc.trees.model import apply_evaluating
@@ -185,10 +186,13 @@ def outputs_off(outputs: Tensor, near: Tensor, true: Tensor) -> Iterator[str]:
         yield f"outputs are {off:.3g} off (eager: {usual:.3g}), of up to {float(true.abs().max()):.3g}"
 
 
-def held(
-    network: Network, tally: Tally, *, compiling: bool = False, interpreting: bool = True, inferring: bool = True
-) -> list[str]:
-    """Hold all engines to the eager one; the faults found."""
+def training_alone(make: Any) -> Any:
+    """An engine whose networks the eager one evaluates: half of the traces are of evaluations."""
+    return lambda work: make(work)._replace(measure=ENGINES["eager"](work).measure)
+
+
+def held(network: Network, tally: Tally, *, compiling: bool = False, inferring: bool = True) -> list[str]:
+    """Hold all engines to the eager one; the faults found. inferring: in evaluation as well."""
     model, start, data = beginning(network)
     wide = data._replace(**{part: double(getattr(data, part)) for part in ("train", "val", "test")})
     doubled = start._replace(params=double(start.params), buffers=double(start.buffers))
@@ -209,9 +213,11 @@ def held(
         except Exception:
             faults.append(f"{name}: {traceback.format_exc()}")
 
-    engines: dict[str, Any] = {"sparse": lf.sparse_engine, "compact": compact_engine("eager")}
-    if interpreting:
-        engines["compile, interpreted"] = interpreted
+    engines: dict[str, Any] = {
+        "sparse": lf.sparse_engine, "compact": compact_engine("eager"), "compile, interpreted": interpreted,
+    }  # fmt: skip
+    if not inferring:
+        engines = {name: training_alone(make) for name, make in engines.items()}
     if compiling:
         engines["compile"] = "compile"
     for name, engine in engines.items():
