@@ -112,8 +112,8 @@ def _usage(cubin: bytes) -> tuple[int, int]:
     return found["REG"], found["STACK"] + found["LOCAL"]
 
 
-#: K networks, examples, outputs and inputs of LeNet-300-100's first layer.
-_SIZES = (2, 60, 300, 784)
+#: K networks, examples, outputs and inputs: of LeNet-300-100's first layer, and of less than a tile.
+_LARGE, _SMALL = (2, 60, 300, 784), (2, 7, 10, 33)
 
 
 def calls() -> Iterator[tuple[str, Callable[[], Any]]]:
@@ -121,15 +121,19 @@ def calls() -> Iterator[tuple[str, Callable[[], Any]]]:
     for name, dtype in DTYPES.items():
         for precision in launching.PRECISIONS if name == "float32" else ("ieee",):
             kind = f"{name} {precision}"
-            yield f"masked_adam {kind}", _adam(dtype, precision, False, lf.adam(0.1))
-            yield f"masked_adam relu decoupled {kind}", _adam(dtype, precision, True, lf.adamw(0.1))
-            yield f"masked_adam decay {kind}", _adam(dtype, precision, False, lf.adam(0.1, weight_decay=0.1))
-            yield f"masked_linear {kind}", _linear(dtype, dtype, precision, False)
-            yield f"masked_linear relu {kind}", _linear(dtype, dtype, precision, True)
+            yield f"masked_adam {kind}", _adam(_LARGE, dtype, precision, False, lf.adam(0.1))
+            yield f"masked_adam relu decoupled {kind}", _adam(_LARGE, dtype, precision, True, lf.adamw(0.1))
+            yield (
+                f"masked_adam decay small {kind}",
+                _adam(_SMALL, dtype, precision, False, lf.adam(0.1, weight_decay=0.1)),
+            )
+            yield f"masked_linear {kind}", _linear(_LARGE, dtype, dtype, precision, False)
+            yield f"masked_linear relu {kind}", _linear(_LARGE, dtype, dtype, precision, True)
+            yield f"masked_linear relu small {kind}", _linear(_SMALL, dtype, dtype, precision, True)
             for size in SIZES:
                 yield f"block_linear {size} {kind}", _blocks(dtype, size, precision)
             if dtype != torch.float32:
-                yield f"masked_linear relu float32 {kind}", _linear(dtype, torch.float32, precision, True)
+                yield f"masked_linear relu float32 {kind}", _linear(_LARGE, dtype, torch.float32, precision, True)
 
     for name, optimizer in (
         ("adam", lf.adam(0.1)),
@@ -141,8 +145,10 @@ def calls() -> Iterator[tuple[str, Callable[[], Any]]]:
         yield f"resident {name}", _resident(optimizer)
 
 
-def _adam(dtype: torch.dtype, precision: Any, relu: bool, optimizer: lf.Optimizer) -> Callable[[], Any]:
-    k, n, outputs, inputs = _SIZES
+def _adam(
+    sizes: tuple[int, int, int, int], dtype: torch.dtype, precision: Any, relu: bool, optimizer: lf.Optimizer
+) -> Callable[[], Any]:
+    k, n, outputs, inputs = sizes
     x, grad = torch.empty(k, n, inputs, dtype=dtype), torch.empty(k, n, outputs, dtype=dtype)
     weight, bits = torch.empty(k, outputs, inputs), torch.empty(k, outputs, words(inputs), dtype=torch.int32)
     numbers = (torch.empty(()), torch.empty(2), optimizer.numbers)
@@ -150,8 +156,10 @@ def _adam(dtype: torch.dtype, precision: Any, relu: bool, optimizer: lf.Optimize
     return lambda: masked_adam(x, grad, bits, weight, weight, weight, *numbers, gate=gate, precision=precision)  # type: ignore[arg-type]
 
 
-def _linear(dtype: torch.dtype, kept: torch.dtype, precision: Any, relu: bool) -> Callable[[], Any]:
-    k, n, outputs, inputs = _SIZES
+def _linear(
+    sizes: tuple[int, int, int, int], dtype: torch.dtype, kept: torch.dtype, precision: Any, relu: bool
+) -> Callable[[], Any]:
+    k, n, outputs, inputs = sizes
     x, weight = torch.empty(k, n, inputs, dtype=dtype), torch.empty(k, outputs, inputs, dtype=kept)
     bits, bias = torch.empty(k, outputs, words(inputs), dtype=torch.int32), torch.empty(k, outputs, dtype=kept)
 

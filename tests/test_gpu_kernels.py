@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import subprocess
@@ -43,6 +44,17 @@ def test_the_interpreter_agrees_with_float64() -> None:
     assert int(passed[1]) > 10 * len(CASES)
 
 
+def test_a_card_runs_every_case() -> None:
+    """All of them are collected there: none hides another of its name."""
+    import test_gpu_kernels_on_card as on_card
+
+    files = {name.removesuffix(".py") for name in CASES} - {"cases_benchmark"}  # which a card runs as it is
+    assert files == set(on_card.CASES)
+    for file in files:
+        for name, case in vars(importlib.import_module(file)).items():
+            assert not name.startswith("test_") or getattr(on_card, name) is case, f"{file}: {name}"
+
+
 @pytest.fixture
 def folder_of_triton(tmp_path: Path) -> Iterator[None]:
     """What Triton keeps goes into a folder of the test."""
@@ -57,8 +69,8 @@ def folder_of_triton(tmp_path: Path) -> Iterator[None]:
 ASSEMBLED = [
     ("masked_adam relu decoupled float32 ieee", 80, ""),
     ("masked_adam bfloat16 ieee", 90, "wgmma.mma_async"),
-    ("masked_adam decay float16 ieee", 100, "tcgen05.mma"),
-    ("masked_linear relu bfloat16 ieee", 80, "mma.sync"),
+    ("masked_adam float16 ieee", 100, "tcgen05.mma"),
+    ("masked_linear relu small bfloat16 ieee", 80, "mma.sync"),
     ("masked_linear relu float32 ieee", 90, ""),
     ("masked_linear relu float32 tf32", 100, "tcgen05.mma"),
     ("block_linear 128 float32 ieee", 80, ""),

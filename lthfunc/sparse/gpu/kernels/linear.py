@@ -54,13 +54,15 @@ def input_gradient(
     total = tl.zeros((block_examples, block_columns), dtype=tl.float32)
     for start in range(0, outputs, block_rows):
         rows = start + tl.arange(0, block_rows)
-        left = mask_tile(bits, rows, columns, outputs, inputs, words)
-        w = number_tile(weight, rows, columns, outputs, inputs, inputs)
-        w = tl.where(left, w, 0.0).to(grad.dtype.element_ty)
+        # Turned over as it is read: Triton 3.6 fails on masked factors that go into a product as they are.
+        there = (rows[None, :] < outputs) & (columns[:, None] < inputs)
+        word = tl.load(bits + rows[None, :] * words + columns[:, None] // 32, mask=there, other=0)
+        w = tl.load(weight + rows.to(tl.int64)[None, :] * inputs + columns[:, None], mask=there, other=0.0)
+        w = tl.where(((word >> (columns[:, None] % 32)) & 1) != 0, w, 0.0).to(grad.dtype.element_ty)
         here = number_tile(grad, n, rows, examples, outputs, grad_row)
         if relu:
             here = gated(here, number_tile(y, n, rows, examples, outputs, grad_row))
-        total = plus_product(total, here, w, precision, wide)
+        total = plus_product(total, here, tl.trans(w), precision, wide)
     store_tile(grad_x + network * examples * inputs, total, n, columns, examples, inputs, inputs)
 
 
