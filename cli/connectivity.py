@@ -8,13 +8,16 @@ from typing import Annotated, Any
 import typer
 
 from lthfunc.errors import UserError
+from lthfunc.experiments.config import SETTINGS, Config, to_mapping
 
 from . import options as o
 from .console import say
 from .experiment import settings_of
 
 
+@o.with_settings("connectivity")
 def connectivity(
+    *,
     at: Annotated[
         list[int] | None,
         typer.Option(
@@ -28,34 +31,9 @@ def connectivity(
         str | None,
         typer.Option("--run", metavar="RUN", help="Take the settings of this run, and keep what is found in it."),
     ] = None,
-    arch: o.Arch = None,
-    arch_option: o.ArchOption = None,
-    weights: o.Weights = None,
-    dataset: o.DataSet = None,
-    dataset_option: o.DataSetOption = None,
-    skip_broken: o.SkipBroken = None,
-    data_dir: o.DataDir = None,
+    given: o.Given,
     recipe: o.Recipe = None,
     config: o.ConfigFile = None,
-    epochs: o.Epochs = None,
-    steps: o.Steps = None,
-    batch_size: o.BatchSize = None,
-    optimizer: o.OptimizerName = None,
-    lr: o.Lr = None,
-    lr_final: o.LrFinal = None,
-    momentum: o.Momentum = None,
-    weight_decay: o.WeightDecay = None,
-    schedule: o.ScheduleName = None,
-    warmup: o.Warmup = None,
-    augment: o.Augment = None,
-    loss: o.LossName = None,
-    label_smoothing: o.LabelSmoothing = None,
-    metric: o.MetricName = None,
-    seed: o.Seed = None,
-    replicates: o.Replicates = None,
-    device: o.Device = None,
-    engine: o.Engine = None,
-    threads: o.Threads = None,
     trust: o.Trust = False,
     plot: Annotated[str | None, typer.Option("--plot", metavar="FILE", help="Draw errors and barriers here.")] = None,
     json: o.Json = False,
@@ -64,36 +42,32 @@ def connectivity(
 
     A network without a barrier on it is stable from step K on (Frankle et al. 2020).
     """
-    given: dict[str, Any] = dict(locals())
-    for name in ("at", "points", "run", "plot", "json"):
-        del given[name]
-    settings = settings_of("train", given) if run is None else _settings_of_run(Path(run), given)
+    if run is None:
+        settings = settings_of("train", given, recipe, config, trust=trust)
+    else:
+        others = [name for name, value in (("recipe", recipe), ("config", config)) if value is not None]
+        settings = _settings_of_run(Path(run), given, others, trust=trust)
     _run(settings, at or [0], points, plot, run, wants_json=json)
 
 
-def _settings_of_run(run: Path, given: dict[str, Any]) -> Any:
-    """A run's settings, without its pruning. Raises UserError where others are typed."""
+def _settings_of_run(run: Path, given: o.Given, others: list[str], *, trust: bool) -> Config:
+    """A run's settings, without its pruning. Raises UserError where others are typed that say what it is."""
     from dataclasses import replace
 
-    from lthfunc.experiments.config import to_mapping
     from lthfunc.experiments.trust import check_trust
     from lthfunc.runs.folder import whole_run
 
-    free = ("data_dir", "threads", "trust")
-    typed = [name for name, value in given.items() if name not in free and value not in (None, [])]
+    typed = [*(name for name in given if SETTINGS[name].is_difference), *others]
     if typed:
         raise UserError(f"--run and --{typed[0].replace('_', '-')}: the run's settings are taken; give one of them")
     config = whole_run(run).config
-    named = {"data_dir"} if given["data_dir"] is not None else set()
-    check_trust(to_mapping(config), run, trusted=given["trust"], typed=named)
-    kept = {name: given[name] for name in ("data_dir", "threads") if given[name] is not None}
-    return replace(config, rounds=0, control=(), density=None, densities=None, energy=False, country=None, **kept)
+    check_trust(to_mapping(config), run, trusted=trust, typed=given)
+    return replace(config, rounds=0, control=(), density=None, densities=None, energy=False, country=None, **given)
 
 
-def _run(config: Any, at: list[int], points: int, plot: str | None, run: str | None, *, wants_json: bool) -> None:
+def _run(config: Config, at: list[int], points: int, plot: str | None, run: str | None, *, wants_json: bool) -> None:
     import json
 
-    from lthfunc.experiments.config import to_mapping
     from lthfunc.experiments.connectivity import instability
     from lthfunc.experiments.plan import prepare
     from lthfunc.reports.connectivity import barrier_plot, barrier_rows, barrier_table

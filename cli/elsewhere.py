@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lthfunc.errors import UserError
+from lthfunc.experiments.config import SETTINGS
 from lthfunc.remote import is_remote
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from lthfunc.runs.trainings import Watcher
 
 #: Options whose addresses are no run's.
-_OTHERS = ("--data-dir", "--dataset", "--dataset-option", "--weights", "--config", "--on", "--loss", "--metric")
+_OTHERS = {"--config", *(setting.option for setting in SETTINGS.values())}
 #: Commands that write a folder; what others write is a file.
 _RUNS = ("prune", "train", "resume", "branch", "transfer", "sweep")
 #: What is being worked on here: its folder, and what sends it.

@@ -17,8 +17,10 @@ from .console import put, say
 from .execution import AllThreads, ExamplesAtOnce, Round, RunSeed, check_batch, check_least, headline
 
 
+@o.with_settings("energy")
 def energy(
     run: Annotated[str, typer.Argument(help="The run's folder.")],
+    given: o.Given,
     samples: Annotated[
         int, typer.Option("--samples", parser=o.whole, metavar="N", help="Examples that each format runs through.")
     ] = 100_000,
@@ -28,11 +30,8 @@ def energy(
     batch_size: ExamplesAtOnce = 64,
     number: Round = None,
     seed: RunSeed = None,
-    country: o.Country = None,
-    data_dir: o.DataDir = None,
-    trust: o.Trust = False,
-    device: o.Device = None,
     threads: AllThreads = None,
+    trust: o.Trust = False,
     json: o.Json = False,
 ) -> None:
     """Meter inference of a run's ticket: the dense network, the masked one and the fastest program, in turn.
@@ -42,13 +41,13 @@ def energy(
     check_least(
         ("--samples", samples, 1), ("--repeats", repeats, 2), ("--batch-size", batch_size, 1), ("--threads", threads, 1)
     )  # fmt: skip
-    given = {"samples": samples, "repeats": repeats, "batch_size": batch_size}
-    _energy(Path(run), number, seed, country, data_dir, trust, device or "auto", threads, given, wants_json=json)
+    counts = {"samples": samples, "repeats": repeats, "batch_size": batch_size}
+    _energy(Path(run), number, seed, given, counts, threads, trust=trust, wants_json=json)
 
 
 def _energy(
-    run: Path, number: int | str | None, seed: int | None, country: str | None, data_dir: str | None, trust: bool,
-    device: str, threads: int | None, given: dict[str, int], *, wants_json: bool,
+    run: Path, number: int | str | None, seed: int | None, given: o.Given, counts: dict[str, int],
+    threads: int | None, *, trust: bool, wants_json: bool,
 ) -> None:  # fmt: skip
     from lthfunc.energy.inference import metered_inference, ready_batches
     from lthfunc.energy.meter import check_meter, metering
@@ -63,10 +62,11 @@ def _energy(
 
     from .console import aside, screen
 
+    country = given.get("country")
     check_meter(country)
-    device = choose_device(device)
-    dense, found = tickets_of_run(run, [0, number], seed, data_dir, trusted=trust)
-    batch = given["batch_size"]
+    device = choose_device(given.get("device", "auto"))
+    dense, found = tickets_of_run(run, [0, number], seed, given.get("data_dir"), trusted=trust)
+    batch = counts["batch_size"]
     check_batch(batch, found.data)
     hold_memory()
     amounts: dict[str, list[Any]] = {}
@@ -79,12 +79,12 @@ def _energy(
             "specialised": program,
         }
         with metering(device, country) as meter:
-            for name, amount in metered_inference(programs, batches, given["samples"], given["repeats"], meter):
+            for name, amount in metered_inference(programs, batches, counts["samples"], counts["repeats"], meter):
                 amounts.setdefault(name, []).append(amount)
-                status.update(f"{name}: {len(amounts[name])} of {given['repeats']}")
+                status.update(f"{name}: {len(amounts[name])} of {counts['repeats']}")
             source = meter.source
     item = {
-        "round": found.number, "seed": found.seed, "device": device, **given, "form": program.report.form,
+        "round": found.number, "seed": found.seed, "device": device, **counts, "form": program.report.form,
         "source": source.how, "country": source.country, "assumed": source.assumed, "formats": measured_values(amounts),
     }  # fmt: skip
     with ExitStack() as afterwards:  # shown first: a run may lie where nothing can be written

@@ -34,8 +34,10 @@ RunSeed = Annotated[
 ]
 
 
+@o.with_settings("specialize")
 def specialize(
     run: Annotated[str, typer.Argument(help="The run's folder.")],
+    given: o.Given,
     number: Round = None,
     seed: RunSeed = None,
     format: Annotated[
@@ -48,9 +50,7 @@ def specialize(
         ),
     ] = "auto",
     batch_size: ExamplesAtOnce = 64,
-    data_dir: o.DataDir = None,
     trust: o.Trust = False,
-    device: o.Device = None,
     threads: AllThreads = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Measure again what was measured before.")] = False,
     json: o.Json = False,
@@ -59,14 +59,13 @@ def specialize(
     if format not in FORMATS:
         raise unknown("--format", format, FORMATS)
     check_least(("--batch-size", batch_size, 1), ("--threads", threads, 1))
-    given = {"format": format, "batch_size": batch_size, "fresh": fresh}
-    _specialize(Path(run), number, seed, data_dir, trust, device or "auto", threads, given, wants_json=json)
+    how = {"format": format, "batch_size": batch_size, "fresh": fresh}
+    _specialize(Path(run), number, seed, given, how, threads, trust=trust, wants_json=json)
 
 
 def _specialize(
-    run: Path, number: int | str | None, seed: int | None, data_dir: str | None, trust: bool, device: str,
-    threads: int | None,
-    given: dict[str, Any], *, wants_json: bool,
+    run: Path, number: int | str | None, seed: int | None, given: o.Given, how: dict[str, Any],
+    threads: int | None, *, trust: bool, wants_json: bool,
 ) -> None:  # fmt: skip
     from lthfunc.execution.accuracy import accuracy_of
     from lthfunc.execution.forms import masked_module
@@ -80,25 +79,25 @@ def _specialize(
     from lthfunc.training.threads import using_threads
     from lthfunc.trees.ops import scaled
 
-    device = choose_device(device)
-    found = ticket_of_run(run, number, seed, data_dir, trusted=trust)
+    device = choose_device(given.get("device", "auto"))
+    found = ticket_of_run(run, number, seed, given.get("data_dir"), trusted=trust)
     data = found.data
-    check_batch(given["batch_size"], data)
+    check_batch(how["batch_size"], data)
     hold_memory()
-    with using_threads(threads), _status("measuring" if given["format"] == "auto" else "building"):
-        sample = scaled(data.test.x[: given["batch_size"]], data.scale)
+    with using_threads(threads), _status("measuring" if how["format"] == "auto" else "building"):
+        sample = scaled(data.test.x[: how["batch_size"]], data.scale)
         program = specialize(
             found.ticket,
             found.model,
             sample,
             device,
-            format=given["format"],
+            format=how["format"],
             tunings=tunings_file(),
-            fresh=given["fresh"],
+            fresh=how["fresh"],
         )
         whole = masked_module(found.model, found.ticket, device)
         metric = metric_of_name(found.config, data)
-        reached, masked = (accuracy_of(each, data, given["batch_size"], device, metric) for each in (program, whole))
+        reached, masked = (accuracy_of(each, data, how["batch_size"], device, metric) for each in (program, whole))
     report = program.report
     about = {"round": found.number, "seed": found.seed, "test_accuracy": reached, "masked_test_accuracy": masked}
     item = {**about, **_as_json(report)}
@@ -133,8 +132,10 @@ def _specialize(
             console.print(f"not {name}: {reason}", style="dim", highlight=False)
 
 
+@o.with_settings("export")
 def export(
     run: Annotated[str, typer.Argument(help="The run's folder.")],
+    given: o.Given,
     to: Annotated[
         str,
         typer.Option(
@@ -153,7 +154,6 @@ def export(
         typer.Option("--initial", help="The weights that the round was trained from, instead of its trained ones."),
     ] = False,
     half: Annotated[bool, typer.Option("--half", help="packed: values in 16 bits, which rounds them.")] = False,
-    data_dir: o.DataDir = None,
     trust: o.Trust = False,
     json: o.Json = False,
 ) -> None:
@@ -162,7 +162,9 @@ def export(
         raise unknown("--to", to, TARGETS)
     if half and to != "packed":
         raise invalid("--half", "given", "--to packed with it")
-    _export(Path(run), to, out, number, seed, data_dir, trust, trained=not initial, half=half, wants_json=json)
+    _export(
+        Path(run), to, out, number, seed, given.get("data_dir"), trust, trained=not initial, half=half, wants_json=json
+    )
 
 
 def _export(

@@ -9,18 +9,19 @@ import typer
 
 from lthfunc.errors import UserError
 
+from . import options as o
 from .console import printable, put
-from .options import DataDir, Json, Trust
 
 
+@o.with_settings("info")
 def info(
     run: Annotated[str, typer.Argument(help="A run's folder, or one of its .safetensors files.")],
+    given: o.Given,
     classes: Annotated[
         bool, typer.Option("--classes", help="Also measure each class, on the validation split: dense and ticket.")
     ] = False,
-    data_dir: DataDir = None,
-    trust: Trust = False,
-    json: Json = False,
+    trust: o.Trust = False,
+    json: o.Json = False,
 ) -> None:
     """Show a run's settings and results, or what a ticket file holds."""
     path = Path(run)
@@ -31,7 +32,7 @@ def info(
     elif path.is_dir():
         _show_run(path, wants_json=json)
         if classes and not json:
-            _show_classes(path, data_dir, trust)
+            _show_classes(path, given.get("data_dir"), trust)
     else:
         raise UserError(f"{run}: there is no such folder or file")
 

@@ -23,11 +23,12 @@ datasets = typer.Typer(
 )
 
 
+@o.with_settings("archs")
 def archs(
+    given: o.Given,
     names: Annotated[
         list[str] | None, typer.Argument(help="Which ones, also torchvision:NAME, timm:NAME or your own.")
     ] = None,
-    arch_option: o.ArchOption = None,
     dataset: Annotated[
         str | None, typer.Option("--dataset", help="Count for inputs and classes of a data set of the list.")
     ] = None,
@@ -39,7 +40,7 @@ def archs(
     chosen, size = _input_of(dataset, shape, classes)
     from .counting import counted  # torch is imported here
 
-    found = [counted(name, chosen, size, o.named_values("--arch-option", arch_option or [])) for name in names or ARCHS]
+    found = [counted(name, chosen, size, given.get("arch_option", {})) for name in names or ARCHS]
     if json:
         import json as writer
 
@@ -141,18 +142,17 @@ def list_datasets(context: typer.Context) -> None:
 
 
 @datasets.command("show")
+@o.with_settings("datasets show")
 def show(
     name: Annotated[str, typer.Argument(help="A data set, as --dataset takes it.")],
-    dataset_option: o.DataSetOption = None,
-    skip_broken: o.SkipBroken = None,
-    data_dir: o.DataDir = None,
+    given: o.Given,
     out: Annotated[str | None, typer.Option("--out", help="The picture. \\[default: NAME.png]")] = None,
 ) -> None:
     """Say what a data set holds: where its files lie, its splits, classes and normalisation; and draw its examples."""
-    given = o.named_values("--dataset-option", dataset_option or [])
     from .showing import show_dataset
 
-    show_dataset(name, given, skip_broken=bool(skip_broken), data_dir=data_dir, out=out)
+    options, skip_broken = given.get("dataset_option", {}), given.get("skip_broken", False)
+    show_dataset(name, options, skip_broken=skip_broken, data_dir=given.get("data_dir"), out=out)
 
 
 def recipes() -> None:

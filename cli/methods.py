@@ -15,7 +15,9 @@ from .console import put, say
 from .experiment import settings_of
 
 
+@o.with_settings("methods")
 def methods(
+    *,
     method: Annotated[
         list[str] | None,
         typer.Option(
@@ -25,47 +27,9 @@ def methods(
         ),
     ] = None,
     list_: Annotated[bool, typer.Option("--list", help="Say what the methods are, and end.")] = False,
-    arch: o.Arch = None,
-    arch_option: o.ArchOption = None,
-    weights: o.Weights = None,
-    dataset: o.DataSet = None,
-    dataset_option: o.DataSetOption = None,
-    skip_broken: o.SkipBroken = None,
-    data_dir: o.DataDir = None,
+    given: o.Given,
     recipe: o.Recipe = None,
     config: o.ConfigFile = None,
-    density: o.Density = None,
-    rounds: o.Rounds = None,
-    synflow_rounds: o.SynflowRounds = None,
-    epochs: o.Epochs = None,
-    steps: o.Steps = None,
-    batch_size: o.BatchSize = None,
-    optimizer: o.OptimizerName = None,
-    lr: o.Lr = None,
-    lr_final: o.LrFinal = None,
-    momentum: o.Momentum = None,
-    nesterov: o.Nesterov = None,
-    weight_decay: o.WeightDecay = None,
-    schedule: o.ScheduleName = None,
-    milestone: o.Milestone = None,
-    cycles: o.Cycles = None,
-    warmup: o.Warmup = None,
-    augment: o.Augment = None,
-    prune_only: o.PruneOnly = None,
-    keep: o.Keep = None,
-    loss: o.LossName = None,
-    label_smoothing: o.LabelSmoothing = None,
-    metric: o.MetricName = None,
-    eval_every: o.EvalEvery = None,
-    seed: o.Seed = None,
-    replicates: o.Replicates = None,
-    device: o.Device = None,
-    engine: o.Engine = None,
-    jobs: o.Jobs = None,
-    on: o.On = None,
-    gpu_share: o.GpuShare = None,
-    threads: o.Threads = None,
-    on_nonfinite: o.OnNonfinite = None,
     trust: o.Trust = False,
     out: Annotated[
         str | None,
@@ -79,9 +43,6 @@ def methods(
     json: o.Json = False,
 ) -> None:
     """Train a network by every method of the field to the same density, and compare them in one table."""
-    given: dict[str, Any] = dict(locals())
-    for name in ("method", "list_", "out", "save", "plot", "json"):
-        del given[name]
     if list_:
         for name, about in METHODS.items():
             put(f"{name:27}{about}")
@@ -92,7 +53,7 @@ def methods(
     from lthfunc.experiments.methods.prepare import check_methods
     from lthfunc.runs.execute import check_ray
 
-    resolved = settings_of("methods", given)
+    resolved = settings_of("methods", given, recipe, config, trust=trust)
     check_ray(resolved)
     check_methods(resolved, asked)
     places = (Path(out) if out else None, Path(save) if save else None, Path(plot) if plot else None)

@@ -16,7 +16,7 @@ from typing import Any
 import typer
 
 from lthfunc.errors import invalid
-from lthfunc.experiments.config import Config, from_mapping, is_own, to_mapping
+from lthfunc.experiments.config import SETTINGS, Config, from_mapping, is_own, replaced_by, to_mapping
 from lthfunc.experiments.iterative import Task
 from lthfunc.experiments.plan import Prepared
 from lthfunc.experiments.records import Record, summarize
@@ -46,7 +46,7 @@ from lthfunc.trees.writing import file_name
 
 from .carrying import made_ready, trained
 from .console import say
-from .options import layer_rates, named_values
+from .options import Given
 from .screens import as_json, show_results
 
 
@@ -67,9 +67,7 @@ def new_run(config: Config, command: str, out: str | None, *, wants_json: bool) 
         _run(prepared, command, folder, [], wants_json)
 
 
-def resume_run(
-    run: str, changed: dict[str, Any], trust: bool, *, wants_json: bool, typed: Collection[str] = ()
-) -> None:
+def resume_run(run: str, changed: Given, trust: bool, *, wants_json: bool, typed: Collection[str] = ()) -> None:
     """Go on with an interrupted run; a finished one has its table and pictures made again.
 
     changed: settings that change no result, to be used instead of the run's. typed: those that need no trust, since
@@ -109,15 +107,13 @@ def trial_run(config: Config, folder: Path, again: str) -> list[Record]:
         return trained(prepared, PRUNE, folder, found.records, again=again)
 
 
-def branch_run(
-    run: Path, number: int, given: dict[str, Any], out: str | None, trust: bool, *, wants_json: bool
-) -> None:
+def branch_run(run: Path, number: int, given: Given, out: str | None, trust: bool, *, wants_json: bool) -> None:
     """Go on from a round of a finished run with other settings, in a folder of its own."""
     _, theirs, _ = read_run(run)
     # The run's own rate stays, unless a rate or another number of rounds takes the place of densities by name.
-    by_name = {"densities": None} if given["rate"] is not None or given["rounds"] is not None else {}
+    by_name = {"densities": None} if "rate" in given or "rounds" in given else {}
     config = _changed(theirs, {"density": None, **by_name}, given)
-    check_trust(to_mapping(config), run, trusted=trust, typed=_typed(given))
+    check_trust(to_mapping(config), run, trusted=trust, typed=given)
     folder = _free_folder(config, out)
     prepared = made_ready(config)
     check_branch(run, prepared.plan, number)
@@ -127,14 +123,14 @@ def branch_run(
         _run(prepared, PRUNE, folder, early, wants_json)
 
 
-def transfer_run(run: Path, given: dict[str, Any], out: str | None, trust: bool, *, wants_json: bool) -> None:
+def transfer_run(run: Path, given: Given, out: str | None, trust: bool, *, wants_json: bool) -> None:
     """Train the tickets of a finished run on another data set, in a folder of its own."""
     _, theirs, records = read_run(run)
-    fresh = {"epochs": None, "steps": None, "augment": None, "eval_every": None, "threads": None, "engine": None}
+    fresh = {name: None for name, setting in SETTINGS.items() if setting.follows_data}
     pruned = {"rounds": max((item["round"] for item in records), default=0), "rewind": "init", "control": None}
     task = {name: None for name in ("loss", "metric") if not is_own(getattr(theirs, name))}
-    config = _changed(theirs, {**fresh, **pruned, **task, "dataset_option": None}, given)
-    check_trust(to_mapping(config), run, trusted=trust, typed=_typed(given))
+    config = _changed(theirs, {**fresh, **pruned, **task}, given)
+    check_trust(to_mapping(config), run, trusted=trust, typed=given)
     folder = _free_folder(config, out)
     prepared = made_ready(config)
     tasks = transfers(run, prepared.plan, prepared.config)
@@ -156,10 +152,6 @@ def _same(mine: Config, theirs: Config) -> set[str]:
     """The settings that are the same in both."""
     values, others = to_mapping(mine), to_mapping(theirs)
     return {name for name, value in others.items() if values.get(name) == value}
-
-
-def _typed(given: dict[str, Any]) -> set[str]:
-    return {name for name, value in given.items() if value not in (None, [])}
 
 
 def _free_folder(config: Config, out: str | None) -> Path:
@@ -198,21 +190,10 @@ def _goes_on(earlier: Path, out: str | None) -> bool:
     return False
 
 
-def _changed(config: Config, first: dict[str, Any], given: dict[str, Any]) -> Config:
+def _changed(config: Config, first: dict[str, Any], given: Given) -> Config:
     """A run's settings with some of them replaced, or (None) left to their defaults; then with what was typed."""
-    values = {
-        **to_mapping(config),
-        **first,
-        **{name: value for name, value in given.items() if value not in (None, [])},
-    }
-    if given.get("layer_rate"):
-        values["layer_rate"] = layer_rates(given["layer_rate"])
-    if given.get("dataset_option"):
-        values["dataset_option"] = named_values("--dataset-option", given["dataset_option"])
-    for name, other in (("steps", "epochs"), ("epochs", "steps")):
-        if given.get(name) is not None:
-            values[other] = None
-    return resolved(from_mapping(values))
+    replaced = dict.fromkeys(replaced_by(given))
+    return resolved(from_mapping({**to_mapping(config), **first, **replaced, **given}))
 
 
 def _run(

@@ -14,13 +14,11 @@ import typer
 from typer.main import get_command
 
 from lthfunc.errors import DamagedError, UserError, invalid, unknown
+from lthfunc.experiments.config import SETTINGS
 
 from . import options as o
 from .console import put, say
 from .experiment import merged, prune
-
-#: Options that a run has and its sweep has itself.
-_OWN = ("out", "json")
 
 
 def sweep(
@@ -66,13 +64,13 @@ def sweep(
         raise UserError("--grid and --search: give one of them, e.g. --grid lr=0.01,0.001 --grid weight-decay=0,1e-4")
     if trials is not None and (not search or trials < 1):
         raise invalid("--trials", trials, "a whole number of at least 1, with --search")
-    given = _of_prune(context.args)
+    given, recipe, path, trust = _of_prune(context.args)
     from lthfunc.experiments.resolve import resolved
     from lthfunc.experiments.sweeps import OBJECTIVES, config_of, corners, space_of, trials_of
 
     if objective not in OBJECTIVES:
         raise unknown("--objective", objective, OBJECTIVES)
-    config = merged("prune", given)
+    config = merged("prune", given, recipe, path, trust=trust)
     resolved(config)
     space = space_of("--grid" if grid else "--search", grid or search or [], ranges=bool(search))
     lists: Any = space
@@ -82,15 +80,14 @@ def sweep(
     _sweep(config, space, planned, trials or 20, objective, out, wants_json=json)
 
 
-def _of_prune(arguments: list[str]) -> dict[str, Any]:
-    """The options of `lthfunc prune` among these words, as its function would be given them. Raises as it does."""
+def _of_prune(arguments: list[str]) -> tuple[o.Given, str | None, str | None, bool]:
+    """The options of `lthfunc prune` among these words: settings, recipe, file, trust. Raises as it does."""
     app = typer.Typer()
     app.command("prune", context_settings={"help_option_names": []})(prune)
     with get_command(app).make_context("sweep", list(arguments)) as context:
-        given = dict(context.params)
-    for name in _OWN:
-        del given[name]
-    return given
+        values = dict(context.params)
+    given = o.given_of({name: value for name, value in values.items() if name in SETTINGS})
+    return given, values["recipe"], values["config"], values["trust"]
 
 
 def _sweep(

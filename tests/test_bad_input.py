@@ -6,7 +6,6 @@ import json
 import random
 import shutil
 import string
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,8 @@ from lthfunc_cli import running
 from lthfunc_cli.main import main
 from test_runs import SMALL, run
 
-from lthfunc.experiments.config import Config
+from lthfunc.experiments.config import SETTINGS
+from lthfunc.experiments.settings.setting import settings_of
 from lthfunc.runs.lines import line_of
 from lthfunc.runs.manifests import sum_of, write_manifest
 
@@ -41,11 +41,7 @@ CRUEL = [
 ]  # fmt: skip
 
 WITH_VALUES = [
-    "arch", "arch-option", "weights", "dataset", "dataset-option", "data-dir", "recipe", "config", "rounds", "rate",
-    "density", "densities", "score", "allocate", "layer-rate", "floor", "structure", "exempt", "prune-only", "keep",
-    "rewind", "control", "epochs", "steps", "batch-size", "optimizer", "lr", "lr-final", "momentum", "weight-decay",
-    "schedule", "milestone", "cycles", "warmup", "loss", "label-smoothing", "metric", "eval-every", "seed",
-    "replicates", "device", "engine", "precision", "jobs", "threads", "checkpoint-every", "on-nonfinite", "out",
+    *(each.option[2:] for each in settings_of(SETTINGS, "prune") if each.item is not bool), "recipe", "config", "out",
 ]  # fmt: skip
 GOOD = [
     ["--rounds", "1"], ["--steps", "3"], ["--lr", "0.1"], ["--optimizer", "sgd"], ["--score", "snip"], ["--seed", "7"],
@@ -148,7 +144,7 @@ def test_bad_options_are_one_line(place: Path, capsys: Any) -> None:
 
 def test_bad_files_of_settings_are_one_line(place: Path, capsys: Any) -> None:
     draw = random.Random(1)
-    names = [item.name for item in fields(Config)]
+    names = list(SETTINGS)
     cruel: list[Any] = [
         *CRUEL, True, -1, 0, 1.5, 10**18, float("nan"), float("inf"), [], [1], ["x"], [[]], {}, {"x": 1}, {"x": {}},
         {"": ""},

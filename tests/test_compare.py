@@ -6,6 +6,8 @@ import csv
 import io
 import json
 import math
+import re
+import shutil
 import subprocess
 import sys
 import time
@@ -59,6 +61,22 @@ def test_differences_are_tested_over_shared_seeds(runs: Path, capsys: Any) -> No
     if differences.std() > 0:  # Student's statistic by hand
         t = differences.mean() / (differences.std(ddof=1) / math.sqrt(2))
         assert other["p"] == pytest.approx(2 * stats.t.sf(abs(t), 1))
+
+
+def test_what_changes_no_result_is_no_difference(runs: Path, tmp_path: Path, capsys: Any) -> None:
+    shutil.copytree(runs / "base", tmp_path / "other")
+    text = (runs / "base" / "config.toml").read_text()
+    for name, value in (("energy", "true"), ("mlflow", "true"), ("on_nonfinite", '"skip"'), ("gpu_share", "0.5")):
+        text = re.sub(rf"^{name} = .*$", f"{name} = {value}", text, flags=re.MULTILINE)
+    (tmp_path / "other" / "config.toml").write_text(text)
+    capsys.readouterr()
+    assert run("compare", runs / "base", tmp_path / "other", "--json") == 0
+    assert [each["settings"] for each in json.loads(capsys.readouterr().out)["runs"]] == [{}, {}]
+    page = tmp_path / "both.html"
+    assert run("report", runs / "base", tmp_path / "other", "--out", page, "--no-figures") == 0
+    rows = re.findall(r'<tr class="(\w*)"><td>(\w+)</td>', page.read_text("utf-8"))
+    assert ("", "energy") in rows
+    assert not [name for mark, name in rows if mark == "loud"]
 
 
 def test_the_paired_test_is_students() -> None:

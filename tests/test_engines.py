@@ -17,8 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import lthfunc as lf
 from lthfunc import hardware
 from lthfunc.errors import UserError
-from lthfunc.experiments.config import ENGINES as NAMES, PRECISIONS as PRECISION_NAMES
 from lthfunc.experiments.iterative import Plan, iterative
+from lthfunc.experiments.settings.running import ENGINES as NAMES, PRECISIONS as PRECISION_NAMES
 from lthfunc.experiments.starting import CONTROLS
 from lthfunc.training.engines import compiled as compiled_engine, products, toolchain
 from lthfunc.training.engines.columns import convolution_backward

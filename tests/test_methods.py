@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
+from lthfunc_cli.main import main
 from torch import nn
 
 import lthfunc as lf
@@ -18,6 +21,7 @@ from lthfunc.experiments.methods.setting import Setting
 from lthfunc.experiments.methods.table import TABLE
 from lthfunc.experiments.resolve import resolved
 from lthfunc.experiments.starting import CONTROLS, REWINDINGS
+from lthfunc.runs.lines import line_of, read_lines
 from lthfunc.training.reparametrised import largest, reparametrised, straight_through
 from lthfunc.training.trainer import make_trainer
 from lthfunc.trees.model import apply_training
@@ -36,7 +40,7 @@ def falling() -> Setting:
 
 
 def test_names_are_those_of_the_functions() -> None:
-    from lthfunc.experiments import config
+    from lthfunc.experiments.settings import pruning
 
     assert list(METHODS) == list(TABLE)
     assert list(SCORES) == list(_SCORES)
@@ -44,8 +48,8 @@ def test_names_are_those_of_the_functions() -> None:
     for name in ALLOCATIONS:
         keep = allocation_of(Config(allocate=name))(lf.magnitude(state.params, state.masks), state.masks, 0.2)
         assert int(keep["weight"]) == (180 if name == "layerwise" else 160)
-    assert tuple(CONTROLS) == config.CONTROLS
-    assert {*config.REWINDINGS, "step", "epoch"} == set(REWINDINGS)
+    assert tuple(CONTROLS) == pruning.CONTROLS
+    assert {*pruning.REWINDINGS, "step", "epoch"} == set(REWINDINGS)
 
 
 @pytest.mark.parametrize("name", TABLE)
@@ -250,3 +254,18 @@ def test_copies_part_by_the_order_of_their_data_alone(few_digits: lf.Dataset) ->
     assert torch.equal(again[0].line.loss, found[1].line.loss)
     with pytest.raises(UserError, match="--at: 8 is not accepted; it takes a step from 0 to 7"):
         lf.instability(model, trainer, start, [8], steps=8, seed=0)
+
+
+def test_a_comparison_goes_on_after_a_change_that_changes_no_result(tmp_path: Path) -> None:
+    out = tmp_path / "found.jsonl"
+    words = ["methods", "--density", "0.2", "--method", "dense", "--steps", "3", "--engine", "eager", "--out", str(out)]
+    assert main(words) == 0
+    before = out.read_text().splitlines()
+    assert main([*words, "--on-nonfinite", "skip"]) == 0
+    assert out.read_text().splitlines() == before
+    about = read_lines(out)[0]  # as earlier versions wrote it, with more of the settings
+    about["config"] |= {"on_nonfinite": "stop", "checkpoint_every": "30s", "energy": False}
+    out.write_text("\n".join([line_of(about), *before[1:], ""]))
+    assert main([*words, "--on-nonfinite", "skip", "--replicates", "2"]) == 0
+    assert [line["seed"] for line in read_lines(out)[1:]] == [0, 1]
+    assert main([*words, "--lr", "0.5"]) == 2

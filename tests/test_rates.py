@@ -11,11 +11,12 @@ from torch import nn
 
 import lthfunc as lf
 from lthfunc.errors import UserError
-from lthfunc.experiments.config import FALLING, Config, from_mapping
+from lthfunc.experiments.config import Config, from_mapping
 from lthfunc.experiments.methods.prepare import methods_for, setting_of
 from lthfunc.experiments.methods.table import TABLE
 from lthfunc.experiments.plan import prepare
 from lthfunc.experiments.resolve import resolved
+from lthfunc.experiments.settings.training import FALLING
 from lthfunc.experiments.tasks import schedule_of
 from lthfunc.training.schedules import Schedule, at
 

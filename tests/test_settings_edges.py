@@ -10,7 +10,7 @@ import pytest
 
 from lthfunc.errors import UserError
 from lthfunc.experiments.config import (
-    FALLING,
+    SETTINGS,
     Config,
     Interval,
     Rewind,
@@ -23,8 +23,9 @@ from lthfunc.experiments.config import (
     to_mapping,
     trainings_at_once,
 )
-from lthfunc.experiments.resolve import CHOICES, listed, resolved
+from lthfunc.experiments.resolve import listed, resolved
 from lthfunc.experiments.schema import check, checked, json_schema
+from lthfunc.experiments.settings.training import FALLING
 
 OWN = "package.module:function"
 
@@ -76,7 +77,7 @@ def test_ranges_end_where_they_say(name: str, within: list[Any], beyond: list[An
 
 
 def test_every_number_of_a_configuration_is_in_the_table_of_ranges() -> None:
-    numbers = {name for name, kind in json_schema({})["properties"].items() if "inimum" in json.dumps(kind)}
+    numbers = {name for name, kind in json_schema()["properties"].items() if "inimum" in json.dumps(kind)}
     assert numbers <= {each[0] for each in RANGES}
 
 
@@ -130,15 +131,14 @@ def test_trainings_that_wait_for_none_are_counted() -> None:
 
 
 def test_names_are_held_to_their_lists() -> None:
-    own = {"allocate", "score", "optimizer", "loss"}
-    assert set(CHOICES) == {*own, "schedule", "engine", "precision", "on_nonfinite", "control"}
-    for name, (known, takes_own) in CHOICES.items():
-        assert takes_own == (name in own)
+    chosen = {name: (each.choices, each.own) for name, each in SETTINGS.items() if each.choices}
+    assert chosen
+    for name, (known, takes_own) in chosen.items():
         for value in (*known, *([OWN] if takes_own else [])):
-            changes: dict[str, Any] = {name: (value,) if name == "control" else value}
+            changes: dict[str, Any] = {name: (value,) if SETTINGS[name].holds is list else value}
             resolved(Config(**changes, lr_final=None))
         for value in ("no-such", *([] if takes_own else [OWN])):
-            changes = {name: (value,) if name == "control" else value}
+            changes = {name: (value,) if SETTINGS[name].holds is list else value}
             with pytest.raises(UserError, match=f"^--{name.replace('_', '-')}: unknown name {value!r}"):
                 resolved(Config(**changes))
 

@@ -17,8 +17,9 @@ from torch import nn
 import lthfunc as lf
 from lthfunc.errors import UserError
 from lthfunc.experiments import recipes
-from lthfunc.experiments.config import LOSSES, METRICS, OPTIMIZERS, SCHEDULES, from_mapping
+from lthfunc.experiments.config import from_mapping
 from lthfunc.experiments.resolve import resolved
+from lthfunc.experiments.settings.training import LOSSES, METRICS, OPTIMIZERS, SCHEDULES
 from lthfunc.experiments.tasks import loss_of_name, make_optimizer, metric_of_name, schedule_of
 from lthfunc.sparse.kernels.build import why_no_kernels
 
@@ -265,7 +266,7 @@ def test_connectivity_measures_what_is_learnt() -> None:
 @pytest.mark.parametrize("name", recipes.RECIPES)
 def test_recipes_are_whole_and_give_way(name: str) -> None:
     def settings(**given: Any) -> Any:
-        return settings_of("prune", {"config": None, "recipe": name, **given})
+        return settings_of("prune", given, name)
 
     plain = recipes.settings_of(name)
     config = settings(dataset="digits") if "dataset" not in plain else settings()
@@ -275,7 +276,7 @@ def test_recipes_are_whole_and_give_way(name: str) -> None:
     other = settings(dataset="digits", steps=60, lr=0.5, optimizer="sgd", arch="lenet300")
     assert (other.dataset, other.steps, other.lr, other.epochs, other.milestone) == ("digits", 60, 0.5, None, ())
     with pytest.raises(UserError, match="--recipe: unknown name 'lth-lenets'; did you mean 'lth-lenet'"):
-        settings_of("prune", {"config": None, "recipe": "lth-lenets"})
+        settings_of("prune", {}, "lth-lenets")
 
 
 def test_a_recipe_runs_and_is_listed(tmp_path: Path, capsys: Any) -> None:

@@ -110,3 +110,12 @@ def test_threads_are_bounded_by_the_machine(run: Path, capsys: Any) -> None:
         assert f"--threads: 10000 is not accepted; it takes a whole number from 1 to {most}" in capsys.readouterr().err
     assert not Path("new").exists()
     assert main(["info", "run"]) == 0  # a larger machine's run can be looked at
+
+
+def test_code_under_a_settings_earlier_name_is_not_imported(tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "strange.py").write_text(f"open({str(tmp_path / 'imported')!r}, 'w')\ndef allocation(*_): ...\n")
+    file = tmp_path / "settings.toml"
+    file.write_text(f"scope = '{tmp_path / 'strange.py'}:allocation'")
+    assert main(["prune", "--config", str(file), "--out", str(tmp_path / "run")]) == 2
+    assert "names code that would be imported, allocate = " in capsys.readouterr().err
+    assert not (tmp_path / "imported").exists()

@@ -1,109 +1,33 @@
-"""The settings of an experiment: one field per command-line option, free of torch, so that --help is quick."""
+"""The settings of an experiment, joined from their declarations; names with numbers in them, and plain values."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
-from typing import Annotated, Any, NamedTuple
-
-from annotated_types import Ge, Gt, Le, Lt
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
 
 from lthfunc.errors import invalid, unknown
-
-#: Structures without numbers.
-STRUCTURES = ("unstructured", "per-output", "units")
-STRUCTURE_NAMES = f"{', '.join(STRUCTURES)}, N:M (2:4), RxC (16x16 blocks)"
-OPTIMIZERS = ("sgd", "adam", "adamw", "lion", "muon")
-SCHEDULES = ("constant", "step", "cosine", "cyclic", "one-cycle", "triangular", "trapezoidal")
-#: Those with an end of their own, which `lr_final` sets.
-FALLING = SCHEDULES[1:]
-LOSSES = ("auto", "cross-entropy", "mse", "mae", "huber")
-METRICS = ("auto", "accuracy", "r2")
-METRIC_NAMES = "auto, accuracy, top-K (top-5), r2"
-CONTROLS = ("reinit", "random-mask", "layer-random-mask", "shuffled-mask", "inverted-mask")
-#: `auto`, the names in training/engines/table.py, which needs torch (a test holds them equal), and the sparse engine
-#: alone or with a dense one for the trainings that it is slower at.
-ENGINES = ("auto", "eager", "compile", "sparse", "sparse/compile", "sparse/eager")
-PRECISIONS = ("fp32", "tf32", "bf16")
-ON_NONFINITE = ("stop", "skip")
-#: Rewindings without a number; a test holds them equal to starting.py's.
-REWINDINGS = ("init", "sign", "lr", "none", "last-lr", "reinit")
-REWINDS = f"{', '.join(REWINDINGS)}, step:K or epoch:K"
-
-
-#: Steps of a training, at most: its learning rates are a table.
-MOST_STEPS = 100_000_000
-Steps = Annotated[int, Ge(1), Le(MOST_STEPS)]
-Count = Annotated[int, Ge(1), Le(10_000)]
-Share = Annotated[float, Gt(0), Lt(1)]
-Part = Annotated[float, Ge(0), Lt(1)]
+from lthfunc.experiments.settings.data import Data
+from lthfunc.experiments.settings.network import Network
+from lthfunc.experiments.settings.pruning import REWINDINGS, REWINDS, STRUCTURE_NAMES, STRUCTURES, Pruning
+from lthfunc.experiments.settings.running import Running
+from lthfunc.experiments.settings.setting import Setting, settings_in
+from lthfunc.experiments.settings.training import Training
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Running, Training, Pruning, Data, Network):  # whose fields come in the opposite order: the network's first
     """Settings; None means "the default of this architecture or data set" until `resolve.resolved` fills it in.
 
     The types are the schema: `schema.checked` holds values to them.
     """
 
-    arch: str = "lenet300"
-    arch_option: dict[str, str] = field(default_factory=dict)
-    weights: str | None = None
-    prune_only: tuple[str, ...] = ()
-    keep: tuple[str, ...] = ()
-    dataset: str = "digits"
-    dataset_option: dict[str, str] = field(default_factory=dict)
-    skip_broken: bool = False
-    rounds: Annotated[int, Ge(0), Le(10_000)] = 5
-    rate: Share = 0.2
-    density: Share | None = None
-    densities: str | None = None
-    allocate: str = "global"
-    layer_rate: dict[str, Part] = field(default_factory=dict)
-    floor: Annotated[int, Ge(0), Le(10**12)] = 0
-    score: str = "magnitude"
-    structure: str = "unstructured"
-    exempt: tuple[str, ...] = ()
-    rewind: str = "init"
-    control: tuple[str, ...] = ()
-    epochs: Annotated[int, Ge(1), Le(1_000_000)] | None = None
-    steps: Steps | None = None
-    batch_size: Annotated[int, Ge(1), Le(10_000_000)] | None = None
-    optimizer: str | None = None
-    lr: Annotated[float, Gt(0)] | None = None
-    lr_final: Annotated[float, Ge(0)] | None = None
-    momentum: Part | None = None
-    nesterov: bool = False
-    weight_decay: Annotated[float, Ge(0)] | None = None
-    schedule: str = "constant"
-    milestone: tuple[Steps, ...] = ()
-    cycles: Annotated[int, Ge(1), Le(1_000_000)] = 4
-    warmup: Annotated[int, Ge(0), Le(MOST_STEPS)] = 0
-    synflow_rounds: Count | None = None
-    augment: bool | None = None
-    loss: str = "auto"
-    label_smoothing: Part = 0.0
-    metric: str = "auto"
-    eval_every: Steps | None = None
-    seed: Annotated[int, Ge(0), Le(2**62)] = 0
-    replicates: Count = 1
-    device: str = "auto"
-    engine: str = "auto"
-    compact: bool = False
-    precision: str = "fp32"
-    jobs: Count | None = None
-    threads: Count | None = None
-    on: str = "local"
-    gpu_share: Annotated[float, Gt(0), Le(1)] = 1.0
-    checkpoint_every: str = "30s"
-    on_nonfinite: str = "stop"
-    energy: bool = False
-    country: str | None = None
-    tensorboard: bool = False
-    wandb: bool = False
-    mlflow: bool = False
-    data_dir: str | None = None
+
+#: What can be set, by name, in the order of files.
+SETTINGS: dict[str, Setting] = settings_in(Config)
+#: Settings that may change within a run: they change no result, or only what would have been none.
+FREE = frozenset(name for name, setting in SETTINGS.items() if not setting.changes_results)
 
 
 def trainings_at_once(config: Config) -> int:
@@ -179,17 +103,26 @@ def is_own(name: str) -> bool:
     return re.fullmatch(OWN, name) is not None
 
 
+def current_names(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain values under the names that settings have now; what has none keeps its own."""
+    earlier = {alias: name for name, setting in SETTINGS.items() for alias in setting.aliases}
+    if isinstance(values.get("compile"), bool):  # as version 0.1.0 wrote it
+        engine = "compile" if values["compile"] else "eager"
+        values = {**{name: value for name, value in values.items() if name != "compile"}, "engine": engine}
+    return {earlier.get(name, name): value for name, value in values.items()}
+
+
+def replaced_by(given: Iterable[str]) -> set[str]:
+    """The settings in whose place these are given, as --steps in place of --epochs."""
+    return {other for name in given if name in SETTINGS for other in SETTINGS[name].instead_of}
+
+
 def from_mapping(values: Mapping[str, Any]) -> Config:
     """A Config from plain values (a TOML file's, say). Raises UserError for unknown names and wrong types."""
-    names = {item.name for item in fields(Config)}
-    if isinstance(values.get("compile"), bool):  # as version 0.1.0 wrote it
-        values = {**values, "engine": "compile" if values["compile"] else "eager"}
-        del values["compile"]
-    if "scope" in values:
-        values = {"allocate" if name == "scope" else name: value for name, value in values.items()}
+    values = current_names(values)
     for name in values:
-        if name not in names:
-            raise unknown("configuration", str(name), sorted(names))
+        if name not in SETTINGS:
+            raise unknown("configuration", str(name), sorted(SETTINGS))
     from lthfunc.experiments.schema import checked  # pydantic takes a tenth of a second, which --help need not wait for
 
     return checked(values)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from lthfunc.errors import unknown
+from lthfunc.experiments.config import SETTINGS, replaced_by
 
 
 class Named(NamedTuple):
@@ -94,3 +96,18 @@ def settings_of(name: str) -> dict[str, Any]:
     if name not in RECIPES:
         raise unknown("--recipe", name, RECIPES)
     return dict(RECIPES[name].settings)
+
+
+def left_of(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What a recipe says besides what is given: its length gives way to another, its rates to densities.
+
+    Raises UserError for an unknown name.
+    """
+    found = settings_of(name)
+    other_optimizer = "optimizer" in given and given["optimizer"] != found.get("optimizer")
+    gone = replaced_by(given) | {
+        each
+        for each in found
+        if not given.keys().isdisjoint(SETTINGS[each].gives_way_to) or (other_optimizer and SETTINGS[each].of_optimizer)
+    }
+    return {each: value for each, value in found.items() if each not in gone}

@@ -9,24 +9,9 @@ from typing import Any
 
 from lthfunc.data import catalog as data
 from lthfunc.errors import UserError, invalid, unknown
-from lthfunc.experiments.config import (
-    CONTROLS,
-    ENGINES,
-    FALLING,
-    LOSSES,
-    METRIC_NAMES,
-    METRICS,
-    ON_NONFINITE,
-    OPTIMIZERS,
-    PRECISIONS,
-    SCHEDULES,
-    Config,
-    is_own,
-    parse_interval,
-    parse_rewind,
-    parse_structure,
-)
-from lthfunc.experiments.families import ALLOCATIONS, SCORES, SIGNED
+from lthfunc.experiments.config import SETTINGS, Config, is_own, parse_interval, parse_rewind, parse_structure
+from lthfunc.experiments.families import SIGNED
+from lthfunc.experiments.settings.training import FALLING, METRIC_NAMES, METRICS
 from lthfunc.models import catalog as models
 
 #: For architectures and data sets of the user's own.
@@ -35,20 +20,6 @@ _PLAIN_EPOCHS = 10
 #: Rates for an optimiser that is not the recipe's.
 _PLAIN_LR = {"sgd": 0.05, "adam": 1.2e-3, "adamw": 1.2e-3, "lion": 2e-4, "muon": 0.02}
 _PLAIN_MOMENTUM = {"muon": 0.95}
-
-
-#: Settings that are one of some names, and whether they may name a user's own function besides.
-CHOICES: dict[str, tuple[tuple[str, ...], bool]] = {
-    "allocate": (tuple(ALLOCATIONS), True),
-    "score": (tuple(SCORES), True),
-    "optimizer": (OPTIMIZERS, True),
-    "loss": (LOSSES, True),
-    "schedule": (SCHEDULES, False),
-    "engine": (ENGINES, False),
-    "precision": (PRECISIONS, False),
-    "on_nonfinite": (ON_NONFINITE, False),
-    "control": (CONTROLS, False),
-}
 
 
 def resolved(config: Config) -> Config:
@@ -89,11 +60,11 @@ def resolved(config: Config) -> Config:
 
 
 def _check_choices(config: Config) -> None:
-    for name, (known, own) in CHOICES.items():
+    for name, setting in SETTINGS.items():
         value = getattr(config, name)
-        for choice in value if isinstance(value, tuple) else (value,):
-            if choice is not None and choice not in known and not (own and is_own(choice)):
-                raise unknown("--" + name.replace("_", "-"), choice, known)
+        for choice in (value if isinstance(value, tuple) else (value,)) if setting.choices else ():
+            if choice is not None and choice not in setting.choices and not (setting.own and is_own(choice)):
+                raise unknown(setting.option, choice, setting.choices)
     if config.metric not in METRICS and not is_own(config.metric) and not re.fullmatch(r"top-[1-9]\d*", config.metric):
         raise invalid("--metric", config.metric, f"{METRIC_NAMES}, package.module:function or path/to/file.py:name")
     parse_rewind(config.rewind)

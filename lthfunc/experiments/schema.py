@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import functools
 import unicodedata
-from collections.abc import Mapping
-from dataclasses import MISSING, asdict, fields
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Annotated, Any, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from lthfunc.errors import UserError, invalid
-from lthfunc.experiments.config import OWN, Config
-from lthfunc.experiments.resolve import CHOICES
+from lthfunc.experiments.config import OWN, SETTINGS, Config
+from lthfunc.experiments.settings.setting import Setting
 
 
 def checked(values: Mapping[str, Any]) -> Config:
@@ -35,38 +35,36 @@ def check(config: Config) -> None:
     checked(asdict(config))
 
 
-#: What can be set, by name.
-SETTINGS = tuple(item.name for item in fields(Config))
-
-
 def setting_value(name: str, text: str) -> Any:
     """A setting's value out of text, of its own type. Raises UserError; its range is checked with all others."""
-    kind = get_type_hints(Config)[name]
-    kinds = [part for part in (get_args(kind) or (kind,)) if part is not type(None)]
-    option = "--" + name.replace("_", "-")
-    if len(kinds) != 1 or kinds[0] not in (int, float, bool, str):
-        raise invalid(option, text, "no list of values: it holds several at once")
-    if kinds[0] is bool:
+    setting = SETTINGS[name]
+    if setting.holds is not None:
+        raise invalid(setting.option, text, "no list of values: it holds several at once")
+    if setting.item is bool:
         if text not in ("true", "false"):
-            raise invalid(option, text, "true or false")
+            raise invalid(setting.option, text, "true or false")
         return text == "true"
     try:
-        return kinds[0](text)
+        return setting.item(text)
     except ValueError:
-        raise invalid(option, text, _words(kinds[0])) from None
+        raise invalid(setting.option, text, _words(setting.item)) from None
 
 
-def json_schema(about: Mapping[str, str]) -> dict[str, Any]:
-    """The JSON Schema (draft 2020-12) of configuration files. about: what to say of a setting, by name."""
+def accepted(setting: Setting) -> str:
+    """What a setting takes, in words."""
+    return _words(setting.kind)
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema (draft 2020-12) of configuration files."""
     schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **_model().model_json_schema()}
     for name, kind in schema["properties"].items():
+        setting = SETTINGS[name]
         kind.pop("title")
-        if name in about:
-            kind["description"] = about[name]
-        if name in CHOICES:
-            known, own = CHOICES[name]
-            names = {"enum": list(known)}
-            choice = {"anyOf": [names, {"type": "string", "pattern": OWN}]} if own else names
+        kind["description"] = setting.help
+        if setting.choices:
+            names = {"enum": list(setting.choices)}
+            choice = {"anyOf": [names, {"type": "string", "pattern": OWN}]} if setting.own else names
             kind.pop("anyOf", None)
             if kind.pop("type", None) == "array":
                 kind |= {"type": "array", "items": choice}
@@ -78,11 +76,7 @@ def json_schema(about: Mapping[str, str]) -> dict[str, Any]:
 @functools.cache
 def _model() -> type[BaseModel]:
     """`Config` to pydantic: the same names, types, ranges and defaults."""
-    hints = get_type_hints(Config, include_extras=True)
-    members: dict[str, Any] = {
-        item.name: (hints[item.name], Field(item.default if item.default is not MISSING else {}))
-        for item in fields(Config)
-    }
+    members: dict[str, Any] = {name: (each.kind, Field(each.value)) for name, each in SETTINGS.items()}
     rules = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, title="lthfunc configuration")
     return create_model("Settings", __config__=rules, **members)
 
@@ -91,10 +85,10 @@ def _told(error: ValidationError) -> UserError:
     first = error.errors(include_url=False, include_context=False)[0]
     name, *inside = first["loc"]
     value = first["input"]
-    option = "--" + str(name).replace("_", "-")
+    setting = SETTINGS[str(name)]
     if inside and isinstance(inside[0], str):
         value = f"{inside[0]}={value}"
-    return invalid(option, _short(value), _words(get_type_hints(Config, include_extras=True)[str(name)]))
+    return invalid(setting.option, _short(value), accepted(setting))
 
 
 class _Text(str):
@@ -118,14 +112,15 @@ def _check_text(name: str, value: Any) -> None:
     texts = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, tuple) else [value]
     for text in texts:
         if isinstance(text, str) and any(unicodedata.category(each) in ("Cc", "Cs") for each in text):
-            raise invalid("--" + name.replace("_", "-"), _short(text), "text in UTF-8 without control characters")
+            raise invalid(SETTINGS[name].option, _short(text), "text in UTF-8 without control characters")
 
 
 def _words(kind: Any) -> str:
     """What a type accepts, in words."""
     origin, parts = get_origin(kind), get_args(kind)
     if origin is Annotated:
-        return _range(parts[0], parts[1:])
+        bounds = [part for part in parts[1:] if isinstance(part, (Ge, Gt, Le, Lt))]
+        return _range(parts[0], bounds) if bounds else _words(parts[0])
     if origin is tuple:
         return "a list of strings" if parts[0] is str else f"a list, each {_words(parts[0])}"
     if origin is dict:
@@ -135,7 +130,7 @@ def _words(kind: Any) -> str:
     return {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}[kind]
 
 
-def _range(kind: type, bounds: tuple[Any, ...]) -> str:
+def _range(kind: type, bounds: Sequence[Any]) -> str:
     what = _words(kind)
     low: Any = next((bound for bound in bounds if isinstance(bound, (Ge, Gt))), None)
     high: Any = next((bound for bound in bounds if isinstance(bound, (Le, Lt))), None)

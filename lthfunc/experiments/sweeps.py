@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lthfunc.errors import UserError, invalid, unknown
-from lthfunc.experiments.config import Config, from_mapping, to_mapping
+from lthfunc.experiments.config import SETTINGS, Config, from_mapping, replaced_by, to_mapping
 from lthfunc.experiments.resolve import resolved
-from lthfunc.experiments.schema import SETTINGS, setting_value
+from lthfunc.experiments.schema import setting_value
 
 #: A trial's settings, besides those that all share.
 Values = dict[str, Any]
@@ -62,10 +62,7 @@ def trials_of(grid: Mapping[str, Sequence[Any]]) -> list[Values]:
 
 def config_of(config: Config, values: Values) -> Config:
     """A trial's settings, checked and with their defaults. config: what all share, without. Raises UserError."""
-    plain = to_mapping(config)
-    for name, other in (("steps", "epochs"), ("epochs", "steps")):
-        if name in values:
-            plain.pop(other, None)
+    plain = {name: value for name, value in to_mapping(config).items() if name not in replaced_by(values)}
     return resolved(from_mapping({**plain, **values}))
 
 

@@ -11,18 +11,21 @@ from typing import Any
 
 from lthfunc.data.catalog import KINDS, SUFFIX
 from lthfunc.errors import UserError
-from lthfunc.experiments.config import is_own
+from lthfunc.experiments.config import SETTINGS, is_own
 from lthfunc.models.catalog import TIMM_LOADS
 
-#: Settings that may name a user's own function, to be imported.
-_NAMES = ("arch", "dataset", "score", "allocate", "structure", "rewind", "densities", "optimizer", "loss", "metric")
 #: Prefixes of names that no code of a user stands behind.
 _OURS = {"arch": ("torchvision", "timm"), "dataset": tuple(KINDS)}
 
 
 def code_in(values: Mapping[str, Any]) -> dict[str, str]:
     """The settings that name code to import, by name."""
-    found = {name: values[name] for name in _NAMES if _is_code(name, values.get(name))}
+    found = {}
+    for name, setting in SETTINGS.items():
+        value = values.get(name)
+        listed = value if isinstance(value, (list, tuple)) else (value,)
+        if setting.own and (named := [each for each in listed if _is_code(name, each)]):
+            found[name] = ", ".join(named)
     options = values.get("arch_option")
     if str(values.get("arch")).startswith("timm:") and isinstance(options, Mapping):
         found |= {f"arch_option.{name}": str(value) for name, value in options.items() if name in TIMM_LOADS}

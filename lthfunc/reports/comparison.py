@@ -12,15 +12,13 @@ from typing import Any, NamedTuple
 from rich.table import Table
 
 from lthfunc.errors import UserError, invalid
-from lthfunc.experiments.config import Config, to_mapping
+from lthfunc.experiments.config import SETTINGS, Config, to_mapping
 from lthfunc.experiments.iterative import TICKET
 from lthfunc.experiments.records import Record, Row, Spread, spread, summarize, winning
 from lthfunc.reports.tables import percent, steps
 
 #: Points by name; else a density.
 POINTS = ("winning", "last", "dense")
-#: Settings that say nothing about what a run is.
-_UNTOLD = ("data_dir", "jobs", "checkpoint_every", "on_nonfinite", "threads")
 
 
 class Subject(NamedTuple):
@@ -218,7 +216,7 @@ def _search_seconds(records: Sequence[Record], number: int) -> float:
 
 def _differing(configs: Sequence[Config]) -> list[dict[str, Any]]:
     plain = [to_mapping(config) for config in configs]
-    names = dict.fromkeys(name for each in plain for name in each if name not in _UNTOLD)
+    names = dict.fromkeys(name for each in plain for name in each if SETTINGS[name].is_difference)
     differing = [name for name in names if len({repr(each.get(name)) for each in plain}) > 1]
     return [{name: each.get(name) for name in differing} for each in plain]
 

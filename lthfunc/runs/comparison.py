@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from lthfunc.errors import UserError, invalid
-from lthfunc.experiments.config import Config, to_mapping
+from lthfunc.experiments.config import FREE, SETTINGS, Config, to_mapping
 from lthfunc.experiments.methods.prepare import setting_of
 from lthfunc.experiments.methods.setting import Setting
 from lthfunc.experiments.methods.table import TABLE
@@ -32,8 +32,8 @@ from lthfunc.trees.files import save_ticket
 from lthfunc.trees.ops import count
 from lthfunc.trees.types import Ticket
 
-#: Settings that don't change a result.
-_FREE = ("jobs", "on", "gpu_share", "replicates", "seed", "data_dir")
+#: Settings that change no result of a method with a seed.
+_FREE = FREE | {name for name, setting in SETTINGS.items() if setting.of_seeds}
 
 
 def run_method(setting: Setting, method: str, seed: int) -> tuple[Record, Ticket]:
@@ -175,7 +175,7 @@ def _earlier(named: Path | None, config: Config) -> list[Record]:
     if not lines or lines[0].get("kind") != "methods":
         raise UserError(f"--out: {str(named)!r} holds something else; name another file")
     theirs = lines[0]["config"]
-    different = sorted(name for name in {*mine, *theirs} if mine.get(name) != theirs.get(name))
+    different = sorted(name for name in {*mine, *theirs} - _FREE if mine.get(name) != theirs.get(name))
     if different:
         name = different[0]
         raise UserError(

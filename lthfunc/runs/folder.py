@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lthfunc.errors import DamagedError, UserError, invalid
-from lthfunc.experiments.config import Config, from_mapping, to_mapping
+from lthfunc.experiments.config import FREE, Config, from_mapping, to_mapping
 from lthfunc.experiments.iterative import TICKET
 from lthfunc.experiments.records import Record
 from lthfunc.experiments.resolve import resolved
@@ -55,11 +55,6 @@ FIRST = "initial"
 PRUNE = "prune"
 TRAIN = "train"
 TRANSFER = "transfer"
-#: Settings that may change within a run: they change no result, or only what would have been none.
-FREE = (
-    "data_dir", "jobs", "on", "gpu_share", "checkpoint_every", "on_nonfinite", "energy", "country", "tensorboard",
-    "wandb", "mlflow",
-)  # fmt: skip
 
 #: (seed, round, variant): what tells a training from all others of its run.
 Name = tuple[int, int, str]

@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal, cast
 from annotated_types import Ge, Le, Len, MinLen
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
-from lthfunc.experiments.config import CONTROLS
 from lthfunc.experiments.iterative import TICKET
+from lthfunc.experiments.settings.pruning import CONTROLS
 from lthfunc.plain import can_be_shown
 
 

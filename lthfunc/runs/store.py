@@ -8,9 +8,10 @@ from typing import Any
 import torch
 
 from lthfunc.errors import DamagedError
-from lthfunc.experiments.config import MOST_STEPS, Config, to_mapping
+from lthfunc.experiments.config import Config, to_mapping
 from lthfunc.experiments.iterative import TICKET, Done, Round
 from lthfunc.experiments.records import Record
+from lthfunc.experiments.settings.setting import MOST_STEPS
 from lthfunc.runs import within
 from lthfunc.runs.folder import (
     ANCHOR,

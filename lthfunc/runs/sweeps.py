@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lthfunc.errors import DamagedError, UserError, invalid
-from lthfunc.experiments.config import Config, to_mapping
+from lthfunc.experiments.config import FREE, Config, to_mapping
 from lthfunc.experiments.iterative import TICKET
 from lthfunc.experiments.records import Record, Spread, summarize, winning
 from lthfunc.experiments.sweeps import Range, Space, Values
 from lthfunc.runs import within
-from lthfunc.runs.folder import FREE
 from lthfunc.runs.lines import append_lines, drop_partial_line, read_lines
 
 SWEEP = "sweep.jsonl"

@@ -6,18 +6,16 @@ from contextlib import suppress
 from pathlib import Path
 
 from lthfunc.errors import UserError
-from lthfunc.experiments.config import Config, to_mapping
+from lthfunc.experiments.config import FREE, SETTINGS, Config, to_mapping
 from lthfunc.experiments.resolve import resolved
 from lthfunc.runs import within
-from lthfunc.runs.folder import FREE, METRICS, Run, scan_run
+from lthfunc.runs.folder import METRICS, Run, scan_run
 from lthfunc.runs.lock import is_held
 
 #: Where runs lie that were given no folder.
 RUNS = Path("runs")
 #: Runs that are looked at, the newest; the rest is history.
 _MOST = 20
-#: Settings that a run decides by itself where they are left open.
-_OPEN = ("device", "engine", "threads", "jobs", "loss", "metric")
 
 
 def unfinished_like(config: Config, command: str, out: str | None) -> Path | None:
@@ -59,5 +57,5 @@ def _age(folder: Path) -> float:
 def _alike(run: Run, config: Config) -> bool:
     """Whether the settings are the run's; what was left open was decided by the run."""
     theirs, mine = to_mapping(run.config), to_mapping(resolved(config))
-    opened = [name for name in _OPEN if mine.get(name) in (None, "auto")]
+    opened = [name for name, each in SETTINGS.items() if each.decided and mine.get(name) in (None, "auto")]
     return all(mine.get(name) == theirs.get(name) for name in {**mine, **theirs} if name not in (*FREE, *opened))

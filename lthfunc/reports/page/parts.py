@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from lthfunc.experiments.config import to_mapping
+from lthfunc.experiments.config import SETTINGS, to_mapping
 from lthfunc.experiments.iterative import TICKET
 from lthfunc.experiments.records import Row, winning
 from lthfunc.plain import printable
@@ -85,7 +85,8 @@ def settings(runs: Sequence[Shown]) -> str:
     if not known:
         return ""
     names = list(dict.fromkeys(name for _, values in known for name, value in values.items() if value not in ([], {})))
-    differs = {name: len({repr(values.get(name)) for _, values in known}) > 1 for name in names}
+    told = [name for name in names if SETTINGS[name].is_difference]
+    differs = {name: name in told and len({repr(values.get(name)) for _, values in known}) > 1 for name in names}
     ordered = sorted(names, key=lambda name: not differs[name])
     body = [[name, *(_value(values.get(name)) for _, values in known)] for name in ordered]
     return table(["setting", *(name for name, _ in known)], body, loud=[differs[name] for name in ordered])

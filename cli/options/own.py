@@ -1,0 +1,54 @@
+"""Options that are no settings of an experiment."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from lthfunc.experiments.recipes import RECIPES
+from lthfunc.experiments.settings.setting import RUN, WHAT
+
+from .parsing import names
+
+Recipe = Annotated[
+    str | None,
+    typer.Option(
+        "--recipe",
+        help="A paper's settings by name (`lthfunc recipes`): "
+        f"{', '.join(RECIPES)}. Other options and --config win over it.",
+        autocompletion=names(*RECIPES),
+        rich_help_panel=WHAT,
+    ),
+]
+ConfigFile = Annotated[
+    str | None,
+    typer.Option(
+        "--config",
+        help="TOML file with any of these options (layer_rate = {...}); options typed here win over it. Every run "
+        "writes its own.",
+        rich_help_panel=WHAT,
+    ),
+]
+Out = Annotated[
+    str | None,
+    typer.Option(
+        "--out",
+        help="Folder for the results, or an address (s3://…); must be new or empty. "
+        "\\[default: runs/NETWORK-DATASET-TIME]",
+        rich_help_panel=RUN,
+    ),
+]
+Json = Annotated[
+    bool,
+    typer.Option("--json", help="Print the results as one JSON object, for machines.", rich_help_panel=RUN),
+]
+Trust = Annotated[
+    bool,
+    typer.Option(
+        "--trust",
+        help="Import code (package.module:function, file.py:name) and connect to places (s3://…, hf:…, ray://…, W&B) "
+        "that the settings of a file or a run name; what is typed here needs no trust.",
+        rich_help_panel=RUN,
+    ),
+]

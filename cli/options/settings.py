@@ -1,0 +1,95 @@
+"""Settings as options: a command is given the options of all settings that are declared to be its own."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
+
+import typer
+
+from lthfunc.errors import invalid
+from lthfunc.experiments.config import SETTINGS
+from lthfunc.experiments.settings.setting import Setting, settings_of
+
+from .parsing import names, number, whole
+
+#: Settings that were typed, as plain values by name; nothing of those that were not.
+Given = dict[str, Any]
+
+_PARSERS: dict[type, Callable[[str], Any]] = {int: whole, float: number}
+
+
+def with_settings(command: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a function, for Typer, an option for each of a command's settings in place of its parameter `given`."""
+
+    def decorated(function: Callable[..., None]) -> Callable[..., None]:
+        taken = {setting.name: _parameter(setting) for setting in settings_of(SETTINGS, command)}
+        parameters: list[inspect.Parameter] = []
+        for each in inspect.signature(function, eval_str=True).parameters.values():
+            parameters += taken.values() if each.name == "given" else [each.replace(kind=each.KEYWORD_ONLY)]
+
+        @functools.wraps(function)
+        def called(**values: Any) -> None:
+            given = given_of({name: values.pop(name) for name in taken})
+            function(given=given, **values)
+
+        del called.__wrapped__  # which Typer would ask for annotations
+        called.__annotations__ = {each.name: each.annotation for each in parameters}
+        called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        return called
+
+    return decorated
+
+
+def given_of(values: Mapping[str, Any]) -> Given:
+    """What was typed, of what Typer read; tables as such. Raises UserError."""
+    typed = {name: value for name, value in values.items() if value not in (None, [])}
+    return {name: _table(SETTINGS[name], value) if SETTINGS[name].holds is dict else value
+            for name, value in typed.items()}  # fmt: skip
+
+
+@functools.cache
+def _parameter(setting: Setting) -> inspect.Parameter:
+    """The option of a setting. None means "not given": a configuration file or a default then decides."""
+    kind: Any = str if setting.holds is dict else setting.item
+    if setting.holds is not None:
+        kind = list[kind]
+    default = setting.shown_default
+    offered = setting.choices or setting.offers
+    option = typer.Option(
+        *setting.options,
+        parser=None if setting.holds is dict else _PARSERS.get(setting.item),
+        metavar=setting.shown_metavar,
+        help=setting.help if default is None else f"{setting.help} \\[default: {default}]",
+        autocompletion=names(*offered) if offered else None,
+        rich_help_panel=setting.panel,
+    )
+    return inspect.Parameter(
+        setting.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
+    )
+
+
+def _table(setting: Setting, texts: list[str]) -> dict[str, Any]:
+    """NAME=VALUE each, or PATTERN=NUMBER. Raises UserError."""
+    read = _number_of if setting.item is float else _text_of
+    return dict(read(setting.option, text) for text in texts)
+
+
+def _text_of(option: str, text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise invalid(option, text, "NAME=VALUE, e.g. width=2")
+    return name, value
+
+
+def _number_of(option: str, text: str) -> tuple[str, float]:
+    pattern, equals, rate = text.rpartition("=")
+    try:
+        value = float(rate)
+    except ValueError:
+        value = None
+    if not equals or not pattern or value is None:
+        raise invalid(option, text, "PATTERN=RATE, e.g. 'conv*=0.1'")
+    return pattern, value

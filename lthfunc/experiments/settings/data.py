@@ -1,0 +1,32 @@
+"""Which data."""
+
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from lthfunc.data.catalog import DATASETS, KINDS
+from lthfunc.experiments.settings.setting import TRAINERS, WHAT, Setting
+
+
+@dataclass(frozen=True)
+class Data:
+    """Settings of the data set; where it lies is the machine's (`running.py`)."""
+
+    dataset: Annotated[
+        str,
+        Setting(
+            "Data set: one of `lthfunc datasets`, folder:PATH, npz:FILE, hf:NAME, text:FILE, planted, a .safetensors "
+            "file, package.module:function or path/to/file.py:name.",
+            WHAT, (*TRAINERS, "transfer"), own=True,
+            offers=(*DATASETS, *(f"{kind}:" for kind in KINDS if kind != "planted"), "planted"),
+        ),
+    ] = "digits"  # fmt: skip
+    dataset_option: Annotated[
+        dict[str, str],
+        Setting(
+            "An argument of the data set, e.g. size=32, val=0.2, length=128; repeatable.",
+            WHAT, (*TRAINERS, "transfer", "datasets show"), "NAME=VALUE", follows_data=True,
+        ),
+    ] = field(default_factory=dict)  # fmt: skip
+    skip_broken: Annotated[
+        bool, Setting("Leave out images that cannot be read.", WHAT, (*TRAINERS, "datasets show"), negated=False)
+    ] = False

@@ -1,0 +1,51 @@
+"""Which network, and which of its parameters are pruned."""
+
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from lthfunc.experiments.settings.setting import PRUNING, TRAINERS, WHAT, Setting
+from lthfunc.models.catalog import ALIASES, ARCHS
+
+
+@dataclass(frozen=True)
+class Network:
+    """Settings of the network."""
+
+    arch: Annotated[
+        str,
+        Setting(
+            "Network: one of `lthfunc archs`, torchvision:NAME, timm:NAME, package.module:function or "
+            "path/to/file.py:name.",
+            WHAT, TRAINERS, own=True, offers=(*ARCHS, *ALIASES),
+        ),
+    ] = "lenet300"  # fmt: skip
+    arch_option: Annotated[
+        dict[str, str],
+        Setting(
+            "An argument of the network, e.g. width=2; repeatable.",
+            WHAT, (*TRAINERS, "archs"), "NAME=VALUE",
+        ),
+    ] = field(default_factory=dict)  # fmt: skip
+    weights: Annotated[
+        str | None,
+        Setting(
+            "Start from these instead of random ones: a .safetensors file, or (torchvision:, timm:) the name of "
+            "weights that are on the disk, e.g. DEFAULT. An output layer of another size is drawn anew.",
+            WHAT, TRAINERS,
+        ),
+    ] = None  # fmt: skip
+    prune_only: Annotated[
+        tuple[str, ...],
+        Setting(
+            "Prune the parameters whose name fits, e.g. '*conv*', and no others; repeatable.",
+            PRUNING, ("prune", "methods"), "PATTERN", after="exempt",
+            default="weights of linear, convolution, embedding and attention layers",
+        ),
+    ] = ()  # fmt: skip
+    keep: Annotated[
+        tuple[str, ...],
+        Setting(
+            "Leave the parameters whose name fits dense, e.g. 'fc*'; repeatable.",
+            PRUNING, ("prune", "methods"), "PATTERN", after="prune_only",
+        ),
+    ] = ()  # fmt: skip

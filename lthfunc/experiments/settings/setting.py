@@ -1,0 +1,143 @@
+"""What is declared of a setting besides its type, range and default, and the table of all settings."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, dataclass, fields, replace
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+from annotated_types import Ge, Gt, Le, Lt
+
+#: Steps of a training, at most: its learning rates are a table.
+MOST_STEPS = 100_000_000
+Steps = Annotated[int, Ge(1), Le(MOST_STEPS)]
+Count = Annotated[int, Ge(1), Le(10_000)]
+Share = Annotated[float, Gt(0), Lt(1)]
+Part = Annotated[float, Ge(0), Lt(1)]
+
+#: Headings of --help, in the order in which it shows them.
+WHAT, PRUNING, TRAINING, RUN = "What", "Pruning", "Training", "The run"
+#: Commands that train networks from their initial weights.
+TRAINERS = ("prune", "train", "methods", "connectivity")
+#: Metavars of options, by the type of what they take.
+_METAVARS = {int: "N", float: "X"}
+
+
+@dataclass(frozen=True, eq=False)  # so that it can be a key
+class Setting:
+    """Stands in a field's annotation; `settings_in` adds what the field itself says.
+
+    help, panel, metavar: as --help has them; default: in words, where the field's own says nothing to a reader.
+    commands: that take it, besides `resume`, which takes whatever changes no result.
+    after: the option that --help lists it behind; None for the order of the fields.
+    choices: the names that it must be one of; own: it may name a user's own function; offers: completed, not checked.
+    aliases: names that it had before. negated: whether there is a --no-… of it.
+    """
+
+    help: str
+    panel: str
+    commands: tuple[str, ...]
+    metavar: str | None = None
+    default: str | None = None
+    after: str | None = None
+    choices: tuple[str, ...] = ()
+    own: bool = False
+    offers: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
+    negated: bool = True
+    #: Whether numbers depend on it. What changes none may change while a run goes on.
+    changes_results: bool = True
+    #: Whether runs that differ in it are told to differ; never where it changes no result.
+    told: bool = True
+    #: It says which seeds are run, so results of a seed stay true when it changes.
+    of_seeds: bool = False
+    #: Left open (None, auto), the run decides it when it begins, and keeps that.
+    decided: bool = False
+    #: It fits one data set, so that tickets on another get the default again.
+    follows_data: bool = False
+    #: Settings that it replaces, wherever they come from.
+    instead_of: tuple[str, ...] = ()
+    #: Settings that replace what a recipe says of it; of_optimizer: so does another optimiser.
+    gives_way_to: tuple[str, ...] = ()
+    of_optimizer: bool = False
+
+    #: Of the field, filled in by `settings_in`: name, type with its range, type of one value, list or dict (None for
+    #: one value), default.
+    name: str = ""
+    kind: Any = None
+    item: type = str
+    holds: type | None = None
+    value: Any = None
+
+    @property
+    def option(self) -> str:
+        """As it is typed."""
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """All that may be typed for it, as Typer is told."""
+        return (self._flags, *("--" + name for name in self.aliases))
+
+    @property
+    def shown_metavar(self) -> str | None:
+        """What stands for its value; None for the name of its type."""
+        return self.metavar or _METAVARS.get(self.item)
+
+    @property
+    def shown_default(self) -> str | None:
+        """Its default as a reader is told; None where there is nothing to tell."""
+        if self.default is not None or self.value in (None, {}, ()):
+            return self.default
+        if isinstance(self.value, bool):
+            return f"{'' if self.value else 'no-'}{self.option[2:]}" if self.negated else None
+        return f"{self.value:g}" if isinstance(self.value, float) else str(self.value)
+
+    @property
+    def is_difference(self) -> bool:
+        """Whether runs that differ in it are told to differ."""
+        return self.told and self.changes_results
+
+    @property
+    def _flags(self) -> str:
+        return f"{self.option}/--no-{self.option[2:]}" if self.item is bool and self.negated else self.option
+
+
+def settings_in(config: type) -> dict[str, Setting]:
+    """The settings that a dataclass declares, by name and in its order."""
+    hints = get_type_hints(config, include_extras=True)
+    found = {}
+    for each in fields(config):
+        kind, *marks = get_args(hints[each.name])
+        (declared,) = (mark for mark in marks if isinstance(mark, Setting))
+        holds = {tuple: list, dict: dict}.get(get_origin(kind))
+        parts = get_args(kind) or (kind,)  # what it holds; or the first is what it is, where it may be None
+        found[each.name] = replace(
+            declared,
+            name=each.name,
+            kind=hints[each.name],
+            item=_plain(parts[1] if holds is dict else parts[0]),
+            holds=holds,
+            value=each.default if each.default is not MISSING else {},
+        )
+    return found
+
+
+def in_help_order(settings: dict[str, Setting]) -> list[Setting]:
+    """Settings as --help lists them."""
+    names = list(settings)
+    for name, setting in settings.items():
+        if setting.after is not None:
+            names.remove(name)
+            names.insert(names.index(setting.after) + 1, name)
+    return [settings[name] for name in names]
+
+
+def settings_of(settings: dict[str, Setting], command: str) -> list[Setting]:
+    """What a command takes, in the order of its --help."""
+    free = command == "resume"
+    return [each for each in in_help_order(settings) if command in each.commands or (free and not each.changes_results)]
+
+
+def _plain(kind: Any) -> Any:
+    """A type without its range."""
+    return get_args(kind)[0] if get_origin(kind) is Annotated else kind

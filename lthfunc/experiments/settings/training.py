@@ -1,0 +1,135 @@
+"""How it is trained."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from annotated_types import Ge, Gt, Le
+
+from lthfunc.experiments.settings.setting import MOST_STEPS, TRAINERS, TRAINING, Part, Setting, Steps
+
+OPTIMIZERS = ("sgd", "adam", "adamw", "lion", "muon")
+SCHEDULES = ("constant", "step", "cosine", "cyclic", "one-cycle", "triangular", "trapezoidal")
+#: Those with an end of their own, which `lr_final` sets.
+FALLING = SCHEDULES[1:]
+LOSSES = ("auto", "cross-entropy", "mse", "mae", "huber")
+METRICS = ("auto", "accuracy", "r2")
+METRIC_NAMES = "auto, accuracy, top-K (top-5), r2"
+
+
+@dataclass(frozen=True)
+class Training:
+    """Settings of training; None for many of them, where the network and the data set have defaults of their own."""
+
+    epochs: Annotated[
+        Annotated[int, Ge(1), Le(1_000_000)] | None,
+        Setting(
+            "Length of each training, in passes over the data.",
+            TRAINING, (*TRAINERS, "branch", "transfer"), default="the data set's",
+            follows_data=True, instead_of=("steps",),
+        ),
+    ] = None  # fmt: skip
+    steps: Annotated[
+        Steps | None,
+        Setting(
+            "Length of each training, in batches.",
+            TRAINING, (*TRAINERS, "branch", "transfer"),
+            follows_data=True, instead_of=("epochs",),
+        ),
+    ] = None  # fmt: skip
+    batch_size: Annotated[
+        Annotated[int, Ge(1), Le(10_000_000)] | None,
+        Setting("Examples per batch.", TRAINING, (*TRAINERS, "transfer"), default="the network's"),
+    ] = None
+    optimizer: Annotated[
+        str | None,
+        Setting(
+            f"{', '.join(OPTIMIZERS)}, or package.module:function.",
+            TRAINING, (*TRAINERS, "branch"), default="the network's", choices=OPTIMIZERS, own=True, of_optimizer=True,
+        ),
+    ] = None  # fmt: skip
+    lr: Annotated[
+        Annotated[float, Gt(0)] | None,
+        Setting(
+            "Learning rate.",
+            TRAINING, (*TRAINERS, "branch", "transfer"), default="the network's", of_optimizer=True,
+        ),
+    ] = None  # fmt: skip
+    lr_final: Annotated[
+        Annotated[float, Ge(0)] | None,
+        Setting(
+            "Rate that a falling --schedule ends at, and goes on at.",
+            TRAINING, (*TRAINERS, "branch", "transfer"),
+            default="the schedule's: 0, 4e-6 of --lr for one-cycle, 7 % of it for triangular",
+        ),
+    ] = None  # fmt: skip
+    momentum: Annotated[
+        Part | None,
+        Setting("Momentum of sgd and muon.", TRAINING, TRAINERS, of_optimizer=True),
+    ] = None
+    nesterov: Annotated[
+        bool,
+        Setting("Nesterov momentum.", TRAINING, ("prune", "train", "methods"), default="no", of_optimizer=True),
+    ] = False
+    weight_decay: Annotated[
+        Annotated[float, Ge(0)] | None,
+        Setting("Weight decay.", TRAINING, TRAINERS, of_optimizer=True),
+    ] = None
+    schedule: Annotated[
+        str,
+        Setting(
+            f"Learning rate over a training: {', '.join(SCHEDULES)}.",
+            TRAINING, (*TRAINERS, "branch"), choices=SCHEDULES,
+        ),
+    ] = "constant"  # fmt: skip
+    milestone: Annotated[
+        tuple[Steps, ...],
+        Setting(
+            "With --schedule step, a step at which the rate drops to a tenth; repeatable.",
+            TRAINING, ("prune", "train", "methods"), default="2/3 and 5/6 of the training",
+            gives_way_to=("epochs", "steps", "schedule"),
+        ),
+    ] = ()  # fmt: skip
+    cycles: Annotated[
+        int, Ge(1), Le(1_000_000),
+        Setting(
+            "With --schedule cyclic, cosines in a training.",
+            TRAINING, ("prune", "train", "methods", "branch"),
+        ),
+    ] = 4  # fmt: skip
+    warmup: Annotated[
+        int, Ge(0), Le(MOST_STEPS),
+        Setting("Steps over which the rate rises.", TRAINING, TRAINERS),
+    ] = 0  # fmt: skip
+    augment: Annotated[
+        bool | None,
+        Setting(
+            "Shift and mirror training images.",
+            TRAINING, TRAINERS, default="for cifar10 and cifar100", follows_data=True,
+        ),
+    ] = None  # fmt: skip
+    loss: Annotated[
+        str,
+        Setting(
+            f"{', '.join(LOSSES)}, or package.module:function; auto is cross-entropy for classes, mse for numbers.",
+            TRAINING, TRAINERS, choices=LOSSES, own=True, decided=True,
+        ),
+    ] = "auto"  # fmt: skip
+    label_smoothing: Annotated[
+        Part, Setting("Share of each target spread over all classes.", TRAINING, TRAINERS)
+    ] = 0.0  # fmt: skip
+    metric: Annotated[
+        str,
+        Setting(
+            f"What stands as accuracy in tables and files: {METRIC_NAMES}, or package.module:function; auto is "
+            "accuracy for classes, r2 for numbers.",
+            TRAINING, TRAINERS, own=True, offers=(*METRICS, "top-5"), decided=True,
+        ),
+    ] = "auto"  # fmt: skip
+    eval_every: Annotated[
+        Steps | None,
+        Setting(
+            "Steps between two looks at the validation split.",
+            TRAINING, ("prune", "train", "methods", "transfer"), default="5 to 25 looks, 5 % of the work",
+            follows_data=True,
+        ),
+    ] = None  # fmt: skip
