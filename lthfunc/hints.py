@@ -44,7 +44,7 @@ def described(value: Any) -> str:
     """A value in a few words."""
     if isinstance(value, type):
         return f"the class {value.__name__}"
-    if value is None or isinstance(value, (bool, int, float, str)):
+    if value is None or isinstance(value, (bool, int, float, str)) or is_a(value, "Scale"):
         text = repr(value)
         return text if len(text) <= 60 else f"a {type(value).__name__} of {len(text)} characters"
     if is_a(value, "Module", "torch"):

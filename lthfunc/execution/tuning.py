@@ -56,7 +56,7 @@ def _read(path: Path) -> dict[str, float]:
         return {}
     if not isinstance(found, dict):
         return {}
-    return {key: value for key, value in found.items() if is_number(value) and value > 0}
+    return {key: value for key, value in found.items() if is_number(value) and value >= 0}
 
 
 def tunings_file() -> Path:
