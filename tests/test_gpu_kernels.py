@@ -41,14 +41,15 @@ def test_the_interpreter_agrees_with_float64() -> None:
     assert "skipped" not in done.stdout
     passed = re.search(r"(\d+) passed", done.stdout)
     assert passed is not None
-    assert int(passed[1]) > 10 * len(CASES)
+    assert int(passed[1]) > 80
 
 
 def test_a_card_runs_every_case() -> None:
     """All of them are collected there: none hides another of its name."""
     import test_gpu_kernels_on_card as on_card
 
-    files = {name.removesuffix(".py") for name in CASES} - {"cases_benchmark"}  # which a card runs as it is
+    # A card runs the benchmark as it is, and torch's kernel by test_gpu.py.
+    files = {name.removesuffix(".py") for name in CASES} - {"cases_benchmark", "cases_torch_blocks"}
     assert files == set(on_card.CASES)
     for file in files:
         for name, case in vars(importlib.import_module(file)).items():
