@@ -274,7 +274,7 @@ def test_labels_outside_the_classes_are_named() -> None:
     with pytest.raises(UserError, match="test: target -1 of example 0"):
         lf.data.from_tensors("d", (x, y), (x, y - 1), val=4)
     with pytest.raises(UserError, match=r"scale: mean: .* a number for each of 1 channels"):
-        lf.data.from_tensors("d", (x[:, None], y), (x[:, None], y), val=4, scale=lf.Scale(1.0, (0.0, 0.0), (1.0,)))
+        lf.data.from_tensors("d", (x[:, None], y), (x[:, None], y), val=4, scale=lf.Scale(1.0, (0.0, 0.0), (1.0, 1.0)))
 
 
 def idx(path: Path, array: np.ndarray[Any, Any]) -> None:

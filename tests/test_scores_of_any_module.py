@@ -210,7 +210,7 @@ WORDS = {
     "inputs alone": "depend on no parameter",
     "inference": r"torch\.inference_mode\(\)",
     "in place": "something is changed in place that its gradient needs",
-    "classes": "Dead (has no gradient|cannot be trained|depends)|depend on no parameter|no real numbers",
+    "classes": "outputs are int64|depend on no parameter|no real numbers",
     "whole numbers": "Dead (has no gradient|cannot be trained)|depend on no parameter|no real numbers",
 }
 
