@@ -592,9 +592,7 @@ def test_masks_of_another_model_are_refused():
     state = lf.init(model)
     with pytest.raises(lf.UserError, match=r"masks: 'fc9\.weight' is no parameter"):
         pack(state.params, {"fc9.weight": state.masks["fc1.weight"]})
-    with pytest.raises(
-        lf.UserError, match=r"'fc1\.weight' has the shape \(100, 300\), the model's parameter \(300, 16\)"
-    ):
+    with pytest.raises(lf.UserError, match=r"'fc1\.weight' is of shape \(100, 300\), the parameter \(300, 16\)"):
         lf.sparse_program(model, state._replace(masks={"fc1.weight": state.masks["fc2.weight"]}))
 
 
