@@ -23,8 +23,8 @@ from .graphed import graphed
 FLOOR, PEAK, BYTES = "products alone", "FLOPs at peak rate", "bytes at reading rate"
 
 
-#: Calls in a graph that is timed.
-_CALLS = 50
+#: Calls in a graph that is timed; of large products, each of which takes milliseconds.
+_CALLS, _LARGE_CALLS = 50, 3
 
 
 class Job(NamedTuple):
@@ -73,15 +73,15 @@ def peak_rate(device: str, precision: Precision = "fp32") -> float:
         for size in (512, 768, 1024, 2048) if device == "cpu" else (4096, 8192):
             a, b = torch.randn(2, size, size, device=device, dtype=_types(precision))
             for product in _libraries(a):
-                best = max(best, 2 * size**3 / _seconds(functools.partial(product, a, b), device))
+                best = max(best, 2 * size**3 / _seconds(functools.partial(product, a, b), device, calls=_LARGE_CALLS))
     return best
 
 
-def peaks(flops: int, moved: int, device: str, precision: Precision, repeats: int) -> dict[str, list[float]]:
+def peaks(flops: int, moved: int, device: str, precision: Precision) -> dict[str, list[float]]:
     """Steps per second of so many FLOPs and bytes at the device's own rates; of bytes on a GPU alone."""
-    found = {PEAK: [peak_rate(device, precision) / flops for _ in range(repeats)]}
+    found = {PEAK: [peak_rate(device, precision) / flops]}
     if device != "cpu":
-        found[BYTES] = [reading_rate(moved, device) / moved for _ in range(repeats)]
+        found[BYTES] = [reading_rate(moved, device) / moved]
     return found
 
 
@@ -97,9 +97,9 @@ def reading_rate(size: int, device: str) -> float:
     return data.nbytes / _seconds(data.sum, device, repeats=31)
 
 
-def _seconds(run: Callable[[], Any], device: str, repeats: int = 9) -> float:
+def _seconds(run: Callable[[], Any], device: str, repeats: int = 9, calls: int = _CALLS) -> float:
     """The least of some timings of a call. On a GPU, of a graph of many calls, since a call ends before it is seen."""
-    calls = _CALLS if device.startswith("cuda") else 1
+    calls = calls if device.startswith("cuda") else 1
 
     def several() -> None:
         for _ in range(calls):

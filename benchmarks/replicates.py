@@ -104,7 +104,7 @@ def run(
     cost = {FLOPS: products(case.model, ready[0][0])[1], MOVED: step_bytes(one.params, one.masks)}
     if device != "cpu":
         for width in widths:
-            least = peaks(width * cost[FLOPS], width * cost[MOVED], device, precision, repeats)
+            least = peaks(width * cost[FLOPS], width * cost[MOVED], device, precision)
             found |= {(width, f"side by side, {name}"): rates for name, rates in least.items()}
     records = [
         record(

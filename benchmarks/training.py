@@ -164,7 +164,7 @@ def _measured(
         variants = those_that_run(variants, lambda name: name.startswith("lthfunc"))
     found = in_turn(variants, seconds=seconds, repeats=repeats, device=device)
     moved = step_bytes(ticket.params, ticket.masks)
-    found |= peaks(flops, moved, device, precision, repeats)
+    found |= peaks(flops, moved, device, precision)
     return found, {FLOPS: flops, MOVED: moved}
 
 

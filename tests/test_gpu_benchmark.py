@@ -169,7 +169,7 @@ def test_a_timing_is_of_the_device_s_own_stream(gpus: Machine, device: str) -> N
 def test_floors_are_in_the_precision_of_the_training(gpus: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 
-    def seconds(run: Any, device: str) -> float:
+    def seconds(run: Any, device: str, **how: int) -> float:
         seen.append((run().dtype, torch.get_float32_matmul_precision()))
         return 1.0
 
