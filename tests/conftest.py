@@ -99,8 +99,8 @@ class DroppingNet(nn.Module):
         return out
 
 
-def until(condition: Any, seconds: float = 90) -> Any:
-    """What a condition comes to be, once it is."""
+def until(condition: Any, seconds: float = 300) -> Any:
+    """What a condition comes to be, once it is; the time is for what never comes, on a machine that is busy too."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if found := condition():

@@ -10,12 +10,12 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from conftest import until
 from lthfunc_cli.main import main
 from scipy import stats
 
@@ -133,25 +133,12 @@ def test_mistakes_are_one_line(
 
 def test_a_live_run_is_seen_from_elsewhere(tmp_path: Path, capsys: Any) -> None:
     folder = tmp_path / "live"
-    command = [
-        sys.executable,
-        "-m",
-        "lthfunc_cli",
-        "prune",
-        "--rounds",
-        "1",
-        "--steps",
-        "2000000",
-        "--out",
-        str(folder),
-    ]
+    options = ["--rounds", "1", "--steps", "2000000", "--out", str(folder)]
+    command = [sys.executable, "-m", "lthfunc_cli", "prune", *options]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     try:
-        for _ in range(300):
-            about = progress(folder) if folder.exists() else None
-            if about is not None and about["done"] > 0:
-                break
-            time.sleep(0.1)
+        until(lambda: folder.exists() and (progress(folder) or {"done": 0})["done"] > 0)
+        about = progress(folder)
         assert about is not None
         assert about["total"] == 4_000_000
         (training,) = about["trainings"]

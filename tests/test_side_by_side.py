@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import NormedNet
+from conftest import NormedNet, until
 from lthfunc_cli.main import main
 from test_runs import metrics, same_files
 
@@ -99,11 +99,7 @@ def test_an_interruption_stops_every_worker_and_the_run_goes_on(tmp_path: Path, 
     assert process.returncode == 130, said
     assert f"Go on with: lthfunc resume {folder}" in said
     assert "Traceback" not in said
-    for _ in range(50):  # Python's own helper process needs a moment
-        if not alive(process.pid):
-            break
-        time.sleep(0.1)
-    assert not alive(process.pid), "nobody is left"
+    until(lambda: not alive(process.pid))  # Python's own helper process needs a moment; then nobody is left
     if engine == "sparse":  # threads, which were in the middle of it
         for seed in ("seed0", "seed1"):
             assert list((folder / seed).rglob("*checkpoint*")), f"{seed} is kept"
