@@ -17,6 +17,8 @@ def test_torchs_kernel_takes_every_block_on_any_number_of_examples(monkeypatch: 
     """It would refuse parts of blocks, if it were not given whole ones."""
     monkeypatch.setattr("torch.utils._triton.has_triton", lambda: True)  # a CPU has none, says torch
     ops: Any = importlib.reload(importlib.import_module("torch.sparse._triton_ops"))
+    if not hasattr(ops, "_get_device_name"):
+        pytest.skip(f"torch {torch.__version__} asks a card for its properties, and there is none")
     kernel = ops._bsr_strided_addmm_kernel
 
     class Launched:
