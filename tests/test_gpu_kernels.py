@@ -32,13 +32,14 @@ def test_the_interpreter_agrees_with_float64() -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     environment |= {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *CASES],
+        [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", "-p", "no:xdist", *CASES],
         capture_output=True, text=True, check=False, env=environment, cwd=Path(__file__).parent,
     )  # fmt: skip
     if "only 0-dimensional arrays can be converted" in done.stdout:
         pytest.skip("this Triton's interpreter runs with NumPy before 2.4")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "skipped" not in done.stdout
+    skipped = [line for line in done.stdout.splitlines() if line.startswith("SKIPPED")]
+    assert all("asks a card for its properties" in line for line in skipped), skipped
     passed = re.search(r"(\d+) passed", done.stdout)
     assert passed is not None
     assert int(passed[1]) > 80
