@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -87,8 +86,7 @@ def _energy(
         "round": found.number, "seed": found.seed, "device": device, **counts, "form": program.report.form,
         "source": source.how, "country": source.country, "assumed": source.assumed, "formats": measured_values(amounts),
     }  # fmt: skip
-    with ExitStack() as afterwards:  # shown first: a run may lie where nothing can be written
-        afterwards.callback(keep_measurement, run, "energy", device, item)
+    try:
         if wants_json:
             import json
 
@@ -99,6 +97,8 @@ def _energy(
         console.print(source.words, highlight=False)
         console.print()
         console.print(inference_table(item))
+    finally:  # after what is shown: a run may lie where nothing can be written
+        keep_measurement(run, "energy", device, item)
 
 
 def breakeven(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -101,8 +100,7 @@ def _specialize(
     report = program.report
     about = {"round": found.number, "seed": found.seed, "test_accuracy": reached, "masked_test_accuracy": masked}
     item = {**about, **_as_json(report)}
-    with ExitStack() as afterwards:  # shown first: a run may lie where nothing can be written
-        afterwards.callback(keep_measurement, run, "execution", device, item)
+    try:
         if wants_json:
             import json
 
@@ -130,6 +128,8 @@ def _specialize(
         )
         for name, reason in report.left_out.items():
             console.print(f"not {name}: {reason}", style="dim", highlight=False)
+    finally:  # after what is shown: a run may lie where nothing can be written
+        keep_measurement(run, "execution", device, item)
 
 
 @o.with_settings("export")
