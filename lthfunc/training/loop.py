@@ -14,7 +14,7 @@ from lthfunc.training.evaluation import evaluate
 from lthfunc.training.fits import Chosen, Fit, Keeper, Observer, Observers, Point, observing
 from lthfunc.training.losses import Loss, Metric, accuracy, cross_entropy
 from lthfunc.training.mending import mend
-from lthfunc.training.optimizers import Optimizer, check_own, with_rates_of
+from lthfunc.training.optimizers import Optimizer, with_rates_of
 from lthfunc.training.precision import Precision
 from lthfunc.training.stepping import Training, finite
 from lthfunc.training.steps import Augment, make_eval_step, on_stored
@@ -170,7 +170,6 @@ def train(
         check_state_fits("train", model, state)
         _check_steps_left(int(state.step), steps)
         if state.opt != ():  # its moments go on, at the rates of this training
-            check_own(state.opt, optimizer, state.params)
             state = state._replace(opt=with_rates_of(state.opt, optimizer, state.params))
         return take_steps(trainer, state, seed=seed, until=steps, observe=observe)[0]
 

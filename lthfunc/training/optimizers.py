@@ -171,16 +171,20 @@ def _adam(
     return Optimizer(init, update, AdamNumbers(betas, eps, weight_decay, decoupled))
 
 
-def check_own(state: Any, optimizer: Optimizer, params: Params) -> None:
-    """Raise UserError where an optimiser's state is another one's, or of other params."""
+def check_own(state: Any, optimizer: Optimizer, params: Params) -> Any:
+    """The optimiser's own fresh state, or None where both are a user's.
+
+    Raises UserError where `state` is another optimiser's, or of other params.
+    """
     if not is_ours(optimizer.init) and not is_ours(type(state)):
-        return  # what a user's own keeps is its own affair
+        return None  # what a user's own keeps is its own affair
     mine = optimizer.init(params)
     if type(state) is not type(mine) or (is_ours(type(state)) and _shapes(state) != _shapes(mine)):
         raise UserError(
             f"optimizer: the state was trained by another optimiser or is of another network ({type(state).__name__} "
             "doesn't fit); state._replace(opt=()) begins with a fresh one"
         )
+    return mine
 
 
 def _shapes(state: Any) -> list[tuple[str, tuple[int, ...]]]:
@@ -202,10 +206,9 @@ def _leaves_of(part: Any) -> list[tuple[str, Tensor]]:
 
 
 def with_rates_of(state: Any, optimizer: Optimizer, params: Params) -> Any:
-    """An optimiser's state whose tables of rates are those of this optimiser, which it fits."""
-    if not is_ours(optimizer.init):
-        return state
-    return _with_tables(state, optimizer.init(params))
+    """An optimiser's state with the tables of rates of this optimiser. Raises UserError where it is another's."""
+    mine = check_own(state, optimizer, params)
+    return _with_tables(state, mine) if is_ours(optimizer.init) else state
 
 
 def _with_tables(state: Any, other: Any) -> Any:
