@@ -24,8 +24,8 @@ import lthfunc as lf
 from lthfunc.errors import UserError
 from lthfunc.models import build
 from lthfunc.models.catalog import ARCHS
+from lthfunc.training.cpu_threads import using_threads
 from lthfunc.training.engines.table import Making
-from lthfunc.training.threads import using_threads
 
 from .records import Record, chosen, header, record, reported, write
 

@@ -29,7 +29,7 @@ from lthfunc.models import build
 from lthfunc.models.catalog import ARCHS
 from lthfunc.runs.checkpoints import save_checkpoint
 from lthfunc.runs.keeping import train_kept
-from lthfunc.training.threads import using_threads
+from lthfunc.training.cpu_threads import using_threads
 from lthfunc.trees.ops import data_to_device
 
 from .records import Record, chosen, header, record, reported, write

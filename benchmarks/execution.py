@@ -35,8 +35,8 @@ from lthfunc.experiments.plan import choose_device
 from lthfunc.reports.spacing import spread_out
 from lthfunc.runs.folder import read_run
 from lthfunc.runs.tickets import tickets_of_run
+from lthfunc.training.cpu_threads import using_threads
 from lthfunc.training.precision import check_precision, products
-from lthfunc.training.threads import using_threads
 from lthfunc.trees.types import Ticket
 
 from . import peers_jax, sparse_peers

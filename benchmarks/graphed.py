@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 
 from lthfunc.execution.timing import Run
-from lthfunc.frames import first_line
+from lthfunc.tracebacks import first_line
 
 K = TypeVar("K", bound=Hashable)
 #: Calls before a capture: what libraries make ready, and what compilers try out.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lthfunc.execution.timing import Run
-from lthfunc.training.stepping import Training
+from lthfunc.training.session import Training
 from lthfunc.training.trainer import Trainer
 from lthfunc.trees.types import TrainState
 

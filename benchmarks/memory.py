@@ -24,9 +24,9 @@ from lthfunc.experiments.plan import prepare
 from lthfunc.experiments.records import Record as Training
 from lthfunc.runs.execute import execute
 from lthfunc.runs.folder import PRUNE, create
-from lthfunc.training.fits import Point
-from lthfunc.training.memory import hold_memory
-from lthfunc.training.threads import using_threads
+from lthfunc.training.cpu_threads import using_threads
+from lthfunc.training.malloc import hold_memory
+from lthfunc.training.results import Point
 
 from .records import header, reported
 

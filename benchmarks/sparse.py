@@ -24,7 +24,7 @@ from lthfunc.experiments.plan import choose_device
 from lthfunc.sparse.functional import conv_pattern, to_tiles
 from lthfunc.sparse.packing import check_fit
 from lthfunc.training.batches import batches
-from lthfunc.training.threads import using_threads
+from lthfunc.training.cpu_threads import using_threads
 from lthfunc.training.trainer import make_trainer
 from lthfunc.trees.ops import scaled
 from lthfunc.trees.types import TrainState

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import lthfunc as lf
 from lthfunc.execution.timing import Run
-from lthfunc.trees.reading import inputs_of
+from lthfunc.trees.layer_inputs import inputs_of
 from lthfunc.trees.types import Batch, TrainState
 
 from .peers import loaded, trained

@@ -20,13 +20,13 @@ from lthfunc.execution.timing import Run, in_turn
 from lthfunc.experiments.plan import choose_device
 from lthfunc.sparse.kernels.build import why_no_kernels
 from lthfunc.training.batches import batches
+from lthfunc.training.cpu_threads import using_threads
 from lthfunc.training.engines.compiled import compile_engine
 from lthfunc.training.engines.forms import Forms
 from lthfunc.training.engines.interface import Engine, Work
 from lthfunc.training.engines.table import Making
 from lthfunc.training.engines.toolchain import why_not
 from lthfunc.training.precision import PRECISIONS, Precision, check_precision
-from lthfunc.training.threads import using_threads
 from lthfunc.training.trainer import Trainer, make_trainer
 from lthfunc.trees.ops import scaled
 from lthfunc.trees.types import Dataset

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import typer
 
-from lthfunc.data.doubts import hints
+from lthfunc.data.data_warnings import hints
 from lthfunc.energy.meter import Meter, check_meter, metering
 from lthfunc.errors import DivergedError, LostRankError
 from lthfunc.experiments.config import Config, to_mapping
@@ -22,10 +22,10 @@ from lthfunc.runs.folder import TRAIN
 from lthfunc.runs.progress import broadcasting
 from lthfunc.runs.ranks import begin
 from lthfunc.tracking.table import check_trackers, tracking
-from lthfunc.training.fits import Stopped
-from lthfunc.training.memory import hold_memory
-from lthfunc.training.threads import using_threads
-from lthfunc.trees.shards import joined
+from lthfunc.training.cpu_threads import using_threads
+from lthfunc.training.malloc import hold_memory
+from lthfunc.training.results import Stopped
+from lthfunc.trees.collectives import joined
 
 from .console import aside, say
 from .decoding import decoding

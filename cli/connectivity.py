@@ -73,8 +73,8 @@ def _run(config: Config, at: list[int], points: int, plot: str | None, run: str 
     from lthfunc.reports.connectivity import barrier_plot, barrier_rows, barrier_table
     from lthfunc.reports.figures import save
     from lthfunc.runs.measurements import keep_measurement
-    from lthfunc.training.memory import hold_memory
-    from lthfunc.training.threads import using_threads
+    from lthfunc.training.cpu_threads import using_threads
+    from lthfunc.training.malloc import hold_memory
     from lthfunc.trees.model import init
 
     from .console import aside, screen

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
-from lthfunc.plain import printable
+from lthfunc.printable import printable
 
 __all__ = ["aside", "printable", "put", "say", "screen", "warning_in_words"]
 

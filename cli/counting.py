@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import torch
 
 from lthfunc.errors import UserError
-from lthfunc.frames import first_line
 from lthfunc.models.catalog import ARCHS, canonical
 from lthfunc.models.factory import check_fit, made
+from lthfunc.tracebacks import first_line
 from lthfunc.trees.flops import flops_of
 from lthfunc.trees.prunable import usual
 

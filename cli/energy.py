@@ -56,8 +56,8 @@ def _energy(
     from lthfunc.reports.energy import inference_table, measured_values
     from lthfunc.runs.measurements import keep_measurement
     from lthfunc.runs.tickets import tickets_of_run
-    from lthfunc.training.memory import hold_memory
-    from lthfunc.training.threads import using_threads
+    from lthfunc.training.cpu_threads import using_threads
+    from lthfunc.training.malloc import hold_memory
 
     from .console import aside, screen
 

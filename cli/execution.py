@@ -74,8 +74,8 @@ def _specialize(
     from lthfunc.experiments.tasks import metric_of_name
     from lthfunc.runs.measurements import keep_measurement
     from lthfunc.runs.tickets import ticket_of_run
-    from lthfunc.training.memory import hold_memory
-    from lthfunc.training.threads import using_threads
+    from lthfunc.training.cpu_threads import using_threads
+    from lthfunc.training.malloc import hold_memory
     from lthfunc.trees.ops import scaled
 
     device = choose_device(given.get("device", "auto"))
@@ -176,7 +176,7 @@ def _export(
     from lthfunc.execution.export.table import TARGETS
     from lthfunc.runs import within
     from lthfunc.runs.tickets import ticket_of_run
-    from lthfunc.trees.writing import file_name
+    from lthfunc.trees.atomic_io import file_name
 
     target = TARGETS[to]
     found = ticket_of_run(run, number, seed, data_dir, trusted=trust, trained=trained)

@@ -79,8 +79,8 @@ def _run(
     from lthfunc.reports.figures import save as save_picture
     from lthfunc.reports.methods import method_plot, method_rows, method_table
     from lthfunc.runs.comparison import compare
-    from lthfunc.training.memory import hold_memory
-    from lthfunc.training.threads import using_threads
+    from lthfunc.training.cpu_threads import using_threads
+    from lthfunc.training.malloc import hold_memory
 
     from .bars import bar_of
     from .console import screen

@@ -15,7 +15,7 @@ from lthfunc.experiments.records import Record
 from lthfunc.runs.folder import Name
 from lthfunc.runs.trainings import Watcher, name_of
 from lthfunc.training.batches import steps_per_epoch
-from lthfunc.training.fits import Point
+from lthfunc.training.results import Point
 from lthfunc.trees.ops import density
 
 from .console import say

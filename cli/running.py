@@ -42,7 +42,7 @@ from lthfunc.runs.lock import locked
 from lthfunc.runs.recovery import recover
 from lthfunc.runs.unfinished import unfinished_like
 from lthfunc.runs.within import status
-from lthfunc.trees.writing import file_name
+from lthfunc.trees.atomic_io import file_name
 
 from .carrying import made_ready, trained
 from .console import say

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lthfunc.data.catalog import DATASETS, canonical, default_data_dir
-from lthfunc.data.doubts import hints, unhinted
+from lthfunc.data.data_warnings import hints, unhinted
 from lthfunc.data.loading import load
 from lthfunc.reports.figures import save
 from lthfunc.reports.samples import can_be_drawn, class_table, sample_grid, sample_lines

@@ -99,7 +99,7 @@ def _sweep(
     from lthfunc.runs.execute import check_ray
     from lthfunc.runs.lock import locked
     from lthfunc.runs.sweeps import Trial, add_trial, open_sweep, trial_folder, trial_of
-    from lthfunc.trees.writing import file_name
+    from lthfunc.trees.atomic_io import file_name
 
     from .running import trial_run
 

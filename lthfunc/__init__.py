@@ -41,12 +41,6 @@ if TYPE_CHECKING:
         globally as globally,
         layerwise as layerwise,
     )
-    from lthfunc.sparsify.anchored import (
-        distance_moved as distance_moved,
-        large_init as large_init,
-        large_init_large_final as large_init_large_final,
-        magnitude_increase as magnitude_increase,
-    )
     from lthfunc.sparsify.budgets import (
         balanced as balanced,
         erdos_renyi as erdos_renyi,
@@ -55,7 +49,7 @@ if TYPE_CHECKING:
         lamp as lamp,
         uniform as uniform,
     )
-    from lthfunc.sparsify.densities import (
+    from lthfunc.sparsify.density_schedules import (
         at_densities as at_densities,
         by_rate as by_rate,
         cubic as cubic,
@@ -68,12 +62,13 @@ if TYPE_CHECKING:
         dependencies as dependencies,
         without_dead_units as without_dead_units,
     )
-    from lthfunc.sparsify.distances import (
-        collapsed as collapsed,
-        mask_distance as mask_distance,
-        mask_overlap as mask_overlap,
+    from lthfunc.sparsify.drop_and_grow import (
+        cosine_share as cosine_share,
+        dropped as dropped,
+        exchanged as exchanged,
+        regrown as regrown,
     )
-    from lthfunc.sparsify.gradients import (
+    from lthfunc.sparsify.gradient_scores import (
         fisher as fisher,
         grasp as grasp,
         mean_gradient as mean_gradient,
@@ -81,11 +76,16 @@ if TYPE_CHECKING:
         snip as snip,
         taylor as taylor,
     )
-    from lthfunc.sparsify.regrowth import (
-        cosine_share as cosine_share,
-        dropped as dropped,
-        exchanged as exchanged,
-        regrown as regrown,
+    from lthfunc.sparsify.mask_comparison import (
+        collapsed as collapsed,
+        mask_distance as mask_distance,
+        mask_overlap as mask_overlap,
+    )
+    from lthfunc.sparsify.mask_criteria import (
+        distance_moved as distance_moved,
+        large_init as large_init,
+        large_init_large_final as large_init_large_final,
+        magnitude_increase as magnitude_increase,
     )
     from lthfunc.sparsify.rewinding import (
         constant_sign as constant_sign,
@@ -109,11 +109,12 @@ if TYPE_CHECKING:
         Select as Select,
         unstructured as unstructured,
     )
-    from lthfunc.sparsify.sharded import (
+    from lthfunc.sparsify.sharded_pruning import (
         globally_on as globally_on,
         layerwise_on as layerwise_on,
         prune_sharded as prune_sharded,
     )
+    from lthfunc.sparsify.sparsegpt import sparsegpt as sparsegpt
     from lthfunc.sparsify.structures import (
         blocks as blocks,
         has_blocks as has_blocks,
@@ -123,13 +124,11 @@ if TYPE_CHECKING:
         per_output as per_output,
         units as units,
     )
-    from lthfunc.sparsify.surgery import sparsegpt as sparsegpt
     from lthfunc.sparsify.synflow import (
         synflow as synflow,
     )
     from lthfunc.sparsify.transforms import prune as prune, rewind as rewind, ticket as ticket
     from lthfunc.training.batches import sample_batches as sample_batches
-    from lthfunc.training.fits import Fit as Fit, Keeper as Keeper, Stopped as Stopped
     from lthfunc.training.lion import lion as lion
     from lthfunc.training.loop import (
         accuracy_on as accuracy_on,
@@ -150,13 +149,14 @@ if TYPE_CHECKING:
         smoothed as smoothed,
         top as top,
     )
-    from lthfunc.training.memory import hold_memory as hold_memory
+    from lthfunc.training.malloc import hold_memory as hold_memory
     from lthfunc.training.muon import muon as muon
     from lthfunc.training.optimizers import Optimizer as Optimizer, adam as adam, adamw as adamw, sgd as sgd
-    from lthfunc.training.reparametrised import (
+    from lthfunc.training.parametrize import (
         reparametrised as reparametrised,
         straight_through as straight_through,
     )
+    from lthfunc.training.results import Fit as Fit, Keeper as Keeper, Stopped as Stopped
     from lthfunc.training.schedules import (
         constant as constant,
         cosine as cosine,
@@ -167,7 +167,7 @@ if TYPE_CHECKING:
         triangular as triangular,
         warmup as warmup,
     )
-    from lthfunc.training.sharded import make_sharded_step as make_sharded_step
+    from lthfunc.training.sharded_step import make_sharded_step as make_sharded_step
     from lthfunc.training.steps import (
         forward_of as forward_of,
         loss_of as loss_of,
@@ -176,6 +176,8 @@ if TYPE_CHECKING:
         with_optimizer as with_optimizer,
     )
     from lthfunc.training.trainer import Trainer as Trainer, make_trainer as make_trainer
+    from lthfunc.trees.collectives import Exchange as Exchange, over as over
+    from lthfunc.trees.convert import from_pruned as from_pruned, to_module as to_module, with_new_head as with_new_head
     from lthfunc.trees.distributed import (
         load_sharded as load_sharded,
         save_sharded as save_sharded,
@@ -188,15 +190,13 @@ if TYPE_CHECKING:
         save_ticket as save_ticket,
         save_tree as save_tree,
     )
-    from lthfunc.trees.fold import compose as compose, iterate as iterate
-    from lthfunc.trees.initial import as_built as as_built, glorot_normal as glorot_normal
+    from lthfunc.trees.initialisers import as_built as as_built, glorot_normal as glorot_normal
     from lthfunc.trees.model import (
         Model as Model,
         from_module as from_module,
         init as init,
         pruning as pruning,
     )
-    from lthfunc.trees.moving import from_pruned as from_pruned, to_module as to_module, with_new_head as with_new_head
     from lthfunc.trees.ops import (
         apply_masks as apply_masks,
         count as count,
@@ -205,7 +205,7 @@ if TYPE_CHECKING:
         same_bits as same_bits,
         tree_map as tree_map,
     )
-    from lthfunc.trees.shards import Exchange as Exchange, over as over
+    from lthfunc.trees.transformations import compose as compose, iterate as iterate
     from lthfunc.trees.types import (
         Dataset as Dataset,
         Scale as Scale,
@@ -220,13 +220,13 @@ __getattr__, __all__, __dir__ = table_of_contents(
     __name__,
     {
         "lthfunc.training.trainer": ("Trainer", "make_trainer"),
-        "lthfunc.training.fits": ("Fit", "Keeper", "Stopped"),
+        "lthfunc.training.results": ("Fit", "Keeper", "Stopped"),
         "lthfunc.trees.types": ("Dataset", "Scale", "Split", "Ticket", "TrainState"),
-        "lthfunc.trees.initial": ("as_built", "glorot_normal"),
+        "lthfunc.trees.initialisers": ("as_built", "glorot_normal"),
         "lthfunc.trees.model": ("Model", "from_module", "init", "pruning"),
-        "lthfunc.trees.moving": ("from_pruned", "to_module", "with_new_head"),
+        "lthfunc.trees.convert": ("from_pruned", "to_module", "with_new_head"),
         "lthfunc.trees.ops": ("apply_masks", "count", "density", "layer_counts", "same_bits", "tree_map"),
-        "lthfunc.trees.fold": ("compose", "iterate"),
+        "lthfunc.trees.transformations": ("compose", "iterate"),
         "lthfunc.trees.files": ("load_ticket", "load_tree", "save_ticket", "save_tree"),
         "lthfunc.sparsify.scores": ("Score", "checked", "inverted_score", "magnitude", "random_scores"),
         "lthfunc.sparsify.allocation": ("Allocate", "as_given", "globally", "layerwise"),
@@ -242,12 +242,17 @@ __getattr__, __all__, __dir__ = table_of_contents(
             "rewound",
             "shuffled",
         ),
-        "lthfunc.sparsify.anchored": ("distance_moved", "large_init", "large_init_large_final", "magnitude_increase"),
-        "lthfunc.sparsify.gradients": ("fisher", "grasp", "mean_gradient", "movement", "snip", "taylor"),
+        "lthfunc.sparsify.mask_criteria": (
+            "distance_moved",
+            "large_init",
+            "large_init_large_final",
+            "magnitude_increase",
+        ),
+        "lthfunc.sparsify.gradient_scores": ("fisher", "grasp", "mean_gradient", "movement", "snip", "taylor"),
         "lthfunc.sparsify.synflow": ("synflow",),
         "lthfunc.sparsify.activations": ("input_moments", "wanda"),
         "lthfunc.sparsify.budgets": ("balanced", "erdos_renyi", "erk", "globally_above", "lamp", "uniform"),
-        "lthfunc.sparsify.surgery": ("sparsegpt",),
+        "lthfunc.sparsify.sparsegpt": ("sparsegpt",),
         "lthfunc.sparsify.structures": (
             "blocks",
             "has_blocks",
@@ -258,14 +263,14 @@ __getattr__, __all__, __dir__ = table_of_contents(
             "units",
         ),
         "lthfunc.sparsify.dependencies": ("dead_units", "dependencies", "without_dead_units"),
-        "lthfunc.sparsify.densities": ("at_densities", "by_rate", "cubic", "geometric", "one_shot", "periodic"),
-        "lthfunc.sparsify.regrowth": ("cosine_share", "dropped", "exchanged", "regrown"),
-        "lthfunc.sparsify.distances": ("collapsed", "mask_distance", "mask_overlap"),
-        "lthfunc.sparsify.sharded": ("globally_on", "layerwise_on", "prune_sharded"),
+        "lthfunc.sparsify.density_schedules": ("at_densities", "by_rate", "cubic", "geometric", "one_shot", "periodic"),
+        "lthfunc.sparsify.drop_and_grow": ("cosine_share", "dropped", "exchanged", "regrown"),
+        "lthfunc.sparsify.mask_comparison": ("collapsed", "mask_distance", "mask_overlap"),
+        "lthfunc.sparsify.sharded_pruning": ("globally_on", "layerwise_on", "prune_sharded"),
         "lthfunc.sparsify.transforms": ("prune", "rewind", "ticket"),
-        "lthfunc.training.sharded": ("make_sharded_step",),
+        "lthfunc.training.sharded_step": ("make_sharded_step",),
         "lthfunc.trees.distributed": ("load_sharded", "save_sharded", "sharded", "whole"),
-        "lthfunc.trees.shards": ("Exchange", "over"),
+        "lthfunc.trees.collectives": ("Exchange", "over"),
         "lthfunc.training.schedules": (
             "constant",
             "cosine",
@@ -300,7 +305,7 @@ __getattr__, __all__, __dir__ = table_of_contents(
         ),
         "lthfunc.training.batches": ("sample_batches",),
         "lthfunc.training.loop": ("accuracy_on", "fit", "fit_together", "take_steps", "train"),
-        "lthfunc.training.memory": ("hold_memory",),
+        "lthfunc.training.malloc": ("hold_memory",),
         "lthfunc.sparse.engine": ("sparse_engine",),
         "lthfunc.sparse.mixed": ("sparse_or",),
         "lthfunc.sparse.inference": ("sparse_program",),
@@ -315,7 +320,7 @@ __getattr__, __all__, __dir__ = table_of_contents(
         "lthfunc.execution.tuning": ("tunings_file",),
         "lthfunc.data.augment": ("shift_and_mirror",),
         "lthfunc.experiments.iterative": ("Plan", "Round", "iterative"),
-        "lthfunc.training.reparametrised": ("reparametrised", "straight_through"),
+        "lthfunc.training.parametrize": ("reparametrised", "straight_through"),
         "lthfunc.experiments.connectivity": ("instability", "line"),
         "lthfunc.experiments.starting": ("Situation", "Start"),
         "lthfunc.errors": ("ArgumentError", "UserError"),

@@ -1,7 +1,7 @@
-"""What public functions are given: a mistake of kind is told in one line, where it was made.
+"""Checks of the arguments of public functions: a wrong argument raises an error of one line that names it.
 
-`public` looks, before its function runs, whether each argument is what its annotation says (`kinds.py`). Functions that
-every step calls are not looked at: engines take them from a trainer that was.
+Before its function runs, `public` checks that each argument is what its annotation says (`argument_kinds.py`).
+Functions that every training step calls are not checked: engines take them from a trainer that was.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 
+from lthfunc.argument_hints import described, hint, is_a
+from lthfunc.argument_kinds import KINDS, is_number, is_whole
 from lthfunc.errors import ArgumentError, UserError, invalid
-from lthfunc.hints import described, hint, is_a
-from lthfunc.kinds import KINDS, is_number, is_whole
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from lthfunc.errors import UserError, invalid, unknown
-from lthfunc.frames import first_line, place_of, told
+from lthfunc.tracebacks import first_line, place_of, told
 
 
 def load_plugin(option: str, name: str) -> Callable[..., Any]:

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lthfunc.errors import UserError
-from lthfunc.frames import first_line
 from lthfunc.hardware import cache_home
+from lthfunc.tracebacks import first_line
 
 #: What fetches an extra's files, by protocol, where fsspec says only what to import.
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "hf": "hf"}

@@ -31,11 +31,11 @@ from lthfunc.experiments.starting import CONTROLS, REWINDINGS
 from lthfunc.runs.keeping import train_kept
 from lthfunc.sparsify.activations import input_moments
 from lthfunc.training.engines import compiled as loops
-from lthfunc.training.fits import Stopped
 from lthfunc.training.loop import fit_together
+from lthfunc.training.results import Stopped
 from lthfunc.training.trainer import Trainer, make_trainer
+from lthfunc.trees.collectives import ALONE
 from lthfunc.trees.ops import data_to_device, leaves, to_device
-from lthfunc.trees.shards import ALONE
 from lthfunc.trees.types import Dataset, Split, TrainState
 
 #: What runs on a device, named for messages, and gives a tree of numbers.

@@ -13,15 +13,15 @@ from torch import nn
 
 import lthfunc as lf
 from lthfunc.errors import UserError
-from lthfunc.training import feed as feeding
+from lthfunc.training import prefetch
 from lthfunc.training.batches import Order, batches, steps_per_epoch
-from lthfunc.training.feed import Feed
 from lthfunc.training.loop import take_steps
 from lthfunc.training.optimizers import check_ranges, table_like
+from lthfunc.training.prefetch import Feed
 from lthfunc.training.schedules import as_schedule, at, ends_at
 from lthfunc.training.trainer import examples, make_trainer
+from lthfunc.trees.collectives import Exchange
 from lthfunc.trees.rng import permutation
-from lthfunc.trees.shards import Exchange
 from lthfunc.trees.types import Scale, Split
 
 CPU = torch.device("cpu")
@@ -72,7 +72,7 @@ def test_a_feed_holds_four_megabytes_of_steps() -> None:
 @pytest.mark.parametrize("mapped", [False, True])
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_feeds_hold_the_batches_of_their_steps(mapped: bool, ranks: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feeding, "_MOST", 3)
+    monkeypatch.setattr(prefetch, "_MOST", 3)
     warnings.simplefilter("error")  # PyTorch's, of memory of another size
     split = Split(torch.arange(74).float().view(37, 2), torch.arange(37))
     for rank in range(ranks):

@@ -19,8 +19,8 @@ from lthfunc.runs import keeping
 from lthfunc.runs.checkpoints import checkpoints, is_whole, load_checkpoint, step_of
 from lthfunc.runs.keeping import train_kept
 from lthfunc.training.batches import batches
-from lthfunc.training.fits import Stopped
-from lthfunc.training.stepping import finite
+from lthfunc.training.results import Stopped
+from lthfunc.training.session import finite
 from lthfunc.trees.types import Dataset
 
 NETWORKS: dict[str, type[nn.Module]] = {"normed": NormedNet, "dropping": DroppingNet}

@@ -15,7 +15,7 @@ from test_npz import CLASSES, FLOATS, IMAGES, NUMBERS, N, changed
 from torch.utils.data import DataLoader, TensorDataset
 
 import lthfunc as lf
-from lthfunc.data.checking import checked
+from lthfunc.data.content_checks import checked
 from lthfunc.errors import UserError
 
 

@@ -30,7 +30,7 @@ from lthfunc.experiments.records import search_energy
 from lthfunc.runs.folder import read_run
 from lthfunc.runs.keeping import train_kept
 from lthfunc.runs.measurements import MEASURED, measurements
-from lthfunc.training.fits import Stopped
+from lthfunc.training.results import Stopped
 from lthfunc.trees.types import Dataset
 
 SMALL = ["--rounds", "1", "--steps", "40", "--eval-every", "15", "--batch-size", "50"]

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 import lthfunc as lf
 from lthfunc.errors import UserError
-from lthfunc.training import memory, precision, threads
+from lthfunc.training import cpu_threads, malloc, precision
+from lthfunc.training.data_parallel import averaged, part_of, total, travelling
 from lthfunc.training.engines import compiled as compiled_engine, toolchain
 from lthfunc.training.engines.eager import eager
 from lthfunc.training.engines.interface import Work
@@ -37,13 +38,12 @@ from lthfunc.training.engines.side_by_side import (
 )
 from lthfunc.training.engines.table import engine_for, make_engine
 from lthfunc.training.evaluation import chunk_for, evaluate
-from lthfunc.training.feed import Feed
 from lthfunc.training.losses import cross_entropy
-from lthfunc.training.ranks import averaged, part_of, total, travelling
-from lthfunc.trees.habits import Habits
+from lthfunc.training.prefetch import Feed
+from lthfunc.trees.collectives import ALONE, Exchange
 from lthfunc.trees.ops import clone
 from lthfunc.trees.rng import counter_key
-from lthfunc.trees.shards import ALONE, Exchange
+from lthfunc.trees.side_effects import Habits
 from lthfunc.trees.types import Scale, Split, TrainState
 
 NHWC = torch.channels_last
@@ -395,30 +395,30 @@ def test_the_first_compiler_that_is_there_is_taken(tmp_path: Path, monkeypatch: 
 @pytest.mark.parametrize(("cores", "most"), [(None, 128), (1, 128), (32, 128), (33, 132), (100, 400)])
 def test_four_threads_a_core_are_the_most(cores: int | None, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: cores)
-    assert threads.most_threads() == most
+    assert cpu_threads.most_threads() == most
     for number in (None, 1, most):
-        threads.check_threads(number)
-        threads.check_jobs(number)
+        cpu_threads.check_threads(number)
+        cpu_threads.check_jobs(number)
     with pytest.raises(
         UserError, match=f"--jobs: {most + 1} is not accepted; it takes a whole number from 1 to {most} "
     ):
-        threads.check_jobs(most + 1)
+        cpu_threads.check_jobs(most + 1)
     for number in (0, -1, most + 1):
         with pytest.raises(
             UserError, match=f"--mine: {number} is not accepted; it takes a whole number from 1 to {most} "
         ):
-            threads.check_threads(number, "--mine")
+            cpu_threads.check_threads(number, "--mine")
 
 
 def test_threads_are_as_before_after_an_error_too() -> None:
     before = torch.get_num_threads()
-    with suppress(KeyError), threads.using_threads(before + 1):
+    with suppress(KeyError), cpu_threads.using_threads(before + 1):
         assert torch.get_num_threads() == before + 1
         raise KeyError
     assert torch.get_num_threads() == before
-    with threads.using_threads(None):
+    with cpu_threads.using_threads(None):
         assert torch.get_num_threads() == before
-    with pytest.raises(UserError, match="--threads: 0"), threads.using_threads(0):
+    with pytest.raises(UserError, match="--threads: 0"), cpu_threads.using_threads(0):
         pass
 
 
@@ -432,15 +432,15 @@ def test_the_c_library_is_told_to_keep_memory(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace(mallopt=mallopt))
-    assert memory.hold_memory() is True
+    assert malloc.hold_memory() is True
     assert told == {-1: 2_147_483_647, -2: 67_108_864, -4: 0}
     monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace(mallopt=lambda *given: 0))
-    assert memory.hold_memory() is False
+    assert malloc.hold_memory() is False
     monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace())
-    assert memory.hold_memory() is False
+    assert malloc.hold_memory() is False
     monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace(mallopt=mallopt))
     monkeypatch.setattr(sys, "platform", "darwin")
-    assert memory.hold_memory() is False
+    assert malloc.hold_memory() is False
 
 
 def _products_now() -> tuple[str, bool]:

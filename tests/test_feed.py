@@ -12,8 +12,8 @@ from conftest import NormedNet
 import lthfunc as lf
 from lthfunc.errors import UserError
 from lthfunc.training.batches import batches
-from lthfunc.training.feed import Feed
 from lthfunc.training.loop import fit
+from lthfunc.training.prefetch import Feed
 from lthfunc.training.trainer import make_trainer
 from lthfunc.trees.rng import counter_key, fold_in, integers
 from lthfunc.trees.types import Dataset, Split

@@ -21,9 +21,9 @@ from lthfunc.runs.keeping import train_kept
 from lthfunc.runs.measurements import measurements
 from lthfunc.runs.memory import width_on
 from lthfunc.training.engines.table import ENGINES
-from lthfunc.training.fits import Stopped
 from lthfunc.training.loop import fit, fit_together, take_steps
 from lthfunc.training.precision import Precision
+from lthfunc.training.results import Stopped
 from lthfunc.training.steps import Augment
 from lthfunc.training.trainer import make_trainer
 from lthfunc.trees import ops

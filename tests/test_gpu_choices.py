@@ -22,13 +22,13 @@ from lthfunc.runs import calls, cluster, environment, ranks
 from lthfunc.runs.execute import jobs_of
 from lthfunc.training.engines.launching import Launcher
 from lthfunc.training.engines.toolchain import why_not
-from lthfunc.training.fits import Since
 from lthfunc.training.precision import check_precision
-from lthfunc.training.stepping import Training
+from lthfunc.training.results import Since
+from lthfunc.training.session import Training
 from lthfunc.training.trainer import make_trainer
+from lthfunc.trees.collectives import ALONE
+from lthfunc.trees.global_rng import all_seeded
 from lthfunc.trees.ops import data_to_device, to_device
-from lthfunc.trees.outside import all_seeded
-from lthfunc.trees.shards import ALONE
 from lthfunc.trees.types import Dataset
 
 

@@ -86,7 +86,7 @@ def test_segments_of_a_training_go_on_with_the_graphs_of_the_first(
 
 def test_trainings_at_the_same_time_do_not_share_memory(gpus: Machine, few_digits: Dataset) -> None:
     """And one of another kind takes none that was left, nor leaves more than its own."""
-    from lthfunc.training.stepping import Training
+    from lthfunc.training.session import Training
 
     work = trainer(data_to_device(few_digits, "cuda:0"), compile_engine)
     starts = [to_device(lf.init(MODEL, seed), "cuda:0") for seed in (0, 1)]

@@ -22,8 +22,8 @@ from lthfunc.training.engines.interface import Work, _flops
 from lthfunc.training.engines.keeping import Kept, Pools
 from lthfunc.training.engines.measuring import Measuring, begin_measuring
 from lthfunc.training.evaluation import chunk_on_gpu
-from lthfunc.training.feed import Feed, _Staging
-from lthfunc.trees.shards import Exchange
+from lthfunc.training.prefetch import Feed, _Staging
+from lthfunc.trees.collectives import Exchange
 from lthfunc.trees.types import Split
 
 

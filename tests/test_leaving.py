@@ -21,10 +21,10 @@ from lthfunc.execution.export.subject import subject_of
 from lthfunc.execution.export.table import TARGETS
 from lthfunc.execution.forms import masked_module
 from lthfunc.runs.settings import read_config
+from lthfunc.trees.atomic_io import file_name
+from lthfunc.trees.convert import starting_from
+from lthfunc.trees.leaf_names import first_names
 from lthfunc.trees.model import apply_evaluating, apply_training
-from lthfunc.trees.moving import starting_from
-from lthfunc.trees.names import first_names
-from lthfunc.trees.writing import file_name
 
 
 class Odd(nn.Module):

@@ -22,7 +22,7 @@ from lthfunc.experiments.methods.table import TABLE
 from lthfunc.experiments.resolve import resolved
 from lthfunc.experiments.starting import CONTROLS, REWINDINGS
 from lthfunc.runs.lines import line_of, read_lines
-from lthfunc.training.reparametrised import largest, reparametrised, straight_through
+from lthfunc.training.parametrize import largest, reparametrised, straight_through
 from lthfunc.training.trainer import make_trainer
 from lthfunc.trees.model import apply_training
 

@@ -18,7 +18,7 @@ from lthfunc.experiments.methods.setting import Outcome, Setting, samples
 from lthfunc.experiments.methods.table import TABLE
 from lthfunc.experiments.methods.while_training import exchanging
 from lthfunc.training.batches import batches
-from lthfunc.training.reparametrised import Drawn, Weights
+from lthfunc.training.parametrize import Drawn, Weights
 from lthfunc.training.trainer import make_trainer
 from lthfunc.trees.rng import generator, key
 from lthfunc.trees.types import Masks, Params, Split

@@ -126,9 +126,9 @@ def test_archives_larger_than_memory_are_not_unpacked(tmp_path: Path, monkeypatc
     with pytest.raises(UserError, match=r"x\.npy tells of 4,000,000,000,000 bytes and holds 40\)"):
         lf.data.load(told)
     wide = archive(tmp_path / "wide.npz", dict.fromkeys(("x", "y"), ((50, 5), 250)))
-    monkeypatch.setattr("lthfunc.data.arrays.memory_bytes", lambda: 2 * (1000 + 128))
+    monkeypatch.setattr("lthfunc.data.npz.memory_bytes", lambda: 2 * (1000 + 128))
     assert lf.data.load(wide).shape == (5,)
-    monkeypatch.setattr("lthfunc.data.arrays.memory_bytes", lambda: 2 * (1000 + 128) - 1)
+    monkeypatch.setattr("lthfunc.data.npz.memory_bytes", lambda: 2 * (1000 + 128) - 1)
     monkeypatch.setattr(np.lib.npyio.NpzFile, "__getitem__", lambda *given: pytest.fail("an array was unpacked"))
     with pytest.raises(UserError, match=r"its arrays take 0\.0 GB, and this machine's memory has 0\.0 GB\)"):
         lf.data.load(wide)

@@ -24,7 +24,7 @@ from lthfunc.experiments.iterative import Plan, rounds
 from lthfunc.experiments.plan import prepare
 from lthfunc.experiments.starting import CONTROLS, REWINDINGS, Situation
 from lthfunc.experiments.trials import check_orientation, check_pruning, check_score, check_start
-from lthfunc.trees.shards import Exchange
+from lthfunc.trees.collectives import Exchange
 from lthfunc.trees.types import TrainState
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lthfunc.training.batches import batches
 from lthfunc.training.engines.launching import Launcher
-from lthfunc.training.feed import Feed
+from lthfunc.training.prefetch import Feed
 from lthfunc.trees.types import Split
 
 

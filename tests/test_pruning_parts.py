@@ -15,14 +15,14 @@ from lthfunc.errors import UserError
 from lthfunc.sparsify.allocation import check_fraction, check_patterns, fraction_from, pruned
 from lthfunc.sparsify.budgets import budget_of, deal
 from lthfunc.sparsify.checks import checked_allocation, checked_selection
-from lthfunc.sparsify.densities import at_densities, by_rate, cubic, geometric, one_shot, periodic
-from lthfunc.sparsify.distances import collapsed, mask_distance, mask_overlap
-from lthfunc.sparsify.regrowth import cosine_share, dropped, exchanged, regrown
+from lthfunc.sparsify.density_schedules import at_densities, by_rate, cubic, geometric, one_shot, periodic
+from lthfunc.sparsify.drop_and_grow import cosine_share, dropped, exchanged, regrown
+from lthfunc.sparsify.mask_comparison import collapsed, mask_distance, mask_overlap
 from lthfunc.sparsify.scores import checked
+from lthfunc.sparsify.sparsegpt import best_of_block
 from lthfunc.sparsify.structures import as_matrix, from_matrix, has_blocks, has_n_of_m, has_units
-from lthfunc.sparsify.surgery import best_of_block
+from lthfunc.trees.collectives import ALONE
 from lthfunc.trees.ops import Count
-from lthfunc.trees.shards import ALONE
 
 
 def truth(*rows: str) -> Tensor:

@@ -25,13 +25,13 @@ from torch import Tensor, nn
 import lthfunc as lf
 from lthfunc.data.augment import shift_and_mirror
 from lthfunc.errors import UserError
-from lthfunc.training.ranks import part_of, travelling
+from lthfunc.training.data_parallel import part_of, travelling
 from lthfunc.training.steps import Carry, make_advance, make_train_step, with_optimizer
 from lthfunc.training.trainer import Trainer
+from lthfunc.trees.collectives import ALONE, Exchange
 from lthfunc.trees.model import Model
 from lthfunc.trees.ops import leaves, tree_map
 from lthfunc.trees.rng import counter_key
-from lthfunc.trees.shards import ALONE, Exchange
 from lthfunc.trees.types import Dataset, Split, TrainState
 
 #: How far losses of several ranks may be from those of one, over 200 steps: relative, in float32 and in float64.

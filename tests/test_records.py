@@ -19,7 +19,7 @@ from lthfunc.experiments.connectivity import Line, _at_each, between
 from lthfunc.experiments.iterative import Round
 from lthfunc.experiments.records import record, search_energy, summarize, winning, word_of
 from lthfunc.training.evaluation import Quality
-from lthfunc.training.fits import Chosen, Fit, Point
+from lthfunc.training.results import Chosen, Fit, Point
 from lthfunc.trees import ops
 from lthfunc.trees.rng import key
 from lthfunc.trees.types import Ticket

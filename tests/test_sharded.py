@@ -14,8 +14,8 @@ from torch import Tensor
 
 import lthfunc as lf
 from lthfunc.errors import UserError
-from lthfunc.sparsify.sharded import best
-from lthfunc.trees.shards import ALONE, Exchange
+from lthfunc.sparsify.sharded_pruning import best
+from lthfunc.trees.collectives import ALONE, Exchange
 from lthfunc.trees.types import TrainState
 
 Tree = dict[str, Tensor]

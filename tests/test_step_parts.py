@@ -13,12 +13,11 @@ from torch import Tensor, nn
 import lthfunc as lf
 from lthfunc.errors import UserError
 from lthfunc.training.batches import batches
-from lthfunc.training.fits import Point
-from lthfunc.training.guarding import checked_loss, checked_optimizer
 from lthfunc.training.loop import accuracy_on, take_steps
 from lthfunc.training.losses import cross_entropy
 from lthfunc.training.optimizers import Optimizer
-from lthfunc.training.reparametrised import buffers_part, largest, reparametrised, straight_through, trained_part
+from lthfunc.training.parametrize import buffers_part, largest, reparametrised, straight_through, trained_part
+from lthfunc.training.results import Point
 from lthfunc.training.steps import (
     Carry,
     LossOf,
@@ -30,12 +29,13 @@ from lthfunc.training.steps import (
     masked,
     on_stored,
 )
-from lthfunc.training.synchronised import synchronised
+from lthfunc.training.sync_batchnorm import synchronised
 from lthfunc.training.trainer import drawing_if_needed, make_trainer
-from lthfunc.trees.habits import Habits
+from lthfunc.training.user_functions import checked_loss, checked_optimizer
+from lthfunc.trees.collectives import Exchange
 from lthfunc.trees.model import run_training
 from lthfunc.trees.rng import counter_key, fold_in, key
-from lthfunc.trees.shards import Exchange
+from lthfunc.trees.side_effects import Habits
 from lthfunc.trees.types import Scale, TrainState
 
 CPU = torch.device("cpu")

@@ -15,16 +15,16 @@ from torch import Tensor, nn
 
 import lthfunc as lf
 from lthfunc.errors import DivergedError, UserError
-from lthfunc.training.fits import Fit, Keeper, Since, Stopped
 from lthfunc.training.loop import fit, fit_together, take_steps
 from lthfunc.training.losses import accuracy, cross_entropy
-from lthfunc.training.mending import _error
+from lthfunc.training.nonfinite import _error
 from lthfunc.training.optimizers import Optimizer
-from lthfunc.training.stepping import Training, check_pruned, finite
+from lthfunc.training.results import Fit, Keeper, Since, Stopped
+from lthfunc.training.session import Training, check_pruned, finite
+from lthfunc.training.step_check import check_step
 from lthfunc.training.trainer import Trainer, checked_quality, make_trainer
-from lthfunc.training.trial import check_step
-from lthfunc.trees.habits import Habits
-from lthfunc.trees.shards import Exchange
+from lthfunc.trees.collectives import Exchange
+from lthfunc.trees.side_effects import Habits
 from lthfunc.trees.types import Split
 
 CPU = torch.device("cpu")

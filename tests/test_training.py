@@ -15,12 +15,12 @@ from torch import nn
 import lthfunc as lf
 from lthfunc.errors import UserError
 from lthfunc.training.batches import batches, steps_per_epoch
+from lthfunc.training.cpu_threads import using_threads
 from lthfunc.training.evaluation import evaluate
 from lthfunc.training.loop import fit, take_steps
 from lthfunc.training.optimizers import Optimizer
 from lthfunc.training.schedules import at
 from lthfunc.training.steps import on_stored
-from lthfunc.training.threads import using_threads
 from lthfunc.training.trainer import make_trainer, measure
 from lthfunc.trees import ops
 from lthfunc.trees.types import Dataset, Split, TrainState

@@ -16,7 +16,7 @@ from lthfunc.experiments.config import from_mapping
 from lthfunc.experiments.trust import check_trust, places_in
 from lthfunc.runs.lines import line_of, value_of
 from lthfunc.runs.settings import to_toml
-from lthfunc.training.threads import most_threads
+from lthfunc.training.cpu_threads import most_threads
 
 
 def with_settings(folder: Path, **settings: object) -> None:

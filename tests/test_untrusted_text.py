@@ -17,7 +17,7 @@ from lthfunc_cli import console
 from lthfunc_cli.main import main
 from matplotlib.figure import Figure
 
-from lthfunc.plain import printable
+from lthfunc.printable import printable
 from lthfunc.reports.charts import Bars, Chart, Series
 from lthfunc.reports.printed import printed, side_by_side
 from lthfunc.runs.lines import append_lines, line_of, value_of

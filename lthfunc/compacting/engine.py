@@ -20,8 +20,8 @@ from lthfunc.errors import UserError
 from lthfunc.sparse.packing import packed_like, scattered
 from lthfunc.training.engines.interface import Engine, Running, Tick, Work
 from lthfunc.training.engines.table import Making, make_engine
-from lthfunc.training.feed import Feed
 from lthfunc.training.optimizers import Optimizer
+from lthfunc.training.prefetch import Feed
 from lthfunc.trees.ops import map_leaves_like, numbers
 from lthfunc.trees.types import Params, TrainState
 

@@ -17,8 +17,8 @@ from lthfunc.compacting.modules import module_of
 from lthfunc.compacting.rewriting import Cut, Rewriter, rewritten
 from lthfunc.compacting.tracing import Traced, cannot, traced
 from lthfunc.errors import UserError
-from lthfunc.frames import first_line
 from lthfunc.sparse.packing import check_ticket
+from lthfunc.tracebacks import first_line
 from lthfunc.trees.model import Model
 from lthfunc.trees.ops import apply_masks, to_device
 from lthfunc.trees.types import Buffers, Masks, Params, Ticket, TrainState

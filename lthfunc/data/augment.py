@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lthfunc.argument_hints import described
 from lthfunc.errors import ArgumentError
-from lthfunc.hints import described
 from lthfunc.trees.rng import fold_in, integers
 
 _PAD = 4

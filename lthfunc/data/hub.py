@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from lthfunc.data.images import Observe, Source, asked_of, check_depth, decoded, wanted_of
-from lthfunc.data.options import check_shares
+from lthfunc.data.reader_options import check_shares
 from lthfunc.data.tensors import divided, parted, scale_of
 from lthfunc.errors import UserError, unknown
-from lthfunc.frames import first_line
+from lthfunc.tracebacks import first_line
 from lthfunc.trees.types import Dataset
 
 

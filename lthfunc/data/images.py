@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lthfunc.data.options import check_whole
 from lthfunc.data.pixels import Levels, as_gray, as_rgb, is_gray, levels_of
+from lthfunc.data.reader_options import check_whole
 from lthfunc.errors import UserError, invalid
-from lthfunc.frames import first_line
+from lthfunc.tracebacks import first_line
 
 #: Told (images decoded, of how many).
 Observe = Callable[[int, int], None]

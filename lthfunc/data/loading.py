@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from lthfunc.arguments import public
-from lthfunc.data.arrays import read_npz
 from lthfunc.data.catalog import (
     DATA_DIR_VARIABLE,
     DATASETS,
@@ -21,13 +20,14 @@ from lthfunc.data.catalog import (
     default_data_dir,
     kind_of,
 )
-from lthfunc.data.checking import checked
+from lthfunc.data.content_checks import checked
+from lthfunc.data.data_warnings import warned
 from lthfunc.data.digits import read_digits
-from lthfunc.data.doubts import warned
-from lthfunc.data.folder import read_folder
 from lthfunc.data.hub import read_hub
+from lthfunc.data.image_folder import read_folder
 from lthfunc.data.images import Observe
 from lthfunc.data.mapped import open_mapped
+from lthfunc.data.npz import read_npz
 from lthfunc.data.planted import read_planted
 from lthfunc.data.tensors import from_tensors, parted
 from lthfunc.data.text import read_text

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from lthfunc.data.catalog import SUFFIX
 from lthfunc.errors import UserError
-from lthfunc.frames import first_line
-from lthfunc.trees.datasets import check_data
+from lthfunc.tracebacks import first_line
+from lthfunc.trees.atomic_io import appearing
+from lthfunc.trees.dataset_checks import check_data
 from lthfunc.trees.files import METADATA_KEY, read_header, save_tree
 from lthfunc.trees.types import Dataset, Scale, Split
-from lthfunc.trees.writing import appearing
 
 _FORMAT = "lthfunc.data/1"
 _SPLITS = ("train", "val", "test")

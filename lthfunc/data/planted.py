@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lthfunc.data.options import check_whole
+from lthfunc.data.reader_options import check_whole
 from lthfunc.data.tensors import from_tensors
 from lthfunc.errors import invalid
 from lthfunc.trees.rng import generator

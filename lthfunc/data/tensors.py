@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from lthfunc.arguments import public
-from lthfunc.data.checking import Pair, check_pairs
-from lthfunc.data.converting import Inputs, inputs_of, targets_of
-from lthfunc.data.doubts import warned
+from lthfunc.data.as_tensors import Inputs, inputs_of, targets_of
+from lthfunc.data.content_checks import Pair, check_pairs
+from lthfunc.data.data_warnings import warned
 from lthfunc.errors import UserError, invalid
-from lthfunc.trees.datasets import described
+from lthfunc.trees.dataset_checks import described
 from lthfunc.trees.rng import permutation
 from lthfunc.trees.types import Dataset, Scale, Split
 

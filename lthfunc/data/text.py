@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lthfunc.data.options import check_shares, check_whole, regular
+from lthfunc.data.reader_options import check_shares, check_whole, regular
 from lthfunc.errors import UserError
 from lthfunc.trees.types import Dataset, Split
 

@@ -7,9 +7,9 @@ import statistics
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
+from lthfunc.argument_hints import described, is_a
+from lthfunc.argument_kinds import KINDS
 from lthfunc.errors import ArgumentError, invalid
-from lthfunc.hints import described, is_a
-from lthfunc.kinds import KINDS
 
 #: Of intervals.
 LEVEL = 0.95

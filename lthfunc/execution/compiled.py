@@ -15,7 +15,7 @@ from lthfunc.training.engines.keeping import Pools
 from lthfunc.training.engines.launching import Launcher
 from lthfunc.training.engines.toolchain import why_not
 from lthfunc.training.engines.tracing import Program, compiled
-from lthfunc.trees.calling import functional_call
+from lthfunc.trees.module_calls import functional_call
 from lthfunc.trees.ops import flattened, tree_map
 from lthfunc.trees.outputs import outputs_of
 

@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 from lthfunc.arguments import public
 from lthfunc.errors import UserError
-from lthfunc.trees.failing import cannot_take
 from lthfunc.trees.flops import flops_by_module
 from lthfunc.trees.model import Model, example_of
+from lthfunc.trees.module_errors import cannot_take
 from lthfunc.trees.types import Masks, Params
 
 

@@ -18,8 +18,8 @@ from lthfunc.execution.formats import LAYER_FORMATS, Layer
 from lthfunc.execution.layers import layers_of, with_layers
 from lthfunc.execution.tuning import Tunings
 from lthfunc.sparse.inference import sparse_program
+from lthfunc.trees.leaf_names import put_values
 from lthfunc.trees.model import Model
-from lthfunc.trees.names import put_values
 from lthfunc.trees.ops import apply_masks
 from lthfunc.trees.types import Masks, Ticket, TrainState
 

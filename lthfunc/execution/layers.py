@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from lthfunc.execution.formats import Layer
-from lthfunc.trees.reading import inputs_of
+from lthfunc.trees.layer_inputs import inputs_of
 from lthfunc.trees.types import Masks
 
 _KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d)

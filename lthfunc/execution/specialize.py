@@ -19,9 +19,9 @@ from lthfunc.execution.names import FORMATS
 from lthfunc.execution.program import Program, Report
 from lthfunc.execution.tuning import Tunings, program_keys
 from lthfunc.sparse.packing import check_ticket
-from lthfunc.trees.failing import cannot_take
 from lthfunc.trees.flops import flops_of
 from lthfunc.trees.model import Model
+from lthfunc.trees.module_errors import cannot_take
 from lthfunc.trees.ops import check_device
 from lthfunc.trees.types import Ticket, TrainState
 

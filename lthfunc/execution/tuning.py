@@ -9,12 +9,12 @@ from pathlib import Path
 
 import torch
 
+from lthfunc.argument_kinds import is_number
 from lthfunc.execution.formats import Layer, block_density, block_size
 from lthfunc.hardware import cache_home, processor_name
-from lthfunc.kinds import is_number
 from lthfunc.sparse.kernels.build import cache_folder
+from lthfunc.trees.atomic_io import write_atomically
 from lthfunc.trees.types import Masks
-from lthfunc.trees.writing import write_atomically
 
 
 class Tunings:

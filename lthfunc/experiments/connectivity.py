@@ -19,11 +19,11 @@ from lthfunc.training.loop import take_steps
 from lthfunc.training.losses import Loss, Metric, accuracy, cross_entropy
 from lthfunc.training.steps import Metrics, make_eval_step
 from lthfunc.training.trainer import Trainer, drawing_if_needed
-from lthfunc.trees.datasets import check_scale
-from lthfunc.trees.habits import habits_of
+from lthfunc.trees.dataset_checks import check_scale
 from lthfunc.trees.model import Model
 from lthfunc.trees.ops import leaf_difference, scaled
 from lthfunc.trees.rng import key
+from lthfunc.trees.side_effects import habits_of
 from lthfunc.trees.types import Buffers, Params, Scale, Split, TrainState
 
 #: Examples evaluated at a time, at every point of a line.

@@ -9,25 +9,25 @@ from lthfunc.errors import UserError, invalid
 from lthfunc.experiments.config import Config, Rewind, is_own, parse_structure
 from lthfunc.experiments.resolve import listed
 from lthfunc.experiments.starting import REWINDINGS, Situation, Start
-from lthfunc.frames import first_line, place_of
 from lthfunc.plugins import guarded, load_plugin
 from lthfunc.sparsify.activations import input_moments, wanda
 from lthfunc.sparsify.allocation import Allocate, globally, layerwise
-from lthfunc.sparsify.anchored import distance_moved, large_init, large_init_large_final, magnitude_increase
 from lthfunc.sparsify.budgets import balanced, erdos_renyi, erk, globally_above, lamp, uniform
 from lthfunc.sparsify.dependencies import dependencies, without_dead_units
-from lthfunc.sparsify.gradients import fisher, grasp, movement, snip, taylor
+from lthfunc.sparsify.gradient_scores import fisher, grasp, movement, snip, taylor
+from lthfunc.sparsify.mask_criteria import distance_moved, large_init, large_init_large_final, magnitude_increase
 from lthfunc.sparsify.scores import Score, magnitude, random_scores
 from lthfunc.sparsify.selection import Select, unstructured
 from lthfunc.sparsify.structures import blocks, n_of_m, per_output, units
 from lthfunc.sparsify.synflow import synflow
+from lthfunc.tracebacks import first_line, place_of
 from lthfunc.training.batches import sample_batches
 from lthfunc.training.losses import Loss, cross_entropy
 from lthfunc.training.steps import forward_of, loss_of
-from lthfunc.trees.fold import Transformation, compose
 from lthfunc.trees.model import Model
 from lthfunc.trees.ops import apply_masks, clone, leaf_difference, masked_like, to_device
 from lthfunc.trees.rng import key
+from lthfunc.trees.transformations import Transformation, compose
 from lthfunc.trees.types import Batch, Dataset, TrainState
 
 #: Batches that a score of data looks at.

@@ -6,23 +6,23 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
+from lthfunc.argument_hints import described
 from lthfunc.arguments import check_fields, public
 from lthfunc.errors import ArgumentError, UserError, invalid
 from lthfunc.experiments.starting import REWINDINGS, Situation, Start, end_of
-from lthfunc.hints import described
 from lthfunc.sparsify.allocation import Allocate, globally
 from lthfunc.sparsify.scores import Score, magnitude
 from lthfunc.sparsify.selection import Select, unstructured
 from lthfunc.sparsify.transforms import prune, ticket
 from lthfunc.training.evaluation import Quality
-from lthfunc.training.fits import Fit, Keeper, Observer, Observers, observing
 from lthfunc.training.loop import fit_together
+from lthfunc.training.results import Fit, Keeper, Observer, Observers, observing
 from lthfunc.training.trainer import Trainer, measure
-from lthfunc.trees.fold import Transformation, compose
+from lthfunc.trees.global_rng import all_seeded
 from lthfunc.trees.model import Model, init
 from lthfunc.trees.ops import count
-from lthfunc.trees.outside import all_seeded
 from lthfunc.trees.rng import key
+from lthfunc.trees.transformations import Transformation, compose
 from lthfunc.trees.types import Ticket, TrainState
 
 TICKET = "ticket"

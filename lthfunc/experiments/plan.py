@@ -12,7 +12,7 @@ import torch
 from lthfunc.compacting.engine import compact_engine
 from lthfunc.compacting.network import compact_training
 from lthfunc.data.augment import shift_and_mirror
-from lthfunc.data.doubts import unhinted
+from lthfunc.data.data_warnings import unhinted
 from lthfunc.data.images import Observe
 from lthfunc.data.loading import load
 from lthfunc.errors import UserError, invalid
@@ -39,18 +39,18 @@ from lthfunc.sparse.kernels.build import why_no_kernels
 from lthfunc.sparse.mixed import always_sparse, sparse_or
 from lthfunc.sparsify.allocation import check_patterns
 from lthfunc.training.batches import steps_per_epoch
+from lthfunc.training.cpu_threads import check_jobs, check_threads
+from lthfunc.training.data_parallel import part_of
 from lthfunc.training.engines.interface import Work
 from lthfunc.training.engines.table import Making, engine_for
 from lthfunc.training.engines.toolchain import why_not
 from lthfunc.training.precision import Precision, check_precision
-from lthfunc.training.ranks import part_of
-from lthfunc.training.threads import check_jobs, check_threads
 from lthfunc.training.trainer import OnNonfinite, examples, make_trainer
+from lthfunc.trees.collectives import ALONE, Exchange
 from lthfunc.trees.flops import flops_of
-from lthfunc.trees.habits import habits_of
 from lthfunc.trees.model import Model, drawn_line, init, left_line
 from lthfunc.trees.ops import data_to_device
-from lthfunc.trees.shards import ALONE, Exchange
+from lthfunc.trees.side_effects import habits_of
 from lthfunc.trees.types import Dataset
 
 T = TypeVar("T")

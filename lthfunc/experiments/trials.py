@@ -9,11 +9,11 @@ from lthfunc.errors import UserError, invalid
 from lthfunc.experiments.functions import Scored
 from lthfunc.experiments.iterative import Plan
 from lthfunc.experiments.starting import Situation
-from lthfunc.frames import first_line, place_of
 from lthfunc.sparsify.scores import Score, checked, magnitude
 from lthfunc.sparsify.transforms import prune
+from lthfunc.tracebacks import first_line, place_of
+from lthfunc.trees.global_rng import all_seeded
 from lthfunc.trees.model import Model, init
-from lthfunc.trees.outside import all_seeded
 from lthfunc.trees.prunable import transposed_weights
 
 

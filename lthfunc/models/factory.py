@@ -25,9 +25,9 @@ from lthfunc.models.vgg import VGG
 from lthfunc.models.vit import ViT
 from lthfunc.models.wide_resnet import WideResNet
 from lthfunc.plugins import called, load_plugin
-from lthfunc.trees.datasets import check_data
+from lthfunc.trees.dataset_checks import check_data
 from lthfunc.trees.model import Model, model_of, pruning
-from lthfunc.trees.parts import Part
+from lthfunc.trees.multi_input import Part
 from lthfunc.trees.types import Dataset
 
 Shape = tuple[int, ...]

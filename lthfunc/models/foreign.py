@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from lthfunc.errors import DamagedError, UserError
-from lthfunc.frames import first_line
 from lthfunc.models.naming import unwrapped
+from lthfunc.tracebacks import first_line
 from lthfunc.trees.files import load_tree
 
 #: Keys under which programs keep the weights within a checkpoint.

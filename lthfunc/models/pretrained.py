@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from lthfunc.errors import UserError, invalid, unknown
-from lthfunc.frames import first_line
 from lthfunc.models.naming import matching
+from lthfunc.tracebacks import first_line
+from lthfunc.trees.convert import starting_from
 from lthfunc.trees.files import load_tree
 from lthfunc.trees.model import Model
-from lthfunc.trees.moving import starting_from
 
 SUFFIX = ".safetensors"
 #: How the names of files end that torch.save wrote.

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from lthfunc.errors import UserError
-from lthfunc.trees.failing import failure
 from lthfunc.trees.model import Model, apply_evaluating, apply_training, example_of
+from lthfunc.trees.module_errors import failure
+from lthfunc.trees.multi_input import Part, Unpacking
 from lthfunc.trees.outputs import own_loss, prediction
-from lthfunc.trees.parts import Part, Unpacking
 
 
 def warm(name: str, module: nn.Module, shape: tuple[int, ...], inputs: str, parts: Sequence[Part]) -> None:

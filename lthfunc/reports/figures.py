@@ -10,7 +10,7 @@ from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from lthfunc.plain import printable
+from lthfunc.printable import printable
 from lthfunc.runs import within
 
 

@@ -31,7 +31,7 @@ from lthfunc.runs.lines import append_lines
 from lthfunc.runs.manifests import checked_bytes, load_checked, read_manifest, sum_of, write_manifest
 from lthfunc.runs.store import done_so_far, load_anchor
 from lthfunc.sparsify.rewinding import restart
-from lthfunc.trees.moving import with_new_head
+from lthfunc.trees.convert import with_new_head
 from lthfunc.trees.ops import to_device
 from lthfunc.trees.types import Ticket, TrainState
 

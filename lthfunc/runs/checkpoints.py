@@ -18,7 +18,7 @@ from lthfunc.experiments.iterative import Plan, Progress, Task
 from lthfunc.runs import within
 from lthfunc.runs.folder import make_training_folder, run_of
 from lthfunc.runs.manifests import sum_of
-from lthfunc.training.fits import Chosen, Fit, Point, Since
+from lthfunc.training.results import Chosen, Fit, Point, Since
 from lthfunc.trees.files import tree_bytes, tree_of
 from lthfunc.trees.ops import flattened, leaf_difference, leaves, to_device
 from lthfunc.trees.types import TrainState

@@ -24,14 +24,14 @@ from typing import Any
 from lthfunc.errors import UserError, invalid
 from lthfunc.experiments.config import Config, trainings_at_once
 from lthfunc.experiments.iterative import Round, Task
-from lthfunc.frames import first_line
 from lthfunc.runs.checkpoints import checkpoints, latest_checkpoint, put_checkpoint
 from lthfunc.runs.environment import versions
 from lthfunc.runs.keeping import place_of, train_kept
 from lthfunc.runs.pools import PATIENCE, News, attempted, plan_of_worker
 from lthfunc.runs.together import Way
 from lthfunc.runs.trainings import Spent, in_words
-from lthfunc.training.fits import Point
+from lthfunc.tracebacks import first_line
+from lthfunc.training.results import Point
 
 #: Seconds between two questions about progress.
 _ASK = 0.5

@@ -26,8 +26,8 @@ from lthfunc.experiments.methods.table import TABLE
 from lthfunc.experiments.records import Record
 from lthfunc.runs.environment import machine
 from lthfunc.runs.lines import append_lines, drop_partial_line, read_lines
-from lthfunc.sparsify.distances import collapsed
-from lthfunc.training.memory import hold_memory
+from lthfunc.sparsify.mask_comparison import collapsed
+from lthfunc.training.malloc import hold_memory
 from lthfunc.trees.files import save_ticket
 from lthfunc.trees.ops import count
 from lthfunc.trees.types import Ticket

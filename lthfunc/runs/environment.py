@@ -18,7 +18,7 @@ import torch
 
 import lthfunc
 from lthfunc.hardware import processor_name
-from lthfunc.trees.shards import joined
+from lthfunc.trees.collectives import joined
 
 #: Packages whose versions are recorded.
 _PACKAGES = ("torch", "torchvision", "numpy", "safetensors", "optree", "pydantic")

@@ -30,15 +30,15 @@ from lthfunc.experiments.config import FREE, Config, from_mapping, to_mapping
 from lthfunc.experiments.iterative import TICKET
 from lthfunc.experiments.records import Record
 from lthfunc.experiments.resolve import resolved
-from lthfunc.plain import printable
+from lthfunc.printable import printable
 from lthfunc.runs import within
 from lthfunc.runs.environment import environment, machine
 from lthfunc.runs.lines import append_lines, line_of, scan_lines
 from lthfunc.runs.lock import HOLDER, LOCK
 from lthfunc.runs.schema import header_problem, training_problem
 from lthfunc.runs.settings import read_config, to_toml
+from lthfunc.trees.atomic_io import UNFINISHED
 from lthfunc.trees.types import Dataset
-from lthfunc.trees.writing import UNFINISHED
 
 #: Of the files here. Runs of version 0.1.0, which says none, are read as 1; up to 2 they had `ticket.safetensors`, the
 #: last round's masks over its initial weights, instead of the files of `outcome.py`.

@@ -19,7 +19,7 @@ from lthfunc.runs.folder import training_folder
 from lthfunc.runs.ranks import check_alike, hand_out, together
 from lthfunc.runs.trainings import Spent
 from lthfunc.training.batches import steps_per_epoch
-from lthfunc.training.fits import Keeper, Observers
+from lthfunc.training.results import Keeper, Observers
 
 #: Whether a run should stop, asked after every step.
 Stopping = Callable[[], bool]

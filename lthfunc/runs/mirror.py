@@ -18,7 +18,6 @@ from contextlib import contextmanager, suppress
 from lthfunc.errors import LostRunError, UserError
 from lthfunc.experiments.iterative import Task
 from lthfunc.experiments.records import Record
-from lthfunc.frames import first_line
 from lthfunc.hardware import cache_home
 from lthfunc.remote import Place, fetch, files_below, place_of, reaching, remove, send
 from lthfunc.runs import within
@@ -27,8 +26,9 @@ from lthfunc.runs.lock import HOLDER, LOCK, is_there
 from lthfunc.runs.progress import PROGRESS
 from lthfunc.runs.readings import holder_of
 from lthfunc.runs.sweeps import SWEEP
-from lthfunc.training.fits import Point
-from lthfunc.trees.writing import UNFINISHED
+from lthfunc.tracebacks import first_line
+from lthfunc.training.results import Point
+from lthfunc.trees.atomic_io import UNFINISHED
 
 #: Seconds between two looks at what has changed, and how long one is taken to be at work who says nothing more.
 _EVERY, _SILENT = 20.0, 300.0

@@ -21,8 +21,8 @@ from lthfunc.experiments.iterative import TICKET, Plan, Round, Task
 from lthfunc.experiments.plan import prepare
 from lthfunc.runs.together import Way
 from lthfunc.runs.trainings import Queue, Result, Spent, in_words, named
-from lthfunc.training.fits import Observers, Point, Stopped
-from lthfunc.training.memory import hold_memory
+from lthfunc.training.malloc import hold_memory
+from lthfunc.training.results import Observers, Point, Stopped
 
 #: Seconds between two words of a worker on its progress.
 _NEWS = 0.1

@@ -20,7 +20,7 @@ from lthfunc.runs import within
 from lthfunc.runs.folder import Name
 from lthfunc.runs.readings import progress_of
 from lthfunc.runs.trainings import Watcher, name_of
-from lthfunc.training.fits import Point
+from lthfunc.training.results import Point
 from lthfunc.trees.ops import density
 
 PROGRESS = ".progress.json"

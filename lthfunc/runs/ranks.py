@@ -23,12 +23,12 @@ from lthfunc.errors import LostRankError, UserError
 from lthfunc.experiments.config import Config, parse_interval
 from lthfunc.experiments.iterative import Plan, Progress, Round, Task, train_together
 from lthfunc.experiments.plan import prepare
-from lthfunc.frames import first_line
 from lthfunc.runs.environment import versions
-from lthfunc.training.fits import Keeper, Stopped
+from lthfunc.tracebacks import first_line
+from lthfunc.training.results import Keeper, Stopped
+from lthfunc.trees.collectives import Exchange, over
 from lthfunc.trees.model import init
 from lthfunc.trees.ops import leaves, tree_map
-from lthfunc.trees.shards import Exchange, over
 
 T = TypeVar("T")
 

@@ -26,7 +26,7 @@ from lthfunc.runs.folder import (
 )
 from lthfunc.runs.lines import append_lines, drop_partial_line, line_of, whole_lines
 from lthfunc.runs.measurements import MEASURED
-from lthfunc.trees.writing import UNFINISHED
+from lthfunc.trees.atomic_io import UNFINISHED
 
 
 def recover(folder: Path) -> tuple[Run, list[str]]:

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from lthfunc.experiments.iterative import TICKET
 from lthfunc.experiments.settings.pruning import CONTROLS
-from lthfunc.plain import can_be_shown
+from lthfunc.printable import can_be_shown
 
 
 def _shown(text: str) -> str:

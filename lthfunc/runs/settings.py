@@ -11,7 +11,7 @@ import tomli_w
 
 from lthfunc.errors import UserError
 from lthfunc.experiments.config import Config, from_mapping, to_mapping
-from lthfunc.plain import printable
+from lthfunc.printable import printable
 from lthfunc.runs import within
 
 if sys.version_info >= (3, 11):

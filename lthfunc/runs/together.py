@@ -15,7 +15,7 @@ from lthfunc.experiments.iterative import TICKET, Plan, Task
 from lthfunc.runs.keeping import Stopping, position_of, train_kept
 from lthfunc.runs.memory import too_large
 from lthfunc.runs.trainings import Queue, Result, Watcher, named
-from lthfunc.training.fits import Point, Stopped
+from lthfunc.training.results import Point, Stopped
 
 
 class Way(NamedTuple):

@@ -9,7 +9,7 @@ from lthfunc.errors import UserError
 from lthfunc.experiments.iterative import TICKET, Round, Task, sent
 from lthfunc.experiments.records import Record
 from lthfunc.runs.folder import Name
-from lthfunc.training.fits import Point
+from lthfunc.training.results import Point
 
 
 class Watcher(Protocol):

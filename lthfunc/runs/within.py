@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from lthfunc.errors import DamagedError
-from lthfunc.trees.writing import UNFINISHED
+from lthfunc.trees.atomic_io import UNFINISHED
 
 #: Whether this system opens files relative to an open folder; elsewhere each part of a path is looked at before.
 _RELATIVE = os.open in os.supports_dir_fd and hasattr(os, "O_NOFOLLOW")

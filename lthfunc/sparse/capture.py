@@ -15,11 +15,11 @@ from torch.fx import Graph, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from lthfunc.errors import UserError
-from lthfunc.frames import first_line, place_of, users_line
 from lthfunc.sparse.faithful import why_unfaithful
+from lthfunc.tracebacks import first_line, place_of, users_line
 from lthfunc.training.engines.aliases import changed_by
-from lthfunc.trees.calling import functional_call
 from lthfunc.trees.model import Model, example_of
+from lthfunc.trees.module_calls import functional_call
 from lthfunc.trees.outputs import Outputs, outputs_of
 from lthfunc.trees.types import Buffers, Params
 

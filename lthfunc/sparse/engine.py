@@ -20,9 +20,9 @@ from lthfunc.sparse.program import Ending, Program, Stored, program_of
 from lthfunc.sparse.updates import clock_of, moments_of, state_after
 from lthfunc.training.engines.interface import Engine, Running, Tick, Work
 from lthfunc.training.evaluation import Quality, evaluate
-from lthfunc.training.feed import Feed
 from lthfunc.training.losses import Loss, accuracy, cross_entropy
 from lthfunc.training.optimizers import Optimizer
+from lthfunc.training.prefetch import Feed
 from lthfunc.training.steps import Metrics
 from lthfunc.trees.ops import scaled
 from lthfunc.trees.rng import counter_key, fold_in, key

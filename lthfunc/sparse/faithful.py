@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter
 
-from lthfunc.trees.calling import functional_call
+from lthfunc.trees.global_rng import all_seeded
+from lthfunc.trees.module_calls import functional_call
 from lthfunc.trees.ops import clone
 from lthfunc.trees.outputs import outputs_of
-from lthfunc.trees.outside import all_seeded
 from lthfunc.trees.types import Buffers, Params
 
 if TYPE_CHECKING:

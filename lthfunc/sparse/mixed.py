@@ -12,7 +12,7 @@ from lthfunc.sparse.engine import sparse_engine
 from lthfunc.training.engines.interface import Engine, Running, Work
 from lthfunc.training.engines.table import make_engine
 from lthfunc.training.evaluation import Quality
-from lthfunc.training.feed import Feed
+from lthfunc.training.prefetch import Feed
 from lthfunc.trees.model import Model
 from lthfunc.trees.types import Buffers, Masks, Params, Split, TrainState
 

@@ -10,10 +10,10 @@ from torch import Tensor
 from lthfunc.arguments import public
 from lthfunc.errors import UserError
 from lthfunc.sparsify.scores import Score, Scores
+from lthfunc.trees.layer_inputs import linear_inputs
 from lthfunc.trees.model import Model
 from lthfunc.trees.ops import apply_masks
 from lthfunc.trees.prunable import transposed_weights
-from lthfunc.trees.reading import linear_inputs
 from lthfunc.trees.types import Masks, Params, TrainState
 
 

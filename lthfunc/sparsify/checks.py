@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from lthfunc.errors import UserError, invalid
-from lthfunc.frames import is_ours, name_of, told
 from lthfunc.sparsify.allocation import Allocate, Keep
 from lthfunc.sparsify.scores import Scores
 from lthfunc.sparsify.selection import Select
+from lthfunc.tracebacks import is_ours, name_of, told
 from lthfunc.trees.ops import clone
 from lthfunc.trees.types import Masks
 

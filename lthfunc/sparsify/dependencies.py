@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from lthfunc.arguments import public
 from lthfunc.errors import UserError
-from lthfunc.trees.calling import functional_call
-from lthfunc.trees.failing import cannot_take
 from lthfunc.trees.model import Model, example_of
+from lthfunc.trees.module_calls import functional_call
+from lthfunc.trees.module_errors import cannot_take
 from lthfunc.trees.ops import apply_masks
 from lthfunc.trees.prunable import CONVOLUTIONS
 from lthfunc.trees.types import Buffers, Masks, Params, TrainState

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.func import grad
 
 from lthfunc.errors import UserError
-from lthfunc.frames import name_of
-from lthfunc.trees.failing import failure, no_gradient
+from lthfunc.tracebacks import name_of
+from lthfunc.trees.module_errors import failure, no_gradient
 from lthfunc.trees.types import Batch, Params
 
 #: (params, batch) -> the mean loss over the batch, a scalar.

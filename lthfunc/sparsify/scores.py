@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lthfunc.arguments import public
 from lthfunc.errors import UserError, invalid
-from lthfunc.frames import is_ours, name_of, told
+from lthfunc.tracebacks import is_ours, name_of, told
 from lthfunc.trees.ops import clone
 from lthfunc.trees.rng import generator
 from lthfunc.trees.types import Masks, Params

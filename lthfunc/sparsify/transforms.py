@@ -9,8 +9,8 @@ from lthfunc.sparsify.checks import checked_allocation, checked_selection
 from lthfunc.sparsify.rewinding import restart
 from lthfunc.sparsify.scores import Score, checked, magnitude
 from lthfunc.sparsify.selection import Select, unstructured
-from lthfunc.trees.fold import Transformation
 from lthfunc.trees.ops import apply_masks
+from lthfunc.trees.transformations import Transformation
 from lthfunc.trees.types import Ticket, TrainState
 
 

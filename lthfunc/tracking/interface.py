@@ -11,7 +11,7 @@ from lthfunc.experiments.iterative import Task
 from lthfunc.experiments.records import Record, search_energy
 from lthfunc.runs.folder import training_folder
 from lthfunc.runs.trainings import name_of
-from lthfunc.training.fits import Point
+from lthfunc.training.results import Point
 
 
 class Sink(Protocol):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lthfunc.errors import UserError
-from lthfunc.frames import first_line
+from lthfunc.tracebacks import first_line
 
 _EXPERIMENT = "lthfunc"
 #: The run of a folder is found again by this tag.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lthfunc.errors import UserError
-from lthfunc.frames import first_line
+from lthfunc.tracebacks import first_line
 
 
 class Wandb:

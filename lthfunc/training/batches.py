@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lthfunc.arguments import public
 from lthfunc.errors import invalid
-from lthfunc.trees.datasets import check_data
+from lthfunc.trees.dataset_checks import check_data
 from lthfunc.trees.ops import scaled
 from lthfunc.trees.rng import permutation
 from lthfunc.trees.types import Batch, Dataset, Split

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from lthfunc.training.steps import Metrics
-from lthfunc.trees.shards import ALONE, Exchange
+from lthfunc.trees.collectives import ALONE, Exchange
 from lthfunc.trees.types import Batch, Split
 
 #: Examples at a time, of all networks together and of each at the least: enough for a product to reach its full

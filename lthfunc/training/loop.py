@@ -11,18 +11,18 @@ from lthfunc.arguments import check_state_fits, public
 from lthfunc.errors import UserError
 from lthfunc.training.engines.table import Making
 from lthfunc.training.evaluation import evaluate
-from lthfunc.training.fits import Chosen, Fit, Keeper, Observer, Observers, Point, observing
 from lthfunc.training.losses import Loss, Metric, accuracy, cross_entropy
-from lthfunc.training.mending import mend
+from lthfunc.training.nonfinite import mend
 from lthfunc.training.optimizers import Optimizer, with_rates_of
 from lthfunc.training.precision import Precision
-from lthfunc.training.stepping import Training, finite
+from lthfunc.training.results import Chosen, Fit, Keeper, Observer, Observers, Point, observing
+from lthfunc.training.session import Training, finite
 from lthfunc.training.steps import Augment, make_eval_step, on_stored
 from lthfunc.training.trainer import Trainer, drawing_if_needed, examples, make_trainer, measure
-from lthfunc.trees.datasets import check_split
-from lthfunc.trees.fold import Transformation
-from lthfunc.trees.habits import habits_of
+from lthfunc.trees.dataset_checks import check_split
 from lthfunc.trees.model import Model
+from lthfunc.trees.side_effects import habits_of
+from lthfunc.trees.transformations import Transformation
 from lthfunc.trees.types import Dataset, TrainState
 
 

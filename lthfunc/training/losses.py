@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lthfunc.argument_hints import described
 from lthfunc.arguments import public
 from lthfunc.errors import ArgumentError, UserError, invalid
-from lthfunc.hints import described
 from lthfunc.trees.outputs import own_loss, prediction
 
 #: (outputs, targets) -> a scalar, the mean over the batch. Outputs may be any tree, for a loss of one's own; those

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lthfunc.arguments import public
 from lthfunc.errors import UserError, invalid
-from lthfunc.frames import is_ours
+from lthfunc.tracebacks import is_ours
 from lthfunc.training.schedules import Schedule, as_schedule, at
 from lthfunc.trees.ops import leaves, tree_map
 from lthfunc.trees.types import Params

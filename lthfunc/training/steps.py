@@ -14,19 +14,19 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lthfunc.arguments import public
 from lthfunc.errors import UserError
-from lthfunc.frames import is_ours
-from lthfunc.training.guarding import checked_augment, checked_loss, checked_optimizer
+from lthfunc.tracebacks import is_ours
+from lthfunc.training.data_parallel import averaged, travelling
 from lthfunc.training.losses import Loss, Metric, accuracy, cross_entropy
 from lthfunc.training.optimizers import Optimizer, check_own
 from lthfunc.training.precision import Precision, casting
-from lthfunc.training.ranks import averaged, travelling
-from lthfunc.training.synchronised import synchronised
-from lthfunc.trees.failing import failure
+from lthfunc.training.sync_batchnorm import synchronised
+from lthfunc.training.user_functions import checked_augment, checked_loss, checked_optimizer
+from lthfunc.trees.collectives import ALONE, Exchange
 from lthfunc.trees.model import Model, apply_evaluating, apply_training, run_training
+from lthfunc.trees.module_errors import failure
 from lthfunc.trees.ops import clone, scaled
 from lthfunc.trees.outputs import map_outputs
 from lthfunc.trees.rng import fold_in
-from lthfunc.trees.shards import ALONE, Exchange
 from lthfunc.trees.types import Batch, Buffers, Masks, Params, Scale, TrainState
 
 #: loss (float32) and accuracy (float64), or another metric in its place: scalars, means over the batch.

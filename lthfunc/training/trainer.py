@@ -12,23 +12,23 @@ from torch import Tensor
 
 from lthfunc.arguments import public
 from lthfunc.errors import UserError
-from lthfunc.frames import is_ours, name_of
+from lthfunc.tracebacks import is_ours, name_of
 from lthfunc.training.batches import steps_per_epoch
+from lthfunc.training.data_parallel import part_of
 from lthfunc.training.engines.interface import Engine, Work
 from lthfunc.training.engines.table import Making, make_engine
 from lthfunc.training.evaluation import Quality
 from lthfunc.training.losses import Loss, Metric, accuracy, cross_entropy
 from lthfunc.training.optimizers import Optimizer
 from lthfunc.training.precision import Precision, products
-from lthfunc.training.ranks import part_of
+from lthfunc.training.step_check import check_step
 from lthfunc.training.steps import Augment
-from lthfunc.training.trial import check_step
-from lthfunc.trees.datasets import check_data
-from lthfunc.trees.habits import Habits, habits_of
+from lthfunc.trees.collectives import ALONE, Exchange
+from lthfunc.trees.dataset_checks import check_data
+from lthfunc.trees.global_rng import all_seeded
 from lthfunc.trees.model import Model
 from lthfunc.trees.ops import scaled
-from lthfunc.trees.outside import all_seeded
-from lthfunc.trees.shards import ALONE, Exchange
+from lthfunc.trees.side_effects import Habits, habits_of
 from lthfunc.trees.types import Buffers, Dataset, Params, Split
 
 #: What to do about a step whose loss or gradient is not finite.

@@ -12,9 +12,9 @@ import torch
 
 from lthfunc.arguments import public
 from lthfunc.errors import DamagedError
-from lthfunc.trees.layout import layout_of
+from lthfunc.trees.collectives import has_group, over
 from lthfunc.trees.ops import flattened, map_leaves_like, tree_map
-from lthfunc.trees.shards import has_group, over
+from lthfunc.trees.shard_layout import layout_of
 from lthfunc.trees.types import TrainState
 
 

@@ -14,11 +14,11 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from lthfunc.argument_hints import described
 from lthfunc.arguments import public
 from lthfunc.errors import UserError
-from lthfunc.hints import described
+from lthfunc.trees.atomic_io import write_atomically
 from lthfunc.trees.types import Ticket
-from lthfunc.trees.writing import write_atomically
 
 _TICKET = "lthfunc.ticket/1"
 _ORDER = "order"

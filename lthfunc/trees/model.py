@@ -10,15 +10,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lthfunc.argument_hints import described
 from lthfunc.arguments import public
 from lthfunc.errors import UserError
-from lthfunc.frames import is_ours, name_of, told
-from lthfunc.hints import described
-from lthfunc.trees.calling import functional_call
-from lthfunc.trees.initial import Initialiser, drawn_too, following, glorot_normal, left_alone
-from lthfunc.trees.keeping import copied
+from lthfunc.tracebacks import is_ours, name_of, told
+from lthfunc.trees.initialisers import Initialiser, drawn_too, following, glorot_normal, left_alone
+from lthfunc.trees.module_attributes import copied
+from lthfunc.trees.module_calls import functional_call
+from lthfunc.trees.multi_input import Part, Unpacking
 from lthfunc.trees.ops import apply_masks, check_device, clone, full_masks
-from lthfunc.trees.parts import Part, Unpacking
 from lthfunc.trees.prunable import check_pure, chosen, fitting, usual, writes_nowhere
 from lthfunc.trees.types import Buffers, Params, TrainState
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lthfunc.arguments import check_argument, public
 from lthfunc.errors import UserError
-from lthfunc.frames import first_line
+from lthfunc.tracebacks import first_line
 from lthfunc.trees.types import Buffers, Dataset, Masks, Params, Scale, Split
 
 T = TypeVar("T")

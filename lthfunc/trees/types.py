@@ -47,7 +47,7 @@ class Ticket(NamedTuple):
 
     def to_module(self, model: Any) -> Any:
         """A plain nn.Module of the model's kind with these masked weights (`lthfunc.to_module`)."""
-        from lthfunc.trees.moving import to_module  # which knows models, as this file must not
+        from lthfunc.trees.convert import to_module  # which knows models, as this file must not
 
         return to_module(self, model)
 

@@ -14,10 +14,10 @@ import torch
 
 from lthfunc.errors import UserError
 from lthfunc.execution.export.subject import Subject, check_outputs
-from lthfunc.frames import first_line
+from lthfunc.tracebacks import first_line
 from lthfunc.training.engines.toolchain import why_not
+from lthfunc.trees.atomic_io import write_atomically
 from lthfunc.trees.outputs import outputs_of
-from lthfunc.trees.writing import write_atomically
 
 #: Examples in the traced batch, and in the one that outputs are compared on: another, since the size is free.
 _TRACED, _COMPARED = 2, 5

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from torch import Tensor, nn
 
-from lthfunc.trees.names import first_names
+from lthfunc.trees.leaf_names import first_names
 from lthfunc.trees.types import Masks, Params
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)

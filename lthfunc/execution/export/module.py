@@ -17,7 +17,7 @@ from lthfunc.compacting.facts import args_of
 from lthfunc.compacting.nesting import Nested
 from lthfunc.errors import UserError
 from lthfunc.execution.export.subject import Subject
-from lthfunc.trees.writing import write_atomically
+from lthfunc.trees.atomic_io import write_atomically
 
 _SOURCE = '''"""{title}
 

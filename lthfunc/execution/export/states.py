@@ -11,9 +11,9 @@ from torch import Tensor
 
 from lthfunc.execution.export.matrices import matrices
 from lthfunc.execution.export.subject import Subject
-from lthfunc.trees.names import first_names
+from lthfunc.trees.atomic_io import file_name, write_atomically
+from lthfunc.trees.leaf_names import first_names
 from lthfunc.trees.ops import apply_masks
-from lthfunc.trees.writing import file_name, write_atomically
 
 
 def state_dict(subject: Subject, path: Path) -> list[Path]:

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from lthfunc.experiments.methods.setting import Method, Outcome, Setting, finished, loss, samples, start
 from lthfunc.sparsify.allocation import Allocate, globally
 from lthfunc.sparsify.budgets import balanced, erk, uniform
-from lthfunc.sparsify.densities import at_densities, geometric
-from lthfunc.sparsify.gradients import grasp as grasp_score, snip as snip_score
+from lthfunc.sparsify.density_schedules import at_densities, geometric
+from lthfunc.sparsify.gradient_scores import grasp as grasp_score, snip as snip_score
 from lthfunc.sparsify.rewinding import reinitialised, shuffled
 from lthfunc.sparsify.scores import Score, inverted_score, magnitude, random_scores
 from lthfunc.sparsify.synflow import synflow as synflow_score

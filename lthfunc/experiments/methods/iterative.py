@@ -9,7 +9,7 @@ from lthfunc.experiments.methods.setting import Method, Outcome, Setting, finish
 from lthfunc.experiments.starting import end_of
 from lthfunc.sparsify.allocation import Allocate, globally
 from lthfunc.sparsify.budgets import balanced, erk
-from lthfunc.sparsify.densities import geometric
+from lthfunc.sparsify.density_schedules import geometric
 from lthfunc.sparsify.rewinding import last_rate, rate_rewound, restart
 from lthfunc.sparsify.scores import Score, magnitude, random_scores
 from lthfunc.sparsify.transforms import prune

@@ -17,10 +17,10 @@ from lthfunc.training.optimizers import Optimizer
 from lthfunc.training.schedules import Schedule
 from lthfunc.training.steps import loss_of
 from lthfunc.training.trainer import Trainer, measure
-from lthfunc.trees.fold import Transformation
 from lthfunc.trees.model import Model, init
 from lthfunc.trees.ops import to_device
 from lthfunc.trees.rng import key
+from lthfunc.trees.transformations import Transformation
 from lthfunc.trees.types import Batch, Buffers, Masks, Params, Ticket, TrainState
 
 #: Of SynFlow, where nobody says how many (Tanaka et al. 2020, sec. 6).

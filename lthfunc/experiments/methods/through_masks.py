@@ -12,7 +12,7 @@ from lthfunc.sparsify.scores import magnitude
 from lthfunc.sparsify.selection import unstructured
 from lthfunc.training.loop import fit
 from lthfunc.training.optimizers import Optimizer, adam
-from lthfunc.training.reparametrised import (
+from lthfunc.training.parametrize import (
     Drawn,
     Weights,
     buffers_part,

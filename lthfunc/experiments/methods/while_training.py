@@ -16,10 +16,10 @@ from lthfunc.experiments.methods.setting import (
     trained,
 )
 from lthfunc.sparsify.budgets import erk
-from lthfunc.sparsify.densities import cubic, periodic
-from lthfunc.sparsify.distances import mask_distance
-from lthfunc.sparsify.gradients import mean_gradient
-from lthfunc.sparsify.regrowth import cosine_share, exchanged
+from lthfunc.sparsify.density_schedules import cubic, periodic
+from lthfunc.sparsify.drop_and_grow import cosine_share, exchanged
+from lthfunc.sparsify.gradient_scores import mean_gradient
+from lthfunc.sparsify.mask_comparison import mask_distance
 from lthfunc.sparsify.scores import Scores, random_scores
 from lthfunc.sparsify.transforms import prune
 from lthfunc.trees.ops import masked_like

@@ -10,7 +10,7 @@ from typing import Any
 from lthfunc.experiments.config import SETTINGS, to_mapping
 from lthfunc.experiments.iterative import TICKET
 from lthfunc.experiments.records import Row, winning
-from lthfunc.plain import printable
+from lthfunc.printable import printable
 from lthfunc.reports.charts import Picture
 from lthfunc.reports.curves import LOOKS
 from lthfunc.reports.page.shown import Shown

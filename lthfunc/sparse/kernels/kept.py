@@ -16,7 +16,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from lthfunc.errors import UserError
-from lthfunc.trees.writing import write_atomically
+from lthfunc.trees.atomic_io import write_atomically
 
 NAME = "lthfunc_kernels"
 #: What to do where the folder won't do.

@@ -28,7 +28,7 @@ from lthfunc.training.engines.side_by_side import (
 )
 from lthfunc.training.engines.tracing import Program, compiled
 from lthfunc.training.evaluation import Quality, evaluate
-from lthfunc.training.feed import Feed
+from lthfunc.training.prefetch import Feed
 from lthfunc.training.steps import Metrics
 from lthfunc.trees.model import apply_evaluating
 from lthfunc.trees.ops import flattened, leaves

@@ -17,9 +17,9 @@ from lthfunc.training.engines.side_by_side import (
     with_losses,
 )
 from lthfunc.training.evaluation import Quality, evaluate
-from lthfunc.training.feed import Feed
+from lthfunc.training.prefetch import Feed
+from lthfunc.trees.global_rng import outside_kept, seed_outside
 from lthfunc.trees.ops import clone
-from lthfunc.trees.outside import outside_kept, seed_outside
 from lthfunc.trees.rng import key
 from lthfunc.trees.types import Buffers, Params, Split, TrainState
 

@@ -9,10 +9,10 @@ from typing import NamedTuple, Protocol
 import torch
 
 from lthfunc.training.evaluation import Quality, chunk_for, chunk_on_gpu
-from lthfunc.training.feed import Feed
 from lthfunc.training.losses import Loss, Metric, accuracy
 from lthfunc.training.optimizers import Optimizer
 from lthfunc.training.precision import Precision
+from lthfunc.training.prefetch import Feed
 from lthfunc.training.steps import (
     Advance,
     Augment,
@@ -22,10 +22,10 @@ from lthfunc.training.steps import (
     make_inner_step,
     on_stored,
 )
+from lthfunc.trees.collectives import ALONE, Exchange
 from lthfunc.trees.flops import flops_of
-from lthfunc.trees.habits import Habits
 from lthfunc.trees.model import Model
-from lthfunc.trees.shards import ALONE, Exchange
+from lthfunc.trees.side_effects import Habits
 from lthfunc.trees.types import Buffers, Params, Scale, Split, TrainState
 
 #: Told how many steps were taken since the last time; True asks to stop.

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from lthfunc.argument_hints import described
 from lthfunc.errors import ArgumentError, UserError, unknown
-from lthfunc.frames import name_of
-from lthfunc.hints import described
+from lthfunc.tracebacks import name_of
 from lthfunc.training.engines.compiled import compile_engine
 from lthfunc.training.engines.eager import eager
 from lthfunc.training.engines.interface import Engine, Work

@@ -17,7 +17,7 @@ from torch.fx import Graph
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from lthfunc.errors import UserError
-from lthfunc.frames import first_line, place_of
+from lthfunc.tracebacks import first_line, place_of
 from lthfunc.training.engines.aliases import changed_by, memory_of
 from lthfunc.training.engines.columns import convolution_backward
 from lthfunc.training.engines.pooling import max_pool, max_pool_backward

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lthfunc.errors import UserError
-from lthfunc.frames import first_line, place_of
+from lthfunc.tracebacks import first_line, place_of
 
 #: Files of PyTorch's at work, PyTorch's words, and what they mean for whoever wrote the module. The first that fits.
 _MEANINGS = tuple(

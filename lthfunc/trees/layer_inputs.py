@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from lthfunc.errors import UserError
-from lthfunc.trees.calling import functional_call
-from lthfunc.trees.failing import cannot_take
 from lthfunc.trees.model import Model
+from lthfunc.trees.module_calls import functional_call
+from lthfunc.trees.module_errors import cannot_take
 from lthfunc.trees.ops import clone
 from lthfunc.trees.prunable import is_transposed
 from lthfunc.trees.types import Buffers, Params

@@ -13,9 +13,9 @@ from torch.nn.utils.prune import BasePruningMethod
 
 from lthfunc.arguments import public
 from lthfunc.errors import UserError
-from lthfunc.trees.keeping import copied
+from lthfunc.trees.leaf_names import first_names
 from lthfunc.trees.model import Model, from_module
-from lthfunc.trees.names import first_names
+from lthfunc.trees.module_attributes import copied
 from lthfunc.trees.ops import apply_masks
 from lthfunc.trees.prunable import check_gradient_hooks
 from lthfunc.trees.types import Buffers, Params, Ticket

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lthfunc.training.ranks import total
+from lthfunc.training.data_parallel import total
+from lthfunc.trees.collectives import Exchange
 from lthfunc.trees.model import Model
-from lthfunc.trees.shards import Exchange
 
 
 def synchronised(model: Model, exchange: Exchange) -> Model:

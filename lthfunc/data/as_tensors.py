@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from lthfunc.errors import UserError
-from lthfunc.frames import first_line
-from lthfunc.trees.datasets import described
-from lthfunc.trees.parts import Part, packed
+from lthfunc.tracebacks import first_line
+from lthfunc.trees.dataset_checks import described
+from lthfunc.trees.multi_input import Part, packed
 
 #: One tensor of inputs, or several: in the order of the network's arguments, or by their names.
 Inputs = Tensor | Sequence[Tensor] | Mapping[str, Tensor]

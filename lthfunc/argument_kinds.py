@@ -9,7 +9,7 @@ import operator
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from lthfunc.hints import is_a, is_other, uncalled
+from lthfunc.argument_hints import is_a, is_other, uncalled
 
 
 class Kind(NamedTuple):

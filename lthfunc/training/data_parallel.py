@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lthfunc.errors import UserError
-from lthfunc.trees.shards import Exchange
+from lthfunc.trees.collectives import Exchange
 from lthfunc.trees.types import Params, TrainState
 
 #: What travels besides the gradient: the step's loss and metric.

@@ -12,7 +12,7 @@ from lthfunc.errors import UserError, invalid
 from lthfunc.sparsify.activations import check_moments, turned
 from lthfunc.sparsify.allocation import fraction_to
 from lthfunc.sparsify.budgets import deal, uniform
-from lthfunc.trees.fold import Transformation
+from lthfunc.trees.transformations import Transformation
 from lthfunc.trees.types import TrainState
 
 #: Which of a block of columns stay: scores (rows, columns), the share of them all that stays -> kept, bool. A weight

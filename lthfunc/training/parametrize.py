@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from lthfunc.arguments import public
-from lthfunc.trees.calling import functional_call
 from lthfunc.trees.model import Model
+from lthfunc.trees.module_calls import functional_call
 from lthfunc.trees.types import Buffers, Params
 
 #: (what is trained, what is fixed) -> the network's params.

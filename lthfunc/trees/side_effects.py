@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from lthfunc.errors import UserError
-from lthfunc.trees.calling import keeping_call
-from lthfunc.trees.failing import UnlikeError, cannot_take
-from lthfunc.trees.keeping import TORCHS, as_before, own_parts, watched
+from lthfunc.trees.global_rng import all_seeded, drawn_from
 from lthfunc.trees.model import Model
+from lthfunc.trees.module_attributes import TORCHS, as_before, own_parts, watched
+from lthfunc.trees.module_calls import keeping_call
+from lthfunc.trees.module_errors import UnlikeError, cannot_take
 from lthfunc.trees.ops import clone, in_dtype_of, same_bits
-from lthfunc.trees.outside import all_seeded, drawn_from
 from lthfunc.trees.types import Buffers, Params
 
 

@@ -17,10 +17,10 @@ from lthfunc.training.losses import Loss, Metric, accuracy
 from lthfunc.training.optimizers import Optimizer
 from lthfunc.training.precision import Precision
 from lthfunc.training.steps import Metrics, masked, objective_of
-from lthfunc.training.synchronised import synchronised
-from lthfunc.trees.layout import layout_of
+from lthfunc.training.sync_batchnorm import synchronised
+from lthfunc.trees.collectives import Exchange, like, local
 from lthfunc.trees.model import Model
-from lthfunc.trees.shards import Exchange, like, local
+from lthfunc.trees.shard_layout import layout_of
 from lthfunc.trees.types import Batch, TrainState
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lthfunc.errors import UserError, invalid
-from lthfunc.trees.datasets import check_data, check_scale
+from lthfunc.trees.dataset_checks import check_data, check_scale
 from lthfunc.trees.types import Dataset, Scale
 
 #: Bytes of floats to look at a time.

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lthfunc.data.images import Asked, Observe, asked_of, check_depth, decoded, wanted_of
 from lthfunc.data.mapped import open_mapped, writing
-from lthfunc.data.options import check_shares, check_whole
+from lthfunc.data.reader_options import check_shares, check_whole
 from lthfunc.data.tensors import parted, scale_of
 from lthfunc.errors import UserError, invalid
 from lthfunc.hardware import cache_home

@@ -16,10 +16,10 @@ from lthfunc.training.steps import (
     on_stored,
     with_optimizer,
 )
-from lthfunc.trees.failing import UnlikeError, failure, no_gradient
+from lthfunc.trees.global_rng import all_seeded
 from lthfunc.trees.model import init
+from lthfunc.trees.module_errors import UnlikeError, failure, no_gradient
 from lthfunc.trees.ops import clone, in_dtype_of, scaled
-from lthfunc.trees.outside import all_seeded
 from lthfunc.trees.rng import counter_key
 from lthfunc.trees.types import Batch, Dataset, TrainState
 

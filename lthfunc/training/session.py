@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from lthfunc.errors import UserError
-from lthfunc.frames import is_ours
+from lthfunc.tracebacks import is_ours
 from lthfunc.training.engines.interface import Running, Tick
-from lthfunc.training.feed import Feed
-from lthfunc.training.fits import Fit, Keeper, Observers, Since, Stopped
+from lthfunc.training.prefetch import Feed
+from lthfunc.training.results import Fit, Keeper, Observers, Since, Stopped
 from lthfunc.training.schedules import all_end_at
 from lthfunc.training.steps import with_optimizer
 from lthfunc.training.trainer import Trainer, computing

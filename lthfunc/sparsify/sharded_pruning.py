@@ -17,9 +17,9 @@ from lthfunc.arguments import public
 from lthfunc.errors import UserError
 from lthfunc.sparsify.allocation import check_fraction, fraction_from, layerwise, pruned
 from lthfunc.sparsify.scores import Score, Scores, checked, magnitude
-from lthfunc.trees.fold import Transformation
+from lthfunc.trees.collectives import Exchange, like, local, sizes
 from lthfunc.trees.ops import Count, apply_masks, count
-from lthfunc.trees.shards import Exchange, like, local, sizes
+from lthfunc.trees.transformations import Transformation
 from lthfunc.trees.types import Masks, TrainState
 
 #: (parts of scores, parts of masks, fraction to prune) -> parts of the new masks.

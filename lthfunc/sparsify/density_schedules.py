@@ -13,13 +13,13 @@ from torch import Tensor
 
 from lthfunc.arguments import public
 from lthfunc.errors import invalid
-from lthfunc.frames import is_ours
 from lthfunc.sparsify.allocation import Allocate, fraction_from, globally
 from lthfunc.sparsify.scores import Score, checked, magnitude
 from lthfunc.sparsify.selection import Select, unstructured
 from lthfunc.sparsify.transforms import prune, without
-from lthfunc.trees.fold import Transformation, compose
+from lthfunc.tracebacks import is_ours
 from lthfunc.trees.ops import Count, count
+from lthfunc.trees.transformations import Transformation, compose
 from lthfunc.trees.types import TrainState
 
 

@@ -11,9 +11,9 @@ import math
 from collections.abc import Sequence
 
 from lthfunc.errors import DivergedError
-from lthfunc.training.fits import Fit, Keeper, Since, Stopped
+from lthfunc.training.results import Fit, Keeper, Since, Stopped
 from lthfunc.training.schedules import at
-from lthfunc.training.stepping import Good, Training, finite, under_way
+from lthfunc.training.session import Good, Training, finite, under_way
 from lthfunc.training.trainer import Trainer
 from lthfunc.trees.types import TrainState
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lthfunc.argument_hints import described
 from lthfunc.errors import UserError
-from lthfunc.frames import is_ours, name_of, told
-from lthfunc.hints import described
+from lthfunc.tracebacks import is_ours, name_of, told
 from lthfunc.training.losses import Loss
 from lthfunc.training.optimizers import Optimizer
 from lthfunc.trees.ops import leaves
@@ -42,7 +42,7 @@ def checked_loss(kind: str, function: Loss) -> Loss:
             raise UserError(f"--{kind}: {name!r} returned a number of type {value.dtype}, not a real one")
         return value
 
-    call.__module__ = "lthfunc.training.guarding"  # checked already
+    call.__module__ = "lthfunc.training.user_functions"  # checked already
     return call
 
 

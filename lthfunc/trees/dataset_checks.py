@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
+from lthfunc.argument_kinds import is_number
 from lthfunc.errors import UserError, invalid
-from lthfunc.kinds import is_number
 from lthfunc.trees.types import Dataset, Scale, Split
 
 _MAKE = "lf.data.from_tensors(name, (inputs, targets), (test_inputs, test_targets), val=…)"

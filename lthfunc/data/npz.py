@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lthfunc.data.checking import Pair, check_pairs
-from lthfunc.data.converting import targets_of, tensor_of
-from lthfunc.data.options import check_shares, check_whole, regular
+from lthfunc.data.as_tensors import targets_of, tensor_of
+from lthfunc.data.content_checks import Pair, check_pairs
+from lthfunc.data.reader_options import check_shares, check_whole, regular
 from lthfunc.data.tensors import divided, parted, scale_of
 from lthfunc.errors import UserError
-from lthfunc.frames import first_line
 from lthfunc.hardware import memory_bytes
+from lthfunc.tracebacks import first_line
 from lthfunc.trees.types import Dataset
 
 _ACCEPTED = "arrays x_train, y_train, x_test, y_test (x_val, y_val), or x and y"

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lthfunc.trees.failing import meant
-from lthfunc.trees.keeping import Watched, as_before, own_parts, watched
-from lthfunc.trees.names import first_names
+from lthfunc.trees.leaf_names import first_names
+from lthfunc.trees.module_attributes import Watched, as_before, own_parts, watched
+from lthfunc.trees.module_errors import meant
 
 
 class _Facts(NamedTuple):
