@@ -24,12 +24,12 @@ from torch import Tensor
 from torch.func import functional_call
 
 import lthfunc as lf
+from lthfunc.deployment.candidates import masked_module
+from lthfunc.deployment.compiled import Compiled
+from lthfunc.deployment.export.exportable import subject_of
+from lthfunc.deployment.export.graphs import onnx
+from lthfunc.deployment.timing import Run, in_turn, repeated, synchronize
 from lthfunc.errors import UserError, invalid
-from lthfunc.execution.compiled import Compiled
-from lthfunc.execution.export.graphs import onnx
-from lthfunc.execution.export.subject import subject_of
-from lthfunc.execution.forms import masked_module
-from lthfunc.execution.timing import Run, in_turn, repeated, synchronize
 from lthfunc.experiments.iterative import TICKET
 from lthfunc.experiments.plan import choose_device
 from lthfunc.reports.spacing import spread_out

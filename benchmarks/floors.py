@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import lthfunc as lf
-from lthfunc.execution.timing import Run, seconds_of
+from lthfunc.deployment.timing import Run, seconds_of
 from lthfunc.training.engines.columns import columns_of
 from lthfunc.training.engines.products import has_one_dnn, one_dnn
 from lthfunc.training.precision import Precision, products as computed_in

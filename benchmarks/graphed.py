@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from lthfunc.execution.timing import Run
+from lthfunc.deployment.timing import Run
 from lthfunc.tracebacks import first_line
 
 K = TypeVar("K", bound=Hashable)

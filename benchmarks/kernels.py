@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import lthfunc as lf
+from lthfunc.deployment.timing import Run, in_turn, repeated
 from lthfunc.errors import invalid
-from lthfunc.execution.timing import Run, in_turn, repeated
 from lthfunc.experiments.plan import choose_device
 from lthfunc.sparse.gpu import launching
 from lthfunc.sparse.gpu.bits import pack_bits

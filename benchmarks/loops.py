@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lthfunc.execution.timing import Run
+from lthfunc.deployment.timing import Run
 from lthfunc.training.session import Training
 from lthfunc.training.trainer import Trainer
 from lthfunc.trees.types import TrainState

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
 import lthfunc as lf
-from lthfunc.execution.timing import Run
+from lthfunc.deployment.timing import Run
 from lthfunc.training.precision import Precision, casting, products
 from lthfunc.trees.types import Batch, TrainState
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lthfunc.execution.timing import Run
+from lthfunc.deployment.timing import Run
 from lthfunc.trees.types import Batch, TrainState
 
 from .networks import Case

@@ -15,7 +15,7 @@ from functools import partial
 import torch
 
 import lthfunc as lf
-from lthfunc.execution.timing import Run, in_turn
+from lthfunc.deployment.timing import Run, in_turn
 from lthfunc.experiments.plan import choose_device
 from lthfunc.training.batches import batches
 from lthfunc.training.engines.compiled import compile_engine

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import lthfunc as lf
+from lthfunc.deployment.timing import Run, in_turn
 from lthfunc.errors import invalid
-from lthfunc.execution.timing import Run, in_turn
 from lthfunc.experiments.plan import choose_device
 from lthfunc.sparse.functional import conv_pattern, to_tiles
 from lthfunc.sparse.packing import check_fit

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 import lthfunc as lf
-from lthfunc.execution.timing import Run
+from lthfunc.deployment.timing import Run
 from lthfunc.trees.layer_inputs import inputs_of
 from lthfunc.trees.types import Batch, TrainState
 

@@ -15,8 +15,8 @@ from functools import partial
 from pathlib import Path
 
 import lthfunc as lf
+from lthfunc.deployment.timing import Run, in_turn
 from lthfunc.errors import invalid
-from lthfunc.execution.timing import Run, in_turn
 from lthfunc.experiments.plan import choose_device
 from lthfunc.sparse.kernels.build import why_no_kernels
 from lthfunc.training.batches import batches

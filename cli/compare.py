@@ -46,7 +46,7 @@ def compare(
 
 
 def _compare(folders: list[Path], at: str, baseline: int, csv: bool, markdown: bool, wants_json: bool) -> None:
-    from lthfunc.reports.comparison import (
+    from lthfunc.reports.run_comparison import (
         Subject,
         as_csv,
         as_markdown,

@@ -13,7 +13,7 @@ from lthfunc.errors import UserError, invalid
 
 from . import options as o
 from .console import put, say
-from .execution import AllThreads, ExamplesAtOnce, Round, RunSeed, check_batch, check_least, headline
+from .deployment import AllThreads, ExamplesAtOnce, Round, RunSeed, check_batch, check_least, headline
 
 
 @o.with_settings("energy")
@@ -48,10 +48,10 @@ def _energy(
     run: Path, number: int | str | None, seed: int | None, given: o.Given, counts: dict[str, int],
     threads: int | None, *, trust: bool, wants_json: bool,
 ) -> None:  # fmt: skip
+    from lthfunc.deployment.specialize import specialize
+    from lthfunc.deployment.tuning_cache import tunings_file
     from lthfunc.energy.inference import metered_inference, ready_batches
     from lthfunc.energy.meter import check_meter, metering
-    from lthfunc.execution.specialize import specialize
-    from lthfunc.execution.tuning import tunings_file
     from lthfunc.experiments.plan import choose_device
     from lthfunc.reports.energy import inference_table, measured_values
     from lthfunc.runs.measurements import keep_measurement
@@ -178,7 +178,7 @@ def _breakeven(
     found = answers(asked)
     if plot:
         from lthfunc.reports.figures import save
-        from lthfunc.reports.printed import side_by_side
+        from lthfunc.reports.matplotlib_figures import side_by_side
 
         charts = [breakeven_chart(each) for each in found]
         save(side_by_side(charts, f"{sparse} against {dense or 'its dense network'}", [True] * len(charts)), Path(plot))

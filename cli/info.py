@@ -45,7 +45,7 @@ def _show_run(folder: Path, *, wants_json: bool) -> None:
     from lthfunc.runs.folder import whole_run
     from lthfunc.runs.unfinished import trainings_of
 
-    from .screens import as_json, outcome_lines, show_tables, verdict
+    from .results import as_json, outcome_lines, show_tables, verdict
 
     run = whole_run(folder)
     about, config, records = run.about, run.config, run.records

@@ -16,7 +16,7 @@ from . import options as o
 from .console import screen
 
 if TYPE_CHECKING:  # it needs torch
-    from .counting import Counted
+    from .network_counts import Counted
 
 datasets = typer.Typer(
     help="List the data sets; `show NAME` says what one holds and draws it.", invoke_without_command=True
@@ -38,7 +38,7 @@ def archs(
 ) -> None:
     """List the networks: parameters, weights to prune, and FLOPs for an input, and how they are trained."""
     chosen, size = _input_of(dataset, shape, classes)
-    from .counting import counted  # torch is imported here
+    from .network_counts import counted  # torch is imported here
 
     found = [counted(name, chosen, size, given.get("arch_option", {})) for name in names or ARCHS]
     if json:
@@ -149,7 +149,7 @@ def show(
     out: Annotated[str | None, typer.Option("--out", help="The picture. \\[default: NAME.png]")] = None,
 ) -> None:
     """Say what a data set holds: where its files lie, its splits, classes and normalisation; and draw its examples."""
-    from .showing import show_dataset
+    from .dataset_summary import show_dataset
 
     options, skip_broken = given.get("dataset_option", {}), given.get("skip_broken", False)
     show_dataset(name, options, skip_broken=skip_broken, data_dir=given.get("data_dir"), out=out)

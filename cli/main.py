@@ -15,14 +15,15 @@ from lthfunc import __version__
 from lthfunc.errors import UserError
 from lthfunc.runs.beginning import long_lived
 
-from . import benchmark, branching, execution, experiment, kernels, listings
+from . import benchmark, branching, deployment, experiment, listings
+from .build_kernels import build_kernels
+from .checkpoint_import import import_
 from .compare import compare
 from .config import config
 from .connectivity import connectivity
 from .console import say, warning_in_words
 from .elsewhere import brought_here
 from .energy import breakeven, energy
-from .importing import import_
 from .info import info
 from .methods import methods
 from .report import report
@@ -56,11 +57,11 @@ app.command("watch")(watch)
 app.command("verify")(verify)
 app.command("config")(config)
 app.command("import")(import_)
-app.command("build-kernels")(kernels.build_kernels)
+app.command("build-kernels")(build_kernels)
 app.command("branch")(branching.branch)
 app.command("transfer")(branching.transfer)
-app.command("specialize")(execution.specialize)
-app.command("export")(execution.export)
+app.command("specialize")(deployment.specialize)
+app.command("export")(deployment.export)
 app.command("methods")(methods)
 app.command("connectivity")(connectivity)
 app.command("archs")(listings.archs)

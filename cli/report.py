@@ -40,7 +40,7 @@ def _report(folders: list[Path], path: Path, title: str | None, figures: bool) -
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 
     from lthfunc.reports.page.pictures import reads_of
-    from lthfunc.reports.page.shown import shown
+    from lthfunc.reports.page.run_view import shown
     from lthfunc.reports.page.write import number_of_figures, report_of, write_figures, write_page
 
     from .bars import bar_of

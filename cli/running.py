@@ -47,7 +47,7 @@ from lthfunc.trees.atomic_io import file_name
 from .carrying import made_ready, trained
 from .console import say
 from .options import Given
-from .screens import as_json, show_results
+from .results import as_json, show_results
 
 
 def new_run(config: Config, command: str, out: str | None, *, wants_json: bool) -> None:
@@ -206,7 +206,7 @@ def _run(
 ) -> None:
     records = trained(prepared, command, folder, earlier, tasks)
     config = prepared.config
-    from lthfunc.reports.plots import draw  # matplotlib takes half a second, which training need not wait for
+    from lthfunc.reports.run_pictures import draw  # matplotlib takes half a second, which training need not wait for
 
     pictures = draw(folder, records, f"{config.arch} on {config.dataset}")
     rows = summarize(records)

@@ -36,7 +36,7 @@ def _watch(folder: Path, every: float, once: bool) -> None:
     from lthfunc.runs.unfinished import is_finished
 
     from .console import screen
-    from .screens import verdict
+    from .results import verdict
 
     console = screen()
     view = _View(folder)

@@ -11,16 +11,16 @@ from lthfunc.lazy import table_of_contents
 
 if TYPE_CHECKING:
     from lthfunc import data as data, models as models
-    from lthfunc.compacting.engine import compact_engine as compact_engine
-    from lthfunc.compacting.network import Compacted as Compacted, compact as compact, put_back as put_back
     from lthfunc.data.augment import shift_and_mirror as shift_and_mirror
+    from lthfunc.deployment.compaction.compact import Compacted as Compacted, compact as compact, put_back as put_back
+    from lthfunc.deployment.compaction.compact_engine import compact_engine as compact_engine
+    from lthfunc.deployment.cost import cost as cost
+    from lthfunc.deployment.export.packed import load_packed as load_packed, save_packed as save_packed
+    from lthfunc.deployment.program import Program as Program
+    from lthfunc.deployment.specialize import specialize as specialize
+    from lthfunc.deployment.tuning_cache import tunings_file as tunings_file
     from lthfunc.energy.breakeven import BreakEven as BreakEven, Costs as Costs, break_even as break_even
     from lthfunc.errors import ArgumentError as ArgumentError, UserError as UserError
-    from lthfunc.execution.cost import cost as cost
-    from lthfunc.execution.export.packed import load_packed as load_packed, save_packed as save_packed
-    from lthfunc.execution.program import Program as Program
-    from lthfunc.execution.specialize import specialize as specialize
-    from lthfunc.execution.tuning import tunings_file as tunings_file
     from lthfunc.experiments.connectivity import (
         instability as instability,
         line as line,
@@ -310,14 +310,14 @@ __getattr__, __all__, __dir__ = table_of_contents(
         "lthfunc.sparse.mixed": ("sparse_or",),
         "lthfunc.sparse.inference": ("sparse_program",),
         "lthfunc.sparse.packing": ("pack", "unpack"),
-        "lthfunc.compacting.network": ("Compacted", "compact", "put_back"),
-        "lthfunc.compacting.engine": ("compact_engine",),
+        "lthfunc.deployment.compaction.compact": ("Compacted", "compact", "put_back"),
+        "lthfunc.deployment.compaction.compact_engine": ("compact_engine",),
         "lthfunc.energy.breakeven": ("BreakEven", "Costs", "break_even"),
-        "lthfunc.execution.cost": ("cost",),
-        "lthfunc.execution.export.packed": ("load_packed", "save_packed"),
-        "lthfunc.execution.program": ("Program",),
-        "lthfunc.execution.specialize": ("specialize",),
-        "lthfunc.execution.tuning": ("tunings_file",),
+        "lthfunc.deployment.cost": ("cost",),
+        "lthfunc.deployment.export.packed": ("load_packed", "save_packed"),
+        "lthfunc.deployment.program": ("Program",),
+        "lthfunc.deployment.specialize": ("specialize",),
+        "lthfunc.deployment.tuning_cache": ("tunings_file",),
         "lthfunc.data.augment": ("shift_and_mirror",),
         "lthfunc.experiments.iterative": ("Plan", "Round", "iterative"),
         "lthfunc.training.parametrize": ("reparametrised", "straight_through"),

@@ -20,7 +20,7 @@ from pretended import Machine, accelerator, pretended
 from torch import Tensor, nn
 
 import lthfunc as lf
-from lthfunc.execution import compiled, formats
+from lthfunc.deployment import compiled, formats
 from lthfunc.experiments.config import Config
 from lthfunc.experiments.families import ALLOCATIONS, SCORES
 from lthfunc.experiments.functions import Scored, allocation_of, score_of, structure_of

@@ -9,7 +9,7 @@ import pytest
 import torch
 from kernel_cases import DEVICE
 
-from lthfunc.execution.formats import block_sizes, in_whole_blocks
+from lthfunc.deployment.formats import block_sizes, in_whole_blocks
 
 
 @pytest.mark.skipif(DEVICE != "cpu", reason="test_gpu.py runs it on a card")

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import lthfunc as lf
-from lthfunc.compacting.engine import compact_engine
-from lthfunc.compacting.network import compact
+from lthfunc.deployment.compaction.compact import compact
+from lthfunc.deployment.compaction.compact_engine import compact_engine
 from lthfunc.errors import UserError
 from lthfunc.training.engines import compiled, tracing
 from lthfunc.training.engines.table import ENGINES

@@ -93,7 +93,7 @@ def place(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     monkeypatch.setattr(running, "_run", stop)
     monkeypatch.setattr("lthfunc.runs.comparison.compare", stop)
     monkeypatch.setattr("lthfunc.experiments.connectivity.instability", stop)
-    monkeypatch.setattr("lthfunc.execution.specialize.specialize", stop)
+    monkeypatch.setattr("lthfunc.deployment.specialize.specialize", stop)
     monkeypatch.setattr("lthfunc_benchmarks.training.run", stop)
     monkeypatch.setattr("lthfunc_benchmarks.sparse.run", stop)
     return tmp_path

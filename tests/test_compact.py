@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import lthfunc as lf
-from lthfunc.compacting.engine import compact_engine
-from lthfunc.compacting.network import compact_training, cut, left_out
+from lthfunc.deployment.compaction.compact import compact_training, cut, left_out
+from lthfunc.deployment.compaction.compact_engine import compact_engine
 from lthfunc.errors import UserError
 from lthfunc.models.factory import build
 from lthfunc.sparse.kernels import build as kernels

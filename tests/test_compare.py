@@ -19,7 +19,7 @@ from conftest import until
 from lthfunc_cli.main import main
 from scipy import stats
 
-from lthfunc.reports.comparison import paired
+from lthfunc.reports.run_comparison import paired
 from lthfunc.runs.folder import read_run
 from lthfunc.runs.lock import at_work
 from lthfunc.runs.progress import PROGRESS, progress

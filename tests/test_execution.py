@@ -15,12 +15,12 @@ from torch import nn
 from torch.func import functional_call
 
 import lthfunc as lf
+from lthfunc.deployment import autotune, compiled as compiling_module, names
+from lthfunc.deployment.candidates import masked_module
+from lthfunc.deployment.export.table import TARGETS
+from lthfunc.deployment.formats import LAYER_FORMATS, block_density
+from lthfunc.deployment.tuning_cache import Tunings
 from lthfunc.errors import UserError
-from lthfunc.execution import choosing, compiled as compiling_module, names
-from lthfunc.execution.export.table import TARGETS
-from lthfunc.execution.formats import LAYER_FORMATS, block_density
-from lthfunc.execution.forms import masked_module
-from lthfunc.execution.tuning import Tunings
 from lthfunc.sparse.kernels.build import why_no_kernels
 from lthfunc.trees.types import Ticket
 
@@ -189,7 +189,7 @@ def fake_clock(monkeypatch: pytest.MonkeyPatch, rates: dict[str, list[float]]) -
             run(1)
         return {name: rates.get(name, [1.0] * 9) for name in runs}
 
-    monkeypatch.setattr(choosing, "in_turn", in_turn)
+    monkeypatch.setattr(autotune, "in_turn", in_turn)
     return asked
 
 
@@ -264,8 +264,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @compiling
 def test_specialize_tells_time_cost_and_accuracy(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    monkeypatch.setattr(choosing, "_SECONDS", 0.001)
-    monkeypatch.setattr(choosing, "_LAYER_SECONDS", 0.001)
+    monkeypatch.setattr(autotune, "_SECONDS", 0.001)
+    monkeypatch.setattr(autotune, "_LAYER_SECONDS", 0.001)
     assert main(["specialize", str(run), "--round", "3", "--fresh", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["test_accuracy"] == told["masked_test_accuracy"] > 0.8

@@ -20,10 +20,10 @@ from torch import nn
 from torch.nn.utils import prune as torch_prune
 
 import lthfunc as lf
+from lthfunc.deployment.export.exportable import subject_of
+from lthfunc.deployment.export.packed import decode, encode, entropy_bytes, load_packed, save_packed
+from lthfunc.deployment.export.table import TARGETS
 from lthfunc.errors import UserError
-from lthfunc.execution.export.packed import decode, encode, entropy_bytes, load_packed, save_packed
-from lthfunc.execution.export.subject import subject_of
-from lthfunc.execution.export.table import TARGETS
 from lthfunc.sparse.kernels.build import why_no_kernels
 
 NEEDS = {"onnx": "onnxruntime"}

@@ -11,7 +11,7 @@ from lthfunc_cli.main import main
 from torch import Tensor, nn
 
 import lthfunc as lf
-from lthfunc.compacting.network import compact_training
+from lthfunc.deployment.compaction.compact import compact_training
 from lthfunc.errors import UserError
 from lthfunc.sparse.capture import captured
 from lthfunc.sparse.kernels import build as kernels

@@ -17,7 +17,7 @@ from lthfunc_cli.main import main
 from pretended import Machine
 
 import lthfunc as lf
-from lthfunc.execution import timing
+from lthfunc.deployment import timing
 
 
 def rates(variant: str, median: float, **about: Any) -> dict[str, Any]:

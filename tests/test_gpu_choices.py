@@ -12,9 +12,9 @@ from pretended import Machine
 from torch import distributed, nn
 
 import lthfunc as lf
+from lthfunc.deployment.formats import LAYER_FORMATS, Layer
+from lthfunc.deployment.tuning_cache import machine_key
 from lthfunc.errors import UserError
-from lthfunc.execution.formats import LAYER_FORMATS, Layer
-from lthfunc.execution.tuning import machine_key
 from lthfunc.experiments.config import Config
 from lthfunc.experiments.plan import _check_ranks, prepare
 from lthfunc.experiments.resolve import resolved

@@ -9,8 +9,8 @@ import torch
 from pretended import Machine
 
 import lthfunc as lf
-from lthfunc.execution import compiled as execution
-from lthfunc.execution.forms import masked_module
+from lthfunc.deployment import compiled as execution
+from lthfunc.deployment.candidates import masked_module
 from lthfunc.training.engines import compiled as compiled_engine
 from lthfunc.training.engines.compiled import compile_engine
 from lthfunc.training.engines.eager import eager

@@ -16,10 +16,10 @@ from torch.nn.utils import prune as torch_prune
 from torch.nn.utils.parametrizations import weight_norm
 
 import lthfunc as lf
+from lthfunc.deployment.candidates import masked_module
+from lthfunc.deployment.export.exportable import subject_of
+from lthfunc.deployment.export.table import TARGETS
 from lthfunc.errors import UserError
-from lthfunc.execution.export.subject import subject_of
-from lthfunc.execution.export.table import TARGETS
-from lthfunc.execution.forms import masked_module
 from lthfunc.runs.settings import read_config
 from lthfunc.trees.atomic_io import file_name
 from lthfunc.trees.convert import starting_from

@@ -12,10 +12,10 @@ from lthfunc_cli.main import main
 from torch import Tensor, nn
 
 import lthfunc as lf
-from lthfunc.compacting.network import compact_training
+from lthfunc.deployment.compaction.compact import compact_training
+from lthfunc.deployment.export.exportable import subject_of
+from lthfunc.deployment.export.table import TARGETS
 from lthfunc.errors import UserError
-from lthfunc.execution.export.subject import subject_of
-from lthfunc.execution.export.table import TARGETS
 from lthfunc.experiments.config import from_mapping
 from lthfunc.experiments.plan import prepare
 from lthfunc.sparse.kernels import build as kernels

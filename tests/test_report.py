@@ -23,9 +23,9 @@ from PIL import Image
 
 import lthfunc as lf
 from lthfunc.reports.charts import PALETTE, Bars, Chart, Heat, Series, ramp
-from lthfunc.reports.page.patterns import overlap_of, pixel_shares, read_patterns
-from lthfunc.reports.page.web import figure_of
-from lthfunc.reports.printed import printed
+from lthfunc.reports.matplotlib_figures import printed
+from lthfunc.reports.page.mask_history import overlap_of, pixel_shares, read_patterns
+from lthfunc.reports.page.plotly_figures import figure_of
 from lthfunc.runs.folder import distinct_names, read_run
 from lthfunc.runs.lines import line_of, scan_lines
 from lthfunc.trees.files import load_tree

@@ -259,7 +259,7 @@ def test_info_shows_runs_tickets_and_what_is_unfinished(finished: Path, tmp_path
 
 
 def test_pictures_are_pictures_of_the_records(finished: Path) -> None:
-    from lthfunc.reports.plots import accuracy_vs_density, training_curves
+    from lthfunc.reports.run_pictures import accuracy_vs_density, training_curves
 
     for name in ("accuracy_vs_density.png", "training_curves.png", "training_time.png"):
         assert (finished / name).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import lthfunc as lf
+from lthfunc.deployment.export.exportable import subject_of
+from lthfunc.deployment.export.table import TARGETS
 from lthfunc.errors import UserError
-from lthfunc.execution.export.subject import subject_of
-from lthfunc.execution.export.table import TARGETS
 from lthfunc.trees.model import apply_evaluating
 from lthfunc.trees.outputs import prediction
 from lthfunc.trees.types import Dataset, Split

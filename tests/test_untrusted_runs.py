@@ -223,11 +223,11 @@ OTHERS = [
     ("lthfunc/runs/mirror.py", "def open("),
     ("lthfunc/reports/figures.py", "path.parent.mkdir"),  # of a picture whose path was typed
     ("lthfunc/reports/page/document.py", "read_text"),  # the page's own parts
-    ("cli/importing.py", "save_tree"),
+    ("cli/checkpoint_import.py", "save_tree"),
     ("cli/info.py", "load_tree"),  # a file that was typed
     ("cli/measuring.py", ""),  # what a benchmark wrote
     ("cli/running.py", "folder.mkdir(parents=True"),  # a folder that was typed
-    ("cli/execution.py", "path.iterdir()"),  # sizes of what was just written
-    ("cli/execution.py", "each.stat()"),
+    ("cli/deployment.py", "path.iterdir()"),  # sizes of what was just written
+    ("cli/deployment.py", "each.stat()"),
     ("lthfunc/runs/sweeps.py", "folder.mkdir(parents=True"),
 ]

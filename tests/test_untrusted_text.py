@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 from lthfunc.printable import printable
 from lthfunc.reports.charts import Bars, Chart, Series
-from lthfunc.reports.printed import printed, side_by_side
+from lthfunc.reports.matplotlib_figures import printed, side_by_side
 from lthfunc.runs.lines import append_lines, line_of, value_of
 from lthfunc.runs.lock import at_work, holder
 from lthfunc.runs.progress import progress

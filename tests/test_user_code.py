@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from user_code import BLOCKS, CLASSES, WIDTH, drawn
 
 import lthfunc as lf
-from lthfunc.compacting.network import compact_training
+from lthfunc.deployment.compaction.compact import compact_training
+from lthfunc.deployment.export.exportable import subject_of
+from lthfunc.deployment.export.table import TARGETS
 from lthfunc.errors import UserError
-from lthfunc.execution.export.subject import subject_of
-from lthfunc.execution.export.table import TARGETS
 from lthfunc.trees.model import apply_evaluating
 from lthfunc.trees.ops import clone
 from lthfunc.trees.outputs import outputs_of, prediction

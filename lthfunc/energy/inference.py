@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from lthfunc.deployment.timing import synchronize
 from lthfunc.energy.amounts import Amount
 from lthfunc.energy.meter import Meter
-from lthfunc.execution.timing import synchronize
 from lthfunc.trees.ops import scaled
 from lthfunc.trees.types import Dataset
 

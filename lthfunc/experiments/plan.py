@@ -9,12 +9,12 @@ from typing import NamedTuple, TypeVar, cast
 
 import torch
 
-from lthfunc.compacting.engine import compact_engine
-from lthfunc.compacting.network import compact_training
 from lthfunc.data.augment import shift_and_mirror
 from lthfunc.data.data_warnings import unhinted
 from lthfunc.data.images import Observe
 from lthfunc.data.loading import load
+from lthfunc.deployment.compaction.compact import compact_training
+from lthfunc.deployment.compaction.compact_engine import compact_engine
 from lthfunc.errors import UserError, invalid
 from lthfunc.experiments.config import Config, is_own, parse_rewind, trainings_at_once
 from lthfunc.experiments.functions import (

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from lthfunc.experiments.records import Record, Spread, spread
 from lthfunc.reports.charts import Chart, Series, ramp
-from lthfunc.reports.printed import side_by_side
+from lthfunc.reports.matplotlib_figures import side_by_side
 from lthfunc.reports.tables import percent
 
 

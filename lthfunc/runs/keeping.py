@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-from lthfunc.compacting.network import same_cuts
+from lthfunc.deployment.compaction.compact import same_cuts
 from lthfunc.energy.amounts import Metered
 from lthfunc.energy.meter import Meter
 from lthfunc.energy.phases import Phases

@@ -32,7 +32,7 @@ from lthfunc_cli import running
 from lthfunc_cli.main import main
 
 from lthfunc.experiments import iterative
-from lthfunc.reports import plots
+from lthfunc.reports import run_pictures
 from lthfunc.runs import execute, together, within
 from lthfunc.runs.folder import read_run
 from lthfunc.runs.verifying import verified
@@ -134,7 +134,7 @@ def watch_phases(shared: Shared) -> None:
     told(together, "train_kept", PHASES.index("training"))
     told(iterative, "_next_start", PHASES.index("pruning"))
     told(execute, "save_training", PHASES.index("saving"))
-    told(plots, "draw", PHASES.index("reporting"))
+    told(run_pictures, "draw", PHASES.index("reporting"))
     told(running, "show_results", PHASES.index("reporting"))
 
 

@@ -13,10 +13,10 @@ from plotly.offline import get_plotlyjs
 
 from lthfunc import __version__
 from lthfunc.reports.charts import Picture
-from lthfunc.reports.page import parts
+from lthfunc.reports.page import html_parts
 from lthfunc.reports.page.pictures import Drawn
-from lthfunc.reports.page.shown import Shown
-from lthfunc.reports.page.web import figure_of
+from lthfunc.reports.page.plotly_figures import figure_of
+from lthfunc.reports.page.run_view import Shown
 
 #: Nothing is loaded from anywhere, whatever the runs' files hold.
 _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
@@ -29,17 +29,17 @@ def page(runs: Sequence[Shown], together: Mapping[str, Sequence[Picture]], drawn
     for heading, pictures in together.items():
         keyed = [(picture.key, picture) for picture in pictures]
         charts |= {key: _finite(figure_of(picture)) for key, picture in keyed}
-        body.append(parts.section(_slug(heading), heading, parts.figures(keyed)))
+        body.append(html_parts.section(_slug(heading), heading, html_parts.figures(keyed)))
     body += _each_run(runs, drawn, charts)
     explorers = {str(at): each.explorer for at, each in enumerate(drawn) if each.explorer is not None}
-    body.append(parts.section("settings", "Settings", parts.settings(runs)))
-    body.append(parts.section("origin", "Where it ran, and how to repeat it", parts.origins(runs)))
+    body.append(html_parts.section("settings", "Settings", html_parts.settings(runs)))
+    body.append(html_parts.section("origin", "Where it ran, and how to repeat it", html_parts.origins(runs)))
     data = {"charts": charts, "explorers": explorers}
     return _whole(title, "".join(body), data)
 
 
 def _cards(runs: Sequence[Shown]) -> str:
-    return '<div class="cards">' + "".join(parts.card(run) for run in runs) + "</div>"
+    return '<div class="cards">' + "".join(html_parts.card(run) for run in runs) + "</div>"
 
 
 def _each_run(runs: Sequence[Shown], drawn: Sequence[Drawn], charts: dict[str, Any]) -> list[str]:
@@ -56,10 +56,10 @@ def _each_run(runs: Sequence[Shown], drawn: Sequence[Drawn], charts: dict[str, A
         for heading, pictures in drawn[at].pictures.items():
             keyed = [(f"{at}/{picture.key}", picture) for picture in pictures]
             charts |= {key: _finite(figure_of(picture)) for key, picture in keyed}
-            inner.append(parts.section(f"{_slug(heading)}-{at}", heading, parts.figures(keyed)))
+            inner.append(html_parts.section(f"{_slug(heading)}-{at}", heading, html_parts.figures(keyed)))
         if drawn[at].explorer is not None:
-            inner.append(parts.section(f"masks-{at}", "Masks and weights", _EXPLORER.format(at=at)))
-        inner.append(parts.section(f"numbers-{at}", "Numbers", parts.results(runs[at].rows)))
+            inner.append(html_parts.section(f"masks-{at}", "Masks and weights", _EXPLORER.format(at=at)))
+        inner.append(html_parts.section(f"numbers-{at}", "Numbers", html_parts.results(runs[at].rows)))
         hidden = " hidden" if place else ""
         body.append(f'<div class="run" data-run="{at}"{hidden}>{"".join(inner)}</div>')
     return body

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lthfunc.reports.page.patterns import Patterns, pixel_shares
+from lthfunc.reports.page.mask_history import Patterns, pixel_shares
 
 #: Weights that are shown one by one: of a layer, and of a network; what is larger is shown in blocks.
 _MOST_OF_LAYER, _MOST = 300_000, 2_000_000

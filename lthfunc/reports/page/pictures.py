@@ -20,10 +20,10 @@ from lthfunc.reports.curves import (
     time_chart,
 )
 from lthfunc.reports.page.explorer import explorer_of, pixels_of
-from lthfunc.reports.page.measured import energy_pictures, measured_pictures
-from lthfunc.reports.page.patterns import Overlap, Patterns, overlap_of, read_patterns
-from lthfunc.reports.page.shown import Shown
-from lthfunc.reports.page.stills import mask_figure, pixel_figure, weight_figure
+from lthfunc.reports.page.mask_history import Overlap, Patterns, overlap_of, read_patterns
+from lthfunc.reports.page.measurement_pictures import energy_pictures, measured_pictures
+from lthfunc.reports.page.run_view import Shown
+from lthfunc.reports.page.static_figures import mask_figure, pixel_figure, weight_figure
 from lthfunc.reports.spacing import spread_out
 
 #: Rounds whose training curves are drawn.

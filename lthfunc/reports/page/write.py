@@ -11,10 +11,10 @@ from matplotlib.figure import Figure
 
 from lthfunc.reports.charts import Picture
 from lthfunc.reports.figures import save
+from lthfunc.reports.matplotlib_figures import printed
 from lthfunc.reports.page.document import page
 from lthfunc.reports.page.pictures import Drawn, drawn, together
-from lthfunc.reports.page.shown import Shown
-from lthfunc.reports.printed import printed
+from lthfunc.reports.page.run_view import Shown
 from lthfunc.runs import within
 
 

@@ -13,7 +13,7 @@ from lthfunc.reports.breakeven import answers, breakeven_chart, questions, side_
 from lthfunc.reports.charts import Bars, Chart, Picture, Series, ramp
 from lthfunc.reports.connectivity import barrier_charts
 from lthfunc.reports.curves import energy_chart
-from lthfunc.reports.execution import size
+from lthfunc.reports.program_tables import size
 from lthfunc.reports.spacing import spread_out
 
 _PARTS = ("cpu", "gpu", "ram")

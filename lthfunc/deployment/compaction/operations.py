@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from lthfunc.compacting.facts import Facts, args_of
+from lthfunc.deployment.compaction.liveness import Facts, args_of
 from lthfunc.sparse.rules.interface import argument
 
 _aten = torch.ops.aten

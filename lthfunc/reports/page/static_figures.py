@@ -10,7 +10,7 @@ from torch import Tensor
 from lthfunc.reports.charts import ramp
 from lthfunc.reports.figures import clean, figure, words
 from lthfunc.reports.page.explorer import matrix_of
-from lthfunc.reports.page.patterns import Patterns
+from lthfunc.reports.page.mask_history import Patterns
 from lthfunc.reports.spacing import spread_out
 
 _LAYERS, _ROUNDS, _PIXEL_ROUNDS = 6, 4, 8

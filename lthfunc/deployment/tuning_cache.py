@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from lthfunc.argument_kinds import is_number
-from lthfunc.execution.formats import Layer, block_density, block_size
+from lthfunc.deployment.formats import Layer, block_density, block_size
 from lthfunc.hardware import cache_home, processor_name
 from lthfunc.sparse.kernels.build import cache_folder
 from lthfunc.trees.atomic_io import write_atomically

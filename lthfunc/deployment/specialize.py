@@ -8,16 +8,24 @@ import torch
 from torch import Tensor, nn
 
 from lthfunc.arguments import public
+from lthfunc.deployment.accuracy import difference
+from lthfunc.deployment.autotune import fastest
+from lthfunc.deployment.candidates import (
+    Form,
+    compact_form,
+    dense_form,
+    layered_forms,
+    making,
+    sparse_form,
+    why_missing,
+)
+from lthfunc.deployment.compiled import Compiled
+from lthfunc.deployment.cost import cost
+from lthfunc.deployment.formats import LAYER_FORMATS
+from lthfunc.deployment.names import FORMATS
+from lthfunc.deployment.program import Program, Report
+from lthfunc.deployment.tuning_cache import Tunings, program_keys
 from lthfunc.errors import UserError, invalid, unknown
-from lthfunc.execution.accuracy import difference
-from lthfunc.execution.choosing import fastest
-from lthfunc.execution.compiled import Compiled
-from lthfunc.execution.cost import cost
-from lthfunc.execution.formats import LAYER_FORMATS
-from lthfunc.execution.forms import Form, compact_form, dense_form, layered_forms, making, sparse_form, why_missing
-from lthfunc.execution.names import FORMATS
-from lthfunc.execution.program import Program, Report
-from lthfunc.execution.tuning import Tunings, program_keys
 from lthfunc.sparse.packing import check_ticket
 from lthfunc.trees.flops import flops_of
 from lthfunc.trees.model import Model

@@ -13,10 +13,10 @@ import torch
 from torch import nn
 from torch.fx import Graph, GraphModule, Node
 
-from lthfunc.compacting.facts import args_of
-from lthfunc.compacting.nesting import Nested
+from lthfunc.deployment.compaction.graph_outputs import Nested
+from lthfunc.deployment.compaction.liveness import args_of
+from lthfunc.deployment.export.exportable import Subject
 from lthfunc.errors import UserError
-from lthfunc.execution.export.subject import Subject
 from lthfunc.trees.atomic_io import write_atomically
 
 _SOURCE = '''"""{title}

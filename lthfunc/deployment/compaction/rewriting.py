@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, Node
 
-from lthfunc.compacting import flows, kinds
-from lthfunc.compacting.facts import CONSTANT, Facts, args_of, during
-from lthfunc.compacting.nesting import nest
+from lthfunc.deployment.compaction import dataflow, operations
+from lthfunc.deployment.compaction.graph_outputs import nest
+from lthfunc.deployment.compaction.liveness import CONSTANT, Facts, args_of, during
 from lthfunc.sparse.rules.interface import argument
 from lthfunc.trees.types import Buffers, Params
 
@@ -127,7 +127,7 @@ def rewritten(facts: Facts, *, selecting: bool, kind: str = "") -> Rewriter:
 
 
 def _cut_by(user: Node, leaf: Node, facts: Facts) -> bool:
-    return kinds.is_layer(user, facts) or (kinds.is_norm(user, facts) and leaf in args_of(user)[1:5])
+    return operations.is_layer(user, facts) or (operations.is_norm(user, facts) and leaf in args_of(user)[1:5])
 
 
 def _written(r: Rewriter, node: Node) -> Any:
@@ -149,7 +149,7 @@ def _copied(r: Rewriter, node: Node) -> Node:
 def _layer(r: Rewriter, node: Node) -> Node:
     facts = r.facts
     x, weight, bias = args_of(node)[0], args_of(node)[1], argument(args_of(node), 2, None)
-    groups, rows = kinds.groups_of(node), facts.wanted(node)
+    groups, rows = operations.groups_of(node), facts.wanted(node)
     rest = list(args_of(node)[3:])
     if groups > 1:
         outs, ins = facts.units(node) // groups, facts.units(x) // groups
@@ -178,7 +178,7 @@ def _layer(r: Rewriter, node: Node) -> Node:
 def _inputs(r: Rewriter, node: Node) -> tuple[Node, Tensor]:
     """(what a layer reads, which units of the old value these are)."""
     facts, x = r.facts, args_of(node)[0]
-    needed = dict(flows.flow_of(node, facts).needs(node, facts.wanted_units(node), facts))[x]
+    needed = dict(dataflow.flow_of(node, facts).needs(node, facts.wanted_units(node), facts))[x]
     have = r.have[x]
     used = have[needed[have] & facts.live(x)[have]]
     picks = r.selecting and node.meta["val"].ndim == 2 and 0 < len(used) < (1 - _FEW) * len(have)
@@ -235,7 +235,7 @@ def _flatten(r: Rewriter, node: Node) -> Node:
 
 def _part(r: Rewriter, node: Node) -> Node:
     rows = r.facts.wanted(node)
-    source = kinds.sources(node, r.facts)[rows]
+    source = operations.sources(node, r.facts)[rows]
     if not bool((source >= 0).any()):  # nothing of it is wanted
         r.have[node] = torch.arange(r.facts.units(node))
         return _copied(r, node)
@@ -250,11 +250,11 @@ def _part(r: Rewriter, node: Node) -> Node:
 
 
 _WRITERS = {
-    kinds.is_layer: _layer,
-    kinds.is_norm: _norm,
-    kinds.is_alike: _alike,
-    kinds.is_join: _alike,
-    kinds.is_cat: _cat,
-    kinds.is_flatten: _flatten,
-    kinds.is_part: _part,
+    operations.is_layer: _layer,
+    operations.is_norm: _norm,
+    operations.is_alike: _alike,
+    operations.is_join: _alike,
+    operations.is_cat: _cat,
+    operations.is_flatten: _flatten,
+    operations.is_part: _part,
 }

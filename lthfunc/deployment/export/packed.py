@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lthfunc.arguments import public
+from lthfunc.deployment.export.exportable import Subject
 from lthfunc.errors import UserError
-from lthfunc.execution.export.subject import Subject
 from lthfunc.trees.files import load_tree, save_tree
 from lthfunc.trees.types import Masks, Ticket
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from lthfunc.compacting.facts import CONSTANT, VARIES, ZERO, Facts, Flow, args_of, during
-from lthfunc.compacting.kinds import (
+from lthfunc.deployment.compaction.liveness import CONSTANT, VARIES, ZERO, Facts, Flow, args_of, during
+from lthfunc.deployment.compaction.operations import (
     groups_of,
     is_alike,
     is_cat,

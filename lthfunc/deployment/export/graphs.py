@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
+from lthfunc.deployment.export.exportable import Subject, check_outputs
 from lthfunc.errors import UserError
-from lthfunc.execution.export.subject import Subject, check_outputs
 from lthfunc.tracebacks import first_line
 from lthfunc.training.engines.toolchain import why_not
 from lthfunc.trees.atomic_io import write_atomically

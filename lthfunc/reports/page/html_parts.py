@@ -13,7 +13,7 @@ from lthfunc.experiments.records import Row, winning
 from lthfunc.printable import printable
 from lthfunc.reports.charts import Picture
 from lthfunc.reports.curves import LOOKS
-from lthfunc.reports.page.shown import Shown
+from lthfunc.reports.page.run_view import Shown
 from lthfunc.reports.tables import percent, steps
 from lthfunc.runs.environment import machine_in_words
 

@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.fx import Node
 
 from lthfunc.arguments import public
-from lthfunc.compacting.facts import Facts, args_of, values_of
-from lthfunc.compacting.flows import settle
-from lthfunc.compacting.modules import module_of
-from lthfunc.compacting.rewriting import Cut, Rewriter, rewritten
-from lthfunc.compacting.tracing import Traced, cannot, traced
+from lthfunc.deployment.compaction.dataflow import settle
+from lthfunc.deployment.compaction.liveness import Facts, args_of, values_of
+from lthfunc.deployment.compaction.modules import module_of
+from lthfunc.deployment.compaction.rewriting import Cut, Rewriter, rewritten
+from lthfunc.deployment.compaction.tracing import Traced, cannot, traced
 from lthfunc.errors import UserError
 from lthfunc.sparse.packing import check_ticket
 from lthfunc.tracebacks import first_line

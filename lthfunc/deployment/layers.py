@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from lthfunc.execution.formats import Layer
+from lthfunc.deployment.formats import Layer
 from lthfunc.trees.layer_inputs import inputs_of
 from lthfunc.trees.types import Masks
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from lthfunc.execution.export import graphs, module, packed, states
-from lthfunc.execution.export.subject import Export
+from lthfunc.deployment.export import graphs, module, packed, state_dicts
+from lthfunc.deployment.export.exportable import Export
 
 
 class Target(NamedTuple):
@@ -19,9 +19,9 @@ TARGETS = {
     "onnx": Target(graphs.onnx, ".onnx"),
     "torch-export": Target(graphs.torch_export, ".pt2"),
     "aoti": Target(graphs.aoti, ".pt2"),
-    "prune": Target(states.prune, ".pt"),
-    "state-dict": Target(states.state_dict, ".pt"),
+    "prune": Target(state_dicts.prune, ".pt"),
+    "state-dict": Target(state_dicts.state_dict, ".pt"),
     "module": Target(module.module, ".py"),
-    "scipy": Target(states.scipy, ""),
+    "scipy": Target(state_dicts.scipy, ""),
     "packed": Target(packed.packed, ".safetensors"),
 }

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lthfunc.execution.export.matrices import matrices
-from lthfunc.execution.export.subject import Subject
+from lthfunc.deployment.export.exportable import Subject
+from lthfunc.deployment.export.matrices import matrices
 from lthfunc.trees.atomic_io import file_name, write_atomically
 from lthfunc.trees.leaf_names import first_names
 from lthfunc.trees.ops import apply_masks

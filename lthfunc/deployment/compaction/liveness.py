@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 from torch.utils._pytree import tree_map
 
-from lthfunc.compacting.tracing import Traced, fails
+from lthfunc.deployment.compaction.tracing import Traced, fails
 from lthfunc.errors import UserError
 from lthfunc.sparse.capture import Captured
 from lthfunc.trees.types import Buffers, Masks, Params

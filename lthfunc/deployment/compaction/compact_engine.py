@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from lthfunc.arguments import public
-from lthfunc.compacting.network import Compacted, compact_training, cut, left_out, put_back
+from lthfunc.deployment.compaction.compact import Compacted, compact_training, cut, left_out, put_back
 from lthfunc.errors import UserError
 from lthfunc.sparse.packing import packed_like, scattered
 from lthfunc.training.engines.interface import Engine, Running, Tick, Work

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from lthfunc.execution.program import Report
+from lthfunc.deployment.program import Report
 
 
 def form_table(report: Report) -> Table | None:

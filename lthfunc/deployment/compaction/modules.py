@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
-from lthfunc.compacting.facts import args_of
-from lthfunc.compacting.kinds import LAYERS
+from lthfunc.deployment.compaction.liveness import args_of
+from lthfunc.deployment.compaction.operations import LAYERS
 from lthfunc.sparse.rules.interface import argument
 from lthfunc.trees.types import Buffers, Params
 

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lthfunc.execution.formats import LAYER_FORMATS, Layer
-from lthfunc.execution.program import Measured
-from lthfunc.execution.timing import Run, in_turn, repeated
-from lthfunc.execution.tuning import Tunings, layer_key
+from lthfunc.deployment.formats import LAYER_FORMATS, Layer
+from lthfunc.deployment.program import Measured
+from lthfunc.deployment.timing import Run, in_turn, repeated
+from lthfunc.deployment.tuning_cache import Tunings, layer_key
 
 #: A form must be faster than dense by so much, in so many of the turns.
 _MARGIN, _MOST_TURNS = 0.97, 0.75

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from lthfunc.compacting.network import Compacted, compact
+from lthfunc.deployment.accuracy import difference
+from lthfunc.deployment.candidates import masked_module
+from lthfunc.deployment.compaction.compact import Compacted, compact
 from lthfunc.errors import UserError
-from lthfunc.execution.accuracy import difference
-from lthfunc.execution.forms import masked_module
 from lthfunc.sparse.packing import check_ticket
 from lthfunc.trees.model import Model
 from lthfunc.trees.outputs import plain

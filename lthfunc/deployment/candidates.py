@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lthfunc.compacting.network import Compacted, compact
+from lthfunc.deployment.autotune import fastest_formats
+from lthfunc.deployment.compaction.compact import Compacted, compact
+from lthfunc.deployment.compiled import Compiled
+from lthfunc.deployment.formats import LAYER_FORMATS, Layer
+from lthfunc.deployment.layers import layers_of, with_layers
+from lthfunc.deployment.tuning_cache import Tunings
 from lthfunc.errors import UserError
-from lthfunc.execution.choosing import fastest_formats
-from lthfunc.execution.compiled import Compiled
-from lthfunc.execution.formats import LAYER_FORMATS, Layer
-from lthfunc.execution.layers import layers_of, with_layers
-from lthfunc.execution.tuning import Tunings
 from lthfunc.sparse.inference import sparse_program
 from lthfunc.trees.leaf_names import put_values
 from lthfunc.trees.model import Model

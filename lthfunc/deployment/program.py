@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from lthfunc.execution.cost import Cost
+from lthfunc.deployment.cost import Cost
 
 
 class Measured(NamedTuple):

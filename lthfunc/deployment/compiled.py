@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lthfunc.deployment.timing import in_turn, repeated
 from lthfunc.errors import UserError
-from lthfunc.execution.timing import in_turn, repeated
 from lthfunc.training.engines.keeping import Pools
 from lthfunc.training.engines.launching import Launcher
 from lthfunc.training.engines.toolchain import why_not

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from lthfunc.deployment.names import FORMATS, FORMS, LAYER_FORMATS, TARGETS
 from lthfunc.errors import invalid, unknown
-from lthfunc.execution.names import FORMATS, FORMS, LAYER_FORMATS, TARGETS
 
 from . import options as o
 from .console import put
@@ -66,10 +66,10 @@ def _specialize(
     run: Path, number: int | str | None, seed: int | None, given: o.Given, how: dict[str, Any],
     threads: int | None, *, trust: bool, wants_json: bool,
 ) -> None:  # fmt: skip
-    from lthfunc.execution.accuracy import accuracy_of
-    from lthfunc.execution.forms import masked_module
-    from lthfunc.execution.specialize import specialize
-    from lthfunc.execution.tuning import tunings_file
+    from lthfunc.deployment.accuracy import accuracy_of
+    from lthfunc.deployment.candidates import masked_module
+    from lthfunc.deployment.specialize import specialize
+    from lthfunc.deployment.tuning_cache import tunings_file
     from lthfunc.experiments.plan import choose_device
     from lthfunc.experiments.tasks import metric_of_name
     from lthfunc.runs.measurements import keep_measurement
@@ -106,7 +106,7 @@ def _specialize(
 
             print(json.dumps({"run": str(run), **item}, indent=2))
             return
-        from lthfunc.reports.execution import cost_lines, form_table, layer_cost_table
+        from lthfunc.reports.program_tables import cost_lines, form_table, layer_cost_table
 
         from .console import screen
 
@@ -171,9 +171,9 @@ def _export(
     run: Path, to: str, out: str | None, number: int | str | None, seed: int | None, data_dir: str | None,
     trust: bool, *, trained: bool, half: bool, wants_json: bool,
 ) -> None:  # fmt: skip
-    from lthfunc.execution.export.sizes import sizes
-    from lthfunc.execution.export.subject import subject_of
-    from lthfunc.execution.export.table import TARGETS
+    from lthfunc.deployment.export.exportable import subject_of
+    from lthfunc.deployment.export.sizes import sizes
+    from lthfunc.deployment.export.table import TARGETS
     from lthfunc.runs import within
     from lthfunc.runs.tickets import ticket_of_run
     from lthfunc.trees.atomic_io import file_name
@@ -203,7 +203,7 @@ def _export(
         files = {"file": str(path), "beside": [str(each) for each in others]}
         print(json.dumps({**files, **whose, "bytes": dict(rows)}, indent=2))
         return
-    from lthfunc.reports.execution import size_table
+    from lthfunc.reports.program_tables import size_table
 
     from .console import screen
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import safetensors.torch
 
-from lthfunc.execution.export.packed import entropy_bytes, save_packed
+from lthfunc.deployment.export.packed import entropy_bytes, save_packed
 from lthfunc.trees.ops import apply_masks
 from lthfunc.trees.types import Ticket
 
