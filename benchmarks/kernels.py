@@ -23,7 +23,7 @@ import lthfunc as lf
 from lthfunc.deployment.timing import Run, in_turn, repeated
 from lthfunc.errors import invalid
 from lthfunc.experiments.plan import choose_device
-from lthfunc.sparse.gpu import launching
+from lthfunc.sparse.gpu import triton_calls
 from lthfunc.sparse.gpu.bits import pack_bits
 from lthfunc.sparse.gpu.block_linear import block_linear, block_pattern, pack_blocks
 from lthfunc.sparse.gpu.masked_adam import masked_adam
@@ -103,7 +103,7 @@ def run(
     """Measure, print, and write JSON where asked to. Raises UserError on a CPU, but for Triton's interpreter."""
     device = choose_device(device)
     check_precision(precision, device)
-    if device == "cpu" and not launching.interpreted():
+    if device == "cpu" and not triton_calls.interpreted():
         raise invalid("--device", device, "cuda or cuda:N; with TRITON_INTERPRET=1 a CPU runs a tiny mode")
     records: list[Record] = []
     head = header("kernels", f"lthfunc benchmark kernels --precision {precision}", device)
@@ -132,7 +132,7 @@ def run(
 
 def _jobs(sizes: Sizes, device: str, precision: Precision) -> Iterator[Job]:
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    exact: launching.Precision = "tf32" if precision == "tf32" else "ieee"
+    exact: triton_calls.Precision = "tf32" if precision == "tf32" else "ieee"
     for networks in sizes.networks:
         yield _adam(sizes, networks, device, dtype, exact)
         yield _linear(sizes, networks, device, dtype, exact)
@@ -162,7 +162,7 @@ def _compiled(function: Callable[..., Any], device: str, *given: Tensor) -> Run:
     return _program(lambda: program(*given), device)
 
 
-def _adam(sizes: Sizes, networks: int, device: str, dtype: torch.dtype, exact: launching.Precision) -> Job:
+def _adam(sizes: Sizes, networks: int, device: str, dtype: torch.dtype, exact: triton_calls.Precision) -> Job:
     density, (outputs, inputs) = 0.2, sizes.layer
     shape = networks, outputs, inputs
     mask = torch.rand(shape, device=device) < density
@@ -198,7 +198,7 @@ def _adam(sizes: Sizes, networks: int, device: str, dtype: torch.dtype, exact: l
     )
 
 
-def _linear(sizes: Sizes, networks: int, device: str, dtype: torch.dtype, exact: launching.Precision) -> Job:
+def _linear(sizes: Sizes, networks: int, device: str, dtype: torch.dtype, exact: triton_calls.Precision) -> Job:
     density, (outputs, inputs) = 0.2, sizes.layer
     mask = torch.rand(networks, outputs, inputs, device=device) < density
     x = torch.randn(networks, sizes.batch, inputs, device=device, dtype=dtype).requires_grad_()
@@ -229,7 +229,7 @@ def _linear(sizes: Sizes, networks: int, device: str, dtype: torch.dtype, exact:
 
 
 def _blocks(
-    side: int, size: int, examples: int, density: float, device: str, dtype: torch.dtype, exact: launching.Precision
+    side: int, size: int, examples: int, density: float, device: str, dtype: torch.dtype, exact: triton_calls.Precision
 ) -> Job:
     left = torch.rand(side // size, side // size, device=device) < density
     mask = left.repeat_interleave(size, 0).repeat_interleave(size, 1)

@@ -22,8 +22,8 @@ from lthfunc.sparse.kernels.build import why_no_kernels
 from lthfunc.training.batches import batches
 from lthfunc.training.cpu_threads import using_threads
 from lthfunc.training.engines.compiled import compile_engine
-from lthfunc.training.engines.forms import Forms
 from lthfunc.training.engines.interface import Engine, Work
+from lthfunc.training.engines.memory_formats import Forms
 from lthfunc.training.engines.table import Making
 from lthfunc.training.engines.toolchain import why_not
 from lthfunc.training.precision import PRECISIONS, Precision, check_precision
@@ -45,7 +45,7 @@ AUTO, AUTO_DENSE = "lthfunc, auto", "lthfunc, auto, dense"
 TUNED, GRAPHED = "tuned plain loop, dense", "tuned plain loop as one graph, dense"
 #: On a GPU, ours without graphs, as its steps are launched one by one.
 LAUNCHED = "lthfunc, compile, launched one by one"
-#: On a GPU, ours with numbers in memory in other ways than `engines/forms.py` says: what decides what it says.
+#: On a GPU, ours with numbers in memory in other ways than `engines/memory_formats.py` says: what decides what it says.
 FORMS = {
     "lthfunc, compile, masks as bools": Forms(floating_masks=False),
     "lthfunc, compile, channels first": Forms(channels_last=False),

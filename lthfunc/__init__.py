@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     )
     from lthfunc.sparse.engine import sparse_engine as sparse_engine
     from lthfunc.sparse.inference import sparse_program as sparse_program
-    from lthfunc.sparse.mixed import sparse_or as sparse_or
     from lthfunc.sparse.packing import pack as pack, unpack as unpack
+    from lthfunc.sparse.sparse_or_dense import sparse_or as sparse_or
     from lthfunc.sparsify.activations import input_moments as input_moments, wanda as wanda
     from lthfunc.sparsify.allocation import (
         Allocate as Allocate,
@@ -307,7 +307,7 @@ __getattr__, __all__, __dir__ = table_of_contents(
         "lthfunc.training.loop": ("accuracy_on", "fit", "fit_together", "take_steps", "train"),
         "lthfunc.training.malloc": ("hold_memory",),
         "lthfunc.sparse.engine": ("sparse_engine",),
-        "lthfunc.sparse.mixed": ("sparse_or",),
+        "lthfunc.sparse.sparse_or_dense": ("sparse_or",),
         "lthfunc.sparse.inference": ("sparse_program",),
         "lthfunc.sparse.packing": ("pack", "unpack"),
         "lthfunc.deployment.compaction.compact": ("Compacted", "compact", "put_back"),

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 import lthfunc as lf
-from lthfunc.sparse.gpu import launching
+from lthfunc.sparse.gpu import triton_calls
 from lthfunc.sparse.gpu.bits import words
 from lthfunc.sparse.gpu.block_linear import SIZES, block_linear, block_pattern
 from lthfunc.sparse.gpu.masked_adam import masked_adam
@@ -71,7 +71,7 @@ def launches(call: Callable[[], Any]) -> list[Launch]:
         options = {name: named.pop(name) for name in ("num_warps", "num_stages", "maxnreg") if name in named}
         found.append(Launch(kernel, dict(inspect.signature(kernel.fn).bind(*args, **named).arguments), options))
 
-    with mock.patch.object(JITFunction, "run", run), mock.patch.object(launching, "check_device"):
+    with mock.patch.object(JITFunction, "run", run), mock.patch.object(triton_calls, "check_device"):
         call()
     return found
 
@@ -119,7 +119,7 @@ _LARGE, _SMALL = (2, 60, 300, 784), (2, 7, 10, 33)
 def calls() -> Iterator[tuple[str, Callable[[], Any]]]:
     """What is launched, by name: every kernel in every type, with and without what it may have."""
     for name, dtype in DTYPES.items():
-        for precision in launching.PRECISIONS if name == "float32" else ("ieee",):
+        for precision in triton_calls.PRECISIONS if name == "float32" else ("ieee",):
             kind = f"{name} {precision}"
             yield f"masked_adam {kind}", _adam(_LARGE, dtype, precision, False, lf.adam(0.1))
             yield f"masked_adam relu decoupled {kind}", _adam(_LARGE, dtype, precision, True, lf.adamw(0.1))

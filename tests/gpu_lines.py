@@ -28,8 +28,8 @@ PACKAGES = ("lthfunc", "cli", "benchmarks")
 WHOLE = (
     "lthfunc/energy/gpus.py",
     "lthfunc/runs/memory.py",
-    "lthfunc/training/engines/keeping.py",
-    "lthfunc/training/engines/measuring.py",
+    "lthfunc/training/engines/reused_memory.py",
+    "lthfunc/training/engines/evaluation_graphs.py",
 )
 #: What tests that pretend GPUs, or settings with one, are known by.
 _SPEAKING = re.compile(r"gpus: Machine|pretended|setattr\(torch\.cuda|device(\"?: |=)\"cuda")

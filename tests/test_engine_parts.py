@@ -22,11 +22,12 @@ from lthfunc.errors import UserError
 from lthfunc.training import cpu_threads, malloc, precision
 from lthfunc.training.data_parallel import averaged, part_of, total, travelling
 from lthfunc.training.engines import compiled as compiled_engine, toolchain
+from lthfunc.training.engines.cuda_graphs import Launcher
 from lthfunc.training.engines.eager import eager
 from lthfunc.training.engines.interface import Work
-from lthfunc.training.engines.keeping import Pools
-from lthfunc.training.engines.launching import Launcher
-from lthfunc.training.engines.side_by_side import (
+from lthfunc.training.engines.reused_memory import Pools
+from lthfunc.training.engines.table import engine_for, make_engine
+from lthfunc.training.engines.vmapped import (
     apart,
     carry_of,
     losses_of,
@@ -36,7 +37,6 @@ from lthfunc.training.engines.side_by_side import (
     widened_eval,
     with_losses,
 )
-from lthfunc.training.engines.table import engine_for, make_engine
 from lthfunc.training.evaluation import chunk_for, evaluate
 from lthfunc.training.losses import cross_entropy
 from lthfunc.training.prefetch import Feed

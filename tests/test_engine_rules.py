@@ -13,9 +13,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from lthfunc.training.engines import columns, products, tracing
 from lthfunc.training.engines.aliases import changed_by, is_seen_elsewhere, memory_of
-from lthfunc.training.engines.columns import columns_of, convolution_backward
-from lthfunc.training.engines.layout import laid_out
+from lthfunc.training.engines.im2col import columns_of, convolution_backward
 from lthfunc.training.engines.pooling import _keeps, max_pool, max_pool_backward
+from lthfunc.training.engines.realized import laid_out
 
 NHWC = torch.channels_last
 

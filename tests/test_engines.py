@@ -21,7 +21,7 @@ from lthfunc.experiments.iterative import Plan, iterative
 from lthfunc.experiments.settings.running import ENGINES as NAMES, PRECISIONS as PRECISION_NAMES
 from lthfunc.experiments.starting import CONTROLS
 from lthfunc.training.engines import compiled as compiled_engine, products, toolchain
-from lthfunc.training.engines.columns import convolution_backward
+from lthfunc.training.engines.im2col import convolution_backward
 from lthfunc.training.engines.pooling import max_pool, max_pool_backward
 from lthfunc.training.engines.table import COMPILE_FROM_STEPS, ENGINES, engine_for
 from lthfunc.training.engines.tracing import compiled

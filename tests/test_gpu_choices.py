@@ -20,7 +20,7 @@ from lthfunc.experiments.plan import _check_ranks, prepare
 from lthfunc.experiments.resolve import resolved
 from lthfunc.runs import calls, cluster, environment, ranks
 from lthfunc.runs.execute import jobs_of
-from lthfunc.training.engines.launching import Launcher
+from lthfunc.training.engines.cuda_graphs import Launcher
 from lthfunc.training.engines.toolchain import why_not
 from lthfunc.training.precision import check_precision
 from lthfunc.training.results import Since

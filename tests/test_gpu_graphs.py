@@ -14,8 +14,8 @@ from lthfunc.deployment.candidates import masked_module
 from lthfunc.training.engines import compiled as compiled_engine
 from lthfunc.training.engines.compiled import compile_engine
 from lthfunc.training.engines.eager import eager
-from lthfunc.training.engines.forms import Forms
 from lthfunc.training.engines.interface import Work
+from lthfunc.training.engines.memory_formats import Forms
 from lthfunc.training.evaluation import chunk_on_gpu
 from lthfunc.training.loop import take_steps
 from lthfunc.training.steps import Advance, Carry

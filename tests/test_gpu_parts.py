@@ -17,10 +17,10 @@ from lthfunc.energy.gpus import Card, card_of
 from lthfunc.errors import UserError
 from lthfunc.experiments import plan as planning
 from lthfunc.training.batches import batches
-from lthfunc.training.engines.forms import FORMS, Forms, form_on
+from lthfunc.training.engines.evaluation_graphs import Measuring, begin_measuring
 from lthfunc.training.engines.interface import Work, _flops
-from lthfunc.training.engines.keeping import Kept, Pools
-from lthfunc.training.engines.measuring import Measuring, begin_measuring
+from lthfunc.training.engines.memory_formats import FORMS, Forms, form_on
+from lthfunc.training.engines.reused_memory import Kept, Pools
 from lthfunc.training.evaluation import chunk_on_gpu
 from lthfunc.training.prefetch import Feed, _Staging
 from lthfunc.trees.collectives import Exchange

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lthfunc.errors import UserError
-from lthfunc.sparse.kernels import build, kept
+from lthfunc.sparse.kernels import build, library_cache
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def builds(folder: Path) -> None:
         assert not list(folder.iterdir()), "nothing of an earlier build is used"
-        kept.library(folder).write_bytes(b"library" * 1000)
+        library_cache.library(folder).write_bytes(b"library" * 1000)
         made.append("built")
 
     monkeypatch.setattr(build, "_build", builds)
@@ -39,7 +39,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_a_library_that_is_not_what_was_built_is_built_again(folder: Path, calls: list[str], harm: str) -> None:
     build.load_kernels()
     assert calls == ["built", "loaded 7000"]
-    path, known = kept.library(folder), folder / "lthfunc_kernels.so.sha256"
+    path, known = library_cache.library(folder), folder / "lthfunc_kernels.so.sha256"
     content = path.read_bytes()
     if harm in ("empty", "cut", "changed"):
         path.write_bytes({"empty": b"", "cut": content[:3000], "changed": content[:-1] + b"?"}[harm])
@@ -77,7 +77,7 @@ def test_a_cache_that_cannot_be_written_or_believed_is_one_line(
     assert calls == ["loaded 7000"]
     build.load_kernels.cache_clear()
     if os.getuid() == 0:
-        os.chown(kept.library(folder), 12345, -1)
+        os.chown(library_cache.library(folder), 12345, -1)
     else:
         mine = os.getuid()
         monkeypatch.setattr(os, "getuid", lambda: mine + 1)
@@ -88,8 +88,8 @@ def test_a_cache_that_cannot_be_written_or_believed_is_one_line(
 def test_a_library_that_is_a_link_is_not_loaded(folder: Path, calls: list[str], tmp_path: Path) -> None:
     build.load_kernels()
     elsewhere = tmp_path / "elsewhere.so"
-    kept.library(folder).rename(elsewhere)
-    kept.library(folder).symlink_to(elsewhere)
+    library_cache.library(folder).rename(elsewhere)
+    library_cache.library(folder).symlink_to(elsewhere)
     build.load_kernels.cache_clear()
     with pytest.raises(UserError, match=r"lthfunc_kernels\.so is a link"):
         build.load_kernels()

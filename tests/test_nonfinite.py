@@ -15,8 +15,8 @@ import lthfunc as lf
 from lthfunc.errors import DivergedError
 from lthfunc.sparse.capture import captured
 from lthfunc.sparse.kernels import build
-from lthfunc.sparse.memory import Memory
 from lthfunc.sparse.program import Ending, program_of
+from lthfunc.sparse.workspace import Memory
 from lthfunc.trees.model import apply_evaluating, apply_training
 from lthfunc.trees.types import Dataset, Split
 

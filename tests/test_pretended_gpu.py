@@ -12,7 +12,7 @@ from pretended import Machine
 from torch import Tensor
 
 from lthfunc.training.batches import batches
-from lthfunc.training.engines.launching import Launcher
+from lthfunc.training.engines.cuda_graphs import Launcher
 from lthfunc.training.prefetch import Feed
 from lthfunc.trees.types import Split
 

@@ -20,10 +20,10 @@ from lthfunc.experiments.config import Config
 from lthfunc.experiments.iterative import iterative
 from lthfunc.experiments.plan import prepare
 from lthfunc.sparse import choice
-from lthfunc.sparse.choice import is_faster, why_not_sparse
+from lthfunc.sparse.cost_model import is_faster, why_not_sparse
 from lthfunc.sparse.functional import conv_pattern, from_tiles, linear_pattern, sparse_conv2d, sparse_linear, to_tiles
 from lthfunc.sparse.kernels import build
-from lthfunc.sparse.pace import Pace
+from lthfunc.sparse.thread_tuner import Pace
 from lthfunc.training.engines import compiled as compiled_engine
 from lthfunc.training.engines.interface import Work
 from lthfunc.training.loop import take_steps

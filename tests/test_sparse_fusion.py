@@ -13,8 +13,8 @@ from torch import Tensor, nn
 import lthfunc as lf
 from lthfunc.sparse.capture import captured
 from lthfunc.sparse.kernels import build
-from lthfunc.sparse.memory import Memory
 from lthfunc.sparse.program import Ending, program_of
+from lthfunc.sparse.workspace import Memory
 from lthfunc.trees.model import apply_evaluating, apply_training
 
 pytestmark = pytest.mark.skipif(build.why_no_kernels() is not None, reason=str(build.why_no_kernels()))

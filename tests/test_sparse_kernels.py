@@ -14,10 +14,10 @@ import lthfunc as lf
 from lthfunc.sparse.capture import captured
 from lthfunc.sparse.kernels import build
 from lthfunc.sparse.kernels.instructions import COLUMNS, OPCODES, encoded
-from lthfunc.sparse.memory import Memory
+from lthfunc.sparse.lowerings import dense
 from lthfunc.sparse.packing import pack, unpack
 from lthfunc.sparse.program import Ending, program_of
-from lthfunc.sparse.rules import dense
+from lthfunc.sparse.workspace import Memory
 from lthfunc.trees.model import apply_evaluating, apply_training
 from lthfunc.trees.ops import scaled
 

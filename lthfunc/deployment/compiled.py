@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from lthfunc.deployment.timing import in_turn, repeated
 from lthfunc.errors import UserError
-from lthfunc.training.engines.keeping import Pools
-from lthfunc.training.engines.launching import Launcher
+from lthfunc.training.engines.cuda_graphs import Launcher
+from lthfunc.training.engines.reused_memory import Pools
 from lthfunc.training.engines.toolchain import why_not
 from lthfunc.training.engines.tracing import Program, compiled
 from lthfunc.trees.module_calls import functional_call

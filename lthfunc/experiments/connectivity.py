@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lthfunc.arguments import public
 from lthfunc.errors import UserError, invalid
-from lthfunc.training.engines.side_by_side import apart
+from lthfunc.training.engines.vmapped import apart
 from lthfunc.training.loop import take_steps
 from lthfunc.training.losses import Loss, Metric, accuracy, cross_entropy
 from lthfunc.training.steps import Metrics, make_eval_step

@@ -33,10 +33,10 @@ from lthfunc.experiments.tasks import check_last_rate, loss_of_name, make_optimi
 from lthfunc.experiments.trials import check_orientation, check_pruning, check_score, check_start
 from lthfunc.hardware import usable_cores
 from lthfunc.models.factory import build_for
-from lthfunc.sparse.choice import why_not_sparse
+from lthfunc.sparse.cost_model import why_not_sparse
 from lthfunc.sparse.engine import sparse_engine
 from lthfunc.sparse.kernels.build import why_no_kernels
-from lthfunc.sparse.mixed import always_sparse, sparse_or
+from lthfunc.sparse.sparse_or_dense import always_sparse, sparse_or
 from lthfunc.sparsify.allocation import check_patterns
 from lthfunc.training.batches import steps_per_epoch
 from lthfunc.training.cpu_threads import check_jobs, check_threads

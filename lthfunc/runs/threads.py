@@ -18,7 +18,7 @@ from lthfunc.runs.keeping import train_kept
 from lthfunc.runs.pools import PATIENCE, News, attempted, teller
 from lthfunc.runs.together import Way
 from lthfunc.sparse.engine import takes_whole_steps
-from lthfunc.sparse.mixed import always_sparse
+from lthfunc.sparse.sparse_or_dense import always_sparse
 
 
 def can_share_a_process(config: Config, plan: Plan) -> bool:

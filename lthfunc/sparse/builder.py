@@ -1,6 +1,6 @@
 """A program under construction: places, numbers and instructions, forward and then backward.
 
-Rules (in `rules/`) add instructions for an operation of the network and say what its gradient does. Everything that
+Rules (in `lowerings/`) add instructions for an operation of the network and say what its gradient does. Everything that
 depends on where things lie is a function, called once all halos are known.
 """
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lthfunc.errors import UserError
 from lthfunc.sparse.kernels.instructions import BY_TILES, encoded
-from lthfunc.sparse.places import LANES, Beside, Place
+from lthfunc.sparse.tile_buffers import LANES, Beside, Place
 
 #: An instruction's columns, known once memory is laid out: (name, split, rows, columns).
 Late = Callable[[], tuple[str, int, int, dict[str, int]]]

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from lthfunc.errors import invalid
 from lthfunc.sparse.capture import captured
-from lthfunc.sparse.choice import check_mode
+from lthfunc.sparse.cost_model import check_mode
 from lthfunc.sparse.kernels.build import load_kernels
-from lthfunc.sparse.memory import Memory, pack_moments, unpack_moments
-from lthfunc.sparse.pace import Paces
-from lthfunc.sparse.places import LANES, VECTOR_BYTES
 from lthfunc.sparse.program import Ending, Program, Stored, program_of
+from lthfunc.sparse.thread_tuner import Paces
+from lthfunc.sparse.tile_buffers import LANES, VECTOR_BYTES
 from lthfunc.sparse.updates import clock_of, moments_of, state_after
+from lthfunc.sparse.workspace import Memory, pack_moments, unpack_moments
 from lthfunc.training.engines.interface import Engine, Running, Tick, Work
 from lthfunc.training.evaluation import Quality, evaluate
 from lthfunc.training.losses import Loss, accuracy, cross_entropy

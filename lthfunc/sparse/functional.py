@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lthfunc.sparse.kernels.build import load_kernels
-from lthfunc.sparse.places import LANES, VECTOR_BYTES
+from lthfunc.sparse.tile_buffers import LANES, VECTOR_BYTES
 
 
 class Pattern(NamedTuple):

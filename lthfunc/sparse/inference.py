@@ -12,10 +12,10 @@ from lthfunc.arguments import public
 from lthfunc.errors import UserError
 from lthfunc.sparse.capture import captured
 from lthfunc.sparse.kernels.build import load_kernels
-from lthfunc.sparse.memory import Memory
 from lthfunc.sparse.packing import check_ticket
-from lthfunc.sparse.places import LANES
 from lthfunc.sparse.program import Ending, program_of
+from lthfunc.sparse.tile_buffers import LANES
+from lthfunc.sparse.workspace import Memory
 from lthfunc.trees.model import Model
 from lthfunc.trees.ops import apply_masks
 from lthfunc.trees.types import Scale, Ticket, TrainState

@@ -13,9 +13,9 @@ from lthfunc.errors import UserError
 from lthfunc.sparse.builder import Builder, Leaf, Listing, Value, View, Weights, finished
 from lthfunc.sparse.capture import TRACED_BATCH, Captured, line_of, operation_of
 from lthfunc.sparse.kernels.instructions import BY_TILES, WHOLE
+from lthfunc.sparse.lowerings.interface import Buffer, Param, Unsupported
+from lthfunc.sparse.lowerings.table import RULES
 from lthfunc.sparse.packing import check_fit
-from lthfunc.sparse.rules.interface import Buffer, Param, Unsupported
-from lthfunc.sparse.rules.table import RULES
 from lthfunc.sparse.updates import Numbers, add_update
 from lthfunc.training.engines.aliases import changed_by, is_seen_elsewhere
 from lthfunc.trees.types import Buffers, Masks, Params, Scale

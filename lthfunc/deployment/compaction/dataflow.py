@@ -19,7 +19,7 @@ from lthfunc.deployment.compaction.operations import (
     is_part,
     sources,
 )
-from lthfunc.sparse.rules.interface import argument
+from lthfunc.sparse.lowerings.interface import argument
 
 _aten = torch.ops.aten
 

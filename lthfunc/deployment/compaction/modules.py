@@ -10,7 +10,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from lthfunc.deployment.compaction.liveness import args_of
 from lthfunc.deployment.compaction.operations import LAYERS
-from lthfunc.sparse.rules.interface import argument
+from lthfunc.sparse.lowerings.interface import argument
 from lthfunc.trees.types import Buffers, Params
 
 _aten = torch.ops.aten

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from lthfunc.deployment.compaction.liveness import Facts, args_of
-from lthfunc.sparse.rules.interface import argument
+from lthfunc.sparse.lowerings.interface import argument
 
 _aten = torch.ops.aten
 

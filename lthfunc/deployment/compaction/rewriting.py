@@ -12,7 +12,7 @@ from torch.fx import Graph, Node
 from lthfunc.deployment.compaction import dataflow, operations
 from lthfunc.deployment.compaction.graph_outputs import nest
 from lthfunc.deployment.compaction.liveness import CONSTANT, Facts, args_of, during
-from lthfunc.sparse.rules.interface import argument
+from lthfunc.sparse.lowerings.interface import argument
 from lthfunc.trees.types import Buffers, Params
 
 _aten = torch.ops.aten

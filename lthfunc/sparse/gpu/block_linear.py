@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from lthfunc.errors import UserError, invalid
-from lthfunc.sparse.gpu import launching
-from lthfunc.sparse.gpu.launching import Precision, check, kernels, rows_of, side, tiles
+from lthfunc.sparse.gpu import triton_calls
+from lthfunc.sparse.gpu.triton_calls import Precision, check, kernels, rows_of, side, tiles
 
 #: Sides of blocks that there are kernels for.
 SIZES = (32, 64, 128)
@@ -101,9 +101,9 @@ def block_linear(
         pattern = block_pattern(mask, 64)
         y = block_linear(x, pack_blocks(weight, pattern), pattern, bias)
     """
-    launching.check_precision(precision)
-    if x.dtype not in launching.DTYPES:
-        raise UserError(f"x: takes float32, float16 or bfloat16, not {launching.plain(x.dtype)}")
+    triton_calls.check_precision(precision)
+    if x.dtype not in triton_calls.DTYPES:
+        raise UserError(f"x: takes float32, float16 or bfloat16, not {triton_calls.plain(x.dtype)}")
     outputs, inputs = pattern.shape
     check("x", x, (*x.shape[:-1], inputs), (x.dtype,), x)
     _check_values(values, pattern)
@@ -151,12 +151,12 @@ def _forward(
     x: Tensor, values: Tensor, bias: Tensor | None, row_starts: Tensor, columns: Tensor, outputs: int, size: int,
     precision: str,
 ) -> Tensor:  # fmt: skip
-    launching.check_device("block_linear", x)  # here, where tracers don't look
+    triton_calls.check_device("block_linear", x)  # here, where tracers don't look
     (x,), examples = rows_of(x[None]), len(x)
     y = x.new_empty(examples, outputs)
     block_examples, block_rows = side(examples), min(size, _MOST)
-    depth, rest = launching.compiled_in(x.dtype, precision)
-    with launching.on(x.device):
+    depth, rest = triton_calls.compiled_in(x.dtype, precision)
+    with triton_calls.on(x.device):
         kernels("blocks").forward[(tiles(examples, block_examples), (len(row_starts) - 1) * (size // block_rows))](
             x, values.contiguous(), row_starts, columns, x if bias is None else bias.contiguous(), y,
             outputs, x.shape[1], examples, x.stride(0),
@@ -174,9 +174,9 @@ def _input_gradient(
     (grad,), examples = rows_of(grad[None]), len(grad)
     grad_x = grad.new_empty(examples, inputs)
     block_examples, block_columns = side(examples), min(size, _MOST)
-    depth, rest = launching.compiled_in(grad.dtype, precision)
+    depth, rest = triton_calls.compiled_in(grad.dtype, precision)
     grid = tiles(examples, block_examples), (len(column_starts) - 1) * (size // block_columns)
-    with launching.on(grad.device):
+    with triton_calls.on(grad.device):
         kernels("blocks").input_gradient[grid](
             grad, values.contiguous(), column_starts, which, rows, grad_x,
             grad.shape[1], inputs, examples, grad.stride(0),
@@ -192,10 +192,10 @@ def _value_gradient(
     (x,), (grad,) = rows_of(x[None]), rows_of(grad[None])
     grad_values = torch.empty_like(values, memory_format=torch.contiguous_format)
     block = min(size, _MOST)
-    depth, rest = launching.compiled_in(x.dtype, precision)
+    depth, rest = triton_calls.compiled_in(x.dtype, precision)
     if not len(values):  # a launch of nothing is none
         return grad_values
-    with launching.on(x.device):
+    with triton_calls.on(x.device):
         kernels("blocks").value_gradient[(len(values), size // block, size // block)](
             x, grad, rows, columns, grad_values,
             grad.shape[1], x.shape[1], len(x), x.stride(0), grad.stride(0),

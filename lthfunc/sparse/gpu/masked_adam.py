@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from lthfunc.errors import UserError
-from lthfunc.sparse.gpu import launching
+from lthfunc.sparse.gpu import triton_calls
 from lthfunc.sparse.gpu.bits import words
-from lthfunc.sparse.gpu.launching import Precision, check, kernels, rows_of, side, tiles
+from lthfunc.sparse.gpu.triton_calls import Precision, check, kernels, rows_of, side, tiles
 from lthfunc.training.optimizers import AdamNumbers
 
 #: A program's warps: three tiles beside the sum are many registers.
@@ -54,15 +54,15 @@ def masked_adam(
             x, grad, pack_bits(mask), weight, opt.mean[name], opt.variance[name], rate, opt.corrections, adam.numbers)
     """
     kernel = kernels("adam").masked_adam
-    launching.check_device("masked_adam", x)
-    launching.check_precision(precision)
+    triton_calls.check_device("masked_adam", x)
+    triton_calls.check_precision(precision)
     if weight.ndim not in (2, 3):
         raise UserError(f"weight: takes (outputs, inputs) or (K, outputs, inputs), not {tuple(weight.shape)}")
     alone = weight.ndim == 2
     networks, (outputs, inputs) = 1 if alone else len(weight), weight.shape[-2:]
     lead = () if alone else (networks,)
-    if x.dtype not in launching.DTYPES:
-        raise UserError(f"x: takes float32, float16 or bfloat16, not {launching.plain(x.dtype)}")
+    if x.dtype not in triton_calls.DTYPES:
+        raise UserError(f"x: takes float32, float16 or bfloat16, not {triton_calls.plain(x.dtype)}")
     batch = tuple(x.shape[len(lead) : -1])
     check("x", x, (*lead, *batch, inputs), (x.dtype,), x)
     check("grad", grad, (*lead, *batch, outputs), (x.dtype,), x)
@@ -89,10 +89,10 @@ def masked_adam(
             y, grad = y.contiguous(), grad.contiguous()
     examples = x.shape[1]
     block_rows, block_columns = side(outputs), side(inputs)
-    depth, rest = launching.compiled_in(x.dtype, precision, _WARPS)
+    depth, rest = triton_calls.compiled_in(x.dtype, precision, _WARPS)
     decayed = "" if not numbers.weight_decay else "decoupled" if numbers.decoupled else "l2"
     beta1, beta2 = numbers.betas
-    with launching.on(x.device):
+    with triton_calls.on(x.device):
         kernel[(tiles(inputs, block_columns), tiles(outputs, block_rows), networks)](
             x, grad, y, bits.contiguous(), weight.contiguous(), mean.contiguous(), variance.contiguous(),
             rate, corrections.contiguous(), *found, outputs, inputs, examples, words(inputs),

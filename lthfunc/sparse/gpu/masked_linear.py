@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from lthfunc.errors import UserError
-from lthfunc.sparse.gpu import launching
+from lthfunc.sparse.gpu import triton_calls
 from lthfunc.sparse.gpu.bits import words
-from lthfunc.sparse.gpu.launching import Precision, check, kernels, rows_of, side, tiles
+from lthfunc.sparse.gpu.triton_calls import Precision, check, kernels, rows_of, side, tiles
 
 
 def masked_linear(
@@ -45,12 +45,12 @@ def masked_linear(
 
         hidden = masked_linear(x.expand(K, *x.shape), weights, pack_bits(masks), biases, relu=True)
     """
-    launching.check_precision(precision)
+    triton_calls.check_precision(precision)
     if weight.ndim not in (2, 3):
         raise UserError(f"weight: takes (outputs, inputs) or (K, outputs, inputs), not {tuple(weight.shape)}")
     lead, (outputs, inputs) = tuple(weight.shape[:-2]), weight.shape[-2:]
-    if x.dtype not in launching.DTYPES:
-        raise UserError(f"x: takes float32, float16 or bfloat16, not {launching.plain(x.dtype)}")
+    if x.dtype not in triton_calls.DTYPES:
+        raise UserError(f"x: takes float32, float16 or bfloat16, not {triton_calls.plain(x.dtype)}")
     batch = tuple(x.shape[len(lead) : -1])
     check("x", x, (*lead, *batch, inputs), (x.dtype,), x)
     check("weight", weight, (*lead, outputs, inputs), tuple(dict.fromkeys((x.dtype, torch.float32))), x)
@@ -97,13 +97,13 @@ class _MaskedLinear(torch.autograd.Function):
 
 @torch.library.custom_op("lthfunc::masked_linear", mutates_args=())
 def _forward(x: Tensor, weight: Tensor, bits: Tensor, bias: Tensor | None, relu: bool, precision: str) -> Tensor:
-    launching.check_device("masked_linear", x)  # here, where tracers don't look
+    triton_calls.check_device("masked_linear", x)  # here, where tracers don't look
     networks, outputs, inputs = weight.shape
     x, examples = rows_of(x), x.shape[1]
     y = x.new_empty(networks, examples, outputs)
     block_examples, block_rows = side(examples), side(outputs)
-    depth, rest = launching.compiled_in(x.dtype, precision)
-    with launching.on(x.device):
+    depth, rest = triton_calls.compiled_in(x.dtype, precision)
+    with triton_calls.on(x.device):
         kernels("linear").forward[(tiles(examples, block_examples), tiles(outputs, block_rows), networks)](
             x, weight.contiguous(), bits.contiguous(), x if bias is None else bias.contiguous(), y,
             outputs, inputs, examples, words(inputs), x.stride(0), x.stride(1),
@@ -120,8 +120,8 @@ def _input_gradient(grad: Tensor, y: Tensor | None, weight: Tensor, bits: Tensor
     examples = grad.shape[1]
     grad_x = grad.new_empty(networks, examples, inputs)
     block_examples, block_columns = side(examples), side(inputs)
-    depth, rest = launching.compiled_in(grad.dtype, precision)
-    with launching.on(grad.device):
+    depth, rest = triton_calls.compiled_in(grad.dtype, precision)
+    with triton_calls.on(grad.device):
         kernels("linear").input_gradient[(tiles(examples, block_examples), tiles(inputs, block_columns), networks)](
             grad, grad if y is None else y, weight.contiguous(), bits.contiguous(), grad_x,
             outputs, inputs, examples, words(inputs), grad.stride(0), grad.stride(1),
@@ -141,8 +141,8 @@ def _weight_gradient(
     grad_weight = torch.empty_like(weight, memory_format=torch.contiguous_format)
     grad_bias = weight.new_empty(networks, outputs if biased else 0)
     block_rows, block_columns = side(outputs), side(inputs)
-    depth, rest = launching.compiled_in(x.dtype, precision)
-    with launching.on(x.device):
+    depth, rest = triton_calls.compiled_in(x.dtype, precision)
+    with triton_calls.on(x.device):
         kernels("linear").weight_gradient[(tiles(inputs, block_columns), tiles(outputs, block_rows), networks)](
             x, grad, grad if y is None else y, bits.contiguous(), grad_weight, grad_bias,
             outputs, inputs, examples, words(inputs), x.stride(0), x.stride(1), grad.stride(0), grad.stride(1),

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lthfunc.errors import UserError
-from lthfunc.sparse.gpu import launching
-from lthfunc.sparse.gpu.launching import check, kernels
+from lthfunc.sparse.gpu import triton_calls
+from lthfunc.sparse.gpu.triton_calls import check, kernels
 from lthfunc.sparse.updates import moments_of
 from lthfunc.training.optimizers import AdamNumbers, AdamState, Optimizer, SGDNumbers, SGDState
 from lthfunc.trees.types import TrainState
@@ -137,7 +137,7 @@ def resident_steps(resident: Resident, x: Tensor, y: Tensor) -> tuple[Resident, 
         states = unpack_resident(resident)
     """
     kernel = kernels("resident").steps
-    launching.check_device("resident_steps", x)
+    triton_calls.check_device("resident_steps", x)
     networks, layers = len(resident.values), len(resident.shapes)
     inputs, classes = resident.shapes[0][0], resident.shapes[-1][1]
     lead = tuple(y.shape[:-2])
@@ -149,7 +149,7 @@ def resident_steps(resident: Resident, x: Tensor, y: Tensor) -> tuple[Resident, 
     check("x", x, (*lead, count, examples, inputs), (torch.float32,), resident.values)
     if not 1 <= examples <= _MOST_LANES:
         raise UserError(f"y: takes batches of 1 to {_MOST_LANES} examples, not {examples}")
-    lanes = max(launching.side(examples, _MOST_LANES), 16)
+    lanes = max(triton_calls.side(examples, _MOST_LANES), 16)
     tiled = F.pad(x.transpose(-1, -2), (0, lanes - examples)).contiguous()
     targets = F.pad(y, (0, lanes - examples)).int().contiguous()
     values = resident.values.clone()
@@ -167,7 +167,7 @@ def resident_steps(resident: Resident, x: Tensor, y: Tensor) -> tuple[Resident, 
         kind = "nesterov" if numbers.nesterov else "momentum" if numbers.momentum else "sgd"
         beta1 = beta2 = epsilon = 0.0
         momentum, decayed = numbers.momentum, "l2" if numbers.weight_decay else ""
-    with launching.on(x.device):
+    with triton_calls.on(x.device):
         kernel[(networks,)](
             tiled, targets, values, mean, variance, gradients, outputs, grads, losses, rates,
             resident.table, lists.starts, lists.columns, lists.starts_back, lists.which, lists.rows,

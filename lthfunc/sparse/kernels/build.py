@@ -15,7 +15,7 @@ import torch
 
 from lthfunc.errors import UserError
 from lthfunc.hardware import cache_home, has_avx512, processor_facts
-from lthfunc.sparse.kernels import kept
+from lthfunc.sparse.kernels import library_cache
 from lthfunc.training.engines.toolchain import host_compiler, why_not
 
 _HERE = Path(__file__).parent
@@ -39,13 +39,13 @@ def load_kernels() -> None:
     if reason is not None:
         raise UserError(reason)
     folder = cache_folder()
-    if not kept.is_whole(folder):
-        with kept.building(folder):
-            if not kept.is_whole(folder):  # which another process has built meanwhile
-                kept.clear(folder)
+    if not library_cache.is_whole(folder):
+        with library_cache.building(folder):
+            if not library_cache.is_whole(folder):  # which another process has built meanwhile
+                library_cache.clear(folder)
                 _build(folder)
-                kept.keep(folder)
-    torch.ops.load_library(str(kept.library(folder)))  # type: ignore[no-untyped-call]
+                library_cache.keep(folder)
+    torch.ops.load_library(str(library_cache.library(folder)))  # type: ignore[no-untyped-call]
 
 
 def _build(folder: Path) -> None:
@@ -60,7 +60,7 @@ def _build(folder: Path) -> None:
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), path])
     try:
         cpp_extension.load(
-            kept.NAME,
+            library_cache.NAME,
             sources,
             extra_cflags=flags,
             extra_ldflags=[flag for flag in flags if "sanitize" in flag or "openmp" in flag],
@@ -76,12 +76,12 @@ def _build(folder: Path) -> None:
 
 def is_built() -> bool:
     """Whether a build for this machine lies in the cache."""
-    return kept.is_whole(cache_folder())
+    return library_cache.is_whole(cache_folder())
 
 
 def why_no_kernels() -> str | None:
     """One line that says why the kernels cannot be built here; None where they can."""
-    reason = why_not("cpu") or kept.why_not_kept(cache_folder())
+    reason = why_not("cpu") or library_cache.why_not_kept(cache_folder())
     return reason and f"--engine: sparse cannot run on this machine, since {reason}; --engine eager can"
 
 

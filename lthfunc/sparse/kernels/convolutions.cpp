@@ -1,7 +1,7 @@
 // Convolutions that have most of their weights, as dense ones: pruned weights are zeros among the others.
 //
 // All rows read the same places then. An input that is loaded serves several rows, where a list's serves one, so that
-// multipliers are fed at their full rate (rules/dense.py says from which density on it pays).
+// multipliers are fed at their full rate (lowerings/dense.py says from which density on it pays).
 #include <algorithm>
 #include <type_traits>
 #include <vector>

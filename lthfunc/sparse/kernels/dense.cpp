@@ -2,7 +2,7 @@
 // weight's gradient afterwards.
 //
 // A list costs a load for each survivor, and its gradient a sum over lanes, some eight operations for four
-// multiply-adds. A dense product needs none of that (rules/dense.py says from which density on it pays).
+// multiply-adds. A dense product needs none of that (lowerings/dense.py says from which density on it pays).
 #include <algorithm>
 #include <vector>
 

@@ -56,7 +56,7 @@ LTHFUNC_INLINE List list_of(const products_row& i, const Memory& m, i64 row) {
   const i64 begin = starts[row * i.blocks], end = starts[(row + 1) * i.blocks];
   return {m.lists + i.offsets + begin, m.values + i.values + begin, end - begin};
 }
-// Of weights that are not spread out, which takes more than a tile (rules/dense.py).
+// Of weights that are not spread out, which takes more than a tile (lowerings/dense.py).
 LTHFUNC_INLINE List list_of(const dense_convolutions_row& i, const Memory& m, i64 row) {
   return {m.lists + i.offsets, m.values + i.values + row * i.value_row, i.entries};
 }

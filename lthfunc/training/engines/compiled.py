@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from lthfunc.errors import UserError
-from lthfunc.training.engines.forms import FORMS, Forms, form_on
+from lthfunc.training.engines.cuda_graphs import Launcher
+from lthfunc.training.engines.evaluation_graphs import Measuring, begin_measuring
 from lthfunc.training.engines.interface import Engine, Running, Tick, Work
-from lthfunc.training.engines.keeping import Kept, Pools
-from lthfunc.training.engines.launching import Launcher
-from lthfunc.training.engines.measuring import Measuring, begin_measuring
-from lthfunc.training.engines.side_by_side import (
+from lthfunc.training.engines.memory_formats import FORMS, Forms, form_on
+from lthfunc.training.engines.reused_memory import Kept, Pools
+from lthfunc.training.engines.tracing import Program, compiled
+from lthfunc.training.engines.vmapped import (
     carry_of,
     losses_of,
     stacked,
@@ -26,7 +27,6 @@ from lthfunc.training.engines.side_by_side import (
     widened_eval,
     with_losses,
 )
-from lthfunc.training.engines.tracing import Program, compiled
 from lthfunc.training.evaluation import Quality, evaluate
 from lthfunc.training.prefetch import Feed
 from lthfunc.training.steps import Metrics

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from lthfunc.training.engines.interface import Engine, Running, Tick, Work
-from lthfunc.training.engines.side_by_side import (
+from lthfunc.training.engines.vmapped import (
     carry_of,
     losses_of,
     stacked,

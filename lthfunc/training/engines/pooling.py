@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lthfunc.training.engines.layout import FILTERS, laid_out
+from lthfunc.training.engines.realized import FILTERS, laid_out
 
 
 def max_pool(

@@ -19,9 +19,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from lthfunc.errors import UserError
 from lthfunc.tracebacks import first_line, place_of
 from lthfunc.training.engines.aliases import changed_by, memory_of
-from lthfunc.training.engines.columns import convolution_backward
+from lthfunc.training.engines.gemm import addmm, lower_products, mm
+from lthfunc.training.engines.im2col import convolution_backward
 from lthfunc.training.engines.pooling import max_pool, max_pool_backward
-from lthfunc.training.engines.products import addmm, lower_products, mm
 
 #: Takes the tensors it was traced with, or others like them.
 Program = Callable[..., Any]

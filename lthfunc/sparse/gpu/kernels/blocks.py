@@ -7,7 +7,7 @@ is past the edge is multiplied by nothing and never written out.
 import triton
 import triton.language as tl
 
-from lthfunc.sparse.gpu.kernels.parts import gradient_tile, number_tile, plus_product, store_tile
+from lthfunc.sparse.gpu.kernels.common import gradient_tile, number_tile, plus_product, store_tile
 
 
 @triton.jit

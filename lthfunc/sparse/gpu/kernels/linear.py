@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from lthfunc.sparse.gpu.kernels.parts import gated, gradient_tile, mask_tile, number_tile, plus_product, store_tile
+from lthfunc.sparse.gpu.kernels.common import gated, gradient_tile, mask_tile, number_tile, plus_product, store_tile
 
 
 @triton.jit

@@ -6,8 +6,8 @@ from typing import Any
 
 from lthfunc.sparse.builder import Builder, Step, Value, View, rectifies
 from lthfunc.sparse.kernels.instructions import BY_TILES
-from lthfunc.sparse.places import Place
-from lthfunc.sparse.rules.interface import Rule, Unsupported, argument
+from lthfunc.sparse.lowerings.interface import Rule, Unsupported, argument
+from lthfunc.sparse.tile_buffers import Place
 
 #: In the order of kernels/pointwise.cpp.
 KINDS = (

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from lthfunc.arguments import public
-from lthfunc.sparse.choice import is_faster
+from lthfunc.sparse.cost_model import is_faster
 from lthfunc.sparse.engine import sparse_engine
 from lthfunc.training.engines.interface import Engine, Running, Work
 from lthfunc.training.engines.table import make_engine
@@ -24,7 +24,7 @@ def always_sparse(engine: str, model: Model, shape: tuple[int, ...]) -> bool:
 
 @public
 def sparse_or(dense: str) -> Callable[[Work], Engine]:
-    """Makes the engine "sparse/<dense>": the rule in `choice.py` picks one of the two by shapes and densities."""
+    """Makes the engine "sparse/<dense>": the rule in `cost_model.py` picks one of the two by shapes and densities."""
 
     def make(work: Work) -> Engine:
         engines = {True: sparse_engine(work), False: make_engine(dense, work)}

@@ -14,8 +14,8 @@ from lthfunc.hardware import has_wide_amd_cores
 from lthfunc.sparse.builder import Builder
 from lthfunc.sparse.kernels.build import have_avx512
 from lthfunc.sparse.kernels.instructions import BY_ROWS, BY_TILES, SUMS
-from lthfunc.sparse.places import LANES, VECTOR_BYTES, Place
-from lthfunc.sparse.rules.walks import Walk
+from lthfunc.sparse.lowerings.strides import Walk
+from lthfunc.sparse.tile_buffers import LANES, VECTOR_BYTES, Place
 
 #: Share of a layer's weights from which it is computed densely: gradients of a linear layer's weights, its products
 #: (kernels/dense.cpp), and convolutions (kernels/convolutions.cpp). Lists feed wide multipliers less well than dense

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lthfunc.training.engines.layout import FILTERS, laid_out
-from lthfunc.training.engines.products import has_one_dnn
+from lthfunc.training.engines.gemm import has_one_dnn
+from lthfunc.training.engines.realized import FILTERS, laid_out
 
 #: Inputs that a filter meets, up to which it pays.
 _INPUTS = 32

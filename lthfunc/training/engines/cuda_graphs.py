@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lthfunc.training.engines.interface import Tick
-from lthfunc.training.engines.keeping import Pools
+from lthfunc.training.engines.reused_memory import Pools
 from lthfunc.training.engines.tracing import Program
 
 

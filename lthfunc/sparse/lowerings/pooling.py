@@ -8,8 +8,8 @@ import torch
 
 from lthfunc.sparse.builder import Builder, Step, Value, View
 from lthfunc.sparse.kernels.instructions import BY_TILES
-from lthfunc.sparse.places import Place
-from lthfunc.sparse.rules.interface import Unsupported, argument, pair
+from lthfunc.sparse.lowerings.interface import Unsupported, argument, pair
+from lthfunc.sparse.tile_buffers import Place
 
 
 def max_pool(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from lthfunc.sparse.builder import Builder, Step, Target, Value, View
 from lthfunc.sparse.kernels.instructions import BY_ROWS, BY_TILES, SUMS
+from lthfunc.sparse.lowerings.dense import DenseWeights, Turned
+from lthfunc.sparse.lowerings.interface import Param, claim
+from lthfunc.sparse.lowerings.strides import Walk, moved, plain
 from lthfunc.sparse.patterns import Blocks, Entries, lists_of
-from lthfunc.sparse.places import VECTOR_BYTES, Place, nowhere
-from lthfunc.sparse.rules.dense import DenseWeights, Turned
-from lthfunc.sparse.rules.interface import Param, claim
-from lthfunc.sparse.rules.walks import Walk, moved, plain
+from lthfunc.sparse.tile_buffers import VECTOR_BYTES, Place, nowhere
 
 #: From weights, by where they lie in the flattened leaf, to what a product's rows read.
 Listed = Callable[[Tensor], tuple[Entries, "Blocks | None"]]

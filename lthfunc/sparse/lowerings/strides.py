@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lthfunc.sparse.places import Place
+from lthfunc.sparse.tile_buffers import Place
 
 
 class Side:

@@ -6,8 +6,8 @@ from typing import Any
 
 from lthfunc.sparse.builder import Builder, Step, Target, Value, View, rectifies
 from lthfunc.sparse.kernels.instructions import BY_ROWS, BY_TILES, SUMS
-from lthfunc.sparse.places import nowhere
-from lthfunc.sparse.rules.interface import Buffer, Unsupported, argument, check_unflattened, claim
+from lthfunc.sparse.lowerings.interface import Buffer, Unsupported, argument, check_unflattened, claim
+from lthfunc.sparse.tile_buffers import nowhere
 
 #: Numbers that the kernels keep for a channel (normalisation.cpp).
 _SAVED = 6

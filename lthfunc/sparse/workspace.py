@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from lthfunc.sparse.packing import packed_like, scattered
-from lthfunc.sparse.places import LANES
 from lthfunc.sparse.program import Program
+from lthfunc.sparse.tile_buffers import LANES
 from lthfunc.trees.ops import map_leaves_like
 from lthfunc.trees.types import Buffers, Params
 

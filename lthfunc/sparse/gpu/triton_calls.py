@@ -35,7 +35,7 @@ def interpreted() -> bool:
     """Whether Triton runs kernels in its interpreter, on a CPU: where TRITON_INTERPRET=1 was set before its import."""
     from triton.runtime.jit import JITFunction
 
-    return not isinstance(kernels("parts").mask_tile, JITFunction)
+    return not isinstance(kernels("common").mask_tile, JITFunction)
 
 
 def check_device(name: str, tensor: Tensor) -> None:

@@ -21,8 +21,8 @@ from lthfunc.errors import UserError
 from lthfunc.hardware import has_wide_amd_cores
 from lthfunc.sparse.capture import captured
 from lthfunc.sparse.kernels.build import have_avx512
+from lthfunc.sparse.lowerings.dense import feeds_multipliers
 from lthfunc.sparse.program import Ending, program_of
-from lthfunc.sparse.rules.dense import feeds_multipliers
 from lthfunc.training.engines.interface import Work
 from lthfunc.trees.model import Model
 from lthfunc.trees.types import Masks, Params

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lthfunc.training.engines.keeping import Kept, Pools
-from lthfunc.training.engines.launching import Launcher
+from lthfunc.training.engines.cuda_graphs import Launcher
+from lthfunc.training.engines.reused_memory import Kept, Pools
 from lthfunc.training.engines.tracing import Program
 from lthfunc.trees.types import Batch
 

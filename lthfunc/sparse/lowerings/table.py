@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from lthfunc.sparse.rules import layers, normalisation, pointwise, pooling, shapes
-from lthfunc.sparse.rules.interface import Rule
+from lthfunc.sparse.lowerings import layers, normalisation, pointwise, pooling, shapes
+from lthfunc.sparse.lowerings.interface import Rule
 
 _aten = torch.ops.aten
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from lthfunc.sparse.builder import Builder, Target, Value, View
 from lthfunc.sparse.kernels.instructions import BY_TILES
-from lthfunc.sparse.places import Place
-from lthfunc.sparse.rules.interface import Unsupported, argument
+from lthfunc.sparse.lowerings.interface import Unsupported, argument
+from lthfunc.sparse.tile_buffers import Place
 
 
 def same(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:

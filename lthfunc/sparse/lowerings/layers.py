@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from lthfunc.sparse.builder import Builder, Value, View, Weights, rectifies
+from lthfunc.sparse.lowerings.interface import Param, Unsupported, argument, pair
+from lthfunc.sparse.lowerings.product import Back, Layer, Listed
+from lthfunc.sparse.lowerings.strides import Side, Walk, flat, plain
 from lthfunc.sparse.patterns import Blocks, Entries, blocks_of
-from lthfunc.sparse.places import VECTOR_BYTES
-from lthfunc.sparse.rules.interface import Param, Unsupported, argument, pair
-from lthfunc.sparse.rules.product import Back, Layer, Listed
-from lthfunc.sparse.rules.walks import Side, Walk, flat, plain
+from lthfunc.sparse.tile_buffers import VECTOR_BYTES
 
 #: What two rows of pooled outputs may read together: a little more than a first-level cache.
 _NEAR_BYTES = 40 * 1024
