@@ -28,7 +28,7 @@ from lthfunc.experiments.iterative import TICKET, Plan, Task
 from lthfunc.models import build
 from lthfunc.models.catalog import ARCHS
 from lthfunc.runs.checkpoints import save_checkpoint
-from lthfunc.runs.keeping import train_kept
+from lthfunc.scheduling.checkpointing import train_kept
 from lthfunc.training.cpu_threads import using_threads
 from lthfunc.trees.ops import data_to_device
 
@@ -136,7 +136,7 @@ def _timed(plan: Plan, task: Task, interval: str) -> Timed:
         written.append(time.perf_counter() - begun)
         return path
 
-    with tempfile.TemporaryDirectory() as folder, mock.patch("lthfunc.runs.keeping.save_checkpoint", saved):
+    with tempfile.TemporaryDirectory() as folder, mock.patch("lthfunc.scheduling.checkpointing.save_checkpoint", saved):
         begun = time.perf_counter()
         train_kept(
             plan, [task], Path(folder), Config(checkpoint_every=interval), lambda: False,

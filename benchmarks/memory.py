@@ -22,8 +22,8 @@ from lthfunc.experiments.config import Config
 from lthfunc.experiments.iterative import Task
 from lthfunc.experiments.plan import prepare
 from lthfunc.experiments.records import Record as Training
-from lthfunc.runs.execute import execute
 from lthfunc.runs.folder import PRUNE, create
+from lthfunc.scheduling.execute import execute
 from lthfunc.training.cpu_threads import using_threads
 from lthfunc.training.malloc import hold_memory
 from lthfunc.training.results import Point

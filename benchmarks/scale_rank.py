@@ -16,9 +16,9 @@ import torch
 from torch import distributed, nn
 
 import lthfunc as lf
-from lthfunc.training.data_parallel import travelling
+from lthfunc.distributed.collectives import ALONE, Exchange
+from lthfunc.distributed.data_parallel import travelling
 from lthfunc.training.session import Training
-from lthfunc.trees.collectives import ALONE, Exchange
 
 from .networks import Case, cases, images
 

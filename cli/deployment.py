@@ -174,7 +174,7 @@ def _export(
     from lthfunc.deployment.export.exportable import subject_of
     from lthfunc.deployment.export.sizes import sizes
     from lthfunc.deployment.export.table import TARGETS
-    from lthfunc.runs import within
+    from lthfunc.runs import safe_files
     from lthfunc.runs.tickets import ticket_of_run
     from lthfunc.trees.atomic_io import file_name
 
@@ -185,7 +185,7 @@ def _export(
     default = f"{name}{'-fp16' if half else ''}{target.suffix}"
     path = Path(out) if out else run / default
     if not out:
-        within.check_tree(run, path)
+        safe_files.check_tree(run, path)
     if out and target.suffix and path.suffix != target.suffix:
         raise invalid("--out", out, f"a name that ends in {target.suffix}")
     if not path.parent.is_dir():

@@ -13,7 +13,7 @@ from typer.main import get_command
 
 from lthfunc import __version__
 from lthfunc.errors import UserError
-from lthfunc.runs.beginning import long_lived
+from lthfunc.garbage import rare_collection
 
 from . import benchmark, branching, deployment, experiment, listings
 from .build_kernels import build_kernels
@@ -22,10 +22,10 @@ from .compare import compare
 from .config import config
 from .connectivity import connectivity
 from .console import say, warning_in_words
-from .elsewhere import brought_here
 from .energy import breakeven, energy
 from .info import info
 from .methods import methods
+from .remote_runs import brought_here
 from .report import report
 from .sweep import sweep
 from .verify import verify
@@ -113,7 +113,7 @@ def main(arguments: list[str] | None = None) -> int:
     A user's mistake is one line on stderr and exit code 2; damaged files, disks that fail or are full, and ranks that
     are lost, 3.
     """
-    with long_lived():
+    with rare_collection():
         code = _told(arguments)
     if launched():  # at once: threads of a rank's connections may be in the middle of something
         sys.stdout.flush()

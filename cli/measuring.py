@@ -11,8 +11,8 @@ from pathlib import Path
 from lthfunc.errors import invalid
 from lthfunc.experiments.config import Config
 from lthfunc.experiments.resolve import resolved
-from lthfunc.runs.calls import called
-from lthfunc.runs.execute import check_ray
+from lthfunc.scheduling.calls import called
+from lthfunc.scheduling.execute import check_ray
 
 from .console import put
 

@@ -51,7 +51,7 @@ def methods(
     if len(set(asked)) < len(asked):
         raise invalid("--method", ", ".join(asked), "each method once")
     from lthfunc.experiments.methods.prepare import check_methods
-    from lthfunc.runs.execute import check_ray
+    from lthfunc.scheduling.execute import check_ray
 
     resolved = settings_of("methods", given, recipe, config, trust=trust)
     check_ray(resolved)
@@ -78,7 +78,7 @@ def _run(
     from lthfunc.hardware import usable_cores
     from lthfunc.reports.figures import save as save_picture
     from lthfunc.reports.methods import method_plot, method_rows, method_table
-    from lthfunc.runs.comparison import compare
+    from lthfunc.scheduling.comparison import compare
     from lthfunc.training.cpu_threads import using_threads
     from lthfunc.training.malloc import hold_memory
 

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from lthfunc.experiments.iterative import TICKET, Plan, Task
 from lthfunc.experiments.records import Record
 from lthfunc.runs.folder import Name
-from lthfunc.runs.trainings import Watcher, name_of
+from lthfunc.scheduling.queue import Watcher, name_of
 from lthfunc.training.batches import steps_per_epoch
 from lthfunc.training.results import Point
 from lthfunc.trees.ops import density

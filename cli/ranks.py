@@ -8,7 +8,7 @@ from collections.abc import Callable
 import typer
 
 from lthfunc.errors import LostRankError, UserError
-from lthfunc.runs.ranks import dismiss, join, serve
+from lthfunc.scheduling.ranks import dismiss, join, serve
 
 from .stopping import stopping
 

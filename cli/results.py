@@ -10,11 +10,11 @@ from lthfunc.experiments.config import Config, to_mapping
 from lthfunc.experiments.iterative import TICKET
 from lthfunc.experiments.records import Row, Spread, winning
 from lthfunc.reports.tables import layer_table, result_table
-from lthfunc.runs import within
+from lthfunc.runs import safe_files
 from lthfunc.runs.outcome import LAST, OLD_TICKET, WINNING, WINNING_TRAINED
 
 from .console import put, screen
-from .elsewhere import named
+from .remote_runs import named
 
 #: Columns that a table with per-layer densities wants; narrower screens get a table of their own for them.
 _WIDE = 100
@@ -56,13 +56,13 @@ def outcome_lines(rows: Sequence[Row], folder: Path) -> list[str]:
             ("winning ticket", WINNING, best.round, "before"),
             ("trained       ", WINNING_TRAINED, best.round, "after"),
         ]
-    there = {name for _, name, _, _ in files if within.status(folder, folder / name) is not None}
+    there = {name for _, name, _, _ in files if safe_files.status(folder, folder / name) is not None}
     lines = [
         f"{what}  {named(folder / name)}  (round {number}, weights {when} training)"
         for what, name, number, when in files
         if name in there
     ]
-    if within.status(folder, folder / OLD_TICKET) is not None:
+    if safe_files.status(folder, folder / OLD_TICKET) is not None:
         lines.append(f"old ticket      {named(folder / OLD_TICKET)}  (round {last}, weights before training)")
     if rows[0].replicates > 1 and lines:
         lines.append(f"of each seed    {named(folder)}/seed*/  (those above are the first seed's)")

@@ -37,17 +37,17 @@ from lthfunc.runs.folder import (
     scan_run,
     write_config,
 )
-from lthfunc.runs.lines import append_lines
+from lthfunc.runs.json_lines import append_lines
 from lthfunc.runs.lock import locked
 from lthfunc.runs.recovery import recover
+from lthfunc.runs.safe_files import status
 from lthfunc.runs.unfinished import unfinished_like
-from lthfunc.runs.within import status
 from lthfunc.trees.atomic_io import file_name
 
-from .carrying import made_ready, trained
 from .console import say
 from .options import Given
 from .results import as_json, show_results
+from .training import made_ready, trained
 
 
 def new_run(config: Config, command: str, out: str | None, *, wants_json: bool) -> None:

@@ -95,10 +95,10 @@ def _sweep(
     wants_json: bool,
 ) -> None:  # fmt: skip
     from lthfunc.experiments.sweeps import Suggester, config_of
-    from lthfunc.runs.cluster import clustered
-    from lthfunc.runs.execute import check_ray
     from lthfunc.runs.lock import locked
     from lthfunc.runs.sweeps import Trial, add_trial, open_sweep, trial_folder, trial_of
+    from lthfunc.scheduling.execute import check_ray
+    from lthfunc.scheduling.ray import clustered
     from lthfunc.trees.atomic_io import file_name
 
     from .running import trial_run
@@ -150,7 +150,7 @@ def _show(folder: Path, done: list[Any], names: list[str], replicates: int, *, g
     from lthfunc.runs.sweeps import as_values, trial_folder
 
     from .console import screen
-    from .elsewhere import named
+    from .remote_runs import named
 
     pictures = []
     for picture in trial_pictures(done, names, grid=grid):

@@ -66,7 +66,7 @@ class _View:
 
     def __init__(self, folder: Path) -> None:
         from lthfunc.runs.folder import METRICS, scan_run
-        from lthfunc.runs.within import status
+        from lthfunc.runs.safe_files import status
 
         self._folder, self._path = folder, folder / METRICS
         self._status = status
@@ -85,8 +85,8 @@ class _View:
         from lthfunc.experiments.records import summarize
         from lthfunc.reports.tables import result_table
         from lthfunc.runs.lock import at_work
-        from lthfunc.runs.progress import progress
         from lthfunc.runs.unfinished import trainings_of
+        from lthfunc.scheduling.progress import progress
 
         from .console import printable
 

@@ -176,14 +176,7 @@ if TYPE_CHECKING:
         with_optimizer as with_optimizer,
     )
     from lthfunc.training.trainer import Trainer as Trainer, make_trainer as make_trainer
-    from lthfunc.trees.collectives import Exchange as Exchange, over as over
     from lthfunc.trees.convert import from_pruned as from_pruned, to_module as to_module, with_new_head as with_new_head
-    from lthfunc.trees.distributed import (
-        load_sharded as load_sharded,
-        save_sharded as save_sharded,
-        sharded as sharded,
-        whole as whole,
-    )
     from lthfunc.trees.files import (
         load_ticket as load_ticket,
         load_tree as load_tree,
@@ -269,8 +262,8 @@ __getattr__, __all__, __dir__ = table_of_contents(
         "lthfunc.sparsify.sharded_pruning": ("globally_on", "layerwise_on", "prune_sharded"),
         "lthfunc.sparsify.transforms": ("prune", "rewind", "ticket"),
         "lthfunc.training.sharded_step": ("make_sharded_step",),
-        "lthfunc.trees.distributed": ("load_sharded", "save_sharded", "sharded", "whole"),
-        "lthfunc.trees.collectives": ("Exchange", "over"),
+        "lthfunc.distributed.dtensors": ("load_sharded", "save_sharded", "sharded", "whole"),
+        "lthfunc.distributed.collectives": ("Exchange", "over"),
         "lthfunc.training.schedules": (
             "constant",
             "cosine",

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 import lthfunc as lf
 from lthfunc.deployment import compiled, formats
+from lthfunc.distributed.collectives import ALONE
 from lthfunc.experiments.config import Config
 from lthfunc.experiments.families import ALLOCATIONS, SCORES
 from lthfunc.experiments.functions import Scored, allocation_of, score_of, structure_of
@@ -28,13 +29,12 @@ from lthfunc.experiments.iterative import Plan, Task, iterative
 from lthfunc.experiments.methods.setting import Setting
 from lthfunc.experiments.methods.table import TABLE
 from lthfunc.experiments.starting import CONTROLS, REWINDINGS
-from lthfunc.runs.keeping import train_kept
+from lthfunc.scheduling.checkpointing import train_kept
 from lthfunc.sparsify.activations import input_moments
 from lthfunc.training.engines import compiled as loops
 from lthfunc.training.loop import fit_together
 from lthfunc.training.results import Stopped
 from lthfunc.training.trainer import Trainer, make_trainer
-from lthfunc.trees.collectives import ALONE
 from lthfunc.trees.ops import data_to_device, leaves, to_device
 from lthfunc.trees.types import Dataset, Split, TrainState
 

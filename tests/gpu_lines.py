@@ -27,7 +27,7 @@ PACKAGES = ("lthfunc", "cli", "benchmarks")
 #: Files that are for GPUs alone.
 WHOLE = (
     "lthfunc/energy/gpus.py",
-    "lthfunc/runs/memory.py",
+    "lthfunc/scheduling/gpu_memory.py",
     "lthfunc/training/engines/reused_memory.py",
     "lthfunc/training/engines/evaluation_graphs.py",
 )

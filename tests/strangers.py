@@ -11,7 +11,7 @@ import pytest
 from lthfunc_cli.main import main
 from matplotlib.figure import Figure
 
-from lthfunc.runs.lines import append_lines
+from lthfunc.runs.json_lines import append_lines
 
 TINY = ["--rounds", "1", "--steps", "6", "--eval-every", "3", "--engine", "eager", "--threads", "1"]
 

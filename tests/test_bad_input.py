@@ -17,7 +17,7 @@ from test_runs import SMALL, run
 
 from lthfunc.experiments.config import SETTINGS
 from lthfunc.experiments.settings.setting import settings_of
-from lthfunc.runs.lines import line_of
+from lthfunc.runs.json_lines import line_of
 from lthfunc.runs.manifests import sum_of, write_manifest
 
 #: In all 1,050: options, TOML files and run folders.
@@ -91,7 +91,7 @@ def place(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
         raise Accepted
 
     monkeypatch.setattr(running, "_run", stop)
-    monkeypatch.setattr("lthfunc.runs.comparison.compare", stop)
+    monkeypatch.setattr("lthfunc.scheduling.comparison.compare", stop)
     monkeypatch.setattr("lthfunc.experiments.connectivity.instability", stop)
     monkeypatch.setattr("lthfunc.deployment.specialize.specialize", stop)
     monkeypatch.setattr("lthfunc_benchmarks.training.run", stop)

@@ -12,6 +12,7 @@ from small import data
 from torch import nn
 
 import lthfunc as lf
+from lthfunc.distributed.collectives import Exchange
 from lthfunc.errors import UserError
 from lthfunc.training import prefetch
 from lthfunc.training.batches import Order, batches, steps_per_epoch
@@ -20,7 +21,6 @@ from lthfunc.training.optimizers import check_ranges, table_like
 from lthfunc.training.prefetch import Feed
 from lthfunc.training.schedules import as_schedule, at, ends_at
 from lthfunc.training.trainer import examples, make_trainer
-from lthfunc.trees.collectives import Exchange
 from lthfunc.trees.rng import permutation
 from lthfunc.trees.types import Scale, Split
 

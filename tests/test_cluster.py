@@ -17,7 +17,7 @@ from conftest import ROOT, until
 from lthfunc_cli.main import main
 from test_runs import metrics, same_files
 
-from lthfunc.runs.progress import progress
+from lthfunc.scheduling.progress import progress
 
 ray = pytest.importorskip("ray")
 psutil = pytest.importorskip("psutil")
@@ -29,7 +29,7 @@ LONG = ["--rounds", "1", "--steps", "600", "--replicates", "2", "--engine", "eag
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
     """One for all tests that need none of their own; starting it is what takes long."""
-    from lthfunc.runs.cluster import clustered
+    from lthfunc.scheduling.ray import clustered
 
     with clustered("ray") as found:
         yield found
@@ -118,7 +118,7 @@ def test_an_interrupted_run_on_ray_goes_on_here(local: Path, tmp_path: Path) -> 
 
 
 def test_a_cluster_that_was_joined_before_stays(cluster: Any) -> None:
-    from lthfunc.runs.cluster import clustered
+    from lthfunc.scheduling.ray import clustered
 
     with clustered("ray") as inner:
         assert inner.is_initialized()
@@ -180,6 +180,8 @@ def test_mistakes_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_nothing_here_imports_ray() -> None:
-    code = "import sys, lthfunc_cli.main, lthfunc.runs.execute, lthfunc as lf; lf.prune; print('ray' in sys.modules)"
+    code = (
+        "import sys, lthfunc_cli.main, lthfunc.scheduling.execute, lthfunc as lf; lf.prune; print('ray' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -20,9 +20,9 @@ from lthfunc_cli.main import main
 from scipy import stats
 
 from lthfunc.reports.run_comparison import paired
-from lthfunc.runs.folder import read_run
+from lthfunc.runs.folder import PROGRESS, read_run
 from lthfunc.runs.lock import at_work
-from lthfunc.runs.progress import PROGRESS, progress
+from lthfunc.scheduling.progress import progress
 
 SMALL = ["--rounds", "2", "--steps", "30", "--eval-every", "10", "--replicates", "3"]
 

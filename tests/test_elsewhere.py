@@ -85,16 +85,16 @@ def test_a_run_on_s3_is_the_run(s3: str, local: Path, tmp_path: Path, own_cache:
 def test_an_interrupted_run_goes_on_from_another_machine(
     memory: str, local: Path, tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    from lthfunc.runs import keeping
+    from lthfunc.scheduling import checkpointing
 
-    url, real = f"{memory}/run", keeping.train_together
+    url, real = f"{memory}/run", checkpointing.train_together
 
     def interrupted(*given: Any, **named: Any) -> Any:
         if given[1][0].number == 1:
             raise KeyboardInterrupt
         return real(*given, **named)
 
-    monkeypatch.setattr(keeping, "train_together", interrupted)
+    monkeypatch.setattr(checkpointing, "train_together", interrupted)
     assert run("prune", *SMALL, "--out", url) == 130
     assert f"lthfunc resume {url}" in capsys.readouterr().err
     monkeypatch.undo()

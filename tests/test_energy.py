@@ -28,8 +28,8 @@ from lthfunc.experiments.config import Config
 from lthfunc.experiments.iterative import TICKET, Plan, Task
 from lthfunc.experiments.records import search_energy
 from lthfunc.runs.folder import read_run
-from lthfunc.runs.keeping import train_kept
 from lthfunc.runs.measurements import MEASURED, measurements
+from lthfunc.scheduling.checkpointing import train_kept
 from lthfunc.training.results import Stopped
 from lthfunc.trees.types import Dataset
 

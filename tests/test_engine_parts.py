@@ -18,9 +18,10 @@ from threads_as_ranks import Ranks
 from torch import Tensor, nn
 
 import lthfunc as lf
+from lthfunc.distributed.collectives import ALONE, Exchange
+from lthfunc.distributed.data_parallel import averaged, part_of, total, travelling
 from lthfunc.errors import UserError
 from lthfunc.training import cpu_threads, malloc, precision
-from lthfunc.training.data_parallel import averaged, part_of, total, travelling
 from lthfunc.training.engines import compiled as compiled_engine, toolchain
 from lthfunc.training.engines.cuda_graphs import Launcher
 from lthfunc.training.engines.eager import eager
@@ -40,7 +41,6 @@ from lthfunc.training.engines.vmapped import (
 from lthfunc.training.evaluation import chunk_for, evaluate
 from lthfunc.training.losses import cross_entropy
 from lthfunc.training.prefetch import Feed
-from lthfunc.trees.collectives import ALONE, Exchange
 from lthfunc.trees.ops import clone
 from lthfunc.trees.rng import counter_key
 from lthfunc.trees.side_effects import Habits

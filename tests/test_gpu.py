@@ -17,9 +17,9 @@ from lthfunc.errors import UserError
 from lthfunc.experiments.config import Config
 from lthfunc.experiments.iterative import Plan, Task, train_together
 from lthfunc.runs.folder import read_run
-from lthfunc.runs.keeping import train_kept
 from lthfunc.runs.measurements import measurements
-from lthfunc.runs.memory import width_on
+from lthfunc.scheduling.checkpointing import train_kept
+from lthfunc.scheduling.gpu_memory import width_on
 from lthfunc.training.engines.table import ENGINES
 from lthfunc.training.loop import fit, fit_together, take_steps
 from lthfunc.training.precision import Precision

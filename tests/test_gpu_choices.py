@@ -14,19 +14,20 @@ from torch import distributed, nn
 import lthfunc as lf
 from lthfunc.deployment.formats import LAYER_FORMATS, Layer
 from lthfunc.deployment.tuning_cache import machine_key
+from lthfunc.distributed.collectives import ALONE
 from lthfunc.errors import UserError
 from lthfunc.experiments.config import Config
 from lthfunc.experiments.plan import _check_ranks, prepare
 from lthfunc.experiments.resolve import resolved
-from lthfunc.runs import calls, cluster, environment, ranks
-from lthfunc.runs.execute import jobs_of
+from lthfunc.runs import environment
+from lthfunc.scheduling import calls, ranks, ray as cluster
+from lthfunc.scheduling.execute import jobs_of
 from lthfunc.training.engines.cuda_graphs import Launcher
 from lthfunc.training.engines.toolchain import why_not
 from lthfunc.training.precision import check_precision
 from lthfunc.training.results import Since
 from lthfunc.training.session import Training
 from lthfunc.training.trainer import make_trainer
-from lthfunc.trees.collectives import ALONE
 from lthfunc.trees.global_rng import all_seeded
 from lthfunc.trees.ops import data_to_device, to_device
 from lthfunc.trees.types import Dataset

@@ -11,9 +11,9 @@ import lthfunc as lf
 from lthfunc.errors import UserError
 from lthfunc.experiments.config import Config
 from lthfunc.experiments.iterative import Plan, rounds
-from lthfunc.runs import execute, memory, together
-from lthfunc.runs.together import Way
-from lthfunc.runs.trainings import Queue
+from lthfunc.scheduling import execute, gpu_memory, local
+from lthfunc.scheduling.local import Way
+from lthfunc.scheduling.queue import Queue
 from lthfunc.training.trainer import make_trainer
 from lthfunc.trees.types import Dataset
 
@@ -60,8 +60,8 @@ def allocator(monkeypatch: pytest.MonkeyPatch) -> Allocator:
     }  # fmt: skip
     for name, value in stands.items():
         monkeypatch.setattr(torch.cuda, name, value)
-    monkeypatch.setattr(memory, "init", lambda *arguments: None)
-    monkeypatch.setattr(memory, "take_steps", made.step)
+    monkeypatch.setattr(gpu_memory, "init", lambda *arguments: None)
+    monkeypatch.setattr(gpu_memory, "take_steps", made.step)
     return made
 
 
@@ -73,39 +73,39 @@ def plan(few_digits: Dataset) -> Plan:
 
 
 def test_a_steps_own_memory_counts_and_the_cache_is_free(allocator: Allocator, plan: Plan) -> None:
-    assert memory.memory_of_one(plan, "cuda") == (STEP, GPU - DATA - KEPT)
+    assert gpu_memory.memory_of_one(plan, "cuda") == (STEP, GPU - DATA - KEPT)
 
 
 def test_as_many_networks_as_fit_or_even_groups_of_them(allocator: Allocator, plan: Plan) -> None:
     """78.5 GB are free, of which nine tenths hold 17 networks."""
-    assert memory.width_on(plan, 17, "cuda", asked=True) == 17
+    assert gpu_memory.width_on(plan, 17, "cuda", asked=True) == 17
     said = r"--jobs: 18 networks .* need about 72\.0 GB, and cuda has 78\.5 GB free; about 17 would fit: --jobs 17$"
     with pytest.raises(UserError, match=said):
-        memory.width_on(plan, 18, "cuda", asked=True)
+        gpu_memory.width_on(plan, 18, "cuda", asked=True)
     for jobs, width in ((18, 9), (35, 12), (34, 17)):
         with pytest.warns(UserWarning, match=rf"they train in groups of {width} \(--jobs"):
-            assert memory.width_on(plan, jobs, "cuda", asked=False) == width
+            assert gpu_memory.width_on(plan, jobs, "cuda", asked=False) == width
 
 
 def test_one_network_that_does_not_fit_is_named(allocator: Allocator, plan: Plan) -> None:
     allocator.hold(GPU - FIRST)
     with pytest.raises(UserError, match=r"one network doesn't fit the memory of cuda:1; try a smaller --batch-size"):
-        memory.width_on(plan, 2, "cuda:1", asked=False)
+        gpu_memory.width_on(plan, 2, "cuda:1", asked=False)
 
 
 def test_without_jobs_replicates_train_in_groups_that_fit(
     plan: Plan, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As the command does it on a GPU, but on the CPU's memory: five replicates, of which two fit."""
-    monkeypatch.setattr(memory, "memory_of_one", lambda plan, device: (4, 9))
+    monkeypatch.setattr(gpu_memory, "memory_of_one", lambda plan, device: (4, 9))
     groups: list[int] = []
-    train = together.train_kept
+    train = local.train_kept
 
     def counting(plan: Plan, tasks: Any, *rest: Any) -> Any:
         groups.append(len(tasks))
         return train(plan, tasks, *rest)
 
-    monkeypatch.setattr(together, "train_kept", counting)
+    monkeypatch.setattr(local, "train_kept", counting)
 
     class Silent:
         def begin(self, *told: Any) -> None: ...

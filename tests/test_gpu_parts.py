@@ -13,6 +13,7 @@ from small import NET
 from torch import Tensor, nn
 
 import lthfunc as lf
+from lthfunc.distributed.collectives import Exchange
 from lthfunc.energy.gpus import Card, card_of
 from lthfunc.errors import UserError
 from lthfunc.experiments import plan as planning
@@ -23,7 +24,6 @@ from lthfunc.training.engines.memory_formats import FORMS, Forms, form_on
 from lthfunc.training.engines.reused_memory import Kept, Pools
 from lthfunc.training.evaluation import chunk_on_gpu
 from lthfunc.training.prefetch import Feed, _Staging
-from lthfunc.trees.collectives import Exchange
 from lthfunc.trees.types import Split
 
 

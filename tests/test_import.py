@@ -111,6 +111,7 @@ def test_nothing_else_unpickles_files() -> None:
                     assert "allow_pickle=False" in ast.unparse(node)
     assert found == {
         "lthfunc/models/foreign.py": ["torch.load(path, map_location='cpu', weights_only=True)"],
-        "lthfunc/runs/cluster.py": ["pickle.loads(payload)", "pickle.loads(self._ray.get(ref))"],
-        "lthfunc/runs/processes.py": ["pickle.loads(self.pipe.recv_bytes())", "pickle.loads(pipe.recv_bytes())"],
+        "lthfunc/scheduling/ray.py": ["pickle.loads(payload)", "pickle.loads(self._ray.get(ref))"],
+        "lthfunc/scheduling/processes.py": ["pickle.loads(self.pipe.recv_bytes())"],
+        "lthfunc/scheduling/worker.py": ["pickle.loads(pipe.recv_bytes())"],
     }

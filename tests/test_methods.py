@@ -21,7 +21,7 @@ from lthfunc.experiments.methods.setting import Setting
 from lthfunc.experiments.methods.table import TABLE
 from lthfunc.experiments.resolve import resolved
 from lthfunc.experiments.starting import CONTROLS, REWINDINGS
-from lthfunc.runs.lines import line_of, read_lines
+from lthfunc.runs.json_lines import line_of, read_lines
 from lthfunc.training.parametrize import largest, reparametrised, straight_through
 from lthfunc.training.trainer import make_trainer
 from lthfunc.trees.model import apply_training

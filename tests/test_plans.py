@@ -15,6 +15,7 @@ from small import NET, data, settings, state_of
 from torch import Tensor, nn
 
 import lthfunc as lf
+from lthfunc.distributed.collectives import Exchange
 from lthfunc.errors import UserError
 from lthfunc.experiments import plan as planning
 from lthfunc.experiments.functions import (
@@ -24,7 +25,6 @@ from lthfunc.experiments.iterative import Plan, rounds
 from lthfunc.experiments.plan import prepare
 from lthfunc.experiments.starting import CONTROLS, REWINDINGS, Situation
 from lthfunc.experiments.trials import check_orientation, check_pruning, check_score, check_start
-from lthfunc.trees.collectives import Exchange
 from lthfunc.trees.types import TrainState
 
 

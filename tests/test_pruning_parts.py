@@ -11,6 +11,7 @@ from small import NET, data, state_of
 from torch import Tensor, nn
 
 import lthfunc as lf
+from lthfunc.distributed.collectives import ALONE
 from lthfunc.errors import UserError
 from lthfunc.sparsify.allocation import check_fraction, check_patterns, fraction_from, pruned
 from lthfunc.sparsify.budgets import budget_of, deal
@@ -21,7 +22,6 @@ from lthfunc.sparsify.mask_comparison import collapsed, mask_distance, mask_over
 from lthfunc.sparsify.scores import checked
 from lthfunc.sparsify.sparsegpt import best_of_block
 from lthfunc.sparsify.structures import as_matrix, from_matrix, has_blocks, has_n_of_m, has_units
-from lthfunc.trees.collectives import ALONE
 from lthfunc.trees.ops import Count
 
 

@@ -24,11 +24,11 @@ from torch import Tensor, nn
 
 import lthfunc as lf
 from lthfunc.data.augment import shift_and_mirror
+from lthfunc.distributed.collectives import ALONE, Exchange
+from lthfunc.distributed.data_parallel import part_of, travelling
 from lthfunc.errors import UserError
-from lthfunc.training.data_parallel import part_of, travelling
 from lthfunc.training.steps import Carry, make_advance, make_train_step, with_optimizer
 from lthfunc.training.trainer import Trainer
-from lthfunc.trees.collectives import ALONE, Exchange
 from lthfunc.trees.model import Model
 from lthfunc.trees.ops import leaves, tree_map
 from lthfunc.trees.rng import counter_key
@@ -373,8 +373,8 @@ def test_other_commands_are_for_one_process() -> None:
 def test_ranks_of_other_versions_and_data_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     from lthfunc.experiments.config import Config
     from lthfunc.experiments.plan import prepare
-    from lthfunc.runs import ranks
     from lthfunc.runs.environment import versions
+    from lthfunc.scheduling import ranks
 
     config = prepare(Config(steps=20, engine="eager")).config
     two = Exchange(1, 2, lambda vector: vector)

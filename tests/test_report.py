@@ -27,7 +27,7 @@ from lthfunc.reports.matplotlib_figures import printed
 from lthfunc.reports.page.mask_history import overlap_of, pixel_shares, read_patterns
 from lthfunc.reports.page.plotly_figures import figure_of
 from lthfunc.runs.folder import distinct_names, read_run
-from lthfunc.runs.lines import line_of, scan_lines
+from lthfunc.runs.json_lines import line_of, scan_lines
 from lthfunc.trees.files import load_tree
 
 SMALL = ["--rounds", "3", "--steps", "40", "--eval-every", "10", "--batch-size", "50"]

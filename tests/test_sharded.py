@@ -13,9 +13,9 @@ from threads_as_ranks import Ranks
 from torch import Tensor
 
 import lthfunc as lf
+from lthfunc.distributed.collectives import ALONE, Exchange
 from lthfunc.errors import UserError
 from lthfunc.sparsify.sharded_pruning import best
-from lthfunc.trees.collectives import ALONE, Exchange
 from lthfunc.trees.types import TrainState
 
 Tree = dict[str, Tensor]

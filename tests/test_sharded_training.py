@@ -14,8 +14,8 @@ from test_sharded import part, whole
 from threads_as_ranks import Ranks
 
 import lthfunc as lf
+from lthfunc.distributed.collectives import ALONE, Exchange
 from lthfunc.errors import DamagedError, UserError
-from lthfunc.trees.collectives import ALONE, Exchange
 from lthfunc.trees.types import TrainState
 
 OPTIMIZERS = [lf.sgd(0.1, momentum=0.9, weight_decay=1e-2), lf.adam(1e-2)]

@@ -20,10 +20,10 @@ import lthfunc as lf
 from lthfunc.experiments.config import Config
 from lthfunc.experiments.iterative import Plan, Round, Task, rounds
 from lthfunc.experiments.starting import CONTROLS, REWINDINGS
-from lthfunc.runs.execute import jobs_of
 from lthfunc.runs.outcome import LAST, WINNING, WINNING_TRAINED
-from lthfunc.runs.together import Way, side_by_side
-from lthfunc.runs.trainings import Queue, name_of
+from lthfunc.scheduling.execute import jobs_of
+from lthfunc.scheduling.local import Way, side_by_side
+from lthfunc.scheduling.queue import Queue, name_of
 from lthfunc.training.trainer import make_trainer
 from lthfunc.trees.types import Dataset
 
@@ -65,7 +65,7 @@ def test_replicates_side_by_side_have_the_bits_of_single_runs(
 ) -> None:
     """Each of two seeds, with a control, on two workers, against the command that runs that seed alone."""
     others = {"Processes": "Threads", "Threads": "Processes"}[workers]
-    monkeypatch.delattr(f"lthfunc.runs.execute.{others}")
+    monkeypatch.delattr(f"lthfunc.scheduling.execute.{others}")
     options = [*SMALL, "--engine", engine, "--threads", "1"]
     both = tmp_path / "both"
     assert run("prune", *options, "--replicates", "2", "--jobs", "2", "--out", both) == 0
@@ -141,7 +141,7 @@ def test_a_worker_that_fails_or_dies_names_its_training(tmp_path: Path, capsys: 
 def test_jobs_are_what_the_cores_hold(few_digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     model = lf.from_module(NormedNet())
     plan = Plan(model=model, trainer=make_trainer(model, few_digits, optimizer=lf.sgd(0.1)), steps=20_000, eval_every=9)
-    monkeypatch.setattr("lthfunc.runs.execute.usable_cores", lambda: 8)
+    monkeypatch.setattr("lthfunc.scheduling.execute.usable_cores", lambda: 8)
     for config, jobs in (
         (Config(replicates=1, threads=1, device="cpu"), 1),
         (Config(replicates=3, threads=1, device="cpu"), 3),

@@ -11,6 +11,8 @@ from threads_as_ranks import Ranks
 from torch import Tensor, nn
 
 import lthfunc as lf
+from lthfunc.distributed.collectives import Exchange
+from lthfunc.distributed.sync_batchnorm import synchronised
 from lthfunc.errors import UserError
 from lthfunc.training.batches import batches
 from lthfunc.training.loop import accuracy_on, take_steps
@@ -29,10 +31,8 @@ from lthfunc.training.steps import (
     masked,
     on_stored,
 )
-from lthfunc.training.sync_batchnorm import synchronised
 from lthfunc.training.trainer import drawing_if_needed, make_trainer
 from lthfunc.training.user_functions import checked_loss, checked_optimizer
-from lthfunc.trees.collectives import Exchange
 from lthfunc.trees.model import run_training
 from lthfunc.trees.rng import counter_key, fold_in, key
 from lthfunc.trees.side_effects import Habits

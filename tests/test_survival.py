@@ -21,7 +21,7 @@ from test_runs import SMALL, metrics, run, same_files
 import lthfunc as lf
 from lthfunc.errors import DamagedError, UserError
 from lthfunc.runs.folder import read_run, scan_run
-from lthfunc.runs.lines import append_lines, line_of, read_lines, value_of
+from lthfunc.runs.json_lines import append_lines, line_of, read_lines, value_of
 from lthfunc.runs.lock import holder, is_held, locked
 from lthfunc.runs.verifying import verified
 
@@ -365,7 +365,7 @@ def test_a_full_disk_is_one_line_and_what_was_finished_stays(damaged: Path, fini
 
 
 def test_a_folder_that_vanishes_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    import lthfunc.runs.execute as execute
+    import lthfunc.scheduling.execute as execute
 
     real = execute.save_training
 

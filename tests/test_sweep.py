@@ -14,7 +14,7 @@ from lthfunc.errors import UserError
 from lthfunc.experiments.config import Config
 from lthfunc.experiments.sweeps import Range, Suggester, config_of, space_of, trials_of
 from lthfunc.runs.folder import read_run
-from lthfunc.runs.lines import read_lines
+from lthfunc.runs.json_lines import read_lines
 
 SHORT = ["--steps", "20", "--rounds", "1"]
 GRID = ["--grid", "lr=0.01,0.0001", "--grid", "weight-decay=0,0.001"]

@@ -14,6 +14,7 @@ from threads_as_ranks import Ranks
 from torch import Tensor, nn
 
 import lthfunc as lf
+from lthfunc.distributed.collectives import Exchange
 from lthfunc.errors import DivergedError, UserError
 from lthfunc.training.loop import fit, fit_together, take_steps
 from lthfunc.training.losses import accuracy, cross_entropy
@@ -23,7 +24,6 @@ from lthfunc.training.results import Fit, Keeper, Since, Stopped
 from lthfunc.training.session import Training, check_pruned, finite
 from lthfunc.training.step_check import check_step
 from lthfunc.training.trainer import Trainer, checked_quality, make_trainer
-from lthfunc.trees.collectives import Exchange
 from lthfunc.trees.side_effects import Habits
 from lthfunc.trees.types import Split
 

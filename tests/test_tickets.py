@@ -13,7 +13,7 @@ from test_runs import run
 
 import lthfunc as lf
 from lthfunc.runs.folder import read_run
-from lthfunc.runs.lines import line_of
+from lthfunc.runs.json_lines import line_of
 from lthfunc.runs.manifests import read_manifest, sum_of, write_manifest
 from lthfunc.runs.outcome import LAST, WINNING, WINNING_TRAINED, initial_weights
 from lthfunc.runs.tickets import ticket_of_run

@@ -14,7 +14,7 @@ from strangers import TINY, a_finished_run, a_run, contents  # noqa: F401
 from lthfunc.errors import UserError
 from lthfunc.experiments.config import from_mapping
 from lthfunc.experiments.trust import check_trust, places_in
-from lthfunc.runs.lines import line_of, value_of
+from lthfunc.runs.json_lines import line_of, value_of
 from lthfunc.runs.settings import to_toml
 from lthfunc.training.cpu_threads import most_threads
 
@@ -54,7 +54,7 @@ def test_places_that_a_run_names_are_not_connected_to(
     with_settings(run, **settings)
     for name in ("connect", "connect_ex"):
         monkeypatch.setattr(socket.socket, name, reached)
-    for name in ("lthfunc.runs.cluster.join_cluster", "lthfunc.remote.place_of", "lthfunc.data.hub.read_hub"):
+    for name in ("lthfunc.scheduling.ray.join_cluster", "lthfunc.remote.place_of", "lthfunc.data.hub.read_hub"):
         monkeypatch.setattr(name, reached)
     before = contents(run)
     name = next(reversed(settings))

@@ -16,8 +16,8 @@ from lthfunc_cli.main import main
 from strangers import a_finished_run, a_run, contents  # noqa: F401
 
 from lthfunc.errors import DamagedError
-from lthfunc.runs import checking, verifying, within
-from lthfunc.runs.lines import append_lines, line_of, read_lines
+from lthfunc.runs import checking, safe_files, verifying
+from lthfunc.runs.json_lines import append_lines, line_of, read_lines
 from lthfunc.runs.verifying import verified
 
 FOLDERS = ["seed0", "seed0/round00", "seed0/round01", "report-figures", "tensorboard", "lenet300-round01-scipy"]
@@ -151,16 +151,16 @@ def test_paths_stay_within(tmp_path: Path) -> None:
     root = tmp_path / "run"
     (root / "seed0").mkdir(parents=True)
     calls: list[Callable[[Path], object]] = [
-        lambda path: within.read(root, path), lambda path: within.write(root, path, b""),
-        lambda path: within.append(root, path, b""), lambda path: within.remove(root, path),
+        lambda path: safe_files.read(root, path), lambda path: safe_files.write(root, path, b""),
+        lambda path: safe_files.append(root, path, b""), lambda path: safe_files.remove(root, path),
     ]  # fmt: skip
     for path in (root / "/etc/passwd", root / "../other", root / "seed0/../..", root / "a\0b", root):
         for call in calls:
             with pytest.raises(DamagedError, match="does not lie in the run's folder"):
                 call(path)
-    within.write(root, root / "seed0" / "../here", b"x")
-    assert within.read(root, root / "here") == b"x"
-    assert list(within.files(root)) == [root / "here"]
+    safe_files.write(root, root / "seed0" / "../here", b"x")
+    assert safe_files.read(root, root / "here") == b"x"
+    assert list(safe_files.files(root)) == [root / "here"]
 
 
 def test_a_live_run_is_verified_although_it_goes_on(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,7 +207,7 @@ def test_runs_are_opened_by_one_module_alone() -> None:
     found = {
         f"{path.relative_to(ROOT)}: {line.strip()}"
         for path in rooms
-        if path.name != "within.py"
+        if path.name != "safe_files.py"
         for line in path.read_text().splitlines()
         if direct.search(line) and not line.strip().startswith("#")
     }
@@ -217,7 +217,7 @@ def test_runs_are_opened_by_one_module_alone() -> None:
 
 #: Files that are no run's: (file, part of its line).
 OTHERS = [
-    ("lthfunc/runs/comparison.py", "save_ticket"),  # a folder of the user's own
+    ("lthfunc/scheduling/comparison.py", "save_ticket"),  # a folder of the user's own
     ("lthfunc/runs/mirror.py", "self._home"),  # of this program's own, beside the run
     ("lthfunc/runs/mirror.py", "mirror.open()"),
     ("lthfunc/runs/mirror.py", "def open("),

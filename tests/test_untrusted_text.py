@@ -20,10 +20,10 @@ from matplotlib.figure import Figure
 from lthfunc.printable import printable
 from lthfunc.reports.charts import Bars, Chart, Series
 from lthfunc.reports.matplotlib_figures import printed, side_by_side
-from lthfunc.runs.lines import append_lines, line_of, value_of
+from lthfunc.runs.json_lines import append_lines, line_of, value_of
 from lthfunc.runs.lock import at_work, holder
-from lthfunc.runs.progress import progress
 from lthfunc.runs.verifying import verified
+from lthfunc.scheduling.progress import progress
 
 ESCAPES = "\x1b[31mred\x1b]0;title\x07\x9b2J\x00\u202e"
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lthfunc.trees.collectives import Exchange
+from lthfunc.distributed.collectives import Exchange
 
 
 class Ranks:

@@ -15,6 +15,8 @@ from lthfunc.data.images import Observe
 from lthfunc.data.loading import load
 from lthfunc.deployment.compaction.compact import compact_training
 from lthfunc.deployment.compaction.compact_engine import compact_engine
+from lthfunc.distributed.collectives import ALONE, Exchange
+from lthfunc.distributed.data_parallel import part_of
 from lthfunc.errors import UserError, invalid
 from lthfunc.experiments.config import Config, is_own, parse_rewind, trainings_at_once
 from lthfunc.experiments.functions import (
@@ -40,13 +42,11 @@ from lthfunc.sparse.sparse_or_dense import always_sparse, sparse_or
 from lthfunc.sparsify.allocation import check_patterns
 from lthfunc.training.batches import steps_per_epoch
 from lthfunc.training.cpu_threads import check_jobs, check_threads
-from lthfunc.training.data_parallel import part_of
 from lthfunc.training.engines.interface import Work
 from lthfunc.training.engines.table import Making, engine_for
 from lthfunc.training.engines.toolchain import why_not
 from lthfunc.training.precision import Precision, check_precision
 from lthfunc.training.trainer import OnNonfinite, examples, make_trainer
-from lthfunc.trees.collectives import ALONE, Exchange
 from lthfunc.trees.flops import flops_of
 from lthfunc.trees.model import Model, drawn_line, init, left_line
 from lthfunc.trees.ops import data_to_device

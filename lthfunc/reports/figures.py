@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from lthfunc.printable import printable
-from lthfunc.runs import within
+from lthfunc.runs import safe_files
 
 
 def words(text: str) -> str:
@@ -46,5 +46,5 @@ def save(made: Figure, path: Path, run: Path | None = None) -> None:
     if run is None:
         path.parent.mkdir(parents=True, exist_ok=True)
     elif path.parent != run:
-        within.make(run, path.parent)
-    within.write(run or path.parent, path, buffer.getvalue())
+        safe_files.make(run, path.parent)
+    safe_files.write(run or path.parent, path, buffer.getvalue())

@@ -11,7 +11,7 @@ from lthfunc.experiments.iterative import TICKET, Plan, Task
 from lthfunc.experiments.plan import Prepared
 from lthfunc.experiments.records import Record
 from lthfunc.experiments.starting import Situation
-from lthfunc.runs import within
+from lthfunc.runs import safe_files
 from lthfunc.runs.folder import (
     ANCHOR,
     INITIAL,
@@ -27,7 +27,7 @@ from lthfunc.runs.folder import (
     run_of,
     training_folder,
 )
-from lthfunc.runs.lines import append_lines
+from lthfunc.runs.json_lines import append_lines
 from lthfunc.runs.manifests import checked_bytes, load_checked, read_manifest, sum_of, write_manifest
 from lthfunc.runs.store import done_so_far, load_anchor
 from lthfunc.sparsify.rewinding import restart
@@ -70,7 +70,7 @@ def _copy(source: Path, target: Path, *, anchor: bool) -> None:
     own = [INITIAL] if INITIAL in (read_manifest(source) or {}) else []
     for name in (PARAMS, MASKS, *own, *([f"../{ANCHOR}"] if anchor else [])):
         payload = checked_bytes(source, name)
-        within.write(run_of(target), target / name, payload)
+        safe_files.write(run_of(target), target / name, payload)
         sums[name] = sum_of(payload)
     write_manifest(target, sums)
 

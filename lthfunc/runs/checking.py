@@ -13,7 +13,7 @@ from torch import Tensor
 from lthfunc.errors import UserError
 from lthfunc.experiments.iterative import TICKET
 from lthfunc.experiments.records import Record
-from lthfunc.runs import within
+from lthfunc.runs import safe_files
 from lthfunc.runs.checkpoints import checkpoints, is_whole
 from lthfunc.runs.folder import (
     ANCHOR,
@@ -73,7 +73,7 @@ def sums_wrong(folder: Path, run: Run, *, sizes: bool = False) -> Iterator[Probl
                 yield Problem(_relative(folder, place / file), problem, name)
     yield from _tickets_wrong(folder, run, sizes)
     for file, problem in outcome_wrong(folder, run.config, run.records, sizes=sizes) if is_finished(run) else ():
-        if run.format > 2 or within.status(folder, folder / file) is not None:
+        if run.format > 2 or safe_files.status(folder, folder / file) is not None:
             yield Problem(file, f"{problem}; lthfunc resume mends that")
 
 
@@ -127,7 +127,7 @@ def contents_wrong(folder: Path, run: Run, bad: set[Name]) -> Iterator[Problem]:
             before[item["seed"]] = masks
     for seed in sorted({item["seed"] for item in run.records}):
         path = folder / f"seed{seed}" / OLD_TICKET
-        if within.status(folder, path) is not None:
+        if safe_files.status(folder, path) is not None:
             name = (seed, _last(run, seed), TICKET)
             yield from (Problem(_relative(folder, path), problem, name) for problem in _ticket_wrong(folder, path))
 
@@ -174,7 +174,7 @@ def _not_nested(before: dict[str, Tensor], after: dict[str, Tensor]) -> Iterator
 
 def _ticket_wrong(folder: Path, path: Path) -> Iterator[str]:
     try:
-        ticket, about = ticket_of(within.read(folder, path), path)
+        ticket, about = ticket_of(safe_files.read(folder, path), path)
     except UserError as error:
         yield str(error).partition(": ")[2]
         return

@@ -15,7 +15,7 @@ import torch
 from lthfunc.energy.amounts import Metered, as_values, from_values
 from lthfunc.errors import DamagedError, UserError
 from lthfunc.experiments.iterative import Plan, Progress, Task
-from lthfunc.runs import within
+from lthfunc.runs import safe_files
 from lthfunc.runs.folder import make_training_folder, run_of
 from lthfunc.runs.manifests import sum_of
 from lthfunc.training.results import Chosen, Fit, Point, Since
@@ -71,10 +71,10 @@ def put_checkpoint(place: Path, name: str, payload: bytes) -> Path:
     """Write a checkpoint's file, in place of those before it."""
     make_training_folder(place)
     path = place / name
-    within.write(run_of(place), path, payload)
+    safe_files.write(run_of(place), path, payload)
     for other in checkpoints(place):
         if other != path:
-            within.remove(run_of(place), other)
+            safe_files.remove(run_of(place), other)
     return path
 
 
@@ -92,14 +92,14 @@ def latest_checkpoint(place: Path) -> tuple[str, bytes] | None:
 
 def checkpoints(place: Path) -> list[Path]:
     """A training's checkpoints, the latest first; whether they are whole is not known."""
-    found = [place / name for name in within.names(run_of(place), place) if _NAME.fullmatch(name)]
+    found = [place / name for name in safe_files.names(run_of(place), place) if _NAME.fullmatch(name)]
     return sorted(found, key=step_of, reverse=True)
 
 
 def drop_checkpoints(place: Path) -> None:
     """Delete the checkpoints of a training that has ended."""
     for path in checkpoints(place):
-        within.remove(run_of(place), path)
+        safe_files.remove(run_of(place), path)
 
 
 def step_of(path: Path) -> int:
@@ -118,7 +118,7 @@ def _content(path: Path) -> bytes | None:
     """A checkpoint's content; None where it is not what its name tells."""
     found = _NAME.fullmatch(path.name)
     try:
-        payload = within.read(run_of(path.parent), path)
+        payload = safe_files.read(run_of(path.parent), path)
     except DamagedError:  # no file
         return None
     return payload if found is not None and sum_of(payload).sha256 == found[2] else None

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 import lthfunc
+from lthfunc.distributed.collectives import joined
 from lthfunc.hardware import processor_name
-from lthfunc.trees.collectives import joined
 
 #: Packages whose versions are recorded.
 _PACKAGES = ("torch", "torchvision", "numpy", "safetensors", "optree", "pydantic")

@@ -31,9 +31,9 @@ from lthfunc.experiments.iterative import TICKET
 from lthfunc.experiments.records import Record
 from lthfunc.experiments.resolve import resolved
 from lthfunc.printable import printable
-from lthfunc.runs import within
+from lthfunc.runs import safe_files
 from lthfunc.runs.environment import environment, machine
-from lthfunc.runs.lines import append_lines, line_of, scan_lines
+from lthfunc.runs.json_lines import append_lines, line_of, scan_lines
 from lthfunc.runs.lock import HOLDER, LOCK
 from lthfunc.runs.schema import header_problem, training_problem
 from lthfunc.runs.settings import read_config, to_toml
@@ -46,6 +46,8 @@ FORMAT = 3
 CONFIG = "config.toml"
 METRICS = "metrics.jsonl"
 ENVIRONMENT = "environment.jsonl"
+#: How far a run is, while somebody works on it.
+PROGRESS = ".progress.json"
 ANCHOR = "anchor.safetensors"
 PARAMS = "params.safetensors"
 MASKS = "masks.safetensors"
@@ -84,12 +86,12 @@ def check_free(folder: Path) -> None:
     """Raise UserError where a run can't be written: another run, other files, or no permission."""
     if folder.exists() and not folder.is_dir():
         raise invalid("--out", str(folder), "a folder, and this is a file")
-    if any(within.status(folder, folder / name) is not None for name in (CONFIG, METRICS)):
+    if any(safe_files.status(folder, folder / name) is not None for name in (CONFIG, METRICS)):
         raise UserError(
             f"--out: {str(folder)!r} holds another run; name another folder, or go on with it: lthfunc resume "
             f"{shlex.quote(str(folder))}"
         )
-    if not all(map(_is_ours, within.names(folder, folder))):
+    if not all(map(_is_ours, safe_files.names(folder, folder))):
         raise invalid("--out", str(folder), "a new or empty folder, and this one holds files")
     parent = folder
     while not parent.exists():
@@ -126,7 +128,7 @@ def create(
         **({} if data is None else {"data": data_facts(data)}),
         "config": to_mapping(config),
     }
-    within.write(folder, folder / METRICS, (line_of(about) + "\n").encode())
+    safe_files.write(folder, folder / METRICS, (line_of(about) + "\n").encode())
     write_config(folder, config, about)
     append_lines(folder / ENVIRONMENT, [environment("begin", config.device, config.threads)])
 
@@ -135,7 +137,7 @@ def write_config(folder: Path, config: Config, about: dict[str, Any]) -> None:
     """Write the settings. about: the run's first line."""
     source = about.get("source")
     made_by = f"lthfunc {about['command']} " + ("--config THIS_FILE" if source is None else f"of {source}")
-    within.write(folder, folder / CONFIG, to_toml(config, made_by).encode())
+    safe_files.write(folder, folder / CONFIG, to_toml(config, made_by).encode())
 
 
 def data_facts(data: Dataset) -> dict[str, Any]:
@@ -157,21 +159,21 @@ def training_folder(folder: Path, seed: int, number: int, variant: str) -> Path:
 
 def make_training_folder(place: Path) -> None:
     """Make the folder of a training; the run's must be there: one that was deleted does not come back half."""
-    within.make(run_of(place), place)
+    safe_files.make(run_of(place), place)
 
 
 def training_folders(folder: Path) -> list[Path]:
     """Those of all trainings that have any file, finished or not; what a link leads to is none."""
     found = []
-    for seed in within.names(folder, folder):
+    for seed in safe_files.names(folder, folder):
         if re.fullmatch(r"seed\d+", seed) and _is_folder(folder, folder / seed):
-            rounds = [name for name in within.names(folder, folder / seed) if re.match(r"round\d+", name)]
+            rounds = [name for name in safe_files.names(folder, folder / seed) if re.match(r"round\d+", name)]
             found += [folder / seed / name for name in rounds if _is_folder(folder, folder / seed / name)]
     return found
 
 
 def _is_folder(folder: Path, path: Path) -> bool:
-    about = within.status(folder, path)
+    about = safe_files.status(folder, path)
     return about is not None and stat.S_ISDIR(about.st_mode)
 
 
@@ -190,7 +192,7 @@ def scan_run(folder: Path) -> Run:
 
     Raises UserError where this is no run, or of a newer format; DamagedError where its first line can't be read.
     """
-    if not within.exists(folder, folder / METRICS):
+    if not safe_files.exists(folder, folder / METRICS):
         raise UserError(f"{folder}: is not a run folder (it has no {METRICS})")
     # A training whose line an interruption cut off counts as not finished.
     lines = scan_lines(folder / METRICS, summed=False)
@@ -242,7 +244,7 @@ def _config_of(folder: Path, about: dict[str, Any]) -> tuple[Config, str | None]
         resolved(begun)
     except UserError as error:
         raise DamagedError(f"{folder / METRICS}: its first line holds no settings of a run: {error}") from error
-    if within.status(folder, folder / CONFIG) is None:
+    if safe_files.status(folder, folder / CONFIG) is None:
         return begun, "it is missing; lthfunc resume writes it again"
     again = f"a run keeps its settings; without {CONFIG}, lthfunc resume writes it again"
     try:

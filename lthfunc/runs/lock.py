@@ -14,7 +14,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from lthfunc.errors import DamagedError, UserError
-from lthfunc.runs import within
+from lthfunc.runs import safe_files
 from lthfunc.runs.readings import holder_of
 
 #: What is locked, and who holds it. The system lets go of the lock when its holder ends, however it ends.
@@ -26,7 +26,7 @@ _MOST = 100_000
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold a run's folder. Raises UserError where another process holds it, with its number and host."""
-    within.check_own(folder, folder / LOCK)
+    safe_files.check_own(folder, folder / LOCK)
     lock = FileLock(folder / LOCK, timeout=0)
     try:
         lock.acquire()
@@ -37,18 +37,18 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
         about = {"pid": os.getpid(), "host": socket.gethostname(), "since": now}
-        within.write(folder, folder / HOLDER, (json.dumps(about) + "\n").encode())
+        safe_files.write(folder, folder / HOLDER, (json.dumps(about) + "\n").encode())
         yield
     finally:
         with suppress(OSError):  # a folder that is gone, say
-            within.remove(folder, folder / HOLDER)
+            safe_files.remove(folder, folder / HOLDER)
         lock.release()
 
 
 def holder(folder: Path) -> dict[str, Any] | None:
     """Who says to hold the folder, or did until it ended without a word."""
     try:
-        return holder_of(within.read(folder, folder / HOLDER, _MOST))
+        return holder_of(safe_files.read(folder, folder / HOLDER, _MOST))
     except (OSError, DamagedError):
         return None
 
@@ -56,8 +56,8 @@ def holder(folder: Path) -> dict[str, Any] | None:
 def is_held(folder: Path) -> bool:
     """Whether a process is working on the run now."""
     path = folder / LOCK
-    within.check_own(folder, path)
-    if within.status(folder, path) is None or not os.access(path, os.W_OK):
+    safe_files.check_own(folder, path)
+    if safe_files.status(folder, path) is None or not os.access(path, os.W_OK):
         return False
     lock = FileLock(folder / LOCK, timeout=0)
     try:

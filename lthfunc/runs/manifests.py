@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from lthfunc.errors import DamagedError, UserError
-from lthfunc.runs import within
+from lthfunc.runs import safe_files
 from lthfunc.runs.folder import run_of
-from lthfunc.runs.lines import line_of, value_of
+from lthfunc.runs.json_lines import line_of, value_of
 from lthfunc.trees.files import tree_of
 
 MANIFEST = "manifest.json"
@@ -39,18 +39,18 @@ def sum_of(payload: bytes) -> Sum:
 def write_manifest(place: Path, files: Mapping[str, Sum]) -> None:
     """Write the manifest of a training's folder."""
     about = {"format": _FORMAT, "files": {name: each._asdict() for name, each in files.items()}}
-    within.write(run_of(place), place / MANIFEST, (line_of(about) + "\n").encode())
+    safe_files.write(run_of(place), place / MANIFEST, (line_of(about) + "\n").encode())
 
 
 def read_manifest(place: Path) -> dict[str, Sum] | None:
     """The sums of a training's files; None where there is no manifest. Raises DamagedError."""
     path = place / MANIFEST
     try:
-        about = value_of(within.read(run_of(place), path, _MOST).decode("utf-8").removesuffix("\n"))
+        about = value_of(safe_files.read(run_of(place), path, _MOST).decode("utf-8").removesuffix("\n"))
         if about.get("format") != _FORMAT:
             raise ValueError(f"its format is {about.get('format')!r}, not {_FORMAT!r}")
         for name in about["files"]:
-            if not within.lies_in(run_of(place), place / name):
+            if not safe_files.lies_in(run_of(place), place / name):
                 raise ValueError(f"it names {name!r}, which does not lie in the run's folder")
         return {name: Sum(str(each["sha256"]), int(each["bytes"])) for name, each in about["files"].items()}
     except FileNotFoundError:
@@ -62,7 +62,7 @@ def read_manifest(place: Path) -> dict[str, Sum] | None:
 def problem_of(run: Path, path: Path, expected: Sum, *, sizes: bool = False) -> str | None:
     """What is wrong with a file of a run; None where it is what was written. sizes: look at its size alone."""
     try:
-        with within.opened(run, path) as file:
+        with safe_files.opened(run, path) as file:
             size = os.fstat(file.fileno()).st_size
             if size != expected.bytes:
                 return f"has {size:,} bytes, not {expected.bytes:,}"
@@ -80,7 +80,7 @@ def checked_bytes(place: Path, name: str) -> bytes:
     path = place / name
     sums = read_manifest(place)
     try:
-        payload = within.read(run_of(place), path)
+        payload = safe_files.read(run_of(place), path)
     except FileNotFoundError as error:
         raise DamagedError(f"{path}: is missing; lthfunc verify says what remains") from error
     if sums is not None and name in sums and sum_of(payload) != sums[name]:

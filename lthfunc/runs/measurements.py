@@ -10,9 +10,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
 
-from lthfunc.runs import within
+from lthfunc.runs import safe_files
 from lthfunc.runs.environment import machine
-from lthfunc.runs.lines import append_lines, drop_partial_line, whole_lines
+from lthfunc.runs.json_lines import append_lines, drop_partial_line, whole_lines
 from lthfunc.runs.readings import measurement_problem
 
 MEASURED = "measured.jsonl"
@@ -22,7 +22,7 @@ Kind = Literal["execution", "energy", "connectivity"]
 def keep_measurement(folder: Path, kind: Kind, device: str, item: Mapping[str, Any]) -> None:
     """Add a measurement to a run. device: what was measured on."""
     path = folder / MEASURED
-    if within.exists(folder, path):
+    if safe_files.exists(folder, path):
         drop_partial_line(path)
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     append_lines(path, [{"kind": kind, "time": now, "machine": machine(device), **item}])

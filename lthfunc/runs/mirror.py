@@ -20,10 +20,9 @@ from lthfunc.experiments.iterative import Task
 from lthfunc.experiments.records import Record
 from lthfunc.hardware import cache_home
 from lthfunc.remote import Place, fetch, files_below, place_of, reaching, remove, send
-from lthfunc.runs import within
-from lthfunc.runs.folder import METRICS
+from lthfunc.runs import safe_files
+from lthfunc.runs.folder import METRICS, PROGRESS
 from lthfunc.runs.lock import HOLDER, LOCK, is_there
-from lthfunc.runs.progress import PROGRESS
 from lthfunc.runs.readings import holder_of
 from lthfunc.runs.sweeps import SWEEP
 from lthfunc.tracebacks import first_line
@@ -79,12 +78,12 @@ class Mirror:
                 return
             if self._single:
                 if (stamp := self._stamp("")) is not None and self._sent.get("") != stamp:
-                    send(self._place, "", within.read(self._home, self.folder))
+                    send(self._place, "", safe_files.read(self._home, self.folder))
                 return
             self._say_held()
             # What says what exists, as it is before the rest is looked at; a sweep's runs before the sweep.
             logs = {
-                name: (stamp, within.read(self.folder, self.folder / name))
+                name: (stamp, safe_files.read(self.folder, self.folder / name))
                 for name, stamp in self._stamps().items()
                 if name.endswith(".jsonl")
             }
@@ -121,28 +120,28 @@ class Mirror:
 
     def _stamps(self) -> dict[str, _Stamp]:
         """What lies here to be sent, and what changes when it does."""
-        names = [path.relative_to(self.folder).as_posix() for path in within.files(self.folder)]
+        names = [path.relative_to(self.folder).as_posix() for path in safe_files.files(self.folder)]
         found = {name: self._stamp(name) for name in names if not _is_passing(name)}
         return {name: stamp for name, stamp in found.items() if stamp is not None}
 
     def _stamp(self, name: str) -> _Stamp | None:
-        about = within.status(self._home, self.folder / name)
+        about = safe_files.status(self._home, self.folder / name)
         return None if about is None else (about.st_mtime_ns, about.st_size)
 
     def _content(self, name: str) -> bytes | None:
         """A file's; None for a checkpoint whose training has ended meanwhile."""
         try:
-            return within.read(self.folder, self.folder / name)
+            return safe_files.read(self.folder, self.folder / name)
         except FileNotFoundError:
             return None
 
     def _is_ahead(self, names: list[str]) -> bool:
         """Whether the folder here is that place, and further."""
-        log = next((name for name in _LOGS if within.status(self.folder, self.folder / name) is not None), None)
+        log = next((name for name in _LOGS if safe_files.status(self.folder, self.folder / name) is not None), None)
         if log is None or not (self._home / _UNSENT).exists():
             return False
         theirs = self._place.system.cat_file(f"{self._place.path}/{log}") if log in names else b""
-        if not within.read(self.folder, self.folder / log).startswith(theirs):
+        if not safe_files.read(self.folder, self.folder / log).startswith(theirs):
             return False
         self.said.append(f"{self.url}: what could not be sent the last time is in {self.folder}, and goes on")
         return True

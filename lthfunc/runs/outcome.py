@@ -20,7 +20,7 @@ from lthfunc.errors import DamagedError, UserError
 from lthfunc.experiments.config import Config
 from lthfunc.experiments.iterative import TICKET
 from lthfunc.experiments.records import Record, summarize, winning
-from lthfunc.runs import within
+from lthfunc.runs import safe_files
 from lthfunc.runs.folder import ANCHOR, FIRST, INITIAL, MASKS, PARAMS, training_folder
 from lthfunc.runs.manifests import checked_bytes, load_checked, problem_of, sum_of
 from lthfunc.runs.store import state_of
@@ -68,10 +68,10 @@ def write_outcome(folder: Path, config: Config, records: Sequence[Record]) -> No
     for name, which in wanted.items():
         payload = _payload(folder, name, *which)
         if payload is not None and problem_of(folder, folder / name, sum_of(payload)) is not None:
-            within.write(folder, folder / name, payload)
+            safe_files.write(folder, folder / name, payload)
     for name in _names(config):
         if name not in wanted:
-            within.remove(folder, folder / name)
+            safe_files.remove(folder, folder / name)
     _keep_old_tickets(folder, config, records)
 
 
@@ -86,7 +86,7 @@ def outcome_wrong(folder: Path, config: Config, records: Sequence[Record], *, si
             if sizes:
                 problem = None
                 if _can_be_told(folder, *which):
-                    problem = "is missing" if within.status(folder, folder / name) is None else None
+                    problem = "is missing" if safe_files.status(folder, folder / name) is None else None
                     if problem is None:
                         _header(folder, folder / name)
             else:
@@ -99,7 +99,7 @@ def outcome_wrong(folder: Path, config: Config, records: Sequence[Record], *, si
         if problem is not None:
             yield name, problem
     for name in _names(config):
-        if name not in wanted and within.status(folder, folder / name) is not None:
+        if name not in wanted and safe_files.status(folder, folder / name) is not None:
             yield name, "is there, and no round won"
 
 
@@ -187,19 +187,19 @@ def _keep_old_tickets(folder: Path, config: Config, records: Sequence[Record]) -
         mine, ours = folder / f"seed{seed}" / OLD_TICKET, folder / OLD_TICKET
         last = training_folder(folder, seed, max(rounds, default=0), TICKET)
         if FIRST in _header(folder, last / MASKS):
-            within.remove(folder, mine)
+            safe_files.remove(folder, mine)
             if seed == config.seed:
-                within.remove(folder, ours)
+                safe_files.remove(folder, ours)
         elif seed == config.seed:
             payload = _content(folder, mine)
             if payload is not None and _content(folder, ours) != payload:
-                within.write(folder, ours, payload)
+                safe_files.write(folder, ours, payload)
 
 
 def _content(folder: Path, path: Path) -> bytes | None:
     """None for no file."""
     try:
-        return within.read(folder, path)
+        return safe_files.read(folder, path)
     except (FileNotFoundError, NotADirectoryError, DamagedError):
         return None
 
@@ -207,7 +207,7 @@ def _content(folder: Path, path: Path) -> bytes | None:
 def _header(folder: Path, path: Path) -> dict[str, Any]:
     """A file's metadata, after a look whether it has all that it tells. Raises UserError."""
     try:
-        with within.opened(folder, path) as file:
+        with safe_files.opened(folder, path) as file:
             return header_in(file, path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error

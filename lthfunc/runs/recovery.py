@@ -8,7 +8,7 @@ from pathlib import Path
 from lthfunc.errors import DamagedError, UserError
 from lthfunc.experiments.iterative import TICKET
 from lthfunc.experiments.records import Record
-from lthfunc.runs import within
+from lthfunc.runs import safe_files
 from lthfunc.runs.branching import copy_early
 from lthfunc.runs.checking import Problem, checkpoints_wrong, wrong
 from lthfunc.runs.checkpoints import drop_checkpoints
@@ -24,7 +24,7 @@ from lthfunc.runs.folder import (
     training_folder,
     write_config,
 )
-from lthfunc.runs.lines import append_lines, drop_partial_line, line_of, whole_lines
+from lthfunc.runs.json_lines import append_lines, drop_partial_line, line_of, whole_lines
 from lthfunc.runs.measurements import MEASURED
 from lthfunc.trees.atomic_io import UNFINISHED
 
@@ -37,14 +37,14 @@ def recover(folder: Path) -> tuple[Run, list[str]]:
 
     Raises UserError where this is no run, DamagedError where what it is can't be told or its settings were changed.
     """
-    for path in list(within.files(folder)):
+    for path in list(safe_files.files(folder)):
         if path.name.startswith(".") and path.name.endswith(UNFINISHED):
-            within.remove(folder, path)
+            safe_files.remove(folder, path)
     scan_run(folder)  # which raises where there is nothing to go on from
     drop_partial_line(folder / METRICS)
     run = scan_run(folder)
     said = run.damage
-    if within.status(folder, folder / CONFIG) is None:
+    if safe_files.status(folder, folder / CONFIG) is None:
         write_config(folder, run.config, run.about)
     elif run.settings is not None:
         raise DamagedError(f"{folder / CONFIG}: {run.settings}")
@@ -73,8 +73,8 @@ def _without_damaged_lines(folder: Path) -> list[str]:
         lines, damaged = whole_lines(path)
         said += damaged
         if damaged:  # which may be that it is no file
-            within.write(folder, path, "".join(line_of(each) + "\n" for each in lines).encode())
-        elif within.exists(folder, path):
+            safe_files.write(folder, path, "".join(line_of(each) + "\n" for each in lines).encode())
+        elif safe_files.exists(folder, path):
             drop_partial_line(path)
     return said
 

@@ -12,7 +12,7 @@ import tomli_w
 from lthfunc.errors import UserError
 from lthfunc.experiments.config import Config, from_mapping, to_mapping
 from lthfunc.printable import printable
-from lthfunc.runs import within
+from lthfunc.runs import safe_files
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -29,7 +29,7 @@ def read_toml(path: str | Path, run: Path | None = None) -> dict[str, Any]:
     # Where the user names a file, links on the way to it are the user's own; no pipe or device, which may have no end.
     whole = Path(path) if run is not None else Path(os.path.realpath(path))
     try:
-        payload = within.read(run or whole.parent, whole, _MOST)
+        payload = safe_files.read(run or whole.parent, whole, _MOST)
         values: dict[str, Any] = tomllib.loads(payload.decode("utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"

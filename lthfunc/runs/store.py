@@ -12,7 +12,7 @@ from lthfunc.experiments.config import Config, to_mapping
 from lthfunc.experiments.iterative import TICKET, Done, Round
 from lthfunc.experiments.records import Record
 from lthfunc.experiments.settings.setting import MOST_STEPS
-from lthfunc.runs import within
+from lthfunc.runs import safe_files
 from lthfunc.runs.folder import (
     ANCHOR,
     FIRST,
@@ -23,7 +23,7 @@ from lthfunc.runs.folder import (
     make_training_folder,
     training_folder,
 )
-from lthfunc.runs.lines import append_lines
+from lthfunc.runs.json_lines import append_lines
 from lthfunc.runs.manifests import load_checked, sum_of, write_manifest
 from lthfunc.trees.files import tree_bytes
 from lthfunc.trees.model import Model
@@ -61,7 +61,7 @@ def save_training(folder: Path, config: Config, seed: int, result: Round, item: 
         tree = {"params": result.start.params, "buffers": result.start.buffers}
         files[INITIAL] = tree_bytes(tree, {**about, "step": int(result.fit.curve[0].step)})
     for name, payload in files.items():
-        within.write(folder, place / name, payload)
+        safe_files.write(folder, place / name, payload)
     write_manifest(place, {name: sum_of(payload) for name, payload in files.items()})
     append_lines(folder / METRICS, [{"kind": "training", **item}])
 

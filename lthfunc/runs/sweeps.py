@@ -15,8 +15,8 @@ from lthfunc.experiments.config import FREE, Config, to_mapping
 from lthfunc.experiments.iterative import TICKET
 from lthfunc.experiments.records import Record, Spread, summarize, winning
 from lthfunc.experiments.sweeps import Range, Space, Values
-from lthfunc.runs import within
-from lthfunc.runs.lines import append_lines, drop_partial_line, read_lines
+from lthfunc.runs import safe_files
+from lthfunc.runs.json_lines import append_lines, drop_partial_line, read_lines
 
 SWEEP = "sweep.jsonl"
 
@@ -46,8 +46,8 @@ def open_sweep(folder: Path, config: Config, space: Space, objective: str, kind:
         "config": {name: value for name, value in to_mapping(config).items() if name not in FREE},
     }
     path = folder / SWEEP
-    if within.status(folder, path) is None:
-        if folder.exists() and (not folder.is_dir() or within.names(folder, folder)):
+    if safe_files.status(folder, path) is None:
+        if folder.exists() and (not folder.is_dir() or safe_files.names(folder, folder)):
             raise invalid("--out", str(folder), "a new or empty folder, or a sweep to go on with")
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -79,7 +79,7 @@ def as_values(trial: Trial) -> dict[str, Any]:
 def trial_folder(folder: Path, number: int) -> Path:
     """Where a trial's run lies. Raises DamagedError where that is reached through a link."""
     run = folder / f"trial{number:03d}"
-    within.check_folder(folder, run)
+    safe_files.check_folder(folder, run)
     return run
 
 

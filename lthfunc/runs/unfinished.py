@@ -8,7 +8,7 @@ from pathlib import Path
 from lthfunc.errors import UserError
 from lthfunc.experiments.config import FREE, SETTINGS, Config, to_mapping
 from lthfunc.experiments.resolve import resolved
-from lthfunc.runs import within
+from lthfunc.runs import safe_files
 from lthfunc.runs.folder import METRICS, Run, scan_run
 from lthfunc.runs.lock import is_held
 
@@ -23,7 +23,7 @@ def unfinished_like(config: Config, command: str, out: str | None) -> Path | Non
     if out is not None:
         folders = [Path(out)]
     else:
-        ages = {RUNS / name: _age(RUNS / name) for name in within.names(RUNS, RUNS)}
+        ages = {RUNS / name: _age(RUNS / name) for name in safe_files.names(RUNS, RUNS)}
         folders = sorted(filter(ages.get, ages), key=lambda folder: ages[folder], reverse=True)[:_MOST]
     for folder in folders:
         try:
@@ -49,7 +49,7 @@ def is_finished(run: Run) -> bool:
 def _age(folder: Path) -> float:
     """When a run's last training ended; 0 for a folder that is none, or not to be read."""
     with suppress(OSError):
-        about = within.status(folder, folder / METRICS)
+        about = safe_files.status(folder, folder / METRICS)
         return 0.0 if about is None else about.st_mtime
     return 0.0
 

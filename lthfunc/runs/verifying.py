@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lthfunc.runs import within
+from lthfunc.runs import safe_files
 from lthfunc.runs.checking import Problem, checkpoints_wrong, good_rounds, wrong
 from lthfunc.runs.folder import ENVIRONMENT, METRICS, Run, scan_run
-from lthfunc.runs.lines import whole_lines
+from lthfunc.runs.json_lines import whole_lines
 from lthfunc.runs.measurements import MEASURED
 from lthfunc.runs.readings import measurement_problem, session_problem
 from lthfunc.runs.unfinished import is_finished
@@ -54,9 +54,9 @@ def verified(folder: Path) -> Report:
     A live run may go on while it is looked at, and replace what was about to be read: then it is looked at again.
     """
     for _ in range(_LOOKS):
-        before = within.status(folder, folder / METRICS)
+        before = safe_files.status(folder, folder / METRICS)
         report = _looked_at(folder)
-        after = within.status(folder, folder / METRICS)
+        after = safe_files.status(folder, folder / METRICS)
         if not report.problems or before is None or after is None or before.st_size == after.st_size:
             break
     return report

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from lthfunc.arguments import public
+from lthfunc.distributed.collectives import Exchange, like, local, sizes
 from lthfunc.errors import UserError
 from lthfunc.sparsify.allocation import check_fraction, fraction_from, layerwise, pruned
 from lthfunc.sparsify.scores import Score, Scores, checked, magnitude
-from lthfunc.trees.collectives import Exchange, like, local, sizes
 from lthfunc.trees.ops import Count, apply_masks, count
 from lthfunc.trees.transformations import Transformation
 from lthfunc.trees.types import Masks, TrainState

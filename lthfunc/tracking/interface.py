@@ -10,7 +10,7 @@ from typing import Protocol
 from lthfunc.experiments.iterative import Task
 from lthfunc.experiments.records import Record, search_energy
 from lthfunc.runs.folder import training_folder
-from lthfunc.runs.trainings import name_of
+from lthfunc.scheduling.queue import name_of
 from lthfunc.training.results import Point
 
 

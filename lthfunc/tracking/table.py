@@ -10,7 +10,7 @@ from typing import Any
 
 from lthfunc.errors import UserError
 from lthfunc.experiments.config import Config, to_mapping
-from lthfunc.runs import within
+from lthfunc.runs import safe_files
 from lthfunc.tracking.interface import Sink, Tracker
 from lthfunc.tracking.mlflow import MLflow
 from lthfunc.tracking.tensorboard import TensorBoard
@@ -41,7 +41,7 @@ def tracking(config: Config, folder: Path) -> Iterator[list[Tracker]]:
         found = []
         for name, opened in TRACKERS.items():
             if getattr(config, name):
-                within.check_tree(folder, folder / _PLACES[name])
+                safe_files.check_tree(folder, folder / _PLACES[name])
                 sink = opened(folder, to_mapping(config))
                 stack.callback(sink.close)
                 found.append(Tracker(sink))

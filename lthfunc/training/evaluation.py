@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import torch
 
+from lthfunc.distributed.collectives import ALONE, Exchange
 from lthfunc.training.steps import Metrics
-from lthfunc.trees.collectives import ALONE, Exchange
 from lthfunc.trees.types import Batch, Split
 
 #: Examples at a time, of all networks together and of each at the least: enough for a product to reach its full

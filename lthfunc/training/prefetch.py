@@ -14,9 +14,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 from torch import Tensor
 
+from lthfunc.distributed.collectives import ALONE, Exchange
+from lthfunc.distributed.data_parallel import part_of
 from lthfunc.training.batches import Order
-from lthfunc.training.data_parallel import part_of
-from lthfunc.trees.collectives import ALONE, Exchange
 from lthfunc.trees.types import Batch, Split
 
 #: Bytes of inputs gathered at a time: they should stay in a CPU's last cache; a GPU has room, and fewer launches

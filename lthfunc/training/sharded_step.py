@@ -12,15 +12,15 @@ import torch
 from torch.func import grad_and_value
 
 from lthfunc.arguments import public
+from lthfunc.distributed.collectives import Exchange, like, local
+from lthfunc.distributed.shard_layout import layout_of
+from lthfunc.distributed.sync_batchnorm import synchronised
 from lthfunc.errors import UserError
 from lthfunc.training.losses import Loss, Metric, accuracy
 from lthfunc.training.optimizers import Optimizer
 from lthfunc.training.precision import Precision
 from lthfunc.training.steps import Metrics, masked, objective_of
-from lthfunc.training.sync_batchnorm import synchronised
-from lthfunc.trees.collectives import Exchange, like, local
 from lthfunc.trees.model import Model
-from lthfunc.trees.shard_layout import layout_of
 from lthfunc.trees.types import Batch, TrainState
 
 

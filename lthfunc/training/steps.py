@@ -13,15 +13,15 @@ from torch.func import grad_and_value
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lthfunc.arguments import public
+from lthfunc.distributed.collectives import ALONE, Exchange
+from lthfunc.distributed.data_parallel import averaged, travelling
+from lthfunc.distributed.sync_batchnorm import synchronised
 from lthfunc.errors import UserError
 from lthfunc.tracebacks import is_ours
-from lthfunc.training.data_parallel import averaged, travelling
 from lthfunc.training.losses import Loss, Metric, accuracy, cross_entropy
 from lthfunc.training.optimizers import Optimizer, check_own
 from lthfunc.training.precision import Precision, casting
-from lthfunc.training.sync_batchnorm import synchronised
 from lthfunc.training.user_functions import checked_augment, checked_loss, checked_optimizer
-from lthfunc.trees.collectives import ALONE, Exchange
 from lthfunc.trees.model import Model, apply_evaluating, apply_training, run_training
 from lthfunc.trees.module_errors import failure
 from lthfunc.trees.ops import clone, scaled

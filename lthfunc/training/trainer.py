@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from lthfunc.arguments import public
+from lthfunc.distributed.collectives import ALONE, Exchange
+from lthfunc.distributed.data_parallel import part_of
 from lthfunc.errors import UserError
 from lthfunc.tracebacks import is_ours, name_of
 from lthfunc.training.batches import steps_per_epoch
-from lthfunc.training.data_parallel import part_of
 from lthfunc.training.engines.interface import Engine, Work
 from lthfunc.training.engines.table import Making, make_engine
 from lthfunc.training.evaluation import Quality
@@ -23,7 +24,6 @@ from lthfunc.training.optimizers import Optimizer
 from lthfunc.training.precision import Precision, products
 from lthfunc.training.step_check import check_step
 from lthfunc.training.steps import Augment
-from lthfunc.trees.collectives import ALONE, Exchange
 from lthfunc.trees.dataset_checks import check_data
 from lthfunc.trees.global_rng import all_seeded
 from lthfunc.trees.model import Model

@@ -33,9 +33,10 @@ from lthfunc_cli.main import main
 
 from lthfunc.experiments import iterative
 from lthfunc.reports import run_pictures
-from lthfunc.runs import execute, together, within
+from lthfunc.runs import safe_files
 from lthfunc.runs.folder import read_run
 from lthfunc.runs.verifying import verified
+from lthfunc.scheduling import execute, local
 
 RUN = [
     "prune", "--rounds", "2", "--steps", "60", "--eval-every", "20", "--batch-size", "50", "--control", "reinit",
@@ -131,7 +132,7 @@ def watch_phases(shared: Shared) -> None:
 
         setattr(module, name, wrapped)
 
-    told(together, "train_kept", PHASES.index("training"))
+    told(local, "train_kept", PHASES.index("training"))
     told(iterative, "_next_start", PHASES.index("pruning"))
     told(execute, "save_training", PHASES.index("saving"))
     told(run_pictures, "draw", PHASES.index("reporting"))
@@ -147,7 +148,7 @@ def kill_at_event(shared: Shared, wanted: int | None) -> None:
     def end() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    put, sync, replace = within.put, os.fsync, os.replace
+    put, sync, replace = safe_files.put, os.fsync, os.replace
 
     def putting(handle: int, payload: bytes) -> None:
         added = fcntl.fcntl(handle, fcntl.F_GETFL) & os.O_APPEND
@@ -168,7 +169,7 @@ def kill_at_event(shared: Shared, wanted: int | None) -> None:
         if happens("after rename"):
             end()
 
-    within.put = putting
+    safe_files.put = putting
     os.fsync, os.replace = syncing, replacing  # type: ignore[assignment]
 
 

@@ -15,7 +15,7 @@ from lthfunc.reports.matplotlib_figures import printed
 from lthfunc.reports.page.document import page
 from lthfunc.reports.page.pictures import Drawn, drawn, together
 from lthfunc.reports.page.run_view import Shown
-from lthfunc.runs import within
+from lthfunc.runs import safe_files
 
 
 class Report(NamedTuple):
@@ -39,7 +39,7 @@ def report_of(runs: Sequence[Shown], told: Callable[[], None]) -> Report:
 def write_page(report: Report, path: Path, title: str) -> None:
     """Write the page, whole or not at all."""
     text = page(report.runs, report.together, report.each, title)
-    within.write(path.parent, path, text.encode(errors="backslashreplace"))  # of paths that are not UTF-8
+    safe_files.write(path.parent, path, text.encode(errors="backslashreplace"))  # of paths that are not UTF-8
 
 
 def write_figures(report: Report, folder: Path) -> Iterator[Path]:
@@ -47,7 +47,7 @@ def write_figures(report: Report, folder: Path) -> Iterator[Path]:
 
     that it lies in may be. Raises DamagedError.
     """
-    within.check_folder(folder.parent, folder)
+    safe_files.check_folder(folder.parent, folder)
     for name, figure in _figures(report):
         for suffix in (".png", ".svg"):
             save(figure, folder / f"{name}{suffix}", folder.parent)

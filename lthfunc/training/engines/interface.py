@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 
+from lthfunc.distributed.collectives import ALONE, Exchange
 from lthfunc.training.evaluation import Quality, chunk_for, chunk_on_gpu
 from lthfunc.training.losses import Loss, Metric, accuracy
 from lthfunc.training.optimizers import Optimizer
@@ -22,7 +23,6 @@ from lthfunc.training.steps import (
     make_inner_step,
     on_stored,
 )
-from lthfunc.trees.collectives import ALONE, Exchange
 from lthfunc.trees.flops import flops_of
 from lthfunc.trees.model import Model
 from lthfunc.trees.side_effects import Habits

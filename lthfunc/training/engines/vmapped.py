@@ -7,9 +7,9 @@ from typing import Any, TypeVar
 
 import torch
 
-from lthfunc.training.data_parallel import travelling
+from lthfunc.distributed.collectives import ALONE, Exchange
+from lthfunc.distributed.data_parallel import travelling
 from lthfunc.training.steps import Advance, Carry, EvalStep, boolean_masks, floating_masks
-from lthfunc.trees.collectives import ALONE, Exchange
 from lthfunc.trees.ops import tree_map
 from lthfunc.trees.rng import counter_key
 from lthfunc.trees.types import TrainState

@@ -12,9 +12,9 @@ from lthfunc.energy.meter import Meter
 from lthfunc.errors import UserError
 from lthfunc.experiments.config import Config
 from lthfunc.experiments.iterative import TICKET, Plan, Task
-from lthfunc.runs.keeping import Stopping, position_of, train_kept
-from lthfunc.runs.memory import too_large
-from lthfunc.runs.trainings import Queue, Result, Watcher, named
+from lthfunc.scheduling.checkpointing import Stopping, position_of, train_kept
+from lthfunc.scheduling.gpu_memory import too_large
+from lthfunc.scheduling.queue import Queue, Result, Watcher, named
 from lthfunc.training.results import Point, Stopped
 
 

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import os
 import pickle
 import signal
 import threading
 from collections.abc import Iterator
-from functools import cache, partial
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from lthfunc.errors import UserError
 from lthfunc.experiments.config import Config
-from lthfunc.experiments.iterative import Round, Task
-from lthfunc.runs.beginning import begin
-from lthfunc.runs.keeping import train_kept
-from lthfunc.runs.pools import PATIENCE, News, attempted, plan_of_worker, teller
-from lthfunc.runs.together import Way
-from lthfunc.runs.trainings import Spent, in_words
+from lthfunc.experiments.iterative import Task
+from lthfunc.scheduling.executors import PATIENCE, News
+from lthfunc.scheduling.local import Way
+from lthfunc.scheduling.queue import in_words
+from lthfunc.scheduling.worker_start import start
 
 
 class Processes:
@@ -65,7 +62,7 @@ class _Worker:
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
         self.process: BaseProcess = context.Process(
-            target=begin, args=(theirs, config, folder, str(Path.cwd())), name="lthfunc-worker", daemon=True
+            target=start, args=(theirs, config, folder, str(Path.cwd())), name="lthfunc-worker", daemon=True
         )
         with _ignoring_interrupts():  # which the process inherits: its imports take seconds
             self.process.start()
@@ -113,30 +110,3 @@ def _how_it_ended(code: int | None) -> str:
     if code is not None and code < 0:
         return f"was ended by {signal.Signals(-code).name}" + (" (out of memory?)" if -code == signal.SIGKILL else "")
     return f"ended with exit code {code}"
-
-
-def work(pipe: Connection, config: Config, folder: Path, here: str) -> None:
-    """A worker's life: make the plan, then train whatever comes through the pipe, until the parent is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent tells its workers
-    asked = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: asked.set())
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    os.chdir(here)
-    planned = cache(lambda: plan_of_worker(config))
-    tell = teller(lambda said: pipe.send_bytes(pickle.dumps(("step", said))))
-
-    def train(task: Task) -> tuple[list[Round], Spent]:
-        return train_kept(planned(), [task], folder, config, asked.is_set, tell)
-
-    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the parent is gone
-        while True:
-            task: Task = pickle.loads(pipe.recv_bytes())
-            pipe.send_bytes(pickle.dumps(attempted(task, partial(train, task))))
-
-
-def _end_with_parent() -> None:
-    """A worker whose parent was killed ends at once: another process may go on with the run."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    wait([parent.sentinel])
-    os._exit(1)

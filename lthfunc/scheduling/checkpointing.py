@@ -16,8 +16,8 @@ from lthfunc.experiments.config import Config, Interval, parse_interval
 from lthfunc.experiments.iterative import Plan, Progress, Round, Task, train_together
 from lthfunc.runs.checkpoints import Kept, checkpoints, load_checkpoint, save_checkpoint, step_of
 from lthfunc.runs.folder import training_folder
-from lthfunc.runs.ranks import check_alike, hand_out, together
-from lthfunc.runs.trainings import Spent
+from lthfunc.scheduling.queue import Spent
+from lthfunc.scheduling.ranks import check_alike, hand_out, together
 from lthfunc.training.batches import steps_per_epoch
 from lthfunc.training.results import Keeper, Observers
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from lthfunc.errors import UserError
 from lthfunc.experiments.config import Config
-from lthfunc.runs.cluster import check_same, clustered
 from lthfunc.runs.environment import versions
+from lthfunc.scheduling.ray import check_same, clustered
 from lthfunc.tracebacks import first_line
 
 #: How often a call is begun again whose worker was lost.

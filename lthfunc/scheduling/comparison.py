@@ -25,7 +25,7 @@ from lthfunc.experiments.methods.setting import Setting
 from lthfunc.experiments.methods.table import TABLE
 from lthfunc.experiments.records import Record
 from lthfunc.runs.environment import machine
-from lthfunc.runs.lines import append_lines, drop_partial_line, read_lines
+from lthfunc.runs.json_lines import append_lines, drop_partial_line, read_lines
 from lthfunc.sparsify.mask_comparison import collapsed
 from lthfunc.training.malloc import hold_memory
 from lthfunc.trees.files import save_ticket
@@ -96,7 +96,7 @@ def _results(
     config: Config, setting: Setting, tasks: Sequence[tuple[str, int]], jobs: int, folder: Path | None
 ) -> Iterator[Record]:
     if config.on != "local" and tasks:
-        from lthfunc.runs.calls import called, resources_of  # which need an extra
+        from lthfunc.scheduling.calls import called, resources_of  # which need an extra
 
         calls = [(config, *task, folder is not None) for task in tasks]
         for _, (item, ticket) in called(config.on, _anywhere, calls, **resources_of(config)):

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 
 from lthfunc.arguments import public
+from lthfunc.distributed.collectives import has_group, over
+from lthfunc.distributed.shard_layout import layout_of
 from lthfunc.errors import DamagedError
-from lthfunc.trees.collectives import has_group, over
 from lthfunc.trees.ops import flattened, map_leaves_like, tree_map
-from lthfunc.trees.shard_layout import layout_of
 from lthfunc.trees.types import TrainState
 
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lthfunc.training.data_parallel import total
-from lthfunc.trees.collectives import Exchange
+from lthfunc.distributed.collectives import Exchange
+from lthfunc.distributed.data_parallel import total
 from lthfunc.trees.model import Model
 
 

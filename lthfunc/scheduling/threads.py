@@ -14,9 +14,9 @@ import torch
 
 from lthfunc.experiments.config import Config
 from lthfunc.experiments.iterative import Plan, Task
-from lthfunc.runs.keeping import train_kept
-from lthfunc.runs.pools import PATIENCE, News, attempted, teller
-from lthfunc.runs.together import Way
+from lthfunc.scheduling.checkpointing import train_kept
+from lthfunc.scheduling.executors import PATIENCE, News, attempted, teller
+from lthfunc.scheduling.local import Way
 from lthfunc.sparse.engine import takes_whole_steps
 from lthfunc.sparse.sparse_or_dense import always_sparse
 

@@ -16,14 +16,13 @@ from typing import Any
 from lthfunc.errors import DamagedError
 from lthfunc.experiments.iterative import Task
 from lthfunc.experiments.records import Record
-from lthfunc.runs import within
-from lthfunc.runs.folder import Name
+from lthfunc.runs import safe_files
+from lthfunc.runs.folder import PROGRESS, Name
 from lthfunc.runs.readings import progress_of
-from lthfunc.runs.trainings import Watcher, name_of
+from lthfunc.scheduling.queue import Watcher, name_of
 from lthfunc.training.results import Point
 from lthfunc.trees.ops import density
 
-PROGRESS = ".progress.json"
 #: Seconds between two words.
 _EVERY = 1.0
 #: Bytes of such a file.
@@ -101,7 +100,7 @@ class Broadcast:
         done = self._before + sum(each["at"] - each["start"] for each in under)
         about = {"time": time.time(), "done": done, "total": self._total, "trainings": under}
         with suppress(OSError):  # nothing that a training should end for
-            within.write(self._path.parent, self._path, json.dumps(about).encode(), durable=False)
+            safe_files.write(self._path.parent, self._path, json.dumps(about).encode(), durable=False)
 
 
 @contextmanager
@@ -112,12 +111,12 @@ def broadcasting(folder: Path, watchers: Sequence[Watcher]) -> Iterator[Watcher]
         yield Several([*watchers, Broadcast(path)])
     finally:
         with suppress(OSError):
-            within.remove(folder, path)
+            safe_files.remove(folder, path)
 
 
 def progress(folder: Path) -> dict[str, Any] | None:
     """What was last said; None where nobody works on the run, or its file is half there."""
     try:
-        return progress_of(within.read(folder, folder / PROGRESS, _MOST))
+        return progress_of(safe_files.read(folder, folder / PROGRESS, _MOST))
     except (OSError, DamagedError):
         return None

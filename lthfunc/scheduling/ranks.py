@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import distributed
 
+from lthfunc.distributed.collectives import Exchange, over
 from lthfunc.errors import LostRankError, UserError
 from lthfunc.experiments.config import Config, parse_interval
 from lthfunc.experiments.iterative import Plan, Progress, Round, Task, train_together
@@ -26,7 +27,6 @@ from lthfunc.experiments.plan import prepare
 from lthfunc.runs.environment import versions
 from lthfunc.tracebacks import first_line
 from lthfunc.training.results import Keeper, Stopped
-from lthfunc.trees.collectives import Exchange, over
 from lthfunc.trees.model import init
 from lthfunc.trees.ops import leaves, tree_map
 

@@ -13,7 +13,7 @@ from lthfunc.remote import is_remote
 
 if TYPE_CHECKING:
     from lthfunc.runs.mirror import Mirror
-    from lthfunc.runs.trainings import Watcher
+    from lthfunc.scheduling.queue import Watcher
 
 #: Options whose addresses are no run's.
 _OTHERS = {"--config", *(setting.option for setting in SETTINGS.values())}

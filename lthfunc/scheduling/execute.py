@@ -16,15 +16,15 @@ from lthfunc.experiments.records import Record, record
 from lthfunc.hardware import usable_cores
 from lthfunc.runs.checkpoints import drop_checkpoints
 from lthfunc.runs.folder import in_order, name_of_record
-from lthfunc.runs.keeping import Stopping, place_of
-from lthfunc.runs.memory import width_on
 from lthfunc.runs.outcome import write_outcome
-from lthfunc.runs.pools import by_pool
-from lthfunc.runs.processes import Processes
 from lthfunc.runs.store import done_so_far, save_training
-from lthfunc.runs.threads import Threads, can_share_a_process
-from lthfunc.runs.together import Way, in_turn, side_by_side
-from lthfunc.runs.trainings import Queue, Result, Watcher, name_of
+from lthfunc.scheduling.checkpointing import Stopping, place_of
+from lthfunc.scheduling.executors import by_pool
+from lthfunc.scheduling.gpu_memory import width_on
+from lthfunc.scheduling.local import Way, in_turn, side_by_side
+from lthfunc.scheduling.processes import Processes
+from lthfunc.scheduling.queue import Queue, Result, Watcher, name_of
+from lthfunc.scheduling.threads import Threads, can_share_a_process
 
 #: Steps of a whole run from which worker processes, which take some 3 s to start, are worth it.
 _PROCESSES_FROM_STEPS = 10_000
@@ -91,7 +91,7 @@ def check_ray(config: Config) -> None:
             socket.create_connection((host, int(port)), _REACH).close()
         except (OSError, OverflowError) as error:
             raise UserError(f"--on: {config.on!r} cannot be reached ({error})") from error
-        from lthfunc.runs.cluster import join_cluster  # which needs an extra
+        from lthfunc.scheduling.ray import join_cluster  # which needs an extra
 
         join_cluster(config.on)  # now, before anything is written; it stays so until this process ends
 
@@ -120,7 +120,7 @@ def _driven(way: Way, queue: Queue) -> Generator[Result]:
     """On a GPU several trainings are one vmapped program; on a CPU, where that gains nothing, threads or processes."""
     config, plan = way.config, way.plan
     if config.on != "local" and queue.ready:
-        from lthfunc.runs.cluster import RayPool  # which needs an extra
+        from lthfunc.scheduling.ray import RayPool  # which needs an extra
 
         return by_pool(RayPool(way), way, queue)
     jobs = jobs_of(config, plan)

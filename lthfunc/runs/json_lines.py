@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lthfunc.errors import DamagedError
-from lthfunc.runs import within
+from lthfunc.runs import safe_files
 
 _SUM = re.compile(r', "sha256": "([0-9a-f]{64})"\}$')
 
@@ -60,7 +60,7 @@ def value_of(text: str, *, summed: bool = True) -> dict[str, Any]:
 
 def append_lines(path: Path, items: Iterable[Mapping[str, Any]]) -> None:
     """Add a line for each item, and wait until the disk has them; what can't be added whole is taken back."""
-    within.append(path.parent, path, "".join(line_of(item) + "\n" for item in items).encode())
+    safe_files.append(path.parent, path, "".join(line_of(item) + "\n" for item in items).encode())
 
 
 def scan_lines(path: Path, *, summed: bool = True) -> list[Line]:
@@ -110,8 +110,8 @@ def drop_partial_line(path: Path) -> None:
     """Remove a last line that an interruption cut off, so that new lines start at a line's start."""
     text = _content(path)
     if text and not text.endswith(b"\n"):
-        within.write(path.parent, path, text[: text.rfind(b"\n") + 1])
+        safe_files.write(path.parent, path, text[: text.rfind(b"\n") + 1])
 
 
 def _content(path: Path) -> bytes:
-    return within.read(path.parent, path, within.MOST)
+    return safe_files.read(path.parent, path, safe_files.MOST)

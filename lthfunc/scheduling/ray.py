@@ -26,10 +26,10 @@ from lthfunc.experiments.config import Config, trainings_at_once
 from lthfunc.experiments.iterative import Round, Task
 from lthfunc.runs.checkpoints import checkpoints, latest_checkpoint, put_checkpoint
 from lthfunc.runs.environment import versions
-from lthfunc.runs.keeping import place_of, train_kept
-from lthfunc.runs.pools import PATIENCE, News, attempted, plan_of_worker
-from lthfunc.runs.together import Way
-from lthfunc.runs.trainings import Spent, in_words
+from lthfunc.scheduling.checkpointing import place_of, train_kept
+from lthfunc.scheduling.executors import PATIENCE, News, attempted, plan_of_worker
+from lthfunc.scheduling.local import Way
+from lthfunc.scheduling.queue import Spent, in_words
 from lthfunc.tracebacks import first_line
 from lthfunc.training.results import Point
 

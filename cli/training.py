@@ -10,6 +10,7 @@ from pathlib import Path
 import typer
 
 from lthfunc.data.data_warnings import hints
+from lthfunc.distributed.collectives import joined
 from lthfunc.energy.meter import Meter, check_meter, metering
 from lthfunc.errors import DivergedError, LostRankError
 from lthfunc.experiments.config import Config, to_mapping
@@ -17,20 +18,19 @@ from lthfunc.experiments.iterative import Task
 from lthfunc.experiments.plan import Prepared, prepare
 from lthfunc.experiments.records import Record
 from lthfunc.experiments.trust import trusted_in
-from lthfunc.runs.execute import check_ray, execute, jobs_of
 from lthfunc.runs.folder import TRAIN
-from lthfunc.runs.progress import broadcasting
-from lthfunc.runs.ranks import begin
+from lthfunc.scheduling.execute import check_ray, execute, jobs_of
+from lthfunc.scheduling.progress import broadcasting
+from lthfunc.scheduling.ranks import begin
 from lthfunc.tracking.table import check_trackers, tracking
 from lthfunc.training.cpu_threads import using_threads
 from lthfunc.training.malloc import hold_memory
 from lthfunc.training.results import Stopped
-from lthfunc.trees.collectives import joined
 
 from .console import aside, say
 from .decoding import decoding
-from .elsewhere import named, sent_on
 from .progress import watching
+from .remote_runs import named, sent_on
 from .stopping import stopping
 
 

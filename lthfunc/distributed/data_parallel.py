@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lthfunc.distributed.collectives import Exchange
 from lthfunc.errors import UserError
-from lthfunc.trees.collectives import Exchange
 from lthfunc.trees.types import Params, TrainState
 
 #: What travels besides the gradient: the step's loss and metric.

@@ -19,8 +19,8 @@ from lthfunc.errors import UserError
 from lthfunc.experiments.config import Config
 from lthfunc.experiments.iterative import TICKET, Plan, Round, Task
 from lthfunc.experiments.plan import prepare
-from lthfunc.runs.together import Way
-from lthfunc.runs.trainings import Queue, Result, Spent, in_words, named
+from lthfunc.scheduling.local import Way
+from lthfunc.scheduling.queue import Queue, Result, Spent, in_words, named
 from lthfunc.training.malloc import hold_memory
 from lthfunc.training.results import Observers, Point, Stopped
 

@@ -1,0 +1,1 @@
+"""Who runs trainings: one queue, and its executors."""

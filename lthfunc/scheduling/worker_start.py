@@ -1,0 +1,15 @@
+"""How a worker process starts: before it imports PyTorch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lthfunc.garbage import rare_collection
+
+
+def start(*given: Any) -> None:
+    """A worker's process. given: the arguments of `worker.work`."""
+    with rare_collection():
+        from lthfunc.scheduling.worker import work
+
+        work(*given)
