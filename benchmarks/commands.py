@@ -106,7 +106,7 @@ def _clocked(path: str, cores: str, command: list[str]) -> None:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(cores)])
     from lthfunc.experiments import iterative
     from lthfunc.training import loop
-    from lthfunc.training.session import Training
+    from lthfunc.training.session import TrainingSession
 
     found = {"first": 0.0, "steps": 0.0, "evaluation": 0.0}
 
@@ -124,7 +124,7 @@ def _clocked(path: str, cores: str, command: list[str]) -> None:
         return call
 
     for place, name, kind in (
-        (Training, "to", "steps"),
+        (TrainingSession, "to", "steps"),
         (loop, "measure", "evaluation"),
         (iterative, "measure", "evaluation"),
     ):

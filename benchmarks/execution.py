@@ -36,7 +36,7 @@ from lthfunc.reports.spacing import spread_out
 from lthfunc.runs.folder import read_run
 from lthfunc.runs.tickets import tickets_of_run
 from lthfunc.training.cpu_threads import using_threads
-from lthfunc.training.precision import check_precision, products
+from lthfunc.training.precision import check_precision, matmul_precision
 from lthfunc.trees.types import Ticket
 
 from . import peers_jax, sparse_peers
@@ -122,12 +122,12 @@ def run(
     if precision == "bf16" and device == "cpu":
         raise invalid("--precision", precision, "fp32 on a CPU, where the sparse engine computes in it")
     peers_jax.use_threads(threads)
-    lf.hold_memory()
+    lf.keep_freed_memory()
     about = {"device": device, "threads": threads, "precision": precision}
     usual = (_QUICK_SECONDS, _QUICK_REPEATS, _QUICK_CALLS) if quick else (_SECONDS, _REPEATS, _CALLS)
     timing = (seconds or usual[0], repeats or usual[1], usual[2])
     records: list[Record] = []
-    with using_threads(threads), torch.no_grad(), products(precision):  # type: ignore[arg-type]
+    with using_threads(threads), torch.no_grad(), matmul_precision(precision):  # type: ignore[arg-type]
         setting = Setting(about, peak_rate(device), *timing)
         tried = _of_run(Path(run_folder), trust) if run_folder else [
             (case, _random(case, (0.5, 0.05) if quick else DENSITIES)) for case in _cases(names)

@@ -15,7 +15,7 @@ import lthfunc as lf
 from lthfunc.deployment.timing import Run, seconds_of
 from lthfunc.training.engines.gemm import has_one_dnn, one_dnn
 from lthfunc.training.engines.im2col import columns_of
-from lthfunc.training.precision import Precision, products as computed_in
+from lthfunc.training.precision import Precision, matmul_precision
 
 from .graphed import graphed
 

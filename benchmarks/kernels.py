@@ -32,7 +32,7 @@ from lthfunc.sparse.gpu.resident import pack_resident, resident_steps
 from lthfunc.training.engines.toolchain import why_not
 from lthfunc.training.loop import fit_together
 from lthfunc.training.optimizers import AdamNumbers
-from lthfunc.training.precision import Precision, check_precision, products
+from lthfunc.training.precision import Precision, check_precision, matmul_precision
 from lthfunc.training.trainer import make_trainer
 from lthfunc.trees.types import Dataset, Split
 
@@ -107,7 +107,7 @@ def run(
         raise invalid("--device", device, "cuda or cuda:N; with TRITON_INTERPRET=1 a CPU runs a tiny mode")
     records: list[Record] = []
     head = header("kernels", f"lthfunc benchmark kernels --precision {precision}", device)
-    with products(precision):
+    with matmul_precision(precision):
         peak = peak_rate(device, precision)
         for job in _jobs(_TINY if device == "cpu" else _ON_GPU, device, precision):
             # No kernel has run on a card yet: one that fails is told, and costs the others nothing.

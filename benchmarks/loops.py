@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lthfunc.deployment.timing import Run
-from lthfunc.training.session import Training
+from lthfunc.training.session import TrainingSession
 from lthfunc.training.trainer import Trainer
 from lthfunc.trees.types import TrainState
 
@@ -16,7 +16,7 @@ def going_on(trainer: Trainer, state: TrainState) -> Run:
     It stays open: a call of `take_steps` for each timing would copy the state in and out once for a few steps of a
     large network, where a user's training does for hundreds.
     """
-    training, step = Training(trainer, [state], [0], _END), int(state.step)
+    training, step = TrainingSession(trainer, [state], [0], _END), int(state.step)
 
     def run(n: int) -> None:
         nonlocal step

@@ -25,7 +25,7 @@ from lthfunc.experiments.records import Record as Training
 from lthfunc.runs.folder import PRUNE, create
 from lthfunc.scheduling.execute import execute
 from lthfunc.training.cpu_threads import using_threads
-from lthfunc.training.malloc import hold_memory
+from lthfunc.training.malloc import keep_freed_memory
 from lthfunc.training.results import Point
 
 from .records import header, reported
@@ -80,7 +80,7 @@ def run(*, rounds: int = 1000, json: str | None = None) -> list[float]:
         engine="eager", checkpoint_every="2", threads=1, batch_size=50,
     )  # fmt: skip
     watching, begun = Watching(), time.perf_counter()
-    hold_memory()
+    keep_freed_memory()
     with tempfile.TemporaryDirectory() as scratch, using_threads(1):
         config, plan, _ = prepare(config)
         folder = Path(scratch) / "run"

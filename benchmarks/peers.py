@@ -13,7 +13,7 @@ from torch.nn.utils import prune as torch_prune
 
 import lthfunc as lf
 from lthfunc.deployment.timing import Run
-from lthfunc.training.precision import Precision, casting, products
+from lthfunc.training.precision import Precision, autocast_for, matmul_precision
 from lthfunc.trees.types import Batch, TrainState
 
 from .graphed import graphed
@@ -83,12 +83,12 @@ def tuned_loop(model: lf.Model, state: TrainState, ready: Sequence[Batch], preci
     images = [(x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x, y) for x, y in ready]
 
     def run(n: int) -> None:
-        with products(precision):
+        with matmul_precision(precision):
             for i in range(n):
                 x, y = images[i % len(images)]
                 torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
                 optimizer.zero_grad()
-                with casting(precision, x.device):
+                with autocast_for(precision, x.device):
                     loss = F.cross_entropy(program(x), y)
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
@@ -106,12 +106,12 @@ def graphed_loop(model: lf.Model, state: TrainState, ready: Sequence[Batch], pre
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=False)
-        with casting(precision, x.device):
+        with autocast_for(precision, x.device):
             loss = F.cross_entropy(program(x), y)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 
-    with products(precision):
+    with matmul_precision(precision):
         call = graphed(step, x.device)
 
     def run(n: int) -> None:
@@ -132,7 +132,7 @@ def ensemble(model: lf.Model, states: Sequence[TrainState], ready: Sequence[Batc
     optimizer = torch.optim.Adam(params.values(), LR, fused=True, capturable=params[names[0]].is_cuda)
 
     def loss(params: lf.Params, x: Tensor, y: Tensor) -> Tensor:
-        with casting(precision, x.device):
+        with autocast_for(precision, x.device):
             return F.cross_entropy(torch.func.functional_call(model.training, params, (x,)), y)
 
     gradients = torch.func.vmap(torch.func.grad(loss), in_dims=(0, None, None))
@@ -144,7 +144,7 @@ def ensemble(model: lf.Model, states: Sequence[TrainState], ready: Sequence[Batc
     program = torch.compile(masked, mode="reduce-overhead")
 
     def run(n: int) -> None:
-        with products(precision):
+        with matmul_precision(precision):
             for i in range(n):
                 torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
                 for name, leaf in program(

@@ -16,9 +16,9 @@ import torch
 from torch import distributed, nn
 
 import lthfunc as lf
-from lthfunc.distributed.collectives import ALONE, Exchange
-from lthfunc.distributed.data_parallel import travelling
-from lthfunc.training.session import Training
+from lthfunc.distributed.collectives import SINGLE_RANK, Collectives
+from lthfunc.distributed.data_parallel import surviving_indices
+from lthfunc.training.session import TrainingSession
 
 from .networks import Case, cases, images
 
@@ -30,11 +30,11 @@ def main() -> int:
     """Measure what the first argument asks for."""
     asked = json.loads(sys.argv[1])
     torch.set_num_threads(1)
-    exchange = ALONE
+    exchange = SINGLE_RANK
     if int(os.environ["WORLD_SIZE"]) > 1:
         os.environ["GLOO_SOCKET_IFNAME"] = asked["interface"]
         distributed.init_process_group("gloo")
-        exchange = lf.over()
+        exchange = lf.collectives()
     steps = [_case(each, asked, exchange) for each in asked["cases"]]
     found = {**_link(exchange, asked["seconds"]), "steps": steps}
     if exchange.rank == 0:
@@ -44,7 +44,7 @@ def main() -> int:
     os._exit(0)
 
 
-def _link(exchange: Exchange, seconds: float) -> dict[str, float]:
+def _link(exchange: Collectives, seconds: float) -> dict[str, float]:
     """Seconds that a sum of two numbers adds to some computing before it, and of a sum that is all transfer."""
     if exchange.ranks == 1:
         return {}
@@ -65,7 +65,7 @@ def _link(exchange: Exchange, seconds: float) -> dict[str, float]:
     }
 
 
-def _mean(call: Callable[[], object], seconds: float, exchange: Exchange) -> float:
+def _mean(call: Callable[[], object], seconds: float, exchange: Collectives) -> float:
     """Seconds of a call, over as many as fill the time, the same number on every rank, which end together."""
     call()
     begun = time.perf_counter()
@@ -78,12 +78,12 @@ def _mean(call: Callable[[], object], seconds: float, exchange: Exchange) -> flo
     return (time.perf_counter() - begun) / count
 
 
-def _same(count: float, least: int, most: int, exchange: Exchange) -> int:
+def _same(count: float, least: int, most: int, exchange: Collectives) -> int:
     """A number that all ranks agree on."""
     return int(exchange.total(torch.tensor([max(least, min(most, count))], dtype=torch.float64)) / exchange.ranks)
 
 
-def _case(each: dict[str, Any], asked: dict[str, Any], exchange: Exchange) -> dict[str, Any]:
+def _case(each: dict[str, Any], asked: dict[str, Any], exchange: Collectives) -> dict[str, Any]:
     """A network's steps through the loop that users run, per density, in turns; what they are made of beside them.
 
     computing: seconds of a step that sends nothing; waiting: that a sum of two numbers adds to it, most of it for the
@@ -91,11 +91,11 @@ def _case(each: dict[str, Any], asked: dict[str, Any], exchange: Exchange) -> di
     """
     case = cases()[each["network"]]
     data = images(case, "cpu", 5_000)
-    mute = Exchange(exchange.rank, exchange.ranks, torch.clone, lambda vector, index: vector.clone())
+    mute = Collectives(exchange.rank, exchange.ranks, torch.clone, lambda vector, index: vector.clone())
     dense = lf.init(case.model, 0)
     states = {share: dense if share == 1 else lf.prune(density=share)(dense) for share in asked["densities"]}
 
-    def trainer(transport: Exchange) -> lf.Trainer:
+    def trainer(transport: Collectives) -> lf.Trainer:
         return lf.make_trainer(
             case.model, data, optimizer=lf.sgd(0.01, momentum=0.9), batch_size=each["batch"], engine=asked["engine"],
             exchange=transport,
@@ -131,7 +131,11 @@ def _case(each: dict[str, Any], asked: dict[str, Any], exchange: Exchange) -> di
         "waiting": statistics.median(waiting),
         "norms": 4 * _channels(case),
         "densities": {
-            str(share): {"seconds": seconds[share], "bytes": sent[share] / steps, "numbers": len(travelling(state))}
+            str(share): {
+                "seconds": seconds[share],
+                "bytes": sent[share] / steps,
+                "numbers": len(surviving_indices(state)),
+            }
             for share, state in states.items()
         },
     }
@@ -139,7 +143,7 @@ def _case(each: dict[str, Any], asked: dict[str, Any], exchange: Exchange) -> di
 
 class _Loop:
     def __init__(self, trainer: lf.Trainer, state: lf.TrainState) -> None:
-        self._training = Training(trainer, [state], [0], 10**8)
+        self._training = TrainingSession(trainer, [state], [0], 10**8)
         self._at = 0
 
     def take(self, steps: int, each: Callable[[], object] | None = None, last: Callable[[], object] = int) -> float:

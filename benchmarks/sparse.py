@@ -81,7 +81,7 @@ def run(
         raise invalid("--device", device, "cpu; `lthfunc benchmark execution` measures tickets on a GPU")
     masks = lf.load_ticket(ticket)[0].masks if ticket is not None else None
     peers_jax.use_threads(threads)
-    lf.hold_memory()
+    lf.keep_freed_memory()
     timing = (
         {"seconds": _QUICK_SECONDS, "repeats": _QUICK_REPEATS} if quick else {"seconds": _SECONDS, "repeats": _REPEATS}
     )

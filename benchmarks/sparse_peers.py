@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import lthfunc as lf
 from lthfunc.deployment.timing import Run
-from lthfunc.trees.layer_inputs import inputs_of
+from lthfunc.trees.layer_inputs import last_inputs
 from lthfunc.trees.types import Batch, TrainState
 
 from .peers import loaded, trained
@@ -40,7 +40,7 @@ def sparseprop(model: lf.Model, state: TrainState, ready: Sequence[Batch]) -> Ru
     """A network with SparseProp's layers in place of its own, autograd, fused Adam."""
     module = loaded(model, state)
     names = [name for name, layer in module.named_modules() if isinstance(layer, (nn.Linear, nn.Conv2d))]
-    for name, read in inputs_of(module, names, lambda copied: copied(ready[0][0])).items():
+    for name, read in last_inputs(module, names, lambda copied: copied(ready[0][0])).items():
         owner, _, leaf = name.rpartition(".")
         setattr(module.get_submodule(owner), leaf, sparse_module(module.get_submodule(name), read.shape))
     return trained(module, ready)

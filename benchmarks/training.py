@@ -97,7 +97,7 @@ def run(
     device = choose_device(device)
     check_precision(precision, device)
     peers_jax.use_threads(threads)
-    lf.hold_memory()
+    lf.keep_freed_memory()
     every = cases()
     usual = (_QUICK_SECONDS, _QUICK_REPEATS) if quick else (_SECONDS, _REPEATS)
     seconds, repeats = seconds or usual[0], repeats or usual[1]

@@ -74,7 +74,7 @@ def _run(config: Config, at: list[int], points: int, plot: str | None, run: str 
     from lthfunc.reports.figures import save
     from lthfunc.runs.measurements import keep_measurement
     from lthfunc.training.cpu_threads import using_threads
-    from lthfunc.training.malloc import hold_memory
+    from lthfunc.training.malloc import keep_freed_memory
     from lthfunc.trees.model import init
 
     from .console import aside, screen
@@ -84,7 +84,7 @@ def _run(config: Config, at: list[int], points: int, plot: str | None, run: str 
     with decoding() as observe:
         prepared = prepare(config, observe)
     config, plan = prepared.config, prepared.plan
-    hold_memory()
+    keep_freed_memory()
     records: list[dict[str, Any]] = []
     try:
         with (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lthfunc.data.catalog import DATASETS, canonical, default_data_dir
-from lthfunc.data.data_warnings import hints, unhinted
+from lthfunc.data.data_warnings import find_warnings, without_data_warnings
 from lthfunc.data.loading import load
 from lthfunc.reports.figures import save
 from lthfunc.reports.samples import can_be_drawn, class_table, sample_grid, sample_lines
@@ -19,7 +19,7 @@ def show_dataset(
     name: str, options: dict[str, str], *, skip_broken: bool, data_dir: str | None, out: str | None
 ) -> None:
     """Load, describe, draw. Raises UserError where it can't be loaded."""
-    with decoding() as observe, unhinted():
+    with decoding() as observe, without_data_warnings():
         data = load(name, data_dir, options=options, skip_broken=skip_broken, observe=observe)
     name = canonical(name)
     where = f" in {data_dir or default_data_dir()}" if name in DATASETS and name != "digits" else ""
@@ -34,7 +34,7 @@ def show_dataset(
         put(f"targets: {data.classes} numbers, mean {mean}, standard deviation {deviation}")
     else:
         screen().print(class_table(data))
-    for hint in hints(data):
+    for hint in find_warnings(data):
         put(f"look: {hint}")
     if can_be_drawn(data):
         path = Path(out or f"{data.name.replace(' ', '-')}.png")

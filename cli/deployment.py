@@ -75,14 +75,14 @@ def _specialize(
     from lthfunc.runs.measurements import keep_measurement
     from lthfunc.runs.tickets import ticket_of_run
     from lthfunc.training.cpu_threads import using_threads
-    from lthfunc.training.malloc import hold_memory
+    from lthfunc.training.malloc import keep_freed_memory
     from lthfunc.trees.ops import scaled
 
     device = choose_device(given.get("device", "auto"))
     found = ticket_of_run(run, number, seed, given.get("data_dir"), trusted=trust)
     data = found.data
     check_batch(how["batch_size"], data)
-    hold_memory()
+    keep_freed_memory()
     with using_threads(threads), _status("measuring" if how["format"] == "auto" else "building"):
         sample = scaled(data.test.x[: how["batch_size"]], data.scale)
         program = specialize(
@@ -176,12 +176,12 @@ def _export(
     from lthfunc.deployment.export.table import TARGETS
     from lthfunc.runs import safe_files
     from lthfunc.runs.tickets import ticket_of_run
-    from lthfunc.trees.atomic_io import file_name
+    from lthfunc.trees.atomic_io import safe_file_name
 
     target = TARGETS[to]
     found = ticket_of_run(run, number, seed, data_dir, trusted=trust, trained=trained)
     which = ("" if found.one_seed else f"-seed{found.seed}") + ("" if trained else "-initial")
-    name = f"{file_name(found.model.name)}-round{found.number:02d}{which}-{to}"
+    name = f"{safe_file_name(found.model.name)}-round{found.number:02d}{which}-{to}"
     default = f"{name}{'-fp16' if half else ''}{target.suffix}"
     path = Path(out) if out else run / default
     if not out:

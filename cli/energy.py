@@ -57,7 +57,7 @@ def _energy(
     from lthfunc.runs.measurements import keep_measurement
     from lthfunc.runs.tickets import tickets_of_run
     from lthfunc.training.cpu_threads import using_threads
-    from lthfunc.training.malloc import hold_memory
+    from lthfunc.training.malloc import keep_freed_memory
 
     from .console import aside, screen
 
@@ -67,7 +67,7 @@ def _energy(
     dense, found = tickets_of_run(run, [0, number], seed, given.get("data_dir"), trusted=trust)
     batch = counts["batch_size"]
     check_batch(batch, found.data)
-    hold_memory()
+    keep_freed_memory()
     amounts: dict[str, list[Any]] = {}
     with using_threads(threads), aside().status("making programs") as status:
         batches = ready_batches(found.data, batch, device)

@@ -80,7 +80,7 @@ def _run(
     from lthfunc.reports.methods import method_plot, method_rows, method_table
     from lthfunc.scheduling.comparison import compare
     from lthfunc.training.cpu_threads import using_threads
-    from lthfunc.training.malloc import hold_memory
+    from lthfunc.training.malloc import keep_freed_memory
 
     from .bars import bar_of
     from .console import screen
@@ -95,7 +95,7 @@ def _run(
         make_folder("--save", save)
     jobs = config.jobs or max(1, usable_cores() // (config.threads or 1))
     progress = bar_of(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    hold_memory()
+    keep_freed_memory()
     with progress, terminable() as stop, using_threads(config.threads):
         bar = progress.add_task(f"{len(chosen)} methods", total=len(chosen) * config.replicates)
 

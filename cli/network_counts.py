@@ -11,7 +11,7 @@ from lthfunc.models.catalog import ARCHS, canonical
 from lthfunc.models.factory import check_fit, made
 from lthfunc.tracebacks import first_line
 from lthfunc.trees.flops import flops_of
-from lthfunc.trees.prunable import usual
+from lthfunc.trees.prunable import default_prunable
 
 #: What networks of text are counted for.
 _TEXT = ((64,), 65)
@@ -42,7 +42,7 @@ def counted(name: str, shape: tuple[int, ...], classes: int, options: dict[str, 
     with torch.device("meta"):
         module: Any = made(name, shape, classes, options).eval()
         params = dict(module.named_parameters())
-        names = usual(module, params)
+        names = default_prunable(module, params)
         try:
             flops = flops_of(module, shape, tokens=text)
         except Exception as error:  # a stranger's module that cannot take these inputs

@@ -68,10 +68,10 @@ def _here(stack: ExitStack, arguments: Sequence[str], place: int) -> str:
         return word
     if whose == "--out" or (arguments[0] == "resume" and not option):
         return f"{option}{sign}{_opened(stack, whose, url, single=arguments[0] not in _RUNS)}"
-    from lthfunc.remote import fetched
+    from lthfunc.remote import fetch_to_cache
 
     lasting = lambda name: not name.rpartition("/")[2].startswith(".")  # noqa: E731
-    return f"{option}{sign}{fetched(whose, url.rstrip('/'), lasting)}"
+    return f"{option}{sign}{fetch_to_cache(whose, url.rstrip('/'), lasting)}"
 
 
 def _opened(stack: ExitStack, option: str, url: str, *, single: bool) -> Path:

@@ -42,7 +42,7 @@ from lthfunc.runs.lock import locked
 from lthfunc.runs.recovery import recover
 from lthfunc.runs.safe_files import status
 from lthfunc.runs.unfinished import unfinished_like
-from lthfunc.trees.atomic_io import file_name
+from lthfunc.trees.atomic_io import safe_file_name
 
 from .console import say
 from .options import Given
@@ -218,7 +218,7 @@ def _run(
 
 def _fresh_folder(config: Config) -> Path:
     # A network of the user's own, package.module:function, gives its function's name; a path its last part.
-    arch, dataset = (file_name(Path(name.rpartition(":")[2]).name) for name in (config.arch, config.dataset))
+    arch, dataset = (safe_file_name(Path(name.rpartition(":")[2]).name) for name in (config.arch, config.dataset))
     base = Path("runs") / f"{arch}-{dataset}-{time.strftime('%Y%m%d-%H%M%S')}"
     folder, number = base, 2
     while folder.exists():  # two runs in one second

@@ -99,13 +99,13 @@ def _sweep(
     from lthfunc.runs.sweeps import Trial, add_trial, open_sweep, trial_folder, trial_of
     from lthfunc.scheduling.execute import check_ray
     from lthfunc.scheduling.ray import clustered
-    from lthfunc.trees.atomic_io import file_name
+    from lthfunc.trees.atomic_io import safe_file_name
 
     from .running import trial_run
 
     suggester = None if planned is not None else Suggester(space, config.seed)
     count = trials if planned is None else len(planned)
-    name = file_name(f"sweep-{config.arch}-{config.dataset}-{time.strftime('%Y%m%d-%H%M%S')}")
+    name = safe_file_name(f"sweep-{config.arch}-{config.dataset}-{time.strftime('%Y%m%d-%H%M%S')}")
     folder = Path(out) if out else Path("runs") / name
     check_ray(config)
     with nullcontext() if config.on == "local" else clustered(config.on):

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import typer
 
-from lthfunc.data.data_warnings import hints
-from lthfunc.distributed.collectives import joined
+from lthfunc.data.data_warnings import find_warnings
+from lthfunc.distributed.collectives import current_collectives
 from lthfunc.energy.meter import Meter, check_meter, metering
 from lthfunc.errors import DivergedError, LostRankError
 from lthfunc.experiments.config import Config, to_mapping
@@ -24,7 +24,7 @@ from lthfunc.scheduling.progress import broadcasting
 from lthfunc.scheduling.ranks import begin
 from lthfunc.tracking.table import check_trackers, tracking
 from lthfunc.training.cpu_threads import using_threads
-from lthfunc.training.malloc import hold_memory
+from lthfunc.training.malloc import keep_freed_memory
 from lthfunc.training.results import Stopped
 
 from .console import aside, say
@@ -40,10 +40,10 @@ def made_ready(config: Config) -> Prepared:
     check_trackers(config)
     if config.energy:
         check_meter(config.country)
-    exchange = joined()
+    exchange = current_collectives()
     with decoding() as observe:
         prepared = prepare(config, observe, exchange)
-    for hint in hints(prepared.plan.trainer.data):
+    for hint in find_warnings(prepared.plan.trainer.data):
         say(f"--dataset: {hint}")
     if exchange.ranks > 1:
         begin(prepared.config, prepared.plan)
@@ -62,7 +62,7 @@ def trained(
     config, plan, note = prepared
     again = again or _resume(folder, config)
     err = aside()
-    hold_memory()
+    keep_freed_memory()
     say(_headline(prepared, command))
     if note:
         say(note)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     )
     from lthfunc.experiments.iterative import Plan as Plan, Round as Round, iterative as iterative
     from lthfunc.experiments.starting import (
-        Situation as Situation,
+        RoundContext as RoundContext,
         Start as Start,
     )
     from lthfunc.sparse.engine import sparse_engine as sparse_engine
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from lthfunc.sparsify.activations import input_moments as input_moments, wanda as wanda
     from lthfunc.sparsify.allocation import (
         Allocate as Allocate,
-        as_given as as_given,
+        fixed_counts as fixed_counts,
         globally as globally,
         layerwise as layerwise,
     )
@@ -45,17 +45,17 @@ if TYPE_CHECKING:
         balanced as balanced,
         erdos_renyi as erdos_renyi,
         erk as erk,
-        globally_above as globally_above,
+        globally_with_minimum as globally_with_minimum,
         lamp as lamp,
         uniform as uniform,
     )
     from lthfunc.sparsify.density_schedules import (
-        at_densities as at_densities,
         by_rate as by_rate,
         cubic as cubic,
         geometric as geometric,
         one_shot as one_shot,
         periodic as periodic,
+        prune_to_densities as prune_to_densities,
     )
     from lthfunc.sparsify.dependencies import (
         dead_units as dead_units,
@@ -63,10 +63,10 @@ if TYPE_CHECKING:
         without_dead_units as without_dead_units,
     )
     from lthfunc.sparsify.drop_and_grow import (
-        cosine_share as cosine_share,
-        dropped as dropped,
-        exchanged as exchanged,
-        regrown as regrown,
+        cosine_drop_fraction as cosine_drop_fraction,
+        drop as drop,
+        drop_and_grow as drop_and_grow,
+        grow as grow,
     )
     from lthfunc.sparsify.gradient_scores import (
         fisher as fisher,
@@ -77,7 +77,7 @@ if TYPE_CHECKING:
         taylor as taylor,
     )
     from lthfunc.sparsify.mask_comparison import (
-        collapsed as collapsed,
+        collapsed_layers as collapsed_layers,
         mask_distance as mask_distance,
         mask_overlap as mask_overlap,
     )
@@ -90,17 +90,17 @@ if TYPE_CHECKING:
     from lthfunc.sparsify.rewinding import (
         constant_sign as constant_sign,
         finetune as finetune,
-        inverted as inverted,
-        last_rate as last_rate,
-        rate_rewound as rate_rewound,
+        finetuned as finetuned,
+        inverted_masks as inverted_masks,
+        learning_rate_rewound as learning_rate_rewound,
         reinitialised as reinitialised,
         restart as restart,
         rewound as rewound,
-        shuffled as shuffled,
+        shuffled_masks as shuffled_masks,
     )
     from lthfunc.sparsify.scores import (
         Score as Score,
-        checked as checked,
+        checked_score as checked_score,
         inverted_score as inverted_score,
         magnitude as magnitude,
         random_scores as random_scores,
@@ -142,21 +142,21 @@ if TYPE_CHECKING:
         Metric as Metric,
         accuracy as accuracy,
         cross_entropy as cross_entropy,
-        explained as explained,
         huber as huber,
-        mean_absolute as mean_absolute,
-        mean_squared as mean_squared,
-        smoothed as smoothed,
-        top as top,
+        label_smoothed_cross_entropy as label_smoothed_cross_entropy,
+        mean_absolute_error as mean_absolute_error,
+        mean_squared_error as mean_squared_error,
+        r2 as r2,
+        top_k as top_k,
     )
-    from lthfunc.training.malloc import hold_memory as hold_memory
+    from lthfunc.training.malloc import keep_freed_memory as keep_freed_memory
     from lthfunc.training.muon import muon as muon
     from lthfunc.training.optimizers import Optimizer as Optimizer, adam as adam, adamw as adamw, sgd as sgd
     from lthfunc.training.parametrize import (
-        reparametrised as reparametrised,
+        parametrized as parametrized,
         straight_through as straight_through,
     )
-    from lthfunc.training.results import Fit as Fit, Keeper as Keeper, Stopped as Stopped
+    from lthfunc.training.results import Checkpointer as Checkpointer, Fit as Fit, Stopped as Stopped
     from lthfunc.training.schedules import (
         constant as constant,
         cosine as cosine,
@@ -188,7 +188,7 @@ if TYPE_CHECKING:
         Model as Model,
         from_module as from_module,
         init as init,
-        pruning as pruning,
+        with_prunable as with_prunable,
     )
     from lthfunc.trees.ops import (
         apply_masks as apply_masks,
@@ -213,27 +213,27 @@ __getattr__, __all__, __dir__ = table_of_contents(
     __name__,
     {
         "lthfunc.training.trainer": ("Trainer", "make_trainer"),
-        "lthfunc.training.results": ("Fit", "Keeper", "Stopped"),
+        "lthfunc.training.results": ("Fit", "Checkpointer", "Stopped"),
         "lthfunc.trees.types": ("Dataset", "Scale", "Split", "Ticket", "TrainState"),
         "lthfunc.trees.initialisers": ("as_built", "glorot_normal"),
-        "lthfunc.trees.model": ("Model", "from_module", "init", "pruning"),
+        "lthfunc.trees.model": ("Model", "from_module", "init", "with_prunable"),
         "lthfunc.trees.convert": ("from_pruned", "to_module", "with_new_head"),
         "lthfunc.trees.ops": ("apply_masks", "count", "density", "layer_counts", "same_bits", "tree_map"),
         "lthfunc.trees.transformations": ("compose", "iterate"),
         "lthfunc.trees.files": ("load_ticket", "load_tree", "save_ticket", "save_tree"),
-        "lthfunc.sparsify.scores": ("Score", "checked", "inverted_score", "magnitude", "random_scores"),
-        "lthfunc.sparsify.allocation": ("Allocate", "as_given", "globally", "layerwise"),
+        "lthfunc.sparsify.scores": ("Score", "checked_score", "inverted_score", "magnitude", "random_scores"),
+        "lthfunc.sparsify.allocation": ("Allocate", "fixed_counts", "globally", "layerwise"),
         "lthfunc.sparsify.selection": ("Select", "unstructured"),
         "lthfunc.sparsify.rewinding": (
             "constant_sign",
             "finetune",
-            "inverted",
-            "last_rate",
-            "rate_rewound",
+            "inverted_masks",
+            "finetuned",
+            "learning_rate_rewound",
             "reinitialised",
             "restart",
             "rewound",
-            "shuffled",
+            "shuffled_masks",
         ),
         "lthfunc.sparsify.mask_criteria": (
             "distance_moved",
@@ -244,7 +244,7 @@ __getattr__, __all__, __dir__ = table_of_contents(
         "lthfunc.sparsify.gradient_scores": ("fisher", "grasp", "mean_gradient", "movement", "snip", "taylor"),
         "lthfunc.sparsify.synflow": ("synflow",),
         "lthfunc.sparsify.activations": ("input_moments", "wanda"),
-        "lthfunc.sparsify.budgets": ("balanced", "erdos_renyi", "erk", "globally_above", "lamp", "uniform"),
+        "lthfunc.sparsify.budgets": ("balanced", "erdos_renyi", "erk", "globally_with_minimum", "lamp", "uniform"),
         "lthfunc.sparsify.sparsegpt": ("sparsegpt",),
         "lthfunc.sparsify.structures": (
             "blocks",
@@ -256,14 +256,21 @@ __getattr__, __all__, __dir__ = table_of_contents(
             "units",
         ),
         "lthfunc.sparsify.dependencies": ("dead_units", "dependencies", "without_dead_units"),
-        "lthfunc.sparsify.density_schedules": ("at_densities", "by_rate", "cubic", "geometric", "one_shot", "periodic"),
-        "lthfunc.sparsify.drop_and_grow": ("cosine_share", "dropped", "exchanged", "regrown"),
-        "lthfunc.sparsify.mask_comparison": ("collapsed", "mask_distance", "mask_overlap"),
+        "lthfunc.sparsify.density_schedules": (
+            "prune_to_densities",
+            "by_rate",
+            "cubic",
+            "geometric",
+            "one_shot",
+            "periodic",
+        ),
+        "lthfunc.sparsify.drop_and_grow": ("cosine_drop_fraction", "drop", "drop_and_grow", "grow"),
+        "lthfunc.sparsify.mask_comparison": ("collapsed_layers", "mask_distance", "mask_overlap"),
         "lthfunc.sparsify.sharded_pruning": ("globally_on", "layerwise_on", "prune_sharded"),
         "lthfunc.sparsify.transforms": ("prune", "rewind", "ticket"),
         "lthfunc.training.sharded_step": ("make_sharded_step",),
-        "lthfunc.distributed.dtensors": ("load_sharded", "save_sharded", "sharded", "whole"),
-        "lthfunc.distributed.collectives": ("Exchange", "over"),
+        "lthfunc.distributed.dtensors": ("load_sharded", "save_sharded", "sharded", "unsharded"),
+        "lthfunc.distributed.collectives": ("Collectives", "collectives"),
         "lthfunc.training.schedules": (
             "constant",
             "cosine",
@@ -282,12 +289,12 @@ __getattr__, __all__, __dir__ = table_of_contents(
             "Metric",
             "accuracy",
             "cross_entropy",
-            "explained",
+            "r2",
             "huber",
-            "mean_absolute",
-            "mean_squared",
-            "smoothed",
-            "top",
+            "mean_absolute_error",
+            "mean_squared_error",
+            "label_smoothed_cross_entropy",
+            "top_k",
         ),
         "lthfunc.training.steps": (
             "forward_of",
@@ -298,7 +305,7 @@ __getattr__, __all__, __dir__ = table_of_contents(
         ),
         "lthfunc.training.batches": ("sample_batches",),
         "lthfunc.training.loop": ("accuracy_on", "fit", "fit_together", "take_steps", "train"),
-        "lthfunc.training.malloc": ("hold_memory",),
+        "lthfunc.training.malloc": ("keep_freed_memory",),
         "lthfunc.sparse.engine": ("sparse_engine",),
         "lthfunc.sparse.sparse_or_dense": ("sparse_or",),
         "lthfunc.sparse.inference": ("sparse_program",),
@@ -313,9 +320,9 @@ __getattr__, __all__, __dir__ = table_of_contents(
         "lthfunc.deployment.tuning_cache": ("tunings_file",),
         "lthfunc.data.augment": ("shift_and_mirror",),
         "lthfunc.experiments.iterative": ("Plan", "Round", "iterative"),
-        "lthfunc.training.parametrize": ("reparametrised", "straight_through"),
+        "lthfunc.training.parametrize": ("parametrized", "straight_through"),
         "lthfunc.experiments.connectivity": ("instability", "line"),
-        "lthfunc.experiments.starting": ("Situation", "Start"),
+        "lthfunc.experiments.starting": ("RoundContext", "Start"),
         "lthfunc.errors": ("ArgumentError", "UserError"),
     },
     rooms=("data", "models"),

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from lthfunc.argument_hints import is_a, is_other, uncalled
 
 
-class Kind(NamedTuple):
+class ArgumentKind(NamedTuple):
     """What an annotation accepts: in words, and how to tell."""
 
     words: str
@@ -70,7 +70,7 @@ def _is_batch(value: Any) -> bool:
     return value[0].ndim > 0 and value[1].ndim > 0 and len(value[0]) == len(value[1])
 
 
-def _many(words: str, fits: Callable[[Any], bool]) -> Kind:
+def _many(words: str, fits: Callable[[Any], bool]) -> ArgumentKind:
     def is_many(value: Any) -> bool:
         if isinstance(value, (str, bytes, Mapping)) or _is_tensor(value) or hasattr(value, "_fields"):
             return False
@@ -78,10 +78,10 @@ def _many(words: str, fits: Callable[[Any], bool]) -> Kind:
             return False
         return all(map(fits, value))
 
-    return Kind(words, is_many)
+    return ArgumentKind(words, is_many)
 
 
-def _function(kind: str, *takes: str) -> Kind:
+def _function(kind: str, *takes: str) -> ArgumentKind:
     """A function of so many arguments, that isn't one that makes such functions."""
 
     def fits(value: Any) -> bool:
@@ -98,20 +98,20 @@ def _function(kind: str, *takes: str) -> Kind:
             return True
         return not is_other(tuple(signature.parameters), takes)
 
-    return Kind(f"a function of ({', '.join(takes)})", fits)
+    return ArgumentKind(f"a function of ({', '.join(takes)})", fits)
 
 
-def _instance(name: str, words: str) -> Kind:
-    return Kind(words, lambda value: is_a(value, name))
+def _instance(name: str, words: str) -> ArgumentKind:
+    return ArgumentKind(words, lambda value: is_a(value, name))
 
 
-def _any_of(first: Kind, *others: Kind) -> Kind:
+def _any_of(first: ArgumentKind, *others: ArgumentKind) -> ArgumentKind:
     """In the words of the first."""
-    return Kind(first.words, lambda value: any(kind.fits(value) for kind in (first, *others)))
+    return ArgumentKind(first.words, lambda value: any(kind.fits(value) for kind in (first, *others)))
 
 
-def _one_of(*names: str) -> Kind:
-    return Kind(" or ".join(names), lambda value: isinstance(value, str) and value in names)
+def _one_of(*names: str) -> ArgumentKind:
+    return ArgumentKind(" or ".join(names), lambda value: isinstance(value, str) and value in names)
 
 
 def _is_scale(value: Any) -> bool:
@@ -127,21 +127,21 @@ def _is_device(value: Any) -> bool:
     return isinstance(value, str) or is_a(value, "device", "torch")
 
 
-_DEVICE = Kind("a device, such as 'cpu' or 'cuda:0'", _is_device)
-_FILE = Kind("a path", lambda value: isinstance(value, str) or hasattr(value, "__fspath__"))
+_DEVICE = ArgumentKind("a device, such as 'cpu' or 'cuda:0'", _is_device)
+_FILE = ArgumentKind("a path", lambda value: isinstance(value, str) or hasattr(value, "__fspath__"))
 
 #: By annotation. One that is not here accepts anything.
-KINDS: dict[str, Kind] = {
-    "None": Kind("None", lambda value: value is None),
-    "int": Kind("a whole number", is_whole),
-    "float": Kind("a number", is_number),
-    "bool": Kind("True or False", _is_switch),
-    "str": Kind("a string", lambda value: isinstance(value, str)),
+KINDS: dict[str, ArgumentKind] = {
+    "None": ArgumentKind("None", lambda value: value is None),
+    "int": ArgumentKind("a whole number", is_whole),
+    "float": ArgumentKind("a number", is_number),
+    "bool": ArgumentKind("True or False", _is_switch),
+    "str": ArgumentKind("a string", lambda value: isinstance(value, str)),
     "Path": _FILE,
     "os.PathLike[str]": _FILE,
     "Sequence[float]": _many("a list of numbers", is_number),
     "tuple[float, ...]": _many("a list of numbers", is_number),
-    "tuple[float, float]": Kind(
+    "tuple[float, float]": ArgumentKind(
         "two numbers", lambda value: isinstance(value, (tuple, list)) and len(value) == 2 and all(map(is_number, value))
     ),
     "Sequence[int]": _many("a list of whole numbers", is_whole),
@@ -149,8 +149,10 @@ KINDS: dict[str, Kind] = {
     "Sequence[str]": _many("a list of names or patterns", lambda value: isinstance(value, str)),
     "Sequence[Tensor]": _many("a list of tensors", _is_tensor),
     "Sequence[Batch]": _many("a list of batches (inputs, targets)", _is_batch),
-    "Sequence[Part]": _many("a list of Parts (lf.data's, of several inputs)", lambda value: is_a(value, "Part")),
-    "Mapping[str, Start]": Kind(
+    "Sequence[InputSpec]": _many(
+        "a list of Parts (lf.data's, of several inputs)", lambda value: is_a(value, "InputSpec")
+    ),
+    "Mapping[str, Start]": ArgumentKind(
         "a dict of Starts",
         lambda value: isinstance(value, Mapping) and all(is_a(each, "Start") for each in value.values()),
     ),
@@ -162,38 +164,40 @@ KINDS: dict[str, Kind] = {
     "Split": _instance("Split", "a Split, such as data.test"),
     "Trainer": _instance("Trainer", "a Trainer (lf.make_trainer)"),
     "Plan": _instance("Plan", "a Plan"),
-    "Start": Kind(
+    "Start": ArgumentKind(
         "a Start of a function of (pruned, now)",
         lambda value: is_a(value, "Start") and _function("start", "pruned", "now").fits(value.make),
     ),
     "Fit": _instance("Fit", "a Fit"),
-    "Keeper[Fit]": _instance("Keeper", "a Keeper"),
+    "Checkpointer[Fit]": _instance("Checkpointer", "a Checkpointer"),
     "Dependencies": _instance("Dependencies", "what lf.dependencies(model, shape) gives"),
     "Packed": _instance("Packed", "what lf.pack(params, masks) gives"),
     "Done": _instance("Done", "where an interrupted experiment stands"),
-    "Scale": Kind("a Scale of finite numbers, none of unit and std zero, with as many means as stds", _is_scale),
+    "Scale": ArgumentKind(
+        "a Scale of finite numbers, none of unit and std zero, with as many means as stds", _is_scale
+    ),
     "torch.device": _DEVICE,
-    "Exchange": _instance("Exchange", "an Exchange (lf.over)"),
+    "Collectives": _instance("Collectives", "an Collectives (lf.collectives)"),
     "Costs": _instance("Costs", "Costs"),
     "Optimizer": _instance("Optimizer", "an lthfunc optimiser, such as lf.adam(1.2e-3)"),
-    "Schedule": Kind("a table of rates, such as lf.cosine(lr, steps)", _is_tensor),
-    "Tensor": Kind("a tensor", _is_tensor),
-    "nn.Module": Kind("an nn.Module", _is_module),
-    "Params": Kind("a dict of tensors, one for each parameter", _is_params),
-    "Buffers": Kind("a dict of tensors, one for each buffer", _is_tree),
-    "Masks": Kind("a dict of bool tensors", _is_masks),
-    "Scores": Kind("a dict of tensors, a score for each weight", _is_params),
-    "Keep": Kind("a dict of counts as tensors, one for each layer", _is_params),
-    "Mapping[str, int]": Kind(
+    "Schedule": ArgumentKind("a table of rates, such as lf.cosine(lr, steps)", _is_tensor),
+    "Tensor": ArgumentKind("a tensor", _is_tensor),
+    "nn.Module": ArgumentKind("an nn.Module", _is_module),
+    "Params": ArgumentKind("a dict of tensors, one for each parameter", _is_params),
+    "Buffers": ArgumentKind("a dict of tensors, one for each buffer", _is_tree),
+    "Masks": ArgumentKind("a dict of bool tensors", _is_masks),
+    "Scores": ArgumentKind("a dict of tensors, a score for each weight", _is_params),
+    "KeepCounts": ArgumentKind("a dict of counts as tensors, one for each layer", _is_params),
+    "Mapping[str, int]": ArgumentKind(
         "a dict of whole numbers", lambda value: isinstance(value, Mapping) and all(map(is_whole, value.values()))
     ),
-    "Mapping[str, Tensor | int]": Kind(
+    "Mapping[str, Tensor | int]": ArgumentKind(
         "a dict of whole numbers", lambda value: isinstance(value, Mapping) and all(map(is_whole, value.values()))
     ),
-    "Mapping[str, Cut]": Kind("the cuts of what lf.compact gives", lambda value: isinstance(value, Mapping)),
-    "Mapping[str, Any]": Kind("a dict", lambda value: isinstance(value, Mapping)),
-    "Mapping[str, Tensor]": Kind("a dict of tensors", _is_tree),
-    "Mapping[str, float]": Kind(
+    "Mapping[str, Cut]": ArgumentKind("the cuts of what lf.compact gives", lambda value: isinstance(value, Mapping)),
+    "Mapping[str, Any]": ArgumentKind("a dict", lambda value: isinstance(value, Mapping)),
+    "Mapping[str, Tensor]": ArgumentKind("a dict of tensors", _is_tree),
+    "Mapping[str, float]": ArgumentKind(
         "a dict of rates by pattern", lambda value: isinstance(value, Mapping) and all(map(is_number, value.values()))
     ),
     "Score": _function("Score", "params", "masks"),
@@ -204,16 +208,16 @@ KINDS: dict[str, Kind] = {
     "LossOfParams": _function("LossOfParams", "params", "batch"),
     "Transformation": _function("Transformation", "state"),
     "Callable[[Params, Tensor], Any]": _function("forward", "params", "inputs"),
-    "Callable[[TrainState, Situation], Score]": _function("score of a plan", "trained", "now"),
+    "Callable[[TrainState, RoundContext], Score]": _function("score of a plan", "trained", "now"),
     "Initialiser": _function("Initialiser", "module", "params", "seed"),
-    "Choice": _function("Choice", "scores", "density"),
-    "Choose": _function("Choose", "scores", "masks", "fraction"),
+    "BlockSelect": _function("BlockSelect", "scores", "density"),
+    "ShardedSelect": _function("ShardedSelect", "scores", "masks", "fraction"),
     "Callable[[str, Tensor], bool]": _function("rule", "name", "parameter"),
     "Augment": _any_of(_function("Augment", "inputs", "key"), _function("Augment", "inputs", "key", "first")),
     "Observer": _function("Observer", "step", "point"),
     "Observers": _function("Observers", "step", "points"),
     "Announce": _function("Announce", "task"),
-    "Making": Kind(
+    "Making": ArgumentKind(
         "an engine's name, or a function that makes one",
         lambda value: isinstance(value, str) or _function("engine", "work").fits(value),
     ),

@@ -165,7 +165,7 @@ def _check_alike(function: str, given: Mapping[str, Any], signature: inspect.Sig
         if "masks" in given and "params" in before:
             _check_masks_fit(function, "masks", masks, before["params"][1])
         for key, kind in kinds.items():
-            if kind in ("Scores", "Keep", "Mapping[str, Tensor | int]"):
+            if kind in ("Scores", "KeepCounts", "Mapping[str, Tensor | int]"):
                 _check_for_each(function, key, given[key], masks, shapes=kind == "Scores")
     _check_buffers(function, given, kinds)
 

@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from lthfunc.errors import UserError, invalid, unknown
-from lthfunc.tracebacks import first_line, place_of, told
+from lthfunc.tracebacks import call_user_function, first_line, user_location
 
 
 def load_plugin(option: str, name: str) -> Callable[..., Any]:
@@ -29,7 +29,7 @@ def load_plugin(option: str, name: str) -> Callable[..., Any]:
         module = _from_file(module_name) if module_name.endswith(".py") else _imported(module_name)
         function = getattr(module, attribute)
     except (Exception, SystemExit) as error:
-        raise UserError(f"{option}: cannot import {name!r}{place_of(error)} ({first_line(error)})") from error
+        raise UserError(f"{option}: cannot import {name!r}{user_location(error)} ({first_line(error)})") from error
     if not callable(function):
         raise UserError(f"{option}: {name!r} is not a function")
     return function  # type: ignore[no-any-return]
@@ -41,7 +41,7 @@ def guarded(option: str, name: str, returns: type) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def call(*arguments: Any) -> Any:
-        result = told(option, name, lambda: function(*arguments))
+        result = call_user_function(option, name, lambda: function(*arguments))
         if not isinstance(result, returns):
             raise UserError(f"{option}: {name!r} returned a {type(result).__name__}, not a {returns.__name__}")
         return result
@@ -83,7 +83,9 @@ def called(
         raise
     except (Exception, SystemExit) as error:
         what = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
-        raise UserError(f"{option}: {name!r} called with {what} fails{place_of(error)}: {first_line(error)}") from error
+        raise UserError(
+            f"{option}: {name!r} called with {what} fails{user_location(error)}: {first_line(error)}"
+        ) from error
 
 
 def _imported(name: str) -> ModuleType:

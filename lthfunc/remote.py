@@ -23,7 +23,7 @@ _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "hf": "hf"}
 _PATIENCE, _TRIES = 10, 2
 
 
-class Place(NamedTuple):
+class RemotePath(NamedTuple):
     """A place elsewhere. path: without its protocol, as the file system names it."""
 
     url: str
@@ -47,7 +47,7 @@ def is_remote(name: str) -> bool:
     return re.match(r"[a-z][a-z0-9+]*://", name) is not None and not name.startswith("ray://")
 
 
-def place_of(option: str, url: str) -> Place:
+def remote_path(option: str, url: str) -> RemotePath:
     """Where an address leads. Raises UserError where no installed package reads such addresses."""
     from fsspec.core import url_to_fs
 
@@ -63,7 +63,7 @@ def place_of(option: str, url: str) -> Place:
         extra = _EXTRAS.get(protocol)
         reason = f"needs lthfunc[{extra}] (pip install 'lthfunc[{extra}]')" if extra else first_line(error)
         raise UserError(f"{option}: {url!r} cannot be read: {reason}") from error
-    return Place(url, system, str(path).rstrip("/"))
+    return RemotePath(url, system, str(path).rstrip("/"))
 
 
 @contextmanager
@@ -77,7 +77,7 @@ def reaching(option: str, url: str) -> Iterator[None]:
         raise UserError(f"{option}: {url!r} cannot be reached or read ({_reason(error)})") from error
 
 
-def files_below(place: Place) -> dict[str, str]:
+def files_below(place: RemotePath) -> dict[str, str]:
     """Every file at or below a place: its name there ("" for the place itself) -> what changes when it does.
 
     Links, where a place has such, are none. Raises UserError for names that no folder here can hold as they are.
@@ -107,7 +107,7 @@ def why_not_a_name(name: str) -> str | None:
     return None
 
 
-def _check_names(place: Place, names: Iterable[str]) -> None:
+def _check_names(place: RemotePath, names: Iterable[str]) -> None:
     """Raise UserError where a name leads elsewhere, or two would be one file, or a file and a folder."""
     known: dict[str, str] = {}
     for name in names:
@@ -127,12 +127,12 @@ def _check_names(place: Place, names: Iterable[str]) -> None:
                 )
 
 
-def fetched(option: str, url: str, wanted: Callable[[str], bool] = lambda name: True) -> Path:
+def fetch_to_cache(option: str, url: str, wanted: Callable[[str], bool] = lambda name: True) -> Path:
     """A file or folder from elsewhere, on this machine; fetched once, and again when it changed.
 
     wanted: which names below a folder. Raises UserError where nothing is there.
     """
-    place = place_of(option, url)
+    place = remote_path(option, url)
     with reaching(option, url):
         names = {name: version for name, version in files_below(place).items() if wanted(name)}
     if not names:
@@ -154,13 +154,13 @@ def fetched(option: str, url: str, wanted: Callable[[str], bool] = lambda name: 
     return target
 
 
-def fetch(place: Place, name: str, target: Path) -> None:
+def fetch(place: RemotePath, name: str, target: Path) -> None:
     """One file below a place; what breaks off on the way leaves half of it."""
     target.parent.mkdir(parents=True, exist_ok=True)
     place.system.get_file(_below(place, name), str(target))
 
 
-def send(place: Place, name: str, payload: bytes) -> None:
+def send(place: RemotePath, name: str, payload: bytes) -> None:
     """Write one object below a place; it appears whole, as objects do."""
     path = _below(place, name)
     parent = path.rpartition("/")[0]
@@ -169,13 +169,13 @@ def send(place: Place, name: str, payload: bytes) -> None:
     place.system.pipe_file(path, payload)
 
 
-def remove(place: Place, name: str) -> None:
+def remove(place: RemotePath, name: str) -> None:
     """Delete one object, if it is there."""
     with contextlib.suppress(FileNotFoundError):
         place.system.rm_file(_below(place, name))
 
 
-def _below(place: Place, name: str) -> str:
+def _below(place: RemotePath, name: str) -> str:
     return f"{place.path}/{name}" if name else place.path
 
 

@@ -16,17 +16,17 @@ from lthfunc import errors
 T = TypeVar("T")
 
 
-def place_of(error: BaseException) -> str:
+def user_location(error: BaseException) -> str:
     """The line outside of torch and of this library that an error comes from, in brackets, or nothing.
 
     Rather one of the user's own than one of an installed package that it calls.
     """
     frames = [(frame.filename, frame.lineno or 0) for frame in traceback.extract_tb(error.__traceback__)]
     own = [frame for frame in frames if "site-packages" not in frame[0]]
-    return users_line(own) or users_line(frames)
+    return user_line(own) or user_line(frames)
 
 
-def users_line(frames: Iterable[tuple[str, int]]) -> str:
+def user_line(frames: Iterable[tuple[str, int]]) -> str:
     """The innermost of these lines (file, number) outside of torch and of this library: " (line 3 of net.py: …)"."""
     outside = [frame for frame in frames if _foreign(frame[0])]
     if not outside:
@@ -41,21 +41,21 @@ def first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def is_ours(function: Any) -> bool:
+def is_library_function(function: Any) -> bool:
     """Whether a function is this library's, and not a user's own."""
     while isinstance(function, functools.partial):
         function = function.func
     return str(getattr(function, "__module__", "")).startswith("lthfunc.")
 
 
-def name_of(function: Any) -> str:
+def function_name(function: Any) -> str:
     """What a user calls a function."""
     while isinstance(function, functools.partial):
         function = function.func
     return str(getattr(function, "__qualname__", type(function).__name__)).rpartition(".")[2]
 
 
-def told(option: str, name: str, call: Callable[[], T]) -> T:
+def call_user_function(option: str, name: str, call: Callable[[], T]) -> T:
     """The call's result. What a user's function raises, a SystemExit too, becomes a UserError with the user's line."""
     try:
         return call()
@@ -63,7 +63,7 @@ def told(option: str, name: str, call: Callable[[], T]) -> T:
         raise
     except (Exception, SystemExit) as error:
         what = f"{type(error).__name__}: {first_line(error)}"
-        raise errors.UserError(f"{option}: {name!r} fails{place_of(error)}: {what}") from error
+        raise errors.UserError(f"{option}: {name!r} fails{user_location(error)}: {what}") from error
 
 
 def _foreign(file: str) -> bool:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 import lthfunc as lf
 from lthfunc.deployment import compiled, formats
-from lthfunc.distributed.collectives import ALONE
+from lthfunc.distributed.collectives import SINGLE_RANK
 from lthfunc.experiments.config import Config
 from lthfunc.experiments.families import ALLOCATIONS, SCORES
 from lthfunc.experiments.functions import Scored, allocation_of, score_of, structure_of
@@ -96,7 +96,7 @@ def scored(device: str, name: str) -> Any:
 
 def flowing(device: str, rounds: int) -> Any:
     score = lf.synflow(lf.forward_of(MLP, {}), (1, 8, 8))
-    return lf.at_densities(lf.geometric(0.05, rounds), score=score)(to_device(lf.init(MLP), device)).masks
+    return lf.prune_to_densities(lf.geometric(0.05, rounds), score=score)(to_device(lf.init(MLP), device)).masks
 
 
 def method(device: str, name: str) -> Any:
@@ -187,7 +187,7 @@ GROUPS: dict[str, dict[str, Scene]] = {
             ).masks
             for name in ("per-output", "units", "2:4", "4x4")
         },
-        "in parts": lambda on: lf.prune_sharded(ALONE, fraction=0.3)(to_device(lf.init(MLP), on)).masks,
+        "in parts": lambda on: lf.prune_sharded(SINGLE_RANK, fraction=0.3)(to_device(lf.init(MLP), on)).masks,
         "surgery": surgery,
         "without units": without_units,
         "instability": instability,

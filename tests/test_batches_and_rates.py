@@ -12,14 +12,14 @@ from small import data
 from torch import nn
 
 import lthfunc as lf
-from lthfunc.distributed.collectives import Exchange
+from lthfunc.distributed.collectives import Collectives
 from lthfunc.errors import UserError
 from lthfunc.training import prefetch
-from lthfunc.training.batches import Order, batches, steps_per_epoch
+from lthfunc.training.batches import BatchOrder, batches, steps_per_epoch
 from lthfunc.training.loop import take_steps
 from lthfunc.training.optimizers import check_ranges, table_like
-from lthfunc.training.prefetch import Feed
-from lthfunc.training.schedules import as_schedule, at, ends_at
+from lthfunc.training.prefetch import Prefetcher
+from lthfunc.training.schedules import as_schedule, ends_at, rate_at
 from lthfunc.training.trainer import examples, make_trainer
 from lthfunc.trees.rng import permutation
 from lthfunc.trees.types import Scale, Split
@@ -33,7 +33,7 @@ def test_the_order_of_examples_is_a_permutation_an_epoch() -> None:
         with pytest.raises(UserError, match=f"--batch-size: {size} .*a whole number from 1 to 17, the training exam"):
             steps_per_epoch(17, size)
     expected = torch.cat([permutation(17, 3, "order", epoch)[:15].view(3, 5) for epoch in range(4)])
-    order = Order(17, 5, 3)
+    order = BatchOrder(17, 5, 3)
     for start, stop in ((0, 1), (1, 3), (2, 9), (0, 12), (11, 12), (3, 3 + 1)):
         assert torch.equal(order.rows(start, stop), expected[start:stop]), (start, stop)
     split = Split(torch.arange(34).view(17, 2), torch.arange(17))
@@ -58,7 +58,7 @@ def test_sampled_batches_are_scaled_and_no_larger_than_the_data() -> None:
 def test_a_feed_holds_four_megabytes_of_steps() -> None:
     def slots(numbers: int, batch: int, seeds: int = 1) -> int:
         split = Split(torch.zeros(8, numbers), torch.zeros(8, dtype=torch.int64))
-        return Feed(split, batch, list(range(seeds)), CPU).slots
+        return Prefetcher(split, batch, list(range(seeds)), CPU).slots
 
     assert slots(1024, 2) == 64  # 8 kB a step: as many as there are at most
     assert slots(64 * 1024, 2) == 8  # 512 kB
@@ -76,7 +76,9 @@ def test_feeds_hold_the_batches_of_their_steps(mapped: bool, ranks: int, monkeyp
     warnings.simplefilter("error")  # PyTorch's, of memory of another size
     split = Split(torch.arange(74).float().view(37, 2), torch.arange(37))
     for rank in range(ranks):
-        feed = Feed(split, 6, [5, 8], CPU, mapped=mapped, exchange=Exchange(rank, ranks, lambda vector: vector))
+        feed = Prefetcher(
+            split, 6, [5, 8], CPU, mapped=mapped, exchange=Collectives(rank, ranks, lambda vector: vector)
+        )
         assert feed.slots == 3
         assert feed.slotted[0].shape == (3, 2, 6 // ranks, 2)
         places = [feed.batches[slot][0].data_ptr() for slot in range(3)]
@@ -112,7 +114,7 @@ def test_a_training_has_the_same_bits_wherever_it_is_parted(features: int, batch
 
 def test_rates_go_on_at_the_last() -> None:
     table = torch.tensor([1.0, 0.5, 0.25], dtype=torch.float64)
-    assert [float(at(table, torch.tensor(step))) for step in range(5)] == [1.0, 0.5, 0.25, 0.25, 0.25]
+    assert [float(rate_at(table, torch.tensor(step))) for step in range(5)] == [1.0, 0.5, 0.25, 0.25, 0.25]
     assert as_schedule(table) is table
     assert as_schedule(0.5).tolist() == [0.5]
     assert as_schedule(0.5).dtype == torch.float64

@@ -12,7 +12,7 @@ import lthfunc as lf
 from lthfunc.errors import UserError
 from lthfunc.experiments.config import Config
 from lthfunc.experiments.resolve import resolved
-from lthfunc.sparsify.budgets import deal
+from lthfunc.sparsify.budgets import apportion
 from lthfunc.trees.types import Masks, Params
 
 SHAPES = {"conv1": (8, 3, 3, 3), "conv2": (16, 8, 3, 3), "fc1": (20, 64), "fc2": (10, 20)}
@@ -100,7 +100,7 @@ def test_dealing_is_exact(data: st.DataObject) -> None:
     least = {name: data.draw(st.integers(0, most[name])) for name in names}
     weights = {name: data.draw(st.floats(0.001, 100)) for name in names}
     budget = data.draw(st.integers(sum(least.values()), sum(most.values())))
-    shares = deal(budget, weights, most, least)
+    shares = apportion(budget, weights, most, least)
     assert sum(shares.values()) == budget
     assert all(least[name] <= shares[name] <= most[name] for name in names)
 
@@ -123,13 +123,13 @@ def test_lamp_is_the_definition() -> None:
 def test_a_floor_keeps_each_layers_best_and_the_rest_by_one_threshold() -> None:
     values = scores()
     values["fc1"] = values["fc1"].abs() * 1e-3  # would be emptied
-    plain, floored = lf.globally(values, FULL, 0.9), lf.globally_above(12)(values, FULL, 0.9)
+    plain, floored = lf.globally(values, FULL, 0.9), lf.globally_with_minimum(12)(values, FULL, 0.9)
     assert int(plain["fc1"]) == 0
     assert int(floored["fc1"]) == 12
     assert sum(int(n) for n in floored.values()) == sum(int(n) for n in plain.values())
     masks = lf.unstructured(values, FULL, floored)
-    assert lf.collapsed(masks) == ()
-    assert lf.collapsed(lf.unstructured(values, FULL, plain)) == ("fc1",)
+    assert lf.collapsed_layers(masks) == ()
+    assert lf.collapsed_layers(lf.unstructured(values, FULL, plain)) == ("fc1",)
 
 
 def test_lamp_takes_no_negative_scores() -> None:

@@ -20,7 +20,7 @@ from lthfunc.scheduling import checkpointing
 from lthfunc.scheduling.checkpointing import train_kept
 from lthfunc.training.batches import batches
 from lthfunc.training.results import Stopped
-from lthfunc.training.session import finite
+from lthfunc.training.session import are_finite
 from lthfunc.trees.types import Dataset
 
 NETWORKS: dict[str, type[nn.Module]] = {"normed": NormedNet, "dropping": DroppingNet}
@@ -208,7 +208,7 @@ def test_a_step_that_is_not_finite_ends_a_training_at_the_last_good_state(
     assert kept is not None
     state, since = kept.progress.fit.state, kept.progress.fit.since
     assert since is not None
-    assert finite([state], [since]) == [True]
+    assert are_finite([state], [since]) == [True]
     assert f"of step {int(state.step) + 1} is" in str(error.value)
 
 

@@ -50,7 +50,7 @@ def test_what_is_written_in_python(tmp_path: Path) -> None:
         "data, model = lf.data.load('digits'), lf.models.lenet300((1, 8, 8))",
         together,
         parts.replace(begin[0], ""),
-        "print(f'{fit.state.step.item()} {lf.density(lf.whole(ticket).masks)}\\n', end='', flush=True)",
+        "print(f'{fit.state.step.item()} {lf.density(lf.unsharded(ticket).masks)}\\n', end='', flush=True)",
         "torch.distributed.barrier(); os._exit(0)",
     ])  # fmt: skip
     (tmp_path / "page.py").write_text(text)

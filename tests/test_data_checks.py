@@ -15,7 +15,7 @@ from test_npz import CLASSES, FLOATS, IMAGES, NUMBERS, N, changed
 from torch.utils.data import DataLoader, TensorDataset
 
 import lthfunc as lf
-from lthfunc.data.content_checks import checked
+from lthfunc.data.content_checks import checked_dataset
 from lthfunc.errors import UserError
 
 
@@ -33,14 +33,14 @@ def test_what_is_rarely_meant_gets_a_hint(
     monkeypatch.chdir(tmp_path)
     x = changed(x, 255) if x is not FLOATS else x
     np.savez("a.npz", x=x, y=y)
-    with pytest.warns(lf.data.DataHint, match=words):
+    with pytest.warns(lf.data.DataWarning, match=words):
         data = lf.data.load("npz:a.npz")
-    with pytest.warns(lf.data.DataHint, match=words):
+    with pytest.warns(lf.data.DataWarning, match=words):
         lf.data.from_tensors("mine", (x, y), (x, y), val=5)
-    (hint,) = lf.data.hints(data)
+    (hint,) = lf.data.find_warnings(data)
     command = "train --arch lenet300 --dataset npz:a.npz --steps 1 --batch-size 8 --engine eager --out r"
     with warnings.catch_warnings():
-        warnings.simplefilter("error", lf.data.DataHint)
+        warnings.simplefilter("error", lf.data.DataWarning)
         assert main(command.split()) == 0
     assert f"--dataset: {hint}" in capsys.readouterr().err.splitlines()
     assert main(["datasets", "show", "npz:a.npz"]) == 0
@@ -49,9 +49,9 @@ def test_what_is_rarely_meant_gets_a_hint(
 
 def test_ordinary_data_get_no_hint() -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("error", lf.data.DataHint)
+        warnings.simplefilter("error", lf.data.DataWarning)
         for name in ("digits", "planted"):
-            assert lf.data.hints(lf.data.load(name)) == ()
+            assert lf.data.find_warnings(lf.data.load(name)) == ()
         lf.data.from_tensors("a", (FLOATS, CLASSES), (FLOATS, CLASSES), val=5)
         lf.data.from_tensors("a", (FLOATS, NUMBERS), (FLOATS, NUMBERS), val=5)
         words = torch.arange(N * 6).view(N, 6) % 9
@@ -263,6 +263,6 @@ def test_files_of_data_sets_are_checked_too(tmp_path: Path) -> None:
 def test_mapped_inputs_are_not_read_for_the_check() -> None:
     split = lf.Split(X / 0, Y)
     data = lf.Dataset("d", split, split, split, 4)
-    assert checked(data._replace(mapped=True)).mapped
+    assert checked_dataset(data._replace(mapped=True)).mapped
     with pytest.raises(UserError, match="not finite"):
-        checked(data)
+        checked_dataset(data)

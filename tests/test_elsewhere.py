@@ -20,7 +20,7 @@ from test_runs import metrics, same_files
 import lthfunc as lf
 from lthfunc import remote
 from lthfunc.errors import UserError
-from lthfunc.remote import fetched, is_remote
+from lthfunc.remote import fetch_to_cache, is_remote
 from lthfunc.runs import mirror as mirrors
 from lthfunc.runs.folder import METRICS
 from lthfunc.runs.lock import HOLDER
@@ -188,12 +188,12 @@ def test_data_elsewhere_is_fetched_once(
         np.savez(file, x=x, y=np.arange(60) % 3)
     data = lf.data.load(f"npz:{memory}/data.npz")
     assert data.train.x.shape[1] == 4
-    before = fetched("--dataset", f"{memory}/data.npz")
+    before = fetch_to_cache("--dataset", f"{memory}/data.npz")
     stamp = before.stat().st_mtime_ns
-    assert fetched("--dataset", f"{memory}/data.npz").stat().st_mtime_ns == stamp
+    assert fetch_to_cache("--dataset", f"{memory}/data.npz").stat().st_mtime_ns == stamp
     with system.open(f"{path}/data.npz", "wb") as file:
         np.savez(file, x=x[:30], y=np.arange(30) % 3)
-    assert len(np.load(fetched("--dataset", f"{memory}/data.npz"))["x"]) == 30
+    assert len(np.load(fetch_to_cache("--dataset", f"{memory}/data.npz"))["x"]) == 30
     lf.data.save_mapped(tmp_path / "digits.safetensors", lf.data.load("digits"))
     system.put_file(str(tmp_path / "digits.safetensors"), f"{path}/digits.safetensors")
     assert lf.data.load(f"{memory}/digits.safetensors").shape == (1, 8, 8)
@@ -274,7 +274,7 @@ def test_objects_whose_names_leave_the_folder_are_refused(
     """A bucket takes any name; here nothing appears but in the cache's own folder for it."""
     system, path = fsspec.core.url_to_fs(f"{memory}/a/b")
     system.pipe_file(f"{path}/metrics.jsonl", b"")
-    place = remote.place_of("RUN", f"{memory}/a/b")
+    place = remote.remote_path("RUN", f"{memory}/a/b")
     listed = [f"{path}/metrics.jsonl", f"{path}/{name}"]
     monkeypatch.setattr(
         type(system), "find", lambda *_, **named: {each: {"type": "file", "size": 1} for each in listed}
@@ -286,10 +286,10 @@ def test_objects_whose_names_leave_the_folder_are_refused(
         assert reason in err
         assert "\x1b" not in err
     with pytest.raises(UserError, match="holds an object that is not fetched"):
-        fetched("--dataset", place.url)
+        fetch_to_cache("--dataset", place.url)
     assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_places_whose_own_name_is_none_get_one(memory: str) -> None:
     for url in (f"{memory}/..", f"{memory}/a\\b", "memory://"):
-        assert remote.place_of("RUN", url)._replace(path=url.partition("://")[2]).name == "root"
+        assert remote.remote_path("RUN", url)._replace(path=url.partition("://")[2]).name == "root"

@@ -18,8 +18,8 @@ from threads_as_ranks import Ranks
 from torch import Tensor, nn
 
 import lthfunc as lf
-from lthfunc.distributed.collectives import ALONE, Exchange
-from lthfunc.distributed.data_parallel import averaged, part_of, total, travelling
+from lthfunc.distributed.collectives import SINGLE_RANK, Collectives
+from lthfunc.distributed.data_parallel import averaged_gradients, differentiable_sum, rank_batch_size, surviving_indices
 from lthfunc.errors import UserError
 from lthfunc.training import cpu_threads, malloc, precision
 from lthfunc.training.engines import compiled as compiled_engine, toolchain
@@ -40,10 +40,10 @@ from lthfunc.training.engines.vmapped import (
 )
 from lthfunc.training.evaluation import chunk_for, evaluate
 from lthfunc.training.losses import cross_entropy
-from lthfunc.training.prefetch import Feed
+from lthfunc.training.prefetch import Prefetcher
 from lthfunc.trees.ops import clone
 from lthfunc.trees.rng import counter_key
-from lthfunc.trees.side_effects import Habits
+from lthfunc.trees.side_effects import SideEffects
 from lthfunc.trees.types import Scale, Split, TrainState
 
 NHWC = torch.channels_last
@@ -143,8 +143,8 @@ def test_a_carry_holds_states_keys_and_losses(count: int) -> None:
 
 def test_a_carry_of_a_rank_knows_what_travels() -> None:
     (state,), _ = _states(1)
-    carry = carry_of([state], [0], Exchange(0, 2, lambda vector: vector))
-    assert torch.equal(carry.travels, travelling(state))
+    carry = carry_of([state], [0], Collectives(0, 2, lambda vector: vector))
+    assert torch.equal(carry.travels, surviving_indices(state))
 
 
 def test_random_layers_draw_anew_for_each_state() -> None:
@@ -189,7 +189,7 @@ def programs(monkeypatch: pytest.MonkeyPatch) -> list[list[tuple[int, ...]]]:
     return made
 
 
-def _work(exchange: Exchange = ALONE) -> Work:
+def _work(exchange: Collectives = SINGLE_RANK) -> Work:
     return Work(lf.from_module(NET), cross_entropy, lf.sgd(0.1, 0.5), None, None, "fp32", exchange=exchange)
 
 
@@ -202,7 +202,7 @@ def test_programs_run_in_their_own_memory_to_the_eager_steps_bits(programs: Any,
     for make in (compiled_engine.compile_engine, eager):
         engine = make(work)
         for _ in range(2):  # the second time nothing is made
-            feed = Feed(numbers.train, 4, range(width), torch.device("cpu"))
+            feed = Prefetcher(numbers.train, 4, range(width), torch.device("cpu"))
             running = engine.begin(states, list(range(width)), feed)
             assert running.draws
             feed.fill(0, 3, 6)
@@ -235,7 +235,7 @@ def test_images_lie_channels_last_in_a_loop_and_as_init_has_them_outside(program
     work = _work()._replace(model=model)
     state = lf.with_optimizer(lf.init(model), work.optimizer)
     running: Any = compiled_engine.compile_engine(work).begin(
-        [state], [0], Feed(numbers.train, 4, [0], torch.device("cpu"))
+        [state], [0], Prefetcher(numbers.train, 4, [0], torch.device("cpu"))
     )
     assert any(leaf.ndim == 4 and not leaf.is_contiguous() for leaf in running._leaves)
     (found,) = running.states()
@@ -258,7 +258,7 @@ def test_types_are_looked_at_before_a_trace_that_hides_them(
     work, numbers = _work(), data()
     engine = compiled_engine.compile_engine(work)
     states = [lf.with_optimizer(state_of(seed)[1], work.optimizer) for seed in range(width)]
-    engine.begin(states, list(range(width)), Feed(numbers.train, 4, range(width), torch.device("cpu")))
+    engine.begin(states, list(range(width)), Prefetcher(numbers.train, 4, range(width), torch.device("cpu")))
     params, buffers = [state.params for state in states], [state.buffers for state in states]
     engine.measure(params, buffers, numbers.val, torch.device("cpu"))
     assert seen == [((4, 6), torch.float32), ((2, 6), torch.float32)]
@@ -287,7 +287,7 @@ def test_loops_share_pools_and_capture_where_they_may(
     engine, numbers = compiled_engine.compile_engine(_work(), graphs=graphs), data()
     state = lf.with_optimizer(state_of()[1], lf.sgd(0.1, 0.5))
     for _ in range(2):
-        feed = Feed(numbers.train, 4, [0], torch.device("cpu"))
+        feed = Prefetcher(numbers.train, 4, [0], torch.device("cpu"))
         engine.begin([state], [0], feed)
     (pools, *first), second = made
     assert first == [graphs, feed.slots]
@@ -308,14 +308,14 @@ def test_a_loop_goes_on_in_memory_that_was_left(programs: Any, monkeypatch: pyte
     monkeypatch.setattr(compiled_engine, "Kept", lambda: made.append(Kept()) or made[-1])
     engine, numbers = compiled_engine.compile_engine(_work()), data()
     first, second = (lf.with_optimizer(state_of(seed)[1], lf.sgd(0.1, 0.5)) for seed in (3, 4))
-    feed = Feed(numbers.train, 4, [3], torch.device("cpu"))
+    feed = Prefetcher(numbers.train, 4, [3], torch.device("cpu"))
     running: Any = engine.begin([first], [3], feed)
     feed.fill(0, 2, 4)
     running.take(2, None)
     made[0].leave(made[0].fit, compiled_engine._Memory(running._leaves, feed.slotted, running._launcher))
     found = []
     for kind in (engine, eager(_work())):
-        feed = Feed(numbers.train, 4, [4], torch.device("cpu"))
+        feed = Prefetcher(numbers.train, 4, [4], torch.device("cpu"))
         running = kind.begin([second], [4], feed)
         feed.fill(0, 3, 4)
         running.take(3, None)
@@ -330,24 +330,24 @@ def test_a_loop_goes_on_in_memory_that_was_left(programs: Any, monkeypatch: pyte
 def test_ranks_draw_outside_of_torch_by_their_number() -> None:
     state = lf.with_optimizer(state_of()[1], lf.sgd(0.1, 0.5))
     for rank, expected in ((0, []), (1, [1]), (2, [2])):
-        exchange = Exchange(rank, 3, lambda vector: vector)
-        feed = Feed(data().train, 6, [0], torch.device("cpu"), exchange=exchange)
+        exchange = Collectives(rank, 3, lambda vector: vector)
+        feed = Prefetcher(data().train, 6, [0], torch.device("cpu"), exchange=exchange)
         running: Any = eager(_work(exchange)).begin([state], [0], feed)
         assert running._rank == expected
 
 
 def test_one_program_serves_gradients_of_any_number_of_survivors(programs: Any) -> None:
-    two = Exchange(0, 2, lambda vector: 2 * vector)
+    two = Collectives(0, 2, lambda vector: 2 * vector)
     engine = compiled_engine.compile_engine(_work(two))
     model, numbers = lf.from_module(NET), data()
     for density in (1.0, 0.6, 0.2):
         state = lf.with_optimizer(lf.prune(density=density)(lf.init(model)), lf.sgd(0.1, 0.5))
-        engine.begin([state], [0], Feed(numbers.train, 8, [0], torch.device("cpu"), exchange=two))
+        engine.begin([state], [0], Prefetcher(numbers.train, 8, [0], torch.device("cpu"), exchange=two))
     assert len(programs) == 1
-    engine.begin([state], [0], Feed(numbers.train, 4, [0], torch.device("cpu"), exchange=two))
+    engine.begin([state], [0], Prefetcher(numbers.train, 4, [0], torch.device("cpu"), exchange=two))
     assert len(programs) == 2
     alone = compiled_engine.compile_engine(_work())
-    alone.begin([state], [0], Feed(numbers.train, 8, [0], torch.device("cpu")))
+    alone.begin([state], [0], Prefetcher(numbers.train, 8, [0], torch.device("cpu")))
     assert len(programs) == 3
 
 
@@ -359,14 +359,14 @@ def test_auto_compiles_from_three_thousand_steps_on() -> None:
 
 
 def test_a_module_that_draws_elsewhere_runs_eagerly() -> None:
-    work: Any = SimpleNamespace(habits=Habits(outside=("numpy", "random")), model=SimpleNamespace(name="net"))
+    work: Any = SimpleNamespace(habits=SideEffects(outside=("numpy", "random")), model=SimpleNamespace(name="net"))
     for name in ("compile", "no-such", lambda work: "never"):
         with pytest.raises(
             UserError, match="--engine: net draws from numpy and random in forward, which only --engine e"
         ):
             make_engine(name, work)  # type: ignore[arg-type]
     assert make_engine("eager", work).name == "eager"
-    tidy: Any = SimpleNamespace(habits=Habits(), model=None)
+    tidy: Any = SimpleNamespace(habits=SideEffects(), model=None)
     own = make_engine("eager", tidy)
     assert make_engine(lambda work: own if work is tidy else None, tidy) is own  # type: ignore[arg-type, return-value]
     assert make_engine("compile", tidy).name == "compile"
@@ -432,15 +432,15 @@ def test_the_c_library_is_told_to_keep_memory(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace(mallopt=mallopt))
-    assert malloc.hold_memory() is True
+    assert malloc.keep_freed_memory() is True
     assert told == {-1: 2_147_483_647, -2: 67_108_864, -4: 0}
     monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace(mallopt=lambda *given: 0))
-    assert malloc.hold_memory() is False
+    assert malloc.keep_freed_memory() is False
     monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace())
-    assert malloc.hold_memory() is False
+    assert malloc.keep_freed_memory() is False
     monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace(mallopt=mallopt))
     monkeypatch.setattr(sys, "platform", "darwin")
-    assert malloc.hold_memory() is False
+    assert malloc.keep_freed_memory() is False
 
 
 def _products_now() -> tuple[str, bool]:
@@ -456,7 +456,7 @@ def test_a_gpus_products_are_as_before_afterwards(name: Any, inside: tuple[str, 
         for before in (("medium", True), ("highest", False)):
             torch.set_float32_matmul_precision(before[0])
             torch.backends.cudnn.allow_tf32 = before[1]
-            with suppress(KeyError), precision.products(name):
+            with suppress(KeyError), precision.matmul_precision(name):
                 assert _products_now() == inside
                 raise KeyError
             assert _products_now() == before
@@ -467,7 +467,7 @@ def test_a_gpus_products_are_as_before_afterwards(name: Any, inside: tuple[str, 
 
 def test_only_bf16_casts() -> None:
     for name, kind in (("fp32", torch.float32), ("tf32", torch.float32), ("bf16", torch.bfloat16)):
-        with precision.casting(name, torch.device("cpu")):  # type: ignore[arg-type]
+        with precision.autocast_for(name, torch.device("cpu")):  # type: ignore[arg-type]
             assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == kind
     for name in ("fp32", "bf16"):
         precision.check_precision(name, "cpu")
@@ -493,7 +493,7 @@ def test_means_are_over_every_example_whatever_the_chunks_and_ranks(ranks: int) 
         inputs.zero_(), targets.zero_()  # what is given is a copy
         return found
 
-    def work(rank: int, exchange: Exchange) -> Any:
+    def work(rank: int, exchange: Collectives) -> Any:
         return evaluate(metrics, split, torch.device("cpu"), 10, exchange)
 
     for found in Ranks(ranks).run(work):
@@ -505,17 +505,17 @@ def test_means_are_over_every_example_whatever_the_chunks_and_ranks(ranks: int) 
 
 def test_a_batch_divides_among_ranks_or_is_refused_with_what_would() -> None:
     for ranks in range(1, 9):
-        exchange = Exchange(0, ranks, lambda vector: vector)
+        exchange = Collectives(0, ranks, lambda vector: vector)
         for size in range(1, 30):
             if size % ranks == 0:
-                assert part_of(size, exchange) == size // ranks
+                assert rank_batch_size(size, exchange) == size // ranks
                 continue
             sizes = [each for each in range(size - ranks + 1, size + ranks) if each > 0 and each % ranks == 0]
             fewer = [count for count in range(1, ranks) if size % count == 0][-1]
             would = f"{' or '.join(map(str, sizes))}, or {fewer} rank{'' if fewer == 1 else 's'}"
             words = f"--batch-size: {size} examples don't divide among {ranks} ranks; take {would}$"
             with pytest.raises(UserError, match=words):
-                part_of(size, exchange)
+                rank_batch_size(size, exchange)
 
 
 def test_what_travels_is_what_a_mask_leaves_and_the_two_numbers() -> None:
@@ -525,16 +525,18 @@ def test_what_travels_is_what_a_mask_leaves_and_the_two_numbers() -> None:
         kept = state.masks[name].flatten().tolist() if name in state.masks else [True] * leaf.numel()
         flat += [place + at for at, stays in enumerate(kept) if stays]
         place += leaf.numel()
-    assert travelling(state).tolist() == [*flat, place, place + 1]
-    assert travelling(state).dtype == torch.int64
+    assert surviving_indices(state).tolist() == [*flat, place, place + 1]
+    assert surviving_indices(state).dtype == torch.int64
 
 
 def test_gradients_and_numbers_are_means_over_ranks() -> None:
     (state,), _ = _states(1)
-    index = travelling(state)
+    index = surviving_indices(state)
     grads = [{name: torch.randn_like(leaf) for name, leaf in state.params.items()} for _ in range(3)]
     numbers = [(torch.tensor(1.0 + rank), torch.tensor(0.25 * rank, dtype=torch.float64)) for rank in range(3)]
-    for found, (loss, metric) in Ranks(3).run(lambda rank, one: averaged(one, grads[rank], numbers[rank], index)):
+    for found, (loss, metric) in Ranks(3).run(
+        lambda rank, one: averaged_gradients(one, grads[rank], numbers[rank], index)
+    ):
         for name, leaf in found.items():
             mean = torch.stack([each[name] for each in grads]).mean(0)
             torch.testing.assert_close(leaf, mean * state.masks[name] if name in state.masks else mean)
@@ -546,9 +548,9 @@ def test_a_sum_over_ranks_has_the_gradient_of_a_sum() -> None:
     """Of f(Σ v), each rank's f its own: the gradient at every rank's v is Σ f'."""
     given = [torch.tensor([1.0 + rank, -2.0], dtype=torch.float64) for rank in range(3)]
 
-    def work(rank: int, exchange: Exchange) -> Tensor:
+    def work(rank: int, exchange: Collectives) -> Tensor:
         mine = given[rank].clone().requires_grad_()
-        (total(exchange, mine).square() * (rank + 1)).sum().backward()
+        (differentiable_sum(exchange, mine).square() * (rank + 1)).sum().backward()
         assert mine.grad is not None
         return mine.grad
 

@@ -13,7 +13,7 @@ import lthfunc as lf
 from lthfunc.errors import UserError
 from lthfunc.training.batches import batches
 from lthfunc.training.loop import fit
-from lthfunc.training.prefetch import Feed
+from lthfunc.training.prefetch import Prefetcher
 from lthfunc.training.trainer import make_trainer
 from lthfunc.trees.rng import counter_key, fold_in, integers
 from lthfunc.trees.types import Dataset, Split
@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize("seeds", [(5,), (5, 6, 5)])
 def test_slots_hold_the_batches_of_their_steps(seeds: tuple[int, ...]) -> None:
     split = Split(torch.arange(250).float().view(50, 5), torch.arange(50))
-    feed = Feed(split, 8, seeds, CPU)
+    feed = Prefetcher(split, 8, seeds, CPU)
     for start, stop in ((0, 4), (4, 20), (20, 21)):  # 6 batches an epoch: several epochs at once
         feed.fill(start, stop, 21)
         for k, seed in enumerate(seeds):

@@ -131,7 +131,7 @@ def test_controls_and_shuffles_run_on_the_device() -> None:
     model = lf.models.lenet300((1, 8, 8), 10)
     pruned = lf.prune(fraction=0.5)(lf.init(model, 0, "cuda"))
     assert lf.reinitialised(pruned, model, 1).params["fc1.weight"].is_cuda
-    shuffled = lf.shuffled(pruned.masks, 0)
+    shuffled = lf.shuffled_masks(pruned.masks, 0)
     assert lf.layer_counts(shuffled) == lf.layer_counts(pruned.masks)
     random = lf.prune(fraction=0.5, score=lf.random_scores(0))(pruned)
     here = lf.prune(fraction=0.5, score=lf.random_scores(0))(ops.to_device(pruned, "cpu"))
@@ -310,7 +310,7 @@ def test_sums_over_ranks_run_on_the_device(tmp_path: Path) -> None:
     where = f"file://{tmp_path}/store"
     distributed.init_process_group("nccl", init_method=where, rank=0, world_size=1)
     try:
-        exchange = lf.over()
+        exchange = lf.collectives()
         vector, index = torch.arange(6.0, device="cuda"), torch.tensor([1, 4], device="cuda")
         assert torch.equal(exchange.total(vector), vector)
         assert exchange.total_at(vector, index).tolist() == [0, 1, 0, 0, 4, 0]

@@ -14,7 +14,7 @@ from torch import distributed, nn
 import lthfunc as lf
 from lthfunc.deployment.formats import LAYER_FORMATS, Layer
 from lthfunc.deployment.tuning_cache import machine_key
-from lthfunc.distributed.collectives import ALONE
+from lthfunc.distributed.collectives import SINGLE_RANK
 from lthfunc.errors import UserError
 from lthfunc.experiments.config import Config
 from lthfunc.experiments.plan import _check_ranks, prepare
@@ -25,10 +25,10 @@ from lthfunc.scheduling.execute import jobs_of
 from lthfunc.training.engines.cuda_graphs import Launcher
 from lthfunc.training.engines.toolchain import why_not
 from lthfunc.training.precision import check_precision
-from lthfunc.training.results import Since
-from lthfunc.training.session import Training
+from lthfunc.training.results import SinceLastPoint
+from lthfunc.training.session import TrainingSession
 from lthfunc.training.trainer import make_trainer
-from lthfunc.trees.global_rng import all_seeded
+from lthfunc.trees.global_rng import seeded_generators
 from lthfunc.trees.ops import data_to_device, to_device
 from lthfunc.trees.types import Dataset
 
@@ -86,7 +86,7 @@ def test_a_plan_lies_on_its_gpu(gpus: Machine) -> None:
 
 
 def test_each_rank_takes_a_gpu_of_its_own(gpus: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    two = ALONE._replace(ranks=2)
+    two = SINGLE_RANK._replace(ranks=2)
     config = Config(device="cuda", batch_size=60, engine="eager")
     monkeypatch.setenv("LOCAL_RANK", "1")
     _check_ranks(config, two)
@@ -147,11 +147,14 @@ def test_random_layers_go_on_with_the_devices_generator(gpus: Machine, few_digit
     trainer = make_trainer(model, data_to_device(few_digits, "cuda:1"), optimizer=lf.sgd(0.1), batch_size=24)
     start = to_device(lf.init(model), "cuda:1")
     kept = torch.arange(16, dtype=torch.uint8)
-    with Training(trainer, [start], [0], 9, since=[Since(0.0, 3, kept)]) as training, training.drawing():
+    with (
+        TrainingSession(trainer, [start], [0], 9, since=[SinceLastPoint(0.0, 3, kept)]) as training,
+        training.drawing(),
+    ):
         set_to = [state for device, state in gpus.generators if device == "cuda:1"]
         assert torch.equal(set_to[0], kept)
         assert training.now()[1][0].random.numel() == 0, "the device's own state is read"
     before = len(gpus.generators)
-    with all_seeded(0, torch.device("cuda:1")):
+    with seeded_generators(0, torch.device("cuda:1")):
         pass
     assert [device for device, _ in gpus.generators[before:]] == ["cuda:1"], "put back afterwards"

@@ -18,7 +18,7 @@ from lthfunc.training.engines.interface import Work
 from lthfunc.training.engines.memory_formats import Forms
 from lthfunc.training.evaluation import chunk_on_gpu
 from lthfunc.training.loop import take_steps
-from lthfunc.training.steps import Advance, Carry
+from lthfunc.training.steps import Carry, LoopBody
 from lthfunc.training.trainer import Trainer, measure
 from lthfunc.trees.ops import data_to_device, to_device
 from lthfunc.trees.types import Batch, Dataset, TrainState
@@ -38,7 +38,7 @@ class Moving(Work):
     __slots__ = ()
 
     @property
-    def advance(self) -> Advance:
+    def advance(self) -> LoopBody:
         def advance(carry: Carry, batch: Batch) -> Carry:
             state, (x, y) = carry.state, batch
             moved = {
@@ -86,12 +86,12 @@ def test_segments_of_a_training_go_on_with_the_graphs_of_the_first(
 
 def test_trainings_at_the_same_time_do_not_share_memory(gpus: Machine, few_digits: Dataset) -> None:
     """And one of another kind takes none that was left, nor leaves more than its own."""
-    from lthfunc.training.session import Training
+    from lthfunc.training.session import TrainingSession
 
     work = trainer(data_to_device(few_digits, "cuda:0"), compile_engine)
     starts = [to_device(lf.init(MODEL, seed), "cuda:0") for seed in (0, 1)]
     alone = [take_steps(work, start, seed=3, until=30)[0] for start in starts]
-    with Training(work, [starts[0]], [3], 30) as one, Training(work, [starts[1]], [3], 30) as other:
+    with TrainingSession(work, [starts[0]], [3], 30) as one, TrainingSession(work, [starts[1]], [3], 30) as other:
         for step in (10, 20, 30):
             one.to(step)
             other.to(step)

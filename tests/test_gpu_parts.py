@@ -13,7 +13,7 @@ from small import NET
 from torch import Tensor, nn
 
 import lthfunc as lf
-from lthfunc.distributed.collectives import Exchange
+from lthfunc.distributed.collectives import Collectives
 from lthfunc.energy.gpus import Card, card_of
 from lthfunc.errors import UserError
 from lthfunc.experiments import plan as planning
@@ -23,7 +23,7 @@ from lthfunc.training.engines.interface import Work, _flops
 from lthfunc.training.engines.memory_formats import FORMS, Forms, form_on
 from lthfunc.training.engines.reused_memory import Kept, Pools
 from lthfunc.training.evaluation import chunk_on_gpu
-from lthfunc.training.prefetch import Feed, _Staging
+from lthfunc.training.prefetch import Prefetcher, _Staging
 from lthfunc.trees.types import Split
 
 
@@ -196,7 +196,7 @@ def test_chunks_on_a_gpu_are_powers_of_two() -> None:
     cuda = torch.device("cuda")
     assert work.chunk(3, split, torch.device("cpu")) == 166
     assert work.chunk(1, split, cuda) == chunk_on_gpu(1, 90, 700)
-    two = work._replace(exchange=Exchange(0, 3, lambda vector: vector))
+    two = work._replace(exchange=Collectives(0, 3, lambda vector: vector))
     assert two.chunk(1, split, cuda) == chunk_on_gpu(1, 90, 234)
     embedding = lf.from_module(nn.Sequential(nn.Embedding(7, 4), nn.Flatten(), nn.Linear(12, 7)), tokens=True)
     words = Split(torch.zeros(700, 3, dtype=torch.int64), torch.zeros(700, dtype=torch.int64))
@@ -210,7 +210,7 @@ def test_chunks_on_a_gpu_are_powers_of_two() -> None:
 
 def test_indices_go_to_a_device_by_way_of_memory_that_stays() -> None:
     split = Split(torch.arange(74).float().view(37, 2), torch.arange(37))
-    feed = Feed(split, 6, [5], torch.device("cpu"))
+    feed = Prefetcher(split, 6, [5], torch.device("cpu"))
     feed._staging = _Staging([feed._index])  # as on a GPU
     for start, stop in ((0, 4), (4, 6), (6, 7)):
         feed.fill(start, stop, 7)

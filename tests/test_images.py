@@ -14,7 +14,7 @@ import torch
 from picture_files import DEEP, H, W, colours, png, tiff, to_eight
 from PIL import Image
 
-from lthfunc.data.images import asked_of, check_depth, decoded, wanted_of
+from lthfunc.data.images import check_depth, decode_images, image_format, image_options
 from lthfunc.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -22,11 +22,11 @@ pytestmark = pytest.mark.filterwarnings("error")
 
 def read(content: bytes | Callable[[], Any], **options: Any) -> np.ndarray[Any, Any]:
     """The one image as (channels, height, width)."""
-    asked = asked_of(**{"size": None, "channels": None, "depth": None, "background": "white", **options})
+    asked = image_options(**{"size": None, "channels": None, "depth": None, "background": "white", **options})
     source = ("it", content if callable(content) else lambda: Image.open(io.BytesIO(content)))
-    wanted = wanted_of([source], asked, "here", skip_broken=False)
+    wanted = image_format([source], asked, "here", skip_broken=False)
     into = torch.empty(1, 1 if wanted.gray else 3, *wanted.size, dtype=torch.uint8)
-    result = decoded([source], wanted, into, skip_broken=False, observe=lambda count: None)
+    result = decode_images([source], wanted, into, skip_broken=False, observe=lambda count: None)
     check_depth([result.peak], "here")
     return into[0].numpy()
 
@@ -84,7 +84,7 @@ def test_the_depth_of_deep_grey_can_be_said_and_is_asked_for_where_it_is_not_kno
             read(content)
     np.testing.assert_array_equal(read(tiff(wide, "<"), depth=16), to_eight(DEEP, 16)[None])
     with pytest.raises(UserError, match=r"'depth=40' is not accepted"):
-        asked_of(None, None, 40, 0)
+        image_options(None, None, 40, 0)
 
 
 def test_floating_point_and_lab_pixels_are_refused() -> None:

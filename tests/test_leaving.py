@@ -21,8 +21,8 @@ from lthfunc.deployment.export.exportable import subject_of
 from lthfunc.deployment.export.table import TARGETS
 from lthfunc.errors import UserError
 from lthfunc.runs.settings import read_config
-from lthfunc.trees.atomic_io import file_name
-from lthfunc.trees.convert import starting_from
+from lthfunc.trees.atomic_io import safe_file_name
+from lthfunc.trees.convert import with_initial_values
 from lthfunc.trees.leaf_names import first_names
 from lthfunc.trees.model import apply_evaluating, apply_training
 
@@ -83,7 +83,7 @@ def test_a_state_dict_loads_strictly_and_as_weights(tmp_path: Path) -> None:
         {name: leaf for name, leaf in saved.items() if name != dropped} for dropped in ("words.weight", "out.weight")
     ]
     for values in (saved, *once):
-        drawn = lf.init(starting_from(model, values), 3)
+        drawn = lf.init(with_initial_values(model, values), 3)
         assert lf.same_bits(drawn.params, ticket.params)
         assert lf.same_bits(drawn.buffers, ticket.buffers)
 
@@ -136,8 +136,8 @@ def test_pairs_of_nn_utils_prune_load_strictly(tmp_path: Path) -> None:
         owner, _, leaf = name.rpartition(".")  # PyTorch's attention reads what a hook of its last layer computes late
         torch_prune.remove(other.get_submodule(owner), leaf)
     torch.testing.assert_close(other.eval()(x), lf.to_module(ticket, model)(x))
-    assert lf.same_bits(lf.init(starting_from(model, torch.load(tmp_path / "pairs.pt", weights_only=True))).params,
-                        ticket.params)  # fmt: skip
+    pairs = torch.load(tmp_path / "pairs.pt", weights_only=True)
+    assert lf.same_bits(lf.init(with_initial_values(model, pairs)).params, ticket.params)
 
 
 LAYERS = [
@@ -237,7 +237,7 @@ def test_settings_of_windows_editors_are_read(tmp_path: Path) -> None:
     ],
 )
 def test_names_that_every_file_system_takes(name: str, wanted: str) -> None:
-    assert file_name(name) == wanted
+    assert safe_file_name(name) == wanted
 
 
 @pytest.mark.parametrize("wrapped", [False, True])

@@ -22,7 +22,7 @@ from lthfunc.experiments.methods.table import TABLE
 from lthfunc.experiments.resolve import resolved
 from lthfunc.experiments.starting import CONTROLS, REWINDINGS
 from lthfunc.runs.json_lines import line_of, read_lines
-from lthfunc.training.parametrize import largest, reparametrised, straight_through
+from lthfunc.training.parametrize import parametrized, straight_through, top_k_mask
 from lthfunc.training.trainer import make_trainer
 from lthfunc.trees.model import apply_training
 
@@ -98,7 +98,7 @@ def test_exchanging_keeps_every_layers_count(share: float, density: float, seed:
     model = lf.from_module(nn.Sequential(nn.Linear(7, 9), nn.Linear(9, 4)))
     state = lf.prune(density=density, score=lf.random_scores(seed))(lf.init(model, seed))
     promise = lf.random_scores(seed, "new")(state.params, state.masks)
-    after = lf.exchanged(state, promise, share)
+    after = lf.drop_and_grow(state, promise, share)
     assert lf.layer_counts(after.masks) == lf.layer_counts(state.masks)
     for name, mask in state.masks.items():
         went, came = mask & ~after.masks[name], after.masks[name] & ~mask
@@ -118,9 +118,9 @@ def test_moments_of_new_weights_begin_at_zero(few_digits: lf.Dataset) -> None:
     trainer = make_trainer(model, few_digits, optimizer=lf.adam(1e-2), batch_size=40)
     start = lf.prune(density=0.5, score=lf.random_scores(0))(lf.init(model, 0))
     state, _ = lf.take_steps(trainer, start, seed=0, until=4)
-    after = lf.exchanged(state, lf.random_scores(1)(state.params, state.masks), 0.5)
+    after = lf.drop_and_grow(state, lf.random_scores(1)(state.params, state.masks), 0.5)
     name = "1.weight"
-    stayed = lf.dropped({name: state.params[name].abs()}, state.masks, 0.5)[name]
+    stayed = lf.drop({name: state.params[name].abs()}, state.masks, 0.5)[name]
     for moments, before in ((after.opt.mean, state.opt.mean), (after.opt.variance, state.opt.variance)):
         assert torch.equal(moments[name][stayed], before[name][stayed])
         assert (moments[name][~stayed] == 0).all()
@@ -155,9 +155,9 @@ def test_schedules_by_hand() -> None:
     expected = [1.0, 0.1 + 0.9 * 0.75**3, 0.1 + 0.9 * 0.5**3, 0.1 + 0.9 * 0.25**3, 0.1]
     assert [item.density for item in steps] == pytest.approx(expected)
     assert lf.periodic(0, 7, 3) == [0, 3, 6, 7]
-    assert lf.cosine_share(0.3, 0, 10) == pytest.approx(0.3)
-    assert lf.cosine_share(0.3, 5, 10) == pytest.approx(0.15)
-    assert lf.cosine_share(0.3, 12, 10) == 0
+    assert lf.cosine_drop_fraction(0.3, 0, 10) == pytest.approx(0.3)
+    assert lf.cosine_drop_fraction(0.3, 5, 10) == pytest.approx(0.15)
+    assert lf.cosine_drop_fraction(0.3, 12, 10) == 0
     table = lf.cyclic(1.0, 10, 2)
     assert torch.equal(table, torch.cat([lf.cosine(1.0, 5)[:5], lf.cosine(1.0, 5)]))
     for wrong in (lambda: lf.geometric(0.0, 2), lambda: lf.cubic(0.1, 5, 5, 1), lambda: lf.cyclic(1.0, 3, 4)):
@@ -177,11 +177,11 @@ def test_rewindings_by_hand(setting: Setting) -> None:
     for name, mask in trained.masks.items():
         spread = anchor.params[name].std(correction=0)
         torch.testing.assert_close(sign.params[name], anchor.params[name].sign() * spread * mask)
-    rate = lf.rate_rewound(trained, 3)
+    rate = lf.learning_rate_rewound(trained, 3)
     assert (int(rate.step), rate.opt) == (3, ())
     assert lf.same_bits(rate.params, trained.params)
-    assert int(lf.last_rate(trained).step) == 5
-    flipped = lf.inverted(trained.masks)
+    assert int(lf.finetuned(trained).step) == 5
+    flipped = lf.inverted_masks(trained.masks)
     assert all(torch.equal(flipped[name], ~mask) for name, mask in trained.masks.items())
     assert lf.mask_distance(flipped, trained.masks) == 1
     assert lf.mask_overlap(flipped, trained.masks) == 0
@@ -198,14 +198,14 @@ def test_the_mask_computes_and_the_weight_learns() -> None:
     model = lf.from_module(nn.Sequential(nn.Linear(4, 3)))
 
     def weights(trained, fixed):
-        hard = {"0.weight": trained["0.weight"] * largest(trained["0.weight"].abs(), 5)}
+        hard = {"0.weight": trained["0.weight"] * top_k_mask(trained["0.weight"].abs(), 5)}
         return {**trained, "0.weight": straight_through(hard["0.weight"], trained["0.weight"])}
 
     def draw(seed):
         params, buffers = model.init(seed)
         return params, {}, buffers
 
-    made = reparametrised(model, "test", draw, weights, weights)
+    made = parametrized(model, "test", draw, weights, weights)
     params, buffers = made.init(3)
     assert made.prunable == ("trained_0/weight",)
     x = torch.randn(8, 4)

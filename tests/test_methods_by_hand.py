@@ -18,7 +18,7 @@ from lthfunc.experiments.methods.setting import Outcome, Setting, samples
 from lthfunc.experiments.methods.table import TABLE
 from lthfunc.experiments.methods.while_training import exchanging
 from lthfunc.training.batches import batches
-from lthfunc.training.parametrize import Drawn, Weights
+from lthfunc.training.parametrize import InitFunction, WeightFunction
 from lthfunc.training.trainer import make_trainer
 from lthfunc.trees.rng import generator, key
 from lthfunc.trees.types import Masks, Params, Split
@@ -222,7 +222,7 @@ def test_ablations_prune_the_drawn_weights_and_not_pruned_ones(setting: Setting)
     dense = dense_of(setting)
     snip = TABLE["snip"](setting, SEED).ticket.masks
     redrawn = lf.init(setting.model, key(SEED, "ablation-reinit")).params
-    shuffled = lf.shuffled(snip, key(SEED, "ablation-shuffle"))
+    shuffled = lf.shuffled_masks(snip, key(SEED, "ablation-shuffle"))
     leaves = {name: leaf.clone().requires_grad_() for name, leaf in dense.params.items()}
     drawn = samples(setting, SEED, 10, "snip")
     torch.stack([F.cross_entropy(outputs(leaves, x), y) for x, y in drawn]).mean().backward()
@@ -326,7 +326,15 @@ def test_supermasks_by_hand(setting: Setting, monkeypatch: pytest.MonkeyPatch) -
     seen = []
     train = through_masks._train
 
-    def caught(setting: Setting, seed: int, name: str, draw: Drawn, training: Weights, evaluating: Weights, *rest: Any):
+    def caught(
+        setting: Setting,
+        seed: int,
+        name: str,
+        draw: InitFunction,
+        training: WeightFunction,
+        evaluating: WeightFunction,
+        *rest: Any,
+    ):
         seen.append((draw(seed), training, evaluating))
         return train(setting, seed, name, draw, training, evaluating, *rest)
 

@@ -82,7 +82,7 @@ def at_init(name: str) -> TrainState:
     rounds = [DENSITY ** (k / 3) for k in (1, 2, 3)] if base == "synflow" else [DENSITY]
     sparse = with_drawn(in_rounds(rounds, score=scores[base]()))
     if ablation == "shuffled":
-        masks = lf.shuffled(sparse.masks, key(SEED, "ablation-shuffle"))
+        masks = lf.shuffled_masks(sparse.masks, key(SEED, "ablation-shuffle"))
         return with_drawn(sparse._replace(masks=masks))
     if ablation == "reinit":
         return lf.reinitialised(sparse, MODEL, key(SEED, "ablation-reinit"))
@@ -133,17 +133,17 @@ def test_iterative_methods(setting: Setting) -> None:
     for name, by in (("imp-lr", trainer), ("imp-cyclic", setting.cyclic)):
         state = start
         for density in two:
-            state = lf.rate_rewound(pruned(density=density)(run(state, STEPS, by)))
+            state = lf.learning_rate_rewound(pruned(density=density)(run(state, STEPS, by)))
         ends_as(TABLE[name](setting, SEED), state, 2 * STEPS, by)
     state = start
     for number, density in enumerate(two, 1):
-        state = lf.last_rate(pruned(density=density)(run(state, number * STEPS)))
+        state = lf.finetuned(pruned(density=density)(run(state, number * STEPS)))
     ends_as(TABLE["imp-tuned"](setting, SEED), state, 2 * STEPS, until=3 * STEPS)
     for name, allocate in (("erk", lf.erk()), ("balanced", lf.balanced())):
         state = start
         for density in two:
             how = {"score": lf.random_scores(SEED, "iterative"), "allocate": allocate}
-            state = lf.rate_rewound(pruned(density=density, **how)(run(state, STEPS)))
+            state = lf.learning_rate_rewound(pruned(density=density, **how)(run(state, STEPS)))
         ends_as(TABLE[f"iterative-random-{name}"](setting, SEED), state, 2 * STEPS)
     assert int(trained(setting, SEED, 4)(start).step) == 4
 
@@ -170,7 +170,7 @@ def test_masks_that_change_in_training(setting: Setting) -> None:
             else:
                 gradient = lf.mean_gradient(loss, batches(f"regrow/{step}", 1))(state.params, state.masks)
                 promise = {layer: leaf.abs() for layer, leaf in gradient.items()}
-            state = lf.exchanged(state, promise, lf.cosine_share(0.3, step, end))
+            state = lf.drop_and_grow(state, promise, lf.cosine_drop_fraction(0.3, step, end))
         ends_as(TABLE[name](setting, SEED), state, end - 1)
     state, masks = start, []
     for step in range(1, STEPS):

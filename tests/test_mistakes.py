@@ -106,7 +106,7 @@ MISTAKES: dict[str, tuple[Callable[[Things], Any], str]] = {
     "mask a state": (lambda t: lf.apply_masks(t.start, t.start.masks), "not a TrainState; pass its .params"),
     "mask by params": (lambda t: lf.apply_masks(t.start.params, t.start.params), "apply_masks: masks must be a dict"),
     "params of a state": (lambda t: lf.cost(t.model, t.start, t.start.masks, (1, 8, 8)), "pass its .params"),
-    "shuffle a state": (lambda t: lf.shuffled(t.start, 0), "not a TrainState; pass its .masks"),
+    "shuffle a state": (lambda t: lf.shuffled_masks(t.start, 0), "not a TrainState; pass its .masks"),
     "arguments swapped": (lambda t: lf.to_module(t.model, t.ticket), "to_module: ticket must be a Ticket, not a Model"),
     "a state for a ticket": (lambda t: lf.to_module(t.start, t.model), "make one of it: lf.ticket(state)"),
     "what load_ticket gives": (
@@ -148,11 +148,11 @@ MISTAKES: dict[str, tuple[Callable[[Things], Any], str]] = {
     "selection gives scores": (
         lambda t: lf.prune(fraction=0.2, select=lambda s, m, k: s)(t.start), "it takes a torch.bool mask",
     ),
-    "no densities": (lambda t: lf.at_densities([]), "densities: [] is not accepted; it takes at least one number"),
-    "one density": (lambda t: lf.at_densities(0.1), "densities must be a list of numbers, not 0.1"),
-    "densities in percent": (lambda t: lf.at_densities([50, 20]), "50 % is 0.5"),
-    "densities with steps": (lambda t: lf.at_densities(lf.cubic(0.1, 0, 10, 2)), "must be a list of numbers, not a li"),
-    "argument misspelt": (lambda t: lf.at_densities([0.5], sccore=lf.magnitude), "'sccore'; did you mean 'score'?"),
+    "no densities": (lambda t: lf.prune_to_densities([]), "densities: [] is not accepted"),
+    "one density": (lambda t: lf.prune_to_densities(0.1), "densities must be a list of numbers, not 0.1"),
+    "densities in percent": (lambda t: lf.prune_to_densities([50, 20]), "50 % is 0.5"),
+    "densities with steps": (lambda t: lf.prune_to_densities(lf.cubic(0.1, 0, 10, 2)), "must be a list of numbers"),
+    "argument misspelt": (lambda t: lf.prune_to_densities([0.5], sccore=lf.magnitude), "did you mean 'score'?"),
     "a rate for layers": (lambda t: lf.layerwise(0.2), "the rate of all layers is prune's fraction"),
     "geometric in percent": (lambda t: lf.geometric(10, 3), "10 % is 0.1"),
     # Scores of data.
@@ -178,9 +178,9 @@ MISTAKES: dict[str, tuple[Callable[[Things], Any], str]] = {
     "a generator for a seed": (lambda t: lf.random_scores(torch.Generator()), "seed must be a whole number, not a"),
     "loss by name": (lambda t: trains(t, loss="cross-entropy"), "pass the function: lf.cross_entropy"),
     "the class of a loss": (lambda t: trains(t, loss=nn.CrossEntropyLoss), "call it: CrossEntropyLoss(…)"),
-    "uncalled loss": (lambda t: trains(t, loss=lf.smoothed), "call it: lf.smoothed(…)"),
+    "uncalled loss": (lambda t: trains(t, loss=lf.label_smoothed_cross_entropy), "call it: lf.label_"),
     "a loss of params": (lambda t: trains(t, loss=t.loss), "loss must be a function of (outputs, targets)"),
-    "uncalled metric": (lambda t: trains(t, metric=lf.top), "call it: lf.top(…)"),
+    "uncalled metric": (lambda t: trains(t, metric=lf.top_k), "call it: lf.top_k(…)"),
     "precision of elsewhere": (lambda t: trains(t, precision="fp16"), "precision must be fp32 or tf32 or bf16, not 'f"),
     "engine switched on": (lambda t: trains(t, engine=True), "engine must be an engine's name, or a"),
     "augmentation switched on": (lambda t: trains(t, augment=True), "augment must be a function of (inputs, key), not"),
@@ -229,7 +229,7 @@ def test_what_is_right_stays_right(things: Things) -> None:
     one = trains(t, loss=nn.CrossEntropyLoss(), seed=np.int64(3))(t.start)
     other = trains(t, loss=nn.functional.cross_entropy, seed=3)(t.start)
     assert lf.same_bits(one.params, other.params)
-    dense = lf.at_densities(np.array([0.5, 0.25]))(t.start)
+    dense = lf.prune_to_densities(np.array([0.5, 0.25]))(t.start)
     assert lf.count(dense.masks).kept == round(0.25 * lf.count(t.start.masks).total)
     some = lf.prune(fraction=0.2, allocate=lambda scores, masks, fraction: dict.fromkeys(masks, 5))(t.start)
     assert [each.kept for each in lf.layer_counts(some.masks).values()] == [5, 5]

@@ -23,7 +23,7 @@ from lthfunc.experiments.functions import (
     structure_of,
     tidying_of,
 )
-from lthfunc.experiments.starting import CONTROLS, REWINDINGS, Situation, end_of
+from lthfunc.experiments.starting import CONTROLS, REWINDINGS, RoundContext, end_of
 from lthfunc.experiments.tasks import (
     check_last_rate,
     loss_of_name,
@@ -32,7 +32,7 @@ from lthfunc.experiments.tasks import (
     named_for,
     schedule_of,
 )
-from lthfunc.training.losses import accuracy, cross_entropy, huber, mean_absolute, mean_squared
+from lthfunc.training.losses import accuracy, cross_entropy, huber, mean_absolute_error, mean_squared_error
 from lthfunc.training.optimizers import AdamNumbers, SGDNumbers
 from lthfunc.trees.rng import key
 from lthfunc.trees.types import Split
@@ -124,7 +124,7 @@ def test_losses_and_metrics_by_name_are_those_functions() -> None:
     classes, numbers = data(), data(numbers=True)
     assert loss_of_name(settings(), classes) is cross_entropy
     assert [loss_of_name(settings(loss=name), numbers) for name in ("auto", "mse", "mae", "huber")] == [
-        mean_squared, mean_squared, mean_absolute, huber,
+        mean_squared_error, mean_squared_error, mean_absolute_error, huber,
     ]  # fmt: skip
     logits, y = torch.randn(4, 3), torch.tensor([0, 1, 2, 0])
     smooth = loss_of_name(settings(label_smoothing=0.3), classes)
@@ -229,7 +229,7 @@ def test_allocations_by_name_are_those_functions(own: str) -> None:
     scores = lf.magnitude(state.params, state.masks)
     for floor in (0, 3):
         expected = {
-            "global": lf.globally_above(3) if floor else lf.globally,
+            "global": lf.globally_with_minimum(3) if floor else lf.globally,
             "uniform": lf.uniform(floor),
             "er": lf.erdos_renyi(floor),
             "erk": lf.erk(floor),
@@ -306,7 +306,7 @@ def test_rewindings_by_name_and_their_steps(own: str) -> None:
         assert rewinding_of(Rewind(name, at), 5) == (REWINDINGS[name], step)
     model, state = state_of()
     anchor = lf.init(model, 3)
-    now = Situation(model, 0, 1, anchor)
+    now = RoundContext(model, 0, 1, anchor)
     start, step = rewinding_of(Rewind(f"{own}:same", 0), 5)
     assert (start.at_anchor, step) == (False, 0)
     assert lf.same_bits(start.make(state, now), state)
@@ -344,7 +344,7 @@ def test_rewindings_by_hand() -> None:
     model, pruned = state_of()
     pruned = pruned._replace(step=torch.tensor(9), opt=("moments",))
     anchor = lf.init(model, 3)._replace(step=torch.tensor(4))
-    now = Situation(model, 7, 2, anchor)
+    now = RoundContext(model, 7, 2, anchor)
     masks = pruned.masks
     under = lambda params: lf.apply_masks(params, masks)  # noqa: E731
     for name in ("init", "step", "epoch"):
@@ -376,7 +376,7 @@ def test_controls_by_hand() -> None:
     model, pruned = state_of()
     anchor = lf.init(model, 3)._replace(step=torch.tensor(4))
     counts = {name: int(mask.sum()) for name, mask in pruned.masks.items()}
-    found = {name: control.make(pruned, Situation(model, 7, 2, anchor)) for name, control in CONTROLS.items()}
+    found = {name: control.make(pruned, RoundContext(model, 7, 2, anchor)) for name, control in CONTROLS.items()}
     for name, state in found.items():
         if name != "reinit":
             assert lf.same_bits(state.params, lf.apply_masks(anchor.params, state.masks)), name
@@ -387,11 +387,11 @@ def test_controls_by_hand() -> None:
         assert {layer: int(mask.sum()) for layer, mask in found[name].masks.items()} == counts
         assert not lf.same_bits(found[name].masks, pruned.masks)
     # Of a dense-ish ticket all that it went without, of a sparse one as many as it has.
-    assert lf.same_bits(found["inverted-mask"].masks, lf.inverted(pruned.masks))
+    assert lf.same_bits(found["inverted-mask"].masks, lf.inverted_masks(pruned.masks))
     sparse = lf.prune(density=0.2)(pruned)
-    inverse = CONTROLS["inverted-mask"].make(sparse, Situation(model, 7, 2, anchor)).masks
+    inverse = CONTROLS["inverted-mask"].make(sparse, RoundContext(model, 7, 2, anchor)).masks
     for layer, mask in sparse.masks.items():
         assert int(inverse[layer].sum()) == int(mask.sum())
         assert not (inverse[layer] & mask).any()
-    later = CONTROLS["shuffled-mask"].make(pruned, Situation(model, 7, 3, anchor))
+    later = CONTROLS["shuffled-mask"].make(pruned, RoundContext(model, 7, 3, anchor))
     assert not lf.same_bits(later.masks, found["shuffled-mask"].masks)

@@ -49,9 +49,9 @@ def test_a_byte_order_mark_is_no_character(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_targets_that_teach_nothing_get_a_hint(tmp_path: Path, arrays: dict[str, Any], hint: str) -> None:
     np.savez(tmp_path / "a.npz", **arrays)
-    with pytest.warns(lf.data.DataHint):
+    with pytest.warns(lf.data.DataWarning):
         data = lf.data.load(f"npz:{tmp_path / 'a.npz'}")
-    assert any(each.startswith(hint) for each in lf.data.hints(data)), lf.data.hints(data)
+    assert any(each.startswith(hint) for each in lf.data.find_warnings(data)), lf.data.find_warnings(data)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
@@ -82,8 +82,8 @@ FIRST = IMAGES.transpose(0, 3, 1, 2)
 )
 def test_inputs_that_lie_in_another_way_get_a_hint(x: Any, test: Any, words: list[str]) -> None:
     with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always", lf.data.DataHint)
-        found = lf.data.hints(lf.data.from_tensors("mine", (x, Y), (test, Y), val=15))
+        warnings.simplefilter("always", lf.data.DataWarning)
+        found = lf.data.find_warnings(lf.data.from_tensors("mine", (x, Y), (test, Y), val=15))
     assert len(found) == len(said) == len(words)
     assert all(each.startswith(start) for each, start in zip(found, words, strict=True)), found
 
@@ -147,7 +147,7 @@ def test_tokens_that_no_embedding_has(
 
 def test_inputs_of_float64_get_a_hint() -> None:
     x, y = torch.from_numpy(X).double(), torch.from_numpy(Y)
-    with pytest.warns(lf.data.DataHint, match=r"inputs are float64, .*; x\.float\(\) makes such"):
+    with pytest.warns(lf.data.DataWarning, match=r"inputs are float64, .*; x\.float\(\) makes such"):
         lf.data.from_tensors("d", (x, y), (x, y), val=9)
 
 

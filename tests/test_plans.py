@@ -15,7 +15,7 @@ from small import NET, data, settings, state_of
 from torch import Tensor, nn
 
 import lthfunc as lf
-from lthfunc.distributed.collectives import Exchange
+from lthfunc.distributed.collectives import Collectives
 from lthfunc.errors import UserError
 from lthfunc.experiments import plan as planning
 from lthfunc.experiments.functions import (
@@ -23,7 +23,7 @@ from lthfunc.experiments.functions import (
 )
 from lthfunc.experiments.iterative import Plan, rounds
 from lthfunc.experiments.plan import prepare
-from lthfunc.experiments.starting import CONTROLS, REWINDINGS, Situation
+from lthfunc.experiments.starting import CONTROLS, REWINDINGS, RoundContext
 from lthfunc.experiments.trials import check_orientation, check_pruning, check_score, check_start
 from lthfunc.trees.types import TrainState
 
@@ -104,7 +104,7 @@ def test_scores_starts_and_orientations_are_tried() -> None:
     plan = a_plan()
     made: list[Any] = []
 
-    def make(pruned: TrainState, now: Situation) -> TrainState:
+    def make(pruned: TrainState, now: RoundContext) -> TrainState:
         made.append((lf.count(pruned.masks).kept, now.seed, now.number, lf.count(now.anchor.masks).kept))
         return pruned
 
@@ -172,7 +172,7 @@ def test_steps_cost_three_forward_passes() -> None:
     ],
 )
 def test_what_one_training_on_several_ranks_cannot_be(change: dict[str, Any], words: str) -> None:
-    two = Exchange(0, 2, lambda vector: vector)
+    two = Collectives(0, 2, lambda vector: vector)
     planning._check_ranks(settings(batch_size=8, jobs=1), two)
     planning._check_ranks(settings(batch_size=8, engine="compile", device="cpu"), two)
     with pytest.raises(UserError, match=f"^{words}"):
@@ -341,7 +341,7 @@ def test_a_plan_is_what_was_asked_for() -> None:
     assert (trainer.batch_size, trainer.on_nonfinite, trainer.precision) == (20, "skip", "fp32")
     assert (trainer.engine.name, trainer.loss) == ("eager", lf.cross_entropy)
     dense = lf.init(plan.model)
-    now = Situation(plan.model, 5, 1, dense)
+    now = RoundContext(plan.model, 5, 1, dense)
     found = plan.pruning(1, plan.score(dense, now))(dense).masks
     expected = lf.prune(
         fraction=0.25, score=lf.random_scores(5, "score"), allocate=lf.uniform(), select=lf.per_output()

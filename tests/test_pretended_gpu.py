@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lthfunc.training.batches import batches
 from lthfunc.training.engines.cuda_graphs import Launcher
-from lthfunc.training.prefetch import Feed
+from lthfunc.training.prefetch import Prefetcher
 from lthfunc.trees.types import Split
 
 
@@ -38,7 +38,7 @@ def test_a_captured_program_does_what_it_does_uncaptured(gpus: Machine, device: 
 @pytest.mark.parametrize("device", ["cuda:0", "cuda:1"])
 def test_streamed_batches_are_those_of_their_steps(gpus: Machine, device: str) -> None:
     split = Split(torch.arange(250).float().view(50, 5), torch.arange(50))
-    feed = Feed(split, 8, (5,), torch.device(device))
+    feed = Prefetcher(split, 8, (5,), torch.device(device))
     taken = []
     for start in range(0, 60, 4):
         feed.fill(start, start + 4, 60)

@@ -11,15 +11,15 @@ from small import NET, data, state_of
 from torch import Tensor, nn
 
 import lthfunc as lf
-from lthfunc.distributed.collectives import ALONE
+from lthfunc.distributed.collectives import SINGLE_RANK
 from lthfunc.errors import UserError
-from lthfunc.sparsify.allocation import check_fraction, check_patterns, fraction_from, pruned
-from lthfunc.sparsify.budgets import budget_of, deal
+from lthfunc.sparsify.allocation import check_fraction, check_patterns, fraction_from, number_pruned
+from lthfunc.sparsify.budgets import apportion, budget_of
 from lthfunc.sparsify.checks import checked_allocation, checked_selection
-from lthfunc.sparsify.density_schedules import at_densities, by_rate, cubic, geometric, one_shot, periodic
-from lthfunc.sparsify.drop_and_grow import cosine_share, dropped, exchanged, regrown
-from lthfunc.sparsify.mask_comparison import collapsed, mask_distance, mask_overlap
-from lthfunc.sparsify.scores import checked
+from lthfunc.sparsify.density_schedules import by_rate, cubic, geometric, one_shot, periodic, prune_to_densities
+from lthfunc.sparsify.drop_and_grow import cosine_drop_fraction, drop, drop_and_grow, grow
+from lthfunc.sparsify.mask_comparison import collapsed_layers, mask_distance, mask_overlap
+from lthfunc.sparsify.scores import checked_score
 from lthfunc.sparsify.sparsegpt import best_of_block
 from lthfunc.sparsify.structures import as_matrix, from_matrix, has_blocks, has_n_of_m, has_units
 from lthfunc.trees.ops import Count
@@ -40,16 +40,23 @@ def test_fractions_and_patterns_have_their_ranges() -> None:
         with pytest.raises(UserError, match=r"^fraction: .* is not accepted; it takes a number in \[0, 1\)$"):
             check_fraction(fraction)
     _, state = state_of()
-    for allocate in (lf.globally, lf.layerwise(), lf.uniform(), lf.lamp, lf.globally_above(1)):
+    for allocate in (lf.globally, lf.layerwise(), lf.uniform(), lf.lamp, lf.globally_with_minimum(1)):
         with pytest.raises(UserError, match=r"fraction: 1\.5"):
             allocate(lf.magnitude(state.params, state.masks), state.masks, 1.5)
-    for choose in (lf.globally_on(ALONE), lf.layerwise_on(ALONE)):
+    for choose in (lf.globally_on(SINGLE_RANK), lf.layerwise_on(SINGLE_RANK)):
         with pytest.raises(UserError, match=r"^fraction: -0\.5"):
             choose(lf.magnitude(state.params, state.masks), state.masks, -0.5)
     check_patterns("keep", ["fc*", "conv1.weight"], ["conv1.weight", "fc1.weight"])
     with pytest.raises(UserError, match=r"^keep: 'fc2\*' .*a pattern that fits one of conv1.weight, fc1.weight$"):
         check_patterns("keep", ["fc1*", "fc2*"], ["conv1.weight", "fc1.weight"])
-    assert [int(pruned(torch.tensor(count), 0.5)) for count in (0, 1, 2, 3, 5, 7)] == [0, 0, 1, 2, 2, 4]  # to even
+    assert [int(number_pruned(torch.tensor(count), 0.5)) for count in (0, 1, 2, 3, 5, 7)] == [
+        0,
+        0,
+        1,
+        2,
+        2,
+        4,
+    ]  # to even
     for rate in (0.0, 0.999):
         lf.layerwise({"a": rate})
     for rate in (-0.1, 1.0):
@@ -69,22 +76,22 @@ def test_fractions_to_a_density_by_hand() -> None:
 
 def test_dealing_by_hand() -> None:
     weights = {"a": 1.0, "b": 1.0, "c": 2.0}
-    assert deal(8, weights, {"a": 9, "b": 9, "c": 9}, dict.fromkeys(weights, 0)) == {"a": 2, "b": 2, "c": 4}
-    assert deal(9, weights, {"a": 9, "b": 9, "c": 9}, dict.fromkeys(weights, 0)) == {"a": 2, "b": 2, "c": 5}  # 4.5
-    assert deal(10, weights, {"a": 9, "b": 9, "c": 4}, dict.fromkeys(weights, 0)) == {"a": 3, "b": 3, "c": 4}
-    assert deal(11, weights, {"a": 9, "b": 9, "c": 4}, dict.fromkeys(weights, 0)) == {"a": 4, "b": 3, "c": 4}
-    assert deal(8, weights, {"a": 9, "b": 9, "c": 9}, {"a": 3, "b": 0, "c": 0}) == {"a": 3, "b": 2, "c": 3}
-    assert deal(27, weights, dict.fromkeys(weights, 9), dict.fromkeys(weights, 0)) == dict.fromkeys(weights, 9)
-    assert deal(6, weights, dict.fromkeys(weights, 9), dict.fromkeys(weights, 2)) == dict.fromkeys(weights, 2)
-    assert deal(0, {}, {}, {}) == {}
-    assert deal(3, {"a": 0.0, "b": 1.0}, {"a": 5, "b": 5}, {"a": 1, "b": 0}) == {"a": 1, "b": 2}
+    assert apportion(8, weights, {"a": 9, "b": 9, "c": 9}, dict.fromkeys(weights, 0)) == {"a": 2, "b": 2, "c": 4}
+    assert apportion(9, weights, {"a": 9, "b": 9, "c": 9}, dict.fromkeys(weights, 0)) == {"a": 2, "b": 2, "c": 5}  # 4.5
+    assert apportion(10, weights, {"a": 9, "b": 9, "c": 4}, dict.fromkeys(weights, 0)) == {"a": 3, "b": 3, "c": 4}
+    assert apportion(11, weights, {"a": 9, "b": 9, "c": 4}, dict.fromkeys(weights, 0)) == {"a": 4, "b": 3, "c": 4}
+    assert apportion(8, weights, {"a": 9, "b": 9, "c": 9}, {"a": 3, "b": 0, "c": 0}) == {"a": 3, "b": 2, "c": 3}
+    assert apportion(27, weights, dict.fromkeys(weights, 9), dict.fromkeys(weights, 0)) == dict.fromkeys(weights, 9)
+    assert apportion(6, weights, dict.fromkeys(weights, 9), dict.fromkeys(weights, 2)) == dict.fromkeys(weights, 2)
+    assert apportion(0, {}, {}, {}) == {}
+    assert apportion(3, {"a": 0.0, "b": 1.0}, {"a": 5, "b": 5}, {"a": 1, "b": 0}) == {"a": 1, "b": 2}
     with pytest.raises(UserError, match=r"^density: 28 .*a budget of at most 27 weights"):
-        deal(28, weights, dict.fromkeys(weights, 9), dict.fromkeys(weights, 0))
+        apportion(28, weights, dict.fromkeys(weights, 9), dict.fromkeys(weights, 0))
     with pytest.raises(UserError, match=r"^floor: 3 layers keep at least 6 weights together, and the density leaves 5"):
-        deal(5, weights, dict.fromkeys(weights, 9), dict.fromkeys(weights, 2))
+        apportion(5, weights, dict.fromkeys(weights, 9), dict.fromkeys(weights, 2))
     masks = {"a": truth("xx.", "x.x")}
     assert [budget_of(masks, fraction) for fraction in (0.0, 0.25, 0.5, 0.75)] == [4, 3, 2, 1]
-    for make in (lf.uniform, lf.erk, lf.erdos_renyi, lf.balanced, lf.globally_above):
+    for make in (lf.uniform, lf.erk, lf.erdos_renyi, lf.balanced, lf.globally_with_minimum):
         make(0)
         with pytest.raises(
             UserError, match=r"^floor: -1 is not accepted; it takes a whole number of weights, 0 or more"
@@ -141,7 +148,7 @@ def test_own_counts_and_masks_are_held_to_the_layers() -> None:
         with pytest.raises(UserError, match=f"^{kind}: 'fails' .*no luck"):
             function(scores, masks, 0.5)  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"^score: 'fails' .*no luck"):
-        checked(fails)(scores, masks)
+        checked_score(fails)(scores, masks)
     assert checked_allocation(lf.globally) is lf.globally
     assert checked_selection(lf.unstructured) is lf.unstructured
 
@@ -326,7 +333,7 @@ def test_densities_by_hand() -> None:
         with pytest.raises(UserError, match=words):
             make()
     _, state = state_of()
-    twice = at_densities([0.5, 0.2], score=lf.random_scores(1), allocate=lf.uniform())(state)
+    twice = prune_to_densities([0.5, 0.2], score=lf.random_scores(1), allocate=lf.uniform())(state)
     by_hand = lf.prune(density=0.5, score=lf.random_scores(1), allocate=lf.uniform())(state)
     by_hand = lf.prune(density=0.2, score=lf.random_scores(1), allocate=lf.uniform())(by_hand)
     assert lf.same_bits(twice, by_hand)
@@ -334,27 +341,27 @@ def test_densities_by_hand() -> None:
 
 def test_drop_and_regrow_by_hand() -> None:
     worth, masks = {"a": torch.tensor([[4.0, 3, 2, 1]])}, {"a": truth("xxx.")}
-    assert torch.equal(dropped(worth, masks, 0.4)["a"], truth("xx.."))
-    assert torch.equal(dropped(worth, masks, 0.0)["a"], masks["a"])
-    assert torch.equal(dropped(worth, masks, 1.0)["a"], truth("...."))
+    assert torch.equal(drop(worth, masks, 0.4)["a"], truth("xx.."))
+    assert torch.equal(drop(worth, masks, 0.0)["a"], masks["a"])
+    assert torch.equal(drop(worth, masks, 1.0)["a"], truth("...."))
     for share in (-0.1, 1.1):
         with pytest.raises(UserError, match=r"^share: .*a number in \[0, 1\]"):
-            dropped(worth, masks, share)
+            drop(worth, masks, share)
         with pytest.raises(UserError, match=r"^share: "):
-            cosine_share(share, 0, 5)
-    grown = regrown({"a": torch.tensor([[9.0, 1, 2, 3]])}, {"a": truth("x...")}, {"a": 2})
+            cosine_drop_fraction(share, 0, 5)
+    grown = grow({"a": torch.tensor([[9.0, 1, 2, 3]])}, {"a": truth("x...")}, {"a": 2})
     assert torch.equal(grown["a"], truth("x.xx"))
-    assert [cosine_share(0.4, step, 8) for step in (0, 4, 8, 9)] == pytest.approx([0.4, 0.2, 0.0, 0.0])
-    assert cosine_share(0.4, 2, 8) == pytest.approx(0.2 * (1 + math.sqrt(0.5)))
-    assert cosine_share(0.4, 3, 0) == 0.0
+    assert [cosine_drop_fraction(0.4, step, 8) for step in (0, 4, 8, 9)] == pytest.approx([0.4, 0.2, 0.0, 0.0])
+    assert cosine_drop_fraction(0.4, 2, 8) == pytest.approx(0.2 * (1 + math.sqrt(0.5)))
+    assert cosine_drop_fraction(0.4, 3, 0) == 0.0
     model, state = state_of()
     opt = lf.adam(0.1)
     state = lf.with_optimizer(state, opt)
     state = state._replace(opt=state.opt._replace(mean={name: torch.ones_like(v) for name, v in state.params.items()}))
     promise = {name: torch.randn_like(state.params[name]) for name in state.masks}
-    after = exchanged(state, promise, 0.5)
+    after = drop_and_grow(state, promise, 0.5)
     for name, mask in state.masks.items():
-        fewer = dropped(lf.magnitude(state.params, state.masks), state.masks, 0.5)[name]
+        fewer = drop(lf.magnitude(state.params, state.masks), state.masks, 0.5)[name]
         assert int(after.masks[name].sum()) == int(mask.sum())
         assert not (fewer & ~after.masks[name]).any()
         assert torch.equal(after.params[name], torch.where(fewer, state.params[name], 0))
@@ -373,8 +380,8 @@ def test_distances_by_hand() -> None:
     nothing = {"a": truth("..")}
     assert mask_overlap(nothing, nothing) == 1.0
     assert mask_overlap(nothing, {"a": truth("x.")}) == 0.0
-    assert collapsed(left) == ()
-    assert collapsed(right) == ("b",)
+    assert collapsed_layers(left) == ()
+    assert collapsed_layers(right) == ("b",)
     assert lf.dead_units({"a": truth("x.", "..", ".."), "b": truth("xx")}) == {"a": 2, "b": 0}
 
 

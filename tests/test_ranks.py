@@ -24,10 +24,10 @@ from torch import Tensor, nn
 
 import lthfunc as lf
 from lthfunc.data.augment import shift_and_mirror
-from lthfunc.distributed.collectives import ALONE, Exchange
-from lthfunc.distributed.data_parallel import part_of, travelling
+from lthfunc.distributed.collectives import SINGLE_RANK, Collectives
+from lthfunc.distributed.data_parallel import rank_batch_size, surviving_indices
 from lthfunc.errors import UserError
-from lthfunc.training.steps import Carry, make_advance, make_train_step, with_optimizer
+from lthfunc.training.steps import Carry, make_loop_body, make_train_step, with_optimizer
 from lthfunc.training.trainer import Trainer
 from lthfunc.trees.model import Model
 from lthfunc.trees.ops import leaves, tree_map
@@ -80,7 +80,7 @@ def test_a_step_on_ranks_is_the_step_on_the_whole_batch(ranks: int, density: flo
     x = torch.randn(5, 12, 6, generator=draw, dtype=torch.float64) + 2
     y = torch.randint(0, 3, (5, 12), generator=draw)
 
-    def trained(exchange: Exchange) -> tuple[TrainState, list[Any]]:
+    def trained(exchange: Collectives) -> tuple[TrainState, list[Any]]:
         step = make_train_step(model, lf.cross_entropy, optimizer, exchange=exchange)
         mine = slice(exchange.rank * 12 // exchange.ranks, (exchange.rank + 1) * 12 // exchange.ranks)
         state, told = start, []
@@ -89,7 +89,7 @@ def test_a_step_on_ranks_is_the_step_on_the_whole_batch(ranks: int, density: flo
             told.append(metrics_)
         return state, told
 
-    alone, told = trained(ALONE)
+    alone, told = trained(SINGLE_RANK)
     found = Ranks(ranks).run(lambda rank, exchange: trained(exchange))
     for state, said in found:
         assert far(state, alone) < 1e-10
@@ -103,17 +103,17 @@ def test_a_loop_on_ranks_augments_as_one(few_digits: Dataset) -> None:
     start = wide(with_optimizer(lf.init(model, 0), optimizer))
     x, y = few_digits.train.x[:12].double(), few_digits.train.y[:12]
 
-    def trained(exchange: Exchange) -> Carry:
+    def trained(exchange: Collectives) -> Carry:
         step = make_train_step(model, lf.cross_entropy, optimizer, exchange=exchange)
-        advance = make_advance(step, None, shift_and_mirror, exchange)
+        advance = make_loop_body(step, None, shift_and_mirror, exchange)
         mine = slice(exchange.rank * 12 // exchange.ranks, (exchange.rank + 1) * 12 // exchange.ranks)
-        travels = travelling(start) if exchange.ranks > 1 else ()
+        travels = surviving_indices(start) if exchange.ranks > 1 else ()
         carry = Carry(start, counter_key(5, "step"), torch.zeros(1, dtype=torch.float64), travels)
         for _ in range(3):
             carry = advance(carry, (x[mine], y[mine]))
         return carry
 
-    alone = trained(ALONE)
+    alone = trained(SINGLE_RANK)
     for carry in Ranks(3).run(lambda rank, exchange: trained(exchange)):
         assert far(carry.state, alone.state) < 1e-12
         assert far(carry.loss, alone.loss) < 1e-12
@@ -132,7 +132,7 @@ def test_gradients_of_survivors_alone_travel() -> None:
     for start in (dense, sparse):
         ranks = Ranks(2)
 
-        def one(rank: int, exchange: Exchange, start: TrainState = start) -> TrainState:
+        def one(rank: int, exchange: Collectives, start: TrainState = start) -> TrainState:
             part = x[2 * rank : 2 * rank + 2], y[2 * rank : 2 * rank + 2]
             return make_train_step(model, lf.cross_entropy, optimizer, exchange=exchange)(start, part)[0]
 
@@ -140,17 +140,17 @@ def test_gradients_of_survivors_alone_travel() -> None:
         numbers.append(ranks.numbers)
     weights = sum(leaf.numel() for leaf in dense.params.values())
     assert numbers[0] == weights + 2
-    assert numbers[1] == len(travelling(sparse))
+    assert numbers[1] == len(surviving_indices(sparse))
     assert numbers[1] <= 0.12 * numbers[0]
 
 
 def test_a_batch_that_does_not_divide_is_refused_with_what_would(few_digits: Dataset) -> None:
-    assert part_of(60, Exchange(0, 4, lambda vector: vector)) == 15
+    assert rank_batch_size(60, Collectives(0, 4, lambda vector: vector)) == 15
     with pytest.raises(UserError, match="60 examples don't divide among 7 ranks; take 56 or 63, or 6 ranks"):
-        part_of(60, Exchange(0, 7, lambda vector: vector))
+        rank_batch_size(60, Collectives(0, 7, lambda vector: vector))
     with pytest.raises(UserError, match="3 examples don't divide among 4 ranks; take 4, or 3 ranks"):
-        part_of(3, Exchange(0, 4, lambda vector: vector))
-    model, two = lf.models.lenet300((1, 8, 8)), Exchange(0, 2, lambda vector: vector)
+        rank_batch_size(3, Collectives(0, 4, lambda vector: vector))
+    model, two = lf.models.lenet300((1, 8, 8)), Collectives(0, 2, lambda vector: vector)
     trainer = lf.make_trainer(model, few_digits, optimizer=lf.sgd(0.1), batch_size=60, exchange=two)
     state = lf.init(model, 0)
     with pytest.raises(UserError, match="one state together"):
@@ -168,7 +168,7 @@ class Doubling(nn.Module):
         return self.net(x.double())
 
 
-def made(exchange: Exchange, arch: str) -> tuple[Model, Trainer]:
+def made(exchange: Collectives, arch: str) -> tuple[Model, Trainer]:
     """LeNet-300-100 compiled, in float32; ResNet-20 with its BatchNorm in float64, eagerly."""
     digits = lf.data.load("digits")
     cut = lambda split, n: Split(split.x[:n], split.y[:n])  # noqa: E731
@@ -207,7 +207,7 @@ def _on_gloo(rank: int, ranks: int, folder: str) -> None:
     real = compiled.compiled
     compiled.compiled = lambda *given: (programs.append("one"), real(*given))[1]
     for arch in ROUNDING:
-        model, trainer = made(lf.over(), arch)
+        model, trainer = made(lf.collectives(), arch)
         state, curve = trained(model, trainer, steps_of(arch, ranks))
         torch.save((tuple(state[:3]), curve), Path(folder, f"{arch}-{rank}.pt"))
         if arch == "lenet300":  # a program serves whatever travels: the gradients of this ticket and of others
@@ -226,7 +226,7 @@ def test_ranks_over_gloo_train_as_one_process(ranks: int, tmp_path: Path) -> Non
     torch.multiprocessing.spawn(_on_gloo, (ranks, str(tmp_path)), nprocs=ranks)
     assert len(list(tmp_path.glob("done*"))) == ranks
     for arch, rounding in ROUNDING.items():
-        _, expected = trained(*made(ALONE, arch), steps_of(arch, ranks))
+        _, expected = trained(*made(SINGLE_RANK, arch), steps_of(arch, ranks))
         states, curves = zip(
             *(torch.load(tmp_path / f"{arch}-{rank}.pt", weights_only=False) for rank in range(ranks)), strict=True
         )
@@ -377,7 +377,7 @@ def test_ranks_of_other_versions_and_data_are_told_apart(monkeypatch: pytest.Mon
     from lthfunc.scheduling import ranks
 
     config = prepare(Config(steps=20, engine="eager")).config
-    two = Exchange(1, 2, lambda vector: vector)
+    two = Collectives(1, 2, lambda vector: vector)
     monkeypatch.setattr(sys, "argv", ["lthfunc", "prune"])
     theirs = ranks._fingerprint(config, prepare(config, exchange=two).plan)
     order = ranks._Begin(config, ["prune"], versions(), theirs)

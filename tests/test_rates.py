@@ -18,7 +18,7 @@ from lthfunc.experiments.plan import prepare
 from lthfunc.experiments.resolve import resolved
 from lthfunc.experiments.settings.training import FALLING
 from lthfunc.experiments.tasks import schedule_of
-from lthfunc.training.schedules import Schedule, at
+from lthfunc.training.schedules import Schedule, rate_at
 
 LR, STEPS, FINAL = 0.5, 40, 0.02
 
@@ -39,7 +39,7 @@ def named(**settings: object) -> Config:
 @pytest.mark.parametrize("name", FORMULAS)
 def test_schedules_end_where_they_are_told(name: str) -> None:
     table = schedule_of(named(schedule=name, lr_final=FINAL), STEPS)
-    rates = [float(at(table, torch.tensor(t))) for t in range(STEPS)]
+    rates = [float(rate_at(table, torch.tensor(t))) for t in range(STEPS)]
     np.testing.assert_allclose(rates, [FORMULAS[name](t) for t in range(STEPS)], rtol=1e-9)
 
 
@@ -93,7 +93,7 @@ def test_training_past_a_schedule_that_ends_at_nothing_is_refused(name: str, mak
     if name == "steps to nothing":
         return
     ended = lf.train(MODEL, few_digits, optimizer=make(table), steps=8, batch_size=40)(start)
-    pruned = lf.last_rate(lf.prune(fraction=0.5)(ended))
+    pruned = lf.finetuned(lf.prune(fraction=0.5)(ended))
     with pytest.raises(UserError, match=r"steps 8 to \d+ would change nothing"):
         lf.train(MODEL, few_digits, optimizer=make(table), steps=9 if table.numel() == 9 else 16, batch_size=40)(pruned)
 

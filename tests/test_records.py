@@ -18,8 +18,8 @@ from lthfunc.experiments import connectivity
 from lthfunc.experiments.connectivity import Line, _at_each, between
 from lthfunc.experiments.iterative import Round
 from lthfunc.experiments.records import record, search_energy, summarize, winning, word_of
-from lthfunc.training.evaluation import Quality
-from lthfunc.training.results import Chosen, Fit, Point
+from lthfunc.training.evaluation import Evaluation
+from lthfunc.training.results import BestNetwork, Fit, Point
 from lthfunc.trees import ops
 from lthfunc.trees.rng import key
 from lthfunc.trees.types import Ticket
@@ -29,13 +29,13 @@ def a_round(number: int, variant: str, density: float) -> Round:
     _, state = state_of()
     sparse = lf.prune(density=density)(state)
     points = (Point(0, math.nan, 2.0, 0.1), Point(5, 1.5, 1.25, 0.5), Point(9, 1.0, 1.75, 0.625))
-    chosen = Chosen(points[1], sparse.params, sparse.buffers)
+    chosen = BestNetwork(points[1], sparse.params, sparse.buffers)
     return Round(
         number,
         variant,
         Ticket(sparse.params, {}, sparse.masks),
         Fit(sparse, chosen, points),
-        Quality(1.5, 0.375),
+        Evaluation(1.5, 0.375),
         state,
     )
 

@@ -79,7 +79,7 @@ def test_replicates_may_have_rates_of_their_own() -> None:
 def test_a_label_for_each_row_of_outputs() -> None:
     """A column of labels would be held to every row, and give the mean over all pairs."""
     outputs = torch.randn(80, 2, generator=torch.Generator().manual_seed(1))
-    for metric in (lf.accuracy, lf.top(1), lf.cross_entropy, lf.smoothed(0.1)):
+    for metric in (lf.accuracy, lf.top_k(1), lf.cross_entropy, lf.label_smoothed_cross_entropy(0.1)):
         metric(outputs, Y)
         with pytest.raises(UserError, match=r"a class for each row of outputs.*\(80, 2\), targets .*\(80, 1\)"):
             metric(outputs, Y[:, None])
@@ -121,7 +121,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "buffers None": (lambda: _PRUNE(replaced(buffers=None)), "state.buffers must be a dict of tensors, one for each b"),
     "masks of floats": (lambda: lf.ticket(replaced(masks=_FLOAT)), "state.masks must be a dict of bool tensors"),
     "masks of another shape": (lambda: _PRUNE(replaced(masks=_NARROW)), "'0.weight' is of shape (2, 6), the parameter"),
-    "a mask too many": (lambda: lf.last_rate(replaced(masks=_MORE)), "state.masks: 'head.weight' is no parameter of t"),
+    "a mask too many": (lambda: lf.finetuned(replaced(masks=_MORE)), "state.masks: 'head.weight' is no parameter of t"),
     "a step as int": (lambda: lf.ticket(replaced(step=3)), "state.step must be a tensor of a whole number, such as"),
     "half a step": (lambda: lf.ticket(replaced(step=torch.tensor(2.5))), "state.step must be a tensor of a whole num"),
     "a step back": (lambda: trained(lf.sgd(0.1), 3)(replaced(step=torch.tensor(-1))), "it takes a step of at least 0"),
@@ -133,8 +133,8 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "scores too few": (lambda: lf.globally(cut(SCORES, "3.weight"), MASKS, 0.5), "scores: '3.weight' is missing, whic"),
     "scores of other shapes": (lambda: lf.unstructured({k: s.T for k, s in SCORES.items()}, MASKS, KEEP), "its mask ("),
     "counts too few": (lambda: lf.unstructured(SCORES, MASKS, cut(KEEP, "3.weight")), "keep: '3.weight' is missing"),
-    "counts as floats": (lambda: lf.as_given({"0.weight": 0.5}), "keep must be a dict of whole numbers"),
-    "a count too few": (lambda: lf.prune(fraction=0.3, allocate=lf.as_given({"0.weight": 5}))(START), "no count for 3"),
+    "counts as floats": (lambda: lf.fixed_counts({"0.weight": 0.5}), "keep must be a dict of whole numbers"),
+    "a count too few": (lambda: lf.prune(fraction=0.3, allocate=lf.fixed_counts({"0.weight": 5}))(START), "no count"),
     "an anchor's leaf missing": (
         lambda: lf.prune(fraction=0.3, score=lf.large_init(cut(START.params, "0.weight")))(START), "'0.weight', of sha",
     ),
@@ -187,14 +187,14 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "gamma below 0": (lambda: lf.stepwise(0.1, [5], gamma=-0.1), "gamma: -0.1 is not accepted"),
     "milestones below 0": (lambda: lf.stepwise(0.1, [-5]), "milestones: [-5] is not accepted"),
     "a start below 0": (lambda: lf.one_cycle(0.1, 5, start=-1), "start: -1 is not accepted"),
-    "smoothing past 1": (lambda: lf.smoothed(1.5), "share: 1.5 is not accepted; it takes a number from 0 to 1"),
+    "smoothing past 1": (lambda: lf.label_smoothed_cross_entropy(1.5), "label_smoothing: 1.5 is not"),
     "an output's rate below 0": (lambda: lf.layerwise(output_rate=-1), "output_rate: -1 is not accepted"),
     "an output's rate past all": (
         lambda: lf.prune(fraction=0.5, allocate=lf.layerwise(output_rate=3))(START), "it takes a number below 2, 1 / t",
     ),
     "an initial density below": (lambda: lf.cubic(0.5, 0, 10, 2, initial=0.1), "it takes a density from 0.5 to 1"),
-    "a share before the start": (lambda: lf.cosine_share(0.3, -1, 10), "step: -1 is not accepted"),
-    "rates from before": (lambda: lf.rate_rewound(START, -1), "step: -1 is not accepted"),
+    "a share before the start": (lambda: lf.cosine_drop_fraction(0.3, -1, 10), "step: -1 is not accepted"),
+    "rates from before": (lambda: lf.learning_rate_rewound(START, -1), "step: -1 is not accepted"),
     "a descent upwards": (lambda: lf.movement(LOSS, BATCHES, lr=-1.0), "lr: -1.0 is not accepted"),
     "no columns": (lambda: lf.sparsegpt(MOMENTS, 0.5, block=0), "block: 0 is not accepted"),
     "a shape without sides": (lambda: lf.synflow(lf.forward_of(MODEL, START.buffers), (-1,)), "shape: (-1,) is not ac"),

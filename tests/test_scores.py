@@ -116,8 +116,8 @@ def test_iterated_synflow_empties_no_layer_where_one_shot_does() -> None:
     model = lf.from_module(nn.Sequential(nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, 2), nn.ReLU(), nn.Linear(2, 40)))
     start = lf.init(model, 0)
     score = lf.synflow(forward_of(model, {}), (40,))
-    iterated = lf.at_densities(lf.geometric(0.02, 100), score=score)(start)
-    assert lf.collapsed(iterated.masks) == ()
+    iterated = lf.prune_to_densities(lf.geometric(0.02, 100), score=score)(start)
+    assert lf.collapsed_layers(iterated.masks) == ()
     assert lf.count(iterated.masks).kept == round(0.02 * 1760)
 
 

@@ -13,9 +13,9 @@ from threads_as_ranks import Ranks
 from torch import Tensor
 
 import lthfunc as lf
-from lthfunc.distributed.collectives import ALONE, Exchange
+from lthfunc.distributed.collectives import SINGLE_RANK, Collectives
 from lthfunc.errors import UserError
-from lthfunc.sparsify.sharded_pruning import best
+from lthfunc.sparsify.sharded_pruning import best_of_groups
 from lthfunc.trees.types import TrainState
 
 Tree = dict[str, Tensor]
@@ -61,7 +61,7 @@ def test_masks_of_parts_are_the_parts_of_the_masks(
     allocate = lf.globally if everywhere else lf.layerwise()
     expected = lf.unstructured(scores, masks, allocate(scores, masks, fraction))
 
-    def work(rank: int, exchange: Exchange) -> Tree:
+    def work(rank: int, exchange: Collectives) -> Tree:
         choose = lf.globally_on(exchange) if everywhere else lf.layerwise_on(exchange)
         return choose(part(scores, rank, ranks), part(masks, rank, ranks), fraction)
 
@@ -74,7 +74,7 @@ def test_little_is_exchanged() -> None:
     state = lf.init(lf.models.lenet300(), 0)
     ranks = Ranks(4)
 
-    def work(rank: int, exchange: Exchange) -> Any:
+    def work(rank: int, exchange: Collectives) -> Any:
         mine = state._replace(
             params={name: part({name: leaf}, rank, 4)[name] for name, leaf in state.params.items()},
             masks=part(state.masks, rank, 4),
@@ -95,23 +95,23 @@ def test_densities_rounds_and_mistakes() -> None:
     def partial(params: lf.Params, masks: lf.Masks) -> lf.Scores:
         return dict(list(params.items())[:1])
 
-    once = lf.prune_sharded(ALONE, density=0.5)(state)
+    once = lf.prune_sharded(SINGLE_RANK, density=0.5)(state)
     assert lf.same_bits(once, lf.prune(density=0.5)(state))
-    again = lf.prune_sharded(ALONE, fraction=0.3, choose=lf.layerwise_on(ALONE))(once)
+    again = lf.prune_sharded(SINGLE_RANK, fraction=0.3, choose=lf.layerwise_on(SINGLE_RANK))(once)
     assert lf.same_bits(again, lf.prune(fraction=0.3, allocate=lf.layerwise())(once))
     with pytest.raises(UserError, match=r"density: 0\.9 is not accepted"):
-        lf.prune_sharded(ALONE, density=0.9)(once)
+        lf.prune_sharded(SINGLE_RANK, density=0.9)(once)
     with pytest.raises(
         UserError, match=r"^score: 'partial'.* is not accepted; it takes a function that returns one leaf"
     ):
-        lf.prune_sharded(ALONE, density=0.3, score=partial)(once)
+        lf.prune_sharded(SINGLE_RANK, density=0.3, score=partial)(once)
     with pytest.raises(UserError, match="give either fraction or density"):
-        lf.prune_sharded(ALONE)
+        lf.prune_sharded(SINGLE_RANK)
     with pytest.raises(UserError, match="no process group"):
-        lf.over()
-    assert lf.globally_on(ALONE)({}, {}, 0.5) == {}
+        lf.collectives()
+    assert lf.globally_on(SINGLE_RANK)({}, {}, 0.5) == {}
     masks = {"a": torch.ones(3, 2, dtype=torch.bool)}
-    nothing = best({"a": torch.ones(3, 2)}, masks, torch.tensor([0]), {"a": 0}, ALONE)
+    nothing = best_of_groups({"a": torch.ones(3, 2)}, masks, torch.tensor([0]), {"a": 0}, SINGLE_RANK)
     assert not nothing["a"].any()
 
 
@@ -131,7 +131,7 @@ def _on_gloo(rank: int, ranks: int, folder: str) -> None:
 
     mine: Any = TrainState(cut(state.params), {}, cut(state.masks), (), state.step)
     for _ in range(2):
-        mine = lf.prune_sharded(lf.over(), fraction=0.4)(mine)
+        mine = lf.prune_sharded(lf.collectives(), fraction=0.4)(mine)
         state = lf.prune(fraction=0.4)(state)
     for tree, expected in ((mine.params, state.params), (mine.masks, state.masks)):
         for name, leaf in tree.items():
@@ -139,7 +139,7 @@ def _on_gloo(rank: int, ranks: int, folder: str) -> None:
             assert torch.equal(leaf.full_tensor(), expected[name]), name
     replicated = {name: DTensor.from_local(leaf, mesh) for name, leaf in state.params.items()}
     with pytest.raises(UserError, match=r"it takes Shard\(0\)"):
-        lf.prune_sharded(lf.over(), fraction=0.4)(mine._replace(params=replicated))
+        lf.prune_sharded(lf.collectives(), fraction=0.4)(mine._replace(params=replicated))
     Path(folder, f"done{rank}").touch()
     distributed.destroy_process_group()
 
@@ -154,6 +154,6 @@ def test_pruning_in_parts_drops_the_optimisers_state_too() -> None:
     """Its moments belong to the network before, as with `prune`."""
     model = lf.from_module(torch.nn.Linear(6, 5))
     state = lf.with_optimizer(lf.init(model), lf.adam(1e-3))
-    found = lf.prune_sharded(ALONE, fraction=0.5)(state)
+    found = lf.prune_sharded(SINGLE_RANK, fraction=0.5)(state)
     assert found.opt == ()
     assert lf.same_bits(found, lf.prune(fraction=0.5)(state))

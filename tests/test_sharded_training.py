@@ -14,7 +14,7 @@ from test_sharded import part, whole
 from threads_as_ranks import Ranks
 
 import lthfunc as lf
-from lthfunc.distributed.collectives import ALONE, Exchange
+from lthfunc.distributed.collectives import SINGLE_RANK, Collectives
 from lthfunc.errors import DamagedError, UserError
 from lthfunc.trees.types import TrainState
 
@@ -40,7 +40,7 @@ def test_a_step_on_parts_is_the_step_on_the_whole(ranks: int, optimizer: lf.Opti
         alone, said = step(alone, batch)
         told.append(said)
 
-    def one(rank: int, exchange: Exchange) -> tuple[TrainState, Any]:
+    def one(rank: int, exchange: Collectives) -> tuple[TrainState, Any]:
         state, said = parts(start, rank, ranks, optimizer), []
         mine = slice(rank * 12 // ranks, (rank + 1) * 12 // ranks)
         step = lf.make_sharded_step(model, lf.cross_entropy, optimizer, exchange)
@@ -64,7 +64,7 @@ def test_a_step_on_parts_is_the_step_on_the_whole(ranks: int, optimizer: lf.Opti
 def test_what_parts_cannot_do_is_said() -> None:
     model = lf.models.lenet300((1, 8, 8))
     with pytest.raises(UserError, match="mix a layer's weights"):
-        lf.make_sharded_step(model, lf.cross_entropy, lf.muon(0.1), ALONE)
+        lf.make_sharded_step(model, lf.cross_entropy, lf.muon(0.1), SINGLE_RANK)
     with pytest.raises(UserError, match="no process group"):
         lf.sharded(lf.init(model, 0))
     state = lf.init(model, 0)
@@ -94,7 +94,7 @@ def _on_gloo(rank: int, ranks: int, folder: str) -> None:
 
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/store{ranks}", rank=rank, world_size=ranks)
-    model, exchange = lf.models.lenet300((1, 8, 8)), lf.over()
+    model, exchange = lf.models.lenet300((1, 8, 8)), lf.collectives()
     data = lf.data.load("digits")
     x, y = data.train.x[:120].float().view(10, 12, 1, 8, 8) / 16, data.train.y[:120].view(10, 12)
     dense = lf.init(model, 0)
@@ -113,25 +113,25 @@ def _on_gloo(rank: int, ranks: int, folder: str) -> None:
     for leaf in (*state.params.values(), *state.masks.values(), *state.opt.mean.values()):
         assert isinstance(leaf, DTensor)
     pruned = lf.prune_sharded(exchange, fraction=0.4)(state)
-    assert lf.same_bits(lf.whole(pruned).masks, lf.prune(fraction=0.4)(lf.whole(state)).masks)  # bit for bit
+    assert lf.same_bits(lf.unsharded(pruned).masks, lf.prune(fraction=0.4)(lf.unsharded(state)).masks)  # bit for bit
     ticket = lf.restart(pruned, anchor)
-    assert lf.same_bits(lf.whole(ticket), lf.restart(lf.whole(pruned), dense))
+    assert lf.same_bits(lf.unsharded(ticket), lf.restart(lf.unsharded(pruned), dense))
     again = trained(ticket, step, mine)
     make = lf.make_train_step(model, lf.cross_entropy, lf.adam(1e-2))
-    alone = trained(lf.whole(ticket), make, slice(None))
-    assert far(lf.whole(again).params, alone.params) < 1e-4
+    alone = trained(lf.unsharded(ticket), make, slice(None))
+    assert far(lf.unsharded(again).params, alone.params) < 1e-4
     # What other ranks have written, and what these write.
     kept = Path(folder, "kept")
     if kept.exists():
         like = lf.sharded(lf.with_optimizer(dense, lf.adam(1e-2)))
         read = lf.load_sharded(kept, like)
         assert isinstance(read.params["fc1.weight"], DTensor)
-        assert lf.same_bits(tuple(lf.whole(read)), torch.load(Path(folder, "whole.pt"), weights_only=False))
+        assert lf.same_bits(tuple(lf.unsharded(read)), torch.load(Path(folder, "whole.pt"), weights_only=False))
         with pytest.raises(DamagedError, match="holds no state"):
             lf.load_sharded(Path(folder, "nothing"), like)
     else:
         lf.save_sharded(again, kept)
-        together = lf.whole(again)
+        together = lf.unsharded(again)
         if rank == 0:
             torch.save(tuple(together), Path(folder, "whole.pt"))
     Path(folder, f"done{ranks}-{rank}").touch()

@@ -227,10 +227,10 @@ def test_reinitialisation_draws_new_weights_under_the_same_masks() -> None:
 def test_shuffling_keeps_each_layers_count_and_moves_its_entries() -> None:
     masks = lf.prune(fraction=0.7)(state_of()).masks
     before = ops.clone(masks)
-    moved = lf.shuffled(masks, seed=0)
+    moved = lf.shuffled_masks(masks, seed=0)
     assert lf.layer_counts(moved) == lf.layer_counts(masks)
     assert all(not torch.equal(moved[name], masks[name]) for name in masks)
-    assert lf.same_bits(moved, lf.shuffled(masks, seed=0))
+    assert lf.same_bits(moved, lf.shuffled_masks(masks, seed=0))
     assert lf.same_bits(masks, before)
 
 
@@ -238,8 +238,8 @@ def test_shuffling_draws_another_order_for_every_layer_and_seed() -> None:
     """Layers of one shape with one mask get masks that overlap as much as chance has it."""
     mask = torch.zeros(40, 50, dtype=torch.bool)
     mask.view(-1)[:1000] = True
-    moved = lf.shuffled({"a": mask, "b": mask}, seed=0)
-    other = lf.shuffled({"a": mask, "b": mask}, seed=1)
+    moved = lf.shuffled_masks({"a": mask, "b": mask}, seed=0)
+    other = lf.shuffled_masks({"a": mask, "b": mask}, seed=1)
     for left, right in ((moved["a"], moved["b"]), (moved["a"], other["a"]), (moved["a"], mask)):
         assert int((left & right).sum()) == pytest.approx(500, abs=80)
 

@@ -11,14 +11,14 @@ from threads_as_ranks import Ranks
 from torch import Tensor, nn
 
 import lthfunc as lf
-from lthfunc.distributed.collectives import Exchange
-from lthfunc.distributed.sync_batchnorm import synchronised
+from lthfunc.distributed.collectives import Collectives
+from lthfunc.distributed.sync_batchnorm import with_sync_batchnorm
 from lthfunc.errors import UserError
 from lthfunc.training.batches import batches
 from lthfunc.training.loop import accuracy_on, take_steps
 from lthfunc.training.losses import cross_entropy
 from lthfunc.training.optimizers import Optimizer
-from lthfunc.training.parametrize import buffers_part, largest, reparametrised, straight_through, trained_part
+from lthfunc.training.parametrize import buffers_part, parametrized, straight_through, top_k_mask, trained_part
 from lthfunc.training.results import Point
 from lthfunc.training.steps import (
     Carry,
@@ -26,16 +26,16 @@ from lthfunc.training.steps import (
     boolean_masks,
     floating_masks,
     forward_of,
-    make_advance,
+    make_loop_body,
     make_train_step,
     masked,
     on_stored,
 )
-from lthfunc.training.trainer import drawing_if_needed, make_trainer
+from lthfunc.training.trainer import make_trainer, seeded_if_random
 from lthfunc.training.user_functions import checked_loss, checked_optimizer
 from lthfunc.trees.model import run_training
 from lthfunc.trees.rng import counter_key, fold_in, key
-from lthfunc.trees.side_effects import Habits
+from lthfunc.trees.side_effects import SideEffects
 from lthfunc.trees.types import Scale, TrainState
 
 CPU = torch.device("cpu")
@@ -168,13 +168,13 @@ def test_what_a_loop_adds_to_a_step() -> None:
     carry = Carry(state, run, torch.tensor([5.0], dtype=torch.float64), torch.tensor([1]))
     stored, y, scale = torch.tensor([2, 4], dtype=torch.uint8), torch.tensor([0, 1]), Scale(2, (0.5,), (0.25,))
     scaled = (torch.tensor([1.0, 2.0]) - 0.5) / 0.25
-    after = make_advance(step)(carry, (scaled, y))
+    after = make_loop_body(step)(carry, (scaled, y))
     assert (float(after.loss), int(after.state.step)) == (7.0, 4)
     assert after.key is run
-    make_advance(step, scale)(carry, (stored, y))
-    make_advance(step, scale, augment)(carry, (stored, y))
-    make_advance(step, scale, augment, Exchange(1, 2, lambda vector: vector))(carry, (stored, y))
-    make_advance(step, scale, augment, Exchange(2, 3, lambda vector: vector))(carry, (stored, y))
+    make_loop_body(step, scale)(carry, (stored, y))
+    make_loop_body(step, scale, augment)(carry, (stored, y))
+    make_loop_body(step, scale, augment, Collectives(1, 2, lambda vector: vector))(carry, (stored, y))
+    make_loop_body(step, scale, augment, Collectives(2, 3, lambda vector: vector))(carry, (stored, y))
     number = int(fold_in(run, torch.tensor(3)))
     assert drawn == [(number, ()), (number, (2,)), (number, (4,))]  # of two inputs on each rank
     expected = [scaled, scaled, *[scaled + 1] * 3]
@@ -229,7 +229,7 @@ def test_accuracies_are_of_a_split() -> None:
         expected = float((outputs.argmax(1) == part.y).double().mean())
         assert accuracy_on(model, state, numbers, name) == pytest.approx(expected)
     assert accuracy_on(model, state, numbers) == accuracy_on(model, state, numbers, "test")
-    by_metric = accuracy_on(model, state, numbers, metric=lf.top(3))
+    by_metric = accuracy_on(model, state, numbers, metric=lf.top_k(3))
     assert by_metric == 1.0
     with pytest.raises(UserError, match=r"^metric: accuracy counts classes"):
         accuracy_on(model, state, data(numbers=True))
@@ -238,7 +238,7 @@ def test_accuracies_are_of_a_split() -> None:
 def test_the_largest_outputs_are_counted_for_every_token() -> None:
     outputs = torch.tensor([[[3.0, 2, 1, 0], [0, 1, 2, 3]], [[3, 2, 1, 0], [0, 1, 2, 3]]])
     targets = torch.tensor([[0, 0], [2, 1]])  # the best, the fourth, the third and the third
-    assert [float(lf.top(count)(outputs, targets)) for count in (1, 2, 3, 4, 9)] == [0.25, 0.25, 0.75, 1.0, 1.0]
+    assert [float(lf.top_k(count)(outputs, targets)) for count in (1, 2, 3, 4, 9)] == [0.25, 0.25, 0.75, 1.0, 1.0]
     assert float(lf.accuracy(outputs, targets)) == 0.25
 
 
@@ -246,11 +246,11 @@ def test_evaluations_that_draw_draw_the_same() -> None:
     before = torch.get_rng_state()
     drawn = []
     for _ in range(2):
-        with drawing_if_needed(Habits(evaluates_randomly=True), CPU):
+        with seeded_if_random(SideEffects(evaluates_randomly=True), CPU):
             drawn.append(torch.rand(3))
     assert torch.equal(*drawn)
     assert torch.equal(torch.get_rng_state(), before)
-    with drawing_if_needed(Habits(), CPU):
+    with seeded_if_random(SideEffects(), CPU):
         torch.rand(1)
     assert not torch.equal(torch.get_rng_state(), before)
 
@@ -343,11 +343,11 @@ def test_optimisers_give_params_like_those_they_were_given(result: Any, words: s
 
 def test_the_largest_scores_compute_and_the_soft_ones_learn() -> None:
     scores = torch.tensor([[0.5, 3.0], [2.0, 2.0]], requires_grad=True)
-    assert [largest(scores, keep).tolist() for keep in (0, 1, 2, 4)] == [
+    assert [top_k_mask(scores, keep).tolist() for keep in (0, 1, 2, 4)] == [
         [[0, 0], [0, 0]], [[0, 1], [0, 0]], [[0, 1], [1, 1]], [[1, 1], [1, 1]],
     ]  # fmt: skip
-    assert not largest(scores, 2).requires_grad
-    mask = straight_through(largest(scores, 1), scores)
+    assert not top_k_mask(scores, 2).requires_grad
+    mask = straight_through(top_k_mask(scores, 1), scores)
     assert mask.tolist() == [[0, 1], [0, 0]]
     (mask * torch.tensor([[1.0, 2.0], [3.0, 4.0]])).sum().backward()
     assert scores.grad is not None
@@ -371,7 +371,7 @@ def test_a_reparametrised_network_computes_with_other_weights() -> None:
     def plain(trained: Any, fixed: Any) -> Any:
         return {**trained, **fixed}
 
-    other = reparametrised(model, "other", draw, doubled, plain)
+    other = parametrized(model, "other", draw, doubled, plain)
     assert (other.name, other.prunable, other.output) == (
         "other",
         ("trained_0/weight", "trained_2/weight"),
@@ -452,8 +452,8 @@ def test_ranks_normalise_as_one_batch(ranks: int, layer: dict[str, Any]) -> None
 
     grads, (outputs, after) = torch.func.grad(lambda p: loss(training, p, x), has_aux=True)(params)
 
-    def work(rank: int, exchange: Exchange) -> Any:
-        mine = synchronised(model, exchange)
+    def work(rank: int, exchange: Collectives) -> Any:
+        mine = with_sync_batchnorm(model, exchange)
         assert mine.training is not training
         part = x[rank * 4 : (rank + 1) * 4]
         return torch.func.grad(lambda p: loss(mine.training, p, part), has_aux=True)(params)
@@ -465,4 +465,4 @@ def test_ranks_normalise_as_one_batch(ranks: int, layer: dict[str, Any]) -> None
         torch.testing.assert_close(mean, leaf, rtol=1e-7, atol=1e-9)
     for _, (_, kept) in found:
         torch.testing.assert_close(kept, after, rtol=1e-9, atol=1e-9)
-    assert synchronised(model, Exchange(0, 1, lambda vector: vector)) is model
+    assert with_sync_batchnorm(model, Collectives(0, 1, lambda vector: vector)) is model

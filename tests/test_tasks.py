@@ -148,19 +148,19 @@ def test_losses_by_hand() -> None:
     logs = logits - logits.exp().sum(1, keepdim=True).log()
     torch.testing.assert_close(lf.cross_entropy(logits, y), -(logs[0, 0] + logs[1, 2]) / 2)
     spread = -(0.7 * (logs[0, 0] + logs[1, 2]) + 0.3 * logs.mean(1).sum()) / 2
-    torch.testing.assert_close(lf.smoothed(0.3)(logits, y), spread)
+    torch.testing.assert_close(lf.label_smoothed_cross_entropy(0.3)(logits, y), spread)
     # For every token: as if all stood in one row.
     tokens, targets = torch.randn(3, 5, 7), torch.randint(0, 7, (3, 5))
-    for loss in (lf.cross_entropy, lf.smoothed(0.1)):
+    for loss in (lf.cross_entropy, lf.label_smoothed_cross_entropy(0.1)):
         torch.testing.assert_close(loss(tokens, targets), loss(tokens.flatten(0, 1), targets.flatten()))
     a, b = torch.tensor([[0.0], [3.0]]), torch.tensor([[1.0], [1.0]])
-    assert [float(loss(a, b)) for loss in (lf.mean_squared, lf.mean_absolute, lf.huber)] == [2.5, 1.5, 1.0]
+    assert [float(loss(a, b)) for loss in (lf.mean_squared_error, lf.mean_absolute_error, lf.huber)] == [2.5, 1.5, 1.0]
 
 
 def test_metrics_by_hand() -> None:
     logits = torch.tensor([[3.0, 2.0, 1.0, 0.0]] * 4)
     y = torch.tensor([0, 1, 2, 3])
-    assert [float(metric(logits, y)) for metric in (lf.accuracy, lf.top(2), lf.top(3), lf.top(9))] == [
+    assert [float(metric(logits, y)) for metric in (lf.accuracy, lf.top_k(2), lf.top_k(3), lf.top_k(9))] == [
         0.25,
         0.5,
         0.75,
@@ -169,7 +169,7 @@ def test_metrics_by_hand() -> None:
     assert float(lf.accuracy(logits.expand(2, 4, 4), y.expand(2, 4))) == 0.25
     y = torch.randn(50, 2)
     guess = y + 0.3 * torch.randn(50, 2)
-    found = lf.explained(y.var(0, correction=0))(guess, y)
+    found = lf.r2(y.var(0, correction=0))(guess, y)
     wanted = np.mean([1 - ((guess - y)[:, k] ** 2).sum() / ((y - y.mean(0))[:, k] ** 2).sum() for k in range(2)])
     assert float(found) == pytest.approx(float(wanted), rel=1e-5)
 
@@ -207,9 +207,9 @@ def test_numbers_are_learnt_on_every_engine(engine: str) -> None:
         pytest.skip(str(why_no_kernels()))
     data = regression()
     model = lf.from_module(nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 1)))
-    metric = lf.explained(data.train.y.var(0, correction=0))
+    metric = lf.r2(data.train.y.var(0, correction=0))
     trainer = lf.make_trainer(
-        model, data, optimizer=lf.adam(1e-2), loss=lf.mean_squared, metric=metric, batch_size=30,
+        model, data, optimizer=lf.adam(1e-2), loss=lf.mean_squared_error, metric=metric, batch_size=30,
         engine=lf.sparse_engine if engine == "sparse" else engine,
     )  # fmt: skip
     found = lf.fit(trainer, lf.prune(density=0.6)(lf.init(model)), seed=0, until=400, eval_every=100)
@@ -255,10 +255,12 @@ def test_connectivity_measures_what_is_learnt() -> None:
     """Numbers, by the trainer's loss and metric: two copies of a linear fit have no barrier between them."""
     data = regression()
     model = lf.from_module(nn.Sequential(nn.Linear(6, 1)))
-    metric = lf.explained(data.train.y.var(0, correction=0))
-    trainer = lf.make_trainer(model, data, optimizer=lf.sgd(0.1), batch_size=30, loss=lf.mean_squared, metric=metric)
+    metric = lf.r2(data.train.y.var(0, correction=0))
+    trainer = lf.make_trainer(
+        model, data, optimizer=lf.sgd(0.1), batch_size=30, loss=lf.mean_squared_error, metric=metric
+    )
     (found,) = lf.instability(model, trainer, lf.init(model), [10], steps=200, seed=0, points=3)
-    ends = lf.mean_squared(torch.zeros_like(data.test.y), data.test.y)
+    ends = lf.mean_squared_error(torch.zeros_like(data.test.y), data.test.y)
     assert float(found.line.loss.max()) < 0.01 * float(ends)
     assert float(found.line.error.max()) < 0.01
 

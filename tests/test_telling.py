@@ -14,17 +14,17 @@ from threads_as_ranks import Ranks
 from torch import Tensor, nn
 
 import lthfunc as lf
-from lthfunc.distributed.collectives import Exchange
+from lthfunc.distributed.collectives import Collectives
 from lthfunc.errors import DivergedError, UserError
 from lthfunc.training.loop import fit, fit_together, take_steps
 from lthfunc.training.losses import accuracy, cross_entropy
 from lthfunc.training.nonfinite import _error
 from lthfunc.training.optimizers import Optimizer
-from lthfunc.training.results import Fit, Keeper, Since, Stopped
-from lthfunc.training.session import Training, check_pruned, finite
+from lthfunc.training.results import Checkpointer, Fit, SinceLastPoint, Stopped
+from lthfunc.training.session import TrainingSession, are_finite, check_pruned_zero
 from lthfunc.training.step_check import check_step
 from lthfunc.training.trainer import Trainer, checked_quality, make_trainer
-from lthfunc.trees.side_effects import Habits
+from lthfunc.trees.side_effects import SideEffects
 from lthfunc.trees.types import Split
 
 CPU = torch.device("cpu")
@@ -43,7 +43,7 @@ class Told:
         self.kept: list[list[Fit]] = []
         self.asked: list[int] = []
         self.step, self._stop = 0, stop
-        self.keeper: Keeper[Fit] = Keeper(
+        self.keeper: Checkpointer[Fit] = Checkpointer(
             self.kept.append,
             lambda: self.step >= self._stop,
             self._due,
@@ -106,7 +106,7 @@ def test_who_asks_to_stop_is_kept_after_that_step() -> None:
 def test_a_keeper_is_asked_to_stop_whether_or_not_anybody_observes() -> None:
     kept: list[Any] = []
     asked = iter([False] * 3 + [True] * 10)
-    keeper: Keeper[Fit] = Keeper(kept.append, lambda: next(asked))
+    keeper: Checkpointer[Fit] = Checkpointer(kept.append, lambda: next(asked))
     with pytest.raises(Stopped):
         fit_together(a_trainer(), [lf.init(lf.from_module(NET))], seeds=[1], until=50, eval_every=40, keeper=keeper)
     ((fit_then,),) = kept
@@ -151,11 +151,11 @@ def test_observers_hear_of_every_step_and_point() -> None:
 
 
 def test_several_ranks_train_one_state() -> None:
-    two = Exchange(0, 2, lambda vector: vector)
+    two = Collectives(0, 2, lambda vector: vector)
     states = [lf.init(lf.from_module(NET), seed) for seed in range(2)]
     with pytest.raises(UserError, match=r"^ranks: several of them train one state together, not several side by side"):
-        Training(a_trainer(batch_size=4)._replace(exchange=two), states, [0, 1], 5)
-    with Training(a_trainer(batch_size=4)._replace(exchange=two), states[:1], [0], 5):
+        TrainingSession(a_trainer(batch_size=4)._replace(exchange=two), states, [0, 1], 5)
+    with TrainingSession(a_trainer(batch_size=4)._replace(exchange=two), states[:1], [0], 5):
         pass
 
 
@@ -167,7 +167,7 @@ def test_a_feeds_thread_ends_with_its_training() -> None:
     def feeding() -> int:
         return sum(thread.name.startswith("lthfunc-feed") for thread in threading.enumerate())
 
-    with Training(trainer, [state], [0], 9) as training:
+    with TrainingSession(trainer, [state], [0], 9) as training:
         training.to(3)
         assert feeding() == 1
         states, since = training.now()
@@ -180,7 +180,7 @@ def test_a_feeds_thread_ends_with_its_training() -> None:
 
 
 def test_what_cannot_be_trained_is_told_as_the_trainer_is_made() -> None:
-    two = Exchange(0, 2, lambda vector: vector)
+    two = Collectives(0, 2, lambda vector: vector)
     with pytest.raises(UserError, match="--batch-size: 5 examples don't divide among 2 ranks"):
         a_trainer(exchange=two)
     with pytest.raises(UserError, match="--batch-size: 10000 "):
@@ -192,15 +192,15 @@ def test_what_cannot_be_trained_is_told_as_the_trainer_is_made() -> None:
 def test_ranks_stop_once_one_is_asked_to() -> None:
     trainer, state = a_trainer(batch_size=4), lf.init(lf.from_module(NET))
 
-    def work(rank: int, exchange: Exchange) -> tuple[bool, bool]:
-        keeper: Keeper[Fit] = Keeper(lambda fits: None, lambda: rank == 1)
-        with Training(trainer._replace(exchange=exchange), [state], [0], 5) as training:
-            return training.asked(keeper), training.asked(Keeper(lambda fits: None))
+    def work(rank: int, exchange: Collectives) -> tuple[bool, bool]:
+        keeper: Checkpointer[Fit] = Checkpointer(lambda fits: None, lambda: rank == 1)
+        with TrainingSession(trainer._replace(exchange=exchange), [state], [0], 5) as training:
+            return training.asked(keeper), training.asked(Checkpointer(lambda fits: None))
 
     assert Ranks(2).run(work) == [(True, False)] * 2
-    with Training(trainer, [state], [0], 5) as training:
-        assert training.asked(Keeper(lambda fits: None, lambda: True)) is True
-        assert training.asked(Keeper(lambda fits: None)) is False
+    with TrainingSession(trainer, [state], [0], 5) as training:
+        assert training.asked(Checkpointer(lambda fits: None, lambda: True)) is True
+        assert training.asked(Checkpointer(lambda fits: None)) is False
 
 
 SEEN: list[int] = []
@@ -238,7 +238,7 @@ def test_a_step_is_tried_on_eight_examples() -> None:
 
 def test_numbers_are_finite_or_not_by_state() -> None:
     _, state = state_of()
-    fine, since = lf.with_optimizer(state, lf.adam(0.1)), Since(1.0, 1, torch.empty(0))
+    fine, since = lf.with_optimizer(state, lf.adam(0.1)), SinceLastPoint(1.0, 1, torch.empty(0))
     opt = fine.opt._replace(variance={**fine.opt.variance, "1.bias": torch.full((5,), math.nan)})
     worse = [
         fine._replace(params={**fine.params, "3.bias": torch.tensor([0.0, math.inf, 0.0])}),
@@ -246,36 +246,40 @@ def test_numbers_are_finite_or_not_by_state() -> None:
         fine._replace(buffers={"mean": torch.tensor(-math.inf), "count": torch.tensor(3)}),
         fine._replace(opt=opt),
     ]
-    assert finite([fine, *worse, fine], [since] * 6) == [True, False, False, False, False, True]
-    assert finite([fine] * 3, [since._replace(loss=loss) for loss in (math.nan, math.inf, 5.0)]) == [False, False, True]
+    assert are_finite([fine, *worse, fine], [since] * 6) == [True, False, False, False, False, True]
+    assert are_finite([fine] * 3, [since._replace(loss=loss) for loss in (math.nan, math.inf, 5.0)]) == [
+        False,
+        False,
+        True,
+    ]
 
 
 def test_pruned_weights_that_move_are_told_by_layer() -> None:
     _, state = state_of()
-    strange: Any = SimpleNamespace(habits=Habits(known=False), optimizer=lf.sgd(0.1))
-    ours: Any = SimpleNamespace(habits=Habits(known=True), optimizer=lf.sgd(0.1))
-    own: Any = SimpleNamespace(habits=Habits(known=True), optimizer=Optimizer(lambda p: (), lambda *given: given))
+    strange: Any = SimpleNamespace(habits=SideEffects(known=False), optimizer=lf.sgd(0.1))
+    ours: Any = SimpleNamespace(habits=SideEffects(known=True), optimizer=lf.sgd(0.1))
+    own: Any = SimpleNamespace(habits=SideEffects(known=True), optimizer=Optimizer(lambda p: (), lambda *given: given))
     for trainer in (strange, ours, own):
-        check_pruned([state], trainer)
-        check_pruned([state._replace(masks={})], trainer)
+        check_pruned_zero([state], trainer)
+        check_pruned_zero([state._replace(masks={})], trainer)
     pruned = ~state.masks["3.weight"]
     for value in (1.0, -1e-30):
         moved = state._replace(
             params={**state.params, "3.weight": torch.where(pruned, value, state.params["3.weight"])}
         )
-        check_pruned([moved], ours)
+        check_pruned_zero([moved], ours)
         for trainer in (strange, own):
             with pytest.raises(UserError, match=r"^3\.weight: pruned weights are no longer zero"):
-                check_pruned([state, moved], trainer)
+                check_pruned_zero([state, moved], trainer)
     for value in (math.nan, math.inf, -math.inf):
         lost = state._replace(params={**state.params, "3.weight": torch.full((3, 5), value)})
-        check_pruned([lost], strange)  # that is another matter
+        check_pruned_zero([lost], strange)  # that is another matter
 
 
 def test_where_a_training_diverged() -> None:
     _, state = state_of()
     state = lf.with_optimizer(state._replace(step=torch.tensor(4)), lf.sgd(lf.cosine(0.5, 8)))
-    before, after = Since(2.0, 3, torch.empty(0)), Since(5.0, 4, torch.empty(0))
+    before, after = SinceLastPoint(2.0, 3, torch.empty(0)), SinceLastPoint(5.0, 4, torch.empty(0))
     error = _error(state, before, after, [7], 0)
     assert isinstance(error, DivergedError)
     assert str(error).startswith("training diverged: the gradient of step 5 is not finite, learning rate 0.25; a smal")

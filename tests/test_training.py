@@ -19,7 +19,7 @@ from lthfunc.training.cpu_threads import using_threads
 from lthfunc.training.evaluation import evaluate
 from lthfunc.training.loop import fit, take_steps
 from lthfunc.training.optimizers import Optimizer
-from lthfunc.training.schedules import at
+from lthfunc.training.schedules import rate_at
 from lthfunc.training.steps import on_stored
 from lthfunc.training.trainer import make_trainer, measure
 from lthfunc.trees import ops
@@ -87,14 +87,14 @@ def test_schedules_equal_torchs() -> None:
             schedule.step()
         return out
 
-    ours = [float(at(lf.stepwise(0.4, (3, 6)), torch.tensor(i))) for i in range(10)]
+    ours = [float(rate_at(lf.stepwise(0.4, (3, 6)), torch.tensor(i))) for i in range(10)]
     theirs = rates(lambda o: torch.optim.lr_scheduler.MultiStepLR(o, [3, 6]), 10)
     assert ours == pytest.approx(theirs, rel=1e-12)
-    ours = [float(at(lf.cosine(0.4, 20), torch.tensor(i))) for i in range(20)]
+    ours = [float(rate_at(lf.cosine(0.4, 20), torch.tensor(i))) for i in range(20)]
     theirs = rates(lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 20), 20)
     assert ours == pytest.approx(theirs, rel=1e-12)
     assert lf.warmup(lf.constant(0.4), 4).tolist() == pytest.approx([0.1, 0.2, 0.3, 0.4])
-    assert float(at(lf.warmup(lf.constant(0.4), 4), torch.tensor(99))) == 0.4
+    assert float(rate_at(lf.warmup(lf.constant(0.4), 4), torch.tensor(99))) == 0.4
 
 
 def test_out_of_range_settings_are_refused() -> None:

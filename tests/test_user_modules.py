@@ -143,9 +143,9 @@ def plain(module: nn.Module, start: lf.TrainState, data: lf.Dataset, steps: int)
     """Training as PyTorch's users write it: the same batches, torch's own SGD."""
     module.load_state_dict({**start.params, **start.buffers})
     optimizer = torch.optim.SGD(module.parameters(), 0.1, momentum=0.9)
-    from lthfunc.training.batches import Order
+    from lthfunc.training.batches import BatchOrder
 
-    rows = Order(len(data.train.x), 20, 0).rows(0, steps)
+    rows = BatchOrder(len(data.train.x), 20, 0).rows(0, steps)
     module.train()
     for index in rows:
         optimizer.zero_grad()

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lthfunc.distributed.collectives import Exchange
+from lthfunc.distributed.collectives import Collectives
 
 
 class Ranks:
@@ -20,7 +20,7 @@ class Ranks:
         self._barrier = threading.Barrier(count)
         self._given: list[Tensor] = [torch.empty(0)] * count
 
-    def exchange(self, rank: int) -> Exchange:
+    def exchange(self, rank: int) -> Collectives:
         def total(numbers: Tensor) -> Tensor:
             self._given[rank] = numbers
             self._barrier.wait()
@@ -30,9 +30,9 @@ class Ranks:
                 self.numbers, self.calls = self.numbers + numbers.numel(), self.calls + 1
             return found
 
-        return Exchange(rank, self.count, total)
+        return Collectives(rank, self.count, total)
 
-    def run(self, work: Callable[[int, Exchange], Any]) -> list[Any]:
+    def run(self, work: Callable[[int, Collectives], Any]) -> list[Any]:
         found: list[Any] = [None] * self.count
 
         def one(rank: int) -> None:

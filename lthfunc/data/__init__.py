@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from lthfunc.lazy import table_of_contents
 
 if TYPE_CHECKING:
-    from lthfunc.data.data_warnings import DataHint as DataHint, hints as hints
+    from lthfunc.data.data_warnings import DataWarning as DataWarning, find_warnings as find_warnings
     from lthfunc.data.loading import load as load
     from lthfunc.data.mapped import open_mapped as open_mapped, save_mapped as save_mapped
     from lthfunc.data.planted import planted_teacher as planted_teacher
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __getattr__, __all__, __dir__ = table_of_contents(
     __name__,
     {
-        "lthfunc.data.data_warnings": ("DataHint", "hints"),
+        "lthfunc.data.data_warnings": ("DataWarning", "find_warnings"),
         "lthfunc.data.loading": ("load",),
         "lthfunc.data.tensors": ("from_tensors", "from_map_style"),
         "lthfunc.data.planted": ("planted_teacher",),

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from lthfunc.errors import UserError
 from lthfunc.tracebacks import first_line
-from lthfunc.trees.dataset_checks import described
-from lthfunc.trees.multi_input import Part, packed
+from lthfunc.trees.dataset_checks import describe_data
+from lthfunc.trees.multi_input import InputSpec, pack_inputs
 
 #: One tensor of inputs, or several: in the order of the network's arguments, or by their names.
 Inputs = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
@@ -21,7 +21,7 @@ Inputs = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
 _WIDER = {"uint16": np.int32, "uint32": np.int64, "uint64": np.int64}
 
 
-def inputs_of(value: Any, name: str) -> tuple[Tensor, tuple[Part, ...]]:
+def inputs_of(value: Any, name: str) -> tuple[Tensor, tuple[InputSpec, ...]]:
     """(one tensor, what lies in it) of a tensor, an array, lists of numbers, or several tensors or arrays.
 
     Arrays of float64 become float32, as networks take them; tensors stay as they are. Raises UserError.
@@ -34,16 +34,16 @@ def inputs_of(value: Any, name: str) -> tuple[Tensor, tuple[Part, ...]]:
     named = value if isinstance(value, Mapping) else dict(enumerate(value))
     made = {key: tensor_of(each, f"{name}, input {key!r}") for key, each in named.items()}
     if not made or any(each.ndim == 0 for each in made.values()):
-        raise UserError(f"{name}: its inputs are a {described(value)}, not tensors of (examples, …)")
+        raise UserError(f"{name}: its inputs are a {describe_data(value)}, not tensors of (examples, …)")
     several_in_order: Any = made if isinstance(value, Mapping) else list(made.values())
-    return packed(several_in_order)
+    return pack_inputs(several_in_order)
 
 
 def tensor_of(value: Any, name: str) -> Tensor:
     """A tensor of numbers. Raises UserError for what isn't one, or does not fit in float32."""
     tensor = value.detach() if isinstance(value, Tensor) else torch.from_numpy(_plain(value, name))
     if tensor.ndim == 0:
-        raise UserError(f"{name}: a {described(value)} is not accepted; it takes tensors of (examples, …)")
+        raise UserError(f"{name}: a {describe_data(value)} is not accepted; it takes tensors of (examples, …)")
     return tensor
 
 
@@ -51,7 +51,7 @@ def targets_of(value: Any, name: str, x: Tensor) -> Tensor:
     """Targets: int64; or float32 (n, numbers). A column of classes is made a row of them. Raises UserError."""
     y = tensor_of(value, name)
     if y.is_floating_point():
-        return fitting(y if y.ndim > 1 else y[:, None], name, "target")
+        return to_float32(y if y.ndim > 1 else y[:, None], name, "target")
     if y.dtype.is_complex:
         raise UserError(f"{name}: targets are complex; they are classes, or real numbers to come close to")
     if y.ndim == 2 and y.shape[1] == 1 and tuple(x.shape[1:]) != (1,):
@@ -59,7 +59,7 @@ def targets_of(value: Any, name: str, x: Tensor) -> Tensor:
     return y.long()
 
 
-def fitting(values: Tensor, name: str, what: str) -> Tensor:
+def to_float32(values: Tensor, name: str, what: str) -> Tensor:
     """Floats as float32. Raises UserError where one is too large for it."""
     found = values.float()
     lost = found.isinf() & values.isfinite()
@@ -75,12 +75,12 @@ def _plain(value: Any, name: str) -> Any:
         raise UserError(f"{name}: a masked array has gaps, which a data set cannot have; fill them or leave them out")
     if not isinstance(value, (np.ndarray, list, tuple)) and not hasattr(value, "__array__"):
         raise UserError(
-            f"{name}: a {described(value)} is not accepted; it takes a tensor, an array or lists of numbers"
+            f"{name}: a {describe_data(value)} is not accepted; it takes a tensor, an array or lists of numbers"
         )
     try:
         array = np.asarray(value)
     except (ValueError, TypeError, RuntimeError) as error:  # lists of several lengths
-        raise UserError(f"{name}: a {described(value)} cannot be one tensor ({first_line(error)})") from error
+        raise UserError(f"{name}: a {describe_data(value)} cannot be one tensor ({first_line(error)})") from error
     kind = array.dtype
     if kind.names or kind.kind not in "biuf":
         texts = "; np.unique(…, return_inverse=True)[1] numbers texts from 0 on" if kind.kind in "USO" else ""

@@ -16,7 +16,7 @@ from lthfunc.trees.types import Dataset, Scale
 _CHUNK = 1 << 26
 
 
-class Pair(NamedTuple):
+class NamedSplit(NamedTuple):
     """A part of the examples, and what to call its inputs and its targets."""
 
     x: Tensor
@@ -25,7 +25,7 @@ class Pair(NamedTuple):
     y_name: str
 
 
-def checked(data: Any, option: str = "data") -> Dataset:
+def checked_dataset(data: Any, option: str = "data") -> Dataset:
     """A finished data set, where it holds together: shapes, types, numbers and classes of all its splits.
 
     Inputs that are mapped from a file are not read for it. Raises UserError, which begins with `option`.
@@ -34,7 +34,8 @@ def checked(data: Any, option: str = "data") -> Dataset:
     if not isinstance(found.classes, int) or found.classes < 1:
         raise UserError(f"{option}: its classes are {found.classes!r}, not a whole number above 0")
     pairs = [
-        Pair(split.x, split.y, name, name) for name, split in zip(("train", "val", "test"), found[1:4], strict=True)
+        NamedSplit(split.x, split.y, name, name)
+        for name, split in zip(("train", "val", "test"), found[1:4], strict=True)
     ]
     try:
         check_pairs(pairs, found.classes, found.labels, found.scale, mapped=found.mapped)
@@ -46,7 +47,7 @@ def checked(data: Any, option: str = "data") -> Dataset:
 
 
 def check_pairs(
-    pairs: Sequence[Pair],
+    pairs: Sequence[NamedSplit],
     classes: int | None,
     labels: Sequence[str] = (),
     scale: Scale | None = None,
@@ -67,7 +68,7 @@ def check_pairs(
     return _classes(pairs, classes, labels)
 
 
-def _check_inputs(pair: Pair, first: Pair, scale: Scale | None, mapped: bool) -> None:
+def _check_inputs(pair: NamedSplit, first: NamedSplit, scale: Scale | None, mapped: bool) -> None:
     x, name = pair.x, pair.x_name
     if x.layout is not torch.strided or x.is_quantized or x.dtype.is_complex:
         kind = "complex" if x.dtype.is_complex else "quantized" if x.is_quantized else "sparse"
@@ -96,7 +97,7 @@ def _check_inputs(pair: Pair, first: Pair, scale: Scale | None, mapped: bool) ->
         _check_finite(x, name, "input")
 
 
-def _check_targets(pair: Pair, first: Pair) -> None:
+def _check_targets(pair: NamedSplit, first: NamedSplit) -> None:
     y, name = pair.y, pair.y_name
     if y.is_floating_point() != first.y.is_floating_point():
         kinds = [("numbers" if each.is_floating_point() else "classes") for each in (y, first.y)]
@@ -132,7 +133,7 @@ def _check_finite(values: Tensor, name: str, what: str) -> None:
             raise UserError(f"{name} holds numbers that are not finite ({place})")
 
 
-def _classes(pairs: Sequence[Pair], given: int | None, labels: Sequence[str]) -> int:
+def _classes(pairs: Sequence[NamedSplit], given: int | None, labels: Sequence[str]) -> int:
     """The number of classes, of which every target is one."""
     if given is not None and labels and len(labels) != given:
         raise invalid("labels", f"{len(labels)} names", f"one for each of {given} classes")

@@ -21,11 +21,11 @@ _CHANNELS = 4
 _OTHER_SCALE = 20
 
 
-class DataHint(UserWarning):
+class DataWarning(UserWarning):
     """A data set that works, but perhaps isn't what was meant."""
 
 
-def hints(data: Dataset) -> tuple[str, ...]:
+def find_warnings(data: Dataset) -> tuple[str, ...]:
     """A line for each thing about a data set that its owner should look at; from its first training examples."""
     look = max(1, min(_LOOK, _BYTES // max(1, data.train.x[0].nbytes)))
     x, y = data.train.x[:look], data.train.y[:look]
@@ -87,18 +87,18 @@ def _of_other_scales(data: Dataset, look: int) -> Iterator[str]:
             )
 
 
-def warned(data: Dataset) -> Dataset:
+def with_warnings(data: Dataset) -> Dataset:
     """The data set, after a warning for each hint."""
-    for hint in hints(data):
-        warnings.warn(f"{data.name}: {hint}", DataHint, stacklevel=3)
+    for hint in find_warnings(data):
+        warnings.warn(f"{data.name}: {hint}", DataWarning, stacklevel=3)
     return data
 
 
 @contextmanager
-def unhinted() -> Iterator[None]:
-    """Data sets are read without warnings in this, by somebody who says `hints` elsewhere."""
+def without_data_warnings() -> Iterator[None]:
+    """Data sets are read without warnings in this, by somebody who says `find_warnings` elsewhere."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DataHint)
+        warnings.simplefilter("ignore", DataWarning)
         yield
 
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lthfunc.data.images import Observe, Source, asked_of, check_depth, decoded, wanted_of
+from lthfunc.data.images import Observe, Source, check_depth, decode_images, image_format, image_options
 from lthfunc.data.reader_options import check_shares
-from lthfunc.data.tensors import divided, parted, scale_of
+from lthfunc.data.tensors import make_dataset, scale_of, split_indices
 from lthfunc.errors import UserError, unknown
 from lthfunc.tracebacks import first_line
 from lthfunc.trees.types import Dataset
@@ -40,7 +40,7 @@ def read_hub(
     Raises UserError where `datasets` isn't installed, or the data set can't be read or holds no images with labels.
     """
     check_shares(val=val, test=test)
-    asked = asked_of(size, channels, depth, background)
+    asked = image_options(size, channels, depth, background)
     try:
         import datasets
     except ImportError as error:
@@ -56,7 +56,7 @@ def read_hub(
     image = _column(name, "image", image, features, datasets.Image)
     label = _column(name, "label", label, features, datasets.ClassLabel)
     labels = tuple(getattr(features[label], "names", ()))
-    wanted = wanted_of(_sources(name, splits["train"], image), asked, f"'hf:{name}'", skip_broken=skip_broken)
+    wanted = image_format(_sources(name, splits["train"], image), asked, f"'hf:{name}'", skip_broken=skip_broken)
     peaks: list[int | None] = []
     held = next((splits[each] for each in ("validation", "valid", "val") if each in splits), None)
     tested = splits.get("test")
@@ -75,7 +75,7 @@ def read_hub(
                 observe(done, total)
 
         x = torch.empty(len(split), 1 if wanted.gray else 3, *wanted.size, dtype=torch.uint8)
-        result = decoded(_sources(name, split, image), wanted, x, skip_broken=skip_broken, observe=tell)
+        result = decode_images(_sources(name, split, image), wanted, x, skip_broken=skip_broken, observe=tell)
         peaks.append(result.peak)
         gone = set(result.broken)
         left = torch.tensor([i for i in range(len(split)) if i not in gone], dtype=torch.int64)
@@ -83,7 +83,7 @@ def read_hub(
 
     train = read(splits["train"])
     if tested is None:
-        part, rest = parted(len(train[0]), (test,), name)
+        part, rest = split_indices(len(train[0]), (test,), name)
         test_pair, train = (train[0][part], train[1][part]), (train[0][rest], train[1][rest])
     else:
         test_pair = read(tested)
@@ -91,7 +91,7 @@ def read_hub(
     held_pair = None if held is None else read(held)
     check_depth(peaks, f"'hf:{name}'")
     size = max(1, round(val * len(train[0])))
-    data = divided(short, train, test_pair, val=size, held=held_pair, labels=labels)
+    data = make_dataset(short, train, test_pair, val=size, held=held_pair, labels=labels)
     return data._replace(scale=scale_of(data.train.x))
 
 

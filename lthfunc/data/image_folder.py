@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lthfunc.data.images import Asked, Observe, asked_of, check_depth, decoded, wanted_of
+from lthfunc.data.images import ImageOptions, Observe, check_depth, decode_images, image_format, image_options
 from lthfunc.data.mapped import open_mapped, writing
 from lthfunc.data.reader_options import check_shares, check_whole
-from lthfunc.data.tensors import parted, scale_of
+from lthfunc.data.tensors import scale_of, split_indices
 from lthfunc.errors import UserError, invalid
 from lthfunc.hardware import cache_home
 from lthfunc.trees.types import Dataset, Split
@@ -62,7 +62,7 @@ def read_folder(
     The decoded images lie in the cache (``$LTHFUNC_CACHE/data``), under a name that changes with any file; the
     normalisation is that of the training split. Raises UserError, with the path, for what cannot be read.
     """
-    root, asked = Path(path).expanduser(), asked_of(size, channels, depth, background)
+    root, asked = Path(path).expanduser(), image_options(size, channels, depth, background)
     check_shares(val=val, test=test)
     if not root.is_dir():
         raise invalid("--dataset", f"folder:{path}", "a folder of images, and there is none")
@@ -86,7 +86,7 @@ def _splits(root: Path, val: float, test: float, each: int | None) -> _Found:
     if not train_root.is_dir():
         labels = _labels(root)
         files = _files(root, labels, each)
-        test_part, val_part, rest = parted(len(files), (test, val), root.name)
+        test_part, val_part, rest = split_indices(len(files), (test, val), root.name)
         return _Found({name: [files[i] for i in part] for name, part in
                        (("train", rest), ("val", val_part), ("test", test_part))}, labels)  # fmt: skip
     labels = _labels(train_root)
@@ -101,7 +101,7 @@ def _splits(root: Path, val: float, test: float, each: int | None) -> _Found:
     missing = [(name, share) for name, share in (("test", test), ("val", val)) if name not in splits]
     if missing:
         files = splits["train"]
-        *parts, rest = parted(len(files), [share for _, share in missing], root.name)
+        *parts, rest = split_indices(len(files), [share for _, share in missing], root.name)
         for (name, _), part in zip(missing, parts, strict=True):
             splits[name] = [files[i] for i in part]
         splits["train"] = [files[i] for i in rest]
@@ -163,7 +163,7 @@ def _cached(root: Path, found: _Found, options: tuple[Any, ...]) -> Path:
 def _decode(
     root: Path,
     found: _Found,
-    asked: Asked,
+    asked: ImageOptions,
     target: Path,
     skip_broken: bool,
     observe: Observe | None,
@@ -182,7 +182,7 @@ def _decode(
     sources = {
         name: [(str(path), partial(Image.open, path)) for path, _ in files] for name, files in found.splits.items()
     }
-    wanted = wanted_of(sources["train"], asked, str(root), skip_broken=skip_broken)
+    wanted = image_format(sources["train"], asked, str(root), skip_broken=skip_broken)
     shape = (1 if wanted.gray else 3, *wanted.size)
     entries = {
         f"{name}/{part}": (dtype, (len(files), *(shape if part == "x" else ())))
@@ -194,7 +194,7 @@ def _decode(
         peaks = []
         for name, files in found.splits.items():
             x, y = file.views[f"{name}/x"], file.views[f"{name}/y"]
-            result = decoded(sources[name], wanted, x, skip_broken=skip_broken, observe=tell)
+            result = decode_images(sources[name], wanted, x, skip_broken=skip_broken, observe=tell)
             y.copy_(torch.tensor([label for _, label in files]))
             counts[name] = _closed_up(x, y, result.broken)
             peaks.append(result.peak)

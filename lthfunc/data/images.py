@@ -28,7 +28,7 @@ _GROUNDS = {"white": 255, "black": 0}
 _UNUSED_BITS = 4
 
 
-class Asked(NamedTuple):
+class ImageOptions(NamedTuple):
     """What a user asks of images. size: (height, width); channels: 1 or 3; depth: bits of deep grey pixels; background:
     the level that transparent pixels show."""
 
@@ -38,15 +38,17 @@ class Asked(NamedTuple):
     background: int
 
 
-class Wanted(NamedTuple):
+class ImageFormat(NamedTuple):
     """What images become. size: (height, width); gray: one channel instead of three."""
 
     size: tuple[int, int]
     gray: bool
-    asked: Asked
+    asked: ImageOptions
 
 
-def asked_of(size: int | str | None, channels: int | None, depth: int | None, background: int | str) -> Asked:
+def image_options(
+    size: int | str | None, channels: int | None, depth: int | None, background: int | str
+) -> ImageOptions:
     """The readers' options, checked. size: ``32`` or ``32x48`` (height x width). Raises UserError."""
     if channels not in (None, 1, 3):
         raise invalid("--dataset-option", f"channels={channels}", "1 (grey) or 3 (RGB)")
@@ -57,7 +59,7 @@ def asked_of(size: int | str | None, channels: int | None, depth: int | None, ba
     ground = _GROUNDS.get(background, background) if isinstance(background, str) else background
     if not isinstance(ground, int) or not 0 <= ground <= 255:
         raise invalid("--dataset-option", f"background={background}", "white, black, or a grey level from 0 to 255")
-    return Asked(_size(size), channels, depth, ground)
+    return ImageOptions(_size(size), channels, depth, ground)
 
 
 def _size(size: int | str | None) -> tuple[int, int] | None:
@@ -73,7 +75,7 @@ def _size(size: int | str | None) -> tuple[int, int] | None:
     return found
 
 
-def wanted_of(sources: Sequence[Source], asked: Asked, place: str, *, skip_broken: bool) -> Wanted:
+def image_format(sources: Sequence[Source], asked: ImageOptions, place: str, *, skip_broken: bool) -> ImageFormat:
     """What is asked; and of the first image that can be read what isn't: its size, and whether it is grey.
 
     Raises UserError where that cannot be read, or none can.
@@ -86,20 +88,20 @@ def wanted_of(sources: Sequence[Source], asked: Asked, place: str, *, skip_broke
                 raise _broken(found)
             continue
         gray = asked.channels == 1 or (asked.channels is None and found.pixels.ndim == 2)
-        return Wanted(asked.size or found.pixels.shape[:2], gray, asked)
+        return ImageFormat(asked.size or found.pixels.shape[:2], gray, asked)
     raise UserError(f"--dataset: no image of {place} can be read")
 
 
-class Decoded(NamedTuple):
+class DecodeResult(NamedTuple):
     """broken: the indices of images that could not be read; peak: the largest stored value of deep pixels, or None."""
 
     broken: list[int]
     peak: int | None
 
 
-def decoded(
-    sources: Sequence[Source], wanted: Wanted, into: Tensor, *, skip_broken: bool, observe: Callable[[int], None]
-) -> Decoded:
+def decode_images(
+    sources: Sequence[Source], wanted: ImageFormat, into: Tensor, *, skip_broken: bool, observe: Callable[[int], None]
+) -> DecodeResult:
     """Write images into uint8 (n, channels, height, width).
 
     Raises UserError for the first that is broken, unless those are to be skipped; and for one of another size, or in
@@ -126,10 +128,10 @@ def decoded(
                 elif told is not None:
                     peaks.add(told)
             observe(len(chunk))
-    return Decoded(broken, max(peaks, default=None))
+    return DecodeResult(broken, max(peaks, default=None))
 
 
-def _fitted(name: str, pixels: Any, wanted: Wanted) -> Any:
+def _fitted(name: str, pixels: Any, wanted: ImageFormat) -> Any:
     """Levels as (channels, height, width) of what is wanted. Raises UserError where they can't be made that."""
     if wanted.gray and wanted.asked.channels is None and not is_gray(pixels):
         raise UserError(
@@ -158,7 +160,7 @@ def check_depth(peaks: Sequence[int | None], place: str) -> None:
         )
 
 
-def _levels(source: Source, asked: Asked) -> Levels | str:
+def _levels(source: Source, asked: ImageOptions) -> Levels | str:
     """An image's levels; or in words, with its name, why there are none."""
     name, open_image = source
     try:

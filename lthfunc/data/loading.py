@@ -20,8 +20,8 @@ from lthfunc.data.catalog import (
     default_data_dir,
     kind_of,
 )
-from lthfunc.data.content_checks import checked
-from lthfunc.data.data_warnings import warned
+from lthfunc.data.content_checks import checked_dataset
+from lthfunc.data.data_warnings import with_warnings
 from lthfunc.data.digits import read_digits
 from lthfunc.data.hub import read_hub
 from lthfunc.data.image_folder import read_folder
@@ -29,11 +29,11 @@ from lthfunc.data.images import Observe
 from lthfunc.data.mapped import open_mapped
 from lthfunc.data.npz import read_npz
 from lthfunc.data.planted import read_planted
-from lthfunc.data.tensors import from_tensors, parted
+from lthfunc.data.tensors import from_tensors, split_indices
 from lthfunc.data.text import read_text
 from lthfunc.errors import UserError, invalid
 from lthfunc.plugins import called, load_plugin
-from lthfunc.remote import fetched, is_remote
+from lthfunc.remote import fetch_to_cache, is_remote
 from lthfunc.trees.ops import scaled
 from lthfunc.trees.types import Dataset, Scale
 
@@ -69,29 +69,29 @@ def load(
     """
     name, options = canonical(name), options or {}
     if is_remote(name):
-        name = str(fetched("--dataset", name))
+        name = str(fetch_to_cache("--dataset", name))
     if name in DATASETS or name.endswith(SUFFIX):
         if options:
             raise invalid("--dataset-option", next(iter(options)), f"nothing with {name}")
         if name in DATASETS:
             return _known(name, data_dir, download, skip_broken, observe)
-        return warned(_taken(open_mapped(name), name))
+        return with_warnings(_taken(open_mapped(name), name))
     kind = kind_of(name)
     if kind is None:
         function = load_plugin("--dataset", name)
         data = called("--dataset", name, function, {"data_dir": str(data_dir or default_data_dir())}, options)
-        return warned(_taken(data, name))
+        return with_warnings(_taken(data, name))
     place = name.partition(":")[2]
     if is_remote(place) and kind != "hf":
-        place = str(fetched("--dataset", place))
+        place = str(fetch_to_cache("--dataset", place))
     offered: dict[str, Any] = {"path": place, "name": place, "skip_broken": skip_broken, "observe": observe}
     found: Dataset = called("--dataset", name, _READERS[kind], offered, options)
-    return warned(_taken(found, name))
+    return with_warnings(_taken(found, name))
 
 
 def _taken(data: Any, name: str) -> Dataset:
     """What a reader or a user's function gave, checked. Raises UserError."""
-    found = checked(data, f"--dataset: {name!r}")
+    found = checked_dataset(data, f"--dataset: {name!r}")
     for part in ("train", "val", "test"):
         dtype = getattr(found, part).x.dtype
         if found.scale is None and dtype.is_floating_point and dtype is not torch.float32:
@@ -106,7 +106,7 @@ def _known(
     known, folder = DATASETS[name], _folder_of(name, data_dir)
     if name == "digits":
         images, targets = read_digits()
-        held, rest = parted(len(images), (known.test / len(images),), name)
+        held, rest = split_indices(len(images), (known.test / len(images),), name)
         images = scaled(images, _scale(known, 1))
         train, test = (images[rest], targets[rest]), (images[held], targets[held])
         return from_tensors(name, train, test, val=known.val, classes=known.classes)
@@ -134,7 +134,7 @@ def _folder_of(name: str, data_dir: str | Path | None) -> Path:
         from lthfunc.data.vision import home_of  # torchvision takes most of a second to import
 
         home = home_of(name, Path()).as_posix()
-    return fetched("--data-dir", given, lambda found: found.startswith(f"{home}/"))
+    return fetch_to_cache("--data-dir", given, lambda found: found.startswith(f"{home}/"))
 
 
 def _scale(known: Known, unit: float) -> Scale:

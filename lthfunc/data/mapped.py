@@ -17,7 +17,7 @@ from torch import Tensor
 from lthfunc.data.catalog import SUFFIX
 from lthfunc.errors import UserError
 from lthfunc.tracebacks import first_line
-from lthfunc.trees.atomic_io import appearing
+from lthfunc.trees.atomic_io import atomic_file
 from lthfunc.trees.dataset_checks import check_data
 from lthfunc.trees.files import METADATA_KEY, read_header, save_tree
 from lthfunc.trees.types import Dataset, Scale, Split
@@ -109,7 +109,7 @@ def writing(path: Path, entries: Mapping[str, tuple[torch.dtype, tuple[int, ...]
         return json.dumps(fields).encode()
 
     size = -(-(len(header({})) + _HEADER) // 8) * 8
-    with appearing(path) as temporary:
+    with atomic_file(path) as temporary:
         _reserve(temporary, 8 + size + end)
         storage = torch.UntypedStorage.from_file(str(temporary), True, 8 + size + end)
         views = {

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from lthfunc.data.as_tensors import targets_of, tensor_of
-from lthfunc.data.content_checks import Pair, check_pairs
+from lthfunc.data.content_checks import NamedSplit, check_pairs
 from lthfunc.data.reader_options import check_shares, check_whole, regular
-from lthfunc.data.tensors import divided, parted, scale_of
+from lthfunc.data.tensors import make_dataset, scale_of, split_indices
 from lthfunc.errors import UserError
 from lthfunc.hardware import memory_bytes
 from lthfunc.tracebacks import first_line
@@ -100,17 +100,19 @@ def _assembled(name: str, arrays: Mapping[str, Any], val: float, test: float, cl
     pairs = []
     for x_name, y_name in parts.values():
         x = _inputs(arrays[x_name], x_name)
-        pairs.append(Pair(x, _targets(arrays[y_name], y_name, x), x_name, y_name))
+        pairs.append(NamedSplit(x, _targets(arrays[y_name], y_name, x), x_name, y_name))
     check_pairs(pairs, classes)
     found = {part: (pair.x, pair.y) for part, pair in zip(parts, pairs, strict=True)}
     if whole:
         x, y = found["train"]
-        test_part, rest = parted(len(x), (test,), name)
+        test_part, rest = split_indices(len(x), (test,), name)
         found = {"train": (x[rest], y[rest]), "test": (x[test_part], y[test_part])}
         parts["test"] = parts["train"]
         classes = classes or (None if y.is_floating_point() else 1 + int(y.max()))
     size = max(1, round(val * len(found["train"][0])))
-    return divided(name, found["train"], found["test"], val=size, held=found.get("val"), classes=classes, called=parts)
+    return make_dataset(
+        name, found["train"], found["test"], val=size, held=found.get("val"), classes=classes, called=parts
+    )
 
 
 def _inputs(array: Any, name: str) -> Tensor:

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from lthfunc.arguments import public
 from lthfunc.data.as_tensors import Inputs, inputs_of, targets_of
-from lthfunc.data.content_checks import Pair, check_pairs
-from lthfunc.data.data_warnings import warned
+from lthfunc.data.content_checks import NamedSplit, check_pairs
+from lthfunc.data.data_warnings import with_warnings
 from lthfunc.errors import UserError, invalid
-from lthfunc.trees.dataset_checks import described
+from lthfunc.trees.dataset_checks import describe_data
 from lthfunc.trees.rng import permutation
 from lthfunc.trees.types import Dataset, Scale, Split
 
@@ -43,12 +43,12 @@ def from_tensors(
     numbers are taken too, float64 as float32.
 
     Raises UserError where lengths, shapes or types differ, a number is not finite, a target is not a class, or nothing
-    is left to train on. Warns (`DataHint`) of what is rarely meant.
+    is left to train on. Warns (`DataWarning`) of what is rarely meant.
     """
-    return warned(divided(name, train, test, val=val, classes=classes, scale=scale, labels=labels))
+    return with_warnings(make_dataset(name, train, test, val=val, classes=classes, scale=scale, labels=labels))
 
 
-def divided(
+def make_dataset(
     name: str,
     train: tuple[Any, Any],
     test: tuple[Any, Any],
@@ -64,7 +64,7 @@ def divided(
     messages call the inputs and the targets of train, test and held."""
     given = {"train": train, "test": test} | ({"val": held} if held is not None else {})
     names = {part: (called or {}).get(part, (part, part)) for part in given}
-    pairs: list[Pair] = []
+    pairs: list[NamedSplit] = []
     parts: tuple[Any, ...] = ()
     for part, value in given.items():
         x_name, y_name = names[part]
@@ -75,7 +75,7 @@ def divided(
                 f"{x_name}: its inputs have other shapes, dtypes or names than those of {names['train'][0]}"
             )
         parts = found
-        pairs.append(Pair(x, targets_of(targets, y_name, x), x_name, y_name))
+        pairs.append(NamedSplit(x, targets_of(targets, y_name, x), x_name, y_name))
     outputs = check_pairs(pairs, classes, labels, scale)
     (x, y, *_), tested = pairs[0], pairs[1]
     if held is None:
@@ -112,7 +112,7 @@ def _pair(value: Any, part: str) -> tuple[Any, Any]:
         if map_style and not isinstance(value, (tuple, list))
         else ""
     )
-    raise UserError(f"{part}: a {described(value)} is not accepted; it takes a pair (inputs, targets){how}")
+    raise UserError(f"{part}: a {describe_data(value)} is not accepted; it takes a pair (inputs, targets){how}")
 
 
 @public
@@ -138,7 +138,7 @@ def scale_of(x: Tensor) -> Scale:
     return Scale(255.0, tuple(mean.tolist()), tuple(float(d) or 1.0 for d in deviation))
 
 
-def parted(size: int, shares: Sequence[float], name: str) -> list[Tensor]:
+def split_indices(size: int, shares: Sequence[float], name: str) -> list[Tensor]:
     """Indices 0 … size-1 shuffled by a fixed permutation: one part for each share, and what is left."""
     order = permutation(size, _SPLIT_SEED, "test-split", name)
     counts = [max(1, round(size * share)) for share in shares]

@@ -7,8 +7,8 @@ from typing import NamedTuple
 from lthfunc.arguments import public
 from lthfunc.errors import UserError
 from lthfunc.trees.flops import flops_by_module
-from lthfunc.trees.model import Model, example_of
-from lthfunc.trees.module_errors import cannot_take
+from lthfunc.trees.model import Model, example_input
+from lthfunc.trees.module_errors import inputs_rejected
 from lthfunc.trees.types import Masks, Params
 
 
@@ -61,7 +61,7 @@ def cost(model: Model, params: Params, masks: Masks, shape: tuple[int, ...]) -> 
     except UserError:
         raise
     except Exception as error:
-        raise cannot_take(model.name, example_of(model, shape), error, model.evaluating) from error
+        raise inputs_rejected(model.name, example_input(model, shape), error, model.evaluating) from error
     layers = {}
     for name, mask in masks.items():
         count, kept = mask.numel(), int(mask.sum())

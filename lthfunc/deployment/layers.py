@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from lthfunc.deployment.formats import Layer
-from lthfunc.trees.layer_inputs import inputs_of
+from lthfunc.trees.layer_inputs import last_inputs
 from lthfunc.trees.types import Masks
 
 _KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d)
@@ -19,7 +19,7 @@ def layers_of(module: nn.Module, masks: Masks, x: Tensor) -> dict[str, Layer]:
     parts = {
         name: part for name, part in module.named_modules() if isinstance(part, _KINDS) and f"{name}.weight" in masks
     }
-    read = inputs_of(module, parts, lambda copied: copied(x.clone()))
+    read = last_inputs(module, parts, lambda copied: copied(x.clone()))
     return {name: Layer(name, parts[name], masks[f"{name}.weight"], given) for name, given in read.items()}
 
 

@@ -29,7 +29,7 @@ from lthfunc.errors import UserError, invalid, unknown
 from lthfunc.sparse.packing import check_ticket
 from lthfunc.trees.flops import flops_of
 from lthfunc.trees.model import Model
-from lthfunc.trees.module_errors import cannot_take
+from lthfunc.trees.module_errors import inputs_rejected
 from lthfunc.trees.ops import check_device
 from lthfunc.trees.types import Ticket, TrainState
 
@@ -107,7 +107,7 @@ def _check_takes(model: Model, whole: nn.Module, x: Tensor) -> None:
     except UserError:
         raise
     except Exception as error:
-        raise cannot_take(model.name, x, error, model.evaluating) from error
+        raise inputs_rejected(model.name, x, error, model.evaluating) from error
 
 
 def _difference(form: Form, whole: nn.Module, x: Tensor, *, exact: bool) -> float:

@@ -15,7 +15,7 @@ from lthfunc.errors import UserError
 from lthfunc.trees.ops import tree_map
 
 
-class Exchange(NamedTuple):
+class Collectives(NamedTuple):
     """How ranks add up. rank: this one's number, of `ranks`; total: a vector -> its sum over all ranks.
 
     All ranks call `total` equally often, with vectors of equal length, and get the same bits. at: (vector, index) ->
@@ -51,10 +51,10 @@ class Exchange(NamedTuple):
 
 
 #: One rank, which holds everything.
-ALONE = Exchange(0, 1, lambda vector: vector)
+SINGLE_RANK = Collectives(0, 1, lambda vector: vector)
 
 
-def over(group: Any = None) -> Exchange:
+def collectives(group: Any = None) -> Collectives:
     """The ranks of a process group of torch.distributed, by default all; its sums can be compiled into a step.
 
     Raises UserError where there is none.
@@ -65,7 +65,7 @@ def over(group: Any = None) -> Exchange:
         raise UserError("ranks: torch.distributed has no process group; begin one with init_process_group")
     name: str = (group or cast("Any", distributed.group.WORLD)).group_name
     ranks, ops = distributed.get_world_size(group), torch.ops._c10d_functional
-    return Exchange(
+    return Collectives(
         distributed.get_rank(group),
         ranks,
         lambda vector: _summed(vector, name),
@@ -82,9 +82,9 @@ def has_group() -> bool:
     return distributed.is_available() and distributed.is_initialized()
 
 
-def joined() -> Exchange:
+def current_collectives() -> Collectives:
     """The ranks that this process is one of: those of its process group, or none but itself."""
-    return over() if has_group() else ALONE
+    return collectives() if has_group() else SINGLE_RANK
 
 
 def _summed(vector: Tensor, group: str) -> Tensor:
@@ -109,7 +109,7 @@ def _total_at_shape(vector: Tensor, index: Tensor, group: str) -> Tensor:
     return torch.empty_like(vector)
 
 
-def local(tree: Any) -> Any:
+def local_shards(tree: Any) -> Any:
     """This rank's part of a tree: a DTensor's own shard; plain tensors are parts already.
 
     Raises UserError where a leaf is cut in another way than along its first dimension, on one mesh dimension.
@@ -117,7 +117,7 @@ def local(tree: Any) -> Any:
     return tree_map(_local, tree)
 
 
-def like(parts: Any, tree: Any) -> Any:
+def like_dtensors(parts: Any, tree: Any) -> Any:
     """Parts as DTensors where the leaves of `tree` are, of the same mesh and cut; dtypes may be others."""
     return tree_map(_like, parts, tree)
 
@@ -141,6 +141,6 @@ def _like(part: Any, leaf: Any) -> Any:
     )
 
 
-def sizes(numbers: list[int], device: torch.device) -> Tensor:
+def count_tensor(numbers: list[int], device: torch.device) -> Tensor:
     """Counts to exchange: int64."""
     return torch.tensor(numbers, dtype=torch.int64, device=device)

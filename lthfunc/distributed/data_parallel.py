@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lthfunc.distributed.collectives import Exchange
+from lthfunc.distributed.collectives import Collectives
 from lthfunc.errors import UserError
 from lthfunc.trees.types import Params, TrainState
 
@@ -19,7 +19,7 @@ from lthfunc.trees.types import Params, TrainState
 _NUMBERS = 2
 
 
-def part_of(batch_size: int, exchange: Exchange) -> int:
+def rank_batch_size(batch_size: int, exchange: Collectives) -> int:
     """Examples of a batch that each rank takes. Raises UserError where they don't come out even."""
     ranks = exchange.ranks
     if batch_size % ranks:
@@ -33,7 +33,7 @@ def part_of(batch_size: int, exchange: Exchange) -> int:
     return batch_size // ranks
 
 
-def travelling(state: TrainState) -> Tensor:
+def surviving_indices(state: TrainState) -> Tensor:
     """Where, among all gradients in one row and the step's two numbers behind them, something is to be exchanged.
 
     int64; as long as the weights that are left, all that no mask covers, and two.
@@ -46,7 +46,9 @@ def travelling(state: TrainState) -> Tensor:
     return torch.cat([*(mask.to(torch.bool) for mask in kept), ones.expand(_NUMBERS)]).nonzero().flatten()
 
 
-def averaged(exchange: Exchange, grads: Params, numbers: tuple[Tensor, Tensor], index: Tensor) -> tuple[Any, Any]:
+def averaged_gradients(
+    exchange: Collectives, grads: Params, numbers: tuple[Tensor, Tensor], index: Tensor
+) -> tuple[Any, Any]:
     """(gradients, the two numbers): means over all ranks, gradients zero outside of the index."""
     flat = torch.cat([grad.flatten() for grad in grads.values()])
     row = torch.cat([flat, *(number.reshape(1).to(flat.dtype) for number in numbers)])
@@ -59,7 +61,7 @@ def averaged(exchange: Exchange, grads: Params, numbers: tuple[Tensor, Tensor], 
     return found, (loss[0].to(first.dtype), metric[0].to(second.dtype))
 
 
-def total(exchange: Exchange, vector: Tensor) -> Tensor:
+def differentiable_sum(exchange: Collectives, vector: Tensor) -> Tensor:
     """`exchange.total`, with a gradient: that of a sum over ranks is the sum of the gradients over ranks."""
     result: Tensor = _Total.apply(vector, exchange)
     return result
@@ -67,7 +69,7 @@ def total(exchange: Exchange, vector: Tensor) -> Tensor:
 
 class _Total(torch.autograd.Function):
     @staticmethod
-    def forward(vector: Tensor, exchange: Exchange) -> Tensor:
+    def forward(vector: Tensor, exchange: Collectives) -> Tensor:
         return exchange.total(vector)
 
     @staticmethod
@@ -76,4 +78,4 @@ class _Total(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return total(ctx.exchange, grad), None
+        return differentiable_sum(ctx.exchange, grad), None

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from lthfunc.arguments import public
-from lthfunc.distributed.collectives import has_group, over
-from lthfunc.distributed.shard_layout import layout_of
+from lthfunc.distributed.collectives import collectives, has_group
+from lthfunc.distributed.shard_layout import shard_layout
 from lthfunc.errors import DamagedError
 from lthfunc.trees.ops import flattened, map_leaves_like, tree_map
 from lthfunc.trees.types import TrainState
@@ -31,8 +31,8 @@ def sharded(state: TrainState, mesh: Any = None) -> TrainState:
     from torch.distributed.tensor import Shard, distribute_tensor
 
     if mesh is None:
-        mesh = init_device_mesh(state.step.device.type, (over().ranks,))
-    layout_of(state.params, mesh.size())
+        mesh = init_device_mesh(state.step.device.type, (collectives().ranks,))
+    shard_layout(state.params, mesh.size())
 
     def cut(tree: Any) -> Any:
         return tree_map(lambda leaf: distribute_tensor(leaf, mesh, [Shard(0)]), tree)
@@ -41,7 +41,7 @@ def sharded(state: TrainState, mesh: Any = None) -> TrainState:
     return state._replace(params=cut(state.params), masks=cut(state.masks), opt=opt)
 
 
-def whole(state: Any) -> Any:
+def unsharded(state: Any) -> Any:
     """A tree with whole leaves again, on every rank. All ranks call it."""
     return tree_map(lambda leaf: leaf.full_tensor() if hasattr(leaf, "full_tensor") else leaf, state)
 

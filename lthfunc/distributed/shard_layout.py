@@ -12,7 +12,7 @@ from lthfunc.errors import UserError
 from lthfunc.trees.types import Params
 
 
-class Layout(NamedTuple):
+class ShardLayout(NamedTuple):
     """How whole leaves are cut among ranks: along their first dimension, as DTensors are; last ones may be shorter.
 
     shapes: of the whole leaves; ranks: of how many parts.
@@ -59,9 +59,9 @@ def _filled(leaf: Tensor, rows: int) -> Tensor:
     return torch.cat([leaf, leaf.new_zeros(rows - len(leaf), *leaf.shape[1:])])
 
 
-def layout_of(wholes: Mapping[str, Tensor], ranks: int) -> Layout:
+def shard_layout(wholes: Mapping[str, Tensor], ranks: int) -> ShardLayout:
     """Of these leaves. Raises UserError for a scalar, which has no first dimension."""
     for name, leaf in wholes.items():
         if leaf.ndim == 0:
             raise UserError(f"shards: {name} is a scalar, and leaves are cut along their first dimension")
-    return Layout({name: tuple(leaf.shape) for name, leaf in wholes.items()}, ranks)
+    return ShardLayout({name: tuple(leaf.shape) for name, leaf in wholes.items()}, ranks)

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lthfunc.distributed.collectives import Exchange
-from lthfunc.distributed.data_parallel import total
+from lthfunc.distributed.collectives import Collectives
+from lthfunc.distributed.data_parallel import differentiable_sum
 from lthfunc.trees.model import Model
 
 
-def synchronised(model: Model, exchange: Exchange) -> Model:
+def with_sync_batchnorm(model: Model, exchange: Collectives) -> Model:
     """The model whose BatchNorm layers see, in training, the batches of all ranks as one. Names and values stay."""
     if exchange.ranks == 1:
         return model
@@ -34,7 +34,7 @@ class _Synchronised(nn.Module):
     weight: Tensor
     bias: Tensor
 
-    def __init__(self, layer: _BatchNorm, exchange: Exchange) -> None:
+    def __init__(self, layer: _BatchNorm, exchange: Collectives) -> None:
         super().__init__()
         for name, parameter in layer.named_parameters():
             self.register_parameter(name, parameter)
@@ -52,7 +52,7 @@ class _Synchronised(nn.Module):
         # Squares of means are small where they are taken from a mean known beforehand, so little is lost in them.
         known = self.running_mean.detach() if self._tracks else torch.zeros_like(mean)
         off = mean - known
-        off, square = (total(self._exchange, torch.cat([off, variance + off.square()])) / ranks).chunk(2)
+        off, square = (differentiable_sum(self._exchange, torch.cat([off, variance + off.square()])) / ranks).chunk(2)
         mean, variance = known + off, square - off.square()
         if self._tracks:
             self._track(mean.detach(), variance.detach(), ranks * wide.numel() // x.shape[1])

@@ -18,12 +18,12 @@ from lthfunc.training.engines.vmapped import apart
 from lthfunc.training.loop import take_steps
 from lthfunc.training.losses import Loss, Metric, accuracy, cross_entropy
 from lthfunc.training.steps import Metrics, make_eval_step
-from lthfunc.training.trainer import Trainer, drawing_if_needed
+from lthfunc.training.trainer import Trainer, seeded_if_random
 from lthfunc.trees.dataset_checks import check_scale
 from lthfunc.trees.model import Model
 from lthfunc.trees.ops import leaf_difference, scaled
 from lthfunc.trees.rng import key
-from lthfunc.trees.side_effects import habits_of
+from lthfunc.trees.side_effects import side_effects_of
 from lthfunc.trees.types import Buffers, Params, Scale, Split, TrainState
 
 #: Examples evaluated at a time, at every point of a line.
@@ -86,8 +86,8 @@ def line(
     alphas = torch.linspace(0, 1, points, dtype=torch.float64, device=first.step.device)
     params, buffers = torch.vmap(lambda alpha: between(first, second, alpha))(alphas)
     losses, hits, seen = torch.zeros_like(alphas), torch.zeros_like(alphas), 0
-    habits = habits_of(model, scaled(split.x[:2], scale))
-    with torch.no_grad(), drawing_if_needed(habits, alphas.device):
+    habits = side_effects_of(model, scaled(split.x[:2], scale))
+    with torch.no_grad(), seeded_if_random(habits, alphas.device):
         for start in range(0, len(split.x), _CHUNK):
             x = scaled(split.x[start : start + _CHUNK].to(alphas.device), scale)
             y = split.y[start : start + _CHUNK].to(alphas.device)

@@ -8,11 +8,11 @@ from typing import NamedTuple
 from lthfunc.errors import UserError, invalid
 from lthfunc.experiments.config import Config, Rewind, is_own, parse_structure
 from lthfunc.experiments.resolve import listed
-from lthfunc.experiments.starting import REWINDINGS, Situation, Start
+from lthfunc.experiments.starting import REWINDINGS, RoundContext, Start
 from lthfunc.plugins import guarded, load_plugin
 from lthfunc.sparsify.activations import input_moments, wanda
 from lthfunc.sparsify.allocation import Allocate, globally, layerwise
-from lthfunc.sparsify.budgets import balanced, erdos_renyi, erk, globally_above, lamp, uniform
+from lthfunc.sparsify.budgets import balanced, erdos_renyi, erk, globally_with_minimum, lamp, uniform
 from lthfunc.sparsify.dependencies import dependencies, without_dead_units
 from lthfunc.sparsify.gradient_scores import fisher, grasp, movement, snip, taylor
 from lthfunc.sparsify.mask_criteria import distance_moved, large_init, large_init_large_final, magnitude_increase
@@ -20,7 +20,7 @@ from lthfunc.sparsify.scores import Score, magnitude, random_scores
 from lthfunc.sparsify.selection import Select, unstructured
 from lthfunc.sparsify.structures import blocks, n_of_m, per_output, units
 from lthfunc.sparsify.synflow import synflow
-from lthfunc.tracebacks import first_line, place_of
+from lthfunc.tracebacks import first_line, user_location
 from lthfunc.training.batches import sample_batches
 from lthfunc.training.losses import Loss, cross_entropy
 from lthfunc.training.steps import forward_of, loss_of
@@ -89,7 +89,7 @@ def score_of(name: str) -> Callable[[Scored], Score]:
 def allocation_of(config: Config) -> Allocate:
     """An allocation by its name, or a function ``scores, masks, fraction -> keep counts``."""
     made: dict[str, Callable[[], Allocate]] = {
-        "global": lambda: globally_above(config.floor) if config.floor else globally,
+        "global": lambda: globally_with_minimum(config.floor) if config.floor else globally,
         "layerwise": lambda: layerwise(config.layer_rate),
         "uniform": lambda: uniform(config.floor),
         "er": lambda: erdos_renyi(config.floor),
@@ -113,7 +113,7 @@ def densities_of(config: Config) -> tuple[float, ...] | None:
         values = [float(value) for value in own(config.rounds)]
     except (Exception, SystemExit) as error:
         what = f"{config.densities!r} called with {config.rounds}"
-        raise UserError(f"--densities: {what} fails{place_of(error)}: {first_line(error)}") from error
+        raise UserError(f"--densities: {what} fails{user_location(error)}: {first_line(error)}") from error
     if len(values) != config.rounds:
         raise invalid("--densities", config.densities, f"a function that returns {config.rounds} densities (--rounds)")
     return tuple(listed(",".join(map(repr, values))))
@@ -152,7 +152,7 @@ def rewinding_of(rewind: Rewind, per_epoch: int) -> tuple[Start, int]:
         return REWINDINGS[rewind.kind], step
     own = guarded("--rewind", rewind.kind, TrainState)
 
-    def make(pruned: TrainState, now: Situation) -> TrainState:
+    def make(pruned: TrainState, now: RoundContext) -> TrainState:
         start: TrainState = own(*clone((pruned, now.anchor)))
         for ours, theirs in (
             (pruned.params, start.params),

@@ -9,16 +9,16 @@ from typing import NamedTuple
 from lthfunc.argument_hints import described
 from lthfunc.arguments import check_fields, public
 from lthfunc.errors import ArgumentError, UserError, invalid
-from lthfunc.experiments.starting import REWINDINGS, Situation, Start, end_of
+from lthfunc.experiments.starting import REWINDINGS, RoundContext, Start, end_of
 from lthfunc.sparsify.allocation import Allocate, globally
 from lthfunc.sparsify.scores import Score, magnitude
 from lthfunc.sparsify.selection import Select, unstructured
 from lthfunc.sparsify.transforms import prune, ticket
-from lthfunc.training.evaluation import Quality
+from lthfunc.training.evaluation import Evaluation
 from lthfunc.training.loop import fit_together
-from lthfunc.training.results import Fit, Keeper, Observer, Observers, observing
+from lthfunc.training.results import Checkpointer, Fit, Observer, Observers, as_observers
 from lthfunc.training.trainer import Trainer, measure
-from lthfunc.trees.global_rng import all_seeded
+from lthfunc.trees.global_rng import seeded_generators
 from lthfunc.trees.model import Model, init
 from lthfunc.trees.ops import count
 from lthfunc.trees.rng import key
@@ -46,7 +46,7 @@ class Plan(NamedTuple):
     rounds: int = 5
     rate: float = 0.2
     densities: tuple[float, ...] | None = None
-    score: Callable[[TrainState, Situation], Score] = lambda trained, now: magnitude
+    score: Callable[[TrainState, RoundContext], Score] = lambda trained, now: magnitude
     allocate: Allocate = globally
     select: Select = unstructured
     tidy: Transformation = compose()
@@ -92,7 +92,7 @@ class Round(NamedTuple):
     variant: str
     start: Ticket
     fit: Fit
-    test: Quality
+    test: Evaluation
     anchor: TrainState
 
 
@@ -144,7 +144,7 @@ def rounds(
             start = trained if again else _next_start(plan, seed, number, trained, anchor)
         tasks = [] if again else [Task(seed, number, TICKET, start, anchor)]
         if anchor is not None and number:
-            now = Situation(plan.model, seed, number, anchor)
+            now = RoundContext(plan.model, seed, number, anchor)
             tasks += [
                 Task(seed, number, name, _made(name, control, start, now), anchor)
                 for name, control in plan.controls.items()
@@ -161,7 +161,7 @@ def train_together(
     tasks: Sequence[Task],
     observe: Observers | None = None,
     *,
-    keeper: Keeper[Progress] | None = None,
+    keeper: Checkpointer[Progress] | None = None,
     so_far: Sequence[Progress] | None = None,
 ) -> list[Round]:
     """Train tasks that start at the same step, several as one vmapped program; their results, in order.
@@ -226,7 +226,7 @@ def iterative(
         for task in tasks:
             if announce is not None:
                 announce(task)
-            results += train_together(plan, [task], observing(observe))
+            results += train_together(plan, [task], as_observers(observe))
             yield results[-1]
         tasks = sent(schedule, results)
 
@@ -239,18 +239,20 @@ def sent(schedule: Generator[list[Task], list[Round], None], results: list[Round
         return None
 
 
-def _with_anchors(keeper: Keeper[Progress], anchors: Sequence[TrainState | None]) -> Keeper[Fit]:
+def _with_anchors(keeper: Checkpointer[Progress], anchors: Sequence[TrainState | None]) -> Checkpointer[Fit]:
     """What keeps trainings, as what keeps their fits."""
 
     def keep(fits: Sequence[Fit]) -> None:
         keeper.keep([Progress(*each) for each in zip(fits, anchors, strict=True)])
 
-    return Keeper(keep, keeper.stopping, keeper.due, keeper.pause, keeper.phase)
+    return Checkpointer(keep, keeper.stopping, keeper.due, keeper.pause, keeper.phase)
 
 
 def _next_start(plan: Plan, seed: int, number: int, trained: TrainState, anchor: TrainState) -> TrainState:
-    now = Situation(plan.model, seed, number, anchor)
-    with all_seeded(key(seed, "pruning", number), trained.step.device):  # a score of data may draw (dropout, say)
+    now = RoundContext(plan.model, seed, number, anchor)
+    with seeded_generators(
+        key(seed, "pruning", number), trained.step.device
+    ):  # a score of data may draw (dropout, say)
         pruned = plan.tidy(plan.pruning(number, plan.score(trained, now))(trained))
     if not isinstance(pruned, TrainState):
         raise ArgumentError(f"Plan: tidy returned {described(pruned)}; it takes a function that returns a TrainState")
@@ -259,7 +261,7 @@ def _next_start(plan: Plan, seed: int, number: int, trained: TrainState, anchor:
     return _made("rewind", plan.rewind, pruned, now)
 
 
-def _made(name: str, start: Start, pruned: TrainState, now: Situation) -> TrainState:
+def _made(name: str, start: Start, pruned: TrainState, now: RoundContext) -> TrainState:
     found = start.make(pruned, now)
     if not isinstance(found, TrainState):
         raise ArgumentError(f"Plan: {name} returned {described(found)}; it takes a function that returns a TrainState")

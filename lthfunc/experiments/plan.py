@@ -10,13 +10,13 @@ from typing import NamedTuple, TypeVar, cast
 import torch
 
 from lthfunc.data.augment import shift_and_mirror
-from lthfunc.data.data_warnings import unhinted
+from lthfunc.data.data_warnings import without_data_warnings
 from lthfunc.data.images import Observe
 from lthfunc.data.loading import load
 from lthfunc.deployment.compaction.compact import compact_training
 from lthfunc.deployment.compaction.compact_engine import compact_engine
-from lthfunc.distributed.collectives import ALONE, Exchange
-from lthfunc.distributed.data_parallel import part_of
+from lthfunc.distributed.collectives import SINGLE_RANK, Collectives
+from lthfunc.distributed.data_parallel import rank_batch_size
 from lthfunc.errors import UserError, invalid
 from lthfunc.experiments.config import Config, is_own, parse_rewind, trainings_at_once
 from lthfunc.experiments.functions import (
@@ -48,9 +48,9 @@ from lthfunc.training.engines.toolchain import why_not
 from lthfunc.training.precision import Precision, check_precision
 from lthfunc.training.trainer import OnNonfinite, examples, make_trainer
 from lthfunc.trees.flops import flops_of
-from lthfunc.trees.model import Model, drawn_line, init, left_line
+from lthfunc.trees.model import Model, fixed_line, init, mismatched_line
 from lthfunc.trees.ops import data_to_device
-from lthfunc.trees.side_effects import habits_of
+from lthfunc.trees.side_effects import side_effects_of
 from lthfunc.trees.types import Dataset
 
 T = TypeVar("T")
@@ -71,7 +71,7 @@ class Prepared(NamedTuple):
     note: str | None
 
 
-def prepare(config: Config, observe: Observe | None = None, exchange: Exchange = ALONE) -> Prepared:
+def prepare(config: Config, observe: Observe | None = None, exchange: Collectives = SINGLE_RANK) -> Prepared:
     """Check everything that can be wrong, load the data, and build the plan. Raises UserError.
 
     observe: told how many images of how many are decoded. exchange: of the ranks that are to train together.
@@ -95,7 +95,7 @@ def prepare(config: Config, observe: Observe | None = None, exchange: Exchange =
     augment = shift_and_mirror if config.augment else None
     config = named_for(config, data)
     loss, metric = loss_of_name(config, data), metric_of_name(config, data)
-    precision, habits = cast("Precision", config.precision), habits_of(model, examples(data))
+    precision, habits = cast("Precision", config.precision), side_effects_of(model, examples(data))
     optimizer = make_optimizer(config, steps)
     work = Work(model, loss, optimizer, data.scale, augment, precision, metric, exchange, habits)
     if work.optimizer.mixes and config.compact:
@@ -154,13 +154,13 @@ def prepare(config: Config, observe: Observe | None = None, exchange: Exchange =
         )
     if config.rounds and is_own(config.rewind):
         check_start(plan)
-    of_model = drawn_line(model) if config.weights is not None else left_line(model)
+    of_model = mismatched_line(model) if config.weights is not None else fixed_line(model)
     return Prepared(config, plan, "; ".join(filter(None, [note, of_model])) or None)
 
 
-def _check_ranks(config: Config, exchange: Exchange) -> None:
+def _check_ranks(config: Config, exchange: Collectives) -> None:
     """Raise UserError for what one training on several ranks cannot be."""
-    part_of(_decided(config.batch_size), exchange)
+    rank_batch_size(_decided(config.batch_size), exchange)
     if config.on != "local":
         raise invalid("--on", config.on, "local on several ranks, which are one training's")
     if config.jobs is not None and config.jobs > 1:
@@ -196,7 +196,7 @@ def choose_device(name: str) -> str:
 
 def read_data(config: Config, observe: Observe | None = None) -> Dataset:
     """The data set of a configuration, without its hints, which are told by whoever reads it. Raises UserError."""
-    with unhinted():
+    with without_data_warnings():
         return load(
             config.dataset,
             config.data_dir,

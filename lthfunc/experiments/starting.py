@@ -7,16 +7,16 @@ from typing import NamedTuple
 
 import torch
 
-from lthfunc.sparsify.allocation import as_given
+from lthfunc.sparsify.allocation import fixed_counts
 from lthfunc.sparsify.rewinding import (
     constant_sign,
     finetune,
-    inverted,
-    last_rate,
-    rate_rewound,
+    finetuned,
+    inverted_masks,
+    learning_rate_rewound,
     reinitialised,
     restart,
-    shuffled,
+    shuffled_masks,
 )
 from lthfunc.sparsify.scores import random_scores
 from lthfunc.sparsify.selection import unstructured
@@ -27,7 +27,7 @@ from lthfunc.trees.rng import key
 from lthfunc.trees.types import TrainState
 
 
-class Situation(NamedTuple):
+class RoundContext(NamedTuple):
     """Where an experiment stands when it prunes. number: of the round that begins."""
 
     model: Model
@@ -45,43 +45,45 @@ def end_of(start: TrainState, steps: int) -> int:
 class Start(NamedTuple):
     """make: (pruned network, situation) -> what is trained. at_anchor: whether that begins at the anchor's step."""
 
-    make: Callable[[TrainState, Situation], TrainState]
+    make: Callable[[TrainState, RoundContext], TrainState]
     at_anchor: bool
 
 
 def _drawn_anew(purpose: str) -> Start:
-    def make(pruned: TrainState, now: Situation) -> TrainState:
+    def make(pruned: TrainState, now: RoundContext) -> TrainState:
         return reinitialised(pruned, now.model, key(now.seed, purpose, now.number))
 
     return Start(make, at_anchor=False)
 
 
-def _random_mask(pruned: TrainState, now: Situation) -> TrainState:
+def _random_mask(pruned: TrainState, now: RoundContext) -> TrainState:
     """As many weights, drawn uniformly from the whole network."""
     full = full_masks(pruned.params, tuple(pruned.masks))
     drawn = prune(density=density(pruned.masks), score=random_scores(now.seed, "control-random-mask"))
     return restart(drawn(pruned._replace(masks=full)), now.anchor)
 
 
-def _layer_random_mask(pruned: TrainState, now: Situation) -> TrainState:
+def _layer_random_mask(pruned: TrainState, now: RoundContext) -> TrainState:
     """As many weights in each layer, drawn uniformly from it, nested from round to round."""
     full = full_masks(pruned.params, tuple(pruned.masks))
-    counts = as_given({name: int(mask.sum()) for name, mask in pruned.masks.items()})
+    counts = fixed_counts({name: int(mask.sum()) for name, mask in pruned.masks.items()})
     drawn = prune(fraction=0, score=random_scores(now.seed, "control-layer-random-mask"), allocate=counts)
     return restart(drawn(pruned._replace(masks=full)), now.anchor)
 
 
-def _shuffled_mask(pruned: TrainState, now: Situation) -> TrainState:
+def _shuffled_mask(pruned: TrainState, now: RoundContext) -> TrainState:
     """As many weights in each layer, at other places."""
     return restart(
-        pruned._replace(masks=shuffled(pruned.masks, key(now.seed, "control-shuffle", now.number))), now.anchor
+        pruned._replace(masks=shuffled_masks(pruned.masks, key(now.seed, "control-shuffle", now.number))), now.anchor
     )
 
 
-def _inverted_mask(pruned: TrainState, now: Situation) -> TrainState:
+def _inverted_mask(pruned: TrainState, now: RoundContext) -> TrainState:
     """As many weights in each layer, of those that the ticket went without (all of them, where they are fewer)."""
-    others = inverted(pruned.masks)
-    keep = as_given({name: int(torch.minimum(mask.sum(), others[name].sum())) for name, mask in pruned.masks.items()})
+    others = inverted_masks(pruned.masks)
+    keep = fixed_counts(
+        {name: int(torch.minimum(mask.sum(), others[name].sum())) for name, mask in pruned.masks.items()}
+    )
     scores = random_scores(now.seed, "control-inverted-mask")(pruned.params, others)
     return restart(pruned._replace(masks=unstructured(scores, others, keep(scores, others, 0.0))), now.anchor)
 
@@ -90,9 +92,9 @@ def _inverted_mask(pruned: TrainState, now: Situation) -> TrainState:
 REWINDINGS: dict[str, Start] = {
     **dict.fromkeys(("init", "step", "epoch"), Start(lambda pruned, now: restart(pruned, now.anchor), at_anchor=True)),
     "sign": Start(lambda pruned, now: constant_sign(pruned, now.anchor), at_anchor=True),
-    "lr": Start(lambda pruned, now: rate_rewound(pruned, int(now.anchor.step)), at_anchor=True),
+    "lr": Start(lambda pruned, now: learning_rate_rewound(pruned, int(now.anchor.step)), at_anchor=True),
     "none": Start(lambda pruned, now: finetune(pruned), at_anchor=False),
-    "last-lr": Start(lambda pruned, now: last_rate(pruned), at_anchor=False),
+    "last-lr": Start(lambda pruned, now: finetuned(pruned), at_anchor=False),
     "reinit": _drawn_anew("rewind-reinit"),
 }
 

@@ -16,19 +16,19 @@ from lthfunc.training.losses import (
     Metric,
     accuracy,
     cross_entropy,
-    explained,
     huber,
-    mean_absolute,
-    mean_squared,
-    smoothed,
-    top,
+    label_smoothed_cross_entropy,
+    mean_absolute_error,
+    mean_squared_error,
+    r2,
+    top_k,
 )
 from lthfunc.training.muon import muon
 from lthfunc.training.optimizers import Optimizer, adam, adamw, sgd
 from lthfunc.training.schedules import Schedule
 from lthfunc.trees.types import Dataset
 
-_OF_NUMBERS: dict[str, Loss] = {"mse": mean_squared, "mae": mean_absolute, "huber": huber}
+_OF_NUMBERS: dict[str, Loss] = {"mse": mean_squared_error, "mae": mean_absolute_error, "huber": huber}
 
 
 def named_for(config: Config, data: Dataset) -> Config:
@@ -51,7 +51,7 @@ def loss_of_name(config: Config, data: Dataset) -> Loss:
     if name == "cross-entropy":
         if numbers:
             raise invalid("--loss", name, f"one of {', '.join(_OF_NUMBERS)} for targets that are numbers")
-        return smoothed(config.label_smoothing) if config.label_smoothing else cross_entropy
+        return label_smoothed_cross_entropy(config.label_smoothing) if config.label_smoothing else cross_entropy
     if config.label_smoothing:
         raise invalid("--label-smoothing", config.label_smoothing, f"0 with --loss {name}")
     if name in _OF_NUMBERS:
@@ -71,11 +71,11 @@ def metric_of_name(config: Config, data: Dataset) -> Metric:
     if name == "r2":
         if not numbers:
             raise invalid("--metric", name, "accuracy or top-K for targets that are classes")
-        return explained(data.train.y.var(0, correction=0).clamp(min=1e-12))
+        return r2(data.train.y.var(0, correction=0).clamp(min=1e-12))
     if name == "accuracy" or name.startswith("top-"):
         if numbers:
             raise invalid("--metric", name, "r2, or a function of your own, for targets that are numbers")
-        return accuracy if name == "accuracy" else top(int(name.removeprefix("top-")))
+        return accuracy if name == "accuracy" else top_k(int(name.removeprefix("top-")))
     own: Any = load_plugin("--metric", name)
     return own  # type: ignore[no-any-return]
 

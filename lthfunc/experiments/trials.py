@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from lthfunc.errors import UserError, invalid
 from lthfunc.experiments.functions import Scored
 from lthfunc.experiments.iterative import Plan
-from lthfunc.experiments.starting import Situation
-from lthfunc.sparsify.scores import Score, checked, magnitude
+from lthfunc.experiments.starting import RoundContext
+from lthfunc.sparsify.scores import Score, checked_score, magnitude
 from lthfunc.sparsify.transforms import prune
-from lthfunc.tracebacks import first_line, place_of
-from lthfunc.trees.global_rng import all_seeded
+from lthfunc.tracebacks import first_line, user_location
+from lthfunc.trees.global_rng import seeded_generators
 from lthfunc.trees.model import Model, init
 from lthfunc.trees.prunable import transposed_weights
 
@@ -29,20 +29,20 @@ def check_score(name: str, scoring: Callable[[Scored], Score], now: Scored) -> N
     """Score the network once, of one small batch. Raises UserError where that fails."""
     now = now._replace(batch_size=min(now.batch_size, 2), batch_count=1)
     try:
-        with all_seeded(0, now.trained.step.device):
-            checked(scoring(now))(now.trained.params, now.trained.masks)
+        with seeded_generators(0, now.trained.step.device):
+            checked_score(scoring(now))(now.trained.params, now.trained.masks)
     except UserError:
         raise
     except Exception as error:
         raise UserError(
-            f"--score: {name} cannot be computed for {now.model.name}{place_of(error)}: {first_line(error)}"
+            f"--score: {name} cannot be computed for {now.model.name}{user_location(error)}: {first_line(error)}"
         ) from error
 
 
 def check_start(plan: Plan) -> None:
     """Raise UserError where a user's own rewinding fails on a network that is not trained yet."""
     dense = init(plan.model, 0, plan.trainer.data.train.y.device)
-    plan.rewind.make(prune(density=0.5)(dense), Situation(plan.model, 0, 1, dense))
+    plan.rewind.make(prune(density=0.5)(dense), RoundContext(plan.model, 0, 1, dense))
 
 
 def check_orientation(structure: str, model: Model, exempt: Sequence[str]) -> None:

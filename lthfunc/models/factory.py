@@ -26,8 +26,8 @@ from lthfunc.models.vit import ViT
 from lthfunc.models.wide_resnet import WideResNet
 from lthfunc.plugins import called, load_plugin
 from lthfunc.trees.dataset_checks import check_data
-from lthfunc.trees.model import Model, model_of, pruning
-from lthfunc.trees.multi_input import Part
+from lthfunc.trees.model import Model, make_model, with_prunable
+from lthfunc.trees.multi_input import InputSpec
 from lthfunc.trees.types import Dataset
 
 Shape = tuple[int, ...]
@@ -65,7 +65,7 @@ def build_for(
     keep: Sequence[str] = (),
     any_outputs: bool = False,
 ) -> Model:
-    """`build` for a data set. weights: what it starts from (`pretrained`). prune_only, keep: patterns (`pruning`).
+    """`build` for a data set. weights: what it starts from (`pretrained`). prune_only, keep: see `with_prunable`.
 
     any_outputs: the network's outputs may be anything, for a loss of the user's own.
     """
@@ -75,7 +75,7 @@ def build_for(
         check_tokens(name, model, data.train.x, data.val.x, data.test.x)
     if weights is not None:
         model = with_weights(model, name, weights)
-    return pruning(model, prune_only, keep)
+    return with_prunable(model, prune_only, keep)
 
 
 @public
@@ -86,7 +86,7 @@ def build(
     options: Mapping[str, str] | None = None,
     inputs: str = "numbers",
     *,
-    parts: Sequence[Part] = (),
+    parts: Sequence[InputSpec] = (),
     any_outputs: bool = False,
 ) -> Model:
     """The architecture `name` for inputs of `shape` and so many classes, with Gaussian Glorot initialisation.
@@ -105,13 +105,15 @@ def build(
     if name not in ARCHS:
         warm(name, module, shape, inputs, parts)
     short = name.rpartition(":")[2] if name.startswith(_ZOOS) else name
-    model = model_of(module, name=short, tokens=inputs == "text", parts=parts)
+    model = make_model(module, name=short, tokens=inputs == "text", parts=parts)
     if name not in ARCHS:
         check_outputs(name, model, shape, classes, any_outputs)
     return model
 
 
-def made(name: str, shape: Shape, classes: int, options: Mapping[str, str], parts: Sequence[Part] = ()) -> nn.Module:
+def made(
+    name: str, shape: Shape, classes: int, options: Mapping[str, str], parts: Sequence[InputSpec] = ()
+) -> nn.Module:
     """The module of an architecture, on PyTorch's default device. Raises UserError where it cannot be made."""
     # What a module draws for parameters that no seed draws anew (a transformer's places) is the same in every process.
     with torch.random.fork_rng(devices=[]):

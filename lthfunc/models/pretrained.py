@@ -13,7 +13,7 @@ from torch import Tensor
 from lthfunc.errors import UserError, invalid, unknown
 from lthfunc.models.naming import matching
 from lthfunc.tracebacks import first_line
-from lthfunc.trees.convert import starting_from
+from lthfunc.trees.convert import with_initial_values
 from lthfunc.trees.files import load_tree
 from lthfunc.trees.model import Model
 
@@ -49,7 +49,7 @@ def with_weights(model: Model, name: str, source: str) -> Model:
     for name, leaf in leaves.items():
         if name in values and values[name].is_complex() and not leaf.is_complex():
             raise UserError(f"--weights: {name} is complex in {source}, and real in the network")
-    return starting_from(model, values)
+    return with_initial_values(model, values)
 
 
 def _of_file(source: str) -> dict[str, Tensor]:

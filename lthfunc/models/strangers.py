@@ -10,18 +10,18 @@ import torch
 from torch import nn
 
 from lthfunc.errors import UserError
-from lthfunc.trees.model import Model, apply_evaluating, apply_training, example_of
-from lthfunc.trees.module_errors import failure
-from lthfunc.trees.multi_input import Part, Unpacking
+from lthfunc.trees.model import Model, apply_evaluating, apply_training, example_input
+from lthfunc.trees.module_errors import describe_failure
+from lthfunc.trees.multi_input import InputSpec, UnpackInputs
 from lthfunc.trees.outputs import own_loss, prediction
 
 
-def warm(name: str, module: nn.Module, shape: tuple[int, ...], inputs: str, parts: Sequence[Part]) -> None:
+def warm(name: str, module: nn.Module, shape: tuple[int, ...], inputs: str, parts: Sequence[InputSpec]) -> None:
     """Give lazy modules their shapes: one call on an example."""
     if not any(nn.parameter.is_lazy(leaf) for leaf in (*module.parameters(), *module.buffers())):
         return
     x = torch.zeros(2, *shape, dtype=torch.int64 if inputs == "text" else None)
-    args, kwargs = Unpacking(tuple(parts))(module, (x,), {}) if parts else ((x,), {})
+    args, kwargs = UnpackInputs(tuple(parts))(module, (x,), {}) if parts else ((x,), {})
     with _explained(name, shape, module), torch.no_grad(), torch.random.fork_rng(devices=[]):
         module(*args, **kwargs)
 
@@ -29,7 +29,7 @@ def warm(name: str, module: nn.Module, shape: tuple[int, ...], inputs: str, part
 def check_outputs(name: str, model: Model, shape: tuple[int, ...], classes: int, any_outputs: bool) -> None:
     """Run a stranger's module once in each mode, so that what cannot work is refused before training starts."""
     params, buffers = model.init(0)
-    x = example_of(model, shape, 2)
+    x = example_input(model, shape, 2)
     mine = torch.random.fork_rng(devices=[])  # dropout draws
     tried = model._replace(training=copy.deepcopy(model.training), evaluating=copy.deepcopy(model.evaluating))
     with _explained(name, shape, tried.training, tried.evaluating), torch.no_grad(), mine:
@@ -57,7 +57,9 @@ def _explained(name: str, shape: tuple[int, ...], *modules: nn.Module) -> Iterat
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"--arch: {name!r} cannot take inputs of shape {shape}{failure(error, *modules)}") from error
+        raise UserError(
+            f"--arch: {name!r} cannot take inputs of shape {shape}{describe_failure(error, *modules)}"
+        ) from error
 
 
 def check_tokens(name: str, model: Model, *inputs: torch.Tensor) -> None:
@@ -73,5 +75,5 @@ def check_tokens(name: str, model: Model, *inputs: torch.Tensor) -> None:
             apply_evaluating(model, params, buffers, torch.cat(example))
         except Exception as error:
             raise UserError(
-                f"--arch: {name!r} cannot take tokens from {least} to {most}{failure(error, model.evaluating)}"
+                f"--arch: {name!r} cannot take tokens from {least} to {most}{describe_failure(error, model.evaluating)}"
             ) from error

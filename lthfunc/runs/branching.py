@@ -10,7 +10,7 @@ from lthfunc.experiments.config import Config
 from lthfunc.experiments.iterative import TICKET, Plan, Task
 from lthfunc.experiments.plan import Prepared
 from lthfunc.experiments.records import Record
-from lthfunc.experiments.starting import Situation
+from lthfunc.experiments.starting import RoundContext
 from lthfunc.runs import safe_files
 from lthfunc.runs.folder import (
     ANCHOR,
@@ -90,7 +90,7 @@ def transfers(run: Path, plan: Plan, config: Config) -> list[Task]:
         start, anchor = (_fitted(state, plan, item["seed"]) for state in found)
         tasks.append(Task(item["seed"], item["round"], TICKET, start, anchor))
         if item["round"]:
-            now = Situation(plan.model, item["seed"], item["round"], anchor)
+            now = RoundContext(plan.model, item["seed"], item["round"], anchor)
             tasks += [
                 Task(item["seed"], item["round"], name, control.make(start, now), anchor)
                 for name, control in plan.controls.items()

@@ -18,7 +18,7 @@ from lthfunc.experiments.iterative import Plan, Progress, Task
 from lthfunc.runs import safe_files
 from lthfunc.runs.folder import make_training_folder, run_of
 from lthfunc.runs.manifests import sum_of
-from lthfunc.training.results import Chosen, Fit, Point, Since
+from lthfunc.training.results import BestNetwork, Fit, Point, SinceLastPoint
 from lthfunc.trees.files import tree_bytes, tree_of
 from lthfunc.trees.ops import flattened, leaf_difference, leaves, to_device
 from lthfunc.trees.types import TrainState
@@ -151,8 +151,8 @@ def _kept(tree: dict[str, Any], about: dict[str, Any], plan: Plan, task: Task) -
         if leaf_difference(ours, theirs) is not None:
             raise ValueError("another network")
     curve = tuple(Point(int(step), *numbers) for step, *numbers in about["curve"])
-    chosen = Chosen(curve[about["chosen"]], tree["chosen"]["params"], tree["chosen"].get("buffers", {}))
-    since = Since(float(about["since"]["loss"]), int(about["since"]["steps"]), tree["random"])
+    chosen = BestNetwork(curve[about["chosen"]], tree["chosen"]["params"], tree["chosen"].get("buffers", {}))
+    since = SinceLastPoint(float(about["since"]["loss"]), int(about["since"]["steps"]), tree["random"])
     anchor = None
     if about["anchor_step"] is not None:
         parts = tree["anchor"]

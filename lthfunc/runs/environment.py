@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 import lthfunc
-from lthfunc.distributed.collectives import joined
+from lthfunc.distributed.collectives import current_collectives
 from lthfunc.hardware import processor_name
 
 #: Packages whose versions are recorded.
@@ -60,7 +60,7 @@ def environment(event: str, device: str, threads: int | None) -> dict[str, Any]:
         "folder": str(Path.cwd()),
         "system": platform.platform(),
         "cores": os.cpu_count(),
-        "ranks": joined().ranks,
+        "ranks": current_collectives().ranks,
         "machine": machine(device, threads),
         "packages": {name: _version(name) for name in _PACKAGES},
         "git": _git(),

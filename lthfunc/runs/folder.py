@@ -37,7 +37,7 @@ from lthfunc.runs.json_lines import append_lines, line_of, scan_lines
 from lthfunc.runs.lock import HOLDER, LOCK
 from lthfunc.runs.schema import header_problem, training_problem
 from lthfunc.runs.settings import read_config, to_toml
-from lthfunc.trees.atomic_io import UNFINISHED
+from lthfunc.trees.atomic_io import TEMPORARY_SUFFIX
 from lthfunc.trees.types import Dataset
 
 #: Of the files here. Runs of version 0.1.0, which says none, are read as 1; up to 2 they had `ticket.safetensors`, the
@@ -102,7 +102,7 @@ def check_free(folder: Path) -> None:
 
 def _is_ours(name: str) -> bool:
     """Whether a file is what a process leaves that ends before its run has begun."""
-    return name in (LOCK, HOLDER) or name.endswith(UNFINISHED)
+    return name in (LOCK, HOLDER) or name.endswith(TEMPORARY_SUFFIX)
 
 
 def create(

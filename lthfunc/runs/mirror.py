@@ -19,7 +19,7 @@ from lthfunc.errors import LostRunError, UserError
 from lthfunc.experiments.iterative import Task
 from lthfunc.experiments.records import Record
 from lthfunc.hardware import cache_home
-from lthfunc.remote import Place, fetch, files_below, place_of, reaching, remove, send
+from lthfunc.remote import RemotePath, fetch, files_below, reaching, remote_path, remove, send
 from lthfunc.runs import safe_files
 from lthfunc.runs.folder import METRICS, PROGRESS
 from lthfunc.runs.lock import HOLDER, LOCK, is_there
@@ -27,7 +27,7 @@ from lthfunc.runs.readings import holder_of
 from lthfunc.runs.sweeps import SWEEP
 from lthfunc.tracebacks import first_line
 from lthfunc.training.results import Point
-from lthfunc.trees.atomic_io import UNFINISHED
+from lthfunc.trees.atomic_io import TEMPORARY_SUFFIX
 
 #: Seconds between two looks at what has changed, and how long one is taken to be at work who says nothing more.
 _EVERY, _SILENT = 20.0, 300.0
@@ -44,7 +44,7 @@ class Mirror:
 
     def __init__(self, option: str, url: str, *, single: bool = False) -> None:
         self.option, self.url, self._single = option, url.rstrip("/"), single
-        self._place: Place = place_of(option, self.url)
+        self._place: RemotePath = remote_path(option, self.url)
         self._home = cache_home() / "mirrors" / self._place.key
         self.folder = self._home / self._place.name
         self.said: list[str] = []
@@ -223,4 +223,4 @@ def mirrored(mirror: Mirror) -> Iterator[Mirror]:
 def _is_passing(name: str) -> bool:
     """Whether a file is of this moment and this machine."""
     last = name.rpartition("/")[2]
-    return last in (LOCK, HOLDER) or last.startswith(PROGRESS) or last.endswith(UNFINISHED)
+    return last in (LOCK, HOLDER) or last.startswith(PROGRESS) or last.endswith(TEMPORARY_SUFFIX)

@@ -26,7 +26,7 @@ from lthfunc.runs.folder import (
 )
 from lthfunc.runs.json_lines import append_lines, drop_partial_line, line_of, whole_lines
 from lthfunc.runs.measurements import MEASURED
-from lthfunc.trees.atomic_io import UNFINISHED
+from lthfunc.trees.atomic_io import TEMPORARY_SUFFIX
 
 
 def recover(folder: Path) -> tuple[Run, list[str]]:
@@ -38,7 +38,7 @@ def recover(folder: Path) -> tuple[Run, list[str]]:
     Raises UserError where this is no run, DamagedError where what it is can't be told or its settings were changed.
     """
     for path in list(safe_files.files(folder)):
-        if path.name.startswith(".") and path.name.endswith(UNFINISHED):
+        if path.name.startswith(".") and path.name.endswith(TEMPORARY_SUFFIX):
             safe_files.remove(folder, path)
     scan_run(folder)  # which raises where there is nothing to go on from
     drop_partial_line(folder / METRICS)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from lthfunc.errors import DamagedError
-from lthfunc.trees.atomic_io import UNFINISHED
+from lthfunc.trees.atomic_io import TEMPORARY_SUFFIX
 
 #: Whether this system opens files relative to an open folder; elsewhere each part of a path is looked at before.
 _RELATIVE = os.open in os.supports_dir_fd and hasattr(os, "O_NOFOLLOW")
@@ -290,4 +290,4 @@ def _check_folder(path: Path, about: os.stat_result) -> None:
 
 def _beside(name: str) -> str:
     path = Path(name)
-    return str(path.with_name(f".{path.name}.{secrets.token_hex(4)}{UNFINISHED}"))
+    return str(path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}"))

@@ -19,7 +19,7 @@ from lthfunc.runs.folder import training_folder
 from lthfunc.scheduling.queue import Spent
 from lthfunc.scheduling.ranks import check_alike, hand_out, together
 from lthfunc.training.batches import steps_per_epoch
-from lthfunc.training.results import Keeper, Observers
+from lthfunc.training.results import Checkpointer, Observers
 
 #: Whether a run should stop, asked after every step.
 Stopping = Callable[[], bool]
@@ -71,7 +71,7 @@ def train_kept(
         drawn = kept[0].energy.over(1 / len(tasks)) if kept and kept[0].energy is not None else None
         phases = Phases(meter, per_epoch, drawn)
     writer = _Writer(parse_interval(config.checkpoint_every), places, seconds, phases)
-    keeper = Keeper(writer.keep, stopping, writer.due, writer.pause)
+    keeper = Checkpointer(writer.keep, stopping, writer.due, writer.pause)
     if phases is not None:
         keeper = _metered(keeper, phases)
     exchange, so_far = plan.trainer.exchange, [each.progress for each in kept] or None
@@ -85,7 +85,7 @@ def train_kept(
     return rounds, Spent(seconds(), None if phases is None else phases.as_values(len(tasks)))
 
 
-def _metered(keeper: Keeper[Progress], phases: Phases) -> Keeper[Progress]:
+def _metered(keeper: Checkpointer[Progress], phases: Phases) -> Checkpointer[Progress]:
     """A keeper that also tells a meter what goes on, at the end of each epoch too."""
 
     def pause(step: int) -> int:

@@ -26,8 +26,8 @@ from lthfunc.experiments.methods.table import TABLE
 from lthfunc.experiments.records import Record
 from lthfunc.runs.environment import machine
 from lthfunc.runs.json_lines import append_lines, drop_partial_line, read_lines
-from lthfunc.sparsify.mask_comparison import collapsed
-from lthfunc.training.malloc import hold_memory
+from lthfunc.sparsify.mask_comparison import collapsed_layers
+from lthfunc.training.malloc import keep_freed_memory
 from lthfunc.trees.files import save_ticket
 from lthfunc.trees.ops import count
 from lthfunc.trees.types import Ticket
@@ -51,7 +51,7 @@ def run_method(setting: Setting, method: str, seed: int) -> tuple[Record, Ticket
         "test_accuracy": outcome.test.accuracy,
         "test_loss": outcome.test.loss,
         "steps": outcome.steps,
-        "collapsed": list(collapsed(masks)),
+        "collapsed": list(collapsed_layers(masks)),
         "seconds": round(time.perf_counter() - begun, 3),
     }
     return item, outcome.ticket
@@ -129,7 +129,7 @@ def _begin(config: Config, folder: str) -> None:
     global _setting
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent ends its workers
     os.chdir(folder)
-    hold_memory()
+    keep_freed_memory()
     torch.set_num_threads(config.threads or 1)
     _, _setting = setting_of(config)
 
@@ -151,7 +151,7 @@ def _anywhere(config: Config, method: str, seed: int, wanted: bool) -> tuple[Rec
     """On a node that has nothing but the settings. wanted: whether the network is."""
     global _setting
     if _setting is None:
-        hold_memory()
+        keep_freed_memory()
         torch.set_num_threads(config.threads or 1)
         _, _setting = setting_of(replace(config, on="local"))
     item, ticket = run_method(_setting, method, seed)

@@ -21,7 +21,7 @@ from lthfunc.experiments.iterative import TICKET, Plan, Round, Task
 from lthfunc.experiments.plan import prepare
 from lthfunc.scheduling.local import Way
 from lthfunc.scheduling.queue import Queue, Result, Spent, in_words, named
-from lthfunc.training.malloc import hold_memory
+from lthfunc.training.malloc import keep_freed_memory
 from lthfunc.training.results import Observers, Point, Stopped
 
 #: Seconds between two words of a worker on its progress.
@@ -68,7 +68,7 @@ class Pool(Protocol):
 
 def plan_of_worker(config: Config) -> Plan:
     """The plan of a process that works for another one, which is made ready for it."""
-    hold_memory()
+    keep_freed_memory()
     torch.set_num_threads(config.threads or 1)
     return prepare(replace(config, jobs=1)).plan
 

@@ -19,14 +19,14 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import distributed
 
-from lthfunc.distributed.collectives import Exchange, over
+from lthfunc.distributed.collectives import Collectives, collectives
 from lthfunc.errors import LostRankError, UserError
 from lthfunc.experiments.config import Config, parse_interval
 from lthfunc.experiments.iterative import Plan, Progress, Round, Task, train_together
 from lthfunc.experiments.plan import prepare
 from lthfunc.runs.environment import versions
 from lthfunc.tracebacks import first_line
-from lthfunc.training.results import Keeper, Stopped
+from lthfunc.training.results import Checkpointer, Stopped
 from lthfunc.trees.model import init
 from lthfunc.trees.ops import leaves, tree_map
 
@@ -59,7 +59,7 @@ class _Hand(NamedTuple):
     so_far: list[Progress] | None
 
 
-def join() -> Exchange:
+def join() -> Collectives:
     """Become one of the ranks. Raises UserError where they don't find together."""
     if torch.cuda.is_available() and (mine := int(os.environ.get("LOCAL_RANK", "0"))) < torch.cuda.device_count():
         torch.cuda.set_device(mine)
@@ -69,7 +69,7 @@ def join() -> Exchange:
     except (RuntimeError, ValueError) as error:
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise UserError(f"torchrun: the ranks don't find together at {where} ({first_line(error)})") from error
-    return over()
+    return collectives()
 
 
 def begin(config: Config, plan: Plan) -> None:
@@ -80,7 +80,7 @@ def begin(config: Config, plan: Plan) -> None:
         raise UserError(problem)
 
 
-def hand_out(exchange: Exchange, tasks: Sequence[Task], so_far: Sequence[Progress] | None) -> None:
+def hand_out(exchange: Collectives, tasks: Sequence[Task], so_far: Sequence[Progress] | None) -> None:
     """Rank 0: have the others train this too."""
     if exchange.ranks > 1 and exchange.rank == 0:
         _share(_at("cpu", _Hand(list(tasks), None if so_far is None else list(so_far))))
@@ -92,7 +92,7 @@ def dismiss() -> None:
 
 
 @contextmanager
-def together(exchange: Exchange) -> Iterator[None]:
+def together(exchange: Collectives) -> Iterator[None]:
     """Of a training on all ranks. Raises LostRankError where one of them is gone."""
     try:
         yield
@@ -103,7 +103,7 @@ def together(exchange: Exchange) -> Iterator[None]:
         raise
 
 
-def check_alike(exchange: Exchange, rounds: Sequence[Round]) -> None:
+def check_alike(exchange: Collectives, rounds: Sequence[Round]) -> None:
     """Raise UserError where ranks have come to different networks: one that sees other examples would, say."""
     if exchange.ranks == 1:
         return
@@ -121,7 +121,7 @@ def check_alike(exchange: Exchange, rounds: Sequence[Round]) -> None:
 
 def serve(stopping: Callable[[], bool]) -> None:
     """Every other rank: help rank 0 until it lets go. Raises LostRankError, and UserError where it can't help."""
-    exchange, plan = over(), None
+    exchange, plan = collectives(), None
     with together(exchange):
         while (order := _share(None)) is not None:
             if isinstance(order, _Begin):
@@ -133,10 +133,10 @@ def serve(stopping: Callable[[], bool]) -> None:
                     plan = None
             else:
                 assert plan is not None
-                _help(plan, order, Keeper(lambda progress: None, stopping, pause=pause))
+                _help(plan, order, Checkpointer(lambda progress: None, stopping, pause=pause))
 
 
-def _help(plan: Plan, order: _Hand, keeper: Keeper[Progress]) -> None:
+def _help(plan: Plan, order: _Hand, keeper: Checkpointer[Progress]) -> None:
     device = f"cuda:{torch.cuda.current_device()}" if plan.trainer.data.train.y.is_cuda else "cpu"
     tasks, so_far = _at(device, order)
     try:
@@ -146,7 +146,7 @@ def _help(plan: Plan, order: _Hand, keeper: Keeper[Progress]) -> None:
         return  # which rank 0 has come to as well, and tells
 
 
-def _like(order: _Begin, exchange: Exchange) -> tuple[Plan | None, str | None]:
+def _like(order: _Begin, exchange: Collectives) -> tuple[Plan | None, str | None]:
     """(the same plan, None), or (None, what is different here)."""
     who = f"rank {exchange.rank}"
     about = versions()
@@ -203,7 +203,7 @@ def _at(device: str, tree: T) -> T:
 def _share(value: Any) -> Any:
     """Rank 0's value, on every rank."""
     held = [value]
-    with together(over()):
+    with together(collectives()):
         distributed.broadcast_object_list(held, src=0, device=torch.device("cpu"))
     return held[0]
 

@@ -16,9 +16,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from lthfunc.errors import UserError
 from lthfunc.sparse.faithful import why_unfaithful
-from lthfunc.tracebacks import first_line, place_of, users_line
+from lthfunc.tracebacks import first_line, user_line, user_location
 from lthfunc.training.engines.aliases import changed_by
-from lthfunc.trees.model import Model, example_of
+from lthfunc.trees.model import Model, example_input
 from lthfunc.trees.module_calls import functional_call
 from lthfunc.trees.outputs import Outputs, outputs_of
 from lthfunc.trees.types import Buffers, Params
@@ -91,9 +91,9 @@ def _captured(model: Model, shape: tuple[int, ...], training: bool, examples: in
                     _allow_non_fake_inputs=True)  # fmt: skip
     try:
         with torch.enable_grad(), torch.random.fork_rng(devices=[]):
-            traced = trace(params, buffers, typed(example_of(model, shape, examples)))
+            traced = trace(params, buffers, typed(example_input(model, shape, examples)))
     except Exception as error:
-        raise CannotTraceError(model.name, f"{place_of(error)}: {first_line(error)}") from error
+        raise CannotTraceError(model.name, f"{user_location(error)}: {first_line(error)}") from error
     if training and found["replaced"]:
         why = f": it puts another tensor in the place of the buffer {found['replaced'][0]}, instead of changing it"
         raise CannotTraceError(model.name, why)
@@ -108,7 +108,7 @@ def _captured(model: Model, shape: tuple[int, ...], training: bool, examples: in
             raise CannotTraceError(model.name, why)
     graph = Captured(traced.graph, tuple(params), tuple(buffers), model.name, found["outputs"], constants)
     if not model.pure and examples == TRACED_BATCH:
-        example = typed(example_of(model, shape, examples))
+        example = typed(example_input(model, shape, examples))
         if why := why_unfaithful(graph, module, params, buffers, example, training=training):
             raise CannotTraceError(model.name, why)
     return graph
@@ -138,4 +138,4 @@ def operation_of(node: Node) -> str:
 def line_of(node: Node) -> str:
     """Where in the user's code an operation comes from: " (line 12 of net.py: x = x.cumsum(1))", or nothing."""
     frames = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
-    return users_line((file, int(number)) for file, number in frames)
+    return user_line((file, int(number)) for file, number in frames)

@@ -19,10 +19,10 @@ from lthfunc.sparse.tile_buffers import LANES, VECTOR_BYTES
 from lthfunc.sparse.updates import clock_of, moments_of, state_after
 from lthfunc.sparse.workspace import Memory, pack_moments, unpack_moments
 from lthfunc.training.engines.interface import Engine, Running, Tick, Work
-from lthfunc.training.evaluation import Quality, evaluate
+from lthfunc.training.evaluation import Evaluation, evaluate
 from lthfunc.training.losses import Loss, accuracy, cross_entropy
 from lthfunc.training.optimizers import Optimizer
-from lthfunc.training.prefetch import Feed
+from lthfunc.training.prefetch import Prefetcher
 from lthfunc.training.steps import Metrics
 from lthfunc.trees.ops import scaled
 from lthfunc.trees.rng import counter_key, fold_in, key
@@ -46,7 +46,7 @@ def sparse_engine(work: Work) -> Engine:
     programs, paces = _Programs(work), Paces()
     evaluable: set[Stored] = set()
 
-    def begin(states: Sequence[TrainState], seeds: Sequence[int], feed: Feed) -> Running:
+    def begin(states: Sequence[TrainState], seeds: Sequence[int], feed: Prefetcher) -> Running:
         if states[0].step.device.type != "cpu":
             raise invalid("--device", states[0].step.device, "cpu with --engine sparse")
         x, y = feed.slotted
@@ -65,7 +65,7 @@ def sparse_engine(work: Work) -> Engine:
 
     def measure(
         params: Sequence[Params], buffers: Sequence[Buffers], split: Split, device: torch.device
-    ) -> list[Quality]:
+    ) -> list[Evaluation]:
         return [measuring.quality(one, kept, split, device) for one, kept in zip(params, buffers, strict=True)]
 
     return Engine("sparse", begin, measure)
@@ -240,7 +240,7 @@ class _Measuring(threading.local):
         self._memory: Memory | None = None
         self._stored: Stored | None = None
 
-    def quality(self, params: Params, buffers: Buffers, split: Split, device: torch.device) -> Quality:
+    def quality(self, params: Params, buffers: Buffers, split: Split, device: torch.device) -> Evaluation:
         """Mean loss and accuracy over a split."""
         work = self._work
         memory = self._memory_for(params, buffers, split)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter
 
-from lthfunc.trees.global_rng import all_seeded
+from lthfunc.trees.global_rng import seeded_generators
 from lthfunc.trees.module_calls import functional_call
 from lthfunc.trees.ops import clone
 from lthfunc.trees.outputs import outputs_of
@@ -60,7 +60,7 @@ def why_unfaithful(
 
 
 def _outputs(function: _Outputs, params: Params, buffers: Buffers, x: Tensor) -> dict[str, Tensor]:
-    with all_seeded(_SEED), torch.no_grad():
+    with seeded_generators(_SEED), torch.no_grad():
         found = function(*clone((params, buffers, x)))  # which a module may write into
     return {f"output {place}": tensor for place, tensor in enumerate(found)}
 
@@ -78,7 +78,7 @@ def _with_gradients(function: _Outputs, params: Params, buffers: Buffers, x: Ten
                 total = total + (each * directions).real.sum()
         return total, outputs
 
-    with all_seeded(_SEED), torch.enable_grad():
+    with seeded_generators(_SEED), torch.enable_grad():
         gradients, outputs = torch.func.grad(objective, has_aux=True)(params, buffers, x)
     return {**{f"output {place}": tensor for place, tensor in enumerate(outputs)}, **gradients}
 

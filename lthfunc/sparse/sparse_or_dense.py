@@ -11,8 +11,8 @@ from lthfunc.sparse.cost_model import is_faster
 from lthfunc.sparse.engine import sparse_engine
 from lthfunc.training.engines.interface import Engine, Running, Work
 from lthfunc.training.engines.table import make_engine
-from lthfunc.training.evaluation import Quality
-from lthfunc.training.prefetch import Feed
+from lthfunc.training.evaluation import Evaluation
+from lthfunc.training.prefetch import Prefetcher
 from lthfunc.trees.model import Model
 from lthfunc.trees.types import Buffers, Masks, Params, Split, TrainState
 
@@ -32,13 +32,13 @@ def sparse_or(dense: str) -> Callable[[Work], Engine]:
         def choose(masks: Masks, shape: tuple[int, ...]) -> Engine:
             return engines[is_faster(work.model, shape, masks)]
 
-        def begin(states: Sequence[TrainState], seeds: Sequence[int], feed: Feed) -> Running:
+        def begin(states: Sequence[TrainState], seeds: Sequence[int], feed: Prefetcher) -> Running:
             shape = tuple(feed.kinds[0][0][2 if len(states) == 1 else 3 :])
             return choose(states[0].masks, shape).begin(states, seeds, feed)
 
         def measure(
             params: Sequence[Params], buffers: Sequence[Buffers], split: Split, device: torch.device
-        ) -> list[Quality]:
+        ) -> list[Evaluation]:
             # What is zero counts as pruned: masks are not known here, and nothing else matters to a forward pass.
             masks = {name: params[0][name] != 0 for name in work.model.prunable}
             return choose(masks, tuple(split.x.shape[1:])).measure(params, buffers, split, device)

@@ -27,7 +27,7 @@ class Moments(dict[str, Tensor]):
     transposed: frozenset[str] = frozenset()
 
 
-def turned(moments: Mapping[str, Tensor], name: str) -> bool:
+def stored_transposed(moments: Mapping[str, Tensor], name: str) -> bool:
     """Whether a weight is stored as (inputs, outputs)."""
     return name in getattr(moments, "transposed", ())
 
@@ -57,7 +57,7 @@ def input_moments(model: Model, state: TrainState, inputs: Sequence[Tensor]) -> 
 
 def check_moments(moments: Mapping[str, Tensor], name: str, leaf: Tensor) -> None:
     """Raise UserError where a layer's moments aren't those of its inputs."""
-    inputs = leaf.shape[0 if turned(moments, name) else 1] if leaf.ndim == 2 else None
+    inputs = leaf.shape[0 if stored_transposed(moments, name) else 1] if leaf.ndim == 2 else None
     if inputs is not None and tuple(moments[name].shape) != (inputs, inputs):
         raise UserError(
             f"moments: {name!r} is of shape {tuple(moments[name].shape)}, and its layer reads {inputs} inputs; "
@@ -80,7 +80,7 @@ def wanda(moments: Mapping[str, Tensor]) -> Score:
                 return size
             check_moments(moments, name, size)
             read = moments[name].diagonal().real.sqrt().to(size)
-            return size * (read[:, None] if turned(moments, name) else read)
+            return size * (read[:, None] if stored_transposed(moments, name) else read)
 
         return {name: of(name) for name in masks}
 

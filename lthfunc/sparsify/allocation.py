@@ -21,12 +21,12 @@ from lthfunc.trees.ops import Count, count
 from lthfunc.trees.types import Masks
 
 #: Weights to keep per prunable leaf: int64 scalars.
-Keep = dict[str, Tensor]
-Allocate = Callable[[Scores, Masks, float], Keep]
+KeepCounts = dict[str, Tensor]
+Allocate = Callable[[Scores, Masks, float], KeepCounts]
 
 
 @public
-def globally(scores: Scores, masks: Masks, fraction: float) -> Keep:
+def globally(scores: Scores, masks: Masks, fraction: float) -> KeepCounts:
     """One threshold for all layers: the best scores of the whole network stay, wherever they are.
 
     Ties at the threshold go to the earlier layer, then to the lower flat index. This is the allocation of
@@ -36,10 +36,10 @@ def globally(scores: Scores, masks: Masks, fraction: float) -> Keep:
     if not masks:
         return {}
     living = torch.stack([mask.sum() for mask in masks.values()]).sum()
-    return best_of_all(scores, masks, living - pruned(living, fraction))
+    return counts_of_best(scores, masks, living - number_pruned(living, fraction))
 
 
-def best_of_all(scores: Scores, masks: Masks, budget: Tensor | int) -> Keep:
+def counts_of_best(scores: Scores, masks: Masks, budget: Tensor | int) -> KeepCounts:
     """Where the `budget` best of all remaining weights lie."""
     alive = torch.cat([mask.flatten() for mask in masks.values()])
     chosen = (ranks(torch.cat([scores[name].flatten() for name in masks]), alive) < budget) & alive
@@ -64,7 +64,7 @@ def layerwise(rates: Mapping[str, float] | None = None, output_rate: float = 0.5
         if not 0 <= rate < 1:
             raise invalid(f"layer rate of {pattern!r}", rate, "a number in [0, 1)")
 
-    def allocate(scores: Scores, masks: Masks, fraction: float) -> Keep:
+    def allocate(scores: Scores, masks: Masks, fraction: float) -> KeepCounts:
         check_fraction(fraction)
         check_patterns("layer rate", rates, masks)
         output = next(reversed(masks), None)
@@ -77,7 +77,7 @@ def layerwise(rates: Mapping[str, float] | None = None, output_rate: float = 0.5
             return rate
 
         living = {name: mask.sum() for name, mask in masks.items()}
-        return {name: count - pruned(count, rate_of(name)) for name, count in living.items()}
+        return {name: count - number_pruned(count, rate_of(name)) for name, count in living.items()}
 
     return allocate
 
@@ -90,10 +90,10 @@ def check_patterns(option: str, patterns: Iterable[str], names: Collection[str])
 
 
 @public
-def as_given(keep: Mapping[str, int]) -> Allocate:
+def fixed_counts(keep: Mapping[str, int]) -> Allocate:
     """Keep exactly these counts, whatever the scores (the counts of another ticket, say)."""
 
-    def allocate(scores: Scores, masks: Masks, fraction: float) -> Keep:
+    def allocate(scores: Scores, masks: Masks, fraction: float) -> KeepCounts:
         missing = [name for name in masks if name not in keep]
         if missing:
             raise UserError(f"as_given: no count for {', '.join(missing)}")
@@ -121,7 +121,7 @@ def fraction_from(now: Count, density: float) -> float:
     return max(0.0, 1 - wanted / now.kept)
 
 
-def pruned(living: Tensor, fraction: float) -> Tensor:
+def number_pruned(living: Tensor, fraction: float) -> Tensor:
     """How many of so many weights go: int64."""
     return torch.round(living.to(torch.float64) * fraction).to(torch.int64)
 

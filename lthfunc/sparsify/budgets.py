@@ -14,10 +14,10 @@ from torch import Tensor
 
 from lthfunc.arguments import public
 from lthfunc.errors import UserError, invalid
-from lthfunc.sparsify.allocation import Allocate, Keep, best_of_all, check_fraction, pruned
+from lthfunc.sparsify.allocation import Allocate, KeepCounts, check_fraction, counts_of_best, number_pruned
 from lthfunc.sparsify.ranking import ranks
 from lthfunc.sparsify.scores import Scores
-from lthfunc.trees.ops import count, layer_counts, numbers
+from lthfunc.trees.ops import as_numbers, count, layer_counts
 from lthfunc.trees.types import Masks
 
 
@@ -46,24 +46,24 @@ def balanced(floor: int = 0) -> Allocate:
 
 
 @public
-def globally_above(floor: int) -> Allocate:
+def globally_with_minimum(floor: int) -> Allocate:
     """One threshold for all layers, but each keeps its `floor` best weights (or all that it has left)."""
     _check_floor(floor)
 
-    def allocate(scores: Scores, masks: Masks, fraction: float) -> Keep:
+    def allocate(scores: Scores, masks: Masks, fraction: float) -> KeepCounts:
         budget = budget_of(masks, fraction)
         living = _living(masks)
         sure = {name: min(floor, number) for name, number in living.items()}
         _check_room(budget, sure)
         rest = {name: mask & (ranks(scores[name], mask) >= sure[name]) for name, mask in masks.items()}
-        above = best_of_all(scores, rest, budget - sum(sure.values()))
+        above = counts_of_best(scores, rest, budget - sum(sure.values()))
         return {name: above[name] + sure[name] for name in masks}
 
     return allocate
 
 
 @public
-def lamp(scores: Scores, masks: Masks, fraction: float) -> Keep:
+def lamp(scores: Scores, masks: Masks, fraction: float) -> KeepCounts:
     """One threshold on s² / Σ of the layer's s² that are not smaller (Lee et al. 2021, eq. 2), s the scores.
 
     With `magnitude` this is LAMP. Each layer's best weight has the score 1, so no layer is emptied before all are down
@@ -75,7 +75,7 @@ def lamp(scores: Scores, masks: Masks, fraction: float) -> Keep:
         return {}
     below = [(mask & (scores[name] < 0)).any() for name, mask in masks.items()]
     # Under vmap numbers can't be looked at.
-    seen = [] if any(map(torch._C._functorch.is_functorch_wrapped_tensor, below)) else numbers(below)
+    seen = [] if any(map(torch._C._functorch.is_functorch_wrapped_tensor, below)) else as_numbers(below)
     for name, negative in zip(masks, seen, strict=False):
         if negative:
             raise UserError(f"allocate: lamp squares scores, and some of {name} are negative; another one would do")
@@ -87,10 +87,10 @@ def lamp(scores: Scores, masks: Masks, fraction: float) -> Keep:
         shares = squares[order] / squares[order].cumsum(0).clamp(min=torch.finfo(torch.float64).tiny)
         return torch.empty_like(squares).scatter(0, order, shares).view(masks[name].shape)
 
-    return best_of_all({name: score(name) for name in masks}, masks, budget_of(masks, fraction))
+    return counts_of_best({name: score(name) for name in masks}, masks, budget_of(masks, fraction))
 
 
-def deal(
+def apportion(
     budget: int, weights: Mapping[str, float], most: Mapping[str, int], least: Mapping[str, int]
 ) -> dict[str, int]:
     """`budget` in proportion to `weights`, each share within [least, most]: whole numbers that sum to it exactly.
@@ -120,17 +120,17 @@ def budget_of(masks: Masks, fraction: float) -> int:
     """Weights that the whole network keeps."""
     check_fraction(fraction)
     living = count(masks).kept
-    return living - int(pruned(torch.tensor(living), fraction))
+    return living - int(number_pruned(torch.tensor(living), fraction))
 
 
 def _by(density: Callable[[tuple[int, ...]], float], floor: int) -> Allocate:
     _check_floor(floor)
 
-    def allocate(scores: Scores, masks: Masks, fraction: float) -> Keep:
+    def allocate(scores: Scores, masks: Masks, fraction: float) -> KeepCounts:
         weights = {name: density(tuple(mask.shape)) * mask.numel() for name, mask in masks.items()}
         living = _living(masks)
         least = {name: min(floor, number) for name, number in living.items()}
-        shares = deal(budget_of(masks, fraction), weights, living, least)
+        shares = apportion(budget_of(masks, fraction), weights, living, least)
         return {name: torch.tensor(share, device=masks[name].device) for name, share in shares.items()}
 
     return allocate

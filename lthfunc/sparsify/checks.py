@@ -8,23 +8,23 @@ import torch
 from torch import Tensor
 
 from lthfunc.errors import UserError, invalid
-from lthfunc.sparsify.allocation import Allocate, Keep
+from lthfunc.sparsify.allocation import Allocate, KeepCounts
 from lthfunc.sparsify.scores import Scores
 from lthfunc.sparsify.selection import Select
-from lthfunc.tracebacks import is_ours, name_of, told
+from lthfunc.tracebacks import call_user_function, function_name, is_library_function
 from lthfunc.trees.ops import clone
 from lthfunc.trees.types import Masks
 
 
 def checked_allocation(allocate: Allocate) -> Allocate:
     """The allocation, of which each layer's count is a whole number of at least 0; plain numbers become tensors."""
-    if is_ours(allocate):
+    if is_library_function(allocate):
         return allocate
-    name = f"allocate: {name_of(allocate)!r}"
+    name = f"allocate: {function_name(allocate)!r}"
 
-    def verified(scores: Scores, masks: Masks, fraction: float) -> Keep:
+    def verified(scores: Scores, masks: Masks, fraction: float) -> KeepCounts:
         given = clone((scores, masks))
-        keep: Any = told("allocate", name_of(allocate), lambda: allocate(*given, fraction))
+        keep: Any = call_user_function("allocate", function_name(allocate), lambda: allocate(*given, fraction))
         if not isinstance(keep, dict) or keep.keys() != masks.keys():
             found = list(keep) if isinstance(keep, dict) else type(keep).__name__
             raise invalid(name, found, f"a function that returns a count for each of {', '.join(masks)}")
@@ -35,13 +35,13 @@ def checked_allocation(allocate: Allocate) -> Allocate:
 
 def checked_selection(select: Select) -> Select:
     """The selection, whose masks are bool, of the layers' shapes, and within the masks before."""
-    if is_ours(select):
+    if is_library_function(select):
         return select
-    name = f"select: {name_of(select)!r}"
+    name = f"select: {function_name(select)!r}"
 
-    def verified(scores: Scores, masks: Masks, keep: Keep) -> Masks:
+    def verified(scores: Scores, masks: Masks, keep: KeepCounts) -> Masks:
         given = clone((scores, masks, keep))
-        chosen: Any = told("select", name_of(select), lambda: select(*given))
+        chosen: Any = call_user_function("select", function_name(select), lambda: select(*given))
         if not isinstance(chosen, dict) or chosen.keys() != masks.keys():
             found = list(chosen) if isinstance(chosen, dict) else type(chosen).__name__
             raise invalid(name, found, f"a function that returns a mask for each of {', '.join(masks)}")

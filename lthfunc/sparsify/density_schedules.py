@@ -1,6 +1,6 @@
 """Densities over rounds or steps, as plain numbers: how fast a network becomes sparse.
 
-A schedule is the list of densities after each pruning. `at_densities` turns one into a transformation.
+A schedule is the list of densities after each pruning. `prune_to_densities` turns one into a transformation.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from torch import Tensor
 from lthfunc.arguments import public
 from lthfunc.errors import invalid
 from lthfunc.sparsify.allocation import Allocate, fraction_from, globally
-from lthfunc.sparsify.scores import Score, checked, magnitude
+from lthfunc.sparsify.scores import Score, checked_score, magnitude
 from lthfunc.sparsify.selection import Select, unstructured
-from lthfunc.sparsify.transforms import prune, without
-from lthfunc.tracebacks import is_ours
+from lthfunc.sparsify.transforms import prune, prune_once
+from lthfunc.tracebacks import is_library_function
 from lthfunc.trees.ops import Count, count
 from lthfunc.trees.transformations import Transformation, compose
 from lthfunc.trees.types import TrainState
@@ -46,7 +46,7 @@ def by_rate(rate: float, rounds: int) -> list[float]:
     return geometric((1 - rate) ** rounds, rounds) if rounds else []
 
 
-class Pruning(NamedTuple):
+class PruningStep(NamedTuple):
     """A pruning during training: after this step, to this density."""
 
     step: int
@@ -54,7 +54,7 @@ class Pruning(NamedTuple):
 
 
 @public
-def cubic(density: float, start: int, end: int, every: int, initial: float = 1.0) -> list[Pruning]:
+def cubic(density: float, start: int, end: int, every: int, initial: float = 1.0) -> list[PruningStep]:
     """Sparsity s_f + (s_i - s_f) (1 - (t - t_0) / nΔt)³, quick at first (Zhu & Gupta 2017, eq. 1).
 
     From step `start` to `end`, every `every` steps, and at `end` itself; `initial` is the density before.
@@ -63,7 +63,7 @@ def cubic(density: float, start: int, end: int, every: int, initial: float = 1.0
     if not density <= initial <= 1:
         raise invalid("initial", initial, f"a density from {density:g} to 1")
     return [
-        Pruning(step, density + (initial - density) * (1 - (step - start) / (end - start)) ** 3)
+        PruningStep(step, density + (initial - density) * (1 - (step - start) / (end - start)) ** 3)
         for step in periodic(start, end, every)
     ]
 
@@ -79,13 +79,13 @@ def periodic(start: int, end: int, every: int) -> list[int]:
 
 
 @public
-def at_densities(densities: Sequence[float], **how: Any) -> Transformation:
+def prune_to_densities(densities: Sequence[float], **how: Any) -> Transformation:
     """Prune to one density after the other, without training between: `how` are the arguments of `prune`.
 
     What scores depend on, such as SynFlow's, is asked anew before each.
     """
     one_by_one = compose(*(prune(density=density, **how) for density in densities))
-    if not is_ours(how.get("score", magnitude)):
+    if not is_library_function(how.get("score", magnitude)):
         return one_by_one  # which looks at each score before it is used
     return lambda state: _looked_at_once(state, densities, one_by_one, **how)
 
@@ -102,10 +102,10 @@ def _looked_at_once(
     before, now = state, count(state.masks)
     known = allocate is globally and select is unstructured  # what they leave is exact
     missing: list[Tensor] = []
-    scoring = checked(score, missing)
+    scoring = checked_score(score, missing)
     for density in densities:
         fraction = fraction_from(now, density)
-        state = without(state, fraction, scoring, allocate, select)
+        state = prune_once(state, fraction, scoring, allocate, select)
         now = Count(now.kept - round(now.kept * fraction), now.total) if known else count(state.masks)
     if missing and bool(torch.stack(missing).any()):
         return one_by_one(before)  # says which

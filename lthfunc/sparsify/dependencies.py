@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from lthfunc.arguments import public
 from lthfunc.errors import UserError
-from lthfunc.trees.model import Model, example_of
+from lthfunc.trees.model import Model, example_input
 from lthfunc.trees.module_calls import functional_call
-from lthfunc.trees.module_errors import cannot_take
+from lthfunc.trees.module_errors import inputs_rejected
 from lthfunc.trees.ops import apply_masks
 from lthfunc.trees.prunable import CONVOLUTIONS
 from lthfunc.trees.types import Buffers, Masks, Params, TrainState
@@ -70,7 +70,7 @@ def dependencies(model: Model, shape: tuple[int, ...]) -> Dependencies:
             continue
         units = len(params[source]) if source else 1
         with torch.no_grad(), _marking(source, layers, norms, found):
-            x = example_of(model, shape, units) if source else torch.full((units, *shape), torch.nan)
+            x = example_input(model, shape, units) if source else torch.full((units, *shape), torch.nan)
             outputs = _called(model, module, (params, buffers), x)
         found.shown[source] = torch.isnan(outputs).flatten(1).any(1)
     return found
@@ -82,7 +82,7 @@ def _called(model: Model, module: nn.Module, leaves: tuple[Params, Buffers], x: 
     except UserError:
         raise
     except Exception as error:
-        raise cannot_take(model.name, x, error, module) from error
+        raise inputs_rejected(model.name, x, error, module) from error
 
 
 def _layer_of(module: nn.Module, name: str) -> nn.Module:

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.func import grad
 
 from lthfunc.errors import UserError
-from lthfunc.tracebacks import name_of
-from lthfunc.trees.module_errors import failure, no_gradient
+from lthfunc.tracebacks import function_name
+from lthfunc.trees.module_errors import describe_failure, no_gradient_message
 from lthfunc.trees.types import Batch, Params
 
 #: (params, batch) -> the mean loss over the batch, a scalar.
@@ -34,8 +34,8 @@ def differentiated(loss: Callable[..., Any], take: Callable[[], Params]) -> Para
     except Exception as error:
         model = getattr(loss, "model", None)  # of one that `loss_of` made
         if model is None:
-            raise UserError(f"loss: {name_of(loss)!r} has no gradient{failure(error)}") from error
-        raise UserError(f"{model.name} has no gradient{failure(error, model.training)}") from error
+            raise UserError(f"loss: {function_name(loss)!r} has no gradient{describe_failure(error)}") from error
+        raise UserError(f"{model.name} has no gradient{describe_failure(error, model.training)}") from error
 
 
 def check_reached(named: Any, value_of: Callable[[Params], Tensor], params: Params, gradient: Params) -> None:
@@ -52,11 +52,11 @@ def check_reached(named: Any, value_of: Callable[[Params], Tensor], params: Para
         value = value_of({name: leaf.detach().requires_grad_().clone() for name, leaf in params.items()})
     if not value.requires_grad:
         model = getattr(named, "model", None)
-        what = f"outputs of {model.name}" if model is not None else f"values of {name_of(named)!r}"
-        raise UserError(no_gradient(what))
+        what = f"outputs of {model.name}" if model is not None else f"values of {function_name(named)!r}"
+        raise UserError(no_gradient_message(what))
 
 
-def product(gradient: Tensor, weight: Tensor) -> Tensor:
+def gradient_times_weight(gradient: Tensor, weight: Tensor) -> Tensor:
     """Gradient times weight, entry by entry; of complex numbers, the sum over their two real parts."""
     return (gradient.conj() * weight).real if weight.is_complex() else gradient * weight
 

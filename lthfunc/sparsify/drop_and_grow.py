@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lthfunc.arguments import public
 from lthfunc.errors import invalid
-from lthfunc.sparsify.allocation import pruned
+from lthfunc.sparsify.allocation import number_pruned
 from lthfunc.sparsify.ranking import ranks
 from lthfunc.sparsify.scores import Scores, magnitude
 from lthfunc.trees.ops import apply_masks, masked_like
@@ -17,42 +17,42 @@ from lthfunc.trees.types import Masks, TrainState
 
 
 @public
-def dropped(worth: Scores, masks: Masks, share: float) -> Masks:
+def drop(worth: Scores, masks: Masks, share: float) -> Masks:
     """Each layer without round(share · remaining) of its weights, those of least worth."""
     _check_share(share)
 
     def fewer(name: str, mask: Tensor) -> Tensor:
         living = mask.sum()
-        return (ranks(worth[name], mask) < living - pruned(living, share)) & mask
+        return (ranks(worth[name], mask) < living - number_pruned(living, share)) & mask
 
     return {name: fewer(name, mask) for name, mask in masks.items()}
 
 
 @public
-def regrown(promise: Scores, masks: Masks, counts: Mapping[str, Tensor | int]) -> Masks:
+def grow(promise: Scores, masks: Masks, counts: Mapping[str, Tensor | int]) -> Masks:
     """Each layer with `counts` more weights, the most promising of those that it has not."""
     return {name: mask | ((ranks(promise[name], ~mask) < counts[name]) & ~mask) for name, mask in masks.items()}
 
 
 @public
-def exchanged(state: TrainState, promise: Scores, share: float) -> TrainState:
+def drop_and_grow(state: TrainState, promise: Scores, share: float) -> TrainState:
     """Drop `share` of each layer's weights by magnitude, regrow as many by `promise`, new ones at zero.
 
     RigL's promise is |gradient| (Evci et al. 2020, alg. 1), SET's random (Mocanu et al. 2018). A weight just dropped
     may come back, at zero. The optimiser's state goes on for weights that stayed, and starts at zero for new ones.
     """
     masks = state.masks
-    fewer = dropped(magnitude(state.params, masks), masks, share)
+    fewer = drop(magnitude(state.params, masks), masks, share)
     counts = {name: masks[name].sum() - fewer[name].sum() for name in masks}
     return state._replace(
         params=apply_masks(state.params, fewer),
-        masks=regrown(promise, fewer, counts),
+        masks=grow(promise, fewer, counts),
         opt=masked_like(state.opt, fewer),
     )
 
 
 @public
-def cosine_share(initial: float, step: int, end: int) -> float:
+def cosine_drop_fraction(initial: float, step: int, end: int) -> float:
     """initial / 2 · (1 + cos(π step / end)), and 0 from `end` on: the share exchanged (Evci et al. 2020, sec. 3)."""
     _check_share(initial)
     if step < 0 or end < 0:

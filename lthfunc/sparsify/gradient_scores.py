@@ -23,8 +23,8 @@ from lthfunc.sparsify.derivatives import (
     check_reached,
     differentiated,
     gradient_of,
+    gradient_times_weight,
     parts_squared,
-    product,
 )
 from lthfunc.sparsify.scores import Score, Scores
 from lthfunc.trees.ops import apply_masks
@@ -39,7 +39,7 @@ def snip(loss: LossOfParams, batches: Sequence[Batch]) -> Score:
     def score(params: Params, masks: Masks) -> Scores:
         params = apply_masks(params, masks)
         mean = mean_gradient(loss, batches)(params, masks)
-        return {name: product(mean[name], params[name]).abs() for name in masks}
+        return {name: gradient_times_weight(mean[name], params[name]).abs() for name in masks}
 
     return score
 
@@ -73,13 +73,13 @@ def grasp(loss: LossOfParams | OfOutputs, batches: Sequence[Batch], temperature:
             # H g is the gradient of <gradient, g>, with g held still.
             def inner(p: Params) -> Tensor:
                 gradient = grad(loss)(p, batch)
-                return torch.stack([product(gradient[name], along[name]).sum() for name in masks]).sum()
+                return torch.stack([gradient_times_weight(gradient[name], along[name]).sum() for name in masks]).sum()
 
             return differentiated(loss, lambda: grad(inner)(params))
 
         with sdpa_kernel(SDPBackend.MATH):  # PyTorch's fused attention has no second derivative
             flow = _mean([change(batch) for batch in batches], masks)
-        return {name: product(flow[name], params[name]) for name in masks}
+        return {name: gradient_times_weight(flow[name], params[name]) for name in masks}
 
     return score
 
@@ -93,7 +93,10 @@ def taylor(loss: LossOfParams, batches: Sequence[Batch]) -> Score:
         params = apply_masks(params, masks)
         return _mean(
             [
-                {name: product(g, params[name]).square() for name, g in gradient_of(loss, params, batch).items()}
+                {
+                    name: gradient_times_weight(g, params[name]).square()
+                    for name, g in gradient_of(loss, params, batch).items()
+                }
                 for batch in batches
             ],
             masks,
@@ -132,7 +135,7 @@ def fisher(loss: LossOfParams, batches: Sequence[Batch]) -> Score:
 
         mean = _mean([information(batch) for batch in batches], masks)
         check_reached(loss, lambda p: loss(p, batches[0]), params, mean)
-        return {name: product(mean[name], parts_squared(params[name])) / 2 for name in masks}
+        return {name: gradient_times_weight(mean[name], parts_squared(params[name])) / 2 for name in masks}
 
     return score
 
@@ -152,7 +155,7 @@ def movement(loss: LossOfParams, batches: Sequence[Batch], lr: float = 0.0) -> S
         total = {name: torch.zeros_like(params[name].real) for name in masks}
         for batch in batches:
             gradient = gradient_of(loss, params, batch)
-            total = {name: total[name] - product(gradient[name], params[name]) for name in masks}
+            total = {name: total[name] - gradient_times_weight(gradient[name], params[name]) for name in masks}
             params = apply_masks({name: leaf - lr * gradient[name] for name, leaf in params.items()}, masks)
         return total
 

@@ -33,7 +33,7 @@ def restart(state: TrainState, anchor: TrainState) -> TrainState:
 @public
 def finetune(state: TrainState) -> TrainState:
     """No rewinding: the trained values go on under the masks, from step 0 with a fresh optimiser."""
-    return rate_rewound(state)
+    return learning_rate_rewound(state)
 
 
 @public
@@ -47,7 +47,7 @@ def reinitialised(state: TrainState, model: Model, seed: int) -> TrainState:
 
 
 @public
-def shuffled(masks: Masks, seed: int) -> Masks:
+def shuffled_masks(masks: Masks, seed: int) -> Masks:
     """Each layer's mask with its entries in random order: the same counts, other places."""
 
     def shuffle(name: str) -> torch.Tensor:
@@ -59,7 +59,7 @@ def shuffled(masks: Masks, seed: int) -> Masks:
 
 
 @public
-def last_rate(state: TrainState) -> TrainState:
+def finetuned(state: TrainState) -> TrainState:
     """Fine-tuning (Han et al. 2015; Renda et al. 2020, sec. 2): the trained values and the step go on as they are.
 
     The learning-rate table then stays at its last entry. The optimiser starts afresh.
@@ -68,11 +68,11 @@ def last_rate(state: TrainState) -> TrainState:
 
 
 @public
-def rate_rewound(state: TrainState, step: int = 0) -> TrainState:
+def learning_rate_rewound(state: TrainState, step: int = 0) -> TrainState:
     """Learning-rate rewinding (Renda et al. 2020, sec. 2): trained values go on, schedule and data from `step`."""
     if step < 0:
         raise invalid("step", step, "a step of at least 0")
-    return last_rate(state)._replace(step=torch.full_like(state.step, step))
+    return finetuned(state)._replace(step=torch.full_like(state.step, step))
 
 
 @public
@@ -87,6 +87,6 @@ def constant_sign(state: TrainState, anchor: TrainState) -> TrainState:
 
 
 @public
-def inverted(masks: Masks) -> Masks:
+def inverted_masks(masks: Masks) -> Masks:
     """The complement of masks: what was pruned stays."""
     return {name: ~mask for name, mask in masks.items()}

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lthfunc.arguments import public
 from lthfunc.errors import UserError, invalid
-from lthfunc.tracebacks import is_ours, name_of, told
+from lthfunc.tracebacks import call_user_function, function_name, is_library_function
 from lthfunc.trees.ops import clone
 from lthfunc.trees.rng import generator
 from lthfunc.trees.types import Masks, Params
@@ -47,22 +47,26 @@ def random_scores(seed: int, *counters: int | str) -> Score:
 @public
 def inverted_score(score: Score) -> Score:
     """The other way round: what a score would prune first stays (the ablation of Frankle et al. 2021, sec. 5)."""
-    looked_at = checked(score)
+    looked_at = checked_score(score)
     return lambda params, masks: {name: -leaf for name, leaf in looked_at(params, masks).items()}
 
 
 @public
-def checked(score: Score, later: list[Tensor] | None = None) -> Score:
+def checked_score(score: Score, later: list[Tensor] | None = None) -> Score:
     """The score, refused where it gives another tree than one real number per prunable weight.
 
     It is given copies, so that a user's own may write into what it gets. later: where is put, as a bool scalar for each
     scoring, whether any score is NaN, for whoever looks at all of them at once; else each is looked at.
     """
-    name = "score" if is_ours(score) else f"score: {name_of(score)!r}"
+    name = "score" if is_library_function(score) else f"score: {function_name(score)!r}"
 
     def verified(params: Params, masks: Masks) -> Scores:
         given = clone((params, masks))
-        scores: Any = score(*given) if is_ours(score) else told("score", name_of(score), lambda: score(*given))
+        scores: Any = (
+            score(*given)
+            if is_library_function(score)
+            else call_user_function("score", function_name(score), lambda: score(*given))
+        )
         if not isinstance(scores, dict) or scores.keys() != masks.keys():
             found = list(scores) if isinstance(scores, dict) else type(scores).__name__
             raise invalid(name, found, f"a function that returns one leaf for each of {', '.join(masks)}")

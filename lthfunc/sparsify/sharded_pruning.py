@@ -14,20 +14,20 @@ import torch
 from torch import Tensor
 
 from lthfunc.arguments import public
-from lthfunc.distributed.collectives import Exchange, like, local, sizes
+from lthfunc.distributed.collectives import Collectives, count_tensor, like_dtensors, local_shards
 from lthfunc.errors import UserError
-from lthfunc.sparsify.allocation import check_fraction, fraction_from, layerwise, pruned
-from lthfunc.sparsify.scores import Score, Scores, checked, magnitude
+from lthfunc.sparsify.allocation import check_fraction, fraction_from, layerwise, number_pruned
+from lthfunc.sparsify.scores import Score, Scores, checked_score, magnitude
 from lthfunc.trees.ops import Count, apply_masks, count
 from lthfunc.trees.transformations import Transformation
 from lthfunc.trees.types import Masks, TrainState
 
 #: (parts of scores, parts of masks, fraction to prune) -> parts of the new masks.
-Choose = Callable[[Scores, Masks, float], Masks]
+ShardedSelect = Callable[[Scores, Masks, float], Masks]
 
 
 @public
-def globally_on(exchange: Exchange) -> Choose:
+def globally_on(exchange: Collectives) -> ShardedSelect:
     """`globally`, then `unstructured`: one threshold for all layers, wherever their parts lie."""
 
     def choose(scores: Scores, masks: Masks, fraction: float) -> Masks:
@@ -35,14 +35,16 @@ def globally_on(exchange: Exchange) -> Choose:
         if not masks:
             return {}
         living = _living(masks, exchange).sum()
-        budget = living - pruned(living, fraction)
-        return best(scores, masks, budget[None], dict.fromkeys(masks, 0), exchange)
+        budget = living - number_pruned(living, fraction)
+        return best_of_groups(scores, masks, budget[None], dict.fromkeys(masks, 0), exchange)
 
     return choose
 
 
 @public
-def layerwise_on(exchange: Exchange, rates: Mapping[str, float] | None = None, output_rate: float = 0.5) -> Choose:
+def layerwise_on(
+    exchange: Collectives, rates: Mapping[str, float] | None = None, output_rate: float = 0.5
+) -> ShardedSelect:
     """`layerwise`, then `unstructured`: the same fraction in every layer, half of it in the last."""
     allocate = layerwise(rates, output_rate)
 
@@ -51,12 +53,14 @@ def layerwise_on(exchange: Exchange, rates: Mapping[str, float] | None = None, o
         # What a layer keeps depends on how many weights live in it, and on nothing else.
         keep = allocate({}, {name: count.reshape(1) for name, count in zip(masks, living, strict=True)}, fraction)
         budgets = torch.stack(list(keep.values()))
-        return best(scores, masks, budgets, {name: at for at, name in enumerate(masks)}, exchange)
+        return best_of_groups(scores, masks, budgets, {name: at for at, name in enumerate(masks)}, exchange)
 
     return choose
 
 
-def best(scores: Scores, masks: Masks, budgets: Tensor, group_of: Mapping[str, int], exchange: Exchange) -> Masks:
+def best_of_groups(
+    scores: Scores, masks: Masks, budgets: Tensor, group_of: Mapping[str, int], exchange: Collectives
+) -> Masks:
     """In each group of leaves the best of the remaining weights, as many as its budget, over all ranks.
 
     budgets: int64 (groups,); group_of: a leaf's group. Higher scores first; among equals the earlier leaf, then the
@@ -76,7 +80,7 @@ def best(scores: Scores, masks: Masks, budgets: Tensor, group_of: Mapping[str, i
             len(mine) - int(torch.searchsorted(mine, threshold))
             for mine, threshold in zip(ordered, thresholds, strict=True)
         ]
-        return exchange.total(sizes(counts, device))
+        return exchange.total(count_tensor(counts, device))
 
     # The largest threshold that as many keys reach as may stay; found from its highest bit on, sign first.
     thresholds = torch.full((groups,), -(2 ** (bits - 1)), dtype=torch.int64, device=device)
@@ -88,19 +92,19 @@ def best(scores: Scores, masks: Masks, budgets: Tensor, group_of: Mapping[str, i
 
 @public
 def prune_sharded(
-    exchange: Exchange,
+    exchange: Collectives,
     *,
     fraction: float | None = None,
     density: float | None = None,
     score: Score = magnitude,
-    choose: Choose | None = None,
+    choose: ShardedSelect | None = None,
 ) -> Transformation:
     """`prune` on a state of which every rank holds a part; leaves may be DTensors cut along their first dimension.
 
     score: of each weight by itself, since it sees parts (`magnitude`, `movement`, …). choose: `globally_on(exchange)`
     unless another is given. Every rank calls this with the same settings.
 
-        prune = lf.prune_sharded(lf.over(), fraction=0.2)  # after torch.distributed.init_process_group
+        prune = lf.prune_sharded(lf.collectives(), fraction=0.2)  # after torch.distributed.init_process_group
         state = prune(state)
     """
     if (fraction is None) == (density is None):
@@ -108,26 +112,26 @@ def prune_sharded(
     chosen = choose or globally_on(exchange)
 
     def transformation(state: TrainState) -> TrainState:
-        params, masks = local(state.params), local(state.masks)
+        params, masks = local_shards(state.params), local_shards(state.masks)
         share = fraction_from(_count(masks, exchange), density) if density is not None else fraction
         assert share is not None
-        found = chosen(checked(score)(params, masks), masks, share)
+        found = chosen(checked_score(score)(params, masks), masks, share)
         kept = apply_masks(params, found)
-        return state._replace(params=like(kept, state.params), masks=like(found, state.masks), opt=())
+        return state._replace(params=like_dtensors(kept, state.params), masks=like_dtensors(found, state.masks), opt=())
 
     return transformation
 
 
-def _living(masks: Masks, exchange: Exchange) -> Tensor:
+def _living(masks: Masks, exchange: Collectives) -> Tensor:
     """How many weights of each leaf remain, over all ranks: int64 (leaves,)."""
     return exchange.total(torch.stack([mask.sum() for mask in masks.values()]))
 
 
-def _count(masks: Masks, exchange: Exchange) -> Count:
+def _count(masks: Masks, exchange: Collectives) -> Count:
     """`trees.ops.count` of all ranks together."""
     here = count(masks)
     device = next(iter(masks.values())).device
-    return Count(*exchange.total(sizes(list(here), device)).tolist())
+    return Count(*exchange.total(count_tensor(list(here), device)).tolist())
 
 
 def _keys(scores: Scores, masks: Masks) -> tuple[dict[str, Tensor], int]:
@@ -148,7 +152,7 @@ def _with_ties(
     thresholds: Tensor,
     budgets: Tensor,
     group_of: Mapping[str, int],
-    exchange: Exchange,
+    exchange: Collectives,
 ) -> Masks:
     """All above the thresholds, and of those at them the first ones by position."""
     names, device = list(masks), budgets.device

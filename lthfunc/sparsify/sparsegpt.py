@@ -9,15 +9,15 @@ from torch import Tensor
 
 from lthfunc.arguments import public
 from lthfunc.errors import UserError, invalid
-from lthfunc.sparsify.activations import check_moments, turned
+from lthfunc.sparsify.activations import check_moments, stored_transposed
 from lthfunc.sparsify.allocation import fraction_to
-from lthfunc.sparsify.budgets import deal, uniform
+from lthfunc.sparsify.budgets import apportion, uniform
 from lthfunc.trees.transformations import Transformation
 from lthfunc.trees.types import TrainState
 
 #: Which of a block of columns stay: scores (rows, columns), the share of them all that stays -> kept, bool. A weight
 #: scores (w / d)², one that is pruned already -1.
-Choice = Callable[[Tensor, float], Tensor]
+BlockSelect = Callable[[Tensor, float], Tensor]
 
 
 def best_of_block(scores: Tensor, density: float) -> Tensor:
@@ -34,7 +34,7 @@ def sparsegpt(
     moments: Mapping[str, Tensor],
     density: float,
     *,
-    choose: Choice = best_of_block,
+    choose: BlockSelect = best_of_block,
     block: int = 128,
     damping: float = 0.01,
 ) -> Transformation:
@@ -67,7 +67,7 @@ def sparsegpt(
         for name, budget in budgets.items():
             leaves = state.params[name], layers[name]
             check_moments(moments, name, leaves[0])
-            turn = turned(moments, name)  # rows of what follows are outputs
+            turn = stored_transposed(moments, name)  # rows of what follows are outputs
             weight, mask = (leaf.T for leaf in leaves) if turn else leaves
             new = _surgeon(weight, mask, moments[name], int(budget), choose, block, damping)
             params[name], masks[name] = (leaf.T.contiguous() for leaf in new) if turn else new
@@ -77,7 +77,7 @@ def sparsegpt(
 
 
 def _surgeon(
-    weight: Tensor, mask: Tensor, moments: Tensor, budget: int, choose: Choice, block: int, damping: float
+    weight: Tensor, mask: Tensor, moments: Tensor, budget: int, choose: BlockSelect, block: int, damping: float
 ) -> tuple[Tensor, Tensor]:
     """One layer: (outputs, inputs) weights and their new mask, of which `budget` entries are left."""
     hessian = moments.to(weight.device, torch.complex128 if moments.is_complex() else torch.float64).clone()
@@ -112,5 +112,5 @@ def _shares(mask: Tensor, unread: Tensor, budget: int, block: int) -> dict[int, 
     sizes, living, read = of_blocks(torch.ones_like(mask)), of_blocks(mask), of_blocks(mask & ~unread)
     # Weights on inputs that are always zero stay only where there are too few others.
     enough = budget <= sum(read.values())
-    shares = deal(budget, sizes, read if enough else living, dict.fromkeys(sizes, 0) if enough else read)
+    shares = apportion(budget, sizes, read if enough else living, dict.fromkeys(sizes, 0) if enough else read)
     return {int(first): share for first, share in shares.items()}

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lthfunc.arguments import public
 from lthfunc.errors import UserError, invalid
-from lthfunc.sparsify.allocation import Keep, check_patterns
+from lthfunc.sparsify.allocation import KeepCounts, check_patterns
 from lthfunc.sparsify.ranking import ranks, ranks_in_rows
 from lthfunc.sparsify.scores import Scores
 from lthfunc.sparsify.selection import Select, unstructured
@@ -160,7 +160,7 @@ def _tiled(matrix: Tensor, rows: int, columns: int) -> Tensor:
 
 
 def _each(select: LayerSelect, exempt: Sequence[str]) -> Select:
-    def selection(scores: Scores, masks: Masks, keep: Keep) -> Masks:
+    def selection(scores: Scores, masks: Masks, keep: KeepCounts) -> Masks:
         check_patterns("exempt", exempt, masks)
         free = {name for name in masks if any(fnmatch.fnmatchcase(name, pattern) for pattern in exempt)}
         plain = unstructured(scores, {name: masks[name] for name in free}, keep)

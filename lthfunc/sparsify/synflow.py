@@ -11,7 +11,7 @@ from torch.func import grad
 
 from lthfunc.arguments import public
 from lthfunc.errors import UserError
-from lthfunc.sparsify.derivatives import check_reached, differentiated, product
+from lthfunc.sparsify.derivatives import check_reached, differentiated, gradient_times_weight
 from lthfunc.sparsify.scores import Score, Scores
 from lthfunc.trees.ops import apply_masks
 from lthfunc.trees.outputs import outputs_of, prediction
@@ -44,7 +44,7 @@ def synflow(forward: Callable[[Params, Tensor], Any], shape: tuple[int, ...]) ->
         if not reached:
             check_reached(forward, total, magnitudes, flow)
             reached = True
-        return {name: product(flow[name], magnitudes[name]) for name in masks}
+        return {name: gradient_times_weight(flow[name], magnitudes[name]) for name in masks}
 
     return score
 

@@ -7,7 +7,7 @@ from lthfunc.errors import UserError
 from lthfunc.sparsify.allocation import Allocate, fraction_to, globally
 from lthfunc.sparsify.checks import checked_allocation, checked_selection
 from lthfunc.sparsify.rewinding import restart
-from lthfunc.sparsify.scores import Score, checked, magnitude
+from lthfunc.sparsify.scores import Score, checked_score, magnitude
 from lthfunc.sparsify.selection import Select, unstructured
 from lthfunc.trees.ops import apply_masks
 from lthfunc.trees.transformations import Transformation
@@ -34,12 +34,12 @@ def prune(
     def transformation(state: TrainState) -> TrainState:
         share = fraction_to(density, state.masks) if density is not None else fraction
         assert share is not None
-        return without(state, share, checked(score), allocate, select)
+        return prune_once(state, share, checked_score(score), allocate, select)
 
     return transformation
 
 
-def without(state: TrainState, fraction: float, score: Score, allocate: Allocate, select: Select) -> TrainState:
+def prune_once(state: TrainState, fraction: float, score: Score, allocate: Allocate, select: Select) -> TrainState:
     """The state without a fraction of its remaining weights, by a score that was checked."""
     scores = score(state.params, state.masks)
     keep = checked_allocation(allocate)(scores, state.masks, fraction)

@@ -25,7 +25,7 @@ def steps_per_epoch(size: int, batch_size: int) -> int:
     return size // batch_size
 
 
-class Order:
+class BatchOrder:
     """The examples of each step, as rows of indices; it remembers the epoch it was last asked for."""
 
     def __init__(self, size: int, batch_size: int, seed: int) -> None:
@@ -49,7 +49,7 @@ class Order:
 
 def batches(split: Split, batch_size: int, seed: int, start: int, stop: int) -> Iterator[Batch]:
     """The batches of steps start … stop-1, as stored; step s always sees the same one, wherever one begins."""
-    order = Order(len(split.x), batch_size, seed)
+    order = BatchOrder(len(split.x), batch_size, seed)
     for step in range(start, stop):
         index = order.rows(step, step + 1)[0].to(split.x.device)
         yield split.x[index], split.y[index]

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from lthfunc.distributed.collectives import ALONE, Exchange
+from lthfunc.distributed.collectives import SINGLE_RANK, Collectives
 from lthfunc.training.steps import Metrics
 from lthfunc.trees.types import Batch, Split
 
@@ -19,7 +19,7 @@ _CHUNK, _LEAST = 500, 100
 _GPU_FLOPS, _GPU_MOST = 10**11, 8192
 
 
-class Quality(NamedTuple):
+class Evaluation(NamedTuple):
     """Means over every example of a split, none left out."""
 
     loss: float
@@ -46,8 +46,8 @@ def evaluate(
     split: Split,
     device: torch.device,
     chunk: int = _CHUNK,
-    exchange: Exchange = ALONE,
-) -> list[Quality]:
+    exchange: Collectives = SINGLE_RANK,
+) -> list[Evaluation]:
     """Mean loss and accuracy, weighted by chunk sizes, so that the last, smaller chunk counts right.
 
     metrics_of: a batch -> scalars, or one entry for each of several networks. The device is waited for once, at
@@ -62,4 +62,4 @@ def evaluate(
         total = total + both * len(x)
     if exchange.ranks > 1:
         total = exchange.total(total.flatten()).view(total.shape)
-    return [Quality(loss, accuracy) for loss, accuracy in (total / len(split.x)).T.tolist()]
+    return [Evaluation(loss, accuracy) for loss, accuracy in (total / len(split.x)).T.tolist()]

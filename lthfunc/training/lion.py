@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lthfunc.arguments import public
 from lthfunc.training.optimizers import Optimizer, check_ranges, check_real, table_like
-from lthfunc.training.schedules import Schedule, as_schedule, at
+from lthfunc.training.schedules import Schedule, as_schedule, rate_at
 from lthfunc.trees.ops import tree_map
 from lthfunc.trees.types import Params
 
@@ -36,7 +36,7 @@ def lion(lr: float | Schedule, betas: tuple[float, float] = (0.9, 0.99), weight_
         return LionState(table_like(schedule, params), tree_map(torch.zeros_like, params))
 
     def update(grads: Params, state: LionState, params: Params, step: Tensor) -> tuple[Params, LionState]:
-        rate = at(state.schedule, step)
+        rate = rate_at(state.schedule, step)
         keep = 1 - rate * weight_decay
         new = {
             name: p * keep - rate * torch.sign(state.momentum[name] * beta1 + grads[name] * (1 - beta1))

@@ -12,16 +12,16 @@ from lthfunc.errors import UserError
 from lthfunc.training.engines.table import Making
 from lthfunc.training.evaluation import evaluate
 from lthfunc.training.losses import Loss, Metric, accuracy, cross_entropy
-from lthfunc.training.nonfinite import mend
+from lthfunc.training.nonfinite import recover_from_nonfinite
 from lthfunc.training.optimizers import Optimizer, with_rates_of
 from lthfunc.training.precision import Precision
-from lthfunc.training.results import Chosen, Fit, Keeper, Observer, Observers, Point, observing
-from lthfunc.training.session import Training, finite
+from lthfunc.training.results import BestNetwork, Checkpointer, Fit, Observer, Observers, Point, as_observers
+from lthfunc.training.session import TrainingSession, are_finite
 from lthfunc.training.steps import Augment, make_eval_step, on_stored
-from lthfunc.training.trainer import Trainer, drawing_if_needed, examples, make_trainer, measure
+from lthfunc.training.trainer import Trainer, examples, make_trainer, measure, seeded_if_random
 from lthfunc.trees.dataset_checks import check_split
 from lthfunc.trees.model import Model
-from lthfunc.trees.side_effects import habits_of
+from lthfunc.trees.side_effects import side_effects_of
 from lthfunc.trees.transformations import Transformation
 from lthfunc.trees.types import Dataset, TrainState
 
@@ -35,7 +35,7 @@ def take_steps(
     Pure: `state` is not changed, and the result depends on the arguments alone, random layers included. An optimiser's
     state in it goes on, and with it the rates it was begun with; ``state._replace(opt=())`` takes the trainer's.
     """
-    with Training(trainer, [state], [seed], until, observe=observing(observe)) as training:
+    with TrainingSession(trainer, [state], [seed], until, observe=as_observers(observe)) as training:
         training.to(until)
         states, since = training.now()
         return states[0], training.mark(states, since)[0]
@@ -66,7 +66,7 @@ def fit(
         seeds=[seed],
         until=until,
         eval_every=eval_every,
-        observe=observing(observe),
+        observe=as_observers(observe),
         so_far=before,
     )[0]
 
@@ -81,7 +81,7 @@ def fit_together(
     eval_every: int,
     observe: Observers | None = None,
     so_far: Sequence[Fit] | None = None,
-    keeper: Keeper[Fit] | None = None,
+    keeper: Checkpointer[Fit] | None = None,
 ) -> list[Fit]:
     """`fit` of several states at the same step, side by side as one vmapped program; a result for each.
 
@@ -98,7 +98,7 @@ def fit_together(
         phase("evaluation", int(states[0].step))
         points = _measure(trainer, states, [math.nan] * len(states), int(states[0].step))
         so_far = [
-            Fit(state, Chosen(point, state.params, state.buffers), (point,))
+            Fit(state, BestNetwork(point, state.params, state.buffers), (point,))
             for state, point in zip(states, points, strict=True)
         ]
     fits = list(so_far)
@@ -106,14 +106,14 @@ def fit_together(
     _check_steps_left(step, until)
     since = [each.since for each in fits]
     phase("preparation", step)
-    with Training(trainer, states, seeds, until, since=since, observe=observe, keeper=keeper) as training:
+    with TrainingSession(trainer, states, seeds, until, since=since, observe=observe, keeper=keeper) as training:
         while step < until:
             good = training.good
             step = min(until, step - step % eval_every + eval_every)
             training.to(step, fits)
             now = training.now()
-            if not all(finite(*now)):
-                now = mend(training, trainer, good, seeds, step, fits, keeper)
+            if not all(are_finite(*now)):
+                now = recover_from_nonfinite(training, trainer, good, seeds, step, fits, keeper)
             states, losses = now[0], training.mark(*now)
             phase("evaluation", step)
             points = _measure(trainer, states, losses, step)
@@ -129,7 +129,7 @@ def _untold(phase: str, step: int) -> None:
 
 def _extended(fit: Fit, state: TrainState, point: Point) -> Fit:
     better = point.val_loss < fit.chosen.point.val_loss
-    chosen = Chosen(point, state.params, state.buffers) if better else fit.chosen
+    chosen = BestNetwork(point, state.params, state.buffers) if better else fit.chosen
     return Fit(state, chosen, (*fit.curve, point))
 
 
@@ -183,9 +183,9 @@ def accuracy_on(
     """Accuracy, or another metric, of a state's network on a split (`train`, `val` or `test`)."""
     part = check_split(data, split)
     if metric is accuracy and part.y.is_floating_point():
-        raise UserError("metric: accuracy counts classes, and the targets are numbers; try lf.explained(variance)")
+        raise UserError("metric: accuracy counts classes, and the targets are numbers; try lf.r2(variance)")
     step = on_stored(make_eval_step(model, metric, metric=metric), data.scale)
-    with torch.no_grad(), drawing_if_needed(habits_of(model, examples(data)), state.step.device):
+    with torch.no_grad(), seeded_if_random(side_effects_of(model, examples(data)), state.step.device):
         (quality,) = evaluate(lambda batch: step(state.params, state.buffers, batch), part, state.step.device)
     return quality.accuracy
 

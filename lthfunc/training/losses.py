@@ -34,28 +34,28 @@ def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 @public
-def smoothed(share: float) -> Loss:
-    """Cross entropy with `share` of each target spread over all classes (Szegedy et al. 2016, sec. 7)."""
-    if not 0 <= share <= 1:
-        raise invalid("share", share, "a number from 0 to 1")
+def label_smoothed_cross_entropy(label_smoothing: float) -> Loss:
+    """Cross entropy with a share of each target spread over all classes (Szegedy et al. 2016, sec. 7)."""
+    if not 0 <= label_smoothing <= 1:
+        raise invalid("label_smoothing", label_smoothing, "a number from 0 to 1")
 
     def loss(outputs: Tensor, targets: Tensor) -> Tensor:
-        outputs = _classes_from("smoothed cross entropy", outputs, targets)
+        outputs = _classes_from("label_smoothed_cross_entropy", outputs, targets)
         if outputs.ndim > 2:
             outputs = outputs.mT
-        return F.cross_entropy(outputs, targets, label_smoothing=share)
+        return F.cross_entropy(outputs, targets, label_smoothing=label_smoothing)
 
     return loss
 
 
-def mean_squared(outputs: Tensor, targets: Tensor) -> Tensor:
+def mean_squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
     """Outputs and targets (n, numbers)."""
-    return F.mse_loss(_numbers_from("mean_squared", outputs, targets), targets)
+    return F.mse_loss(_numbers_from("mean_squared_error", outputs, targets), targets)
 
 
-def mean_absolute(outputs: Tensor, targets: Tensor) -> Tensor:
+def mean_absolute_error(outputs: Tensor, targets: Tensor) -> Tensor:
     """Outputs and targets (n, numbers)."""
-    return F.l1_loss(_numbers_from("mean_absolute", outputs, targets), targets)
+    return F.l1_loss(_numbers_from("mean_absolute_error", outputs, targets), targets)
 
 
 def huber(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -76,12 +76,12 @@ def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 @public
-def top(count: int) -> Metric:
+def top_k(count: int) -> Metric:
     """Share whose target is among the `count` largest outputs; all count where there are fewer classes."""
 
     def metric(outputs: Tensor, targets: Tensor) -> Tensor:
         outputs = prediction(outputs)
-        _check_each("top", outputs, _tensor("top", targets))
+        _check_each("top_k", outputs, _tensor("top_k", targets))
         best = outputs.topk(min(count, outputs.shape[-1]), -1).indices
         return (best == targets.unsqueeze(-1)).any(-1).double().mean()
 
@@ -89,14 +89,14 @@ def top(count: int) -> Metric:
 
 
 @public
-def explained(variance: Tensor) -> Metric:
+def r2(variance: Tensor) -> Metric:
     """Share of the targets' variance that outputs explain, R². variance: (numbers,), of the training targets.
 
     Not below a batch's own R² by more than its variance differs; so it is a mean over examples.
     """
 
     def metric(outputs: Tensor, targets: Tensor) -> Tensor:
-        outputs = _numbers_from("explained", outputs, targets)
+        outputs = _numbers_from("r2", outputs, targets)
         return (1 - (outputs - targets).square() / variance.to(outputs.device)).double().mean()
 
     return metric
@@ -112,8 +112,8 @@ def _classes_from(name: str, outputs: Tensor, targets: Tensor) -> Tensor:
         _check_each(name, found, targets)
     elif found.shape != targets.shape or found.shape[-1] == 1:
         raise UserError(
-            f"loss: {name} learns classes, and the targets are numbers, {_shape(targets)}; lf.mean_squared learns "
-            "numbers, and whole ones (y.long()) are classes"
+            f"loss: {name} learns classes, and the targets are numbers, {_shape(targets)}; lf.mean_squared_error "
+            "learns numbers, and whole ones (y.long()) are classes"
         )
     return found
 

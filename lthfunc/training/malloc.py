@@ -9,7 +9,7 @@ import sys
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
 
 
-def hold_memory() -> bool:
+def keep_freed_memory() -> bool:
     """Let the C library keep freed memory instead of giving it back to the system; True where that could be said.
 
     By default glibc maps every block above 32 MB, and at first every block above 128 kB, anew, and each step

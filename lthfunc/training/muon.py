@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lthfunc.arguments import public
 from lthfunc.training.optimizers import Optimizer, adamw, check_ranges, check_real, table_like
-from lthfunc.training.schedules import Schedule, as_schedule, at
+from lthfunc.training.schedules import Schedule, as_schedule, rate_at
 from lthfunc.trees.types import Params
 
 _A, _B, _C = 3.4445, -4.7750, 2.0315
@@ -60,7 +60,7 @@ def muon(
         return MuonState(table_like(schedule, params), zeros, rest.init(vectors) if vectors else ())
 
     def update(grads: Params, state: MuonState, params: Params, step: Tensor) -> tuple[Params, MuonState]:
-        rate = at(state.schedule, step)
+        rate = rate_at(state.schedule, step)
         (matrices, vectors), (slopes, others_slopes) = parted(params, params), parted(grads, params)
         velocity = {name: m.lerp(slopes[name], 1 - momentum) for name, m in state.momentum.items()}
         new = {}

@@ -11,17 +11,17 @@ import math
 from collections.abc import Sequence
 
 from lthfunc.errors import DivergedError
-from lthfunc.training.results import Fit, Keeper, Since, Stopped
-from lthfunc.training.schedules import at
-from lthfunc.training.session import Good, Training, finite, under_way
+from lthfunc.training.results import Checkpointer, Fit, SinceLastPoint, Stopped
+from lthfunc.training.schedules import rate_at
+from lthfunc.training.session import Snapshot, TrainingSession, are_finite, unfinished_fits
 from lthfunc.training.trainer import Trainer
 from lthfunc.trees.types import TrainState
 
 
-def mend(
-    training: Training, trainer: Trainer, good: Good, seeds: Sequence[int], look: int, fits: Sequence[Fit],
-    keeper: Keeper[Fit] | None,
-) -> Good:  # fmt: skip
+def recover_from_nonfinite(
+    training: TrainingSession, trainer: Trainer, good: Snapshot, seeds: Sequence[int], look: int, fits: Sequence[Fit],
+    keeper: Checkpointer[Fit] | None,
+) -> Snapshot:  # fmt: skip
     """Take the steps from the good states to the look again; the training then stands there, finite.
 
     A step that is not finite is left out: what it would change stays, and its number is passed.
@@ -35,16 +35,16 @@ def mend(
         states, since = training.now()
         while int(states[0].step) < look:
             if keeper is not None and training.asked(keeper):
-                keeper.keep(under_way(fits, states, since))
+                keeper.keep(unfinished_fits(fits, states, since))
                 raise Stopped
             training.one()
             after, sums = training.now()
-            bad = [number for number, fine in enumerate(finite(after, sums)) if not fine]
+            bad = [number for number, fine in enumerate(are_finite(after, sums)) if not fine]
             for number in bad:
                 error = _error(states[number], since[number], sums[number], seeds, number)
                 if trainer.on_nonfinite == "stop":
                     if keeper is not None:
-                        keeper.keep(under_way(fits, states, since))
+                        keeper.keep(unfinished_fits(fits, states, since))
                     raise error
                 errors[number] = error
                 after[number] = states[number]._replace(step=after[number].step)
@@ -58,11 +58,13 @@ def mend(
     return states, since
 
 
-def _error(state: TrainState, before: Since, after: Since, seeds: Sequence[int], number: int) -> DivergedError:
+def _error(
+    state: TrainState, before: SinceLastPoint, after: SinceLastPoint, seeds: Sequence[int], number: int
+) -> DivergedError:
     step = int(state.step)
     what = "gradient" if math.isfinite(after.loss) else f"loss ({after.loss - before.loss})"
     table = getattr(state.opt, "schedule", None)
-    rate = "" if table is None else f", learning rate {float(at(table, state.step)):g}"
+    rate = "" if table is None else f", learning rate {float(rate_at(table, state.step)):g}"
     who = f"seed {seeds[number]}: " if len(seeds) > 1 else ""
     return DivergedError(
         f"{who}training diverged: the {what} of step {step + 1} is not finite{rate}; a smaller --lr may help, or "

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from lthfunc.arguments import public
 from lthfunc.errors import UserError, invalid
-from lthfunc.tracebacks import is_ours
-from lthfunc.training.schedules import Schedule, as_schedule, at
+from lthfunc.tracebacks import is_library_function
+from lthfunc.training.schedules import Schedule, as_schedule, rate_at
 from lthfunc.trees.ops import leaves, tree_map
 from lthfunc.trees.types import Params
 
@@ -95,7 +95,7 @@ def sgd(lr: float | Schedule, momentum: float = 0.0, nesterov: bool = False, wei
         return SGDState(table_like(schedule, params), velocity)
 
     def update(grads: Params, state: SGDState, params: Params, step: Tensor) -> tuple[Params, SGDState]:
-        rate = at(state.schedule, step)
+        rate = rate_at(state.schedule, step)
         grads = _decayed(grads, params, weight_decay)
         velocity = state.velocity
         if momentum:
@@ -147,7 +147,7 @@ def _adam(
         return AdamState(table, zeros, tree_map(torch.clone, zeros), powers, corrections(powers).to(table.dtype))
 
     def update(grads: Params, state: AdamState, params: Params, step: Tensor) -> tuple[Params, AdamState]:
-        rate = at(state.schedule, step)
+        rate = rate_at(state.schedule, step)
         if not decoupled:
             grads = _decayed(grads, params, weight_decay)
         stride, widen = rate * state.corrections[0], state.corrections[1]
@@ -171,15 +171,15 @@ def _adam(
     return Optimizer(init, update, AdamNumbers(betas, eps, weight_decay, decoupled))
 
 
-def check_own(state: Any, optimizer: Optimizer, params: Params) -> Any:
+def check_optimizer_state(state: Any, optimizer: Optimizer, params: Params) -> Any:
     """The optimiser's own fresh state, or None where both are a user's.
 
     Raises UserError where `state` is another optimiser's, or of other params.
     """
-    if not is_ours(optimizer.init) and not is_ours(type(state)):
+    if not is_library_function(optimizer.init) and not is_library_function(type(state)):
         return None  # what a user's own keeps is its own affair
     mine = optimizer.init(params)
-    if type(state) is not type(mine) or (is_ours(type(state)) and _shapes(state) != _shapes(mine)):
+    if type(state) is not type(mine) or (is_library_function(type(state)) and _shapes(state) != _shapes(mine)):
         raise UserError(
             f"optimizer: the state was trained by another optimiser or is of another network ({type(state).__name__} "
             "doesn't fit); state._replace(opt=()) begins with a fresh one"
@@ -207,8 +207,8 @@ def _leaves_of(part: Any) -> list[tuple[str, Tensor]]:
 
 def with_rates_of(state: Any, optimizer: Optimizer, params: Params) -> Any:
     """An optimiser's state with the tables of rates of this optimiser. Raises UserError where it is another's."""
-    mine = check_own(state, optimizer, params)
-    return _with_tables(state, mine) if is_ours(optimizer.init) else state
+    mine = check_optimizer_state(state, optimizer, params)
+    return _with_tables(state, mine) if is_library_function(optimizer.init) else state
 
 
 def _with_tables(state: Any, other: Any) -> Any:

@@ -17,15 +17,17 @@ from lthfunc.trees.module_calls import functional_call
 from lthfunc.trees.types import Buffers, Params
 
 #: (what is trained, what is fixed) -> the network's params.
-Weights = Callable[[Params, Params], Params]
+WeightFunction = Callable[[Params, Params], Params]
 #: seed -> (what is trained, what is fixed, buffers).
-Drawn = Callable[[int], tuple[Params, Params, Buffers]]
+InitFunction = Callable[[int], tuple[Params, Params, Buffers]]
 
 _TRAINED, _FIXED, _BUFFERS = "trained_", "fixed_", "buffers_"
 
 
 @public
-def reparametrised(model: Model, name: str, draw: Drawn, training: Weights, evaluating: Weights) -> Model:
+def parametrized(
+    model: Model, name: str, draw: InitFunction, training: WeightFunction, evaluating: WeightFunction
+) -> Model:
     """The model with its params computed from others, in its two modes.
 
     The new model's params are what is trained and its buffers the rest, under names that `trained_part` undoes.
@@ -62,7 +64,7 @@ def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
     return soft + (hard - soft).detach()
 
 
-def largest(scores: Tensor, keep: int) -> Tensor:
+def top_k_mask(scores: Tensor, keep: int) -> Tensor:
     """1 at the `keep` largest scores, 0 elsewhere, in their dtype; a tie at the threshold keeps all of its members."""
     flat = scores.detach().flatten()
     if keep == 0:
@@ -73,7 +75,7 @@ def largest(scores: Tensor, keep: int) -> Tensor:
 class _Net(nn.Module):
     """The network, whose own params are not among this module's: they are computed when it is called."""
 
-    def __init__(self, net: nn.Module, sample: tuple[Params, Params, Buffers], weights: Weights) -> None:
+    def __init__(self, net: nn.Module, sample: tuple[Params, Params, Buffers], weights: WeightFunction) -> None:
         super().__init__()
         self._net = [copy.deepcopy(net)]  # in a list, so that its params are not registered here
         self._weights = weights

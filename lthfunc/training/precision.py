@@ -26,13 +26,13 @@ def check_precision(precision: str, device: torch.device | str) -> None:
         raise invalid("--precision", precision, f"one of {', '.join(able)} on {device}")
 
 
-def casting(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
+def autocast_for(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
     """Autocast for bf16, nothing otherwise; inside the pure step, so that it is traced with it."""
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
 @contextmanager
-def products(precision: Precision) -> Iterator[None]:
+def matmul_precision(precision: Precision) -> Iterator[None]:
     """Matrix products and convolutions on a GPU in tf32 or in full float32, and as before afterwards.
 
     A setting of the process, since torch has no other; it counts where a program is traced and where it runs.

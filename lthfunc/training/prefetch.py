@@ -14,9 +14,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-from lthfunc.distributed.collectives import ALONE, Exchange
-from lthfunc.distributed.data_parallel import part_of
-from lthfunc.training.batches import Order
+from lthfunc.distributed.collectives import SINGLE_RANK, Collectives
+from lthfunc.distributed.data_parallel import rank_batch_size
+from lthfunc.training.batches import BatchOrder
 from lthfunc.trees.types import Batch, Split
 
 #: Bytes of inputs gathered at a time: they should stay in a CPU's last cache; a GPU has room, and fewer launches
@@ -27,7 +27,7 @@ _MOST = 64
 _ALIGNED = 64
 
 
-class Feed:
+class Prefetcher:
     """Slots for the batches of coming steps: `fill`, then read slot 0, 1, … from `batches`.
 
     With several seeds a batch has one more dimension in front, (seeds, batch size, ...). A split that is mapped
@@ -43,12 +43,12 @@ class Feed:
         device: torch.device,
         *,
         mapped: bool = False,
-        exchange: Exchange = ALONE,
+        exchange: Collectives = SINGLE_RANK,
     ) -> None:
         self._split, self._device = split, device
-        part = part_of(batch_size, exchange)
+        part = rank_batch_size(batch_size, exchange)
         self._mine = slice(exchange.rank * part, (exchange.rank + 1) * part)
-        self._orders = [Order(len(split.x), batch_size, seed) for seed in seeds]
+        self._orders = [BatchOrder(len(split.x), batch_size, seed) for seed in seeds]
         lead = (part,) if len(seeds) == 1 else (len(seeds), part)
         size = split.x[:1].nbytes * part * len(seeds)
         self.slots = max(1, min(_MOST, _BYTES.get(device.type, _BYTES["cpu"]) // max(1, size)))

@@ -22,7 +22,7 @@ class Point(NamedTuple):
     val_accuracy: float
 
 
-class Chosen(NamedTuple):
+class BestNetwork(NamedTuple):
     """The network at the early-stopping step: the one with the least validation loss."""
 
     point: Point
@@ -30,7 +30,7 @@ class Chosen(NamedTuple):
     buffers: Buffers
 
 
-class Since(NamedTuple):
+class SinceLastPoint(NamedTuple):
     """What happened since a curve's last point.
 
     loss: the sum of the steps' losses, to be added to in float64. steps: how many it is of. random: the state of the
@@ -49,9 +49,9 @@ class Fit(NamedTuple):
     """
 
     state: TrainState
-    chosen: Chosen
+    chosen: BestNetwork
     curve: tuple[Point, ...]
-    since: Since | None = None
+    since: SinceLastPoint | None = None
 
 
 #: Told the number of the step just taken and, after an evaluation, the new point of the curve.
@@ -60,7 +60,7 @@ Observer = Callable[[int, Point | None], None]
 Observers = Callable[[int, Sequence[Point] | None], None]
 
 
-def observing(observe: Observer | None) -> Observers | None:
+def as_observers(observe: Observer | None) -> Observers | None:
     """Whoever watches one training, as who watches several, and is told of the first."""
     if observe is None:
         return None
@@ -68,7 +68,7 @@ def observing(observe: Observer | None) -> Observers | None:
 
 
 @dataclass(frozen=True)
-class Keeper(Generic[T]):
+class Checkpointer(Generic[T]):
     """Whoever keeps trainings under way, so that they can go on later, to the same bits.
 
     keep: is given them, in the order of their states. stopping: whether to stop after the step under way. due: whether

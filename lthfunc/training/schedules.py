@@ -29,7 +29,7 @@ def as_schedule(lr: float | Schedule) -> Schedule:
     return lr
 
 
-def at(schedule: Schedule, step: Tensor) -> Tensor:
+def rate_at(schedule: Schedule, step: Tensor) -> Tensor:
     """The learning rate of a step: a scalar on the schedule's device, in its dtype."""
     # index_select, and not schedule[step]: it compiles whole, and runs under vmap.
     return torch.index_select(schedule, 0, step.clamp(max=schedule.numel() - 1).reshape(1)).squeeze(0)

@@ -10,22 +10,22 @@ import torch
 from torch import Tensor
 
 from lthfunc.errors import UserError
-from lthfunc.tracebacks import is_ours
+from lthfunc.tracebacks import is_library_function
 from lthfunc.training.engines.interface import Running, Tick
-from lthfunc.training.prefetch import Feed
-from lthfunc.training.results import Fit, Keeper, Observers, Since, Stopped
+from lthfunc.training.prefetch import Prefetcher
+from lthfunc.training.results import Checkpointer, Fit, Observers, SinceLastPoint, Stopped
 from lthfunc.training.schedules import all_end_at
 from lthfunc.training.steps import with_optimizer
-from lthfunc.training.trainer import Trainer, computing
+from lthfunc.training.trainer import Trainer, training_context
 from lthfunc.trees.ops import leaves
 from lthfunc.trees.rng import key
 from lthfunc.trees.types import TrainState
 
 #: States, and what each did since its last mark (nothing: it stands there).
-Good = tuple[list[TrainState], list[Since]]
+Snapshot = tuple[list[TrainState], list[SinceLastPoint]]
 
 
-class Training:
+class TrainingSession:
     """Some states on their way; a context, since a streamed feed has a thread."""
 
     running: Running
@@ -37,20 +37,20 @@ class Training:
         seeds: Sequence[int],
         end: int,
         *,
-        since: Sequence[Since | None] = (),
+        since: Sequence[SinceLastPoint | None] = (),
         observe: Observers | None = None,
-        keeper: Keeper[Fit] | None = None,
+        keeper: Checkpointer[Fit] | None = None,
     ) -> None:
         if len(states) > 1 and trainer.exchange.ranks > 1:
             raise UserError("ranks: several of them train one state together, not several side by side")
         self._trainer, self._seeds, self._end = trainer, seeds, end
         self._observe, self._keeper = observe, keeper
         self._device = states[0].step.device
-        self._feed: Feed | None = None
+        self._feed: Prefetcher | None = None
         self.restart(states, since)
 
     def restart(
-        self, states: Sequence[TrainState], since: Sequence[Since | None] = (), *, drawing: bool = False
+        self, states: Sequence[TrainState], since: Sequence[SinceLastPoint | None] = (), *, drawing: bool = False
     ) -> None:
         """Go on from these states. since: what they did since their last mark.
 
@@ -64,7 +64,7 @@ class Training:
         self._steps = [each.steps for each in known] or [0] * len(states)
         self._random = known[0].random if known and not drawing else None
         data = self._trainer.data
-        self._feed = Feed(
+        self._feed = Prefetcher(
             data.train,
             self._trainer.batch_size,
             self._seeds,
@@ -74,11 +74,11 @@ class Training:
         )
         ready = [with_optimizer(state, self._trainer.optimizer) for state in states]
         _check_rates(ready, self._end)
-        with computing(self._trainer):
+        with training_context(self._trainer):
             self.running = self._trainer.engine.begin(ready, self._seeds, self._feed)
             if known:
                 self.running.count_from([each.loss for each in known])
-        self.good: Good = (ready, known)
+        self.good: Snapshot = (ready, known)
 
     def to(self, stop: int, fits: Sequence[Fit] = ()) -> None:
         """Go on to step `stop`. fits: what a keeper is to keep the states in. Raises Stopped."""
@@ -106,15 +106,15 @@ class Training:
         self._step += 1
         self._steps = [count + 1 for count in self._steps]
 
-    def now(self) -> Good:
+    def now(self) -> Snapshot:
         """The states, and what each did since the last mark; within `drawing`, if it is to be gone on from."""
         random = _generator(self._device)
         losses = zip(self.running.losses(), self._steps, strict=True)
         states = self.running.states()
-        check_pruned(states, self._trainer)
-        return states, [Since(loss, steps, random) for loss, steps in losses]
+        check_pruned_zero(states, self._trainer)
+        return states, [SinceLastPoint(loss, steps, random) for loss, steps in losses]
 
-    def mark(self, states: list[TrainState], since: list[Since]) -> list[float]:
+    def mark(self, states: list[TrainState], since: list[SinceLastPoint]) -> list[float]:
         """Begin to count anew from where the training stands; returns the mean losses up to here (NaN over no step)."""
         self.running.count_from([0.0] * len(states))
         self._steps = [0] * len(states)
@@ -128,11 +128,11 @@ class Training:
         It is left alone where nothing draws from it, so that such trainings can run in threads.
         """
         if not self.running.draws:
-            with computing(self._trainer):
+            with training_context(self._trainer):
                 yield
             return
         devices = [self._device] if self._device.type == "cuda" else []
-        with computing(self._trainer), torch.random.fork_rng(devices=devices):
+        with training_context(self._trainer), torch.random.fork_rng(devices=devices):
             if self._random is None:
                 rank = self._trainer.exchange.rank  # each draws for its part of a batch
                 torch.manual_seed(key(self._seeds[0], "layers", self._step, *([rank] if rank else [])))
@@ -146,19 +146,19 @@ class Training:
         if self._feed is not None:
             self._feed.close()
 
-    def asked(self, keeper: Keeper[Fit]) -> bool:
+    def asked(self, keeper: Checkpointer[Fit]) -> bool:
         """Whether to stop; all ranks, once one of them is asked to."""
         stopping, exchange = keeper.stopping(), self._trainer.exchange
         if exchange.ranks == 1:
             return stopping
         return bool(exchange.total(torch.tensor([int(stopping)], device=self._device)))
 
-    def _ask(self, keeper: Keeper[Fit], fits: Sequence[Fit]) -> None:
+    def _ask(self, keeper: Checkpointer[Fit], fits: Sequence[Fit]) -> None:
         stopping = self.asked(keeper)
         if stopping or keeper.due(self._step):
             now = self.now()
-            if all(finite(*now)):
-                keeper.keep(under_way(fits, *now))
+            if all(are_finite(*now)):
+                keeper.keep(unfinished_fits(fits, *now))
         if stopping:
             raise Stopped
 
@@ -177,7 +177,7 @@ class Training:
 
         return tick
 
-    def __enter__(self) -> Training:
+    def __enter__(self) -> TrainingSession:
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -196,12 +196,12 @@ def _check_rates(states: Sequence[TrainState], end: int) -> None:
         )
 
 
-def check_pruned(states: Sequence[TrainState], trainer: Trainer) -> None:
+def check_pruned_zero(states: Sequence[TrainState], trainer: Trainer) -> None:
     """Raise UserError where a pruned weight is no longer zero: a module, or a user's own optimiser, may do that."""
     pruned = [(state.params[name], name, mask) for state in states for name, mask in state.masks.items()]
-    if not pruned or (trainer.habits.known and is_ours(trainer.optimizer.update)):
+    if not pruned or (trainer.habits.known and is_library_function(trainer.optimizer.update)):
         return
-    # Numbers that are not finite are another matter (`finite`); the device is waited for once.
+    # Numbers that are not finite are another matter (`are_finite`); the device is waited for once.
     left = [leaf.masked_fill(mask, 0).nan_to_num(0, 0, 0).any() for leaf, _, mask in pruned]
     alive = torch.stack(left).tolist()
     if any(alive):
@@ -212,12 +212,12 @@ def check_pruned(states: Sequence[TrainState], trainer: Trainer) -> None:
         )
 
 
-def under_way(fits: Sequence[Fit], states: Sequence[TrainState], since: Sequence[Since]) -> list[Fit]:
+def unfinished_fits(fits: Sequence[Fit], states: Sequence[TrainState], since: Sequence[SinceLastPoint]) -> list[Fit]:
     """Fits that have gone on to these states."""
     return [fit._replace(state=state, since=each) for fit, state, each in zip(fits, states, since, strict=True)]
 
 
-def finite(states: Sequence[TrainState], since: Sequence[Since]) -> list[bool]:
+def are_finite(states: Sequence[TrainState], since: Sequence[SinceLastPoint]) -> list[bool]:
     """Of each state, whether all its numbers, and the losses on its way, are; the device is waited for once."""
     # Zero times infinity, or times what is no number, is no number: a tenth of the time of looking at each.
     zeros = torch.stack([torch.stack([(leaf * 0).sum() for leaf in _numbers(state)]).sum() for state in states])

@@ -12,9 +12,9 @@ import torch
 from torch.func import grad_and_value
 
 from lthfunc.arguments import public
-from lthfunc.distributed.collectives import Exchange, like, local
-from lthfunc.distributed.shard_layout import layout_of
-from lthfunc.distributed.sync_batchnorm import synchronised
+from lthfunc.distributed.collectives import Collectives, like_dtensors, local_shards
+from lthfunc.distributed.shard_layout import shard_layout
+from lthfunc.distributed.sync_batchnorm import with_sync_batchnorm
 from lthfunc.errors import UserError
 from lthfunc.training.losses import Loss, Metric, accuracy
 from lthfunc.training.optimizers import Optimizer
@@ -29,7 +29,7 @@ def make_sharded_step(
     model: Model,
     loss: Loss,
     optimizer: Optimizer,
-    exchange: Exchange,
+    exchange: Collectives,
     precision: Precision = "fp32",
     metric: Metric = accuracy,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
@@ -42,17 +42,19 @@ def make_sharded_step(
     """
     if optimizer.mixes:
         raise UserError("shards: an optimiser whose updates mix a layer's weights cannot work on parts of it")
-    layout = layout_of(model.init(0)[0], exchange.ranks)
-    objective = objective_of(synchronised(model, exchange), loss, precision, metric)
+    layout = shard_layout(model.init(0)[0], exchange.ranks)
+    objective = objective_of(with_sync_batchnorm(model, exchange), loss, precision, metric)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        params, masks, opt = local(state.params), local(state.masks), local(state.opt)
+        params, masks, opt = local_shards(state.params), local_shards(state.masks), local_shards(state.opt)
         whole = layout.wholes(exchange.gathered(layout.part(params)))
         grads, (value, (correct, buffers)) = grad_and_value(objective, has_aux=True)(whole, state.buffers, batch)
         mine = layout.mine(exchange.scattered(layout.parts_of(grads)) / exchange.ranks, params)
         params, opt = optimizer.update(masked(mine, masks), opt, params, state.step)
         both = exchange.total(torch.stack([value.double(), correct.double()])) / exchange.ranks
-        after = TrainState(like(params, state.params), buffers, state.masks, like(opt, state.opt), state.step + 1)
+        after = TrainState(
+            like_dtensors(params, state.params), buffers, state.masks, like_dtensors(opt, state.opt), state.step + 1
+        )
         return after, {"loss": both[0].to(value.dtype), "accuracy": both[1]}
 
     return step

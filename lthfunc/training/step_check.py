@@ -8,17 +8,17 @@ from lthfunc.errors import UserError
 from lthfunc.training.engines.interface import Work
 from lthfunc.training.steps import (
     Carry,
-    is_tidy,
-    make_advance,
+    is_library_code,
     make_eval_step,
+    make_loop_body,
     make_train_step,
     objective_of,
     on_stored,
     with_optimizer,
 )
-from lthfunc.trees.global_rng import all_seeded
+from lthfunc.trees.global_rng import seeded_generators
 from lthfunc.trees.model import init
-from lthfunc.trees.module_errors import UnlikeError, failure, no_gradient
+from lthfunc.trees.module_errors import DtypeMismatchError, describe_failure, no_gradient_message
 from lthfunc.trees.ops import clone, in_dtype_of, scaled
 from lthfunc.trees.rng import counter_key
 from lthfunc.trees.types import Batch, Dataset, TrainState
@@ -32,7 +32,7 @@ def check_step(work: Work, data: Dataset, batch_size: int) -> None:
 
     Raises UserError where they fail, with the line of the user's own.
     """
-    if is_tidy(work.model, work.loss, work.metric, work.optimizer):
+    if is_library_code(work.model, work.loss, work.metric, work.optimizer):
         return
     model = work.model
     count = min(batch_size, _EXAMPLES, len(data.train.x))
@@ -42,10 +42,10 @@ def check_step(work: Work, data: Dataset, batch_size: int) -> None:
     device = batch[0].device
 
     def tried(state: TrainState) -> None:
-        with torch.no_grad(), all_seeded(0, device):
+        with torch.no_grad(), seeded_generators(0, device):
             state = with_optimizer(state, work.optimizer)
             sums = torch.zeros(1, dtype=torch.float64, device=device)
-            make_advance(step, work.scale)(Carry(state, counter_key(0, "step").to(device), sums), batch)
+            make_loop_body(step, work.scale)(Carry(state, counter_key(0, "step").to(device), sums), batch)
             evaluate(state.params, state.buffers, batch)
             _check_reached(work, state, batch)
 
@@ -53,7 +53,7 @@ def check_step(work: Work, data: Dataset, batch_size: int) -> None:
     try:
         try:
             tried(state)
-        except UnlikeError:
+        except DtypeMismatchError:
             others = in_dtype_of(scaled(batch[0], work.scale), state.params, state.buffers)
             if others is None:
                 raise
@@ -61,7 +61,7 @@ def check_step(work: Work, data: Dataset, batch_size: int) -> None:
     except UserError:
         raise
     except Exception as error:
-        what = failure(error, model.training, model.evaluating)
+        what = describe_failure(error, model.training, model.evaluating)
         hint = "; write weight.copy_(...) within torch.no_grad() instead" if "`.data`" in what else ""
         raise UserError(f"{model.name} cannot be trained{what}{hint}") from error
 
@@ -79,4 +79,4 @@ def _check_reached(work: Work, state: TrainState, batch: Batch) -> None:
         except Exception:
             return  # what PyTorch's own autograd refuses is not asked of it; the step tells what it can't do
     if not reached:
-        raise UserError(no_gradient(f"outputs of {work.model.name}"))
+        raise UserError(no_gradient_message(f"outputs of {work.model.name}"))

@@ -13,17 +13,17 @@ from torch.func import grad_and_value
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lthfunc.arguments import public
-from lthfunc.distributed.collectives import ALONE, Exchange
-from lthfunc.distributed.data_parallel import averaged, travelling
-from lthfunc.distributed.sync_batchnorm import synchronised
+from lthfunc.distributed.collectives import SINGLE_RANK, Collectives
+from lthfunc.distributed.data_parallel import averaged_gradients, surviving_indices
+from lthfunc.distributed.sync_batchnorm import with_sync_batchnorm
 from lthfunc.errors import UserError
-from lthfunc.tracebacks import is_ours
+from lthfunc.tracebacks import is_library_function
 from lthfunc.training.losses import Loss, Metric, accuracy, cross_entropy
-from lthfunc.training.optimizers import Optimizer, check_own
-from lthfunc.training.precision import Precision, casting
+from lthfunc.training.optimizers import Optimizer, check_optimizer_state
+from lthfunc.training.precision import Precision, autocast_for
 from lthfunc.training.user_functions import checked_augment, checked_loss, checked_optimizer
 from lthfunc.trees.model import Model, apply_evaluating, apply_training, run_training
-from lthfunc.trees.module_errors import failure
+from lthfunc.trees.module_errors import describe_failure
 from lthfunc.trees.ops import clone, scaled
 from lthfunc.trees.outputs import map_outputs
 from lthfunc.trees.rng import fold_in
@@ -97,7 +97,7 @@ def forward_of(model: Model, buffers: Buffers) -> Callable[[Params, Tensor], Any
             raise
         except Exception as error:
             what = f"cannot be run in {str(inputs.dtype).removeprefix('torch.')}, as synflow does"
-            raise UserError(f"{model.name} {what}{failure(error, model.evaluating)}") from error
+            raise UserError(f"{model.name} {what}{describe_failure(error, model.evaluating)}") from error
 
     return forward
 
@@ -109,7 +109,7 @@ def make_train_step(
     optimizer: Optimizer,
     precision: Precision = "fp32",
     metric: Metric = accuracy,
-    exchange: Exchange = ALONE,
+    exchange: Collectives = SINGLE_RANK,
 ) -> TrainStep:
     """A pure step: (state, batch) -> (state, metrics). The state must hold an optimiser state (`with_optimizer`).
 
@@ -118,14 +118,14 @@ def make_train_step(
     With precision "bf16" the network runs under autocast; params, gradients and optimiser stay float32.
 
     exchange: of several ranks, each of which calls the step with its part of the batch (equally many examples) and
-    gets the state that the whole batch leads to. The step then takes, as a third argument, what `travelling` gives of
-    the state, which is else found out in every step.
+    gets the state that the whole batch leads to. The step then takes the state's `surviving_indices` as a third
+    argument; without it they are computed in every step.
     """
     inner = make_inner_step(model, loss, optimizer, precision, metric, exchange)
-    tidy = is_tidy(model, loss, metric, optimizer)
+    tidy = is_library_code(model, loss, metric, optimizer)
 
     def step(state: TrainState, batch: Batch, index: Tensor | None = None) -> tuple[TrainState, Metrics]:
-        if state.opt == () and is_ours(optimizer.init):
+        if state.opt == () and is_library_function(optimizer.init):
             raise UserError("step: the state has no optimiser state; lf.with_optimizer(state, optimizer) gives it one")
         # Whatever a user's module or functions write into, it is nobody else's.
         return inner(*((state, batch) if tidy else clone((state, batch))), index)
@@ -133,9 +133,9 @@ def make_train_step(
     return step
 
 
-def is_tidy(model: Model, loss: Loss, metric: Metric, optimizer: Optimizer) -> bool:
+def is_library_code(model: Model, loss: Loss, metric: Metric, optimizer: Optimizer) -> bool:
     """Whether a step runs nothing of a user's own, so that it is known to write into nothing and to work."""
-    return model.pure and all(map(is_ours, (loss, metric, optimizer.update)))
+    return model.pure and all(map(is_library_function, (loss, metric, optimizer.update)))
 
 
 def make_inner_step(
@@ -144,17 +144,17 @@ def make_inner_step(
     optimizer: Optimizer,
     precision: Precision = "fp32",
     metric: Metric = accuracy,
-    exchange: Exchange = ALONE,
+    exchange: Collectives = SINGLE_RANK,
 ) -> TrainStep:
     """`make_train_step` for a loop that owns its states and batches: a module may write into them as it is called."""
-    objective = objective_of(synchronised(model, exchange), loss, precision, metric)
+    objective = objective_of(with_sync_batchnorm(model, exchange), loss, precision, metric)
     optimizer = checked_optimizer(optimizer)
 
     def step(state: TrainState, batch: Batch, index: Tensor | None = None) -> tuple[TrainState, Metrics]:
         grads, (value, (correct, buffers)) = grad_and_value(objective, has_aux=True)(state.params, state.buffers, batch)
         if exchange.ranks > 1:
-            index = travelling(state) if index is None else index
-            grads, (value, correct) = averaged(exchange, grads, (value, correct), index)
+            index = surviving_indices(state) if index is None else index
+            grads, (value, correct) = averaged_gradients(exchange, grads, (value, correct), index)
         grads = masked(grads, state.masks)
         params, opt = optimizer.update(grads, state.opt, state.params, state.step)
         if optimizer.mixes:
@@ -178,7 +178,7 @@ def objective_of(
 
     def objective(params: Params, buffers: Buffers, batch: Batch) -> tuple[Tensor, tuple[Tensor, Buffers]]:
         inputs, targets = batch
-        with casting(precision, inputs.device):
+        with autocast_for(precision, inputs.device):
             outputs, buffers = run_training(model, params, buffers, inputs)
             value = loss(outputs, targets)
         return value, (metric(outputs, targets), buffers)
@@ -195,7 +195,7 @@ def make_eval_step(
 
     def step(params: Params, buffers: Buffers, batch: Batch) -> Metrics:
         inputs, targets = batch
-        with casting(precision, inputs.device):
+        with autocast_for(precision, inputs.device):
             outputs = apply_evaluating(model, params, buffers, inputs)
             value = loss(outputs, targets)
         return {"loss": value, "accuracy": metric(outputs, targets)}
@@ -219,12 +219,12 @@ class Carry(NamedTuple):
 #: Random changes of training inputs, a function of the inputs (n, ...) and a key; the same shape comes back. On several
 #: ranks a third argument tells which number in the whole batch the first input has.
 Augment = Callable[..., Tensor]
-Advance = Callable[[Carry, Batch], Carry]
+LoopBody = Callable[[Carry, Batch], Carry]
 
 
-def make_advance(
-    step: TrainStep, scale: Scale | None = None, augment: Augment | None = None, exchange: Exchange = ALONE
-) -> Advance:
+def make_loop_body(
+    step: TrainStep, scale: Scale | None = None, augment: Augment | None = None, exchange: Collectives = SINGLE_RANK
+) -> LoopBody:
     """The body of a training loop, still pure: the step on a batch, or a rank's part, as the data set stores it."""
     augment = checked_augment(augment)
 
@@ -257,7 +257,7 @@ def with_optimizer(state: TrainState, optimizer: Optimizer) -> TrainState:
     Raises UserError where its own is another optimiser's, or of another network.
     """
     if state.opt != ():
-        check_own(state.opt, optimizer, state.params)
+        check_optimizer_state(state.opt, optimizer, state.params)
         return state
     return state._replace(opt=optimizer.init(state.params))
 

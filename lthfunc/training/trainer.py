@@ -11,24 +11,24 @@ import torch
 from torch import Tensor
 
 from lthfunc.arguments import public
-from lthfunc.distributed.collectives import ALONE, Exchange
-from lthfunc.distributed.data_parallel import part_of
+from lthfunc.distributed.collectives import SINGLE_RANK, Collectives
+from lthfunc.distributed.data_parallel import rank_batch_size
 from lthfunc.errors import UserError
-from lthfunc.tracebacks import is_ours, name_of
+from lthfunc.tracebacks import function_name, is_library_function
 from lthfunc.training.batches import steps_per_epoch
 from lthfunc.training.engines.interface import Engine, Work
 from lthfunc.training.engines.table import Making, make_engine
-from lthfunc.training.evaluation import Quality
+from lthfunc.training.evaluation import Evaluation
 from lthfunc.training.losses import Loss, Metric, accuracy, cross_entropy
 from lthfunc.training.optimizers import Optimizer
-from lthfunc.training.precision import Precision, products
+from lthfunc.training.precision import Precision, matmul_precision
 from lthfunc.training.step_check import check_step
 from lthfunc.training.steps import Augment
 from lthfunc.trees.dataset_checks import check_data
-from lthfunc.trees.global_rng import all_seeded
+from lthfunc.trees.global_rng import seeded_generators
 from lthfunc.trees.model import Model
 from lthfunc.trees.ops import scaled
-from lthfunc.trees.side_effects import Habits, habits_of
+from lthfunc.trees.side_effects import SideEffects, side_effects_of
 from lthfunc.trees.types import Buffers, Dataset, Params, Split
 
 #: What to do about a step whose loss or gradient is not finite.
@@ -50,8 +50,8 @@ class Trainer(NamedTuple):
     loss: Loss = cross_entropy
     metric: Metric = accuracy
     on_nonfinite: OnNonfinite = "stop"
-    exchange: Exchange = ALONE
-    habits: Habits = Habits()
+    exchange: Collectives = SINGLE_RANK
+    habits: SideEffects = SideEffects()
 
 
 @public
@@ -67,19 +67,19 @@ def make_trainer(
     precision: Precision = "fp32",
     metric: Metric = accuracy,
     on_nonfinite: OnNonfinite = "stop",
-    exchange: Exchange = ALONE,
+    exchange: Collectives = SINGLE_RANK,
 ) -> Trainer:
     """Put a model, its data and an optimiser together.
 
     engine: "eager", "compile", which pays off from some 3,000 small steps on, or a function that makes one
     (`sparse_engine`). on_nonfinite: a step whose loss or gradient is not finite ends a fit, or is left out of it.
-    exchange: `lf.over()` for one training on all ranks of a process group. They all call this and what follows in the
-    same way; each takes its part of every batch, and all come to the same results.
+    exchange: `lf.collectives()` for one training on all ranks of a process group. All ranks make the same calls; each
+    takes its part of every batch, and all arrive at the same results.
     """
     data = check_data(data)
     steps_per_epoch(len(data.train.x), batch_size)  # an impossible batch size fails here, before any training
-    part_of(batch_size, exchange)
-    habits = habits_of(model, examples(data))
+    rank_batch_size(batch_size, exchange)
+    habits = side_effects_of(model, examples(data))
     work = Work(model, loss, optimizer, data.scale, augment, precision, metric, exchange, habits)
     check_step(work, data, batch_size)
     made = make_engine(engine, work)
@@ -93,32 +93,34 @@ def examples(data: Dataset, count: int = 2) -> Tensor:
 
 def measure(
     trainer: Trainer, params: Sequence[Params], buffers: Sequence[Buffers], split: Split, device: torch.device
-) -> list[Quality]:
+) -> list[Evaluation]:
     """Loss and accuracy of some networks on a split, by the trainer's engine."""
-    with computing(trainer), drawing_if_needed(trainer.habits, device):
+    with training_context(trainer), seeded_if_random(trainer.habits, device):
         found = trainer.engine.measure(params, buffers, split, device)
     return checked_quality(found, trainer.metric)
 
 
-def checked_quality(found: list[Quality], metric: Metric) -> list[Quality]:
+def checked_quality(found: list[Evaluation], metric: Metric) -> list[Evaluation]:
     """Raise UserError where a user's own metric is no number, though the loss is one."""
-    if not is_ours(metric) and any(math.isnan(each.accuracy) and math.isfinite(each.loss) for each in found):
-        raise UserError(f"--metric: {name_of(metric)!r} returned NaN")
+    if not is_library_function(metric) and any(
+        math.isnan(each.accuracy) and math.isfinite(each.loss) for each in found
+    ):
+        raise UserError(f"--metric: {function_name(metric)!r} returned NaN")
     return found
 
 
 @contextmanager
-def drawing_if_needed(habits: Habits, device: torch.device) -> Iterator[None]:
+def seeded_if_random(habits: SideEffects, device: torch.device) -> Iterator[None]:
     """An evaluation runs in this: a module that draws in it draws the same in each."""
     if habits.evaluates_randomly:
-        with all_seeded(0, device):
+        with seeded_generators(0, device):
             yield
     else:
         yield
 
 
 @contextmanager
-def computing(trainer: Trainer) -> Iterator[None]:
+def training_context(trainer: Trainer) -> Iterator[None]:
     """Steps and evaluations run in this."""
-    with torch.no_grad(), products(trainer.precision):
+    with torch.no_grad(), matmul_precision(trainer.precision):
         yield

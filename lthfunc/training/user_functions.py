@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lthfunc.argument_hints import described
 from lthfunc.errors import UserError
-from lthfunc.tracebacks import is_ours, name_of, told
+from lthfunc.tracebacks import call_user_function, function_name, is_library_function
 from lthfunc.training.losses import Loss
 from lthfunc.training.optimizers import Optimizer
 from lthfunc.trees.ops import leaves
@@ -23,15 +23,15 @@ def checked_loss(kind: str, function: Loss) -> Loss:
 
     Else it raises UserError.
     """
-    if is_ours(function):
+    if is_library_function(function):
         return function
-    name = name_of(function)
+    name = function_name(function)
 
     @wraps(function)
     def call(outputs: Any, targets: Any) -> Tensor:
         given: list[Any] = [leaf for leaf in leaves((outputs, targets)) if isinstance(leaf, Tensor)]
         versions = [leaf._version for leaf in given]
-        value: Any = told(f"--{kind}", name, lambda: function(outputs, targets))
+        value: Any = call_user_function(f"--{kind}", name, lambda: function(outputs, targets))
         if versions != [leaf._version for leaf in given]:
             raise UserError(f"--{kind}: {name!r} changes its arguments in place; let it make new tensors")
         if not isinstance(value, Tensor):
@@ -48,14 +48,14 @@ def checked_loss(kind: str, function: Loss) -> Loss:
 
 def checked_augment(function: Callable[..., Tensor] | None) -> Callable[..., Tensor] | None:
     """An augmentation that gives inputs like those it was given, and else raises UserError."""
-    if function is None or is_ours(function):
+    if function is None or is_library_function(function):
         return function
-    name = name_of(function)
+    name = function_name(function)
 
     @wraps(function)
     def call(inputs: Tensor, *rest: Any) -> Tensor:
         shape, dtype = inputs.shape, inputs.dtype
-        found: Any = told("augment", name, lambda: function(inputs, *rest))
+        found: Any = call_user_function("augment", name, lambda: function(inputs, *rest))
         if not isinstance(found, Tensor) or (found.shape, found.dtype) != (shape, dtype):
             what = f"{found.dtype} {tuple(found.shape)}" if isinstance(found, Tensor) else described(found)
             raise UserError(f"augment: {name!r} returned {what} for inputs {dtype} {tuple(shape)}; it takes the same")
@@ -66,13 +66,13 @@ def checked_augment(function: Callable[..., Tensor] | None) -> Callable[..., Ten
 
 def checked_optimizer(optimizer: Optimizer) -> Optimizer:
     """An optimiser that gives params like those it was given, and else raises UserError."""
-    if is_ours(optimizer.update):
+    if is_library_function(optimizer.update):
         return optimizer
-    name = name_of(optimizer.update)
+    name = function_name(optimizer.update)
 
     def update(grads: Params, state: Any, params: Params, step: Tensor) -> tuple[Params, Any]:
         like = {key: (leaf.shape, leaf.dtype) for key, leaf in params.items()}
-        result: Any = told("--optimizer", name, lambda: optimizer.update(grads, state, params, step))
+        result: Any = call_user_function("--optimizer", name, lambda: optimizer.update(grads, state, params, step))
         if not isinstance(result, tuple) or len(result) != 2:
             raise UserError(f"--optimizer: {name!r} returned a {type(result).__name__}, not (params, state)")
         new, after = result
@@ -87,6 +87,6 @@ def checked_optimizer(optimizer: Optimizer) -> Optimizer:
                 raise UserError(f"--optimizer: {name!r} returned {found} for {key}, not {dtype} {tuple(shape)}")
         return new, after
 
-    return optimizer._replace(update=update, init=lambda params: told(
-        "--optimizer", name_of(optimizer.init), lambda: optimizer.init(params)
+    return optimizer._replace(update=update, init=lambda params: call_user_function(
+        "--optimizer", function_name(optimizer.init), lambda: optimizer.init(params)
     ))  # fmt: skip

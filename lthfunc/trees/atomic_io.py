@@ -12,22 +12,22 @@ from pathlib import Path
 from lthfunc.errors import UserError
 
 #: How the names of files end that are being written; what a crash left of them is nothing.
-UNFINISHED = ".unfinished"
+TEMPORARY_SUFFIX = ".unfinished"
 
 
-def file_name(text: str) -> str:
+def safe_file_name(text: str) -> str:
     """Part of a name as every file system takes it: ``timm:vit`` as ``timm-vit``, no colons, slashes, blanks."""
     return re.sub(r'[<>:"/\\|?*\s\x00-\x1f]+', "-", text).strip("-.") or "unnamed"
 
 
 def write_atomically(path: str | os.PathLike[str], payload: bytes) -> None:
     """Write beside the target, then rename: a reader, or a crash, never sees half a file."""
-    with appearing(path) as temporary:
+    with atomic_file(path) as temporary:
         temporary.write_bytes(payload)
 
 
 @contextmanager
-def appearing(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A file beside the target, to be written in the block; at its end without an error it takes the target's name.
 
     By then the disk has it, and after that its name. An OSError tells the target's name.
@@ -35,8 +35,8 @@ def appearing(path: str | os.PathLike[str]) -> Iterator[Path]:
     target = Path(path)
     if target.is_dir():
         raise UserError(f"{target}: is a folder; name a file in it")
-    with naming(target):
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=UNFINISHED)
+    with named_in_errors(target):
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=TEMPORARY_SUFFIX)
         temporary = Path(name)
         try:
             os.close(handle)
@@ -45,15 +45,15 @@ def appearing(path: str | os.PathLike[str]) -> Iterator[Path]:
             mask = os.umask(0)
             os.umask(mask)
             temporary.chmod(0o666 & ~mask)
-            sync(temporary)
+            fsync_path(temporary)
             temporary.replace(target)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        sync(target.parent)
+        fsync_path(target.parent)
 
 
-def sync(path: Path) -> None:
+def fsync_path(path: Path) -> None:
     """Wait until the disk has a file, or the names in a folder."""
     if path.is_dir() and os.name == "nt":  # where folders cannot be opened, and a rename waits by itself
         return
@@ -65,11 +65,11 @@ def sync(path: Path) -> None:
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
+def named_in_errors(path: Path) -> Iterator[None]:
     """An OSError in the block tells this path, in place of none or of a temporary one."""
     try:
         yield
     except OSError as error:
-        if error.errno is not None and (error.filename is None or str(error.filename).endswith(UNFINISHED)):
+        if error.errno is not None and (error.filename is None or str(error.filename).endswith(TEMPORARY_SUFFIX)):
             error.filename, error.filename2 = str(path), None
         raise

@@ -15,7 +15,7 @@ from lthfunc.arguments import public
 from lthfunc.errors import UserError
 from lthfunc.trees.leaf_names import first_names
 from lthfunc.trees.model import Model, from_module
-from lthfunc.trees.module_attributes import copied
+from lthfunc.trees.module_attributes import copy_module
 from lthfunc.trees.ops import apply_masks
 from lthfunc.trees.prunable import check_gradient_hooks
 from lthfunc.trees.types import Buffers, Params, Ticket
@@ -72,7 +72,7 @@ def from_pruned(module: nn.Module, *, zeros: bool = False, **given: Any) -> tupl
     Raises UserError where nothing in the module is pruned so.
     """
     check_gradient_hooks(module)
-    plain = copied(module)
+    plain = copy_module(module)
     masks: dict[str, Tensor] = {}
     for name, part in plain.named_modules():
         for hook in list(part._forward_pre_hooks.values()):
@@ -93,7 +93,7 @@ def from_pruned(module: nn.Module, *, zeros: bool = False, **given: Any) -> tupl
     return model, Ticket(apply_masks(params, found), buffers, found)
 
 
-def starting_from(model: Model, values: Mapping[str, Tensor]) -> Model:
+def with_initial_values(model: Model, values: Mapping[str, Tensor]) -> Model:
     """The model with these initial values, whatever the seed; leaves of another shape are drawn from the seed.
 
     Raises UserError where a leaf is missing, or less than half of the weights fit.

@@ -19,7 +19,7 @@ _INSTEAD = {
 _MAP_STYLE = "lf.data.from_map_style(name, train_set, test_set, val=…) makes one of map-style data sets"
 
 
-def described(value: Any) -> str:
+def describe_data(value: Any) -> str:
     """What a value is, in a few words."""
     kind = type(value).__name__
     shape = getattr(value, "shape", None)
@@ -45,7 +45,7 @@ def check_data(data: Any, option: str = "data") -> Dataset:
     if not isinstance(data, Dataset):
         map_style = hasattr(data, "__getitem__") and hasattr(data, "__len__")
         own = not isinstance(data, (tuple, list, dict, str, Tensor)) and not hasattr(data, "dtype")
-        kind = "name of a data set" if isinstance(data, str) else described(data)
+        kind = "name of a data set" if isinstance(data, str) else describe_data(data)
         how = _INSTEAD.get(type(data).__name__, _MAP_STYLE if map_style and own else f"{_MAKE} makes one")
         if isinstance(data, str):
             how = f"lf.data.load({data!r}) loads it"
@@ -54,7 +54,7 @@ def check_data(data: Any, option: str = "data") -> Dataset:
     for name in ("train", "val", "test"):
         split = getattr(data, name)
         if not (isinstance(split, tuple) and len(split) == 2 and all(isinstance(each, Tensor) for each in split)):
-            raise UserError(f"{option}: its {name} is a {described(split)}, not a Split of two tensors")
+            raise UserError(f"{option}: its {name} is a {describe_data(split)}, not a Split of two tensors")
         x, y = split
         if x.ndim == 0 or y.ndim == 0 or len(x) != len(y):
             raise UserError(
@@ -72,7 +72,7 @@ def check_data(data: Any, option: str = "data") -> Dataset:
 def check_scale(scale: Scale, shape: tuple[int, ...]) -> None:
     """Raise UserError where a scale is not one of finite numbers for inputs of this shape."""
     if not isinstance(scale, Scale):
-        raise UserError(f"scale: a {described(scale)} is not an lf.Scale(unit, mean, std)")
+        raise UserError(f"scale: a {describe_data(scale)} is not an lf.Scale(unit, mean, std)")
     for name, values in (("mean", scale.mean), ("std", scale.std)):
         if not isinstance(values, (tuple, list)) or len(values) not in (1, *shape[:1]):
             raise invalid(f"scale: {name}", values, f"a number for each of {shape[0] if shape else 1} channels")

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lthfunc.trees.prunable import writes_nowhere
+from lthfunc.trees.prunable import is_pure_module
 
 
 def flops_of(module: nn.Module, shape: tuple[int, ...], *, tokens: bool = False) -> int:
@@ -30,7 +30,7 @@ def flops_by_module(module: nn.Module, shape: tuple[int, ...], *, tokens: bool =
 
 def _counted(module: nn.Module, shape: tuple[int, ...], tokens: bool) -> FlopCounterMode:
     leaf = next(module.parameters())
-    if not writes_nowhere(module):  # into its own parameters, say
+    if not is_pure_module(module):  # into its own parameters, say
         module = copy.deepcopy(module)
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():

@@ -11,15 +11,15 @@ from typing import Any
 import torch
 
 
-def seed_outside(seed: int) -> None:
-    """Seed both; within `outside_kept`."""
+def seed_python_and_numpy(seed: int) -> None:
+    """Seed both; within `preserved_python_and_numpy`."""
     random.seed(seed)
     if (numpy := _numpy()) is not None:
         numpy.random.seed(seed & 0xFFFFFFFF)
 
 
 @contextmanager
-def outside_kept() -> Iterator[None]:
+def preserved_python_and_numpy() -> Iterator[None]:
     """Whatever the block does to them is undone at its end."""
     before, numpy = random.getstate(), _numpy()
     other = None if numpy is None else numpy.random.get_state()
@@ -32,23 +32,23 @@ def outside_kept() -> Iterator[None]:
 
 
 @contextmanager
-def all_seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
+def seeded_generators(seed: int, device: torch.device | None = None) -> Iterator[None]:
     """All global generators, PyTorch's too, seeded in the block and put back at its end."""
     devices = [device] if device is not None and device.type == "cuda" else []
-    with outside_kept(), torch.random.fork_rng(devices=devices):
+    with preserved_python_and_numpy(), torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
-        seed_outside(seed)
+        seed_python_and_numpy(seed)
         yield
 
 
-def drawn_from(seed: int) -> list[str]:
+def generators_used(seed: int) -> list[str]:
     """Which of the generators were drawn from since both were seeded so."""
     found = []
     now = random.getstate()
     numpy = _numpy()
     other = None if numpy is None else numpy.random.get_state()
-    with outside_kept():
-        seed_outside(seed)
+    with preserved_python_and_numpy():
+        seed_python_and_numpy(seed)
         if now != random.getstate():
             found.append("Python's random")
         if numpy is not None and not _same(other, numpy.random.get_state()):

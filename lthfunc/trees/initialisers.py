@@ -12,7 +12,7 @@ from torch.nn.utils.parametrizations import _SpectralNorm, _WeightNorm
 from torch.nn.utils.parametrize import is_parametrized
 
 from lthfunc.arguments import public
-from lthfunc.trees.prunable import NORMS, RECURRENT, Layer, is_transposed, layers_of
+from lthfunc.trees.prunable import NORMS, RECURRENT, PrunableLayer, is_transposed, prunable_layers
 from lthfunc.trees.rng import generator, key
 from lthfunc.trees.types import Buffers, Params
 
@@ -42,7 +42,7 @@ def glorot_normal(module: nn.Module, params: Params, seed: int) -> Params:
     return drawn
 
 
-def drawn_too(names: Iterable[str], built: Params, seed: int) -> Params:
+def drawn_matrices(names: Iterable[str], built: Params, seed: int) -> Params:
     """Gaussian Glorot for further matrices, those that a user has pruned; values that were put there stay."""
     return {name: built[name].clone() if _meant(built[name]) else _glorot(name, built[name], seed) for name in names}
 
@@ -53,7 +53,7 @@ def as_built(module: nn.Module, params: Params, seed: int) -> Params:
     return params
 
 
-def left_alone(module: nn.Module, params: Params, prunable: tuple[str, ...]) -> tuple[str, ...]:
+def fixed_matrices(module: nn.Module, params: Params, prunable: tuple[str, ...]) -> tuple[str, ...]:
     """The matrices that are neither pruned nor drawn by `glorot_normal`: of every seed the same."""
     drawn = {name for name, _ in _draws(module, params)}
     norms = {
@@ -68,7 +68,7 @@ def left_alone(module: nn.Module, params: Params, prunable: tuple[str, ...]) -> 
     )  # fmt: skip
 
 
-def following(module: nn.Module, built: Params, buffers: Buffers, drawn: Params) -> Buffers:
+def dependent_buffers(module: nn.Module, built: Params, buffers: Buffers, drawn: Params) -> Buffers:
     """The buffers that belong to drawn params: copies of them, and what spectral norm knows of a weight."""
     found = dict(buffers)
     new = {name: leaf for name, leaf in drawn.items() if name in built and not torch.equal(leaf, built[name])}
@@ -97,7 +97,7 @@ _Draw = tuple[str, Tensor | Callable[[int], Mapping[str, Tensor]]]
 def _draws(module: nn.Module, params: Params) -> Iterator[_Draw]:
     """What is drawn, in module order; a tied weight is listed once, under its first name."""
     known = set()
-    for layer in layers_of(module):
+    for layer in prunable_layers(module):
         known.add(id(layer.module))
         for weight in layer.weights:
             if is_parametrized(layer.module, weight):
@@ -112,7 +112,7 @@ def _draws(module: nn.Module, params: Params) -> Iterator[_Draw]:
             yield from _reset(name, part, params)
 
 
-def _weight(layer: Layer, name: str, leaf: Tensor) -> Callable[[int], Params]:
+def _weight(layer: PrunableLayer, name: str, leaf: Tensor) -> Callable[[int], Params]:
     def draw(seed: int) -> Params:
         if isinstance(layer.module, RECURRENT):
             return {name: _uniform(name, leaf, layer.module.hidden_size, seed)}
@@ -128,14 +128,14 @@ def _weight(layer: Layer, name: str, leaf: Tensor) -> Callable[[int], Params]:
     return draw
 
 
-def _bias(layer: Layer, name: str, leaf: Tensor) -> Tensor | Callable[[int], Params]:
+def _bias(layer: PrunableLayer, name: str, leaf: Tensor) -> Tensor | Callable[[int], Params]:
     if isinstance(layer.module, RECURRENT):
         units: int = layer.module.hidden_size
         return lambda seed: {name: _uniform(name, leaf, units, seed)}
     return torch.zeros_like(leaf)
 
 
-def _parametrised(layer: Layer, weight: str, params: Params) -> Iterator[_Draw]:
+def _parametrised(layer: PrunableLayer, weight: str, params: Params) -> Iterator[_Draw]:
     """A weight computed from one tensor, or, as weight norm does, from magnitudes and a direction."""
     prefix = layer.path(f"parametrizations.{weight}")
     parts = list(layer.module.parametrizations[weight])  # type: ignore[index]
@@ -161,7 +161,7 @@ def _parametrised(layer: Layer, weight: str, params: Params) -> Iterator[_Draw]:
         yield from _assigned(layer, weight, params)
 
 
-def _assigned(layer: Layer, weight: str, params: Params) -> Iterator[_Draw]:
+def _assigned(layer: PrunableLayer, weight: str, params: Params) -> Iterator[_Draw]:
     """Any other parametrisation: it is given a drawn weight, and says itself what that is computed from."""
     inside = [name for name in params if name.startswith(layer.path(f"parametrizations.{weight}."))]
 
@@ -210,7 +210,7 @@ def _reset(name: str, part: nn.Module, params: Params) -> Iterator[_Draw]:
             yield path, lambda seed, path=path: {path: drawn(seed)[path]}  # type: ignore[misc]
 
 
-def _kept_rows(layer: Layer, leaf: Tensor) -> Tensor | None:
+def _kept_rows(layer: PrunableLayer, leaf: Tensor) -> Tensor | None:
     """An embedding's rows that are no drawn ones: its padding, and rows of zeros. bool (rows,), None without any."""
     if not isinstance(layer.module, (nn.Embedding, nn.EmbeddingBag)):
         return None
@@ -220,7 +220,7 @@ def _kept_rows(layer: Layer, leaf: Tensor) -> Tensor | None:
     return kept if bool(kept.any()) else None
 
 
-def _read(layer: Layer, leaf: Tensor) -> Tensor:
+def _read(layer: PrunableLayer, leaf: Tensor) -> Tensor:
     """A weight without its rows that are kept."""
     kept = _kept_rows(layer, leaf)
     return leaf if kept is None or bool(kept.all()) else leaf[~kept]
@@ -235,7 +235,7 @@ def _meant(leaf: Tensor) -> bool:
     return alike or bool((((rows == 0) | (rows.abs() == 1)).all(1) & rows.any(1)).any())
 
 
-def _as_by_default(layer: Layer, bias: Tensor) -> bool:
+def _as_by_default(layer: PrunableLayer, bias: Tensor) -> bool:
     """Whether a bias is zero or what PyTorch draws: within 1 / sqrt(what a unit reads)."""
     if not bias.any():
         return not isinstance(layer.module, RECURRENT)

@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from lthfunc.errors import UserError
 from lthfunc.trees.model import Model
 from lthfunc.trees.module_calls import functional_call
-from lthfunc.trees.module_errors import cannot_take
+from lthfunc.trees.module_errors import inputs_rejected
 from lthfunc.trees.ops import clone
 from lthfunc.trees.prunable import is_transposed
 from lthfunc.trees.types import Buffers, Params
@@ -36,7 +36,7 @@ def linear_inputs(model: Model, params: Params, buffers: Buffers, x: Tensor) -> 
     except UserError:
         raise
     except Exception as error:
-        raise cannot_take(model.name, x, error, model.evaluating) from error
+        raise inputs_rejected(model.name, x, error, model.evaluating) from error
     return reading.found
 
 
@@ -63,7 +63,7 @@ class _Reading(TorchFunctionMode):
 _ARGUMENTS: dict[Any, tuple[str, ...]] = {F.linear: ("input", "weight"), torch.addmm: ("input", "mat1", "mat2")}
 
 
-def inputs_of(module: nn.Module, names: Collection[str], call: Callable[[nn.Module], Any]) -> dict[str, Tensor]:
+def last_inputs(module: nn.Module, names: Collection[str], call: Callable[[nn.Module], Any]) -> dict[str, Tensor]:
     """What the submodules of these names read last, by name, as a copy of the module is called."""
     module = copy.deepcopy(module)
     read: dict[str, Tensor] = {}

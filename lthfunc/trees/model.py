@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from lthfunc.argument_hints import described
 from lthfunc.arguments import public
 from lthfunc.errors import UserError
-from lthfunc.tracebacks import is_ours, name_of, told
-from lthfunc.trees.initialisers import Initialiser, drawn_too, following, glorot_normal, left_alone
-from lthfunc.trees.module_attributes import copied
+from lthfunc.tracebacks import call_user_function, function_name, is_library_function
+from lthfunc.trees.initialisers import Initialiser, dependent_buffers, drawn_matrices, fixed_matrices, glorot_normal
+from lthfunc.trees.module_attributes import copy_module
 from lthfunc.trees.module_calls import functional_call
-from lthfunc.trees.multi_input import Part, Unpacking
+from lthfunc.trees.multi_input import InputSpec, UnpackInputs
 from lthfunc.trees.ops import apply_masks, check_device, clone, full_masks
-from lthfunc.trees.prunable import check_pure, chosen, fitting, usual, writes_nowhere
+from lthfunc.trees.prunable import check_pure, default_prunable, is_pure_module, matching_names, select_prunable
 from lthfunc.trees.types import Buffers, Params, TrainState
 
 
@@ -84,7 +84,7 @@ def from_module(
     prune_only: Sequence[str] = (),
     keep: Sequence[str] = (),
     tokens: bool = False,
-    parts: Sequence[Part] = (),
+    parts: Sequence[InputSpec] = (),
 ) -> Model:
     """Make a `Model` of any `nn.Module`.
 
@@ -97,15 +97,15 @@ def from_module(
     Raises UserError where a pattern fits nothing, no parameter is prunable, or the module has state that is no
     parameter or buffer.
     """
-    model = model_of(
+    model = make_model(
         module, name=name, init=init, prunable=prunable, prune_only=prune_only, keep=keep, tokens=tokens, parts=parts
     )
     if model.left:
-        warnings.warn(left_line(model), stacklevel=2)
+        warnings.warn(fixed_line(model), stacklevel=2)
     return model
 
 
-def model_of(
+def make_model(
     module: nn.Module,
     *,
     name: str | None = None,
@@ -114,18 +114,18 @@ def model_of(
     prune_only: Sequence[str] = (),
     keep: Sequence[str] = (),
     tokens: bool = False,
-    parts: Sequence[Part] = (),
+    parts: Sequence[InputSpec] = (),
 ) -> Model:
-    """`from_module` that leaves it to the caller to say what is left alone (`left_line`)."""
+    """`from_module` that leaves it to the caller to say what is left alone (`fixed_line`)."""
     check_pure(module)
-    pure = writes_nowhere(module)
-    module = _freezing(copied(module)).requires_grad_(False).cpu()
+    pure = is_pure_module(module)
+    module = _freezing(copy_module(module)).requires_grad_(False).cpu()
     if parts:
-        module.register_forward_pre_hook(Unpacking(tuple(parts)), with_kwargs=True)  # type: ignore[arg-type]
+        module.register_forward_pre_hook(UnpackInputs(tuple(parts)), with_kwargs=True)  # type: ignore[arg-type]
     params = {key: value.detach().clone() for key, value in module.named_parameters()}
     buffers = {key: value.detach().clone() for key, value in module.named_buffers()}
-    names = usual(module, params)
-    more = set().union(*(fitting("prunable", pattern, list(params)) for pattern in prunable))
+    names = default_prunable(module, params)
+    more = set().union(*(matching_names("prunable", pattern, list(params)) for pattern in prunable))
     if not names and not more and not prune_only:
         raise UserError(
             f"{type(module).__name__} has no linear, convolution, embedding, recurrent or attention weight to prune; "
@@ -134,7 +134,7 @@ def model_of(
 
     def initialise(seed: int) -> tuple[Params, Buffers]:
         drawn = _drawn(init, module, params, seed)
-        states = following(module, params, buffers, drawn)
+        states = dependent_buffers(module, params, buffers, drawn)
         return (
             {key: drawn[key] for key in params},
             {key: drawn[key] if key in drawn else states[key].clone() for key in buffers},
@@ -149,21 +149,21 @@ def model_of(
         tokens=tokens,
         output=names[-1] if names else "",
         pure=pure,
-        left=left_alone(module, params, names) if init is glorot_normal else (),
+        left=fixed_matrices(module, params, names) if init is glorot_normal else (),
     )
     model = _also_pruned(model, tuple(key for key in params if key in {*names, *more}))
     if more and not names:
         model = model._replace(output=model.prunable[-1])
-    return pruning(model, prune_only, keep)
+    return with_prunable(model, prune_only, keep)
 
 
 def _drawn(init: Initialiser, module: nn.Module, params: Params, seed: int) -> Params:
     """The initialiser's values. Raises UserError where they are no values for these parameters."""
     given = clone(params)
-    if is_ours(init):
+    if is_library_function(init):
         return init(module, given, seed)
-    name = name_of(init)
-    drawn: Any = told("init", name, lambda: init(module, given, seed))
+    name = function_name(init)
+    drawn: Any = call_user_function("init", name, lambda: init(module, given, seed))
     for key, leaf in params.items():
         found = drawn.get(key) if isinstance(drawn, dict) else drawn
         if not isinstance(found, Tensor) or found.shape != leaf.shape:
@@ -172,7 +172,7 @@ def _drawn(init: Initialiser, module: nn.Module, params: Params, seed: int) -> P
     return {key: drawn[key] for key in params}
 
 
-def left_line(model: Model) -> str:
+def fixed_line(model: Model) -> str:
     """Which matrices of a network are neither pruned nor drawn anew, in one line; "" for none."""
     if not model.left:
         return ""
@@ -180,7 +180,7 @@ def left_line(model: Model) -> str:
     return f"{model.name}: neither pruned nor drawn anew, so the same for every seed: {names}"
 
 
-def drawn_line(model: Model) -> str:
+def mismatched_line(model: Model) -> str:
     """Which leaves a file of weights has in another shape, in one line; "" for none."""
     if not model.drawn:
         return ""
@@ -189,7 +189,7 @@ def drawn_line(model: Model) -> str:
 
 
 @public
-def pruning(model: Model, only: Sequence[str] = (), keep: Sequence[str] = ()) -> Model:
+def with_prunable(model: Model, only: Sequence[str] = (), keep: Sequence[str] = ()) -> Model:
     """The model with other prunable parameters: those that fit a pattern of `only`, but none that fits one of `keep`.
 
     Raises UserError where a pattern fits nothing, or nothing is left.
@@ -197,7 +197,7 @@ def pruning(model: Model, only: Sequence[str] = (), keep: Sequence[str] = ()) ->
     if not only and not keep:
         return model
     params = [name for name, _ in model.training.named_parameters()]
-    return _also_pruned(model, chosen(params, model.prunable, only, keep))
+    return _also_pruned(model, select_prunable(params, model.prunable, only, keep))
 
 
 def _also_pruned(model: Model, names: tuple[str, ...]) -> Model:
@@ -210,12 +210,12 @@ def _also_pruned(model: Model, names: tuple[str, ...]) -> Model:
 
     def initialise(seed: int) -> tuple[Params, Buffers]:
         params, buffers = before(seed)
-        return {**params, **drawn_too(further, params, seed)}, buffers
+        return {**params, **drawn_matrices(further, params, seed)}, buffers
 
     return model._replace(init=initialise)
 
 
-def example_of(model: Model, shape: tuple[int, ...], examples: int = 1) -> Tensor:
+def example_input(model: Model, shape: tuple[int, ...], examples: int = 1) -> Tensor:
     """Zeros that the model takes, (examples, *shape): float32, or int64 for tokens."""
     return torch.zeros(examples, *shape, dtype=torch.int64 if model.tokens else torch.float32)
 

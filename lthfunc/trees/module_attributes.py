@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 #: Attributes that PyTorch's own `Module` has.
-TORCHS = frozenset(vars(nn.Module()))
+MODULE_ATTRIBUTES = frozenset(vars(nn.Module()))
 _CONTAINERS = (dict, OrderedDict, defaultdict, list, set, deque)
 #: Containers of more entries (a vocabulary, say) are not looked into for further ones.
 _MANY = 100
 
 
-def own_parts(module: nn.Module) -> list[nn.Module]:
+def user_modules(module: nn.Module) -> list[nn.Module]:
     """The modules in it, itself too, that may keep something: those that are not PyTorch's, or have hooks."""
     return [part for part in module.modules() if not _is_torchs(part)]
 
@@ -29,25 +29,25 @@ def _is_torchs(part: nn.Module) -> bool:
     return not hooks and type(part).__module__.startswith("torch.")
 
 
-class Watched(NamedTuple):
+class ModuleAttributes(NamedTuple):
     """attributes: a module's own dictionary of them. containers: those among their values, at any depth."""
 
     attributes: dict[str, Any]
     containers: list[Any]
 
 
-def watched(parts: Iterable[nn.Module]) -> list[Watched]:
+def mutable_attributes(parts: Iterable[nn.Module]) -> list[ModuleAttributes]:
     """What of these modules may change in a call. It holds as long as nothing but calls changes their attributes."""
     found = []
     for part in parts:
         containers: list[Any] = []
-        _look_into((value for name, value in vars(part).items() if name not in TORCHS), containers)
-        found.append(Watched(vars(part), containers))
+        _look_into((value for name, value in vars(part).items() if name not in MODULE_ATTRIBUTES), containers)
+        found.append(ModuleAttributes(vars(part), containers))
     return found
 
 
 @contextmanager
-def as_before(modules: Iterable[Watched]) -> Iterator[None]:
+def restored_attributes(modules: Iterable[ModuleAttributes]) -> Iterator[None]:
     """After the block, their plain attributes are what they were.
 
     So nothing lasts from call to call, no matter what a call is part of: what it computes is often no tensor that
@@ -78,12 +78,12 @@ def _look_into(values: Iterable[Any], found: list[Any]) -> None:
                 _look_into(value.values() if isinstance(value, dict) else value, found)
 
 
-def copied(module: nn.Module) -> nn.Module:
+def copy_module(module: nn.Module) -> nn.Module:
     """A copy of a user's module, whatever it keeps of a call: tensors with a history are copied without it."""
     known: dict[int, Any] = {}
-    for part in own_parts(module):
+    for part in user_modules(module):
         kept: list[Any] = []
-        mine = [value for name, value in vars(part).items() if name not in TORCHS]
+        mine = [value for name, value in vars(part).items() if name not in MODULE_ATTRIBUTES]
         _look_into(mine, kept)
         inside = (each for held in kept for each in (held.values() if isinstance(held, dict) else held))
         for value in (*mine, *inside):

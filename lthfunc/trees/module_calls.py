@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from lthfunc.trees.leaf_names import first_names
-from lthfunc.trees.module_attributes import Watched, as_before, own_parts, watched
-from lthfunc.trees.module_errors import meant
+from lthfunc.trees.module_attributes import ModuleAttributes, mutable_attributes, restored_attributes, user_modules
+from lthfunc.trees.module_errors import explained_error
 
 
 class _Facts(NamedTuple):
     """places: what `_places` found. kept: where it and those within may keep something."""
 
     places: dict[str, str] | None
-    kept: list[Watched]
+    kept: list[ModuleAttributes]
 
 
 #: Of modules in use.
@@ -37,17 +37,17 @@ def functional_call(
     Raises UserError, in plain words, for much of what PyTorch refuses in words of its own.
     """
     if torch.compiler.is_compiling():  # a compiled function would depend on which other modules are in use
-        return keeping_call(module, leaves, args)
+        return call_without_restoring(module, leaves, args)
     if module not in _known:
-        _known[module] = _Facts(_places(module), watched(own_parts(module)))
+        _known[module] = _Facts(_places(module), mutable_attributes(user_modules(module)))
     kept = _known[module].kept
     if not kept:
-        return keeping_call(module, leaves, args)
-    with as_before(kept):
-        return keeping_call(module, leaves, args)
+        return call_without_restoring(module, leaves, args)
+    with restored_attributes(kept):
+        return call_without_restoring(module, leaves, args)
 
 
-def keeping_call(
+def call_without_restoring(
     module: nn.Module, leaves: Mapping[str, Tensor] | tuple[Mapping[str, Tensor], ...], args: tuple[Any, ...]
 ) -> Any:
     """`functional_call` after which the module has in plain attributes what forward stored there."""
@@ -55,7 +55,7 @@ def keeping_call(
         return _called(module, leaves, args)
     except Exception as error:
         parts = leaves if isinstance(leaves, tuple) else (leaves,)
-        told = meant(error, module, (leaf for part in parts for leaf in part.values()), args)
+        told = explained_error(error, module, (leaf for part in parts for leaf in part.values()), args)
         if told is None:
             raise
         raise told from error

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lthfunc.errors import UserError
-from lthfunc.tracebacks import first_line, place_of
+from lthfunc.tracebacks import first_line, user_location
 
 #: Files of PyTorch's at work, PyTorch's words, and what they mean for whoever wrote the module. The first that fits.
 _MEANINGS = tuple(
@@ -62,31 +62,33 @@ _MEANINGS = tuple(
 _UNLIKE = re.compile(r"dtype|scalar type|Input type|same type|FloatTensor|DoubleTensor")
 
 
-class UnlikeError(UserError):
+class DtypeMismatchError(UserError):
     """A module whose parameters and inputs are of different types, which it does not convert."""
 
 
-def meant(error: Exception, module: nn.Module, leaves: Iterable[Any], args: Sequence[Any]) -> UserError | None:
+def explained_error(
+    error: Exception, module: nn.Module, leaves: Iterable[Any], args: Sequence[Any]
+) -> UserError | None:
     """The error in plain words, where they are known here. leaves: what the module was called with in it."""
     if isinstance(error, UserError):
         return None
     text = str(error)
-    head = f"{type(module).__name__}{layer_of(error, module)}{place_of(error)}"
-    types = unlike(leaves, args) if _UNLIKE.search(text) else None
+    head = f"{type(module).__name__}{failing_layer(error, module)}{user_location(error)}"
+    types = dtype_mismatch(leaves, args) if _UNLIKE.search(text) else None
     if types is not None:
-        return UnlikeError(f"{head}: {types}; give them one type (module.float(), say, or inputs.double())")
+        return DtypeMismatchError(f"{head}: {types}; give them one type (module.float(), say, or inputs.double())")
     known = _meaning(error)
     return None if known is None else UserError(f"{head}: {known}")
 
 
-def failure(error: Exception, *modules: nn.Module) -> str:
+def describe_failure(error: Exception, *modules: nn.Module) -> str:
     """Where and why a call failed: " in fc1, Linear(…) (line 3 of net.py: …): what it says"."""
-    return f"{layer_of(error, *modules)}{place_of(error)}: {_meaning(error) or first_line(error)}"
+    return f"{failing_layer(error, *modules)}{user_location(error)}: {_meaning(error) or first_line(error)}"
 
 
-def cannot_take(name: str, x: Tensor, error: Exception, module: nn.Module) -> UserError:
+def inputs_rejected(name: str, x: Tensor, error: Exception, module: nn.Module) -> UserError:
     """That a network of this name fails on such inputs, and where and why."""
-    return UserError(f"{name} cannot take inputs of shape {tuple(x.shape[1:])}{failure(error, module)}")
+    return UserError(f"{name} cannot take inputs of shape {tuple(x.shape[1:])}{describe_failure(error, module)}")
 
 
 def _meaning(error: Exception) -> str | None:
@@ -98,7 +100,7 @@ def _meaning(error: Exception) -> str | None:
     return None
 
 
-def no_gradient(what: str) -> str:
+def no_gradient_message(what: str) -> str:
     """That something is no function of the parameters, and where to look."""
     return (
         f"the {what} depend on no parameter, so that there is no gradient: is forward under torch.no_grad(), or are "
@@ -106,7 +108,7 @@ def no_gradient(what: str) -> str:
     )
 
 
-def layer_of(error: Exception, *modules: nn.Module) -> str:
+def failing_layer(error: Exception, *modules: nn.Module) -> str:
     """The innermost named layer that was at work: " in fc1, Linear(in_features=7, …)"; or nothing."""
     names = {id(part): key for module in modules for key, part in module.named_modules() if key}
     at_work = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]
@@ -114,7 +116,7 @@ def layer_of(error: Exception, *modules: nn.Module) -> str:
     return f" in {names[id(found[-1])]}, {repr(found[-1]).splitlines()[0]}" if found else ""
 
 
-def unlike(leaves: Iterable[Any], args: Sequence[Any]) -> str | None:
+def dtype_mismatch(leaves: Iterable[Any], args: Sequence[Any]) -> str | None:
     """Of what types parameters and inputs are, where they are real numbers of different ones."""
     ours, theirs = (
         {leaf.dtype for leaf in tensors if isinstance(leaf, Tensor) and leaf.is_floating_point()}

@@ -18,7 +18,7 @@ from lthfunc.errors import UserError
 _EXACT = 1 << 24
 
 
-class Part(NamedTuple):
+class InputSpec(NamedTuple):
     """One of several inputs. name: of the module's argument, or "" for the next one; shape: without the batch."""
 
     name: str
@@ -26,7 +26,7 @@ class Part(NamedTuple):
     dtype: torch.dtype
 
 
-def packed(inputs: Sequence[Tensor] | Mapping[str, Tensor]) -> tuple[Tensor, tuple[Part, ...]]:
+def pack_inputs(inputs: Sequence[Tensor] | Mapping[str, Tensor]) -> tuple[Tensor, tuple[InputSpec, ...]]:
     """(float32 (n, numbers), what lies in it). Whole numbers of up to 2^24 stay exact.
 
     Raises UserError where the inputs are of different lengths, or a whole number is larger.
@@ -38,16 +38,17 @@ def packed(inputs: Sequence[Tensor] | Mapping[str, Tensor]) -> tuple[Tensor, tup
         if not each.is_floating_point() and each.numel() and int(each.abs().max()) > _EXACT:
             raise UserError(f"inputs: {int(each.abs().max())} is a whole number beyond 2^24, which float32 cannot hold")
     parts = tuple(
-        Part(name if isinstance(name, str) else "", tuple(each.shape[1:]), each.dtype) for name, each in named.items()
+        InputSpec(name if isinstance(name, str) else "", tuple(each.shape[1:]), each.dtype)
+        for name, each in named.items()
     )
     return torch.cat([each.flatten(1).float() if each.ndim > 1 else each[:, None].float()
                       for each in named.values()], dim=1), parts  # fmt: skip
 
 
-class Unpacking(NamedTuple):
+class UnpackInputs(NamedTuple):
     """A forward pre-hook (with keywords) that gives a module its inputs apart."""
 
-    parts: tuple[Part, ...]
+    parts: tuple[InputSpec, ...]
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         (x,) = args

@@ -183,11 +183,11 @@ class Count(NamedTuple):
 @public
 def layer_counts(masks: Masks) -> dict[str, Count]:
     """Exact counts per prunable leaf."""
-    kept = numbers([mask.sum() for mask in masks.values()])
+    kept = as_numbers([mask.sum() for mask in masks.values()])
     return {name: Count(int(number), mask.numel()) for number, (name, mask) in zip(kept, masks.items(), strict=True)}
 
 
-def numbers(scalars: Sequence[Tensor]) -> list[Any]:
+def as_numbers(scalars: Sequence[Tensor]) -> list[Any]:
     """Some scalars of one device as plain numbers; the device is waited for once."""
     return torch.stack(list(scalars)).tolist() if scalars else []
 

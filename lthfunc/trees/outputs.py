@@ -51,13 +51,13 @@ def map_outputs(function: Callable[[Tensor], Any], given: Any) -> Any:
     return found.rebuilt([function(tensor) for tensor in found.tensors])
 
 
-def plain(given: Any) -> Any:
+def plain_containers(given: Any) -> Any:
     """An output in dictionaries, tuples and lists alone, without what is no tensor: for files that others read."""
     if isinstance(given, Mapping):
-        parts = {str(name): plain(part) for name, part in given.items()}
+        parts = {str(name): plain_containers(part) for name, part in given.items()}
         return {name: part for name, part in parts.items() if part is not None}
     if isinstance(given, (tuple, list)):
-        found = [part for part in map(plain, given) if part is not None]
+        found = [part for part in map(plain_containers, given) if part is not None]
         return found if isinstance(given, list) else tuple(found)
     return given if isinstance(given, Tensor) else None
 

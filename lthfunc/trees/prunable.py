@@ -28,7 +28,7 @@ _WEIGHTS: tuple[tuple[tuple[type[nn.Module], ...], tuple[str, ...]], ...] = (
 )
 
 
-class Layer(NamedTuple):
+class PrunableLayer(NamedTuple):
     """A layer with weights that may be pruned. name: in the module; weights, biases: names in the layer."""
 
     name: str
@@ -41,19 +41,19 @@ class Layer(NamedTuple):
         return f"{self.name}.{leaf}" if self.name else leaf
 
 
-def layers_of(module: nn.Module) -> Iterator[Layer]:
+def prunable_layers(module: nn.Module) -> Iterator[PrunableLayer]:
     """The layers with weights that may be pruned, in module order."""
     for name, layer in module.named_modules():
         if isinstance(layer, RECURRENT):
             own = [key for key in (*layer._parameters, *getattr(layer, "parametrizations", {})) if _used(layer, key)]
             weights = tuple(key for key in own if key.startswith("weight"))
-            yield Layer(name, layer, weights, tuple(key for key in own if key.startswith("bias")))
+            yield PrunableLayer(name, layer, weights, tuple(key for key in own if key.startswith("bias")))
         elif is_transposed(layer):
-            yield Layer(name, layer, ("weight",), ("bias",))
+            yield PrunableLayer(name, layer, ("weight",), ("bias",))
         else:
             for kinds, names in _WEIGHTS:
                 if isinstance(layer, kinds):
-                    yield Layer(name, layer, names, ("bias", "in_proj_bias"))
+                    yield PrunableLayer(name, layer, names, ("bias", "in_proj_bias"))
 
 
 def _used(layer: nn.Module, name: str) -> bool:
@@ -67,27 +67,27 @@ def is_transposed(layer: nn.Module) -> bool:
 
 def transposed_weights(module: nn.Module) -> set[str]:
     """The names of weights that are (inputs, outputs)."""
-    return {layer.path("weight") for layer in layers_of(module) if is_transposed(layer.module)}
+    return {layer.path("weight") for layer in prunable_layers(module) if is_transposed(layer.module)}
 
 
-def usual(module: nn.Module, params: Collection[str]) -> tuple[str, ...]:
+def default_prunable(module: nn.Module, params: Collection[str]) -> tuple[str, ...]:
     """The names that are pruned unless told otherwise, in the order of `params`.
 
     A weight under a parametrisation (weight norm, say) is the last tensor that it is computed from: its direction. One
     of which zeros there make no zeros (an orthogonal weight) is not pruned.
     """
     found = set()
-    for layer in layers_of(module):
+    for layer in prunable_layers(module):
         for weight in layer.weights:
             if is_parametrized(layer.module, weight):
                 inner = layer.path(f"parametrizations.{weight}.original")
-                if keeps_zeros(layer.module, weight):
+                if preserves_zeros(layer.module, weight):
                     found |= {key for key in (inner, f"{inner}1") if key in params}
             found.add(layer.path(weight))
     return tuple(key for key in params if key in found)
 
 
-def keeps_zeros(layer: nn.Module, weight: str) -> bool:
+def preserves_zeros(layer: nn.Module, weight: str) -> bool:
     """Whether a parametrised weight is zero wherever the tensor it is computed from is."""
     listed: Any = layer.parametrizations[weight]  # type: ignore[index]
     leaf = listed.original if hasattr(listed, "original") else getattr(listed, "original1", None)
@@ -105,26 +105,26 @@ def keeps_zeros(layer: nn.Module, weight: str) -> bool:
     return bool((made[dead.to(made.device)] == 0).all())
 
 
-def chosen(
-    params: Collection[str], usual: Collection[str], only: Sequence[str] = (), keep: Sequence[str] = ()
+def select_prunable(
+    params: Collection[str], default_prunable: Collection[str], only: Sequence[str] = (), keep: Sequence[str] = ()
 ) -> tuple[str, ...]:
     """The names that fit a pattern of `only` (of any parameter; without one the usual) and none of `keep`.
 
     Patterns are as in a shell (``"conv*"``, ``"*.in_proj_weight"``). Raises UserError where one fits nothing, or
     nothing is left.
     """
-    names = list(params) if only else [name for name in params if name in set(usual)]
+    names = list(params) if only else [name for name in params if name in set(default_prunable)]
     if only:
-        wanted = set().union(*(fitting("--prune-only", pattern, names) for pattern in only))
+        wanted = set().union(*(matching_names("--prune-only", pattern, names) for pattern in only))
         names = [name for name in names if name in wanted]
-    kept = set().union(*(fitting("--keep", pattern, names) for pattern in keep))
+    kept = set().union(*(matching_names("--keep", pattern, names) for pattern in keep))
     left = tuple(name for name in names if name not in kept)
     if not left:
         raise UserError(f"--keep: nothing is left to prune of {', '.join(names)}")
     return left
 
 
-def fitting(option: str, pattern: str, names: Sequence[str]) -> set[str]:
+def matching_names(option: str, pattern: str, names: Sequence[str]) -> set[str]:
     """The names that fit. Raises UserError where none does."""
     fits = set(fnmatch.filter(names, pattern))
     if not fits:
@@ -180,7 +180,7 @@ def check_gradient_hooks(module: nn.Module) -> None:
 _TIDY = ("lthfunc.models.", "torchvision.models.", "torchvision.ops.")
 
 
-def writes_nowhere(module: nn.Module) -> bool:
+def is_pure_module(module: nn.Module) -> bool:
     """Whether a module is one of the catalogue's or of torchvision's, made of nothing but theirs and torch's layers.
 
     Those write into no input or parameter, and into buffers in training alone. Of any other that isn't known: it may

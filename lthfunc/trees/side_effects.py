@@ -13,16 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from lthfunc.errors import UserError
-from lthfunc.trees.global_rng import all_seeded, drawn_from
+from lthfunc.trees.global_rng import generators_used, seeded_generators
 from lthfunc.trees.model import Model
-from lthfunc.trees.module_attributes import TORCHS, as_before, own_parts, watched
-from lthfunc.trees.module_calls import keeping_call
-from lthfunc.trees.module_errors import UnlikeError, cannot_take
+from lthfunc.trees.module_attributes import MODULE_ATTRIBUTES, mutable_attributes, restored_attributes, user_modules
+from lthfunc.trees.module_calls import call_without_restoring
+from lthfunc.trees.module_errors import DtypeMismatchError, inputs_rejected
 from lthfunc.trees.ops import clone, in_dtype_of, same_bits
 from lthfunc.trees.types import Buffers, Params
 
 
-class Habits(NamedTuple):
+class SideEffects(NamedTuple):
     """writes_input: whether inputs are changed in place. outside: generators besides PyTorch's that are drawn from.
 
     evaluates_randomly: whether outputs in evaluation mode are drawn. known: whether it is one of the catalogue's.
@@ -34,12 +34,12 @@ class Habits(NamedTuple):
     known: bool = True
 
 
-_TIDY = Habits()
-_FOUND: weakref.WeakKeyDictionary[nn.Module, dict[Any, Habits]] = weakref.WeakKeyDictionary()
+_TIDY = SideEffects()
+_FOUND: weakref.WeakKeyDictionary[nn.Module, dict[Any, SideEffects]] = weakref.WeakKeyDictionary()
 _SEED = 0
 
 
-def habits_of(model: Model, x: Tensor) -> Habits:
+def side_effects_of(model: Model, x: Tensor) -> SideEffects:
     """What the module does in its two modes on some (scaled) inputs; remembered for inputs of that shape.
 
     Raises UserError for a module whose outputs depend on the calls before: which keeps numbers, lists or tensors that
@@ -53,7 +53,7 @@ def habits_of(model: Model, x: Tensor) -> Habits:
     if kind not in known:
         x = x.detach().cpu()
         training, evaluating = _called(model, model.training, x), _called(model, model.evaluating, x)
-        known[kind] = Habits(
+        known[kind] = SideEffects(
             training.writes_input or evaluating.writes_input,
             tuple(sorted({*training.outside, *evaluating.outside})),
             evaluating.evaluates_randomly,
@@ -62,13 +62,13 @@ def habits_of(model: Model, x: Tensor) -> Habits:
     return known[kind]
 
 
-def _called(model: Model, module: nn.Module, x: Tensor) -> Habits:
+def _called(model: Model, module: nn.Module, x: Tensor) -> SideEffects:
     """One mode, with leaves of the module's own dtype or, where it takes no such inputs with them, of the inputs'."""
     params, buffers = model.init(0)
     try:
         try:
             return _called_with(params, buffers, model.name, module, x)
-        except UnlikeError:
+        except DtypeMismatchError:
             others = in_dtype_of(x, params, buffers)
             if others is None:
                 raise
@@ -76,10 +76,10 @@ def _called(model: Model, module: nn.Module, x: Tensor) -> Habits:
     except UserError:
         raise
     except Exception as error:
-        raise cannot_take(model.name, x, error, module) from error
+        raise inputs_rejected(model.name, x, error, module) from error
 
 
-def _called_with(params: Params, buffers: Buffers, name: str, module: nn.Module, x: Tensor) -> Habits:
+def _called_with(params: Params, buffers: Buffers, name: str, module: nn.Module, x: Tensor) -> SideEffects:
     """Calls of a copy with equal parameters, buffers and seeds: of each of two inputs, a first one and a later one."""
     module = copy.deepcopy(module)
     shape = _shape(module)
@@ -87,14 +87,14 @@ def _called_with(params: Params, buffers: Buffers, name: str, module: nn.Module,
     def call(seed: int, x: Tensor) -> tuple[Any, Tensor, list[str], bool]:
         mine = clone((params, buffers, x))
         leaves = {**mine[0], **mine[1]}
-        with all_seeded(seed), torch.no_grad():
+        with seeded_generators(seed), torch.no_grad():
             before = torch.get_rng_state()
-            outputs = keeping_call(module, leaves, (mine[2],))
+            outputs = call_without_restoring(module, leaves, (mine[2],))
             outputs = optree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, outputs)
-            return outputs, mine[2], drawn_from(seed), not torch.equal(before, torch.get_rng_state())
+            return outputs, mine[2], generators_used(seed), not torch.equal(before, torch.get_rng_state())
 
     other = x.flip(0) * 0.5 if x.is_floating_point() else x.flip(0)
-    with as_before(watched(own_parts(module))):
+    with restored_attributes(mutable_attributes(user_modules(module))):
         outputs, after, outside, drawn = call(_SEED, x)
         changed = _difference(shape, _shape(module))
         if changed:
@@ -120,7 +120,7 @@ def _called_with(params: Params, buffers: Buffers, name: str, module: nn.Module,
             f"{name} gives other outputs when called again with the same parameters, inputs and seeds: draw from "
             "torch's, NumPy's or Python's own generators, and keep what lasts from call to call in buffers"
         )
-    return Habits(not _equal(after, x), tuple(outside), drawn or bool(outside))
+    return SideEffects(not _equal(after, x), tuple(outside), drawn or bool(outside))
 
 
 def _shape(module: nn.Module) -> dict[str, Any]:
@@ -141,7 +141,7 @@ def _kept(module: nn.Module) -> dict[str, Any]:
         f"{name}.{key}" if name else key: _value(value, 4)
         for name, part in module.named_modules()
         for key, value in vars(part).items()
-        if key not in TORCHS
+        if key not in MODULE_ATTRIBUTES
     }
 
 

@@ -21,8 +21,8 @@ from lthfunc.sparse.packing import packed_like, scattered
 from lthfunc.training.engines.interface import Engine, Running, Tick, Work
 from lthfunc.training.engines.table import Making, make_engine
 from lthfunc.training.optimizers import Optimizer
-from lthfunc.training.prefetch import Feed
-from lthfunc.trees.ops import map_leaves_like, numbers
+from lthfunc.training.prefetch import Prefetcher
+from lthfunc.trees.ops import as_numbers, map_leaves_like
 from lthfunc.trees.types import Params, TrainState
 
 
@@ -51,7 +51,7 @@ def compact_engine(inner: Making, *, selecting: bool = True) -> Callable[[Work],
                 last[key] = make_engine(inner, work._replace(model=small.model))
             return last[key]
 
-        def begin(states: Sequence[TrainState], seeds: Sequence[int], feed: Feed) -> Running:
+        def begin(states: Sequence[TrainState], seeds: Sequence[int], feed: Prefetcher) -> Running:
             if len(states) > 1:
                 raise UserError("--compact: networks of different sizes don't run side by side; it takes --jobs 1")
             (state,) = states
@@ -84,7 +84,7 @@ class _Loop:
     """One compacted network in training."""
 
     def __init__(
-        self, work: Work, engine: Engine, small: Compacted, state: TrainState, seeds: Sequence[int], feed: Feed
+        self, work: Work, engine: Engine, small: Compacted, state: TrainState, seeds: Sequence[int], feed: Prefetcher
     ) -> None:
         self._small, self._whole = small, state
         self._rest = _Rest(work.optimizer, small, state)
@@ -140,7 +140,7 @@ class _Rest:
         moments: list[Tensor] = []
         map_leaves_like(self._params, self._opt, lambda tree: moments.extend(tree.values()))
         decays = optimizer.numbers is None or optimizer.numbers.weight_decay != 0
-        self._moves = decays or any(numbers([moment.any() for moment in moments]))
+        self._moves = decays or any(as_numbers([moment.any() for moment in moments]))
 
     def at(self, step: int) -> tuple[Params, Any]:
         """(params, optimiser state) at a step."""

@@ -14,7 +14,7 @@ from lthfunc.deployment.compaction.compact import Compacted, compact
 from lthfunc.errors import UserError
 from lthfunc.sparse.packing import check_ticket
 from lthfunc.trees.model import Model
-from lthfunc.trees.outputs import plain
+from lthfunc.trees.outputs import plain_containers
 from lthfunc.trees.types import Ticket
 
 
@@ -42,7 +42,7 @@ class Subject(NamedTuple):
     def outputs(self, x: Tensor) -> Any:
         """What the masked network gives, in plain dictionaries and tuples."""
         with torch.no_grad():
-            return plain(self.masked(x.clone()))
+            return plain_containers(self.masked(x.clone()))
 
     @property
     def masked(self) -> nn.Module:
@@ -69,7 +69,7 @@ class _Plain(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         """The outputs in plain dictionaries and tuples."""
-        return plain(self.network(x))
+        return plain_containers(self.network(x))
 
 
 class Export(Protocol):

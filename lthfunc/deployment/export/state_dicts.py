@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lthfunc.deployment.export.exportable import Subject
 from lthfunc.deployment.export.matrices import matrices
-from lthfunc.trees.atomic_io import file_name, write_atomically
+from lthfunc.trees.atomic_io import safe_file_name, write_atomically
 from lthfunc.trees.leaf_names import first_names
 from lthfunc.trees.ops import apply_masks
 
@@ -61,7 +61,7 @@ def scipy(subject: Subject, path: Path) -> list[Path]:
         rows, columns = mask.numpy().nonzero()
         kept = _array(values)[rows, columns]  # also a survivor that is zero by chance
         found = sparse.csr_matrix((kept, (rows, columns)), shape=tuple(mask.shape))
-        written.append(path / f"{file_name(name)}.npz")
+        written.append(path / f"{safe_file_name(name)}.npz")
         _write(written[-1], lambda file, found=found: sparse.save_npz(file, found))
     rest = {name: _array(leaf) for name, leaf in {**params, **ticket.buffers}.items() if name not in ticket.masks}
     _write(path / "rest.npz", lambda file: np.savez(file, **rest))

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from lthfunc.experiments.methods.setting import Method, Outcome, Setting, finished, loss, samples, start
 from lthfunc.sparsify.allocation import Allocate, globally
 from lthfunc.sparsify.budgets import balanced, erk, uniform
-from lthfunc.sparsify.density_schedules import at_densities, geometric
+from lthfunc.sparsify.density_schedules import geometric, prune_to_densities
 from lthfunc.sparsify.gradient_scores import grasp as grasp_score, snip as snip_score
-from lthfunc.sparsify.rewinding import reinitialised, shuffled
+from lthfunc.sparsify.rewinding import reinitialised, shuffled_masks
 from lthfunc.sparsify.scores import Score, inverted_score, magnitude, random_scores
 from lthfunc.sparsify.synflow import synflow as synflow_score
 from lthfunc.training.steps import forward_of
@@ -35,7 +35,7 @@ def at_init(
         dense = start(setting, seed)
         score = scoring(setting, dense, seed)
         densities = geometric(setting.density, setting.synflow_rounds if rounds is None else rounds)
-        sparse = at_densities(densities, score=score, allocate=allocate)(dense)
+        sparse = prune_to_densities(densities, score=score, allocate=allocate)(dense)
         if then is not None:
             sparse = then(setting, sparse._replace(params=dense.params), seed)
         return finished(setting, sparse._replace(params=apply_masks(sparse.params, sparse.masks)), seed)
@@ -75,7 +75,7 @@ def inverted(scoring: Scoring) -> Scoring:
 
 def shuffled_mask(setting: Setting, state: TrainState, seed: int) -> TrainState:
     """The same numbers in each layer, at other places."""
-    return state._replace(masks=shuffled(state.masks, key(seed, "ablation-shuffle")))
+    return state._replace(masks=shuffled_masks(state.masks, key(seed, "ablation-shuffle")))
 
 
 def new_weights(setting: Setting, state: TrainState, seed: int) -> TrainState:

@@ -10,7 +10,7 @@ from lthfunc.experiments.starting import end_of
 from lthfunc.sparsify.allocation import Allocate, globally
 from lthfunc.sparsify.budgets import balanced, erk
 from lthfunc.sparsify.density_schedules import geometric
-from lthfunc.sparsify.rewinding import last_rate, rate_rewound, restart
+from lthfunc.sparsify.rewinding import finetuned, learning_rate_rewound, restart
 from lthfunc.sparsify.scores import Score, magnitude, random_scores
 from lthfunc.sparsify.transforms import prune
 from lthfunc.training.schedules import ends_at
@@ -53,11 +53,11 @@ def iterative(
 
 
 def _rate(state: TrainState, anchor: TrainState) -> TrainState:
-    return rate_rewound(state, int(anchor.step))
+    return learning_rate_rewound(state, int(anchor.step))
 
 
 def _tuned(state: TrainState, anchor: TrainState) -> TrainState:
-    return last_rate(state)
+    return finetuned(state)
 
 
 def why_not_tuned(setting: Setting) -> str | None:

@@ -11,7 +11,7 @@ from lthfunc.sparsify.derivatives import LossOfParams
 from lthfunc.sparsify.scores import Score, magnitude
 from lthfunc.sparsify.transforms import prune
 from lthfunc.training.batches import sample_batches
-from lthfunc.training.evaluation import Quality
+from lthfunc.training.evaluation import Evaluation
 from lthfunc.training.loop import fit, take_steps
 from lthfunc.training.optimizers import Optimizer
 from lthfunc.training.schedules import Schedule
@@ -60,7 +60,7 @@ class Outcome(NamedTuple):
 
     ticket: Ticket
     steps: int
-    test: Quality
+    test: Evaluation
 
 
 #: A method with one seed.

@@ -6,19 +6,19 @@ import torch
 from torch import Tensor
 
 from lthfunc.experiments.methods.setting import Outcome, Setting, start, tested
-from lthfunc.sparsify.allocation import Keep
+from lthfunc.sparsify.allocation import KeepCounts
 from lthfunc.sparsify.budgets import erk, uniform
 from lthfunc.sparsify.scores import magnitude
 from lthfunc.sparsify.selection import unstructured
 from lthfunc.training.loop import fit
 from lthfunc.training.optimizers import Optimizer, adam
 from lthfunc.training.parametrize import (
-    Drawn,
-    Weights,
+    InitFunction,
+    WeightFunction,
     buffers_part,
-    largest,
-    reparametrised,
+    parametrized,
     straight_through,
+    top_k_mask,
     trained_part,
 )
 from lthfunc.trees.model import init
@@ -40,7 +40,7 @@ def straight(setting: Setting, seed: int) -> Outcome:
     counts = _numbers(keep)
 
     def weights(trained: Params, fixed: Params) -> Params:
-        hard = {name: trained[name] * largest(trained[name].abs(), counts[name]) for name in names}
+        hard = {name: trained[name] * top_k_mask(trained[name].abs(), counts[name]) for name in names}
         return {**trained, **{name: straight_through(hard[name], trained[name]) for name in names}}
 
     def draw(number: int) -> tuple[Params, Params, Buffers]:
@@ -119,10 +119,10 @@ def edge_popup(setting: Setting, seed: int) -> Outcome:
 def popped(scores: Tensor, keep: int) -> Tensor:
     """1 at the `keep` largest |scores|, 0 elsewhere; |scores| get its gradient as it is (their code's GetSubnet)."""
     sizes = scores.abs()
-    return straight_through(largest(sizes, keep), sizes)
+    return straight_through(top_k_mask(sizes, keep), sizes)
 
 
-def _numbers(keep: Keep) -> dict[str, int]:
+def _numbers(keep: KeepCounts) -> dict[str, int]:
     return {name: int(number) for name, number in keep.items()}
 
 
@@ -140,13 +140,13 @@ def _train(
     setting: Setting,
     seed: int,
     name: str,
-    draw: Drawn,
-    training: Weights,
-    evaluating: Weights,
+    draw: InitFunction,
+    training: WeightFunction,
+    evaluating: WeightFunction,
     optimizer: Optimizer | None = None,
 ) -> tuple[Params, Buffers, int]:
     """Train a reparametrised network to the end; what was trained at the point that validation chose."""
-    model = reparametrised(setting.model, name, draw, training, evaluating)
+    model = parametrized(setting.model, name, draw, training, evaluating)
     trainer = setting.trainer_of(model, optimizer or setting.trainer.optimizer)
     state = init(model, seed, setting.device)
     result = fit(trainer, state, seed=seed, until=setting.steps, eval_every=setting.eval_every)

@@ -17,7 +17,7 @@ from lthfunc.experiments.methods.setting import (
 )
 from lthfunc.sparsify.budgets import erk
 from lthfunc.sparsify.density_schedules import cubic, periodic
-from lthfunc.sparsify.drop_and_grow import cosine_share, exchanged
+from lthfunc.sparsify.drop_and_grow import cosine_drop_fraction, drop_and_grow
 from lthfunc.sparsify.gradient_scores import mean_gradient
 from lthfunc.sparsify.mask_comparison import mask_distance
 from lthfunc.sparsify.scores import Scores, random_scores
@@ -56,7 +56,7 @@ def exchanging(promise: Promise) -> Method:
         state = pruned_to(setting, erk(), score=random_scores(seed, "at-init"))(start(setting, seed))
         for step in periodic(every, end, every)[:-1]:
             state = trained(setting, seed, step)(state)
-            state = exchanged(state, promise(setting, state, seed, step), cosine_share(_SHARE, step, end))
+            state = drop_and_grow(state, promise(setting, state, seed, step), cosine_drop_fraction(_SHARE, step, end))
         return finished(setting, state, seed, int(state.step))
 
     return method

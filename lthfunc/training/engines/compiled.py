@@ -27,8 +27,8 @@ from lthfunc.training.engines.vmapped import (
     widened_eval,
     with_losses,
 )
-from lthfunc.training.evaluation import Quality, evaluate
-from lthfunc.training.prefetch import Feed
+from lthfunc.training.evaluation import Evaluation, evaluate
+from lthfunc.training.prefetch import Prefetcher
 from lthfunc.training.steps import Metrics
 from lthfunc.trees.model import apply_evaluating
 from lthfunc.trees.ops import flattened, leaves
@@ -83,7 +83,7 @@ def compile_engine(work: Work, forms: Mapping[str, Forms] = FORMS, *, graphs: bo
 
     shared = _Shared(work, program, forms, graphs, Pools(), Kept(), Kept())
 
-    def begin(states: Sequence[TrainState], seeds: Sequence[int], feed: Feed) -> Running:
+    def begin(states: Sequence[TrainState], seeds: Sequence[int], feed: Prefetcher) -> Running:
         (_, *shape), kind = feed.kinds[0]  # its memory may be that of a training before
         _check_types(work, states[0].params, states[0].buffers, shape if len(states) == 1 else shape[1:], kind)
         if len(states) > 1:
@@ -92,7 +92,7 @@ def compile_engine(work: Work, forms: Mapping[str, Forms] = FORMS, *, graphs: bo
 
     def measure(
         params: Sequence[Params], buffers: Sequence[Buffers], split: Split, device: torch.device
-    ) -> list[Quality]:
+    ) -> list[Evaluation]:
         _check_types(work, params[0], buffers[0], split.x[:2].shape, split.x.dtype)
         return _measure(shared, params, buffers, split, device)
 
@@ -129,7 +129,7 @@ def _check_types(work: Work, params: Params, buffers: Buffers, shape: Sequence[i
 class _Loop:
     draws = True
 
-    def __init__(self, shared: _Shared, states: Sequence[TrainState], seeds: Sequence[int], feed: Feed) -> None:
+    def __init__(self, shared: _Shared, states: Sequence[TrainState], seeds: Sequence[int], feed: Prefetcher) -> None:
         work, width, device = shared.work, len(states), states[0].step.device
         form = form_on(device, shared.forms)
         carry = carry_of(states, seeds, work.exchange, floating=form.floating_masks)
@@ -150,7 +150,7 @@ class _Loop:
             left = _Memory(self._leaves, feed.slotted, self._launcher)
             feed.at_end(lambda: shared.training.leave(fit, left))
 
-    def _launching(self, shared: _Shared, feed: Feed, device: torch.device) -> Launcher:
+    def _launching(self, shared: _Shared, feed: Prefetcher, device: torch.device) -> Launcher:
         work, rebuilt = shared.work, self._rebuilt
         advance = widened(work.advance, self._width)
 
@@ -191,7 +191,7 @@ def _measure(
     buffers: Sequence[Buffers],
     split: Split,
     device: torch.device,
-) -> list[Quality]:
+) -> list[Evaluation]:
     work, width = shared.work, len(params)
     step = widened_eval(work.evaluate, width, own_inputs=work.habits.writes_input)
     networks = stacked(params), stacked(buffers)

@@ -16,9 +16,9 @@ from lthfunc.training.engines.vmapped import (
     widened_eval,
     with_losses,
 )
-from lthfunc.training.evaluation import Quality, evaluate
-from lthfunc.training.prefetch import Feed
-from lthfunc.trees.global_rng import outside_kept, seed_outside
+from lthfunc.training.evaluation import Evaluation, evaluate
+from lthfunc.training.prefetch import Prefetcher
+from lthfunc.trees.global_rng import preserved_python_and_numpy, seed_python_and_numpy
 from lthfunc.trees.ops import clone
 from lthfunc.trees.rng import key
 from lthfunc.trees.types import Buffers, Params, Split, TrainState
@@ -27,12 +27,12 @@ from lthfunc.trees.types import Buffers, Params, Split, TrainState
 def eager(work: Work) -> Engine:
     """Steps taken one operation at a time."""
 
-    def begin(states: Sequence[TrainState], seeds: Sequence[int], feed: Feed) -> Running:
+    def begin(states: Sequence[TrainState], seeds: Sequence[int], feed: Prefetcher) -> Running:
         return _Loop(work, states, seeds, feed)
 
     def measure(
         params: Sequence[Params], buffers: Sequence[Buffers], split: Split, device: torch.device
-    ) -> list[Quality]:
+    ) -> list[Evaluation]:
         step = widened_eval(work.evaluate, len(params), own_inputs=work.habits.writes_input)
         networks = stacked(params), stacked(buffers)
         chunk = work.chunk(len(params), split, device)
@@ -44,7 +44,7 @@ def eager(work: Work) -> Engine:
 class _Loop:
     draws = True
 
-    def __init__(self, work: Work, states: Sequence[TrainState], seeds: Sequence[int], feed: Feed) -> None:
+    def __init__(self, work: Work, states: Sequence[TrainState], seeds: Sequence[int], feed: Prefetcher) -> None:
         self._width, self._seeds = len(states), seeds
         self._outside, rank = work.habits.outside, work.exchange.rank
         self._step = int(states[0].step) if self._outside else 0  # a GPU is waited for where somebody asks for it
@@ -55,14 +55,14 @@ class _Loop:
 
     def take(self, steps: int, tick: Tick | None) -> int:
         if self._outside:
-            with outside_kept():
+            with preserved_python_and_numpy():
                 return self._take(steps, tick)
         return self._take(steps, tick)
 
     def _take(self, steps: int, tick: Tick | None) -> int:
         for slot in range(steps):
             if self._outside:
-                seed_outside(key(self._seeds[0], "outside", self._step, *self._rank))
+                seed_python_and_numpy(key(self._seeds[0], "outside", self._step, *self._rank))
             self._carry = self._advance(self._carry, self._batches[slot])
             self._step += 1
             if tick is not None and tick(1):

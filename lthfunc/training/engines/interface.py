@@ -8,24 +8,24 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-from lthfunc.distributed.collectives import ALONE, Exchange
-from lthfunc.training.evaluation import Quality, chunk_for, chunk_on_gpu
+from lthfunc.distributed.collectives import SINGLE_RANK, Collectives
+from lthfunc.training.evaluation import Evaluation, chunk_for, chunk_on_gpu
 from lthfunc.training.losses import Loss, Metric, accuracy
 from lthfunc.training.optimizers import Optimizer
 from lthfunc.training.precision import Precision
-from lthfunc.training.prefetch import Feed
+from lthfunc.training.prefetch import Prefetcher
 from lthfunc.training.steps import (
-    Advance,
     Augment,
     EvalStep,
-    make_advance,
+    LoopBody,
     make_eval_step,
     make_inner_step,
+    make_loop_body,
     on_stored,
 )
 from lthfunc.trees.flops import flops_of
 from lthfunc.trees.model import Model
-from lthfunc.trees.side_effects import Habits
+from lthfunc.trees.side_effects import SideEffects
 from lthfunc.trees.types import Buffers, Params, Scale, Split, TrainState
 
 #: Told how many steps were taken since the last time; True asks to stop.
@@ -45,14 +45,14 @@ class Work(NamedTuple):
     augment: Augment | None
     precision: Precision
     metric: Metric = accuracy
-    exchange: Exchange = ALONE
-    habits: Habits = Habits()
+    exchange: Collectives = SINGLE_RANK
+    habits: SideEffects = SideEffects()
 
     @property
-    def advance(self) -> Advance:
+    def advance(self) -> LoopBody:
         """The body of the training loop, on states and batches that are the loop's own."""
         step = make_inner_step(self.model, self.loss, self.optimizer, self.precision, self.metric, self.exchange)
-        return make_advance(step, self.scale, self.augment, self.exchange)
+        return make_loop_body(step, self.scale, self.augment, self.exchange)
 
     @property
     def evaluate(self) -> EvalStep:
@@ -106,6 +106,6 @@ class Engine(NamedTuple):
     """
 
     name: str
-    begin: Callable[[Sequence[TrainState], Sequence[int], Feed], Running]
-    measure: Callable[[Sequence[Params], Sequence[Buffers], Split, torch.device], list[Quality]]
+    begin: Callable[[Sequence[TrainState], Sequence[int], Prefetcher], Running]
+    measure: Callable[[Sequence[Params], Sequence[Buffers], Split, torch.device], list[Evaluation]]
     forget: Callable[[], None] = lambda: None

@@ -7,7 +7,7 @@ from typing import Any
 
 from lthfunc.argument_hints import described
 from lthfunc.errors import ArgumentError, UserError, unknown
-from lthfunc.tracebacks import name_of
+from lthfunc.tracebacks import function_name
 from lthfunc.training.engines.compiled import compile_engine
 from lthfunc.training.engines.eager import eager
 from lthfunc.training.engines.interface import Engine, Work
@@ -33,7 +33,7 @@ def make_engine(name: Making, work: Work) -> Engine:
         made: Any = name(work)
         if not isinstance(made, Engine):
             raise ArgumentError(
-                f"--engine: {name_of(name)!r} returned {described(made)}, not an Engine; it takes a name "
+                f"--engine: {function_name(name)!r} returned {described(made)}, not an Engine; it takes a name "
                 f"({', '.join(ENGINES)}) or what makes one, such as lf.sparse_engine"
             )
         return made

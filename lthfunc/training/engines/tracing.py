@@ -17,7 +17,7 @@ from torch.fx import Graph
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from lthfunc.errors import UserError
-from lthfunc.tracebacks import first_line, place_of
+from lthfunc.tracebacks import first_line, user_location
 from lthfunc.training.engines.aliases import changed_by, memory_of
 from lthfunc.training.engines.gemm import addmm, lower_products, mm
 from lthfunc.training.engines.im2col import convolution_backward
@@ -51,7 +51,7 @@ def compiled(function: Callable[..., Any], example: Sequence[Tensor], name: str)
         graph = make_fx(function, _RULES, tracing_mode="fake", _allow_non_fake_inputs=True)(*example)
     except Exception as error:
         raise UserError(
-            f"--engine: {name} cannot be compiled{place_of(error)}: {first_line(error)}; --engine eager runs it"
+            f"--engine: {name} cannot be compiled{user_location(error)}: {first_line(error)}; --engine eager runs it"
         ) from error
     _free_views(graph.graph)
     lower_products()

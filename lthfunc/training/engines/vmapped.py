@@ -7,9 +7,9 @@ from typing import Any, TypeVar
 
 import torch
 
-from lthfunc.distributed.collectives import ALONE, Exchange
-from lthfunc.distributed.data_parallel import travelling
-from lthfunc.training.steps import Advance, Carry, EvalStep, boolean_masks, floating_masks
+from lthfunc.distributed.collectives import SINGLE_RANK, Collectives
+from lthfunc.distributed.data_parallel import surviving_indices
+from lthfunc.training.steps import Carry, EvalStep, LoopBody, boolean_masks, floating_masks
 from lthfunc.trees.ops import tree_map
 from lthfunc.trees.rng import counter_key
 from lthfunc.trees.types import TrainState
@@ -30,14 +30,14 @@ def apart(tree: T, width: int) -> list[T]:
 
 
 def carry_of(
-    states: Sequence[TrainState], seeds: Sequence[int], exchange: Exchange = ALONE, *, floating: bool = True
+    states: Sequence[TrainState], seeds: Sequence[int], exchange: Collectives = SINGLE_RANK, *, floating: bool = True
 ) -> Carry:
     """The loop's carry of some states: keys of the seeds, no loss yet. floating: masks as floats."""
 
     def single(state: TrainState, seed: int) -> Carry:
         device = state.step.device
         key = counter_key(seed, "step").to(device)
-        index = travelling(state) if exchange.ranks > 1 else ()
+        index = surviving_indices(state) if exchange.ranks > 1 else ()
         return Carry(
             floating_masks(state) if floating else state, key, torch.zeros(1, dtype=torch.float64, device=device), index
         )
@@ -50,7 +50,7 @@ def states_of(carry: Carry, width: int, copy: Callable[[Any], Any] = lambda leaf
     return [boolean_masks(tree_map(copy, part.state)) for part in apart(carry, width)]
 
 
-def widened(advance: Advance, width: int) -> Advance:
+def widened(advance: LoopBody, width: int) -> LoopBody:
     """The body of the loop for so many states and batches."""
     # Random layers draw anew for each state.
     return advance if width == 1 else torch.vmap(advance, randomness="different")
