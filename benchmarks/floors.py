@@ -42,7 +42,7 @@ def products(model: lf.Model, x: Tensor, networks: int = 1, precision: Precision
     networks: so many side by side, of linear layers alone. precision: of the factors, as a training's.
     """
     jobs: list[Job] = []
-    with computed_in(precision):
+    with matmul_precision(precision):
         for choices in _layers(model, x, networks, _types(precision)):
             best = min(choices, key=lambda job: _seconds(job.run, str(x.device)))
             jobs.append(best)
@@ -51,11 +51,11 @@ def products(model: lf.Model, x: Tensor, networks: int = 1, precision: Precision
         for job in jobs:
             job.run()
 
-    with torch.no_grad(), computed_in(precision):
+    with torch.no_grad(), matmul_precision(precision):
         call = graphed(once, x.device)
 
     def run(n: int) -> None:
-        with torch.no_grad(), computed_in(precision):
+        with torch.no_grad(), matmul_precision(precision):
             for _ in range(n):
                 call()
 
@@ -69,7 +69,7 @@ def _types(precision: Precision) -> torch.dtype:
 def peak_rate(device: str, precision: Precision = "fp32") -> float:
     """FLOP/s of the best of some large products by either library, on the threads that are set."""
     best = 0.0
-    with computed_in(precision):
+    with matmul_precision(precision):
         for size in (512, 768, 1024, 2048) if device == "cpu" else (4096, 8192):
             a, b = torch.randn(2, size, size, device=device, dtype=_types(precision))
             for product in _libraries(a):
