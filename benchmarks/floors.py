@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 import lthfunc as lf
 from lthfunc.deployment.timing import Run, seconds_of
-from lthfunc.training.engines.gemm import has_one_dnn, one_dnn
-from lthfunc.training.engines.im2col import columns_of
+from lthfunc.training.engines.gemm import has_one_dnn, onednn_gemm
+from lthfunc.training.engines.im2col import im2col
 from lthfunc.training.precision import Precision, matmul_precision
 
 from .graphed import graphed
@@ -152,7 +152,7 @@ def _linear(layer: nn.Linear, x: Tensor, output: Tensor, networks: int, *, first
 def _libraries(factor: Tensor) -> list[Callable[..., Tensor]]:
     """Products of two matrices: PyTorch's own and, on a CPU where PyTorch has it, oneDNN's."""
     also = factor.device.type == "cpu" and factor.dtype == torch.float32 and has_one_dnn()
-    return [torch.mm, *([functools.partial(one_dnn, bias=None)] if also else [])]
+    return [torch.mm, *([functools.partial(onednn_gemm, bias=None)] if also else [])]
 
 
 def _convolution(layer: nn.Conv2d, x: Tensor, output: Tensor, fmt: torch.memory_format, *, first: bool) -> Job:
@@ -175,13 +175,13 @@ def _by_columns(layer: nn.Conv2d, x: Tensor, output: Tensor) -> list[Job]:
     plain = layer.groups == 1 and layer.dilation == (1, 1) and not isinstance(layer.padding, str)
     if x.device.type != "cpu" or x.dtype != torch.float32 or not plain or not has_one_dnn():
         return []
-    columns = columns_of(x, layer.kernel_size, layer.stride, layer.padding)  # type: ignore[arg-type]
+    columns = im2col(x, layer.kernel_size, layer.stride, layer.padding)  # type: ignore[arg-type]
     out = torch.randn_like(output).permute(0, 2, 3, 1).reshape(-1, layer.out_channels)
     x, weight = (part.contiguous(memory_format=torch.channels_last) for part in (x, layer.weight.detach()))
     settings: tuple[Any, ...] = (layer.stride, layer.padding)
     return [
         Job(
-            lambda: (F.conv2d(x, weight, None, *settings), one_dnn(columns, out, None)),
+            lambda: (F.conv2d(x, weight, None, *settings), onednn_gemm(columns, out, None)),
             4 * output.numel() * weight[0].numel(),
         )
     ]

@@ -23,7 +23,7 @@ from lthfunc.training.batches import batches
 from lthfunc.training.cpu_threads import using_threads
 from lthfunc.training.engines.compiled import compile_engine
 from lthfunc.training.engines.interface import Engine, Work
-from lthfunc.training.engines.memory_formats import Forms
+from lthfunc.training.engines.memory_formats import MemoryFormats
 from lthfunc.training.engines.table import Making
 from lthfunc.training.engines.toolchain import why_not
 from lthfunc.training.precision import PRECISIONS, Precision, check_precision
@@ -46,13 +46,13 @@ TUNED, GRAPHED = "tuned plain loop, dense", "tuned plain loop as one graph, dens
 #: On a GPU, ours without graphs, as its steps are launched one by one.
 LAUNCHED = "lthfunc, compile, launched one by one"
 #: On a GPU, ours with numbers in memory in other ways than `engines/memory_formats.py` says: what decides what it says.
-FORMS = {
-    "lthfunc, compile, masks as bools": Forms(floating_masks=False),
-    "lthfunc, compile, channels first": Forms(channels_last=False),
-    "lthfunc, compile, masks as bools, channels first": Forms(floating_masks=False, channels_last=False),
+MEMORY_FORMATS = {
+    "lthfunc, compile, masks as bools": MemoryFormats(floating_masks=False),
+    "lthfunc, compile, channels first": MemoryFormats(channels_last=False),
+    "lthfunc, compile, masks as bools, channels first": MemoryFormats(floating_masks=False, channels_last=False),
 }
 #: What is measured in the precision asked for; the others compute in float32.
-_IN_PRECISION = (OURS, DENSE, STREAMED, TUNED, GRAPHED, LAUNCHED, *FORMS, FLOOR, PEAK)
+_IN_PRECISION = (OURS, DENSE, STREAMED, TUNED, GRAPHED, LAUNCHED, *MEMORY_FORMATS, FLOOR, PEAK)
 NETWORKS = ("lenet300", "lenet5", "lenet5-wide", "conv4", "resnet20")
 _LARGE = ("resnet18",)
 _SECONDS, _REPEATS = 0.6, 9
@@ -152,7 +152,7 @@ def _measured(
             variants[GRAPHED] = _when_called(lambda: peers.graphed_loop(case.model, dense, ready, precision))
             launched = _trainer(case, data, partial(compile_engine, graphs=False), precision)
             variants[LAUNCHED] = going_on(launched, ticket)
-            variants.update(_in_other_forms(case, data, precision, ticket))
+            variants.update(_in_other_formats(case, data, precision, ticket))
     if device == "cpu" and why_no_kernels() is None:
         choosing = _trainer(case, data, lf.sparse_or("compile"), "fp32")
         variants[AUTO], variants[AUTO_DENSE] = going_on(choosing, ticket), going_on(choosing, dense)
@@ -180,17 +180,17 @@ def _when_called(make: Callable[[], Run]) -> Run:
     return run
 
 
-def _in_other_forms(case: Case, data: Dataset, precision: Precision, ticket: lf.TrainState) -> dict[str, Run]:
+def _in_other_formats(case: Case, data: Dataset, precision: Precision, ticket: lf.TrainState) -> dict[str, Run]:
     """Where a network holds no images, channels lie in one way alone."""
     images = any(leaf.ndim == 4 for leaf in ticket.params.values())
     return {
-        name: going_on(_trainer(case, data, partial(in_forms, forms=forms), precision), ticket)
-        for name, forms in FORMS.items()
+        name: going_on(_trainer(case, data, partial(in_formats, forms=forms), precision), ticket)
+        for name, forms in MEMORY_FORMATS.items()
         if images or forms.channels_last
     }
 
 
-def in_forms(work: Work, forms: Forms) -> Engine:
+def in_formats(work: Work, forms: MemoryFormats) -> Engine:
     """The compiled engine with numbers in memory like this, on whatever device."""
     return compile_engine(work, dict.fromkeys(("cpu", "cuda"), forms))
 

@@ -26,16 +26,16 @@ from lthfunc.training.engines import compiled as compiled_engine, toolchain
 from lthfunc.training.engines.cuda_graphs import Launcher
 from lthfunc.training.engines.eager import eager
 from lthfunc.training.engines.interface import Work
-from lthfunc.training.engines.reused_memory import Pools
+from lthfunc.training.engines.reused_memory import GraphPools
 from lthfunc.training.engines.table import engine_for, make_engine
 from lthfunc.training.engines.vmapped import (
-    apart,
     carry_of,
     losses_of,
     stacked,
     states_of,
-    widened,
-    widened_eval,
+    unstacked,
+    vmapped,
+    vmapped_eval,
     with_losses,
 )
 from lthfunc.training.evaluation import chunk_for, evaluate
@@ -60,9 +60,9 @@ def _launcher() -> tuple[Launcher, list[float]]:
 
 def test_a_program_is_called_on_slot_after_slot() -> None:
     launcher, seen = _launcher()
-    pools = Pools()
+    pools = GraphPools()
     assert Launcher(print, [(torch.zeros(1),)], pools)._pools is pools
-    assert isinstance(launcher._pools, Pools)
+    assert isinstance(launcher._pools, GraphPools)
     assert launcher.launch(3, None) == 3
     assert seen == [0, 11, 22]
     ticks: list[int] = []
@@ -107,10 +107,10 @@ def test_stacked_trees_come_apart_again() -> None:
     together = stacked(trees)
     assert together["a"].shape == (3, 2, 3)
     assert together["b"][0].shape == (3, 4)
-    for mine, theirs in zip(apart(together, 3), trees, strict=True):
+    for mine, theirs in zip(unstacked(together, 3), trees, strict=True):
         assert lf.same_bits(mine, theirs)
     assert stacked(trees[:1]) is trees[0]
-    (alone,) = apart(trees[0], 1)
+    (alone,) = unstacked(trees[0], 1)
     assert alone is trees[0]
 
 
@@ -149,9 +149,9 @@ def test_a_carry_of_a_rank_knows_what_travels() -> None:
 
 def test_random_layers_draw_anew_for_each_state() -> None:
     drawing = lambda carry, batch: torch.rand(())  # noqa: E731
-    drawn = widened(drawing, 3)(torch.zeros(3), torch.zeros(3))  # type: ignore[arg-type, call-overload]
+    drawn = vmapped(drawing, 3)(torch.zeros(3), torch.zeros(3))  # type: ignore[arg-type, call-overload]
     assert len(set(drawn.tolist())) == 3
-    assert widened(drawing, 1) is drawing  # type: ignore[arg-type, comparison-overlap]
+    assert vmapped(drawing, 1) is drawing  # type: ignore[arg-type, comparison-overlap]
 
 
 def test_an_evaluation_of_several_networks_is_that_of_each() -> None:
@@ -166,9 +166,9 @@ def test_an_evaluation_of_several_networks_is_that_of_each() -> None:
     params, buffers = {"w": torch.tensor([2.0, 3.0])}, {"b": torch.tensor([10.0, 20.0])}
     x, y = torch.tensor([1.0, 4.0]), torch.tensor([100.0])
     expected = [5 * 2 + 20 + 100, 5 * 3 + 40 + 100]
-    assert widened_eval(step, 2)(params, buffers, (x, y))["loss"].tolist() == expected
-    assert widened_eval(step, 1) is step
-    found = widened_eval(writes, 2, own_inputs=True)(params, buffers, (x, y))
+    assert vmapped_eval(step, 2)(params, buffers, (x, y))["loss"].tolist() == expected
+    assert vmapped_eval(step, 1) is step
+    found = vmapped_eval(writes, 2, own_inputs=True)(params, buffers, (x, y))
     assert found["loss"].tolist() == expected
 
 
@@ -295,7 +295,7 @@ def test_loops_share_pools_and_capture_where_they_may(
 
 
 def test_a_loop_goes_on_in_memory_that_was_left(programs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Kept(compiled_engine.Kept[Any]):
+    class Reusable(compiled_engine.Reusable[Any]):
         """Of which the first is the loops'."""
 
         fit: Any = None
@@ -304,8 +304,8 @@ def test_a_loop_goes_on_in_memory_that_was_left(programs: Any, monkeypatch: pyte
             self.fit = fit
             return super().take(fit)
 
-    made: list[Kept] = []
-    monkeypatch.setattr(compiled_engine, "Kept", lambda: made.append(Kept()) or made[-1])
+    made: list[Reusable] = []
+    monkeypatch.setattr(compiled_engine, "Reusable", lambda: made.append(Reusable()) or made[-1])
     engine, numbers = compiled_engine.compile_engine(_work()), data()
     first, second = (lf.with_optimizer(state_of(seed)[1], lf.sgd(0.1, 0.5)) for seed in (3, 4))
     feed = Prefetcher(numbers.train, 4, [3], torch.device("cpu"))

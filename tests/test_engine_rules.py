@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from lthfunc.training.engines import columns, products, tracing
+from lthfunc.training.engines import gemm, im2col as im2col_module, tracing
 from lthfunc.training.engines.aliases import changed_by, is_seen_elsewhere, memory_of
-from lthfunc.training.engines.im2col import columns_of, convolution_backward
+from lthfunc.training.engines.im2col import convolution_backward, im2col
 from lthfunc.training.engines.pooling import _keeps, max_pool, max_pool_backward
-from lthfunc.training.engines.realized import laid_out
+from lthfunc.training.engines.realized import realized
 
 NHWC = torch.channels_last
 
@@ -30,7 +30,7 @@ def test_columns_are_pytorchs_unfolded_images(
     theirs = F.unfold(x, window, padding=padding, stride=stride)  # (images, channel · window, places)
     places = theirs.shape[-1]
     expected = theirs.view(3, 2, -1, places).permute(2, 1, 0, 3).reshape(-1, 3 * places)
-    assert torch.equal(columns_of(x, window, stride, padding), expected)
+    assert torch.equal(im2col(x, window, stride, padding), expected)
 
 
 def _backward(**changed: Any) -> Any:
@@ -47,7 +47,7 @@ def _backward(**changed: Any) -> Any:
     return convolution_backward(*given), theirs
 
 
-@pytest.mark.skipif(not products.has_one_dnn(), reason="this PyTorch has no oneDNN")
+@pytest.mark.skipif(not gemm.has_one_dnn(), reason="this PyTorch has no oneDNN")
 @pytest.mark.parametrize("changed", [{}, {"channels": 32, "window": (1, 1)}, {"channels": 2, "window": (4, 4)}])
 def test_a_small_filters_gradient_is_one_product(changed: dict[str, Any]) -> None:
     (nothing, of_weight, of_bias), expected = _backward(**changed)
@@ -77,7 +77,7 @@ def test_other_convolutions_are_left_to_pytorch(changed: dict[str, Any]) -> None
 
 
 def test_without_one_dnn_convolutions_are_left_to_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(columns, "has_one_dnn", lambda: False)
+    monkeypatch.setattr(im2col_module, "has_one_dnn", lambda: False)
     assert _backward()[0] is NotImplemented
 
 
@@ -132,31 +132,31 @@ def test_a_windows_gradient_goes_to_its_first_maximum() -> None:
 
 def test_what_is_laid_out_lies_row_by_row() -> None:
     x = torch.randn(2, 3, 4, 5).contiguous(memory_format=NHWC)
-    kept = laid_out(x)
+    kept = realized(x)
     assert torch.equal(kept, x)
     assert kept.stride() == (60, 20, 5, 1)
 
 
-@pytest.mark.skipif(not products.has_one_dnn(), reason="this PyTorch has no oneDNN")
+@pytest.mark.skipif(not gemm.has_one_dnn(), reason="this PyTorch has no oneDNN")
 def test_products_pay_from_a_million_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "has_wide_amd_cores", lambda: True)
+    monkeypatch.setattr(gemm, "has_wide_amd_cores", lambda: True)
     a, b, bias = torch.randn(100, 50), torch.randn(50, 200), torch.randn(200)
-    torch.testing.assert_close(products.mm(a, b), a @ b, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(products.addmm(bias, a, b), bias + a @ b, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(gemm.mm(a, b), a @ b, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(gemm.addmm(bias, a, b), bias + a @ b, rtol=1e-4, atol=1e-4)
     for mine, theirs in ((a[:99], b), (a, b[:, 1:]), (a[:, 1:], b[1:]), (a.double(), b.double())):
-        assert products.mm(mine, theirs) is NotImplemented
-    assert products.mm(a.to("meta"), b.to("meta")) is NotImplemented
+        assert gemm.mm(mine, theirs) is NotImplemented
+    assert gemm.mm(a.to("meta"), b.to("meta")) is NotImplemented
     for changed in ({"beta": 2}, {"alpha": 2}):
-        assert products.addmm(bias, a, b, **changed) is NotImplemented
-    assert products.addmm(bias[None], a, b) is products.addmm(bias, a[:99], b) is NotImplemented
-    monkeypatch.setattr(products, "has_one_dnn", lambda: False)
-    assert products.mm(a, b) is NotImplemented
+        assert gemm.addmm(bias, a, b, **changed) is NotImplemented
+    assert gemm.addmm(bias[None], a, b) is gemm.addmm(bias, a[:99], b) is NotImplemented
+    monkeypatch.setattr(gemm, "has_one_dnn", lambda: False)
+    assert gemm.mm(a, b) is NotImplemented
 
 
 def test_a_product_has_its_shape_before_it_is_computed() -> None:
     a, b = torch.empty(3, 4, device="meta"), torch.empty(4, 7, device="meta")
-    assert products._product_shape(a, b, None).shape == (3, 7)
-    assert products._product_shape(a.double(), b, None).dtype == torch.float64
+    assert gemm._gemm_shape(a, b, None).shape == (3, 7)
+    assert gemm._gemm_shape(a.double(), b, None).dtype == torch.float64
 
 
 # ---- what changes in place ----

@@ -20,7 +20,7 @@ from lthfunc.errors import UserError
 from lthfunc.experiments.iterative import Plan, iterative
 from lthfunc.experiments.settings.running import ENGINES as NAMES, PRECISIONS as PRECISION_NAMES
 from lthfunc.experiments.starting import CONTROLS
-from lthfunc.training.engines import compiled as compiled_engine, products, toolchain
+from lthfunc.training.engines import compiled as compiled_engine, gemm, toolchain
 from lthfunc.training.engines.im2col import convolution_backward
 from lthfunc.training.engines.pooling import max_pool, max_pool_backward
 from lthfunc.training.engines.table import COMPILE_FROM_STEPS, ENGINES, engine_for
@@ -277,7 +277,7 @@ def test_the_pooling_rules_have_the_bits_of_pytorchs_own(
     assert max_pool_backward(grad, x, kernel, kernel, [1, 1], *rest[3:]) is NotImplemented
 
 
-@pytest.mark.skipif(not products.has_one_dnn(), reason="this PyTorch has no oneDNN")
+@pytest.mark.skipif(not gemm.has_one_dnn(), reason="this PyTorch has no oneDNN")
 @pytest.mark.parametrize(
     ("channels", "window", "stride", "padding"),
     [(1, (3, 3), (1, 1), (1, 1)), (3, (3, 2), (2, 1), (0, 2)), (1, (5, 5), (3, 2), (2, 2))],
@@ -334,22 +334,22 @@ def test_wide_cores_are_known_by_what_linux_says(
     assert not hardware.has_wide_amd_cores()
 
 
-@pytest.mark.skipif(not products.has_one_dnn(), reason="this PyTorch has no oneDNN")
+@pytest.mark.skipif(not gemm.has_one_dnn(), reason="this PyTorch has no oneDNN")
 def test_products_are_one_dnns_where_it_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     """Large float32 ones on processors whose width PyTorch's own leave half unused; transposed operands too."""
     a, b, bias = torch.randn(128, 100), torch.randn(100, 128), torch.randn(128)
-    monkeypatch.setattr(products, "has_wide_amd_cores", lambda: False)
-    assert products.mm(a, b) is NotImplemented
-    monkeypatch.setattr(products, "has_wide_amd_cores", lambda: True)
+    monkeypatch.setattr(gemm, "has_wide_amd_cores", lambda: False)
+    assert gemm.mm(a, b) is NotImplemented
+    monkeypatch.setattr(gemm, "has_wide_amd_cores", lambda: True)
     for left, right in ((a, b), (b.t(), a.t()), (a, a.t()), (a.t(), a)):
-        torch.testing.assert_close(products.mm(left, right), left @ right)
-    torch.testing.assert_close(products.addmm(bias, a, b), bias + a @ b)
-    assert products.mm(a[:70], b) is products.mm(a.double(), b.double()) is NotImplemented
-    assert products.addmm(bias, a, b, beta=2) is products.addmm(a @ b, a, b) is NotImplemented
+        torch.testing.assert_close(gemm.mm(left, right), left @ right)
+    torch.testing.assert_close(gemm.addmm(bias, a, b), bias + a @ b)
+    assert gemm.mm(a[:70], b) is gemm.mm(a.double(), b.double()) is NotImplemented
+    assert gemm.addmm(bias, a, b, beta=2) is gemm.addmm(a @ b, a, b) is NotImplemented
 
 
 @needs_compiler
-@pytest.mark.skipif(not products.has_one_dnn(), reason="this PyTorch has no oneDNN")
+@pytest.mark.skipif(not gemm.has_one_dnn(), reason="this PyTorch has no oneDNN")
 def test_a_compiled_product_is_called_without_a_detour() -> None:
     a, b, seen = torch.randn(33, 20), torch.randn(20, 17), []
 
@@ -359,7 +359,7 @@ def test_a_compiled_product_is_called_without_a_detour() -> None:
             return operation(*args, **(kwargs or {}))
 
     with torch.no_grad():
-        program = compiled(lambda a, b: (torch.ops.lthfunc.product(a, b, None),), [a, b], "a product")
+        program = compiled(lambda a, b: (torch.ops.lthfunc.gemm(a, b, None),), [a, b], "a product")
         with Seen():
             (found,) = program(a, b)
     torch.testing.assert_close(found, a @ b)
@@ -373,8 +373,8 @@ def test_a_compiled_product_is_called_without_a_detour() -> None:
 def test_a_step_equals_the_eager_one_by_either_librarys_products(
     few_digits: Dataset, monkeypatch: pytest.MonkeyPatch, *, wide: bool
 ) -> None:
-    monkeypatch.setattr(products, "has_wide_amd_cores", lambda: wide)
-    monkeypatch.setattr(products, "_LEAST", 1)
+    monkeypatch.setattr(gemm, "has_wide_amd_cores", lambda: wide)
+    monkeypatch.setattr(gemm, "_LEAST", 1)
     model = lf.models.lenet300((1, 8, 8), 10)
     found = [take_steps(trainer(model, few_digits, name), lf.init(model), seed=0, until=30)[0] for name in ENGINES]
     same_numbers(*found)

@@ -15,7 +15,7 @@ from lthfunc.training.engines import compiled as compiled_engine
 from lthfunc.training.engines.compiled import compile_engine
 from lthfunc.training.engines.eager import eager
 from lthfunc.training.engines.interface import Work
-from lthfunc.training.engines.memory_formats import Forms
+from lthfunc.training.engines.memory_formats import MemoryFormats
 from lthfunc.training.evaluation import chunk_on_gpu
 from lthfunc.training.loop import take_steps
 from lthfunc.training.steps import Carry, LoopBody
@@ -68,14 +68,16 @@ def segments(trainer: Trainer, state: TrainState, *ends: int) -> tuple[TrainStat
 
 
 @pytest.mark.parametrize("device", ["cuda:0", "cuda:1"])
-@pytest.mark.parametrize("forms", [Forms(), Forms(floating_masks=False, channels_last=False)])
+@pytest.mark.parametrize("forms", [MemoryFormats(), MemoryFormats(floating_masks=False, channels_last=False)])
 def test_segments_of_a_training_go_on_with_the_graphs_of_the_first(
-    gpus: Machine, few_digits: Dataset, device: str, forms: Forms
+    gpus: Machine, few_digits: Dataset, device: str, forms: MemoryFormats
 ) -> None:
     start = lf.prune(fraction=0.5)(lf.init(MODEL))
     ends = (40, 80, 120, 160)
     wanted, losses = segments(trainer(few_digits, eager), start, *ends)
-    on_gpu = trainer(data_to_device(few_digits, device), compile_engine, forms={"cuda": forms, "cpu": Forms()})
+    on_gpu = trainer(
+        data_to_device(few_digits, device), compile_engine, formats_by_device={"cuda": forms, "cpu": MemoryFormats()}
+    )
     found, same_losses = segments(on_gpu, to_device(start, device), *ends)
     assert same_losses == pytest.approx(losses)
     for name, leaf in wanted.params.items():

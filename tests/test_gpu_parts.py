@@ -18,17 +18,17 @@ from lthfunc.energy.gpus import Card, card_of
 from lthfunc.errors import UserError
 from lthfunc.experiments import plan as planning
 from lthfunc.training.batches import batches
-from lthfunc.training.engines.evaluation_graphs import Measuring, begin_measuring
+from lthfunc.training.engines.evaluation_graphs import EvaluationGraph, evaluation_graph
 from lthfunc.training.engines.interface import Work, _flops
-from lthfunc.training.engines.memory_formats import FORMS, Forms, form_on
-from lthfunc.training.engines.reused_memory import Kept, Pools
+from lthfunc.training.engines.memory_formats import MEMORY_FORMATS, MemoryFormats, formats_on
+from lthfunc.training.engines.reused_memory import GraphPools, Reusable
 from lthfunc.training.evaluation import chunk_on_gpu
 from lthfunc.training.prefetch import Prefetcher, _Staging
 from lthfunc.trees.types import Split
 
 
 def test_memory_is_kept_for_what_fits() -> None:
-    kept: Kept[str] = Kept()
+    kept: Reusable[str] = Reusable()
     assert kept.take("a") is None
     kept.leave("a", "first")
     kept.leave("b", "second")  # the last alone
@@ -49,7 +49,7 @@ def test_a_pool_lives_as_long_as_a_graph_in_it(monkeypatch: pytest.MonkeyPatch) 
     class Graph:
         """In place of a captured one."""
 
-    pools, first, second = Pools(), torch.device("cuda:0"), torch.device("cuda:1")
+    pools, first, second = GraphPools(), torch.device("cuda:0"), torch.device("cuda:1")
     assert pools.on(first) == 0
     assert pools.on(first) == 1  # nothing was captured in the one before
     one, other = Graph(), Graph()
@@ -67,15 +67,15 @@ def test_a_pool_lives_as_long_as_a_graph_in_it(monkeypatch: pytest.MonkeyPatch) 
 
 def test_forms_of_memory() -> None:
     image, row = torch.zeros(1, 2, 3, 4), torch.zeros(2, 3)
-    form = Forms()
+    form = MemoryFormats()
     assert (form.floating_masks, form.channels_last) == (True, True)
     assert form.of(image, 1) == torch.channels_last
     assert form.of(image, 2) == form.of(row, 1) == torch.contiguous_format
-    assert Forms(channels_last=False).of(image, 1) == torch.contiguous_format
-    own = {"cpu": Forms(False, False), "cuda": Forms(False, True)}
-    assert form_on(torch.device("cuda:1"), own) is own["cuda"]
-    assert form_on(torch.device("cpu"), own) is form_on(torch.device("meta"), own) is own["cpu"]
-    assert form_on(torch.device("cpu")) is FORMS["cpu"]
+    assert MemoryFormats(channels_last=False).of(image, 1) == torch.contiguous_format
+    own = {"cpu": MemoryFormats(False, False), "cuda": MemoryFormats(False, True)}
+    assert formats_on(torch.device("cuda:1"), own) is own["cuda"]
+    assert formats_on(torch.device("cpu"), own) is formats_on(torch.device("meta"), own) is own["cpu"]
+    assert formats_on(torch.device("cpu")) is MEMORY_FORMATS["cpu"]
 
 
 @pytest.mark.parametrize("networks", [1, 2])
@@ -95,14 +95,14 @@ def test_chunks_are_measured_in_memory_that_stays(networks: int) -> None:
         shape = (3,) if networks == 1 else (networks, 3)
         return [torch.full(shape, scale), torch.full(shape, 1.0)]
 
-    def found(measuring: Measuring, x: Tensor, y: Tensor) -> list[Any]:
+    def found(measuring: EvaluationGraph, x: Tensor, y: Tensor) -> list[Any]:
         return [number.tolist() for number in measuring.metrics_of((x, y))]
 
-    kept: Kept[Measuring] = Kept()
+    kept: Reusable[EvaluationGraph] = Reusable()
     x, y = torch.ones(4, 3), torch.arange(4.0)
 
-    def begin(scale: float, batch: Any = (x, y)) -> Measuring:
-        return begin_measuring(kept, flat, program, of(scale), networks, batch, Pools())
+    def begin(scale: float, batch: Any = (x, y)) -> EvaluationGraph:
+        return evaluation_graph(kept, flat, program, of(scale), networks, batch, GraphPools())
 
     first = begin(2.0)
     many = (lambda number: number) if networks == 1 else (lambda number: [number] * networks)

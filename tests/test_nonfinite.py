@@ -15,8 +15,8 @@ import lthfunc as lf
 from lthfunc.errors import DivergedError
 from lthfunc.sparse.capture import captured
 from lthfunc.sparse.kernels import build
-from lthfunc.sparse.program import Ending, program_of
-from lthfunc.sparse.workspace import Memory
+from lthfunc.sparse.program import Epilogue, program_of
+from lthfunc.sparse.workspace import Workspace
 from lthfunc.trees.model import apply_evaluating, apply_training
 from lthfunc.trees.types import Dataset, Split
 
@@ -73,24 +73,24 @@ def check(module: nn.Module, batch: int, *, endless: bool = True) -> None:
 
     program = program_of(
         captured(model, (2, 4, 6), training=True), params, buffers, {}, batch=batch,
-        stored=((2, 4, 6), torch.float32), scale=None, ending=Ending(None),
+        stored=((2, 4, 6), torch.float32), scale=None, epilogue=Epilogue(None),
     )  # fmt: skip
-    memory = Memory(program, params, buffers)
-    end = len(program.listing.rows)
+    workspace = Workspace(program, params, buffers)
+    end = len(program.code.rows)
     y = torch.zeros(1, batch, dtype=torch.int64)
-    memory.run(x[None], y, batch, part=(0, program.forward))
+    workspace.run(x[None], y, batch, part=(0, program.forward))
     outputs, after = apply_training(model, params, buffers, x)
-    torch.testing.assert_close(memory.outputs[:batch], outputs, **same)
-    memory.outputs.copy_(torch.linspace(-1, 1, memory.outputs.numel()).view_as(memory.outputs))
-    given = memory.outputs[:batch].clone()
-    memory.run(x[None], y, batch, part=(program.forward, end))
+    torch.testing.assert_close(workspace.outputs[:batch], outputs, **same)
+    workspace.outputs.copy_(torch.linspace(-1, 1, workspace.outputs.numel()).view_as(workspace.outputs))
+    given = workspace.outputs[:batch].clone()
+    workspace.run(x[None], y, batch, part=(program.forward, end))
     _, pull = torch.func.vjp(lambda params: apply_training(model, params, buffers, x)[0], params)
     (grads,) = pull(given)
-    ours = memory.dense(memory.gradients)
+    ours = workspace.dense(workspace.gradients)
     for name, grad in grads.items():
         # Which of two numbers is no number tells nothing in a sum; whether the sum is one, much.
         torch.testing.assert_close(ours[name], grad, **same)
-    for name, leaf in memory.buffers(buffers, 1).items():
+    for name, leaf in workspace.buffers(buffers, 1).items():
         torch.testing.assert_close(leaf, after[name], **same)
 
 

@@ -19,11 +19,11 @@ from lthfunc.errors import UserError
 from lthfunc.experiments.config import Config
 from lthfunc.experiments.iterative import iterative
 from lthfunc.experiments.plan import prepare
-from lthfunc.sparse import choice
+from lthfunc.sparse import cost_model
 from lthfunc.sparse.cost_model import is_faster, why_not_sparse
 from lthfunc.sparse.functional import conv_pattern, from_tiles, linear_pattern, sparse_conv2d, sparse_linear, to_tiles
 from lthfunc.sparse.kernels import build
-from lthfunc.sparse.thread_tuner import Pace
+from lthfunc.sparse.thread_tuner import ThreadTuner
 from lthfunc.training.engines import compiled as compiled_engine
 from lthfunc.training.engines.interface import Work
 from lthfunc.training.loop import take_steps
@@ -167,7 +167,7 @@ def test_evaluation_sees_new_survivors(few_digits: Dataset) -> None:
 
 def test_a_whole_run_with_controls_compiles_at_most_one_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever its densities: masks are lists, which are arguments. What always is sparse compiles nothing."""
-    monkeypatch.setattr(choice, "has_wide_amd_cores", lambda: False)
+    monkeypatch.setattr(cost_model, "has_wide_amd_cores", lambda: False)
     made: list[str] = []
     original = compiled_engine.compiled
     monkeypatch.setattr(compiled_engine, "compiled", lambda *a: made.append(a[0].__name__) or original(*a))
@@ -183,7 +183,7 @@ def test_a_whole_run_with_controls_compiles_at_most_one_step(monkeypatch: pytest
 def test_the_rule_knows_shapes_densities_and_the_processor_alone(wide: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """wide: a processor on which it computes convolutions of most weights densely, as fast as the dense engine."""
     for fact in ("has_wide_amd_cores", "have_avx512"):
-        monkeypatch.setattr(choice, fact, lambda: wide)
+        monkeypatch.setattr(cost_model, fact, lambda: wide)
     for arch, shape, expected in (
         ("lenet300", (1, 28, 28), {1.0: True, 0.2: True}),
         ("lenet5", (1, 28, 28), {1.0: True, 0.2: True}),
@@ -365,7 +365,7 @@ class _Machine:
     def __init__(self) -> None:
         self.now, self.share, self.seconds = 0.0, 1.0, {4: 0.001, 1: 0.003}
 
-    def steps(self, pace: Pace, count: int) -> list[int]:
+    def steps(self, pace: ThreadTuner, count: int) -> list[int]:
         """The threads of so many steps, taken one by one."""
         seen = []
         for _ in range(count):
@@ -378,7 +378,7 @@ class _Machine:
 
 def test_threads_follow_what_is_faster() -> None:
     machine = _Machine()
-    pace = Pace(4, lambda: machine.now)
+    pace = ThreadTuner(4, lambda: machine.now)
     assert set(machine.steps(pace, 5000)) == {4}  # quiet: one thread is not even tried
     machine.seconds, machine.share = {4: 0.02, 1: 0.005}, 0.6  # others came
     machine.steps(pace, 200)
@@ -396,7 +396,7 @@ def test_threads_follow_what_is_faster() -> None:
     assert pace.at_most(1000) == 1  # a trial does not take long
     before = machine.now
     assert machine.steps(pace, 100_000).count(4) * 0.1 < 0.05 * (machine.now - before)
-    assert Pace(1).threads == 1
+    assert ThreadTuner(1).threads == 1
 
 
 def test_a_loop_that_changes_its_threads_has_the_same_bits(images: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -407,7 +407,7 @@ def test_a_loop_that_changes_its_threads_has_the_same_bits(images: Dataset, monk
         torch.set_num_threads(3)
         whole = trained(model, images, start, lf.sparse_engine, 12)
         turns = itertools.cycle([3, 1, 1, 3])
-        monkeypatch.setattr(Pace, "threads", property(lambda self: seen.append(next(turns)) or seen[-1]))
+        monkeypatch.setattr(ThreadTuner, "threads", property(lambda self: seen.append(next(turns)) or seen[-1]))
         monkeypatch.setattr("lthfunc.sparse.engine._CALL_SECONDS", 0.0)  # a step a call
         changing = trained(model, images, start, lf.sparse_engine, 12)
         assert torch.get_num_threads() == 3

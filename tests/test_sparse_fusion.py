@@ -13,8 +13,8 @@ from torch import Tensor, nn
 import lthfunc as lf
 from lthfunc.sparse.capture import captured
 from lthfunc.sparse.kernels import build
-from lthfunc.sparse.program import Ending, program_of
-from lthfunc.sparse.workspace import Memory
+from lthfunc.sparse.program import Epilogue, program_of
+from lthfunc.sparse.workspace import Workspace
 from lthfunc.trees.model import apply_evaluating, apply_training
 
 pytestmark = pytest.mark.skipif(build.why_no_kernels() is not None, reason=str(build.why_no_kernels()))
@@ -100,23 +100,23 @@ def check(module: nn.Module, shape: tuple[int, ...], batch: int = 20) -> None:
     model, params, buffers, masks, x, y = prepared(module, shape, batch)
     program = program_of(
         captured(model, shape, training=True), params, buffers, masks, batch=batch, stored=(shape, torch.float32),
-        scale=None, ending=Ending(),
+        scale=None, epilogue=Epilogue(),
     )  # fmt: skip
-    memory = Memory(program, params, buffers)
-    memory.run(x[None], y[None], batch)
+    workspace = Workspace(program, params, buffers)
+    workspace.run(x[None], y[None], batch)
 
     def loss(params):
         outputs, after = apply_training(model, params, wide(buffers), x.double())
         return F.cross_entropy(outputs, y), after
 
     grads, (value, after) = torch.func.grad_and_value(loss, has_aux=True)(wide(params))
-    assert float(memory.totals[0]) == pytest.approx(float(value), rel=1e-5)
-    ours = memory.dense(memory.gradients)
+    assert float(workspace.totals[0]) == pytest.approx(float(value), rel=1e-5)
+    ours = workspace.dense(workspace.gradients)
     largest = max(float(grad.abs().max()) for grad in grads.values())  # of all: some have rounding alone
     for name, grad in grads.items():
         held = grad * masks[name] if name in masks else grad
         assert torch.allclose(ours[name].double(), held, rtol=1e-4, atol=1e-5 * largest + 1e-6), name
-    for name, leaf in memory.buffers(buffers, 1).items():
+    for name, leaf in workspace.buffers(buffers, 1).items():
         assert torch.allclose(leaf.double(), after[name].double(), rtol=1e-5, atol=1e-6), name
 
     run = lf.sparse_program(model, lf.Ticket(params, buffers, masks))

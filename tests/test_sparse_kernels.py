@@ -16,8 +16,8 @@ from lthfunc.sparse.kernels import build
 from lthfunc.sparse.kernels.instructions import COLUMNS, OPCODES, encoded
 from lthfunc.sparse.lowerings import dense
 from lthfunc.sparse.packing import pack, unpack
-from lthfunc.sparse.program import Ending, program_of
-from lthfunc.sparse.workspace import Memory
+from lthfunc.sparse.program import Epilogue, program_of
+from lthfunc.sparse.workspace import Workspace
 from lthfunc.trees.model import apply_evaluating, apply_training
 from lthfunc.trees.ops import scaled
 
@@ -47,11 +47,11 @@ def computed_densely(small: int = 0):
 def opcodes_of(module: nn.Module, shape: tuple[int, ...], batch: int, density: float) -> set[int]:
     """The instructions of a training step."""
     model = lf.from_module(module)
-    listing = program_of(
+    code = program_of(
         captured(model, shape, training=True), *model.init(0), random_masks(model, density, 1), batch=batch,
-        stored=(shape, torch.float32), scale=None, ending=Ending(),
-    ).listing  # fmt: skip
-    return set(listing.rows[:, 0].tolist())
+        stored=(shape, torch.float32), scale=None, epilogue=Epilogue(),
+    ).code  # fmt: skip
+    return set(code.rows[:, 0].tolist())
 
 
 def random_masks(model: lf.Model, density: float, seed: int) -> dict[str, Tensor]:
@@ -72,11 +72,11 @@ def both(module: nn.Module, shape: tuple[int, ...], batch: int, density: float, 
 
     graph = captured(model, shape, training=True)
     program = program_of(
-        graph, params, buffers, masks, batch=batch, stored=(shape, torch.float32), scale=None, ending=Ending(),
+        graph, params, buffers, masks, batch=batch, stored=(shape, torch.float32), scale=None, epilogue=Epilogue(),
     )  # fmt: skip
-    memory = Memory(program, params, buffers)
-    memory.run(x[None], y[None], batch)
-    ours = memory.dense(memory.gradients)
+    workspace = Workspace(program, params, buffers)
+    workspace.run(x[None], y[None], batch)
+    ours = workspace.dense(workspace.gradients)
 
     def loss(params):
         wide = {name: value.double() if value.is_floating_point() else value for name, value in buffers.items()}
@@ -84,7 +84,7 @@ def both(module: nn.Module, shape: tuple[int, ...], batch: int, density: float, 
 
     grads, value = torch.func.grad_and_value(loss)({name: leaf.double() for name, leaf in params.items()})
     theirs = {name: grad * masks[name] if name in masks else grad for name, grad in grads.items()}
-    return float(memory.totals[0]), ours, float(value), theirs
+    return float(workspace.totals[0]), ours, float(value), theirs
 
 
 def check(module: nn.Module, shape: tuple[int, ...], batch: int = 20, density: float = 0.4, seed: int = 0) -> None:
@@ -228,7 +228,7 @@ def test_residual_additions_are_done_as_layers_write() -> None:
     run = lf.sparse_program(model, lf.Ticket(params, buffers, random_masks(model, 1.0, 0)))
     run(torch.randn(20, 3, 12, 20))
     ((_, program, *_),) = run._ready.values()
-    names = [list(OPCODES)[row[0]] for row in program.listing.rows.tolist()]
+    names = [list(OPCODES)[row[0]] for row in program.code.rows.tolist()]
     assert names.count("add") == 2
 
 
@@ -253,12 +253,12 @@ def test_gradients_beyond_the_border_are_not_computed(size, kernel, padding, dil
     model = lf.from_module(module)
     params, buffers = model.init(0)
     masks = random_masks(model, density, 0)
-    listing = program_of(
+    code = program_of(
         captured(model, (3, size, size), training=True), params, buffers, masks, batch=20,
-        stored=((3, size, size), torch.float32), scale=None, ending=Ending(),
-    ).listing  # fmt: skip
+        stored=((3, size, size), torch.float32), scale=None, epilogue=Epilogue(),
+    ).code  # fmt: skip
     limits = [
-        row[4 + COLUMNS["products"].index("limits")] for row in listing.rows.tolist() if row[0] == OPCODES["products"]
+        row[4 + COLUMNS["products"].index("limits")] for row in code.rows.tolist() if row[0] == OPCODES["products"]
     ]
     assert any(limit >= 0 for limit in limits)
 
@@ -348,11 +348,11 @@ def test_what_is_no_number_stays_so(activation):
     masks = random_masks(model, 0.5, 0)
     program = program_of(
         captured(model, (4,), training=True), params, buffers, masks, batch=20, stored=((4,), torch.float32),
-        scale=None, ending=Ending(),
+        scale=None, epilogue=Epilogue(),
     )  # fmt: skip
-    memory = Memory(program, params, buffers)
-    memory.run(torch.randn(1, 20, 4), torch.zeros(1, 20, dtype=torch.int64), 20)
-    assert memory.totals[0].isnan()
+    workspace = Workspace(program, params, buffers)
+    workspace.run(torch.randn(1, 20, 4), torch.zeros(1, 20, dtype=torch.int64), 20)
+    assert workspace.totals[0].isnan()
 
 
 def conv(ins: int = 3, outs: int = 6) -> nn.Module:
@@ -559,18 +559,18 @@ def test_dropout_keeps_the_right_share_and_the_same_places_in_both_directions():
     graph = captured(model, (400,), training=True)
     x, y = torch.ones(64, 400), torch.zeros(64, dtype=torch.int64)
     program = program_of(
-        graph, params, buffers, {}, batch=64, stored=((400,), torch.float32), scale=None, ending=Ending(),
+        graph, params, buffers, {}, batch=64, stored=((400,), torch.float32), scale=None, epilogue=Epilogue(),
     )  # fmt: skip
-    memory = Memory(program, params, buffers)
+    workspace = Workspace(program, params, buffers)
     grads = []
     for step in (1, 1, 2):
-        memory.run(x[None], y[None], 64, 1, step, 7)
-        grads.append(memory.gradients.clone())
+        workspace.run(x[None], y[None], 64, 1, step, 7)
+        grads.append(workspace.gradients.clone())
     assert torch.equal(grads[0], grads[1])
     assert not torch.equal(grads[0], grads[2])
     # The gradient of a weight is the sum of the loss's gradient where its input was kept.
-    weight = memory.dense(grads[0])["out.weight"]
-    bias = memory.dense(grads[0])["out.bias"]
+    weight = workspace.dense(grads[0])["out.weight"]
+    bias = workspace.dense(grads[0])["out.bias"]
     kept = weight.sum(1) / bias / 400
     assert torch.allclose(kept, torch.ones(3), atol=0.03)
 
@@ -600,14 +600,14 @@ def test_targets_that_are_no_class_and_other_dtypes_are_refused():
     model = lf.from_module(nn.Linear(4, 3))
     params, buffers = model.init(0)
     graph = captured(model, (4,), training=True)
-    settings = {"batch": 2, "stored": ((4,), torch.float32), "scale": None, "ending": Ending()}
-    memory = Memory(program_of(graph, params, buffers, {}, **settings), params, buffers)
+    settings = {"batch": 2, "stored": ((4,), torch.float32), "scale": None, "ending": Epilogue()}
+    workspace = Workspace(program_of(graph, params, buffers, {}, **settings), params, buffers)
     x = torch.ones(1, 2, 4)
     for bad in (3, -1):
         with pytest.raises(Exception, match=f"target {bad} is none of 3 classes"):
-            memory.run(x, torch.tensor([[0, bad]]), 2)
+            workspace.run(x, torch.tensor([[0, bad]]), 2)
     with pytest.raises(RuntimeError, match="targets must be int64"):
-        memory.run(x, torch.zeros(1, 2), 2)
+        workspace.run(x, torch.zeros(1, 2), 2)
     with pytest.raises(lf.UserError, match=r"computes in float32; weight is torch\.float64"):
         program_of(graph, {name: leaf.double() for name, leaf in params.items()}, buffers, {}, **settings)
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from lthfunc.deployment.timing import in_turn, repeated
 from lthfunc.errors import UserError
 from lthfunc.training.engines.cuda_graphs import Launcher
-from lthfunc.training.engines.reused_memory import Pools
+from lthfunc.training.engines.reused_memory import GraphPools
 from lthfunc.training.engines.toolchain import why_not
-from lthfunc.training.engines.tracing import Program, compiled
+from lthfunc.training.engines.tracing import CompiledFunction, compiled
 from lthfunc.trees.module_calls import functional_call
 from lthfunc.trees.ops import flattened, tree_map
 from lthfunc.trees.outputs import outputs_of
@@ -37,7 +37,7 @@ class Compiled:
         self._leaves, self._rebuilt = flattened(tree_map(torch.Tensor.detach, parts))
         self._images = any(leaf.ndim == 4 for leaf in self._leaves)
         self._ready: dict[Any, Any] = {}
-        self._pools = Pools()
+        self._pools = GraphPools()
         self.why_eager: str | None = None
 
     def __call__(self, x: Tensor) -> Any:
@@ -109,7 +109,7 @@ class _Graphed:
     Inputs are copied to where it reads them, and outputs from where it leaves them.
     """
 
-    def __init__(self, program: Program, leaves: Sequence[Tensor], x: Tensor, pools: Pools) -> None:
+    def __init__(self, program: CompiledFunction, leaves: Sequence[Tensor], x: Tensor, pools: GraphPools) -> None:
         self._x = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device).copy_(x)
         found = [torch.empty_like(output) for output in program(*leaves, self._x)]
         self._found = found

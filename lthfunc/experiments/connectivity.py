@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lthfunc.arguments import public
 from lthfunc.errors import UserError, invalid
-from lthfunc.training.engines.vmapped import apart
+from lthfunc.training.engines.vmapped import unstacked
 from lthfunc.training.loop import take_steps
 from lthfunc.training.losses import Loss, Metric, accuracy, cross_entropy
 from lthfunc.training.steps import Metrics, make_eval_step
@@ -103,7 +103,7 @@ def _at_each(step: Callable[[Params, Buffers], Metrics], params: Params, buffers
     try:
         return torch.vmap(step, randomness="different")(params, buffers)
     except RuntimeError:
-        found = [step(*each) for each in apart((params, buffers), len(next(iter(params.values()))))]
+        found = [step(*each) for each in unstacked((params, buffers), len(next(iter(params.values()))))]
         return {name: torch.stack([each[name] for each in found]) for name in found[0]}
 
 

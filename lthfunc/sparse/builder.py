@@ -16,13 +16,13 @@ from torch import Tensor
 
 from lthfunc.errors import UserError
 from lthfunc.sparse.kernels.instructions import BY_TILES, encoded
-from lthfunc.sparse.tile_buffers import LANES, Beside, Place
+from lthfunc.sparse.tile_buffers import LANES, SameLayout, TileBuffer
 
 #: An instruction's columns, known once memory is laid out: (name, split, rows, columns).
 Late = Callable[[], tuple[str, int, int, dict[str, int]]]
 
 
-class Step(IntEnum):
+class FusedStep(IntEnum):
     """What a value's writer can do on the way, in the order in which it does it: to its own result, by what is kept of
     a batch normalisation; then add another value; then zero what is not above zero; then take 2 × 2 maxima."""
 
@@ -36,9 +36,9 @@ class Step(IntEnum):
 Take = Callable[..., bool]
 
 
-def rectifies() -> dict[Step, Take]:
+def rectifies() -> dict[FusedStep, Take]:
     """The steps of a writer that looks, as its instruction is written down, at whether its value is rectified."""
-    return {Step.RECTIFY: lambda: True}
+    return {FusedStep.RECTIFY: lambda: True}
 
 
 @dataclass(eq=False)
@@ -50,13 +50,13 @@ class Value:
     and nothing else. uses: operations whose gradients it gets. pending: writes the value; whoever reads it calls this.
     """
 
-    place: Place
+    buffer: TileBuffer
     needs: bool
-    steps: dict[Step, Take] = field(default_factory=dict)
-    taken: list[Step] = field(default_factory=list)
+    steps: dict[FusedStep, Take] = field(default_factory=dict)
+    taken: list[FusedStep] = field(default_factory=list)
     only_read: bool = True
     uses: int = 0
-    grad: Place | None = None
+    grad: TileBuffer | None = None
     written: int = 0
     pending: Callable[[], None] | None = None
 
@@ -64,7 +64,7 @@ class Value:
     def rectified(self) -> bool:
         """Whether ReLU was applied in place: whoever writes the last part of its gradient zeroes it where the value is
         not above zero."""
-        return Step.RECTIFY in self.taken
+        return FusedStep.RECTIFY in self.taken
 
 
 class View(NamedTuple):
@@ -76,16 +76,16 @@ class View(NamedTuple):
     @property
     def shape(self) -> tuple[int, ...]:
         """Without the batch."""
-        place = self.value.place
-        return (place.features,) if self.flat else (place.channels, place.height, place.width)
+        buffer = self.value.buffer
+        return (buffer.features,) if self.flat else (buffer.channels, buffer.height, buffer.width)
 
 
-class Target(NamedTuple):
+class GradientTarget(NamedTuple):
     """Where to write a gradient: added to what is there or not, and zeroed where `gate` is not above zero."""
 
-    place: Place
+    buffer: TileBuffer
     accumulate: bool
-    gate: Place | None
+    gate: TileBuffer | None
 
     @property
     def columns(self) -> dict[str, int]:
@@ -120,15 +120,15 @@ class Builder:
     training: bool
     instructions: list[Late] = field(default_factory=list)
     backward: list[Callable[[], None]] = field(default_factory=list)
-    places: list[Place] = field(default_factory=list)
+    tile_buffers: list[TileBuffer] = field(default_factory=list)
     constants: list[float] = field(default_factory=list)
     lists: list[Tensor] = field(default_factory=list)
     leaves: dict[str, Leaf] = field(default_factory=dict)
     weights: dict[str, Weights] = field(default_factory=dict)
     statistics: dict[str, int] = field(default_factory=dict)
     claimed: set[str] = field(default_factory=set)
-    listed: int = 0
-    spare: dict[tuple[int, ...], list[Place]] = field(default_factory=dict)
+    entries_of: int = 0
+    spare: dict[tuple[int, ...], list[TileBuffer]] = field(default_factory=dict)
 
     @property
     def tiles(self) -> int:
@@ -143,16 +143,16 @@ class Builder:
         """Add an instruction that depends on no other, before all others."""
         self.instructions.insert(0, late)
 
-    def place(self, channels: int, height: int = 1, width: int = 1, halo: int = 0) -> Place:
+    def allocate(self, channels: int, height: int = 1, width: int = 1, halo: int = 0) -> TileBuffer:
         """Room for a value."""
-        place = Place(channels, height, width, halo)
-        self.places.append(place)
-        return place
+        buffer = TileBuffer(channels, height, width, halo)
+        self.tile_buffers.append(buffer)
+        return buffer
 
-    def beside(self, place: Place) -> Place:
+    def same_layout(self, buffer: TileBuffer) -> TileBuffer:
         """Room of the same layout as another place, whatever halo that will get."""
-        twin = Beside(place)
-        self.places.append(twin)
+        twin = SameLayout(buffer)
+        self.tile_buffers.append(twin)
         return twin
 
     def numbers(self, values: list[float]) -> int:
@@ -165,8 +165,8 @@ class Builder:
         if values.numel() and int(values.max()) >= 2**31:
             raise OverflowError("a list reaches further than 32 bits count")
         self.lists.append(values.to(torch.int32))
-        self.listed += values.numel()
-        return self.listed - values.numel()
+        self.entries_of += values.numel()
+        return self.entries_of - values.numel()
 
     def read(self, view: View) -> Value:
         """The value of an argument, written by now; a part of its gradient will be asked of the operation."""
@@ -177,7 +177,7 @@ class Builder:
         value.uses += 1
         return value
 
-    def fuse(self, view: View, step: Step, *given: Any) -> bool:
+    def fuse(self, view: View, step: FusedStep, *given: Any) -> bool:
         """Have whoever writes a value take one more step, so that the value becomes the result; whether it will.
 
         It does where it can, where nothing but the operation that asks reads the value, and where it took no such step
@@ -192,7 +192,7 @@ class Builder:
         value.taken.append(step)
         return True
 
-    def gradient_of(self, value: Value) -> Place:
+    def gradient_of(self, value: Value) -> TileBuffer:
         """Where a value's own gradient lies, once all of it was written.
 
         Raises UserError where nothing wrote any, since the value does not lead to the network's output.
@@ -201,20 +201,20 @@ class Builder:
             raise UserError("--engine: sparse takes networks all of whose operations lead to the output")
         return value.grad
 
-    def target(self, value: Value) -> Target:
+    def target(self, value: Value) -> GradientTarget:
         """Where the next part of a value's gradient goes."""
         if value.grad is None:
             # The value's own layout, since `gate` is read beside it; all halos are settled by now.
-            shape = value.place.layout
+            shape = value.buffer.layout
             kept = self.spare.get(shape)
             # Memory of a gradient that was read already; of the same shape, so that its halo still holds zeros.
-            value.grad = kept.pop() if kept else self.place(*shape)
+            value.grad = kept.pop() if kept else self.allocate(*shape)
         value.written += 1
         last = value.written == value.uses
-        return Target(value.grad, value.written > 1, value.place if value.rectified and last else None)
+        return GradientTarget(value.grad, value.written > 1, value.buffer if value.rectified and last else None)
 
     def differentiate(
-        self, x: Value, out: Value, write: Callable[[Place, Target], Late], *, gates: bool = True
+        self, x: Value, out: Value, write: Callable[[TileBuffer, GradientTarget], Late], *, gates: bool = True
     ) -> None:
         """Say how the gradient of an operation of one value, from x to out, is written: `write(gradient, target)`.
 
@@ -232,24 +232,24 @@ class Builder:
 
         self.backward.append(gradient)
 
-    def rectify(self, target: Target, gate: Place) -> None:
+    def rectify(self, target: GradientTarget, gate: TileBuffer) -> None:
         """Zero a finished gradient where the value is not above zero."""
         self.emit(lambda: (
             "rectify", BY_TILES, gate.channels,
-            {**target.place.named("out"), "height": gate.height, "width": gate.width, "gate": gate.first},
+            {**target.buffer.columns("out"), "height": gate.height, "width": gate.width, "gate": gate.first},
         ))  # fmt: skip
 
-    def like(self, place: Place) -> Place:
+    def like(self, buffer: TileBuffer) -> TileBuffer:
         """Room for a value of the same size, without a halo yet."""
-        return self.place(*place.size)
+        return self.allocate(*buffer.size)
 
     def release(self, value: Value) -> None:
         """The gradient was read for the last time."""
-        place = self.gradient_of(value)
-        self.spare.setdefault(place.layout, []).append(place)
+        buffer = self.gradient_of(value)
+        self.spare.setdefault(buffer.layout, []).append(buffer)
 
 
-class Listing(NamedTuple):
+class MachineCode(NamedTuple):
     """A finished program: its instructions (n, width), lists, constants, and the vectors of activations it needs."""
 
     rows: Tensor
@@ -261,12 +261,12 @@ class Listing(NamedTuple):
 def _work(tiles: int, lists: Tensor, rows: int, columns: dict[str, int]) -> int:
     """About how many vectors an instruction touches."""
     if "entries" in columns:
-        places = columns.get("count", columns.get("ny", 1) * columns.get("nx", 1))
-        return rows * columns["entries"] * places * tiles
+        positions = columns.get("count", columns.get("ny", 1) * columns.get("nx", 1))
+        return rows * columns["entries"] * positions * tiles
     if "starts" in columns and "ny" in columns:
         entries = int(lists[columns["starts"] + rows * columns["blocks"]])
-        places = 1 if columns["across"] else columns["ny"] * columns["nx"]
-        return entries * places * tiles
+        positions = 1 if columns["across"] else columns["ny"] * columns["nx"]
+        return entries * positions * tiles
     if "features" in columns:
         return rows * columns["features"] * tiles
     if "last" in columns:
@@ -275,12 +275,12 @@ def _work(tiles: int, lists: Tensor, rows: int, columns: dict[str, int]) -> int:
     return rows * sides * tiles
 
 
-def finished(builder: Builder) -> Listing:
+def finished(builder: Builder) -> MachineCode:
     """Lay out memory and write all instructions down."""
     vectors = 0
-    for place in builder.places:
-        place.base = vectors
-        vectors += builder.tiles * place.tile
+    for buffer in builder.tile_buffers:
+        buffer.base = vectors
+        vectors += builder.tiles * buffer.tile
     made = [late() for late in builder.instructions]
     lists = torch.cat(builder.lists) if builder.lists else torch.zeros(0, dtype=torch.int32)
     rows = [
@@ -288,4 +288,4 @@ def finished(builder: Builder) -> Listing:
         for name, split, count, columns in made
     ]
     constants = torch.tensor(builder.constants or [0.0], dtype=torch.float32)
-    return Listing(torch.tensor(rows, dtype=torch.int64), lists, constants, vectors)
+    return MachineCode(torch.tensor(rows, dtype=torch.int64), lists, constants, vectors)

@@ -22,7 +22,7 @@ from lthfunc.hardware import has_wide_amd_cores
 from lthfunc.sparse.capture import captured
 from lthfunc.sparse.kernels.build import have_avx512
 from lthfunc.sparse.lowerings.dense import feeds_multipliers
-from lthfunc.sparse.program import Ending, program_of
+from lthfunc.sparse.program import Epilogue, program_of
 from lthfunc.training.engines.interface import Work
 from lthfunc.trees.model import Model
 from lthfunc.trees.types import Masks, Params
@@ -34,7 +34,7 @@ _MANY_CHANNELS, _FULL_CONVOLUTION, _BEST_CONVOLUTION = 256, 0.95, 1.15
 _MARGIN = 0.97
 
 
-class _Layer(NamedTuple):
+class _LayerCost(NamedTuple):
     """name: of the weight. work: multiply-adds of an example. waste: how often dense kernels take that. most: what the
     sparse engine takes at most for it, times that work."""
 
@@ -56,7 +56,7 @@ def is_faster(model: Model, shape: tuple[int, ...], masks: Masks) -> bool:
 
 
 @functools.lru_cache(maxsize=8)
-def _layers(model: Model, shape: tuple[int, ...], wide: bool) -> tuple[_Layer, ...]:
+def _layers(model: Model, shape: tuple[int, ...], wide: bool) -> tuple[_LayerCost, ...]:
     captured_graph = captured(model, shape, training=True)
     placeholders = [node for node in captured_graph.graph.nodes if node.op == "placeholder"]
     names = dict(zip(placeholders, captured_graph.params, strict=False))
@@ -71,7 +71,7 @@ def _layers(model: Model, shape: tuple[int, ...], wide: bool) -> tuple[_Layer, .
             most = _FULL_LINEAR if linear else math.inf
             if wide and not linear and whole and feeds_multipliers(weight.shape[0], weight[0].numel()):
                 most = _FULL_CONVOLUTION if weight.shape[1] < _MANY_CHANNELS else _BEST_CONVOLUTION
-            found.append(_Layer(names[node.args[1]], float(weight.numel() * places), waste, linear, most))
+            found.append(_LayerCost(names[node.args[1]], float(weight.numel() * places), waste, linear, most))
     return tuple(found)
 
 
@@ -96,5 +96,5 @@ def check_mode(work: Work, shape: tuple[int, ...], dtype: torch.dtype, *, traini
     nothing = {name: torch.zeros_like(leaf, dtype=torch.bool) for name, leaf in params.items() if leaf.ndim > 1}
     program_of(
         captured(work.model, shape, training=training), params, buffers, nothing, batch=1, stored=(shape, dtype),
-        scale=work.scale, ending=Ending(gradients=training),
+        scale=work.scale, epilogue=Epilogue(gradients=training),
     )  # fmt: skip

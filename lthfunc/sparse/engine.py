@@ -13,11 +13,11 @@ from lthfunc.errors import invalid
 from lthfunc.sparse.capture import captured
 from lthfunc.sparse.cost_model import check_mode
 from lthfunc.sparse.kernels.build import load_kernels
-from lthfunc.sparse.program import Ending, Program, Stored, program_of
-from lthfunc.sparse.thread_tuner import Paces
+from lthfunc.sparse.program import Epilogue, Program, Stored, program_of
+from lthfunc.sparse.thread_tuner import ThreadTuners
 from lthfunc.sparse.tile_buffers import LANES, VECTOR_BYTES
 from lthfunc.sparse.updates import clock_of, moments_of, state_after
-from lthfunc.sparse.workspace import Memory, pack_moments, unpack_moments
+from lthfunc.sparse.workspace import Workspace, pack_moments, unpack_moments
 from lthfunc.training.engines.interface import Engine, Running, Tick, Work
 from lthfunc.training.evaluation import Evaluation, evaluate
 from lthfunc.training.losses import Loss, accuracy, cross_entropy
@@ -43,7 +43,7 @@ def sparse_engine(work: Work) -> Engine:
     if work.exchange.ranks > 1:
         raise invalid("--engine", "sparse", "eager or compile on several ranks")
     load_kernels()
-    programs, paces = _Programs(work), Paces()
+    programs, tuners = _Programs(work), ThreadTuners()
     evaluable: set[Stored] = set()
 
     def begin(states: Sequence[TrainState], seeds: Sequence[int], feed: Prefetcher) -> Running:
@@ -53,7 +53,7 @@ def sparse_engine(work: Work) -> Engine:
         loops = []
         for number, (state, seed) in enumerate(zip(states, seeds, strict=True)):
             slots = (x, y) if len(states) == 1 else (x[:, number], y[:, number])
-            loops.append(_Loop(work, programs, paces, state, seed, slots))
+            loops.append(_Loop(work, programs, tuners, state, seed, slots))
         # What cannot be evaluated is told before it is trained: the two modes are graphs of their own.
         stored = tuple(x.shape[2 if len(states) == 1 else 3 :]), x.dtype
         if stored not in evaluable:
@@ -61,12 +61,12 @@ def sparse_engine(work: Work) -> Engine:
             evaluable.add(stored)
         return loops[0] if len(loops) == 1 else _Several(loops)
 
-    measuring = _Measuring(work, paces)
+    evaluator = _Evaluator(work, tuners)
 
     def measure(
         params: Sequence[Params], buffers: Sequence[Buffers], split: Split, device: torch.device
     ) -> list[Evaluation]:
-        return [measuring.quality(one, kept, split, device) for one, kept in zip(params, buffers, strict=True)]
+        return [evaluator.quality(one, kept, split, device) for one, kept in zip(params, buffers, strict=True)]
 
     return Engine("sparse", begin, measure)
 
@@ -98,7 +98,7 @@ class _Programs(threading.local):
         program = program_of(
             captured(work.model, stored[0], training=True), state.params, state.buffers, state.masks, batch=batch,
             stored=stored, scale=None if changed else work.scale,
-            ending=Ending("cross_entropy" if work.loss is cross_entropy else None, True, work.optimizer.numbers),
+            epilogue=Epilogue("cross_entropy" if work.loss is cross_entropy else None, True, work.optimizer.numbers),
         )  # fmt: skip
         self._last = {name: mask.clone() for name, mask in state.masks.items()}, (batch, stored), program
         return program
@@ -108,7 +108,7 @@ class _Loop:
     """One network in training."""
 
     def __init__(
-        self, work: Work, programs: _Programs, paces: Paces, state: TrainState, seed: int, slots: Batch
+        self, work: Work, programs: _Programs, tuners: ThreadTuners, state: TrainState, seed: int, slots: Batch
     ) -> None:
         self._work, self._state, self._slots = work, state, slots
         x, _ = slots
@@ -118,34 +118,34 @@ class _Loop:
         optimizer, changed = work.optimizer, work.augment is not None
         stored = tuple(x.shape[2:]), torch.float32 if changed else x.dtype
         program = programs.program(state, self._examples, stored)
-        self._memory = memory = Memory(program, state.params, state.buffers)
+        self._workspace = workspace = Workspace(program, state.params, state.buffers)
         if optimizer.numbers is not None:
-            memory.moments = [memory.vector(tree) for tree in moments_of(state.opt)]
-            memory.clock = clock_of(state.opt, optimizer.numbers)
-            memory.schedule = state.opt.schedule.float().contiguous()
+            workspace.moments = [workspace.vector(tree) for tree in moments_of(state.opt)]
+            workspace.clock = clock_of(state.opt, optimizer.numbers)
+            workspace.schedule = state.opt.schedule.float().contiguous()
         else:
-            self._opt = pack_moments(memory, state.params, state.opt)
+            self._opt = pack_moments(workspace, state.params, state.opt)
         self._whole = takes_whole_steps(work.loss, optimizer, augment=changed)
         self.draws = not self._whole
         self._steps_a_call = 1.0
         # Python's share of a step may depend on the number of threads, the machine's does not.
-        self._pace = paces.of(torch.get_num_threads() if self._whole else 1)
+        self._tuner = tuners.of(torch.get_num_threads() if self._whole else 1)
 
     def take(self, steps: int, tick: Tick | None) -> int:
         """Take one step on each of the slots 0 … steps-1, or on fewer if `tick` stops it; returns how many."""
         done = 0
         x, y = self._slots
         while done < steps:
-            count = self._pace.at_most(min(steps - done, int(self._steps_a_call))) if self._whole else 1
+            count = self._tuner.at_most(min(steps - done, int(self._steps_a_call))) if self._whole else 1
             begun, had = time.perf_counter(), time.process_time()
             if self._whole:
-                with self._pace.running():
-                    self._memory.run(x[done:], y[done:], self._examples, count, self._step, self._seed)
+                with self._tuner.running():
+                    self._workspace.run(x[done:], y[done:], self._examples, count, self._step, self._seed)
             else:
                 self._take_one(x[done], y[done])
             # How many steps a call takes, and how many threads it has, changes nothing in their results.
             seconds = max(1e-6, time.perf_counter() - begun)
-            self._pace.took(count, seconds, time.process_time() - had)
+            self._tuner.took(count, seconds, time.process_time() - had)
             self._steps_a_call = max(1.0, min(2 * self._steps_a_call, count / seconds * _CALL_SECONDS))
             done += count
             self._step += count
@@ -156,43 +156,43 @@ class _Loop:
 
     def losses(self) -> list[float]:
         """The sum of the steps' losses."""
-        return [float(self._memory.totals[0])]
+        return [float(self._workspace.totals[0])]
 
     def count_from(self, losses: Sequence[float]) -> None:
         """Let the sum of losses go on from here."""
-        self._memory.totals.zero_()
-        self._memory.totals[0] = losses[0]
+        self._workspace.totals.zero_()
+        self._workspace.totals[0] = losses[0]
 
     def states(self) -> list[TrainState]:
         """The public state: dense leaves, zeros where weights were pruned."""
-        memory, state = self._memory, self._state
+        workspace, state = self._workspace, self._state
         if self._work.optimizer.numbers is not None:
-            opt = state_after(state.opt, [memory.dense(moment) for moment in memory.moments], memory.clock)
+            opt = state_after(state.opt, [workspace.dense(moment) for moment in workspace.moments], workspace.clock)
         else:
-            opt = unpack_moments(memory, state.params, self._opt)
-        buffers = memory.buffers(state.buffers, self._taken)
+            opt = unpack_moments(workspace, state.params, self._opt)
+        buffers = workspace.buffers(state.buffers, self._taken)
         step = torch.full_like(state.step, self._step)
-        return [TrainState(memory.dense(memory.values), buffers, state.masks, opt, step)]
+        return [TrainState(workspace.dense(workspace.values), buffers, state.masks, opt, step)]
 
     def _take_one(self, x: Tensor, y: Tensor) -> None:
         """A step whose inputs, loss or optimiser are Python's."""
-        work, memory = self._work, self._memory
+        work, workspace = self._work, self._workspace
         step = torch.tensor(self._step)
         if work.augment is not None:
             x = work.augment(scaled(x, work.scale), fold_in(self._key, step)).contiguous()
-        end = len(memory.program.listing.rows)
+        end = len(workspace.program.code.rows)
         if work.loss is cross_entropy:
-            memory.run(x[None], y[None], self._examples, 1, self._step, self._seed, (0, end))
+            workspace.run(x[None], y[None], self._examples, 1, self._step, self._seed, (0, end))
         else:
-            forward = memory.program.forward
-            memory.run(x[None], y[None], self._examples, 1, self._step, self._seed, (0, forward))
-            outputs = memory.outputs[: self._examples]
+            forward = workspace.program.forward
+            workspace.run(x[None], y[None], self._examples, 1, self._step, self._seed, (0, forward))
+            outputs = workspace.outputs[: self._examples]
             gradient, loss = torch.func.grad_and_value(work.loss)(outputs.clone(), y)
-            memory.totals[0] += loss
+            workspace.totals[0] += loss
             outputs.copy_(gradient)
-            memory.run(x[None], y[None], self._examples, 1, self._step, self._seed, (forward, end))
+            workspace.run(x[None], y[None], self._examples, 1, self._step, self._seed, (forward, end))
         if work.optimizer.numbers is None:
-            params, grads = memory.parts(memory.values), memory.parts(memory.gradients)
+            params, grads = workspace.parts(workspace.values), workspace.parts(workspace.gradients)
             new, self._opt = work.optimizer.update(grads, self._opt, params, step)
             for name, value in new.items():
                 params[name].copy_(value)
@@ -231,59 +231,59 @@ class _Several:
 _CHUNK, _BYTES = 512, 64 * 2**20
 
 
-class _Measuring(threading.local):
+class _Evaluator(threading.local):
     """Evaluates networks; keeps the last program, since looks at a training see the same survivors again and again."""
 
-    def __init__(self, work: Work, paces: Paces) -> None:
-        self._work, self._paces = work, paces
+    def __init__(self, work: Work, tuners: ThreadTuners) -> None:
+        self._work, self._tuners = work, tuners
         self._counts = work.loss is cross_entropy and work.metric is accuracy
-        self._memory: Memory | None = None
+        self._workspace: Workspace | None = None
         self._stored: Stored | None = None
 
     def quality(self, params: Params, buffers: Buffers, split: Split, device: torch.device) -> Evaluation:
         """Mean loss and accuracy over a split."""
         work = self._work
-        memory = self._memory_for(params, buffers, split)
-        chunk, pace = memory.program.batch, self._paces.of(torch.get_num_threads())
+        workspace = self._workspace_for(params, buffers, split)
+        chunk, tuner = workspace.program.batch, self._tuners.of(torch.get_num_threads())
 
         def metrics_of(batch: Batch) -> Metrics:
             x, y = batch
-            memory.totals.zero_()
-            with pace.running():
-                memory.run(x[None], y[None], len(x))
+            workspace.totals.zero_()
+            with tuner.running():
+                workspace.run(x[None], y[None], len(x))
             if self._counts:
-                loss, hits = memory.totals
+                loss, hits = workspace.totals
                 return {"loss": loss, "accuracy": hits / len(x)}
-            outputs = memory.outputs[: len(x)]
+            outputs = workspace.outputs[: len(x)]
             return {"loss": work.loss(outputs, y), "accuracy": work.metric(outputs, y)}
 
         (quality,) = evaluate(metrics_of, split, device, chunk)
         return quality
 
-    def _memory_for(self, params: Params, buffers: Buffers, split: Split) -> Memory:
+    def _workspace_for(self, params: Params, buffers: Buffers, split: Split) -> Workspace:
         masks = {name: leaf != 0 for name, leaf in params.items() if leaf.ndim > 1}
         stored = tuple(split.x.shape[1:]), split.x.dtype
-        if self._memory is not None and self._stored == stored and _covers(self._memory, masks):
-            self._memory.load(params, buffers)
-            return self._memory
+        if self._workspace is not None and self._stored == stored and _covers(self._workspace, masks):
+            self._workspace.load(params, buffers)
+            return self._workspace
         work, chunk = self._work, min(_CHUNK, max(LANES, len(split.x)))
         graph = captured(work.model, stored[0], training=False)
-        ending = Ending("cross_entropy" if self._counts else None, gradients=False)
+        epilogue = Epilogue("cross_entropy" if self._counts else None, gradients=False)
         while True:
             program = program_of(
-                graph, params, buffers, masks, batch=chunk, stored=stored, scale=work.scale, ending=ending
+                graph, params, buffers, masks, batch=chunk, stored=stored, scale=work.scale, epilogue=epilogue
             )
-            if program.listing.vectors * VECTOR_BYTES <= _BYTES or chunk <= LANES:
+            if program.code.vectors * VECTOR_BYTES <= _BYTES or chunk <= LANES:
                 break
             chunk = max(LANES, chunk // 2)
-        self._memory, self._stored = Memory(program, params, buffers), stored
-        return self._memory
+        self._workspace, self._stored = Workspace(program, params, buffers), stored
+        return self._workspace
 
 
-def _covers(memory: Memory, masks: dict[str, Tensor]) -> bool:
+def _covers(workspace: Workspace, masks: dict[str, Tensor]) -> bool:
     """Whether all these survivors are among the program's, and not far fewer."""
     ours = theirs = 0
-    for name, positions in memory.program.positions.items():
+    for name, positions in workspace.program.positions.items():
         mask = masks[name].flatten()
         inside, count = int(mask.index_select(0, positions).sum()), int(mask.sum())
         if inside < count:

@@ -62,7 +62,7 @@ def why_unfaithful(
 def _outputs(function: _Outputs, params: Params, buffers: Buffers, x: Tensor) -> dict[str, Tensor]:
     with seeded_generators(_SEED), torch.no_grad():
         found = function(*clone((params, buffers, x)))  # which a module may write into
-    return {f"output {place}": tensor for place, tensor in enumerate(found)}
+    return {f"output {number}": tensor for number, tensor in enumerate(found)}
 
 
 def _with_gradients(function: _Outputs, params: Params, buffers: Buffers, x: Tensor) -> dict[str, Tensor]:
@@ -80,7 +80,7 @@ def _with_gradients(function: _Outputs, params: Params, buffers: Buffers, x: Ten
 
     with seeded_generators(_SEED), torch.enable_grad():
         gradients, outputs = torch.func.grad(objective, has_aux=True)(params, buffers, x)
-    return {**{f"output {place}": tensor for place, tensor in enumerate(outputs)}, **gradients}
+    return {**{f"output {number}": tensor for number, tensor in enumerate(outputs)}, **gradients}
 
 
 def _differences(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> Iterator[str]:

@@ -121,11 +121,11 @@ def _fake_weight_gradients(tiles, grad, starts, offsets, stride_y, stride_x):  #
 
 @torch.compiler.allow_in_graph  # type: ignore[untyped-decorator]  # Dynamo, looking into the Function under `torch.func`, would lose its gradients
 def _layer(*arguments: Any) -> Tensor:
-    result: Tensor = _Layer.apply(*arguments)
+    result: Tensor = _SparseConvolution.apply(*arguments)
     return result
 
 
-class _Layer(torch.autograd.Function):
+class _SparseConvolution(torch.autograd.Function):
     """A product and its gradients. `torch.func` wants a Function; operations with a registered one are not enough."""
 
     @staticmethod

@@ -13,9 +13,9 @@ from lthfunc.errors import UserError
 from lthfunc.sparse.capture import captured
 from lthfunc.sparse.kernels.build import load_kernels
 from lthfunc.sparse.packing import check_ticket
-from lthfunc.sparse.program import Ending, program_of
+from lthfunc.sparse.program import Epilogue, program_of
 from lthfunc.sparse.tile_buffers import LANES
-from lthfunc.sparse.workspace import Memory
+from lthfunc.sparse.workspace import Workspace
 from lthfunc.trees.model import Model
 from lthfunc.trees.ops import apply_masks
 from lthfunc.trees.types import Scale, Ticket, TrainState
@@ -41,7 +41,7 @@ class SparseProgram:
             ticket.masks,
         )
         self._ready: dict[object, Any] = {}
-        self._memories: dict[object, Memory] = {}
+        self._workspaces: dict[object, Workspace] = {}
 
     def __call__(self, x: Tensor) -> Tensor:
         """The network's outputs. x: float32, or uint8 where a scale was given; on the CPU."""
@@ -53,11 +53,11 @@ class SparseProgram:
         ready = self._ready.get((x.shape, x.dtype))
         if ready is None:
             ready = self._ready[x.shape, x.dtype] = self._made(x)
-        infer, program, memory, features, single = ready
-        listing = program.listing
+        infer, program, workspace, features, single = ready
+        code = program.code
         outputs: Tensor = infer(
-            listing.rows, listing.lists, memory.activations, memory.values, memory.constants, x.contiguous(), features,
-            single,
+            code.rows, code.lists, workspace.activations, workspace.values, workspace.constants, x.contiguous(),
+            features, single,
         )  # fmt: skip
         return outputs
 
@@ -66,21 +66,27 @@ class SparseProgram:
         example alone, whose layout is its own: what lies between its places must stay zero."""
         tiles = -(-len(x) // LANES)
         key = len(x) == 1, tiles, x.shape[1:], x.dtype
-        memory = self._memories.get(key)
-        if memory is None:
-            memory = self._memories[key] = self._memory(x, tiles * LANES)
-        single = len(x) == 1 and torch.ops.lthfunc.runs_single(memory.program.listing.rows)
-        return torch.ops.lthfunc.infer.default, memory.program, memory, math.prod(memory.program.outputs), single
+        workspace = self._workspaces.get(key)
+        if workspace is None:
+            workspace = self._workspaces[key] = self._workspace(x, tiles * LANES)
+        single = len(x) == 1 and torch.ops.lthfunc.runs_single(workspace.program.code.rows)
+        return (
+            torch.ops.lthfunc.infer.default,
+            workspace.program,
+            workspace,
+            math.prod(workspace.program.outputs),
+            single,
+        )
 
-    def _memory(self, x: Tensor, capacity: int) -> Memory:
+    def _workspace(self, x: Tensor, capacity: int) -> Workspace:
         if x.device.type != "cpu" or (x.dtype == torch.uint8 and self._scale is None):
             raise UserError("sparse_program: takes float32 on the CPU, or uint8 where a scale was given")
         shape = tuple(x.shape[1:])
         program = program_of(
             captured(self._model, shape, training=False), self._params, self._buffers, self._masks, batch=capacity,
-            stored=(shape, x.dtype), scale=self._scale, ending=Ending(None, gradients=False),
+            stored=(shape, x.dtype), scale=self._scale, epilogue=Epilogue(None, gradients=False),
         )  # fmt: skip
-        return Memory(program, self._params, self._buffers)
+        return Workspace(program, self._params, self._buffers)
 
 
 @public

@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.fx import Node
 
 from lthfunc.errors import UserError
-from lthfunc.sparse.builder import Builder, Leaf, Listing, Value, View, Weights, finished
+from lthfunc.sparse.builder import Builder, Leaf, MachineCode, Value, View, Weights, finished
 from lthfunc.sparse.capture import TRACED_BATCH, Captured, line_of, operation_of
 from lthfunc.sparse.kernels.instructions import BY_TILES, WHOLE
 from lthfunc.sparse.lowerings.interface import Buffer, Param, Unsupported
-from lthfunc.sparse.lowerings.table import RULES
+from lthfunc.sparse.lowerings.table import LOWERINGS
 from lthfunc.sparse.packing import check_fit
 from lthfunc.sparse.updates import Numbers, add_update
 from lthfunc.training.engines.aliases import changed_by, is_seen_elsewhere
@@ -28,7 +28,7 @@ _KINDS = {torch.uint8: 0, torch.float32: 1}
 Stored = tuple[tuple[int, ...], torch.dtype]
 
 
-class Ending(NamedTuple):
+class Epilogue(NamedTuple):
     """What follows the network.
 
     loss: "cross_entropy", or None, where outputs are handed out. gradients: whether the network's gradient follows
@@ -48,7 +48,7 @@ class Program(NamedTuple):
     buffers that count steps. statistics: buffers among the constants. outputs: the network's shape, without the batch.
     """
 
-    listing: Listing
+    code: MachineCode
     forward: int
     gradients: bool
     batch: int
@@ -68,14 +68,14 @@ def program_of(
     batch: int,
     stored: Stored,
     scale: Scale | None,
-    ending: Ending,
+    epilogue: Epilogue,
 ) -> Program:
     """Write the program of a network for batches of up to `batch` examples stored with this shape and dtype.
 
     Raises UserError, with the operation and its place in the network, where there is no rule.
     """
     check_fit(params, masks)
-    b = Builder(batch, ending.gradients)
+    b = Builder(batch, epilogue.gradients)
     for leaf, value in params.items():
         _add_leaf(b, leaf, value, masks)
     for buffer, value in buffers.items():
@@ -88,10 +88,10 @@ def program_of(
         raise UserError(
             f"--engine: sparse takes networks with outputs (batch, features); those of {captured.name} are others"
         )
-    forward, listing = _finish(b, output, ending)
+    forward, code = _finish(b, output, epilogue)
     positions = {leaf: weights.positions for leaf, weights in b.weights.items()}
     return Program(
-        listing, forward, ending.gradients, batch, b.leaves, positions, tuple(counters), dict(b.statistics),
+        code, forward, epilogue.gradients, batch, b.leaves, positions, tuple(counters), dict(b.statistics),
         output.shape,
     )  # fmt: skip
 
@@ -119,7 +119,7 @@ def _load(b: Builder, stored: Stored, scale: Scale | None) -> View:
     channels, height, width = (1, 1, shape[0]) if flat else shape
     if scale is not None and len(scale.mean) not in (1, channels):
         raise UserError("--engine: sparse scales inputs by channels, not features of their own")
-    place = b.place(*((shape[0], 1, 1) if flat else (channels, height, width)))
+    buffer = b.allocate(*((shape[0], 1, 1) if flat else (channels, height, width)))
     numbers = [(1.0, 0.0)] * channels
     if scale is not None:
         numbers = [(1 / (scale.unit * std), mean / std) for mean, std in zip(scale.mean, scale.std, strict=True)]
@@ -127,16 +127,16 @@ def _load(b: Builder, stored: Stored, scale: Scale | None) -> View:
     constants = b.numbers([number for both in numbers for number in both])
 
     def late() -> Any:
-        columns = place.named("out")
+        columns = buffer.columns("out")
         if flat:  # one channel of as many columns as features: the same memory
-            columns |= {"out_channel": place.tile, "out_row": place.features}
+            columns |= {"out_channel": buffer.tile, "out_row": buffer.features}
         return "load_inputs", BY_TILES, channels, {
             **columns, "channels": channels, "height": height, "width": width, "kind": _KINDS[dtype],
             "constants": constants,
         }  # fmt: skip
 
     b.emit(late)
-    return View(Value(place, needs=False), flat)
+    return View(Value(buffer, needs=False), flat)
 
 
 def _given(captured: Captured, x: View) -> dict[Node, Any]:
@@ -148,7 +148,7 @@ def _given(captured: Captured, x: View) -> dict[Node, Any]:
 def _interpreted(b: Builder, captured: Captured, given: dict[Node, Any], counters: list[str]) -> Any:
     name = captured.name
     known: dict[Node, Any] = dict(given)
-    at = {node: place for place, node in enumerate(captured.graph.nodes)}
+    at = {node: number for number, node in enumerate(captured.graph.nodes)}
     for node in at:
         if node.op == "output":
             return known[node.args[0][0]] if isinstance(node.args[0], (list, tuple)) else known[node.args[0]]
@@ -164,13 +164,13 @@ def _interpreted(b: Builder, captured: Captured, given: dict[Node, Any], counter
             counters.append(args[0].name)
             known[node] = args[0]
             continue
-        rule = RULES.get(node.target)
-        if rule is None:
+        lowering = LOWERINGS.get(node.target)
+        if lowering is None:
             raise _no_rule(node, "", name)
         if not all(isinstance(each, View) for each in (args[0] if isinstance(args[0], list) else args[:1])):
             raise _no_rule(node, " of a parameter or buffer", name)
         try:
-            view = rule(b, list(args), dict(kwargs))
+            view = lowering(b, list(args), dict(kwargs))
             _check_shape(view, node)
         except Unsupported as error:
             raise _no_rule(node, f" {error}", name) from error
@@ -193,9 +193,9 @@ def _no_rule(node: Node, form: str, name: str) -> UserError:
     return UserError(f"--engine: sparse has no rule for {what}; --engine compile runs it")
 
 
-def _finish(b: Builder, output: View, ending: Ending) -> tuple[int, Listing]:
+def _finish(b: Builder, output: View, epilogue: Epilogue) -> tuple[int, MachineCode]:
     value = b.read(output)
-    place = value.place
+    buffer = value.buffer
 
     def addressed(name: str, prefix: str, at: Any) -> Any:
         def late() -> Any:
@@ -206,16 +206,16 @@ def _finish(b: Builder, output: View, ending: Ending) -> tuple[int, Listing]:
 
         return late
 
-    if ending.loss is None:
-        b.emit(addressed("store_outputs", "in", lambda: place))
+    if epilogue.loss is None:
+        b.emit(addressed("store_outputs", "in", lambda: buffer))
     forward = len(b.instructions)
-    grad = b.target(value).place if ending.gradients else None
-    if ending.loss is not None:
+    grad = b.target(value).buffer if epilogue.gradients else None
+    if epilogue.loss is not None:
 
         def late() -> Any:
-            addresses = b.table(place.addresses())
+            addresses = b.table(buffer.addresses())
             return "cross_entropy", WHOLE, 1, {
-                "in": place.first, "in_tile": place.tile, "addresses": addresses, "classes": place.features,
+                "in": buffer.first, "in_tile": buffer.tile, "addresses": addresses, "classes": buffer.features,
                 "grad": -1 if grad is None else grad.first, "grad_tile": 0 if grad is None else grad.tile,
                 "gradients": addresses if grad is None else b.table(grad.addresses()),
             }  # fmt: skip
@@ -223,9 +223,9 @@ def _finish(b: Builder, output: View, ending: Ending) -> tuple[int, Listing]:
         b.emit(late)
     elif grad is not None:
         b.emit(addressed("load_gradients", "out", lambda: grad))
-    if ending.gradients:
+    if epilogue.gradients:
         for gradient in reversed(b.backward):
             gradient()
-    if ending.update is not None:
-        add_update(b, ending.update)
+    if epilogue.update is not None:
+        add_update(b, epilogue.update)
     return forward, finished(b)

@@ -27,7 +27,7 @@ _SLOWER = 20
 _AGAIN = 2.0
 
 
-class Pace:
+class ThreadTuner:
     """Chooses between all threads of a loop and one. threads: all; clock: of seconds."""
 
     def __init__(self, threads: int, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -92,12 +92,12 @@ class Pace:
         self._not_before = self._clock() + self._pause
 
 
-class Paces(threading.local):
+class ThreadTuners(threading.local):
     """The pace at each number of threads, as it was found out so far; each thread that trains has its own."""
 
     def __init__(self) -> None:
-        self._of: dict[int, Pace] = {}
+        self._of: dict[int, ThreadTuner] = {}
 
-    def of(self, threads: int) -> Pace:
+    def of(self, threads: int) -> ThreadTuner:
         """The pace where there are so many threads."""
-        return self._of.setdefault(threads, Pace(threads))
+        return self._of.setdefault(threads, ThreadTuner(threads))

@@ -12,7 +12,7 @@ VECTOR_BYTES = 4 * LANES
 
 
 @dataclass(eq=False)
-class Place:
+class TileBuffer:
     """A value of shape (channels, height, width) for each example: ``[tile][channel][row][column][16]``.
 
     halo: rows and columns of zeros around each channel, which padded convolutions read. It grows while a program is
@@ -64,10 +64,10 @@ class Place:
         """int64 (features,): vectors from `first` to each feature, in the order of a flattened value."""
         channels = torch.arange(self.channels) * self.channel
         rows = torch.arange(self.height) * self.row
-        places = channels[:, None, None] + rows[:, None] + torch.arange(self.width)
-        return places.flatten()
+        positions = channels[:, None, None] + rows[:, None] + torch.arange(self.width)
+        return positions.flatten()
 
-    def named(self, prefix: str) -> dict[str, int]:
+    def columns(self, prefix: str) -> dict[str, int]:
         """The columns that describe it in an instruction, but for its size."""
         return {
             prefix: self.first,
@@ -77,10 +77,10 @@ class Place:
         }
 
 
-class Beside(Place):
+class SameLayout(TileBuffer):
     """A place of the same layout as another one, also where that one's halo grows."""
 
-    def __init__(self, other: Place) -> None:
+    def __init__(self, other: TileBuffer) -> None:
         super().__init__(other.channels, other.height, other.width)
         self._other = other
 
@@ -94,6 +94,6 @@ class Beside(Place):
         """Nothing: it is the other one's."""
 
 
-def nowhere(prefix: str) -> dict[str, int]:
+def no_buffer(prefix: str) -> dict[str, int]:
     """The columns of a place that there is none of."""
     return {prefix: -1, f"{prefix}_tile": 0, f"{prefix}_channel": 0, f"{prefix}_row": 0}

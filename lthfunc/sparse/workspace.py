@@ -16,20 +16,20 @@ from lthfunc.trees.types import Buffers, Params
 _NOTHING = torch.zeros(0)
 
 
-class Memory:
+class Workspace:
     """The tensors that the machine works on. Private to whoever runs it."""
 
     def __init__(self, program: Program, params: Params, buffers: Buffers) -> None:
         self.program = program
         self._shapes = {name: tuple(value.shape) for name, value in params.items()}
-        listing = program.listing
-        self._end = len(listing.rows)
+        code = program.code
+        self._end = len(code.rows)
         self._apart: Tensor | None = None
-        self.constants = listing.constants.clone()
+        self.constants = code.constants.clone()
         self.load(params, buffers)
         self.gradients = torch.zeros_like(self.values) if program.gradients else _NOTHING
         # Zeros, since halos and tiles that are not full are read and never written.
-        self.activations = torch.zeros(16 * max(1, listing.vectors), dtype=torch.float32)
+        self.activations = torch.zeros(16 * max(1, code.vectors), dtype=torch.float32)
         self.outputs = torch.zeros(program.batch, *program.outputs)
         self.totals = torch.zeros(2, dtype=torch.float64)
         self.moments: list[Tensor] = []
@@ -90,28 +90,28 @@ class Memory:
         part: tuple[int, int] | None = None,
     ) -> None:
         """Take the instructions (or a part of them) on slots 0 … steps-1 of x and y."""
-        listing = self.program.listing
+        code = self.program.code
         begin, end = part or (0, self._end)
         first, second = (*self.moments, _NOTHING, _NOTHING)[:2]
         torch.ops.lthfunc.run.default(
-            listing.rows, begin, end, listing.lists, self.activations, self.values, self.gradients, self._partials(),
+            code.rows, begin, end, code.lists, self.activations, self.values, self.gradients, self._partials(),
             self.constants, first, second, self.clock, self.totals, self.schedule, x, y, self.outputs, examples, steps,
             step, seed,
         )  # fmt: skip
 
 
-def pack_moments(memory: Memory, params: Params, tree: Any) -> Any:
+def pack_moments(workspace: Workspace, params: Params, tree: Any) -> Any:
     """An optimiser's state with every tree that is shaped like params on the survivors, as 1-D vectors."""
 
     def packed(leaves: Params) -> Params:
-        return {name: leaf.clone() for name, leaf in packed_like(leaves, memory.program.positions).items()}
+        return {name: leaf.clone() for name, leaf in packed_like(leaves, workspace.program.positions).items()}
 
     return map_leaves_like(params, tree, packed)
 
 
-def unpack_moments(memory: Memory, params: Params, tree: Any) -> Any:
+def unpack_moments(workspace: Workspace, params: Params, tree: Any) -> Any:
     """The inverse of `pack_moments`."""
-    positions = memory.program.positions
+    positions = workspace.program.positions
 
     def dense(leaves: Params) -> Params:
         return {

@@ -14,8 +14,8 @@ from lthfunc.hardware import has_wide_amd_cores
 from lthfunc.sparse.builder import Builder
 from lthfunc.sparse.kernels.build import have_avx512
 from lthfunc.sparse.kernels.instructions import BY_ROWS, BY_TILES, SUMS
-from lthfunc.sparse.lowerings.strides import Walk
-from lthfunc.sparse.tile_buffers import LANES, VECTOR_BYTES, Place
+from lthfunc.sparse.lowerings.strides import StridedRegion
+from lthfunc.sparse.tile_buffers import LANES, VECTOR_BYTES, TileBuffer
 
 #: Share of a layer's weights from which it is computed densely: gradients of a linear layer's weights, its products
 #: (kernels/dense.cpp), and convolutions (kernels/convolutions.cpp). Lists feed wide multipliers less well than dense
@@ -50,7 +50,7 @@ class DenseWeights:
         self.outs, self.ins = shape[0], math.prod(shape[1:])
         every = self.outs * self.ins
         self.share = len(b.weights[name].positions) / every if every else 1.0
-        self._spread: Place | None = None
+        self._spread: TileBuffer | None = None
         self._tables: dict[str, int] = {}
 
     @property
@@ -68,15 +68,15 @@ class DenseWeights:
         """Whether the gradients of a linear layer's weights are."""
         return self.makes_products or self.share >= GRADIENTS_FROM
 
-    def makes_convolution_gradients(self, places: int, inside: float = 1.0) -> bool:
+    def makes_convolution_gradients(self, positions: int, inside: float = 1.0) -> bool:
         """Whether the gradients of a convolution's weights are. inside: the share of its work that lists do at all."""
-        many = self.outs >= _ROWS and places * self._b.tiles >= _PLACES
+        many = self.outs >= _ROWS and positions * self._b.tiles >= _PLACES
         return many and self.share * inside >= CONVOLUTIONS_FROM
 
-    def makes_convolutions(self, places: int, inside: float = 1.0) -> bool:
+    def makes_convolutions(self, positions: int, inside: float = 1.0) -> bool:
         """Whether its products are. One tile does not pay for spreading survivors out."""
         pays = feeds_multipliers(self.outs, self.ins) and (self.full or self._b.tiles > 1)
-        return pays and self.makes_convolution_gradients(places, inside)
+        return pays and self.makes_convolution_gradients(positions, inside)
 
     def spread(self, *, first: bool = False) -> None:
         """Spread survivors out among zeros, before the products that follow or, `first`, before everything."""
@@ -91,9 +91,9 @@ class DenseWeights:
 
         (self._b.emit_first if first else self._b.emit)(late)
 
-    def _room(self, vectors: int) -> Place:
+    def _room(self, vectors: int) -> TileBuffer:
         """For numbers row after row, whatever a tile is."""
-        return self._b.place(-(-vectors // self._b.tiles))
+        return self._b.allocate(-(-vectors // self._b.tiles))
 
     @property
     def _values(self) -> int:
@@ -122,21 +122,21 @@ class DenseWeights:
 
     # ---- linear layers ----
 
-    def product(self, source: Place, into: Place, row_out: int, *, turned: bool, **columns: int) -> Any:
+    def product(self, source: TileBuffer, into: TileBuffer, row_out: int, *, transposed: bool, **columns: int) -> Any:
         """Of a linear layer, or of its transpose."""
-        return "dense_products", BY_ROWS, self.ins if turned else self.outs, {
+        return "dense_products", BY_ROWS, self.ins if transposed else self.outs, {
             "in": source.first, "in_tile": source.tile, "addresses": self._b.table(source.addresses()),
-            "features": self.outs if turned else self.ins, "out": into.first, "out_tile": into.tile,
-            "row_out": row_out, **self._columns, "value_row": 1 if turned else self._row,
-            "value_step": self._row if turned else 1, **columns,
+            "features": self.outs if transposed else self.ins, "out": into.first, "out_tile": into.tile,
+            "row_out": row_out, **self._columns, "value_row": 1 if transposed else self._row,
+            "value_step": self._row if transposed else 1, **columns,
         }  # fmt: skip
 
-    def gradients(self, x: Place, grad: Place, row_grad: Callable[[], int], bias: int) -> None:
+    def gradients(self, x: TileBuffer, grad: TileBuffer, row_grad: Callable[[], int], bias: int) -> None:
         """Of a linear layer's surviving weights, from its inputs example by example."""
         width = -(-self.ins // _STRIP) * _STRIP
-        room = self._b.place(width)
+        room = self._b.allocate(width)
 
-        def turned() -> Any:
+        def transposed() -> Any:
             return "by_example", BY_ROWS, -(-self.ins // LANES), {
                 "in": x.first, "in_tile": x.tile, "addresses": self._b.table(x.addresses()), "features": self.ins,
                 "out": room.first, "width": width,
@@ -148,7 +148,7 @@ class DenseWeights:
                 **self._survivors(), "row_grad": row_grad(), "gradients": self._values, "bias": bias,
             }  # fmt: skip
 
-        self._b.emit(turned)
+        self._b.emit(transposed)
         self._b.emit(late)
 
     # ---- convolutions ----
@@ -157,13 +157,15 @@ class DenseWeights:
         """The columns of what every row reads: so many vectors from its first place on."""
         return {"offsets": self._b.table(inputs * VECTOR_BYTES), "entries": len(inputs)}
 
-    def convolution(self, reads: dict[str, int], walk_in: Walk, walk_out: Walk, **columns: int) -> Any:
+    def convolution(
+        self, reads: dict[str, int], region_in: StridedRegion, region_out: StridedRegion, **columns: int
+    ) -> Any:
         """Of weights row by row."""
-        return _convolution(self.outs, walk_in, walk_out, {
+        return _convolution(self.outs, region_in, region_out, {
             **reads, **self._columns, "value_row": self._row, **columns,
         })  # fmt: skip
 
-    def turned(self, which: Callable[[], Tensor], entries: int, step: int) -> Turned:
+    def transposed(self, which: Callable[[], Tensor], entries: int, step: int) -> TransposedWeights:
         """The transpose, made before everything; to be asked for before `spread`, which then comes first.
 
         which: for its first row, where in the flattened leaf each of so many weights lies, once places are known.
@@ -174,45 +176,47 @@ class DenseWeights:
 
         def late() -> Any:
             at = which()
-            places = at // self.ins * self._row + at % self.ins
+            positions = at // self.ins * self._row + at % self.ins
             return "turn_weights", BY_ROWS, rows, {
-                **self._columns, "from": self._b.table(places), "entries": entries, "step": step, "out": room.first,
+                **self._columns, "from": self._b.table(positions), "entries": entries, "step": step, "out": room.first,
             }  # fmt: skip
 
         self._b.emit_first(late)
-        return Turned(room, rows)
+        return TransposedWeights(room, rows)
 
     def convolution_gradients(
-        self, reads: dict[str, int], walk_in: Walk, walk_grad: Walk, row_grad: int, bias: int
+        self, reads: dict[str, int], region_in: StridedRegion, region_grad: StridedRegion, row_grad: int, bias: int
     ) -> Any:
         """Of the surviving weights."""
-        count = walk_grad.ny * walk_grad.nx
-        places = torch.stack([walk_in.places(), walk_grad.places()], 1) * VECTOR_BYTES
+        count = region_grad.ny * region_grad.nx
+        positions = torch.stack([region_in.positions(), region_grad.positions()], 1) * VECTOR_BYTES
         return "dense_convolution_gradients", BY_ROWS if count <= _SMALL else SUMS, self.outs, {
-            "in": walk_in.shifted(walk_in.place.first), "in_tile": walk_in.place.tile,
-            "grad": walk_grad.shifted(walk_grad.place.first), "grad_tile": walk_grad.place.tile,
-            "places": self._b.table(places.flatten()), "count": count,
+            "in": region_in.shifted(region_in.buffer.first), "in_tile": region_in.buffer.tile,
+            "grad": region_grad.shifted(region_grad.buffer.first), "grad_tile": region_grad.buffer.tile,
+            "places": self._b.table(positions.flatten()), "count": count,
             **reads,
-            "channel_bytes": walk_in.place.channel * VECTOR_BYTES,
-            "channel_entries": self.ins // walk_in.place.channels, **self._survivors(), "row_grad": row_grad,
+            "channel_bytes": region_in.buffer.channel * VECTOR_BYTES,
+            "channel_entries": self.ins // region_in.buffer.channels, **self._survivors(), "row_grad": row_grad,
             "gradients": self._values, "bias": bias,
         }  # fmt: skip
 
 
-class Turned(NamedTuple):
+class TransposedWeights(NamedTuple):
     """A convolution's weights as those of its transpose, so many rows in a room of their own."""
 
-    room: Place
+    room: TileBuffer
     rows: int
 
-    def convolution(self, reads: dict[str, int], walk_in: Walk, walk_out: Walk, **columns: int) -> Any:
+    def convolution(
+        self, reads: dict[str, int], region_in: StridedRegion, region_out: StridedRegion, **columns: int
+    ) -> Any:
         """The transposed product."""
-        return _convolution(self.rows, walk_in, walk_out, {
+        return _convolution(self.rows, region_in, region_out, {
             **reads, "values": -1, "spread": self.room.first, "value_row": reads["entries"], **columns,
         })  # fmt: skip
 
 
-def _convolution(rows: int, walk_in: Walk, walk_out: Walk, columns: dict[str, int]) -> Any:
+def _convolution(rows: int, region_in: StridedRegion, region_out: StridedRegion, columns: dict[str, int]) -> Any:
     return "dense_convolutions", BY_TILES, rows, {
-        **walk_in.columns("in"), **walk_out.columns("out"), "ny": walk_out.ny, "nx": walk_out.nx, **columns,
+        **region_in.columns("in"), **region_out.columns("out"), "ny": region_out.ny, "nx": region_out.nx, **columns,
     }  # fmt: skip

@@ -25,7 +25,7 @@ class Unsupported(Exception):  # noqa: N818 - says what it is
 
 
 #: (builder, arguments, keyword arguments) -> what the operation gives. Arguments are Views, Params, Buffers or plain.
-Rule = Callable[[Builder, list[Any], dict[str, Any]], View]
+Lowering = Callable[[Builder, list[Any], dict[str, Any]], View]
 
 
 def claim(b: Builder, *params: Param | Buffer | None) -> None:
@@ -42,8 +42,8 @@ def claim(b: Builder, *params: Param | Buffer | None) -> None:
 
 def check_unflattened(view: View) -> None:
     """Refuse a flattened image, where an operation of features would take it for its channels."""
-    place = view.value.place
-    if view.flat and place.height * place.width > 1:
+    buffer = view.value.buffer
+    if view.flat and buffer.height * buffer.width > 1:
         raise Unsupported("on a flattened image")
 
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from lthfunc.sparse.builder import Builder, Value, View, Weights, rectifies
 from lthfunc.sparse.lowerings.interface import Param, Unsupported, argument, pair
-from lthfunc.sparse.lowerings.product import Back, Layer, Listed
-from lthfunc.sparse.lowerings.strides import Side, Walk, flat, plain
+from lthfunc.sparse.lowerings.product import EntriesOf, InputGradient, ProductLowering
+from lthfunc.sparse.lowerings.strides import ConvolutionAxis, StridedRegion, flat, plain
 from lthfunc.sparse.patterns import Blocks, Entries, blocks_of
 from lthfunc.sparse.tile_buffers import VECTOR_BYTES
 
@@ -34,7 +34,7 @@ def linear(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     if view.shape != (shape[1],):
         raise Unsupported("on more than one dimension of features")
     x = b.read(view)
-    out = Value(b.place(shape[0]), needs=True, steps=rectifies())
+    out = Value(b.allocate(shape[0]), needs=True, steps=rectifies())
     across = min(b.tiles, _TILES_AT_ONCE)
 
     def split(positions: Tensor) -> tuple[Tensor, Tensor]:
@@ -42,17 +42,19 @@ def linear(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
 
     def forward(positions: Tensor) -> tuple[Entries, Blocks | None]:
         rows, inputs = split(positions)
-        entries = Entries(shape[0], rows, x.place.addresses()[inputs])
+        entries = Entries(shape[0], rows, x.buffer.addresses()[inputs])
         return entries, blocks_of(inputs, shape[1], shape[0], across * VECTOR_BYTES)
 
     def backward(positions: Tensor) -> tuple[Entries, Blocks | None]:
         rows, inputs = split(positions)
         which = torch.arange(len(positions))
-        entries = Entries(shape[1], inputs, out.place.addresses()[rows], which)
+        entries = Entries(shape[1], inputs, out.buffer.addresses()[rows], which)
         return entries, blocks_of(rows, shape[0], shape[1], across * VECTOR_BYTES)
 
-    layer = Layer(b, x, out, weight, bias, across)
-    layer.forward(forward, flat(x.place), flat(out.place), [Back(backward, flat(out.place), flat(x.place))])
+    layer = ProductLowering(b, x, out, weight, bias, across)
+    layer.forward(
+        forward, flat(x.buffer), flat(out.buffer), [InputGradient(backward, flat(out.buffer), flat(x.buffer))]
+    )
     b.backward.append(layer.gradients)
     return View(out, flat=True)
 
@@ -68,33 +70,33 @@ def convolution(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     padding = _padding(argument(args, 4, 0), kernel, dilation)
     x = b.read(view)
     sides = [
-        Side(size, k, s, p, d)
-        for size, k, s, p, d in zip((x.place.height, x.place.width), kernel, stride, padding, dilation, strict=True)
+        ConvolutionAxis(size, k, s, p, d)
+        for size, k, s, p, d in zip((x.buffer.height, x.buffer.width), kernel, stride, padding, dilation, strict=True)
     ]
     down, right = sides
     if down.out < 1 or right.out < 1:
         raise Unsupported("whose kernel is larger than its padded input")
-    out = Value(b.place(outs, down.out, right.out), needs=True, steps=rectifies())
-    x.place.halo = max(x.place.halo, *padding)
+    out = Value(b.allocate(outs, down.out, right.out), needs=True, steps=rectifies())
+    x.buffer.halo = max(x.buffer.halo, *padding)
     if x.needs:
-        out.place.halo = max(side.reach for side in sides)
+        out.buffer.halo = max(side.reach for side in sides)
 
     def split(positions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         row, rest = positions // (ins * kernel[0] * kernel[1]), positions % (ins * kernel[0] * kernel[1])
-        channel, place = rest // (kernel[0] * kernel[1]), rest % (kernel[0] * kernel[1])
-        return row, channel, place // kernel[1], place % kernel[1]
+        channel, position = rest // (kernel[0] * kernel[1]), rest % (kernel[0] * kernel[1])
+        return row, channel, position // kernel[1], position % kernel[1]
 
     def forward(positions: Tensor) -> tuple[Entries, Blocks | None]:
         row, channel, ky, kx = split(positions)
-        place = x.place
-        inputs = (row // (outs // groups) * ins + channel) * place.channel
-        inputs = inputs + ky * dilation[0] * place.row + kx * dilation[1]
+        buffer = x.buffer
+        inputs = (row // (outs // groups) * ins + channel) * buffer.channel
+        inputs = inputs + ky * dilation[0] * buffer.row + kx * dilation[1]
         width = min(right.out, _SUMS) * stride[1] + (kernel[1] - 1) * dilation[1]
         return Entries(outs, row, inputs), blocks_of(channel, ins, outs, kernel[0] * width * VECTOR_BYTES)
 
     windows = _windows(sides) if stride == (1, 1) else None
 
-    def backward(phase: tuple[int, int]) -> Listed:
+    def backward(phase: tuple[int, int]) -> EntriesOf:
         """Of the input's places at this distance from a multiple of the stride."""
 
         def entries(positions: Tensor) -> tuple[Entries, Blocks | None]:
@@ -103,8 +105,8 @@ def convolution(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
             mine = ((steps[0] % stride[0] == 0) & (steps[1] % stride[1] == 0)).nonzero().flatten()
             row, channel, ky, kx = row[mine], channel[mine], ky[mine], kx[mine]
             up = steps[0][mine] // stride[0]
-            place = out.place
-            reads = row * place.channel + up * place.row + steps[1][mine] // stride[1]
+            buffer = out.buffer
+            reads = row * buffer.channel + up * buffer.row + steps[1][mine] // stride[1]
             width = (min(right.out, _SUMS) + kernel[1] - 1) * VECTOR_BYTES
             inputs, in_group = row // (outs // groups) * ins + channel, row % (outs // groups)
             blocks: Blocks | None
@@ -121,21 +123,21 @@ def convolution(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
         return entries
 
     # A stride makes as many kinds of input places, each with weights of its own; each kind is a product.
-    phases = [(a, c) for a in range(min(stride[0], x.place.height)) for c in range(min(stride[1], x.place.width))]
+    phases = [(a, c) for a in range(min(stride[0], x.buffer.height)) for c in range(min(stride[1], x.buffer.width))]
     # In few places lists are slow, whatever they leave out.
     inside = windows.inside if windows is not None and right.size >= _FEW else 1.0
     back = [
-        Back(backward(phase), plain(out.place), Walk(x.place, (-phase[0], -phase[1]), stride, tuple(
+        InputGradient(backward(phase), plain(out.buffer), StridedRegion(x.buffer, (-phase[0], -phase[1]), stride, tuple(
             -(-(size - first) // step)
-            for size, first, step in zip((x.place.height, x.place.width), phase, stride, strict=True)
+            for size, first, step in zip((x.buffer.height, x.buffer.width), phase, stride, strict=True)
         )), inside)
         for phase in phases
     ]  # fmt: skip
-    layer = Layer(b, x, out, weight, bias, across=0, grouped=groups > 1)
-    padded = Walk(x.place, padding, stride, (down.out, right.out))
+    layer = ProductLowering(b, x, out, weight, bias, across=0, grouped=groups > 1)
+    padded = StridedRegion(x.buffer, padding, stride, (down.out, right.out))
     # Two rows of outputs at once should find what they read in a near cache.
     near = ins * (kernel[0] + stride[0]) * (min(right.out, _SUMS) + kernel[1]) * VECTOR_BYTES <= _NEAR_BYTES
-    layer.forward(forward, padded, plain(out.place), back, poolable=near)
+    layer.forward(forward, padded, plain(out.buffer), back, poolable=near)
     b.backward.append(layer.gradients)
     return View(out)
 
@@ -153,7 +155,7 @@ class _Windows(NamedTuple):
     inside: float
 
 
-def _windows(sides: list[Side]) -> _Windows | None:
+def _windows(sides: list[ConvolutionAxis]) -> _Windows | None:
     """Where a convolution's gradient lies inside the image, if leaving out the rest pays."""
     limits, inside = [], 1.0
     for side in reversed(sides):

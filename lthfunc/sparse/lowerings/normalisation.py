@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from lthfunc.sparse.builder import Builder, Step, Target, Value, View, rectifies
+from lthfunc.sparse.builder import Builder, FusedStep, GradientTarget, Value, View, rectifies
 from lthfunc.sparse.kernels.instructions import BY_ROWS, BY_TILES, SUMS
 from lthfunc.sparse.lowerings.interface import Buffer, Unsupported, argument, check_unflattened, claim
-from lthfunc.sparse.tile_buffers import nowhere
+from lthfunc.sparse.tile_buffers import no_buffer
 
 #: Numbers that the kernels keep for a channel (normalisation.cpp).
 _SAVED = 6
@@ -23,30 +23,30 @@ def batch_norm(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
         raise Unsupported("without running statistics")
     check_unflattened(view)
     claim(b, weight, bias)
-    place = view.value.place
-    saved = b.numbers([0.0] * (_SAVED * place.channels))
+    buffer = view.value.buffer
+    saved = b.numbers([0.0] * (_SAVED * buffer.channels))
     settings = b.numbers([float(momentum), float(epsilon)])
-    size = {"height": place.height, "width": place.width}
+    size = {"height": buffer.height, "width": buffer.width}
     leaves = [-1 if param is None else b.leaves[param.name].first for param in (weight, bias)]
 
     def statistics() -> Any:
-        return "batch_statistics", BY_ROWS, place.channels, {
-            **place.named("in"), **size, "saved": saved, "running_mean": b.statistics[mean.name],
+        return "batch_statistics", BY_ROWS, buffer.channels, {
+            **buffer.columns("in"), **size, "saved": saved, "running_mean": b.statistics[mean.name],
             "running_variance": b.statistics[variance.name], "momentum": settings, "epsilon": settings + 1,
             "training": int(training), "weight": leaves[0], "bias": leaves[1],
         }  # fmt: skip
 
-    if not training and b.fuse(view, Step.NORMALISE, saved):  # the layer before does it as it writes
+    if not training and b.fuse(view, FusedStep.NORMALISE, saved):  # the layer before does it as it writes
         b.emit_first(statistics)
         return view
     x = b.read(view)
-    out = Value(b.like(place), needs=True, steps=rectifies())
+    out = Value(b.like(buffer), needs=True, steps=rectifies())
 
     def write(other: Value | None = None) -> None:
         def late() -> Any:
-            added = nowhere("b") if other is None else other.place.named("b")
-            return "normalise", BY_TILES, place.channels, {
-                **place.named("in"), **out.place.named("out"), **size, "saved": saved, **added,
+            added = no_buffer("b") if other is None else other.buffer.columns("b")
+            return "normalise", BY_TILES, buffer.channels, {
+                **buffer.columns("in"), **out.buffer.columns("out"), **size, "saved": saved, **added,
                 "relu": int(out.rectified),
             }  # fmt: skip
 
@@ -58,14 +58,14 @@ def batch_norm(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
         return True
 
     b.emit(statistics)
-    out.pending, out.steps[Step.ADD] = write, add
+    out.pending, out.steps[FusedStep.ADD] = write, add
 
     def gradient() -> None:
         grad = b.gradient_of(out)
 
         def sums() -> Any:
-            return "normalise_sums", BY_ROWS, place.channels, {
-                **place.named("in"), **grad.named("grad"), **size, "saved": saved, "weight": leaves[0],
+            return "normalise_sums", BY_ROWS, buffer.channels, {
+                **buffer.columns("in"), **grad.columns("grad"), **size, "saved": saved, "weight": leaves[0],
                 "weight_gradient": leaves[0], "bias_gradient": leaves[1],
             }  # fmt: skip
 
@@ -74,9 +74,9 @@ def batch_norm(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
             target = b.target(x)
 
             def late() -> Any:
-                return "normalise_gradient", BY_TILES, place.channels, {
-                    **place.named("in"), **grad.named("grad"), **target.place.named("into"), **size, "saved": saved,
-                    **target.columns,
+                return "normalise_gradient", BY_TILES, buffer.channels, {
+                    **buffer.columns("in"), **grad.columns("grad"), **target.buffer.columns("into"), **size,
+                    "saved": saved, **target.columns,
                 }  # fmt: skip
 
             b.emit(late)
@@ -98,8 +98,8 @@ def layer_norm(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     weight, bias, epsilon = argument(args, 2, None), argument(args, 3, None), float(argument(args, 4, 1e-5))
     if shape != view.shape:
         raise Unsupported("over a part of the features")
-    place = view.value.place
-    if (weight or bias) and place.height * place.width > 1:
+    buffer = view.value.buffer
+    if (weight or bias) and buffer.height * buffer.width > 1:
         raise Unsupported("with a weight for each place of an image")
     return _grouped(b, view, 1, weight, bias, epsilon)
 
@@ -108,22 +108,23 @@ def _grouped(b: Builder, view: View, groups: int, weight: Any, bias: Any, epsilo
     check_unflattened(view)
     claim(b, weight, bias)
     x = b.read(view)
-    place = x.place
-    out = Value(b.like(place), needs=True, steps=rectifies())
-    saved = b.place(2 * groups)
+    buffer = x.buffer
+    out = Value(b.like(buffer), needs=True, steps=rectifies())
+    saved = b.allocate(2 * groups)
     leaves = {name: -1 if param is None else b.leaves[param.name].first for name, param in
               (("weight", weight), ("bias", bias))}  # fmt: skip
     number = b.numbers([epsilon])
 
     def shared() -> dict[str, int]:
         return {
-            "height": place.height, "width": place.width, "channels": place.channels // groups, "saved": saved.first,
+            "height": buffer.height, "width": buffer.width, "channels": buffer.channels // groups, "saved": saved.first,
             "saved_tile": saved.tile, **leaves,
         }  # fmt: skip
 
     def late() -> Any:
         return "group_normalise", BY_TILES, groups, {
-            **place.named("in"), **out.place.named("out"), **shared(), "epsilon": number, "relu": int(out.rectified)
+            **buffer.columns("in"), **out.buffer.columns("out"), **shared(), "epsilon": number,
+            "relu": int(out.rectified),
         }  # fmt: skip
 
     b.emit(late)
@@ -131,11 +132,12 @@ def _grouped(b: Builder, view: View, groups: int, weight: Any, bias: Any, epsilo
     def gradient() -> None:
         grad = b.gradient_of(out)
         # Where no gradient is wanted, those of weight and bias still are: the rest goes to memory of its own.
-        target = b.target(x) if x.needs else Target(b.place(*place.layout), False, None)
+        target = b.target(x) if x.needs else GradientTarget(b.allocate(*buffer.layout), False, None)
 
         def late() -> Any:
             return "group_normalise_gradient", SUMS, groups, {
-                **place.named("in"), **grad.named("grad"), **target.place.named("into"), **shared(), **target.columns
+                **buffer.columns("in"), **grad.columns("grad"), **target.buffer.columns("into"), **shared(),
+                **target.columns,
             }  # fmt: skip
 
         b.emit(late)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from lthfunc.sparse.builder import Builder, Step, Value, View, rectifies
+from lthfunc.sparse.builder import Builder, FusedStep, Value, View, rectifies
 from lthfunc.sparse.kernels.instructions import BY_TILES
-from lthfunc.sparse.lowerings.interface import Rule, Unsupported, argument
-from lthfunc.sparse.tile_buffers import Place
+from lthfunc.sparse.lowerings.interface import Lowering, Unsupported, argument
+from lthfunc.sparse.tile_buffers import TileBuffer
 
 #: In the order of kernels/pointwise.cpp.
 KINDS = (
@@ -20,15 +20,15 @@ _DEFAULTS = {"leaky_relu": 0.01, "elu": 1.0}
 def relu(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     """Where nothing else reads the value, whoever writes it rectifies it."""
     view: View = args[0]
-    if b.fuse(view, Step.RECTIFY):
+    if b.fuse(view, FusedStep.RECTIFY):
         return view
     return _pointwise(b, view, "relu", 0.0)
 
 
-def activation(kind: str) -> Rule:
+def activation(kind: str) -> Lowering:
     """The rule of an activation by its name in PyTorch."""
 
-    def rule(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
+    def lowering(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
         if kind == "gelu" and kwargs.get("approximate", "none") != "none":
             raise Unsupported("in its approximate form")
         if kind == "hardtanh" and args[1:]:
@@ -41,7 +41,7 @@ def activation(kind: str) -> Rule:
             raise Unsupported("with a scale")
         return _pointwise(b, args[0], kind, float(argument(args, 1, _DEFAULTS.get(kind, 0.0))))
 
-    return rule
+    return lowering
 
 
 def multiply(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
@@ -63,21 +63,21 @@ def add(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     left, right = args[0], args[1]
     if kwargs.get("alpha", 1) != 1 or not (isinstance(left, View) and isinstance(right, View)):
         raise Unsupported("of anything but two values")
-    if left.flat != right.flat or left.value.place.size != right.value.place.size:
+    if left.flat != right.flat or left.value.buffer.size != right.value.buffer.size:
         raise Unsupported("of different shapes")
     if left.value is not right.value:
         # Whoever still is to write a value can read the other one first; whoever has written it cannot wait for it.
         for one, other in sorted(((left, right), (right, left)), key=lambda both: both[0].value.pending is None):
-            if b.fuse(one, Step.ADD, other):
+            if b.fuse(one, FusedStep.ADD, other):
                 return _summed(b, one, other.value)
     x, y = b.read(left), b.read(right)
-    place = x.place
-    out = Value(b.like(place), needs=x.needs or y.needs, steps=rectifies())
+    buffer = x.buffer
+    out = Value(b.like(buffer), needs=x.needs or y.needs, steps=rectifies())
 
     def late() -> Any:
-        return "add", BY_TILES, place.channels, {
-            **x.place.named("a"), **y.place.named("b"), **out.place.named("out"), "height": place.height,
-            "width": place.width, "relu": int(out.rectified),
+        return "add", BY_TILES, buffer.channels, {
+            **x.buffer.columns("a"), **y.buffer.columns("b"), **out.buffer.columns("out"), "height": buffer.height,
+            "width": buffer.width, "relu": int(out.rectified),
         }  # fmt: skip
 
     b.emit(late)
@@ -102,19 +102,19 @@ def dropout(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     if share >= 1.0:
         raise Unsupported("of everything")
     x = b.read(view)
-    place = x.place
-    out = Value(b.like(place), x.needs)
+    buffer = x.buffer
+    out = Value(b.like(buffer), x.needs)
     shared = {
-        "height": place.height, "width": place.width, "threshold": round(share * 2**32),
+        "height": buffer.height, "width": buffer.width, "threshold": round(share * 2**32),
         "scale": b.numbers([1 / (1 - share)]), "number": len(b.instructions),
     }  # fmt: skip
     b.emit(lambda: (
-        "dropout", BY_TILES, place.channels,
-        {**place.named("in"), **out.place.named("out"), **shared, "accumulate": 0, "gate": -1},
+        "dropout", BY_TILES, buffer.channels,
+        {**buffer.columns("in"), **out.buffer.columns("out"), **shared, "accumulate": 0, "gate": -1},
     ))  # fmt: skip
     b.differentiate(x, out, lambda grad, target: lambda: (
-        "dropout", BY_TILES, place.channels,
-        {**grad.named("in"), **target.place.named("out"), **shared, **target.columns},
+        "dropout", BY_TILES, buffer.channels,
+        {**grad.columns("in"), **target.buffer.columns("out"), **shared, **target.columns},
     ))  # fmt: skip
     return View(out, view.flat)
 
@@ -125,20 +125,20 @@ def log_softmax(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     if not view.flat or args[1] not in (1, -1):
         raise Unsupported("over other dimensions than the features")
     x = b.read(view)
-    out = Value(b.place(x.place.features), x.needs)
+    out = Value(b.allocate(x.buffer.features), x.needs)
 
-    def listed(prefix: str, addresses: str, place: Place) -> dict[str, int]:
-        return {prefix: place.first, f"{prefix}_tile": place.tile, addresses: b.table(place.addresses())}
+    def listed(prefix: str, addresses: str, buffer: TileBuffer) -> dict[str, int]:
+        return {prefix: buffer.first, f"{prefix}_tile": buffer.tile, addresses: b.table(buffer.addresses())}
 
     b.emit(lambda: (
-        "log_softmax", BY_TILES, x.place.features,
-        {**listed("in", "addresses", x.place), **listed("out", "out_addresses", out.place)},
+        "log_softmax", BY_TILES, x.buffer.features,
+        {**listed("in", "addresses", x.buffer), **listed("out", "out_addresses", out.buffer)},
     ))  # fmt: skip
     b.differentiate(x, out, lambda grad, target: lambda: (
-        "log_softmax_gradient", BY_TILES, x.place.features,
+        "log_softmax_gradient", BY_TILES, x.buffer.features,
         {
-            **listed("out", "addresses", out.place), "grad": grad.first, "grad_tile": grad.tile,
-            **listed("into", "into_addresses", target.place), "accumulate": int(target.accumulate),
+            **listed("out", "addresses", out.buffer), "grad": grad.first, "grad_tile": grad.tile,
+            **listed("into", "into_addresses", target.buffer), "accumulate": int(target.accumulate),
         },
     ), gates=False)  # fmt: skip
     return View(out, flat=True)
@@ -162,7 +162,7 @@ def copied(b: Builder, source: Value, value: Value) -> None:
 
     def late() -> Any:
         return "copy", BY_TILES, grad.channels, {
-            **grad.named("in"), "in_column": 1, **target.place.named("out"), "out_column": 1,
+            **grad.columns("in"), "in_column": 1, **target.buffer.columns("out"), "out_column": 1,
             "height": grad.height, "width": grad.width, **target.columns,
         }  # fmt: skip
 
@@ -171,16 +171,16 @@ def copied(b: Builder, source: Value, value: Value) -> None:
 
 def _pointwise(b: Builder, view: View, kind: str, number: float) -> View:
     x = b.read(view)
-    place = x.place
-    out = Value(b.like(place), x.needs)
+    buffer = x.buffer
+    out = Value(b.like(buffer), x.needs)
     shared = {
-        "kind": KINDS.index(kind), "height": place.height, "width": place.width, "number": b.numbers([number])
+        "kind": KINDS.index(kind), "height": buffer.height, "width": buffer.width, "number": b.numbers([number])
     }  # fmt: skip
     b.emit(lambda: (
-        "pointwise", BY_TILES, place.channels, {**place.named("in"), **out.place.named("out"), **shared}
+        "pointwise", BY_TILES, buffer.channels, {**buffer.columns("in"), **out.buffer.columns("out"), **shared}
     ))  # fmt: skip
     b.differentiate(x, out, lambda grad, target: lambda: (
-        "pointwise_gradient", BY_TILES, place.channels,
-        {**place.named("in"), **grad.named("grad"), **target.place.named("into"), **shared, **target.columns},
+        "pointwise_gradient", BY_TILES, buffer.channels,
+        {**buffer.columns("in"), **grad.columns("grad"), **target.buffer.columns("into"), **shared, **target.columns},
     ))  # fmt: skip
     return View(out, view.flat)

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from lthfunc.sparse.builder import Builder, Step, Value, View
+from lthfunc.sparse.builder import Builder, FusedStep, Value, View
 from lthfunc.sparse.kernels.instructions import BY_TILES
 from lthfunc.sparse.lowerings.interface import Unsupported, argument, pair
-from lthfunc.sparse.tile_buffers import Place
+from lthfunc.sparse.tile_buffers import TileBuffer
 
 
 def max_pool(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
@@ -22,31 +22,31 @@ def max_pool(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     if view.flat:
         raise Unsupported("on flattened values")
     twos = (kernel, stride, padding, dilation) == ((2, 2), (2, 2), (0, 0), (1, 1))
-    place = view.value.place
-    if twos and place.height % 2 == place.width % 2 == 0:
-        out = Value(Place(place.channels, place.height // 2, place.width // 2), needs=True)
-        if b.fuse(view, Step.MAXIMA, out):
+    buffer = view.value.buffer
+    if twos and buffer.height % 2 == buffer.width % 2 == 0:
+        out = Value(TileBuffer(buffer.channels, buffer.height // 2, buffer.width // 2), needs=True)
+        if b.fuse(view, FusedStep.MAXIMA, out):
             return View(out)
     x = b.read(view)
     sizes = [
         _pooled(size, k, s, p, d, ceil)
-        for size, k, s, p, d in zip((x.place.height, x.place.width), kernel, stride, padding, dilation, strict=True)
+        for size, k, s, p, d in zip((x.buffer.height, x.buffer.width), kernel, stride, padding, dilation, strict=True)
     ]
-    out = Value(b.place(x.place.channels, *sizes), x.needs)
+    out = Value(b.allocate(x.buffer.channels, *sizes), x.needs)
     window = {
-        "height": x.place.height, "width": x.place.width, "out_height": sizes[0], "out_width": sizes[1],
+        "height": x.buffer.height, "width": x.buffer.width, "out_height": sizes[0], "out_width": sizes[1],
         "kernel_y": kernel[0], "kernel_x": kernel[1], "stride_y": stride[0], "stride_x": stride[1],
         "pad_y": padding[0], "pad_x": padding[1], "dilation_y": dilation[0], "dilation_x": dilation[1],
     }  # fmt: skip
 
     b.emit(lambda: (
-        "max_pool", BY_TILES, x.place.channels, {**x.place.named("in"), **out.place.named("out"), **window}
+        "max_pool", BY_TILES, x.buffer.channels, {**x.buffer.columns("in"), **out.buffer.columns("out"), **window}
     ))  # fmt: skip
     b.differentiate(x, out, lambda grad, target: lambda: (
-        "max_pool_gradient", BY_TILES, x.place.channels,
+        "max_pool_gradient", BY_TILES, x.buffer.channels,
         {
-            **x.place.named("in"), **out.place.named("out"), **window, **grad.named("grad"),
-            **target.place.named("into"), **target.columns,
+            **x.buffer.columns("in"), **out.buffer.columns("out"), **window, **grad.columns("grad"),
+            **target.buffer.columns("into"), **target.columns,
         },
     ))  # fmt: skip
     return View(out)
@@ -59,21 +59,23 @@ def average_pool(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     if any(pair(argument(args, 3, 0))) or argument(args, 4, False):
         raise Unsupported("with padding or ceil_mode")
     divisor = int(argument(args, 6, None) or 0)
-    place = view.value.place
+    buffer = view.value.buffer
     windows = [
         torch.tensor([[i * s, i * s + k] for i in range((size - k) // s + 1)])
-        for size, k, s in zip((place.height, place.width), kernel, stride, strict=True)
+        for size, k, s in zip((buffer.height, buffer.width), kernel, stride, strict=True)
     ]
     return _averaged(b, view, windows, divisor)
 
 
 def adaptive_average_pool(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     """adaptive_avg_pool2d to any size."""
-    view, place = args[0], args[0].value.place
-    sizes = [size if given is None else given for size, given in zip((place.height, place.width), args[1], strict=True)]
+    view, buffer = args[0], args[0].value.buffer
+    sizes = [
+        size if given is None else given for size, given in zip((buffer.height, buffer.width), args[1], strict=True)
+    ]
     windows = [
         torch.tensor([[i * size // n, -(-(i + 1) * size // n)] for i in range(n)])
-        for size, n in zip((place.height, place.width), sizes, strict=True)
+        for size, n in zip((buffer.height, buffer.width), sizes, strict=True)
     ]
     return _averaged(b, view, windows, 0)
 
@@ -84,8 +86,8 @@ def mean(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     keep = bool(argument(args, 2, False))
     if view.flat or dims != [2, 3]:
         raise Unsupported("over other dimensions than height and width")
-    place = view.value.place
-    windows = [torch.tensor([[0, size]]) for size in (place.height, place.width)]
+    buffer = view.value.buffer
+    windows = [torch.tensor([[0, size]]) for size in (buffer.height, buffer.width)]
     return _averaged(b, view, windows, 0)._replace(flat=not keep)
 
 
@@ -94,7 +96,7 @@ def _averaged(b: Builder, view: View, windows: list[torch.Tensor], divisor: int)
         raise Unsupported("on flattened values")
     x = b.read(view)
     height, width = (len(side) for side in windows)
-    out = Value(b.place(x.place.channels, height, width), x.needs)
+    out = Value(b.allocate(x.buffer.channels, height, width), x.needs)
     tables: list[int] = []
 
     def shared() -> dict[str, int]:
@@ -106,13 +108,13 @@ def _averaged(b: Builder, view: View, windows: list[torch.Tensor], divisor: int)
         }  # fmt: skip
 
     b.emit(lambda: (
-        "average_pool", BY_TILES, x.place.channels, {**x.place.named("in"), **out.place.named("out"), **shared()}
+        "average_pool", BY_TILES, x.buffer.channels, {**x.buffer.columns("in"), **out.buffer.columns("out"), **shared()}
     ))  # fmt: skip
     b.differentiate(x, out, lambda grad, target: lambda: (
-        "average_pool_gradient", BY_TILES, x.place.channels,
+        "average_pool_gradient", BY_TILES, x.buffer.channels,
         {
-            **grad.named("grad"), **target.place.named("into"), **shared(), "height": x.place.height,
-            "width": x.place.width, **target.columns,
+            **grad.columns("grad"), **target.buffer.columns("into"), **shared(), "height": x.buffer.height,
+            "width": x.buffer.width, **target.columns,
         },
     ))  # fmt: skip
     return View(out)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from lthfunc.sparse.builder import Builder, Target, Value, View
+from lthfunc.sparse.builder import Builder, GradientTarget, Value, View
 from lthfunc.sparse.kernels.instructions import BY_TILES
 from lthfunc.sparse.lowerings.interface import Unsupported, argument
-from lthfunc.sparse.tile_buffers import Place
+from lthfunc.sparse.tile_buffers import TileBuffer
 
 
 def same(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
@@ -53,7 +53,7 @@ def part(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     count = -(-(stop - start) // step)
     shape = list(view.shape)
     shape[dim - 1] = count
-    out = Value(b.place(*shape), x.needs)
+    out = Value(b.allocate(*shape), x.needs)
     steps = [step if dim == each else 1 for each in (1, 2, 3)]
     starts = [start if dim == each else 0 for each in (1, 2, 3)]
     _connected(b, x, out, starts, steps, inside=out)
@@ -72,7 +72,7 @@ def pad(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     for index in range(len(amounts) // 2):
         before[2 - index] = amounts[2 * index]
         shape[2 - index] += amounts[2 * index] + amounts[2 * index + 1]
-    out = Value(b.place(*shape), x.needs)
+    out = Value(b.allocate(*shape), x.needs)
     _connected(b, x, out, before, [1, 1, 1], inside=x)
     return View(out)
 
@@ -84,14 +84,14 @@ def concatenate(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
         raise Unsupported("along other dimensions than channels")
     values = [b.read(view) for view in views]
     out = Value(
-        b.place(sum(value.place.channels for value in values), *views[0].shape[1:]),
+        b.allocate(sum(value.buffer.channels for value in values), *views[0].shape[1:]),
         needs=any(value.needs for value in values),
     )
     first = 0
     gradients = []
     for value in values:
         gradients.append(_copied(b, value, out, [first, 0, 0], [1, 1, 1], inside=value))
-        first += value.place.channels
+        first += value.buffer.channels
 
     def gradient() -> None:
         for each in gradients:
@@ -118,20 +118,20 @@ def _copied(b: Builder, x: Value, out: Value, starts: list[int], steps: list[int
     """Copy between a whole value and part of another: `inside` is the smaller one. Gives what its gradient does."""
     parts_of_x = inside is out
 
-    def columns(place: Place, prefix: str, is_part: bool) -> dict[str, int]:
-        columns = place.named(prefix) | {f"{prefix}_column": 1}
+    def columns(buffer: TileBuffer, prefix: str, is_part: bool) -> dict[str, int]:
+        columns = buffer.columns(prefix) | {f"{prefix}_column": 1}
         if is_part:
-            columns[prefix] = _first(place, starts)
+            columns[prefix] = _first(buffer, starts)
             columns[f"{prefix}_channel"] *= steps[0]
             columns[f"{prefix}_row"] *= steps[1]
             columns[f"{prefix}_column"] = steps[2]
         return columns
 
-    size = {"height": inside.place.height, "width": inside.place.width}
+    size = {"height": inside.buffer.height, "width": inside.buffer.width}
 
     def late() -> Any:
-        return "copy", BY_TILES, inside.place.channels, {
-            **columns(x.place, "in", parts_of_x), **columns(out.place, "out", not parts_of_x), **size,
+        return "copy", BY_TILES, inside.buffer.channels, {
+            **columns(x.buffer, "in", parts_of_x), **columns(out.buffer, "out", not parts_of_x), **size,
             "accumulate": 0, "gate": -1,
         }  # fmt: skip
 
@@ -142,15 +142,15 @@ def _copied(b: Builder, x: Value, out: Value, starts: list[int], steps: list[int
             return
         grad, target = b.gradient_of(out), b.target(x)
         if parts_of_x and not target.accumulate:
-            _zeros(b, target.place)
-            target = Target(target.place, True, target.gate)
+            _zeros(b, target.buffer)
+            target = GradientTarget(target.buffer, True, target.gate)
 
         def late() -> Any:
             gate = -1
             if target.gate is not None:
                 gate = _first(target.gate, starts) if parts_of_x else target.gate.first
-            return "copy", BY_TILES, inside.place.channels, {
-                **columns(grad, "in", not parts_of_x), **columns(target.place, "out", parts_of_x), **size,
+            return "copy", BY_TILES, inside.buffer.channels, {
+                **columns(grad, "in", not parts_of_x), **columns(target.buffer, "out", parts_of_x), **size,
                 "accumulate": int(target.accumulate), "gate": gate,
             }  # fmt: skip
 
@@ -161,13 +161,13 @@ def _copied(b: Builder, x: Value, out: Value, starts: list[int], steps: list[int
     return gradient
 
 
-def _first(place: Place, starts: list[int]) -> int:
-    return place.first + starts[0] * place.channel + starts[1] * place.row + starts[2]
+def _first(buffer: TileBuffer, starts: list[int]) -> int:
+    return buffer.first + starts[0] * buffer.channel + starts[1] * buffer.row + starts[2]
 
 
-def _zeros(b: Builder, place: Place) -> None:
+def _zeros(b: Builder, buffer: TileBuffer) -> None:
     def late() -> Any:
-        size = {"height": place.height, "width": place.width}
-        return "fill", BY_TILES, place.channels, {**place.named("out"), **size}
+        size = {"height": buffer.height, "width": buffer.width}
+        return "fill", BY_TILES, buffer.channels, {**buffer.columns("out"), **size}
 
     b.emit(late)

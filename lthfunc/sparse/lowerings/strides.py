@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lthfunc.sparse.tile_buffers import Place
+from lthfunc.sparse.tile_buffers import TileBuffer
 
 
-class Side:
+class ConvolutionAxis:
     """The numbers of a convolution along one side."""
 
     def __init__(self, size: int, kernel: int, stride: int, padding: int, dilation: int) -> None:
@@ -20,69 +20,69 @@ class Side:
         """Rows beyond the output's borders that the gradient of the input reads."""
         reach = 0
         for first in range(min(self.stride, self.size)):
-            places = -(-(self.size - first) // self.stride)
+            positions = -(-(self.size - first) // self.stride)
             for k in range(self.kernel):
                 step, rest = divmod(first + self.padding - k * self.dilation, self.stride)
                 if rest == 0:
-                    reach = max(reach, -step, step + places - self.out)
+                    reach = max(reach, -step, step + positions - self.out)
         return reach
 
 
-class Walk:
+class StridedRegion:
     """Places of an image that a product reads or writes: every `stride`-th from -padding on, so many down and right."""
 
     def __init__(
-        self, place: Place, padding: tuple[int, int], stride: tuple[int, int], size: tuple[int, ...] | None
+        self, buffer: TileBuffer, padding: tuple[int, int], stride: tuple[int, int], size: tuple[int, ...] | None
     ) -> None:
-        self.place, self.padding, self.stride = place, padding, stride
+        self.buffer, self.padding, self.stride = buffer, padding, stride
         self.ny, self.nx = size or (1, 1)
 
     def columns(self, prefix: str) -> dict[str, int]:
         """Of an instruction."""
-        place = self.place
+        buffer = self.buffer
         return {
-            prefix: self.shifted(place.first),
-            f"{prefix}_tile": place.tile,
-            f"{prefix}_y": self.stride[0] * place.row,
+            prefix: self.shifted(buffer.first),
+            f"{prefix}_tile": buffer.tile,
+            f"{prefix}_y": self.stride[0] * buffer.row,
             f"{prefix}_x": self.stride[1],
         }
 
     def shifted(self, first: int) -> int:
         """The first place, in a memory that begins there."""
-        return first - self.padding[0] * self.place.row - self.padding[1]
+        return first - self.padding[0] * self.buffer.row - self.padding[1]
 
-    def places(self) -> Tensor:
+    def positions(self) -> Tensor:
         """Vectors from the first place to each, row after row."""
-        down = torch.arange(self.ny) * self.stride[0] * self.place.row
+        down = torch.arange(self.ny) * self.stride[0] * self.buffer.row
         return (down[:, None] + torch.arange(self.nx) * self.stride[1]).flatten()
 
     def rows(self) -> Tensor:
         """Vectors from the first place to each channel's."""
-        return torch.arange(self.place.channels) * self.place.channel
+        return torch.arange(self.buffer.channels) * self.buffer.channel
 
 
-class FlatWalk(Walk):
+class FlatRegion(StridedRegion):
     """The places of a flattened value are its tiles."""
 
     def columns(self, prefix: str) -> dict[str, int]:
         """Of an instruction."""
-        return super().columns(prefix) | {f"{prefix}_x": self.place.tile}
+        return super().columns(prefix) | {f"{prefix}_x": self.buffer.tile}
 
     def rows(self) -> Tensor:
         """Vectors from the first place to each feature's."""
-        return self.place.addresses()
+        return self.buffer.addresses()
 
 
-def plain(place: Place) -> Walk:
+def plain(buffer: TileBuffer) -> StridedRegion:
     """All of an image."""
-    return Walk(place, (0, 0), (1, 1), (place.height, place.width))
+    return StridedRegion(buffer, (0, 0), (1, 1), (buffer.height, buffer.width))
 
 
-def flat(place: Place) -> Walk:
+def flat(buffer: TileBuffer) -> StridedRegion:
     """A flattened value."""
-    return FlatWalk(place, (0, 0), (1, 1), None)
+    return FlatRegion(buffer, (0, 0), (1, 1), None)
 
 
-def moved(walk: Walk, place: Place) -> Walk:
+def moved(region: StridedRegion, buffer: TileBuffer) -> StridedRegion:
     """The same walk in another place of the same layout."""
-    return type(walk)(place, walk.padding, walk.stride, (walk.ny, walk.nx))
+    return type(region)(buffer, region.padding, region.stride, (region.ny, region.nx))

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 
 from lthfunc.sparse.lowerings import layers, normalisation, pointwise, pooling, shapes
-from lthfunc.sparse.lowerings.interface import Rule
+from lthfunc.sparse.lowerings.interface import Lowering
 
 _aten = torch.ops.aten
 
-RULES: dict[object, Rule] = {
+LOWERINGS: dict[object, Lowering] = {
     _aten.linear.default: layers.linear,
     _aten.conv2d.default: layers.convolution,
     _aten.conv2d.padding: layers.convolution,
@@ -40,7 +40,7 @@ RULES: dict[object, Rule] = {
     _aten.contiguous.default: shapes.same,
     _aten.clone.default: shapes.same,
 }
-RULES.update({
+LOWERINGS.update({
     getattr(_aten, name).default: pointwise.activation(kind)
     for kind in pointwise.KINDS if kind not in ("relu", "scale")
     for name in (kind, f"{kind}_") if hasattr(_aten, name)

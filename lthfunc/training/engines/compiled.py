@@ -13,18 +13,18 @@ from torch import Tensor
 
 from lthfunc.errors import UserError
 from lthfunc.training.engines.cuda_graphs import Launcher
-from lthfunc.training.engines.evaluation_graphs import Measuring, begin_measuring
+from lthfunc.training.engines.evaluation_graphs import EvaluationGraph, evaluation_graph
 from lthfunc.training.engines.interface import Engine, Running, Tick, Work
-from lthfunc.training.engines.memory_formats import FORMS, Forms, form_on
-from lthfunc.training.engines.reused_memory import Kept, Pools
-from lthfunc.training.engines.tracing import Program, compiled
+from lthfunc.training.engines.memory_formats import MEMORY_FORMATS, MemoryFormats, formats_on
+from lthfunc.training.engines.reused_memory import GraphPools, Reusable
+from lthfunc.training.engines.tracing import CompiledFunction, compiled
 from lthfunc.training.engines.vmapped import (
     carry_of,
     losses_of,
     stacked,
     states_of,
-    widened,
-    widened_eval,
+    vmapped,
+    vmapped_eval,
     with_losses,
 )
 from lthfunc.training.evaluation import Evaluation, evaluate
@@ -35,7 +35,7 @@ from lthfunc.trees.ops import flattened, leaves
 from lthfunc.trees.types import Batch, Buffers, Params, Split, TrainState
 
 #: Makes a program, or finds the one made before, for tensors like these, of which a vector may have any length.
-Compile = Callable[..., Program]
+Compile = Callable[..., CompiledFunction]
 #: The first torch that is known to compile several networks in one program rightly for a CPU.
 _RIGHT = (2, 14)
 
@@ -56,24 +56,26 @@ class _Shared(NamedTuple):
 
     work: Work
     program: Compile
-    forms: Mapping[str, Forms]
+    formats_by_device: Mapping[str, MemoryFormats]
     graphs: bool
-    pools: Pools
-    training: Kept[_Memory]
-    measuring: Kept[Measuring]
+    pools: GraphPools
+    training: Reusable[_Memory]
+    measuring: Reusable[EvaluationGraph]
 
 
-def compile_engine(work: Work, forms: Mapping[str, Forms] = FORMS, *, graphs: bool = True) -> Engine:
+def compile_engine(
+    work: Work, formats_by_device: Mapping[str, MemoryFormats] = MEMORY_FORMATS, *, graphs: bool = True
+) -> Engine:
     """Compiled steps and evaluations; each is compiled once, whatever the masks, seeds, rounds or learning rate.
 
     forms: how numbers lie in memory, by the type of device; graphs: whether steps are captured on a GPU. Both are for
     measuring what the others would do.
     """
-    programs: dict[Any, Program] = {}
+    programs: dict[Any, CompiledFunction] = {}
 
     def program(
         kind: str, function: Callable[..., Any], example: Sequence[Tensor], free: Tensor | None = None
-    ) -> Program:
+    ) -> CompiledFunction:
         shapes = tuple(
             (None if leaf is free else leaf.shape, leaf.stride(), leaf.dtype, leaf.device) for leaf in example
         )
@@ -81,7 +83,7 @@ def compile_engine(work: Work, forms: Mapping[str, Forms] = FORMS, *, graphs: bo
             programs[kind, shapes] = compiled(function, example, work.model.name)
         return programs[kind, shapes]
 
-    shared = _Shared(work, program, forms, graphs, Pools(), Kept(), Kept())
+    shared = _Shared(work, program, formats_by_device, graphs, GraphPools(), Reusable(), Reusable())
 
     def begin(states: Sequence[TrainState], seeds: Sequence[int], feed: Prefetcher) -> Running:
         (_, *shape), kind = feed.kinds[0]  # its memory may be that of a training before
@@ -131,8 +133,8 @@ class _Loop:
 
     def __init__(self, shared: _Shared, states: Sequence[TrainState], seeds: Sequence[int], feed: Prefetcher) -> None:
         work, width, device = shared.work, len(states), states[0].step.device
-        form = form_on(device, shared.forms)
-        carry = carry_of(states, seeds, work.exchange, floating=form.floating_masks)
+        formats = formats_on(device, shared.formats_by_device)
+        carry = carry_of(states, seeds, work.exchange, floating=formats.floating_masks)
         parts, rebuilt = flattened(carry)
         self._rebuilt, self._width = rebuilt, width
         fit = (tuple((leaf.shape, leaf.dtype, leaf.device) for leaf in parts), feed.kinds)
@@ -144,7 +146,7 @@ class _Loop:
                 kept.copy_(leaf)
         else:
             # Copies, also where floating masks or stacking have made some already: the caller's tensors stay untouched.
-            self._leaves = [leaf.clone(memory_format=form.of(leaf, width)) for leaf in parts]
+            self._leaves = [leaf.clone(memory_format=formats.of(leaf, width)) for leaf in parts]
             self._launcher = self._launching(shared, feed, device)
         if device.type == "cuda":
             left = _Memory(self._leaves, feed.slotted, self._launcher)
@@ -152,7 +154,7 @@ class _Loop:
 
     def _launching(self, shared: _Shared, feed: Prefetcher, device: torch.device) -> Launcher:
         work, rebuilt = shared.work, self._rebuilt
-        advance = widened(work.advance, self._width)
+        advance = vmapped(work.advance, self._width)
 
         def in_place(*arguments: Tensor) -> tuple[()]:
             *old, x, y = arguments
@@ -193,11 +195,11 @@ def _measure(
     device: torch.device,
 ) -> list[Evaluation]:
     work, width = shared.work, len(params)
-    step = widened_eval(work.evaluate, width, own_inputs=work.habits.writes_input)
+    step = vmapped_eval(work.evaluate, width, own_inputs=work.habits.writes_input)
     networks = stacked(params), stacked(buffers)
     parts, rebuilt = flattened(networks)
-    form = form_on(device, shared.forms)
-    parts = [leaf.contiguous(memory_format=form.of(leaf, width)) for leaf in parts]
+    formats = formats_on(device, shared.formats_by_device)
+    parts = [leaf.contiguous(memory_format=formats.of(leaf, width)) for leaf in parts]
 
     def flat(*arguments: Tensor) -> tuple[Tensor, Tensor]:
         *network, x, y = arguments
@@ -208,7 +210,7 @@ def _measure(
     graphs = None
     if device.type == "cuda":
         first = split.x[:chunk], split.y[:chunk]
-        graphs = begin_measuring(shared.measuring, flat, shared.program, parts, width, first, shared.pools)
+        graphs = evaluation_graph(shared.measuring, flat, shared.program, parts, width, first, shared.pools)
 
     def metrics_of(batch: Batch) -> Metrics:
         if len(batch[0]) < chunk:  # the last examples; a program of their own would be a second compilation

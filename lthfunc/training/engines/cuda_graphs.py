@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from lthfunc.training.engines.interface import Tick
-from lthfunc.training.engines.reused_memory import Pools
-from lthfunc.training.engines.tracing import Program
+from lthfunc.training.engines.reused_memory import GraphPools
+from lthfunc.training.engines.tracing import CompiledFunction
 
 
 class Launcher:
@@ -22,9 +22,9 @@ class Launcher:
 
     def __init__(
         self,
-        program: Program,
+        program: CompiledFunction,
         arguments: Sequence[tuple[Tensor, ...]],
-        pools: Pools | None = None,
+        pools: GraphPools | None = None,
         *,
         capture: bool = True,
     ) -> None:
@@ -33,7 +33,7 @@ class Launcher:
         self._capture = capture and self._device.type == "cuda"
         self._seen: set[int] = set()
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
-        self._pools = pools or Pools()
+        self._pools = pools or GraphPools()
 
     def launch(self, steps: int, tick: Tick | None) -> int:
         """Run the program on slots 0 … steps-1, or on fewer if `tick` stops it; returns how many."""

@@ -12,8 +12,8 @@ from lthfunc.training.engines.vmapped import (
     losses_of,
     stacked,
     states_of,
-    widened,
-    widened_eval,
+    vmapped,
+    vmapped_eval,
     with_losses,
 )
 from lthfunc.training.evaluation import Evaluation, evaluate
@@ -33,7 +33,7 @@ def eager(work: Work) -> Engine:
     def measure(
         params: Sequence[Params], buffers: Sequence[Buffers], split: Split, device: torch.device
     ) -> list[Evaluation]:
-        step = widened_eval(work.evaluate, len(params), own_inputs=work.habits.writes_input)
+        step = vmapped_eval(work.evaluate, len(params), own_inputs=work.habits.writes_input)
         networks = stacked(params), stacked(buffers)
         chunk = work.chunk(len(params), split, device)
         return evaluate(lambda batch: step(*networks, batch), split, device, chunk, work.exchange)
@@ -49,7 +49,7 @@ class _Loop:
         self._outside, rank = work.habits.outside, work.exchange.rank
         self._step = int(states[0].step) if self._outside else 0  # a GPU is waited for where somebody asks for it
         self._rank = [rank] if rank else []
-        self._advance, self._batches = widened(work.advance, self._width), feed.batches
+        self._advance, self._batches = vmapped(work.advance, self._width), feed.batches
         # Copies, here and in `states`: a module may write into its parameters, and nobody else is to see it.
         self._carry = clone(carry_of(states, seeds, work.exchange))
 

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from lthfunc.training.engines.cuda_graphs import Launcher
-from lthfunc.training.engines.reused_memory import Kept, Pools
-from lthfunc.training.engines.tracing import Program
+from lthfunc.training.engines.reused_memory import GraphPools, Reusable
+from lthfunc.training.engines.tracing import CompiledFunction
 from lthfunc.trees.types import Batch
 
 
-class Measuring(NamedTuple):
+class EvaluationGraph(NamedTuple):
     """Memory that graphs were captured on. fit: what it is made for; network: leaves of all networks side by side;
     batch: a chunk; found: loss and accuracy, float64."""
 
@@ -32,15 +32,15 @@ class Measuring(NamedTuple):
         return self.found
 
 
-def begin_measuring(
-    kept: Kept[Measuring],
+def evaluation_graph(
+    kept: Reusable[EvaluationGraph],
     flat: Callable[..., tuple[Tensor, Tensor]],
-    program: Callable[..., Program],
+    program: Callable[..., CompiledFunction],
     network: Sequence[Tensor],
     networks: int,
     first: Batch,
-    pools: Pools,
-) -> Measuring:
+    pools: GraphPools,
+) -> EvaluationGraph:
     """Memory with these networks in it, that of an earlier evaluation where it fits.
 
     flat: (leaves of the networks, inputs, targets) -> (loss, accuracy). program: makes a program of a function, or
@@ -65,7 +65,7 @@ def begin_measuring(
         return ()
 
     arguments = (*held, x, y, loss, correct)
-    return Measuring(
+    return EvaluationGraph(
         fit, held, (x, y), (loss, correct), Launcher(program("eval", in_place, arguments), [arguments], pools)
     )
 

@@ -21,7 +21,7 @@ _LEAST = 1_000_000
 # add 6 µs to a call instead of 2.
 _LIBRARY = torch.library.Library("lthfunc", "FRAGMENT")  # type: ignore[no-untyped-call]
 _LIBRARY.define(  # type: ignore[no-untyped-call]
-    "product(Tensor a, Tensor b, Tensor? bias) -> Tensor", tags=(torch.Tag.flexible_layout,)
+    "gemm(Tensor a, Tensor b, Tensor? bias) -> Tensor", tags=(torch.Tag.flexible_layout,)
 )
 _SCALARS: list[float] = []
 
@@ -31,22 +31,22 @@ def has_one_dnn() -> bool:
     return bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
 
 
-def one_dnn(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
+def onednn_gemm(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
     """a (m, k) @ b (k, n) + bias (n), float32 on a CPU, by oneDNN."""
     result: Tensor = torch.ops.mkldnn._linear_pointwise.default(a, b.t(), bias, "none", _SCALARS, "")
     return result
 
 
-_LIBRARY.impl("product", one_dnn, "CPU")  # type: ignore[no-untyped-call]
+_LIBRARY.impl("gemm", onednn_gemm, "CPU")  # type: ignore[no-untyped-call]
 
 
-@torch.library.register_fake("lthfunc::product", lib=_LIBRARY)  # type: ignore[untyped-decorator]
-def _product_shape(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
+@torch.library.register_fake("lthfunc::gemm", lib=_LIBRARY)  # type: ignore[untyped-decorator]
+def _gemm_shape(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
     return a.new_empty(a.shape[0], b.shape[1])
 
 
 @cache
-def lower_products() -> None:
+def lower_gemms() -> None:
     """Have Inductor write a call of oneDNN itself where it meets a product: by way of Python it takes 3 µs more."""
     if not has_one_dnn():
         return
@@ -54,21 +54,21 @@ def lower_products() -> None:
 
     call = fallback_handler(torch.ops.mkldnn._linear_pointwise.default, add_to_fallback_set=False)  # type: ignore[no-untyped-call]
 
-    @register_lowering(torch.ops.lthfunc.product.default, type_promotion_kind=None)
+    @register_lowering(torch.ops.lthfunc.gemm.default, type_promotion_kind=None)
     def lowered(a: Any, b: Any, bias: Any) -> Any:
         return call(a, permute(b, [1, 0]), bias, "none", _SCALARS, "")
 
 
 def mm(a: Tensor, b: Tensor) -> Any:
     """a @ b; NotImplemented where PyTorch's own is as fast."""
-    return torch.ops.lthfunc.product(a, b, None) if _pays(a, b) else NotImplemented
+    return torch.ops.lthfunc.gemm(a, b, None) if _pays(a, b) else NotImplemented
 
 
 def addmm(bias: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Any:
     """bias + a @ b for a bias of one row; NotImplemented for others, and where PyTorch's own is as fast."""
     if bias.ndim != 1 or beta != 1 or alpha != 1 or not _pays(a, b):
         return NotImplemented
-    return torch.ops.lthfunc.product(a, b, bias)
+    return torch.ops.lthfunc.gemm(a, b, bias)
 
 
 def _pays(a: Tensor, b: Tensor) -> bool:

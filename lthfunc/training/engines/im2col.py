@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lthfunc.training.engines.gemm import has_one_dnn
-from lthfunc.training.engines.realized import FILTERS, laid_out
+from lthfunc.training.engines.realized import FILTERS, realized
 
 #: Inputs that a filter meets, up to which it pays.
 _INPUTS = 32
@@ -40,17 +40,17 @@ def convolution_backward(
     inputs = weight[0].numel()
     if not (plain and simple) or wanted[0] or not wanted[1] or inputs > _INPUTS or filters < FILTERS:
         return NotImplemented
-    columns = columns_of(x, weight.shape[2:], stride, padding)
+    columns = im2col(x, weight.shape[2:], stride, padding)
     if wanted[2]:  # a bias is a weight whose input is one
         columns = torch.cat([columns, columns.new_ones(1, columns.shape[1])])
-    found = torch.ops.lthfunc.product(columns, grad.permute(0, 2, 3, 1).reshape(-1, filters), None)
+    found = torch.ops.lthfunc.gemm(columns, grad.permute(0, 2, 3, 1).reshape(-1, filters), None)
     of_weight = found[:inputs].view(*window, channels, filters).permute(3, 2, 0, 1)
     return None, of_weight, found[inputs] if wanted[2] else None
 
 
-def columns_of(x: Tensor, window: Sequence[int], stride: Sequence[int], padding: Sequence[int]) -> Tensor:
+def im2col(x: Tensor, window: Sequence[int], stride: Sequence[int], padding: Sequence[int]) -> Tensor:
     """The inputs that each weight of a filter meets: (window · channels, images · places)."""
-    padded = laid_out(F.pad(x, (padding[1], padding[1], padding[0], padding[0])))
+    padded = realized(F.pad(x, (padding[1], padding[1], padding[0], padding[0])))
     down, across = (
         step * ((size - length) // step) + 1
         for size, length, step in zip(padded.shape[2:], window, stride, strict=True)

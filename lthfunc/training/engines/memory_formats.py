@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 
-class Forms(NamedTuple):
+class MemoryFormats(NamedTuple):
     """floating_masks: whether a loop holds masks as floats, else as bools. channels_last: whether images of a single
     network lie channels last; vmapped convolutions are grouped, and run faster on plain ones."""
 
@@ -24,9 +24,9 @@ class Forms(NamedTuple):
 
 #: A CPU's are measured. A GPU's are a CPU's until `lthfunc benchmark training --device cuda`, which times the others
 #: beside them, has shown better ones.
-FORMS: Mapping[str, Forms] = {"cpu": Forms(), "cuda": Forms()}
+MEMORY_FORMATS: Mapping[str, MemoryFormats] = {"cpu": MemoryFormats(), "cuda": MemoryFormats()}
 
 
-def form_on(device: torch.device, forms: Mapping[str, Forms] = FORMS) -> Forms:
+def formats_on(device: torch.device, formats_by_device: Mapping[str, MemoryFormats] = MEMORY_FORMATS) -> MemoryFormats:
     """Of a device; a CPU's for those of other kinds."""
-    return forms.get(device.type, forms["cpu"])
+    return formats_by_device.get(device.type, formats_by_device["cpu"])

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lthfunc.training.engines.realized import FILTERS, laid_out
+from lthfunc.training.engines.realized import FILTERS, realized
 
 
 def max_pool(
@@ -34,7 +34,7 @@ def max_pool(
     place, across = first.long(), kernel[1]
     row = rows[:, None, None] * kernel[0] + place // across
     column = columns[:, None] * across + place % across
-    return laid_out(most).permute(0, 3, 1, 2), (row * x.shape[3] + column).permute(0, 3, 1, 2)
+    return realized(most).permute(0, 3, 1, 2), (row * x.shape[3] + column).permute(0, 3, 1, 2)
 
 
 def max_pool_backward(
@@ -59,7 +59,7 @@ def max_pool_backward(
     _, first = _maxima(x, kernel)
     grads = grad.permute(0, 2, 3, 1)
     if _keeps(x):
-        first, grads = laid_out(first), laid_out(grads)
+        first, grads = realized(first), realized(grads)
 
     def spread(windows: Tensor) -> Tensor:
         """Each window's value at all of its places."""

@@ -8,7 +8,7 @@ from torch import Tensor
 FILTERS = 64
 
 
-def laid_out(value: Tensor) -> Tensor:
+def realized(value: Tensor) -> Tensor:
     """The same values, kept row by row."""
     import torch._inductor.inductor_prims as prims  # the compiler takes a second, and is loaded where it compiles
 

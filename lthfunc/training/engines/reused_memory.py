@@ -15,7 +15,7 @@ import torch
 T = TypeVar("T")
 
 
-class Kept(Generic[T]):
+class Reusable(Generic[T]):
     """Memory that is not in use: of the last loop alone, since it is large. Whoever takes it has it for itself."""
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class Kept(Generic[T]):
         self._idle = []
 
 
-class Pools:
+class GraphPools:
     """The memory for intermediate results of all graphs of an engine, on each device.
 
     They never run at the same time, and leave nothing there. CUDA's allocator gives memory up with the last graph that

@@ -19,12 +19,12 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from lthfunc.errors import UserError
 from lthfunc.tracebacks import first_line, user_location
 from lthfunc.training.engines.aliases import changed_by, memory_of
-from lthfunc.training.engines.gemm import addmm, lower_products, mm
+from lthfunc.training.engines.gemm import addmm, lower_gemms, mm
 from lthfunc.training.engines.im2col import convolution_backward
 from lthfunc.training.engines.pooling import max_pool, max_pool_backward
 
 #: Takes the tensors it was traced with, or others like them.
-Program = Callable[..., Any]
+CompiledFunction = Callable[..., Any]
 #: Inductor would check sizes and strides in every call: 1 % of a small step, for what cannot happen.
 _SETTINGS = {"size_asserts": False}
 _ATEN = torch.ops.aten
@@ -38,7 +38,7 @@ _RULES: dict[Any, Callable[..., Any]] = {
 }
 
 
-def compiled(function: Callable[..., Any], example: Sequence[Tensor], name: str) -> Program:
+def compiled(function: Callable[..., Any], example: Sequence[Tensor], name: str) -> CompiledFunction:
     """Compile a function of flat tensor arguments, which may write into them by `copy_`.
 
     Inductor keeps its results on disk, so a later process compiles nothing.
@@ -54,7 +54,7 @@ def compiled(function: Callable[..., Any], example: Sequence[Tensor], name: str)
             f"--engine: {name} cannot be compiled{user_location(error)}: {first_line(error)}; --engine eager runs it"
         ) from error
     _free_views(graph.graph)
-    lower_products()
+    lower_gemms()
     try:
         return torch._inductor.standalone_compile(
             graph, list(example), dynamic_shapes="from_example_inputs", options={"config_patches": _SETTINGS}

@@ -22,7 +22,7 @@ def stacked(trees: Sequence[T]) -> T:
     return trees[0] if len(trees) == 1 else tree_map(lambda *leaves: torch.stack(leaves), trees[0], *trees[1:])
 
 
-def apart(tree: T, width: int) -> list[T]:
+def unstacked(tree: T, width: int) -> list[T]:
     """The trees that `stacked` put together."""
     if width == 1:
         return [tree]
@@ -47,16 +47,16 @@ def carry_of(
 
 def states_of(carry: Carry, width: int, copy: Callable[[Any], Any] = lambda leaf: leaf) -> list[TrainState]:
     """The public states in a carry, each leaf through `copy`."""
-    return [boolean_masks(tree_map(copy, part.state)) for part in apart(carry, width)]
+    return [boolean_masks(tree_map(copy, part.state)) for part in unstacked(carry, width)]
 
 
-def widened(advance: LoopBody, width: int) -> LoopBody:
+def vmapped(advance: LoopBody, width: int) -> LoopBody:
     """The body of the loop for so many states and batches."""
     # Random layers draw anew for each state.
     return advance if width == 1 else torch.vmap(advance, randomness="different")
 
 
-def widened_eval(step: EvalStep, width: int, *, own_inputs: bool = False) -> EvalStep:
+def vmapped_eval(step: EvalStep, width: int, *, own_inputs: bool = False) -> EvalStep:
     """The evaluation of so many networks on one batch. own_inputs: each gets inputs that it may write into."""
     if width == 1:
         return step
