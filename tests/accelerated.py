@@ -10,12 +10,13 @@ import functools
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from conftest import DroppingNet, NormedNet
+from conftest import DroppingNet, NormedNet, shorter
 from pretended import Machine, accelerator, pretended
 from torch import Tensor, nn
 
@@ -36,7 +37,7 @@ from lthfunc.training.loop import fit_together
 from lthfunc.training.results import Stopped
 from lthfunc.training.trainer import Trainer, make_trainer
 from lthfunc.trees.ops import data_to_device, leaves, to_device
-from lthfunc.trees.types import Dataset, Split, TrainState
+from lthfunc.trees.types import Dataset, Masks, TrainState
 
 #: What runs on a device, named for messages, and gives a tree of numbers.
 Scene = Callable[[str], Any]
@@ -53,9 +54,8 @@ SHALLOW, DEEP = (
 def digits(device: str) -> Dataset:
     """240 training images of the genuine digits, on a device."""
     whole = lf.data.load("digits")
-    cut = {"train": 240, "val": 60, "test": 60}
-    parts = {name: Split(*(part[:size] for part in getattr(whole, name))) for name, size in cut.items()}
-    return data_to_device(whole._replace(**parts), device)
+    train, val, test = shorter(whole.train, 240), shorter(whole.val, 60), shorter(whole.test, 60)
+    return data_to_device(whole._replace(train=train, val=val, test=test), device)
 
 
 def trainer(device: str, model: lf.Model = MLP, optimizer: lf.Optimizer | None = None, **settings: Any) -> Trainer:
@@ -97,6 +97,10 @@ def scored(device: str, name: str) -> Any:
 def flowing(device: str, rounds: int) -> Any:
     score = lf.synflow(lf.forward_of(MLP, {}), (1, 8, 8))
     return lf.prune_to_densities(lf.geometric(0.05, rounds), score=score)(to_device(lf.init(MLP), device)).masks
+
+
+def masks_of(device: str, **how: Any) -> Masks:
+    return pruned(device, **how).masks
 
 
 def method(device: str, name: str) -> Any:
@@ -176,15 +180,17 @@ GROUPS: dict[str, dict[str, Scene]] = {
         "stopped": stopped,
     },
     "prunings": {
-        **{f"score {name}": lambda on, name=name: scored(on, name) for name in SCORES},
+        **{f"score {name}": partial(scored, name=name) for name in SCORES},
         **{
-            f"allocation {name}": lambda on, name=name: pruned(on, allocate=allocation_of(Config(allocate=name))).masks
+            f"allocation {name}": partial(masks_of, allocate=allocation_of(Config(allocate=name)))
             for name in ALLOCATIONS
         },
         **{
-            f"structure {name}": lambda on, name=name: pruned(
-                on, allocate=lf.uniform(), select=structure_of(Config(structure=name, exempt=("fc3.weight",)), MLP)
-            ).masks
+            f"structure {name}": partial(
+                masks_of,
+                allocate=lf.uniform(),
+                select=structure_of(Config(structure=name, exempt=("fc3.weight",)), MLP),
+            )
             for name in ("per-output", "units", "2:4", "4x4")
         },
         "in parts": lambda on: lf.prune_sharded(SINGLE_RANK, fraction=0.3)(to_device(lf.init(MLP), on)).masks,
@@ -193,14 +199,14 @@ GROUPS: dict[str, dict[str, Scene]] = {
         "instability": instability,
         "synflow in rounds": lambda on: flowing(on, 5),
         "compact": lambda on: lf.compact(MLP, lf.ticket(dying(on)), (1, 8, 8)).params,
-        **{f"specialize {name}": lambda on, name=name: specialised(on, name) for name in ("dense", "compact", "auto")},
+        **{f"specialize {name}": partial(specialised, format=name) for name in ("dense", "compact", "auto")},
     },
     "experiments": {
         **{
-            f"method {name}": lambda on, name=name: method(on, name)
+            f"method {name}": partial(method, name=name)
             for name in ("early-bird", "gradual", "rigl", "ste", "supermask", "edge-popup", "grasp-reinit")
         },
-        **{f"rewinding {name}": lambda on, name=name: experiment(on, name) for name in ("step", "sign", "reinit")},
+        **{f"rewinding {name}": partial(experiment, rewind=name) for name in ("step", "sign", "reinit")},
         "controls": lambda on: experiment(on, "init", tuple(CONTROLS)),
     },
 }  # fmt: skip
@@ -230,7 +236,7 @@ def check_waits(machine: Machine) -> None:
     base = waits(machine, trained)
     assert waits(machine, lambda on: trained(on, steps=12)) == base, "a step waits"
     assert waits(machine, lambda on: trained(on, seeds=(0, 1, 2))) == base, "each network is waited for"
-    shallow, deep = (waits(machine, lambda on, model=model: trained(on, model)) for model in (SHALLOW, DEEP))
+    shallow, deep = (waits(machine, partial(trained, model=model)) for model in (SHALLOW, DEEP))
     assert shallow == deep, "each leaf is waited for"
     loop = waits(machine, lambda on: trained(on, engine="compile"))
     assert waits(machine, lambda on: trained(on, engine="compile", steps=12, seeds=(0, 1))) == loop <= base
@@ -242,10 +248,10 @@ def check_waits(machine: Machine) -> None:
 def main(group: str) -> None:
     # No compiler knows this device, so programs are the functions they are compiled from; nor has it matrices of other
     # layouts.
-    compiled.why_not = lambda device: "none for this device"  # type: ignore[assignment]
-    loops.compiled = lambda function, example, name: function
+    compiled.why_not = lambda device: "none for this device"  # type: ignore[attr-defined]
+    loops.compiled = lambda function, example, name: function  # type: ignore[attr-defined]
     nowhere = formats.Format(lambda layer: "not on this device", formats.ListedLayer)
-    formats.LAYER_FORMATS = dict.fromkeys(("csr", "block"), nowhere)  # type: ignore[misc]
+    formats.LAYER_FORMATS = dict.fromkeys(("csr", "block"), nowhere)
     with pretended(accelerator()) as machine:
         if group == "trainings":
             check_waits(machine)

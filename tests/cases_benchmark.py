@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +40,14 @@ def test_what_stands_beside_them_computes_the_same(
     networks, batch, outputs, inputs = size
     sizes = kernels._TINY._replace(layer=(outputs, inputs), batch=batch)
     torch.manual_seed(0)
-    for make in (
+    makes: tuple[Callable[[], Any], ...] = (
         lambda: kernels._adam(sizes, networks, DEVICE, torch.float32, "ieee"),
         lambda: kernels._linear(sizes, networks, DEVICE, torch.float32, "ieee"),
         lambda: kernels._blocks(64, 32, batch, density, DEVICE, torch.float32, "ieee"),
-    ):
+    )
+    for make in makes:
         calls.clear()
-        compiled: Any = make().variants[kernels.COMPILED]
+        compiled = make().variants[kernels.COMPILED]
         # Of blocks' gradients only those that are left are there.
         for mine, theirs in zip(calls["kernel"](), compiled(), strict=True):
             if mine.shape == theirs.shape:

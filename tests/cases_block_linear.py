@@ -112,7 +112,8 @@ def test_tracers_see_blocks_operations_of_known_shapes() -> None:
     x, values, bias = normal(g, 5, 64), normal(g, len(pattern.rows), 32, 32), normal(g, 64)
 
     def loss(values: Tensor, x: Tensor, bias: Tensor, *lists: Tensor) -> Tensor:
-        return block_linear(x, values, pattern._replace(**dict(zip(names, lists, strict=True))), bias).square().sum()
+        named: dict[str, Any] = dict(zip(names, lists, strict=True))
+        return block_linear(x, values, pattern._replace(**named), bias).square().sum()
 
     names, lists = pattern._fields[:5], pattern[:5]
     leaves = values.clone().requires_grad_(), x.clone().requires_grad_()
@@ -144,7 +145,9 @@ def test_tracers_see_blocks_operations_of_known_shapes() -> None:
 def test_what_blocks_cannot_take_is_told(change: dict[str, Any], words: str) -> None:
     pattern = block_pattern(torch.ones(32, 64, dtype=torch.bool, device=DEVICE), 32)
     given: dict[str, Any] = {"x": torch.zeros(3, 64), "values": torch.zeros(2, 32, 32), **change}
-    placed = {name: value.to(DEVICE) if isinstance(value, Tensor) else value for name, value in given.items()}
+    placed: dict[str, Any] = {
+        name: value.to(DEVICE) if isinstance(value, Tensor) else value for name, value in given.items()
+    }
     with pytest.raises(UserError, match=words):
         block_linear(pattern=pattern, **placed)
 

@@ -94,16 +94,17 @@ def test_what_was_pruned_is_zero_whatever_went_in() -> None:
     mask = masks(g, 5, 70, density=0.5)
     dirty = [torch.where(mask, 1.0, float("nan")) for _ in range(3)]
     x, grad = normal(g, 70, 4).T, normal(g, 5, 4).T  # whose rows don't lie side by side
-    given = (x, grad, pack_bits(mask), *dirty, torch.tensor(RATE, device=DEVICE), corrections(1))
+    rate, numbers = torch.tensor(RATE, device=DEVICE), AdamNumbers(BETAS, EPS, 0.1, False)
+    given = (x, grad, pack_bits(mask), dirty[0], dirty[1], dirty[2], rate, corrections(1))
     before = [each.clone() for each in given]
-    found = masked_adam(*given, AdamNumbers(BETAS, EPS, 0.1, False))
+    found = masked_adam(*given, numbers)
     for mine in found:
         assert not mine[~mask].any()
         assert mine[mask].isfinite().all()
     for each, kept in zip(given, before, strict=True):
         torch.testing.assert_close(each, kept, rtol=0, atol=0, equal_nan=True)
     own = (dirty[0], dirty[1], dirty[2])
-    again = masked_adam(*given, AdamNumbers(BETAS, EPS, 0.1, False), out=own)
+    again = masked_adam(*given, numbers, out=own)
     for mine, written, same in zip(found, own, again, strict=True):
         assert same is written
         assert torch.equal(mine, written)
@@ -141,7 +142,9 @@ def test_what_a_step_cannot_take_is_told(change: dict[str, Any], words: str) -> 
         "x": torch.zeros(3, 8), "grad": torch.zeros(3, 5), "bits": torch.zeros(5, 1).int(), "weight": square,
         "mean": square, "variance": square, "rate": torch.zeros(()), "corrections": torch.ones(2), **change,
     }  # fmt: skip
-    placed = {name: value.to(DEVICE) if isinstance(value, Tensor) else value for name, value in given.items()}
+    placed: dict[str, Any] = {
+        name: value.to(DEVICE) if isinstance(value, Tensor) else value for name, value in given.items()
+    }
     if "out" in placed:
         placed["out"] = tuple(each.to(DEVICE) for each in placed["out"])
     with pytest.raises(UserError, match=words):

@@ -151,6 +151,8 @@ def test_what_a_layer_cannot_take_is_told(change: dict[str, Any], words: str) ->
     given: dict[str, Any] = {
         "x": torch.zeros(3, 8), "weight": torch.zeros(5, 8), "bits": torch.zeros(5, 1).int(), **change,
     }  # fmt: skip
-    placed = {name: value.to(DEVICE) if isinstance(value, Tensor) else value for name, value in given.items()}
+    placed: dict[str, Any] = {
+        name: value.to(DEVICE) if isinstance(value, Tensor) else value for name, value in given.items()
+    }
     with pytest.raises(UserError, match=words):
         masked_linear(**placed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(skip)
 
 
+def shorter(split: Split, count: int) -> Split:
+    """The first examples of a split."""
+    return Split(split.x[:count], split.y[:count])
+
+
+def with_splits(data: Dataset, change: Callable[[Split], Split]) -> Dataset:
+    """Data whose splits are changed."""
+    return data._replace(train=change(data.train), val=change(data.val), test=change(data.test))
+
+
 @pytest.fixture(scope="session")
 def digits() -> Dataset:
     """The bundled digits: 1,257 training images of 8×8."""
@@ -40,8 +50,7 @@ def digits() -> Dataset:
 @pytest.fixture(scope="session")
 def few_digits(digits: Dataset) -> Dataset:
     """A few hundred real digits, for trainings of some steps."""
-    cut = lambda split, n: Split(split.x[:n], split.y[:n])  # noqa: E731
-    return digits._replace(train=cut(digits.train, 240), val=cut(digits.val, 60), test=cut(digits.test, 60))
+    return digits._replace(train=shorter(digits.train, 240), val=shorter(digits.val, 60), test=shorter(digits.test, 60))
 
 
 @pytest.fixture(scope="session")
@@ -99,6 +108,14 @@ class DroppingNet(nn.Module):
         return out
 
 
+def run(*arguments: object) -> int:
+    """The exit code of a command, run in this process."""
+    from lthfunc_cli.main import main
+
+    code: int = main([str(argument) for argument in arguments])
+    return code
+
+
 def until(condition: Any, seconds: float = 300) -> Any:
     """What a condition comes to be, once it is; the time is for what never comes, on a machine that is busy too."""
     end = time.monotonic() + seconds
@@ -107,6 +124,18 @@ def until(condition: Any, seconds: float = 300) -> Any:
             return found
         time.sleep(0.1)
     raise AssertionError("it never came")
+
+
+def gradient_of(leaf: torch.Tensor) -> torch.Tensor:
+    """What a leaf's grad has become by a backward pass."""
+    assert leaf.grad is not None
+    return leaf.grad
+
+
+def noted(seen: list[Any], value: Any) -> Any:
+    """A value that a list gets too: for lambdas."""
+    seen.append(value)
+    return value
 
 
 @pytest.fixture

@@ -61,6 +61,10 @@ class Assembled(NamedTuple):
         return next((name for name in TENSOR_CORES if name in self.ptx), "")
 
 
+#: Options of a launch, which the kernel itself is not given.
+_OPTIONS: tuple[str, ...] = ("num_warps", "num_stages", "maxnreg")
+
+
 def launches(call: Callable[[], Any]) -> list[Launch]:
     """The kernels that a call would launch on a GPU, in order."""
     from triton.runtime.jit import JITFunction
@@ -68,7 +72,9 @@ def launches(call: Callable[[], Any]) -> list[Launch]:
     found = []
 
     def run(kernel: Any, *args: Any, grid: Any, warmup: bool, **named: Any) -> None:
-        options = {name: named.pop(name) for name in ("num_warps", "num_stages", "maxnreg") if name in named}
+        options: dict[str, int] = {
+            name: named.pop(name) for name in ("num_warps", "num_stages", "maxnreg") if name in named
+        }
         found.append(Launch(kernel, dict(inspect.signature(kernel.fn).bind(*args, **named).arguments), options))
 
     with mock.patch.object(JITFunction, "run", run), mock.patch.object(triton_calls, "check_device"):
@@ -176,7 +182,7 @@ def _blocks(dtype: torch.dtype, size: int, precision: Any) -> Callable[[], Any]:
     x, values = torch.empty(60, 784, dtype=dtype), torch.empty(len(pattern.rows), size, size, dtype=dtype)
 
     def call() -> None:
-        leaves = [leaf.requires_grad_() for leaf in (x, values)]
+        leaves = x.requires_grad_(), values.requires_grad_()
         y = block_linear(*leaves, pattern, torch.empty(300, dtype=dtype), precision=precision)
         torch.autograd.grad(y, leaves, torch.empty_like(y))
 

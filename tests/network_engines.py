@@ -239,8 +239,8 @@ def held(network: Network, tally: Tally, *, compiling: bool = False, inferring: 
         tally.faults += faults
         return faults
     ticket = Ticket(exact.state.params, exact.state.buffers, start.masks)
-    ticket = Ticket(*({k: v.float() if v.is_floating_point() else v for k, v in tree.items()}
-                      for tree in ticket[:2]), start.masks)  # fmt: skip
+    params, buffers = ({k: v.float() if v.is_floating_point() else v for k, v in tree.items()} for tree in ticket[:2])
+    ticket = Ticket(params, buffers, start.masks)
     x = data.train.x[:19]
     near = apply_evaluating(model, ticket.params, ticket.buffers, x)
     true = apply_evaluating(model, double(ticket.params), double(ticket.buffers), x.double())

@@ -62,4 +62,5 @@ def tiff(pixels: np.ndarray[Any, Any], order: str, **tags: int) -> bytes:
 
 def to_eight(stored: np.ndarray[Any, Any], bits: int) -> np.ndarray[Any, Any]:
     """By the definition: the share of white, of 255."""
-    return np.floor(stored.astype(np.float64) / (2**bits - 1) * 255 + 0.5).astype(np.uint8)
+    out: np.ndarray[Any, Any] = np.floor(stored.astype(np.float64) / (2**bits - 1) * 255 + 0.5).astype(np.uint8)
+    return out

@@ -40,7 +40,7 @@ class OnDevice(Tensor):
 
     @staticmethod
     def __new__(cls, kept: Tensor, device: torch.device) -> OnDevice:
-        made: OnDevice = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        made: OnDevice = torch.Tensor._make_wrapper_subclass(
             cls,
             kept.shape,
             strides=kept.stride(),
@@ -52,7 +52,7 @@ class OnDevice(Tensor):
         return made
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         return _machine().dispatch(func, args, kwargs or {})
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
@@ -74,11 +74,11 @@ class Stream:
     def __init__(self, device: Any = None) -> None:
         machine = _machine()
         self.device = torch.device(machine.kind, machine.current if device is None else torch.device(device).index or 0)
-        self.waiting: list[Callable[[], None]] = []
+        self.waiting: list[Callable[[], object]] = []
         self.begun = 0
         self.graph: Graph | None = None
 
-    def put(self, work: Callable[[], None]) -> None:
+    def put(self, work: Callable[[], object]) -> None:
         """Do this after all that was put before; in a capture, whenever the graph is replayed."""
         (self.waiting if self.graph is None else self.graph.work).append(work)
 
@@ -140,7 +140,7 @@ class Graph:
     """Captured work."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self.work: list[Callable[[], None]] = []
+        self.work: list[Callable[[], object]] = []
 
     def replay(self) -> None:
         """Put it into the current stream of the current device, as CUDA does."""
@@ -157,7 +157,7 @@ class Machine(TorchDispatchMode):
     """
 
     def __init__(self, kind: str) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.kind = kind
         self.lock = threading.RLock()
         self.current = 0
@@ -183,8 +183,8 @@ class Machine(TorchDispatchMode):
         tensors: list[Tensor] = []
         _mapped(Tensor, tensors.append, (args, kwargs))
         there = {tensor.device for tensor in tensors if isinstance(tensor, OnDevice)}
-        wanted = kwargs.get("device")
-        wanted = None if wanted is None else torch.device(wanted)
+        named = kwargs.get("device")
+        wanted: Any = None if named is None else torch.device(named)
         if wanted is not None and wanted.type == self.kind and wanted.index is None:
             wanted = torch.device(self.kind, self.current)
         pinned = bool(kwargs.pop("pin_memory", False))
@@ -437,5 +437,5 @@ def pretended_gpus(patch: pytest.MonkeyPatch, gpus: int = 2) -> Iterator[Machine
         }  # fmt: skip
         for name, value in stands.items():
             patch.setattr(torch.cuda, name, value)
-        torch._C._ensureCUDADeviceGuardSet()  # type: ignore[attr-defined]
+        torch._C._ensureCUDADeviceGuardSet()
         yield machine

@@ -149,7 +149,7 @@ def test_weight_norm_is_pruned_in_its_direction_and_drawn_from_the_seed() -> Non
 
 
 def test_frozen_parameters_stay_and_are_not_pruned() -> None:
-    module = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    module: Any = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
     module[0].requires_grad_(False)
     model = lf.from_module(module)
     state = lf.init(model, seed=5)
@@ -236,6 +236,8 @@ def test_frozen_layers_are_compacted_and_refused_by_the_sparse_engine_in_one_lin
 
 def test_buffers_that_a_module_replaces_are_carried() -> None:
     class Counting(nn.Module):
+        seen: Tensor
+
         def __init__(self) -> None:
             super().__init__()
             self.fc = nn.Linear(3, 2)

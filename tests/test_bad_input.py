@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 import tomli_w
+from conftest import run
 from lthfunc_cli import running
 from lthfunc_cli.main import main
-from test_runs import SMALL, run
+from test_runs import SMALL
 
 from lthfunc.experiments.config import SETTINGS
 from lthfunc.experiments.settings.setting import settings_of
@@ -180,7 +181,7 @@ def test_bad_files_of_settings_are_one_line(place: Path, capsys: Any) -> None:
 
 def harmed(value: Any, draw: random.Random) -> Any:
     """A JSON value with something in it replaced, left out or added."""
-    cruel = [
+    cruel: list[Any] = [
         None,
         True,
         -1,

@@ -157,7 +157,10 @@ def test_stepwise_cosine_and_cycles_by_hand() -> None:
 
 def test_rises_and_falls_by_hand() -> None:
     """Straight lines and half cosines between the corners that the docstrings name."""
-    rise = lambda way: 0.5 - 0.5 * math.cos(math.pi * way)  # noqa: E731
+
+    def rise(way: float) -> float:
+        return 0.5 - 0.5 * math.cos(math.pi * way)
+
     steps, up = 11, 0.4 * 11 - 1
     cycle = [0.1 + 0.9 * rise(t / up) if t <= up else 1 + (0.01 - 1) * rise((t - up) / (10 - up)) for t in range(steps)]
     assert lf.one_cycle(2.0, 11, rise=0.4, start=0.1, end=0.01).tolist() == pytest.approx([2 * each for each in cycle])

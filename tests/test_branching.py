@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import with_splits
 from lthfunc_cli.main import main
 
 import lthfunc as lf
@@ -101,8 +102,7 @@ def test_tickets_move_to_other_data(run: Path, capsys: Any) -> None:
     assert (about["command"], config.dataset) == ("transfer", "flipped.safetensors")
     assert len(records) == 2 * (4 + 3)
     masks, _ = load_tree(Path("moved/seed1/round02/masks.safetensors"))
-    theirs, _ = load_tree(run / "seed1/round02/masks.safetensors")
-    assert lf.same_bits(masks, theirs)
+    assert lf.same_bits(masks, load_tree(run / "seed1/round02/masks.safetensors")[0])
     ours, theirs = (initial_weights(folder, 0, 3)[0] for folder in (Path("moved"), run))
     assert lf.same_bits(ours.params, theirs.params)
     # An interrupted one goes on.
@@ -116,8 +116,8 @@ def test_tickets_move_to_other_data(run: Path, capsys: Any) -> None:
 def test_tickets_move_to_data_of_other_classes(run: Path, capsys: Any) -> None:
     """The output layer is drawn anew, dense; everything else is the ticket's."""
     digits = lf.data.load("digits")
-    halves = [split._replace(y=split.y // 2) for split in (digits.train, digits.val, digits.test)]
-    lf.data.save_mapped("halves.safetensors", lf.Dataset("halves", *halves, classes=5))
+    halves = with_splits(digits, lambda split: split._replace(y=split.y // 2))
+    lf.data.save_mapped("halves.safetensors", lf.Dataset("halves", halves.train, halves.val, halves.test, classes=5))
     assert main(f"transfer {run} --dataset halves.safetensors --steps 10 --out halved".split()) == 0
     masks, _ = load_tree(Path("halved/seed1/round02/masks.safetensors"))
     theirs, _ = load_tree(run / "seed1/round02/masks.safetensors")

@@ -72,7 +72,7 @@ def test_uniform_and_balanced() -> None:
     floor=st.integers(0, 30),
     seed=st.integers(0, 10),
 )
-def test_budgets_are_exact_whatever_remains(which, fraction, alive, floor, seed) -> None:
+def test_budgets_are_exact_whatever_remains(which: str, fraction: float, alive: float, floor: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     masks = {name: torch.rand(shape, generator=generator) < alive for name, shape in SHAPES.items()}
     living = {name: int(mask.sum()) for name, mask in masks.items()}

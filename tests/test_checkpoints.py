@@ -15,7 +15,7 @@ from lthfunc.errors import UserError
 from lthfunc.experiments.config import Config, parse_interval
 from lthfunc.experiments.iterative import TICKET, Plan, Task, train_together
 from lthfunc.experiments.starting import REWINDINGS
-from lthfunc.runs.checkpoints import checkpoints, is_whole, load_checkpoint, step_of
+from lthfunc.runs.checkpoints import checkpoints, is_whole, load_checkpoint, save_checkpoint, step_of
 from lthfunc.scheduling import checkpointing
 from lthfunc.scheduling.checkpointing import train_kept
 from lthfunc.training.batches import batches
@@ -129,8 +129,7 @@ def test_checkpoints_at_an_interval_change_nothing_and_replace_each_other(
     task = pruned(plan)
     (whole,) = train_together(plan, [task])
     written: list[Path] = []
-    real = checkpointing.save_checkpoint
-    monkeypatch.setattr(checkpointing, "save_checkpoint", lambda *given: written.append(real(*given)))
+    monkeypatch.setattr(checkpointing, "save_checkpoint", lambda *given: written.append(save_checkpoint(*given)))
     (kept,), _ = train_kept(plan, [task], tmp_path, Config(checkpoint_every="5"), lambda: False, None)
     assert [step_of(path) for path in written] == [5, 10, 15, 20, 25, 30, 35]
     assert [step_of(path) for path in checkpoints(tmp_path / "seed3" / "round01")] == [35]

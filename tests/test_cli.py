@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import noted
 from lthfunc_cli.main import main
 
 import lthfunc
@@ -113,8 +114,8 @@ def test_help_and_mistakes_do_not_wait_for_torch() -> None:
 
 
 def test_what_lives_long_is_left_alone_during_a_command_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    before, during = gc.get_threshold(), []
-    monkeypatch.setattr("lthfunc_cli.main._told", lambda _: during.append(gc.get_threshold()) or 0)
+    before, during = gc.get_threshold(), list[Any]()
+    monkeypatch.setattr("lthfunc_cli.main._told", lambda _: 0 * len(noted(during, gc.get_threshold())))
     assert main(["archs"]) == 0
     assert during[0][:2] == before[:2]
     assert during[0][2] > before[2]

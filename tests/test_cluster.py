@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, until
-from lthfunc_cli.main import main
+from conftest import ROOT, run, until
 from test_runs import metrics, same_files
 
 from lthfunc.scheduling.progress import progress
@@ -39,10 +38,6 @@ def on_ray(page: str) -> list[str]:
     """What a page has typed for a cluster that is not yet there."""
     lines = (ROOT / page).read_text(encoding="utf-8").splitlines()
     return [line.partition("   #")[0].strip() for line in lines if line.startswith("lthfunc ") and "--on ray" in line]
-
-
-def run(*arguments: object) -> int:
-    return main([str(argument) for argument in arguments])
 
 
 def started(folder: Path, *arguments: str) -> subprocess.Popen[str]:

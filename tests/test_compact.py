@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from conftest import DroppingNet, NormedNet
+from conftest import DroppingNet, NormedNet, with_splits
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -130,6 +130,8 @@ def test_what_is_dead_is_gone() -> None:
     assert small.params["2.bias"].tolist() == [2, 2]  # the dead unit gave relu(1) to both
     assert isinstance(small.model.evaluating.get_submodule("0"), nn.Linear)
     rows, columns = small.cuts["0.weight"]
+    assert rows is not None
+    assert columns is not None
     assert (rows.tolist(), columns.tolist()) == ([0, 3], [1, 2])
 
 
@@ -202,7 +204,8 @@ def test_a_network_of_other_operations_on_another_batch_is_refused_with_the_line
 
     class Dividing(Looping):
         def forward(self, x: Tensor) -> Tensor:
-            return self.fc(x) * (len(x) ** 0.5)
+            out: Tensor = self.fc(x) * (len(x) ** 0.5)
+            return out
 
     with pytest.raises(UserError, match=r"Looping cannot be compacted: which operations .* depends on the size of the"):
         lf.compact(model := lf.from_module(Looping()), lf.init(model), (4,))
@@ -238,10 +241,11 @@ def test_training_compact_is_training_whole(few_digits: Dataset, optimizer: str)
     """In float64 to 1e-9 after 40 steps in two parts, params, moments, buffers and all, BatchNorm included."""
     for model in (lf.models.lenet300((1, 8, 8)), lf.from_module(NormedNet())):
         start = dead_start(model, 0.1)
-        wide = lambda tree: optree.tree_map(lambda x: x.double() if x.is_floating_point() else x, tree)  # noqa: E731
-        start = start._replace(params=wide(start.params), buffers=wide(start.buffers))
-        data = few_digits._replace(**{name: getattr(few_digits, name)._replace(x=getattr(few_digits, name).x.double())
-                                      for name in ("train", "val", "test")})  # fmt: skip
+        params, buffers = (
+            {k: v.double() if v.is_floating_point() else v for k, v in tree.items()} for tree in start[:2]
+        )
+        start = start._replace(params=params, buffers=buffers)
+        data = with_splits(few_digits, lambda split: split._replace(x=split.x.double()))
         found = []
         for engine in ("eager", compact_engine("eager")):
             trainer = lf.make_trainer(model, data, optimizer=OPTIMIZERS[optimizer], batch_size=20, engine=engine)
@@ -268,7 +272,8 @@ class Added(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.layer(self.before(x.flatten(1)))
-        return self.out(x + torch.relu(x))
+        found: Tensor = self.out(x + torch.relu(x))
+        return found
 
 
 class Twice(Added):
@@ -276,11 +281,14 @@ class Twice(Added):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.layer(self.before(x.flatten(1)))
-        return self.out(self.layer(torch.relu(x)))
+        found: Tensor = self.out(self.layer(torch.relu(x)))
+        return found
 
 
 @pytest.mark.parametrize("module", [Added, Twice])
-def test_a_bias_below_zero_comes_back_where_something_else_trains_it(module: type[nn.Module], few_digits: Dataset):
+def test_a_bias_below_zero_comes_back_where_something_else_trains_it(
+    module: type[nn.Module], few_digits: Dataset
+) -> None:
     model = lf.from_module(module())
     start = lf.init(model)
     masks = {name: torch.ones_like(mask) for name, mask in start.masks.items()}

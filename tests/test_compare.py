@@ -15,8 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import until
-from lthfunc_cli.main import main
+from conftest import run, until
 from scipy import stats
 
 from lthfunc.reports.run_comparison import paired
@@ -25,10 +24,6 @@ from lthfunc.runs.lock import at_work
 from lthfunc.scheduling.progress import progress
 
 SMALL = ["--rounds", "2", "--steps", "30", "--eval-every", "10", "--replicates", "3"]
-
-
-def run(*arguments: object) -> int:
-    return main([str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="module")

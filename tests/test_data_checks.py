@@ -52,8 +52,9 @@ def test_ordinary_data_get_no_hint() -> None:
         warnings.simplefilter("error", lf.data.DataWarning)
         for name in ("digits", "planted"):
             assert lf.data.find_warnings(lf.data.load(name)) == ()
-        lf.data.from_tensors("a", (FLOATS, CLASSES), (FLOATS, CLASSES), val=5)
-        lf.data.from_tensors("a", (FLOATS, NUMBERS), (FLOATS, NUMBERS), val=5)
+        for targets in (CLASSES, NUMBERS):
+            given: Any = (FLOATS, targets)
+            lf.data.from_tensors("a", given, given, val=5)
         words = torch.arange(N * 6).view(N, 6) % 9
         lf.data.from_tensors("a", (words, words), (words, words), val=5)
 
@@ -102,13 +103,15 @@ def test_mistakes_with_tensors_are_one_line(train: Any, test: Any, words: str) -
 def test_arrays_lists_and_columns_of_classes_are_taken() -> None:
     wanted = lf.data.from_tensors("mine", PAIR, PAIR, val=5)
     before = FLOATS.copy()
-    for x, y in ((FLOATS, CLASSES), (FLOATS.astype(np.float64), Y[:, None]), (FLOATS.tolist(), CLASSES.tolist())):
-        data = lf.data.from_tensors("mine", (x, y), [x, y], val=5)
+    given: Any = ((FLOATS, CLASSES), (FLOATS.astype(np.float64), Y[:, None]), (FLOATS.tolist(), CLASSES.tolist()))
+    for pair in given:
+        data = lf.data.from_tensors("mine", pair, list(pair), val=5)  # type: ignore[arg-type]
         for name in ("train", "val", "test"):
             assert lf.same_bits(getattr(data, name), getattr(wanted, name))
     data.test.x.zero_()
     np.testing.assert_array_equal(FLOATS, before)
-    two = lf.data.from_tensors("two", ((FLOATS, FLOATS[:, :2]), CLASSES), ((FLOATS, FLOATS[:, :2]), CLASSES), val=5)
+    both: Any = ((FLOATS, FLOATS[:, :2]), CLASSES)
+    two = lf.data.from_tensors("two", both, both, val=5)
     assert [part.shape for part in two.parts] == [(5,), (2,)]
     assert lf.data.from_tensors("mine", (X.requires_grad_(), Y), PAIR, val=5).train.x.requires_grad is False
     X.requires_grad_(False)
@@ -236,23 +239,19 @@ def test_files_of_data_sets_are_checked_too(tmp_path: Path) -> None:
     assert lf.data.load(str(tmp_path / "a.safetensors")).classes == 4
     about = {"format": "lthfunc.data/1", "name": "mine", "classes": 4, "scale": None, "labels": []}
     tree = {name: getattr(data, name)._asdict() for name in ("train", "val", "test")}
-    for number, (more, change, words) in enumerate(
-        (
-            ({}, {"test": {"x": X[:, :3].contiguous(), "y": Y}}, r"test: inputs of shape \(3,\), and those of train"),
-            ({}, {"test": {"x": X, "y": Y + 1}}, "test: target 4 of example 3 is outside the 4 classes"),
-            ({"classes": "many"}, {}, "its classes are 'many', not a whole number above 0"),
-            ({"scale": {"unit": "x"}}, {}, "is not a whole data set's file"),
-            ({"scale": {"unit": 1, "mean": [0], "std": [0]}}, {}, "scale: std"),
-            ({"counts": [1]}, {}, "is not a whole data set's file"),
-            ({"labels": ["a"]}, {}, "labels: '1 names' is not accepted; it takes one for each of 4 classes"),
-            ({}, {"train": {"x": X}}, "is not a whole data set's file .*train/y"),
-            (
-                {},
-                {name: {"x": X.double(), "y": Y} for name in tree},
-                "its inputs are float64, and networks take float32",
-            ),
-        )
-    ):
+    unlike = {name: {"x": X.double(), "y": Y} for name in tree}
+    damage: list[tuple[dict[str, Any], dict[str, Any], str]] = [
+        ({}, {"test": {"x": X[:, :3].contiguous(), "y": Y}}, r"test: inputs of shape \(3,\), and those of train"),
+        ({}, {"test": {"x": X, "y": Y + 1}}, "test: target 4 of example 3 is outside the 4 classes"),
+        ({"classes": "many"}, {}, "its classes are 'many', not a whole number above 0"),
+        ({"scale": {"unit": "x"}}, {}, "is not a whole data set's file"),
+        ({"scale": {"unit": 1, "mean": [0], "std": [0]}}, {}, "scale: std"),
+        ({"counts": [1]}, {}, "is not a whole data set's file"),
+        ({"labels": ["a"]}, {}, "labels: '1 names' is not accepted; it takes one for each of 4 classes"),
+        ({}, {"train": {"x": X}}, "is not a whole data set's file .*train/y"),
+        ({}, unlike, "its inputs are float64, and networks take float32"),
+    ]
+    for number, (more, change, words) in enumerate(damage):
         path = tmp_path / f"{number}.safetensors"
         lf.save_tree(path, tree | change, about | more)
         with pytest.raises(UserError, match=words) as caught:

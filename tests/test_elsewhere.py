@@ -14,23 +14,19 @@ from typing import Any
 import fsspec
 import numpy as np
 import pytest
-from lthfunc_cli.main import main
+from conftest import run
 from test_runs import metrics, same_files
 
 import lthfunc as lf
 from lthfunc import remote
 from lthfunc.errors import UserError
-from lthfunc.remote import fetch_to_cache, is_remote
+from lthfunc.remote import fetch_to_cache, is_remote, send
 from lthfunc.runs import mirror as mirrors
 from lthfunc.runs.folder import METRICS
 from lthfunc.runs.lock import HOLDER
 from lthfunc.runs.mirror import Mirror
 
 SMALL = ["--rounds", "1", "--steps", "60", "--eval-every", "20", "--control", "reinit", "--engine", "eager"]
-
-
-def run(*arguments: object) -> int:
-    return main([str(argument) for argument in arguments])
 
 
 @pytest.fixture(autouse=True)
@@ -85,9 +81,10 @@ def test_a_run_on_s3_is_the_run(s3: str, local: Path, tmp_path: Path, own_cache:
 def test_an_interrupted_run_goes_on_from_another_machine(
     memory: str, local: Path, tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
+    from lthfunc.experiments import iterative
     from lthfunc.scheduling import checkpointing
 
-    url, real = f"{memory}/run", checkpointing.train_together
+    url, real = f"{memory}/run", iterative.train_together
 
     def interrupted(*given: Any, **named: Any) -> Any:
         if given[1][0].number == 1:
@@ -107,10 +104,10 @@ def test_what_is_there_is_whole_at_every_moment(memory: str, local: Path, monkey
     """After every single object, a run that breaks off there could be gone on with."""
     url = f"{memory}/run"
     system, path = fsspec.core.url_to_fs(url)
-    seen, real = [], mirrors.send
+    seen: list[str] = []
 
     def sent(place: Any, name: str, payload: bytes) -> None:
-        real(place, name, payload)
+        send(place, name, payload)
         seen.append(name)
         if system.exists(f"{path}/{METRICS}"):
             lines = [json.loads(line) for line in system.cat(f"{path}/{METRICS}").decode().splitlines()]
@@ -160,12 +157,10 @@ def test_what_cannot_be_sent_is_kept_and_sent_the_next_time(
 ) -> None:
     url = f"{memory}/run"
 
-    real = mirrors.send
-
     def broken(place: Any, name: str, payload: bytes) -> None:
         if name != HOLDER:
             raise ConnectionError("no route to host")
-        real(place, name, payload)
+        send(place, name, payload)
 
     monkeypatch.setattr(mirrors, "send", broken)
     assert run("train", "--steps", 20, "--out", url) == 3

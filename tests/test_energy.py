@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import NormedNet
-from lthfunc_cli.main import main
+from conftest import NormedNet, noted, run
 from scipy import stats
 
 import lthfunc as lf
@@ -34,10 +33,6 @@ from lthfunc.training.results import Stopped
 from lthfunc.trees.types import Dataset
 
 SMALL = ["--rounds", "1", "--steps", "40", "--eval-every", "15", "--batch-size", "50"]
-
-
-def run(*arguments: object) -> int:
-    return main([str(argument) for argument in arguments])
 
 
 class Ticking:
@@ -194,7 +189,7 @@ def test_without_a_country_one_is_assumed_and_said(tmp_path: Path, capsys: Any) 
 
 def test_inference_is_metered_in_turn(few_digits: Dataset) -> None:
     order: list[str] = []
-    programs = {name: (lambda x, name=name: order.append(name) or x) for name in ("dense", "sparse")}
+    programs = {name: (lambda x, name=name: (noted(order, name), x)[1]) for name in ("dense", "sparse")}
     batches = [few_digits.test.x[:20], few_digits.test.x[20:40]]
     found = list(metered_inference(programs, batches, 200, 2, Ticking()))
     assert [name for name, _ in found] == ["dense", "sparse", "dense", "sparse"]
@@ -224,7 +219,8 @@ def test_breakeven_reckons_with_the_runs_own_numbers(metered: Path, tmp_path: Pa
 
     def search(seed: int, last: int) -> float:
         mine = [each["energy"] for each in records if each["seed"] == seed and each["round"] <= last]
-        return sum(each[phase]["kwh"] for each in mine for phase in ("preparation", "training"))
+        value: float = sum(each[phase]["kwh"] for each in mine for phase in ("preparation", "training"))
+        return value
 
     energy = found["energy"]
     assert energy["sparse"]["fixed"] == pytest.approx([search(seed, item["round"]) for seed in (0, 1)])
@@ -290,7 +286,9 @@ def test_replicates_in_pairs_are_compared_in_pairs(who: str | None) -> None:
     """What seeds have in common drops out of the difference: Student's paired interval, else Welch's, as SciPy's."""
     dense = np.array([10.0, 14.0, 19.0, 23.0, 31.0])
     sparse = dense + np.array([2.0, 2.5, 1.5, 2.2, 1.9])
-    found = break_even(Costs(sparse, [1.0], paired=who == "sparse"), Costs(dense, [1.5], paired=who == "dense"))
+    found = break_even(
+        Costs(sparse.tolist(), [1.0], paired=who == "sparse"), Costs(dense.tolist(), [1.5], paired=who == "dense")
+    )
     test = stats.ttest_rel(sparse, dense) if who else stats.ttest_ind(sparse, dense, equal_var=False)
     interval = test.confidence_interval(0.95)
     assert found.inferences == pytest.approx((sparse - dense).mean() / 0.5)

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import noted
 from small import NET, data, state_of
 from threads_as_ranks import Ranks
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ from lthfunc.distributed.collectives import SINGLE_RANK, Collectives
 from lthfunc.distributed.data_parallel import averaged_gradients, differentiable_sum, rank_batch_size, surviving_indices
 from lthfunc.errors import UserError
 from lthfunc.training import cpu_threads, malloc, precision
-from lthfunc.training.engines import compiled as compiled_engine, toolchain
+from lthfunc.training.engines import compiled as compiled_engine, reused_memory, toolchain
 from lthfunc.training.engines.cuda_graphs import Launcher
 from lthfunc.training.engines.eager import eager
 from lthfunc.training.engines.interface import Work
@@ -66,7 +67,7 @@ def test_a_program_is_called_on_slot_after_slot() -> None:
     assert launcher.launch(3, None) == 3
     assert seen == [0, 11, 22]
     ticks: list[int] = []
-    assert launcher.launch(4, lambda steps: bool(ticks.append(steps))) == 4
+    assert launcher.launch(4, lambda steps: noted(ticks, steps) is None) == 4
     assert (seen[3:], ticks) == ([0, 11, 22, 33], [1, 1, 1, 1])
     assert launcher.launch(5, lambda steps: len(seen) == 9) == 2
     assert seen[7:] == [0, 11]
@@ -103,7 +104,7 @@ def test_a_captured_number_of_steps_is_replayed_from_the_second_time_on(monkeypa
 
 
 def test_stacked_trees_come_apart_again() -> None:
-    trees = [{"a": torch.randn(2, 3), "b": (torch.randn(4),)} for _ in range(3)]
+    trees: list[Any] = [{"a": torch.randn(2, 3), "b": (torch.randn(4),)} for _ in range(3)]
     together = stacked(trees)
     assert together["a"].shape == (3, 2, 3)
     assert together["b"][0].shape == (3, 4)
@@ -134,7 +135,7 @@ def test_a_carry_holds_states_keys_and_losses(count: int) -> None:
     assert changed.loss.shape == carry.loss.shape
     assert losses_of(changed) == [float(number) for number in range(count)]
     copies: list[Any] = []
-    back = states_of(carry, count, lambda leaf: copies.append(leaf) or leaf.clone())
+    back = states_of(carry, count, lambda leaf: noted(copies, leaf).clone())
     assert copies
     for mine, theirs in zip(back, states, strict=True):
         assert lf.same_bits(mine, theirs)
@@ -144,14 +145,17 @@ def test_a_carry_holds_states_keys_and_losses(count: int) -> None:
 def test_a_carry_of_a_rank_knows_what_travels() -> None:
     (state,), _ = _states(1)
     carry = carry_of([state], [0], Collectives(0, 2, lambda vector: vector))
+    assert isinstance(carry.travels, torch.Tensor)
     assert torch.equal(carry.travels, surviving_indices(state))
 
 
 def test_random_layers_draw_anew_for_each_state() -> None:
-    drawing = lambda carry, batch: torch.rand(())  # noqa: E731
-    drawn = vmapped(drawing, 3)(torch.zeros(3), torch.zeros(3))  # type: ignore[arg-type, call-overload]
+    def drawing(carry: Any, batch: Any) -> Any:
+        return torch.rand(())
+
+    drawn: Any = vmapped(drawing, 3)(torch.zeros(3), torch.zeros(3))  # type: ignore[arg-type]
     assert len(set(drawn.tolist())) == 3
-    assert vmapped(drawing, 1) is drawing  # type: ignore[arg-type, comparison-overlap]
+    assert vmapped(drawing, 1) is drawing
 
 
 def test_an_evaluation_of_several_networks_is_that_of_each() -> None:
@@ -224,8 +228,8 @@ def test_programs_run_in_their_own_memory_to_the_eager_steps_bits(programs: Any,
     assert found[0][0] == pytest.approx(found[1][0])
     for mine, theirs in zip(found[0][1], found[1][1], strict=True):
         assert lf.same_bits(mine, theirs)
-    for mine, theirs in zip(found[0][2], found[1][2], strict=True):
-        assert mine == pytest.approx(theirs)
+    for quality, expected in zip(found[0][2], found[1][2], strict=True):
+        assert quality == pytest.approx(expected)
     assert lf.same_bits(states, before)
 
 
@@ -295,7 +299,7 @@ def test_loops_share_pools_and_capture_where_they_may(
 
 
 def test_a_loop_goes_on_in_memory_that_was_left(programs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Reusable(compiled_engine.Reusable[Any]):
+    class Reusable(reused_memory.Reusable[Any]):
         """Of which the first is the loops'."""
 
         fit: Any = None
@@ -305,7 +309,7 @@ def test_a_loop_goes_on_in_memory_that_was_left(programs: Any, monkeypatch: pyte
             return super().take(fit)
 
     made: list[Reusable] = []
-    monkeypatch.setattr(compiled_engine, "Reusable", lambda: made.append(Reusable()) or made[-1])
+    monkeypatch.setattr(compiled_engine, "Reusable", lambda: noted(made, Reusable()))
     engine, numbers = compiled_engine.compile_engine(_work()), data()
     first, second = (lf.with_optimizer(state_of(seed)[1], lf.sgd(0.1, 0.5)) for seed in (3, 4))
     feed = Prefetcher(numbers.train, 4, [3], torch.device("cpu"))

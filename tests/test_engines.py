@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import DroppingNet, NormedNet
+from conftest import DroppingNet, NormedNet, noted
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -202,9 +202,8 @@ def test_a_whole_run_compiles_one_step_and_one_evaluation(
     digits: Dataset, few_digits: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rounds, seeds, controls, masks and rewinding change nothing: they are data."""
-    made = []
-    original = compiled_engine.compiled
-    monkeypatch.setattr(compiled_engine, "compiled", lambda *a: made.append(a[0].__name__) or original(*a))
+    made: list[str] = []
+    monkeypatch.setattr(compiled_engine, "compiled", lambda *a: (noted(made, a[0].__name__), compiled(*a))[1])
     model = lf.from_module(NormedNet())
     data = few_digits._replace(val=digits.train, test=digits.train)  # more than a chunk, and some left over
     plan = Plan(model=model, trainer=trainer(model, data, "compile"), steps=12, eval_every=6, rounds=2)
@@ -360,7 +359,7 @@ def test_a_compiled_product_is_called_without_a_detour() -> None:
 
     with torch.no_grad():
         program = compiled(lambda a, b: (torch.ops.lthfunc.gemm(a, b, None),), [a, b], "a product")
-        with Seen():
+        with Seen():  # type: ignore[no-untyped-call]
             (found,) = program(a, b)
     torch.testing.assert_close(found, a @ b)
     assert [name for name in seen if "linear_pointwise" in name or "product" in name] == [

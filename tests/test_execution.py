@@ -210,6 +210,7 @@ def test_the_fastest_is_chosen_and_dense_wins_ties(
     fake_clock(monkeypatch, rates)
     program = lf.specialize(broken(model, 0.1, 0, dtype=torch.float32), model, torch.randn(4, 1, 8, 8))
     assert program.report.form == form
+    assert program.report.measured is not None
     assert program.report.measured.batch == 4
 
 

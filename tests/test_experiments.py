@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
+from typing import Any
 
 import pytest
 import torch
@@ -27,7 +28,7 @@ from lthfunc.trees.types import Dataset
 STEPS = 12
 
 
-def plan(data: Dataset, rewind: str = "init", controls: tuple[str, ...] = (), **changes: object) -> Plan:
+def plan(data: Dataset, rewind: str = "init", controls: tuple[str, ...] = (), **changes: Any) -> Plan:
     model = lf.from_module(NormedNet())
     trainer = make_trainer(model, data, optimizer=lf.adam(1e-2), batch_size=40)
     start, anchor_step = rewinding_of(parse_rewind(rewind), per_epoch=6)

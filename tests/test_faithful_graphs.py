@@ -74,7 +74,8 @@ class Net(nn.Module):
             nn.init.constant_(self.last.weight, last)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.last(self.drop(self.between(torch.relu(self.first(x.flatten(1))))))
+        out: Tensor = self.last(self.drop(self.between(torch.relu(self.first(x.flatten(1))))))
+        return out
 
 
 def model_with(between: Any, last: float | None = None) -> lf.Model:

@@ -147,7 +147,7 @@ def test_products_are_one_graph_of_all_layers(gpus: Machine, monkeypatch: pytest
     assert gpus.captures == [(floors._CALLS, "thread_local")]
     jobs = [[floors.Job(lambda: torch.mm(a, b), 1024)], [floors.Job(lambda: torch.mm(b, a), 1024)]]
     monkeypatch.setattr(floors, "_layers", lambda *layers: jobs)
-    run, flops = floors.products(None, a)  # type: ignore[arg-type]
+    run, flops = floors.products(None, a)
     assert flops == 2048
     assert gpus.captures[-1][0] == 2
     before = gpus.stream(1).begun + len(gpus.stream(1).waiting)

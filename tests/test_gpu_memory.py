@@ -12,6 +12,7 @@ from lthfunc.errors import UserError
 from lthfunc.experiments.config import Config
 from lthfunc.experiments.iterative import Plan, rounds
 from lthfunc.scheduling import execute, gpu_memory, local
+from lthfunc.scheduling.checkpointing import train_kept
 from lthfunc.scheduling.local import Way
 from lthfunc.scheduling.queue import Queue
 from lthfunc.training.trainer import make_trainer
@@ -99,11 +100,10 @@ def test_without_jobs_replicates_train_in_groups_that_fit(
     """As the command does it on a GPU, but on the CPU's memory: five replicates, of which two fit."""
     monkeypatch.setattr(gpu_memory, "memory_of_one", lambda plan, device: (4, 9))
     groups: list[int] = []
-    train = local.train_kept
 
     def counting(plan: Plan, tasks: Any, *rest: Any) -> Any:
         groups.append(len(tasks))
-        return train(plan, tasks, *rest)
+        return train_kept(plan, tasks, *rest)
 
     monkeypatch.setattr(local, "train_kept", counting)
 

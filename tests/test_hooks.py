@@ -49,7 +49,7 @@ class Doubled(torch.autograd.Function):
         pass
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         return gradient * 2
 
 
@@ -61,7 +61,7 @@ class Older(torch.autograd.Function):
         return x.clone()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         return gradient * 2
 
 
@@ -72,7 +72,7 @@ def doubled_by_a_hook(net: Any, h: Tensor) -> Tensor:
 
 
 def by_a_function(net: Any, h: Tensor) -> Tensor:
-    out: Tensor = Doubled.apply(h)  # type: ignore[no-untyped-call]
+    out: Tensor = Doubled.apply(h)
     return out
 
 
@@ -95,7 +95,8 @@ def computed_in_inference_mode(net: Any, h: Tensor) -> Tensor:
 
 
 def slope_by_torch_func(net: Any, h: Tensor) -> Tensor:
-    return h + torch.func.grad(lambda v: v.square().sum())(h)
+    out: Tensor = h + torch.func.grad(lambda v: v.square().sum())(h)
+    return out
 
 
 def hooked(net: nn.Module, how: str, *given: Any, **named: Any) -> nn.Module:
@@ -178,13 +179,14 @@ def requiring(net: Any, h: Tensor) -> Tensor:
 
 
 def older_function(net: Any, h: Tensor) -> Tensor:
-    out: Tensor = Older.apply(h)  # type: ignore[no-untyped-call]
+    out: Tensor = Older.apply(h)
     return out
 
 
 def differentiating(net: Any, h: Tensor) -> Tensor:
     (slope,) = torch.autograd.grad(h.sum(), net.a.weight, create_graph=True)
-    return h + slope.sum()
+    found: Tensor = h + slope.sum()
+    return found
 
 
 REFUSED = {

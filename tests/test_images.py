@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import struct
 import zlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -34,18 +36,18 @@ def read(content: bytes | Callable[[], Any], **options: Any) -> np.ndarray[Any, 
 @pytest.mark.parametrize("form", ["png", "tiff <", "tiff >", "pgm", "tiff white is 0", "in memory", "in memory B"])
 def test_deep_grey_is_scaled_by_its_depth(form: str) -> None:
     wanted = to_eight(DEEP, 16)
-    content: Any = {
-        "png": lambda: png(DEEP, 16, 0),
-        "tiff <": lambda: tiff(DEEP, "<"),
-        "tiff >": lambda: tiff(DEEP, ">"),
-        "pgm": lambda: b"P5 %d %d 65535\n" % (W, H) + DEEP.astype(">u2").tobytes(),
-        "tiff white is 0": lambda: tiff(DEEP, "<", photometric=0),
-        "in memory": lambda: lambda: Image.fromarray(DEEP),
-        "in memory B": lambda: lambda: Image.frombytes("I;16B", (W, H), DEEP.astype(">u2").tobytes()),
-    }[form]()
+    contents: dict[str, Any] = {
+        "png": png(DEEP, 16, 0),
+        "tiff <": tiff(DEEP, "<"),
+        "tiff >": tiff(DEEP, ">"),
+        "pgm": b"P5 %d %d 65535\n" % (W, H) + DEEP.astype(">u2").tobytes(),
+        "tiff white is 0": tiff(DEEP, "<", photometric=0),
+        "in memory": lambda: Image.fromarray(DEEP),
+        "in memory B": lambda: Image.frombytes("I;16B", (W, H), DEEP.astype(">u2").tobytes()),
+    }
     if form == "tiff white is 0":
         wanted = 255 - wanted
-    np.testing.assert_array_equal(read(content), wanted[None])
+    np.testing.assert_array_equal(read(contents[form]), wanted[None])
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
@@ -98,7 +100,9 @@ def test_floating_point_and_lab_pixels_are_refused() -> None:
 
 def over(pixels: np.ndarray[Any, Any], alpha: np.ndarray[Any, Any], ground: int) -> np.ndarray[Any, Any]:
     share = alpha[..., None].astype(np.float64) / 255
-    return np.floor(pixels * share + ground * (1 - share) + 0.5).astype(np.uint8).transpose(2, 0, 1)
+    mixed = np.floor(pixels * share + ground * (1 - share) + 0.5)
+    out: np.ndarray[Any, Any] = mixed.astype(np.uint8).transpose(2, 0, 1)
+    return out
 
 
 @pytest.mark.parametrize("ground", ["white", "black", 90])
@@ -139,7 +143,7 @@ def test_premultiplied_and_paletted_alpha() -> None:
     opaque = Image.fromarray(colours())
     for image in (la.convert("La"), rgba.convert("RGBa")):
         again = image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode])
-        np.testing.assert_array_equal(read(lambda image=image: image), read(lambda again=again: again))
+        np.testing.assert_array_equal(read(partial(copy.copy, image)), read(partial(copy.copy, again)))
     paletted = Image.frombytes("PA", (W, H), bytes([0, 255, 1, 255, 2, 0] * (H * W // 3)))
     paletted.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
     assert read(lambda: paletted)[:, 0, :3].T.tolist() == [[10, 20, 30], [40, 50, 60], [255, 255, 255]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,11 +56,12 @@ def test_prefixes_of_wrappers_go_in_any_order_and_number(prefix: str, within: bo
 
 
 def test_wrappers_of_pytorch_name_their_modules_so(capsys: Any) -> None:
+    compiled: Any = partial(torch.compile, backend="eager")
     plain = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
-    wrapped = torch.nn.DataParallel(torch.compile(plain, backend="eager"))  # type: ignore[arg-type]
+    wrapped = torch.nn.DataParallel(compiled(plain))
     found, _ = imported(wrapped.state_dict(), capsys)
     assert set(found) == set(plain.state_dict())
-    parts = torch.nn.Sequential(torch.nn.DataParallel(plain[0]), torch.compile(plain[1], backend="eager"))  # type: ignore[arg-type]
+    parts = torch.nn.Sequential(torch.nn.DataParallel(plain[0]), compiled(plain[1]))
     found, said = imported(parts.state_dict(), capsys)
     assert set(found) == {"0.module.weight", "0.module.bias", "1.weight", "1.bias"}  # DataParallel within: its own name
     assert "'_orig_mod.'" in said

@@ -95,8 +95,8 @@ def test_conv1d_of_transformers_itself() -> None:
 
 
 def test_wanda_and_sparsegpt_read_conv1d_along_its_inputs() -> None:
-    turned = nn.Sequential(Conv1D(6, 5), nn.ReLU(), nn.Linear(6, 3))
-    plain = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 3))
+    turned: Any = nn.Sequential(Conv1D(6, 5), nn.ReLU(), nn.Linear(6, 3))
+    plain: Any = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 3))
     with torch.no_grad():
         plain[0].weight.copy_(turned[0].weight.T)
         plain[2].load_state_dict(turned[2].state_dict())
@@ -120,7 +120,8 @@ def test_matrices_that_are_neither_pruned_nor_drawn_are_named() -> None:
             self.token, self.norm = nn.Parameter(torch.randn(1, 1, 4)), nn.LayerNorm((2, 2))
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.fc(x) @ self.gate
+            out: Tensor = self.fc(x) @ self.gate
+            return out
 
     with pytest.warns(UserWarning, match=r"Gated: neither pruned nor drawn anew, so the same for every seed: gate$"):
         lf.from_module(Gated())
@@ -149,7 +150,7 @@ def test_layers_of_ones_own_are_drawn_by_reset_parameters_without_the_global_gen
         def forward(self, x: Tensor) -> Tensor:
             return (x @ self.mix.T) * self.gain
 
-    module = nn.Sequential(Own(), nn.Linear(4, 3))
+    module: Any = nn.Sequential(Own(), nn.Linear(4, 3))
     with torch.no_grad():
         module[0].gain.fill_(0.5)
     before = torch.get_rng_state()
@@ -157,7 +158,7 @@ def test_layers_of_ones_own_are_drawn_by_reset_parameters_without_the_global_gen
     one, other = lf.init(model, 0).params, lf.init(model, 1).params
     assert torch.equal(torch.get_rng_state(), before)
     assert not torch.equal(one["0.mix"], other["0.mix"])
-    assert (one["0.mix"].min(), one["0.mix"].max()) > (3, 3)
+    assert one["0.mix"].min() > 3
     assert torch.equal(one["0.gain"], torch.full((4,), 0.5))  # set after it was drawn
     assert same_bits(one, lf.init(model, 0).params)
 
@@ -179,7 +180,7 @@ def test_padding_rows_stay_and_never_learn() -> None:
 @pytest.mark.parametrize("seed", [0, 1])
 def test_parametrised_layers_stay_what_they_are(seed: int) -> None:
     torch.manual_seed(0)
-    built = nn.Sequential(
+    built: Any = nn.Sequential(
         orthogonal(nn.Linear(6, 4)), orthogonal(nn.Linear(4, 4), orthogonal_map="cayley"),
         spectral_norm(nn.Linear(4, 5)), weight_norm(nn.Linear(5, 5)),
     )  # fmt: skip
@@ -215,7 +216,7 @@ class Meant(nn.Module):
             self.blur.weight.copy_(torch.outer(torch.tensor([1.0, 2, 1]), torch.tensor([1.0, 2, 1])) / 16)
             self.stn.bias.copy_(torch.tensor([1.0, 0, 0, 0, 1, 0]))
             self.prior.bias.fill_(-math.log(99))
-            self.lstm.bias_ih_l0[6:12] = 1
+            self.lstm.get_parameter("bias_ih_l0")[6:12] = 1
             turn = torch.arange(10)[:, None] / 100 ** (torch.arange(0, 4, 2) / 4)
             self.places.weight.copy_(torch.stack([turn.sin(), turn.cos()], 2).flatten(1))
         self.register_buffer("target", self.drawn.weight.detach().clone())
@@ -283,7 +284,8 @@ def test_inputs_of_a_layer_called_twice_and_of_a_shared_weight_are_all_counted()
             second = self.b(torch.tanh(first))
             self_made = nn.functional.linear(torch.relu(second), self.a.weight)
             first += 1  # what was read has been read
-            return self.out(self.a(self_made) + first)
+            found: Tensor = self.out(self.a(self_made) + first)
+            return found
 
     model = lf.from_module(Twice())
     state = lf.init(model, 2)

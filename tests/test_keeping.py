@@ -38,29 +38,34 @@ class Net(nn.Module):
 
 def attribute(net: Any, h: Tensor) -> Tensor:
     net.last = h
-    return net.last
+    found: Tensor = net.last
+    return found
 
 
 def late_attribute(net: Any, h: Tensor) -> Tensor:
     net.penalty = h.square().sum()
-    return h + 0 * net.penalty
+    found: Tensor = h + 0 * net.penalty
+    return found
 
 
 def in_a_dictionary(net: Any, h: Tensor) -> Tensor:
     net.seen["h"] = h
-    return net.seen["h"]
+    out: Tensor = net.seen["h"]
+    return out
 
 
 def in_a_list(net: Any, h: Tensor) -> Tensor:
     net.seen["features"].clear()
     net.seen["features"].append(h)
-    return net.seen["features"][0]
+    out: Tensor = net.seen["features"][0]
+    return out
 
 
 def a_constant(net: Any, h: Tensor) -> Tensor:
     if "mask" not in net.seen:  # made in the first call, whatever that is a part of
         net.seen["mask"] = torch.ones(8)
-    return h * net.seen["mask"]
+    out: Tensor = h * net.seen["mask"]
+    return out
 
 
 KEEPING = [attribute, late_attribute, in_a_dictionary, in_a_list, a_constant]
@@ -110,7 +115,8 @@ def read_before(net: Any, h: Tensor) -> Tensor:
 def first_inputs(net: Any, h: Tensor) -> Tensor:
     if net.last is None:
         net.last = h.detach().mean()
-    return h - net.last
+    out: Tensor = h - net.last
+    return out
 
 
 def turns(net: Any, h: Tensor) -> Tensor:

@@ -63,7 +63,7 @@ def odd() -> tuple[nn.Module, lf.Model, lf.Ticket, Tensor]:
 
 def test_a_shared_weight_is_one_in_the_masked_network_too() -> None:
     _, model, ticket, x = odd()
-    whole = masked_module(model, ticket)
+    whole: Any = masked_module(model, ticket)
     assert whole.out.weight is whole.words.weight
     assert torch.equal(whole.out.weight, ticket.params["words.weight"])
     torch.testing.assert_close(whole(x), lf.to_module(ticket, model)(x))
@@ -163,7 +163,7 @@ def mapped(layer: Any, matrix: Any, x: Tensor) -> Tensor:
         weight, given = float(matrix[o, i * len(kernel) + at]), x[o // outs * ins + i]
         if layer.transposed:
             places = tuple(slice(a, a + s * n, s) for a, s, n in zip(k, layer.stride, given.shape, strict=True))
-            out[(o, *places)] += weight * given
+            out[o][places] += weight * given
         else:
             out[o] += weight * given[tuple(slice(a, a + n) for a, n in zip(k, out.shape[1:], strict=True))]
     return out

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from conftest import gradient_of
 from hypothesis import given, settings, strategies as st
 from lthfunc_cli.main import main
-from torch import nn
+from torch import Tensor, nn
 
 import lthfunc as lf
 from lthfunc.errors import UserError
@@ -86,7 +88,7 @@ def test_masks_move_only_where_methods_say_so(setting: Setting) -> None:
     chosen = TABLE["supermask"](setting, 1).ticket
     for name, mask in chosen.masks.items():
         ratio = chosen.params[name][mask] / dense.params[name][mask]
-        torch.testing.assert_close(ratio, torch.full_like(ratio, mask.numel() / mask.sum()), rtol=1e-3, atol=0)
+        torch.testing.assert_close(ratio, torch.full_like(ratio, mask.numel() / int(mask.sum())), rtol=1e-3, atol=0)
 
 
 # ---- drop and regrow ----
@@ -139,7 +141,7 @@ def test_rigl_grows_where_the_dense_gradient_is_largest(setting: Setting) -> Non
     outputs, _ = apply_training(setting.model, leaves, state.buffers, batch[0])
     nn.functional.cross_entropy(outputs, batch[1]).backward()
     for name, leaf in promise.items():
-        torch.testing.assert_close(leaf, leaves[name].grad.abs())
+        torch.testing.assert_close(leaf, gradient_of(leaves[name]).abs())
         assert (leaf[~state.masks[name]] > 0).any()
 
 
@@ -197,11 +199,11 @@ def test_the_mask_computes_and_the_weight_learns() -> None:
     """Values of the masked network; gradients that reach masked weights as if they were there."""
     model = lf.from_module(nn.Sequential(nn.Linear(4, 3)))
 
-    def weights(trained, fixed):
+    def weights(trained: Any, fixed: Any) -> Any:
         hard = {"0.weight": trained["0.weight"] * top_k_mask(trained["0.weight"].abs(), 5)}
         return {**trained, "0.weight": straight_through(hard["0.weight"], trained["0.weight"])}
 
-    def draw(seed):
+    def draw(seed: int) -> Any:
         params, buffers = model.init(seed)
         return params, {}, buffers
 
@@ -210,8 +212,9 @@ def test_the_mask_computes_and_the_weight_learns() -> None:
     assert made.prunable == ("trained_0/weight",)
     x = torch.randn(8, 4)
 
-    def value(params):
-        return (apply_training(made, params, buffers, x)[0] ** 2).sum()
+    def value(params: dict[str, Tensor]) -> Tensor:
+        total: Tensor = (apply_training(made, params, buffers, x)[0] ** 2).sum()
+        return total
 
     gradient = torch.func.grad(value)(params)["trained_0/weight"]
     weight, bias = params["trained_0/weight"], params["trained_0/bias"]

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import gradient_of
 from torch import Tensor, nn
 
 import lthfunc as lf
@@ -87,7 +88,7 @@ def by_hand(
 ) -> Trained:
     """Train in place with torch.optim.SGD; masks change at some steps; after the last of them validation chooses."""
     data, steps = setting.trainer.data, list(at)
-    params = {
+    params: Params = {
         name: nn.Parameter(leaf.clone() * masks[name] if name in masks else leaf.clone())
         for name, leaf in start.items()
     }
@@ -111,7 +112,7 @@ def by_hand(
         optimizer.zero_grad()
         F.cross_entropy(outputs(params, x), y).backward()
         for name, mask in masks.items():
-            params[name].grad *= mask
+            gradient_of(params[name]).mul_(mask)
         optimizer.step()
     return Trained({name: leaf.detach() for name, leaf in params.items()}, chosen, when, masks)
 
@@ -175,7 +176,7 @@ def test_drop_and_regrow_by_the_papers_formulas(setting: Setting, name: str) -> 
         leaves = {each: leaf.detach().clone().requires_grad_() for each, leaf in params.items()}
         with torch.enable_grad():
             F.cross_entropy(outputs(leaves, x), y).backward()
-        return {each: leaves[each].grad.abs() for each in LAYERS}
+        return {each: gradient_of(leaves[each]).abs() for each in LAYERS}
 
     def change(step: int, params: Params, masks: Masks, velocity: Params) -> Masks:
         share = 0.3 / 2 * (1 + math.cos(math.pi * step / end))
@@ -226,7 +227,7 @@ def test_ablations_prune_the_drawn_weights_and_not_pruned_ones(setting: Setting)
     leaves = {name: leaf.clone().requires_grad_() for name, leaf in dense.params.items()}
     drawn = samples(setting, SEED, 10, "snip")
     torch.stack([F.cross_entropy(outputs(leaves, x), y) for x, y in drawn]).mean().backward()
-    least = {name: -(leaves[name] * leaves[name].grad).abs() for name in LAYERS}
+    least = {name: -(leaves[name] * gradient_of(leaves[name])).abs() for name in LAYERS}
     inverted = largest(least, round(DENSITY * 1480), dense.masks)
     for name, start, masks in (
         ("snip", dense.params, largest({name: -leaf for name, leaf in least.items()}, 296, dense.masks)),
@@ -300,7 +301,9 @@ def test_edge_popup_by_hand(setting: Setting) -> None:
         return {**params, **{name: signed[name] * masks[name] for name in LAYERS}}, masks
 
     optimizer = torch.optim.SGD(scores.values(), RATE, momentum=0.9)
-    best, chosen, kept = math.inf, {}, {}
+    best = math.inf
+    chosen: Params = {}
+    kept: Masks = {}
     for step in range(STEPS + 1):
         if step % EVERY == 0 and (loss := quality(masked()[0], data.val).loss) < best:
             best, (chosen, kept) = loss, masked()
@@ -310,13 +313,13 @@ def test_edge_popup_by_hand(setting: Setting) -> None:
             network, masks = masked()
             F.cross_entropy(outputs(network, x), y).backward()
             for name, leaf in scores.items():
-                leaf.grad = masks[name].grad * leaf.detach().sign()
+                leaf.grad = gradient_of(masks[name]) * leaf.detach().sign()
             optimizer.step()
     outcome = TABLE["edge-popup"](setting, SEED)
     for name, mask in kept.items():
         assert torch.equal(outcome.ticket.masks[name], mask.bool())
-    for name, leaf in chosen.items():
-        torch.testing.assert_close(outcome.ticket.params[name], leaf.detach())
+    for name, weight in chosen.items():
+        torch.testing.assert_close(outcome.ticket.params[name], weight.detach())
     assert outcome.test == pytest.approx(quality(chosen, data.test))
     assert outcome.steps == STEPS
 
@@ -334,7 +337,7 @@ def test_supermasks_by_hand(setting: Setting, monkeypatch: pytest.MonkeyPatch) -
         training: WeightFunction,
         evaluating: WeightFunction,
         *rest: Any,
-    ):
+    ) -> Any:
         seen.append((draw(seed), training, evaluating))
         return train(setting, seed, name, draw, training, evaluating, *rest)
 
@@ -392,5 +395,5 @@ def test_the_largest_weights_compute_and_all_learn(setting: Setting) -> None:
     outcome = TABLE["ste"](setting, SEED)
     for name, mask in chosen[1].items():
         assert torch.equal(outcome.ticket.masks[name], mask)
-    for name, leaf in chosen[0].items():
-        torch.testing.assert_close(outcome.ticket.params[name], leaf.detach())
+    for name, weight in chosen[0].items():
+        torch.testing.assert_close(outcome.ticket.params[name], weight.detach())

@@ -12,6 +12,7 @@ from torch import Tensor
 
 import lthfunc as lf
 from lthfunc.errors import UserError
+from lthfunc.experiments import plan as planning
 from lthfunc.experiments.families import METHODS
 from lthfunc.experiments.methods import iterative, prepare
 from lthfunc.experiments.methods.iterative import why_not_tuned
@@ -66,7 +67,7 @@ def with_drawn(state: TrainState) -> TrainState:
 def at_init(name: str) -> TrainState:
     start = lf.init(MODEL, SEED)
     loss = lf.loss_of(MODEL, start.buffers)
-    scores = {
+    scores: dict[str, Callable[[], lf.Score]] = {
         "snip": lambda: lf.snip(loss, batches("snip")),
         "grasp": lambda: lf.grasp(loss, batches("grasp")),
         "synflow": lambda: lf.synflow(lf.forward_of(MODEL, start.buffers), (6,)),
@@ -260,6 +261,7 @@ def test_a_setting_is_what_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> Non
     assert found.schedule is not None
     assert found.schedule.tolist() == lf.stepwise(0.5, (4,)).tolist()
     other = found.trainer_of(found.model, lf.adam(0.1))
+    assert found.cyclic is not None
     for trainer in (found.trainer, found.cyclic, other):
         assert (trainer.batch_size, trainer.on_nonfinite, trainer.engine.name) == (40, "skip", "eager")
         assert (trainer.precision, trainer.loss) == ("fp32", lf.cross_entropy)
@@ -286,7 +288,7 @@ def test_a_setting_is_what_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> Non
             raise UserError("--engine: 'sparse/eager' is not accepted")
         return original(config)
 
-    original = prepare.prepare
+    original = planning.prepare
     monkeypatch.setattr(prepare, "prepare", cannot)
     config, found = setting_of(settings(density=0.25, steps=4))
     assert (seen, config.engine, config.threads, found.synflow_rounds) == (["sparse/eager", "eager"], "eager", 1, 100)

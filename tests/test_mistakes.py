@@ -11,8 +11,10 @@ import pytest
 import torch
 from torch import nn
 
-import lthfunc as lf
+import lthfunc
 from lthfunc.errors import ArgumentError, UserError
+
+lf: Any = lthfunc  # What is passed is wrong on purpose.
 
 
 class Things(NamedTuple):

@@ -35,7 +35,7 @@ from lthfunc.experiments.tasks import (
 from lthfunc.training.losses import accuracy, cross_entropy, huber, mean_absolute_error, mean_squared_error
 from lthfunc.training.optimizers import AdamNumbers, SGDNumbers
 from lthfunc.trees.rng import key
-from lthfunc.trees.types import Split
+from lthfunc.trees.types import Params, Split
 
 
 def test_schedules_by_name_are_those_functions() -> None:
@@ -346,7 +346,10 @@ def test_rewindings_by_hand() -> None:
     anchor = lf.init(model, 3)._replace(step=torch.tensor(4))
     now = RoundContext(model, 7, 2, anchor)
     masks = pruned.masks
-    under = lambda params: lf.apply_masks(params, masks)  # noqa: E731
+
+    def under(params: Params) -> Params:
+        return lf.apply_masks(params, masks)
+
     for name in ("init", "step", "epoch"):
         found = REWINDINGS[name].make(pruned, now)
         assert lf.same_bits((found.params, found.masks, found.buffers), (under(anchor.params), masks, anchor.buffers))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from typing import Any
 
 import pytest
 import torch
@@ -67,7 +68,7 @@ def check(module: nn.Module, batch: int, *, endless: bool = True) -> None:
         x = torch.where(x.isinf(), 0, x)
     expected = apply_evaluating(model, params, buffers, x)
     run = lf.sparse_program(model, lf.Ticket(params, buffers, {}))
-    same = {"rtol": 1e-4, "atol": 1e-5, "equal_nan": True}
+    same: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-5, "equal_nan": True}
     torch.testing.assert_close(run(x), expected, **same)
     torch.testing.assert_close(torch.cat([run(x[i : i + 1]) for i in range(min(batch, 6))]), expected[:6], **same)
 
@@ -84,7 +85,7 @@ def check(module: nn.Module, batch: int, *, endless: bool = True) -> None:
     workspace.outputs.copy_(torch.linspace(-1, 1, workspace.outputs.numel()).view_as(workspace.outputs))
     given = workspace.outputs[:batch].clone()
     workspace.run(x[None], y, batch, part=(program.forward, end))
-    _, pull = torch.func.vjp(lambda params: apply_training(model, params, buffers, x)[0], params)
+    pull: Any = torch.func.vjp(lambda params: apply_training(model, params, buffers, x)[0], params)[1]
     (grads,) = pull(given)
     ours = workspace.dense(workspace.gradients)
     for name, grad in grads.items():
@@ -132,7 +133,8 @@ class Dense(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = torch.relu(self.conv(x))
-        return self.two(torch.relu(self.one((F.max_pool2d(x, 2) if self.pool else x).flatten(1))))
+        out: Tensor = self.two(torch.relu(self.one((F.max_pool2d(x, 2) if self.pool else x).flatten(1))))
+        return out
 
 
 @sparse
@@ -163,10 +165,11 @@ class Diverging(nn.Module):
         self.conv, self.out = nn.Conv2d(1, 6, 3, padding=1), nn.Linear(6 * 16, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.out(F.max_pool2d(torch.relu(self.conv(x)), 2).flatten(1))
+        found: Tensor = self.out(F.max_pool2d(torch.relu(self.conv(x)), 2).flatten(1))
+        return found
 
 
-def fitted(data: Dataset, engine, on_nonfinite: str, rate: float) -> lf.Fit:
+def fitted(data: Dataset, engine: Any, on_nonfinite: Any, rate: float) -> lf.Fit:
     model = lf.from_module(Diverging())
     start = lf.prune(density=0.5, score=lf.random_scores(0))(lf.init(model))
     trainer = lf.make_trainer(
@@ -176,7 +179,7 @@ def fitted(data: Dataset, engine, on_nonfinite: str, rate: float) -> lf.Fit:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_a_diverging_training_stops_alike_on_every_engine(digits: Dataset, engine) -> None:
+def test_a_diverging_training_stops_alike_on_every_engine(digits: Dataset, engine: Any) -> None:
     with pytest.raises(DivergedError) as caught:
         fitted(digits._replace(train=digits.val), engine, "stop", 1e25)
     assert str(caught.value) == (
@@ -186,7 +189,7 @@ def test_a_diverging_training_stops_alike_on_every_engine(digits: Dataset, engin
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_steps_that_are_not_finite_are_left_out_alike(digits: Dataset, engine) -> None:
+def test_steps_that_are_not_finite_are_left_out_alike(digits: Dataset, engine: Any) -> None:
     found, eager = (fitted(odd_digits(digits), each, "skip", 0.05) for each in (engine, "eager"))
     start = lf.init(lf.from_module(Diverging())).params
     assert any(not torch.equal(leaf, start[name]) for name, leaf in found.state.params.items() if "bias" in name)

@@ -81,9 +81,10 @@ FIRST = IMAGES.transpose(0, 3, 1, 2)
     ],
 )
 def test_inputs_that_lie_in_another_way_get_a_hint(x: Any, test: Any, words: list[str]) -> None:
+    labels: Any = Y
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always", lf.data.DataWarning)
-        found = lf.data.find_warnings(lf.data.from_tensors("mine", (x, Y), (test, Y), val=15))
+        found = lf.data.find_warnings(lf.data.from_tensors("mine", (x, labels), (test, labels), val=15))
     assert len(found) == len(said) == len(words)
     assert all(each.startswith(start) for each, start in zip(found, words, strict=True)), found
 

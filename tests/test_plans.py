@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -55,7 +56,7 @@ def test_a_plans_steps_and_prunings() -> None:
     with pytest.raises(UserError, match=r"^--rewind: 'step 10' .*a point before the end of training .step 10.$"):
         next(rounds(plan._replace(anchor_step=10), 0))
     with pytest.raises(UserError, match=r"^Plan: steps must be"):
-        next(rounds(plan._replace(steps="ten"), 0))
+        next(rounds(plan._replace(steps="ten"), 0))  # type: ignore[arg-type]
 
 
 def test_prunings_that_cannot_be_are_found_before_training() -> None:
@@ -195,7 +196,7 @@ def _engine_chosen(monkeypatch: pytest.MonkeyPatch, *, compiler: bool = True, sp
 
 
 def test_auto_counts_the_steps_of_the_whole_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    chosen = lambda **given: _engine_chosen(monkeypatch, **given)  # noqa: E731
+    chosen = partial(_engine_chosen, monkeypatch)
     assert chosen(rounds=2) == ("sparse/compile", None)
     assert chosen(rounds=2, sparse=False) == ("compile", None)
     assert chosen(rounds=2, ranks=2) == ("compile", None)

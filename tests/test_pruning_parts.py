@@ -130,7 +130,12 @@ def test_own_counts_and_masks_are_held_to_the_layers() -> None:
 
     good = {"a": truth("x..", "..x"), "b": truth("..")}
     assert select(good) is good
-    for given, shown in (({"a": good["a"]}, r"\['a'\]"), ({**good, "c": 1}, r"\['a', 'b', 'c'\]"), ((1,), "'tuple'")):
+    wrong: tuple[tuple[Any, str], ...] = (
+        ({"a": good["a"]}, r"\['a'\]"),
+        ({**good, "c": 1}, r"\['a', 'b', 'c'\]"),
+        ((1,), "'tuple'"),
+    )
+    for given, shown in wrong:
         with pytest.raises(UserError, match=f"^select: '<lambda>': {shown} .*a mask for each of a, b"):
             select(given)
     for value, shown in (
@@ -480,10 +485,12 @@ def test_a_loss_of_no_weight_has_no_scores() -> None:
     batches = [(torch.randn(4, 6), torch.tensor([0, 1, 2, 0]))]
 
     def of_targets(params: Any, batch: Any) -> Tensor:
-        return batch[1].double().mean()
+        out: Tensor = batch[1].double().mean()
+        return out
 
     def flat(params: Any, batch: Any) -> Tensor:
-        return sum(leaf.sum() for leaf in params.values()) * 0.0
+        out: Tensor = sum(leaf.sum() for leaf in params.values()) * 0.0
+        return out
 
     for make in (lf.snip, lf.taylor, lf.fisher, lf.movement, lf.mean_gradient):
         with pytest.raises(UserError, match=r"of_targets.* depend on no parameter"):

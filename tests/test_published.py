@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import gradient_of
 from torch import Tensor
 
 import lthfunc as lf
@@ -42,7 +45,7 @@ def published_grasp(setting: Setting, state: lf.TrainState, batches: list[Batch]
     each = [slopes(batch) for batch in batches]
     held = [sum(parts).detach() for parts in zip(*each, strict=True)]
     sum((g * h).sum() for parts in each for g, h in zip(parts, held, strict=True)).backward()
-    return {name: leaves[name].detach() * leaves[name].grad for name in state.masks}
+    return {name: leaves[name].detach() * gradient_of(leaves[name]) for name in state.masks}
 
 
 def same_order(left: Params, right: Params) -> bool:
@@ -125,14 +128,14 @@ def test_edge_popups_gradient_goes_to_the_size_of_scores() -> None:
     )
     (x @ (weight * mask).T).square().sum().backward()
     assert int(mask.sum()) == 11
-    torch.testing.assert_close(scores.grad, mask.grad * scores.detach().sign())
+    torch.testing.assert_close(scores.grad, gradient_of(mask) * scores.detach().sign())
 
 
 def test_edge_popups_scores_are_drawn_as_published(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
     """Kaiming-uniform with a = √5: within 1 / √fan-in, of both signs."""
     seen = {}
 
-    def caught(setting, seed, name, draw, *rest):
+    def caught(setting: Any, seed: int, name: str, draw: Any, *rest: Any) -> Any:
         seen.update(draw(seed)[0])
         raise KeyboardInterrupt
 

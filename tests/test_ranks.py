@@ -16,11 +16,12 @@ from typing import Any
 import pytest
 import torch
 import torch.multiprocessing
-from conftest import NormedNet, until
+from conftest import NormedNet, noted, shorter, until
 from lthfunc_cli.main import main
 from test_runs import metrics
 from threads_as_ranks import Ranks
 from torch import Tensor, nn
+from torch.multiprocessing.spawn import spawn
 
 import lthfunc as lf
 from lthfunc.data.augment import shift_and_mirror
@@ -32,7 +33,7 @@ from lthfunc.training.trainer import Trainer
 from lthfunc.trees.model import Model
 from lthfunc.trees.ops import leaves, tree_map
 from lthfunc.trees.rng import counter_key
-from lthfunc.trees.types import Dataset, Split, TrainState
+from lthfunc.trees.types import Dataset, TrainState
 
 #: How far losses of several ranks may be from those of one, over 200 steps: relative, in float32 and in float64.
 ROUNDING = {"lenet300": 1e-5, "resnet20": 1e-9}
@@ -54,7 +55,8 @@ class Ordinary(nn.Module):
         x = self.fc1(x)
         for norm in self.norms:
             x = torch.tanh(norm(x) + 0.3)
-        return self.fc2(x)
+        out: Tensor = self.fc2(x)
+        return out
 
 
 def wide(state: TrainState) -> TrainState:
@@ -165,14 +167,14 @@ class Doubling(nn.Module):
         self.net = net
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.net(x.double())
+        out: Tensor = self.net(x.double())
+        return out
 
 
 def made(exchange: Collectives, arch: str) -> tuple[Model, Trainer]:
     """LeNet-300-100 compiled, in float32; ResNet-20 with its BatchNorm in float64, eagerly."""
     digits = lf.data.load("digits")
-    cut = lambda split, n: Split(split.x[:n], split.y[:n])  # noqa: E731
-    data = digits._replace(val=cut(digits.val, 60), test=cut(digits.test, 60))
+    data = digits._replace(val=shorter(digits.val, 60), test=shorter(digits.test, 60))
     model = lf.models.build(arch, data.shape, 10)
     if arch == "resnet20":
         model = lf.from_module(Doubling(model.training).double())
@@ -199,13 +201,12 @@ def trained(model: Model, trainer: Trainer, steps: int) -> tuple[TrainState, lis
 def _on_gloo(rank: int, ranks: int, folder: str) -> None:
     from torch import distributed
 
-    from lthfunc.training.engines import compiled
+    from lthfunc.training.engines import compiled, tracing
 
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=ranks)
     programs: list[str] = []
-    real = compiled.compiled
-    compiled.compiled = lambda *given: (programs.append("one"), real(*given))[1]
+    compiled.compiled = lambda *given: (noted(programs, "one"), tracing.compiled(*given))[1]  # type: ignore[attr-defined]
     for arch in ROUNDING:
         model, trainer = made(lf.collectives(), arch)
         state, curve = trained(model, trainer, steps_of(arch, ranks))
@@ -223,7 +224,7 @@ def _on_gloo(rank: int, ranks: int, folder: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [2])  # more as threads, above
 def test_ranks_over_gloo_train_as_one_process(ranks: int, tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_on_gloo, (ranks, str(tmp_path)), nprocs=ranks)
+    spawn(_on_gloo, (ranks, str(tmp_path)), nprocs=ranks)
     assert len(list(tmp_path.glob("done*"))) == ranks
     for arch, rounding in ROUNDING.items():
         _, expected = trained(*made(SINGLE_RANK, arch), steps_of(arch, ranks))

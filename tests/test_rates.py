@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +25,7 @@ from lthfunc.training.schedules import Schedule, rate_at
 LR, STEPS, FINAL = 0.5, 40, 0.02
 
 #: At step t of 40, from 0.5 to 0.02: the published formulas, each written down again.
-FORMULAS = {
+FORMULAS: dict[str, Callable[[int], Any]] = {
     "cosine": lambda t: FINAL + (LR - FINAL) / 2 * (1 + math.cos(math.pi * t / STEPS)),  # SGDR, eq. 5
     "cyclic": lambda t: FINAL + (LR - FINAL) / 2 * (1 + math.cos(math.pi * (t % 10) / 10)),
     "step": lambda t: max(FINAL, LR * 0.1 ** ((t >= 26) + (t >= 33))),
@@ -84,7 +86,7 @@ OPTIMIZERS = [lf.sgd, lf.adam, lf.lion, lf.muon]
 
 @pytest.mark.parametrize("name", TABLES)
 @pytest.mark.parametrize("make", OPTIMIZERS)
-def test_training_past_a_schedule_that_ends_at_nothing_is_refused(name: str, make, few_digits: lf.Dataset) -> None:
+def test_training_past_a_schedule_that_ends_at_nothing_is_refused(name: str, make: Any, few_digits: lf.Dataset) -> None:
     """Both in one go and after a training to the end, with the step at which it would stand still."""
     table: Schedule = TABLES[name]
     start = lf.init(MODEL, 0)
@@ -133,7 +135,7 @@ def test_trainings_with_fewer_steps_than_cycles_are_compared_without_them() -> N
 def test_fine_tuning_needs_a_rate_that_falls() -> None:
     """Under a constant rate it is no method of its own, at a rate of 0 none at all."""
 
-    def of(**settings: object) -> tuple:
+    def of(**settings: object) -> tuple[Any, Any]:
         return methods_for(setting_of(named(density=0.1, rounds=2, engine="eager", **settings))[1], settings_asked)
 
     for settings, words in (({}, "needs a --schedule that falls"), ({"schedule": "cosine"}, "which is about 0")):

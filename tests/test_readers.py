@@ -182,7 +182,9 @@ def test_npz_of_images_and_floats(tmp_path: Path, form: str) -> None:
 
 def test_npz_of_splits_and_of_numbers_to_come_close_to(tmp_path: Path) -> None:
     draw = np.random.default_rng(0)
-    arrays = {f"x_{part}": draw.normal(size=(n, 5)) for part, n in (("train", 30), ("val", 8), ("test", 9))}
+    arrays: dict[str, Any] = {
+        f"x_{part}": draw.normal(size=(n, 5)) for part, n in (("train", 30), ("val", 8), ("test", 9))
+    }
     arrays |= {f"y_{part}": draw.normal(size=(n,)) for part, n in (("train", 30), ("val", 8), ("test", 9))}
     np.savez(tmp_path / "b.npz", **arrays)
     data = lf.data.load(f"npz:{tmp_path / 'b.npz'}")

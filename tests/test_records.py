@@ -117,7 +117,9 @@ class Scaled(nn.Sequential):
         self.scale, self._writes = nn.Parameter(torch.ones(6)), writes
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return super().forward(x.add_(1).mul_(self.scale) if self._writes else (x + 1) * self.scale)  # type: ignore[no-any-return]
+        scaled = x.add_(1).mul_(self.scale) if self._writes else (x + 1) * self.scale
+        out: torch.Tensor = super().forward(scaled)  # type: ignore[no-untyped-call]
+        return out
 
 
 def test_every_example_counts_on_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,7 +182,7 @@ def test_copies_start_from_one_training_at_each_k() -> None:
         pair = [
             lf.take_steps(trainer, state, seed=key(4, "instability", copy) % 2**31, until=6)[0] for copy in range(2)
         ]
-        expected = lf.line(model, *pair, numbers.test, numbers.scale, 3)
+        expected = lf.line(model, pair[0], pair[1], numbers.test, numbers.scale, 3)
         assert torch.equal(item.line.loss, expected.loss)
         assert not lf.same_bits(pair[0].params, pair[1].params)
     late = lf.take_steps(trainer, start, seed=4, until=2)[0]

@@ -49,23 +49,27 @@ def _(x: Tensor) -> Tensor:
 
 
 def fails(net: Any, x: Tensor) -> Tensor:
-    return unlucky(net.fc(net.conv(x).flatten(1)))
+    out: Tensor = unlucky(net.fc(net.conv(x).flatten(1)))
+    return out
 
 
 def clamps(net: Any, x: Tensor) -> Tensor:
     net.fc.weight.data.clamp_(-1, 1)
-    return net.fc(net.conv(x).flatten(1))
+    out: Tensor = net.fc(net.conv(x).flatten(1))
+    return out
 
 
 def scales(net: Any, x: Tensor) -> Tensor:
     with torch.no_grad():
         net.fc.weight.mul_(0.5)
-    return net.fc(net.conv(x).flatten(1))
+    out: Tensor = net.fc(net.conv(x).flatten(1))
+    return out
 
 
 def by_values(net: Any, x: Tensor) -> Tensor:
     y = net.fc(net.conv(x).flatten(1))
-    return -y if float(y.sum()) > 0 else y
+    out: Tensor = -y if float(y.sum()) > 0 else y
+    return out
 
 
 @pytest.mark.parametrize(
@@ -107,7 +111,8 @@ def test_forms_and_exports_that_need_no_compaction_are_there(tmp_path: Any, monk
 def test_a_buffer_that_is_replaced_in_training_is_not_lost() -> None:
     def counts(net: Any, x: Tensor) -> Tensor:
         net.seen = net.seen + len(x)
-        return net.fc(net.conv(x).flatten(1))
+        out: Tensor = net.fc(net.conv(x).flatten(1))
+        return out
 
     model = lf.from_module(Given(counts))
     with pytest.raises(UserError, match="cannot be compacted: it puts another tensor in the place of the buffer seen"):
@@ -118,11 +123,13 @@ def shared_memory(net: Any, x: Tensor) -> Tensor:
     y = net.conv(x)
     flat = y.flatten(1)
     flat.relu_()
-    return net.fc(y.flatten(1)) + net.fc(flat)
+    out: Tensor = net.fc(y.flatten(1)) + net.fc(flat)
+    return out
 
 
 def constant(net: Any, x: Tensor) -> Tensor:
-    return net.fc(net.conv(x).flatten(1)) * torch.tensor(0.5)
+    out: Tensor = net.fc(net.conv(x).flatten(1)) * torch.tensor(0.5)
+    return out
 
 
 @built
@@ -148,7 +155,8 @@ def unknown_in_evaluation(net: Any, x: Tensor) -> Tensor:
 
 def by_gradients(net: Any, x: Tensor) -> Tensor:
     h = net.fc(net.conv(x).flatten(1))
-    return h if torch.is_grad_enabled() else h * 2
+    out: Tensor = h if torch.is_grad_enabled() else h * 2
+    return out
 
 
 OWN = """

@@ -18,7 +18,7 @@ import numpy as np
 import plotly.graph_objects
 import pytest
 import torch
-from lthfunc_cli.main import main
+from conftest import run
 from PIL import Image
 
 import lthfunc as lf
@@ -31,10 +31,6 @@ from lthfunc.runs.json_lines import line_of, scan_lines
 from lthfunc.trees.files import load_tree
 
 SMALL = ["--rounds", "3", "--steps", "40", "--eval-every", "10", "--batch-size", "50"]
-
-
-def run(*arguments: object) -> int:
-    return main([str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="module")

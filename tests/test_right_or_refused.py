@@ -12,8 +12,10 @@ import pytest
 import torch
 from torch import nn
 
-import lthfunc as lf
+import lthfunc
 from lthfunc.errors import UserError
+
+lf: Any = lthfunc  # What is passed is wrong on purpose.
 
 X = torch.randn(80, 6, generator=torch.Generator().manual_seed(0))
 Y = (X[:, 0] > 0).long()
@@ -30,7 +32,7 @@ MOMENTS = lf.input_moments(MODEL, START, [X[:10]])
 NAN, INF = float("nan"), float("inf")
 
 
-def trained(optimizer: lf.Optimizer, steps: int) -> Callable[[lf.TrainState], lf.TrainState]:
+def trained(optimizer: lf.Optimizer, steps: int) -> Any:
     return lf.train(MODEL, DATA, optimizer=optimizer, steps=steps, batch_size=10)
 
 
@@ -85,7 +87,7 @@ def test_a_label_for_each_row_of_outputs() -> None:
             metric(outputs, Y[:, None])
 
 
-def one_step(**how: Any) -> Callable[[lf.TrainState], lf.TrainState]:
+def one_step(**how: Any) -> Any:
     return lf.train(MODEL, DATA, optimizer=lf.sgd(0.1), steps=1, batch_size=9, **how)
 
 
@@ -166,14 +168,14 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "an observer of one": (lambda: one_step(observe=lambda s: s), "(step, point)"),
     "a plan's tidying": (
-        lambda: list(lf.iterative(lf.Plan(**_PLAN, rounds=1, tidy=lambda state: None))), "tidy returned None",  # type: ignore[arg-type,return-value]
+        lambda: list(lf.iterative(lf.Plan(**_PLAN, rounds=1, tidy=lambda state: None))), "tidy returned None",
     ),
     "a plan's start": (
-        lambda: list(lf.iterative(lf.Plan(**_PLAN, rounds=1, rewind=lf.Start(lambda pruned, now: None, True)))),  # type: ignore[arg-type,return-value]
+        lambda: list(lf.iterative(lf.Plan(**_PLAN, rounds=1, rewind=lf.Start(lambda pruned, now: None, True)))),
         "rewind returned None",
     ),
     "a data set for batches": (
-        lambda: lf.fisher(LOSS, torch.utils.data.TensorDataset(X, Y)), "batches must be a list of batches (inputs, tar",  # type: ignore[arg-type]
+        lambda: lf.fisher(LOSS, torch.utils.data.TensorDataset(X, Y)), "batches must be a list of batches (inputs, tar",
     ),
     # Numbers.
     "a rate that isn't": (lambda: lf.adam(NAN), "adam: lr must be a number or a table of rates"),
@@ -230,9 +232,9 @@ def test_is_refused_in_one_line(name: str, tmp_path: Any, monkeypatch: pytest.Mo
 
 def test_whole_numbers_of_others_are_whole_numbers() -> None:
     for steps in (np.int64(3), torch.tensor(3)):
-        ready = lf.train(MODEL, DATA, optimizer=lf.sgd(0.1), steps=steps, batch_size=steps * 2)  # type: ignore[arg-type]
+        ready = lf.train(MODEL, DATA, optimizer=lf.sgd(0.1), steps=steps, batch_size=steps * 2)
         assert int(ready(START).step) == 3
-    assert torch.equal(lf.cyclic(0.1, torch.tensor(6), 2), lf.cyclic(0.1, 6, 2))  # type: ignore[arg-type]
+    assert torch.equal(lf.cyclic(0.1, torch.tensor(6), 2), lf.cyclic(0.1, 6, 2))
 
 
 def test_a_damaged_file_of_measurements_is_measured_again(tmp_path: Any) -> None:
@@ -247,7 +249,7 @@ def test_a_damaged_file_of_measurements_is_measured_again(tmp_path: Any) -> None
 
 def test_values_that_fill_a_page_are_not_printed() -> None:
     with pytest.raises(UserError, match=r"sparse\.fixed: a TrainState is not accepted"):
-        lf.break_even(lf.Costs(START, [1.0]), lf.Costs([1.0], [1.0]))  # type: ignore[arg-type]
+        lf.break_even(lf.Costs(START, [1.0]), lf.Costs([1.0], [1.0]))
 
 
 def test_what_cannot_be_kept_is_measured_again(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:

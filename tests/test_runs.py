@@ -13,8 +13,9 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from lthfunc_cli.main import main
+from conftest import run
 
 import lthfunc as lf
 from lthfunc.runs.checkpoints import step_of
@@ -22,10 +23,6 @@ from lthfunc.runs.folder import read_run
 
 #: A small but whole experiment on the bundled digits.
 SMALL = ["--rounds", "2", "--steps", "40", "--eval-every", "10", "--batch-size", "50"]
-
-
-def run(*arguments: str) -> int:
-    return main([str(argument) for argument in arguments])
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
@@ -271,4 +268,4 @@ def test_pictures_are_pictures_of_the_records(finished: Path) -> None:
     means = [50 * sum(item["test_accuracy"] for item in tickets if item["round"] == k) for k in range(3)]
     assert list(ticket.get_ydata()) == pytest.approx(means)
     curves = training_curves(records, "t").axes[0].lines
-    assert list(curves[0].get_xdata()) == [0, 10, 20, 30, 40]
+    assert np.asarray(curves[0].get_xdata()).tolist() == [0, 10, 20, 30, 40]

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import gradient_of
 from torch import Tensor, nn
 
 import lthfunc as lf
@@ -43,25 +44,29 @@ def gradients(model: lf.Model, params: Params, batch: Batch) -> Params:
     """By plain autograd."""
     leaves = {name: leaf.clone().requires_grad_() for name, leaf in params.items()}
     F.cross_entropy(apply_training(model, leaves, {}, batch[0])[0], batch[1]).backward()
-    return {name: leaf.grad for name, leaf in leaves.items()}
+    return {name: gradient_of(leaf) for name, leaf in leaves.items()}
 
 
 def mean(trees: list[Params]) -> Params:
     return {name: torch.stack([tree[name] for tree in trees]).mean(0) for name in trees[0]}
 
 
-def close(left: Params, right: Params, **tolerance: float) -> None:
+def close(left: Params, right: Params, **tolerance: Any) -> None:
     for name, leaf in left.items():
-        torch.testing.assert_close(leaf, right[name], msg=lambda text, name=name: f"{name}: {text}", **tolerance)
+        torch.testing.assert_close(leaf, right[name], msg=f"{name}: {{}}".format, **tolerance)
 
 
-def test_snip_is_the_sensitivity_by_plain_autograd(model, trees, batches) -> None:
+def test_snip_is_the_sensitivity_by_plain_autograd(
+    model: lf.Model, trees: tuple[Params, Masks], batches: list[Batch]
+) -> None:
     params, masks = trees
     g = mean([gradients(model, params, batch) for batch in batches])
     close(lf.snip(loss_of(model, {}), batches)(params, masks), {n: (g[n] * params[n]).abs() for n in params})
 
 
-def test_grasp_is_the_hessian_product_by_finite_differences(model, trees, batches) -> None:
+def test_grasp_is_the_hessian_product_by_finite_differences(
+    model: lf.Model, trees: tuple[Params, Masks], batches: list[Batch]
+) -> None:
     params, masks = trees
     g = mean([gradients(model, params, batch) for batch in batches])
     g = {name: leaf * masks[name] if name in masks else torch.zeros_like(leaf) for name, leaf in g.items()}
@@ -76,7 +81,9 @@ def test_grasp_is_the_hessian_product_by_finite_differences(model, trees, batche
     close(lf.grasp(loss_of(model, {}), batches, temperature=1)(params, masks), expected, atol=1e-9, rtol=1e-5)
 
 
-def test_taylor_and_fisher_are_means_of_squares(model, trees, batches) -> None:
+def test_taylor_and_fisher_are_means_of_squares(
+    model: lf.Model, trees: tuple[Params, Masks], batches: list[Batch]
+) -> None:
     params, masks = trees
     each = [{n: (g * params[n]) ** 2 for n, g in gradients(model, params, batch).items()} for batch in batches]
     close(lf.taylor(loss_of(model, {}), batches)(params, masks), mean(each))
@@ -87,7 +94,9 @@ def test_taylor_and_fisher_are_means_of_squares(model, trees, batches) -> None:
 
 
 @pytest.mark.parametrize("lr", [0.0, 0.5])
-def test_movement_sums_along_gradient_descent(model, trees, batches, lr: float) -> None:
+def test_movement_sums_along_gradient_descent(
+    model: lf.Model, trees: tuple[Params, Masks], batches: list[Batch], lr: float
+) -> None:
     params, masks = trees
     at, total = dict(params), {name: torch.zeros_like(params[name]) for name in masks}
     for batch in batches:
@@ -197,14 +206,18 @@ def test_sparsegpt_does_not_depend_on_the_unit_of_its_inputs(unit: float) -> Non
 
 
 @pytest.mark.parametrize("make", [lf.snip, lf.grasp, lf.taylor, lf.fisher, lf.movement])
-def test_scores_of_data_compile(make: Callable[..., lf.Score], model, trees, batches) -> None:
+def test_scores_of_data_compile(
+    make: Callable[..., lf.Score], model: lf.Model, trees: tuple[Params, Masks], batches: list[Batch]
+) -> None:
     params, masks = trees
     score = make(loss_of(model, {}), batches)
     compiled = torch.compile(lambda p: score(p, masks), backend="aot_eager", fullgraph=True)
     close(compiled(params), score(params, masks))
 
 
-def test_compiled_functions_do_not_depend_on_other_networks_in_use(model, trees, batches) -> None:
+def test_compiled_functions_do_not_depend_on_other_networks_in_use(
+    model: lf.Model, trees: tuple[Params, Masks], batches: list[Batch]
+) -> None:
     """Which may go while one is compiled."""
     params, masks = trees
     others = [lf.from_module(nn.Linear(2, 2)) for _ in range(3)]
@@ -222,7 +235,7 @@ def test_compiled_functions_do_not_depend_on_other_networks_in_use(model, trees,
     close(torch.compile(lambda p: score(p, masks), backend=backend, fullgraph=True)(params), wanted)
 
 
-def test_synflow_compiles(trees, model) -> None:
+def test_synflow_compiles(trees: tuple[Params, Masks], model: lf.Model) -> None:
     params, masks = trees
     score = lf.synflow(forward_of(model, {}), (6,))
     compiled = torch.compile(lambda p: score(p, masks), backend="aot_eager", fullgraph=True)
@@ -238,11 +251,11 @@ def test_synflow_compiles(trees, model) -> None:
         (lambda p, m: [p[n] for n in m], "'list' is not accepted"),
     ],
 )
-def test_scores_of_another_kind_are_refused(score, words: str, model) -> None:
+def test_scores_of_another_kind_are_refused(score: lf.Score, words: str, model: lf.Model) -> None:
     with pytest.raises(UserError, match=words):
         lf.prune(density=0.5, score=score)(lf.init(model, 0))
 
 
-def test_no_batches_are_refused(model) -> None:
+def test_no_batches_are_refused(model: lf.Model) -> None:
     with pytest.raises(UserError, match="at least one batch"):
         lf.snip(loss_of(model, {}), [])

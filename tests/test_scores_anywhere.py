@@ -94,8 +94,8 @@ def test_fisher_takes_running_statistics_of_batch_norms() -> None:
         for name, leaf in net.named_parameters():
             assert leaf.grad is not None
             squares[name] += leaf.grad.square() / 12
-    for name, leaf in scores.items():
-        torch.testing.assert_close(leaf, squares[name] * state.params[name].square() / 2)
+    for name, score in scores.items():
+        torch.testing.assert_close(score, squares[name] * state.params[name].square() / 2)
 
 
 def test_fisher_where_examples_cannot_be_under_vmap() -> None:
@@ -105,7 +105,8 @@ def test_fisher_where_examples_cannot_be_under_vmap() -> None:
             self.fc = nn.Linear(5, 3)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.fc(x) * (2 if float(x.sum()) > 0 else 1)
+            out: Tensor = self.fc(x) * (2 if float(x.sum()) > 0 else 1)
+            return out
 
     model = lf.from_module(Deciding())
     state, x, y = lf.init(model), torch.randn(8, 5), torch.randint(0, 3, (8,))
@@ -141,7 +142,7 @@ def test_modules_of_tickets_train_and_masks_come_back() -> None:
         assert same_bits(masks, ticket.masks)
         assert same_bits({name: leaf + 0.0 for name, leaf in params.items()}, trained)
     assert lf.count(lf.init(again).masks).density == 1  # on request alone
-    torch_prune.custom_from_mask(module[0], "weight", ticket.masks["0.weight"])
+    torch_prune.custom_from_mask(module.get_submodule("0"), "weight", ticket.masks["0.weight"])
     assert same_bits(lf.from_pruned(module, zeros=True)[1].masks, ticket.masks)
     assert lf.count(lf.from_pruned(module)[1].masks).kept > lf.count(ticket.masks).kept
 

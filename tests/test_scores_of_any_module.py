@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import with_splits
 from torch import Tensor, nn
 
 import lthfunc as lf
@@ -148,9 +150,7 @@ def test_a_complex_weight_is_scored_as_its_two_real_parts() -> None:
         found = scored(score, module)
         for name, leaf in leaves.items():
             close = float(1e-4 * leaf.abs().max())
-            torch.testing.assert_close(
-                found[name], leaf, rtol=1e-3, atol=close, msg=lambda text, s=score: f"{s}: {text}"
-            )
+            torch.testing.assert_close(found[name], leaf, rtol=1e-3, atol=close, msg=f"{score}: {{}}".format)
     assert all(bool(leaf.isfinite().all()) for leaf in scored("synflow", module).values())
 
 
@@ -219,9 +219,14 @@ WORDS = {
 def test_modules_without_a_gradient_are_told_in_one_line(how: str) -> None:
     model = lf.from_module(Dead(how), init=lf.as_built)
     state = lf.init(model)
-    calls = [lambda: lf.train(model, DATA, optimizer=lf.sgd(0.1, weight_decay=0.1), steps=1, batch_size=8)]
+
+    def scored(name: str) -> Any:
+        return SCORES[name](model, state, BATCHES)(state.params, state.masks)
+
+    sgd = lf.sgd(0.1, weight_decay=0.1)
+    calls: list[Callable[[], Any]] = [partial(lf.train, model, DATA, optimizer=sgd, steps=1, batch_size=8)]
     scores = [name for name in SCORES if name != "wanda"]  # which takes none
-    calls += [lambda name=name: SCORES[name](model, state, BATCHES)(state.params, state.masks) for name in scores]
+    calls += [partial(scored, name) for name in scores]
     for call in calls:
         with pytest.raises(UserError, match=WORDS[how]) as caught:
             call()
@@ -252,7 +257,7 @@ TYPES = [(torch.float32, torch.float64), (torch.float64, torch.float32)]
 def test_parameters_and_inputs_of_unlike_types_are_told(ours: torch.dtype, theirs: torch.dtype) -> None:
     model = lf.from_module(Net().to(ours))
     state = lf.init(model)
-    data = DATA._replace(**{name: lf.Split(X.to(theirs), Y) for name in ("train", "val", "test")})
+    data = with_splits(DATA, lambda split: lf.Split(X.to(theirs), Y))
     batches = [(data.train.x, Y)]
     words = [str(dtype).removeprefix("torch.") for dtype in (ours, theirs)]
     calls: list[Any] = [
@@ -309,7 +314,8 @@ def test_a_loss_at_a_temperature_divides_all_that_it_could_follow() -> None:
 
     def loss(outputs: Any, targets: Tensor) -> Tensor:
         seen.append(outputs)
-        return outputs["logits"].abs().mean()
+        value: Tensor = outputs["logits"].abs().mean()
+        return value
 
     model = lf.from_module(module, init=lf.as_built)
     state = lf.init(model)

@@ -236,7 +236,7 @@ def test_lists_of_densities_fall(text: str, values: list[float] | None) -> None:
 # ---- what goes together ----
 
 #: (settings that don't go together, what is said, changes of which each makes them go together).
-TOGETHER: list[tuple[dict[str, Any], str, list[dict[str, Any]]]] = [
+TOGETHER: list[Any] = [
     ({"epochs": 2, "steps": 9}, "--epochs and --steps: give one of them", [{"epochs": None}, {"steps": None}]),
     *(({"optimizer": name, "momentum": 0.5}, f"--momentum: 0.5 .*0 with --optimizer {name}",
        [{"momentum": 0.0}, {"optimizer": "sgd"}, {"optimizer": "muon"}, {"optimizer": OWN}])

@@ -129,7 +129,7 @@ def test_spaces_are_lists_and_ranges() -> None:
     assert [type(each["lr"]) for each in (first, last)] == [float, float]
     assert space_of("--grid", ["weights=a..b"], ranges=False) == {"weights": ["a..b"]}
     grid = space_of("--grid", ["lr=0.1,0.2", "batch_size=5,6"], ranges=False)
-    assert [tuple(trial.values()) for trial in trials_of(grid)] == [(0.1, 5), (0.1, 6), (0.2, 5), (0.2, 6)]  # type: ignore[arg-type]
+    assert [tuple(trial.values()) for trial in trials_of(grid)] == [(0.1, 5), (0.1, 6), (0.2, 5), (0.2, 6)]
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import torch.multiprocessing
 from hypothesis import given, settings, strategies as st
 from threads_as_ranks import Ranks
 from torch import Tensor
+from torch.multiprocessing.spawn import spawn
 
 import lthfunc as lf
 from lthfunc.distributed.collectives import SINGLE_RANK, Collectives
@@ -146,7 +147,7 @@ def _on_gloo(rank: int, ranks: int, folder: str) -> None:
 
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_dtensors_over_gloo_are_pruned_as_in_one_place(ranks: int, tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_on_gloo, (ranks, str(tmp_path)), nprocs=ranks)
+    spawn(_on_gloo, (ranks, str(tmp_path)), nprocs=ranks)
     assert len(list(tmp_path.glob("done*"))) == ranks
 
 

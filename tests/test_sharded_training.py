@@ -12,6 +12,7 @@ import torch.multiprocessing
 from test_ranks import Ordinary, far, wide
 from test_sharded import part, whole
 from threads_as_ranks import Ranks
+from torch.multiprocessing.spawn import spawn
 
 import lthfunc as lf
 from lthfunc.distributed.collectives import SINGLE_RANK, Collectives
@@ -142,5 +143,5 @@ def _on_gloo(rank: int, ranks: int, folder: str) -> None:
 @pytest.mark.slow
 def test_a_state_over_four_ranks_is_read_by_two(tmp_path: Path) -> None:
     for ranks in (4, 2):
-        torch.multiprocessing.spawn(_on_gloo, (ranks, str(tmp_path)), nprocs=ranks)
+        spawn(_on_gloo, (ranks, str(tmp_path)), nprocs=ranks)
         assert len(list(tmp_path.glob(f"done{ranks}-*"))) == ranks

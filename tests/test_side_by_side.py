@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import NormedNet, until
-from lthfunc_cli.main import main
+from conftest import NormedNet, run, until
 from test_runs import metrics, same_files
 
 import lthfunc as lf
@@ -28,10 +27,6 @@ from lthfunc.training.trainer import make_trainer
 from lthfunc.trees.types import Dataset
 
 SMALL = ["--rounds", "1", "--steps", "30", "--eval-every", "10", "--batch-size", "50", "--control", "reinit"]
-
-
-def run(*arguments: str) -> int:
-    return main([str(argument) for argument in arguments])
 
 
 def alive(group: int) -> bool:

@@ -7,10 +7,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import noted, with_splits
 from lthfunc_cli.main import main
 from torch import Tensor, nn
 
@@ -26,6 +28,7 @@ from lthfunc.sparse.kernels import build
 from lthfunc.sparse.thread_tuner import ThreadTuner
 from lthfunc.training.engines import compiled as compiled_engine
 from lthfunc.training.engines.interface import Work
+from lthfunc.training.engines.tracing import compiled
 from lthfunc.training.loop import take_steps
 from lthfunc.training.optimizers import Optimizer
 from lthfunc.training.trainer import make_trainer, measure
@@ -45,8 +48,8 @@ def images() -> Dataset:
     return digits._replace(train=large(digits.train, 240), val=large(digits.val, 60), test=large(digits.test, 60))
 
 
-def trained(model: lf.Model, data: Dataset, state: TrainState, engine, steps: int, **given) -> TrainState:
-    settings = {"optimizer": lf.adam(1e-3), "batch_size": 40} | given
+def trained(model: lf.Model, data: Dataset, state: TrainState, engine: Any, steps: int, **given: Any) -> TrainState:
+    settings: dict[str, Any] = {"optimizer": lf.adam(1e-3), "batch_size": 40} | given
     return take_steps(make_trainer(model, data, engine=engine, **settings), state, seed=0, until=steps)[0]
 
 
@@ -73,12 +76,9 @@ def test_networks_of_the_catalogue_are_as_near_to_float64_as_the_eager_engine(im
     model = getattr(lf.models, arch)((3, 16, 16), 10)
     start = ticket_of(model, 0.2)
     optimizer = lf.sgd(0.01, momentum=0.9)
-    wide = images._replace(**{part: Split(split.x.double(), split.y) for part in ("train", "val", "test")
-                              for split in [getattr(images, part)]})  # fmt: skip
-    doubled = start._replace(
-        **{tree: {k: v.double() if v.is_floating_point() else v for k, v in getattr(start, tree).items()}
-           for tree in ("params", "buffers")}
-    )  # fmt: skip
+    wide = with_splits(images, lambda split: split._replace(x=split.x.double()))
+    params, buffers = ({k: v.double() if v.is_floating_point() else v for k, v in tree.items()} for tree in start[:2])
+    doubled = start._replace(params=params, buffers=buffers)
     exact = trained(model, wide, doubled, "eager", 10, optimizer=optimizer)
     ours = trained(model, images, start, lf.sparse_engine, 10, optimizer=optimizer)
     theirs = trained(model, images, start, "eager", 10, optimizer=optimizer)
@@ -121,10 +121,10 @@ def test_a_resumed_training_has_the_bits_of_one(digits: Dataset) -> None:
 def test_losses_and_optimisers_of_the_users_own_work_unchanged(few_digits: Dataset) -> None:
     """An optimiser sees survivors by leaf, so that even one with a norm for each leaf gives what it gives densely."""
 
-    def init(params):
+    def init(params: dict[str, Tensor]) -> Any:
         return {"moment": {name: torch.zeros_like(leaf) for name, leaf in params.items()}}
 
-    def update(grads, state, params, step):
+    def update(grads: dict[str, Tensor], state: Any, params: dict[str, Tensor], step: Tensor) -> Any:
         moment = {name: 0.9 * state["moment"][name] + grad / (grad.norm() + 1e-6) for name, grad in grads.items()}
         return {name: leaf - 1e-2 * moment[name] for name, leaf in params.items()}, {"moment": moment}
 
@@ -169,9 +169,8 @@ def test_a_whole_run_with_controls_compiles_at_most_one_step(monkeypatch: pytest
     """Whatever its densities: masks are lists, which are arguments. What always is sparse compiles nothing."""
     monkeypatch.setattr(cost_model, "has_wide_amd_cores", lambda: False)
     made: list[str] = []
-    original = compiled_engine.compiled
-    monkeypatch.setattr(compiled_engine, "compiled", lambda *a: made.append(a[0].__name__) or original(*a))
-    settings = {"steps": 4, "rounds": 4, "rate": 0.5, "eval_every": 2, "engine": "sparse/compile"}
+    monkeypatch.setattr(compiled_engine, "compiled", lambda *a: (noted(made, a[0].__name__), compiled(*a))[1])
+    settings: dict[str, Any] = {"steps": 4, "rounds": 4, "rate": 0.5, "eval_every": 2, "engine": "sparse/compile"}
     for arch, controls, trainings, expected in (("lenet300", ("reinit",), 9, 0), ("conv2", (), 5, 1)):
         made.clear()
         plan = prepare(Config(arch=arch, control=controls, **settings)).plan
@@ -215,7 +214,8 @@ class Odd(nn.Module):
         self.out = nn.Linear(64, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.out(x.flatten(1).cumsum(1))
+        found: Tensor = self.out(x.flatten(1).cumsum(1))
+        return found
 
 
 def test_what_cannot_be_sparse_is_named(few_digits: Dataset) -> None:
@@ -298,10 +298,10 @@ def test_layers_as_functions_under_torch_func(stride: tuple[int, int]) -> None:
     x = torch.randn(19, 3, 9, 11, generator=generator)
     pattern = conv_pattern(mask, (9, 11), stride, (1, 1))
 
-    def ours(values, bias, x):
+    def ours(values: Tensor, bias: Tensor, x: Tensor) -> Tensor:
         return from_tiles(sparse_conv2d(to_tiles(x), values, bias, pattern), 19).pow(2).sum()
 
-    def theirs(weight, bias, x):
+    def theirs(weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
         return F.conv2d(x, weight, bias, stride, 1).pow(2).sum()
 
     found = torch.func.grad(ours, (0, 1, 2))(weight[mask], bias, x)
@@ -315,19 +315,19 @@ def test_one_compilation_serves_all_masks() -> None:
     x, bias = torch.randn(70, 50, generator=generator), torch.zeros(30)
     fixed = linear_pattern(torch.ones(30, 50, dtype=torch.bool))
 
-    def step(values, *lists):
+    def step(values: Tensor, *lists: Tensor) -> Any:
         pattern = fixed._replace(
             starts=lists[0], offsets=lists[1], starts_back=lists[2], offsets_back=lists[3], which=lists[4]
         )
 
-        def loss(values):
+        def loss(values: Tensor) -> Tensor:
             return from_tiles(sparse_linear(to_tiles(x), values, bias, pattern), 70).pow(2).mean()
 
         return torch.func.grad(loss)(values)
 
     graphs: list[object] = []
 
-    def backend(graph, example):
+    def backend(graph: Any, example: Any) -> Any:
         graphs.append(graph)
         return torch._inductor.compile(graph, example)
 
@@ -402,12 +402,12 @@ def test_threads_follow_what_is_faster() -> None:
 def test_a_loop_that_changes_its_threads_has_the_same_bits(images: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     model = lf.models.conv2((3, 16, 16), 10)
     start = ticket_of(model, 0.3)
-    before, seen = torch.get_num_threads(), []
+    before, seen = torch.get_num_threads(), list[int]()
     try:
         torch.set_num_threads(3)
         whole = trained(model, images, start, lf.sparse_engine, 12)
         turns = itertools.cycle([3, 1, 1, 3])
-        monkeypatch.setattr(ThreadTuner, "threads", property(lambda self: seen.append(next(turns)) or seen[-1]))
+        monkeypatch.setattr(ThreadTuner, "threads", property(lambda self: noted(seen, next(turns))))
         monkeypatch.setattr("lthfunc.sparse.engine._CALL_SECONDS", 0.0)  # a step a call
         changing = trained(model, images, start, lf.sparse_engine, 12)
         assert torch.get_num_threads() == 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -58,7 +59,8 @@ class Branch(nn.Module):
                 kept.append(x)
         if not self.linear:
             x, kept = (F.adaptive_avg_pool2d(x, 1), [F.adaptive_avg_pool2d(each, 1) for each in kept])
-        return sum(kept, x)
+        out: Tensor = sum(kept, x)
+        return out
 
 
 class Branches(nn.Module):
@@ -73,10 +75,11 @@ class Branches(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = torch.relu(self.first(x))
         given = [branch(x) for branch in self.branches]
-        return self.head(sum(given[1:], given[0]).flatten(1))
+        out: Tensor = self.head(sum(given[1:], given[0]).flatten(1))
+        return out
 
 
-def prepared(module: nn.Module, shape: tuple[int, ...], batch: int):
+def prepared(module: nn.Module, shape: tuple[int, ...], batch: int) -> Any:
     """(model, params, buffers, masks, x, y): half of the weights, running statistics of their own."""
     model = lf.from_module(module)
     params, buffers = model.init(0)
@@ -105,7 +108,7 @@ def check(module: nn.Module, shape: tuple[int, ...], batch: int = 20) -> None:
     workspace = Workspace(program, params, buffers)
     workspace.run(x[None], y[None], batch)
 
-    def loss(params):
+    def loss(params: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         outputs, after = apply_training(model, params, wide(buffers), x.double())
         return F.cross_entropy(outputs, y), after
 
@@ -141,7 +144,8 @@ class Residual(nn.Module):
         x = self.first(x)
         y = self.second(x)
         x = y + x if self.turned else x + y
-        return self.head(x.mean((2, 3)) if x.ndim == 4 else x)
+        out: Tensor = self.head(x.mean((2, 3)) if x.ndim == 4 else x)
+        return out
 
 
 @pytest.mark.parametrize("turned", [False, True])
@@ -163,7 +167,7 @@ def test_every_sequence_of_steps_after_a_layer(first: str, linear: bool) -> None
 
 
 #: Of inputs, before any layer: values that no gradient is wanted of.
-BEFORE = {
+BEFORE: dict[str, Any] = {
     "joined": lambda x: torch.cat([x, x * 0.7], 1), "joined with itself": lambda x: torch.cat([x, x], 1),
     "added": lambda x: x + torch.sigmoid(x), "doubled": lambda x: x + x, "padded": lambda x: F.pad(x, (1, 0, 0, 2)),
     "part": lambda x: x[:, 1:, ::2], "rectified": torch.relu, "maxima": lambda x: F.max_pool2d(x, 2),
@@ -185,10 +189,12 @@ def test_what_comes_before_all_layers_needs_no_gradient(before: str) -> None:
             self.head = nn.Linear((CHANNELS + 1) * height * width, CLASSES)
 
         def prepared(self, x: Tensor) -> Tensor:
-            return getattr(self, "before", BEFORE[before])(x)
+            out: Tensor = getattr(self, "before", BEFORE[before])(x)
+            return out
 
         def forward(self, x: Tensor) -> Tensor:
             x = self.prepared(x)
-            return self.head(torch.cat([torch.tanh(self.conv(x)), x[:, :1]], 1).flatten(1))
+            out: Tensor = self.head(torch.cat([torch.tanh(self.conv(x)), x[:, :1]], 1).flatten(1))
+            return out
 
     check(Before(), (2, 8, 6))

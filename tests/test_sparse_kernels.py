@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings, strategies as st
+from hypothesis import assume, given, settings, strategies as st
 from torch import Tensor, nn
 
 import lthfunc as lf
@@ -33,7 +35,7 @@ def kernels() -> None:
 
 
 @contextmanager
-def computed_densely(small: int = 0):
+def computed_densely(small: int = 0) -> Iterator[None]:
     """Survivors spread out among zeros, at any density and size, though it pays at few."""
     with pytest.MonkeyPatch.context() as patch:
         for name in ("GRADIENTS_FROM", "PRODUCTS_FROM", "CONVOLUTIONS_FROM"):
@@ -60,7 +62,7 @@ def random_masks(model: lf.Model, density: float, seed: int) -> dict[str, Tensor
     return {name: torch.rand(params[name].shape, generator=generator) < density for name in model.prunable}
 
 
-def both(module: nn.Module, shape: tuple[int, ...], batch: int, density: float, seed: int = 0):
+def both(module: nn.Module, shape: tuple[int, ...], batch: int, density: float, seed: int = 0) -> Any:
     """(loss, gradients) of a masked network by the machine and in float64."""
     model = lf.from_module(module)
     masks = random_masks(model, density, seed)
@@ -78,7 +80,7 @@ def both(module: nn.Module, shape: tuple[int, ...], batch: int, density: float, 
     workspace.run(x[None], y[None], batch)
     ours = workspace.dense(workspace.gradients)
 
-    def loss(params):
+    def loss(params: dict[str, Tensor]) -> Tensor:
         wide = {name: value.double() if value.is_floating_point() else value for name, value in buffers.items()}
         return F.cross_entropy(apply_training(model, params, wide, x.double())[0], y)
 
@@ -108,7 +110,8 @@ class Head(nn.Module):
         self.out = nn.Linear(size, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.out(self.body(x).flatten(1))
+        found: Tensor = self.out(self.body(x).flatten(1))
+        return found
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
@@ -125,10 +128,21 @@ class Head(nn.Module):
     density=st.sampled_from([0.0, 0.03, 0.3, 0.8, 1.0]),
     seed=st.integers(0, 5),
 )
-def test_convolutions(channels, outs, groups, size, kernel, stride, padding, dilation, batch, density, seed):
+def test_convolutions(
+    channels: int,
+    outs: int,
+    groups: int,
+    size: tuple[int, int],
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: int,
+    batch: int,
+    density: float,
+    seed: int,
+) -> None:
     ins, outs = channels * groups, outs * groups
-    if any((k - 1) * dilation + 1 > side + 2 * p for k, side, p in zip(kernel, size, padding, strict=True)):
-        return
+    assume(all((k - 1) * dilation + 1 <= side + 2 * p for k, side, p in zip(kernel, size, padding, strict=True)))
     torch.manual_seed(seed)
     body = nn.Sequential(
         nn.Conv2d(2, ins, 3, padding=1), nn.Tanh(),
@@ -152,15 +166,16 @@ def one_at_a_time(
         x = torch.randint(0, 256, x.shape, generator=generator, dtype=torch.uint8)
     run = lf.sparse_program(model, lf.Ticket(params, buffers, masks), scale)
     together = run(x)
-    wide = [{name: leaf.double() if leaf.is_floating_point() else leaf for name, leaf in tree.items()}
-            for tree in (params, buffers)]  # fmt: skip
-    expected = apply_evaluating(model, *wide, scaled(x, scale).double())
+    wide, after = ({name: leaf.double() if leaf.is_floating_point() else leaf for name, leaf in tree.items()}
+                   for tree in (params, buffers))  # fmt: skip
+    expected = apply_evaluating(model, wide, after, scaled(x, scale).double())
     largest = float(expected.abs().max()) + 1e-4
     for number in range(3):
         alone = run(x[number : number + 1])
         assert float((alone[0] - together[number]).abs().max()) <= TOLERANCE * largest
         assert float((alone[0].double() - expected[number]).abs().max()) <= TOLERANCE * largest
-    assert all(single == (batch[0] == 1) for (batch, _), (*_, single) in run._ready.items())
+    ready: Any = run._ready
+    assert all(single == (batch[0] == 1) for (batch, _), (*_, single) in ready.items())
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -176,7 +191,18 @@ def one_at_a_time(
     density=st.sampled_from([0.0, 0.05, 0.4, 1.0]),
     seed=st.integers(0, 5),
 )
-def test_one_example_at_a_time(channels, outs, groups, size, kernel, stride, padding, pool, density, seed):
+def test_one_example_at_a_time(
+    channels: int,
+    outs: int,
+    groups: int,
+    size: tuple[int, int],
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    pool: str,
+    density: float,
+    seed: int,
+) -> None:
     ins, outs = channels * groups, outs * groups
     if any(k > side + 2 * p for k, side, p in zip(kernel, size, padding, strict=True)):
         return
@@ -216,7 +242,8 @@ class Adding(nn.Module):
         x = y + torch.relu(self.c(x))
         x = torch.relu(self.down(x) + self.short(x))
         z = self.last(x)
-        return z + z
+        out: Tensor = z + z
+        return out
 
 
 def test_residual_additions_are_done_as_layers_write() -> None:
@@ -245,7 +272,9 @@ def test_an_operation_without_a_kernel_for_one_example_takes_a_tile() -> None:
     [(6, 5, 0, 1, 4), (7, 5, 1, 1, 4), (4, 5, 2, 1, 4), (20, 5, 0, 1, 4), (9, 3, 0, 2, 4), (10, 5, 0, 1, 32)],
 )
 @pytest.mark.parametrize("density", [0.1, 1.0])
-def test_gradients_beyond_the_border_are_not_computed(size, kernel, padding, dilation, outs, density):
+def test_gradients_beyond_the_border_are_not_computed(
+    size: int, kernel: int, padding: int, dilation: int, outs: int, density: float
+) -> None:
     body = nn.Sequential(conv(), nn.ReLU(), nn.Conv2d(6, outs, kernel, 1, padding, dilation), nn.ReLU())
     module = Head(body, (3, size, size))
     check(module, (3, size, size), density=density)
@@ -271,7 +300,7 @@ def test_gradients_beyond_the_border_are_not_computed(size, kernel, padding, dil
     density=st.sampled_from([0.0, 0.02, 0.3, 0.7, 0.9, 1.0]),
     seed=st.integers(0, 5),
 )
-def test_linear_layers(features, hidden, batch, density, seed):
+def test_linear_layers(features: int, hidden: int, batch: int, density: float, seed: int) -> None:
     module = nn.Sequential(nn.Linear(features, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.Linear(hidden, 3))
     check(module, (features,), batch, density, seed)
 
@@ -279,7 +308,7 @@ def test_linear_layers(features, hidden, batch, density, seed):
 @pytest.mark.parametrize("features", [1, 15, 16, 33, 100])
 @pytest.mark.parametrize("density", [0.0, 0.1, 0.5, 0.97])
 @pytest.mark.parametrize("batch", [50, 130])
-def test_linear_layers_as_dense_products(features, density, batch):
+def test_linear_layers_as_dense_products(features: int, density: float, batch: int) -> None:
     module = nn.Sequential(nn.Linear(features, 23), nn.ReLU(), nn.Linear(23, 17), nn.Linear(17, 3))
     with computed_densely():
         check(module, (features,), batch, density, seed=1)
@@ -302,11 +331,21 @@ def test_linear_layers_as_dense_products(features, density, batch):
     seed=st.integers(0, 5),
 )
 def test_convolutions_as_dense_ones(
-    channels, outs, size, kernel, stride, padding, dilation, pool, batch, density, small, seed
-):
+    channels: int,
+    outs: int,
+    size: tuple[int, int],
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: int,
+    pool: bool,
+    batch: int,
+    density: float,
+    small: int,
+    seed: int,
+) -> None:
     """Where lists would do, at any density: with maxima in registers, whose gradients are spread out, and without."""
-    if any((k - 1) * dilation + 1 > side + 2 * p for k, side, p in zip(kernel, size, padding, strict=True)):
-        return
+    assume(all((k - 1) * dilation + 1 <= side + 2 * p for k, side, p in zip(kernel, size, padding, strict=True)))
     torch.manual_seed(seed)
     body = nn.Sequential(
         nn.Conv2d(2, channels, 3, padding=1), nn.Tanh(),
@@ -325,7 +364,7 @@ def test_convolutions_as_dense_ones(
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_dense_convolutions_have_the_same_bits_on_any_number_of_threads(threads):
+def test_dense_convolutions_have_the_same_bits_on_any_number_of_threads(threads: int) -> None:
     body = nn.Sequential(nn.Conv2d(3, 18, 3, padding=1), nn.ReLU(), nn.Conv2d(18, 20, 3, padding=1), nn.ReLU())
     module, before = Head(body, (3, 24, 24)), torch.get_num_threads()
     with computed_densely():
@@ -340,7 +379,7 @@ def test_dense_convolutions_have_the_same_bits_on_any_number_of_threads(threads)
 
 
 @pytest.mark.parametrize("activation", [nn.Sigmoid(), nn.Tanh(), nn.SiLU(), nn.ELU()])
-def test_what_is_no_number_stays_so(activation):
+def test_what_is_no_number_stays_so(activation: nn.Module) -> None:
     """A network that diverges must be seen to."""
     model = lf.from_module(nn.Sequential(nn.Linear(4, 5), activation, nn.Linear(5, 3)))
     params, buffers = model.init(0)
@@ -368,7 +407,7 @@ POOLS = [
 
 @pytest.mark.parametrize("pool", POOLS, ids=str)
 @pytest.mark.parametrize("activation", [nn.ReLU(), nn.Identity()], ids=["relu", "linear"])
-def test_pooling(pool, activation):
+def test_pooling(pool: Any, activation: nn.Module) -> None:
     check(Head(nn.Sequential(conv(), activation, pool), (3, 10, 14)), (3, 10, 14))
 
 
@@ -380,7 +419,7 @@ def test_pooling(pool, activation):
     ],
     ids=str,
 )  # fmt: skip
-def test_activations(activation):
+def test_activations(activation: nn.Module) -> None:
     check(nn.Sequential(nn.Linear(30, 20), activation, nn.Linear(20, 3)), (30,), density=0.8)
 
 
@@ -388,7 +427,7 @@ def test_activations(activation):
     "norm", [nn.BatchNorm2d(6), nn.BatchNorm2d(6, affine=False), nn.GroupNorm(3, 6), nn.GroupNorm(1, 6, affine=False)],
     ids=str,
 )  # fmt: skip
-def test_normalisation_of_images(norm):
+def test_normalisation_of_images(norm: nn.Module) -> None:
     body = nn.Sequential(conv(), norm, nn.ReLU(), conv(6, 4), nn.MaxPool2d(2))
     check(Head(body, (3, 8, 10)), (3, 8, 10), batch=21)
 
@@ -396,7 +435,7 @@ def test_normalisation_of_images(norm):
 @pytest.mark.parametrize(
     "norm", [nn.BatchNorm1d(24), nn.LayerNorm(24), nn.LayerNorm(24, elementwise_affine=False)], ids=str
 )
-def test_normalisation_of_features(norm):
+def test_normalisation_of_features(norm: nn.Module) -> None:
     check(nn.Sequential(nn.Linear(30, 24), norm, nn.ReLU(), nn.Linear(24, 3)), (30,), batch=21)
 
 
@@ -415,22 +454,24 @@ class Residual(nn.Module):
         short = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 2, 2))
         y = F.relu(self.after(self.two(x)) + short)
         y = torch.cat([y, 0.5 * F.silu(y)], 1)
-        return self.out(y.mean((2, 3)))
+        found: Tensor = self.out(y.mean((2, 3)))
+        return found
 
 
 @pytest.mark.parametrize("density", [0.0, 0.1, 1.0])
-def test_residual_networks(density):
+def test_residual_networks(density: float) -> None:
     check(Residual(), (3, 8, 10), batch=19, density=density)
 
 
-def test_a_weight_of_two_layers_is_refused():
+def test_a_weight_of_two_layers_is_refused() -> None:
     class Shared(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.one, self.out = nn.Linear(20, 20), nn.Linear(20, 3)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.out(self.one(F.relu(self.one(x))))
+            found: Tensor = self.out(self.one(F.relu(self.one(x))))
+            return found
 
     with pytest.raises(lf.UserError, match=r"no rule for linear with one\.weight, which another operation uses too"):
         check(Shared(), (20,))
@@ -439,7 +480,7 @@ def test_a_weight_of_two_layers_is_refused():
 class Through(nn.Module):
     """A function of an image, then three classes."""
 
-    def __init__(self, function, size: int) -> None:
+    def __init__(self, function: Any, size: int) -> None:
         super().__init__()
         self.conv, self.side = conv(), conv()
         self.norm, self.scale = nn.BatchNorm1d(6 * 64), nn.Parameter(torch.ones(6, 3, 3, 3))
@@ -448,7 +489,8 @@ class Through(nn.Module):
         self.function, self.out = function, nn.Linear(size, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.out(self.function(self, x).flatten(1))
+        found: Tensor = self.out(self.function(self, x).flatten(1))
+        return found
 
 
 @pytest.mark.parametrize(
@@ -462,14 +504,14 @@ class Through(nn.Module):
         (lambda net, x: net.conv(x) + net.seen.add_(2), "no rule for add of a parameter or buffer"),
     ],
 )  # fmt: skip
-def test_what_would_be_computed_wrongly_is_refused(function, words):
+def test_what_would_be_computed_wrongly_is_refused(function: Any, words: str) -> None:
     with pytest.raises(lf.UserError, match=words):
         check(Through(function, 6 * 64), (3, 8, 8))
 
 
 @pytest.mark.parametrize("pool_first", [True, False])
 @pytest.mark.parametrize("pool", [nn.MaxPool2d(3, 1, 1), nn.MaxPool2d(2), nn.AvgPool2d(2)], ids=str)
-def test_a_rectified_value_is_pooled_and_read_otherwise(pool, pool_first):
+def test_a_rectified_value_is_pooled_and_read_otherwise(pool: Any, pool_first: bool) -> None:
     """Whichever gradient comes last zeroes what all have added."""
 
     class Both(nn.Module):
@@ -479,13 +521,15 @@ def test_a_rectified_value_is_pooled_and_read_otherwise(pool, pool_first):
 
         def forward(self, x: Tensor) -> Tensor:
             x = F.relu(self.conv(x))
-            paths = [lambda: pool(x).mean((2, 3), keepdim=True), lambda: self.side(x).mean((2, 3), keepdim=True)]
-            return self.out(torch.cat([path() for path in (paths if pool_first else paths[::-1])], 1).flatten(1))
+            paths = (pool, self.side) if pool_first else (self.side, pool)
+            ends = [path(x).mean((2, 3), keepdim=True) for path in paths]
+            found: Tensor = self.out(torch.cat(ends, 1).flatten(1))
+            return found
 
     check(Both(), (3, 8, 8))
 
 
-def test_a_branch_that_leads_nowhere_is_left_out():
+def test_a_branch_that_leads_nowhere_is_left_out() -> None:
     """Unless it moves running statistics."""
     check(Through(lambda net, x: (net.side(x), net.conv(x))[1], 6 * 64), (3, 8, 8))
     body = Through(lambda net, x: (net.kept(net.side(x)), net.conv(x))[1], 6 * 64)
@@ -495,7 +539,7 @@ def test_a_branch_that_leads_nowhere_is_left_out():
 
 
 @pytest.mark.parametrize("twice", [False, True])
-def test_convolutions_are_normalised_in_evaluation_before_maxima(twice):
+def test_convolutions_are_normalised_in_evaluation_before_maxima(twice: bool) -> None:
     layers = [conv(), nn.BatchNorm2d(6), *([nn.BatchNorm2d(6)] if twice else []), nn.ReLU(), nn.MaxPool2d(2)]
     model = lf.from_module(Head(nn.Sequential(*layers), (3, 8, 10)))
     state = lf.init(model)
@@ -507,7 +551,7 @@ def test_convolutions_are_normalised_in_evaluation_before_maxima(twice):
     torch.testing.assert_close(lf.sparse_program(model, state)(x), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_dense_layers_are_normalised_in_evaluation():
+def test_dense_layers_are_normalised_in_evaluation() -> None:
     """A linear layer with all its weights, then batch normalisation with running statistics."""
     model = lf.from_module(nn.Sequential(nn.Linear(20, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Linear(12, 3)))
     state = lf.init(model)
@@ -517,7 +561,7 @@ def test_dense_layers_are_normalised_in_evaluation():
     torch.testing.assert_close(lf.sparse_program(model, state)(x), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_log_softmax_and_division():
+def test_log_softmax_and_division() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -529,13 +573,13 @@ def test_log_softmax_and_division():
     check(Net(), (20,))
 
 
-def test_maxima_in_registers_are_those_of_pooling_apart():
+def test_maxima_in_registers_are_those_of_pooling_apart() -> None:
     """With ReLU and 2 × 2 windows, maxima are taken as the convolution writes; ties at zero get no gradient."""
     body = nn.Sequential(conv(1, 5), nn.ReLU(), nn.MaxPool2d(2), conv(5, 4), nn.ReLU(), nn.MaxPool2d(2))
     check(Head(body, (1, 12, 20)), (1, 12, 20), density=0.3)
 
 
-def test_uint8_inputs_are_scaled_like_floats():
+def test_uint8_inputs_are_scaled_like_floats() -> None:
     shape, scale = (3, 7, 9), lf.Scale(255, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
     model = lf.from_module(Head(conv(), shape))
     ticket = lf.init(model)
@@ -545,14 +589,15 @@ def test_uint8_inputs_are_scaled_like_floats():
     assert torch.allclose(ours, apply_evaluating(model, ticket.params, ticket.buffers, scaled(x, scale)), atol=1e-5)
 
 
-def test_dropout_keeps_the_right_share_and_the_same_places_in_both_directions():
+def test_dropout_keeps_the_right_share_and_the_same_places_in_both_directions() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.out = nn.Linear(400, 3)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.out(F.dropout(x, 0.3, self.training))
+            found: Tensor = self.out(F.dropout(x, 0.3, self.training))
+            return found
 
     model = lf.from_module(Net())
     params, buffers = model.init(0)
@@ -577,7 +622,7 @@ def test_dropout_keeps_the_right_share_and_the_same_places_in_both_directions():
 
 @settings(max_examples=30, deadline=None, derandomize=True)
 @given(density=st.floats(0, 1), seed=st.integers(0, 1000))
-def test_unpack_is_the_inverse_of_pack(density, seed):
+def test_unpack_is_the_inverse_of_pack(density: float, seed: int) -> None:
     model = lf.models.lenet300((1, 4, 4), 3)
     params, _ = model.init(seed)
     masks = random_masks(model, density, seed)
@@ -587,7 +632,7 @@ def test_unpack_is_the_inverse_of_pack(density, seed):
     assert all(len(packed.values[name]) == int(mask.sum()) for name, mask in masks.items())
 
 
-def test_masks_of_another_model_are_refused():
+def test_masks_of_another_model_are_refused() -> None:
     model = lf.models.lenet300((1, 4, 4), 3)
     state = lf.init(model)
     with pytest.raises(lf.UserError, match=r"masks: 'fc9\.weight' is no parameter"):
@@ -596,12 +641,12 @@ def test_masks_of_another_model_are_refused():
         lf.sparse_program(model, state._replace(masks={"fc1.weight": state.masks["fc2.weight"]}))
 
 
-def test_targets_that_are_no_class_and_other_dtypes_are_refused():
+def test_targets_that_are_no_class_and_other_dtypes_are_refused() -> None:
     model = lf.from_module(nn.Linear(4, 3))
     params, buffers = model.init(0)
     graph = captured(model, (4,), training=True)
-    settings = {"batch": 2, "stored": ((4,), torch.float32), "scale": None, "ending": Epilogue()}
-    workspace = Workspace(program_of(graph, params, buffers, {}, **settings), params, buffers)
+    given: dict[str, Any] = {"batch": 2, "stored": ((4,), torch.float32), "scale": None, "epilogue": Epilogue()}
+    workspace = Workspace(program_of(graph, params, buffers, {}, **given), params, buffers)
     x = torch.ones(1, 2, 4)
     for bad in (3, -1):
         with pytest.raises(Exception, match=f"target {bad} is none of 3 classes"):
@@ -609,10 +654,10 @@ def test_targets_that_are_no_class_and_other_dtypes_are_refused():
     with pytest.raises(RuntimeError, match="targets must be int64"):
         workspace.run(x, torch.zeros(1, 2), 2)
     with pytest.raises(lf.UserError, match=r"computes in float32; weight is torch\.float64"):
-        program_of(graph, {name: leaf.double() for name, leaf in params.items()}, buffers, {}, **settings)
+        program_of(graph, {name: leaf.double() for name, leaf in params.items()}, buffers, {}, **given)
 
 
-def test_a_ticket_of_another_model_is_refused():
+def test_a_ticket_of_another_model_is_refused() -> None:
     ticket = lf.init(lf.models.lenet300((1, 4, 4), 3))
     with pytest.raises(
         lf.UserError, match=r"ticket and the model lenet300 are of different networks: fc1\.weight is \(300, 16\) and"
@@ -622,6 +667,6 @@ def test_a_ticket_of_another_model_is_refused():
         lf.sparse_program(lf.models.lenet5((1, 28, 28), 3), ticket)
 
 
-def test_an_instruction_names_all_its_columns():
+def test_an_instruction_names_all_its_columns() -> None:
     with pytest.raises(ValueError, match="width"):
         encoded("fill", 0, 1, 0, **dict.fromkeys(COLUMNS["fill"][:-1], 0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -123,7 +124,7 @@ def test_fractions_out_of_range_are_refused(fraction: float) -> None:
 
 def test_masks_equal_torchs_global_unstructured_round_after_round() -> None:
     """torch.nn.utils.prune on the same weights, three rounds of 20 %."""
-    module = nn.Sequential(nn.Linear(50, 40), nn.ReLU(), nn.Linear(40, 30), nn.ReLU(), nn.Linear(30, 10))
+    module: Any = nn.Sequential(nn.Linear(50, 40), nn.ReLU(), nn.Linear(40, 30), nn.ReLU(), nn.Linear(30, 10))
     state = lf.init(lf.from_module(module, init=lf.as_built))
     targets = [(layer, "weight") for layer in module if isinstance(layer, nn.Linear)]
     for _ in range(3):
@@ -134,7 +135,7 @@ def test_masks_equal_torchs_global_unstructured_round_after_round() -> None:
 
 
 def test_layerwise_masks_equal_torchs_l1_unstructured() -> None:
-    module = nn.Sequential(nn.Linear(50, 40), nn.ReLU(), nn.Linear(40, 10))
+    module: Any = nn.Sequential(nn.Linear(50, 40), nn.ReLU(), nn.Linear(40, 10))
     state = lf.init(lf.from_module(module, init=lf.as_built))
     for _ in range(3):
         for i in (0, 2):

@@ -66,7 +66,7 @@ def test_a_forward_pass_is_as_wide_as_its_inputs() -> None:
     out = forward_of(model, buffers)(wide, torch.ones(2, 6, dtype=torch.float64))
     assert out.dtype == torch.float64
     with pytest.raises(UserError, match=r"^--score: synflow sends real numbers through a network, and net reads whole"):
-        forward_of(model._replace(tokens=5, name="net"), buffers)
+        forward_of(model._replace(tokens=5, name="net"), buffers)  # type: ignore[arg-type]
 
 
 class Narrow(nn.Module):
@@ -257,13 +257,16 @@ def test_evaluations_that_draw_draw_the_same() -> None:
 
 def test_a_loss_of_a_tree_that_writes_into_it_is_refused() -> None:
     def tidy(outputs: Any, targets: Any) -> Tensor:
-        return outputs["logits"].sum() + targets[0].sum()
+        out: Tensor = outputs["logits"].sum() + targets[0].sum()
+        return out
 
     def writes(outputs: Any, targets: Any) -> Tensor:
-        return outputs["logits"].mul_(2).sum()
+        out: Tensor = outputs["logits"].mul_(2).sum()
+        return out
 
     def writes_targets(outputs: Any, targets: Any) -> Tensor:
-        return targets[0].mul_(2).sum()
+        out: Tensor = targets[0].mul_(2).sum()
+        return out
 
     given = {"logits": torch.ones(2), "name": "x"}, (torch.ones(3), 5)
     assert float(checked_loss("loss", tidy)(*given)) == 5.0  # type: ignore[arg-type]
@@ -437,7 +440,7 @@ def test_ranks_normalise_as_one_batch(ranks: int, layer: dict[str, Any]) -> None
     frozen, images = given.pop("eval", False), given.pop("images", False)
     kind = nn.BatchNorm2d if images else nn.BatchNorm1d
     model = lf.from_module(nn.Sequential(nn.Conv2d(3, 3, 1) if images else nn.Linear(3, 3), kind(3, **given)))
-    training = model.training
+    training: Any = model.training
     if frozen:
         training[1].eval()
     random = torch.Generator().manual_seed(0)

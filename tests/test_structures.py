@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -34,8 +35,9 @@ def test_n_of_m_keeps_the_best_of_each_group(shape: tuple[int, ...], n: int, m: 
     # Groups run along neighbouring inputs (channels of a convolution, at one place of the kernel).
     places = itertools.product(*(range(side) for side in (shape[0], *shape[2:])))
     for out, *kernel in places:
-        row = scores["w"][(out, slice(None), *kernel)].view(-1, m)
-        kept = mask[(out, slice(None), *kernel)].view(-1, m)
+        place: Any = (out, slice(None), *kernel)
+        row = scores["w"][place].view(-1, m)
+        kept = mask[place].view(-1, m)
         assert torch.equal(kept, row >= row.sort(1, descending=True).values[:, n - 1 : n])
     if n < m:
         assert not lf.has_n_of_m(torch.ones_like(mask), n, m)
@@ -52,7 +54,9 @@ def test_n_of_m_with_fewer_weights_stays_exact_and_nests() -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 4), st.integers(1, 4), st.floats(0, 1), st.booleans())
-def test_blocks_are_whole_and_the_best(rows, columns, down, across, density, kernel) -> None:
+def test_blocks_are_whole_and_the_best(
+    rows: int, columns: int, down: int, across: int, density: float, kernel: bool
+) -> None:
     shape = (rows * down, columns * across, *((3, 2) if kernel else ()))
     scores, masks = tree(*shape)
     keep = {"w": torch.tensor(round(density * masks["w"].numel()))}

@@ -15,14 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import run
 from lthfunc_cli.main import main
-from test_runs import SMALL, metrics, run, same_files
+from test_runs import SMALL, metrics, same_files
 
 import lthfunc as lf
 from lthfunc.errors import DamagedError, UserError
 from lthfunc.runs.folder import read_run, scan_run
 from lthfunc.runs.json_lines import append_lines, line_of, read_lines, value_of
 from lthfunc.runs.lock import holder, is_held, locked
+from lthfunc.runs.store import save_training
 from lthfunc.runs.verifying import verified
 
 
@@ -233,7 +235,7 @@ def test_version_1_is_read_and_a_newer_one_refused(damaged: Path, finished: Path
 
 def test_lines_know_their_own_sums(tmp_path: Path) -> None:
     path = tmp_path / "lines.jsonl"
-    items = [{"a": 1.5, "b": [None, 'x, "sha256": "y"}']}, {"c": float("inf")}]
+    items: list[dict[str, Any]] = [{"a": 1.5, "b": [None, 'x, "sha256": "y"}']}, {"c": float("inf")}]
     append_lines(path, items)
     assert read_lines(path) == items
     for text in path.read_text().splitlines():
@@ -367,11 +369,9 @@ def test_a_full_disk_is_one_line_and_what_was_finished_stays(damaged: Path, fini
 def test_a_folder_that_vanishes_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     import lthfunc.scheduling.execute as execute
 
-    real = execute.save_training
-
     def save(folder: Path, *given: Any, **named: Any) -> None:
         shutil.rmtree(folder)
-        real(folder, *given, **named)
+        save_training(folder, *given, **named)
 
     monkeypatch.setattr(execute, "save_training", save)
     assert run("prune", *SMALL, "--out", tmp_path / "run") == 3

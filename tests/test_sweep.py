@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lthfunc_cli.main import main
+from conftest import run
 
 from lthfunc.errors import UserError
 from lthfunc.experiments.config import Config
@@ -18,10 +18,6 @@ from lthfunc.runs.json_lines import read_lines
 
 SHORT = ["--steps", "20", "--rounds", "1"]
 GRID = ["--grid", "lr=0.01,0.0001", "--grid", "weight-decay=0,0.001"]
-
-
-def run(*arguments: object) -> int:
-    return main([str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="module")

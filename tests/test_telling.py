@@ -44,7 +44,7 @@ class Told:
         self.asked: list[int] = []
         self.step, self._stop = 0, stop
         self.keeper: Checkpointer[Fit] = Checkpointer(
-            self.kept.append,
+            lambda fits: self.kept.append(list(fits)),
             lambda: self.step >= self._stop,
             self._due,
             lambda step: step - step % pause + pause,

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_runs import run
+from conftest import run
 
 import lthfunc as lf
 from lthfunc.runs.folder import read_run

@@ -7,16 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lthfunc_cli.main import main
+from conftest import run
 
 from lthfunc.runs.folder import read_run
 from lthfunc.tracking.table import TRACKERS
 
 SMALL = ["--rounds", "1", "--steps", "30", "--eval-every", "10", "--replicates", "2", "--control", "reinit"]
-
-
-def run(*arguments: object) -> int:
-    return main([str(argument) for argument in arguments])
 
 
 def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:

@@ -17,6 +17,7 @@ from strangers import a_finished_run, a_run, contents  # noqa: F401
 
 from lthfunc.errors import DamagedError
 from lthfunc.runs import checking, safe_files, verifying
+from lthfunc.runs.checkpoints import is_whole
 from lthfunc.runs.json_lines import append_lines, line_of, read_lines
 from lthfunc.runs.verifying import verified
 
@@ -168,19 +169,18 @@ def test_a_live_run_is_verified_although_it_goes_on(run: Path, monkeypatch: pyte
     place = run / "seed0" / "round01"
     first, second = (f"checkpoint-{step:09d}-{step:064x}.safetensors" for step in (3, 4))
     (place / first).write_bytes(b"as it was when it was listed")
-    real = checking.is_whole
 
     def replaced(path: Path) -> bool:
         if path.name == first:
             path.unlink()
             (place / second).write_bytes(b"no content of that sum")
-        return real(path)
+        return is_whole(path)
 
     with monkeypatch.context() as patch:
         patch.setattr(checking, "is_whole", replaced)
         assert [problem.where for problem in checking.checkpoints_wrong(run)] == [f"seed0/round01/{second}"]
     (place / second).unlink()
-    looks = []
+    looks: list[Any] = []
 
     def looked(folder: Path) -> Any:
         report = looked_at(folder)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ def trained_plainly(module: nn.Module, state: lf.TrainState, x: Tensor, y: Tenso
         with torch.no_grad():
             for (name, leaf), grad in zip(leaves.items(), grads, strict=True):
                 if grad is not None:
-                    leaf -= _RATE * grad * state.masks.get(name, 1)
+                    leaf.sub_(_RATE * grad * state.masks.get(name, torch.tensor(1)))
     return {
         name: leaf.detach() for name, leaf in (*leaves.items(), *module.named_buffers()) if leaf.dtype.is_floating_point
     }
@@ -97,7 +98,7 @@ def compacted(make: Any, *given: Any) -> Any:
 
 @pytest.mark.parametrize("part", range(6))
 def test_user_code(part: int, tmp_path: Path) -> None:
-    refused, tried = [], range(part, COUNT, 6)
+    refused, tried = list[str](), range(part, COUNT, 6)
     for seed in tried:
         module = drawn(seed)
         model = lf.from_module(module)
@@ -115,7 +116,10 @@ def _runs_alike(
     small = compacted(lf.compact, model, ticket, (WIDTH,))
     program = lf.specialize(ticket, model, torch.randn(5, WIDTH), format="dense")
     subject = subject_of(model, ticket, (WIDTH,))
-    forms = {"functions": lambda x: apply_evaluating(model, ticket.params, ticket.buffers, x), "dense": program}
+    forms: dict[str, Any] = {
+        "functions": lambda x: apply_evaluating(model, ticket.params, ticket.buffers, x),
+        "dense": program,
+    }
     if small is None:
         refused.append(f"{seed}")
     else:
@@ -164,7 +168,7 @@ def _trains_alike(module: nn.Module, model: lf.Model, ticket: lf.Ticket, seed: i
             if key in wanted and (name != "compact" or key in after.params):
                 torch.testing.assert_close(
                     leaf, wanted[key], rtol=1e-3, atol=1e-5, equal_nan=True,
-                    msg=lambda text, name=name, key=key: f"seed {seed}, {name}, {key}: {text} {module}",
+                    msg=partial("seed {}, {}, {}, {}: {}".format, seed, name, key, module),
                 )  # fmt: skip
 
 

@@ -99,7 +99,7 @@ def whole_numbers(s: Params, m: Masks, f: float) -> dict[str, Any]:
 
 def test_counts_may_be_plain_numbers() -> None:
     state = lf.init(lf.from_module(NET))
-    assert lf.count(lf.prune(fraction=0.2, allocate=whole_numbers)(state).masks).kept == 15 + 9  # type: ignore[arg-type]
+    assert lf.count(lf.prune(fraction=0.2, allocate=whole_numbers)(state).masks).kept == 15 + 9
 
 
 def clamps(outputs: Tensor, targets: Tensor) -> Tensor:

@@ -201,7 +201,8 @@ def test_pruned_weights_that_a_module_brings_back_are_told() -> None:
 
 def _number(module: Any, x: Tensor) -> Tensor:
     module.n += 1
-    return x * (1 + (module.n > 100))
+    out: Tensor = x * (1 + (module.n > 100))
+    return out
 
 
 def _list(module: Any, x: Tensor) -> Tensor:
@@ -212,7 +213,8 @@ def _list(module: Any, x: Tensor) -> Tensor:
 def _registers(module: Any, x: Tensor) -> Tensor:
     if not hasattr(module, "late"):
         module.register_buffer("late", torch.ones(()))
-    return x * module.late
+    out: Tensor = x * module.late
+    return out
 
 
 def _last(module: Any, x: Tensor) -> Tensor:
@@ -273,10 +275,10 @@ def test_random_numbers_of_python_and_numpy_depend_on_the_seed_alone(source: str
     data, model = digits(), lf.from_module(Net(noisy))
     trainer = lf.make_trainer(model, data, optimizer=lf.sgd(0.1), batch_size=20)
     start = lf.init(model)
-    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()  # type: ignore[union-attr]
+    before = random.getstate(), np.random.get_state(legacy=False)["state"]["key"].tolist(), torch.get_rng_state()
     one = lf.fit(trainer, start, seed=0, until=6, eval_every=3)
     assert random.getstate() == before[0]
-    assert np.random.get_state()[1].tolist() == before[1]  # type: ignore[union-attr]
+    assert np.random.get_state(legacy=False)["state"]["key"].tolist() == before[1]
     assert torch.equal(torch.get_rng_state(), before[2])
     random.seed(5)
     np.random.seed(5)

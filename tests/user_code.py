@@ -32,7 +32,8 @@ class InPlace(Block):
         z = y.relu_() * 0.9
         z -= z.mean(1, keepdim=True)
         z.add_(x).clamp_(max=5)
-        return z
+        out: Tensor = z
+        return out
 
 
 class Constants(Block):
@@ -48,7 +49,8 @@ class Masks(Block):
         mask = ((y > 0) & (y < 1)) | ((y > 2) ^ (y < -1))
         mask &= torch.ones(WIDTH, dtype=torch.bool)
         mask |= ~(y > -3)
-        return y.masked_fill(mask, 0.25).masked_fill_(y > 3, torch.finfo(torch.float32).tiny)
+        out: Tensor = y.masked_fill(mask, 0.25).masked_fill_(y > 3, torch.finfo(torch.float32).tiny)
+        return out
 
 
 class Assigning(Block):
@@ -68,7 +70,8 @@ class Views(Block):
         halves[:, 0].mul_(2)
         first = y[:, 2:7]
         first.relu_()
-        return y + halves.flatten(1)
+        out: Tensor = y + halves.flatten(1)
+        return out
 
 
 class Looping(nn.Module):
@@ -89,7 +92,8 @@ class Tied(Block):
         self.back.weight = self.fc.weight
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.back(torch.tanh(self.fc(self.fc(x))))
+        out: Tensor = self.back(torch.tanh(self.fc(self.fc(x))))
+        return out
 
 
 class Gated(nn.Module):
@@ -99,7 +103,8 @@ class Gated(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         value, gate = self.both(x).chunk(2, -1)
-        return value * torch.sigmoid(gate)
+        out: Tensor = value * torch.sigmoid(gate)
+        return out
 
 
 class Pieces(Block):
@@ -126,7 +131,8 @@ class Attention(nn.Module):
         allowed = torch.ones(y.size(1), y.size(1), dtype=torch.bool).tril()
         seen = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed).squeeze(1)
         scores = (q @ k.mT).masked_fill(~allowed, float("-inf")).softmax(-1)
-        return (y + self.out(seen + (scores @ v).squeeze(1))).flatten(1)
+        found: Tensor = (y + self.out(seen + (scores @ v).squeeze(1))).flatten(1)
+        return found
 
 
 class Packed(nn.Module):
@@ -136,7 +142,8 @@ class Packed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = x.view(-1, WIDTH // 4, 4)
-        return (y + self.attention(y, y, y, need_weights=False)[0]).flatten(1)
+        found: Tensor = (y + self.attention(y, y, y, need_weights=False)[0]).flatten(1)
+        return found
 
 
 class Recurrent(Block):
@@ -146,7 +153,8 @@ class Recurrent(Block):
 
     def forward(self, x: Tensor) -> Tensor:
         y, _ = self.rnn(x.unflatten(1, (-1, 3)))
-        return self.fc(y[:, -1])
+        out: Tensor = self.fc(y[:, -1])
+        return out
 
 
 class Cell(Block):
@@ -158,7 +166,8 @@ class Cell(Block):
         h, c = x.new_zeros(x.shape[0], WIDTH), torch.zeros(x.shape[0], WIDTH)
         for step in x.unflatten(1, (-1, 3)).unbind(1):
             h, c = self.cell(step, (h, c))
-        return self.fc(h) + c
+        out: Tensor = self.fc(h) + c
+        return out
 
 
 class Looked(Block):
@@ -169,20 +178,27 @@ class Looked(Block):
     def forward(self, x: Tensor) -> Tensor:
         words = (x[:, :4].sigmoid() * 7).long()
         hot = F.one_hot(words[:, 0], 8).float() @ self.words.weight
-        return self.fc(self.words(words).flatten(1)) + hot.repeat(1, 4)
+        out: Tensor = self.fc(self.words(words).flatten(1)) + hot.repeat(1, 4)
+        return out
 
 
 class Buffered(Block):
+    causal: Tensor
+    shift: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("causal", torch.ones(WIDTH, WIDTH).tril() / WIDTH, persistent=False)
         self.register_buffer("shift", torch.linspace(-1, 1, WIDTH))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc(x @ self.causal) + self.shift
+        out: Tensor = self.fc(x @ self.causal) + self.shift
+        return out
 
 
 class Moving(Block):
+    mean: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(WIDTH))
@@ -192,7 +208,8 @@ class Moving(Block):
         if self.training:
             with torch.no_grad():
                 self.mean.mul_(0.9).add_(0.1 * y.mean(0))
-        return y - self.mean
+        out: Tensor = y - self.mean
+        return out
 
 
 class NoGradient(Block):
@@ -200,14 +217,16 @@ class NoGradient(Block):
         y = self.fc(x)
         with torch.no_grad():
             top = y.amax(1, keepdim=True)
-        return y - top + y.detach() * 0.1
+        out: Tensor = y - top + y.detach() * 0.1
+        return out
 
 
 class ChangesInput(Block):
     def forward(self, x: Tensor) -> Tensor:
         x -= x.mean(1, keepdim=True)
         x[:, 0] = 1.0
-        return self.fc(x)
+        out: Tensor = self.fc(x)
+        return out
 
 
 class Wide(Block):
@@ -216,7 +235,8 @@ class Wide(Block):
         total = y.to(torch.float64).cumsum(1).to(x.dtype)
         where = torch.arange(WIDTH).expand(len(x), -1).flip(1)
         best = y.topk(3, 1).values.sum(1, keepdim=True)
-        return y.gather(1, where) + 0.1 * total + torch.scalar_tensor(0.5) * best
+        out: Tensor = y.gather(1, where) + 0.1 * total + torch.scalar_tensor(0.5) * best
+        return out
 
 
 class Normed(Block):
@@ -226,7 +246,8 @@ class Normed(Block):
         self.act = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layer(self.act(self.batch(self.fc(x))) + x)
+        out: Tensor = self.layer(self.act(self.batch(self.fc(x))) + x)
+        return out
 
 
 class Seen(nn.Module):
@@ -239,7 +260,8 @@ class Seen(nn.Module):
         y = F.relu(self.conv(x.view(x.size(0), 1, 3, 4)), inplace=True)
         y = F.max_pool2d(y + self.grouped(y), 2, padding=1)
         y = self.up(y)[:, :, :3, :4]
-        return self.out(y.contiguous().view(len(x), -1).relu_())
+        found: Tensor = self.out(y.contiguous().view(len(x), -1).relu_())
+        return found
 
 
 class Parametrised(nn.Module):
@@ -257,7 +279,8 @@ class Frozen(Block):
         self.old = nn.Linear(WIDTH, WIDTH).requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc(F.gelu(self.old(x)))
+        out: Tensor = self.fc(F.gelu(self.old(x)))
+        return out
 
 
 class OutOf(Block):
@@ -265,7 +288,8 @@ class OutOf(Block):
         y = self.fc(x)
         z = torch.empty_like(y)
         torch.maximum(y.detach(), torch.zeros(()), out=z)
-        return y + z
+        found: Tensor = y + z
+        return found
 
 
 class Pair(NamedTuple):

@@ -50,7 +50,7 @@ def tests_for(root: Path, mutant: Mutant, tests: dict[str, Covering], budget: fl
             fitting, key=lambda name: (name in later, fitting[name] > _QUICK, _first(name, fitting), fitting[name])
         )
         budget *= 3 if what == "file" else 1  # of which most have nothing to do with it
-        chosen, spent = [], 0.0
+        chosen, spent = list[str](), 0.0
         for name in order:
             spent += fitting[name]
             if chosen and spent > budget:

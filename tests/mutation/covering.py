@@ -47,7 +47,7 @@ class Recorder:
         sys.settrace(self._called)
         yield
         sys.settrace(None)
-        threading.settrace(None)  # type: ignore[arg-type]
+        threading.settrace(None)
         if self._passed:
             lines: dict[str, list[int]] = {}
             for file, line in self._hits:

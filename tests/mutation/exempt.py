@@ -44,7 +44,7 @@ def left_out(node: ast.stmt, where: str, line: str) -> bool:
         return True
     if "no mutate" in line:
         return True
-    heads = [node.test] if isinstance(node, (ast.If, ast.While)) else []
+    heads: list[ast.AST] = [node.test] if isinstance(node, (ast.If, ast.While)) else []
     if not hasattr(node, "body"):
         heads.append(node)
     return any("cuda" in ast.unparse(head).lower() for head in heads)

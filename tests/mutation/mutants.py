@@ -11,7 +11,7 @@ import copy
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from exempt import KEPT, MODULES, PLACES, STREAMS, asserts, called, children, is_words, left_out, root_of, speaks
 
@@ -78,7 +78,7 @@ class _Source:
         for line in self.lines:
             self.begins.append(self.begins[-1] + len(line))
 
-    def span(self, node: ast.AST) -> tuple[int, int]:
+    def span(self, node: Any) -> tuple[int, int]:
         """Its first byte, and the one after its last."""
         return self.begins[node.lineno - 1] + node.col_offset, self.begins[node.end_lineno - 1] + node.end_col_offset
 
@@ -99,6 +99,7 @@ def mutants_of(root: Path, file: str) -> list[Mutant]:
     source = _Source((root / file).read_bytes())
     tree = ast.parse(source.data)
     found, seen, times = [], set[tuple[int, int, str]](), dict[str, int]()
+    node: Any
     for node, place, new, change in _changes(tree, _Place("", None), source):
         start, end = source.span(node)
         statement = place.statement

@@ -12,7 +12,7 @@ from mutants import Mutant
 try:
     import tomllib
 except ImportError:
-    import tomli as tomllib  # type: ignore[no-redef]
+    import tomli as tomllib
 
 
 def results_in(folder: Path) -> dict[str, dict[str, Any]]:
