@@ -43,7 +43,7 @@ def graphed(call: Callable[[], Any], device: torch.device | str) -> Callable[[],
     if device.type != "cuda":
         return call
     with torch.cuda.device(device):
-        stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        stream = torch.cuda.Stream(device)
         stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(stream):
             for _ in range(_WARM):

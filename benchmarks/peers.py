@@ -38,7 +38,7 @@ def parents_loop(model: lf.Model, state: TrainState, ready: Sequence[Batch]) -> 
         for i in range(n):
             x, y = ready[i % len(ready)]
             optimizer.zero_grad()
-            F.cross_entropy(module(x), y).backward()  # type: ignore[no-untyped-call]
+            F.cross_entropy(module(x), y).backward()
             for name, parameter in module.named_parameters():
                 if "weight" in name and parameter.grad is not None:
                     weight, grad = parameter.data.cpu().numpy(), parameter.grad.data.cpu().numpy()
@@ -54,9 +54,7 @@ def nn_utils_prune(model: lf.Model, state: TrainState, ready: Sequence[Batch]) -
     module = loaded(model, state)
     for name, mask in state.masks.items():
         owner, _, leaf = name.rpartition(".")
-        torch_prune.custom_from_mask(  # type: ignore[no-untyped-call]
-            module.get_submodule(owner), leaf, mask
-        )
+        torch_prune.custom_from_mask(module.get_submodule(owner), leaf, mask)
     return trained(module, ready)
 
 
@@ -68,7 +66,7 @@ def trained(module: nn.Module, ready: Sequence[Batch]) -> Run:
         for i in range(n):
             x, y = ready[i % len(ready)]
             optimizer.zero_grad()
-            F.cross_entropy(module(x), y).backward()  # type: ignore[no-untyped-call]
+            F.cross_entropy(module(x), y).backward()
             optimizer.step()
 
     return run
@@ -86,11 +84,11 @@ def tuned_loop(model: lf.Model, state: TrainState, ready: Sequence[Batch], preci
         with matmul_precision(precision):
             for i in range(n):
                 x, y = images[i % len(images)]
-                torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+                torch.compiler.cudagraph_mark_step_begin()
                 optimizer.zero_grad()
                 with autocast_for(precision, x.device):
                     loss = F.cross_entropy(program(x), y)
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
                 optimizer.step()
 
     return run
@@ -108,7 +106,7 @@ def graphed_loop(model: lf.Model, state: TrainState, ready: Sequence[Batch], pre
         optimizer.zero_grad(set_to_none=False)
         with autocast_for(precision, x.device):
             loss = F.cross_entropy(program(x), y)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
 
     with matmul_precision(precision):
@@ -146,7 +144,7 @@ def ensemble(model: lf.Model, states: Sequence[TrainState], ready: Sequence[Batc
     def run(n: int) -> None:
         with matmul_precision(precision):
             for i in range(n):
-                torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+                torch.compiler.cudagraph_mark_step_begin()
                 for name, leaf in program(
                     {name: leaf.detach() for name, leaf in params.items()}, *ready[i % len(ready)]
                 ).items():

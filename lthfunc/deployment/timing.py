@@ -68,7 +68,7 @@ def seconds_of(work: Callable[[], Any], device: str) -> float:
         return time.perf_counter() - start
     with torch.cuda.device(device):
         stream = torch.cuda.current_stream()
-        begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begun.record(stream)
         work()
         ended.record(stream)

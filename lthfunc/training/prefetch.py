@@ -145,7 +145,7 @@ class _Staging:
         self._rooms = [
             [torch.empty(each.shape, dtype=each.dtype, pin_memory=gpu) for each in targets] for _ in range(1 + gpu)
         ]
-        self._read = [torch.cuda.Event() for _ in self._rooms] if gpu else []  # type: ignore[no-untyped-call]
+        self._read = [torch.cuda.Event() for _ in self._rooms] if gpu else []
         self._turn = 0
 
     def free(self) -> list[Tensor]:

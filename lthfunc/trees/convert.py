@@ -79,7 +79,7 @@ def from_pruned(module: nn.Module, *, zeros: bool = False, **given: Any) -> tupl
             if isinstance(hook, BasePruningMethod):
                 leaf = hook._tensor_name
                 masks[f"{name}.{leaf}" if name else leaf] = getattr(part, f"{leaf}_mask").bool()
-                prune.remove(part, leaf)  # type: ignore[no-untyped-call]
+                prune.remove(part, leaf)
     if not masks and not zeros:
         raise UserError(
             f"{type(module).__name__}: nothing in it is pruned by torch.nn.utils.prune; zeros=True takes weights that "

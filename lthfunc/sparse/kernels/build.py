@@ -45,7 +45,7 @@ def load_kernels() -> None:
                 library_cache.clear(folder)
                 _build(folder)
                 library_cache.keep(folder)
-    torch.ops.load_library(str(library_cache.library(folder)))  # type: ignore[no-untyped-call]
+    torch.ops.load_library(str(library_cache.library(folder)))
 
 
 def _build(folder: Path) -> None:

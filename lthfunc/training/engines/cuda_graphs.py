@@ -61,7 +61,7 @@ class Launcher:
     def _captured(self, steps: int) -> bool:
         graph = torch.cuda.CUDAGraph()
         # Left to itself, PyTorch keeps one stream for all captures, on the device of the first.
-        stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        stream = torch.cuda.Stream(self._device)
         try:
             # "thread_local": meanwhile other threads (the feed's, a checkpoint's, NCCL's) ask devices about their work.
             pool = self._pools.on(self._device)

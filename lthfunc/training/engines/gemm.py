@@ -19,16 +19,14 @@ _LEAST = 1_000_000
 
 # An operation of our own, since Inductor refuses oneDNN's with weights that change. Not by `custom_op`, which would
 # add 6 µs to a call instead of 2.
-_LIBRARY = torch.library.Library("lthfunc", "FRAGMENT")  # type: ignore[no-untyped-call]
-_LIBRARY.define(  # type: ignore[no-untyped-call]
-    "gemm(Tensor a, Tensor b, Tensor? bias) -> Tensor", tags=(torch.Tag.flexible_layout,)
-)
+_LIBRARY = torch.library.Library("lthfunc", "FRAGMENT")
+_LIBRARY.define("gemm(Tensor a, Tensor b, Tensor? bias) -> Tensor", tags=(torch.Tag.flexible_layout,))
 _SCALARS: list[float] = []
 
 
 def has_one_dnn() -> bool:
     """Whether this PyTorch was built with oneDNN."""
-    return bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+    return bool(torch.backends.mkldnn.is_available())
 
 
 def onednn_gemm(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
@@ -37,7 +35,7 @@ def onednn_gemm(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
     return result
 
 
-_LIBRARY.impl("gemm", onednn_gemm, "CPU")  # type: ignore[no-untyped-call]
+_LIBRARY.impl("gemm", onednn_gemm, "CPU")
 
 
 @torch.library.register_fake("lthfunc::gemm", lib=_LIBRARY)  # type: ignore[untyped-decorator]
@@ -52,7 +50,7 @@ def lower_gemms() -> None:
         return
     from torch._inductor.lowering import fallback_handler, permute, register_lowering
 
-    call = fallback_handler(torch.ops.mkldnn._linear_pointwise.default, add_to_fallback_set=False)  # type: ignore[no-untyped-call]
+    call = fallback_handler(torch.ops.mkldnn._linear_pointwise.default, add_to_fallback_set=False)
 
     @register_lowering(torch.ops.lthfunc.gemm.default, type_promotion_kind=None)
     def lowered(a: Any, b: Any, bias: Any) -> Any:
