@@ -8,7 +8,6 @@ engine trains a random mask of the given density; where it has no rule, its reas
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import tempfile
@@ -27,7 +26,7 @@ from lthfunc.models.catalog import ARCHS
 from lthfunc.training.cpu_threads import using_threads
 from lthfunc.training.engines.table import Making
 
-from .records import Record, chosen, header, record, reported, write
+from .records import Options, Record, chosen, header, record, script, write
 
 _REPEATS, _STEPS = 3, 2
 _TEXT, _KINDS = 64, 65
@@ -35,16 +34,16 @@ _QUICK = ("lenet300",)
 _ENGINES: dict[str, Making] = {"eager": "eager", "compile": "compile", "sparse": lf.sparse_engine}
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Measure, print, write."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--network", action="append", dest="networks")
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--density", type=float, default=0.1)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--json")
-    return reported(run, parser.parse_args(arguments))
+def main(arguments: list[str] | None = None) -> None:
+    """Measure, print, write. Raises UserError for what cannot be measured."""
+    options = Options("architectures", __doc__)
+    options.networks("one of `lthfunc archs` (default: all)")
+    options.add("--batch", type=int, default=8, help="examples of a step (8)")
+    options.add("--density", type=float, default=0.1, help="of the masks (0.1)")
+    options.add("--threads", type=int, default=1, help="CPU threads (1)")
+    options.add("--quick", action="store_true", help="LeNet-300-100 alone: under a minute")
+    options.add("--json", metavar="FILE", help="write the records here")
+    run(**options.parsed(arguments))
 
 
 def run(
@@ -113,4 +112,4 @@ def _lines(records: list[Record]) -> Table:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(script(main))

@@ -9,7 +9,6 @@ the next ones: its stop is the longest time from one step to the next, beside th
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 import tempfile
@@ -32,7 +31,7 @@ from lthfunc.scheduling.checkpointing import train_kept
 from lthfunc.training.cpu_threads import using_threads
 from lthfunc.trees.ops import data_to_device
 
-from .records import Record, chosen, header, record, reported, write
+from .records import Options, Record, chosen, header, record, script, write
 
 _NETWORKS = ("lenet300", "resnet18")
 _QUICK = ("lenet300",)
@@ -47,19 +46,19 @@ class Timed(NamedTuple):
     written: list[float]
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Measure, print, write."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--network", action="append", dest="networks")
-    parser.add_argument("--engine", default="eager")
-    parser.add_argument("--every", default=Config().checkpoint_every)
-    parser.add_argument("--seconds", type=float, default=65.0)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--json")
-    return reported(run, parser.parse_args(arguments))
+def main(arguments: list[str] | None = None) -> None:
+    """Measure, print, write. Raises UserError for what cannot be measured."""
+    options = Options("checkpoints", __doc__)
+    options.networks("default: lenet300 and resnet18")
+    options.add("--engine", default="eager", help="eager or compile (eager)")
+    options.add("--every", default=Config().checkpoint_every, help="checkpoint interval")
+    options.add("--seconds", type=float, default=65.0, help="length of each training (65)")
+    options.add("--repeats", type=int, default=3, help="trainings of each kind (3)")
+    options.add("--threads", type=int, default=1, help="CPU threads (1)")
+    options.add("--device", default="cpu", help="cpu, cuda or cuda:N (cpu)")
+    options.add("--quick", action="store_true", help="LeNet-300-100 alone: under a minute")
+    options.add("--json", metavar="FILE", help="write the records here")
+    run(**options.parsed(arguments))
 
 
 def run(
@@ -155,4 +154,4 @@ def _line(item: Record) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(script(main))

@@ -8,7 +8,6 @@ does; a first command of each engine, which may have to compile, is not counted.
 
 from __future__ import annotations
 
-import argparse
 import json as as_json
 import os
 import runpy
@@ -23,7 +22,7 @@ from typing import Any
 from lthfunc.errors import UserError, invalid
 from lthfunc.hardware import usable_cores
 
-from .records import Record, header, record, reported, write
+from .records import Options, Record, environment, header, record, script, write
 
 _COMMAND = ("prune", "--arch", "lenet300", "--dataset", "mnist", "--rounds", "5")
 _QUICK = ("prune", "--arch", "lenet300", "--dataset", "digits", "--rounds", "1", "--steps", "200")
@@ -39,14 +38,13 @@ _VARIANTS: dict[str, tuple[tuple[str, ...], int | None]] = {
 }
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Measure by options."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--quick", action="store_true", help="two short commands, once: under a minute")
-    parser.add_argument("--json", metavar="FILE")
-    given = parser.parse_args(arguments)
-    return reported(lambda networks, **options: run(**options), argparse.Namespace(**vars(given), networks=None))
+def main(arguments: list[str] | None = None) -> None:
+    """Measure, print, write. Raises UserError for what cannot be measured."""
+    options = Options("commands", __doc__)
+    options.add("--repeats", type=int, default=3, help="runs of each command (3)")
+    options.add("--quick", action="store_true", help="two short commands, once: under a minute")
+    options.add("--json", metavar="FILE", help="write the records here")
+    run(**options.parsed(arguments))
 
 
 def run(*, repeats: int = 3, quick: bool = False, json: str | None = None) -> None:
@@ -81,10 +79,10 @@ def _run(command: Sequence[str], variant: str) -> dict[str, float]:
     added, cores = _VARIANTS[variant]
     with tempfile.TemporaryDirectory() as folder:
         clock = Path(folder) / "clock.json"
-        own = [sys.executable, "-m", "lthfunc_benchmarks.commands", "--clocked", str(clock), str(cores or 0)]
+        own = [sys.executable, "-m", "benchmarks.commands", "--clocked", str(clock), str(cores or 0)]
         begun = time.time()
         asked = [*own, *command, *added, "--out", f"{folder}/run"]
-        done = subprocess.run(asked, capture_output=True, text=True, check=False)
+        done = subprocess.run(asked, capture_output=True, text=True, check=False, env=environment())
         ended = time.time()
         if done.returncode:
             raise UserError(done.stderr.strip().rpartition("\n")[2])
@@ -139,4 +137,4 @@ def _clocked(path: str, cores: str, command: list[str]) -> None:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--clocked"]:
         _clocked(sys.argv[2], sys.argv[3], sys.argv[4:])
-    sys.exit(main())
+    sys.exit(script(main))

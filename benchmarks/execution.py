@@ -9,7 +9,6 @@ behind the other, and latencies of single calls. With a run, its trained tickets
 
 from __future__ import annotations
 
-import argparse
 import functools
 import statistics
 import sys
@@ -42,7 +41,7 @@ from lthfunc.trees.types import Ticket
 from . import peers_jax, sparse_peers
 from .floors import BYTES, PEAK, peak_rate, reading_rate
 from .networks import Case, cases, layer_cases
-from .records import Record, chosen, header, record, reported, write
+from .records import Options, Record, chosen, header, record, script, write
 from .sparse_chart import draw, table
 
 NETWORKS = ("lenet300", "lenet5", "conv4", "resnet20")
@@ -75,24 +74,24 @@ class Setting(NamedTuple):
         return str(self.about["device"])
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Measure, print, write."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("run_folder", nargs="?", metavar="RUN", help="measure this run's trained tickets")
-    parser.add_argument("--trust", action="store_true", help="import code that the run's settings name")
-    parser.add_argument("--network", dest="networks", action="append", help=f"{', '.join((*NETWORKS, *_MORE))}")
-    parser.add_argument("--batch", dest="batches", action="append", type=int, help="1, 64 and 1024 by default")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--precision", default="fp32")
-    parser.add_argument("--seconds", type=float, help="of a timing")
-    parser.add_argument("--repeats", type=int, help="timings of each")
-    parser.add_argument("--quick", action="store_true", help="LeNet-300-100 at two densities: under a minute")
-    parser.add_argument("--json", metavar="FILE")
-    parser.add_argument("--plot", metavar="FILE")
-    options = parser.parse_args(arguments)
-    options.batches = options.batches or []
-    return reported(run, options)
+def main(arguments: list[str] | None = None) -> None:
+    """Measure, print, write. Raises UserError for what cannot be measured."""
+    options = Options("execution", __doc__)
+    options.add("run_folder", nargs="?", metavar="RUN", help="measure this run's tickets instead of random masks")
+    options.add("--trust", action="store_true", help="import code that the run's settings name")
+    options.networks(f"one of {', '.join((*NETWORKS, *_MORE))}")
+    options.add(
+        "--batch", dest="batches", action="append", default=[], type=int, help="batch size; repeatable (1, 64 and 1024)"
+    )
+    options.add("--threads", type=int, default=1, help="CPU threads (1)")
+    options.add("--device", default="cpu", help="cpu, cuda or cuda:N (cpu)")
+    options.add("--precision", default="fp32", help="fp32; on a GPU also tf32 or bf16 (fp32)")
+    options.add("--seconds", type=float, help="seconds of a timing")
+    options.add("--repeats", type=int, help="timings of each")
+    options.add("--quick", action="store_true", help="LeNet-300-100 at two densities: under a minute")
+    options.add("--json", metavar="FILE", help="write the records here")
+    options.add("--plot", metavar="FILE", help="draw speed against density here")
+    run(**options.parsed(arguments))
 
 
 def run(
@@ -337,4 +336,4 @@ def _times(item: Record, factor: int) -> Record:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(script(main))

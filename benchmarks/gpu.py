@@ -9,7 +9,6 @@ and for networks side by side, how fast this library trains, its fastest peer, a
 
 from __future__ import annotations
 
-import argparse
 import json as as_json
 import subprocess
 import sys
@@ -26,7 +25,7 @@ from lthfunc.experiments.plan import choose_device
 
 from .floors import BYTES, FLOOR, PEAK
 from .kernels import KERNEL
-from .records import FLOPS, MOVED, Record, header, reported, write
+from .records import FLOPS, MOVED, Options, Record, environment, header, script, write
 from .replicates import LAUNCHED, OURS as TOGETHER, PEER
 from .training import DENSE, GRAPHED, OURS, TUNED
 
@@ -79,14 +78,13 @@ def parts_on(device: str) -> list[Part]:
 _WARM = 0.13
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Measure, print, write."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=8.0)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--out", default="gpu-results")
-    options = parser.parse_args(arguments)
-    return reported(lambda networks, **given: run(**given), argparse.Namespace(**vars(options), networks=None))
+def main(arguments: list[str] | None = None) -> None:
+    """Measure, print, write. Raises UserError for what cannot be measured."""
+    options = Options("gpu", __doc__)
+    options.add("--minutes", type=float, default=8.0, help="minutes for everything, compiling included (8)")
+    options.add("--device", default="auto", help="auto, cuda or cuda:N; cpu runs a tiny mode (auto)")
+    options.add("--out", default="gpu-results", help="folder of each part's records and of summary.json (gpu-results)")
+    run(**options.parsed(arguments))
 
 
 def run(*, minutes: float, device: str, out: str) -> list[Record]:
@@ -141,9 +139,11 @@ def measured(part: Part, device: str, budget: float, left: float, path: Path) ->
 
 def _process(part: Part, device: str, timing: Sequence[str], seconds: float) -> str | None:
     module, *arguments = part.arguments
-    command = [sys.executable, "-m", f"lthfunc_benchmarks.{module}", *arguments, "--device", device, *timing]
+    command = [sys.executable, "-m", f"benchmarks.{module}", *arguments, "--device", device, *timing]
     try:
-        done = subprocess.run(command, check=False, timeout=seconds, stderr=subprocess.PIPE, text=True)
+        done = subprocess.run(
+            command, check=False, timeout=seconds, stderr=subprocess.PIPE, text=True, env=environment()
+        )
     except subprocess.TimeoutExpired:
         return f"ended after {seconds:.0f} s, since its time was over"
     print(done.stderr, end="", file=sys.stderr, flush=True)
@@ -230,4 +230,4 @@ def _giga(rate: float | None) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(script(main))

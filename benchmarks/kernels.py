@@ -9,7 +9,6 @@ measures nothing.
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
 from collections.abc import Callable, Iterator
@@ -39,7 +38,7 @@ from lthfunc.trees.types import Dataset, Split
 from . import peers
 from .floors import BYTES, PEAK, peak_rate, reading_rate
 from .graphed import graphed, those_that_run
-from .records import FLOPS, MOVED, Record, header, record, reported, write
+from .records import FLOPS, MOVED, Options, Record, header, record, script, write
 
 #: Of records: ours, the same by PyTorch, and our engine, of which the last kernel would take the place.
 KERNEL, COMPILED, ENGINE, TOGETHER = "lthfunc, kernel", "compiled", "lthfunc, engine", "torch.func compiled"
@@ -85,16 +84,15 @@ class Job(NamedTuple):
     moved: int
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Measure, print, write."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--precision", default="fp32")
-    parser.add_argument("--seconds", type=float, default=0.2, help="of a timing")
-    parser.add_argument("--repeats", type=int, default=5, help="timings of each")
-    parser.add_argument("--json", metavar="FILE")
-    options = parser.parse_args(arguments)
-    return reported(lambda networks, **given: run(**given), argparse.Namespace(**vars(options), networks=None))
+def main(arguments: list[str] | None = None) -> None:
+    """Measure, print, write. Raises UserError for what cannot be measured."""
+    options = Options("kernels", __doc__)
+    options.add("--device", default="auto", help="auto, cuda or cuda:N (auto)")
+    options.add("--precision", default="fp32", help="fp32, tf32 or bf16 (fp32)")
+    options.add("--seconds", type=float, default=0.2, help="seconds of a timing (0.2)")
+    options.add("--repeats", type=int, default=5, help="timings of each (5)")
+    options.add("--json", metavar="FILE", help="write the records here")
+    run(**options.parsed(arguments))
 
 
 def run(
@@ -292,4 +290,4 @@ def _resident(sizes: Sizes, networks: int, device: str) -> Job:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(script(main))

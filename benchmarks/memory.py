@@ -7,7 +7,6 @@ or, installed, `lthfunc benchmark memory`. Rounds run as in `lthfunc prune`, fil
 
 from __future__ import annotations
 
-import argparse
 import json as writer
 import sys
 import tempfile
@@ -28,7 +27,7 @@ from lthfunc.training.cpu_threads import using_threads
 from lthfunc.training.malloc import keep_freed_memory
 from lthfunc.training.results import Point
 
-from .records import header, reported
+from .records import Options, header, script
 
 _POINTS = 10
 
@@ -64,19 +63,18 @@ def resident() -> float:
     return pages * 4096 / 2**20
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Measure, print, write."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=1000)
-    parser.add_argument("--json")
-    given = parser.parse_args(arguments)
-    return reported(lambda networks, **options: run(**options), argparse.Namespace(**vars(given), networks=None))
+def main(arguments: list[str] | None = None) -> None:
+    """Measure, print, write. Raises UserError for what cannot be measured."""
+    options = Options("memory", __doc__)
+    options.add("--rounds", type=int, default=1000, help="how often to prune (1000)")
+    options.add("--json", metavar="FILE", help="write the records here")
+    run(**options.parsed(arguments))
 
 
 def run(*, rounds: int = 1000, json: str | None = None) -> list[float]:
     """Measure; returns MiB after each round, the dense one first."""
     config = Config(
-        arch="lthfunc_benchmarks.memory:tiny", rounds=rounds, rate=0.005, floor=1, steps=4, eval_every=2,
+        arch="benchmarks.memory:tiny", rounds=rounds, rate=0.005, floor=1, steps=4, eval_every=2,
         engine="eager", checkpoint_every="2", threads=1, batch_size=50,
     )  # fmt: skip
     watching, begun = Watching(), time.perf_counter()
@@ -104,4 +102,4 @@ def run(*, rounds: int = 1000, json: str | None = None) -> list[float]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(script(main))

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
+import os
+import re
 import statistics
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from lthfunc.errors import UserError, invalid, unknown
 from lthfunc.runs.environment import machine
@@ -29,13 +31,43 @@ def chosen(networks: Sequence[str], default: Sequence[str], every: Sequence[str]
     return list(networks or default)
 
 
-def reported(measure: Callable[..., Any], options: argparse.Namespace) -> int:
-    """Measure by a script's options; a mistake in them is one line and exit code 2."""
+class Options(argparse.ArgumentParser):
+    """A benchmark's options; a mistake in them raises UserError."""
+
+    def __init__(self, name: str, about: str | None) -> None:
+        description = (about or "").partition("\n")[0]
+        super().__init__(prog=f"lthfunc benchmark {name}", description=description, allow_abbrev=False)
+        self.add = self.add_argument
+
+    def networks(self, about: str) -> None:
+        """Add `--network`."""
+        self.add("--network", dest="networks", metavar="NAME", action="append", default=[], help=f"{about}; repeatable")
+
+    def parsed(self, arguments: Sequence[str] | None) -> dict[str, Any]:
+        """The options' values by name; of this process's arguments where none are given."""
+        return vars(self.parse_args(arguments))
+
+    def error(self, message: str) -> NoReturn:
+        """Raise UserError."""
+        wrong = re.fullmatch(r"argument (.+): invalid (int|float) value: '(.*)'", message, re.DOTALL)
+        if wrong is None:
+            raise UserError(message.removeprefix("argument "))
+        raise invalid(wrong[1], wrong[3], "a whole number" if wrong[2] == "int" else "a number")
+
+
+def environment() -> dict[str, str]:
+    """Of a process that runs a benchmark as a module."""
+    here = str(Path(__file__).resolve().parents[1])
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH"))))}
+
+
+def script(main: Callable[[], None]) -> int:
+    """A benchmark as a script of its own: a mistake is one line and exit code 2."""
     try:
-        measure(**{**vars(options), "networks": options.networks or []})
+        main()
     except UserError as error:
         print(error, file=sys.stderr)
-        return 2
+        return error.code
     return 0
 
 

@@ -7,7 +7,6 @@ On a GPU PyTorch's own tools (a vmapped, compiled ensemble) and the products alo
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -31,7 +30,7 @@ from . import peers
 from .floors import FLOOR, peaks, products, step_bytes
 from .graphed import those_that_run
 from .networks import cases, images
-from .records import FLOPS, MOVED, Record, header, record, write
+from .records import FLOPS, MOVED, Options, Record, header, record, script, write
 
 #: Of records: ours, and what stands beside it.
 OURS, PEER = "side by side", "side by side, torch.func compiled"
@@ -42,19 +41,18 @@ LAUNCHED = "side by side, launched one by one"
 _READY = 20
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Measure and write."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--network", default="lenet300")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--widths", type=int, nargs="+", default=[1, 8, 64, 256])
-    parser.add_argument("--precision", default="fp32", choices=PRECISIONS)
-    parser.add_argument("--density", type=float, default=0.2)
-    parser.add_argument("--seconds", type=float, default=0.5)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--json", metavar="FILE")
-    run(**vars(parser.parse_args(arguments)))
-    return 0
+def main(arguments: list[str] | None = None) -> None:
+    """Measure, print, write. Raises UserError for what cannot be measured."""
+    options = Options("replicates", __doc__)
+    options.add("--network", default="lenet300", help="(lenet300)")
+    options.add("--device", default="cpu", help="cpu, cuda or cuda:N (cpu)")
+    options.add("--widths", type=int, nargs="+", default=[1, 8, 64, 256], help="networks side by side (1 8 64 256)")
+    options.add("--precision", default="fp32", choices=PRECISIONS, help="(fp32)")
+    options.add("--density", type=float, default=0.2, help="of the masks (0.2)")
+    options.add("--seconds", type=float, default=0.5, help="seconds of a timing (0.5)")
+    options.add("--repeats", type=int, default=5, help="timings of each (5)")
+    options.add("--json", metavar="FILE", help="write the records here")
+    run(**options.parsed(arguments))
 
 
 def run(
@@ -129,4 +127,4 @@ def run(
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(script(main))

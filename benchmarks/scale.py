@@ -10,7 +10,6 @@ held against.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import socket
@@ -27,7 +26,7 @@ from lthfunc.errors import UserError, invalid
 
 from .links import places
 from .networks import cases
-from .records import Record, chosen, header, record, reported, write
+from .records import Options, Record, chosen, header, record, script, write
 from .scale_model import Link, Traffic, outlook, sent, step_time
 from .scale_rank import LARGE
 
@@ -38,17 +37,20 @@ _OUTLOOK = (8, 64, 256, 1000)
 _SECONDS, _QUICK_SECONDS = 1.5, 0.3
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Measure, print, write."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--network", action="append", dest="networks")
-    parser.add_argument("--ranks", action="append", type=int, default=[])
-    parser.add_argument("--density", action="append", dest="densities", type=float, default=[])
-    parser.add_argument("--rate", action="append", dest="rates", type=float, default=[])
-    parser.add_argument("--engine", default="compile")
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--json")
-    return reported(run, parser.parse_args(arguments))
+def main(arguments: list[str] | None = None) -> None:
+    """Measure, print, write. Raises UserError for what cannot be measured."""
+    options = Options("scale", __doc__)
+    options.networks("default: lenet300 and resnet20")
+    options.add("--ranks", action="append", default=[], type=int, help="repeatable (1, 2 and 4)")
+    options.add("--density", dest="densities", action="append", default=[], type=float, help="repeatable (1 and 0.1)")
+    options.add(
+        "--rate", dest="rates", action="append", default=[], type=float, metavar="MBIT",
+        help="also measure over links of this many megabits per second (Linux, as root); repeatable",
+    )  # fmt: skip
+    options.add("--engine", default="compile", help="eager or compile (compile)")
+    options.add("--quick", action="store_true", help="LeNet-300-100 on two ranks: under a minute")
+    options.add("--json", metavar="FILE", help="write the records here")
+    run(**options.parsed(arguments))
 
 
 def run(
@@ -197,4 +199,4 @@ def _table(title: str, heads: Sequence[str], words: int) -> Table:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(script(main))

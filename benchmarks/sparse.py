@@ -8,7 +8,6 @@ sparse engine runs on CPUs; what tickets gain on a GPU is measured by benchmarks
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -33,7 +32,7 @@ from . import peers, peers_jax, sparse_peers
 from .floors import PEAK, peak_rate, products
 from .loops import going_on
 from .networks import Case, cases, images
-from .records import Record, chosen, header, record, reported, write
+from .records import Options, Record, chosen, header, record, script, write
 from .sparse_chart import draw, table
 
 DENSE, SPARSE, AUTO = "lthfunc, compile", "lthfunc, sparse", "lthfunc, auto"
@@ -48,19 +47,17 @@ _QUICK_SECONDS, _QUICK_REPEATS = 0.1, 3
 _BATCH = 64
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Measure, print, write."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "--network", dest="networks", action="append", help=f"one of {', '.join((*NETWORKS, *_LARGE))}; repeatable"
-    )
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--ticket", metavar="FILE", help="also measure this ticket of the (one) network")
-    parser.add_argument("--quick", action="store_true", help="LeNet-300-100 at three densities: under a minute")
-    parser.add_argument("--json", metavar="FILE")
-    parser.add_argument("--plot", metavar="FILE")
-    return reported(run, parser.parse_args(arguments))
+def main(arguments: list[str] | None = None) -> None:
+    """Measure, print, write. Raises UserError for what cannot be measured."""
+    options = Options("sparse", __doc__)
+    options.networks(f"one of {', '.join((*NETWORKS, *_LARGE))}")
+    options.add("--threads", type=int, default=1, help="CPU threads (1)")
+    options.add("--device", default="cpu", help="cpu")
+    options.add("--ticket", metavar="FILE", help="also measure this ticket of the (one) network")
+    options.add("--quick", action="store_true", help="LeNet-300-100 at three densities: under a minute")
+    options.add("--json", metavar="FILE", help="write the records here")
+    options.add("--plot", metavar="FILE", help="draw speed against density here")
+    run(**options.parsed(arguments))
 
 
 def run(
@@ -222,4 +219,4 @@ def _sparseprop_layer(x: Tensor, weight: Tensor, grad: Tensor, mask: Tensor) -> 
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(script(main))

@@ -7,7 +7,6 @@ or, installed, `lthfunc benchmark training`. Everything is measured in one proce
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -26,7 +25,7 @@ from lthfunc.training.engines.interface import Engine, Work
 from lthfunc.training.engines.memory_formats import MemoryFormats
 from lthfunc.training.engines.table import Making
 from lthfunc.training.engines.toolchain import why_not
-from lthfunc.training.precision import PRECISIONS, Precision, check_precision
+from lthfunc.training.precision import Precision, check_precision
 from lthfunc.training.trainer import Trainer, make_trainer
 from lthfunc.trees.ops import scaled
 from lthfunc.trees.types import Dataset
@@ -37,7 +36,7 @@ from .floors import FLOOR, PEAK, peaks, products, step_bytes
 from .graphed import those_that_run
 from .loops import going_on
 from .networks import Case, cases, images
-from .records import FLOPS, MOVED, Record, chosen, header, record, reported, write
+from .records import FLOPS, MOVED, Options, Record, chosen, header, record, script, write
 
 OURS, DENSE, STREAMED = "lthfunc, compile", "lthfunc, compile, dense", "lthfunc, compile, streamed"
 #: What `--engine auto` runs in a long training.
@@ -59,22 +58,20 @@ _SECONDS, _REPEATS = 0.6, 9
 _QUICK_SECONDS, _QUICK_REPEATS = 0.15, 3
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Measure, print, write."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "--network", dest="networks", action="append", help=f"one of {', '.join((*NETWORKS, *_LARGE))}; repeatable"
-    )
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--density", type=float, default=0.2)
-    parser.add_argument("--precision", default="fp32", choices=PRECISIONS)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--seconds", type=float, help="of a timing")
-    parser.add_argument("--repeats", type=int, help="timings of each")
-    parser.add_argument("--quick", action="store_true", help="LeNet-300-100 alone, few repeats: under a minute")
-    parser.add_argument("--json", metavar="FILE")
-    parser.add_argument("--plot", metavar="FILE")
-    return reported(run, parser.parse_args(arguments))
+def main(arguments: list[str] | None = None) -> None:
+    """Measure, print, write. Raises UserError for what cannot be measured."""
+    options = Options("training", __doc__)
+    options.networks(f"one of {', '.join((*NETWORKS, *_LARGE))}")
+    options.add("--threads", type=int, default=1, help="CPU threads (1)")
+    options.add("--density", type=float, default=0.2, help="of the masks (0.2)")
+    options.add("--precision", default="fp32", help="of our engines: fp32, tf32 or bf16 (fp32)")
+    options.add("--device", default="cpu", help="cpu, cuda or cuda:N (cpu)")
+    options.add("--seconds", type=float, help="seconds of a timing")
+    options.add("--repeats", type=int, help="timings of each")
+    options.add("--quick", action="store_true", help="LeNet-300-100 alone, few repeats: under a minute")
+    options.add("--json", metavar="FILE", help="write the records here")
+    options.add("--plot", metavar="FILE", help="draw bars and floors here")
+    run(**options.parsed(arguments))
 
 
 def run(
@@ -209,4 +206,4 @@ def _trainer(case: Case, data: Dataset, engine: Making, precision: Precision) ->
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(script(main))

@@ -15,7 +15,8 @@ from lthfunc import __version__
 from lthfunc.errors import UserError
 from lthfunc.garbage import rare_collection
 
-from . import benchmark, branching, deployment, experiment, listings
+from . import branching, deployment, experiment, listings
+from .benchmark import benchmark
 from .build_kernels import build_kernels
 from .checkpoint_import import import_
 from .compare import compare
@@ -67,7 +68,7 @@ app.command("connectivity")(connectivity)
 app.command("archs")(listings.archs)
 app.add_typer(listings.datasets, name="datasets")
 app.command("recipes")(listings.recipes)
-app.add_typer(benchmark.app, name="benchmark")
+app.command("benchmark", no_args_is_help=True, context_settings={"allow_interspersed_args": False})(benchmark)
 
 
 def _version(wanted: bool) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 from kernel_cases import DEVICE
-from lthfunc_benchmarks import kernels
+
+from benchmarks import kernels
 
 
 @pytest.mark.skipif(DEVICE != "cpu", reason="lthfunc benchmark kernels runs it on a card")

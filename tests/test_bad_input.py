@@ -95,8 +95,8 @@ def place(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     monkeypatch.setattr("lthfunc.scheduling.comparison.compare", stop)
     monkeypatch.setattr("lthfunc.experiments.connectivity.instability", stop)
     monkeypatch.setattr("lthfunc.deployment.specialize.specialize", stop)
-    monkeypatch.setattr("lthfunc_benchmarks.training.run", stop)
-    monkeypatch.setattr("lthfunc_benchmarks.sparse.run", stop)
+    monkeypatch.setattr("benchmarks.training.run", stop)
+    monkeypatch.setattr("benchmarks.sparse.run", stop)
     return tmp_path
 
 

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 import torch
 from conftest import ROOT
-from lthfunc_benchmarks.chart import draw
-from lthfunc_benchmarks.commands import _QUICK, _run, main as commands
-from lthfunc_benchmarks.records import FLOPS, MOVED
 from lthfunc_cli.main import main
 
 import lthfunc as lf
+from benchmarks.chart import draw
+from benchmarks.commands import _QUICK, _run, main as commands
+from benchmarks.records import FLOPS, MOVED
 from lthfunc.errors import UserError
 from lthfunc.training.engines.toolchain import why_not
 
@@ -37,7 +37,7 @@ def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 @pytest.mark.slow
 @pytest.mark.skipif(why_not("cpu") is not None, reason=f"{why_not('cpu')}")
 def test_the_sparse_benchmark_measures_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lthfunc_benchmarks.sparse._QUICK_SECONDS", 0.02)
+    monkeypatch.setattr("benchmarks.sparse._QUICK_SECONDS", 0.02)
     ticket, table, picture = (tmp_path / name for name in ("ticket.safetensors", "result.json", "result.png"))
     lf.save_ticket(ticket, lf.ticket(lf.prune(density=0.3)(lf.init(lf.models.lenet300()))))
     places = ["--ticket", ticket, "--json", table, "--plot", picture]
@@ -55,7 +55,7 @@ def test_the_sparse_benchmark_measures_training(tmp_path: Path, monkeypatch: pyt
 def test_the_execution_benchmark_measures_random_masks_and_a_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lthfunc_benchmarks.execution._QUICK_SECONDS", 0.01)
+    monkeypatch.setattr("benchmarks.execution._QUICK_SECONDS", 0.01)
     folder, table, picture = (tmp_path / name for name in ("RUN", "result.json", "result.png"))
     assert main(["benchmark", "execution", "--quick", "--json", str(table), "--plot", str(picture)]) == 0
     records = json.loads(table.read_text())["records"]
@@ -74,7 +74,6 @@ def test_the_execution_benchmark_measures_random_masks_and_a_run(
 
 def test_the_floor_counts_every_product_of_a_step() -> None:
     """Against arithmetic by hand: LeNet-300-100's three layers, the first without a gradient of its input."""
-    sys.path.insert(0, str(ROOT))
     from benchmarks.floors import products
 
     run, flops = products(lf.models.lenet300(), torch.randn(60, 1, 28, 28))
@@ -172,9 +171,9 @@ def _check_checkpoints(result: dict[str, Any]) -> None:
     assert without["checkpoints"] == without["share"] == 0
 
 
-def test_whole_commands_are_clocked(capsys: pytest.CaptureFixture[str]) -> None:
-    assert commands(["--repeats", "0"]) == 2
-    assert capsys.readouterr().err == "--repeats: 0 is not accepted; it takes a whole number of at least 1\n"
+def test_whole_commands_are_clocked() -> None:
+    with pytest.raises(UserError, match="--repeats: 0 is not accepted; it takes a whole number of at least 1"):
+        commands(["--repeats", "0"])
     with pytest.raises(UserError, match="--arch: unknown name 'nothing'"):
         _run(("prune", "--arch", "nothing"), "auto")
     found = _run(_QUICK, "auto, one core")
@@ -201,7 +200,7 @@ def test_memory_stays_flat_over_fifty_rounds(tmp_path: Path) -> None:
 def test_the_scale_benchmark_puts_a_model_beside_its_measurements(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    monkeypatch.setattr("lthfunc_benchmarks.scale._QUICK_SECONDS", 0.05)
+    monkeypatch.setattr("benchmarks.scale._QUICK_SECONDS", 0.05)
     table = tmp_path / "result.json"
     able = os.geteuid() == 0 and all(map(shutil.which, ("ip", "tc", "unshare")))
     shaped = able and run("unshare", "-n", "ip", "link", "add", "x", "type", "bridge").returncode == 0
@@ -232,7 +231,7 @@ def test_the_scale_benchmark_puts_a_model_beside_its_measurements(
 
 
 def test_the_cost_model_of_ranks() -> None:
-    from lthfunc_benchmarks.scale_model import FLEETS, NETWORKS, Link, Traffic, efficiency, most_ranks, sent, step_time
+    from benchmarks.scale_model import FLEETS, NETWORKS, Link, Traffic, efficiency, most_ranks, sent, step_time
 
     link = Link(latency=1e-3, rate=1e6, waiting=2e-3)
     assert step_time(1.0, Traffic(1000, 5), link, 1) == 1.0  # alone nothing travels

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from lthfunc_benchmarks import floors, gpu
-from lthfunc_benchmarks.graphed import graphed, those_that_run
-from lthfunc_benchmarks.kernels import KERNEL
-from lthfunc_benchmarks.records import FLOPS, MOVED
 from lthfunc_cli.main import main
 from pretended import Machine
 
 import lthfunc as lf
+from benchmarks import floors, gpu
+from benchmarks.graphed import graphed, those_that_run
+from benchmarks.kernels import KERNEL
+from benchmarks.records import FLOPS, MOVED
 from lthfunc.deployment import timing
 
 

@@ -98,7 +98,7 @@ def test_each_command_of_the_readme_runs(
     """As printed, but shorter; where the data set would be downloaded, its local copy or the digits stand in."""
     words = shlex.split(command)[1:]
     if words[0] == "benchmark" and "--quick" in words:
-        module = f"lthfunc_benchmarks.{words[1]}"
+        module = f"benchmarks.{words[1]}"
         __import__(module)
         monkeypatch.setattr(f"{module}._QUICK_SECONDS", 0.02, raising=False)
         monkeypatch.setattr(f"{module}._QUICK_REPEATS", 1, raising=False)
