@@ -108,8 +108,8 @@ def test_parts_are_written_as_they_end_and_share_the_time(
 
     monkeypatch.setattr(gpu, "parts_on", lambda device: parts)
     monkeypatch.setattr(gpu, "_LONGEST", {"cpu": 100.0})
-    monkeypatch.setattr(gpu.subprocess, "run", process)
-    monkeypatch.setattr(gpu.time, "monotonic", clock.monotonic)
+    monkeypatch.setattr(subprocess, "run", process)
+    monkeypatch.setattr("benchmarks.gpu.time.monotonic", clock.monotonic)
     (tmp_path / "hangs.json").write_text("{}")
     assert main(["benchmark", "gpu", "--minutes", "2", "--device", "cpu", "--out", str(tmp_path)]) == 0
     assert list(taken) == ["first", "hangs", "fails", "last"]
@@ -147,7 +147,7 @@ def test_products_are_one_graph_of_all_layers(gpus: Machine, monkeypatch: pytest
     assert gpus.captures == [(floors._CALLS, "thread_local")]
     jobs = [[floors.Job(lambda: torch.mm(a, b), 1024)], [floors.Job(lambda: torch.mm(b, a), 1024)]]
     monkeypatch.setattr(floors, "_layers", lambda *layers: jobs)
-    run, flops = floors.products(None, a)
+    run, flops = floors.products(lf.models.lenet300(), a)
     assert flops == 2048
     assert gpus.captures[-1][0] == 2
     before = gpus.stream(1).begun + len(gpus.stream(1).waiting)
