@@ -30,23 +30,23 @@ def main() -> int:
     """Measure what the first argument asks for."""
     asked = json.loads(sys.argv[1])
     torch.set_num_threads(1)
-    exchange = SINGLE_RANK
+    collectives = SINGLE_RANK
     if int(os.environ["WORLD_SIZE"]) > 1:
         os.environ["GLOO_SOCKET_IFNAME"] = asked["interface"]
         distributed.init_process_group("gloo")
-        exchange = lf.collectives()
-    steps = [_case(each, asked, exchange) for each in asked["cases"]]
-    found = {**_link(exchange, asked["seconds"]), "steps": steps}
-    if exchange.rank == 0:
+        collectives = lf.collectives()
+    steps = [_case(each, asked, collectives) for each in asked["cases"]]
+    found = {**_link(collectives, asked["seconds"]), "steps": steps}
+    if collectives.rank == 0:
         print(json.dumps(found), flush=True)
-    if exchange.ranks > 1:
+    if collectives.world_size > 1:
         distributed.barrier()
     os._exit(0)
 
 
-def _link(exchange: Collectives, seconds: float) -> dict[str, float]:
+def _link(collectives: Collectives, seconds: float) -> dict[str, float]:
     """Seconds that a sum of two numbers adds to some computing before it, and of a sum that is all transfer."""
-    if exchange.ranks == 1:
+    if collectives.world_size == 1:
         return {}
     left, right, large = torch.randn(128, 256), torch.randn(256, 512), torch.zeros(LARGE)
 
@@ -56,34 +56,37 @@ def _link(exchange: Collectives, seconds: float) -> dict[str, float]:
 
     def meet() -> None:
         compute()
-        exchange.total(torch.zeros(2))
+        collectives.all_reduce(torch.zeros(2))
 
-    latency = [_mean(meet, seconds, exchange) - _mean(compute, seconds, exchange) for _ in range(3)]
+    latency = [_mean(meet, seconds, collectives) - _mean(compute, seconds, collectives) for _ in range(3)]
     return {
         "latency": max(0.0, statistics.median(latency)),
-        "large": _mean(partial(exchange.total, large), seconds, exchange),
+        "large": _mean(partial(collectives.all_reduce, large), seconds, collectives),
     }
 
 
-def _mean(call: Callable[[], object], seconds: float, exchange: Collectives) -> float:
+def _mean(call: Callable[[], object], seconds: float, collectives: Collectives) -> float:
     """Seconds of a call, over as many as fill the time, the same number on every rank, which end together."""
     call()
     begun = time.perf_counter()
     call()
-    count = _same(seconds / (time.perf_counter() - begun), 3, 2000, exchange)
+    count = _same(seconds / (time.perf_counter() - begun), 3, 2000, collectives)
     begun = time.perf_counter()
     for _ in range(count):
         call()
-    exchange.total(torch.zeros(2))
+    collectives.all_reduce(torch.zeros(2))
     return (time.perf_counter() - begun) / count
 
 
-def _same(count: float, least: int, most: int, exchange: Collectives) -> int:
+def _same(count: float, least: int, most: int, collectives: Collectives) -> int:
     """A number that all ranks agree on."""
-    return int(exchange.total(torch.tensor([max(least, min(most, count))], dtype=torch.float64)) / exchange.ranks)
+    return int(
+        collectives.all_reduce(torch.tensor([max(least, min(most, count))], dtype=torch.float64))
+        / collectives.world_size
+    )
 
 
-def _case(each: dict[str, Any], asked: dict[str, Any], exchange: Collectives) -> dict[str, Any]:
+def _case(each: dict[str, Any], asked: dict[str, Any], collectives: Collectives) -> dict[str, Any]:
     """A network's steps through the loop that users run, per density, in turns; what they are made of beside them.
 
     computing: seconds of a step that sends nothing; waiting: that a sum of two numbers adds to it, most of it for the
@@ -91,27 +94,27 @@ def _case(each: dict[str, Any], asked: dict[str, Any], exchange: Collectives) ->
     """
     case = cases()[each["network"]]
     data = images(case, "cpu", 5_000)
-    mute = Collectives(exchange.rank, exchange.ranks, torch.clone, lambda vector, index: vector.clone())
+    mute = Collectives(collectives.rank, collectives.world_size, torch.clone, lambda vector, index: vector.clone())
     dense = lf.init(case.model, 0)
     states = {share: dense if share == 1 else lf.prune(density=share)(dense) for share in asked["densities"]}
 
     def trainer(transport: Collectives) -> lf.Trainer:
         return lf.make_trainer(
             case.model, data, optimizer=lf.sgd(0.01, momentum=0.9), batch_size=each["batch"], engine=asked["engine"],
-            exchange=transport,
+            collectives=transport,
         )  # fmt: skip
 
     def meet() -> None:
-        if exchange.ranks > 1:
-            exchange.total(torch.zeros(2))
+        if collectives.world_size > 1:
+            collectives.all_reduce(torch.zeros(2))
 
-    talking = trainer(exchange)
+    talking = trainer(collectives)
     loops = {share: _Loop(talking, state) for share, state in states.items()}
     silent = _Loop(trainer(mute), dense)
     for other in (*loops.values(), silent):
         other.take(2)
     pace = max(other.take(4) for other in loops.values())
-    count = _same(asked["seconds"] / pace, 4, 2000, exchange)
+    count = _same(asked["seconds"] / pace, 4, 2000, collectives)
     seconds: dict[float, list[float]] = {share: [] for share in loops}
     sent, computing, waiting = dict.fromkeys(loops, 0), list[float](), list[float]()
     for _ in range(asked["repeats"]):
@@ -122,7 +125,7 @@ def _case(each: dict[str, Any], asked: dict[str, Any], exchange: Collectives) ->
         computing.append(silent.take(count, last=meet))
         waiting.append(max(0.0, silent.take(count, each=meet) - computing[-1]))
     # The loopback carries every rank's traffic, a link of a rank's own only that rank's.
-    steps = asked["repeats"] * count * (exchange.ranks if asked["interface"] == "lo" else 1)
+    steps = asked["repeats"] * count * (collectives.world_size if asked["interface"] == "lo" else 1)
     return {
         "network": case.name,
         "batch": each["batch"],

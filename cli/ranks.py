@@ -22,13 +22,13 @@ def on_ranks(command: str, run: Callable[[], int | None]) -> int | None:
         if os.environ["RANK"] != "0":
             return 2
         raise UserError(f"torchrun: runs {', '.join(_COMMANDS)} on several ranks, not {command or 'nothing'}")
-    exchange = join()
-    if exchange.rank > 0:
+    collectives = join()
+    if collectives.rank > 0:
         with stopping(aloud=False) as stop:
             try:
                 serve(stop)
             except LostRankError as error:
-                raise LostRankError(f"rank {exchange.rank}: {error}") from error
+                raise LostRankError(f"rank {collectives.rank}: {error}") from error
         return stop.code if stop() else 0
     try:
         code = run()

@@ -40,12 +40,12 @@ def made_ready(config: Config) -> Prepared:
     check_trackers(config)
     if config.energy:
         check_meter(config.country)
-    exchange = current_collectives()
+    collectives = current_collectives()
     with decoding() as observe:
-        prepared = prepare(config, observe, exchange)
+        prepared = prepare(config, observe, collectives)
     for hint in find_warnings(prepared.plan.trainer.data):
         say(f"--dataset: {hint}")
-    if exchange.ranks > 1:
+    if collectives.world_size > 1:
         begin(prepared.config, prepared.plan)
     return prepared
 
@@ -107,7 +107,7 @@ def _headline(prepared: Prepared, command: str) -> str:
     config, plan, _ = prepared
     data = plan.trainer.data
     side_by_side = f", {jobs} side by side" if (jobs := jobs_of(config, plan)) > 1 else ""
-    if (ranks := plan.trainer.exchange.ranks) > 1:
+    if (ranks := plan.trainer.collectives.world_size) > 1:
         side_by_side = f", on {ranks} ranks"
     if config.on != "local":
         side_by_side = f", on {config.on}"

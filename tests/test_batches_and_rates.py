@@ -76,25 +76,25 @@ def test_feeds_hold_the_batches_of_their_steps(mapped: bool, ranks: int, monkeyp
     warnings.simplefilter("error")  # PyTorch's, of memory of another size
     split = Split(torch.arange(74).float().view(37, 2), torch.arange(37))
     for rank in range(ranks):
-        feed = Prefetcher(
-            split, 6, [5, 8], CPU, mapped=mapped, exchange=Collectives(rank, ranks, lambda vector: vector)
+        prefetcher = Prefetcher(
+            split, 6, [5, 8], CPU, mapped=mapped, collectives=Collectives(rank, ranks, lambda vector: vector)
         )
-        assert feed.slots == 3
-        assert feed.slotted[0].shape == (3, 2, 6 // ranks, 2)
-        places = [feed.batches[slot][0].data_ptr() for slot in range(3)]
+        assert prefetcher.slots == 3
+        assert prefetcher.slotted[0].shape == (3, 2, 6 // ranks, 2)
+        places = [prefetcher.batches[slot][0].data_ptr() for slot in range(3)]
         for start, stop in ((0, 3), (3, 5), (5, 8), (8, 11), (11, 12)):
-            feed.fill(start, stop, 12)
+            prefetcher.fill(start, stop, 12)
             for k, seed in enumerate((5, 8)):
                 for slot, (x, y) in enumerate(batches(split, 6, seed, start, stop)):
                     mine = slice(rank * 6 // ranks, (rank + 1) * 6 // ranks)
-                    assert torch.equal(feed.batches[slot][0][k], x[mine])
-                    assert torch.equal(feed.batches[slot][1][k], y[mine])
-        assert places == [feed.batches[slot][0].data_ptr() for slot in range(3)]
-        feed.close()
+                    assert torch.equal(prefetcher.batches[slot][0][k], x[mine])
+                    assert torch.equal(prefetcher.batches[slot][1][k], y[mine])
+        assert places == [prefetcher.batches[slot][0].data_ptr() for slot in range(3)]
+        prefetcher.close()
         if mapped:
-            assert feed._stream is not None
+            assert prefetcher._stream is not None
             with pytest.raises(RuntimeError):
-                feed._stream.order(torch.zeros(1, dtype=torch.int64))
+                prefetcher._stream.order(torch.zeros(1, dtype=torch.int64))
 
 
 @pytest.mark.parametrize(("features", "batch"), [(5, 5), (6, 7), (13, 50), (17, 10), (16, 4)])

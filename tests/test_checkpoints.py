@@ -89,7 +89,7 @@ def test_a_training_stopped_anywhere_ends_in_the_same_bits(
         (again,), _ = train_kept(plan, [task], folder, Config(), lambda: False, None)
         assert repr(again.fit.curve) == repr(whole.fit.curve)
         assert lf.same_bits(again.fit.state, whole.fit.state)
-        assert lf.same_bits(again.fit.chosen[1:], whole.fit.chosen[1:])
+        assert lf.same_bits(again.fit.best[1:], whole.fit.best[1:])
         assert again.test == whole.test
         assert again.fit.since is None
 

@@ -193,8 +193,8 @@ def programs(monkeypatch: pytest.MonkeyPatch) -> list[list[tuple[int, ...]]]:
     return made
 
 
-def _work(exchange: Collectives = SINGLE_RANK) -> Work:
-    return Work(lf.from_module(NET), cross_entropy, lf.sgd(0.1, 0.5), None, None, "fp32", exchange=exchange)
+def _work(collectives: Collectives = SINGLE_RANK) -> Work:
+    return Work(lf.from_module(NET), cross_entropy, lf.sgd(0.1, 0.5), None, None, "fp32", collectives=collectives)
 
 
 @pytest.mark.parametrize("width", [1, 2])
@@ -206,17 +206,17 @@ def test_programs_run_in_their_own_memory_to_the_eager_steps_bits(programs: Any,
     for make in (compiled_engine.compile_engine, eager):
         engine = make(work)
         for _ in range(2):  # the second time nothing is made
-            feed = Prefetcher(numbers.train, 4, range(width), torch.device("cpu"))
-            running = engine.begin(states, list(range(width)), feed)
+            prefetcher = Prefetcher(numbers.train, 4, range(width), torch.device("cpu"))
+            running = engine.begin(states, list(range(width)), prefetcher)
             assert running.draws
-            feed.fill(0, 3, 6)
+            prefetcher.fill(0, 3, 6)
             assert running.take(3, None) == 3
-            feed.fill(3, 6, 6)
+            prefetcher.fill(3, 6, 6)
             assert running.take(3, lambda steps: True) == 1
             losses, after = running.losses(), running.states()
             running.count_from([10.0] * width)
             assert running.losses() == [10.0] * width
-            feed.fill(4, 5, 6)
+            prefetcher.fill(4, 5, 6)
             running.take(1, None)
             assert [int(state.step) for state in after] == [4] * width  # nobody else's
         split = Split(numbers.train.x.repeat(20, 1), numbers.train.y.repeat(20))  # 600: the last 100 apart
@@ -291,10 +291,10 @@ def test_loops_share_pools_and_capture_where_they_may(
     engine, numbers = compiled_engine.compile_engine(_work(), graphs=graphs), data()
     state = lf.with_optimizer(state_of()[1], lf.sgd(0.1, 0.5))
     for _ in range(2):
-        feed = Prefetcher(numbers.train, 4, [0], torch.device("cpu"))
-        engine.begin([state], [0], feed)
+        prefetcher = Prefetcher(numbers.train, 4, [0], torch.device("cpu"))
+        engine.begin([state], [0], prefetcher)
     (pools, *first), second = made
-    assert first == [graphs, feed.slots]
+    assert first == [graphs, prefetcher.slots]
     assert second[0] is pools
 
 
@@ -312,16 +312,16 @@ def test_a_loop_goes_on_in_memory_that_was_left(programs: Any, monkeypatch: pyte
     monkeypatch.setattr(compiled_engine, "Reusable", lambda: noted(made, Reusable()))
     engine, numbers = compiled_engine.compile_engine(_work()), data()
     first, second = (lf.with_optimizer(state_of(seed)[1], lf.sgd(0.1, 0.5)) for seed in (3, 4))
-    feed = Prefetcher(numbers.train, 4, [3], torch.device("cpu"))
-    running: Any = engine.begin([first], [3], feed)
-    feed.fill(0, 2, 4)
+    prefetcher = Prefetcher(numbers.train, 4, [3], torch.device("cpu"))
+    running: Any = engine.begin([first], [3], prefetcher)
+    prefetcher.fill(0, 2, 4)
     running.take(2, None)
-    made[0].leave(made[0].fit, compiled_engine._Memory(running._leaves, feed.slotted, running._launcher))
+    made[0].leave(made[0].fit, compiled_engine._Memory(running._leaves, prefetcher.slotted, running._launcher))
     found = []
     for kind in (engine, eager(_work())):
-        feed = Prefetcher(numbers.train, 4, [4], torch.device("cpu"))
-        running = kind.begin([second], [4], feed)
-        feed.fill(0, 3, 4)
+        prefetcher = Prefetcher(numbers.train, 4, [4], torch.device("cpu"))
+        running = kind.begin([second], [4], prefetcher)
+        prefetcher.fill(0, 3, 4)
         running.take(3, None)
         found.append(running.states()[0])
     assert len(programs) == 1
@@ -334,9 +334,9 @@ def test_a_loop_goes_on_in_memory_that_was_left(programs: Any, monkeypatch: pyte
 def test_ranks_draw_outside_of_torch_by_their_number() -> None:
     state = lf.with_optimizer(state_of()[1], lf.sgd(0.1, 0.5))
     for rank, expected in ((0, []), (1, [1]), (2, [2])):
-        exchange = Collectives(rank, 3, lambda vector: vector)
-        feed = Prefetcher(data().train, 6, [0], torch.device("cpu"), exchange=exchange)
-        running: Any = eager(_work(exchange)).begin([state], [0], feed)
+        collectives = Collectives(rank, 3, lambda vector: vector)
+        prefetcher = Prefetcher(data().train, 6, [0], torch.device("cpu"), collectives=collectives)
+        running: Any = eager(_work(collectives)).begin([state], [0], prefetcher)
         assert running._rank == expected
 
 
@@ -346,9 +346,9 @@ def test_one_program_serves_gradients_of_any_number_of_survivors(programs: Any) 
     model, numbers = lf.from_module(NET), data()
     for density in (1.0, 0.6, 0.2):
         state = lf.with_optimizer(lf.prune(density=density)(lf.init(model)), lf.sgd(0.1, 0.5))
-        engine.begin([state], [0], Prefetcher(numbers.train, 8, [0], torch.device("cpu"), exchange=two))
+        engine.begin([state], [0], Prefetcher(numbers.train, 8, [0], torch.device("cpu"), collectives=two))
     assert len(programs) == 1
-    engine.begin([state], [0], Prefetcher(numbers.train, 4, [0], torch.device("cpu"), exchange=two))
+    engine.begin([state], [0], Prefetcher(numbers.train, 4, [0], torch.device("cpu"), collectives=two))
     assert len(programs) == 2
     alone = compiled_engine.compile_engine(_work())
     alone.begin([state], [0], Prefetcher(numbers.train, 8, [0], torch.device("cpu")))
@@ -363,14 +363,16 @@ def test_auto_compiles_from_three_thousand_steps_on() -> None:
 
 
 def test_a_module_that_draws_elsewhere_runs_eagerly() -> None:
-    work: Any = SimpleNamespace(habits=SideEffects(outside=("numpy", "random")), model=SimpleNamespace(name="net"))
+    work: Any = SimpleNamespace(
+        side_effects=SideEffects(global_rngs=("numpy", "random")), model=SimpleNamespace(name="net")
+    )
     for name in ("compile", "no-such", lambda work: "never"):
         with pytest.raises(
             UserError, match="--engine: net draws from numpy and random in forward, which only --engine e"
         ):
             make_engine(name, work)  # type: ignore[arg-type]
     assert make_engine("eager", work).name == "eager"
-    tidy: Any = SimpleNamespace(habits=SideEffects(), model=None)
+    tidy: Any = SimpleNamespace(side_effects=SideEffects(), model=None)
     own = make_engine("eager", tidy)
     assert make_engine(lambda work: own if work is tidy else None, tidy) is own  # type: ignore[arg-type, return-value]
     assert make_engine("compile", tidy).name == "compile"
@@ -497,8 +499,8 @@ def test_means_are_over_every_example_whatever_the_chunks_and_ranks(ranks: int) 
         inputs.zero_(), targets.zero_()  # what is given is a copy
         return found
 
-    def work(rank: int, exchange: Collectives) -> Any:
-        return evaluate(metrics, split, torch.device("cpu"), 10, exchange)
+    def work(rank: int, collectives: Collectives) -> Any:
+        return evaluate(metrics, split, torch.device("cpu"), 10, collectives)
 
     for found in Ranks(ranks).run(work):
         assert [quality.loss for quality in found] == pytest.approx([float(x.mean()), 2 * float(x.mean())])
@@ -509,17 +511,17 @@ def test_means_are_over_every_example_whatever_the_chunks_and_ranks(ranks: int) 
 
 def test_a_batch_divides_among_ranks_or_is_refused_with_what_would() -> None:
     for ranks in range(1, 9):
-        exchange = Collectives(0, ranks, lambda vector: vector)
+        collectives = Collectives(0, ranks, lambda vector: vector)
         for size in range(1, 30):
             if size % ranks == 0:
-                assert rank_batch_size(size, exchange) == size // ranks
+                assert rank_batch_size(size, collectives) == size // ranks
                 continue
             sizes = [each for each in range(size - ranks + 1, size + ranks) if each > 0 and each % ranks == 0]
             fewer = [count for count in range(1, ranks) if size % count == 0][-1]
             would = f"{' or '.join(map(str, sizes))}, or {fewer} rank{'' if fewer == 1 else 's'}"
             words = f"--batch-size: {size} examples don't divide among {ranks} ranks; take {would}$"
             with pytest.raises(UserError, match=words):
-                rank_batch_size(size, exchange)
+                rank_batch_size(size, collectives)
 
 
 def test_what_travels_is_what_a_mask_leaves_and_the_two_numbers() -> None:
@@ -552,9 +554,9 @@ def test_a_sum_over_ranks_has_the_gradient_of_a_sum() -> None:
     """Of f(Σ v), each rank's f its own: the gradient at every rank's v is Σ f'."""
     given = [torch.tensor([1.0 + rank, -2.0], dtype=torch.float64) for rank in range(3)]
 
-    def work(rank: int, exchange: Collectives) -> Tensor:
+    def work(rank: int, collectives: Collectives) -> Tensor:
         mine = given[rank].clone().requires_grad_()
-        (differentiable_sum(exchange, mine).square() * (rank + 1)).sum().backward()
+        (differentiable_sum(collectives, mine).square() * (rank + 1)).sum().backward()
         assert mine.grad is not None
         return mine.grad
 

@@ -190,7 +190,7 @@ def test_stored_pixels_are_scaled_inside_the_step(few_digits: Dataset, name: str
         for data, engine in ((stored, name), (few_digits._replace(**floats), "eager"))
     ]
     same_numbers(fits[0].state, fits[1].state)
-    assert fits[0].chosen.point == pytest.approx(fits[1].chosen.point, rel=1e-3)
+    assert fits[0].best.point == pytest.approx(fits[1].best.point, rel=1e-3)
     assert lf.accuracy_on(model, fits[0].state, stored) == pytest.approx(
         lf.accuracy_on(model, fits[1].state, few_digits._replace(**floats)), abs=0.02
     )

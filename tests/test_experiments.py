@@ -116,7 +116,7 @@ def test_the_chosen_network_is_tested_and_the_last_one_is_pruned(few_digits: Dat
     found = list(iterative(p, seed=1))
     x = ops.scaled(few_digits.test.x, few_digits.scale)
     for item in found:
-        chosen = item.fit.chosen
+        chosen = item.fit.best
         assert chosen.point.step < STEPS
         outputs = apply_evaluating(p.model, chosen.params, chosen.buffers, x)
         assert item.test.loss == pytest.approx(float(nn.functional.cross_entropy(outputs, few_digits.test.y)))
@@ -126,7 +126,7 @@ def test_the_chosen_network_is_tested_and_the_last_one_is_pruned(few_digits: Dat
         kept = lf.count(after.start.masks).kept
         by_last, by_chosen = (
             torch.cat([torch.where(mask, params[name].abs(), -1).flatten() for name, mask in living.items()])
-            for params in (before.fit.state.params, before.fit.chosen.params)
+            for params in (before.fit.state.params, before.fit.best.params)
         )
         mask = torch.cat([mask.flatten() for mask in after.start.masks.values()])
         assert torch.equal(mask, by_last >= by_last.topk(kept).values[-1])
@@ -165,7 +165,7 @@ def test_going_on_gives_the_bits_of_an_uninterrupted_run(few_digits: Dataset, af
     for a, b in zip(rest, whole[after + 1 :], strict=True):
         assert lf.same_bits(a.fit.state, b.fit.state)
         assert a.test == b.test
-        assert a.fit.chosen.point == b.fit.chosen.point
+        assert a.fit.best.point == b.fit.best.point
 
 
 def test_records_say_what_was_chosen_by_validation(few_digits: Dataset) -> None:
@@ -174,7 +174,7 @@ def test_records_say_what_was_chosen_by_validation(few_digits: Dataset) -> None:
     item = record(result, replicate=0, seed=0, seconds=1.23456)
     best = min(result.fit.curve, key=lambda point: point.val_loss)
     assert (item["early_stop_step"], item["val_loss"]) == (best.step, best.val_loss)
-    state = result.fit.state._replace(params=result.fit.chosen.params, buffers=result.fit.chosen.buffers)
+    state = result.fit.state._replace(params=result.fit.best.params, buffers=result.fit.best.buffers)
     assert item["test_accuracy"] == lf.accuracy_on(p.model, state, few_digits)
     assert item["layers"]["fc.weight"]["kept"] == int(result.start.masks["fc.weight"].sum())
     assert item["curve"][0][1] is None

@@ -24,12 +24,12 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize("seeds", [(5,), (5, 6, 5)])
 def test_slots_hold_the_batches_of_their_steps(seeds: tuple[int, ...]) -> None:
     split = Split(torch.arange(250).float().view(50, 5), torch.arange(50))
-    feed = Prefetcher(split, 8, seeds, CPU)
+    prefetcher = Prefetcher(split, 8, seeds, CPU)
     for start, stop in ((0, 4), (4, 20), (20, 21)):  # 6 batches an epoch: several epochs at once
-        feed.fill(start, stop, 21)
+        prefetcher.fill(start, stop, 21)
         for k, seed in enumerate(seeds):
             for slot, (x, y) in enumerate(batches(split, 8, seed, start, stop)):
-                got_x, got_y = (part if len(seeds) == 1 else part[k] for part in feed.batches[slot])
+                got_x, got_y = (part if len(seeds) == 1 else part[k] for part in prefetcher.batches[slot])
                 assert torch.equal(got_x, x)
                 assert torch.equal(got_y, y)
 

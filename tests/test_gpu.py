@@ -310,12 +310,12 @@ def test_sums_over_ranks_run_on_the_device(tmp_path: Path) -> None:
     where = f"file://{tmp_path}/store"
     distributed.init_process_group("nccl", init_method=where, rank=0, world_size=1)
     try:
-        exchange = lf.collectives()
+        collectives = lf.collectives()
         vector, index = torch.arange(6.0, device="cuda"), torch.tensor([1, 4], device="cuda")
-        assert torch.equal(exchange.total(vector), vector)
-        assert exchange.total_at(vector, index).tolist() == [0, 1, 0, 0, 4, 0]
-        assert torch.equal(exchange.gathered(vector), vector)
-        assert torch.equal(exchange.scattered(vector), vector)
+        assert torch.equal(collectives.all_reduce(vector), vector)
+        assert collectives.all_reduce_at(vector, index).tolist() == [0, 1, 0, 0, 4, 0]
+        assert torch.equal(collectives.all_gather(vector), vector)
+        assert torch.equal(collectives.reduce_scatter(vector), vector)
     finally:
         distributed.destroy_process_group()
 

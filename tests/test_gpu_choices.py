@@ -86,7 +86,7 @@ def test_a_plan_lies_on_its_gpu(gpus: Machine) -> None:
 
 
 def test_each_rank_takes_a_gpu_of_its_own(gpus: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    two = SINGLE_RANK._replace(ranks=2)
+    two = SINGLE_RANK._replace(world_size=2)
     config = Config(device="cuda", batch_size=60, engine="eager")
     monkeypatch.setenv("LOCAL_RANK", "1")
     _check_ranks(config, two)

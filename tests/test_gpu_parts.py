@@ -196,7 +196,7 @@ def test_chunks_on_a_gpu_are_powers_of_two() -> None:
     cuda = torch.device("cuda")
     assert work.chunk(3, split, torch.device("cpu")) == 166
     assert work.chunk(1, split, cuda) == chunk_on_gpu(1, 90, 700)
-    two = work._replace(exchange=Collectives(0, 3, lambda vector: vector))
+    two = work._replace(collectives=Collectives(0, 3, lambda vector: vector))
     assert two.chunk(1, split, cuda) == chunk_on_gpu(1, 90, 234)
     embedding = lf.from_module(nn.Sequential(nn.Embedding(7, 4), nn.Flatten(), nn.Linear(12, 7)), tokens=True)
     words = Split(torch.zeros(700, 3, dtype=torch.int64), torch.zeros(700, dtype=torch.int64))
@@ -210,10 +210,10 @@ def test_chunks_on_a_gpu_are_powers_of_two() -> None:
 
 def test_indices_go_to_a_device_by_way_of_memory_that_stays() -> None:
     split = Split(torch.arange(74).float().view(37, 2), torch.arange(37))
-    feed = Prefetcher(split, 6, [5], torch.device("cpu"))
-    feed._staging = _Staging([feed._index])  # as on a GPU
+    prefetcher = Prefetcher(split, 6, [5], torch.device("cpu"))
+    prefetcher._staging = _Staging([prefetcher._index])  # as on a GPU
     for start, stop in ((0, 4), (4, 6), (6, 7)):
-        feed.fill(start, stop, 7)
+        prefetcher.fill(start, stop, 7)
         for slot, (x, y) in enumerate(batches(split, 6, 5, start, stop)):
-            assert torch.equal(feed.batches[slot][0], x)
-            assert torch.equal(feed.batches[slot][1], y)
+            assert torch.equal(prefetcher.batches[slot][0], x)
+            assert torch.equal(prefetcher.batches[slot][1], y)

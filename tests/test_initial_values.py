@@ -127,8 +127,8 @@ def test_matrices_that_are_neither_pruned_nor_drawn_are_named() -> None:
         lf.from_module(Gated())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert lf.from_module(nn.Linear(3, 2)).left == ()
-        assert lf.from_module(Gated(), init=lf.as_built).left == ()
+        assert lf.from_module(nn.Linear(3, 2)).fixed == ()
+        assert lf.from_module(Gated(), init=lf.as_built).fixed == ()
         for model in (lf.from_module(Gated(), prunable=["gate"]), lf.from_module(Gated(), prune_only=["gate"])):
             assert "gate" in model.prunable
             one, other = lf.init(model, 0).params["gate"], lf.init(model, 1).params["gate"]

@@ -17,7 +17,7 @@ from lthfunc.experiments.methods import through_masks
 from lthfunc.experiments.methods.at_init import at_init, at_random
 from lthfunc.experiments.methods.setting import Outcome, Setting, samples
 from lthfunc.experiments.methods.table import TABLE
-from lthfunc.experiments.methods.while_training import exchanging
+from lthfunc.experiments.methods.while_training import drop_and_grow_method
 from lthfunc.training.batches import batches
 from lthfunc.training.parametrize import InitFunction, WeightFunction
 from lthfunc.training.trainer import make_trainer
@@ -211,7 +211,7 @@ def test_masks_change_until_three_quarters_of_the_training_and_not_at_its_end(se
         asked.append((step, int(state.step)))
         return lf.random_scores(seed, step)(state.params, state.masks)
 
-    exchanging(promise)(setting, SEED)
+    drop_and_grow_method(promise)(setting, SEED)
     assert asked == [(step, step) for step in range(3, 90, 3)]
 
 

@@ -95,9 +95,9 @@ def ends_as(found: Any, state: TrainState, before: int = 0, trainer: Any = None,
     trainer = trainer or a_trainer()
     fit = lf.fit(trainer, state, seed=SEED, until=until, eval_every=6)
     assert lf.same_bits(found.ticket.masks, state.masks)
-    assert lf.same_bits(found.ticket.params, fit.chosen.params)
+    assert lf.same_bits(found.ticket.params, fit.best.params)
     assert found.steps == before + until - int(state.step)
-    chosen = state._replace(params=fit.chosen.params, buffers=fit.chosen.buffers)
+    chosen = state._replace(params=fit.best.params, buffers=fit.best.buffers)
     assert found.test.accuracy == pytest.approx(lf.accuracy_on(MODEL, chosen, data()))
 
 

@@ -186,9 +186,9 @@ def _engine_chosen(monkeypatch: pytest.MonkeyPatch, *, compiler: bool = True, sp
     monkeypatch.setattr(planning, "why_not_sparse", lambda work, shape, kind: None if sparse else "dense is faster")
     outside, ranks, steps = given.pop("outside", ()), given.pop("ranks", 1), given.pop("steps", 1000)
     work: Any = SimpleNamespace(
-        habits=SimpleNamespace(outside=outside),
+        side_effects=SimpleNamespace(global_rngs=outside),
         model=SimpleNamespace(name="net"),
-        exchange=SimpleNamespace(ranks=ranks),
+        collectives=SimpleNamespace(world_size=ranks),
     )
     config = settings(**given)
     config, note = planning._choose_engine(replace(config, device=given.get("device", "cpu")), steps, work, data())

@@ -38,12 +38,12 @@ def test_a_captured_program_does_what_it_does_uncaptured(gpus: Machine, device: 
 @pytest.mark.parametrize("device", ["cuda:0", "cuda:1"])
 def test_streamed_batches_are_those_of_their_steps(gpus: Machine, device: str) -> None:
     split = Split(torch.arange(250).float().view(50, 5), torch.arange(50))
-    feed = Prefetcher(split, 8, (5,), torch.device(device))
+    prefetcher = Prefetcher(split, 8, (5,), torch.device(device))
     taken = []
     for start in range(0, 60, 4):
-        feed.fill(start, start + 4, 60)
-        taken += [(x.clone(), y.clone()) for x, y in feed.batches[:4]]
-    feed.close()
+        prefetcher.fill(start, start + 4, 60)
+        taken += [(x.clone(), y.clone()) for x, y in prefetcher.batches[:4]]
+    prefetcher.close()
     for (x, y), (want_x, want_y) in zip(taken, batches(split, 8, 5, 0, 60), strict=True):
         assert torch.equal(y.cpu(), want_y)
         assert torch.equal(x.cpu(), want_x)

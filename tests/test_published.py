@@ -192,7 +192,7 @@ def test_early_birds_emerge_as_published_at_one_half(setting: Setting) -> None:
             break
     assert every * 5 <= step < setting.steps - every
     end = lf.fit(setting.trainer, sparse, seed=2, until=setting.steps, eval_every=setting.eval_every)
-    assert lf.same_bits(found.ticket.params, end.chosen.params)
+    assert lf.same_bits(found.ticket.params, end.best.params)
     assert found.steps == setting.steps
 
 

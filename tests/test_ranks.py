@@ -82,9 +82,11 @@ def test_a_step_on_ranks_is_the_step_on_the_whole_batch(ranks: int, density: flo
     x = torch.randn(5, 12, 6, generator=draw, dtype=torch.float64) + 2
     y = torch.randint(0, 3, (5, 12), generator=draw)
 
-    def trained(exchange: Collectives) -> tuple[TrainState, list[Any]]:
-        step = make_train_step(model, lf.cross_entropy, optimizer, exchange=exchange)
-        mine = slice(exchange.rank * 12 // exchange.ranks, (exchange.rank + 1) * 12 // exchange.ranks)
+    def trained(collectives: Collectives) -> tuple[TrainState, list[Any]]:
+        step = make_train_step(model, lf.cross_entropy, optimizer, collectives=collectives)
+        mine = slice(
+            collectives.rank * 12 // collectives.world_size, (collectives.rank + 1) * 12 // collectives.world_size
+        )
         state, told = start, []
         for inputs, targets in zip(x, y, strict=True):
             state, metrics_ = step(state, (inputs[mine], targets[mine]))
@@ -92,7 +94,7 @@ def test_a_step_on_ranks_is_the_step_on_the_whole_batch(ranks: int, density: flo
         return state, told
 
     alone, told = trained(SINGLE_RANK)
-    found = Ranks(ranks).run(lambda rank, exchange: trained(exchange))
+    found = Ranks(ranks).run(lambda rank, collectives: trained(collectives))
     for state, said in found:
         assert far(state, alone) < 1e-10
         assert far(said, told) < 1e-10
@@ -105,18 +107,20 @@ def test_a_loop_on_ranks_augments_as_one(few_digits: Dataset) -> None:
     start = wide(with_optimizer(lf.init(model, 0), optimizer))
     x, y = few_digits.train.x[:12].double(), few_digits.train.y[:12]
 
-    def trained(exchange: Collectives) -> Carry:
-        step = make_train_step(model, lf.cross_entropy, optimizer, exchange=exchange)
-        advance = make_loop_body(step, None, shift_and_mirror, exchange)
-        mine = slice(exchange.rank * 12 // exchange.ranks, (exchange.rank + 1) * 12 // exchange.ranks)
-        travels = surviving_indices(start) if exchange.ranks > 1 else ()
+    def trained(collectives: Collectives) -> Carry:
+        step = make_train_step(model, lf.cross_entropy, optimizer, collectives=collectives)
+        advance = make_loop_body(step, None, shift_and_mirror, collectives)
+        mine = slice(
+            collectives.rank * 12 // collectives.world_size, (collectives.rank + 1) * 12 // collectives.world_size
+        )
+        travels = surviving_indices(start) if collectives.world_size > 1 else ()
         carry = Carry(start, counter_key(5, "step"), torch.zeros(1, dtype=torch.float64), travels)
         for _ in range(3):
             carry = advance(carry, (x[mine], y[mine]))
         return carry
 
     alone = trained(SINGLE_RANK)
-    for carry in Ranks(3).run(lambda rank, exchange: trained(exchange)):
+    for carry in Ranks(3).run(lambda rank, collectives: trained(collectives)):
         assert far(carry.state, alone.state) < 1e-12
         assert far(carry.loss, alone.loss) < 1e-12
     moved = shift_and_mirror(few_digits.train.x[:4].float(), counter_key(1, "step"), 8)
@@ -134,9 +138,9 @@ def test_gradients_of_survivors_alone_travel() -> None:
     for start in (dense, sparse):
         ranks = Ranks(2)
 
-        def one(rank: int, exchange: Collectives, start: TrainState = start) -> TrainState:
+        def one(rank: int, collectives: Collectives, start: TrainState = start) -> TrainState:
             part = x[2 * rank : 2 * rank + 2], y[2 * rank : 2 * rank + 2]
-            return make_train_step(model, lf.cross_entropy, optimizer, exchange=exchange)(start, part)[0]
+            return make_train_step(model, lf.cross_entropy, optimizer, collectives=collectives)(start, part)[0]
 
         ranks.run(one)
         numbers.append(ranks.numbers)
@@ -153,7 +157,7 @@ def test_a_batch_that_does_not_divide_is_refused_with_what_would(few_digits: Dat
     with pytest.raises(UserError, match="3 examples don't divide among 4 ranks; take 4, or 3 ranks"):
         rank_batch_size(3, Collectives(0, 4, lambda vector: vector))
     model, two = lf.models.lenet300((1, 8, 8)), Collectives(0, 2, lambda vector: vector)
-    trainer = lf.make_trainer(model, few_digits, optimizer=lf.sgd(0.1), batch_size=60, exchange=two)
+    trainer = lf.make_trainer(model, few_digits, optimizer=lf.sgd(0.1), batch_size=60, collectives=two)
     state = lf.init(model, 0)
     with pytest.raises(UserError, match="one state together"):
         lf.fit_together(trainer, [state, state], seeds=[0, 1], until=5, eval_every=5)
@@ -171,7 +175,7 @@ class Doubling(nn.Module):
         return out
 
 
-def made(exchange: Collectives, arch: str) -> tuple[Model, Trainer]:
+def made(collectives: Collectives, arch: str) -> tuple[Model, Trainer]:
     """LeNet-300-100 compiled, in float32; ResNet-20 with its BatchNorm in float64, eagerly."""
     digits = lf.data.load("digits")
     data = digits._replace(val=shorter(digits.val, 60), test=shorter(digits.test, 60))
@@ -180,7 +184,7 @@ def made(exchange: Collectives, arch: str) -> tuple[Model, Trainer]:
         model = lf.from_module(Doubling(model.training).double())
     optimizer, engine = (lf.sgd(0.02), "compile") if arch == "lenet300" else (lf.sgd(0.01, momentum=0.9), "eager")
     return model, lf.make_trainer(
-        model, data, optimizer=optimizer, batch_size=12, engine=engine, exchange=exchange
+        model, data, optimizer=optimizer, batch_size=12, engine=engine, collectives=collectives
     )  # fmt: skip
 
 
@@ -380,7 +384,7 @@ def test_ranks_of_other_versions_and_data_are_told_apart(monkeypatch: pytest.Mon
     config = prepare(Config(steps=20, engine="eager")).config
     two = Collectives(1, 2, lambda vector: vector)
     monkeypatch.setattr(sys, "argv", ["lthfunc", "prune"])
-    theirs = ranks._fingerprint(config, prepare(config, exchange=two).plan)
+    theirs = ranks._fingerprint(config, prepare(config, collectives=two).plan)
     order = ranks._Begin(config, ["prune"], versions(), theirs)
     plan, problem = ranks._like(order, two)
     assert problem is None

@@ -62,8 +62,8 @@ def test_masks_of_parts_are_the_parts_of_the_masks(
     allocate = lf.globally if everywhere else lf.layerwise()
     expected = lf.unstructured(scores, masks, allocate(scores, masks, fraction))
 
-    def work(rank: int, exchange: Collectives) -> Tree:
-        choose = lf.globally_on(exchange) if everywhere else lf.layerwise_on(exchange)
+    def work(rank: int, collectives: Collectives) -> Tree:
+        choose = lf.globally_on(collectives) if everywhere else lf.layerwise_on(collectives)
         return choose(part(scores, rank, ranks), part(masks, rank, ranks), fraction)
 
     found = whole(Ranks(ranks).run(work))
@@ -75,12 +75,12 @@ def test_little_is_exchanged() -> None:
     state = lf.init(lf.models.lenet300(), 0)
     ranks = Ranks(4)
 
-    def work(rank: int, exchange: Collectives) -> Any:
+    def work(rank: int, collectives: Collectives) -> Any:
         mine = state._replace(
             params={name: part({name: leaf}, rank, 4)[name] for name, leaf in state.params.items()},
             masks=part(state.masks, rank, 4),
         )
-        return lf.prune_sharded(exchange, fraction=0.2)(mine)
+        return lf.prune_sharded(collectives, fraction=0.2)(mine)
 
     found = ranks.run(work)
     expected = lf.prune(fraction=0.2)(state)

@@ -41,10 +41,10 @@ def test_a_step_on_parts_is_the_step_on_the_whole(ranks: int, optimizer: lf.Opti
         alone, said = step(alone, batch)
         told.append(said)
 
-    def one(rank: int, exchange: Collectives) -> tuple[TrainState, Any]:
+    def one(rank: int, collectives: Collectives) -> tuple[TrainState, Any]:
         state, said = parts(start, rank, ranks, optimizer), []
         mine = slice(rank * 12 // ranks, (rank + 1) * 12 // ranks)
-        step = lf.make_sharded_step(model, lf.cross_entropy, optimizer, exchange)
+        step = lf.make_sharded_step(model, lf.cross_entropy, optimizer, collectives)
         for inputs, targets in zip(x, y, strict=True):
             before = lf.tree_map(torch.clone, state)
             after, numbers = step(state, (inputs[mine], targets[mine]))
@@ -95,7 +95,7 @@ def _on_gloo(rank: int, ranks: int, folder: str) -> None:
 
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/store{ranks}", rank=rank, world_size=ranks)
-    model, exchange = lf.models.lenet300((1, 8, 8)), lf.collectives()
+    model, collectives = lf.models.lenet300((1, 8, 8)), lf.collectives()
     data = lf.data.load("digits")
     x, y = data.train.x[:120].float().view(10, 12, 1, 8, 8) / 16, data.train.y[:120].view(10, 12)
     dense = lf.init(model, 0)
@@ -107,13 +107,13 @@ def _on_gloo(rank: int, ranks: int, folder: str) -> None:
         return state
 
     # Train, prune, rewind: once in parts, once in one place.
-    step = lf.make_sharded_step(model, lf.cross_entropy, lf.adam(1e-2), exchange)
+    step = lf.make_sharded_step(model, lf.cross_entropy, lf.adam(1e-2), collectives)
     mine = slice(rank * 12 // ranks, (rank + 1) * 12 // ranks)
     anchor = lf.sharded(dense)
     state = trained(anchor, step, mine)
     for leaf in (*state.params.values(), *state.masks.values(), *state.opt.mean.values()):
         assert isinstance(leaf, DTensor)
-    pruned = lf.prune_sharded(exchange, fraction=0.4)(state)
+    pruned = lf.prune_sharded(collectives, fraction=0.4)(state)
     assert lf.same_bits(lf.unsharded(pruned).masks, lf.prune(fraction=0.4)(lf.unsharded(state)).masks)  # bit for bit
     ticket = lf.restart(pruned, anchor)
     assert lf.same_bits(lf.unsharded(ticket), lf.restart(lf.unsharded(pruned), dense))

@@ -455,8 +455,8 @@ def test_ranks_normalise_as_one_batch(ranks: int, layer: dict[str, Any]) -> None
 
     grads, (outputs, after) = torch.func.grad(lambda p: loss(training, p, x), has_aux=True)(params)
 
-    def work(rank: int, exchange: Collectives) -> Any:
-        mine = with_sync_batchnorm(model, exchange)
+    def work(rank: int, collectives: Collectives) -> Any:
+        mine = with_sync_batchnorm(model, collectives)
         assert mine.training is not training
         part = x[rank * 4 : (rank + 1) * 4]
         return torch.func.grad(lambda p: loss(mine.training, p, part), has_aux=True)(params)

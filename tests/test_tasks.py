@@ -214,7 +214,7 @@ def test_numbers_are_learnt_on_every_engine(engine: str) -> None:
     )  # fmt: skip
     found = lf.fit(trainer, lf.prune(density=0.6)(lf.init(model)), seed=0, until=400, eval_every=100)
     assert found.curve[0].val_accuracy < 0.5
-    assert found.chosen.point.val_accuracy > 0.95
+    assert found.best.point.val_accuracy > 0.95
     assert lf.accuracy_on(model, found.state, data, metric=metric) > 0.9
 
 

@@ -43,7 +43,7 @@ class Told:
         self.kept: list[list[Fit]] = []
         self.asked: list[int] = []
         self.step, self._stop = 0, stop
-        self.keeper: Checkpointer[Fit] = Checkpointer(
+        self.checkpointer: Checkpointer[Fit] = Checkpointer(
             lambda fits: self.kept.append(list(fits)),
             lambda: self.step >= self._stop,
             self._due,
@@ -62,7 +62,7 @@ class Told:
 def test_a_keeper_is_told_each_phase_and_asked_at_each_pause() -> None:
     told, trainer = Told(pause=3), a_trainer()
     state = lf.init(lf.from_module(NET))
-    (found,) = fit_together(trainer, [state], seeds=[1], until=10, eval_every=4, keeper=told.keeper)
+    (found,) = fit_together(trainer, [state], seeds=[1], until=10, eval_every=4, checkpointer=told.checkpointer)
     assert told.phases == [
         ("evaluation", 0), ("preparation", 0), ("training", 0), ("training", 3), ("evaluation", 4), ("training", 4),
         ("training", 6), ("evaluation", 8), ("training", 8), ("training", 9), ("evaluation", 10),
@@ -79,7 +79,7 @@ def test_a_keeper_is_told_each_phase_and_asked_at_each_pause() -> None:
     # Gone on with, to the same bits; told of what it begins with.
     again = Told()
     (rest,) = fit_together(
-        trainer, [kept[0].state], seeds=[1], until=10, eval_every=4, keeper=again.keeper, so_far=kept
+        trainer, [kept[0].state], seeds=[1], until=10, eval_every=4, checkpointer=again.checkpointer, so_far=kept
     )
     assert again.phases[:2] == [("preparation", 4), ("training", 6)]
     assert again.asked == [8, 10]
@@ -93,7 +93,9 @@ def test_who_asks_to_stop_is_kept_after_that_step() -> None:
     told, trainer = Told(stop=5), a_trainer()
     state = lf.init(lf.from_module(NET))
     with pytest.raises(Stopped):
-        fit_together(trainer, [state], seeds=[1], until=10, eval_every=8, keeper=told.keeper, observe=told.observe)
+        fit_together(
+            trainer, [state], seeds=[1], until=10, eval_every=8, checkpointer=told.checkpointer, observe=told.observe
+        )
     ((kept,),) = told.kept
     assert int(kept.state.step) == 5
     assert kept.since is not None
@@ -106,9 +108,11 @@ def test_who_asks_to_stop_is_kept_after_that_step() -> None:
 def test_a_keeper_is_asked_to_stop_whether_or_not_anybody_observes() -> None:
     kept: list[Any] = []
     asked = iter([False] * 3 + [True] * 10)
-    keeper: Checkpointer[Fit] = Checkpointer(kept.append, lambda: next(asked))
+    checkpointer: Checkpointer[Fit] = Checkpointer(kept.append, lambda: next(asked))
     with pytest.raises(Stopped):
-        fit_together(a_trainer(), [lf.init(lf.from_module(NET))], seeds=[1], until=50, eval_every=40, keeper=keeper)
+        fit_together(
+            a_trainer(), [lf.init(lf.from_module(NET))], seeds=[1], until=50, eval_every=40, checkpointer=checkpointer
+        )
     ((fit_then,),) = kept
     assert 0 < int(fit_then.state.step) <= 4
 
@@ -154,8 +158,8 @@ def test_several_ranks_train_one_state() -> None:
     two = Collectives(0, 2, lambda vector: vector)
     states = [lf.init(lf.from_module(NET), seed) for seed in range(2)]
     with pytest.raises(UserError, match=r"^ranks: several of them train one state together, not several side by side"):
-        TrainingSession(a_trainer(batch_size=4)._replace(exchange=two), states, [0, 1], 5)
-    with TrainingSession(a_trainer(batch_size=4)._replace(exchange=two), states[:1], [0], 5):
+        TrainingSession(a_trainer(batch_size=4)._replace(collectives=two), states, [0, 1], 5)
+    with TrainingSession(a_trainer(batch_size=4)._replace(collectives=two), states[:1], [0], 5):
         pass
 
 
@@ -182,7 +186,7 @@ def test_a_feeds_thread_ends_with_its_training() -> None:
 def test_what_cannot_be_trained_is_told_as_the_trainer_is_made() -> None:
     two = Collectives(0, 2, lambda vector: vector)
     with pytest.raises(UserError, match="--batch-size: 5 examples don't divide among 2 ranks"):
-        a_trainer(exchange=two)
+        a_trainer(collectives=two)
     with pytest.raises(UserError, match="--batch-size: 10000 "):
         a_trainer(batch_size=10_000)
     with pytest.raises(UserError, match=r"cannot take inputs of shape \(6,\)"):
@@ -192,10 +196,10 @@ def test_what_cannot_be_trained_is_told_as_the_trainer_is_made() -> None:
 def test_ranks_stop_once_one_is_asked_to() -> None:
     trainer, state = a_trainer(batch_size=4), lf.init(lf.from_module(NET))
 
-    def work(rank: int, exchange: Collectives) -> tuple[bool, bool]:
-        keeper: Checkpointer[Fit] = Checkpointer(lambda fits: None, lambda: rank == 1)
-        with TrainingSession(trainer._replace(exchange=exchange), [state], [0], 5) as training:
-            return training.asked(keeper), training.asked(Checkpointer(lambda fits: None))
+    def work(rank: int, collectives: Collectives) -> tuple[bool, bool]:
+        checkpointer: Checkpointer[Fit] = Checkpointer(lambda fits: None, lambda: rank == 1)
+        with TrainingSession(trainer._replace(collectives=collectives), [state], [0], 5) as training:
+            return training.asked(checkpointer), training.asked(Checkpointer(lambda fits: None))
 
     assert Ranks(2).run(work) == [(True, False)] * 2
     with TrainingSession(trainer, [state], [0], 5) as training:
@@ -256,9 +260,11 @@ def test_numbers_are_finite_or_not_by_state() -> None:
 
 def test_pruned_weights_that_move_are_told_by_layer() -> None:
     _, state = state_of()
-    strange: Any = SimpleNamespace(habits=SideEffects(known=False), optimizer=lf.sgd(0.1))
-    ours: Any = SimpleNamespace(habits=SideEffects(known=True), optimizer=lf.sgd(0.1))
-    own: Any = SimpleNamespace(habits=SideEffects(known=True), optimizer=Optimizer(lambda p: (), lambda *given: given))
+    strange: Any = SimpleNamespace(side_effects=SideEffects(known=False), optimizer=lf.sgd(0.1))
+    ours: Any = SimpleNamespace(side_effects=SideEffects(known=True), optimizer=lf.sgd(0.1))
+    own: Any = SimpleNamespace(
+        side_effects=SideEffects(known=True), optimizer=Optimizer(lambda p: (), lambda *given: given)
+    )
     for trainer in (strange, ours, own):
         check_pruned_zero([state], trainer)
         check_pruned_zero([state._replace(masks={})], trainer)

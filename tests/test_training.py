@@ -228,8 +228,8 @@ def test_fit_chooses_the_least_validation_loss_and_records_the_curve(few_digits:
     result = fit(trainer, lf.init(model), seed=0, until=50, eval_every=7)
     assert [point.step for point in result.curve] == [0, 7, 14, 21, 28, 35, 42, 49, 50]
     best = min(result.curve, key=lambda point: point.val_loss)
-    assert result.chosen.point == best
-    (again,) = measure(trainer, [result.chosen.params], [result.chosen.buffers], few_digits.val, torch.device("cpu"))
+    assert result.best.point == best
+    (again,) = measure(trainer, [result.best.params], [result.best.buffers], few_digits.val, torch.device("cpu"))
     assert again == (best.val_loss, best.val_accuracy)
     assert best.step < 50, "this rate overfits before the end, so that the choice means something"
     # In two parts, through the anchor of a rewinding: the same curve, choice and state.
@@ -237,7 +237,7 @@ def test_fit_chooses_the_least_validation_loss_and_records_the_curve(few_digits:
     whole = fit(trainer, part.state, seed=0, until=50, eval_every=7, so_far=part)
     assert whole.curve[1:] == result.curve[1:]
     assert lf.same_bits(whole.state, result.state)
-    assert lf.same_bits(whole.chosen.params, result.chosen.params)
+    assert lf.same_bits(whole.best.params, result.best.params)
 
 
 def test_of_equal_losses_the_earliest_step_is_chosen(few_digits: Dataset) -> None:
@@ -246,7 +246,7 @@ def test_of_equal_losses_the_earliest_step_is_chosen(few_digits: Dataset) -> Non
     trainer = make_trainer(model, few_digits, optimizer=lf.sgd(1e-30), batch_size=40)
     result = fit(trainer, lf.init(model), seed=0, until=6, eval_every=2)
     assert len({point.val_loss for point in result.curve}) == 1
-    assert result.chosen.point.step == 0
+    assert result.best.point.step == 0
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 25, 60, 500])

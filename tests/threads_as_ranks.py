@@ -20,7 +20,7 @@ class Ranks:
         self._barrier = threading.Barrier(count)
         self._given: list[Tensor] = [torch.empty(0)] * count
 
-    def exchange(self, rank: int) -> Collectives:
+    def collectives(self, rank: int) -> Collectives:
         def total(numbers: Tensor) -> Tensor:
             self._given[rank] = numbers
             self._barrier.wait()
@@ -37,7 +37,7 @@ class Ranks:
 
         def one(rank: int) -> None:
             try:
-                found[rank] = work(rank, self.exchange(rank))
+                found[rank] = work(rank, self.collectives(rank))
             except BaseException as error:
                 self._barrier.abort()
                 found[rank] = error

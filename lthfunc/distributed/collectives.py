@@ -16,38 +16,39 @@ from lthfunc.trees.ops import tree_map
 
 
 class Collectives(NamedTuple):
-    """How ranks add up. rank: this one's number, of `ranks`; total: a vector -> its sum over all ranks.
+    """The collective operations of a group of ranks.
 
-    All ranks call `total` equally often, with vectors of equal length, and get the same bits. at: (vector, index) ->
-    that sum at the index, zeros elsewhere, where a transport has an own way to it; only what stands there travels.
-    gather, scatter: the vectors of all ranks in a row; and this rank's of as many equal parts of the sum.
+    rank: this rank's number, 0 to world_size - 1. all_reduce: (n,) -> the sum over all ranks, (n,). All ranks call it
+    equally often, with vectors of equal length, and get the same bits. The others are None unless the transport has a
+    faster way than `all_reduce`: native_reduce_at: (vector, index) -> the sum at the index, zeros elsewhere;
+    native_all_gather and native_reduce_scatter: as the methods without `native_`.
     """
 
     rank: int
-    ranks: int
-    total: Callable[[Tensor], Tensor]
-    at: Callable[[Tensor, Tensor], Tensor] | None = None
-    gather: Callable[[Tensor], Tensor] | None = None
-    scatter: Callable[[Tensor], Tensor] | None = None
+    world_size: int
+    all_reduce: Callable[[Tensor], Tensor]
+    native_reduce_at: Callable[[Tensor, Tensor], Tensor] | None = None
+    native_all_gather: Callable[[Tensor], Tensor] | None = None
+    native_reduce_scatter: Callable[[Tensor], Tensor] | None = None
 
-    def total_at(self, vector: Tensor, index: Tensor) -> Tensor:
-        """The sum over all ranks at an index (int64), zeros elsewhere."""
-        if self.at is not None:
-            return self.at(vector, index)
-        return torch.zeros_like(vector).index_copy(0, index, self.total(vector[index]))
+    def all_reduce_at(self, vector: Tensor, index: Tensor) -> Tensor:
+        """The sum over all ranks at an index (int64), zeros elsewhere: (n,). Only the values at the index are sent."""
+        if self.native_reduce_at is not None:
+            return self.native_reduce_at(vector, index)
+        return torch.zeros_like(vector).index_copy(0, index, self.all_reduce(vector[index]))
 
-    def gathered(self, vector: Tensor) -> Tensor:
-        """The vectors of all ranks, in a row."""
-        if self.gather is not None:
-            return self.gather(vector)
-        rows = torch.arange(self.ranks, device=vector.device)[:, None] == self.rank
-        return self.total(torch.where(rows, vector, torch.zeros_like(vector)).flatten())
+    def all_gather(self, vector: Tensor) -> Tensor:
+        """The vectors of all ranks, in the order of ranks: (n,) -> (world_size * n,)."""
+        if self.native_all_gather is not None:
+            return self.native_all_gather(vector)
+        rows = torch.arange(self.world_size, device=vector.device)[:, None] == self.rank
+        return self.all_reduce(torch.where(rows, vector, torch.zeros_like(vector)).flatten())
 
-    def scattered(self, vector: Tensor) -> Tensor:
-        """This rank's part of the sum, of as many equal parts as there are ranks."""
-        if self.scatter is not None:
-            return self.scatter(vector)
-        return self.total(vector).view(self.ranks, -1)[self.rank]
+    def reduce_scatter(self, vector: Tensor) -> Tensor:
+        """This rank's part of the sum: (world_size * n,) -> (n,)."""
+        if self.native_reduce_scatter is not None:
+            return self.native_reduce_scatter(vector)
+        return self.all_reduce(vector).view(self.world_size, -1)[self.rank]
 
 
 #: One rank, which holds everything.
@@ -142,5 +143,5 @@ def _like(part: Any, leaf: Any) -> Any:
 
 
 def count_tensor(numbers: list[int], device: torch.device) -> Tensor:
-    """Counts to exchange: int64."""
+    """Counts to collectives: int64."""
     return torch.tensor(numbers, dtype=torch.int64, device=device)

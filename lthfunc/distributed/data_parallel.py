@@ -19,9 +19,9 @@ from lthfunc.trees.types import Params, TrainState
 _NUMBERS = 2
 
 
-def rank_batch_size(batch_size: int, exchange: Collectives) -> int:
+def rank_batch_size(batch_size: int, collectives: Collectives) -> int:
     """Examples of a batch that each rank takes. Raises UserError where they don't come out even."""
-    ranks = exchange.ranks
+    ranks = collectives.world_size
     if batch_size % ranks:
         below = batch_size - batch_size % ranks
         sizes = " or ".join(str(size) for size in (below, below + ranks) if size)
@@ -47,12 +47,12 @@ def surviving_indices(state: TrainState) -> Tensor:
 
 
 def averaged_gradients(
-    exchange: Collectives, grads: Params, numbers: tuple[Tensor, Tensor], index: Tensor
+    collectives: Collectives, grads: Params, numbers: tuple[Tensor, Tensor], index: Tensor
 ) -> tuple[Any, Any]:
     """(gradients, the two numbers): means over all ranks, gradients zero outside of the index."""
     flat = torch.cat([grad.flatten() for grad in grads.values()])
     row = torch.cat([flat, *(number.reshape(1).to(flat.dtype) for number in numbers)])
-    mean = exchange.total_at(row, index) / exchange.ranks
+    mean = collectives.all_reduce_at(row, index) / collectives.world_size
     *parts, loss, metric = torch.split(mean, [*(grad.numel() for grad in grads.values()), 1, 1])
     found = {
         name: part.view(grad.shape).to(grad.dtype) for part, (name, grad) in zip(parts, grads.items(), strict=True)
@@ -61,21 +61,21 @@ def averaged_gradients(
     return found, (loss[0].to(first.dtype), metric[0].to(second.dtype))
 
 
-def differentiable_sum(exchange: Collectives, vector: Tensor) -> Tensor:
-    """`exchange.total`, with a gradient: that of a sum over ranks is the sum of the gradients over ranks."""
-    result: Tensor = _Total.apply(vector, exchange)
+def differentiable_sum(collectives: Collectives, vector: Tensor) -> Tensor:
+    """`Collectives.all_reduce`, with a gradient: that of a sum over ranks is the sum of the gradients over ranks."""
+    result: Tensor = _Total.apply(vector, collectives)
     return result
 
 
 class _Total(torch.autograd.Function):
     @staticmethod
-    def forward(vector: Tensor, exchange: Collectives) -> Tensor:
-        return exchange.total(vector)
+    def forward(vector: Tensor, collectives: Collectives) -> Tensor:
+        return collectives.all_reduce(vector)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.exchange = inputs[1]
+        ctx.collectives = inputs[1]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return differentiable_sum(ctx.exchange, grad), None
+        return differentiable_sum(ctx.collectives, grad), None

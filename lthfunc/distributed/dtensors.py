@@ -31,7 +31,7 @@ def sharded(state: TrainState, mesh: Any = None) -> TrainState:
     from torch.distributed.tensor import Shard, distribute_tensor
 
     if mesh is None:
-        mesh = init_device_mesh(state.step.device.type, (collectives().ranks,))
+        mesh = init_device_mesh(state.step.device.type, (collectives().world_size,))
     shard_layout(state.params, mesh.size())
 
     def cut(tree: Any) -> Any:

@@ -13,15 +13,15 @@ from lthfunc.distributed.data_parallel import differentiable_sum
 from lthfunc.trees.model import Model
 
 
-def with_sync_batchnorm(model: Model, exchange: Collectives) -> Model:
+def with_sync_batchnorm(model: Model, collectives: Collectives) -> Model:
     """The model whose BatchNorm layers see, in training, the batches of all ranks as one. Names and values stay."""
-    if exchange.ranks == 1:
+    if collectives.world_size == 1:
         return model
     training = copy.deepcopy(model.training)
     for name, part in list(training.named_modules()):
         if isinstance(part, _BatchNorm) and (part.training or not part.track_running_stats):
             owner, _, own = name.rpartition(".")
-            setattr(training.get_submodule(owner), own, _Synchronised(part, exchange))
+            setattr(training.get_submodule(owner), own, _Synchronised(part, collectives))
     return model._replace(training=training)
 
 
@@ -34,17 +34,17 @@ class _Synchronised(nn.Module):
     weight: Tensor
     bias: Tensor
 
-    def __init__(self, layer: _BatchNorm, exchange: Collectives) -> None:
+    def __init__(self, layer: _BatchNorm, collectives: Collectives) -> None:
         super().__init__()
         for name, parameter in layer.named_parameters():
             self.register_parameter(name, parameter)
         for name, buffer in layer.named_buffers():
             self.register_buffer(name, buffer)
-        self._exchange, self._eps, self._momentum = exchange, layer.eps, layer.momentum
+        self._collectives, self._eps, self._momentum = collectives, layer.eps, layer.momentum
         self._affine, self._tracks = layer.affine, layer.track_running_stats
 
     def forward(self, x: Tensor) -> Tensor:
-        ranks = self._exchange.ranks
+        ranks = self._collectives.world_size
         wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
         axes, shape = [0, *range(2, x.ndim)], (1, -1, *[1] * (x.ndim - 2))
         mean = wide.mean(axes)
@@ -52,7 +52,9 @@ class _Synchronised(nn.Module):
         # Squares of means are small where they are taken from a mean known beforehand, so little is lost in them.
         known = self.running_mean.detach() if self._tracks else torch.zeros_like(mean)
         off = mean - known
-        off, square = (differentiable_sum(self._exchange, torch.cat([off, variance + off.square()])) / ranks).chunk(2)
+        off, square = (differentiable_sum(self._collectives, torch.cat([off, variance + off.square()])) / ranks).chunk(
+            2
+        )
         mean, variance = known + off, square - off.square()
         if self._tracks:
             self._track(mean.detach(), variance.detach(), ranks * wide.numel() // x.shape[1])

@@ -86,8 +86,8 @@ def line(
     alphas = torch.linspace(0, 1, points, dtype=torch.float64, device=first.step.device)
     params, buffers = torch.vmap(lambda alpha: between(first, second, alpha))(alphas)
     losses, hits, seen = torch.zeros_like(alphas), torch.zeros_like(alphas), 0
-    habits = side_effects_of(model, scaled(split.x[:2], scale))
-    with torch.no_grad(), seeded_if_random(habits, alphas.device):
+    side_effects = side_effects_of(model, scaled(split.x[:2], scale))
+    with torch.no_grad(), seeded_if_random(side_effects, alphas.device):
         for start in range(0, len(split.x), _CHUNK):
             x = scaled(split.x[start : start + _CHUNK].to(alphas.device), scale)
             y = split.y[start : start + _CHUNK].to(alphas.device)

@@ -161,12 +161,12 @@ def train_together(
     tasks: Sequence[Task],
     observe: Observers | None = None,
     *,
-    keeper: Checkpointer[Progress] | None = None,
+    checkpointer: Checkpointer[Progress] | None = None,
     so_far: Sequence[Progress] | None = None,
 ) -> list[Round]:
     """Train tasks that start at the same step, several as one vmapped program; their results, in order.
 
-    keeper: who keeps them under way; so_far: what was kept of them, all at the same step.
+    checkpointer: who keeps them under way; so_far: what was kept of them, all at the same step.
 
     Raises Stopped where the keeper asked for it.
     """
@@ -174,11 +174,11 @@ def train_together(
     fits = None if so_far is None else [each.fit for each in so_far]
 
     def fitted(until: int, anchors: Sequence[TrainState | None]) -> list[Fit]:
-        kept = None if keeper is None else _with_anchors(keeper, anchors)
+        kept = None if checkpointer is None else _with_anchors(checkpointer, anchors)
         states = starts if fits is None else [fit.state for fit in fits]
         return fit_together(
             plan.trainer, states, seeds=seeds, until=until, eval_every=plan.eval_every, observe=observe, so_far=fits,
-            keeper=kept,
+            checkpointer=kept,
         )  # fmt: skip
 
     nothing = [None] * len(tasks)
@@ -194,8 +194,8 @@ def train_together(
         fits = fitted(end, nothing)
     tests = measure(
         plan.trainer,
-        [fit.chosen.params for fit in fits],
-        [fit.chosen.buffers for fit in fits],
+        [fit.best.params for fit in fits],
+        [fit.best.buffers for fit in fits],
         plan.trainer.data.test,
         starts[0].step.device,
     )
@@ -239,13 +239,15 @@ def sent(schedule: Generator[list[Task], list[Round], None], results: list[Round
         return None
 
 
-def _with_anchors(keeper: Checkpointer[Progress], anchors: Sequence[TrainState | None]) -> Checkpointer[Fit]:
+def _with_anchors(checkpointer: Checkpointer[Progress], anchors: Sequence[TrainState | None]) -> Checkpointer[Fit]:
     """What keeps trainings, as what keeps their fits."""
 
     def keep(fits: Sequence[Fit]) -> None:
-        keeper.keep([Progress(*each) for each in zip(fits, anchors, strict=True)])
+        checkpointer.save([Progress(*each) for each in zip(fits, anchors, strict=True)])
 
-    return Checkpointer(keep, keeper.stopping, keeper.due, keeper.pause, keeper.phase)
+    return Checkpointer(
+        keep, checkpointer.should_stop, checkpointer.due, checkpointer.next_check, checkpointer.on_phase
+    )
 
 
 def _next_start(plan: Plan, seed: int, number: int, trained: TrainState, anchor: TrainState) -> TrainState:

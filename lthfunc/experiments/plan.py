@@ -71,16 +71,16 @@ class Prepared(NamedTuple):
     note: str | None
 
 
-def prepare(config: Config, observe: Observe | None = None, exchange: Collectives = SINGLE_RANK) -> Prepared:
+def prepare(config: Config, observe: Observe | None = None, collectives: Collectives = SINGLE_RANK) -> Prepared:
     """Check everything that can be wrong, load the data, and build the plan. Raises UserError.
 
-    observe: told how many images of how many are decoded. exchange: of the ranks that are to train together.
+    observe: told how many images of how many are decoded. collectives: of the ranks that are to train together.
     """
     config = resolved(config)
     if config.on == "local":  # elsewhere its nodes' cores count
         check_threads(config.threads)
-    if exchange.ranks > 1:
-        _check_ranks(config, exchange)
+    if collectives.world_size > 1:
+        _check_ranks(config, collectives)
     config = replace(config, device=choose_device(config.device))
     if config.on == "local" and config.device == "cpu":  # a GPU's memory is asked about later
         check_jobs(config.jobs)
@@ -95,9 +95,9 @@ def prepare(config: Config, observe: Observe | None = None, exchange: Collective
     augment = shift_and_mirror if config.augment else None
     config = named_for(config, data)
     loss, metric = loss_of_name(config, data), metric_of_name(config, data)
-    precision, habits = cast("Precision", config.precision), side_effects_of(model, examples(data))
+    precision, side_effects = cast("Precision", config.precision), side_effects_of(model, examples(data))
     optimizer = make_optimizer(config, steps)
-    work = Work(model, loss, optimizer, data.scale, augment, precision, metric, exchange, habits)
+    work = Work(model, loss, optimizer, data.scale, augment, precision, metric, collectives, side_effects)
     if work.optimizer.mixes and config.compact:
         raise UserError(
             f"--compact: cannot be with --optimizer {config.optimizer}, whose updates mix a layer's weights"
@@ -125,7 +125,7 @@ def prepare(config: Config, observe: Observe | None = None, exchange: Collective
             engine=_compacting(config, model, data) if config.compact else engine_making(config.engine),
             precision=work.precision,
             on_nonfinite=cast("OnNonfinite", config.on_nonfinite),
-            exchange=exchange,
+            collectives=collectives,
         ),
         steps=steps,
         eval_every=config.eval_every or _eval_every(steps, batch_size, len(data.val.x)),
@@ -158,9 +158,9 @@ def prepare(config: Config, observe: Observe | None = None, exchange: Collective
     return Prepared(config, plan, "; ".join(filter(None, [note, of_model])) or None)
 
 
-def _check_ranks(config: Config, exchange: Collectives) -> None:
+def _check_ranks(config: Config, collectives: Collectives) -> None:
     """Raise UserError for what one training on several ranks cannot be."""
-    rank_batch_size(_decided(config.batch_size), exchange)
+    rank_batch_size(_decided(config.batch_size), collectives)
     if config.on != "local":
         raise invalid("--on", config.on, "local on several ranks, which are one training's")
     if config.jobs is not None and config.jobs > 1:
@@ -249,15 +249,15 @@ def _choose_engine(config: Config, steps: int, work: Work, data: Dataset) -> tup
         if reason is not None:
             raise UserError(reason)
         return config, None
-    if work.habits.outside and config.engine == "auto":
+    if work.side_effects.global_rngs and config.engine == "auto":
         return replace(
             config, engine="eager"
-        ), f"not compiled: {work.model.name} draws from {' and '.join(work.habits.outside)}"
+        ), f"not compiled: {work.model.name} draws from {' and '.join(work.side_effects.global_rngs)}"
     trainings = (config.rounds + 1 + config.rounds * len(config.control)) * config.replicates
     wanted = engine_for(steps * trainings) if config.engine == "auto" else config.engine
     reason = why_not(config.device) if wanted == "compile" else None
     if reason is None:
-        sparse = config.engine == "auto" and wanted == "compile" and work.exchange.ranks == 1
+        sparse = config.engine == "auto" and wanted == "compile" and work.collectives.world_size == 1
         if sparse and _why_not_sparse(config, work, data) is None:
             wanted = "sparse/compile"
         return replace(config, engine=wanted), None

@@ -31,7 +31,7 @@ def record(
     """
     masks = result.start.masks
     whole, layers = count(masks), layer_counts(masks)
-    chosen, last = result.fit.chosen.point, result.fit.curve[-1]
+    chosen, last = result.fit.best.point, result.fit.curve[-1]
     return {
         "replicate": replicate,
         "seed": seed,

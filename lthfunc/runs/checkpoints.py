@@ -48,7 +48,7 @@ def save_checkpoint(place: Path, progress: Progress, seconds: float, energy: Met
         "buffers": state.buffers,
         "masks": state.masks,
         "opt": {str(number): leaf for number, leaf in enumerate(leaves(state.opt))},
-        "chosen": {"params": fit.chosen.params, "buffers": fit.chosen.buffers},
+        "chosen": {"params": fit.best.params, "buffers": fit.best.buffers},
         "random": since.random,
     }
     if anchor is not None:
@@ -59,7 +59,7 @@ def save_checkpoint(place: Path, progress: Progress, seconds: float, energy: Met
         "seconds": seconds,
         "energy": None if energy is None else as_values(energy),
         "curve": [list(point) for point in fit.curve],
-        "chosen": fit.curve.index(fit.chosen.point),
+        "chosen": fit.curve.index(fit.best.point),
         "since": {"loss": since.loss, "steps": since.steps},
         "anchor_step": None if anchor is None else int(anchor.step),
     }

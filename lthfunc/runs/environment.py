@@ -60,7 +60,7 @@ def environment(event: str, device: str, threads: int | None) -> dict[str, Any]:
         "folder": str(Path.cwd()),
         "system": platform.platform(),
         "cores": os.cpu_count(),
-        "ranks": current_collectives().ranks,
+        "ranks": current_collectives().world_size,
         "machine": machine(device, threads),
         "packages": {name: _version(name) for name in _PACKAGES},
         "git": _git(),

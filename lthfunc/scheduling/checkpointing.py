@@ -71,28 +71,28 @@ def train_kept(
         drawn = kept[0].energy.over(1 / len(tasks)) if kept and kept[0].energy is not None else None
         phases = Phases(meter, per_epoch, drawn)
     writer = _Writer(parse_interval(config.checkpoint_every), places, seconds, phases)
-    keeper = Checkpointer(writer.keep, stopping, writer.due, writer.pause)
+    checkpointer = Checkpointer(writer.keep, stopping, writer.due, writer.pause)
     if phases is not None:
-        keeper = _metered(keeper, phases)
-    exchange, so_far = plan.trainer.exchange, [each.progress for each in kept] or None
-    hand_out(exchange, tasks, so_far)
+        checkpointer = _metered(checkpointer, phases)
+    collectives, so_far = plan.trainer.collectives, [each.progress for each in kept] or None
+    hand_out(collectives, tasks, so_far)
     try:
-        with together(exchange):
-            rounds = train_together(plan, tasks, observe, keeper=keeper, so_far=so_far)
-            check_alike(exchange, rounds)
+        with together(collectives):
+            rounds = train_together(plan, tasks, observe, checkpointer=checkpointer, so_far=so_far)
+            check_alike(collectives, rounds)
     finally:
         writer.close()
     return rounds, Spent(seconds(), None if phases is None else phases.as_values(len(tasks)))
 
 
-def _metered(keeper: Checkpointer[Progress], phases: Phases) -> Checkpointer[Progress]:
+def _metered(checkpointer: Checkpointer[Progress], phases: Phases) -> Checkpointer[Progress]:
     """A keeper that also tells a meter what goes on, at the end of each epoch too."""
 
     def pause(step: int) -> int:
-        end, other = phases.epoch_end(step), keeper.pause(step)
+        end, other = phases.epoch_end(step), checkpointer.next_check(step)
         return end if other is None else min(end, other)
 
-    return replace(keeper, pause=pause, phase=phases.next)
+    return replace(checkpointer, next_check=pause, on_phase=phases.next)
 
 
 def _as_compact(plan: Plan, task: Task, kept: Kept) -> bool:

@@ -103,7 +103,7 @@ def jobs_of(config: Config, plan: Plan) -> int:
     would end before they had started.
     """
     trainings = trainings_at_once(config)
-    if plan.trainer.exchange.ranks > 1:  # all of which are on one training
+    if plan.trainer.collectives.world_size > 1:  # all of which are on one training
         return 1
     if config.compact and config.device.startswith("cuda"):  # of different sizes, so no one program
         return 1

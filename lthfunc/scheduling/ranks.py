@@ -80,9 +80,9 @@ def begin(config: Config, plan: Plan) -> None:
         raise UserError(problem)
 
 
-def hand_out(exchange: Collectives, tasks: Sequence[Task], so_far: Sequence[Progress] | None) -> None:
+def hand_out(collectives: Collectives, tasks: Sequence[Task], so_far: Sequence[Progress] | None) -> None:
     """Rank 0: have the others train this too."""
-    if exchange.ranks > 1 and exchange.rank == 0:
+    if collectives.world_size > 1 and collectives.rank == 0:
         _share(_at("cpu", _Hand(list(tasks), None if so_far is None else list(so_far))))
 
 
@@ -92,25 +92,25 @@ def dismiss() -> None:
 
 
 @contextmanager
-def together(exchange: Collectives) -> Iterator[None]:
+def together(collectives: Collectives) -> Iterator[None]:
     """Of a training on all ranks. Raises LostRankError where one of them is gone."""
     try:
         yield
     except RuntimeError as error:
         of_transport = any(name in str(error).lower() for name in _TRANSPORTS)
-        if exchange.ranks > 1 and (of_transport or isinstance(error, distributed.DistError)):
+        if collectives.world_size > 1 and (of_transport or isinstance(error, distributed.DistError)):
             raise LostRankError(f"another rank is gone ({_reason(error)})") from error
         raise
 
 
-def check_alike(exchange: Collectives, rounds: Sequence[Round]) -> None:
+def check_alike(collectives: Collectives, rounds: Sequence[Round]) -> None:
     """Raise UserError where ranks have come to different networks: one that sees other examples would, say."""
-    if exchange.ranks == 1:
+    if collectives.world_size == 1:
         return
-    mine = int(_digest([(each.fit.state[:3], each.fit.chosen[1:]) for each in rounds])[:15], 16)
-    all_of_them = torch.zeros(exchange.ranks, dtype=torch.int64, device=rounds[0].fit.state.step.device)
-    all_of_them[exchange.rank] = mine
-    found = exchange.total(all_of_them).tolist()
+    mine = int(_digest([(each.fit.state[:3], each.fit.best[1:]) for each in rounds])[:15], 16)
+    all_of_them = torch.zeros(collectives.world_size, dtype=torch.int64, device=rounds[0].fit.state.step.device)
+    all_of_them[collectives.rank] = mine
+    found = collectives.all_reduce(all_of_them).tolist()
     others = [rank for rank, value in enumerate(found) if value != found[0]]
     if others:
         raise UserError(
@@ -121,11 +121,11 @@ def check_alike(exchange: Collectives, rounds: Sequence[Round]) -> None:
 
 def serve(stopping: Callable[[], bool]) -> None:
     """Every other rank: help rank 0 until it lets go. Raises LostRankError, and UserError where it can't help."""
-    exchange, plan = collectives(), None
-    with together(exchange):
+    group, plan = collectives(), None
+    with together(group):
         while (order := _share(None)) is not None:
             if isinstance(order, _Begin):
-                plan, problem = _like(order, exchange)
+                plan, problem = _like(order, group)
                 # Ranks agree on stopping wherever rank 0 pauses.
                 pause = parse_interval(order.config.checkpoint_every).after
                 problems = _gather(problem)
@@ -133,22 +133,22 @@ def serve(stopping: Callable[[], bool]) -> None:
                     plan = None
             else:
                 assert plan is not None
-                _help(plan, order, Checkpointer(lambda progress: None, stopping, pause=pause))
+                _help(plan, order, Checkpointer(lambda progress: None, stopping, next_check=pause))
 
 
-def _help(plan: Plan, order: _Hand, keeper: Checkpointer[Progress]) -> None:
+def _help(plan: Plan, order: _Hand, checkpointer: Checkpointer[Progress]) -> None:
     device = f"cuda:{torch.cuda.current_device()}" if plan.trainer.data.train.y.is_cuda else "cpu"
     tasks, so_far = _at(device, order)
     try:
-        rounds = train_together(plan, tasks, keeper=keeper, so_far=so_far)
-        check_alike(plan.trainer.exchange, rounds)
+        rounds = train_together(plan, tasks, checkpointer=checkpointer, so_far=so_far)
+        check_alike(plan.trainer.collectives, rounds)
     except (UserError, Stopped):
         return  # which rank 0 has come to as well, and tells
 
 
-def _like(order: _Begin, exchange: Collectives) -> tuple[Plan | None, str | None]:
+def _like(order: _Begin, collectives: Collectives) -> tuple[Plan | None, str | None]:
     """(the same plan, None), or (None, what is different here)."""
-    who = f"rank {exchange.rank}"
+    who = f"rank {collectives.rank}"
     about = versions()
     for name, value in order.about.items():
         if about[name] != value:
@@ -161,7 +161,7 @@ def _like(order: _Begin, exchange: Collectives) -> tuple[Plan | None, str | None
     if len(mine) > len(order.command):
         return None, f"{who} was started with {mine[len(order.command)]!r} where rank 0 has nothing"
     try:
-        plan = prepare(order.config, exchange=exchange).plan
+        plan = prepare(order.config, collectives=collectives).plan
     except UserError as error:
         return None, f"{who}: {error}"
     for name, value in _fingerprint(order.config, plan).items():

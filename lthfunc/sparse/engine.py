@@ -40,16 +40,16 @@ def sparse_engine(work: Work) -> Engine:
     """
     if work.precision != "fp32":
         raise invalid("--precision", work.precision, "fp32 with --engine sparse")
-    if work.exchange.ranks > 1:
+    if work.collectives.world_size > 1:
         raise invalid("--engine", "sparse", "eager or compile on several ranks")
     load_kernels()
     programs, tuners = _Programs(work), ThreadTuners()
     evaluable: set[Stored] = set()
 
-    def begin(states: Sequence[TrainState], seeds: Sequence[int], feed: Prefetcher) -> Running:
+    def begin(states: Sequence[TrainState], seeds: Sequence[int], prefetcher: Prefetcher) -> Running:
         if states[0].step.device.type != "cpu":
             raise invalid("--device", states[0].step.device, "cpu with --engine sparse")
-        x, y = feed.slotted
+        x, y = prefetcher.slotted
         loops = []
         for number, (state, seed) in enumerate(zip(states, seeds, strict=True)):
             slots = (x, y) if len(states) == 1 else (x[:, number], y[:, number])

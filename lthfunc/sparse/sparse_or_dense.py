@@ -32,9 +32,9 @@ def sparse_or(dense: str) -> Callable[[Work], Engine]:
         def choose(masks: Masks, shape: tuple[int, ...]) -> Engine:
             return engines[is_faster(work.model, shape, masks)]
 
-        def begin(states: Sequence[TrainState], seeds: Sequence[int], feed: Prefetcher) -> Running:
-            shape = tuple(feed.kinds[0][0][2 if len(states) == 1 else 3 :])
-            return choose(states[0].masks, shape).begin(states, seeds, feed)
+        def begin(states: Sequence[TrainState], seeds: Sequence[int], prefetcher: Prefetcher) -> Running:
+            shape = tuple(prefetcher.kinds[0][0][2 if len(states) == 1 else 3 :])
+            return choose(states[0].masks, shape).begin(states, seeds, prefetcher)
 
         def measure(
             params: Sequence[Params], buffers: Sequence[Buffers], split: Split, device: torch.device

@@ -1,4 +1,4 @@
-"""Drop and regrow: masks of one density that change during training (SET, RigL)."""
+"""Drop and grow: masks that change during training while the density stays the same (SET, RigL)."""
 
 from __future__ import annotations
 
@@ -17,49 +17,78 @@ from lthfunc.trees.types import Masks, TrainState
 
 
 @public
-def drop(worth: Scores, masks: Masks, share: float) -> Masks:
-    """Each layer without round(share · remaining) of its weights, those of least worth."""
-    _check_share(share)
+def drop(scores: Scores, masks: Masks, drop_fraction: float) -> Masks:
+    """Prune round(drop_fraction · remaining) of each layer's weights, those with the lowest scores.
+
+    drop_fraction: in [0, 1]. Returns the new masks. Raises UserError for a fraction out of range.
+
+    >>> import torch
+    >>> drop({"w": torch.tensor([3.0, 1.0, 2.0, 4.0])}, {"w": torch.tensor([True] * 4)}, 0.5)
+    {'w': tensor([ True, False, False,  True])}
+    """
+    _check_fraction(drop_fraction)
 
     def fewer(name: str, mask: Tensor) -> Tensor:
         living = mask.sum()
-        return (ranks(worth[name], mask) < living - number_pruned(living, share)) & mask
+        return (ranks(scores[name], mask) < living - number_pruned(living, drop_fraction)) & mask
 
     return {name: fewer(name, mask) for name, mask in masks.items()}
 
 
 @public
-def grow(promise: Scores, masks: Masks, counts: Mapping[str, Tensor | int]) -> Masks:
-    """Each layer with `counts` more weights, the most promising of those that it has not."""
-    return {name: mask | ((ranks(promise[name], ~mask) < counts[name]) & ~mask) for name, mask in masks.items()}
+def grow(growth_score: Scores, masks: Masks, counts: Mapping[str, Tensor | int]) -> Masks:
+    """Bring back `counts[name]` pruned weights of each layer, those with the highest growth scores.
+
+    Returns the new masks.
+
+    >>> import torch
+    >>> masks = {"w": torch.tensor([True, False, False, False])}
+    >>> grow({"w": torch.tensor([9.0, 1.0, 2.0, 3.0])}, masks, {"w": 2})
+    {'w': tensor([ True, False,  True,  True])}
+    """
+    return {name: mask | ((ranks(growth_score[name], ~mask) < counts[name]) & ~mask) for name, mask in masks.items()}
 
 
 @public
-def drop_and_grow(state: TrainState, promise: Scores, share: float) -> TrainState:
-    """Drop `share` of each layer's weights by magnitude, regrow as many by `promise`, new ones at zero.
+def drop_and_grow(state: TrainState, growth_score: Scores, drop_fraction: float) -> TrainState:
+    """Drop a fraction of each layer's weights by magnitude and grow as many elsewhere, which start at zero.
 
-    RigL's promise is |gradient| (Evci et al. 2020, alg. 1), SET's random (Mocanu et al. 2018). A weight just dropped
-    may come back, at zero. The optimiser's state goes on for weights that stayed, and starts at zero for new ones.
+    growth_score: RigL's is |gradient| (Evci et al. 2020, alg. 1; `mean_gradient`), SET's is random (Mocanu et al.
+    2018; `random_scores`). drop_fraction: in [0, 1] of the remaining weights; `cosine_drop_fraction` decays it. A
+    weight that was just dropped may grow again, from zero. Optimiser moments of the surviving weights continue; those
+    of grown weights start at zero. Raises UserError for a fraction out of range.
+
+    >>> import torch, lthfunc as lf
+    >>> state = lf.prune(density=0.5)(lf.init(lf.from_module(torch.nn.Linear(4, 2))))
+    >>> lf.count(drop_and_grow(state, lf.random_scores(0)(state.params, state.masks), 0.5).masks)
+    Count(kept=4, total=8)
     """
     masks = state.masks
-    fewer = drop(magnitude(state.params, masks), masks, share)
+    fewer = drop(magnitude(state.params, masks), masks, drop_fraction)
     counts = {name: masks[name].sum() - fewer[name].sum() for name in masks}
     return state._replace(
         params=apply_masks(state.params, fewer),
-        masks=grow(promise, fewer, counts),
+        masks=grow(growth_score, fewer, counts),
         opt=masked_like(state.opt, fewer),
     )
 
 
 @public
 def cosine_drop_fraction(initial: float, step: int, end: int) -> float:
-    """initial / 2 · (1 + cos(π step / end)), and 0 from `end` on: the share exchanged (Evci et al. 2020, sec. 3)."""
-    _check_share(initial)
+    """Decay of the drop fraction: initial / 2 · (1 + cos(π step / end)), 0 from step `end` on.
+
+    Evci et al. 2020, sec. 3, "Update schedule". Raises UserError where `initial` is not in [0, 1], or a step is
+    negative.
+
+    >>> [round(cosine_drop_fraction(0.3, step, end=100), 3) for step in (0, 50, 100)]
+    [0.3, 0.15, 0.0]
+    """
+    _check_fraction(initial)
     if step < 0 or end < 0:
         raise invalid("step" if step < 0 else "end", min(step, end), "a step of at least 0")
     return initial / 2 * (1 + math.cos(math.pi * min(step, end) / end)) if end else 0.0
 
 
-def _check_share(share: float) -> None:
-    if not 0 <= share <= 1:
-        raise invalid("share", share, "a number in [0, 1]")
+def _check_fraction(drop_fraction: float) -> None:
+    if not 0 <= drop_fraction <= 1:
+        raise invalid("drop_fraction", drop_fraction, "a number in [0, 1]")

@@ -27,39 +27,39 @@ ShardedSelect = Callable[[Scores, Masks, float], Masks]
 
 
 @public
-def globally_on(exchange: Collectives) -> ShardedSelect:
+def globally_on(collectives: Collectives) -> ShardedSelect:
     """`globally`, then `unstructured`: one threshold for all layers, wherever their parts lie."""
 
     def choose(scores: Scores, masks: Masks, fraction: float) -> Masks:
         check_fraction(fraction)
         if not masks:
             return {}
-        living = _living(masks, exchange).sum()
+        living = _living(masks, collectives).sum()
         budget = living - number_pruned(living, fraction)
-        return best_of_groups(scores, masks, budget[None], dict.fromkeys(masks, 0), exchange)
+        return best_of_groups(scores, masks, budget[None], dict.fromkeys(masks, 0), collectives)
 
     return choose
 
 
 @public
 def layerwise_on(
-    exchange: Collectives, rates: Mapping[str, float] | None = None, output_rate: float = 0.5
+    collectives: Collectives, rates: Mapping[str, float] | None = None, output_rate: float = 0.5
 ) -> ShardedSelect:
     """`layerwise`, then `unstructured`: the same fraction in every layer, half of it in the last."""
     allocate = layerwise(rates, output_rate)
 
     def choose(scores: Scores, masks: Masks, fraction: float) -> Masks:
-        living = _living(masks, exchange)
+        living = _living(masks, collectives)
         # What a layer keeps depends on how many weights live in it, and on nothing else.
         keep = allocate({}, {name: count.reshape(1) for name, count in zip(masks, living, strict=True)}, fraction)
         budgets = torch.stack(list(keep.values()))
-        return best_of_groups(scores, masks, budgets, {name: at for at, name in enumerate(masks)}, exchange)
+        return best_of_groups(scores, masks, budgets, {name: at for at, name in enumerate(masks)}, collectives)
 
     return choose
 
 
 def best_of_groups(
-    scores: Scores, masks: Masks, budgets: Tensor, group_of: Mapping[str, int], exchange: Collectives
+    scores: Scores, masks: Masks, budgets: Tensor, group_of: Mapping[str, int], collectives: Collectives
 ) -> Masks:
     """In each group of leaves the best of the remaining weights, as many as its budget, over all ranks.
 
@@ -80,19 +80,19 @@ def best_of_groups(
             len(mine) - int(torch.searchsorted(mine, threshold))
             for mine, threshold in zip(ordered, thresholds, strict=True)
         ]
-        return exchange.total(count_tensor(counts, device))
+        return collectives.all_reduce(count_tensor(counts, device))
 
     # The largest threshold that as many keys reach as may stay; found from its highest bit on, sign first.
     thresholds = torch.full((groups,), -(2 ** (bits - 1)), dtype=torch.int64, device=device)
     for bit in reversed(range(bits)):
         higher = thresholds + (1 << bit) if bit < 63 else torch.zeros_like(thresholds)
         thresholds = torch.where(at_least(higher) >= budgets, higher, thresholds)
-    return _with_ties(keys, masks, thresholds, budgets, group_of, exchange)
+    return _with_ties(keys, masks, thresholds, budgets, group_of, collectives)
 
 
 @public
 def prune_sharded(
-    exchange: Collectives,
+    collectives: Collectives,
     *,
     fraction: float | None = None,
     density: float | None = None,
@@ -109,11 +109,11 @@ def prune_sharded(
     """
     if (fraction is None) == (density is None):
         raise UserError("prune: give either fraction or density")
-    chosen = choose or globally_on(exchange)
+    chosen = choose or globally_on(collectives)
 
     def transformation(state: TrainState) -> TrainState:
         params, masks = local_shards(state.params), local_shards(state.masks)
-        share = fraction_from(_count(masks, exchange), density) if density is not None else fraction
+        share = fraction_from(_count(masks, collectives), density) if density is not None else fraction
         assert share is not None
         found = chosen(checked_score(score)(params, masks), masks, share)
         kept = apply_masks(params, found)
@@ -122,16 +122,16 @@ def prune_sharded(
     return transformation
 
 
-def _living(masks: Masks, exchange: Collectives) -> Tensor:
+def _living(masks: Masks, collectives: Collectives) -> Tensor:
     """How many weights of each leaf remain, over all ranks: int64 (leaves,)."""
-    return exchange.total(torch.stack([mask.sum() for mask in masks.values()]))
+    return collectives.all_reduce(torch.stack([mask.sum() for mask in masks.values()]))
 
 
-def _count(masks: Masks, exchange: Collectives) -> Count:
+def _count(masks: Masks, collectives: Collectives) -> Count:
     """`trees.ops.count` of all ranks together."""
     here = count(masks)
     device = next(iter(masks.values())).device
-    return Count(*exchange.total(count_tensor(list(here), device)).tolist())
+    return Count(*collectives.all_reduce(count_tensor(list(here), device)).tolist())
 
 
 def _keys(scores: Scores, masks: Masks) -> tuple[dict[str, Tensor], int]:
@@ -152,27 +152,27 @@ def _with_ties(
     thresholds: Tensor,
     budgets: Tensor,
     group_of: Mapping[str, int],
-    exchange: Collectives,
+    collectives: Collectives,
 ) -> Masks:
     """All above the thresholds, and of those at them the first ones by position."""
     names, device = list(masks), budgets.device
     above = {name: masks[name] & (keys[name] > thresholds[group_of[name]]) for name in names}
     level = {name: masks[name] & (keys[name] == thresholds[group_of[name]]) for name in names}
     # A row of counts per leaf: how many lie above, then how many lie at the threshold, by rank.
-    table = torch.zeros(len(names), 1 + exchange.ranks, dtype=torch.int64, device=device)
+    table = torch.zeros(len(names), 1 + collectives.world_size, dtype=torch.int64, device=device)
     for row, name in enumerate(names):
         table[row, 0] = above[name].sum()
-        table[row, 1 + exchange.rank] = level[name].sum()
-    table = exchange.total(table.flatten()).view(table.shape)
+        table[row, 1 + collectives.rank] = level[name].sum()
+    table = collectives.all_reduce(table.flatten()).view(table.shape)
     left = budgets.clone()
     for row, name in enumerate(names):
         left[group_of[name]] -= table[row, 0]
     found = {}
     for row, name in enumerate(names):
         group = group_of[name]
-        for rank in range(exchange.ranks):
+        for rank in range(collectives.world_size):
             mine = torch.minimum(left[group].clamp(min=0), table[row, 1 + rank])
-            if rank == exchange.rank:
+            if rank == collectives.rank:
                 first = level[name].flatten().cumsum(0).view(level[name].shape) <= mine
                 found[name] = above[name] | (level[name] & first)
             left[group] -= mine

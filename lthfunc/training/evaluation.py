@@ -46,20 +46,20 @@ def evaluate(
     split: Split,
     device: torch.device,
     chunk: int = _CHUNK,
-    exchange: Collectives = SINGLE_RANK,
+    collectives: Collectives = SINGLE_RANK,
 ) -> list[Evaluation]:
     """Mean loss and accuracy, weighted by chunk sizes, so that the last, smaller chunk counts right.
 
     metrics_of: a batch -> scalars, or one entry for each of several networks. The device is waited for once, at
-    the end. exchange: of ranks that measure the same networks, each on its share of the chunks.
+    the end. collectives: of ranks that measure the same networks, each on its share of the chunks.
     """
     total = torch.zeros(2, 1, dtype=torch.float64, device=device)
     chunks = list(zip(torch.split(split.x, chunk), torch.split(split.y, chunk), strict=True))
-    for x, y in chunks[exchange.rank :: exchange.ranks]:
+    for x, y in chunks[collectives.rank :: collectives.world_size]:
         # Copies, since chunks are views of the caller's data and a module or metric may write into what it is given.
         metrics = metrics_of((x.to(device, copy=True), y.to(device, copy=True)))
         both = torch.stack([metrics["loss"].double().reshape(-1), metrics["accuracy"].reshape(-1)])
         total = total + both * len(x)
-    if exchange.ranks > 1:
-        total = exchange.total(total.flatten()).view(total.shape)
+    if collectives.world_size > 1:
+        total = collectives.all_reduce(total.flatten()).view(total.shape)
     return [Evaluation(loss, accuracy) for loss, accuracy in (total / len(split.x)).T.tolist()]

@@ -81,18 +81,18 @@ def fit_together(
     eval_every: int,
     observe: Observers | None = None,
     so_far: Sequence[Fit] | None = None,
-    keeper: Checkpointer[Fit] | None = None,
+    checkpointer: Checkpointer[Fit] | None = None,
 ) -> list[Fit]:
     """`fit` of several states at the same step, side by side as one vmapped program; a result for each.
 
-    observe: told the points of all. keeper: who keeps the fits under way; `so_far` continues them, to the
+    observe: told the points of all. checkpointer: who keeps the fits under way; `so_far` continues them, to the
     same bits on a CPU.
 
     Raises Stopped where the keeper asked for it.
     """
     if len(seeds) != len(states):
         raise UserError(f"fit_together: seeds must be one for each of {len(states)} states, not {len(seeds)}")
-    phase = _untold if keeper is None else keeper.phase
+    phase = _untold if checkpointer is None else checkpointer.on_phase
     if so_far is None:
         _check_steps_left(int(states[0].step), until)
         phase("evaluation", int(states[0].step))
@@ -106,14 +106,16 @@ def fit_together(
     _check_steps_left(step, until)
     since = [each.since for each in fits]
     phase("preparation", step)
-    with TrainingSession(trainer, states, seeds, until, since=since, observe=observe, keeper=keeper) as training:
+    with TrainingSession(
+        trainer, states, seeds, until, since=since, observe=observe, checkpointer=checkpointer
+    ) as training:
         while step < until:
-            good = training.good
+            snapshot = training.snapshot
             step = min(until, step - step % eval_every + eval_every)
             training.to(step, fits)
             now = training.now()
             if not all(are_finite(*now)):
-                now = recover_from_nonfinite(training, trainer, good, seeds, step, fits, keeper)
+                now = recover_from_nonfinite(training, trainer, snapshot, seeds, step, fits, checkpointer)
             states, losses = now[0], training.mark(*now)
             phase("evaluation", step)
             points = _measure(trainer, states, losses, step)
@@ -128,8 +130,8 @@ def _untold(phase: str, step: int) -> None:
 
 
 def _extended(fit: Fit, state: TrainState, point: Point) -> Fit:
-    better = point.val_loss < fit.chosen.point.val_loss
-    chosen = BestNetwork(point, state.params, state.buffers) if better else fit.chosen
+    better = point.val_loss < fit.best.point.val_loss
+    chosen = BestNetwork(point, state.params, state.buffers) if better else fit.best
     return Fit(state, chosen, (*fit.curve, point))
 
 

@@ -19,8 +19,8 @@ from lthfunc.trees.types import TrainState
 
 
 def recover_from_nonfinite(
-    training: TrainingSession, trainer: Trainer, good: Snapshot, seeds: Sequence[int], look: int, fits: Sequence[Fit],
-    keeper: Checkpointer[Fit] | None,
+    training: TrainingSession, trainer: Trainer, snapshot: Snapshot, seeds: Sequence[int], look: int,
+    fits: Sequence[Fit], checkpointer: Checkpointer[Fit] | None,
 ) -> Snapshot:  # fmt: skip
     """Take the steps from the good states to the look again; the training then stands there, finite.
 
@@ -30,12 +30,12 @@ def recover_from_nonfinite(
     where no step of a state was finite. Raises Stopped.
     """
     errors: dict[int, DivergedError] = {}
-    training.restart(*good)
+    training.restart(*snapshot)
     with training.drawing():
         states, since = training.now()
         while int(states[0].step) < look:
-            if keeper is not None and training.asked(keeper):
-                keeper.keep(unfinished_fits(fits, states, since))
+            if checkpointer is not None and training.asked(checkpointer):
+                checkpointer.save(unfinished_fits(fits, states, since))
                 raise Stopped
             training.one()
             after, sums = training.now()
@@ -43,8 +43,8 @@ def recover_from_nonfinite(
             for number in bad:
                 error = _error(states[number], since[number], sums[number], seeds, number)
                 if trainer.on_nonfinite == "stop":
-                    if keeper is not None:
-                        keeper.keep(unfinished_fits(fits, states, since))
+                    if checkpointer is not None:
+                        checkpointer.save(unfinished_fits(fits, states, since))
                     raise error
                 errors[number] = error
                 after[number] = states[number]._replace(step=after[number].step)

@@ -32,7 +32,7 @@ class Prefetcher:
 
     With several seeds a batch has one more dimension in front, (seeds, batch size, ...). A split that is mapped
     from a file, or lies on another device than the training, is streamed: a thread gathers the next steps while
-    the present ones run. exchange: of several ranks, each of which gets its part of every batch.
+    the present ones run. collectives: of several ranks, each of which gets its part of every batch.
     """
 
     def __init__(
@@ -43,11 +43,11 @@ class Prefetcher:
         device: torch.device,
         *,
         mapped: bool = False,
-        exchange: Collectives = SINGLE_RANK,
+        collectives: Collectives = SINGLE_RANK,
     ) -> None:
         self._split, self._device = split, device
-        part = rank_batch_size(batch_size, exchange)
-        self._mine = slice(exchange.rank * part, (exchange.rank + 1) * part)
+        part = rank_batch_size(batch_size, collectives)
+        self._mine = slice(collectives.rank * part, (collectives.rank + 1) * part)
         self._orders = [BatchOrder(len(split.x), batch_size, seed) for seed in seeds]
         lead = (part,) if len(seeds) == 1 else (len(seeds), part)
         size = split.x[:1].nbytes * part * len(seeds)

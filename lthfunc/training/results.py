@@ -49,7 +49,7 @@ class Fit(NamedTuple):
     """
 
     state: TrainState
-    chosen: BestNetwork
+    best: BestNetwork
     curve: tuple[Point, ...]
     since: SinceLastPoint | None = None
 
@@ -69,20 +69,20 @@ def as_observers(observe: Observer | None) -> Observers | None:
 
 @dataclass(frozen=True)
 class Checkpointer(Generic[T]):
-    """Whoever keeps trainings under way, so that they can go on later, to the same bits.
+    """The callbacks that save unfinished trainings, so that they can resume to the same bits.
 
-    keep: is given them, in the order of their states. stopping: whether to stop after the step under way. due: whether
-    to keep at this step, asked from time to time. pause: the next step after one at which to ask besides. phase: told
-    at a step what begins there or goes on, "preparation" (the engine is made ready), "training" or "evaluation", for
-    whoever meters it; the device has finished what was before.
+    save: called with the unfinished trainings, in the order of their states. should_stop: whether to stop after the
+    current step. due: whether to save at this step, asked from time to time. next_check: step -> the next step at which
+    to ask as well, or None. on_phase: called with what begins or continues at a step ("preparation" of the engine,
+    "training" or "evaluation") once the device has finished what came before, for energy meters.
     """
 
-    keep: Callable[[Sequence[T]], None]
-    stopping: Callable[[], bool] = lambda: False
+    save: Callable[[Sequence[T]], None]
+    should_stop: Callable[[], bool] = lambda: False
     due: Callable[[int], bool] = lambda step: False
-    pause: Callable[[int], int | None] = lambda step: None
-    phase: Callable[[str, int], None] = lambda phase, step: None
+    next_check: Callable[[int], int | None] = lambda step: None
+    on_phase: Callable[[str, int], None] = lambda phase, step: None
 
 
 class Stopped(Exception):  # noqa: N818 (it is no error)
-    """A training ended early because its keeper asked for it; it was kept."""
+    """A training ended early because its checkpointer asked for it; it was saved."""

@@ -39,14 +39,14 @@ class TrainingSession:
         *,
         since: Sequence[SinceLastPoint | None] = (),
         observe: Observers | None = None,
-        keeper: Checkpointer[Fit] | None = None,
+        checkpointer: Checkpointer[Fit] | None = None,
     ) -> None:
-        if len(states) > 1 and trainer.exchange.ranks > 1:
+        if len(states) > 1 and trainer.collectives.world_size > 1:
             raise UserError("ranks: several of them train one state together, not several side by side")
         self._trainer, self._seeds, self._end = trainer, seeds, end
-        self._observe, self._keeper = observe, keeper
+        self._observe, self._checkpointer = observe, checkpointer
         self._device = states[0].step.device
-        self._feed: Prefetcher | None = None
+        self._prefetcher: Prefetcher | None = None
         self.restart(states, since)
 
     def restart(
@@ -64,44 +64,44 @@ class TrainingSession:
         self._steps = [each.steps for each in known] or [0] * len(states)
         self._random = known[0].random if known and not drawing else None
         data = self._trainer.data
-        self._feed = Prefetcher(
+        self._prefetcher = Prefetcher(
             data.train,
             self._trainer.batch_size,
             self._seeds,
             self._device,
             mapped=data.mapped,
-            exchange=self._trainer.exchange,
+            collectives=self._trainer.collectives,
         )
         ready = [with_optimizer(state, self._trainer.optimizer) for state in states]
         _check_rates(ready, self._end)
         with training_context(self._trainer):
-            self.running = self._trainer.engine.begin(ready, self._seeds, self._feed)
+            self.running = self._trainer.engine.begin(ready, self._seeds, self._prefetcher)
             if known:
                 self.running.count_from([each.loss for each in known])
-        self.good: Snapshot = (ready, known)
+        self.snapshot: Snapshot = (ready, known)
 
     def to(self, stop: int, fits: Sequence[Fit] = ()) -> None:
         """Go on to step `stop`. fits: what a keeper is to keep the states in. Raises Stopped."""
-        feed, keeper = self._feed, self._keeper
-        assert feed is not None
+        prefetcher, checkpointer = self._prefetcher, self._checkpointer
+        assert prefetcher is not None
         with self.drawing():
             while self._step < stop:
-                pause = stop if keeper is None else min(stop, keeper.pause(self._step) or stop)
-                steps = min(feed.slots, pause - self._step)
-                if keeper is not None:
-                    keeper.phase("training", self._step)
-                feed.fill(self._step, self._step + steps, self._end)
+                pause = stop if checkpointer is None else min(stop, checkpointer.next_check(self._step) or stop)
+                steps = min(prefetcher.slots, pause - self._step)
+                if checkpointer is not None:
+                    checkpointer.on_phase("training", self._step)
+                prefetcher.fill(self._step, self._step + steps, self._end)
                 taken = self.running.take(steps, self._tick())
                 self._step += taken
                 self._steps = [count + taken for count in self._steps]
-                if keeper is not None:
-                    self._ask(keeper, fits)
+                if checkpointer is not None:
+                    self._ask(checkpointer, fits)
 
     def one(self) -> None:
         """Take a single step; within `drawing`."""
-        feed = self._feed
-        assert feed is not None
-        feed.fill(self._step, self._step + 1, self._step + 1)
+        prefetcher = self._prefetcher
+        assert prefetcher is not None
+        prefetcher.fill(self._step, self._step + 1, self._step + 1)
         self.running.take(1, None)
         self._step += 1
         self._steps = [count + 1 for count in self._steps]
@@ -118,7 +118,7 @@ class TrainingSession:
         """Begin to count anew from where the training stands; returns the mean losses up to here (NaN over no step)."""
         self.running.count_from([0.0] * len(states))
         self._steps = [0] * len(states)
-        self.good = (states, [])
+        self.snapshot = (states, [])
         return [each.loss / each.steps if each.steps else math.nan for each in since]
 
     @contextmanager
@@ -134,7 +134,7 @@ class TrainingSession:
         devices = [self._device] if self._device.type == "cuda" else []
         with training_context(self._trainer), torch.random.fork_rng(devices=devices):
             if self._random is None:
-                rank = self._trainer.exchange.rank  # each draws for its part of a batch
+                rank = self._trainer.collectives.rank  # each draws for its part of a batch
                 torch.manual_seed(key(self._seeds[0], "layers", self._step, *([rank] if rank else [])))
             else:
                 _set_generator(self._device, self._random)
@@ -143,28 +143,28 @@ class TrainingSession:
 
     def close(self) -> None:
         """End the thread of a streamed feed."""
-        if self._feed is not None:
-            self._feed.close()
+        if self._prefetcher is not None:
+            self._prefetcher.close()
 
-    def asked(self, keeper: Checkpointer[Fit]) -> bool:
+    def asked(self, checkpointer: Checkpointer[Fit]) -> bool:
         """Whether to stop; all ranks, once one of them is asked to."""
-        stopping, exchange = keeper.stopping(), self._trainer.exchange
-        if exchange.ranks == 1:
+        stopping, collectives = checkpointer.should_stop(), self._trainer.collectives
+        if collectives.world_size == 1:
             return stopping
-        return bool(exchange.total(torch.tensor([int(stopping)], device=self._device)))
+        return bool(collectives.all_reduce(torch.tensor([int(stopping)], device=self._device)))
 
-    def _ask(self, keeper: Checkpointer[Fit], fits: Sequence[Fit]) -> None:
-        stopping = self.asked(keeper)
-        if stopping or keeper.due(self._step):
+    def _ask(self, checkpointer: Checkpointer[Fit], fits: Sequence[Fit]) -> None:
+        stopping = self.asked(checkpointer)
+        if stopping or checkpointer.due(self._step):
             now = self.now()
             if all(are_finite(*now)):
-                keeper.keep(unfinished_fits(fits, *now))
+                checkpointer.save(unfinished_fits(fits, *now))
         if stopping:
             raise Stopped
 
     def _tick(self) -> Tick | None:
-        observe, keeper, step = self._observe, self._keeper, self._step
-        if observe is None and keeper is None:
+        observe, checkpointer, step = self._observe, self._checkpointer, self._step
+        if observe is None and checkpointer is None:
             return None
 
         def tick(steps: int) -> bool:
@@ -173,7 +173,7 @@ class TrainingSession:
             if observe is not None:
                 observe(step, None)
             # Several ranks stop after the same step, on which they agree from time to time.
-            return keeper is not None and self._trainer.exchange.ranks == 1 and keeper.stopping()
+            return checkpointer is not None and self._trainer.collectives.world_size == 1 and checkpointer.should_stop()
 
         return tick
 
@@ -199,7 +199,7 @@ def _check_rates(states: Sequence[TrainState], end: int) -> None:
 def check_pruned_zero(states: Sequence[TrainState], trainer: Trainer) -> None:
     """Raise UserError where a pruned weight is no longer zero: a module, or a user's own optimiser, may do that."""
     pruned = [(state.params[name], name, mask) for state in states for name, mask in state.masks.items()]
-    if not pruned or (trainer.habits.known and is_library_function(trainer.optimizer.update)):
+    if not pruned or (trainer.side_effects.known and is_library_function(trainer.optimizer.update)):
         return
     # Numbers that are not finite are another matter (`are_finite`); the device is waited for once.
     left = [leaf.masked_fill(mask, 0).nan_to_num(0, 0, 0).any() for leaf, _, mask in pruned]

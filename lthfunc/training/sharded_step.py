@@ -29,7 +29,7 @@ def make_sharded_step(
     model: Model,
     loss: Loss,
     optimizer: Optimizer,
-    exchange: Collectives,
+    collectives: Collectives,
     precision: Precision = "fp32",
     metric: Metric = accuracy,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
@@ -42,16 +42,16 @@ def make_sharded_step(
     """
     if optimizer.mixes:
         raise UserError("shards: an optimiser whose updates mix a layer's weights cannot work on parts of it")
-    layout = shard_layout(model.init(0)[0], exchange.ranks)
-    objective = objective_of(with_sync_batchnorm(model, exchange), loss, precision, metric)
+    layout = shard_layout(model.init(0)[0], collectives.world_size)
+    objective = objective_of(with_sync_batchnorm(model, collectives), loss, precision, metric)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         params, masks, opt = local_shards(state.params), local_shards(state.masks), local_shards(state.opt)
-        whole = layout.wholes(exchange.gathered(layout.part(params)))
+        whole = layout.wholes(collectives.all_gather(layout.part(params)))
         grads, (value, (correct, buffers)) = grad_and_value(objective, has_aux=True)(whole, state.buffers, batch)
-        mine = layout.mine(exchange.scattered(layout.parts_of(grads)) / exchange.ranks, params)
+        mine = layout.mine(collectives.reduce_scatter(layout.parts_of(grads)) / collectives.world_size, params)
         params, opt = optimizer.update(masked(mine, masks), opt, params, state.step)
-        both = exchange.total(torch.stack([value.double(), correct.double()])) / exchange.ranks
+        both = collectives.all_reduce(torch.stack([value.double(), correct.double()])) / collectives.world_size
         after = TrainState(
             like_dtensors(params, state.params), buffers, state.masks, like_dtensors(opt, state.opt), state.step + 1
         )

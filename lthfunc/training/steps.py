@@ -109,7 +109,7 @@ def make_train_step(
     optimizer: Optimizer,
     precision: Precision = "fp32",
     metric: Metric = accuracy,
-    exchange: Collectives = SINGLE_RANK,
+    collectives: Collectives = SINGLE_RANK,
 ) -> TrainStep:
     """A pure step: (state, batch) -> (state, metrics). The state must hold an optimiser state (`with_optimizer`).
 
@@ -117,11 +117,11 @@ def make_train_step(
     weights then stay exactly zero, whatever the optimiser. `state.masks` may be bool or, faster, float.
     With precision "bf16" the network runs under autocast; params, gradients and optimiser stay float32.
 
-    exchange: of several ranks, each of which calls the step with its part of the batch (equally many examples) and
+    collectives: of several ranks, each of which calls the step with its part of the batch (equally many examples) and
     gets the state that the whole batch leads to. The step then takes the state's `surviving_indices` as a third
     argument; without it they are computed in every step.
     """
-    inner = make_inner_step(model, loss, optimizer, precision, metric, exchange)
+    inner = make_inner_step(model, loss, optimizer, precision, metric, collectives)
     tidy = is_library_code(model, loss, metric, optimizer)
 
     def step(state: TrainState, batch: Batch, index: Tensor | None = None) -> tuple[TrainState, Metrics]:
@@ -144,17 +144,17 @@ def make_inner_step(
     optimizer: Optimizer,
     precision: Precision = "fp32",
     metric: Metric = accuracy,
-    exchange: Collectives = SINGLE_RANK,
+    collectives: Collectives = SINGLE_RANK,
 ) -> TrainStep:
     """`make_train_step` for a loop that owns its states and batches: a module may write into them as it is called."""
-    objective = objective_of(with_sync_batchnorm(model, exchange), loss, precision, metric)
+    objective = objective_of(with_sync_batchnorm(model, collectives), loss, precision, metric)
     optimizer = checked_optimizer(optimizer)
 
     def step(state: TrainState, batch: Batch, index: Tensor | None = None) -> tuple[TrainState, Metrics]:
         grads, (value, (correct, buffers)) = grad_and_value(objective, has_aux=True)(state.params, state.buffers, batch)
-        if exchange.ranks > 1:
+        if collectives.world_size > 1:
             index = surviving_indices(state) if index is None else index
-            grads, (value, correct) = averaged_gradients(exchange, grads, (value, correct), index)
+            grads, (value, correct) = averaged_gradients(collectives, grads, (value, correct), index)
         grads = masked(grads, state.masks)
         params, opt = optimizer.update(grads, state.opt, state.params, state.step)
         if optimizer.mixes:
@@ -223,7 +223,7 @@ LoopBody = Callable[[Carry, Batch], Carry]
 
 
 def make_loop_body(
-    step: TrainStep, scale: Scale | None = None, augment: Augment | None = None, exchange: Collectives = SINGLE_RANK
+    step: TrainStep, scale: Scale | None = None, augment: Augment | None = None, collectives: Collectives = SINGLE_RANK
 ) -> LoopBody:
     """The body of a training loop, still pure: the step on a batch, or a rank's part, as the data set stores it."""
     augment = checked_augment(augment)
@@ -232,9 +232,9 @@ def make_loop_body(
         stored, targets = batch
         inputs = scaled(stored, scale)
         if augment is not None:
-            place = (exchange.rank * len(inputs),) if exchange.ranks > 1 else ()
+            place = (collectives.rank * len(inputs),) if collectives.world_size > 1 else ()
             inputs = augment(inputs, fold_in(carry.key, carry.state.step), *place)
-        state, metrics = step(carry.state, (inputs, targets), *([carry.travels] if exchange.ranks > 1 else []))
+        state, metrics = step(carry.state, (inputs, targets), *([carry.travels] if collectives.world_size > 1 else []))
         return carry._replace(state=state, loss=carry.loss + metrics["loss"])
 
     return advance

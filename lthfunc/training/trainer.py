@@ -39,7 +39,7 @@ class Trainer(NamedTuple):
     """What training needs besides a state and a seed; made once, used for every round, control and replicate.
 
     loss: what is trained, and what scores that take gradients look at. metric: what is measured as accuracy.
-    exchange: of the ranks that train together. habits: what the module does besides computing outputs.
+    collectives: of the ranks that train together. side_effects: what the module does besides computing outputs.
     """
 
     data: Dataset
@@ -50,8 +50,8 @@ class Trainer(NamedTuple):
     loss: Loss = cross_entropy
     metric: Metric = accuracy
     on_nonfinite: OnNonfinite = "stop"
-    exchange: Collectives = SINGLE_RANK
-    habits: SideEffects = SideEffects()
+    collectives: Collectives = SINGLE_RANK
+    side_effects: SideEffects = SideEffects()
 
 
 @public
@@ -67,23 +67,23 @@ def make_trainer(
     precision: Precision = "fp32",
     metric: Metric = accuracy,
     on_nonfinite: OnNonfinite = "stop",
-    exchange: Collectives = SINGLE_RANK,
+    collectives: Collectives = SINGLE_RANK,
 ) -> Trainer:
     """Put a model, its data and an optimiser together.
 
     engine: "eager", "compile", which pays off from some 3,000 small steps on, or a function that makes one
     (`sparse_engine`). on_nonfinite: a step whose loss or gradient is not finite ends a fit, or is left out of it.
-    exchange: `lf.collectives()` for one training on all ranks of a process group. All ranks make the same calls; each
-    takes its part of every batch, and all arrive at the same results.
+    collectives: `lf.collectives()` for one training on all ranks of a process group. All ranks make the same calls;
+    each takes its part of every batch, and all arrive at the same results.
     """
     data = check_data(data)
     steps_per_epoch(len(data.train.x), batch_size)  # an impossible batch size fails here, before any training
-    rank_batch_size(batch_size, exchange)
-    habits = side_effects_of(model, examples(data))
-    work = Work(model, loss, optimizer, data.scale, augment, precision, metric, exchange, habits)
+    rank_batch_size(batch_size, collectives)
+    side_effects = side_effects_of(model, examples(data))
+    work = Work(model, loss, optimizer, data.scale, augment, precision, metric, collectives, side_effects)
     check_step(work, data, batch_size)
     made = make_engine(engine, work)
-    return Trainer(data, optimizer, batch_size, made, precision, loss, metric, on_nonfinite, exchange, habits)
+    return Trainer(data, optimizer, batch_size, made, precision, loss, metric, on_nonfinite, collectives, side_effects)
 
 
 def examples(data: Dataset, count: int = 2) -> Tensor:
@@ -95,7 +95,7 @@ def measure(
     trainer: Trainer, params: Sequence[Params], buffers: Sequence[Buffers], split: Split, device: torch.device
 ) -> list[Evaluation]:
     """Loss and accuracy of some networks on a split, by the trainer's engine."""
-    with training_context(trainer), seeded_if_random(trainer.habits, device):
+    with training_context(trainer), seeded_if_random(trainer.side_effects, device):
         found = trainer.engine.measure(params, buffers, split, device)
     return checked_quality(found, trainer.metric)
 
@@ -110,9 +110,9 @@ def checked_quality(found: list[Evaluation], metric: Metric) -> list[Evaluation]
 
 
 @contextmanager
-def seeded_if_random(habits: SideEffects, device: torch.device) -> Iterator[None]:
+def seeded_if_random(side_effects: SideEffects, device: torch.device) -> Iterator[None]:
     """An evaluation runs in this: a module that draws in it draws the same in each."""
-    if habits.evaluates_randomly:
+    if side_effects.evaluates_randomly:
         with seeded_generators(0, device):
             yield
     else:

@@ -128,7 +128,7 @@ def with_initial_values(model: Model, values: Mapping[str, Tensor]) -> Model:
         ]
         return found[0], found[1]
 
-    return model._replace(init=init, drawn=tuple(name for name in leaves if name not in fitting))
+    return model._replace(init=init, mismatched=tuple(name for name in leaves if name not in fitting))
 
 
 def _check_values(values: Mapping[str, Tensor], leaves: Mapping[str, Tensor], params: set[str]) -> None:

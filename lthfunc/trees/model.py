@@ -42,8 +42,8 @@ class Model(NamedTuple):
     tokens: bool = False
     output: str = ""
     pure: bool = False
-    left: tuple[str, ...] = ()
-    drawn: tuple[str, ...] = ()
+    fixed: tuple[str, ...] = ()
+    mismatched: tuple[str, ...] = ()
 
 
 def apply_training(model: Model, params: Params, buffers: Buffers, x: Tensor) -> tuple[Any, Buffers]:
@@ -100,7 +100,7 @@ def from_module(
     model = make_model(
         module, name=name, init=init, prunable=prunable, prune_only=prune_only, keep=keep, tokens=tokens, parts=parts
     )
-    if model.left:
+    if model.fixed:
         warnings.warn(fixed_line(model), stacklevel=2)
     return model
 
@@ -149,7 +149,7 @@ def make_model(
         tokens=tokens,
         output=names[-1] if names else "",
         pure=pure,
-        left=fixed_matrices(module, params, names) if init is glorot_normal else (),
+        fixed=fixed_matrices(module, params, names) if init is glorot_normal else (),
     )
     model = _also_pruned(model, tuple(key for key in params if key in {*names, *more}))
     if more and not names:
@@ -174,17 +174,19 @@ def _drawn(init: Initialiser, module: nn.Module, params: Params, seed: int) -> P
 
 def fixed_line(model: Model) -> str:
     """Which matrices of a network are neither pruned nor drawn anew, in one line; "" for none."""
-    if not model.left:
+    if not model.fixed:
         return ""
-    names = ", ".join(model.left[:4]) + (f" and {len(model.left) - 4} more" if len(model.left) > 4 else "")
+    names = ", ".join(model.fixed[:4]) + (f" and {len(model.fixed) - 4} more" if len(model.fixed) > 4 else "")
     return f"{model.name}: neither pruned nor drawn anew, so the same for every seed: {names}"
 
 
 def mismatched_line(model: Model) -> str:
     """Which leaves a file of weights has in another shape, in one line; "" for none."""
-    if not model.drawn:
+    if not model.mismatched:
         return ""
-    names = ", ".join(model.drawn[:4]) + (f" and {len(model.drawn) - 4} more" if len(model.drawn) > 4 else "")
+    names = ", ".join(model.mismatched[:4]) + (
+        f" and {len(model.mismatched) - 4} more" if len(model.mismatched) > 4 else ""
+    )
     return f"--weights: of another shape in the file, so drawn from the seed: {names}"
 
 
@@ -202,8 +204,8 @@ def with_prunable(model: Model, only: Sequence[str] = (), keep: Sequence[str] = 
 
 def _also_pruned(model: Model, names: tuple[str, ...]) -> Model:
     """The model of which these are pruned; what was left alone so far is then drawn as well."""
-    further = tuple(name for name in model.left if name in names)
-    model = model._replace(prunable=names, left=tuple(name for name in model.left if name not in names))
+    further = tuple(name for name in model.fixed if name in names)
+    model = model._replace(prunable=names, fixed=tuple(name for name in model.fixed if name not in names))
     if not further:
         return model
     before = model.init

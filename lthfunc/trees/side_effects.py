@@ -23,13 +23,14 @@ from lthfunc.trees.types import Buffers, Params
 
 
 class SideEffects(NamedTuple):
-    """writes_input: whether inputs are changed in place. outside: generators besides PyTorch's that are drawn from.
+    """What a module does when called, besides computing its outputs.
 
-    evaluates_randomly: whether outputs in evaluation mode are drawn. known: whether it is one of the catalogue's.
+    writes_input: whether it changes inputs in place. global_rngs: the global generators other than PyTorch's that it
+    draws from. evaluates_randomly: whether it draws in evaluation mode. known: whether its code is the catalogue's.
     """
 
     writes_input: bool = False
-    outside: tuple[str, ...] = ()
+    global_rngs: tuple[str, ...] = ()
     evaluates_randomly: bool = False
     known: bool = True
 
@@ -55,7 +56,7 @@ def side_effects_of(model: Model, x: Tensor) -> SideEffects:
         training, evaluating = _called(model, model.training, x), _called(model, model.evaluating, x)
         known[kind] = SideEffects(
             training.writes_input or evaluating.writes_input,
-            tuple(sorted({*training.outside, *evaluating.outside})),
+            tuple(sorted({*training.global_rngs, *evaluating.global_rngs})),
             evaluating.evaluates_randomly,
             known=False,
         )

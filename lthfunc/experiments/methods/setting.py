@@ -80,7 +80,7 @@ def trained(setting: Setting, seed: int, until: int) -> Transformation:
 def finished(setting: Setting, state: TrainState, seed: int, before: int = 0) -> Outcome:
     """Train a sparse network to the end, and test what validation chose. before: steps that it took to find it."""
     until = end_of(state, setting.steps)
-    chosen = fit(setting.trainer, state, seed=seed, until=until, eval_every=setting.eval_every).chosen
+    chosen = fit(setting.trainer, state, seed=seed, until=until, eval_every=setting.eval_every).best
     return tested(setting, chosen.params, chosen.buffers, state.masks, before + until - int(state.step))
 
 

@@ -151,5 +151,5 @@ def _train(
     state = init(model, seed, setting.device)
     result = fit(trainer, state, seed=seed, until=setting.steps, eval_every=setting.eval_every)
     trained, _, buffers = draw(seed)
-    chosen = result.chosen
+    chosen = result.best
     return trained_part(chosen.params, trained), buffers_part(chosen.buffers, buffers), setting.steps

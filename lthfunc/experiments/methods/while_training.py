@@ -26,11 +26,11 @@ from lthfunc.trees.ops import masked_like
 from lthfunc.trees.types import Masks, TrainState
 
 #: (setting, network, seed, step) -> where new weights are promising.
-Promise = Callable[[Setting, TrainState, int, int], Scores]
+GrowthScore = Callable[[Setting, TrainState, int, int], Scores]
 
 #: Share of the training during which masks change; how often (of all steps), and the share exchanged at first. Evci et
 #: al. 2020, sec. 4 (75 %, every 100 of 32,000 steps, 0.3), and more often here, since trainings are shorter.
-_CHANGING, _TIMES, _SHARE = 0.75, 30, 0.3
+_CHANGING, _TIMES, _DROP_FRACTION = 0.75, 30, 0.3
 #: Early bird (You et al. 2020, sec. 3, and their code): the share of all weights up to which masks may differ to count
 #: as settled, how many of them in a row, and looks in all. Theirs look after each of 160 epochs.
 _SETTLED, _QUEUE, _LOOKS = 0.1, 5, 40
@@ -47,7 +47,7 @@ def gradual(setting: Setting, seed: int) -> Outcome:
     return finished(setting, state, seed, int(state.step))
 
 
-def exchanging(promise: Promise) -> Method:
+def drop_and_grow_method(growth_score: GrowthScore) -> Method:
     """Random ERK masks at first; then small weights go and as many others come, fewer and fewer."""
 
     def method(setting: Setting, seed: int) -> Outcome:
@@ -56,7 +56,9 @@ def exchanging(promise: Promise) -> Method:
         state = pruned_to(setting, erk(), score=random_scores(seed, "at-init"))(start(setting, seed))
         for step in periodic(every, end, every)[:-1]:
             state = trained(setting, seed, step)(state)
-            state = drop_and_grow(state, promise(setting, state, seed, step), cosine_drop_fraction(_SHARE, step, end))
+            state = drop_and_grow(
+                state, growth_score(setting, state, seed, step), cosine_drop_fraction(_DROP_FRACTION, step, end)
+            )
         return finished(setting, state, seed, int(state.step))
 
     return method
@@ -74,7 +76,7 @@ def by_gradient(setting: Setting, state: TrainState, seed: int, step: int) -> Sc
     return {name: leaf.abs() for name, leaf in gradient.items()}
 
 
-set_, rigl = exchanging(by_chance), exchanging(by_gradient)
+set_, rigl = drop_and_grow_method(by_chance), drop_and_grow_method(by_gradient)
 
 
 def early_bird(setting: Setting, seed: int) -> Outcome:

@@ -85,12 +85,12 @@ def compile_engine(
 
     shared = _Shared(work, program, formats_by_device, graphs, GraphPools(), Reusable(), Reusable())
 
-    def begin(states: Sequence[TrainState], seeds: Sequence[int], feed: Prefetcher) -> Running:
-        (_, *shape), kind = feed.kinds[0]  # its memory may be that of a training before
+    def begin(states: Sequence[TrainState], seeds: Sequence[int], prefetcher: Prefetcher) -> Running:
+        (_, *shape), kind = prefetcher.kinds[0]  # its memory may be that of a training before
         _check_types(work, states[0].params, states[0].buffers, shape if len(states) == 1 else shape[1:], kind)
         if len(states) > 1:
             _check_torch(states[0].step.device)
-        return _Loop(shared, states, seeds, feed)
+        return _Loop(shared, states, seeds, prefetcher)
 
     def measure(
         params: Sequence[Params], buffers: Sequence[Buffers], split: Split, device: torch.device
@@ -131,28 +131,30 @@ def _check_types(work: Work, params: Params, buffers: Buffers, shape: Sequence[i
 class _Loop:
     draws = True
 
-    def __init__(self, shared: _Shared, states: Sequence[TrainState], seeds: Sequence[int], feed: Prefetcher) -> None:
+    def __init__(
+        self, shared: _Shared, states: Sequence[TrainState], seeds: Sequence[int], prefetcher: Prefetcher
+    ) -> None:
         work, width, device = shared.work, len(states), states[0].step.device
         formats = formats_on(device, shared.formats_by_device)
-        carry = carry_of(states, seeds, work.exchange, floating=formats.floating_masks)
+        carry = carry_of(states, seeds, work.collectives, floating=formats.floating_masks)
         parts, rebuilt = flattened(carry)
         self._rebuilt, self._width = rebuilt, width
-        fit = (tuple((leaf.shape, leaf.dtype, leaf.device) for leaf in parts), feed.kinds)
+        fit = (tuple((leaf.shape, leaf.dtype, leaf.device) for leaf in parts), prefetcher.kinds)
         memory = shared.training.take(fit)
         if memory is not None:
-            feed.use(memory.slots)
+            prefetcher.use(memory.slots)
             self._leaves, self._launcher = memory.leaves, memory.launcher
             for kept, leaf in zip(self._leaves, parts, strict=True):
                 kept.copy_(leaf)
         else:
             # Copies, also where floating masks or stacking have made some already: the caller's tensors stay untouched.
             self._leaves = [leaf.clone(memory_format=formats.of(leaf, width)) for leaf in parts]
-            self._launcher = self._launching(shared, feed, device)
+            self._launcher = self._launching(shared, prefetcher, device)
         if device.type == "cuda":
-            left = _Memory(self._leaves, feed.slotted, self._launcher)
-            feed.at_end(lambda: shared.training.leave(fit, left))
+            left = _Memory(self._leaves, prefetcher.slotted, self._launcher)
+            prefetcher.at_end(lambda: shared.training.leave(fit, left))
 
-    def _launching(self, shared: _Shared, feed: Prefetcher, device: torch.device) -> Launcher:
+    def _launching(self, shared: _Shared, prefetcher: Prefetcher, device: torch.device) -> Launcher:
         work, rebuilt = shared.work, self._rebuilt
         advance = vmapped(work.advance, self._width)
 
@@ -165,9 +167,9 @@ class _Loop:
             return ()
 
         # What travels between ranks is read by one operation alone, whatever its length.
-        free = self._leaves[-1] if work.exchange.ranks > 1 else None
-        step = shared.program("train", in_place, (*self._leaves, *feed.batches[0]), free)
-        slots = [(*self._leaves, *batch) for batch in feed.batches]
+        free = self._leaves[-1] if work.collectives.world_size > 1 else None
+        step = shared.program("train", in_place, (*self._leaves, *prefetcher.batches[0]), free)
+        slots = [(*self._leaves, *batch) for batch in prefetcher.batches]
         return Launcher(step, slots, shared.pools, capture=shared.graphs)
 
     def take(self, steps: int, tick: Tick | None) -> int:
@@ -195,7 +197,7 @@ def _measure(
     device: torch.device,
 ) -> list[Evaluation]:
     work, width = shared.work, len(params)
-    step = vmapped_eval(work.evaluate, width, own_inputs=work.habits.writes_input)
+    step = vmapped_eval(work.evaluate, width, own_inputs=work.side_effects.writes_input)
     networks = stacked(params), stacked(buffers)
     parts, rebuilt = flattened(networks)
     formats = formats_on(device, shared.formats_by_device)
@@ -221,7 +223,7 @@ def _measure(
             loss, correct = shared.program("eval", flat, (*parts, *batch))(*parts, *batch)
         return {"loss": loss, "accuracy": correct}
 
-    found = evaluate(metrics_of, split, device, chunk, work.exchange)
+    found = evaluate(metrics_of, split, device, chunk, work.collectives)
     if graphs is not None:
         shared.measuring.leave(graphs.fit, graphs)
     return found

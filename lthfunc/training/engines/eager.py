@@ -27,16 +27,16 @@ from lthfunc.trees.types import Buffers, Params, Split, TrainState
 def eager(work: Work) -> Engine:
     """Steps taken one operation at a time."""
 
-    def begin(states: Sequence[TrainState], seeds: Sequence[int], feed: Prefetcher) -> Running:
-        return _Loop(work, states, seeds, feed)
+    def begin(states: Sequence[TrainState], seeds: Sequence[int], prefetcher: Prefetcher) -> Running:
+        return _Loop(work, states, seeds, prefetcher)
 
     def measure(
         params: Sequence[Params], buffers: Sequence[Buffers], split: Split, device: torch.device
     ) -> list[Evaluation]:
-        step = vmapped_eval(work.evaluate, len(params), own_inputs=work.habits.writes_input)
+        step = vmapped_eval(work.evaluate, len(params), own_inputs=work.side_effects.writes_input)
         networks = stacked(params), stacked(buffers)
         chunk = work.chunk(len(params), split, device)
-        return evaluate(lambda batch: step(*networks, batch), split, device, chunk, work.exchange)
+        return evaluate(lambda batch: step(*networks, batch), split, device, chunk, work.collectives)
 
     return Engine("eager", begin, measure)
 
@@ -44,14 +44,14 @@ def eager(work: Work) -> Engine:
 class _Loop:
     draws = True
 
-    def __init__(self, work: Work, states: Sequence[TrainState], seeds: Sequence[int], feed: Prefetcher) -> None:
+    def __init__(self, work: Work, states: Sequence[TrainState], seeds: Sequence[int], prefetcher: Prefetcher) -> None:
         self._width, self._seeds = len(states), seeds
-        self._outside, rank = work.habits.outside, work.exchange.rank
+        self._outside, rank = work.side_effects.global_rngs, work.collectives.rank
         self._step = int(states[0].step) if self._outside else 0  # a GPU is waited for where somebody asks for it
         self._rank = [rank] if rank else []
-        self._advance, self._batches = vmapped(work.advance, self._width), feed.batches
+        self._advance, self._batches = vmapped(work.advance, self._width), prefetcher.batches
         # Copies, here and in `states`: a module may write into its parameters, and nobody else is to see it.
-        self._carry = clone(carry_of(states, seeds, work.exchange))
+        self._carry = clone(carry_of(states, seeds, work.collectives))
 
     def take(self, steps: int, tick: Tick | None) -> int:
         if self._outside:

@@ -33,9 +33,9 @@ Tick = Callable[[int], bool]
 
 
 class Work(NamedTuple):
-    """What is to be run: the same for every engine. exchange: of the ranks that run it together.
+    """What is to be run: the same for every engine. collectives: of the ranks that run it together.
 
-    habits: what the module does besides computing outputs.
+    side_effects: what the module does besides computing outputs.
     """
 
     model: Model
@@ -45,14 +45,14 @@ class Work(NamedTuple):
     augment: Augment | None
     precision: Precision
     metric: Metric = accuracy
-    exchange: Collectives = SINGLE_RANK
-    habits: SideEffects = SideEffects()
+    collectives: Collectives = SINGLE_RANK
+    side_effects: SideEffects = SideEffects()
 
     @property
     def advance(self) -> LoopBody:
         """The body of the training loop, on states and batches that are the loop's own."""
-        step = make_inner_step(self.model, self.loss, self.optimizer, self.precision, self.metric, self.exchange)
-        return make_loop_body(step, self.scale, self.augment, self.exchange)
+        step = make_inner_step(self.model, self.loss, self.optimizer, self.precision, self.metric, self.collectives)
+        return make_loop_body(step, self.scale, self.augment, self.collectives)
 
     @property
     def evaluate(self) -> EvalStep:
@@ -63,7 +63,7 @@ class Work(NamedTuple):
         """Examples of a split to measure at a time, with so many networks side by side."""
         if device.type != "cuda":
             return chunk_for(networks)
-        examples = -(-len(split.x) // self.exchange.ranks)
+        examples = -(-len(split.x) // self.collectives.world_size)
         return chunk_on_gpu(networks, _flops(self.model, tuple(split.x.shape[1:])), examples)
 
 

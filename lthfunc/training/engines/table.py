@@ -24,10 +24,10 @@ Making = str | Callable[[Work], Engine]
 
 def make_engine(name: Making, work: Work) -> Engine:
     """The engine of that name, or by that function. Raises UserError where there is none, or it cannot run the work."""
-    if work.habits.outside and name != "eager":
+    if work.side_effects.global_rngs and name != "eager":
         raise UserError(
-            f"--engine: {work.model.name} draws from {' and '.join(work.habits.outside)} in forward, which only "
-            "--engine eager can run; draw with torch instead"
+            f"--engine: {work.model.name} draws from {' and '.join(work.side_effects.global_rngs)} in forward, which "
+            "only --engine eager can run; draw with torch instead"
         )
     if not isinstance(name, str):
         made: Any = name(work)

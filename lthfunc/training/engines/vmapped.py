@@ -30,14 +30,14 @@ def unstacked(tree: T, width: int) -> list[T]:
 
 
 def carry_of(
-    states: Sequence[TrainState], seeds: Sequence[int], exchange: Collectives = SINGLE_RANK, *, floating: bool = True
+    states: Sequence[TrainState], seeds: Sequence[int], collectives: Collectives = SINGLE_RANK, *, floating: bool = True
 ) -> Carry:
     """The loop's carry of some states: keys of the seeds, no loss yet. floating: masks as floats."""
 
     def single(state: TrainState, seed: int) -> Carry:
         device = state.step.device
         key = counter_key(seed, "step").to(device)
-        index = surviving_indices(state) if exchange.ranks > 1 else ()
+        index = surviving_indices(state) if collectives.world_size > 1 else ()
         return Carry(
             floating_masks(state) if floating else state, key, torch.zeros(1, dtype=torch.float64, device=device), index
         )
