@@ -42,11 +42,11 @@ class DivergedError(UserError):
 
 
 def invalid(option: str, value: object, accepted: str) -> UserError:
-    """An option whose value is not accepted."""
-    shown = repr(value)
+    """A value that an option does not accept."""
+    shown = f" {value!r}"
     if "\n" in shown or len(shown) > _LONGEST_SHOWN:
-        shown = f"a {type(value).__name__}"
-    return UserError(f"{option}: {shown} is not accepted; it takes {accepted}")
+        shown = f": a {type(value).__name__}"
+    return UserError(f"{option}: invalid value{shown} (expected {accepted})")
 
 
 def unknown(option: str, value: str, names: Iterable[str]) -> UserError:
@@ -56,4 +56,4 @@ def unknown(option: str, value: str, names: Iterable[str]) -> UserError:
         value, known, n=1
     )
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    return UserError(f"{option}: unknown name {value!r}{hint} (known: {', '.join(known)})")
+    return UserError(f"{option}: unknown name {value!r}{hint} (expected one of {', '.join(known)})")

@@ -131,7 +131,7 @@ def test_without_examples_weights_decay_alone() -> None:
         ({"bits": torch.zeros(5, 1)}, "bits: takes int32, not float32"),
         ({"mean": torch.zeros(5, 8).half()}, "mean: takes float32, not float16"),
         ({"rate": torch.zeros(2)}, r"rate: takes the shape \(1,\), not \(2,\)"),
-        ({"precision": "fp8"}, "precision: 'fp8' is not accepted; it takes ieee or tf32"),
+        ({"precision": "fp8"}, r"precision: invalid value 'fp8' \(expected ieee or tf32"),
         ({"weight": torch.zeros(5)}, r"weight: takes \(outputs, inputs\) or \(K, outputs, inputs\), not \(5,\)"),
         ({"out": (torch.zeros(8, 5).T,) * 3}, r"out \(weight\): takes contiguous memory"),
     ],

@@ -110,7 +110,7 @@ def test_options_change_the_network() -> None:
     ("arch", "shape", "options", "words"),
     [
         ("vit-tiny", (3, 30, 30), {}, r"patches of 4×4 tile \(--arch-option patch=N\), these are 30×30"),
-        ("vit-tiny", (3, 32, 32), {"width": "100"}, "'width=100' is not accepted; it takes a multiple of the 3 heads"),
+        ("vit-tiny", (3, 32, 32), {"width": "100"}, r"invalid value 'width=100' \(expected a multiple of the 3 heads"),
         ("resnet20", (3, 32, 32), {"wide": "2"}, r"--arch-option: unknown name 'wide'; did you mean 'width'"),
         ("char-transformer", (3, 32, 32), {}, r"works on text, numbers of characters .* not on numbers of shape"),
     ],

@@ -138,10 +138,10 @@ def test_costs_of_nothing_are_equal() -> None:
         (
             Costs([], [1.0]),
             Costs([1.0], [1.0]),
-            r"sparse.fixed: \[\] is not accepted; it takes one finite number",
+            r"sparse.fixed: invalid value \[\] \(expected one finite number",
         ),
-        (Costs([1.0], [1.0]), Costs([1.0], [math.nan]), r"dense.each: \[nan\] is not accepted"),
-        (Costs([1.0], [math.inf]), Costs([1.0], [1.0]), r"sparse.each: \[inf\] is not accepted"),
+        (Costs([1.0], [1.0]), Costs([1.0], [math.nan]), r"dense.each: invalid value \[nan\]"),
+        (Costs([1.0], [math.inf]), Costs([1.0], [1.0]), r"sparse.each: invalid value \[inf\]"),
         (Costs([1.0, 2.0], [1.0], paired=True), Costs([1.0], [1.0]), "as many replicates of both, not 2 and 1"),
     ],
 )

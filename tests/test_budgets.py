@@ -141,12 +141,12 @@ def test_lamp_takes_no_negative_scores() -> None:
     masks = {**FULL, "fc1": FULL["fc1"].clone()}
     masks["fc1"][3, 5] = False
     assert sum(int(n) for n in lf.lamp(values, masks, 0.0).values()) == TOTAL - 1
-    with pytest.raises(UserError, match="--allocate: 'lamp' is not accepted; it takes scores of at least 0, which"):
+    with pytest.raises(UserError, match=r"--allocate: invalid value 'lamp' \(expected scores of at least 0, which"):
         resolved(Config(allocate="lamp", score="grasp"))
 
 
 def test_what_cannot_be_met_is_refused() -> None:
     with pytest.raises(UserError, match="keep at least 400 weights together, and the density leaves"):
         lf.erk(floor=100)(scores(), FULL, 0.99)
-    with pytest.raises(UserError, match="floor: -1"):
+    with pytest.raises(UserError, match="floor: invalid value -1"):
         lf.uniform(-1)

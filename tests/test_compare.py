@@ -114,7 +114,7 @@ def test_tables_for_papers_and_sheets_say_the_same(runs: Path, capsys: Any) -> N
     [
         (["base", "absent"], "absent: is not a run folder"),
         (["base", "base"], "each run once"),
-        (["base", "--at", "2"], "--at: '2' is not accepted; it takes winning, last, dense, or a density in (0, 1]"),
+        (["base", "--at", "2"], "--at: invalid value '2' (expected winning, last, dense, or a density in (0, 1]"),
         (["base", "--csv", "--json"], "--csv, --markdown and --json: give one of them"),
     ],
 )

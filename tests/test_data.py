@@ -163,7 +163,7 @@ def test_anybodys_tensors_make_a_data_set() -> None:
     assert rows(data.train.x) | rows(data.val.x) == rows(x)
     assert data.shape == (3,)
     for val in (0, 50):
-        with pytest.raises(UserError, match=f"val: {val} is not accepted"):
+        with pytest.raises(UserError, match=f"val: invalid value {val}"):
             lf.data.from_tensors("own", (x, y), (x, y), val=val)
     with pytest.raises(UserError, match="train: 50 inputs but 49 targets"):
         lf.data.from_tensors("own", (x, y[1:]), (x, y), val=10)

@@ -66,12 +66,12 @@ PAIR = (X, Y)
 @pytest.mark.parametrize(
     ("train", "test", "words"),
     [
-        (X, Y, r"train: a Tensor of shape \(40, 5\) is not accepted; it takes a pair \(inputs, targets\)"),
-        (PAIR, X, r"test: a Tensor of shape \(40, 5\) is not accepted"),
-        (TensorDataset(X, Y), PAIR, "train: a TensorDataset is not accepted; .*; lf.data.from_map_style takes map-sty"),
-        ((X, Y, Y), PAIR, "train: a tuple of 3 is not accepted"),
-        ((X, None), PAIR, "train: a NoneType is not accepted; it takes a tensor, an array or lists"),
-        (("text", Y), PAIR, "train: a str is not accepted"),
+        (X, Y, r"train: invalid value: a Tensor of shape \(40, 5\) \(expected a pair \(inputs, targets\)"),
+        (PAIR, X, r"test: invalid value: a Tensor of shape \(40, 5\)"),
+        (TensorDataset(X, Y), PAIR, "train: invalid value: a TensorDataset .*; lf.data.from_map_style takes map-sty"),
+        ((X, Y, Y), PAIR, "train: invalid value: a tuple of 3"),
+        ((X, None), PAIR, r"train: invalid value: a NoneType \(expected a tensor, an array or lists"),
+        (("text", Y), PAIR, "train: invalid value: a str"),
         (PAIR, (X[:, :3], Y), r"test: inputs of shape \(3,\), and those of train \(5,\)"),
         (PAIR, (X.double(), Y), "test: inputs are float64, and those of train float32"),
         (PAIR, (X, Y.float()), r"test: targets are numbers \(float32\), and those of train classes"),
@@ -87,8 +87,8 @@ PAIR = (X, Y)
         ((list(X), Y), PAIR, "inputs but 40 targets|shapes, dtypes or names"),
         (([[1.0], [2.0, 3.0]], [0, 1]), PAIR, "train: a list of 2 cannot be one tensor"),
         ((np.ma.masked_less(FLOATS, 0), Y), PAIR, "train: a masked array has gaps"),
-        ((np.array([{}] * N), Y), PAIR, "train: an array of object is not accepted"),
-        ((X, np.array(list("abcd") * 10)), PAIR, "train: an array of <U1 is not accepted; .*np.unique"),
+        ((np.array([{}] * N), Y), PAIR, "train: invalid value: an array of object"),
+        ((X, np.array(list("abcd") * 10)), PAIR, "train: invalid value: an array of <U1 .*np.unique"),
         ((X[:1], Y[:1]), PAIR, "train: one example, of which none can be held out"),
         (((X, X[:5]), Y), PAIR, "inputs: of different lengths, 40, 5"),
         (((torch.tensor([[2**24 + 1]] * N), X), Y), PAIR, "inputs: 16777217 is a whole number beyond 2\\^24"),
@@ -119,7 +119,7 @@ def test_arrays_lists_and_columns_of_classes_are_taken() -> None:
 
 @pytest.mark.parametrize("val", [0, 40, 2.5, True, "5"])
 def test_val_is_a_number_of_examples(val: Any) -> None:
-    words = r"val: .* is not accepted; it takes a number of examples from 1 to 39|val must be a whole number, not"
+    words = r"val: invalid value .* \(expected a number of examples from 1 to 39|val must be a whole number, not"
     with pytest.raises(UserError, match=words):
         lf.data.from_tensors("mine", PAIR, PAIR, val=val)
 
@@ -131,8 +131,8 @@ def test_val_is_a_number_of_examples(val: Any) -> None:
         (lf.Scale(255.0, (float("nan"),), (1.0,)), None),
         (lf.Scale(0.0, (0.0,), (1.0,)), None),
         (lf.Scale(1.0, (0.0,), (1.0,) * 5), None),
-        (lf.Scale(1.0, (0.0,), (-1.0,)), "scale: std: .* it takes numbers above 0"),
-        (lf.Scale(-1.0, (0.0,), (1.0,)), "scale: unit: .* it takes what counts as 1"),
+        (lf.Scale(1.0, (0.0,), (-1.0,)), "scale: std: .* .expected numbers above 0"),
+        (lf.Scale(-1.0, (0.0,), (1.0,)), "scale: unit: .* .expected what counts as 1"),
     ],
 )
 def test_a_scale_is_one(scale: lf.Scale, words: str | None) -> None:
@@ -173,7 +173,7 @@ def test_what_is_no_data_set_is_told_wherever_one_is_taken(data: Any, words: str
 def test_splits_by_name() -> None:
     data = lf.data.from_tensors("mine", PAIR, PAIR, val=5)
     model = lf.from_module(torch.nn.Linear(5, 4))
-    with pytest.raises(UserError, match="split: 'valid' is not accepted; it takes train, val or test"):
+    with pytest.raises(UserError, match=r"split: invalid value 'valid' \(expected train, val or test"):
         lf.accuracy_on(model, lf.init(model), data, "valid")
     plain = data._replace(train=tuple(data.train))  # type: ignore[arg-type]
     lf.train(model, plain, optimizer=lf.sgd(0.1), steps=1, batch_size=8)(lf.init(model))
@@ -217,7 +217,7 @@ def data(kind="good"):
         ("classes", "its classes are 0, not a whole number above 0"),
         ("int32", "val: targets are int32; classes come as int64 (y.long())"),
         ("double", "its inputs are float64, and networks take float32 (x.float())"),
-        ("forgotten", "train: a Tensor of shape (60, 5) is not accepted; it takes a pair (inputs, targets)"),
+        ("forgotten", "train: invalid value: a Tensor of shape (60, 5) (expected a pair (inputs, targets)"),
         ("loader", "a TensorDataset is not an lthfunc Dataset; lf.data.from_tensors("),
     ],
 )
@@ -247,7 +247,7 @@ def test_files_of_data_sets_are_checked_too(tmp_path: Path) -> None:
         ({"scale": {"unit": "x"}}, {}, "is not a whole data set's file"),
         ({"scale": {"unit": 1, "mean": [0], "std": [0]}}, {}, "scale: std"),
         ({"counts": [1]}, {}, "is not a whole data set's file"),
-        ({"labels": ["a"]}, {}, "labels: '1 names' is not accepted; it takes one for each of 4 classes"),
+        ({"labels": ["a"]}, {}, r"labels: invalid value '1 names' \(expected one for each of 4 classes"),
         ({}, {"train": {"x": X}}, "is not a whole data set's file .*train/y"),
         ({}, unlike, "its inputs are float64, and networks take float32"),
     ]

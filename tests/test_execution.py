@@ -281,12 +281,12 @@ def test_specialize_tells_time_cost_and_accuracy(run: Path, monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--round", "9"], "--round: 9 is not accepted; it takes a finished round of"),
-        (["--seed", "5"], "--seed: 5 is not accepted; it takes one of the run's, 0"),
+        (["--round", "9"], "--round: invalid value 9 (expected a finished round of"),
+        (["--seed", "5"], "--seed: invalid value 5 (expected one of the run's, 0"),
         (["--format", "spars"], "--format: unknown name 'spars'"),
-        (["--batch-size", "0"], "--batch-size: 0 is not accepted"),
-        (["--batch-size", "4000"], "--batch-size: 4000 is not accepted; it takes at most 360"),
-        (["--format", "2:4"], "--format: '2:4' is not accepted"),
+        (["--batch-size", "0"], "--batch-size: invalid value 0"),
+        (["--batch-size", "4000"], "--batch-size: invalid value 4000 (expected at most 360"),
+        (["--format", "2:4"], "--format: invalid value '2:4'"),
     ],
 )
 def test_specialize_refuses_in_one_line(run: Path, options: list[str], words: str, capsys: Any) -> None:

@@ -214,36 +214,36 @@ def test_configurations_survive_their_mapping_and_refuse_what_they_do_not_know()
         from_mapping({"epoch": 3})
     for name, value in {"rounds": 1.5, "rate": "x", "nesterov": 1, "control": "reinit", "milestone": [0.5],
                         "layer_rate": {"a": "b"}, "arch": 3, "seed": True}.items():  # fmt: skip
-        with pytest.raises(UserError, match=f"--{name.replace('_', '-')}: .* is not accepted; it takes"):
+        with pytest.raises(UserError, match=rf"--{name.replace('_', '-')}: invalid value .* \(expected"):
             from_mapping({name: value})
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"rate": 0.0}, "--rate: 0.0"),
-        ({"rate": 1.0}, "--rate: 1.0"),
-        ({"rate": math.nan}, "--rate: nan"),
-        ({"rounds": -1}, "--rounds: -1"),
-        ({"epochs": 0}, "--epochs: 0"),
+        ({"rate": 0.0}, "--rate: invalid value 0.0"),
+        ({"rate": 1.0}, "--rate: invalid value 1.0"),
+        ({"rate": math.nan}, "--rate: invalid value nan"),
+        ({"rounds": -1}, "--rounds: invalid value -1"),
+        ({"epochs": 0}, "--epochs: invalid value 0"),
         ({"steps": 5, "epochs": 5}, "give one of them"),
-        ({"batch_size": 0}, "--batch-size: 0"),
-        ({"replicates": 0}, "--replicates: 0"),
-        ({"lr": math.inf}, "--lr: inf"),
-        ({"momentum": 0.9}, "--momentum: 0.9 .* takes 0 with --optimizer adam"),
+        ({"batch_size": 0}, "--batch-size: invalid value 0"),
+        ({"replicates": 0}, "--replicates: invalid value 0"),
+        ({"lr": math.inf}, "--lr: invalid value inf"),
+        ({"momentum": 0.9}, "--momentum: invalid value 0.9 .*expected 0 with --optimizer adam"),
         ({"nesterov": True}, "--nesterov: takes"),
-        ({"weight_decay": -1.0}, "--weight-decay: -1.0"),
+        ({"weight_decay": -1.0}, "--weight-decay: invalid value -1.0"),
         ({"allocate": "localy"}, "--allocate: unknown name 'localy'"),
         ({"optimizer": "adamm"}, "did you mean 'adam'"),
         ({"control": ("reinit", "reinit")}, "each control once"),
         ({"milestone": (3,)}, "--milestone: takes --schedule step"),
         ({"layer_rate": {"fc1*": 0.1}}, "--layer-rate: takes --allocate layerwise"),
         ({"layer_rate": {"fc1*": 1.0}, "allocate": "layerwise"}, r"'fc1\*=1.0'"),
-        ({"rewind": "step:-1"}, "--rewind: 'step:-1'"),
+        ({"rewind": "step:-1"}, "--rewind: invalid value 'step:-1'"),
         ({"rewind": "later"}, "reinit, step:K or epoch:K"),
         ({"arch": "resnet21"}, "did you mean 'resnet"),
         ({"dataset": "cifar"}, "did you mean 'cifar10'"),
-        ({"seed": -1}, "--seed: -1"),
+        ({"seed": -1}, "--seed: invalid value -1"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_in_one_line(changes: dict[str, object], words: str) -> None:
@@ -260,7 +260,7 @@ def test_pruning_everything_is_refused(few_digits: Dataset) -> None:
 
 def test_an_anchor_must_lie_before_the_end(few_digits: Dataset) -> None:
     assert parse_rewind("epoch:3") == Rewind("epoch", 3)
-    with pytest.raises(UserError, match=r"'step 12' is not accepted; it takes a point before the end of training \(st"):
+    with pytest.raises(UserError, match=r"invalid value 'step 12' \(expected a point before the end of training \(st"):
         list(iterative(plan(few_digits, rewind="epoch:2")))
 
 

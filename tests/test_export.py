@@ -180,9 +180,9 @@ def test_export_on_the_command_line(tmp_path: Path, capsys: Any) -> None:
     ("options", "words"),
     [
         (["--to", "onx"], "--to: unknown name 'onx'; did you mean 'onnx'?"),
-        (["--to", "packed", "--out", "x.bin"], "--out: 'x.bin' is not accepted; it takes a name that ends in"),
+        (["--to", "packed", "--out", "x.bin"], "--out: invalid value 'x.bin' (expected a name that ends in"),
         (["--to", "packed", "--out", "nowhere/x.safetensors"], "'nowhere' is not"),
-        (["--to", "onnx", "--half"], "--half: 'given' is not accepted; it takes --to packed with it"),
+        (["--to", "onnx", "--half"], "--half: invalid value 'given' (expected --to packed with it"),
     ],
 )
 def test_export_refuses_in_one_line(

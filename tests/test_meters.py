@@ -78,7 +78,7 @@ def test_a_meter_reads_between_its_laps(monkeypatch: pytest.MonkeyPatch) -> None
     assert Source("X", "FRA", False).words == "X; CO₂eq at the electricity mix of FRA"
     check_meter(None)
     check_meter("DEU")
-    with pytest.raises(UserError, match=r"^--country: 'XXX' .*three letters"):
+    with pytest.raises(UserError, match=r"^--country: invalid value 'XXX' .*three letters"):
         check_meter("XXX")
 
 

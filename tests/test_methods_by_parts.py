@@ -285,7 +285,7 @@ def test_a_setting_is_what_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> Non
     def cannot(config: Any) -> Any:
         seen.append(config.engine)
         if config.engine == "sparse/eager":
-            raise UserError("--engine: 'sparse/eager' is not accepted")
+            raise UserError("--engine: invalid value 'sparse/eager'")
         return original(config)
 
     original = planning.prepare

@@ -223,7 +223,7 @@ def test_networks_of_torchvision_by_name() -> None:
         build("torchvision:resnet19", (3, 64, 64), 7)
     with pytest.raises(UserError, match=r"'torchvision:resnet18' cannot take inputs of shape \(1, 28, 28\)"):
         build("torchvision:resnet18", (1, 28, 28), 10)
-    with pytest.raises(UserError, match="'width' is not accepted; it takes nothing with lenet300"):
+    with pytest.raises(UserError, match=r"invalid value 'width' \(expected nothing with lenet300"):
         build("lenet300", (1, 28, 28), 10, {"width": "3"})
 
 

@@ -129,7 +129,7 @@ def test_losses_and_metrics_by_name_are_those_functions() -> None:
     logits, y = torch.randn(4, 3), torch.tensor([0, 1, 2, 0])
     smooth = loss_of_name(settings(label_smoothing=0.3), classes)
     torch.testing.assert_close(smooth(logits, y), nn.functional.cross_entropy(logits, y, label_smoothing=0.3))
-    with pytest.raises(UserError, match=r"^--label-smoothing: 0.3 .*0 with --loss mse"):
+    with pytest.raises(UserError, match=r"^--label-smoothing: invalid value 0.3 .*0 with --loss mse"):
         loss_of_name(settings(label_smoothing=0.3), numbers)
     with pytest.raises(UserError, match=r"^--loss: 'no.module:f'|^--loss: "):
         loss_of_name(settings(loss="no.module:f"), classes)

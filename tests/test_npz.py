@@ -51,7 +51,7 @@ def changed(array: Any, value: Any, at: Any = 3) -> Any:
         (three(FLOATS, NUMBERS, y_test=changed(NUMBERS, np.inf)), r"y_test holds numbers .*inf in the target of examp"),
         (three(FLOATS, CLASSES, x_val=FLOATS[:0], y_val=CLASSES[:0]), "x_val: no examples"),
         ({key: three(FLOATS, CLASSES)[key] for key in three(1, 1) if key != "y_val"}, "has no y_val, but x_train"),
-        ({"x": FLOATS, "y": CLASSES, "x_test": FLOATS}, "holds x_test beside x and y; it takes arrays x_train"),
+        ({"x": FLOATS, "y": CLASSES, "x_test": FLOATS}, "holds x_test beside x and y; expected arrays x_train"),
         ({"x": FLOATS[:, :0], "y": CLASSES}, r"x: inputs of shape \(0,\) hold no numbers"),
         ({"x": FLOATS[:0], "y": CLASSES[:0]}, "x: no examples"),
         ({"x": changed(FLOATS.astype(np.float64), 1e300), "y": CLASSES}, r"x: example 3 holds 1e\+300, too large for"),
@@ -107,7 +107,7 @@ def test_classes_of_which_some_have_no_example_can_be_said(tmp_path: Path) -> No
     np.save(tmp_path / "b.npy", FLOATS)
     with pytest.raises(UserError, match=r"it is one array, a \.npy file; np\.savez writes several"):
         lf.data.load(f"npz:{tmp_path / 'b.npy'}")
-    with pytest.raises(UserError, match=r"'val=0\.6 test=0\.5' is not accepted; it takes shares that leave something"):
+    with pytest.raises(UserError, match=r"invalid value 'val=0\.6 test=0\.5' \(expected shares that leave something"):
         lf.data.load(f"npz:{tmp_path / 'a.npz'}", options={"val": "0.6", "test": "0.5"})
 
 

@@ -357,7 +357,7 @@ def test_what_ranks_cannot_do_is_one_line(out: Path) -> None:
         (["--batch-size", "7"], "--batch-size: 7 examples don't divide among 2 ranks; take 6 or 8, or 1 rank"),
         (
             ["--engine", "sparse"],
-            "--engine: 'sparse' is not accepted; it takes auto, eager or compile on several ranks",
+            "--engine: invalid value 'sparse' (expected auto, eager or compile on several ranks",
         ),
         (["--device", "cuda"], "--device"),
         (["--frobnicate"], "No such option"),

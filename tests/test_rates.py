@@ -62,8 +62,8 @@ def test_one_cycle_with_a_floor_is_torchs() -> None:
     ("settings", "words"),
     [
         ({"schedule": "constant", "lr_final": 0.1}, "--lr-final: takes a --schedule that falls with it"),
-        ({"schedule": "cosine", "lr_final": 0.6}, "--lr-final: 0.6 is not accepted; it takes a number from 0 to the"),
-        ({"schedule": "cosine", "lr_final": -0.1}, "--lr-final: -0.1 is not accepted; it takes a number of at least 0"),
+        ({"schedule": "cosine", "lr_final": 0.6}, r"--lr-final: invalid value 0.6 \(expected a number from 0 to the"),
+        ({"schedule": "cosine", "lr_final": -0.1}, r"--lr-final: invalid value -0.1 \(expected a number of at least 0"),
     ],
 )
 def test_floors_that_are_none_are_refused(settings: dict[str, object], words: str) -> None:

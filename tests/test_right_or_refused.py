@@ -126,7 +126,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "a mask too many": (lambda: lf.finetuned(replaced(masks=_MORE)), "state.masks: 'head.weight' is no parameter of t"),
     "a step as int": (lambda: lf.ticket(replaced(step=3)), "state.step must be a tensor of a whole number, such as"),
     "half a step": (lambda: lf.ticket(replaced(step=torch.tensor(2.5))), "state.step must be a tensor of a whole num"),
-    "a step back": (lambda: trained(lf.sgd(0.1), 3)(replaced(step=torch.tensor(-1))), "it takes a step of at least 0"),
+    "a step back": (lambda: trained(lf.sgd(0.1), 3)(replaced(step=torch.tensor(-1))), "(expected a step of at least 0"),
     "arrays of NumPy": (lambda: lf.ticket(replaced(params={"0.weight": np.ones(3)})), "state.params must be a dict of"),
     "a ticket's masks": (lambda: lf.save_ticket("x", lf.ticket(START)._replace(masks=_FLOAT)), "ticket.masks must be"),
     "a mask too many costs": (lambda: lf.cost(MODEL, START.params, _MORE, (6,)), "cost: masks: 'head.weight' is no pa"),
@@ -184,22 +184,22 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "a table of NaN": (lambda: lf.warmup(torch.tensor([0.1, NAN]), 2), "schedule: a rate in the table is negative"),
     "a table of whole numbers": (lambda: lf.sgd(torch.arange(4)), "one row of floats"),
     "a rate as a tensor": (lambda: lf.sgd(torch.tensor(0.1)), "a table of rates is one row of floats"),
-    "eps below 0": (lambda: lf.adamw(0.1, eps=-1.0), "eps: -1.0 is not accepted; it takes a number of at least 0"),
+    "eps below 0": (lambda: lf.adamw(0.1, eps=-1.0), "eps: invalid value -1.0 (expected a number of at least 0"),
     "one beta": (lambda: lf.adam(0.1, betas=0.9), "betas must be two numbers, not 0.9"),
-    "gamma below 0": (lambda: lf.stepwise(0.1, [5], gamma=-0.1), "gamma: -0.1 is not accepted"),
-    "milestones below 0": (lambda: lf.stepwise(0.1, [-5]), "milestones: [-5] is not accepted"),
-    "a start below 0": (lambda: lf.one_cycle(0.1, 5, start=-1), "start: -1 is not accepted"),
-    "smoothing past 1": (lambda: lf.label_smoothed_cross_entropy(1.5), "label_smoothing: 1.5 is not"),
-    "an output's rate below 0": (lambda: lf.layerwise(output_rate=-1), "output_rate: -1 is not accepted"),
+    "gamma below 0": (lambda: lf.stepwise(0.1, [5], gamma=-0.1), "gamma: invalid value -0.1"),
+    "milestones below 0": (lambda: lf.stepwise(0.1, [-5]), "milestones: invalid value [-5]"),
+    "a start below 0": (lambda: lf.one_cycle(0.1, 5, start=-1), "start: invalid value -1"),
+    "smoothing past 1": (lambda: lf.label_smoothed_cross_entropy(1.5), "label_smoothing: invalid value 1.5"),
+    "an output's rate below 0": (lambda: lf.layerwise(output_rate=-1), "output_rate: invalid value -1"),
     "an output's rate past all": (
-        lambda: lf.prune(fraction=0.5, allocate=lf.layerwise(output_rate=3))(START), "it takes a number below 2, 1 / t",
+        lambda: lf.prune(fraction=0.5, allocate=lf.layerwise(output_rate=3))(START), "(expected a number below 2, 1"
     ),
-    "an initial density below": (lambda: lf.cubic(0.5, 0, 10, 2, initial=0.1), "it takes a density from 0.5 to 1"),
-    "a share before the start": (lambda: lf.cosine_drop_fraction(0.3, -1, 10), "step: -1 is not accepted"),
-    "rates from before": (lambda: lf.learning_rate_rewound(START, -1), "step: -1 is not accepted"),
-    "a descent upwards": (lambda: lf.movement(LOSS, BATCHES, lr=-1.0), "lr: -1.0 is not accepted"),
-    "no columns": (lambda: lf.sparsegpt(MOMENTS, 0.5, block=0), "block: 0 is not accepted"),
-    "a shape without sides": (lambda: lf.synflow(lf.forward_of(MODEL, START.buffers), (-1,)), "shape: (-1,) is not ac"),
+    "an initial density below": (lambda: lf.cubic(0.5, 0, 10, 2, initial=0.1), "(expected a density from 0.5 to 1"),
+    "a share before the start": (lambda: lf.cosine_drop_fraction(0.3, -1, 10), "step: invalid value -1"),
+    "rates from before": (lambda: lf.learning_rate_rewound(START, -1), "step: invalid value -1"),
+    "a descent upwards": (lambda: lf.movement(LOSS, BATCHES, lr=-1.0), "lr: invalid value -1.0"),
+    "no columns": (lambda: lf.sparsegpt(MOMENTS, 0.5, block=0), "block: invalid value 0"),
+    "a shape without sides": (lambda: lf.synflow(lf.forward_of(MODEL, START.buffers), (-1,)), "shape: invalid value ("),
     "a shape of another network": (lambda: lf.cost(MODEL, START.params, MASKS, (5,)), "Sequential cannot take inputs"),
     "units of another shape": (lambda: lf.dependencies(MODEL, (5,)), "Sequential cannot take inputs of shape (5,)"),
     "a sample of another": (lambda: lf.specialize(START, MODEL, X[:4, :5]), "Sequential cannot take inputs of shape ("),
@@ -248,7 +248,7 @@ def test_a_damaged_file_of_measurements_is_measured_again(tmp_path: Any) -> None
 
 
 def test_values_that_fill_a_page_are_not_printed() -> None:
-    with pytest.raises(UserError, match=r"sparse\.fixed: a TrainState is not accepted"):
+    with pytest.raises(UserError, match=r"sparse\.fixed: invalid value: a TrainState"):
         lf.break_even(lf.Costs(START, [1.0]), lf.Costs([1.0], [1.0]))
 
 

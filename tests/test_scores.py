@@ -248,7 +248,7 @@ def test_synflow_compiles(trees: tuple[Params, Masks], model: lf.Model) -> None:
         (lambda p, m: {n: torch.full_like(p[n], torch.nan) for n in m}, "30 of 30 scores of 0.weight are NaN"),
         (lambda p, m: {"0.weight": p["0.weight"]}, "one leaf for each of 0.weight, 2.weight"),
         (lambda p, m: {n: p[n].flatten() for n in m}, r"a leaf of shape \(5, 6\)"),
-        (lambda p, m: [p[n] for n in m], "'list' is not accepted"),
+        (lambda p, m: [p[n] for n in m], "invalid value 'list'"),
     ],
 )
 def test_scores_of_another_kind_are_refused(score: lf.Score, words: str, model: lf.Model) -> None:

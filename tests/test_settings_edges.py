@@ -72,7 +72,7 @@ def test_ranges_end_where_they_say(name: str, within: list[Any], beyond: list[An
         assert getattr(checked({name: value}), name) == value
         check(replace(Config(), **{name: value}))
     for value in beyond:
-        with pytest.raises(UserError, match=f"^--{name.replace('_', '-')}: .* is not accepted; it takes {words}$"):
+        with pytest.raises(UserError, match=rf"^--{name.replace('_', '-')}: invalid value .* \(expected {words}\)$"):
             checked({name: value})
 
 
@@ -82,15 +82,15 @@ def test_every_number_of_a_configuration_is_in_the_table_of_ranges() -> None:
 
 
 def test_what_a_bad_value_is_shown_as() -> None:
-    with pytest.raises(UserError, match=r"^--layer-rate: 'fc1\*=2.0' is not accepted"):
+    with pytest.raises(UserError, match=r"^--layer-rate: invalid value 'fc1\*=2.0'"):
         checked({"layer_rate": {"fc1*": 2.0}})
-    with pytest.raises(UserError, match=r"^--rounds: '" + "x" * 79 + "… is not accepted"):
+    with pytest.raises(UserError, match=r"^--rounds: invalid value '" + "x" * 79 + r"… \(expected"):
         checked({"rounds": "x" * 90})
-    with pytest.raises(UserError, match=r"^--rounds: '" + "x" * 78 + "' is not accepted"):
+    with pytest.raises(UserError, match=r"^--rounds: invalid value '" + "x" * 78 + r"' \(expected"):
         checked({"rounds": "x" * 78})  # 80 characters with its quotes
-    with pytest.raises(UserError, match=r"^--rounds: '" + "x" * 79 + "… is not accepted"):
+    with pytest.raises(UserError, match=r"^--rounds: invalid value '" + "x" * 79 + r"… \(expected"):
         checked({"rounds": "x" * 79})  # 81
-    with pytest.raises(UserError, match=r"^--rounds: a number of thousands of digits is not accepted"):
+    with pytest.raises(UserError, match=r"^--rounds: invalid value of thousands of digits"):
         checked({"rounds": 10**5000})
 
 
@@ -102,7 +102,7 @@ def test_what_a_bad_value_is_shown_as() -> None:
 def test_text_that_a_terminal_would_obey_is_refused(text: str, values: Any) -> None:
     given = values(text)
     option = "--" + next(iter(given)).replace("_", "-")
-    with pytest.raises(UserError, match=f"^{option}: .*text in UTF-8 without control characters$"):
+    with pytest.raises(UserError, match=f"^{option}: .*text in UTF-8 without control characters"):
         checked(given)
     checked(values("ä — ✓"))
 
@@ -147,7 +147,7 @@ def test_metrics_are_names_numbers_and_functions() -> None:
     for name in ("auto", "accuracy", "r2", "top-1", "top-10", OWN, "file.py:f"):
         resolved(Config(metric=name))
     for name in ("top-0", "top-", "top-1x", "top-05", "acc"):
-        with pytest.raises(UserError, match=f"^--metric: '{name}' is not accepted"):
+        with pytest.raises(UserError, match=f"^--metric: invalid value '{name}'"):
             resolved(Config(metric=name))
 
 
@@ -180,7 +180,7 @@ def test_rewindings_are_read() -> None:
         "step:-1",
         "step:1.5",
     ):
-        with pytest.raises(UserError, match=f"^--rewind: '{text}' is not accepted"):
+        with pytest.raises(UserError, match=f"^--rewind: invalid value '{text}'"):
             resolved(Config(rewind=text))
 
 
@@ -196,7 +196,7 @@ def test_structures_are_read() -> None:
         assert parse_structure(text) == Structure(*expected)
         assert resolved(Config(structure=text)).structure == text
     for text in ("4:2", "0:4", "2:0", "0x4", "2x", "x2", "2-4", "2:4x", "rows"):
-        with pytest.raises(UserError, match=f"^--structure: '{text}' is not accepted"):
+        with pytest.raises(UserError, match=f"^--structure: invalid value '{text}'"):
             resolved(Config(structure=text))
 
 
@@ -210,7 +210,7 @@ def test_intervals_are_read_and_counted() -> None:
         if text == "30":
             assert parse_interval(text).steps == 30
             continue
-        with pytest.raises(UserError, match=f"^--checkpoint-every: '{text}' is not accepted"):
+        with pytest.raises(UserError, match=f"^--checkpoint-every: invalid value '{text}'"):
             resolved(Config(checkpoint_every=text))
     assert [Interval(steps=5).after(step) for step in (0, 4, 5, 6, 10)] == [5, 5, 10, 10, 15]
     assert Interval(seconds=3.0).after(7) is None
@@ -238,45 +238,47 @@ def test_lists_of_densities_fall(text: str, values: list[float] | None) -> None:
 #: (settings that don't go together, what is said, changes of which each makes them go together).
 TOGETHER: list[Any] = [
     ({"epochs": 2, "steps": 9}, "--epochs and --steps: give one of them", [{"epochs": None}, {"steps": None}]),
-    *(({"optimizer": name, "momentum": 0.5}, f"--momentum: 0.5 .*0 with --optimizer {name}",
+    *(({"optimizer": name, "momentum": 0.5}, f"--momentum: invalid value 0.5 .*0 with --optimizer {name}",
        [{"momentum": 0.0}, {"optimizer": "sgd"}, {"optimizer": "muon"}, {"optimizer": OWN}])
       for name in ("adam", "adamw", "lion")),
     ({"optimizer": "sgd", "momentum": 0.0, "nesterov": True}, "--nesterov: takes --optimizer sgd with a --mom",
      [{"momentum": 0.5}, {"nesterov": False}]),
-    ({"label_smoothing": 0.1, "loss": "mse"}, "--label-smoothing: 0.1 .*0 with --loss mse",
+    ({"label_smoothing": 0.1, "loss": "mse"}, "--label-smoothing: invalid value 0.1 .*0 with --loss mse",
      [{"label_smoothing": 0.0}, {"loss": "auto"}, {"loss": "cross-entropy"}]),
     ({"density": 0.5, "densities": "0.5"}, "--density and --densities: give one",
      [{"density": None}, {"densities": None}]),
-    ({"compact": True, "device": "cuda", "jobs": 2}, "--jobs: 2 .*1 with --compact",
+    ({"compact": True, "device": "cuda", "jobs": 2}, "--jobs: invalid value 2 .*1 with --compact",
      [{"compact": False}, {"device": "cpu"}, {"jobs": 1}, {"jobs": None}]),
-    ({"on": "slurm"}, "--on: 'slurm' .*local, ray, or the address",
+    ({"on": "slurm"}, "--on: invalid value 'slurm' .*local, ray, or the address",
      [{"on": "local"}, {"on": "ray"}, {"on": "ray://head-1.example:10001"}, {"on": "ray://h:1"}]),
     ({"on": "ray://h:123456"}, "--on: ", [{"on": "ray://h:12345"}]),
     ({"on": "ray://h"}, "--on: ", []),
-    ({"energy": True, "on": "ray"}, "--on: 'ray' .*local with --energy", [{"energy": False}, {"on": "local"}]),
+    ({"energy": True, "on": "ray"}, "--on: invalid value 'ray' .*local with --energy",
+     [{"energy": False}, {"on": "local"}]),
     ({"country": "FRA"}, "--country: takes --energy with it", [{"country": None}, {"energy": True}]),
-    ({"country": "FR", "energy": True}, "--country: 'FR' .*three letters", [{"country": "FRA"}, {"country": None}]),
-    ({"country": "FRAN", "energy": True}, "--country: 'FRAN'", []),
-    ({"country": "fra", "energy": True}, "--country: 'fra'", []),
-    ({"energy": True, "jobs": 2}, "--jobs: 2 .*1 with --energy",
+    ({"country": "FR", "energy": True}, "--country: invalid value 'FR' .*three letters",
+     [{"country": "FRA"}, {"country": None}]),
+    ({"country": "FRAN", "energy": True}, "--country: invalid value 'FRAN'", []),
+    ({"country": "fra", "energy": True}, "--country: invalid value 'fra'", []),
+    ({"energy": True, "jobs": 2}, "--jobs: invalid value 2 .*1 with --energy",
      [{"energy": False}, {"jobs": 1}, {"jobs": None}, {"device": "cuda"}]),
     ({"milestone": (3,)}, "--milestone: takes --schedule step", [{"milestone": ()}, {"schedule": "step"}]),
     ({"lr_final": 1e-9}, "--lr-final: takes a --schedule that falls",
      [{"lr_final": None}, *({"schedule": name} for name in FALLING)]),
-    ({"lr_final": 0.2, "lr": 0.1, "schedule": "cosine"}, "--lr-final: 0.2 .*from 0 to the --lr, 0.1",
+    ({"lr_final": 0.2, "lr": 0.1, "schedule": "cosine"}, "--lr-final: invalid value 0.2 .*from 0 to the --lr, 0.1",
      [{"lr_final": 0.1}, {"lr": 0.2}, {"lr_final": None}]),
     ({"layer_rate": {"a": 0.5}, "allocate": "uniform"}, "--layer-rate: takes --allocate layerwise",
      [{"layer_rate": {}}, {"allocate": "layerwise"}]),
-    *(({"floor": 1, "allocate": name}, "--floor: 1 .*0 with --allocate",
+    *(({"floor": 1, "allocate": name}, "--floor: invalid value 1 .*0 with --allocate",
        [{"floor": 0}, {"allocate": "global"}, {"allocate": "erk"}])
       for name in ("layerwise", "lamp", OWN)),
-    *(({"allocate": "lamp", "score": name}, "--allocate: 'lamp' .*scores of at least 0",
+    *(({"allocate": "lamp", "score": name}, "--allocate: invalid value 'lamp' .*scores of at least 0",
        [{"allocate": "global"}, {"score": "magnitude"}, {"score": "snip"}, {"score": OWN}])
       for name in ("magnitude-increase", "movement", "grasp")),
     ({"exempt": ("fc1*",)}, "--exempt: takes a --structure",
      [{"exempt": ()}, {"structure": "units"}, {"structure": "2:4"}]),
     ({"exempt": ("fc1*",), "structure": OWN}, "--structure: .*a structure by name with --exempt", [{"exempt": ()}]),
-    ({"control": ("reinit", "random-mask", "reinit")}, "--control: 'reinit, random-mask, reinit' .*each control once",
+    ({"control": ("reinit", "random-mask", "reinit")}, "--control: invalid value 'reinit, .*each control once",
      [{"control": ("reinit", "random-mask")}, {"control": ()}]),
 ]  # fmt: skip
 

@@ -116,7 +116,7 @@ def test_the_density_is_exact_from_any_start(seed: int, left: float, share: floa
 def test_a_density_above_what_is_left_is_refused() -> None:
     state, _, moments = case([])
     sparse = lf.prune(density=0.25)(state)
-    with pytest.raises(UserError, match=r"density: 0.5 is not accepted; it takes a number in \(0, 0.25\]"):
+    with pytest.raises(UserError, match=r"density: invalid value 0.5 \(expected a number in \(0, 0.25\]"):
         lf.sparsegpt(moments, 0.5)(sparse)
 
 

@@ -107,7 +107,7 @@ def test_threads_are_bounded_by_the_machine(run: Path, capsys: Any) -> None:
         "branch run --from-round 0 --rounds 1 --threads 10000",
     ):  # fmt: skip
         assert main(command.split()) == 2, command
-        assert f"--threads: 10000 is not accepted; it takes a whole number from 1 to {most}" in capsys.readouterr().err
+        assert f"--threads: invalid value 10000 (expected a whole number from 1 to {most}" in capsys.readouterr().err
     assert not Path("new").exists()
     assert main(["info", "run"]) == 0  # a larger machine's run can be looked at
 

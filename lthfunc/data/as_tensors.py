@@ -43,7 +43,7 @@ def tensor_of(value: Any, name: str) -> Tensor:
     """A tensor of numbers. Raises UserError for what isn't one, or does not fit in float32."""
     tensor = value.detach() if isinstance(value, Tensor) else torch.from_numpy(_plain(value, name))
     if tensor.ndim == 0:
-        raise UserError(f"{name}: a {describe_data(value)} is not accepted; it takes tensors of (examples, …)")
+        raise UserError(f"{name}: invalid value: a {describe_data(value)} (expected tensors of (examples, …))")
     return tensor
 
 
@@ -75,7 +75,7 @@ def _plain(value: Any, name: str) -> Any:
         raise UserError(f"{name}: a masked array has gaps, which a data set cannot have; fill them or leave them out")
     if not isinstance(value, (np.ndarray, list, tuple)) and not hasattr(value, "__array__"):
         raise UserError(
-            f"{name}: a {describe_data(value)} is not accepted; it takes a tensor, an array or lists of numbers"
+            f"{name}: invalid value: a {describe_data(value)} (expected a tensor, an array or lists of numbers)"
         )
     try:
         array = np.asarray(value)
@@ -84,7 +84,7 @@ def _plain(value: Any, name: str) -> Any:
     kind = array.dtype
     if kind.names or kind.kind not in "biuf":
         texts = "; np.unique(…, return_inverse=True)[1] numbers texts from 0 on" if kind.kind in "USO" else ""
-        raise UserError(f"{name}: an array of {kind} is not accepted; it takes whole numbers or floats{texts}")
+        raise UserError(f"{name}: invalid value: an array of {kind} (expected whole numbers or floats{texts})")
     if kind.name == "uint64" and array.size and int(array.max()) > np.iinfo(np.int64).max:
         raise UserError(f"{name}: it holds {int(array.max())}, and whole numbers end at {np.iinfo(np.int64).max}")
     if kind.kind == "f" and kind.itemsize > 4:

@@ -88,7 +88,7 @@ def _assembled(name: str, arrays: Mapping[str, Any], val: float, test: float, cl
     """The data set of these arrays. Raises UserError, which names the array that is wrong."""
     whole = {"x", "y"} <= arrays.keys()
     if not whole and not {*_TRAIN, *_TEST} <= arrays.keys():
-        raise UserError(f"holds {', '.join(arrays) or 'nothing'}; it takes {_ACCEPTED}")
+        raise UserError(f"holds {', '.join(arrays) or 'nothing'}; expected {_ACCEPTED}")
     parts = {"train": ("x", "y")} if whole else {"train": _TRAIN, "test": _TEST}
     if not whole and not arrays.keys().isdisjoint(_VAL):
         parts["val"] = _VAL
@@ -96,7 +96,7 @@ def _assembled(name: str, arrays: Mapping[str, Any], val: float, test: float, cl
     for each in ("x", "y", *_TRAIN, *_TEST, *_VAL):
         if (each in arrays) != (each in names):
             with_what = f"holds {each} beside x and y" if each in arrays else f"has no {each}, but {', '.join(arrays)}"
-            raise UserError(f"{with_what}; it takes {_ACCEPTED}")
+            raise UserError(f"{with_what}; expected {_ACCEPTED}")
     pairs = []
     for x_name, y_name in parts.values():
         x = _inputs(arrays[x_name], x_name)

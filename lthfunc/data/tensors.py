@@ -105,14 +105,14 @@ def _pair(value: Any, part: str) -> tuple[Any, Any]:
     if isinstance(value, (tuple, list)) and len(value) == 2:
         return value[0], value[1]
     if isinstance(value, Dataset):
-        raise UserError(f"{part}: a Dataset is not accepted; it takes one of its splits, data.train or data.test")
+        raise UserError(f"{part}: invalid value: a Dataset (expected one of its splits, data.train or data.test)")
     map_style = hasattr(value, "__getitem__") and hasattr(value, "__len__") and not hasattr(value, "dtype")
     how = (
         "; lf.data.from_map_style takes map-style data sets"
         if map_style and not isinstance(value, (tuple, list))
         else ""
     )
-    raise UserError(f"{part}: a {describe_data(value)} is not accepted; it takes a pair (inputs, targets){how}")
+    raise UserError(f"{part}: invalid value: a {describe_data(value)} (expected a pair (inputs, targets){how})")
 
 
 @public

@@ -128,7 +128,7 @@ def _local(leaf: Any) -> Any:
     if placements is None:
         return leaf
     if len(placements) != 1 or not placements[0].is_shard(0):
-        raise UserError(f"shards: a leaf lies as {placements}; it takes Shard(0) on a mesh of one dimension")
+        raise UserError(f"shards: a leaf lies as {placements}; expected Shard(0) on a mesh of one dimension")
     return leaf.to_local()
 
 

@@ -257,7 +257,7 @@ def _next_start(plan: Plan, seed: int, number: int, trained: TrainState, anchor:
     ):  # a score of data may draw (dropout, say)
         pruned = plan.tidy(plan.pruning(number, plan.score(trained, now))(trained))
     if not isinstance(pruned, TrainState):
-        raise ArgumentError(f"Plan: tidy returned {described(pruned)}; it takes a function that returns a TrainState")
+        raise ArgumentError(f"Plan: tidy returned {described(pruned)} (expected a function that returns a TrainState)")
     if not count(pruned.masks).kept:
         raise UserError(f"--rounds: no weight is left in round {number} at this --rate; fewer rounds would do")
     return _made("rewind", plan.rewind, pruned, now)
@@ -266,5 +266,5 @@ def _next_start(plan: Plan, seed: int, number: int, trained: TrainState, anchor:
 def _made(name: str, start: Start, pruned: TrainState, now: RoundContext) -> TrainState:
     found = start.make(pruned, now)
     if not isinstance(found, TrainState):
-        raise ArgumentError(f"Plan: {name} returned {described(found)}; it takes a function that returns a TrainState")
+        raise ArgumentError(f"Plan: {name} returned {described(found)} (expected a function that returns a TrainState)")
     return found

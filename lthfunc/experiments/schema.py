@@ -103,7 +103,7 @@ def _short(value: object) -> object:
     try:
         text = repr(value)
     except ValueError:  # a whole number of more digits than Python writes
-        return _Text("a number of thousands of digits")
+        return _Text("of thousands of digits")
     return value if len(text) <= 80 else _Text(f"{text[:80]}…")
 
 

@@ -60,7 +60,7 @@ class TrainingSession:
         known = [each for each in since if each is not None]
         self._step = int(states[0].step)
         if self._step < 0:
-            raise UserError(f"state.step: {self._step} is not accepted; it takes a step of at least 0")
+            raise UserError(f"state.step: invalid value {self._step} (expected a step of at least 0)")
         self._steps = [each.steps for each in known] or [0] * len(states)
         self._random = known[0].random if known and not drawing else None
         data = self._trainer.data

@@ -58,7 +58,7 @@ def checked_augment(function: Callable[..., Tensor] | None) -> Callable[..., Ten
         found: Any = call_user_function("augment", name, lambda: function(inputs, *rest))
         if not isinstance(found, Tensor) or (found.shape, found.dtype) != (shape, dtype):
             what = f"{found.dtype} {tuple(found.shape)}" if isinstance(found, Tensor) else described(found)
-            raise UserError(f"augment: {name!r} returned {what} for inputs {dtype} {tuple(shape)}; it takes the same")
+            raise UserError(f"augment: {name!r} returned {what} for inputs {dtype} {tuple(shape)}; expected the same")
         return found
 
     return call

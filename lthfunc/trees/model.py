@@ -168,7 +168,7 @@ def _drawn(init: Initialiser, module: nn.Module, params: Params, seed: int) -> P
         found = drawn.get(key) if isinstance(drawn, dict) else drawn
         if not isinstance(found, Tensor) or found.shape != leaf.shape:
             what = f"{key} of shape {tuple(found.shape)}" if isinstance(found, Tensor) else described(drawn)
-            raise UserError(f"init: {name!r} returned {what}; it takes a function that returns each parameter's values")
+            raise UserError(f"init: {name!r} returned {what} (expected each parameter's values)")
     return {key: drawn[key] for key in params}
 
 

@@ -53,7 +53,7 @@ def compact_engine(inner: Making, *, selecting: bool = True) -> Callable[[Work],
 
         def begin(states: Sequence[TrainState], seeds: Sequence[int], feed: Prefetcher) -> Running:
             if len(states) > 1:
-                raise UserError("--compact: networks of different sizes don't run side by side; it takes --jobs 1")
+                raise UserError("--compact: networks of different sizes don't run side by side; use --jobs 1")
             (state,) = states
             shape = tuple(feed.kinds[0][0][2:])
             small = compact_training(work.model, state, shape, selecting=selecting)

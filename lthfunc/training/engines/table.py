@@ -33,7 +33,7 @@ def make_engine(name: Making, work: Work) -> Engine:
         made: Any = name(work)
         if not isinstance(made, Engine):
             raise ArgumentError(
-                f"--engine: {function_name(name)!r} returned {described(made)}, not an Engine; it takes a name "
+                f"--engine: {function_name(name)!r} returned {described(made)}, not an Engine; expected a name "
                 f"({', '.join(ENGINES)}) or what makes one, such as lf.sparse_engine"
             )
         return made
