@@ -89,12 +89,10 @@ if TYPE_CHECKING:
     )
     from lthfunc.sparsify.rewinding import (
         constant_sign as constant_sign,
-        finetune as finetune,
         finetuned as finetuned,
         inverted_masks as inverted_masks,
         learning_rate_rewound as learning_rate_rewound,
         reinitialised as reinitialised,
-        restart as restart,
         rewound as rewound,
         shuffled_masks as shuffled_masks,
     )
@@ -226,12 +224,10 @@ __getattr__, __all__, __dir__ = table_of_contents(
         "lthfunc.sparsify.selection": ("Select", "unstructured"),
         "lthfunc.sparsify.rewinding": (
             "constant_sign",
-            "finetune",
             "inverted_masks",
             "finetuned",
             "learning_rate_rewound",
             "reinitialised",
-            "restart",
             "rewound",
             "shuffled_masks",
         ),

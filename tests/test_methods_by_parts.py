@@ -122,14 +122,14 @@ def test_iterative_methods(setting: Setting) -> None:
 
     two = [DENSITY**0.5, DENSITY]
     ends_as(TABLE["dense"](setting, SEED), start)
-    ends_as(TABLE["one-shot"](setting, SEED), lf.restart(pruned()(run(start, STEPS)), start), STEPS)
+    ends_as(TABLE["one-shot"](setting, SEED), lf.rewound(pruned()(run(start, STEPS)), start), STEPS)
     state = start
     for density in two:
-        state = lf.restart(pruned(density=density)(run(state, STEPS)), start)
+        state = lf.rewound(pruned(density=density)(run(state, STEPS)), start)
     ends_as(TABLE["imp"](setting, SEED), state, 2 * STEPS)
     state = anchor = run(start, 1)  # 5 % of 20 steps
     for density in two:
-        state = lf.restart(pruned(density=density)(run(state, STEPS)), anchor)
+        state = lf.rewound(pruned(density=density)(run(state, STEPS)), anchor)
     ends_as(TABLE["imp-late"](setting, SEED), state, STEPS + STEPS - 1)
     for name, by in (("imp-lr", trainer), ("imp-cyclic", setting.cyclic)):
         state = start

@@ -115,8 +115,8 @@ def _on_gloo(rank: int, ranks: int, folder: str) -> None:
         assert isinstance(leaf, DTensor)
     pruned = lf.prune_sharded(collectives, fraction=0.4)(state)
     assert lf.same_bits(lf.unsharded(pruned).masks, lf.prune(fraction=0.4)(lf.unsharded(state)).masks)  # bit for bit
-    ticket = lf.restart(pruned, anchor)
-    assert lf.same_bits(lf.unsharded(ticket), lf.restart(lf.unsharded(pruned), dense))
+    ticket = lf.rewound(pruned, anchor)
+    assert lf.same_bits(lf.unsharded(ticket), lf.rewound(lf.unsharded(pruned), dense))
     again = trained(ticket, step, mine)
     make = lf.make_train_step(model, lf.cross_entropy, lf.adam(1e-2))
     alone = trained(lf.unsharded(ticket), make, slice(None))

@@ -212,7 +212,7 @@ def test_rewinding_restores_the_anchors_bits_under_the_masks() -> None:
 
 def test_fine_tuning_keeps_trained_weights_and_starts_the_clock_again() -> None:
     trained = state_of()._replace(step=torch.tensor(9))
-    start = lf.finetune(lf.prune(fraction=0.5)(trained))
+    start = lf.learning_rate_rewound(lf.prune(fraction=0.5)(trained))
     assert lf.same_bits(start.params, lf.apply_masks(trained.params, start.masks))
     assert int(start.step) == 0
 

@@ -10,12 +10,11 @@ import torch
 from lthfunc.sparsify.allocation import fixed_counts
 from lthfunc.sparsify.rewinding import (
     constant_sign,
-    finetune,
     finetuned,
     inverted_masks,
     learning_rate_rewound,
     reinitialised,
-    restart,
+    rewound,
     shuffled_masks,
 )
 from lthfunc.sparsify.scores import random_scores
@@ -60,7 +59,7 @@ def _random_mask(pruned: TrainState, now: RoundContext) -> TrainState:
     """As many weights, drawn uniformly from the whole network."""
     full = full_masks(pruned.params, tuple(pruned.masks))
     drawn = prune(density=density(pruned.masks), score=random_scores(now.seed, "control-random-mask"))
-    return restart(drawn(pruned._replace(masks=full)), now.anchor)
+    return rewound(drawn(pruned._replace(masks=full)), now.anchor)
 
 
 def _layer_random_mask(pruned: TrainState, now: RoundContext) -> TrainState:
@@ -68,12 +67,12 @@ def _layer_random_mask(pruned: TrainState, now: RoundContext) -> TrainState:
     full = full_masks(pruned.params, tuple(pruned.masks))
     counts = fixed_counts({name: int(mask.sum()) for name, mask in pruned.masks.items()})
     drawn = prune(fraction=0, score=random_scores(now.seed, "control-layer-random-mask"), allocate=counts)
-    return restart(drawn(pruned._replace(masks=full)), now.anchor)
+    return rewound(drawn(pruned._replace(masks=full)), now.anchor)
 
 
 def _shuffled_mask(pruned: TrainState, now: RoundContext) -> TrainState:
     """As many weights in each layer, at other places."""
-    return restart(
+    return rewound(
         pruned._replace(masks=shuffled_masks(pruned.masks, key(now.seed, "control-shuffle", now.number))), now.anchor
     )
 
@@ -85,15 +84,15 @@ def _inverted_mask(pruned: TrainState, now: RoundContext) -> TrainState:
         {name: int(torch.minimum(mask.sum(), others[name].sum())) for name, mask in pruned.masks.items()}
     )
     scores = random_scores(now.seed, "control-inverted-mask")(pruned.params, others)
-    return restart(pruned._replace(masks=unstructured(scores, others, keep(scores, others, 0.0))), now.anchor)
+    return rewound(pruned._replace(masks=unstructured(scores, others, keep(scores, others, 0.0))), now.anchor)
 
 
 #: By the names of config.REWINDINGS; what `step:K` and `epoch:K` add is the anchor's step.
 REWINDINGS: dict[str, Start] = {
-    **dict.fromkeys(("init", "step", "epoch"), Start(lambda pruned, now: restart(pruned, now.anchor), at_anchor=True)),
+    **dict.fromkeys(("init", "step", "epoch"), Start(lambda pruned, now: rewound(pruned, now.anchor), at_anchor=True)),
     "sign": Start(lambda pruned, now: constant_sign(pruned, now.anchor), at_anchor=True),
     "lr": Start(lambda pruned, now: learning_rate_rewound(pruned, int(now.anchor.step)), at_anchor=True),
-    "none": Start(lambda pruned, now: finetune(pruned), at_anchor=False),
+    "none": Start(lambda pruned, now: learning_rate_rewound(pruned), at_anchor=False),
     "last-lr": Start(lambda pruned, now: finetuned(pruned), at_anchor=False),
     "reinit": _drawn_anew("rewind-reinit"),
 }

@@ -30,7 +30,7 @@ from lthfunc.runs.folder import (
 from lthfunc.runs.json_lines import append_lines
 from lthfunc.runs.manifests import checked_bytes, load_checked, read_manifest, sum_of, write_manifest
 from lthfunc.runs.store import done_so_far, load_anchor
-from lthfunc.sparsify.rewinding import restart
+from lthfunc.sparsify.rewinding import rewound
 from lthfunc.trees.convert import with_new_head
 from lthfunc.trees.ops import to_device
 from lthfunc.trees.types import Ticket, TrainState
@@ -105,7 +105,7 @@ def ticket_of(run: Path, config: Config, seed: int, number: int, device: str) ->
         raise UserError(f"{run}: has no round {number} with seed {seed}")
     masks, _ = load_checked(training_folder(run, seed, number, TICKET), MASKS)
     anchor = done.anchor._replace(masks=masks["masks"], step=done.anchor.step * 0)
-    return to_device(restart(anchor, anchor), device), to_device(anchor, device)
+    return to_device(rewound(anchor, anchor), device), to_device(anchor, device)
 
 
 def _check_round(run: Path, records: Sequence[Record], config: Config, number: int) -> None:

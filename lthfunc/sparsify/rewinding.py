@@ -1,4 +1,4 @@
-"""Where a pruned network starts again, and the controls it is measured against."""
+"""Where a pruned network starts again, and the controls that it is compared with."""
 
 from __future__ import annotations
 
@@ -9,36 +9,81 @@ from lthfunc.errors import invalid
 from lthfunc.trees.model import Model
 from lthfunc.trees.ops import apply_masks
 from lthfunc.trees.rng import permutation
-from lthfunc.trees.types import Masks, Params, TrainState
+from lthfunc.trees.types import Masks, TrainState
 
 
 @public
-def rewound(params: Params, anchor: Params, masks: Masks) -> Params:
-    """The anchor's values under the masks: W_k * m (Frankle & Carbin 2019, sec. 1; Frankle et al. 2020, sec. 3).
+def rewound(state: TrainState, anchor: TrainState) -> TrainState:
+    """Weight rewinding: the anchor's params, buffers and step under the masks of `state`, with a fresh optimiser.
 
-    `params`, the trained values, are forgotten; they are an argument so that all rewindings look alike.
+    An anchor at step 0 gives the winning ticket of Frankle & Carbin 2019, sec. 1; an anchor at step k gives late
+    rewinding (Frankle et al. 2020, sec. 3), with which the learning-rate schedule and the data order continue from k.
+
+    >>> import torch, lthfunc as lf
+    >>> start = lf.init(lf.from_module(torch.nn.Linear(4, 2)))
+    >>> ticket = rewound(lf.prune(density=0.5)(start), anchor=start)
+    >>> lf.density(ticket.masks), int(ticket.step)
+    (0.5, 0)
     """
-    return apply_masks(anchor, masks)
+    return anchor._replace(params=apply_masks(anchor.params, state.masks), masks=state.masks, opt=())
 
 
 @public
-def restart(state: TrainState, anchor: TrainState) -> TrainState:
-    """`state`'s masks on the anchor's params, buffers and step; a fresh optimiser.
+def learning_rate_rewound(state: TrainState, step: int = 0) -> TrainState:
+    """Learning-rate rewinding: the trained weights; schedule and data order go back to `step` (Renda et al. 2020, sec. 2).
 
-    With an anchor taken at step k, the schedule and the data order go on from step k.
+    The optimiser starts afresh. Raises UserError for a negative step.
+
+    >>> import torch, lthfunc as lf
+    >>> trained = lf.init(lf.from_module(torch.nn.Linear(4, 2)))._replace(step=torch.tensor(100))
+    >>> int(learning_rate_rewound(trained).step)
+    0
     """
-    return anchor._replace(params=rewound(state.params, anchor.params, state.masks), masks=state.masks, opt=())
+    if step < 0:
+        raise invalid("step", step, "a step of at least 0")
+    return finetuned(state)._replace(step=torch.full_like(state.step, step))
 
 
 @public
-def finetune(state: TrainState) -> TrainState:
-    """No rewinding: the trained values go on under the masks, from step 0 with a fresh optimiser."""
-    return learning_rate_rewound(state)
+def finetuned(state: TrainState) -> TrainState:
+    """Fine-tuning: the trained weights and the step continue (Han et al. 2015, sec. 3; Renda et al. 2020, sec. 2).
+
+    Past the end of the learning-rate table its last entry applies. The optimiser starts afresh.
+
+    >>> import torch, lthfunc as lf
+    >>> trained = lf.init(lf.from_module(torch.nn.Linear(4, 2)))._replace(step=torch.tensor(100))
+    >>> int(finetuned(trained).step)
+    100
+    """
+    return state._replace(params=apply_masks(state.params, state.masks), opt=())
+
+
+@public
+def constant_sign(state: TrainState, anchor: TrainState) -> TrainState:
+    """`rewound`, but each weight is its anchor's sign times its layer's standard deviation (Zhou et al. 2019, sec. 4).
+
+    The deviation is that of all of the anchor's weights in the layer, pruned ones included.
+
+    >>> import torch, lthfunc as lf
+    >>> start = lf.init(lf.from_module(torch.nn.Linear(4, 2)))
+    >>> len(constant_sign(start, anchor=start).params["weight"].abs().unique())
+    1
+    """
+    spread = {name: anchor.params[name].std(correction=0) for name in state.masks}
+    params = {name: leaf.sign() * spread[name] if name in spread else leaf for name, leaf in anchor.params.items()}
+    return rewound(state, anchor._replace(params=params))
 
 
 @public
 def reinitialised(state: TrainState, model: Model, seed: int) -> TrainState:
-    """`state`'s masks on newly drawn params (the random reinitialisation of Frankle & Carbin 2019, sec. 2)."""
+    """Random reinitialisation: newly drawn params under the masks, at step 0 (Frankle & Carbin 2019, sec. 2).
+
+    >>> import torch, lthfunc as lf
+    >>> model = lf.from_module(torch.nn.Linear(4, 2))
+    >>> ticket = lf.prune(density=0.5)(lf.init(model, seed=0))
+    >>> lf.count(reinitialised(ticket, model, seed=1).masks)
+    Count(kept=4, total=8)
+    """
     params, buffers = model.init(seed)
     device = state.step.device
     params = {name: value.to(device) for name, value in params.items()}
@@ -48,7 +93,12 @@ def reinitialised(state: TrainState, model: Model, seed: int) -> TrainState:
 
 @public
 def shuffled_masks(masks: Masks, seed: int) -> Masks:
-    """Each layer's mask with its entries in random order: the same counts, other places."""
+    """Each layer's mask with its entries permuted at random: the same counts at other positions.
+
+    >>> import torch
+    >>> int(shuffled_masks({"w": torch.tensor([True, True, False, False])}, seed=0)["w"].sum())
+    2
+    """
 
     def shuffle(name: str) -> torch.Tensor:
         mask = masks[name]
@@ -59,34 +109,11 @@ def shuffled_masks(masks: Masks, seed: int) -> Masks:
 
 
 @public
-def finetuned(state: TrainState) -> TrainState:
-    """Fine-tuning (Han et al. 2015; Renda et al. 2020, sec. 2): the trained values and the step go on as they are.
-
-    The learning-rate table then stays at its last entry. The optimiser starts afresh.
-    """
-    return state._replace(params=apply_masks(state.params, state.masks), opt=())
-
-
-@public
-def learning_rate_rewound(state: TrainState, step: int = 0) -> TrainState:
-    """Learning-rate rewinding (Renda et al. 2020, sec. 2): trained values go on, schedule and data from `step`."""
-    if step < 0:
-        raise invalid("step", step, "a step of at least 0")
-    return finetuned(state)._replace(step=torch.full_like(state.step, step))
-
-
-@public
-def constant_sign(state: TrainState, anchor: TrainState) -> TrainState:
-    """`restart`, each surviving weight at its anchor's sign times its layer's spread (Zhou et al. 2019, sec. 4).
-
-    The spread is the standard deviation of the anchor's whole layer.
-    """
-    spread = {name: anchor.params[name].std(correction=0) for name in state.masks}
-    params = {name: leaf.sign() * spread[name] if name in spread else leaf for name, leaf in anchor.params.items()}
-    return restart(state, anchor._replace(params=params))
-
-
-@public
 def inverted_masks(masks: Masks) -> Masks:
-    """The complement of masks: what was pruned stays."""
+    """The complement of each mask: what was pruned remains.
+
+    >>> import torch
+    >>> inverted_masks({"w": torch.tensor([True, False])})
+    {'w': tensor([False,  True])}
+    """
     return {name: ~mask for name, mask in masks.items()}

@@ -6,7 +6,7 @@ from lthfunc.arguments import public
 from lthfunc.errors import UserError
 from lthfunc.sparsify.allocation import Allocate, fraction_to, globally
 from lthfunc.sparsify.checks import checked_allocation, checked_selection
-from lthfunc.sparsify.rewinding import restart
+from lthfunc.sparsify.rewinding import rewound
 from lthfunc.sparsify.scores import Score, checked_score, magnitude
 from lthfunc.sparsify.selection import Select, unstructured
 from lthfunc.trees.ops import apply_masks
@@ -50,7 +50,7 @@ def prune_once(state: TrainState, fraction: float, score: Score, allocate: Alloc
 @public
 def rewind(*, to: TrainState) -> Transformation:
     """Put the anchor `to` (its params, buffers and step) under the masks of whatever comes in."""
-    return lambda state: restart(state, to)
+    return lambda state: rewound(state, to)
 
 
 @public

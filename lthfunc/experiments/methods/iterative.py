@@ -10,7 +10,7 @@ from lthfunc.experiments.starting import end_of
 from lthfunc.sparsify.allocation import Allocate, globally
 from lthfunc.sparsify.budgets import balanced, erk
 from lthfunc.sparsify.density_schedules import geometric
-from lthfunc.sparsify.rewinding import finetuned, learning_rate_rewound, restart
+from lthfunc.sparsify.rewinding import finetuned, learning_rate_rewound, rewound
 from lthfunc.sparsify.scores import Score, magnitude, random_scores
 from lthfunc.sparsify.transforms import prune
 from lthfunc.training.schedules import ends_at
@@ -26,7 +26,7 @@ def dense(setting: Setting, seed: int) -> Outcome:
 
 
 def iterative(
-    rewinding: Rewinding = restart,
+    rewinding: Rewinding = rewound,
     *,
     late: float = 0.0,
     one_shot: bool = False,
