@@ -30,7 +30,7 @@ def rewound(state: TrainState, anchor: TrainState) -> TrainState:
 
 @public
 def learning_rate_rewound(state: TrainState, step: int = 0) -> TrainState:
-    """Learning-rate rewinding: the trained weights; schedule and data order go back to `step` (Renda et al. 2020, sec. 2).
+    """Learning-rate rewinding: trained weights; schedule and data order go back to `step` (Renda et al. 2020, sec. 2).
 
     The optimiser starts afresh. Raises UserError for a negative step.
 
