@@ -25,7 +25,7 @@ from torch.func import functional_call
 import lthfunc as lf
 from lthfunc.deployment.candidates import masked_module
 from lthfunc.deployment.compiled import Compiled
-from lthfunc.deployment.export.exportable import subject_of
+from lthfunc.deployment.export.exportable import exportable_of
 from lthfunc.deployment.export.graphs import onnx
 from lthfunc.deployment.timing import Run, in_turn, repeated, synchronize
 from lthfunc.errors import UserError, invalid
@@ -279,7 +279,7 @@ def _peers(
         for density, ticket in ((1.0, dense), *((item.density, item.ticket) for item in tickets if not item.kind)):
             path = Path(folder) / "network.onnx"
             try:
-                onnx(subject_of(case.model, ticket, case.shape), path)
+                onnx(exportable_of(case.model, ticket, case.shape), path)
             except UserError as error:
                 print(f"{case.name}: {error}", file=sys.stderr)
                 break

@@ -47,7 +47,7 @@ def compare(
 
 def _compare(folders: list[Path], at: str, baseline: int, csv: bool, markdown: bool, wants_json: bool) -> None:
     from lthfunc.reports.run_comparison import (
-        Subject,
+        ComparedRun,
         as_csv,
         as_markdown,
         as_values,
@@ -62,7 +62,7 @@ def _compare(folders: list[Path], at: str, baseline: int, csv: bool, markdown: b
         raise invalid("RUN", ", ".join(map(str, folders)), "each run once")
     read = [whole_run(folder) for folder in folders]
     subjects = [
-        Subject(printable(name), run.config, run.records)
+        ComparedRun(printable(name), run.config, run.records)
         for name, run in zip(distinct_names(folders), read, strict=True)
     ]
     rows = compared(subjects, at, baseline)

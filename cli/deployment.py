@@ -171,7 +171,7 @@ def _export(
     run: Path, to: str, out: str | None, number: int | str | None, seed: int | None, data_dir: str | None,
     trust: bool, *, trained: bool, half: bool, wants_json: bool,
 ) -> None:  # fmt: skip
-    from lthfunc.deployment.export.exportable import subject_of
+    from lthfunc.deployment.export.exportable import exportable_of
     from lthfunc.deployment.export.sizes import sizes
     from lthfunc.deployment.export.table import TARGETS
     from lthfunc.runs import safe_files
@@ -190,7 +190,7 @@ def _export(
         raise invalid("--out", out, f"a name that ends in {target.suffix}")
     if not path.parent.is_dir():
         raise invalid("--out", str(path), f"a file in a folder that is there; {str(path.parent)!r} is not")
-    subject = subject_of(found.model, found.ticket, found.data.shape, half=half)
+    subject = exportable_of(found.model, found.ticket, found.data.shape, half=half)
     with _status(f"writing {path.name}"):
         others = target.export(subject, path)
         rows = sizes(found.ticket)

@@ -148,13 +148,13 @@ def _breakeven(
 ) -> None:  # fmt: skip
     from lthfunc.energy.breakeven import Costs
     from lthfunc.reports.breakeven import (
-        Question,
-        answers,
+        CostPair,
         as_values,
+        break_evens,
         breakeven_chart,
         breakeven_table,
-        questions,
-        side_of,
+        cost_pairs,
+        run_costs,
     )
     from lthfunc.runs.folder import whole_run
     from lthfunc.runs.measurements import measurements
@@ -163,19 +163,19 @@ def _breakeven(
 
     if constants[0] is not None:
         mine, theirs = (Costs([fixed], [each]) for fixed, each in constants)
-        asked = [Question("cost", unit, mine, theirs)]
+        asked = [CostPair("cost", unit, mine, theirs)]
     else:
         names = [sparse, dense or sparse]
         sides = [
-            side_of(name, whole_run(Path(name)).records, measurements(Path(name))[0], dense=number == 1,
+            run_costs(name, whole_run(Path(name)).records, measurements(Path(name))[0], dense=number == 1,
                     format="dense" if number == 1 else format)
             for number, name in enumerate(names)
         ]  # fmt: skip
         if sides[0].how != sides[1].how:
             say(f"measured differently: {sides[0].how}; {sides[1].how}")
         same = Path(names[0]).resolve() == Path(names[1]).resolve()
-        asked = questions(sides[0], sides[1], same=same, price=price, evaluation=evaluation)
-    found = answers(asked)
+        asked = cost_pairs(sides[0], sides[1], same=same, price=price, evaluation=evaluation)
+    found = break_evens(asked)
     if plot:
         from lthfunc.reports.figures import save
         from lthfunc.reports.matplotlib_figures import side_by_side

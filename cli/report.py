@@ -40,12 +40,12 @@ def _report(folders: list[Path], path: Path, title: str | None, figures: bool) -
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 
     from lthfunc.reports.page.pictures import reads_of
-    from lthfunc.reports.page.run_view import shown
+    from lthfunc.reports.page.run_view import run_views
     from lthfunc.reports.page.write import number_of_figures, report_of, write_figures, write_page
 
     from .bars import bar_of
 
-    found = shown(folders)
+    found = run_views(folders)
     if not path.parent.is_dir():
         raise invalid("--out", str(path), f"a file in a folder that is there; {str(path.parent)!r} is not")
     subjects = ", ".join(dict.fromkeys(run.title for run in found))

@@ -19,7 +19,7 @@ from lthfunc.deployment import autotune, compiled as compiling_module, names
 from lthfunc.deployment.candidates import masked_module
 from lthfunc.deployment.export.table import TARGETS
 from lthfunc.deployment.formats import LAYER_FORMATS, block_density
-from lthfunc.deployment.tuning_cache import Tunings
+from lthfunc.deployment.tuning_cache import TuningCache
 from lthfunc.errors import UserError
 from lthfunc.sparse.kernels.build import why_no_kernels
 from lthfunc.trees.types import Ticket
@@ -236,7 +236,7 @@ def test_what_was_measured_is_not_measured_again(monkeypatch: pytest.MonkeyPatch
     lf.specialize(ticket, model, x[:3], tunings=file)  # another batch is another question
     assert len(asked) > count
     file.write_text("{")
-    assert Tunings(file).get("anything") is None
+    assert TuningCache(file).get("anything") is None
 
 
 def test_costs_are_those_of_arithmetic_by_hand() -> None:

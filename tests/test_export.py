@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn.utils import prune as torch_prune
 
 import lthfunc as lf
-from lthfunc.deployment.export.exportable import subject_of
+from lthfunc.deployment.export.exportable import exportable_of
 from lthfunc.deployment.export.packed import decode, encode, entropy_bytes, load_packed, save_packed
 from lthfunc.deployment.export.table import TARGETS
 from lthfunc.errors import UserError
@@ -36,7 +36,7 @@ def exported(target: str, arch: str, folder: Path) -> tuple[Any, Path]:
     if target in BUILDS and why_no_kernels() is not None:
         pytest.skip(str(why_no_kernels()))
     model, shape = named(arch)
-    subject = subject_of(model, broken(model, 0.1, seed=7, dtype=torch.float32), shape)
+    subject = exportable_of(model, broken(model, 0.1, seed=7, dtype=torch.float32), shape)
     path = folder / f"ticket{TARGETS[target].suffix}"
     TARGETS[target].export(subject, path)
     assert [each.name for each in folder.iterdir() if each.name.startswith(".")] == []
@@ -109,13 +109,13 @@ def test_state_dicts_load_into_modules(tmp_path: Path) -> None:
 def test_pruned_pairs_are_those_of_nn_utils_prune(tmp_path: Path) -> None:
     model = lf.from_module(nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)))
     ticket = broken(model, 0.4, 0, dtype=torch.float32)
-    TARGETS["prune"].export(subject_of(model, ticket, (6,)), tmp_path / "pairs.pt")
+    TARGETS["prune"].export(exportable_of(model, ticket, (6,)), tmp_path / "pairs.pt")
     network = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
     for layer in (network[0], network[2]):
         torch_prune.identity(layer, "weight")
     network.load_state_dict(torch.load(tmp_path / "pairs.pt", weights_only=True))
     x = torch.randn(4, 6)
-    torch.testing.assert_close(network(x), subject_of(model, ticket, (6,)).masked(x))
+    torch.testing.assert_close(network(x), exportable_of(model, ticket, (6,)).masked(x))
 
 
 def test_scipy_matrices_have_every_survivor(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from pretended import Machine
 from torch import distributed, nn
 
 import lthfunc as lf
-from lthfunc.deployment.formats import LAYER_FORMATS, Layer
+from lthfunc.deployment.formats import LAYER_FORMATS, MaskedLayer
 from lthfunc.deployment.tuning_cache import machine_key
 from lthfunc.distributed.collectives import SINGLE_RANK
 from lthfunc.errors import UserError
@@ -35,11 +35,11 @@ from lthfunc.trees.types import Dataset
 
 def half(
     rows: int, columns: int, *, device: str = "cuda:1", dtype: torch.dtype = torch.float16, every: int = 2
-) -> Layer:
+) -> MaskedLayer:
     """A linear layer of which every so-manieth weight of a row is left."""
     mask = torch.zeros(rows, columns, dtype=torch.bool)
     mask[:, ::every] = True
-    return Layer("fc", nn.Linear(columns, rows), mask, torch.zeros(8, columns, dtype=dtype, device=device))
+    return MaskedLayer("fc", nn.Linear(columns, rows), mask, torch.zeros(8, columns, dtype=dtype, device=device))
 
 
 def test_two_of_four_says_what_it_needs(gpus: Machine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import lthfunc as lf
 from lthfunc.deployment.compaction.compact import compact_training
-from lthfunc.deployment.export.exportable import subject_of
+from lthfunc.deployment.export.exportable import exportable_of
 from lthfunc.deployment.export.table import TARGETS
 from lthfunc.errors import UserError
 from lthfunc.experiments.config import from_mapping
@@ -101,7 +101,7 @@ def test_forms_and_exports_that_need_no_compaction_are_there(tmp_path: Any, monk
     assert "cannot be compiled (line" in program.report.left_out["compiled code"]
     with pytest.raises(UserError, match=r"--format: invalid value 'compact' .* cannot be compacted"):
         lf.specialize(ticket, model, x, format="compact")
-    subject = subject_of(model, ticket, (1, 4, 4))
+    subject = exportable_of(model, ticket, (1, 4, 4))
     TARGETS["state-dict"].export(subject, tmp_path / "state.pt")
     with pytest.raises(UserError, match="--to: Given cannot be exported"):
         TARGETS["torch-export"].export(subject, tmp_path / "net.pt2")

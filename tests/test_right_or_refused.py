@@ -238,11 +238,11 @@ def test_whole_numbers_of_others_are_whole_numbers() -> None:
 
 
 def test_a_damaged_file_of_measurements_is_measured_again(tmp_path: Any) -> None:
-    from lthfunc.deployment.tuning_cache import Tunings
+    from lthfunc.deployment.tuning_cache import TuningCache
 
     for content in (b"\xc8\x00", b"[1]", b'{"a": "x", "b": NaN, "c": -1, "d": 0.5}', b"[" * 100_000):
         (tmp_path / "tunings.json").write_bytes(content)
-        known = Tunings(tmp_path / "tunings.json")
+        known = TuningCache(tmp_path / "tunings.json")
         assert [known.get(key) for key in "abc"] == [None] * 3
         assert known.get("d") == (0.5 if b"d" in content else None)
 
@@ -254,13 +254,13 @@ def test_values_that_fill_a_page_are_not_printed() -> None:
 
 def test_what_cannot_be_kept_is_measured_again(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a home that takes no files; one that was asked for is another thing."""
-    from lthfunc.deployment.tuning_cache import Tunings, tunings_file
+    from lthfunc.deployment.tuning_cache import TuningCache, tunings_file
 
     (tmp_path / "file").touch()
     monkeypatch.setenv("LTHFUNC_CACHE", str(tmp_path / "file" / "folder"))
-    Tunings(tunings_file()).put({"a": 0.5})
+    TuningCache(tunings_file()).put({"a": 0.5})
     with pytest.raises(OSError, match="file"):
-        Tunings(tmp_path / "file" / "mine.json").put({"a": 0.5})
+        TuningCache(tmp_path / "file" / "mine.json").put({"a": 0.5})
 
 
 def test_what_was_measured_is_shown_where_it_cannot_be_kept(

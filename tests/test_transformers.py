@@ -13,7 +13,7 @@ from conftest import gradient_of
 from torch import Tensor
 
 import lthfunc as lf
-from lthfunc.deployment.export.exportable import subject_of
+from lthfunc.deployment.export.exportable import exportable_of
 from lthfunc.deployment.export.table import TARGETS
 from lthfunc.errors import UserError
 from lthfunc.trees.model import apply_evaluating
@@ -94,7 +94,7 @@ def test_networks_of_hugging_face(name: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--engine: sparse "):
         lf.train(model, data, optimizer=lf.sgd(0.1), steps=1, batch_size=8, engine=lf.sparse_engine)(pruned)
 
-    subject = subject_of(model, ticket, shape)
+    subject = exportable_of(model, ticket, shape)
     assert subject.why_not_compacted is None
     TARGETS["state-dict"].export(subject, tmp_path / "state.pt")
     loaded = made(name)

@@ -22,7 +22,7 @@ from user_code import BLOCKS, CLASSES, WIDTH, drawn
 
 import lthfunc as lf
 from lthfunc.deployment.compaction.compact import compact_training
-from lthfunc.deployment.export.exportable import subject_of
+from lthfunc.deployment.export.exportable import exportable_of
 from lthfunc.deployment.export.table import TARGETS
 from lthfunc.errors import UserError
 from lthfunc.trees.model import apply_evaluating
@@ -115,7 +115,7 @@ def _runs_alike(
     reference = masked(module, ticket).eval()
     small = compacted(lf.compact, model, ticket, (WIDTH,))
     program = lf.specialize(ticket, model, torch.randn(5, WIDTH), format="dense")
-    subject = subject_of(model, ticket, (WIDTH,))
+    subject = exportable_of(model, ticket, (WIDTH,))
     forms: dict[str, Any] = {
         "functions": lambda x: apply_evaluating(model, ticket.params, ticket.buffers, x),
         "dense": program,

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lthfunc.deployment.formats import LAYER_FORMATS, Layer
-from lthfunc.deployment.program import Measured
+from lthfunc.deployment.formats import LAYER_FORMATS, MaskedLayer
+from lthfunc.deployment.program import Timings
 from lthfunc.deployment.timing import Run, in_turn, repeated
-from lthfunc.deployment.tuning_cache import Tunings, layer_key
+from lthfunc.deployment.tuning_cache import TuningCache, layer_key
 
 #: A form must be faster than dense by so much, in so many of the turns.
 _MARGIN, _MOST_TURNS = 0.97, 0.75
@@ -20,7 +20,9 @@ _LAYER_SECONDS, _LAYER_REPEATS = 0.01, 5
 _SECONDS, _REPEATS = 0.05, 9
 
 
-def fastest_formats(layers: Mapping[str, Layer], able: Mapping[str, list[str]], memory: Tunings) -> dict[str, str]:
+def fastest_formats(
+    layers: Mapping[str, MaskedLayer], able: Mapping[str, list[str]], memory: TuningCache
+) -> dict[str, str]:
     """The format of each layer that is faster than the layer as it is."""
     chosen = {}
     for name, layer in layers.items():
@@ -37,14 +39,14 @@ def fastest_formats(layers: Mapping[str, Layer], able: Mapping[str, list[str]], 
     return chosen
 
 
-def _layer_run(layer: Layer, form: str) -> Run:
+def _layer_run(layer: MaskedLayer, form: str) -> Run:
     module = layer.module if form == "dense" else LAYER_FORMATS[form].make(layer)
     return repeated(lambda: module(layer.x))
 
 
 def fastest(
-    runs: Mapping[str, Callable[[Tensor], Any]], keys: Mapping[str, str], x: Tensor, memory: Tunings
-) -> tuple[str, Measured]:
+    runs: Mapping[str, Callable[[Tensor], Any]], keys: Mapping[str, str], x: Tensor, memory: TuningCache
+) -> tuple[str, Timings]:
     """(the fastest form, what was measured). runs: "dense" among them; keys: what each is remembered by."""
     won = {name: f"turns won by {key}" for name, key in keys.items()}
     if any(memory.get(key) is None for key in (*keys.values(), *won.values())):
@@ -58,7 +60,7 @@ def fastest(
         name for name in runs
         if seconds[name] < _MARGIN * seconds["dense"] and (memory.get(won[name]) or 0) >= _MOST_TURNS
     ]  # fmt: skip
-    return min(faster, key=lambda name: seconds[name], default="dense"), Measured(seconds, len(x))
+    return min(faster, key=lambda name: seconds[name], default="dense"), Timings(seconds, len(x))
 
 
 def _share_won(rates: list[float], dense: list[float]) -> float:

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from lthfunc.deployment.autotune import fastest_formats
 from lthfunc.deployment.compaction.compact import Compacted, compact
 from lthfunc.deployment.compiled import Compiled
-from lthfunc.deployment.formats import LAYER_FORMATS, Layer
+from lthfunc.deployment.formats import LAYER_FORMATS, MaskedLayer
 from lthfunc.deployment.layers import layers_of, with_layers
-from lthfunc.deployment.tuning_cache import Tunings
+from lthfunc.deployment.tuning_cache import TuningCache
 from lthfunc.errors import UserError
 from lthfunc.sparse.inference import sparse_program
 from lthfunc.trees.leaf_names import put_values
@@ -29,7 +29,7 @@ _PATTERNED = ("block", "2:4")
 _ROUNDING = ("int8",)
 
 
-class Form(NamedTuple):
+class Candidate(NamedTuple):
     """A way to run the network. module: plain; run: what is called. formats: of its layers. bytes: of its weights."""
 
     module: nn.Module
@@ -38,7 +38,7 @@ class Form(NamedTuple):
     bytes: int
 
 
-class Making(NamedTuple):
+class Prepared(NamedTuple):
     """What forms are made of.
 
     small: the compacted network for compiled code; None where it can't be. left_out: why a form or format was not to
@@ -53,7 +53,7 @@ class Making(NamedTuple):
     left_out: dict[str, str]
 
 
-def making(model: Model, ticket: Ticket | TrainState, x: Tensor) -> Making:
+def prepared(model: Model, ticket: Ticket | TrainState, x: Tensor) -> Prepared:
     """Mask and compact the network."""
     left_out: dict[str, str] = {}
     small = None
@@ -61,7 +61,7 @@ def making(model: Model, ticket: Ticket | TrainState, x: Tensor) -> Making:
         small = compact(model, ticket, tuple(x.shape[1:]))
     except UserError as error:
         left_out["compact"] = str(error)
-    return Making(model, ticket, x, masked_module(model, ticket, x.device), small, left_out)
+    return Prepared(model, ticket, x, masked_module(model, ticket, x.device), small, left_out)
 
 
 def masked_module(model: Model, ticket: Ticket | TrainState, device: torch.device | str = "cpu") -> nn.Module:
@@ -70,20 +70,20 @@ def masked_module(model: Model, ticket: Ticket | TrainState, device: torch.devic
     return put_values(module, {**apply_masks(ticket.params, ticket.masks), **ticket.buffers}).to(device).eval()
 
 
-def dense_form(m: Making) -> Form:
+def dense_candidate(m: Prepared) -> Candidate:
     """The masked network, compiled."""
-    return Form(m.whole, Compiled(m.whole, m.model.name), {}, _bytes(m.whole))
+    return Candidate(m.whole, Compiled(m.whole, m.model.name), {}, _bytes(m.whole))
 
 
-def compact_form(m: Making) -> Form | None:
+def compact_candidate(m: Prepared) -> Candidate | None:
     """Compacted and compiled; None where it cannot be compacted."""
     if m.small is None:
         return None
     module = _on(m.small, m.x.device)
-    return Form(module, Compiled(module, m.model.name), {}, _bytes(module))
+    return Candidate(module, Compiled(module, m.model.name), {}, _bytes(module))
 
 
-def sparse_form(m: Making) -> Form | None:
+def sparse_candidate(m: Prepared) -> Candidate | None:
     """On the sparse engine, compacted where the engine has rules for that; None where it cannot run."""
     if m.x.device.type != "cpu":
         m.left_out["sparse"] = "the sparse engine runs on the CPU"
@@ -103,11 +103,11 @@ def sparse_form(m: Making) -> Form | None:
         m.left_out.pop("sparse", None)
         kept = sum(int(mask.sum()) for mask in its.masks.values())
         rest = sum(leaf.nbytes for name, leaf in its.params.items() if name not in its.masks)
-        return Form(masked_module(network, its), program, {}, 8 * kept + rest)  # a value and an offset each
+        return Candidate(masked_module(network, its), program, {}, 8 * kept + rest)  # a value and an offset each
     return None
 
 
-def layered_forms(m: Making, format: str, memory: Tunings) -> list[Form]:
+def layered_candidates(m: Prepared, format: str, memory: TuningCache) -> list[Candidate]:
     """Networks whose layers have formats of their own: compacted, and (where patterns may matter) whole.
 
     format: one of LAYER_FORMATS for every layer that can take it, or "auto" for the fastest of each.
@@ -132,11 +132,11 @@ def layered_forms(m: Making, format: str, memory: Tunings) -> list[Form]:
                 module, {name: LAYER_FORMATS[kind].make(layers[name]) for name, kind in chosen.items()}
             )
             formats = {name: chosen.get(name, "dense") for name in layers}
-            found.append(Form(replaced, _eagerly(replaced), formats, _bytes(replaced)))
+            found.append(Candidate(replaced, _eagerly(replaced), formats, _bytes(replaced)))
     return found
 
 
-def _able(layer: Layer, formats: list[str], left_out: dict[str, str]) -> list[str]:
+def _able(layer: MaskedLayer, formats: list[str], left_out: dict[str, str]) -> list[str]:
     able = []
     for name in formats:
         reason = LAYER_FORMATS[name].why_not(layer)

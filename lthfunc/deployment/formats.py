@@ -28,7 +28,7 @@ from lthfunc.sparse.kernels.build import why_no_kernels
 from lthfunc.sparsify.structures import has_n_of_m
 
 
-class Layer(NamedTuple):
+class MaskedLayer(NamedTuple):
     """A linear layer or convolution as it stands in a network. mask: bool, of its weight. x: what it reads there."""
 
     name: str
@@ -55,16 +55,16 @@ class Layer(NamedTuple):
 class Format(NamedTuple):
     """why_not: why a layer cannot take it, or None. make: the layer in it."""
 
-    why_not: Callable[[Layer], str | None]
-    make: Callable[[Layer], nn.Module]
+    why_not: Callable[[MaskedLayer], str | None]
+    make: Callable[[MaskedLayer], nn.Module]
 
 
-def why_not_linear(layer: Layer) -> str | None:
+def why_not_linear(layer: MaskedLayer) -> str | None:
     """Formats of matrices."""
     return None if isinstance(layer.module, nn.Linear) and layer.x.ndim == 2 else "takes linear layers alone"
 
 
-def _why_not_csr(layer: Layer) -> str | None:
+def _why_not_csr(layer: MaskedLayer) -> str | None:
     """Those of torch.sparse."""
     if layer.device.type == "cpu" and layer.dtype not in (torch.float32, torch.float64):
         return f"on a CPU takes float32 or float64, not {_name(layer.dtype)}"
@@ -74,7 +74,7 @@ def _why_not_csr(layer: Layer) -> str | None:
 class CsrLinear(nn.Module):
     """A linear layer by torch's product of a CSR matrix."""
 
-    def __init__(self, layer: Layer) -> None:
+    def __init__(self, layer: MaskedLayer) -> None:
         super().__init__()
         weight, self.bias = _parts(layer)
         with warnings.catch_warnings():
@@ -90,7 +90,7 @@ class CsrLinear(nn.Module):
 class BlockLinear(nn.Module):
     """A linear layer by torch's product of a BSR matrix: blocks with any weight left are computed whole."""
 
-    def __init__(self, layer: Layer) -> None:
+    def __init__(self, layer: MaskedLayer) -> None:
         super().__init__()
         weight, self.bias = _parts(layer)
         size = block_size(layer)
@@ -117,7 +117,7 @@ def in_whole_blocks(x: Tensor, size: int) -> Tensor:
 class SemiStructuredLinear(nn.Module):
     """A linear layer with 2 of every 4 weights, by the tensor cores that skip the others."""
 
-    def __init__(self, layer: Layer) -> None:
+    def __init__(self, layer: MaskedLayer) -> None:
         super().__init__()
         weight, self.bias = _parts(layer)
         self.register_buffer("weight", torch.sparse.to_sparse_semi_structured(weight), persistent=False)
@@ -130,7 +130,7 @@ class SemiStructuredLinear(nn.Module):
 class ListedLayer(nn.Module):
     """A linear layer or convolution by this library's kernels, for networks that they cannot run whole."""
 
-    def __init__(self, layer: Layer) -> None:
+    def __init__(self, layer: MaskedLayer) -> None:
         super().__init__()
         weight, self.bias = _parts(layer)
         module = layer.module
@@ -149,7 +149,7 @@ class ListedLayer(nn.Module):
         return y.permute(0, 4, 1, 2, 3).flatten(0, 1)[: len(x)] if x.ndim == 4 else from_tiles(y, len(x))
 
 
-def _parts(layer: Layer) -> tuple[Tensor, nn.Parameter | None]:
+def _parts(layer: MaskedLayer) -> tuple[Tensor, nn.Parameter | None]:
     """(the weight, the bias)."""
     module: Any = layer.module
     bias = None if module.bias is None else nn.Parameter(module.bias.detach(), requires_grad=False)
@@ -166,7 +166,7 @@ _BLOCKS, _FULL = (64, 32, 16, 8, 4), 0.6
 _LEAST_ON_GPU = 16
 
 
-def block_size(layer: Layer) -> int | None:
+def block_size(layer: MaskedLayer) -> int | None:
     """The side of blocks for a weight: the largest that divides it and leaves enough of them empty; None for none."""
     for size in block_sizes(layer.device):
         if all(side % size == 0 for side in layer.mask.shape) and block_density(layer.mask, size) <= _FULL:
@@ -185,7 +185,7 @@ def block_density(mask: Tensor, size: int) -> float:
     return float(tiles.flatten(2).any(2).float().mean())
 
 
-def _why_not_block(layer: Layer) -> str | None:
+def _why_not_block(layer: MaskedLayer) -> str | None:
     if reason := _why_not_csr(layer):
         return reason
     if layer.device.type == "cuda" and layer.dtype not in (torch.float16, torch.bfloat16, torch.float32):
@@ -199,7 +199,7 @@ def _why_not_block(layer: Layer) -> str | None:
     return None
 
 
-def _why_not_semi_structured(layer: Layer) -> str | None:
+def _why_not_semi_structured(layer: MaskedLayer) -> str | None:
     if reason := why_not_linear(layer):
         return reason
     if layer.device.type != "cuda":
@@ -216,13 +216,13 @@ def _why_not_semi_structured(layer: Layer) -> str | None:
     return None
 
 
-def _why_not_int8(layer: Layer) -> str | None:
+def _why_not_int8(layer: MaskedLayer) -> str | None:
     if importlib.util.find_spec("torchao") is None:
         return "needs torchao (pip install 'lthfunc[export]')"
     return why_not_linear(layer)
 
 
-def _int8(layer: Layer) -> nn.Module:
+def _int8(layer: MaskedLayer) -> nn.Module:
     logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)  # a remark on torchao's own registrations
     from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
 
@@ -232,7 +232,7 @@ def _int8(layer: Layer) -> nn.Module:
     return holder[0]
 
 
-def _why_not_listed(layer: Layer) -> str | None:
+def _why_not_listed(layer: MaskedLayer) -> str | None:
     if layer.device.type != "cpu":
         return "runs on the CPU"
     if layer.dtype != torch.float32:

@@ -7,20 +7,20 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from lthfunc.deployment.formats import Layer
+from lthfunc.deployment.formats import MaskedLayer
 from lthfunc.trees.layer_inputs import last_inputs
 from lthfunc.trees.types import Masks
 
 _KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d)
 
 
-def layers_of(module: nn.Module, masks: Masks, x: Tensor) -> dict[str, Layer]:
+def layers_of(module: nn.Module, masks: Masks, x: Tensor) -> dict[str, MaskedLayer]:
     """Layers with a mask by name, with what each reads when the module is given `x`. Nothing is changed."""
     parts = {
         name: part for name, part in module.named_modules() if isinstance(part, _KINDS) and f"{name}.weight" in masks
     }
     read = last_inputs(module, parts, lambda copied: copied(x.clone()))
-    return {name: Layer(name, parts[name], masks[f"{name}.weight"], given) for name, given in read.items()}
+    return {name: MaskedLayer(name, parts[name], masks[f"{name}.weight"], given) for name, given in read.items()}
 
 
 def with_layers(module: nn.Module, new: Mapping[str, nn.Module]) -> nn.Module:

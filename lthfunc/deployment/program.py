@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lthfunc.deployment.cost import Cost
 
 
-class Measured(NamedTuple):
+class Timings(NamedTuple):
     """seconds: of a batch, by form (medians; "dense" is the compiled dense network). batch: its size."""
 
     seconds: dict[str, float]
@@ -21,7 +21,7 @@ class Measured(NamedTuple):
         return self.seconds["dense"] / self.seconds[form]
 
 
-class Report(NamedTuple):
+class ProgramReport(NamedTuple):
     """What a program is.
 
     name: as it was measured; form: "dense", "compact", "sparse", or "layers", where layers have formats of their own.
@@ -38,7 +38,7 @@ class Report(NamedTuple):
     compact_flops: float | None
     bytes: tuple[int, int]
     difference: float
-    measured: Measured | None
+    measured: Timings | None
 
     @property
     def form(self) -> str:
@@ -53,7 +53,7 @@ class Program(nn.Module):
     is made ready for a size of batch when that size first comes.
     """
 
-    def __init__(self, network: nn.Module, run: Callable[[Tensor], Any], report: Report) -> None:
+    def __init__(self, network: nn.Module, run: Callable[[Tensor], Any], report: ProgramReport) -> None:
         super().__init__()
         self.network = network
         self.report = report

@@ -11,20 +11,20 @@ from lthfunc.arguments import public
 from lthfunc.deployment.accuracy import difference
 from lthfunc.deployment.autotune import fastest
 from lthfunc.deployment.candidates import (
-    Form,
-    compact_form,
-    dense_form,
-    layered_forms,
-    making,
-    sparse_form,
+    Candidate,
+    compact_candidate,
+    dense_candidate,
+    layered_candidates,
+    prepared,
+    sparse_candidate,
     why_missing,
 )
 from lthfunc.deployment.compiled import Compiled
 from lthfunc.deployment.cost import cost
 from lthfunc.deployment.formats import LAYER_FORMATS
 from lthfunc.deployment.names import FORMATS
-from lthfunc.deployment.program import Program, Report
-from lthfunc.deployment.tuning_cache import Tunings, program_keys
+from lthfunc.deployment.program import Program, ProgramReport
+from lthfunc.deployment.tuning_cache import TuningCache, program_keys
 from lthfunc.errors import UserError, invalid, unknown
 from lthfunc.sparse.packing import check_ticket
 from lthfunc.trees.flops import flops_of
@@ -69,16 +69,20 @@ def specialize(
         raise unknown("--format", format, FORMATS)
     check_ticket(model, ticket)
     check_device(device)
-    m = making(model, ticket, sample.to(device))
+    m = prepared(model, ticket, sample.to(device))
     _check_takes(model, m.whole, m.x)
-    x, shape, memory = m.x, tuple(sample.shape[1:]), Tunings(None if tunings is None else Path(tunings), fresh=fresh)
-    found: dict[str, Form | None] = {"dense": dense_form(m)}
+    x, shape, memory = (
+        m.x,
+        tuple(sample.shape[1:]),
+        TuningCache(None if tunings is None else Path(tunings), fresh=fresh),
+    )
+    found: dict[str, Candidate | None] = {"dense": dense_candidate(m)}
     if format in ("auto", "compact"):
-        found["compact"] = compact_form(m)
+        found["compact"] = compact_candidate(m)
     if format in ("auto", "sparse"):
-        found["sparse"] = sparse_form(m)
+        found["sparse"] = sparse_candidate(m)
     if format in ("auto", *LAYER_FORMATS):
-        found |= dict(zip(("layers", "layers of the whole"), layered_forms(m, format, memory), strict=False))
+        found |= dict(zip(("layers", "layers of the whole"), layered_candidates(m, format, memory), strict=False))
     forms = {name: form for name, form in found.items() if form is not None}
     chosen, measured = "layers" if format in LAYER_FORMATS else format, None
     if format == "auto":
@@ -88,7 +92,7 @@ def specialize(
     elif chosen not in forms:
         raise invalid("--format", format, f"another for this network, since {why_missing(format, m.left_out)}")
     form, theory = forms[chosen], cost(model, ticket.params, ticket.masks, shape)
-    report = Report(
+    report = ProgramReport(
         chosen, form.formats, m.left_out, theory,
         None if m.small is None else flops_of(m.small.model.evaluating, shape, tokens=model.tokens),
         (theory.bytes[0], form.bytes),
@@ -110,7 +114,7 @@ def _check_takes(model: Model, whole: nn.Module, x: Tensor) -> None:
         raise inputs_rejected(model.name, x, error, model.evaluating) from error
 
 
-def _difference(form: Form, whole: nn.Module, x: Tensor, *, exact: bool) -> float:
+def _difference(form: Candidate, whole: nn.Module, x: Tensor, *, exact: bool) -> float:
     """Of the form's outputs from the masked network's, relative to the largest."""
     with torch.no_grad():
         found = difference(form.run(x), whole(x.clone()))

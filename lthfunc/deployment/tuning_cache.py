@@ -1,4 +1,4 @@
-"""Measured times of layers and programs, kept between runs: the same question is measured once on a machine."""
+"""Timings times of layers and programs, kept between runs: the same question is measured once on a machine."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pathlib import Path
 import torch
 
 from lthfunc.argument_kinds import is_number
-from lthfunc.deployment.formats import Layer, block_density, block_size
+from lthfunc.deployment.formats import MaskedLayer, block_density, block_size
 from lthfunc.hardware import cache_home, processor_name
 from lthfunc.sparse.kernels.build import cache_folder
 from lthfunc.trees.atomic_io import write_atomically
 from lthfunc.trees.types import Masks
 
 
-class Tunings:
+class TuningCache:
     """A file of medians in seconds, by a text that names everything that they depend on; kept where `path` is given.
 
     fresh: nothing is known yet, whatever the file has.
@@ -40,7 +40,7 @@ class Tunings:
             return
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            others = Tunings(self._path)._known
+            others = TuningCache(self._path)._known
             write_atomically(self._path, (json.dumps(others | self._known, indent=0) + "\n").encode())
         except OSError:
             if self._path != tunings_file():  # a file that was asked for
@@ -70,7 +70,7 @@ def machine_key(device: torch.device) -> str:
     return f"{where}, {torch.get_num_threads()} threads, torch {torch.__version__}, kernels {cache_folder().name}"
 
 
-def layer_key(layer: Layer, form: str) -> str:
+def layer_key(layer: MaskedLayer, form: str) -> str:
     """A layer in a format: shapes, density, dtype and machine."""
     settings = layer.module.extra_repr()
     if form == "block" and (size := block_size(layer)):  # what decides there instead of the density

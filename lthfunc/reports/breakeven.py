@@ -22,7 +22,7 @@ _SEARCH = ("preparation", "training")
 _EVALUATION = ("evaluation",)
 
 
-class Question(NamedTuple):
+class CostPair(NamedTuple):
     """One quantity of a ticket and of the dense network."""
 
     quantity: str
@@ -31,14 +31,14 @@ class Question(NamedTuple):
     dense: Costs
 
 
-class Answer(NamedTuple):
+class PairBreakEven(NamedTuple):
     """A question, and where the ticket pays back."""
 
-    question: Question
+    question: CostPair
     found: BreakEven
 
 
-class Side(NamedTuple):
+class RunCosts(NamedTuple):
     """A ticket or a dense network, from a run.
 
     searches: by seed, the records of the trainings that it needs. each: of one inference, by quantity ("emissions",
@@ -50,9 +50,9 @@ class Side(NamedTuple):
     how: str
 
 
-def side_of(
+def run_costs(
     name: str, records: Sequence[Record], measured: Sequence[Mapping[str, Any]], *, dense: bool, format: str
-) -> Side:
+) -> RunCosts:
     """What a run tells of its ticket (the one whose inference was measured last), or of its dense network.
 
     format: of inference, one of the measurement's. Raises UserError where inference was not measured.
@@ -72,14 +72,16 @@ def side_of(
     if not whole:
         raise UserError(f"{name}: no seed has finished its trainings up to round {last}")
     cost, where = item["formats"][format], item["machine"]["gpu"] or item["machine"]["processor"]
-    return Side(
+    return RunCosts(
         whole,
         {"emissions": cost["kg"]["values"], "energy": cost["kwh"]["values"], "time": cost["seconds"]["values"]},
         f"batches of {item['batch_size']} on {where}, {item['source']}, electricity of {item['country']}",
     )
 
 
-def questions(sparse: Side, dense: Side, *, same: bool, price: float | None, evaluation: bool) -> list[Question]:
+def cost_pairs(
+    sparse: RunCosts, dense: RunCosts, *, same: bool, price: float | None, evaluation: bool
+) -> list[CostPair]:
     """What can be asked of two sides: time always, the rest where trainings were metered.
 
     same: whether both are of one run, so that replicates are pairs. price: of a kWh.
@@ -93,16 +95,16 @@ def questions(sparse: Side, dense: Side, *, same: bool, price: float | None, eva
         left, right = costs
         if left is None or right is None or each[0] is None or each[1] is None:
             continue
-        asked.append(Question(quantity, unit, Costs(left, each[0], same), Costs(right, each[1], same)))
+        asked.append(CostPair(quantity, unit, Costs(left, each[0], same), Costs(right, each[1], same)))
     return asked
 
 
-def answers(asked: Sequence[Question]) -> list[Answer]:
+def break_evens(asked: Sequence[CostPair]) -> list[PairBreakEven]:
     """Where the ticket pays back, by each quantity."""
-    return [Answer(question, break_even(question.sparse, question.dense)) for question in asked]
+    return [PairBreakEven(question, break_even(question.sparse, question.dense)) for question in asked]
 
 
-def breakeven_table(found: Sequence[Answer]) -> Table:
+def breakeven_table(found: Sequence[PairBreakEven]) -> Table:
     """A line per quantity."""
     table = Table(header_style="bold", box=None, pad_edge=False)
     table.add_column("quantity")
@@ -148,7 +150,7 @@ def sentence(answer: BreakEven) -> str:
     return f"{told or f'It pays back {in_words(answer)}'}{spread}."
 
 
-def breakeven_chart(answer: Answer) -> Chart:
+def breakeven_chart(answer: PairBreakEven) -> Chart:
     """Totals over inferences, with bands of one standard error."""
     question, found = answer
     crossing = found.inferences or 0.0
@@ -170,7 +172,7 @@ def breakeven_chart(answer: Answer) -> Chart:
     )  # fmt: skip
 
 
-def as_values(found: Sequence[Answer]) -> list[dict[str, Any]]:
+def as_values(found: Sequence[PairBreakEven]) -> list[dict[str, Any]]:
     """For machines; an interval without an upper end has None there, and `bounded` false."""
     return [
         {
@@ -186,7 +188,7 @@ def as_values(found: Sequence[Answer]) -> list[dict[str, Any]]:
 
 
 def _fixed(
-    side: Side, quantity: str, phases: Sequence[str], seeds: Sequence[int], price: float | None
+    side: RunCosts, quantity: str, phases: Sequence[str], seeds: Sequence[int], price: float | None
 ) -> list[float] | None:
     """Of each seed's trainings together; None where they don't tell."""
     per_kwh = {"emissions": ("kg", 1.0), "energy": ("kwh", 1.0), "money": ("kwh", price)}
@@ -203,7 +205,7 @@ def _fixed(
     return totals
 
 
-def _each(side: Side, quantity: str, price: float | None) -> list[float] | None:
+def _each(side: RunCosts, quantity: str, price: float | None) -> list[float] | None:
     if quantity == "money":
         return None if price is None else [price * value for value in side.each["energy"]]
     return side.each.get(quantity)

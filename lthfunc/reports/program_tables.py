@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from lthfunc.deployment.program import Report
+from lthfunc.deployment.program import ProgramReport
 
 
-def form_table(report: Report) -> Table | None:
+def form_table(report: ProgramReport) -> Table | None:
     """Every form that was measured, the fastest first; None where nothing was."""
     measured = report.measured
     if measured is None:
@@ -27,7 +27,7 @@ def form_table(report: Report) -> Table | None:
     return table
 
 
-def layer_cost_table(report: Report) -> Table:
+def layer_cost_table(report: ProgramReport) -> Table:
     """A line per layer: weights, density, FLOPs of an example, and its format where layers have their own."""
     table = _table(None)
     table.add_column("layer")
@@ -46,7 +46,7 @@ def layer_cost_table(report: Report) -> Table:
     return table
 
 
-def cost_lines(report: Report) -> list[str]:
+def cost_lines(report: ProgramReport) -> list[str]:
     """What the program saves in theory, in plain lines."""
     cost, (before, after) = report.cost, report.bytes
     compacted = "" if report.compact_flops is None else f"; {report.compact_flops:,.0f} without dead units"

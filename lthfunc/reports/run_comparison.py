@@ -21,7 +21,7 @@ from lthfunc.reports.tables import percent, steps
 POINTS = ("winning", "last", "dense")
 
 
-class Subject(NamedTuple):
+class ComparedRun(NamedTuple):
     """A run to compare."""
 
     name: str
@@ -42,7 +42,7 @@ class Paired(NamedTuple):
     p: float | None
 
 
-class Compared(NamedTuple):
+class ComparisonRow(NamedTuple):
     """A run at its point. settings: those that differ between the runs. search_seconds: of a seed's trainings up to
 
     there, controls left out. paired: None for the baseline itself, and without a shared seed.
@@ -61,7 +61,7 @@ class Compared(NamedTuple):
     paired: Paired | None
 
 
-def compared(subjects: Sequence[Subject], at: str, baseline: int) -> list[Compared]:
+def compared(subjects: Sequence[ComparedRun], at: str, baseline: int) -> list[ComparisonRow]:
     """Each run at a point: its winning ticket (or else the last round), its last, its dense network, or the round
 
     whose density is nearest to a number. baseline: which of the runs the others are compared with.
@@ -75,7 +75,7 @@ def compared(subjects: Sequence[Subject], at: str, baseline: int) -> list[Compar
     for number, (subject, row) in enumerate(zip(subjects, rows, strict=True)):
         mine = _by_seed(subject.records, row.round)
         found.append(
-            Compared(
+            ComparisonRow(
                 subject.name, settings[number], row.round, row.replicates, row.density, row.val_accuracy,
                 row.test_accuracy, row.early_stop_step, _search_seconds(subject.records, row.round), row.measured,
                 None if number == baseline else paired(mine, reference),
@@ -102,7 +102,7 @@ def paired(mine: dict[int, float], theirs: dict[int, float]) -> Paired | None:
     return Paired(len(seeds), found, (found.mean - reach, found.mean + reach), float(result.pvalue))
 
 
-def comparison_table(rows: Sequence[Compared], baseline: str) -> Table:
+def comparison_table(rows: Sequence[ComparisonRow], baseline: str) -> Table:
     """For a terminal."""
     head, body = _cells(rows)
     table = Table(
@@ -116,14 +116,14 @@ def comparison_table(rows: Sequence[Compared], baseline: str) -> Table:
     return table
 
 
-def as_markdown(rows: Sequence[Compared]) -> str:
+def as_markdown(rows: Sequence[ComparisonRow]) -> str:
     """A table that papers and issues take."""
     head, body = _cells(rows)
     lines = [head, ["---", *(["---:"] * (len(head) - 1))], *body]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
-def as_csv(rows: Sequence[Compared]) -> str:
+def as_csv(rows: Sequence[ComparisonRow]) -> str:
     """Plain numbers, accuracies in [0, 1]."""
     names = list(rows[0].settings)
     file = io.StringIO()
@@ -136,12 +136,12 @@ def as_csv(rows: Sequence[Compared]) -> str:
     return file.getvalue()
 
 
-def as_values(rows: Sequence[Compared]) -> list[dict[str, Any]]:
+def as_values(rows: Sequence[ComparisonRow]) -> list[dict[str, Any]]:
     """For machines: accuracies in [0, 1]."""
     return [{"run": row.name, "settings": row.settings, **_flat(row)} for row in rows]
 
 
-def _flat(row: Compared) -> dict[str, Any]:
+def _flat(row: ComparisonRow) -> dict[str, Any]:
     test = row.paired
     low, high = (None, None) if test is None or test.interval is None else test.interval
     return {
@@ -157,7 +157,7 @@ def _flat(row: Compared) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _cells(rows: Sequence[Compared]) -> tuple[list[str], list[list[str]]]:
+def _cells(rows: Sequence[ComparisonRow]) -> tuple[list[str], list[list[str]]]:
     metrics = {row.metric for row in rows}
     word = "acc" if metrics == {"accuracy"} else metrics.pop() if len(metrics) == 1 else "metric"
     settings = list(rows[0].settings)
@@ -181,7 +181,7 @@ def _cells(rows: Sequence[Compared]) -> tuple[list[str], list[list[str]]]:
     return head, body
 
 
-def _row(subject: Subject, at: str) -> Row:
+def _row(subject: ComparedRun, at: str) -> Row:
     tickets = [row for row in summarize(subject.records) if row.variant == TICKET]
     if not tickets:
         raise UserError(f"{subject.name}: has no finished training yet")

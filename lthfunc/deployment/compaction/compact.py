@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.fx import Node
 
 from lthfunc.arguments import public
-from lthfunc.deployment.compaction.dataflow import settle
-from lthfunc.deployment.compaction.liveness import Facts, args_of, values_of
+from lthfunc.deployment.compaction.dataflow import solve
+from lthfunc.deployment.compaction.liveness import Liveness, args_of, values_of
 from lthfunc.deployment.compaction.modules import module_of
 from lthfunc.deployment.compaction.rewriting import Cut, Rewriter, rewritten
 from lthfunc.deployment.compaction.tracing import Traced, cannot, traced
@@ -45,7 +45,7 @@ def compact(model: Model, ticket: Ticket | TrainState, shape: tuple[int, ...], *
     """The network in evaluation mode, without inputs, units and channels that lie on no path from input to output.
 
     Units that do not depend on the input are folded, as constants, into the biases of what reads them, or into a
-    constant that is added where padding makes them differ from place to place. Facts follow the traced graph: linear
+    constant that is added where padding makes them differ from place to place. Liveness follow the traced graph: linear
     layers and convolutions (grouped ones by whole groups), normalisation over the batch, pooling, activations,
     residual additions, concatenations, flattening, slices and padding; any other operation is given its inputs whole.
 
@@ -63,7 +63,7 @@ def compact(model: Model, ticket: Ticket | TrainState, shape: tuple[int, ...], *
 def _compact(model: Model, ticket: Ticket | TrainState, shape: tuple[int, ...], *, selecting: bool) -> Compacted:
     graph = traced(model, ticket.params, shape, training=False)
     facts = _facts(graph, ticket, [_values(graph, ticket, shape)], training=False)
-    settle(facts, aligned=not selecting)
+    solve(facts, aligned=not selecting)
     r = rewritten(facts, selecting=selecting)
     r.graph.eliminate_dead_code()  # branches of which nothing is wanted
     params, buffers = _leaves(r, ticket.params, ticket.buffers, ticket.masks)
@@ -94,12 +94,12 @@ def _compact_training(model: Model, state: TrainState, shape: tuple[int, ...], *
     evaluating, partner = _in_evaluation(model, facts, state.params, shape)
     values = _values(evaluating, state, shape)
     facts.values.append({partner[node]: value for node, value in values.items() if node in partner})
-    settle(facts, aligned=not selecting)
+    solve(facts, aligned=not selecting)
     r = rewritten(facts, selecting=selecting)
     params, buffers = _leaves(r, state.params, state.buffers, state.masks)
     theirs = _facts(evaluating, state, [values], training=True)
     there = {ours: other for other, ours in partner.items()}
-    theirs.fates = {there[node]: fates for node, fates in facts.fates.items()}
+    theirs.constancy = {there[node]: constancy for node, constancy in facts.constancy.items()}
     theirs.needed = {there[node]: needed for node, needed in facts.needed.items()}
     other = rewritten(theirs, selecting=selecting, kind="evaluating_")
     constants = {**buffers, **to_device(other.constants, state.step.device)}
@@ -171,14 +171,22 @@ def _refusing(model: Model) -> Iterator[None]:
         raise UserError(f"compact: {model.name} cannot be compacted: {first_line(error)}") from error
 
 
-def _facts(graph: Traced, ticket: Ticket | TrainState, values: list[dict[Node, Tensor]], *, training: bool) -> Facts:
+def _facts(graph: Traced, ticket: Ticket | TrainState, values: list[dict[Node, Tensor]], *, training: bool) -> Liveness:
     params, masks = to_device((apply_masks(ticket.params, ticket.masks), ticket.masks), "cpu")
     captured = graph.captured
     placeholders = [node for node in captured.graph.nodes if node.op == "placeholder"]
     leaves = dict(zip(placeholders, (*captured.params, *captured.buffers), strict=False))
     frozen = to_device(ticket.buffers, "cpu")
-    return Facts(
-        captured, graph.united, graph.whole, {**params, **frozen}, masks, training, values, leaves, frozenset(frozen)
+    return Liveness(
+        captured,
+        graph.with_units,
+        graph.opaque,
+        {**params, **frozen},
+        masks,
+        training,
+        values,
+        leaves,
+        frozenset(frozen),
     )
 
 
@@ -187,12 +195,12 @@ def _values(graph: Traced, ticket: Ticket | TrainState, shape: tuple[int, ...]) 
 
 
 def _in_evaluation(
-    model: Model, facts: Facts, params: Params, shape: tuple[int, ...]
+    model: Model, facts: Liveness, params: Params, shape: tuple[int, ...]
 ) -> tuple[Traced, dict[Node, Node]]:
     """(the graph in evaluation mode, its values with units -> those of the graph in training)."""
     other = traced(model, params, shape, training=False)
-    ours = [node for node in facts.captured.graph.nodes if node in facts.united]
-    theirs = [node for node in other.captured.graph.nodes if node in other.united]
+    ours = [node for node in facts.captured.graph.nodes if node in facts.with_units]
+    theirs = [node for node in other.captured.graph.nodes if node in other.with_units]
     partner = dict(zip(theirs, ours, strict=False))
     known = set(ours)
     if len(ours) != len(theirs) or not all(_alike(a, b, partner, known) for a, b in partner.items()):

@@ -6,17 +6,17 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from lthfunc.deployment.compaction.liveness import CONSTANT, VARIES, ZERO, Facts, Flow, args_of, during
+from lthfunc.deployment.compaction.liveness import CONSTANT, VARIES, ZERO, Liveness, Transfer, args_of, naming_errors
 from lthfunc.deployment.compaction.operations import (
     groups_of,
-    is_alike,
+    is_binary,
     is_cat,
     is_flatten,
-    is_join,
     is_known,
     is_layer,
     is_norm,
-    is_part,
+    is_slice_or_pad,
+    is_unitwise,
     sources,
 )
 from lthfunc.sparse.lowerings.interface import argument
@@ -24,7 +24,7 @@ from lthfunc.sparse.lowerings.interface import argument
 _aten = torch.ops.aten
 
 
-def _layer_fates(node: Node, facts: Facts) -> Tensor:
+def _layer_constancy(node: Node, facts: Liveness) -> Tensor:
     x, weight, groups = args_of(node)[0], facts.connected(args_of(node)[1]), groups_of(node)
     read = facts.live(x).view(groups, 1, -1) & weight.view(groups, len(weight) // groups, -1)
     varies = read.any(2)
@@ -34,7 +34,7 @@ def _layer_fates(node: Node, facts: Facts) -> Tensor:
     return torch.where(varies.flatten(), VARIES, CONSTANT if biased or not facts.training else ZERO).to(torch.int8)
 
 
-def _layer_needs(node: Node, needed: Tensor, facts: Facts) -> list[tuple[Node, Tensor]]:
+def _layer_needs(node: Node, needed: Tensor, facts: Liveness) -> list[tuple[Node, Tensor]]:
     weight, groups = facts.connected(args_of(node)[1]), groups_of(node)
     asked = needed.view(groups, -1)
     if groups > 1:  # a group goes whole or not at all
@@ -42,12 +42,12 @@ def _layer_needs(node: Node, needed: Tensor, facts: Facts) -> list[tuple[Node, T
     return [(args_of(node)[0], (asked.view(-1, 1) & weight).any(0))]
 
 
-def _norm_fates(node: Node, facts: Facts) -> Tensor:
-    return torch.clamp(facts.fates[args_of(node)[0]], min=CONSTANT)  # its shift is trained
+def _norm_constancy(node: Node, facts: Liveness) -> Tensor:
+    return torch.clamp(facts.constancy[args_of(node)[0]], min=CONSTANT)  # its shift is trained
 
 
-def _alike_fates(node: Node, facts: Facts) -> Tensor:
-    before = facts.fates[args_of(node)[0]]
+def _unitwise_constancy(node: Node, facts: Liveness) -> Tensor:
+    before = facts.constancy[args_of(node)[0]]
     if not facts.training:
         return before.clone()
     if node.target is _aten.relu.default:  # hands back no gradient where its input isn't above zero
@@ -59,7 +59,7 @@ def _alike_fates(node: Node, facts: Facts) -> Tensor:
     return torch.where((before == ZERO) & ~still, VARIES, before).to(torch.int8)
 
 
-def _trained_only_through_relu(node: Node, facts: Facts) -> bool:
+def _trained_only_through_relu(node: Node, facts: Liveness) -> bool:
     """Whether nothing but ReLUs reads what makes a constant: another reader may train its bias to be above zero."""
     readers = [user for user in node.users if isinstance(user.meta.get("val"), Tensor) or user.op == "output"]
     if len(readers) > 1 and any(user.target is not _aten.relu.default for user in readers):
@@ -71,79 +71,79 @@ def _trained_only_through_relu(node: Node, facts: Facts) -> bool:
     return all(_trained_only_through_relu(each, facts) for each in node.all_input_nodes if facts.has_units(each))
 
 
-def _join_fates(node: Node, facts: Facts) -> Tensor:
-    fates = torch.stack([facts.fates[each] for each in args_of(node)[:2] if isinstance(each, Node)]).amax(0)
+def _binary_constancy(node: Node, facts: Liveness) -> Tensor:
+    constancy = torch.stack([facts.constancy[each] for each in args_of(node)[:2] if isinstance(each, Node)]).amax(0)
     if facts.training:
-        still = (fates == ZERO) & facts.is_constant(node, lambda value: value == 0)
-        fates = torch.where(still, ZERO, VARIES)
-    return fates.to(torch.int8)
+        still = (constancy == ZERO) & facts.is_constant(node, lambda value: value == 0)
+        constancy = torch.where(still, ZERO, VARIES)
+    return constancy.to(torch.int8)
 
 
-def _cat_fates(node: Node, facts: Facts) -> Tensor:
-    return torch.cat([facts.fates[each] for each in args_of(node)[0]])
+def _cat_constancy(node: Node, facts: Liveness) -> Tensor:
+    return torch.cat([facts.constancy[each] for each in args_of(node)[0]])
 
 
-def _cat_needs(node: Node, needed: Tensor, facts: Facts) -> list[tuple[Node, Tensor]]:
+def _cat_needs(node: Node, needed: Tensor, facts: Liveness) -> list[tuple[Node, Tensor]]:
     parts = torch.split(needed, [facts.units(each) for each in args_of(node)[0]])
     return list(zip(args_of(node)[0], parts, strict=True))
 
 
-def _flatten_fates(node: Node, facts: Facts) -> Tensor:
-    source = facts.fates[args_of(node)[0]]
+def _flatten_constancy(node: Node, facts: Liveness) -> Tensor:
+    source = facts.constancy[args_of(node)[0]]
     return source.repeat_interleave(facts.units(node) // len(source))
 
 
-def _flatten_needs(node: Node, needed: Tensor, facts: Facts) -> list[tuple[Node, Tensor]]:
+def _flatten_needs(node: Node, needed: Tensor, facts: Liveness) -> list[tuple[Node, Tensor]]:
     return [(args_of(node)[0], needed.view(facts.units(args_of(node)[0]), -1).any(1))]
 
 
-def _part_fates(node: Node, facts: Facts) -> Tensor:
-    source, units = facts.fates[args_of(node)[0]], sources(node, facts)
+def _slice_constancy(node: Node, facts: Liveness) -> Tensor:
+    source, units = facts.constancy[args_of(node)[0]], sources(node, facts)
     return torch.where(units >= 0, source[units.clamp(min=0)], ZERO).to(torch.int8)
 
 
-def _part_needs(node: Node, needed: Tensor, facts: Facts) -> list[tuple[Node, Tensor]]:
+def _slice_needs(node: Node, needed: Tensor, facts: Liveness) -> list[tuple[Node, Tensor]]:
     units = sources(node, facts)
     asked = torch.zeros(facts.units(args_of(node)[0]), dtype=torch.bool)
     asked[units[needed & (units >= 0)]] = True
     return [(args_of(node)[0], asked)]
 
 
-def _same_needs(node: Node, needed: Tensor, facts: Facts) -> list[tuple[Node, Tensor]]:
+def _same_needs(node: Node, needed: Tensor, facts: Liveness) -> list[tuple[Node, Tensor]]:
     return [(each, needed) for each in args_of(node)[:2] if facts.has_units(each)]
 
 
-def _all_vary(node: Node, facts: Facts) -> Tensor:
+def _all_vary(node: Node, facts: Liveness) -> Tensor:
     return torch.full((facts.units(node),), VARIES, dtype=torch.int8)
 
 
-def _all_needed(node: Node, needed: Tensor, facts: Facts) -> list[tuple[Node, Tensor]]:
+def _all_needed(node: Node, needed: Tensor, facts: Liveness) -> list[tuple[Node, Tensor]]:
     read = [each for each in node.all_input_nodes if facts.has_units(each)]
     return [(each, torch.ones(facts.units(each), dtype=torch.bool)) for each in read]
 
 
-_FLOWS = {
-    is_layer: Flow(_layer_fates, _layer_needs),
-    is_norm: Flow(_norm_fates, _same_needs),
-    is_alike: Flow(_alike_fates, _same_needs),
-    is_join: Flow(_join_fates, _same_needs),
-    is_cat: Flow(_cat_fates, _cat_needs),
-    is_flatten: Flow(_flatten_fates, _flatten_needs),
-    is_part: Flow(_part_fates, _part_needs),
+_TRANSFERS = {
+    is_layer: Transfer(_layer_constancy, _layer_needs),
+    is_norm: Transfer(_norm_constancy, _same_needs),
+    is_unitwise: Transfer(_unitwise_constancy, _same_needs),
+    is_binary: Transfer(_binary_constancy, _same_needs),
+    is_cat: Transfer(_cat_constancy, _cat_needs),
+    is_flatten: Transfer(_flatten_constancy, _flatten_needs),
+    is_slice_or_pad: Transfer(_slice_constancy, _slice_needs),
 }
 #: Of an operation that is not known: it may read everything.
-_UNKNOWN = Flow(_all_vary, _all_needed)
+_UNKNOWN = Transfer(_all_vary, _all_needed)
 
 
-def flow_of(node: Node, facts: Facts) -> Flow:
+def transfer_of(node: Node, facts: Liveness) -> Transfer:
     """How facts flow through an operation."""
     if not is_known(node, facts):
         return _UNKNOWN
-    return next((flow for fits, flow in _FLOWS.items() if fits(node, facts)), _UNKNOWN)
+    return next((flow for fits, flow in _TRANSFERS.items() if fits(node, facts)), _UNKNOWN)
 
 
-def settle(facts: Facts, *, aligned: bool = False) -> None:
-    """Find all fates, then all needs.
+def solve(facts: Liveness, *, aligned: bool = False) -> None:
+    """Find all constancy, then all needs.
 
     aligned: what goes through operations unit by unit has the same units everywhere, also those that one side of a join
     lost: a network for lists, to which a unit without weights costs next to nothing.
@@ -151,9 +151,9 @@ def settle(facts: Facts, *, aligned: bool = False) -> None:
     nodes = list(facts.captured.graph.nodes)
     for node in nodes:
         if facts.has_units(node):
-            with during(facts, node):
-                facts.fates[node] = flow_of(node, facts).fates(node, facts)
-            facts.needed[node] = torch.full((facts.units(node),), node in facts.whole, dtype=torch.bool)
+            with naming_errors(facts, node):
+                facts.constancy[node] = transfer_of(node, facts).constancy(node, facts)
+            facts.needed[node] = torch.full((facts.units(node),), node in facts.opaque, dtype=torch.bool)
     before = -1
     while (now := sum(int(facts.wanted_units(node).sum()) for node in facts.needed)) != before:
         before = now
@@ -162,14 +162,14 @@ def settle(facts: Facts, *, aligned: bool = False) -> None:
             _take_along(nodes, facts)
 
 
-def _ask(nodes: list[Node], facts: Facts, *, aligned: bool) -> None:
+def _ask(nodes: list[Node], facts: Liveness, *, aligned: bool) -> None:
     """Back from the outputs: what is needed for what is needed."""
     for node in reversed(nodes):
-        with during(facts, node):
+        with naming_errors(facts, node):
             if node.op == "output" or not facts.has_units(node):
                 found = _all_needed(node, torch.zeros(0), facts)  # an output, or something of no units made of some
             else:
-                found = flow_of(node, facts).needs(node, facts.wanted_units(node), facts)
+                found = transfer_of(node, facts).needs(node, facts.wanted_units(node), facts)
                 # A normalisation's shift is trained, so in training its units outlive those of the layer before it.
                 if aligned or is_norm(node, facts):
                     _keep(found, node, facts)
@@ -177,27 +177,27 @@ def _ask(nodes: list[Node], facts: Facts, *, aligned: bool) -> None:
                 facts.needed[source] |= needed
 
 
-def _take_along(nodes: list[Node], facts: Facts) -> None:
+def _take_along(nodes: list[Node], facts: Liveness) -> None:
     """Forwards: operations unit by unit have all units of what they read."""
     for node in nodes:
         if not facts.has_units(node):
             continue
-        if is_part(node, facts):
+        if is_slice_or_pad(node, facts):
             units = sources(node, facts)
             read = facts.wanted_units(args_of(node)[0])
             there = (units >= 0) & read[units.clamp(min=0)]
-        elif is_alike(node, facts) or is_norm(node, facts) or is_join(node, facts):
+        elif is_unitwise(node, facts) or is_norm(node, facts) or is_binary(node, facts):
             parts = [facts.wanted_units(each) for each in node.all_input_nodes if facts.has_units(each)]
             there = torch.stack(parts).any(0)
         else:
             continue
         facts.needed[node] |= there
-        facts.fates[node][there] = VARIES
+        facts.constancy[node][there] = VARIES
 
 
-def _keep(found: list[tuple[Node, Tensor]], node: Node, facts: Facts) -> None:
+def _keep(found: list[tuple[Node, Tensor]], node: Node, facts: Liveness) -> None:
     """What an operation reads unit by unit stays, constant or not, up to the layers that make it."""
-    if is_layer(node, facts) or flow_of(node, facts) is _UNKNOWN:
+    if is_layer(node, facts) or transfer_of(node, facts) is _UNKNOWN:
         return
     for source, units in found:
-        facts.fates[source][units] = VARIES
+        facts.constancy[source][units] = VARIES

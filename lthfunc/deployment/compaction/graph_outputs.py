@@ -10,7 +10,7 @@ from torch.fx import Graph, Node
 from lthfunc.trees.outputs import Outputs
 
 
-class Nested:
+class BuildOutput:
     """Makes an output of its tensors, where that is a class that a graph has no word for.
 
     keys: what each tensor is called in it, or None where it is a kind of tuple.
@@ -25,11 +25,11 @@ class Nested:
         return self.outputs.rebuilt(tensors)
 
 
-def nest(graph: Graph, outputs: Outputs, tensors: Sequence[Node]) -> None:
+def set_outputs(graph: Graph, outputs: Outputs, tensors: Sequence[Node]) -> None:
     """End a graph with such outputs."""
     whole = outputs.rebuilt(tensors)
     if not _is_plain(whole):
-        whole = graph.call_function(Nested(outputs, _keys(whole, len(tensors))), tuple(tensors))
+        whole = graph.call_function(BuildOutput(outputs, _keys(whole, len(tensors))), tuple(tensors))
     graph.output(whole)
 
 

@@ -33,29 +33,29 @@ _EXAMPLES = 2
 
 
 @dataclass(eq=False)
-class Facts:
-    """fates: of each value's units, int8. needed: bool, whether an output depends on them.
+class Liveness:
+    """constancy: of each value's units, int8. needed: bool, whether an output depends on them.
 
-    united, whole: as `Traced` has them. training: only what training can never bring back may go, else whatever is
+    with_units, opaque: as `Traced` has them. training: only what training can never bring back may go, else whatever is
     constant. values: of each node for some input, without the batch; for a network in training one mapping for each
     mode. params: with the buffers, some of which may be weights that stay as they are (frozen).
     """
 
     captured: Captured
-    united: frozenset[Node]
-    whole: frozenset[Node]
+    with_units: frozenset[Node]
+    opaque: frozenset[Node]
     params: Params
     masks: Masks
     training: bool
     values: list[dict[Node, Tensor]]
     leaves: dict[Node, str]
     frozen: frozenset[str]
-    fates: dict[Node, Tensor] = field(default_factory=dict)
+    constancy: dict[Node, Tensor] = field(default_factory=dict)
     needed: dict[Node, Tensor] = field(default_factory=dict)
 
     def has_units(self, node: Any) -> bool:
         """Whether an argument is a value with a batch and units."""
-        return isinstance(node, Node) and node in self.united
+        return isinstance(node, Node) and node in self.with_units
 
     def units(self, node: Node) -> int:
         """How many there are."""
@@ -63,7 +63,7 @@ class Facts:
 
     def live(self, node: Node) -> Tensor:
         """bool (units,): those that may not go because of what they are."""
-        return self.fates[node] > (ZERO if self.training else CONSTANT)
+        return self.constancy[node] > (ZERO if self.training else CONSTANT)
 
     def wanted_units(self, node: Node) -> Tensor:
         """bool (units,): those to compute."""
@@ -79,7 +79,7 @@ class Facts:
         passed = [test(values[node]).reshape(self.units(node), -1).all(1) for values in self.values]
         return torch.stack(passed).all(0)
 
-    def sole(self, argument: Any) -> bool:
+    def is_sole(self, argument: Any) -> bool:
         """Whether a parameter is read by one operation alone, so that it may be cut."""
         return isinstance(argument, Node) and argument in self.leaves and len(argument.users) == 1
 
@@ -91,7 +91,7 @@ class Facts:
 
 
 @contextmanager
-def during(facts: Facts, node: Node) -> Iterator[None]:
+def naming_errors(facts: Liveness, node: Node) -> Iterator[None]:
     """Any error at an operation as one line that names it."""
     try:
         yield
@@ -99,16 +99,16 @@ def during(facts: Facts, node: Node) -> Iterator[None]:
         raise fails(facts.captured, node, error) from error
 
 
-#: Fates of an operation's units; for each argument with units, those that its needed ones are computed from.
-Fates = Callable[[Node, Facts], Tensor]
-Needs = Callable[[Node, Tensor, Facts], list[tuple[Node, Tensor]]]
+#: Forward of an operation's units; for each argument with units, those that its needed ones are computed from.
+Forward = Callable[[Node, Liveness], Tensor]
+Backward = Callable[[Node, Tensor, Liveness], list[tuple[Node, Tensor]]]
 
 
-class Flow(NamedTuple):
+class Transfer(NamedTuple):
     """How an operation hands facts on."""
 
-    fates: Fates
-    needs: Needs
+    constancy: Forward
+    needs: Backward
 
 
 def values_of(traced: Traced, params: Params, buffers: Buffers, shape: tuple[int, ...]) -> dict[Node, Tensor]:
@@ -144,7 +144,7 @@ def _evaluated(
             except Exception as error:
                 failed.append((n, error))
                 raise RuntimeError from error
-            if n in traced.united:
+            if n in traced.with_units:
                 found[n] = result[0].clone()  # of one example, so that the others' memory is free again
             return result
 

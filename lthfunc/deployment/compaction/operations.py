@@ -6,27 +6,27 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from lthfunc.deployment.compaction.liveness import Facts, args_of
+from lthfunc.deployment.compaction.liveness import Liveness, args_of
 from lthfunc.sparse.lowerings.interface import argument
 
 _aten = torch.ops.aten
 
 LAYERS = (_aten.linear.default, _aten.conv2d.default, _aten.conv2d.padding, _aten.conv1d.default, _aten.conv1d.padding)
-_ALIKE = (
+_UNITWISE = (
     "relu", "relu6", "hardtanh", "sigmoid", "tanh", "gelu", "silu", "elu", "leaky_relu", "hardswish", "hardsigmoid",
     "softplus", "mish", "selu", "celu", "dropout", "feature_dropout", "alias", "clone", "contiguous", "detach", "neg",
     "abs", "exp",
 )  # fmt: skip
 _POOLING = ("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d")
-_JOINING = ("add", "sub", "mul", "div", "maximum", "minimum")
+_BINARY = ("add", "sub", "mul", "div", "maximum", "minimum")
 
 #: Operations that treat every unit alike and apart from others.
-ALIKE = tuple(getattr(_aten, name).default for name in _ALIKE)
+UNITWISE = tuple(getattr(_aten, name).default for name in _UNITWISE)
 POOLS = tuple(getattr(_aten, name).default for name in _POOLING)
 #: Operations of two values with the same units, or of one and a number.
-JOINS = tuple(
+BINARY = tuple(
     getattr(getattr(_aten, name), overload)
-    for name in _JOINING for overload in ("Tensor", "default") if hasattr(getattr(_aten, name), overload)
+    for name in _BINARY for overload in ("Tensor", "default") if hasattr(getattr(_aten, name), overload)
 )  # fmt: skip
 NORM, CAT, MEAN, SLICE = _aten.batch_norm.default, _aten.cat.default, _aten.mean.dim, _aten.slice.Tensor
 PADS = (_aten.pad.default, _aten.constant_pad_nd.default)
@@ -43,35 +43,35 @@ def dimension(node: Node) -> int:
     return int(argument(args_of(node), 1, 0)) % int(node.meta["val"].ndim)
 
 
-def is_known(node: Node, facts: Facts) -> bool:
+def is_known(node: Node, facts: Liveness) -> bool:
     """Whether anything may be known of it."""
-    return node.op == "call_function" and node not in facts.whole
+    return node.op == "call_function" and node not in facts.opaque
 
 
-def _reads_units(node: Node, facts: Facts) -> bool:
+def _reads_units(node: Node, facts: Liveness) -> bool:
     """Whether its first argument has units, and nothing else that it is told is known only as a batch comes."""
     args = args_of(node) if is_known(node, facts) else ()
     told = (each for part in args[1:] if isinstance(part, (list, tuple)) for each in part)
     return bool(args) and facts.has_units(args[0]) and not any(isinstance(each, Node) for each in told)
 
 
-def is_layer(node: Node, facts: Facts) -> bool:
+def is_layer(node: Node, facts: Liveness) -> bool:
     """Whether it is a linear layer or convolution whose parameters may be cut."""
-    if node.target not in LAYERS or not _reads_units(node, facts) or not facts.sole(args_of(node)[1]):
+    if node.target not in LAYERS or not _reads_units(node, facts) or not facts.is_sole(args_of(node)[1]):
         return False
     bias = argument(args_of(node), 2, None)
     weight = facts.params[facts.leaves[args_of(node)[1]]]
-    return (bias is None or facts.sole(bias)) and node.meta["val"].ndim == weight.ndim
+    return (bias is None or facts.is_sole(bias)) and node.meta["val"].ndim == weight.ndim
 
 
-def is_norm(node: Node, facts: Facts) -> bool:
+def is_norm(node: Node, facts: Liveness) -> bool:
     """Whether it is a normalisation over the batch whose parameters and buffers may be cut."""
     if node.target is not NORM or not _reads_units(node, facts):
         return False
-    return all(each is None or facts.sole(each) for each in args_of(node)[1:5])
+    return all(each is None or facts.is_sole(each) for each in args_of(node)[1:5])
 
 
-def is_alike(node: Node, facts: Facts) -> bool:
+def is_unitwise(node: Node, facts: Liveness) -> bool:
     """Whether each of its units comes from the same one of its (first) argument alone."""
     if not _reads_units(node, facts):
         return False
@@ -85,12 +85,12 @@ def is_alike(node: Node, facts: Facts) -> bool:
         return dimension(node) >= 2
     if node.target in PADS:
         return len(args_of(node)[1]) <= 2 * (int(node.meta["val"].ndim) - 2)
-    return node.target in ALIKE
+    return node.target in UNITWISE
 
 
-def is_join(node: Node, facts: Facts) -> bool:
+def is_binary(node: Node, facts: Liveness) -> bool:
     """Whether it combines values of equally many units, or one and numbers."""
-    if node.target not in JOINS or not is_known(node, facts):
+    if node.target not in BINARY or not is_known(node, facts):
         return False
     parts = [each for each in args_of(node)[:2] if isinstance(each, Node)]
     rank = node.meta["val"].ndim
@@ -100,14 +100,14 @@ def is_join(node: Node, facts: Facts) -> bool:
     )
 
 
-def is_cat(node: Node, facts: Facts) -> bool:
+def is_cat(node: Node, facts: Liveness) -> bool:
     """Whether it puts units side by side."""
     if node.target is not CAT or not is_known(node, facts):
         return False
     return dimension(node) == 1 and all(map(facts.has_units, args_of(node)[0]))
 
 
-def is_flatten(node: Node, facts: Facts) -> bool:
+def is_flatten(node: Node, facts: Liveness) -> bool:
     """Whether it makes features of all units' places."""
     value = node.meta.get("val")
     source = args_of(node)[0] if args_of(node) else None
@@ -116,7 +116,7 @@ def is_flatten(node: Node, facts: Facts) -> bool:
     return facts.has_units(node) and value is not None and value.ndim == 2
 
 
-def is_part(node: Node, facts: Facts) -> bool:
+def is_slice_or_pad(node: Node, facts: Liveness) -> bool:
     """Whether it takes some units, or adds units of a number."""
     if not _reads_units(node, facts) or any(isinstance(each, Node) for each in args_of(node)[1:]):
         return False
@@ -130,7 +130,7 @@ def is_part(node: Node, facts: Facts) -> bool:
     return False
 
 
-def sources(node: Node, facts: Facts) -> Tensor:
+def sources(node: Node, facts: Liveness) -> Tensor:
     """int64: for each unit of a `part`, the unit of its argument, or -1 for one that was added."""
     count = facts.units(args_of(node)[0])
     if node.target is SLICE:

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.fx import Graph, Node
 
 from lthfunc.deployment.compaction import dataflow, operations
-from lthfunc.deployment.compaction.graph_outputs import nest
-from lthfunc.deployment.compaction.liveness import CONSTANT, Facts, args_of, during
+from lthfunc.deployment.compaction.graph_outputs import set_outputs
+from lthfunc.deployment.compaction.liveness import CONSTANT, Liveness, args_of, naming_errors
 from lthfunc.sparse.lowerings.interface import argument
 from lthfunc.trees.types import Buffers, Params
 
@@ -31,7 +31,7 @@ class Rewriter:
     selecting: whether inputs may be picked from features.
     """
 
-    facts: Facts
+    facts: Liveness
     selecting: bool
     kind: str = ""
     graph: Graph = field(default_factory=Graph)
@@ -103,13 +103,13 @@ class Rewriter:
         return self.call(_aten.expand.default, self.constant(value[None], argument), [self.batch(), *value.shape])
 
 
-def rewritten(facts: Facts, *, selecting: bool, kind: str = "") -> Rewriter:
+def rewritten(facts: Liveness, *, selecting: bool, kind: str = "") -> Rewriter:
     """Write the smaller graph. Raises UserError for an operation that stands in the way."""
     r = Rewriter(facts, selecting, kind)
     graph = facts.captured.graph
     x = [node for node in graph.nodes if node.op == "placeholder"][-1]
     for node in graph.nodes:
-        with during(facts, node):
+        with naming_errors(facts, node):
             if node in facts.leaves:
                 if all(not _cut_by(user, node, facts) for user in node.users):
                     r.made[node] = r.leaf(node)
@@ -120,13 +120,13 @@ def rewritten(facts: Facts, *, selecting: bool, kind: str = "") -> Rewriter:
             elif node.op == "get_attr":
                 r.made[node] = r.kept("given", facts.captured.constants[str(node.target)])
             elif node.op == "output":
-                nest(r.graph, facts.captured.outputs, [r.all_of(each) for each in args_of(node)[0]])
+                set_outputs(r.graph, facts.captured.outputs, [r.all_of(each) for each in args_of(node)[0]])
             else:
                 r.made[node] = _written(r, node)
     return r
 
 
-def _cut_by(user: Node, leaf: Node, facts: Facts) -> bool:
+def _cut_by(user: Node, leaf: Node, facts: Liveness) -> bool:
     return operations.is_layer(user, facts) or (operations.is_norm(user, facts) and leaf in args_of(user)[1:5])
 
 
@@ -178,7 +178,7 @@ def _layer(r: Rewriter, node: Node) -> Node:
 def _inputs(r: Rewriter, node: Node) -> tuple[Node, Tensor]:
     """(what a layer reads, which units of the old value these are)."""
     facts, x = r.facts, args_of(node)[0]
-    needed = dict(dataflow.flow_of(node, facts).needs(node, facts.wanted_units(node), facts))[x]
+    needed = dict(dataflow.transfer_of(node, facts).needs(node, facts.wanted_units(node), facts))[x]
     have = r.have[x]
     used = have[needed[have] & facts.live(x)[have]]
     picks = r.selecting and node.meta["val"].ndim == 2 and 0 < len(used) < (1 - _FEW) * len(have)
@@ -188,7 +188,7 @@ def _inputs(r: Rewriter, node: Node) -> tuple[Node, Tensor]:
 def _folded(r: Rewriter, node: Node, rows: Tensor, columns: Tensor | None) -> Tensor | None:
     """What units that were not computed, and are constant, add to a layer's outputs; None for nothing."""
     facts, x, weight = r.facts, args_of(node)[0], args_of(node)[1]
-    gone = facts.fates[x] <= CONSTANT
+    gone = facts.constancy[x] <= CONSTANT
     if columns is not None:
         gone[columns] = False
     value = facts.values[0][x]
@@ -208,7 +208,7 @@ def _norm(r: Rewriter, node: Node) -> Node:
     return r.call(node.target, r.of(args_of(node)[0], rows), *leaves, *args_of(node)[5:], **node.kwargs)
 
 
-def _alike(r: Rewriter, node: Node) -> Node:
+def _unitwise(r: Rewriter, node: Node) -> Node:
     """Operations on each unit, and joins: the same on what is wanted."""
     rows = r.facts.wanted(node)
     r.have[node] = rows
@@ -233,7 +233,7 @@ def _flatten(r: Rewriter, node: Node) -> Node:
     return r.call(_aten.flatten.using_ints, r.made[x], 1)
 
 
-def _part(r: Rewriter, node: Node) -> Node:
+def _slice(r: Rewriter, node: Node) -> Node:
     rows = r.facts.wanted(node)
     source = operations.sources(node, r.facts)[rows]
     if not bool((source >= 0).any()):  # nothing of it is wanted
@@ -252,9 +252,9 @@ def _part(r: Rewriter, node: Node) -> Node:
 _WRITERS = {
     operations.is_layer: _layer,
     operations.is_norm: _norm,
-    operations.is_alike: _alike,
-    operations.is_join: _alike,
+    operations.is_unitwise: _unitwise,
+    operations.is_binary: _unitwise,
     operations.is_cat: _cat,
     operations.is_flatten: _flatten,
-    operations.is_part: _part,
+    operations.is_slice_or_pad: _slice,
 }

@@ -28,13 +28,13 @@ _DEVICE = torch.device("cpu")
 class Traced(NamedTuple):
     """A module's graph.
 
-    united: nodes whose values have the batch along dimension 0 and units along dimension 1. whole: nodes that share
-    memory with something that is changed in place while others still read it, and so stay as they are.
+    with_units: nodes whose values have the batch along dimension 0 and units along dimension 1. opaque: nodes that
+    share memory with a tensor that is changed in place while others still read it; they stay as they are.
     """
 
     captured: Captured
-    united: frozenset[Node]
-    whole: frozenset[Node]
+    with_units: frozenset[Node]
+    opaque: frozenset[Node]
 
 
 def cannot(captured: Captured, node: Node, why: str) -> UserError:
@@ -85,7 +85,7 @@ class _Tracing:
         """The graph of any batch."""
         kept = {node for node in self._nodes if self._stays_in_place(node)}
         shared = {memory_of(each) for node in kept for each in changed_by(node)}
-        whole, united = set(), set()
+        opaque, with_units = set(), set()
         for node, twin in zip(self._nodes, self._twins, strict=True):
             if (node.op, str(node.target)) != (twin.op, str(twin.target)):
                 raise self._varies(node)
@@ -104,11 +104,11 @@ class _Tracing:
                 copy.target = _functional(node)
                 self._new[changed_by(node)[0]] = copy
             if memory_of(node) in shared:
-                whole.add(copy)
+                opaque.add(copy)
             if node not in self._leaves and _has_units(node, twin):
-                united |= {copy, self._new[node]}
+                with_units |= {copy, self._new[node]}
         found = self._captured._replace(graph=self._graph)
-        return Traced(found, frozenset(united | {self._input}), frozenset(whole - {self._input}))
+        return Traced(found, frozenset(with_units | {self._input}), frozenset(opaque - {self._input}))
 
     def _stays_in_place(self, node: Node) -> bool:
         """Whether an operation that changes a tensor cannot give a new one instead."""

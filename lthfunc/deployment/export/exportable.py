@@ -18,7 +18,7 @@ from lthfunc.trees.outputs import plain_containers
 from lthfunc.trees.types import Ticket
 
 
-class Subject(NamedTuple):
+class Exportable(NamedTuple):
     """model, ticket: the trained network. shape: of one input. compacted: without dead units, or None, and why."""
 
     model: Model
@@ -75,20 +75,20 @@ class _Plain(nn.Module):
 class Export(Protocol):
     """Writes a subject to `path` and gives what else it wrote. Raises UserError where it cannot."""
 
-    def __call__(self, subject: Subject, path: Path) -> list[Path]:
+    def __call__(self, subject: Exportable, path: Path) -> list[Path]:
         """Write it."""
 
 
-def subject_of(model: Model, ticket: Ticket, shape: tuple[int, ...], *, half: bool = False) -> Subject:
+def exportable_of(model: Model, ticket: Ticket, shape: tuple[int, ...], *, half: bool = False) -> Exportable:
     """What is to be exported. half: values in 16 bits, where the target takes them.
 
     Raises UserError where the ticket doesn't fit the model.
     """
     check_ticket(model, ticket)
     try:
-        return Subject(model, ticket, shape, compact(model, ticket, shape), None, half)
+        return Exportable(model, ticket, shape, compact(model, ticket, shape), None, half)
     except UserError as error:
-        return Subject(model, ticket, shape, None, str(error), half)
+        return Exportable(model, ticket, shape, None, str(error), half)
 
 
 #: Largest difference between an export's outputs and the masked network's, relative to the largest output.

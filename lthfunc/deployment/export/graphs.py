@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from lthfunc.deployment.export.exportable import Subject, check_outputs
+from lthfunc.deployment.export.exportable import Exportable, check_outputs
 from lthfunc.errors import UserError
 from lthfunc.tracebacks import first_line
 from lthfunc.training.engines.toolchain import why_not
@@ -25,7 +25,7 @@ _TRACED, _COMPARED = 2, 5
 _SPARSE_FACTOR = 3
 
 
-def torch_export(subject: Subject, path: Path) -> list[Path]:
+def torch_export(subject: Exportable, path: Path) -> list[Path]:
     """An exported program (.pt2), for ``torch.export.load``; the batch's size is free."""
     program = _exported(subject)
     with _whole(path) as part:
@@ -35,7 +35,7 @@ def torch_export(subject: Subject, path: Path) -> list[Path]:
     return []
 
 
-def aoti(subject: Subject, path: Path) -> list[Path]:
+def aoti(subject: Exportable, path: Path) -> list[Path]:
     """A package of AOTInductor (.pt2): machine code for this kind of processor, which runs without Python."""
     if reason := why_not("cpu"):
         raise UserError(f"--to: aoti compiles, and {reason}")
@@ -47,7 +47,7 @@ def aoti(subject: Subject, path: Path) -> list[Path]:
     return []
 
 
-def onnx(subject: Subject, path: Path) -> list[Path]:
+def onnx(subject: Exportable, path: Path) -> list[Path]:
     """An ONNX file, weights as sparse initialisers where that is smaller; compared by ONNX Runtime."""
     try:
         import onnx as format_of
@@ -77,7 +77,7 @@ def onnx(subject: Subject, path: Path) -> list[Path]:
     return []
 
 
-def _names(subject: Subject) -> list[str]:
+def _names(subject: Exportable) -> list[str]:
     """Of the outputs: "outputs" for a tensor, a dictionary's keys, numbers for the rest."""
     given = subject.outputs(subject.inputs(_TRACED))
     tensors = outputs_of(given).tensors
@@ -101,7 +101,7 @@ def _make_sparse(graph: Any, onnx: Any) -> None:
             graph.initializer.remove(tensor)
 
 
-def _exported(subject: Subject) -> Any:
+def _exported(subject: Exportable) -> Any:
     batch = torch.export.Dim("batch")
     try:
         return torch.export.export(subject.plain_network, (subject.inputs(_TRACED),), dynamic_shapes=({0: batch},))

@@ -13,9 +13,9 @@ import torch
 from torch import nn
 from torch.fx import Graph, GraphModule, Node
 
-from lthfunc.deployment.compaction.graph_outputs import Nested
+from lthfunc.deployment.compaction.graph_outputs import BuildOutput
 from lthfunc.deployment.compaction.liveness import args_of
-from lthfunc.deployment.export.exportable import Subject
+from lthfunc.deployment.export.exportable import Exportable
 from lthfunc.errors import UserError
 from lthfunc.trees.atomic_io import write_atomically
 
@@ -41,7 +41,7 @@ class Network(nn.Module):
 '''
 
 
-def module(subject: Subject, path: Path) -> list[Path]:
+def module(subject: Exportable, path: Path) -> list[Path]:
     """The compacted network as a plain ``nn.Module``: a Python file, and beside it a safetensors file of weights."""
     if subject.compacted is None:
         raise UserError(f"--to: module takes a compacted network, and {subject.why_not_compacted}")
@@ -67,7 +67,7 @@ def _flat(network: nn.Module) -> GraphModule:
     for name in dict.fromkeys(str(node.target) for node in network.graph.nodes if node.op == "call_module"):
         flat[name] = _unused(name, flat.values())
     for node in network.graph.nodes:
-        if isinstance(node.target, Nested):
+        if isinstance(node.target, BuildOutput):
             given = [new[each] for each in args_of(node)]
             keys = node.target.keys
             new[node] = tuple(given) if keys is None else dict(zip(keys, given, strict=True))

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lthfunc.arguments import public
-from lthfunc.deployment.export.exportable import Subject
+from lthfunc.deployment.export.exportable import Exportable
 from lthfunc.errors import UserError
 from lthfunc.trees.files import load_tree, save_tree
 from lthfunc.trees.types import Masks, Ticket
@@ -42,7 +42,7 @@ class Coded(NamedTuple):
         return self.high.nbytes + self.low.nbytes
 
 
-def packed(subject: Subject, path: Path) -> list[Path]:
+def packed(subject: Exportable, path: Path) -> list[Path]:
     """A safetensors file with survivors and coded positions; `load_packed` reads it."""
     save_packed(path, subject.ticket, half=subject.half)
     return []

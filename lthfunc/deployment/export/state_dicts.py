@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lthfunc.deployment.export.exportable import Subject
+from lthfunc.deployment.export.exportable import Exportable
 from lthfunc.deployment.export.matrices import matrices
 from lthfunc.trees.atomic_io import safe_file_name, write_atomically
 from lthfunc.trees.leaf_names import first_names
 from lthfunc.trees.ops import apply_masks
 
 
-def state_dict(subject: Subject, path: Path) -> list[Path]:
+def state_dict(subject: Exportable, path: Path) -> list[Path]:
     """The masked weights as ``module.load_state_dict`` takes them (``torch.load(path, weights_only=True)``).
 
     It has the keys of the module's own state dict: both names of a shared weight, no buffer that isn't persistent.
@@ -25,7 +25,7 @@ def state_dict(subject: Subject, path: Path) -> list[Path]:
     return []
 
 
-def prune(subject: Subject, path: Path) -> list[Path]:
+def prune(subject: Exportable, path: Path) -> list[Path]:
     """A state dict with ``weight_orig`` and ``weight_mask``, as a module under torch.nn.utils.prune has them.
 
     A shared weight is pruned under each of its names.
@@ -42,7 +42,7 @@ def prune(subject: Subject, path: Path) -> list[Path]:
     return []
 
 
-def scipy(subject: Subject, path: Path) -> list[Path]:
+def scipy(subject: Exportable, path: Path) -> list[Path]:
     """A folder with a CSR matrix (outputs, inputs) for each layer, for ``scipy.sparse.load_npz``, and the rest.
 
     A convolution's inputs are its input channels' kernel places, one after the other, for a transposed one as well; in

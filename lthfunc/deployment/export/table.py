@@ -8,7 +8,7 @@ from lthfunc.deployment.export import graphs, module, packed, state_dicts
 from lthfunc.deployment.export.exportable import Export
 
 
-class Target(NamedTuple):
+class Exporter(NamedTuple):
     """suffix: of the file ("" for a folder)."""
 
     export: Export
@@ -16,12 +16,12 @@ class Target(NamedTuple):
 
 
 TARGETS = {
-    "onnx": Target(graphs.onnx, ".onnx"),
-    "torch-export": Target(graphs.torch_export, ".pt2"),
-    "aoti": Target(graphs.aoti, ".pt2"),
-    "prune": Target(state_dicts.prune, ".pt"),
-    "state-dict": Target(state_dicts.state_dict, ".pt"),
-    "module": Target(module.module, ".py"),
-    "scipy": Target(state_dicts.scipy, ""),
-    "packed": Target(packed.packed, ".safetensors"),
+    "onnx": Exporter(graphs.onnx, ".onnx"),
+    "torch-export": Exporter(graphs.torch_export, ".pt2"),
+    "aoti": Exporter(graphs.aoti, ".pt2"),
+    "prune": Exporter(state_dicts.prune, ".pt"),
+    "state-dict": Exporter(state_dicts.state_dict, ".pt"),
+    "module": Exporter(module.module, ".py"),
+    "scipy": Exporter(state_dicts.scipy, ""),
+    "packed": Exporter(packed.packed, ".safetensors"),
 }

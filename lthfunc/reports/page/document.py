@@ -14,15 +14,17 @@ from plotly.offline import get_plotlyjs
 from lthfunc import __version__
 from lthfunc.reports.charts import Picture
 from lthfunc.reports.page import html_parts
-from lthfunc.reports.page.pictures import Drawn
+from lthfunc.reports.page.pictures import RunPictures
 from lthfunc.reports.page.plotly_figures import figure_of
-from lthfunc.reports.page.run_view import Shown
+from lthfunc.reports.page.run_view import RunView
 
 #: Nothing is loaded from anywhere, whatever the runs' files hold.
 _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 
 
-def page(runs: Sequence[Shown], together: Mapping[str, Sequence[Picture]], drawn: Sequence[Drawn], title: str) -> str:
+def page(
+    runs: Sequence[RunView], together: Mapping[str, Sequence[Picture]], drawn: Sequence[RunPictures], title: str
+) -> str:
     """The whole document."""
     charts: dict[str, Any] = {}
     body = [_cards(runs)]
@@ -38,11 +40,11 @@ def page(runs: Sequence[Shown], together: Mapping[str, Sequence[Picture]], drawn
     return _whole(title, "".join(body), data)
 
 
-def _cards(runs: Sequence[Shown]) -> str:
+def _cards(runs: Sequence[RunView]) -> str:
     return '<div class="cards">' + "".join(html_parts.card(run) for run in runs) + "</div>"
 
 
-def _each_run(runs: Sequence[Shown], drawn: Sequence[Drawn], charts: dict[str, Any]) -> list[str]:
+def _each_run(runs: Sequence[RunView], drawn: Sequence[RunPictures], charts: dict[str, Any]) -> list[str]:
     """What belongs to one run at a time; with several runs, a list to choose from stands above."""
     able = [at for at, run in enumerate(runs) if run.records]
     if not able:

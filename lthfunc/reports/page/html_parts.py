@@ -13,7 +13,7 @@ from lthfunc.experiments.records import Row, winning
 from lthfunc.printable import printable
 from lthfunc.reports.charts import Picture
 from lthfunc.reports.curves import LOOKS
-from lthfunc.reports.page.run_view import Shown
+from lthfunc.reports.page.run_view import RunView
 from lthfunc.reports.tables import percent, steps
 from lthfunc.runs.environment import machine_in_words
 
@@ -36,7 +36,7 @@ def _figure(key: str, picture: Picture) -> str:
     )
 
 
-def card(run: Shown) -> str:
+def card(run: RunView) -> str:
     """A run in short: what, how far, what won; and what is missing of it."""
     lines = []
     if run.config is not None:
@@ -79,7 +79,7 @@ def results(rows: Sequence[Row]) -> str:
     return table(head, body, kind="numbers", quiet=[row.variant != TICKET for row in rows])
 
 
-def settings(runs: Sequence[Shown]) -> str:
+def settings(runs: Sequence[RunView]) -> str:
     """Settings of all runs beside each other; those that differ come first, and stand out."""
     known = [(run.name, to_mapping(run.config)) for run in runs if run.config is not None]
     if not known:
@@ -92,12 +92,12 @@ def settings(runs: Sequence[Shown]) -> str:
     return table(["setting", *(name for name, _ in known)], body, loud=[differs[name] for name in ordered])
 
 
-def origins(runs: Sequence[Shown]) -> str:
+def origins(runs: Sequence[RunView]) -> str:
     """Where each run ran, on which versions, and how to repeat it."""
     return "".join(_origin(run) for run in runs if run.config is not None)
 
 
-def _origin(run: Shown) -> str:
+def _origin(run: RunView) -> str:
     where, versions = machine_in_words(run.about["machine"])
     config = printable(shlex.quote(str(run.folder / "config.toml")))
     lines = [f"lthfunc {run.about['command'].replace('transfer', 'prune')} --config {config}"]

@@ -9,7 +9,7 @@ from typing import Any
 from lthfunc.errors import UserError
 from lthfunc.experiments.iterative import TICKET
 from lthfunc.experiments.records import Record, Spread, spread, summarize
-from lthfunc.reports.breakeven import answers, breakeven_chart, questions, side_of
+from lthfunc.reports.breakeven import break_evens, breakeven_chart, cost_pairs, run_costs
 from lthfunc.reports.charts import Bars, Chart, Picture, Series, ramp
 from lthfunc.reports.connectivity import barrier_charts
 from lthfunc.reports.curves import energy_chart
@@ -126,9 +126,9 @@ def _inference_energy(item: Mapping[str, Any]) -> list[Picture]:
 
 def _breakeven(name: str, records: Sequence[Record], measured: Sequence[Mapping[str, Any]]) -> list[Picture]:
     try:
-        sparse = side_of(name, records, measured, dense=False, format="specialised")
-        dense = side_of(name, records, measured, dense=True, format="dense")
+        sparse = run_costs(name, records, measured, dense=False, format="specialised")
+        dense = run_costs(name, records, measured, dense=True, format="dense")
     except UserError:  # trainings that are not finished
         return []
-    found = answers(questions(sparse, dense, same=True, price=None, evaluation=False))
+    found = break_evens(cost_pairs(sparse, dense, same=True, price=None, evaluation=False))
     return [breakeven_chart(each) for each in found if each.question.quantity in ("emissions", "time")]

@@ -22,7 +22,7 @@ from lthfunc.reports.curves import (
 from lthfunc.reports.page.explorer import explorer_of, pixels_of
 from lthfunc.reports.page.mask_history import Overlap, Patterns, overlap_of, read_patterns
 from lthfunc.reports.page.measurement_pictures import energy_pictures, measured_pictures
-from lthfunc.reports.page.run_view import Shown
+from lthfunc.reports.page.run_view import RunView
 from lthfunc.reports.page.static_figures import mask_figure, pixel_figure, weight_figure
 from lthfunc.reports.spacing import spread_out
 
@@ -30,7 +30,7 @@ from lthfunc.reports.spacing import spread_out
 _MOST_CURVES = 30
 
 
-class Drawn(NamedTuple):
+class RunPictures(NamedTuple):
     """Of one run. pictures: by heading; explorer: what the page's explorer is fed, None without masks.
 
     stills: draw figures for files in the explorer's place, by name. missing: what could not be read.
@@ -42,7 +42,7 @@ class Drawn(NamedTuple):
     missing: list[str]
 
 
-def together(runs: Sequence[Shown]) -> dict[str, list[Picture]]:
+def together(runs: Sequence[RunView]) -> dict[str, list[Picture]]:
     """Pictures of all runs on the same axes, by heading."""
     with_rounds = {run.name: run.records for run in runs if any(item["round"] for item in run.records)}
     if not with_rounds:
@@ -65,21 +65,21 @@ def together(runs: Sequence[Shown]) -> dict[str, list[Picture]]:
     return found
 
 
-def reads_of(run: Shown) -> int:
-    """How many rounds `drawn` reads from the disk, for whoever shows its progress."""
+def reads_of(run: RunView) -> int:
+    """How many rounds `pictures_of` reads from the disk, for whoever shows its progress."""
     return sum(item["variant"] == TICKET for item in run.records)
 
 
-def drawn(run: Shown, told: Callable[[], None]) -> Drawn:
-    """A run's own pictures. told: called after each round that was read."""
+def pictures_of(run: RunView, on_read: Callable[[], None]) -> RunPictures:
+    """A run's own pictures. on_read: called after each round that was read."""
     if not run.records:
-        return Drawn({}, None, {}, [])
+        return RunPictures({}, None, {}, [])
     found: dict[str, list[Picture]] = {"Training curves": list(curve_charts(run.records, most=_MOST_CURVES))}
     missing: list[str] = []
     seeds = sorted({item["seed"] for item in run.records})
     patterns: list[Patterns] = []
     for number, seed in enumerate(seeds):
-        pattern, lines = read_patterns(run.folder, run.records, seed, weights=number == 0, told=told)
+        pattern, lines = read_patterns(run.folder, run.records, seed, weights=number == 0, told=on_read)
         missing += lines
         patterns += [] if pattern is None else [pattern]
     pruned = any(item["round"] for item in run.records)
@@ -95,7 +95,7 @@ def drawn(run: Shown, told: Callable[[], None]) -> Drawn:
     if measured:
         found["Measured"] = measured
     if not (patterns and pruned):
-        return Drawn(found, None, {}, missing)
+        return RunPictures(found, None, {}, missing)
     first, shape = patterns[0], (run.about.get("data") or {}).get("shape")
     densities = [100 * density for density in _densities(run, first.rounds)]
     pixels = pixels_of(first, shape)
@@ -105,7 +105,7 @@ def drawn(run: Shown, told: Callable[[], None]) -> Drawn:
     }
     if pixels is not None:
         stills["pixels"] = partial(pixel_figure, *pixels, densities)
-    return Drawn(found, explorer_of(first, densities, pixels), stills, missing)
+    return RunPictures(found, explorer_of(first, densities, pixels), stills, missing)
 
 
 def overlap_pictures(overlap: Overlap, densities: Sequence[float]) -> list[Picture]:
@@ -128,6 +128,6 @@ def overlap_pictures(overlap: Overlap, densities: Sequence[float]) -> list[Pictu
     ]  # fmt: skip
 
 
-def _densities(run: Shown, rounds: Sequence[int]) -> list[float]:
+def _densities(run: RunView, rounds: Sequence[int]) -> list[float]:
     known: Mapping[int, float] = {row.round: row.density for row in run.rows if row.variant == TICKET}
     return [known[number] for number in rounds]

@@ -17,7 +17,7 @@ from lthfunc.runs.readings import session_problem
 from lthfunc.runs.unfinished import trainings_of
 
 
-class Shown(NamedTuple):
+class RunView(NamedTuple):
     """A run. name: short, its own among those shown. config, about: None where the run cannot be read.
 
     missing: what is, in lines. measured: of speed, energy and the like. sessions: who worked on it.
@@ -39,17 +39,17 @@ class Shown(NamedTuple):
         return self.name if self.config is None else f"{self.config.arch} on {self.config.dataset}"
 
 
-def shown(folders: Sequence[Path]) -> list[Shown]:
+def run_views(folders: Sequence[Path]) -> list[RunView]:
     """Read runs, whole or not. Raises UserError where one is no run at all."""
     names = distinct_names(folders)
-    return [_shown(folder, name) for folder, name in zip(folders, names, strict=True)]
+    return [_run_view(folder, name) for folder, name in zip(folders, names, strict=True)]
 
 
-def _shown(folder: Path, name: str) -> Shown:
+def _run_view(folder: Path, name: str) -> RunView:
     try:
         run = scan_run(folder)
     except DamagedError as error:
-        return Shown(folder, name, {}, None, [], [], [f"nothing of this run can be shown: {error}"], [], [])
+        return RunView(folder, name, {}, None, [], [], [f"nothing of this run can be shown: {error}"], [], [])
     missing = [*run.damage, *map(str, sums_wrong(folder, run, sizes=True))]
     wanted, found = trainings_of(run.config), len(run.records)
     if found < wanted:
@@ -57,4 +57,6 @@ def _shown(folder: Path, name: str) -> Shown:
     measured, wrong = measurements(folder)
     sessions, other = whole_lines(folder / ENVIRONMENT, session_problem)
     missing += [*wrong, *other]
-    return Shown(folder, name, run.about, run.config, run.records, summarize(run.records), missing, measured, sessions)
+    return RunView(
+        folder, name, run.about, run.config, run.records, summarize(run.records), missing, measured, sessions
+    )

@@ -13,22 +13,22 @@ from lthfunc.reports.charts import Picture
 from lthfunc.reports.figures import save
 from lthfunc.reports.matplotlib_figures import printed
 from lthfunc.reports.page.document import page
-from lthfunc.reports.page.pictures import Drawn, drawn, together
-from lthfunc.reports.page.run_view import Shown
+from lthfunc.reports.page.pictures import RunPictures, pictures_of, together
+from lthfunc.reports.page.run_view import RunView
 from lthfunc.runs import safe_files
 
 
 class Report(NamedTuple):
     """Runs, the pictures of all together by heading, and each one's own."""
 
-    runs: list[Shown]
+    runs: list[RunView]
     together: dict[str, list[Picture]]
-    each: list[Drawn]
+    each: list[RunPictures]
 
 
-def report_of(runs: Sequence[Shown], told: Callable[[], None]) -> Report:
-    """Read what is shown. told: called after each round that was read."""
-    each = [drawn(run, told) for run in runs]
+def report_of(runs: Sequence[RunView], on_read: Callable[[], None]) -> Report:
+    """Read what is shown. on_read: called after each round that was read."""
+    each = [pictures_of(run, on_read) for run in runs]
     known = [
         run._replace(missing=[*run.missing, *(line for line in mine.missing if line not in run.missing)])
         for run, mine in zip(runs, each, strict=True)
