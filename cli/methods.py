@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from lthfunc.catalog.methods import METHODS
 from lthfunc.errors import invalid
-from lthfunc.experiments.families import METHODS
 
 from . import options as o
 from .console import put, say
@@ -44,8 +44,8 @@ def methods(
 ) -> None:
     """Train a network by every method of the field to the same density, and compare them in one table."""
     if list_:
-        for name, about in METHODS.items():
-            put(f"{name:27}{about}")
+        for name in METHODS.known():
+            put(f"{name:27}{METHODS.about(name)}")
         return
     asked = tuple(method or ())
     if len(set(asked)) < len(asked):

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
         line as line,
     )
     from lthfunc.experiments.iterative import Plan as Plan, Round as Round, iterative as iterative
-    from lthfunc.experiments.starting import (
+    from lthfunc.experiments.rewinding_and_controls import (
         RoundContext as RoundContext,
         Start as Start,
     )
@@ -318,7 +318,7 @@ __getattr__, __all__, __dir__ = table_of_contents(
         "lthfunc.experiments.iterative": ("Plan", "Round", "iterative"),
         "lthfunc.training.parametrize": ("parametrized", "straight_through"),
         "lthfunc.experiments.connectivity": ("instability", "line"),
-        "lthfunc.experiments.starting": ("RoundContext", "Start"),
+        "lthfunc.experiments.rewinding_and_controls": ("RoundContext", "Start"),
         "lthfunc.errors": ("ArgumentError", "UserError"),
     },
     rooms=("data", "models"),

@@ -7,6 +7,7 @@ import functools
 import importlib
 import importlib.util
 import inspect
+import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,6 +16,14 @@ from typing import Any
 
 from lthfunc.errors import UserError, invalid, unknown
 from lthfunc.tracebacks import call_user_function, first_line, user_location
+
+#: What the name of a user's own function looks like.
+OWN = r"^(.+\.py|[A-Za-z_][\w.]*):[A-Za-z_]\w*$"
+
+
+def is_own(name: str) -> bool:
+    """Whether a name is a user's own function, package.module:function or path/to/file.py:name."""
+    return re.fullmatch(OWN, name) is not None
 
 
 def load_plugin(option: str, name: str) -> Callable[..., Any]:
@@ -35,9 +44,8 @@ def load_plugin(option: str, name: str) -> Callable[..., Any]:
     return function  # type: ignore[no-any-return]
 
 
-def guarded(option: str, name: str, returns: type) -> Callable[..., Any]:
-    """The function, imported; what it raises is told in one line with the user's own, as is another result's type."""
-    function = load_plugin(option, name)
+def guarded(option: str, name: str, function: Callable[..., Any], returns: type) -> Callable[..., Any]:
+    """The function; what it raises is told in one line with the user's own, as is another result's type."""
 
     @functools.wraps(function)
     def call(*arguments: Any) -> Any:
@@ -69,7 +77,7 @@ def called(
             if not mine:
                 raise invalid(f"{option}-option", key, f"nothing with {name}")
             raise unknown(f"{option}-option", key, mine)
-    arguments = {key: value for key, value in offered.items() if key in named}
+    arguments = {key: offered[key] for key in named if key in offered}
     arguments |= {key: _literal(text) for key, text in given.items()}
     missing = [key for key, each in named.items() if each.default is each.empty and key not in arguments]
     if missing:

@@ -21,15 +21,15 @@ from pretended import Machine, accelerator, pretended
 from torch import Tensor, nn
 
 import lthfunc as lf
+from lthfunc.catalog.methods import METHODS
+from lthfunc.catalog.pruning import ALLOCATIONS, CONTROLS, REWINDINGS, SCORES
 from lthfunc.deployment import compiled, formats
 from lthfunc.distributed.collectives import SINGLE_RANK
 from lthfunc.experiments.config import Config
-from lthfunc.experiments.families import ALLOCATIONS, SCORES
 from lthfunc.experiments.functions import Scored, allocation_of, score_of, structure_of
 from lthfunc.experiments.iterative import Plan, Task, iterative
 from lthfunc.experiments.methods.setting import Setting
-from lthfunc.experiments.methods.table import TABLE
-from lthfunc.experiments.starting import CONTROLS, REWINDINGS
+from lthfunc.experiments.rewinding_and_controls import start_of
 from lthfunc.scheduling.checkpointing import train_kept
 from lthfunc.sparsify.activations import input_moments
 from lthfunc.training.engines import compiled as loops
@@ -111,14 +111,15 @@ def method(device: str, name: str) -> Any:
 
     plain = work(MLP, lf.adam(1e-3))
     setting = Setting(MLP, plain, work, plain, 8, 4, 1, 0.1, device, synflow_rounds=5)
-    outcome = TABLE[name](setting, 1)
+    outcome = METHODS.load(name)(setting, 1)
     return outcome.ticket if name != "supermask" else lf.layer_counts(outcome.ticket.masks)  # which draws
 
 
 def experiment(device: str, rewind: str, controls: Sequence[str] = ()) -> Any:
     plan = Plan(
-        model=MLP, trainer=trainer(device), steps=4, eval_every=4, rounds=1, rate=0.4, rewind=REWINDINGS[rewind],
-        anchor_step=2, controls={name: CONTROLS[name] for name in controls},
+        model=MLP, trainer=trainer(device), steps=4, eval_every=4, rounds=1, rate=0.4,
+        rewind=start_of(REWINDINGS, rewind), anchor_step=2,
+        controls={name: start_of(CONTROLS, name) for name in controls},
     )  # fmt: skip
     return [(each.start, each.fit.state[:4]) for each in iterative(plan, 0, device=device)]
 

@@ -11,10 +11,11 @@ from conftest import DroppingNet, NormedNet
 from torch import nn
 
 import lthfunc as lf
+from lthfunc.catalog.pruning import REWINDINGS
 from lthfunc.errors import UserError
 from lthfunc.experiments.config import Config, parse_interval
 from lthfunc.experiments.iterative import TICKET, Plan, Task, train_together
-from lthfunc.experiments.starting import REWINDINGS
+from lthfunc.experiments.rewinding_and_controls import start_of
 from lthfunc.runs.checkpoints import checkpoints, is_whole, load_checkpoint, save_checkpoint, step_of
 from lthfunc.scheduling import checkpointing
 from lthfunc.scheduling.checkpointing import train_kept
@@ -34,7 +35,7 @@ OPTIMIZERS: dict[str, lf.Optimizer] = {
 def plan_of(data: Dataset, network: str, engine: Any, optimizer: str, anchor_step: int = 0) -> Plan:
     model = lf.from_module(NETWORKS[network]())
     trainer = lf.make_trainer(model, data, optimizer=OPTIMIZERS[optimizer], batch_size=24, engine=engine)
-    return Plan(model, trainer, steps=37, eval_every=10, rewind=REWINDINGS["init"], anchor_step=anchor_step)
+    return Plan(model, trainer, steps=37, eval_every=10, rewind=start_of(REWINDINGS, "init"), anchor_step=anchor_step)
 
 
 def dense(plan: Plan, seed: int = 3) -> Task:

@@ -16,10 +16,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import lthfunc as lf
 from lthfunc import hardware
+from lthfunc.catalog.pruning import CONTROLS
 from lthfunc.errors import UserError
 from lthfunc.experiments.iterative import Plan, iterative
+from lthfunc.experiments.rewinding_and_controls import start_of
 from lthfunc.experiments.settings.running import ENGINES as NAMES, PRECISIONS as PRECISION_NAMES
-from lthfunc.experiments.starting import CONTROLS
 from lthfunc.training.engines import compiled as compiled_engine, gemm, toolchain
 from lthfunc.training.engines.im2col import convolution_backward
 from lthfunc.training.engines.pooling import max_pool, max_pool_backward
@@ -207,7 +208,9 @@ def test_a_whole_run_compiles_one_step_and_one_evaluation(
     model = lf.from_module(NormedNet())
     data = few_digits._replace(val=digits.train, test=digits.train)  # more than a chunk, and some left over
     plan = Plan(model=model, trainer=trainer(model, data, "compile"), steps=12, eval_every=6, rounds=2)
-    plan = plan._replace(controls={name: CONTROLS[name] for name in ("reinit", "random-mask", "shuffled-mask")})
+    plan = plan._replace(
+        controls={name: start_of(CONTROLS, name) for name in ("reinit", "random-mask", "shuffled-mask")}
+    )
     for seed in (0, 1):
         assert len(list(iterative(plan, seed))) == 1 + 2 * 4
     assert sorted(made) == ["flat", "in_place"]

@@ -13,13 +13,14 @@ from conftest import NormedNet
 from torch import nn
 
 import lthfunc as lf
+from lthfunc.catalog.pruning import CONTROLS
 from lthfunc.errors import UserError
-from lthfunc.experiments.config import Config, Rewind, from_mapping, parse_rewind, to_mapping
+from lthfunc.experiments.config import Config, from_mapping, to_mapping
 from lthfunc.experiments.functions import rewinding_of
 from lthfunc.experiments.iterative import Done, Plan, Round, iterative
 from lthfunc.experiments.records import record, spread, summarize, winning
 from lthfunc.experiments.resolve import resolved
-from lthfunc.experiments.starting import CONTROLS
+from lthfunc.experiments.rewinding_and_controls import start_of
 from lthfunc.training.trainer import make_trainer
 from lthfunc.trees import ops
 from lthfunc.trees.model import apply_evaluating
@@ -31,11 +32,11 @@ STEPS = 12
 def plan(data: Dataset, rewind: str = "init", controls: tuple[str, ...] = (), **changes: Any) -> Plan:
     model = lf.from_module(NormedNet())
     trainer = make_trainer(model, data, optimizer=lf.adam(1e-2), batch_size=40)
-    start, anchor_step = rewinding_of(parse_rewind(rewind), per_epoch=6)
+    start, anchor_step = rewinding_of(rewind, per_epoch=6)
     base = Plan(
         model=model, trainer=trainer, steps=STEPS, eval_every=5, rounds=2, rewind=start, anchor_step=anchor_step
     )
-    return base._replace(controls={name: CONTROLS[name] for name in controls}, **changes)
+    return base._replace(controls={name: start_of(CONTROLS, name) for name in controls}, **changes)
 
 
 def tickets(rounds: list[Round]) -> list[Round]:
@@ -230,17 +231,17 @@ def test_configurations_survive_their_mapping_and_refuse_what_they_do_not_know()
         ({"batch_size": 0}, "--batch-size: invalid value 0"),
         ({"replicates": 0}, "--replicates: invalid value 0"),
         ({"lr": math.inf}, "--lr: invalid value inf"),
-        ({"momentum": 0.9}, "--momentum: invalid value 0.9 .*expected 0 with --optimizer adam"),
+        ({"momentum": 0.9}, "--momentum: requires --optimizer sgd or muon, not adam"),
         ({"nesterov": True}, "--nesterov: takes"),
         ({"weight_decay": -1.0}, "--weight-decay: invalid value -1.0"),
         ({"allocate": "localy"}, "--allocate: unknown name 'localy'"),
         ({"optimizer": "adamm"}, "did you mean 'adam'"),
         ({"control": ("reinit", "reinit")}, "each control once"),
-        ({"milestone": (3,)}, "--milestone: takes --schedule step"),
-        ({"layer_rate": {"fc1*": 0.1}}, "--layer-rate: takes --allocate layerwise"),
+        ({"milestone": (3,)}, "--milestone: requires --schedule step"),
+        ({"layer_rate": {"fc1*": 0.1}}, "--layer-rate: requires --allocate layerwise"),
         ({"layer_rate": {"fc1*": 1.0}, "allocate": "layerwise"}, r"'fc1\*=1.0'"),
-        ({"rewind": "step:-1"}, "--rewind: invalid value 'step:-1'"),
-        ({"rewind": "later"}, "reinit, step:K or epoch:K"),
+        ({"rewind": "step:-1"}, "--rewind: unknown name 'step:-1'; did you mean 'step:K'"),
+        ({"rewind": "later"}, "--rewind: unknown name 'later'.*init, step:K, epoch:K, sign"),
         ({"arch": "resnet21"}, "did you mean 'resnet"),
         ({"dataset": "cifar"}, "did you mean 'cifar10'"),
         ({"seed": -1}, "--seed: invalid value -1"),
@@ -259,7 +260,7 @@ def test_pruning_everything_is_refused(few_digits: Dataset) -> None:
 
 
 def test_an_anchor_must_lie_before_the_end(few_digits: Dataset) -> None:
-    assert parse_rewind("epoch:3") == Rewind("epoch", 3)
+    assert rewinding_of("epoch:3", 6)[1] == 18
     with pytest.raises(UserError, match=r"invalid value 'step 12' \(expected a point before the end of training \(st"):
         list(iterative(plan(few_digits, rewind="epoch:2")))
 

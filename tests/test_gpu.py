@@ -152,13 +152,13 @@ def test_the_command_line_runs_seeds_and_controls_together_and_resumes(tmp_path:
 
 @pytest.mark.parametrize("method", ["imp", "snip", "grasp", "synflow", "rigl", "ste", "supermask", "edge-popup"])
 def test_methods_end_at_the_density_on_a_gpu(method: str) -> None:
+    from lthfunc.catalog.methods import METHODS
     from lthfunc.experiments.config import Config
     from lthfunc.experiments.methods.prepare import setting_of
-    from lthfunc.experiments.methods.table import TABLE
     from lthfunc.experiments.resolve import resolved
 
     _, setting = setting_of(resolved(Config(density=0.1, rounds=2, steps=20, engine="eager", device="cuda")))
-    outcome = TABLE[method](setting, 0)
+    outcome = METHODS.load(method)(setting, 0)
     whole = lf.count(outcome.ticket.masks)
     assert whole.kept == round(0.1 * whole.total)
     assert all(mask.device.type == "cuda" for mask in outcome.ticket.masks.values())

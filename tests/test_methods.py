@@ -13,16 +13,15 @@ from lthfunc_cli.main import main
 from torch import Tensor, nn
 
 import lthfunc as lf
+from lthfunc.catalog.methods import METHODS
+from lthfunc.catalog.pruning import ALLOCATIONS
 from lthfunc.errors import UserError
 from lthfunc.experiments.config import Config
-from lthfunc.experiments.families import ALLOCATIONS, METHODS, SCORES
-from lthfunc.experiments.functions import _SCORES, allocation_of
+from lthfunc.experiments.functions import allocation_of
 from lthfunc.experiments.methods import while_training
 from lthfunc.experiments.methods.prepare import setting_of
 from lthfunc.experiments.methods.setting import Setting
-from lthfunc.experiments.methods.table import TABLE
 from lthfunc.experiments.resolve import resolved
-from lthfunc.experiments.starting import CONTROLS, REWINDINGS
 from lthfunc.runs.json_lines import line_of, read_lines
 from lthfunc.training.parametrize import parametrized, straight_through, top_k_mask
 from lthfunc.training.trainer import make_trainer
@@ -42,27 +41,21 @@ def falling() -> Setting:
 
 
 def test_names_are_those_of_the_functions() -> None:
-    from lthfunc.experiments.settings import pruning
-
-    assert list(METHODS) == list(TABLE)
-    assert list(SCORES) == list(_SCORES)
     state = lf.init(lf.from_module(nn.Linear(20, 10)))
     for name in ALLOCATIONS:
         keep = allocation_of(Config(allocate=name))(lf.magnitude(state.params, state.masks), state.masks, 0.2)
         assert int(keep["weight"]) == (180 if name == "layerwise" else 160)
-    assert tuple(CONTROLS) == pruning.CONTROLS
-    assert {*pruning.REWINDINGS, "step", "epoch"} == set(REWINDINGS)
 
 
-@pytest.mark.parametrize("name", TABLE)
+@pytest.mark.parametrize("name", METHODS)
 def test_each_method_ends_at_the_density_with_the_same_bits(name: str, setting: Setting, falling: Setting) -> None:
     setting = falling if name == "imp-tuned" else setting
-    first = TABLE[name](setting, 1)
+    first = METHODS.load(name)(setting, 1)
     whole = lf.count(first.ticket.masks)
     assert whole.kept == (whole.total if name == "dense" else round(0.1 * whole.total))
     for leaf, mask in first.ticket.masks.items():
         assert (first.ticket.params[leaf][~mask] == 0).all()
-    second = TABLE[name](setting, 1)
+    second = METHODS.load(name)(setting, 1)
     assert lf.same_bits(first.ticket, second.ticket)
     assert first.test == second.test
     trainings = first.steps / setting.steps
@@ -75,17 +68,22 @@ def test_each_method_ends_at_the_density_with_the_same_bits(name: str, setting: 
 
 def test_masks_move_only_where_methods_say_so(setting: Setting) -> None:
     dense = lf.init(setting.model, 1, "cpu")
-    assert lf.same_bits(TABLE["snip-reinit"](setting, 1).ticket.masks, TABLE["snip"](setting, 1).ticket.masks)
-    shuffled, plain = TABLE["snip-shuffled"](setting, 1).ticket.masks, TABLE["snip"](setting, 1).ticket.masks
+    assert lf.same_bits(
+        METHODS.load("snip-reinit")(setting, 1).ticket.masks, METHODS.load("snip")(setting, 1).ticket.masks
+    )
+    shuffled, plain = (
+        METHODS.load("snip-shuffled")(setting, 1).ticket.masks,
+        METHODS.load("snip")(setting, 1).ticket.masks,
+    )
     assert lf.layer_counts(shuffled) == lf.layer_counts(plain)
     assert lf.mask_overlap(shuffled, plain) < 0.5
     # Supermasks and edge-popup train no weight.
-    popup = TABLE["edge-popup"](setting, 1).ticket
+    popup = METHODS.load("edge-popup")(setting, 1).ticket
     for name, mask in popup.masks.items():
         kept = popup.params[name][mask]
         assert len(kept.abs().unique()) == 1
         assert torch.equal(kept.sign(), dense.params[name][mask].sign())
-    chosen = TABLE["supermask"](setting, 1).ticket
+    chosen = METHODS.load("supermask")(setting, 1).ticket
     for name, mask in chosen.masks.items():
         ratio = chosen.params[name][mask] / dense.params[name][mask]
         torch.testing.assert_close(ratio, torch.full_like(ratio, mask.numel() / int(mask.sum())), rtol=1e-3, atol=0)

@@ -13,10 +13,10 @@ from conftest import gradient_of
 from torch import Tensor, nn
 
 import lthfunc as lf
+from lthfunc.catalog.methods import METHODS
 from lthfunc.experiments.methods import through_masks
 from lthfunc.experiments.methods.at_init import at_init, at_random
 from lthfunc.experiments.methods.setting import Outcome, Setting, samples
-from lthfunc.experiments.methods.table import TABLE
 from lthfunc.experiments.methods.while_training import drop_and_grow_method
 from lthfunc.training.batches import batches
 from lthfunc.training.parametrize import InitFunction, WeightFunction
@@ -155,7 +155,7 @@ def test_gradual_pruning_follows_the_cubic_and_keeps_moments(setting: Setting) -
         return masks
 
     expected = by_hand(setting, dense.params, dense.masks, change=change, at=range(begin, end + 1, every))
-    outcome = TABLE["gradual"](setting, SEED)
+    outcome = METHODS.load("gradual")(setting, SEED)
     agree(setting, outcome, expected)
     assert outcome.steps == STEPS
     assert lf.count(outcome.ticket.masks).kept == round(DENSITY * total)
@@ -198,7 +198,7 @@ def test_drop_and_regrow_by_the_papers_formulas(setting: Setting, name: str) -> 
 
     at = range(every, end, every)
     expected = by_hand(setting, start.params, start.masks, change=change, at=at)
-    outcome = TABLE[name](setting, SEED)
+    outcome = METHODS.load(name)(setting, SEED)
     agree(setting, outcome, expected)
     assert outcome.steps == STEPS
     assert lf.mask_distance(outcome.ticket.masks, start.masks) > 0.1
@@ -221,7 +221,7 @@ def test_masks_change_until_three_quarters_of_the_training_and_not_at_its_end(se
 def test_ablations_prune_the_drawn_weights_and_not_pruned_ones(setting: Setting) -> None:
     """Frankle et al. 2021, sec. 5: shuffled masks uncover weights that the score had pruned, as they were drawn."""
     dense = dense_of(setting)
-    snip = TABLE["snip"](setting, SEED).ticket.masks
+    snip = METHODS.load("snip")(setting, SEED).ticket.masks
     redrawn = lf.init(setting.model, key(SEED, "ablation-reinit")).params
     shuffled = lf.shuffled_masks(snip, key(SEED, "ablation-shuffle"))
     leaves = {name: leaf.clone().requires_grad_() for name, leaf in dense.params.items()}
@@ -235,7 +235,7 @@ def test_ablations_prune_the_drawn_weights_and_not_pruned_ones(setting: Setting)
         ("snip-reinit", redrawn, snip),
         ("snip-inverted", dense.params, inverted),
     ):
-        agree(setting, TABLE[name](setting, SEED), by_hand(setting, start, masks))
+        agree(setting, METHODS.load(name)(setting, SEED), by_hand(setting, start, masks))
 
 
 def test_rounds_before_training_prune_step_by_step(setting: Setting) -> None:
@@ -276,7 +276,7 @@ def test_rounds_by_hand(setting: Setting, name: str, late: int, rounds: int, tun
         kept = round(DENSITY ** (number / rounds) * 1480)
         masks = largest({each: end[each].abs() for each in LAYERS}, kept, masks)
         start = end if tuned == "rate" else anchor
-    outcome = TABLE[name](setting, SEED)
+    outcome = METHODS.load(name)(setting, SEED)
     agree(setting, outcome, by_hand(setting, start, masks, first=first))
     assert outcome.steps == spent + STEPS - first
 
@@ -315,7 +315,7 @@ def test_edge_popup_by_hand(setting: Setting) -> None:
             for name, leaf in scores.items():
                 leaf.grad = gradient_of(masks[name]) * leaf.detach().sign()
             optimizer.step()
-    outcome = TABLE["edge-popup"](setting, SEED)
+    outcome = METHODS.load("edge-popup")(setting, SEED)
     for name, mask in kept.items():
         assert torch.equal(outcome.ticket.masks[name], mask.bool())
     for name, weight in chosen.items():
@@ -342,7 +342,7 @@ def test_supermasks_by_hand(setting: Setting, monkeypatch: pytest.MonkeyPatch) -
         return train(setting, seed, name, draw, training, evaluating, *rest)
 
     monkeypatch.setattr(through_masks, "_train", caught)
-    outcome = TABLE["supermask"](setting, SEED)
+    outcome = METHODS.load("supermask")(setting, SEED)
     ((odds, fixed, _), training, evaluating), dense = seen[0], dense_of(setting).params
     assert lf.same_bits(fixed, dense)
     with torch.random.fork_rng(devices=[]):
@@ -392,7 +392,7 @@ def test_the_largest_weights_compute_and_all_learn(setting: Setting) -> None:
             for name, leaf in params.items():
                 leaf.grad = network[name].grad
             optimizer.step()
-    outcome = TABLE["ste"](setting, SEED)
+    outcome = METHODS.load("ste")(setting, SEED)
     for name, mask in chosen[1].items():
         assert torch.equal(outcome.ticket.masks[name], mask)
     for name, weight in chosen[0].items():

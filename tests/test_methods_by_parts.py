@@ -11,14 +11,13 @@ from small import NET, data, settings
 from torch import Tensor
 
 import lthfunc as lf
+from lthfunc.catalog.methods import METHODS
 from lthfunc.errors import UserError
 from lthfunc.experiments import plan as planning
-from lthfunc.experiments.families import METHODS
 from lthfunc.experiments.methods import iterative, prepare
 from lthfunc.experiments.methods.iterative import why_not_tuned
 from lthfunc.experiments.methods.prepare import check_methods, methods_for, setting_of
 from lthfunc.experiments.methods.setting import Setting, trained
-from lthfunc.experiments.methods.table import TABLE
 from lthfunc.experiments.methods.while_training import settled
 from lthfunc.training.optimizers import AdamNumbers, SGDNumbers
 from lthfunc.trees.ops import masked_like
@@ -111,7 +110,7 @@ INITIAL = [*ABLATED, "magnitude-init", "random-uniform", "random-erk", "random-b
 
 @pytest.mark.parametrize("name", INITIAL)
 def test_pruning_at_initialisation(name: str, setting: Setting) -> None:
-    ends_as(TABLE[name](setting, SEED), at_init(name))
+    ends_as(METHODS.load(name)(setting, SEED), at_init(name))
 
 
 def test_iterative_methods(setting: Setting) -> None:
@@ -121,31 +120,31 @@ def test_iterative_methods(setting: Setting) -> None:
         return lf.take_steps(by, state, seed=SEED, until=until)[0]
 
     two = [DENSITY**0.5, DENSITY]
-    ends_as(TABLE["dense"](setting, SEED), start)
-    ends_as(TABLE["one-shot"](setting, SEED), lf.rewound(pruned()(run(start, STEPS)), start), STEPS)
+    ends_as(METHODS.load("dense")(setting, SEED), start)
+    ends_as(METHODS.load("one-shot")(setting, SEED), lf.rewound(pruned()(run(start, STEPS)), start), STEPS)
     state = start
     for density in two:
         state = lf.rewound(pruned(density=density)(run(state, STEPS)), start)
-    ends_as(TABLE["imp"](setting, SEED), state, 2 * STEPS)
+    ends_as(METHODS.load("imp")(setting, SEED), state, 2 * STEPS)
     state = anchor = run(start, 1)  # 5 % of 20 steps
     for density in two:
         state = lf.rewound(pruned(density=density)(run(state, STEPS)), anchor)
-    ends_as(TABLE["imp-late"](setting, SEED), state, STEPS + STEPS - 1)
+    ends_as(METHODS.load("imp-late")(setting, SEED), state, STEPS + STEPS - 1)
     for name, by in (("imp-lr", trainer), ("imp-cyclic", setting.cyclic)):
         state = start
         for density in two:
             state = lf.learning_rate_rewound(pruned(density=density)(run(state, STEPS, by)))
-        ends_as(TABLE[name](setting, SEED), state, 2 * STEPS, by)
+        ends_as(METHODS.load(name)(setting, SEED), state, 2 * STEPS, by)
     state = start
     for number, density in enumerate(two, 1):
         state = lf.finetuned(pruned(density=density)(run(state, number * STEPS)))
-    ends_as(TABLE["imp-tuned"](setting, SEED), state, 2 * STEPS, until=3 * STEPS)
+    ends_as(METHODS.load("imp-tuned")(setting, SEED), state, 2 * STEPS, until=3 * STEPS)
     for name, allocate in (("erk", lf.erk()), ("balanced", lf.balanced())):
         state = start
         for density in two:
             how = {"score": lf.random_scores(SEED, "iterative"), "allocate": allocate}
             state = lf.learning_rate_rewound(pruned(density=density, **how)(run(state, STEPS)))
-        ends_as(TABLE[f"iterative-random-{name}"](setting, SEED), state, 2 * STEPS)
+        ends_as(METHODS.load(f"iterative-random-{name}")(setting, SEED), state, 2 * STEPS)
     assert int(trained(setting, SEED, 4)(start).step) == 4
 
 
@@ -160,7 +159,7 @@ def test_masks_that_change_in_training(setting: Setting) -> None:
     for step, density in lf.cubic(DENSITY, 1, end, 1):
         sparse = lf.prune(density=density)(run(state, step))
         state = sparse._replace(opt=masked_like(run(state, step).opt, sparse.masks))
-    ends_as(TABLE["gradual"](setting, SEED), state, end)
+    ends_as(METHODS.load("gradual")(setting, SEED), state, end)
     loss = lf.loss_of(MODEL, start.buffers)
     for name in ("set", "rigl"):
         state = pruned(score=lf.random_scores(SEED, "at-init"), allocate=lf.erk())(start)
@@ -172,14 +171,14 @@ def test_masks_that_change_in_training(setting: Setting) -> None:
                 gradient = lf.mean_gradient(loss, batches(f"regrow/{step}", 1))(state.params, state.masks)
                 promise = {layer: leaf.abs() for layer, leaf in gradient.items()}
             state = lf.drop_and_grow(state, promise, lf.cosine_drop_fraction(0.3, step, end))
-        ends_as(TABLE[name](setting, SEED), state, end - 1)
+        ends_as(METHODS.load(name)(setting, SEED), state, end - 1)
     state, masks = start, []
     for step in range(1, STEPS):
         state = run(state, step)
         masks.append(pruned()(state).masks)
         if len(masks) >= 5 and all(lf.mask_distance(masks[-1], other) <= 0.1 for other in masks[-5:-1]):
             break
-    ends_as(TABLE["early-bird"](setting, SEED), pruned()(state), int(state.step))
+    ends_as(METHODS.load("early-bird")(setting, SEED), pruned()(state), int(state.step))
 
 
 def test_masks_are_trained_by_their_own_optimisers(setting: Setting) -> None:
@@ -191,7 +190,7 @@ def test_masks_are_trained_by_their_own_optimisers(setting: Setting) -> None:
         return a_trainer(model, optimizer)
 
     for name in ("ste", "edge-popup", "supermask"):
-        found = TABLE[name](setting._replace(trainer_of=trainer_of), SEED)
+        found = METHODS.load(name)(setting._replace(trainer_of=trainer_of), SEED)
         assert lf.count(found.ticket.masks).kept == pytest.approx(18, abs=1), name
         assert found.steps == STEPS
     (ste, of_ste), (popup, of_popup), (mask, of_mask) = seen
@@ -223,7 +222,7 @@ def test_which_methods_mean_something(setting: Setting) -> None:
     with pytest.raises(UserError, match=r"^--density: methods are compared at one; give it"):
         check_methods(settings(), ("imp",))
     every = tuple(METHODS)
-    assert every == tuple(TABLE)
+    assert every == tuple(METHODS)
     assert {*INITIAL, "imp-tuned", "edge-popup"} < set(every)
     assert why_not_tuned(setting) is None
     assert methods_for(setting, ()) == (every, None)

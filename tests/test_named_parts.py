@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,8 +13,8 @@ from small import data, settings, state_of
 from torch import nn
 
 import lthfunc as lf
+from lthfunc.catalog.pruning import CONTROLS, REWINDINGS
 from lthfunc.errors import UserError
-from lthfunc.experiments.config import Rewind
 from lthfunc.experiments.functions import (
     Scored,
     allocation_of,
@@ -23,7 +24,7 @@ from lthfunc.experiments.functions import (
     structure_of,
     tidying_of,
 )
-from lthfunc.experiments.starting import CONTROLS, REWINDINGS, RoundContext, end_of
+from lthfunc.experiments.rewinding_and_controls import RoundContext, end_of, start_of
 from lthfunc.experiments.tasks import (
     check_last_rate,
     loss_of_name,
@@ -250,7 +251,10 @@ def test_allocations_by_name_are_those_functions(own: str) -> None:
     with pytest.raises(UserError, match=r"^--score: "):
         score_of(f"{own}:no")
     negative: Any = score_of(f"{own}:score")
-    assert lf.same_bits(negative(None)(state.params, state.masks), {name: -state.params[name] for name in state.masks})
+    assert lf.same_bits(
+        negative(SimpleNamespace(offered={}))(state.params, state.masks),
+        {name: -state.params[name] for name in state.masks},
+    )
 
 
 def test_densities_are_listed_or_ones_own(own: str) -> None:
@@ -300,19 +304,17 @@ def test_structures_by_name_are_those_functions(own: str) -> None:
 
 
 def test_rewindings_by_name_and_their_steps(own: str) -> None:
-    for name, at, step in (
-        ("init", 0, 0), ("step", 7, 7), ("epoch", 3, 15), ("lr", 4, 4), ("sign", 2, 2),
-    ):  # fmt: skip
-        assert rewinding_of(Rewind(name, at), 5) == (REWINDINGS[name], step)
+    for name, step in {"init": 0, "step:7": 7, "epoch:3": 15, "lr:4": 4, "lr": 0, "sign:2": 2, "none": 0}.items():
+        assert rewinding_of(name, 5) == (start_of(REWINDINGS, name), step)
     model, state = state_of()
     anchor = lf.init(model, 3)
     now = RoundContext(model, 0, 1, anchor)
-    start, step = rewinding_of(Rewind(f"{own}:same", 0), 5)
+    start, step = rewinding_of(f"{own}:same", 5)
     assert (start.at_anchor, step) == (False, 0)
     assert lf.same_bits(start.make(state, now), state)
-    rewinding_of(Rewind(f"{own}:writes", 0), 5)[0].make(state, now)
+    rewinding_of(f"{own}:writes", 5)[0].make(state, now)
     assert lf.same_bits(anchor, lf.init(model, 3))
-    dense = rewinding_of(Rewind(f"{own}:dense", 0), 5)[0].make(state._replace(opt=anchor.params), now)
+    dense = rewinding_of(f"{own}:dense", 5)[0].make(state._replace(opt=anchor.params), now)
     assert lf.same_bits(dense.params, lf.apply_masks(anchor.params, state.masks))
     assert lf.same_bits(dense.opt, dense.params)
     for name, words in {
@@ -322,14 +324,14 @@ def test_rewindings_by_name_and_their_steps(own: str) -> None:
         "buffers": "returned another network: ",
     }.items():
         with pytest.raises(UserError, match=f"^--rewind: .*{words}"):
-            rewinding_of(Rewind(f"{own}:{name}", 0), 5)[0].make(state, now)
+            rewinding_of(f"{own}:{name}", 5)[0].make(state, now)
     with pytest.raises(UserError, match=r"^--rewind: "):
-        rewinding_of(Rewind(f"{own}:no", 0), 5)
+        rewinding_of(f"{own}:no", 5)
 
 
 def test_starts_are_at_the_anchor_or_not() -> None:
     assert {name: start.at_anchor for name, start in REWINDINGS.items()} == {
-        "init": True, "step": True, "epoch": True, "sign": True, "lr": True, "none": False, "last-lr": False,
+        "init": True, "step:K": True, "epoch:K": True, "sign": True, "lr": True, "none": False, "last-lr": False,
         "reinit": False,
     }  # fmt: skip
     assert {name: start.at_anchor for name, start in CONTROLS.items()} == {
@@ -350,36 +352,37 @@ def test_rewindings_by_hand() -> None:
     def under(params: Params) -> Params:
         return lf.apply_masks(params, masks)
 
-    for name in ("init", "step", "epoch"):
-        found = REWINDINGS[name].make(pruned, now)
+    for name in ("init", "step:4", "epoch:1"):
+        found = start_of(REWINDINGS, name).make(pruned, now)
         assert lf.same_bits((found.params, found.masks, found.buffers), (under(anchor.params), masks, anchor.buffers))
         assert (int(found.step), found.opt) == (4, ())
     unmasked = pruned._replace(params={name: leaf + 1 for name, leaf in pruned.params.items()})
     for name in ("lr", "none", "last-lr"):
-        assert lf.same_bits(REWINDINGS[name].make(unmasked, now).params, under(unmasked.params))
-    signed = REWINDINGS["sign"].make(pruned, now)
+        assert lf.same_bits(start_of(REWINDINGS, name).make(unmasked, now).params, under(unmasked.params))
+    signed = start_of(REWINDINGS, "sign").make(pruned, now)
     for layer, mask in masks.items():
         spread = anchor.params[layer].std(correction=0)
         assert torch.equal(signed.params[layer], torch.where(mask, anchor.params[layer].sign() * spread, 0))
     assert torch.equal(signed.params["1.bias"], anchor.params["1.bias"])
     for name, step in {"lr": 4, "none": 0, "last-lr": 9}.items():
-        found = REWINDINGS[name].make(pruned, now)
+        found = start_of(REWINDINGS, name).make(pruned, now)
         assert lf.same_bits((found.params, found.masks), (under(pruned.params), masks))
         assert (int(found.step), found.opt) == (step, ())
-    drawn = REWINDINGS["reinit"].make(pruned, now), CONTROLS["reinit"].make(pruned, now)
+    drawn = start_of(REWINDINGS, "reinit").make(pruned, now), start_of(CONTROLS, "reinit").make(pruned, now)
     assert not lf.same_bits(drawn[0].params, drawn[1].params)
     for found in drawn:
         assert (int(found.step), found.opt) == (0, ())
         assert lf.same_bits(found.params, under(found.params))
-    assert not lf.same_bits(drawn[0].params, REWINDINGS["reinit"].make(pruned, now._replace(number=3)).params)
-    assert not lf.same_bits(drawn[0].params, REWINDINGS["reinit"].make(pruned, now._replace(seed=8)).params)
+    assert not lf.same_bits(drawn[0].params, start_of(REWINDINGS, "reinit").make(pruned, now._replace(number=3)).params)
+    assert not lf.same_bits(drawn[0].params, start_of(REWINDINGS, "reinit").make(pruned, now._replace(seed=8)).params)
 
 
 def test_controls_by_hand() -> None:
     model, pruned = state_of()
     anchor = lf.init(model, 3)._replace(step=torch.tensor(4))
     counts = {name: int(mask.sum()) for name, mask in pruned.masks.items()}
-    found = {name: control.make(pruned, RoundContext(model, 7, 2, anchor)) for name, control in CONTROLS.items()}
+    now = RoundContext(model, 7, 2, anchor)
+    found = {name: start_of(CONTROLS, name).make(pruned, now) for name in CONTROLS}
     for name, state in found.items():
         if name != "reinit":
             assert lf.same_bits(state.params, lf.apply_masks(anchor.params, state.masks)), name
@@ -392,9 +395,9 @@ def test_controls_by_hand() -> None:
     # Of a dense-ish ticket all that it went without, of a sparse one as many as it has.
     assert lf.same_bits(found["inverted-mask"].masks, lf.inverted_masks(pruned.masks))
     sparse = lf.prune(density=0.2)(pruned)
-    inverse = CONTROLS["inverted-mask"].make(sparse, RoundContext(model, 7, 2, anchor)).masks
+    inverse = start_of(CONTROLS, "inverted-mask").make(sparse, RoundContext(model, 7, 2, anchor)).masks
     for layer, mask in sparse.masks.items():
         assert int(inverse[layer].sum()) == int(mask.sum())
         assert not (inverse[layer] & mask).any()
-    later = CONTROLS["shuffled-mask"].make(pruned, RoundContext(model, 7, 3, anchor))
+    later = start_of(CONTROLS, "shuffled-mask").make(pruned, RoundContext(model, 7, 3, anchor))
     assert not lf.same_bits(later.masks, found["shuffled-mask"].masks)

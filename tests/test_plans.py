@@ -16,6 +16,7 @@ from small import NET, data, settings, state_of
 from torch import Tensor, nn
 
 import lthfunc as lf
+from lthfunc.catalog.pruning import CONTROLS, REWINDINGS
 from lthfunc.distributed.collectives import Collectives
 from lthfunc.errors import UserError
 from lthfunc.experiments import plan as planning
@@ -24,7 +25,7 @@ from lthfunc.experiments.functions import (
 )
 from lthfunc.experiments.iterative import Plan, rounds
 from lthfunc.experiments.plan import prepare
-from lthfunc.experiments.starting import CONTROLS, REWINDINGS, RoundContext
+from lthfunc.experiments.rewinding_and_controls import RoundContext, start_of
 from lthfunc.experiments.trials import check_orientation, check_pruning, check_score, check_start
 from lthfunc.trees.types import TrainState
 
@@ -36,7 +37,7 @@ def a_plan(**changes: Any) -> Plan:
 
 
 def test_a_plans_steps_and_prunings() -> None:
-    plan = a_plan(anchor_step=3, controls={name: CONTROLS[name] for name in ("reinit", "random-mask")})
+    plan = a_plan(anchor_step=3, controls={name: start_of(CONTROLS, name) for name in ("reinit", "random-mask")})
     assert [plan.steps_of(number, "ticket") for number in (0, 1, 2)] == [10, 7, 7]
     assert (plan.steps_of(1, "reinit"), plan.steps_of(1, "random-mask")) == (10, 7)
     assert (Plan._field_defaults["rounds"], Plan._field_defaults["rate"]) == (5, 0.2)
@@ -111,7 +112,7 @@ def test_scores_starts_and_orientations_are_tried() -> None:
         made.append((lf.count(pruned.masks).kept, now.seed, now.number, lf.count(now.anchor.masks).kept))
         return pruned
 
-    check_start(plan._replace(rewind=REWINDINGS["init"]._replace(make=make)))
+    check_start(plan._replace(rewind=start_of(REWINDINGS, "init")._replace(make=make)))
     assert made == [(23, 0, 1, 45)]
 
 
@@ -292,7 +293,7 @@ def test_devices_are_there_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"threads": 5000}, "--threads: invalid value 5000"),
         ({"device": "cuda:9"}, "--device: invalid value 'cuda:9'"),
         ({"jobs": 5000}, "--jobs: invalid value 5000"),
-        ({"structure": "MINE:nothing", "exempt": ("fc1*",)}, "--structure: "),
+        ({"structure": "MINE:nothing", "exempt": ("fc1*",)}, "--exempt: requires --structure "),
         ({"batch_size": 10**6}, "--batch-size: invalid value 1000000"),
         ({"rewind": "MINE:nothing"}, "--rewind: .*returned another network"),
         ({"score": "MINE:nothing"}, "--score|score"),
@@ -347,8 +348,8 @@ def test_a_plan_is_what_was_asked_for() -> None:
     )  # fmt: skip
     assert (plan.steps, plan.eval_every, plan.rounds, plan.rate, plan.densities) == (30, 7, 3, 0.25, None)
     assert (plan.anchor_step, list(plan.controls)) == (0, ["reinit", "shuffled-mask"])
-    assert plan.controls["reinit"] is CONTROLS["reinit"]
-    assert plan.rewind is REWINDINGS["epoch"]
+    assert plan.controls["reinit"] == start_of(CONTROLS, "reinit")
+    assert plan.rewind == start_of(REWINDINGS, "epoch:1")
     trainer = plan.trainer
     assert (trainer.batch_size, trainer.on_nonfinite, trainer.precision) == (20, "skip", "fp32")
     assert (trainer.engine.name, trainer.loss) == ("eager", lf.cross_entropy)

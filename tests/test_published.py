@@ -12,13 +12,13 @@ from conftest import gradient_of
 from torch import Tensor
 
 import lthfunc as lf
+from lthfunc.catalog.methods import METHODS
 from lthfunc.errors import UserError
 from lthfunc.experiments.config import Config
 from lthfunc.experiments.functions import Scored, score_of
 from lthfunc.experiments.methods import at_init, through_masks, while_training
 from lthfunc.experiments.methods.prepare import setting_of
 from lthfunc.experiments.methods.setting import Setting, samples
-from lthfunc.experiments.methods.table import TABLE
 from lthfunc.experiments.resolve import resolved
 from lthfunc.trees.model import apply_training
 from lthfunc.trees.types import Batch, Params
@@ -182,7 +182,7 @@ class PublishedEarlyBird:
 
 def test_early_birds_emerge_as_published_at_one_half(setting: Setting) -> None:
     """The same look, the weights and the schedule going on from there, to the bit."""
-    found = TABLE["early-bird"](setting, 2)
+    found = METHODS.load("early-bird")(setting, 2)
     theirs, state = PublishedEarlyBird(), lf.init(setting.model, 2)
     every = setting.steps // 40
     for step in range(every, setting.steps, every):
@@ -218,7 +218,7 @@ def test_synflow_prunes_in_as_many_rounds_as_it_is_told(rounds: int | None) -> N
     """Tanaka et al. 2020, alg. 1: to density^(k / n) in round k, by |w| ∂R/∂|w|, 100 rounds unless told otherwise."""
     config = resolved(Config(density=0.01, steps=4, engine="eager", synflow_rounds=rounds))
     setting = setting_of(config)[1]
-    found = TABLE["synflow"](setting, 4).ticket.masks
+    found = METHODS.load("synflow")(setting, 4).ticket.masks
     params = lf.init(setting.model, 4).params
     sizes = {name: leaf.abs().double() for name, leaf in params.items()}
     masks = {name: torch.ones_like(params[name], dtype=torch.bool) for name in found}

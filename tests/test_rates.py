@@ -12,13 +12,13 @@ import torch
 from torch import nn
 
 import lthfunc as lf
+from lthfunc.catalog.methods import METHODS
+from lthfunc.catalog.training import SCHEDULES
 from lthfunc.errors import UserError
 from lthfunc.experiments.config import Config, from_mapping
 from lthfunc.experiments.methods.prepare import methods_for, setting_of
-from lthfunc.experiments.methods.table import TABLE
 from lthfunc.experiments.plan import prepare
 from lthfunc.experiments.resolve import resolved
-from lthfunc.experiments.settings.training import FALLING
 from lthfunc.experiments.tasks import schedule_of
 from lthfunc.training.schedules import Schedule, rate_at
 
@@ -61,7 +61,7 @@ def test_one_cycle_with_a_floor_is_torchs() -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"schedule": "constant", "lr_final": 0.1}, "--lr-final: takes a --schedule that falls with it"),
+        ({"schedule": "constant", "lr_final": 0.1}, "--lr-final: requires --schedule step, cosine, .* not constant"),
         ({"schedule": "cosine", "lr_final": 0.6}, r"--lr-final: invalid value 0.6 \(expected a number from 0 to the"),
         ({"schedule": "cosine", "lr_final": -0.1}, r"--lr-final: invalid value -0.1 \(expected a number of at least 0"),
     ],
@@ -110,7 +110,7 @@ def test_with_a_floor_it_goes_on_at_it(few_digits: lf.Dataset) -> None:
     assert not lf.same_bits(on.params, ended.params)
 
 
-@pytest.mark.parametrize("name", FALLING)
+@pytest.mark.parametrize("name", [name for name, each in SCHEDULES.items() if "lr_final" in each.takes])
 def test_last_lr_is_refused_before_training_where_it_is_nothing(name: str) -> None:
     settings = {"schedule": name, "rewind": "last-lr", "rounds": 1, "engine": "eager"}
     if name in ("step", "triangular"):  # a hundredth, 7 %
@@ -127,7 +127,7 @@ def test_trainings_with_fewer_steps_than_cycles_are_compared_without_them() -> N
     assert "imp-cyclic" not in chosen
     assert "imp-cyclic needs a step for each of its 4 --cycles, and a training has 3" in (note or "")
     assert methods_for(setting, ["imp"]) == (("imp",), None)
-    for call in (lambda: methods_for(setting, ["imp-cyclic"]), lambda: TABLE["imp-cyclic"](setting, 0)):
+    for call in (lambda: methods_for(setting, ["imp-cyclic"]), lambda: METHODS.load("imp-cyclic")(setting, 0)):
         with pytest.raises(UserError, match="imp-cyclic needs a step"):
             call()
 
@@ -141,7 +141,7 @@ def test_fine_tuning_needs_a_rate_that_falls() -> None:
     for settings, words in (({}, "needs a --schedule that falls"), ({"schedule": "cosine"}, "which is about 0")):
         settings_asked: list[str] = []
         chosen, note = of(**settings)
-        assert list(chosen) == [name for name in TABLE if name != "imp-tuned"]
+        assert list(chosen) == [name for name in METHODS if name != "imp-tuned"]
         assert words in (note or "")
         settings_asked = ["snip"]
         assert of(**settings) == (("snip",), None)
@@ -149,6 +149,6 @@ def test_fine_tuning_needs_a_rate_that_falls() -> None:
         with pytest.raises(UserError, match=f"--method: imp-tuned .*{words}"):
             of(**settings)
         with pytest.raises(UserError, match=words):
-            TABLE["imp-tuned"](setting_of(named(density=0.1, rounds=2, engine="eager", **settings))[1], 0)
+            METHODS.load("imp-tuned")(setting_of(named(density=0.1, rounds=2, engine="eager", **settings))[1], 0)
     settings_asked = []
-    assert of(schedule="cosine", lr_final=0.01) == (tuple(TABLE), None)
+    assert of(schedule="cosine", lr_final=0.01) == (tuple(METHODS), None)

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from lthfunc_cli.main import main
 
+from lthfunc.catalog.pruning import SCORES
 from lthfunc.errors import UserError
 from lthfunc.experiments.config import Config, from_mapping
-from lthfunc.experiments.families import SCORES
 from lthfunc.experiments.schema import checked
 from lthfunc.experiments.trust import code_in
 from lthfunc.runs.settings import read_config

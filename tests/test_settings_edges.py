@@ -8,24 +8,21 @@ from typing import Any
 
 import pytest
 
+from lthfunc.catalog.pruning import REWINDINGS, STRUCTURES
+from lthfunc.catalog.training import SCHEDULES
 from lthfunc.errors import UserError
 from lthfunc.experiments.config import (
     SETTINGS,
     Config,
     Interval,
-    Rewind,
-    Structure,
     from_mapping,
-    is_own,
     parse_interval,
-    parse_rewind,
-    parse_structure,
     to_mapping,
     trainings_at_once,
 )
 from lthfunc.experiments.resolve import listed, resolved
 from lthfunc.experiments.schema import check, checked, json_schema
-from lthfunc.experiments.settings.training import FALLING
+from lthfunc.plugins import is_own
 
 OWN = "package.module:function"
 
@@ -131,7 +128,11 @@ def test_trainings_that_wait_for_none_are_counted() -> None:
 
 
 def test_names_are_held_to_their_lists() -> None:
-    chosen = {name: (each.choices, each.own) for name, each in SETTINGS.items() if each.choices}
+    chosen = {
+        name: (each.choices if each.names is None else each.names.spelled()[0], each.own)
+        for name, each in SETTINGS.items()
+        if each.choices
+    }
     assert chosen
     for name, (known, takes_own) in chosen.items():
         for value in (*known, *([OWN] if takes_own else [])):
@@ -147,7 +148,7 @@ def test_metrics_are_names_numbers_and_functions() -> None:
     for name in ("auto", "accuracy", "r2", "top-1", "top-10", OWN, "file.py:f"):
         resolved(Config(metric=name))
     for name in ("top-0", "top-", "top-1x", "top-05", "acc"):
-        with pytest.raises(UserError, match=f"^--metric: invalid value '{name}'"):
+        with pytest.raises(UserError, match=f"^--metric: unknown name '{name}'"):
             resolved(Config(metric=name))
 
 
@@ -159,13 +160,12 @@ def test_names_of_functions_are_told_from_others() -> None:
 
 
 def test_rewindings_are_read() -> None:
-    for name in ("init", "sign", "lr", "none", "last-lr", "reinit", OWN):
-        assert parse_rewind(name) == Rewind(name, 0)
-    for text, expected in {
-        "step:0": ("step", 0), "step:12": ("step", 12), "epoch:3": ("epoch", 3), "lr:7": ("lr", 7),
-        "sign:2": ("sign", 2),
+    for text, numbers in {
+        **{key: {} for key in ("init", "sign", "lr", "none", "last-lr", "reinit")}, OWN: None, "step:0": {"step": 0},
+        "step:12": {"step": 12}, "epoch:3": {"epoch": 3}, "lr:7": {"step": 7}, "sign:2": {"step": 2},
     }.items():  # fmt: skip
-        assert parse_rewind(text) == Rewind(*expected)
+        found = REWINDINGS.find(text)
+        assert (None if found is None else found[1]) == numbers
         assert resolved(Config(rewind=text)).rewind == text
     for text in (
         "step",
@@ -180,23 +180,20 @@ def test_rewindings_are_read() -> None:
         "step:-1",
         "step:1.5",
     ):
-        with pytest.raises(UserError, match=f"^--rewind: invalid value '{text}'"):
+        with pytest.raises(UserError, match=f"^--rewind: unknown name '{text}'"):
             resolved(Config(rewind=text))
 
 
 def test_structures_are_read() -> None:
-    for name in ("unstructured", "per-output", "units", OWN):
-        assert parse_structure(name) == Structure(name, (0, 0))
-    for text, expected in {
-        "2:4": ("n:m", (2, 4)),
-        "4:4": ("n:m", (4, 4)),
-        "16x8": ("blocks", (16, 8)),
-        "8x16": ("blocks", (8, 16)),
-    }.items():
-        assert parse_structure(text) == Structure(*expected)
+    for text, numbers in {
+        **{key: {} for key in ("unstructured", "per-output", "units")}, OWN: None, "2:4": {"n": 2, "m": 4},
+        "4:4": {"n": 4, "m": 4}, "16x8": {"rows": 16, "columns": 8}, "8x16": {"rows": 8, "columns": 16},
+    }.items():  # fmt: skip
+        found = STRUCTURES.find(text)
+        assert (None if found is None else found[1]) == numbers
         assert resolved(Config(structure=text)).structure == text
     for text in ("4:2", "0:4", "2:0", "0x4", "2x", "x2", "2-4", "2:4x", "rows"):
-        with pytest.raises(UserError, match=f"^--structure: invalid value '{text}'"):
+        with pytest.raises(UserError, match=f"^--structure: (unknown name|invalid value) '{text}'"):
             resolved(Config(structure=text))
 
 
@@ -238,12 +235,12 @@ def test_lists_of_densities_fall(text: str, values: list[float] | None) -> None:
 #: (settings that don't go together, what is said, changes of which each makes them go together).
 TOGETHER: list[Any] = [
     ({"epochs": 2, "steps": 9}, "--epochs and --steps: give one of them", [{"epochs": None}, {"steps": None}]),
-    *(({"optimizer": name, "momentum": 0.5}, f"--momentum: invalid value 0.5 .*0 with --optimizer {name}",
+    *(({"optimizer": name, "momentum": 0.5}, f"--momentum: requires --optimizer sgd or muon, not {name}",
        [{"momentum": 0.0}, {"optimizer": "sgd"}, {"optimizer": "muon"}, {"optimizer": OWN}])
       for name in ("adam", "adamw", "lion")),
     ({"optimizer": "sgd", "momentum": 0.0, "nesterov": True}, "--nesterov: takes --optimizer sgd with a --mom",
      [{"momentum": 0.5}, {"nesterov": False}]),
-    ({"label_smoothing": 0.1, "loss": "mse"}, "--label-smoothing: invalid value 0.1 .*0 with --loss mse",
+    ({"label_smoothing": 0.1, "loss": "mse"}, "--label-smoothing: requires --loss cross-entropy, not mse",
      [{"label_smoothing": 0.0}, {"loss": "auto"}, {"loss": "cross-entropy"}]),
     ({"density": 0.5, "densities": "0.5"}, "--density and --densities: give one",
      [{"density": None}, {"densities": None}]),
@@ -262,22 +259,23 @@ TOGETHER: list[Any] = [
     ({"country": "fra", "energy": True}, "--country: invalid value 'fra'", []),
     ({"energy": True, "jobs": 2}, "--jobs: invalid value 2 .*1 with --energy",
      [{"energy": False}, {"jobs": 1}, {"jobs": None}, {"device": "cuda"}]),
-    ({"milestone": (3,)}, "--milestone: takes --schedule step", [{"milestone": ()}, {"schedule": "step"}]),
-    ({"lr_final": 1e-9}, "--lr-final: takes a --schedule that falls",
-     [{"lr_final": None}, *({"schedule": name} for name in FALLING)]),
+    ({"milestone": (3,)}, "--milestone: requires --schedule step", [{"milestone": ()}, {"schedule": "step"}]),
+    ({"lr_final": 1e-9}, "--lr-final: requires --schedule step, cosine, .*, not constant",
+     [{"lr_final": None}, *({"schedule": name} for name in SCHEDULES if name != "constant")]),
     ({"lr_final": 0.2, "lr": 0.1, "schedule": "cosine"}, "--lr-final: invalid value 0.2 .*from 0 to the --lr, 0.1",
      [{"lr_final": 0.1}, {"lr": 0.2}, {"lr_final": None}]),
-    ({"layer_rate": {"a": 0.5}, "allocate": "uniform"}, "--layer-rate: takes --allocate layerwise",
+    ({"layer_rate": {"a": 0.5}, "allocate": "uniform"}, "--layer-rate: requires --allocate layerwise",
      [{"layer_rate": {}}, {"allocate": "layerwise"}]),
-    *(({"floor": 1, "allocate": name}, "--floor: invalid value 1 .*0 with --allocate",
+    *(({"floor": 1, "allocate": name}, "--floor: requires --allocate global, uniform, er, erk or balanced, not",
        [{"floor": 0}, {"allocate": "global"}, {"allocate": "erk"}])
       for name in ("layerwise", "lamp", OWN)),
     *(({"allocate": "lamp", "score": name}, "--allocate: invalid value 'lamp' .*scores of at least 0",
        [{"allocate": "global"}, {"score": "magnitude"}, {"score": "snip"}, {"score": OWN}])
       for name in ("magnitude-increase", "movement", "grasp")),
-    ({"exempt": ("fc1*",)}, "--exempt: takes a --structure",
+    ({"exempt": ("fc1*",)}, "--exempt: requires --structure per-output, units, N:M or RxC, not unstr",
      [{"exempt": ()}, {"structure": "units"}, {"structure": "2:4"}]),
-    ({"exempt": ("fc1*",), "structure": OWN}, "--structure: .*a structure by name with --exempt", [{"exempt": ()}]),
+    ({"exempt": ("fc1*",), "structure": OWN}, "--exempt: requires --structure per-output, .*, not package",
+     [{"exempt": ()}]),
     ({"control": ("reinit", "random-mask", "reinit")}, "--control: invalid value 'reinit, .*each control once",
      [{"control": ("reinit", "random-mask")}, {"control": ()}]),
 ]  # fmt: skip

@@ -9,11 +9,12 @@ import pytest
 
 from lthfunc.errors import UserError
 from lthfunc.experiments import recipes
-from lthfunc.experiments.config import SETTINGS, Config, from_mapping, is_own
+from lthfunc.experiments.config import SETTINGS, Config, from_mapping
 from lthfunc.experiments.resolve import resolved
 from lthfunc.experiments.schema import json_schema, setting_value
 from lthfunc.experiments.sweeps import Range, config_of, corners, space_of, trials_of
 from lthfunc.experiments.trust import check_trust, code_in, places_in, trusted_in
+from lthfunc.plugins import is_own
 
 OWN = "package.module:function"
 
@@ -47,14 +48,15 @@ def test_the_schema_says_what_is_chosen_from() -> None:
         if setting.holds is list:
             assert kind["type"] == "array"
             kind = kind["items"]
-        if setting.own:
-            names, pattern = kind["anyOf"]
+        if "anyOf" in kind:
+            names, *_, pattern = kind["anyOf"]
+            assert setting.own
             assert pattern["type"] == "string"
             assert is_own(OWN) == (pattern["pattern"].startswith("^") and pattern["pattern"].endswith("$"))
         else:
             names = kind
-            assert "anyOf" not in kind
-        assert names["enum"] == list(setting.choices)
+            assert not setting.own
+        assert names["enum"] == list(setting.choices if setting.names is None else setting.names.spelled()[0])
         assert "type" not in names
 
 

@@ -16,9 +16,10 @@ from conftest import NormedNet, run, until
 from test_runs import metrics, same_files
 
 import lthfunc as lf
+from lthfunc.catalog.pruning import CONTROLS, REWINDINGS
 from lthfunc.experiments.config import Config
 from lthfunc.experiments.iterative import Plan, Round, Task, rounds
-from lthfunc.experiments.starting import CONTROLS, REWINDINGS
+from lthfunc.experiments.rewinding_and_controls import start_of
 from lthfunc.runs.outcome import LAST, WINNING, WINNING_TRAINED
 from lthfunc.scheduling.execute import jobs_of
 from lthfunc.scheduling.local import Way, side_by_side
@@ -160,9 +161,9 @@ def test_a_vmapped_study_equals_its_trainings_one_by_one(few_digits: Dataset, wi
     """As on a GPU, but here: seeds and controls of a round as one program, rewinding to a later step included."""
     model = lf.from_module(NormedNet())
     trainer = make_trainer(model, few_digits, optimizer=lf.adam(1e-3), batch_size=40)
-    controls = {name: CONTROLS[name] for name in ("reinit", "random-mask")}
+    controls = {name: start_of(CONTROLS, name) for name in ("reinit", "random-mask")}
     plan = Plan(model=model, trainer=trainer, steps=12, eval_every=6, rounds=2, controls=controls)
-    plan = plan._replace(rewind=REWINDINGS["step"], anchor_step=3)
+    plan = plan._replace(rewind=start_of(REWINDINGS, "step:3"), anchor_step=3)
 
     def results(width: int) -> dict[tuple[int, int, str], Round]:
         queue = Queue({seed: rounds(plan, seed) for seed in (0, 1)})

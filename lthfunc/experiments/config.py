@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from lthfunc.errors import invalid, unknown
 from lthfunc.experiments.settings.data import Data
 from lthfunc.experiments.settings.network import Network
-from lthfunc.experiments.settings.pruning import REWINDINGS, REWINDS, STRUCTURE_NAMES, STRUCTURES, Pruning
+from lthfunc.experiments.settings.pruning import Pruning
 from lthfunc.experiments.settings.running import Running
 from lthfunc.experiments.settings.setting import Setting, settings_in
 from lthfunc.experiments.settings.training import Training
@@ -35,43 +35,6 @@ def trainings_at_once(config: Config) -> int:
     return config.replicates * (1 + (len(config.control) if config.rounds else 0))
 
 
-class Rewind(NamedTuple):
-    """Where pruned networks start again. kind: a name, or package.module:function; at: the k of step and epoch."""
-
-    kind: str
-    at: int = 0
-
-
-def parse_rewind(text: str) -> Rewind:
-    """``step:500`` and the like. Raises UserError."""
-    numbered = text.partition(":")[0] in ("step", "epoch", "lr", "sign")
-    if text in REWINDINGS or (is_own(text) and not numbered):
-        return Rewind(text)
-    if found := re.fullmatch(r"(step|epoch|lr|sign):(\d+)", text):
-        return Rewind(found[1], int(found[2]))
-    raise invalid("--rewind", text, REWINDS)
-
-
-class Structure(NamedTuple):
-    """Which masks are allowed. kind: a name, package.module:function, "n:m" or "blocks"; sizes: of the last two."""
-
-    kind: str
-    sizes: tuple[int, int] = (0, 0)
-
-
-def parse_structure(text: str) -> Structure:
-    """``2:4`` and the like. Raises UserError."""
-    if text in STRUCTURES or is_own(text):
-        return Structure(text)
-    if found := re.fullmatch(r"([1-9]\d*)([:x])([1-9]\d*)", text):
-        few, sign, many = int(found[1]), found[2], int(found[3])
-        if sign == "x":
-            return Structure("blocks", (few, many))
-        if few <= many:
-            return Structure("n:m", (few, many))
-    raise invalid("--structure", text, f"{STRUCTURE_NAMES}, or package.module:function")
-
-
 class Interval(NamedTuple):
     """Between two checkpoints: steps, or seconds, or neither for none."""
 
@@ -92,15 +55,6 @@ def parse_interval(text: str) -> Interval:
     if found := re.fullmatch(r"(\d{1,7}(?:\.\d{1,3})?)s", text):
         return Interval(seconds=float(found[1]))
     raise invalid("--checkpoint-every", text, "a number of steps (500), of seconds (30s) or never")
-
-
-#: What the name of a user's own function looks like.
-OWN = r"^(.+\.py|[A-Za-z_][\w.]*):[A-Za-z_]\w*$"
-
-
-def is_own(name: str) -> bool:
-    """Whether a name is a user's own function, package.module:function or path/to/file.py:name."""
-    return re.fullmatch(OWN, name) is not None
 
 
 def current_names(values: Mapping[str, Any]) -> dict[str, Any]:

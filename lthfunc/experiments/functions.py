@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+from lthfunc.catalog.pruning import ALLOCATIONS, REWINDINGS, SCORES, STRUCTURES
 from lthfunc.errors import UserError, invalid
-from lthfunc.experiments.config import Config, Rewind, is_own, parse_structure
+from lthfunc.experiments.config import Config
 from lthfunc.experiments.resolve import listed
-from lthfunc.experiments.starting import REWINDINGS, RoundContext, Start
-from lthfunc.plugins import guarded, load_plugin
-from lthfunc.sparsify.activations import input_moments, wanda
+from lthfunc.experiments.rewinding_and_controls import Start, start_of
+from lthfunc.plugins import is_own, load_plugin
+from lthfunc.registry import Offered
+from lthfunc.sparsify.activations import input_moments
 from lthfunc.sparsify.allocation import Allocate, globally, layerwise
-from lthfunc.sparsify.budgets import balanced, erdos_renyi, erk, globally_with_minimum, lamp, uniform
+from lthfunc.sparsify.budgets import globally_with_minimum
 from lthfunc.sparsify.dependencies import dependencies, without_dead_units
-from lthfunc.sparsify.gradient_scores import fisher, grasp, movement, snip, taylor
-from lthfunc.sparsify.mask_criteria import distance_moved, large_init, large_init_large_final, magnitude_increase
-from lthfunc.sparsify.scores import Score, magnitude, random_scores
-from lthfunc.sparsify.selection import Select, unstructured
-from lthfunc.sparsify.structures import blocks, n_of_m, per_output, units
-from lthfunc.sparsify.synflow import synflow
+from lthfunc.sparsify.scores import Score, random_scores
+from lthfunc.sparsify.selection import Select
+from lthfunc.sparsify.structures import units
 from lthfunc.tracebacks import first_line, user_location
 from lthfunc.training.batches import sample_batches
 from lthfunc.training.losses import Loss, cross_entropy
 from lthfunc.training.steps import forward_of, loss_of
 from lthfunc.trees.model import Model
-from lthfunc.trees.ops import apply_masks, clone, leaf_difference, masked_like, to_device
+from lthfunc.trees.ops import to_device
 from lthfunc.trees.rng import key
 from lthfunc.trees.transformations import Transformation, compose
 from lthfunc.trees.types import Batch, Dataset, TrainState
@@ -56,50 +55,48 @@ class Scored(NamedTuple):
         drawn = sample_batches(self.data, self.batch_size, self.batch_count, key(self.seed, "score", self.number))
         return to_device(drawn, self.trained.step.device)
 
-
-def _of_loss(make: Callable[..., Score]) -> Callable[[Scored], Score]:
-    return lambda now: make(loss_of(now.model, now.trained.buffers, now.loss), now.batches())
-
-
-_SCORES: dict[str, Callable[[Scored], Score]] = {
-    "magnitude": lambda now: magnitude,
-    "random": lambda now: random_scores(now.seed, "score"),
-    "large-init": lambda now: large_init(now.anchor.params),
-    "magnitude-increase": lambda now: magnitude_increase(now.anchor.params),
-    "distance-moved": lambda now: distance_moved(now.anchor.params),
-    "large-init-large-final": lambda now: large_init_large_final(now.anchor.params),
-    "movement": lambda now: movement(loss_of(now.model, now.trained.buffers, now.loss), now.batches(), now.lr),
-    "taylor": _of_loss(taylor),
-    "fisher": _of_loss(fisher),
-    "snip": _of_loss(snip),
-    "grasp": _of_loss(grasp),
-    "synflow": lambda now: synflow(forward_of(now.model, now.trained.buffers), now.data.shape),
-    "wanda": lambda now: wanda(input_moments(now.model, now.trained, [x for x, _ in now.batches()])),
-}
+    @property
+    def offered(self) -> Offered:
+        """What a score may be made of, by the names of its parameters."""
+        model, trained = self.model, self.trained
+        return Offered(
+            seed=lambda: self.seed,
+            lr=lambda: self.lr,
+            anchor=lambda: self.anchor.params,
+            batches=self.batches,
+            loss=lambda: loss_of(model, trained.buffers, self.loss),
+            forward=lambda: forward_of(model, trained.buffers),
+            shape=lambda: self.data.shape,
+            moments=lambda: input_moments(model, trained, [x for x, _ in self.batches()]),
+        )
 
 
 def score_of(name: str) -> Callable[[Scored], Score]:
-    """A score by its name, or a function ``params, masks -> scores`` as package.module:function."""
-    if name in _SCORES:
-        return _SCORES[name]
-    own = guarded("--score", name, dict)
-    return lambda now: own
+    """A score by its name; a user's own is ``params, masks -> scores``, or makes that of what is offered."""
+    SCORES.load(name)  # what cannot be imported is told before anything is trained
+    return lambda now: SCORES.make(name, now.offered, dict)
+
+
+def random_score(seed: int) -> Score:
+    """Uniform, the same in every round, so that pruned sets nest."""
+    return random_scores(seed, "score")
 
 
 def allocation_of(config: Config) -> Allocate:
-    """An allocation by its name, or a function ``scores, masks, fraction -> keep counts``."""
-    made: dict[str, Callable[[], Allocate]] = {
-        "global": lambda: globally_with_minimum(config.floor) if config.floor else globally,
-        "layerwise": lambda: layerwise(config.layer_rate),
-        "uniform": lambda: uniform(config.floor),
-        "er": lambda: erdos_renyi(config.floor),
-        "erk": lambda: erk(config.floor),
-        "balanced": lambda: balanced(config.floor),
-        "lamp": lambda: lamp,
-    }
-    if config.allocate in made:
-        return made[config.allocate]()
-    return guarded("--allocate", config.allocate, dict)
+    """An allocation by its name; a user's own is ``scores, masks, fraction -> keep counts``."""
+    offered = {"floor": config.floor, "layer_rate": config.layer_rate}
+    made: Allocate = ALLOCATIONS.make(config.allocate, offered, dict)
+    return made
+
+
+def global_allocation(floor: int) -> Allocate:
+    """One threshold, with or without a floor."""
+    return globally_with_minimum(floor) if floor else globally
+
+
+def layerwise_allocation(layer_rate: Mapping[str, float]) -> Allocate:
+    """One rate, or those of the layers that are named."""
+    return layerwise(layer_rate)
 
 
 def densities_of(config: Config) -> tuple[float, ...] | None:
@@ -120,18 +117,14 @@ def densities_of(config: Config) -> tuple[float, ...] | None:
 
 
 def structure_of(config: Config, model: Model) -> Select:
-    """A structure by its name, or a function ``scores, masks, keep -> masks``. The output layer keeps its units."""
-    kind, (first, second) = parse_structure(config.structure)
-    made: dict[str, Callable[[], Select]] = {
-        "unstructured": lambda: unstructured,
-        "per-output": lambda: per_output(config.exempt),
-        "units": lambda: units((*config.exempt, *(name for name in model.prunable if name == model.output))),
-        "n:m": lambda: n_of_m(first, second, config.exempt),
-        "blocks": lambda: blocks(first, second, config.exempt),
-    }
-    if kind in made:
-        return made[kind]()
-    return guarded("--structure", kind, dict)
+    """A structure by its name; a user's own is ``scores, masks, keep -> masks``."""
+    made: Select = STRUCTURES.make(config.structure, {"exempt": config.exempt, "model": model}, dict)
+    return made
+
+
+def units_but_outputs(exempt: Sequence[str], model: Model) -> Select:
+    """Whole units of all layers but the output layer, whose units are the classes."""
+    return units((*exempt, *(name for name in model.prunable if name == model.output)))
 
 
 def tidying_of(structure: str, model: Model, shape: tuple[int, ...]) -> Transformation:
@@ -142,27 +135,7 @@ def tidying_of(structure: str, model: Model, shape: tuple[int, ...]) -> Transfor
     return lambda state: without_dead_units(state, found)
 
 
-def rewinding_of(rewind: Rewind, per_epoch: int) -> tuple[Start, int]:
-    """(where pruned networks start, the anchor's step).
-
-    The user's own is ``pruned, anchor -> state``; the masks of what it returns are applied to its params.
-    """
-    step = rewind.at * per_epoch if rewind.kind == "epoch" else rewind.at
-    if rewind.kind in REWINDINGS:
-        return REWINDINGS[rewind.kind], step
-    own = guarded("--rewind", rewind.kind, TrainState)
-
-    def make(pruned: TrainState, now: RoundContext) -> TrainState:
-        start: TrainState = own(*clone((pruned, now.anchor)))
-        for ours, theirs in (
-            (pruned.params, start.params),
-            (pruned.buffers, start.buffers),
-            (pruned.masks, start.masks),
-        ):
-            difference = leaf_difference(theirs, ours) if isinstance(theirs, dict) else "it holds no dictionary"
-            if difference is not None:
-                raise UserError(f"--rewind: {rewind.kind!r} returned another network: {difference}")
-        # Pruned weights are zero, whatever it returned: the anchor's values, say, are what is naturally returned.
-        return start._replace(params=apply_masks(start.params, start.masks), opt=masked_like(start.opt, start.masks))
-
-    return Start(make, at_anchor=False), 0
+def rewinding_of(rewind: str, per_epoch: int) -> tuple[Start, int]:
+    """(where pruned networks start, the anchor's step)."""
+    _, numbers = REWINDINGS.find(rewind) or (None, {})
+    return start_of(REWINDINGS, rewind), numbers.get("step", numbers.get("epoch", 0) * per_epoch)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from lthfunc.argument_hints import described
 from lthfunc.arguments import check_fields, public
 from lthfunc.errors import ArgumentError, UserError, invalid
-from lthfunc.experiments.starting import REWINDINGS, RoundContext, Start, end_of
+from lthfunc.experiments.rewinding_and_controls import RoundContext, Start, end_of, to_anchor
 from lthfunc.sparsify.allocation import Allocate, globally
 from lthfunc.sparsify.scores import Score, magnitude
 from lthfunc.sparsify.selection import Select, unstructured
@@ -50,7 +50,7 @@ class Plan(NamedTuple):
     allocate: Allocate = globally
     select: Select = unstructured
     tidy: Transformation = compose()
-    rewind: Start = REWINDINGS["init"]
+    rewind: Start = Start(to_anchor, at_anchor=True)
     anchor_step: int = 0
     controls: Mapping[str, Start] = {}
 

@@ -9,6 +9,7 @@ from typing import NamedTuple, TypeVar, cast
 
 import torch
 
+from lthfunc.catalog.pruning import CONTROLS, STRUCTURES
 from lthfunc.data.augment import shift_and_mirror
 from lthfunc.data.data_warnings import without_data_warnings
 from lthfunc.data.images import Observe
@@ -18,7 +19,7 @@ from lthfunc.deployment.compaction.compact_engine import compact_engine
 from lthfunc.distributed.collectives import SINGLE_RANK, Collectives
 from lthfunc.distributed.data_parallel import rank_batch_size
 from lthfunc.errors import UserError, invalid
-from lthfunc.experiments.config import Config, is_own, parse_rewind, trainings_at_once
+from lthfunc.experiments.config import Config, trainings_at_once
 from lthfunc.experiments.functions import (
     Scored,
     allocation_of,
@@ -30,11 +31,12 @@ from lthfunc.experiments.functions import (
 )
 from lthfunc.experiments.iterative import Plan
 from lthfunc.experiments.resolve import resolved
-from lthfunc.experiments.starting import CONTROLS
+from lthfunc.experiments.rewinding_and_controls import start_of
 from lthfunc.experiments.tasks import check_last_rate, loss_of_name, make_optimizer, metric_of_name, named_for
 from lthfunc.experiments.trials import check_orientation, check_pruning, check_score, check_start
 from lthfunc.hardware import usable_cores
 from lthfunc.models.factory import build_for
+from lthfunc.plugins import is_own
 from lthfunc.sparse.cost_model import why_not_sparse
 from lthfunc.sparse.engine import sparse_engine
 from lthfunc.sparse.kernels.build import why_no_kernels
@@ -102,7 +104,8 @@ def prepare(config: Config, observe: Observe | None = None, collectives: Collect
         raise UserError(
             f"--compact: cannot be with --optimizer {config.optimizer}, whose updates mix a layer's weights"
         )
-    if config.structure not in ("unstructured", "units"):
+    structure = STRUCTURES.find(config.structure)
+    if structure is None or structure[0].rows:
         check_orientation(config.structure, model, config.exempt)
     config, note = _choose_engine(config, steps, work, data)
     if config.threads is None:
@@ -111,7 +114,7 @@ def prepare(config: Config, observe: Observe | None = None, collectives: Collect
         raise UserError(f"--augment: works on images, not on inputs of shape {data.shape}")
     check_last_rate(config, steps)
     scoring = score_of(config.score)
-    rewind, anchor_step = rewinding_of(parse_rewind(config.rewind), per_epoch)
+    rewind, anchor_step = rewinding_of(config.rewind, per_epoch)
     plan = Plan(
         model=model,
         trainer=make_trainer(
@@ -140,7 +143,7 @@ def prepare(config: Config, observe: Observe | None = None, collectives: Collect
         tidy=tidying_of(config.structure, model, data.shape),
         rewind=rewind,
         anchor_step=anchor_step,
-        controls={name: CONTROLS[name] for name in config.control},
+        controls={name: start_of(CONTROLS, name) for name in config.control},
     )
     if anchor_step >= steps:
         raise invalid("--rewind", config.rewind, f"a point before the end of training (step {steps})")

@@ -7,19 +7,18 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
+from lthfunc.catalog.pruning import SCORES, STRUCTURES
+from lthfunc.catalog.training import OPTIMIZERS
 from lthfunc.data import catalog as data
 from lthfunc.errors import UserError, invalid, unknown
-from lthfunc.experiments.config import SETTINGS, Config, is_own, parse_interval, parse_rewind, parse_structure
-from lthfunc.experiments.families import SIGNED
-from lthfunc.experiments.settings.training import FALLING, METRIC_NAMES, METRICS
+from lthfunc.experiments.config import SETTINGS, Config, parse_interval
 from lthfunc.models import catalog as models
+from lthfunc.plugins import is_own
+from lthfunc.registry import Registry
 
 #: For architectures and data sets of the user's own.
 _PLAIN = models.Recipe("adam", 1.2e-3, 60)
 _PLAIN_EPOCHS = 10
-#: Rates for an optimiser that is not the recipe's.
-_PLAIN_LR = {"sgd": 0.05, "adam": 1.2e-3, "adamw": 1.2e-3, "lion": 2e-4, "muon": 0.02}
-_PLAIN_MOMENTUM = {"muon": 0.95}
 
 
 def resolved(config: Config) -> Config:
@@ -36,8 +35,8 @@ def resolved(config: Config) -> Config:
     known = data.DATASETS.get(dataset)
     optimizer = _first(config.optimizer, recipe.optimizer)
     if optimizer != recipe.optimizer:  # a recipe's rate, momentum and decay belong to its own optimiser
-        rate, momentum = _PLAIN_LR.get(optimizer, _PLAIN.lr), _PLAIN_MOMENTUM.get(optimizer, 0.0)
-        recipe = models.Recipe(optimizer, rate, recipe.batch_size, momentum)
+        plain = OPTIMIZERS.get(optimizer, OPTIMIZERS["adam"])
+        recipe = models.Recipe(optimizer, plain.lr, recipe.batch_size, plain.momentum)
     config = replace(
         config,
         arch=arch,
@@ -63,13 +62,27 @@ def _check_choices(config: Config) -> None:
     for name, setting in SETTINGS.items():
         value = getattr(config, name)
         for choice in (value if isinstance(value, tuple) else (value,)) if setting.choices else ():
-            if choice is not None and choice not in setting.choices and not (setting.own and is_own(choice)):
+            if setting.names is not None and choice is not None:
+                setting.names.check(choice)
+            elif choice is not None and choice not in setting.choices and not (setting.own and is_own(choice)):
                 raise unknown(setting.option, choice, setting.choices)
-    if config.metric not in METRICS and not is_own(config.metric) and not re.fullmatch(r"top-[1-9]\d*", config.metric):
-        raise invalid("--metric", config.metric, f"{METRIC_NAMES}, package.module:function or path/to/file.py:name")
-    parse_rewind(config.rewind)
-    parse_structure(config.structure)
+    _, numbers = STRUCTURES.find(config.structure) or (None, {})
+    if numbers.get("n", 0) > numbers.get("m", 0):
+        raise invalid("--structure", config.structure, "N:M with N of at most M")
     parse_interval(config.checkpoint_every)
+
+
+def _check_taken(config: Config, names: Registry[Any], chosen: str) -> None:
+    """Raise UserError for a setting that some of these names take, and not the chosen one."""
+    ours = {name for entry in names.values() for name in entry.takes}
+    for name in [name for name in SETTINGS if name in ours]:
+        setting, value = SETTINGS[name], getattr(config, name)
+        unset = value in (None, setting.value) or (setting.of_optimizer and not value)
+        if unset or chosen == "auto" or name in names.takes(chosen):
+            continue
+        takers = [key for key, entry in names.items() if name in entry.takes]
+        options = " or ".join(filter(None, [", ".join(takers[:-1]), takers[-1]]))
+        raise UserError(f"{setting.option}: requires {names.option} {options}, not {chosen}")
 
 
 def listed(densities: str) -> list[float]:
@@ -86,12 +99,11 @@ def listed(densities: str) -> list[float]:
 def _check_together(config: Config) -> None:
     if config.epochs is not None and config.steps is not None:
         raise UserError("--epochs and --steps: give one of them, not both")
-    if config.momentum and config.optimizer in ("adam", "adamw", "lion"):
-        raise invalid("--momentum", config.momentum, f"0 with --optimizer {config.optimizer}")
+    for setting in SETTINGS.values():
+        if setting.names is not None and setting.holds is None:
+            _check_taken(config, setting.names, getattr(config, setting.name))
     if config.nesterov and not config.momentum:
         raise UserError("--nesterov: takes --optimizer sgd with a --momentum above 0")
-    if config.label_smoothing and config.loss not in ("auto", "cross-entropy"):
-        raise invalid("--label-smoothing", config.label_smoothing, f"0 with --loss {config.loss}")
     if config.densities is not None and config.density is not None:
         raise UserError("--density and --densities: give one of them, not both")
     if config.compact and config.device.startswith("cuda") and (config.jobs or 1) > 1:
@@ -106,22 +118,10 @@ def _check_together(config: Config) -> None:
         raise invalid("--country", config.country, "the three letters of ISO 3166-1 for a country, e.g. FRA, DEU, USA")
     if config.energy and (config.jobs or 1) > 1 and not config.device.startswith("cuda"):
         raise invalid("--jobs", config.jobs, "1 with --energy, since a meter cannot tell processes apart")
-    if config.milestone and config.schedule != "step":
-        raise UserError("--milestone: takes --schedule step with it")
-    if config.lr_final is not None and config.schedule == "constant":
-        raise UserError(f"--lr-final: takes a --schedule that falls with it ({', '.join(FALLING)})")
     if config.lr_final is not None and config.lr is not None and config.lr_final > config.lr:
         raise invalid("--lr-final", config.lr_final, f"a number from 0 to the --lr, {config.lr:g}")
-    if config.layer_rate and config.allocate != "layerwise":
-        raise UserError("--layer-rate: takes --allocate layerwise with it")
-    if config.floor and (config.allocate in ("layerwise", "lamp") or is_own(config.allocate)):
-        raise invalid("--floor", config.floor, f"0 with --allocate {config.allocate}")
-    if config.allocate == "lamp" and config.score in SIGNED:
+    if config.allocate == "lamp" and config.score in SCORES and SCORES[config.score].signed:
         raise invalid("--allocate", "lamp", f"scores of at least 0, which --score {config.score} are not")
-    if config.exempt and config.structure == "unstructured":
-        raise UserError("--exempt: takes a --structure with it")
-    if config.exempt and is_own(config.structure):
-        raise invalid("--structure", config.structure, "a structure by name with --exempt")
     if len(set(config.control)) < len(config.control):
         raise invalid("--control", ", ".join(config.control), "each control once")
 

@@ -12,8 +12,9 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from lthfunc.errors import UserError, invalid
-from lthfunc.experiments.config import OWN, SETTINGS, Config
+from lthfunc.experiments.config import SETTINGS, Config
 from lthfunc.experiments.settings.setting import Setting
+from lthfunc.plugins import OWN
 
 
 def checked(values: Mapping[str, Any]) -> Config:
@@ -63,8 +64,12 @@ def json_schema() -> dict[str, Any]:
         kind.pop("title")
         kind["description"] = setting.help
         if setting.choices:
-            names = {"enum": list(setting.choices)}
-            choice = {"anyOf": [names, {"type": "string", "pattern": OWN}]} if setting.own else names
+            named, patterns = (setting.choices, ()) if setting.names is None else setting.names.spelled()
+            names = {"enum": list(named)}
+            patterns = (*patterns, *((OWN,) if setting.own else ()))
+            choice = (
+                {"anyOf": [names, *({"type": "string", "pattern": each} for each in patterns)]} if patterns else names
+            )
             kind.pop("anyOf", None)
             if kind.pop("type", None) == "array":
                 kind |= {"type": "array", "items": choice}

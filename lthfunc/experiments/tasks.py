@@ -2,33 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
+from lthfunc.catalog.training import LOSSES, METRICS, OPTIMIZERS, SCHEDULES, TargetsEntry
 from lthfunc.errors import UserError, invalid
-from lthfunc.experiments.config import Config, is_own
-from lthfunc.plugins import called, load_plugin
+from lthfunc.experiments.config import Config
+from lthfunc.plugins import called, is_own
+from lthfunc.registry import Offered, Registry
 from lthfunc.training import schedules
-from lthfunc.training.lion import lion
-from lthfunc.training.losses import (
-    Loss,
-    Metric,
-    accuracy,
-    cross_entropy,
-    huber,
-    label_smoothed_cross_entropy,
-    mean_absolute_error,
-    mean_squared_error,
-    r2,
-    top_k,
-)
-from lthfunc.training.muon import muon
-from lthfunc.training.optimizers import Optimizer, adam, adamw, sgd
+from lthfunc.training.losses import Loss, Metric, cross_entropy, label_smoothed_cross_entropy
+from lthfunc.training.optimizers import Optimizer
 from lthfunc.training.schedules import Schedule
 from lthfunc.trees.types import Dataset
-
-_OF_NUMBERS: dict[str, Loss] = {"mse": mean_squared_error, "mae": mean_absolute_error, "huber": huber}
 
 
 def named_for(config: Config, data: Dataset) -> Config:
@@ -47,19 +32,17 @@ def loss_of_name(config: Config, data: Dataset) -> Loss:
 
     Raises UserError where it is not one for the data's targets.
     """
-    name, numbers = named_for(config, data).loss, data.train.y.is_floating_point()
-    if name == "cross-entropy":
-        if numbers:
-            raise invalid("--loss", name, f"one of {', '.join(_OF_NUMBERS)} for targets that are numbers")
-        return label_smoothed_cross_entropy(config.label_smoothing) if config.label_smoothing else cross_entropy
-    if config.label_smoothing:
+    name = named_for(config, data).loss
+    _check_targets(LOSSES, name, data)
+    if config.label_smoothing and "label_smoothing" not in LOSSES.takes(name):
         raise invalid("--label-smoothing", config.label_smoothing, f"0 with --loss {name}")
-    if name in _OF_NUMBERS:
-        if not numbers:
-            raise invalid("--loss", name, "cross-entropy for targets that are classes")
-        return _OF_NUMBERS[name]
-    own: Any = load_plugin("--loss", name)
-    return own  # type: ignore[no-any-return]
+    made: Loss = LOSSES.make(name, {"label_smoothing": config.label_smoothing})
+    return made
+
+
+def cross_entropy_loss(label_smoothing: float) -> Loss:
+    """Cross entropy, with or without label smoothing."""
+    return label_smoothed_cross_entropy(label_smoothing) if label_smoothing else cross_entropy
 
 
 def metric_of_name(config: Config, data: Dataset) -> Metric:
@@ -67,17 +50,20 @@ def metric_of_name(config: Config, data: Dataset) -> Metric:
 
     auto: accuracy for classes, R² for numbers. Raises UserError where it is not one for the data's targets.
     """
-    name, numbers = named_for(config, data).metric, data.train.y.is_floating_point()
-    if name == "r2":
-        if not numbers:
-            raise invalid("--metric", name, "accuracy or top-K for targets that are classes")
-        return r2(data.train.y.var(0, correction=0).clamp(min=1e-12))
-    if name == "accuracy" or name.startswith("top-"):
-        if numbers:
-            raise invalid("--metric", name, "r2, or a function of your own, for targets that are numbers")
-        return accuracy if name == "accuracy" else top_k(int(name.removeprefix("top-")))
-    own: Any = load_plugin("--metric", name)
-    return own  # type: ignore[no-any-return]
+    name = named_for(config, data).metric
+    _check_targets(METRICS, name, data)
+    variance = Offered(variance=lambda: data.train.y.var(0, correction=0).clamp(min=1e-12))
+    made: Metric = METRICS.make(name, variance)
+    return made
+
+
+def _check_targets(names: Registry[TargetsEntry], name: str, data: Dataset) -> None:
+    """Raise UserError where a loss or metric is not one for the data's targets."""
+    targets = "numbers" if data.train.y.is_floating_point() else "classes"
+    found = names.find(name)
+    if found is not None and found[0].of != targets:
+        fitting = ", ".join(key for key, entry in names.items() if entry.of == targets)
+        raise invalid(names.option, name, f"{fitting} or a function of your own for targets that are {targets}")
 
 
 def schedule_of(config: Config, steps: int) -> Schedule:
@@ -90,16 +76,9 @@ def schedule_of(config: Config, steps: int) -> Schedule:
     drops = config.milestone or (steps * 2 // 3, steps * 5 // 6)
     final = config.lr_final or 0.0
     end = {} if config.lr_final is None else {"end": final / lr}  # as a share; they have ends of their own
-    made: dict[str, Callable[[], Schedule]] = {
-        "constant": lambda: schedules.constant(lr),
-        "step": lambda: schedules.stepwise(lr, drops, final=final),
-        "cosine": lambda: schedules.cosine(lr, steps, final),
-        "cyclic": lambda: schedules.cyclic(lr, steps, config.cycles, final),
-        "one-cycle": lambda: schedules.one_cycle(lr, steps, **end),
-        "triangular": lambda: schedules.triangular(lr, steps, **end),
-        "trapezoidal": lambda: schedules.trapezoidal(lr, steps, final=final),
-    }
-    return schedules.warmup(made[config.schedule](), config.warmup)
+    offered = {"lr": lr, "steps": steps, "milestones": drops, "cycles": config.cycles, "final": final, **end}
+    made: Schedule = SCHEDULES.make(config.schedule, offered)
+    return schedules.warmup(made, config.warmup)
 
 
 def _check_cycles(config: Config, steps: int) -> None:
@@ -131,19 +110,16 @@ def make_optimizer(config: Config, steps: int) -> Optimizer:
     accepts of lr (the schedule), momentum and weight_decay. Raises UserError.
     """
     table, momentum, decay = schedule_of(config, steps), config.momentum or 0.0, config.weight_decay or 0.0
-    made: dict[str, Callable[[], Optimizer]] = {
-        "sgd": lambda: sgd(table, momentum, config.nesterov, decay),
-        "adam": lambda: adam(table, weight_decay=decay),
-        "adamw": lambda: adamw(table, weight_decay=decay),
-        "lion": lambda: lion(table, weight_decay=decay),
-        "muon": lambda: muon(table, momentum, weight_decay=decay),
-    }
     name = config.optimizer
     assert name is not None
-    if name in made:
-        return made[name]()
-    offered = {"lr": table, "schedule": table, "momentum": momentum, "weight_decay": decay, "steps": steps}
-    own = called("--optimizer", name, load_plugin("--optimizer", name), offered, {})
+    offered = {
+        "lr": table, "schedule": table, "momentum": momentum, "nesterov": config.nesterov, "weight_decay": decay,
+        "steps": steps,
+    }  # fmt: skip
+    if name in OPTIMIZERS:
+        made: Optimizer = OPTIMIZERS.make(name, offered)
+        return made
+    own = called("--optimizer", name, OPTIMIZERS.load(name), offered, {})
     if isinstance(own, Optimizer):
         return own
     if isinstance(own, tuple) and len(own) == 2 and all(map(callable, own)):

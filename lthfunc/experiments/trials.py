@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from lthfunc.errors import UserError, invalid
 from lthfunc.experiments.functions import Scored
 from lthfunc.experiments.iterative import Plan
-from lthfunc.experiments.starting import RoundContext
+from lthfunc.experiments.rewinding_and_controls import RoundContext
 from lthfunc.sparsify.scores import Score, checked_score, magnitude
 from lthfunc.sparsify.transforms import prune
 from lthfunc.tracebacks import first_line, user_location

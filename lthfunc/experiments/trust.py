@@ -11,8 +11,9 @@ from typing import Any
 
 from lthfunc.data.catalog import KINDS, SUFFIX
 from lthfunc.errors import UserError
-from lthfunc.experiments.config import SETTINGS, is_own
+from lthfunc.experiments.config import SETTINGS
 from lthfunc.models.catalog import TIMM_LOADS
+from lthfunc.plugins import is_own
 
 #: Prefixes of names that no code of a user stands behind.
 _OURS = {"arch": ("torchvision", "timm"), "dataset": tuple(KINDS)}

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from rich.table import Table
 
-from lthfunc.experiments.families import METHODS
+from lthfunc.catalog.methods import METHODS
 from lthfunc.experiments.records import Record, Spread, spread
 from lthfunc.reports.figures import clean, figure
 from lthfunc.reports.tables import percent
@@ -60,7 +60,7 @@ def method_table(rows: Sequence[MethodRow]) -> Table:
         table.add_column(head, justify="right", no_wrap=True)
     table.add_column("what it is", style="dim")
     for row in rows:
-        what = METHODS[row.method] + (f"; empty: {', '.join(row.collapsed)}" if row.collapsed else "")
+        what = METHODS.about(row.method) + (f"; empty: {', '.join(row.collapsed)}" if row.collapsed else "")
         table.add_row(
             row.method,
             f"{100 * row.density:.2f}",

@@ -10,7 +10,7 @@ from lthfunc.experiments.config import Config
 from lthfunc.experiments.iterative import TICKET, Plan, Task
 from lthfunc.experiments.plan import Prepared
 from lthfunc.experiments.records import Record
-from lthfunc.experiments.starting import RoundContext
+from lthfunc.experiments.rewinding_and_controls import RoundContext
 from lthfunc.runs import safe_files
 from lthfunc.runs.folder import (
     ANCHOR,

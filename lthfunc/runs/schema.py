@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal, cast
 from annotated_types import Ge, Le, Len, MinLen
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
+from lthfunc.catalog.pruning import CONTROLS
 from lthfunc.experiments.iterative import TICKET
-from lthfunc.experiments.settings.pruning import CONTROLS
 from lthfunc.printable import can_be_shown
 
 
@@ -127,7 +127,7 @@ def training_problem(line: Mapping[str, Any], first: Mapping[str, Any] | None) -
     found = problem_of(_Training, line)
     if found is not None:
         return found
-    if line["variant"] not in (TICKET, *CONTROLS):
+    if line["variant"] != TICKET and not CONTROLS.has(line["variant"]):
         return f"its variant is {line['variant']!r}"
     points = line["curve"]
     if not all(len(point) == 4 and isinstance(point[0], int) and None not in point[2:] for point in points):

@@ -18,11 +18,11 @@ from typing import Any
 
 import torch
 
+from lthfunc.catalog.methods import METHODS
 from lthfunc.errors import UserError, invalid
 from lthfunc.experiments.config import FREE, SETTINGS, Config, to_mapping
 from lthfunc.experiments.methods.prepare import setting_of
-from lthfunc.experiments.methods.setting import Setting
-from lthfunc.experiments.methods.table import TABLE
+from lthfunc.experiments.methods.setting import Outcome, Setting
 from lthfunc.experiments.records import Record
 from lthfunc.runs.environment import machine
 from lthfunc.runs.json_lines import append_lines, drop_partial_line, read_lines
@@ -39,7 +39,7 @@ _FREE = FREE | {name for name, setting in SETTINGS.items() if setting.of_seeds}
 def run_method(setting: Setting, method: str, seed: int) -> tuple[Record, Ticket]:
     """One method with one seed, as plain values, and its trained network."""
     begun = time.perf_counter()
-    outcome = TABLE[method](setting, seed)
+    outcome: Outcome = METHODS.make(method, {}, Outcome)(setting, seed)
     masks = outcome.ticket.masks
     whole = count(masks)
     item = {

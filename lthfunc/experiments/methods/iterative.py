@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from lthfunc.errors import UserError
 from lthfunc.experiments.methods.setting import Method, Outcome, Setting, finished, start, trained
-from lthfunc.experiments.starting import end_of
+from lthfunc.experiments.rewinding_and_controls import end_of
 from lthfunc.sparsify.allocation import Allocate, globally
 from lthfunc.sparsify.budgets import balanced, erk
 from lthfunc.sparsify.density_schedules import geometric

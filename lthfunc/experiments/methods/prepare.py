@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from lthfunc.catalog.methods import METHODS
 from lthfunc.data.augment import shift_and_mirror
-from lthfunc.errors import UserError, unknown
+from lthfunc.errors import UserError
 from lthfunc.experiments.config import Config
-from lthfunc.experiments.families import METHODS
-from lthfunc.experiments.methods.iterative import why_not_cyclic, why_not_tuned
 from lthfunc.experiments.methods.setting import SYNFLOW_ROUNDS, Setting
 from lthfunc.experiments.plan import engine_making, prepare
 from lthfunc.experiments.tasks import make_optimizer, schedule_of
+from lthfunc.registry import imported
 from lthfunc.training.engines.table import Making
 from lthfunc.training.optimizers import Optimizer
 from lthfunc.training.trainer import Trainer, make_trainer
@@ -22,8 +22,7 @@ from lthfunc.trees.model import Model
 def check_methods(config: Config, methods: tuple[str, ...]) -> None:
     """Raise UserError for a method that isn't known, or no density to compare them at."""
     for method in methods:
-        if method not in METHODS:
-            raise unknown("--method", method, tuple(METHODS))
+        METHODS.check(method)
     if config.density is None:
         raise UserError("--density: methods are compared at one; give it, e.g. --density 0.05")
 
@@ -33,12 +32,18 @@ def methods_for(setting: Setting, asked: Sequence[str]) -> tuple[tuple[str, ...]
 
     Raises UserError where one is asked for that means nothing here.
     """
-    reasons = {"imp-tuned": why_not_tuned(setting), "imp-cyclic": why_not_cyclic(setting)}
-    left = {name: why for name, why in reasons.items() if why is not None and name in (asked or METHODS)}
+    left = {name: why for name in asked or METHODS if (why := _why_not(name, setting)) is not None}
     if asked and left:
         raise UserError(f"--method: {next(iter(left.values()))}")
     notes = "; ".join(f"{name} is left out: {why}" for name, why in left.items())
     return tuple(name for name in asked or METHODS if name not in left), notes or None
+
+
+def _why_not(name: str, setting: Setting) -> str | None:
+    """Why a method means nothing here; None where it does."""
+    entry = METHODS.get(name)
+    why: str | None = None if entry is None or entry.why_not is None else imported(entry.why_not)(setting)
+    return why
 
 
 def setting_of(config: Config) -> tuple[Config, Setting]:

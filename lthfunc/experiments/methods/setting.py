@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from lthfunc.experiments.starting import end_of
+from lthfunc.experiments.rewinding_and_controls import end_of
 from lthfunc.sparsify.allocation import Allocate, globally
 from lthfunc.sparsify.derivatives import LossOfParams
 from lthfunc.sparsify.scores import Score, magnitude

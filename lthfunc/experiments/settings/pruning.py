@@ -1,29 +1,15 @@
 """How it is pruned, and where pruned networks start again."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated
 
 from annotated_types import Ge, Le
 
-from lthfunc.experiments.families import ALLOCATIONS, SCORES
+from lthfunc.catalog.pruning import ALLOCATIONS, CONTROLS, REWINDINGS, SCORES, STRUCTURES
 from lthfunc.experiments.settings.setting import PRUNING, Count, Part, Setting, Share
-
-#: Structures without numbers.
-STRUCTURES = ("unstructured", "per-output", "units")
-STRUCTURE_NAMES = f"{', '.join(STRUCTURES)}, N:M (2:4), RxC (16x16 blocks)"
-CONTROLS = ("reinit", "random-mask", "layer-random-mask", "shuffled-mask", "inverted-mask")
-#: Rewindings without a number; a test holds them equal to starting.py's.
-REWINDINGS = ("init", "sign", "lr", "none", "last-lr", "reinit")
-REWINDS = f"{', '.join(REWINDINGS)}, step:K or epoch:K"
 
 #: Commands that prune as they are told.
 _PRUNERS = ("prune", "branch")
-
-
-def _listed(family: Mapping[str, str]) -> str:
-    """A family's names with what each is."""
-    return ", ".join(f"{name} ({about})" for name, about in family.items())
 
 
 @dataclass(frozen=True)
@@ -69,8 +55,8 @@ class Pruning:
     allocate: Annotated[
         str,
         Setting(
-            f"How layers share what is kept: {_listed(ALLOCATIONS)}; or package.module:function.",
-            PRUNING, _PRUNERS, choices=tuple(ALLOCATIONS), own=True, aliases=("scope",),
+            f"How layers share what is kept: {ALLOCATIONS.described}; or package.module:function.",
+            PRUNING, _PRUNERS, names=ALLOCATIONS, aliases=("scope",),
         ),
     ] = "global"  # fmt: skip
     layer_rate: Annotated[
@@ -87,15 +73,15 @@ class Pruning:
     score: Annotated[
         str,
         Setting(
-            f"What weights are worth: {_listed(SCORES)}; or package.module:function.",
-            PRUNING, _PRUNERS, after="synflow_rounds", choices=tuple(SCORES), own=True,
+            f"What weights are worth: {SCORES.described}; or package.module:function.",
+            PRUNING, _PRUNERS, after="synflow_rounds", names=SCORES,
         ),
     ] = "magnitude"  # fmt: skip
     structure: Annotated[
         str,
         Setting(
-            f"Which masks are allowed: {STRUCTURE_NAMES}; or package.module:function.",
-            PRUNING, _PRUNERS, own=True, offers=(*STRUCTURES, "2:4", "16x16"),
+            f"Which masks are allowed: {STRUCTURES.described}; or package.module:function.",
+            PRUNING, _PRUNERS, names=STRUCTURES,
         ),
     ] = "unstructured"  # fmt: skip
     exempt: Annotated[
@@ -108,16 +94,14 @@ class Pruning:
     rewind: Annotated[
         str,
         Setting(
-            f"Where a pruned network starts again: {REWINDS}, or package.module:function. init is the winning ticket "
-            "of the paper; sign keeps the signs alone; none and lr keep the trained weights and begin the learning "
-            "rate anew (lr:K from step K); last-lr goes on at the last one (fine-tuning).",
-            PRUNING, _PRUNERS, own=True, offers=(*REWINDINGS, "step:", "epoch:", "lr:", "sign:"),
+            f"Where a pruned network starts again: {REWINDINGS.described}; or package.module:function.",
+            PRUNING, _PRUNERS, names=REWINDINGS,
         ),
     ] = "init"  # fmt: skip
     control: Annotated[
         tuple[str, ...],
         Setting(
-            f"Also train this in every round, on the same batches: {', '.join(CONTROLS)}; repeatable.",
-            PRUNING, ("prune", "transfer"), choices=CONTROLS,
+            f"Also train this in every round, on the same batches: {CONTROLS.described}; repeatable.",
+            PRUNING, ("prune", "transfer"), names=CONTROLS,
         ),
     ] = ()  # fmt: skip

@@ -7,6 +7,8 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Gt, Le, Lt
 
+from lthfunc.registry import Registry
+
 #: Steps of a training, at most: its learning rates are a table.
 MOST_STEPS = 100_000_000
 Steps = Annotated[int, Ge(1), Le(MOST_STEPS)]
@@ -29,7 +31,8 @@ class Setting:
     help, panel, metavar: as --help has them; default: in words, where the field's own says nothing to a reader.
     commands: that take it, besides `resume`, which takes whatever changes no result.
     after: the option that --help lists it behind; None for the order of the fields.
-    choices: the names that it must be one of; own: it may name a user's own function; offers: completed, not checked.
+    names: the registry of what it may be, from which `settings_in` fills in the next three. choices: the names that it
+    must be one of; own: it may name a user's own function; offers: completed, not checked.
     aliases: names that it had before. negated: whether there is a --no-… of it.
     """
 
@@ -39,6 +42,7 @@ class Setting:
     metavar: str | None = None
     default: str | None = None
     after: str | None = None
+    names: Registry[Any] | None = None
     choices: tuple[str, ...] = ()
     own: bool = False
     offers: tuple[str, ...] = ()
@@ -109,6 +113,8 @@ def settings_in(config: type) -> dict[str, Setting]:
     for each in fields(config):
         kind, *marks = get_args(hints[each.name])
         (declared,) = (mark for mark in marks if isinstance(mark, Setting))
+        if (names := declared.names) is not None:
+            declared = replace(declared, choices=names.choices, own=names.own, offers=names.offers)
         holds = {tuple: list, dict: dict}.get(get_origin(kind))
         parts = get_args(kind) or (kind,)  # what it holds; or the first is what it is, where it may be None
         found[each.name] = replace(

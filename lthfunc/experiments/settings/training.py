@@ -5,15 +5,8 @@ from typing import Annotated
 
 from annotated_types import Ge, Gt, Le
 
+from lthfunc.catalog.training import LOSSES, METRICS, OPTIMIZERS, SCHEDULES
 from lthfunc.experiments.settings.setting import MOST_STEPS, TRAINERS, TRAINING, Part, Setting, Steps
-
-OPTIMIZERS = ("sgd", "adam", "adamw", "lion", "muon")
-SCHEDULES = ("constant", "step", "cosine", "cyclic", "one-cycle", "triangular", "trapezoidal")
-#: Those with an end of their own, which `lr_final` sets.
-FALLING = SCHEDULES[1:]
-LOSSES = ("auto", "cross-entropy", "mse", "mae", "huber")
-METRICS = ("auto", "accuracy", "r2")
-METRIC_NAMES = "auto, accuracy, top-K (top-5), r2"
 
 
 @dataclass(frozen=True)
@@ -43,8 +36,8 @@ class Training:
     optimizer: Annotated[
         str | None,
         Setting(
-            f"{', '.join(OPTIMIZERS)}, or package.module:function.",
-            TRAINING, (*TRAINERS, "branch"), default="the network's", choices=OPTIMIZERS, own=True, of_optimizer=True,
+            f"{OPTIMIZERS.described}; or package.module:function.",
+            TRAINING, (*TRAINERS, "branch"), default="the network's", names=OPTIMIZERS, of_optimizer=True,
         ),
     ] = None  # fmt: skip
     lr: Annotated[
@@ -77,8 +70,8 @@ class Training:
     schedule: Annotated[
         str,
         Setting(
-            f"Learning rate over a training: {', '.join(SCHEDULES)}.",
-            TRAINING, (*TRAINERS, "branch"), choices=SCHEDULES,
+            f"Learning rate over a training: {SCHEDULES.described}; or package.module:function.",
+            TRAINING, (*TRAINERS, "branch"), names=SCHEDULES,
         ),
     ] = "constant"  # fmt: skip
     milestone: Annotated[
@@ -110,8 +103,8 @@ class Training:
     loss: Annotated[
         str,
         Setting(
-            f"{', '.join(LOSSES)}, or package.module:function; auto is cross-entropy for classes, mse for numbers.",
-            TRAINING, TRAINERS, choices=LOSSES, own=True, decided=True,
+            f"{LOSSES.described}, or package.module:function; auto is {LOSSES.auto}.",
+            TRAINING, TRAINERS, names=LOSSES, decided=True,
         ),
     ] = "auto"  # fmt: skip
     label_smoothing: Annotated[
@@ -120,9 +113,9 @@ class Training:
     metric: Annotated[
         str,
         Setting(
-            f"What stands as accuracy in tables and files: {METRIC_NAMES}, or package.module:function; auto is "
-            "accuracy for classes, r2 for numbers.",
-            TRAINING, TRAINERS, own=True, offers=(*METRICS, "top-5"), decided=True,
+            f"What stands as accuracy in tables and files: {METRICS.described}, or package.module:function; auto is "
+            f"{METRICS.auto}.",
+            TRAINING, TRAINERS, names=METRICS, decided=True,
         ),
     ] = "auto"  # fmt: skip
     eval_every: Annotated[

@@ -1,0 +1,158 @@
+"""How networks are pruned, and where they start again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lthfunc.registry import Entry, Registry
+
+
+@dataclass(frozen=True)
+class ScoreEntry(Entry):
+    """signed: scores may be negative."""
+
+    signed: bool = False
+
+
+@dataclass(frozen=True)
+class StructureEntry(Entry):
+    """rows: a weight's rows are taken for outputs."""
+
+    rows: bool = True
+
+
+@dataclass(frozen=True)
+class StartEntry(Entry):
+    """at_anchor: training begins at the anchor's step."""
+
+    at_anchor: bool = False
+
+
+#: (params, masks) -> scores, or what makes such a function of what `functions.Scored.offered` has.
+SCORES = Registry("scores", "--score", {
+    "magnitude": ScoreEntry(".sparsify.scores:magnitude", "|w|", "Han et al. 2015, sec. 3"),
+    "random": ScoreEntry(".experiments.functions:random_score", "uniform", "Frankle & Carbin 2019, sec. 2"),
+    "large-init": ScoreEntry(".sparsify.mask_criteria:large_init", "|w| at the start", "Zhou et al. 2019, sec. 3"),
+    "magnitude-increase": ScoreEntry(
+        ".sparsify.mask_criteria:magnitude_increase", "growth of |w| since the start", "Zhou et al. 2019, sec. 3",
+        signed=True,
+    ),
+    "distance-moved": ScoreEntry(
+        ".sparsify.mask_criteria:distance_moved", "distance from the start", "Zhou et al. 2019, sec. 3",
+    ),
+    "large-init-large-final": ScoreEntry(
+        ".sparsify.mask_criteria:large_init_large_final", "|w| then and now, the smaller percentile of the layer",
+        "Zhou et al. 2019, sec. 3",
+    ),
+    "movement": ScoreEntry(
+        ".sparsify.gradient_scores:movement", "-Σ gradient · w along a few steps of gradient descent",
+        "Sanh et al. 2020, eq. 3", signed=True,
+    ),
+    "taylor": ScoreEntry(".sparsify.gradient_scores:taylor", "(gradient · w)²", "Molchanov et al. 2019, eq. 8"),
+    "fisher": ScoreEntry(".sparsify.gradient_scores:fisher", "½ w² · mean squared gradient", "Theis et al. 2018"),
+    "snip": ScoreEntry(".sparsify.gradient_scores:snip", "|gradient · w|", "Lee et al. 2019"),
+    "grasp": ScoreEntry(".sparsify.gradient_scores:grasp", "w · Hessian · gradient", "Wang et al. 2020", signed=True),
+    "synflow": ScoreEntry(".sparsify.synflow:synflow", "synaptic flow, without data", "Tanaka et al. 2020"),
+    "wanda": ScoreEntry(".sparsify.activations:wanda", "|w| · norm of the input", "Sun et al. 2024, eq. 1"),
+})  # fmt: skip
+
+#: (scores, masks, fraction) -> weights to keep in each layer, or what makes such a function.
+ALLOCATIONS = Registry("allocations", "--allocate", {
+    "global": Entry(".experiments.functions:global_allocation", "one ranking of all weights", takes=("floor",)),
+    "layerwise": Entry(
+        ".experiments.functions:layerwise_allocation", "the rate in every layer, half of it in the output layer",
+        "Frankle & Carbin 2019, sec. 2", takes=("layer_rate",),
+    ),
+    "uniform": Entry(".sparsify.budgets:uniform", "the same density in every layer", takes=("floor",)),
+    "er": Entry(".sparsify.budgets:erdos_renyi", "Erdős–Rényi", "Mocanu et al. 2018, eq. 3", takes=("floor",)),
+    "erk": Entry(
+        ".sparsify.budgets:erk", "Erdős–Rényi with the kernel", "Evci et al. 2020, sec. 3.1", takes=("floor",),
+    ),
+    "balanced": Entry(
+        ".sparsify.budgets:balanced", "the same number of weights in every layer", "Gadhikar et al. 2023, sec. 3",
+        takes=("floor",),
+    ),
+    "lamp": Entry(
+        ".sparsify.budgets:lamp", "one ranking of weights scaled within their layers", "Lee et al. 2021, eq. 2",
+    ),
+})  # fmt: skip
+
+#: (scores, masks, keep) -> masks, or what makes such a function.
+STRUCTURES = Registry("structures", "--structure", {
+    "unstructured": StructureEntry(".sparsify.selection:unstructured", "single weights", rows=False),
+    "per-output": StructureEntry(
+        ".sparsify.structures:per_output", "the same number of weights for every output", "Sun et al. 2024, sec. 3",
+        takes=("exempt",),
+    ),
+    "units": StructureEntry(
+        ".experiments.functions:units_but_outputs", "whole neurons and channels", takes=("exempt",), rows=False,
+    ),
+    "N:M": StructureEntry(
+        ".sparsify.structures:n_of_m", "at most N of every M consecutive inputs", "Mishra et al. 2021",
+        takes=("exempt",), pattern=r"(?P<n>[1-9]\d*):(?P<m>[1-9]\d*)", example="2:4",
+    ),
+    "RxC": StructureEntry(
+        ".sparsify.structures:blocks", "whole blocks of R outputs by C inputs", takes=("exempt",),
+        pattern=r"(?P<rows>[1-9]\d*)x(?P<columns>[1-9]\d*)", example="16x16",
+    ),
+})  # fmt: skip
+
+_FROM_STEP = r"(:(?P<step>\d+))?"
+
+#: (pruned network, situation) -> what is trained; a user's own is (pruned network, anchor) -> what is trained.
+REWINDINGS = Registry("rewindings", "--rewind", {
+    "init": StartEntry(
+        ".experiments.rewinding_and_controls:to_anchor", "the initial weights, the winning ticket",
+        "Frankle & Carbin 2019", at_anchor=True,
+    ),
+    "step:K": StartEntry(
+        ".experiments.rewinding_and_controls:to_anchor", "the weights of step K", "Frankle et al. 2020",
+        pattern=r"step:(?P<step>\d+)", example="step:", at_anchor=True,
+    ),
+    "epoch:K": StartEntry(
+        ".experiments.rewinding_and_controls:to_anchor", "the weights after epoch K", "Frankle et al. 2020",
+        pattern=r"epoch:(?P<epoch>\d+)", example="epoch:", at_anchor=True,
+    ),
+    "sign": StartEntry(
+        ".experiments.rewinding_and_controls:to_signs", "the signs alone of the initial weights, sign:K of step K",
+        "Zhou et al. 2019, sec. 4", pattern=f"sign{_FROM_STEP}", at_anchor=True,
+    ),
+    "lr": StartEntry(
+        ".experiments.rewinding_and_controls:rate_to_anchor",
+        "trained weights, the learning rate from its beginning, lr:K from step K", "Renda et al. 2020, sec. 2",
+        pattern=f"lr{_FROM_STEP}", at_anchor=True,
+    ),
+    "none": StartEntry(
+        ".experiments.rewinding_and_controls:trained_weights", "trained weights, the learning rate from its beginning",
+    ),
+    "last-lr": StartEntry(
+        ".experiments.rewinding_and_controls:at_last_rate", "fine-tuning: trained weights at the last learning rate",
+        "Han et al. 2015",
+    ),
+    "reinit": StartEntry(
+        ".experiments.rewinding_and_controls:drawn_anew", "new random weights", "Frankle & Carbin 2019, sec. 2",
+    ),
+})  # fmt: skip
+
+#: The same as rewindings. Their names are parts of file names.
+CONTROLS = Registry("controls", "--control", {
+    "reinit": StartEntry(
+        ".experiments.rewinding_and_controls:reinit", "its mask on new random weights", "Frankle & Carbin 2019, sec. 2",
+    ),
+    "random-mask": StartEntry(
+        ".experiments.rewinding_and_controls:random_mask", "as many weights, drawn from the whole network",
+        "Frankle & Carbin 2019, sec. 2", at_anchor=True,
+    ),
+    "layer-random-mask": StartEntry(
+        ".experiments.rewinding_and_controls:layer_random_mask",
+        "as many weights in each layer, nested from round to round", at_anchor=True,
+    ),
+    "shuffled-mask": StartEntry(
+        ".experiments.rewinding_and_controls:shuffled_mask", "its mask shuffled within layers",
+        "Frankle et al. 2021, sec. 5", at_anchor=True,
+    ),
+    "inverted-mask": StartEntry(
+        ".experiments.rewinding_and_controls:inverted_mask", "as many of the weights that it goes without",
+        at_anchor=True,
+    ),
+}, own=False)  # fmt: skip

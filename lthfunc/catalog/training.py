@@ -1,0 +1,86 @@
+"""How networks are trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lthfunc.registry import Entry, Registry
+
+
+@dataclass(frozen=True)
+class OptimizerEntry(Entry):
+    """lr, momentum: where neither the user nor the network's recipe says."""
+
+    lr: float = 1.2e-3
+    momentum: float = 0.0
+
+
+@dataclass(frozen=True)
+class TargetsEntry(Entry):
+    """of: what the targets must be, "classes" or "numbers"."""
+
+    of: str = "classes"
+
+
+#: What of `tasks.make_optimizer` it names -> an Optimizer.
+OPTIMIZERS = Registry("optimizers", "--optimizer", {
+    "sgd": OptimizerEntry(
+        ".training.optimizers:sgd", "stochastic gradient descent", takes=("momentum", "nesterov"), lr=0.05,
+    ),
+    "adam": OptimizerEntry(".training.optimizers:adam", "Adam, L2 weight decay", "Kingma & Ba 2015"),
+    "adamw": OptimizerEntry(".training.optimizers:adamw", "Adam, decoupled weight decay", "Loshchilov & Hutter 2019"),
+    "lion": OptimizerEntry(".training.lion:lion", "the sign of a mean gradient", "Chen et al. 2023", lr=2e-4),
+    "muon": OptimizerEntry(
+        ".training.muon:muon", "orthogonalised momentum", "Jordan et al. 2024", takes=("momentum",), lr=0.02,
+        momentum=0.95,
+    ),
+}, own_takes=("momentum", "nesterov"))  # fmt: skip
+
+#: What of `tasks.schedule_of` it names -> a table of learning rates.
+SCHEDULES = Registry("schedules", "--schedule", {
+    "constant": Entry(".training.schedules:constant", "one rate"),
+    "step": Entry(
+        ".training.schedules:stepwise", "drops to a tenth", "Frankle & Carbin 2019, sec. 4", takes=("milestone",
+        "lr_final"),
+    ),
+    "cosine": Entry(
+        ".training.schedules:cosine", "half a cosine", "Loshchilov & Hutter 2017, eq. 5", takes=("lr_final",),
+    ),
+    "cyclic": Entry(
+        ".training.schedules:cyclic", "half a cosine, several times", "Loshchilov & Hutter 2017, eq. 5",
+        takes=("lr_final",),
+    ),
+    "one-cycle": Entry(
+        ".training.schedules:one_cycle", "up, and down to almost 0, along cosines", "Smith & Topin 2018",
+        takes=("lr_final",),
+    ),
+    "triangular": Entry(
+        ".training.schedules:triangular", "up and down along straight lines", "Jordan 2024", takes=("lr_final",),
+    ),
+    "trapezoidal": Entry(
+        ".training.schedules:trapezoidal", "up, level, and down", "Hägele et al. 2024", takes=("lr_final",),
+    ),
+}, own_takes=("lr_final", "milestone"))  # fmt: skip
+
+#: (outputs, targets) -> the mean over the batch, or what makes such a function.
+LOSSES = Registry("losses", "--loss", {
+    "cross-entropy": TargetsEntry(
+        ".experiments.tasks:cross_entropy_loss", "of classes", "Szegedy et al. 2016, sec. 7 (label smoothing)",
+        takes=("label_smoothing",),
+    ),
+    "mse": TargetsEntry(".training.losses:mean_squared_error", "mean squared error", of="numbers"),
+    "mae": TargetsEntry(".training.losses:mean_absolute_error", "mean absolute error", of="numbers"),
+    "huber": TargetsEntry(
+        ".training.losses:huber", "squared up to an error of 1, linear beyond", "Huber 1964", of="numbers",
+    ),
+}, auto="cross-entropy for classes, mse for numbers")  # fmt: skip
+
+#: The same; more is better.
+METRICS = Registry("metrics", "--metric", {
+    "accuracy": TargetsEntry(".training.losses:accuracy", "the largest output is the target"),
+    "top-K": TargetsEntry(
+        ".training.losses:top_k", "the target is among the K largest outputs", pattern=r"top-(?P<count>[1-9]\d*)",
+        example="top-5",
+    ),
+    "r2": TargetsEntry(".training.losses:r2", "share of the variance that is explained, R²", of="numbers"),
+}, auto="accuracy for classes, r2 for numbers")  # fmt: skip
