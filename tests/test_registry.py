@@ -10,6 +10,7 @@ from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 
 import pytest
+from torch import nn
 
 import lthfunc as lf
 from lthfunc.catalog import REGISTRIES
@@ -64,7 +65,7 @@ def test_installed_packages_add_names(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert SCORES.load("magnitude") is lf.magnitude  # the library's own
     assert resolved(from_mapping({"score": "small"})).score == "small"
     small = imported("package_of_scores:small")
-    state = lf.init(lf.from_module(__import__("torch").nn.Linear(3, 2)))
+    state = lf.init(lf.from_module(nn.Linear(3, 2)))
     for name in ("small", "by-loss"):
         made = SCORES.make(name, Offered(loss=lambda: None, batches=list), dict)
         assert lf.same_bits(made(state.params, state.masks), small(state.params, state.masks))
@@ -87,7 +88,10 @@ def test_a_function_of_ones_own_is_made_of_what_is_offered(tmp_path: Path) -> No
     )
     asked = []
     offered = Offered(seed=lambda: 7, lr=lambda: 0.5, batches=lambda: asked.append("batches"))
-    make = lambda name: SCORES.make(f"{file}:{name}", offered, dict)({"a": 1}, {"m": 2})  # noqa: E731
+
+    def make(name: str) -> Any:
+        return SCORES.make(f"{file}:{name}", offered, dict)({"a": 1}, {"m": 2})
+
     assert (make("itself"), make("made"), make("any_of")) == ({"m": 2}, {"seed": 7, "lr": 0.5}, {})
     assert asked == []  # nothing is worked out that isn't asked for
     with pytest.raises(UserError, match=r"^--score: .*wrong' returned a int, not a dict"):
