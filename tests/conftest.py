@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,12 +15,14 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the cores: th
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
+from matplotlib.figure import Figure
 from torch import nn
 
 import lthfunc as lf
 from lthfunc.trees.types import Dataset, Split
 
 ROOT = Path(__file__).resolve().parent.parent
+_SAVEFIG: Any = Figure.savefig
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -116,13 +119,18 @@ def run(*arguments: object) -> int:
     return code
 
 
-def until(condition: Any, seconds: float = 300) -> Any:
-    """What a condition comes to be, once it is; the time is for what never comes, on a machine that is busy too."""
-    end = time.monotonic() + seconds
+#: Seconds after which something hangs, on a machine that is busy, too.
+HANG = 300
+
+
+def until(condition: Callable[[], Any], process: subprocess.Popen[Any] | None = None) -> Any:
+    """What a condition comes to be, once it is; at the latest when a process ends that should make it come."""
+    end = time.monotonic() + HANG
     while time.monotonic() < end:
         if found := condition():
             return found
-        time.sleep(0.1)
+        assert process is None or process.poll() is None, "the process ended before"
+        time.sleep(0.05)
     raise AssertionError("it never came")
 
 
@@ -136,6 +144,34 @@ def noted(seen: list[Any], value: Any) -> Any:
     """A value that a list gets too: for lambdas."""
     seen.append(value)
     return value
+
+
+def under_way(folder: Path, trainings: int = 1) -> bool:
+    """Whether so many trainings of a run that another process works on have taken steps."""
+    from lthfunc.scheduling.progress import progress
+
+    found = (progress(folder) or {}).get("trainings", ())
+    return sum(bool(each["at"] > each["start"]) for each in found) >= trainings
+
+
+def _blank(figure: Figure, file: Any, **how: Any) -> None:
+    _SAVEFIG(Figure((1, 1)), file, **how)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def blank() -> Iterator[None]:
+    """Pictures are made, and left blank in their files: pixels take longer than all else in a short run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", _blank)
+        yield
+
+
+@pytest.fixture(scope="module")
+def drawn() -> Iterator[None]:
+    """Where pictures are looked at, they are drawn."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", _SAVEFIG)
+        yield
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 from lthfunc_cli.main import main
-from matplotlib.figure import Figure
 
 from lthfunc.runs.json_lines import append_lines
 
@@ -30,7 +29,6 @@ def a_finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def a_run(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A copy of it; whoever waits for a pipe is woken, and fails."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(Figure, "savefig", lambda figure, file, **how: file.write(b"drawn"))  # which takes longest
     shutil.copytree(finished, "run")
     signal.alarm(120)
     yield Path("run")

@@ -211,6 +211,7 @@ def test_units_take_with_them_what_reads_them(tmp_path: Path) -> None:
     assert masks["fc3.weight"].any(1).all()  # the classes stay
 
 
+@pytest.mark.usefixtures("drawn")
 def test_a_comparison_goes_on_and_is_the_same_in_processes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
@@ -243,6 +244,7 @@ def test_a_comparison_goes_on_and_is_the_same_in_processes(
     assert "'a.jsonl' has density 0.1, and here it is 0.2" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("drawn")
 def test_connectivity_on_the_command_line(tmp_path: Path, capsys: Any) -> None:
     plot = tmp_path / "barriers.png"
     assert main(f"connectivity --at 0 --at 10 --steps 30 --engine eager --json --plot {plot}".split()) == 0

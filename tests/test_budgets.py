@@ -86,10 +86,10 @@ def test_budgets_are_exact_whatever_remains(which: str, fraction: float, alive: 
     if budget < sum(least.values()):
         with pytest.raises(UserError, match="a higher density or a lower floor"):
             allocate(values, masks, fraction)
-        return
-    keep = {name: int(n) for name, n in allocate(values, masks, fraction).items()}
-    assert sum(keep.values()) == budget
-    assert all(least[name] <= keep[name] <= living[name] for name in keep)
+    else:
+        keep = {name: int(n) for name, n in allocate(values, masks, fraction).items()}
+        assert sum(keep.values()) == budget
+        assert all(least[name] <= keep[name] <= living[name] for name in keep)
 
 
 @settings(max_examples=100, deadline=None)

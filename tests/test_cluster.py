@@ -13,10 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, run, until
+from conftest import HANG, ROOT, run, under_way, until
 from test_runs import metrics, same_files
-
-from lthfunc.scheduling.progress import progress
 
 ray = pytest.importorskip("ray")
 psutil = pytest.importorskip("psutil")
@@ -85,10 +83,10 @@ def test_a_worker_that_is_killed_is_replaced(local: Path, tmp_path: Path) -> Non
     folder = tmp_path / "killed"
     process = started(folder, *LONG, "--on", "ray")
     try:
-        until(lambda: list(folder.glob("seed*/round*/checkpoint-*")))
+        until(lambda: list(folder.glob("seed*/round*/checkpoint-*")), process)
         victim = until(lambda: workers(process))[0]
         os.kill(victim, signal.SIGKILL)
-        _, err = process.communicate(timeout=240)
+        _, err = process.communicate(timeout=HANG)
     finally:
         process.kill()
     assert process.returncode == 0, err
@@ -99,9 +97,9 @@ def test_an_interrupted_run_on_ray_goes_on_here(local: Path, tmp_path: Path) -> 
     folder = tmp_path / "stopped"
     process = started(folder, *LONG, "--on", "ray", "--checkpoint-every", "never")
     try:
-        until(lambda: any(each["at"] for each in (progress(folder) or {}).get("trainings", ())))
+        until(lambda: under_way(folder), process)
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=120)
+        _, err = process.communicate(timeout=HANG)
     finally:
         process.kill()
     assert process.returncode == 130, err

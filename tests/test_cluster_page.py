@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT
+from conftest import HANG, ROOT
 from lthfunc_cli.main import main
 
 PAGE = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")
@@ -31,7 +31,9 @@ def test_what_torchrun_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     begin, go_on = commands("torchrun --")
     assert main(["prune", "--rounds", "1", "--steps", "5", "--out", str(tmp_path / "runs" / "RUN")]) == 0
     for words, more in ((begin, ["--rounds", "1", "--steps", "5", "--out", "runs/NEW"]), (go_on, [])):
-        done = subprocess.run([*TORCHRUN, *words[1:], *more], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(
+            [*TORCHRUN, *words[1:], *more], cwd=tmp_path, capture_output=True, text=True, timeout=HANG
+        )
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("all else") == 1
 
@@ -55,7 +57,7 @@ def test_what_is_written_in_python(tmp_path: Path) -> None:
     ])  # fmt: skip
     (tmp_path / "page.py").write_text(text)
     done = subprocess.run(
-        [*TORCHRUN, "--nproc-per-node", "2", "page.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120
+        [*TORCHRUN, "--nproc-per-node", "2", "page.py"], cwd=tmp_path, capture_output=True, text=True, timeout=HANG
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["10", "0.8"] * 2

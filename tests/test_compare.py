@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import run, until
+from conftest import HANG, run, under_way, until
 from scipy import stats
 
 from lthfunc.reports.run_comparison import paired
@@ -128,11 +128,11 @@ def test_mistakes_are_one_line(
 
 def test_a_live_run_is_seen_from_elsewhere(tmp_path: Path, capsys: Any) -> None:
     folder = tmp_path / "live"
-    options = ["--rounds", "1", "--steps", "2000000", "--out", str(folder)]
+    options = ["--rounds", "1", "--steps", "2000000", "--engine", "eager", "--out", str(folder)]
     command = [sys.executable, "-m", "lthfunc_cli", "prune", *options]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     try:
-        until(lambda: folder.exists() and (progress(folder) or {"done": 0})["done"] > 0)
+        until(lambda: under_way(folder), process)
         about = progress(folder)
         assert about is not None
         assert about["total"] == 4_000_000
@@ -146,7 +146,7 @@ def test_a_live_run_is_seen_from_elsewhere(tmp_path: Path, capsys: Any) -> None:
         assert "of 4,000,000 steps" in out
         assert "seed 0 round 0" in out
         process.terminate()
-        process.wait(60)
+        process.wait(HANG)
     finally:
         process.kill()
         process.wait()

@@ -209,6 +209,7 @@ def test_what_inference_costs_is_kept_in_the_run(metered: Path) -> None:
     assert run("verify", metered) == 0
 
 
+@pytest.mark.usefixtures("drawn")
 def test_breakeven_reckons_with_the_runs_own_numbers(metered: Path, tmp_path: Path, capsys: Any) -> None:
     plot = tmp_path / "plot.svg"
     assert run("breakeven", metered, "--price", 0.3, "--plot", plot, "--json") == 0

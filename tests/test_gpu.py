@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import DroppingNet, NormedNet
+from conftest import HANG, DroppingNet, NormedNet
 from lthfunc_cli.main import main
 from test_architectures import NARROW, small_case
 
@@ -335,6 +335,6 @@ def test_a_run_on_two_gpus_is_a_run(tmp_path: Path) -> None:
         "--out",
         str(tmp_path / "run"),
     ]
-    done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=240)
+    done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=HANG)
     assert done.returncode == 0, done.stderr
     assert "on 2 ranks" in done.stderr

@@ -7,7 +7,6 @@ import io
 import json
 import re
 import shutil
-import time
 import zlib
 from collections.abc import Iterator
 from itertools import combinations
@@ -18,7 +17,7 @@ import numpy as np
 import plotly.graph_objects
 import pytest
 import torch
-from conftest import run
+from conftest import run, until
 from PIL import Image
 
 import lthfunc as lf
@@ -31,6 +30,9 @@ from lthfunc.runs.json_lines import line_of, scan_lines
 from lthfunc.trees.files import load_tree
 
 SMALL = ["--rounds", "3", "--steps", "40", "--eval-every", "10", "--batch-size", "50"]
+
+
+pytestmark = pytest.mark.usefixtures("drawn")
 
 
 @pytest.fixture(scope="module")
@@ -315,12 +317,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 
 def wait(browser: Any, script: str, *arguments: Any) -> Any:
-    for _ in range(100):
-        found = browser.execute_script(f"return {script}", *arguments)
-        if found:
-            return found
-        time.sleep(0.1)
-    raise AssertionError(f"never true: {script}")
+    return until(lambda: browser.execute_script(f"return {script}", *arguments))
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])

@@ -8,18 +8,18 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import run
+from conftest import HANG, run, until
 
 import lthfunc as lf
 from lthfunc.runs.checkpoints import step_of
 from lthfunc.runs.folder import read_run
+from lthfunc.scheduling.progress import progress
 
 #: A small but whole experiment on the bundled digits.
 SMALL = ["--rounds", "2", "--steps", "40", "--eval-every", "10", "--batch-size", "50"]
@@ -46,7 +46,7 @@ def same_files(left: Path, right: Path, but: str | None = None, without: Collect
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(tmp_path_factory: pytest.TempPathFactory, drawn: None) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "finished"
     assert run("prune", *SMALL, "--replicates", "2", "--control", "reinit", "--rewind", "step:10", "--out", folder) == 0
     return folder
@@ -154,12 +154,9 @@ def test_an_interruption_keeps_the_training_under_way(tmp_path: Path) -> None:
     options = ["--rounds", "1", "--steps", "1500", "--eval-every", "700", "--engine", "eager", "--threads", "1"]
     command = [sys.executable, "-m", "lthfunc_cli", "prune", *options, "--out", str(folder)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        while not (folder / "environment.jsonl").exists():
-            time.sleep(0.05)
-            assert process.poll() is None
-        time.sleep(1.5)
+        until(lambda: (progress(folder) or {}).get("trainings"), process)
         process.send_signal(signal.SIGTERM)
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=HANG)
     assert process.returncode == 143, said
     assert f"stopped; everything is kept. Go on with: lthfunc resume '{folder}'" in said
     (kept,) = folder.glob("seed0/round0*/checkpoint-*")
@@ -184,7 +181,8 @@ class Net(torch.nn.Module):
     def forward(self, x):
         if self.training and pathlib.Path("slow").exists():
             pathlib.Path("in-a-step").touch()
-            time.sleep(60)
+            while True:
+                time.sleep(1)
         return self.fc(x.flatten(1))
 """
 
@@ -195,18 +193,19 @@ def test_a_second_interruption_stops_at_once(tmp_path: Path) -> None:
     options = ["--arch", "net.py:Net", "--rounds", "1", "--steps", "5", "--engine", "eager", "--out", "run"]
     command = [sys.executable, "-m", "lthfunc_cli", "prune", *options]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as process:
-        while not (tmp_path / "run" / "environment.jsonl").exists():
-            time.sleep(0.02)
-            (tmp_path / "slow").touch() if (tmp_path / "run").exists() else None
-            assert process.poll() is None
-        while not (tmp_path / "in-a-step").exists():
-            time.sleep(0.02)
-            assert process.poll() is None
+        assert process.stderr is not None
+        until((tmp_path / "run").exists, process)
+        (tmp_path / "slow").touch()
+        until((tmp_path / "in-a-step").exists, process)
         process.send_signal(signal.SIGINT)
-        time.sleep(0.5)
+        said = ""
+        while "once more to stop at once" not in said:
+            line = process.stderr.readline()
+            assert line, said
+            said += line
         assert process.poll() is None  # the step is not over
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=20)
+        said += process.communicate(timeout=HANG)[1]
     assert process.returncode == 130, said
     assert "stopping after this step; once more to stop at once" in said
     assert "finished trainings and checkpoints are kept. Go on with: lthfunc resume run --trust" in said

@@ -10,12 +10,11 @@ import resource
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import run
+from conftest import run, until
 from lthfunc_cli.main import main
 from test_runs import SMALL, metrics, same_files
 
@@ -250,9 +249,7 @@ def test_a_second_process_on_a_run_is_refused_and_a_dead_ones_lock_taken_over(tm
     folder = tmp_path / "run"
     command = [sys.executable, "-m", "lthfunc_cli", "prune", "--rounds", "5", "--steps", "4000", "--engine", "eager"]
     with subprocess.Popen([*command, "--out", str(folder)], stderr=subprocess.DEVNULL) as process:
-        while not (folder / "environment.jsonl").exists():
-            time.sleep(0.05)
-            assert process.poll() is None
+        until((folder / "environment.jsonl").exists, process)
         assert is_held(folder)
         for again in (["resume", folder], ["prune", *SMALL, "--out", folder]):
             assert run(*again) == 2

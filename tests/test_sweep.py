@@ -21,7 +21,7 @@ GRID = ["--grid", "lr=0.01,0.0001", "--grid", "weight-decay=0,0.001"]
 
 
 @pytest.fixture(scope="module")
-def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def swept(tmp_path_factory: pytest.TempPathFactory, drawn: None) -> Path:
     folder = tmp_path_factory.mktemp("sweep") / "sweep"
     assert run("sweep", *GRID, *SHORT, "--replicates", 2, "--out", folder) == 0
     return folder

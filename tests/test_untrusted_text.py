@@ -28,6 +28,9 @@ from lthfunc.scheduling.progress import progress
 ESCAPES = "\x1b[31mred\x1b]0;title\x07\x9b2J\x00\u202e"
 
 
+pytestmark = pytest.mark.usefixtures("drawn")
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return fuzz_runs.prepared(tmp_path_factory.mktemp("runs") / "whole")

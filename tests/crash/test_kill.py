@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import HANG
 
 
 @pytest.mark.slow
@@ -15,7 +16,7 @@ def test_a_run_killed_at_many_moments_ends_in_the_same_bits(tmp_path: Path) -> N
     """A process of its own, since it forks, which a process with threads must not."""
     command = [sys.executable, str(Path(__file__).parent / "kill.py"), "--kills", "6", "--seed", "1"]
     done = subprocess.run(
-        [*command, "--json", str(tmp_path / "outcomes.json")], capture_output=True, text=True, check=False, timeout=300
+        [*command, "--json", str(tmp_path / "outcomes.json")], capture_output=True, text=True, check=False, timeout=HANG
     )
     assert done.returncode == 0, done.stdout + done.stderr
     outcomes = json.loads((tmp_path / "outcomes.json").read_text())
