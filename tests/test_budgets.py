@@ -66,7 +66,7 @@ def test_uniform_and_balanced() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(
-    which=st.sampled_from(["uniform", "erdos_renyi", "erk", "balanced", "globally_above", "lamp", "globally"]),
+    which=st.sampled_from(["uniform", "erdos_renyi", "erk", "balanced", "globally_with_minimum", "lamp", "globally"]),
     fraction=st.floats(0, 1, exclude_max=True),
     alive=st.floats(0.05, 1),
     floor=st.integers(0, 30),
