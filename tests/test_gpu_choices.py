@@ -93,7 +93,7 @@ def test_each_rank_takes_a_gpu_of_its_own(gpus: Machine, monkeypatch: pytest.Mon
     with pytest.raises(UserError, match=r"^--device: invalid value 'cuda:1' .* each of which takes its own GPU"):
         _check_ranks(Config(device="cuda:1", batch_size=60, engine="eager"), two)
     monkeypatch.setattr(distributed, "init_process_group", lambda **settings: None)
-    monkeypatch.setattr(ranks, "over", lambda: two)
+    monkeypatch.setattr(ranks, "collectives", lambda: two)
     assert ranks.join() == two
     assert gpus.current == 1
     monkeypatch.setenv("LOCAL_RANK", "2")
