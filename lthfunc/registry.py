@@ -151,8 +151,9 @@ class Registry(Mapping[str, E], Generic[E]):
             return imported(found[0].target)
         if self.is_own(name):
             return load_plugin(self.option, name)
-        self.check(name)
-        point, *others = self.installed()[name]
+        if name not in (installed := self.installed()):
+            raise unknown(self.option, name, [each for each in self.known() if each != "auto"])
+        point, *others = installed[name]
         if others:
             values = " and ".join(each.value for each in (point, *others))
             raise UserError(f"{self.option}: several installed packages have a {name!r}: {values}; name one by that")

@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import lthfunc as lf
+from lthfunc.catalog.training import ENGINES
 from lthfunc.deployment.compaction.compact import compact
 from lthfunc.deployment.compaction.compact_engine import compact_engine
 from lthfunc.errors import UserError
 from lthfunc.training.engines import compiled, tracing
-from lthfunc.training.engines.table import ENGINES
 from lthfunc.training.loop import take_steps
 from lthfunc.training.trainer import make_trainer, measure
 from lthfunc.trees.model import apply_evaluating
@@ -188,7 +188,7 @@ def outputs_off(outputs: Tensor, near: Tensor, true: Tensor) -> Iterator[str]:
 
 def training_alone(make: Any) -> Any:
     """An engine whose networks the eager one evaluates: half of the traces are of evaluations."""
-    return lambda work: make(work)._replace(measure=ENGINES["eager"](work).measure)
+    return lambda work: make(work)._replace(measure=ENGINES.load("eager")(work).measure)
 
 
 def held(network: Network, tally: Tally, *, compiling: bool = False, inferring: bool = True) -> list[str]:

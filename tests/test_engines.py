@@ -17,14 +17,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import lthfunc as lf
 from lthfunc import hardware
 from lthfunc.catalog.pruning import CONTROLS
+from lthfunc.catalog.training import ENGINES
 from lthfunc.errors import UserError
 from lthfunc.experiments.iterative import Plan, iterative
 from lthfunc.experiments.rewinding_and_controls import start_of
-from lthfunc.experiments.settings.running import ENGINES as NAMES, PRECISIONS as PRECISION_NAMES
+from lthfunc.experiments.settings.running import PRECISIONS as PRECISION_NAMES
 from lthfunc.training.engines import compiled as compiled_engine, gemm, toolchain
 from lthfunc.training.engines.im2col import convolution_backward
 from lthfunc.training.engines.pooling import max_pool, max_pool_backward
-from lthfunc.training.engines.table import COMPILE_FROM_STEPS, ENGINES, engine_for
+from lthfunc.training.engines.table import COMPILE_FROM_STEPS, engine_for
 from lthfunc.training.engines.tracing import compiled
 from lthfunc.training.loop import fit, fit_together, take_steps
 from lthfunc.training.optimizers import Optimizer
@@ -36,9 +37,11 @@ from lthfunc.trees.types import Dataset, Scale, TrainState
 needs_compiler = pytest.mark.skipif(toolchain.why_not("cpu") is not None, reason=f"{toolchain.why_not('cpu')}")
 #: The engines that `make_trainer` takes by another thing than their name.
 MAKERS = {"sparse": lf.sparse_engine, "sparse/compile": lf.sparse_or("compile")}
+DENSE = [name for name in ENGINES if not name.startswith("sparse")]
 EVERY = [
     pytest.param(name, marks=() if name == "eager" else (needs_compiler, pytest.mark.slow))
-    for name in (*ENGINES, "sparse")
+    for name in ENGINES
+    if "/" not in name
 ]
 OTHERS = [param for param in EVERY if param.values != ("eager",)]
 
@@ -312,7 +315,7 @@ def test_a_first_convolutions_gradient_is_a_product(
 def test_a_pooled_network_equals_the_eager_step(few_digits: Dataset) -> None:
     net = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(64, 10))
     model = lf.from_module(net)
-    found = [take_steps(trainer(model, few_digits, name), lf.init(model), seed=0, until=30)[0] for name in ENGINES]
+    found = [take_steps(trainer(model, few_digits, name), lf.init(model), seed=0, until=30)[0] for name in DENSE]
     same_numbers(*found)
 
 
@@ -378,7 +381,7 @@ def test_a_step_equals_the_eager_one_by_either_librarys_products(
     monkeypatch.setattr(gemm, "has_wide_amd_cores", lambda: wide)
     monkeypatch.setattr(gemm, "_LEAST", 1)
     model = lf.models.lenet300((1, 8, 8), 10)
-    found = [take_steps(trainer(model, few_digits, name), lf.init(model), seed=0, until=30)[0] for name in ENGINES]
+    found = [take_steps(trainer(model, few_digits, name), lf.init(model), seed=0, until=30)[0] for name in DENSE]
     same_numbers(*found)
 
 
@@ -388,7 +391,7 @@ def test_wide_convolutions_step_as_the_eager_ones(few_digits: Dataset) -> None:
     """64 filters: a gradient by columns, and pooling in one walk with what its gradient needs."""
     model = lf.models.build("lenet5-wide", (1, 8, 8), 10)
     start = lf.prune(fraction=0.5)(lf.init(model))
-    found = [take_steps(trainer(model, few_digits, name, lf.sgd(1e-2)), start, seed=0, until=10)[0] for name in ENGINES]
+    found = [take_steps(trainer(model, few_digits, name, lf.sgd(1e-2)), start, seed=0, until=10)[0] for name in DENSE]
     same_numbers(*found)
 
 
@@ -461,7 +464,6 @@ def test_bf16_runs_the_network_in_bfloat16_and_nothing_else(few_digits: Dataset)
 
 
 def test_the_rule_and_the_names_are_one() -> None:
-    assert ("auto", *ENGINES, "sparse", *(f"sparse/{dense}" for dense in ("compile", "eager"))) == NAMES
     assert PRECISIONS == PRECISION_NAMES
     assert engine_for(COMPILE_FROM_STEPS - 1) == "eager"
     assert engine_for(COMPILE_FROM_STEPS) == "compile"

@@ -249,14 +249,6 @@ def test_threads_are_for_large_networks_and_the_sparse_engine(monkeypatch: pytes
     assert planning._threads(settings(), work, numbers, 5) == 8
 
 
-def test_engines_are_made_by_name() -> None:
-    assert planning.engine_making("sparse") is lf.sparse_engine
-    assert planning.engine_making("eager") == "eager"
-    assert planning.engine_making("compile") == "compile"
-    made: Any = planning.engine_making("sparse/eager")
-    assert callable(made)
-
-
 def test_devices_are_there_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert planning.choose_device("auto") == planning.choose_device("cpu") == "cpu"

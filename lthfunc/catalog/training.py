@@ -84,3 +84,18 @@ METRICS = Registry("metrics", "--metric", {
     ),
     "r2": TargetsEntry(".training.losses:r2", "share of the variance that is explained, R²", of="numbers"),
 }, auto="accuracy for classes, r2 for numbers")  # fmt: skip
+
+#: work -> Engine, or what makes such a function of the rest of its name.
+ENGINES = Registry("engines", "--engine", {
+    "eager": Entry(".training.engines.eager:eager", "PyTorch's operations, one after the other"),
+    "compile": Entry(".training.engines.compiled:compile_engine", "compiled by Inductor"),
+    "sparse": Entry(".sparse.engine:sparse_engine", "surviving weights alone, on a CPU"),
+    "sparse/compile": Entry(
+        ".sparse.sparse_or_dense:sparse_or", "sparse where that is faster, else compiled",
+        pattern="sparse/(?P<dense>compile)", example="sparse/compile",
+    ),
+    "sparse/eager": Entry(
+        ".sparse.sparse_or_dense:sparse_or", "sparse where that is faster, else eager",
+        pattern="sparse/(?P<dense>eager)", example="sparse/eager",
+    ),
+}, auto="sparse/compile for runs of 3,000 steps and more, where it can be")  # fmt: skip

@@ -38,9 +38,8 @@ from lthfunc.hardware import usable_cores
 from lthfunc.models.factory import build_for
 from lthfunc.plugins import is_own
 from lthfunc.sparse.cost_model import why_not_sparse
-from lthfunc.sparse.engine import sparse_engine
 from lthfunc.sparse.kernels.build import why_no_kernels
-from lthfunc.sparse.sparse_or_dense import always_sparse, sparse_or
+from lthfunc.sparse.sparse_or_dense import always_sparse
 from lthfunc.sparsify.allocation import check_patterns
 from lthfunc.training.batches import steps_per_epoch
 from lthfunc.training.cpu_threads import check_jobs, check_threads
@@ -125,7 +124,7 @@ def prepare(config: Config, observe: Observe | None = None, collectives: Collect
             loss=loss,
             metric=metric,
             augment=augment,
-            engine=_compacting(config, model, data) if config.compact else engine_making(config.engine),
+            engine=_compacting(config, model, data) if config.compact else config.engine,
             precision=work.precision,
             on_nonfinite=cast("OnNonfinite", config.on_nonfinite),
             collectives=collectives,
@@ -228,18 +227,11 @@ def _decided(value: T | None) -> T:
     return value
 
 
-def engine_making(name: str) -> Making:
-    """What `make_trainer` takes for an engine's name."""
-    if name == "sparse":
-        return sparse_engine
-    return sparse_or(name.removeprefix("sparse/")) if name.startswith("sparse/") else name
-
-
 def _compacting(config: Config, model: Model, data: Dataset) -> Making:
     """The engine on compacted networks. Raises UserError where this network cannot be compacted."""
     compact_training(model, init(model, 0), data.shape)
     # The sparse engine reads inputs by lists, so nothing is to be picked out for it.
-    return compact_engine(engine_making(config.engine), selecting=not config.engine.startswith("sparse"))
+    return compact_engine(config.engine, selecting=not config.engine.startswith("sparse"))
 
 
 def _choose_engine(config: Config, steps: int, work: Work, data: Dataset) -> tuple[Config, str | None]:

@@ -10,7 +10,7 @@ from lthfunc.data.augment import shift_and_mirror
 from lthfunc.errors import UserError
 from lthfunc.experiments.config import Config
 from lthfunc.experiments.methods.setting import SYNFLOW_ROUNDS, Setting
-from lthfunc.experiments.plan import engine_making, prepare
+from lthfunc.experiments.plan import prepare
 from lthfunc.experiments.tasks import make_optimizer, schedule_of
 from lthfunc.registry import imported
 from lthfunc.training.engines.table import Making
@@ -81,7 +81,7 @@ def setting_of(config: Config) -> tuple[Config, Setting]:
     cyclic = None
     if config.cycles <= plan.steps:
         optimizer = make_optimizer(replace(config, schedule="cyclic", milestone=()), plan.steps)
-        cyclic = trainer_with(plan.model, optimizer, engine_making(config.engine))
+        cyclic = trainer_with(plan.model, optimizer, config.engine)
     assert config.density is not None
     return config, Setting(
         model=plan.model,

@@ -5,12 +5,10 @@ from typing import Annotated
 
 from annotated_types import Ge, Gt, Le
 
+from lthfunc.catalog.training import ENGINES
 from lthfunc.data.catalog import DATA_DIR_VARIABLE
 from lthfunc.experiments.settings.setting import RUN, TRAINERS, WHAT, Count, Setting
 
-#: `auto`, the names in training/engines/table.py, which needs torch (a test holds them equal), and the sparse engine
-#: alone or with a dense one for the trainings that it is slower at.
-ENGINES = ("auto", "eager", "compile", "sparse", "sparse/compile", "sparse/eager")
 PRECISIONS = ("fp32", "tf32", "bf16")
 ON_NONFINITE = ("stop", "skip")
 
@@ -43,9 +41,8 @@ class Running:
     engine: Annotated[
         str,
         Setting(
-            "How steps are run: eager, compile, sparse (surviving weights alone, on a CPU), sparse/compile (sparse "
-            "where that is faster), or auto: sparse/compile for runs of 3,000 steps and more, where it can be.",
-            RUN, (*TRAINERS, "branch", "transfer"), choices=ENGINES, decided=True, follows_data=True,
+            f"How steps are run: {ENGINES.described}; or auto: {ENGINES.auto}; or package.module:function.",
+            RUN, (*TRAINERS, "branch", "transfer"), names=ENGINES, decided=True, follows_data=True,
         ),
     ] = "auto"  # fmt: skip
     compact: Annotated[

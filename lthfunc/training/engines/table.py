@@ -1,4 +1,4 @@
-"""The engines by name, and the rule that chooses one."""
+"""Engines from names, and the rule that chooses one."""
 
 from __future__ import annotations
 
@@ -6,13 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 from lthfunc.argument_hints import described
-from lthfunc.errors import ArgumentError, UserError, unknown
+from lthfunc.catalog.training import ENGINES
+from lthfunc.errors import ArgumentError, UserError
 from lthfunc.tracebacks import function_name
-from lthfunc.training.engines.compiled import compile_engine
-from lthfunc.training.engines.eager import eager
 from lthfunc.training.engines.interface import Engine, Work
-
-ENGINES: dict[str, Callable[[Work], Engine]] = {"eager": eager, "compile": compile_engine}
 
 #: Steps of a whole run from which compiling (3 to 20 s the first time, measured in benchmarks/) is paid back.
 COMPILE_FROM_STEPS = 3_000
@@ -29,17 +26,15 @@ def make_engine(name: Making, work: Work) -> Engine:
             f"--engine: {work.model.name} draws from {' and '.join(work.side_effects.global_rngs)} in forward, which "
             "only --engine eager can run; draw with torch instead"
         )
-    if not isinstance(name, str):
-        made: Any = name(work)
-        if not isinstance(made, Engine):
-            raise ArgumentError(
-                f"--engine: {function_name(name)!r} returned {described(made)}, not an Engine; expected a name "
-                f"({', '.join(ENGINES)}) or what makes one, such as lf.sparse_engine"
-            )
-        return made
-    if name not in ENGINES:
-        raise unknown("--engine", name, ENGINES)
-    return ENGINES[name](work)
+    making = ENGINES.make(name, {}) if isinstance(name, str) else name
+    made: Any = making(work)
+    if not isinstance(made, Engine):
+        shown = name if isinstance(name, str) else function_name(name)
+        raise ArgumentError(
+            f"--engine: {shown!r} returned {described(made)}, not an Engine; expected a name ({', '.join(ENGINES)}) or "
+            "what makes one, such as lf.sparse_engine"
+        )
+    return made
 
 
 def engine_for(steps: int) -> str:
