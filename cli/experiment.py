@@ -8,8 +8,9 @@ import typer
 
 from lthfunc.errors import UserError
 from lthfunc.experiments import recipes
-from lthfunc.experiments.config import SETTINGS, Config, current_names, from_mapping, replaced_by
+from lthfunc.experiments.config import SETTINGS, Config, current_names, replaced_by
 from lthfunc.experiments.resolve import resolved
+from lthfunc.experiments.schema import from_mapping
 from lthfunc.experiments.trust import check_trust
 
 from . import options as o

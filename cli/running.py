@@ -16,11 +16,12 @@ from typing import Any
 import typer
 
 from lthfunc.errors import invalid
-from lthfunc.experiments.config import SETTINGS, Config, from_mapping, replaced_by, to_mapping
+from lthfunc.experiments.config import SETTINGS, Config, replaced_by, to_mapping
 from lthfunc.experiments.iterative import Task
 from lthfunc.experiments.plan import Prepared
 from lthfunc.experiments.records import Record, summarize
 from lthfunc.experiments.resolve import resolved
+from lthfunc.experiments.schema import from_mapping
 from lthfunc.experiments.trust import check_trust
 from lthfunc.plugins import is_own
 from lthfunc.runs.branching import branch, check_branch, transfers

@@ -86,6 +86,6 @@ print({name: f"{lf.density({name: mask}):.2f}" for name, mask in state.masks.ite
 # A finished ticket leaves as a plain module, or as a file.
 
 # %%
-module = lf.ticket(train(ticket)).to_module(model)
+module = lf.to_module(lf.ticket(train(ticket)), model)
 print(type(module).__name__, module(data.test.x[:2]).shape)
 lf.save_ticket("ticket.safetensors", lf.ticket(ticket))

@@ -130,7 +130,7 @@ def test_a_shared_weight_is_one_parameter_with_one_mask() -> None:
     assert model.prunable == ("words.weight", "middle.weight")
     assert lf.count(lf.init(model).masks).total == 12 * 16 + 16 * 16
     state = lf.prune(density=0.3)(lf.init(model))
-    module = lf.ticket(state).to_module(model)
+    module: Any = lf.to_module(lf.ticket(state), model)
     assert module.out.weight is module.words.weight
     assert torch.equal(module.words.weight != 0, state.masks["words.weight"])
 
@@ -144,7 +144,7 @@ def test_weight_norm_is_pruned_in_its_direction_and_drawn_from_the_seed() -> Non
     lengths = one[direction].flatten(1).norm(dim=1)
     torch.testing.assert_close(one["conv.parametrizations.weight.original0"].flatten(), lengths)
     state = lf.prune(density=0.5, select=lf.per_output(), allocate=lf.uniform())(lf.init(model))
-    module = lf.ticket(state).to_module(model)
+    module: Any = lf.to_module(lf.ticket(state), model)
     assert torch.equal(module.conv.weight != 0, state.masks[direction])
 
 
@@ -333,7 +333,7 @@ def test_pruned_modules_of_torch_are_taken_over() -> None:
     model, ticket = lf.from_pruned(module)
     assert set(model.prunable) == {"0.weight", "0.bias", "2.weight"}
     assert lf.count({"": ticket.masks["0.weight"]}).kept == 48 - round(0.7 * 48)
-    torch.testing.assert_close(ticket.to_module(model)(x), wanted)
+    torch.testing.assert_close(lf.to_module(ticket, model)(x), wanted)
     assert torch_prune.is_pruned(module)  # it stays as it is
     with pytest.raises(UserError, match="nothing in it is pruned"):
         lf.from_pruned(nn.Linear(2, 2))
@@ -348,7 +348,7 @@ def test_tickets_move_to_other_heads() -> None:
     assert torch.equal(moved.params["conv1.weight"], ticket.params["conv1.weight"])
     assert torch.equal(moved.masks["fc1.weight"], ticket.masks["fc1.weight"])
     with pytest.raises(UserError, match=r"fc3.weight is \(10, 84\) and \(26, 84\)"):
-        ticket.to_module(new)
+        lf.to_module(ticket, new)
     with pytest.raises(UserError, match="none of its pruned weights fits"):
         lf.with_new_head(ticket, lf.models.conv2((1, 28, 28)))
 

@@ -58,7 +58,7 @@ def test_the_whole_way(arch: str, tmp_path: Path) -> None:
     x = data.test.x[:3]
     wanted = functional_call(model.evaluating, (ticket.params, ticket.buffers), (x,))
     torch.testing.assert_close(small.model.evaluating(x), wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max()))
-    torch.testing.assert_close(ticket.to_module(model)(x), wanted)
+    torch.testing.assert_close(lf.to_module(ticket, model)(x), wanted)
 
 
 @pytest.mark.skipif(why_not("cpu") is not None, reason=str(why_not("cpu")))

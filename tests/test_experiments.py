@@ -15,12 +15,13 @@ from torch import nn
 import lthfunc as lf
 from lthfunc.catalog.pruning import CONTROLS
 from lthfunc.errors import UserError
-from lthfunc.experiments.config import Config, from_mapping, to_mapping
+from lthfunc.experiments.config import Config, to_mapping
 from lthfunc.experiments.functions import rewinding_of
 from lthfunc.experiments.iterative import Done, Plan, Round, iterative
 from lthfunc.experiments.records import record, spread, summarize, winning
 from lthfunc.experiments.resolve import resolved
 from lthfunc.experiments.rewinding_and_controls import start_of
+from lthfunc.experiments.schema import from_mapping
 from lthfunc.training.trainer import make_trainer
 from lthfunc.trees import ops
 from lthfunc.trees.model import apply_evaluating

@@ -83,7 +83,7 @@ def test_recurrent_layers_and_conv1d_are_pruned_drawn_and_trained(kind: str) -> 
     for name, mask in end.masks.items():
         assert not end.params[name][~mask].any()
         assert not torch.equal(end.params[name], before.params[name])
-    trained = lf.ticket(end).to_module(model)
+    trained: Any = lf.to_module(lf.ticket(end), model)
     right = float((trained(x).argmax(1) == y).double().mean())
     assert right == pytest.approx(lf.accuracy_on(model, end, data))
 
@@ -190,12 +190,12 @@ def test_parametrised_layers_stay_what_they_are(seed: int) -> None:
         warnings.simplefilter("error")  # all of them are drawn
         model = lf.from_module(built)
     assert model.prunable == ("2.parametrizations.weight.original", "3.parametrizations.weight.original1")
-    module = lf.ticket(lf.init(model, seed)).to_module(model).requires_grad_(False)
+    module: Any = lf.to_module(lf.ticket(lf.init(model, seed)), model).requires_grad_(False)
     for layer in module[:2]:
         torch.testing.assert_close(layer.weight @ layer.weight.T, torch.eye(4), atol=1e-5, rtol=0)
     assert torch.linalg.matrix_norm(module[2].weight, 2) == pytest.approx(1, abs=2e-2)
     torch.testing.assert_close(module[3].weight.norm(dim=1), torch.full((5,), 2.0))
-    again = lf.ticket(lf.init(model, seed + 1)).to_module(model)
+    again: Any = lf.to_module(lf.ticket(lf.init(model, seed + 1)), model)
     for number in range(4):
         assert not torch.allclose(module[number].weight, again[number].weight)
 

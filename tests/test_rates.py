@@ -15,10 +15,11 @@ import lthfunc as lf
 from lthfunc.catalog.methods import METHODS
 from lthfunc.catalog.training import SCHEDULES
 from lthfunc.errors import UserError
-from lthfunc.experiments.config import Config, from_mapping
+from lthfunc.experiments.config import Config
 from lthfunc.experiments.methods.prepare import methods_for, setting_of
 from lthfunc.experiments.plan import prepare
 from lthfunc.experiments.resolve import resolved
+from lthfunc.experiments.schema import from_mapping
 from lthfunc.experiments.tasks import schedule_of
 from lthfunc.training.schedules import Schedule, rate_at
 

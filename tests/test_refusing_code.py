@@ -16,8 +16,8 @@ from lthfunc.deployment.compaction.compact import compact_training
 from lthfunc.deployment.export.exportable import exportable_of
 from lthfunc.deployment.export.table import TARGETS
 from lthfunc.errors import UserError
-from lthfunc.experiments.config import from_mapping
 from lthfunc.experiments.plan import prepare
+from lthfunc.experiments.schema import from_mapping
 from lthfunc.sparse.kernels import build as kernels
 from lthfunc.trees.model import apply_evaluating
 

@@ -18,8 +18,9 @@ from lthfunc.catalog import REGISTRIES
 from lthfunc.catalog.pruning import ALLOCATIONS, SCORES, STRUCTURES
 from lthfunc.catalog.training import LOSSES, METRICS, OPTIMIZERS
 from lthfunc.errors import UserError
-from lthfunc.experiments.config import SETTINGS, from_mapping
+from lthfunc.experiments.config import SETTINGS
 from lthfunc.experiments.resolve import resolved
+from lthfunc.experiments.schema import from_mapping
 from lthfunc.registry import Entry, Offered, Registry, imported
 
 

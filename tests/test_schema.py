@@ -13,8 +13,8 @@ from lthfunc_cli.main import main
 
 from lthfunc.catalog.pruning import SCORES
 from lthfunc.errors import UserError
-from lthfunc.experiments.config import Config, from_mapping
-from lthfunc.experiments.schema import checked
+from lthfunc.experiments.config import Config
+from lthfunc.experiments.schema import from_mapping
 from lthfunc.experiments.trust import code_in
 from lthfunc.runs.settings import read_config
 
@@ -55,13 +55,13 @@ def test_every_number_has_a_range_and_is_held_to_it(capsys: Any) -> None:
     for name, kind in numbers.items():
         step = 1 if kind["type"] == "integer" else 1e-9
         low = kind["minimum"] if "minimum" in kind else kind["exclusiveMinimum"] + step
-        checked({name: low})
+        from_mapping({name: low})
         outside: list[Any] = [low - 2 * step, math.nan, math.inf, "1", True, [1]]
         if "maximum" in kind or "exclusiveMaximum" in kind:
             outside.append(kind["maximum"] + step if "maximum" in kind else kind["exclusiveMaximum"])
         for value in outside:
             with pytest.raises(UserError, match=rf"^--{name.replace('_', '-')}: invalid value .* \(expected a "):
-                checked({name: value})
+                from_mapping({name: value})
 
 
 def test_a_file_is_checked_and_filled_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -15,13 +15,12 @@ from lthfunc.experiments.config import (
     SETTINGS,
     Config,
     Interval,
-    from_mapping,
     parse_interval,
     to_mapping,
     trainings_at_once,
 )
 from lthfunc.experiments.resolve import listed, resolved
-from lthfunc.experiments.schema import check, checked, json_schema
+from lthfunc.experiments.schema import from_mapping, json_schema
 from lthfunc.plugins import is_own
 
 OWN = "package.module:function"
@@ -66,11 +65,11 @@ RANGES: list[tuple[str, list[Any], list[Any], str]] = [
 @pytest.mark.parametrize(("name", "within", "beyond", "words"), RANGES, ids=[each[0] for each in RANGES])
 def test_ranges_end_where_they_say(name: str, within: list[Any], beyond: list[Any], words: str) -> None:
     for value in within:
-        assert getattr(checked({name: value}), name) == value
-        check(replace(Config(), **{name: value}))
+        assert getattr(from_mapping({name: value}), name) == value
+        from_mapping(asdict(replace(Config(), **{name: value})))
     for value in beyond:
         with pytest.raises(UserError, match=rf"^--{name.replace('_', '-')}: invalid value .* \(expected {words}\)$"):
-            checked({name: value})
+            from_mapping({name: value})
 
 
 def test_every_number_of_a_configuration_is_in_the_table_of_ranges() -> None:
@@ -80,15 +79,15 @@ def test_every_number_of_a_configuration_is_in_the_table_of_ranges() -> None:
 
 def test_what_a_bad_value_is_shown_as() -> None:
     with pytest.raises(UserError, match=r"^--layer-rate: invalid value 'fc1\*=2.0'"):
-        checked({"layer_rate": {"fc1*": 2.0}})
+        from_mapping({"layer_rate": {"fc1*": 2.0}})
     with pytest.raises(UserError, match=r"^--rounds: invalid value '" + "x" * 79 + r"… \(expected"):
-        checked({"rounds": "x" * 90})
+        from_mapping({"rounds": "x" * 90})
     with pytest.raises(UserError, match=r"^--rounds: invalid value '" + "x" * 78 + r"' \(expected"):
-        checked({"rounds": "x" * 78})  # 80 characters with its quotes
+        from_mapping({"rounds": "x" * 78})  # 80 characters with its quotes
     with pytest.raises(UserError, match=r"^--rounds: invalid value '" + "x" * 79 + r"… \(expected"):
-        checked({"rounds": "x" * 79})  # 81
+        from_mapping({"rounds": "x" * 79})  # 81
     with pytest.raises(UserError, match=r"^--rounds: invalid value of thousands of digits"):
-        checked({"rounds": 10**5000})
+        from_mapping({"rounds": 10**5000})
 
 
 @pytest.mark.parametrize("text", ["a\nb", "a\x1b[0m", "a\x7f", "a\ud800"])
@@ -100,8 +99,8 @@ def test_text_that_a_terminal_would_obey_is_refused(text: str, values: Any) -> N
     given = values(text)
     option = "--" + next(iter(given)).replace("_", "-")
     with pytest.raises(UserError, match=f"^{option}: .*text in UTF-8 without control characters"):
-        checked(given)
-    checked(values("ä — ✓"))
+        from_mapping(given)
+    from_mapping(values("ä — ✓"))
 
 
 def test_mappings_are_configurations_and_back() -> None:
@@ -116,7 +115,7 @@ def test_mappings_are_configurations_and_back() -> None:
     assert from_mapping({"scope": "erk", "rounds": 2}) == Config(allocate="erk", rounds=2)
     with pytest.raises(UserError, match="configuration: unknown name 'compile'"):
         from_mapping({"compile": "yes"})
-    assert checked({"rounds": None, "lr": 0.5}) == Config(lr=0.5)
+    assert from_mapping({"rounds": None, "lr": 0.5}) == Config(lr=0.5)
 
 
 def test_trainings_that_wait_for_none_are_counted() -> None:

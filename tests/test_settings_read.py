@@ -9,9 +9,9 @@ import pytest
 
 from lthfunc.errors import UserError
 from lthfunc.experiments import recipes
-from lthfunc.experiments.config import SETTINGS, Config, from_mapping
+from lthfunc.experiments.config import SETTINGS, Config
 from lthfunc.experiments.resolve import resolved
-from lthfunc.experiments.schema import json_schema, setting_value
+from lthfunc.experiments.schema import from_mapping, json_schema, setting_value
 from lthfunc.experiments.sweeps import Range, config_of, corners, space_of, trials_of
 from lthfunc.experiments.trust import check_trust, code_in, places_in, trusted_in
 from lthfunc.plugins import is_own

@@ -18,8 +18,8 @@ import lthfunc as lf
 from lthfunc.catalog.training import LOSSES, METRICS, OPTIMIZERS, SCHEDULES
 from lthfunc.errors import UserError
 from lthfunc.experiments import recipes
-from lthfunc.experiments.config import from_mapping
 from lthfunc.experiments.resolve import resolved
+from lthfunc.experiments.schema import from_mapping
 from lthfunc.experiments.tasks import loss_of_name, make_optimizer, metric_of_name, schedule_of
 from lthfunc.sparse.kernels.build import why_no_kernels
 

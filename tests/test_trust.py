@@ -12,7 +12,7 @@ from lthfunc_cli.main import main
 from strangers import TINY, a_finished_run, a_run, contents  # noqa: F401
 
 from lthfunc.errors import UserError
-from lthfunc.experiments.config import from_mapping
+from lthfunc.experiments.schema import from_mapping
 from lthfunc.experiments.trust import check_trust, places_in
 from lthfunc.runs.json_lines import line_of, value_of
 from lthfunc.runs.settings import to_toml

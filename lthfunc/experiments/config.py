@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
-from lthfunc.errors import invalid, unknown
+from lthfunc.errors import invalid
 from lthfunc.experiments.settings.data import Data
 from lthfunc.experiments.settings.network import Network
 from lthfunc.experiments.settings.pruning import Pruning
@@ -20,7 +20,7 @@ from lthfunc.experiments.settings.training import Training
 class Config(Running, Training, Pruning, Data, Network):  # whose fields come in the opposite order: the network's first
     """Settings; None means "the default of this architecture or data set" until `resolve.resolved` fills it in.
 
-    The types are the schema: `schema.checked` holds values to them.
+    The types are the schema: `schema.from_mapping` holds values to them.
     """
 
 
@@ -69,17 +69,6 @@ def current_names(values: Mapping[str, Any]) -> dict[str, Any]:
 def replaced_by(given: Iterable[str]) -> set[str]:
     """The settings in whose place these are given, as --steps in place of --epochs."""
     return {other for name in given if name in SETTINGS for other in SETTINGS[name].instead_of}
-
-
-def from_mapping(values: Mapping[str, Any]) -> Config:
-    """A Config from plain values (a TOML file's, say). Raises UserError for unknown names and wrong types."""
-    values = current_names(values)
-    for name in values:
-        if name not in SETTINGS:
-            raise unknown("configuration", str(name), sorted(SETTINGS))
-    from lthfunc.experiments.schema import checked  # pydantic takes a tenth of a second, which --help need not wait for
-
-    return checked(values)
 
 
 def to_mapping(config: Config) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import pairwise
 from typing import Any
 
@@ -12,6 +12,7 @@ from lthfunc.catalog.training import OPTIMIZERS
 from lthfunc.data import catalog as data
 from lthfunc.errors import UserError, invalid, unknown
 from lthfunc.experiments.config import SETTINGS, Config, parse_interval
+from lthfunc.experiments.schema import from_mapping
 from lthfunc.models import catalog as models
 from lthfunc.plugins import is_own
 from lthfunc.registry import Registry
@@ -26,9 +27,7 @@ def resolved(config: Config) -> Config:
 
     `device`, `engine`, `jobs` and `threads` may stay open; plan.py decides them. Raises UserError.
     """
-    from lthfunc.experiments.schema import check  # pydantic takes a tenth of a second, which --help need not wait for
-
-    check(config)
+    from_mapping(asdict(config))
     _check_choices(config)
     arch, dataset = models.canonical(config.arch), data.canonical(config.dataset)
     recipe = models.ARCHS[arch].recipe if arch in models.ARCHS else _PLAIN

@@ -5,20 +5,30 @@ from __future__ import annotations
 import functools
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from typing import Annotated, Any, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
-from lthfunc.errors import UserError, invalid
-from lthfunc.experiments.config import SETTINGS, Config
+from lthfunc.errors import UserError, invalid, unknown
+from lthfunc.experiments.config import SETTINGS, Config, current_names
 from lthfunc.experiments.settings.setting import Setting
 from lthfunc.plugins import OWN
 
+if TYPE_CHECKING:
+    from pydantic import BaseModel, ValidationError
 
-def checked(values: Mapping[str, Any]) -> Config:
-    """A Config of plain values; None stands for the default. Raises UserError that names the option and its range."""
+
+def from_mapping(values: Mapping[str, Any]) -> Config:
+    """A Config of plain values, a TOML file's say; None stands for the default.
+
+    Raises UserError for an unknown name, or for a value out of its range, which names the option and the range.
+    """
+    from pydantic import ValidationError  # pydantic takes a tenth of a second, which --help need not wait for
+
+    values = current_names(values)
+    for name in values:
+        if name not in SETTINGS:
+            raise unknown("configuration", str(name), sorted(SETTINGS))
     given = {
         name: tuple(value) if isinstance(value, list) else value for name, value in values.items() if value is not None
     }
@@ -29,11 +39,6 @@ def checked(values: Mapping[str, Any]) -> Config:
     for name, value in given.items():
         _check_text(name, value)
     return Config(**{name: getattr(model, name) for name in model.model_fields_set})
-
-
-def check(config: Config) -> None:
-    """Raise UserError where a value is not in its range."""
-    checked(asdict(config))
 
 
 def setting_value(name: str, text: str) -> Any:
@@ -81,6 +86,8 @@ def json_schema() -> dict[str, Any]:
 @functools.cache
 def _model() -> type[BaseModel]:
     """`Config` to pydantic: the same names, types, ranges and defaults."""
+    from pydantic import ConfigDict, Field, create_model
+
     members: dict[str, Any] = {name: (each.kind, Field(each.value)) for name, each in SETTINGS.items()}
     rules = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, title="lthfunc configuration")
     return create_model("Settings", __config__=rules, **members)

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lthfunc.errors import UserError, invalid, unknown
-from lthfunc.experiments.config import SETTINGS, Config, from_mapping, replaced_by, to_mapping
+from lthfunc.experiments.config import SETTINGS, Config, replaced_by, to_mapping
 from lthfunc.experiments.resolve import resolved
-from lthfunc.experiments.schema import setting_value
+from lthfunc.experiments.schema import from_mapping, setting_value
 
 #: A trial's settings, besides those that all share.
 Values = dict[str, Any]

@@ -26,10 +26,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lthfunc.errors import DamagedError, UserError, invalid
-from lthfunc.experiments.config import FREE, Config, from_mapping, to_mapping
+from lthfunc.experiments.config import FREE, Config, to_mapping
 from lthfunc.experiments.iterative import TICKET
 from lthfunc.experiments.records import Record
 from lthfunc.experiments.resolve import resolved
+from lthfunc.experiments.schema import from_mapping
 from lthfunc.printable import printable
 from lthfunc.runs import safe_files
 from lthfunc.runs.environment import environment, machine

@@ -10,7 +10,8 @@ from typing import Any
 import tomli_w
 
 from lthfunc.errors import UserError
-from lthfunc.experiments.config import Config, from_mapping, to_mapping
+from lthfunc.experiments.config import Config, to_mapping
+from lthfunc.experiments.schema import from_mapping
 from lthfunc.printable import printable
 from lthfunc.runs import safe_files
 

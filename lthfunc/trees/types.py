@@ -45,12 +45,6 @@ class Ticket(NamedTuple):
         device = next((leaf.device for leaf in self.params.values()), None)
         return TrainState(self.params, self.buffers, self.masks, (), torch.tensor(step, device=device))
 
-    def to_module(self, model: Any) -> Any:
-        """A plain nn.Module of the model's kind with these masked weights (`lthfunc.to_module`)."""
-        from lthfunc.trees.convert import to_module  # which knows models, as this file must not
-
-        return to_module(self, model)
-
 
 class Split(NamedTuple):
     """Part of a data set: inputs x (n, ...) and integer targets y (n, ...), as they are stored."""
