@@ -58,17 +58,9 @@ def specialize(
     if format not in FORMATS:
         raise unknown("--format", format, FORMATS)
     check_least(("--batch-size", batch_size, 1), ("--threads", threads, 1))
-    how = {"format": format, "batch_size": batch_size, "fresh": fresh}
-    _specialize(Path(run), number, seed, given, how, threads, trust=trust, wants_json=json)
-
-
-def _specialize(
-    run: Path, number: int | str | None, seed: int | None, given: o.Given, how: dict[str, Any],
-    threads: int | None, *, trust: bool, wants_json: bool,
-) -> None:  # fmt: skip
     from lthfunc.deployment.accuracy import accuracy_of
     from lthfunc.deployment.candidates import masked_module
-    from lthfunc.deployment.specialize import specialize
+    from lthfunc.deployment.specialize import specialize as lf_specialize
     from lthfunc.deployment.tuning_cache import tunings_file
     from lthfunc.experiments.plan import choose_device
     from lthfunc.experiments.tasks import metric_of_name
@@ -79,32 +71,26 @@ def _specialize(
     from lthfunc.trees.ops import scaled
 
     device = choose_device(given.get("device", "auto"))
-    found = ticket_of_run(run, number, seed, given.get("data_dir"), trusted=trust)
+    found = ticket_of_run(Path(run), number, seed, given.get("data_dir"), trusted=trust)
     data = found.data
-    check_batch(how["batch_size"], data)
+    check_batch(batch_size, data)
     keep_freed_memory()
-    with using_threads(threads), _status("measuring" if how["format"] == "auto" else "building"):
-        sample = scaled(data.test.x[: how["batch_size"]], data.scale)
-        program = specialize(
-            found.ticket,
-            found.model,
-            sample,
-            device,
-            format=how["format"],
-            tunings=tunings_file(),
-            fresh=how["fresh"],
+    with using_threads(threads), _status("measuring" if format == "auto" else "building"):
+        sample = scaled(data.test.x[:batch_size], data.scale)
+        program = lf_specialize(
+            found.ticket, found.model, sample, device, format=format, tunings=tunings_file(), fresh=fresh
         )
         whole = masked_module(found.model, found.ticket, device)
         metric = metric_of_name(found.config, data)
-        reached, masked = (accuracy_of(each, data, how["batch_size"], device, metric) for each in (program, whole))
+        reached, masked = (accuracy_of(each, data, batch_size, device, metric) for each in (program, whole))
     report = program.report
     about = {"round": found.number, "seed": found.seed, "test_accuracy": reached, "masked_test_accuracy": masked}
     item = {**about, **_as_json(report)}
     try:
-        if wants_json:
-            import json
+        if json:
+            import json as writer
 
-            print(json.dumps({"run": str(run), **item}, indent=2))
+            print(writer.dumps({"run": str(Path(run)), **item}, indent=2))
             return
         from lthfunc.reports.program_tables import cost_lines, form_table, layer_cost_table
 
@@ -122,14 +108,14 @@ def _specialize(
         for line in cost_lines(report):
             console.print(line, highlight=False)
         console.print(
-            f"{report.form}: test accuracy {100 * reached:.2f} % (masked {100 * masked:.2f} %), outputs within "
-            f"{report.difference:.1e} of the largest",
+            f"{report.form}: test accuracy {100 * reached:.2f} % (masked network: {100 * masked:.2f} %); the outputs "
+            f"differ by at most {report.difference:.1e} of the largest",
             highlight=False,
         )
         for name, reason in report.left_out.items():
-            console.print(f"not {name}: {reason}", style="dim", highlight=False)
+            console.print(f"without {name}: {reason}", style="dim", highlight=False)
     finally:  # after what is shown: a run may lie where nothing can be written
-        keep_measurement(run, "execution", device, item)
+        keep_measurement(Path(run), "execution", device, item)
 
 
 @o.with_settings("export")
@@ -153,55 +139,39 @@ def export(
         bool,
         typer.Option("--initial", help="The weights that the round was trained from, instead of its trained ones."),
     ] = False,
-    half: Annotated[bool, typer.Option("--half", help="packed: values in 16 bits, which rounds them.")] = False,
     trust: o.Trust = False,
     json: o.Json = False,
 ) -> None:
     """Write a trained ticket for other programs, compare what it computes there, and tell sizes."""
     if to not in TARGETS:
         raise unknown("--to", to, TARGETS)
-    if half and to != "packed":
-        raise invalid("--half", "given", "--to packed with it")
-    _export(
-        Path(run), to, out, number, seed, given.get("data_dir"), trust, trained=not initial, half=half, wants_json=json
-    )
-
-
-def _export(
-    run: Path, to: str, out: str | None, number: int | str | None, seed: int | None, data_dir: str | None,
-    trust: bool, *, trained: bool, half: bool, wants_json: bool,
-) -> None:  # fmt: skip
-    from lthfunc.deployment.export.exportable import exportable_of
-    from lthfunc.deployment.export.sizes import sizes
-    from lthfunc.deployment.export.table import TARGETS
+    from lthfunc.deployment.export.exportable import dense_sizes, exportable_of
+    from lthfunc.deployment.export.table import TARGETS as EXPORTERS
     from lthfunc.runs import safe_files
     from lthfunc.runs.tickets import ticket_of_run
     from lthfunc.trees.atomic_io import safe_file_name
 
-    target = TARGETS[to]
-    found = ticket_of_run(run, number, seed, data_dir, trusted=trust, trained=trained)
-    which = ("" if found.one_seed else f"-seed{found.seed}") + ("" if trained else "-initial")
-    name = f"{safe_file_name(found.model.name)}-round{found.number:02d}{which}-{to}"
-    default = f"{name}{'-fp16' if half else ''}{target.suffix}"
-    path = Path(out) if out else run / default
+    target = EXPORTERS[to]
+    found = ticket_of_run(Path(run), number, seed, given.get("data_dir"), trusted=trust, trained=not initial)
+    which = ("" if found.one_seed else f"-seed{found.seed}") + ("-initial" if initial else "")
+    name = f"{safe_file_name(found.model.name)}-round{found.number:02d}{which}-{to}{target.suffix}"
+    path = Path(out) if out else Path(run) / name
     if not out:
-        safe_files.check_tree(run, path)
+        safe_files.check_tree(Path(run), path)
     if out and target.suffix and path.suffix != target.suffix:
         raise invalid("--out", out, f"a name that ends in {target.suffix}")
     if not path.parent.is_dir():
-        raise invalid("--out", str(path), f"a file in a folder that is there; {str(path.parent)!r} is not")
-    subject = exportable_of(found.model, found.ticket, found.data.shape, half=half)
+        raise invalid("--out", str(path), f"a file in an existing folder; {str(path.parent)!r} is none")
+    subject = exportable_of(found.model, found.ticket, found.data.shape)
     with _status(f"writing {path.name}"):
         others = target.export(subject, path)
-        rows = sizes(found.ticket)
-    own = _size(path, others)
-    rows.append((f"{path.name} ({to})", own))
-    if wants_json:
-        import json
+        rows = [*dense_sizes(found.ticket), (f"{path.name} ({to})", _size(path, others))]
+    if json:
+        import json as writer
 
-        whose = {"round": found.number, "seed": found.seed, "trained": found.trained}
-        files = {"file": str(path), "beside": [str(each) for each in others]}
-        print(json.dumps({**files, **whose, "bytes": dict(rows)}, indent=2))
+        about = {"file": str(path), "beside": [str(each) for each in others], "round": found.number}
+        about |= {"seed": found.seed, "trained": found.trained, "bytes": dict(rows)}
+        print(writer.dumps(about, indent=2))
         return
     from lthfunc.reports.program_tables import size_table
 
@@ -214,9 +184,8 @@ def _export(
     console.print()
     if subject.why_not_compacted:
         console.print(subject.why_not_compacted, style="dim", highlight=False)
-    put(path)
-    for other in others:
-        put(other)
+    for written in (path, *others):
+        put(written)
 
 
 def _size(path: Path, others: list[Path]) -> int:

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from lthfunc.deployment.compaction.compact import Compacted as Compacted, compact as compact, put_back as put_back
     from lthfunc.deployment.compaction.compact_engine import compact_engine as compact_engine
     from lthfunc.deployment.cost import cost as cost
-    from lthfunc.deployment.export.packed import load_packed as load_packed, save_packed as save_packed
     from lthfunc.deployment.program import Program as Program
     from lthfunc.deployment.specialize import specialize as specialize
     from lthfunc.deployment.tuning_cache import tunings_file as tunings_file
@@ -310,7 +309,6 @@ __getattr__, __all__, __dir__ = table_of_contents(
         "lthfunc.deployment.compaction.compact_engine": ("compact_engine",),
         "lthfunc.energy.breakeven": ("BreakEven", "Costs", "break_even"),
         "lthfunc.deployment.cost": ("cost",),
-        "lthfunc.deployment.export.packed": ("load_packed", "save_packed"),
         "lthfunc.deployment.program": ("Program",),
         "lthfunc.deployment.specialize": ("specialize",),
         "lthfunc.deployment.tuning_cache": ("tunings_file",),

@@ -30,5 +30,4 @@ TARGETS = {
     "state-dict": "a state dict of the masked weights",
     "module": "the compacted network as a plain nn.Module: source and weights",
     "scipy": "a folder of CSR matrices",
-    "packed": "survivors and coded positions, near the entropy bound",
 }

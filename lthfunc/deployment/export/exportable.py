@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -14,6 +16,7 @@ from lthfunc.deployment.compaction.compact import Compacted, compact
 from lthfunc.errors import UserError
 from lthfunc.sparse.packing import check_ticket
 from lthfunc.trees.model import Model
+from lthfunc.trees.ops import apply_masks
 from lthfunc.trees.outputs import plain_containers
 from lthfunc.trees.types import Ticket
 
@@ -26,7 +29,6 @@ class Exportable(NamedTuple):
     shape: tuple[int, ...]
     compacted: Compacted | None
     why_not_compacted: str | None
-    half: bool = False
 
     @property
     def network(self) -> nn.Module:
@@ -79,16 +81,20 @@ class Export(Protocol):
         """Write it."""
 
 
-def exportable_of(model: Model, ticket: Ticket, shape: tuple[int, ...], *, half: bool = False) -> Exportable:
-    """What is to be exported. half: values in 16 bits, where the target takes them.
-
-    Raises UserError where the ticket doesn't fit the model.
-    """
+def exportable_of(model: Model, ticket: Ticket, shape: tuple[int, ...]) -> Exportable:
+    """What is to be exported. Raises UserError where the ticket doesn't fit the model."""
     check_ticket(model, ticket)
     try:
-        return Exportable(model, ticket, shape, compact(model, ticket, shape), None, half)
+        return Exportable(model, ticket, shape, compact(model, ticket, shape), None)
     except UserError as error:
-        return Exportable(model, ticket, shape, None, str(error), half)
+        return Exportable(model, ticket, shape, None, str(error))
+
+
+def dense_sizes(ticket: Ticket) -> list[tuple[str, int]]:
+    """(what, bytes) of a safetensors file of the masked weights, as it is and under gzip."""
+    masked = {**apply_masks(ticket.params, ticket.masks), **ticket.buffers}
+    payload = safetensors.torch.save({name: leaf.detach().cpu().contiguous() for name, leaf in masked.items()})
+    return [("dense, safetensors", len(payload)), ("the same under gzip", len(gzip.compress(payload)))]
 
 
 #: Largest difference between an export's outputs and the masked network's, relative to the largest output.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from lthfunc.deployment.export import graphs, module, packed, state_dicts
+from lthfunc.deployment.export import graphs, module, state_dicts
 from lthfunc.deployment.export.exportable import Export
 
 
@@ -23,5 +23,4 @@ TARGETS = {
     "state-dict": Exporter(state_dicts.state_dict, ".pt"),
     "module": Exporter(module.module, ".py"),
     "scipy": Exporter(state_dicts.scipy, ""),
-    "packed": Exporter(packed.packed, ".safetensors"),
 }
