@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import platform
+from contextlib import suppress
 from pathlib import Path
 
 #: AMD's family of processors from which a core has 512-bit multipliers.
@@ -40,10 +41,20 @@ def has_wide_amd_cores() -> bool:
 
 
 def usable_cores() -> int:
-    """Cores that this process may use: those it is bound to, or fewer by a container's limit."""
-    from joblib import cpu_count
+    """Cores that this process may use: those it is bound to, or fewer where its container has a limit (rounded up)."""
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota, period = _cpu_limit(Path("/sys/fs/cgroup"))
+    return max(1, min(bound, -(-quota // period))) if quota > 0 and period > 0 else bound
 
-    return int(cpu_count())
+
+def _cpu_limit(groups: Path) -> tuple[int, int]:
+    """(microseconds of processor time, in a period of microseconds) that Linux gives a control group, or (-1, 1)."""
+    old = groups / "cpu" / "cpu.cfs_quota_us", groups / "cpu" / "cpu.cfs_period_us"
+    for files in ((groups / "cpu.max",), old):
+        with suppress(OSError, ValueError):  # no such file, or "max", which is no limit
+            quota, period = " ".join(file.read_text() for file in files).split()
+            return int(quota), int(period)
+    return -1, 1
 
 
 def memory_bytes() -> int | None:
@@ -55,8 +66,10 @@ def memory_bytes() -> int | None:
 
 
 def user_cache() -> Path:
-    """This library's folder in the user's cache: in $XDG_CACHE_HOME or ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lthfunc"
+    """This library's folder in the user's cache: on Linux in $XDG_CACHE_HOME or ~/.cache."""
+    import platformdirs
+
+    return platformdirs.user_cache_path("lthfunc", appauthor=False)
 
 
 def cache_home() -> Path:

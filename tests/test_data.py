@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from sklearn.datasets import load_digits
 
 import lthfunc as lf
 from lthfunc.data import vision
 from lthfunc.data.catalog import DATASETS, default_data_dir
+from lthfunc.data.digits import read_digits
 from lthfunc.errors import UserError
 from lthfunc.trees.ops import scaled
 from lthfunc.trees.rng import counter_key, fold_in, integers
@@ -25,15 +25,22 @@ def rows(x: torch.Tensor) -> set[bytes]:
     return {row.numpy().tobytes() for row in x.flatten(1)}
 
 
-def test_digits_are_scikit_learns_split_in_three_and_normalised(digits: lf.Dataset) -> None:
+def test_the_bundled_digits_are_scikit_learns() -> None:
+    theirs = pytest.importorskip("sklearn.datasets").load_digits()
+    images, targets = read_digits()
+    assert torch.equal(images, torch.from_numpy(theirs.images).float().div_(16).unsqueeze(1))
+    assert torch.equal(targets, torch.from_numpy(theirs.target))
+
+
+def test_digits_are_split_in_three_and_normalised(digits: lf.Dataset) -> None:
     known = DATASETS["digits"]
     assert (len(digits.train.x), len(digits.val.x), len(digits.test.x)) == (known.train, known.val, known.test)
     everything = torch.cat([digits.train.x, digits.val.x, digits.test.x])
-    raw = load_digits()
-    expected = (raw.images / 16 - known.mean[0]) / known.std[0]
+    images, targets = read_digits()
+    expected = (images.double().numpy() - known.mean[0]) / known.std[0]
     np.testing.assert_allclose(np.sort(everything.numpy().ravel()), np.sort(expected.ravel()), rtol=1e-5, atol=1e-6)
     assert len(rows(digits.train.x) | rows(digits.val.x) | rows(digits.test.x)) == len(rows(everything))
-    assert sorted(torch.cat([digits.train.y, digits.val.y, digits.test.y]).tolist()) == sorted(raw.target)
+    assert sorted(torch.cat([digits.train.y, digits.val.y, digits.test.y]).tolist()) == sorted(targets.tolist())
 
 
 def test_digits_constants_are_those_of_the_training_pixels(digits: lf.Dataset) -> None:

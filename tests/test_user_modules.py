@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 import lthfunc as lf
+from lthfunc.data.digits import read_digits
 from lthfunc.errors import UserError
 from lthfunc.training.engines.toolchain import why_not
 from lthfunc.trees.flops import flops_of
@@ -85,9 +85,9 @@ WRITERS = [minus_mean, relu_first, only_large, clamped, counted, replaced]
 
 
 def digits(*, tokens: bool = False) -> lf.Dataset:
-    images, labels = load_digits(return_X_y=True)
-    x, y = torch.tensor(images[:700]), torch.tensor(labels[:700])
-    x = x.long() if tokens else (x / 16).float()
+    images, labels = read_digits()
+    x, y = images[:700].flatten(1), labels[:700]
+    x = (16 * x).long() if tokens else x
     return lf.data.from_tensors("digits", (x[:500], y[:500]), (x[500:], y[500:]), val=60, classes=10)
 
 

@@ -89,7 +89,7 @@ def _read_idx(name: str, source: Path) -> tuple[Pair, Pair]:
 
 
 def _read_svhn(name: str, source: Path) -> tuple[Pair, Pair]:
-    from scipy.io import loadmat  # scikit-learn brings it
+    from scipy.io import loadmat
 
     def read(part: str) -> Pair:
         path = source / f"{part}_32x32.mat"

@@ -20,7 +20,7 @@ from typing import NoReturn
 #: Slow to import, and none of them imports lthfunc.
 _HEAVY = (
     "numpy", "torch", "torch.func", "torch._dynamo", "torch._inductor", "torchvision", "optree", "safetensors.torch",
-    "scipy.stats", "sklearn.datasets", "hypothesis", "pytest", "pydantic", "typer", "rich.console", "matplotlib.figure",
+    "scipy.stats", "hypothesis", "pytest", "pydantic", "typer", "rich.console", "matplotlib.figure",
     "plotly.graph_objects",
 )  # fmt: skip
 #: The exit status of a child whose work raised.
