@@ -20,9 +20,9 @@ from rich.console import Console
 from rich.table import Table
 
 import lthfunc as lf
+from lthfunc.catalog.networks import ARCHS
 from lthfunc.errors import UserError
 from lthfunc.models import build
-from lthfunc.models.catalog import ARCHS
 from lthfunc.training.cpu_threads import using_threads
 from lthfunc.training.engines.table import Making
 

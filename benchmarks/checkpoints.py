@@ -22,10 +22,10 @@ import torch
 from rich.console import Console
 
 import lthfunc as lf
+from lthfunc.catalog.networks import ARCHS
 from lthfunc.experiments.config import Config
 from lthfunc.experiments.iterative import TICKET, Plan, Task
 from lthfunc.models import build
-from lthfunc.models.catalog import ARCHS
 from lthfunc.runs.checkpoints import save_checkpoint
 from lthfunc.scheduling.checkpointing import train_kept
 from lthfunc.training.cpu_threads import using_threads

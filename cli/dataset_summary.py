@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lthfunc.data.catalog import DATASETS, canonical, default_data_dir
+from lthfunc.catalog.data_sets import DATASETS, canonical, default_data_dir
 from lthfunc.data.data_warnings import find_warnings, without_data_warnings
 from lthfunc.data.loading import load
 from lthfunc.reports.figures import save

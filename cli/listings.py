@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.table import Table
 
-from lthfunc.data.catalog import DATA_DIR_VARIABLE, DATASETS, KINDS, canonical, default_data_dir
+from lthfunc.catalog.data_sets import DATA_DIR_VARIABLE, DATASETS, KINDS, canonical, default_data_dir
+from lthfunc.catalog.networks import ALIASES, ARCHS
 from lthfunc.errors import invalid
 from lthfunc.experiments.recipes import RECIPES
-from lthfunc.models.catalog import ALIASES, ARCHS
 
 from . import options as o
 from .console import screen

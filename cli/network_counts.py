@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from lthfunc.catalog.networks import ARCHS, canonical
 from lthfunc.errors import UserError
-from lthfunc.models.catalog import ARCHS, canonical
 from lthfunc.models.factory import check_fit, made
 from lthfunc.tracebacks import first_line
 from lthfunc.trees.flops import flops_of

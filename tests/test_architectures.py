@@ -9,9 +9,9 @@ import torch
 from torch.func import functional_call
 
 import lthfunc as lf
+from lthfunc.catalog.networks import ARCHS
 from lthfunc.errors import UserError
 from lthfunc.models import build
-from lthfunc.models.catalog import ARCHS
 from lthfunc.training.engines.toolchain import why_not
 
 #: Narrower where the whole would take many seconds; test_models.py counts all of them at their full size.

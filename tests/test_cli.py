@@ -16,8 +16,8 @@ from conftest import noted
 from lthfunc_cli.main import main
 
 import lthfunc
-from lthfunc.data.catalog import DATASETS
-from lthfunc.models.catalog import ARCHS
+from lthfunc.catalog.data_sets import DATASETS
+from lthfunc.catalog.networks import ARCHS
 from lthfunc.runs.folder import read_run
 
 BAD = {

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 import lthfunc as lf
+from lthfunc.catalog.data_sets import DATASETS, default_data_dir
 from lthfunc.data import vision
-from lthfunc.data.catalog import DATASETS, default_data_dir
 from lthfunc.data.digits import read_digits
 from lthfunc.errors import UserError
 from lthfunc.trees.ops import scaled

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import lthfunc as lf
-from lthfunc.data.catalog import DATASETS
+from lthfunc.catalog.data_sets import DATASETS
+from lthfunc.catalog.networks import ARCHS
 from lthfunc.errors import UserError
 from lthfunc.models import build, catalog, factory
-from lthfunc.models.catalog import ARCHS
 from lthfunc.trees.model import apply_training
 
 MNIST, CIFAR = (1, 28, 28), (3, 32, 32)

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 import lthfunc as lf
-from lthfunc.data.catalog import DATASETS
+from lthfunc.catalog.data_sets import DATASETS
 from lthfunc.data.tensors import scale_of
 from lthfunc.errors import UserError
 from lthfunc.trees.ops import scaled

@@ -245,8 +245,8 @@ def test_continuous_integration_runs_the_readmes_test_line() -> None:
 
 
 def test_the_tables_name_every_network_and_data_set() -> None:
-    from lthfunc.data.catalog import DATASETS
-    from lthfunc.models.catalog import ARCHS
+    from lthfunc.catalog.data_sets import DATASETS
+    from lthfunc.catalog.networks import ARCHS
 
     for name in (*ARCHS, *DATASETS):
         assert f"`{name}`" in README

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from lthfunc.arguments import public
-from lthfunc.data.catalog import (
+from lthfunc.catalog.data_sets import (
     DATA_DIR_VARIABLE,
     DATASETS,
     SUFFIX,

@@ -14,7 +14,7 @@ import safetensors
 import torch
 from torch import Tensor
 
-from lthfunc.data.catalog import SUFFIX
+from lthfunc.catalog.data_sets import SUFFIX
 from lthfunc.errors import UserError
 from lthfunc.tracebacks import first_line
 from lthfunc.trees.atomic_io import atomic_file

@@ -17,7 +17,7 @@ import torch
 import torchvision
 from torch import Tensor
 
-from lthfunc.data.catalog import DATA_DIR_VARIABLE, DATASETS
+from lthfunc.catalog.data_sets import DATA_DIR_VARIABLE, DATASETS
 from lthfunc.errors import UserError
 
 _CLASSES: dict[str, Any] = {

@@ -7,13 +7,12 @@ from dataclasses import asdict, replace
 from itertools import pairwise
 from typing import Any
 
+from lthfunc.catalog import data_sets as data, networks as models
 from lthfunc.catalog.pruning import SCORES, STRUCTURES
 from lthfunc.catalog.training import OPTIMIZERS
-from lthfunc.data import catalog as data
 from lthfunc.errors import UserError, invalid, unknown
 from lthfunc.experiments.config import SETTINGS, Config, parse_interval
 from lthfunc.experiments.schema import from_mapping
-from lthfunc.models import catalog as models
 from lthfunc.plugins import is_own
 from lthfunc.registry import Registry
 

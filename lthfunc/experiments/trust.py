@@ -9,10 +9,10 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from lthfunc.data.catalog import KINDS, SUFFIX
+from lthfunc.catalog.data_sets import KINDS, SUFFIX
+from lthfunc.catalog.networks import TIMM_LOADS
 from lthfunc.errors import UserError
 from lthfunc.experiments.config import SETTINGS
-from lthfunc.models.catalog import TIMM_LOADS
 from lthfunc.plugins import is_own
 
 #: Prefixes of names that no code of a user stands behind.

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from lthfunc.arguments import public
+from lthfunc.catalog.networks import ARCHS, ENTRY_POINTS, canonical
 from lthfunc.errors import UserError, unknown
 from lthfunc.models.alex import AlexNet
-from lthfunc.models.catalog import ARCHS, ENTRY_POINTS, canonical
 from lthfunc.models.conv import ConvNet
 from lthfunc.models.lenet import LeNet5, LeNet300, WideLeNet5
 from lthfunc.models.pretrained import with_weights

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from lthfunc.data.catalog import DATASETS, KINDS
+from lthfunc.catalog.data_sets import DATASETS, KINDS
 from lthfunc.experiments.settings.setting import TRAINERS, WHAT, Setting
 
 

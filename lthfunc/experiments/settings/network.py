@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Annotated
 
+from lthfunc.catalog.networks import ALIASES, ARCHS
 from lthfunc.experiments.settings.setting import PRUNING, TRAINERS, WHAT, Setting
-from lthfunc.models.catalog import ALIASES, ARCHS
 
 
 @dataclass(frozen=True)

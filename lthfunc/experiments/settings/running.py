@@ -5,8 +5,8 @@ from typing import Annotated
 
 from annotated_types import Ge, Gt, Le
 
+from lthfunc.catalog.data_sets import DATA_DIR_VARIABLE
 from lthfunc.catalog.training import ENGINES
-from lthfunc.data.catalog import DATA_DIR_VARIABLE
 from lthfunc.experiments.settings.setting import RUN, TRAINERS, WHAT, Count, Setting
 
 PRECISIONS = ("fp32", "tf32", "bf16")
