@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 import lthfunc as lf
-from lthfunc.catalog.networks import ARCHS
+from lthfunc.catalog.networks import NETWORKS
 from lthfunc.errors import UserError
 from lthfunc.models import build
 from lthfunc.training.cpu_threads import using_threads
@@ -51,7 +51,7 @@ def run(
     json: str | None = None,
 ) -> list[Record]:  # fmt: skip
     """Measure these architectures (all without a name). Raises UserError for a name that isn't known."""
-    names = chosen(networks, _QUICK if quick else tuple(ARCHS), tuple(ARCHS), threads)
+    names = chosen(networks, _QUICK if quick else tuple(NETWORKS), tuple(NETWORKS), threads)
     about = {"device": "cpu", "threads": threads, "batch": batch, "density": density, "precision": "fp32"}
     records: list[Record] = []
     console = Console(width=150)
@@ -71,7 +71,7 @@ def run(
 
 
 def _measured(name: str, batch: int, density: float, about: dict[str, Any]) -> list[Record]:
-    text = ARCHS[name].takes == "text"
+    text = NETWORKS[name].inputs == "text"
     shape = (_TEXT,) if text else (1, 28, 28) if name.startswith("lenet") else (3, 32, 32)
     draw = torch.Generator().manual_seed(0)
     size = 4 * batch

@@ -22,7 +22,7 @@ import torch
 from rich.console import Console
 
 import lthfunc as lf
-from lthfunc.catalog.networks import ARCHS
+from lthfunc.catalog.networks import NETWORKS
 from lthfunc.experiments.config import Config
 from lthfunc.experiments.iterative import TICKET, Plan, Task
 from lthfunc.models import build
@@ -66,7 +66,7 @@ def run(
     threads: int = 1, device: str = "cpu", quick: bool = False, json: str | None = None,
 ) -> list[Record]:  # fmt: skip
     """Measure these networks. Raises UserError for a name or interval that isn't known."""
-    names = chosen(networks, _QUICK if quick else _NETWORKS, tuple(ARCHS), threads)
+    names = chosen(networks, _QUICK if quick else _NETWORKS, tuple(NETWORKS), threads)
     if quick:
         every, seconds, repeats = "1s", 3.0, 1
     console, records = Console(width=150), list[Record]()

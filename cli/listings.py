@@ -8,7 +8,7 @@ import typer
 from rich.table import Table
 
 from lthfunc.catalog.data_sets import DATA_DIR_VARIABLE, DATASETS, KINDS, canonical, default_data_dir
-from lthfunc.catalog.networks import ALIASES, ARCHS
+from lthfunc.catalog.networks import ALIASES, NETWORKS
 from lthfunc.errors import invalid
 from lthfunc.experiments.recipes import RECIPES
 
@@ -40,7 +40,7 @@ def archs(
     chosen, size = _input_of(dataset, shape, classes)
     from .network_counts import counted  # torch is imported here
 
-    found = [counted(name, chosen, size, given.get("arch_option", {})) for name in names or ARCHS]
+    found = [counted(name, chosen, size, given.get("arch_option", {})) for name in names or NETWORKS]
     if json:
         import json as writer
 
@@ -94,12 +94,13 @@ def _input_of(dataset: str | None, shape: str, classes: int) -> tuple[tuple[int,
 
 
 def _about(name: str) -> tuple[str, str, str, str]:
-    arch = ARCHS.get(ALIASES.get(name, name))
+    name = ALIASES.get(name, name)
+    arch = NETWORKS.get(name)
     if arch is None:
         return name, "", "", ""
     recipe = arch.recipe
-    least = {"text": "text", "numbers": "any"}.get(arch.takes, f"{arch.min_side}×{arch.min_side}")
-    return arch.name, least, f"{recipe.optimizer} {recipe.lr:g} · {recipe.batch_size}", arch.about
+    least = {"text": "text", "numbers": "any"}.get(arch.inputs, f"{arch.min_side}×{arch.min_side}")
+    return name, least, f"{recipe.optimizer} {recipe.lr:g} · {recipe.batch_size}", arch.about
 
 
 def _counts(item: Counted) -> tuple[str, str, str]:

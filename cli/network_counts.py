@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from lthfunc.catalog.networks import ARCHS, canonical
+from lthfunc.catalog.networks import NETWORKS, canonical
 from lthfunc.errors import UserError
 from lthfunc.models.factory import check_fit, made
 from lthfunc.tracebacks import first_line
@@ -32,7 +32,7 @@ class Counted(NamedTuple):
 def counted(name: str, shape: tuple[int, ...], classes: int, options: dict[str, str]) -> Counted:
     """Count a network. Raises UserError for an unknown name."""
     name = canonical(name)
-    text = name in ARCHS and ARCHS[name].takes == "text"
+    text = name in NETWORKS and NETWORKS[name].inputs == "text"
     if text:
         shape, classes = _TEXT
     try:

@@ -9,7 +9,7 @@ import torch
 from torch.func import functional_call
 
 import lthfunc as lf
-from lthfunc.catalog.networks import ARCHS
+from lthfunc.catalog.networks import NETWORKS
 from lthfunc.errors import UserError
 from lthfunc.models import build
 from lthfunc.training.engines.toolchain import why_not
@@ -27,7 +27,7 @@ CLASSES = 7
 
 def small_case(arch: str, side: int = 16) -> tuple[lf.Model, lf.Dataset]:
     """The network, and two dozen random examples that it takes."""
-    text = ARCHS[arch].takes == "text"
+    text = NETWORKS[arch].inputs == "text"
     shape = (8,) if text else (3, side, side)
     draw = torch.Generator().manual_seed(0)
     x = torch.randint(0, CLASSES, (24, *shape), generator=draw) if text else torch.randn(24, *shape, generator=draw)
@@ -36,7 +36,7 @@ def small_case(arch: str, side: int = 16) -> tuple[lf.Model, lf.Dataset]:
     return build(arch, shape, CLASSES, NARROW.get(arch), data.inputs), data
 
 
-@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("arch", NETWORKS)
 def test_the_whole_way(arch: str, tmp_path: Path) -> None:
     model, data = small_case(arch)
     start = lf.init(model, seed=1)

@@ -17,7 +17,7 @@ from lthfunc_cli.main import main
 
 import lthfunc
 from lthfunc.catalog.data_sets import DATASETS
-from lthfunc.catalog.networks import ARCHS
+from lthfunc.catalog.networks import NETWORKS
 from lthfunc.runs.folder import read_run
 
 BAD = {
@@ -125,7 +125,7 @@ def test_what_lives_long_is_left_alone_during_a_command_only(monkeypatch: pytest
 def test_listings_name_everything(capsys: Any) -> None:
     assert main(["archs"]) == 0
     out = capsys.readouterr().out
-    assert all(arch.about in out for arch in ARCHS.values())
+    assert all(arch.about in out for arch in NETWORKS.values())
     main(["datasets"])
     out = capsys.readouterr().out
     assert all(name in out for name in DATASETS)

@@ -10,15 +10,15 @@ import torch
 
 import lthfunc as lf
 from lthfunc.catalog.data_sets import DATASETS
-from lthfunc.catalog.networks import ARCHS
+from lthfunc.catalog.networks import NETWORKS
 from lthfunc.errors import UserError
-from lthfunc.models import build, catalog, factory
+from lthfunc.models import build
 from lthfunc.trees.model import apply_training
 
 MNIST, CIFAR = (1, 28, 28), (3, 32, 32)
 #: Those that are built in no time.
 LIGHT = ["lenet300", "lenet5", "conv4", "vgg11", "resnet20", "wrn-22-2"]
-IMAGES = [name for name in ARCHS if ARCHS[name].takes == "images"]
+IMAGES = [name for name in NETWORKS if NETWORKS[name].inputs == "images"]
 
 #: (weights to prune, all parameters), from the layer sizes in the papers.
 COUNTS = {
@@ -48,12 +48,12 @@ COUNTS = {
 
 
 def test_every_architecture_is_counted() -> None:
-    assert {name for name, _ in COUNTS} == set(ARCHS)
+    assert {name for name, _ in COUNTS} == set(NETWORKS)
 
 
 @pytest.mark.parametrize(("name", "shape"), COUNTS)
 def test_architectures_have_the_papers_sizes(name: str, shape: tuple[int, ...]) -> None:
-    text = ARCHS[name].takes == "text"
+    text = NETWORKS[name].inputs == "text"
     state = lf.init(build(name, shape, 65 if text else 10, inputs="text" if text else "numbers"))
     weights, parameters = COUNTS[name, shape]
     assert lf.count(state.masks).total == weights
@@ -64,7 +64,7 @@ def test_architectures_have_the_papers_sizes(name: str, shape: tuple[int, ...]) 
 @pytest.mark.parametrize("dataset", DATASETS)
 def test_every_pair_gives_logits_or_a_reason(arch: str, dataset: str) -> None:
     known = DATASETS[dataset]
-    if min(known.shape[1:]) < ARCHS[arch].min_side:
+    if min(known.shape[1:]) < NETWORKS[arch].min_side:
         with pytest.raises(UserError, match=rf"'{arch}' needs images of at least .* these are 8×8 \(fitting: lenet300"):
             build(arch, known.shape, known.classes)
         return
@@ -77,7 +77,7 @@ def test_every_pair_gives_logits_or_a_reason(arch: str, dataset: str) -> None:
 
 @pytest.mark.parametrize("arch", IMAGES)
 def test_the_stated_least_image_works(arch: str) -> None:
-    side = ARCHS[arch].min_side
+    side = NETWORKS[arch].min_side
     model = build(arch, (1, side, side), 4)
     state = lf.init(model)
     logits, _ = apply_training(model, state.params, state.buffers, torch.randn(2, 1, side, side))
@@ -231,8 +231,7 @@ def test_installed_packages_add_networks(monkeypatch: pytest.MonkeyPatch, own: P
     point = importlib.metadata.EntryPoint("mine", f"{own.stem}:small", "lthfunc.models")
     found = importlib.metadata.EntryPoints([point])
     monkeypatch.syspath_prepend(str(own.parent))
-    for module in (catalog, factory):
-        monkeypatch.setattr(module, "entry_points", lambda **given: found.select(**given))
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda **given: found.select(**given))
     assert lf.count(lf.init(build("mine", (1, 8, 8), 10)).masks).total == 640
     with pytest.raises(UserError, match=r"unknown name 'mien'.*mine\)"):
         build("mien", (1, 8, 8), 10)

@@ -246,9 +246,9 @@ def test_continuous_integration_runs_the_readmes_test_line() -> None:
 
 def test_the_tables_name_every_network_and_data_set() -> None:
     from lthfunc.catalog.data_sets import DATASETS
-    from lthfunc.catalog.networks import ARCHS
+    from lthfunc.catalog.networks import NETWORKS
 
-    for name in (*ARCHS, *DATASETS):
+    for name in (*NETWORKS, *DATASETS):
         assert f"`{name}`" in README
 
 

@@ -3,13 +3,15 @@
 Adding to a kind takes the function and its line here.
 """
 
+from __future__ import annotations
+
 from typing import Any
 
-from lthfunc.catalog.methods import METHODS
-from lthfunc.catalog.pruning import ALLOCATIONS, CONTROLS, REWINDINGS, SCORES, STRUCTURES
-from lthfunc.catalog.training import ENGINES, LOSSES, METRICS, OPTIMIZERS, SCHEDULES
+from lthfunc.catalog import methods, networks, pruning, training
 from lthfunc.registry import Registry
 
-_ALL = (SCORES, ALLOCATIONS, STRUCTURES, REWINDINGS, CONTROLS, OPTIMIZERS, SCHEDULES, LOSSES, METRICS, METHODS, ENGINES)
+_MODULES = (pruning, training, methods, networks)
 #: By kind.
-REGISTRIES: dict[str, Registry[Any]] = {each.kind: each for each in _ALL}
+REGISTRIES: dict[str, Registry[Any]] = {
+    each.kind: each for module in _MODULES for each in vars(module).values() if isinstance(each, Registry)
+}

@@ -1,14 +1,14 @@
-"""What is known of each architecture before torch is imported: names, needs, and how the paper trains it."""
+"""The networks that are chosen by name: what they need, and how the paper trains them."""
 
 from __future__ import annotations
 
-from importlib.metadata import entry_points
-from typing import NamedTuple
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 from lthfunc.errors import unknown
+from lthfunc.registry import Entry, Registry
 
-#: Entry points by which installed packages add networks.
-ENTRY_POINTS = "lthfunc.models"
 #: Options of timm's by which it loads files, pickled ones too.
 TIMM_LOADS = ("checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
 
@@ -23,53 +23,103 @@ class Recipe(NamedTuple):
     weight_decay: float = 0.0
 
 
-class Arch(NamedTuple):
-    """An architecture. min_side: the least height and width of an image that it can work on.
-
-    takes: "images" (channels, height, width); "text" (length,), numbers of characters; or "numbers" of any shape.
-    """
-
-    name: str
-    about: str
-    min_side: int
-    recipe: Recipe
-    aliases: tuple[str, ...] = ()
-    takes: str = "images"
-
-
 # Adam's rates and the batch size of 60 are those of Frankle & Carbin 2019, fig. 2. The deeper networks use SGD with
 # momentum at the low rate with which that paper finds tickets without warm-up (its sec. 4).
-_LENET = Recipe("adam", 1.2e-3, 60)
+_LENET, _CONV = Recipe("adam", 1.2e-3, 60), Recipe("adam", 3e-4, 60)
 _DEEP = Recipe("sgd", 0.01, 128, 0.9, 1e-4)
 
-_ALL = (
-    Arch("lenet300", "LeNet-300-100, fully connected", 1, _LENET, ("fc1", "lenet-300-100"), "numbers"),
-    Arch("lenet5", "LeNet-5: conv 6-16, fc 120-84", 12, _LENET, ("lenet-5",)),
-    Arch("lenet5-wide", "conv 64-64, fc 256-256", 2, _LENET),
-    Arch("conv2", "Conv-2: conv 64, fc 256-256", 2, Recipe("adam", 2e-4, 60), ("conv-2",)),
-    Arch("conv4", "Conv-4: conv 64-128, fc 256-256", 4, Recipe("adam", 3e-4, 60), ("conv-4",)),
-    Arch("conv6", "Conv-6: conv 64-128-256, fc 256-256", 8, Recipe("adam", 3e-4, 60), ("conv-6",)),
-    Arch("alexnet", "AlexNet for small images, fc 4096-4096", 15, Recipe("adam", 3e-4, 60)),
-    Arch("vgg11", "VGG-11 with BatchNorm, one linear layer", 16, _DEEP, ("vgg-11",)),
-    Arch("vgg13", "VGG-13 with BatchNorm, one linear layer", 16, _DEEP, ("vgg-13",)),
-    Arch("vgg16", "VGG-16 with BatchNorm, one linear layer", 16, _DEEP, ("vgg-16",)),
-    Arch("vgg19", "VGG-19 with BatchNorm, one linear layer", 16, _DEEP, ("vgg-19",)),
-    Arch("resnet20", "ResNet-20, He's for CIFAR", 8, _DEEP, ("resnet-20",)),
-    Arch("resnet32", "ResNet-32, He's for CIFAR", 8, _DEEP, ("resnet-32",)),
-    Arch("resnet56", "ResNet-56, He's for CIFAR", 8, _DEEP, ("resnet-56",)),
-    Arch("resnet18", "ResNet-18, stem for small images", 8, _DEEP, ("resnet-18",)),
-    Arch("resnet34", "ResNet-34, stem for small images", 8, _DEEP, ("resnet-34",)),
-    Arch("resnet50", "ResNet-50, stem for small images", 8, _DEEP, ("resnet-50",)),
-    Arch("wrn-22-2", "Wide ResNet, depth 22, width 2", 8, _DEEP),
-    Arch("wrn-28-10", "Wide ResNet, depth 28, width 10", 8, _DEEP),
-    Arch("densenet121", "DenseNet-121, stem for small images", 8, _DEEP._replace(batch_size=64), ("densenet-121",)),
-    Arch("vit-tiny", "ViT of DeiT-Ti's size, patches of 4", 4, Recipe("adamw", 5e-4, 128, 0.0, 0.05)),
-    Arch("char-transformer", "which character comes next: 4 layers, width 128", 1,
-         Recipe("adamw", 1e-3, 32, 0.0, 0.01), takes="text"),
-)  # fmt: skip
 
-ARCHS: dict[str, Arch] = {arch.name: arch for arch in _ALL}
-ALIASES: dict[str, str] = {alias: arch.name for arch in _ALL for alias in arch.aliases}
+@dataclass(frozen=True)
+class NetworkEntry(Entry):
+    """min_side: the least height and width of an image that it can work on. arguments: of its target.
+
+    inputs: "images" (channels, height, width); "text" (length,), numbers of characters; or "numbers" of any shape.
+    """
+
+    min_side: int = 1
+    recipe: Recipe = _DEEP
+    inputs: str = "images"
+    aliases: tuple[str, ...] = ()
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _conv(number: int, about: str, widths: tuple[int, ...], recipe: Recipe) -> NetworkEntry:
+    return NetworkEntry(
+        ".models.conv:ConvNet", f"Conv-{number}: {about}, fc 256-256", "Frankle & Carbin 2019",
+        min_side=2 ** len(widths), recipe=recipe, aliases=(f"conv-{number}",), arguments={"widths": widths},
+    )  # fmt: skip
+
+
+def _deep(
+    target: str, name: str, about: str, source: str, depths: tuple[int, ...], min_side: int
+) -> dict[str, NetworkEntry]:
+    """Networks that differ in depth."""
+    return {
+        f"{name.lower()}{depth}": NetworkEntry(
+            target, f"{name}-{depth}{about}", source, min_side=min_side, aliases=(f"{name.lower()}-{depth}",),
+            arguments={"depth": depth},
+        )
+        for depth in depths
+    }  # fmt: skip
+
+
+_HE, _WIDE = "He et al. 2016", "Zagoruyko & Komodakis 2016"
+
+#: (shape, classes) -> an nn.Module, by the names of its parameters; a user's own may have others besides.
+NETWORKS = Registry("models", "--arch", {
+    "lenet300": NetworkEntry(
+        ".models.lenet:LeNet300", "LeNet-300-100, fully connected", "LeCun et al. 1998", recipe=_LENET,
+        inputs="numbers", aliases=("fc1", "lenet-300-100"),
+    ),
+    "lenet5": NetworkEntry(
+        ".models.lenet:LeNet5", "LeNet-5: conv 6-16, fc 120-84", "LeCun et al. 1998", min_side=12, recipe=_LENET,
+        aliases=("lenet-5",),
+    ),
+    "lenet5-wide": NetworkEntry(".models.lenet:WideLeNet5", "conv 64-64, fc 256-256", min_side=2, recipe=_LENET),
+    "conv2": _conv(2, "conv 64", (64,), Recipe("adam", 2e-4, 60)),
+    "conv4": _conv(4, "conv 64-128", (64, 128), _CONV),
+    "conv6": _conv(6, "conv 64-128-256", (64, 128, 256), _CONV),
+    "alexnet": NetworkEntry(
+        ".models.alex:AlexNet", "AlexNet for small images, fc 4096-4096", "Krizhevsky et al. 2012", min_side=15,
+        recipe=_CONV,
+    ),
+    **_deep(
+        ".models.vgg:VGG", "VGG", " with BatchNorm, one linear layer", "Simonyan & Zisserman 2015", (11, 13, 16, 19), 16
+    ),
+    **_deep(".models.resnet:ResNet", "ResNet", ", He's for CIFAR", _HE, (20, 32, 56), 8),
+    **_deep(".models.small_images:small_image_resnet", "ResNet", ", stem for small images", _HE, (18, 34, 50), 8),
+    "wrn-22-2": NetworkEntry(
+        ".models.wide_resnet:WideResNet", "Wide ResNet, depth 22, width 2", _WIDE, min_side=8,
+        arguments={"depth": 22, "width": 2},
+    ),
+    "wrn-28-10": NetworkEntry(
+        ".models.wide_resnet:WideResNet", "Wide ResNet, depth 28, width 10", _WIDE, min_side=8,
+        arguments={"depth": 28, "width": 10},
+    ),
+    "densenet121": NetworkEntry(
+        ".models.small_images:small_image_densenet121", "DenseNet-121, stem for small images", "Huang et al. 2017",
+        min_side=8, recipe=_DEEP._replace(batch_size=64), aliases=("densenet-121",),
+    ),
+    "vit-tiny": NetworkEntry(
+        ".models.vit:ViT", "ViT of DeiT-Ti's size, patches of 4", "Touvron et al. 2021", min_side=4,
+        recipe=Recipe("adamw", 5e-4, 128, 0.0, 0.05),
+    ),
+    "char-transformer": NetworkEntry(
+        ".models.transformer:CharTransformer", "which character comes next: 4 layers, width 128",
+        recipe=Recipe("adamw", 1e-3, 32, 0.0, 0.01), inputs="text",
+    ),
+})  # fmt: skip
+
+#: Collections of networks that are taken by name: what makes a network of its rest.
+ZOOS = Registry("model zoos", "--arch", {
+    "torchvision:NAME": Entry(
+        ".models.zoos:of_torchvision", "torchvision's", pattern=r"torchvision:(?P<name>.*)",
+        example="torchvision:",
+    ),
+    "timm:NAME": Entry(".models.zoos:of_timm", "timm's", pattern=r"timm:(?P<name>.*)", example="timm:"),
+})  # fmt: skip
+
+ALIASES: dict[str, str] = {alias: name for name, entry in NETWORKS.items() for alias in entry.aliases}
 
 
 def canonical(name: str) -> str:
@@ -77,10 +127,9 @@ def canonical(name: str) -> str:
     if ":" in name:
         return name
     found = ALIASES.get(name.lower(), name.lower())
-    if found in ARCHS:
+    if found in NETWORKS:
         return found
-    installed = entry_points(group=ENTRY_POINTS).names
-    if name not in installed:
+    if not NETWORKS.has(name):
         short = [alias for alias in ALIASES if "-" not in alias]
-        raise unknown("--arch", name, [*ARCHS, *short, *sorted(installed)])
+        raise unknown(NETWORKS.option, name, [*NETWORKS, *short, *sorted(NETWORKS.installed())])
     return name

@@ -29,7 +29,7 @@ def resolved(config: Config) -> Config:
     from_mapping(asdict(config))
     _check_choices(config)
     arch, dataset = models.canonical(config.arch), data.canonical(config.dataset)
-    recipe = models.ARCHS[arch].recipe if arch in models.ARCHS else _PLAIN
+    recipe = models.NETWORKS[arch].recipe if arch in models.NETWORKS else _PLAIN
     known = data.DATASETS.get(dataset)
     optimizer = _first(config.optimizer, recipe.optimizer)
     if optimizer != recipe.optimizer:  # a recipe's rate, momentum and decay belong to its own optimiser

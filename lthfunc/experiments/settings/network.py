@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from lthfunc.catalog.networks import ALIASES, ARCHS
+from lthfunc.catalog.networks import ALIASES, NETWORKS, ZOOS
 from lthfunc.experiments.settings.setting import PRUNING, TRAINERS, WHAT, Setting
 
 
@@ -16,7 +16,7 @@ class Network:
         Setting(
             "Network: one of `lthfunc archs`, torchvision:NAME, timm:NAME, package.module:function or "
             "path/to/file.py:name.",
-            WHAT, TRAINERS, own=True, offers=(*ARCHS, *ALIASES),
+            WHAT, TRAINERS, own=True, offers=(*NETWORKS.offers, *ALIASES, *ZOOS.offers),
         ),
     ] = "lenet300"  # fmt: skip
     arch_option: Annotated[

@@ -1,0 +1,35 @@
+"""Networks of other packages, by their names there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from lthfunc.errors import UserError, unknown
+
+
+def of_torchvision(name: str, num_classes: int, **given: Any) -> nn.Module:
+    """torchvision's network of that name, without its weights. Raises UserError where there is none."""
+    import torchvision
+
+    if name not in (known := torchvision.models.list_models(module=torchvision.models)):
+        raise unknown("--arch", name, known)
+    made: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **given)
+    return made
+
+
+def of_timm(name: str, shape: tuple[int, ...], num_classes: int, **given: Any) -> nn.Module:
+    """timm's network of that name, without its weights. Raises UserError where timm is missing."""
+    try:
+        import timm
+    except ImportError as error:
+        raise UserError("--arch: timm's networks need timm (pip install 'lthfunc[timm]')") from error
+    for option in given:
+        if option in ("checkpoint_path", "pretrained"):
+            raise UserError(
+                f"--arch-option: {option} loads weights, which are then drawn anew; --weights FILE.safetensors starts "
+                "from a file (lthfunc import FILE makes one of a pickled one), --weights DEFAULT from timm's own"
+            )
+    made: nn.Module = timm.create_model(name, pretrained=False, num_classes=num_classes, in_chans=shape[0], **given)
+    return made
