@@ -74,7 +74,7 @@ def main(arguments: list[str] | None = None) -> None:
 def run(*, rounds: int = 1000, json: str | None = None) -> list[float]:
     """Measure; returns MiB after each round, the dense one first."""
     config = Config(
-        arch="benchmarks.memory:tiny", rounds=rounds, rate=0.005, floor=1, steps=4, eval_every=2,
+        arch="benchmarks.memory:tiny", rounds=rounds, rate=0.005, min_layer_weights=1, steps=4, eval_every=2,
         engine="eager", checkpoint_every="2", threads=1, batch_size=50,
     )  # fmt: skip
     watching, begun = Watching(), time.perf_counter()

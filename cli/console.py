@@ -54,7 +54,8 @@ def warning_in_words() -> Iterator[None]:
     def show(
         message: Any, category: Any, filename: str, lineno: int, file: Any = None, line: str | None = None
     ) -> None:
-        say(warnings.formatwarning(message, category, filename, lineno, line).rstrip("\n"))
+        ours = category.__module__.startswith("lthfunc.")
+        say(str(message) if ours else warnings.formatwarning(message, category, filename, lineno, line).rstrip("\n"))
 
     before, warnings.showwarning = warnings.showwarning, show
     try:

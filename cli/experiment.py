@@ -8,7 +8,7 @@ import typer
 
 from lthfunc.errors import UserError
 from lthfunc.experiments import recipes
-from lthfunc.experiments.config import SETTINGS, Config, current_names, replaced_by
+from lthfunc.experiments.config import SETTINGS, Config, current_names, replaced_by, warn_of_former_names
 from lthfunc.experiments.resolve import resolved
 from lthfunc.experiments.schema import from_mapping
 from lthfunc.experiments.trust import check_trust
@@ -87,7 +87,9 @@ def merged(
     if path is not None:
         from lthfunc.runs.settings import read_toml
 
-        from_file = current_names(read_toml(path))
+        from_file = read_toml(path)
+        warn_of_former_names(from_file)
+        from_file = current_names(from_file)
         check_trust(from_file, f"--config: {path!r}", trusted=trust, typed=given)
         # Naming a length on the command line replaces the file's, whichever of the two it is in.
         replaced = replaced_by(given)

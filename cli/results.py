@@ -89,8 +89,8 @@ def collapse(rows: Sequence[Row]) -> str | None:
         empty = [name for name, density in row.layers.items() if density == 0]
         if row.variant == TICKET and empty:
             return (
-                f"Layer collapse: from round {row.round} on nothing is left of {', '.join(empty)}; --floor N keeps "
-                "some weights in every layer."
+                f"Layer collapse: from round {row.round} on nothing is left of {', '.join(empty)}; "
+                "--min-layer-weights N keeps some weights in every layer."
             )
     return None
 

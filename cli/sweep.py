@@ -14,7 +14,6 @@ import typer
 from typer.main import get_command
 
 from lthfunc.errors import DamagedError, UserError, invalid, unknown
-from lthfunc.experiments.config import SETTINGS
 
 from . import options as o
 from .console import put, say
@@ -86,8 +85,8 @@ def _of_prune(arguments: list[str]) -> tuple[o.Given, str | None, str | None, bo
     app.command("prune", context_settings={"help_option_names": []})(prune)
     with get_command(app).make_context("sweep", list(arguments)) as context:
         values = dict(context.params)
-    given = o.given_of({name: value for name, value in values.items() if name in SETTINGS})
-    return given, values["recipe"], values["config"], values["trust"]
+    given, rest = o.given_of(values)
+    return given, rest["recipe"], rest["config"], rest["trust"]
 
 
 def _sweep(

@@ -18,6 +18,13 @@ if TYPE_CHECKING:
     from lthfunc.deployment.program import Program as Program
     from lthfunc.deployment.specialize import specialize as specialize
     from lthfunc.deployment.tuning_cache import tunings_file as tunings_file
+    from lthfunc.distributed.collectives import Collectives as Collectives, collectives as collectives
+    from lthfunc.distributed.dtensors import (
+        load_sharded as load_sharded,
+        save_sharded as save_sharded,
+        sharded as sharded,
+        unsharded as unsharded,
+    )
     from lthfunc.energy.breakeven import BreakEven as BreakEven, Costs as Costs, break_even as break_even
     from lthfunc.errors import ArgumentError as ArgumentError, UserError as UserError
     from lthfunc.experiments.connectivity import (

@@ -292,18 +292,18 @@ def test_attention_of_torch_is_prunable_and_runs() -> None:
     ],
 )  # fmt: skip
 def test_patterns_choose_what_is_pruned(only: list[str], keep: list[str], names: list[str]) -> None:
-    model = lf.from_module(Normed(), prune_only=only, keep=keep)
+    model = lf.from_module(Normed(), prune_only=only, never_prune=keep)
     assert sorted(model.prunable) == sorted(names)
     assert sorted(lf.init(model).masks) == sorted(names)
 
 
 def test_patterns_that_fit_nothing_name_the_parameters() -> None:
-    with pytest.raises(UserError, match=r"--keep: no parameter fits 'head\*' \(parameters: conv\.param.*fc\.weight\)"):
-        lf.from_module(Normed(), keep=["head*"])
+    with pytest.raises(UserError, match=r"--never-prune: no parameter fits 'head\*' \(parameters: conv\.param.*fc\.w"):
+        lf.from_module(Normed(), never_prune=["head*"])
     with pytest.raises(UserError, match=r"--prune-only: no parameter fits 'x' \(parameters: .*norm\.bias"):
         lf.from_module(Normed(), prune_only=["x"])
     with pytest.raises(UserError, match="nothing is left to prune"):
-        lf.from_module(nn.Linear(2, 2), keep=["*"])
+        lf.from_module(nn.Linear(2, 2), never_prune=["*"])
 
 
 @pytest.mark.parametrize(

@@ -193,7 +193,7 @@ def test_layer_collapse_is_told_and_a_floor_prevents_it(tmp_path: Path, capsys: 
     assert main([*base, "--out", str(tmp_path / "plain")]) == 0
     assert "Layer collapse: from round 1 on nothing is left of fc1.weight" in capsys.readouterr().out
     assert lf.collapsed_layers(lf.load_ticket(tmp_path / "plain/last_round.safetensors")[0].masks)
-    assert main([*base, "--floor", "5", "--out", str(tmp_path / "floor")]) == 0
+    assert main([*base, "--min-layer-weights", "5", "--out", str(tmp_path / "floor")]) == 0
     assert "Layer collapse" not in capsys.readouterr().out
     assert not lf.collapsed_layers(lf.load_ticket(tmp_path / "floor/last_round.safetensors")[0].masks)
 

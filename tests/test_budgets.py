@@ -84,7 +84,7 @@ def test_budgets_are_exact_whatever_remains(which: str, fraction: float, alive: 
     least = {name: min(floor, count) for name, count in living.items()}
     budget = sum(living.values()) - round(fraction * sum(living.values()))
     if budget < sum(least.values()):
-        with pytest.raises(UserError, match="a higher density or a lower floor"):
+        with pytest.raises(UserError, match="a higher density or a smaller minimum"):
             allocate(values, masks, fraction)
     else:
         keep = {name: int(n) for name, n in allocate(values, masks, fraction).items()}
@@ -147,6 +147,6 @@ def test_lamp_takes_no_negative_scores() -> None:
 
 def test_what_cannot_be_met_is_refused() -> None:
     with pytest.raises(UserError, match="keep at least 400 weights together, and the density leaves"):
-        lf.erk(floor=100)(scores(), FULL, 0.99)
-    with pytest.raises(UserError, match="floor: invalid value -1"):
+        lf.erk(min_layer_weights=100)(scores(), FULL, 0.99)
+    with pytest.raises(UserError, match="min_layer_weights: invalid value -1"):
         lf.uniform(-1)

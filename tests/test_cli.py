@@ -34,7 +34,7 @@ BAD = {
     "prune --rewind step:99999": "--rewind: invalid value 'step:99999' (expected a point before the end",
     "prune --batch-size 2000": "--batch-size: invalid value 2000 (expected a whole number from 1 to 1257",
     "prune --layer-rate fc1": "--layer-rate: invalid value 'fc1' (expected PATTERN=RATE",
-    "prune --scope layerwise --layer-rate conv*=0.1": "a pattern that fits one of fc1.weight, fc2.weight, fc3.weight",
+    "prune --allocate layerwise --layer-rate conv*=0.1": "a pattern that fits one of fc1.weight, fc2.weight, fc3.weight",
     "prune --config absent.toml": "--config: cannot read 'absent.toml': No such file or directory",
     "prune --config bad.toml": "--config: 'bad.toml' is not TOML",
     "prune --config typo.toml": "unknown name 'round'; did you mean 'rounds'?",
@@ -58,8 +58,8 @@ BAD = {
     "prune --structure 2:4 --allocate uniform --rounds 1 --rate 0.2": "2:4 holds at most 9,600 of the 19,200 weights",
     "prune --structure 2:4 --exempt conv*": "exempt: invalid value 'conv*' (expected a pattern that fits one of fc1",
     "prune --exempt fc3*": "--exempt: takes a --structure with it",
-    "prune --floor 900 --rounds 1 --rate 0.99": "floor: 3 layers keep at least 2700 weights together",
-    "prune --floor 3 --allocate lamp": "--floor: invalid value 3 (expected 0 with --allocate lamp",
+    "prune --min-layer-weights 900 --rounds 1 --rate 0.99": "min_layer_weights: 3 layers need at least 2700",
+    "prune --min-layer-weights 3 --allocate lamp": "weights: invalid value 3 (expected 0 with --allocate lamp",
     "prune --schedule cyclic --steps 3 --cycles 9": "cycles: invalid value 9 (expected a whole number from 1 to 3",
     "prune --schedule cyclic --steps 3": "--steps: invalid value 3 (expected at least 4 steps with",
     "prune --jobs 9999": "--jobs: invalid value 9999 (expected a whole number from 1 to",
@@ -70,7 +70,7 @@ BAD = {
     "methods --density 0.1 --method dense --out file.txt": "--out: 'file.txt' holds something else",
     "methods --density 0.1 --method dense --out .": "--out: invalid value '.' (expected a file",
     "methods --density 0.1 --method dense --save file.txt": "--save: invalid value 'file.txt' (expected a folder",
-    "prune --floor 3 --allocate mine:f": "--floor: invalid value 3 (expected 0 with --allocate mine:f",
+    "prune --min-layer-weights 3 --allocate mine:f": "weights: invalid value 3 (expected 0 with --allocate mine:f",
     "prune --exempt fc* --structure mine:f": "--structure: invalid value 'mine:f' (expected a structure by name",
     "connectivity --at 9999": "--at: invalid value 9999 (expected a step from 0 to",
     "connectivity --points 2": "points: invalid value 2 (expected a whole number of at least 3",
@@ -149,7 +149,7 @@ def test_shell_completion_offers_networks(shell: str) -> None:
 
 
 RUNS = {
-    "layerwise": "--scope layerwise --layer-rate fc1*=0.5 --rounds 1",
+    "layerwise": "--allocate layerwise --layer-rate fc1*=0.5 --rounds 1",
     "epochs and cosine": "--epochs 1 --steps-none --schedule cosine --warmup 3 --rounds 1",
     "sgd": "--optimizer sgd --momentum 0.9 --nesterov --weight-decay 0.001 --schedule step --milestone 10 --rounds 1",
     "random": "--score random --rewind none --rounds 1",

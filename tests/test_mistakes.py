@@ -94,7 +94,7 @@ MISTAKES: dict[str, tuple[Callable[[Things], Any], str]] = {
     "init a class": (lambda t: lf.init(nn.Linear, 0), "not the class Linear; make one: lf.from_module(Linear(…))"),
     "a class for a module": (lambda t: lf.from_module(nn.Linear), "not the class Linear; call it: Linear(…)"),
     "a model for a module": (lambda t: lf.from_module(t.model), "not a Model; it is a model already"),
-    "one pattern": (lambda t: lf.from_module(t.net, keep="3.weight"), "keep must be a list of names or patterns, not"),
+    "one pattern": (lambda t: lf.from_module(t.net, never_prune="3.weight"), "must be a list of names or patterns"),
     "prune a ticket": (lambda t: lf.prune(fraction=0.2)(t.ticket), "prune(…): state must be a TrainState, not a Ticke"),
     "rewind to params": (lambda t: lf.rewind(to=t.start.params), "rewind: to must be a TrainState, not a dict of"),
     "rewind to a ticket": (lambda t: lf.rewind(to=t.ticket), "rewind: to must be a TrainState, not a Ticket"),

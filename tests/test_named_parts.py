@@ -239,7 +239,7 @@ def test_allocations_by_name_are_those_functions(own: str) -> None:
         if not floor:
             expected |= {"lamp": lf.lamp, "layerwise": lf.layerwise()}
         for name, allocate in expected.items():
-            found = allocation_of(settings(allocate=name, floor=floor))(scores, state.masks, 0.7)
+            found = allocation_of(settings(allocate=name, min_layer_weights=floor))(scores, state.masks, 0.7)
             assert lf.same_bits(found, allocate(scores, state.masks, 0.7)), (name, floor)
     rates = {"1*": 0.25}
     found = allocation_of(settings(allocate="layerwise", layer_rate=rates))(scores, state.masks, 0.5)

@@ -66,17 +66,17 @@ def test_prunings_that_cannot_be_are_found_before_training() -> None:
     plan = a_plan(rounds=3, rate=0.5)
     check_pruning(plan)
     # 45 weights at one half three times are 6: two layers keep 3 each, not 4.
-    check_pruning(plan._replace(allocate=lf.uniform(floor=2)))
+    check_pruning(plan._replace(allocate=lf.uniform(min_layer_weights=2)))
     for floor, fits in ((2, True), (3, True), (4, False)):
-        each = plan._replace(allocate=lf.uniform(floor=floor))
+        each = plan._replace(allocate=lf.uniform(min_layer_weights=floor))
         if fits:
             check_pruning(each)
         else:
-            with pytest.raises(UserError, match=r"^floor: "):
+            with pytest.raises(UserError, match=r"^min_layer_weights: "):
                 check_pruning(each)
-    check_pruning(plan._replace(allocate=lf.uniform(floor=5), densities=(0.9, 0.5, 0.25)))
-    with pytest.raises(UserError, match=r"^floor: "):
-        check_pruning(plan._replace(allocate=lf.uniform(floor=5), densities=(0.9, 0.5, 0.2)))
+    check_pruning(plan._replace(allocate=lf.uniform(min_layer_weights=5), densities=(0.9, 0.5, 0.25)))
+    with pytest.raises(UserError, match=r"^min_layer_weights: "):
+        check_pruning(plan._replace(allocate=lf.uniform(min_layer_weights=5), densities=(0.9, 0.5, 0.2)))
     of_five = plan._replace(select=lf.n_of_m(2, 5, ["1*"]))  # two fifths, but for the first layer
     check_pruning(of_five._replace(densities=(0.4, 0.3, 0.2)))
     with pytest.raises(UserError, match="structure: 2:5 holds at most"):
@@ -277,7 +277,7 @@ def test_devices_are_there_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
             {"layer_rate": {"no*": 0.1}, "allocate": "layerwise"},
             "layer rate: invalid value 'no.' .*a pattern that fits one of",
         ),
-        ({"floor": 10**9}, "floor: 3 layers keep at least"),
+        ({"min_layer_weights": 10**9}, "min_layer_weights: 3 layers need at least"),
         ({"structure": "3:7", "rate": 0.9, "rounds": 1}, "structure: 3:7 doesn't divide the 64 inputs"),
         ({"optimizer": "muon", "compact": True}, "--compact: cannot be with --optimizer muon"),
         ({"schedule": "cosine", "rewind": "last-lr"}, "--rewind: last-lr goes on at the last rate"),

@@ -89,14 +89,16 @@ def test_dealing_by_hand() -> None:
     assert apportion(3, {"a": 0.0, "b": 1.0}, {"a": 5, "b": 5}, {"a": 1, "b": 0}) == {"a": 1, "b": 2}
     with pytest.raises(UserError, match=r"^density: invalid value 28 .*a budget of at most 27 weights"):
         apportion(28, weights, dict.fromkeys(weights, 9), dict.fromkeys(weights, 0))
-    with pytest.raises(UserError, match=r"^floor: 3 layers keep at least 6 weights together, and the density leaves 5"):
+    with pytest.raises(
+        UserError, match=r"^min_layer_weights: 3 layers need at least 6 weights together, but the density leaves 5"
+    ):
         apportion(5, weights, dict.fromkeys(weights, 9), dict.fromkeys(weights, 2))
     masks = {"a": truth("xx.", "x.x")}
     assert [budget_of(masks, fraction) for fraction in (0.0, 0.25, 0.5, 0.75)] == [4, 3, 2, 1]
     for make in (lf.uniform, lf.erk, lf.erdos_renyi, lf.balanced, lf.globally_with_minimum):
         make(0)
         with pytest.raises(
-            UserError, match=r"^floor: invalid value -1 \(expected a whole number of weights, 0 or more"
+            UserError, match=r"^min_layer_weights: invalid value -1 \(expected a whole number of weights, 0 or more"
         ):
             make(-1)
 

@@ -13,8 +13,9 @@ from lthfunc_cli.main import main
 
 from lthfunc.catalog.pruning import SCORES
 from lthfunc.errors import UserError
-from lthfunc.experiments.config import Config
+from lthfunc.experiments.config import Config, RenamedSettingWarning
 from lthfunc.experiments.schema import from_mapping
+from lthfunc.experiments.sweeps import space_of
 from lthfunc.experiments.trust import code_in
 from lthfunc.runs.settings import read_config
 
@@ -83,8 +84,26 @@ def test_a_file_is_checked_and_filled_in(tmp_path: Path, monkeypatch: pytest.Mon
     assert "unknown name 'learning_rate'" in capsys.readouterr().err
 
 
-def test_old_names_are_still_read() -> None:
-    assert from_mapping({"scope": "layerwise", "compile": True}) == Config(allocate="layerwise", engine="compile")
+def test_former_names_work_everywhere_and_name_the_present_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    old = {"scope": "layerwise", "compile": True, "floor": 2, "keep": ["a"]}
+    new = Config(allocate="layerwise", engine="compile", min_layer_weights=2, never_prune=("a",))
+    assert from_mapping(old) == new  # run folders; nobody can change what they hold, so nobody is told
+    Path("old.toml").write_text("floor = 3")
+    assert main(["prune", "--scope", "global", "--allocate", "erk"]) == 2
+    assert "scope and allocate are the same setting; keep allocate" in capsys.readouterr().err
+    assert main(["prune", "--config", "old.toml", "--keep", "fc3*", "--rounds", "1", "--density", "2"]) == 2
+    told = capsys.readouterr().err
+    assert "--keep (keep in files) is now called --never-prune (never_prune in files)\n" in told
+    assert "--floor (floor in files) is now called --min-layer-weights" in told
+    with pytest.warns(RenamedSettingWarning, match="now called --min-layer-weights"):
+        assert space_of("--grid", ["floor=1,2"], ranges=False) == {"min_layer_weights": [1, 2]}
+    assert main(["prune", "--help"]) == 0
+    told = capsys.readouterr().out
+    assert "--never-prune" in told
+    assert "--keep" not in told
 
 
 @pytest.mark.parametrize(

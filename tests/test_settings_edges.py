@@ -33,7 +33,7 @@ RANGES: list[tuple[str, list[Any], list[Any], str]] = [
     ("rounds", [0, 10_000], [-1, 10_001], "a whole number from 0 to 10,000"),
     ("rate", [1e-300, 1 - 1e-16], [0.0, 1.0], "a number between 0 and 1, both excluded"),
     ("density", [1e-300, 1 - 1e-16], [0.0, 1.0], "a number between 0 and 1, both excluded"),
-    ("floor", [0, 10**12], [-1, 10**12 + 1], "a whole number from 0 to 1,000,000,000,000"),
+    ("min_layer_weights", [0, 10**12], [-1, 10**12 + 1], "a whole number from 0 to 1,000,000,000,000"),
     ("layer_rate", [{"a": 0.0}, {"a": 1 - 1e-16}], [{"a": -0.1}, {"a": 1.0}],
      r"a table of names, each with a number in \[0, 1\)"),
     ("epochs", [1, 1_000_000], [0, 1_000_001], "a whole number from 1 to 1,000,000"),
@@ -57,7 +57,7 @@ RANGES: list[tuple[str, list[Any], list[Any], str]] = [
     ("gpu_share", [1e-300, 1.0], [0.0, 1 + 1e-15], r"a number in \(0, 1\]"),
     ("nesterov", [True, False], [1, "true"], "true or false"),
     ("arch", ["x"], [1, True], "a string"),
-    ("keep", [(), ("a", "b")], ["a", (1,)], "a list of strings"),
+    ("never_prune", [(), ("a", "b")], ["a", (1,)], "a list of strings"),
     ("dataset_option", [{}, {"a": "b"}], [{"a": 1}, "a=b"], "a table of names, each with a string"),
 ]  # fmt: skip
 
@@ -92,7 +92,7 @@ def test_what_a_bad_value_is_shown_as() -> None:
 
 @pytest.mark.parametrize("text", ["a\nb", "a\x1b[0m", "a\x7f", "a\ud800"])
 @pytest.mark.parametrize(
-    "values", [lambda t: {"data_dir": t}, lambda t: {"keep": ("fc1*", t)}, lambda t: {"arch_option": {"a": t}},
+    "values", [lambda t: {"data_dir": t}, lambda t: {"never_prune": ("fc1*", t)}, lambda t: {"arch_option": {"a": t}},
                lambda t: {"arch_option": {t: "a"}}]
 )  # fmt: skip
 def test_text_that_a_terminal_would_obey_is_refused(text: str, values: Any) -> None:
@@ -265,8 +265,9 @@ TOGETHER: list[Any] = [
      [{"lr_final": 0.1}, {"lr": 0.2}, {"lr_final": None}]),
     ({"layer_rate": {"a": 0.5}, "allocate": "uniform"}, "--layer-rate: requires --allocate layerwise",
      [{"layer_rate": {}}, {"allocate": "layerwise"}]),
-    *(({"floor": 1, "allocate": name}, "--floor: requires --allocate global, uniform, er, erk or balanced, not",
-       [{"floor": 0}, {"allocate": "global"}, {"allocate": "erk"}])
+    *(({"min_layer_weights": 1, "allocate": name},
+       "--min-layer-weights: requires --allocate global, uniform, er, erk or balanced, not",
+       [{"min_layer_weights": 0}, {"allocate": "global"}, {"allocate": "erk"}])
       for name in ("layerwise", "lamp", OWN)),
     *(({"allocate": "lamp", "score": name}, "--allocate: invalid value 'lamp' .*scores of at least 0",
        [{"allocate": "global"}, {"score": "magnitude"}, {"score": "snip"}, {"score": OWN}])

@@ -303,7 +303,7 @@ def test_a_recipe_runs_and_is_listed(tmp_path: Path, capsys: Any) -> None:
         ("--optimizer json:dumps", "'json:dumps' needs obj; it is offered lr"),
         ("--optimizer operator:truth --rounds 1", "operator:truth"),
         ("--recipe none", "--recipe: unknown name 'none'"),
-        ("--keep fc9*", "--keep: no parameter fits 'fc9*'"),
+        ("--never-prune fc9*", "--never-prune: no parameter fits 'fc9*'"),
         ("--dataset-option size", "--dataset-option: invalid value 'size' (expected NAME=VALUE"),
         ("--dataset-option size=3", "--dataset-option: invalid value 'size' (expected nothing with digits"),
         ("--weights x.safetensors", "--weights: invalid value 'x.safetensors' (expected a file that is there"),

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from lthfunc.errors import invalid
-from lthfunc.experiments.config import SETTINGS
+from lthfunc.experiments.config import FORMER_NAMES, SETTINGS, current_names, warn_of_former_names
 from lthfunc.experiments.settings.setting import Setting, settings_of
 
 from .parsing import names, number, whole
@@ -25,15 +25,15 @@ def with_settings(command: str) -> Callable[[Callable[..., None]], Callable[...,
     """Give a function, for Typer, an option for each of a command's settings in place of its parameter `given`."""
 
     def decorated(function: Callable[..., None]) -> Callable[..., None]:
-        taken = {setting.name: _parameter(setting) for setting in settings_of(SETTINGS, command)}
+        taken = {each.name: each for setting in settings_of(SETTINGS, command) for each in _parameters(setting)}
         parameters: list[inspect.Parameter] = []
         for each in inspect.signature(function, eval_str=True).parameters.values():
             parameters += taken.values() if each.name == "given" else [each.replace(kind=each.KEYWORD_ONLY)]
 
         @functools.wraps(function)
         def called(**values: Any) -> None:
-            given = given_of({name: values.pop(name) for name in taken})
-            function(given=given, **values)
+            given, rest = given_of(values)
+            function(given=given, **rest)
 
         del called.__wrapped__  # which Typer would ask for annotations
         called.__annotations__ = {each.name: each.annotation for each in parameters}
@@ -43,32 +43,45 @@ def with_settings(command: str) -> Callable[[Callable[..., None]], Callable[...,
     return decorated
 
 
-def given_of(values: Mapping[str, Any]) -> Given:
-    """What was typed, of what Typer read; tables as such. Raises UserError."""
-    typed = {name: value for name, value in values.items() if value not in (None, [])}
-    return {name: _table(SETTINGS[name], value) if SETTINGS[name].holds is dict else value
-            for name, value in typed.items()}  # fmt: skip
+def given_of(values: Mapping[str, Any]) -> tuple[Given, dict[str, Any]]:
+    """(settings that were typed, by their present names; everything else) of what Typer read. Raises UserError."""
+    known = {name: value for name, value in values.items() if name in SETTINGS or name in FORMER_NAMES}
+    typed = {name: value for name, value in known.items() if value not in (None, [], ())}
+    warn_of_former_names(typed)
+    given = {name: _table(SETTINGS[name], value) if SETTINGS[name].holds is dict else value
+             for name, value in current_names(typed).items()}  # fmt: skip
+    return given, {name: value for name, value in values.items() if name not in known}
 
 
 @functools.cache
-def _parameter(setting: Setting) -> inspect.Parameter:
-    """The option of a setting. None means "not given": a configuration file or a default then decides."""
+def _parameters(setting: Setting) -> list[inspect.Parameter]:
+    """The option of a setting, and hidden ones by its former names.
+
+    None means "not given": a configuration file or a default then decides.
+    """
     kind: Any = str if setting.holds is dict else setting.item
     if setting.holds is not None:
         kind = list[kind]
     default = setting.shown_default
     offered = setting.choices or setting.offers
-    option = typer.Option(
-        *setting.options,
-        parser=None if setting.holds is dict else _PARSERS.get(setting.item),
-        metavar=setting.shown_metavar,
-        help=setting.help if default is None else f"{setting.help} \\[default: {default}]",
-        autocompletion=names(*offered) if offered else None,
-        rich_help_panel=setting.panel,
-    )
-    return inspect.Parameter(
-        setting.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
-    )
+
+    def option(flags: str, *, hidden: bool) -> Any:
+        return typer.Option(
+            flags,
+            parser=None if setting.holds is dict else _PARSERS.get(setting.item),
+            metavar=setting.shown_metavar,
+            help=setting.help if default is None else f"{setting.help} \\[default: {default}]",
+            autocompletion=names(*offered) if offered else None,
+            rich_help_panel=setting.panel,
+            hidden=hidden,
+        )
+
+    options = {setting.name: option(setting.flags, hidden=False)}
+    options |= {former: option(f"--{former.replace('_', '-')}", hidden=True) for former in setting.former_names}
+    return [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, each])
+        for name, each in options.items()
+    ]
 
 
 def _table(setting: Setting, texts: list[str]) -> dict[str, Any]:

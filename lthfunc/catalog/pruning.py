@@ -58,19 +58,24 @@ SCORES = Registry("scores", "--score", {
 
 #: (scores, masks, fraction) -> weights to keep in each layer, or what makes such a function.
 ALLOCATIONS = Registry("allocations", "--allocate", {
-    "global": Entry(".experiments.functions:global_allocation", "one ranking of all weights", takes=("floor",)),
+    "global": Entry(
+        ".experiments.functions:global_allocation", "one ranking of all weights", takes=("min_layer_weights",),
+    ),
     "layerwise": Entry(
         ".experiments.functions:layerwise_allocation", "the rate in every layer, half of it in the output layer",
         "Frankle & Carbin 2019, sec. 2", takes=("layer_rate",),
     ),
-    "uniform": Entry(".sparsify.budgets:uniform", "the same density in every layer", takes=("floor",)),
-    "er": Entry(".sparsify.budgets:erdos_renyi", "Erdős–Rényi", "Mocanu et al. 2018, eq. 3", takes=("floor",)),
+    "uniform": Entry(".sparsify.budgets:uniform", "the same density in every layer", takes=("min_layer_weights",)),
+    "er": Entry(
+        ".sparsify.budgets:erdos_renyi", "Erdős–Rényi", "Mocanu et al. 2018, eq. 3", takes=("min_layer_weights",),
+    ),
     "erk": Entry(
-        ".sparsify.budgets:erk", "Erdős–Rényi with the kernel", "Evci et al. 2020, sec. 3.1", takes=("floor",),
+        ".sparsify.budgets:erk", "Erdős–Rényi with the kernel", "Evci et al. 2020, sec. 3.1",
+        takes=("min_layer_weights",),
     ),
     "balanced": Entry(
         ".sparsify.budgets:balanced", "the same number of weights in every layer", "Gadhikar et al. 2023, sec. 3",
-        takes=("floor",),
+        takes=("min_layer_weights",),
     ),
     "lamp": Entry(
         ".sparsify.budgets:lamp", "one ranking of weights scaled within their layers", "Lee et al. 2021, eq. 2",

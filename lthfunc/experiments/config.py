@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
-from lthfunc.errors import invalid
+from lthfunc.errors import UserError, invalid
 from lthfunc.experiments.settings.data import Data
 from lthfunc.experiments.settings.network import Network
 from lthfunc.experiments.settings.pruning import Pruning
@@ -26,6 +27,8 @@ class Config(Running, Training, Pruning, Data, Network):  # whose fields come in
 
 #: What can be set, by name, in the order of files.
 SETTINGS: dict[str, Setting] = settings_in(Config)
+#: Present names by former ones.
+FORMER_NAMES = {former: name for name, setting in SETTINGS.items() for former in setting.former_names}
 #: Settings that may change within a run: they change no result, or only what would have been none.
 FREE = frozenset(name for name, setting in SETTINGS.items() if not setting.changes_results)
 
@@ -58,12 +61,27 @@ def parse_interval(text: str) -> Interval:
 
 
 def current_names(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Plain values under the names that settings have now; what has none keeps its own."""
-    earlier = {alias: name for name, setting in SETTINGS.items() for alias in setting.aliases}
+    """Plain values under the settings' present names; unknown names stay. Raises UserError where both names occur."""
+    for former, name in FORMER_NAMES.items():
+        if former in values and name in values:
+            raise UserError(f"{former} and {name} are the same setting; keep {name}, its present name")
     if isinstance(values.get("compile"), bool):  # as version 0.1.0 wrote it
         engine = "compile" if values["compile"] else "eager"
         values = {**{name: value for name, value in values.items() if name != "compile"}, "engine": engine}
-    return {earlier.get(name, name): value for name, value in values.items()}
+    return {FORMER_NAMES.get(name, name): value for name, value in values.items()}
+
+
+class RenamedSettingWarning(FutureWarning):
+    """A setting was given by a former name, which works for one more version."""
+
+
+def warn_of_former_names(names: Iterable[str]) -> None:
+    """Warn of each former name among these, with the present one."""
+    for former in names:
+        if former in FORMER_NAMES:
+            name = FORMER_NAMES[former]
+            text = f"--{former} ({former} in files) is now called {SETTINGS[name].option} ({name} in files)"
+            warnings.warn(text, RenamedSettingWarning, stacklevel=3)
 
 
 def replaced_by(given: Iterable[str]) -> set[str]:

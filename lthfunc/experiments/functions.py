@@ -84,14 +84,14 @@ def random_score(seed: int) -> Score:
 
 def allocation_of(config: Config) -> Allocate:
     """An allocation by its name; a user's own is ``scores, masks, fraction -> keep counts``."""
-    offered = {"floor": config.floor, "layer_rate": config.layer_rate}
+    offered = {"min_layer_weights": config.min_layer_weights, "layer_rate": config.layer_rate}
     made: Allocate = ALLOCATIONS.make(config.allocate, offered, dict)
     return made
 
 
-def global_allocation(floor: int) -> Allocate:
-    """One threshold, with or without a floor."""
-    return globally_with_minimum(floor) if floor else globally
+def global_allocation(min_layer_weights: int) -> Allocate:
+    """One threshold, with or without a minimum for each layer."""
+    return globally_with_minimum(min_layer_weights) if min_layer_weights else globally
 
 
 def layerwise_allocation(layer_rate: Mapping[str, float]) -> Allocate:

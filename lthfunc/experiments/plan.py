@@ -147,7 +147,7 @@ def prepare(config: Config, observe: Observe | None = None, collectives: Collect
     if anchor_step >= steps:
         raise invalid("--rewind", config.rewind, f"a point before the end of training (step {steps})")
     check_patterns("layer rate", config.layer_rate, model.prunable)
-    if config.rounds and (config.structure != "unstructured" or config.floor):
+    if config.rounds and (config.structure != "unstructured" or config.min_layer_weights):
         check_pruning(plan)
     if config.rounds and config.score not in ("magnitude", "random"):
         start = init(model, 0, config.device)
@@ -216,7 +216,7 @@ def read_model(config: Config, data: Dataset) -> Model:
         config.arch_option,
         weights=config.weights,
         prune_only=config.prune_only,
-        keep=config.keep,
+        never_prune=config.never_prune,
         any_outputs=is_own(config.loss),
     )
 

@@ -8,7 +8,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lthfunc.errors import UserError, invalid, unknown
-from lthfunc.experiments.config import SETTINGS, Config, replaced_by, to_mapping
+from lthfunc.experiments.config import (
+    FORMER_NAMES,
+    SETTINGS,
+    Config,
+    replaced_by,
+    to_mapping,
+    warn_of_former_names,
+)
 from lthfunc.experiments.resolve import resolved
 from lthfunc.experiments.schema import from_mapping, setting_value
 
@@ -41,6 +48,8 @@ def space_of(option: str, texts: Sequence[str], *, ranges: bool) -> Space:
     for text in texts:
         name, equals, listed = text.partition("=")
         name = name.replace("-", "_")
+        warn_of_former_names([name])
+        name = FORMER_NAMES.get(name, name)
         if not equals or not listed:
             raise invalid(option, text, f"SETTING=VALUES, e.g. {example}")
         if name not in SETTINGS:

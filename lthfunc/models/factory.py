@@ -30,10 +30,11 @@ def build_for(
     *,
     weights: str | None = None,
     prune_only: Sequence[str] = (),
-    keep: Sequence[str] = (),
+    never_prune: Sequence[str] = (),
     any_outputs: bool = False,
 ) -> Model:
-    """`build` for a data set. weights: what it starts from (`pretrained`). prune_only, keep: see `with_prunable`.
+    """`build` for a data set. weights: what it starts from (`pretrained`).
+    prune_only, never_prune: see `with_prunable`.
 
     any_outputs: the network's outputs may be anything, for a loss of the user's own.
     """
@@ -43,7 +44,7 @@ def build_for(
         check_tokens(name, model, data.train.x, data.val.x, data.test.x)
     if weights is not None:
         model = with_weights(model, name, weights)
-    return with_prunable(model, prune_only, keep)
+    return with_prunable(model, prune_only, never_prune)
 
 
 @public

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lthfunc.errors import DamagedError, UserError, invalid
-from lthfunc.experiments.config import FREE, Config, to_mapping
+from lthfunc.experiments.config import FREE, Config, current_names, to_mapping
 from lthfunc.experiments.iterative import TICKET
 from lthfunc.experiments.records import Record, Spread, summarize, winning
 from lthfunc.experiments.sweeps import Range, Space, Values
@@ -59,9 +59,10 @@ def open_sweep(folder: Path, config: Config, space: Space, objective: str, kind:
     drop_partial_line(path)
     if not lines or lines[0].get("kind") != "sweep":
         raise DamagedError(f"{path}: does not begin with a sweep's description")
-    different = [name for name in about if lines[0].get(name) != about[name]]
+    begun = {name: current_names(value) if isinstance(value, dict) else value for name, value in lines[0].items()}
+    different = [name for name in about if begun.get(name) != about[name]]
     if different:
-        difference = _first_difference(lines[0], about, different[0])
+        difference = _first_difference(begun, about, different[0])
         raise UserError(f"--out: {str(folder)!r} holds another sweep: {difference}")
     return [_trial(line) for line in lines[1:] if line.get("kind") == "trial"]
 
@@ -94,11 +95,12 @@ def trial_of(number: int, values: Values, records: Sequence[Record], objective: 
 
 
 def _trial(line: dict[str, Any]) -> Trial:
-    values = {name: line.get(name) for name in Trial._fields}
+    values: dict[str, Any] = {name: line.get(name) for name in Trial._fields}
+    values["values"] = current_names(values["values"])
     for name in ("worth", "test_accuracy"):
         part = values[name]
         values[name] = None if part is None else Spread(**part)
-    return Trial(**values)  # type: ignore[arg-type]
+    return Trial(**values)
 
 
 def _first_difference(theirs: dict[str, Any], mine: dict[str, Any], name: str) -> str:

@@ -1,8 +1,8 @@
-"""Budgets: a network's weights dealt out to its layers by a formula, to the exact number.
+"""Budgets: a network's remaining weights apportioned to its layers by a formula, exactly.
 
-Each function makes an `Allocate`. The whole network keeps what the fraction leaves of it, as with `globally`; what
-differs is how layers share. No layer gets more than it has left, nor less than `floor` (or all that it has left); what
-a full layer can't take goes to the others in the same proportions.
+Each function makes an `Allocate`. The whole network keeps what the fraction leaves of it, as with `globally`; only the
+shares of the layers differ. No layer gets more weights than it has left, nor fewer than `min_layer_weights` (or all
+that it has left); what a full layer cannot take goes to the others in the same proportions.
 """
 
 from __future__ import annotations
@@ -22,38 +22,38 @@ from lthfunc.trees.types import Masks
 
 
 @public
-def uniform(floor: int = 0) -> Allocate:
+def uniform(min_layer_weights: int = 0) -> Allocate:
     """The same density in every layer."""
-    return _by(lambda shape: 1.0, floor)
+    return _by(lambda shape: 1.0, min_layer_weights)
 
 
 @public
-def erdos_renyi(floor: int = 0) -> Allocate:
+def erdos_renyi(min_layer_weights: int = 0) -> Allocate:
     """Density in proportion to (n_in + n_out) / (n_in · n_out) (Mocanu et al. 2018, eq. 3)."""
-    return _by(lambda shape: _sum_over_product(shape[:2]), floor)
+    return _by(lambda shape: _sum_over_product(shape[:2]), min_layer_weights)
 
 
 @public
-def erk(floor: int = 0) -> Allocate:
+def erk(min_layer_weights: int = 0) -> Allocate:
     """Erdős–Rényi with the kernel: (n_in + n_out + h + w) / (n_in · n_out · h · w) (Evci et al. 2020, sec. 3.1)."""
-    return _by(_sum_over_product, floor)
+    return _by(_sum_over_product, min_layer_weights)
 
 
 @public
-def balanced(floor: int = 0) -> Allocate:
+def balanced(min_layer_weights: int = 0) -> Allocate:
     """The same number of weights in every layer, small layers whole (Gadhikar et al. 2023, sec. 3)."""
-    return _by(lambda shape: 1 / torch.Size(shape).numel(), floor)
+    return _by(lambda shape: 1 / torch.Size(shape).numel(), min_layer_weights)
 
 
 @public
-def globally_with_minimum(floor: int) -> Allocate:
-    """One threshold for all layers, but each keeps its `floor` best weights (or all that it has left)."""
-    _check_floor(floor)
+def globally_with_minimum(min_layer_weights: int) -> Allocate:
+    """One threshold for all layers, but each keeps its `min_layer_weights` best weights (or all that it has left)."""
+    _check_minimum(min_layer_weights)
 
     def allocate(scores: Scores, masks: Masks, fraction: float) -> KeepCounts:
         budget = budget_of(masks, fraction)
         living = _living(masks)
-        sure = {name: min(floor, number) for name, number in living.items()}
+        sure = {name: min(min_layer_weights, number) for name, number in living.items()}
         _check_room(budget, sure)
         rest = {name: mask & (ranks(scores[name], mask) >= sure[name]) for name, mask in masks.items()}
         above = counts_of_best(scores, rest, budget - sum(sure.values()))
@@ -123,13 +123,13 @@ def budget_of(masks: Masks, fraction: float) -> int:
     return living - int(number_pruned(torch.tensor(living), fraction))
 
 
-def _by(density: Callable[[tuple[int, ...]], float], floor: int) -> Allocate:
-    _check_floor(floor)
+def _by(density: Callable[[tuple[int, ...]], float], min_layer_weights: int) -> Allocate:
+    _check_minimum(min_layer_weights)
 
     def allocate(scores: Scores, masks: Masks, fraction: float) -> KeepCounts:
         weights = {name: density(tuple(mask.shape)) * mask.numel() for name, mask in masks.items()}
         living = _living(masks)
-        least = {name: min(floor, number) for name, number in living.items()}
+        least = {name: min(min_layer_weights, number) for name, number in living.items()}
         shares = apportion(budget_of(masks, fraction), weights, living, least)
         return {name: torch.tensor(share, device=masks[name].device) for name, share in shares.items()}
 
@@ -148,14 +148,14 @@ def _clipped(share: float, least: int, most: int) -> float:
     return min(float(most), max(float(least), share))
 
 
-def _check_floor(floor: int) -> None:
-    if floor < 0:
-        raise invalid("floor", floor, "a whole number of weights, 0 or more")
+def _check_minimum(min_layer_weights: int) -> None:
+    if min_layer_weights < 0:
+        raise invalid("min_layer_weights", min_layer_weights, "a whole number of weights, 0 or more")
 
 
 def _check_room(budget: int, least: Mapping[str, int]) -> None:
     if budget < sum(least.values()):
         raise UserError(
-            f"floor: {len(least)} layers keep at least {sum(least.values())} weights together, and the density "
-            f"leaves {budget}; a higher density or a lower floor would do"
+            f"min_layer_weights: {len(least)} layers need at least {sum(least.values())} weights together, but the "
+            f"density leaves {budget}; choose a higher density or a smaller minimum"
         )

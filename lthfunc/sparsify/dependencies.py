@@ -91,7 +91,8 @@ def _layer_of(module: nn.Module, name: str) -> nn.Module:
     layer = module.get_submodule(owner) if "parametrizations" not in owner else None
     if leaf != "weight" or not isinstance(layer, (nn.Linear, *CONVOLUTIONS)):
         raise UserError(
-            f"--structure: units works on linear and convolution layers, and {name} is none; keep it dense with --keep"
+            f"--structure: units prunes linear and convolution layers, but {name} belongs to neither; exclude it with "
+            "--never-prune"
         )
     return layer
 

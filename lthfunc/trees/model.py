@@ -82,23 +82,37 @@ def from_module(
     init: Initialiser = glorot_normal,
     prunable: Sequence[str] = (),
     prune_only: Sequence[str] = (),
-    keep: Sequence[str] = (),
+    never_prune: Sequence[str] = (),
     tokens: bool = False,
     parts: Sequence[InputSpec] = (),
 ) -> Model:
-    """Make a `Model` of any `nn.Module`.
+    """Make a `Model` of any `nn.Module`, which is copied and never changed.
 
-    The module is copied and never changed. Pruned are the weights of linear, convolution, embedding, recurrent and
-    attention layers; `prunable` adds parameters by name pattern (``"*.gate"``), `prune_only` says which instead, and
-    `keep` which not. A weight that several layers share is one parameter with one mask. Parameters that don't require a
-    gradient are buffers: they stay as they are. tokens: inputs are whole numbers. parts: what the module takes, where
-    that is several inputs (`Dataset.parts`).
+    By default the weights of linear, convolution, embedding, recurrent and attention layers can be pruned. A weight
+    that several layers share is one parameter with one mask. Parameters that don't require a gradient become buffers.
 
-    Raises UserError where a pattern fits nothing, no parameter is prunable, or the module has state that is no
-    parameter or buffer.
+    name: of the model, by default its class's. init: draws the parameters from a seed (`glorot_normal`, `as_built`).
+    prunable: name patterns (``"*.gate"``) of further parameters to prune; prune_only: of the only ones; never_prune: of
+    those to exclude. tokens: whether inputs are int64 tokens (n, length). parts: the inputs of a module that takes
+    several (`Dataset.parts`).
+
+    Raises UserError where a pattern matches nothing, no parameter is prunable, or the module has state that is neither
+    a parameter nor a buffer. Warns of matrices that are neither pruned nor drawn from the seed.
+
+    >>> import torch, lthfunc as lf
+    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
+    >>> lf.from_module(net).prunable
+    ('0.weight', '2.weight')
     """
     model = make_model(
-        module, name=name, init=init, prunable=prunable, prune_only=prune_only, keep=keep, tokens=tokens, parts=parts
+        module,
+        name=name,
+        init=init,
+        prunable=prunable,
+        prune_only=prune_only,
+        never_prune=never_prune,
+        tokens=tokens,
+        parts=parts,
     )
     if model.fixed:
         warnings.warn(fixed_line(model), stacklevel=2)
@@ -112,7 +126,7 @@ def make_model(
     init: Initialiser = glorot_normal,
     prunable: Sequence[str] = (),
     prune_only: Sequence[str] = (),
-    keep: Sequence[str] = (),
+    never_prune: Sequence[str] = (),
     tokens: bool = False,
     parts: Sequence[InputSpec] = (),
 ) -> Model:
@@ -154,7 +168,7 @@ def make_model(
     model = _also_pruned(model, tuple(key for key in params if key in {*names, *more}))
     if more and not names:
         model = model._replace(output=model.prunable[-1])
-    return with_prunable(model, prune_only, keep)
+    return with_prunable(model, prune_only, never_prune)
 
 
 def _drawn(init: Initialiser, module: nn.Module, params: Params, seed: int) -> Params:
@@ -191,15 +205,21 @@ def mismatched_line(model: Model) -> str:
 
 
 @public
-def with_prunable(model: Model, only: Sequence[str] = (), keep: Sequence[str] = ()) -> Model:
-    """The model with other prunable parameters: those that fit a pattern of `only`, but none that fits one of `keep`.
+def with_prunable(model: Model, prune_only: Sequence[str] = (), never_prune: Sequence[str] = ()) -> Model:
+    """The model with other prunable parameters, chosen by name patterns as a shell has them (``"conv*"``).
 
-    Raises UserError where a pattern fits nothing, or nothing is left.
+    prune_only: patterns of the parameters to prune, by default those that are prunable now. never_prune: patterns of
+    those to exclude. Raises UserError where a pattern matches nothing, or nothing is left to prune.
+
+    >>> import torch, lthfunc as lf
+    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Linear(3, 2))
+    >>> with_prunable(lf.from_module(net), never_prune=["1.*"]).prunable
+    ('0.weight',)
     """
-    if not only and not keep:
+    if not prune_only and not never_prune:
         return model
     params = [name for name, _ in model.training.named_parameters()]
-    return _also_pruned(model, select_prunable(params, model.prunable, only, keep))
+    return _also_pruned(model, select_prunable(params, model.prunable, prune_only, never_prune))
 
 
 def _also_pruned(model: Model, names: tuple[str, ...]) -> Model:

@@ -106,21 +106,24 @@ def preserves_zeros(layer: nn.Module, weight: str) -> bool:
 
 
 def select_prunable(
-    params: Collection[str], default_prunable: Collection[str], only: Sequence[str] = (), keep: Sequence[str] = ()
+    params: Collection[str],
+    default_prunable: Collection[str],
+    prune_only: Sequence[str] = (),
+    never_prune: Sequence[str] = (),
 ) -> tuple[str, ...]:
-    """The names that fit a pattern of `only` (of any parameter; without one the usual) and none of `keep`.
+    """The names that fit a pattern of `prune_only` (of any parameter; without one the usual) and none of `never_prune`.
 
     Patterns are as in a shell (``"conv*"``, ``"*.in_proj_weight"``). Raises UserError where one fits nothing, or
     nothing is left.
     """
-    names = list(params) if only else [name for name in params if name in set(default_prunable)]
-    if only:
-        wanted = set().union(*(matching_names("--prune-only", pattern, names) for pattern in only))
+    names = list(params) if prune_only else [name for name in params if name in set(default_prunable)]
+    if prune_only:
+        wanted = set().union(*(matching_names("--prune-only", pattern, names) for pattern in prune_only))
         names = [name for name in names if name in wanted]
-    kept = set().union(*(matching_names("--keep", pattern, names) for pattern in keep))
+    kept = set().union(*(matching_names("--never-prune", pattern, names) for pattern in never_prune))
     left = tuple(name for name in names if name not in kept)
     if not left:
-        raise UserError(f"--keep: nothing is left to prune of {', '.join(names)}")
+        raise UserError(f"--never-prune: nothing is left to prune of {', '.join(names)}")
     return left
 
 

@@ -45,9 +45,9 @@ def page() -> str:
 def _row(setting: Setting) -> str:
     takes = ", ".join(setting.choices) or accepted(setting)
     default = str(setting.value).lower() if isinstance(setting.value, bool) else setting.shown_default or "–"
-    earlier = "".join(f" (earlier `{name}`)" for name in setting.aliases)
+    formerly = "".join(f" (formerly `{name}`)" for name in setting.former_names)
     commands = [*setting.commands, *([] if setting.changes_results else ["resume"])]
-    cells = (f"`{setting.name}`{earlier}", takes, default, setting.help, ", ".join(commands))
+    cells = (f"`{setting.name}`{formerly}", takes, default, setting.help, ", ".join(commands))
     return "| " + " | ".join(cell.replace("|", "\\|").replace("*", "\\*") for cell in cells) + " |"
 
 

@@ -42,10 +42,10 @@ class Network:
             default="weights of linear, convolution, embedding and attention layers",
         ),
     ] = ()  # fmt: skip
-    keep: Annotated[
+    never_prune: Annotated[
         tuple[str, ...],
         Setting(
-            "Leave the parameters whose name fits dense, e.g. 'fc*'; repeatable.",
-            PRUNING, ("prune", "methods"), "PATTERN", after="prune_only",
+            "Never prune the parameters whose names match, e.g. 'fc*'; repeatable.",
+            PRUNING, ("prune", "methods"), "PATTERN", after="prune_only", former_names=("keep",),
         ),
     ] = ()  # fmt: skip

@@ -56,7 +56,7 @@ class Pruning:
         str,
         Setting(
             f"How layers share what is kept: {ALLOCATIONS.described}; or package.module:function.",
-            PRUNING, _PRUNERS, names=ALLOCATIONS, aliases=("scope",),
+            PRUNING, _PRUNERS, names=ALLOCATIONS, former_names=("scope",),
         ),
     ] = "global"  # fmt: skip
     layer_rate: Annotated[
@@ -66,9 +66,9 @@ class Pruning:
             PRUNING, _PRUNERS, "PATTERN=RATE", gives_way_to=("allocate", "arch"),
         ),
     ] = field(default_factory=dict)  # fmt: skip
-    floor: Annotated[
+    min_layer_weights: Annotated[
         int, Ge(0), Le(10**12),
-        Setting("Weights that every layer keeps at least.", PRUNING, _PRUNERS),
+        Setting("Number of weights that every layer keeps at least.", PRUNING, _PRUNERS, former_names=("floor",)),
     ] = 0  # fmt: skip
     score: Annotated[
         str,

@@ -33,7 +33,7 @@ class Setting:
     after: the option that --help lists it behind; None for the order of the fields.
     names: the registry of what it may be, from which `settings_in` fills in the next three. choices: the names that it
     must be one of; own: it may name a user's own function; offers: completed, not checked.
-    aliases: names that it had before. negated: whether there is a --no-… of it.
+    former_names: names that it had before, which still work. negated: whether there is a --no-… of it.
     """
 
     help: str
@@ -46,7 +46,7 @@ class Setting:
     choices: tuple[str, ...] = ()
     own: bool = False
     offers: tuple[str, ...] = ()
-    aliases: tuple[str, ...] = ()
+    former_names: tuple[str, ...] = ()
     negated: bool = True
     #: Whether numbers depend on it. What changes none may change while a run goes on.
     changes_results: bool = True
@@ -78,11 +78,6 @@ class Setting:
         return "--" + self.name.replace("_", "-")
 
     @property
-    def options(self) -> tuple[str, ...]:
-        """All that may be typed for it, as Typer is told."""
-        return (self._flags, *("--" + name for name in self.aliases))
-
-    @property
     def shown_metavar(self) -> str | None:
         """What stands for its value; None for the name of its type."""
         return self.metavar or _METAVARS.get(self.item)
@@ -102,7 +97,8 @@ class Setting:
         return self.told and self.changes_results
 
     @property
-    def _flags(self) -> str:
+    def flags(self) -> str:
+        """The option as Typer takes it, with its negation."""
         return f"{self.option}/--no-{self.option[2:]}" if self.item is bool and self.negated else self.option
 
 
