@@ -34,7 +34,7 @@ BAD = {
     "prune --rewind step:99999": "--rewind: invalid value 'step:99999' (expected a point before the end",
     "prune --batch-size 2000": "--batch-size: invalid value 2000 (expected a whole number from 1 to 1257",
     "prune --layer-rate fc1": "--layer-rate: invalid value 'fc1' (expected PATTERN=RATE",
-    "prune --allocate layerwise --layer-rate conv*=0.1": "a pattern that fits one of fc1.weight, fc2.weight, fc3.weight",
+    "prune --allocate layerwise --layer-rate conv*=0.1": "a pattern that fits one of fc1.weight, fc2.weight, fc3",
     "prune --config absent.toml": "--config: cannot read 'absent.toml': No such file or directory",
     "prune --config bad.toml": "--config: 'bad.toml' is not TOML",
     "prune --config typo.toml": "unknown name 'round'; did you mean 'rounds'?",
