@@ -42,10 +42,8 @@ def compare(
     reference = Path(baseline) if baseline is not None else folders[0]
     if reference not in folders:
         folders.append(reference)
-    _compare(folders, at, folders.index(reference), csv, markdown, json)
-
-
-def _compare(folders: list[Path], at: str, baseline: int, csv: bool, markdown: bool, wants_json: bool) -> None:
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise invalid("RUN", ", ".join(map(str, folders)), "each run once")
     from lthfunc.reports.run_comparison import (
         ComparedRun,
         as_csv,
@@ -58,21 +56,20 @@ def _compare(folders: list[Path], at: str, baseline: int, csv: bool, markdown: b
 
     from .console import printable, screen
 
-    if len({folder.resolve() for folder in folders}) < len(folders):
-        raise invalid("RUN", ", ".join(map(str, folders)), "each run once")
     read = [whole_run(folder) for folder in folders]
     subjects = [
         ComparedRun(printable(name), run.config, run.records)
         for name, run in zip(distinct_names(folders), read, strict=True)
     ]
-    rows = compared(subjects, at, baseline)
-    if wants_json:
-        import json
+    rows = compared(subjects, at, folders.index(reference))
+    tested = subjects[folders.index(reference)].name
+    if json:
+        import json as writer
 
-        print(json.dumps({"at": at, "baseline": subjects[baseline].name, "runs": as_values(rows)}, indent=2))
+        print(writer.dumps({"at": at, "baseline": tested, "runs": as_values(rows)}, indent=2))
     elif csv:
         put(as_csv(rows), end="")
     elif markdown:
         put(as_markdown(rows))
     else:
-        screen().print(comparison_table(rows, subjects[baseline].name))
+        screen().print(comparison_table(rows, tested))

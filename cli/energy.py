@@ -40,14 +40,6 @@ def energy(
     check_least(
         ("--samples", samples, 1), ("--repeats", repeats, 2), ("--batch-size", batch_size, 1), ("--threads", threads, 1)
     )  # fmt: skip
-    counts = {"samples": samples, "repeats": repeats, "batch_size": batch_size}
-    _energy(Path(run), number, seed, given, counts, threads, trust=trust, wants_json=json)
-
-
-def _energy(
-    run: Path, number: int | str | None, seed: int | None, given: o.Given, counts: dict[str, int],
-    threads: int | None, *, trust: bool, wants_json: bool,
-) -> None:  # fmt: skip
     from lthfunc.deployment.specialize import specialize
     from lthfunc.deployment.tuning_cache import tunings_file
     from lthfunc.energy.inference import metered_inference, ready_batches
@@ -64,13 +56,12 @@ def _energy(
     country = given.get("country")
     check_meter(country)
     device = choose_device(given.get("device", "auto"))
-    dense, found = tickets_of_run(run, [0, number], seed, given.get("data_dir"), trusted=trust)
-    batch = counts["batch_size"]
-    check_batch(batch, found.data)
+    dense, found = tickets_of_run(Path(run), [0, number], seed, given.get("data_dir"), trusted=trust)
+    check_batch(batch_size, found.data)
     keep_freed_memory()
     amounts: dict[str, list[Any]] = {}
     with using_threads(threads), aside().status("making programs") as status:
-        batches = ready_batches(found.data, batch, device)
+        batches = ready_batches(found.data, batch_size, device)
         program = specialize(found.ticket, found.model, batches[0], device, tunings=tunings_file())
         programs = {
             "dense": specialize(dense.ticket, found.model, batches[0], device, format="dense"),
@@ -78,19 +69,20 @@ def _energy(
             "specialised": program,
         }
         with metering(device, country) as meter:
-            for name, amount in metered_inference(programs, batches, counts["samples"], counts["repeats"], meter):
+            for name, amount in metered_inference(programs, batches, samples, repeats, meter):
                 amounts.setdefault(name, []).append(amount)
-                status.update(f"{name}: {len(amounts[name])} of {counts['repeats']}")
+                status.update(f"{name}: {len(amounts[name])} of {repeats}")
             source = meter.source
     item = {
-        "round": found.number, "seed": found.seed, "device": device, **counts, "form": program.report.form,
+        "round": found.number, "seed": found.seed, "device": device, "samples": samples,
+        "repeats": repeats, "batch_size": batch_size, "form": program.report.form,
         "source": source.how, "country": source.country, "assumed": source.assumed, "formats": measured_values(amounts),
     }  # fmt: skip
     try:
-        if wants_json:
-            import json
+        if json:
+            import json as writer
 
-            print(json.dumps({"run": str(run), **item}, indent=2))
+            print(writer.dumps({"run": str(Path(run)), **item}, indent=2))
             return
         console = screen()
         console.print(headline(found), highlight=False)
@@ -98,7 +90,7 @@ def _energy(
         console.print()
         console.print(inference_table(item))
     finally:  # after what is shown: a run may lie where nothing can be written
-        keep_measurement(run, "energy", device, item)
+        keep_measurement(Path(run), "energy", device, item)
 
 
 def breakeven(
@@ -134,18 +126,11 @@ def breakeven(
     """
     if price is not None and not 0 < price < math.inf:
         raise invalid("--price", price, "a number above 0")
-    sides = [_constants(text) for text in (sparse, dense or "")]
-    if (sides[0] is None) != (sides[1] is None) and dense is not None:
+    constants = [_constants(text) for text in (sparse, dense or "")]
+    if (constants[0] is None) != (constants[1] is None) and dense is not None:
         raise UserError(f"{sparse} and {dense}: give two runs, or two of FIXED+COST/N")
-    if sides[0] is not None and dense is None:
+    if constants[0] is not None and dense is None:
         raise UserError(f"{sparse}: needs the dense network's FIXED+COST/N after it")
-    _breakeven(sparse, dense, sides, format, price, evaluation, unit, plot, wants_json=json)
-
-
-def _breakeven(
-    sparse: str, dense: str | None, constants: list[Any], format: str, price: float | None, evaluation: bool,
-    unit: str, plot: str | None, *, wants_json: bool,
-) -> None:  # fmt: skip
     from lthfunc.energy.breakeven import Costs
     from lthfunc.reports.breakeven import (
         CostPair,
@@ -161,8 +146,8 @@ def _breakeven(
 
     from .console import screen
 
-    if constants[0] is not None:
-        mine, theirs = (Costs([fixed], [each]) for fixed, each in constants)
+    if constants[0] is not None and constants[1] is not None:
+        mine, theirs = (Costs([fixed], [each]) for fixed, each in (constants[0], constants[1]))
         asked = [CostPair("cost", unit, mine, theirs)]
     else:
         names = [sparse, dense or sparse]
@@ -182,10 +167,10 @@ def _breakeven(
 
         charts = [breakeven_chart(each) for each in found]
         save(side_by_side(charts, f"{sparse} against {dense or 'its dense network'}", [True] * len(charts)), Path(plot))
-    if wants_json:
-        import json
+    if json:
+        import json as writer
 
-        print(json.dumps({"sparse": sparse, "dense": dense or sparse, "results": as_values(found)}, indent=2))
+        print(writer.dumps({"sparse": sparse, "dense": dense or sparse, "results": as_values(found)}, indent=2))
         return
     screen().print(breakeven_table(found))
     if all(each.question.quantity == "time" for each in found):

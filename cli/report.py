@@ -33,10 +33,6 @@ def report(
         raise invalid("--out", out, "a name that ends in .html")
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise invalid("RUN", ", ".join(runs), "each run once")
-    _report(folders, path, title, figures)
-
-
-def _report(folders: list[Path], path: Path, title: str | None, figures: bool) -> None:
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 
     from lthfunc.reports.page.pictures import reads_of

@@ -14,6 +14,7 @@ from lthfunc.errors import UserError
 from lthfunc.experiments.iterative import TICKET
 from lthfunc.experiments.records import Record
 from lthfunc.reports.charts import BLUE, ORANGE, Chart, Series
+from lthfunc.reports.tables import plain_table
 
 #: What is compared, and in which unit.
 QUANTITIES = {"emissions": "kg CO₂eq", "energy": "kWh", "time": "s", "money": ""}
@@ -106,11 +107,8 @@ def break_evens(asked: Sequence[CostPair]) -> list[PairBreakEven]:
 
 def breakeven_table(found: Sequence[PairBreakEven]) -> Table:
     """A line per quantity."""
-    table = Table(header_style="bold", box=None, pad_edge=False)
-    table.add_column("quantity")
     heads = ("dense training", "extra to find it", "dense inference", "saved in each", "it pays back", "95 % interval")
-    for head in heads:
-        table.add_column(head, justify="right")
+    table = plain_table("quantity", *heads)
     for question, answer in found:
         each = fmean(question.dense.each)
         share = 100 * answer.saving.mean / each if each else 0.0

@@ -9,6 +9,7 @@ import torch
 from rich.table import Table
 
 from lthfunc.errors import UserError
+from lthfunc.reports.tables import plain_table
 from lthfunc.training.evaluation import chunk_for
 from lthfunc.trees.model import Model, apply_evaluating
 from lthfunc.trees.ops import scaled
@@ -48,10 +49,7 @@ def per_class(model: Model, networks: Mapping[str, Ticket], data: Dataset) -> li
 
 def class_rows(rows: list[ClassRow]) -> Table:
     """As a table, with the mean over classes at its end."""
-    table = Table(header_style="bold", box=None, pad_edge=False)
-    table.add_column("class")
-    for head in ("training", "validation", *(f"{name} acc %" for name in rows[0].right)):
-        table.add_column(head, justify="right")
+    table = plain_table("class", "training", "validation", *(f"{name} acc %" for name in rows[0].right))
     for row in rows:
         table.add_row(row.name, f"{row.training:,}", f"{row.examples:,}", *map(_percent, row.right.values()))
     means = []

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from lthfunc.energy.amounts import Amount
 from lthfunc.experiments.records import spread
+from lthfunc.reports.tables import plain_table
 
 
 def measured_values(amounts: Mapping[str, Sequence[Amount]]) -> dict[str, Any]:
@@ -24,14 +25,11 @@ def measured_values(amounts: Mapping[str, Sequence[Amount]]) -> dict[str, Any]:
 
 def inference_table(item: Mapping[str, Any]) -> Table:
     """Per million examples, with the standard deviation of the repeats. item: a measurement of kind "energy"."""
-    table = Table(
-        title=f"a million examples, from {item['samples']:,} in batches of {item['batch_size']}, mean ± standard "
-        f"deviation of {item['repeats']} repeats",
-        title_style="dim", title_justify="left", header_style="bold", box=None, pad_edge=False,
-    )  # fmt: skip
-    table.add_column("format")
-    for head in ("seconds", "Wh", "CPU", "GPU", "RAM", "g CO₂eq", "of dense %"):
-        table.add_column(head, justify="right")
+    title = (
+        f"a million examples, from {item['samples']:,} in batches of {item['batch_size']}, mean ± standard "
+        f"deviation of {item['repeats']} repeats"
+    )
+    table = plain_table("format", "seconds", "Wh", "CPU", "GPU", "RAM", "g CO₂eq", "of dense %", title=title)
     dense = item["formats"]["dense"]["kwh"]["mean"]
     for name, cost in item["formats"].items():
         shown = f"{name} ({item['form']})" if name == "specialised" else name

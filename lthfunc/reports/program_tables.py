@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from rich.table import Table
 
 from lthfunc.deployment.program import ProgramReport
+from lthfunc.reports.tables import plain_table
 
 
 def form_table(report: ProgramReport) -> Table | None:
@@ -14,10 +15,8 @@ def form_table(report: ProgramReport) -> Table | None:
     measured = report.measured
     if measured is None:
         return None
-    table = _table(f"measured on batches of {measured.batch}")
-    table.add_column("form")
-    for head in ("µs a batch", "samples/s", "× dense"):
-        table.add_column(head, justify="right")
+    title = f"measured on batches of {measured.batch}"
+    table = plain_table("form", "µs per batch", "samples/s", "× dense", title=title)
     for name, seconds in sorted(measured.seconds.items(), key=lambda item: item[1]):
         chosen = name == report.name
         table.add_row(
@@ -29,10 +28,7 @@ def form_table(report: ProgramReport) -> Table | None:
 
 def layer_cost_table(report: ProgramReport) -> Table:
     """A line per layer: weights, density, FLOPs of an example, and its format where layers have their own."""
-    table = _table(None)
-    table.add_column("layer")
-    for head in ("weights left", "density %", "FLOPs", "left"):
-        table.add_column(head, justify="right")
+    table = plain_table("layer", "weights left", "density %", "FLOPs", "left")
     if report.formats:
         table.add_column("format")
     for name, layer in report.cost.layers.items():
@@ -60,10 +56,7 @@ def cost_lines(report: ProgramReport) -> list[str]:
 
 def size_table(rows: Sequence[tuple[str, int]]) -> Table:
     """Files and their sizes; the first one is what the others are compared with."""
-    table = _table(None)
-    table.add_column("file")
-    table.add_column("bytes", justify="right")
-    table.add_column("of dense %", justify="right")
+    table = plain_table("file", "bytes", "of dense %")
     for name, count in rows:
         table.add_row(name, f"{count:,}", f"{100 * count / rows[0][1]:.1f}")
     return table
@@ -76,7 +69,3 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.2f} GB"
-
-
-def _table(title: str | None) -> Table:
-    return Table(title=title, title_style="dim", title_justify="left", header_style="bold", box=None, pad_edge=False)

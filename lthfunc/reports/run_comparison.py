@@ -15,7 +15,7 @@ from lthfunc.errors import UserError, invalid
 from lthfunc.experiments.config import SETTINGS, Config, to_mapping
 from lthfunc.experiments.iterative import TICKET
 from lthfunc.experiments.records import Record, Row, Spread, spread, summarize, winning
-from lthfunc.reports.tables import percent, steps
+from lthfunc.reports.tables import percent, plain_table, steps
 
 #: Points by name; else a density.
 POINTS = ("winning", "last", "dense")
@@ -105,12 +105,8 @@ def paired(mine: dict[int, float], theirs: dict[int, float]) -> Paired | None:
 def comparison_table(rows: Sequence[ComparisonRow], baseline: str) -> Table:
     """For a terminal."""
     head, body = _cells(rows)
-    table = Table(
-        title=f"differences to {baseline}: means over shared seeds, [95 % interval], p of a paired t-test",
-        title_style="dim", title_justify="left", header_style="bold", box=None, pad_edge=False,
-    )  # fmt: skip
-    for number, name in enumerate(head):
-        table.add_column(name, justify="left" if number == 0 else "right")
+    title = f"differences to {baseline}: means over shared seeds, [95 % interval], p of a paired t-test"
+    table = plain_table(*head, title=title)
     for row, cells in zip(rows, body, strict=True):
         table.add_row(*cells, style="bold" if row.paired is None and row.name == baseline else None)
     return table

@@ -10,6 +10,7 @@ from rich.table import Table
 from torch import Tensor
 
 from lthfunc.reports.figures import figure, words
+from lthfunc.reports.tables import plain_table
 from lthfunc.trees.ops import scaled
 from lthfunc.trees.types import Dataset
 
@@ -50,10 +51,7 @@ def sample_grid(data: Dataset) -> Figure:
 
 def class_table(data: Dataset) -> Table:
     """How many examples of each class every split holds, the most frequent first where there are many classes."""
-    table = Table(header_style="bold", box=None, pad_edge=False)
-    table.add_column("class")
-    for head in ("train", "val", "test", "share of training %"):
-        table.add_column(head, justify="right")
+    table = plain_table("class", "train", "val", "test", "share of training %")
     counts = torch.stack([
         torch.bincount(split.y.flatten().cpu(), minlength=data.classes) for split in (data.train, data.val, data.test)
     ])  # fmt: skip

@@ -22,6 +22,15 @@ def steps(value: Spread, replicates: int) -> str:
     return f"{value.mean:,.0f} ± {value.std:,.0f}" if replicates > 1 else f"{value.mean:,.0f}"
 
 
+def plain_table(first: str, *others: str, title: str | None = None) -> Table:
+    """An empty table without lines: the first column flush left, the others flush right."""
+    table = Table(title=title, title_style="dim", title_justify="left", header_style="bold", box=None, pad_edge=False)
+    table.add_column(first)
+    for head in others:
+        table.add_column(head, justify="right")
+    return table
+
+
 def result_table(rows: Sequence[Row], *, layers: bool = True) -> Table:
     """A line per round and variant: counts, density, accuracies, early-stop step, seconds; per-layer densities."""
     numbers = sorted({row.replicates for row in rows})
@@ -61,10 +70,7 @@ def result_table(rows: Sequence[Row], *, layers: bool = True) -> Table:
 def layer_table(rows: Sequence[Row]) -> Table:
     """Per-layer densities with a line per layer and a column per round, at most eight rounds of the ticket's."""
     shown = spread_out([row for row in rows if row.variant == TICKET])
-    table = Table(title="density per layer, %", title_style="dim", header_style="bold", box=None, pad_edge=False)
-    table.add_column("layer")
-    for row in shown:
-        table.add_column(f"round {row.round}", justify="right")
+    table = plain_table("layer", *(f"round {row.round}" for row in shown), title="density per layer, %")
     for name in shown[-1].layers:
         table.add_row(_short(name), *(f"{100 * row.layers[name]:.1f}" for row in shown))
     return table
