@@ -71,7 +71,7 @@ def _run(config: Config, at: list[int], points: int, plot: str | None, run: str 
     from lthfunc.experiments.connectivity import instability
     from lthfunc.experiments.plan import prepare
     from lthfunc.reports.connectivity import barrier_plot, barrier_rows, barrier_table
-    from lthfunc.reports.figures import save
+    from lthfunc.reports.matplotlib_figures import save
     from lthfunc.runs.measurements import keep_measurement
     from lthfunc.training.cpu_threads import using_threads
     from lthfunc.training.malloc import keep_freed_memory

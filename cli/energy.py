@@ -162,8 +162,7 @@ def breakeven(
         asked = cost_pairs(sides[0], sides[1], same=same, price=price, evaluation=evaluation)
     found = break_evens(asked)
     if plot:
-        from lthfunc.reports.figures import save
-        from lthfunc.reports.matplotlib_figures import side_by_side
+        from lthfunc.reports.matplotlib_figures import save, side_by_side
 
         charts = [breakeven_chart(each) for each in found]
         save(side_by_side(charts, f"{sparse} against {dense or 'its dense network'}", [True] * len(charts)), Path(plot))

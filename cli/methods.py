@@ -76,7 +76,7 @@ def _run(
     from lthfunc.experiments.config import to_mapping
     from lthfunc.experiments.methods.prepare import methods_for, setting_of
     from lthfunc.hardware import usable_cores
-    from lthfunc.reports.figures import save as save_picture
+    from lthfunc.reports.matplotlib_figures import save as save_picture
     from lthfunc.reports.methods import method_plot, method_rows, method_table
     from lthfunc.scheduling.comparison import compare
     from lthfunc.training.cpu_threads import using_threads

@@ -143,8 +143,7 @@ def _command(folder: Path) -> str:
 
 
 def _show(folder: Path, done: list[Any], names: list[str], replicates: int, *, grid: bool, wants_json: bool) -> None:
-    from lthfunc.reports.figures import save
-    from lthfunc.reports.matplotlib_figures import printed
+    from lthfunc.reports.matplotlib_figures import printed, save
     from lthfunc.reports.sweeps import best_of, trial_pictures, trial_table
     from lthfunc.runs.sweeps import as_values, trial_folder
 

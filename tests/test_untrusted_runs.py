@@ -221,7 +221,7 @@ OTHERS = [
     ("lthfunc/runs/mirror.py", "self._home"),  # of this program's own, beside the run
     ("lthfunc/runs/mirror.py", "mirror.open()"),
     ("lthfunc/runs/mirror.py", "def open("),
-    ("lthfunc/reports/figures.py", "path.parent.mkdir"),  # of a picture whose path was typed
+    ("lthfunc/reports/matplotlib_figures.py", "path.parent.mkdir"),  # of a picture whose path was typed
     ("lthfunc/reports/page/document.py", "read_text"),  # the page's own parts
     ("cli/checkpoint_import.py", "save_tree"),
     ("cli/info.py", "load_tree"),  # a file that was typed

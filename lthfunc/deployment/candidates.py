@@ -14,10 +14,10 @@ from lthfunc.deployment.autotune import fastest_formats
 from lthfunc.deployment.compaction.compact import Compacted, compact
 from lthfunc.deployment.compiled import Compiled
 from lthfunc.deployment.formats import LAYER_FORMATS, MaskedLayer
-from lthfunc.deployment.layers import layers_of, with_layers
 from lthfunc.deployment.tuning_cache import TuningCache
 from lthfunc.errors import UserError
 from lthfunc.sparse.inference import sparse_program
+from lthfunc.trees.layer_inputs import last_inputs
 from lthfunc.trees.leaf_names import put_values
 from lthfunc.trees.model import Model
 from lthfunc.trees.ops import apply_masks
@@ -27,6 +27,8 @@ from lthfunc.trees.types import Masks, Ticket, TrainState
 _PATTERNED = ("block", "2:4")
 #: Formats that round, which nobody is given without asking.
 _ROUNDING = ("int8",)
+#: Layers that may have a format of their own.
+_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d)
 
 
 class Candidate(NamedTuple):
@@ -120,7 +122,7 @@ def layered_candidates(m: Prepared, format: str, memory: TuningCache) -> list[Ca
         bases.append((m.whole, m.ticket.masks))
     found = []
     for module, its in bases:
-        layers = layers_of(module, its, m.x)
+        layers = _layers_of(module, its, m.x)
         wanted = [name for name in LAYER_FORMATS if name not in _ROUNDING] if format == "auto" else [format]
         able = {name: _able(layer, wanted, m.left_out) for name, layer in layers.items()}
         if format == "auto":
@@ -128,12 +130,32 @@ def layered_candidates(m: Prepared, format: str, memory: TuningCache) -> list[Ca
         else:
             chosen = {name: formats[0] for name, formats in able.items() if formats}
         if chosen:
-            replaced = with_layers(
+            replaced = _with_layers(
                 module, {name: LAYER_FORMATS[kind].make(layers[name]) for name, kind in chosen.items()}
             )
             formats = {name: chosen.get(name, "dense") for name in layers}
             found.append(Candidate(replaced, _eagerly(replaced), formats, _bytes(replaced)))
     return found
+
+
+def _layers_of(module: nn.Module, masks: Masks, x: Tensor) -> dict[str, MaskedLayer]:
+    """Layers with a mask by name, with what each reads when the module is given `x`. Nothing is changed."""
+    parts = {
+        name: part for name, part in module.named_modules() if isinstance(part, _LAYERS) and f"{name}.weight" in masks
+    }
+    read = last_inputs(module, parts, lambda copied: copied(x.clone()))
+    return {name: MaskedLayer(name, parts[name], masks[f"{name}.weight"], given) for name, given in read.items()}
+
+
+def _with_layers(module: nn.Module, new: Mapping[str, nn.Module]) -> nn.Module:
+    """A copy of the module with the layers of these names replaced."""
+    if not new:
+        return module
+    module = copy.deepcopy(module)
+    for name, layer in new.items():
+        parent, _, leaf = name.rpartition(".")
+        setattr(module.get_submodule(parent), leaf, layer)
+    return module
 
 
 def _able(layer: MaskedLayer, formats: list[str], left_out: dict[str, str]) -> list[str]:

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from lthfunc.catalog.methods import METHODS
 from lthfunc.experiments.records import Record, Spread, spread
-from lthfunc.reports.figures import clean, figure
+from lthfunc.reports.matplotlib_figures import clean, figure
 from lthfunc.reports.tables import percent
 
 

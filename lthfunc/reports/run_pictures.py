@@ -9,8 +9,7 @@ from matplotlib.figure import Figure
 
 from lthfunc.experiments.records import Record
 from lthfunc.reports.curves import accuracy_chart, curve_charts, pooled_title, time_chart
-from lthfunc.reports.figures import save
-from lthfunc.reports.matplotlib_figures import printed, side_by_side
+from lthfunc.reports.matplotlib_figures import printed, save, side_by_side
 
 ACCURACY = "accuracy_vs_density.png"
 CURVES = "training_curves.png"

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from rich.table import Table
 from torch import Tensor
 
-from lthfunc.reports.figures import figure, words
+from lthfunc.reports.matplotlib_figures import figure, words
 from lthfunc.reports.tables import plain_table
 from lthfunc.trees.ops import scaled
 from lthfunc.trees.types import Dataset

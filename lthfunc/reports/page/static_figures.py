@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from lthfunc.reports.charts import ramp
-from lthfunc.reports.figures import clean, figure, words
+from lthfunc.reports.matplotlib_figures import clean, figure, words
 from lthfunc.reports.page.explorer import matrix_of
 from lthfunc.reports.page.mask_history import Patterns
 from lthfunc.reports.spacing import spread_out

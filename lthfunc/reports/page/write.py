@@ -10,8 +10,7 @@ from typing import NamedTuple
 from matplotlib.figure import Figure
 
 from lthfunc.reports.charts import Picture
-from lthfunc.reports.figures import save
-from lthfunc.reports.matplotlib_figures import printed
+from lthfunc.reports.matplotlib_figures import printed, save
 from lthfunc.reports.page.document import page
 from lthfunc.reports.page.pictures import RunPictures, pictures_of, together
 from lthfunc.reports.page.run_view import RunView
