@@ -22,7 +22,7 @@ def show_dataset(
     with decoding() as observe, without_data_warnings():
         data = load(name, data_dir, options=options, skip_broken=skip_broken, observe=observe)
     name = canonical(name)
-    where = f" in {data_dir or default_data_dir()}" if name in DATASETS and name != "digits" else ""
+    where = f" in {data_dir or default_data_dir()}" if name in DATASETS and DATASETS[name].home else ""
     put(f"{name}{where}: {len(data.train.x):,} training, {len(data.val.x):,} validation, {len(data.test.x):,} test")
     put(_inputs(data))
     if data.tokens:

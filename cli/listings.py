@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.table import Table
 
-from lthfunc.catalog.data_sets import DATA_DIR_VARIABLE, DATASETS, KINDS, canonical, default_data_dir
+from lthfunc.catalog.data_sets import DATA_DIR_VARIABLE, DATASETS, FILE_KINDS, canonical, default_data_dir
 from lthfunc.catalog.networks import ALIASES, NETWORKS
 from lthfunc.errors import invalid
 from lthfunc.experiments.recipes import RECIPES
@@ -121,13 +121,13 @@ def list_datasets(context: typer.Context) -> None:
     table = Table(header_style="bold", box=None, pad_edge=False)
     for head in ("name", "what it is", "input", "classes", "train/val/test", "epochs"):
         table.add_column(head)
-    for known in DATASETS.values():
+    for name, known in DATASETS.items():
         table.add_row(
-            known.name,
+            name,
             known.about,
             _times(known.shape),
             str(known.classes),
-            f"{known.train}/{known.val}/{known.test}",
+            "/".join(map(str, known.examples)),
             str(known.epochs),
         )
     _print(
@@ -135,7 +135,7 @@ def list_datasets(context: typer.Context) -> None:
         f"Looked for in {default_data_dir()} or where --data-dir or {DATA_DIR_VARIABLE} says, and downloaded there on "
         "first use (but tinyimagenet).",
         "By kind:",
-        *(f"  {about}" for about in KINDS.values()),
+        *(f"  {name}, {entry.about}" for name, entry in FILE_KINDS.items()),
         "  NAME.safetensors, a file that lthfunc.data.save_mapped wrote",
         "Your own: --dataset package.module:function or path/to/file.py:name; it is given --dataset-option NAME=VALUE "
         "and returns lthfunc.data.from_tensors(...).",

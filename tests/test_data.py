@@ -34,7 +34,7 @@ def test_the_bundled_digits_are_scikit_learns() -> None:
 
 def test_digits_are_split_in_three_and_normalised(digits: lf.Dataset) -> None:
     known = DATASETS["digits"]
-    assert (len(digits.train.x), len(digits.val.x), len(digits.test.x)) == (known.train, known.val, known.test)
+    assert (len(digits.train.x), len(digits.val.x), len(digits.test.x)) == known.examples
     everything = torch.cat([digits.train.x, digits.val.x, digits.test.x])
     images, targets = read_digits()
     expected = (images.double().numpy() - known.mean[0]) / known.std[0]

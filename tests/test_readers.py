@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -290,7 +291,7 @@ def idx(path: Path, array: np.ndarray[Any, Any]) -> None:
 def _few(monkeypatch: pytest.MonkeyPatch) -> None:
     """The catalogue's data sets, of a few examples."""
     for name in ("kmnist", "emnist", "svhn"):
-        monkeypatch.setitem(DATASETS, name, DATASETS[name]._replace(train=80, val=20, test=30))
+        monkeypatch.setitem(DATASETS._entries, name, replace(DATASETS[name], examples=(80, 20, 30)))
 
 
 @pytest.mark.usefixtures("_few")

@@ -3,69 +3,105 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from lthfunc.errors import invalid, unknown
 from lthfunc.hardware import user_cache
+from lthfunc.registry import Entry, Registry
 
 DATA_DIR_VARIABLE = "LTHFUNC_DATA"
 #: How the name of a data set in a file ends.
 SUFFIX = ".safetensors"
-#: The folder that Tiny-ImageNet's archive makes.
-TINY_IMAGENET = "tiny-imagenet-200"
-
-#: What is read by kind, and what stands behind it.
-KINDS: dict[str, str] = {
-    "folder": "folder:PATH, images in a folder for each class, or such folders in train, val and test",
-    "npz": "npz:FILE, arrays x and y, or x_train, y_train, x_test, y_test",
-    "hf": "hf:NAME, images with labels of the Hugging Face Hub",
-    "text": "text:FILE, characters, for networks that say which comes next",
-    "planted": "planted, labelled by a sparse network that pruning should find",
-}
 
 
-class Known(NamedTuple):
-    """A data set. mean, std: per channel, of the training pixels in [0, 1]; val: examples held out of training.
+@dataclass(frozen=True)
+class DataSetEntry(Entry):
+    """mean, std: per channel, of the training pixels in [0, 1]. examples: of the training, validation and test split.
 
-    epochs: the default length of a training. augment: whether training images are shifted and mirrored.
+    epochs: the default length of a training. augment: whether training images are shifted and mirrored. home: the
+    folder below the data folder that holds its files; "" for a bundled one.
     """
 
-    name: str
-    about: str
-    shape: tuple[int, int, int]
-    classes: int
-    train: int
-    val: int
-    test: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    epochs: int
-    offline: bool = False
+    shape: tuple[int, ...] = ()
+    classes: int = 0
+    examples: tuple[int, int, int] = (0, 0, 0)
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    epochs: int = 10
     augment: bool = False
+    home: str = ""
 
 
-_ALL = (
-    Known("digits", "small digits, bundled", (1, 8, 8), 10, 1257, 180, 360,
-          (0.3053,), (0.3759,), epochs=30, offline=True),
-    Known("mnist", "handwritten digits", (1, 28, 28), 10, 55_000, 5_000, 10_000, (0.1307,), (0.3081,), epochs=5),
-    Known("fashionmnist", "pieces of clothing", (1, 28, 28), 10, 55_000, 5_000, 10_000,
-          (0.2860,), (0.3530,), epochs=12),
-    Known("kmnist", "cursive Japanese characters", (1, 28, 28), 10, 55_000, 5_000, 10_000,
-          (0.1918,), (0.3483,), epochs=12),
-    Known("emnist", "handwritten letters and digits, balanced", (1, 28, 28), 47, 103_800, 9_000, 18_800,
-          (0.1751,), (0.3332,), epochs=8),
-    Known("svhn", "house numbers", (3, 32, 32), 10, 68_257, 5_000, 26_032,
-          (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970), epochs=20),
-    Known("cifar10", "photographs", (3, 32, 32), 10, 45_000, 5_000, 10_000,
-          (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), epochs=30, augment=True),
-    Known("cifar100", "photographs", (3, 32, 32), 100, 45_000, 5_000, 10_000,
-          (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762), epochs=30, augment=True),
-    Known("tinyimagenet", "photographs, Tiny-ImageNet", (3, 64, 64), 200, 90_000, 10_000, 10_000,
-          (0.4802, 0.4481, 0.3975), (0.2770, 0.2691, 0.2821), epochs=30, augment=True),
-)  # fmt: skip
+#: What of `loading.load` it names -> a Dataset; a user's own is given data_dir.
+DATASETS = Registry("datasets", "--dataset", {
+    "digits": DataSetEntry(
+        ".data.digits:load_digits", "small digits, bundled", "Alpaydin & Kaynak 1998", shape=(1, 8, 8), classes=10,
+        examples=(1257, 180, 360), mean=(0.3053,), std=(0.3759,), epochs=30,
+    ),
+    "mnist": DataSetEntry(
+        ".data.vision:load_vision", "handwritten digits", "LeCun et al. 1998", shape=(1, 28, 28), classes=10,
+        examples=(55_000, 5_000, 10_000), mean=(0.1307,), std=(0.3081,), epochs=5, home="MNIST/raw",
+    ),
+    "fashionmnist": DataSetEntry(
+        ".data.vision:load_vision", "pieces of clothing", "Xiao et al. 2017", shape=(1, 28, 28), classes=10,
+        examples=(55_000, 5_000, 10_000), mean=(0.2860,), std=(0.3530,), epochs=12, home="FashionMNIST/raw",
+    ),
+    "kmnist": DataSetEntry(
+        ".data.vision:load_vision", "cursive Japanese characters", "Clanuwat et al. 2018", shape=(1, 28, 28),
+        classes=10,
+        examples=(55_000, 5_000, 10_000), mean=(0.1918,), std=(0.3483,), epochs=12, home="KMNIST/raw",
+    ),
+    "emnist": DataSetEntry(
+        ".data.vision:load_vision", "handwritten letters and digits, balanced", "Cohen et al. 2017", shape=(1, 28,
+        28), classes=47,
+        examples=(103_800, 9_000, 18_800), mean=(0.1751,), std=(0.3332,), epochs=8, home="EMNIST/raw",
+    ),
+    "svhn": DataSetEntry(
+        ".data.vision:load_vision", "house numbers", "Netzer et al. 2011", shape=(3, 32, 32), classes=10,
+        examples=(68_257, 5_000, 26_032), mean=(0.4377, 0.4438, 0.4728), std=(0.1980, 0.2010, 0.1970), epochs=20,
+        home="SVHN",
+    ),
+    "cifar10": DataSetEntry(
+        ".data.vision:load_vision", "photographs", "Krizhevsky 2009", shape=(3, 32, 32), classes=10,
+        examples=(45_000, 5_000, 10_000), mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616), epochs=30,
+        augment=True, home="cifar-10-batches-py",
+    ),
+    "cifar100": DataSetEntry(
+        ".data.vision:load_vision", "photographs", "Krizhevsky 2009", shape=(3, 32, 32), classes=100,
+        examples=(45_000, 5_000, 10_000), mean=(0.5071, 0.4865, 0.4409), std=(0.2673, 0.2564, 0.2762), epochs=30,
+        augment=True, home="cifar-100-python",
+    ),
+    "tinyimagenet": DataSetEntry(
+        ".data.tiny_imagenet:load_tiny_imagenet", "photographs, Tiny-ImageNet", "Le & Yang 2015", shape=(3, 64, 64),
+        classes=200,
+        examples=(90_000, 10_000, 10_000), mean=(0.4802, 0.4481, 0.3975), std=(0.2770, 0.2691, 0.2821), epochs=30,
+        augment=True, home="tiny-imagenet-200",
+    ),
+})  # fmt: skip
 
-DATASETS: dict[str, Known] = {known.name: known for known in _ALL}
+#: Data sets of files, by kind: what of `loading.load` it names -> a Dataset.
+FILE_KINDS = Registry("file kinds", "--dataset", {
+    "folder:PATH": Entry(
+        ".data.image_folder:read_folder", "images in a folder for each class, or such folders in train, val and test",
+        pattern="folder:(?P<path>.*)", example="folder:",
+    ),
+    "npz:FILE": Entry(
+        ".data.npz:read_npz", "arrays x and y, or x_train, y_train, x_test, y_test", pattern="npz:(?P<path>.*)",
+        example="npz:",
+    ),
+    "hf:NAME": Entry(
+        ".data.hub:read_hub", "images with labels of the Hugging Face Hub", pattern="hf:(?P<name>.*)", example="hf:"
+    ),
+    "text:FILE": Entry(
+        ".data.text:read_text", "characters, for networks that say which comes next", pattern="text:(?P<path>.*)",
+        example="text:",
+    ),
+    "planted": Entry(
+        ".data.planted:read_planted", "labelled by a sparse network that pruning should find", pattern="planted(:.*)?",
+        example="planted",
+    ),
+})  # fmt: skip
 
 
 def default_data_dir() -> Path:
@@ -77,17 +113,13 @@ def default_data_dir() -> Path:
 
 def canonical(name: str) -> str:
     """The catalogue's name; ``package.module:function`` and files stay. Raises UserError if unknown."""
-    if name in KINDS and name != "planted":
-        raise invalid("--dataset", name, KINDS[name])
-    if ":" in name or name.endswith(SUFFIX) or name in KINDS:
+    if (kind := next((key for key in FILE_KINDS if key.startswith(f"{name}:")), None)) is not None:
+        raise invalid("--dataset", name, f"{kind}, {FILE_KINDS[kind].about}")
+    if ":" in name or name.endswith(SUFFIX) or FILE_KINDS.find(name) is not None:
         return name
     found = name.lower().replace("-", "")
-    if found not in DATASETS:
-        raise unknown("--dataset", name, [*DATASETS, *KINDS])
-    return found
-
-
-def kind_of(name: str) -> str | None:
-    """The kind that a name is read by; None for a function of the user's own."""
-    kind = name.partition(":")[0]
-    return kind if kind in KINDS else None
+    if found in DATASETS:
+        return found
+    if name not in (installed := DATASETS.installed()):
+        raise unknown("--dataset", name, [*DATASETS, *FILE_KINDS, *sorted(installed)])
+    return name

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,37 +13,19 @@ from lthfunc.arguments import public
 from lthfunc.catalog.data_sets import (
     DATA_DIR_VARIABLE,
     DATASETS,
+    FILE_KINDS,
     SUFFIX,
-    TINY_IMAGENET,
-    Known,
     canonical,
     default_data_dir,
-    kind_of,
 )
 from lthfunc.data.content_checks import checked_dataset
 from lthfunc.data.data_warnings import with_warnings
-from lthfunc.data.digits import read_digits
-from lthfunc.data.hub import read_hub
-from lthfunc.data.image_folder import read_folder
 from lthfunc.data.images import Observe
 from lthfunc.data.mapped import open_mapped
-from lthfunc.data.npz import read_npz
-from lthfunc.data.planted import read_planted
-from lthfunc.data.tensors import from_tensors, split_indices
-from lthfunc.data.text import read_text
 from lthfunc.errors import UserError, invalid
-from lthfunc.plugins import called, load_plugin
+from lthfunc.plugins import called
 from lthfunc.remote import fetch_to_cache, is_remote
-from lthfunc.trees.ops import scaled
-from lthfunc.trees.types import Dataset, Scale
-
-_READERS: dict[str, Callable[..., Dataset]] = {
-    "folder": read_folder,
-    "npz": read_npz,
-    "hf": read_hub,
-    "text": read_text,
-    "planted": read_planted,
-}
+from lthfunc.trees.types import Dataset
 
 
 @public
@@ -74,19 +56,22 @@ def load(
         if options:
             raise invalid("--dataset-option", next(iter(options)), f"nothing with {name}")
         if name in DATASETS:
-            return _known(name, data_dir, download, skip_broken, observe)
+            offered: dict[str, Any] = {
+                "name": name, "entry": DATASETS[name], "folder": _folder_of(name, data_dir), "download": download,
+                "skip_broken": skip_broken, "observe": observe,
+            }  # fmt: skip
+            found: Dataset = DATASETS.make(name, offered)
+            return found
         return with_warnings(_taken(open_mapped(name), name))
-    kind = kind_of(name)
+    kind = FILE_KINDS.find(name)
     if kind is None:
-        function = load_plugin("--dataset", name)
-        data = called("--dataset", name, function, {"data_dir": str(data_dir or default_data_dir())}, options)
-        return with_warnings(_taken(data, name))
+        offered = {"data_dir": str(data_dir or default_data_dir())}
+        return with_warnings(_taken(called("--dataset", name, DATASETS.load(name), offered, options), name))
     place = name.partition(":")[2]
-    if is_remote(place) and kind != "hf":
+    if is_remote(place) and "path" in kind[1]:
         place = str(fetch_to_cache("--dataset", place))
-    offered: dict[str, Any] = {"path": place, "name": place, "skip_broken": skip_broken, "observe": observe}
-    found: Dataset = called("--dataset", name, _READERS[kind], offered, options)
-    return with_warnings(_taken(found, name))
+    offered = {"path": place, "name": place, "skip_broken": skip_broken, "observe": observe}
+    return with_warnings(_taken(called("--dataset", name, FILE_KINDS.load(name), offered, options), name))
 
 
 def _taken(data: Any, name: str) -> Dataset:
@@ -100,42 +85,9 @@ def _taken(data: Any, name: str) -> Dataset:
     return found
 
 
-def _known(
-    name: str, data_dir: str | Path | None, download: bool, skip_broken: bool, observe: Observe | None
-) -> Dataset:
-    known, folder = DATASETS[name], _folder_of(name, data_dir)
-    if name == "digits":
-        images, targets = read_digits()
-        held, rest = split_indices(len(images), (known.test / len(images),), name)
-        images = scaled(images, _scale(known, 1))
-        train, test = (images[rest], targets[rest]), (images[held], targets[held])
-        return from_tensors(name, train, test, val=known.val, classes=known.classes)
-    if name == "tinyimagenet":
-        if not (folder / TINY_IMAGENET).is_dir():
-            raise UserError(
-                f"--dataset: {name!r} is not in {folder}: unpack tiny-imagenet-200.zip there (Stanford's CS231n has it)"
-            )
-        place = str(folder / TINY_IMAGENET)
-        data = read_folder(place, channels=3, skip_broken=skip_broken, observe=observe)  # a few of them are grey
-        return data._replace(scale=_scale(known, 255))
-    from lthfunc.data.vision import read_vision  # torchvision takes most of a second to import
-
-    train, test = read_vision(name, folder, download=download)
-    return from_tensors(name, train, test, val=known.val, classes=known.classes, scale=_scale(known, 255))
-
-
 def _folder_of(name: str, data_dir: str | Path | None) -> Path:
     """Where files are that lie here, or elsewhere: then those of this data set, brought here."""
-    given = str(data_dir or os.environ.get(DATA_DIR_VARIABLE) or default_data_dir())
-    if name == "digits" or not is_remote(given):
+    given, home = str(data_dir or os.environ.get(DATA_DIR_VARIABLE) or default_data_dir()), DATASETS[name].home
+    if not home or not is_remote(given):
         return Path(given)
-    home = TINY_IMAGENET
-    if name != "tinyimagenet":
-        from lthfunc.data.vision import home_of  # torchvision takes most of a second to import
-
-        home = home_of(name, Path()).as_posix()
     return fetch_to_cache("--data-dir", given, lambda found: found.startswith(f"{home}/"))
-
-
-def _scale(known: Known, unit: float) -> Scale:
-    return Scale(unit, known.mean, known.std)

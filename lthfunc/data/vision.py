@@ -17,8 +17,10 @@ import torch
 import torchvision
 from torch import Tensor
 
-from lthfunc.catalog.data_sets import DATA_DIR_VARIABLE, DATASETS
+from lthfunc.catalog.data_sets import DATA_DIR_VARIABLE, DATASETS, DataSetEntry
+from lthfunc.data.tensors import from_tensors
 from lthfunc.errors import UserError
+from lthfunc.trees.types import Dataset, Scale
 
 _CLASSES: dict[str, Any] = {
     "mnist": torchvision.datasets.MNIST,
@@ -38,12 +40,19 @@ _MNIST_FILES = (
 Pair = tuple[Tensor, Tensor]
 
 
+def load_vision(name: str, entry: DataSetEntry, folder: Path, download: bool) -> Dataset:
+    """A data set of torchvision's files, normalised by the published constants. Raises UserError."""
+    train, test = read_vision(name, folder, download=download)
+    scale = Scale(255, entry.mean, entry.std)
+    return from_tensors(name, train, test, val=entry.examples[1], classes=entry.classes, scale=scale)
+
+
 def read_vision(name: str, folder: Path, *, download: bool) -> tuple[Pair, Pair]:
     """(train, test): images uint8 (n, channels, height, width), targets int64.
 
     Raises UserError where files are missing and can't be downloaded, or one is broken.
     """
-    source = home_of(name, folder)
+    source = folder / DATASETS[name].home
     if not source.exists():
         if not download:
             raise _absent(name, folder, "downloading is off")
@@ -51,21 +60,13 @@ def read_vision(name: str, folder: Path, *, download: bool) -> tuple[Pair, Pair]
     read = _read_idx if "mnist" in name else _read_svhn if name == "svhn" else _read_cifar
     train, test = read(name, source)
     known = DATASETS[name]
-    for part, expected in ((train, known.train + known.val), (test, known.test)):
+    for part, expected in ((train, known.examples[0] + known.examples[1]), (test, known.examples[2])):
         images, targets = part
         if images.shape != (expected, *known.shape) or targets.shape != (expected,):
             raise _broken(name, source, f"it holds images of shape {tuple(images.shape)}")
         if not 0 <= int(targets.min()) <= int(targets.max()) < known.classes:
             raise _broken(name, source, f"its targets are not in 0 … {known.classes - 1}")
     return train, test
-
-
-def home_of(name: str, folder: Path) -> Path:
-    """The folder torchvision keeps a data set's files in, below the data folder."""
-    kind = _CLASSES[name]
-    if name == "svhn":
-        return folder / "SVHN"
-    return folder / str(kind.__name__) / "raw" if "mnist" in name else folder / str(kind.base_folder)
 
 
 def _read_idx(name: str, source: Path) -> tuple[Pair, Pair]:
@@ -153,9 +154,9 @@ def _download(name: str, folder: Path) -> None:
         with tempfile.TemporaryDirectory(dir=folder, prefix=f".{name}-") as scratch:
             with _silence(), _within():
                 _fetch(name, scratch)
-            target = home_of(name, folder)
+            target = folder / DATASETS[name].home
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.move(home_of(name, Path(scratch)), target)
+            shutil.move(Path(scratch) / DATASETS[name].home, target)
     except (OSError, RuntimeError) as error:
         if new:
             with contextlib.suppress(OSError):

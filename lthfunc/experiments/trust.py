@@ -9,14 +9,17 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from lthfunc.catalog.data_sets import KINDS, SUFFIX
+from lthfunc.catalog.data_sets import FILE_KINDS, SUFFIX
 from lthfunc.catalog.networks import TIMM_LOADS, ZOOS
 from lthfunc.errors import UserError
 from lthfunc.experiments.config import SETTINGS
 from lthfunc.plugins import is_own
 
 #: Prefixes of names that no code of a user stands behind.
-_OURS = {"arch": tuple(name.partition(":")[0] for name in ZOOS), "dataset": tuple(KINDS)}
+_OURS = {
+    "arch": tuple(name.partition(":")[0] for name in ZOOS),
+    "dataset": tuple(name.partition(":")[0] for name in FILE_KINDS),
+}
 
 
 def code_in(values: Mapping[str, Any]) -> dict[str, str]:

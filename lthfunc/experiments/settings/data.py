@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from lthfunc.catalog.data_sets import DATASETS, KINDS
+from lthfunc.catalog.data_sets import DATASETS, FILE_KINDS
 from lthfunc.experiments.settings.setting import TRAINERS, WHAT, Setting
 
 
@@ -17,7 +17,7 @@ class Data:
             "Data set: one of `lthfunc datasets`, folder:PATH, npz:FILE, hf:NAME, text:FILE, planted, a .safetensors "
             "file, package.module:function or path/to/file.py:name.",
             WHAT, (*TRAINERS, "transfer"), own=True,
-            offers=(*DATASETS, *(f"{kind}:" for kind in KINDS if kind != "planted"), "planted"),
+            offers=(*DATASETS, *FILE_KINDS.offers),
         ),
     ] = "digits"  # fmt: skip
     dataset_option: Annotated[
