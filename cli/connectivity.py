@@ -70,8 +70,7 @@ def _run(config: Config, at: list[int], points: int, plot: str | None, run: str 
 
     from lthfunc.experiments.connectivity import instability
     from lthfunc.experiments.plan import prepare
-    from lthfunc.reports.connectivity import barrier_plot, barrier_rows, barrier_table
-    from lthfunc.reports.matplotlib_figures import save
+    from lthfunc.reports.connectivity import barrier_charts, barrier_rows, barrier_table
     from lthfunc.runs.measurements import keep_measurement
     from lthfunc.training.cpu_threads import using_threads
     from lthfunc.training.malloc import keep_freed_memory
@@ -112,7 +111,9 @@ def _run(config: Config, at: list[int], points: int, plot: str | None, run: str 
         raise typer.Exit(stop.code) from None
     title = f"{config.arch} on {config.dataset}, {plan.steps:,} steps"
     if plot:
-        save(barrier_plot(records, title), Path(plot))
+        from lthfunc.reports.matplotlib_figures import save, side_by_side  # matplotlib takes half a second
+
+        save(side_by_side(barrier_charts(records), title, legends=[True, False]), Path(plot))
     if run is not None:
         keep_measurement(Path(run), "connectivity", config.device, {"steps": plan.steps, "results": records})
     if wants_json:

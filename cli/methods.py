@@ -76,7 +76,6 @@ def _run(
     from lthfunc.experiments.config import to_mapping
     from lthfunc.experiments.methods.prepare import methods_for, setting_of
     from lthfunc.hardware import usable_cores
-    from lthfunc.reports.matplotlib_figures import save as save_picture
     from lthfunc.reports.methods import method_plot, method_rows, method_table
     from lthfunc.scheduling.comparison import compare
     from lthfunc.training.cpu_threads import using_threads
@@ -114,6 +113,8 @@ def _run(
     rows = method_rows(records, setting.steps)
     title = f"{config.arch} on {config.dataset}, {100 * setting.density:g} % of the weights, {setting.steps:,} steps"
     if plot:
+        from lthfunc.reports.matplotlib_figures import save as save_picture
+
         save_picture(method_plot(rows, title), plot)
     if wants_json:
         print(json.dumps({"config": to_mapping(config), "steps": setting.steps, "results": records}, indent=2))

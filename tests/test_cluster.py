@@ -172,9 +172,11 @@ def test_mistakes_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     assert not (tmp_path / "runs").exists()
 
 
-def test_nothing_here_imports_ray() -> None:
+def test_nothing_here_imports_ray_and_pictures_alone_import_their_libraries() -> None:
     code = (
-        "import sys, lthfunc_cli.main, lthfunc.scheduling.execute, lthfunc as lf; lf.prune; print('ray' in sys.modules)"
+        "import sys, lthfunc_cli.running, lthfunc_cli.info, lthfunc.scheduling.execute, lthfunc as lf; lf.prune\n"
+        "import lthfunc.reports.methods, lthfunc.reports.connectivity\n"
+        "print({'ray', 'matplotlib', 'plotly', 'scipy', 'torchvision'} & {*sys.modules})"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
+    assert done.stdout.strip() == "set()"

@@ -1,4 +1,4 @@
-"""Barriers between copies of a network: a table and a picture."""
+"""Barriers between copies of a network: a table and two charts."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from matplotlib.figure import Figure
 from rich.table import Table
 
 from lthfunc.experiments.records import Record, Spread, spread
 from lthfunc.reports.charts import Chart, Series, ramp
-from lthfunc.reports.matplotlib_figures import side_by_side
 from lthfunc.reports.tables import percent
 
 
@@ -69,9 +67,3 @@ def barrier_charts(records: Sequence[Record]) -> list[Chart]:
             [barrier], across=[(0.0, "none")],
         ),
     ]  # fmt: skip
-
-
-def barrier_plot(records: Sequence[Record], title: str) -> Figure:
-    """`barrier_charts` side by side."""
-    errors, barriers = barrier_charts(records)
-    return side_by_side([errors, barriers], title, legends=[True, False])

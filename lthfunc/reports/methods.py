@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from rich.table import Table
 
 from lthfunc.catalog.methods import METHODS
 from lthfunc.experiments.records import Record, Spread, spread
-from lthfunc.reports.matplotlib_figures import clean, figure
 from lthfunc.reports.tables import percent
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class MethodRow(NamedTuple):
@@ -74,6 +74,10 @@ def method_table(rows: Sequence[MethodRow]) -> Table:
 
 def method_plot(rows: Sequence[MethodRow], title: str) -> Figure:
     """A dot per method with its deviation, the most accurate at the top; the dense network is the line."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter  # matplotlib takes half a second
+
+    from lthfunc.reports.matplotlib_figures import clean, figure
+
     made = figure(7, 0.9 + 0.27 * len(rows))
     axes = made.subplots()
     clean(axes)
