@@ -27,7 +27,8 @@ from lthfunc.experiments.config import Config
 from lthfunc.experiments.iterative import TICKET, Plan, Task
 from lthfunc.models import build
 from lthfunc.runs.checkpoints import save_checkpoint
-from lthfunc.scheduling.checkpointing import train_kept
+from lthfunc.scheduling.checkpointing import train_with_checkpoints
+from lthfunc.scheduling.queue import Run
 from lthfunc.training.cpu_threads import using_threads
 from lthfunc.trees.ops import data_to_device
 
@@ -137,8 +138,8 @@ def _timed(plan: Plan, task: Task, interval: str) -> Timed:
 
     with tempfile.TemporaryDirectory() as folder, mock.patch("lthfunc.scheduling.checkpointing.save_checkpoint", saved):
         begun = time.perf_counter()
-        train_kept(
-            plan, [task], Path(folder), Config(checkpoint_every=interval), lambda: False,
+        train_with_checkpoints(
+            Run(Config(checkpoint_every=interval), plan, Path(folder)), [task],
             lambda number, point: times.append(time.perf_counter()) if point is None else None,
         )  # fmt: skip
         seconds = time.perf_counter() - begun

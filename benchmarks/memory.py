@@ -23,9 +23,9 @@ from lthfunc.experiments.plan import prepare
 from lthfunc.experiments.records import Record as Training
 from lthfunc.runs.folder import PRUNE, create
 from lthfunc.scheduling.execute import execute
+from lthfunc.scheduling.queue import Run, Watcher
 from lthfunc.training.cpu_threads import using_threads
 from lthfunc.training.malloc import keep_freed_memory
-from lthfunc.training.results import Point
 
 from .records import Options, header, script
 
@@ -37,20 +37,11 @@ def tiny(shape: tuple[int, ...], classes: int) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 24), nn.ReLU(), nn.Linear(24, classes))
 
 
-class Watching:
+class Watching(Watcher):
     """Notes the resident memory after each training."""
 
     def __init__(self) -> None:
         self.mib: list[float] = []
-
-    def total(self, steps: int) -> None:
-        """Nothing to note."""
-
-    def begin(self, task: Task, stop: int) -> None:
-        """Nothing to note."""
-
-    def step(self, task: Task, number: int, point: Point | None) -> None:
-        """Nothing to note."""
 
     def end(self, task: Task, item: Training) -> None:
         """A training ended."""
@@ -84,7 +75,7 @@ def run(*, rounds: int = 1000, json: str | None = None) -> list[float]:
         folder = Path(scratch) / "run"
         folder.mkdir()
         create(folder, config, PRUNE, data=plan.trainer.data)
-        execute(config, plan, folder, watching, [])
+        execute(Run(config, plan, folder, watcher=watching), [])
     mib, seconds = watching.mib, time.perf_counter() - begun
     at = sorted({round(number * rounds / _POINTS) for number in range(_POINTS + 1)})
     console = Console(width=100)

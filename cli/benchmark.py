@@ -85,8 +85,8 @@ def _measured_on(on: str, cores: int, gpus: int, words: Sequence[str], place: Pa
     """Measure on a node of a cluster, and bring back what it prints and writes; returns its exit code."""
     from lthfunc.experiments.config import Config
     from lthfunc.experiments.resolve import resolved
-    from lthfunc.scheduling.calls import called
     from lthfunc.scheduling.execute import check_ray
+    from lthfunc.scheduling.ray import call_on
 
     check_ray(resolved(Config(on=on)))
     for option, number, least in (("--cores", cores, 1), ("--gpus", gpus, 0)):
@@ -95,7 +95,7 @@ def _measured_on(on: str, cores: int, gpus: int, words: Sequence[str], place: Pa
     written = [at + 1 for at, word in enumerate(words[:-1]) if word in _WRITTEN]
     files = {at: f"result{at}{Path(words[at]).suffix}" for at in written}
     call = ([files.get(at, word) for at, word in enumerate(words)], list(files.values()), str(place))
-    ((_, (code, out, err, found)),) = called(on, _measure, [call], cores=cores, gpus=gpus)
+    code, out, err, found = call_on(on, _measure, call, cores=cores, gpus=gpus)
     put(out, end="")
     print(err, end="", file=sys.stderr)
     for at, file in files.items():

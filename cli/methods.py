@@ -70,46 +70,45 @@ def _run(
     wants_json: bool,
 ) -> None:
     import json
+    import shlex
+    import sys
 
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-
+    from lthfunc.energy.meter import check_meter
     from lthfunc.experiments.config import to_mapping
     from lthfunc.experiments.methods.prepare import methods_for, setting_of
-    from lthfunc.hardware import usable_cores
     from lthfunc.reports.methods import method_plot, method_rows, method_table
-    from lthfunc.scheduling.comparison import compare
+    from lthfunc.runs.method_results import make_checkpoint_folder, open_results
+    from lthfunc.scheduling.methods import COMPARED, compare
+    from lthfunc.scheduling.queue import Run
     from lthfunc.training.cpu_threads import using_threads
     from lthfunc.training.malloc import keep_freed_memory
 
-    from .bars import bar_of
     from .console import screen
+    from .progress import watching_methods
     from .running import make_folder
-    from .stopping import terminable
+    from .training import metered, resumable
 
+    if config.energy:
+        check_meter(config.country)
     config, setting = setting_of(config)
     chosen, note = methods_for(setting, asked)
     if note is not None:
         say(note)
     if save is not None:
         make_folder("--save", save)
-    jobs = config.jobs or max(1, usable_cores() // (config.threads or 1))
-    progress = bar_of(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    path = None if out is None else out.resolve()  # a link to it is the user's own
+    earlier = [] if out is None else open_results(out, config)
+    folder = None if path is None else make_checkpoint_folder(path)
+    again = shlex.join(["lthfunc", *sys.argv[1:]]) if out else None
     keep_freed_memory()
-    with progress, terminable() as stop, using_threads(config.threads):
-        bar = progress.add_task(f"{len(chosen)} methods", total=len(chosen) * config.replicates)
-
-        def tell(item: dict[str, Any]) -> None:
-            progress.advance(bar)
-            figures = f"test {100 * item['test_accuracy']:.2f} %, {item['seconds']:.1f} s"
-            progress.console.print(f"{item['method']} seed {item['seed']}: {figures}", highlight=False, soft_wrap=True)
-
-        try:
-            records = compare(config, setting, chosen, out, jobs, tell, save)
-        except KeyboardInterrupt:
-            progress.stop()
-            goes_on = "; the same command goes on" if out else "; with --out FILE it could go on"
-            say(f"interrupted{goes_on}")
-            raise typer.Exit(stop.code) from None
+    with (
+        resumable(again, f"{again} --on-nonfinite skip") as stop,
+        using_threads(config.threads),
+        watching_methods(len(chosen) * config.replicates) as watcher,
+        metered(config) as meter,
+    ):
+        run = Run(config, setting, folder, stop, watcher, COMPARED, meter, again or "lthfunc methods --out FILE")
+        records = compare(run, chosen, earlier, path, save)
     rows = method_rows(records, setting.steps)
     title = f"{config.arch} on {config.dataset}, {100 * setting.density:g} % of the weights, {setting.steps:,} steps"
     if plot:

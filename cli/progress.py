@@ -6,18 +6,27 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from lthfunc.experiments.iterative import TICKET, Plan, Task
 from lthfunc.experiments.records import Record
 from lthfunc.runs.folder import Name
-from lthfunc.scheduling.queue import Watcher, name_of
+from lthfunc.scheduling.queue import Watcher
 from lthfunc.training.batches import steps_per_epoch
 from lthfunc.training.results import Point
 from lthfunc.trees.ops import density
 
+from .bars import bar_of
 from .console import say
 
 #: Seconds between two redraws; counting every step would cost more than a small step takes.
@@ -37,6 +46,14 @@ def watching(console: Console, plan: Plan) -> Iterator[Watcher]:
         yield live
 
 
+@contextmanager
+def watching_methods(count: int) -> Iterator[Watcher]:
+    """The watcher of a comparison of so many methods and seeds."""
+    progress = bar_of(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with progress:
+        yield _Methods(progress, count)
+
+
 def who(seed: int, number: int | str, variant: str) -> str:
     """A training in short."""
     return f"seed {seed} round {number}" + ("" if variant == TICKET else f" {variant}")
@@ -51,20 +68,10 @@ def line(item: Record) -> str:
     )
 
 
-class Lines:
-    """Plain lines on stderr."""
-
-    def total(self, steps: int) -> None:
-        """Nothing to say."""
-
-    def begin(self, task: Task, stop: int) -> None:
-        """Nothing to say."""
-
-    def step(self, task: Task, number: int, point: Point | None) -> None:
-        """Nothing to say."""
+class Lines(Watcher):
+    """A line on stderr for each finished training."""
 
     def end(self, task: Task, item: Record) -> None:
-        """Say how the training went."""
         say(line(item))
 
 
@@ -79,7 +86,7 @@ class _Under:
     point: Point | None = None
 
 
-class Live:
+class Live(Watcher):
     """A bar over all steps of the experiment, and the figures of what is being trained."""
 
     def __init__(self, console: Console, plan: Plan) -> None:
@@ -99,18 +106,15 @@ class Live:
         self._drawn = 0.0
 
     def total(self, steps: int) -> None:
-        """So many training steps lie ahead."""
         self.progress.update(self._bar, total=steps)
 
     def begin(self, task: Task, stop: int) -> None:
-        """A training begins."""
         start = int(task.start.step)
-        self._under[name_of(task)] = _Under(task, start, stop, start)
+        self._under[task.key] = _Under(task, start, stop, start)
         self._show()
 
     def step(self, task: Task, number: int, point: Point | None) -> None:
-        """A step was taken, or the validation split was measured."""
-        under = self._under[name_of(task)]
+        under = self._under[task.key]
         under.at = number
         if point is not None:
             under.point = point
@@ -120,8 +124,7 @@ class Live:
             self._show()
 
     def end(self, task: Task, item: Record) -> None:
-        """The training ended: leave its line above the bar."""
-        under = self._under.pop(name_of(task))
+        under = self._under.pop(task.key)
         self._before += under.stop - under.start
         self.progress.console.print(line(item), highlight=False, soft_wrap=True)
 
@@ -145,5 +148,37 @@ class Live:
 def _in_short(trainings: list[_Under]) -> str:
     """Several trainings at once: as many as a line holds."""
     parts = [who(under.task.seed, under.task.number, under.task.variant) for under in trainings]
+    return _first_of(parts)
+
+
+def _first_of(parts: list[str]) -> str:
     rest = f" and {len(parts) - _SHOWN} more" if len(parts) > _SHOWN else ""
     return " · ".join(parts[:_SHOWN]) + rest
+
+
+class _Methods(Watcher):
+    """A line per method and seed, and a bar over all of them with the steps of those under way."""
+
+    def __init__(self, progress: Progress, count: int) -> None:
+        self._progress = progress
+        self._bar = progress.add_task("methods", total=count)
+        self._steps: dict[str, int] = {}
+        self._drawn = 0.0
+
+    def begin(self, task: Any, stop: int) -> None:
+        self._steps[task.description] = 0
+
+    def step(self, task: Any, number: int, point: Point | None) -> None:
+        self._steps[task.description] = number
+        if time.monotonic() - self._drawn > _REDRAW:
+            self._drawn = time.monotonic()
+            parts = [f"{name} step {steps:,}" for name, steps in self._steps.items()]
+            self._progress.update(self._bar, description=_first_of(parts))
+
+    def end(self, task: Any, item: Record) -> None:
+        del self._steps[task.description]
+        self._progress.advance(self._bar)
+        figures = f"test {100 * item['test_accuracy']:.2f} %, {item['seconds']:.1f} s"
+        self._progress.console.print(
+            f"{item['method']} seed {item['seed']}: {figures}", highlight=False, soft_wrap=True
+        )

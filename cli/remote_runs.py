@@ -51,10 +51,10 @@ def named(folder: Path) -> str:
 
 def sent_on(folder: Path) -> list[Watcher]:
     """Who watches a run for the address that it, or a folder that it lies in, is sent to."""
-    from lthfunc.runs.mirror import Sending
+    from lthfunc.scheduling.progress import Uploads
 
     found = [mirror for place, mirror in _OPEN.items() if place == folder or place in folder.parents]
-    return [Sending(mirror) for mirror in found]
+    return [Uploads(mirror) for mirror in found]
 
 
 def _here(stack: ExitStack, arguments: Sequence[str], place: int) -> str:

@@ -49,7 +49,7 @@ from lthfunc.trees.atomic_io import safe_file_name
 from .console import say
 from .options import Given
 from .results import as_json, show_results
-from .training import made_ready, trained
+from .training import prepare_run, train_run
 
 
 def new_run(config: Config, command: str, out: str | None, *, wants_json: bool) -> None:
@@ -62,7 +62,7 @@ def new_run(config: Config, command: str, out: str | None, *, wants_json: bool) 
         resume_run(str(earlier), {}, trust=False, wants_json=wants_json, typed=_same(config, scan_run(earlier).config))
         return
     folder = _free_folder(config, out)
-    prepared = made_ready(config)
+    prepared = prepare_run(config)
     with _begun(folder):
         with _or_gone(folder):
             create(folder, prepared.config, command, data=prepared.plan.trainer.data)
@@ -80,7 +80,7 @@ def resume_run(run: str, changed: Given, trust: bool, *, wants_json: bool, typed
     with locked(folder):
         found = _recovered(folder)
         config = resolved(from_mapping({**to_mapping(found.config), **changed}))
-        prepared = made_ready(config)
+        prepared = prepare_run(config)
         if changed:
             write_config(folder, replace(found.config, **changed), found.about)
         append_lines(folder / ENVIRONMENT, [environment("resume", config.device, config.threads)])
@@ -95,18 +95,18 @@ def trial_run(config: Config, folder: Path, again: str) -> list[Record]:
     """One run of several, in a folder that may hold its beginning; its records. again: the command that goes on."""
     if status(folder, folder / METRICS) is None:
         check_free(folder)
-        prepared = made_ready(config)
+        prepared = prepare_run(config)
         with _begun(folder):
             with _or_gone(folder):
                 create(folder, prepared.config, PRUNE, data=prepared.plan.trainer.data)
-            return trained(prepared, PRUNE, folder, [], again=again)
+            return train_run(prepared, PRUNE, folder, [], again=again)
     check_trust(
         to_mapping(scan_run(folder).config), folder, trusted=False, typed=_same(config, scan_run(folder).config)
     )
     with locked(folder):
         found = _recovered(folder)
-        prepared = made_ready(resolved(found.config))
-        return trained(prepared, PRUNE, folder, found.records, again=again)
+        prepared = prepare_run(resolved(found.config))
+        return train_run(prepared, PRUNE, folder, found.records, again=again)
 
 
 def branch_run(run: Path, number: int, given: Given, out: str | None, trust: bool, *, wants_json: bool) -> None:
@@ -117,7 +117,7 @@ def branch_run(run: Path, number: int, given: Given, out: str | None, trust: boo
     config = _changed(theirs, {"density": None, **by_name}, given)
     check_trust(to_mapping(config), run, trusted=trust, typed=given)
     folder = _free_folder(config, out)
-    prepared = made_ready(config)
+    prepared = prepare_run(config)
     check_branch(run, prepared.plan, number)
     with _begun(folder):
         with _or_gone(folder):
@@ -134,7 +134,7 @@ def transfer_run(run: Path, given: Given, out: str | None, trust: bool, *, wants
     config = _changed(theirs, {**fresh, **pruned, **task}, given)
     check_trust(to_mapping(config), run, trusted=trust, typed=given)
     folder = _free_folder(config, out)
-    prepared = made_ready(config)
+    prepared = prepare_run(config)
     tasks = transfers(run, prepared.plan, prepared.config)
     with _begun(folder):
         with _or_gone(folder):
@@ -206,7 +206,7 @@ def _run(
     wants_json: bool,
     tasks: list[Task] | None = None,
 ) -> None:
-    records = trained(prepared, command, folder, earlier, tasks)
+    records = train_run(prepared, command, folder, earlier, tasks)
     config = prepared.config
     from lthfunc.reports.run_pictures import draw  # matplotlib takes half a second, which training need not wait for
 

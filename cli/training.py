@@ -21,6 +21,7 @@ from lthfunc.experiments.trust import trusted_in
 from lthfunc.runs.folder import TRAIN
 from lthfunc.scheduling.execute import check_ray, execute, jobs_of
 from lthfunc.scheduling.progress import broadcasting
+from lthfunc.scheduling.queue import Run
 from lthfunc.scheduling.ranks import begin
 from lthfunc.tracking.table import check_trackers, tracking
 from lthfunc.training.cpu_threads import using_threads
@@ -31,10 +32,10 @@ from .console import aside, say
 from .decoding import decoding
 from .progress import watching
 from .remote_runs import named, sent_on
-from .stopping import stopping
+from .stopping import Stop, stopping
 
 
-def made_ready(config: Config) -> Prepared:
+def prepare_run(config: Config) -> Prepared:
     """The plan of a run, once everything that it needs is known to be there. Raises UserError."""
     check_ray(config)
     check_trackers(config)
@@ -50,7 +51,7 @@ def made_ready(config: Config) -> Prepared:
     return prepared
 
 
-def trained(
+def train_run(
     prepared: Prepared,
     command: str,
     folder: Path,
@@ -66,29 +67,39 @@ def trained(
     say(_headline(prepared, command))
     if note:
         say(note)
-    with stopping() as stop:
-        try:
-            with (
-                using_threads(config.threads),
-                watching(err, plan) as live,
-                tracking(config, folder) as trackers,
-                broadcasting(folder, [live, *trackers, *sent_on(folder)]) as watcher,
-                _meter(config) as meter,
-            ):
-                return execute(config, plan, folder, watcher, earlier, tasks, stop, meter)
-        except (Stopped, KeyboardInterrupt) as error:
-            safe = "everything is kept" if isinstance(error, Stopped) else "finished trainings and checkpoints are kept"
-            say(f"stopped; {safe}. Go on with: {again}")
-            raise typer.Exit(stop.code) from None
-        except LostRankError as error:
-            raise LostRankError(f"{error}; with any number of ranks, go on with: {again}") from error
-        except DivergedError as error:
-            kept = f"the state before it is kept: {_resume(folder, config)} --on-nonfinite skip goes on"
-            raise DivergedError(f"{error} ({kept})") from error
+    with (
+        resumable(again, f"{_resume(folder, config)} --on-nonfinite skip") as stop,
+        using_threads(config.threads),
+        watching(err, plan) as live,
+        tracking(config, folder) as trackers,
+        broadcasting(folder, [live, *trackers, *sent_on(folder)]) as watcher,
+        metered(config) as meter,
+    ):
+        return execute(Run(config, plan, folder, stop, watcher, meter=meter, again=again), earlier, tasks)
 
 
 @contextmanager
-def _meter(config: Config) -> Iterator[Meter | None]:
+def resumable(again: str | None, skipping: str) -> Iterator[Stop]:
+    """Of trainings that can be interrupted. again: the command that resumes them, if any; skipping: the same, past
+    steps that are not finite.
+    """
+    with stopping() as stop:
+        try:
+            yield stop
+        except (Stopped, KeyboardInterrupt) as error:
+            saved = "everything is" if isinstance(error, Stopped) else "finished trainings and checkpoints are"
+            say("stopped" if again is None else f"stopped; {saved} saved. Resume with: {again}")
+            raise typer.Exit(stop.code) from None
+        except LostRankError as error:
+            raise LostRankError(f"{error}; resume with any number of ranks: {again}") from error
+        except DivergedError as error:
+            if again is None:
+                raise
+            raise DivergedError(f"{error} (the state before it is saved; to skip such steps: {skipping})") from error
+
+
+@contextmanager
+def metered(config: Config) -> Iterator[Meter | None]:
     """Of energy, where it is asked for; a line says how it knows."""
     if not config.energy:
         yield None

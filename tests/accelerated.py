@@ -30,7 +30,8 @@ from lthfunc.experiments.functions import Scored, allocation_of, score_of, struc
 from lthfunc.experiments.iterative import Plan, Task, iterative
 from lthfunc.experiments.methods.setting import Setting
 from lthfunc.experiments.rewinding_and_controls import start_of
-from lthfunc.scheduling.checkpointing import train_kept
+from lthfunc.scheduling.checkpointing import train_with_checkpoints
+from lthfunc.scheduling.queue import Run
 from lthfunc.sparsify.activations import input_moments
 from lthfunc.training.engines import compiled as loops
 from lthfunc.training.loop import fit_together
@@ -145,8 +146,10 @@ def stopped(device: str) -> Any:
 
     with TemporaryDirectory() as folder:
         with suppress(Stopped):
-            train_kept(plan, [task], Path(folder), Config(checkpoint_every="2"), lambda: step >= 4, observe)
-        (result,), _ = train_kept(plan, [task], Path(folder), Config(), lambda: False, None)
+            train_with_checkpoints(
+                Run(Config(checkpoint_every="2"), plan, Path(folder), lambda: step >= 4), [task], observe
+            )
+        (result,), _ = train_with_checkpoints(Run(Config(), plan, Path(folder)), [task])
     return result.fit.state[:4]
 
 

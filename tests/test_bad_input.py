@@ -92,7 +92,7 @@ def place(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
         raise Accepted
 
     monkeypatch.setattr(running, "_run", stop)
-    monkeypatch.setattr("lthfunc.scheduling.comparison.compare", stop)
+    monkeypatch.setattr("lthfunc.scheduling.methods.compare", stop)
     monkeypatch.setattr("lthfunc.experiments.connectivity.instability", stop)
     monkeypatch.setattr("lthfunc.deployment.specialize.specialize", stop)
     monkeypatch.setattr("benchmarks.training.run", stop)

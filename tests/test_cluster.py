@@ -103,7 +103,7 @@ def test_an_interrupted_run_on_ray_goes_on_here(local: Path, tmp_path: Path) -> 
     finally:
         process.kill()
     assert process.returncode == 130, err
-    assert "Go on with: lthfunc resume" in err
+    assert "Resume with: lthfunc resume" in err
     assert "Traceback" not in err
     assert list(folder.glob("seed*/round00/checkpoint-*"))
     assert run("resume", folder, "--on", "local", "--jobs", 1) == 0

@@ -20,8 +20,9 @@ from lthfunc.experiments.config import Config
 from lthfunc.experiments.plan import _check_ranks, prepare
 from lthfunc.experiments.resolve import resolved
 from lthfunc.runs import environment
-from lthfunc.scheduling import calls, ranks, ray as cluster
+from lthfunc.scheduling import ranks, ray as cluster
 from lthfunc.scheduling.execute import jobs_of
+from lthfunc.scheduling.queue import PLANNED, Run
 from lthfunc.training.engines.cuda_graphs import Launcher
 from lthfunc.training.engines.toolchain import why_not
 from lthfunc.training.precision import check_precision
@@ -105,24 +106,24 @@ def test_a_cluster_is_asked_for_shares_of_gpus() -> None:
     held = {"CPU": 8.0, "GPU": 1.0}
     ray = SimpleNamespace(cluster_resources=lambda: held)
     config = Config(device="cuda", gpu_share=0.25, replicates=8)
-    assert cluster._slots(ray, config) == 4
-    assert calls.resources_of(config) == {"cores": 1, "gpus": 0.25}
-    assert calls.resources_of(Config(device="cpu", threads=2)) == {"cores": 2, "gpus": 0.0}
+    assert cluster._slots(ray, config, 8) == 4
+    assert cluster._resources(config) == {"num_cpus": 1, "num_gpus": 0.25}
+    assert cluster._resources(Config(device="cpu", threads=2)) == {"num_cpus": 2, "num_gpus": 0.0}
     held["GPU"] = 0.0
     with pytest.raises(UserError, match=r"^--on: no node of the cluster has a GPU"):
-        cluster._slots(ray, config)
+        cluster._slots(ray, config, 8)
     asked: dict[str, Any] = {}
 
-    class Pool(cluster.RayPool):
+    class Executor(cluster.RayExecutor):
         def __init__(self) -> None:
-            self._way = SimpleNamespace(config=config)  # type: ignore[assignment]
+            self._run = Run(config, None, None, workload=PLANNED)
             self._ray = SimpleNamespace(
                 remote=lambda kind: SimpleNamespace(
                     options=lambda **given: asked.update(given) or SimpleNamespace(remote=lambda *rest: None)
                 )
             )
 
-    Pool()._worker()
+    Executor()._worker()
     assert (asked["num_cpus"], asked["num_gpus"]) == (1, 0.25)
 
 

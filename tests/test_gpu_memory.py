@@ -12,9 +12,8 @@ from lthfunc.errors import UserError
 from lthfunc.experiments.config import Config
 from lthfunc.experiments.iterative import Plan, rounds
 from lthfunc.scheduling import execute, gpu_memory, local
-from lthfunc.scheduling.checkpointing import train_kept
-from lthfunc.scheduling.local import Way
-from lthfunc.scheduling.queue import Queue
+from lthfunc.scheduling.checkpointing import train_with_checkpoints
+from lthfunc.scheduling.queue import Queue, Run
 from lthfunc.training.trainer import make_trainer
 from lthfunc.trees.types import Dataset
 
@@ -101,21 +100,15 @@ def test_without_jobs_replicates_train_in_groups_that_fit(
     monkeypatch.setattr(gpu_memory, "memory_of_one", lambda plan, device: (4, 9))
     groups: list[int] = []
 
-    def counting(plan: Plan, tasks: Any, *rest: Any) -> Any:
+    def counting(run: Run, tasks: Any, *rest: Any) -> Any:
         groups.append(len(tasks))
-        return train_kept(plan, tasks, *rest)
+        return train_with_checkpoints(run, tasks, *rest)
 
-    monkeypatch.setattr(local, "train_kept", counting)
-
-    class Silent:
-        def begin(self, *told: Any) -> None: ...
-
-        step = begin
+    monkeypatch.setattr(local, "train_with_checkpoints", counting)
 
     config = Config(device="cuda", replicates=5)
-    way = Way(config, plan, tmp_path, Silent(), lambda: False)  # type: ignore[arg-type]
     queue = Queue({seed: rounds(plan, seed) for seed in range(5)})
     with pytest.warns(UserWarning, match="groups of 2"):
-        results = list(execute._driven(way, queue))
+        results = list(execute.results_of(Run(config, plan, tmp_path), queue, 5))
     assert sorted(result.task.seed for result in results) == list(range(5))
     assert groups == [2, 2, 1]

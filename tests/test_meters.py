@@ -114,7 +114,8 @@ def test_amounts_by_hand() -> None:
 
 def test_phases_go_on_with_what_was_drawn_before() -> None:
     before = nothing_yet().with_lap(Amount(kwh=100.0), "training", 0)
-    phases = Phases(Counted(), per_epoch=4, so_far=before)
+    phases = Phases(Counted(), per_epoch=4)
+    phases.resume(before)
     phases.next("training", 5)  # lap 2 was preparation
     phases.next("training", 7)
     phases.next("training", 8)  # lap 3 was epoch 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from conftest import gradient_of
 from hypothesis import given, settings, strategies as st
 from lthfunc_cli.main import main
+from lthfunc_cli.progress import _Methods
 from torch import Tensor, nn
 
 import lthfunc as lf
@@ -20,10 +22,14 @@ from lthfunc.experiments.config import Config
 from lthfunc.experiments.functions import allocation_of
 from lthfunc.experiments.methods import while_training
 from lthfunc.experiments.methods.prepare import setting_of
-from lthfunc.experiments.methods.setting import Setting
+from lthfunc.experiments.methods.setting import Outcome, Setting
 from lthfunc.experiments.resolve import resolved
 from lthfunc.runs.json_lines import line_of, read_lines
+from lthfunc.scheduling.checkpointing import train_with_checkpoints
+from lthfunc.scheduling.methods import COMPARED, MethodTask
+from lthfunc.scheduling.queue import Run
 from lthfunc.training.parametrize import parametrized, straight_through, top_k_mask
+from lthfunc.training.results import Stopped
 from lthfunc.training.trainer import make_trainer
 from lthfunc.trees.model import apply_training
 
@@ -207,15 +213,15 @@ def test_the_mask_computes_and_the_weight_learns() -> None:
 
     made = parametrized(model, "test", draw, weights, weights)
     params, buffers = made.init(3)
-    assert made.prunable == ("trained_0/weight",)
+    assert made.prunable == ("trained_0:weight",)
     x = torch.randn(8, 4)
 
     def value(params: dict[str, Tensor]) -> Tensor:
         total: Tensor = (apply_training(made, params, buffers, x)[0] ** 2).sum()
         return total
 
-    gradient = torch.func.grad(value)(params)["trained_0/weight"]
-    weight, bias = params["trained_0/weight"], params["trained_0/bias"]
+    gradient = torch.func.grad(value)(params)["trained_0:weight"]
+    weight, bias = params["trained_0:weight"], params["trained_0:bias"]
     kept = torch.zeros(12).index_fill(0, weight.abs().flatten().topk(5).indices, 1).view(3, 4)
     hard = (weight * kept).requires_grad_()
     expected = ((x @ hard.T + bias) ** 2).sum()
@@ -270,3 +276,46 @@ def test_a_comparison_goes_on_after_a_change_that_changes_no_result(tmp_path: Pa
     assert main([*words, "--on-nonfinite", "skip", "--replicates", "2"]) == 0
     assert [line["seed"] for line in read_lines(out)[1:]] == [0, 1]
     assert main([*words, "--lr", "0.5"]) == 2
+
+
+# ---- as trainings of the queue ----
+
+
+@pytest.mark.parametrize("name", ["imp-late", "imp-tuned", "gradual", "rigl", "early-bird", "supermask"])
+def test_a_method_stopped_anywhere_ends_in_the_same_bits(name: str, falling: Setting, tmp_path: Path) -> None:
+    """A checkpoint in the middle of a stage, at its end, and in the last training."""
+    task = MethodTask(1, name)
+    whole: Outcome = METHODS.load(name)(falling, 1)
+    for stop in (1, 6, 7, 45, 58, whole.steps - 1):
+        taken = [0]
+        config = Config(checkpoint_every="never")
+        run = Run(config, falling, tmp_path, lambda taken=taken, stop=stop: taken[0] >= stop, workload=COMPARED)  # type: ignore[misc]
+        with pytest.raises(Stopped):
+            train_with_checkpoints(run, [task], lambda number, points, taken=taken: taken.__setitem__(0, number))  # type: ignore[misc]
+    (again,), _ = train_with_checkpoints(Run(Config(), falling, tmp_path, workload=COMPARED), [task])
+    assert lf.same_bits(again.ticket, whole.ticket)
+    assert (again.steps, again.test) == (whole.steps, whole.test)
+
+
+def test_an_interrupted_comparison_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped in the second method: the first is in the file, the second in a checkpoint beside it."""
+    out = tmp_path / "found.jsonl"
+    words = ["methods", "--density", "0.2", "--method", "dense", "--method", "imp", "--steps", "30", "--rounds", "1"]
+    words += ["--engine", "eager", "--jobs", "1"]
+    assert main([*words, "--out", str(tmp_path / "whole.jsonl")]) == 0
+    begin = _Methods.begin
+
+    def interrupting(self: _Methods, task: MethodTask, stop: int) -> None:
+        begin(self, task, stop)
+        if task.method == "imp":
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_Methods, "begin", interrupting)
+        assert main([*words, "--out", str(out)]) == 130
+    assert [line["method"] for line in read_lines(out)[1:]] == ["dense"]
+    assert list(tmp_path.glob("found.jsonl.checkpoints/seed0/round00-imp/checkpoint-*"))
+    assert main([*words, "--out", str(out)]) == 0
+    assert not (tmp_path / "found.jsonl.checkpoints").exists()
+    for mine, theirs in zip(read_lines(out)[1:], read_lines(tmp_path / "whole.jsonl")[1:], strict=True):
+        assert {**mine, "seconds": 0} == {**theirs, "seconds": 0}

@@ -327,7 +327,7 @@ def test_edge_popup_by_hand(setting: Setting) -> None:
 def test_supermasks_by_hand(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
     """Zhou et al. 2019, sec. 5: drawn in training, the likeliest elsewhere, both times (all / ones) of their layer."""
     seen = []
-    train = through_masks._train
+    course = through_masks._course
 
     def caught(
         setting: Setting,
@@ -339,9 +339,9 @@ def test_supermasks_by_hand(setting: Setting, monkeypatch: pytest.MonkeyPatch) -
         *rest: Any,
     ) -> Any:
         seen.append((draw(seed), training, evaluating))
-        return train(setting, seed, name, draw, training, evaluating, *rest)
+        return course(setting, seed, name, draw, training, evaluating, *rest)
 
-    monkeypatch.setattr(through_masks, "_train", caught)
+    monkeypatch.setattr(through_masks, "_course", caught)
     outcome = METHODS.load("supermask")(setting, SEED)
     ((odds, fixed, _), training, evaluating), dense = seen[0], dense_of(setting).params
     assert lf.same_bits(fixed, dense)

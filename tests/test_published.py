@@ -139,7 +139,7 @@ def test_edge_popups_scores_are_drawn_as_published(setting: Setting, monkeypatch
         seen.update(draw(seed)[0])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(through_masks, "_train", caught)
+    monkeypatch.setattr(through_masks, "_course", caught)
     with pytest.raises(KeyboardInterrupt):
         through_masks.edge_popup(setting, 0)
     for leaf in seen.values():

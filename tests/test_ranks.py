@@ -321,7 +321,7 @@ def test_a_killed_rank_ends_the_others_and_the_run_goes_on_with_another_number(t
         crew.processes[0].send_signal(signal.SIGTERM)  # one rank is asked; all stop after the same step
         ends = crew.ended()
     assert [code for code, _, _ in ends] == [143, 0]
-    assert "everything is kept" in ends[0][2]
+    assert "everything is saved" in ends[0][2]
     assert main(["resume", str(folder)]) == 0
     assert [line["round"] for line in trainings(folder)] == [0, 1]
     assert main(["verify", str(folder)]) == 0

@@ -138,7 +138,7 @@ def test_an_interrupted_run_says_how_to_go_on_and_does(tmp_path: Path, number: s
         process.send_signal(number)
         said += process.stderr.read()
     assert process.returncode == 128 + number, said
-    assert f"Go on with: lthfunc resume {folder}" in said
+    assert f"Resume with: lthfunc resume {folder}" in said
     assert "Traceback" not in said
     assert run("resume", folder) == 0
     whole = tmp_path / "whole"
@@ -158,7 +158,7 @@ def test_an_interruption_keeps_the_training_under_way(tmp_path: Path) -> None:
         process.send_signal(signal.SIGTERM)
         _, said = process.communicate(timeout=HANG)
     assert process.returncode == 143, said
-    assert f"stopped; everything is kept. Go on with: lthfunc resume '{folder}'" in said
+    assert f"stopped; everything is saved. Resume with: lthfunc resume '{folder}'" in said
     (kept,) = folder.glob("seed0/round0*/checkpoint-*")
     assert step_of(kept) > 0
     assert run("verify", folder) == 0
@@ -208,7 +208,7 @@ def test_a_second_interruption_stops_at_once(tmp_path: Path) -> None:
         said += process.communicate(timeout=HANG)[1]
     assert process.returncode == 130, said
     assert "stopping after this step; once more to stop at once" in said
-    assert "finished trainings and checkpoints are kept. Go on with: lthfunc resume run --trust" in said
+    assert "finished trainings and checkpoints are saved. Resume with: lthfunc resume run --trust" in said
     assert "Traceback" not in said
 
 

@@ -21,8 +21,8 @@ from lthfunc.experiments.iterative import Plan, Round, Task, rounds
 from lthfunc.experiments.rewinding_and_controls import start_of
 from lthfunc.runs.outcome import LAST, WINNING, WINNING_TRAINED
 from lthfunc.scheduling.execute import jobs_of
-from lthfunc.scheduling.local import Way, side_by_side
-from lthfunc.scheduling.queue import Queue, name_of
+from lthfunc.scheduling.local import vmapped
+from lthfunc.scheduling.queue import Queue, Run, Watcher
 from lthfunc.training.trainer import make_trainer
 from lthfunc.trees.types import Dataset
 
@@ -37,29 +37,23 @@ def alive(group: int) -> bool:
     return True
 
 
-class Silent:
-    """A watcher that only counts."""
+class Counting(Watcher):
+    """Notes what begins."""
 
     def __init__(self) -> None:
         self.begun: list[tuple[int, int, str]] = []
 
-    def total(self, steps: int) -> None: ...
-
     def begin(self, task: Task, stop: int) -> None:
         self.begun.append((task.seed, task.number, task.variant))
 
-    def step(self, task: Task, number: int, point: Any) -> None: ...
-
-    def end(self, task: Task, item: Any) -> None: ...
-
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("engine", "workers"), [("eager", "Processes"), ("sparse", "Threads")])
+@pytest.mark.parametrize(("engine", "workers"), [("eager", "ProcessExecutor"), ("sparse", "ThreadExecutor")])
 def test_replicates_side_by_side_have_the_bits_of_single_runs(
     tmp_path: Path, engine: str, workers: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each of two seeds, with a control, on two workers, against the command that runs that seed alone."""
-    others = {"Processes": "Threads", "Threads": "Processes"}[workers]
+    others = "ThreadExecutor" if workers == "ProcessExecutor" else "ProcessExecutor"
     monkeypatch.delattr(f"lthfunc.scheduling.execute.{others}")
     options = [*SMALL, "--engine", engine, "--threads", "1"]
     both = tmp_path / "both"
@@ -92,7 +86,7 @@ def test_an_interruption_stops_every_worker_and_the_run_goes_on(tmp_path: Path, 
         os.killpg(process.pid, signal.SIGINT)  # as a terminal's Ctrl-C: to the whole group
         said += process.stderr.read()
     assert process.returncode == 130, said
-    assert f"Go on with: lthfunc resume {folder}" in said
+    assert f"Resume with: lthfunc resume {folder}" in said
     assert "Traceback" not in said
     until(lambda: not alive(process.pid))  # Python's own helper process needs a moment; then nobody is left
     if engine == "sparse":  # threads, which were in the middle of it
@@ -130,7 +124,7 @@ def test_a_worker_that_fails_or_dies_names_its_training(tmp_path: Path, capsys: 
     assert done.returncode == 2, done.stderr
     last = done.stderr.splitlines()[-1]
     assert "round 0: its process was ended by SIGKILL" in last
-    assert "lthfunc resume goes on" in last
+    assert "resume with: lthfunc resume" in last
 
 
 def test_jobs_are_what_the_cores_hold(few_digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,10 +160,10 @@ def test_a_vmapped_study_equals_its_trainings_one_by_one(few_digits: Dataset, wi
 
     def results(width: int) -> dict[tuple[int, int, str], Round]:
         queue = Queue({seed: rounds(plan, seed) for seed in (0, 1)})
-        watcher = Silent()
-        way = Way(Config(checkpoint_every="4"), plan, tmp_path, watcher, lambda: False)
-        results = list(side_by_side(way, queue, width))
-        found = {name_of(result.task): result.round for result in results}
+        watcher = Counting()
+        run = Run(Config(checkpoint_every="4"), plan, tmp_path, watcher=watcher)
+        results = list(vmapped(run, queue, width))
+        found = {result.task.key: result.value for result in results}
         assert sorted(watcher.begun) == sorted(found)
         return found
 

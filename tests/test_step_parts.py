@@ -377,12 +377,12 @@ def test_a_reparametrised_network_computes_with_other_weights() -> None:
     other = parametrized(model, "other", draw, doubled, plain)
     assert (other.name, other.prunable, other.output) == (
         "other",
-        ("trained_0/weight", "trained_2/weight"),
-        "trained_2/weight",
+        ("trained_0:weight", "trained_2:weight"),
+        "trained_2:weight",
     )
     params, buffers = other.init(5)
     trained, fixed, stats = draw(5)
-    assert set(params) == {"trained_0/weight", "trained_1/weight", "trained_2/weight"}
+    assert set(params) == {"trained_0:weight", "trained_1:weight", "trained_2:weight"}
     assert {name for name in buffers if name.startswith("fixed_")} == {"fixed_0/bias", "fixed_1/bias", "fixed_2/bias"}
     assert {name for name in buffers if name.startswith("buffers_")} == {
         f"buffers_{name}".replace(".", "/") for name in stats

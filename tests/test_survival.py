@@ -473,7 +473,7 @@ def test_a_run_that_diverges_says_how_to_go_on_and_does(tmp_path: Path, capsys: 
     (line,) = [line for line in said(capsys) if line.startswith("lthfunc: ")]
     assert re.search(r"seed 0, round 0: training diverged: the (loss \(\w+\)|gradient) of step \d+ is not finite, "
                      r"learning rate 1e\+38; ", line)  # fmt: skip
-    assert f"the state before it is kept: lthfunc resume {folder} --on-nonfinite skip goes on" in line
+    assert f"the state before it is saved; to skip such steps: lthfunc resume {folder} --on-nonfinite skip" in line
     assert run("verify", folder) == 0
     assert len(list(folder.glob("seed0/round00/checkpoint-*"))) == 1
     assert run("resume", folder, "--on-nonfinite", "skip") in (0, 2)

@@ -11,12 +11,12 @@ from lthfunc.energy.meter import Meter
 class Phases:
     """Reads a meter when a training goes over to something else.
 
-    per_epoch: steps of an epoch. so_far: what a training that goes on had drawn before.
+    per_epoch: steps of an epoch.
     """
 
-    def __init__(self, meter: Meter, per_epoch: int, so_far: Metered | None = None) -> None:
+    def __init__(self, meter: Meter, per_epoch: int) -> None:
         self._meter, self._per_epoch = meter, per_epoch
-        self._metered = so_far or nothing_yet()
+        self._metered = nothing_yet()
         self._now, self._epoch = "preparation", 0
         meter.lap()  # whatever was before is not this training's
 
@@ -27,6 +27,10 @@ class Phases:
             return
         self._read()
         self._now, self._epoch = phase, epoch
+
+    def resume(self, earlier: Metered) -> None:
+        """Count from what the training had drawn before its checkpoint."""
+        self._metered = earlier
 
     def epoch_end(self, step: int) -> int:
         """The step after which the epoch ends that begins at or lasts over a step."""

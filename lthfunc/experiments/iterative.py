@@ -23,7 +23,7 @@ from lthfunc.trees.model import Model, init
 from lthfunc.trees.ops import count
 from lthfunc.trees.rng import key
 from lthfunc.trees.transformations import Transformation, compose
-from lthfunc.trees.types import Ticket, TrainState
+from lthfunc.trees.types import Masks, Ticket, TrainState
 
 TICKET = "ticket"
 
@@ -80,6 +80,16 @@ class Task(NamedTuple):
     start: TrainState
     anchor: TrainState | None
 
+    @property
+    def key(self) -> tuple[int, int, str]:
+        """What tells it from all other trainings of a run: seed, round and variant."""
+        return self.seed, self.number, self.variant
+
+    @property
+    def description(self) -> str:
+        """Its name in messages."""
+        return f"seed {self.seed}, round {self.number}" + ("" if self.variant == TICKET else f" ({self.variant})")
+
 
 class Round(NamedTuple):
     """A finished training. number: prunings before it; variant: "ticket" or a control's name.
@@ -97,10 +107,16 @@ class Round(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """A training under way. anchor: what the dense training found of it so far; None before, and for all others."""
+    """A training under way. anchor: what the dense training found of it so far; None before, and for all others.
+
+    Of a method besides: the number of its stage, its steps so far less those of the state, and masks to compare.
+    """
 
     fit: Fit
     anchor: TrainState | None = None
+    stage: int = 0
+    offset: int = 0
+    recent: tuple[Masks, ...] = ()
 
 
 class Done(NamedTuple):
@@ -174,7 +190,10 @@ def train_together(
     fits = None if so_far is None else [each.fit for each in so_far]
 
     def fitted(until: int, anchors: Sequence[TrainState | None]) -> list[Fit]:
-        kept = None if checkpointer is None else _with_anchors(checkpointer, anchors)
+        def under_way(fits: Sequence[Fit]) -> list[Progress]:
+            return [Progress(*each) for each in zip(fits, anchors, strict=True)]
+
+        kept = None if checkpointer is None else checkpointer.of(under_way)
         states = starts if fits is None else [fit.state for fit in fits]
         return fit_together(
             plan.trainer, states, seeds=seeds, until=until, eval_every=plan.eval_every, observe=observe, so_far=fits,
@@ -237,17 +256,6 @@ def sent(schedule: Generator[list[Task], list[Round], None], results: list[Round
         return schedule.send(results)
     except StopIteration:
         return None
-
-
-def _with_anchors(checkpointer: Checkpointer[Progress], anchors: Sequence[TrainState | None]) -> Checkpointer[Fit]:
-    """What keeps trainings, as what keeps their fits."""
-
-    def keep(fits: Sequence[Fit]) -> None:
-        checkpointer.save([Progress(*each) for each in zip(fits, anchors, strict=True)])
-
-    return Checkpointer(
-        keep, checkpointer.should_stop, checkpointer.due, checkpointer.next_check, checkpointer.on_phase
-    )
 
 
 def _next_start(plan: Plan, seed: int, number: int, trained: TrainState, anchor: TrainState) -> TrainState:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from rich.table import Table
 
 from lthfunc.catalog.methods import METHODS
-from lthfunc.experiments.records import Record, Spread, spread
+from lthfunc.experiments.records import Record, Spread, search_energy, spread
 from lthfunc.reports.tables import percent
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class MethodRow(NamedTuple):
-    """A method over its seeds. steps: of training, as multiples of one training."""
+    """A method over its seeds. steps: of training, as multiples of one training. kwh: drawn by it, where metered."""
 
     method: str
     replicates: int
@@ -27,6 +27,7 @@ class MethodRow(NamedTuple):
     steps: float
     seconds: float
     collapsed: tuple[str, ...]
+    kwh: float | None = None
 
 
 def method_rows(records: Sequence[Record], steps: int) -> list[MethodRow]:
@@ -44,6 +45,7 @@ def method_rows(records: Sequence[Record], steps: int) -> list[MethodRow]:
             statistics.fmean(item["steps"] for item in group) / steps,
             statistics.fmean(item["seconds"] for item in group),
             tuple(dict.fromkeys(layer for item in group for layer in item["collapsed"])),
+            statistics.fmean(map(search_energy, group)) if all("energy" in item for item in group) else None,
         )
         for method, group in groups.items()
     ]
@@ -56,7 +58,8 @@ def method_table(rows: Sequence[MethodRow]) -> Table:
     title = f"mean ± standard deviation of {replicates} seeds" if replicates > 1 else None
     table = Table(title=title, title_style="dim", header_style="bold", box=None, pad_edge=False)
     table.add_column("method", no_wrap=True)
-    for head in ("density %", "test acc %", "trainings", "seconds"):
+    metered = any(row.kwh is not None for row in rows)
+    for head in ("density %", "test acc %", "trainings", "seconds", *(["Wh"] if metered else [])):
         table.add_column(head, justify="right", no_wrap=True)
     table.add_column("what it is", style="dim")
     for row in rows:
@@ -67,6 +70,7 @@ def method_table(rows: Sequence[MethodRow]) -> Table:
             percent(row.test_accuracy, row.replicates),
             f"{row.steps:.1f}",
             f"{row.seconds:.1f}",
+            *(["–" if row.kwh is None else f"{1000 * row.kwh:.2f}"] if metered else []),
             what,
         )
     return table

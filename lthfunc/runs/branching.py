@@ -22,8 +22,8 @@ from lthfunc.runs.folder import (
     Name,
     create,
     make_training_folder,
-    name_of_record,
     read_run,
+    record_key,
     run_of,
     training_folder,
 )
@@ -54,10 +54,10 @@ def copy_early(run: Path, number: int, folder: Path, config: Config, there: set[
     early = [
         item for item in records
         if item["round"] <= number and item["variant"] in variants and item["seed"] in seeds
-        and name_of_record(item) not in there
+        and record_key(item) not in there
     ]  # fmt: skip
     for item in early:
-        name = name_of_record(item)
+        name = record_key(item)
         _copy(training_folder(run, *name), training_folder(folder, *name), anchor=name[1:] == (0, TICKET))
     append_lines(folder / METRICS, ({"kind": "training", **item} for item in early))
     return early

@@ -21,7 +21,7 @@ from lthfunc.runs.folder import (
     PARAMS,
     Name,
     Run,
-    name_of_record,
+    record_key,
     training_folder,
     training_folders,
 )
@@ -46,7 +46,7 @@ class Problem(NamedTuple):
 def sums_wrong(folder: Path, run: Run, *, sizes: bool = False) -> Iterator[Problem]:
     """Files of finished trainings that are missing, or are not what was written. sizes: look at sizes alone."""
     for item in run.records:
-        name = name_of_record(item)
+        name = record_key(item)
         place = training_folder(folder, *name)
         where = str(place.relative_to(folder))
         try:
@@ -107,7 +107,7 @@ def contents_wrong(folder: Path, run: Run, bad: set[Name]) -> Iterator[Problem]:
     """Trainings whose tensors contradict each other, their records, or what pruning is. bad: those not to read."""
     before: dict[int, dict[str, Tensor]] = {}
     for item in run.records:
-        name = name_of_record(item)
+        name = record_key(item)
         if name in bad:
             continue
         place = training_folder(folder, *name)
@@ -211,7 +211,7 @@ def good_rounds(records: Sequence[Record], bad: set[Name]) -> dict[int, list[int
     """Rounds of each seed whose trainings are all good."""
     rounds: dict[int, dict[int, bool]] = {}
     for item in records:
-        name = name_of_record(item)
+        name = record_key(item)
         of_seed = rounds.setdefault(name[0], {})
         of_seed[name[1]] = of_seed.get(name[1], True) and name not in bad
     return {seed: [number for number, good in of_seed.items() if good] for seed, of_seed in rounds.items()}

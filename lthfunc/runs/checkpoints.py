@@ -14,10 +14,11 @@ import torch
 
 from lthfunc.energy.amounts import Metered, as_values, from_values
 from lthfunc.errors import DamagedError, UserError
-from lthfunc.experiments.iterative import Plan, Progress, Task
+from lthfunc.experiments.iterative import Progress
 from lthfunc.runs import safe_files
 from lthfunc.runs.folder import make_training_folder, run_of
 from lthfunc.runs.manifests import sum_of
+from lthfunc.training.optimizers import Optimizer
 from lthfunc.training.results import BestNetwork, Fit, Point, SinceLastPoint
 from lthfunc.trees.files import tree_bytes, tree_of
 from lthfunc.trees.ops import flattened, leaf_difference, leaves, to_device
@@ -30,7 +31,7 @@ _NAME = re.compile(r"checkpoint-(\d{9,})-([0-9a-f]{64})\.safetensors")
 _OTHER = (UserError, KeyError, ValueError, TypeError, IndexError, AttributeError)
 
 
-class Kept(NamedTuple):
+class Checkpoint(NamedTuple):
     """A checkpoint. seconds: that its training had taken; energy: that it had drawn, where it was metered."""
 
     progress: Progress
@@ -40,7 +41,7 @@ class Kept(NamedTuple):
 
 def save_checkpoint(place: Path, progress: Progress, seconds: float, energy: Metered | None = None) -> Path:
     """Write a training under way into its folder, in place of what was kept of it before."""
-    fit, anchor = progress
+    fit, anchor, stage, offset, recent = progress
     state, since = fit.state, fit.since
     assert since is not None
     tree: dict[str, Any] = {
@@ -53,6 +54,8 @@ def save_checkpoint(place: Path, progress: Progress, seconds: float, energy: Met
     }
     if anchor is not None:
         tree["anchor"] = {"params": anchor.params, "buffers": anchor.buffers}
+    if recent:
+        tree["recent"] = {str(number): masks for number, masks in enumerate(recent)}
     about = {
         "format": _FORMAT,
         "step": int(state.step),
@@ -62,6 +65,8 @@ def save_checkpoint(place: Path, progress: Progress, seconds: float, energy: Met
         "chosen": fit.curve.index(fit.best.point),
         "since": {"loss": since.loss, "steps": since.steps},
         "anchor_step": None if anchor is None else int(anchor.step),
+        "stage": stage,
+        "offset": offset,
     }
     payload = tree_bytes(tree, about)
     return put_checkpoint(place, f"checkpoint-{about['step']:09d}-{sum_of(payload).sha256}.safetensors", payload)
@@ -124,30 +129,30 @@ def _content(path: Path) -> bytes | None:
     return payload if found is not None and sum_of(payload).sha256 == found[2] else None
 
 
-def load_checkpoint(place: Path, plan: Plan, task: Task) -> Kept | None:
+def load_checkpoint(place: Path, start: TrainState, optimizer: Optimizer) -> Checkpoint | None:
     """The latest checkpoint of a training that is whole and fits it; None without one."""
     for path in checkpoints(place):
         payload = _content(path)
         if payload is None:
             continue
         try:
-            return _kept(*tree_of(payload, path), plan, task)
+            return _checkpoint(*tree_of(payload, path), start, optimizer)
         except _OTHER:
             continue
     return None
 
 
-def _kept(tree: dict[str, Any], about: dict[str, Any], plan: Plan, task: Task) -> Kept:
-    device = task.start.step.device
+def _checkpoint(tree: dict[str, Any], about: dict[str, Any], start: TrainState, optimizer: Optimizer) -> Checkpoint:
+    device = start.step.device
     if about["format"] != _FORMAT:
         raise ValueError("another format")
-    fresh, rebuilt = flattened(plan.trainer.optimizer.init(task.start.params))
+    fresh, rebuilt = flattened(optimizer.init(start.params))
     opt: list[Any] = [tree["opt"][str(number)] for number in range(len(fresh))]
     state = TrainState(
         tree["params"], tree.get("buffers", {}), tree["masks"], rebuilt(opt), torch.tensor(int(about["step"]))
     )
-    for ours, theirs in ((state.params, task.start.params), (state.buffers, task.start.buffers),
-                         (state.masks, task.start.masks), (dict(enumerate(opt)), dict(enumerate(fresh)))):  # fmt: skip
+    for ours, theirs in ((state.params, start.params), (state.buffers, start.buffers),
+                         (state.masks, start.masks), (dict(enumerate(opt)), dict(enumerate(fresh)))):  # fmt: skip
         if leaf_difference(ours, theirs) is not None:
             raise ValueError("another network")
     curve = tuple(Point(int(step), *numbers) for step, *numbers in about["curve"])
@@ -160,5 +165,7 @@ def _kept(tree: dict[str, Any], about: dict[str, Any], plan: Plan, task: Task) -
         anchor = to_device(TrainState(parts["params"], parts.get("buffers", {}), state.masks, (), step), device)
     chosen = chosen._replace(params=to_device(chosen.params, device), buffers=to_device(chosen.buffers, device))
     fit = Fit(to_device(state, device), chosen, curve, since)
+    masks = [to_device(tree["recent"][str(number)], device) for number in range(len(tree.get("recent", {})))]
+    progress = Progress(fit, anchor, int(about.get("stage", 0)), int(about.get("offset", 0)), tuple(masks))
     energy = about.get("energy")
-    return Kept(Progress(fit, anchor), float(about["seconds"]), None if energy is None else from_values(energy))
+    return Checkpoint(progress, float(about["seconds"]), None if energy is None else from_values(energy))

@@ -183,7 +183,7 @@ def run_of(place: Path) -> Path:
     return place.parent.parent
 
 
-def name_of_record(item: Record) -> Name:
+def record_key(item: Record) -> Name:
     """The name of a finished training."""
     return item["seed"], item["round"], item["variant"]
 
@@ -226,9 +226,9 @@ def scan_run(folder: Path) -> Run:
                 if problem is not None:
                     damaged[line.number] = problem
                     continue
-                records[name_of_record(line.value)] = line.value
+                records[record_key(line.value)] = line.value
             elif kind == "dropped":
-                records.pop(name_of_record(line.value), None)
+                records.pop(record_key(line.value), None)
             elif kind == "mended":
                 for known in line.value["lines"]:
                     damaged.pop(known, None)

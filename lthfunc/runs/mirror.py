@@ -16,8 +16,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from lthfunc.errors import LostRunError, UserError
-from lthfunc.experiments.iterative import Task
-from lthfunc.experiments.records import Record
 from lthfunc.hardware import cache_home
 from lthfunc.remote import RemotePath, fetch, files_below, reaching, remote_path, remove, send
 from lthfunc.runs import safe_files
@@ -26,11 +24,10 @@ from lthfunc.runs.lock import HOLDER, LOCK, is_there
 from lthfunc.runs.readings import holder_of
 from lthfunc.runs.sweeps import SWEEP
 from lthfunc.tracebacks import first_line
-from lthfunc.training.results import Point
 from lthfunc.trees.atomic_io import TEMPORARY_SUFFIX
 
-#: Seconds between two looks at what has changed, and how long one is taken to be at work who says nothing more.
-_EVERY, _SILENT = 20.0, 300.0
+#: Seconds after which a process that has not been heard of counts as gone.
+_SILENT = 300.0
 _MANIFEST = "manifest.json"
 #: What says what exists, of a run and of a sweep.
 _LOGS = (METRICS, SWEEP)
@@ -173,41 +170,6 @@ class Mirror:
     def _say_held(self) -> None:
         about = {"pid": os.getpid(), "host": socket.gethostname(), "heard": time.time()}
         send(self._place, HOLDER, json.dumps(about).encode())
-
-
-class Sending:
-    """A watcher that has a mirror sent: after every training, and from time to time for its checkpoints."""
-
-    def __init__(self, mirror: Mirror) -> None:
-        self._mirror, self._last = mirror, time.monotonic()
-        self._thread: threading.Thread | None = None
-
-    def total(self, steps: int) -> None:
-        """The run has begun."""
-        self._send()
-
-    def begin(self, task: Task, stop: int) -> None:
-        """Nothing has changed."""
-
-    def step(self, task: Task, number: int, point: Point | None) -> None:
-        """A checkpoint may have been written."""
-        if time.monotonic() - self._last > _EVERY:
-            self._send()
-
-    def end(self, task: Task, item: Record) -> None:
-        """A training is on disk."""
-        self._send()
-
-    def _send(self) -> None:
-        """Beside the training, unless the last time is still under way; what fails is tried again later."""
-        self._last = time.monotonic()
-        if self._thread is None or not self._thread.is_alive():
-            self._thread = threading.Thread(target=self._quietly, name="lthfunc-mirror", daemon=True)
-            self._thread.start()
-
-    def _quietly(self) -> None:
-        with suppress(Exception):
-            self._mirror.send()
 
 
 @contextmanager

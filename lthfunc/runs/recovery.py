@@ -19,7 +19,7 @@ from lthfunc.runs.folder import (
     TRANSFER,
     Name,
     Run,
-    name_of_record,
+    record_key,
     scan_run,
     training_folder,
     write_config,
@@ -62,7 +62,7 @@ def recover(folder: Path) -> tuple[Run, list[str]]:
         append_lines(folder / METRICS, dropped)
     run = scan_run(folder)
     for item in run.records:  # a crash may come between a training's line and this
-        drop_checkpoints(training_folder(folder, *name_of_record(item)))
+        drop_checkpoints(training_folder(folder, *record_key(item)))
     return run, said
 
 
@@ -86,7 +86,7 @@ def _early_missing(run: Run, lost: Mapping[Name, str]) -> list[str]:
     first = {(seed, before, TICKET) for seed in seeds for before in range(number + 1)}
     if run.damaged:  # a line that can't be read may have been a control's
         first |= {(seed, before, each) for seed, before, _ in first if before for each in config.control}
-    there = {name_of_record(item) for item in run.records} - lost.keys()
+    there = {record_key(item) for item in run.records} - lost.keys()
     missing = (first - there) | {name for name in lost if name[1] <= number}
     return sorted({f"round {name[1]} of seed {name[0]}" for name in missing})
 
@@ -97,7 +97,7 @@ def _with_early(folder: Path, run: Run, lost: Mapping[Name, str], missing: Seque
     Raises DamagedError where that run has them no longer.
     """
     source, number = Path(run.about["branched"]["run"]), run.about["branched"]["round"]
-    there = {name_of_record(item) for item in run.records} - {name for name in lost if name[1] <= number}
+    there = {record_key(item) for item in run.records} - {name for name in lost if name[1] <= number}
     try:
         copy_early(source, number, folder, run.config, there)
     except (UserError, OSError) as error:
@@ -114,13 +114,13 @@ def _lost(run: Run, problems: Sequence[Problem]) -> dict[Name, str]:
     for item in run.records:
         reason = _follows(run.records, item, lost)
         if reason is not None:
-            lost.setdefault(name_of_record(item), reason)
+            lost.setdefault(record_key(item), reason)
     return lost
 
 
 def _follows(records: Sequence[Record], item: Record, lost: dict[Name, str]) -> str | None:
     """Why a training can't stand without others: what it was made from is lost, or was never finished."""
-    seed, number, variant = name_of_record(item)
+    seed, number, variant = record_key(item)
     needed = number + (variant != TICKET)  # a control has the masks of its round's ticket
     for other in lost:
         if other[0] == seed and (other[1] < number or (other[1] < needed and other[2] == TICKET)):

@@ -1,4 +1,4 @@
-"""Carry out a plan for every seed, writing each training to the run folder as it ends."""
+"""Trainings carried out: which executor runs a queue, and a run's trainings, each written to its folder as it ends."""
 
 from __future__ import annotations
 
@@ -6,25 +6,22 @@ import importlib.util
 import socket
 from collections.abc import Generator, Sequence
 from contextlib import closing
-from pathlib import Path
 
-from lthfunc.energy.meter import Meter
 from lthfunc.errors import UserError
 from lthfunc.experiments.config import Config, trainings_at_once
-from lthfunc.experiments.iterative import TICKET, Plan, Round, Task, rounds
+from lthfunc.experiments.iterative import TICKET, Plan, Task, rounds
 from lthfunc.experiments.records import Record, record
 from lthfunc.hardware import usable_cores
 from lthfunc.runs.checkpoints import drop_checkpoints
-from lthfunc.runs.folder import in_order, name_of_record
+from lthfunc.runs.folder import in_order, record_key, training_folder
 from lthfunc.runs.outcome import write_outcome
 from lthfunc.runs.store import done_so_far, save_training
-from lthfunc.scheduling.checkpointing import Stopping, place_of
-from lthfunc.scheduling.executors import by_pool
+from lthfunc.scheduling.executors import run_on
 from lthfunc.scheduling.gpu_memory import width_on
-from lthfunc.scheduling.local import Way, in_turn, side_by_side
-from lthfunc.scheduling.processes import Processes
-from lthfunc.scheduling.queue import Queue, Result, Watcher, name_of
-from lthfunc.scheduling.threads import Threads, can_share_a_process
+from lthfunc.scheduling.local import in_turn, vmapped
+from lthfunc.scheduling.processes import ProcessExecutor
+from lthfunc.scheduling.queue import PLANNED, Queue, Result, Run, all_at_once
+from lthfunc.scheduling.threads import ThreadExecutor, can_share_a_process
 
 #: Steps of a whole run from which worker processes, which take some 3 s to start, are worth it.
 _PROCESSES_FROM_STEPS = 10_000
@@ -32,53 +29,60 @@ _PROCESSES_FROM_STEPS = 10_000
 _REACH = 10
 
 
-def execute(
-    config: Config,
-    plan: Plan,
-    folder: Path,
-    watcher: Watcher,
-    earlier: list[Record],
-    tasks: Sequence[Task] | None = None,
-    stopping: Stopping = lambda: False,
-    meter: Meter | None = None,
-) -> list[Record]:
-    """Run what is missing of an experiment; returns the records of all its trainings, earlier ones included.
+def execute(run: Run, earlier: list[Record], tasks: Sequence[Task] | None = None) -> list[Record]:
+    """Run what is missing of a plan; returns the records of all its trainings, earlier ones included.
 
-    tasks: the trainings, where they are known beforehand and don't follow from each other. stopping: asked after every
-    step, and raises Stopped after all trainings under way were kept. meter: of energy, for trainings of one process.
+    tasks: the trainings, where they are known beforehand and don't follow from each other. Raises Stopped, once all
+    trainings under way have written their checkpoints.
     """
-    records = list(earlier)
-    watcher.total(_steps_ahead(config, plan, earlier))
-    seeds = range(config.seed, config.seed + config.replicates)
+    config, plan, folder, records = run.config, run.context, run.folder, list(earlier)
+    assert folder is not None
+    run.watcher.total(_steps_ahead(config, plan, earlier))
     if tasks is None:
+        device = config.device
         queue = Queue(
             {
-                seed: rounds(plan, seed, config.device, done_so_far(folder, config.device, seed, earlier, plan.model))
-                for seed in seeds
+                seed: rounds(plan, seed, device, done_so_far(folder, device, seed, earlier, plan.model))
+                for seed in range(config.seed, config.seed + config.replicates)
             }
         )
     else:
-        finished = set(map(name_of_record, earlier))
-        left = [task for task in tasks if name_of(task) not in finished]
-        queue = Queue({seed: _at_once([task for task in left if task.seed == seed]) for seed in seeds})
-    way = Way(config, plan, folder, watcher, stopping, meter)
-    with closing(_driven(way, queue)) as results:  # workers end with it, whatever happens
-        for task, result, spent in results:
+        finished = set(map(record_key, earlier))
+        queue = all_at_once([task for task in tasks if task.key not in finished])
+    with closing(results_of(run, queue, jobs_of(config, plan))) as results:  # workers end with it, whatever happens
+        for task, value, cost in results:
             item = record(
-                result, replicate=task.seed - config.seed, seed=task.seed, metric=config.metric, **spent._asdict()
+                value, replicate=task.seed - config.seed, seed=task.seed, metric=config.metric, **cost._asdict()
             )
-            save_training(folder, config, task.seed, result, item)
+            save_training(folder, config, task.seed, value, item)
             records.append(item)
-            drop_checkpoints(place_of(folder, task))
-            watcher.end(task, item)
+            drop_checkpoints(training_folder(folder, *task.key))
+            run.watcher.end(task, item)
     records = in_order(records, config.control)
     write_outcome(folder, config, records)
     return records
 
 
-def _at_once(tasks: list[Task]) -> Generator[list[Task], list[Round], None]:
-    if tasks:
-        yield tasks
+def results_of(run: Run, queue: Queue, jobs: int) -> Generator[Result]:
+    """Run a queue on the executor that suits, up to `jobs` trainings at once.
+
+    On a GPU those of a plan are one vmapped program; on a CPU, where that gains nothing, threads or processes.
+    """
+    config = run.config
+    if not queue.ready:
+        return in_turn(run, queue)
+    if config.on != "local":
+        from lthfunc.scheduling.ray import RayExecutor  # which needs an extra
+
+        return run_on(RayExecutor(run, max(len(queue.ready), trainings_at_once(config))), run, queue)
+    if jobs == 1:
+        return in_turn(run, queue)
+    planned = run.workload == PLANNED
+    if planned and config.device.startswith("cuda"):
+        return vmapped(run, queue, width_on(run.context, jobs, config.device, asked=config.jobs is not None))
+    if planned and can_share_a_process(config, run.context):
+        return run_on(ThreadExecutor(run, jobs), run, queue)
+    return run_on(ProcessExecutor(run, jobs), run, queue)
 
 
 def check_ray(config: Config) -> None:
@@ -116,24 +120,8 @@ def jobs_of(config: Config, plan: Plan) -> int:
     return max(1, min(trainings, usable_cores() // (config.threads or 1)))
 
 
-def _driven(way: Way, queue: Queue) -> Generator[Result]:
-    """On a GPU several trainings are one vmapped program; on a CPU, where that gains nothing, threads or processes."""
-    config, plan = way.config, way.plan
-    if config.on != "local" and queue.ready:
-        from lthfunc.scheduling.ray import RayPool  # which needs an extra
-
-        return by_pool(RayPool(way), way, queue)
-    jobs = jobs_of(config, plan)
-    if jobs == 1 or not queue.ready:
-        return in_turn(way, queue)
-    if config.device.startswith("cuda"):
-        return side_by_side(way, queue, width_on(plan, jobs, config.device, asked=config.jobs is not None))
-    pool = Threads(way, jobs) if can_share_a_process(config, plan) else Processes(way, jobs)
-    return by_pool(pool, way, queue)
-
-
 def _steps_ahead(config: Config, plan: Plan, earlier: list[Record]) -> int:
-    done = set(map(name_of_record, earlier))
+    done = set(map(record_key, earlier))
     return sum(
         plan.steps_of(number, variant)
         for replicate in range(config.replicates)

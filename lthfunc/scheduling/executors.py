@@ -1,8 +1,8 @@
-"""Trainings side by side, each with a worker of its own somewhere: what a pool of workers is, and its use.
+"""Executors: workers that train side by side, and how a queue runs on them.
 
-The parent keeps the experiment: it prunes, rewinds, and writes every file but checkpoints, which a worker writes of its
-own training. A worker has the same plan or, in another process, makes it from the same settings; it is given the state
-that a training starts from, and gives the result back; so it does, bit for bit, what the parent would have done.
+The parent prunes, rewinds, and writes every file except checkpoints, which a worker writes of its own training. A
+worker has the same plan or, in another process, makes it from the same settings. It is sent the state that a training
+starts from and sends the result back, so its results have the bits that the parent's would have.
 """
 
 from __future__ import annotations
@@ -17,119 +17,118 @@ import torch
 
 from lthfunc.errors import UserError
 from lthfunc.experiments.config import Config
-from lthfunc.experiments.iterative import TICKET, Plan, Round, Task
-from lthfunc.experiments.plan import prepare
-from lthfunc.scheduling.local import Way
-from lthfunc.scheduling.queue import Queue, Result, Spent, in_words, named
+from lthfunc.experiments.iterative import TICKET
+from lthfunc.scheduling.checkpointing import train_with_checkpoints
+from lthfunc.scheduling.queue import Queue, Result, Run, Workload, with_description
 from lthfunc.training.malloc import keep_freed_memory
 from lthfunc.training.results import Observers, Point, Stopped
 
-#: Seconds between two words of a worker on its progress.
-_NEWS = 0.1
-#: Seconds that a pool waits for news, after which its user looks whether to stop.
+#: Seconds between two reports of a worker's progress.
+_REPORT_EVERY = 0.1
+#: Seconds that an executor waits for events, after which its user looks whether to stop.
 PATIENCE = 0.2
 
-Kind = Literal["step", "done", "stopped", "failed", "ended"]
+Kind = Literal["step", "done", "stopped", "failed", "lost"]
 
 
-class News(NamedTuple):
+class Event(NamedTuple):
     """Of a training.
 
-    kind: "step" (content: its step and a new point of its curve or None), "done" (its round and what was spent),
-    "stopped" (it was asked to, and kept), "failed" (an error), or "ended" (an error: its process is gone).
+    kind: "step" (content: its step and a new point of its curve or None), "done" (its result and cost), "stopped" (as
+    asked, with a checkpoint), "failed" (an error), or "lost" (an error: its process is gone).
     """
 
-    task: Task
+    task: Any
     kind: Kind
     content: Any
 
 
-class Pool(Protocol):
+class Executor(Protocol):
     """Workers that train."""
 
     def room(self) -> bool:
-        """Whether another training can be handed in."""
+        """Whether a worker is idle."""
 
     def busy(self) -> bool:
         """Whether trainings are under way."""
 
-    def train(self, task: Task) -> None:
-        """Hand in a training, where there is room."""
+    def train(self, task: Any) -> None:
+        """Start a training, where there is room."""
 
-    def news(self) -> list[News]:
+    def events(self) -> list[Event]:
         """What happened since, after a moment's wait where nothing did."""
 
     def ask_to_stop(self) -> None:
-        """Ask all trainings under way to end after their step, kept."""
+        """Ask all trainings under way to stop after their step, with a checkpoint."""
 
     def close(self) -> None:
-        """End all workers, however things stand."""
+        """End all workers, whatever they do."""
 
 
-def plan_of_worker(config: Config) -> Plan:
-    """The plan of a process that works for another one, which is made ready for it."""
+def worker_context(workload: Workload, config: Config) -> Any:
+    """What all trainings share, in a process that works for another one; the process is made ready for it."""
     keep_freed_memory()
     torch.set_num_threads(config.threads or 1)
-    return prepare(replace(config, jobs=1)).plan
+    return workload.context(replace(config, jobs=1))
 
 
-def attempted(task: Task, train: Callable[[], tuple[list[Round], Spent]]) -> tuple[Kind, Any]:
-    """A worker's try at a training: the kind and the content of its last news."""
+def try_training(run: Callable[[], Run], task: Any, observe: Observers) -> tuple[Kind, Any]:
+    """A worker's attempt at a training: the kind and the content of its last event. run: made at the first call."""
     try:
-        (result,), spent = train()
-        return "done", (result, spent)
+        (value,), cost = train_with_checkpoints(run(), [task], observe)
+        return "done", (value, cost)
     except Stopped:
         return "stopped", None
     except UserError as error:
-        return "failed", named(task, error)
+        return "failed", with_description(task, error)
     except OSError as error:  # a full disk, say
         return "failed", error
     except Exception as error:
         sys.excepthook(*sys.exc_info())
-        return "failed", RuntimeError(f"{in_words(task)}: {type(error).__name__}: {error}")
+        return "failed", RuntimeError(f"{task.description}: {type(error).__name__}: {error}")
 
 
-def teller(tell: Callable[[tuple[int, Point | None]], None]) -> Observers:
-    """Tells of a training's steps: of every new point of its curve, and at intervals between."""
-    told = 0.0
+def throttled(report: Callable[[tuple[int, Point | None]], None]) -> Observers:
+    """Report every new point of a training's curve, and its steps at intervals."""
+    last = 0.0
 
     def observe(number: int, points: Sequence[Point] | None) -> None:
-        nonlocal told
+        nonlocal last
         now = time.monotonic()
         point = None if points is None else points[0]
-        if point is not None or now - told > _NEWS:
-            told = now
-            tell((number, point))
+        if point is not None or now - last > _REPORT_EVERY:
+            last = now
+            report((number, point))
 
     return observe
 
 
-def by_pool(pool: Pool, way: Way, queue: Queue) -> Generator[Result]:
-    """Run a queue on a pool; tickets first, since the next round waits for them.
+def run_on(executor: Executor, run: Run, queue: Queue) -> Generator[Result]:
+    """Run a queue on an executor; tickets first, since the next round waits for them.
 
     However this ends, no worker outlives it. Raises UserError, which names the training, where one fails, and Stopped
-    once all workers have kept what they were at.
+    once all workers have written their checkpoints.
     """
     stopped = False
     try:
-        while (queue.ready and not stopped) or pool.busy():
-            if way.stopping() and not stopped:
+        while (queue.ready and not stopped) or executor.busy():
+            if run.stopping() and not stopped:
                 stopped = True
-                pool.ask_to_stop()
-            while queue.ready and not stopped and pool.room():
+                executor.ask_to_stop()
+            while queue.ready and not stopped and executor.room():
                 task = queue.pop(lambda task: (task.variant != TICKET, task.number, task.seed))
-                pool.train(task)
-                way.watcher.begin(task, way.plan.end_of(task.start))
-            for task, kind, content in pool.news():
+                executor.train(task)
+                run.watcher.begin(task, run.workload.end(run.context, task))
+            for task, kind, content in executor.events():
                 if kind == "step":
-                    way.watcher.step(task, *content)
-                elif kind == "failed" or (kind == "ended" and not stopped):  # one still starting ends when asked to
+                    run.watcher.step(task, *content)
+                elif kind == "failed" or (kind == "lost" and not stopped):  # one still starting ends when asked to
                     raise content
                 elif kind == "done":
-                    round_, spent = content
-                    queue.finished(task, round_)
-                    yield Result(task, round_, spent)
+                    value, cost = content
+                    queue.finished(task, value)
+                    yield Result(task, value, cost)
         if stopped:
             raise Stopped
     finally:
-        pool.close()
+        executor.close()

@@ -1,4 +1,4 @@
-"""A pool of processes on this machine's CPU, each with its own threads."""
+"""Processes of this machine as an executor, each with threads of its own."""
 
 from __future__ import annotations
 
@@ -11,21 +11,20 @@ from collections.abc import Iterator
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 from lthfunc.errors import UserError
-from lthfunc.experiments.config import Config
-from lthfunc.experiments.iterative import Task
-from lthfunc.scheduling.executors import PATIENCE, News
-from lthfunc.scheduling.local import Way
-from lthfunc.scheduling.queue import in_words
+from lthfunc.scheduling.executors import PATIENCE, Event
+from lthfunc.scheduling.queue import Run
 from lthfunc.scheduling.worker_start import start
 
 
-class Processes:
-    """So many workers, which begin when this is made."""
+class ProcessExecutor:
+    """`jobs` processes, which start when this is made."""
 
-    def __init__(self, way: Way, jobs: int) -> None:
-        self._workers = [_Worker(way.config, way.folder) for _ in range(jobs)]
+    def __init__(self, run: Run, jobs: int) -> None:
+        given = pickle.dumps((run.config, run.folder, run.workload, str(Path.cwd())))
+        self._workers = [_Worker(given, run.again) for _ in range(jobs)]
 
     def room(self) -> bool:
         """Whether a worker is idle."""
@@ -35,14 +34,14 @@ class Processes:
         """Whether one is not."""
         return any(worker.task is not None for worker in self._workers)
 
-    def train(self, task: Task) -> None:
-        """Give it to an idle one."""
+    def train(self, task: Any) -> None:
+        """On an idle process."""
         next(worker for worker in self._workers if worker.task is None).train(task)
 
-    def news(self) -> list[News]:
-        """Of all workers that have something to say."""
+    def events(self) -> list[Event]:
+        """Of all workers that have something to report."""
         ready = wait([worker.pipe for worker in self._workers if worker.task is not None], PATIENCE)
-        return [worker.news() for worker in self._workers if worker.pipe in ready]
+        return [worker.event() for worker in self._workers if worker.pipe in ready]
 
     def ask_to_stop(self) -> None:
         """By a signal that they take as a request."""
@@ -58,35 +57,36 @@ class Processes:
 class _Worker:
     """A process, and the end of the pipe that leads to it."""
 
-    def __init__(self, config: Config, folder: Path) -> None:
+    def __init__(self, given: bytes, again: str) -> None:
+        self._again = again
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
         self.process: BaseProcess = context.Process(
-            target=start, args=(theirs, config, folder, str(Path.cwd())), name="lthfunc-worker", daemon=True
+            target=start, args=(theirs, given), name="lthfunc-worker", daemon=True
         )
         with _ignoring_interrupts():  # which the process inherits: its imports take seconds
             self.process.start()
         theirs.close()
-        self.task: Task | None = None
+        self.task: Any = None
 
-    def train(self, task: Task) -> None:
+    def train(self, task: Any) -> None:
         self.task = task
-        with contextlib.suppress(BrokenPipeError):  # a process that ended is found out by `news`
+        with contextlib.suppress(BrokenPipeError):  # a process that ended is found out by `event`
             self.pipe.send_bytes(pickle.dumps(task))
 
-    def news(self) -> News:
+    def event(self) -> Event:
         task = self.task
-        assert task is not None
         try:
             kind, content = pickle.loads(self.pipe.recv_bytes())
         except (EOFError, ConnectionResetError):
             self.process.join()
             self.task = None
             reason = _how_it_ended(self.process.exitcode)
-            return News(task, "ended", UserError(f"{in_words(task)}: its process {reason}; lthfunc resume goes on"))
+            error = UserError(f"{task.description}: its process {reason}; resume with: {self._again}")
+            return Event(task, "lost", error)
         if kind != "step":
             self.task = None
-        return News(task, kind, content)
+        return Event(task, kind, content)
 
     def stop(self) -> None:
         self.pipe.close()

@@ -7,11 +7,12 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lthfunc.errors import DamagedError
 from lthfunc.experiments.iterative import Task
@@ -19,44 +20,72 @@ from lthfunc.experiments.records import Record
 from lthfunc.runs import safe_files
 from lthfunc.runs.folder import PROGRESS, Name
 from lthfunc.runs.readings import progress_of
-from lthfunc.scheduling.queue import Watcher, name_of
+from lthfunc.scheduling.queue import Watcher
 from lthfunc.training.results import Point
 from lthfunc.trees.ops import density
 
-#: Seconds between two words.
-_EVERY = 1.0
+if TYPE_CHECKING:
+    from lthfunc.runs.mirror import Mirror
+
+#: Seconds between two reports, and between two uploads.
+_EVERY, _UPLOAD_EVERY = 1.0, 20.0
 #: Bytes of such a file.
 _MOST = 10_000_000
 
 
-class Several:
+class _All(Watcher):
     """Tells everything to several watchers."""
 
     def __init__(self, watchers: Sequence[Watcher]) -> None:
         self._watchers = watchers
 
     def total(self, steps: int) -> None:
-        """So many training steps lie ahead."""
         for each in self._watchers:
             each.total(steps)
 
     def begin(self, task: Task, stop: int) -> None:
-        """A training begins."""
         for each in self._watchers:
             each.begin(task, stop)
 
     def step(self, task: Task, number: int, point: Point | None) -> None:
-        """A step was taken, or the validation split was measured."""
         for each in self._watchers:
             each.step(task, number, point)
 
     def end(self, task: Task, item: Record) -> None:
-        """The training ended and is on disk."""
         for each in self._watchers:
             each.end(task, item)
 
 
-class Broadcast:
+class Uploads(Watcher):
+    """Uploads a run to its address after every training, and from time to time for its checkpoints."""
+
+    def __init__(self, mirror: Mirror) -> None:
+        self._mirror, self._last = mirror, time.monotonic()
+        self._thread: threading.Thread | None = None
+
+    def total(self, steps: int) -> None:
+        self._upload()
+
+    def step(self, task: Task, number: int, point: Point | None) -> None:
+        if time.monotonic() - self._last > _UPLOAD_EVERY:
+            self._upload()
+
+    def end(self, task: Task, item: Record) -> None:
+        self._upload()
+
+    def _upload(self) -> None:
+        """Beside the training, unless the last upload is still under way; what fails is tried again later."""
+        self._last = time.monotonic()
+        if self._thread is None or not self._thread.is_alive():
+            self._thread = threading.Thread(target=self._quietly, name="lthfunc-mirror", daemon=True)
+            self._thread.start()
+
+    def _quietly(self) -> None:
+        with suppress(Exception):
+            self._mirror.send()
+
+
+class _Broadcast(Watcher):
     """Writes how far the trainings are, about once a second."""
 
     def __init__(self, path: Path) -> None:
@@ -66,22 +95,19 @@ class Broadcast:
         self._told = float("-inf")
 
     def total(self, steps: int) -> None:
-        """So many training steps lie ahead."""
         self._total = steps
         self._tell()
 
     def begin(self, task: Task, stop: int) -> None:
-        """A training begins."""
         start = int(task.start.step)
-        self._under[name_of(task)] = {
+        self._under[task.key] = {
             "seed": task.seed, "round": task.number, "variant": task.variant, "density": density(task.start.masks),
             "start": start, "at": start, "stop": stop, "point": None,
         }  # fmt: skip
         self._tell()
 
     def step(self, task: Task, number: int, point: Point | None) -> None:
-        """A step was taken, or the validation split was measured."""
-        under = self._under[name_of(task)]
+        under = self._under[task.key]
         under["at"] = number
         if point is not None:
             under["point"] = {"step": point.step, "loss": point.val_loss, "accuracy": point.val_accuracy}
@@ -89,8 +115,7 @@ class Broadcast:
             self._tell()
 
     def end(self, task: Task, item: Record) -> None:
-        """The training ended."""
-        under = self._under.pop(name_of(task))
+        under = self._under.pop(task.key)
         self._before += under["stop"] - under["start"]
         self._tell()
 
@@ -108,7 +133,7 @@ def broadcasting(folder: Path, watchers: Sequence[Watcher]) -> Iterator[Watcher]
     """The watchers as one, and the folder told as well for as long as this lasts."""
     path = folder / PROGRESS
     try:
-        yield Several([*watchers, Broadcast(path)])
+        yield _All([*watchers, _Broadcast(path)])
     finally:
         with suppress(OSError):
             safe_files.remove(folder, path)

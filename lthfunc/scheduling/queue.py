@@ -1,88 +1,159 @@
-"""The trainings of an experiment: which are ready to run, and who is told how they go."""
+"""The trainings that are ready to run, what a training needs, and who is told how they go."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Generator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
+from lthfunc.energy.meter import Meter
 from lthfunc.errors import UserError
-from lthfunc.experiments.iterative import TICKET, Round, Task, sent
+from lthfunc.experiments.config import Config
+from lthfunc.experiments.iterative import Task, sent, train_together
+from lthfunc.experiments.plan import prepare
 from lthfunc.experiments.records import Record
-from lthfunc.runs.folder import Name
 from lthfunc.training.results import Point
+from lthfunc.training.trainer import Trainer
+from lthfunc.trees.types import TrainState
+
+#: Whether to stop, asked after every step.
+Stopping = Callable[[], bool]
 
 
-class Watcher(Protocol):
-    """Whoever shows progress. Several trainings may be under way at once."""
+class Watcher:
+    """Shows progress; this one shows none. Several trainings may be under way at once."""
 
     def total(self, steps: int) -> None:
         """So many training steps lie ahead."""
 
-    def begin(self, task: Task, stop: int) -> None:
-        """A training begins, and goes on to step `stop`."""
+    def begin(self, task: Any, stop: int) -> None:
+        """A training begins, and runs to step `stop`."""
 
-    def step(self, task: Task, number: int, point: Point | None) -> None:
-        """The training is at this step, or (with a point) the validation split was measured there."""
+    def step(self, task: Any, number: int, point: Point | None) -> None:
+        """The training is at this step; with a point, the validation split was measured there."""
 
-    def end(self, task: Task, item: Record) -> None:
+    def end(self, task: Any, item: Record) -> None:
         """The training ended and is on disk."""
 
 
-class Spent(NamedTuple):
-    """On a training; those that ran as one program share it evenly. energy: as plain values, where it was metered."""
+class Beginning(NamedTuple):
+    """What a training begins with: its state, and the trainer of all its steps.
+
+    course: of a method; or the user's own function.
+    """
+
+    start: TrainState
+    trainer: Trainer
+    course: Any = None
+
+
+class Workload(NamedTuple):
+    """A kind of trainings, as functions that a worker process can import.
+
+    context: settings -> what all trainings share (a plan). begin: (context, task) -> what it begins with. train:
+    (context, tasks, their beginnings, observe, checkpointer, so_far) -> a result for each; several tasks begin at the
+    same step and run as one vmapped program. end: (context, task) -> the step that it runs to.
+    """
+
+    context: Callable[[Config], Any]
+    begin: Callable[[Any, Any], Beginning]
+    train: Callable[..., list[Any]]
+    end: Callable[[Any, Any], int]
+
+
+def _plan(config: Config) -> Any:
+    return prepare(config).plan
+
+
+def _begin(plan: Any, task: Task) -> Beginning:
+    return Beginning(task.start, plan.trainer)
+
+
+def _train(
+    plan: Any, tasks: Sequence[Task], beginnings: Sequence[Beginning], observe: Any, checkpointer: Any, so_far: Any
+) -> list[Any]:
+    return train_together(plan, tasks, observe, checkpointer=checkpointer, so_far=so_far)
+
+
+def _end(plan: Any, task: Task) -> int:
+    end: int = plan.end_of(task.start)
+    return end
+
+
+#: The trainings of a plan.
+PLANNED = Workload(_plan, _begin, _train, _end)
+
+
+class Run(NamedTuple):
+    """How trainings are carried out.
+
+    context: what they share. folder: where their checkpoints lie; None for no checkpoints. again: the command that
+    resumes them.
+    """
+
+    config: Config
+    context: Any
+    folder: Path | None
+    stopping: Stopping = lambda: False
+    watcher: Watcher = Watcher()
+    workload: Workload = PLANNED
+    meter: Meter | None = None
+    again: str = "lthfunc resume"
+
+
+class Cost(NamedTuple):
+    """Of a training; those that ran as one program share it evenly. energy: as plain values, where it was metered."""
 
     seconds: float
     energy: dict[str, Any] | None = None
 
 
 class Result(NamedTuple):
-    """A finished training, and what was spent on it."""
+    """A finished training: what its workload made of it, and what it cost."""
 
-    task: Task
-    round: Round
-    spent: Spent
-
-
-def name_of(task: Task) -> Name:
-    """A training's name."""
-    return task.seed, task.number, task.variant
+    task: Any
+    value: Any
+    cost: Cost
 
 
-def in_words(task: Task) -> str:
-    """A training's name for messages."""
-    return f"seed {task.seed}, round {task.number}" + ("" if task.variant == TICKET else f" ({task.variant})")
-
-
-def named(task: Task, error: UserError) -> UserError:
-    """The error with the training it happened in, told once."""
-    words = in_words(task)
-    return error if words in str(error) else type(error)(f"{words}: {error}")
+def with_description(task: Any, error: UserError) -> UserError:
+    """The error with the training that it happened in, named once."""
+    return error if task.description in str(error) else type(error)(f"{task.description}: {error}")
 
 
 class Queue:
-    """Trainings of all seeds that are ready to run; a seed's next round becomes ready when all of its last ended."""
+    """Trainings that are ready to run. schedules: one per seed; its next ones are ready when all of its last ended."""
 
-    def __init__(self, schedules: Mapping[int, Generator[list[Task], list[Round], None]]) -> None:
+    def __init__(self, schedules: Mapping[int, Generator[list[Any], list[Any], None]]) -> None:
         self._schedules = schedules
-        self._waiting: dict[int, list[Task]] = {}
-        self._results: dict[int, list[Round]] = {}
-        self.ready: list[Task] = []
+        self._waiting: dict[int, int] = {}
+        self._results: dict[int, list[Any]] = {}
+        self.ready: list[Any] = []
         for seed, schedule in schedules.items():
             self._add(seed, next(schedule, None))
 
-    def pop(self, by: Callable[[Task], Any]) -> Task:
+    def pop(self, by: Callable[[Any], Any]) -> Any:
         """Take out the ready training that comes first by a key."""
         task = min(self.ready, key=by)
         self.ready = [other for other in self.ready if other is not task]
         return task
 
-    def finished(self, task: Task, result: Round) -> None:
+    def finished(self, task: Any, value: Any) -> None:
         """Hand in a training's result."""
         seed = task.seed
-        self._results[seed].append(result)
-        if len(self._results[seed]) == len(self._waiting[seed]):
+        self._results[seed].append(value)
+        if len(self._results[seed]) == self._waiting[seed]:
             self._add(seed, sent(self._schedules[seed], self._results[seed]))
 
-    def _add(self, seed: int, tasks: list[Task] | None) -> None:
-        self._waiting[seed], self._results[seed] = tasks or [], []
+    def _add(self, seed: int, tasks: list[Any] | None) -> None:
+        self._waiting[seed], self._results[seed] = len(tasks or []), []
         self.ready += tasks or []
+
+
+def all_at_once(tasks: Sequence[Any]) -> Queue:
+    """Trainings that don't follow from each other."""
+
+    def schedule(seed: int) -> Generator[list[Any], list[Any], None]:
+        yield [task for task in tasks if task.seed == seed]
+
+    return Queue({seed: schedule(seed) for seed in dict.fromkeys(task.seed for task in tasks)})

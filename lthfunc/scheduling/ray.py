@@ -1,7 +1,7 @@
-"""A pool of Ray's workers: trainings wherever Ray finds cores or GPUs for them, and again where it loses one.
+"""Ray's workers as an executor: wherever Ray finds cores or GPUs for them, and again where it loses one.
 
-A worker keeps its training in a folder of its own; the run's folder, which the process alone need see that keeps the
-experiment, gets its checkpoints by the way that progress takes.
+A worker trains in a folder of its own. Only the parent, which keeps the experiment, needs to see the run's folder; its
+checkpoints arrive there the way that progress does.
 
 Needs the extra `ray`; nothing here is imported without ``--on ray``.
 """
@@ -16,41 +16,40 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from lthfunc.errors import UserError, invalid
-from lthfunc.experiments.config import Config, trainings_at_once
-from lthfunc.experiments.iterative import Round, Task
+from lthfunc.experiments.config import Config
 from lthfunc.runs.checkpoints import checkpoints, latest_checkpoint, put_checkpoint
 from lthfunc.runs.environment import versions
-from lthfunc.scheduling.checkpointing import place_of, train_kept
-from lthfunc.scheduling.executors import PATIENCE, News, attempted, plan_of_worker
-from lthfunc.scheduling.local import Way
-from lthfunc.scheduling.queue import Spent, in_words
+from lthfunc.runs.folder import training_folder
+from lthfunc.scheduling.executors import PATIENCE, Event, try_training, worker_context
+from lthfunc.scheduling.queue import Run, Workload
 from lthfunc.tracebacks import first_line
 from lthfunc.training.results import Point
 
 #: Seconds between two questions about progress.
-_ASK = 0.5
-#: How often a training is begun again that lost its worker.
+_ASK_EVERY = 0.5
+#: How often a training, or a call, is begun again that lost its worker.
 _TRIES = 3
 
 
-class RayPool:
-    """Workers on Ray; a local cluster where no address is given, which ends with this."""
+class RayExecutor:
+    """Workers on Ray, up to `most` at once; a local cluster where no address is given, which ends with this."""
 
-    def __init__(self, way: Way) -> None:
-        self._ray, self._started = join_cluster(way.config.on)
-        self._way = way
+    def __init__(self, run: Run, most: int) -> None:
+        self._ray, self._started = join_cluster(run.config.on)
+        self._run = run
         self._free: list[Any] = []
-        self._under: dict[Any, tuple[Task, Any]] = {}
+        self._under: dict[Any, tuple[Any, Any]] = {}
         self._tries: dict[int, int] = {}
         self._asked = 0.0
         try:
-            self._slots = _slots(self._ray, way.config)
+            self._slots = _slots(self._ray, run.config, most)
         except BaseException:
             self.close()
             raise
@@ -63,18 +62,19 @@ class RayPool:
         """Whether any is."""
         return bool(self._under)
 
-    def train(self, task: Task) -> None:
+    def train(self, task: Any) -> None:
         """On an idle worker, or a new one."""
         worker = self._free.pop() if self._free else self._worker()
-        kept = latest_checkpoint(place_of(self._way.folder, task))
-        self._under[worker.train.remote(pickle.dumps((task, kept)))] = (task, worker)
+        place = self._place(task)
+        saved = None if place is None else latest_checkpoint(place)
+        self._under[worker.train.remote(pickle.dumps((task, saved)))] = (task, worker)
 
-    def news(self) -> list[News]:
+    def events(self) -> list[Event]:
         """Results, workers that are gone, and from time to time how far the others are."""
         ray = self._ray
         done, _ = ray.wait(list(self._under), num_returns=len(self._under), timeout=PATIENCE)
         found = [each for ref in done if (each := self._ended(ref)) is not None]
-        if time.monotonic() - self._asked > _ASK:
+        if time.monotonic() - self._asked > _ASK_EVERY:
             self._asked = time.monotonic()
             found += self._progress()
         return found
@@ -92,31 +92,32 @@ class RayPool:
         if self._started:
             self._ray.shutdown()
 
-    def _worker(self) -> Any:
-        config = self._way.config
-        resources: dict[str, Any] = {"num_cpus": config.threads or 1}
-        if config.device.startswith("cuda"):
-            resources["num_gpus"] = config.gpu_share
-        # Three calls at once: a training, a question about it, and a request to stop.
-        remote = self._ray.remote(_RayWorker).options(max_concurrency=3, **resources)
-        return remote.remote(config, str(Path.cwd()), versions())
+    def _place(self, task: Any) -> Path | None:
+        """Where a training's checkpoints lie here."""
+        return None if self._run.folder is None else training_folder(self._run.folder, *task.key)
 
-    def _ended(self, ref: Any) -> News | None:
+    def _worker(self) -> Any:
+        config = self._run.config
+        # Three calls at once: a training, a question about it, and a request to stop.
+        remote = self._ray.remote(_RayWorker).options(max_concurrency=3, **_resources(config))
+        return remote.remote(config, self._run.workload, str(Path.cwd()), versions())
+
+    def _ended(self, ref: Any) -> Event | None:
         task, worker = self._under.pop(ref)
         try:
-            kind, content, kept = pickle.loads(self._ray.get(ref))
+            kind, content, saved = pickle.loads(self._ray.get(ref))
         except self._ray.exceptions.RayActorError as error:  # killed, or its node is gone
             tries = self._tries[id(task)] = self._tries.get(id(task), 0) + 1
             if tries > _TRIES:
-                text = f"{in_words(task)}: lost its worker {tries} times ({first_line(error)}); lthfunc resume goes on"
-                return News(task, "ended", UserError(text))
+                reason = f"lost its worker {tries} times ({first_line(error)})"
+                return Event(task, "lost", UserError(f"{task.description}: {reason}; resume with: {self._run.again}"))
             self.train(task)  # which goes on from its last checkpoint
             return None
-        self._keep(task, kept)
+        self._save(task, saved)
         self._free.append(worker)
-        return News(task, kind, content)
+        return Event(task, kind, content)
 
-    def _progress(self) -> list[News]:
+    def _progress(self) -> list[Event]:
         asked = {worker.progress.remote(self._known(task)): task for task, worker in self._under.values()}
         if not asked:
             return []
@@ -124,57 +125,60 @@ class RayPool:
         found = []
         for ref in known:
             with contextlib.suppress(self._ray.exceptions.RayActorError):  # found out by its result
-                said, kept = self._ray.get(ref)
-                self._keep(asked[ref], kept)
-                found += [News(asked[ref], "step", each) for each in said]
+                said, saved = self._ray.get(ref)
+                self._save(asked[ref], saved)
+                found += [Event(asked[ref], "step", each) for each in said]
         return found
 
-    def _known(self, task: Task) -> str | None:
+    def _known(self, task: Any) -> str | None:
         """The name of the checkpoint that is here."""
-        here = checkpoints(place_of(self._way.folder, task))
+        place = self._place(task)
+        here = [] if place is None else checkpoints(place)
         return here[0].name if here else None
 
-    def _keep(self, task: Task, kept: tuple[str, bytes] | None) -> None:
-        if kept is not None:
-            put_checkpoint(place_of(self._way.folder, task), *kept)
+    def _save(self, task: Any, saved: tuple[str, bytes] | None) -> None:
+        place = self._place(task)
+        if saved is not None and place is not None:
+            put_checkpoint(place, *saved)
 
 
 class _RayWorker:
-    """A worker's life: make the plan, then train whatever comes. Its calls run in threads of their own."""
+    """Trains whatever comes. Its calls run in threads of their own."""
 
-    def __init__(self, config: Config, here: str, expected: dict[str, Any]) -> None:
+    def __init__(self, config: Config, workload: Workload, here: str, expected: dict[str, Any]) -> None:
         if Path(here).is_dir():
             os.chdir(here)
-        self._config, self._expected = config, expected
+        self._config, self._workload, self._expected = config, workload, expected
         self._folder = Path(tempfile.mkdtemp(prefix="lthfunc-"))
         self._place = self._folder
         self._asked = threading.Event()
-        self._plan: Any = None
         self._lock = threading.Lock()
-        self._at, self._points = 0, list[tuple[int, Point]]()
+        self._at: int | None = None
+        self._points: list[tuple[int, Point]] = []
+
+    @cached_property
+    def _run(self) -> Run:
+        check_same(self._expected, versions())
+        context = worker_context(self._workload, self._config)
+        return Run(self._config, context, self._folder, self._asked.is_set, workload=self._workload)
 
     def train(self, payload: bytes) -> bytes:
-        task, kept = pickle.loads(payload)
-        place = place_of(self._folder, task)
+        task, saved = pickle.loads(payload)
+        place = training_folder(self._folder, *task.key)
         shutil.rmtree(place, ignore_errors=True)  # what was left of it here may be behind what was sent
-        if kept is not None:
-            put_checkpoint(place, *kept)
+        if saved is not None:
+            put_checkpoint(place, *saved)
         with self._lock:
-            self._at, self._points, self._place = int(task.start.step), [], place
-        kind, content = attempted(task, lambda: self._trained(task))
-        kept = None if kind == "done" else latest_checkpoint(place)
+            self._at, self._points, self._place = None, [], place
+        kind, content = try_training(lambda: self._run, task, self._observe)
+        saved = None if kind == "done" else latest_checkpoint(place)
         shutil.rmtree(place, ignore_errors=True)
-        return pickle.dumps((kind, content, kept))
-
-    def _trained(self, task: Task) -> tuple[list[Round], Spent]:
-        check_same(self._expected, versions())
-        if self._plan is None:
-            self._plan = plan_of_worker(self._config)
-        return train_kept(self._plan, [task], self._folder, self._config, self._asked.is_set, self._observe)
+        return pickle.dumps((kind, content, saved))
 
     def progress(self, known: str | None) -> tuple[list[tuple[int, Point | None]], tuple[str, bytes] | None]:
         with self._lock:
-            said: list[tuple[int, Point | None]] = [*self._points, (self._at, None)]
+            said: list[tuple[int, Point | None]] = [*self._points]
+            said += [] if self._at is None else [(self._at, None)]
             self._points = []
             place = self._place
         here = checkpoints(place)
@@ -188,6 +192,31 @@ class _RayWorker:
         if points is not None:
             with self._lock:
                 self._points.append((number, points[0]))
+
+
+def call_on(on: str, function: Callable[..., Any], arguments: Sequence[Any], *, cores: int, gpus: int) -> Any:
+    """A function's result, called on a node of a cluster that has as many cores and GPUs free.
+
+    Raises what the function raises, and UserError where it lost its worker again and again or no node is large enough.
+    """
+    with clustered(on) as ray:
+        held = ray.cluster_resources()
+        if held.get("CPU", 0) < cores or held.get("GPU", 0) < gpus:
+            raise UserError(f"--on: no node of {on} can have {cores} cores" + (f" and {gpus} of a GPU" if gpus else ""))
+        remote = ray.remote(_call).options(num_cpus=cores, num_gpus=gpus, max_retries=_TRIES)
+        try:
+            return ray.get(remote.remote(str(Path.cwd()), versions(), function, arguments))
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause if isinstance(error.cause, UserError) else error from None
+        except ray.exceptions.RayError as error:
+            raise UserError(f"--on: a worker was lost {_TRIES + 1} times ({first_line(error)})") from error
+
+
+def _call(here: str, expected: dict[str, Any], function: Callable[..., Any], arguments: Sequence[Any]) -> Any:
+    if Path(here).is_dir():
+        os.chdir(here)
+    check_same(expected, versions())
+    return function(*arguments)
 
 
 @contextmanager
@@ -233,8 +262,14 @@ def _connect(ray: Any, on: str) -> None:
         raise invalid("--on", on, f"the address of a cluster that answers ({reason})") from error
 
 
-def _slots(ray: Any, config: Config) -> int:
-    """Trainings at once: `--jobs`, or what the cluster holds."""
+def _resources(config: Config) -> dict[str, float]:
+    """What one training takes."""
+    gpus = config.gpu_share if config.device.startswith("cuda") else 0.0
+    return {"num_cpus": config.threads or 1, "num_gpus": gpus}
+
+
+def _slots(ray: Any, config: Config, most: int) -> int:
+    """Trainings at once: `--jobs`, or as many of `most` as the cluster holds."""
     held = ray.cluster_resources()
     fit = int(held.get("CPU", 1) // (config.threads or 1))
     if config.device.startswith("cuda"):
@@ -243,7 +278,7 @@ def _slots(ray: Any, config: Config) -> int:
             raise UserError("--on: no node of the cluster has a GPU; --device cpu does without")
     if fit == 0:
         raise invalid("--threads", config.threads, f"at most {int(held.get('CPU', 1))}, the cores of the cluster")
-    return max(1, min(config.jobs or trainings_at_once(config), fit))
+    return max(1, min(config.jobs or most, fit))
 
 
 def check_same(expected: dict[str, Any], mine: dict[str, Any]) -> None:

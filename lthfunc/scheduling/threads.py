@@ -1,7 +1,7 @@
-"""A pool of threads in this process, for trainings that are calls of the sparse engine's machine and little else.
+"""Threads of this process as an executor, for trainings that hardly run Python: the sparse engine's.
 
-The machine lets other threads run Python meanwhile, so that they don't wait for each other; and a thread, unlike a
-process, which must import PyTorch and read the data first, begins at once.
+The engine's machine lets other threads run Python meanwhile, so that they don't wait for each other. A process must
+import PyTorch and read the data before it trains; a thread begins at once.
 """
 
 from __future__ import annotations
@@ -9,21 +9,20 @@ from __future__ import annotations
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from queue import Empty, SimpleQueue
+from typing import Any
 
 import torch
 
 from lthfunc.experiments.config import Config
-from lthfunc.experiments.iterative import Plan, Task
-from lthfunc.scheduling.checkpointing import train_kept
-from lthfunc.scheduling.executors import PATIENCE, News, attempted, teller
-from lthfunc.scheduling.local import Way
+from lthfunc.experiments.iterative import Plan
+from lthfunc.scheduling.executors import PATIENCE, Event, throttled, try_training
+from lthfunc.scheduling.queue import Run
 from lthfunc.sparse.engine import takes_whole_steps
 from lthfunc.sparse.sparse_or_dense import always_sparse
 
 
 def can_share_a_process(config: Config, plan: Plan) -> bool:
-    """Whether trainings of a run can be threads: Python has little to do in them, and none draws from torch's global
-    generator."""
+    """Whether trainings of a run can be threads: they hardly run Python, and don't draw from torch's global RNG."""
     trainer = plan.trainer
     return (
         always_sparse(config.engine, plan.model, trainer.data.shape)
@@ -32,15 +31,16 @@ def can_share_a_process(config: Config, plan: Plan) -> bool:
     )
 
 
-class Threads:
-    """So many workers, which all use one plan."""
+class ThreadExecutor:
+    """`jobs` threads, which share one plan."""
 
-    def __init__(self, way: Way, jobs: int) -> None:
-        self._way, self._jobs, self._under = way, jobs, 0
-        self._said: SimpleQueue[News] = SimpleQueue()
+    def __init__(self, run: Run, jobs: int) -> None:
+        self._jobs, self._under = jobs, 0
+        self._events: SimpleQueue[Event] = SimpleQueue()
         self._asked = threading.Event()
+        self._run = run._replace(stopping=self._asked.is_set)
         self._threads = ThreadPoolExecutor(
-            jobs, "lthfunc-training", initializer=torch.set_num_threads, initargs=(way.config.threads or 1,)
+            jobs, "lthfunc-training", initializer=torch.set_num_threads, initargs=(run.config.threads or 1,)
         )
 
     def room(self) -> bool:
@@ -51,20 +51,20 @@ class Threads:
         """Whether one is not."""
         return self._under > 0
 
-    def train(self, task: Task) -> None:
-        """Give it to an idle one."""
+    def train(self, task: Any) -> None:
+        """On an idle thread."""
         self._under += 1
         self._threads.submit(self._train, task)
 
-    def news(self) -> list[News]:
-        """Of all workers that have something to say."""
+    def events(self) -> list[Event]:
+        """Of all workers that have something to report."""
         found = []
         try:
-            found.append(self._said.get(timeout=PATIENCE))
+            found.append(self._events.get(timeout=PATIENCE))
             while True:
-                found.append(self._said.get_nowait())
+                found.append(self._events.get_nowait())
         except Empty:
-            self._under -= sum(news.kind != "step" for news in found)
+            self._under -= sum(event.kind != "step" for event in found)
             return found
 
     def ask_to_stop(self) -> None:
@@ -72,12 +72,10 @@ class Threads:
         self._asked.set()
 
     def close(self) -> None:
-        """End them: a thread can't be ended but by itself, which takes a step."""
+        """End them: a thread ends only by itself, which takes a step."""
         self._asked.set()
         self._threads.shutdown(cancel_futures=True)
 
-    def _train(self, task: Task) -> None:
-        way = self._way
-        tell = teller(lambda said: self._said.put(News(task, "step", said)))
-        said = attempted(task, lambda: train_kept(way.plan, [task], way.folder, way.config, self._asked.is_set, tell))
-        self._said.put(News(task, *said))
+    def _train(self, task: Any) -> None:
+        report = throttled(lambda said: self._events.put(Event(task, "step", said)))
+        self._events.put(Event(task, *try_training(lambda: self._run, task, report)))

@@ -8,38 +8,35 @@ import os
 import pickle
 import signal
 import threading
-from functools import cache, partial
+from functools import cache
 from multiprocessing.connection import Connection, wait
-from pathlib import Path
 
-from lthfunc.experiments.config import Config
-from lthfunc.experiments.iterative import Round, Task
-from lthfunc.scheduling.checkpointing import train_kept
-from lthfunc.scheduling.executors import attempted, plan_of_worker, teller
-from lthfunc.scheduling.queue import Spent
+from lthfunc.scheduling.executors import throttled, try_training, worker_context
+from lthfunc.scheduling.queue import Run
 
 
-def work(pipe: Connection, config: Config, folder: Path, here: str) -> None:
-    """Make the plan, then train whatever comes through the pipe."""
+def work(pipe: Connection, given: bytes) -> None:
+    """Train whatever comes through the pipe. given: the pickled settings, folders and workload of a run."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent tells its workers
     asked = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: asked.set())
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    config, folder, workload, here = pickle.loads(given)
     os.chdir(here)
-    planned = cache(lambda: plan_of_worker(config))
-    tell = teller(lambda said: pipe.send_bytes(pickle.dumps(("step", said))))
+    report = throttled(lambda said: pipe.send_bytes(pickle.dumps(("step", said))))
 
-    def train(task: Task) -> tuple[list[Round], Spent]:
-        return train_kept(planned(), [task], folder, config, asked.is_set, tell)
+    @cache
+    def run() -> Run:
+        return Run(config, worker_context(workload, config), folder, asked.is_set, workload=workload)
 
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the parent is gone
         while True:
-            task: Task = pickle.loads(pipe.recv_bytes())
-            pipe.send_bytes(pickle.dumps(attempted(task, partial(train, task))))
+            task = pickle.loads(pipe.recv_bytes())
+            pipe.send_bytes(pickle.dumps(try_training(run, task, report)))
 
 
 def _end_with_parent() -> None:
-    """A worker whose parent was killed ends at once: another process may go on with the run."""
+    """A worker whose parent was killed ends at once: another process may resume the run."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     wait([parent.sentinel])

@@ -10,7 +10,7 @@ from typing import Protocol
 from lthfunc.experiments.iterative import Task
 from lthfunc.experiments.records import Record, search_energy
 from lthfunc.runs.folder import training_folder
-from lthfunc.scheduling.queue import name_of
+from lthfunc.scheduling.queue import Watcher
 from lthfunc.training.results import Point
 
 
@@ -24,17 +24,11 @@ class Sink(Protocol):
         """Nothing follows."""
 
 
-class Tracker:
+class Tracker(Watcher):
     """A watcher that tells a sink: learning curves as they come, and every round's results when it ends."""
 
     def __init__(self, sink: Sink) -> None:
         self._sink = sink
-
-    def total(self, steps: int) -> None:
-        """Nothing to tell."""
-
-    def begin(self, task: Task, stop: int) -> None:
-        """Nothing to tell yet."""
 
     def step(self, task: Task, number: int, point: Point | None) -> None:
         """Tell a point of the learning curve."""
@@ -44,11 +38,11 @@ class Tracker:
         if not math.isnan(point.train_loss):
             values["train_loss"] = point.train_loss
         # As the training's folder is called: seed0/round03, seed0/round03-reinit.
-        self._sink.write(training_folder(Path(), *name_of(task)).as_posix(), point.step, values)
+        self._sink.write(training_folder(Path(), *task.key).as_posix(), point.step, values)
 
     def end(self, task: Task, item: Record) -> None:
         """Tell the training's results."""
-        seed, number, variant = name_of(task)
+        seed, number, variant = task.key
         names = ("density", "test_accuracy", "test_loss", "val_accuracy", "val_loss", "early_stop_step", "seconds")
         values = {name: float(item[name]) for name in names}
         if "energy" in item:

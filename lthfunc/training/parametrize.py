@@ -97,7 +97,7 @@ class _Net(nn.Module):
 
 
 def _safe(prefix: str, name: str) -> str:
-    return prefix + name.replace(".", "/")
+    return prefix + name.replace(".", ":")
 
 
 def _named(prefix: str, tree: Params) -> Params:

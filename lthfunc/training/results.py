@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lthfunc.trees.types import Buffers, Params, TrainState
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -82,6 +83,12 @@ class Checkpointer(Generic[T]):
     due: Callable[[int], bool] = lambda step: False
     next_check: Callable[[int], int | None] = lambda step: None
     on_phase: Callable[[str, int], None] = lambda phase, step: None
+
+    def of(self, wrap: Callable[[Sequence[S]], Sequence[T]]) -> Checkpointer[S]:
+        """A checkpointer of parts of what this one keeps. wrap: the parts -> what this one keeps."""
+        return Checkpointer(
+            lambda parts: self.save(wrap(parts)), self.should_stop, self.due, self.next_check, self.on_phase
+        )
 
 
 class Stopped(Exception):  # noqa: N818 (it is no error)

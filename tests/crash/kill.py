@@ -132,7 +132,7 @@ def watch_phases(shared: Shared) -> None:
 
         setattr(module, name, wrapped)
 
-    told(local, "train_kept", PHASES.index("training"))
+    told(local, "train_with_checkpoints", PHASES.index("training"))
     told(iterative, "_next_start", PHASES.index("pruning"))
     told(execute, "save_training", PHASES.index("saving"))
     told(run_pictures, "draw", PHASES.index("reporting"))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from lthfunc.experiments.methods.setting import Method, Outcome, Setting, finished, loss, samples, start
+from lthfunc.experiments.methods.course import Carry, Course, Method
+from lthfunc.experiments.methods.setting import Setting, loss, samples, start
 from lthfunc.sparsify.allocation import Allocate, globally
 from lthfunc.sparsify.budgets import balanced, erk, uniform
 from lthfunc.sparsify.density_schedules import geometric, prune_to_densities
@@ -31,14 +32,16 @@ def at_init(
 ) -> Method:
     """Score the untrained network, prune it, and train what is left. rounds: None for those of SynFlow."""
 
-    def method(setting: Setting, seed: int) -> Outcome:
+    @Method
+    def method(setting: Setting, seed: int) -> Course:
         dense = start(setting, seed)
         score = scoring(setting, dense, seed)
         densities = geometric(setting.density, setting.synflow_rounds if rounds is None else rounds)
         sparse = prune_to_densities(densities, score=score, allocate=allocate)(dense)
         if then is not None:
             sparse = then(setting, sparse._replace(params=dense.params), seed)
-        return finished(setting, sparse._replace(params=apply_masks(sparse.params, sparse.masks)), seed)
+        masked = sparse._replace(params=apply_masks(sparse.params, sparse.masks))
+        return Course(Carry(masked), setting.trainer)
 
     return method
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from lthfunc.errors import UserError
-from lthfunc.experiments.methods.setting import Method, Outcome, Setting, finished, start, trained
+from lthfunc.experiments.methods.course import Carry, Course, Method, Stage
+from lthfunc.experiments.methods.setting import Setting, start
 from lthfunc.experiments.rewinding_and_controls import end_of
 from lthfunc.sparsify.allocation import Allocate, globally
 from lthfunc.sparsify.budgets import balanced, erk
@@ -20,9 +21,10 @@ from lthfunc.trees.types import TrainState
 Rewinding = Callable[[TrainState, TrainState], TrainState]
 
 
-def dense(setting: Setting, seed: int) -> Outcome:
+@Method
+def dense(setting: Setting, seed: int) -> Course:
     """The whole network, for comparison."""
-    return finished(setting, start(setting, seed), seed)
+    return Course(Carry(start(setting, seed)), setting.trainer)
 
 
 def iterative(
@@ -35,19 +37,23 @@ def iterative(
 ) -> Method:
     """Rounds of training and pruning at one rate, each round rewound. late: the anchor, as a share of the training."""
 
-    def method(setting: Setting, seed: int) -> Outcome:
-        anchor_step = round(late * setting.steps)
-        state = start(setting, seed)
-        if anchor_step:  # a share of few steps may be none at all
-            state = trained(setting, seed, anchor_step)(state)
-        anchor = state
-        spent = anchor_step
-        for density in geometric(setting.density, 1 if one_shot else setting.rounds):
-            until = end_of(state, setting.steps)
-            spent += until - int(state.step)
-            state = trained(setting, seed, until)(state)
-            state = rewinding(prune(density=density, score=score(seed), allocate=allocate)(state), anchor)
-        return finished(setting, state, seed, spent)
+    @Method
+    def method(setting: Setting, seed: int) -> Course:
+        dense = start(setting, seed)
+        anchor_step = round(late * setting.steps)  # a share of few steps may be none at all
+        stages = [Stage(lambda carry: anchor_step, lambda carry: carry._replace(anchor=carry.state))]
+
+        def stage(density: float) -> Stage:
+            pruning = prune(density=density, score=score(seed), allocate=allocate)
+
+            def rewound(carry: Carry) -> Carry:
+                assert carry.anchor is not None
+                return carry._replace(state=rewinding(pruning(carry.state), carry.anchor))
+
+            return Stage(lambda carry: end_of(carry.state, setting.steps), rewound)
+
+        stages += [stage(density) for density in geometric(setting.density, 1 if one_shot else setting.rounds)]
+        return Course(Carry(dense), setting.trainer, stages)
 
     return method
 
@@ -79,12 +85,13 @@ def why_not_cyclic(setting: Setting) -> str | None:
     return f"imp-cyclic needs a step for each of its {setting.cycles} --cycles, and a training has {setting.steps}"
 
 
-def imp_tuned(setting: Setting, seed: int) -> Outcome:
+@Method
+def imp_tuned(setting: Setting, seed: int) -> Course:
     """Fine-tuning (Renda et al. 2020, sec. 2): every round goes on at the schedule's last rate. Raises UserError."""
     why = why_not_tuned(setting)
     if why is not None:
         raise UserError(why)
-    return iterative(_tuned)(setting, seed)
+    return iterative(_tuned).course(setting, seed)
 
 
 def _random(allocate: Allocate) -> Method:
@@ -99,7 +106,8 @@ random_erk = _random(erk())
 random_balanced = _random(balanced())
 
 
-def cyclic(setting: Setting, seed: int) -> Outcome:
+@Method
+def cyclic(setting: Setting, seed: int) -> Course:
     """`imp` with learning-rate rewinding, every training several cycles long (after Gadhikar et al. 2024).
 
     Their cycles are whole trainings, one after the other; here all of them together are as long as one. Raises
@@ -108,4 +116,4 @@ def cyclic(setting: Setting, seed: int) -> Outcome:
     why = why_not_cyclic(setting)
     if setting.cyclic is None or why is not None:
         raise UserError(str(why))
-    return imp_lr(setting._replace(trainer=setting.cyclic), seed)
+    return imp_lr.course(setting._replace(trainer=setting.cyclic), seed)

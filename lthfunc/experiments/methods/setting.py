@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from lthfunc.experiments.rewinding_and_controls import end_of
 from lthfunc.sparsify.allocation import Allocate, globally
 from lthfunc.sparsify.derivatives import LossOfParams
 from lthfunc.sparsify.scores import Score, magnitude
 from lthfunc.sparsify.transforms import prune
 from lthfunc.training.batches import sample_batches
 from lthfunc.training.evaluation import Evaluation
-from lthfunc.training.loop import fit, take_steps
 from lthfunc.training.optimizers import Optimizer
 from lthfunc.training.schedules import Schedule
 from lthfunc.training.steps import loss_of
@@ -21,7 +19,7 @@ from lthfunc.trees.model import Model, init
 from lthfunc.trees.ops import to_device
 from lthfunc.trees.rng import key
 from lthfunc.trees.transformations import Transformation
-from lthfunc.trees.types import Batch, Buffers, Masks, Params, Ticket, TrainState
+from lthfunc.trees.types import Batch, Ticket, TrainState
 
 #: Of SynFlow, where nobody says how many (Tanaka et al. 2020, sec. 6).
 SYNFLOW_ROUNDS = 100
@@ -63,33 +61,16 @@ class Outcome(NamedTuple):
     test: Evaluation
 
 
-#: A method with one seed.
-Method = Callable[[Setting, int], Outcome]
-
-
 def start(setting: Setting, seed: int) -> TrainState:
     """The dense network before training."""
     return init(setting.model, seed, setting.device)
 
 
-def trained(setting: Setting, seed: int, until: int) -> Transformation:
-    """Training to a step, as a transformation."""
-    return lambda state: take_steps(setting.trainer, state, seed=seed, until=until)[0]
-
-
-def finished(setting: Setting, state: TrainState, seed: int, before: int = 0) -> Outcome:
-    """Train a sparse network to the end, and test what validation chose. before: steps that it took to find it."""
-    until = end_of(state, setting.steps)
-    chosen = fit(setting.trainer, state, seed=seed, until=until, eval_every=setting.eval_every).best
-    return tested(setting, chosen.params, chosen.buffers, state.masks, before + until - int(state.step))
-
-
-def tested(setting: Setting, params: Params, buffers: Buffers, masks: Masks, steps: int) -> Outcome:
+def tested(setting: Setting, ticket: Ticket, steps: int) -> Outcome:
     """Read the test set, once."""
-    (quality,) = measure(
-        setting.trainer, [params], [buffers], setting.trainer.data.test, next(iter(masks.values())).device
-    )
-    return Outcome(Ticket(params, buffers, masks), steps, quality)
+    device = next(iter(ticket.masks.values())).device
+    (quality,) = measure(setting.trainer, [ticket.params], [ticket.buffers], setting.trainer.data.test, device)
+    return Outcome(ticket, steps, quality)
 
 
 def samples(setting: Setting, seed: int, count: int, purpose: str) -> list[Batch]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from lthfunc.experiments.methods.setting import Outcome, Setting, start, tested
+from lthfunc.experiments.methods.course import Carry, Course, Method
+from lthfunc.experiments.methods.setting import Setting, start
 from lthfunc.sparsify.allocation import KeepCounts
 from lthfunc.sparsify.budgets import erk, uniform
 from lthfunc.sparsify.scores import magnitude
 from lthfunc.sparsify.selection import unstructured
-from lthfunc.training.loop import fit
 from lthfunc.training.optimizers import Optimizer, adam
 from lthfunc.training.parametrize import (
     InitFunction,
@@ -24,7 +26,7 @@ from lthfunc.training.parametrize import (
 from lthfunc.trees.model import init
 from lthfunc.trees.ops import apply_masks
 from lthfunc.trees.rng import generator
-from lthfunc.trees.types import Buffers, Params
+from lthfunc.trees.types import Buffers, Masks, Params, Ticket
 
 #: Spread of the log odds at first, so that no two weights are equal; and their learning rate, which is a weight's no
 #: more (Zhou et al. train theirs by descent at a rate of 100): at 0.2 half of LeNet-300-100 reaches 93 % on MNIST in
@@ -32,7 +34,8 @@ from lthfunc.trees.types import Buffers, Params
 _NOISE, _ODDS_LR = 0.01, 0.2
 
 
-def straight(setting: Setting, seed: int) -> Outcome:
+@Method
+def straight(setting: Setting, seed: int) -> Course:
     """The largest weights compute, all weights learn from their gradient; layers share as in ERK (JaxPruner's STE)."""
     state = start(setting, seed)
     names = setting.model.prunable
@@ -47,12 +50,15 @@ def straight(setting: Setting, seed: int) -> Outcome:
         params, buffers = setting.model.init(number)
         return params, {}, buffers
 
-    trained, buffers, steps = _train(setting, seed, "ste", draw, weights, weights)
-    masks = unstructured(magnitude(trained, state.masks), state.masks, keep)
-    return tested(setting, apply_masks(trained, masks), buffers, masks, steps)
+    def ticket(trained: Params, buffers: Buffers) -> Ticket:
+        masks = unstructured(magnitude(trained, state.masks), state.masks, keep)
+        return Ticket(apply_masks(trained, masks), buffers, masks)
+
+    return _course(setting, seed, "ste", draw, weights, weights, ticket)
 
 
-def supermask(setting: Setting, seed: int) -> Outcome:
+@Method
+def supermask(setting: Setting, seed: int) -> Course:
     """Weights stay as they were drawn; each one's probability to be there is trained (Zhou et al. 2019, sec. 5).
 
     Each layer's weights are scaled up for what its mask misses, as in sec. 5.2 (`rescaled`). Unlike theirs,
@@ -79,9 +85,10 @@ def supermask(setting: Setting, seed: int) -> Outcome:
         masks = unstructured(trained, everything, keep)
         return _under(fixed, {name: rescaled(mask.to(fixed[name].dtype)) for name, mask in masks.items()})
 
-    scores, buffers, steps = _train(setting, seed, "supermask", draw, sampled, likeliest, adam(_ODDS_LR))
-    masks = unstructured(scores, dense.masks, keep)
-    return tested(setting, likeliest(scores, dense.params), buffers, masks, steps)
+    def ticket(scores: Params, buffers: Buffers) -> Ticket:
+        return Ticket(likeliest(scores, dense.params), buffers, unstructured(scores, dense.masks, keep))
+
+    return _course(setting, seed, "supermask", draw, sampled, likeliest, ticket, adam(_ODDS_LR))
 
 
 def rescaled(mask: Tensor) -> Tensor:
@@ -89,7 +96,8 @@ def rescaled(mask: Tensor) -> Tensor:
     return mask * (mask.numel() / mask.sum().clamp(min=1))
 
 
-def edge_popup(setting: Setting, seed: int) -> Outcome:
+@Method
+def edge_popup(setting: Setting, seed: int) -> Course:
     """Weights of one size and random sign stay; each layer's best-scored compute (Ramanujan et al. 2020, sec. 3).
 
     Their signed constants, scaled for the density, and their Kaiming-uniform scores, of which the absolute values
@@ -110,10 +118,12 @@ def edge_popup(setting: Setting, seed: int) -> Outcome:
     def weights(trained: Params, fixed: Params) -> Params:
         return _under(fixed, {name: popped(leaf, counts[name]) for name, leaf in trained.items()})
 
-    scores, buffers, steps = _train(setting, seed, "edge-popup", draw, weights, weights)
-    masks = unstructured(magnitude(scores, full), full, keep)
-    fixed = {name: leaf.to(setting.device) for name, leaf in draw(seed)[1].items()}
-    return tested(setting, apply_masks(fixed, masks), buffers, masks, steps)
+    def ticket(scores: Params, buffers: Buffers) -> Ticket:
+        masks = unstructured(magnitude(scores, full), full, keep)
+        fixed = {name: leaf.to(setting.device) for name, leaf in draw(seed)[1].items()}
+        return Ticket(apply_masks(fixed, masks), buffers, masks)
+
+    return _course(setting, seed, "edge-popup", draw, weights, weights, ticket)
 
 
 def popped(scores: Tensor, keep: int) -> Tensor:
@@ -136,20 +146,22 @@ def _spread(weight: Tensor, density: float) -> float:
     return float((2 / (fan_in * density)) ** 0.5)
 
 
-def _train(
+def _course(
     setting: Setting,
     seed: int,
     name: str,
     draw: InitFunction,
     training: WeightFunction,
     evaluating: WeightFunction,
+    ticket: Callable[[Params, Buffers], Ticket],
     optimizer: Optimizer | None = None,
-) -> tuple[Params, Buffers, int]:
-    """Train a reparametrised network to the end; what was trained at the point that validation chose."""
+) -> Course:
+    """One training of a parametrised network. ticket: (what was trained, buffers) -> what the method ends with."""
     model = parametrized(setting.model, name, draw, training, evaluating)
     trainer = setting.trainer_of(model, optimizer or setting.trainer.optimizer)
-    state = init(model, seed, setting.device)
-    result = fit(trainer, state, seed=seed, until=setting.steps, eval_every=setting.eval_every)
     trained, _, buffers = draw(seed)
-    chosen = result.best
-    return trained_part(chosen.params, trained), buffers_part(chosen.buffers, buffers), setting.steps
+
+    def ends_with(params: Params, others: Buffers, masks: Masks) -> Ticket:
+        return ticket(trained_part(params, trained), buffers_part(others, buffers))
+
+    return Course(Carry(init(model, seed, setting.device)), trainer, ticket=ends_with)

@@ -4,17 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from lthfunc.experiments.methods.setting import (
-    Method,
-    Outcome,
-    Setting,
-    finished,
-    loss,
-    pruned_to,
-    samples,
-    start,
-    trained,
-)
+from lthfunc.experiments.methods.course import Carry, Course, Method, Stage
+from lthfunc.experiments.methods.setting import Setting, loss, pruned_to, samples, start
 from lthfunc.sparsify.budgets import erk
 from lthfunc.sparsify.density_schedules import cubic, periodic
 from lthfunc.sparsify.drop_and_grow import cosine_drop_fraction, drop_and_grow
@@ -36,30 +27,42 @@ _CHANGING, _TIMES, _DROP_FRACTION = 0.75, 30, 0.3
 _SETTLED, _QUEUE, _LOOKS = 0.1, 5, 40
 
 
-def gradual(setting: Setting, seed: int) -> Outcome:
+def _stage(step: int, change: Callable[[TrainState], TrainState]) -> Stage:
+    """Train to a step, then change the network."""
+    return Stage(lambda carry: step, lambda carry: carry._replace(state=change(carry.state)))
+
+
+@Method
+def gradual(setting: Setting, seed: int) -> Course:
     """Prune by magnitude along Zhu & Gupta's cubic; the optimiser's state goes on for the weights that stay."""
+
+    def pruning(density: float) -> Callable[[TrainState], TrainState]:
+        def change(state: TrainState) -> TrainState:
+            pruned = prune(density=density)(state)
+            return pruned._replace(opt=masked_like(state.opt, pruned.masks))
+
+        return change
+
     end = round(_CHANGING * setting.steps)
-    state = start(setting, seed)
-    for step, density in cubic(setting.density, end // 10, end, max(1, end // _TIMES)):
-        state = trained(setting, seed, step)(state) if step > int(state.step) else state
-        pruned = prune(density=density)(state)
-        state = pruned._replace(opt=masked_like(state.opt, pruned.masks))
-    return finished(setting, state, seed, int(state.step))
+    densities = cubic(setting.density, end // 10, end, max(1, end // _TIMES))
+    stages = [_stage(step, pruning(density)) for step, density in densities]
+    return Course(Carry(start(setting, seed)), setting.trainer, stages)
 
 
 def drop_and_grow_method(growth_score: GrowthScore) -> Method:
     """Random ERK masks at first; then small weights go and as many others come, fewer and fewer."""
 
-    def method(setting: Setting, seed: int) -> Outcome:
+    @Method
+    def method(setting: Setting, seed: int) -> Course:
         end = round(_CHANGING * setting.steps)
         every = max(1, end // _TIMES)
-        state = pruned_to(setting, erk(), score=random_scores(seed, "at-init"))(start(setting, seed))
-        for step in periodic(every, end, every)[:-1]:
-            state = trained(setting, seed, step)(state)
-            state = drop_and_grow(
-                state, growth_score(setting, state, seed, step), cosine_drop_fraction(_DROP_FRACTION, step, end)
-            )
-        return finished(setting, state, seed, int(state.step))
+
+        def at(step: int) -> Stage:
+            share = cosine_drop_fraction(_DROP_FRACTION, step, end)
+            return _stage(step, lambda state: drop_and_grow(state, growth_score(setting, state, seed, step), share))
+
+        sparse = pruned_to(setting, erk(), score=random_scores(seed, "at-init"))(start(setting, seed))
+        return Course(Carry(sparse), setting.trainer, [at(step) for step in periodic(every, end, every)[:-1]])
 
     return method
 
@@ -79,22 +82,27 @@ def by_gradient(setting: Setting, state: TrainState, seed: int, step: int) -> Sc
 set_, rigl = drop_and_grow_method(by_chance), drop_and_grow_method(by_gradient)
 
 
-def early_bird(setting: Setting, seed: int) -> Outcome:
+@Method
+def early_bird(setting: Setting, seed: int) -> Course:
     """Train until the mask that pruning would give has settled, prune then, and train what is left to the end.
 
     You et al. 2020, with single weights by magnitude where theirs are channels by batch norm's scales. The weights and
     the schedule go on. Where the mask doesn't settle it is drawn at the last look before the end. At densities below
     5 %, where no two masks differ in a tenth of the weights, it is drawn at the fifth look.
     """
-    state = start(setting, seed)
-    queue: list[Masks] = []
+    pruning = pruned_to(setting)
+
+    def look(step: int) -> Stage:
+        def compare(carry: Carry) -> Carry:
+            if settled(carry.recent):
+                return carry
+            return carry._replace(recent=(*carry.recent, pruning(carry.state).masks)[-_QUEUE:])
+
+        return Stage(lambda carry: 0 if settled(carry.recent) else step, compare)
+
     every = max(1, setting.steps // _LOOKS)
-    for step in periodic(every, setting.steps, every)[:-1]:
-        state = trained(setting, seed, step)(state)
-        queue = [*queue, pruned_to(setting)(state).masks][-_QUEUE:]
-        if settled(queue):
-            break
-    return finished(setting, pruned_to(setting)(state), seed, int(state.step))
+    looks = [look(step) for step in periodic(every, setting.steps, every)[:-1]]
+    return Course(Carry(start(setting, seed)), setting.trainer, [*looks, _stage(0, pruning)])
 
 
 def settled(masks: Sequence[Masks]) -> bool:

@@ -93,7 +93,7 @@ class Running:
         Setting(
             "Keep trainings under way every N steps, or every N seconds (30s), so that `lthfunc resume` goes on "
             "within them; results don't change.",
-            RUN, (*_RUNS, "branch", "transfer"), "N|Ns|never", changes_results=False,
+            RUN, (*_RUNS, "methods", "branch", "transfer"), "N|Ns|never", changes_results=False,
         ),
     ] = "30s"  # fmt: skip
     on_nonfinite: Annotated[
@@ -110,14 +110,14 @@ class Running:
         Setting(
             "Meter each training's energy with codecarbon, by epoch and apart from evaluation; on a CPU trainings "
             "then run one at a time.",
-            RUN, _RUNS, changes_results=False,
+            RUN, (*_RUNS, "methods"), changes_results=False,
         ),
     ] = False  # fmt: skip
     country: Annotated[
         str | None,
         Setting(
             "With --energy, whose electricity mix gives emissions: ISO 3166-1, three letters.",
-            RUN, (*_RUNS, "energy"), "ABC", default="USA, and said so", changes_results=False,
+            RUN, (*_RUNS, "methods", "energy"), "ABC", default="USA, and said so", changes_results=False,
         ),
     ] = None  # fmt: skip
     tensorboard: Annotated[

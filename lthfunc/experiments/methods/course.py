@@ -1,0 +1,139 @@
+"""A method's course with one seed: stages of training, each followed by a change of the network, and a last training.
+
+A course stands still only in its trainings. What it holds there is a few trees, so it can be resumed from a checkpoint.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from lthfunc.experiments.iterative import Progress
+from lthfunc.experiments.methods.setting import Outcome, Setting, tested
+from lthfunc.experiments.rewinding_and_controls import end_of
+from lthfunc.training.loop import fit_together
+from lthfunc.training.results import BestNetwork, Checkpointer, Fit, Observers, Point
+from lthfunc.training.session import TrainingSession
+from lthfunc.training.trainer import Trainer
+from lthfunc.trees.types import Buffers, Masks, Params, Ticket, TrainState
+
+
+class Carry(NamedTuple):
+    """What a course holds: its network; what that may be rewound to; and the masks that it compares."""
+
+    state: TrainState
+    anchor: TrainState | None = None
+    recent: tuple[Masks, ...] = ()
+
+
+class Stage(NamedTuple):
+    """Train to a step (not at all where the network is there already), then change what the course holds."""
+
+    until: Callable[[Carry], int]
+    then: Callable[[Carry], Carry]
+
+
+class Course(NamedTuple):
+    """Where a method starts, its stages, and the trainer of all its steps.
+
+    ticket: (params and buffers that validation chose, masks) -> the network that the method ends with.
+    """
+
+    start: Carry
+    trainer: Trainer
+    stages: Sequence[Stage] = ()
+    ticket: Callable[[Params, Buffers, Masks], Ticket] = Ticket
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method of the field, as a function of a setting and a seed. course: the same arguments -> its course."""
+
+    course: Callable[[Setting, int], Course]
+
+    def __call__(self, setting: Setting, seed: int) -> Outcome:
+        """Follow the course to its end."""
+        return follow(setting, seed, self.course(setting, seed))
+
+
+def follow(
+    setting: Setting,
+    seed: int,
+    course: Course,
+    observe: Observers | None = None,
+    checkpointer: Checkpointer[Progress] | None = None,
+    so_far: Progress | None = None,
+) -> Outcome:
+    """Carry out a course, from its start or from a checkpoint. observe: told the steps of all its trainings together.
+
+    Raises Stopped where the checkpointer asked for it.
+    """
+    carry, first, offset, fit = course.start, 0, -int(course.start.state.step), None
+    if so_far is not None:
+        fit, first, offset = so_far.fit, so_far.stage, so_far.offset
+        carry = Carry(fit.state, so_far.anchor, so_far.recent)
+    trainer = course.trainer
+    for number in range(first, len(course.stages)):
+        until, then = course.stages[number]
+        end, saver = until(carry._replace(state=_begun(carry, fit))), _of_fits(checkpointer, carry, number, offset)
+        if end > int(carry.state.step):
+            state = _steps(trainer, carry.state, seed, end, _shifted(observe, offset), saver, fit)
+            carry = carry._replace(state=state)
+        before, fit = int(carry.state.step), None
+        carry = then(carry)
+        offset += before - int(carry.state.step)
+    end = end_of(_begun(carry, fit), setting.steps)
+    (fit,) = fit_together(
+        trainer, [carry.state], seeds=[seed], until=end, eval_every=setting.eval_every,
+        observe=_shifted(observe, offset), so_far=None if fit is None else [fit],
+        checkpointer=_of_fits(checkpointer, carry, len(course.stages), offset),
+    )  # fmt: skip
+    chosen = fit.best
+    return tested(setting, course.ticket(chosen.params, chosen.buffers, carry.state.masks), offset + end)
+
+
+def _begun(carry: Carry, fit: Fit | None) -> TrainState:
+    """The network at the step that its training began at, which says how long that is."""
+    state = carry.state
+    return state if fit is None else state._replace(step=torch.full_like(state.step, fit.curve[0].step))
+
+
+def _steps(
+    trainer: Trainer,
+    state: TrainState,
+    seed: int,
+    until: int,
+    observe: Observers | None,
+    checkpointer: Checkpointer[Fit] | None,
+    so_far: Fit | None,
+) -> TrainState:
+    """The state at a step; the validation split is not looked at."""
+    if so_far is None:
+        point = Point(int(state.step), math.nan, math.nan, math.nan)
+        so_far = Fit(state, BestNetwork(point, state.params, state.buffers), (point,))
+    if checkpointer is not None:
+        checkpointer.on_phase("preparation", int(state.step))
+    since = [so_far.since]
+    with TrainingSession(
+        trainer, [state], [seed], until, since=since, observe=observe, checkpointer=checkpointer
+    ) as session:
+        session.to(until, [so_far])
+        return session.now()[0][0]
+
+
+def _of_fits(
+    checkpointer: Checkpointer[Progress] | None, carry: Carry, number: int, offset: int
+) -> Checkpointer[Fit] | None:
+    """A checkpointer of a course as one of the training in its stage of this number."""
+    if checkpointer is None:
+        return None
+    return checkpointer.of(lambda fits: [Progress(fit, carry.anchor, number, offset, carry.recent) for fit in fits])
+
+
+def _shifted(observe: Observers | None, offset: int) -> Observers | None:
+    """An observer that is told the steps of all trainings together."""
+    return None if observe is None else lambda number, points: observe(offset + number, points)

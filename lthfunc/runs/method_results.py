@@ -1,0 +1,83 @@
+"""The results of a comparison of methods on disk: a line on what it is and ran on, then a line per method and seed.
+
+Beside the file, while trainings are under way: a folder of their checkpoints.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from pathlib import Path
+from typing import Any
+
+from lthfunc.errors import UserError, invalid
+from lthfunc.experiments.config import FREE, SETTINGS, Config, to_mapping
+from lthfunc.experiments.records import Record
+from lthfunc.runs.environment import machine
+from lthfunc.runs.json_lines import append_lines, drop_partial_line, read_lines
+from lthfunc.trees.files import save_ticket
+from lthfunc.trees.types import Ticket
+
+#: Settings that change no result of a method with a seed.
+_FREE = FREE | {name for name, setting in SETTINGS.items() if setting.of_seeds}
+
+
+def checkpoint_folder(path: Path) -> Path:
+    """The folder of the checkpoints, beside a file."""
+    return path.with_name(f"{path.name}.checkpoints")
+
+
+def open_results(named: Path, config: Config) -> list[Record]:
+    """Begin a file, or read the records of one of the same comparison. named: as the user calls it.
+
+    Raises UserError where the file holds something else.
+    """
+    path = named.resolve()  # a link to it is the user's own
+    mine: dict[str, Any] = {name: value for name, value in to_mapping(config).items() if name not in _FREE}
+    if path.is_dir():
+        raise invalid("--out", str(named), "a file, and this is a folder")
+    if not path.exists():
+        if not path.parent.is_dir():
+            raise UserError(f"--out: {str(named.parent)!r} is not a folder")
+        shutil.rmtree(checkpoint_folder(path), ignore_errors=True)  # of a file that was deleted
+        append_lines(path, [{"kind": "methods", "machine": machine(config.device, config.threads), "config": mine}])
+        return []
+    lines = read_lines(path)
+    if not lines or lines[0].get("kind") != "methods":
+        raise UserError(f"--out: {str(named)!r} holds something else; name another file")
+    theirs = lines[0]["config"]
+    different = sorted(name for name in {*mine, *theirs} - _FREE if mine.get(name) != theirs.get(name))
+    if different:
+        name = different[0]
+        raise UserError(
+            f"--out: {str(named)!r} has {name} {theirs.get(name)!r}, and here it is {mine.get(name)!r}; "
+            "name another file"
+        )
+    drop_partial_line(path)
+    return [{key: value for key, value in line.items() if key != "kind"} for line in lines[1:]]
+
+
+def make_checkpoint_folder(path: Path) -> Path:
+    """Make the folder of the checkpoints. Raises OSError."""
+    folder = checkpoint_folder(path)
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def drop_checkpoint_folder(path: Path) -> None:
+    """Remove the folder of the checkpoints, if none is left in it."""
+    folder = checkpoint_folder(path)
+    for each in (*sorted(folder.rglob("*"), reverse=True), folder):
+        with contextlib.suppress(OSError):
+            each.rmdir()
+
+
+def add_result(path: Path, item: Record) -> None:
+    """Write a finished method with a seed."""
+    append_lines(path, [{"kind": "result", **item}])
+
+
+def save_network(folder: Path, item: Record, ticket: Ticket) -> None:
+    """Write a method's trained network and masks."""
+    about = {name: item[name] for name in ("method", "seed", "kept", "total", "steps")}
+    save_ticket(folder / f"{item['method']}-seed{item['seed']}.safetensors", ticket, about)

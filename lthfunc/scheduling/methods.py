@@ -1,0 +1,122 @@
+"""The methods of the field as trainings of the queue: each with each seed once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lthfunc.catalog.methods import METHODS
+from lthfunc.experiments.config import Config
+from lthfunc.experiments.methods.course import Course, Method, follow
+from lthfunc.experiments.methods.prepare import setting_of
+from lthfunc.experiments.methods.setting import Outcome, Setting, start
+from lthfunc.experiments.records import Record
+from lthfunc.hardware import usable_cores
+from lthfunc.runs.checkpoints import drop_checkpoints
+from lthfunc.runs.folder import training_folder
+from lthfunc.runs.method_results import add_result, drop_checkpoint_folder, save_network
+from lthfunc.scheduling.execute import results_of
+from lthfunc.scheduling.queue import Beginning, Cost, Run, Workload, all_at_once
+from lthfunc.sparsify.mask_comparison import collapsed_layers
+from lthfunc.trees.ops import count
+
+
+class MethodTask(NamedTuple):
+    """A method with a seed."""
+
+    seed: int
+    method: str
+    number: int = 0  # as of a plan's trainings, which executors sort by
+
+    @property
+    def variant(self) -> str:
+        """What tells it from others of its seed."""
+        return self.method
+
+    @property
+    def key(self) -> tuple[int, int, str]:
+        """What tells it from all others."""
+        return self.seed, self.number, self.method
+
+    @property
+    def description(self) -> str:
+        """Its name in messages."""
+        return f"{self.method} with seed {self.seed}"
+
+
+def compare(
+    run: Run, methods: Sequence[str], earlier: Sequence[Record], path: Path | None = None, save: Path | None = None
+) -> list[Record]:
+    """Run what is missing of a comparison; returns all its records, in the order of methods and seeds.
+
+    path: of the file of results; save: the folder for trained networks. Raises Stopped.
+    """
+    config, records = run.config, list(earlier)
+    seeds = range(config.seed, config.seed + config.replicates)
+    done = {(item["seed"], item["method"]) for item in records}
+    tasks = [MethodTask(seed, name) for seed in seeds for name in methods if (seed, name) not in done]
+    jobs = min(config.jobs or max(1, usable_cores() // (config.threads or 1)), len(tasks))
+    with closing(results_of(run, all_at_once(tasks), jobs)) as results:  # workers end with it, whatever happens
+        for task, outcome, cost in results:
+            item = _record(task, outcome, cost)
+            if save is not None:
+                save_network(save, item, outcome.ticket)
+            records.append(item)
+            if path is not None:
+                add_result(path, item)
+            if run.folder is not None:
+                drop_checkpoints(training_folder(run.folder, *task.key))
+            run.watcher.end(task, item)
+    if path is not None:
+        drop_checkpoint_folder(path)
+    wanted = [item for item in records if item["method"] in methods and item["seed"] in seeds]
+    return sorted(wanted, key=lambda item: (list(methods).index(item["method"]), item["seed"]))
+
+
+def _record(task: MethodTask, outcome: Outcome, cost: Cost) -> Record:
+    """A method with a seed, as plain values."""
+    masks = outcome.ticket.masks
+    whole = count(masks)
+    return {
+        "method": task.method,
+        "seed": task.seed,
+        "kept": whole.kept,
+        "total": whole.total,
+        "density": whole.density,
+        "test_accuracy": outcome.test.accuracy,
+        "test_loss": outcome.test.loss,
+        "steps": outcome.steps,
+        "collapsed": list(collapsed_layers(masks)),
+        "seconds": round(cost.seconds, 3),
+        **({} if cost.energy is None else {"energy": cost.energy}),
+    }
+
+
+def _context(config: Config) -> Setting:
+    return setting_of(config)[1]
+
+
+def _begin(setting: Setting, task: MethodTask) -> Beginning:
+    method = METHODS.make(task.method, {}, Outcome)
+    if not isinstance(method, Method):  # a function of the user's own, whose trainings are its own matter
+        return Beginning(start(setting, task.seed), setting.trainer, method)
+    course = method.course(setting, task.seed)
+    return Beginning(course.start.state, course.trainer, course)
+
+
+def _train(setting: Setting, tasks: Sequence[MethodTask], beginnings: Sequence[Beginning], *rest: Any) -> list[Outcome]:
+    (task,), (beginning,) = tasks, beginnings
+    observe, checkpointer, so_far = rest
+    if not isinstance(beginning.course, Course):
+        return [beginning.course(setting, task.seed)]
+    return [follow(setting, task.seed, beginning.course, observe, checkpointer, so_far and so_far[0])]
+
+
+def _end(setting: Setting, task: MethodTask) -> int:
+    """A method's trainings together may be longer: this is one of them."""
+    return setting.steps
+
+
+COMPARED = Workload(_context, _begin, _train, _end)
