@@ -34,10 +34,15 @@ def stored_transposed(moments: Mapping[str, Tensor], name: str) -> bool:
 
 @public
 def input_moments(model: Model, state: TrainState, inputs: Sequence[Tensor]) -> Moments:
-    """X^T X / n for every linear layer of the masked network, over batches of (scaled) inputs.
+    """The second moments Xᵀ X / n of the inputs of every linear layer of the masked network.
 
-    Of complex inputs X^T X* / n, whose diagonal holds mean squares of magnitudes.
-    A layer that is called several times, or whose weight others share, counts with all that it multiplies.
+    Of complex inputs Xᵀ X* / n. model, state: the network. inputs: batches of scaled inputs, (n, ...) each. A layer
+    that is called several times, or whose weight others share, counts with all of its inputs. Returns (features,
+    features) in float64 for each weight.
+
+    >>> model = lf.from_module(nn.Linear(4, 2))
+    >>> lf.input_moments(model, lf.init(model), [torch.ones(3, 4)])["weight"].shape
+    torch.Size([4, 4])
     """
     params = apply_masks(state.params, state.masks)
     totals = Moments()
@@ -67,10 +72,16 @@ def check_moments(moments: Mapping[str, Tensor], name: str, leaf: Tensor) -> Non
 
 @public
 def wanda(moments: Mapping[str, Tensor]) -> Score:
-    """|w| · ‖x‖, the root mean square of the input that the weight reads (Sun et al. 2024, eq. 1).
+    """Wanda: |w| · ‖x‖, the root mean square of the input that a weight reads (Sun et al. 2024, eq. 1).
 
-    Layers without moments (convolutions) are scored by magnitude alone. Theirs compares within an output's weights:
-    select with `per_output`.
+    moments: of `input_moments`. Layers without moments (convolutions) are scored by magnitude. Theirs compares the
+    weights of one output: select with `per_output`. Returns a score.
+
+    >>> model = lf.from_module(nn.Linear(4, 2))
+    >>> state = lf.init(model)
+    >>> score = lf.wanda(lf.input_moments(model, state, [torch.randn(16, 4)]))
+    >>> lf.density(lf.prune(density=0.5, score=score, select=lf.per_output())(state).masks)
+    0.5
     """
 
     def score(params: Params, masks: Masks) -> Scores:

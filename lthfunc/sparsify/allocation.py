@@ -27,10 +27,18 @@ Allocate = Callable[[Scores, Masks, float], KeepCounts]
 
 @public
 def globally(scores: Scores, masks: Masks, fraction: float) -> KeepCounts:
-    """One threshold for all layers: the best scores of the whole network stay, wherever they are.
+    """Allocate by one threshold for all layers: the best scores of the whole network remain, wherever they are.
 
-    Ties at the threshold go to the earlier layer, then to the lower flat index. This is the allocation of
-    torch.nn.utils.prune.global_unstructured, and of Frankle & Carbin 2019, sec. 4, for deep networks.
+    Of n remaining weights, n - round(fraction · n) are kept. Ties at the threshold go to the earlier layer, then to the
+    lower flat index. As torch.nn.utils.prune.global_unstructured, and Frankle & Carbin 2019, sec. 4, for deep networks.
+
+    scores: one float per weight, higher is kept; masks: what remains now; fraction: of the remaining weights to prune,
+    in [0, 1). Returns the number of weights to keep in each layer, int64 scalars.
+
+    >>> scores = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([3.0, 4.0])}
+    >>> masks = {"a": torch.tensor([True, True]), "b": torch.tensor([True, True])}
+    >>> lf.globally(scores, masks, 0.5)
+    {'a': tensor(0), 'b': tensor(2)}
     """
     check_fraction(fraction)
     if not masks:
@@ -49,13 +57,15 @@ def counts_of_best(scores: Scores, masks: Masks, budget: Tensor | int) -> KeepCo
 
 @public
 def layerwise(rates: Mapping[str, float] | None = None, output_rate: float = 0.5) -> Allocate:
-    """The same fraction in every layer, the output layer (the last one) at `output_rate` times that.
+    """Allocate the same fraction in every layer, in the output layer (the last one) `output_rate` times that.
 
-    The paper's rule for LeNet-300-100 (Frankle & Carbin 2019, sec. 2 and fig. 2). `rates` sets a fraction of
-    its own for the layers whose name fits a pattern (``{"conv*": 0.1, "fc3.weight": 0.0}``; the first that fits
-    counts), in place of the round's fraction.
+    The rule of Frankle & Carbin 2019, sec. 2 and fig. 2, for LeNet-300-100. rates: a fraction of their own, in [0, 1),
+    for layers whose names match a pattern (``{"conv*": 0.1}``); the first match counts. Returns an allocation. Raises
+    UserError for a rate out of range or, when it is applied, a pattern that matches no layer.
 
-    Raises UserError where a rate is outside [0, 1) or, when applied, a pattern fits no layer.
+    >>> masks = {"fc1": torch.ones(10, dtype=torch.bool), "fc2": torch.ones(10, dtype=torch.bool)}
+    >>> lf.layerwise()({}, masks, 0.2)
+    {'fc1': tensor(8), 'fc2': tensor(9)}
     """
     if output_rate < 0:
         raise invalid("output_rate", output_rate, "a number of at least 0, a share of the other layers' rate")
@@ -91,7 +101,14 @@ def check_patterns(option: str, patterns: Iterable[str], names: Collection[str])
 
 @public
 def fixed_counts(keep: Mapping[str, int]) -> Allocate:
-    """Keep exactly these counts, whatever the scores (the counts of another ticket, say)."""
+    """Allocate exactly these counts, whatever the scores: those of another ticket, for example.
+
+    keep: the number of weights to keep in each layer. Returns an allocation. Raises UserError, when it is applied, for
+    a layer without a count.
+
+    >>> lf.fixed_counts({"fc": 3})({}, {"fc": torch.ones(10, dtype=torch.bool)}, 0.0)
+    {'fc': tensor(3)}
+    """
 
     def allocate(scores: Scores, masks: Masks, fraction: float) -> KeepCounts:
         missing = [name for name in masks if name not in keep]

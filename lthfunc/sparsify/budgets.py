@@ -23,31 +23,66 @@ from lthfunc.trees.types import Masks
 
 @public
 def uniform(min_layer_weights: int = 0) -> Allocate:
-    """The same density in every layer."""
+    """Allocate the same density to every layer, but no fewer than `min_layer_weights` weights.
+
+    >>> masks = {"a": torch.ones(10, dtype=torch.bool), "b": torch.ones(30, dtype=torch.bool)}
+    >>> lf.uniform()({}, masks, 0.5)
+    {'a': tensor(5), 'b': tensor(15)}
+    """
     return _by(lambda shape: 1.0, min_layer_weights)
 
 
 @public
 def erdos_renyi(min_layer_weights: int = 0) -> Allocate:
-    """Density in proportion to (n_in + n_out) / (n_in · n_out) (Mocanu et al. 2018, eq. 3)."""
+    """Allocate densities in proportion to (n_in + n_out) / (n_in · n_out) (Mocanu et al. 2018, eq. 3).
+
+    min_layer_weights: the fewest weights that a layer keeps. Small layers stay dense.
+
+    >>> masks = {"a": torch.ones(10, 10, dtype=torch.bool), "b": torch.ones(2, 10, dtype=torch.bool)}
+    >>> lf.erdos_renyi()({}, masks, 0.5)
+    {'a': tensor(40), 'b': tensor(20)}
+    """
     return _by(lambda shape: _sum_over_product(shape[:2]), min_layer_weights)
 
 
 @public
 def erk(min_layer_weights: int = 0) -> Allocate:
-    """Erdős–Rényi with the kernel: (n_in + n_out + h + w) / (n_in · n_out · h · w) (Evci et al. 2020, sec. 3.1)."""
+    """Allocate densities in proportion to (n_in + n_out + h + w) / (n_in · n_out · h · w): Erdős–Rényi-Kernel.
+
+    Evci et al. 2020, sec. 3.1. min_layer_weights: the fewest weights that a layer keeps.
+
+    >>> masks = {"conv": torch.ones(4, 4, 3, 3, dtype=torch.bool), "fc": torch.ones(10, 16, dtype=torch.bool)}
+    >>> lf.erk()({}, masks, 0.5)
+    {'conv': tensor(53), 'fc': tensor(99)}
+    """
     return _by(_sum_over_product, min_layer_weights)
 
 
 @public
 def balanced(min_layer_weights: int = 0) -> Allocate:
-    """The same number of weights in every layer, small layers whole (Gadhikar et al. 2023, sec. 3)."""
+    """Allocate the same number of weights to every layer; smaller layers stay dense (Gadhikar et al. 2023, sec. 3).
+
+    min_layer_weights: the fewest weights that a layer keeps.
+
+    >>> masks = {"a": torch.ones(6, dtype=torch.bool), "b": torch.ones(34, dtype=torch.bool)}
+    >>> lf.balanced()({}, masks, 0.5)
+    {'a': tensor(6), 'b': tensor(14)}
+    """
     return _by(lambda shape: 1 / torch.Size(shape).numel(), min_layer_weights)
 
 
 @public
 def globally_with_minimum(min_layer_weights: int) -> Allocate:
-    """One threshold for all layers, but each keeps its `min_layer_weights` best weights (or all that it has left)."""
+    """Allocate by one threshold for all layers, but each layer keeps its `min_layer_weights` best weights.
+
+    A layer that has fewer left keeps all of them. Returns an allocation. Raises UserError for a negative minimum or,
+    when it is applied, a density that cannot meet it.
+
+    >>> scores = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([3.0, 4.0])}
+    >>> masks = {"a": torch.tensor([True, True]), "b": torch.tensor([True, True])}
+    >>> lf.globally_with_minimum(1)(scores, masks, 0.5)
+    {'a': tensor(1), 'b': tensor(1)}
+    """
     _check_minimum(min_layer_weights)
 
     def allocate(scores: Scores, masks: Masks, fraction: float) -> KeepCounts:
@@ -64,12 +99,16 @@ def globally_with_minimum(min_layer_weights: int) -> Allocate:
 
 @public
 def lamp(scores: Scores, masks: Masks, fraction: float) -> KeepCounts:
-    """One threshold on s² / Σ of the layer's s² that are not smaller (Lee et al. 2021, eq. 2), s the scores.
+    """Allocate by one threshold on s² / Σ of the layer's s² that are no smaller, s the scores (Lee et al. 2021, eq. 2).
 
-    With `magnitude` this is LAMP. Each layer's best weight has the score 1, so no layer is emptied before all are down
-    to one weight.
+    With `magnitude` this is LAMP. Each layer's best weight has the score 1, so no layer is emptied before all layers
+    are down to one weight. masks: what remains now; fraction: of the remaining weights to prune. Raises UserError for a
+    negative score, which its square would hide.
 
-    Raises UserError where a score is negative, since squares would not tell it from a positive one.
+    >>> scores = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([3.0, 4.0])}
+    >>> masks = {"a": torch.tensor([True, True]), "b": torch.tensor([True, True])}
+    >>> lf.lamp(scores, masks, 0.5)
+    {'a': tensor(1), 'b': tensor(1)}
     """
     if not masks:
         return {}

@@ -25,13 +25,24 @@ from lthfunc.trees.types import TrainState
 
 @public
 def one_shot(density: float) -> list[float]:
-    """All at once."""
+    """A schedule that prunes to `density` at once.
+
+    >>> lf.one_shot(0.1)
+    [0.1]
+    """
     return geometric(density, 1)
 
 
 @public
 def geometric(density: float, rounds: int) -> list[float]:
-    """The same share of what is left in each round: density^(k / rounds) (Tanaka et al. 2020, alg. 1)."""
+    """A schedule that prunes the same share of what is left in each round: density^(k / rounds).
+
+    Tanaka et al. 2020, alg. 1. density: after the last round, in (0, 1]. Raises UserError for a density or a number of
+    rounds out of range.
+
+    >>> [round(each, 3) for each in lf.geometric(0.125, rounds=3)]
+    [0.5, 0.25, 0.125]
+    """
     _check_density(density)
     if rounds < 1:
         raise invalid("rounds", rounds, "a whole number of at least 1")
@@ -40,7 +51,13 @@ def geometric(density: float, rounds: int) -> list[float]:
 
 @public
 def by_rate(rate: float, rounds: int) -> list[float]:
-    """`rate` of what is left in each round: (1 - rate)^k."""
+    """A schedule that prunes the fraction `rate` of what is left in each of `rounds` rounds: densities (1 - rate)^k.
+
+    Raises UserError where the rate is not in (0, 1).
+
+    >>> [round(each, 3) for each in lf.by_rate(0.2, rounds=3)]
+    [0.8, 0.64, 0.512]
+    """
     if not 0 < rate < 1:
         raise invalid("rate", rate, "a number between 0 and 1, both excluded")
     return geometric((1 - rate) ** rounds, rounds) if rounds else []
@@ -55,9 +72,13 @@ class PruningStep(NamedTuple):
 
 @public
 def cubic(density: float, start: int, end: int, every: int, initial: float = 1.0) -> list[PruningStep]:
-    """Sparsity s_f + (s_i - s_f) (1 - (t - t_0) / nΔt)³, quick at first (Zhu & Gupta 2017, eq. 1).
+    """Gradual pruning: sparsity s_f + (s_i - s_f) (1 - (t - t_0) / nΔt)³ (Zhu & Gupta 2017, eq. 1).
 
-    From step `start` to `end`, every `every` steps, and at `end` itself; `initial` is the density before.
+    From step `start` to `end`, every `every` steps and at `end` itself. density: after the last pruning; initial: the
+    density before the first. Returns (step, density) pairs. Raises UserError for a density or step out of range.
+
+    >>> [(step, round(density, 3)) for step, density in lf.cubic(0.2, start=0, end=100, every=50)]
+    [(0, 1.0), (50, 0.3), (100, 0.2)]
     """
     _check_density(density)
     if not density <= initial <= 1:
@@ -70,7 +91,13 @@ def cubic(density: float, start: int, end: int, every: int, initial: float = 1.0
 
 @public
 def periodic(start: int, end: int, every: int) -> list[int]:
-    """Steps `start`, `start + every` … below `end`, and `end`."""
+    """The steps `start`, `start + every` and so on below `end`, and `end` itself.
+
+    Raises UserError where there are none.
+
+    >>> lf.periodic(10, 25, every=10)
+    [10, 20, 25]
+    """
     if every < 1:
         raise invalid("every", every, "a whole number of steps, at least 1")
     if not 0 <= start < end:
@@ -80,9 +107,14 @@ def periodic(start: int, end: int, every: int) -> list[int]:
 
 @public
 def prune_to_densities(densities: Sequence[float], **how: Any) -> Transformation:
-    """Prune to one density after the other, without training between: `how` are the arguments of `prune`.
+    """Prune to each of these densities in turn, without training in between; scores are recomputed before each.
 
-    What scores depend on, such as SynFlow's, is asked anew before each.
+    densities: falling, in (0, 1], as `geometric` gives them. how: the other arguments of `prune`. Returns a
+    transformation.
+
+    >>> state = lf.init(lf.from_module(nn.Linear(8, 4)))
+    >>> lf.density(lf.prune_to_densities(lf.geometric(0.25, rounds=2))(state).masks)
+    0.25
     """
     one_by_one = compose(*(prune(density=density, **how) for density in densities))
     if not is_library_function(how.get("score", magnitude)):

@@ -44,11 +44,16 @@ class Dependencies(NamedTuple):
 
 @public
 def dependencies(model: Model, shape: tuple[int, ...]) -> Dependencies:
-    """Trace a network: for each layer one forward pass with as many examples as it has units, a mark in each.
+    """Trace which units feed which inputs, with one forward pass per layer and as many examples as the layer has units.
 
-    Marks are NaNs, which every operation hands on to all that it computes from them. So the answer is exact for
-    networks of layers that mix no more than they must, and where something mixes all units (attention, say) each of
-    them counts as read by everything behind it.
+    Each unit of a layer is marked with NaN, which every operation passes on to all that it computes from it. The answer
+    is exact where layers mix no more units than they must; where something mixes all of them (attention), each unit
+    counts as read by everything behind it. shape: of one input of the model. Returns what `without_dead_units` takes.
+    Raises UserError for prunable weights of other layers than linear and convolution layers.
+
+    >>> model = lf.from_module(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)))
+    >>> lf.dependencies(model, (4,)).feeds["0.weight", "2.weight"].sum()
+    tensor(3)
     """
     module = copy.deepcopy(model.evaluating)
     params, buffers = model.init(0)
@@ -139,10 +144,18 @@ def _looker(source: str, name: str, found: Dependencies) -> Callable[[nn.Module,
 
 @public
 def without_dead_units(state: TrainState, found: Dependencies) -> TrainState:
-    """The state without the weights that read dead units or make unread ones, however far that goes on.
+    """Prune the weights that read dead units or feed unread ones, repeatedly until there are none. Returns the state.
 
-    Biases and normalisation leaves of such units become zero; nothing depends on them, so training leaves them so. A
-    dead unit may have given a constant (its bias); that goes with it.
+    Biases and normalisation parameters of such units become zero; nothing depends on them, so training leaves them at
+    zero. A dead unit may have contributed a constant (its bias), which is lost. found: the `dependencies` of the
+    state's network. Raises UserError where they are another network's.
+
+    >>> model = lf.from_module(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)))
+    >>> state = lf.init(model)
+    >>> mask = torch.tensor([True, True, False])[:, None].expand(3, 4)  # the third unit is dead
+    >>> state = state._replace(masks={**state.masks, "0.weight": mask})
+    >>> lf.layer_counts(lf.without_dead_units(state, lf.dependencies(model, (4,))).masks)["2.weight"]
+    Count(kept=4, total=6)
     """
     for name, shown in found.shown.items():
         if name and (name not in state.masks or len(state.masks[name]) != len(shown)):
@@ -216,5 +229,9 @@ def _used(mask: Tensor, groups: int) -> Tensor:
 
 @public
 def dead_units(masks: Masks) -> dict[str, int]:
-    """How many units of each layer have no weight left."""
+    """The number of units of each layer, by `masks`, that have no weight left.
+
+    >>> lf.dead_units({"fc": torch.tensor([[True, False], [False, False]])})
+    {'fc': 1}
+    """
     return {name: int((~mask.flatten(1).any(1)).sum()) for name, mask in masks.items()}

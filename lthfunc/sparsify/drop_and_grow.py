@@ -18,12 +18,11 @@ from lthfunc.trees.types import Masks, TrainState
 
 @public
 def drop(scores: Scores, masks: Masks, drop_fraction: float) -> Masks:
-    """Prune round(drop_fraction · remaining) of each layer's weights, those with the lowest scores.
+    """Drop round(drop_fraction · remaining) of each layer's weights, those with the lowest scores.
 
     drop_fraction: in [0, 1]. Returns the new masks. Raises UserError for a fraction out of range.
 
-    >>> import torch
-    >>> drop({"w": torch.tensor([3.0, 1.0, 2.0, 4.0])}, {"w": torch.tensor([True] * 4)}, 0.5)
+    >>> lf.drop({"w": torch.tensor([3.0, 1.0, 2.0, 4.0])}, {"w": torch.tensor([True] * 4)}, 0.5)
     {'w': tensor([ True, False, False,  True])}
     """
     _check_fraction(drop_fraction)
@@ -37,13 +36,12 @@ def drop(scores: Scores, masks: Masks, drop_fraction: float) -> Masks:
 
 @public
 def grow(growth_score: Scores, masks: Masks, counts: Mapping[str, Tensor | int]) -> Masks:
-    """Bring back `counts[name]` pruned weights of each layer, those with the highest growth scores.
+    """Grow `counts[name]` pruned weights of each layer, those with the highest growth_score.
 
     Returns the new masks.
 
-    >>> import torch
     >>> masks = {"w": torch.tensor([True, False, False, False])}
-    >>> grow({"w": torch.tensor([9.0, 1.0, 2.0, 3.0])}, masks, {"w": 2})
+    >>> lf.grow({"w": torch.tensor([9.0, 1.0, 2.0, 3.0])}, masks, {"w": 2})
     {'w': tensor([ True, False,  True,  True])}
     """
     return {name: mask | ((ranks(growth_score[name], ~mask) < counts[name]) & ~mask) for name, mask in masks.items()}
@@ -53,14 +51,13 @@ def grow(growth_score: Scores, masks: Masks, counts: Mapping[str, Tensor | int])
 def drop_and_grow(state: TrainState, growth_score: Scores, drop_fraction: float) -> TrainState:
     """Drop a fraction of each layer's weights by magnitude and grow as many elsewhere, which start at zero.
 
-    growth_score: RigL's is |gradient| (Evci et al. 2020, alg. 1; `mean_gradient`), SET's is random (Mocanu et al.
-    2018; `random_scores`). drop_fraction: in [0, 1] of the remaining weights; `cosine_drop_fraction` decays it. A
-    weight that was just dropped may grow again, from zero. Optimiser moments of the surviving weights continue; those
-    of grown weights start at zero. Raises UserError for a fraction out of range.
+    growth_score: RigL's is |gradient| (Evci et al. 2020, alg. 1; `mean_gradient`), SET's is random (Mocanu et al. 2018;
+    `random_scores`). drop_fraction: in [0, 1] of the remaining weights; `cosine_drop_fraction` decays it. A weight that
+    was just dropped may grow again, from zero. Returns the new state: optimiser moments of surviving weights continue,
+    those of grown weights start at zero. Raises UserError for a fraction out of range.
 
-    >>> import torch, lthfunc as lf
-    >>> state = lf.prune(density=0.5)(lf.init(lf.from_module(torch.nn.Linear(4, 2))))
-    >>> lf.count(drop_and_grow(state, lf.random_scores(0)(state.params, state.masks), 0.5).masks)
+    >>> state = lf.prune(density=0.5)(lf.init(lf.from_module(nn.Linear(4, 2))))
+    >>> lf.count(lf.drop_and_grow(state, lf.random_scores(0)(state.params, state.masks), 0.5).masks)
     Count(kept=4, total=8)
     """
     masks = state.masks
@@ -75,12 +72,12 @@ def drop_and_grow(state: TrainState, growth_score: Scores, drop_fraction: float)
 
 @public
 def cosine_drop_fraction(initial: float, step: int, end: int) -> float:
-    """Decay of the drop fraction: initial / 2 · (1 + cos(π step / end)), 0 from step `end` on.
+    """The drop fraction at a step: initial / 2 · (1 + cos(π step / end)), 0 from step `end` on.
 
     Evci et al. 2020, sec. 3, "Update schedule". Raises UserError where `initial` is not in [0, 1], or a step is
     negative.
 
-    >>> [round(cosine_drop_fraction(0.3, step, end=100), 3) for step in (0, 50, 100)]
+    >>> [round(lf.cosine_drop_fraction(0.3, step, end=100), 3) for step in (0, 50, 100)]
     [0.3, 0.15, 0.0]
     """
     _check_fraction(initial)

@@ -33,7 +33,15 @@ from lthfunc.trees.types import Batch, Masks, Params
 
 @public
 def snip(loss: LossOfParams, batches: Sequence[Batch]) -> Score:
-    """|g · w|, g the mean gradient: connection sensitivity (Lee et al. 2019, eq. 6, without its scale)."""
+    """SNIP: |g · w|, g the mean gradient over batches; connection sensitivity (Lee et al. 2019, eq. 6, unscaled).
+
+    loss: (params, batch) -> scalar, as `loss_of` makes it. Returns a score. Raises UserError without a batch.
+
+    >>> model = lf.from_module(nn.Linear(4, 2))
+    >>> batches = [(torch.ones(3, 4), torch.tensor([0, 1, 1]))]
+    >>> lf.count(lf.prune(density=0.5, score=lf.snip(lf.loss_of(model, {}), batches))(lf.init(model)).masks)
+    Count(kept=4, total=8)
+    """
     _check(batches)
 
     def score(params: Params, masks: Masks) -> Scores:
@@ -53,14 +61,18 @@ class OfOutputs(Protocol):
 
 @public
 def grasp(loss: LossOfParams | OfOutputs, batches: Sequence[Batch], temperature: float = 200.0) -> Score:
-    """w · Hg: the gradient flow that a weight keeps up (Wang et al. 2020, eq. 8; of their -w · Hg the largest go).
+    """GraSP: w · Hg, the gradient flow that a weight preserves (Wang et al. 2020, eq. 8).
 
-    g is the gradient over all batches, H the Hessian of the mean loss; their product is a gradient's gradient, so no
-    Hessian is made. The loss is that of the network's outputs divided by `temperature`, 200 as in the authors' code:
-    then all classes are about as likely, and what an untrained network happens to prefer counts for little.
+    Theirs is -w · Hg, of which the largest are pruned. g is the gradient over all batches, H the Hessian of the mean
+    loss; their product is the gradient of a gradient, so H is never formed. temperature: divides the network's outputs;
+    200 as in the authors' code, where all classes are about equally likely, so that the preferences of an untrained
+    network count for little. Returns a score. Raises UserError where `loss` is a function that doesn't know the outputs
+    (not made by `loss_of`), unless temperature is 1.
 
-    Raises UserError where `loss` is a function that doesn't know outputs (not made by `loss_of`), unless temperature
-    is 1.
+    >>> model = lf.from_module(nn.Linear(4, 2))
+    >>> batches = [(torch.ones(3, 4), torch.tensor([0, 1, 1]))]
+    >>> lf.count(lf.prune(density=0.5, score=lf.grasp(lf.loss_of(model, {}), batches))(lf.init(model)).masks)
+    Count(kept=4, total=8)
     """
     _check(batches)
     loss = _tempered(loss, temperature)
@@ -86,7 +98,15 @@ def grasp(loss: LossOfParams | OfOutputs, batches: Sequence[Batch], temperature:
 
 @public
 def taylor(loss: LossOfParams, batches: Sequence[Batch]) -> Score:
-    """(g · w)², mean over batches: the first-order change of the loss, squared (Molchanov et al. 2019, eq. 8)."""
+    """Taylor: (g · w)², mean over batches; the squared first-order change of the loss (Molchanov et al. 2019, eq. 8).
+
+    loss: (params, batch) -> scalar, as `loss_of` makes it. Returns a score. Raises UserError without a batch.
+
+    >>> model = lf.from_module(nn.Linear(4, 2))
+    >>> batches = [(torch.ones(3, 4), torch.tensor([0, 1, 1]))]
+    >>> lf.count(lf.prune(density=0.5, score=lf.taylor(lf.loss_of(model, {}), batches))(lf.init(model)).masks)
+    Count(kept=4, total=8)
+    """
     _check(batches)
 
     def score(params: Params, masks: Masks) -> Scores:
@@ -107,10 +127,15 @@ def taylor(loss: LossOfParams, batches: Sequence[Batch]) -> Score:
 
 @public
 def fisher(loss: LossOfParams, batches: Sequence[Batch]) -> Score:
-    """½ F w², F the mean over examples of g²: the second-order change of the loss (Theis et al. 2018, eq. 7).
+    """Fisher: ½ F w², F the mean over examples of g²; the second-order change of the loss (Theis et al. 2018, eq. 7).
 
-    Needs the gradient of each example: `loss` is called under `vmap`, on batches of one. One that `loss_of` made
-    then takes the running statistics of batch norms, as a single example has none.
+    The gradient of each example of the batches is needed, so `loss` is called under `vmap` on batches of one. A loss
+    that `loss_of` made then uses batch norms' running statistics. Returns a score. Raises UserError without a batch.
+
+    >>> model = lf.from_module(nn.Linear(4, 2))
+    >>> batches = [(torch.ones(3, 4), torch.tensor([0, 1, 1]))]
+    >>> lf.count(lf.prune(density=0.5, score=lf.fisher(lf.loss_of(model, {}), batches))(lf.init(model)).masks)
+    Count(kept=4, total=8)
     """
     _check(batches)
     by_example: Callable[[], LossOfParams] | None = getattr(loss, "by_example", None)
@@ -142,9 +167,15 @@ def fisher(loss: LossOfParams, batches: Sequence[Batch]) -> Score:
 
 @public
 def movement(loss: LossOfParams, batches: Sequence[Batch], lr: float = 0.0) -> Score:
-    """-Σ g · w over batches: weights that move away from zero stay (Sanh et al. 2020, eq. 3).
+    """Movement: -Σ g · w over batches; weights that move away from zero remain (Sanh et al. 2020, eq. 3).
 
-    The weights move by plain gradient descent at rate `lr` from batch to batch, or stay where they are.
+    loss: (params, batch) -> scalar, as `loss_of` makes it. lr: the rate of plain gradient descent from batch to batch;
+    0 leaves the weights where they are. Returns a score. Raises UserError for a negative rate, or without a batch.
+
+    >>> model = lf.from_module(nn.Linear(4, 2))
+    >>> batches = [(torch.ones(3, 4), torch.tensor([0, 1, 1]))]
+    >>> lf.count(lf.prune(density=0.5, score=lf.movement(lf.loss_of(model, {}), batches))(lf.init(model)).masks)
+    Count(kept=4, total=8)
     """
     _check(batches)
     if lr < 0:
@@ -178,7 +209,16 @@ def _tempered(loss: LossOfParams | OfOutputs, temperature: float) -> LossOfParam
 
 @public
 def mean_gradient(loss: LossOfParams, batches: Sequence[Batch]) -> Callable[[Params, Masks], Params]:
-    """The mean gradient at all places of the prunable leaves, pruned ones included (regrowth needs those)."""
+    """The mean gradient over batches at all prunable weights, pruned ones included, as RigL's growth needs it.
+
+    loss: (params, batch) -> scalar, as `loss_of` makes it. Returns a function (params, masks) -> one leaf per mask.
+    Raises UserError without a batch.
+
+    >>> model = lf.from_module(nn.Linear(4, 2))
+    >>> batches, state = [(torch.ones(3, 4), torch.tensor([0, 1, 1]))], lf.init(model)
+    >>> lf.mean_gradient(lf.loss_of(model, {}), batches)(state.params, state.masks)["weight"].shape
+    torch.Size([2, 4])
+    """
     _check(batches)
 
     def mean(params: Params, masks: Masks) -> Params:

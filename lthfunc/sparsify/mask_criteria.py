@@ -16,7 +16,14 @@ from lthfunc.trees.types import Masks, Params
 
 @public
 def large_init(anchor: Params) -> Score:
-    """|w_i|: the weights that began large stay, whatever training made of them."""
+    """Large init: |w_i|; weights that started large remain, whatever became of them (Zhou et al. 2019, sec. 3).
+
+    anchor: the initial params. Returns a score.
+
+    >>> score = lf.large_init({"w": torch.tensor([3.0, -1.0])})
+    >>> score({"w": torch.tensor([0.0, 5.0])}, {"w": torch.tensor([True, True])})
+    {'w': tensor([3., 1.])}
+    """
 
     def score(params: Params, masks: Masks) -> Scores:
         _check_of(anchor, masks)
@@ -27,7 +34,14 @@ def large_init(anchor: Params) -> Score:
 
 @public
 def magnitude_increase(anchor: Params) -> Score:
-    """|w_f| - |w_i|: the weights that grew stay."""
+    """Magnitude increase: |w_f| - |w_i|; weights that grew remain (Zhou et al. 2019, sec. 3).
+
+    anchor: the initial params. Returns a score.
+
+    >>> score = lf.magnitude_increase({"w": torch.tensor([3.0, -1.0])})
+    >>> score({"w": torch.tensor([0.0, 5.0])}, {"w": torch.tensor([True, True])})
+    {'w': tensor([-3.,  4.])}
+    """
 
     def score(params: Params, masks: Masks) -> Scores:
         _check_of(anchor, masks)
@@ -38,7 +52,14 @@ def magnitude_increase(anchor: Params) -> Score:
 
 @public
 def distance_moved(anchor: Params) -> Score:
-    """|w_f - w_i|: the weights that moved far stay (their criterion *movement*)."""
+    """Movement in the sense of Zhou et al. 2019, sec. 3: |w_f - w_i|; weights that moved far remain.
+
+    anchor: the initial params. Returns a score.
+
+    >>> score = lf.distance_moved({"w": torch.tensor([3.0, -1.0])})
+    >>> score({"w": torch.tensor([0.0, 5.0])}, {"w": torch.tensor([True, True])})
+    {'w': tensor([3., 6.])}
+    """
 
     def score(params: Params, masks: Masks) -> Scores:
         _check_of(anchor, masks)
@@ -49,11 +70,15 @@ def distance_moved(anchor: Params) -> Score:
 
 @public
 def large_init_large_final(anchor: Params) -> Score:
-    """min(α |w_f|, |w_i|), α so that both have one percentile where the threshold lies: the smaller of two percentiles.
+    """Large init, large final: the smaller percentile of |w_i| and |w_f| in the layer (Zhou et al. 2019, sec. 3).
 
-    The percentiles are those of |w_i| and |w_f| among the remaining weights of a layer. A weight stays if it is large
-    both then and now, however much a layer's weights grew in training; with one rate in every layer (`uniform`,
-    `layerwise`) that is the criterion of the paper and its code, whose search for the percentile this saves.
+    Theirs is min(α |w_f|, |w_i|) with an α such that both have the same percentile at the threshold; with one rate in
+    every layer (`uniform`, `layerwise`) this gives the same masks without their search for α. anchor: the initial
+    params. Returns a score.
+
+    >>> score = lf.large_init_large_final({"w": torch.tensor([3.0, -1.0])})
+    >>> score({"w": torch.tensor([0.0, 5.0])}, {"w": torch.tensor([True, True])})
+    {'w': tensor([0.5000, 0.5000], dtype=torch.float64)}
     """
 
     def score(params: Params, masks: Masks) -> Scores:

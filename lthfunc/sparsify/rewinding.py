@@ -19,9 +19,8 @@ def rewound(state: TrainState, anchor: TrainState) -> TrainState:
     An anchor at step 0 gives the winning ticket of Frankle & Carbin 2019, sec. 1; an anchor at step k gives late
     rewinding (Frankle et al. 2020, sec. 3), with which the learning-rate schedule and the data order continue from k.
 
-    >>> import torch, lthfunc as lf
-    >>> start = lf.init(lf.from_module(torch.nn.Linear(4, 2)))
-    >>> ticket = rewound(lf.prune(density=0.5)(start), anchor=start)
+    >>> start = lf.init(lf.from_module(nn.Linear(4, 2)))
+    >>> ticket = lf.rewound(lf.prune(density=0.5)(start), anchor=start)
     >>> lf.density(ticket.masks), int(ticket.step)
     (0.5, 0)
     """
@@ -30,13 +29,13 @@ def rewound(state: TrainState, anchor: TrainState) -> TrainState:
 
 @public
 def learning_rate_rewound(state: TrainState, step: int = 0) -> TrainState:
-    """Learning-rate rewinding: trained weights; schedule and data order go back to `step` (Renda et al. 2020, sec. 2).
+    """Learning-rate rewinding: `state` keeps its weights and goes back to `step` (Renda et al. 2020, sec. 2).
 
-    The optimiser starts afresh. Raises UserError for a negative step.
+    The learning-rate schedule and the data order then continue from that step; the optimiser starts afresh. Raises
+    UserError for a negative step.
 
-    >>> import torch, lthfunc as lf
-    >>> trained = lf.init(lf.from_module(torch.nn.Linear(4, 2)))._replace(step=torch.tensor(100))
-    >>> int(learning_rate_rewound(trained).step)
+    >>> trained = lf.init(lf.from_module(nn.Linear(4, 2)))._replace(step=torch.tensor(100))
+    >>> int(lf.learning_rate_rewound(trained).step)
     0
     """
     if step < 0:
@@ -46,13 +45,12 @@ def learning_rate_rewound(state: TrainState, step: int = 0) -> TrainState:
 
 @public
 def finetuned(state: TrainState) -> TrainState:
-    """Fine-tuning: the trained weights and the step continue (Han et al. 2015, sec. 3; Renda et al. 2020, sec. 2).
+    """Fine-tuning: `state` keeps its weights and its step (Han et al. 2015, sec. 3; Renda et al. 2020, sec. 2).
 
-    Past the end of the learning-rate table its last entry applies. The optimiser starts afresh.
+    Past the end of the learning-rate schedule its last rate applies; the optimiser starts afresh.
 
-    >>> import torch, lthfunc as lf
-    >>> trained = lf.init(lf.from_module(torch.nn.Linear(4, 2)))._replace(step=torch.tensor(100))
-    >>> int(finetuned(trained).step)
+    >>> trained = lf.init(lf.from_module(nn.Linear(4, 2)))._replace(step=torch.tensor(100))
+    >>> int(lf.finetuned(trained).step)
     100
     """
     return state._replace(params=apply_masks(state.params, state.masks), opt=())
@@ -62,11 +60,10 @@ def finetuned(state: TrainState) -> TrainState:
 def constant_sign(state: TrainState, anchor: TrainState) -> TrainState:
     """`rewound`, but each weight is its anchor's sign times its layer's standard deviation (Zhou et al. 2019, sec. 4).
 
-    The deviation is that of all of the anchor's weights in the layer, pruned ones included.
+    The deviation is that of all of the anchor's weights in the layer, also of those that `state` has pruned.
 
-    >>> import torch, lthfunc as lf
-    >>> start = lf.init(lf.from_module(torch.nn.Linear(4, 2)))
-    >>> len(constant_sign(start, anchor=start).params["weight"].abs().unique())
+    >>> start = lf.init(lf.from_module(nn.Linear(4, 2)))
+    >>> len(lf.constant_sign(start, anchor=start).params["weight"].abs().unique())
     1
     """
     spread = {name: anchor.params[name].std(correction=0) for name in state.masks}
@@ -76,12 +73,12 @@ def constant_sign(state: TrainState, anchor: TrainState) -> TrainState:
 
 @public
 def reinitialised(state: TrainState, model: Model, seed: int) -> TrainState:
-    """Random reinitialisation: newly drawn params under the masks, at step 0 (Frankle & Carbin 2019, sec. 2).
+    """Random reinitialisation: newly drawn params under the masks of `state`, at step 0.
 
-    >>> import torch, lthfunc as lf
-    >>> model = lf.from_module(torch.nn.Linear(4, 2))
-    >>> ticket = lf.prune(density=0.5)(lf.init(model, seed=0))
-    >>> lf.count(reinitialised(ticket, model, seed=1).masks)
+    Frankle & Carbin 2019, sec. 2. model, seed: what the params are drawn from.
+
+    >>> model = lf.from_module(nn.Linear(4, 2))
+    >>> lf.count(lf.reinitialised(lf.prune(density=0.5)(lf.init(model)), model, seed=1).masks)
     Count(kept=4, total=8)
     """
     params, buffers = model.init(seed)
@@ -93,10 +90,9 @@ def reinitialised(state: TrainState, model: Model, seed: int) -> TrainState:
 
 @public
 def shuffled_masks(masks: Masks, seed: int) -> Masks:
-    """Each layer's mask with its entries permuted at random: the same counts at other positions.
+    """Each of the masks with its entries permuted at random, by `seed`: the same counts at other positions.
 
-    >>> import torch
-    >>> int(shuffled_masks({"w": torch.tensor([True, True, False, False])}, seed=0)["w"].sum())
+    >>> int(lf.shuffled_masks({"w": torch.tensor([True, True, False, False])}, seed=0)["w"].sum())
     2
     """
 
@@ -110,10 +106,9 @@ def shuffled_masks(masks: Masks, seed: int) -> Masks:
 
 @public
 def inverted_masks(masks: Masks) -> Masks:
-    """The complement of each mask: what was pruned remains.
+    """The complement of each of the masks: what was pruned remains.
 
-    >>> import torch
-    >>> inverted_masks({"w": torch.tensor([True, False])})
+    >>> lf.inverted_masks({"w": torch.tensor([True, False])})
     {'w': tensor([False,  True])}
     """
     return {name: ~mask for name, mask in masks.items()}

@@ -22,16 +22,24 @@ Score = Callable[[Params, Masks], Scores]
 
 @public
 def magnitude(params: Params, masks: Masks) -> Scores:
-    """|w| (Han et al. 2015, sec. 3; the score of Frankle & Carbin 2019)."""
+    """|w| (Han et al. 2015, sec. 3; the score of Frankle & Carbin 2019): one leaf of `params` per mask of `masks`.
+
+    >>> lf.magnitude({"w": torch.tensor([-2.0, 1.0])}, {"w": torch.tensor([True, True])})
+    {'w': tensor([2., 1.])}
+    """
     return {name: params[name].abs() for name in masks}
 
 
 @public
 def random_scores(seed: int, *counters: int | str) -> Score:
-    """A score that draws uniformly from [0, 1), the same for the same (seed, counters) and leaf name.
+    """A score drawn uniformly from [0, 1), always the same for the same (seed, counters) and parameter name.
 
-    With the same seed in every round the pruned sets nest, as in the random sparse networks of
-    Frankle & Carbin 2019, sec. 2.
+    With the same seed in every round the pruned sets nest, as in the random sparse networks of Frankle & Carbin 2019,
+    sec. 2.
+
+    >>> params, masks = {"w": torch.zeros(3)}, {"w": torch.ones(3, dtype=torch.bool)}
+    >>> torch.equal(lf.random_scores(1)(params, masks)["w"], lf.random_scores(1)(params, masks)["w"])
+    True
     """
 
     def draw(name: str, mask: Tensor) -> Tensor:
@@ -46,17 +54,25 @@ def random_scores(seed: int, *counters: int | str) -> Score:
 
 @public
 def inverted_score(score: Score) -> Score:
-    """The other way round: what a score would prune first stays (the ablation of Frankle et al. 2021, sec. 5)."""
+    """The negative of a score: what it would prune first remains (the ablation of Frankle et al. 2021, sec. 5).
+
+    >>> lf.inverted_score(lf.magnitude)({"w": torch.tensor([-2.0, 1.0])}, {"w": torch.tensor([True, True])})
+    {'w': tensor([-2., -1.])}
+    """
     looked_at = checked_score(score)
     return lambda params, masks: {name: -leaf for name, leaf in looked_at(params, masks).items()}
 
 
 @public
 def checked_score(score: Score, later: list[Tensor] | None = None) -> Score:
-    """The score, refused where it gives another tree than one real number per prunable weight.
+    """The score with a check of what it returns: one real number, and no NaN, for each prunable weight.
 
-    It is given copies, so that a user's own may write into what it gets. later: where is put, as a bool scalar for each
-    scoring, whether any score is NaN, for whoever looks at all of them at once; else each is looked at.
+    It gets copies of params and masks, so a user's score may write into them. later: a list to which a bool scalar is
+    added for each scoring, whether any score is NaN, instead of waiting for a GPU each time. Raises UserError, when it
+    is applied, for a score that returns something else.
+
+    >>> lf.checked_score(lf.magnitude)({"w": torch.tensor([-2.0, 1.0])}, {"w": torch.tensor([True, True])})
+    {'w': tensor([2., 1.])}
     """
     name = "score" if is_library_function(score) else f"score: {function_name(score)!r}"
 

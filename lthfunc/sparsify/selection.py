@@ -15,9 +15,13 @@ Select = Callable[[Scores, Masks, KeepCounts], Masks]
 
 @public
 def unstructured(scores: Scores, masks: Masks, keep: KeepCounts) -> Masks:
-    """In each layer the `keep` best of the remaining weights; the new masks nest in the old ones.
+    """Select the best `keep` of the remaining weights in each layer; the new masks nest in the old ones.
 
-    Exact: min(keep, remaining) weights stay in each layer. Among equal scores the lower flat index stays, so
-    the same trees give the same masks on every device. Weights already pruned never return.
+    Exactly min(keep, remaining) weights remain. Among equal scores the lower flat index wins, so the same trees give
+    the same masks on every device. Returns the new masks.
+
+    >>> scores, masks = {"w": torch.tensor([3.0, 1.0, 2.0])}, {"w": torch.tensor([True, True, False])}
+    >>> lf.unstructured(scores, masks, {"w": torch.tensor(1)})
+    {'w': tensor([ True, False, False])}
     """
     return {name: (ranks(scores[name], mask) < keep[name].to(mask.device)) & mask for name, mask in masks.items()}

@@ -28,7 +28,15 @@ ShardedSelect = Callable[[Scores, Masks, float], Masks]
 
 @public
 def globally_on(collectives: Collectives) -> ShardedSelect:
-    """`globally`, then `unstructured`: one threshold for all layers, wherever their parts lie."""
+    """`globally`, then `unstructured`, on sharded trees: one threshold for all layers, wherever their shards lie.
+
+    collectives: of the ranks that hold the shards. Returns what `prune_sharded` takes as `choose`.
+
+    >>> from lthfunc.distributed.collectives import SINGLE_RANK
+    >>> scores, masks = {"w": torch.tensor([3.0, 1.0])}, {"w": torch.tensor([True, True])}
+    >>> lf.globally_on(SINGLE_RANK)(scores, masks, 0.5)
+    {'w': tensor([ True, False])}
+    """
 
     def choose(scores: Scores, masks: Masks, fraction: float) -> Masks:
         check_fraction(fraction)
@@ -45,7 +53,16 @@ def globally_on(collectives: Collectives) -> ShardedSelect:
 def layerwise_on(
     collectives: Collectives, rates: Mapping[str, float] | None = None, output_rate: float = 0.5
 ) -> ShardedSelect:
-    """`layerwise`, then `unstructured`: the same fraction in every layer, half of it in the last."""
+    """`layerwise`, then `unstructured`, on sharded trees.
+
+    collectives: of the ranks that hold the shards. rates, output_rate: as `layerwise` takes them. Returns what
+    `prune_sharded` takes as `choose`.
+
+    >>> from lthfunc.distributed.collectives import SINGLE_RANK
+    >>> scores, masks = {"w": torch.tensor([3.0, 1.0])}, {"w": torch.tensor([True, True])}
+    >>> lf.layerwise_on(SINGLE_RANK, output_rate=1.0)(scores, masks, 0.5)
+    {'w': tensor([ True, False])}
+    """
     allocate = layerwise(rates, output_rate)
 
     def choose(scores: Scores, masks: Masks, fraction: float) -> Masks:
@@ -99,13 +116,16 @@ def prune_sharded(
     score: Score = magnitude,
     choose: ShardedSelect | None = None,
 ) -> Transformation:
-    """`prune` on a state of which every rank holds a part; leaves may be DTensors cut along their first dimension.
+    """`prune` for a sharded state, of which every rank holds a part; leaves may be DTensors, cut along dimension 0.
 
-    score: of each weight by itself, since it sees parts (`magnitude`, `movement`, …). choose: `globally_on(exchange)`
-    unless another is given. Every rank calls this with the same settings.
+    collectives: `lf.collectives()`, of the ranks. fraction or density: as in `prune`. score: one that scores each
+    weight by itself (`magnitude`, `movement`), since it sees one shard. choose: `globally_on(collectives)` by default.
+    All ranks make the same call. Raises UserError where not exactly one of fraction and density is given.
 
-        prune = lf.prune_sharded(lf.collectives(), fraction=0.2)  # after torch.distributed.init_process_group
-        state = prune(state)
+    >>> from lthfunc.distributed.collectives import SINGLE_RANK
+    >>> state = lf.init(lf.from_module(nn.Linear(4, 2)))
+    >>> lf.density(lf.prune_sharded(SINGLE_RANK, fraction=0.5)(state).masks)
+    0.5
     """
     if (fraction is None) == (density is None):
         raise UserError("prune: give either fraction or density")

@@ -38,20 +38,24 @@ def sparsegpt(
     block: int = 128,
     damping: float = 0.01,
 ) -> Transformation:
-    """Prune linear layers to `density`, column after column, the rest of a row making up for what went.
+    """SparseGPT: prune linear layers column by column, and let the rest of each row compensate.
 
-    Frantar & Alistarh 2023, alg. 1: with the inverse Hessian's upper Cholesky factor, weights of a block of columns are
-    chosen by (w / d)², and each pruned weight's error is spread over the columns to its right. Inputs that are always
-    zero make no difference: their weights go first, and one that has to stay for the density's sake becomes zero.
+    Frantar & Alistarh 2023, alg. 1. With the upper Cholesky factor of the inverse Hessian, weights of a block of
+    columns are chosen by (w / d)², and the error of each pruned weight is spread over the columns to its right. Weights
+    on inputs that are always zero go first. Convolutions and embeddings stay as they are, and pruned weights stay
+    pruned.
 
-    Of the layers' weights together exactly `density` is left, the same share in each layer and block; what one that is
-    sparser already can't hold goes to the others. The pruned weights of the state stay pruned. Convolutions and
-    embeddings stay as they are.
+    moments: of `input_moments`. density: of all linear layers together, in (0, 1], the same in each layer and block as
+    far as their remaining weights allow. choose: which weights of a block stay, by default the best. block: columns at
+    a time. damping: added to the Hessian's diagonal, relative to its mean, so that it can be inverted. Returns a
+    transformation. Raises UserError for an argument out of range or, when it is applied, a density above that of the
+    layers.
 
-    moments: of `input_moments`. damping: added to the Hessian's diagonal, as a share of its mean over all inputs
-    (before unread ones get a 1, so that the inputs' unit makes no difference); it keeps the Hessian invertible.
-
-    Raises UserError where density is not in (0, 1], or, when applied, above that of the layers.
+    >>> model = lf.from_module(nn.Linear(4, 2))
+    >>> state = lf.init(model)
+    >>> moments = lf.input_moments(model, state, [torch.randn(16, 4)])
+    >>> lf.count(lf.sparsegpt(moments, density=0.5)(state).masks)
+    Count(kept=4, total=8)
     """
     if not 0 < density <= 1:
         raise invalid("density", density, "a number in (0, 1]")

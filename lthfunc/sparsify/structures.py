@@ -27,10 +27,16 @@ LayerSelect = Callable[[str, Tensor, Tensor, Tensor], Tensor]
 
 @public
 def n_of_m(n: int, m: int, exempt: Sequence[str] = ()) -> Select:
-    """At most `n` of every `m` consecutive inputs of an output, and of those the `keep` best (2:4, Mishra et al. 2021).
+    """Select at most `n` of every `m` consecutive inputs of an output (2:4: Mishra et al. 2021).
 
-    Raises UserError where m doesn't divide a layer's inputs (its input channels, if it is a convolution), or where the
-    structure can't hold as many weights as are to be kept.
+    exempt: name patterns of layers to select without structure. Returns a selection. Raises UserError, when it is
+    applied, where m doesn't divide a layer's inputs (the input channels of a convolution), or fewer weights fit than
+    are to be kept.
+
+    >>> state = lf.init(lf.from_module(nn.Linear(8, 2)))
+    >>> pruned = lf.prune(density=0.5, allocate=lf.uniform(), select=lf.n_of_m(2, 4))(state)
+    >>> lf.has_n_of_m(pruned.masks["weight"], 2, 4)
+    True
     """
     if not 0 < n <= m:
         raise invalid("structure", f"{n}:{m}", "N:M with 1 ≤ N ≤ M")
@@ -52,9 +58,15 @@ def n_of_m(n: int, m: int, exempt: Sequence[str] = ()) -> Select:
 
 @public
 def blocks(rows: int, columns: int, exempt: Sequence[str] = ()) -> Select:
-    """Whole blocks of `rows` outputs by `columns` inputs, the best by the sum of their scores.
+    """Select whole blocks of `rows` outputs by `columns` inputs, the best by the sum of their scores.
 
-    As many blocks as come nearest to `keep`. Raises UserError where the block doesn't divide a layer.
+    As many blocks as come closest to the number of weights to keep. exempt: name patterns of layers to select without
+    structure. Returns a selection. Raises UserError for a block that doesn't divide a layer.
+
+    >>> state = lf.init(lf.from_module(nn.Linear(8, 4)))
+    >>> pruned = lf.prune(density=0.5, select=lf.blocks(2, 4))(state)
+    >>> lf.has_blocks(pruned.masks["weight"], 2, 4)
+    True
     """
     if rows < 1 or columns < 1:
         raise invalid("structure", f"{rows}x{columns}", "a block of at least 1x1")
@@ -76,10 +88,15 @@ def blocks(rows: int, columns: int, exempt: Sequence[str] = ()) -> Select:
 
 @public
 def units(exempt: Sequence[str] = ()) -> Select:
-    """Whole outputs (neurons of a linear layer, channels of a convolution), the best by the mean of their scores.
+    """Select whole outputs (neurons, or channels of a convolution), the best by the mean of their scores.
 
-    As many as come nearest to `keep`, at least one. What no longer has a reader or a source goes with
-    `dependencies.without_dead_units`. The output layer is best exempt: its units are the classes.
+    As many as come closest to the number of weights to keep, but at least one. What then has no reader or no source is
+    pruned by `without_dead_units`. exempt: name patterns of layers to select without structure, such as the output
+    layer, whose units are the classes. Returns a selection.
+
+    >>> pruned = lf.prune(density=0.5, select=lf.units())(lf.init(lf.from_module(nn.Linear(8, 4))))
+    >>> lf.dead_units(pruned.masks)
+    {'weight': 2}
     """
 
     def select(name: str, scores: Tensor, mask: Tensor, keep: Tensor) -> Tensor:
@@ -99,9 +116,14 @@ def units(exempt: Sequence[str] = ()) -> Select:
 
 @public
 def per_output(exempt: Sequence[str] = ()) -> Select:
-    """The same number of weights for every output, as nearly as `keep` allows (Sun et al. 2024, sec. 3).
+    """Select the same number of weights for every output, as nearly as `keep` allows (Sun et al. 2024, sec. 3).
 
-    The first outputs have one more where `keep` doesn't divide, and all have what they had where that is less.
+    The first outputs get one more where the number doesn't divide; outputs with fewer weights left keep them all.
+    exempt: name patterns of layers to select without structure. Returns a selection.
+
+    >>> pruned = lf.prune(density=0.5, select=lf.per_output())(lf.init(lf.from_module(nn.Linear(8, 4))))
+    >>> pruned.masks["weight"].sum(1)
+    tensor([4, 4, 4, 4])
     """
 
     def select(name: str, scores: Tensor, mask: Tensor, keep: Tensor) -> Tensor:
@@ -116,7 +138,11 @@ def per_output(exempt: Sequence[str] = ()) -> Select:
 
 @public
 def has_n_of_m(mask: Tensor, n: int, m: int) -> bool:
-    """Whether of every `m` consecutive inputs at most `n` remain."""
+    """Whether at most `n` of every `m` consecutive inputs of a layer's mask remain. Raises UserError for an m below 1.
+
+    >>> lf.has_n_of_m(torch.tensor([[True, False, True, False]]), 2, 4)
+    True
+    """
     if m < 1:
         raise invalid("m", m, "a whole number of at least 1")
     matrix = as_matrix(mask)
@@ -125,7 +151,13 @@ def has_n_of_m(mask: Tensor, n: int, m: int) -> bool:
 
 @public
 def has_blocks(mask: Tensor, rows: int, columns: int) -> bool:
-    """Whether each block of `rows` outputs by `columns` inputs is whole or empty."""
+    """Whether each block of `rows` outputs by `columns` inputs of a layer's mask is whole or empty.
+
+    Raises UserError for an empty block.
+
+    >>> lf.has_blocks(torch.tensor([[True, True, False, False]]), 1, 2)
+    True
+    """
     if rows < 1 or columns < 1:
         raise invalid("block", f"{rows}x{columns}", "a block of at least 1x1")
     matrix = as_matrix(mask)
@@ -137,7 +169,11 @@ def has_blocks(mask: Tensor, rows: int, columns: int) -> bool:
 
 @public
 def has_units(mask: Tensor) -> bool:
-    """Whether each output is whole or empty."""
+    """Whether each output of a layer's mask is whole or empty.
+
+    >>> lf.has_units(torch.tensor([[True, True], [False, False]]))
+    True
+    """
     each = mask.flatten(1).sum(1)
     return bool(((each == 0) | (each == mask[0].numel())).all())
 

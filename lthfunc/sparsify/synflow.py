@@ -20,14 +20,18 @@ from lthfunc.trees.types import Masks, Params
 
 @public
 def synflow(forward: Callable[[Params, Tensor], Any], shape: tuple[int, ...]) -> Score:
-    """|w| · ∂R/∂|w|, R the sum of the outputs for an input of ones under the weights' magnitudes (eq. 2 and alg. 1).
+    """SynFlow: |w| · ∂R/∂|w|, R the sum of the outputs for an input of ones under the weights |w|.
 
-    forward: (params, inputs) -> outputs, in evaluation mode; shape: of one input. Of outputs that are several tensors
-    the one counts that is held against targets or, where nothing tells it, all do. In float64, since the product of
-    many layers leaves float32's range. In a network of linear and convolution layers with ReLU the scores into a
-    hidden unit sum to those out of it; so all layers that follow each other have one total.
+    Tanaka et al. 2020, eq. 2 and alg. 1. forward: (params, inputs) -> outputs in evaluation mode, as `forward_of` makes
+    it; shape: of one input. Of several output tensors the one counts that is compared with the targets or, where that
+    isn't known, all of them. Computed in float64, since the product over many layers leaves float32's range. One
+    scoring is no better than magnitude; prune in many steps (`prune_to_densities` with `geometric`, 100 of them).
+    Returns a score.
 
-    Scored once, it is no better than magnitude: take many steps to the density (`densities.geometric`, 100 of them).
+    >>> model = lf.from_module(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)))
+    >>> score = lf.synflow(lf.forward_of(model, {}), (4,))
+    >>> lf.density(lf.prune_to_densities(lf.geometric(0.5, rounds=10), score=score)(lf.init(model)).masks)
+    0.5
     """
 
     reached = False  # which a network is in every round, or in none; to look is to wait for a GPU

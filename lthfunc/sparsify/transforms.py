@@ -23,10 +23,16 @@ def prune(
     allocate: Allocate = globally,
     select: Select = unstructured,
 ) -> Transformation:
-    """Score, allocate, select, and set the pruned weights to zero.
+    """Prune a state: score, allocate, select, and set the pruned weights to zero.
 
-    Give either `fraction`, the share of the remaining weights to prune, or `density`, the share of all prunable
-    weights to leave. The optimiser's state is dropped, since its moments belong to the network before.
+    fraction: of the remaining weights to prune, in [0, 1); or density: of all prunable weights to keep, in (0, 1].
+    score, allocate and select are functions as `magnitude`, `globally` and `unstructured`. Returns a transformation.
+    The optimiser state is dropped, since its moments belong to the network before. Raises UserError where not exactly
+    one of fraction and density is given.
+
+    >>> state = lf.init(lf.from_module(nn.Linear(4, 2)))
+    >>> lf.count(lf.prune(fraction=0.25)(state).masks)
+    Count(kept=6, total=8)
     """
     if (fraction is None) == (density is None):
         raise UserError("prune: give either fraction or density")
@@ -49,11 +55,23 @@ def prune_once(state: TrainState, fraction: float, score: Score, allocate: Alloc
 
 @public
 def rewind(*, to: TrainState) -> Transformation:
-    """Put the anchor `to` (its params, buffers and step) under the masks of whatever comes in."""
+    """Rewind to a state: put the params, buffers and step of the anchor `to` under the masks of a state.
+
+    Returns a transformation (`rewound` with a fixed anchor).
+
+    >>> start = lf.init(lf.from_module(nn.Linear(4, 2)))
+    >>> find = lf.compose(lf.prune(fraction=0.5), lf.rewind(to=start))
+    >>> lf.density(find(start).masks)
+    0.5
+    """
     return lambda state: rewound(state, to)
 
 
 @public
 def ticket(state: TrainState) -> Ticket:
-    """The ticket in a state: what training would start from."""
+    """The ticket in a state: its masks, and the masked params and buffers that training would start from.
+
+    >>> lf.density(lf.ticket(lf.init(lf.from_module(nn.Linear(4, 2)))).masks)
+    1.0
+    """
     return Ticket(apply_masks(state.params, state.masks), state.buffers, state.masks)
