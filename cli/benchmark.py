@@ -46,9 +46,10 @@ def benchmark(
         list[str] | None,
         typer.Argument(metavar="OPTION…", help="Its own options; `lthfunc benchmark NAME --help` lists them."),
     ] = None,
-    on: Annotated[
+    executor: Annotated[
         str,
         typer.Option(
+            "--executor",
             "--on",
             metavar="WHERE",
             show_default=False,
@@ -56,18 +57,17 @@ def benchmark(
         ),
     ] = "local",
     cores: Annotated[
-        int, typer.Option("--cores", parser=o.whole, metavar="N", help="With --on: CPU cores for the measurement.")
+        int,
+        typer.Option("--cores", parser=o.whole, metavar="N", help="With --executor: its CPU cores."),
     ] = 1,
-    gpus: Annotated[
-        int, typer.Option("--gpus", parser=o.whole, metavar="N", help="With --on: GPUs for the measurement.")
-    ] = 0,
+    gpus: Annotated[int, typer.Option("--gpus", parser=o.whole, metavar="N", help="With --executor: its GPUs.")] = 0,
 ) -> None:
     """Measure this library, its peers and the hardware's limits on this machine. Needs a clone of the repository."""
     if name not in BENCHMARKS:
         raise unknown("benchmark", name, BENCHMARKS)
     place = _clone()
-    if on != "local":
-        raise typer.Exit(_measured_on(on, cores, gpus, [name, *(words or [])], place))
+    if executor != "local":
+        raise typer.Exit(_measured_on(executor, cores, gpus, [name, *(words or [])], place))
     if str(place) not in sys.path:
         sys.path.append(str(place))
     importlib.import_module(f"benchmarks.{name}").main(words or [])
@@ -81,21 +81,21 @@ def _clone() -> Path:
     raise UserError("benchmark: the measurements are not installed; run this command in a clone of the repository")
 
 
-def _measured_on(on: str, cores: int, gpus: int, words: Sequence[str], place: Path) -> int:
+def _measured_on(executor: str, cores: int, gpus: int, words: Sequence[str], place: Path) -> int:
     """Measure on a node of a cluster, and bring back what it prints and writes; returns its exit code."""
     from lthfunc.experiments.config import Config
     from lthfunc.experiments.resolve import resolved
     from lthfunc.scheduling.execute import check_ray
     from lthfunc.scheduling.ray import call_on
 
-    check_ray(resolved(Config(on=on)))
+    check_ray(resolved(Config(executor=executor)))
     for option, number, least in (("--cores", cores, 1), ("--gpus", gpus, 0)):
         if number < least:
             raise invalid(option, number, f"a whole number of at least {least}")
     written = [at + 1 for at, word in enumerate(words[:-1]) if word in _WRITTEN]
     files = {at: f"result{at}{Path(words[at]).suffix}" for at in written}
     call = ([files.get(at, word) for at, word in enumerate(words)], list(files.values()), str(place))
-    code, out, err, found = call_on(on, _measure, call, cores=cores, gpus=gpus)
+    code, out, err, found = call_on(executor, _measure, call, cores=cores, gpus=gpus)
     put(out, end="")
     print(err, end="", file=sys.stderr)
     for at, file in files.items():

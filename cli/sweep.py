@@ -107,7 +107,7 @@ def _sweep(
     name = safe_file_name(f"sweep-{config.arch}-{config.dataset}-{time.strftime('%Y%m%d-%H%M%S')}")
     folder = Path(out) if out else Path("runs") / name
     check_ray(config)
-    with nullcontext() if config.on == "local" else clustered(config.on):
+    with nullcontext() if config.executor == "local" else clustered(config.executor):
         done = open_sweep(folder, config, space, objective, "grid" if suggester is None else "search")
         with locked(folder):
             while len(done) < count:

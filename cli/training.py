@@ -120,8 +120,8 @@ def _headline(prepared: Prepared, command: str) -> str:
     side_by_side = f", {jobs} side by side" if (jobs := jobs_of(config, plan)) > 1 else ""
     if (ranks := plan.trainer.collectives.world_size) > 1:
         side_by_side = f", on {ranks} ranks"
-    if config.on != "local":
-        side_by_side = f", on {config.on}"
+    if config.executor != "local":
+        side_by_side = f", on {config.executor}"
     how = f"{'compiled' if config.engine == 'compile' else config.engine}{side_by_side}"
     rounds = f"{config.rounds} rounds {_how_far(config)} ({config.allocate}), " if command != TRAIN else ""
     seeds = f", {config.replicates} seeds" if config.replicates > 1 else ""

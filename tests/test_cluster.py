@@ -35,7 +35,9 @@ def cluster() -> Iterator[Any]:
 def on_ray(page: str) -> list[str]:
     """What a page has typed for a cluster that is not yet there."""
     lines = (ROOT / page).read_text(encoding="utf-8").splitlines()
-    return [line.partition("   #")[0].strip() for line in lines if line.startswith("lthfunc ") and "--on ray" in line]
+    return [
+        line.partition("   #")[0].strip() for line in lines if line.startswith("lthfunc ") and "--executor ray" in line
+    ]
 
 
 def started(folder: Path, *arguments: str) -> subprocess.Popen[str]:
@@ -72,7 +74,7 @@ def same_run(left: Path, right: Path) -> None:
 
 def test_a_run_on_ray_has_the_bits_of_a_run_here(local: Path, tmp_path: Path, capsys: Any) -> None:
     folder, before = tmp_path / "ray", ray.is_initialized()
-    assert run("prune", *SMALL, "--on", "ray", "--out", folder) == 0
+    assert run("prune", *SMALL, "--executor", "ray", "--out", folder) == 0
     assert "on ray" in capsys.readouterr().err
     same_run(local / "small", folder)
     assert ray.is_initialized() == before
@@ -81,7 +83,7 @@ def test_a_run_on_ray_has_the_bits_of_a_run_here(local: Path, tmp_path: Path, ca
 
 def test_a_worker_that_is_killed_is_replaced(local: Path, tmp_path: Path) -> None:
     folder = tmp_path / "killed"
-    process = started(folder, *LONG, "--on", "ray")
+    process = started(folder, *LONG, "--executor", "ray")
     try:
         until(lambda: list(folder.glob("seed*/round*/checkpoint-*")), process)
         victim = until(lambda: workers(process))[0]
@@ -95,7 +97,7 @@ def test_a_worker_that_is_killed_is_replaced(local: Path, tmp_path: Path) -> Non
 
 def test_an_interrupted_run_on_ray_goes_on_here(local: Path, tmp_path: Path) -> None:
     folder = tmp_path / "stopped"
-    process = started(folder, *LONG, "--on", "ray", "--checkpoint-every", "never")
+    process = started(folder, *LONG, "--executor", "ray", "--checkpoint-every", "never")
     try:
         until(lambda: under_way(folder), process)
         process.send_signal(signal.SIGINT)
@@ -106,7 +108,7 @@ def test_an_interrupted_run_on_ray_goes_on_here(local: Path, tmp_path: Path) -> 
     assert "Resume with: lthfunc resume" in err
     assert "Traceback" not in err
     assert list(folder.glob("seed*/round00/checkpoint-*"))
-    assert run("resume", folder, "--on", "local", "--jobs", 1) == 0
+    assert run("resume", folder, "--executor", "local", "--jobs", 1) == 0
     same_run(local / "long", folder)
 
 
@@ -148,18 +150,18 @@ def test_what_the_pages_run_on_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert sorted(here, key=str) == sorted(there, key=str)
     for file in Path("here").iterdir():
         assert file.read_bytes() == Path("there", file.name).read_bytes()
-    assert run("benchmark", "--on", "ray", "--cores", "0", "memory") == 2
+    assert run("benchmark", "--executor", "ray", "--cores", "0", "memory") == 2
     assert "--cores: invalid value 0" in capsys.readouterr().err
 
 
 def test_mistakes_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.chdir(tmp_path)
     for arguments, told in (
-        (["--on", "mars"], "--on: invalid value 'mars' (expected local, ray, or the address of a cluster"),
-        (["--on", "ray", "--gpu-share", "0"], "--gpu-share: invalid value 0.0 (expected a number in (0, 1]"),
-        (["--on", "ray://127.0.0.1:9"], "--on: 'ray://127.0.0.1:9' cannot be reached ("),
-        (["--on", "ray://127.0.0.1:99999"], "--on: 'ray://127.0.0.1:99999' cannot be reached ("),
-        (["--on", "ray", "--energy"], "--on: invalid value 'ray' (expected local with --energy"),
+        (["--executor", "mars"], "--executor: invalid value 'mars' (expected local, ray, or the address of a cluster"),
+        (["--executor", "ray", "--gpu-share", "0"], "--gpu-share: invalid value 0.0 (expected a number in (0, 1]"),
+        (["--executor", "ray://127.0.0.1:9"], "--executor: 'ray://127.0.0.1:9' cannot be reached ("),
+        (["--executor", "ray://127.0.0.1:99999"], "--executor: 'ray://127.0.0.1:99999' cannot be reached ("),
+        (["--executor", "ray", "--energy"], "--executor: invalid value 'ray' (expected local with --energy"),
     ):
         assert run("prune", *arguments) == 2
         assert told in capsys.readouterr().err
@@ -167,8 +169,8 @@ def test_mistakes_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
 
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "ray" else real(name, *rest))
-    assert run("prune", "--on", "ray") == 2
-    assert "--on: ray needs the package ray (pip install 'lthfunc[ray]')" in capsys.readouterr().err
+    assert run("prune", "--executor", "ray") == 2
+    assert "--executor: ray needs the package ray (pip install 'lthfunc[ray]')" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
 
 

@@ -110,7 +110,7 @@ def test_a_cluster_is_asked_for_shares_of_gpus() -> None:
     assert cluster._resources(config) == {"num_cpus": 1, "num_gpus": 0.25}
     assert cluster._resources(Config(device="cpu", threads=2)) == {"num_cpus": 2, "num_gpus": 0.0}
     held["GPU"] = 0.0
-    with pytest.raises(UserError, match=r"^--on: no node of the cluster has a GPU"):
+    with pytest.raises(UserError, match=r"^--executor: no node of the cluster has a GPU"):
         cluster._slots(ray, config, 8)
     asked: dict[str, Any] = {}
 

@@ -167,7 +167,7 @@ def test_steps_cost_three_forward_passes() -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"on": "ray"}, "--on: invalid value 'ray' .*local on several ranks"),
+        ({"executor": "ray"}, "--executor: invalid value 'ray' .*local on several ranks"),
         ({"jobs": 2}, "--jobs: invalid value 2 .*1 on several ranks"),
         ({"energy": True}, "--energy: meters one process"),
         ({"compact": True}, "--compact: cannot be on several ranks"),

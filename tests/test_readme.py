@@ -28,8 +28,8 @@ def blocks(language: str) -> list[str]:
 EXAMPLE, OWN = blocks("python")
 #: Run by tests of their own: test_benchmarks.py, test_cluster.py and test_cluster_page.py.
 ELSEWHERE = (
-    *(f"benchmark {name} --quick" for name in ("sparse", "execution", "checkpoints", "training")), "--on ray", "s3:",
-    "--install-completion",
+    *(f"benchmark {name} --quick" for name in ("sparse", "execution", "checkpoints", "training")),
+    "--executor ray", "s3:", "--install-completion",
 )  # fmt: skip
 COMMANDS = [
     line.partition("   #")[0].strip()

@@ -29,7 +29,7 @@ def with_settings(folder: Path, **settings: object) -> None:
 
 
 ELSEWHERE: list[dict[str, object]] = [
-    {"on": "ray://127.0.0.1:9"},
+    {"executor": "ray://127.0.0.1:9"},
     {"data_dir": "s3://strangers/bucket"},
     {"data_dir": "memory://bucket"},
     {"data_dir": "\\\\server\\share"},

@@ -78,12 +78,12 @@ def prepare(config: Config, observe: Observe | None = None, collectives: Collect
     observe: told how many images of how many are decoded. collectives: of the ranks that are to train together.
     """
     config = resolved(config)
-    if config.on == "local":  # elsewhere its nodes' cores count
+    if config.executor == "local":  # elsewhere its nodes' cores count
         check_threads(config.threads)
     if collectives.world_size > 1:
         _check_ranks(config, collectives)
     config = replace(config, device=choose_device(config.device))
-    if config.on == "local" and config.device == "cpu":  # a GPU's memory is asked about later
+    if config.executor == "local" and config.device == "cpu":  # a GPU's memory is asked about later
         check_jobs(config.jobs)
     if config.energy and config.device == "cpu":  # a meter cannot tell processes apart
         config = replace(config, jobs=1)
@@ -163,8 +163,8 @@ def prepare(config: Config, observe: Observe | None = None, collectives: Collect
 def _check_ranks(config: Config, collectives: Collectives) -> None:
     """Raise UserError for what one training on several ranks cannot be."""
     rank_batch_size(_decided(config.batch_size), collectives)
-    if config.on != "local":
-        raise invalid("--on", config.on, "local on several ranks, which are one training's")
+    if config.executor != "local":
+        raise invalid("--executor", config.executor, "local on several ranks, which are one training's")
     if config.jobs is not None and config.jobs > 1:
         raise invalid("--jobs", config.jobs, "1 on several ranks, which take one training after the other")
     if config.energy:

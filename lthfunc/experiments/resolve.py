@@ -106,10 +106,10 @@ def _check_together(config: Config) -> None:
         raise UserError("--density and --densities: give one of them, not both")
     if config.compact and config.device.startswith("cuda") and (config.jobs or 1) > 1:
         raise invalid("--jobs", config.jobs, "1 with --compact, whose networks differ in size")
-    if config.on not in ("local", "ray") and not re.fullmatch(r"ray://[\w.-]+:\d{1,5}", config.on):
-        raise invalid("--on", config.on, "local, ray, or the address of a cluster, ray://HOST:PORT")
-    if config.energy and config.on != "local":
-        raise invalid("--on", config.on, "local with --energy, since a meter stands in one place")
+    if config.executor not in ("local", "ray") and not re.fullmatch(r"ray://[\w.-]+:\d{1,5}", config.executor):
+        raise invalid("--executor", config.executor, "local, ray, or the address of a cluster, ray://HOST:PORT")
+    if config.energy and config.executor != "local":
+        raise invalid("--executor", config.executor, "local with --energy, since a meter stands in one place")
     if config.country is not None and not config.energy:
         raise UserError("--country: takes --energy with it")
     if config.country is not None and not re.fullmatch(r"[A-Z]{3}", config.country):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lthfunc.errors import UserError, invalid
-from lthfunc.experiments.config import FREE, SETTINGS, Config, to_mapping
+from lthfunc.experiments.config import FREE, SETTINGS, Config, current_names, to_mapping
 from lthfunc.experiments.records import Record
 from lthfunc.runs.environment import machine
 from lthfunc.runs.json_lines import append_lines, drop_partial_line, read_lines
@@ -45,7 +45,7 @@ def open_results(named: Path, config: Config) -> list[Record]:
     lines = read_lines(path)
     if not lines or lines[0].get("kind") != "methods":
         raise UserError(f"--out: {str(named)!r} holds something else; name another file")
-    theirs = lines[0]["config"]
+    theirs = current_names(lines[0]["config"])
     different = sorted(name for name in {*mine, *theirs} - _FREE if mine.get(name) != theirs.get(name))
     if different:
         name = different[0]

@@ -71,7 +71,7 @@ def results_of(run: Run, queue: Queue, jobs: int) -> Generator[Result]:
     config = run.config
     if not queue.ready:
         return in_turn(run, queue)
-    if config.on != "local":
+    if config.executor != "local":
         from lthfunc.scheduling.ray import RayExecutor  # which needs an extra
 
         return run_on(RayExecutor(run, max(len(queue.ready), trainings_at_once(config))), run, queue)
@@ -87,17 +87,17 @@ def results_of(run: Run, queue: Queue, jobs: int) -> Generator[Result]:
 
 def check_ray(config: Config) -> None:
     """Raise UserError where Ray is asked for and missing, or its cluster doesn't answer."""
-    if config.on != "local" and importlib.util.find_spec("ray") is None:
-        raise UserError("--on: ray needs the package ray (pip install 'lthfunc[ray]')")
-    if config.on.startswith("ray://"):
-        host, _, port = config.on.removeprefix("ray://").rpartition(":")
+    if config.executor != "local" and importlib.util.find_spec("ray") is None:
+        raise UserError("--executor: ray needs the package ray (pip install 'lthfunc[ray]')")
+    if config.executor.startswith("ray://"):
+        host, _, port = config.executor.removeprefix("ray://").rpartition(":")
         try:
             socket.create_connection((host, int(port)), _REACH).close()
         except (OSError, OverflowError) as error:
-            raise UserError(f"--on: {config.on!r} cannot be reached ({error})") from error
+            raise UserError(f"--executor: {config.executor!r} cannot be reached ({error})") from error
         from lthfunc.scheduling.ray import join_cluster  # which needs an extra
 
-        join_cluster(config.on)  # now, before anything is written; it stays so until this process ends
+        join_cluster(config.executor)  # now, before anything is written; it stays so until this process ends
 
 
 def jobs_of(config: Config, plan: Plan) -> int:

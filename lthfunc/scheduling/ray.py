@@ -3,7 +3,7 @@
 A worker trains in a folder of its own. Only the parent, which keeps the experiment, needs to see the run's folder; its
 checkpoints arrive there the way that progress does.
 
-Needs the extra `ray`; nothing here is imported without ``--on ray``.
+Needs the extra `ray`; nothing here is imported without ``--executor ray``.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class RayExecutor:
     """Workers on Ray, up to `most` at once; a local cluster where no address is given, which ends with this."""
 
     def __init__(self, run: Run, most: int) -> None:
-        self._ray, self._started = join_cluster(run.config.on)
+        self._ray, self._started = join_cluster(run.config.executor)
         self._run = run
         self._free: list[Any] = []
         self._under: dict[Any, tuple[Any, Any]] = {}
@@ -202,14 +202,16 @@ def call_on(on: str, function: Callable[..., Any], arguments: Sequence[Any], *, 
     with clustered(on) as ray:
         held = ray.cluster_resources()
         if held.get("CPU", 0) < cores or held.get("GPU", 0) < gpus:
-            raise UserError(f"--on: no node of {on} can have {cores} cores" + (f" and {gpus} of a GPU" if gpus else ""))
+            raise UserError(
+                f"--executor: no node of {on} can have {cores} cores" + (f" and {gpus} of a GPU" if gpus else "")
+            )
         remote = ray.remote(_call).options(num_cpus=cores, num_gpus=gpus, max_retries=_TRIES)
         try:
             return ray.get(remote.remote(str(Path.cwd()), versions(), function, arguments))
         except ray.exceptions.RayTaskError as error:
             raise error.cause if isinstance(error.cause, UserError) else error from None
         except ray.exceptions.RayError as error:
-            raise UserError(f"--on: a worker was lost {_TRIES + 1} times ({first_line(error)})") from error
+            raise UserError(f"--executor: a worker was lost {_TRIES + 1} times ({first_line(error)})") from error
 
 
 def _call(here: str, expected: dict[str, Any], function: Callable[..., Any], arguments: Sequence[Any]) -> Any:
@@ -259,7 +261,7 @@ def _connect(ray: Any, on: str) -> None:
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **mine)
     except Exception as error:  # of its many kinds
         reason = f"{first_line(error)}; one that asks for a token takes RAY_AUTH_TOKEN"
-        raise invalid("--on", on, f"the address of a cluster that answers ({reason})") from error
+        raise invalid("--executor", address, f"the address of a cluster that answers ({reason})") from error
 
 
 def _resources(config: Config) -> dict[str, float]:
@@ -275,7 +277,7 @@ def _slots(ray: Any, config: Config, most: int) -> int:
     if config.device.startswith("cuda"):
         fit = min(fit, int(held.get("GPU", 0) / config.gpu_share))
         if fit == 0:
-            raise UserError("--on: no node of the cluster has a GPU; --device cpu does without")
+            raise UserError("--executor: no node of the cluster has a GPU; --device cpu does without")
     if fit == 0:
         raise invalid("--threads", config.threads, f"at most {int(held.get('CPU', 1))}, the cores of the cluster")
     return max(1, min(config.jobs or most, fit))
@@ -285,4 +287,4 @@ def check_same(expected: dict[str, Any], mine: dict[str, Any]) -> None:
     """Raise UserError where a node's versions are others."""
     for name, value in expected.items():
         if mine.get(name) != value:
-            raise UserError(f"--on: a node has {name} {mine.get(name)}, and this run was begun with {value}")
+            raise UserError(f"--executor: a node has {name} {mine.get(name)}, and this run was begun with {value}")

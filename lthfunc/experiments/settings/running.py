@@ -73,18 +73,18 @@ class Running:
             told=False, decided=True, follows_data=True,
         ),
     ] = None  # fmt: skip
-    on: Annotated[
+    executor: Annotated[
         str,
         Setting(
-            "Where trainings run: local, ray (a cluster of this machine's cores), or ray://HOST:PORT; results don't "
-            "change.",
-            RUN, (*_RUNS, "methods"), "WHERE", offers=("local", "ray"), changes_results=False,
+            "What runs the trainings: local, ray (a cluster of this machine's cores), or ray://HOST:PORT; results "
+            "don't change.",
+            RUN, (*_RUNS, "methods"), "WHERE", offers=("local", "ray"), changes_results=False, former_names=("on",),
         ),
     ] = "local"  # fmt: skip
     gpu_share: Annotated[
         float, Gt(0), Le(1),
         Setting(
-            "With --on ray, how much of a GPU a training takes; 0.25 puts four on one.",
+            "With --executor ray, how much of a GPU a training takes; 0.25 puts four on one.",
             RUN, (*_RUNS, "methods"), changes_results=False,
         ),
     ] = 1.0  # fmt: skip
