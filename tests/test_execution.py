@@ -150,7 +150,7 @@ def test_rounded_formats_say_by_how_much(format: str) -> None:
     ("format", "words"),
     [
         ("2:4", "2:4.* fc1: needs a CUDA device"),
-        ("block", "fc1: finds no size of blocks .* divides 300×64"),
+        ("block", "fc1: finds no block size .* divides 300×64"),
         ("spars", "--format: unknown name 'spars'; did you mean 'sparse'"),
     ],
 )

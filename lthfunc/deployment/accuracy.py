@@ -1,4 +1,4 @@
-"""How often a program is right, and how far its outputs are from another's."""
+"""Accuracy of a program, and the difference between the outputs of two."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def accuracy_of(
 ) -> float:
     """Accuracy, or another metric, on the test set, in batches of one size.
 
-    The last batch is filled up with its first example, so that no program is made ready for a size of its own.
+    The last batch is padded with its first example, so that nothing is compiled for a smaller size.
     """
 
     def metrics_of(given: Batch) -> Metrics:
@@ -39,7 +39,7 @@ def accuracy_of(
 def difference(got: Any, wanted: Any) -> float:
     """The largest difference between outputs, tensor by tensor, relative to the largest wanted one in each.
 
-    Infinite where they are not as many tensors, or of other shapes; a wanted infinity or NaN must be the same.
+    Infinite where number or shapes of the tensors differ; infinities and NaNs must agree.
     """
     ours, theirs = outputs_of(got).tensors, outputs_of(wanted).tensors
     if [each.shape for each in ours] != [each.shape for each in theirs]:

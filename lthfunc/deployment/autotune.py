@@ -1,4 +1,4 @@
-"""Which format of a layer, and which form of a network, is fastest: measured in turn, dense winning ties."""
+"""The fastest format of a layer and the fastest program of a network, measured in turn; dense wins ties."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lthfunc.deployment.program import Timings
 from lthfunc.deployment.timing import Run, in_turn, repeated
 from lthfunc.deployment.tuning_cache import TuningCache, layer_key
 
-#: A form must be faster than dense by so much, in so many of the turns.
+#: A candidate must take at most this share of the dense time, and be faster in at least this share of the turns.
 _MARGIN, _MOST_TURNS = 0.97, 0.75
 _LAYER_SECONDS, _LAYER_REPEATS = 0.01, 5
 _SECONDS, _REPEATS = 0.05, 9
@@ -23,7 +23,7 @@ _SECONDS, _REPEATS = 0.05, 9
 def fastest_formats(
     layers: Mapping[str, MaskedLayer], able: Mapping[str, list[str]], memory: TuningCache
 ) -> dict[str, str]:
-    """The format of each layer that is faster than the layer as it is."""
+    """The fastest format of each layer, for layers where one is faster than dense."""
     chosen = {}
     for name, layer in layers.items():
         keys = {form: layer_key(layer, form) for form in ("dense", *able[name])}
@@ -47,7 +47,7 @@ def _layer_run(layer: MaskedLayer, form: str) -> Run:
 def fastest(
     runs: Mapping[str, Callable[[Tensor], Any]], keys: Mapping[str, str], x: Tensor, memory: TuningCache
 ) -> tuple[str, Timings]:
-    """(the fastest form, what was measured). runs: "dense" among them; keys: what each is remembered by."""
+    """Return (the fastest candidate, the times). runs: "dense" among them; keys: of each in the cache."""
     won = {name: f"turns won by {key}" for name, key in keys.items()}
     if any(memory.get(key) is None for key in (*keys.values(), *won.values())):
         calls = {name: repeated(lambda run=run: run(x)) for name, run in runs.items()}  # type: ignore[misc]

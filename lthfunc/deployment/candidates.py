@@ -1,4 +1,4 @@
-"""The forms of a ticket's network: each a plain module, and how it is run."""
+"""Candidate programs of a ticket's network: each a plain module and the function that runs it."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from lthfunc.trees.model import Model
 from lthfunc.trees.ops import apply_masks
 from lthfunc.trees.types import Masks, Ticket, TrainState
 
-#: Formats of a mask's own pattern, which compacting would break up.
+#: Formats that need the mask's own pattern, which compaction would break up.
 _PATTERNED = ("block", "2:4")
-#: Formats that round, which nobody is given without asking.
+#: Formats that round, which are used only on request.
 _ROUNDING = ("int8",)
 #: Layers that may have a format of their own.
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d)
 
 
 class Candidate(NamedTuple):
-    """A way to run the network. module: plain; run: what is called. formats: of its layers. bytes: of its weights."""
+    """module: the plain network; run: the callable. formats: of its layers, by name. bytes: of its weights."""
 
     module: nn.Module
     run: Callable[[Tensor], Any]
@@ -41,10 +41,10 @@ class Candidate(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """What forms are made of.
+    """What candidates are made of.
 
-    small: the compacted network for compiled code; None where it can't be. left_out: why a form or format was not to
-    be had; filled on the way.
+    x: the sample, on the device. whole: the masked network. small: the compacted network for compiled code, or None.
+    left_out: why a format cannot be used, by its name; filled on the way.
     """
 
     model: Model
@@ -56,7 +56,7 @@ class Prepared(NamedTuple):
 
 
 def prepared(model: Model, ticket: Ticket | TrainState, x: Tensor) -> Prepared:
-    """Mask and compact the network."""
+    """Mask and, where possible, compact the network."""
     left_out: dict[str, str] = {}
     small = None
     try:
@@ -67,7 +67,7 @@ def prepared(model: Model, ticket: Ticket | TrainState, x: Tensor) -> Prepared:
 
 
 def masked_module(model: Model, ticket: Ticket | TrainState, device: torch.device | str = "cpu") -> nn.Module:
-    """The model's module in evaluation mode with the ticket's masked weights in it."""
+    """The model's module in evaluation mode, holding the ticket's masked weights."""
     module = copy.deepcopy(model.evaluating)
     return put_values(module, {**apply_masks(ticket.params, ticket.masks), **ticket.buffers}).to(device).eval()
 
@@ -86,7 +86,7 @@ def compact_candidate(m: Prepared) -> Candidate | None:
 
 
 def sparse_candidate(m: Prepared) -> Candidate | None:
-    """On the sparse engine, compacted where the engine has rules for that; None where it cannot run."""
+    """On the sparse engine, compacted where the engine can run that; None where it cannot run the network."""
     if m.x.device.type != "cpu":
         m.left_out["sparse"] = "the sparse engine runs on the CPU"
         return None
@@ -110,9 +110,9 @@ def sparse_candidate(m: Prepared) -> Candidate | None:
 
 
 def layered_candidates(m: Prepared, format: str, memory: TuningCache) -> list[Candidate]:
-    """Networks whose layers have formats of their own: compacted, and (where patterns may matter) whole.
+    """Networks whose layers have formats of their own: compacted and, where the mask's pattern may matter, whole.
 
-    format: one of LAYER_FORMATS for every layer that can take it, or "auto" for the fastest of each.
+    format: one of LAYER_FORMATS, for every layer that can take it, or "auto" for the fastest of each layer.
     """
     bases: list[tuple[nn.Module, Masks]] = []
     if m.small is not None and format not in _PATTERNED:
@@ -139,7 +139,7 @@ def layered_candidates(m: Prepared, format: str, memory: TuningCache) -> list[Ca
 
 
 def _layers_of(module: nn.Module, masks: Masks, x: Tensor) -> dict[str, MaskedLayer]:
-    """Layers with a mask by name, with what each reads when the module is given `x`. Nothing is changed."""
+    """The masked layers by name, each with its input when the module is given `x`. Nothing is changed."""
     parts = {
         name: part for name, part in module.named_modules() if isinstance(part, _LAYERS) and f"{name}.weight" in masks
     }
@@ -189,7 +189,7 @@ def _eagerly(module: nn.Module) -> Callable[[Tensor], Any]:
 
 
 def _bytes(module: nn.Module) -> int:
-    """Of parameters and buffers, as they are held."""
+    """Bytes of parameters and buffers, as they are stored."""
     tensors = {id(each): each for each in (*module.parameters(), *module.buffers())}
     return sum(_stored(each) for each in tensors.values())
 
@@ -205,5 +205,5 @@ def _stored(tensor: Tensor) -> int:
 
 
 def why_missing(format: str, left_out: Mapping[str, str]) -> str:
-    """Why a network cannot be had in a form or format."""
+    """Why a network cannot take a format."""
     return left_out.get(format) or left_out.get("compact") or "no layer has a mask"

@@ -1,4 +1,4 @@
-"""A module as compiled code, for each size of batch when it first comes."""
+"""A module as compiled code, for each batch size on its first call."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from lthfunc.trees.ops import flattened, tree_map
 from lthfunc.trees.outputs import outputs_of
 
 _LAYOUTS = (torch.contiguous_format, torch.channels_last)
-#: To tell which layout is faster.
+#: Seconds per timing and timings of each memory layout.
 _SECONDS, _REPEATS = 0.03, 5
 
 
 class Compiled:
-    """Maps inputs to the module's outputs in evaluation mode; convolutions in the memory layout that is faster.
+    """Computes a module's outputs in evaluation mode, with convolutions in the faster memory layout.
 
-    Where nothing can be compiled (no C++ compiler, or a forward that depends on values) the module runs as it is;
-    why_eager: for what reason, once a forward was found to be so.
+    Where nothing can be compiled (no C++ compiler, or a forward that depends on values) the module runs eagerly;
+    why_eager: the reason, once such a forward was found.
     """
 
     def __init__(self, module: nn.Module, name: str) -> None:
@@ -41,7 +41,7 @@ class Compiled:
         self.why_eager: str | None = None
 
     def __call__(self, x: Tensor) -> Any:
-        """The outputs for a batch, as the module gives them."""
+        """The outputs for a batch, structured as the module returns them."""
         key = x.shape, x.dtype
         ready = self._ready.get(key)
         if ready is None:
@@ -104,9 +104,9 @@ class Compiled:
 
 
 class _Graphed:
-    """A program as a CUDA graph from the second call on: a small network's launches take longer than its work.
+    """A program as a CUDA graph from the second call on: launching small kernels takes longer than running them.
 
-    Inputs are copied to where it reads them, and outputs from where it leaves them.
+    Inputs are copied into the graph's static input, and outputs out of its static outputs.
     """
 
     def __init__(self, program: CompiledFunction, leaves: Sequence[Tensor], x: Tensor, pools: GraphPools) -> None:
@@ -128,9 +128,9 @@ class _Graphed:
 
 
 class _Traced:
-    """What was seen as a module was traced: how its outputs lie, whether it changes its input in place.
+    """What tracing a module found: the structure of its outputs, and whether it changes its input in place.
 
-    strides: of the inputs it was traced with, which compiled code takes for granted.
+    strides: of the traced input, which compiled code assumes.
     """
 
     single, changes_input = True, False

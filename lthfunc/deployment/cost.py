@@ -1,4 +1,4 @@
-"""What a network costs in theory: parameters, bytes and FLOPs, of the dense one and of what remains."""
+"""Theoretical cost of a network, dense and pruned: parameters, bytes and FLOPs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lthfunc.trees.types import Masks, Params
 
 
 class LayerCost(NamedTuple):
-    """Of one layer. flops: of one example, an addition and a multiplication counted apart; effective: of survivors."""
+    """Of one layer. flops: per example, counting multiplications and additions; effective: of the surviving weights."""
 
     flops: float
     effective: float
@@ -22,10 +22,10 @@ class LayerCost(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """Of one example through a network.
+    """Theoretical cost of one example through a network.
 
-    layers: by weight. flops, effective_flops: of all products (what is not a product isn't counted). parameters,
-    remaining: with biases and normalisation.
+    layers: by weight name. flops, effective_flops: of all matrix products and convolutions (nothing else is counted).
+    parameters, remaining: including biases and normalisation.
     """
 
     layers: dict[str, LayerCost]
@@ -36,25 +36,36 @@ class Cost(NamedTuple):
 
     @property
     def compression_ratio(self) -> float:
-        """Parameters of the dense network by those that remain (Blalock et al. 2020, section 4)."""
+        """Parameters of the dense network divided by those that remain (Blalock et al. 2020, section 4)."""
         return self.parameters / self.remaining
 
     @property
     def theoretical_speedup(self) -> float:
-        """Multiply-adds of the dense network by those that remain (Blalock et al. 2020, section 4)."""
+        """Multiply-adds of the dense network divided by those that remain (Blalock et al. 2020, section 4)."""
         return self.flops / self.effective_flops if self.effective_flops else float("inf")
 
     @property
     def bytes(self) -> tuple[int, int]:
-        """Of float32 parameters: (dense, those that remain without their positions)."""
+        """Bytes of float32 parameters: (dense, remaining without their positions)."""
         return 4 * self.parameters, 4 * self.remaining
 
 
 @public
 def cost(model: Model, params: Params, masks: Masks, shape: tuple[int, ...]) -> Cost:
-    """Count, on one example of zeros. shape: of one input.
+    """Count the parameters and FLOPs of a network, dense and pruned.
 
-    A layer's FLOPs are PyTorch's own count of its products; those of its surviving weights are that times its density.
+    params, masks: of the model. shape: of one input, without the batch.
+
+    Returns a `Cost`. A layer's FLOPs are those that ``torch.utils.flop_counter`` counts on one example of zeros; its
+    effective FLOPs are these times its density. Ratios are as defined by Blalock et al., *What is the State of Neural
+    Network Pruning?*, MLSys 2020, section 4. Raises UserError where the network does not take inputs of this shape.
+
+    >>> import lthfunc as lf
+    >>> model = lf.models.lenet300()
+    >>> state = lf.prune(density=0.1)(lf.init(model))
+    >>> found = lf.cost(model, state.params, state.masks, (1, 28, 28))
+    >>> found.parameters, found.remaining, found.flops
+    (266610, 27030, 532400.0)
     """
     try:
         flops = flops_by_module(model.evaluating, shape, tokens=model.tokens)

@@ -1,7 +1,4 @@
-"""The formats of a layer: when each can be used, and the module that computes the layer in it.
-
-A format is one entry of LAYER_FORMATS, by a name of names.py. Weights come masked.
-"""
+"""Formats of single layers: when each can be used, and the module that computes the layer. Weights are masked."""
 
 from __future__ import annotations
 
@@ -29,7 +26,7 @@ from lthfunc.sparsify.structures import has_n_of_m
 
 
 class MaskedLayer(NamedTuple):
-    """A linear layer or convolution as it stands in a network. mask: bool, of its weight. x: what it reads there."""
+    """A linear layer or convolution within a network. mask: bool, of its weight. x: a batch of its inputs there."""
 
     name: str
     module: nn.Module
@@ -38,34 +35,34 @@ class MaskedLayer(NamedTuple):
 
     @property
     def device(self) -> torch.device:
-        """Where it runs."""
+        """Of its inputs."""
         return self.x.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """What it computes in."""
+        """Of its inputs."""
         return self.x.dtype
 
     @property
     def density(self) -> float:
-        """Weights that remain, of all."""
+        """The share of its weights that remain."""
         return float(self.mask.float().mean())
 
 
 class Format(NamedTuple):
-    """why_not: why a layer cannot take it, or None. make: the layer in it."""
+    """why_not: the reason why a layer cannot take it, or None. make: the layer in this format."""
 
     why_not: Callable[[MaskedLayer], str | None]
     make: Callable[[MaskedLayer], nn.Module]
 
 
 def why_not_linear(layer: MaskedLayer) -> str | None:
-    """Formats of matrices."""
-    return None if isinstance(layer.module, nn.Linear) and layer.x.ndim == 2 else "takes linear layers alone"
+    """The reason, for formats of matrices."""
+    return None if isinstance(layer.module, nn.Linear) and layer.x.ndim == 2 else "takes only linear layers"
 
 
 def _why_not_csr(layer: MaskedLayer) -> str | None:
-    """Those of torch.sparse."""
+    """The reason, for formats of torch.sparse."""
     if layer.device.type == "cpu" and layer.dtype not in (torch.float32, torch.float64):
         return f"on a CPU takes float32 or float64, not {_name(layer.dtype)}"
     return why_not_linear(layer)
@@ -78,7 +75,7 @@ class CsrLinear(nn.Module):
         super().__init__()
         weight, self.bias = _parts(layer)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # torch says once that its CSR tensors are in beta
+            warnings.simplefilter("ignore", UserWarning)  # torch warns once that CSR tensors are in beta
             self.register_buffer("weight", weight.to_sparse_csr(), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -88,7 +85,7 @@ class CsrLinear(nn.Module):
 
 
 class BlockLinear(nn.Module):
-    """A linear layer by torch's product of a BSR matrix: blocks with any weight left are computed whole."""
+    """A linear layer by torch's product of a BSR matrix: a block with any surviving weight is computed whole."""
 
     def __init__(self, layer: MaskedLayer) -> None:
         super().__init__()
@@ -102,20 +99,20 @@ class BlockLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (n, inputs)."""
-        if x.is_cuda:  # on a GPU the product of activations has the kernels (Triton), of transposed ones the CPU
+        if x.is_cuda:  # torch has this product on a GPU (Triton), the transposed one on a CPU
             return F.linear(in_whole_blocks(x, self._size), self.weight, self.bias)[: len(x)]  # type: ignore[arg-type]
         y = torch.matmul(self.weight, x.T.contiguous()).T  # type: ignore[arg-type]
         return y if self.bias is None else y + self.bias
 
 
 def in_whole_blocks(x: Tensor, size: int) -> Tensor:
-    """x (n, inputs) with rows of zeros behind, up to a multiple of the block: torch's kernel takes no part of one."""
+    """x (n, inputs) padded with rows of zeros to a multiple of the block: torch's kernel takes only whole blocks."""
     rest = -len(x) % size
     return F.pad(x, (0, 0, 0, rest)) if rest else x
 
 
 class SemiStructuredLinear(nn.Module):
-    """A linear layer with 2 of every 4 weights, by the tensor cores that skip the others."""
+    """A linear layer with 2 of every 4 weights, on tensor cores that skip the others."""
 
     def __init__(self, layer: MaskedLayer) -> None:
         super().__init__()
@@ -128,7 +125,7 @@ class SemiStructuredLinear(nn.Module):
 
 
 class ListedLayer(nn.Module):
-    """A linear layer or convolution by this library's kernels, for networks that they cannot run whole."""
+    """A linear layer or convolution by this library's kernels, for networks that the sparse engine cannot run whole."""
 
     def __init__(self, layer: MaskedLayer) -> None:
         super().__init__()
@@ -160,14 +157,14 @@ def _both(setting: Any) -> tuple[int, int]:
     return (setting[0], setting[1]) if isinstance(setting, tuple) else (setting, setting)
 
 
-#: Sizes of square blocks that are tried, largest first: the first that leaves at most _FULL of the blocks. On a GPU
-#: torch's kernel (Triton's) loads none below _LEAST_ON_GPU.
+#: Sizes of square blocks to try, largest first, until at most this share of the blocks holds a weight. On a GPU
+#: torch's Triton kernel takes no smaller blocks than _LEAST_ON_GPU.
 _BLOCKS, _FULL = (64, 32, 16, 8, 4), 0.6
 _LEAST_ON_GPU = 16
 
 
 def block_size(layer: MaskedLayer) -> int | None:
-    """The side of blocks for a weight: the largest that divides it and leaves enough of them empty; None for none."""
+    """The largest block size that divides the weight and leaves enough blocks empty, or None."""
     for size in block_sizes(layer.device):
         if all(side % size == 0 for side in layer.mask.shape) and block_density(layer.mask, size) <= _FULL:
             return size
@@ -175,12 +172,12 @@ def block_size(layer: MaskedLayer) -> int | None:
 
 
 def block_sizes(device: torch.device) -> tuple[int, ...]:
-    """Sides of blocks that a device has a product for, largest first."""
+    """Block sizes that a device has a product for, largest first."""
     return tuple(size for size in _BLOCKS if device.type != "cuda" or size >= _LEAST_ON_GPU)
 
 
 def block_density(mask: Tensor, size: int) -> float:
-    """The share of blocks, size × size, that hold a weight."""
+    """The share of size × size blocks that hold a weight."""
     tiles = mask.unfold(0, size, size).unfold(1, size, size)
     return float(tiles.flatten(2).any(2).float().mean())
 
@@ -193,9 +190,7 @@ def _why_not_block(layer: MaskedLayer) -> str | None:
     if block_size(layer) is None:
         rows, columns = layer.mask.shape
         sizes = ", ".join(map(str, block_sizes(layer.device)))
-        return (
-            f"finds no size of blocks ({sizes}) that divides {rows}×{columns} and leaves {1 - _FULL:.0%} of them empty"
-        )
+        return f"finds no block size ({sizes}) that divides {rows}×{columns} and leaves {1 - _FULL:.0%} of them empty"
     return None
 
 
@@ -223,10 +218,10 @@ def _why_not_int8(layer: MaskedLayer) -> str | None:
 
 
 def _int8(layer: MaskedLayer) -> nn.Module:
-    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)  # a remark on torchao's own registrations
+    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)  # about torchao's own registrations
     from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
 
-    # The layer in a network of one: quantize_ replaces weights of the linear layers inside what it is given.
+    # quantize_ replaces the linear layers inside a module, so the layer needs a parent.
     holder = nn.Sequential(copy.deepcopy(layer.module))
     quantize_(holder, Int8DynamicActivationInt8WeightConfig())
     return holder[0]

@@ -11,24 +11,24 @@ from lthfunc.deployment.cost import Cost
 
 
 class Timings(NamedTuple):
-    """seconds: of a batch, by form (medians; "dense" is the compiled dense network). batch: its size."""
+    """seconds: median time per batch, by candidate; "dense" is the compiled dense network. batch: its size."""
 
     seconds: dict[str, float]
     batch: int
 
     def speedup(self, form: str) -> float:
-        """How much faster than dense."""
+        """How many times as fast as dense."""
         return self.seconds["dense"] / self.seconds[form]
 
 
 class ProgramReport(NamedTuple):
-    """What a program is.
+    """What a program is and costs.
 
-    name: as it was measured; form: "dense", "compact", "sparse", or "layers", where layers have formats of their own.
-    formats: of each layer then. left_out: why a form or a layer's format was not to be had. cost: of the ticket in
-    theory. compact_flops: of an example, of the network without dead units, or None where it cannot be compacted.
-    bytes: of the dense float32 weights, and of what the program holds. difference: from the masked network's outputs,
-    relative to the largest. measured: None where nothing was timed.
+    name: of the candidate that was chosen. formats: by layer, where layers have formats of their own. left_out: why a
+    format could not be used, by its name. cost: the ticket's theoretical cost. compact_flops: FLOPs per example of the
+    network without dead units; None where it cannot be compacted. bytes: of the dense float32 weights, and of the
+    weights as the program holds them. difference: the largest from the masked network's outputs, relative to the
+    largest of these. measured: None where nothing was timed.
     """
 
     name: str
@@ -42,15 +42,15 @@ class ProgramReport(NamedTuple):
 
     @property
     def form(self) -> str:
-        """Of the network."""
+        """Its format: "dense", "compact", "sparse", or "layers" where layers have formats of their own."""
         return self.name.partition(" ")[0]
 
 
 class Program(nn.Module):
-    """Maps inputs to the outputs of a ticket's network in evaluation mode.
+    """A ticket's network in evaluation mode, ready to run; `specialize` makes it.
 
-    network: the plain module behind it (masked, compacted, or with layers replaced). report: what it is and costs. It
-    is made ready for a size of batch when that size first comes.
+    network: the plain module behind it (masked, compacted, or with layers replaced). report: what it is and costs.
+    Compiled programs compile once for each batch size, on the first call with that size.
     """
 
     def __init__(self, network: nn.Module, run: Callable[[Tensor], Any], report: ProgramReport) -> None:
@@ -60,7 +60,7 @@ class Program(nn.Module):
         self._run = run
 
     def __call__(self, x: Tensor) -> Any:  # not by way of hooks, which would cost a small network 5 %
-        """The outputs for a batch (n, ...), on the program's device."""
+        """Compute the outputs for a batch (n, ...) on the program's device."""
         return self._run(x)
 
     forward = __call__

@@ -1,4 +1,4 @@
-"""The fastest program of a ticket on a device: every form measured there, and dense unless something is faster."""
+"""The fastest program of a ticket on a device: all candidates are measured, and dense wins unless one is faster."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from lthfunc.trees.module_errors import inputs_rejected
 from lthfunc.trees.ops import check_device
 from lthfunc.trees.types import Ticket, TrainState
 
-#: Differences that rounding makes, relative to the largest output: in float32 on a CPU; with TF32 and half precision.
+#: Differences due to rounding, relative to the largest output: in float32 on a CPU; with TF32 or half precision.
 _TOLERANCE, _COARSE = 1e-4, 5e-2
 
 
@@ -48,22 +48,27 @@ def specialize(
     tunings: Path | None = None,
     fresh: bool = False,
 ) -> Program:
-    """A program of the ticket's network, of equal outputs.
+    """Make the fastest program that computes a ticket's network on a device.
 
-    sample: a batch of inputs as the network takes them; its size is what the program is tuned for. format: "auto"
-    measures every form, and every format of each layer, and takes the fastest, dense unless another is faster by 3 %;
-    or the name of a form or of a layer's format (names.py), used for every layer that can take it. tunings: a file
-    that keeps what was measured (``tunings_file()`` for the user's own); fresh: measure again.
+    ticket: trained params, buffers and masks of `model`. sample: a batch of inputs (n, ...) as the network takes them;
+    the program is tuned for its size. device: where the program runs. format: "auto" measures all whole-network formats
+    and all formats of each layer, and takes the fastest (dense unless another is 3 % faster); or the name of one, which
+    every layer that can take it then has. tunings: a file that keeps measured times, such as ``tunings_file()``; by
+    default none are kept. fresh: measure again even where the file has a time.
 
-    Outputs differ from the masked network's by rounding: at most 1e-4 of the largest output in float32 on a CPU, 5e-2
-    with TF32 or half precision; "int8" rounds weights and activations, as the report's `difference` says. A program
-    that differs by more is not returned.
+    Returns a `Program`: call it on a batch; `program.report` says what it is and costs. Its outputs differ from the
+    masked network's by at most 1e-4 of the largest output in float32 on a CPU, and by 5e-2 with TF32 or half precision.
+    Only "int8" may differ by more, since it rounds weights and activations; `report.difference` says by how much.
 
-    Raises UserError where the ticket doesn't fit the model, with the first leaf that differs; for a format that the
-    network or device cannot take, with the reason.
+    Raises UserError where the ticket doesn't fit the model, and for a format that the network or device cannot take.
 
-        program = lf.specialize(ticket, model, images[:64])
-        logits = program(images[:64])
+    >>> import torch, lthfunc as lf
+    >>> model = lf.models.lenet300()
+    >>> ticket = lf.ticket(lf.prune(density=0.1)(lf.init(model)))
+    >>> x = torch.zeros(8, 1, 28, 28)
+    >>> program = lf.specialize(ticket, model, x, format="csr")
+    >>> program(x).shape, program.report.formats
+    (torch.Size([8, 10]), {'fc1': 'csr', 'fc2': 'csr', 'fc3': 'csr'})
     """
     if format not in FORMATS:
         raise unknown("--format", format, FORMATS)

@@ -1,4 +1,4 @@
-"""How a measurement is taken: variants in turn, so that noise hits all alike."""
+"""Timings of variants in turn, so that noise affects all of them alike."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 
-#: Makes so many calls of what is measured.
+#: Makes a number of calls of what is measured.
 Run = Callable[[int], Any]
 K = TypeVar("K", bound=Hashable)
 _MOST_CALLS = 20_000
@@ -17,7 +17,7 @@ _MOST_CALLS = 20_000
 def in_turn(variants: dict[K, Run], *, seconds: float, repeats: int, device: str) -> dict[K, list[float]]:
     """Calls per second of each variant, `repeats` times in turn (A B C, A B C, …).
 
-    A timing makes as many calls as take about `seconds`, found out beforehand; that also warms everything up.
+    A timing makes as many calls as take about `seconds`; finding that number also warms everything up.
     """
     calls = {name: _calls(run, seconds, device) for name, run in variants.items()}
     found: dict[K, list[float]] = {name: [] for name in variants}
@@ -28,7 +28,7 @@ def in_turn(variants: dict[K, Run], *, seconds: float, repeats: int, device: str
 
 
 def repeated(call: Callable[[], Any]) -> Run:
-    """So many calls of a function without arguments."""
+    """Repeated calls of a function without arguments."""
 
     def run(n: int) -> None:
         for _ in range(n):
@@ -38,7 +38,7 @@ def repeated(call: Callable[[], Any]) -> Run:
 
 
 def synchronize(device: str) -> None:
-    """Wait for the device; clocks are honest only after that."""
+    """Wait until the device has finished."""
     if device.startswith("cuda"):
         torch.cuda.synchronize(device)
 
@@ -46,7 +46,7 @@ def synchronize(device: str) -> None:
 def _calls(run: Run, seconds: float, device: str) -> int:
     _timed(run, 1, device)  # may compile
     calls = 2
-    # Until what is done once for all calls together weighs little.
+    # Until the fixed cost of a timing is small.
     while (taken := _timed(run, calls, device)) < seconds / 3 and calls < _MOST_CALLS:
         calls = min(_MOST_CALLS, 4 * calls)
     return max(2, min(_MOST_CALLS, round(seconds * calls / taken)))
@@ -57,9 +57,9 @@ def _timed(run: Run, calls: int, device: str) -> float:
 
 
 def seconds_of(work: Callable[[], Any], device: str) -> float:
-    """How long some work takes; on a GPU between two events in its stream, without what the host takes to see the end.
+    """Seconds that some work takes; on a GPU between two events in its stream, without the host's waiting.
 
-    Work that is put into other streams counts as far as that stream waits for it.
+    Work in other streams counts as far as that stream waits for it.
     """
     synchronize(device)
     if not device.startswith("cuda"):

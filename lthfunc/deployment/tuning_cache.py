@@ -1,4 +1,4 @@
-"""Timings times of layers and programs, kept between runs: the same question is measured once on a machine."""
+"""Measured times of layers and programs, kept between runs so that a machine measures each only once."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from lthfunc.trees.types import Masks
 
 
 class TuningCache:
-    """A file of medians in seconds, by a text that names everything that they depend on; kept where `path` is given.
+    """Median times in seconds, by a key that names everything they depend on; kept in a file where `path` is given.
 
-    fresh: nothing is known yet, whatever the file has.
+    fresh: ignore the times that the file has.
     """
 
     def __init__(self, path: Path | None, *, fresh: bool = False) -> None:
@@ -30,11 +30,11 @@ class TuningCache:
             self._known = _read(path)
 
     def get(self, key: str) -> float | None:
-        """What was measured before."""
+        """The time under a key, or None."""
         return self._known.get(key)
 
     def put(self, found: dict[str, float]) -> None:
-        """Keep new measurements; beside those that another process wrote meanwhile."""
+        """Add times, and keep those that another process has written meanwhile."""
         self._known |= found
         if self._path is None:
             return
@@ -43,13 +43,13 @@ class TuningCache:
             others = TuningCache(self._path)._known
             write_atomically(self._path, (json.dumps(others | self._known, indent=0) + "\n").encode())
         except OSError:
-            if self._path != tunings_file():  # a file that was asked for
+            if self._path != tunings_file():  # the user named the file
                 raise
-            # A home that takes no files only means that the same will be measured again.
+            # Where the home folder is read-only, the next run measures again.
 
 
 def _read(path: Path) -> dict[str, float]:
-    """What a file has of measurements: what is of another version, cut off or damaged is measured again."""
+    """The times in a file; entries that are damaged or of another version are ignored."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -60,20 +60,25 @@ def _read(path: Path) -> dict[str, float]:
 
 
 def tunings_file() -> Path:
-    """Where measurements are kept: beside the built kernels."""
+    """Return the path of the user's own file of measured times, in lthfunc's cache folder, for `specialize`.
+
+    >>> import lthfunc as lf
+    >>> lf.tunings_file().name
+    'tunings.json'
+    """
     return cache_home() / "tunings.json"
 
 
 def machine_key(device: torch.device) -> str:
-    """What times depend on besides what is computed."""
+    """Device, threads and versions, on which every time depends."""
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
     return f"{where}, {torch.get_num_threads()} threads, torch {torch.__version__}, kernels {cache_folder().name}"
 
 
 def layer_key(layer: MaskedLayer, form: str) -> str:
-    """A layer in a format: shapes, density, dtype and machine."""
+    """Key of a layer in a format: shapes, density, dtype and machine."""
     settings = layer.module.extra_repr()
-    if form == "block" and (size := block_size(layer)):  # what decides there instead of the density
+    if form == "block" and (size := block_size(layer)):  # on which the time depends instead of the density
         form = f"{block_density(layer.mask, size):.3f} of blocks {size}×{size}"
     shape = "×".join(map(str, layer.x.shape))
     return (
@@ -83,7 +88,7 @@ def layer_key(layer: MaskedLayer, form: str) -> str:
 
 
 def program_keys(codes: Mapping[str, str], masks: Masks, x: torch.Tensor) -> dict[str, str]:
-    """Whole programs: the code of each, their masks, the shape of what they are given, and machine."""
+    """Keys of whole programs: code, masks, shape and dtype of the inputs, and machine."""
     survivors = hashlib.sha256()
     for name, mask in masks.items():
         survivors.update(name.encode())

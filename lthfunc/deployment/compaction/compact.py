@@ -1,4 +1,4 @@
-"""A ticket's network without the units that nothing depends on, and the way back."""
+"""A ticket's network without dead units, and the way back."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ _aten = torch.ops.aten
 
 
 class Compacted(NamedTuple):
-    """A smaller network of the same outputs.
+    """A smaller network with the same outputs.
 
-    model, params, buffers, masks: the network; its leaves have their names in the whole one. cuts: for each leaf that
-    was kept, the indices that are left of it along each dimension (None: all).
+    model, params, buffers, masks: the network; leaves keep the names that they have in the whole network. cuts: for
+    each remaining leaf, the int64 indices that remain along each dimension (None: all).
     """
 
     model: Model
@@ -42,18 +42,27 @@ class Compacted(NamedTuple):
 
 @public
 def compact(model: Model, ticket: Ticket | TrainState, shape: tuple[int, ...], *, selecting: bool = True) -> Compacted:
-    """The network in evaluation mode, without inputs, units and channels that lie on no path from input to output.
+    """Remove the inputs, units and channels that lie on no path from input to output, in evaluation mode.
 
-    Units that do not depend on the input are folded, as constants, into the biases of what reads them, or into a
-    constant that is added where padding makes them differ from place to place. Liveness follow the traced graph: linear
-    layers and convolutions (grouped ones by whole groups), normalisation over the batch, pooling, activations,
-    residual additions, concatenations, flattening, slices and padding; any other operation is given its inputs whole.
+    Units that do not depend on the input are constants: they are folded into the biases of the layers that read them,
+    or, where padding makes them differ from place to place, into a constant that is added. The analysis follows the
+    traced graph through linear layers and convolutions (grouped ones by whole groups), batch normalisation, pooling,
+    activations, residual additions, concatenations, flattening, slices and padding; every other operation keeps its
+    whole inputs.
 
-    shape: of one input, without the batch. selecting: whether inputs that a linear layer doesn't read are picked out of
-    a flattened value; programs that read by lists don't need it.
+    ticket: params, buffers and masks of `model`. shape: of one input, without the batch. selecting: whether the inputs
+    that a linear layer doesn't read are taken out of a flattened value; the sparse engine doesn't need that.
 
-    Raises UserError where the network cannot be traced, or for an operation that knows the size of the batch (a view
-    that names it); where masks and model don't fit, with the first leaf that differs.
+    Returns a `Compacted`. Raises UserError where the ticket doesn't fit the model, where the network cannot be traced,
+    and for an operation that depends on the batch size, such as a view that names it.
+
+    >>> import torch, lthfunc as lf
+    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
+    >>> model = lf.from_module(net)
+    >>> ticket = lf.ticket(lf.prune(density=0.3)(lf.init(model)))
+    >>> small = lf.compact(model, ticket, (4,))
+    >>> {name: tuple(leaf.shape) for name, leaf in small.params.items()}
+    {'0.weight': (1, 2), '0.bias': (1,), '2.weight': (1, 1), '2.bias': (1,)}
     """
     check_ticket(model, ticket)
     with _refusing(model):
@@ -72,13 +81,13 @@ def _compact(model: Model, ticket: Ticket | TrainState, shape: tuple[int, ...], 
 
 
 def compact_training(model: Model, state: TrainState, shape: tuple[int, ...], *, selecting: bool = True) -> Compacted:
-    """The network without what training from this state can neither use nor bring back.
+    """Remove what training from this state can neither use nor revive.
 
-    That is: units that no surviving weight reads, and units behind ReLU that read nothing and are zero, with every
-    weight that reads or makes them; and, with `selecting`, inputs that nothing reads. The rest trains exactly as in the
-    whole network. Running statistics of removed channels, on which nothing depends, keep their values.
+    That is: units that no surviving weight reads, and units behind ReLU that read nothing and are zero, with all
+    their weights; and, with `selecting`, inputs that nothing reads. The rest trains exactly as in the whole network.
+    Running statistics of removed channels, on which nothing depends, keep their values.
 
-    Raises UserError as `compact` does, and for dropout, whose draws depend on how many units there are.
+    Raises UserError as `compact` does, and for dropout, whose draws depend on the number of units.
     """
     check_ticket(model, state)
     with _refusing(model):
@@ -109,7 +118,7 @@ def _compact_training(model: Model, state: TrainState, shape: tuple[int, ...], *
 
 
 def same_cuts(model: Model, one: TrainState, other: TrainState, shape: tuple[int, ...]) -> bool:
-    """Whether training from two states would leave the same out of a network."""
+    """Whether training from two states would remove the same parts of a network."""
     first, second = (compact_training(model, state, shape).cuts for state in (one, other))
     return first.keys() == second.keys() and all(
         len(first[name]) == len(second[name]) and all(map(_same_index, first[name], second[name])) for name in first
@@ -121,15 +130,25 @@ def _same_index(one: Tensor | None, other: Tensor | None) -> bool:
 
 
 def cut(tree: Mapping[str, Tensor], cuts: Mapping[str, Cut]) -> dict[str, Tensor]:
-    """A tree named like the whole network's leaves (a gradient, a mask) on what is left of them."""
+    """A tree named like the whole network's leaves (a gradient, a mask), restricted to the remaining indices."""
     return {name: _cut(leaf, cuts[name]) for name, leaf in tree.items() if name in cuts}
 
 
 @public
 def put_back(whole: Mapping[str, Tensor], part: Mapping[str, Tensor], cuts: Mapping[str, Cut]) -> dict[str, Tensor]:
-    """The whole tree with the values of a cut one in their places: ``cut(put_back(whole, part)) == part``.
+    """Write the values of a compacted network's tree into the whole network's tree.
 
-    Raises UserError where a leaf of the cut tree has no cut.
+    whole: a tree with the whole network's leaves. part: a tree with leaves of the compacted network, such as its params
+    after training. cuts: of the `Compacted` network.
+
+    Returns a new tree with the leaves of `whole`; what compaction removed keeps its values. Raises UserError where a
+    leaf of `part` has no cut.
+
+    >>> import torch, lthfunc as lf
+    >>> cuts = {"weight": (torch.tensor([1]), None)}
+    >>> lf.put_back({"weight": torch.zeros(2, 2)}, {"weight": torch.ones(1, 2)}, cuts)["weight"]
+    tensor([[0., 0.],
+            [1., 1.]])
     """
     for name in part:
         if name in whole and name not in cuts:
@@ -138,7 +157,7 @@ def put_back(whole: Mapping[str, Tensor], part: Mapping[str, Tensor], cuts: Mapp
 
 
 def left_out(small: Compacted, params: Params, masks: Masks) -> dict[str, Tensor]:
-    """For each leaf int64 positions, in the flattened leaf, of surviving weights that the smaller network lacks."""
+    """For each leaf the int64 positions in the flattened leaf of surviving weights that the compacted network lacks."""
     found = {}
     for name, leaf in params.items():
         there = masks.get(name, torch.ones_like(leaf, dtype=torch.bool))
@@ -150,7 +169,7 @@ def left_out(small: Compacted, params: Params, masks: Masks) -> dict[str, Tensor
 
 
 def _draws(node: Node) -> bool:
-    """Whether an operation draws random numbers; with a dropout of 0, or in evaluation, it doesn't."""
+    """Whether an operation draws random numbers; dropout of 0, or in evaluation mode, doesn't."""
     if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
         return False
     target: Any = node.target
@@ -162,7 +181,7 @@ def _draws(node: Node) -> bool:
 
 @contextmanager
 def _refusing(model: Model) -> Iterator[None]:
-    """Whatever goes wrong in a stranger's graph is one line."""
+    """Raise any error that a user's graph causes as a UserError."""
     try:
         yield
     except UserError:
@@ -197,19 +216,19 @@ def _values(graph: Traced, ticket: Ticket | TrainState, shape: tuple[int, ...]) 
 def _in_evaluation(
     model: Model, facts: Liveness, params: Params, shape: tuple[int, ...]
 ) -> tuple[Traced, dict[Node, Node]]:
-    """(the graph in evaluation mode, its values with units -> those of the graph in training)."""
+    """(the graph in evaluation mode, its nodes with units -> those of the graph in training mode)."""
     other = traced(model, params, shape, training=False)
     ours = [node for node in facts.captured.graph.nodes if node in facts.with_units]
     theirs = [node for node in other.captured.graph.nodes if node in other.with_units]
     partner = dict(zip(theirs, ours, strict=False))
     known = set(ours)
     if len(ours) != len(theirs) or not all(_alike(a, b, partner, known) for a, b in partner.items()):
-        raise UserError(f"compact: {model.name} computes something else in training than in evaluation")
+        raise UserError(f"compact: {model.name} computes different operations in training and in evaluation")
     return other, partner
 
 
 def _alike(theirs: Node, ours: Node, partner: dict[Node, Node], known: set[Node]) -> bool:
-    """Whether two operations are one, of the same values."""
+    """Whether two nodes are the same operation on the same values."""
     read = [partner[each] for each in theirs.all_input_nodes if each in partner]
     return theirs.target == ours.target and read == [each for each in ours.all_input_nodes if each in known]
 

@@ -28,13 +28,19 @@ from lthfunc.trees.types import Params, TrainState
 
 @public
 def compact_engine(inner: Making, *, selecting: bool = True) -> Callable[[Work], Engine]:
-    """Makes an engine that trains compacted networks on another engine, and gives whole states back.
+    """Make an engine that trains compacted networks on another engine, and returns whole states.
 
-    Equal to that engine on the whole network but for rounding. selecting: whether inputs that a linear layer doesn't
-    read are picked out (`compact_training`); the sparse engine reads by lists and has no rule for it.
+    Except for rounding, it computes the same as that engine on the whole network: only what training can neither use
+    nor revive is removed. inner: the name of an engine, or a function that makes one. selecting: whether the inputs
+    that a linear layer doesn't read are taken out; not for the sparse engine, which doesn't need that.
 
-    The engine's `begin` raises UserError where the network cannot be compacted in training (`compact_training`), and
-    for several networks at once, whose sizes differ.
+    Returns a function for the `engine` argument of the trainers. Their first step raises UserError where the network
+    cannot be compacted in training (dropout, for example), and for several networks side by side, whose sizes differ.
+
+    >>> import lthfunc as lf
+    >>> engine = lf.compact_engine("eager")  # lf.make_trainer(model, data, optimizer=lf.adam(1e-3), engine=engine, ...)
+    >>> callable(engine)
+    True
     """
 
     def make(work: Work) -> Engine:
@@ -42,7 +48,7 @@ def compact_engine(inner: Making, *, selecting: bool = True) -> Callable[[Work],
         last: dict[object, Engine] = {}
 
         def engine_of(small: Compacted) -> Engine:
-            """Made anew for another network alone: a ticket's controls and later steps share what was compiled."""
+            """Keep the last engine, so that a ticket's controls and later steps share what was compiled."""
             leaves = {**small.params, **small.buffers}
             shapes = tuple((name, leaf.shape) for name, leaf in leaves.items())
             key = _code(small.model.training), _code(small.model.evaluating), shapes

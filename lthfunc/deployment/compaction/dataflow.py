@@ -1,4 +1,4 @@
-"""How facts flow through each operation: forwards what varies, backwards what is needed."""
+"""Transfer functions of the operations: forwards which units vary, backwards which are needed."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _layer_constancy(node: Node, facts: Liveness) -> Tensor:
 def _layer_needs(node: Node, needed: Tensor, facts: Liveness) -> list[tuple[Node, Tensor]]:
     weight, groups = facts.connected(args_of(node)[1]), groups_of(node)
     asked = needed.view(groups, -1)
-    if groups > 1:  # a group goes whole or not at all
+    if groups > 1:  # groups are kept or removed as a whole
         return [(args_of(node)[0], asked.any(1, keepdim=True).expand(groups, weight.shape[1]).flatten())]
     return [(args_of(node)[0], (asked.view(-1, 1) & weight).any(0))]
 
@@ -50,7 +50,7 @@ def _unitwise_constancy(node: Node, facts: Liveness) -> Tensor:
     before = facts.constancy[args_of(node)[0]]
     if not facts.training:
         return before.clone()
-    if node.target is _aten.relu.default:  # hands back no gradient where its input isn't above zero
+    if node.target is _aten.relu.default:  # passes no gradient back where its input isn't above zero
         stopped = facts.is_constant(args_of(node)[0], lambda value: value <= 0)
         if not _trained_only_through_relu(args_of(node)[0], facts):
             stopped &= before == ZERO
@@ -60,12 +60,12 @@ def _unitwise_constancy(node: Node, facts: Liveness) -> Tensor:
 
 
 def _trained_only_through_relu(node: Node, facts: Liveness) -> bool:
-    """Whether nothing but ReLUs reads what makes a constant: another reader may train its bias to be above zero."""
+    """Whether only ReLUs read what makes a constant: another reader may train its bias to be above zero."""
     readers = [user for user in node.users if isinstance(user.meta.get("val"), Tensor) or user.op == "output"]
     if len(readers) > 1 and any(user.target is not _aten.relu.default for user in readers):
         return False
     if any(each in facts.leaves and len(each.users) > 1 for each in node.all_input_nodes):
-        return False  # a bias of several layers
+        return False  # a bias that several layers share
     if is_layer(node, facts):
         return True
     return all(_trained_only_through_relu(each, facts) for each in node.all_input_nodes if facts.has_units(each))
@@ -131,22 +131,22 @@ _TRANSFERS = {
     is_flatten: Transfer(_flatten_constancy, _flatten_needs),
     is_slice_or_pad: Transfer(_slice_constancy, _slice_needs),
 }
-#: Of an operation that is not known: it may read everything.
+#: Of an unknown operation, which may read everything.
 _UNKNOWN = Transfer(_all_vary, _all_needed)
 
 
 def transfer_of(node: Node, facts: Liveness) -> Transfer:
-    """How facts flow through an operation."""
+    """An operation's transfer functions."""
     if not is_known(node, facts):
         return _UNKNOWN
     return next((flow for fits, flow in _TRANSFERS.items() if fits(node, facts)), _UNKNOWN)
 
 
 def solve(facts: Liveness, *, aligned: bool = False) -> None:
-    """Find all constancy, then all needs.
+    """Find which units vary, then which are needed, to a fixed point.
 
-    aligned: what goes through operations unit by unit has the same units everywhere, also those that one side of a join
-    lost: a network for lists, to which a unit without weights costs next to nothing.
+    aligned: values that unit-wise operations connect keep the same units, including those that one operand of a binary
+    operation lost. The sparse engine wants this; a unit without weights costs it next to nothing.
     """
     nodes = list(facts.captured.graph.nodes)
     for node in nodes:
@@ -163,11 +163,11 @@ def solve(facts: Liveness, *, aligned: bool = False) -> None:
 
 
 def _ask(nodes: list[Node], facts: Liveness, *, aligned: bool) -> None:
-    """Back from the outputs: what is needed for what is needed."""
+    """Backwards from the outputs: mark what needed units are computed from."""
     for node in reversed(nodes):
         with naming_errors(facts, node):
             if node.op == "output" or not facts.has_units(node):
-                found = _all_needed(node, torch.zeros(0), facts)  # an output, or something of no units made of some
+                found = _all_needed(node, torch.zeros(0), facts)  # an output, or a value without units that reads some
             else:
                 found = transfer_of(node, facts).needs(node, facts.wanted_units(node), facts)
                 # A normalisation's shift is trained, so in training its units outlive those of the layer before it.
@@ -178,7 +178,7 @@ def _ask(nodes: list[Node], facts: Liveness, *, aligned: bool) -> None:
 
 
 def _take_along(nodes: list[Node], facts: Liveness) -> None:
-    """Forwards: operations unit by unit have all units of what they read."""
+    """Forwards: unit-wise operations keep all units that their inputs have."""
     for node in nodes:
         if not facts.has_units(node):
             continue
@@ -196,7 +196,7 @@ def _take_along(nodes: list[Node], facts: Liveness) -> None:
 
 
 def _keep(found: list[tuple[Node, Tensor]], node: Node, facts: Liveness) -> None:
-    """What an operation reads unit by unit stays, constant or not, up to the layers that make it."""
+    """Keep what a unit-wise operation reads, constant or not, back to the layers that make it."""
     if is_layer(node, facts) or transfer_of(node, facts) is _UNKNOWN:
         return
     for source, units in found:

@@ -1,4 +1,4 @@
-"""A graph's outputs as the network gives them: a tensor, dictionaries, tuples, classes."""
+"""A graph's outputs, structured as the network returns them: a tensor, dictionaries, tuples, classes."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from lthfunc.trees.outputs import Outputs
 
 
 class BuildOutput:
-    """Makes an output of its tensors, where that is a class that a graph has no word for.
+    """Builds an output from its tensors, where its class is one that a graph cannot express.
 
-    keys: what each tensor is called in it, or None where it is a kind of tuple.
+    keys: the tensors' names in it, or None for a kind of tuple.
     """
 
     def __init__(self, outputs: Outputs, keys: Sequence[str] | None) -> None:
@@ -21,12 +21,12 @@ class BuildOutput:
         self.__name__ = self.__qualname__ = "nested"
 
     def __call__(self, *tensors: Any) -> Any:
-        """The output."""
+        """Build the output."""
         return self.outputs.rebuilt(tensors)
 
 
 def set_outputs(graph: Graph, outputs: Outputs, tensors: Sequence[Node]) -> None:
-    """End a graph with such outputs."""
+    """Add the output node."""
     whole = outputs.rebuilt(tensors)
     if not _is_plain(whole):
         whole = graph.call_function(BuildOutput(outputs, _keys(whole, len(tensors))), tuple(tensors))

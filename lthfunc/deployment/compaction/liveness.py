@@ -1,6 +1,6 @@
 """What is known of each unit of a network: whether it varies with the input, and whether an output depends on it.
 
-A unit is one position along dimension 1 of a value: a feature, or a channel with all its places.
+A unit is one index along dimension 1 of a value: a feature, or a channel with all its positions.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from lthfunc.trees.types import Buffers, Masks, Params
 
 
 def args_of(node: Node) -> tuple[Any, ...]:
-    """An operation's arguments, whatever they are."""
+    """An operation's arguments, of any type."""
     return node.args
 
 
-#: A unit is zero, and stays so however the network is trained; does not depend on the input; does.
+#: A unit is zero and stays so in any training; it doesn't depend on the input; it does.
 ZERO, CONSTANT, VARIES = 0, 1, 2
-#: Examples of the evaluation: normalisation in training takes no single one.
+#: Batch size of the evaluation: batch normalisation in training refuses a single example.
 _EXAMPLES = 2
 
 
@@ -54,15 +54,15 @@ class Liveness:
     needed: dict[Node, Tensor] = field(default_factory=dict)
 
     def has_units(self, node: Any) -> bool:
-        """Whether an argument is a value with a batch and units."""
+        """Whether an argument is a value with a batch dimension and units."""
         return isinstance(node, Node) and node in self.with_units
 
     def units(self, node: Node) -> int:
-        """How many there are."""
+        """The number of units of a value."""
         return int(node.meta["val"].shape[1])
 
     def live(self, node: Node) -> Tensor:
-        """bool (units,): those that may not go because of what they are."""
+        """bool (units,): those whose values vary too much to be removed."""
         return self.constancy[node] > (ZERO if self.training else CONSTANT)
 
     def wanted_units(self, node: Node) -> Tensor:
@@ -75,16 +75,16 @@ class Liveness:
         return found if len(found) else torch.zeros(1, dtype=torch.int64)
 
     def is_constant(self, node: Node, test: Callable[[Tensor], Tensor]) -> Tensor:
-        """bool (units,): where all places pass a test, in each mode."""
+        """bool (units,): where all positions pass a test, in each mode."""
         passed = [test(values[node]).reshape(self.units(node), -1).all(1) for values in self.values]
         return torch.stack(passed).all(0)
 
     def is_sole(self, argument: Any) -> bool:
-        """Whether a parameter is read by one operation alone, so that it may be cut."""
+        """Whether only one operation reads a parameter, so that it may be cut."""
         return isinstance(argument, Node) and argument in self.leaves and len(argument.users) == 1
 
     def connected(self, weight: Node) -> Tensor:
-        """bool (outputs, inputs of a group): where a layer has any weight left."""
+        """bool (outputs, inputs of a group): where any weight of a layer survives."""
         name = self.leaves[weight]
         mask = self.masks.get(name, torch.ones_like(self.params[name], dtype=torch.bool))
         return mask.reshape(*mask.shape[:2], -1).any(2)
@@ -92,7 +92,7 @@ class Liveness:
 
 @contextmanager
 def naming_errors(facts: Liveness, node: Node) -> Iterator[None]:
-    """Any error at an operation as one line that names it."""
+    """Raise any error as a UserError that names the operation."""
     try:
         yield
     except Exception as error:
@@ -105,16 +105,16 @@ Backward = Callable[[Node, Tensor, Liveness], list[tuple[Node, Tensor]]]
 
 
 class Transfer(NamedTuple):
-    """How an operation hands facts on."""
+    """Transfer functions of an operation: constancy forwards, needs backwards."""
 
     constancy: Forward
     needs: Backward
 
 
 def values_of(traced: Traced, params: Params, buffers: Buffers, shape: tuple[int, ...]) -> dict[Node, Tensor]:
-    """Every value with units for an input of zeros, in float64, without the batch. Constant units have it always.
+    """Every value with units for an input of zeros, in float64, without the batch; constant units always have it.
 
-    In the network's own types where some operation takes no others. Raises UserError for an operation that fails.
+    In the network's own dtypes where an operation takes no other. Raises UserError for an operation that fails.
     """
     try:
         return _evaluated(traced, params, buffers, shape, wide=True)
@@ -128,14 +128,14 @@ def _evaluated(
     captured = traced.captured
 
     def typed(value: Any) -> Any:
-        """What is made inside the graph has its own type, which is that of the trace."""
+        """Widen floats; tensors made inside the graph have the dtype of the trace."""
         return value.double() if wide and isinstance(value, Tensor) and value.is_floating_point() else value
 
     trees = [*((params, name) for name in captured.params), *((buffers, name) for name in captured.buffers)]
     # Copies: a network in training changes its buffers.
     given = [typed(tree[name].detach().cpu().clone()) for tree, name in trees]
     found: dict[Node, Tensor] = {}
-    failed: list[tuple[Node, Exception]] = []  # the interpreter puts a traceback into what passes through it
+    failed: list[tuple[Node, Exception]] = []  # the interpreter adds a traceback to exceptions that pass through it
 
     class Noting(Interpreter):
         def run_node(self, n: Node) -> Any:
@@ -145,7 +145,7 @@ def _evaluated(
                 failed.append((n, error))
                 raise RuntimeError from error
             if n in traced.with_units:
-                found[n] = result[0].clone()  # of one example, so that the others' memory is free again
+                found[n] = result[0].clone()  # of one example, to free the others' memory
             return result
 
     with torch.no_grad(), torch.random.fork_rng(devices=[]):

@@ -17,10 +17,10 @@ _aten = torch.ops.aten
 
 
 def module_of(graph: Graph, params: Params, buffers: Buffers, name: str) -> GraphModule:
-    """A module with parameters and buffers of these names and values, that computes the graph.
+    """A module with parameters and buffers of these names and values that computes the graph.
 
-    Each layer of weights of its own becomes an ``nn.Linear``, ``nn.Conv1d`` or ``nn.Conv2d`` under the name that its
-    weight has, so that whatever knows those (quantisation, ``nn.utils.prune``, hooks) knows it.
+    Each layer with weights of its own becomes an ``nn.Linear``, ``nn.Conv1d`` or ``nn.Conv2d`` under its weight's name,
+    so that quantisation, ``nn.utils.prune`` and hooks find it.
     """
     tensors: dict[str, Any] = {key: nn.Parameter(value, requires_grad=False) for key, value in params.items()}
     module = GraphModule(tensors | buffers, graph, class_name=name)

@@ -1,4 +1,4 @@
-"""What kinds of operation there are for compacting, and when one is of a kind."""
+"""The kinds of operation that compaction knows, and the tests for each."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _UNITWISE = (
 _POOLING = ("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d")
 _BINARY = ("add", "sub", "mul", "div", "maximum", "minimum")
 
-#: Operations that treat every unit alike and apart from others.
+#: Operations that compute each unit from the same unit of their input alone.
 UNITWISE = tuple(getattr(_aten, name).default for name in _UNITWISE)
 POOLS = tuple(getattr(_aten, name).default for name in _POOLING)
-#: Operations of two values with the same units, or of one and a number.
+#: Operations on two values with the same units, or on a value and a number.
 BINARY = tuple(
     getattr(getattr(_aten, name), overload)
     for name in _BINARY for overload in ("Tensor", "default") if hasattr(getattr(_aten, name), overload)
@@ -34,22 +34,22 @@ FLATTENS = (_aten.flatten.using_ints, _aten.view.default, _aten.reshape.default)
 
 
 def groups_of(node: Node) -> int:
-    """Of a convolution; 1 for a linear layer."""
+    """A convolution's groups; 1 for a linear layer."""
     return 1 if node.target is _aten.linear.default else int(argument(args_of(node), 6, 1))
 
 
 def dimension(node: Node) -> int:
-    """Of a slice or concatenation."""
+    """The dimension of a slice or concatenation."""
     return int(argument(args_of(node), 1, 0)) % int(node.meta["val"].ndim)
 
 
 def is_known(node: Node, facts: Liveness) -> bool:
-    """Whether anything may be known of it."""
+    """Whether it is an operation that may be analysed."""
     return node.op == "call_function" and node not in facts.opaque
 
 
 def _reads_units(node: Node, facts: Liveness) -> bool:
-    """Whether its first argument has units, and nothing else that it is told is known only as a batch comes."""
+    """Whether its first argument has units, and no other depends on the batch."""
     args = args_of(node) if is_known(node, facts) else ()
     told = (each for part in args[1:] if isinstance(part, (list, tuple)) for each in part)
     return bool(args) and facts.has_units(args[0]) and not any(isinstance(each, Node) for each in told)
@@ -72,10 +72,10 @@ def is_norm(node: Node, facts: Liveness) -> bool:
 
 
 def is_unitwise(node: Node, facts: Liveness) -> bool:
-    """Whether each of its units comes from the same one of its (first) argument alone."""
+    """Whether each of its units depends only on the same unit of its first argument."""
     if not _reads_units(node, facts):
         return False
-    if node.target in POOLS:  # of three dimensions it takes the batch for channels
+    if node.target in POOLS:  # with three dimensions, dimension 0 is the channels
         return int(node.meta["val"].ndim) == 4
     if node.target is MEAN:
         rank = args_of(node)[0].meta["val"].ndim
@@ -89,7 +89,7 @@ def is_unitwise(node: Node, facts: Liveness) -> bool:
 
 
 def is_binary(node: Node, facts: Liveness) -> bool:
-    """Whether it combines values of equally many units, or one and numbers."""
+    """Whether it combines two values with the same units, or a value and a number."""
     if node.target not in BINARY or not is_known(node, facts):
         return False
     parts = [each for each in args_of(node)[:2] if isinstance(each, Node)]
@@ -101,14 +101,14 @@ def is_binary(node: Node, facts: Liveness) -> bool:
 
 
 def is_cat(node: Node, facts: Liveness) -> bool:
-    """Whether it puts units side by side."""
+    """Whether it concatenates units."""
     if node.target is not CAT or not is_known(node, facts):
         return False
     return dimension(node) == 1 and all(map(facts.has_units, args_of(node)[0]))
 
 
 def is_flatten(node: Node, facts: Liveness) -> bool:
-    """Whether it makes features of all units' places."""
+    """Whether it flattens units and positions to features."""
     value = node.meta.get("val")
     source = args_of(node)[0] if args_of(node) else None
     if node.target not in FLATTENS or not is_known(node, facts) or not facts.has_units(source):
@@ -117,7 +117,7 @@ def is_flatten(node: Node, facts: Liveness) -> bool:
 
 
 def is_slice_or_pad(node: Node, facts: Liveness) -> bool:
-    """Whether it takes some units, or adds units of a number."""
+    """Whether it slices units, or pads them with zeros."""
     if not _reads_units(node, facts) or any(isinstance(each, Node) for each in args_of(node)[1:]):
         return False
     if node.target is SLICE:
@@ -131,7 +131,7 @@ def is_slice_or_pad(node: Node, facts: Liveness) -> bool:
 
 
 def sources(node: Node, facts: Liveness) -> Tensor:
-    """int64: for each unit of a `part`, the unit of its argument, or -1 for one that was added."""
+    """int64: for each unit of a slice or padding, the unit of its argument, or -1 for an added one."""
     count = facts.units(args_of(node)[0])
     if node.target is SLICE:
         start, stop, step = (argument(args_of(node), position, None) for position in (2, 3, 4))

@@ -1,4 +1,4 @@
-"""The smaller graph: each operation on the units that are wanted, constants folded into what reads them."""
+"""The smaller graph: each operation on the wanted units only, constants folded into what reads them."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from lthfunc.sparse.lowerings.interface import argument
 from lthfunc.trees.types import Buffers, Params
 
 _aten = torch.ops.aten
-#: Of a tensor, the indices that are left along each dimension; None: all.
+#: The indices of a tensor that remain along each dimension; None: all.
 Cut = tuple[Tensor | None, ...]
-#: Inputs that a layer doesn't read are taken out of a flattened value where they are more than this share of it.
+#: Unread inputs are taken out of a flattened value where they are more than this share of it.
 _FEW = 1 / 8
 
 
@@ -26,9 +26,9 @@ _FEW = 1 / 8
 class Rewriter:
     """A new graph under construction.
 
-    x: the input. made: new nodes. have: the units, of the old value, that a new one has. cuts: of parameters and
-    buffers. changed: parameters that are not merely cut. constants: new buffers, whose names begin with `kind`.
-    selecting: whether inputs may be picked from features.
+    x: the input. made: the new nodes, by old. have: the old value's units that a new one has. cuts: of parameters and
+    buffers. changed: parameters whose values change. constants: new buffers, whose names begin with `kind`.
+    selecting: whether inputs may be taken out of features.
     """
 
     facts: Liveness
@@ -57,11 +57,11 @@ class Rewriter:
         return self.graph.call_function(target, args, kwargs)
 
     def constant(self, value: Tensor, like: Node) -> Node:
-        """A constant of the new graph, of an old value's type."""
+        """A constant of the new graph, with an old value's dtype."""
         return self.kept("constant", value.to(like.meta["val"].dtype))
 
     def batch(self) -> Node:
-        """How many examples come."""
+        """The batch size."""
         return self.call(_aten.sym_size.int, self.x, 0)
 
     def kept(self, kind: str, value: Tensor) -> Node:
@@ -71,7 +71,7 @@ class Rewriter:
         return self.attribute(name)
 
     def of(self, argument: Any, wanted: Tensor) -> Any:
-        """An argument with just these units, in this order; those that were not computed are constants."""
+        """An argument with exactly these units, in this order; those that are not computed are constants."""
         if not self.facts.has_units(argument):
             return self.made.get(argument, argument) if isinstance(argument, Node) else argument
         node, have = self.made[argument], self.have[argument]
@@ -86,14 +86,14 @@ class Rewriter:
         found = self.call(_aten.index_select.default, node, 1, self.kept("index", places.clamp(min=0)))
         if there.all():
             return found
-        # In one pass with what follows: compilers fuse it.
+        # Compilers fuse this with what follows.
         value = self.facts.values[0][argument][wanted]
         mask = there.view(-1, *(1,) * (value.ndim - 1))
         constants = self.constant(torch.where(mask, 0, value)[None], argument)
         return self.call(_aten.where.self, self.kept("mask", mask[None]), found, constants)
 
     def all_of(self, argument: Any) -> Any:
-        """An argument whole, as an operation wants it that may read everything."""
+        """An argument with all its units, for an operation that may read everything."""
         if not self.facts.has_units(argument):
             return self.of(argument, torch.zeros(0))
         return self.of(argument, torch.arange(self.facts.units(argument)))
@@ -104,7 +104,7 @@ class Rewriter:
 
 
 def rewritten(facts: Liveness, *, selecting: bool, kind: str = "") -> Rewriter:
-    """Write the smaller graph. Raises UserError for an operation that stands in the way."""
+    """Write the smaller graph. Raises UserError for an operation that cannot be rewritten."""
     r = Rewriter(facts, selecting, kind)
     graph = facts.captured.graph
     x = [node for node in graph.nodes if node.op == "placeholder"][-1]
@@ -176,7 +176,7 @@ def _layer(r: Rewriter, node: Node) -> Node:
 
 
 def _inputs(r: Rewriter, node: Node) -> tuple[Node, Tensor]:
-    """(what a layer reads, which units of the old value these are)."""
+    """(a layer's input, the units of the old value that it has)."""
     facts, x = r.facts, args_of(node)[0]
     needed = dict(dataflow.transfer_of(node, facts).needs(node, facts.wanted_units(node), facts))[x]
     have = r.have[x]
@@ -186,7 +186,7 @@ def _inputs(r: Rewriter, node: Node) -> tuple[Node, Tensor]:
 
 
 def _folded(r: Rewriter, node: Node, rows: Tensor, columns: Tensor | None) -> Tensor | None:
-    """What units that were not computed, and are constant, add to a layer's outputs; None for nothing."""
+    """What constant units that are not computed add to a layer's outputs; None for nothing."""
     facts, x, weight = r.facts, args_of(node)[0], args_of(node)[1]
     gone = facts.constancy[x] <= CONSTANT
     if columns is not None:
@@ -209,7 +209,7 @@ def _norm(r: Rewriter, node: Node) -> Node:
 
 
 def _unitwise(r: Rewriter, node: Node) -> Node:
-    """Operations on each unit, and joins: the same on what is wanted."""
+    """Unit-wise and binary operations: the same on the wanted units."""
     rows = r.facts.wanted(node)
     r.have[node] = rows
     args = [r.of(each, rows) if isinstance(each, Node) else each for each in args_of(node)]
@@ -243,7 +243,7 @@ def _slice(r: Rewriter, node: Node) -> Node:
     part: Node = r.of(args_of(node)[0], source[source >= 0])
     inside = (source >= 0).nonzero().flatten()
     before, after = int(inside[0]), len(source) - 1 - int(inside[-1])
-    if before or after:  # units of zeros around those of the argument
+    if before or after:  # zero padding around the argument's units
         plain = [0, 0] * (node.meta["val"].ndim - 2)
         part = r.call(_aten.constant_pad_nd.default, part, [*plain, before, after])
     return part

@@ -1,4 +1,4 @@
-"""The graph that compacting works on: of any batch, and without changes in place wherever that can be."""
+"""The graph that compaction works on: for any batch size, and functional wherever possible."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lthfunc.trees.ops import same_bits
 from lthfunc.trees.types import Params
 
 _aten = torch.ops.aten
-#: Examples in the second trace: a number that differs between both traces comes from the size of the batch.
+#: Batch size of the second trace: numbers that differ between both traces depend on the batch size.
 _OTHER = 23
 _COPIES = (_aten.lift_fresh_copy.default, _aten.lift_fresh.default)
 _DEVICE = torch.device("cpu")
@@ -38,20 +38,20 @@ class Traced(NamedTuple):
 
 
 def cannot(captured: Captured, node: Node, why: str) -> UserError:
-    """What is told of an operation that stands in the way."""
+    """The error for an operation that cannot be compacted."""
     return UserError(f"compact: {captured.name} cannot be compacted: {operation_of(node)} {why}{line_of(node)}")
 
 
 def fails(captured: Captured, node: Node, error: Exception) -> UserError:
-    """An error at an operation, whatever it is, as one that is told."""
+    """Any error at an operation as a UserError."""
     return error if isinstance(error, UserError) else cannot(captured, node, f"fails ({first_line(error)})")
 
 
 def traced(model: Model, params: Params, shape: tuple[int, ...], *, training: bool) -> Traced:
-    """The model's graph for parameters of these types, of any batch.
+    """The model's graph for parameters of these dtypes and any batch size.
 
-    Raises UserError where it cannot be traced, computes something else on other sizes of batch, or changes one of its
-    parameters.
+    Raises UserError where it cannot be traced, computes different operations at other batch sizes, or changes a
+    parameter.
     """
     types = {params[name].dtype for name, leaf in model.training.named_parameters() if leaf.dtype == torch.float32}
     dtype = types.pop() if len(types) == 1 else torch.float32
@@ -66,7 +66,7 @@ def traced(model: Model, params: Params, shape: tuple[int, ...], *, training: bo
 
 
 class _Tracing:
-    """A new graph made of two traces, node by node."""
+    """Builds a new graph from two traces, node by node."""
 
     def __init__(self, one: Captured, other: Captured, training: bool) -> None:
         self._captured, self._training = one, training
@@ -82,7 +82,7 @@ class _Tracing:
             raise self._varies()
 
     def done(self) -> Traced:
-        """The graph of any batch."""
+        """The graph for any batch size."""
         kept = {node for node in self._nodes if self._stays_in_place(node)}
         shared = {memory_of(each) for node in kept for each in changed_by(node)}
         opaque, with_units = set(), set()
@@ -97,7 +97,7 @@ class _Tracing:
             self._resize(copy, node, twin)
             if node.target in _COPIES:
                 copy.target = _aten.clone.default
-            if node is self._x and memory_of(node) in shared:  # the caller's tensor is not ours to change
+            if node is self._x and memory_of(node) in shared:  # never change the caller's tensor
                 copy = self._new[node] = self._graph.call_function(_aten.clone.default, (copy,))
                 copy.meta = dict(node.meta)
             if changed_by(node) and node not in kept:
@@ -111,7 +111,7 @@ class _Tracing:
         return Traced(found, frozenset(with_units | {self._input}), frozenset(opaque - {self._input}))
 
     def _stays_in_place(self, node: Node) -> bool:
-        """Whether an operation that changes a tensor cannot give a new one instead."""
+        """Whether an in-place operation cannot be replaced by one that returns a new tensor."""
         changed = changed_by(node)
         if not changed:
             return False
@@ -128,7 +128,7 @@ class _Tracing:
         return is_seen_elsewhere(node, target, self._at)
 
     def _resize(self, copy: Node, node: Node, twin: Node) -> None:
-        """Numbers that come from the size of the batch as what makes them from it."""
+        """Replace numbers that depend on the batch size by nodes that compute them."""
         if copy.op != "call_function":
             return
         with self._graph.inserting_before(copy):
@@ -163,7 +163,7 @@ class _Tracing:
         return self._graph.call_function(operator.floordiv, (self._size(), by))
 
     def _on_device(self, value: Any) -> Any:
-        """What was told to be on the device of the trace is on that of the input."""
+        """The trace's device becomes the input's."""
         if value != _DEVICE or not isinstance(value, torch.device):
             return value
         return self._graph.call_function(getattr, (self._input, "device"))
@@ -174,14 +174,13 @@ class _Tracing:
     def _varies(self, node: Node | None = None) -> UserError:
         if node is None:
             return UserError(
-                f"compact: {self._captured.name} cannot be compacted: which operations it is made of depends on the "
-                "size of the batch"
+                f"compact: {self._captured.name} cannot be compacted: its operations depend on the batch size"
             )
-        return cannot(self._captured, node, "depends on the size of the batch")
+        return cannot(self._captured, node, "depends on the batch size")
 
 
 def _functional(node: Node) -> Any:
-    """The operation that gives a new value where this one (``relu_``, ``__iand__``) changes its argument, or None."""
+    """The functional operation for an in-place one (``relu_``, ``__iand__``), or None."""
     name = str(node.target).split(".")[1]
     name = name.replace("__i", "__", 1) if name.startswith("__i") else name.removesuffix("_")
     name = "normal_functional" if name == "normal" else name
