@@ -57,7 +57,15 @@ def batches(split: Split, batch_size: int, seed: int, start: int, stop: int) -> 
 
 @public
 def sample_batches(data: Dataset, batch_size: int, count: int, seed: int = 0) -> list[Batch]:
-    """Training batches as a network takes them (scaled), for scores that look at data; no example twice in an epoch."""
+    """Draw `count` training batches of `data` as a network takes them (scaled), for scores that look at data.
+
+    No example is drawn twice in an epoch. batch_size: at most; a smaller training split makes smaller batches. seed:
+    decides the order. Returns (inputs, targets) pairs.
+
+    >>> data = lf.data.from_tensors("tiny", (torch.randn(9, 4), [0, 1, 1] * 3), (torch.randn(2, 4), [0, 1]), val=3)
+    >>> [x.shape for x, y in lf.sample_batches(data, batch_size=2, count=2, seed=0)]
+    [torch.Size([2, 4]), torch.Size([2, 4])]
+    """
     data = check_data(data)
     size = min(batch_size, len(data.train.x))
     return [(scaled(x, data.scale), y) for x, y in batches(data.train, size, seed, 0, count)]

@@ -23,9 +23,15 @@ class LionState(NamedTuple):
 
 @public
 def lion(lr: float | Schedule, betas: tuple[float, float] = (0.9, 0.99), weight_decay: float = 0.0) -> Optimizer:
-    """The pure optimiser; weight decay is decoupled. Rates are a third to a tenth of AdamW's.
+    """Lion: steps of one size along the sign of a momentum (Chen et al. 2023, alg. 2).
 
-    Raises UserError for betas or weight decay out of range.
+    lr: a rate, or a schedule of rates; a third to a tenth of AdamW's. betas: in [0, 1). weight_decay: decoupled, at
+    least 0. Raises UserError for numbers out of range.
+
+    >>> params = {"w": torch.tensor([1.0])}
+    >>> optimizer = lf.lion(0.1)
+    >>> optimizer.update({"w": torch.tensor([5.0])}, optimizer.init(params), params, torch.tensor(0))[0]
+    {'w': tensor([0.9000])}
     """
     beta1, beta2 = betas
     check_ranges(beta1=beta1, beta2=beta2, weight_decay=weight_decay)

@@ -30,10 +30,18 @@ from lthfunc.trees.types import Dataset, TrainState
 def take_steps(
     trainer: Trainer, state: TrainState, *, seed: int, until: int, observe: Observer | None = None
 ) -> tuple[TrainState, float]:
-    """Train from `state.step` to step `until`; returns the new state and the mean training loss.
+    """Train from `state.step` to step `until`.
 
-    Pure: `state` is not changed, and the result depends on the arguments alone, random layers included. An optimiser's
-    state in it goes on, and with it the rates it was begun with; ``state._replace(opt=())`` takes the trainer's.
+    seed: decides the order of examples and the draws of random layers. observe: called with the number of each step and
+    None. The state's optimiser state continues, with the learning rates that it was begun with;
+    ``state._replace(opt=())`` takes the trainer's. Returns the new state and the mean training loss; `state` is not
+    changed, and the result depends on the arguments alone.
+
+    >>> data = lf.data.from_tensors("tiny", (torch.randn(9, 4), [0, 1, 1] * 3), (torch.randn(2, 4), [0, 1]), val=3)
+    >>> model = lf.from_module(nn.Linear(4, 2))
+    >>> trainer = lf.make_trainer(model, data, optimizer=lf.sgd(0.1), batch_size=2)
+    >>> int(lf.take_steps(trainer, lf.init(model), seed=0, until=5)[0].step)
+    5
     """
     with TrainingSession(trainer, [state], [seed], until, observe=as_observers(observe)) as training:
         training.to(until)
@@ -52,12 +60,19 @@ def fit(
     observe: Observer | None = None,
     so_far: Fit | None = None,
 ) -> Fit:
-    """Train to step `until`, measuring the validation split at the start, every `eval_every` steps and at the end.
+    """Train to step `until`, evaluating on the validation split at the start, every `eval_every` steps, and the end.
 
-    `so_far` continues a fit that stopped at `state`: its curve and choice go on.
+    trainer: of `make_trainer`. seed: decides the order of examples and the draws of random layers. observe: called with
+    the number of each step and, after an evaluation, the new point of the curve. so_far: a fit to continue, which
+    stopped at `state`. Returns the last state, the network with the least validation loss, and the learning curve.
+    Raises UserError where no step is left to take, or where a loss or gradient is not finite (`Trainer.on_nonfinite`).
 
-    Raises UserError where the state has no step left to take, or a loss or gradient is no longer finite
-    (`Trainer.on_nonfinite`).
+    >>> data = lf.data.from_tensors("tiny", (torch.randn(9, 4), [0, 1, 1] * 3), (torch.randn(2, 4), [0, 1]), val=3)
+    >>> model = lf.from_module(nn.Linear(4, 2))
+    >>> trainer = lf.make_trainer(model, data, optimizer=lf.sgd(0.1), batch_size=2)
+    >>> found = lf.fit(trainer, lf.init(model), seed=0, until=6, eval_every=3)
+    >>> [point.step for point in found.curve]
+    [0, 3, 6]
     """
     before = None if so_far is None else [so_far]
     return fit_together(
@@ -83,12 +98,17 @@ def fit_together(
     so_far: Sequence[Fit] | None = None,
     checkpointer: Checkpointer[Fit] | None = None,
 ) -> list[Fit]:
-    """`fit` of several states at the same step, side by side as one vmapped program; a result for each.
+    """Run `fit` for several states at the same step, vmapped into one program.
 
-    observe: told the points of all. checkpointer: who keeps the fits under way; `so_far` continues them, to the
-    same bits on a CPU.
+    trainer, until, eval_every: as `fit` takes them. seeds: one for each of the states. observe: called with the new
+    points of all. so_far: fits to continue, to the same bits on a CPU. checkpointer: the callbacks that save unfinished
+    fits. Returns a fit for each state. Raises Stopped where the checkpointer asked for it.
 
-    Raises Stopped where the keeper asked for it.
+    >>> data = lf.data.from_tensors("tiny", (torch.randn(9, 4), [0, 1, 1] * 3), (torch.randn(2, 4), [0, 1]), val=3)
+    >>> model = lf.from_module(nn.Linear(4, 2))
+    >>> trainer = lf.make_trainer(model, data, optimizer=lf.sgd(0.1), batch_size=2)
+    >>> len(lf.fit_together(trainer, [lf.init(model, 0), lf.init(model, 1)], seeds=[0, 1], until=4, eval_every=4))
+    2
     """
     if len(seeds) != len(states):
         raise UserError(f"fit_together: seeds must be one for each of {len(states)} states, not {len(seeds)}")
@@ -151,10 +171,20 @@ def train(
     metric: Metric = accuracy,
     observe: Observer | None = None,
 ) -> Transformation:
-    """Training as a transformation TrainState -> TrainState, to compose: it goes on to step `steps`.
+    """Training as a transformation: a state goes in, and comes out trained to step `steps`.
 
-    The moments of a state that was trained before go on, at the optimiser's own rates. Raises UserError where they are
-    another optimiser's; ``state._replace(opt=())`` begins with fresh ones.
+    model, data, optimizer, batch_size, loss, augment, engine, precision, metric: as `make_trainer` takes them. seed:
+    decides the order of examples. observe: called with the number of each step. The moments of a state that was trained
+    before continue, at the rates of this optimiser. Raises UserError, when it is applied, where they are another
+    optimiser's; ``state._replace(opt=())`` begins with fresh ones.
+
+    >>> data = lf.data.from_tensors("tiny", (torch.randn(9, 4), [0, 1, 1] * 3), (torch.randn(2, 4), [0, 1]), val=3)
+    >>> model = lf.from_module(nn.Linear(4, 2))
+    >>> start = lf.init(model)
+    >>> train = lf.train(model, data, optimizer=lf.sgd(0.1), steps=5, batch_size=2)
+    >>> find = lf.compose(train, lf.prune(fraction=0.5), lf.rewind(to=start))
+    >>> lf.density(find(start).masks)
+    0.5
     """
     trainer = make_trainer(
         model,
@@ -182,7 +212,16 @@ def train(
 def accuracy_on(
     model: Model, state: TrainState, data: Dataset, split: str = "test", metric: Metric = accuracy
 ) -> float:
-    """Accuracy, or another metric, of a state's network on a split (`train`, `val` or `test`)."""
+    """The accuracy, or another metric, of a state's network on a split of a data set.
+
+    model, state: the network. data: the data set. split: "train", "val" or "test". metric: (outputs, targets) ->
+    scalar. Raises UserError for accuracy on targets that are numbers, which have no classes.
+
+    >>> data = lf.data.from_tensors("tiny", (torch.randn(9, 4), [0, 1, 1] * 3), (torch.randn(2, 4), [0, 1]), val=3)
+    >>> model = lf.from_module(nn.Linear(4, 2))
+    >>> lf.accuracy_on(model, lf.init(model), data) in (0.0, 0.5, 1.0)
+    True
+    """
     part = check_split(data, split)
     if metric is accuracy and part.y.is_floating_point():
         raise UserError("metric: accuracy counts classes, and the targets are numbers; try lf.r2(variance)")

@@ -23,9 +23,14 @@ Metric = Callable[[Tensor, Tensor], Tensor]
 
 
 def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Outputs (n, classes), targets (n,); or, for every token, (n, length, classes) and (n, length).
+    """Cross entropy, the mean over the batch.
 
-    A loss that the network gives itself, and no logits beside it, counts as it is.
+    outputs: (n, classes), or (n, length, classes) for a class of each token. targets: int64 (n,) or (n, length); or
+    probabilities, floats of the outputs' shape. A loss that the network returns itself, without logits, is taken as it
+    is.
+
+    >>> lf.cross_entropy(torch.tensor([[2.0, 2.0]]), torch.tensor([0]))
+    tensor(0.6931)
     """
     if (own := own_loss(outputs)) is not None:
         return own
@@ -35,7 +40,13 @@ def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
 
 @public
 def label_smoothed_cross_entropy(label_smoothing: float) -> Loss:
-    """Cross entropy with a share of each target spread over all classes (Szegedy et al. 2016, sec. 7)."""
+    """Cross entropy with the share `label_smoothing` of each target spread over all classes.
+
+    Szegedy et al. 2016, sec. 7. Returns a loss. Raises UserError for a share outside [0, 1].
+
+    >>> lf.label_smoothed_cross_entropy(0.2)(torch.tensor([[2.0, 2.0]]), torch.tensor([0]))
+    tensor(0.6931)
+    """
     if not 0 <= label_smoothing <= 1:
         raise invalid("label_smoothing", label_smoothing, "a number from 0 to 1")
 
@@ -49,24 +60,39 @@ def label_smoothed_cross_entropy(label_smoothing: float) -> Loss:
 
 
 def mean_squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Outputs and targets (n, numbers)."""
+    """Mean squared error of outputs and targets, both (n, numbers).
+
+    >>> lf.mean_squared_error(torch.tensor([[3.0]]), torch.tensor([[1.0]]))
+    tensor(4.)
+    """
     return F.mse_loss(_numbers_from("mean_squared_error", outputs, targets), targets)
 
 
 def mean_absolute_error(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Outputs and targets (n, numbers)."""
+    """Mean absolute error of outputs and targets, both (n, numbers).
+
+    >>> lf.mean_absolute_error(torch.tensor([[3.0]]), torch.tensor([[1.0]]))
+    tensor(2.)
+    """
     return F.l1_loss(_numbers_from("mean_absolute_error", outputs, targets), targets)
 
 
 def huber(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Squared up to an error of 1, linear beyond (Huber 1964); outputs and targets (n, numbers)."""
+    """Huber loss (Huber 1964): squared up to an error of 1, linear beyond; outputs and targets are (n, numbers).
+
+    >>> lf.huber(torch.tensor([[3.0]]), torch.tensor([[1.0]]))
+    tensor(1.5000)
+    """
     return F.huber_loss(_numbers_from("huber", outputs, targets), targets)
 
 
 def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Share whose largest output is the target; outputs (..., classes), targets (...).
+    """The share of examples whose largest output is the target; outputs are (..., classes), targets (...).
 
-    NaN for targets that are numbers, of which no output is the right one.
+    NaN for targets that are numbers, since they have no classes.
+
+    >>> lf.accuracy(torch.tensor([[0.1, 0.9], [0.8, 0.2]]), torch.tensor([1, 1]))
+    tensor(0.5000, dtype=torch.float64)
     """
     outputs = prediction(outputs)
     if _tensor("accuracy", targets).is_floating_point():
@@ -77,7 +103,13 @@ def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
 
 @public
 def top_k(count: int) -> Metric:
-    """Share whose target is among the `count` largest outputs; all count where there are fewer classes."""
+    """The share of examples whose target is among the `count` largest outputs.
+
+    Returns a metric.
+
+    >>> lf.top_k(2)(torch.tensor([[0.1, 0.7, 0.2]]), torch.tensor([2]))
+    tensor(1., dtype=torch.float64)
+    """
 
     def metric(outputs: Tensor, targets: Tensor) -> Tensor:
         outputs = prediction(outputs)
@@ -90,9 +122,12 @@ def top_k(count: int) -> Metric:
 
 @public
 def r2(variance: Tensor) -> Metric:
-    """Share of the targets' variance that outputs explain, R². variance: (numbers,), of the training targets.
+    """R², the share of the targets' variance that outputs explain.
 
-    Not below a batch's own R² by more than its variance differs; so it is a mean over examples.
+    variance: (numbers,), of the training targets, so that the metric is a mean over examples. Returns a metric.
+
+    >>> lf.r2(torch.tensor([4.0]))(torch.tensor([[1.0]]), torch.tensor([[3.0]]))
+    tensor(0., dtype=torch.float64)
     """
 
     def metric(outputs: Tensor, targets: Tensor) -> Tensor:

@@ -10,11 +10,14 @@ _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
 
 
 def keep_freed_memory() -> bool:
-    """Let the C library keep freed memory instead of giving it back to the system; True where that could be said.
+    """Let the C library keep freed memory for the next step, instead of returning it to the system.
 
-    By default glibc maps every block above 32 MB, and at first every block above 128 kB, anew, and each step
-    pays for the zeroing of its pages. Concerns the whole process, so a program calls it, not the library. The
-    process then keeps the memory of its largest moment.
+    By default glibc maps every block above 32 MB (at first 128 kB) anew, and each step pays for clearing its pages.
+    This concerns the whole process, which then keeps as much memory as it ever used; so programs call it, not the
+    library. Returns whether it could be set.
+
+    >>> lf.keep_freed_memory() in (True, False)
+    True
     """
     if not sys.platform.startswith("linux"):
         return False

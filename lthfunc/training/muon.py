@@ -36,11 +36,17 @@ def muon(
     others: float = 0.15,
     is_matrix: Callable[[str, Tensor], bool] = lambda name, leaf: leaf.ndim >= 2,
 ) -> Optimizer:
-    """Muon for matrices, and convolutions as matrices (out, in · kernel); AdamW at `others` times the rate for others.
+    """Muon: the momentum of each matrix, orthogonalised (Jordan et al. 2024); AdamW for other parameters.
 
-    An update mixes the weights of a layer, so that it reaches pruned ones too: the step masks the weights after it.
+    lr: a rate, or a schedule of rates. momentum: in [0, 1), with nesterov or plain. weight_decay: at least 0. others:
+    AdamW's rate relative to Muon's. is_matrix: (name, parameter) -> whether Muon applies; convolutions count as
+    matrices (out, in · kernel). An update mixes the weights of a layer, so pruned ones are masked after each step.
+    Raises UserError for numbers out of range.
 
-    Raises UserError for momentum or weight decay out of range.
+    >>> params = {"w": torch.eye(2), "b": torch.zeros(2)}
+    >>> optimizer = lf.muon(0.1)
+    >>> list(optimizer.update(params, optimizer.init(params), params, torch.tensor(0))[0])
+    ['w', 'b']
     """
     check_ranges(momentum=momentum, weight_decay=weight_decay, others=others)
     schedule = as_schedule(lr)

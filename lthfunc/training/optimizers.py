@@ -81,9 +81,14 @@ class AdamState(NamedTuple):
 
 @public
 def sgd(lr: float | Schedule, momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0) -> Optimizer:
-    """Stochastic gradient descent, as torch.optim.SGD (dampening 0; L2 weight decay).
+    """Stochastic gradient descent, as torch.optim.SGD without dampening.
 
-    Raises UserError for momentum or weight decay out of range, or Nesterov without momentum.
+    lr: a rate, or a schedule of rates. momentum: in [0, 1), with or without nesterov. weight_decay: L2, at least 0.
+    Raises UserError for numbers out of range, or for nesterov without momentum.
+
+    >>> params, optimizer = {"w": torch.tensor([1.0])}, lf.sgd(0.1)
+    >>> optimizer.update({"w": torch.tensor([5.0])}, optimizer.init(params), params, torch.tensor(0))[0]
+    {'w': tensor([0.5000])}
     """
     check_ranges(momentum=momentum, weight_decay=weight_decay)
     if nesterov and momentum == 0:
@@ -114,7 +119,15 @@ def adam(
     eps: float = 1e-8,
     weight_decay: float = 0.0,
 ) -> Optimizer:
-    """Adam with L2 weight decay, as torch.optim.Adam (Kingma & Ba 2015, alg. 1)."""
+    """Adam with L2 weight decay, as torch.optim.Adam (Kingma & Ba 2015, alg. 1).
+
+    lr: a rate, or a schedule of rates. betas: in [0, 1). eps, weight_decay: at least 0. Raises UserError for numbers
+    out of range.
+
+    >>> params, optimizer = {"w": torch.tensor([1.0])}, lf.adam(0.1)
+    >>> optimizer.update({"w": torch.tensor([5.0])}, optimizer.init(params), params, torch.tensor(0))[0]
+    {'w': tensor([0.9000])}
+    """
     return _adam(lr, betas, eps, weight_decay, decoupled=False)
 
 
@@ -125,7 +138,15 @@ def adamw(
     eps: float = 1e-8,
     weight_decay: float = 0.01,
 ) -> Optimizer:
-    """Adam with decoupled weight decay, as torch.optim.AdamW (Loshchilov & Hutter 2019, alg. 2)."""
+    """Adam with decoupled weight decay, as torch.optim.AdamW (Loshchilov & Hutter 2019, alg. 2).
+
+    lr: a rate, or a schedule of rates. betas: in [0, 1). eps, weight_decay: at least 0. Raises UserError for numbers
+    out of range.
+
+    >>> params, optimizer = {"w": torch.tensor([1.0])}, lf.adamw(0.1, weight_decay=0.5)
+    >>> optimizer.update({"w": torch.tensor([5.0])}, optimizer.init(params), params, torch.tensor(0))[0]
+    {'w': tensor([0.8500])}
+    """
     return _adam(lr, betas, eps, weight_decay, decoupled=True)
 
 

@@ -28,9 +28,19 @@ _TRAINED, _FIXED, _BUFFERS = "trained_", "fixed_", "buffers_"
 def parametrized(
     model: Model, name: str, draw: InitFunction, training: WeightFunction, evaluating: WeightFunction
 ) -> Model:
-    """The model with its params computed from others, in its two modes.
+    """The model with its params computed from other, trained tensors, such as scores of which a mask is made.
 
-    The new model's params are what is trained and its buffers the rest, under names that `trained_part` undoes.
+    name: of the new model. draw: seed -> (what is trained, what is fixed, buffers). training, evaluating: (what is
+    trained, what is fixed) -> the network's params, in the two modes. The new model's params are what is trained and
+    its buffers the rest, under names that `trained_part` turns back.
+
+    >>> model = lf.from_module(nn.Linear(4, 2, bias=False))
+    >>> def masked(scores, fixed):
+    ...     return {"weight": fixed["weight"] * lf.straight_through((scores["weight"] > 0).float(), scores["weight"])}
+    >>> def draw(seed):
+    ...     return {"weight": torch.randn(2, 4)}, model.init(seed)[0], {}
+    >>> list(lf.init(lf.parametrized(model, "supermask", draw, masked, masked)).params)
+    ['trained_weight']
     """
     sample = draw(0)
 
@@ -60,7 +70,13 @@ def buffers_part(buffers: Buffers, names: Mapping[str, object]) -> Buffers:
 
 
 def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
-    """The value of `hard`, the gradient of `soft` (Bengio et al. 2013)."""
+    """The value of `hard` with the gradient of `soft`: the straight-through estimator (Bengio et al. 2013).
+
+    >>> soft = torch.tensor(0.3, requires_grad=True)
+    >>> lf.straight_through(torch.tensor(1.0), soft).backward()
+    >>> soft.grad
+    tensor(1.)
+    """
     return soft + (hard - soft).detach()
 
 

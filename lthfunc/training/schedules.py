@@ -37,7 +37,11 @@ def rate_at(schedule: Schedule, step: Tensor) -> Tensor:
 
 @public
 def constant(lr: float) -> Schedule:
-    """`lr` in every step."""
+    """A schedule with the rate `lr` in every step. Raises UserError for a rate that is not above 0.
+
+    >>> lf.constant(0.1)
+    tensor([0.1000], dtype=torch.float64)
+    """
     if not lr > 0:
         raise invalid("lr", lr, "a number above 0")
     return torch.tensor([lr], dtype=torch.float64)
@@ -45,7 +49,13 @@ def constant(lr: float) -> Schedule:
 
 @public
 def stepwise(lr: float, milestones: Sequence[int], gamma: float = 0.1, final: float = 0.0) -> Schedule:
-    """`lr`, multiplied by `gamma` at each milestone (in steps), as torch's MultiStepLR does; no lower than `final`."""
+    """A schedule that multiplies `lr` by `gamma` at each of the milestones (steps), as torch's MultiStepLR.
+
+    final: the rate that it doesn't fall below. Raises UserError for numbers out of range.
+
+    >>> lf.stepwise(1.0, [2, 3])
+    tensor([1.0000, 1.0000, 0.1000, 0.0100], dtype=torch.float64)
+    """
     _check_final(final, lr)
     _check_factor("gamma", gamma)
     if min(milestones, default=0) < 0:
@@ -59,7 +69,13 @@ def stepwise(lr: float, milestones: Sequence[int], gamma: float = 0.1, final: fl
 
 @public
 def cosine(lr: float, steps: int, final: float = 0.0) -> Schedule:
-    """From `lr` down to `final` at `steps` along half a cosine (Loshchilov & Hutter 2017, eq. 5, one period)."""
+    """A schedule that falls from `lr` to `final` at step `steps` along half a cosine (Loshchilov & Hutter 2017, eq. 5).
+
+    Raises UserError for numbers out of range.
+
+    >>> lf.cosine(1.0, steps=2)
+    tensor([1.0000, 0.5000, 0.0000], dtype=torch.float64)
+    """
     _check_final(final, lr)
     if steps < 1:
         raise invalid("steps", steps, "a whole number above 0")
@@ -69,7 +85,13 @@ def cosine(lr: float, steps: int, final: float = 0.0) -> Schedule:
 
 @public
 def cyclic(lr: float, steps: int, cycles: int, final: float = 0.0) -> Schedule:
-    """`cosine`, `cycles` times in `steps` (Loshchilov & Hutter 2017, eq. 5, periods of one length)."""
+    """A schedule of `cycles` cosines in `steps` steps, each from `lr` to `final` (Loshchilov & Hutter 2017, eq. 5).
+
+    Raises UserError for numbers out of range.
+
+    >>> lf.cyclic(1.0, steps=4, cycles=2)
+    tensor([1.0000, 0.5000, 1.0000, 0.5000, 0.0000], dtype=torch.float64)
+    """
     if not 1 <= cycles <= steps:
         raise invalid("cycles", cycles, f"a whole number from 1 to {steps}, the steps")
     ends = [round(steps * k / cycles) for k in range(cycles + 1)]
@@ -80,7 +102,13 @@ def cyclic(lr: float, steps: int, cycles: int, final: float = 0.0) -> Schedule:
 
 @public
 def warmup(schedule: Schedule, steps: int) -> Schedule:
-    """The schedule, its first `steps` entries multiplied by 1/steps, 2/steps … 1."""
+    """The schedule with its first `steps` rates multiplied by 1/steps, 2/steps … 1.
+
+    Raises UserError for a negative number of steps, or a tensor that is no schedule.
+
+    >>> lf.warmup(lf.constant(1.0), steps=4)
+    tensor([0.2500, 0.5000, 0.7500, 1.0000], dtype=torch.float64)
+    """
     if steps < 0:
         raise invalid("warmup", steps, "a whole number of steps, 0 or more")
     _check_table("schedule", schedule)
@@ -94,9 +122,13 @@ def warmup(schedule: Schedule, steps: int) -> Schedule:
 
 @public
 def one_cycle(lr: float, steps: int, rise: float = 0.3, start: float = 0.04, end: float = 4e-6) -> Schedule:
-    """Half a cosine from `start` times `lr` up to it in the share `rise` of the steps, another down to `end` times it.
+    """A schedule of two half cosines, as torch's OneCycleLR (Smith & Topin 2018).
 
-    As torch's OneCycleLR (Smith & Topin 2018).
+    In the share `rise` of `steps` it rises from `start` · lr to lr, then falls to `end` · lr. Raises UserError for
+    numbers out of range.
+
+    >>> lf.one_cycle(1.0, steps=5, rise=0.6, start=0.5, end=0.0)
+    tensor([0.5000, 0.7500, 1.0000, 0.5000, 0.0000], dtype=torch.float64)
     """
     _check_factor("start", start)
     _check_factor("end", end)
@@ -109,9 +141,13 @@ def one_cycle(lr: float, steps: int, rise: float = 0.3, start: float = 0.04, end
 
 @public
 def triangular(lr: float, steps: int, rise: float = 0.23, start: float = 0.2, end: float = 0.07) -> Schedule:
-    """Straight from `start` times `lr` up to it in the share `rise` of the steps, and down to `end` times it.
+    """A schedule that rises linearly from `start` · lr to lr in the share `rise` of `steps`, then falls to `end` · lr.
 
-    The defaults are those of fast CIFAR training (Jordan 2024, "94% on CIFAR-10 in 3.29 seconds").
+    The defaults are those of fast CIFAR training (Jordan 2024, "94% on CIFAR-10 in 3.29 seconds"). Raises UserError for
+    numbers out of range.
+
+    >>> lf.triangular(1.0, steps=4, rise=0.5, start=0.5, end=0.0)
+    tensor([0.5000, 0.7500, 1.0000, 0.5000, 0.0000], dtype=torch.float64)
     """
     _check_factor("start", start)
     _check_factor("end", end)
@@ -124,7 +160,13 @@ def triangular(lr: float, steps: int, rise: float = 0.23, start: float = 0.2, en
 
 @public
 def trapezoidal(lr: float, steps: int, rise: float = 0.05, fall: float = 0.2, final: float = 0.0) -> Schedule:
-    """Up in the share `rise` of the steps, `lr`, straight down to `final` in the last `fall` (Hägele et al. 2024)."""
+    """A schedule that rises in the share `rise` of `steps`, stays at `lr`, and falls in the last share `fall`.
+
+    It falls linearly to `final` (Hägele et al. 2024). Raises UserError for numbers out of range.
+
+    >>> lf.trapezoidal(1.0, steps=4, rise=0.5, fall=0.5)
+    tensor([0.5000, 1.0000, 1.0000, 0.5000, 0.0000], dtype=torch.float64)
+    """
     _check_final(final, lr)
     _peak(steps, rise)
     _peak(steps, fall)

@@ -33,12 +33,20 @@ def make_sharded_step(
     precision: Precision = "fp32",
     metric: Metric = accuracy,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """A pure step on parts: (this rank's parts of a state, its part of the batch) -> (parts, metrics of the batch).
+    """Make a pure step on shards: (this rank's shard of a state, its part of the batch) -> (shard, metrics).
 
-    Parts are DTensors (`sharded`), or plain tensors cut as those are. Each rank has equally many examples. The parts
-    together become what `make_train_step` makes of the whole state and batch, but for rounding.
+    model, loss, optimizer, precision, metric: as `make_train_step` takes them. collectives: of the ranks, each with
+    equally many examples. Shards are DTensors (`sharded`), or plain tensors cut as those are. Returns the step;
+    together, the shards become what `make_train_step` makes of the whole state and batch, up to rounding. Raises
+    UserError for an optimiser whose updates depend on other weights (Muon), which may lie on other ranks.
 
-    Raises UserError where an update depends on other weights (Muon's), which may lie elsewhere.
+    >>> from lthfunc.distributed.collectives import SINGLE_RANK
+    >>> model, optimizer = lf.from_module(nn.Linear(4, 2)), lf.sgd(0.1)
+    >>> step = lf.make_sharded_step(model, lf.cross_entropy, optimizer, SINGLE_RANK)
+    >>> state = lf.with_optimizer(lf.init(model), optimizer)
+    >>> state, metrics = step(state, (torch.randn(3, 4), torch.tensor([0, 1, 1])))
+    >>> sorted(metrics)
+    ['accuracy', 'loss']
     """
     if optimizer.mixes:
         raise UserError("shards: an optimiser whose updates mix a layer's weights cannot work on parts of it")

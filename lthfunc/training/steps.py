@@ -75,16 +75,29 @@ def _is_real(leaf: Tensor) -> bool:
 
 @public
 def loss_of(model: Model, buffers: Buffers, loss: Loss = cross_entropy) -> LossOf:
-    """(params, batch) -> the mean loss in training mode, as scores and regrowth take it; buffers don't change."""
+    """The mean loss of the model in training mode, as a function (params, batch) -> scalar, for scores and growth.
+
+    buffers: of the network; they don't change. loss: (outputs, targets) -> scalar.
+
+    >>> model = lf.from_module(nn.Linear(4, 2))
+    >>> loss = lf.loss_of(model, {})
+    >>> loss(lf.init(model).params, (torch.ones(3, 4), torch.tensor([0, 1, 1]))).shape
+    torch.Size([])
+    """
     return LossOf(model, buffers, checked_loss("loss", loss))
 
 
 @public
 def forward_of(model: Model, buffers: Buffers) -> Callable[[Params, Tensor], Any]:
-    """(params, inputs) -> outputs in evaluation mode, in the precision of the inputs, as SynFlow takes it.
+    """The model in evaluation mode, as a function (params, inputs) -> outputs in the inputs' dtype, for `synflow`.
 
-    Raises UserError where the network reads whole numbers (a text's), which nothing flows back to, and, when called,
-    where it cannot be run in that precision.
+    buffers: of the network. Raises UserError for a network that reads tokens, and, when it is called, where the network
+    cannot be run in that dtype.
+
+    >>> model = lf.from_module(nn.Linear(4, 2))
+    >>> forward = lf.forward_of(model, {})
+    >>> forward(lf.tree_map(torch.Tensor.double, lf.init(model).params), torch.ones(1, 4, dtype=torch.float64)).dtype
+    torch.float64
     """
     if model.tokens:
         raise UserError(f"--score: synflow sends real numbers through a network, and {model.name} reads whole ones")
@@ -111,15 +124,24 @@ def make_train_step(
     metric: Metric = accuracy,
     collectives: Collectives = SINGLE_RANK,
 ) -> TrainStep:
-    """A pure step: (state, batch) -> (state, metrics). The state must hold an optimiser state (`with_optimizer`).
+    """Make a pure training step: (state, batch) -> (state, metrics).
 
-    The gradient is masked before weight decay and momentum see it. With params that start masked, pruned
-    weights then stay exactly zero, whatever the optimiser. `state.masks` may be bool or, faster, float.
-    With precision "bf16" the network runs under autocast; params, gradients and optimiser stay float32.
+    model: the network. loss, metric: (outputs, targets) -> scalar, the mean over the batch. optimizer: whose state the
+    state must hold (`with_optimizer`). precision: "bf16" runs the network under autocast; params and gradients stay
+    float32. The gradient is masked before weight decay and momentum, so weights that are pruned stay exactly zero.
+    `state.masks` may be bool or, faster, float.
 
-    collectives: of several ranks, each of which calls the step with its part of the batch (equally many examples) and
+    collectives: of several ranks, each of which calls the step with its part of the batch, equally many examples, and
     gets the state that the whole batch leads to. The step then takes the state's `surviving_indices` as a third
-    argument; without it they are computed in every step.
+    argument; without it they are computed in every step. Returns the step. Raises UserError, when it is called, for a
+    state without optimiser state.
+
+    >>> model, optimizer = lf.from_module(nn.Linear(4, 2)), lf.sgd(0.1)
+    >>> step = lf.make_train_step(model, lf.cross_entropy, optimizer)
+    >>> state = lf.with_optimizer(lf.init(model), optimizer)
+    >>> state, metrics = step(state, (torch.ones(3, 4), torch.tensor([0, 1, 1])))
+    >>> int(state.step), sorted(metrics)
+    (1, ['accuracy', 'loss'])
     """
     inner = make_inner_step(model, loss, optimizer, precision, metric, collectives)
     tidy = is_library_code(model, loss, metric, optimizer)
@@ -190,7 +212,16 @@ def objective_of(
 def make_eval_step(
     model: Model, loss: Loss = cross_entropy, precision: Precision = "fp32", metric: Metric = accuracy
 ) -> EvalStep:
-    """A pure evaluation: (params, buffers, batch) -> metrics, in evaluation mode."""
+    """Make a pure evaluation in evaluation mode: (params, buffers, batch) -> metrics.
+
+    model, loss, precision, metric: as `make_train_step` takes them. Returns the function; its metrics are "loss" and
+    "accuracy", which is the metric.
+
+    >>> model = lf.from_module(nn.Linear(4, 2))
+    >>> evaluate = lf.make_eval_step(model)
+    >>> sorted(evaluate(lf.init(model).params, {}, (torch.ones(3, 4), torch.tensor([0, 1, 1]))))
+    ['accuracy', 'loss']
+    """
     loss, metric = checked_loss("loss", loss), checked_loss("metric", metric)
 
     def step(params: Params, buffers: Buffers, batch: Batch) -> Metrics:
@@ -252,9 +283,13 @@ def masked(grads: Params, masks: Masks) -> Params:
 
 @public
 def with_optimizer(state: TrainState, optimizer: Optimizer) -> TrainState:
-    """The state with an optimiser state: its own, learning rates among it, or a fresh one where it has none (``()``).
+    """The state with an optimiser state: its own, or a fresh one of `optimizer` where it has none (``()``).
 
-    Raises UserError where its own is another optimiser's, or of another network.
+    Its own keeps its learning rates. Raises UserError where it is another optimiser's, or of another network.
+
+    >>> state = lf.with_optimizer(lf.init(lf.from_module(nn.Linear(4, 2))), lf.sgd(0.1, momentum=0.9))
+    >>> sorted(state.opt.velocity)
+    ['bias', 'weight']
     """
     if state.opt != ():
         check_optimizer_state(state.opt, optimizer, state.params)

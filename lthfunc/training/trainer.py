@@ -69,12 +69,19 @@ def make_trainer(
     on_nonfinite: OnNonfinite = "stop",
     collectives: Collectives = SINGLE_RANK,
 ) -> Trainer:
-    """Put a model, its data and an optimiser together.
+    """Make a trainer of a model, its data and an optimiser; made once, it serves every round, control and replicate.
 
-    engine: "eager", "compile", which pays off from some 3,000 small steps on, or a function that makes one
-    (`sparse_engine`). on_nonfinite: a step whose loss or gradient is not finite ends a fit, or is left out of it.
-    collectives: `lf.collectives()` for one training on all ranks of a process group. All ranks make the same calls;
-    each takes its part of every batch, and all arrive at the same results.
+    batch_size: examples in a step. loss, metric: (outputs, targets) -> scalar. augment: (inputs, key) -> changed
+    inputs. engine: "eager"; "compile", which pays off from some 3,000 small steps on; or a function that makes an
+    engine (`sparse_engine`). precision: "fp32", "tf32" or "bf16". on_nonfinite: what to do about a step whose loss or
+    gradient is not finite: "stop" ends a fit, "skip" leaves the step out. collectives: `lf.collectives()` for one
+    training on all ranks of a process group; all ranks make the same calls, each takes its part of every batch, and all
+    arrive at the same results. Returns the trainer. Raises UserError where a step on a few examples fails, with the
+    line at fault.
+
+    >>> data = lf.data.from_tensors("tiny", (torch.randn(9, 4), [0, 1, 1] * 3), (torch.randn(2, 4), [0, 1]), val=3)
+    >>> lf.make_trainer(lf.from_module(nn.Linear(4, 2)), data, optimizer=lf.adam(1e-3), batch_size=2).batch_size
+    2
     """
     data = check_data(data)
     steps_per_epoch(len(data.train.x), batch_size)  # an impossible batch size fails here, before any training
