@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from lthfunc.deployment.names import FORMATS, FORMS, LAYER_FORMATS, TARGETS
-from lthfunc.errors import invalid, unknown
+from lthfunc.catalog.deployment import EXPORTS, FORMATS
+from lthfunc.errors import invalid
 
 from . import options as o
 from .console import put
@@ -43,9 +43,8 @@ def specialize(
         str,
         typer.Option(
             "--format",
-            help="auto (the fastest by measurement, dense unless another is faster), or one of: "
-            + ", ".join(f"{name} ({about})" for name, about in {**FORMS, **LAYER_FORMATS}.items()),
-            autocompletion=o.names(*FORMATS),
+            help=f"auto ({FORMATS.auto}), or one of: {FORMATS.described}",
+            autocompletion=o.names(*FORMATS.offers),
         ),
     ] = "auto",
     batch_size: ExamplesAtOnce = 64,
@@ -55,8 +54,7 @@ def specialize(
     json: o.Json = False,
 ) -> None:
     """Make the fastest program of a trained ticket, and say what it costs: time, FLOPs, bytes, accuracy."""
-    if format not in FORMATS:
-        raise unknown("--format", format, FORMATS)
+    FORMATS.check(format)
     check_least(("--batch-size", batch_size, 1), ("--threads", threads, 1))
     from lthfunc.deployment.accuracy import accuracy_of
     from lthfunc.deployment.candidates import masked_module
@@ -126,8 +124,8 @@ def export(
         str,
         typer.Option(
             "--to",
-            help="; ".join(f"{name}: {about}" for name, about in TARGETS.items()),
-            autocompletion=o.names(*TARGETS),
+            help=f"{EXPORTS.described}; or package.module:function.",
+            autocompletion=o.names(*EXPORTS),
         ),
     ],
     out: Annotated[
@@ -143,28 +141,27 @@ def export(
     json: o.Json = False,
 ) -> None:
     """Write a trained ticket for other programs, compare what it computes there, and tell sizes."""
-    if to not in TARGETS:
-        raise unknown("--to", to, TARGETS)
+    EXPORTS.check(to)
     from lthfunc.deployment.export.exportable import dense_sizes, exportable_of
-    from lthfunc.deployment.export.table import TARGETS as EXPORTERS
     from lthfunc.runs import safe_files
     from lthfunc.runs.tickets import ticket_of_run
     from lthfunc.trees.atomic_io import safe_file_name
 
-    target = EXPORTERS[to]
+    suffix = EXPORTS[to].suffix if to in EXPORTS else ""
+    exporter = EXPORTS.make(to, {}, list)
     found = ticket_of_run(Path(run), number, seed, given.get("data_dir"), trusted=trust, trained=not initial)
     which = ("" if found.one_seed else f"-seed{found.seed}") + ("-initial" if initial else "")
-    name = f"{safe_file_name(found.model.name)}-round{found.number:02d}{which}-{to}{target.suffix}"
+    name = f"{safe_file_name(found.model.name)}-round{found.number:02d}{which}-{safe_file_name(to)}{suffix}"
     path = Path(out) if out else Path(run) / name
     if not out:
         safe_files.check_tree(Path(run), path)
-    if out and target.suffix and path.suffix != target.suffix:
-        raise invalid("--out", out, f"a name that ends in {target.suffix}")
+    if out and suffix and path.suffix != suffix:
+        raise invalid("--out", out, f"a name that ends in {suffix}")
     if not path.parent.is_dir():
         raise invalid("--out", str(path), f"a file in an existing folder; {str(path.parent)!r} is none")
     subject = exportable_of(found.model, found.ticket, found.data.shape)
     with _status(f"writing {path.name}"):
-        others = target.export(subject, path)
+        others = exporter(subject, path)
         rows = [*dense_sizes(found.ticket), (f"{path.name} ({to})", _size(path, others))]
     if json:
         import json as writer

@@ -255,7 +255,7 @@ def main(group: str) -> None:
     compiled.why_not = lambda device: "none for this device"  # type: ignore[attr-defined]
     loops.compiled = lambda function, example, name: function  # type: ignore[attr-defined]
     nowhere = formats.Format(lambda layer: "not on this device", formats.ListedLayer)
-    formats.LAYER_FORMATS = dict.fromkeys(("csr", "block"), nowhere)
+    formats.LISTED = formats.CSR = formats.BLOCK = formats.SEMI_STRUCTURED = nowhere
     with pretended(accelerator()) as machine:
         if group == "trainings":
             check_waits(machine)

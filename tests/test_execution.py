@@ -15,10 +15,10 @@ from torch import nn
 from torch.func import functional_call
 
 import lthfunc as lf
-from lthfunc.deployment import autotune, compiled as compiling_module, names
+from lthfunc.catalog.deployment import FORMATS
+from lthfunc.deployment import autotune, compiled as compiling_module
 from lthfunc.deployment.candidates import masked_module
-from lthfunc.deployment.export.table import TARGETS
-from lthfunc.deployment.formats import LAYER_FORMATS, block_density
+from lthfunc.deployment.formats import block_density
 from lthfunc.deployment.tuning_cache import TuningCache
 from lthfunc.errors import UserError
 from lthfunc.sparse.kernels.build import why_no_kernels
@@ -47,11 +47,6 @@ def blocked(model: lf.Model, size: int, seed: int = 0) -> Ticket:
     return Ticket(lf.apply_masks(state.params, masks), {}, masks)
 
 
-def test_names_of_help_are_names_of_code() -> None:
-    assert set(names.LAYER_FORMATS) == set(LAYER_FORMATS)
-    assert set(names.TARGETS) == set(TARGETS)
-
-
 @compiling
 @pytest.mark.parametrize("arch", [*ARCHS, "block"])
 @pytest.mark.parametrize("format", ["dense", "compact", "sparse", "listed", "csr"])
@@ -72,7 +67,7 @@ def test_every_format_computes_what_the_masked_network_does(
         wanted = outputs(model, ticket, x)
         assert float((program(x) - wanted).abs().max()) <= 1e-4 * float(wanted.abs().max())
         assert program.report.difference <= 1e-4
-        assert program.report.form == ("layers" if format in LAYER_FORMATS else format)
+        assert program.report.form == (format if FORMATS[format].whole else "layers")
 
 
 def test_a_network_that_views_its_images_is_compiled_in_the_plain_layout() -> None:

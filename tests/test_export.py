@@ -18,8 +18,8 @@ from torch import nn
 from torch.nn.utils import prune as torch_prune
 
 import lthfunc as lf
+from lthfunc.catalog.deployment import EXPORTS
 from lthfunc.deployment.export.exportable import exportable_of
-from lthfunc.deployment.export.table import TARGETS
 from lthfunc.sparse.kernels.build import why_no_kernels
 
 NEEDS = {"onnx": "onnxruntime"}
@@ -33,8 +33,8 @@ def exported(target: str, arch: str, folder: Path) -> tuple[Any, Path]:
         pytest.skip(str(why_no_kernels()))
     model, shape = named(arch)
     subject = exportable_of(model, broken(model, 0.1, seed=7, dtype=torch.float32), shape)
-    path = folder / f"ticket{TARGETS[target].suffix}"
-    TARGETS[target].export(subject, path)
+    path = folder / f"ticket{EXPORTS[target].suffix}"
+    EXPORTS.load(target)(subject, path)
     assert [each.name for each in folder.iterdir() if each.name.startswith(".")] == []
     return subject, path
 
@@ -105,7 +105,7 @@ def test_state_dicts_load_into_modules(tmp_path: Path) -> None:
 def test_pruned_pairs_are_those_of_nn_utils_prune(tmp_path: Path) -> None:
     model = lf.from_module(nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)))
     ticket = broken(model, 0.4, 0, dtype=torch.float32)
-    TARGETS["prune"].export(exportable_of(model, ticket, (6,)), tmp_path / "pairs.pt")
+    EXPORTS.load("prune")(exportable_of(model, ticket, (6,)), tmp_path / "pairs.pt")
     network = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
     for layer in (network[0], network[2]):
         torch_prune.identity(layer, "weight")
@@ -134,7 +134,7 @@ def test_export_on_the_command_line(tmp_path: Path, capsys: Any) -> None:
         assert main(["export", str(run), "--to", target, "--round", "2"]) == 0
         shown = capsys.readouterr().out
         assert "under gzip" in shown
-        path = run / f"lenet300-round02-{target}{TARGETS[target].suffix}"
+        path = run / f"lenet300-round02-{target}{EXPORTS[target].suffix}"
         assert str(path) in shown
         assert path.exists()
     back = torch.load(run / "lenet300-round02-state-dict.pt", weights_only=True)

@@ -12,7 +12,7 @@ from pretended import Machine
 from torch import distributed, nn
 
 import lthfunc as lf
-from lthfunc.deployment.formats import LAYER_FORMATS, MaskedLayer
+from lthfunc.deployment.formats import BLOCK, SEMI_STRUCTURED, MaskedLayer
 from lthfunc.deployment.tuning_cache import machine_key
 from lthfunc.distributed.collectives import SINGLE_RANK
 from lthfunc.errors import UserError
@@ -44,7 +44,7 @@ def half(
 
 
 def test_two_of_four_says_what_it_needs(gpus: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    why_not = LAYER_FORMATS["2:4"].why_not
+    why_not = SEMI_STRUCTURED.why_not
     assert why_not(half(32, 64)) is None
     assert why_not(half(32, 64, dtype=torch.bfloat16)) is None
     assert why_not(half(32, 64, device="cpu")) == "needs a CUDA device"
@@ -53,7 +53,7 @@ def test_two_of_four_says_what_it_needs(gpus: Machine, monkeypatch: pytest.Monke
     assert why_not(half(32, 64, every=1)) == "needs a mask with at most 2 of every 4 weights (--structure 2:4)"
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (7, 5))
     assert why_not(half(32, 64)) == "needs compute capability 8.0"
-    assert LAYER_FORMATS["block"].why_not(half(32, 64, dtype=torch.float64)) == (
+    assert BLOCK.why_not(half(32, 64, dtype=torch.float64)) == (
         "on a GPU takes float16, bfloat16 or float32, not float64"
     )
 

@@ -16,9 +16,9 @@ from torch.nn.utils import prune as torch_prune
 from torch.nn.utils.parametrizations import weight_norm
 
 import lthfunc as lf
+from lthfunc.catalog.deployment import EXPORTS
 from lthfunc.deployment.candidates import masked_module
 from lthfunc.deployment.export.exportable import exportable_of
-from lthfunc.deployment.export.table import TARGETS
 from lthfunc.errors import UserError
 from lthfunc.runs.settings import read_config
 from lthfunc.trees.atomic_io import safe_file_name
@@ -71,7 +71,7 @@ def test_a_shared_weight_is_one_in_the_masked_network_too() -> None:
 
 def test_a_state_dict_loads_strictly_and_as_weights(tmp_path: Path) -> None:
     module, model, ticket, x = odd()
-    TARGETS["state-dict"].export(exportable_of(model, ticket, (5,)), tmp_path / "state.pt")
+    EXPORTS.load("state-dict")(exportable_of(model, ticket, (5,)), tmp_path / "state.pt")
     saved = torch.load(tmp_path / "state.pt", weights_only=True)
     assert saved.keys() == module.state_dict().keys()
     assert "places" not in saved
@@ -118,7 +118,7 @@ def test_an_exported_state_dict_is_imported_and_started_from(tmp_path: Path, mon
 
 def test_pairs_of_nn_utils_prune_load_strictly(tmp_path: Path) -> None:
     _, model, ticket, x = odd()
-    TARGETS["prune"].export(exportable_of(model, ticket, (5,)), tmp_path / "pairs.pt")
+    EXPORTS.load("prune")(exportable_of(model, ticket, (5,)), tmp_path / "pairs.pt")
     pairs = torch.load(tmp_path / "pairs.pt", weights_only=True)
     other = Odd()
     first = first_names(lf.from_module(Odd(), tokens=True).evaluating)
@@ -179,7 +179,7 @@ def test_matrices_are_the_layers_linear_maps(layer: Any, shape: tuple[int, ...],
     masks = {name: torch.rand(leaf.shape, generator=draw) < 0.6 for name, leaf in state.params.items()}
     params = {name: torch.randn(leaf.shape, generator=draw) * masks[name] for name, leaf in state.params.items()}
     ticket = lf.Ticket(params, {}, masks)
-    TARGETS["scipy"].export(exportable_of(model, ticket, shape), tmp_path)
+    EXPORTS.load("scipy")(exportable_of(model, ticket, shape), tmp_path)
     weight, bias = (sparse.load_npz(tmp_path / f"0.{name}.npz").toarray() for name in ("weight", "bias"))
     x = torch.randn(shape, generator=draw)
     wanted = lf.to_module(ticket, model)(x[None])[0].detach()
@@ -191,7 +191,7 @@ def test_embeddings_and_shared_weights_as_matrices(tmp_path: Path) -> None:
     from scipy import sparse
 
     _, model, ticket, _ = odd()
-    TARGETS["scipy"].export(exportable_of(model, ticket, (5,)), tmp_path)
+    EXPORTS.load("scipy")(exportable_of(model, ticket, (5,)), tmp_path)
     words, out = (sparse.load_npz(tmp_path / f"{name}.weight.npz").toarray() for name in ("words", "out"))
     np.testing.assert_array_equal(words, ticket.params["words.weight"].T.numpy())  # a token in, features out
     np.testing.assert_array_equal(out, ticket.params["words.weight"].numpy())

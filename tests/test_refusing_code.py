@@ -12,9 +12,9 @@ from lthfunc_cli.main import main
 from torch import Tensor, nn
 
 import lthfunc as lf
+from lthfunc.catalog.deployment import EXPORTS
 from lthfunc.deployment.compaction.compact import compact_training
 from lthfunc.deployment.export.exportable import exportable_of
-from lthfunc.deployment.export.table import TARGETS
 from lthfunc.errors import UserError
 from lthfunc.experiments.plan import prepare
 from lthfunc.experiments.schema import from_mapping
@@ -102,9 +102,9 @@ def test_forms_and_exports_that_need_no_compaction_are_there(tmp_path: Any, monk
     with pytest.raises(UserError, match=r"--format: invalid value 'compact' .* cannot be compacted"):
         lf.specialize(ticket, model, x, format="compact")
     subject = exportable_of(model, ticket, (1, 4, 4))
-    TARGETS["state-dict"].export(subject, tmp_path / "state.pt")
+    EXPORTS.load("state-dict")(subject, tmp_path / "state.pt")
     with pytest.raises(UserError, match="--to: Given cannot be exported"):
-        TARGETS["torch-export"].export(subject, tmp_path / "net.pt2")
+        EXPORTS.load("torch-export")(subject, tmp_path / "net.pt2")
     assert [path.name for path in tmp_path.iterdir()] == ["state.pt"]
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from conftest import run
 
+from lthfunc.catalog.deployment import TRACKERS
 from lthfunc.runs.folder import read_run
-from lthfunc.tracking.table import TRACKERS
 
 SMALL = ["--rounds", "1", "--steps", "30", "--eval-every", "10", "--replicates", "2", "--control", "reinit"]
 

@@ -13,8 +13,8 @@ from conftest import gradient_of
 from torch import Tensor
 
 import lthfunc as lf
+from lthfunc.catalog.deployment import EXPORTS
 from lthfunc.deployment.export.exportable import exportable_of
-from lthfunc.deployment.export.table import TARGETS
 from lthfunc.errors import UserError
 from lthfunc.trees.model import apply_evaluating
 from lthfunc.trees.outputs import prediction
@@ -96,17 +96,17 @@ def test_networks_of_hugging_face(name: str, tmp_path: Path) -> None:
 
     subject = exportable_of(model, ticket, shape)
     assert subject.why_not_compacted is None
-    TARGETS["state-dict"].export(subject, tmp_path / "state.pt")
+    EXPORTS.load("state-dict")(subject, tmp_path / "state.pt")
     loaded = made(name)
     loaded.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True), strict=True)
     assert_same(loaded.eval()(x), wanted)
-    TARGETS["torch-export"].export(subject, tmp_path / "net.pt2")
+    EXPORTS.load("torch-export")(subject, tmp_path / "net.pt2")
     assert_same(torch.export.load(tmp_path / "net.pt2").module()(x), wanted)
     if importlib.util.find_spec("onnxruntime") is None:
         return
     import onnxruntime
 
-    TARGETS["onnx"].export(subject, tmp_path / "net.onnx")
+    EXPORTS.load("onnx")(subject, tmp_path / "net.onnx")
     session = onnxruntime.InferenceSession(str(tmp_path / "net.onnx"), providers=["CPUExecutionProvider"])
     names = [each.name for each in session.get_outputs()]
     got = session.run(None, {"inputs": x.numpy()})

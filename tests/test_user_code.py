@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from user_code import BLOCKS, CLASSES, WIDTH, drawn
 
 import lthfunc as lf
+from lthfunc.catalog.deployment import EXPORTS
 from lthfunc.deployment.compaction.compact import compact_training
 from lthfunc.deployment.export.exportable import exportable_of
-from lthfunc.deployment.export.table import TARGETS
 from lthfunc.errors import UserError
 from lthfunc.trees.model import apply_evaluating
 from lthfunc.trees.ops import clone
@@ -126,7 +126,7 @@ def _runs_alike(
         forms["compact"] = small.model.evaluating
         forms["module"] = _reloaded(subject, folder / f"net{seed}.py")
     loaded = copy.deepcopy(module)
-    TARGETS["state-dict"].export(subject, folder / "state.pt")
+    EXPORTS.load("state-dict")(subject, folder / "state.pt")
     loaded.load_state_dict(torch.load(folder / "state.pt", weights_only=True), strict=True)
     forms["state-dict"] = loaded.eval()
     for examples in (1, 5):
@@ -173,7 +173,7 @@ def _trains_alike(module: nn.Module, model: lf.Model, ticket: lf.Ticket, seed: i
 
 
 def _reloaded(subject: Any, path: Path) -> Any:
-    TARGETS["module"].export(subject, path)
+    EXPORTS.load("module")(subject, path)
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None

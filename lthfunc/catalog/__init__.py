@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from lthfunc.catalog import data_sets, methods, networks, pruning, training
+from lthfunc.catalog import data_sets, deployment, methods, networks, pruning, training
 from lthfunc.registry import Registry
 
-_MODULES = (pruning, training, methods, networks, data_sets)
+_MODULES = (pruning, training, methods, networks, data_sets, deployment)
 #: By kind.
 REGISTRIES: dict[str, Registry[Any]] = {
     each.kind: each for module in _MODULES for each in vars(module).values() if isinstance(each, Registry)

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lthfunc.deployment.formats import LAYER_FORMATS, MaskedLayer
+from lthfunc.catalog.deployment import FORMATS
+from lthfunc.deployment.formats import MaskedLayer
 from lthfunc.deployment.program import Timings
 from lthfunc.deployment.timing import Run, in_turn, repeated
 from lthfunc.deployment.tuning_cache import TuningCache, layer_key
@@ -40,7 +41,7 @@ def fastest_formats(
 
 
 def _layer_run(layer: MaskedLayer, form: str) -> Run:
-    module = layer.module if form == "dense" else LAYER_FORMATS[form].make(layer)
+    module = layer.module if form == "dense" else FORMATS.load(form).make(layer)
     return repeated(lambda: module(layer.x))
 
 

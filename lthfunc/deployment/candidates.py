@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lthfunc.catalog.deployment import FORMATS
 from lthfunc.deployment.autotune import fastest_formats
 from lthfunc.deployment.compaction.compact import Compacted, compact
 from lthfunc.deployment.compiled import Compiled
-from lthfunc.deployment.formats import LAYER_FORMATS, MaskedLayer
+from lthfunc.deployment.formats import MaskedLayer
 from lthfunc.deployment.tuning_cache import TuningCache
 from lthfunc.errors import UserError
 from lthfunc.sparse.inference import sparse_program
@@ -23,10 +24,6 @@ from lthfunc.trees.model import Model
 from lthfunc.trees.ops import apply_masks
 from lthfunc.trees.types import Masks, Ticket, TrainState
 
-#: Formats that need the mask's own pattern, which compaction would break up.
-_PATTERNED = ("block", "2:4")
-#: Formats that round, which are used only on request.
-_ROUNDING = ("int8",)
 #: Layers that may have a format of their own.
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d)
 
@@ -112,10 +109,10 @@ def sparse_candidate(m: Prepared) -> Candidate | None:
 def layered_candidates(m: Prepared, format: str, memory: TuningCache) -> list[Candidate]:
     """Networks whose layers have formats of their own: compacted and, where the mask's pattern may matter, whole.
 
-    format: one of LAYER_FORMATS, for every layer that can take it, or "auto" for the fastest of each layer.
+    format: a format of layers, for every layer that can take it, or "auto" for the fastest of each layer.
     """
     bases: list[tuple[nn.Module, Masks]] = []
-    if m.small is not None and format not in _PATTERNED:
+    if m.small is not None and not (format in FORMATS and FORMATS[format].patterned):
         masks = {name: mask.to(m.x.device) for name, mask in m.small.masks.items()}
         bases.append((_on(m.small, m.x.device), masks))
     if not bases or format == "auto":
@@ -123,7 +120,9 @@ def layered_candidates(m: Prepared, format: str, memory: TuningCache) -> list[Ca
     found = []
     for module, its in bases:
         layers = _layers_of(module, its, m.x)
-        wanted = [name for name in LAYER_FORMATS if name not in _ROUNDING] if format == "auto" else [format]
+        wanted = [format]
+        if format == "auto":
+            wanted = [name for name, each in FORMATS.items() if not each.whole and not each.rounds]
         able = {name: _able(layer, wanted, m.left_out) for name, layer in layers.items()}
         if format == "auto":
             chosen = fastest_formats(layers, able, memory)
@@ -131,7 +130,7 @@ def layered_candidates(m: Prepared, format: str, memory: TuningCache) -> list[Ca
             chosen = {name: formats[0] for name, formats in able.items() if formats}
         if chosen:
             replaced = _with_layers(
-                module, {name: LAYER_FORMATS[kind].make(layers[name]) for name, kind in chosen.items()}
+                module, {name: FORMATS.load(kind).make(layers[name]) for name, kind in chosen.items()}
             )
             formats = {name: chosen.get(name, "dense") for name in layers}
             found.append(Candidate(replaced, _eagerly(replaced), formats, _bytes(replaced)))
@@ -161,7 +160,7 @@ def _with_layers(module: nn.Module, new: Mapping[str, nn.Module]) -> nn.Module:
 def _able(layer: MaskedLayer, formats: list[str], left_out: dict[str, str]) -> list[str]:
     able = []
     for name in formats:
-        reason = LAYER_FORMATS[name].why_not(layer)
+        reason = FORMATS.load(name).why_not(layer)
         if reason is None:
             able.append(name)
         else:

@@ -6,7 +6,7 @@ import copy
 import importlib.util
 import logging
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -244,10 +244,8 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-LAYER_FORMATS: Mapping[str, Format] = {
-    "listed": Format(_why_not_listed, ListedLayer),
-    "csr": Format(_why_not_csr, CsrLinear),
-    "block": Format(_why_not_block, BlockLinear),
-    "2:4": Format(_why_not_semi_structured, SemiStructuredLinear),
-    "int8": Format(_why_not_int8, _int8),
-}
+LISTED = Format(_why_not_listed, ListedLayer)
+CSR = Format(_why_not_csr, CsrLinear)
+BLOCK = Format(_why_not_block, BlockLinear)
+SEMI_STRUCTURED = Format(_why_not_semi_structured, SemiStructuredLinear)
+INT8 = Format(_why_not_int8, _int8)

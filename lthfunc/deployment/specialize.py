@@ -8,24 +8,20 @@ import torch
 from torch import Tensor, nn
 
 from lthfunc.arguments import public
+from lthfunc.catalog.deployment import FORMATS
 from lthfunc.deployment.accuracy import difference
 from lthfunc.deployment.autotune import fastest
 from lthfunc.deployment.candidates import (
     Candidate,
-    compact_candidate,
-    dense_candidate,
     layered_candidates,
     prepared,
-    sparse_candidate,
     why_missing,
 )
 from lthfunc.deployment.compiled import Compiled
 from lthfunc.deployment.cost import cost
-from lthfunc.deployment.formats import LAYER_FORMATS
-from lthfunc.deployment.names import FORMATS
 from lthfunc.deployment.program import Program, ProgramReport
 from lthfunc.deployment.tuning_cache import TuningCache, program_keys
-from lthfunc.errors import UserError, invalid, unknown
+from lthfunc.errors import UserError, invalid
 from lthfunc.sparse.packing import check_ticket
 from lthfunc.trees.flops import flops_of
 from lthfunc.trees.model import Model
@@ -70,8 +66,7 @@ def specialize(
     >>> program(x).shape, program.report.formats
     (torch.Size([8, 10]), {'fc1': 'csr', 'fc2': 'csr', 'fc3': 'csr'})
     """
-    if format not in FORMATS:
-        raise unknown("--format", format, FORMATS)
+    FORMATS.check(format)
     check_ticket(model, ticket)
     check_device(device)
     m = prepared(model, ticket, sample.to(device))
@@ -81,15 +76,14 @@ def specialize(
         tuple(sample.shape[1:]),
         TuningCache(None if tunings is None else Path(tunings), fresh=fresh),
     )
-    found: dict[str, Candidate | None] = {"dense": dense_candidate(m)}
-    if format in ("auto", "compact"):
-        found["compact"] = compact_candidate(m)
-    if format in ("auto", "sparse"):
-        found["sparse"] = sparse_candidate(m)
-    if format in ("auto", *LAYER_FORMATS):
+    wholes = [name for name, entry in FORMATS.items() if entry.whole]
+    found: dict[str, Candidate | None] = {
+        name: FORMATS.load(name)(m) for name in wholes if format in ("auto", name) or name == "dense"
+    }
+    if format not in wholes:
         found |= dict(zip(("layers", "layers of the whole"), layered_candidates(m, format, memory), strict=False))
     forms = {name: form for name, form in found.items() if form is not None}
-    chosen, measured = "layers" if format in LAYER_FORMATS else format, None
+    chosen, measured = format if format in ("auto", *wholes) else "layers", None
     if format == "auto":
         codes = {name: f"{form.module}{form.formats}" for name, form in forms.items()}
         runs = {name: form.run for name, form in forms.items()}
@@ -101,7 +95,7 @@ def specialize(
         chosen, form.formats, m.left_out, theory,
         None if m.small is None else flops_of(m.small.model.evaluating, shape, tokens=model.tokens),
         (theory.bytes[0], form.bytes),
-        _difference(form, m.whole, x, exact=format != "int8"), measured,
+        _difference(form, m.whole, x, exact=not (format in FORMATS and FORMATS[format].rounds)), measured,
     )  # fmt: skip
     if isinstance(form.run, Compiled) and form.run.why_eager:
         m.left_out["compiled code"] = form.run.why_eager

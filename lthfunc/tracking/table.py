@@ -3,28 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
+from lthfunc.catalog.deployment import TRACKERS
 from lthfunc.errors import UserError
 from lthfunc.experiments.config import Config, to_mapping
 from lthfunc.runs import safe_files
 from lthfunc.tracking.interface import Sink, Tracker
-from lthfunc.tracking.mlflow import MLflow
-from lthfunc.tracking.tensorboard import TensorBoard
-from lthfunc.tracking.wandb import Wandb
-
-TRACKERS: dict[str, Callable[[Path, Mapping[str, Any]], Sink]] = {
-    "tensorboard": TensorBoard,
-    "wandb": Wandb,
-    "mlflow": MLflow,
-}
-
-
-#: Where in a run they write.
-_PLACES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow.db"}
 
 
 def check_trackers(config: Config) -> None:
@@ -39,10 +26,10 @@ def tracking(config: Config, folder: Path) -> Iterator[list[Tracker]]:
     """Those that the settings ask for, as long as this lasts. Raises UserError where one cannot be had."""
     with ExitStack() as stack:
         found = []
-        for name, opened in TRACKERS.items():
+        for name, entry in TRACKERS.items():
             if getattr(config, name):
-                safe_files.check_tree(folder, folder / _PLACES[name])
-                sink = opened(folder, to_mapping(config))
+                safe_files.check_tree(folder, folder / entry.place)
+                sink: Sink = TRACKERS.load(name)(folder, to_mapping(config))
                 stack.callback(sink.close)
                 found.append(Tracker(sink))
         yield found
