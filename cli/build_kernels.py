@@ -8,7 +8,7 @@ from .console import screen
 
 
 def build_kernels() -> None:
-    """Build the sparse engine's kernels for this processor now, instead of at their first use (half a minute)."""
+    """Build the sparse engine's kernels for this processor now instead of on first use. Takes half a minute."""
     from lthfunc.sparse.kernels import build  # torch takes a second to import
 
     console, begun = screen(), time.monotonic()
@@ -17,6 +17,6 @@ def build_kernels() -> None:
         build.load_kernels()
     where = build.cache_folder()
     if ready:
-        console.print(f"ready before: {where}", highlight=False, soft_wrap=True)
+        console.print(f"already built: {where}", highlight=False, soft_wrap=True)
     else:
         console.print(f"built in {time.monotonic() - begun:.0f} s: {where}", highlight=False, soft_wrap=True)

@@ -16,28 +16,29 @@ _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
 def import_(
-    file: Annotated[str, typer.Argument(help="A checkpoint: .pt, .pth, .bin, .ckpt or .safetensors.")],
+    file: Annotated[str, typer.Argument(help="Checkpoint: .pt, .pth, .bin, .ckpt or .safetensors.")],
     out: Annotated[
         str | None,
-        typer.Option("--out", metavar="FILE", help="\\[default: beside it, with the ending .safetensors]"),
+        typer.Option("--out", metavar="FILE", help="The new file. \\[default: FILE as .safetensors]"),
     ] = None,
     max_size: Annotated[
-        str, typer.Option("--max-size", metavar="SIZE", help="Refuse what is larger, packed or unpacked: 500MB, 2GB.")
+        str,
+        typer.Option("--max-size", metavar="SIZE", help="Refuse larger files, compressed or not: 500MB, 2GB."),
     ] = "4GB",
 ) -> None:
-    """Write another program's checkpoint as a safetensors file, for `--weights` to start from.
+    """Convert another program's checkpoint to a safetensors file that `--weights` can start from.
 
-    Only tensors are read (PyTorch's weights_only); a file that holds anything else is refused. What DataParallel,
-    torch.compile or Lightning put before the names is taken away, and said.
+    Only tensors are read (PyTorch's weights_only); a file that holds anything else is refused. Prefixes that
+    DataParallel, torch.compile or Lightning add to names are removed, and reported.
     """
     path, most = Path(file), _bytes(max_size)
     if not path.exists():
-        raise UserError(f"{file}: there is no such file")
+        raise UserError(f"{file}: no such file")
     target = Path(out) if out else path.with_suffix(".safetensors")
     if target.suffix != ".safetensors":
         raise invalid("--out", str(target), "a name that ends in .safetensors")
     if target.exists():
-        raise invalid("--out", str(target), "a file that is not there yet")
+        raise invalid("--out", str(target), "a file that doesn't exist yet")
     from lthfunc.models.foreign import read_foreign
     from lthfunc.trees.files import save_tree
 

@@ -14,30 +14,30 @@ from .console import put
 
 
 def compare(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN…", help="Folders of runs.")],
+    runs: Annotated[list[str], typer.Argument(metavar="RUN…", help="Run folders.")],
     at: Annotated[
         str,
         typer.Option(
             "--at",
             metavar="POINT",
-            help="Where: winning (the winning ticket, or else the last round), last, dense, or a density, for the "
-            "round nearest to it.",
+            help="Round to compare: winning (the last round where no ticket won), last, dense, or the round nearest to "
+            "a density, such as 0.33.",
             autocompletion=o.names("winning", "last", "dense"),
         ),
     ] = "winning",
     baseline: Annotated[
         str | None,
         typer.Option(
-            "--baseline", metavar="RUN", help="The run that the others are tested against. \\[default: the first]"
+            "--baseline", metavar="RUN", help="Run that the others are tested against. \\[default: the first]"
         ),
     ] = None,
     csv: Annotated[bool, typer.Option("--csv", help="Print comma-separated values.")] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for machines.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the results as one JSON object, for machines.")] = False,
 ) -> None:
-    """Compare runs: means, deviations, and a paired t-test against a baseline over the seeds that both have."""
+    """Compare runs: means, standard deviations, and a paired t-test against a baseline over shared seeds."""
     if csv + markdown + json > 1:
-        raise UserError("--csv, --markdown and --json: give one of them")
+        raise UserError("--csv, --markdown and --json: give only one of them")
     folders = [Path(run) for run in runs]
     reference = Path(baseline) if baseline is not None else folders[0]
     if reference not in folders:

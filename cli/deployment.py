@@ -19,17 +19,16 @@ Round = Annotated[
         "--round",
         parser=o.round_of_run,
         metavar="N|winning|last",
-        help="Which round's network. \\[default: the winning ticket's, or the last where no round won]",
+        help="Round whose network is used. \\[default: the winning ticket's; the last where no ticket won]",
     ),
 ]
-ExamplesAtOnce = Annotated[
-    int, typer.Option("--batch-size", parser=o.whole, metavar="N", help="Examples that come at once.")
-]
+ExamplesAtOnce = Annotated[int, typer.Option("--batch-size", parser=o.whole, metavar="N", help="Examples per batch.")]
 AllThreads = Annotated[
     int | None, typer.Option("--threads", parser=o.whole, metavar="N", help="CPU threads. \\[default: all]")
 ]
 RunSeed = Annotated[
-    int | None, typer.Option("--seed", parser=o.whole, metavar="N", help="Of the run's seeds. \\[default: the first]")
+    int | None,
+    typer.Option("--seed", parser=o.whole, metavar="N", help="One of the run's seeds. \\[default: the first]"),
 ]
 
 
@@ -50,10 +49,10 @@ def specialize(
     batch_size: ExamplesAtOnce = 64,
     trust: o.Trust = False,
     threads: AllThreads = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Measure again what was measured before.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Measure again, even what was measured before.")] = False,
     json: o.Json = False,
 ) -> None:
-    """Make the fastest program of a trained ticket, and say what it costs: time, FLOPs, bytes, accuracy."""
+    """Find the fastest program for a trained ticket on this machine, and report its time, FLOPs, bytes and accuracy."""
     FORMATS.check(format)
     check_least(("--batch-size", batch_size, 1), ("--threads", threads, 1))
     from lthfunc.deployment.accuracy import accuracy_of
@@ -129,18 +128,19 @@ def export(
         ),
     ],
     out: Annotated[
-        str | None, typer.Option("--out", metavar="PATH", help="The file, or folder. \\[default: in the run's folder]")
+        str | None,
+        typer.Option("--out", metavar="PATH", help="The file or folder. \\[default: in the run's folder]"),
     ] = None,
     number: Round = None,
     seed: RunSeed = None,
     initial: Annotated[
         bool,
-        typer.Option("--initial", help="The weights that the round was trained from, instead of its trained ones."),
+        typer.Option("--initial", help="Export the round's weights before training instead of after it."),
     ] = False,
     trust: o.Trust = False,
     json: o.Json = False,
 ) -> None:
-    """Write a trained ticket for other programs, compare what it computes there, and tell sizes."""
+    """Export a trained ticket for other programs, check its outputs there, and report its size."""
     EXPORTS.check(to)
     from lthfunc.deployment.export.exportable import dense_sizes, exportable_of
     from lthfunc.runs import safe_files
@@ -191,20 +191,20 @@ def _size(path: Path, others: list[Path]) -> int:
 
 
 def check_least(*given: tuple[str, int | None, int]) -> None:
-    """Raise UserError where one of (option, value, what it is at least) is below; None was not given."""
+    """Raise UserError where a value is below its least: (option, value or None, least)."""
     for option, value, least in given:
         if value is not None and value < least:
             raise invalid(option, value, f"a whole number of at least {least}")
 
 
 def check_batch(size: int, data: Any) -> None:
-    """Raise UserError where the test set has no batch of so many examples."""
+    """Raise UserError where the test set has no batch of this size."""
     if size > len(data.test.x):
-        raise invalid("--batch-size", size, f"at most {len(data.test.x):,}, the examples of the test set")
+        raise invalid("--batch-size", size, f"at most {len(data.test.x):,}, the size of the test set")
 
 
 def headline(found: Any) -> str:
-    """Which network this is, in a line."""
+    """One line that says which network this is."""
     from lthfunc.trees.ops import count
 
     left = count(found.ticket.masks)

@@ -1,4 +1,4 @@
-"""``lthfunc energy`` and ``lthfunc breakeven``: what inference costs, and when a ticket pays back."""
+"""``lthfunc energy`` and ``lthfunc breakeven``: the energy of inference, and when a ticket pays back."""
 
 from __future__ import annotations
 
@@ -21,10 +21,16 @@ def energy(
     run: Annotated[str, typer.Argument(help="The run's folder.")],
     given: o.Given,
     samples: Annotated[
-        int, typer.Option("--samples", parser=o.whole, metavar="N", help="Examples that each format runs through.")
+        int, typer.Option("--samples", parser=o.whole, metavar="N", help="Examples that each program processes.")
     ] = 100_000,
     repeats: Annotated[
-        int, typer.Option("--repeats", parser=o.whole, metavar="N", help="Readings that they are taken in.")
+        int,
+        typer.Option(
+            "--repeats",
+            parser=o.whole,
+            metavar="N",
+            help="Repeats to divide the examples into.",
+        ),
     ] = 5,
     batch_size: ExamplesAtOnce = 64,
     number: Round = None,
@@ -33,9 +39,9 @@ def energy(
     trust: o.Trust = False,
     json: o.Json = False,
 ) -> None:
-    """Meter inference of a run's ticket: the dense network, the masked one and the fastest program, in turn.
+    """Meter the energy of inference: a run's dense network, its masked ticket and the ticket's fastest program.
 
-    The measurement is kept in the run, for `lthfunc breakeven` and `lthfunc report`.
+    The measurement is saved in the run's folder for `lthfunc breakeven` and `lthfunc report`.
     """
     check_least(
         ("--samples", samples, 1), ("--repeats", repeats, 2), ("--batch-size", batch_size, 1), ("--threads", threads, 1)
@@ -97,40 +103,47 @@ def breakeven(
     sparse: Annotated[
         str,
         typer.Argument(
-            metavar="SPARSE", help="A run whose ticket was measured, or FIXED+COST/N, e.g. 1e-3+8e-5/50000."
+            metavar="SPARSE", help="Run whose inference was metered, or costs as FIXED+COST/N, e.g. 1e-3+8e-5/50000."
         ),
     ],
     dense: Annotated[
         str | None,
-        typer.Argument(metavar="[DENSE]", help="The same of the dense network. \\[default: the run's own, round 0]"),
+        typer.Argument(metavar="[DENSE]", help="The same for the dense network. \\[default: round 0 of the same run]"),
     ] = None,
     format: Annotated[
         str,
-        typer.Option("--format", help="What the ticket runs as.", autocompletion=o.names("specialised", "masked")),
+        typer.Option(
+            "--format",
+            help="The ticket's program: specialised or masked.",
+            autocompletion=o.names("specialised", "masked"),
+        ),
     ] = "specialised",
     price: Annotated[
-        float | None, typer.Option("--price", parser=o.number, metavar="X", help="Of a kWh, to reckon in money too.")
+        float | None,
+        typer.Option("--price", parser=o.number, metavar="X", help="Price of a kWh, to compare money too."),
     ] = None,
     evaluation: Annotated[
-        bool, typer.Option("--evaluation", help="Charge the search with its looks at validation and test data too.")
+        bool,
+        typer.Option("--evaluation", help="Charge the search for its evaluations as well."),
     ] = False,
-    unit: Annotated[str, typer.Option("--unit", help="Of FIXED and COST.")] = "kg CO₂eq",
+    unit: Annotated[str, typer.Option("--unit", help="Unit of FIXED and COST.")] = "kg CO₂eq",
     plot: Annotated[
-        str | None, typer.Option("--plot", metavar="FILE", help="Draw totals over inferences here (.png or .svg).")
+        str | None,
+        typer.Option("--plot", metavar="FILE", help="Draw total costs over inferences (.png or .svg)."),
     ] = None,
     json: o.Json = False,
 ) -> None:
-    """From how many inferences on does a ticket pay back what finding it cost? In emissions, energy, time and money.
+    """Compute after how many inferences a ticket has paid back the cost of finding it.
 
-    The interval comes from the spread between replicates and between repeated readings.
+    Costs are emissions, energy, time and money. The 95 % interval comes from the spread between replicates and repeats.
     """
     if price is not None and not 0 < price < math.inf:
         raise invalid("--price", price, "a number above 0")
     constants = [_constants(text) for text in (sparse, dense or "")]
     if (constants[0] is None) != (constants[1] is None) and dense is not None:
-        raise UserError(f"{sparse} and {dense}: give two runs, or two of FIXED+COST/N")
+        raise UserError(f"{sparse} and {dense}: give two runs, or two FIXED+COST/N")
     if constants[0] is not None and dense is None:
-        raise UserError(f"{sparse}: needs the dense network's FIXED+COST/N after it")
+        raise UserError(f"{sparse}: give the dense network's FIXED+COST/N after it")
     from lthfunc.energy.breakeven import Costs
     from lthfunc.reports.breakeven import (
         CostPair,
@@ -157,7 +170,7 @@ def breakeven(
             for number, name in enumerate(names)
         ]  # fmt: skip
         if sides[0].how != sides[1].how:
-            say(f"measured differently: {sides[0].how}; {sides[1].how}")
+            say(f"the two runs were metered differently: {sides[0].how}; {sides[1].how}")
         same = Path(names[0]).resolve() == Path(names[1]).resolve()
         asked = cost_pairs(sides[0], sides[1], same=same, price=price, evaluation=evaluation)
     found = break_evens(asked)
@@ -173,7 +186,7 @@ def breakeven(
         return
     screen().print(breakeven_table(found))
     if all(each.question.quantity == "time" for each in found):
-        put("only time is known of these trainings; prune or train with --energy for the rest")
+        put("only the time of these trainings is known; for the rest, prune or train with --energy")
 
 
 def _constants(text: str) -> tuple[float, float] | None:

@@ -13,20 +13,22 @@ from .console import put, say
 
 
 def report(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN…", help="Folders of runs, finished or not.")],
+    runs: Annotated[list[str], typer.Argument(metavar="RUN…", help="Run folders, finished or not.")],
     out: Annotated[
         str | None,
         typer.Option(
-            "--out", metavar="FILE", help="The page. \\[default: report.html, in the run's folder if there is one run]"
+            "--out",
+            metavar="FILE",
+            help="The page. \\[default: report.html in the run's folder; here for several runs]",
         ),
     ] = None,
     title: Annotated[str | None, typer.Option("--title", help="The page's heading.")] = None,
     figures: Annotated[
         bool,
-        typer.Option("--figures/--no-figures", help="Also write every figure as PNG and SVG, into FILE-figures/."),
+        typer.Option("--figures/--no-figures", help="Also write every figure as PNG and SVG to FILE-figures/."),
     ] = True,
 ) -> None:
-    """Write runs as one page of HTML that needs no network, with the same figures as PNG and SVG beside it."""
+    """Write a report of runs: one HTML page that opens offline, and its figures as PNG and SVG beside it."""
     folders = [Path(run) for run in runs]
     path = Path(out) if out else folders[0] / "report.html" if len(folders) == 1 else Path("report.html")
     if path.suffix not in (".html", ".htm"):
@@ -43,7 +45,7 @@ def report(
 
     found = run_views(folders)
     if not path.parent.is_dir():
-        raise invalid("--out", str(path), f"a file in a folder that is there; {str(path.parent)!r} is not")
+        raise invalid("--out", str(path), f"a file in an existing folder; {str(path.parent)!r} is none")
     subjects = ", ".join(dict.fromkeys(run.title for run in found))
     heading = title or (subjects if len(found) == 1 else f"{len(found)} runs: {subjects}")
     place, count = path.with_name(f"{path.stem}-figures"), 0

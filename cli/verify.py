@@ -15,9 +15,9 @@ def verify(
     run: Annotated[str, typer.Argument(help="The run's folder.")],
     json: Json = False,
 ) -> None:
-    """Check a run: sums, shapes, nested masks, densities, zeros where weights are pruned. Exit code 3 for damage.
+    """Check a run's files: checksums, shapes, nested masks, densities, zeros where weights are pruned.
 
-    Says what is damaged and which rounds remain good; `lthfunc resume` goes on from there.
+    Reports what is damaged and which rounds are intact; `lthfunc resume` continues from there. Exit code 3 for damage.
     """
     from lthfunc.runs.verifying import verified
 

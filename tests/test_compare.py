@@ -115,7 +115,7 @@ def test_tables_for_papers_and_sheets_say_the_same(runs: Path, capsys: Any) -> N
         (["base", "absent"], "absent: is not a run folder"),
         (["base", "base"], "each run once"),
         (["base", "--at", "2"], "--at: invalid value '2' (expected winning, last, dense, or a density in (0, 1]"),
-        (["base", "--csv", "--json"], "--csv, --markdown and --json: give one of them"),
+        (["base", "--csv", "--json"], "--csv, --markdown and --json: give only one of them"),
     ],
 )
 def test_mistakes_are_one_line(

@@ -326,7 +326,7 @@ def test_the_interval_holds_the_truth_as_often_as_it_says() -> None:
         (["energy", "absent"], "absent: is not a run folder"),
         (["breakeven", "plain"], "plain: its inference has no measured energy; measure it: lthfunc energy plain"),
         (["breakeven", "absent"], "absent: is not a run folder"),
-        (["breakeven", "1+2/3"], "1+2/3: needs the dense network's FIXED+COST/N after it"),
+        (["breakeven", "1+2/3"], "1+2/3: give the dense network's FIXED+COST/N after it"),
         (["breakeven", "1+2/3", "plain"], "give two runs, or two of FIXED+COST/N"),
         (["breakeven", "1+2/0", "1+2/3"], "invalid value '1+2/0' (expected an N above 0"),
         (["breakeven", "plain", "--price", "-1"], "--price: invalid value -1.0 (expected a number above 0"),
@@ -357,7 +357,7 @@ def test_a_run_without_energy_still_reckons_in_time(tmp_path: Path, capsys: Any)
     out = capsys.readouterr().out
     assert "time [s]" in out
     assert "emissions" not in out
-    assert "only time is known of these trainings" in out
+    assert "only the time of these trainings is known" in out
 
 
 def test_a_damaged_measurement_is_told(metered: Path, tmp_path: Path) -> None:

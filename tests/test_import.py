@@ -82,7 +82,7 @@ def test_what_holds_more_than_tensors_or_is_too_large_is_refused(
         ),
         (["program.pt"], 2, "(it is a TorchScript program; whoever wrote it can save module.state_dict()"),
         (["net-0123abcd.pth"], 3, "and its name tells 0123abcd"),
-        (["absent.pth"], 2, "there is no such file"),
+        (["absent.pth"], 2, "no such file"),
         (["large.pth", "--max-size", "much"], 2, "--max-size: invalid value 'much'"),
         (["large.pth", "--out", "x.txt"], 2, "a name that ends in .safetensors"),
     ):

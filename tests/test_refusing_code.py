@@ -78,7 +78,7 @@ def by_values(net: Any, x: Tensor) -> Tensor:
         (fails, r"unlucky fails \(no luck\) \(line \d+ of .*test_refusing_code\.py: return self.given"),
         (clamps, r"works on a tensor that the graph does not know"),
         (scales, r"mul changes the parameter fc\.weight"),
-        (by_values, r" \(line \d+ of .*test_refusing_code\.py: return -y if float"),
+        (by_values, r" \(line \d+ of .*test_refusing_code\.py: out: Tensor = -y if float"),
     ],
 )
 def test_what_cannot_be_compacted_is_one_line(forward: Any, words: str) -> None:

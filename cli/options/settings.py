@@ -32,8 +32,9 @@ def with_settings(command: str) -> Callable[[Callable[..., None]], Callable[...,
 
         @functools.wraps(function)
         def called(**values: Any) -> None:
-            given, rest = given_of(values)
-            function(given=given, **rest)
+            # Other options of the command may have the names of settings that it doesn't take.
+            given, _ = given_of({name: values.pop(name) for name in taken})
+            function(given=given, **values)
 
         del called.__wrapped__  # which Typer would ask for annotations
         called.__annotations__ = {each.name: each.annotation for each in parameters}

@@ -38,44 +38,44 @@ FORMATS = Registry("formats", "--format", {
     "dense": FormatEntry(".deployment.candidates:dense_candidate", "the masked network, compiled", whole=True),
     "compact": FormatEntry(
         ".deployment.candidates:compact_candidate",
-        "without inputs, units and channels that nothing depends on, compiled", whole=True,
+        "the network without dead inputs, units and channels, compiled", whole=True,
     ),
     "sparse": FormatEntry(
-        ".deployment.candidates:sparse_candidate", "surviving weights alone, the sparse engine's program", whole=True
+        ".deployment.candidates:sparse_candidate", "the surviving weights on the sparse engine", whole=True
     ),
-    "listed": FormatEntry(".deployment.formats:LISTED", "surviving weights by lists, one layer at a time"),
-    "csr": FormatEntry(".deployment.formats:CSR", "compressed rows, torch.sparse"),
-    "block": FormatEntry(".deployment.formats:BLOCK", "blocks that hold a weight, torch's BSR", patterned=True),
+    "listed": FormatEntry(".deployment.formats:LISTED", "the sparse engine's kernels, one layer at a time"),
+    "csr": FormatEntry(".deployment.formats:CSR", "compressed sparse rows, torch.sparse"),
+    "block": FormatEntry(".deployment.formats:BLOCK", "blocks that hold a surviving weight, torch's BSR", patterned=True),
     "2:4": FormatEntry(
-        ".deployment.formats:SEMI_STRUCTURED", "two of every four weights, tensor cores", patterned=True
+        ".deployment.formats:SEMI_STRUCTURED", "two of every four weights, on tensor cores", patterned=True
     ),
-    "int8": FormatEntry(".deployment.formats:INT8", "8-bit integers, torchao; rounds", rounds=True),
-}, own=False, auto="the fastest by measurement, dense unless another is faster")  # fmt: skip
+    "int8": FormatEntry(".deployment.formats:INT8", "8-bit integers by torchao, which rounds", rounds=True),
+}, own=False, auto="measures all and takes the fastest; dense wins ties")  # fmt: skip
 
 #: (Exportable, path) -> the other files that it has written.
 EXPORTS = Registry("exports", "--to", {
     "onnx": ExportEntry(
-        ".deployment.export.graphs:onnx", "ONNX, sparse initialisers where they are smaller", suffix=".onnx"
+        ".deployment.export.graphs:onnx", "ONNX file, with sparse initialisers where smaller", suffix=".onnx"
     ),
     "torch-export": ExportEntry(
-        ".deployment.export.graphs:torch_export", "torch.export's program", suffix=".pt2"
+        ".deployment.export.graphs:torch_export", "program for torch.export.load", suffix=".pt2"
     ),
     "aoti": ExportEntry(
-        ".deployment.export.graphs:aoti", "AOTInductor's package: machine code that runs without Python",
+        ".deployment.export.graphs:aoti", "AOTInductor package: machine code that runs without Python",
         suffix=".pt2",
     ),
     "prune": ExportEntry(
-        ".deployment.export.state_dicts:prune", "a state dict as torch.nn.utils.prune has it (_orig, _mask)",
+        ".deployment.export.state_dicts:prune", "state dict with _orig and _mask, as in torch.nn.utils.prune",
         suffix=".pt",
     ),
     "state-dict": ExportEntry(
-        ".deployment.export.state_dicts:state_dict", "a state dict of the masked weights", suffix=".pt"
+        ".deployment.export.state_dicts:state_dict", "state dict of the masked weights", suffix=".pt"
     ),
     "module": ExportEntry(
-        ".deployment.export.module:module", "the compacted network as a plain nn.Module: source and weights",
+        ".deployment.export.module:module", "compacted network as a plain nn.Module: source and weights",
         suffix=".py",
     ),
-    "scipy": ExportEntry(".deployment.export.state_dicts:scipy", "a folder of CSR matrices"),
+    "scipy": ExportEntry(".deployment.export.state_dicts:scipy", "folder of CSR matrices"),
 })  # fmt: skip
 
 #: (run's folder, settings) -> a Sink; by the setting that asks for it, which is the name of the package it needs.
