@@ -45,7 +45,7 @@ FORMATS = Registry("formats", "--format", {
     ),
     "listed": FormatEntry(".deployment.formats:LISTED", "the sparse engine's kernels, one layer at a time"),
     "csr": FormatEntry(".deployment.formats:CSR", "compressed sparse rows, torch.sparse"),
-    "block": FormatEntry(".deployment.formats:BLOCK", "blocks that hold a surviving weight, torch's BSR", patterned=True),
+    "block": FormatEntry(".deployment.formats:BLOCK", "blocks with a surviving weight, torch's BSR", patterned=True),
     "2:4": FormatEntry(
         ".deployment.formats:SEMI_STRUCTURED", "two of every four weights, on tensor cores", patterned=True
     ),
