@@ -14,10 +14,14 @@ _PAD = 4
 
 
 def shift_and_mirror(images: Tensor, key: Tensor, first: int = 0) -> Tensor:
-    """Shift each image by up to 4 pixels, zeros moving in, and mirror it with probability 1/2 (He et al. 2016, 4.2).
+    """Shift each image by up to 4 pixels, filling with zeros, and mirror it with probability 1/2.
 
-    images: (n, channels, height, width); the same shape comes back. key: int64 scalar. first: the number of
-    the first image in the whole batch, of which these are a part.
+    He et al. 2016, sec. 4.2. images: (n, channels, height, width). key: int64 scalar, of which the draws are a
+    function. first: the number of the first image in the whole batch, where these are a part of it. Returns images of
+    the same shape. Raises ArgumentError for anything else than images.
+
+    >>> lf.shift_and_mirror(torch.rand(2, 3, 8, 8), torch.tensor(5)).shape
+    torch.Size([2, 3, 8, 8])
     """
     if not isinstance(images, Tensor) or images.ndim != 4:
         what = f"a tensor of shape {tuple(images.shape)}" if isinstance(images, Tensor) else described(images)

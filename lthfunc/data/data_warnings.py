@@ -26,7 +26,13 @@ class DataWarning(UserWarning):
 
 
 def find_warnings(data: Dataset) -> tuple[str, ...]:
-    """A line for each thing about a data set that its owner should look at; from its first training examples."""
+    """A line for each property of `data` that is rarely intended, found in its first training examples.
+
+    >>> x, y = torch.randn(9, 4), torch.tensor([0.0, 1.0, 1.0] * 3)
+    >>> data = lf.data.load("planted")._replace(train=lf.Split(x, y[:, None]))
+    >>> lf.data.find_warnings(data)[0][:45]
+    'targets are whole numbers stored as floats, a'
+    """
     look = max(1, min(_LOOK, _BYTES // max(1, data.train.x[0].nbytes)))
     x, y = data.train.x[:look], data.train.y[:look]
     found = []

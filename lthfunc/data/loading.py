@@ -38,16 +38,22 @@ def load(
     skip_broken: bool = False,
     observe: Observe | None = None,
 ) -> Dataset:
-    """A data set of the catalogue, of files (``folder:PATH``, ``npz:FILE``, ``hf:NAME``, ``text:FILE``, a file of
-    `save_mapped`), synthetic (``planted``), or what ``package.module:function`` or ``path/to/file.py:name`` returns.
+    """A data set by its name: of the catalogue, of files, synthetic, or of a function of your own.
 
-    Images are (n, channels, height, width), targets int64. Those of 256 levels stay uint8, a quarter of the memory,
+    name: of the catalogue (`lthfunc datasets`); ``folder:PATH``, ``npz:FILE``, ``hf:NAME``, ``text:FILE`` or a file of
+    `save_mapped`; ``planted``; or ``package.module:function`` or ``path/to/file.py:name``. data_dir: where its files
+    are, by default $LTHFUNC_DATA or the user's cache. download: whether to download what is missing. options: arguments
+    of the reader or function, as text. skip_broken: whether to leave out images that cannot be read. observe: called
+    with how many of how many images are decoded.
+
+    Images are (n, channels, height, width), targets int64. Images of 256 levels stay uint8, a quarter of the memory,
     with the `scale` that normalises them inside the step: the published constants, or the training split's own. The
-    validation split is drawn from the training examples by a fixed permutation. options: arguments of the reader or the
-    function, as text. skip_broken: leave images out that cannot be read. observe: told how many of how many images are
-    decoded.
+    validation split is drawn from the training examples by a fixed permutation. Raises UserError where the name is
+    unknown, files are missing and cannot be downloaded, or one is broken.
 
-    Raises UserError where the name is unknown, the files are missing and can't be downloaded, or a file is broken.
+    >>> data = lf.data.load("digits")
+    >>> data.train.x.shape, data.classes
+    (torch.Size([1257, 1, 8, 8]), 10)
     """
     name, options = canonical(name), options or {}
     if is_remote(name):

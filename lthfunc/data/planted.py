@@ -15,9 +15,14 @@ from lthfunc.trees.types import Dataset, Ticket
 def planted_teacher(
     inputs: int = 40, hidden: int = 20, classes: int = 4, density: float = 0.1, seed: int = 0
 ) -> Ticket:
-    """A random network inputs - hidden - classes with ReLU, whose every unit reads `density` of the ones before it.
+    """A random sparse ReLU network of `inputs`, `hidden` and `classes` units.
 
-    Its masks are exact: the same number of weights in each row. Names are those of a Sequential (``0.weight``).
+    Each unit reads the share `density` of the units before it. Its masks are exact: the same number of weights in each
+    row. Names are those of a Sequential (``0.weight``). seed: of the draws. Raises UserError for numbers out of range.
+
+    >>> teacher = lf.data.planted_teacher(inputs=40, hidden=20, classes=4, density=0.1, seed=0)
+    >>> lf.layer_counts(teacher.masks)
+    {'0.weight': Count(kept=80, total=800), '2.weight': Count(kept=8, total=80)}
     """
     if not 0 < density <= 1:
         raise invalid("--dataset-option", f"density={density}", "a number above 0, up to 1")

@@ -34,16 +34,19 @@ def from_tensors(
     scale: Scale | None = None,
     labels: Sequence[str] = (),
 ) -> Dataset:
-    """A Dataset from (inputs, targets) pairs; `val` training examples are held out by a fixed permutation.
+    """Make a data set of (inputs, targets) pairs, holding out `val` training examples by a fixed permutation.
 
-    Inputs are floats ready for the network, whole numbers (tokens), or anything that `scale` makes floats of (uint8
-    pixels, say); several inputs come as a tuple, or by name, and a network gets them as it takes them. Targets are
-    whole numbers from 0 on (n,), or one for each token (n, length); or floats, to be come close to: (n,) or (n,
-    outputs), and `classes` is then the number of outputs. labels: the classes' names. NumPy's arrays and lists of
-    numbers are taken too, float64 as float32.
+    name: of the data set. train, test: pairs. Inputs are floats ready for the network, int64 tokens, or anything that
+    `scale` turns into floats (uint8 pixels); several inputs come as a tuple or by name. Targets are class numbers (n,),
+    or one per token (n, length); or floats (n,) or (n, outputs) for regression, with `classes` the number of outputs.
+    NumPy arrays and lists of numbers are accepted, float64 as float32. labels: the names of classes.
 
-    Raises UserError where lengths, shapes or types differ, a number is not finite, a target is not a class, or nothing
-    is left to train on. Warns (`DataWarning`) of what is rarely meant.
+    Returns the data set. Raises UserError where lengths, shapes or types differ, a number is not finite, a target is
+    not a class, or nothing is left to train on. Warns (`DataWarning`) of what is rarely intended.
+
+    >>> data = lf.data.from_tensors("mine", (torch.randn(9, 4), [0, 1, 1] * 3), (torch.randn(2, 4), [0, 1]), val=3)
+    >>> len(data.train.x), len(data.val.x), data.classes
+    (6, 3, 2)
     """
     return with_warnings(make_dataset(name, train, test, val=val, classes=classes, scale=scale, labels=labels))
 
@@ -117,7 +120,14 @@ def _pair(value: Any, part: str) -> tuple[Any, Any]:
 
 @public
 def from_map_style(name: str, train: Sequence[Any], test: Sequence[Any], *, val: int) -> Dataset:
-    """A Dataset from two map-style torch data sets of (input tensor, integer target) pairs, read into memory."""
+    """Make a data set of two map-style torch data sets of (input tensor, integer target) pairs, read into memory.
+
+    name: of the data set. train, test: the sets. val: how many training examples are held out. Returns the data set.
+
+    >>> pairs = torch.utils.data.TensorDataset(torch.randn(9, 4), torch.tensor([0, 1, 1] * 3))
+    >>> lf.data.from_map_style("mine", pairs, pairs, val=3).shape
+    (4,)
+    """
 
     def stacked(examples: Sequence[Any]) -> tuple[Tensor, Tensor]:
         pairs = [examples[i] for i in range(len(examples))]

@@ -56,9 +56,15 @@ SINGLE_RANK = Collectives(0, 1, lambda vector: vector)
 
 
 def collectives(group: Any = None) -> Collectives:
-    """The ranks of a process group of torch.distributed, by default all; its sums can be compiled into a step.
+    """The collective operations of a process group of torch.distributed, by default of all ranks.
 
-    Raises UserError where there is none.
+    group: a process group. Its sums can be compiled into a step. Raises UserError where there is no process group.
+
+    >>> try:
+    ...     lf.collectives()
+    ... except lf.UserError as error:
+    ...     print(error)
+    ranks: torch.distributed has no process group; begin one with init_process_group
     """
     from torch import distributed
 

@@ -20,12 +20,17 @@ from lthfunc.trees.types import TrainState
 
 @public
 def sharded(state: TrainState, mesh: Any = None) -> TrainState:
-    """The state with params, masks and optimiser state as DTensors, cut along their first dimension.
+    """The state with params, masks and optimiser state as DTensors, cut along dimension 0. All ranks call it alike.
 
-    mesh: of one dimension, over all ranks by default. Every rank calls this with the same state. What has no params'
-    shapes (an optimiser's numbers, buffers, the step) stays whole on every rank.
+    mesh: of one dimension, by default over all ranks. What has not the params' shapes (buffers, the step, an
+    optimiser's scalars) stays whole on every rank. Raises UserError where there is no process group, or a parameter is
+    a scalar.
 
-    Raises UserError where there is no process group, or a param is a scalar.
+    >>> try:
+    ...     lf.sharded(lf.init(lf.from_module(nn.Linear(4, 2))))
+    ... except lf.UserError as error:
+    ...     print(error)
+    ranks: torch.distributed has no process group; begin one with init_process_group
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import Shard, distribute_tensor
@@ -42,13 +47,23 @@ def sharded(state: TrainState, mesh: Any = None) -> TrainState:
 
 
 def unsharded(state: Any) -> Any:
-    """A tree with whole leaves again, on every rank. All ranks call it."""
+    """A sharded state, or another tree, with whole leaves on every rank. All ranks call it.
+
+    >>> lf.unsharded({"w": torch.ones(2)})
+    {'w': tensor([1., 1.])}
+    """
     return tree_map(lambda leaf: leaf.full_tensor() if hasattr(leaf, "full_tensor") else leaf, state)
 
 
 @public
 def save_sharded(state: TrainState, folder: str | Path) -> None:
-    """Write a state, each rank its own parts, with torch.distributed.checkpoint. All ranks call it, with one folder."""
+    """Write a state to `folder`, each rank its own shards, by torch.distributed.checkpoint. All ranks call it.
+
+    >>> state = lf.init(lf.from_module(nn.Linear(4, 2)))
+    >>> lf.save_sharded(state, "state")
+    >>> lf.same_bits(lf.load_sharded("state", like=state), state)
+    True
+    """
     from torch.distributed.checkpoint.state_dict_saver import save
 
     with _quiet():
@@ -57,9 +72,15 @@ def save_sharded(state: TrainState, folder: str | Path) -> None:
 
 @public
 def load_sharded(folder: str | Path, like: TrainState) -> TrainState:
-    """A state from its files, with leaves as those of `like`, which may be on any number of ranks. All ranks call it.
+    """A state that `save_sharded` wrote to `folder`, with leaves as those of `like`. All ranks call it.
 
-    Raises DamagedError where there is no such state, or of another network.
+    There may be another number of ranks than when it was written. Raises DamagedError where the folder holds no such
+    state, or that of another network.
+
+    >>> state = lf.init(lf.from_module(nn.Linear(4, 2)))
+    >>> lf.save_sharded(state, "state")
+    >>> int(lf.load_sharded("state", like=state).step)
+    0
     """
     from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.state_dict_loader import load

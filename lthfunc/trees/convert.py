@@ -25,10 +25,13 @@ from lthfunc.trees.types import Buffers, Params, Ticket
 def to_module(ticket: Ticket, model: Model) -> nn.Module:
     """A plain module of the model's kind with the ticket's masked weights, in evaluation mode.
 
-    Its parameters can be trained (after `.train()`), but nothing holds pruned weights at zero there. What was frozen
-    when the model was made is a buffer. `from_pruned(module, zeros=True)` takes masks and weights back.
+    Its parameters can be trained (after `.train()`), but nothing keeps pruned weights at zero. Parameters that were
+    frozen when the model was made are buffers. `from_pruned(module, zeros=True)` is the way back. Raises UserError
+    where the ticket is of another network.
 
-    Raises UserError where the ticket is not of such a network.
+    >>> model = lf.from_module(nn.Linear(4, 2))
+    >>> lf.to_module(lf.ticket(lf.prune(density=0.5)(lf.init(model))), model).weight.count_nonzero()
+    tensor(4)
     """
     _check_fits(ticket, model)
     module = copy.deepcopy(model.evaluating)
@@ -43,9 +46,16 @@ def to_module(ticket: Ticket, model: Model) -> nn.Module:
 
 @public
 def with_new_head(ticket: Ticket, model: Model, seed: int = 0) -> Ticket:
-    """The ticket for a model that differs in its last layer, or others: leaves of another shape are drawn anew, dense.
+    """The ticket for a model that differs in its last layer or in others.
 
-    Raises UserError where no leaf fits, or one is missing.
+    Leaves whose shape differs are drawn anew, dense. seed: what they are drawn from. Raises UserError where no pruned
+    weight of the ticket fits the model.
+
+    >>> old = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+    >>> new = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 5))
+    >>> ticket = lf.ticket(lf.prune(density=0.5)(lf.init(lf.from_module(old))))
+    >>> lf.with_new_head(ticket, lf.from_module(new), seed=1).params["1.weight"].shape
+    torch.Size([5, 3])
     """
     params, buffers = model.init(seed)
     common = [name for name in params if name in ticket.params and ticket.params[name].shape == params[name].shape]
@@ -63,13 +73,16 @@ def with_new_head(ticket: Ticket, model: Model, seed: int = 0) -> Ticket:
 
 @public
 def from_pruned(module: nn.Module, *, zeros: bool = False, **given: Any) -> tuple[Model, Ticket]:
-    """(a model, its ticket) of a module with masks of `torch.nn.utils.prune`; the module stays as it is.
+    """The model and the ticket of a module with masks of `torch.nn.utils.prune`; the module stays as it is.
 
-    Masks come from the module's own, weights from what lies under them, masked. zeros: whether weights that are zero
-    count as pruned, where the module has no mask for them (a network that was trained on elsewhere, say). given: as
-    `from_module` takes it.
+    zeros: whether weights that are zero count as pruned where the module has no mask for them. given: further arguments
+    of `from_module`. Returns (model, ticket). Raises UserError where nothing in the module is pruned.
 
-    Raises UserError where nothing in the module is pruned so.
+    >>> net = nn.Linear(4, 2)
+    >>> _ = torch.nn.utils.prune.l1_unstructured(net, "weight", amount=0.5)
+    >>> model, ticket = lf.from_pruned(net)
+    >>> lf.count(ticket.masks)
+    Count(kept=4, total=8)
     """
     check_gradient_hooks(module)
     plain = copy_module(module)

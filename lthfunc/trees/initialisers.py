@@ -26,15 +26,19 @@ _TRANSPOSED_STD = 0.02
 
 @public
 def glorot_normal(module: nn.Module, params: Params, seed: int) -> Params:
-    """Gaussian Glorot for the weights of the layers that are pruned, zero for their biases.
+    """Draw the weights of prunable layers from N(0, 2 / (fan_in + fan_out)), and set their biases to zero.
 
-    Weights are N(0, 2 / (fan_in + fan_out)) (Glorot & Bengio 2010, eq. 16; the initialisation of Frankle &
-    Carbin 2019, fig. 2). Recurrent layers are uniform within 1 / sqrt(units), as PyTorch's are, and Hugging Face's
-    Conv1D N(0, 0.02²). Layers of one's own that have `reset_parameters` are drawn by it. Each leaf has its own stream,
-    so a layer's draw does not depend on the layers before it.
+    Gaussian Glorot (Glorot & Bengio 2010, eq. 16), the initialisation of Frankle & Carbin 2019, fig. 2. Recurrent
+    layers are uniform within 1 / sqrt(units), as in PyTorch, and Hugging Face's Conv1D is N(0, 0.02²). A user's own
+    layers with `reset_parameters` are drawn by it. Each parameter has its own random stream, so a layer's draw doesn't
+    depend on the layers before it. Values that are evidently not random (zeros, ones, an identity, equal rows, a
+    padding row, biases that were set) and all other parameters stay as they were built.
 
-    Values that are no drawn ones stay as the module was built with: zeros, ones, an identity, rows that are all alike,
-    a padding row, and biases that were set; so do all other parameters (normalisation scales, say).
+    module: whose layers they are. params: its current params. seed: of the draws. Returns the new params.
+
+    >>> net = nn.Linear(4, 2)
+    >>> lf.glorot_normal(net, dict(net.named_parameters()), seed=0)["bias"]
+    tensor([0., 0.])
     """
     drawn = dict(params)
     for name, draw in _draws(module, params):
@@ -49,7 +53,12 @@ def drawn_matrices(names: Iterable[str], built: Params, seed: int) -> Params:
 
 @public
 def as_built(module: nn.Module, params: Params, seed: int) -> Params:
-    """The values the module was built with, whatever the seed (a pretrained network, say)."""
+    """The params that the module was built with, whatever the seed: a pretrained network's, for example.
+
+    >>> net = nn.Linear(4, 2)
+    >>> torch.equal(lf.init(lf.from_module(net, init=lf.as_built), seed=7).params["weight"], net.weight)
+    True
+    """
     return params
 
 

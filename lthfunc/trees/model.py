@@ -96,11 +96,10 @@ def from_module(
     those to exclude. tokens: whether inputs are int64 tokens (n, length). parts: the inputs of a module that takes
     several (`Dataset.parts`).
 
-    Raises UserError where a pattern matches nothing, no parameter is prunable, or the module has state that is neither
-    a parameter nor a buffer. Warns of matrices that are neither pruned nor drawn from the seed.
+    Returns the model. Raises UserError where a pattern matches nothing, no parameter is prunable, or the module has
+    state that is neither a parameter nor a buffer. Warns of matrices that are neither pruned nor drawn from the seed.
 
-    >>> import torch, lthfunc as lf
-    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
+    >>> net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
     >>> lf.from_module(net).prunable
     ('0.weight', '2.weight')
     """
@@ -206,14 +205,13 @@ def mismatched_line(model: Model) -> str:
 
 @public
 def with_prunable(model: Model, prune_only: Sequence[str] = (), never_prune: Sequence[str] = ()) -> Model:
-    """The model with other prunable parameters, chosen by name patterns as a shell has them (``"conv*"``).
+    """The model with other prunable parameters, chosen by name patterns as in a shell (``"conv*"``).
 
     prune_only: patterns of the parameters to prune, by default those that are prunable now. never_prune: patterns of
     those to exclude. Raises UserError where a pattern matches nothing, or nothing is left to prune.
 
-    >>> import torch, lthfunc as lf
-    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Linear(3, 2))
-    >>> with_prunable(lf.from_module(net), never_prune=["1.*"]).prunable
+    >>> net = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+    >>> lf.with_prunable(lf.from_module(net), never_prune=["1.*"]).prunable
     ('0.weight',)
     """
     if not prune_only and not never_prune:
@@ -256,10 +254,14 @@ def _freezing(module: nn.Module) -> nn.Module:
 
 @public
 def init(model: Model, seed: int = 0, device: torch.device | str = "cpu", *, zeros_pruned: bool = False) -> TrainState:
-    """A network at step 0: drawn params, full masks, no optimiser state yet.
+    """The state of a model at step 0: params drawn from `seed`, full masks, no optimiser state yet.
 
-    zeros_pruned: whether prunable weights that are zero count as pruned (of a sparse network made with
-    `from_module(..., init=as_built)`).
+    device: where its tensors are. zeros_pruned: whether prunable weights that are zero count as pruned, as those of a
+    sparse network made with ``from_module(..., init=as_built)``.
+
+    >>> state = lf.init(lf.from_module(nn.Linear(4, 2)), seed=1)
+    >>> int(state.step), lf.density(state.masks)
+    (0, 1.0)
     """
     check_device(device)
     params, buffers = model.init(seed)

@@ -18,7 +18,13 @@ T = TypeVar("T")
 
 
 def tree_map(function: Callable[..., Any], tree: T, *rest: Any) -> T:
-    """Apply `function` to every leaf; dictionaries keep their order, named tuples their type."""
+    """Apply a function to every leaf of a tree, and of the trees `rest` of the same structure beside it.
+
+    Dictionaries keep their order and named tuples their type. Returns the new tree.
+
+    >>> lf.tree_map(torch.add, {"w": torch.ones(2)}, {"w": torch.ones(2)})
+    {'w': tensor([2., 2.])}
+    """
     return optree.tree_map(function, tree, *rest)  # type: ignore[arg-type,return-value]
 
 
@@ -110,7 +116,11 @@ def _channels(values: list[float], x: Tensor) -> Tensor:
 
 
 def same_bits(left: Any, right: Any) -> bool:
-    """True where two trees have the same structure, dtypes, shapes and bits (NaN equals NaN)."""
+    """Whether the trees `left` and `right` have the same structure, dtypes, shapes and bits; NaN equals NaN.
+
+    >>> lf.same_bits({"w": torch.tensor([float("nan")])}, {"w": torch.tensor([float("nan")])})
+    True
+    """
     if optree.tree_structure(left) != optree.tree_structure(right):
         return False
     return all(_same_leaf(a, b) for a, b in zip(leaves(left), leaves(right), strict=True))
@@ -143,9 +153,12 @@ def full_masks(params: Params, prunable: tuple[str, ...]) -> Masks:
 
 
 def apply_masks(params: Params, masks: Masks) -> Params:
-    """Params with every pruned weight exactly +0.0; leaves without a mask are shared, not copied.
+    """The params with every pruned weight exactly +0.0, by bool masks; leaves without a mask are shared, not copied.
 
-    Raises UserError where a mask is of no leaf.
+    Raises UserError for a mask without a parameter.
+
+    >>> lf.apply_masks({"w": torch.tensor([1.0, -2.0])}, {"w": torch.tensor([True, False])})
+    {'w': tensor([1., 0.])}
     """
     try:
         if not masks.keys() <= params.keys():
@@ -182,7 +195,11 @@ class Count(NamedTuple):
 
 @public
 def layer_counts(masks: Masks) -> dict[str, Count]:
-    """Exact counts per prunable leaf."""
+    """The exact number of weights that remain, and of all weights, in each layer of `masks`.
+
+    >>> lf.layer_counts({"w": torch.tensor([True, False])})
+    {'w': Count(kept=1, total=2)}
+    """
     kept = as_numbers([mask.sum() for mask in masks.values()])
     return {name: Count(int(number), mask.numel()) for number, (name, mask) in zip(kept, masks.items(), strict=True)}
 
@@ -194,12 +211,20 @@ def as_numbers(scalars: Sequence[Tensor]) -> list[Any]:
 
 @public
 def count(masks: Masks) -> Count:
-    """Exact counts over all prunable leaves."""
+    """The exact number of weights that remain, and of all weights, over all layers of `masks`.
+
+    >>> lf.count({"a": torch.tensor([True, False]), "b": torch.tensor([True])})
+    Count(kept=2, total=3)
+    """
     layers = layer_counts(masks).values()
     return Count(sum(layer.kept for layer in layers), sum(layer.total for layer in layers))
 
 
 @public
 def density(masks: Masks) -> float:
-    """Weights remaining / prunable weights, in [0, 1]."""
+    """The share of prunable weights that remain in `masks`, in [0, 1]; 1 where there is nothing to prune.
+
+    >>> lf.density({"w": torch.tensor([True, False])})
+    0.5
+    """
     return count(masks).density
