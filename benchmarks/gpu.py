@@ -95,7 +95,8 @@ def run(*, minutes: float, device: str, out: str) -> list[Record]:
     folder.mkdir(parents=True, exist_ok=True)
     parts, lines, notes = parts_on(device.partition(":")[0]), list[Record](), list[str]()
     whole = 60 * minutes
-    warm(parts if device != "cpu" else parts[-1:], device, _WARM * whole)  # on a CPU to show that it works
+    if device != "cpu":
+        warm(parts, device, _WARM * whole)
     for number, part in enumerate(parts):
         left = whole - (time.monotonic() - begun)
         # What parts before left over is shared among those that follow.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -191,8 +191,16 @@ def training_alone(make: Any) -> Any:
     return lambda work: make(work)._replace(measure=ENGINES.load("eager")(work).measure)
 
 
-def held(network: Network, tally: Tally, *, compiling: bool = False, inferring: bool = True) -> list[str]:
-    """Hold all engines to the eager one; the faults found. inferring: in evaluation as well."""
+#: Engines by the names of tallies; the last one takes long.
+ENGINES_HELD: dict[str, Any] = {
+    "sparse": lf.sparse_engine, "compact": compact_engine("eager"), "compile, interpreted": interpreted,
+    "compile": "compile",
+}  # fmt: skip
+USUAL = tuple(ENGINES_HELD)[:-1]
+
+
+def held(network: Network, tally: Tally, among: Sequence[str] = USUAL, *, inferring: bool = True) -> list[str]:
+    """Hold engines to the eager one; the faults found. inferring: in evaluation as well."""
     model, start, data = beginning(network)
     wide = data._replace(**{part: double(getattr(data, part)) for part in ("train", "val", "test")})
     doubled = start._replace(params=double(start.params), buffers=double(start.buffers))
@@ -213,14 +221,8 @@ def held(network: Network, tally: Tally, *, compiling: bool = False, inferring: 
         except Exception:
             faults.append(f"{name}: {traceback.format_exc()}")
 
-    engines: dict[str, Any] = {
-        "sparse": lf.sparse_engine, "compact": compact_engine("eager"), "compile, interpreted": interpreted,
-    }  # fmt: skip
-    if not inferring:
-        engines = {name: training_alone(make) for name, make in engines.items()}
-    if compiling:
-        engines["compile"] = "compile"
-    for name, engine in engines.items():
+    for name in among:
+        engine = ENGINES_HELD[name] if inferring else training_alone(ENGINES_HELD[name])
         # Running statistics of channels that are left out keep their values.
         trees = ("params",) if name == "compact" else ("params", "buffers")
 

@@ -70,7 +70,7 @@ def drawn(seed: int) -> Network:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Hold all engines to the eager one over random networks; how many differ."""
-    from network_engines import Tally, held  # here, since the module above is what it takes networks from
+    from network_engines import USUAL, Tally, held  # here, since the module above is what it takes networks from
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", type=int, default=300, metavar="N", help="how many (default: 300)")
@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     tally = Tally()
     for number in range(given.networks):
         network = drawn(given.seed + number)
-        for fault in held(network, tally, compiling=number < given.compile):
+        for fault in held(network, tally, (*USUAL, "compile") if number < given.compile else USUAL):
             print(f"{fault}\n{network}\nagain: python {sys.argv[0]} --networks 1 --seed {network.seed}\n", flush=True)
     print(tally)
     return 1 if tally.faults else 0

@@ -56,6 +56,8 @@ def test_the_execution_benchmark_measures_random_masks_and_a_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("benchmarks.execution._QUICK_SECONDS", 0.01)
+    for name in ("autotune._SECONDS", "autotune._LAYER_SECONDS", "compiled._SECONDS"):
+        monkeypatch.setattr(f"lthfunc.deployment.{name}", 0.001)
     folder, table, picture = (tmp_path / name for name in ("RUN", "result.json", "result.png"))
     assert main(["benchmark", "execution", "--quick", "--json", str(table), "--plot", str(picture)]) == 0
     records = json.loads(table.read_text())["records"]

@@ -72,15 +72,6 @@ def same_run(left: Path, right: Path) -> None:
     assert sorted(trainings[0], key=key) == sorted(trainings[1], key=key)
 
 
-def test_a_run_on_ray_has_the_bits_of_a_run_here(local: Path, tmp_path: Path, capsys: Any) -> None:
-    folder, before = tmp_path / "ray", ray.is_initialized()
-    assert run("prune", *SMALL, "--executor", "ray", "--out", folder) == 0
-    assert "on ray" in capsys.readouterr().err
-    same_run(local / "small", folder)
-    assert ray.is_initialized() == before
-    assert run("verify", folder) == 0
-
-
 def test_a_worker_that_is_killed_is_replaced(local: Path, tmp_path: Path) -> None:
     folder = tmp_path / "killed"
     process = started(folder, *LONG, "--executor", "ray")
@@ -118,6 +109,16 @@ def test_a_cluster_that_was_joined_before_stays(cluster: Any) -> None:
     with clustered("ray") as inner:
         assert inner.is_initialized()
     assert cluster.is_initialized()
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_run_on_ray_has_the_bits_of_a_run_here(local: Path, tmp_path: Path, capsys: Any) -> None:
+    folder, before = tmp_path / "ray", ray.is_initialized()
+    assert run("prune", *SMALL, "--executor", "ray", "--out", folder) == 0
+    assert "on ray" in capsys.readouterr().err
+    same_run(local / "small", folder)
+    assert ray.is_initialized() == before
+    assert run("verify", folder) == 0
 
 
 @pytest.mark.usefixtures("cluster")

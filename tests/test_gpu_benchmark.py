@@ -117,14 +117,17 @@ def test_parts_are_written_as_they_end_and_share_the_time(
     assert not (tmp_path / "hangs.json").exists(), "an older result is none of this run"
     written = json.loads((tmp_path / "summary.json").read_text())
     assert written["left_out"] == [
-        f"hangs: ended after {1.5 * (120 - 1 - 10) * 0.25 / 0.5:.0f} s, since its time was over",
+        f"hangs: ended after {1.5 * (120 - 10) * 0.25 / 0.5:.0f} s, since its time was over",
         "fails: failed (RuntimeError: no kernel)",
     ]
     assert {line["networks"] for line in written["records"]} == {1, 64}
     seconds = {name: float(command[command.index("--seconds") + 1]) for name, command in taken.items()}
-    assert seconds["first"] == pytest.approx(0.6 * 0.5 * 119 / 30, abs=1e-3)
+    assert seconds["first"] == pytest.approx(0.6 * 0.5 * 120 / 30, abs=1e-3)
     assert seconds["last"] > seconds["fails"], "what others leave over is the last one's"
     assert "products" not in capsys.readouterr().err
+    before = clock.now
+    gpu.warm(parts, "cuda", 60.0)
+    assert clock.now - before == 3, "all but those of programs are compiled beforehand"
     assert main(["benchmark", "gpu", "--minutes", "0", "--device", "cpu"]) == 2
     assert "--minutes: invalid value 0.0" in capsys.readouterr().err
 
