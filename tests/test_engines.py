@@ -223,11 +223,12 @@ def test_a_whole_run_compiles_one_step_and_one_evaluation(
 @pytest.mark.slow
 def test_a_second_process_compiles_nothing(tmp_path: Path) -> None:
     code = (
-        "import lthfunc as lf\n"
+        "import torch, lthfunc as lf\n"
         "from lthfunc.training.loop import take_steps\n"
         "from lthfunc.training.trainer import make_trainer\n"
         "from torch._dynamo.utils import counters\n"
-        "data, model = lf.data.load('digits'), lf.models.lenet300((1, 8, 8), 10)\n"
+        "net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))\n"
+        "data, model = lf.data.load('digits'), lf.from_module(net)\n"
         "trainer = make_trainer(model, data, optimizer=lf.adam(LR), engine='compile')\n"
         "take_steps(trainer, lf.prune(fraction=LR * 100)(lf.init(model, SEED)), seed=SEED, until=2)\n"
         "print(counters['inductor']['fxgraph_cache_hit'], counters['inductor']['fxgraph_cache_miss'])\n"

@@ -189,7 +189,7 @@ def made(collectives: Collectives, arch: str) -> tuple[Model, Trainer]:
 
 def steps_of(arch: str, ranks: int) -> int:
     """200; fewer where every BatchNorm layer of processes that share two cores would wait for the others."""
-    return 200 if arch == "lenet300" else 80 // ranks
+    return 200 if arch == "lenet300" else 40 // ranks
 
 
 def trained(model: Model, trainer: Trainer, steps: int) -> tuple[TrainState, list[tuple[float, ...]]]:
