@@ -82,7 +82,7 @@ def test_an_interrupted_run_goes_on_from_another_machine(
     memory: str, local: Path, tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     from lthfunc.experiments import iterative
-    from lthfunc.scheduling import checkpointing
+    from lthfunc.scheduling import queue
 
     url, real = f"{memory}/run", iterative.train_together
 
@@ -91,7 +91,7 @@ def test_an_interrupted_run_goes_on_from_another_machine(
             raise KeyboardInterrupt
         return real(*given, **named)
 
-    monkeypatch.setattr(checkpointing, "train_together", interrupted)
+    monkeypatch.setattr(queue, "train_together", interrupted)
     assert run("prune", *SMALL, "--out", url) == 130
     assert f"lthfunc resume {url}" in capsys.readouterr().err
     monkeypatch.undo()
