@@ -62,53 +62,61 @@ def _settings_of_run(run: Path, given: o.Given, others: list[str], *, trust: boo
         raise UserError(f"--run and --{typed[0].replace('_', '-')}: the run's settings are taken; give one of them")
     config = whole_run(run).config
     check_trust(to_mapping(config), run, trusted=trust, typed=given)
-    return replace(config, rounds=0, control=(), density=None, densities=None, energy=False, country=None, **given)
+    plain = {"rounds": 0, "control": (), "density": None, "densities": None, "jobs": None, "executor": "local"}
+    return replace(config, **{**plain, "energy": False, "country": None, **given})
 
 
 def _run(config: Config, at: list[int], points: int, plot: str | None, run: str | None, *, wants_json: bool) -> None:
     import json
+    from contextlib import closing
 
-    from lthfunc.experiments.connectivity import instability
-    from lthfunc.experiments.plan import prepare
+    from lthfunc.experiments.connectivity import Finished, check_points, measured, segments
+    from lthfunc.experiments.records import search_energy
     from lthfunc.reports.connectivity import barrier_charts, barrier_rows, barrier_table
     from lthfunc.runs.measurements import keep_measurement
+    from lthfunc.scheduling.connectivity import SEGMENTS
+    from lthfunc.scheduling.execute import results_of
+    from lthfunc.scheduling.queue import Queue, Run
     from lthfunc.training.cpu_threads import using_threads
     from lthfunc.training.malloc import keep_freed_memory
     from lthfunc.trees.model import init
 
-    from .console import aside, screen
-    from .decoding import decoding
-    from .stopping import terminable
+    from .console import screen
+    from .progress import watching_tasks
+    from .training import metered, prepare_run, resumable
 
-    with decoding() as observe:
-        prepared = prepare(config, observe)
+    prepared = prepare_run(config)
     config, plan = prepared.config, prepared.plan
+    check_points(at, 0, plan.steps)
+    seeds = range(config.seed, config.seed + config.replicates)
+    count = len(seeds) * (3 * len(set(at)) - (0 in at))
+    found: dict[tuple[int, int], dict[str, Any]] = {}
+    kwh = 0.0
     keep_freed_memory()
-    records: list[dict[str, Any]] = []
-    try:
-        with (
-            terminable() as stop,
-            using_threads(config.threads),
-            aside().status("training copies") as status,
-        ):
-            for seed in range(config.seed, config.seed + config.replicates):
-                status.update(f"seed {seed}: training to {len(at)} points and two copies from each")
-                start = init(plan.model, seed, config.device)
-                found = instability(plan.model, plan.trainer, start, at, steps=plan.steps, seed=seed, points=points)
-                records += [
-                    {
-                        "seed": seed,
-                        "k": item.k,
-                        "barrier": item.line.barrier,
-                        "alphas": item.line.alphas.tolist(),
-                        "error": item.line.error.tolist(),
-                        "loss": item.line.loss.tolist(),
-                    }
-                    for item in found
-                ]
-    except KeyboardInterrupt:
-        say("interrupted")
-        raise typer.Exit(stop.code) from None
+    with (
+        resumable(None, "") as stop,
+        using_threads(config.threads),
+        watching_tasks(count, lambda task, item: f"{task.description}: {item['seconds']:.1f} s") as watcher,
+        metered(config) as meter,
+    ):
+        starts = {seed: init(plan.model, seed, config.device) for seed in seeds}
+        queue = Queue({seed: segments(start, at, steps=plan.steps, seed=seed) for seed, start in starts.items()})
+        run_ = Run(config, plan, None, stop, watcher, SEGMENTS, meter)
+
+        def finished() -> Finished:
+            nonlocal kwh
+            with closing(results_of(run_, queue, config.jobs or 1)) as results:
+                for task, value, cost in results:
+                    watcher.end(task, cost._asdict())
+                    kwh += 0.0 if cost.energy is None else search_energy(cost._asdict())
+                    yield value
+
+        for seed, each in measured(plan.model, plan.trainer, finished(), points):
+            line = {name: getattr(each.line, name).tolist() for name in ("alphas", "error", "loss")}
+            found[seed, each.k] = {"seed": seed, "k": each.k, "barrier": each.line.barrier, **line}
+    records = [found[seed, k] for seed in seeds for k in sorted(at)]
+    if config.energy:
+        say(f"energy: {1000 * kwh:.2f} Wh for {count} trainings")
     title = f"{config.arch} on {config.dataset}, {plan.steps:,} steps"
     if plot:
         from lthfunc.reports.matplotlib_figures import save, side_by_side  # matplotlib takes half a second

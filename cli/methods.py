@@ -60,6 +60,11 @@ def methods(
     _run(resolved, asked, *places, wants_json=json)
 
 
+def _line(task: Any, item: dict[str, Any]) -> str:
+    figures = f"test {100 * item['test_accuracy']:.2f} %, {item['seconds']:.1f} s"
+    return f"{item['method']} seed {item['seed']}: {figures}"
+
+
 def _run(
     config: Any,
     asked: tuple[str, ...],
@@ -84,7 +89,7 @@ def _run(
     from lthfunc.training.malloc import keep_freed_memory
 
     from .console import screen
-    from .progress import watching_methods
+    from .progress import watching_tasks
     from .running import make_folder
     from .training import metered, resumable
 
@@ -104,7 +109,7 @@ def _run(
     with (
         resumable(again, f"{again} --on-nonfinite skip") as stop,
         using_threads(config.threads),
-        watching_methods(len(chosen) * config.replicates) as watcher,
+        watching_tasks(len(chosen) * config.replicates, _line) as watcher,
         metered(config) as meter,
     ):
         run = Run(config, setting, folder, stop, watcher, COMPARED, meter, again or "lthfunc methods --out FILE")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -47,11 +47,11 @@ def watching(console: Console, plan: Plan) -> Iterator[Watcher]:
 
 
 @contextmanager
-def watching_methods(count: int) -> Iterator[Watcher]:
-    """The watcher of a comparison of so many methods and seeds."""
+def watching_tasks(count: int, line: Callable[[Any, Record], str]) -> Iterator[Watcher]:
+    """The watcher of so many trainings that are no run's. line: what is said of a finished one."""
     progress = bar_of(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with progress:
-        yield _Methods(progress, count)
+        yield _Tasks(progress, count, line)
 
 
 def who(seed: int, number: int | str, variant: str) -> str:
@@ -156,12 +156,12 @@ def _first_of(parts: list[str]) -> str:
     return " · ".join(parts[:_SHOWN]) + rest
 
 
-class _Methods(Watcher):
-    """A line per method and seed, and a bar over all of them with the steps of those under way."""
+class _Tasks(Watcher):
+    """A line per finished training, and a bar over all of them with the steps of those under way."""
 
-    def __init__(self, progress: Progress, count: int) -> None:
-        self._progress = progress
-        self._bar = progress.add_task("methods", total=count)
+    def __init__(self, progress: Progress, count: int, line: Callable[[Any, Record], str]) -> None:
+        self._progress, self._line = progress, line
+        self._bar = progress.add_task("", total=count)
         self._steps: dict[str, int] = {}
         self._drawn = 0.0
 
@@ -178,7 +178,4 @@ class _Methods(Watcher):
     def end(self, task: Any, item: Record) -> None:
         del self._steps[task.description]
         self._progress.advance(self._bar)
-        figures = f"test {100 * item['test_accuracy']:.2f} %, {item['seconds']:.1f} s"
-        self._progress.console.print(
-            f"{item['method']} seed {item['seed']}: {figures}", highlight=False, soft_wrap=True
-        )
+        self._progress.console.print(self._line(task, item), highlight=False, soft_wrap=True)

@@ -11,7 +11,7 @@ import torch
 from conftest import gradient_of
 from hypothesis import given, settings, strategies as st
 from lthfunc_cli.main import main
-from lthfunc_cli.progress import _Methods
+from lthfunc_cli.progress import _Tasks
 from torch import Tensor, nn
 
 import lthfunc as lf
@@ -303,15 +303,15 @@ def test_an_interrupted_comparison_resumes(tmp_path: Path, monkeypatch: pytest.M
     words = ["methods", "--density", "0.2", "--method", "dense", "--method", "imp", "--steps", "30", "--rounds", "1"]
     words += ["--engine", "eager", "--jobs", "1"]
     assert main([*words, "--out", str(tmp_path / "whole.jsonl")]) == 0
-    begin = _Methods.begin
+    begin = _Tasks.begin
 
-    def interrupting(self: _Methods, task: MethodTask, stop: int) -> None:
+    def interrupting(self: _Tasks, task: MethodTask, stop: int) -> None:
         begin(self, task, stop)
         if task.method == "imp":
             signal.raise_signal(signal.SIGINT)
 
     with monkeypatch.context() as patch:
-        patch.setattr(_Methods, "begin", interrupting)
+        patch.setattr(_Tasks, "begin", interrupting)
         assert main([*words, "--out", str(out)]) == 130
     assert [line["method"] for line in read_lines(out)[1:]] == ["dense"]
     assert list(tmp_path.glob("found.jsonl.checkpoints/seed0/round00-imp/checkpoint-*"))

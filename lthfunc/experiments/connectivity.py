@@ -6,7 +6,7 @@ the error rises by a barrier, and where it doesn't, the network is stable to the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lthfunc.arguments import public
 from lthfunc.errors import UserError, invalid
+from lthfunc.experiments.iterative import sent
 from lthfunc.training.engines.vmapped import unstacked
 from lthfunc.training.loop import take_steps
 from lthfunc.training.losses import Loss, Metric, accuracy, cross_entropy
@@ -107,6 +108,75 @@ def _at_each(step: Callable[[Params, Buffers], Metrics], params: Params, buffers
         return {name: torch.stack([each[name] for each in found]) for name in found[0]}
 
 
+class Segment(NamedTuple):
+    """A training of such a study. number: its k; variant: the trunk that leads there, or a copy; order: of its data."""
+
+    seed: int
+    number: int
+    variant: str
+    start: TrainState
+    until: int
+    order: int
+
+    @property
+    def key(self) -> tuple[int, int, str]:
+        """What tells it from all others."""
+        return self.seed, self.number, self.variant
+
+    @property
+    def description(self) -> str:
+        """Its name in messages."""
+        return f"seed {self.seed}, {self.variant} {'to' if self.variant == TRUNK else 'from'} step {self.number}"
+
+
+#: The training that copies are spawned from, and the copies.
+TRUNK, COPIES = "trunk", ("first-copy", "second-copy")
+#: Finished segments, as they come.
+Finished = Iterable[tuple[Segment, TrainState]]
+
+
+def segments(
+    start: TrainState, ks: Sequence[int], *, steps: int, seed: int
+) -> Generator[list[Segment], list[tuple[Segment, TrainState]], None]:
+    """The trainings of a study with one seed: yields those that can run at once, and is sent their results."""
+    points = sorted(set(ks))
+
+    def trunk(state: TrainState, k: int) -> Segment:
+        return Segment(seed, k, TRUNK, state, k, seed)
+
+    state = start
+    if points[0] > int(start.step):
+        ((_, state),) = yield [trunk(start, points[0])]
+    for place, k in enumerate(points):
+        orders = [key(seed, "instability", copy) % 2**31 for copy in range(2)]
+        tasks = [Segment(seed, k, name, state, steps, order) for name, order in zip(COPIES, orders, strict=True)]
+        found = yield [*tasks, *(trunk(state, later) for later in points[place + 1 : place + 2])]
+        state = next((each for task, each in found if task.variant == TRUNK), state)
+
+
+def measured(model: Model, trainer: Trainer, finished: Finished, points: int) -> Iterator[tuple[int, Instability]]:
+    """(seed, the line between two copies), as soon as both have ended."""
+    waiting: dict[tuple[int, int], tuple[Segment, TrainState]] = {}
+    data = trainer.data
+    for task, state in finished:
+        if task.variant == TRUNK:
+            continue
+        other = waiting.pop(task.key[:2], None)
+        if other is None:
+            waiting[task.key[:2]] = (task, state)
+            continue
+        first, second = (state, other[1]) if task.variant == COPIES[0] else (other[1], state)
+        between_them = line(model, first, second, data.test, data.scale, points, trainer.loss, trainer.metric)
+        yield task.seed, Instability(task.number, between_them)
+
+
+def check_points(ks: Sequence[int], start: int, steps: int) -> None:
+    """Raise UserError where copies would be spawned outside of a training."""
+    for k in ks:
+        if not start <= k < steps:
+            raise invalid("--at", k, f"a step from {start} to {steps - 1}")
+
+
 @public
 def instability(
     model: Model, trainer: Trainer, start: TrainState, ks: Sequence[int], *, steps: int, seed: int, points: int = 11
@@ -115,17 +185,17 @@ def instability(
 
     The copies see orders of their own, the same two for every k. Raises UserError where a k lies outside the training.
     """
-    for k in ks:
-        if not int(start.step) <= k < steps:
-            raise invalid("--at", k, f"a step from {int(start.step)} to {steps - 1}")
-    found, state = [], start
-    for k in sorted(ks):
-        if k > int(state.step):
-            state, _ = take_steps(trainer, state, seed=seed, until=k)
-        first, second = (
-            take_steps(trainer, state, seed=key(seed, "instability", copy) % 2**31, until=steps)[0] for copy in range(2)
-        )
-        data = trainer.data
-        between_them = line(model, first, second, data.test, data.scale, points, trainer.loss, trainer.metric)
-        found.append(Instability(k, between_them))
-    return found
+    check_points(ks, int(start.step), steps)
+    schedule = segments(start, ks, steps=steps, seed=seed)
+
+    def in_turn() -> Finished:
+        tasks: list[Segment] | None = next(schedule)
+        while tasks is not None:
+            results = []
+            for task in tasks:
+                results.append((task, take_steps(trainer, task.start, seed=task.order, until=task.until)[0]))
+                yield results[-1]
+            tasks = sent(schedule, results)
+
+    found = {each.k: each for _, each in measured(model, trainer, in_turn(), points)}
+    return [found[k] for k in sorted(ks)]

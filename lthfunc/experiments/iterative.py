@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from lthfunc.argument_hints import described
 from lthfunc.arguments import check_fields, public
@@ -24,6 +24,9 @@ from lthfunc.trees.ops import count
 from lthfunc.trees.rng import key
 from lthfunc.trees.transformations import Transformation, compose
 from lthfunc.trees.types import Masks, Ticket, TrainState
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 TICKET = "ticket"
 
@@ -250,7 +253,7 @@ def iterative(
         tasks = sent(schedule, results)
 
 
-def sent(schedule: Generator[list[Task], list[Round], None], results: list[Round]) -> list[Task] | None:
+def sent(schedule: Generator[list[T], list[R], None], results: list[R]) -> list[T] | None:
     """The tasks that follow; None at the end."""
     try:
         return schedule.send(results)

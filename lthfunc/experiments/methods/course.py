@@ -81,7 +81,7 @@ def follow(
         until, then = course.stages[number]
         end, saver = until(carry._replace(state=_begun(carry, fit))), _of_fits(checkpointer, carry, number, offset)
         if end > int(carry.state.step):
-            state = _steps(trainer, carry.state, seed, end, _shifted(observe, offset), saver, fit)
+            state = train_to(trainer, carry.state, seed, end, _shifted(observe, offset), saver, fit)
             carry = carry._replace(state=state)
         before, fit = int(carry.state.step), None
         carry = then(carry)
@@ -102,7 +102,7 @@ def _begun(carry: Carry, fit: Fit | None) -> TrainState:
     return state if fit is None else state._replace(step=torch.full_like(state.step, fit.curve[0].step))
 
 
-def _steps(
+def train_to(
     trainer: Trainer,
     state: TrainState,
     seed: int,
