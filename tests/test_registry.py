@@ -15,6 +15,7 @@ from torch import nn
 
 import lthfunc as lf
 from lthfunc.catalog import REGISTRIES
+from lthfunc.catalog.__main__ import page
 from lthfunc.catalog.pruning import ALLOCATIONS, SCORES, STRUCTURES
 from lthfunc.catalog.training import LOSSES, METRICS, OPTIMIZERS
 from lthfunc.errors import UserError
@@ -112,3 +113,7 @@ def test_names_hold_numbers_and_settings() -> None:
     with pytest.raises(UserError, match=r"^--thing: unknown name 'a.b:c'"):
         closed.check("a.b:c")
     assert (closed.about("one"), closed.offers, closed.described) == ("a thing", ("one",), "one (a thing)")
+
+
+def test_the_page_of_names_is_up_to_date() -> None:
+    assert page() == (Path(__file__).parents[1] / "docs" / "names.md").read_text(), "python -m lthfunc.catalog"

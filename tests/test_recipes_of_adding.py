@@ -1,0 +1,99 @@
+"""What docs/architecture.md says of adding something, edit by edit in a copy, and then used from the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+class Edit(NamedTuple):
+    """A new file, or (table: the name whose table it goes into) a line of one."""
+
+    path: str
+    table: str | None
+    text: str
+
+
+def recipes() -> dict[str, list[Edit]]:
+    """The edits of each recipe, out of the code blocks and the words before them."""
+    section = (ROOT / "docs" / "architecture.md").read_text().partition("## Adding something")[2]
+    section = section.partition("\n## ")[0]
+    found: dict[str, list[Edit]] = {}
+    kind, before = "", 0
+    for block in re.finditer(r"```python\n(.*?)```", section, re.DOTALL):
+        words = " ".join(section[before : block.start()].split())
+        before = block.end()
+        if named := re.findall(r"\*\*An? ([a-z ]+?)\.?\*\*", words):
+            kind = named[-1]
+        if new := re.search(r"[Aa] new file `([^`]+)`:$", words):
+            found.setdefault(kind, []).append(Edit(new[1], None, block[1]))
+        else:
+            line = re.search(r"in `(\w+)` of `([^`]+)`:$", words)
+            assert line is not None, words
+            found.setdefault(kind, []).append(Edit(line[2], line[1], block[1]))
+    return found
+
+
+def made(place: Path, edit: Edit) -> None:
+    """One edit, in the copy."""
+    path = place / edit.path
+    if edit.table is None:
+        assert not path.exists()
+        path.write_text(edit.text)
+        return
+    source = path.read_text()
+    opens = re.search(rf'^(?:{edit.table} = .*\{{|class {edit.table}:\n    """.*"""\n)\n', source, re.MULTILINE)
+    assert opens is not None, edit.table
+    path.write_text(source[: opens.end()] + edit.text + source[opens.end() :])
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The library with all recipes followed."""
+    place = tmp_path_factory.mktemp("copy")
+    ignored = shutil.ignore_patterns("__pycache__", "*.so")
+    shutil.copytree(ROOT / "lthfunc", place / "lthfunc", ignore=ignored)
+    shutil.copytree(ROOT / "cli", place / "lthfunc_cli", ignore=ignored)
+    for edits in recipes().values():
+        for edit in edits:
+            made(place, edit)
+    return place
+
+
+def test_each_recipe_is_one_file_and_one_line() -> None:
+    found = recipes()
+    assert {"score", "allocation", "engine", "network", "data set", "setting"} <= found.keys()
+    for kind, edits in found.items():
+        files = [edit for edit in edits if edit.table is None]
+        lines = [edit.text.strip() for edit in edits if edit.table is not None]
+        assert len(files) == (kind != "setting"), kind
+        assert [line.count("\n") for line in lines] == [0], kind
+
+
+def test_what_was_added_is_used_from_the_command_line(copy: Path) -> None:
+    words = [
+        "prune", "--arch", "small", "--dataset", "stripes", "--score", "spread", "--allocate", "rounded-up",
+        "--engine", "plain", "--patience", "2", "--rounds", "1", "--rate", "0.5", "--steps", "20",
+        "--batch-size", "32", "--out", "run",
+    ]  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "lthfunc_cli", *words], cwd=copy, capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": str(copy)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    settings = (copy / "run" / "config.toml").read_text().splitlines()
+    chosen = {"arch": "small", "dataset": "stripes", "score": "spread", "allocate": "rounded-up", "engine": "plain"}
+    assert {f'{name} = "{value}"' for name, value in chosen.items()} | {"patience = 2"} <= {*settings}
+    lines = [json.loads(line) for line in (copy / "run" / "metrics.jsonl").read_text().splitlines()]
+    last = [line for line in lines if line.get("round") == 1][-1]
+    assert (last["kept"], last["total"]) == ((64 * 16 + 16 * 2) // 2, 64 * 16 + 16 * 2)
