@@ -29,8 +29,8 @@ from lthfunc.deployment.export.exportable import exportable_of
 from lthfunc.deployment.export.graphs import onnx
 from lthfunc.deployment.timing import Run, in_turn, repeated, synchronize
 from lthfunc.errors import UserError, invalid
+from lthfunc.experiments.devices import choose_device
 from lthfunc.experiments.iterative import TICKET
-from lthfunc.experiments.plan import choose_device
 from lthfunc.reports.spacing import spread_out
 from lthfunc.runs.folder import read_run
 from lthfunc.runs.tickets import tickets_of_run

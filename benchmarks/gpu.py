@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lthfunc.errors import invalid
-from lthfunc.experiments.plan import choose_device
+from lthfunc.experiments.devices import choose_device
 
 from .floors import BYTES, FLOOR, PEAK
 from .kernels import KERNEL

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 import lthfunc as lf
 from lthfunc.deployment.timing import Run, in_turn, repeated
 from lthfunc.errors import invalid
-from lthfunc.experiments.plan import choose_device
+from lthfunc.experiments.devices import choose_device
 from lthfunc.sparse.gpu import triton_calls
 from lthfunc.sparse.gpu.bits import pack_bits
 from lthfunc.sparse.gpu.block_linear import block_linear, block_pattern, pack_blocks

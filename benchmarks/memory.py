@@ -21,6 +21,7 @@ from lthfunc.experiments.config import Config
 from lthfunc.experiments.iterative import Task
 from lthfunc.experiments.plan import prepare
 from lthfunc.experiments.records import Record as Training
+from lthfunc.experiments.resolve import resolved
 from lthfunc.runs.folder import PRUNE, create
 from lthfunc.scheduling.execute import execute
 from lthfunc.scheduling.queue import Run, Watcher
@@ -71,7 +72,7 @@ def run(*, rounds: int = 1000, json: str | None = None) -> list[float]:
     watching, begun = Watching(), time.perf_counter()
     keep_freed_memory()
     with tempfile.TemporaryDirectory() as scratch, using_threads(1):
-        config, plan, _ = prepare(config)
+        config, plan, *_ = prepare(resolved(config))
         folder = Path(scratch) / "run"
         folder.mkdir()
         create(folder, config, PRUNE, data=plan.trainer.data)

@@ -15,7 +15,7 @@ import torch
 
 import lthfunc as lf
 from lthfunc.deployment.timing import Run, in_turn
-from lthfunc.experiments.plan import choose_device
+from lthfunc.experiments.devices import choose_device
 from lthfunc.training.batches import batches
 from lthfunc.training.engines.compiled import compile_engine
 from lthfunc.training.engines.table import Making

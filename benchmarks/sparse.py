@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import lthfunc as lf
 from lthfunc.deployment.timing import Run, in_turn
 from lthfunc.errors import invalid
-from lthfunc.experiments.plan import choose_device
+from lthfunc.experiments.devices import choose_device
 from lthfunc.sparse.functional import conv_pattern, to_tiles
 from lthfunc.sparse.packing import check_fit
 from lthfunc.training.batches import batches

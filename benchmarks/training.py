@@ -16,7 +16,7 @@ from pathlib import Path
 import lthfunc as lf
 from lthfunc.deployment.timing import Run, in_turn
 from lthfunc.errors import invalid
-from lthfunc.experiments.plan import choose_device
+from lthfunc.experiments.devices import choose_device
 from lthfunc.sparse.kernels.build import why_no_kernels
 from lthfunc.training.batches import batches
 from lthfunc.training.cpu_threads import using_threads

@@ -54,6 +54,7 @@ def _settings_of_run(run: Path, given: o.Given, others: list[str], *, trust: boo
     """A run's settings, without its pruning. Raises UserError where others are typed that say what it is."""
     from dataclasses import replace
 
+    from lthfunc.experiments.resolve import resolved
     from lthfunc.experiments.trust import check_trust
     from lthfunc.runs.folder import whole_run
 
@@ -63,7 +64,7 @@ def _settings_of_run(run: Path, given: o.Given, others: list[str], *, trust: boo
     config = whole_run(run).config
     check_trust(to_mapping(config), run, trusted=trust, typed=given)
     plain = {"rounds": 0, "control": (), "density": None, "densities": None, "jobs": None, "executor": "local"}
-    return replace(config, **{**plain, "energy": False, "country": None, **given})
+    return resolved(replace(config, **{**plain, "energy": False, "country": None, **given}))
 
 
 def _run(config: Config, at: list[int], points: int, plot: str | None, run: str | None, *, wants_json: bool) -> None:

@@ -50,7 +50,7 @@ def energy(
     from lthfunc.deployment.tuning_cache import tunings_file
     from lthfunc.energy.inference import metered_inference, ready_batches
     from lthfunc.energy.meter import check_meter, metering
-    from lthfunc.experiments.plan import choose_device
+    from lthfunc.experiments.devices import choose_device
     from lthfunc.reports.energy import inference_table, measured_values
     from lthfunc.runs.measurements import keep_measurement
     from lthfunc.runs.tickets import tickets_of_run

@@ -38,12 +38,11 @@ def info(
 
 
 def _show_run(folder: Path, *, wants_json: bool) -> None:
-    from lthfunc.experiments.config import to_mapping
+    from lthfunc.experiments.config import to_mapping, trainings_of
     from lthfunc.experiments.records import summarize
     from lthfunc.runs.checking import sums_wrong
     from lthfunc.runs.environment import machine_in_words
     from lthfunc.runs.folder import whole_run
-    from lthfunc.runs.unfinished import trainings_of
 
     from .results import as_json, outcome_lines, show_tables, verdict
 

@@ -60,7 +60,7 @@ def train_run(
     again: str | None = None,
 ) -> list[Record]:
     """Carry out what is missing of a run. again: the command that goes on after an interruption."""
-    config, plan, note = prepared
+    config, plan, note, _ = prepared
     again = again or _resume(folder, config)
     err = aside()
     keep_freed_memory()
@@ -115,7 +115,7 @@ def _resume(folder: Path, config: Config) -> str:
 
 
 def _headline(prepared: Prepared, command: str) -> str:
-    config, plan, _ = prepared
+    config, plan = prepared.config, prepared.plan
     data = plan.trainer.data
     side_by_side = f", {jobs} side by side" if (jobs := jobs_of(config, plan)) > 1 else ""
     if (ranks := plan.trainer.collectives.world_size) > 1:

@@ -82,10 +82,10 @@ class _View:
     def now(self, height: int) -> Any:
         from rich.console import Group
 
+        from lthfunc.experiments.config import trainings_of
         from lthfunc.experiments.records import summarize
         from lthfunc.reports.tables import result_table
         from lthfunc.runs.lock import at_work
-        from lthfunc.runs.unfinished import trainings_of
         from lthfunc.scheduling.progress import progress
 
         from .console import printable

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 import lthfunc as lf
-from lthfunc.experiments.config import Config
+from lthfunc.experiments.config import Config, applied
 from lthfunc.experiments.resolve import resolved
+from lthfunc.experiments.tasks import decide_objective
 from lthfunc.trees.types import Dataset, TrainState
 
 NET = nn.Sequential(nn.Flatten(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
@@ -17,6 +18,11 @@ NET = nn.Sequential(nn.Flatten(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
 
 def settings(**changes: Any) -> Config:
     return resolved(Config(**{"optimizer": "sgd", "lr": 0.4, **changes}))
+
+
+def decided(config: Config, data: Dataset) -> Config:
+    """With the loss and the metric of the data's targets."""
+    return applied(config, decide_objective(config, data))
 
 
 def data(numbers: bool = False, count: int = 60) -> Dataset:

@@ -233,7 +233,7 @@ def test_configurations_survive_their_mapping_and_refuse_what_they_do_not_know()
         ({"replicates": 0}, "--replicates: invalid value 0"),
         ({"lr": math.inf}, "--lr: invalid value inf"),
         ({"momentum": 0.9}, "--momentum: requires --optimizer sgd or muon, not adam"),
-        ({"nesterov": True}, "--nesterov: takes"),
+        ({"nesterov": True}, "--nesterov: requires"),
         ({"weight_decay": -1.0}, "--weight-decay: invalid value -1.0"),
         ({"allocate": "localy"}, "--allocate: unknown name 'localy'"),
         ({"optimizer": "adamm"}, "did you mean 'adam'"),

@@ -17,7 +17,8 @@ from lthfunc.deployment.tuning_cache import machine_key
 from lthfunc.distributed.collectives import SINGLE_RANK
 from lthfunc.errors import UserError
 from lthfunc.experiments.config import Config
-from lthfunc.experiments.plan import _check_ranks, prepare
+from lthfunc.experiments.devices import _check_ranks
+from lthfunc.experiments.plan import prepare
 from lthfunc.experiments.resolve import resolved
 from lthfunc.runs import environment
 from lthfunc.scheduling import ranks, ray as cluster
@@ -75,7 +76,7 @@ def test_compiling_for_a_gpu_takes_triton(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_plan_lies_on_its_gpu(gpus: Machine) -> None:
     """Data that take more than half of its free memory would stay on the host."""
-    prepared = prepare(Config(device="cuda:1", steps=20, engine="eager"))
+    prepared = prepare(resolved(Config(device="cuda:1", steps=20, engine="eager")))
     assert prepared.config.device == "cuda:1"
     assert prepared.plan.trainer.data.train.x.device == torch.device("cuda:1")
     assert gpus.current == 1
@@ -98,7 +99,7 @@ def test_each_rank_takes_a_gpu_of_its_own(gpus: Machine, monkeypatch: pytest.Mon
     assert ranks.join() == two
     assert gpus.current == 1
     monkeypatch.setenv("LOCAL_RANK", "2")
-    with pytest.raises(UserError, match=r"^--device: it takes GPU number 2, and there are 2$"):
+    with pytest.raises(UserError, match=r"^--device: this rank needs GPU number 2, and there are 2 GPUs$"):
         _check_ranks(config, two)
 
 

@@ -16,7 +16,7 @@ import lthfunc as lf
 from lthfunc.distributed.collectives import Collectives
 from lthfunc.energy.gpus import Card, card_of
 from lthfunc.errors import UserError
-from lthfunc.experiments import plan as planning
+from lthfunc.experiments.engine_choice import flops_per_step
 from lthfunc.training.batches import batches
 from lthfunc.training.engines.evaluation_graphs import EvaluationGraph, evaluation_graph
 from lthfunc.training.engines.interface import Work, _flops
@@ -205,7 +205,7 @@ def test_chunks_on_a_gpu_are_powers_of_two() -> None:
     assert _flops(lf.from_module(NET), (9,)) == 0  # which it does not run on
     unknown = Split(torch.zeros(700, 9), torch.zeros(700, dtype=torch.int64))
     assert work.chunk(3, unknown, cuda) == chunk_on_gpu(3, 0, 700) == 128
-    assert planning.flops_per_step(embedding, (3,), 5) == 3 * 5 * 2 * 12 * 7
+    assert flops_per_step(embedding, (3,), 5) == 3 * 5 * 2 * 12 * 7
 
 
 def test_indices_go_to_a_device_by_way_of_memory_that_stays() -> None:

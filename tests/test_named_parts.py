@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from small import data, settings, state_of
+from small import data, decided, settings, state_of
 from torch import nn
 
 import lthfunc as lf
@@ -30,7 +30,6 @@ from lthfunc.experiments.tasks import (
     loss_of_name,
     make_optimizer,
     metric_of_name,
-    named_for,
     schedule_of,
 )
 from lthfunc.training.losses import accuracy, cross_entropy, huber, mean_absolute_error, mean_squared_error
@@ -123,33 +122,35 @@ def test_ones_own_optimiser_is_given_what_it_asks_for(tmp_path: Path) -> None:
 
 def test_losses_and_metrics_by_name_are_those_functions() -> None:
     classes, numbers = data(), data(numbers=True)
-    assert loss_of_name(settings(), classes) is cross_entropy
-    assert [loss_of_name(settings(loss=name), numbers) for name in ("auto", "mse", "mae", "huber")] == [
+    assert loss_of_name(decided(settings(), classes), classes) is cross_entropy
+    by_name = [decided(settings(loss=name), numbers) for name in ("auto", "mse", "mae", "huber")]
+    assert [loss_of_name(config, numbers) for config in by_name] == [
         mean_squared_error, mean_squared_error, mean_absolute_error, huber,
     ]  # fmt: skip
     logits, y = torch.randn(4, 3), torch.tensor([0, 1, 2, 0])
-    smooth = loss_of_name(settings(label_smoothing=0.3), classes)
+    smooth = loss_of_name(decided(settings(label_smoothing=0.3), classes), classes)
     torch.testing.assert_close(smooth(logits, y), nn.functional.cross_entropy(logits, y, label_smoothing=0.3))
     with pytest.raises(UserError, match=r"^--label-smoothing: invalid value 0.3 .*0 with --loss mse"):
-        loss_of_name(settings(label_smoothing=0.3), numbers)
+        loss_of_name(decided(settings(label_smoothing=0.3), numbers), numbers)
     with pytest.raises(UserError, match=r"^--loss: 'no.module:f'|^--loss: "):
-        loss_of_name(settings(loss="no.module:f"), classes)
+        loss_of_name(decided(settings(loss="no.module:f"), classes), classes)
     with pytest.raises(UserError, match=r"^--metric: "):
-        metric_of_name(settings(metric="no.module:f"), classes)
-    assert metric_of_name(settings(), classes) is accuracy
-    assert float(metric_of_name(settings(metric="top-2"), classes)(torch.tensor([[3.0, 2, 1]]), torch.tensor([1]))) == 1
-    assert float(metric_of_name(settings(metric="top-2"), classes)(torch.tensor([[3.0, 2, 1]]), torch.tensor([2]))) == 0
-    squared = metric_of_name(settings(), numbers)
+        metric_of_name(decided(settings(metric="no.module:f"), classes), classes)
+    assert metric_of_name(decided(settings(), classes), classes) is accuracy
+    second = metric_of_name(settings(metric="top-2"), classes)
+    assert float(second(torch.tensor([[3.0, 2, 1]]), torch.tensor([1]))) == 1
+    assert float(second(torch.tensor([[3.0, 2, 1]]), torch.tensor([2]))) == 0
+    squared = metric_of_name(decided(settings(), numbers), numbers)
     targets, guess = numbers.train.y, numbers.train.y + 0.5
     expected = 1 - 0.25 / float(targets.double().var(correction=0))
     assert float(squared(guess, targets)) == pytest.approx(expected, rel=1e-5)
     flat = numbers._replace(train=Split(numbers.train.x, torch.ones(40, 1)))  # of no variance
-    assert math.isfinite(float(metric_of_name(settings(), flat)(torch.zeros(2, 1), torch.ones(2, 1))))
-    named = named_for(settings(), numbers)
+    assert math.isfinite(float(metric_of_name(decided(settings(), flat), flat)(torch.zeros(2, 1), torch.ones(2, 1))))
+    named = decided(settings(), numbers)
     assert (named.loss, named.metric) == ("mse", "r2")
-    named = named_for(settings(loss="cross-entropy", metric="top-2"), classes)
+    named = decided(settings(loss="cross-entropy", metric="top-2"), classes)
     assert (named.loss, named.metric) == ("cross-entropy", "top-2")
-    named = named_for(settings(), classes)
+    named = decided(settings(), classes)
     assert (named.loss, named.metric) == ("cross-entropy", "accuracy")
 
 

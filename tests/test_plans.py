@@ -19,7 +19,8 @@ import lthfunc as lf
 from lthfunc.catalog.pruning import CONTROLS, REWINDINGS
 from lthfunc.distributed.collectives import Collectives
 from lthfunc.errors import UserError
-from lthfunc.experiments import plan as planning
+from lthfunc.experiments import devices, engine_choice, plan as planning
+from lthfunc.experiments.config import applied
 from lthfunc.experiments.functions import (
     Scored,
 )
@@ -161,7 +162,7 @@ def test_looks_at_validation_cost_a_twentieth(steps: int, batch: int, val: int, 
 
 def test_steps_cost_three_forward_passes() -> None:
     model, _ = state_of()
-    assert planning.flops_per_step(model, (6,), 7) == 3 * 7 * 2 * 45
+    assert engine_choice.flops_per_step(model, (6,), 7) == 3 * 7 * 2 * 45
 
 
 @pytest.mark.parametrize(
@@ -179,16 +180,18 @@ def test_steps_cost_three_forward_passes() -> None:
 )
 def test_what_one_training_on_several_ranks_cannot_be(change: dict[str, Any], words: str) -> None:
     two = Collectives(0, 2, lambda vector: vector)
-    planning._check_ranks(settings(batch_size=8, jobs=1), two)
-    planning._check_ranks(settings(batch_size=8, engine="compile", device="cpu"), two)
+    devices._check_ranks(settings(batch_size=8, jobs=1), two)
+    devices._check_ranks(settings(batch_size=8, engine="compile", device="cpu"), two)
     with pytest.raises(UserError, match=f"^{words}"):
-        planning._check_ranks(settings(**{"batch_size": 8, **change}), two)
+        devices._check_ranks(settings(**{"batch_size": 8, **change}), two)
 
 
 def _engine_chosen(monkeypatch: pytest.MonkeyPatch, *, compiler: bool = True, sparse: bool = True, **given: Any) -> Any:
-    monkeypatch.setattr(planning, "why_not", lambda device: None if compiler else "no compiler")
-    monkeypatch.setattr(planning, "why_no_kernels", lambda: None)
-    monkeypatch.setattr(planning, "why_not_sparse", lambda work, shape, kind: None if sparse else "dense is faster")
+    monkeypatch.setattr(engine_choice, "why_not", lambda device: None if compiler else "no compiler")
+    monkeypatch.setattr(engine_choice, "why_no_kernels", lambda: None)
+    monkeypatch.setattr(
+        engine_choice, "why_not_sparse", lambda work, shape, kind: None if sparse else "dense is faster"
+    )
     outside, ranks, steps = given.pop("outside", ()), given.pop("ranks", 1), given.pop("steps", 1000)
     work: Any = SimpleNamespace(
         side_effects=SimpleNamespace(global_rngs=outside),
@@ -196,8 +199,10 @@ def _engine_chosen(monkeypatch: pytest.MonkeyPatch, *, compiler: bool = True, sp
         collectives=SimpleNamespace(world_size=ranks),
     )
     config = settings(**given)
-    config, note = planning._choose_engine(replace(config, device=given.get("device", "cpu")), steps, work, data())
-    return config.engine, note
+    config = replace(config, device=given.get("device", "cpu"))
+    decisions = engine_choice.decide_engine(config, steps, work, data())
+    notes = [each.reason for each in decisions if each.notable]
+    return applied(config, decisions).engine, notes[0] if notes else None
 
 
 def test_auto_counts_the_steps_of_the_whole_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,39 +238,43 @@ def test_auto_counts_the_steps_of_the_whole_run(monkeypatch: pytest.MonkeyPatch)
 
 def test_threads_are_for_large_networks_and_the_sparse_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
-    monkeypatch.setattr(planning, "usable_cores", lambda: 6)
+    monkeypatch.setattr(engine_choice, "usable_cores", lambda: 6)
     work: Any = SimpleNamespace(model=None)
-    numbers = data()
+
+    def threads(given: dict[str, Any]) -> Any:
+        (decision,) = engine_choice.decide_threads(settings(**given), work, data())
+        return decision.value
+
     for sparse, flops, given, expected in (
         (False, 1e9 - 1, {}, 1), (False, 1e9, {}, 6), (True, 0, {"replicates": 2}, 3), (True, 0, {"replicates": 9}, 1),
         (True, 0, {"replicates": 2, "control": ("reinit",)}, 1), (True, 0, {"replicates": 9, "jobs": 3}, 2),
     ):  # fmt: skip
-        monkeypatch.setattr(planning, "always_sparse", lambda engine, model, shape, sparse=sparse: sparse)
-        monkeypatch.setattr(planning, "flops_per_step", lambda model, shape, size, flops=flops: flops)
-        assert planning._threads(settings(**given), work, numbers, 5) == expected, (sparse, flops, given)
-    monkeypatch.setattr(planning, "usable_cores", lambda: 20)
-    monkeypatch.setattr(planning, "flops_per_step", lambda model, shape, size: 1e12)
-    monkeypatch.setattr(planning, "always_sparse", lambda engine, model, shape: False)
-    assert planning._threads(settings(), work, numbers, 5) == 8
+        monkeypatch.setattr(engine_choice, "always_sparse", lambda engine, model, shape, sparse=sparse: sparse)
+        monkeypatch.setattr(engine_choice, "flops_per_step", lambda model, shape, size, flops=flops: flops)
+        assert threads(given) == expected, (sparse, flops, given)
+    monkeypatch.setattr(engine_choice, "usable_cores", lambda: 20)
+    monkeypatch.setattr(engine_choice, "flops_per_step", lambda model, shape, size: 1e12)
+    monkeypatch.setattr(engine_choice, "always_sparse", lambda engine, model, shape: False)
+    assert threads({}) == 8
 
 
 def test_devices_are_there_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert planning.choose_device("auto") == planning.choose_device("cpu") == "cpu"
+    assert devices.choose_device("auto") == devices.choose_device("cpu") == "cpu"
     with pytest.raises(UserError, match=r"^--device: invalid value 'cuda' .*one of auto, cpu on this machine"):
-        planning.choose_device("cuda")
+        devices.choose_device("cuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     current: list[str] = []
     monkeypatch.setattr(torch.cuda, "set_device", current.append)
-    assert planning.choose_device("auto") == "cuda"
+    assert devices.choose_device("auto") == "cuda"
     assert current == []
-    assert planning.choose_device("cuda:1") == "cuda:1"
+    assert devices.choose_device("cuda:1") == "cuda:1"
     assert current == ["cuda:1"]
     with pytest.raises(
         UserError, match=r"^--device: invalid value 'cuda:2' .*one of auto, cpu, cuda, cuda:0, cuda:1 on"
     ):
-        planning.choose_device("cuda:2")
+        devices.choose_device("cuda:2")
 
 
 @pytest.mark.parametrize(
@@ -315,7 +324,7 @@ def test_what_is_tried_is_what_could_fail(monkeypatch: pytest.MonkeyPatch) -> No
         ({"structure": "per-output"}, ["check_orientation", "check_pruning"]),
         ({"structure": "2:4", "exempt": ("fc*",)}, ["check_orientation", "check_pruning"]),
         ({"structure": "units"}, ["check_pruning"]),
-        ({"floor": 1}, ["check_pruning"]),
+        ({"min_layer_weights": 1}, ["check_pruning"]),
         ({"score": "random"}, []),
         ({"score": "snip"}, ["check_score"]),
         ({"score": "snip", "rounds": 0}, []),
@@ -328,7 +337,7 @@ def test_what_is_tried_is_what_could_fail(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_plan_is_what_was_asked_for() -> None:
-    config, plan, note = prepare(
+    config, plan, note, decisions = prepare(
         settings(
             steps=30, batch_size=20, engine="eager", threads=2, rounds=3, rate=0.25, eval_every=7, rewind="epoch:0",
             control=("reinit", "shuffled-mask"), score="random", allocate="uniform", structure="per-output",
@@ -342,6 +351,7 @@ def test_a_plan_is_what_was_asked_for() -> None:
     assert (plan.anchor_step, list(plan.controls)) == (0, ["reinit", "shuffled-mask"])
     assert plan.controls["reinit"] == start_of(CONTROLS, "reinit")
     assert plan.rewind == start_of(REWINDINGS, "epoch:1")
+    assert [each.setting for each in decisions] == ["device", "loss"]
     trainer = plan.trainer
     assert (trainer.batch_size, trainer.on_nonfinite, trainer.precision) == (20, "skip", "fp32")
     assert (trainer.engine.name, trainer.loss) == ("eager", lf.cross_entropy)

@@ -371,10 +371,11 @@ def test_other_commands_are_for_one_process() -> None:
 def test_ranks_of_other_versions_and_data_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     from lthfunc.experiments.config import Config
     from lthfunc.experiments.plan import prepare
+    from lthfunc.experiments.resolve import resolved
     from lthfunc.runs.environment import versions
     from lthfunc.scheduling import ranks
 
-    config = prepare(Config(steps=20, engine="eager")).config
+    config = prepare(resolved(Config(steps=20, engine="eager"))).config
     two = Collectives(1, 2, lambda vector: vector)
     monkeypatch.setattr(sys, "argv", ["lthfunc", "prune"])
     theirs = ranks._fingerprint(config, prepare(config, collectives=two).plan)

@@ -17,6 +17,7 @@ from lthfunc.deployment.compaction.compact import compact_training
 from lthfunc.deployment.export.exportable import exportable_of
 from lthfunc.errors import UserError
 from lthfunc.experiments.plan import prepare
+from lthfunc.experiments.resolve import resolved
 from lthfunc.experiments.schema import from_mapping
 from lthfunc.sparse.kernels import build as kernels
 from lthfunc.trees.model import apply_evaluating
@@ -189,7 +190,7 @@ def test_what_cannot_be_evaluated_is_told_before_it_is_trained(
     lf.data.save_mapped("data.safetensors", data)
     Path("mine.py").write_text(OWN)
     settings = {"arch": f"mine.py:{name}", "dataset": "data.safetensors", "rounds": 1, "steps": 3000, "batch_size": 8}
-    assert prepare(from_mapping(settings)).config.engine in ("compile", "eager")
+    assert prepare(resolved(from_mapping(settings))).config.engine in ("compile", "eager")
     command = f"train --arch mine.py:{name} --dataset data.safetensors --steps 2 --batch-size 8 --engine sparse --out r"
     assert main(command.split()) == 2
     (line,) = capsys.readouterr().err.splitlines()

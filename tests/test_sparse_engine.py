@@ -21,6 +21,7 @@ from lthfunc.errors import UserError
 from lthfunc.experiments.config import Config
 from lthfunc.experiments.iterative import iterative
 from lthfunc.experiments.plan import prepare
+from lthfunc.experiments.resolve import resolved
 from lthfunc.sparse import cost_model
 from lthfunc.sparse.cost_model import is_faster, why_not_sparse
 from lthfunc.sparse.functional import conv_pattern, from_tiles, linear_pattern, sparse_conv2d, sparse_linear, to_tiles
@@ -173,7 +174,7 @@ def test_a_whole_run_with_controls_compiles_at_most_one_step(monkeypatch: pytest
     settings: dict[str, Any] = {"steps": 4, "rounds": 4, "rate": 0.5, "eval_every": 2, "engine": "sparse/compile"}
     for arch, controls, trainings, expected in (("lenet300", ("reinit",), 9, 0), ("conv2", (), 5, 1)):
         made.clear()
-        plan = prepare(Config(arch=arch, control=controls, **settings)).plan
+        plan = prepare(resolved(Config(arch=arch, control=controls, **settings))).plan
         assert len(list(iterative(plan, 0))) == trainings
         assert made.count("in_place") == expected
 
@@ -196,16 +197,16 @@ def test_the_rule_knows_shapes_densities_and_the_processor_alone(wide: bool, mon
 
 
 def test_auto_takes_it_for_long_runs_on_a_cpu() -> None:
-    assert prepare(Config(arch="lenet300", steps=3000)).config.engine == "sparse/compile"
-    assert prepare(Config(arch="lenet300", steps=3000, precision="bf16")).config.engine == "compile"
-    assert prepare(Config(arch="lenet300", steps=10, rounds=1)).config.engine == "eager"
+    assert prepare(resolved(Config(arch="lenet300", steps=3000))).config.engine == "sparse/compile"
+    assert prepare(resolved(Config(arch="lenet300", steps=3000, precision="bf16"))).config.engine == "compile"
+    assert prepare(resolved(Config(arch="lenet300", steps=10, rounds=1))).config.engine == "eager"
 
 
 def test_threads_are_no_more_than_the_cores_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lthfunc.experiments.plan.torch.get_num_threads", lambda: 8)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 8)
     for cores, threads in ((1, 1), (4, 4), (16, 8)):
-        monkeypatch.setattr("lthfunc.experiments.plan.usable_cores", lambda cores=cores: cores)
-        assert prepare(Config(arch="lenet300", steps=3000)).config.threads == threads
+        monkeypatch.setattr("lthfunc.experiments.engine_choice.usable_cores", lambda cores=cores: cores)
+        assert prepare(resolved(Config(arch="lenet300", steps=3000))).config.threads == threads
 
 
 class Odd(nn.Module):
@@ -228,8 +229,8 @@ def test_what_cannot_be_sparse_is_named(few_digits: Dataset) -> None:
     with pytest.raises(UserError, match=r"--precision: invalid value 'bf16' \(expected fp32 with --engine sparse"):
         make_trainer(model, few_digits, optimizer=lf.adam(1e-3), engine=lf.sparse_engine, precision="bf16")
     with pytest.raises(UserError, match="no rule for cumsum"):
-        prepare(Config(arch="test_sparse_engine:Odd", engine="sparse", steps=5))
-    assert prepare(Config(arch="test_sparse_engine:Odd", steps=3000)).config.engine == "compile"
+        prepare(resolved(Config(arch="test_sparse_engine:Odd", engine="sparse", steps=5)))
+    assert prepare(resolved(Config(arch="test_sparse_engine:Odd", steps=3000))).config.engine == "compile"
 
 
 def test_no_compiler_is_one_line(monkeypatch: pytest.MonkeyPatch, few_digits: Dataset) -> None:
@@ -237,7 +238,7 @@ def test_no_compiler_is_one_line(monkeypatch: pytest.MonkeyPatch, few_digits: Da
     with pytest.raises(
         UserError, match=r"sparse cannot run on this machine, since no C\+\+ compiler was found \(g\+\+\)"
     ):
-        prepare(Config(arch="lenet300", steps=10, engine="sparse"))
+        prepare(resolved(Config(arch="lenet300", steps=10, engine="sparse")))
 
 
 def test_the_command_line_runs_it_and_refuses_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from lthfunc_cli.experiment import settings_of
 from lthfunc_cli.main import main
+from small import decided
 from torch import nn
 
 import lthfunc as lf
@@ -187,18 +188,18 @@ def test_names_of_losses_and_metrics_follow_the_targets(digits: lf.Dataset) -> N
             config = resolved(from_mapping({"loss": name}))
             fits = name == "auto" or (name == "cross-entropy") == (data is digits)
             if fits:
-                assert callable(loss_of_name(config, data))
+                assert callable(loss_of_name(decided(config, data), data))
             else:
                 with pytest.raises(UserError, match=f"--loss: invalid value '{name}'"):
-                    loss_of_name(config, data)
+                    loss_of_name(decided(config, data), data)
     for name in (*METRICS.spelled()[0], "top-3"):
         for data in (digits, numbers):
             config = resolved(from_mapping({"metric": name}))
             if name == "auto" or (name == "r2") == (data is numbers):
-                assert callable(metric_of_name(config, data))
+                assert callable(metric_of_name(decided(config, data), data))
             else:
                 with pytest.raises(UserError, match=f"--metric: invalid value '{name}'"):
-                    metric_of_name(config, data)
+                    metric_of_name(decided(config, data), data)
 
 
 @pytest.mark.parametrize("engine", ["eager", "compile", "sparse"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 from lthfunc.errors import UserError, invalid
@@ -31,6 +31,25 @@ SETTINGS: dict[str, Setting] = settings_in(Config)
 FORMER_NAMES = {former: name for name, setting in SETTINGS.items() for former in setting.former_names}
 #: Settings that may change within a run: they change no result, or only what would have been none.
 FREE = frozenset(name for name, setting in SETTINGS.items() if not setting.changes_results)
+
+
+class Decision(NamedTuple):
+    """What a setting became that was left open, and why. notable: whether to say so without being asked."""
+
+    setting: str
+    value: Any
+    reason: str
+    notable: bool = False
+
+
+def applied(config: Config, decisions: Iterable[Decision]) -> Config:
+    """The settings with what was decided."""
+    return replace(config, **{each.setting: each.value for each in decisions})
+
+
+def trainings_of(config: Config) -> int:
+    """How many trainings a run has when it is finished."""
+    return config.replicates * (1 + config.rounds * (1 + len(config.control)))
 
 
 def trainings_at_once(config: Config) -> int:

@@ -9,7 +9,7 @@ from lthfunc.catalog.pruning import ALLOCATIONS, REWINDINGS, SCORES, STRUCTURES
 from lthfunc.errors import UserError, invalid
 from lthfunc.experiments.config import Config
 from lthfunc.experiments.resolve import listed
-from lthfunc.experiments.rewinding_and_controls import Start, start_of
+from lthfunc.experiments.rewinding_and_controls import RoundContext, Start, start_of
 from lthfunc.plugins import is_own, load_plugin
 from lthfunc.registry import Offered
 from lthfunc.sparsify.activations import input_moments
@@ -21,6 +21,7 @@ from lthfunc.sparsify.selection import Select
 from lthfunc.sparsify.structures import units
 from lthfunc.tracebacks import first_line, user_location
 from lthfunc.training.batches import sample_batches
+from lthfunc.training.engines.interface import Work
 from lthfunc.training.losses import Loss, cross_entropy
 from lthfunc.training.steps import forward_of, loss_of
 from lthfunc.trees.model import Model
@@ -75,6 +76,15 @@ def score_of(name: str) -> Callable[[Scored], Score]:
     """A score by its name; a user's own is ``params, masks -> scores``, or makes that of what is offered."""
     SCORES.load(name)  # what cannot be imported is told before anything is trained
     return lambda now: SCORES.make(name, now.offered, dict)
+
+
+def scoring_of(config: Config, work: Work, data: Dataset) -> Callable[[TrainState, RoundContext], Score]:
+    """The score of a round, made of the network that is to be pruned."""
+    scoring = score_of(config.score)
+    assert config.batch_size is not None
+    assert config.lr is not None
+    about = (work.model, data, config.batch_size, config.lr)
+    return lambda trained, now: scoring(Scored(*about, now.seed, now.number, trained, now.anchor, work.loss))
 
 
 def random_score(seed: int) -> Score:

@@ -11,7 +11,7 @@ from lthfunc.catalog import data_sets as data, networks as models
 from lthfunc.catalog.pruning import SCORES, STRUCTURES
 from lthfunc.catalog.training import OPTIMIZERS
 from lthfunc.errors import UserError, invalid, unknown
-from lthfunc.experiments.config import SETTINGS, Config, parse_interval
+from lthfunc.experiments.config import SETTINGS, Config, Decision, applied, parse_interval
 from lthfunc.experiments.schema import from_mapping
 from lthfunc.plugins import is_own
 from lthfunc.registry import Registry
@@ -22,38 +22,66 @@ _PLAIN_EPOCHS = 10
 
 
 def resolved(config: Config) -> Config:
-    """Checked, with names made canonical and the defaults of architecture and data set filled in.
+    """Checked, with names made canonical and the defaults of network and data set filled in.
 
     `device`, `engine`, `jobs` and `threads` may stay open; plan.py decides them. Raises UserError.
     """
+    return resolve(config)[0]
+
+
+def resolve(config: Config) -> tuple[Config, list[Decision]]:
+    """`resolved`, and what was decided for settings that were left open. Raises UserError."""
     from_mapping(asdict(config))
     _check_choices(config)
-    arch, dataset = models.canonical(config.arch), data.canonical(config.dataset)
-    recipe = models.NETWORKS[arch].recipe if arch in models.NETWORKS else _PLAIN
-    known = data.DATASETS.get(dataset)
-    optimizer = _first(config.optimizer, recipe.optimizer)
-    if optimizer != recipe.optimizer:  # a recipe's rate, momentum and decay belong to its own optimiser
-        plain = OPTIMIZERS.get(optimizer, OPTIMIZERS["adam"])
-        recipe = models.Recipe(optimizer, plain.lr, recipe.batch_size, plain.momentum)
-    config = replace(
-        config,
-        arch=arch,
-        dataset=dataset,
-        optimizer=optimizer,
-        batch_size=_first(config.batch_size, recipe.batch_size),
-        lr=_first(config.lr, recipe.lr),
-        momentum=_first(config.momentum, recipe.momentum),
-        weight_decay=_first(config.weight_decay, recipe.weight_decay),
-        augment=_first(config.augment, known is not None and known.augment),
-    )
-    if config.epochs is None and config.steps is None:
-        config = replace(config, epochs=known.epochs if known else _PLAIN_EPOCHS)
+    config = replace(config, arch=models.canonical(config.arch), dataset=data.canonical(config.dataset))
+    decisions = [*_network_defaults(config), *_data_defaults(config)]
+    config = applied(config, decisions)
     _check_together(config)
+    lengths = _rounds_and_rate(config)
+    return applied(config, lengths), decisions + lengths
+
+
+def _network_defaults(config: Config) -> list[Decision]:
+    """How the network is trained, by its recipe; its rate, momentum and decay belong to its own optimiser."""
+    known = config.arch in models.NETWORKS
+    recipe = models.NETWORKS[config.arch].recipe if known else _PLAIN
+    whose = f"the default of {config.arch}" if known else "the default for a network that is not in the list"
+    optimizer, of_rates = config.optimizer or recipe.optimizer, whose
+    if optimizer != recipe.optimizer:
+        plain, of_rates = OPTIMIZERS.get(optimizer, OPTIMIZERS["adam"]), f"the default of --optimizer {optimizer}"
+        recipe = models.Recipe(optimizer, plain.lr, recipe.batch_size, plain.momentum)
+    rates = {"lr": recipe.lr, "momentum": recipe.momentum, "weight_decay": recipe.weight_decay}
+    return [
+        Decision(name, value, reason)
+        for name, value, reason in (
+            ("optimizer", optimizer, whose),
+            ("batch_size", recipe.batch_size, whose),
+            *((name, value, of_rates) for name, value in rates.items()),
+        )
+        if getattr(config, name) is None
+    ]
+
+
+def _data_defaults(config: Config) -> list[Decision]:
+    """Augmentation and the length of a training, by the data set."""
+    known = data.DATASETS.get(config.dataset)
+    whose = f"the default of {config.dataset}" if known else "the default for a data set that is not in the list"
+    decisions = []
+    if config.augment is None:
+        decisions.append(Decision("augment", known is not None and known.augment, whose))
+    if config.epochs is None and config.steps is None:
+        decisions.append(Decision("epochs", known.epochs if known else _PLAIN_EPOCHS, whose))
+    return decisions
+
+
+def _rounds_and_rate(config: Config) -> list[Decision]:
+    """What --density and --densities say of the other settings of pruning."""
     if config.densities is not None and not is_own(config.densities):
-        config = replace(config, rounds=len(listed(config.densities)))
+        return [Decision("rounds", len(listed(config.densities)), "one for each of --densities")]
     if config.density is not None and config.rounds:
-        config = replace(config, rate=1 - config.density ** (1 / config.rounds))
-    return config
+        rate = 1 - config.density ** (1 / config.rounds)
+        return [Decision("rate", rate, f"{config.rounds} rounds at this rate leave --density {config.density:g}")]
+    return []
 
 
 def _check_choices(config: Config) -> None:
@@ -122,7 +150,3 @@ def _check_together(config: Config) -> None:
         raise invalid("--allocate", "lamp", f"scores of at least 0, which --score {config.score} are not")
     if len(set(config.control)) < len(config.control):
         raise invalid("--control", ", ".join(config.control), "each control once")
-
-
-def _first(value: Any, default: Any) -> Any:
-    return default if value is None else value

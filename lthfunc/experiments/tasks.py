@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from lthfunc.catalog.training import LOSSES, METRICS, OPTIMIZERS, SCHEDULES, TargetsEntry
 from lthfunc.errors import UserError, invalid
-from lthfunc.experiments.config import Config
+from lthfunc.experiments.config import Config, Decision
 from lthfunc.plugins import called, is_own
 from lthfunc.registry import Offered, Registry
 from lthfunc.training import schedules
@@ -16,23 +14,21 @@ from lthfunc.training.schedules import Schedule
 from lthfunc.trees.types import Dataset
 
 
-def named_for(config: Config, data: Dataset) -> Config:
-    """With what `auto` stands for: cross entropy and accuracy for classes, mean squared error and R² for numbers."""
-    numbers = data.train.y.is_floating_point()
-    loss, metric = ("mse", "r2") if numbers else ("cross-entropy", "accuracy")
-    return replace(
-        config,
-        loss=loss if config.loss == "auto" else config.loss,
-        metric=metric if config.metric == "auto" else config.metric,
-    )
+def decide_objective(config: Config, data: Dataset) -> list[Decision]:
+    """What `auto` stands for: cross entropy and accuracy for classes, mean squared error and R² for numbers."""
+    targets = _targets(data)
+    loss, metric = ("mse", "r2") if targets == "numbers" else ("cross-entropy", "accuracy")
+    reason = f"the targets are {targets}"
+    decided = Decision("loss", loss, reason), Decision("metric", metric, reason)
+    return [each for each in decided if getattr(config, each.setting) == "auto"]
 
 
 def loss_of_name(config: Config, data: Dataset) -> Loss:
-    """A loss by its name, or a function ``outputs, targets -> scalar``; auto: cross entropy for classes, else mse.
+    """A loss by its name, or a function ``outputs, targets -> scalar``.
 
     Raises UserError where it is not one for the data's targets.
     """
-    name = named_for(config, data).loss
+    name = config.loss
     _check_targets(LOSSES, name, data)
     if config.label_smoothing and "label_smoothing" not in LOSSES.takes(name):
         raise invalid("--label-smoothing", config.label_smoothing, f"0 with --loss {name}")
@@ -48,19 +44,23 @@ def cross_entropy_loss(label_smoothing: float) -> Loss:
 def metric_of_name(config: Config, data: Dataset) -> Metric:
     """A metric by its name, or a function ``outputs, targets -> scalar``, the more the better.
 
-    auto: accuracy for classes, R² for numbers. Raises UserError where it is not one for the data's targets.
+    Raises UserError where it is not one for the data's targets.
     """
-    name = named_for(config, data).metric
+    name = config.metric
     _check_targets(METRICS, name, data)
     variance = Offered(variance=lambda: data.train.y.var(0, correction=0).clamp(min=1e-12))
     made: Metric = METRICS.make(name, variance)
     return made
 
 
+def _targets(data: Dataset) -> str:
+    """What the targets are, in a word."""
+    return "numbers" if data.train.y.is_floating_point() else "classes"
+
+
 def _check_targets(names: Registry[TargetsEntry], name: str, data: Dataset) -> None:
     """Raise UserError where a loss or metric is not one for the data's targets."""
-    targets = "numbers" if data.train.y.is_floating_point() else "classes"
-    found = names.find(name)
+    targets, found = _targets(data), names.find(name)
     if found is not None and found[0].of != targets:
         fitting = ", ".join(key for key, entry in names.items() if entry.of == targets)
         raise invalid(names.option, name, f"{fitting} or a function of your own for targets that are {targets}")

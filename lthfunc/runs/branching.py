@@ -41,7 +41,7 @@ def branch(run: Path, folder: Path, number: int, prepared: Prepared) -> list[Rec
 
     `check_branch` says whether that can be.
     """
-    config, plan, _ = prepared
+    config, plan = prepared.config, prepared.plan
     create(folder, config, PRUNE, branched=(run, number), data=plan.trainer.data)
     return copy_early(run, number, folder, config, set())
 

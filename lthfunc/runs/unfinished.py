@@ -6,8 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from lthfunc.errors import UserError
-from lthfunc.experiments.config import FREE, SETTINGS, Config, to_mapping
-from lthfunc.experiments.resolve import resolved
+from lthfunc.experiments.config import FREE, SETTINGS, Config, to_mapping, trainings_of
 from lthfunc.runs import safe_files
 from lthfunc.runs.folder import METRICS, Run, scan_run
 from lthfunc.runs.lock import is_held
@@ -36,11 +35,6 @@ def unfinished_like(config: Config, command: str, out: str | None) -> Path | Non
     return None
 
 
-def trainings_of(config: Config) -> int:
-    """How many trainings a run has when it is finished."""
-    return config.replicates * (1 + config.rounds * (1 + len(config.control)))
-
-
 def is_finished(run: Run) -> bool:
     """Whether all its trainings are."""
     return len(run.records) >= trainings_of(run.config)
@@ -55,7 +49,7 @@ def _age(folder: Path) -> float:
 
 
 def _alike(run: Run, config: Config) -> bool:
-    """Whether the settings are the run's; what was left open was decided by the run."""
-    theirs, mine = to_mapping(run.config), to_mapping(resolved(config))
+    """Whether these settings, resolved, are the run's; what was left open was decided by the run."""
+    theirs, mine = to_mapping(run.config), to_mapping(config)
     opened = [name for name, each in SETTINGS.items() if each.decided and mine.get(name) in (None, "auto")]
     return all(mine.get(name) == theirs.get(name) for name in {**mine, **theirs} if name not in (*FREE, *opened))

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lthfunc.errors import DamagedError
-from lthfunc.experiments.config import Config
+from lthfunc.experiments.config import Config, trainings_of
 from lthfunc.experiments.records import Record, Row, summarize
 from lthfunc.runs.checking import sums_wrong
 from lthfunc.runs.folder import ENVIRONMENT, distinct_names, scan_run
 from lthfunc.runs.json_lines import whole_lines
 from lthfunc.runs.measurements import measurements
 from lthfunc.runs.readings import session_problem
-from lthfunc.runs.unfinished import trainings_of
 
 
 class RunView(NamedTuple):

@@ -1,0 +1,75 @@
+"""Where a run computes: the device, and what it cannot be together with."""
+
+from __future__ import annotations
+
+import os
+import re
+
+import torch
+
+from lthfunc.distributed.collectives import Collectives
+from lthfunc.distributed.data_parallel import rank_batch_size
+from lthfunc.errors import UserError, invalid
+from lthfunc.experiments.config import Config, Decision
+from lthfunc.training.cpu_threads import check_jobs, check_threads
+from lthfunc.training.precision import check_precision
+
+
+def decide_device(config: Config, collectives: Collectives) -> list[Decision]:
+    """The device, and the number of trainings that may share it. Raises UserError for what cannot be here."""
+    if config.executor == "local":  # elsewhere its nodes' cores count
+        check_threads(config.threads)
+    if collectives.world_size > 1:
+        _check_ranks(config, collectives)
+    device, decisions = choose_device(config.device), list[Decision]()
+    if config.device == "auto":
+        decisions.append(Decision("device", device, "PyTorch finds no GPU" if device == "cpu" else "the first GPU"))
+    if config.executor == "local" and device == "cpu":  # a GPU's memory is asked about later
+        check_jobs(config.jobs)
+    if config.energy and device == "cpu":
+        decisions.append(Decision("jobs", 1, "a meter of energy cannot tell processes apart"))
+    check_precision(config.precision, device)
+    return decisions
+
+
+def choose_device(name: str) -> str:
+    """`auto` is the first GPU where there is one, else the CPU. Raises UserError for a device that is not there.
+
+    A GPU that was named becomes the current one, which is what code means that names none.
+    """
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    here = ["cpu", "cuda", *(f"cuda:{i}" for i in range(gpus))] if gpus else ["cpu"]
+    if name == "auto":
+        return "cuda" if gpus else "cpu"
+    if name not in here:
+        raise invalid("--device", name, f"one of {', '.join(['auto', *here])} on this machine")
+    if name.startswith("cuda:"):
+        torch.cuda.set_device(name)
+    return name
+
+
+def data_room(device: str) -> int | None:
+    """Bytes of the device's memory that a data set may take; what is larger is streamed."""
+    return torch.cuda.mem_get_info(device)[0] // 2 if device.startswith("cuda") else None
+
+
+def _check_ranks(config: Config, collectives: Collectives) -> None:
+    """Raise UserError for what one training on several ranks cannot be."""
+    assert config.batch_size is not None
+    rank_batch_size(config.batch_size, collectives)
+    if config.executor != "local":
+        raise invalid("--executor", config.executor, "local on several ranks, which are one training's")
+    if config.jobs is not None and config.jobs > 1:
+        raise invalid("--jobs", config.jobs, "1 on several ranks, which take one training after the other")
+    if config.energy:
+        raise UserError("--energy: meters one process, not several ranks")
+    if config.compact:
+        raise UserError("--compact: cannot be on several ranks, which average gradients of the whole network")
+    if config.engine.startswith("sparse"):
+        raise invalid("--engine", config.engine, "auto, eager or compile on several ranks")
+    if re.fullmatch(r"cuda:\d+", config.device):
+        raise invalid("--device", config.device, "auto, cpu or cuda on several ranks, each of which takes its own GPU")
+    mine, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if config.device == "cuda" and mine >= gpus:
+        found = "there is 1 GPU" if gpus == 1 else f"there are {gpus} GPUs"
+        raise UserError(f"--device: this rank needs GPU number {mine}, and {found}")

@@ -1,0 +1,109 @@
+"""What runs the trainings: the engine, and its threads."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from lthfunc.deployment.compaction.compact import compact_training
+from lthfunc.deployment.compaction.compact_engine import compact_engine
+from lthfunc.errors import UserError, invalid
+from lthfunc.experiments.config import Config, Decision, trainings_at_once, trainings_of
+from lthfunc.hardware import usable_cores
+from lthfunc.sparse.cost_model import why_not_sparse
+from lthfunc.sparse.kernels.build import why_no_kernels
+from lthfunc.sparse.sparse_or_dense import always_sparse
+from lthfunc.training.engines.interface import Work
+from lthfunc.training.engines.table import COMPILE_FROM_STEPS, Making, engine_for
+from lthfunc.training.engines.toolchain import why_not
+from lthfunc.trees.flops import flops_of
+from lthfunc.trees.model import Model, init
+from lthfunc.trees.types import Dataset
+
+#: FLOPs of a step from which a second thread is worth its waiting; below, one thread is quickest on a busy machine,
+#: and seeds run side by side in processes. The LeNets lie below, convolutional networks above.
+_FLOPS_FOR_THREADS = 1e9
+
+
+def decide_engine(config: Config, steps: int, work: Work, data: Dataset) -> list[Decision]:
+    """What `auto` stands for, by the whole run's steps and by what the network is made of.
+
+    Raises UserError where an engine was asked for that cannot work here.
+    """
+    if config.engine != "auto":
+        _check_engine(config, work, data)
+        return []
+    if work.side_effects.global_rngs:
+        generators = " and ".join(work.side_effects.global_rngs)
+        reason = f"not compiled: {work.model.name} draws from {generators}"
+        return [Decision("engine", "eager", reason, notable=True)]
+    total = steps * trainings_of(config)
+    counted = f"all trainings take {total:,} steps, and compiling pays from {COMPILE_FROM_STEPS:,}"
+    if engine_for(total) == "eager":
+        return [Decision("engine", "eager", counted)]
+    missing = why_not(config.device)
+    if missing is not None:
+        reason = f"not compiled: {missing}; running eagerly, which gives the same results more slowly"
+        return [Decision("engine", "eager", reason, notable=True)]
+    if work.collectives.world_size > 1:
+        return [Decision("engine", "compile", f"{counted}; the sparse engine takes no part in several ranks")]
+    try:
+        _check_sparse(replace(config, engine="sparse"), work, data)
+    except UserError as error:
+        return [Decision("engine", "compile", f"{counted}; not sparse: {error}")]
+    return [Decision("engine", "sparse/compile", f"{counted}; each runs on the sparse engine where that costs less")]
+
+
+def decide_threads(config: Config, work: Work, data: Dataset) -> list[Decision]:
+    """CPU threads of a training.
+
+    On the sparse engine, whose results don't depend on their number, the cores that seeds and controls leave over.
+    Else one for a small network, all for a large one.
+    """
+    if config.threads is not None:
+        return []
+    cores = min(torch.get_num_threads(), usable_cores())  # threads without a core would wait for each other
+    if always_sparse(config.engine, work.model, data.shape):
+        at_once = config.jobs or trainings_at_once(config)
+        shared = (
+            f"{cores} cores for {at_once} trainings at a time" if at_once > 1 else f"{cores} cores for one training"
+        )
+        return [Decision("threads", max(1, cores // at_once), f"{shared}; the sparse engine's results stay the same")]
+    assert config.batch_size is not None
+    flops = flops_per_step(work.model, data.shape, config.batch_size)
+    small = flops < _FLOPS_FOR_THREADS
+    size = f"a step takes {flops / 1e9:.2g} GFLOPs, and several threads pay from {_FLOPS_FOR_THREADS / 1e9:g}"
+    return [Decision("threads", 1 if small else cores, size)]
+
+
+def flops_per_step(model: Model, shape: tuple[int, ...], batch_size: int) -> int:
+    """FLOPs of a training step's products, counted on one example: a forward pass and two of its size backward."""
+    return 3 * batch_size * flops_of(model.evaluating, shape, tokens=model.tokens)
+
+
+def engine_of(config: Config, model: Model, data: Dataset) -> Making:
+    """The engine, on compacted networks where --compact asks for that. Raises UserError where that cannot be."""
+    if not config.compact:
+        return config.engine
+    compact_training(model, init(model, 0), data.shape)
+    # The sparse engine reads inputs by lists, so nothing is to be picked out for it.
+    return compact_engine(config.engine, selecting=not config.engine.startswith("sparse"))
+
+
+def _check_engine(config: Config, work: Work, data: Dataset) -> None:
+    """Raise UserError where the engine that was asked for cannot work here."""
+    if config.engine.startswith("sparse"):
+        _check_sparse(config, work, data)
+    elif config.engine == "compile" and (missing := why_not(config.device)) is not None:
+        raise invalid("--engine", config.engine, f"eager on this machine, since {missing}")
+
+
+def _check_sparse(config: Config, work: Work, data: Dataset) -> None:
+    """Raise UserError where the sparse engine cannot run this."""
+    for option, value, able in (("--device", config.device, "cpu"), ("--precision", config.precision, "fp32")):
+        if value != able:
+            raise invalid("--engine", config.engine, f"eager or compile with {option} {value}")
+    reason = why_no_kernels() or why_not_sparse(work, data.shape, data.train.x.dtype)
+    if reason is not None:
+        raise UserError(reason)
