@@ -138,11 +138,11 @@ def test_costs_of_nothing_are_equal() -> None:
         (
             Costs([], [1.0]),
             Costs([1.0], [1.0]),
-            r"sparse.fixed: invalid value \[\] \(expected one finite number",
+            r"sparse.fixed: invalid value \[\] \(expected at least one finite number",
         ),
         (Costs([1.0], [1.0]), Costs([1.0], [math.nan]), r"dense.each: invalid value \[nan\]"),
         (Costs([1.0], [math.inf]), Costs([1.0], [1.0]), r"sparse.each: invalid value \[inf\]"),
-        (Costs([1.0, 2.0], [1.0], paired=True), Costs([1.0], [1.0]), "as many replicates of both, not 2 and 1"),
+        (Costs([1.0, 2.0], [1.0], paired=True), Costs([1.0], [1.0]), "equally many replicates of both, not 2 and 1"),
     ],
 )
 def test_costs_that_are_none_are_refused(sparse: Costs, dense: Costs, words: str) -> None:

@@ -324,7 +324,7 @@ def test_the_interval_holds_the_truth_as_often_as_it_says() -> None:
         (["energy", "plain", "--repeats", "1"], "--repeats: invalid value 1 (expected a whole number of at least 2"),
         (["energy", "plain", "--batch-size", "999"], "--batch-size: invalid value 999 (expected at most 360"),
         (["energy", "absent"], "absent: is not a run folder"),
-        (["breakeven", "plain"], "plain: its inference has no measured energy; measure it: lthfunc energy plain"),
+        (["breakeven", "plain"], "plain: the energy of inference was not metered; meter it with: lthfunc energy plain"),
         (["breakeven", "absent"], "absent: is not a run folder"),
         (["breakeven", "1+2/3"], "1+2/3: give the dense network's FIXED+COST/N after it"),
         (["breakeven", "1+2/3", "plain"], "give two runs, or two of FIXED+COST/N"),

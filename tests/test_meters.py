@@ -73,9 +73,9 @@ def test_a_meter_reads_between_its_laps(monkeypatch: pytest.MonkeyPatch) -> None
         raise KeyError
     assert Tracker.made.told[-1] == "stop"
     assert Source("X", "USA", True).words == (
-        "X; CO₂eq at the electricity mix of USA (assumed; --country names another)"
+        "X; CO₂eq for the electricity mix of USA (assumed; --country names another)"
     )
-    assert Source("X", "FRA", False).words == "X; CO₂eq at the electricity mix of FRA"
+    assert Source("X", "FRA", False).words == "X; CO₂eq for the electricity mix of FRA"
     check_meter(None)
     check_meter("DEU")
     with pytest.raises(UserError, match=r"^--country: invalid value 'XXX' .*three letters"):

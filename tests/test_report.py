@@ -122,7 +122,7 @@ def test_the_explorer_holds_every_mask_to_the_bit(runs: Path, page: Path) -> Non
 
 def test_overlaps_are_the_librarys_own(runs: Path) -> None:
     _, _, records = read_run(runs / "full")
-    found = [read_patterns(runs / "full", records, seed, weights=False, told=lambda: None)[0] for seed in range(3)]
+    found = [read_patterns(runs / "full", records, seed, weights=False, on_read=lambda: None)[0] for seed in range(3)]
     patterns = [each for each in found if each is not None]
     overlap = overlap_of(patterns)
     assert overlap is not None
@@ -207,7 +207,7 @@ def test_what_is_missing_is_said(runs: Path, tmp_path: Path, capsys: Any) -> Non
 
     (folder / "metrics.jsonl").write_text("nonsense\n")
     assert run("report", folder, "--out", tmp_path / "gone.html") == 0
-    assert "nothing of this run can be shown" in (tmp_path / "gone.html").read_text("utf-8")
+    assert "this run cannot be shown" in (tmp_path / "gone.html").read_text("utf-8")
 
     (folder / "metrics.jsonl").write_text(lines[0])
     assert run("report", folder, "--out", tmp_path / "begun.html") == 0
@@ -221,7 +221,7 @@ def test_masks_that_do_not_nest_are_left_out_and_told(runs: Path, tmp_path: Path
     for name in ("masks.safetensors", "manifest.json", "params.safetensors"):  # round 2 now says what round 1 was
         shutil.copy(folder / "seed0" / "round00" / name, second / name)
     _, _, records = read_run(folder)
-    patterns, missing = read_patterns(folder, records, 0, weights=True, told=lambda: None)
+    patterns, missing = read_patterns(folder, records, 0, weights=True, on_read=lambda: None)
     assert patterns is not None
     assert patterns.rounds == [0, 1, 3]
     assert "keeps weights that an earlier round had pruned" in missing[0]

@@ -1,18 +1,18 @@
-"""Amounts of energy, and those of a training by what it was doing."""
+"""Amounts of energy, and those of a training by phase and epoch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-#: What a training does: compile and load, take steps, measure splits.
+#: Phases of a training: compiling and loading, taking steps, evaluating.
 PHASES = ("preparation", "training", "evaluation")
 
 
 class Amount(NamedTuple):
     """Energy over some time.
 
-    kwh: all of it [kWh]; cpu, gpu, ram: its parts [kWh]. kg: emissions [kg CO₂eq]. seconds: how long.
+    kwh: in total [kWh]; cpu, gpu, ram: its parts [kWh]. kg: emissions [kg CO₂eq]. seconds: duration.
     """
 
     kwh: float = 0.0
@@ -23,22 +23,22 @@ class Amount(NamedTuple):
     ram: float = 0.0
 
     def plus(self, other: Amount) -> Amount:
-        """Both together."""
+        """The sum of both."""
         return Amount(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
 
     def over(self, count: float) -> Amount:
-        """A share of it."""
+        """An equal share of it."""
         return Amount(*(each / count for each in self))
 
 
 class Metered(NamedTuple):
-    """Of a training. phases: by name; epochs: of the steps of each epoch, by its number, from 0."""
+    """Energy of a training. phases: by name. epochs: of the steps of each epoch, numbered from 0."""
 
     phases: dict[str, Amount]
     epochs: dict[int, Amount]
 
     def with_lap(self, amount: Amount, phase: str, epoch: int) -> Metered:
-        """An amount added to what it was spent on."""
+        """Add an amount to its phase and epoch."""
         phases = {**self.phases, phase: self.phases[phase].plus(amount)}
         epochs = self.epochs
         if phase == "training":
@@ -46,7 +46,7 @@ class Metered(NamedTuple):
         return Metered(phases, epochs)
 
     def over(self, count: float) -> Metered:
-        """A share of it, for trainings that ran as one program."""
+        """An equal share of it, for trainings that run as one program."""
         return Metered(
             {name: each.over(count) for name, each in self.phases.items()},
             {epoch: each.over(count) for epoch, each in self.epochs.items()},
@@ -54,7 +54,7 @@ class Metered(NamedTuple):
 
 
 def nothing_yet() -> Metered:
-    """Before anything was metered."""
+    """Nothing metered yet."""
     return Metered(dict.fromkeys(PHASES, Amount()), {})
 
 

@@ -1,4 +1,4 @@
-"""From how many inferences on a ticket pays back what finding it cost."""
+"""The number of inferences after which a ticket has paid back the cost of finding it."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from lthfunc.argument_hints import described, is_a
 from lthfunc.argument_kinds import KINDS
 from lthfunc.errors import ArgumentError, invalid
 
-#: Of intervals.
+#: Confidence level of intervals.
 LEVEL = 0.95
 
 
 class Costs(NamedTuple):
-    """In one unit (kg CO₂eq, kWh, seconds, money). fixed: of the training or search, a number per replicate.
+    """Costs of a network in one unit (kg CO₂eq, kWh, seconds, money), for `break_even`.
 
-    each: of an inference, a number per repeat. paired: whether `fixed` has the other's replicates, in their order.
+    fixed: of its training or search, one number per replicate. each: of one inference, one number per repeat. paired:
+    whether `fixed` has the same replicates as the other network's, in the same order.
     """
 
     fixed: Sequence[float]
@@ -27,25 +28,27 @@ class Costs(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """A mean, the variance of the mean, and the degrees of freedom it is known by; 0 where nothing tells its spread."""
+    """A mean, its variance, and the degrees of freedom of that; 0 where the spread is unknown."""
 
     mean: float
     variance: float = 0.0
     freedom: float = 0.0
 
 
-#: What can be said: the ticket is cheaper from some number of inferences on, at once, never, or only up to a number; or
-#: both cost the same, however many there are.
+#: The ticket is cheaper from some number of inferences on, at once, never, or only up to a number; or both always cost
+#: the same.
 Verdict = Literal["from", "at once", "never", "up to", "equal"]
 
 
 class BreakEven(NamedTuple):
-    """verdict: what `inferences` is. inferences: where the totals are equal; None but for "from" and "up to".
+    """When a ticket pays back.
 
-    low, high: of the interval that holds it with 95 % confidence (Fieller 1954); high is infinite where the data can't
-    exclude that the ticket never pays back (for "from"), or that it stays cheaper for good (for "up to"); None without
-    replicates or repeats. extra: what the ticket costs more before the first inference; saving: what it saves in each.
-    certain: whether the signs of both, on which the verdict rests, are known with 95 % confidence.
+    verdict: "from" some number of inferences on, "at once", "never", only "up to" a number, or "equal". inferences: the
+    number at which total costs are equal; None except for "from" and "up to". low, high: its 95 % confidence interval
+    (Fieller 1954); high is infinite where the data cannot exclude that the ticket never pays back (for "from") or stays
+    cheaper forever (for "up to"); None without replicates or repeats. extra: the ticket's additional cost before the
+    first inference. saving: what it saves per inference. certain: whether the signs of both, on which the verdict
+    rests, are known with 95 % confidence.
     """
 
     verdict: Verdict
@@ -58,21 +61,31 @@ class BreakEven(NamedTuple):
 
 
 def break_even(sparse: Costs, dense: Costs) -> BreakEven:
-    """The number of inferences n where sparse.fixed + n sparse.each = dense.fixed + n dense.each.
+    """Compute the number of inferences n where sparse.fixed + n sparse.each = dense.fixed + n dense.each.
 
-    The interval is Fieller's for the quotient of two means: it takes the spread of both into account, and is not
-    symmetric. Student's t has the smaller of the two degrees of freedom (Welch's where two samples are compared).
+    sparse, dense: costs of the ticket (its whole search) and of the dense network, in the same unit.
 
-    Raises UserError where numbers are missing or not finite, or pairs have no partner.
+    Returns a `BreakEven`. Its interval is that of E. C. Fieller, *Some problems in interval estimation*, J. R. Stat.
+    Soc. B 16 (1954), for a quotient of two means: it accounts for the spread of both and is not symmetric. Student's t
+    has the smaller of the two degrees of freedom (Welch's where samples are not paired).
+
+    Raises UserError where numbers are missing or not finite, or where paired costs differ in length.
+
+    >>> import lthfunc as lf
+    >>> found = lf.break_even(lf.Costs(fixed=[5.0], each=[1.0]), lf.Costs(fixed=[3.0], each=[2.0]))
+    >>> found.verdict, found.inferences
+    ('from', 2.0)
     """
     for side, costs in (("sparse", sparse), ("dense", dense)):
         if not is_a(costs, "Costs"):
             raise ArgumentError(f"break_even: {side} must be Costs, not {described(costs)}")
         for part, values in (("fixed", costs.fixed), ("each", costs.each)):
             if not KINDS["Sequence[float]"].fits(values) or len(values) == 0:
-                raise invalid(f"{side}.{part}", values, "one finite number or more")
+                raise invalid(f"{side}.{part}", values, "at least one finite number")
     if (sparse.paired or dense.paired) and len(sparse.fixed) != len(dense.fixed):
-        raise invalid("paired", True, f"as many replicates of both, not {len(sparse.fixed)} and {len(dense.fixed)}")
+        raise invalid(
+            "paired", True, f"equally many replicates of both, not {len(sparse.fixed)} and {len(dense.fixed)}"
+        )
     extra = _difference(sparse.fixed, dense.fixed, paired=sparse.paired or dense.paired)
     saving = _difference(dense.each, sparse.each, paired=False)
     verdict = _VERDICTS[_sign(extra.mean), _sign(saving.mean)]
@@ -82,7 +95,7 @@ def break_even(sparse: Costs, dense: Costs) -> BreakEven:
     return BreakEven(verdict, inferences, low, high, extra, saving, _known(extra) and _known(saving))
 
 
-#: By the signs of what the ticket costs more at first, and of what it saves in each inference.
+#: By the signs of the ticket's extra cost before the first inference and of its saving per inference.
 _VERDICTS: dict[tuple[int, int], Verdict] = {
     (1, 1): "from", (1, 0): "never", (1, -1): "never",
     (0, 1): "at once", (0, 0): "equal", (0, -1): "never",
@@ -95,7 +108,7 @@ def _sign(number: float) -> int:
 
 
 def _known(estimate: Estimate) -> bool:
-    """Whether its sign is known with 95 % confidence."""
+    """Whether the sign is known with 95 % confidence."""
     if estimate.variance == 0:
         return True
     return abs(estimate.mean) > _student(estimate.freedom) * math.sqrt(estimate.variance)
@@ -103,7 +116,7 @@ def _known(estimate: Estimate) -> bool:
 
 def _student(freedom: float) -> float:
     """Student's t of a 95 % interval."""
-    from scipy import stats  # half a second, which other commands need not wait for
+    from scipy import stats  # takes half a second to import
 
     return float(stats.t.ppf(0.5 + LEVEL / 2, freedom))
 
@@ -122,7 +135,7 @@ def fieller(top: Estimate, bottom: Estimate) -> tuple[float | None, float | None
     b = top.mean * bottom.mean
     c = top.mean**2 - t**2 * top.variance
     inside = b**2 - a * c
-    if a <= 0:  # the bottom may be 0: nothing bounds the quotient from above
+    if a <= 0:  # the denominator may be 0, so the quotient has no upper bound
         if a == 0 or inside < 0:
             return (max(0.0, c / (2 * b)) if a == 0 and b > 0 else 0.0), math.inf
         return max(0.0, (b - math.sqrt(inside)) / a), math.inf
@@ -131,7 +144,7 @@ def fieller(top: Estimate, bottom: Estimate) -> tuple[float | None, float | None
 
 
 def total(costs: Costs, inferences: float) -> Estimate:
-    """Of the training and so many inferences: mean and variance."""
+    """Mean and variance of the total cost of training and a number of inferences."""
     fixed, each = _estimate(costs.fixed), _estimate(costs.each)
     return Estimate(fixed.mean + inferences * each.mean, fixed.variance + inferences**2 * each.variance)
 

@@ -1,7 +1,7 @@
-"""Which of a machine's GPUs a device of torch is, for NVML, which reads their energy and numbers them in its own way.
+"""The NVML index of a torch device: NVML reads the energy of GPUs and has its own order.
 
-CUDA leaves out what CUDA_VISIBLE_DEVICES hides and sorts the rest by it; NVML numbers all of them by their place on
-the bus. So they are matched by UUID, of which CUDA and NVML have the same.
+CUDA_VISIBLE_DEVICES hides and reorders GPUs for CUDA, while NVML numbers all of them by their position on the bus. They
+are therefore matched by UUID.
 """
 
 from __future__ import annotations
@@ -17,17 +17,14 @@ from lthfunc.errors import UserError
 
 
 class Card(NamedTuple):
-    """A GPU. number: NVML's of it. shared: whether it is divided (MIG), which NVML meters as a whole."""
+    """A GPU. number: its NVML index. shared: whether it is divided (MIG); NVML meters it as a whole."""
 
     number: int
     shared: bool
 
 
 def card_of(device: str) -> Card:
-    """The GPU that `cuda` or `cuda:N` is, or is a part of.
-
-    Raises UserError where NVML is missing, or doesn't know that GPU.
-    """
+    """The GPU that `cuda` or `cuda:N` is or is a part of. Raises UserError where NVML is missing or doesn't find it."""
     wanted = _bare(str(torch.cuda.get_device_properties(device).uuid))
     with _nvml() as nvml:
         for index in range(nvml.nvmlDeviceGetCount()):
@@ -55,7 +52,7 @@ def _nvml() -> Iterator[Any]:
 
 
 def _parts(nvml: Any, card: Any) -> Iterator[Any]:
-    """The parts that a GPU is divided into; none where it isn't, or cannot be."""
+    """The parts that a GPU is divided into, if any."""
     try:
         divided, _ = nvml.nvmlDeviceGetMigMode(card)
         most = nvml.nvmlDeviceGetMaxMigDeviceCount(card) if divided else 0
@@ -65,10 +62,10 @@ def _parts(nvml: Any, card: Any) -> Iterator[Any]:
         try:
             yield nvml.nvmlDeviceGetMigDeviceHandleByIndex(card, number)
         except nvml.NVMLError:
-            continue  # there are fewer than there could be
+            continue  # fewer parts than the maximum
 
 
 def _bare(uuid: Any) -> str:
-    """A UUID without what says of what it is: `GPU-…` and `MIG-…` are NVML's, CUDA says neither."""
+    """A UUID without NVML's prefix, `GPU-` or `MIG-`."""
     text = uuid.decode() if isinstance(uuid, bytes) else str(uuid)
     return text.removeprefix("MIG-").removeprefix("GPU-").lower()

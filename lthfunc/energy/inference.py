@@ -1,4 +1,4 @@
-"""Energy of inference: programs in turn over the same examples, each repeat read on its own."""
+"""Energy of inference: programs in turn on the same examples, each repeat metered separately."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from lthfunc.energy.meter import Meter
 from lthfunc.trees.ops import scaled
 from lthfunc.trees.types import Dataset
 
-#: Examples that lie ready; a million of them are these again and again.
+#: Examples that are held on the device; larger numbers repeat them.
 _READY = 20_000
 
 
 def ready_batches(data: Dataset, batch: int, device: str) -> list[Tensor]:
-    """Whole batches of the test set on the device, as the network takes them: reading them is not inference."""
+    """Whole batches of the test set on the device, as the network takes them, so that loading isn't metered."""
     x = data.test.x[: max(batch, _READY - _READY % batch)]
     whole = x[: len(x) - len(x) % batch] if len(x) >= batch else x
     return [scaled(part.to(device), data.scale) for part in torch.split(whole, batch)]
@@ -31,15 +31,15 @@ def metered_inference(
     repeats: int,
     meter: Meter,
 ) -> Iterator[tuple[str, Amount]]:
-    """(a program's name, what one example cost it) for each of the repeats, programs in turn.
+    """Yield (a program's name, its cost per example) for each repeat, programs in turn.
 
-    samples: that each program runs through, over all repeats; at least one batch in each.
+    samples: examples that each program processes over all repeats; at least one batch per repeat.
     """
     device = str(batches[0].device)
     calls = max(1, -(-samples // (repeats * len(batches[0]))))
     with torch.no_grad():
         for program in programs.values():
-            program(batches[0])  # made ready
+            program(batches[0])  # compiles
         for _ in range(repeats):
             for name, program in programs.items():
                 synchronize(device)

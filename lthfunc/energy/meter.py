@@ -1,4 +1,4 @@
-"""A meter of this process's energy: codecarbon's, offline, read between the parts of a training."""
+"""A meter of this process's energy: codecarbon, offline, read between the phases of a training."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from lthfunc.errors import UserError, invalid
 if TYPE_CHECKING:
     from lthfunc.energy.gpus import Card
 
-#: Whose electricity mix turns energy into emissions where no country is named.
+#: The country whose electricity mix is assumed where none is named.
 ASSUMED = "USA"
 
 
 class Source(NamedTuple):
-    """How energy is known. how: in words; country: ISO 3166-1 alpha-3; assumed: whether nobody named it."""
+    """Where numbers come from. how: in words. country: ISO 3166-1 alpha-3. assumed: whether it is the default."""
 
     how: str
     country: str
@@ -27,22 +27,22 @@ class Source(NamedTuple):
 
     @property
     def words(self) -> str:
-        """In a line."""
+        """One line."""
         assumed = " (assumed; --country names another)" if self.assumed else ""
-        return f"{self.how}; CO₂eq at the electricity mix of {self.country}{assumed}"
+        return f"{self.how}; CO₂eq for the electricity mix of {self.country}{assumed}"
 
 
 class Meter(Protocol):
-    """source: how it knows. lap: what was drawn since the last lap, or since it was opened."""
+    """source: where its numbers come from. lap: what was drawn since the last lap or the start."""
 
     source: Source
 
     def lap(self) -> Amount:
-        """Read it."""
+        """Read the meter."""
 
 
 def check_meter(country: str | None) -> None:
-    """Raise UserError where codecarbon is missing, or doesn't know a country."""
+    """Raise UserError where codecarbon is missing or doesn't know the country."""
     try:
         from codecarbon.input import DataSource
     except ImportError as error:
@@ -53,10 +53,7 @@ def check_meter(country: str | None) -> None:
 
 @contextmanager
 def metering(device: str, country: str | None) -> Iterator[Meter]:
-    """A meter that runs as long as this lasts, where `check_meter` found nothing wrong.
-
-    device: a GPU's energy counts where it is used.
-    """
+    """A running meter; call `check_meter` first. device: its GPU, if any, is metered as well."""
     meter = _CodeCarbon(device, country)
     try:
         yield meter
@@ -67,13 +64,13 @@ def metering(device: str, country: str | None) -> Iterator[Meter]:
 def _card(device: str) -> Card | None:
     if not device.startswith("cuda"):
         return None
-    from lthfunc.energy.gpus import card_of  # which asks torch
+    from lthfunc.energy.gpus import card_of  # imports torch
 
     return card_of(device)
 
 
 class _CodeCarbon:
-    """Of this process as far as codecarbon can tell; a machine's counters (RAPL) know no processes."""
+    """Energy of this process as far as codecarbon can tell; a machine's counters (RAPL) know no processes."""
 
     def __init__(self, device: str, country: str | None) -> None:
         logging.getLogger("codecarbon").setLevel(logging.CRITICAL)
@@ -99,7 +96,7 @@ class _CodeCarbon:
         gpu = 0.0 if self._gpu is None else float(data.gpu_energy)
         parts = (float(data.cpu_energy), gpu, float(data.ram_energy))
         kwh, whole = sum(parts), float(data.energy_consumed)
-        # Emissions follow energy; a GPU that idles beside a training on the CPU belongs to neither.
+        # A GPU that idles beside a training on the CPU counts neither as energy nor as emissions.
         return Amount(kwh, float(data.emissions) * kwh / whole if whole else 0.0, float(data.duration), *parts)
 
     def close(self) -> None:
@@ -114,5 +111,5 @@ class _CodeCarbon:
         measured = any(word in str(each) for each in hardware for word in ("Rapl", "Emi", "Power", "Apple"))
         cpu = "CPU metered by its own counters" if measured else "CPU estimated from its TDP and load"
         gpu = "" if self._gpu is None else ", GPU metered by NVML"
-        whole = " (all of it, and not this part alone)" if self._gpu is not None and self._gpu.shared else ""
+        whole = " (the whole GPU, not this part alone)" if self._gpu is not None and self._gpu.shared else ""
         return f"{cpu}{gpu}{whole}, memory estimated"

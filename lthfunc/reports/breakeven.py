@@ -1,4 +1,4 @@
-"""What tickets and dense networks cost, from runs; and where the ticket pays back, as a table and a picture."""
+"""Costs of tickets and dense networks from runs, and when the ticket pays back, as a table and a picture."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from lthfunc.experiments.records import Record
 from lthfunc.reports.charts import BLUE, ORANGE, Chart, Series
 from lthfunc.reports.tables import plain_table
 
-#: What is compared, and in which unit.
+#: What is compared, with its unit.
 QUANTITIES = {"emissions": "kg CO₂eq", "energy": "kWh", "time": "s", "money": ""}
-#: What a search is charged with; evaluation is metered apart.
+#: Phases that a search is charged for; evaluation is optional.
 _SEARCH = ("preparation", "training")
 _EVALUATION = ("evaluation",)
 
 
 class CostPair(NamedTuple):
-    """One quantity of a ticket and of the dense network."""
+    """The costs of a ticket and of the dense network in one quantity."""
 
     quantity: str
     unit: str
@@ -33,17 +33,17 @@ class CostPair(NamedTuple):
 
 
 class PairBreakEven(NamedTuple):
-    """A question, and where the ticket pays back."""
+    """A pair of costs, and when the ticket pays back."""
 
     question: CostPair
     found: BreakEven
 
 
 class RunCosts(NamedTuple):
-    """A ticket or a dense network, from a run.
+    """What a run knows of a ticket's or a dense network's costs.
 
-    searches: by seed, the records of the trainings that it needs. each: of one inference, by quantity ("emissions",
-    "energy", "time"), a number per repeat. how: that was measured, in words.
+    searches: the records of the trainings that it needs, by seed. each: the cost of one inference by quantity
+    ("emissions", "energy", "time"), one number per repeat. how: the inference was metered, in words.
     """
 
     searches: dict[int, list[Record]]
@@ -54,16 +54,16 @@ class RunCosts(NamedTuple):
 def run_costs(
     name: str, records: Sequence[Record], measured: Sequence[Mapping[str, Any]], *, dense: bool, format: str
 ) -> RunCosts:
-    """What a run tells of its ticket (the one whose inference was measured last), or of its dense network.
+    """Costs of a run's ticket (the one whose inference was metered last) or of its dense network.
 
-    format: of inference, one of the measurement's. Raises UserError where inference was not measured.
+    format: a program of the measurement. Raises UserError where inference was not metered.
     """
     found = [item for item in measured if item["kind"] == "energy"]
     if not found:
-        raise UserError(f"{name}: its inference has no measured energy; measure it: lthfunc energy {name}")
+        raise UserError(f"{name}: the energy of inference was not metered; meter it with: lthfunc energy {name}")
     item = found[-1]
     if format not in item["formats"]:
-        raise UserError(f"{name}: its measured formats are {', '.join(item['formats'])}, not {format}")
+        raise UserError(f"{name}: {format} was not metered, only {', '.join(item['formats'])}")
     last = 0 if dense else item["round"]
     mine = [each for each in records if each["variant"] == TICKET and each["round"] <= last]
     searches: dict[int, list[Record]] = {}
@@ -83,7 +83,7 @@ def run_costs(
 def cost_pairs(
     sparse: RunCosts, dense: RunCosts, *, same: bool, price: float | None, evaluation: bool
 ) -> list[CostPair]:
-    """What can be asked of two sides: time always, the rest where trainings were metered.
+    """The quantities in which both sides are known: time always, the others where trainings were metered.
 
     same: whether both are of one run, so that replicates are pairs. price: of a kWh.
     """
@@ -101,7 +101,7 @@ def cost_pairs(
 
 
 def break_evens(asked: Sequence[CostPair]) -> list[PairBreakEven]:
-    """Where the ticket pays back, by each quantity."""
+    """When the ticket pays back, by quantity."""
     return [PairBreakEven(question, break_even(question.sparse, question.dense)) for question in asked]
 
 
@@ -121,10 +121,10 @@ def breakeven_table(found: Sequence[PairBreakEven]) -> Table:
 
 
 def in_words(answer: BreakEven) -> str:
-    """Where the ticket pays back."""
+    """When the ticket pays back, in words."""
     if answer.inferences is None:
         return "never: both cost the same" if answer.verdict == "equal" else answer.verdict
-    known = answer.low is not None  # without a spread the number is plain arithmetic
+    known = answer.low is not None  # without a spread the number is exact
     count = _count(answer.inferences) if known else f"{answer.inferences:,.0f}"
     if answer.verdict == "up to":
         return "only before the first inference" if count == "0" else f"only up to {_inferences(count)}"
@@ -132,7 +132,7 @@ def in_words(answer: BreakEven) -> str:
 
 
 def interval_in_words(answer: BreakEven) -> str:
-    """The interval; empty where nothing tells the spread."""
+    """The interval in words; empty where the spread is unknown."""
     if answer.low is None or answer.high is None:
         return "" if answer.certain else "not certain"
     first, last = ("at once", "never") if answer.verdict == "from" else ("never", "for good")
@@ -141,7 +141,7 @@ def interval_in_words(answer: BreakEven) -> str:
 
 
 def sentence(answer: BreakEven) -> str:
-    """The answer and its interval as a sentence."""
+    """Both as a sentence."""
     told = {"never": "It never pays back", "equal": "Both cost the same"}.get(answer.verdict)
     interval = interval_in_words(answer)
     spread = f" ({interval})" if interval == "not certain" else f" (95 %: {interval})" if interval else ""
@@ -149,7 +149,7 @@ def sentence(answer: BreakEven) -> str:
 
 
 def breakeven_chart(answer: PairBreakEven) -> Chart:
-    """Totals over inferences, with bands of one standard error."""
+    """Total costs over inferences, with bands of one standard error."""
     question, found = answer
     crossing = found.inferences or 0.0
     fixed = fmean(question.sparse.fixed) + fmean(question.dense.fixed)
@@ -171,7 +171,7 @@ def breakeven_chart(answer: PairBreakEven) -> Chart:
 
 
 def as_values(found: Sequence[PairBreakEven]) -> list[dict[str, Any]]:
-    """For machines; an interval without an upper end has None there, and `bounded` false."""
+    """Plain values; an interval without an upper end has None for it, and `bounded` false."""
     return [
         {
             "quantity": question.quantity, "unit": question.unit, "verdict": answer.verdict,
@@ -188,7 +188,7 @@ def as_values(found: Sequence[PairBreakEven]) -> list[dict[str, Any]]:
 def _fixed(
     side: RunCosts, quantity: str, phases: Sequence[str], seeds: Sequence[int], price: float | None
 ) -> list[float] | None:
-    """Of each seed's trainings together; None where they don't tell."""
+    """The total of each seed's trainings; None where it is unknown."""
     per_kwh = {"emissions": ("kg", 1.0), "energy": ("kwh", 1.0), "money": ("kwh", price)}
     totals = []
     for seed in seeds:
@@ -219,7 +219,7 @@ def _inferences(count: str) -> str:
 
 
 def _count(value: float) -> str:
-    """A number of inferences, rounded to what can be known of it."""
+    """A number of inferences, rounded to three significant digits."""
     if value < 1000:
         return f"{value:.0f}"
     digits = 3 - len(f"{value:.0f}")

@@ -1,4 +1,4 @@
-"""Pictures as plain data: what is drawn, not by whom. `printed.py` draws them on paper, `page/web.py` on a page."""
+"""Pictures as plain data, which `matplotlib_figures.py` draws for files and `page/plotly_figures.py` for the page."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from typing import Literal, NamedTuple
 
 Dash = Literal["solid", "dash", "dot", "dashdot", "none"]
 
-#: Okabe & Ito's palette: told apart by colour-blind readers too.
+#: Okabe & Ito's palette, which colour-blind readers can distinguish.
 BLUE, ORANGE, GREEN, PINK, AMBER, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
 PALETTE = (BLUE, ORANGE, GREEN, PINK, AMBER, SKY)
 GREY = "#888888"
-#: Viridis between the ends that one of a light and a dark page would swallow.
+#: Viridis without its ends, one of which would be hard to see on a light or a dark page.
 _RAMP = ("#443983", "#31688e", "#21918c", "#35b779", "#73c64c")
 
 
 class Series(NamedTuple):
-    """A line. y: None where there is nothing. deviation: of each y. marked: which of its points stands out.
+    """A line. y: None where a value is missing. deviation: of each y. marked: index of a highlighted point.
 
-    on: to be listed in the legend.
+    listed: whether the legend lists it.
     """
 
     name: str
@@ -35,8 +35,8 @@ class Series(NamedTuple):
 class Chart(NamedTuple):
     """Lines over two axes.
 
-    key: its name in files. ticks: where the horizontal axis has them; None for the usual ones. across: level lines,
-    (value, name). notes: (x, y, text). caption: what a reader should know.
+    key: its name in files. ticks: of the horizontal axis; None for automatic ones. across: horizontal lines,
+    (value, name). notes: (x, y, text). caption: a sentence below the picture on the page.
     """
 
     key: str
@@ -70,7 +70,7 @@ class Bars(NamedTuple):
 
 
 class Heat(NamedTuple):
-    """A matrix as colours. values: rows from the top; None where there is nothing. unit: after each number."""
+    """A heat map. values: rows from the top; None where a value is missing. unit: title of the colour bar."""
 
     key: str
     title: str
@@ -88,7 +88,7 @@ Picture = Chart | Bars | Heat
 
 
 def ramp(position: float) -> str:
-    """A colour of an ordered row of lines. position: in [0, 1]."""
+    """A colour for one of several ordered lines. position: in [0, 1]."""
     place = min(max(position, 0.0), 1.0) * (len(_RAMP) - 1)
     low = min(int(place), len(_RAMP) - 2)
     share = place - low

@@ -1,4 +1,4 @@
-"""What a run's records show, as pictures: over density, and over the steps of trainings."""
+"""Charts of a run's records: over density, and over the steps of trainings."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Value = Callable[[Record], float]
 
 
 def pooled_title(records: Sequence[Record], title: str) -> str:
-    """A title with how many replicates stand behind each point."""
+    """A title with the number of replicates per point."""
     replicates = max(row.replicates for row in summarize(records))
     return title + (f" (mean ± std of {replicates} seeds)" if replicates > 1 else "")
 
@@ -57,7 +57,7 @@ def loss_chart(runs: Runs) -> Chart:
 
 
 def stop_chart(runs: Runs) -> Chart:
-    """The early-stopping step against density: how quickly a network learns."""
+    """The early-stopping step against density: how fast a network learns."""
     chart = _over_density(
         runs, "early_stop_vs_density", "Early-stopping step", "step of the least validation loss",
         lambda item: item["early_stop_step"],
@@ -66,7 +66,7 @@ def stop_chart(runs: Runs) -> Chart:
 
 
 def time_chart(runs: Runs) -> Chart:
-    """Seconds of each training against density: what sparse rounds save. The dense network's time is the line."""
+    """Seconds per training against density: what sparse rounds save. The line is the dense network's time."""
     chart = _over_density(
         runs, "training_time", "Seconds of a training", "seconds per training", lambda item: item["seconds"],
         deviations=False,
@@ -82,7 +82,7 @@ def time_chart(runs: Runs) -> Chart:
 
 
 def energy_chart(runs: Runs) -> Chart:
-    """Energy of each training against density, evaluation left out."""
+    """Energy per training against density, without evaluation."""
     return _over_density(
         runs, "training_energy", "Energy of a training", "Wh per training",
         lambda item: 1000 * search_energy(item),
@@ -90,9 +90,9 @@ def energy_chart(runs: Runs) -> Chart:
 
 
 def curve_charts(records: Sequence[Record], most: int = 8) -> list[Chart]:
-    """Validation loss and accuracy over the trainings of one seed's tickets; the early-stopping step is marked.
+    """Validation loss and accuracy over the trainings of one seed's tickets, with early-stopping steps marked.
 
-    most: rounds that are drawn; legends list at most eight of them.
+    most: how many rounds to draw; legends list at most eight of them.
     """
     mine = [item for item in records if item["variant"] == TICKET and item["seed"] == records[0]["seed"]]
     shown = spread_out(mine, most)
@@ -132,7 +132,7 @@ def curve_charts(records: Sequence[Record], most: int = 8) -> list[Chart]:
 
 
 def layer_chart(records: Sequence[Record]) -> Chart:
-    """Density of each layer against that of the network, the mean over seeds."""
+    """Density of each layer against the network's, mean over seeds."""
     rows = [row for row in summarize(records) if row.variant == TICKET]
     names = list(rows[0].layers)
     series = [
@@ -153,7 +153,7 @@ def layer_chart(records: Sequence[Record]) -> Chart:
 
 
 def _over_density(runs: Runs, key: str, title: str, y: str, value: Value, *, deviations: bool = True) -> Chart:
-    """A line for each variant, or each run's ones; the dense networks' values as lines across."""
+    """A line per variant, or per run and variant; dense networks as horizontal lines."""
     series, densities, across = [], [], []
     for number, (name, records) in enumerate(runs.items()):
         rows = summarize(records)

@@ -1,4 +1,4 @@
-"""Runs beside each other: what they reach at one point, and whether that differs from a baseline."""
+"""Runs compared: what they reach in a chosen round, and whether that differs from a baseline."""
 
 from __future__ import annotations
 

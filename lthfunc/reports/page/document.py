@@ -1,4 +1,4 @@
-"""The page: one file of HTML with its data, its script, its style and Plotly in it; it asks no network."""
+"""The page: one HTML file that contains its data, script, style and Plotly, and opens offline."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lthfunc.reports.page.pictures import RunPictures
 from lthfunc.reports.page.plotly_figures import figure_of
 from lthfunc.reports.page.run_view import RunView
 
-#: Nothing is loaded from anywhere, whatever the runs' files hold.
+#: The page loads nothing, whatever the runs' files contain.
 _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 
 
@@ -45,7 +45,7 @@ def _cards(runs: Sequence[RunView]) -> str:
 
 
 def _each_run(runs: Sequence[RunView], drawn: Sequence[RunPictures], charts: dict[str, Any]) -> list[str]:
-    """What belongs to one run at a time; with several runs, a list to choose from stands above."""
+    """The sections of each run; with several runs, a menu above selects one."""
     able = [at for at, run in enumerate(runs) if run.records]
     if not able:
         return []
@@ -88,7 +88,7 @@ _EXPLORER = """
 
 
 def _finite(value: Any) -> Any:
-    """Plain values with None for what is not finite, which JSON has no word for: a loss that overflowed, say."""
+    """Plain values with None for numbers that are not finite, which JSON cannot express."""
     if isinstance(value, dict):
         return {name: _finite(each) for name, each in value.items()}
     if isinstance(value, list):

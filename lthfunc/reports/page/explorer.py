@@ -1,4 +1,4 @@
-"""What the page's explorer of masks and weights is fed: a seed's patterns, packed."""
+"""Data of the page's explorer of masks and weights: one seed's masks, compressed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lthfunc.reports.page.mask_history import Patterns, pixel_shares
 
-#: Weights that are shown one by one: of a layer, and of a network; what is larger is shown in blocks.
+#: Weights of a layer, and of a network, up to which single weights are shown; larger ones are shown in blocks.
 _MOST_OF_LAYER, _MOST = 300_000, 2_000_000
 _BLOCKS = 64
 
@@ -55,7 +55,7 @@ def pixels_of(patterns: Patterns, shape: Sequence[int] | None) -> tuple[str, Ten
 
 
 def matrix_of(leaf: Tensor) -> Tensor:
-    """A leaf as a matrix to look at: outputs downwards; a convolution's kernels as tiles."""
+    """A leaf as a matrix to show: a row per output; a convolution's kernels as tiles."""
     if leaf.ndim == 4:
         outputs, inputs, high, wide = leaf.shape
         return leaf.permute(0, 2, 1, 3).reshape(outputs * high, inputs * wide)

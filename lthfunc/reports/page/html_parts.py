@@ -1,4 +1,4 @@
-"""Pieces of the page as HTML; whatever comes from files is escaped here."""
+"""Parts of the page as HTML. Everything that comes from files is escaped here."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from lthfunc.runs.environment import machine_in_words
 
 
 def section(name: str, title: str, body: str) -> str:
-    """A part of the page with a heading of its own."""
+    """A section with its heading."""
     return f'<section id="{escape(name)}"><h2>{escape(title)}</h2>{body}</section>'
 
 
 def figures(pictures: Iterable[tuple[str, Picture]]) -> str:
-    """Places for pictures, by the key under which the script finds them."""
+    """Placeholders for pictures, which the script finds by their keys."""
     return '<div class="grid">' + "".join(_figure(key, picture) for key, picture in pictures) + "</div>"
 
 
@@ -37,7 +37,7 @@ def _figure(key: str, picture: Picture) -> str:
 
 
 def card(run: RunView) -> str:
-    """A run in short: what, how far, what won; and what is missing of it."""
+    """A summary of a run: what it is, its winning ticket, and what is missing."""
     lines = []
     if run.config is not None:
         seeds = len({item["seed"] for item in run.records})
@@ -63,7 +63,7 @@ def card(run: RunView) -> str:
 
 
 def results(rows: Sequence[Row]) -> str:
-    """The numbers of a run."""
+    """The table of a run's results."""
     if not rows:
         return ""
     word = rows[0].measured
@@ -80,7 +80,7 @@ def results(rows: Sequence[Row]) -> str:
 
 
 def settings(runs: Sequence[RunView]) -> str:
-    """Settings of all runs beside each other; those that differ come first, and stand out."""
+    """The settings of all runs; those that differ come first and are highlighted."""
     known = [(run.name, to_mapping(run.config)) for run in runs if run.config is not None]
     if not known:
         return ""
@@ -93,7 +93,7 @@ def settings(runs: Sequence[RunView]) -> str:
 
 
 def origins(runs: Sequence[RunView]) -> str:
-    """Where each run ran, on which versions, and how to repeat it."""
+    """The machine and versions of each run, and the command that repeats it."""
     return "".join(_origin(run) for run in runs if run.config is not None)
 
 
@@ -106,8 +106,8 @@ def _origin(run: RunView) -> str:
     text = f"On {where}; {versions}" + (f"; commit {commit}" if commit else "") + "."
     shown = "".join(f"<pre>{escape(line)}</pre>" for line in dict.fromkeys(typed))
     return (
-        f"<h3>{escape(run.name)}</h3><p>{escape(text)}</p><p>Reproduced, on such a machine to the bit, by</p>"
-        f"<pre>{escape(lines[0])}</pre>" + (f"<p>It was made by</p>{shown}" if shown else "")
+        f"<h3>{escape(run.name)}</h3><p>{escape(text)}</p><p>To reproduce it, bit for bit on such a machine:</p>"
+        f"<pre>{escape(lines[0])}</pre>" + (f"<p>It was made by:</p>{shown}" if shown else "")
     )
 
 
@@ -119,7 +119,7 @@ def table(
     quiet: Sequence[bool] = (),
     loud: Sequence[bool] = (),
 ) -> str:
-    """A table that scrolls sideways where it is too wide. quiet, loud: rows that step back, or stand out."""
+    """A table that scrolls sideways where it is too wide. quiet, loud: rows to dim or to highlight."""
     marks = dict.fromkeys((at for at, each in enumerate(quiet) if each), "quiet")
     marks |= dict.fromkeys((at for at, each in enumerate(loud) if each), "loud")
     rows = "".join(

@@ -1,4 +1,4 @@
-"""The masks of a seed's rounds in one tree: since masks nest, a weight is told by the round that pruned it."""
+"""The masks of all rounds of a seed in one tree: masks nest, so the round that pruned a weight says everything."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from lthfunc.reports.spacing import spread_out
 from lthfunc.runs.folder import MASKS, PARAMS, training_folder
 from lthfunc.runs.manifests import load_checked
 
-#: Of a weight that no round pruned.
+#: Marks a weight that no round pruned.
 ALIVE = 255
-#: Rounds that a picture tells apart, and bins of a histogram.
+#: The most rounds that uint8 can number, and the bins of a histogram.
 _MOST_ROUNDS, _BINS = 254, 61
-#: Weights at once in the comparison of all rounds with all.
+#: Weights per step of the comparison of all rounds with all.
 _CHUNK = 1 << 18
 
 
 class Histogram(NamedTuple):
-    """Of a layer's surviving weights. counts: a row per round. reach: bins lie evenly in [-reach, reach]."""
+    """Of a layer's surviving weights. counts: a row per round. reach: the bins divide [-reach, reach] evenly."""
 
     counts: list[list[int]]
     reach: float
 
 
 class Patterns(NamedTuple):
-    """rounds: their numbers. pruned: for each weight, uint8, the place in `rounds` where it is gone first, or ALIVE.
+    """rounds: their numbers. pruned: uint8, for each weight the index of the round that pruned it, or ALIVE.
 
-    histograms: of the trained weights that survive, by layer; empty where they weren't read.
+    histograms: of surviving trained weights, by layer; empty where they weren't read.
     """
 
     seed: int
@@ -44,14 +44,14 @@ class Patterns(NamedTuple):
     histograms: dict[str, Histogram]
 
     def masks(self, place: int) -> dict[str, Tensor]:
-        """Those of a round, by its place in `rounds`."""
+        """The masks of a round, by its index in `rounds`."""
         return {name: leaf > place for name, leaf in self.pruned.items()}
 
 
 def read_patterns(
-    folder: Path, records: Sequence[Record], seed: int, *, weights: bool, told: Callable[[], None]
+    folder: Path, records: Sequence[Record], seed: int, *, weights: bool, on_read: Callable[[], None]
 ) -> tuple[Patterns | None, list[str]]:
-    """(the tickets' masks of a seed; what could not be read, in lines). told: called after each round."""
+    """(the masks of a seed's tickets, lines about what could not be read). on_read: called after each round."""
     rounds = [item["round"] for item in records if item["seed"] == seed and item["variant"] == TICKET]
     pruned: dict[str, Tensor] = {}
     trained: dict[str, list[Tensor]] = {}
@@ -67,7 +67,7 @@ def read_patterns(
             missing.append(f"masks and weights of seed {seed}, round {number}: {error}")
             continue
         finally:
-            told()
+            on_read()
         found.append(number)
         for name, mask in masks.items():
             if name in params:
@@ -80,10 +80,10 @@ def read_patterns(
 
 def _add(pruned: dict[str, Tensor], masks: Mapping[str, Tensor], place: int) -> None:
     if place and masks.keys() != pruned.keys():
-        raise UserError("its masks are of other layers than the round's before")
+        raise UserError("its masks belong to other layers than the previous round's")
     for name, mask in masks.items():
         if place and mask.shape != pruned[name].shape:
-            raise UserError(f"the mask of {name} has another shape than in the round before")
+            raise UserError(f"the mask of {name} has another shape than in the previous round")
         if place and bool((mask & (pruned[name] != ALIVE)).any()):
             raise UserError(f"the mask of {name} keeps weights that an earlier round had pruned")
     for name, mask in masks.items():

@@ -1,4 +1,4 @@
-"""Pictures of what was measured of a run: energy of trainings, speed and energy of inference, connectivity."""
+"""Pictures of measurements: energy of trainings, speed and energy of inference, connectivity."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PARTS = ("cpu", "gpu", "ram")
 
 
 def energy_pictures(records: Sequence[Record]) -> list[Picture]:
-    """Energy of the trainings over density, and what drew it; empty where it was not metered."""
+    """Energy of trainings over density, by component and by epoch; empty where it was not metered."""
     metered = [item for item in records if "energy" in item]
     if not metered:
         return []
@@ -55,25 +55,25 @@ def energy_pictures(records: Sequence[Record]) -> list[Picture]:
     return [
         energy_chart({"": metered})._replace(caption=f"Without evaluation. {source}."),
         Bars(
-            "energy_by_part", "Who drew the energy", "Wh per training, evaluation included",
+            "energy_by_part", "Energy by component", "Wh per training, including evaluation",
             [f"round {row.round}: {100 * row.density:.3g} %" for row in rows], groups, stacked=True,
             caption=f"{source}.",
         ),
         Chart(
             "energy_by_epoch", "Energy of each epoch", "epoch", "Wh per epoch", epochs, zero=True,
-            caption=f"A line for each round, by the weights that remain; steps alone. {source}.",
+            caption=f"A line per round, by remaining weights; training steps only. {source}.",
         ),
     ]  # fmt: skip
 
 
 def _by_epoch(items: Sequence[Record]) -> list[Spread]:
-    """Energy of the steps of each epoch [kWh], over trainings that begin and end alike."""
+    """Energy of the steps of each epoch [kWh], over trainings of the same length."""
     columns = zip(*([epoch[1] for epoch in item["energy"]["epochs"]] for item in items), strict=False)
     return [spread(column) for column in columns]
 
 
 def measured_pictures(name: str, records: Sequence[Record], measured: Sequence[Mapping[str, Any]]) -> list[Picture]:
-    """The latest measurement of each kind, and what follows for the break-even. name: the run's."""
+    """The latest measurement of each kind, and the break-even from it. name: the run's."""
     latest = {item["kind"]: item for item in measured}
     pictures: list[Picture] = []
     if "execution" in latest:

@@ -1,4 +1,4 @@
-"""Which pictures a page shows: of all its runs together, and of each."""
+"""The pictures of a page: of all runs together, and of each run."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ _MOST_CURVES = 30
 
 
 class RunPictures(NamedTuple):
-    """Of one run. pictures: by heading; explorer: what the page's explorer is fed, None without masks.
+    """Of one run. pictures: by heading. explorer: data of the page's explorer, None without masks.
 
-    stills: draw figures for files in the explorer's place, by name. missing: what could not be read.
+    stills: functions that draw figures for files in place of the explorer, by name. missing: what could not be read.
     """
 
     pictures: dict[str, list[Picture]]
@@ -43,14 +43,14 @@ class RunPictures(NamedTuple):
 
 
 def together(runs: Sequence[RunView]) -> dict[str, list[Picture]]:
-    """Pictures of all runs on the same axes, by heading."""
+    """Pictures with all runs on the same axes, by heading."""
     with_rounds = {run.name: run.records for run in runs if any(item["round"] for item in run.records)}
     if not with_rounds:
         return {}
     word = {next(iter(records))["metric"] for records in with_rounds.values() if "metric" in records[0]}
     accuracy = accuracy_chart(with_rounds)
     if len(word) > 1:  # different measures on one axis
-        accuracy = accuracy._replace(title="Test accuracy, or what stands in its place")
+        accuracy = accuracy._replace(title="Test accuracy or the run's own metric")
     found: dict[str, list[Picture]] = {
         "Accuracy and loss": [accuracy, loss_chart(with_rounds)],
         "Speed of learning and of training": [stop_chart(with_rounds), time_chart(with_rounds)],
@@ -66,12 +66,12 @@ def together(runs: Sequence[RunView]) -> dict[str, list[Picture]]:
 
 
 def reads_of(run: RunView) -> int:
-    """How many rounds `pictures_of` reads from the disk, for whoever shows its progress."""
+    """How many rounds `pictures_of` reads, for a progress bar."""
     return sum(item["variant"] == TICKET for item in run.records)
 
 
 def pictures_of(run: RunView, on_read: Callable[[], None]) -> RunPictures:
-    """A run's own pictures. on_read: called after each round that was read."""
+    """A run's own pictures. on_read: called after each round is read."""
     if not run.records:
         return RunPictures({}, None, {}, [])
     found: dict[str, list[Picture]] = {"Training curves": list(curve_charts(run.records, most=_MOST_CURVES))}
@@ -79,7 +79,7 @@ def pictures_of(run: RunView, on_read: Callable[[], None]) -> RunPictures:
     seeds = sorted({item["seed"] for item in run.records})
     patterns: list[Patterns] = []
     for number, seed in enumerate(seeds):
-        pattern, lines = read_patterns(run.folder, run.records, seed, weights=number == 0, told=on_read)
+        pattern, lines = read_patterns(run.folder, run.records, seed, weights=number == 0, on_read=on_read)
         missing += lines
         patterns += [] if pattern is None else [pattern]
     pruned = any(item["round"] for item in run.records)
@@ -109,7 +109,7 @@ def pictures_of(run: RunView, on_read: Callable[[], None]) -> RunPictures:
 
 
 def overlap_pictures(overlap: Overlap, densities: Sequence[float]) -> list[Picture]:
-    """How alike the tickets of different seeds are."""
+    """How similar the tickets of different seeds are."""
     x = [100 * density for density in densities]
     lines = [
         Series("tickets of two seeds", x, overlap.same, colour=GREEN),

@@ -1,4 +1,4 @@
-"""Runs as a page shows them: what they hold, and what is missing of it."""
+"""Runs as the page shows them, with what is missing of them."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from lthfunc.runs.readings import session_problem
 
 
 class RunView(NamedTuple):
-    """A run. name: short, its own among those shown. config, about: None where the run cannot be read.
+    """A run. name: short and unique among those shown. config: None where the run cannot be read.
 
-    missing: what is, in lines. measured: of speed, energy and the like. sessions: who worked on it.
+    missing: lines about what is missing. measured: measurements of speed, energy and the like. sessions: commands that
+    worked on it.
     """
 
     folder: Path
@@ -48,11 +49,11 @@ def _run_view(folder: Path, name: str) -> RunView:
     try:
         run = scan_run(folder)
     except DamagedError as error:
-        return RunView(folder, name, {}, None, [], [], [f"nothing of this run can be shown: {error}"], [], [])
+        return RunView(folder, name, {}, None, [], [], [f"this run cannot be shown: {error}"], [], [])
     missing = [*run.damage, *map(str, sums_wrong(folder, run, sizes=True))]
     wanted, found = trainings_of(run.config), len(run.records)
     if found < wanted:
-        missing.insert(0, f"{found} of {wanted} trainings are finished; lthfunc resume {folder} goes on")
+        missing.insert(0, f"{found} of {wanted} trainings are finished; lthfunc resume {folder} continues")
     measured, wrong = measurements(folder)
     sessions, other = whole_lines(folder / ENVIRONMENT, session_problem)
     missing += [*wrong, *other]

@@ -1,4 +1,4 @@
-"""What the page's explorer shows, as figures for files: some layers, some rounds."""
+"""Figures for files in place of the page's explorer: some layers, some rounds."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LAYERS, _ROUNDS, _PIXEL_ROUNDS = 6, 4, 8
 
 
 def mask_figure(patterns: Patterns, densities: Sequence[float]) -> Figure:
-    """Masks of some layers in some rounds, weights that remain dark."""
+    """Masks of some layers in some rounds; surviving weights are dark."""
     names = spread_out(list(patterns.pruned), _LAYERS)
     places = spread_out(list(range(len(patterns.rounds))), _ROUNDS)
     made = figure(2.6 * len(places), 2.2 * len(names) + 0.4)
@@ -31,12 +31,12 @@ def mask_figure(patterns: Patterns, densities: Sequence[float]) -> Figure:
         row[0].set_ylabel(words(name.removesuffix(".weight")), fontsize=9)
     for axes, place in zip(grid[0], places, strict=True):
         axes.set_title(_round(patterns, densities, place), fontsize=9)
-    made.suptitle(f"Masks, seed {patterns.seed} (dark: remains)", fontsize=11)
+    made.suptitle(f"Masks, seed {patterns.seed} (dark: surviving)", fontsize=11)
     return made
 
 
 def weight_figure(patterns: Patterns, densities: Sequence[float]) -> Figure:
-    """Trained weights that survive, as a histogram per layer; a line for each of some rounds."""
+    """Histograms of surviving trained weights, a panel per layer and a line per round."""
     names = spread_out(list(patterns.histograms), _LAYERS) or [""]
     made = figure(3.6 * min(3, len(names)), 3 * -(-len(names) // 3) + 0.3)
     grid = made.subplots(-(-len(names) // 3), min(3, len(names)), squeeze=False).flatten()
@@ -62,7 +62,7 @@ def weight_figure(patterns: Patterns, densities: Sequence[float]) -> Figure:
 
 
 def pixel_figure(name: str, shares: Tensor, densities: Sequence[float]) -> Figure:
-    """How many of each pixel's weights into the first layer survive, in some rounds."""
+    """The share of each pixel's weights into the first layer that survives, in some rounds."""
     places = spread_out(list(range(len(shares))), _PIXEL_ROUNDS)
     made = figure(1.5 * len(places) + 0.8, 2.1)
     grid = made.subplots(1, len(places), squeeze=False)[0]

@@ -18,7 +18,7 @@ from lthfunc.runs import safe_files
 
 
 class Report(NamedTuple):
-    """Runs, the pictures of all together by heading, and each one's own."""
+    """Runs, the pictures of all together by heading, and those of each."""
 
     runs: list[RunView]
     together: dict[str, list[Picture]]
@@ -26,7 +26,7 @@ class Report(NamedTuple):
 
 
 def report_of(runs: Sequence[RunView], on_read: Callable[[], None]) -> Report:
-    """Read what is shown. on_read: called after each round that was read."""
+    """Read what the page shows. on_read: called after each round is read."""
     each = [pictures_of(run, on_read) for run in runs]
     known = [
         run._replace(missing=[*run.missing, *(line for line in mine.missing if line not in run.missing)])
@@ -38,14 +38,11 @@ def report_of(runs: Sequence[RunView], on_read: Callable[[], None]) -> Report:
 def write_page(report: Report, path: Path, title: str) -> None:
     """Write the page, whole or not at all."""
     text = page(report.runs, report.together, report.each, title)
-    safe_files.write(path.parent, path, text.encode(errors="backslashreplace"))  # of paths that are not UTF-8
+    safe_files.write(path.parent, path, text.encode(errors="backslashreplace"))  # paths may not be UTF-8
 
 
 def write_figures(report: Report, folder: Path) -> Iterator[Path]:
-    """Write every figure as PNG and SVG, yielding paths as they come. folder: not reached through a link, as the one
-
-    that it lies in may be. Raises DamagedError.
-    """
+    """Write every figure as PNG and SVG, yielding the paths. Raises DamagedError where `folder` is a link."""
     safe_files.check_folder(folder.parent, folder)
     for name, figure in _figures(report):
         for suffix in (".png", ".svg"):
