@@ -1,1 +1,1 @@
-"""Pytree helpers, the training state, masks, and the files that keep them."""
+"""Parameter trees: the training state, masks, models as pure functions, and the files that hold them."""

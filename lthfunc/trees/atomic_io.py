@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and are on the disk once they do."""
+"""Files that appear whole or not at all, and are on the disk once they have appeared."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ TEMPORARY_SUFFIX = ".unfinished"
 
 
 def safe_file_name(text: str) -> str:
-    """Part of a name as every file system takes it: ``timm:vit`` as ``timm-vit``, no colons, slashes, blanks."""
+    """Text as part of a file name that every file system accepts: ``timm:vit`` as ``timm-vit``."""
     return re.sub(r'[<>:"/\\|?*\s\x00-\x1f]+', "-", text).strip("-.") or "unnamed"
 
 
 def write_atomically(path: str | os.PathLike[str], payload: bytes) -> None:
-    """Write beside the target, then rename: a reader, or a crash, never sees half a file."""
+    """Write to a temporary file beside the target, then rename it: no reader and no crash ever sees half a file."""
     with atomic_file(path) as temporary:
         temporary.write_bytes(payload)
 
 
 @contextmanager
 def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A file beside the target, to be written in the block; at its end without an error it takes the target's name.
+    """A temporary file beside the target, to be written in the block; it takes the target's name if the block succeeds.
 
-    By then the disk has it, and after that its name. An OSError tells the target's name.
+    By then the file is on the disk, and afterwards so is its name. An OSError names the target.
     """
     target = Path(path)
     if target.is_dir():
@@ -54,7 +54,7 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def fsync_path(path: Path) -> None:
-    """Wait until the disk has a file, or the names in a folder."""
+    """Wait until a file, or the entries of a folder, are on the disk."""
     if path.is_dir() and os.name == "nt":  # where folders cannot be opened, and a rename waits by itself
         return
     handle = os.open(path, os.O_RDONLY)
@@ -66,7 +66,7 @@ def fsync_path(path: Path) -> None:
 
 @contextmanager
 def named_in_errors(path: Path) -> Iterator[None]:
-    """An OSError in the block tells this path, in place of none or of a temporary one."""
+    """An OSError in the block names this path, in place of none or of a temporary one."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Tickets and values into other networks and out of them: plain modules, other heads, modules pruned by PyTorch."""
+"""Tickets to and from other networks: plain modules, other heads, modules pruned by PyTorch, files of weights."""
 
 from __future__ import annotations
 
@@ -107,9 +107,9 @@ def from_pruned(module: nn.Module, *, zeros: bool = False, **given: Any) -> tupl
 
 
 def with_initial_values(model: Model, values: Mapping[str, Tensor]) -> Model:
-    """The model with these initial values, whatever the seed; leaves of another shape are drawn from the seed.
+    """The model with these initial values, whatever the seed; leaves whose shape differs are drawn from the seed.
 
-    Raises UserError where a leaf is missing, or less than half of the weights fit.
+    Raises UserError where a leaf is missing, or fewer than half of the weights match.
     """
     params = dict(model.evaluating.named_parameters())
     leaves = {**params, **dict(model.evaluating.named_buffers())}
@@ -145,7 +145,7 @@ def with_initial_values(model: Model, values: Mapping[str, Tensor]) -> Model:
 
 
 def _check_values(values: Mapping[str, Tensor], leaves: Mapping[str, Tensor], params: set[str]) -> None:
-    """Raise UserError for values that would be others in the network, or train nothing there."""
+    """Raise UserError for values that would change in the network's dtype, or cannot be trained."""
     for name, value in values.items():
         leaf = leaves[name]
         if not leaf.is_floating_point():
@@ -162,8 +162,7 @@ def _check_values(values: Mapping[str, Tensor], leaves: Mapping[str, Tensor], pa
 
 
 def _by_first_names(module: nn.Module, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict's values under the names of trees: of a shared weight the first, masked where it comes as a pair of
-    `torch.nn.utils.prune`."""
+    """A state dict's values by the names that trees use; pairs of torch.nn.utils.prune are multiplied."""
     plain = dict(values)
     for name in [name.removesuffix("_orig") for name in values if name.endswith("_orig")]:
         if name not in values and f"{name}_mask" in values:

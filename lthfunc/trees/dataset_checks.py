@@ -1,4 +1,4 @@
-"""Whether what was given as data is a Dataset, told in one line where it isn't."""
+"""Checks that a value is a Dataset, and what to do instead where it isn't."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def describe_data(value: Any) -> str:
 
 
 def check_split(data: Any, split: str, option: str = "data") -> Split:
-    """A split of what should be a Dataset, by its name. Raises UserError."""
+    """The split of this name. Raises UserError where `data` is no Dataset, or there is no such split."""
     data = check_data(data, option)
     if split not in ("train", "val", "test"):
         raise invalid("split", split, "train, val or test")
@@ -38,9 +38,9 @@ def check_split(data: Any, split: str, option: str = "data") -> Split:
 
 
 def check_data(data: Any, option: str = "data") -> Dataset:
-    """The data set, where it is one: three splits of as many inputs as targets. Costs nothing that grows with it.
+    """The data set, if it is one: three splits, each with as many inputs as targets. Takes the same time at any size.
 
-    Raises UserError for anything else, with what makes a Dataset of it.
+    Raises UserError for anything else, and says how to make a Dataset of it.
     """
     if not isinstance(data, Dataset):
         map_style = hasattr(data, "__getitem__") and hasattr(data, "__len__")
@@ -70,7 +70,7 @@ def check_data(data: Any, option: str = "data") -> Dataset:
 
 
 def check_scale(scale: Scale, shape: tuple[int, ...]) -> None:
-    """Raise UserError where a scale is not one of finite numbers for inputs of this shape."""
+    """Raise UserError unless a scale consists of finite numbers for inputs of this shape."""
     if not isinstance(scale, Scale):
         raise UserError(f"scale: a {describe_data(scale)} is not an lf.Scale(unit, mean, std)")
     for name, values in (("mean", scale.mean), ("std", scale.std)):

@@ -1,4 +1,4 @@
-"""Trees as safetensors: no pickle, configuration in the metadata, nothing half-written."""
+"""Trees in safetensors files: no pickle, metadata in the header, never half-written."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def load_tree(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, A
 
 
 def tree_of(payload: bytes, path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(tree, metadata) of a file's content; path: for messages. Raises UserError as `load_tree` does."""
+    """(tree, metadata) from a file's content. path: for messages. Raises UserError as `load_tree` does."""
     with _reading(path):
         flat = safetensors.torch.load(payload)
         size = int.from_bytes(payload[:8], "little")
@@ -106,7 +106,7 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def header_in(file: BinaryIO, path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The metadata of an open file that has all that it tells; path: for messages. Raises UserError as `load_tree`."""
+    """The metadata of an open file, checked against its size. path: for messages. Raises UserError."""
     with _reading(path):
         size = os.fstat(file.fileno()).st_size
         length = int.from_bytes(file.read(8), "little")
@@ -128,7 +128,7 @@ def _header_of(metadata: Mapping[str, str] | None) -> dict[str, Any]:
 
 @contextmanager
 def _reading(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Whatever a file from outside makes its reader raise is one line that names it."""
+    """Turn whatever reading a file raises into one line that names the file."""
     try:
         yield
     except UserError:
@@ -173,7 +173,7 @@ def load_ticket(path: str | os.PathLike[str]) -> tuple[Ticket, dict[str, Any]]:
 
 
 def ticket_of(payload: bytes, path: str | os.PathLike[str]) -> tuple[Ticket, dict[str, Any]]:
-    """(ticket, metadata) of a file's content; path: for messages. Raises UserError as `load_ticket` does."""
+    """(ticket, metadata) from a file's content. path: for messages. Raises UserError as `load_ticket` does."""
     return _ticket(*tree_of(payload, path), path)
 
 

@@ -1,4 +1,4 @@
-"""FLOPs of a network's products, by PyTorch's own counter."""
+"""The FLOPs of a network's matrix products and convolutions, by PyTorch's own counter."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from lthfunc.trees.prunable import is_pure_module
 
 
 def flops_of(module: nn.Module, shape: tuple[int, ...], *, tokens: bool = False) -> int:
-    """Of one example through the module, in the dtype and on the device of its parameters; tokens: whole numbers."""
+    """FLOPs of one example, in the dtype and on the device of the parameters. tokens: whether inputs are int64."""
     return int(_counted(module, shape, tokens).get_total_flops())
 
 
 def flops_by_module(module: nn.Module, shape: tuple[int, ...], *, tokens: bool = False) -> dict[str, int]:
-    """The same for each of its modules, by name; "" is the whole."""
+    """FLOPs of one example in each submodule, by name; "" is the whole module."""
     counter = _counted(module, shape, tokens)
     root = f"{type(module).__name__}."
     found = {

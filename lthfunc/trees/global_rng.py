@@ -1,4 +1,4 @@
-"""Python's and NumPy's global generators, which a module's forward may draw from: seeded, and put back afterwards."""
+"""Python's and NumPy's global generators, which a module's forward may use: seeded in a block and restored after it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 
 def seed_python_and_numpy(seed: int) -> None:
-    """Seed both; within `preserved_python_and_numpy`."""
+    """Seed both; call it within `preserved_python_and_numpy`."""
     random.seed(seed)
     if (numpy := _numpy()) is not None:
         numpy.random.seed(seed & 0xFFFFFFFF)
@@ -20,7 +20,7 @@ def seed_python_and_numpy(seed: int) -> None:
 
 @contextmanager
 def preserved_python_and_numpy() -> Iterator[None]:
-    """Whatever the block does to them is undone at its end."""
+    """Restore the state of both generators at the end of the block."""
     before, numpy = random.getstate(), _numpy()
     other = None if numpy is None else numpy.random.get_state()
     try:
@@ -33,7 +33,7 @@ def preserved_python_and_numpy() -> Iterator[None]:
 
 @contextmanager
 def seeded_generators(seed: int, device: torch.device | None = None) -> Iterator[None]:
-    """All global generators, PyTorch's too, seeded in the block and put back at its end."""
+    """All global generators, PyTorch's included, seeded in the block and restored at its end."""
     devices = [device] if device is not None and device.type == "cuda" else []
     with preserved_python_and_numpy(), torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
@@ -42,7 +42,7 @@ def seeded_generators(seed: int, device: torch.device | None = None) -> Iterator
 
 
 def generators_used(seed: int) -> list[str]:
-    """Which of the generators were drawn from since both were seeded so."""
+    """The names of the generators that have been used since both were seeded with `seed`."""
     found = []
     now = random.getstate()
     numpy = _numpy()
@@ -61,5 +61,5 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def _numpy() -> Any:
-    """NumPy, where something has imported it: else nothing can draw from it."""
+    """NumPy if it has been imported; otherwise nothing can use its generator."""
     return sys.modules.get("numpy")

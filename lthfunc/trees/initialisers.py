@@ -1,4 +1,4 @@
-"""Where parameters start: functions (module, its params, seed) -> params."""
+"""Initial parameters: functions (module, its params, seed) -> params."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def glorot_normal(module: nn.Module, params: Params, seed: int) -> Params:
 
 
 def drawn_matrices(names: Iterable[str], built: Params, seed: int) -> Params:
-    """Gaussian Glorot for further matrices, those that a user has pruned; values that were put there stay."""
+    """Gaussian Glorot for further matrices, which a user has chosen to prune; values that were set on purpose stay."""
     return {name: built[name].clone() if _meant(built[name]) else _glorot(name, built[name], seed) for name in names}
 
 
@@ -63,7 +63,7 @@ def as_built(module: nn.Module, params: Params, seed: int) -> Params:
 
 
 def fixed_matrices(module: nn.Module, params: Params, prunable: tuple[str, ...]) -> tuple[str, ...]:
-    """The matrices that are neither pruned nor drawn by `glorot_normal`: of every seed the same."""
+    """The matrices that are neither pruned nor drawn by `glorot_normal`, and so are the same for every seed."""
     drawn = {name for name, _ in _draws(module, params)}
     norms = {
         f"{name}.{own}" if name else own
@@ -78,7 +78,7 @@ def fixed_matrices(module: nn.Module, params: Params, prunable: tuple[str, ...])
 
 
 def dependent_buffers(module: nn.Module, built: Params, buffers: Buffers, drawn: Params) -> Buffers:
-    """The buffers that belong to drawn params: copies of them, and what spectral norm knows of a weight."""
+    """The buffers that depend on the drawn params: copies of them, and spectral norm's vectors."""
     found = dict(buffers)
     new = {name: leaf for name, leaf in drawn.items() if name in built and not torch.equal(leaf, built[name])}
     if not new:
@@ -145,7 +145,7 @@ def _bias(layer: PrunableLayer, name: str, leaf: Tensor) -> Tensor | Callable[[i
 
 
 def _parametrised(layer: PrunableLayer, weight: str, params: Params) -> Iterator[_Draw]:
-    """A weight computed from one tensor, or, as weight norm does, from magnitudes and a direction."""
+    """A weight that is computed from one tensor, or by weight norm from magnitudes and a direction."""
     prefix = layer.path(f"parametrizations.{weight}")
     parts = list(layer.module.parametrizations[weight])  # type: ignore[index]
     whole, magnitude, direction = f"{prefix}.original", f"{prefix}.original0", f"{prefix}.original1"
@@ -171,7 +171,7 @@ def _parametrised(layer: PrunableLayer, weight: str, params: Params) -> Iterator
 
 
 def _assigned(layer: PrunableLayer, weight: str, params: Params) -> Iterator[_Draw]:
-    """Any other parametrisation: it is given a drawn weight, and says itself what that is computed from."""
+    """Any other parametrisation: a drawn weight is assigned, and its `right_inverse` gives the tensors."""
     inside = [name for name in params if name.startswith(layer.path(f"parametrizations.{weight}."))]
 
     def assign(seed: int) -> Params:
@@ -195,7 +195,7 @@ def _assigned(layer: PrunableLayer, weight: str, params: Params) -> Iterator[_Dr
 
 
 def _reset(name: str, part: nn.Module, params: Params) -> Iterator[_Draw]:
-    """A layer of the user's own: what its `reset_parameters` draws."""
+    """A user's own layer: what its `reset_parameters` draws."""
     own = {f"{name}.{key}" if name else key: key for key in part._parameters}
     own = {path: key for path, key in own.items() if path in params}
     if not own:
@@ -220,7 +220,7 @@ def _reset(name: str, part: nn.Module, params: Params) -> Iterator[_Draw]:
 
 
 def _kept_rows(layer: PrunableLayer, leaf: Tensor) -> Tensor | None:
-    """An embedding's rows that are no drawn ones: its padding, and rows of zeros. bool (rows,), None without any."""
+    """The rows of an embedding that were not drawn (padding, zeros): bool (rows,), or None without any."""
     if not isinstance(layer.module, (nn.Embedding, nn.EmbeddingBag)):
         return None
     kept = ~leaf.any(1)
@@ -230,13 +230,13 @@ def _kept_rows(layer: PrunableLayer, leaf: Tensor) -> Tensor | None:
 
 
 def _read(layer: PrunableLayer, leaf: Tensor) -> Tensor:
-    """A weight without its rows that are kept."""
+    """A weight without the rows that stay as built."""
     kept = _kept_rows(layer, leaf)
     return leaf if kept is None or bool(kept.all()) else leaf[~kept]
 
 
 def _meant(leaf: Tensor) -> bool:
-    """Whether values were put there: rows that are all alike, or one of nothing but zeros and ones."""
+    """Whether values were set on purpose: equal rows, or a row of nothing but zeros and ±1."""
     rows = leaf.flatten(1) if leaf.ndim > 1 else leaf.flatten()[:, None]
     if leaf.numel() < 2:
         return bool((leaf == 0).all())
@@ -245,7 +245,7 @@ def _meant(leaf: Tensor) -> bool:
 
 
 def _as_by_default(layer: PrunableLayer, bias: Tensor) -> bool:
-    """Whether a bias is zero or what PyTorch draws: within 1 / sqrt(what a unit reads)."""
+    """Whether a bias is zero or as PyTorch draws it: within 1 / sqrt(fan_in)."""
     if not bias.any():
         return not isinstance(layer.module, RECURRENT)
     weight = next((leaf for own, leaf in layer.module._parameters.items() if own.startswith("weight") and

@@ -1,4 +1,4 @@
-"""What layers read as a network is called."""
+"""The inputs that layers get when a network is called."""
 
 from __future__ import annotations
 
@@ -21,12 +21,10 @@ from lthfunc.trees.types import Buffers, Params
 
 
 def linear_inputs(model: Model, params: Params, buffers: Buffers, x: Tensor) -> dict[str, list[Tensor]]:
-    """What is multiplied by each prunable weight of a linear layer in evaluation mode: name -> (..., features) each.
+    """The inputs of each prunable linear weight in evaluation mode: name -> (..., features) for each use.
 
-    One entry for each time: a layer may be called more than once, and layers may share a weight. A weight that an
-    embedding shares is left out, since it is read in another way there. No argument is changed.
-
-    Raises UserError where the network cannot take the inputs.
+    A layer may be called more than once, and layers may share a weight. A weight that an embedding shares is left out.
+    No argument is changed. Raises UserError where the network rejects the inputs.
     """
     params, buffers, x = clone((params, buffers, x))  # whatever the module does to them
     reading = _Reading({id(params[name]): name for name in _multiplied(model)})
@@ -41,7 +39,7 @@ def linear_inputs(model: Model, params: Params, buffers: Buffers, x: Tensor) -> 
 
 
 class _Reading(TorchFunctionMode):
-    """Notes what is multiplied by weights, by their ids: in `linear`, and in `addmm` as Hugging Face's Conv1D does."""
+    """Records inputs that are multiplied by weights: in `linear`, and in `addmm` as Hugging Face's Conv1D does."""
 
     def __init__(self, names: Mapping[int, str]) -> None:
         super().__init__()
@@ -64,7 +62,7 @@ _ARGUMENTS: dict[Any, tuple[str, ...]] = {F.linear: ("input", "weight"), torch.a
 
 
 def last_inputs(module: nn.Module, names: Collection[str], call: Callable[[nn.Module], Any]) -> dict[str, Tensor]:
-    """What the submodules of these names read last, by name, as a copy of the module is called."""
+    """The last inputs of the submodules of these names, when a copy of the module is called."""
     module = copy.deepcopy(module)
     read: dict[str, Tensor] = {}
 
@@ -79,7 +77,7 @@ def last_inputs(module: nn.Module, names: Collection[str], call: Callable[[nn.Mo
 
 
 def _multiplied(model: Model) -> set[str]:
-    """Prunable weights that only linear layers have."""
+    """The prunable weights that belong to linear layers only."""
     names = {id(leaf): name for name, leaf in model.evaluating.named_parameters()}
     found: set[str] = set()
     others: set[str] = set()

@@ -1,4 +1,4 @@
-"""Every name that a module's tensors have: a weight that layers share has several, and trees know the first."""
+"""All names of a module's tensors: a weight that layers share has several, and trees use the first."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 def first_names(module: nn.Module) -> dict[str, str]:
-    """Of each parameter and buffer by any of its names: the first, under which trees have it."""
+    """Each name of a parameter or buffer -> its first name, which trees use."""
     first: dict[int, str] = {}
     found = {}
     for name, leaf in _named(module):
@@ -19,7 +19,7 @@ def first_names(module: nn.Module) -> dict[str, str]:
 
 
 def put_values(module: nn.Module, values: Mapping[str, Tensor]) -> nn.Module:
-    """Give a module these tensors, by first names, in place of its own, in their types; what is shared stays shared.
+    """Replace a module's tensors by these, given by first names, in their own dtypes; shared tensors stay shared.
 
     The module is changed, the tensors are copied. Returns the module.
     """

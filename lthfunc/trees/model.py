@@ -26,12 +26,11 @@ from lthfunc.trees.types import Buffers, Params, TrainState
 class Model(NamedTuple):
     """The structure of a network; it holds no values that training changes.
 
-    training, evaluating: the module in its two modes. prunable: names of the parameters that may be pruned,
-    in module order. init: seed -> (params, buffers). tokens: whether inputs are whole numbers (n, length), as an
-    embedding reads them. output: the output layer's weight, the last that is usually pruned. pure: whether the module
-    is known to write into none of its inputs, parameters or buffers in evaluation; any other is given copies. left:
-    matrices that are neither pruned nor drawn, so that all seeds share them. drawn: of a model that starts from a file,
-    the leaves that have another shape there, and come from the seed.
+    training, evaluating: the module in its two modes. prunable: names of the parameters that may be pruned, in module
+    order. init: seed -> (params, buffers). tokens: whether inputs are int64 tokens (n, length). output: the name of the
+    output layer's weight. pure: whether the module is known to write into neither inputs nor parameters; any other is
+    given copies. fixed: matrices that are neither pruned nor drawn, so that all seeds share them. mismatched: leaves
+    whose shape differs in the file of weights, so that they are drawn from the seed.
     """
 
     name: str
@@ -47,20 +46,20 @@ class Model(NamedTuple):
 
 
 def apply_training(model: Model, params: Params, buffers: Buffers, x: Tensor) -> tuple[Any, Buffers]:
-    """Outputs, and the buffers after the call (BatchNorm updates its statistics); no argument is changed."""
+    """(outputs in training mode, the buffers after the call, which BatchNorm updates). Changes no argument."""
     return run_training(model, *_private(model, (params, buffers, x)))
 
 
 def apply_evaluating(model: Model, params: Params, buffers: Buffers, x: Tensor) -> Any:
-    """Outputs in evaluation mode (running statistics, no dropout); no argument is changed."""
+    """Outputs in evaluation mode (running statistics, no dropout). Changes no argument."""
     params, buffers, x = _private(model, (params, buffers, x))
     return functional_call(model.evaluating, {**params, **buffers}, (x,))
 
 
 def run_training(model: Model, params: Params, buffers: Buffers, x: Tensor) -> tuple[Any, Buffers]:
-    """`apply_training` for whoever owns the params and inputs: a module that writes into them may do so.
+    """`apply_training` for callers that own params and inputs, into which the module may write.
 
-    What it writes into a parameter then counts, as it does in plain PyTorch (`nn.Embedding(max_norm=...)`, say).
+    What it writes into a parameter then counts, as in plain PyTorch (`nn.Embedding(max_norm=...)`).
     """
     # A module in training mode writes into the buffers it is given, so it gets copies of its own; or it puts others
     # in their place, which the dictionary then holds.
@@ -129,7 +128,7 @@ def make_model(
     tokens: bool = False,
     parts: Sequence[InputSpec] = (),
 ) -> Model:
-    """`from_module` that leaves it to the caller to say what is left alone (`fixed_line`)."""
+    """`from_module` without its warning (`fixed_line`)."""
     check_pure(module)
     pure = is_pure_module(module)
     module = _freezing(copy_module(module)).requires_grad_(False).cpu()
@@ -171,7 +170,7 @@ def make_model(
 
 
 def _drawn(init: Initialiser, module: nn.Module, params: Params, seed: int) -> Params:
-    """The initialiser's values. Raises UserError where they are no values for these parameters."""
+    """The initialiser's values. Raises UserError where they don't match the parameters."""
     given = clone(params)
     if is_library_function(init):
         return init(module, given, seed)
@@ -186,7 +185,7 @@ def _drawn(init: Initialiser, module: nn.Module, params: Params, seed: int) -> P
 
 
 def fixed_line(model: Model) -> str:
-    """Which matrices of a network are neither pruned nor drawn anew, in one line; "" for none."""
+    """A line that names the matrices that are neither pruned nor drawn from the seed; "" if there are none."""
     if not model.fixed:
         return ""
     names = ", ".join(model.fixed[:4]) + (f" and {len(model.fixed) - 4} more" if len(model.fixed) > 4 else "")
@@ -194,7 +193,7 @@ def fixed_line(model: Model) -> str:
 
 
 def mismatched_line(model: Model) -> str:
-    """Which leaves a file of weights has in another shape, in one line; "" for none."""
+    """A line that names the leaves whose shape differs in the file of weights; "" if there are none."""
     if not model.mismatched:
         return ""
     names = ", ".join(model.mismatched[:4]) + (
@@ -221,7 +220,7 @@ def with_prunable(model: Model, prune_only: Sequence[str] = (), never_prune: Seq
 
 
 def _also_pruned(model: Model, names: tuple[str, ...]) -> Model:
-    """The model of which these are pruned; what was left alone so far is then drawn as well."""
+    """The model with these prunable parameters; matrices that were fixed so far are now drawn."""
     further = tuple(name for name in model.fixed if name in names)
     model = model._replace(prunable=names, fixed=tuple(name for name in model.fixed if name not in names))
     if not further:
@@ -236,12 +235,12 @@ def _also_pruned(model: Model, names: tuple[str, ...]) -> Model:
 
 
 def example_input(model: Model, shape: tuple[int, ...], examples: int = 1) -> Tensor:
-    """Zeros that the model takes, (examples, *shape): float32, or int64 for tokens."""
+    """Zeros that the model accepts, (examples, *shape): float32, or int64 for tokens."""
     return torch.zeros(examples, *shape, dtype=torch.int64 if model.tokens else torch.float32)
 
 
 def _freezing(module: nn.Module) -> nn.Module:
-    """Parameters that don't require a gradient become buffers, unless none does (a module made for inference)."""
+    """Turn parameters that don't require a gradient into buffers, unless none does (a module made for inference)."""
     if not any(leaf.requires_grad for leaf in module.parameters()):
         return module
     for part in module.modules():

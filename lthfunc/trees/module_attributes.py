@@ -1,4 +1,4 @@
-"""What a module keeps in plain attributes as it is called: what it has just computed, say. Forgotten afterwards."""
+"""Plain attributes in which a module stores something when it is called; they are restored after each call."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MANY = 100
 
 
 def user_modules(module: nn.Module) -> list[nn.Module]:
-    """The modules in it, itself too, that may keep something: those that are not PyTorch's, or have hooks."""
+    """The submodules, the module included, that may store something: those that are not PyTorch's, or have hooks."""
     return [part for part in module.modules() if not _is_torchs(part)]
 
 
@@ -37,7 +37,7 @@ class ModuleAttributes(NamedTuple):
 
 
 def mutable_attributes(parts: Iterable[nn.Module]) -> list[ModuleAttributes]:
-    """What of these modules may change in a call. It holds as long as nothing but calls changes their attributes."""
+    """What a call may change in these modules; valid as long as only calls change their attributes."""
     found = []
     for part in parts:
         containers: list[Any] = []
@@ -48,10 +48,10 @@ def mutable_attributes(parts: Iterable[nn.Module]) -> list[ModuleAttributes]:
 
 @contextmanager
 def restored_attributes(modules: Iterable[ModuleAttributes]) -> Iterator[None]:
-    """After the block, their plain attributes are what they were.
+    """Restore the modules' plain attributes at the end of the block.
 
-    So nothing lasts from call to call, no matter what a call is part of: what it computes is often no tensor that
-    others could use, but a stand-in for one under differentiation, or in a trace.
+    So nothing lasts from call to call: under differentiation or tracing, what a call stores is often a wrapper that no
+    later call could use.
     """
     saved = [(held, held.copy()) for each in modules for held in (each.attributes, *each.containers)]
     try:
@@ -62,7 +62,7 @@ def restored_attributes(modules: Iterable[ModuleAttributes]) -> Iterator[None]:
 
 
 def _put_back(now: Any, before: Any) -> None:
-    """Give a container what it held; one that holds the very same is left alone."""
+    """Give a container its former content, unless it still holds the very same."""
     same = len(now) == len(before) and all(map(operator.is_, now, before))
     if same and (not isinstance(now, dict) or all(map(operator.is_, now.values(), before.values()))):
         return
@@ -79,7 +79,7 @@ def _look_into(values: Iterable[Any], found: list[Any]) -> None:
 
 
 def copy_module(module: nn.Module) -> nn.Module:
-    """A copy of a user's module, whatever it keeps of a call: tensors with a history are copied without it."""
+    """A copy of a user's module, whatever it stored; tensors with a gradient history are copied without it."""
     known: dict[int, Any] = {}
     for part in user_modules(module):
         kept: list[Any] = []

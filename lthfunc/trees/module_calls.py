@@ -1,4 +1,4 @@
-"""A module as a function of its tensors, which is afterwards what it was."""
+"""A module as a function of its tensors; the call leaves the module as it was."""
 
 from __future__ import annotations
 
@@ -28,13 +28,11 @@ _known: weakref.WeakKeyDictionary[nn.Module, _Facts] = weakref.WeakKeyDictionary
 def functional_call(
     module: nn.Module, leaves: Mapping[str, Tensor] | tuple[Mapping[str, Tensor], ...], args: tuple[Any, ...]
 ) -> Any:
-    """`torch.func.functional_call`, by first names, after which the module is what it was.
+    """`torch.func.functional_call` by first names, after which the module is as it was before.
 
-    PyTorch's swaps the tensors of a module that lies in it under two names twice and leaves those of the call in it,
-    and whatever forward stores in plain attributes. leaves: as PyTorch takes them; a dictionary then holds
-    what the module put in the place of a buffer.
-
-    Raises UserError, in plain words, for much of what PyTorch refuses in words of its own.
+    PyTorch's version swaps the tensors of a submodule with two names twice and leaves those of the call in it, and
+    whatever forward stores in plain attributes. leaves: as PyTorch takes them; a dictionary then also holds what the
+    module put in place of a buffer. Raises UserError, in plain words, for many of PyTorch's own errors.
     """
     if torch.compiler.is_compiling():  # a compiled function would depend on which other modules are in use
         return call_without_restoring(module, leaves, args)
@@ -50,7 +48,7 @@ def functional_call(
 def call_without_restoring(
     module: nn.Module, leaves: Mapping[str, Tensor] | tuple[Mapping[str, Tensor], ...], args: tuple[Any, ...]
 ) -> Any:
-    """`functional_call` after which the module has in plain attributes what forward stored there."""
+    """`functional_call`, but what forward stores in plain attributes stays."""
     try:
         return _called(module, leaves, args)
     except Exception as error:
@@ -81,7 +79,7 @@ def _called(
 
 
 def _places(module: nn.Module) -> dict[str, str] | None:
-    """Each place of a tensor once, with the tensor's first name; None where every module has one name."""
+    """Each place of a tensor once, with the tensor's first name; None where every module has one name only."""
     parts = dict(module.named_modules())
     if len(parts) == sum(1 for _ in module.named_modules(remove_duplicate=False)):
         return None

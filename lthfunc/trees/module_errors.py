@@ -1,4 +1,4 @@
-"""Why a user's module fails as it is called or differentiated: PyTorch's words for its own insides in plain ones."""
+"""Why a user's module fails when it is called or differentiated, in plain words instead of PyTorch's internals."""
 
 from __future__ import annotations
 
@@ -63,13 +63,13 @@ _UNLIKE = re.compile(r"dtype|scalar type|Input type|same type|FloatTensor|Double
 
 
 class DtypeMismatchError(UserError):
-    """A module whose parameters and inputs are of different types, which it does not convert."""
+    """A module whose parameters and inputs have different dtypes, which it does not convert."""
 
 
 def explained_error(
     error: Exception, module: nn.Module, leaves: Iterable[Any], args: Sequence[Any]
 ) -> UserError | None:
-    """The error in plain words, where they are known here. leaves: what the module was called with in it."""
+    """The error in plain words, or None for an unknown one. leaves, args: what the module was called with."""
     if isinstance(error, UserError):
         return None
     text = str(error)
@@ -82,17 +82,17 @@ def explained_error(
 
 
 def describe_failure(error: Exception, *modules: nn.Module) -> str:
-    """Where and why a call failed: " in fc1, Linear(…) (line 3 of net.py: …): what it says"."""
+    """Where and why a call failed: " in fc1, Linear(…) (line 3 of net.py: …): message"."""
     return f"{failing_layer(error, *modules)}{user_location(error)}: {_meaning(error) or first_line(error)}"
 
 
 def inputs_rejected(name: str, x: Tensor, error: Exception, module: nn.Module) -> UserError:
-    """That a network of this name fails on such inputs, and where and why."""
+    """An error which says that a network fails on inputs of this shape, where and why."""
     return UserError(f"{name} cannot take inputs of shape {tuple(x.shape[1:])}{describe_failure(error, module)}")
 
 
 def _meaning(error: Exception) -> str | None:
-    """What an error means to whoever wrote the module, where that is known here."""
+    """What a known error means to the author of the module."""
     files = {frame.filename.replace("\\", "/") for frame in traceback.extract_tb(error.__traceback__)}
     for file, words, meaning in _MEANINGS:
         if words.search(str(error)) and (not file or any(each.endswith(file) for each in files)):
@@ -101,7 +101,7 @@ def _meaning(error: Exception) -> str | None:
 
 
 def no_gradient_message(what: str) -> str:
-    """That something is no function of the parameters, and where to look."""
+    """A message that something doesn't depend on the parameters, and what to look for."""
     return (
         f"the {what} depend on no parameter, so that there is no gradient: is forward under torch.no_grad(), or are "
         "its outputs detached or rounded?"
@@ -109,7 +109,7 @@ def no_gradient_message(what: str) -> str:
 
 
 def failing_layer(error: Exception, *modules: nn.Module) -> str:
-    """The innermost named layer that was at work: " in fc1, Linear(in_features=7, …)"; or nothing."""
+    """The innermost named layer in the error's traceback: " in fc1, Linear(in_features=7, …)"; or ""."""
     names = {id(part): key for module in modules for key, part in module.named_modules() if key}
     at_work = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]
     found = [part for part in at_work if id(part) in names]
@@ -117,7 +117,7 @@ def failing_layer(error: Exception, *modules: nn.Module) -> str:
 
 
 def dtype_mismatch(leaves: Iterable[Any], args: Sequence[Any]) -> str | None:
-    """Of what types parameters and inputs are, where they are real numbers of different ones."""
+    """The dtypes of parameters and inputs in words, where they differ and both are real."""
     ours, theirs = (
         {leaf.dtype for leaf in tensors if isinstance(leaf, Tensor) and leaf.is_floating_point()}
         for tensors in (leaves, args)

@@ -1,6 +1,6 @@
-"""Several inputs in one tensor: each example's are laid side by side, and the module gets them apart again.
+"""Several inputs in one tensor: each example's inputs lie side by side in a row, and the module gets them apart again.
 
-So data sets, batches and engines know one tensor of inputs, whatever a network takes.
+So data sets, batches and engines handle one tensor of inputs, whatever a network takes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _EXACT = 1 << 24
 
 
 class InputSpec(NamedTuple):
-    """One of several inputs. name: of the module's argument, or "" for the next one; shape: without the batch."""
+    """One of several inputs. name: of the argument, or "" for the next positional one; shape: without the batch."""
 
     name: str
     shape: tuple[int, ...]
@@ -27,9 +27,9 @@ class InputSpec(NamedTuple):
 
 
 def pack_inputs(inputs: Sequence[Tensor] | Mapping[str, Tensor]) -> tuple[Tensor, tuple[InputSpec, ...]]:
-    """(float32 (n, numbers), what lies in it). Whole numbers of up to 2^24 stay exact.
+    """(float32 (n, numbers), the specs of the inputs in it). Whole numbers of up to 2^24 stay exact.
 
-    Raises UserError where the inputs are of different lengths, or a whole number is larger.
+    Raises UserError where the inputs differ in length, or a whole number is larger.
     """
     named = dict(inputs) if isinstance(inputs, Mapping) else dict(enumerate(inputs))
     if len({len(each) for each in named.values()}) != 1:
@@ -46,7 +46,7 @@ def pack_inputs(inputs: Sequence[Tensor] | Mapping[str, Tensor]) -> tuple[Tensor
 
 
 class UnpackInputs(NamedTuple):
-    """A forward pre-hook (with keywords) that gives a module its inputs apart."""
+    """A forward pre-hook (with keywords) that splits the row into the module's inputs."""
 
     parts: tuple[InputSpec, ...]
 

@@ -29,12 +29,12 @@ def tree_map(function: Callable[..., Any], tree: T, *rest: Any) -> T:
 
 
 def leaves(tree: Any) -> list[Any]:
-    """The leaves of a tree, in one fixed order."""
+    """The leaves of a tree, in a fixed order."""
     return optree.tree_leaves(tree)
 
 
 def flattened(tree: T) -> tuple[list[Tensor], Callable[[Sequence[Tensor]], T]]:
-    """(the leaves in one fixed order, the function that makes such a tree of as many leaves)."""
+    """(the leaves in a fixed order, a function that builds the same tree from as many leaves)."""
     parts, structure = optree.tree_flatten(tree)  # type: ignore[arg-type,var-annotated]
 
     def rebuilt(leaves: Sequence[Tensor]) -> T:
@@ -44,7 +44,7 @@ def flattened(tree: T) -> tuple[list[Tensor], Callable[[Sequence[Tensor]], T]]:
 
 
 def map_leaves_like(params: Params, tree: Any, function: Any) -> Any:
-    """A tree with every dictionary that is keyed like `params` (a moment of an optimiser) put through `function`."""
+    """A tree with `function` applied to every dictionary with the keys of `params`, such as moments."""
 
     def like(node: Any) -> bool:
         return isinstance(node, dict) and node.keys() == params.keys()
@@ -53,7 +53,7 @@ def map_leaves_like(params: Params, tree: Any, function: Any) -> Any:
 
 
 def clone(tree: T) -> T:
-    """A copy that shares no memory with `tree`; what is no tensor is kept as it is."""
+    """A copy that shares no memory with `tree`; leaves that are not tensors stay."""
     return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, tree)
 
 
@@ -63,10 +63,10 @@ def to_device(tree: T, device: torch.device | str) -> T:
 
 
 def in_dtype_of(x: Tensor, params: Params, buffers: Buffers) -> tuple[Params, Buffers] | None:
-    """(params, buffers) in the dtype of real inputs, as the states of a training may have them.
+    """(params, buffers) in the dtype of real inputs, in which states of a training may be.
 
-    None where there is nothing to follow: for inputs of whole numbers or of the params' dtype, and for params of
-    several dtypes or complex ones.
+    None where nothing has to change: for whole-number inputs, inputs of the params' dtype, and params that are complex
+    or of several dtypes.
     """
     dtypes = {leaf.dtype for leaf in params.values()}
     real = all(each.is_floating_point for each in (*dtypes, x.dtype))
@@ -76,7 +76,7 @@ def in_dtype_of(x: Tensor, params: Params, buffers: Buffers) -> tuple[Params, Bu
 
 
 def check_device(device: torch.device | str) -> None:
-    """Raise UserError where a device isn't known, or isn't here."""
+    """Raise UserError for a device that is unknown or not available."""
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
@@ -84,7 +84,7 @@ def check_device(device: torch.device | str) -> None:
 
 
 def data_to_device(data: Dataset, device: torch.device | str, room: int | None = None) -> Dataset:
-    """The data set's tensors on `device`. With `room` (bytes), splits that would pass it stay where they are."""
+    """The data set's tensors on `device`. room: bytes; splits that would exceed it stay where they are."""
 
     def move(split: Split) -> Split:
         nonlocal room
@@ -99,7 +99,7 @@ def data_to_device(data: Dataset, device: torch.device | str, room: int | None =
 
 
 def scaled(x: Tensor, scale: Scale | None) -> Tensor:
-    """Stored inputs (n, channels, ...) as a network takes them: float32, or as they are without a scale."""
+    """Stored inputs (n, channels, ...) as a network takes them: float32, or unchanged without a scale."""
     if scale is None:
         return x
     if len(scale.mean) == 1:  # numbers compile to less than tensors do
@@ -127,7 +127,7 @@ def same_bits(left: Any, right: Any) -> bool:
 
 
 def leaf_difference(ours: Mapping[Any, Tensor], theirs: Mapping[Any, Tensor]) -> str | None:
-    """How two dictionaries of leaves first differ in names, shapes or types; None where they don't."""
+    """The first difference of two dictionaries in names, shapes or dtypes, in words; None if there is none."""
     if ours.keys() != theirs.keys():
         return f"{sorted(ours.keys() ^ theirs.keys(), key=str)[0]} is in one of them only"
     for name, leaf in theirs.items():
@@ -148,7 +148,7 @@ def _raw(leaf: Tensor) -> Tensor:
 
 
 def full_masks(params: Params, prunable: tuple[str, ...]) -> Masks:
-    """Masks of a dense network: all True, for the leaves named in `prunable`."""
+    """The masks of a dense network: True everywhere, for the leaves named in `prunable`."""
     return {name: torch.ones_like(params[name], dtype=torch.bool) for name in prunable}
 
 
@@ -172,7 +172,7 @@ def apply_masks(params: Params, masks: Masks) -> Params:
 
 
 def masked_like(tree: T, masks: Masks) -> T:
-    """A tree such as an optimiser's state: `apply_masks` of each dictionary in it that holds the masked leaves."""
+    """A tree such as an optimiser's state, with `apply_masks` applied to each dictionary of the masked leaves."""
     if isinstance(tree, dict):
         return cast("T", apply_masks(tree, masks) if masks.keys() <= tree.keys() else tree)
     if isinstance(tree, tuple):
@@ -182,7 +182,7 @@ def masked_like(tree: T, masks: Masks) -> T:
 
 
 class Count(NamedTuple):
-    """How many weights of a leaf, or of a whole tree, remain."""
+    """The number of weights that remain (kept), and of all weights (total), in a leaf or a tree."""
 
     kept: int
     total: int
@@ -205,7 +205,7 @@ def layer_counts(masks: Masks) -> dict[str, Count]:
 
 
 def as_numbers(scalars: Sequence[Tensor]) -> list[Any]:
-    """Some scalars of one device as plain numbers; the device is waited for once."""
+    """Scalars of one device as Python numbers; the device is waited for once."""
     return torch.stack(list(scalars)).tolist() if scalars else []
 
 

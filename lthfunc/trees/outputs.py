@@ -1,4 +1,4 @@
-"""What a network gives: a tensor, or tensors in tuples, dictionaries and classes that PyTorch's pytrees know."""
+"""Network outputs: a tensor, or tensors in tuples, dictionaries and classes that PyTorch's pytrees know."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PLAIN = (int, float, complex, bool, str, bytes, type(None))
 class Outputs(NamedTuple):
     """The tensors of an output, and the way back.
 
-    rebuilt: makes such an output of as many tensors. single: whether it is one tensor and nothing around it.
+    rebuilt: builds such an output from as many tensors. single: whether the output is one tensor and nothing else.
     """
 
     tensors: list[Tensor]
@@ -28,7 +28,7 @@ class Outputs(NamedTuple):
 def outputs_of(given: Any) -> Outputs:
     """An output taken apart.
 
-    An object that holds no tensors as far as anybody can see, the cache of a language model say, comes back as None.
+    An object that shows no tensors to pytrees, such as a language model's cache, comes back as None.
     """
     leaves, structure = _pytree.tree_flatten(given)
     places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
@@ -44,7 +44,7 @@ def outputs_of(given: Any) -> Outputs:
 
 
 def map_outputs(function: Callable[[Tensor], Any], given: Any) -> Any:
-    """An output with every tensor of it put through a function."""
+    """An output with a function applied to each of its tensors."""
     if isinstance(given, Tensor):
         return function(given)
     found = outputs_of(given)
@@ -52,7 +52,7 @@ def map_outputs(function: Callable[[Tensor], Any], given: Any) -> Any:
 
 
 def plain_containers(given: Any) -> Any:
-    """An output in dictionaries, tuples and lists alone, without what is no tensor: for files that others read."""
+    """An output as dictionaries, tuples and lists of tensors only, for files that other programs read."""
     if isinstance(given, Mapping):
         parts = {str(name): plain_containers(part) for name, part in given.items()}
         return {name: part for name, part in parts.items() if part is not None}
@@ -63,10 +63,10 @@ def plain_containers(given: Any) -> Any:
 
 
 def prediction(given: Any) -> Tensor:
-    """The one tensor of an output that is held against the targets.
+    """The tensor of an output that is compared with the targets.
 
-    It is the output itself; what it calls ``logits``; the first tensor of a tuple or list; the only tensor of anything
-    else. Raises UserError where there is none, or several and nothing tells which.
+    It is the output itself; its ``logits``; the first tensor of a tuple or list; or the only tensor of anything else.
+    Raises UserError where there is none, or where there are several and nothing tells which.
     """
     if isinstance(given, Tensor):
         return given
@@ -87,7 +87,7 @@ def prediction(given: Any) -> Tensor:
 
 
 def own_loss(given: Any) -> Tensor | None:
-    """The loss that a network computed itself, where it gives one and no logits."""
+    """The loss that a network computed itself, if it returns one and no logits."""
     if isinstance(given, Tensor):
         return None
     loss, logits = (

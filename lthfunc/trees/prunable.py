@@ -1,4 +1,4 @@
-"""Which parameters of a module may be pruned, and what cannot be made a pure function at all."""
+"""Which parameters of a module can be pruned, and which modules cannot be made a pure function at all."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _WEIGHTS: tuple[tuple[tuple[type[nn.Module], ...], tuple[str, ...]], ...] = (
 
 
 class PrunableLayer(NamedTuple):
-    """A layer with weights that may be pruned. name: in the module; weights, biases: names in the layer."""
+    """A layer with weights that can be pruned. name: in the module; weights, biases: names in the layer."""
 
     name: str
     module: nn.Module
@@ -42,7 +42,7 @@ class PrunableLayer(NamedTuple):
 
 
 def prunable_layers(module: nn.Module) -> Iterator[PrunableLayer]:
-    """The layers with weights that may be pruned, in module order."""
+    """The layers with weights that can be pruned, in module order."""
     for name, layer in module.named_modules():
         if isinstance(layer, RECURRENT):
             own = [key for key in (*layer._parameters, *getattr(layer, "parametrizations", {})) if _used(layer, key)]
@@ -71,10 +71,10 @@ def transposed_weights(module: nn.Module) -> set[str]:
 
 
 def default_prunable(module: nn.Module, params: Collection[str]) -> tuple[str, ...]:
-    """The names that are pruned unless told otherwise, in the order of `params`.
+    """The names that are pruned by default, in the order of `params`.
 
-    A weight under a parametrisation (weight norm, say) is the last tensor that it is computed from: its direction. One
-    of which zeros there make no zeros (an orthogonal weight) is not pruned.
+    A parametrised weight (weight norm) is represented by the last tensor that it is computed from, its direction. One
+    whose zeros don't lead to zeros (an orthogonal weight) is not pruned.
     """
     found = set()
     for layer in prunable_layers(module):
@@ -88,7 +88,7 @@ def default_prunable(module: nn.Module, params: Collection[str]) -> tuple[str, .
 
 
 def preserves_zeros(layer: nn.Module, weight: str) -> bool:
-    """Whether a parametrised weight is zero wherever the tensor it is computed from is."""
+    """Whether a parametrised weight is zero wherever the tensor that it is computed from is."""
     listed: Any = layer.parametrizations[weight]  # type: ignore[index]
     leaf = listed.original if hasattr(listed, "original") else getattr(listed, "original1", None)
     if not isinstance(leaf, Tensor) or leaf.shape != getattr(layer, weight).shape:
@@ -111,9 +111,9 @@ def select_prunable(
     prune_only: Sequence[str] = (),
     never_prune: Sequence[str] = (),
 ) -> tuple[str, ...]:
-    """The names that fit a pattern of `prune_only` (of any parameter; without one the usual) and none of `never_prune`.
+    """The names that match a pattern of `prune_only` (by default the default ones) and none of `never_prune`.
 
-    Patterns are as in a shell (``"conv*"``, ``"*.in_proj_weight"``). Raises UserError where one fits nothing, or
+    Patterns are as in a shell (``"conv*"``, ``"*.in_proj_weight"``). Raises UserError where one matches nothing, or
     nothing is left.
     """
     names = list(params) if prune_only else [name for name in params if name in set(default_prunable)]
@@ -128,7 +128,7 @@ def select_prunable(
 
 
 def matching_names(option: str, pattern: str, names: Sequence[str]) -> set[str]:
-    """The names that fit. Raises UserError where none does."""
+    """The names that match. Raises UserError if none does."""
     fits = set(fnmatch.filter(names, pattern))
     if not fits:
         raise UserError(f"{option}: no parameter fits {pattern!r} (parameters: {', '.join(names)})")
@@ -136,7 +136,7 @@ def matching_names(option: str, pattern: str, names: Sequence[str]) -> set[str]:
 
 
 def check_pure(module: nn.Module) -> None:
-    """Raise UserError, with a way out, for what cannot be made a function of its parameters and buffers."""
+    """Raise UserError, with a remedy, for a module that cannot be made a function of its parameters and buffers."""
     for name, leaf in (*module.named_parameters(), *module.named_buffers()):
         if nn.parameter.is_lazy(leaf):
             raise UserError(f"{name} has no shape yet: call the module once on an example before (a lazy module)")
@@ -160,7 +160,7 @@ _INSTEAD = "remove it, and change gradients in an optimizer of your own: lf.Opti
 
 
 def check_gradient_hooks(module: nn.Module) -> None:
-    """Raise UserError for a hook on a gradient that would not run. A copy of a module has none of its parameters'."""
+    """Raise UserError for a hook on a gradient that would not run; copies of a module lose their parameters' hooks."""
     for name, leaf in module.named_parameters():
         hook = "register_hook" if leaf._backward_hooks else "register_post_accumulate_grad_hook"
         if leaf._backward_hooks or leaf._post_accumulate_grad_hooks:
@@ -184,10 +184,9 @@ _TIDY = ("lthfunc.models.", "torchvision.models.", "torchvision.ops.")
 
 
 def is_pure_module(module: nn.Module) -> bool:
-    """Whether a module is one of the catalogue's or of torchvision's, made of nothing but theirs and torch's layers.
+    """Whether a module consists of nothing but layers of this library's catalogue, torchvision and torch.
 
-    Those write into no input or parameter, and into buffers in training alone. Of any other that isn't known: it may
-    do so for some inputs.
+    Those write into no input or parameter, and into buffers in training only. Of any other module this is unknown.
     """
     parts = list(module.modules())
     return type(module).__module__.startswith(_TIDY) and all(

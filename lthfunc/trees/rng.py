@@ -1,7 +1,7 @@
-"""Randomness as a function: what is drawn depends on (seed, purpose, counters) and on nothing else.
+"""Randomness as a function: draws depend on (seed, purpose, counters) and on nothing else.
 
-So a run that resumes, a replicate, or another device sees the same draws without any saved generator state.
-Draws are made on the CPU, whose generator is the same on every machine, and moved afterwards.
+So a resumed run, a replicate, or another device sees the same draws without any saved generator state. Draws are made
+on the CPU, whose generator is the same on every machine, and then moved.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ _GOLDEN = 0x9E3779B9 - (1 << 32)
 
 
 def counter_key(seed: int, purpose: str) -> Tensor:
-    """A key for draws inside a step: an int64 scalar in [0, 2³²), made into others by `fold_in`."""
+    """A key for draws inside a step: an int64 scalar in [0, 2³²), which `fold_in` turns into others."""
     return torch.tensor(key(seed, purpose) & _MASK)
 
 
 def fold_in(key: Tensor, number: Tensor | int) -> Tensor:
-    """A new key of a key and a number (a step, a layer), or as many as `number` (int64, below 2³¹) has entries.
+    """A new key from a key and a number (a step, a layer), or as many as `number` (int64, below 2³¹) has entries.
 
-    Integer arithmetic alone: the same on every device, compiled or not, and under vmap.
+    Integer arithmetic only: the same on every device, compiled or not, and under vmap.
     """
     return _mixed((_mixed(key) + number * _GOLDEN) & _MASK)
 
 
 def integers(key: Tensor, n: int, high: int, first: int = 0) -> Tensor:
-    """`n` draws from 0 … high-1, int64, as a function of the key; those from number `first` on."""
+    """Draws number `first` to `first + n - 1` from 0 … high-1, int64, as a function of the key."""
     return (fold_in(key, torch.arange(first, first + n, device=key.device)) * high) >> 32
 
 
@@ -64,7 +64,7 @@ def _mixed(bits: Tensor) -> Tensor:
 def _written(bits: Tensor) -> Tensor:
     """The same numbers, written to memory.
 
-    A compiler would otherwise put an expression into each of its two uses, and that into its two, and take minutes.
+    A compiler would otherwise inline each expression into each of its uses, and take minutes.
     """
     flat = bits.reshape(-1)
     places = torch.arange(flat.numel(), device=bits.device)

@@ -1,4 +1,4 @@
-"""What a module does besides computing its outputs, found by calling copies of it on a few examples."""
+"""What a module does when called besides computing outputs, found by calling copies of it on a few examples."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ _SEED = 0
 
 
 def side_effects_of(model: Model, x: Tensor) -> SideEffects:
-    """What the module does in its two modes on some (scaled) inputs; remembered for inputs of that shape.
+    """The side effects of the module in its two modes on (scaled) inputs; remembered per input shape.
 
-    Raises UserError for a module whose outputs depend on the calls before: which keeps numbers, lists or tensors that
-    are no buffers from call to call, draws from a generator of its own, or gets parameters, buffers or layers as it is
-    called. What is kept of the last call alone, and written before it is read, is no fault: nobody sees it.
+    Raises UserError for a module whose outputs depend on earlier calls: one that stores numbers, lists or tensors
+    outside of buffers, draws from a generator of its own, or gains parameters, buffers or layers when called. What is
+    written before it is read in each call is allowed.
     """
     if model.pure:
         return _TIDY
@@ -64,7 +64,7 @@ def side_effects_of(model: Model, x: Tensor) -> SideEffects:
 
 
 def _called(model: Model, module: nn.Module, x: Tensor) -> SideEffects:
-    """One mode, with leaves of the module's own dtype or, where it takes no such inputs with them, of the inputs'."""
+    """One mode, with leaves in the module's dtype or, if it rejects the inputs with them, in the inputs'."""
     params, buffers = model.init(0)
     try:
         try:
@@ -81,7 +81,7 @@ def _called(model: Model, module: nn.Module, x: Tensor) -> SideEffects:
 
 
 def _called_with(params: Params, buffers: Buffers, name: str, module: nn.Module, x: Tensor) -> SideEffects:
-    """Calls of a copy with equal parameters, buffers and seeds: of each of two inputs, a first one and a later one."""
+    """Call a copy with the same parameters, buffers and seeds on two inputs, each before and after the other."""
     module = copy.deepcopy(module)
     shape = _shape(module)
 
@@ -125,7 +125,7 @@ def _called_with(params: Params, buffers: Buffers, name: str, module: nn.Module,
 
 
 def _shape(module: nn.Module) -> dict[str, Any]:
-    """What a module consists of: names of leaves and layers, and how many hooks."""
+    """What a module consists of: the names of leaves and layers, and the number of hooks."""
     found: dict[str, Any] = {}
     for name, part in module.named_modules():
         where = f"{name}." if name else ""
@@ -137,7 +137,7 @@ def _shape(module: nn.Module) -> dict[str, Any]:
 
 
 def _kept(module: nn.Module) -> dict[str, Any]:
-    """What submodules keep in plain attributes: numbers, text, tensors, generators, and containers of those."""
+    """What submodules store in plain attributes: numbers, text, tensors, generators, and containers of those."""
     return {
         f"{name}.{key}" if name else key: _value(value, 4)
         for name, part in module.named_modules()
@@ -170,7 +170,7 @@ def _value(value: Any, depth: int) -> Any:
 
 
 def _difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
-    """The first thing that is not the same; nothing where all is."""
+    """The first name whose values differ; "" if there is none."""
     for name in [*one, *(name for name in other if name not in one)]:
         if name not in one or name not in other or not _equal(one[name], other[name]):
             return name

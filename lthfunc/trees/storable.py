@@ -1,4 +1,4 @@
-"""What files of trees can hold: plain tensors. Everything else is refused before anything is trained."""
+"""What safetensors files can hold: plain tensors. Anything else is refused before training begins."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _TYPES = frozenset((
 
 
 def check_storable(module: nn.Module) -> None:
-    """Raise UserError, with the name, for a parameter or buffer that no file of ours can hold."""
+    """Raise UserError, with its name, for a parameter or buffer that no file can hold."""
     for name, leaf in (*module.named_parameters(), *module.named_buffers()):
         reason = _why_not(leaf)
         if reason is not None:

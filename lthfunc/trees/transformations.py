@@ -1,4 +1,4 @@
-"""Putting transformations together: an experiment is a fold of them over a state."""
+"""Composing transformations: an experiment is a fold of them over a state."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The names the whole library speaks in."""
+"""The types that the whole library shares."""
 
 from __future__ import annotations
 
@@ -17,13 +17,11 @@ Batch = tuple[Tensor, Tensor]
 
 
 class TrainState(NamedTuple):
-    """Everything training changes, as one pytree.
+    """Everything that training changes, as one pytree. Invariant: ``params * masks == params`` for every masked leaf.
 
-    Invariant: ``params * masks == params`` for every masked leaf.
-
-    params: float leaves; buffers: the module's buffers (BatchNorm statistics among them);
-    masks: bool leaves, only for prunable parameters; opt: the optimiser's state, or ``()`` before the
-    first step (a fresh one is then made); step: int64 scalar, the number of steps taken.
+    params: float leaves; buffers: the module's buffers, such as BatchNorm statistics; masks: bool leaves, for prunable
+    parameters only; opt: the optimiser's state, or ``()`` before the first step, which then makes a fresh one; step:
+    int64 scalar, the number of steps taken.
     """
 
     params: Params
@@ -34,29 +32,30 @@ class TrainState(NamedTuple):
 
 
 class Ticket(NamedTuple):
-    """A subnetwork to train: the params it starts from (initial or rewound, already masked) and its masks."""
+    """A subnetwork to train: its masks, and the masked params (initial or rewound) that training starts from."""
 
     params: Params
     buffers: Buffers
     masks: Masks
 
     def to_state(self, step: int = 0) -> TrainState:
-        """A state to train from, at a step: 0, or the one that it was rewound to; with no optimiser state yet."""
+        """A state to train from at `step`: 0, or the step that it was rewound to. It has no optimiser state yet."""
         device = next((leaf.device for leaf in self.params.values()), None)
         return TrainState(self.params, self.buffers, self.masks, (), torch.tensor(step, device=device))
 
 
 class Split(NamedTuple):
-    """Part of a data set: inputs x (n, ...) and integer targets y (n, ...), as they are stored."""
+    """A part of a data set: inputs x (n, ...) and targets y (n, ...), as they are stored."""
 
     x: Tensor
     y: Tensor
 
 
 class Scale(NamedTuple):
-    """How stored inputs become a network's: ``(x / unit - mean) / std``, per channel.
+    """How stored inputs are normalised: ``(x / unit - mean) / std``, per channel.
 
-    unit: what counts as 1 (255 for uint8 pixels). mean, std: one number per channel (the first axis of an input).
+    unit: what counts as 1 (255 for uint8 pixels). mean, std: one number per channel (dimension 0 of an input), or one
+    for all.
     """
 
     unit: float
@@ -65,14 +64,12 @@ class Scale(NamedTuple):
 
 
 class Dataset(NamedTuple):
-    """A data set as tensors. `val` is held out of the training images, to choose by; `test` is read once.
+    """A data set as tensors. `val` is held out of the training examples, for model selection; `test` is read once.
 
-    Inputs may be stored small (uint8) and are then scaled inside the step, by `scale`; without one they are
-    taken as they are. mapped: the tensors lie in a file that is read where and when a step needs it. parts: what a
-    network gets apart, where it takes several inputs. labels: the classes' names, where they have some.
-
-    Targets y are class numbers (n,); the class of each token (n, length); or floats (n, outputs) to come close to.
-    classes: how many outputs a network has for them.
+    Inputs may be stored as uint8 and are then scaled inside the step, by `scale`; without one they are used as they
+    are. Targets y are class numbers (n,), a class per token (n, length), or floats (n, outputs) for regression.
+    classes: the number of outputs that a network needs. mapped: whether the tensors lie in a file that is read on
+    demand. parts: the inputs, where a network takes several. labels: the names of the classes, if they have any.
     """
 
     name: str
@@ -86,17 +83,17 @@ class Dataset(NamedTuple):
     labels: tuple[str, ...] = ()
 
     def class_name(self, label: int) -> str:
-        """What a class is called."""
+        """The name of a class."""
         return self.labels[label] if self.labels else str(label)
 
     @property
     def tokens(self) -> bool:
-        """Whether inputs are whole numbers that an embedding reads, characters say."""
+        """Whether inputs are whole numbers that an embedding reads, such as characters."""
         return self.scale is None and not self.train.x.is_floating_point() and not self.parts
 
     @property
     def inputs(self) -> str:
-        """What `models.build` calls them."""
+        """What `models.build` calls the inputs."""
         return "text" if self.tokens else "numbers"
 
     @property
