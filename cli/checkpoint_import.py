@@ -39,10 +39,10 @@ def import_(
         raise invalid("--out", str(target), "a name that ends in .safetensors")
     if target.exists():
         raise invalid("--out", str(target), "a file that doesn't exist yet")
-    from lthfunc.models.foreign import read_foreign
+    from lthfunc.models.checkpoint_reader import import_checkpoint
     from lthfunc.trees.files import save_tree
 
-    tensors, notes = read_foreign(path, most)
+    tensors, notes = import_checkpoint(path, most)
     save_tree(target, tensors, {"source": path.name})
     for note in notes:
         say(note)

@@ -60,7 +60,7 @@ def specialize(
     from lthfunc.deployment.specialize import specialize as lf_specialize
     from lthfunc.deployment.tuning_cache import tunings_file
     from lthfunc.experiments.devices import choose_device
-    from lthfunc.experiments.tasks import metric_of_name
+    from lthfunc.experiments.objective import metric_of_name
     from lthfunc.runs.measurements import keep_measurement
     from lthfunc.runs.tickets import ticket_of_run
     from lthfunc.training.cpu_threads import using_threads

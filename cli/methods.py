@@ -80,7 +80,7 @@ def _run(
 
     from lthfunc.energy.meter import check_meter
     from lthfunc.experiments.config import to_mapping
-    from lthfunc.experiments.methods.prepare import methods_for, setting_of
+    from lthfunc.experiments.methods.prepare import method_context, methods_for
     from lthfunc.reports.methods import method_plot, method_rows, method_table
     from lthfunc.runs.method_results import make_checkpoint_folder, open_results
     from lthfunc.scheduling.methods import COMPARED, compare
@@ -95,7 +95,7 @@ def _run(
 
     if config.energy:
         check_meter(config.country)
-    config, setting = setting_of(config)
+    config, setting = method_context(config)
     chosen, note = methods_for(setting, asked)
     if note is not None:
         say(note)

@@ -26,9 +26,9 @@ from lthfunc.catalog.pruning import ALLOCATIONS, CONTROLS, REWINDINGS, SCORES
 from lthfunc.deployment import compiled, formats
 from lthfunc.distributed.collectives import SINGLE_RANK
 from lthfunc.experiments.config import Config
-from lthfunc.experiments.functions import Scored, allocation_of, score_of, structure_of
+from lthfunc.experiments.functions import ScoreContext, allocation_of, score_of, structure_of
 from lthfunc.experiments.iterative import Plan, Task, iterative
-from lthfunc.experiments.methods.setting import Setting
+from lthfunc.experiments.methods.context import MethodContext
 from lthfunc.experiments.rewinding_and_controls import start_of
 from lthfunc.scheduling.checkpointing import train_with_checkpoints
 from lthfunc.scheduling.queue import Run
@@ -91,7 +91,7 @@ def pruned(device: str, **how: Any) -> TrainState:
 def scored(device: str, name: str) -> Any:
     start = to_device(lf.prune(fraction=0.5)(lf.init(NORMED)), device)
     anchor = to_device(lf.init(NORMED), device)
-    score = score_of(name)(Scored(NORMED, digits(device), 40, 1e-3, 0, 1, start, anchor, batch_count=2))
+    score = score_of(name)(ScoreContext(NORMED, digits(device), 40, 1e-3, 0, 1, start, anchor, batch_count=2))
     return lf.prune(fraction=0.3, score=score)(start).masks
 
 
@@ -111,7 +111,7 @@ def method(device: str, name: str) -> Any:
         return make_trainer(model, data, optimizer=optimizer, batch_size=40)
 
     plain = work(MLP, lf.adam(1e-3))
-    setting = Setting(MLP, plain, work, plain, 8, 4, 1, 0.1, device, synflow_rounds=5)
+    setting = MethodContext(MLP, plain, work, plain, 8, 4, 1, 0.1, device, synflow_rounds=5)
     outcome = METHODS.load(name)(setting, 1)
     return outcome.ticket if name != "supermask" else lf.layer_counts(outcome.ticket.masks)  # which draws
 

@@ -9,8 +9,8 @@ from torch import nn
 
 import lthfunc as lf
 from lthfunc.experiments.config import Config, applied
+from lthfunc.experiments.objective import decide_objective
 from lthfunc.experiments.resolve import resolved
-from lthfunc.experiments.tasks import decide_objective
 from lthfunc.trees.types import Dataset, TrainState
 
 NET = nn.Sequential(nn.Flatten(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))

@@ -154,10 +154,10 @@ def test_the_command_line_runs_seeds_and_controls_together_and_resumes(tmp_path:
 def test_methods_end_at_the_density_on_a_gpu(method: str) -> None:
     from lthfunc.catalog.methods import METHODS
     from lthfunc.experiments.config import Config
-    from lthfunc.experiments.methods.prepare import setting_of
+    from lthfunc.experiments.methods.prepare import method_context
     from lthfunc.experiments.resolve import resolved
 
-    _, setting = setting_of(resolved(Config(density=0.1, rounds=2, steps=20, engine="eager", device="cuda")))
+    _, setting = method_context(resolved(Config(density=0.1, rounds=2, steps=20, engine="eager", device="cuda")))
     outcome = METHODS.load(method)(setting, 0)
     whole = lf.count(outcome.ticket.masks)
     assert whole.kept == round(0.1 * whole.total)

@@ -21,8 +21,8 @@ from lthfunc.errors import UserError
 from lthfunc.experiments.config import Config
 from lthfunc.experiments.functions import allocation_of
 from lthfunc.experiments.methods import while_training
-from lthfunc.experiments.methods.prepare import setting_of
-from lthfunc.experiments.methods.setting import Outcome, Setting
+from lthfunc.experiments.methods.context import MethodContext, Outcome
+from lthfunc.experiments.methods.prepare import method_context
 from lthfunc.experiments.resolve import resolved
 from lthfunc.runs.json_lines import line_of, read_lines
 from lthfunc.scheduling.checkpointing import train_with_checkpoints
@@ -35,15 +35,15 @@ from lthfunc.trees.model import apply_training
 
 
 @pytest.fixture(scope="module")
-def setting() -> Setting:
+def setting() -> MethodContext:
     """LeNet-300-100 on the digits, at a tenth of its weights."""
-    return setting_of(resolved(Config(density=0.1, rounds=2, steps=60, engine="eager")))[1]
+    return method_context(resolved(Config(density=0.1, rounds=2, steps=60, engine="eager")))[1]
 
 
 @pytest.fixture(scope="module")
-def falling() -> Setting:
+def falling() -> MethodContext:
     """The same, at a rate that drops to a hundredth."""
-    return setting_of(resolved(Config(density=0.1, rounds=2, steps=60, engine="eager", schedule="step")))[1]
+    return method_context(resolved(Config(density=0.1, rounds=2, steps=60, engine="eager", schedule="step")))[1]
 
 
 def test_names_are_those_of_the_functions() -> None:
@@ -54,7 +54,9 @@ def test_names_are_those_of_the_functions() -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_each_method_ends_at_the_density_with_the_same_bits(name: str, setting: Setting, falling: Setting) -> None:
+def test_each_method_ends_at_the_density_with_the_same_bits(
+    name: str, setting: MethodContext, falling: MethodContext
+) -> None:
     setting = falling if name == "imp-tuned" else setting
     first = METHODS.load(name)(setting, 1)
     whole = lf.count(first.ticket.masks)
@@ -72,7 +74,7 @@ def test_each_method_ends_at_the_density_with_the_same_bits(name: str, setting: 
     assert trainings == pytest.approx(expected)
 
 
-def test_masks_move_only_where_methods_say_so(setting: Setting) -> None:
+def test_masks_move_only_where_methods_say_so(setting: MethodContext) -> None:
     dense = lf.init(setting.model, 1, "cpu")
     assert lf.same_bits(
         METHODS.load("snip-reinit")(setting, 1).ticket.masks, METHODS.load("snip")(setting, 1).ticket.masks
@@ -135,10 +137,10 @@ def test_moments_of_new_weights_begin_at_zero(few_digits: lf.Dataset) -> None:
     lf.take_steps(trainer, after, seed=0, until=6)  # and training goes on
 
 
-def test_rigl_grows_where_the_dense_gradient_is_largest(setting: Setting) -> None:
+def test_rigl_grows_where_the_dense_gradient_is_largest(setting: MethodContext) -> None:
     state = lf.prune(density=0.1, score=lf.random_scores(0))(lf.init(setting.model, 0))
     promise = while_training.by_gradient(setting, state, 0, 5)
-    from lthfunc.experiments.methods.setting import samples
+    from lthfunc.experiments.methods.context import samples
 
     (batch,) = samples(setting, 0, 1, "regrow/5")
     leaves = {name: leaf.clone().requires_grad_() for name, leaf in state.params.items()}
@@ -174,7 +176,7 @@ def test_schedules_by_hand() -> None:
 # ---- rewinding ----
 
 
-def test_rewindings_by_hand(setting: Setting) -> None:
+def test_rewindings_by_hand(setting: MethodContext) -> None:
     anchor = lf.init(setting.model, 0)
     trained = lf.prune(density=0.5)(
         lf.train(setting.model, setting.trainer.data, optimizer=lf.adam(1e-3), steps=5)(anchor)
@@ -282,7 +284,7 @@ def test_a_comparison_goes_on_after_a_change_that_changes_no_result(tmp_path: Pa
 
 
 @pytest.mark.parametrize("name", ["imp-late", "imp-tuned", "gradual", "rigl", "early-bird", "supermask"])
-def test_a_method_stopped_anywhere_ends_in_the_same_bits(name: str, falling: Setting, tmp_path: Path) -> None:
+def test_a_method_stopped_anywhere_ends_in_the_same_bits(name: str, falling: MethodContext, tmp_path: Path) -> None:
     """A checkpoint in the middle of a stage, at its end, and in the last training."""
     task = MethodTask(1, name)
     whole: Outcome = METHODS.load(name)(falling, 1)

@@ -16,7 +16,7 @@ import lthfunc as lf
 from lthfunc.catalog.methods import METHODS
 from lthfunc.experiments.methods import through_masks
 from lthfunc.experiments.methods.at_init import at_init, at_random
-from lthfunc.experiments.methods.setting import Outcome, Setting, samples
+from lthfunc.experiments.methods.context import MethodContext, Outcome, samples
 from lthfunc.experiments.methods.while_training import drop_and_grow_method
 from lthfunc.training.batches import batches
 from lthfunc.training.parametrize import InitFunction, WeightFunction
@@ -29,7 +29,7 @@ LAYERS = ("1.weight", "3.weight")
 
 
 @pytest.fixture(scope="module")
-def setting(few_digits: lf.Dataset) -> Setting:
+def setting(few_digits: lf.Dataset) -> MethodContext:
     """In float64, where rounding chooses no other masks; at a rate at which validation prefers an earlier step."""
 
     def wide(split: Split) -> Split:
@@ -46,7 +46,7 @@ def setting(few_digits: lf.Dataset) -> Setting:
 
     trainer = trainer_of(model, lf.sgd(RATE, momentum=0.9))
     cyclic = trainer_of(model, lf.sgd(lf.cyclic(RATE, STEPS, 3), momentum=0.9))
-    return Setting(model, trainer, trainer_of, cyclic, STEPS, EVERY, rounds=2, density=DENSITY, device="cpu")
+    return MethodContext(model, trainer, trainer_of, cyclic, STEPS, EVERY, rounds=2, density=DENSITY, device="cpu")
 
 
 def outputs(params: Params, x: Tensor) -> Tensor:
@@ -76,7 +76,7 @@ class Trained(NamedTuple):
 
 
 def by_hand(
-    setting: Setting,
+    setting: MethodContext,
     start: Params,
     masks: Masks,
     *,
@@ -117,7 +117,7 @@ def by_hand(
     return Trained({name: leaf.detach() for name, leaf in params.items()}, chosen, when, masks)
 
 
-def agree(setting: Setting, outcome: Outcome, expected: Trained) -> None:
+def agree(setting: MethodContext, outcome: Outcome, expected: Trained) -> None:
     """The same masks, the network that validation chose, and its test set."""
     for name, mask in expected.masks.items():
         assert torch.equal(outcome.ticket.masks[name], mask), name
@@ -127,7 +127,7 @@ def agree(setting: Setting, outcome: Outcome, expected: Trained) -> None:
     assert outcome.test == pytest.approx(quality(expected.chosen, setting.trainer.data.test), rel=1e-6)
 
 
-def dense_of(setting: Setting) -> lf.TrainState:
+def dense_of(setting: MethodContext) -> lf.TrainState:
     return lf.init(setting.model, SEED)
 
 
@@ -141,7 +141,7 @@ def largest(scores: Params, count: int, alive: Masks) -> Masks:
 # ---- masks that change during one training ----
 
 
-def test_gradual_pruning_follows_the_cubic_and_keeps_moments(setting: Setting) -> None:
+def test_gradual_pruning_follows_the_cubic_and_keeps_moments(setting: MethodContext) -> None:
     dense = dense_of(setting)
     end, total = round(0.75 * STEPS), 64 * 20 + 200
     begin, every = end // 10, end // 30
@@ -162,7 +162,7 @@ def test_gradual_pruning_follows_the_cubic_and_keeps_moments(setting: Setting) -
 
 
 @pytest.mark.parametrize("name", ["rigl", "set"])
-def test_drop_and_regrow_by_the_papers_formulas(setting: Setting, name: str) -> None:
+def test_drop_and_regrow_by_the_papers_formulas(setting: MethodContext, name: str) -> None:
     """Evci et al. 2020, alg. 1; for SET, regrowth at random. Moments go on where weights stay."""
     dense = dense_of(setting)
     end = round(0.75 * STEPS)
@@ -204,10 +204,10 @@ def test_drop_and_regrow_by_the_papers_formulas(setting: Setting, name: str) -> 
     assert lf.mask_distance(outcome.ticket.masks, start.masks) > 0.1
 
 
-def test_masks_change_until_three_quarters_of_the_training_and_not_at_its_end(setting: Setting) -> None:
+def test_masks_change_until_three_quarters_of_the_training_and_not_at_its_end(setting: MethodContext) -> None:
     asked = []
 
-    def promise(setting: Setting, state: lf.TrainState, seed: int, step: int) -> Params:
+    def promise(setting: MethodContext, state: lf.TrainState, seed: int, step: int) -> Params:
         asked.append((step, int(state.step)))
         return lf.random_scores(seed, step)(state.params, state.masks)
 
@@ -218,7 +218,7 @@ def test_masks_change_until_three_quarters_of_the_training_and_not_at_its_end(se
 # ---- at initialisation ----
 
 
-def test_ablations_prune_the_drawn_weights_and_not_pruned_ones(setting: Setting) -> None:
+def test_ablations_prune_the_drawn_weights_and_not_pruned_ones(setting: MethodContext) -> None:
     """Frankle et al. 2021, sec. 5: shuffled masks uncover weights that the score had pruned, as they were drawn."""
     dense = dense_of(setting)
     snip = METHODS.load("snip")(setting, SEED).ticket.masks
@@ -238,11 +238,11 @@ def test_ablations_prune_the_drawn_weights_and_not_pruned_ones(setting: Setting)
         agree(setting, METHODS.load(name)(setting, SEED), by_hand(setting, start, masks))
 
 
-def test_rounds_before_training_prune_step_by_step(setting: Setting) -> None:
+def test_rounds_before_training_prune_step_by_step(setting: MethodContext) -> None:
     """With a score of what is left in each round, as SynFlow's is."""
     seen = []
 
-    def scoring(setting: Setting, state: lf.TrainState, seed: int) -> lf.Score:
+    def scoring(setting: MethodContext, state: lf.TrainState, seed: int) -> lf.Score:
         def score(params: Params, masks: Masks) -> Params:
             seen.append(lf.density(masks))
             return lf.magnitude(params, masks)
@@ -264,7 +264,7 @@ def test_rounds_before_training_prune_step_by_step(setting: Setting) -> None:
     ("name", "late", "rounds", "tuned"),
     [("imp", 0, 2, ""), ("imp-late", 6, 2, ""), ("imp-lr", 0, 2, "rate"), ("one-shot", 0, 1, "")],
 )
-def test_rounds_by_hand(setting: Setting, name: str, late: int, rounds: int, tuned: str) -> None:
+def test_rounds_by_hand(setting: MethodContext, name: str, late: int, rounds: int, tuned: str) -> None:
     """Frankle & Carbin 2019, sec. 1; Renda et al. 2020, sec. 2: the last weights are pruned, the chosen ones tested."""
     dense = dense_of(setting)
     anchor = by_hand(setting, dense.params, dense.masks, until=late).last if late else dense.params
@@ -284,7 +284,7 @@ def test_rounds_by_hand(setting: Setting, name: str, late: int, rounds: int, tun
 # ---- masks that are trained ----
 
 
-def test_edge_popup_by_hand(setting: Setting) -> None:
+def test_edge_popup_by_hand(setting: MethodContext) -> None:
     """Ramanujan et al. 2020, sec. 3: constants √(2 / (fan-in · density)) with signs; scores learn, weights don't."""
     params, data = dense_of(setting).params, setting.trainer.data
     signed = {name: params[name].sign() * math.sqrt(2 / (params[name].shape[1] * DENSITY)) for name in LAYERS}
@@ -324,13 +324,13 @@ def test_edge_popup_by_hand(setting: Setting) -> None:
     assert outcome.steps == STEPS
 
 
-def test_supermasks_by_hand(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_supermasks_by_hand(setting: MethodContext, monkeypatch: pytest.MonkeyPatch) -> None:
     """Zhou et al. 2019, sec. 5: drawn in training, the likeliest elsewhere, both times (all / ones) of their layer."""
     seen = []
     course = through_masks._course
 
     def caught(
-        setting: Setting,
+        setting: MethodContext,
         seed: int,
         name: str,
         draw: InitFunction,
@@ -366,7 +366,7 @@ def test_supermasks_by_hand(setting: Setting, monkeypatch: pytest.MonkeyPatch) -
     assert outcome.test == pytest.approx(quality(outcome.ticket.params, setting.trainer.data.test), rel=1e-5)
 
 
-def test_the_largest_weights_compute_and_all_learn(setting: Setting) -> None:
+def test_the_largest_weights_compute_and_all_learn(setting: MethodContext) -> None:
     """Straight through a layer's largest (JaxPruner's STE): gradients as if the mask weren't there."""
     data = setting.trainer.data
     params = {name: nn.Parameter(leaf.clone()) for name, leaf in dense_of(setting).params.items()}

@@ -15,9 +15,9 @@ from lthfunc.catalog.methods import METHODS
 from lthfunc.errors import UserError
 from lthfunc.experiments import plan as planning
 from lthfunc.experiments.methods import iterative, prepare
+from lthfunc.experiments.methods.context import MethodContext
 from lthfunc.experiments.methods.iterative import why_not_tuned
-from lthfunc.experiments.methods.prepare import check_methods, methods_for, setting_of
-from lthfunc.experiments.methods.setting import Setting
+from lthfunc.experiments.methods.prepare import check_methods, method_context, methods_for
 from lthfunc.experiments.methods.while_training import settled
 from lthfunc.training.optimizers import AdamNumbers, SGDNumbers
 from lthfunc.trees.ops import masked_like
@@ -35,9 +35,9 @@ def a_trainer(model: lf.Model = MODEL, optimizer: Any = None) -> Any:
 
 
 @pytest.fixture(scope="module")
-def setting() -> Setting:
+def setting() -> MethodContext:
     cycles = a_trainer(optimizer=lf.sgd(lf.cyclic(0.2, STEPS, 2), 0.5))
-    return Setting(
+    return MethodContext(
         MODEL, a_trainer(), a_trainer, cycles, steps=STEPS, eval_every=6, rounds=2, density=DENSITY, device="cpu",
         schedule=lf.stepwise(0.2, (12,), 0.5), synflow_rounds=3,
     )  # fmt: skip
@@ -109,11 +109,11 @@ INITIAL = [*ABLATED, "magnitude-init", "random-uniform", "random-erk", "random-b
 
 
 @pytest.mark.parametrize("name", INITIAL)
-def test_pruning_at_initialisation(name: str, setting: Setting) -> None:
+def test_pruning_at_initialisation(name: str, setting: MethodContext) -> None:
     ends_as(METHODS.load(name)(setting, SEED), at_init(name))
 
 
-def test_iterative_methods(setting: Setting) -> None:
+def test_iterative_methods(setting: MethodContext) -> None:
     trainer, start = setting.trainer, lf.init(MODEL, SEED)
 
     def run(state: TrainState, until: int, by: Any = trainer) -> TrainState:
@@ -147,7 +147,7 @@ def test_iterative_methods(setting: Setting) -> None:
         ends_as(METHODS.load(f"iterative-random-{name}")(setting, SEED), state, 2 * STEPS)
 
 
-def test_masks_that_change_in_training(setting: Setting) -> None:
+def test_masks_that_change_in_training(setting: MethodContext) -> None:
     trainer, start = setting.trainer, lf.init(MODEL, SEED)
 
     def run(state: TrainState, until: int) -> TrainState:
@@ -180,7 +180,7 @@ def test_masks_that_change_in_training(setting: Setting) -> None:
     ends_as(METHODS.load("early-bird")(setting, SEED), pruned()(state), int(state.step))
 
 
-def test_masks_are_trained_by_their_own_optimisers(setting: Setting) -> None:
+def test_masks_are_trained_by_their_own_optimisers(setting: MethodContext) -> None:
     """Log odds by Adam at 0.2, straight-through weights and edge-popup's scores by the setting's own."""
     seen: list[Any] = []
 
@@ -214,7 +214,7 @@ def test_masks_settle_after_five_alike() -> None:
 # ---- the setting ----
 
 
-def test_which_methods_mean_something(setting: Setting) -> None:
+def test_which_methods_mean_something(setting: MethodContext) -> None:
     check_methods(settings(density=0.5), ("imp", "snip"))
     with pytest.raises(UserError, match=r"^--method: unknown name 'impp'; did you mean 'imp'"):
         check_methods(settings(density=0.5), ("snip", "impp"))
@@ -252,7 +252,7 @@ def test_a_setting_is_what_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> Non
         schedule="step", milestone=(4,), cycles=2, batch_size=40, loss="auto", metric="top-2", on_nonfinite="skip",
         synflow_rounds=7, engine="eager", threads=3, augment=True,
     )  # fmt: skip
-    config, found = setting_of(given)
+    config, found = method_context(given)
     assert (config.engine, config.threads) == ("eager", 3)
     assert (found.steps, found.eval_every, found.rounds, found.density) == (12, 5, 3, 0.25)
     assert (found.device, found.synflow_rounds, found.shape) == ("cpu", 7, (1, 8, 8))
@@ -273,9 +273,9 @@ def test_a_setting_is_what_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> Non
     moved = [lf.take_steps(each, plain, seed=0, until=1)[0].params for each in (found.trainer, found.trainer_of(
         found.model, lf.sgd(lf.stepwise(0.5, (4,)), 0.5, weight_decay=0.125)))]  # fmt: skip
     assert lf.same_bits(*moved)  # its images shifted and mirrored alike
-    unmoved = setting_of(settings(**{**vars(given), "augment": False}))[1]
+    unmoved = method_context(settings(**{**vars(given), "augment": False}))[1]
     assert not lf.same_bits(lf.take_steps(unmoved.trainer, plain, seed=0, until=1)[0].params, moved[0])
-    half = setting_of(settings(density=0.25, steps=4, precision="bf16", engine="eager", schedule="constant"))[1]
+    half = method_context(settings(density=0.25, steps=4, precision="bf16", engine="eager", schedule="constant"))[1]
     assert half.trainer_of(half.model, lf.sgd(0.1)).precision == half.trainer.precision == "bf16"
     # Where the sparse engine cannot be, the plain one; other mistakes are told.
     seen: list[str] = []
@@ -288,7 +288,7 @@ def test_a_setting_is_what_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> Non
 
     original = planning.prepare
     monkeypatch.setattr(prepare, "prepare", cannot)
-    config, found = setting_of(settings(density=0.25, steps=4))
+    config, found = method_context(settings(density=0.25, steps=4))
     assert (seen, config.engine, config.threads, found.synflow_rounds) == (["sparse/eager", "eager"], "eager", 1, 100)
 
     def wrong(config: Any) -> Any:
@@ -302,5 +302,5 @@ def test_a_setting_is_what_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> Non
     ):  # fmt: skip
         seen.clear()
         with pytest.raises(UserError, match=f"^{words}$"):
-            setting_of(settings(density=0.25, engine=engine))
+            method_context(settings(density=0.25, engine=engine))
         assert seen == tried

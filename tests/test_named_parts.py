@@ -16,7 +16,7 @@ import lthfunc as lf
 from lthfunc.catalog.pruning import CONTROLS, REWINDINGS
 from lthfunc.errors import UserError
 from lthfunc.experiments.functions import (
-    Scored,
+    ScoreContext,
     allocation_of,
     densities_of,
     rewinding_of,
@@ -24,14 +24,14 @@ from lthfunc.experiments.functions import (
     structure_of,
     tidying_of,
 )
-from lthfunc.experiments.rewinding_and_controls import RoundContext, end_of, start_of
-from lthfunc.experiments.tasks import (
+from lthfunc.experiments.objective import (
     check_last_rate,
     loss_of_name,
     make_optimizer,
     metric_of_name,
     schedule_of,
 )
+from lthfunc.experiments.rewinding_and_controls import RoundContext, end_of, start_of
 from lthfunc.training.losses import accuracy, cross_entropy, huber, mean_absolute_error, mean_squared_error
 from lthfunc.training.optimizers import AdamNumbers, SGDNumbers
 from lthfunc.trees.rng import key
@@ -173,7 +173,7 @@ def test_a_last_rate_of_nothing_is_refused_only_where_it_counts(tmp_path: Path) 
 def test_scores_by_name_are_those_functions() -> None:
     model, trained = state_of()
     anchor, numbers = lf.init(model, 1), data()
-    now = Scored(model, numbers, 4, 0.3, seed=7, number=2, trained=trained, anchor=anchor)
+    now = ScoreContext(model, numbers, 4, 0.3, seed=7, number=2, trained=trained, anchor=anchor)
     batches = lf.sample_batches(numbers, 4, 10, key(7, "score", 2))
     assert lf.same_bits(now.batches(), batches)
     assert len(now.batches()) == 10

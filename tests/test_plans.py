@@ -22,7 +22,7 @@ from lthfunc.errors import UserError
 from lthfunc.experiments import devices, engine_choice, plan as planning
 from lthfunc.experiments.config import applied
 from lthfunc.experiments.functions import (
-    Scored,
+    ScoreContext,
 )
 from lthfunc.experiments.iterative import Plan, rounds
 from lthfunc.experiments.plan import prepare
@@ -88,10 +88,10 @@ def test_prunings_that_cannot_be_are_found_before_training() -> None:
 
 def test_scores_starts_and_orientations_are_tried() -> None:
     model, state = state_of()
-    now = Scored(model, data(), 7, 0.1, 0, 1, state, state)
+    now = ScoreContext(model, data(), 7, 0.1, 0, 1, state, state)
     seen: list[Any] = []
 
-    def scoring(given: Scored) -> Any:
+    def scoring(given: ScoreContext) -> Any:
         seen.append((given.batch_size, given.batch_count))
         return lf.magnitude
 

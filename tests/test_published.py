@@ -15,25 +15,25 @@ import lthfunc as lf
 from lthfunc.catalog.methods import METHODS
 from lthfunc.errors import UserError
 from lthfunc.experiments.config import Config
-from lthfunc.experiments.functions import Scored, score_of
+from lthfunc.experiments.functions import ScoreContext, score_of
 from lthfunc.experiments.methods import at_init, through_masks, while_training
-from lthfunc.experiments.methods.prepare import setting_of
-from lthfunc.experiments.methods.setting import Setting, samples
+from lthfunc.experiments.methods.context import MethodContext, samples
+from lthfunc.experiments.methods.prepare import method_context
 from lthfunc.experiments.resolve import resolved
 from lthfunc.trees.model import apply_training
 from lthfunc.trees.types import Batch, Params
 
 
 @pytest.fixture(scope="module")
-def setting() -> Setting:
+def setting() -> MethodContext:
     """LeNet-300-100 on the digits, at one half."""
-    return setting_of(resolved(Config(density=0.5, rounds=2, steps=80, engine="eager")))[1]
+    return method_context(resolved(Config(density=0.5, rounds=2, steps=80, engine="eager")))[1]
 
 
 # ---- GraSP ----
 
 
-def published_grasp(setting: Setting, state: lf.TrainState, batches: list[Batch]) -> Params:
+def published_grasp(setting: MethodContext, state: lf.TrainState, batches: list[Batch]) -> Params:
     """w · Hg by double backward, of outputs divided by 200 (Wang et al. 2020, alg. 1 and 2, and their code)."""
     leaves = {name: leaf.clone().requires_grad_() for name, leaf in state.params.items()}
     weights = [leaves[name] for name in state.masks]
@@ -55,14 +55,14 @@ def same_order(left: Params, right: Params) -> bool:
     return lf.mask_overlap(*kept) > 0.995
 
 
-def test_grasp_is_one_definition_the_published_one(setting: Setting) -> None:
+def test_grasp_is_one_definition_the_published_one(setting: MethodContext) -> None:
     """By name, as a method, and in Python."""
     state = lf.init(setting.model, 3)
     batches = samples(setting, 3, at_init._BATCHES, "grasp")
     wanted = published_grasp(setting, state, batches)
     ours = at_init.by_grasp(setting, state, 3)(state.params, state.masks)
     assert same_order(ours, wanted)
-    now = Scored(setting.model, setting.trainer.data, setting.trainer.batch_size, 1e-3, 3, 1, state, state)
+    now = ScoreContext(setting.model, setting.trainer.data, setting.trainer.batch_size, 1e-3, 3, 1, state, state)
     assert same_order(score_of("grasp")(now)(state.params, state.masks), published_grasp(setting, state, now.batches()))
     plain = lf.grasp(lf.loss_of(setting.model, state.buffers), batches)
     assert lf.same_bits(plain(state.params, state.masks), ours)
@@ -70,7 +70,7 @@ def test_grasp_is_one_definition_the_published_one(setting: Setting) -> None:
     assert not same_order(hot(state.params, state.masks), wanted)
 
 
-def test_a_loss_that_knows_no_outputs_has_no_temperature(setting: Setting) -> None:
+def test_a_loss_that_knows_no_outputs_has_no_temperature(setting: MethodContext) -> None:
     state = lf.init(setting.model, 3)
     batches = samples(setting, 3, 2, "grasp")
     loss = lf.loss_of(setting.model, state.buffers)
@@ -131,7 +131,7 @@ def test_edge_popups_gradient_goes_to_the_size_of_scores() -> None:
     torch.testing.assert_close(scores.grad, gradient_of(mask) * scores.detach().sign())
 
 
-def test_edge_popups_scores_are_drawn_as_published(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_edge_popups_scores_are_drawn_as_published(setting: MethodContext, monkeypatch: pytest.MonkeyPatch) -> None:
     """Kaiming-uniform with a = √5: within 1 / √fan-in, of both signs."""
     seen = {}
 
@@ -180,7 +180,7 @@ class PublishedEarlyBird:
         return len(self.masks) == 5 and not any(distance > 0.1 for distance in distances)
 
 
-def test_early_birds_emerge_as_published_at_one_half(setting: Setting) -> None:
+def test_early_birds_emerge_as_published_at_one_half(setting: MethodContext) -> None:
     """The same look, the weights and the schedule going on from there, to the bit."""
     found = METHODS.load("early-bird")(setting, 2)
     theirs, state = PublishedEarlyBird(), lf.init(setting.model, 2)
@@ -217,7 +217,7 @@ def test_the_threshold_of_early_birds_is_a_tenth() -> None:
 def test_synflow_prunes_in_as_many_rounds_as_it_is_told(rounds: int | None) -> None:
     """Tanaka et al. 2020, alg. 1: to density^(k / n) in round k, by |w| ∂R/∂|w|, 100 rounds unless told otherwise."""
     config = resolved(Config(density=0.01, steps=4, engine="eager", synflow_rounds=rounds))
-    setting = setting_of(config)[1]
+    setting = method_context(config)[1]
     found = METHODS.load("synflow")(setting, 4).ticket.masks
     params = lf.init(setting.model, 4).params
     sizes = {name: leaf.abs().double() for name, leaf in params.items()}

@@ -16,11 +16,11 @@ from lthfunc.catalog.methods import METHODS
 from lthfunc.catalog.training import SCHEDULES
 from lthfunc.errors import UserError
 from lthfunc.experiments.config import Config
-from lthfunc.experiments.methods.prepare import methods_for, setting_of
+from lthfunc.experiments.methods.prepare import method_context, methods_for
+from lthfunc.experiments.objective import schedule_of
 from lthfunc.experiments.plan import prepare
 from lthfunc.experiments.resolve import resolved
 from lthfunc.experiments.schema import from_mapping
-from lthfunc.experiments.tasks import schedule_of
 from lthfunc.training.schedules import Schedule, rate_at
 
 LR, STEPS, FINAL = 0.5, 40, 0.02
@@ -123,7 +123,7 @@ def test_last_lr_is_refused_before_training_where_it_is_nothing(name: str) -> No
 
 
 def test_trainings_with_fewer_steps_than_cycles_are_compared_without_them() -> None:
-    setting = setting_of(named(density=0.1, rounds=2, engine="eager", steps=3, batch_size=20))[1]
+    setting = method_context(named(density=0.1, rounds=2, engine="eager", steps=3, batch_size=20))[1]
     chosen, note = methods_for(setting, [])
     assert "imp-cyclic" not in chosen
     assert "imp-cyclic needs a step for each of its 4 --cycles, and a training has 3" in (note or "")
@@ -137,7 +137,7 @@ def test_fine_tuning_needs_a_rate_that_falls() -> None:
     """Under a constant rate it is no method of its own, at a rate of 0 none at all."""
 
     def of(**settings: object) -> tuple[Any, Any]:
-        return methods_for(setting_of(named(density=0.1, rounds=2, engine="eager", **settings))[1], settings_asked)
+        return methods_for(method_context(named(density=0.1, rounds=2, engine="eager", **settings))[1], settings_asked)
 
     for settings, words in (({}, "needs a --schedule that falls"), ({"schedule": "cosine"}, "which is about 0")):
         settings_asked: list[str] = []
@@ -150,6 +150,6 @@ def test_fine_tuning_needs_a_rate_that_falls() -> None:
         with pytest.raises(UserError, match=f"--method: imp-tuned .*{words}"):
             of(**settings)
         with pytest.raises(UserError, match=words):
-            METHODS.load("imp-tuned")(setting_of(named(density=0.1, rounds=2, engine="eager", **settings))[1], 0)
+            METHODS.load("imp-tuned")(method_context(named(density=0.1, rounds=2, engine="eager", **settings))[1], 0)
     settings_asked = []
     assert of(schedule="cosine", lr_final=0.01) == (tuple(METHODS), None)

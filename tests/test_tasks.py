@@ -19,9 +19,9 @@ import lthfunc as lf
 from lthfunc.catalog.training import LOSSES, METRICS, OPTIMIZERS, SCHEDULES
 from lthfunc.errors import UserError
 from lthfunc.experiments import recipes
+from lthfunc.experiments.objective import loss_of_name, make_optimizer, metric_of_name, schedule_of
 from lthfunc.experiments.resolve import resolved
 from lthfunc.experiments.schema import from_mapping
-from lthfunc.experiments.tasks import loss_of_name, make_optimizer, metric_of_name, schedule_of
 from lthfunc.sparse.kernels.build import why_no_kernels
 
 needs_torch_muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this torch has no Muon")

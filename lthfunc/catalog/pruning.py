@@ -28,7 +28,7 @@ class StartEntry(Entry):
     at_anchor: bool = False
 
 
-#: (params, masks) -> scores, or what makes such a function of what `functions.Scored.offered` has.
+#: (params, masks) -> scores, or what makes such a function of what `functions.ScoreContext.offered` has.
 SCORES = Registry("scores", "--score", {
     "magnitude": ScoreEntry(".sparsify.scores:magnitude", "|w|", "Han et al. 2015, sec. 3"),
     "random": ScoreEntry(".experiments.functions:random_score", "uniform", "Frankle & Carbin 2019, sec. 2"),

@@ -65,7 +65,7 @@ SCHEDULES = Registry("schedules", "--schedule", {
 #: (outputs, targets) -> the mean over the batch, or what makes such a function.
 LOSSES = Registry("losses", "--loss", {
     "cross-entropy": TargetsEntry(
-        ".experiments.tasks:cross_entropy_loss", "of classes", "Szegedy et al. 2016, sec. 7 (label smoothing)",
+        ".experiments.objective:cross_entropy_loss", "of classes", "Szegedy et al. 2016, sec. 7 (label smoothing)",
         takes=("label_smoothing",),
     ),
     "mse": TargetsEntry(".training.losses:mean_squared_error", "mean squared error", of="numbers"),

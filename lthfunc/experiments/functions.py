@@ -34,7 +34,7 @@ from lthfunc.trees.types import Batch, Dataset, TrainState
 _BATCHES = 10
 
 
-class Scored(NamedTuple):
+class ScoreContext(NamedTuple):
     """What a score may be made of. trained: the network to be pruned; anchor: what it may be rewound to.
 
     batch_count: batches that a score of data looks at.
@@ -72,7 +72,7 @@ class Scored(NamedTuple):
         )
 
 
-def score_of(name: str) -> Callable[[Scored], Score]:
+def score_of(name: str) -> Callable[[ScoreContext], Score]:
     """A score by its name; a user's own is ``params, masks -> scores``, or makes that of what is offered."""
     SCORES.load(name)  # what cannot be imported is told before anything is trained
     return lambda now: SCORES.make(name, now.offered, dict)
@@ -84,7 +84,7 @@ def scoring_of(config: Config, work: Work, data: Dataset) -> Callable[[TrainStat
     assert config.batch_size is not None
     assert config.lr is not None
     about = (work.model, data, config.batch_size, config.lr)
-    return lambda trained, now: scoring(Scored(*about, now.seed, now.number, trained, now.anchor, work.loss))
+    return lambda trained, now: scoring(ScoreContext(*about, now.seed, now.number, trained, now.anchor, work.loss))
 
 
 def random_score(seed: int) -> Score:

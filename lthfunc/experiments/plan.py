@@ -15,7 +15,7 @@ from lthfunc.experiments.config import Config, Decision, applied
 from lthfunc.experiments.devices import data_room, decide_device
 from lthfunc.experiments.engine_choice import decide_engine, decide_threads, engine_of
 from lthfunc.experiments.functions import (
-    Scored,
+    ScoreContext,
     allocation_of,
     densities_of,
     rewinding_of,
@@ -25,8 +25,14 @@ from lthfunc.experiments.functions import (
     tidying_of,
 )
 from lthfunc.experiments.iterative import Plan
+from lthfunc.experiments.objective import (
+    check_last_rate,
+    decide_objective,
+    loss_of_name,
+    make_optimizer,
+    metric_of_name,
+)
 from lthfunc.experiments.rewinding_and_controls import start_of
-from lthfunc.experiments.tasks import check_last_rate, decide_objective, loss_of_name, make_optimizer, metric_of_name
 from lthfunc.experiments.trials import check_orientation, check_pruning, check_score, check_start
 from lthfunc.models.factory import build_for
 from lthfunc.plugins import is_own
@@ -195,7 +201,7 @@ def _check_plan(config: Config, plan: Plan) -> None:
     if config.rounds and config.score not in ("magnitude", "random"):
         trainer, start = plan.trainer, init(plan.model, 0, config.device)
         assert config.lr is not None
-        now = Scored(plan.model, trainer.data, trainer.batch_size, config.lr, 0, 1, start, start, trainer.loss)
+        now = ScoreContext(plan.model, trainer.data, trainer.batch_size, config.lr, 0, 1, start, start, trainer.loss)
         check_score(config.score, score_of(config.score), now)
     if config.rounds and is_own(config.rewind):
         check_start(plan)

@@ -6,7 +6,7 @@ import fnmatch
 from collections.abc import Callable, Sequence
 
 from lthfunc.errors import UserError, invalid
-from lthfunc.experiments.functions import Scored
+from lthfunc.experiments.functions import ScoreContext
 from lthfunc.experiments.iterative import Plan
 from lthfunc.experiments.rewinding_and_controls import RoundContext
 from lthfunc.sparsify.scores import Score, checked_score, magnitude
@@ -25,7 +25,7 @@ def check_pruning(plan: Plan) -> None:
     plan._replace(densities=(last,)).pruning(1, magnitude)(dense)
 
 
-def check_score(name: str, scoring: Callable[[Scored], Score], now: Scored) -> None:
+def check_score(name: str, scoring: Callable[[ScoreContext], Score], now: ScoreContext) -> None:
     """Score the network once, of one small batch. Raises UserError where that fails."""
     now = now._replace(batch_size=min(now.batch_size, 2), batch_count=1)
     try:

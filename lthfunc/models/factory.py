@@ -12,7 +12,7 @@ from lthfunc.arguments import public
 from lthfunc.catalog.networks import NETWORKS, ZOOS, canonical
 from lthfunc.errors import UserError
 from lthfunc.models.pretrained import with_weights
-from lthfunc.models.strangers import check_outputs, check_tokens, warm
+from lthfunc.models.user_module_checks import check_outputs, check_tokens, materialize_lazy
 from lthfunc.plugins import called
 from lthfunc.trees.dataset_checks import check_data
 from lthfunc.trees.model import Model, make_model, with_prunable
@@ -72,7 +72,7 @@ def build(
     check_fit(name, shape, inputs)
     module = made(name, shape, classes, options, parts)
     if name not in NETWORKS:
-        warm(name, module, shape, inputs, parts)
+        materialize_lazy(name, module, shape, inputs, parts)
     short = name if ZOOS.find(name) is None else name.rpartition(":")[2]
     model = make_model(module, name=short, tokens=inputs == "text", parts=parts)
     if name not in NETWORKS:

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 from lthfunc.catalog.methods import METHODS
 from lthfunc.experiments.config import Config
+from lthfunc.experiments.methods.context import MethodContext, Outcome, start
 from lthfunc.experiments.methods.course import Course, Method, follow
-from lthfunc.experiments.methods.prepare import setting_of
-from lthfunc.experiments.methods.setting import Outcome, Setting, start
+from lthfunc.experiments.methods.prepare import method_context
 from lthfunc.experiments.records import Record
 from lthfunc.hardware import usable_cores
 from lthfunc.runs.checkpoints import drop_checkpoints
@@ -94,11 +94,11 @@ def _record(task: MethodTask, outcome: Outcome, cost: Cost) -> Record:
     }
 
 
-def _context(config: Config) -> Setting:
-    return setting_of(config)[1]
+def _context(config: Config) -> MethodContext:
+    return method_context(config)[1]
 
 
-def _begin(setting: Setting, task: MethodTask) -> Beginning:
+def _begin(setting: MethodContext, task: MethodTask) -> Beginning:
     method = METHODS.make(task.method, {}, Outcome)
     if not isinstance(method, Method):  # a function of the user's own, whose trainings are its own matter
         return Beginning(start(setting, task.seed), setting.trainer, method)
@@ -106,7 +106,9 @@ def _begin(setting: Setting, task: MethodTask) -> Beginning:
     return Beginning(course.start.state, course.trainer, course)
 
 
-def _train(setting: Setting, tasks: Sequence[MethodTask], beginnings: Sequence[Beginning], *rest: Any) -> list[Outcome]:
+def _train(
+    setting: MethodContext, tasks: Sequence[MethodTask], beginnings: Sequence[Beginning], *rest: Any
+) -> list[Outcome]:
     (task,), (beginning,) = tasks, beginnings
     observe, checkpointer, so_far = rest
     if not isinstance(beginning.course, Course):
@@ -114,7 +116,7 @@ def _train(setting: Setting, tasks: Sequence[MethodTask], beginnings: Sequence[B
     return [follow(setting, task.seed, beginning.course, observe, checkpointer, so_far and so_far[0])]
 
 
-def _end(setting: Setting, task: MethodTask) -> int:
+def _end(setting: MethodContext, task: MethodTask) -> int:
     """A method's trainings together may be longer: this is one of them."""
     return setting.steps
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from lthfunc.experiments.methods.context import MethodContext, loss, samples, start
 from lthfunc.experiments.methods.course import Carry, Course, Method
-from lthfunc.experiments.methods.setting import Setting, loss, samples, start
 from lthfunc.sparsify.allocation import Allocate, globally
 from lthfunc.sparsify.budgets import balanced, erk, uniform
 from lthfunc.sparsify.density_schedules import geometric, prune_to_densities
@@ -19,9 +19,9 @@ from lthfunc.trees.rng import key
 from lthfunc.trees.types import TrainState
 
 #: What scores an untrained network.
-Scoring = Callable[[Setting, TrainState, int], Score]
+Scoring = Callable[[MethodContext, TrainState, int], Score]
 #: What an ablation makes of the pruned network.
-Ablation = Callable[[Setting, TrainState, int], TrainState]
+Ablation = Callable[[MethodContext, TrainState, int], TrainState]
 
 #: Batches of SNIP and GraSP.
 _BATCHES = 10
@@ -33,57 +33,57 @@ def at_init(
     """Score the untrained network, prune it, and train what is left. rounds: None for those of SynFlow."""
 
     @Method
-    def method(setting: Setting, seed: int) -> Course:
-        dense = start(setting, seed)
-        score = scoring(setting, dense, seed)
-        densities = geometric(setting.density, setting.synflow_rounds if rounds is None else rounds)
+    def method(context: MethodContext, seed: int) -> Course:
+        dense = start(context, seed)
+        score = scoring(context, dense, seed)
+        densities = geometric(context.density, context.synflow_rounds if rounds is None else rounds)
         sparse = prune_to_densities(densities, score=score, allocate=allocate)(dense)
         if then is not None:
-            sparse = then(setting, sparse._replace(params=dense.params), seed)
+            sparse = then(context, sparse._replace(params=dense.params), seed)
         masked = sparse._replace(params=apply_masks(sparse.params, sparse.masks))
-        return Course(Carry(masked), setting.trainer)
+        return Course(Carry(masked), context.trainer)
 
     return method
 
 
-def by_snip(setting: Setting, state: TrainState, seed: int) -> Score:
+def by_snip(context: MethodContext, state: TrainState, seed: int) -> Score:
     """On ten batches."""
-    return snip_score(loss(setting, state), samples(setting, seed, _BATCHES, "snip"))
+    return snip_score(loss(context, state), samples(context, seed, _BATCHES, "snip"))
 
 
-def by_grasp(setting: Setting, state: TrainState, seed: int) -> Score:
+def by_grasp(context: MethodContext, state: TrainState, seed: int) -> Score:
     """On ten batches."""
-    return grasp_score(loss(setting, state), samples(setting, seed, _BATCHES, "grasp"))
+    return grasp_score(loss(context, state), samples(context, seed, _BATCHES, "grasp"))
 
 
-def by_synflow(setting: Setting, state: TrainState, seed: int) -> Score:
+def by_synflow(context: MethodContext, state: TrainState, seed: int) -> Score:
     """Without data."""
-    return synflow_score(forward_of(setting.model, state.buffers), setting.shape)
+    return synflow_score(forward_of(context.model, state.buffers), context.shape)
 
 
-def by_magnitude(setting: Setting, state: TrainState, seed: int) -> Score:
+def by_magnitude(context: MethodContext, state: TrainState, seed: int) -> Score:
     """Of the initial weights."""
     return magnitude
 
 
-def at_random(setting: Setting, state: TrainState, seed: int) -> Score:
+def at_random(context: MethodContext, state: TrainState, seed: int) -> Score:
     """Uniform."""
     return random_scores(seed, "at-init")
 
 
 def inverted(scoring: Scoring) -> Scoring:
     """What the score values most goes first."""
-    return lambda setting, state, seed: inverted_score(scoring(setting, state, seed))
+    return lambda context, state, seed: inverted_score(scoring(context, state, seed))
 
 
-def shuffled_mask(setting: Setting, state: TrainState, seed: int) -> TrainState:
+def shuffled_mask(context: MethodContext, state: TrainState, seed: int) -> TrainState:
     """The same numbers in each layer, at other places."""
     return state._replace(masks=shuffled_masks(state.masks, key(seed, "ablation-shuffle")))
 
 
-def new_weights(setting: Setting, state: TrainState, seed: int) -> TrainState:
+def new_weights(context: MethodContext, state: TrainState, seed: int) -> TrainState:
     """The masks on newly drawn weights."""
-    return reinitialised(state, setting.model, key(seed, "ablation-reinit"))
+    return reinitialised(state, context.model, key(seed, "ablation-reinit"))
 
 
 snip, grasp = at_init(by_snip), at_init(by_grasp)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 
 from lthfunc.experiments.iterative import Progress
-from lthfunc.experiments.methods.setting import Outcome, Setting, tested
+from lthfunc.experiments.methods.context import MethodContext, Outcome, tested
 from lthfunc.experiments.rewinding_and_controls import end_of
 from lthfunc.training.loop import fit_together
 from lthfunc.training.results import BestNetwork, Checkpointer, Fit, Observers, Point
@@ -51,17 +51,17 @@ class Course(NamedTuple):
 
 @dataclass(frozen=True)
 class Method:
-    """A method of the field, as a function of a setting and a seed. course: the same arguments -> its course."""
+    """A method of the field, as a function of a context and a seed. course: the same arguments -> its course."""
 
-    course: Callable[[Setting, int], Course]
+    course: Callable[[MethodContext, int], Course]
 
-    def __call__(self, setting: Setting, seed: int) -> Outcome:
+    def __call__(self, context: MethodContext, seed: int) -> Outcome:
         """Follow the course to its end."""
-        return follow(setting, seed, self.course(setting, seed))
+        return follow(context, seed, self.course(context, seed))
 
 
 def follow(
-    setting: Setting,
+    context: MethodContext,
     seed: int,
     course: Course,
     observe: Observers | None = None,
@@ -86,14 +86,14 @@ def follow(
         before, fit = int(carry.state.step), None
         carry = then(carry)
         offset += before - int(carry.state.step)
-    end = end_of(_begun(carry, fit), setting.steps)
+    end = end_of(_begun(carry, fit), context.steps)
     (fit,) = fit_together(
-        trainer, [carry.state], seeds=[seed], until=end, eval_every=setting.eval_every,
+        trainer, [carry.state], seeds=[seed], until=end, eval_every=context.eval_every,
         observe=_shifted(observe, offset), so_far=None if fit is None else [fit],
         checkpointer=_of_fits(checkpointer, carry, len(course.stages), offset),
     )  # fmt: skip
     chosen = fit.best
-    return tested(setting, course.ticket(chosen.params, chosen.buffers, carry.state.masks), offset + end)
+    return tested(context, course.ticket(chosen.params, chosen.buffers, carry.state.masks), offset + end)
 
 
 def _begun(carry: Carry, fit: Fit | None) -> TrainState:

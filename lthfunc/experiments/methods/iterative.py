@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from lthfunc.errors import UserError
+from lthfunc.experiments.methods.context import MethodContext, start
 from lthfunc.experiments.methods.course import Carry, Course, Method, Stage
-from lthfunc.experiments.methods.setting import Setting, start
 from lthfunc.experiments.rewinding_and_controls import end_of
 from lthfunc.sparsify.allocation import Allocate, globally
 from lthfunc.sparsify.budgets import balanced, erk
@@ -22,9 +22,9 @@ Rewinding = Callable[[TrainState, TrainState], TrainState]
 
 
 @Method
-def dense(setting: Setting, seed: int) -> Course:
+def dense(context: MethodContext, seed: int) -> Course:
     """The whole network, for comparison."""
-    return Course(Carry(start(setting, seed)), setting.trainer)
+    return Course(Carry(start(context, seed)), context.trainer)
 
 
 def iterative(
@@ -38,9 +38,9 @@ def iterative(
     """Rounds of training and pruning at one rate, each round rewound. late: the anchor, as a share of the training."""
 
     @Method
-    def method(setting: Setting, seed: int) -> Course:
-        dense = start(setting, seed)
-        anchor_step = round(late * setting.steps)  # a share of few steps may be none at all
+    def method(context: MethodContext, seed: int) -> Course:
+        dense = start(context, seed)
+        anchor_step = round(late * context.steps)  # a share of few steps may be none at all
         stages = [Stage(lambda carry: anchor_step, lambda carry: carry._replace(anchor=carry.state))]
 
         def stage(density: float) -> Stage:
@@ -50,10 +50,10 @@ def iterative(
                 assert carry.anchor is not None
                 return carry._replace(state=rewinding(pruning(carry.state), carry.anchor))
 
-            return Stage(lambda carry: end_of(carry.state, setting.steps), rewound)
+            return Stage(lambda carry: end_of(carry.state, context.steps), rewound)
 
-        stages += [stage(density) for density in geometric(setting.density, 1 if one_shot else setting.rounds)]
-        return Course(Carry(dense), setting.trainer, stages)
+        stages += [stage(density) for density in geometric(context.density, 1 if one_shot else context.rounds)]
+        return Course(Carry(dense), context.trainer, stages)
 
     return method
 
@@ -66,32 +66,32 @@ def _tuned(state: TrainState, anchor: TrainState) -> TrainState:
     return finetuned(state)
 
 
-def why_not_tuned(setting: Setting) -> str | None:
+def why_not_tuned(context: MethodContext) -> str | None:
     """Why fine-tuning at the last learning rate would be no method of its own; None where it is one."""
-    schedule = setting.schedule
+    schedule = context.schedule
     if schedule is None:
         return None
     if float(schedule[-1]) == float(schedule.max()):
         return "imp-tuned needs a --schedule that falls: else the last rate is the first one too, as in imp-lr"
-    if ends_at(schedule, 2 * setting.steps) is not None:
+    if ends_at(schedule, 2 * context.steps) is not None:
         return "imp-tuned would train at the schedule's last rate, which is about 0; set a higher one with --lr-final"
     return None
 
 
-def why_not_cyclic(setting: Setting) -> str | None:
+def why_not_cyclic(context: MethodContext) -> str | None:
     """Why a training cannot be several cycles long; None where it can."""
-    if setting.steps >= setting.cycles:
+    if context.steps >= context.cycles:
         return None
-    return f"imp-cyclic needs a step for each of its {setting.cycles} --cycles, and a training has {setting.steps}"
+    return f"imp-cyclic needs a step for each of its {context.cycles} --cycles, and a training has {context.steps}"
 
 
 @Method
-def imp_tuned(setting: Setting, seed: int) -> Course:
+def imp_tuned(context: MethodContext, seed: int) -> Course:
     """Fine-tuning (Renda et al. 2020, sec. 2): every round goes on at the schedule's last rate. Raises UserError."""
-    why = why_not_tuned(setting)
+    why = why_not_tuned(context)
     if why is not None:
         raise UserError(why)
-    return iterative(_tuned).course(setting, seed)
+    return iterative(_tuned).course(context, seed)
 
 
 def _random(allocate: Allocate) -> Method:
@@ -107,13 +107,13 @@ random_balanced = _random(balanced())
 
 
 @Method
-def cyclic(setting: Setting, seed: int) -> Course:
+def cyclic(context: MethodContext, seed: int) -> Course:
     """`imp` with learning-rate rewinding, every training several cycles long (after Gadhikar et al. 2024).
 
     Their cycles are whole trainings, one after the other; here all of them together are as long as one. Raises
     UserError where that is too few steps.
     """
-    why = why_not_cyclic(setting)
-    if setting.cyclic is None or why is not None:
+    why = why_not_cyclic(context)
+    if context.cyclic is None or why is not None:
         raise UserError(str(why))
-    return imp_lr.course(setting._replace(trainer=setting.cyclic), seed)
+    return imp_lr.course(context._replace(trainer=context.cyclic), seed)

@@ -9,9 +9,9 @@ from lthfunc.catalog.methods import METHODS
 from lthfunc.data.augment import shift_and_mirror
 from lthfunc.errors import UserError
 from lthfunc.experiments.config import Config
-from lthfunc.experiments.methods.setting import SYNFLOW_ROUNDS, Setting
+from lthfunc.experiments.methods.context import SYNFLOW_ROUNDS, MethodContext
+from lthfunc.experiments.objective import make_optimizer, schedule_of
 from lthfunc.experiments.plan import prepare
-from lthfunc.experiments.tasks import make_optimizer, schedule_of
 from lthfunc.registry import imported
 from lthfunc.training.engines.table import Making
 from lthfunc.training.optimizers import Optimizer
@@ -27,26 +27,26 @@ def check_methods(config: Config, methods: tuple[str, ...]) -> None:
         raise UserError("--density: methods are compared at one; give it, e.g. --density 0.05")
 
 
-def methods_for(setting: Setting, asked: Sequence[str]) -> tuple[tuple[str, ...], str | None]:
+def methods_for(context: MethodContext, asked: Sequence[str]) -> tuple[tuple[str, ...], str | None]:
     """(the methods to compare, a line on what is left out): those asked for, or else all that mean something here.
 
     Raises UserError where one is asked for that means nothing here.
     """
-    left = {name: why for name in asked or METHODS if (why := _why_not(name, setting)) is not None}
+    left = {name: why for name in asked or METHODS if (why := _why_not(name, context)) is not None}
     if asked and left:
         raise UserError(f"--method: {next(iter(left.values()))}")
     notes = "; ".join(f"{name} is left out: {why}" for name, why in left.items())
     return tuple(name for name in asked or METHODS if name not in left), notes or None
 
 
-def _why_not(name: str, setting: Setting) -> str | None:
+def _why_not(name: str, context: MethodContext) -> str | None:
     """Why a method means nothing here; None where it does."""
     entry = METHODS.get(name)
-    why: str | None = None if entry is None or entry.why_not is None else imported(entry.why_not)(setting)
+    why: str | None = None if entry is None or entry.why_not is None else imported(entry.why_not)(context)
     return why
 
 
-def setting_of(config: Config) -> tuple[Config, Setting]:
+def method_context(config: Config) -> tuple[Config, MethodContext]:
     """Everything loaded and checked. Raises UserError.
 
     A training has one thread unless told otherwise, since there are many to run side by side. The engine is
@@ -83,7 +83,7 @@ def setting_of(config: Config) -> tuple[Config, Setting]:
         optimizer = make_optimizer(replace(config, schedule="cyclic", milestone=()), plan.steps)
         cyclic = trainer_with(plan.model, optimizer, config.engine)
     assert config.density is not None
-    return config, Setting(
+    return config, MethodContext(
         model=plan.model,
         trainer=trainer,
         trainer_of=lambda model, optimizer: trainer_with(model, optimizer, "eager"),

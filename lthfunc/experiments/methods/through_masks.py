@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from lthfunc.experiments.methods.context import MethodContext, start
 from lthfunc.experiments.methods.course import Carry, Course, Method
-from lthfunc.experiments.methods.setting import Setting, start
 from lthfunc.sparsify.allocation import KeepCounts
 from lthfunc.sparsify.budgets import erk, uniform
 from lthfunc.sparsify.scores import magnitude
@@ -35,11 +35,11 @@ _NOISE, _ODDS_LR = 0.01, 0.2
 
 
 @Method
-def straight(setting: Setting, seed: int) -> Course:
+def straight(context: MethodContext, seed: int) -> Course:
     """The largest weights compute, all weights learn from their gradient; layers share as in ERK (JaxPruner's STE)."""
-    state = start(setting, seed)
-    names = setting.model.prunable
-    keep = erk()({}, state.masks, 1 - setting.density)
+    state = start(context, seed)
+    names = context.model.prunable
+    keep = erk()({}, state.masks, 1 - context.density)
     counts = _numbers(keep)
 
     def weights(trained: Params, fixed: Params) -> Params:
@@ -47,31 +47,31 @@ def straight(setting: Setting, seed: int) -> Course:
         return {**trained, **{name: straight_through(hard[name], trained[name]) for name in names}}
 
     def draw(number: int) -> tuple[Params, Params, Buffers]:
-        params, buffers = setting.model.init(number)
+        params, buffers = context.model.init(number)
         return params, {}, buffers
 
     def ticket(trained: Params, buffers: Buffers) -> Ticket:
         masks = unstructured(magnitude(trained, state.masks), state.masks, keep)
         return Ticket(apply_masks(trained, masks), buffers, masks)
 
-    return _course(setting, seed, "ste", draw, weights, weights, ticket)
+    return _course(context, seed, "ste", draw, weights, weights, ticket)
 
 
 @Method
-def supermask(setting: Setting, seed: int) -> Course:
+def supermask(context: MethodContext, seed: int) -> Course:
     """Weights stay as they were drawn; each one's probability to be there is trained (Zhou et al. 2019, sec. 5).
 
     Each layer's weights are scaled up for what its mask misses, as in sec. 5.2 (`rescaled`). Unlike theirs,
     probabilities begin at the density, not at one half; and in the end, and wherever the network is measured, the
     likeliest of each layer stay, where theirs are drawn, so that the density is the one asked for.
     """
-    dense = start(setting, seed)
-    keep = uniform(1)({}, dense.masks, 1 - setting.density)
-    odds = float(torch.logit(torch.tensor(setting.density, dtype=torch.float64)))
+    dense = start(context, seed)
+    keep = uniform(1)({}, dense.masks, 1 - context.density)
+    odds = float(torch.logit(torch.tensor(context.density, dtype=torch.float64)))
 
     def draw(number: int) -> tuple[Params, Params, Buffers]:
-        params, buffers = setting.model.init(number)
-        draws = {name: generator(number, "supermask", name) for name in setting.model.prunable}
+        params, buffers = context.model.init(number)
+        draws = {name: generator(number, "supermask", name) for name in context.model.prunable}
         noise = {name: torch.randn(params[name].shape, generator=draw) for name, draw in draws.items()}
         return {name: odds + _NOISE * leaf for name, leaf in noise.items()}, params, buffers
 
@@ -88,7 +88,7 @@ def supermask(setting: Setting, seed: int) -> Course:
     def ticket(scores: Params, buffers: Buffers) -> Ticket:
         return Ticket(likeliest(scores, dense.params), buffers, unstructured(scores, dense.masks, keep))
 
-    return _course(setting, seed, "supermask", draw, sampled, likeliest, ticket, adam(_ODDS_LR))
+    return _course(context, seed, "supermask", draw, sampled, likeliest, ticket, adam(_ODDS_LR))
 
 
 def rescaled(mask: Tensor) -> Tensor:
@@ -97,22 +97,22 @@ def rescaled(mask: Tensor) -> Tensor:
 
 
 @Method
-def edge_popup(setting: Setting, seed: int) -> Course:
+def edge_popup(context: MethodContext, seed: int) -> Course:
     """Weights of one size and random sign stay; each layer's best-scored compute (Ramanujan et al. 2020, sec. 3).
 
     Their signed constants, scaled for the density, and their Kaiming-uniform scores, of which the absolute values
-    count; the optimiser is the setting's, where theirs is descent at 0.1 with momentum along a cosine.
+    count; the optimiser is the context's, where theirs is descent at 0.1 with momentum along a cosine.
     """
-    names = setting.model.prunable
-    full = start(setting, seed).masks
-    keep = uniform(1)({}, full, 1 - setting.density)
+    names = context.model.prunable
+    full = start(context, seed).masks
+    keep = uniform(1)({}, full, 1 - context.density)
     counts = _numbers(keep)
 
     def draw(number: int) -> tuple[Params, Params, Buffers]:
-        params, buffers = setting.model.init(number)
+        params, buffers = context.model.init(number)
         drawn = {name: torch.rand(params[name].shape, generator=generator(number, "popup", name)) for name in names}
         scores = {name: (2 * leaf - 1) / leaf[0].numel() ** 0.5 for name, leaf in drawn.items()}
-        signed = {name: params[name].sign() * _spread(params[name], setting.density) for name in names}
+        signed = {name: params[name].sign() * _spread(params[name], context.density) for name in names}
         return scores, {**params, **signed}, buffers
 
     def weights(trained: Params, fixed: Params) -> Params:
@@ -120,10 +120,10 @@ def edge_popup(setting: Setting, seed: int) -> Course:
 
     def ticket(scores: Params, buffers: Buffers) -> Ticket:
         masks = unstructured(magnitude(scores, full), full, keep)
-        fixed = {name: leaf.to(setting.device) for name, leaf in draw(seed)[1].items()}
+        fixed = {name: leaf.to(context.device) for name, leaf in draw(seed)[1].items()}
         return Ticket(apply_masks(fixed, masks), buffers, masks)
 
-    return _course(setting, seed, "edge-popup", draw, weights, weights, ticket)
+    return _course(context, seed, "edge-popup", draw, weights, weights, ticket)
 
 
 def popped(scores: Tensor, keep: int) -> Tensor:
@@ -147,7 +147,7 @@ def _spread(weight: Tensor, density: float) -> float:
 
 
 def _course(
-    setting: Setting,
+    context: MethodContext,
     seed: int,
     name: str,
     draw: InitFunction,
@@ -157,11 +157,11 @@ def _course(
     optimizer: Optimizer | None = None,
 ) -> Course:
     """One training of a parametrised network. ticket: (what was trained, buffers) -> what the method ends with."""
-    model = parametrized(setting.model, name, draw, training, evaluating)
-    trainer = setting.trainer_of(model, optimizer or setting.trainer.optimizer)
+    model = parametrized(context.model, name, draw, training, evaluating)
+    trainer = context.trainer_of(model, optimizer or context.trainer.optimizer)
     trained, _, buffers = draw(seed)
 
     def ends_with(params: Params, others: Buffers, masks: Masks) -> Ticket:
         return ticket(trained_part(params, trained), buffers_part(others, buffers))
 
-    return Course(Carry(init(model, seed, setting.device)), trainer, ticket=ends_with)
+    return Course(Carry(init(model, seed, context.device)), trainer, ticket=ends_with)

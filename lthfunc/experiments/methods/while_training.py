@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from lthfunc.experiments.methods.context import MethodContext, loss, pruned_to, samples, start
 from lthfunc.experiments.methods.course import Carry, Course, Method, Stage
-from lthfunc.experiments.methods.setting import Setting, loss, pruned_to, samples, start
 from lthfunc.sparsify.budgets import erk
 from lthfunc.sparsify.density_schedules import cubic, periodic
 from lthfunc.sparsify.drop_and_grow import cosine_drop_fraction, drop_and_grow
@@ -16,8 +16,8 @@ from lthfunc.sparsify.transforms import prune
 from lthfunc.trees.ops import masked_like
 from lthfunc.trees.types import Masks, TrainState
 
-#: (setting, network, seed, step) -> where new weights are promising.
-GrowthScore = Callable[[Setting, TrainState, int, int], Scores]
+#: (context, network, seed, step) -> where new weights are promising.
+GrowthScore = Callable[[MethodContext, TrainState, int, int], Scores]
 
 #: Share of the training during which masks change; how often (of all steps), and the share exchanged at first. Evci et
 #: al. 2020, sec. 4 (75 %, every 100 of 32,000 steps, 0.3), and more often here, since trainings are shorter.
@@ -33,7 +33,7 @@ def _stage(step: int, change: Callable[[TrainState], TrainState]) -> Stage:
 
 
 @Method
-def gradual(setting: Setting, seed: int) -> Course:
+def gradual(context: MethodContext, seed: int) -> Course:
     """Prune by magnitude along Zhu & Gupta's cubic; the optimiser's state goes on for the weights that stay."""
 
     def pruning(density: float) -> Callable[[TrainState], TrainState]:
@@ -43,39 +43,39 @@ def gradual(setting: Setting, seed: int) -> Course:
 
         return change
 
-    end = round(_CHANGING * setting.steps)
-    densities = cubic(setting.density, end // 10, end, max(1, end // _TIMES))
+    end = round(_CHANGING * context.steps)
+    densities = cubic(context.density, end // 10, end, max(1, end // _TIMES))
     stages = [_stage(step, pruning(density)) for step, density in densities]
-    return Course(Carry(start(setting, seed)), setting.trainer, stages)
+    return Course(Carry(start(context, seed)), context.trainer, stages)
 
 
 def drop_and_grow_method(growth_score: GrowthScore) -> Method:
     """Random ERK masks at first; then small weights go and as many others come, fewer and fewer."""
 
     @Method
-    def method(setting: Setting, seed: int) -> Course:
-        end = round(_CHANGING * setting.steps)
+    def method(context: MethodContext, seed: int) -> Course:
+        end = round(_CHANGING * context.steps)
         every = max(1, end // _TIMES)
 
         def at(step: int) -> Stage:
             share = cosine_drop_fraction(_DROP_FRACTION, step, end)
-            return _stage(step, lambda state: drop_and_grow(state, growth_score(setting, state, seed, step), share))
+            return _stage(step, lambda state: drop_and_grow(state, growth_score(context, state, seed, step), share))
 
-        sparse = pruned_to(setting, erk(), score=random_scores(seed, "at-init"))(start(setting, seed))
-        return Course(Carry(sparse), setting.trainer, [at(step) for step in periodic(every, end, every)[:-1]])
+        sparse = pruned_to(context, erk(), score=random_scores(seed, "at-init"))(start(context, seed))
+        return Course(Carry(sparse), context.trainer, [at(step) for step in periodic(every, end, every)[:-1]])
 
     return method
 
 
-def by_chance(setting: Setting, state: TrainState, seed: int, step: int) -> Scores:
+def by_chance(context: MethodContext, state: TrainState, seed: int, step: int) -> Scores:
     """SET (Mocanu et al. 2018)."""
     return random_scores(seed, "regrow", step)(state.params, state.masks)
 
 
-def by_gradient(setting: Setting, state: TrainState, seed: int, step: int) -> Scores:
+def by_gradient(context: MethodContext, state: TrainState, seed: int, step: int) -> Scores:
     """RigL (Evci et al. 2020): where the dense gradient is largest, on a batch."""
-    batch = samples(setting, seed, 1, f"regrow/{step}")
-    gradient = mean_gradient(loss(setting, state), batch)(state.params, state.masks)
+    batch = samples(context, seed, 1, f"regrow/{step}")
+    gradient = mean_gradient(loss(context, state), batch)(state.params, state.masks)
     return {name: leaf.abs() for name, leaf in gradient.items()}
 
 
@@ -83,14 +83,14 @@ set_, rigl = drop_and_grow_method(by_chance), drop_and_grow_method(by_gradient)
 
 
 @Method
-def early_bird(setting: Setting, seed: int) -> Course:
+def early_bird(context: MethodContext, seed: int) -> Course:
     """Train until the mask that pruning would give has settled, prune then, and train what is left to the end.
 
     You et al. 2020, with single weights by magnitude where theirs are channels by batch norm's scales. The weights and
     the schedule go on. Where the mask doesn't settle it is drawn at the last look before the end. At densities below
     5 %, where no two masks differ in a tenth of the weights, it is drawn at the fifth look.
     """
-    pruning = pruned_to(setting)
+    pruning = pruned_to(context)
 
     def look(step: int) -> Stage:
         def compare(carry: Carry) -> Carry:
@@ -100,9 +100,9 @@ def early_bird(setting: Setting, seed: int) -> Course:
 
         return Stage(lambda carry: 0 if settled(carry.recent) else step, compare)
 
-    every = max(1, setting.steps // _LOOKS)
-    looks = [look(step) for step in periodic(every, setting.steps, every)[:-1]]
-    return Course(Carry(start(setting, seed)), setting.trainer, [*looks, _stage(0, pruning)])
+    every = max(1, context.steps // _LOOKS)
+    looks = [look(step) for step in periodic(every, context.steps, every)[:-1]]
+    return Course(Carry(start(context, seed)), context.trainer, [*looks, _stage(0, pruning)])
 
 
 def settled(masks: Sequence[Masks]) -> bool:

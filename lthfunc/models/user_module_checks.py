@@ -16,7 +16,9 @@ from lthfunc.trees.multi_input import InputSpec, UnpackInputs
 from lthfunc.trees.outputs import own_loss, prediction
 
 
-def warm(name: str, module: nn.Module, shape: tuple[int, ...], inputs: str, parts: Sequence[InputSpec]) -> None:
+def materialize_lazy(
+    name: str, module: nn.Module, shape: tuple[int, ...], inputs: str, parts: Sequence[InputSpec]
+) -> None:
     """Give lazy modules their shapes: one call on an example."""
     if not any(nn.parameter.is_lazy(leaf) for leaf in (*module.parameters(), *module.buffers())):
         return

@@ -25,7 +25,7 @@ from lthfunc.trees.types import Batch, Ticket, TrainState
 SYNFLOW_ROUNDS = 100
 
 
-class Setting(NamedTuple):
+class MethodContext(NamedTuple):
     """steps: of one training. rounds: of iterative methods. density: of the network that every method ends with.
 
     trainer_of: a trainer of another model on the same data (a reparametrised one), with an optimiser.
@@ -61,29 +61,29 @@ class Outcome(NamedTuple):
     test: Evaluation
 
 
-def start(setting: Setting, seed: int) -> TrainState:
+def start(context: MethodContext, seed: int) -> TrainState:
     """The dense network before training."""
-    return init(setting.model, seed, setting.device)
+    return init(context.model, seed, context.device)
 
 
-def tested(setting: Setting, ticket: Ticket, steps: int) -> Outcome:
+def tested(context: MethodContext, ticket: Ticket, steps: int) -> Outcome:
     """Read the test set, once."""
     device = next(iter(ticket.masks.values())).device
-    (quality,) = measure(setting.trainer, [ticket.params], [ticket.buffers], setting.trainer.data.test, device)
+    (quality,) = measure(context.trainer, [ticket.params], [ticket.buffers], context.trainer.data.test, device)
     return Outcome(ticket, steps, quality)
 
 
-def samples(setting: Setting, seed: int, count: int, purpose: str) -> list[Batch]:
+def samples(context: MethodContext, seed: int, count: int, purpose: str) -> list[Batch]:
     """Batches of training examples to score with, scaled; the same for the same seed and purpose."""
-    drawn = sample_batches(setting.trainer.data, setting.trainer.batch_size, count, key(seed, purpose))
-    return to_device(drawn, setting.device)
+    drawn = sample_batches(context.trainer.data, context.trainer.batch_size, count, key(seed, purpose))
+    return to_device(drawn, context.device)
 
 
-def loss(setting: Setting, state: TrainState) -> LossOfParams:
+def loss(context: MethodContext, state: TrainState) -> LossOfParams:
     """The training loss as a function of params."""
-    return loss_of(setting.model, state.buffers, setting.trainer.loss)
+    return loss_of(context.model, state.buffers, context.trainer.loss)
 
 
-def pruned_to(setting: Setting, allocate: Allocate = globally, score: Score = magnitude) -> Transformation:
+def pruned_to(context: MethodContext, allocate: Allocate = globally, score: Score = magnitude) -> Transformation:
     """Prune to the density that all methods end at."""
-    return prune(density=setting.density, allocate=allocate, score=score)
+    return prune(density=context.density, allocate=allocate, score=score)

@@ -33,14 +33,14 @@ _INSTEAD = "whoever wrote it can save module.state_dict() with torch.save instea
 _RESERVED = "__metadata__"
 
 
-class Foreign(NamedTuple):
+class ImportedCheckpoint(NamedTuple):
     """tensors: by name. notes: what was changed or left out, in words, a line each."""
 
     tensors: dict[str, Tensor]
     notes: tuple[str, ...]
 
 
-def read_foreign(path: Path, most: int) -> Foreign:
+def import_checkpoint(path: Path, most: int) -> ImportedCheckpoint:
     """The named tensors of a checkpoint, without what wrappers put into their names.
 
     most: bytes that it may have, packed, unpacked, and written again as the tensors that it shows.
@@ -60,7 +60,7 @@ def read_foreign(path: Path, most: int) -> Foreign:
         raise UserError(f"{path}: holds no tensors by name, but a {type(found).__name__}")
     new, taken = unwrapped(tensors)
     notes += [f"taken out of the names: {each!r}" for each in taken]
-    return Foreign({new[name]: _plain(name, leaf, path) for name, leaf in tensors.items()}, tuple(notes))
+    return ImportedCheckpoint({new[name]: _plain(name, leaf, path) for name, leaf in tensors.items()}, tuple(notes))
 
 
 def _loaded(path: Path) -> Any:
