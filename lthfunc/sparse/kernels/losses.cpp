@@ -7,69 +7,69 @@
 
 namespace lthfunc {
 
-void cross_entropy(const cross_entropy_row& i, Memory& m, Part) {
-  const i32* const addresses = m.lists + i.addresses;
-  const i32* const into = m.lists + i.gradients;
+void cross_entropy(const cross_entropy_row& op, Workspace& m, Part) {
+  const i32* const addresses = m.lists + op.addresses;
+  const i32* const into = m.lists + op.gradients;
   const float share = 1.0f / static_cast<float>(m.examples);
   double total = 0;
   for (i64 tile = 0; tile < m.tiles; ++tile) {
     const i64 examples = std::min<i64>(LANES, m.examples - tile * LANES);
-    const vec* const logits = m.activations + i.in + tile * i.in_tile;
+    const vec* const logits = m.activations + op.in + tile * op.in_tile;
     vec most = logits[addresses[0]];
     ivec winner{};
-    for (i64 c = 1; c < i.classes; ++c) {
+    for (i64 c = 1; c < op.classes; ++c) {
       const vec logit = logits[addresses[c]];
       // What is no number counts as the largest, as it does to argmax.
-      const ivec higher = (most == most) & ((logit <= most) == all_int(0));
+      const ivec higher = (most == most) & ((logit <= most) == broadcast_int(0));
       most = where(higher, logit, most);
-      winner = where(higher, all_int(static_cast<i32>(c)), winner);
+      winner = where(higher, broadcast_int(static_cast<i32>(c)), winner);
     }
     vec sum{};
-    for (i64 c = 0; c < i.classes; ++c) sum += exponential(logits[addresses[c]] - most);
+    for (i64 c = 0; c < op.classes; ++c) sum += exponential(logits[addresses[c]] - most);
     for (i64 lane = 0; lane < examples; ++lane) {
       const i64 target = m.targets[tile * LANES + lane];
-      if (target < 0 || target >= i.classes)
-        throw std::out_of_range("target " + std::to_string(target) + " is none of " + std::to_string(i.classes) +
+      if (target < 0 || target >= op.classes)
+        throw std::out_of_range("target " + std::to_string(target) + " is none of " + std::to_string(op.classes) +
                                 " classes");
       total += static_cast<double>(std::log(sum[lane]) + most[lane] - logits[addresses[target]][lane]);
       m.totals[1] += winner[lane] == target;
     }
-    if (i.grad < 0) continue;
-    vec* const grads = m.activations + i.grad + tile * i.grad_tile;
+    if (op.grad < 0) continue;
+    vec* const grads = m.activations + op.grad + tile * op.grad_tile;
     const ivec there = first_lanes(examples);
     const vec scale = share / sum;
-    for (i64 c = 0; c < i.classes; ++c)
+    for (i64 c = 0; c < op.classes; ++c)
       grads[into[c]] = where(there, exponential(logits[addresses[c]] - most) * scale, vec{});
     for (i64 lane = 0; lane < examples; ++lane) grads[into[m.targets[tile * LANES + lane]]][lane] -= share;
   }
   m.totals[0] += total * static_cast<double>(share);
 }
 
-void log_softmax(const log_softmax_row& i, Memory& m, Part part) {
+void log_softmax(const log_softmax_row& op, Workspace& m, Part part) {
   for (i64 tile = part.tile; tile < part.tiles; ++tile) {
-    const vec* const in = m.activations + i.in + tile * i.in_tile;
-    vec* const out = m.activations + i.out + tile * i.out_tile;
-    const i32 *const from = m.lists + i.addresses, *const to = m.lists + i.out_addresses;
+    const vec* const in = m.activations + op.in + tile * op.in_tile;
+    vec* const out = m.activations + op.out + tile * op.out_tile;
+    const i32 *const from = m.lists + op.addresses, *const to = m.lists + op.out_addresses;
     vec most = in[from[0]], sum{};
-    for (i64 c = 1; c < i.rows; ++c) most = larger(in[from[c]], most);
-    for (i64 c = 0; c < i.rows; ++c) sum += exponential(in[from[c]] - most);
+    for (i64 c = 1; c < op.rows; ++c) most = max(in[from[c]], most);
+    for (i64 c = 0; c < op.rows; ++c) sum += exponential(in[from[c]] - most);
     vec shift = most;
     for (int lane = 0; lane < LANES; ++lane) shift[lane] += std::log(sum[lane]);
-    for (i64 c = 0; c < i.rows; ++c) out[to[c]] = in[from[c]] - shift;
+    for (i64 c = 0; c < op.rows; ++c) out[to[c]] = in[from[c]] - shift;
   }
 }
 
-void log_softmax_gradient(const log_softmax_gradient_row& i, Memory& m, Part part) {
+void log_softmax_gradient(const log_softmax_gradient_row& op, Workspace& m, Part part) {
   for (i64 tile = part.tile; tile < part.tiles; ++tile) {
-    const vec* const out = m.activations + i.out + tile * i.out_tile;
-    const vec* const grad = m.activations + i.grad + tile * i.grad_tile;
-    vec* const into = m.activations + i.into + tile * i.into_tile;
-    const i32 *const at = m.lists + i.addresses, *const to = m.lists + i.into_addresses;
+    const vec* const out = m.activations + op.out + tile * op.out_tile;
+    const vec* const grad = m.activations + op.grad + tile * op.grad_tile;
+    vec* const into = m.activations + op.into + tile * op.into_tile;
+    const i32 *const at = m.lists + op.addresses, *const to = m.lists + op.into_addresses;
     vec sum{};
-    for (i64 c = 0; c < i.rows; ++c) sum += grad[at[c]];
-    for (i64 c = 0; c < i.rows; ++c) {
+    for (i64 c = 0; c < op.rows; ++c) sum += grad[at[c]];
+    for (i64 c = 0; c < op.rows; ++c) {
       const vec value = grad[at[c]] - exponential(out[at[c]]) * sum;
-      into[to[c]] = i.accumulate ? into[to[c]] + value : value;
+      into[to[c]] = op.accumulate ? into[to[c]] + value : value;
     }
   }
 }

@@ -17,7 +17,7 @@ namespace lthfunc {
 namespace {
 
 using at::Tensor;
-using Kernel = void (*)(const i64*, Memory&, Part);
+using Kernel = void (*)(const i64*, Workspace&, Part);
 
 // How an instruction may be split; the column `split` of every row.
 enum Split : i64 {
@@ -29,7 +29,7 @@ enum Split : i64 {
 
 constexpr Kernel kernels[] = {
 #define INSTRUCTION(name, ...) \
-  [](const i64* row, Memory& memory, Part part) { name(*reinterpret_cast<const name##_row*>(row), memory, part); },
+  [](const i64* row, Workspace& workspace, Part part) { name(*reinterpret_cast<const name##_row*>(row), workspace, part); },
 #include "instructions.def"
 #undef INSTRUCTION
 };
@@ -43,63 +43,63 @@ const Row& head(const i64* row) { return *reinterpret_cast<const Row*>(row); }
 // Vectors from which a second thread is worth waking: some 10 µs of work.
 constexpr i64 WORTH_A_THREAD = 30'000;
 
-void take(const i64* row, Memory& memory, Part part) { kernels[head(row).opcode](row, memory, part); }
+void execute(const i64* row, Workspace& workspace, Part part) { kernels[head(row).opcode](row, workspace, part); }
 
-void run_rows(const i64* row, Memory& memory, bool threads) {
+void run_rows(const i64* row, Workspace& workspace, bool threads) {
   const i64 rows = head(row).rows;
-  if (!threads || head(row).split == whole || head(row).work < WORTH_A_THREAD) return take(row, memory, {0, memory.tiles, 0, rows});
-  at::parallel_for(0, rows, 1, [&](i64 from, i64 to) { take(row, memory, {0, memory.tiles, from, to}); });
+  if (!threads || head(row).split == whole || head(row).work < WORTH_A_THREAD) return execute(row, workspace, {0, workspace.tiles, 0, rows});
+  at::parallel_for(0, rows, 1, [&](i64 from, i64 to) { execute(row, workspace, {0, workspace.tiles, from, to}); });
 }
 
 // The tiles' own sums, added up in the order of the tiles: what one thread would have done, tile after tile.
-void add_up(const i64* row, const Memory& memory) {
+void add_up(const i64* row, const Workspace& workspace) {
   const auto add = [&](i64 first, i64 count) {
     at::parallel_for(0, count, 4096, [&](i64 from, i64 to) {
-      float* const total = memory.gradients + first;
-      for (i64 tile = 0; tile < memory.tiles; ++tile) {
-        const float* const part = memory.partials + tile * memory.numbers + first;
+      float* const total = workspace.gradients + first;
+      for (i64 tile = 0; tile < workspace.tiles; ++tile) {
+        const float* const part = workspace.partials + tile * workspace.numbers + first;
         for (i64 k = from; k < to; ++k) total[k] = tile ? total[k] + part[k] : part[k];
       }
     });
   };
   if (head(row).opcode == op_weight_gradients) {
-    const auto& i = *reinterpret_cast<const weight_gradients_row*>(row);
-    add(i.gradients, memory.lists[i.starts + i.rows * i.blocks]);
-    if (i.bias >= 0) add(i.bias, i.rows);
+    const auto& op = *reinterpret_cast<const weight_gradients_row*>(row);
+    add(op.gradients, workspace.lists[op.starts + op.rows * op.blocks]);
+    if (op.bias >= 0) add(op.bias, op.rows);
   } else if (head(row).opcode == op_dense_convolution_gradients) {
-    const auto& i = *reinterpret_cast<const dense_convolution_gradients_row*>(row);
-    add(i.gradients, memory.lists[i.starts + i.rows]);
-    if (i.bias >= 0) add(i.bias, i.rows);
+    const auto& op = *reinterpret_cast<const dense_convolution_gradients_row*>(row);
+    add(op.gradients, workspace.lists[op.starts + op.rows]);
+    if (op.bias >= 0) add(op.bias, op.rows);
   } else {
-    const auto& i = *reinterpret_cast<const group_normalise_gradient_row*>(row);
-    if (i.weight >= 0) add(i.weight, i.rows * i.channels);
-    if (i.bias >= 0) add(i.bias, i.rows * i.channels);
+    const auto& op = *reinterpret_cast<const group_normalise_gradient_row*>(row);
+    if (op.weight >= 0) add(op.weight, op.rows * op.channels);
+    if (op.bias >= 0) add(op.bias, op.rows * op.channels);
   }
 }
 
-void run_tiles(const i64* program, i64 width, i64 begin, i64 end, Memory& memory, bool threads) {
+void run_tiles(const i64* program, i64 width, i64 begin, i64 end, Workspace& workspace, bool threads) {
   i64 work = 0;
   for (i64 k = begin; k < end; ++k) work += head(program + k * width).work;
   threads = threads && work >= WORTH_A_THREAD;
   const auto tiles = [&](i64 from, i64 to) {
-    Memory mine = memory;
+    Workspace mine = workspace;
     if (!threads) mine.partials = nullptr;
     for (i64 tile = from; tile < to; ++tile) {
-      if (threads) mine.gradients = memory.partials + tile * memory.numbers;
+      if (threads) mine.gradients = workspace.partials + tile * workspace.numbers;
       for (i64 k = begin; k < end; ++k) {
         const i64* const row = program + k * width;
-        take(row, mine, {tile, tile + 1, 0, head(row).rows});
+        execute(row, mine, {tile, tile + 1, 0, head(row).rows});
       }
     }
   };
-  if (!threads) return tiles(0, memory.tiles);
-  TORCH_CHECK(memory.partials || !memory.gradients, "lthfunc: several threads need partial gradients");
-  at::parallel_for(0, memory.tiles, 1, tiles);
+  if (!threads) return tiles(0, workspace.tiles);
+  TORCH_CHECK(workspace.partials || !workspace.gradients, "lthfunc: several threads need partial gradients");
+  at::parallel_for(0, workspace.tiles, 1, tiles);
   for (i64 k = begin; k < end; ++k)
-    if (head(program + k * width).split == sums) add_up(program + k * width, memory);
+    if (head(program + k * width).split == sums) add_up(program + k * width, workspace);
 }
 
-void run_step(const i64* program, i64 width, i64 begin, i64 end, Memory& memory) {
+void run_step(const i64* program, i64 width, i64 begin, i64 end, Workspace& workspace) {
   const bool threads = at::get_num_threads() > 1;
   const auto tilewise = [&](i64 k) {
     const i64 split = head(program + k * width).split;
@@ -107,12 +107,12 @@ void run_step(const i64* program, i64 width, i64 begin, i64 end, Memory& memory)
   };
   for (i64 k = begin; k < end;) {
     if (!tilewise(k)) {
-      run_rows(program + k++ * width, memory, threads);
+      run_rows(program + k++ * width, workspace, threads);
       continue;
     }
     const i64 first = k;
     while (k < end && tilewise(k)) ++k;
-    run_tiles(program, width, first, k, memory, threads);
+    run_tiles(program, width, first, k, workspace, threads);
   }
 }
 
@@ -146,21 +146,21 @@ void run(const Tensor& program, i64 begin, i64 end, const Tensor& lists, const T
   const float* const rates = data<float>(schedule);
   double* const powers = data<double>(clock);
   TORCH_CHECK(steps == 1 || (inputs[0].is_contiguous() && targets[0].is_contiguous()), "lthfunc: batches must be contiguous");
-  Memory memory{reinterpret_cast<vec*>(data<float>(activations)), data<i32>(lists), data<float>(values),
+  Workspace workspace{reinterpret_cast<vec*>(data<float>(activations)), data<i32>(lists), data<float>(values),
                 data<float>(gradients), data<float>(partials), values.numel(), data<float>(constants), data<float>(first), data<float>(second), powers,
                 data<double>(totals), nullptr, nullptr, data<float>(outputs), 0.0f, {1.0f, 1.0f}, examples, tiles,
                 static_cast<std::uint32_t>(seed), 0};
   for (i64 k = 0; k < steps; ++k) {
     // Slot k of the inputs holds the batch of the k-th step.
-    memory.inputs = slot(inputs, k);
-    memory.step = static_cast<std::uint32_t>(step + k);
-    memory.targets = reinterpret_cast<const i64*>(slot(targets, k));
-    if (rates) memory.rate = rates[std::min(step + k, schedule.numel() - 1)];
+    workspace.inputs = slot(inputs, k);
+    workspace.step = static_cast<std::uint32_t>(step + k);
+    workspace.targets = reinterpret_cast<const i64*>(slot(targets, k));
+    if (rates) workspace.rate = rates[std::min(step + k, schedule.numel() - 1)];
     if (powers) {
-      memory.corrections[0] = static_cast<float>(1.0 / (1.0 - powers[0]));
-      memory.corrections[1] = static_cast<float>(1.0 / std::sqrt(1.0 - powers[1]));
+      workspace.corrections[0] = static_cast<float>(1.0 / (1.0 - powers[0]));
+      workspace.corrections[1] = static_cast<float>(1.0 / std::sqrt(1.0 - powers[1]));
     }
-    run_step(rows, width, begin, end, memory);
+    run_step(rows, width, begin, end, workspace);
     if (powers) {
       powers[0] *= powers[2];
       powers[1] *= powers[3];
@@ -175,13 +175,13 @@ Tensor infer(const Tensor& program, const Tensor& lists, const Tensor& activatio
   TORCH_CHECK(inputs.is_contiguous(), "lthfunc: batches must be contiguous");
   const i64 examples = inputs.size(0), tiles = (examples + LANES - 1) / LANES;
   Tensor outputs = at::empty({examples, features}, at::kFloat);
-  Memory memory{reinterpret_cast<vec*>(data<float>(activations)), data<i32>(lists), data<float>(values), nullptr,
+  Workspace workspace{reinterpret_cast<vec*>(data<float>(activations)), data<i32>(lists), data<float>(values), nullptr,
                 nullptr, values.numel(), data<float>(constants), nullptr, nullptr, nullptr, nullptr, inputs.data_ptr(),
                 nullptr, data<float>(outputs), 0.0f, {1.0f, 1.0f}, examples, tiles, 0, 0};
   if (single && examples == 1)
-    run_single(data<i64>(program), program.size(1), program.size(0), memory);
+    run_single(data<i64>(program), program.size(1), program.size(0), workspace);
   else
-    run_step(data<i64>(program), program.size(1), 0, program.size(0), memory);
+    run_step(data<i64>(program), program.size(1), 0, program.size(0), workspace);
   return outputs;
 }
 

@@ -1,4 +1,4 @@
-// What a kernel is: a function of one instruction, the memory, and the part of the work that is asked of it.
+// What a kernel is: a function of one instruction, the workspace, and the part of the work that is asked of it.
 #pragma once
 
 #include "vectors.h"
@@ -28,7 +28,7 @@ enum Kind : i64 { kind_uint8, kind_float32 };
 constexpr i64 SAVED = 6;
 enum Saved : i64 { mean_of, deviation_of, factor_of, summand_of, grad_mean_of, grad_dot_of };
 
-struct Memory {
+struct Workspace {
   vec* activations;
   const i32* lists;
   float* values;     // parameters: survivors and the rest
@@ -56,7 +56,7 @@ struct Part {
 
 // A row of a place, by an instruction's columns: `i`, `m`, `tile`, `channel` and `y` are those of the caller.
 #define LTHFUNC_AT(name) \
-  (m.activations + i.name + tile * i.name##_tile + channel * i.name##_channel + y * i.name##_row)
+  (m.activations + op.name + tile * op.name##_tile + channel * op.name##_channel + y * op.name##_row)
 
 // What decides about a row of a gradient, at the same place of another memory of its layout; nullptr for nothing.
 inline const vec* gate_of(i64 gate, i64 gradient, const vec* row) { return gate < 0 ? nullptr : row + (gate - gradient); }
@@ -69,7 +69,7 @@ LTHFUNC_INLINE vec gated(vec gradient, const vec* gate, i64 x) {
 // A pointwise function by its number.
 vec value_of(i64 kind, vec x, float number);
 
-#define INSTRUCTION(name, ...) void name(const name##_row&, Memory&, Part);
+#define INSTRUCTION(name, ...) void name(const name##_row&, Workspace&, Part);
 #include "instructions.def"
 #undef INSTRUCTION
 

@@ -15,23 +15,23 @@ LTHFUNC_INLINE double total(vec v) {
 
 }  // namespace
 
-void batch_statistics(const batch_statistics_row& i, Memory& m, Part part) {
-  const double count = static_cast<double>(m.examples * i.height * i.width);
+void batch_statistics(const batch_statistics_row& op, Workspace& m, Part part) {
+  const double count = static_cast<double>(m.examples * op.height * op.width);
   for (i64 channel = part.row; channel < part.rows; ++channel) {
-    float* const saved = m.constants + i.saved + channel * SAVED;
-    float &running_mean = m.constants[i.running_mean + channel],
-          &running_variance = m.constants[i.running_variance + channel];
+    float* const saved = m.constants + op.saved + channel * SAVED;
+    float &running_mean = m.constants[op.running_mean + channel],
+          &running_variance = m.constants[op.running_variance + channel];
     double mean = static_cast<double>(running_mean), variance = static_cast<double>(running_variance);
-    if (i.training) {
+    if (op.training) {
       // Shifted by a value of its own, so that squares don't cancel where the mean is large.
-      const float first = m.activations[i.in + channel * i.in_channel][0], shift = std::isfinite(first) ? first : 0.0f;
+      const float first = m.activations[op.in + channel * op.in_channel][0], shift = std::isfinite(first) ? first : 0.0f;
       double sum = 0, squares = 0;
       for (i64 tile = 0; tile < m.tiles; ++tile) {
         const ivec there = first_lanes(m.examples - tile * LANES);
         vec tile_sum[2] = {}, tile_squares[2] = {};
-        for (i64 y = 0; y < i.height; ++y) {
+        for (i64 y = 0; y < op.height; ++y) {
           const vec* const in = LTHFUNC_AT(in);
-          for (i64 x = 0; x < i.width; ++x) {
+          for (i64 x = 0; x < op.width; ++x) {
             const vec value = in[x] - shift;
             tile_sum[x & 1] += value;
             tile_squares[x & 1] += value * value;
@@ -45,14 +45,14 @@ void batch_statistics(const batch_statistics_row& i, Memory& m, Part part) {
       variance = squares / count - mean * mean;
       if (variance < 0.0) variance = 0.0;  // of rounding; what is no number stays so
       mean += static_cast<double>(shift);
-      const double momentum = static_cast<double>(m.constants[i.momentum]);
+      const double momentum = static_cast<double>(m.constants[op.momentum]);
       const double unbiased = count > 1 ? variance * count / (count - 1) : variance;
       running_mean = static_cast<float>(static_cast<double>(running_mean) * (1 - momentum) + mean * momentum);
       running_variance = static_cast<float>(static_cast<double>(running_variance) * (1 - momentum) + unbiased * momentum);
     }
-    const double deviation = 1.0 / std::sqrt(variance + static_cast<double>(m.constants[i.epsilon]));
-    const double weight = i.weight < 0 ? 1.0 : static_cast<double>(m.values[i.weight + channel]);
-    const double bias = i.bias < 0 ? 0.0 : static_cast<double>(m.values[i.bias + channel]);
+    const double deviation = 1.0 / std::sqrt(variance + static_cast<double>(m.constants[op.epsilon]));
+    const double weight = op.weight < 0 ? 1.0 : static_cast<double>(m.values[op.weight + channel]);
+    const double bias = op.bias < 0 ? 0.0 : static_cast<double>(m.values[op.bias + channel]);
     saved[mean_of] = static_cast<float>(mean);
     saved[deviation_of] = static_cast<float>(deviation);
     saved[factor_of] = static_cast<float>(weight * deviation);
@@ -60,36 +60,36 @@ void batch_statistics(const batch_statistics_row& i, Memory& m, Part part) {
   }
 }
 
-void normalise(const normalise_row& i, Memory& m, Part part) {
+void normalise(const normalise_row& op, Workspace& m, Part part) {
   for (i64 tile = part.tile; tile < part.tiles; ++tile) {
     for (i64 channel = part.row; channel < part.rows; ++channel) {
-      const float* const saved = m.constants + i.saved + channel * SAVED;
+      const float* const saved = m.constants + op.saved + channel * SAVED;
       const float factor = saved[factor_of], summand = saved[summand_of];
-      for (i64 y = 0; y < i.height; ++y) {
+      for (i64 y = 0; y < op.height; ++y) {
         const vec* const in = LTHFUNC_AT(in);
-        const vec* const b = i.b < 0 ? nullptr : LTHFUNC_AT(b);
+        const vec* const b = op.b < 0 ? nullptr : LTHFUNC_AT(b);
         vec* const out = LTHFUNC_AT(out);
-        for (i64 x = 0; x < i.width; ++x) {
+        for (i64 x = 0; x < op.width; ++x) {
           vec value = in[x] * factor + summand;
           if (b) value += b[x];
-          out[x] = i.relu ? rectified(value) : value;
+          out[x] = op.relu ? rectified(value) : value;
         }
       }
     }
   }
 }
 
-void normalise_sums(const normalise_sums_row& i, Memory& m, Part part) {
-  const double count = static_cast<double>(m.examples * i.height * i.width);
+void normalise_sums(const normalise_sums_row& op, Workspace& m, Part part) {
+  const double count = static_cast<double>(m.examples * op.height * op.width);
   for (i64 channel = part.row; channel < part.rows; ++channel) {
-    float* const saved = m.constants + i.saved + channel * SAVED;
+    float* const saved = m.constants + op.saved + channel * SAVED;
     const float mean = saved[mean_of];
     double sum = 0, dot = 0;
     for (i64 tile = 0; tile < m.tiles; ++tile) {
       vec tile_sum[2] = {}, tile_dot[2] = {};
-      for (i64 y = 0; y < i.height; ++y) {
+      for (i64 y = 0; y < op.height; ++y) {
         const vec *const in = LTHFUNC_AT(in), *const grad = LTHFUNC_AT(grad);
-        for (i64 x = 0; x < i.width; ++x) {
+        for (i64 x = 0; x < op.width; ++x) {
           tile_sum[x & 1] += grad[x];
           tile_dot[x & 1] += grad[x] * (in[x] - mean);
         }
@@ -100,27 +100,27 @@ void normalise_sums(const normalise_sums_row& i, Memory& m, Part part) {
     const double deviation = static_cast<double>(saved[deviation_of]);
     saved[grad_mean_of] = static_cast<float>(sum / count);
     saved[grad_dot_of] = static_cast<float>(dot * deviation * deviation / count);
-    if (i.weight_gradient >= 0) m.gradients[i.weight_gradient + channel] = static_cast<float>(dot * deviation);
-    if (i.bias_gradient >= 0) m.gradients[i.bias_gradient + channel] = static_cast<float>(sum);
+    if (op.weight_gradient >= 0) m.gradients[op.weight_gradient + channel] = static_cast<float>(dot * deviation);
+    if (op.bias_gradient >= 0) m.gradients[op.bias_gradient + channel] = static_cast<float>(sum);
   }
 }
 
-void normalise_gradient(const normalise_gradient_row& i, Memory& m, Part part) {
+void normalise_gradient(const normalise_gradient_row& op, Workspace& m, Part part) {
   for (i64 tile = part.tile; tile < part.tiles; ++tile) {
     const ivec there = first_lanes(m.examples - tile * LANES);
     const bool full = m.examples - tile * LANES >= LANES;
     for (i64 channel = part.row; channel < part.rows; ++channel) {
-      const float* const saved = m.constants + i.saved + channel * SAVED;
+      const float* const saved = m.constants + op.saved + channel * SAVED;
       const float factor = saved[factor_of], dot = saved[grad_dot_of];
       const float shift = saved[grad_mean_of] - saved[mean_of] * dot;
-      for (i64 y = 0; y < i.height; ++y) {
+      for (i64 y = 0; y < op.height; ++y) {
         const vec *const in = LTHFUNC_AT(in), *const grad = LTHFUNC_AT(grad);
         vec* const into = LTHFUNC_AT(into);
-        const vec* const gate = gate_of(i.gate, i.into, into);
-        for (i64 x = 0; x < i.width; ++x) {
+        const vec* const gate = gate_of(op.gate, op.into, into);
+        for (i64 x = 0; x < op.width; ++x) {
           vec value = (grad[x] - shift - in[x] * dot) * factor;
           if (!full) value = where(there, value, vec{});
-          if (i.accumulate) value += into[x];
+          if (op.accumulate) value += into[x];
           into[x] = gated(value, gate, x);
         }
       }
@@ -129,36 +129,36 @@ void normalise_gradient(const normalise_gradient_row& i, Memory& m, Part part) {
 }
 
 // Group normalisation (Wu & He 2018, eq. 1 to 7). Lanes are examples, so all of it is done lane by lane.
-void group_normalise(const group_normalise_row& i, Memory& m, Part part) {
-  const float share = 1.0f / static_cast<float>(i.channels * i.height * i.width);
+void group_normalise(const group_normalise_row& op, Workspace& m, Part part) {
+  const float share = 1.0f / static_cast<float>(op.channels * op.height * op.width);
   for (i64 tile = part.tile; tile < part.tiles; ++tile) {
     for (i64 group = part.row; group < part.rows; ++group) {
-      const i64 from = group * i.channels, to = from + i.channels;
+      const i64 from = group * op.channels, to = from + op.channels;
       vec sum{}, squares{};
       for (i64 channel = from; channel < to; ++channel)
-        for (i64 y = 0; y < i.height; ++y) {
+        for (i64 y = 0; y < op.height; ++y) {
           const vec* const in = LTHFUNC_AT(in);
-          for (i64 x = 0; x < i.width; ++x) sum += in[x];
+          for (i64 x = 0; x < op.width; ++x) sum += in[x];
         }
       const vec mean = sum * share;
       for (i64 channel = from; channel < to; ++channel)
-        for (i64 y = 0; y < i.height; ++y) {
+        for (i64 y = 0; y < op.height; ++y) {
           const vec* const in = LTHFUNC_AT(in);
-          for (i64 x = 0; x < i.width; ++x) squares += (in[x] - mean) * (in[x] - mean);
+          for (i64 x = 0; x < op.width; ++x) squares += (in[x] - mean) * (in[x] - mean);
         }
-      const vec deviation = 1.0f / root(squares * share + m.constants[i.epsilon]);
-      vec* const saved = m.activations + i.saved + tile * i.saved_tile + 2 * group;
+      const vec deviation = 1.0f / root(squares * share + m.constants[op.epsilon]);
+      vec* const saved = m.activations + op.saved + tile * op.saved_tile + 2 * group;
       saved[0] = mean;
       saved[1] = deviation;
       for (i64 channel = from; channel < to; ++channel) {
-        const vec factor = deviation * (i.weight < 0 ? 1.0f : m.values[i.weight + channel]);
-        const vec summand = (i.bias < 0 ? 0.0f : m.values[i.bias + channel]) - mean * factor;
-        for (i64 y = 0; y < i.height; ++y) {
+        const vec factor = deviation * (op.weight < 0 ? 1.0f : m.values[op.weight + channel]);
+        const vec summand = (op.bias < 0 ? 0.0f : m.values[op.bias + channel]) - mean * factor;
+        for (i64 y = 0; y < op.height; ++y) {
           const vec* const in = LTHFUNC_AT(in);
           vec* const out = LTHFUNC_AT(out);
-          for (i64 x = 0; x < i.width; ++x) {
+          for (i64 x = 0; x < op.width; ++x) {
             const vec value = in[x] * factor + summand;
-            out[x] = i.relu ? rectified(value) : value;
+            out[x] = op.relu ? rectified(value) : value;
           }
         }
       }
@@ -166,45 +166,45 @@ void group_normalise(const group_normalise_row& i, Memory& m, Part part) {
   }
 }
 
-void group_normalise_gradient(const group_normalise_gradient_row& i, Memory& m, Part part) {
-  const float share = 1.0f / static_cast<float>(i.channels * i.height * i.width);
+void group_normalise_gradient(const group_normalise_gradient_row& op, Workspace& m, Part part) {
+  const float share = 1.0f / static_cast<float>(op.channels * op.height * op.width);
   for (i64 tile = part.tile; tile < part.tiles; ++tile) {
     const bool again = tile > 0 && !m.partials;
     for (i64 group = part.row; group < part.rows; ++group) {
-      const i64 from = group * i.channels, to = from + i.channels;
-      const vec* const saved = m.activations + i.saved + tile * i.saved_tile + 2 * group;
+      const i64 from = group * op.channels, to = from + op.channels;
+      const vec* const saved = m.activations + op.saved + tile * op.saved_tile + 2 * group;
       const vec mean = saved[0], deviation = saved[1];
       vec sum{}, dot{};
       for (i64 channel = from; channel < to; ++channel) {
         vec channel_sum{}, channel_dot{};
-        for (i64 y = 0; y < i.height; ++y) {
+        for (i64 y = 0; y < op.height; ++y) {
           const vec *const in = LTHFUNC_AT(in), *const grad = LTHFUNC_AT(grad);
-          for (i64 x = 0; x < i.width; ++x) {
+          for (i64 x = 0; x < op.width; ++x) {
             channel_sum += grad[x];
             channel_dot += grad[x] * (in[x] - mean) * deviation;
           }
         }
-        const float weight = i.weight < 0 ? 1.0f : m.values[i.weight + channel];
+        const float weight = op.weight < 0 ? 1.0f : m.values[op.weight + channel];
         sum += channel_sum * weight;
         dot += channel_dot * weight;
         const auto add = [&](i64 first, vec total) {
           float& gradient = m.gradients[first + channel];
           gradient = lthfunc::sum(total) + (again ? gradient : 0.0f);
         };
-        if (i.weight >= 0) add(i.weight, channel_dot);
-        if (i.bias >= 0) add(i.bias, channel_sum);
+        if (op.weight >= 0) add(op.weight, channel_dot);
+        if (op.bias >= 0) add(op.bias, channel_sum);
       }
       sum *= share;
       dot *= share;
       for (i64 channel = from; channel < to; ++channel) {
-        const float weight = i.weight < 0 ? 1.0f : m.values[i.weight + channel];
-        for (i64 y = 0; y < i.height; ++y) {
+        const float weight = op.weight < 0 ? 1.0f : m.values[op.weight + channel];
+        for (i64 y = 0; y < op.height; ++y) {
           const vec *const in = LTHFUNC_AT(in), *const grad = LTHFUNC_AT(grad);
           vec* const into = LTHFUNC_AT(into);
-          const vec* const gate = gate_of(i.gate, i.into, into);
-          for (i64 x = 0; x < i.width; ++x) {
+          const vec* const gate = gate_of(op.gate, op.into, into);
+          for (i64 x = 0; x < op.width; ++x) {
             vec value = (grad[x] * weight - sum - (in[x] - mean) * deviation * dot) * deviation;
-            if (i.accumulate) value += into[x];
+            if (op.accumulate) value += into[x];
             into[x] = gated(value, gate, x);
           }
         }

@@ -22,19 +22,19 @@ i64 between(const vec* from, const vec* to) {
   return (reinterpret_cast<std::intptr_t>(to) - reinterpret_cast<std::intptr_t>(from)) / BYTES;
 }
 
-Memory memory_of(const Tensor& tiles) {
-  Memory memory{};
-  memory.activations = vectors(tiles);
-  memory.tiles = tiles.size(0);
-  memory.examples = memory.tiles * LANES;
-  return memory;
+Workspace workspace_of(const Tensor& tiles) {
+  Workspace workspace{};
+  workspace.activations = vectors(tiles);
+  workspace.tiles = tiles.size(0);
+  workspace.examples = workspace.tiles * LANES;
+  return workspace;
 }
 
 // How a layer's places lie: stride between places of the input, and whether they are the tiles (linear layers).
-struct Walked {
+struct Strides {
   i64 y, x, across;
 };
-Walked walked(const Tensor& input, i64 stride_y, i64 stride_x, bool flat) {
+Strides strides_of(const Tensor& input, i64 stride_y, i64 stride_x, bool flat) {
   return {stride_y * input.size(3), flat ? input.stride(0) / LANES : stride_x, flat ? 4 : 0};
 }
 
@@ -50,18 +50,18 @@ Tensor products_of(const Tensor& input, const Tensor& values, const std::optiona
   // One memory of lists and one of values, as the machine has them; both are short beside the tiles.
   const Tensor lists = at::cat({starts, offsets, which ? *which : starts.slice(0, 0, 0), rows_of(output)});
   const Tensor numbers = bias ? at::cat({values, *bias}) : values.contiguous();
-  Memory memory = memory_of(input);
-  memory.lists = lists.data_ptr<i32>();
-  memory.values = numbers.data_ptr<float>();
+  Workspace workspace = workspace_of(input);
+  workspace.lists = lists.data_ptr<i32>();
+  workspace.values = numbers.data_ptr<float>();
   const bool flat = height * width == 1 && input.size(2) * input.size(3) == 1;
-  const Walked in = walked(input, stride_y, stride_x, flat);
+  const Strides in = strides_of(input, stride_y, stride_x, flat);
   const i64 tile = output.stride(0) / LANES;
   products_row row{};
   row.rows = channels;
   row.in_tile = input.stride(0) / LANES;
   row.in_y = in.y;
   row.in_x = in.x;
-  row.out = between(memory.activations, vectors(output));
+  row.out = between(workspace.activations, vectors(output));
   row.out_tile = tile;
   row.out_y = width;
   row.out_x = flat ? tile : 1;
@@ -74,11 +74,11 @@ Tensor products_of(const Tensor& input, const Tensor& values, const std::optiona
   row.bias = bias ? values.numel() : -1;
   row.limits = row.gate = row.codes = row.saved = row.b = -1;
   row.across = in.across;
-  const auto take = [&](i64 from, i64 to) {
-    Memory mine = memory;
-    products(row, mine, flat ? Part{0, memory.tiles, from, to} : Part{from, to, 0, channels});
+  const auto execute = [&](i64 from, i64 to) {
+    Workspace mine = workspace;
+    products(row, mine, flat ? Part{0, workspace.tiles, from, to} : Part{from, to, 0, channels});
   };
-  at::parallel_for(0, flat ? channels : memory.tiles, 1, take);
+  at::parallel_for(0, flat ? channels : workspace.tiles, 1, execute);
   return output;
 }
 
@@ -86,17 +86,17 @@ Tensor weight_gradients_of(const Tensor& input, const Tensor& grad, const Tensor
                            i64 stride_y, i64 stride_x) {
   const Tensor gradients = at::empty({offsets.numel()}, input.options());
   const Tensor lists = at::cat({starts, offsets, rows_of(grad)});
-  Memory memory = memory_of(input);
-  memory.lists = lists.data_ptr<i32>();
-  memory.gradients = gradients.data_ptr<float>();
+  Workspace workspace = workspace_of(input);
+  workspace.lists = lists.data_ptr<i32>();
+  workspace.gradients = gradients.data_ptr<float>();
   const bool flat = grad.size(2) * grad.size(3) == 1 && input.size(2) * input.size(3) == 1;
-  const Walked in = walked(input, stride_y, stride_x, flat);
+  const Strides in = strides_of(input, stride_y, stride_x, flat);
   weight_gradients_row row{};
   row.rows = grad.size(1);
   row.in_tile = input.stride(0) / LANES;
   row.in_y = in.y;
   row.in_x = in.x;
-  row.grad = between(memory.activations, vectors(grad));
+  row.grad = between(workspace.activations, vectors(grad));
   row.grad_tile = grad.stride(0) / LANES;
   row.grad_y = grad.size(3);
   row.grad_x = flat ? row.grad_tile : 1;
@@ -108,8 +108,8 @@ Tensor weight_gradients_of(const Tensor& input, const Tensor& grad, const Tensor
   row.bias = -1;
   row.across = in.across;
   at::parallel_for(0, row.rows, 1, [&](i64 from, i64 to) {
-    Memory mine = memory;
-    weight_gradients(row, mine, {0, memory.tiles, from, to});
+    Workspace mine = workspace;
+    weight_gradients(row, mine, {0, workspace.tiles, from, to});
   });
   return gradients;
 }

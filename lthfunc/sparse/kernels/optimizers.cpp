@@ -24,13 +24,13 @@ LTHFUNC_INLINE Share share_of(i64 first, i64 last, i64 shares, Part part) {
 
 }  // namespace
 
-void adam(const adam_row& i, Memory& m, Part part) {
+void adam(const adam_row& op, Workspace& m, Part part) {
   const float* const numbers = m.constants;
-  const float beta1 = numbers[i.beta1], beta2 = numbers[i.beta2], epsilon = numbers[i.epsilon];
-  const float decay = numbers[i.weight_decay], rate = m.rate;
+  const float beta1 = numbers[op.beta1], beta2 = numbers[op.beta2], epsilon = numbers[op.epsilon];
+  const float decay = numbers[op.weight_decay], rate = m.rate;
   const float stride = rate * m.corrections[0], widen = m.corrections[1];
-  const float shrink = i.decoupled ? 1.0f - rate * decay : 1.0f, pull = i.decoupled ? 0.0f : decay;
-  const Share share = share_of(i.first, i.last, i.rows, part);
+  const float shrink = op.decoupled ? 1.0f - rate * decay : 1.0f, pull = op.decoupled ? 0.0f : decay;
+  const Share share = share_of(op.first, op.last, op.rows, part);
   in_vectors(share.first, share.last, [&](i64 k, i64 count) {
     vec value = load(m.values + k, count);
     const vec gradient = load(m.gradients + k, count) + value * pull;
@@ -44,16 +44,16 @@ void adam(const adam_row& i, Memory& m, Part part) {
   });
 }
 
-void sgd(const sgd_row& i, Memory& m, Part part) {
-  const float momentum = m.constants[i.momentum], decay = m.constants[i.weight_decay], rate = m.rate;
-  const Share share = share_of(i.first, i.last, i.rows, part);
+void sgd(const sgd_row& op, Workspace& m, Part part) {
+  const float momentum = m.constants[op.momentum], decay = m.constants[op.weight_decay], rate = m.rate;
+  const Share share = share_of(op.first, op.last, op.rows, part);
   in_vectors(share.first, share.last, [&](i64 k, i64 count) {
     const vec value = load(m.values + k, count);
     vec gradient = load(m.gradients + k, count) + value * decay;
     if (momentum != 0.0f) {
       const vec velocity = load(m.first + k, count) * momentum + gradient;
       store(m.first + k, velocity, count);
-      gradient = i.nesterov ? gradient + velocity * momentum : velocity;
+      gradient = op.nesterov ? gradient + velocity * momentum : velocity;
     }
     store(m.values + k, value - gradient * rate, count);
   });

@@ -28,33 +28,33 @@ void rectify_rows(vec* gradient, const vec* gate, i64 row, i64 height, i64 width
 
 }  // namespace
 
-void max_pool(const max_pool_row& i, Memory& m, Part part) {
-  const bool twos = i.kernel_y == 2 && i.kernel_x == 2 && i.stride_y == 2 && i.stride_x == 2 && i.pad_y == 0 &&
-                    i.pad_x == 0 && i.dilation_y == 1 && i.dilation_x == 1 && 2 * i.out_height <= i.height &&
-                    2 * i.out_width <= i.width;
+void max_pool(const max_pool_row& op, Workspace& m, Part part) {
+  const bool twos = op.kernel_y == 2 && op.kernel_x == 2 && op.stride_y == 2 && op.stride_x == 2 && op.pad_y == 0 &&
+                    op.pad_x == 0 && op.dilation_y == 1 && op.dilation_x == 1 && 2 * op.out_height <= op.height &&
+                    2 * op.out_width <= op.width;
   for (i64 tile = part.tile; tile < part.tiles; ++tile) {
     for (i64 channel = part.row; channel < part.rows; ++channel) {
-      const vec* const in = m.activations + i.in + tile * i.in_tile + channel * i.in_channel;
-      vec* const out = m.activations + i.out + tile * i.out_tile + channel * i.out_channel;
+      const vec* const in = m.activations + op.in + tile * op.in_tile + channel * op.in_channel;
+      vec* const out = m.activations + op.out + tile * op.out_tile + channel * op.out_channel;
       if (twos) {
-        for (i64 y = 0; y < i.out_height; ++y) {
-          const vec *const upper = in + 2 * y * i.in_row, *const lower = upper + i.in_row;
-          for (i64 x = 0; x < i.out_width; ++x)
-            out[y * i.out_row + x] =
-                most_of(most_of(upper[2 * x], upper[2 * x + 1]), most_of(lower[2 * x], lower[2 * x + 1]));
+        for (i64 y = 0; y < op.out_height; ++y) {
+          const vec *const upper = in + 2 * y * op.in_row, *const lower = upper + op.in_row;
+          for (i64 x = 0; x < op.out_width; ++x)
+            out[y * op.out_row + x] =
+                max_or_nan(max_or_nan(upper[2 * x], upper[2 * x + 1]), max_or_nan(lower[2 * x], lower[2 * x + 1]));
         }
         continue;
       }
-      for (i64 y = 0; y < i.out_height; ++y) {
-        const Side down = clipped(y * i.stride_y - i.pad_y, i.kernel_y, i.dilation_y, i.height);
-        for (i64 x = 0; x < i.out_width; ++x) {
-          const Side across = clipped(x * i.stride_x - i.pad_x, i.kernel_x, i.dilation_x, i.width);
-          vec most = all(-std::numeric_limits<float>::infinity());
+      for (i64 y = 0; y < op.out_height; ++y) {
+        const Side down = clipped(y * op.stride_y - op.pad_y, op.kernel_y, op.dilation_y, op.height);
+        for (i64 x = 0; x < op.out_width; ++x) {
+          const Side across = clipped(x * op.stride_x - op.pad_x, op.kernel_x, op.dilation_x, op.width);
+          vec most = broadcast(-std::numeric_limits<float>::infinity());
           for (i64 a = 0; a < down.count; ++a) {
-            const vec* at = in + (down.from + a * i.dilation_y) * i.in_row + across.from;
-            for (i64 b = 0; b < across.count; ++b, at += i.dilation_x) most = most_of(*at, most);
+            const vec* at = in + (down.from + a * op.dilation_y) * op.in_row + across.from;
+            for (i64 b = 0; b < across.count; ++b, at += op.dilation_x) most = max_or_nan(*at, most);
           }
-          out[y * i.out_row + x] = most;
+          out[y * op.out_row + x] = most;
         }
       }
     }
@@ -65,7 +65,7 @@ namespace {
 
 // Whether all maxima of a channel are numbers.
 bool all_numbers(const vec* most, i64 row, i64 height, i64 width) {
-  ivec fine = all_int(-1);
+  ivec fine = broadcast_int(-1);
   for (i64 y = 0; y < height; ++y)
     for (i64 x = y * row; x < y * row + width; ++x) fine = fine & (most[x] == most[x]);
   return all_of(fine);
@@ -74,44 +74,44 @@ bool all_numbers(const vec* most, i64 row, i64 height, i64 width) {
 }  // namespace
 
 // The first of a window's maxima gets the window's gradient, or the last that is no number, as in PyTorch.
-void max_pool_gradient(const max_pool_gradient_row& i, Memory& m, Part part) {
-  const bool tiling = i.kernel_y == i.stride_y && i.kernel_x == i.stride_x && i.pad_y == 0 && i.pad_x == 0 &&
-                      i.dilation_y == 1 && i.dilation_x == 1 && i.out_height * i.kernel_y == i.height &&
-                      i.out_width * i.kernel_x == i.width && !i.accumulate;
+void max_pool_gradient(const max_pool_gradient_row& op, Workspace& m, Part part) {
+  const bool tiling = op.kernel_y == op.stride_y && op.kernel_x == op.stride_x && op.pad_y == 0 && op.pad_x == 0 &&
+                      op.dilation_y == 1 && op.dilation_x == 1 && op.out_height * op.kernel_y == op.height &&
+                      op.out_width * op.kernel_x == op.width && !op.accumulate;
   for (i64 tile = part.tile; tile < part.tiles; ++tile) {
     for (i64 channel = part.row; channel < part.rows; ++channel) {
-      const vec* const in = m.activations + i.in + tile * i.in_tile + channel * i.in_channel;
-      const vec* const out = m.activations + i.out + tile * i.out_tile + channel * i.out_channel;
-      const vec* const grad = m.activations + i.grad + tile * i.grad_tile + channel * i.grad_channel;
-      vec* const into = m.activations + i.into + tile * i.into_tile + channel * i.into_channel;
-      if (!tiling && !i.accumulate)
-        for (i64 y = 0; y < i.height; ++y) std::fill_n(into + y * i.into_row, i.width, vec{});
-      const bool fine = all_numbers(out, i.out_row, i.out_height, i.out_width);
-      for (i64 y = 0; y < i.out_height; ++y) {
-        const Side down = clipped(y * i.stride_y - i.pad_y, i.kernel_y, i.dilation_y, i.height);
-        for (i64 x = 0; x < i.out_width; ++x) {
-          const Side across = clipped(x * i.stride_x - i.pad_x, i.kernel_x, i.dilation_x, i.width);
-          const vec most = out[y * i.out_row + x];
-          vec rest = grad[y * i.grad_row + x];  // until a maximum has taken it
-          if (i.gate >= 0 && !i.accumulate) rest = passing(rest, most);
+      const vec* const in = m.activations + op.in + tile * op.in_tile + channel * op.in_channel;
+      const vec* const out = m.activations + op.out + tile * op.out_tile + channel * op.out_channel;
+      const vec* const grad = m.activations + op.grad + tile * op.grad_tile + channel * op.grad_channel;
+      vec* const into = m.activations + op.into + tile * op.into_tile + channel * op.into_channel;
+      if (!tiling && !op.accumulate)
+        for (i64 y = 0; y < op.height; ++y) std::fill_n(into + y * op.into_row, op.width, vec{});
+      const bool fine = all_numbers(out, op.out_row, op.out_height, op.out_width);
+      for (i64 y = 0; y < op.out_height; ++y) {
+        const Side down = clipped(y * op.stride_y - op.pad_y, op.kernel_y, op.dilation_y, op.height);
+        for (i64 x = 0; x < op.out_width; ++x) {
+          const Side across = clipped(x * op.stride_x - op.pad_x, op.kernel_x, op.dilation_x, op.width);
+          const vec most = out[y * op.out_row + x];
+          vec rest = grad[y * op.grad_row + x];  // until a maximum has taken it
+          if (op.gate >= 0 && !op.accumulate) rest = passing(rest, most);
           for (i64 a = 0; a < down.count; ++a) {
-            const i64 row = down.from + a * i.dilation_y;
+            const i64 row = down.from + a * op.dilation_y;
             for (i64 b = 0; b < across.count; ++b) {
-              const i64 column = across.from + b * i.dilation_x;
-              const ivec here = in[row * i.in_row + column] == most;
-              vec& place = into[row * i.into_row + column];
+              const i64 column = across.from + b * op.dilation_x;
+              const ivec here = in[row * op.in_row + column] == most;
+              vec& place = into[row * op.into_row + column];
               const vec share = where(here, rest, vec{});
               place = tiling ? share : place + share;
               rest = where(here, vec{}, rest);
             }
           }
           if (fine) continue;
-          rest = where(most == most, vec{}, grad[y * i.grad_row + x]);
+          rest = where(most == most, vec{}, grad[y * op.grad_row + x]);
           for (i64 a = down.count; a-- > 0;) {
             for (i64 b = across.count; b-- > 0;) {
-              const i64 at = (down.from + a * i.dilation_y), column = across.from + b * i.dilation_x;
-              const vec value = in[at * i.in_row + column];
-              vec& place = into[at * i.into_row + column];
+              const i64 at = (down.from + a * op.dilation_y), column = across.from + b * op.dilation_x;
+              const vec value = in[at * op.in_row + column];
+              vec& place = into[at * op.into_row + column];
               place += where(value == value, vec{}, rest);
               rest = where(value == value, rest, vec{});
             }
@@ -119,71 +119,71 @@ void max_pool_gradient(const max_pool_gradient_row& i, Memory& m, Part part) {
         }
       }
       // What others have added before is zeroed afterwards.
-      if (i.accumulate) rectify_rows(into, gate_of(i.gate, i.into, into), i.into_row, i.height, i.width);
+      if (op.accumulate) rectify_rows(into, gate_of(op.gate, op.into, into), op.into_row, op.height, op.width);
     }
   }
 }
 
-void unpool(const unpool_row& i, Memory& m, Part part) {
+void unpool(const unpool_row& op, Workspace& m, Part part) {
   for (i64 tile = part.tile; tile < part.tiles; ++tile) {
     for (i64 channel = part.row; channel < part.rows; ++channel) {
-      const vec* const grad = m.activations + i.grad + tile * i.grad_tile + channel * i.grad_channel;
+      const vec* const grad = m.activations + op.grad + tile * op.grad_tile + channel * op.grad_channel;
       const ivec* const codes =
-          reinterpret_cast<const ivec*>(m.activations + i.codes + tile * i.codes_tile + channel * i.codes_channel);
-      vec* const into = m.activations + i.into + tile * i.into_tile + channel * i.into_channel;
-      for (i64 y = 0; y < i.height; ++y) {
-        vec *const upper = into + 2 * y * i.into_row, *const lower = upper + i.into_row;
-        for (i64 x = 0; x < i.width; ++x) {
-          const vec value = grad[y * i.grad_row + x];
-          const ivec code = codes[y * i.codes_row + x];
-          upper[2 * x] = where(code == all_int(0), value, vec{});
-          upper[2 * x + 1] = where(code == all_int(1), value, vec{});
-          lower[2 * x] = where(code == all_int(2), value, vec{});
-          lower[2 * x + 1] = where(code == all_int(3), value, vec{});
+          reinterpret_cast<const ivec*>(m.activations + op.codes + tile * op.codes_tile + channel * op.codes_channel);
+      vec* const into = m.activations + op.into + tile * op.into_tile + channel * op.into_channel;
+      for (i64 y = 0; y < op.height; ++y) {
+        vec *const upper = into + 2 * y * op.into_row, *const lower = upper + op.into_row;
+        for (i64 x = 0; x < op.width; ++x) {
+          const vec value = grad[y * op.grad_row + x];
+          const ivec code = codes[y * op.codes_row + x];
+          upper[2 * x] = where(code == broadcast_int(0), value, vec{});
+          upper[2 * x + 1] = where(code == broadcast_int(1), value, vec{});
+          lower[2 * x] = where(code == broadcast_int(2), value, vec{});
+          lower[2 * x + 1] = where(code == broadcast_int(3), value, vec{});
         }
       }
     }
   }
 }
 
-void average_pool(const average_pool_row& i, Memory& m, Part part) {
-  const i32 *const down = m.lists + i.windows_y, *const across = m.lists + i.windows_x;
+void average_pool(const average_pool_row& op, Workspace& m, Part part) {
+  const i32 *const down = m.lists + op.windows_y, *const across = m.lists + op.windows_x;
   for (i64 tile = part.tile; tile < part.tiles; ++tile) {
     for (i64 channel = part.row; channel < part.rows; ++channel) {
-      const vec* const in = m.activations + i.in + tile * i.in_tile + channel * i.in_channel;
-      vec* const out = m.activations + i.out + tile * i.out_tile + channel * i.out_channel;
-      for (i64 y = 0; y < i.out_height; ++y) {
-        for (i64 x = 0; x < i.out_width; ++x) {
+      const vec* const in = m.activations + op.in + tile * op.in_tile + channel * op.in_channel;
+      vec* const out = m.activations + op.out + tile * op.out_tile + channel * op.out_channel;
+      for (i64 y = 0; y < op.out_height; ++y) {
+        for (i64 x = 0; x < op.out_width; ++x) {
           vec total{};
           for (i64 row = down[2 * y]; row < down[2 * y + 1]; ++row)
-            for (i64 column = across[2 * x]; column < across[2 * x + 1]; ++column) total += in[row * i.in_row + column];
+            for (i64 column = across[2 * x]; column < across[2 * x + 1]; ++column) total += in[row * op.in_row + column];
           const i64 size = (down[2 * y + 1] - down[2 * y]) * (across[2 * x + 1] - across[2 * x]);
-          out[y * i.out_row + x] = total * (1.0f / static_cast<float>(i.divisor ? i.divisor : size));
+          out[y * op.out_row + x] = total * (1.0f / static_cast<float>(op.divisor ? op.divisor : size));
         }
       }
     }
   }
 }
 
-void average_pool_gradient(const average_pool_gradient_row& i, Memory& m, Part part) {
-  const i32 *const down = m.lists + i.windows_y, *const across = m.lists + i.windows_x;
+void average_pool_gradient(const average_pool_gradient_row& op, Workspace& m, Part part) {
+  const i32 *const down = m.lists + op.windows_y, *const across = m.lists + op.windows_x;
   for (i64 tile = part.tile; tile < part.tiles; ++tile) {
     for (i64 channel = part.row; channel < part.rows; ++channel) {
-      const vec* const grad = m.activations + i.grad + tile * i.grad_tile + channel * i.grad_channel;
-      const i64 there = tile * i.into_tile + channel * i.into_channel;
-      vec* const into = m.activations + i.into + there;
-      if (!i.accumulate)
-        for (i64 y = 0; y < i.height; ++y) std::fill_n(into + y * i.into_row, i.width, vec{});
-      for (i64 y = 0; y < i.out_height; ++y) {
-        for (i64 x = 0; x < i.out_width; ++x) {
+      const vec* const grad = m.activations + op.grad + tile * op.grad_tile + channel * op.grad_channel;
+      const i64 there = tile * op.into_tile + channel * op.into_channel;
+      vec* const into = m.activations + op.into + there;
+      if (!op.accumulate)
+        for (i64 y = 0; y < op.height; ++y) std::fill_n(into + y * op.into_row, op.width, vec{});
+      for (i64 y = 0; y < op.out_height; ++y) {
+        for (i64 x = 0; x < op.out_width; ++x) {
           const i64 size = (down[2 * y + 1] - down[2 * y]) * (across[2 * x + 1] - across[2 * x]);
-          const vec share = grad[y * i.grad_row + x] * (1.0f / static_cast<float>(i.divisor ? i.divisor : size));
+          const vec share = grad[y * op.grad_row + x] * (1.0f / static_cast<float>(op.divisor ? op.divisor : size));
           for (i64 row = down[2 * y]; row < down[2 * y + 1]; ++row)
             for (i64 column = across[2 * x]; column < across[2 * x + 1]; ++column)
-              into[row * i.into_row + column] += share;
+              into[row * op.into_row + column] += share;
         }
       }
-      rectify_rows(into, gate_of(i.gate, i.into, into), i.into_row, i.height, i.width);
+      rectify_rows(into, gate_of(op.gate, op.into, into), op.into_row, op.height, op.width);
     }
   }
 }

@@ -1,7 +1,7 @@
 // One example: the same programs with places counted in floats, vectors along the rows of an image.
 //
 // With a tile of its own an example would use one lane of 16. Convolutions take 16 places of a row at a time, in
-// several rows, from unaligned memory; linear layers, whose places have no neighbours, are scalar sums. What lies behind
+// several rows, from unaligned workspace; linear layers, whose places have no neighbours, are scalar sums. What lies behind
 // the last place of a row is computed and not stored. Instructions that are missing in the table at the end have no
 // such kernel; their networks take a tile.
 #include "single.h"
@@ -26,9 +26,9 @@ LTHFUNC_INLINE const float* behind_floats(const float* from, i32 vector_bytes) {
 
 // What becomes of a sum before it is written, for a number or a vector. added: what a residual connection brings.
 template <typename Number, typename Row>
-LTHFUNC_INLINE Number finished(Number sum, const Row& i, const Memory& m, i64 row, const float* added) {
-  if (i.saved >= 0) {
-    const float* const saved = m.constants + i.saved + row * SAVED;
+LTHFUNC_INLINE Number finished(Number sum, const Row& op, const Workspace& m, i64 row, const float* added) {
+  if (op.saved >= 0) {
+    const float* const saved = m.constants + op.saved + row * SAVED;
     sum = sum * saved[factor_of] + saved[summand_of];
   }
   if (added) {
@@ -37,12 +37,12 @@ LTHFUNC_INLINE Number finished(Number sum, const Row& i, const Memory& m, i64 ro
     else
       sum += load(added);
   }
-  return i.relu ? where(sum <= Number{}, Number{}, sum) : sum;
+  return op.relu ? where(sum <= Number{}, Number{}, sum) : sum;
 }
 
 template <typename Row>
-const float* added_to(const Row& i, const Memory& m, i64 row, i64 y, i64 x) {
-  return i.b < 0 ? nullptr : place(m, i.b + row * i.b_channel + y * i.b_row) + x;
+const float* added_to(const Row& op, const Workspace& m, i64 row, i64 y, i64 x) {
+  return op.b < 0 ? nullptr : place(m, op.b + row * op.b_channel + y * op.b_row) + x;
 }
 
 struct List {
@@ -51,14 +51,14 @@ struct List {
   i64 count;
 };
 
-LTHFUNC_INLINE List list_of(const products_row& i, const Memory& m, i64 row) {
-  const i32* const starts = m.lists + i.starts;
-  const i64 begin = starts[row * i.blocks], end = starts[(row + 1) * i.blocks];
-  return {m.lists + i.offsets + begin, m.values + i.values + begin, end - begin};
+LTHFUNC_INLINE List list_of(const products_row& op, const Workspace& m, i64 row) {
+  const i32* const starts = m.lists + op.starts;
+  const i64 begin = starts[row * op.blocks], end = starts[(row + 1) * op.blocks];
+  return {m.lists + op.offsets + begin, m.values + op.values + begin, end - begin};
 }
 // Of weights that are not spread out, which takes more than a tile (lowerings/dense.py).
-LTHFUNC_INLINE List list_of(const dense_convolutions_row& i, const Memory& m, i64 row) {
-  return {m.lists + i.offsets, m.values + i.values + row * i.value_row, i.entries};
+LTHFUNC_INLINE List list_of(const dense_convolutions_row& op, const Workspace& m, i64 row) {
+  return {m.lists + op.offsets, m.values + op.values + row * op.value_row, op.entries};
 }
 
 // Scalar, since a processor's gathers are slower than as many loads; GCC would use them.
@@ -85,12 +85,12 @@ LTHFUNC_INLINE float dot(const List& list, const float* in) {
   return (a + b) + (c + d);
 }
 
-void linear(const products_row& i, const Memory& m) {
-  const float* const in = place(m, i.in);
-  const i32* const row_out = m.lists + i.row_out;
-  for (i64 row = 0; row < i.rows; ++row) {
-    const float bias = i.bias < 0 ? 0.0f : m.values[i.bias + row];
-    *place(m, i.out + row_out[row]) = finished(bias + dot(list_of(i, m, row), in), i, m, row, nullptr);
+void linear(const products_row& op, const Workspace& m) {
+  const float* const in = place(m, op.in);
+  const i32* const row_out = m.lists + op.row_out;
+  for (i64 row = 0; row < op.rows; ++row) {
+    const float bias = op.bias < 0 ? 0.0f : m.values[op.bias + row];
+    *place(m, op.out + row_out[row]) = finished(bias + dot(list_of(op, m, row), in), op, m, row, nullptr);
   }
 }
 
@@ -106,135 +106,135 @@ void block(const List& list, const float* in, i64 step, i64 across, float bias, 
   LTHFUNC_UNROLL
   for (int s = 0; s < Rows * Wide; ++s) {
     from[s] = in + s / Wide * step + s % Wide * across;
-    sum[s] = all(bias);
+    sum[s] = broadcast(bias);
   }
   for (i64 k = 0; k < list.count; ++k) {
     const i32 at = list.offset[k];
-    const vec weight = all(list.value[k]);
+    const vec weight = broadcast(list.value[k]);
     LTHFUNC_UNROLL
     for (int s = 0; s < Rows * Wide; ++s) sum[s] += weight * load(behind_floats(from[s], at));
   }
 }
 
 template <int Rows, int Wide, typename Row>
-void rows_of_outputs(const Row& i, const Memory& m, const List& list, i64 row, i64 y, i64 x, i64 width, float* out,
+void rows_of_outputs(const Row& op, const Workspace& m, const List& list, i64 row, i64 y, i64 x, i64 width, float* out,
                      i64 out_row) {
   vec sum[Rows * Wide];
   const i64 across = Wide > 1 ? std::max<i64>(0, std::min<i64>(LANES, width - LANES)) : 0;
-  block<Rows, Wide>(list, place(m, i.in) + y * i.in_y + x, i.in_y, across, i.bias < 0 ? 0.0f : m.values[i.bias + row],
+  block<Rows, Wide>(list, place(m, op.in) + y * op.in_y + x, op.in_y, across, op.bias < 0 ? 0.0f : m.values[op.bias + row],
                     sum);
   LTHFUNC_UNROLL
   for (int r = 0; r < Rows; ++r) {
     LTHFUNC_UNROLL
     for (int w = 0; w < Wide; ++w) {
-      const vec value = finished(sum[r * Wide + w], i, m, row, added_to(i, m, row, y + r, x + w * across));
+      const vec value = finished(sum[r * Wide + w], op, m, row, added_to(op, m, row, y + r, x + w * across));
       store(out + r * out_row + x + w * across, value, width - w * across);
     }
   }
 }
 
 template <int Wide, typename Row>
-void chunk(const Row& i, const Memory& m, const List& list, i64 row, i64 from, i64 to, i64 x, i64 width, float* out,
+void chunk(const Row& op, const Workspace& m, const List& list, i64 row, i64 from, i64 to, i64 x, i64 width, float* out,
            i64 out_row) {
   i64 y = from;
   for (; y + ROWS <= to; y += ROWS)
-    rows_of_outputs<ROWS, Wide>(i, m, list, row, y, x, width, out + (y - from) * out_row, out_row);
-  for (; y < to; ++y) rows_of_outputs<1, Wide>(i, m, list, row, y, x, width, out + (y - from) * out_row, out_row);
+    rows_of_outputs<ROWS, Wide>(op, m, list, row, y, x, width, out + (y - from) * out_row, out_row);
+  for (; y < to; ++y) rows_of_outputs<1, Wide>(op, m, list, row, y, x, width, out + (y - from) * out_row, out_row);
 }
 
 // Rows from … to of a channel of outputs, `width` wide, to `out`, whose rows are out_row apart.
 template <typename Row>
-void channel_of_outputs(const Row& i, const Memory& m, i64 row, i64 from, i64 to, i64 width, float* out,
+void channel_of_outputs(const Row& op, const Workspace& m, i64 row, i64 from, i64 to, i64 width, float* out,
                         i64 out_row) {
-  const List list = list_of(i, m, row);
-  if (i.in_x != 1) {
-    const float bias = i.bias < 0 ? 0.0f : m.values[i.bias + row];
+  const List list = list_of(op, m, row);
+  if (op.in_x != 1) {
+    const float bias = op.bias < 0 ? 0.0f : m.values[op.bias + row];
     for (i64 y = from; y < to; ++y)
       for (i64 x = 0; x < width; ++x)
         out[(y - from) * out_row + x] =
-            finished(bias + dot(list, place(m, i.in) + y * i.in_y + x * i.in_x), i, m, row, added_to(i, m, row, y, x));
+            finished(bias + dot(list, place(m, op.in) + y * op.in_y + x * op.in_x), op, m, row, added_to(op, m, row, y, x));
     return;
   }
   for (i64 x = 0; x < width; x += 2 * LANES) {
     const i64 some = std::min<i64>(width - x, 2 * LANES);
     if (some > LANES)
-      chunk<2>(i, m, list, row, from, to, x, some, out, out_row);
+      chunk<2>(op, m, list, row, from, to, x, some, out, out_row);
     else
-      chunk<1>(i, m, list, row, from, to, x, some, out, out_row);
+      chunk<1>(op, m, list, row, from, to, x, some, out, out_row);
   }
 }
 
 template <typename Row>
-void convolution(const Row& i, const Memory& m) {
-  const i32* const row_out = m.lists + i.row_out;
-  std::vector<float> kept(i.pool ? static_cast<std::size_t>(4 * i.ny * i.nx + LANES) : 0);
-  for (i64 row = 0; row < i.rows; ++row) {
-    float* const out = place(m, i.out + row_out[row]);
-    if (!i.pool) {
-      channel_of_outputs(i, m, row, 0, i.ny, i.nx, out, i.out_y);
+void convolution(const Row& op, const Workspace& m) {
+  const i32* const row_out = m.lists + op.row_out;
+  std::vector<float> kept(op.pool ? static_cast<std::size_t>(4 * op.ny * op.nx + LANES) : 0);
+  for (i64 row = 0; row < op.rows; ++row) {
+    float* const out = place(m, op.out + row_out[row]);
+    if (!op.pool) {
+      channel_of_outputs(op, m, row, 0, op.ny, op.nx, out, op.out_y);
       continue;
     }
-    const i64 width = 2 * i.nx;
-    channel_of_outputs(i, m, row, 0, 2 * i.ny, width, kept.data(), width);
-    for (i64 y = 0; y < i.ny; ++y) {
+    const i64 width = 2 * op.nx;
+    channel_of_outputs(op, m, row, 0, 2 * op.ny, width, kept.data(), width);
+    for (i64 y = 0; y < op.ny; ++y) {
       const float *const upper = kept.data() + 2 * y * width, *const lower = upper + width;
-      for (i64 x = 0; x < i.nx; ++x)
-        out[y * i.out_y + x] =
-            most_of(most_of(upper[2 * x], upper[2 * x + 1]), most_of(lower[2 * x], lower[2 * x + 1]));
+      for (i64 x = 0; x < op.nx; ++x)
+        out[y * op.out_y + x] =
+            max_or_nan(max_or_nan(upper[2 * x], upper[2 * x + 1]), max_or_nan(lower[2 * x], lower[2 * x + 1]));
     }
   }
 }
 
-void products_single(const products_row& i, Memory& m) { return i.across ? linear(i, m) : convolution(i, m); }
+void products_single(const products_row& op, Workspace& m) { return op.across ? linear(op, m) : convolution(op, m); }
 
-void dense_convolutions_single(const dense_convolutions_row& i, Memory& m) { convolution(i, m); }
+void dense_convolutions_single(const dense_convolutions_row& op, Workspace& m) { convolution(op, m); }
 
 // Of weights that are not spread out either.
-void dense_products_single(const dense_products_row& i, Memory& m) {
-  const i32 *const addresses = m.lists + i.addresses, *const row_out = m.lists + i.row_out;
-  std::vector<float> in(static_cast<std::size_t>(i.features));
-  for (i64 c = 0; c < i.features; ++c) in[static_cast<std::size_t>(c)] = place(m, i.in)[addresses[c]];
-  for (i64 row = 0; row < i.rows; ++row) {
-    const float* const value = m.values + i.values + row * i.value_row;
+void dense_products_single(const dense_products_row& op, Workspace& m) {
+  const i32 *const addresses = m.lists + op.addresses, *const row_out = m.lists + op.row_out;
+  std::vector<float> in(static_cast<std::size_t>(op.features));
+  for (i64 c = 0; c < op.features; ++c) in[static_cast<std::size_t>(c)] = place(m, op.in)[addresses[c]];
+  for (i64 row = 0; row < op.rows; ++row) {
+    const float* const value = m.values + op.values + row * op.value_row;
     vec sums{};
     i64 c = 0;
-    for (; c + LANES <= i.features; c += LANES) sums += load(value + c) * load(in.data() + c);
-    float total = sum(sums) + (i.bias < 0 ? 0.0f : m.values[i.bias + row]);
-    for (; c < i.features; ++c) total += value[c] * in[static_cast<std::size_t>(c)];
-    *place(m, i.out + row_out[row]) = i.relu ? where(total <= 0.0f, 0.0f, total) : total;
+    for (; c + LANES <= op.features; c += LANES) sums += load(value + c) * load(in.data() + c);
+    float total = sum(sums) + (op.bias < 0 ? 0.0f : m.values[op.bias + row]);
+    for (; c < op.features; ++c) total += value[c] * in[static_cast<std::size_t>(c)];
+    *place(m, op.out + row_out[row]) = op.relu ? where(total <= 0.0f, 0.0f, total) : total;
   }
 }
 
 template <typename Number>
-void load_rows(const load_inputs_row& i, Memory& m, const Number* from) {
-  for (i64 channel = 0; channel < i.channels; ++channel) {
-    const float gain = m.constants[i.constants + 2 * channel], shift = m.constants[i.constants + 2 * channel + 1];
-    for (i64 y = 0; y < i.height; ++y, from += i.width) {
-      float* const out = place(m, i.out + channel * i.out_channel + y * i.out_row);
-      for (i64 x = 0; x < i.width; ++x) out[x] = static_cast<float>(from[x]) * gain - shift;
+void load_rows(const load_inputs_row& op, Workspace& m, const Number* from) {
+  for (i64 channel = 0; channel < op.channels; ++channel) {
+    const float gain = m.constants[op.constants + 2 * channel], shift = m.constants[op.constants + 2 * channel + 1];
+    for (i64 y = 0; y < op.height; ++y, from += op.width) {
+      float* const out = place(m, op.out + channel * op.out_channel + y * op.out_row);
+      for (i64 x = 0; x < op.width; ++x) out[x] = static_cast<float>(from[x]) * gain - shift;
     }
   }
 }
 
-void load_inputs_single(const load_inputs_row& i, Memory& m) {
-  if (i.kind == kind_uint8)
-    load_rows(i, m, static_cast<const std::uint8_t*>(m.inputs));
+void load_inputs_single(const load_inputs_row& op, Workspace& m) {
+  if (op.kind == kind_uint8)
+    load_rows(op, m, static_cast<const std::uint8_t*>(m.inputs));
   else
-    load_rows(i, m, static_cast<const float*>(m.inputs));
+    load_rows(op, m, static_cast<const float*>(m.inputs));
 }
 
-void store_outputs_single(const store_outputs_row& i, Memory& m) {
-  for (i64 feature = 0; feature < i.rows; ++feature)
-    m.outputs[feature] = place(m, i.in)[m.lists[i.addresses + feature]];
+void store_outputs_single(const store_outputs_row& op, Workspace& m) {
+  for (i64 feature = 0; feature < op.rows; ++feature)
+    m.outputs[feature] = place(m, op.in)[m.lists[op.addresses + feature]];
 }
 
 // Reads no activations where it takes running statistics.
-void batch_statistics_single(const batch_statistics_row& i, Memory& m) { batch_statistics(i, m, {0, 0, 0, i.rows}); }
+void batch_statistics_single(const batch_statistics_row& op, Workspace& m) { batch_statistics(op, m, {0, 0, 0, op.rows}); }
 
-using Single = void (*)(const i64*, Memory&);
+using Single = void (*)(const i64*, Workspace&);
 
-template <typename Row, void (*Function)(const Row&, Memory&)>
-void called(const i64* row, Memory& m) {
+template <typename Row, void (*Function)(const Row&, Workspace&)>
+void called(const i64* row, Workspace& m) {
   Function(*reinterpret_cast<const Row*>(row), m);
 }
 
@@ -252,8 +252,8 @@ Single single_of(const i64* row) {
     case op_normalise: return called<normalise_row, normalise_single>;
     case op_copy: return called<copy_row, copy_single>;
     case op_batch_statistics: {
-      const auto& i = *reinterpret_cast<const batch_statistics_row*>(row);
-      return i.training ? nullptr : called<batch_statistics_row, batch_statistics_single>;
+      const auto& op = *reinterpret_cast<const batch_statistics_row*>(row);
+      return op.training ? nullptr : called<batch_statistics_row, batch_statistics_single>;
     }
     default: return nullptr;
   }
@@ -267,8 +267,8 @@ bool has_single(const i64* program, i64 width, i64 count) {
   return true;
 }
 
-void run_single(const i64* program, i64 width, i64 count, Memory& memory) {
-  for (i64 k = 0; k < count; ++k) single_of(program + k * width)(program + k * width, memory);
+void run_single(const i64* program, i64 width, i64 count, Workspace& workspace) {
+  for (i64 k = 0; k < count; ++k) single_of(program + k * width)(program + k * width, workspace);
 }
 
 }  // namespace lthfunc

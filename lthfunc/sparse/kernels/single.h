@@ -7,20 +7,20 @@ namespace lthfunc {
 
 // Whether every instruction of a program, without gradients, has a kernel for one example.
 bool has_single(const i64* program, i64 width, i64 count);
-void run_single(const i64* program, i64 width, i64 count, Memory& memory);
+void run_single(const i64* program, i64 width, i64 count, Workspace& workspace);
 
 // Places in the activations are counted in floats.
-inline float* place(const Memory& m, i64 first) { return reinterpret_cast<float*>(m.activations) + first; }
+inline float* place(const Workspace& m, i64 first) { return reinterpret_cast<float*>(m.activations) + first; }
 
 // The larger one, or what is no number.
-LTHFUNC_INLINE float most_of(float a, float b) { return a > b || a != a ? a : b; }
+LTHFUNC_INLINE float max_or_nan(float a, float b) { return a > b || a != a ? a : b; }
 
-// Instructions that have no lists (single_places.cpp).
-void max_pool_single(const max_pool_row&, Memory&);
-void average_pool_single(const average_pool_row&, Memory&);
-void pointwise_single(const pointwise_row&, Memory&);
-void add_single(const add_row&, Memory&);
-void normalise_single(const normalise_row&, Memory&);
-void copy_single(const copy_row&, Memory&);
+// Instructions that have no lists (single_pointwise.cpp).
+void max_pool_single(const max_pool_row&, Workspace&);
+void average_pool_single(const average_pool_row&, Workspace&);
+void pointwise_single(const pointwise_row&, Workspace&);
+void add_single(const add_row&, Workspace&);
+void normalise_single(const normalise_row&, Workspace&);
+void copy_single(const copy_row&, Workspace&);
 
 }  // namespace lthfunc

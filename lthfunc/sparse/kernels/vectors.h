@@ -3,7 +3,7 @@
 
 #include <cmath>
 
-#include "parts.h"
+#include "registers.h"
 
 namespace lthfunc {
 
@@ -16,9 +16,9 @@ using uvec = Sixteen<words>::type;
 // How many sums stay in registers: 32 of 512 bits hold 16 and what they are made of; 16 of 256 bits hold 6, as 32 of
 // 128 bits do.
 #ifdef __AVX512F__
-constexpr int MOST_SUMS = 16;
+constexpr int MAX_SUMS = 16;
 #else
-constexpr int MOST_SUMS = 6;
+constexpr int MAX_SUMS = 6;
 #endif
 
 // The vector so many bytes behind another: offsets in lists are bytes, since a shift for each would show.
@@ -29,7 +29,7 @@ LTHFUNC_INLINE const vec& behind(const vec* place, i64 bytes) {
 // From and to memory that need not be aligned; of 16 numbers the first `count`, and zeros.
 LTHFUNC_INLINE vec load(const float* from) {
   vec value;
-  take(from, value);
+  load(from, value);
   return value;
 }
 LTHFUNC_INLINE vec load(const float* from, i64 count) {
@@ -40,15 +40,15 @@ LTHFUNC_INLINE vec load(const float* from, i64 count) {
 }
 LTHFUNC_INLINE void store(float* to, vec value, i64 count = LANES) {
   if (count >= LANES)
-    give(value, to);
+    store(value, to);
   else
     std::memcpy(to, &value, static_cast<std::size_t>(count) * sizeof(float));
 }
 
-LTHFUNC_INLINE vec all(float value) { return value - vec{}; }
-LTHFUNC_INLINE ivec all_int(i32 value) { return value - ivec{}; }
+LTHFUNC_INLINE vec broadcast(float value) { return value - vec{}; }
+LTHFUNC_INLINE ivec broadcast_int(i32 value) { return value - ivec{}; }
 // Of numbers: where one is none, use `most_of`.
-LTHFUNC_INLINE vec larger(vec a, vec b) { return where(a > b, a, b); }
+LTHFUNC_INLINE vec max(vec a, vec b) { return where(a > b, a, b); }
 // ReLU, and what passes where a value is above zero. What is no number (NaN) compares with nothing, so that these two
 // ask for what is not above zero: it stays what it is and lets gradients pass, as in PyTorch.
 LTHFUNC_INLINE vec rectified(vec x) { return where(x <= vec{}, vec{}, x); }
@@ -57,7 +57,7 @@ LTHFUNC_INLINE vec passing(vec gradient, vec value) { return where(value <= vec{
 // Lanes that hold numbers, of both.
 LTHFUNC_INLINE ivec numbers(vec a, vec b) { return (a == a) & (b == b); }
 // The larger one, or what is no number.
-LTHFUNC_INLINE vec most_of(vec a, vec b) { return where(a == a, larger(a, b), a); }
+LTHFUNC_INLINE vec max_or_nan(vec a, vec b) { return where(a == a, max(a, b), a); }
 
 // 0, 1, 2 …
 LTHFUNC_INLINE ivec lane_numbers() {
@@ -69,7 +69,7 @@ LTHFUNC_INLINE ivec lane_numbers() {
 
 // Lanes of examples that exist: the last tile of a batch may be filled up with zeros.
 LTHFUNC_INLINE ivec first_lanes(i64 count) {
-  return lane_numbers() < all_int(static_cast<i32>(count < 0 ? 0 : count > LANES ? LANES : count));
+  return lane_numbers() < broadcast_int(static_cast<i32>(count < 0 ? 0 : count > LANES ? LANES : count));
 }
 
 // Rows across a bit exchange their halves; over all four bits, 16 × 16 numbers are transposed.
@@ -121,21 +121,21 @@ LTHFUNC_INLINE float sum(vec v) {
 
 // e^x within 2 units in the last place for x in [-87, 88]; clamped outside, but for infinity. (Cephes, expf.)
 LTHFUNC_INLINE vec exponential(vec x) {
-  const ivec endless = x == all(__builtin_inff());
-  x = where(x < all(-87.0f), all(-87.0f), x);  // what is no number stays so
-  x = where(x > all(88.0f), all(88.0f), x);
+  const ivec endless = x == broadcast(__builtin_inff());
+  x = where(x < broadcast(-87.0f), broadcast(-87.0f), x);  // what is no number stays so
+  x = where(x > broadcast(88.0f), broadcast(88.0f), x);
   const vec scaled = x * 1.44269504088896341f;
-  const ivec whole = truncated(scaled + where(scaled < vec{}, all(-0.5f), all(0.5f)));
+  const ivec whole = truncated(scaled + where(scaled < vec{}, broadcast(-0.5f), broadcast(0.5f)));
   const vec n = converted(whole);
   const vec r = x - n * 0.693359375f + n * 2.12194440e-4f;
-  vec p = all(1.9875691500e-4f);
+  vec p = broadcast(1.9875691500e-4f);
   p = p * r + 1.3981999507e-3f;
   p = p * r + 8.3334519073e-3f;
   p = p * r + 4.1665795894e-2f;
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   const vec fraction = p * r * r + r + 1.0f;
-  return where(endless, all(__builtin_inff()), fraction * with_bits_of((whole + 127) << 23));
+  return where(endless, broadcast(__builtin_inff()), fraction * with_bits_of((whole + 127) << 23));
 }
 
 }  // namespace lthfunc

@@ -18,7 +18,7 @@ from lthfunc.sparse.lowerings.strides import StridedRegion
 from lthfunc.sparse.tile_buffers import LANES, VECTOR_BYTES, TileBuffer
 
 #: Share of a layer's weights from which it is computed densely: gradients of a linear layer's weights, its products
-#: (kernels/dense.cpp), and convolutions (kernels/convolutions.cpp). Lists feed wide multipliers less well than dense
+#: (kernels/dense_products.cpp), and convolutions (kernels/dense_convolutions.cpp). Lists feed wide multipliers less well than dense
 #: products do. Without AVX-512 survivors are spread out and picked one by one, and 16 registers of half the width hold
 #: too few sums for convolutions (0.7 times the rate of lists).
 GRADIENTS_FROM, PRODUCTS_FROM, CONVOLUTIONS_FROM = (0.88, 1.0, math.inf)
@@ -177,7 +177,7 @@ class DenseWeights:
         def late() -> Any:
             at = which()
             positions = at // self.ins * self._row + at % self.ins
-            return "turn_weights", BY_ROWS, rows, {
+            return "transpose_weights", BY_ROWS, rows, {
                 **self._columns, "from": self._b.table(positions), "entries": entries, "step": step, "out": room.first,
             }  # fmt: skip
 

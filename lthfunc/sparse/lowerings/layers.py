@@ -16,9 +16,9 @@ from lthfunc.sparse.tile_buffers import VECTOR_BYTES
 
 #: What two rows of pooled outputs may read together: a little more than a first-level cache.
 _NEAR_BYTES = 40 * 1024
-#: Outputs that stay in registers (MOST_SUMS in kernels/vectors.h), and tiles that a linear layer takes at once.
+#: Outputs that stay in registers (MAX_SUMS in kernels/vectors.h), and tiles that a linear layer takes at once.
 _SUMS, _TILES_AT_ONCE = 16, 4
-#: Places of a row that lie outside the image for one kernel column, at most (MOST_MISSING in kernels/products.cpp).
+#: Places of a row that lie outside the image for one kernel column, at most (MAX_MISSING in kernels/sparse_products.cpp).
 _MOST_MISSING = 4
 #: Share of a product's entries and places that lie inside the image, from which windows gain nothing; and survivors
 #: that a row should find in one kernel column's list before the channels are taken in parts.

@@ -38,8 +38,8 @@ LTHFUNC_INLINE void pick(const float* from, unsigned mask, float* to) {
 
 // All weights of a layer, by an instruction's columns: spread out among the activations, or as they are.
 template <typename Row>
-LTHFUNC_INLINE const float* weights_of(const Row& i, const Memory& m) {
-  return i.spread < 0 ? m.values + i.values : reinterpret_cast<const float*>(m.activations + i.spread);
+LTHFUNC_INLINE const float* weights_of(const Row& op, const Workspace& m) {
+  return op.spread < 0 ? m.values + op.values : reinterpret_cast<const float*>(m.activations + op.spread);
 }
 
 // The survivors of a row of `words` vectors, side by side; added to what is there or not.

@@ -86,19 +86,19 @@ void load_row(const Number* from, i64 apart, i64 examples, i64 width, float gain
 
 }  // namespace
 
-void load_inputs(const load_inputs_row& i, Memory& m, Part part) {
-  const i64 plane = i.height * i.width, apart = i.channels * plane;
+void load_inputs(const load_inputs_row& op, Workspace& m, Part part) {
+  const i64 plane = op.height * op.width, apart = op.channels * plane;
   // Rows without a halo between them are one long row.
-  const bool whole = i.out_row == i.width;
-  const i64 rows = whole ? 1 : i.height, width = whole ? plane : i.width;
+  const bool whole = op.out_row == op.width;
+  const i64 rows = whole ? 1 : op.height, width = whole ? plane : op.width;
   for (i64 tile = part.tile; tile < part.tiles; ++tile) {
     const i64 examples = std::min<i64>(LANES, m.examples - tile * LANES);
-    for (i64 channel = 0; channel < i.channels; ++channel) {
-      const float gain = m.constants[i.constants + 2 * channel], shift = m.constants[i.constants + 2 * channel + 1];
+    for (i64 channel = 0; channel < op.channels; ++channel) {
+      const float gain = m.constants[op.constants + 2 * channel], shift = m.constants[op.constants + 2 * channel + 1];
       for (i64 y = 0; y < rows; ++y) {
-        vec* const out = m.activations + i.out + tile * i.out_tile + channel * i.out_channel + y * i.out_row;
+        vec* const out = m.activations + op.out + tile * op.out_tile + channel * op.out_channel + y * op.out_row;
         const i64 from = tile * LANES * apart + channel * plane + y * width;
-        if (i.kind == kind_uint8)
+        if (op.kind == kind_uint8)
           load_row(static_cast<const std::uint8_t*>(m.inputs) + from, apart, examples, width, gain, shift, out);
         else
           load_row(static_cast<const float*>(m.inputs) + from, apart, examples, width, gain, shift, out);
@@ -107,23 +107,23 @@ void load_inputs(const load_inputs_row& i, Memory& m, Part part) {
   }
 }
 
-void store_outputs(const store_outputs_row& i, Memory& m, Part part) {
+void store_outputs(const store_outputs_row& op, Workspace& m, Part part) {
   for (i64 tile = part.tile; tile < part.tiles; ++tile) {
     const i64 examples = std::min<i64>(LANES, m.examples - tile * LANES);
-    for (i64 feature = 0; feature < i.rows; ++feature) {
-      const vec value = m.activations[i.in + tile * i.in_tile + m.lists[i.addresses + feature]];
-      for (i64 lane = 0; lane < examples; ++lane) m.outputs[(tile * LANES + lane) * i.rows + feature] = value[lane];
+    for (i64 feature = 0; feature < op.rows; ++feature) {
+      const vec value = m.activations[op.in + tile * op.in_tile + m.lists[op.addresses + feature]];
+      for (i64 lane = 0; lane < examples; ++lane) m.outputs[(tile * LANES + lane) * op.rows + feature] = value[lane];
     }
   }
 }
 
-void load_gradients(const load_gradients_row& i, Memory& m, Part part) {
+void load_gradients(const load_gradients_row& op, Workspace& m, Part part) {
   for (i64 tile = part.tile; tile < part.tiles; ++tile) {
     const i64 examples = std::min<i64>(LANES, m.examples - tile * LANES);
-    for (i64 feature = 0; feature < i.rows; ++feature) {
+    for (i64 feature = 0; feature < op.rows; ++feature) {
       vec value{};
-      for (i64 lane = 0; lane < examples; ++lane) value[lane] = m.outputs[(tile * LANES + lane) * i.rows + feature];
-      m.activations[i.out + tile * i.out_tile + m.lists[i.addresses + feature]] = value;
+      for (i64 lane = 0; lane < examples; ++lane) value[lane] = m.outputs[(tile * LANES + lane) * op.rows + feature];
+      m.activations[op.out + tile * op.out_tile + m.lists[op.addresses + feature]] = value;
     }
   }
 }

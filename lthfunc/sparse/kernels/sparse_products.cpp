@@ -4,7 +4,7 @@
 // multiply-adds with memory operands. No lane depends on the mask, so no pattern of survivors is slower than another.
 #include <algorithm>
 
-#include "walks.h"
+#include "regions.h"
 
 namespace lthfunc {
 namespace {
@@ -17,7 +17,7 @@ LTHFUNC_INLINE void run_list(vec (&sum)[Sums], const vec* in, i64 step, const i3
   for (int s = 0; s < (Unit ? 1 : Sums); ++s) from[s] = in + s * step;
   for (i64 k = 0; k < count; ++k) {
     const i64 bytes = offset[k];
-    const vec weight = all(Indexed ? value[which[k]] : value[k]);
+    const vec weight = broadcast(Indexed ? value[which[k]] : value[k]);
     LTHFUNC_UNROLL
     for (int s = 0; s < Sums; ++s) sum[s] += weight * behind(from[Unit ? 0 : s], bytes + (Unit ? s * BYTES : 0));
   }
@@ -30,7 +30,7 @@ LTHFUNC_INLINE void run_window(vec (&sum)[Sums], const vec* in, const i32* offse
   if constexpr (Left + Right < Sums) {
     for (i64 k = 0; k < count; ++k) {
       const i64 bytes = offset[k];
-      const vec weight = all(value[which[k]]);
+      const vec weight = broadcast(value[which[k]]);
       LTHFUNC_UNROLL
       for (int s = Left; s < Sums - Right; ++s) sum[s] += weight * behind(in, bytes + s * BYTES);
     }
@@ -46,30 +46,30 @@ struct Some {
 
 // All rows of one stretch of outputs.
 template <int Sums, bool Unit, bool Indexed>
-void stretch(const products_row& i, const Memory& m, Walk walk, Some blocks, i64 from, i64 to) {
-  const i32* const starts = m.lists + i.starts;
-  const i32* const offsets = m.lists + i.offsets;
-  const i32* const which = m.lists + i.which;
-  const i32* const row_out = m.lists + i.row_out;
-  const float* const values = m.values + i.values;
+void stretch(const products_row& op, const Workspace& m, Region region, Some blocks, i64 from, i64 to) {
+  const i32* const starts = m.lists + op.starts;
+  const i32* const offsets = m.lists + op.offsets;
+  const i32* const which = m.lists + op.which;
+  const i32* const row_out = m.lists + op.row_out;
+  const float* const values = m.values + op.values;
   for (i64 row = from; row < to; ++row) {
-    const i64 begin = starts[row * i.blocks + blocks.from], end = starts[row * i.blocks + blocks.to];
+    const i64 begin = starts[row * op.blocks + blocks.from], end = starts[row * op.blocks + blocks.to];
     if (begin == end && !blocks.fresh && !blocks.finish) continue;
-    vec* const out = walk.out + row_out[row];
+    vec* const out = region.out + row_out[row];
     vec sum[Sums];
-    if (!blocks.fresh || i.accumulate) {
+    if (!blocks.fresh || op.accumulate) {
       LTHFUNC_UNROLL
-      for (int s = 0; s < Sums; ++s) sum[s] = out[s * walk.out_step];
+      for (int s = 0; s < Sums; ++s) sum[s] = out[s * region.out_step];
     } else {
-      const vec bias = all(i.bias < 0 ? 0.0f : m.values[i.bias + row]);
+      const vec bias = broadcast(op.bias < 0 ? 0.0f : m.values[op.bias + row]);
       LTHFUNC_UNROLL
       for (int s = 0; s < Sums; ++s) sum[s] = bias;
     }
-    run_list<Sums, Unit, Indexed>(sum, walk.in, walk.in_step, offsets + begin, which + begin,
+    run_list<Sums, Unit, Indexed>(sum, region.in, region.in_step, offsets + begin, which + begin,
                                   Indexed ? values : values + begin, end - begin);
-    if (blocks.finish) finish(sum, i, m, walk, row, row_out[row]);
+    if (blocks.finish) finish(sum, op, m, region, row, row_out[row]);
     LTHFUNC_UNROLL
-    for (int s = 0; s < Sums; ++s) out[s * walk.out_step] = sum[s];
+    for (int s = 0; s < Sums; ++s) out[s * region.out_step] = sum[s];
   }
 }
 
@@ -86,14 +86,14 @@ struct Window {
 };
 
 // What a kernel column may lack of a stretch at both its ends together (kernels of up to five columns lack no more).
-constexpr int MOST_MISSING = 4;
+constexpr int MAX_MISSING = 4;
 
-// One list for the sums inside its window. A window's number is left · (MOST_MISSING + 1) + right.
+// One list for the sums inside its window. A window's number is left · (MAX_MISSING + 1) + right.
 template <int Sums>
 LTHFUNC_INLINE void run_windowed(i64 window, vec (&sum)[Sums], const vec* in, const i32* offset, const i32* which,
                                  const float* value, i64 count) {
 #define LTHFUNC_WINDOW(left, right)                                    \
-  case left * (MOST_MISSING + 1) + right:                              \
+  case left * (MAX_MISSING + 1) + right:                              \
     return run_window<left, right>(sum, in, offset, which, value, count)
   switch (window) {
     LTHFUNC_WINDOW(0, 0);
@@ -118,52 +118,52 @@ LTHFUNC_INLINE void run_windowed(i64 window, vec (&sum)[Sums], const vec* in, co
 // All rows of one stretch, whose sums stay in registers while one kernel column after the other adds to those of them
 // that lie inside the image for it.
 template <int Sums>
-void windowed_stretch(const products_row& i, const Memory& m, Walk walk, Window window, i64 from, i64 to) {
-  const i32* const row_out = m.lists + i.row_out;
-  const float* const values = m.values + i.values;
-  const i64 in_part = i.kernel_x * i.kernel_y, parts = i.blocks / in_part;
-  const i32* const starts = m.lists + i.starts + window.part * in_part;
-  const bool fresh = window.part == 0 && !i.accumulate;
+void windowed_stretch(const products_row& op, const Workspace& m, Region region, Window window, i64 from, i64 to) {
+  const i32* const row_out = m.lists + op.row_out;
+  const float* const values = m.values + op.values;
+  const i64 in_part = op.kernel_x * op.kernel_y, parts = op.blocks / in_part;
+  const i32* const starts = m.lists + op.starts + window.part * in_part;
+  const bool fresh = window.part == 0 && !op.accumulate;
   for (i64 row = from; row < to; ++row) {
-    vec* const out = walk.out + row_out[row];
+    vec* const out = region.out + row_out[row];
     vec sum[Sums];
-    const vec bias = all(i.bias < 0 ? 0.0f : m.values[i.bias + row]);
+    const vec bias = broadcast(op.bias < 0 ? 0.0f : m.values[op.bias + row]);
     LTHFUNC_UNROLL
-    for (int s = 0; s < Sums; ++s) sum[s] = fresh ? bias : out[s * walk.out_step];
-    for (i64 column = 0; column < i.kernel_x; ++column) {
-      const i32* const at = starts + row * i.blocks + column * i.kernel_y;
+    for (int s = 0; s < Sums; ++s) sum[s] = fresh ? bias : out[s * region.out_step];
+    for (i64 column = 0; column < op.kernel_x; ++column) {
+      const i32* const at = starts + row * op.blocks + column * op.kernel_y;
       const i64 begin = at[window.from], count = at[window.to] - begin;
       if (count == 0) continue;
-      run_windowed(window.left(column) * (MOST_MISSING + 1) + window.right(column), sum, walk.in,
-                   m.lists + i.offsets + begin, m.lists + i.which + begin, values, count);
+      run_windowed(window.left(column) * (MAX_MISSING + 1) + window.right(column), sum, region.in,
+                   m.lists + op.offsets + begin, m.lists + op.which + begin, values, count);
     }
-    if (window.part == parts - 1) finish(sum, i, m, walk, row, row_out[row]);
+    if (window.part == parts - 1) finish(sum, op, m, region, row, row_out[row]);
     LTHFUNC_UNROLL
-    for (int s = 0; s < Sums; ++s) out[s * walk.out_step] = sum[s];
+    for (int s = 0; s < Sums; ++s) out[s * region.out_step] = sum[s];
   }
 }
 
 // 2 × 2 maxima of a stretch of outputs, which never leave the registers: two rows of 2 · Pairs sums.
 template <int Pairs, bool Unit>
-void pooled_stretch(const products_row& i, const Memory& m, Walk walk, Some, i64 from, i64 to) {
+void pooled_stretch(const products_row& op, const Workspace& m, Region region, Some, i64 from, i64 to) {
   constexpr int Sums = 2 * Pairs;
-  const i32* const starts = m.lists + i.starts;
-  const i32* const offsets = m.lists + i.offsets;
-  const i32* const row_out = m.lists + i.row_out;
+  const i32* const starts = m.lists + op.starts;
+  const i32* const offsets = m.lists + op.offsets;
+  const i32* const row_out = m.lists + op.row_out;
   for (i64 row = from; row < to; ++row) {
-    const vec bias = all(i.bias < 0 ? 0.0f : m.values[i.bias + row]);
+    const vec bias = broadcast(op.bias < 0 ? 0.0f : m.values[op.bias + row]);
     vec sum[2 * Sums];
     LTHFUNC_UNROLL
     for (int s = 0; s < 2 * Sums; ++s) sum[s] = bias;
-    const i64 begin = starts[row * i.blocks], count = starts[(row + 1) * i.blocks] - begin;
-    const float* const value = m.values + i.values + begin;
+    const i64 begin = starts[row * op.blocks], count = starts[(row + 1) * op.blocks] - begin;
+    const float* const value = m.values + op.values + begin;
     const vec* from_place[Unit ? 2 : 2 * Sums];
     LTHFUNC_UNROLL
     for (int s = 0; s < (Unit ? 2 : 2 * Sums); ++s)
-      from_place[s] = Unit ? walk.in + s * i.in_y : walk.in + s / Sums * i.in_y + s % Sums * walk.in_step;
+      from_place[s] = Unit ? region.in + s * op.in_y : region.in + s / Sums * op.in_y + s % Sums * region.in_step;
     for (i64 k = 0; k < count; ++k) {
       const i64 bytes = offsets[begin + k];
-      const vec weight = all(value[k]);
+      const vec weight = broadcast(value[k]);
       LTHFUNC_UNROLL
       for (int s = 0; s < 2 * Sums; ++s)
         sum[s] += weight * behind(from_place[Unit ? s / Sums : s], bytes + (Unit ? s % Sums * BYTES : 0));
@@ -171,12 +171,12 @@ void pooled_stretch(const products_row& i, const Memory& m, Walk walk, Some, i64
     LTHFUNC_UNROLL
     for (int p = 0; p < Pairs; ++p) {
       const vec four[4] = {sum[2 * p], sum[2 * p + 1], sum[Sums + 2 * p], sum[Sums + 2 * p + 1]};
-      write_maximum(four, i, m, walk, row, row_out[row] + p * walk.out_step);
+      write_maximum(four, op, m, region, row, row_out[row] + p * region.out_step);
     }
   }
 }
 
-using Stretch = void (*)(const products_row&, const Memory&, Walk, Some, i64, i64);
+using Stretch = void (*)(const products_row&, const Workspace&, Region, Some, i64, i64);
 
 template <int Sums>
 Stretch choose(bool unit, bool indexed) {
@@ -214,10 +214,10 @@ Stretch pooled_among(i64 pairs, bool unit) {
 }
 
 #ifdef __AVX512F__
-constexpr i64 MOST_PAIRS = 7;
+constexpr i64 MAX_PAIRS = 7;
 Stretch pooled_of(i64 pairs, bool unit) { return pooled_among<1, 2, 3, 4, 5, 6, 7>(pairs, unit); }
 #else
-constexpr i64 MOST_PAIRS = 1;
+constexpr i64 MAX_PAIRS = 1;
 Stretch pooled_of(i64 pairs, bool unit) { return pooled_among<1>(pairs, unit); }
 #endif
 
@@ -226,7 +226,7 @@ Stretch pooled_of(i64 pairs, bool unit) { return pooled_among<1>(pairs, unit); }
 namespace {
 
 // The kernel for a stretch's number of sums.
-template <int Sums = MOST_SUMS>
+template <int Sums = MAX_SUMS>
 auto windowed_of(i64 sums) {
   if constexpr (Sums > 1) {
     if (sums < Sums) return windowed_of<Sums - 1>(sums);
@@ -234,43 +234,43 @@ auto windowed_of(i64 sums) {
   return windowed_stretch<Sums>;
 }
 
-void whole(const products_row& i, const Memory& m, i64 tile, i64 y, i64 count, Part part) {
-  const bool unit = i.in_x == 1;
+void whole(const products_row& op, const Workspace& m, i64 tile, i64 y, i64 count, Part part) {
+  const bool unit = op.in_x == 1;
   // Linear layers: as many tiles at once as a block of inputs is cut for, so that it stays in the first cache.
-  const i64 most = i.pool ? MOST_PAIRS : i.across ? std::min<i64>(i.across, MOST_SUMS) : MOST_SUMS;
-  stretches(i, m, tile, y, count, most, [&](const Walk& walk, i64, i64 size) {
-    if (i.pool) return pooled_of(size, unit)(i, m, walk, {0, i.blocks, true, true}, part.row, part.rows);
-    const Stretch kernel = stretch_of(size, unit, i.which >= 0);
-    for (i64 block = 0; block < i.blocks; ++block)
-      kernel(i, m, walk, {block, block + 1, block == 0, block == i.blocks - 1}, part.row, part.rows);
+  const i64 most = op.pool ? MAX_PAIRS : op.across ? std::min<i64>(op.across, MAX_SUMS) : MAX_SUMS;
+  stretches(op, m, tile, y, count, most, [&](const Region& region, i64, i64 size) {
+    if (op.pool) return pooled_of(size, unit)(op, m, region, {0, op.blocks, true, true}, part.row, part.rows);
+    const Stretch kernel = stretch_of(size, unit, op.which >= 0);
+    for (i64 block = 0; block < op.blocks; ++block)
+      kernel(op, m, region, {block, block + 1, block == 0, block == op.blocks - 1}, part.row, part.rows);
   });
 }
 
 // Without the entries that would read outside the image. `limits`: the places (from, to) inside it for all kernel
 // columns, then those for all kernel rows.
-void windowed(const products_row& i, const Memory& m, i64 tile, i64 y, Part part) {
-  const i32* const columns = m.lists + i.limits;
-  const i32* const rows = columns + 2 * i.kernel_x;
-  i64 from = 0, to = i.kernel_y;
+void windowed(const products_row& op, const Workspace& m, i64 tile, i64 y, Part part) {
+  const i32* const columns = m.lists + op.limits;
+  const i32* const rows = columns + 2 * op.kernel_x;
+  i64 from = 0, to = op.kernel_y;
   while (from < to && !(rows[2 * from] <= y && y < rows[2 * from + 1])) ++from;
   while (to > from && !(rows[2 * to - 2] <= y && y < rows[2 * to - 1])) --to;
-  stretches(i, m, tile, y, i.nx, MOST_SUMS, [&](const Walk& walk, i64 x, i64 size) {
+  stretches(op, m, tile, y, op.nx, MAX_SUMS, [&](const Region& region, i64 x, i64 size) {
     const auto kernel = windowed_of(size);
-    for (i64 channels = 0; channels < i.blocks / (i.kernel_x * i.kernel_y); ++channels)
-      kernel(i, m, walk, {columns, x, size, channels, from, to}, part.row, part.rows);
+    for (i64 channels = 0; channels < op.blocks / (op.kernel_x * op.kernel_y); ++channels)
+      kernel(op, m, region, {columns, x, size, channels, from, to}, part.row, part.rows);
   });
 }
 
 }  // namespace
 
-void products(const products_row& i, Memory& m, Part part) {
-  if (i.across) return whole(i, m, 0, 0, m.tiles, part);
+void products(const products_row& op, Workspace& m, Part part) {
+  if (op.across) return whole(op, m, 0, 0, m.tiles, part);
   for (i64 tile = part.tile; tile < part.tiles; ++tile)
-    for (i64 y = 0; y < i.ny; ++y) {
-      if (i.limits < 0)
-        whole(i, m, tile, y, i.nx, part);
+    for (i64 y = 0; y < op.ny; ++y) {
+      if (op.limits < 0)
+        whole(op, m, tile, y, op.nx, part);
       else
-        windowed(i, m, tile, y, part);
+        windowed(op, m, tile, y, part);
     }
 }
 

@@ -6,8 +6,8 @@
 #include <type_traits>
 #include <vector>
 
-#include "bits.h"
-#include "walks.h"
+#include "bitmasks.h"
+#include "regions.h"
 
 namespace lthfunc {
 namespace {
@@ -37,16 +37,16 @@ LTHFUNC_INLINE void keep(Two<Half>& v) {
 
 // sum[row][place] += weight[row] · in[place], over all entries. from(s): the bytes of place s behind the first.
 template <int Rows, int Sums, typename From>
-LTHFUNC_INLINE void run(vec (&sum)[Rows][Sums], const dense_convolutions_row& i, const Memory& m, const vec* in,
+LTHFUNC_INLINE void run(vec (&sum)[Rows][Sums], const dense_convolutions_row& op, const Workspace& m, const vec* in,
                         i64 row, From from) {
-  const i32* const offsets = m.lists + i.offsets;
+  const i32* const offsets = m.lists + op.offsets;
   const float* value[Rows];
   LTHFUNC_UNROLL
-  for (int r = 0; r < Rows; ++r) value[r] = weights_of(i, m) + (row + r) * i.value_row;
+  for (int r = 0; r < Rows; ++r) value[r] = weights_of(op, m) + (row + r) * op.value_row;
   const vec* place[Sums];
   LTHFUNC_UNROLL
   for (int s = 0; s < Sums; ++s) place[s] = &behind(in, from(s));
-  for (i64 k = 0; k < i.entries; ++k) {
+  for (i64 k = 0; k < op.entries; ++k) {
     vec x[Sums];
     LTHFUNC_UNROLL
     for (int s = 0; s < Sums; ++s) {
@@ -55,7 +55,7 @@ LTHFUNC_INLINE void run(vec (&sum)[Rows][Sums], const dense_convolutions_row& i,
     }
     LTHFUNC_UNROLL
     for (int r = 0; r < Rows; ++r) {
-      const vec weight = all(value[r][k]);
+      const vec weight = broadcast(value[r][k]);
       LTHFUNC_UNROLL
       for (int s = 0; s < Sums; ++s) sum[r][s] += weight * x[s];
     }
@@ -63,10 +63,10 @@ LTHFUNC_INLINE void run(vec (&sum)[Rows][Sums], const dense_convolutions_row& i,
 }
 
 template <int Rows, int Sums>
-LTHFUNC_INLINE void begin(vec (&sum)[Rows][Sums], const dense_convolutions_row& i, const Memory& m, i64 row) {
+LTHFUNC_INLINE void begin(vec (&sum)[Rows][Sums], const dense_convolutions_row& op, const Workspace& m, i64 row) {
   LTHFUNC_UNROLL
   for (int r = 0; r < Rows; ++r) {
-    const vec bias = all(i.bias < 0 ? 0.0f : m.values[i.bias + row + r]);
+    const vec bias = broadcast(op.bias < 0 ? 0.0f : m.values[op.bias + row + r]);
     LTHFUNC_UNROLL
     for (int s = 0; s < Sums; ++s) sum[r][s] = bias;
   }
@@ -74,47 +74,47 @@ LTHFUNC_INLINE void begin(vec (&sum)[Rows][Sums], const dense_convolutions_row& 
 
 // Some rows of a stretch of outputs.
 template <int Rows, int Sums, bool Unit>
-void stretch(const dense_convolutions_row& i, const Memory& m, const Walk& walk, i64 row) {
-  const i32* const row_out = m.lists + i.row_out + row;
+void stretch(const dense_convolutions_row& op, const Workspace& m, const Region& region, i64 row) {
+  const i32* const row_out = m.lists + op.row_out + row;
   // What is read and written at the end lies far apart, so that no processor guesses it; asked for now, it has the time
   // of a whole list to come.
-  if (walk.gate || i.accumulate) {
+  if (region.gate || op.accumulate) {
     LTHFUNC_UNROLL
     for (int r = 0; r < Rows; ++r) {
       LTHFUNC_UNROLL
       for (int s = 0; s < Sums; ++s) {
-        __builtin_prefetch(walk.out + row_out[r] + s * walk.out_step, 1);
-        if (walk.gate) __builtin_prefetch(walk.gate + row_out[r] + s * walk.out_step);
+        __builtin_prefetch(region.out + row_out[r] + s * region.out_step, 1);
+        if (region.gate) __builtin_prefetch(region.gate + row_out[r] + s * region.out_step);
       }
     }
   }
   vec sum[Rows][Sums];
-  begin(sum, i, m, row);
-  run(sum, i, m, walk.in, row, [&](int s) { return s * (Unit ? 1 : walk.in_step) * BYTES; });
+  begin(sum, op, m, row);
+  run(sum, op, m, region.in, row, [&](int s) { return s * (Unit ? 1 : region.in_step) * BYTES; });
   LTHFUNC_UNROLL
   for (int r = 0; r < Rows; ++r) {
-    vec* const out = walk.out + row_out[r];
-    if (i.accumulate) {
+    vec* const out = region.out + row_out[r];
+    if (op.accumulate) {
       LTHFUNC_UNROLL
-      for (int s = 0; s < Sums; ++s) sum[r][s] += out[s * walk.out_step];
+      for (int s = 0; s < Sums; ++s) sum[r][s] += out[s * region.out_step];
     }
-    finish(sum[r], i, m, walk, row + r, row_out[r]);
+    finish(sum[r], op, m, region, row + r, row_out[r]);
     LTHFUNC_UNROLL
-    for (int s = 0; s < Sums; ++s) out[s * walk.out_step] = sum[r][s];
+    for (int s = 0; s < Sums; ++s) out[s * region.out_step] = sum[r][s];
   }
 }
 
 // The maximum of a 2 × 2 window, of some rows.
 template <int Rows>
-void pooled(const dense_convolutions_row& i, const Memory& m, const Walk& walk, i64 row) {
+void pooled(const dense_convolutions_row& op, const Workspace& m, const Region& region, i64 row) {
   vec sum[Rows][4];
-  begin(sum, i, m, row);
-  run(sum, i, m, walk.in, row, [&](int s) { return (s / 2 * i.in_y + s % 2 * walk.in_step) * BYTES; });
+  begin(sum, op, m, row);
+  run(sum, op, m, region.in, row, [&](int s) { return (s / 2 * op.in_y + s % 2 * region.in_step) * BYTES; });
   LTHFUNC_UNROLL
-  for (int r = 0; r < Rows; ++r) write_maximum(sum[r], i, m, walk, row + r, m.lists[i.row_out + row + r]);
+  for (int r = 0; r < Rows; ++r) write_maximum(sum[r], op, m, region, row + r, m.lists[op.row_out + row + r]);
 }
 
-using Kernel = void (*)(const dense_convolutions_row&, const Memory&, const Walk&, i64);
+using Kernel = void (*)(const dense_convolutions_row&, const Workspace&, const Region&, i64);
 
 template <int Rows, int Sums = PLACES>
 Kernel kernel_of(i64 size, bool unit) {
@@ -142,19 +142,19 @@ struct Into {
 
 // Rows · Entries gradients, summed over all places of some tiles.
 template <int Rows, int Entries>
-void entries(const dense_convolution_gradients_row& i, const Memory& m, Part part, i64 row, i64 k, Into into) {
+void entries(const dense_convolution_gradients_row& op, const Workspace& m, Part part, i64 row, i64 k, Into into) {
   vec sum[Rows][Entries] = {};
-  const i32* const offsets = m.lists + i.offsets + k;
-  const i32* const row_grad = m.lists + i.row_grad + row;
+  const i32* const offsets = m.lists + op.offsets + k;
+  const i32* const row_grad = m.lists + op.row_grad + row;
   // One loop over all places: rows of an image are too short for one of their own.
-  const i32* const places = m.lists + i.places;
+  const i32* const places = m.lists + op.places;
   for (i64 tile = part.tile; tile < part.tiles; ++tile) {
-    const vec* const in = m.activations + i.in + tile * i.in_tile;
-    const vec* const grad = m.activations + i.grad + tile * i.grad_tile;
+    const vec* const in = m.activations + op.in + tile * op.in_tile;
+    const vec* const grad = m.activations + op.grad + tile * op.grad_tile;
     const vec* row_of[Rows];
     LTHFUNC_UNROLL
     for (int r = 0; r < Rows; ++r) row_of[r] = grad + row_grad[r];
-    for (i64 p = 0; p < i.count; ++p) {
+    for (i64 p = 0; p < op.count; ++p) {
       const i64 there = places[2 * p + 1];
       const vec* const here = &behind(in, places[2 * p]);
       vec held[Rows];
@@ -189,7 +189,7 @@ void entries(const dense_convolution_gradients_row& i, const Memory& m, Part par
   }
 }
 
-using Entries = void (*)(const dense_convolution_gradients_row&, const Memory&, Part, i64, i64, Into);
+using Entries = void (*)(const dense_convolution_gradients_row&, const Workspace&, Part, i64, i64, Into);
 
 template <int Rows, int Most = PLACES>
 Entries entries_of(i64 count) {
@@ -200,70 +200,70 @@ Entries entries_of(i64 count) {
 }
 
 template <int Rows>
-void some_entries(const dense_convolution_gradients_row& i, const Memory& m, Part part, i64 row, i64 from, i64 to,
+void some_entries(const dense_convolution_gradients_row& op, const Workspace& m, Part part, i64 row, i64 from, i64 to,
                   Into into) {
   for (i64 k = from; k < to;) {
     // In few parts, of nearly even lengths.
     const i64 parts = (to - k + PLACES - 1) / PLACES, count = (to - k + parts - 1) / parts;
-    entries_of<Rows>(count)(i, m, part, row, k, into);
+    entries_of<Rows>(count)(op, m, part, row, k, into);
     k += count;
   }
 }
 
-void bias_gradient(const dense_convolution_gradients_row& i, Memory& m, Part part, i64 row, bool again) {
+void bias_gradient(const dense_convolution_gradients_row& op, Workspace& m, Part part, i64 row, bool again) {
   vec total[4] = {};
   for (i64 tile = part.tile; tile < part.tiles; ++tile) {
-    const vec* const from = m.activations + i.grad + tile * i.grad_tile + m.lists[i.row_grad + row];
-    for (i64 p = 0; p < i.count; ++p) total[p % 4] += behind(from, m.lists[i.places + 2 * p + 1]);
+    const vec* const from = m.activations + op.grad + tile * op.grad_tile + m.lists[op.row_grad + row];
+    for (i64 p = 0; p < op.count; ++p) total[p % 4] += behind(from, m.lists[op.places + 2 * p + 1]);
   }
-  float& gradient = m.gradients[i.bias + row];
+  float& gradient = m.gradients[op.bias + row];
   gradient = sum((total[0] + total[1]) + (total[2] + total[3])) + (again ? gradient : 0.0f);
 }
 
 }  // namespace
 
-void dense_convolutions(const dense_convolutions_row& i, Memory& m, Part part) {
-  const i64 most = i.pool ? 1 : PLACES;
+void dense_convolutions(const dense_convolutions_row& op, Workspace& m, Part part) {
+  const i64 most = op.pool ? 1 : PLACES;
   for (i64 tile = part.tile; tile < part.tiles; ++tile)
-    for (i64 y = 0; y < i.ny; ++y)
-      stretches(i, m, tile, y, i.nx, most, [&](const Walk& walk, i64, i64 size) {
+    for (i64 y = 0; y < op.ny; ++y)
+      stretches(op, m, tile, y, op.nx, most, [&](const Region& region, i64, i64 size) {
         groups(part.row, part.rows, [&](auto rows, i64 row) {
-          if (i.pool)
-            pooled<rows>(i, m, walk, row);
+          if (op.pool)
+            pooled<rows>(op, m, region, row);
           else
-            kernel_of<rows>(size, i.in_x == 1)(i, m, walk, row);
+            kernel_of<rows>(size, op.in_x == 1)(op, m, region, row);
         });
       });
 }
 
-void turn_weights(const turn_weights_row& i, Memory& m, Part part) {
-  const float* const weights = weights_of(i, m);
-  const i32* const from = m.lists + i.from;
-  float* const out = reinterpret_cast<float*>(m.activations + i.out);
+void transpose_weights(const transpose_weights_row& op, Workspace& m, Part part) {
+  const float* const weights = weights_of(op, m);
+  const i32* const from = m.lists + op.from;
+  float* const out = reinterpret_cast<float*>(m.activations + op.out);
   for (i64 row = part.row; row < part.rows; ++row)
-    for (i64 k = 0; k < i.entries; ++k) out[row * i.entries + k] = weights[from[k] + row * i.step];
+    for (i64 k = 0; k < op.entries; ++k) out[row * op.entries + k] = weights[from[k] + row * op.step];
 }
 
-void dense_convolution_gradients(const dense_convolution_gradients_row& i, Memory& m, Part part) {
-  const i32* const starts = m.lists + i.starts;
-  const bool full = starts[i.rows] == i.rows * i.entries, again = part.tile > 0 && !m.partials;
+void dense_convolution_gradients(const dense_convolution_gradients_row& op, Workspace& m, Part part) {
+  const i32* const starts = m.lists + op.starts;
+  const bool full = starts[op.rows] == op.rows * op.entries, again = part.tile > 0 && !m.partials;
   // Where pruned weights have no place, their gradients are computed beside the others and left.
   static thread_local std::vector<float> apart;
-  const i64 width = full ? i.entries : i.words * LANES;
+  const i64 width = full ? op.entries : op.words * LANES;
   if (!full) apart.resize(static_cast<std::size_t>((part.rows - part.row) * width));
-  float* const first = full ? m.gradients + i.gradients + part.row * width : apart.data();
-  const i64 channels = NEAR_BYTES / (i.channel_bytes * (part.tiles - part.tile));
-  const i64 some = std::max<i64>(PLACES, channels * i.channel_entries);
+  float* const first = full ? m.gradients + op.gradients + part.row * width : apart.data();
+  const i64 channels = NEAR_BYTES / (op.channel_bytes * (part.tiles - part.tile));
+  const i64 some = std::max<i64>(PLACES, channels * op.channel_entries);
   const auto into = [&](i64 row) { return Into{first + (row - part.row) * width, width, full && again}; };
-  for (i64 k = 0; k < i.entries; k += some)
+  for (i64 k = 0; k < op.entries; k += some)
     groups(part.row, part.rows, [&](auto rows, i64 row) {
-      some_entries<rows>(i, m, part, row, k, std::min(k + some, i.entries), into(row));
+      some_entries<rows>(op, m, part, row, k, std::min(k + some, op.entries), into(row));
     });
   for (i64 row = part.row; row < part.rows; ++row) {
     if (!full)
-      pick_row(into(row).rows, m.lists + i.bits + row * i.words, i.words, m.gradients + i.gradients + starts[row],
+      pick_row(into(row).rows, m.lists + op.bits + row * op.words, op.words, m.gradients + op.gradients + starts[row],
                again);
-    if (i.bias >= 0) bias_gradient(i, m, part, row, again);
+    if (op.bias >= 0) bias_gradient(op, m, part, row, again);
   }
 }
 

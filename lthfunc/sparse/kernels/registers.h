@@ -1,6 +1,6 @@
 // Sixteen numbers as the processor holds them: in one register (AVX-512), two (AVX) or four (SSE, NEON).
 //
-// Compilers have vector types of any length, but GCC keeps those that are longer than a register in memory, which makes
+// Compilers have vector types of any length, but GCC keeps those that are longer than a register in workspace, which makes
 // a kernel some ten times slower. Here a long vector is two shorter ones, down to a register's.
 #pragma once
 
@@ -23,20 +23,20 @@ using i32 = std::int32_t;
 
 #define LTHFUNC_FOUR(f, n) f(n), f(n + 1), f(n + 2), f(n + 3)
 #if defined(__AVX512F__)
-#define LTHFUNC_PART 16
+#define LTHFUNC_REGISTER 16
 #define LTHFUNC_EACH(f) LTHFUNC_FOUR(f, 0), LTHFUNC_FOUR(f, 4), LTHFUNC_FOUR(f, 8), LTHFUNC_FOUR(f, 12)
 #elif defined(__AVX__)
-#define LTHFUNC_PART 8
+#define LTHFUNC_REGISTER 8
 #define LTHFUNC_EACH(f) LTHFUNC_FOUR(f, 0), LTHFUNC_FOUR(f, 4)
 #else
-#define LTHFUNC_PART 4
+#define LTHFUNC_REGISTER 4
 #define LTHFUNC_EACH(f) LTHFUNC_FOUR(f, 0)
 #endif
 
 // One register's.
-typedef float floats __attribute__((vector_size(4 * LTHFUNC_PART)));
-typedef i32 ints __attribute__((vector_size(4 * LTHFUNC_PART)));
-typedef std::uint32_t words __attribute__((vector_size(4 * LTHFUNC_PART)));
+typedef float floats __attribute__((vector_size(4 * LTHFUNC_REGISTER)));
+typedef i32 ints __attribute__((vector_size(4 * LTHFUNC_REGISTER)));
+typedef std::uint32_t words __attribute__((vector_size(4 * LTHFUNC_REGISTER)));
 
 template <typename Half>
 struct Two {
@@ -111,7 +111,7 @@ LTHFUNC_INLINE Two<H> where(const Two<C>& chosen, const Two<H>& a, const Two<H>&
 // Whether a comparison holds in all lanes.
 LTHFUNC_INLINE bool all_of(ints holds) {
   i32 all = -1;
-  for (int i = 0; i < LTHFUNC_PART; ++i) all &= holds[i];
+  for (int i = 0; i < LTHFUNC_REGISTER; ++i) all &= holds[i];
   return all != 0;
 }
 template <typename H>
@@ -165,7 +165,7 @@ LTHFUNC_INLINE floats with_bits_of(ints v) {
 }
 LTHFUNC_INLINE floats root(floats x) {
   floats result;
-  for (int i = 0; i < LTHFUNC_PART; ++i) result[i] = __builtin_sqrtf(x[i]);
+  for (int i = 0; i < LTHFUNC_REGISTER; ++i) result[i] = __builtin_sqrtf(x[i]);
   return result;
 }
 
@@ -182,8 +182,8 @@ LTHFUNC_OF_BOTH(root)
 
 // As many bytes as numbers. In steps that double a number's width: in one, compilers convert number by number.
 LTHFUNC_INLINE void convert(const std::uint8_t* from, floats& to) {
-  typedef std::uint8_t bytes __attribute__((vector_size(LTHFUNC_PART)));
-  typedef std::uint16_t shorts __attribute__((vector_size(2 * LTHFUNC_PART)));
+  typedef std::uint8_t bytes __attribute__((vector_size(LTHFUNC_REGISTER)));
+  typedef std::uint16_t shorts __attribute__((vector_size(2 * LTHFUNC_REGISTER)));
   bytes b;
   std::memcpy(&b, from, sizeof b);
   to = converted(__builtin_convertvector(__builtin_convertvector(b, shorts), ints));
@@ -194,18 +194,18 @@ LTHFUNC_INLINE void convert(const std::uint8_t* from, Two<H>& to) {
   convert(from + lanes_of<H>, to.high);
 }
 
-// Part by part: what is copied as one piece into two halves stays in memory.
-LTHFUNC_INLINE void take(const float* from, floats& to) { std::memcpy(&to, from, sizeof to); }
-LTHFUNC_INLINE void give(const floats& from, float* to) { std::memcpy(to, &from, sizeof from); }
+// Part by part: what is copied as one piece into two halves stays in workspace.
+LTHFUNC_INLINE void load(const float* from, floats& to) { std::memcpy(&to, from, sizeof to); }
+LTHFUNC_INLINE void store(const floats& from, float* to) { std::memcpy(to, &from, sizeof from); }
 template <typename H>
-LTHFUNC_INLINE void take(const float* from, Two<H>& to) {
-  take(from, to.low);
-  take(from + lanes_of<H>, to.high);
+LTHFUNC_INLINE void load(const float* from, Two<H>& to) {
+  load(from, to.low);
+  load(from + lanes_of<H>, to.high);
 }
 template <typename H>
-LTHFUNC_INLINE void give(const Two<H>& from, float* to) {
-  give(from.low, to);
-  give(from.high, to + lanes_of<H>);
+LTHFUNC_INLINE void store(const Two<H>& from, float* to) {
+  store(from.low, to);
+  store(from.high, to + lanes_of<H>);
 }
 
 template <typename V, int Lanes = lanes_of<V>>

@@ -205,26 +205,26 @@ i64 next_count(i64 left) {
 }
 
 template <bool Unit>
-void convolution_gradients(const weight_gradients_row& i, Memory& m, Part part) {
-  const i64 held = held_for(i.nx);
+void convolution_gradients(const weight_gradients_row& op, Workspace& m, Part part) {
+  const i64 held = held_for(op.nx);
   const Counts<Unit, false> plain(held);
   const Counts<Unit, true> with_bias(held);
-  const i32* const starts = m.lists + i.starts;
-  const i32* const offsets = m.lists + i.offsets;
-  const i32* const row_grad = m.lists + i.row_grad;
-  float* const gradients = m.gradients + i.gradients;
+  const i32* const starts = m.lists + op.starts;
+  const i32* const offsets = m.lists + op.offsets;
+  const i32* const row_grad = m.lists + op.row_grad;
+  float* const gradients = m.gradients + op.gradients;
   for (i64 row = part.row; row < part.rows; ++row) {
-    i64 k = starts[row * i.blocks];
-    const i64 stop = starts[(row + 1) * i.blocks];
-    bool bias = i.bias >= 0;
+    i64 k = starts[row * op.blocks];
+    const i64 stop = starts[(row + 1) * op.blocks];
+    bool bias = op.bias >= 0;
     while (k < stop || bias) {
       const i64 count = next_count(stop - k);
       const Survivors kernel = bias ? with_bias.of[count] : plain.of[count];
       for (i64 tile = part.tile; tile < part.tiles; ++tile) {
-        const Sides sides{m.activations + i.in + tile * i.in_tile,
-                          m.activations + i.grad + tile * i.grad_tile + row_grad[row], i.in_x, i.grad_x};
-        kernel(sides, i.ny, i.in_y, i.grad_y, i.nx, offsets + k, gradients + k,
-               bias ? m.gradients + i.bias + row : nullptr, tile > 0 && !m.partials);
+        const Sides sides{m.activations + op.in + tile * op.in_tile,
+                          m.activations + op.grad + tile * op.grad_tile + row_grad[row], op.in_x, op.grad_x};
+        kernel(sides, op.ny, op.in_y, op.grad_y, op.nx, offsets + k, gradients + k,
+               bias ? m.gradients + op.bias + row : nullptr, tile > 0 && !m.partials);
       }
       k += count;
       bias = false;
@@ -234,22 +234,22 @@ void convolution_gradients(const weight_gradients_row& i, Memory& m, Part part) 
 
 }  // namespace
 
-void weight_gradients(const weight_gradients_row& i, Memory& m, Part part) {
-  if (!i.across) {
-    if (i.in_x == 1 && i.grad_x == 1) return convolution_gradients<true>(i, m, part);
-    return convolution_gradients<false>(i, m, part);
+void weight_gradients(const weight_gradients_row& op, Workspace& m, Part part) {
+  if (!op.across) {
+    if (op.in_x == 1 && op.grad_x == 1) return convolution_gradients<true>(op, m, part);
+    return convolution_gradients<false>(op, m, part);
   }
   const Across kernel = across_of(m.tiles);
-  const i32* const starts = m.lists + i.starts;
-  const i32* const row_grad = m.lists + i.row_grad;
+  const i32* const starts = m.lists + op.starts;
+  const i32* const row_grad = m.lists + op.row_grad;
   for (i64 row = part.row; row < part.rows; ++row) {
-    const i64 k = starts[row * i.blocks], count = starts[(row + 1) * i.blocks] - k;
-    const Sides sides{m.activations + i.in, m.activations + i.grad + row_grad[row], i.in_tile, i.grad_tile};
-    kernel(sides, m.tiles, m.lists + i.offsets + k, count, m.gradients + i.gradients + k);
-    if (i.bias >= 0) {
+    const i64 k = starts[row * op.blocks], count = starts[(row + 1) * op.blocks] - k;
+    const Sides sides{m.activations + op.in, m.activations + op.grad + row_grad[row], op.in_tile, op.grad_tile};
+    kernel(sides, m.tiles, m.lists + op.offsets + k, count, m.gradients + op.gradients + k);
+    if (op.bias >= 0) {
       vec total[1] = {};
-      for (i64 tile = 0; tile < m.tiles; ++tile) total[0] += sides.grad[tile * i.grad_tile];
-      write(total, m.gradients + i.bias + row, 1, false);
+      for (i64 tile = 0; tile < m.tiles; ++tile) total[0] += sides.grad[tile * op.grad_tile];
+      write(total, m.gradients + op.bias + row, 1, false);
     }
   }
 }

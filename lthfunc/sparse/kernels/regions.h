@@ -1,0 +1,88 @@
+// How products of a layer region over their outputs, and what becomes of sums before they are written.
+#pragma once
+
+#include "machine.h"
+
+namespace lthfunc {
+
+struct Region {
+  const vec* in;
+  vec* out;
+  const vec* gate;
+  const vec* added;  // what is added to the outputs, of the first channel; nullptr for nothing
+  ivec* codes;
+  i64 in_step, out_step;
+};
+
+// What becomes of a row's sums before they are written.
+template <int Sums, typename Row>
+LTHFUNC_INLINE void finish(vec (&sum)[Sums], const Row& op, const Workspace& m, const Region& region, i64 row, i64 row_out) {
+  if (op.saved >= 0) {
+    const float* const saved = m.constants + op.saved + row * SAVED;
+    LTHFUNC_UNROLL
+    for (int s = 0; s < Sums; ++s) sum[s] = sum[s] * saved[factor_of] + saved[summand_of];
+  }
+  if (region.added) {
+    const vec* const added = region.added + row * op.b_channel;
+    LTHFUNC_UNROLL
+    for (int s = 0; s < Sums; ++s) sum[s] += added[s];
+  }
+  if (op.relu) {
+    LTHFUNC_UNROLL
+    for (int s = 0; s < Sums; ++s) sum[s] = rectified(sum[s]);
+  }
+  if (region.gate) {
+    const vec* const gate = region.gate + row_out;
+    LTHFUNC_UNROLL
+    for (int s = 0; s < Sums; ++s) sum[s] = passing(sum[s], gate[s * region.out_step]);
+  }
+}
+
+// The maximum of a 2 × 2 window of sums (row after row), or what is no number among them. `codes`, where wanted, tell the
+// gradient which of the four was the first maximum (the last that is no number), or 4 where ReLU cut it off.
+template <typename Row>
+LTHFUNC_INLINE void write_maximum(const vec (&window)[4], const Row& op, const Workspace& m, const Region& region, i64 row, i64 out) {
+  vec four[4] = {window[0], window[1], window[2], window[3]};
+  if (op.saved >= 0) {
+    const float* const saved = m.constants + op.saved + row * SAVED;
+    LTHFUNC_UNROLL
+    for (int s = 0; s < 4; ++s) four[s] = four[s] * saved[factor_of] + saved[summand_of];
+  }
+  vec most = max(max(four[0], four[1]), max(four[2], four[3]));
+  const ivec fine = numbers(four[0], four[1]) & numbers(four[2], four[3]);
+  most = where(fine, most, broadcast(__builtin_nanf("")));
+  region.out[out] = op.relu ? rectified(most) : most;
+  if (region.codes) {
+    ivec code = where(four[2] == most, broadcast_int(2), broadcast_int(3));
+    code = where(four[0] == most, broadcast_int(0), where(four[1] == most, broadcast_int(1), code));
+    if (!all_of(fine)) {
+      ivec nan_at{};
+      for (int s = 1; s < 4; ++s) nan_at = where(four[s] == four[s], nan_at, broadcast_int(s));
+      code = where(fine, code, nan_at);
+    }
+    if (op.relu) code = where(most <= vec{}, broadcast_int(4), code);
+    region.codes[out] = code;
+  }
+}
+
+// So many places in a row, in stretches of nearly even lengths, each of at most so many: each(region, first place, size).
+template <typename Row, typename Each>
+void stretches(const Row& op, const Workspace& m, i64 tile, i64 y, i64 count, i64 most, Each each) {
+  const i64 pieces = (count + most - 1) / most;
+  const i64 side = op.pool ? 2 : 1;  // outputs of the layer along each side of what is written
+  for (i64 piece = 0, x = 0; piece < pieces; ++piece) {
+    const i64 size = count / pieces + (piece < count % pieces);
+    const i64 out = op.out_tile * tile + op.out_y * y + op.out_x * x;
+    each(Region{m.activations + op.in + op.in_tile * tile + side * (op.in_y * y + op.in_x * x),
+              m.activations + op.out + out,
+              op.gate < 0 ? nullptr : m.activations + op.gate + out,
+              op.b < 0 ? nullptr : m.activations + op.b + op.b_tile * tile + op.b_row * y + x,
+              op.codes < 0 ? nullptr : reinterpret_cast<ivec*>(m.activations + op.codes + out),
+              op.in_x,
+              op.out_x},
+         x, size);
+    x += size;
+  }
+}
+
+}  // namespace lthfunc
