@@ -16,9 +16,7 @@ LTHFUNC_INLINE bytes mix(bytes a, bytes b) {
   return __builtin_shuffle(a, b, bytes{Index...});
 #endif
 }
-LTHFUNC_INLINE bytes low(bytes a, bytes b) {
-  return mix<0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23>(a, b);
-}
+LTHFUNC_INLINE bytes low(bytes a, bytes b) { return mix<0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23>(a, b); }
 LTHFUNC_INLINE bytes high(bytes a, bytes b) {
   return mix<8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31>(a, b);
 }
@@ -60,8 +58,7 @@ LTHFUNC_INLINE void load_block(const float* from, i64 apart, i64 examples, float
   static const float nothing[16] = {};
   vec block[16];
   LTHFUNC_UNROLL
-  for (int lane = 0; lane < LANES; ++lane)
-    block[lane] = load(lane < examples ? from + lane * apart : nothing);
+  for (int lane = 0; lane < LANES; ++lane) block[lane] = load(lane < examples ? from + lane * apart : nothing);
   transpose(block);
   const ivec there = first_lanes(examples);
   LTHFUNC_UNROLL

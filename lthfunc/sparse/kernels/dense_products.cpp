@@ -141,8 +141,7 @@ void by_example(const by_example_row& op, Workspace& m, Part part) {
         block[f] = feature < op.features ? in[addresses[feature]] : vec{};
       }
       transpose(block);
-      for (i64 lane = 0; lane < LANES; ++lane)
-        store(out + (tile * LANES + lane) * op.width + strip * 16, block[lane]);
+      for (i64 lane = 0; lane < LANES; ++lane) store(out + (tile * LANES + lane) * op.width + strip * 16, block[lane]);
     }
   }
 }

@@ -4,7 +4,6 @@
 // a cache when the next reads it; threads share the tiles. The others are split by rows. Sums over tiles are added up
 // in one order, so results don't depend on the number of threads.
 #include "machine.h"
-#include "single.h"
 
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
@@ -12,6 +11,8 @@
 
 #include <cmath>
 #include <vector>
+
+#include "single.h"
 
 namespace lthfunc {
 namespace {
@@ -28,8 +29,10 @@ enum Split : i64 {
 };
 
 constexpr Kernel kernels[] = {
-#define INSTRUCTION(name, ...) \
-  [](const i64* row, Workspace& workspace, Part part) { name(*reinterpret_cast<const name##_row*>(row), workspace, part); },
+#define INSTRUCTION(name, ...)                                        \
+  [](const i64* row, Workspace& workspace, Part part) {               \
+    name(*reinterpret_cast<const name##_row*>(row), workspace, part); \
+  },
 #include "instructions.def"
 #undef INSTRUCTION
 };
@@ -47,7 +50,8 @@ void execute(const i64* row, Workspace& workspace, Part part) { kernels[head(row
 
 void run_rows(const i64* row, Workspace& workspace, bool threads) {
   const i64 rows = head(row).rows;
-  if (!threads || head(row).split == whole || head(row).work < WORTH_A_THREAD) return execute(row, workspace, {0, workspace.tiles, 0, rows});
+  if (!threads || head(row).split == whole || head(row).work < WORTH_A_THREAD)
+    return execute(row, workspace, {0, workspace.tiles, 0, rows});
   at::parallel_for(0, rows, 1, [&](i64 from, i64 to) { execute(row, workspace, {0, workspace.tiles, from, to}); });
 }
 
@@ -134,9 +138,10 @@ const char* slot(const Tensor& slots, i64 number) {
 }
 
 void run(const Tensor& program, i64 begin, i64 end, const Tensor& lists, const Tensor& activations,
-         const Tensor& values, const Tensor& gradients, const Tensor& partials, const Tensor& constants, const Tensor& first,
-         const Tensor& second, const Tensor& clock, const Tensor& totals, const Tensor& schedule, const Tensor& inputs,
-         const Tensor& targets, const Tensor& outputs, i64 examples, i64 steps, i64 step, i64 seed) {
+         const Tensor& values, const Tensor& gradients, const Tensor& partials, const Tensor& constants,
+         const Tensor& first, const Tensor& second, const Tensor& clock, const Tensor& totals, const Tensor& schedule,
+         const Tensor& inputs, const Tensor& targets, const Tensor& outputs, i64 examples, i64 steps, i64 step,
+         i64 seed) {
   TORCH_CHECK(reinterpret_cast<std::uintptr_t>(activations.data_ptr()) % sizeof(vec) == 0, "lthfunc: unaligned");
   TORCH_CHECK(begin >= 0 && end <= program.size(0), "lthfunc: no such instructions");
   TORCH_CHECK(!reads_targets(program, begin, end) || targets.scalar_type() == at::kLong,
@@ -145,11 +150,28 @@ void run(const Tensor& program, i64 begin, i64 end, const Tensor& lists, const T
   const i64 *const rows = data<i64>(program), width = program.size(1);
   const float* const rates = data<float>(schedule);
   double* const powers = data<double>(clock);
-  TORCH_CHECK(steps == 1 || (inputs[0].is_contiguous() && targets[0].is_contiguous()), "lthfunc: batches must be contiguous");
-  Workspace workspace{reinterpret_cast<vec*>(data<float>(activations)), data<i32>(lists), data<float>(values),
-                data<float>(gradients), data<float>(partials), values.numel(), data<float>(constants), data<float>(first), data<float>(second), powers,
-                data<double>(totals), nullptr, nullptr, data<float>(outputs), 0.0f, {1.0f, 1.0f}, examples, tiles,
-                static_cast<std::uint32_t>(seed), 0};
+  TORCH_CHECK(steps == 1 || (inputs[0].is_contiguous() && targets[0].is_contiguous()),
+              "lthfunc: batches must be contiguous");
+  Workspace workspace{reinterpret_cast<vec*>(data<float>(activations)),
+                      data<i32>(lists),
+                      data<float>(values),
+                      data<float>(gradients),
+                      data<float>(partials),
+                      values.numel(),
+                      data<float>(constants),
+                      data<float>(first),
+                      data<float>(second),
+                      powers,
+                      data<double>(totals),
+                      nullptr,
+                      nullptr,
+                      data<float>(outputs),
+                      0.0f,
+                      {1.0f, 1.0f},
+                      examples,
+                      tiles,
+                      static_cast<std::uint32_t>(seed),
+                      0};
   for (i64 k = 0; k < steps; ++k) {
     // Slot k of the inputs holds the batch of the k-th step.
     workspace.inputs = slot(inputs, k);
@@ -175,9 +197,26 @@ Tensor infer(const Tensor& program, const Tensor& lists, const Tensor& activatio
   TORCH_CHECK(inputs.is_contiguous(), "lthfunc: batches must be contiguous");
   const i64 examples = inputs.size(0), tiles = (examples + LANES - 1) / LANES;
   Tensor outputs = at::empty({examples, features}, at::kFloat);
-  Workspace workspace{reinterpret_cast<vec*>(data<float>(activations)), data<i32>(lists), data<float>(values), nullptr,
-                nullptr, values.numel(), data<float>(constants), nullptr, nullptr, nullptr, nullptr, inputs.data_ptr(),
-                nullptr, data<float>(outputs), 0.0f, {1.0f, 1.0f}, examples, tiles, 0, 0};
+  Workspace workspace{reinterpret_cast<vec*>(data<float>(activations)),
+                      data<i32>(lists),
+                      data<float>(values),
+                      nullptr,
+                      nullptr,
+                      values.numel(),
+                      data<float>(constants),
+                      nullptr,
+                      nullptr,
+                      nullptr,
+                      nullptr,
+                      inputs.data_ptr(),
+                      nullptr,
+                      data<float>(outputs),
+                      0.0f,
+                      {1.0f, 1.0f},
+                      examples,
+                      tiles,
+                      0,
+                      0};
   if (single && examples == 1)
     run_single(data<i64>(program), program.size(1), program.size(0), workspace);
   else
@@ -203,7 +242,7 @@ TORCH_LIBRARY(lthfunc, library) {
   library.def("runs_single(Tensor program) -> bool");
 }
 
-TORCH_LIBRARY_IMPL(lthfunc, CPU, library) { 
+TORCH_LIBRARY_IMPL(lthfunc, CPU, library) {
   library.impl("run", lthfunc::run);
   library.impl("infer", lthfunc::infer);
   library.impl("runs_single", lthfunc::runs_single);

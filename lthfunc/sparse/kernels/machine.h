@@ -5,10 +5,10 @@
 
 namespace lthfunc {
 
-#define INSTRUCTION(name, ...) \
-  struct name##_row {          \
+#define INSTRUCTION(name, ...)     \
+  struct name##_row {              \
     i64 opcode, split, rows, work; \
-    i64 __VA_ARGS__;           \
+    i64 __VA_ARGS__;               \
   };
 #include "instructions.def"
 #undef INSTRUCTION
@@ -38,8 +38,8 @@ struct Workspace {
   float* constants;  // numbers of the instructions, running statistics, what normalisation saves
   float* first;      // an optimiser's moments, one for each value
   float* second;
-  double* clock;     // powers of Adam's betas
-  double* totals;    // loss, hits
+  double* clock;   // powers of Adam's betas
+  double* totals;  // loss, hits
   const void* inputs;
   const i64* targets;
   float* outputs;
@@ -59,12 +59,12 @@ struct Part {
   (m.activations + op.name + tile * op.name##_tile + channel * op.name##_channel + y * op.name##_row)
 
 // What decides about a row of a gradient, at the same place of another memory of its layout; nullptr for nothing.
-inline const vec* gate_of(i64 gate, i64 gradient, const vec* row) { return gate < 0 ? nullptr : row + (gate - gradient); }
+inline const vec* gate_of(i64 gate, i64 gradient, const vec* row) {
+  return gate < 0 ? nullptr : row + (gate - gradient);
+}
 
 // A gradient where its value is above zero, if there is a gate.
-LTHFUNC_INLINE vec gated(vec gradient, const vec* gate, i64 x) {
-  return !gate ? gradient : passing(gradient, gate[x]);
-}
+LTHFUNC_INLINE vec gated(vec gradient, const vec* gate, i64 x) { return !gate ? gradient : passing(gradient, gate[x]); }
 
 // A pointwise function by its number.
 vec value_of(i64 kind, vec x, float number);

@@ -24,7 +24,8 @@ void batch_statistics(const batch_statistics_row& op, Workspace& m, Part part) {
     double mean = static_cast<double>(running_mean), variance = static_cast<double>(running_variance);
     if (op.training) {
       // Shifted by a value of its own, so that squares don't cancel where the mean is large.
-      const float first = m.activations[op.in + channel * op.in_channel][0], shift = std::isfinite(first) ? first : 0.0f;
+      const float first = m.activations[op.in + channel * op.in_channel][0],
+                  shift = std::isfinite(first) ? first : 0.0f;
       double sum = 0, squares = 0;
       for (i64 tile = 0; tile < m.tiles; ++tile) {
         const ivec there = first_lanes(m.examples - tile * LANES);
@@ -48,7 +49,8 @@ void batch_statistics(const batch_statistics_row& op, Workspace& m, Part part) {
       const double momentum = static_cast<double>(m.constants[op.momentum]);
       const double unbiased = count > 1 ? variance * count / (count - 1) : variance;
       running_mean = static_cast<float>(static_cast<double>(running_mean) * (1 - momentum) + mean * momentum);
-      running_variance = static_cast<float>(static_cast<double>(running_variance) * (1 - momentum) + unbiased * momentum);
+      running_variance =
+          static_cast<float>(static_cast<double>(running_variance) * (1 - momentum) + unbiased * momentum);
     }
     const double deviation = 1.0 / std::sqrt(variance + static_cast<double>(m.constants[op.epsilon]));
     const double weight = op.weight < 0 ? 1.0 : static_cast<double>(m.values[op.weight + channel]);

@@ -127,12 +127,12 @@ TORCH_LIBRARY_FRAGMENT(lthfunc, library) {
 }
 
 TORCH_LIBRARY_IMPL(lthfunc, CPU, library) {
-  library.impl("products", [](const at::Tensor& input, const at::Tensor& values, const std::optional<at::Tensor>& bias,
-                              const at::Tensor& starts, const at::Tensor& offsets,
-                              const std::optional<at::Tensor>& which, int64_t channels, int64_t height, int64_t width,
-                              int64_t stride_y, int64_t stride_x) {
-    return lthfunc::products_of(input, values, bias, starts, offsets, which, channels, height, width, stride_y,
-                                stride_x);
-  });
+  library.impl("products",
+               [](const at::Tensor& input, const at::Tensor& values, const std::optional<at::Tensor>& bias,
+                  const at::Tensor& starts, const at::Tensor& offsets, const std::optional<at::Tensor>& which,
+                  int64_t channels, int64_t height, int64_t width, int64_t stride_y, int64_t stride_x) {
+                 return lthfunc::products_of(input, values, bias, starts, offsets, which, channels, height, width,
+                                             stride_y, stride_x);
+               });
   library.impl("weight_gradients", lthfunc::weight_gradients_of);
 }

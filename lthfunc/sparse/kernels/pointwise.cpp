@@ -6,7 +6,20 @@
 namespace lthfunc {
 namespace {
 
-enum Pointwise : i64 { relu, leaky_relu, relu6, sigmoid, tanh_, silu, gelu, hardtanh, hardsigmoid, hardswish, elu, scale };
+enum Pointwise : i64 {
+  relu,
+  leaky_relu,
+  relu6,
+  sigmoid,
+  tanh_,
+  silu,
+  gelu,
+  hardtanh,
+  hardsigmoid,
+  hardswish,
+  elu,
+  scale
+};
 
 LTHFUNC_INLINE vec logistic(vec x) { return 1.0f / (1.0f + exponential(-x)); }
 LTHFUNC_INLINE vec tangent(vec x) { return 2.0f * logistic(2.0f * x) - 1.0f; }
@@ -50,7 +63,8 @@ vec gradient_of(i64 kind, vec grad, vec x, float number) {
     }
     case hardtanh: return inside(grad, x, -1.0f, 1.0f);
     case hardsigmoid: return where((x > broadcast(-3.0f)) & (x < broadcast(3.0f)), grad * (1.0f / 6), vec{});
-    case hardswish: return where(x <= broadcast(-3.0f), vec{}, where(x >= broadcast(3.0f), grad, grad * (x * (1.0f / 3) + 0.5f)));
+    case hardswish:
+      return where(x <= broadcast(-3.0f), vec{}, where(x >= broadcast(3.0f), grad, grad * (x * (1.0f / 3) + 0.5f)));
     case elu: return grad * where(x <= vec{}, exponential(x) * number, broadcast(1.0f));
     default: return grad * number;
   }

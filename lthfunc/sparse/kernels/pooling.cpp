@@ -156,7 +156,8 @@ void average_pool(const average_pool_row& op, Workspace& m, Part part) {
         for (i64 x = 0; x < op.out_width; ++x) {
           vec total{};
           for (i64 row = down[2 * y]; row < down[2 * y + 1]; ++row)
-            for (i64 column = across[2 * x]; column < across[2 * x + 1]; ++column) total += in[row * op.in_row + column];
+            for (i64 column = across[2 * x]; column < across[2 * x + 1]; ++column)
+              total += in[row * op.in_row + column];
           const i64 size = (down[2 * y + 1] - down[2 * y]) * (across[2 * x + 1] - across[2 * x]);
           out[y * op.out_row + x] = total * (1.0f / static_cast<float>(op.divisor ? op.divisor : size));
         }

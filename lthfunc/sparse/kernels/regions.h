@@ -16,7 +16,8 @@ struct Region {
 
 // What becomes of a row's sums before they are written.
 template <int Sums, typename Row>
-LTHFUNC_INLINE void finish(vec (&sum)[Sums], const Row& op, const Workspace& m, const Region& region, i64 row, i64 row_out) {
+LTHFUNC_INLINE void finish(vec (&sum)[Sums], const Row& op, const Workspace& m, const Region& region, i64 row,
+                           i64 row_out) {
   if (op.saved >= 0) {
     const float* const saved = m.constants + op.saved + row * SAVED;
     LTHFUNC_UNROLL
@@ -38,10 +39,11 @@ LTHFUNC_INLINE void finish(vec (&sum)[Sums], const Row& op, const Workspace& m, 
   }
 }
 
-// The maximum of a 2 × 2 window of sums (row after row), or what is no number among them. `codes`, where wanted, tell the
-// gradient which of the four was the first maximum (the last that is no number), or 4 where ReLU cut it off.
+// The maximum of a 2 × 2 window of sums (row after row), or what is no number among them. `codes`, where wanted, tell
+// the gradient which of the four was the first maximum (the last that is no number), or 4 where ReLU cut it off.
 template <typename Row>
-LTHFUNC_INLINE void write_maximum(const vec (&window)[4], const Row& op, const Workspace& m, const Region& region, i64 row, i64 out) {
+LTHFUNC_INLINE void write_maximum(const vec (&window)[4], const Row& op, const Workspace& m, const Region& region,
+                                  i64 row, i64 out) {
   vec four[4] = {window[0], window[1], window[2], window[3]};
   if (op.saved >= 0) {
     const float* const saved = m.constants + op.saved + row * SAVED;
@@ -65,7 +67,8 @@ LTHFUNC_INLINE void write_maximum(const vec (&window)[4], const Row& op, const W
   }
 }
 
-// So many places in a row, in stretches of nearly even lengths, each of at most so many: each(region, first place, size).
+// So many places in a row, in stretches of nearly even lengths, each of at most so many: each(region, first place,
+// size).
 template <typename Row, typename Each>
 void stretches(const Row& op, const Workspace& m, i64 tile, i64 y, i64 count, i64 most, Each each) {
   const i64 pieces = (count + most - 1) / most;
@@ -74,12 +77,9 @@ void stretches(const Row& op, const Workspace& m, i64 tile, i64 y, i64 count, i6
     const i64 size = count / pieces + (piece < count % pieces);
     const i64 out = op.out_tile * tile + op.out_y * y + op.out_x * x;
     each(Region{m.activations + op.in + op.in_tile * tile + side * (op.in_y * y + op.in_x * x),
-              m.activations + op.out + out,
-              op.gate < 0 ? nullptr : m.activations + op.gate + out,
-              op.b < 0 ? nullptr : m.activations + op.b + op.b_tile * tile + op.b_row * y + x,
-              op.codes < 0 ? nullptr : reinterpret_cast<ivec*>(m.activations + op.codes + out),
-              op.in_x,
-              op.out_x},
+                m.activations + op.out + out, op.gate < 0 ? nullptr : m.activations + op.gate + out,
+                op.b < 0 ? nullptr : m.activations + op.b + op.b_tile * tile + op.b_row * y + x,
+                op.codes < 0 ? nullptr : reinterpret_cast<ivec*>(m.activations + op.codes + out), op.in_x, op.out_x},
          x, size);
     x += size;
   }

@@ -1,7 +1,7 @@
 // Sixteen numbers as the processor holds them: in one register (AVX-512), two (AVX) or four (SSE, NEON).
 //
-// Compilers have vector types of any length, but GCC keeps those that are longer than a register in workspace, which makes
-// a kernel some ten times slower. Here a long vector is two shorter ones, down to a register's.
+// Compilers have vector types of any length, but GCC keeps those that are longer than a register in workspace, which
+// makes a kernel some ten times slower. Here a long vector is two shorter ones, down to a register's.
 #pragma once
 
 #include <cstdint>
@@ -55,18 +55,18 @@ LTHFUNC_INLINE Two<Half> two(Half low, Half high) {
 template <typename S>
 using OnlyNumbers = std::enable_if_t<std::is_arithmetic_v<S>>;
 
-#define LTHFUNC_OPERATOR(op)                                                    \
-  template <typename H>                                                         \
-  LTHFUNC_INLINE auto operator op(const Two<H>& a, const Two<H>& b) {           \
-    return two(a.low op b.low, a.high op b.high);                               \
-  }                                                                             \
-  template <typename H, typename S, typename = OnlyNumbers<S>>                  \
-  LTHFUNC_INLINE auto operator op(const Two<H>& a, S b) {                       \
-    return two(a.low op b, a.high op b);                                        \
-  }                                                                             \
-  template <typename H, typename S, typename = OnlyNumbers<S>>                  \
-  LTHFUNC_INLINE auto operator op(S a, const Two<H>& b) {                       \
-    return two(a op b.low, a op b.high);                                        \
+#define LTHFUNC_OPERATOR(op)                                          \
+  template <typename H>                                               \
+  LTHFUNC_INLINE auto operator op(const Two<H>& a, const Two<H>& b) { \
+    return two(a.low op b.low, a.high op b.high);                     \
+  }                                                                   \
+  template <typename H, typename S, typename = OnlyNumbers<S>>        \
+  LTHFUNC_INLINE auto operator op(const Two<H>& a, S b) {             \
+    return two(a.low op b, a.high op b);                              \
+  }                                                                   \
+  template <typename H, typename S, typename = OnlyNumbers<S>>        \
+  LTHFUNC_INLINE auto operator op(S a, const Two<H>& b) {             \
+    return two(a op b.low, a op b.high);                              \
   }
 LTHFUNC_OPERATOR(+)
 LTHFUNC_OPERATOR(-)
@@ -83,10 +83,10 @@ LTHFUNC_OPERATOR(>=)
 LTHFUNC_OPERATOR(==)
 #undef LTHFUNC_OPERATOR
 
-#define LTHFUNC_ASSIGNING(op)                                     \
-  template <typename H, typename T>                               \
-  LTHFUNC_INLINE Two<H>& operator op##=(Two<H>& a, const T& b) {  \
-    return a = a op b;                                            \
+#define LTHFUNC_ASSIGNING(op)                                       \
+  template <typename H, typename T>                                 \
+  LTHFUNC_INLINE Two<H>& operator op## = (Two<H> & a, const T& b) { \
+    return a = a op b;                                              \
   }
 LTHFUNC_ASSIGNING(+)
 LTHFUNC_ASSIGNING(*)
@@ -169,10 +169,10 @@ LTHFUNC_INLINE floats root(floats x) {
   return result;
 }
 
-#define LTHFUNC_OF_BOTH(function)                          \
-  template <typename H>                                    \
-  LTHFUNC_INLINE auto function(const Two<H>& v) {          \
-    return two(function(v.low), function(v.high));         \
+#define LTHFUNC_OF_BOTH(function)                  \
+  template <typename H>                            \
+  LTHFUNC_INLINE auto function(const Two<H>& v) {  \
+    return two(function(v.low), function(v.high)); \
   }
 LTHFUNC_OF_BOTH(truncated)
 LTHFUNC_OF_BOTH(converted)

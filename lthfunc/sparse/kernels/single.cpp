@@ -1,9 +1,9 @@
 // One example: the same programs with places counted in floats, vectors along the rows of an image.
 //
 // With a tile of its own an example would use one lane of 16. Convolutions take 16 places of a row at a time, in
-// several rows, from unaligned workspace; linear layers, whose places have no neighbours, are scalar sums. What lies behind
-// the last place of a row is computed and not stored. Instructions that are missing in the table at the end have no
-// such kernel; their networks take a tile.
+// several rows, from unaligned workspace; linear layers, whose places have no neighbours, are scalar sums. What lies
+// behind the last place of a row is computed and not stored. Instructions that are missing in the table at the end have
+// no such kernel; their networks take a tile.
 #include "single.h"
 
 #include <algorithm>
@@ -121,8 +121,8 @@ void rows_of_outputs(const Row& op, const Workspace& m, const List& list, i64 ro
                      i64 out_row) {
   vec sum[Rows * Wide];
   const i64 across = Wide > 1 ? std::max<i64>(0, std::min<i64>(LANES, width - LANES)) : 0;
-  block<Rows, Wide>(list, place(m, op.in) + y * op.in_y + x, op.in_y, across, op.bias < 0 ? 0.0f : m.values[op.bias + row],
-                    sum);
+  block<Rows, Wide>(list, place(m, op.in) + y * op.in_y + x, op.in_y, across,
+                    op.bias < 0 ? 0.0f : m.values[op.bias + row], sum);
   LTHFUNC_UNROLL
   for (int r = 0; r < Rows; ++r) {
     LTHFUNC_UNROLL
@@ -151,8 +151,8 @@ void channel_of_outputs(const Row& op, const Workspace& m, i64 row, i64 from, i6
     const float bias = op.bias < 0 ? 0.0f : m.values[op.bias + row];
     for (i64 y = from; y < to; ++y)
       for (i64 x = 0; x < width; ++x)
-        out[(y - from) * out_row + x] =
-            finished(bias + dot(list, place(m, op.in) + y * op.in_y + x * op.in_x), op, m, row, added_to(op, m, row, y, x));
+        out[(y - from) * out_row + x] = finished(bias + dot(list, place(m, op.in) + y * op.in_y + x * op.in_x), op, m,
+                                                 row, added_to(op, m, row, y, x));
     return;
   }
   for (i64 x = 0; x < width; x += 2 * LANES) {
@@ -229,7 +229,9 @@ void store_outputs_single(const store_outputs_row& op, Workspace& m) {
 }
 
 // Reads no activations where it takes running statistics.
-void batch_statistics_single(const batch_statistics_row& op, Workspace& m) { batch_statistics(op, m, {0, 0, 0, op.rows}); }
+void batch_statistics_single(const batch_statistics_row& op, Workspace& m) {
+  batch_statistics(op, m, {0, 0, 0, op.rows});
+}
 
 using Single = void (*)(const i64*, Workspace&);
 

@@ -32,7 +32,8 @@ LTHFUNC_INLINE void add_places(vec (&sum)[Count][Ways], const vec (&held)[Held],
   for (int k = 0; k < Count; ++k) {
     const i64 bytes = offset[k];
     LTHFUNC_UNROLL
-    for (int p = 0; p < Held; ++p) sum[k][p % Ways] += held[p] * behind(from[Unit ? 0 : p], bytes + (Unit ? p * BYTES : 0));
+    for (int p = 0; p < Held; ++p)
+      sum[k][p % Ways] += held[p] * behind(from[Unit ? 0 : p], bytes + (Unit ? p * BYTES : 0));
   }
 }
 

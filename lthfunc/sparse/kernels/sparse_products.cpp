@@ -92,9 +92,8 @@ constexpr int MAX_MISSING = 4;
 template <int Sums>
 LTHFUNC_INLINE void run_windowed(i64 window, vec (&sum)[Sums], const vec* in, const i32* offset, const i32* which,
                                  const float* value, i64 count) {
-#define LTHFUNC_WINDOW(left, right)                                    \
-  case left * (MAX_MISSING + 1) + right:                              \
-    return run_window<left, right>(sum, in, offset, which, value, count)
+#define LTHFUNC_WINDOW(left, right) \
+  case left*(MAX_MISSING + 1) + right: return run_window<left, right>(sum, in, offset, which, value, count)
   switch (window) {
     LTHFUNC_WINDOW(0, 0);
     LTHFUNC_WINDOW(0, 1);
@@ -206,9 +205,7 @@ namespace {
 template <int... Pairs>
 Stretch pooled_among(i64 pairs, bool unit) {
   Stretch found = nullptr;
-  (void)((pairs == Pairs ? (found = unit ? pooled_stretch<Pairs, true> : pooled_stretch<Pairs, false>,
-                            true)
-                         : false) ||
+  (void)((pairs == Pairs ? (found = unit ? pooled_stretch<Pairs, true> : pooled_stretch<Pairs, false>, true) : false) ||
          ...);
   return found;
 }
