@@ -253,8 +253,8 @@ def test_residual_additions_are_done_as_layers_write() -> None:
     params, buffers = model.init(0)
     run = lf.sparse_program(model, lf.Ticket(params, buffers, random_masks(model, 1.0, 0)))
     run(torch.randn(20, 3, 12, 20))
-    ((_, program, *_),) = run._ready.values()
-    names = [list(OPCODES)[row[0]] for row in program.code.rows.tolist()]
+    (workspace,) = run._workspaces.values()
+    names = [list(OPCODES)[row[0]] for row in workspace.program.code.rows.tolist()]
     assert names.count("add") == 2
 
 

@@ -6,6 +6,8 @@ depends on where things lie is a function, called once all halos are known.
 
 from __future__ import annotations
 
+import functools
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -249,13 +251,29 @@ class Builder:
         self.spare.setdefault(buffer.layout, []).append(buffer)
 
 
-class MachineCode(NamedTuple):
-    """A finished program: its instructions (n, width), lists, constants, and the vectors of activations it needs."""
+@dataclass(eq=False)
+class MachineCode:
+    """A finished program. rows: its instructions (n, width); lists, constants; and sizes of the memory that it needs:
+    vectors of activations, values, and examples."""
 
     rows: Tensor
     lists: Tensor
     constants: Tensor
     vectors: int
+    values: int
+    batch: int
+
+    @functools.cached_property
+    def verified(self) -> int:
+        """The number of the machine's own copy, which lives as long as this object.
+
+        Raises ValueError where an instruction could read or write outside the memory that it is given.
+        """
+        number: int = torch.ops.lthfunc.make_program(
+            self.rows, self.lists, self.vectors, self.values, len(self.constants), self.batch
+        )
+        weakref.finalize(self, torch.ops.lthfunc.free_program, number).atexit = False
+        return number
 
 
 def _work(tiles: int, lists: Tensor, rows: int, columns: dict[str, int]) -> int:
@@ -288,4 +306,5 @@ def finished(builder: Builder) -> MachineCode:
         for name, split, count, columns in made
     ]
     constants = torch.tensor(builder.constants or [0.0], dtype=torch.float32)
-    return MachineCode(torch.tensor(rows, dtype=torch.int64), lists, constants, vectors)
+    values = sum(leaf.size for leaf in builder.leaves.values())
+    return MachineCode(torch.tensor(rows, dtype=torch.int64), lists, constants, vectors, values, builder.batch)

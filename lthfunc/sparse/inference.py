@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -53,12 +52,10 @@ class SparseProgram:
         ready = self._ready.get((x.shape, x.dtype))
         if ready is None:
             ready = self._ready[x.shape, x.dtype] = self._made(x)
-        infer, program, workspace, features, single = ready
-        code = program.code
+        infer, program, workspace, single = ready
         outputs: Tensor = infer(
-            code.rows, code.lists, workspace.activations, workspace.values, workspace.constants, x.contiguous(),
-            features, single,
-        )  # fmt: skip
+            program, workspace.activations, workspace.values, workspace.constants, x.contiguous(), single
+        )
         return outputs
 
     def _made(self, x: Tensor) -> Any:
@@ -69,14 +66,9 @@ class SparseProgram:
         workspace = self._workspaces.get(key)
         if workspace is None:
             workspace = self._workspaces[key] = self._workspace(x, tiles * LANES)
-        single = len(x) == 1 and torch.ops.lthfunc.runs_single(workspace.program.code.rows)
-        return (
-            torch.ops.lthfunc.infer.default,
-            workspace.program,
-            workspace,
-            math.prod(workspace.program.outputs),
-            single,
-        )
+        program = workspace.program.code.verified
+        single = len(x) == 1 and torch.ops.lthfunc.runs_single(program)
+        return torch.ops.lthfunc.infer.default, program, workspace, single
 
     def _workspace(self, x: Tensor, capacity: int) -> Workspace:
         if x.device.type != "cpu" or (x.dtype == torch.uint8 and self._scale is None):

@@ -12,7 +12,7 @@ from torch.fx import Node
 from lthfunc.errors import UserError
 from lthfunc.sparse.builder import Builder, Leaf, MachineCode, Value, View, Weights, finished
 from lthfunc.sparse.capture import TRACED_BATCH, Captured, line_of, operation_of
-from lthfunc.sparse.kernels.instructions import BY_TILES, WHOLE
+from lthfunc.sparse.kernels.instructions import BY_TILES, STORED, WHOLE
 from lthfunc.sparse.lowerings.interface import Buffer, Param, Unsupported
 from lthfunc.sparse.lowerings.table import LOWERINGS
 from lthfunc.sparse.packing import check_fit
@@ -20,8 +20,8 @@ from lthfunc.sparse.updates import Numbers, add_update
 from lthfunc.training.engines.aliases import changed_by, is_seen_elsewhere
 from lthfunc.trees.types import Buffers, Masks, Params, Scale
 
-#: The kinds of stored inputs that kernels read (machine.h).
-_KINDS = {torch.uint8: 0, torch.float32: 1}
+#: The dtypes of stored inputs that kernels read.
+_KINDS = {getattr(torch, name): number for number, name in enumerate(STORED)}
 
 
 #: The shape and dtype of an input as the data set stores it.

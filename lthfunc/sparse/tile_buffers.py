@@ -7,7 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-LANES = 16
+from lthfunc.sparse.kernels.instructions import CONSTANTS
+
+#: Examples in a tile.
+LANES = CONSTANTS["LANES"]
 VECTOR_BYTES = 4 * LANES
 
 

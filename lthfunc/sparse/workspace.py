@@ -23,7 +23,7 @@ class Workspace:
         self.program = program
         self._shapes = {name: tuple(value.shape) for name, value in params.items()}
         code = program.code
-        self._end = len(code.rows)
+        self._end, self._verified = len(code.rows), code.verified
         self._apart: Tensor | None = None
         self.constants = code.constants.clone()
         self.load(params, buffers)
@@ -90,13 +90,11 @@ class Workspace:
         part: tuple[int, int] | None = None,
     ) -> None:
         """Take the instructions (or a part of them) on slots 0 … steps-1 of x and y."""
-        code = self.program.code
         begin, end = part or (0, self._end)
         first, second = (*self.moments, _NOTHING, _NOTHING)[:2]
         torch.ops.lthfunc.run.default(
-            code.rows, begin, end, code.lists, self.activations, self.values, self.gradients, self._partials(),
-            self.constants, first, second, self.clock, self.totals, self.schedule, x, y, self.outputs, examples, steps,
-            step, seed,
+            self._verified, begin, end, self.activations, self.values, self.gradients, self._partials(), self.constants,
+            first, second, self.clock, self.totals, self.schedule, x, y, self.outputs, examples, steps, step, seed,
         )  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 // Between a batch as a data set stores it and tiles of 16 examples.
 #include <algorithm>
 
-#include "machine.h"
+#include "verify.h"
 
 namespace lthfunc {
 namespace {
@@ -83,6 +83,19 @@ void load_row(const Number* from, i64 apart, i64 examples, i64 width, float gain
 
 }  // namespace
 
+// in: examples, channels, height, width, C order, uint8 or float32, any alignment. out: a row of a channel side by
+// side, rows `out_row` apart. Lanes of missing examples become zero.
+void verify(const load_inputs_row& op, Verifier& v) {
+  LTHFUNC_INSIDE(out, op.channels, op.height, op.width);
+  const i64 plane = op.height * op.width;
+  v.require(plane < i64{1} << 31 && op.channels * plane < i64{1} << 31, "channels, height and width: out of range");
+  v.require(op.kind >= 0 && op.kind < kinds && (v.program.kind == -1 || v.program.kind == op.kind),
+            "kind: one known kind");
+  v.constants("constants", op.constants, 2 * op.channels);
+  v.program.kind = op.kind;
+  v.program.stored = std::max(v.program.stored, op.channels * plane);
+}
+
 void load_inputs(const load_inputs_row& op, Workspace& m, Part part) {
   const i64 plane = op.height * op.width, apart = op.channels * plane;
   // Rows without a halo between them are one long row.
@@ -104,6 +117,12 @@ void load_inputs(const load_inputs_row& op, Workspace& m, Part part) {
   }
 }
 
+// out: (examples, features) floats, C order. in: features anywhere in a tile, by their addresses.
+void verify(const store_outputs_row& op, Verifier& v) {
+  v.activations("in", op.in, {{v.tiles, op.in_tile}}, v.list("addresses", op.addresses, op.rows));
+  v.program.features = std::max(v.program.features, op.rows);
+}
+
 void store_outputs(const store_outputs_row& op, Workspace& m, Part part) {
   for (i64 tile = part.tile; tile < part.tiles; ++tile) {
     const i64 examples = std::min<i64>(LANES, m.examples - tile * LANES);
@@ -112,6 +131,12 @@ void store_outputs(const store_outputs_row& op, Workspace& m, Part part) {
       for (i64 lane = 0; lane < examples; ++lane) m.outputs[(tile * LANES + lane) * op.rows + feature] = value[lane];
     }
   }
+}
+
+// The same the other way round.
+void verify(const load_gradients_row& op, Verifier& v) {
+  v.activations("out", op.out, {{v.tiles, op.out_tile}}, v.list("addresses", op.addresses, op.rows));
+  v.program.features = std::max(v.program.features, op.rows);
 }
 
 void load_gradients(const load_gradients_row& op, Workspace& m, Part part) {

@@ -7,7 +7,7 @@
 
 #include <algorithm>
 
-#include "machine.h"
+#include "verify.h"
 
 namespace lthfunc {
 
@@ -40,6 +40,14 @@ LTHFUNC_INLINE void pick(const float* from, unsigned mask, float* to) {
 template <typename Row>
 LTHFUNC_INLINE const float* weights_of(const Row& op, const Workspace& m) {
   return op.spread < 0 ? m.values + op.values : reinterpret_cast<const float*>(m.activations + op.spread);
+}
+
+template <typename Row>
+void verify_weights(const Row& op, Verifier& v, std::initializer_list<Axis> axes, Range beside = {}) {
+  if (op.spread < 0)
+    v.values("values", op.values, axes, beside);
+  else
+    v.floats("spread", op.spread, axes, beside);
 }
 
 // The survivors of a row of `words` vectors, side by side; added to what is there or not.

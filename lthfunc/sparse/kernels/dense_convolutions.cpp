@@ -222,6 +222,12 @@ void bias_gradient(const dense_convolution_gradients_row& op, Workspace& m, Part
 
 }  // namespace
 
+// As sparse products, but that all rows read the same `entries` offsets, with weights `value_row` floats apart.
+void verify(const dense_convolutions_row& op, Verifier& v) {
+  verify_region(op, v, op.entries, v.offsets("offsets", op.offsets, op.entries), false);
+  verify_weights(op, v, {{op.rows, op.value_row}, {op.entries, 1}});
+}
+
 void dense_convolutions(const dense_convolutions_row& op, Workspace& m, Part part) {
   const i64 most = op.pool ? 1 : PLACES;
   for (i64 tile = part.tile; tile < part.tiles; ++tile)
@@ -236,12 +242,35 @@ void dense_convolutions(const dense_convolutions_row& op, Workspace& m, Part par
       });
 }
 
+// out: floats, `entries` a row, side by side; from: where the first row's lie, `step` before the next one's.
+void verify(const transpose_weights_row& op, Verifier& v) {
+  const Range from = v.list("from", op.from, op.entries);
+  if (op.entries > 0) verify_weights(op, v, {{op.rows, op.step}}, from);
+  v.floats("out", op.out, {{op.rows, op.entries}, {op.entries, 1}});
+}
+
 void transpose_weights(const transpose_weights_row& op, Workspace& m, Part part) {
   const float* const weights = weights_of(op, m);
   const i32* const from = m.lists + op.from;
   float* const out = reinterpret_cast<float*>(m.activations + op.out);
   for (i64 row = part.row; row < part.rows; ++row)
     for (i64 k = 0; k < op.entries; ++k) out[row * op.entries + k] = weights[from[k] + row * op.step];
+}
+
+// places: bytes to a place among the inputs and among the gradients, in turn, whole vectors. bits, starts: each row's
+// survivors among its entries; gradients: theirs, side by side.
+void verify(const dense_convolution_gradients_row& op, Verifier& v) {
+  v.require(op.entries > 0 && op.entries <= op.words * LANES, "words: masks of all entries");
+  v.require(op.channel_bytes > 0 && op.channel_entries >= 0 && op.channel_entries <= op.entries,
+            "channels: out of range");
+  const Range offsets = v.offsets("offsets", op.offsets, op.entries), rows = v.list("row_grad", op.row_grad, op.rows);
+  const Range in = v.offsets("places", op.places, op.count, 2), grad = v.offsets("places", op.places + 1, op.count, 2);
+  if (op.count > 0) {
+    v.activations("in", op.in, {{v.tiles, op.in_tile}}, {in.low + offsets.low, in.high + offsets.high});
+    v.activations("grad", op.grad, {{v.tiles, op.grad_tile}}, {grad.low + rows.low, grad.high + rows.high});
+  }
+  v.gradients("gradients", op.gradients, v.survivors(op.starts, op.bits, op.words, op.rows));
+  if (op.bias >= 0) v.gradients("bias", op.bias, op.rows);
 }
 
 void dense_convolution_gradients(const dense_convolution_gradients_row& op, Workspace& m, Part part) {

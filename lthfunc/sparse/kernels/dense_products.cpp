@@ -110,6 +110,13 @@ constexpr i64 BLOCK_ROWS = 16 * ROWS, BLOCK_INPUTS = 64;
 
 }  // namespace
 
+// starts: where each row's survivors begin among the values; bits: `words` masks of 16 a row; out: as many vectors.
+void verify(const spread_weights_row& op, Verifier& v) {
+  const i64 most = v.survivors(op.starts, op.bits, op.words, op.rows, false);
+  v.values("values", op.values, {{most, 1}});
+  v.activations("out", op.out, {{op.rows * op.words, 1}});
+}
+
 void spread_weights(const spread_weights_row& op, Workspace& m, Part part) {
   float* const out = reinterpret_cast<float*>(m.activations + op.out);
   for (i64 row = part.row; row < part.rows; ++row) {
@@ -122,11 +129,29 @@ void spread_weights(const spread_weights_row& op, Workspace& m, Part part) {
   }
 }
 
+// in, out: one vector for each feature, anywhere in a tile, apart; the gate lies as out does. Weights: rows `value_row`
+// floats apart, `value_step` from an input's to the next one's.
+void verify(const dense_products_row& op, Verifier& v) {
+  const Range rows = v.list("row_out", op.row_out, op.rows);
+  v.activations("in", op.in, {{v.tiles, op.in_tile}}, v.list("addresses", op.addresses, op.features));
+  v.activations("out", op.out, {{v.tiles, op.out_tile}}, rows);
+  if (op.gate >= 0) v.activations("gate", op.gate, {{v.tiles, op.out_tile}}, rows);
+  verify_weights(op, v, {{op.rows, op.value_row}, {op.features, op.value_step}});
+  if (op.bias >= 0) v.values("bias", op.bias, {{op.rows, 1}});
+}
+
 void dense_products(const dense_products_row& op, Workspace& m, Part part) {
   if (op.value_step == 1) return rows_of(op, m, {0, op.features}, part.row, part.rows);
   for (i64 row = part.row; row < part.rows; row += BLOCK_ROWS)
     for (i64 c = 0; c < op.features; c += BLOCK_INPUTS)
       rows_of(op, m, {c, std::min(c + BLOCK_INPUTS, op.features)}, row, std::min(row + BLOCK_ROWS, part.rows));
+}
+
+// out: floats, `width` an example, of which each row (strip) writes 16, those behind the last feature as zeros.
+void verify(const by_example_row& op, Verifier& v) {
+  const Range addresses = v.list("addresses", op.addresses, op.features);
+  if (op.features > 0) v.activations("in", op.in, {{v.tiles, op.in_tile}}, addresses);
+  v.floats("out", op.out, {{v.tiles * LANES, op.width}, {op.rows * LANES, 1}});
 }
 
 void by_example(const by_example_row& op, Workspace& m, Part part) {
@@ -144,6 +169,16 @@ void by_example(const by_example_row& op, Workspace& m, Part part) {
       for (i64 lane = 0; lane < LANES; ++lane) store(out + (tile * LANES + lane) * op.width + strip * 16, block[lane]);
     }
   }
+}
+
+// in: floats, `width` (whole strips) an example. bits, starts: as above; gradients: of survivors alone, side by side.
+void verify(const dense_weight_gradients_row& op, Verifier& v) {
+  v.require(op.width > 0 && op.width % STRIP == 0 && op.features <= op.width && op.words * LANES <= op.width,
+            "width: whole strips that hold all features");
+  v.floats("in", op.in, {{v.tiles * LANES, op.width}, {op.width, 1}});
+  v.activations("grad", op.grad, {{v.tiles, op.grad_tile}}, v.list("row_grad", op.row_grad, op.rows));
+  v.gradients("gradients", op.gradients, v.survivors(op.starts, op.bits, op.words, op.rows));
+  if (op.bias >= 0) v.gradients("bias", op.bias, op.rows);
 }
 
 void dense_weight_gradients(const dense_weight_gradients_row& op, Workspace& m, Part part) {

@@ -1,4 +1,4 @@
-"""The instructions by name: `instructions.def` is read by the C++ compiler and here, so both know the same columns."""
+"""What C++ and Python share: `instructions.def`, which the compiler includes and this module reads."""
 
 from __future__ import annotations
 
@@ -6,16 +6,28 @@ import re
 from pathlib import Path
 
 _TEXT = Path(__file__).with_name("instructions.def").read_text(encoding="utf-8")
-_FOUND = re.findall(r"^INSTRUCTION\(([^)]*)\)", _TEXT, re.MULTILINE)
-_NAMES = [[word.strip() for word in each.replace("\n", " ").split(",")] for each in _FOUND]
+
+
+def _entries(macro: str) -> list[list[str]]:
+    """The arguments of each use of a macro."""
+    found = re.findall(rf"^{macro}\(([^)]*)\)", _TEXT, re.MULTILINE)
+    return [[word.strip() for word in each.replace("\n", " ").split(",")] for each in found]
+
+
+def _names(macro: str) -> tuple[str, ...]:
+    return tuple(name for (name,) in _entries(macro))
+
 
 #: name -> names of its columns, without the four that all have: opcode, split, rows, work.
-COLUMNS: dict[str, tuple[str, ...]] = {name: tuple(columns) for name, *columns in _NAMES}
+COLUMNS: dict[str, tuple[str, ...]] = {name: tuple(columns) for name, *columns in _entries("INSTRUCTION")}
 OPCODES: dict[str, int] = {name: number for number, name in enumerate(COLUMNS)}
 WIDTH = 4 + max(len(columns) for columns in COLUMNS.values())
-
-#: How the machine may split an instruction (machine.cpp says why).
-BY_ROWS, BY_TILES, SUMS, WHOLE = range(4)
+#: Numbers that kernels and lowerings share.
+CONSTANTS: dict[str, int] = {name: int(value) for name, value in _entries("CONSTANT")}
+#: Dtypes of stored inputs, what batch normalisation saves, and pointwise functions: a name's place is its number.
+STORED, SAVED, POINTWISE = _names("STORED"), _names("SAVED"), _names("POINTWISE")
+#: How the machine may split an instruction.
+BY_ROWS, BY_TILES, SUMS, WHOLE = map(_names("SPLIT").index, ("by_rows", "by_tiles", "sums", "whole"))
 
 
 def encoded(name: str, split: int, rows: int, work: int, **values: int) -> list[int]:

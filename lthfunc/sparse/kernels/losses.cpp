@@ -3,9 +3,18 @@
 #include <stdexcept>
 #include <string>
 
-#include "machine.h"
+#include "verify.h"
 
 namespace lthfunc {
+
+// in, grad: one vector for each class, anywhere in a tile; grad may be in. Targets: int64, one for each example.
+void verify(const cross_entropy_row& op, Verifier& v) {
+  v.require(op.classes > 0, "classes: positive");
+  v.activations("in", op.in, {{v.tiles, op.in_tile}}, v.list("addresses", op.addresses, op.classes));
+  if (op.grad >= 0)
+    v.activations("grad", op.grad, {{v.tiles, op.grad_tile}}, v.list("gradients", op.gradients, op.classes));
+  v.program.reads_targets = true;
+}
 
 void cross_entropy(const cross_entropy_row& op, Workspace& m, Part) {
   const i32* const addresses = m.lists + op.addresses;
@@ -45,6 +54,12 @@ void cross_entropy(const cross_entropy_row& op, Workspace& m, Part) {
   m.totals[0] += total * static_cast<double>(share);
 }
 
+// in, out: one vector for each feature, anywhere in a tile; out is not in.
+void verify(const log_softmax_row& op, Verifier& v) {
+  v.activations("in", op.in, {{v.tiles, op.in_tile}}, v.list("addresses", op.addresses, op.rows));
+  v.activations("out", op.out, {{v.tiles, op.out_tile}}, v.list("out_addresses", op.out_addresses, op.rows));
+}
+
 void log_softmax(const log_softmax_row& op, Workspace& m, Part part) {
   for (i64 tile = part.tile; tile < part.tiles; ++tile) {
     const vec* const in = m.activations + op.in + tile * op.in_tile;
@@ -57,6 +72,14 @@ void log_softmax(const log_softmax_row& op, Workspace& m, Part part) {
     for (int lane = 0; lane < LANES; ++lane) shift[lane] += std::log(sum[lane]);
     for (i64 c = 0; c < op.rows; ++c) out[to[c]] = in[from[c]] - shift;
   }
+}
+
+// out and grad share addresses; into has its own, and is none of them.
+void verify(const log_softmax_gradient_row& op, Verifier& v) {
+  const Range addresses = v.list("addresses", op.addresses, op.rows);
+  v.activations("out", op.out, {{v.tiles, op.out_tile}}, addresses);
+  v.activations("grad", op.grad, {{v.tiles, op.grad_tile}}, addresses);
+  v.activations("into", op.into, {{v.tiles, op.into_tile}}, v.list("into_addresses", op.into_addresses, op.rows));
 }
 
 void log_softmax_gradient(const log_softmax_gradient_row& op, Workspace& m, Part part) {

@@ -5,28 +5,39 @@
 
 namespace lthfunc {
 
-#define INSTRUCTION(name, ...)     \
-  struct name##_row {              \
-    i64 opcode, split, rows, work; \
-    i64 __VA_ARGS__;               \
+// The beginning of every row.
+struct Head {
+  i64 opcode, split, rows, work;
+};
+constexpr i64 HEAD = sizeof(Head) / sizeof(i64);
+inline const Head& head(const i64* row) { return *reinterpret_cast<const Head*>(row); }
+
+#define INSTRUCTION(name, ...) \
+  struct name##_row : Head {   \
+    i64 __VA_ARGS__;           \
   };
 #include "instructions.def"
-#undef INSTRUCTION
 
 enum Opcode : i64 {
 #define INSTRUCTION(name, ...) op_##name,
 #include "instructions.def"
-#undef INSTRUCTION
   opcodes
 };
-
-// How stored inputs are typed.
-enum Kind : i64 { kind_uint8, kind_float32 };
-
-// What batch normalisation keeps for a channel: mean and reciprocal deviation, the factor and the summand that they
-// make with its weight and bias, and the two means that its gradient subtracts.
-constexpr i64 SAVED = 6;
-enum Saved : i64 { mean_of, deviation_of, factor_of, summand_of, grad_mean_of, grad_dot_of };
+enum Split : i64 {
+#define SPLIT(name) split_##name,
+#include "instructions.def"
+  splits
+};
+enum Kind : i64 {
+#define STORED(dtype) kind_##dtype,
+#include "instructions.def"
+  kinds
+};
+enum Saved : i64 {
+#define SAVED(name) name##_of,
+#include "instructions.def"
+  SAVED
+};
 
 struct Workspace {
   vec* activations;
@@ -54,7 +65,7 @@ struct Part {
   i64 tile, tiles, row, rows;
 };
 
-// A row of a place, by an instruction's columns: `i`, `m`, `tile`, `channel` and `y` are those of the caller.
+// A row of a place, by an instruction's columns: `op`, `m`, `tile`, `channel` and `y` are those of the caller.
 #define LTHFUNC_AT(name) \
   (m.activations + op.name + tile * op.name##_tile + channel * op.name##_channel + y * op.name##_row)
 
@@ -69,8 +80,8 @@ LTHFUNC_INLINE vec gated(vec gradient, const vec* gate, i64 x) { return !gate ? 
 // A pointwise function by its number.
 vec value_of(i64 kind, vec x, float number);
 
+// The kernels: each does a part of an instruction.
 #define INSTRUCTION(name, ...) void name(const name##_row&, Workspace&, Part);
 #include "instructions.def"
-#undef INSTRUCTION
 
 }  // namespace lthfunc

@@ -1,7 +1,7 @@
 // Batch normalisation (Ioffe & Szegedy 2015, alg. 1 and 2), a channel a row, in tiles.
 #include <algorithm>
 
-#include "machine.h"
+#include "verify.h"
 
 namespace lthfunc {
 namespace {
@@ -13,7 +13,25 @@ LTHFUNC_INLINE double total(vec v) {
   return result;
 }
 
+// Weights and biases, one a channel, where there are any.
+void verify_affine(i64 weight, i64 bias, i64 channels, const Verifier& v) {
+  if (weight >= 0) v.values("weight", weight, {{channels, 1}});
+  if (bias >= 0) v.values("bias", bias, {{channels, 1}});
+}
+
 }  // namespace
+
+// in: (channels, height, width) of each tile, read in training alone. saved: SAVED constants a channel, side by side.
+void verify(const batch_statistics_row& op, Verifier& v) {
+  if (op.training) LTHFUNC_INSIDE(in, op.rows, op.height, op.width);
+  v.require(op.height > 0 && op.width > 0, "height and width: positive");
+  v.constants("saved", op.saved, op.rows * SAVED);
+  v.constants("running_mean", op.running_mean, op.rows);
+  v.constants("running_variance", op.running_variance, op.rows);
+  v.constants("momentum", op.momentum);
+  v.constants("epsilon", op.epsilon);
+  verify_affine(op.weight, op.bias, op.rows, v);
+}
 
 void batch_statistics(const batch_statistics_row& op, Workspace& m, Part part) {
   const double count = static_cast<double>(m.examples * op.height * op.width);
@@ -62,6 +80,14 @@ void batch_statistics(const batch_statistics_row& op, Workspace& m, Part part) {
   }
 }
 
+// in, b, out: (channels, height, width) of each tile, each with steps of its own; out may be in or b.
+void verify(const normalise_row& op, Verifier& v) {
+  LTHFUNC_INSIDE(in, op.rows, op.height, op.width);
+  LTHFUNC_INSIDE(out, op.rows, op.height, op.width);
+  if (op.b >= 0) LTHFUNC_INSIDE(b, op.rows, op.height, op.width);
+  v.constants("saved", op.saved, op.rows * SAVED);
+}
+
 void normalise(const normalise_row& op, Workspace& m, Part part) {
   for (i64 tile = part.tile; tile < part.tiles; ++tile) {
     for (i64 channel = part.row; channel < part.rows; ++channel) {
@@ -79,6 +105,15 @@ void normalise(const normalise_row& op, Workspace& m, Part part) {
       }
     }
   }
+}
+
+// in, grad: as above. Gradients: one number a channel, side by side.
+void verify(const normalise_sums_row& op, Verifier& v) {
+  LTHFUNC_INSIDE(in, op.rows, op.height, op.width);
+  LTHFUNC_INSIDE(grad, op.rows, op.height, op.width);
+  v.constants("saved", op.saved, op.rows * SAVED);
+  if (op.weight_gradient >= 0) v.gradients("weight_gradient", op.weight_gradient, op.rows);
+  if (op.bias_gradient >= 0) v.gradients("bias_gradient", op.bias_gradient, op.rows);
 }
 
 void normalise_sums(const normalise_sums_row& op, Workspace& m, Part part) {
@@ -107,6 +142,14 @@ void normalise_sums(const normalise_sums_row& op, Workspace& m, Part part) {
   }
 }
 
+// in, grad, into: as above; into may be grad. The gate lies as into does.
+void verify(const normalise_gradient_row& op, Verifier& v) {
+  LTHFUNC_INSIDE(in, op.rows, op.height, op.width);
+  LTHFUNC_INSIDE(grad, op.rows, op.height, op.width);
+  LTHFUNC_GATED(into, op.rows, op.height, op.width);
+  v.constants("saved", op.saved, op.rows * SAVED);
+}
+
 void normalise_gradient(const normalise_gradient_row& op, Workspace& m, Part part) {
   for (i64 tile = part.tile; tile < part.tiles; ++tile) {
     const ivec there = first_lanes(m.examples - tile * LANES);
@@ -128,6 +171,15 @@ void normalise_gradient(const normalise_gradient_row& op, Workspace& m, Part par
       }
     }
   }
+}
+
+// in, out: (groups · channels, height, width) of each tile; out is not in. saved: two vectors a group and tile.
+void verify(const group_normalise_row& op, Verifier& v) {
+  LTHFUNC_INSIDE(in, op.rows * op.channels, op.height, op.width);
+  LTHFUNC_INSIDE(out, op.rows * op.channels, op.height, op.width);
+  v.activations("saved", op.saved, {{v.tiles, op.saved_tile}, {2 * op.rows, 1}});
+  verify_affine(op.weight, op.bias, op.rows * op.channels, v);
+  v.constants("epsilon", op.epsilon);
 }
 
 // Group normalisation (Wu & He 2018, eq. 1 to 7). Lanes are examples, so all of it is done lane by lane.
@@ -166,6 +218,17 @@ void group_normalise(const group_normalise_row& op, Workspace& m, Part part) {
       }
     }
   }
+}
+
+// in, grad, into: as above; into may be neither. The gate lies as into does. Gradients: one number a channel.
+void verify(const group_normalise_gradient_row& op, Verifier& v) {
+  const i64 channels = op.rows * op.channels;
+  LTHFUNC_INSIDE(in, channels, op.height, op.width);
+  LTHFUNC_INSIDE(grad, channels, op.height, op.width);
+  LTHFUNC_GATED(into, channels, op.height, op.width);
+  v.activations("saved", op.saved, {{v.tiles, op.saved_tile}, {2 * op.rows, 1}});
+  if (op.weight >= 0) v.gradients("weight", op.weight, channels);
+  if (op.bias >= 0) v.gradients("bias", op.bias, channels);
 }
 
 void group_normalise_gradient(const group_normalise_gradient_row& op, Workspace& m, Part part) {

@@ -4,6 +4,8 @@
 #include <ATen/Parallel.h>
 #include <torch/library.h>
 
+#include <algorithm>
+
 #include "machine.h"
 
 namespace lthfunc {
@@ -12,9 +14,11 @@ namespace {
 using at::Tensor;
 
 vec* vectors(const Tensor& tensor) {
-  TORCH_CHECK(tensor.dim() == 5 && tensor.size(4) == LANES && tensor.is_contiguous(),
-              "lthfunc: takes contiguous tiles (tiles, channels, height, width, 16)");
-  return reinterpret_cast<vec*>(tensor.data_ptr<float>());
+  TORCH_CHECK_VALUE(tensor.dim() == 5 && tensor.size(4) == LANES && tensor.is_contiguous(),
+                    "lthfunc: takes contiguous tiles (tiles, channels, height, width, 16)");
+  float* const memory = tensor.data_ptr<float>();
+  TORCH_CHECK_VALUE(reinterpret_cast<std::uintptr_t>(memory) % sizeof(vec) == 0, "lthfunc: tiles are not aligned");
+  return reinterpret_cast<vec*>(memory);
 }
 
 // The machine counts places from one base: here, from one tensor to another.
@@ -35,7 +39,7 @@ struct Strides {
   i64 y, x, across;
 };
 Strides strides_of(const Tensor& input, i64 stride_y, i64 stride_x, bool flat) {
-  return {stride_y * input.size(3), flat ? input.stride(0) / LANES : stride_x, flat ? 4 : 0};
+  return {stride_y * input.size(3), flat ? input.stride(0) / LANES : stride_x, flat ? TILES_AT_ONCE : 0};
 }
 
 Tensor rows_of(const Tensor& tiles) {
@@ -43,9 +47,35 @@ Tensor rows_of(const Tensor& tiles) {
   return at::arange(tiles.size(1), at::kInt).mul_(channel);
 }
 
+// Holds lists to what they index: rising starts of `rows` lists, entries that are read from each of ny × nx places of a
+// tile on, and which of `values` numbers each entry takes.
+void check_lists(const Tensor& lists, i64 rows, i64 entries, const Tensor& input, Strides in, i64 ny, i64 nx,
+                 const i32* which, i64 values) {
+  constexpr i64 most = i64{1} << 31;
+  TORCH_CHECK_VALUE(ny > 0 && nx > 0 && in.y >= 0 && in.x >= 0 && ny < most && nx < most && in.y < most && in.x < most,
+                    "lthfunc: sizes or strides out of range");
+  const i32 *const starts = lists.data_ptr<i32>(), *const offsets = starts + rows + 1;
+  TORCH_CHECK_VALUE(starts[0] == 0 && std::is_sorted(starts, offsets) && starts[rows] == entries,
+                    "lthfunc: starts do not divide the offsets into ", rows, " lists");
+  const i64 room = input.size(1) * input.size(2) * input.size(3);
+  const i64 reach = (ny - 1) * in.y + (in.across ? 0 : (nx - 1) * in.x);
+  TORCH_CHECK_VALUE(
+      std::all_of(offsets, offsets + entries,
+                  [&](i32 offset) { return offset >= 0 && offset % BYTES == 0 && offset / BYTES + reach < room; }),
+      "lthfunc: offsets reach outside a tile");
+  TORCH_CHECK_VALUE(
+      which ? std::all_of(which, which + entries, [&](i32 number) { return number >= 0 && number < values; })
+            : entries <= values,
+      "lthfunc: lists take values that are not there");
+}
+
 Tensor products_of(const Tensor& input, const Tensor& values, const std::optional<Tensor>& bias, const Tensor& starts,
                    const Tensor& offsets, const std::optional<Tensor>& which, i64 channels, i64 height, i64 width,
                    i64 stride_y, i64 stride_x) {
+  TORCH_CHECK_VALUE(input.dim() == 5 && starts.numel() == channels + 1 && height > 0 && width > 0 && stride_y > 0 &&
+                        stride_x > 0 && channels * height < (i64{1} << 31) / width &&
+                        (!which || which->numel() == offsets.numel()) && (!bias || bias->numel() == channels),
+                    "lthfunc: takes starts, offsets and biases of ", channels, " channels");
   const Tensor output = at::empty({input.size(0), channels, height, width, LANES}, input.options());
   // One memory of lists and one of values, as the machine has them; both are short beside the tiles.
   const Tensor lists = at::cat({starts, offsets, which ? *which : starts.slice(0, 0, 0), rows_of(output)});
@@ -55,6 +85,8 @@ Tensor products_of(const Tensor& input, const Tensor& values, const std::optiona
   workspace.values = numbers.data_ptr<float>();
   const bool flat = height * width == 1 && input.size(2) * input.size(3) == 1;
   const Strides in = strides_of(input, stride_y, stride_x, flat);
+  check_lists(lists, channels, offsets.numel(), input, in, height, width,
+              which ? workspace.lists + starts.numel() + offsets.numel() : nullptr, values.numel());
   const i64 tile = output.stride(0) / LANES;
   products_row row{};
   row.rows = channels;
@@ -84,13 +116,18 @@ Tensor products_of(const Tensor& input, const Tensor& values, const std::optiona
 
 Tensor weight_gradients_of(const Tensor& input, const Tensor& grad, const Tensor& starts, const Tensor& offsets,
                            i64 stride_y, i64 stride_x) {
-  const Tensor gradients = at::empty({offsets.numel()}, input.options());
+  TORCH_CHECK_VALUE(input.dim() == 5 && grad.dim() == 5 && input.size(0) == grad.size(0) &&
+                        starts.numel() == grad.size(1) + 1 && stride_y > 0 && stride_x > 0,
+                    "lthfunc: takes as many tiles of inputs as of gradients, and their lists");
+  const Tensor gradients = at::zeros({offsets.numel()}, input.options());
   const Tensor lists = at::cat({starts, offsets, rows_of(grad)});
   Workspace workspace = workspace_of(input);
   workspace.lists = lists.data_ptr<i32>();
   workspace.gradients = gradients.data_ptr<float>();
   const bool flat = grad.size(2) * grad.size(3) == 1 && input.size(2) * input.size(3) == 1;
   const Strides in = strides_of(input, stride_y, stride_x, flat);
+  check_lists(lists, grad.size(1), offsets.numel(), input, in, grad.size(2), grad.size(3), nullptr, offsets.numel());
+  if (workspace.tiles == 0) return gradients;
   weight_gradients_row row{};
   row.rows = grad.size(1);
   row.in_tile = input.stride(0) / LANES;

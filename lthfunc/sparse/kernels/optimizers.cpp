@@ -1,5 +1,7 @@
 // Optimisers over vectors of survivors: the updates of lthfunc/training/optimizers.py, number by number.
-#include "machine.h"
+#include <stdexcept>
+
+#include "verify.h"
 
 namespace lthfunc {
 namespace {
@@ -24,6 +26,16 @@ LTHFUNC_INLINE Share share_of(i64 first, i64 last, i64 shares, Part part) {
 
 }  // namespace
 
+// Values, gradients and both moments: floats of one numbering, contiguous, of any alignment.
+void verify(const adam_row& op, Verifier& v) {
+  v.gradients("first", op.first, op.last - op.first);
+  v.constants("beta1", op.beta1);
+  v.constants("beta2", op.beta2);
+  v.constants("epsilon", op.epsilon);
+  v.constants("weight_decay", op.weight_decay);
+  v.program.moments = 2;
+}
+
 void adam(const adam_row& op, Workspace& m, Part part) {
   const float* const numbers = m.constants;
   const float beta1 = numbers[op.beta1], beta2 = numbers[op.beta2], epsilon = numbers[op.epsilon];
@@ -44,8 +56,16 @@ void adam(const adam_row& op, Workspace& m, Part part) {
   });
 }
 
+// Values, gradients and, with momentum, the velocity: floats of one numbering, contiguous, of any alignment.
+void verify(const sgd_row& op, Verifier& v) {
+  v.gradients("first", op.first, op.last - op.first);
+  v.constants("momentum", op.momentum);
+  v.constants("weight_decay", op.weight_decay);
+}
+
 void sgd(const sgd_row& op, Workspace& m, Part part) {
   const float momentum = m.constants[op.momentum], decay = m.constants[op.weight_decay], rate = m.rate;
+  if (momentum != 0.0f && !m.first) throw std::invalid_argument("lthfunc: momentum takes a velocity");
   const Share share = share_of(op.first, op.last, op.rows, part);
   in_vectors(share.first, share.last, [&](i64 k, i64 count) {
     const vec value = load(m.values + k, count);

@@ -1,24 +1,14 @@
 // Pointwise functions, additions and copies, a channel's rows at a time.
 #include <algorithm>
 
-#include "machine.h"
+#include "verify.h"
 
 namespace lthfunc {
 namespace {
 
 enum Pointwise : i64 {
-  relu,
-  leaky_relu,
-  relu6,
-  sigmoid,
-  tanh_,
-  silu,
-  gelu,
-  hardtanh,
-  hardsigmoid,
-  hardswish,
-  elu,
-  scale
+#define POINTWISE(name) pointwise_##name,
+#include "instructions.def"
 };
 
 LTHFUNC_INLINE vec logistic(vec x) { return 1.0f / (1.0f + exponential(-x)); }
@@ -42,30 +32,30 @@ LTHFUNC_INLINE vec normal_share(vec x) {
 // not even what is no number; where the value is no number, each does what PyTorch's does.
 vec gradient_of(i64 kind, vec grad, vec x, float number) {
   switch (kind) {
-    case relu: return passing(grad, x);
-    case leaky_relu: return grad * where(x > vec{}, broadcast(1.0f), broadcast(number));
-    case relu6: return inside(grad, x, 0.0f, 6.0f);
-    case sigmoid: {
+    case pointwise_relu: return passing(grad, x);
+    case pointwise_leaky_relu: return grad * where(x > vec{}, broadcast(1.0f), broadcast(number));
+    case pointwise_relu6: return inside(grad, x, 0.0f, 6.0f);
+    case pointwise_sigmoid: {
       const vec s = logistic(x);
       return grad * (s * (1.0f - s));
     }
-    case tanh_: {
+    case pointwise_tanh: {
       const vec t = tangent(x);
       return grad * (1.0f - t * t);
     }
-    case silu: {
+    case pointwise_silu: {
       const vec s = logistic(x);
       return grad * (s + x * s * (1.0f - s));
     }
-    case gelu: {
+    case pointwise_gelu: {
       const vec square = x * x, bell = where(square > broadcast(1e30f), vec{}, exponential(square * -0.5f));
       return grad * (normal_share(x) + x * bell * 0.39894228040143268f);
     }
-    case hardtanh: return inside(grad, x, -1.0f, 1.0f);
-    case hardsigmoid: return where((x > broadcast(-3.0f)) & (x < broadcast(3.0f)), grad * (1.0f / 6), vec{});
-    case hardswish:
+    case pointwise_hardtanh: return inside(grad, x, -1.0f, 1.0f);
+    case pointwise_hardsigmoid: return where((x > broadcast(-3.0f)) & (x < broadcast(3.0f)), grad * (1.0f / 6), vec{});
+    case pointwise_hardswish:
       return where(x <= broadcast(-3.0f), vec{}, where(x >= broadcast(3.0f), grad, grad * (x * (1.0f / 3) + 0.5f)));
-    case elu: return grad * where(x <= vec{}, exponential(x) * number, broadcast(1.0f));
+    case pointwise_elu: return grad * where(x <= vec{}, exponential(x) * number, broadcast(1.0f));
     default: return grad * number;
   }
 }
@@ -82,19 +72,26 @@ LTHFUNC_INLINE void each_row(Part part, i64 height, Function function) {
 
 vec value_of(i64 kind, vec x, float number) {
   switch (kind) {
-    case relu: return rectified(x);
-    case leaky_relu: return where(x > vec{}, x, x * number);
-    case relu6: return clamped(x, 0.0f, 6.0f);
-    case sigmoid: return logistic(x);
-    case tanh_: return tangent(x);
-    case silu: return x * logistic(x);
-    case gelu: return x * normal_share(x);
-    case hardtanh: return clamped(x, -1.0f, 1.0f);
-    case hardsigmoid: return clamped(x * (1.0f / 6) + 0.5f, 0.0f, 1.0f);
-    case hardswish: return x * clamped(x * (1.0f / 6) + 0.5f, 0.0f, 1.0f);
-    case elu: return where(x > vec{}, x, (exponential(x) - 1.0f) * number);
+    case pointwise_relu: return rectified(x);
+    case pointwise_leaky_relu: return where(x > vec{}, x, x * number);
+    case pointwise_relu6: return clamped(x, 0.0f, 6.0f);
+    case pointwise_sigmoid: return logistic(x);
+    case pointwise_tanh: return tangent(x);
+    case pointwise_silu: return x * logistic(x);
+    case pointwise_gelu: return x * normal_share(x);
+    case pointwise_hardtanh: return clamped(x, -1.0f, 1.0f);
+    case pointwise_hardsigmoid: return clamped(x * (1.0f / 6) + 0.5f, 0.0f, 1.0f);
+    case pointwise_hardswish: return x * clamped(x * (1.0f / 6) + 0.5f, 0.0f, 1.0f);
+    case pointwise_elu: return where(x > vec{}, x, (exponential(x) - 1.0f) * number);
     default: return x * number;
   }
+}
+
+// All of these: (channels, height, width) of each tile, with steps of their own; what is written may be what is read.
+void verify(const pointwise_row& op, Verifier& v) {
+  LTHFUNC_INSIDE(in, op.rows, op.height, op.width);
+  LTHFUNC_INSIDE(out, op.rows, op.height, op.width);
+  v.constants("number", op.number);
 }
 
 void pointwise(const pointwise_row& op, Workspace& m, Part part) {
@@ -104,6 +101,13 @@ void pointwise(const pointwise_row& op, Workspace& m, Part part) {
     vec* const out = LTHFUNC_AT(out);
     for (i64 x = 0; x < op.width; ++x) out[x] = value_of(op.kind, in[x], number);
   });
+}
+
+void verify(const pointwise_gradient_row& op, Verifier& v) {
+  LTHFUNC_INSIDE(in, op.rows, op.height, op.width);
+  LTHFUNC_INSIDE(grad, op.rows, op.height, op.width);
+  LTHFUNC_GATED(into, op.rows, op.height, op.width);
+  v.constants("number", op.number);
 }
 
 void pointwise_gradient(const pointwise_gradient_row& op, Workspace& m, Part part) {
@@ -120,6 +124,12 @@ void pointwise_gradient(const pointwise_gradient_row& op, Workspace& m, Part par
   });
 }
 
+void verify(const add_row& op, Verifier& v) {
+  LTHFUNC_INSIDE(a, op.rows, op.height, op.width);
+  LTHFUNC_INSIDE(b, op.rows, op.height, op.width);
+  LTHFUNC_INSIDE(out, op.rows, op.height, op.width);
+}
+
 void add(const add_row& op, Workspace& m, Part part) {
   each_row(part, op.height, [&](i64 tile, i64 channel, i64 y) {
     const vec *const a = LTHFUNC_AT(a), *const b = LTHFUNC_AT(b);
@@ -129,6 +139,16 @@ void add(const add_row& op, Workspace& m, Part part) {
       out[x] = op.relu ? rectified(value) : value;
     }
   });
+}
+
+// Columns of in and out have steps of their own; the gate lies as out does.
+void verify(const copy_row& op, Verifier& v) {
+  const auto held = [&](const char* name, i64 first, i64 tile, i64 channel, i64 row, i64 column) {
+    v.activations(name, first, {{v.tiles, tile}, {op.rows, channel}, {op.height, row}, {op.width, column}});
+  };
+  held("in", op.in, op.in_tile, op.in_channel, op.in_row, op.in_column);
+  held("out", op.out, op.out_tile, op.out_channel, op.out_row, op.out_column);
+  if (op.gate >= 0) held("gate", op.gate, op.out_tile, op.out_channel, op.out_row, op.out_column);
 }
 
 void copy(const copy_row& op, Workspace& m, Part part) {
@@ -143,6 +163,12 @@ void copy(const copy_row& op, Workspace& m, Part part) {
       out[to] = gated(value, gate, to);
     }
   });
+}
+
+void verify(const dropout_row& op, Verifier& v) {
+  LTHFUNC_INSIDE(in, op.rows, op.height, op.width);
+  LTHFUNC_GATED(out, op.rows, op.height, op.width);
+  v.constants("scale", op.scale);
 }
 
 void dropout(const dropout_row& op, Workspace& m, Part part) {
@@ -174,9 +200,13 @@ void dropout(const dropout_row& op, Workspace& m, Part part) {
   });
 }
 
+void verify(const fill_row& op, Verifier& v) { LTHFUNC_INSIDE(out, op.rows, op.height, op.width); }
+
 void fill(const fill_row& op, Workspace& m, Part part) {
   each_row(part, op.height, [&](i64 tile, i64 channel, i64 y) { std::fill_n(LTHFUNC_AT(out), op.width, vec{}); });
 }
+
+void verify(const rectify_row& op, Verifier& v) { LTHFUNC_GATED(out, op.rows, op.height, op.width); }
 
 void rectify(const rectify_row& op, Workspace& m, Part part) {
   each_row(part, op.height, [&](i64 tile, i64 channel, i64 y) {

@@ -2,7 +2,7 @@
 #include <algorithm>
 #include <limits>
 
-#include "machine.h"
+#include "verify.h"
 
 namespace lthfunc {
 namespace {
@@ -27,6 +27,18 @@ void rectify_rows(vec* gradient, const vec* gate, i64 row, i64 height, i64 width
 }
 
 }  // namespace
+
+// in: (channels, height, width), out: (channels, out_height, out_width) of each tile, apart. Windows may stick out.
+template <typename Row>
+void verify_windows(const Row& op, Verifier& v) {
+  LTHFUNC_INSIDE(in, op.rows, op.height, op.width);
+  LTHFUNC_INSIDE(out, op.rows, op.out_height, op.out_width);
+  for (const i64 number : {op.kernel_y, op.kernel_x, op.stride_y, op.stride_x, op.dilation_y, op.dilation_x})
+    v.require(number > 0 && number < 1 << 24, "kernel, stride and dilation: positive");
+  for (const i64 number : {op.pad_y, op.pad_x}) v.require(number >= 0 && number < 1 << 24, "padding: not negative");
+}
+
+void verify(const max_pool_row& op, Verifier& v) { verify_windows(op, v); }
 
 void max_pool(const max_pool_row& op, Workspace& m, Part part) {
   const bool twos = op.kernel_y == 2 && op.kernel_x == 2 && op.stride_y == 2 && op.stride_x == 2 && op.pad_y == 0 &&
@@ -72,6 +84,13 @@ bool all_numbers(const vec* most, i64 row, i64 height, i64 width) {
 }
 
 }  // namespace
+
+// grad lies as the outputs do, into and its gate as the inputs; into is none of the others.
+void verify(const max_pool_gradient_row& op, Verifier& v) {
+  verify_windows(op, v);
+  LTHFUNC_INSIDE(grad, op.rows, op.out_height, op.out_width);
+  LTHFUNC_GATED(into, op.rows, op.height, op.width);
+}
 
 // The first of a window's maxima gets the window's gradient, or the last that is no number, as in PyTorch.
 void max_pool_gradient(const max_pool_gradient_row& op, Workspace& m, Part part) {
@@ -124,6 +143,13 @@ void max_pool_gradient(const max_pool_gradient_row& op, Workspace& m, Part part)
   }
 }
 
+// grad, codes: (channels, height, width), into: (channels, 2 · height, 2 · width) of each tile. codes: 0 to 4 a lane.
+void verify(const unpool_row& op, Verifier& v) {
+  LTHFUNC_INSIDE(grad, op.rows, op.height, op.width);
+  LTHFUNC_INSIDE(codes, op.rows, op.height, op.width);
+  LTHFUNC_INSIDE(into, op.rows, 2 * op.height, 2 * op.width);
+}
+
 void unpool(const unpool_row& op, Workspace& m, Part part) {
   for (i64 tile = part.tile; tile < part.tiles; ++tile) {
     for (i64 channel = part.row; channel < part.rows; ++channel) {
@@ -146,6 +172,21 @@ void unpool(const unpool_row& op, Workspace& m, Part part) {
   }
 }
 
+// windows_y, windows_x: (from, to) for each row and column of outputs. in, out: rows of channels of each tile, apart.
+template <typename Row>
+Range window_sizes(const Row& op, Verifier& v) {
+  const Range down = v.list("windows_y", op.windows_y, 2 * op.out_height);
+  const Range across = v.list("windows_x", op.windows_x, 2 * op.out_width);
+  v.require(down.low >= 0 && across.low >= 0, "windows: not negative");
+  return {down.high, across.high};
+}
+
+void verify(const average_pool_row& op, Verifier& v) {
+  const Range size = window_sizes(op, v);
+  LTHFUNC_INSIDE(in, op.rows, size.low, size.high);
+  LTHFUNC_INSIDE(out, op.rows, op.out_height, op.out_width);
+}
+
 void average_pool(const average_pool_row& op, Workspace& m, Part part) {
   const i32 *const down = m.lists + op.windows_y, *const across = m.lists + op.windows_x;
   for (i64 tile = part.tile; tile < part.tiles; ++tile) {
@@ -164,6 +205,14 @@ void average_pool(const average_pool_row& op, Workspace& m, Part part) {
       }
     }
   }
+}
+
+// grad lies as the outputs do, into and its gate as the inputs.
+void verify(const average_pool_gradient_row& op, Verifier& v) {
+  const Range size = window_sizes(op, v);
+  v.require(size.low <= op.height && size.high <= op.width, "windows: inside the image");
+  LTHFUNC_INSIDE(grad, op.rows, op.out_height, op.out_width);
+  LTHFUNC_GATED(into, op.rows, op.height, op.width);
 }
 
 void average_pool_gradient(const average_pool_gradient_row& op, Workspace& m, Part part) {

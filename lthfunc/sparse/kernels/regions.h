@@ -1,7 +1,7 @@
 // How products of a layer region over their outputs, and what becomes of sums before they are written.
 #pragma once
 
-#include "machine.h"
+#include "verify.h"
 
 namespace lthfunc {
 
@@ -83,6 +83,28 @@ void stretches(const Row& op, const Workspace& m, i64 tile, i64 y, i64 count, i6
          x, size);
     x += size;
   }
+}
+
+// What is read around `in` by lists of `entries`, and rows of outputs with what belongs to them. across: the places are
+// the tiles. out is none of the others; b, the gate and the codes lie as their steps say, the latter two as out.
+template <typename Row>
+void verify_region(const Row& op, Verifier& v, i64 entries, Range offsets, bool across) {
+  const i64 side = op.pool ? 2 : 1, ny = across ? 1 : op.ny, nx = across ? 1 : op.nx;
+  v.require(op.ny >= 0 && op.nx >= 0 && !(across && op.pool), "ny, nx and pool: out of range");
+  if (entries > 0)
+    v.activations("in", op.in, {{v.tiles, across ? op.in_x : op.in_tile}, {side * ny, op.in_y}, {side * nx, op.in_x}},
+                  offsets);
+  const Range rows = v.list("row_out", op.row_out, op.rows);
+  const auto written = [&](const char* name, i64 first) {
+    v.activations(name, first, {{v.tiles, across ? op.out_x : op.out_tile}, {ny, op.out_y}, {nx, op.out_x}}, rows);
+  };
+  written("out", op.out);
+  if (op.gate >= 0) written("gate", op.gate);
+  if (op.codes >= 0) written("codes", op.codes);
+  if (op.b >= 0)
+    v.activations("b", op.b, {{v.tiles, across ? 1 : op.b_tile}, {op.rows, op.b_channel}, {ny, op.b_row}, {nx, 1}});
+  if (op.saved >= 0) v.constants("saved", op.saved, op.rows * SAVED);
+  if (op.bias >= 0) v.values("bias", op.bias, {{op.rows, 1}});
 }
 
 }  // namespace lthfunc

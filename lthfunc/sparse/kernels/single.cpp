@@ -261,16 +261,40 @@ Single single_of(const i64* row) {
   }
 }
 
-}  // namespace
+bool not_negative(const Program& program, i64 first, i64 count) {
+  const i32* const entries = program.lists.data() + first;
+  return std::all_of(entries, entries + count, [](i32 entry) { return entry >= 0; });
+}
 
-bool has_single(const i64* program, i64 width, i64 count) {
-  for (i64 k = 0; k < count; ++k)
-    if (!single_of(program + k * width)) return false;
+// Whether a product's columns are those that these kernels read: outputs side by side, offsets that are not negative,
+// and weights where the values are. What is verified for vectors then holds for places counted in floats.
+bool reads_plainly(const i64* row, const Program& program) {
+  if (head(row).opcode == op_products) {
+    const auto& op = *reinterpret_cast<const products_row*>(row);
+    return op.which < 0 && op.limits < 0 && (op.across || op.out_x == 1) &&
+           not_negative(program, op.offsets, program.lists[op.starts + op.rows * op.blocks]);
+  }
+  if (head(row).opcode == op_dense_convolutions) {
+    const auto& op = *reinterpret_cast<const dense_convolutions_row*>(row);
+    return op.spread < 0 && op.out_x == 1 && not_negative(program, op.offsets, op.entries);
+  }
+  if (head(row).opcode == op_dense_products) {
+    const auto& op = *reinterpret_cast<const dense_products_row*>(row);
+    return op.spread < 0 && op.value_step == 1;
+  }
   return true;
 }
 
-void run_single(const i64* program, i64 width, i64 count, Workspace& workspace) {
-  for (i64 k = 0; k < count; ++k) single_of(program + k * width)(program + k * width, workspace);
+}  // namespace
+
+bool has_single(const Program& program) {
+  for (i64 k = 0; k < program.count(); ++k)
+    if (!single_of(program.row(k)) || !reads_plainly(program.row(k), program)) return false;
+  return true;
+}
+
+void run_single(const Program& program, Workspace& workspace) {
+  for (i64 k = 0; k < program.count(); ++k) single_of(program.row(k))(program.row(k), workspace);
 }
 
 }  // namespace lthfunc

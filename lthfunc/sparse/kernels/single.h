@@ -1,13 +1,13 @@
 // Programs for one example at a time, on the memory of a program for tiles.
 #pragma once
 
-#include "machine.h"
+#include "verify.h"
 
 namespace lthfunc {
 
 // Whether every instruction of a program, without gradients, has a kernel for one example.
-bool has_single(const i64* program, i64 width, i64 count);
-void run_single(const i64* program, i64 width, i64 count, Workspace& workspace);
+bool has_single(const Program& program);
+void run_single(const Program& program, Workspace& workspace);
 
 // Places in the activations are counted in floats.
 inline float* place(const Workspace& m, i64 first) { return reinterpret_cast<float*>(m.activations) + first; }

@@ -4,7 +4,7 @@
 // them all. Their lanes are added up at the end of each tile (of all tiles where the places are tiles).
 #include <algorithm>
 
-#include "machine.h"
+#include "verify.h"
 
 namespace lthfunc {
 namespace {
@@ -234,6 +234,18 @@ void convolution_gradients(const weight_gradients_row& op, Workspace& m, Part pa
 }
 
 }  // namespace
+
+// Lists as those of products. in, grad: as there; gradients: one for each entry of the lists, in their order.
+void verify(const weight_gradients_row& op, Verifier& v) {
+  v.require(op.blocks > 0 && op.rows * op.blocks < i64{1} << 32, "blocks: out of range");
+  const i64 entries = v.starts("starts", op.starts, op.rows * op.blocks + 1);
+  const Range offsets = v.offsets("offsets", op.offsets, entries), rows = v.list("row_grad", op.row_grad, op.rows);
+  const i64 ny = op.across ? 1 : op.ny, nx = op.across ? 1 : op.nx;
+  if (entries > 0) v.activations("in", op.in, {{v.tiles, op.in_tile}, {ny, op.in_y}, {nx, op.in_x}}, offsets);
+  v.activations("grad", op.grad, {{v.tiles, op.grad_tile}, {ny, op.grad_y}, {nx, op.grad_x}}, rows);
+  v.gradients("gradients", op.gradients, entries);
+  if (op.bias >= 0) v.gradients("bias", op.bias, op.rows);
+}
 
 void weight_gradients(const weight_gradients_row& op, Workspace& m, Part part) {
   if (!op.across) {

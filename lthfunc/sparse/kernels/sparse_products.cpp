@@ -85,9 +85,6 @@ struct Window {
   i64 right(i64 column) const { return std::max<i64>(first + size - columns[2 * column + 1], 0); }
 };
 
-// What a kernel column may lack of a stretch at both its ends together (kernels of up to five columns lack no more).
-constexpr int MAX_MISSING = 4;
-
 // One list for the sums inside its window. A window's number is left · (MAX_MISSING + 1) + right.
 template <int Sums>
 LTHFUNC_INLINE void run_windowed(i64 window, vec (&sum)[Sums], const vec* in, const i32* offset, const i32* which,
@@ -110,6 +107,7 @@ LTHFUNC_INLINE void run_windowed(i64 window, vec (&sum)[Sums], const vec* in, co
     LTHFUNC_WINDOW(3, 0);
     LTHFUNC_WINDOW(3, 1);
     LTHFUNC_WINDOW(4, 0);
+    default: __builtin_trap();  // no program that is verified has another one
   }
 #undef LTHFUNC_WINDOW
 }
@@ -259,6 +257,26 @@ void windowed(const products_row& op, const Workspace& m, i64 tile, i64 y, Part 
 }
 
 }  // namespace
+
+// starts: rows · blocks + 1, rising. offsets: whole vectors, as bytes; which, else the order of the lists: the values.
+// With limits, kernel columns and rows are blocks, and all columns miss at most MAX_MISSING places of a row together.
+void verify(const products_row& op, Verifier& v) {
+  v.require(op.blocks > 0 && op.rows * op.blocks < i64{1} << 32 && op.across >= 0, "blocks and across: out of range");
+  const i64 entries = v.starts("starts", op.starts, op.rows * op.blocks + 1);
+  const Range which = op.which < 0 ? Range{0, entries - 1} : v.list("which", op.which, entries);
+  if (entries > 0) v.values("values", op.values, {{1, 0}}, which);
+  verify_region(op, v, entries, v.offsets("offsets", op.offsets, entries), op.across > 0);
+  if (op.limits < 0) return;
+  v.require(op.which >= 0 && !op.across && !op.pool && op.in_x == 1, "limits: of a convolution's gradient");
+  v.require(op.kernel_y > 0 && op.kernel_x > 0 && op.kernel_y * op.kernel_x <= op.blocks &&
+                op.blocks % (op.kernel_y * op.kernel_x) == 0,
+            "blocks: whole kernels");
+  v.list("limits", op.limits, 2 * (op.kernel_x + op.kernel_y));
+  for (i64 column = 0; column < op.kernel_x; ++column) {
+    const i32* const limits = v.program.lists.data() + op.limits + 2 * column;
+    v.require(std::max<i64>(limits[0], 0) + std::max<i64>(op.nx - limits[1], 0) <= MAX_MISSING, "limits: too narrow");
+  }
+}
 
 void products(const products_row& op, Workspace& m, Part part) {
   if (op.across) return whole(op, m, 0, 0, m.tiles, part);

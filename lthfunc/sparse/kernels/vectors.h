@@ -7,8 +7,9 @@
 
 namespace lthfunc {
 
-constexpr int LANES = 16;
-constexpr i64 BYTES = 64;  // of a vector
+#define CONSTANT(name, value) constexpr int name = value;
+#include "instructions.def"
+constexpr i64 BYTES = LANES * sizeof(float);  // of a vector
 using vec = Sixteen<floats>::type;
 using ivec = Sixteen<ints>::type;
 using uvec = Sixteen<words>::type;
@@ -16,7 +17,7 @@ using uvec = Sixteen<words>::type;
 // How many sums stay in registers: 32 of 512 bits hold 16 and what they are made of; 16 of 256 bits hold 6, as 32 of
 // 128 bits do.
 #ifdef __AVX512F__
-constexpr int MAX_SUMS = 16;
+constexpr int MAX_SUMS = STRETCH;
 #else
 constexpr int MAX_SUMS = 6;
 #endif

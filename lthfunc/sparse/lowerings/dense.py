@@ -13,19 +13,18 @@ from torch import Tensor
 from lthfunc.hardware import has_wide_amd_cores
 from lthfunc.sparse.builder import Builder
 from lthfunc.sparse.kernels.build import have_avx512
-from lthfunc.sparse.kernels.instructions import BY_ROWS, BY_TILES, SUMS
+from lthfunc.sparse.kernels.instructions import BY_ROWS, BY_TILES, CONSTANTS, SUMS
 from lthfunc.sparse.lowerings.strides import StridedRegion
 from lthfunc.sparse.tile_buffers import LANES, VECTOR_BYTES, TileBuffer
 
 #: Share of a layer's weights from which it is computed densely: gradients of a linear layer's weights, its products
-#: (kernels/dense_products.cpp), and convolutions (kernels/dense_convolutions.cpp). Lists feed wide multipliers less well than dense
-#: products do. Without AVX-512 survivors are spread out and picked one by one, and 16 registers of half the width hold
-#: too few sums for convolutions (0.7 times the rate of lists).
+#: (kernels/dense_products.cpp), and convolutions (kernels/dense_convolutions.cpp). Lists feed wide multipliers less
+#: well than dense products do. Without AVX-512 survivors are spread out and picked one by one, and 16 registers of half
+#: the width hold too few sums for convolutions (0.7 times the rate of lists).
 GRADIENTS_FROM, PRODUCTS_FROM, CONVOLUTIONS_FROM = (0.88, 1.0, math.inf)
 if have_avx512():
     GRADIENTS_FROM, PRODUCTS_FROM, CONVOLUTIONS_FROM = (0.42, 0.55, 0.6) if has_wide_amd_cores() else (0.65, 0.72, 0.9)
-#: Tiles that a dense product takes at a time, and inputs that a dense gradient does.
-_TILES, _STRIP = 4, 64
+_TILES, _STRIP = CONSTANTS["TILES_AT_ONCE"], CONSTANTS["STRIP"]
 #: Rows of a convolution, places in all tiles, and weights of a row below which lists are as good.
 _ROWS, _PLACES, _ENTRIES = 16, 32, 64
 #: Places of an image up to which gradients of weights are summed up over all tiles at once, so that lanes are added up

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lthfunc.sparse.builder import Builder, Value, View, Weights, rectifies
+from lthfunc.sparse.kernels.instructions import CONSTANTS
 from lthfunc.sparse.lowerings.interface import Param, Unsupported, argument, pair
 from lthfunc.sparse.lowerings.product import EntriesOf, InputGradient, ProductLowering
 from lthfunc.sparse.lowerings.strides import ConvolutionAxis, StridedRegion, flat, plain
@@ -16,10 +17,7 @@ from lthfunc.sparse.tile_buffers import VECTOR_BYTES
 
 #: What two rows of pooled outputs may read together: a little more than a first-level cache.
 _NEAR_BYTES = 40 * 1024
-#: Outputs that stay in registers (MAX_SUMS in kernels/vectors.h), and tiles that a linear layer takes at once.
-_SUMS, _TILES_AT_ONCE = 16, 4
-#: Places of a row that lie outside the image for one kernel column, at most (MAX_MISSING in kernels/sparse_products.cpp).
-_MOST_MISSING = 4
+_STRETCH, _TILES_AT_ONCE, _MAX_MISSING = (CONSTANTS[name] for name in ("STRETCH", "TILES_AT_ONCE", "MAX_MISSING"))
 #: Share of a product's entries and places that lie inside the image, from which windows gain nothing; and survivors
 #: that a row should find in one kernel column's list before the channels are taken in parts.
 _INSIDE, _LEAST_IN_LIST = 0.75, 12
@@ -91,7 +89,7 @@ def convolution(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
         buffer = x.buffer
         inputs = (row // (outs // groups) * ins + channel) * buffer.channel
         inputs = inputs + ky * dilation[0] * buffer.row + kx * dilation[1]
-        width = min(right.out, _SUMS) * stride[1] + (kernel[1] - 1) * dilation[1]
+        width = min(right.out, _STRETCH) * stride[1] + (kernel[1] - 1) * dilation[1]
         return Entries(outs, row, inputs), blocks_of(channel, ins, outs, kernel[0] * width * VECTOR_BYTES)
 
     windows = _windows(sides) if stride == (1, 1) else None
@@ -107,7 +105,7 @@ def convolution(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
             up = steps[0][mine] // stride[0]
             buffer = out.buffer
             reads = row * buffer.channel + up * buffer.row + steps[1][mine] // stride[1]
-            width = (min(right.out, _SUMS) + kernel[1] - 1) * VECTOR_BYTES
+            width = (min(right.out, _STRETCH) + kernel[1] - 1) * VECTOR_BYTES
             inputs, in_group = row // (outs // groups) * ins + channel, row % (outs // groups)
             blocks: Blocks | None
             if windows is not None:
@@ -136,7 +134,7 @@ def convolution(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     layer = ProductLowering(b, x, out, weight, bias, across=0, grouped=groups > 1)
     padded = StridedRegion(x.buffer, padding, stride, (down.out, right.out))
     # Two rows of outputs at once should find what they read in a near cache.
-    near = ins * (kernel[0] + stride[0]) * (min(right.out, _SUMS) + kernel[1]) * VECTOR_BYTES <= _NEAR_BYTES
+    near = ins * (kernel[0] + stride[0]) * (min(right.out, _STRETCH) + kernel[1]) * VECTOR_BYTES <= _NEAR_BYTES
     layer.forward(forward, padded, plain(out.buffer), back, poolable=near)
     b.backward.append(layer.gradients)
     return View(out)
@@ -161,7 +159,7 @@ def _windows(sides: list[ConvolutionAxis]) -> _Windows | None:
     for side in reversed(sides):
         steps = [side.padding - k * side.dilation for k in range(side.kernel)]
         each = [(max(0, -step), max(0, -step, min(side.size, side.out - step))) for step in steps]
-        if side is sides[1] and any(first + side.size - last > _MOST_MISSING for first, last in each):
+        if side is sides[1] and any(first + side.size - last > _MAX_MISSING for first, last in each):
             return None
         limits += each
         inside *= sum(last - first for first, last in each) / (side.kernel * side.size)

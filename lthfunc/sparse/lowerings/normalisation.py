@@ -5,12 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from lthfunc.sparse.builder import Builder, FusedStep, GradientTarget, Value, View, rectifies
-from lthfunc.sparse.kernels.instructions import BY_ROWS, BY_TILES, SUMS
+from lthfunc.sparse.kernels.instructions import BY_ROWS, BY_TILES, SAVED, SUMS
 from lthfunc.sparse.lowerings.interface import Buffer, Unsupported, argument, check_unflattened, claim
 from lthfunc.sparse.tile_buffers import no_buffer
-
-#: Numbers that the kernels keep for a channel (normalisation.cpp).
-_SAVED = 6
 
 
 def batch_norm(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
@@ -24,7 +21,7 @@ def batch_norm(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     check_unflattened(view)
     claim(b, weight, bias)
     buffer = view.value.buffer
-    saved = b.numbers([0.0] * (_SAVED * buffer.channels))
+    saved = b.numbers([0.0] * (len(SAVED) * buffer.channels))
     settings = b.numbers([float(momentum), float(epsilon)])
     size = {"height": buffer.height, "width": buffer.width}
     leaves = [-1 if param is None else b.leaves[param.name].first for param in (weight, bias)]

@@ -5,15 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from lthfunc.sparse.builder import Builder, FusedStep, Value, View, rectifies
-from lthfunc.sparse.kernels.instructions import BY_TILES
+from lthfunc.sparse.kernels.instructions import BY_TILES, POINTWISE
 from lthfunc.sparse.lowerings.interface import Lowering, Unsupported, argument
 from lthfunc.sparse.tile_buffers import TileBuffer
 
-#: In the order of kernels/pointwise.cpp.
-KINDS = (
-    "relu", "leaky_relu", "relu6", "sigmoid", "tanh", "silu", "gelu", "hardtanh", "hardsigmoid", "hardswish", "elu",
-    "scale",
-)  # fmt: skip
 _DEFAULTS = {"leaky_relu": 0.01, "elu": 1.0}
 
 
@@ -174,7 +169,7 @@ def _pointwise(b: Builder, view: View, kind: str, number: float) -> View:
     buffer = x.buffer
     out = Value(b.like(buffer), x.needs)
     shared = {
-        "kind": KINDS.index(kind), "height": buffer.height, "width": buffer.width, "number": b.numbers([number])
+        "kind": POINTWISE.index(kind), "height": buffer.height, "width": buffer.width, "number": b.numbers([number])
     }  # fmt: skip
     b.emit(lambda: (
         "pointwise", BY_TILES, buffer.channels, {**buffer.columns("in"), **out.buffer.columns("out"), **shared}

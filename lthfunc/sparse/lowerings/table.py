@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from lthfunc.sparse.kernels.instructions import POINTWISE
 from lthfunc.sparse.lowerings import layers, normalisation, pointwise, pooling, shapes
 from lthfunc.sparse.lowerings.interface import Lowering
 
@@ -42,6 +43,6 @@ LOWERINGS: dict[object, Lowering] = {
 }
 LOWERINGS.update({
     getattr(_aten, name).default: pointwise.activation(kind)
-    for kind in pointwise.KINDS if kind not in ("relu", "scale")
+    for kind in POINTWISE if kind not in ("relu", "scale")
     for name in (kind, f"{kind}_") if hasattr(_aten, name)
 })  # fmt: skip

@@ -1,0 +1,84 @@
+// What a program is held to before it may run: every place that an instruction reads or writes lies inside the memory
+// that it names, whatever its numbers say. Each kernel has a `verify` beside it, which is its layout contract.
+#pragma once
+
+#include <initializer_list>
+#include <string>
+#include <vector>
+
+#include "machine.h"
+
+namespace lthfunc {
+
+// Instructions and lists, copied so that nothing outside can change them, and what they need of the memory they run on.
+struct Program {
+  std::vector<i64> rows;  // `width` numbers each
+  i64 width;
+  std::vector<i32> lists;
+  i64 vectors, numbers, constants, batch;  // sizes: activations, values, constants; examples at most
+  i64 features = 0;                        // of an example's outputs
+  i64 stored = 0, kind = -1;               // numbers of an example's inputs, and their kind
+  bool writes_gradients = false, reads_targets = false, single = false;
+  i64 moments = 0;
+
+  i64 count() const { return static_cast<i64>(rows.size()) / width; }
+  const i64* row(i64 k) const { return rows.data() + k * width; }
+};
+
+// An index that runs from 0 to count - 1, and what each step of it adds to an address.
+struct Axis {
+  i64 count, step;
+};
+// The least and the largest of some numbers.
+struct Range {
+  i64 low = 0, high = 0;
+};
+
+class Verifier {
+ public:
+  explicit Verifier(Program& checked) : program(checked), tiles((checked.batch + LANES - 1) / LANES) {}
+
+  // All of it. Throws std::invalid_argument with the instruction and its column where an access could lie outside.
+  void check();
+  void require(bool holds, const char* what) const;
+
+  // first + a sum of indices times steps, plus anything in `beside`: inside a memory for all of them.
+  void activations(const char* name, i64 first, std::initializer_list<Axis> axes, Range beside = {}) const;
+  void floats(const char* name, i64 vector, std::initializer_list<Axis> axes, Range beside = {}) const;
+  void values(const char* name, i64 first, std::initializer_list<Axis> axes, Range beside = {}) const;
+  void gradients(const char* name, i64 first, i64 count);
+  void constants(const char* name, i64 first, i64 count = 1) const;
+
+  // Lists: what their entries say; bytes to vectors, in vectors; where lists of rows start, up to their end.
+  Range list(const char* name, i64 first, i64 count, i64 step = 1) const;
+  Range offsets(const char* name, i64 first, i64 count, i64 step = 1) const;
+  i64 starts(const char* name, i64 first, i64 count) const;
+  // Survivors of rows of `words` bit masks: each row has as many as its start and the next one leave room for.
+  i64 survivors(i64 first, i64 bits, i64 words, i64 rows, bool closed = true) const;
+
+  Program& program;
+  const i64 tiles;
+
+ private:
+  void inside(const char* name, const char* memory, i64 size, i64 first, std::initializer_list<Axis> axes,
+              Range beside) const;
+  [[noreturn]] void refuse(const std::string& why) const;
+
+  i64 at_ = 0;
+};
+
+// A place of `channels` × height × width vectors in each tile, by an instruction's columns.
+#define LTHFUNC_INSIDE(name, channels, height, width) \
+  v.activations(#name, op.name,                       \
+                {{v.tiles, op.name##_tile}, {channels, op.name##_channel}, {height, op.name##_row}, {width, 1}})
+// The gate of a gradient has the gradient's steps.
+#define LTHFUNC_GATED(name, channels, height, width) \
+  LTHFUNC_INSIDE(name, channels, height, width);     \
+  if (op.gate >= 0)                                  \
+  v.activations("gate", op.gate,                     \
+                {{v.tiles, op.name##_tile}, {channels, op.name##_channel}, {height, op.name##_row}, {width, 1}})
+
+#define INSTRUCTION(name, ...) void verify(const name##_row&, Verifier&);
+#include "instructions.def"
+
+}  // namespace lthfunc

@@ -1,0 +1,215 @@
+"""Programs of the sparse engine whose numbers nobody should believe: each is refused, or runs inside its memory.
+
+    python tests/test_program_verification.py --programs 20000 --seed 1
+
+does many; under the address sanitizer (docs/sparse-engine.md) any access outside a memory ends the process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import math
+import os
+import random
+from collections import Counter
+from typing import NamedTuple
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import lthfunc as lf
+from lthfunc.sparse.capture import captured
+from lthfunc.sparse.kernels import build
+from lthfunc.sparse.kernels.instructions import COLUMNS, OPCODES
+from lthfunc.sparse.lowerings import dense
+from lthfunc.sparse.program import Epilogue, program_of
+from lthfunc.sparse.tile_buffers import LANES
+from lthfunc.training.optimizers import AdamNumbers, SGDNumbers
+
+pytestmark = pytest.mark.skipif(build.why_no_kernels() is not None, reason=str(build.why_no_kernels()))
+
+#: Numbers around each memory that nothing may change. The sanitizer sees more where memory ends with its numbers.
+SHAPE = (2, 8, 8)
+GUARD = 0 if os.environ.get("LTHFUNC_SANITIZE") else 4096
+
+
+class Plain(nn.Sequential):
+    """Layers, maxima, batch normalisation, and an optimiser."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            nn.Conv2d(2, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1), nn.MaxPool2d(2),
+            nn.Conv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 4, 3, stride=2, padding=1),
+            nn.Flatten(), nn.Linear(16, 40), nn.ReLU(), nn.Dropout(0.2), nn.Linear(40, 3),
+        )  # fmt: skip
+
+
+class Mixed(nn.Module):
+    """What the other one lacks: slices, padding, additions, group normalisation, averages, log-softmax."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Conv2d(2, 4, 3, padding=1), nn.Conv2d(4, 4, 3), nn.Linear(16, 3)
+        self.norm, self.group = nn.BatchNorm2d(4), nn.GroupNorm(2, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.first(x))
+        x = F.gelu(self.group(F.pad(x[:, :, 1:7, 1:7], (1, 1, 1, 1))))
+        x = F.max_pool2d(self.norm(x) + x, 3, 2, 1)
+        x = x + F.silu(x)
+        x = F.avg_pool2d(F.pad(self.second(x), (1, 1, 1, 1)), 2)
+        return self.head(x.flatten(1)).log_softmax(1)
+
+
+class Parts(NamedTuple):
+    """A program as it is handed to the machine."""
+
+    rows: Tensor
+    lists: Tensor
+    constants: Tensor
+    vectors: int
+    values: int
+    batch: int
+
+    def made(self) -> int:
+        number: int = torch.ops.lthfunc.make_program(
+            self.rows, self.lists, self.vectors, self.values, len(self.constants), self.batch
+        )
+        return number
+
+
+@functools.cache
+def programs() -> tuple[Parts, ...]:
+    """Programs that have all kinds of instructions: of lists, of dense products, with and without gradients."""
+    build.load_kernels()
+    adam, sgd = AdamNumbers((0.9, 0.999), 1e-8, 0.0, False), SGDNumbers(0.9, True, 0.0)
+    epilogues = [
+        (True, Epilogue(update=sgd)), (True, Epilogue(update=adam)), (True, Epilogue(None)),
+        (False, Epilogue(None, gradients=False)),
+    ]  # fmt: skip
+    found = []
+    for module, share, batch in ((Plain(), math.inf, 20), (Plain(), 0.5, 70), (Mixed(), 0.5, 20), (Mixed(), 0.5, 1)):
+        model = lf.from_module(module)
+        state = lf.init(model, seed=0)
+        masks = {name: torch.rand(mask.shape) < 0.9 for name, mask in state.masks.items()}
+        for training, epilogue in epilogues:
+            with pytest.MonkeyPatch.context() as patch:
+                for name in ("GRADIENTS_FROM", "PRODUCTS_FROM", "CONVOLUTIONS_FROM"):
+                    patch.setattr(dense, name, share)
+                program = program_of(
+                    captured(model, SHAPE, training=training), state.params, state.buffers, masks, batch=batch,
+                    stored=(SHAPE, torch.float32), scale=None, epilogue=epilogue,
+                )  # fmt: skip
+            code = program.code
+            found.append(Parts(code.rows, code.lists, code.constants, code.vectors, code.values, batch))
+    return tuple(found)
+
+
+def mutated(parts: Parts, rng: random.Random) -> Parts:
+    """One to three numbers changed: of instructions, of lists, or how large the memory is."""
+    rows, lists, sizes = parts.rows.clone(), parts.lists.clone(), {}
+    for _ in range(rng.randint(1, 3)):
+        where = rng.random()
+        if where < 0.1:
+            name = rng.choice(("vectors", "values", "batch"))
+            sizes[name] = rng.choice((0, 1, rng.randint(0, getattr(parts, name)), getattr(parts, name) + 16))
+        elif where < 0.3:
+            lists[rng.randrange(len(lists))] = number(rng, int(rng.choice(lists)))
+        else:
+            row = rng.randrange(len(rows))
+            columns = len(COLUMNS[list(OPCODES)[int(parts.rows[row, 0])]])
+            rows[row, rng.randrange(4 + columns)] = number(rng, int(rng.choice(rows.flatten())))
+    return parts._replace(rows=rows, lists=lists, **sizes)
+
+
+def number(rng: random.Random, other: int) -> int:
+    """Something that a column might hold and should not, or another one's number."""
+    small = rng.randint(-3, 70)
+    return rng.choice((small, small, other, other + 1, other - 1, 64 * small, rng.choice((-(2**31), 2**31 - 1))))
+
+
+class Room:
+    """Memory of exactly so many numbers, and what lies around it."""
+
+    def __init__(self, count: int, value: float = 0.5, dtype: torch.dtype = torch.float32) -> None:
+        self._whole = torch.full((count + 2 * GUARD,), 77.0, dtype=dtype)
+        self.inside = self._whole[GUARD : GUARD + count]
+        self.inside.fill_(value)
+
+    def is_whole(self) -> bool:
+        """Whether nothing was written beside it."""
+        around = torch.cat([self._whole[:GUARD], self._whole[GUARD + len(self.inside) :]])
+        return bool((around == 77.0).all())
+
+
+def outcome(parts: Parts, rng: random.Random) -> str:
+    """ "refused" or "ran". Raises AssertionError where something was written outside."""
+    try:
+        program = parts.made()
+    except ValueError as error:
+        if "lthfunc: " not in str(error):
+            raise
+        return "refused"
+    examples, threads = rng.randint(1, max(1, parts.batch)), rng.randint(1, 2)
+    values, tiles = parts.values, -(-examples // LANES)
+    rooms = {name: Room(count) for name, count in (
+        ("activations", LANES * parts.vectors), ("values", values), ("gradients", values),
+        ("partials", values * tiles), ("constants", len(parts.constants)), ("first", values), ("second", values),
+        ("outputs", 3 * examples),
+    )}  # fmt: skip
+    rooms["constants"].inside.copy_(parts.constants)
+    held = {name: room.inside for name, room in rooms.items()}
+    clock, totals = Room(4, 0.9, torch.float64), Room(2, 0.0, torch.float64)
+    x, y = torch.rand(1, examples, *SHAPE), torch.zeros(1, examples, dtype=torch.int64)
+    torch.set_num_threads(threads)
+    try:
+        torch.ops.lthfunc.run(
+            program, 0, len(parts.rows), held["activations"], held["values"], held["gradients"], held["partials"],
+            held["constants"], held["first"], held["second"], clock.inside, totals.inside, torch.tensor([0.01]), x, y,
+            held["outputs"], examples, 1, 0, 7,
+        )  # fmt: skip
+        with contextlib.suppress(ValueError):  # most are for training
+            torch.ops.lthfunc.infer(program, held["activations"], held["values"], held["constants"], x[0], True)
+    except ValueError as error:
+        if "lthfunc: " not in str(error):
+            raise
+        return "refused as it ran"
+    finally:
+        torch.set_num_threads(1)
+        torch.ops.lthfunc.free_program(program)
+    assert all(room.is_whole() for room in (*rooms.values(), clock, totals)), "written outside"
+    return "ran"
+
+
+def tried(count: int, seed: int) -> Counter[str]:
+    """What became of so many programs."""
+    rng = random.Random(seed)
+    return Counter(outcome(mutated(rng.choice(programs()), rng), rng) for _ in range(count))
+
+
+def test_all_kinds_of_instructions_are_tried() -> None:
+    found = {int(opcode) for parts in programs() for opcode in parts.rows[:, 0]}
+    assert {name for name, opcode in OPCODES.items() if opcode not in found} == set()
+    assert {outcome(parts, random.Random(0)) for parts in programs()} == {"ran"}
+
+
+def test_what_is_not_a_program_is_refused_or_stays_inside_its_memory() -> None:
+    found = tried(600, 0)
+    assert found["refused"] > 100
+    assert found["ran"] > 50
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--programs", type=int, default=20_000)
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    print(dict(tried(given.programs, given.seed)))
+
+
+if __name__ == "__main__":
+    main()
