@@ -160,8 +160,11 @@ vec* activations_of(const Program& program, const Tensor& activations) {
 // Slots of batches, each contiguous, with `needed` elements or more; nothing is read where none are needed.
 void check_slots(const char* name, const Tensor& slots, i64 count, i64 needed, at::ScalarType dtype) {
   if (needed == 0) return;
-  TORCH_CHECK_VALUE(slots.dim() > 0 && slots.size(0) >= count && slots.scalar_type() == dtype, "lthfunc: ", name,
-                    " takes ", count, " batches of ", dtype);
+  TORCH_CHECK(slots.scalar_type() == dtype, "lthfunc: ", name, " must be ",
+              at::elementSize(dtype) == 8   ? "int64"
+              : at::elementSize(dtype) == 4 ? "float32"
+                                            : "uint8");
+  TORCH_CHECK_VALUE(slots.dim() > 0 && slots.size(0) >= count, "lthfunc: ", name, " takes ", count, " batches");
   i64 step = 1;
   for (i64 k = slots.dim() - 1; k > 0; --k) {
     TORCH_CHECK_VALUE(slots.size(k) == 1 || slots.stride(k) == step, "lthfunc: ", name, ": batches must be contiguous");
