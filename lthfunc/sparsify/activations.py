@@ -1,4 +1,4 @@
-"""What layers read, and a score made of it: Wanda."""
+"""Second moments of layers' inputs, and the score that uses them: Wanda."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ from lthfunc.trees.types import Masks, Params, TrainState
 
 
 class Moments(dict[str, Tensor]):
-    """Per linear layer's weight, the second moments of its inputs: (features, features), float64 or, of complex inputs,
-    complex128; means over rows.
+    """The second moments of each linear weight's inputs: (features, features), float64 or complex128.
 
     transposed: the weights that are stored as (inputs, outputs).
     """
@@ -61,7 +60,7 @@ def input_moments(model: Model, state: TrainState, inputs: Sequence[Tensor]) -> 
 
 
 def check_moments(moments: Mapping[str, Tensor], name: str, leaf: Tensor) -> None:
-    """Raise UserError where a layer's moments aren't those of its inputs."""
+    """Raise UserError where moments don't match a layer's inputs."""
     inputs = leaf.shape[0 if stored_transposed(moments, name) else 1] if leaf.ndim == 2 else None
     if inputs is not None and tuple(moments[name].shape) != (inputs, inputs):
         raise UserError(

@@ -1,7 +1,7 @@
-"""Allocation: how many weights each layer keeps. Scores, masks and a fraction in, keep counts out.
+"""Allocation: how many weights each layer keeps. Scores, masks and a fraction in, counts out.
 
-`fraction` is the share of the *remaining* weights to prune, so k rounds at rate r leave (1 - r)^k. Counts are
-exact: of n remaining weights, round(fraction * n) go, halves to even, as in torch.nn.utils.prune.
+`fraction` is the share of the *remaining* weights to prune, so k rounds at rate r leave (1 - r)^k. Counts are exact: of
+n remaining weights, round(fraction * n) are pruned, halves to even, as in torch.nn.utils.prune.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def globally(scores: Scores, masks: Masks, fraction: float) -> KeepCounts:
 
 
 def counts_of_best(scores: Scores, masks: Masks, budget: Tensor | int) -> KeepCounts:
-    """Where the `budget` best of all remaining weights lie."""
+    """How many of the `budget` best of all remaining weights each layer holds."""
     alive = torch.cat([mask.flatten() for mask in masks.values()])
     chosen = (ranks(torch.cat([scores[name].flatten() for name in masks]), alive) < budget) & alive
     sizes = [mask.numel() for mask in masks.values()]
@@ -93,7 +93,7 @@ def layerwise(rates: Mapping[str, float] | None = None, output_rate: float = 0.5
 
 
 def check_patterns(option: str, patterns: Iterable[str], names: Collection[str]) -> None:
-    """Raise UserError where a pattern fits none of the prunable layers' names."""
+    """Raise UserError for a pattern that matches no prunable layer."""
     for pattern in patterns:
         if not fnmatch.filter(names, pattern):
             raise invalid(option, pattern, f"a pattern that fits one of {', '.join(names)}")
@@ -122,15 +122,15 @@ def fixed_counts(keep: Mapping[str, int]) -> Allocate:
 def fraction_to(density: float, masks: Masks) -> float:
     """The fraction of the remaining weights to prune so that `density` of all prunable weights is left.
 
-    Raises UserError where density is not in (0, the present density].
+    Raises UserError unless density is in (0, the current density].
     """
     return fraction_from(count(masks), density)
 
 
 def fraction_from(now: Count, density: float) -> float:
-    """`fraction_to`, where it is known how many weights remain.
+    """`fraction_to`, given the current count.
 
-    A density that rounds to as many weights as there are is reached: a schedule's steps may be smaller than a weight.
+    A density that rounds to the current count is reached already: a schedule's steps may be smaller than a weight.
     """
     wanted = density * now.total
     if not (density > 0 and wanted <= now.kept + 0.5):
@@ -139,11 +139,11 @@ def fraction_from(now: Count, density: float) -> float:
 
 
 def number_pruned(living: Tensor, fraction: float) -> Tensor:
-    """How many of so many weights go: int64."""
+    """How many of `living` weights a fraction prunes: int64."""
     return torch.round(living.to(torch.float64) * fraction).to(torch.int64)
 
 
 def check_fraction(fraction: float) -> None:
-    """Raise UserError where it isn't one."""
+    """Raise UserError for a fraction outside [0, 1)."""
     if not 0 <= fraction < 1:
         raise invalid("fraction", fraction, "a number in [0, 1)")

@@ -132,10 +132,10 @@ def lamp(scores: Scores, masks: Masks, fraction: float) -> KeepCounts:
 def apportion(
     budget: int, weights: Mapping[str, float], most: Mapping[str, int], least: Mapping[str, int]
 ) -> dict[str, int]:
-    """`budget` in proportion to `weights`, each share within [least, most]: whole numbers that sum to it exactly.
+    """Divide `budget` in proportion to `weights`, each share within [least, most]: whole numbers with exactly that sum.
 
-    Fractions of a weight go to the layers with the largest ones, in order where they are equal. Raises UserError where
-    no shares can sum to it.
+    Remainders go to the layers with the largest ones, in order where they are equal. Raises UserError where no shares
+    have that sum.
     """
     _check_room(budget, least)
     if budget > sum(most.values()):
@@ -156,7 +156,7 @@ def apportion(
 
 
 def budget_of(masks: Masks, fraction: float) -> int:
-    """Weights that the whole network keeps."""
+    """The number of weights that the whole network keeps."""
     check_fraction(fraction)
     living = count(masks).kept
     return living - int(number_pruned(torch.tensor(living), fraction))

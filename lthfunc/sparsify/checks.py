@@ -1,4 +1,4 @@
-"""A user's own allocations and selections: given copies, and refused where they give what can't be used."""
+"""Checks of a user's allocations and selections: they get copies, and what they return is verified."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lthfunc.trees.types import Masks
 
 
 def checked_allocation(allocate: Allocate) -> Allocate:
-    """The allocation, of which each layer's count is a whole number of at least 0; plain numbers become tensors."""
+    """The allocation, which must return a whole number of at least 0 for each layer; plain numbers become tensors."""
     if is_library_function(allocate):
         return allocate
     name = f"allocate: {function_name(allocate)!r}"
@@ -34,7 +34,7 @@ def checked_allocation(allocate: Allocate) -> Allocate:
 
 
 def checked_selection(select: Select) -> Select:
-    """The selection, whose masks are bool, of the layers' shapes, and within the masks before."""
+    """The selection, which must return bool masks of the layers' shapes, within the masks before."""
     if is_library_function(select):
         return select
     name = f"select: {function_name(select)!r}"

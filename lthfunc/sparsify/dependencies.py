@@ -1,8 +1,8 @@
 """Which units feed which inputs, found by sending marks through the network; and networks without dead units.
 
-A unit is an output of a layer with prunable weights: a neuron, or a channel. One that lost all its weights is dead:
-what reads it alone reads nothing. One whose readers all lost their weights for it is unread. Both can go, and with
-them the biases and normalisation leaves that only they need.
+A unit is an output of a layer with prunable weights: a neuron, or a channel. A unit that lost all its weights is dead;
+one whose readers all lost their weights for it is unread. Both can go, and with them the biases and normalisation
+parameters that only they need.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ INPUT = ""
 
 
 class Dependencies(NamedTuple):
-    """feeds: (source weight, reader) -> bool (units of the source, features that the reader reads).
+    """feeds: (source weight, reader) -> bool (units of the source, features of the reader).
 
-    Readers are prunable weights and the leaves of normalisations; a source is a prunable weight or INPUT. shown: source
-    -> bool (units,), True where the network's outputs depend on the unit without a reader between. groups: of
+    Readers are prunable weights and the parameters of normalisations; a source is a prunable weight or INPUT. shown:
+    source -> bool (units,), True where the outputs depend on the unit without a reader in between. groups: of
     convolutions. beside: weight -> the bias of its layer.
     """
 
@@ -106,7 +106,7 @@ def _layer_of(module: nn.Module, name: str) -> nn.Module:
 def _marking(
     source: str, layers: dict[str, nn.Module], norms: dict[str, nn.Module], found: Dependencies
 ) -> Iterator[None]:
-    """Hooks for one pass: the source's outputs get marks, readers are looked at and hand none on."""
+    """Hooks for one pass: the source's outputs are marked, readers record marks and pass none on."""
     hooks: list[Any] = [
         reader.register_forward_pre_hook(_looker(source, name, found)) for name, reader in {**layers, **norms}.items()
     ]
@@ -119,7 +119,7 @@ def _marking(
 
 
 def _mark(layer: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-    """Example i gets a mark in unit i."""
+    """Mark unit i of example i."""
     units, last = torch.arange(len(output)), isinstance(layer, (nn.Linear, nn.Embedding))
     marked = torch.nan_to_num(output).clone()
     (marked.movedim(-1, 1) if last else marked)[units, units] = torch.nan
@@ -204,7 +204,7 @@ def _reduced(masks: Masks, found: Dependencies) -> Masks:
 
 
 def _fed_by_dead_alone(reader: str, dead: dict[str, Tensor], found: Dependencies) -> Tensor:
-    """Features that some source feeds, all of them dead."""
+    """Features that have sources, all of them dead."""
     fed = alive = None
     for (source, name), feeds in found.feeds.items():
         if name == reader:
@@ -217,7 +217,7 @@ def _fed_by_dead_alone(reader: str, dead: dict[str, Tensor], found: Dependencies
 
 
 def _columns(features: Tensor, mask: Tensor, groups: int) -> Tensor:
-    """The weights that read these features: bool, to be broadcast to the mask."""
+    """The weights that read these features: bool, broadcastable to the mask."""
     each = features.view(groups, -1).repeat_interleave(len(mask) // groups, 0)
     return each.view(*each.shape, *(1,) * (mask.ndim - 2))
 

@@ -1,4 +1,4 @@
-"""Gradients of a loss by a user's network: taken, or refused in one line; and products of them with weights."""
+"""Gradients of a loss of a user's network, with errors of one line; and products of gradients with weights."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ LossOfParams = Callable[[Params, Batch], Tensor]
 
 
 def gradient_of(loss: LossOfParams, params: Params, batch: Batch) -> Params:
-    """The gradient at the params. Raises UserError where there is none, or no parameter has a part in the loss."""
+    """The gradient at the params. Raises UserError where there is none, or the loss depends on no parameter."""
     found = differentiated(loss, lambda: grad(loss)(params, batch))
     check_reached(loss, lambda p: loss(p, batch), params, found)
     return found
 
 
 def differentiated(loss: Callable[..., Any], take: Callable[[], Params]) -> Params:
-    """A gradient of a loss, taken. Raises UserError where it cannot be, with the line of the user's own."""
+    """The result of `take`. Raises UserError where it fails, with the user's line at fault."""
     try:
         return take()
     except UserError:
@@ -39,9 +39,9 @@ def differentiated(loss: Callable[..., Any], take: Callable[[], Params]) -> Para
 
 
 def check_reached(named: Any, value_of: Callable[[Params], Tensor], params: Params, gradient: Params) -> None:
-    """Raise UserError where a value's gradient is zero since it is no function of the params at all.
+    """Raise UserError where a gradient is zero because the value doesn't depend on the params at all.
 
-    named: the loss, or what else to call it by.
+    named: the loss, or what else to name in the message.
     """
     # Under vmap and in a compiler's hands numbers can't be looked at.
     if torch.compiler.is_compiling() or any(map(torch._C._functorch.is_functorch_wrapped_tensor, gradient.values())):

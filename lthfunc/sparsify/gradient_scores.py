@@ -1,9 +1,8 @@
 """Scores from gradients of a loss: how much the loss, or its gradient, would change without a weight.
 
-All take ``loss(params, batch) -> scalar``, the mean over a batch (`training.steps.loss_of` makes one of a model), and
-the batches to average over. Pruned weights take no part: the loss is that of the masked network.
-
-A complex weight is two real numbers, its parts: products of gradients and weights are those of both together.
+All take ``loss(params, batch) -> scalar``, the mean over a batch (`loss_of` makes one of a model), and the batches to
+average over. The loss is that of the masked network. A complex weight is two real numbers: products of gradients and
+weights are sums over both.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ def snip(loss: LossOfParams, batches: Sequence[Batch]) -> Score:
 
 
 class OfOutputs(Protocol):
-    """A loss of params that knows the network's outputs, as `training.steps.loss_of` makes it."""
+    """A loss of params that knows the network's outputs, as `loss_of` makes it."""
 
     def at_temperature(self, temperature: float) -> LossOfParams:
         """The same loss of outputs divided by a temperature."""

@@ -1,4 +1,4 @@
-"""How far masks lie apart, and what is left of layers."""
+"""How far masks differ, and what is left of layers."""
 
 from __future__ import annotations
 

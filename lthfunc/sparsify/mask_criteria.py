@@ -1,6 +1,6 @@
-"""Scores that compare trained weights with those they began as (Zhou et al. 2019, sec. 3, "mask criteria").
+"""Scores that compare trained with initial weights (Zhou et al. 2019, sec. 3, "mask criteria").
 
-Their *large final* is `magnitude`. An anchor is the params at the step compared with, usually the initial ones.
+Their *large final* is `magnitude`. An anchor is the params compared with, usually the initial ones.
 """
 
 from __future__ import annotations

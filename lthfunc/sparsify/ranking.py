@@ -1,4 +1,4 @@
-"""Exact ranks with a deterministic order among ties."""
+"""Exact ranks, with ties broken by position."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ _INTEGERS = {torch.float32: (torch.int32, 2**31 - 1), torch.float64: (torch.int6
 
 
 def ranks(scores: Tensor, alive: Tensor) -> Tensor:
-    """Rank of each entry, 0 = the best; int64, the shape of `scores`.
+    """The rank of each entry, 0 = the best; int64, the shape of `scores`.
 
-    Live entries come before dead ones, higher scores before lower ones, and among equals the lower flat
-    index (row-major) first. Any finite score is safe, since no value stands for "dead".
+    Live entries come before dead ones, higher scores before lower ones, and among equals the lower flat index
+    (row-major) first. No value stands for "dead", so every finite score is safe.
     """
     best_first = torch.argsort(_falling(scores.flatten()), stable=True)
     return _ranks(best_first[None], alive.flatten()[None]).view(scores.shape)

@@ -1,4 +1,4 @@
-"""Selection: which weights stay. Scores, masks and keep counts in, masks out."""
+"""Selection: which weights remain. Scores, masks and counts in, masks out."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Pruning where no rank holds the network: exact thresholds without gathering a score.
+"""Pruning where no rank holds the whole network: exact thresholds without gathering scores.
 
-Every rank holds a part of each leaf, the leaves cut along their first dimension in the order of ranks. The threshold
-is found by bisection on the bits of the scores: 32 sums (of float64 scores 64) of one count per group of layers. Ties
-at it are told apart by position, over all ranks, after one more sum of a count per layer and rank. The masks have the
-bits of the same pruning in one place (`globally` or `layerwise`, then `unstructured`).
+Every rank holds a shard of each leaf, cut along dimension 0 in the order of ranks. The threshold is found by bisection
+on the bits of the scores: 32 sums (64 for float64 scores) of one count per group of layers. Ties at the threshold are
+broken by position over all ranks, with one more sum of a count per layer and rank. The masks have the bits of the same
+pruning in one place (`globally` or `layerwise`, then `unstructured`).
 """
 
 from __future__ import annotations
@@ -78,9 +78,9 @@ def layerwise_on(
 def best_of_groups(
     scores: Scores, masks: Masks, budgets: Tensor, group_of: Mapping[str, int], collectives: Collectives
 ) -> Masks:
-    """In each group of leaves the best of the remaining weights, as many as its budget, over all ranks.
+    """In each group of leaves the best of the remaining weights over all ranks, as many as its budget.
 
-    budgets: int64 (groups,); group_of: a leaf's group. Higher scores first; among equals the earlier leaf, then the
+    budgets: int64 (groups,); group_of: leaf -> group. Higher scores first; among equals the earlier leaf, then the
     lower flat index of the whole leaf.
     """
     device = next(iter(masks.values())).device
@@ -143,19 +143,19 @@ def prune_sharded(
 
 
 def _living(masks: Masks, collectives: Collectives) -> Tensor:
-    """How many weights of each leaf remain, over all ranks: int64 (leaves,)."""
+    """The number of remaining weights of each leaf, over all ranks: int64 (leaves,)."""
     return collectives.all_reduce(torch.stack([mask.sum() for mask in masks.values()]))
 
 
 def _count(masks: Masks, collectives: Collectives) -> Count:
-    """`trees.ops.count` of all ranks together."""
+    """`trees.ops.count` over all ranks."""
     here = count(masks)
     device = next(iter(masks.values())).device
     return Count(*collectives.all_reduce(count_tensor(list(here), device)).tolist())
 
 
 def _keys(scores: Scores, masks: Masks) -> tuple[dict[str, Tensor], int]:
-    """(whole numbers in the order of the scores, int64, of each leaf's shape; bits that they need)."""
+    """(integers in the order of the scores, int64, of each leaf's shape; the bits that they need)."""
     wide = any(leaf.dtype == torch.float64 for leaf in scores.values())
     number, whole, bits = (torch.float64, torch.int64, 64) if wide else (torch.float32, torch.int32, 32)
     found = {}
@@ -174,7 +174,7 @@ def _with_ties(
     group_of: Mapping[str, int],
     collectives: Collectives,
 ) -> Masks:
-    """All above the thresholds, and of those at them the first ones by position."""
+    """All weights above the thresholds, and of those at them the first by position."""
     names, device = list(masks), budgets.device
     above = {name: masks[name] & (keys[name] > thresholds[group_of[name]]) for name in names}
     level = {name: masks[name] & (keys[name] == thresholds[group_of[name]]) for name in names}

@@ -1,4 +1,4 @@
-"""Optimal brain surgery: weights go where the rest of their row can make up for them (SparseGPT)."""
+"""Optimal brain surgery: weights are pruned where the rest of their row can compensate (SparseGPT)."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def sparsegpt(
 def _surgeon(
     weight: Tensor, mask: Tensor, moments: Tensor, budget: int, choose: BlockSelect, block: int, damping: float
 ) -> tuple[Tensor, Tensor]:
-    """One layer: (outputs, inputs) weights and their new mask, of which `budget` entries are left."""
+    """One layer: (outputs, inputs) weights and their new mask, with `budget` entries left."""
     hessian = moments.to(weight.device, torch.complex128 if moments.is_complex() else torch.float64).clone()
     unread = hessian.diagonal() == 0
     w = torch.where(mask & ~unread, weight, 0).to(hessian.dtype)
@@ -107,7 +107,7 @@ def _surgeon(
 
 
 def _shares(mask: Tensor, unread: Tensor, budget: int, block: int) -> dict[int, int]:
-    """How many weights each block of columns keeps, by its first column: one density, within what a block has left."""
+    """How many weights each block of columns keeps, by its first column: one density, as far as weights remain."""
     starts = range(0, mask.shape[1], block)
 
     def of_blocks(counted: Tensor) -> dict[str, int]:

@@ -1,8 +1,8 @@
-"""Structures: selections whose masks a machine can use, and functions that tell whether masks have a structure.
+"""Structures: selections whose masks hardware can use, and functions that check masks for a structure.
 
-Each maker gives a `select(scores, masks, keep)`. Layers that fit a pattern of `exempt` are selected without structure.
-A leaf is seen as a matrix (outputs, inputs), a convolution's inputs being (kernel place, channel), channels innermost,
-so that neighbours along a row are neighbouring channels.
+Each maker returns a ``select(scores, masks, keep)``. Layers that match a pattern of `exempt` are selected without
+structure. A leaf is seen as a matrix (outputs, inputs); a convolution's inputs are (kernel position, channel), channels
+innermost, so that neighbours along a row are neighbouring channels.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ def prune(
 
 
 def prune_once(state: TrainState, fraction: float, score: Score, allocate: Allocate, select: Select) -> TrainState:
-    """The state without a fraction of its remaining weights, by a score that was checked."""
+    """The state without a fraction of its remaining weights, by a checked score."""
     scores = score(state.params, state.masks)
     keep = checked_allocation(allocate)(scores, state.masks, fraction)
     masks = checked_selection(select)(scores, state.masks, keep)

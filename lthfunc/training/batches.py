@@ -16,7 +16,7 @@ from lthfunc.trees.types import Batch, Dataset, Split
 
 
 def steps_per_epoch(size: int, batch_size: int) -> int:
-    """Full batches in `size` examples; the rest of an epoch is left out (another permutation follows).
+    """Full batches in `size` examples; the remainder of an epoch is left out (another permutation follows).
 
     Raises UserError where not even one batch fits.
     """
@@ -26,7 +26,7 @@ def steps_per_epoch(size: int, batch_size: int) -> int:
 
 
 class BatchOrder:
-    """The examples of each step, as rows of indices; it remembers the epoch it was last asked for."""
+    """The examples of each step, as rows of indices; it caches the epoch that was last asked for."""
 
     def __init__(self, size: int, batch_size: int, seed: int) -> None:
         self._size, self._batch, self._seed = size, batch_size, seed
@@ -48,7 +48,7 @@ class BatchOrder:
 
 
 def batches(split: Split, batch_size: int, seed: int, start: int, stop: int) -> Iterator[Batch]:
-    """The batches of steps start … stop-1, as stored; step s always sees the same one, wherever one begins."""
+    """The batches of steps start … stop-1, as stored; a step always sees the same batch, wherever training began."""
     order = BatchOrder(len(split.x), batch_size, seed)
     for step in range(start, stop):
         index = order.rows(step, step + 1)[0].to(split.x.device)

@@ -15,15 +15,16 @@ _ANYWHERE = 128
 
 
 def most_threads() -> int:
-    """Threads that a training can ask for here: more than four a core gain nothing, and thousands end the process.
+    """The most threads that a training may ask for on this machine.
 
-    A run keeps its number wherever it is gone on with, so a small machine takes what a larger one began with.
+    More than four per core gain nothing, and thousands end the process. A run keeps its number when it is resumed
+    elsewhere, so a small machine accepts what a larger one began with.
     """
     return max(_ANYWHERE, 4 * (os.cpu_count() or 1))
 
 
 def check_jobs(number: int | None) -> None:
-    """Raise UserError for more trainings side by side than this machine's processor can have threads for."""
+    """Raise UserError for more parallel trainings than this machine can have threads for."""
     if number is not None and number > most_threads():
         raise invalid("--jobs", number, f"a whole number from 1 to {most_threads()} on this machine")
 
@@ -36,7 +37,7 @@ def check_threads(number: int | None, option: str = "--threads") -> None:
 
 @contextmanager
 def using_threads(number: int | None) -> Iterator[None]:
-    """As many threads as `number` says (None: as many as there are), and as before afterwards. Raises UserError."""
+    """Use this number of threads in the block, and restore it afterwards (None: change nothing). Raises UserError."""
     check_threads(number)
     before = torch.get_num_threads()
     torch.set_num_threads(number or before)

@@ -20,21 +20,21 @@ _GPU_FLOPS, _GPU_MOST = 10**11, 8192
 
 
 class Evaluation(NamedTuple):
-    """Means over every example of a split, none left out."""
+    """Means over all examples of a split."""
 
     loss: float
     accuracy: float
 
 
 def chunk_for(networks: int) -> int:
-    """Examples to measure at a time, with so many networks side by side."""
+    """Examples to evaluate at a time, with this many networks at once."""
     return max(_LEAST, _CHUNK // networks)
 
 
 def chunk_on_gpu(networks: int, flops: int, examples: int) -> int:
     """The same on a GPU: a power of two, so that splits of many sizes share a program.
 
-    flops: of one example in one network, 0 where they are not known. examples: of the split.
+    flops: of one example in one network, 0 if unknown. examples: of the split.
     """
     wanted = min(_GPU_MOST, _GPU_FLOPS // (networks * flops)) if flops else 0
     fitting = min(max(chunk_for(networks), wanted), examples)
@@ -48,10 +48,10 @@ def evaluate(
     chunk: int = _CHUNK,
     collectives: Collectives = SINGLE_RANK,
 ) -> list[Evaluation]:
-    """Mean loss and accuracy, weighted by chunk sizes, so that the last, smaller chunk counts right.
+    """Mean loss and accuracy, weighted by chunk size, so that the last, smaller chunk counts correctly.
 
-    metrics_of: a batch -> scalars, or one entry for each of several networks. The device is waited for once, at
-    the end. collectives: of ranks that measure the same networks, each on its share of the chunks.
+    metrics_of: batch -> scalars, or one entry for each of several networks. The device is waited for once, at the end.
+    collectives: of ranks that evaluate the same networks, each on its share of the chunks.
     """
     total = torch.zeros(2, 1, dtype=torch.float64, device=device)
     chunks = list(zip(torch.split(split.x, chunk), torch.split(split.y, chunk), strict=True))

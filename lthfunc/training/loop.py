@@ -1,4 +1,4 @@
-"""The loop: many steps, evaluations among them, and the params that validation would choose."""
+"""The training loop: many steps, evaluations among them, and the network with the least validation loss."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Losses and metrics: functions (outputs, targets) -> a scalar, the mean over the batch."""
+"""Losses and metrics: functions (outputs, targets) -> scalar, the mean over the batch."""
 
 from __future__ import annotations
 
@@ -138,9 +138,9 @@ def r2(variance: Tensor) -> Metric:
 
 
 def _classes_from(name: str, outputs: Tensor, targets: Tensor) -> Tensor:
-    """The tensor of outputs for targets that are classes, or the shares of all of them.
+    """The output tensor for targets that are classes, or probabilities of all classes.
 
-    Raises UserError for other numbers: with one output their cross entropy is 0, whatever they are.
+    Raises UserError for other floats: with one output their cross entropy would be 0, whatever they are.
     """
     found = prediction(outputs)
     if not _tensor(name, targets).is_floating_point():
@@ -154,7 +154,7 @@ def _classes_from(name: str, outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def _numbers_from(name: str, outputs: Tensor, targets: Tensor) -> Tensor:
-    """The tensor of outputs. Raises UserError where it has another shape: each would be held to every target."""
+    """The output tensor. Raises UserError for another shape than the targets', which would be broadcast."""
     found = prediction(outputs)
     if found.shape != _tensor(name, targets).shape:
         raise UserError(
@@ -170,7 +170,7 @@ def _tensor(name: str, targets: Any) -> Tensor:
 
 
 def _check_each(name: str, outputs: Tensor, targets: Tensor) -> None:
-    """Raise UserError where there is not one class for each row of outputs: all would be held to each other."""
+    """Raise UserError unless there is one class for each row of outputs, since anything else would be broadcast."""
     if outputs.shape[:-1] != targets.shape or not outputs.ndim:
         raise UserError(
             f"{name}: takes a class for each row of outputs, and outputs are {_shape(outputs)}, targets "

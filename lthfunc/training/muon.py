@@ -1,4 +1,4 @@
-"""Muon (Jordan et al. 2024): the momentum of a matrix, made orthogonal. Its updates equal torch.optim.Muon's."""
+"""Muon (Jordan et al. 2024): the orthogonalised momentum of matrices. Its updates equal those of torch.optim.Muon."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _STEPS, _EPS = 5, 1e-7
 
 
 class MuonState(NamedTuple):
-    """schedule: the params' dtype, (steps,). momentum: of the matrices. others: AdamW's state, of what is no matrix."""
+    """schedule: in the params' dtype, (steps,). momentum: of the matrices. others: AdamW's state of the rest."""
 
     schedule: Schedule
     momentum: Params
@@ -82,7 +82,7 @@ def muon(
 
 
 def _orthogonal(matrix: Tensor) -> Tensor:
-    """The nearest orthogonal matrix, about: five Newton-Schulz steps in bfloat16, as torch does them."""
+    """Approximately the nearest orthogonal matrix: five Newton-Schulz steps in bfloat16, as in torch.optim.Muon."""
     tall = matrix.shape[0] > matrix.shape[1]
     found = matrix.mT.bfloat16() if tall else matrix.bfloat16()
     found = found / found.norm().clamp(min=_EPS)

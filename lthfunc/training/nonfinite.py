@@ -1,8 +1,8 @@
-"""What to do when a training's numbers are no longer finite: find the step, stop before it or leave it out.
+"""Recovery from losses and gradients that are not finite: find the step, and stop before it or leave it out.
 
-Steps are not watched one by one, which would cost time in every one of them: a loss or gradient that is not finite
-shows in the sum of losses or in the params at the next look, and the steps since the look before are then taken again,
-singly. They see the same batches and draw the same numbers, so what follows has the same bits wherever it began.
+Steps are not checked one by one, which would cost time in each. A non-finite loss or gradient shows in the sum of
+losses or in the params at the next check; the steps since the last check are then repeated one at a time. They see the
+same batches and random numbers, so what follows has the same bits wherever the repetition began.
 """
 
 from __future__ import annotations
@@ -22,12 +22,11 @@ def recover_from_nonfinite(
     training: TrainingSession, trainer: Trainer, snapshot: Snapshot, seeds: Sequence[int], look: int,
     fits: Sequence[Fit], checkpointer: Checkpointer[Fit] | None,
 ) -> Snapshot:  # fmt: skip
-    """Take the steps from the good states to the look again; the training then stands there, finite.
+    """Repeat the steps from the snapshot to step `look` one at a time; the training then stands there, finite.
 
-    A step that is not finite is left out: what it would change stays, and its number is passed.
-
-    Raises DivergedError at such a step where the trainer is to stop there, after the states before it were kept, and
-    where no step of a state was finite. Raises Stopped.
+    A step that is not finite is left out: it changes nothing but the step number. Raises DivergedError at such a step
+    if the trainer is to stop there, after saving the states before it, and where no step of a state was finite. Raises
+    Stopped.
     """
     errors: dict[int, DivergedError] = {}
     training.restart(*snapshot)

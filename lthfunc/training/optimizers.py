@@ -1,9 +1,9 @@
-"""Pure optimisers: (grads, state, params, step) -> (params, state). Their updates equal torch.optim's.
+"""Pure optimisers: (grads, state, params, step) -> (params, state). Their updates equal those of torch.optim.
 
-The learning-rate table is part of the state: it lies on the right device, is saved with the rest, and
-replicates may have different ones. Adam's bias corrections for a step are worked out in the step before it: read
-from the state, in the params' dtype, they are two numbers to the compiled loop over the weights, where a division
-or a power would be done again for every weight.
+The learning-rate schedule is part of the state: it is on the right device, is saved with the rest, and may differ
+between replicates. Adam's bias corrections for a step are computed in the step before: read from the state, in the
+params' dtype, they are two numbers to the compiled loop over the weights, which would otherwise repeat a division or a
+power for every weight.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _UNBOUNDED = ("weight_decay", "eps", "others")
 
 
 class SGDNumbers(NamedTuple):
-    """What `sgd` was made with, for an engine that has its update in other code."""
+    """The arguments of `sgd`, for engines that have their own code for its update."""
 
     momentum: float
     nesterov: bool
@@ -34,7 +34,7 @@ class SGDNumbers(NamedTuple):
 
 
 class AdamNumbers(NamedTuple):
-    """What `adam` or `adamw` was made with, for an engine that has its update in other code."""
+    """The arguments of `adam` or `adamw`, for engines that have their own code for its update."""
 
     betas: tuple[float, float]
     eps: float
@@ -45,11 +45,9 @@ class AdamNumbers(NamedTuple):
 class Optimizer(NamedTuple):
     """init: params -> state; update: (grads, state, params, step) -> (new params, new state).
 
-    mixes: whether a weight's update depends on other weights or their gradients (Muon's does), so that a pruned weight
-    with a gradient of zero may move; the step then masks the weights again.
-
-    numbers: given by optimisers of this file alone; it lets an engine replace `update` by faster code of the same
-    effect. Without them an engine calls `update`.
+    mixes: whether a weight's update depends on other weights or their gradients (as Muon's does), so that a pruned
+    weight may move although its gradient is zero; the step then masks the weights again. numbers: set by the optimisers
+    of this library; it lets an engine replace `update` by faster code with the same effect.
     """
 
     init: Callable[[Params], Any]
@@ -59,17 +57,17 @@ class Optimizer(NamedTuple):
 
 
 class SGDState(NamedTuple):
-    """schedule: the params' dtype, (steps,). velocity: like params, or () without momentum."""
+    """schedule: in the params' dtype, (steps,). velocity: like params, or () without momentum."""
 
     schedule: Schedule
     velocity: Any
 
 
 class AdamState(NamedTuple):
-    """schedule: the params' dtype, (steps,). mean, variance: like params.
+    """schedule: in the params' dtype, (steps,). mean, variance: like params.
 
-    powers: float64 (2,), both betas to the power of the step that comes next, counted from 1. corrections: the
-    params' dtype, (2,): 1 / (1 - powers[0]) and 1 / sqrt(1 - powers[1]).
+    powers: float64 (2,), both betas to the power of the next step's number, counted from 1. corrections: in the params'
+    dtype, (2,): 1 / (1 - powers[0]) and 1 / sqrt(1 - powers[1]).
     """
 
     schedule: Schedule
@@ -193,7 +191,7 @@ def _adam(
 
 
 def check_optimizer_state(state: Any, optimizer: Optimizer, params: Params) -> Any:
-    """The optimiser's own fresh state, or None where both are a user's.
+    """A fresh state of the optimiser, or None where both are a user's.
 
     Raises UserError where `state` is another optimiser's, or of other params.
     """
@@ -209,7 +207,7 @@ def check_optimizer_state(state: Any, optimizer: Optimizer, params: Params) -> A
 
 
 def _shapes(state: Any) -> list[tuple[str, tuple[int, ...]]]:
-    """Of the leaves, without the table of rates, of which each state may have its own."""
+    """The shapes of the leaves, without the schedule, of which each state may have its own."""
     return [
         (f"{name}{key}", tuple(leaf.shape))
         for name, part in state._asdict().items()
@@ -227,7 +225,7 @@ def _leaves_of(part: Any) -> list[tuple[str, Tensor]]:
 
 
 def with_rates_of(state: Any, optimizer: Optimizer, params: Params) -> Any:
-    """An optimiser's state with the tables of rates of this optimiser. Raises UserError where it is another's."""
+    """An optimiser's state with the schedules of `optimizer`. Raises UserError where it is another optimiser's."""
     mine = check_optimizer_state(state, optimizer, params)
     return _with_tables(state, mine) if is_library_function(optimizer.init) else state
 
@@ -244,7 +242,7 @@ def _with_tables(state: Any, other: Any) -> Any:
 
 
 def check_real(params: Params, optimizer: str) -> None:
-    """Raise UserError where a parameter is complex."""
+    """Raise UserError for a complex parameter."""
     for name, leaf in params.items():
         if leaf.is_complex():
             raise UserError(f"--optimizer: {optimizer} takes real parameters, and {name} is {leaf.dtype}; sgd, adam do")
@@ -261,9 +259,9 @@ def _decayed(grads: Params, params: Params, weight_decay: float) -> Params:
 
 
 def table_like(schedule: Schedule, params: Params) -> Schedule:
-    """The table on the params' device and in their dtype: a float64 number would slow a loop over float32 weights.
+    """The schedule on the params' device and in their dtype.
 
-    It is real, also where params are complex.
+    A float64 number would slow a loop over float32 weights. It is real, even where params are complex.
     """
     found: list[Tensor] = leaves(params)
     like = next((leaf for leaf in found if not leaf.is_complex()), found[0])
@@ -271,7 +269,7 @@ def table_like(schedule: Schedule, params: Params) -> Schedule:
 
 
 def check_ranges(**values: float) -> None:
-    """Raise UserError for a weight decay, eps or factor that is negative, or another number outside [0, 1)."""
+    """Raise UserError for a negative weight decay, eps or factor, or another number outside [0, 1)."""
     for name, value in values.items():
         upper = float("inf") if name in _UNBOUNDED else 1.0
         if not 0 <= value < upper:

@@ -1,6 +1,6 @@
-"""Networks whose weights are a function of what is trained: masks learnt through their own straight-through gradient.
+"""Networks whose weights are computed from what is trained, such as masks with straight-through gradients.
 
-A reparametrised network is a `Model` like any other: all training, engines and evaluation work unchanged.
+A parametrized network is a `Model` like any other: training, engines and evaluation work unchanged.
 """
 
 from __future__ import annotations
@@ -60,12 +60,12 @@ def parametrized(
 
 
 def trained_part(params: Params, names: Mapping[str, object]) -> Params:
-    """What is trained, of a reparametrised model's params, under the model's own names."""
+    """The trained tensors among a parametrized model's params, by the original model's names."""
     return {name: params[_safe(_TRAINED, name)] for name in names}
 
 
 def buffers_part(buffers: Buffers, names: Mapping[str, object]) -> Buffers:
-    """The model's own buffers, of a reparametrised model's."""
+    """The original model's buffers among those of a parametrized model."""
     return {name: buffers[_safe(_BUFFERS, name)] for name in names}
 
 
@@ -81,7 +81,7 @@ def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
 
 
 def top_k_mask(scores: Tensor, keep: int) -> Tensor:
-    """1 at the `keep` largest scores, 0 elsewhere, in their dtype; a tie at the threshold keeps all of its members."""
+    """1 at the `keep` largest scores, 0 elsewhere, in their dtype; all entries tied at the threshold are 1."""
     flat = scores.detach().flatten()
     if keep == 0:
         return torch.zeros_like(scores)
@@ -89,7 +89,7 @@ def top_k_mask(scores: Tensor, keep: int) -> Tensor:
 
 
 class _Net(nn.Module):
-    """The network, whose own params are not among this module's: they are computed when it is called."""
+    """The network, whose own params are not this module's: they are computed when it is called."""
 
     def __init__(self, net: nn.Module, sample: tuple[Params, Params, Buffers], weights: WeightFunction) -> None:
         super().__init__()

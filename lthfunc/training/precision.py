@@ -1,4 +1,4 @@
-"""Precisions: what the network's products are computed in. Params and optimisers stay float32."""
+"""Precisions of a network's matrix products. Params and optimisers stay float32."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def autocast_for(precision: Precision, device: torch.device) -> AbstractContextM
 
 @contextmanager
 def matmul_precision(precision: Precision) -> Iterator[None]:
-    """Matrix products and convolutions on a GPU in tf32 or in full float32, and as before afterwards.
+    """Compute matrix products and convolutions on a GPU in tf32 or in full float32 in the block.
 
-    A setting of the process, since torch has no other; it counts where a program is traced and where it runs.
+    A setting of the process, since torch has no other; it applies both where a program is traced and where it runs.
     """
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")

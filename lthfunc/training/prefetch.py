@@ -1,8 +1,8 @@
-"""Batches brought to where the steps read them: some steps ahead, into memory that stays where it is.
+"""Batches are gathered some steps ahead, into memory that stays where it is.
 
-Gathering 60 images from all over a data set in every step waits for main memory; gathered for many steps at a
-time, they lie in a cache when their step comes, and a compiled step (or a captured CUDA graph) finds its inputs
-always at the same addresses.
+Gathering 60 images from all over a data set in every step waits for main memory; gathered for many steps at a time,
+they are in a cache when their step comes, and a compiled step (or a captured CUDA graph) finds its inputs at fixed
+addresses.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ _ALIGNED = 64
 
 
 class Prefetcher:
-    """Slots for the batches of coming steps: `fill`, then read slot 0, 1, … from `batches`.
+    """Slots for the batches of the next steps: `fill` them, then read slot 0, 1, … of `batches`.
 
-    With several seeds a batch has one more dimension in front, (seeds, batch size, ...). A split that is mapped
-    from a file, or lies on another device than the training, is streamed: a thread gathers the next steps while
-    the present ones run. collectives: of several ranks, each of which gets its part of every batch.
+    With several seeds a batch has one more dimension in front, (seeds, batch size, ...). A split that is mapped from a
+    file, or lies on another device than the training, is streamed: a thread gathers the next steps while the current
+    ones run. collectives: of several ranks, each of which gets its part of every batch.
     """
 
     def __init__(
@@ -75,16 +75,16 @@ class Prefetcher:
         return list(zip(*self.slotted, strict=True))
 
     def use(self, slotted: Batch) -> None:
-        """Take the slots of a feed that was closed, of the same kinds; before anybody has asked for this one's."""
+        """Reuse the slots of a closed prefetcher with the same `kinds`; only before this one's slots have been used."""
         assert self._room is None
         self._room = slotted
 
     def at_end(self, call: Callable[[], None]) -> None:
-        """Have this called as the feed is closed, when nobody uses its slots any more."""
+        """Call this when the prefetcher is closed and nobody uses its slots any more."""
         self._afterwards.append(call)
 
     def fill(self, start: int, stop: int, end: int) -> None:
-        """Put the batches of steps start … stop-1 into the first slots; steps up to `end` will be asked for."""
+        """Put the batches of steps start … stop-1 into the first slots; steps up to `end` will follow."""
         if self._streamed:
             if self._stream is None:
                 self._stream = _Stream(self._split, *self.slotted)
@@ -120,10 +120,10 @@ class Prefetcher:
 
 
 def _slots(count: int, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Memory for so many batches, each of which begins where a vector register's memory may.
+    """Memory for `count` batches, each of which begins at an aligned address.
 
-    The sums of a product have other bits elsewhere, and which slot a step finds its batch in depends on where the
-    training began, and on when it was kept.
+    Sums of products have other bits at other alignments, and the slot of a step's batch depends on where training began
+    or resumed.
     """
     size = math.prod(shape)
     step = -(-size * dtype.itemsize // _ALIGNED) * _ALIGNED // dtype.itemsize
@@ -132,10 +132,10 @@ def _slots(count: int, shape: tuple[int, ...], dtype: torch.dtype, device: torch
 
 
 class _Staging:
-    """Host memory beside some memory of a device, as large: what is written there is sent over.
+    """Host memory as large as some device memory: what is written there is sent over.
 
-    For a GPU it is pinned, and there twice, so that neither the host nor the device waits for a copy: one is written
-    while the other may still be read.
+    For a GPU it is pinned and exists twice, so that neither host nor device waits for a copy: one is written while the
+    other may still be read.
     """
 
     def __init__(self, targets: Sequence[Tensor]) -> None:
@@ -155,7 +155,7 @@ class _Staging:
         return self._rooms[self._turn]
 
     def send(self, rows: int) -> None:
-        """Copy the first rows of what was written, in the order of the work on the device."""
+        """Copy the first rows of what was written, in stream order."""
         for staged, target in zip(self._rooms[self._turn], self._targets, strict=True):
             target[:rows].copy_(staged[:rows], non_blocking=True)
         if self._read:
@@ -165,7 +165,7 @@ class _Staging:
 
 
 class _Stream:
-    """Gathers rows in a thread of its own, into memory beside the slots."""
+    """Gathers rows in a thread of its own, into staging memory."""
 
     def __init__(self, split: Split, x: Tensor, y: Tensor) -> None:
         self._split = split
@@ -174,16 +174,16 @@ class _Stream:
         self._ready: Future[None] | None = None
 
     def order(self, index: Tensor) -> None:
-        """Begin to gather these rows."""
+        """Start to gather these rows."""
         self._ready = self._thread.submit(self._gather, index)
 
     @property
     def ordered(self) -> bool:
-        """Whether rows are under way."""
+        """Whether rows are being gathered."""
         return self._ready is not None
 
     def deliver(self, steps: int) -> None:
-        """Put the rows that were ordered, or the first of them, into the slots of so many steps."""
+        """Put the ordered rows, or the first of them, into the slots of `steps` steps."""
         assert self._ready is not None
         self._ready.result()
         self._ready = None

@@ -1,4 +1,4 @@
-"""A training's results, finished or under way, and who is told of them."""
+"""The results of a training, finished or not, and the callbacks that receive them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class Point(NamedTuple):
-    """A point of a learning curve. train_loss: the mean over the steps since the point before (NaN at the first)."""
+    """A point of a learning curve. train_loss: the mean over the steps since the previous point (NaN at the first)."""
 
     step: int
     train_loss: float
@@ -24,7 +24,7 @@ class Point(NamedTuple):
 
 
 class BestNetwork(NamedTuple):
-    """The network at the early-stopping step: the one with the least validation loss."""
+    """The network at the early-stopping step, the one with the least validation loss."""
 
     point: Point
     params: Params
@@ -34,8 +34,8 @@ class BestNetwork(NamedTuple):
 class SinceLastPoint(NamedTuple):
     """What happened since a curve's last point.
 
-    loss: the sum of the steps' losses, to be added to in float64. steps: how many it is of. random: the state of the
-    generator that random layers draw from, uint8 (bytes,).
+    loss: the sum of the steps' losses, in float64. steps: their number. random: the state of the generator that random
+    layers draw from, uint8 (bytes,).
     """
 
     loss: float
@@ -44,7 +44,7 @@ class SinceLastPoint(NamedTuple):
 
 
 class Fit(NamedTuple):
-    """A training: its state, what validation chose so far, and the curve.
+    """A training: its state, the best network so far, and the learning curve.
 
     since: None right after the curve's last point, and at the end of a training.
     """
@@ -62,7 +62,7 @@ Observers = Callable[[int, Sequence[Point] | None], None]
 
 
 def as_observers(observe: Observer | None) -> Observers | None:
-    """Whoever watches one training, as who watches several, and is told of the first."""
+    """An observer of one training as one of several, which is called with the first's points."""
     if observe is None:
         return None
     return lambda step, points: observe(step, None if points is None else points[0])

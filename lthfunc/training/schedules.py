@@ -1,7 +1,6 @@
-"""Learning rates as data: a float64 table, one entry per step; after its end the last entry goes on.
+"""Learning-rate schedules as data: a float64 table, one entry per step; past its end the last entry applies.
 
-A table instead of a formula keeps `cos` and `pow` out of the compiled step, where they would be worked out
-again for every weight.
+A table instead of a formula keeps `cos` and `pow` out of the compiled step, which would compute them for every weight.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ _STANDSTILL = 1e-5
 
 
 def as_schedule(lr: float | Schedule) -> Schedule:
-    """A number becomes a constant schedule. Raises UserError for a tensor that is no table of rates."""
+    """A number as a constant schedule. Raises UserError for a tensor that is no schedule."""
     if not isinstance(lr, torch.Tensor):
         return constant(lr)
     _check_table("lr", lr)
@@ -178,15 +177,15 @@ def trapezoidal(lr: float, steps: int, rise: float = 0.05, fall: float = 0.2, fi
 
 
 def ends_at(schedule: Schedule, until: int) -> int | None:
-    """The step from which on a training to step `until` would change nothing; None where there is no such.
+    """The step from which on a training to step `until` would change nothing, or None.
 
-    It has gone past the schedule's end, and the last rate, which goes on, is 0 or next to it.
+    That is past the schedule's end, if its last rate, which then applies, is 0 or almost 0.
     """
     return all_end_at([schedule], until)[0]
 
 
 def all_end_at(schedules: Sequence[Schedule], until: int) -> list[int | None]:
-    """The same of several schedules on one device, which is waited for once."""
+    """The same for several schedules on one device, which is waited for once."""
     if not schedules:
         return []
     ends = torch.stack([torch.stack([each[-1], each.max()]) for each in schedules]).tolist()
@@ -201,7 +200,7 @@ def _still_from(last: float, most: float, entries: int, until: int) -> int | Non
 
 
 def _check_table(name: str, table: Schedule) -> None:
-    """Raise UserError where a tensor is no table of rates."""
+    """Raise UserError for a tensor that is no schedule."""
     good = table.ndim == 1 and table.numel() > 0 and table.is_floating_point() and table.layout == torch.strided
     if not good or (table.device.type == "cpu" and not bool(((table >= 0) & table.isfinite()).all())):
         what = f"{str(table.dtype).removeprefix('torch.')} of shape {tuple(table.shape)}"
@@ -213,7 +212,7 @@ def _check_table(name: str, table: Schedule) -> None:
 
 
 def _check_factor(name: str, value: float) -> None:
-    """Raise UserError for what a rate cannot be multiplied by."""
+    """Raise UserError for a factor that no rate can be multiplied by."""
     if value < 0:
         raise invalid(name, value, "a number of at least 0")
 
@@ -233,5 +232,5 @@ def _peak(steps: int, rise: float) -> float:
 
 
 def _between(first: float, last: float, way: Tensor) -> Tensor:
-    """Along half a cosine."""
+    """A value along half a cosine. way: from 0 to 1."""
     return last + (first - last) * (1 + torch.cos(torch.pi * way)) / 2

@@ -1,4 +1,4 @@
-"""Steps on a running loop, the feed ahead of them, kept from time to time."""
+"""A running training: steps on an engine, prefetching ahead of them, checkpoints in between."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Snapshot = tuple[list[TrainState], list[SinceLastPoint]]
 
 
 class TrainingSession:
-    """Some states on their way; a context, since a streamed feed has a thread."""
+    """States in training; a context manager, since a streamed prefetcher has a thread."""
 
     running: Running
 
@@ -52,9 +52,9 @@ class TrainingSession:
     def restart(
         self, states: Sequence[TrainState], since: Sequence[SinceLastPoint | None] = (), *, drawing: bool = False
     ) -> None:
-        """Go on from these states. since: what they did since their last mark.
+        """Continue from these states. since: what they did since their last mark.
 
-        drawing: whether this happens within `drawing`, whose numbers go on.
+        drawing: whether this is called within `drawing`, whose random numbers then continue.
         """
         self.close()
         known = [each for each in since if each is not None]
@@ -81,7 +81,7 @@ class TrainingSession:
         self.snapshot: Snapshot = (ready, known)
 
     def to(self, stop: int, fits: Sequence[Fit] = ()) -> None:
-        """Go on to step `stop`. fits: what a keeper is to keep the states in. Raises Stopped."""
+        """Train to step `stop`. fits: in which a checkpointer saves the states. Raises Stopped."""
         prefetcher, checkpointer = self._prefetcher, self._checkpointer
         assert prefetcher is not None
         with self.drawing():
@@ -107,7 +107,7 @@ class TrainingSession:
         self._steps = [count + 1 for count in self._steps]
 
     def now(self) -> Snapshot:
-        """The states, and what each did since the last mark; within `drawing`, if it is to be gone on from."""
+        """The states, and what each did since the last mark; within `drawing`, if training is to continue from them."""
         random = _generator(self._device)
         losses = zip(self.running.losses(), self._steps, strict=True)
         states = self.running.states()
@@ -115,7 +115,7 @@ class TrainingSession:
         return states, [SinceLastPoint(loss, steps, random) for loss, steps in losses]
 
     def mark(self, states: list[TrainState], since: list[SinceLastPoint]) -> list[float]:
-        """Begin to count anew from where the training stands; returns the mean losses up to here (NaN over no step)."""
+        """Count anew from the current step; returns the mean losses up to here (NaN over no step)."""
         self.running.count_from([0.0] * len(states))
         self._steps = [0] * len(states)
         self.snapshot = (states, [])
@@ -123,7 +123,7 @@ class TrainingSession:
 
     @contextmanager
     def drawing(self) -> Iterator[None]:
-        """Random layers (dropout, say) draw from torch's global generator: seed it, and put it back afterwards.
+        """Seed torch's global generator, from which random layers (dropout) draw, and restore it after the block.
 
         It is left alone where nothing draws from it, so that such trainings can run in threads.
         """
@@ -142,12 +142,12 @@ class TrainingSession:
             yield
 
     def close(self) -> None:
-        """End the thread of a streamed feed."""
+        """End the thread of a streamed prefetcher."""
         if self._prefetcher is not None:
             self._prefetcher.close()
 
     def asked(self, checkpointer: Checkpointer[Fit]) -> bool:
-        """Whether to stop; all ranks, once one of them is asked to."""
+        """Whether to stop; all ranks stop once one of them is asked to."""
         stopping, collectives = checkpointer.should_stop(), self._trainer.collectives
         if collectives.world_size == 1:
             return stopping
@@ -197,7 +197,7 @@ def _check_rates(states: Sequence[TrainState], end: int) -> None:
 
 
 def check_pruned_zero(states: Sequence[TrainState], trainer: Trainer) -> None:
-    """Raise UserError where a pruned weight is no longer zero: a module, or a user's own optimiser, may do that."""
+    """Raise UserError where a pruned weight is no longer zero, which a user's module or optimiser may cause."""
     pruned = [(state.params[name], name, mask) for state in states for name, mask in state.masks.items()]
     if not pruned or (trainer.side_effects.known and is_library_function(trainer.optimizer.update)):
         return
@@ -213,12 +213,12 @@ def check_pruned_zero(states: Sequence[TrainState], trainer: Trainer) -> None:
 
 
 def unfinished_fits(fits: Sequence[Fit], states: Sequence[TrainState], since: Sequence[SinceLastPoint]) -> list[Fit]:
-    """Fits that have gone on to these states."""
+    """Fits that have continued to these states."""
     return [fit._replace(state=state, since=each) for fit, state, each in zip(fits, states, since, strict=True)]
 
 
 def are_finite(states: Sequence[TrainState], since: Sequence[SinceLastPoint]) -> list[bool]:
-    """Of each state, whether all its numbers, and the losses on its way, are; the device is waited for once."""
+    """For each state, whether all its numbers and the losses on its way are finite; the device is waited for once."""
     # Zero times infinity, or times what is no number, is no number: a tenth of the time of looking at each.
     zeros = torch.stack([torch.stack([(leaf * 0).sum() for leaf in _numbers(state)]).sum() for state in states])
     return [math.isfinite(each.loss) and zero == 0 for each, zero in zip(since, zeros.tolist(), strict=True)]

@@ -1,7 +1,7 @@
-"""Training where no rank holds the network: params, masks and optimiser state lie in parts, one on each rank.
+"""Training where no rank holds the whole network: params, masks and optimiser state are sharded.
 
-The params are put together for a step and forgotten after it; of the gradient each rank keeps its part, summed over all
-ranks, and updates its part of the state with it (as ZeRO and FSDP do; Rajbhandari et al. 2020, sec. 5).
+The params are gathered for a step and discarded after it; each rank keeps its shard of the summed gradient and updates
+its shard of the state with it, as ZeRO and FSDP do (Rajbhandari et al. 2020, sec. 5).
 """
 
 from __future__ import annotations

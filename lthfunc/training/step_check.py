@@ -1,4 +1,4 @@
-"""A step on a few examples before anything is trained, where a module or function is not of this library."""
+"""A trial step on a few examples before training begins, where a module or function is not this library's."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ _EXAMPLES = 8
 
 
 def check_step(work: Work, data: Dataset, batch_size: int) -> None:
-    """Take a training step and an evaluation, and forget them.
+    """Take a training step and an evaluation, and discard them.
 
-    Raises UserError where they fail, with the line of the user's own.
+    Raises UserError where they fail, with the user's line at fault.
     """
     if is_library_code(work.model, work.loss, work.metric, work.optimizer):
         return
@@ -67,7 +67,7 @@ def check_step(work: Work, data: Dataset, batch_size: int) -> None:
 
 
 def _check_reached(work: Work, state: TrainState, batch: Batch) -> None:
-    """Raise UserError where the loss is no function of any parameter: a step would leave all of them alone."""
+    """Raise UserError where the loss depends on no parameter, so that a step would change none of them."""
     objective = objective_of(work.model, work.loss, work.precision, work.metric)
     params, x = clone(state.params), scaled(batch[0], work.scale)
     with torch.enable_grad():

@@ -1,4 +1,4 @@
-"""One training step and one evaluation, as pure functions of a state and a batch."""
+"""A training step and an evaluation, as pure functions of a state and a batch."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class LossOf:
         return self.loss(outputs, targets)
 
     def by_example(self) -> LossOf:
-        """The same loss with the running statistics of batch norms, which a single example has none of."""
+        """The same loss with batch norms' running statistics, since a single example has none."""
         training = self.model.training
         if not any(isinstance(part, _BatchNorm) for part in training.modules()):
             return self
@@ -69,7 +69,7 @@ class LossOf:
 
 
 def _is_real(leaf: Tensor) -> bool:
-    """Whether it holds numbers that a loss could be differentiated by; the others count something."""
+    """Whether it holds numbers by which a loss can be differentiated."""
     return leaf.is_floating_point() or leaf.is_complex()
 
 
@@ -156,7 +156,7 @@ def make_train_step(
 
 
 def is_library_code(model: Model, loss: Loss, metric: Metric, optimizer: Optimizer) -> bool:
-    """Whether a step runs nothing of a user's own, so that it is known to write into nothing and to work."""
+    """Whether a step runs this library's code only, which is known to write into nothing."""
     return model.pure and all(map(is_library_function, (loss, metric, optimizer.update)))
 
 
@@ -168,7 +168,7 @@ def make_inner_step(
     metric: Metric = accuracy,
     collectives: Collectives = SINGLE_RANK,
 ) -> TrainStep:
-    """`make_train_step` for a loop that owns its states and batches: a module may write into them as it is called."""
+    """`make_train_step` for a loop that owns its states and batches, into which a module may write."""
     objective = objective_of(with_sync_batchnorm(model, collectives), loss, precision, metric)
     optimizer = checked_optimizer(optimizer)
 
@@ -192,7 +192,7 @@ def make_inner_step(
 def objective_of(
     model: Model, loss: Loss, precision: Precision, metric: Metric
 ) -> Callable[[Params, Buffers, Batch], tuple[Tensor, tuple[Tensor, Buffers]]]:
-    """(params, buffers, batch) -> (the loss in training mode, (the metric, the buffers after it)).
+    """(params, buffers, batch) -> (the loss in training mode, (the metric, the new buffers)).
 
     The module may write into the params and the batch.
     """
@@ -235,10 +235,11 @@ def make_eval_step(
 
 
 class Carry(NamedTuple):
-    """What a running loop hands from step to step.
+    """What a running loop passes from step to step.
 
-    key: int64 scalar, of the run's seed; a step folds its number into it, so that what it draws depends on
-    nothing else. loss: float64 (1,), the sum of the steps' losses. travels: where gradients do, between several ranks.
+    key: int64 scalar, of the run's seed; a step folds its number into it, so that its draws depend on nothing else.
+    loss: float64 (1,), the sum of the steps' losses. travels: between several ranks, the indices of gradients to
+    exchange.
     """
 
     state: TrainState
@@ -256,7 +257,7 @@ LoopBody = Callable[[Carry, Batch], Carry]
 def make_loop_body(
     step: TrainStep, scale: Scale | None = None, augment: Augment | None = None, collectives: Collectives = SINGLE_RANK
 ) -> LoopBody:
-    """The body of a training loop, still pure: the step on a batch, or a rank's part, as the data set stores it."""
+    """The body of a training loop, still pure: a step on a batch (or a rank's part of it) as the data set stores it."""
     augment = checked_augment(augment)
 
     def advance(carry: Carry, batch: Batch) -> Carry:
@@ -298,7 +299,7 @@ def with_optimizer(state: TrainState, optimizer: Optimizer) -> TrainState:
 
 
 def floating_masks(state: TrainState) -> TrainState:
-    """Masks in the params' dtype. A product with floats compiles to fewer, faster instructions than bools do."""
+    """Masks in the params' dtype: a product with floats compiles to fewer, faster instructions than one with bools."""
     return state._replace(masks={name: mask.to(state.params[name].dtype) for name, mask in state.masks.items()})
 
 

@@ -1,4 +1,4 @@
-"""What training needs besides a state and a seed, and how its engine measures networks."""
+"""What training needs besides a state and a seed, and the evaluation of networks by its engine."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ OnNonfinite = Literal["stop", "skip"]
 class Trainer(NamedTuple):
     """What training needs besides a state and a seed; made once, used for every round, control and replicate.
 
-    loss: what is trained, and what scores that take gradients look at. metric: what is measured as accuracy.
-    collectives: of the ranks that train together. side_effects: what the module does besides computing outputs.
+    loss: what is minimised, and what gradient scores look at. metric: what is reported as accuracy. collectives: of the
+    ranks that train together. side_effects: what the module does besides computing outputs.
     """
 
     data: Dataset
@@ -94,7 +94,7 @@ def make_trainer(
 
 
 def examples(data: Dataset, count: int = 2) -> Tensor:
-    """The first training inputs, as a network takes them."""
+    """The first training inputs, scaled."""
     return scaled(data.train.x[:count], data.scale)
 
 
@@ -108,7 +108,7 @@ def measure(
 
 
 def checked_quality(found: list[Evaluation], metric: Metric) -> list[Evaluation]:
-    """Raise UserError where a user's own metric is no number, though the loss is one."""
+    """The evaluations. Raises UserError where a user's metric is NaN although the loss is finite."""
     if not is_library_function(metric) and any(
         math.isnan(each.accuracy) and math.isfinite(each.loss) for each in found
     ):
@@ -118,7 +118,7 @@ def checked_quality(found: list[Evaluation], metric: Metric) -> list[Evaluation]
 
 @contextmanager
 def seeded_if_random(side_effects: SideEffects, device: torch.device) -> Iterator[None]:
-    """An evaluation runs in this: a module that draws in it draws the same in each."""
+    """The context of an evaluation: a module that draws in evaluation mode draws the same numbers in each."""
     if side_effects.evaluates_randomly:
         with seeded_generators(0, device):
             yield
@@ -128,6 +128,6 @@ def seeded_if_random(side_effects: SideEffects, device: torch.device) -> Iterato
 
 @contextmanager
 def training_context(trainer: Trainer) -> Iterator[None]:
-    """Steps and evaluations run in this."""
+    """The context of steps and evaluations."""
     with torch.no_grad(), matmul_precision(trainer.precision):
         yield

@@ -1,4 +1,4 @@
-"""A user's own losses, metrics and optimisers: what they must not do is told in one line that names them."""
+"""Checks of a user's losses, metrics, augmentations and optimisers: errors of one line that name the function."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from lthfunc.trees.types import Params
 
 
 def checked_loss(kind: str, function: Loss) -> Loss:
-    """A loss or metric (`kind`) that gives one real number and leaves outputs and targets as they are.
+    """A loss or metric (`kind`) that must return one real number and leave its arguments unchanged.
 
-    Else it raises UserError.
+    Raises UserError, when it is called, if it doesn't.
     """
     if is_library_function(function):
         return function
@@ -47,7 +47,7 @@ def checked_loss(kind: str, function: Loss) -> Loss:
 
 
 def checked_augment(function: Callable[..., Tensor] | None) -> Callable[..., Tensor] | None:
-    """An augmentation that gives inputs like those it was given, and else raises UserError."""
+    """An augmentation that must return inputs of the same shape and dtype, and otherwise raises UserError."""
     if function is None or is_library_function(function):
         return function
     name = function_name(function)
@@ -65,7 +65,7 @@ def checked_augment(function: Callable[..., Tensor] | None) -> Callable[..., Ten
 
 
 def checked_optimizer(optimizer: Optimizer) -> Optimizer:
-    """An optimiser that gives params like those it was given, and else raises UserError."""
+    """An optimiser that must return params of the same shapes and dtypes, and otherwise raises UserError."""
     if is_library_function(optimizer.update):
         return optimizer
     name = function_name(optimizer.update)
