@@ -2,35 +2,73 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lthfunc.experiments.config import Config
+from . import options as o
+from .console import put, screen
+from .experiment import merged
 
-from .console import put
+if TYPE_CHECKING:
+    from lthfunc.experiments.config import Decision
 
 
+@o.with_settings("prune")
 def config(
     file: Annotated[
         str | None, typer.Argument(metavar="[FILE]", help="A TOML file, or a run's folder. \\[default: all defaults]")
     ] = None,
+    *,
+    given: o.Given,
+    recipe: o.Recipe = None,
+    trust: o.Trust = False,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of such files.")] = False,
+    explain: Annotated[
+        bool,
+        typer.Option(
+            "--explain", help="Load the data and print what is decided for settings that are left open, and why."
+        ),
+    ] = False,
+    json: o.Json = False,
 ) -> None:
-    """Check a configuration file, and print it as TOML with the defaults of its network and data filled in."""
-    if schema:
-        import json
+    """Check settings, and print them as TOML with the defaults of their network and data filled in."""
+    import json as writer
 
+    if schema:
         from lthfunc.experiments.schema import json_schema
 
-        print(json.dumps(json_schema(), indent=2, ensure_ascii=False))
+        print(writer.dumps(json_schema(), indent=2, ensure_ascii=False))
         return
-    from lthfunc.experiments.resolve import resolved
-    from lthfunc.runs.settings import read_config, to_toml
+    from lthfunc.experiments.config import to_mapping
+    from lthfunc.experiments.resolve import resolve
 
-    found = Config()
-    if file is not None:
-        path = Path(file)
-        found = read_config(path / "config.toml", run=path) if path.is_dir() else read_config(path)
-    put(to_toml(resolved(found), "lthfunc prune --config THIS_FILE"), end="")
+    settings, decisions = resolve(merged("prune", given, recipe, file, trust=trust or not explain))
+    if explain:
+        from lthfunc.experiments.plan import prepare  # torch is imported here
+
+        from .decoding import decoding
+
+        with decoding() as observe:
+            decisions += prepare(settings, observe).decisions
+        if json:
+            names = ("setting", "value", "reason")
+            print(writer.dumps([dict(zip(names, each, strict=False)) for each in decisions], indent=2))
+        else:
+            _show(decisions)
+    elif json:
+        print(writer.dumps(to_mapping(settings), indent=2))
+    else:
+        from lthfunc.runs.settings import to_toml
+
+        put(to_toml(settings, "lthfunc prune --config THIS_FILE"), end="")
+
+
+def _show(decisions: list[Decision]) -> None:
+    from rich.table import Table
+
+    table = Table("setting", "value", "reason", header_style="bold", box=None, pad_edge=False)
+    for each in decisions:
+        value = f"{each.value:,}" if isinstance(each.value, int) and not isinstance(each.value, bool) else each.value
+        table.add_row(each.setting, f"{value:.4g}" if isinstance(value, float) else str(value), each.reason)
+    screen().print(table, highlight=False, markup=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -79,7 +80,10 @@ def settings_of(
 def merged(
     command: str, given: o.Given, recipe: str | None = None, path: str | None = None, *, trust: bool = False
 ) -> Config:
-    """What was typed, or stands in the file that was named: options win over the file's. Raises UserError."""
+    """What was typed, or stands in the file that was named: options win over the file's.
+
+    path: a TOML file, or the folder of a run. Raises UserError.
+    """
     for one, other in (("rate", "density"), ("rate", "densities"), ("density", "densities")):
         if one in given and other in given:
             raise UserError(f"--{one} and --{other}: give one of them, not both")
@@ -87,7 +91,9 @@ def merged(
     if path is not None:
         from lthfunc.runs.settings import read_toml
 
-        from_file = read_toml(path)
+        folder = Path(path)
+        file, run = (folder / "config.toml", folder) if folder.is_dir() else (path, None)
+        from_file = read_toml(file, run)
         warn_of_former_names(from_file)
         from_file = current_names(from_file)
         check_trust(from_file, f"--config: {path!r}", trusted=trust, typed=given)

@@ -120,3 +120,21 @@ def test_former_names_work_everywhere_and_name_the_present_one(
 )  # fmt: skip
 def test_names_of_code_are_known_from_other_names(settings: dict[str, str], named: set[str]) -> None:
     assert set(code_in(settings)) == named
+
+
+def test_what_is_decided_for_open_settings_is_explained(capsys: Any) -> None:
+    command = "config --explain --arch lenet300 --density 0.25 --rounds 2 --steps 10 --seed 3"
+    assert main(f"{command} --json".split()) == 0
+    found = {each["setting"]: each for each in json.loads(capsys.readouterr().out)}
+    assert "steps" not in found
+    assert "seed" not in found
+    assert {name: found[name]["value"] for name in ("optimizer", "rate", "device", "loss", "engine", "eval_every")} == {
+        "optimizer": "adam", "rate": 0.5, "device": "cpu", "loss": "cross-entropy", "engine": "eager", "eval_every": 2,
+    }  # fmt: skip
+    assert found["lr"]["reason"] == "the default of lenet300"
+    assert found["rate"]["reason"] == "2 rounds at this rate leave --density 0.25"
+    assert found["engine"]["reason"] == "all trainings take 30 steps, and compiling pays from 3,000"
+    assert main(f"{command} --device cpu".split()) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["setting", "value", "reason"]
+    assert [line.split()[0] for line in lines[1:]] == [name for name in found if name != "device"]

@@ -25,8 +25,8 @@ ConfigFile = Annotated[
     str | None,
     typer.Option(
         "--config",
-        help="TOML file with any of these options (layer_rate = {...}); options typed here win over it. Every run "
-        "writes its own.",
+        help="Read settings from this TOML file (layer_rate = {...}), or from a run's folder. Options typed here win "
+        "over it.",
         rich_help_panel=WHAT,
     ),
 ]

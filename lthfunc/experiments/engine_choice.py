@@ -66,10 +66,9 @@ def decide_threads(config: Config, work: Work, data: Dataset) -> list[Decision]:
     cores = min(torch.get_num_threads(), usable_cores())  # threads without a core would wait for each other
     if always_sparse(config.engine, work.model, data.shape):
         at_once = config.jobs or trainings_at_once(config)
-        shared = (
-            f"{cores} cores for {at_once} trainings at a time" if at_once > 1 else f"{cores} cores for one training"
-        )
-        return [Decision("threads", max(1, cores // at_once), f"{shared}; the sparse engine's results stay the same")]
+        of = f"{at_once} trainings" if at_once > 1 else "1 training"
+        reason = f"the sparse engine takes what the cores ({cores}) leave to each of {of}; no result depends on it"
+        return [Decision("threads", max(1, cores // at_once), reason)]
     assert config.batch_size is not None
     flops = flops_per_step(work.model, data.shape, config.batch_size)
     small = flops < _FLOPS_FOR_THREADS

@@ -134,8 +134,8 @@ def decide_length(config: Config, data: Dataset) -> tuple[Length, list[Decision]
     every = config.eval_every
     if every is None:
         every = _eval_every(steps, batch_size, len(data.val.x))
-        looks = f"{-(-steps // every)} evaluations: as many as take {_EVALUATION_SHARE:.0%} of a training's work"
-        decisions.append(Decision("eval_every", every, f"{looks}, but {_FEWEST_LOOKS} to {_MOST_LOOKS}"))
+        share = f"evaluations take about {100 * _EVALUATION_SHARE:g} % of a training"
+        decisions.append(Decision("eval_every", every, f"{share}, and are {_FEWEST_LOOKS} to {_MOST_LOOKS} in number"))
     return Length(per_epoch, steps, every), decisions
 
 
