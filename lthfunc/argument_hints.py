@@ -1,4 +1,4 @@
-"""What was given instead, in words, and what the user may have meant."""
+"""Wrong arguments in words, and what the user may have meant."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ _FUNCTIONS = ("Score", "Allocate", "Select", "Loss", "Metric", "Transformation",
 
 
 def is_a(value: Any, name: str, package: str = "lthfunc") -> bool:
-    """Whether a value is of a class of this name, of lthfunc or another package."""
+    """Whether a value is of a class of this name, of lthfunc or of another package."""
     return any(each.__name__ == name and each.__module__.partition(".")[0] == package for each in type(value).__mro__)
 
 
 def uncalled(value: Any, kind: str) -> bool:
-    """Whether a value is a function that makes one of that kind, and was not called."""
+    """Whether a value is a function that makes such an object and was not called."""
     return bool(getattr(value, "__annotations__", {}).get("return") == kind)
 
 
 def is_other(names: tuple[str, ...], takes: tuple[str, ...]) -> bool:
-    """Whether a function of as many arguments is, by their names, of another kind than one that takes these."""
+    """Whether a function's argument names are those of another kind of function than one that takes these."""
     of_outputs = (("outputs", "targets"), ("input", "target"))
     others = (
         *of_outputs, ("params", "batch"), ("params", "masks"), ("params", "inputs"), ("scores", "masks", "keep"),
@@ -70,7 +70,7 @@ def _tree(value: Mapping[Any, Any]) -> str:
 
 
 def hint(value: Any, annotation: str) -> str:
-    """What to write instead, where that can be told; "" where not. annotation: what the argument is."""
+    """What to write instead, or "" if that is unknown. annotation: the argument's."""
     if annotation in _MAKERS:
         return _MAKERS[annotation]
     wanted = {part.strip() for part in annotation.split("|")}

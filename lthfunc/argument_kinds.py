@@ -1,4 +1,4 @@
-"""What annotations accept, by their text. Classes are known by name: this file needs neither torch nor their rooms."""
+"""What annotations accept, by their text. Classes are known by name, so that torch is not imported."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from lthfunc.argument_hints import is_a, is_other, uncalled
 
 
 class ArgumentKind(NamedTuple):
-    """What an annotation accepts: in words, and how to tell."""
+    """What an annotation accepts: in words, and a check."""
 
     words: str
     fits: Callable[[Any], bool]
 
 
 def is_whole(value: Any) -> bool:
-    """Whether a value is a whole number, NumPy's and torch's scalars among them."""
+    """Whether a value is a whole number, including NumPy's and torch's scalars."""
     if isinstance(value, bool) or (hasattr(value, "shape") and value.shape != ()) or type(value).__name__ == "ndarray":
         return False
     try:
@@ -31,7 +31,7 @@ def is_whole(value: Any) -> bool:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a real number, and finite."""
+    """Whether a value is a finite real number."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         return False
     try:
@@ -82,7 +82,7 @@ def _many(words: str, fits: Callable[[Any], bool]) -> ArgumentKind:
 
 
 def _function(kind: str, *takes: str) -> ArgumentKind:
-    """A function of so many arguments, that isn't one that makes such functions."""
+    """A function with these arguments, but not one that makes such functions."""
 
     def fits(value: Any) -> bool:
         if _is_module(value):  # nn.CrossEntropyLoss() is a function of outputs and targets
@@ -106,7 +106,7 @@ def _instance(name: str, words: str) -> ArgumentKind:
 
 
 def _any_of(first: ArgumentKind, *others: ArgumentKind) -> ArgumentKind:
-    """In the words of the first."""
+    """Any of these, in the words of the first."""
     return ArgumentKind(first.words, lambda value: any(kind.fits(value) for kind in (first, *others)))
 
 
@@ -123,7 +123,7 @@ def _is_scale(value: Any) -> bool:
 
 
 def _is_device(value: Any) -> bool:
-    """Whether a value names a device; one that torch doesn't know, or that isn't here, it says itself."""
+    """Whether a value can name a device; torch itself reports one that is unknown or not available."""
     return isinstance(value, str) or is_a(value, "device", "torch")
 
 

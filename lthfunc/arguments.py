@@ -33,10 +33,11 @@ _ALIKE = {
 
 
 def public(function: Callable[P, R]) -> Callable[P, R]:
-    """A public function whose arguments are looked at; of one that returns a Transformation, its state as well.
+    """Check the arguments of a public function whenever it is called.
 
-    Raises ArgumentError, a UserError and a TypeError, where an argument is of another kind, and UserError where it is
-    out of range or of another network than those beside it.
+    Where it returns a Transformation, the state that this is applied to is checked as well. Raises ArgumentError, a
+    UserError and a TypeError, for an argument of another type, and UserError for one that is out of range or of another
+    network than the arguments beside it.
     """
     name = function.__name__
     known: list[inspect.Signature] = []
@@ -74,7 +75,7 @@ def public(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def check_argument(function: str, argument: str, value: Any, annotation: str) -> None:
-    """Raise ArgumentError where a value is nothing that its annotation accepts, UserError where it is out of range."""
+    """Raise ArgumentError for a value that its annotation doesn't accept, and UserError for one out of range."""
     kinds = [KINDS.get(each) for each in _alternatives(annotation)]
     known = [kind for kind in kinds if kind is not None]
     if len(known) < len(kinds):  # what is not known here is believed
@@ -92,7 +93,7 @@ def check_argument(function: str, argument: str, value: Any, annotation: str) ->
 
 
 def _check_whole(function: str, argument: str, state: Any) -> None:
-    """Raise ArgumentError where a state or ticket holds something else than it says, or masks of other leaves."""
+    """Raise ArgumentError where a part of a state or ticket has another type, or masks don't match the params."""
     for part, kind in (("params", "Params"), ("buffers", "Buffers"), ("masks", "Masks")):
         found = getattr(state, part)
         if not KINDS[kind].fits(found):
@@ -120,14 +121,14 @@ def _some(names: Mapping[str, Any]) -> str:
 
 
 def check_fields(plan: Any) -> None:
-    """Raise as `public` does where a field of a named tuple is not what its annotation says."""
+    """Check the fields of a named tuple as `public` checks arguments."""
     for name, annotation in type(plan).__annotations__.items():
         text = annotation if isinstance(annotation, str) else annotation.__forward_arg__
         check_argument(type(plan).__name__, name, getattr(plan, name), text)
 
 
 def check_state_fits(function: str, model: Any, state: Any) -> None:
-    """Raise UserError where a state's params are not those of a model: their names and shapes."""
+    """Raise UserError where the names or shapes of a state's params are not the model's."""
     params = dict(model.training.named_parameters())
     _check_same_leaves(function, "state", state.params, f"the model {model.name}", params)
 
@@ -173,7 +174,7 @@ def _check_alike(function: str, given: Mapping[str, Any], signature: inspect.Sig
 def _check_for_each(
     function: str, argument: str, leaves: Mapping[str, Any], masks: Mapping[str, Any], *, shapes: bool
 ) -> None:
-    """Raise UserError where there is no leaf for a mask, or one of another shape."""
+    """Raise UserError for a mask without a leaf, or with one of another shape."""
     for name, mask in masks.items():
         if name not in leaves:
             raise UserError(f"{function}: {argument}: {name!r} is missing, which masks has")
@@ -183,7 +184,7 @@ def _check_for_each(
 
 
 def _check_buffers(function: str, given: Mapping[str, Any], kinds: Mapping[str, str]) -> None:
-    """Raise UserError where a model's buffers are missing: the module's own would silently take their place."""
+    """Raise UserError where a model's buffers are missing, since the module's own would silently replace them."""
     model = next((given[key] for key, kind in kinds.items() if kind == "Model"), None)
     if model is None:
         return
@@ -205,7 +206,7 @@ def _of_states(name: str, transformation: Callable[[Any], Any]) -> Callable[[Any
 
 
 def _unbound(signature: inspect.Signature, kwargs: Mapping[str, Any], error: str) -> str:
-    """Why a call does not fit a signature."""
+    """Why a call doesn't match a signature."""
     names = signature.parameters
     if not any(each.kind is inspect.Parameter.VAR_KEYWORD for each in names.values()):
         unknown = next((name for name in kwargs if name not in names), None)

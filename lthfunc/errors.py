@@ -1,4 +1,4 @@
-"""Errors a user can mend: one line that names the option, the value and what would be accepted."""
+"""Errors that a user can fix: one line that names the option, the value and what is expected."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ _LONGEST_SHOWN = 160
 
 
 class UserError(ValueError):
-    """A mistake in what was asked, not in the program; the command line prints it and exits with `code`."""
+    """A mistake of the user, not of the program; the command line prints it and exits with `code`."""
 
     code = 2
 
 
 class ArgumentError(UserError, TypeError):
-    """An argument of a kind that a function doesn't take; to Python also a TypeError."""
+    """An argument of a type that a function doesn't accept; also a TypeError."""
 
 
 class DamagedError(UserError):
-    """A file that is not what was once written: truncated, altered or gone."""
+    """A file that is not what was written: truncated, altered or missing."""
 
     code = 3
 
 
 class LostRankError(UserError):
-    """One of several ranks that train together is gone."""
+    """One of several ranks that train together is lost."""
 
     code = 3
 
 
 class LostRunError(UserError):
-    """A run's place elsewhere that can no longer be written to."""
+    """A run's address that can no longer be written to."""
 
     code = 3
 
@@ -42,7 +42,7 @@ class DivergedError(UserError):
 
 
 def invalid(option: str, value: object, accepted: str) -> UserError:
-    """A value that an option does not accept."""
+    """An error for a value that an option does not accept."""
     shown = f" {value!r}"
     if "\n" in shown or len(shown) > _LONGEST_SHOWN:
         shown = f": a {type(value).__name__}"
@@ -50,7 +50,7 @@ def invalid(option: str, value: object, accepted: str) -> UserError:
 
 
 def unknown(option: str, value: str, names: Iterable[str]) -> UserError:
-    """A name that is not in a list, with the nearest one suggested."""
+    """An error for a name that is not in a list, with the closest one suggested."""
     known = list(names)
     near = difflib.get_close_matches(value.lower(), known, n=1, cutoff=0.5) or difflib.get_close_matches(
         value, known, n=1

@@ -1,4 +1,4 @@
-"""Text out of files and names as it may stand on a screen: nothing in it that a terminal would obey."""
+"""Text from files and names made safe to print: nothing in it can control a terminal."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import unicodedata
 
 
 def can_be_shown(character: str) -> bool:
-    """Whether a character is only itself: no control, no half of one, none that turns or hides its neighbours."""
+    """Whether a character only represents itself: no control character, surrogate, or invisible mark."""
     return character.isprintable() or unicodedata.category(character) == "Zs"
 
 
 def printable(text: str, keep: str = "\n") -> str:
-    """The text with whatever can't be shown escaped, as Python would write it. keep: what stays as it is."""
+    """The text with unprintable characters escaped as in Python. keep: characters that stay."""
     if text.isprintable():
         return text
     return "".join(each if each in keep or can_be_shown(each) else _escaped(each) for each in text)

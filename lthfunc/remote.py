@@ -1,4 +1,4 @@
-"""Files that lie elsewhere (s3://, gs://, hf://, …), by fsspec: fetched whole, written whole."""
+"""Remote files (s3://, gs://, hf://, …), by fsspec: fetched whole, written whole."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _PATIENCE, _TRIES = 10, 2
 
 
 class RemotePath(NamedTuple):
-    """A place elsewhere. path: without its protocol, as the file system names it."""
+    """A remote path. path: without its protocol, as the file system names it."""
 
     url: str
     system: Any
@@ -32,23 +32,23 @@ class RemotePath(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Its last part, as the name of a file here."""
+        """Its last part, as the name of a local file."""
         last = self.path.rpartition("/")[2]
         return last if last and why_not_a_name(last) is None else "root"
 
     @property
     def key(self) -> str:
-        """Of its address, for names of folders."""
+        """A hash of its address, for names of folders."""
         return hashlib.sha256(self.url.encode()).hexdigest()[:16]
 
 
 def is_remote(name: str) -> bool:
-    """Whether a name is an address of fsspec's."""
+    """Whether a name is an address that fsspec reads."""
     return re.match(r"[a-z][a-z0-9+]*://", name) is not None and not name.startswith("ray://")
 
 
 def remote_path(option: str, url: str) -> RemotePath:
-    """Where an address leads. Raises UserError where no installed package reads such addresses."""
+    """The remote path of an address. Raises UserError where no installed package reads such addresses."""
     from fsspec.core import url_to_fs
 
     protocol = url.partition("://")[0]
@@ -68,7 +68,7 @@ def remote_path(option: str, url: str) -> RemotePath:
 
 @contextmanager
 def reaching(option: str, url: str) -> Iterator[None]:
-    """What goes wrong on the way to a place, as one line. Raises UserError."""
+    """Turn whatever goes wrong on the way to an address into one line. Raises UserError."""
     try:
         yield
     except UserError:
@@ -78,9 +78,9 @@ def reaching(option: str, url: str) -> Iterator[None]:
 
 
 def files_below(place: RemotePath) -> dict[str, str]:
-    """Every file at or below a place: its name there ("" for the place itself) -> what changes when it does.
+    """Every file at or below a path: its relative name ("" for the path itself) -> a version of the file.
 
-    Links, where a place has such, are none. Raises UserError for names that no folder here can hold as they are.
+    Links are left out. Raises UserError for names that no local folder can hold.
     """
     place.system.invalidate_cache()
     found = place.system.find(place.path, detail=True)
@@ -94,7 +94,7 @@ def files_below(place: RemotePath) -> dict[str, str]:
 
 
 def why_not_a_name(name: str) -> str | None:
-    """Why an object's name, in parts with "/" between, is no path below a folder here; None where it is."""
+    """Why an object's name, in parts with "/" in between, is not a valid path below a local folder; None if it is."""
     parts = name.split("/")
     if name.startswith("/") or ".." in parts:
         return "leads out of its folder"
@@ -108,7 +108,7 @@ def why_not_a_name(name: str) -> str | None:
 
 
 def _check_names(place: RemotePath, names: Iterable[str]) -> None:
-    """Raise UserError where a name leads elsewhere, or two would be one file, or a file and a folder."""
+    """Raise UserError where a name is invalid, or two names would be the same file, or a file and a folder."""
     known: dict[str, str] = {}
     for name in names:
         reason = why_not_a_name(name) if name else None
@@ -128,9 +128,9 @@ def _check_names(place: RemotePath, names: Iterable[str]) -> None:
 
 
 def fetch_to_cache(option: str, url: str, wanted: Callable[[str], bool] = lambda name: True) -> Path:
-    """A file or folder from elsewhere, on this machine; fetched once, and again when it changed.
+    """A local copy of a remote file or folder, fetched once and again when it changes.
 
-    wanted: which names below a folder. Raises UserError where nothing is there.
+    wanted: which names below a folder. Raises UserError where there is nothing.
     """
     place = remote_path(option, url)
     with reaching(option, url):
@@ -155,13 +155,13 @@ def fetch_to_cache(option: str, url: str, wanted: Callable[[str], bool] = lambda
 
 
 def fetch(place: RemotePath, name: str, target: Path) -> None:
-    """One file below a place; what breaks off on the way leaves half of it."""
+    """Fetch one file below a path; an interruption leaves part of it."""
     target.parent.mkdir(parents=True, exist_ok=True)
     place.system.get_file(_below(place, name), str(target))
 
 
 def send(place: RemotePath, name: str, payload: bytes) -> None:
-    """Write one object below a place; it appears whole, as objects do."""
+    """Write one object below a path; it appears whole, as objects do."""
     path = _below(place, name)
     parent = path.rpartition("/")[0]
     with contextlib.suppress(Exception):  # where there are no folders
@@ -170,7 +170,7 @@ def send(place: RemotePath, name: str, payload: bytes) -> None:
 
 
 def remove(place: RemotePath, name: str) -> None:
-    """Delete one object, if it is there."""
+    """Delete one object, if it exists."""
     with contextlib.suppress(FileNotFoundError):
         place.system.rm_file(_below(place, name))
 

@@ -17,9 +17,9 @@ T = TypeVar("T")
 
 
 def user_location(error: BaseException) -> str:
-    """The line outside of torch and of this library that an error comes from, in brackets, or nothing.
+    """The line of user code that an error comes from, in parentheses, or "".
 
-    Rather one of the user's own than one of an installed package that it calls.
+    Lines of torch and of this library don't count, and the user's own come before those of installed packages.
     """
     frames = [(frame.filename, frame.lineno or 0) for frame in traceback.extract_tb(error.__traceback__)]
     own = [frame for frame in frames if "site-packages" not in frame[0]]
@@ -27,7 +27,7 @@ def user_location(error: BaseException) -> str:
 
 
 def user_line(frames: Iterable[tuple[str, int]]) -> str:
-    """The innermost of these lines (file, number) outside of torch and of this library: " (line 3 of net.py: …)"."""
+    """The innermost of these (file, line number) that is user code: " (line 3 of net.py: …)", or ""."""
     outside = [frame for frame in frames if _foreign(frame[0])]
     if not outside:
         return ""
@@ -36,27 +36,27 @@ def user_line(frames: Iterable[tuple[str, int]]) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, in one line."""
+    """The first line of an error's message."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
 
 
 def is_library_function(function: Any) -> bool:
-    """Whether a function is this library's, and not a user's own."""
+    """Whether a function is this library's rather than a user's."""
     while isinstance(function, functools.partial):
         function = function.func
     return str(getattr(function, "__module__", "")).startswith("lthfunc.")
 
 
 def function_name(function: Any) -> str:
-    """What a user calls a function."""
+    """The name by which a user knows a function."""
     while isinstance(function, functools.partial):
         function = function.func
     return str(getattr(function, "__qualname__", type(function).__name__)).rpartition(".")[2]
 
 
 def call_user_function(option: str, name: str, call: Callable[[], T]) -> T:
-    """The call's result. What a user's function raises, a SystemExit too, becomes a UserError with the user's line."""
+    """The call's result. Whatever a user's function raises, even SystemExit, becomes a UserError with its line."""
     try:
         return call()
     except errors.UserError:
@@ -75,7 +75,7 @@ def _foreign(file: str) -> bool:
 
 @functools.cache
 def _others() -> tuple[str, ...]:
-    """Where a user's mistake cannot be: torch, optree, this library; last Python's own library."""
+    """Folders in which no user's mistake can be: torch, optree and this library; last Python's own library."""
     found = [importlib.util.find_spec(name) for name in ("torch", "torchvision", "optree")]
     files = [spec.origin for spec in found if spec is not None and spec.origin] + [errors.__file__, os.__file__]
     return ("<frozen", "<eval_with_key", *(str(Path(file).parent) for file in files))

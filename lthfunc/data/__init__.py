@@ -1,4 +1,4 @@
-"""Data sets as tensors, each with its own normalisation and a validation split held out of the training images."""
+"""Data sets as tensors, each with its own normalisation and a validation split held out of the training examples."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""NumPy's arrays, lists and tensors as the inputs and targets of a data set, or one line why they are none."""
+"""NumPy arrays, lists and tensors as the inputs and targets of a data set, or an error of one line."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _WIDER = {"uint16": np.int32, "uint32": np.int64, "uint64": np.int64}
 
 
 def inputs_of(value: Any, name: str) -> tuple[Tensor, tuple[InputSpec, ...]]:
-    """(one tensor, what lies in it) of a tensor, an array, lists of numbers, or several tensors or arrays.
+    """(one tensor, its parts) from a tensor, an array, lists of numbers, or several tensors or arrays.
 
-    Arrays of float64 become float32, as networks take them; tensors stay as they are. Raises UserError.
+    Arrays of float64 become float32, as networks expect; tensors stay as they are. Raises UserError.
     """
     several = isinstance(value, Mapping) or (
         isinstance(value, (tuple, list)) and len(value) > 0 and all(isinstance(x, (Tensor, np.ndarray)) for x in value)
@@ -40,7 +40,7 @@ def inputs_of(value: Any, name: str) -> tuple[Tensor, tuple[InputSpec, ...]]:
 
 
 def tensor_of(value: Any, name: str) -> Tensor:
-    """A tensor of numbers. Raises UserError for what isn't one, or does not fit in float32."""
+    """A tensor of numbers. Raises UserError for anything else, and for numbers that don't fit in float32."""
     tensor = value.detach() if isinstance(value, Tensor) else torch.from_numpy(_plain(value, name))
     if tensor.ndim == 0:
         raise UserError(f"{name}: invalid value: a {describe_data(value)} (expected tensors of (examples, …))")
@@ -48,7 +48,7 @@ def tensor_of(value: Any, name: str) -> Tensor:
 
 
 def targets_of(value: Any, name: str, x: Tensor) -> Tensor:
-    """Targets: int64; or float32 (n, numbers). A column of classes is made a row of them. Raises UserError."""
+    """Targets: int64; or float32 (n, numbers). A column of classes becomes (n,). Raises UserError."""
     y = tensor_of(value, name)
     if y.is_floating_point():
         return to_float32(y if y.ndim > 1 else y[:, None], name, "target")
@@ -60,7 +60,7 @@ def targets_of(value: Any, name: str, x: Tensor) -> Tensor:
 
 
 def to_float32(values: Tensor, name: str, what: str) -> Tensor:
-    """Floats as float32. Raises UserError where one is too large for it."""
+    """Floats as float32. Raises UserError for one that is too large."""
     found = values.float()
     lost = found.isinf() & values.isfinite()
     if lost.any():
@@ -70,7 +70,7 @@ def to_float32(values: Tensor, name: str, what: str) -> Tensor:
 
 
 def _plain(value: Any, name: str) -> Any:
-    """An array of numbers that torch has, in its own order of bytes and axes."""
+    """An array of numbers of a dtype that torch has, in native byte order and row-major."""
     if isinstance(value, np.ma.MaskedArray) and np.ma.getmaskarray(value).any():
         raise UserError(f"{name}: a masked array has gaps, which a data set cannot have; fill them or leave them out")
     if not isinstance(value, (np.ndarray, list, tuple)) and not hasattr(value, "__array__"):

@@ -1,4 +1,4 @@
-"""One check of a data set's contents, whatever it was read from: all parts together, each fault in one line."""
+"""One check of a data set's contents, whatever its source: all splits together, each fault in one line."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class NamedSplit(NamedTuple):
 
 
 def checked_dataset(data: Any, option: str = "data") -> Dataset:
-    """A finished data set, where it holds together: shapes, types, numbers and classes of all its splits.
+    """The data set, if it is consistent: shapes, types, numbers and classes of all its splits.
 
     Inputs that are mapped from a file are not read for it. Raises UserError, which begins with `option`.
     """
@@ -54,7 +54,7 @@ def check_pairs(
     *,
     mapped: bool = False,
 ) -> int:
-    """How many outputs a network has for these parts of one data set. Raises UserError where they are none."""
+    """The number of outputs that a network needs for these splits. Raises UserError where they are invalid."""
     first = pairs[0]
     for pair in pairs:
         _check_inputs(pair, first, scale, mapped)
@@ -134,7 +134,7 @@ def _check_finite(values: Tensor, name: str, what: str) -> None:
 
 
 def _classes(pairs: Sequence[NamedSplit], given: int | None, labels: Sequence[str]) -> int:
-    """The number of classes, of which every target is one."""
+    """The number of classes, to which every target must belong."""
     if given is not None and labels and len(labels) != given:
         raise invalid("labels", f"{len(labels)} names", f"one for each of {given} classes")
     least = min(int(pair.y.min()) for pair in pairs)

@@ -1,4 +1,4 @@
-"""What a data set holds that is rarely meant, and can't be refused."""
+"""Properties of a data set that are rarely intended, but cannot be refused."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _OTHER_SCALE = 20
 
 
 class DataWarning(UserWarning):
-    """A data set that works, but perhaps isn't what was meant."""
+    """A data set that works, but may not be what was intended."""
 
 
 def find_warnings(data: Dataset) -> tuple[str, ...]:
@@ -94,7 +94,7 @@ def _of_other_scales(data: Dataset, look: int) -> Iterator[str]:
 
 
 def with_warnings(data: Dataset) -> Dataset:
-    """The data set, after a warning for each hint."""
+    """The data set, after a warning for each of `find_warnings`."""
     for hint in find_warnings(data):
         warnings.warn(f"{data.name}: {hint}", DataWarning, stacklevel=3)
     return data
@@ -102,7 +102,7 @@ def with_warnings(data: Dataset) -> Dataset:
 
 @contextmanager
 def without_data_warnings() -> Iterator[None]:
-    """Data sets are read without warnings in this, by somebody who says `find_warnings` elsewhere."""
+    """Read data sets without warnings in the block, where the caller prints `find_warnings` itself."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DataWarning)
         yield

@@ -31,13 +31,13 @@ def read_hub(
     skip_broken: bool = False,
     observe: Observe | None = None,
 ) -> Dataset:
-    """A data set of ``hf:NAME``: a name on the Hub, or a folder that `datasets.load_dataset` reads; images with labels.
+    """A data set of ``hf:NAME``: images with labels.
 
-    config: the data set's configuration; image, label: its columns, by default the first of their kinds. size,
-    channels, depth, background: as for folders. Splits train, validation and test where they are; others are drawn by a
-    fixed permutation.
+    NAME is on the Hub, or a folder that `datasets.load_dataset` reads. config: the data set's configuration; image,
+    label: its columns, by default the first of their types. size, channels, depth, background: as for folders. Splits
+    train, validation and test are used where they exist; others are drawn by a fixed permutation.
 
-    Raises UserError where `datasets` isn't installed, or the data set can't be read or holds no images with labels.
+    Raises UserError where `datasets` isn't installed, or the data set cannot be read or holds no images with labels.
     """
     check_shares(val=val, test=test)
     asked = image_options(size, channels, depth, background)
@@ -96,7 +96,7 @@ def read_hub(
 
 
 def _sources(name: str, split: Any, column: str) -> list[Source]:
-    """How each example's image is had."""
+    """What opens each example's image."""
 
     def opened(index: int) -> Any:
         image = split[index][column]
@@ -120,7 +120,7 @@ def _targets(name: str, column: str, values: Any) -> Tensor:
 
 
 def _column(name: str, option: str, given: str | None, features: Any, kind: Any) -> str:
-    """The column by its name, or the first of a kind."""
+    """The column by its name, or the first of a type."""
     if given is not None:
         if given not in features:
             raise unknown(f"--dataset-option {option}", given, list(features))

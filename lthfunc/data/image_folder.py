@@ -1,4 +1,4 @@
-"""Folders of images, one sub-folder a class: decoded once into a file that is mapped from then on."""
+"""Folders of images, one sub-folder per class: decoded once into a file that is mapped from then on."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _INTO_MEMORY = 1 << 30
 
 
 class _Found(NamedTuple):
-    """files and their classes, of each split; labels: names of the classes."""
+    """The files and their classes of each split, and the names of the classes."""
 
     splits: dict[str, list[tuple[Path, int]]]
     labels: tuple[str, ...]
@@ -52,14 +52,14 @@ def read_folder(
     """A data set of ``folder:PATH``.
 
     PATH holds a folder for each class, or folders ``train``, ``val`` (or ``valid``, ``validation``) and ``test`` that
-    do; Tiny-ImageNet's layout too. Splits that aren't there are drawn by a fixed permutation: `val` and `test` of all
-    images, or `val` of ``train``; ``val`` without ``test`` is the test split. size: images are scaled and cut to it;
-    without one they must all have the first one's. channels: 1 makes all images grey, 3 all RGB; without it they are
-    grey where the first one is, and no other may then be in colour. depth: bits of grey pixels deeper than eight, where
-    that isn't the file's to know. background: what transparent pixels show, white, black or a grey level. each: no more
-    images of a class than so many, in ``train`` and ``test`` alike, the first by name.
+    do; or Tiny-ImageNet's layout. Missing splits are drawn by a fixed permutation: `val` and `test` of all images, or
+    `val` of ``train``; ``val`` without ``test`` is the test split. size: to which images are scaled and cropped; by
+    default all must have the first one's. channels: 1 makes all images grey, 3 all RGB; by default they are grey if the
+    first one is, and then none may be in colour. depth: bits of grey pixels deeper than eight, where the file doesn't
+    say. background: what shows behind transparent pixels: white, black or a grey level. each: the most images of a
+    class in ``train`` and ``test`` alike, the first by name.
 
-    The decoded images lie in the cache (``$LTHFUNC_CACHE/data``), under a name that changes with any file; the
+    The decoded images are stored in the cache (``$LTHFUNC_CACHE/data``), under a name that changes with any file; the
     normalisation is that of the training split. Raises UserError, with the path, for what cannot be read.
     """
     root, asked = Path(path).expanduser(), image_options(size, channels, depth, background)
@@ -81,7 +81,7 @@ def read_folder(
 
 
 def _splits(root: Path, val: float, test: float, each: int | None) -> _Found:
-    """Files by split. Raises UserError where the layout is none."""
+    """Files by split. Raises UserError for another layout."""
     train_root = root / "train"
     if not train_root.is_dir():
         labels = _labels(root)
@@ -116,7 +116,7 @@ def _labels(root: Path) -> tuple[str, ...]:
 
 
 def _files(root: Path, labels: Sequence[str], each: int | None) -> list[tuple[Path, int]]:
-    """The images of each class, in order of their names. Raises UserError for a class without one."""
+    """The images of each class, sorted by name. Raises UserError for a class without images."""
     found: list[tuple[Path, int]] = []
     others = [path.name for path in root.iterdir() if path.is_dir() and path.name not in labels]
     if others:
@@ -130,13 +130,13 @@ def _files(root: Path, labels: Sequence[str], each: int | None) -> list[tuple[Pa
 
 
 def _is_image(path: Path, folder: Path) -> bool:
-    """By its name; what is hidden (macOS's ._NAME, a notebook's checkpoints) is no picture of a class."""
+    """Whether its name is an image's; hidden files (macOS's ._NAME, a notebook's checkpoints) are not."""
     hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
     return path.suffix.lower() in _SUFFIXES and not hidden and path.is_file()
 
 
 def _annotated(folder: Path, labels: Sequence[str]) -> list[tuple[Path, int]]:
-    """Tiny-ImageNet's validation images: name, class and a box in each line of a list."""
+    """Tiny-ImageNet's validation images: name, class and bounding box in each line of a list."""
     found = []
     for number, line in enumerate((folder / _LIST).read_text().splitlines(), 1):
         name, _, label = line.partition("\t")
@@ -206,7 +206,7 @@ def _decode(
 
 
 def _closed_up(x: Tensor, y: Tensor, broken: list[int]) -> int:
-    """Move examples forward over the broken ones; returns how many there are."""
+    """Move examples forward over the broken ones; returns the number of examples left."""
     if broken:
         gone = set(broken)
         left = [i for i in range(len(y)) if i not in gone]

@@ -1,4 +1,4 @@
-"""Images of any source as tensors: decoded side by side, to one size, with broken ones named."""
+"""Images of any source as tensors: decoded in parallel, to one size, with broken ones named."""
 
 from __future__ import annotations
 
@@ -29,8 +29,11 @@ _UNUSED_BITS = 4
 
 
 class ImageOptions(NamedTuple):
-    """What a user asks of images. size: (height, width); channels: 1 or 3; depth: bits of deep grey pixels; background:
-    the level that transparent pixels show."""
+    """The options for images.
+
+    size: (height, width); channels: 1 or 3; depth: bits of deep grey pixels; background: the grey level behind
+    transparent pixels.
+    """
 
     size: tuple[int, int] | None
     channels: int | None
@@ -39,7 +42,7 @@ class ImageOptions(NamedTuple):
 
 
 class ImageFormat(NamedTuple):
-    """What images become. size: (height, width); gray: one channel instead of three."""
+    """What images are converted to. size: (height, width); gray: one channel instead of three."""
 
     size: tuple[int, int]
     gray: bool
@@ -76,9 +79,9 @@ def _size(size: int | str | None) -> tuple[int, int] | None:
 
 
 def image_format(sources: Sequence[Source], asked: ImageOptions, place: str, *, skip_broken: bool) -> ImageFormat:
-    """What is asked; and of the first image that can be read what isn't: its size, and whether it is grey.
+    """The format of all images: as the options say, and otherwise the first readable image's size and channels.
 
-    Raises UserError where that cannot be read, or none can.
+    Raises UserError where the first image cannot be read, or none can.
     """
     for source in sources:
         with _quiet():
@@ -93,7 +96,7 @@ def image_format(sources: Sequence[Source], asked: ImageOptions, place: str, *, 
 
 
 class DecodeResult(NamedTuple):
-    """broken: the indices of images that could not be read; peak: the largest stored value of deep pixels, or None."""
+    """broken: the indices of unreadable images; peak: the largest stored value of deep pixels, or None."""
 
     broken: list[int]
     peak: int | None
@@ -102,10 +105,10 @@ class DecodeResult(NamedTuple):
 def decode_images(
     sources: Sequence[Source], wanted: ImageFormat, into: Tensor, *, skip_broken: bool, observe: Callable[[int], None]
 ) -> DecodeResult:
-    """Write images into uint8 (n, channels, height, width).
+    """Decode images into uint8 (n, channels, height, width).
 
-    Raises UserError for the first that is broken, unless those are to be skipped; and for one of another size, or in
-    colour after a grey one, unless what all become was asked for.
+    Raises UserError for the first broken image, unless they are to be skipped; and for one of another size, or in
+    colour after a grey one, unless the options convert all.
     """
     broken: list[int] = []
     peaks: set[int] = set()
@@ -132,7 +135,7 @@ def decode_images(
 
 
 def _fitted(name: str, pixels: Any, wanted: ImageFormat) -> Any:
-    """Levels as (channels, height, width) of what is wanted. Raises UserError where they can't be made that."""
+    """Levels as (channels, height, width) of the format. Raises UserError where they cannot be converted."""
     if wanted.gray and wanted.asked.channels is None and not is_gray(pixels):
         raise UserError(
             f"--dataset: {name}: is in colour, the first image grey; --dataset-option channels=3 makes all RGB, "
@@ -151,7 +154,7 @@ def _fitted(name: str, pixels: Any, wanted: ImageFormat) -> Any:
 
 
 def check_depth(peaks: Sequence[int | None], place: str) -> None:
-    """Raise UserError where deep images use so little of their bits that they must be of fewer."""
+    """Raise UserError where deep images use so few of their bits that they must have fewer."""
     peak = max((each for each in peaks if each is not None), default=0)
     if 0 < peak < 1 << (16 - _UNUSED_BITS):
         raise UserError(
@@ -180,7 +183,7 @@ def _broken(told: str) -> UserError:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Pillow's remarks on odd files are left unsaid, but an image as large as a decompression bomb is an error."""
+    """Silence Pillow's remarks on odd files, but make decompression bombs an error."""
     from PIL import Image
 
     with warnings.catch_warnings():
@@ -190,7 +193,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _resized(pixels: Any, size: tuple[int, int]) -> Any:
-    """Scaled so that they cover the wanted size, their middle cut out."""
+    """Scaled to cover the size, and cropped to its centre."""
     from PIL import Image, ImageOps
 
     return np.asarray(ImageOps.fit(Image.fromarray(pixels), (size[1], size[0])))

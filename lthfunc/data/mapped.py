@@ -1,4 +1,4 @@
-"""Data sets larger than memory: one safetensors file, mapped, read where and when a step needs it."""
+"""Data sets larger than memory: one safetensors file, memory-mapped and read on demand."""
 
 from __future__ import annotations
 
@@ -93,14 +93,14 @@ class Writing(NamedTuple):
     about: dict[str, Any]
 
     def finish(self, name: str, classes: int, scale: Scale, labels: Sequence[str], counts: Mapping[str, int]) -> None:
-        """Say what the tensors are. counts: how many of a split's examples are there, the first ones."""
+        """Describe the tensors. counts: how many of a split's examples exist, the first ones."""
         self.about.update(format=_FORMAT, name=name, classes=classes, scale=scale._asdict(), labels=list(labels),
                           counts=dict(counts))  # fmt: skip
 
 
 @contextmanager
 def writing(path: Path, entries: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> Iterator[Writing]:
-    """A file of such tensors, filled through a mapping of it, so that it may be larger than memory.
+    """A file of such tensors, filled through a memory map, so that it may be larger than memory.
 
     It appears under its name when the block ends without an error; `open_mapped` reads it.
     """
@@ -133,7 +133,7 @@ def writing(path: Path, entries: Mapping[str, tuple[torch.dtype, tuple[int, ...]
 
 
 def _reserve(path: Path, size: int) -> None:
-    """Give a file its size on the disk: a full one is an error here, and would end the process at a mapped write."""
+    """Allocate a file on the disk: a full disk is an error here, but would end the process at a mapped write."""
     if not hasattr(os, "posix_fallocate"):
         os.truncate(path, size)
         return
@@ -142,7 +142,7 @@ def _reserve(path: Path, size: int) -> None:
 
 
 def _mapped_tensors(path: Path) -> dict[str, Tensor]:
-    """Views into one mapping of the file, private to the process; `safetensors` itself would read them whole."""
+    """Views into one private mapping of the file; `safetensors` itself would read them whole."""
     with safetensors.safe_open(str(path), framework="pt"):  # it checks that entries lie within the file
         pass
     with path.open("rb") as file:

@@ -27,12 +27,12 @@ _TRAIN, _TEST, _VAL = ((f"x_{part}", f"y_{part}") for part in ("train", "test", 
 
 
 def read_npz(path: str, *, val: float = 0.1, test: float = 0.1, classes: int | None = None) -> Dataset:
-    """A data set of ``npz:FILE``: arrays x_train, y_train, x_test, y_test, and x_val, y_val where they are; or x and y.
+    """A data set of ``npz:FILE``: arrays x_train, y_train, x_test, y_test (and x_val, y_val), or x and y.
 
-    Splits that aren't there are drawn by a fixed permutation, as shares of the examples. uint8 images, (n, height,
-    width) or with channels first or last, are normalised by the training split's mean and deviation; floats are taken
-    as they are. Targets are whole numbers, or floats to come close to. classes: how many there are, where the targets
-    don't show it.
+    Missing splits are drawn by a fixed permutation; val, test: their shares of the examples. uint8 images, (n, height,
+    width) or with channels first or last, are normalised by the training split's mean and deviation; floats are used as
+    they are. Targets are whole numbers, or floats for regression. classes: their number, where the targets don't show
+    it.
 
     Raises UserError for a file that holds something else. Nothing in it is unpickled.
     """
@@ -63,9 +63,9 @@ def _read(path: str) -> dict[str, Any]:
 
 
 def _check_sizes(archive: np.lib.npyio.NpzFile) -> None:
-    """Raise ValueError, before anything is unpacked, for arrays that are none or that memory cannot hold.
+    """Raise ValueError, before anything is unpacked, for invalid arrays and for those that memory cannot hold.
 
-    The archive's directory and each array's header tell their sizes; a few bytes may unpack to terabytes.
+    The archive's directory and each array's header contain sizes; a few bytes may unpack to terabytes.
     """
     members, most = archive.zip.infolist(), memory_bytes()  # type: ignore[union-attr]
     total = sum(member.file_size for member in members)
@@ -85,7 +85,7 @@ def _check_sizes(archive: np.lib.npyio.NpzFile) -> None:
 
 
 def _assembled(name: str, arrays: Mapping[str, Any], val: float, test: float, classes: int | None) -> Dataset:
-    """The data set of these arrays. Raises UserError, which names the array that is wrong."""
+    """The data set of these arrays. Raises UserError, which names the array at fault."""
     whole = {"x", "y"} <= arrays.keys()
     if not whole and not {*_TRAIN, *_TEST} <= arrays.keys():
         raise UserError(f"holds {', '.join(arrays) or 'nothing'}; expected {_ACCEPTED}")

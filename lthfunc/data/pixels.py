@@ -1,4 +1,4 @@
-"""One image, of whatever mode and depth, as eight-bit levels: upright, opaque, grey or RGB; or refused in one line."""
+"""One image of any mode and depth as eight-bit levels: upright, opaque, grey or RGB; or an error of one line."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class Levels(NamedTuple):
 
 
 def levels_of(image: Any, depth: int | None, background: int) -> Levels:
-    """The levels of a PIL image. depth: bits of grey pixels deeper than eight, where that isn't the file's to know.
+    """The levels of a PIL image. depth: bits of grey pixels deeper than eight, where the file doesn't say.
 
-    Grey of more than eight bits is scaled, white to 255; what is transparent shows the grey level `background`; an
-    orientation in the EXIF data is followed. Raises UserError, without the image's name, for what has no one meaning as
-    levels; Pillow's own errors for what is broken.
+    Grey of more than eight bits is scaled, white to 255; transparent pixels show the grey level `background`; an
+    orientation in the EXIF data is applied. Raises UserError, without the image's name, for an image that has no
+    unambiguous levels, and Pillow's own errors for a broken one.
     """
     if image.format in _FRAMED and getattr(image, "n_frames", 1) > 1:
         raise UserError(f"has {image.n_frames} frames, and an example is one; save each as a file of its own")
@@ -61,7 +61,7 @@ def is_gray(pixels: Array) -> bool:
 
 
 def as_gray(pixels: Array) -> Array:
-    """Levels in one channel; the luma of colours, as Pillow weighs them."""
+    """Levels in one channel; of colours the luma, as Pillow weights them."""
     if pixels.ndim == 2:
         return pixels
     from PIL import Image
@@ -75,7 +75,7 @@ def as_rgb(pixels: Array) -> Array:
 
 
 def _shallow(image: Any, depth: int | None, background: int) -> tuple[Array, int | None]:
-    """Grey of more than eight bits, scaled to eight; and its peak, where nobody says its depth."""
+    """Grey of more than eight bits, scaled to eight; and its peak, where the depth is unknown."""
     stored = np.asarray(image).astype(np.int64)
     tags = getattr(image, "tag_v2", {})
     bits, told = depth, depth is not None
@@ -102,7 +102,7 @@ def _shallow(image: Any, depth: int | None, background: int) -> tuple[Array, int
 
 
 def _over(background: int, image: Any) -> Array:
-    """A transparent image's levels over a grey background; opaque pixels stay to the bit."""
+    """A transparent image's levels over a grey background; opaque pixels stay exact."""
     mode = image.mode
     both = image.convert("LA" if mode in ("LA", "La") else "RGBA")
     pixels = np.asarray(both).astype(np.int64)

@@ -1,4 +1,4 @@
-"""Synthetic data that a sparse network has labelled: what pruning should find is known."""
+"""Synthetic data labelled by a sparse network, so that what pruning should find is known."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ def read_planted(
     examples: int = 12_000,
     seed: int = 0,
 ) -> Dataset:
-    """Gaussian inputs (n, inputs), and the class that `planted_teacher` with these arguments gives them.
+    """Gaussian inputs (n, inputs), and the class that `planted_teacher` with these arguments assigns to them.
 
-    Each class's logit is centred over the examples, so that no class is rare. A sixth of the examples each are for
-    validation and test.
+    Each class's logit is centred over the examples, so that no class is rare. Validation and test get a sixth of the
+    examples each.
     """
     teacher = planted_teacher(inputs, hidden, classes, density, seed)
     check_whole(60, examples=examples)

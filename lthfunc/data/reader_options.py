@@ -1,4 +1,4 @@
-"""Checks of what readers take: their file, and numbers as ``--dataset-option NAME=VALUE``."""
+"""Checks of the readers' arguments: their file, and numbers as ``--dataset-option NAME=VALUE``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lthfunc.errors import invalid
 
 
 def check_shares(**shares: Any) -> None:
-    """Raise UserError for one that is no share of the examples, and where they leave nothing to train on."""
+    """Raise UserError for an invalid share of the examples, and for shares that leave nothing to train on."""
     for name, share in shares.items():
         if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share < 1:
             raise invalid("--dataset-option", f"{name}={share}", "a share between 0 and 1")
@@ -20,7 +20,7 @@ def check_shares(**shares: Any) -> None:
 
 
 def check_whole(least: int = 1, **numbers: Any) -> None:
-    """Raise UserError for one that is no whole number of at least `least`."""
+    """Raise UserError unless each is a whole number of at least `least`."""
     for name, number in numbers.items():
         if isinstance(number, bool) or not isinstance(number, int) or number < least:
             accepted = "a whole number above 0" if least == 1 else f"a whole number of at least {least}"
@@ -28,7 +28,7 @@ def check_whole(least: int = 1, **numbers: Any) -> None:
 
 
 def regular(path: str | Path) -> Path:
-    """The path of a file. Raises OSError for a pipe or device, which may have no end or nobody who writes."""
+    """The path of a file. Raises OSError for a pipe or device, which may have no end or no writer."""
     place = Path(path).expanduser()
     if place.exists() and not place.is_file() and not place.is_dir():
         raise OSError(errno.EINVAL, "it is not a regular file", str(place))

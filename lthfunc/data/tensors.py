@@ -1,4 +1,4 @@
-"""Anybody's tensors as a Dataset."""
+"""Tensors as a Dataset."""
 
 from __future__ import annotations
 
@@ -63,8 +63,11 @@ def make_dataset(
     labels: Sequence[str] = (),
     called: Mapping[str, tuple[str, str]] | None = None,
 ) -> Dataset:
-    """`from_tensors`, without its warnings. held: the validation split, where it is a set of its own. called: what
-    messages call the inputs and the targets of train, test and held."""
+    """`from_tensors`, without its warnings.
+
+    held: the validation split, if it is a set of its own. called: what messages call the inputs and the targets of
+    train, test and held.
+    """
     given = {"train": train, "test": test} | ({"val": held} if held is not None else {})
     names = {part: (called or {}).get(part, (part, part)) for part in given}
     pairs: list[NamedSplit] = []
@@ -104,7 +107,7 @@ def make_dataset(
 
 
 def _pair(value: Any, part: str) -> tuple[Any, Any]:
-    """(inputs, targets). Raises UserError for something else, a tensor without its targets above all."""
+    """(inputs, targets). Raises UserError for anything else, such as a tensor without its targets."""
     if isinstance(value, (tuple, list)) and len(value) == 2:
         return value[0], value[1]
     if isinstance(value, Dataset):
@@ -137,7 +140,7 @@ def from_map_style(name: str, train: Sequence[Any], test: Sequence[Any], *, val:
 
 
 def scale_of(x: Tensor) -> Scale:
-    """The normalisation of uint8 pixels (n, channels, ...): per channel, mean and deviation of pixel / 255."""
+    """The normalisation of uint8 pixels (n, channels, ...): mean and deviation of pixel / 255, per channel."""
     total = torch.zeros(2, x.shape[1], dtype=torch.float64)
     each = max(1, _CHUNK // max(1, 8 * x[:1].numel()))
     for part in torch.split(x, each):
@@ -149,7 +152,7 @@ def scale_of(x: Tensor) -> Scale:
 
 
 def split_indices(size: int, shares: Sequence[float], name: str) -> list[Tensor]:
-    """Indices 0 … size-1 shuffled by a fixed permutation: one part for each share, and what is left."""
+    """Indices 0 … size-1 shuffled by a fixed permutation: one part for each share, and the remainder."""
     order = permutation(size, _SPLIT_SEED, "test-split", name)
     counts = [max(1, round(size * share)) for share in shares]
     if sum(counts) >= size:

@@ -17,10 +17,11 @@ _MOST = 4096
 
 
 def read_text(path: str, *, length: int = 64, val: float = 0.1, test: float = 0.1) -> Dataset:
-    """A data set of ``text:FILE`` (UTF-8): inputs (n, length) are numbers of characters, targets those that follow.
+    """A data set of ``text:FILE`` (UTF-8).
 
-    The file's end is the test split, what lies before it the validation split: shares of the characters. The alphabet
-    is that of the whole file, in order of code points, and is `Dataset.labels`.
+    Inputs (n, length) are characters' numbers, targets the characters that follow. The end of the file is the test
+    split, and what precedes it the validation split: shares of the characters. The alphabet is that of the whole file,
+    in order of code points, and is `Dataset.labels`.
 
     Raises UserError for a file that isn't text, or is too short.
     """
@@ -48,6 +49,6 @@ def read_text(path: str, *, length: int = 64, val: float = 0.1, test: float = 0.
 
 
 def _windows(ids: Tensor, length: int) -> Split:
-    """Windows that follow each other, each with itself moved on by one."""
+    """Consecutive windows, each with itself shifted by one."""
     count = max(0, (len(ids) - 1) // length)
     return Split(ids[: count * length].view(count, length), ids[1 : count * length + 1].view(count, length))

@@ -50,7 +50,7 @@ def load_vision(name: str, entry: DataSetEntry, folder: Path, download: bool) ->
 def read_vision(name: str, folder: Path, *, download: bool) -> tuple[Pair, Pair]:
     """(train, test): images uint8 (n, channels, height, width), targets int64.
 
-    Raises UserError where files are missing and can't be downloaded, or one is broken.
+    Raises UserError where files are missing and cannot be downloaded, or one is broken.
     """
     source = folder / DATASETS[name].home
     if not source.exists():
@@ -130,10 +130,10 @@ def _read_cifar(name: str, source: Path) -> tuple[Pair, Pair]:
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Reads NumPy's arrays and plain containers, whatever else a pickle asks for."""
+    """Reads NumPy arrays and plain containers, and refuses whatever else a pickle asks for."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """What arrays are made by. Raises UnpicklingError for all else."""
+        """What arrays are made by. Raises UnpicklingError for anything else."""
         known: dict[tuple[str, str], Any] = {
             ("numpy.core.multiarray", "_reconstruct"): np.ndarray.__new__,
             ("numpy._core.multiarray", "_reconstruct"): np.ndarray.__new__,
@@ -147,7 +147,7 @@ class _ArraysOnly(pickle.Unpickler):
 
 
 def _download(name: str, folder: Path) -> None:
-    """Download beside the target and move the whole there, so that a broken-off download leaves nothing behind."""
+    """Download beside the target and move the whole there, so that an interrupted download leaves nothing behind."""
     new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -177,7 +177,7 @@ def _fetch(name: str, folder: str) -> None:
 
 @contextlib.contextmanager
 def _within() -> Iterator[None]:
-    """Archives (whose checksums torchvision knows) are unpacked without leaving their folder."""
+    """Unpack archives (whose checksums torchvision knows) without leaving their folder."""
     if not hasattr(tarfile, "data_filter"):
         yield
         return
@@ -191,7 +191,7 @@ def _within() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """torchvision prints the error of each mirror it tries; ours is one line at the end."""
+    """Silence torchvision, which prints the error of each mirror that it tries; ours is one line at the end."""
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         yield
 

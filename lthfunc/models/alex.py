@@ -6,10 +6,7 @@ from torch import Tensor, nn
 
 
 class AlexNet(nn.Module):
-    """The layers of Krizhevsky 2014 with 3×3 kernels, a first stride of 2, and 4096-4096 linear units with dropout.
-
-    What the projects before this one call AlexNet on CIFAR.
-    """
+    """The layers of Krizhevsky 2014 with 3×3 kernels, a first stride of 2, and 4096-4096 linear units with dropout."""
 
     def __init__(self, shape: tuple[int, ...], classes: int, *, dropout: float = 0.5) -> None:
         super().__init__()

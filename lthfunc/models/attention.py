@@ -11,9 +11,8 @@ from lthfunc.errors import invalid
 class Attention(nn.Module):
     """Self-attention (Vaswani et al. 2017, sec. 3.2); queries, keys and values in one matrix.
 
-    causal: each place reads those before it and itself.
-
-    Raises UserError for a width that heads don't divide.
+    causal: whether each position reads only itself and those before it. Raises UserError for a width that heads don't
+    divide.
     """
 
     def __init__(self, width: int, heads: int, *, causal: bool) -> None:
@@ -33,7 +32,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and two linear layers, each normalised before and added to what came in (Radford et al. 2019)."""
+    """Pre-norm attention and two linear layers, each with a residual connection (Radford et al. 2019)."""
 
     def __init__(self, width: int, heads: int, dropout: float, *, causal: bool) -> None:
         super().__init__()

@@ -51,7 +51,7 @@ class LeNet5(nn.Module):
 
 
 class WideLeNet5(nn.Module):
-    """The LeNet-5 of the projects before this one: two 3×3 convolutions of 64, pooling, then 256 - 256 - classes."""
+    """A wide LeNet-5: two 3×3 convolutions of 64 channels, pooling, then 256 - 256 - classes."""
 
     def __init__(self, shape: tuple[int, ...], classes: int) -> None:
         super().__init__()

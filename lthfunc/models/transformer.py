@@ -1,4 +1,4 @@
-"""A small transformer that says which character comes next."""
+"""A small transformer that predicts the next character."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from lthfunc.models.attention import Block
 
 
 class CharTransformer(nn.Module):
-    """Inputs (n, length), the numbers of characters; outputs (n, length, vocabulary), logits of the character after.
+    """Inputs (n, length), characters' numbers; outputs (n, length, vocabulary), logits of the next character.
 
-    tied: the output layer's weight is the embedding's. Raises UserError for a width that heads don't divide.
+    tied: whether the output layer shares the embedding's weight. Raises UserError for a width that heads don't divide.
     """
 
     def __init__(

@@ -11,7 +11,7 @@ _STAGES = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2
 class VGG(nn.Module):
     """VGG as the lottery-ticket papers train it on CIFAR (Frankle et al. 2020, app. A): BatchNorm, one linear layer.
 
-    The convolutions are those of Simonyan & Zisserman 2015, table 1; what is left of the image is averaged.
+    The convolutions are those of Simonyan & Zisserman 2015, table 1, followed by global average pooling.
     """
 
     def __init__(self, shape: tuple[int, ...], classes: int, *, depth: int, width: float = 1) -> None:
