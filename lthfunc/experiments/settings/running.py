@@ -61,7 +61,7 @@ class Running:
         Count | None,
         Setting(
             "Seeds and controls to train side by side: in threads or processes on a CPU, as one program on a GPU.",
-            RUN, (*TRAINERS, "resume", "branch"), default="what the cores hold; on a GPU all that fit its memory",
+            RUN, (*TRAINERS, "branch"), default="what the cores hold; on a GPU all that fit its memory",
             changes_results=False, decided=True,
         ),
     ] = None  # fmt: skip
@@ -78,14 +78,14 @@ class Running:
         Setting(
             "What runs the trainings: local, ray (a cluster of this machine's cores), or ray://HOST:PORT; results "
             "don't change.",
-            RUN, (*TRAINERS, "resume"), "WHERE", offers=("local", "ray"), changes_results=False, former_names=("on",),
+            RUN, TRAINERS, "WHERE", offers=("local", "ray"), changes_results=False, former_names=("on",),
         ),
     ] = "local"  # fmt: skip
     gpu_share: Annotated[
         float, Gt(0), Le(1),
         Setting(
             "With --executor ray, how much of a GPU a training takes; 0.25 puts four on one.",
-            RUN, (*TRAINERS, "resume"), changes_results=False,
+            RUN, TRAINERS, changes_results=False,
         ),
     ] = 1.0  # fmt: skip
     checkpoint_every: Annotated[
@@ -110,14 +110,14 @@ class Running:
         Setting(
             "Meter each training's energy with codecarbon, by epoch and apart from evaluation; on a CPU trainings "
             "then run one at a time.",
-            RUN, (*TRAINERS, "resume"), changes_results=False,
+            RUN, TRAINERS, changes_results=False,
         ),
     ] = False  # fmt: skip
     country: Annotated[
         str | None,
         Setting(
             "With --energy, whose electricity mix gives emissions: ISO 3166-1, three letters.",
-            RUN, (*TRAINERS, "resume", "energy"), "ABC", default="USA, and said so", changes_results=False,
+            RUN, (*TRAINERS, "energy"), "ABC", default="USA, and said so", changes_results=False,
         ),
     ] = None  # fmt: skip
     tensorboard: Annotated[
