@@ -59,7 +59,7 @@ def config(
     elif json:
         print(writer.dumps(to_mapping(settings), indent=2))
     else:
-        from lthfunc.runs.settings import to_toml
+        from lthfunc.runs.toml_files import to_toml
 
         put(to_toml(settings, "lthfunc prune --config THIS_FILE"), end="")
 

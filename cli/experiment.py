@@ -89,7 +89,7 @@ def merged(
             raise UserError(f"--{one} and --{other}: give one of them, not both")
     from_file: dict[str, Any] = {}
     if path is not None:
-        from lthfunc.runs.settings import read_toml
+        from lthfunc.runs.toml_files import read_toml
 
         folder = Path(path)
         file, run = (folder / "config.toml", folder) if folder.is_dir() else (path, None)

@@ -40,9 +40,9 @@ def info(
 def _show_run(folder: Path, *, wants_json: bool) -> None:
     from lthfunc.experiments.config import to_mapping, trainings_of
     from lthfunc.experiments.records import summarize
-    from lthfunc.runs.checking import sums_wrong
     from lthfunc.runs.environment import machine_in_words
     from lthfunc.runs.folder import whole_run
+    from lthfunc.runs.integrity import sum_problems
 
     from .results import as_json, outcome_lines, show_tables, verdict
 
@@ -65,7 +65,7 @@ def _show_run(folder: Path, *, wants_json: bool) -> None:
             put(verdict(rows))
             for line in outcome_lines(rows, folder) if len(records) == wanted else ():
                 put(line)
-    for problem in sums_wrong(folder, run, sizes=True):
+    for problem in sum_problems(folder, run, sizes=True):
         put(f"damaged: {problem}; lthfunc verify {folder} says what remains")
     if len(records) < wanted:
         put(f"unfinished; go on with: lthfunc resume {folder}")

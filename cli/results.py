@@ -11,7 +11,7 @@ from lthfunc.experiments.iterative import TICKET
 from lthfunc.experiments.records import Row, Spread, winning
 from lthfunc.reports.tables import layer_table, result_table
 from lthfunc.runs import safe_files
-from lthfunc.runs.outcome import LAST, OLD_TICKET, WINNING, WINNING_TRAINED
+from lthfunc.runs.ticket_files import LAST, OLD_TICKET, WINNING, WINNING_TRAINED
 
 from .console import put, screen
 from .remote_runs import named

@@ -95,7 +95,7 @@ def _sweep(
 ) -> None:  # fmt: skip
     from lthfunc.experiments.sweeps import Suggester, config_of
     from lthfunc.runs.lock import locked
-    from lthfunc.runs.sweeps import Trial, add_trial, open_sweep, trial_folder, trial_of
+    from lthfunc.runs.sweep_results import Trial, add_trial, open_sweep, trial_folder, trial_of
     from lthfunc.scheduling.execute import check_ray
     from lthfunc.scheduling.ray import clustered
     from lthfunc.trees.atomic_io import safe_file_name
@@ -145,7 +145,7 @@ def _command(folder: Path) -> str:
 def _show(folder: Path, done: list[Any], names: list[str], replicates: int, *, grid: bool, wants_json: bool) -> None:
     from lthfunc.reports.matplotlib_figures import printed, save
     from lthfunc.reports.sweeps import best_of, trial_pictures, trial_table
-    from lthfunc.runs.sweeps import as_values, trial_folder
+    from lthfunc.runs.sweep_results import as_values, trial_folder
 
     from .console import screen
     from .remote_runs import named

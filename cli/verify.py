@@ -19,7 +19,7 @@ def verify(
 
     Reports what is damaged and which rounds are intact; `lthfunc resume` continues from there. Exit code 3 for damage.
     """
-    from lthfunc.runs.verifying import verified
+    from lthfunc.runs.verification import verified
 
     report = verified(Path(run))
     if json:

@@ -26,7 +26,7 @@ import tomli_w
 from lthfunc_cli.main import main
 
 from lthfunc.runs.json_lines import append_lines, line_of, value_of
-from lthfunc.runs.settings import read_toml
+from lthfunc.runs.toml_files import read_toml
 
 RUN = ["prune", "--rounds", "1", "--steps", "6", "--eval-every", "3", "--engine", "eager", "--threads", "1"]
 READING = [

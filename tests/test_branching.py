@@ -13,7 +13,7 @@ from lthfunc_cli.main import main
 
 import lthfunc as lf
 from lthfunc.runs.folder import read_run
-from lthfunc.runs.outcome import initial_weights
+from lthfunc.runs.ticket_files import initial_weights
 from lthfunc.trees.files import load_tree
 
 OWN = '''

@@ -20,7 +20,7 @@ from lthfunc.catalog.deployment import EXPORTS
 from lthfunc.deployment.candidates import masked_module
 from lthfunc.deployment.export.exportable import exportable_of
 from lthfunc.errors import UserError
-from lthfunc.runs.settings import read_config
+from lthfunc.runs.toml_files import read_config
 from lthfunc.trees.atomic_io import safe_file_name
 from lthfunc.trees.convert import with_initial_values
 from lthfunc.trees.leaf_names import first_names

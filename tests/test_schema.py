@@ -17,7 +17,7 @@ from lthfunc.experiments.config import Config, RenamedSettingWarning
 from lthfunc.experiments.schema import from_mapping
 from lthfunc.experiments.sweeps import space_of
 from lthfunc.experiments.trust import code_in
-from lthfunc.runs.settings import read_config
+from lthfunc.runs.toml_files import read_config
 
 
 def exported(capsys: Any) -> dict[str, Any]:

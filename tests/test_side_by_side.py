@@ -19,7 +19,7 @@ from lthfunc.catalog.pruning import CONTROLS, REWINDINGS
 from lthfunc.experiments.config import Config
 from lthfunc.experiments.iterative import Plan, Round, Task, rounds
 from lthfunc.experiments.rewinding_and_controls import start_of
-from lthfunc.runs.outcome import LAST, WINNING, WINNING_TRAINED
+from lthfunc.runs.ticket_files import LAST, WINNING, WINNING_TRAINED
 from lthfunc.scheduling.execute import jobs_of
 from lthfunc.scheduling.local import vmapped
 from lthfunc.scheduling.queue import Queue, Run, Watcher

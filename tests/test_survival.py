@@ -24,7 +24,7 @@ from lthfunc.runs.folder import read_run, scan_run
 from lthfunc.runs.json_lines import append_lines, line_of, read_lines, value_of
 from lthfunc.runs.lock import holder, is_held, locked
 from lthfunc.runs.store import save_training
-from lthfunc.runs.verifying import verified
+from lthfunc.runs.verification import verified
 
 
 @pytest.fixture(scope="module")

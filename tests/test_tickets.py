@@ -15,9 +15,9 @@ import lthfunc as lf
 from lthfunc.runs.folder import read_run
 from lthfunc.runs.json_lines import line_of
 from lthfunc.runs.manifests import read_manifest, sum_of, write_manifest
-from lthfunc.runs.outcome import LAST, WINNING, WINNING_TRAINED, initial_weights
+from lthfunc.runs.ticket_files import LAST, WINNING, WINNING_TRAINED, initial_weights
 from lthfunc.runs.tickets import ticket_of_run
-from lthfunc.runs.verifying import verified
+from lthfunc.runs.verification import verified
 
 BASE = ["prune", "--engine", "eager", "--jobs", "1", "--threads", "1"]
 

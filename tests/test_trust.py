@@ -15,7 +15,7 @@ from lthfunc.errors import UserError
 from lthfunc.experiments.schema import from_mapping
 from lthfunc.experiments.trust import check_trust, places_in
 from lthfunc.runs.json_lines import line_of, value_of
-from lthfunc.runs.settings import to_toml
+from lthfunc.runs.toml_files import to_toml
 from lthfunc.training.cpu_threads import most_threads
 
 

@@ -16,10 +16,10 @@ from lthfunc_cli.main import main
 from strangers import a_finished_run, a_run, contents  # noqa: F401
 
 from lthfunc.errors import DamagedError
-from lthfunc.runs import checking, safe_files, verifying
+from lthfunc.runs import integrity, safe_files, verification
 from lthfunc.runs.checkpoints import is_whole
 from lthfunc.runs.json_lines import append_lines, line_of, read_lines
-from lthfunc.runs.verifying import verified
+from lthfunc.runs.verification import verified
 
 FOLDERS = ["seed0", "seed0/round00", "seed0/round01", "report-figures", "tensorboard", "lenet300-round01-scipy"]
 #: Links that are there together, since each hides nothing of what happens at the others.
@@ -177,8 +177,8 @@ def test_a_live_run_is_verified_although_it_goes_on(run: Path, monkeypatch: pyte
         return is_whole(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(checking, "is_whole", replaced)
-        assert [problem.where for problem in checking.checkpoints_wrong(run)] == [f"seed0/round01/{second}"]
+        patch.setattr(integrity, "is_whole", replaced)
+        assert [problem.where for problem in integrity.checkpoint_problems(run)] == [f"seed0/round01/{second}"]
     (place / second).unlink()
     looks: list[Any] = []
 
@@ -188,10 +188,10 @@ def test_a_live_run_is_verified_although_it_goes_on(run: Path, monkeypatch: pyte
         if len(looks) > 1:
             return report
         append_lines(folder / "metrics.jsonl", [{"kind": "mended", "lines": []}])
-        return report._replace(problems=[checking.Problem("seed0", "was replaced")])
+        return report._replace(problems=[integrity.Problem("seed0", "was replaced")])
 
-    looked_at = verifying._looked_at
-    monkeypatch.setattr(verifying, "_looked_at", looked)
+    looked_at = verification._looked_at
+    monkeypatch.setattr(verification, "_looked_at", looked)
     assert not verified(run).problems
     assert len(looks) == 2
 
@@ -232,5 +232,5 @@ OTHERS = [
     ("cli/running.py", "folder.mkdir(parents=True"),  # a folder that was typed
     ("cli/deployment.py", "path.iterdir()"),  # sizes of what was just written
     ("cli/deployment.py", "each.stat()"),
-    ("lthfunc/runs/sweeps.py", "folder.mkdir(parents=True"),
+    ("lthfunc/runs/sweep_results.py", "folder.mkdir(parents=True"),
 ]

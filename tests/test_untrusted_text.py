@@ -22,7 +22,7 @@ from lthfunc.reports.charts import Bars, Chart, Series
 from lthfunc.reports.matplotlib_figures import printed, side_by_side
 from lthfunc.runs.json_lines import append_lines, line_of, value_of
 from lthfunc.runs.lock import at_work, holder
-from lthfunc.runs.verifying import verified
+from lthfunc.runs.verification import verified
 from lthfunc.scheduling.progress import progress
 
 ESCAPES = "\x1b[31mred\x1b]0;title\x07\x9b2J\x00\u202e"

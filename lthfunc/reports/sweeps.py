@@ -10,7 +10,7 @@ from rich.table import Table
 
 from lthfunc.reports.charts import BLUE, Chart, Heat, Picture, Series
 from lthfunc.reports.tables import percent
-from lthfunc.runs.sweeps import Trial
+from lthfunc.runs.sweep_results import Trial
 
 
 def best_of(trials: Sequence[Trial]) -> Trial | None:

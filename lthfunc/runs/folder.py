@@ -3,7 +3,7 @@
     metrics.jsonl                     first what the run is, then a line per finished training
     config.toml                       the settings that reproduce it
     environment.jsonl                 a line per process that worked on it
-    winning_ticket.safetensors, …     what `outcome.py` says, once the run has ended (rounds > 0)
+    winning_ticket.safetensors, …     what `ticket_files.py` says, once the run has ended (rounds > 0)
     seed0/anchor.safetensors          what pruned networks are rewound to
     seed0/round01/params.safetensors  params and buffers at the end of the training
     seed0/round01/masks.safetensors   its masks
@@ -35,14 +35,14 @@ from lthfunc.printable import printable
 from lthfunc.runs import safe_files
 from lthfunc.runs.environment import environment, machine
 from lthfunc.runs.json_lines import append_lines, line_of, scan_lines
+from lthfunc.runs.line_schemas import header_problem, training_problem
 from lthfunc.runs.lock import HOLDER, LOCK
-from lthfunc.runs.schema import header_problem, training_problem
-from lthfunc.runs.settings import read_config, to_toml
+from lthfunc.runs.toml_files import read_config, to_toml
 from lthfunc.trees.atomic_io import TEMPORARY_SUFFIX
 from lthfunc.trees.types import Dataset
 
 #: Of the files here. Runs of version 0.1.0, which says none, are read as 1; up to 2 they had `ticket.safetensors`, the
-#: last round's masks over its initial weights, instead of the files of `outcome.py`.
+#: last round's masks over its initial weights, instead of the files of `ticket_files.py`.
 FORMAT = 3
 CONFIG = "config.toml"
 METRICS = "metrics.jsonl"

@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from lthfunc.errors import DamagedError, UserError
 from lthfunc.runs import safe_files
-from lthfunc.runs.readings import holder_of
+from lthfunc.runs.side_file_schemas import holder_of
 
 #: What is locked, and who holds it. The system lets go of the lock when its holder ends, however it ends.
 LOCK, HOLDER = ".lock", ".holder.json"

@@ -1,7 +1,7 @@
 """Manifests: the SHA-256 sums of a training's files, and files read against them.
 
-``manifest.json`` is one line as `lines.py` writes it: ``{"format": "lthfunc.manifest/1", "files": {name: {"sha256": …,
-"bytes": …}}, "sha256": …}``. Names are relative to its folder; ``../anchor.safetensors`` lies above it.
+``manifest.json`` is a line as `json_lines.py` writes it: ``{"format": "lthfunc.manifest/1", "files": {name: {"sha256":
+…, "bytes": …}}, "sha256": …}``. Names are relative to its folder; ``../anchor.safetensors`` lies above it.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def read_manifest(place: Path) -> dict[str, Sum] | None:
         raise DamagedError(f"{path}: is damaged: {error}") from error
 
 
-def problem_of(run: Path, path: Path, expected: Sum, *, sizes: bool = False) -> str | None:
+def file_problem(run: Path, path: Path, expected: Sum, *, sizes: bool = False) -> str | None:
     """What is wrong with a file of a run; None where it is what was written. sizes: look at its size alone."""
     try:
         with safe_files.opened(run, path) as file:

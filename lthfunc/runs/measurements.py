@@ -13,7 +13,7 @@ from typing import Any, Literal
 from lthfunc.runs import safe_files
 from lthfunc.runs.environment import machine
 from lthfunc.runs.json_lines import append_lines, drop_partial_line, whole_lines
-from lthfunc.runs.readings import measurement_problem
+from lthfunc.runs.side_file_schemas import measurement_problem
 
 MEASURED = "measured.jsonl"
 Kind = Literal["execution", "energy", "connectivity"]

@@ -21,8 +21,8 @@ from lthfunc.remote import RemotePath, fetch, files_below, reaching, remote_path
 from lthfunc.runs import safe_files
 from lthfunc.runs.folder import METRICS, PROGRESS
 from lthfunc.runs.lock import HOLDER, LOCK, is_there
-from lthfunc.runs.readings import holder_of
-from lthfunc.runs.sweeps import SWEEP
+from lthfunc.runs.side_file_schemas import holder_of
+from lthfunc.runs.sweep_results import SWEEP
 from lthfunc.tracebacks import first_line
 from lthfunc.trees.atomic_io import TEMPORARY_SUFFIX
 

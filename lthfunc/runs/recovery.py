@@ -10,7 +10,6 @@ from lthfunc.experiments.iterative import TICKET
 from lthfunc.experiments.records import Record
 from lthfunc.runs import safe_files
 from lthfunc.runs.branching import copy_early
-from lthfunc.runs.checking import Problem, checkpoints_wrong, wrong
 from lthfunc.runs.checkpoints import drop_checkpoints
 from lthfunc.runs.folder import (
     CONFIG,
@@ -24,6 +23,7 @@ from lthfunc.runs.folder import (
     training_folder,
     write_config,
 )
+from lthfunc.runs.integrity import Problem, checkpoint_problems, wrong
 from lthfunc.runs.json_lines import append_lines, drop_partial_line, line_of, whole_lines
 from lthfunc.runs.measurements import MEASURED
 from lthfunc.trees.atomic_io import TEMPORARY_SUFFIX
@@ -50,7 +50,7 @@ def recover(folder: Path) -> tuple[Run, list[str]]:
         raise DamagedError(f"{folder / CONFIG}: {run.settings}")
     said += _without_damaged_lines(folder)
     problems = wrong(folder, run)
-    said += map(str, [*problems, *checkpoints_wrong(folder)])
+    said += map(str, [*problems, *checkpoint_problems(folder)])
     lost = _lost(run, problems)
     if run.about.get("branched") is not None and (early := _early_missing(run, lost)):
         run = _with_early(folder, run, lost, early)

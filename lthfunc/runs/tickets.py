@@ -12,12 +12,10 @@ from lthfunc.experiments.config import Config, to_mapping
 from lthfunc.experiments.iterative import TICKET
 from lthfunc.experiments.plan import read_data, read_model
 from lthfunc.experiments.trust import check_trust
-from lthfunc.runs.folder import MASKS, PARAMS, read_run, training_folder
-from lthfunc.runs.manifests import load_checked
-from lthfunc.runs.outcome import initial_weights, winning_round
-from lthfunc.runs.store import check_fits, state_of
+from lthfunc.runs.folder import read_run, training_folder
+from lthfunc.runs.store import check_fits
+from lthfunc.runs.ticket_files import initial_weights, trained_weights, winning_round
 from lthfunc.trees.model import Model
-from lthfunc.trees.ops import apply_masks
 from lthfunc.trees.types import Dataset, Ticket
 
 #: Rounds that can be asked for by a word instead of their number.
@@ -102,7 +100,7 @@ def tickets_of_run(
     config = replace(config, data_dir=data_dir or config.data_dir)
     data = read_data(config)
     model = read_model(config, data)
-    tickets = [(_trained if trained else _initial)(run, seed, number, model) for number in chosen]
+    tickets = [_of_round(run, seed, number, model, trained=trained) for number in chosen]
     return [
         Found(model, ticket, data, config, seed, number, rounds[-1], won, trained, len(seeds) == 1)
         for number, ticket in zip(chosen, tickets, strict=True)
@@ -122,13 +120,8 @@ def _round(asked: int | str | None, rounds: list[int], won: int | None, run: Pat
     return int(asked)
 
 
-def _trained(run: Path, seed: int, number: int, model: Model) -> Ticket:
+def _of_round(run: Path, seed: int, number: int, model: Model, *, trained: bool) -> Ticket:
     place = training_folder(run, seed, number, TICKET)
-    state = state_of(place, load_checked(place, PARAMS), load_checked(place, MASKS)[0], model)
-    return Ticket(apply_masks(state.params, state.masks), state.buffers, state.masks)
-
-
-def _initial(run: Path, seed: int, number: int, model: Model) -> Ticket:
-    found, _ = initial_weights(run, seed, number)
-    check_fits(training_folder(run, seed, number, TICKET), found, model)
+    found, _ = trained_weights(place) if trained else initial_weights(run, seed, number)
+    check_fits(place, found, model)
     return found

@@ -14,8 +14,8 @@ from lthfunc.experiments.records import Record, record
 from lthfunc.hardware import usable_cores
 from lthfunc.runs.checkpoints import drop_checkpoints
 from lthfunc.runs.folder import in_order, record_key, training_folder
-from lthfunc.runs.outcome import write_outcome
 from lthfunc.runs.store import done_so_far, save_training
+from lthfunc.runs.ticket_files import write_ticket_files
 from lthfunc.scheduling.executors import run_on
 from lthfunc.scheduling.gpu_memory import width_on
 from lthfunc.scheduling.local import in_turn, vmapped
@@ -59,7 +59,7 @@ def execute(run: Run, earlier: list[Record], tasks: Sequence[Task] | None = None
             drop_checkpoints(training_folder(folder, *task.key))
             run.watcher.end(task, item)
     records = in_order(records, config.control)
-    write_outcome(folder, config, records)
+    write_ticket_files(folder, config, records)
     return records
 
 

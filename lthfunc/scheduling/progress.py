@@ -19,7 +19,7 @@ from lthfunc.experiments.iterative import Task
 from lthfunc.experiments.records import Record
 from lthfunc.runs import safe_files
 from lthfunc.runs.folder import PROGRESS, Name
-from lthfunc.runs.readings import progress_of
+from lthfunc.runs.side_file_schemas import progress_of
 from lthfunc.scheduling.queue import Watcher
 from lthfunc.training.results import Point
 from lthfunc.trees.ops import density

@@ -35,7 +35,7 @@ from lthfunc.experiments import iterative
 from lthfunc.reports import run_pictures
 from lthfunc.runs import safe_files
 from lthfunc.runs.folder import read_run
-from lthfunc.runs.verifying import verified
+from lthfunc.runs.verification import verified
 from lthfunc.scheduling import execute, local
 
 RUN = [

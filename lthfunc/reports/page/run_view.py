@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 from lthfunc.errors import DamagedError
 from lthfunc.experiments.config import Config, trainings_of
 from lthfunc.experiments.records import Record, Row, summarize
-from lthfunc.runs.checking import sums_wrong
 from lthfunc.runs.folder import ENVIRONMENT, distinct_names, scan_run
+from lthfunc.runs.integrity import sum_problems
 from lthfunc.runs.json_lines import whole_lines
 from lthfunc.runs.measurements import measurements
-from lthfunc.runs.readings import session_problem
+from lthfunc.runs.side_file_schemas import session_problem
 
 
 class RunView(NamedTuple):
@@ -50,7 +50,7 @@ def _run_view(folder: Path, name: str) -> RunView:
         run = scan_run(folder)
     except DamagedError as error:
         return RunView(folder, name, {}, None, [], [], [f"this run cannot be shown: {error}"], [], [])
-    missing = [*run.damage, *map(str, sums_wrong(folder, run, sizes=True))]
+    missing = [*run.damage, *map(str, sum_problems(folder, run, sizes=True))]
     wanted, found = trainings_of(run.config), len(run.records)
     if found < wanted:
         missing.insert(0, f"{found} of {wanted} trainings are finished; lthfunc resume {folder} continues")

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lthfunc.runs import safe_files
-from lthfunc.runs.checking import Problem, checkpoints_wrong, good_rounds, wrong
 from lthfunc.runs.folder import ENVIRONMENT, METRICS, Run, scan_run
+from lthfunc.runs.integrity import Problem, checkpoint_problems, good_rounds, wrong
 from lthfunc.runs.json_lines import whole_lines
 from lthfunc.runs.measurements import MEASURED
-from lthfunc.runs.readings import measurement_problem, session_problem
+from lthfunc.runs.side_file_schemas import measurement_problem, session_problem
 from lthfunc.runs.unfinished import is_finished
 
 #: Looks at a run that goes on meanwhile.
@@ -69,7 +69,7 @@ def _looked_at(folder: Path) -> Report:
     damage = [Problem(where, what) for where, _, what in (line.partition(": ") for line in lines)]
     problems = wrong(folder, run)
     bad = {each.name for each in problems if each.name is not None}
-    return Report(folder, run, [*damage, *problems, *checkpoints_wrong(folder)], good_rounds(run.records, bad))
+    return Report(folder, run, [*damage, *problems, *checkpoint_problems(folder)], good_rounds(run.records, bad))
 
 
 def _ranges(rounds: list[int]) -> str:

@@ -119,12 +119,12 @@ class _Training(Line):
 
 def header_problem(line: Mapping[str, Any]) -> str | None:
     """What is wrong with a run's first line; None for nothing."""
-    return problem_of(_Header, line)
+    return line_problem(_Header, line)
 
 
 def training_problem(line: Mapping[str, Any], first: Mapping[str, Any] | None) -> str | None:
     """What is wrong with a training's line; None for nothing. first: another training's line of the run."""
-    found = problem_of(_Training, line)
+    found = line_problem(_Training, line)
     if found is not None:
         return found
     if line["variant"] != TICKET and not CONTROLS.has(line["variant"]):
@@ -139,7 +139,7 @@ def training_problem(line: Mapping[str, Any], first: Mapping[str, Any] | None) -
     return None
 
 
-def problem_of(kind: type[BaseModel], line: Mapping[str, Any]) -> str | None:
+def line_problem(kind: type[BaseModel], line: Mapping[str, Any]) -> str | None:
     """What is wrong with a line of a kind; None for nothing."""
     try:
         kind.model_validate(line)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Annotated, Any
 
 from annotated_types import Ge, Gt, Le, MinLen
 from pydantic import AfterValidator
 
-from lthfunc.runs.schema import Finite, Line, Machine, Share, Text, Whole, problem_of
+from lthfunc.runs.json_lines import value_of
+from lthfunc.runs.line_schemas import Finite, Line, Machine, Share, Text, Whole, line_problem
 
 #: A process's number.
 Pid = Annotated[int, Ge(1), Le(2**31 - 1)]
@@ -123,30 +123,17 @@ class _Connectivity(Line):
 _KINDS: dict[object, type[Line]] = {"execution": _Execution, "energy": _Energy, "connectivity": _Connectivity}
 
 
-def object_of(payload: bytes) -> dict[str, Any]:
-    """A JSON object. Raises ValueError for whatever else there is."""
-    try:
-        value = json.loads(payload.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise ValueError("it is not UTF-8 text") from error
-    except (ValueError, RecursionError) as error:
-        raise ValueError("it is not JSON") from error
-    if not isinstance(value, dict):
-        raise ValueError("it is no JSON object")
-    return value
-
-
 def measurement_problem(line: Mapping[str, Any]) -> str | None:
     """What is wrong with a line of measured.jsonl; None for nothing. Kinds of newer versions are not looked at."""
     kind = line.get("kind")
     if not isinstance(kind, str):
         return "it says no kind"
-    return problem_of(_KINDS[kind], line) if kind in _KINDS else None
+    return line_problem(_KINDS[kind], line) if kind in _KINDS else None
 
 
 def session_problem(line: Mapping[str, Any]) -> str | None:
     """What is wrong with a line of environment.jsonl, as far as it is read."""
-    return problem_of(_Session, line)
+    return line_problem(_Session, line)
 
 
 def progress_of(payload: bytes) -> dict[str, Any] | None:
@@ -161,7 +148,7 @@ def holder_of(payload: bytes) -> dict[str, Any] | None:
 
 def _fitting(kind: type[Line], payload: bytes) -> dict[str, Any] | None:
     try:
-        value = object_of(payload)
+        value = value_of(payload.decode("utf-8"), summed=False)
     except ValueError:
         return None
-    return value if problem_of(kind, value) is None else None
+    return value if line_problem(kind, value) is None else None

@@ -25,8 +25,8 @@ from lthfunc.runs.folder import (
     training_folder,
     training_folders,
 )
-from lthfunc.runs.manifests import MANIFEST, Sum, load_checked, problem_of, read_manifest
-from lthfunc.runs.outcome import OLD_TICKET, outcome_wrong
+from lthfunc.runs.manifests import MANIFEST, Sum, file_problem, load_checked, read_manifest
+from lthfunc.runs.ticket_files import OLD_TICKET, ticket_file_problems
 from lthfunc.runs.unfinished import is_finished
 from lthfunc.trees.files import ticket_of
 from lthfunc.trees.ops import Count, count, layer_counts
@@ -43,7 +43,7 @@ class Problem(NamedTuple):
         return f"{self.where}: {self.what}"
 
 
-def sums_wrong(folder: Path, run: Run, *, sizes: bool = False) -> Iterator[Problem]:
+def sum_problems(folder: Path, run: Run, *, sizes: bool = False) -> Iterator[Problem]:
     """Files of finished trainings that are missing, or are not what was written. sizes: look at sizes alone."""
     for item in run.records:
         name = record_key(item)
@@ -68,16 +68,16 @@ def sums_wrong(folder: Path, run: Run, *, sizes: bool = False) -> Iterator[Probl
         for file, expected in sums.items():
             if file == f"../{OLD_TICKET}":
                 continue
-            problem = problem_of(folder, place / file, expected, sizes=sizes)
+            problem = file_problem(folder, place / file, expected, sizes=sizes)
             if problem is not None:
                 yield Problem(_relative(folder, place / file), problem, name)
-    yield from _tickets_wrong(folder, run, sizes)
-    for file, problem in outcome_wrong(folder, run.config, run.records, sizes=sizes) if is_finished(run) else ():
+    yield from _old_ticket_problems(folder, run, sizes)
+    for file, problem in ticket_file_problems(folder, run.config, run.records, sizes=sizes) if is_finished(run) else ():
         if run.format > 2 or safe_files.status(folder, folder / file) is not None:
             yield Problem(file, f"{problem}; lthfunc resume mends that")
 
 
-def _tickets_wrong(folder: Path, run: Run, sizes: bool) -> Iterator[Problem]:
+def _old_ticket_problems(folder: Path, run: Run, sizes: bool) -> Iterator[Problem]:
     """The last tickets of seeds, up to format 2; one of a round that has no line yet is as good."""
     seeds = sorted({item["seed"] for item in run.records})
     for seed in seeds:
@@ -86,12 +86,12 @@ def _tickets_wrong(folder: Path, run: Run, sizes: bool) -> Iterator[Problem]:
         if known[0] is None:
             continue
         path = folder / f"seed{seed}" / OLD_TICKET
-        problems = [problem_of(folder, path, each, sizes=sizes) for each in known if each is not None]
+        problems = [file_problem(folder, path, each, sizes=sizes) for each in known if each is not None]
         if all(problem is not None for problem in problems):
             yield Problem(_relative(folder, path), str(problems[0]), (seed, last, TICKET))
         elif seed == seeds[0] == run.config.seed:
             ours = folder / OLD_TICKET
-            problems = [problem_of(folder, ours, each, sizes=sizes) for each in known if each is not None]
+            problems = [file_problem(folder, ours, each, sizes=sizes) for each in known if each is not None]
             if all(problem is not None for problem in problems):
                 yield Problem(OLD_TICKET, f"{problems[0]}; lthfunc resume mends that")
 
@@ -103,7 +103,7 @@ def _ticket_sum(place: Path) -> Sum | None:
         return None
 
 
-def contents_wrong(folder: Path, run: Run, bad: set[Name]) -> Iterator[Problem]:
+def content_problems(folder: Path, run: Run, bad: set[Name]) -> Iterator[Problem]:
     """Trainings whose tensors contradict each other, their records, or what pruning is. bad: those not to read."""
     before: dict[int, dict[str, Tensor]] = {}
     for item in run.records:
@@ -129,7 +129,7 @@ def contents_wrong(folder: Path, run: Run, bad: set[Name]) -> Iterator[Problem]:
         path = folder / f"seed{seed}" / OLD_TICKET
         if safe_files.status(folder, path) is not None:
             name = (seed, _last(run, seed), TICKET)
-            yield from (Problem(_relative(folder, path), problem, name) for problem in _ticket_wrong(folder, path))
+            yield from (Problem(_relative(folder, path), problem, name) for problem in _ticket_problems(folder, path))
 
 
 def _last(run: Run, seed: int) -> int:
@@ -137,7 +137,7 @@ def _last(run: Run, seed: int) -> int:
     return max((item["round"] for item in run.records if (item["seed"], item["variant"]) == (seed, TICKET)), default=0)
 
 
-def _masks_wrong(params: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> Iterator[str]:
+def _mask_problems(params: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> Iterator[str]:
     for name, mask in masks.items():
         if mask.dtype != torch.bool:
             yield f"the mask of {name} is {mask.dtype}, not bool"
@@ -150,7 +150,7 @@ def _masks_wrong(params: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> I
 
 
 def _within(item: Record, params: dict[str, Tensor], masks: dict[str, Tensor], about: dict[str, Any]) -> Iterator[str]:
-    yield from _masks_wrong(params, masks)
+    yield from _mask_problems(params, masks)
     for name, leaf in params.items():
         if leaf.is_floating_point() and not bool(leaf.isfinite().all()):
             yield f"{name} has weights that are not finite"
@@ -172,18 +172,18 @@ def _not_nested(before: dict[str, Tensor], after: dict[str, Tensor]) -> Iterator
             yield f"the mask of {name} keeps weights that the round before had pruned"
 
 
-def _ticket_wrong(folder: Path, path: Path) -> Iterator[str]:
+def _ticket_problems(folder: Path, path: Path) -> Iterator[str]:
     try:
         ticket, about = ticket_of(safe_files.read(folder, path), path)
     except UserError as error:
         yield str(error).partition(": ")[2]
         return
-    yield from _masks_wrong(ticket.params, ticket.masks)
+    yield from _mask_problems(ticket.params, ticket.masks)
     if count(ticket.masks) != (about.get("kept"), about.get("total")):
         yield f"its masks keep {count(ticket.masks).kept:,} weights, its header says {about.get('kept')}"
 
 
-def checkpoints_wrong(folder: Path) -> Iterator[Problem]:
+def checkpoint_problems(folder: Path) -> Iterator[Problem]:
     """Checkpoints that are not what was written: their trainings begin again."""
     for place in training_folders(folder):
         yield from (
@@ -203,8 +203,8 @@ def _not_whole(place: Path) -> list[Path]:
 
 def wrong(folder: Path, run: Run) -> list[Problem]:
     """Everything that is wrong with the finished trainings of a run."""
-    sums = list(sums_wrong(folder, run))
-    return [*sums, *contents_wrong(folder, run, {each.name for each in sums if each.name is not None})]
+    sums = list(sum_problems(folder, run))
+    return [*sums, *content_problems(folder, run, {each.name for each in sums if each.name is not None})]
 
 
 def good_rounds(records: Sequence[Record], bad: set[Name]) -> dict[int, list[int]]:

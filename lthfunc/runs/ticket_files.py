@@ -22,7 +22,7 @@ from lthfunc.experiments.iterative import TICKET
 from lthfunc.experiments.records import Record, summarize, winning
 from lthfunc.runs import safe_files
 from lthfunc.runs.folder import ANCHOR, FIRST, INITIAL, MASKS, PARAMS, training_folder
-from lthfunc.runs.manifests import checked_bytes, load_checked, problem_of, sum_of
+from lthfunc.runs.manifests import checked_bytes, file_problem, load_checked, sum_of
 from lthfunc.runs.store import state_of
 from lthfunc.trees.files import header_in, ticket_bytes, ticket_of
 from lthfunc.trees.ops import apply_masks
@@ -62,12 +62,12 @@ def files_of(config: Config, records: Sequence[Record]) -> dict[str, tuple[int, 
     return files
 
 
-def write_outcome(folder: Path, config: Config, records: Sequence[Record]) -> None:
+def write_ticket_files(folder: Path, config: Config, records: Sequence[Record]) -> None:
     """Write a finished run's outcome, where it isn't there; what an earlier one left goes. Raises DamagedError."""
     wanted = files_of(config, records)
     for name, which in wanted.items():
         payload = _payload(folder, name, *which)
-        if payload is not None and problem_of(folder, folder / name, sum_of(payload)) is not None:
+        if payload is not None and file_problem(folder, folder / name, sum_of(payload)) is not None:
             safe_files.write(folder, folder / name, payload)
     for name in _names(config):
         if name not in wanted:
@@ -75,7 +75,9 @@ def write_outcome(folder: Path, config: Config, records: Sequence[Record]) -> No
     _keep_old_tickets(folder, config, records)
 
 
-def outcome_wrong(folder: Path, config: Config, records: Sequence[Record], *, sizes: bool) -> Iterator[tuple[str, str]]:
+def ticket_file_problems(
+    folder: Path, config: Config, records: Sequence[Record], *, sizes: bool
+) -> Iterator[tuple[str, str]]:
     """(name, what is wrong) of the files of a finished run's outcome. sizes: look whether they are whole alone.
 
     Says nothing of what cannot be told since the rounds' own files are damaged.
@@ -91,7 +93,7 @@ def outcome_wrong(folder: Path, config: Config, records: Sequence[Record], *, si
                         _header(folder, folder / name)
             else:
                 payload = _payload(folder, name, *which)
-                problem = None if payload is None else problem_of(folder, folder / name, sum_of(payload))
+                problem = None if payload is None else file_problem(folder, folder / name, sum_of(payload))
         except DamagedError:
             continue
         except UserError as error:
