@@ -54,7 +54,7 @@ def test_places_that_a_run_names_are_not_connected_to(
     with_settings(run, **settings)
     for name in ("connect", "connect_ex"):
         monkeypatch.setattr(socket.socket, name, reached)
-    for name in ("lthfunc.scheduling.ray.join_cluster", "lthfunc.remote.place_of", "lthfunc.data.hub.read_hub"):
+    for name in ("lthfunc.scheduling.ray.join_cluster", "lthfunc.remote.remote_path", "lthfunc.data.hub.read_hub"):
         monkeypatch.setattr(name, reached)
     before = contents(run)
     name = next(reversed(settings))
