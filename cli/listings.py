@@ -9,8 +9,8 @@ from rich.table import Table
 
 from lthfunc.catalog.data_sets import DATA_DIR_VARIABLE, DATASETS, FILE_KINDS, canonical, default_data_dir
 from lthfunc.catalog.networks import ALIASES, NETWORKS
+from lthfunc.catalog.recipes import RECIPES
 from lthfunc.errors import invalid
-from lthfunc.experiments.recipes import RECIPES
 
 from . import options as o
 from .console import screen
@@ -164,5 +164,5 @@ def recipes() -> None:
     table.add_column("settings", style="dim")
     for name, recipe in RECIPES.items():
         settings = "  ".join(f"{key}={value}" for key, value in recipe.settings.items())
-        table.add_row(name, recipe.about, settings)
+        table.add_row(name, f"{recipe.source}: {recipe.about}" if recipe.source else recipe.about, settings)
     screen().print(table)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from lthfunc.catalog.recipes import RECIPES
 from lthfunc.errors import UserError
 from lthfunc.experiments import recipes
 from lthfunc.experiments.config import SETTINGS, Config
@@ -216,12 +217,12 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 
 
 def test_recipes_have_the_papers_numbers() -> None:
-    assert {name: recipes.settings_of(name) for name in recipes.RECIPES} == PUBLISHED
+    assert {name: recipes.settings_of(name) for name in RECIPES} == PUBLISHED
     for name, plain in PUBLISHED.items():
         resolved(from_mapping({"dataset": "digits", **plain}))
-        assert len(recipes.RECIPES[name].about.split()) > 4
-    assert recipes.RECIPES["lth-vgg19"].about.startswith("Frankle & Carbin 2019, sec. 4")
-    assert recipes.RECIPES["rewind-vgg16"].about.startswith("Frankle et al. 2020, table 1")
+        assert len(RECIPES[name].about.split()) > 4
+    assert RECIPES["lth-vgg19"].source == "Frankle & Carbin 2019, sec. 4"
+    assert RECIPES["rewind-vgg16"].source == "Frankle et al. 2020, table 1"
     recipes.settings_of("lth-lenet")["lr"] = 9.0  # a copy
     assert recipes.settings_of("lth-lenet") == PUBLISHED["lth-lenet"]
     with pytest.raises(UserError, match=r"^--recipe: unknown name 'lth'"):

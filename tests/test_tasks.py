@@ -16,6 +16,7 @@ from small import decided
 from torch import nn
 
 import lthfunc as lf
+from lthfunc.catalog.recipes import RECIPES
 from lthfunc.catalog.training import LOSSES, METRICS, OPTIMIZERS, SCHEDULES
 from lthfunc.errors import UserError
 from lthfunc.experiments import recipes
@@ -266,7 +267,7 @@ def test_connectivity_measures_what_is_learnt() -> None:
     assert float(found.line.error.max()) < 0.01
 
 
-@pytest.mark.parametrize("name", recipes.RECIPES)
+@pytest.mark.parametrize("name", RECIPES)
 def test_recipes_are_whole_and_give_way(name: str) -> None:
     def settings(**given: Any) -> Any:
         return settings_of("prune", given, name)
@@ -290,7 +291,7 @@ def test_a_recipe_runs_and_is_listed(tmp_path: Path, capsys: Any) -> None:
     capsys.readouterr()
     assert main(["recipes"]) == 0
     out = capsys.readouterr().out
-    assert all(name in out for name in recipes.RECIPES)
+    assert all(name in out for name in RECIPES)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from lthfunc.experiments.recipes import RECIPES
+from lthfunc.catalog.recipes import RECIPES
 from lthfunc.experiments.settings.setting import RUN, WHAT
 
 from .parsing import names
