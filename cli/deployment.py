@@ -43,7 +43,7 @@ def specialize(
         typer.Option(
             "--format",
             help=f"auto ({FORMATS.auto}), or one of: {FORMATS.described}",
-            autocompletion=o.names(*FORMATS.offers),
+            autocompletion=FORMATS.complete,
         ),
     ] = "auto",
     batch_size: ExamplesAtOnce = 64,
@@ -124,7 +124,7 @@ def export(
         typer.Option(
             "--to",
             help=f"{EXPORTS.described}; or package.module:function.",
-            autocompletion=o.names(*EXPORTS),
+            autocompletion=EXPORTS.complete,
         ),
     ],
     out: Annotated[

@@ -23,7 +23,7 @@ def methods(
         typer.Option(
             "--method",
             help="One of `lthfunc methods --list`; repeatable. \\[default: all]",
-            autocompletion=o.names(*METHODS),
+            autocompletion=METHODS.complete,
         ),
     ] = None,
     list_: Annotated[bool, typer.Option("--list", help="Say what the methods are, and end.")] = False,

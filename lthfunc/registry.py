@@ -87,6 +87,10 @@ class Registry(Mapping[str, E], Generic[E]):
         """What completion offers: the same, with an example of each family."""
         return tuple(self[name].example or name if name in self else name for name in self.choices)
 
+    def complete(self, incomplete: str) -> list[str]:
+        """The names that begin so, for a shell."""
+        return [name for name in (*self.offers, *sorted(self.installed())) if name.startswith(incomplete)]
+
     def installed(self) -> dict[str, list[EntryPoint]]:
         """The entry points that installed packages add, by name."""
         from importlib.metadata import entry_points  # takes a while, and is asked for rarely

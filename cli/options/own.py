@@ -9,15 +9,13 @@ import typer
 from lthfunc.catalog.recipes import RECIPES
 from lthfunc.experiments.settings.setting import RUN, WHAT
 
-from .parsing import names
-
 Recipe = Annotated[
     str | None,
     typer.Option(
         "--recipe",
         help="A paper's settings by name (`lthfunc recipes`): "
         f"{', '.join(RECIPES)}. Other options and --config win over it.",
-        autocompletion=names(*RECIPES),
+        autocompletion=RECIPES.complete,
         rich_help_panel=WHAT,
     ),
 ]

@@ -72,7 +72,7 @@ def _parameters(setting: Setting) -> list[inspect.Parameter]:
             parser=None if setting.holds is dict else _PARSERS.get(setting.item),
             metavar=setting.shown_metavar,
             help=setting.help if default is None else f"{setting.help} \\[default: {default}]",
-            autocompletion=names(*offered) if offered else None,
+            autocompletion=setting.names.complete if setting.names else names(*offered) if offered else None,
             rich_help_panel=setting.panel,
             hidden=hidden,
         )
