@@ -9,7 +9,14 @@ import typer
 
 from lthfunc.errors import UserError
 from lthfunc.experiments import recipes
-from lthfunc.experiments.config import SETTINGS, Config, current_names, replaced_by, warn_of_former_names
+from lthfunc.experiments.config import (
+    SETTINGS,
+    Config,
+    check_alternatives,
+    current_names,
+    replaced_by,
+    warn_of_former_names,
+)
 from lthfunc.experiments.resolve import resolved
 from lthfunc.experiments.schema import from_mapping
 from lthfunc.experiments.trust import check_trust
@@ -84,9 +91,7 @@ def merged(
 
     path: a TOML file, or the folder of a run. Raises UserError.
     """
-    for one, other in (("rate", "density"), ("rate", "densities"), ("density", "densities")):
-        if one in given and other in given:
-            raise UserError(f"--{one} and --{other}: give one of them, not both")
+    check_alternatives(given)
     from_file: dict[str, Any] = {}
     if path is not None:
         from lthfunc.runs.toml_files import read_toml

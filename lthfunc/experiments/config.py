@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
@@ -101,6 +101,14 @@ def warn_of_former_names(names: Iterable[str]) -> None:
             name = FORMER_NAMES[former]
             text = f"--{former} ({former} in files) is now called {SETTINGS[name].option} ({name} in files)"
             warnings.warn(text, RenamedSettingWarning, stacklevel=3)
+
+
+def check_alternatives(given: Collection[str]) -> None:
+    """Raise UserError where two settings are given each of which stands in the other's place."""
+    for name, setting in SETTINGS.items():
+        for other in setting.instead_of:
+            if {name, other} <= {*given} and name in SETTINGS[other].instead_of:
+                raise UserError(f"{setting.option} and {SETTINGS[other].option}: give one of them, not both")
 
 
 def replaced_by(given: Iterable[str]) -> set[str]:

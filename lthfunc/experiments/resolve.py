@@ -11,7 +11,7 @@ from lthfunc.catalog import data_sets as data, networks as models
 from lthfunc.catalog.pruning import SCORES, STRUCTURES
 from lthfunc.catalog.training import OPTIMIZERS
 from lthfunc.errors import UserError, invalid, unknown
-from lthfunc.experiments.config import SETTINGS, Config, Decision, applied, parse_interval
+from lthfunc.experiments.config import SETTINGS, Config, Decision, applied, check_alternatives, parse_interval
 from lthfunc.experiments.schema import from_mapping
 from lthfunc.plugins import is_own
 from lthfunc.registry import Registry
@@ -123,15 +123,14 @@ def listed(densities: str) -> list[float]:
 
 
 def _check_together(config: Config) -> None:
-    if config.epochs is not None and config.steps is not None:
-        raise UserError("--epochs and --steps: give one of them, not both")
+    check_alternatives(
+        [name for name, each in SETTINGS.items() if each.value is None and getattr(config, name) is not None]
+    )
     for setting in SETTINGS.values():
         if setting.names is not None and setting.holds is None:
             _check_taken(config, setting.names, getattr(config, setting.name))
     if config.nesterov and not config.momentum:
         raise UserError("--nesterov: takes --optimizer sgd with a --momentum above 0")
-    if config.densities is not None and config.density is not None:
-        raise UserError("--density and --densities: give one of them, not both")
     if config.compact and config.device.startswith("cuda") and (config.jobs or 1) > 1:
         raise invalid("--jobs", config.jobs, "1 with --compact, whose networks differ in size")
     if config.executor not in ("local", "ray") and not re.fullmatch(r"ray://[\w.-]+:\d{1,5}", config.executor):

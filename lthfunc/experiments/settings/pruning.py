@@ -27,14 +27,14 @@ class Pruning:
         Share,
         Setting(
             "Fraction of the remaining weights to prune in each round.",
-            PRUNING, _PRUNERS, gives_way_to=("density", "densities"),
+            PRUNING, _PRUNERS, instead_of=("density", "densities"),
         ),
     ] = 0.2  # fmt: skip
     density: Annotated[
         Share | None,
         Setting(
             "Share of the weights to have left after the last round, in place of --rate; one shot with --rounds 1.",
-            PRUNING, ("prune", "methods"),
+            PRUNING, ("prune", "methods"), instead_of=("rate", "densities"),
         ),
     ] = None  # fmt: skip
     densities: Annotated[
@@ -42,7 +42,7 @@ class Pruning:
         Setting(
             "Share of the weights to have left after each round, in place of --rate and --rounds; or "
             "package.module:function, called with --rounds.",
-            PRUNING, ("prune",), "X,X,…", own=True,
+            PRUNING, ("prune",), "X,X,…", own=True, instead_of=("rate", "density"),
         ),
     ] = None  # fmt: skip
     synflow_rounds: Annotated[
