@@ -327,7 +327,7 @@ def test_the_interval_holds_the_truth_as_often_as_it_says() -> None:
         (["breakeven", "plain"], "plain: the energy of inference was not metered; meter it with: lthfunc energy plain"),
         (["breakeven", "absent"], "absent: is not a run folder"),
         (["breakeven", "1+2/3"], "1+2/3: give the dense network's FIXED+COST/N after it"),
-        (["breakeven", "1+2/3", "plain"], "give two runs, or two of FIXED+COST/N"),
+        (["breakeven", "1+2/3", "plain"], "give two runs, or two FIXED+COST/N"),
         (["breakeven", "1+2/0", "1+2/3"], "invalid value '1+2/0' (expected an N above 0"),
         (["breakeven", "plain", "--price", "-1"], "--price: invalid value -1.0 (expected a number above 0"),
     ],
