@@ -7,7 +7,6 @@ from pathlib import Path
 from lthfunc.catalog.data_sets import DATASETS, canonical, default_data_dir
 from lthfunc.data.data_warnings import find_warnings, without_data_warnings
 from lthfunc.data.loading import load
-from lthfunc.reports.matplotlib_figures import save
 from lthfunc.reports.samples import can_be_drawn, class_table, sample_grid, sample_lines
 from lthfunc.trees.types import Dataset
 
@@ -38,6 +37,8 @@ def show_dataset(
         put(f"look: {hint}")
     if can_be_drawn(data):
         path = Path(out or f"{data.name.replace(' ', '-')}.png")
+        from lthfunc.reports.matplotlib_figures import save
+
         save(sample_grid(data), path)
         put(f"picture: {path}")
 

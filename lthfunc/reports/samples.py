@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from matplotlib.figure import Figure
 from rich.table import Table
 from torch import Tensor
 
-from lthfunc.reports.matplotlib_figures import figure, words
 from lthfunc.reports.tables import plain_table
 from lthfunc.trees.ops import scaled
 from lthfunc.trees.types import Dataset
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 #: Rows and columns of the picture, and classes of the table, at most.
 _ROWS, _COLUMNS, _CLASSES = 10, 10, 40
@@ -26,7 +27,9 @@ def can_be_drawn(data: Dataset) -> bool:
 
 
 def sample_grid(data: Dataset) -> Figure:
-    """Training images, a row for each class, at most ten of ten."""
+    """Training images, a row per class, at most ten classes and ten images of each."""
+    from lthfunc.reports.matplotlib_figures import figure, words  # imports matplotlib
+
     split, classes = data.train, min(_ROWS, data.classes)
     known = split.y.ndim == 1 and not split.y.is_floating_point()
     shown = [

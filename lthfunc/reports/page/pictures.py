@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from typing import Any, NamedTuple
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lthfunc.experiments.iterative import TICKET
 from lthfunc.reports.charts import GREEN, GREY, Chart, Heat, Picture, Series
@@ -23,8 +20,10 @@ from lthfunc.reports.page.explorer import explorer_of, pixels_of
 from lthfunc.reports.page.mask_history import Overlap, Patterns, overlap_of, read_patterns
 from lthfunc.reports.page.measurement_pictures import energy_pictures, measured_pictures
 from lthfunc.reports.page.run_view import RunView
-from lthfunc.reports.page.static_figures import mask_figure, pixel_figure, weight_figure
 from lthfunc.reports.spacing import spread_out
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 #: Rounds whose training curves are drawn.
 _MOST_CURVES = 30
@@ -100,12 +99,22 @@ def pictures_of(run: RunView, on_read: Callable[[], None]) -> RunPictures:
     densities = [100 * density for density in _densities(run, first.rounds)]
     pixels = pixels_of(first, shape)
     stills: dict[str, Callable[[], Figure]] = {
-        "masks": partial(mask_figure, first, densities),
-        "weights": partial(weight_figure, first, densities),
+        "masks": _still("mask_figure", first, densities),
+        "weights": _still("weight_figure", first, densities),
     }
     if pixels is not None:
-        stills["pixels"] = partial(pixel_figure, *pixels, densities)
+        stills["pixels"] = _still("pixel_figure", *pixels, densities)
     return RunPictures(found, explorer_of(first, densities, pixels), stills, missing)
+
+
+def _still(name: str, *given: Any) -> Callable[[], Figure]:
+    def draw() -> Figure:
+        from lthfunc.reports.page import static_figures  # imports matplotlib
+
+        figure: Figure = getattr(static_figures, name)(*given)
+        return figure
+
+    return draw
 
 
 def overlap_pictures(overlap: Overlap, densities: Sequence[float]) -> list[Picture]:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, NamedTuple
 
 from lthfunc.reports.charts import Picture
-from lthfunc.reports.matplotlib_figures import printed, save
 from lthfunc.reports.page.document import page
 from lthfunc.reports.page.pictures import RunPictures, pictures_of, together
 from lthfunc.reports.page.run_view import RunView
 from lthfunc.runs import safe_files
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class Report(NamedTuple):
@@ -43,6 +43,8 @@ def write_page(report: Report, path: Path, title: str) -> None:
 
 def write_figures(report: Report, folder: Path) -> Iterator[Path]:
     """Write every figure as PNG and SVG, yielding the paths. Raises DamagedError where `folder` is a link."""
+    from lthfunc.reports.matplotlib_figures import save  # imports matplotlib
+
     safe_files.check_folder(folder.parent, folder)
     for name, figure in _figures(report):
         for suffix in (".png", ".svg"):
@@ -57,6 +59,8 @@ def number_of_figures(report: Report) -> int:
 
 
 def _figures(report: Report) -> Iterator[tuple[str, Figure]]:
+    from lthfunc.reports.matplotlib_figures import printed
+
     for pictures in report.together.values():
         for picture in pictures:
             yield picture.key, printed(picture)
