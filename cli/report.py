@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lthfunc.errors import invalid
+from lthfunc.errors import DamagedError, UserError, invalid
 
 from .console import put, say
 
@@ -44,6 +44,11 @@ def report(
     from .bars import bar_of
 
     found = run_views(folders)
+    if not any(run.records for run in found):
+        damaged = [run for run in found if run.config is None]
+        if damaged:
+            raise DamagedError(f"{damaged[0].folder}: {damaged[0].missing[0]}")
+        raise UserError(f"{', '.join(runs)}: no training has finished yet, so there is nothing to report")
     if not path.parent.is_dir():
         raise invalid("--out", str(path), f"a file in an existing folder; {str(path.parent)!r} is none")
     subjects = ", ".join(dict.fromkeys(run.title for run in found))

@@ -259,8 +259,8 @@ def test_no_warmup_at_all_is_a_warmup() -> None:
     [
         ("prune --density 0.1 --rate 0.3", "--rate and --density: give one of them, not both"),
         ("prune --densities 0.5,0.1 --rate 0.3", "--rate and --densities: give one of them, not both"),
-        ("prune --rewind step:ten", "--rewind: invalid value 'step:ten' (expected init"),
-        ("prune --rewind epoch:1.5", "--rewind: invalid value 'epoch:1.5' (expected init"),
+        ("prune --rewind step:ten", "--rewind: unknown name 'step:ten'; did you mean 'step:K'?"),
+        ("prune --rewind epoch:1.5", "--rewind: unknown name 'epoch:1.5'; did you mean 'epoch:K'?"),
     ],
 )
 def test_options_that_contradict_or_mislead_are_told(command: str, words: str, tmp_path: Path, capsys: Any) -> None:

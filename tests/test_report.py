@@ -205,13 +205,16 @@ def test_what_is_missing_is_said(runs: Path, tmp_path: Path, capsys: Any) -> Non
         assert told in said, told
     assert data_of(folder / "report.html")["explorers"]["0"]["rounds"] == [0, 2]
 
-    (folder / "metrics.jsonl").write_text("nonsense\n")
-    assert run("report", folder, "--out", tmp_path / "gone.html") == 0
-    assert "this run cannot be shown" in (tmp_path / "gone.html").read_text("utf-8")
-
-    (folder / "metrics.jsonl").write_text(lines[0])
-    assert run("report", folder, "--out", tmp_path / "begun.html") == 0
-    assert "No training has finished yet." in (tmp_path / "begun.html").read_text("utf-8")
+    for text, code, told, on_page in (
+        ("nonsense\n", 3, "this run cannot be shown", "this run cannot be shown"),
+        (lines[0], 2, "no training has finished yet, so there is nothing to report", "No training has finished yet."),
+    ):
+        (folder / "metrics.jsonl").write_text(text)
+        assert run("report", folder, "--out", tmp_path / "alone.html") == code
+        assert told in capsys.readouterr().err
+        assert not (tmp_path / "alone.html").exists()
+        assert run("report", folder, runs / "plain", "--out", tmp_path / "two.html", "--no-figures") == 0
+        assert on_page in (tmp_path / "two.html").read_text("utf-8")
 
 
 def test_masks_that_do_not_nest_are_left_out_and_told(runs: Path, tmp_path: Path) -> None:
