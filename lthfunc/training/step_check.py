@@ -18,10 +18,11 @@ from lthfunc.training.steps import (
 )
 from lthfunc.trees.global_rng import seeded_generators
 from lthfunc.trees.model import init
-from lthfunc.trees.module_errors import DtypeMismatchError, describe_failure, no_gradient_message
-from lthfunc.trees.ops import clone, in_dtype_of, scaled
+from lthfunc.trees.module_errors import describe_failure, no_gradient_message
+from lthfunc.trees.ops import clone, scaled
 from lthfunc.trees.rng import counter_key
-from lthfunc.trees.types import Batch, Dataset, TrainState
+from lthfunc.trees.side_effects import in_either_dtype
+from lthfunc.trees.types import Batch, Buffers, Dataset, Params, TrainState
 
 #: Examples of a batch that are tried.
 _EXAMPLES = 8
@@ -41,23 +42,17 @@ def check_step(work: Work, data: Dataset, batch_size: int) -> None:
     evaluate = on_stored(make_eval_step(model, work.loss, work.precision, work.metric), work.scale)
     device = batch[0].device
 
-    def tried(state: TrainState) -> None:
+    def tried(params: Params, buffers: Buffers) -> None:
         with torch.no_grad(), seeded_generators(0, device):
-            state = with_optimizer(state, work.optimizer)
+            state = with_optimizer(start._replace(params=params, buffers=buffers), work.optimizer)
             sums = torch.zeros(1, dtype=torch.float64, device=device)
             make_loop_body(step, work.scale)(Carry(state, counter_key(0, "step").to(device), sums), batch)
             evaluate(state.params, state.buffers, batch)
             _check_reached(work, state, batch)
 
-    state = init(model, 0, device)
+    start = init(model, 0, device)
     try:
-        try:
-            tried(state)
-        except DtypeMismatchError:
-            others = in_dtype_of(scaled(batch[0], work.scale), state.params, state.buffers)
-            if others is None:
-                raise
-            tried(state._replace(params=others[0], buffers=others[1]))  # as states may be, instead of the module
+        in_either_dtype(tried, scaled(batch[0], work.scale), start.params, start.buffers)
     except UserError:
         raise
     except Exception as error:

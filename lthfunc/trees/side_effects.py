@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import random
 import weakref
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 import optree
 import torch
@@ -20,6 +20,8 @@ from lthfunc.trees.module_calls import call_without_restoring
 from lthfunc.trees.module_errors import DtypeMismatchError, inputs_rejected
 from lthfunc.trees.ops import clone, in_dtype_of, same_bits
 from lthfunc.trees.types import Buffers, Params
+
+T = TypeVar("T")
 
 
 class SideEffects(NamedTuple):
@@ -63,17 +65,22 @@ def side_effects_of(model: Model, x: Tensor) -> SideEffects:
     return known[kind]
 
 
+def in_either_dtype(call: Callable[[Params, Buffers], T], x: Tensor, params: Params, buffers: Buffers) -> T:
+    """A call with these leaves or, where a module rejects the inputs x with them, with leaves in the inputs' dtype."""
+    try:
+        return call(params, buffers)
+    except DtypeMismatchError:
+        others = in_dtype_of(x, params, buffers)
+        if others is None:
+            raise
+        return call(*others)
+
+
 def _called(model: Model, module: nn.Module, x: Tensor) -> SideEffects:
     """One mode, with leaves in the module's dtype or, if it rejects the inputs with them, in the inputs'."""
     params, buffers = model.init(0)
     try:
-        try:
-            return _called_with(params, buffers, model.name, module, x)
-        except DtypeMismatchError:
-            others = in_dtype_of(x, params, buffers)
-            if others is None:
-                raise
-            return _called_with(*others, model.name, module, x)
+        return in_either_dtype(lambda p, b: _called_with(p, b, model.name, module, x), x, params, buffers)
     except UserError:
         raise
     except Exception as error:
