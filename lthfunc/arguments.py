@@ -101,8 +101,7 @@ def _check_whole(function: str, argument: str, state: Any) -> None:
     step = getattr(state, "step", None)
     if "step" in state._fields and not (isinstance(step, torch.Tensor) and not step.is_floating_point()):
         raise ArgumentError(
-            f"{function}: {argument}.step must be a tensor of a whole number, such as torch.tensor(0), not "
-            f"{described(step)}"
+            f"{function}: {argument}.step must be an integer tensor, such as torch.tensor(0), not {described(step)}"
         )
     _check_masks_fit(function, f"{argument}.masks", state.masks, state.params)
 
@@ -110,7 +109,7 @@ def _check_whole(function: str, argument: str, state: Any) -> None:
 def _check_masks_fit(function: str, argument: str, masks: Mapping[str, Any], leaves: Mapping[str, Any]) -> None:
     for name, mask in masks.items():
         if name not in leaves:
-            raise UserError(f"{function}: {argument}: {name!r} is no parameter of this network ({_some(leaves)})")
+            raise UserError(f"{function}: {argument}: {name!r} is not a parameter of this network ({_some(leaves)})")
         if mask.shape != leaves[name].shape:
             shapes = f"of shape {tuple(mask.shape)}, the parameter {tuple(leaves[name].shape)}"
             raise UserError(f"{function}: {argument}: {name!r} is {shapes}")
@@ -177,7 +176,7 @@ def _check_for_each(
     """Raise UserError for a mask without a leaf, or with one of another shape."""
     for name, mask in masks.items():
         if name not in leaves:
-            raise UserError(f"{function}: {argument}: {name!r} is missing, which masks has")
+            raise UserError(f"{function}: {argument}: {name!r}, which has a mask, is missing")
         if shapes and leaves[name].shape != mask.shape:
             of = f"of shape {tuple(leaves[name].shape)}, its mask {tuple(mask.shape)}"
             raise UserError(f"{function}: {argument}: {name!r} is {of}")

@@ -298,9 +298,11 @@ def test_patterns_choose_what_is_pruned(only: list[str], keep: list[str], names:
 
 
 def test_patterns_that_fit_nothing_name_the_parameters() -> None:
-    with pytest.raises(UserError, match=r"--never-prune: no parameter fits 'head\*' \(parameters: conv\.param.*fc\.w"):
+    with pytest.raises(
+        UserError, match=r"--never-prune: no parameter matches 'head\*' \(parameters: conv\.param.*fc\.w"
+    ):
         lf.from_module(Normed(), never_prune=["head*"])
-    with pytest.raises(UserError, match=r"--prune-only: no parameter fits 'x' \(parameters: .*norm\.bias"):
+    with pytest.raises(UserError, match=r"--prune-only: no parameter matches 'x' \(parameters: .*norm\.bias"):
         lf.from_module(Normed(), prune_only=["x"])
     with pytest.raises(UserError, match="nothing is left to prune"):
         lf.from_module(nn.Linear(2, 2), never_prune=["*"])
@@ -492,6 +494,6 @@ def test_everything_of_ones_own_in_one_file(tmp_path: Path, monkeypatch: pytest.
     masks = lf.load_tree(tmp_path / "again" / "seed0" / "round01" / "masks.safetensors")[0]["masks"]
     assert all(not state[name][~mask].any() for name, mask in masks.items())  # though the pair moves all weights
     assert main(command.replace("--loss mine.py:loss", "").replace("--out run", "--out r").split()) == 2
-    assert "gives a dict of most, kind, and nothing in it is called logits: give a loss and" in capsys.readouterr().err
+    assert "returns a dict of most, kind, without an entry called logits; pass a loss and" in capsys.readouterr().err
     assert main(["prune", "--arch", "mine.py:Keeping", "--steps", "2", "--rounds", "0", "--out", "k"]) == 2
-    assert "keeps last from call to call that is no buffer" in capsys.readouterr().err
+    assert "keeps last from call to call outside of buffers" in capsys.readouterr().err

@@ -86,7 +86,7 @@ def test_scores_of_transformers(arch: str, score: str, monkeypatch: pytest.Monke
     batches = lf.sample_batches(data, 8, count=2, seed=0)
     loss = lf.loss_of(model, state.buffers)
     if (arch, score) == ("char-transformer", "synflow"):
-        with pytest.raises(UserError, match="synflow sends real numbers through a network, and char-transformer reads"):
+        with pytest.raises(UserError, match="synflow requires a network with real inputs, but char-transformer reads"):
             lf.forward_of(model, state.buffers)
         return
     made = {

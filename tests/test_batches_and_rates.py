@@ -195,7 +195,7 @@ def test_defaults_of_schedules_are_the_published() -> None:
         (lambda: lf.trapezoidal(1.0, 4, final=1.1), "final: invalid value 1.1"),
         (lambda: lf.cyclic(1.0, 4, 5), "cycles: invalid value 5 .*from 1 to 4"),
         (lambda: lf.cyclic(1.0, 4, 0), "cycles: invalid value 0"),
-        (lambda: lf.one_cycle(1.0, 4, rise=1.1), "rise: invalid value 1.1 .*a share, 0 to 1"),
+        (lambda: lf.one_cycle(1.0, 4, rise=1.1), "rise: invalid value 1.1 .*a number from 0 to 1"),
         (lambda: lf.trapezoidal(1.0, 4, rise=0.0, fall=-0.1), "rise: invalid value -0.1"),
         (lambda: lf.trapezoidal(1.0, 4, rise=0.6, fall=0.5), r"fall: invalid value 0.5 .*room for rise, 0.6"),
     ],
@@ -228,7 +228,7 @@ def test_numbers_of_optimisers_have_their_ranges() -> None:
             make(0.1, **given)
     complex_: dict[str, torch.Tensor] = {"w": torch.ones(2, dtype=torch.complex64)}
     for name, optimizer in (("lion", lf.lion(0.1)), ("muon", lf.muon(0.1))):
-        with pytest.raises(UserError, match=f"--optimizer: {name} takes real parameters, and w is torch.complex64"):
+        with pytest.raises(UserError, match=f"--optimizer: {name} requires real parameters, but w is torch.complex64"):
             optimizer.init(complex_)
     table = lf.constant(0.5)
     assert table_like(table, {"a": torch.ones(1, dtype=torch.complex64), "b": torch.ones(1)}).dtype == torch.float32

@@ -113,7 +113,7 @@ def test_cifar_files_are_read_for_their_arrays_alone(tmp_path: Path, monkeypatch
             return Path.touch, (tmp_path / "stranger-was-here",)
 
     (tmp_path / kind.train_list[0][0]).write_bytes(pickle.dumps({"data": Stranger()}))
-    with pytest.raises(UserError, match=r"it holds something else than arrays"):
+    with pytest.raises(UserError, match=r"it holds more than arrays"):
         vision._read_cifar("cifar10", tmp_path)
     assert not (tmp_path / "stranger-was-here").exists()
 

@@ -127,7 +127,7 @@ def test_rows_of_the_hub_without_an_image_or_a_label(hub: Callable[..., lf.Datas
     whole = [Image.fromarray(colours(i)) for i in range(12)]
     with pytest.raises(UserError, match="example 0 of mine: is a NoneType, not an image; --skip-broken leaves"):
         hub([None, *whole[1:]], [i % 2 for i in range(12)])
-    with pytest.raises(UserError, match=r"'hf:mine' has 'cat' in its column 'label', and labels are numbers from 0 on"):
+    with pytest.raises(UserError, match=r"'hf:mine' has 'cat' in its column 'label' \(expected class numbers from 0"):
         hub(whole, ["cat", "dog"] * 6, Column(), label="label")
     with pytest.raises(UserError, match="'hf:mine' has None in its column 'label'"):
         hub(whole, [None, *(i % 2 for i in range(11))])

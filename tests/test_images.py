@@ -74,7 +74,7 @@ def test_the_depth_of_deep_grey_can_be_said_and_is_asked_for_where_it_is_not_kno
     with pytest.raises(UserError, match=r"no 16-bit image of here has a pixel above 4,095; .*depth=12 \(or depth=16"):
         read(png(twelve, 16, 0))
     np.testing.assert_array_equal(read(png(twelve, 16, 0), depth=16), to_eight(twelve, 16)[None])
-    with pytest.raises(UserError, match=r"it: has a pixel of 65,527, and 12 bits hold 0 to 4,095"):
+    with pytest.raises(UserError, match=r"it: has a pixel of 65,527, but 12 bits hold 0 to 4,095"):
         read(png(DEEP, 16, 0), depth=12)
     wide = DEEP.astype(np.uint32)
     for content in (
@@ -82,7 +82,9 @@ def test_the_depth_of_deep_grey_can_be_said_and_is_asked_for_where_it_is_not_kno
         tiff(DEEP.astype(np.int16), "<", sign=2),
         lambda: Image.fromarray(wide.view("i4")),
     ):
-        with pytest.raises(UserError, match=r"it: has grey pixels of 32 bits or with a sign, whose white is not known"):
+        with pytest.raises(
+            UserError, match=r"it: has grey pixels of 32 bits or with a sign, whose white level is unknown"
+        ):
             read(content)
     np.testing.assert_array_equal(read(tiff(wide, "<"), depth=16), to_eight(DEEP, 16)[None])
     with pytest.raises(UserError, match=r"invalid value 'depth=40'"):
@@ -200,7 +202,7 @@ def test_several_frames_are_no_image_but_a_phones_previews_are_left_out() -> Non
     for kind in ("GIF", "PNG", "WEBP", "TIFF"):
         file = io.BytesIO()
         frames[0].save(file, kind, save_all=True, append_images=frames[1:])
-        with pytest.raises(UserError, match=r"it: has 3 frames, and an example is one; save each as a file of its own"):
+        with pytest.raises(UserError, match=r"it: has 3 frames; save each frame as a separate file"):
             read(file.getvalue())
     file = io.BytesIO()
     frames[0].save(file, "MPO", save_all=True, append_images=frames[1:2], quality=100)

@@ -115,15 +115,17 @@ def test_pickled_weights_name_the_commands_to_type(capsys: Any) -> None:
     assert line.endswith("lthfunc import 'my net.pth', then --weights 'my net.safetensors'"), line
     with pytest.raises(UserError, match=r"make one of it: lthfunc import 'my net\.pth'"):
         with_weights(lf.models.lenet300(), "torchvision:resnet18", "my net.pth")
-    assert "takes a file that is there" in refused(capsys, "train", "--weights", "absent.pth", "--steps", "1")
-    assert "takes a .safetensors file, or the name" in refused(capsys, "train", "--weights", "absent", "--steps", "1")
+    assert "expected a file that is there" in refused(capsys, "train", "--weights", "absent.pth", "--steps", "1")
+    assert "expected a .safetensors file, or the name" in refused(
+        capsys, "train", "--weights", "absent", "--steps", "1"
+    )
 
 
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        (torch.zeros(300, 64, dtype=torch.int8), "fc1.weight is int8 in the file, and floats in the network"),
-        (torch.zeros(300, 64, dtype=torch.bool), "fc1.weight is bool in the file, and floats in the network"),
+        (torch.zeros(300, 64, dtype=torch.int8), "fc1.weight is int8 in the file, but floating-point in the network"),
+        (torch.zeros(300, 64, dtype=torch.bool), "fc1.weight is bool in the file, but floating-point in the network"),
         (torch.full((300, 64), 1e300, dtype=torch.float64), "fc1.weight holds values in the file that are not finite"),
         (torch.full((300, 64), float("nan")), "fc1.weight holds values in the file that are not finite as float32"),
     ],

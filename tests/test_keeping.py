@@ -138,7 +138,7 @@ def grows(net: Any, h: Tensor) -> Tensor:
 def test_what_depends_on_the_calls_before_is_refused(keep: Any) -> None:
     model = lf.from_module(Net(keep))
     name = "seen" if keep is grows else "last"
-    words = f"Net keeps {name} from call to call that is no buffer: register it with register_buffer"
+    words = f"Net keeps {name} from call to call outside of buffers; use register_buffer"
     for _ in range(2):  # no matter what was called before
         with pytest.raises(UserError, match=words):
             lf.train(model, DATA, optimizer=lf.sgd(0.1), steps=1, batch_size=8)

@@ -34,13 +34,13 @@ class Squeezed(torch.nn.Module):
 @pytest.mark.parametrize(
     ("module", "y", "loss", "words"),
     [
-        (torch.nn.Linear(5, 1), NUMBERS, lf.cross_entropy, r"loss: cross_entropy learns classes, and the targets are"),
-        (torch.nn.Linear(5, 3), NUMBERS, lf.cross_entropy, r"float32 of shape \(\d+, 1\); lf\.mean_squared_error lea"),
+        (torch.nn.Linear(5, 1), NUMBERS, lf.cross_entropy, "loss: cross_entropy requires classes, but the targets"),
+        (torch.nn.Linear(5, 3), NUMBERS, lf.cross_entropy, r"float32 of shape \(\d+, 1\); use lf\.mean"),
         (torch.nn.Linear(5, 1), NUMBERS, lf.label_smoothed_cross_entropy(0.1), "loss: label_smoothed"),
         (torch.nn.Linear(5, 1), CLASSES, lf.mean_squared_error, r"_error: .* float32 of shape \(\d+, 1\), targets int"),
         (torch.nn.Linear(5, 2), NUMBERS, lf.mean_absolute_error, r"_error: .* of shape \(\d+, 2\), targets float32"),
         (Squeezed(), NUMBERS, lf.mean_squared_error, r"outputs are float32 of shape \(\d+,\), targets float32 of"),
-        (Squeezed(), NUMBERS, lf.huber, r"huber: holds each output to its target, and outputs are"),
+        (Squeezed(), NUMBERS, lf.huber, r"huber: outputs and targets must have the same shape; outputs are"),
     ],
 )  # fmt: skip
 def test_a_loss_of_other_targets_is_refused(
@@ -59,14 +59,14 @@ def test_a_loss_of_other_targets_is_refused(
 def test_accuracy_is_not_a_number_where_targets_are_numbers() -> None:
     model, data = lf.from_module(torch.nn.Linear(5, 1)), data_of(NUMBERS)
     state = lf.train(model, data, optimizer=lf.sgd(0.1), steps=20, loss=lf.mean_squared_error)(lf.init(model))
-    with pytest.raises(UserError, match=r"metric: accuracy counts classes, and the targets are numbers; try lf"):
+    with pytest.raises(UserError, match=r"metric: accuracy requires classes, but the targets are numbers; try lf"):
         lf.accuracy_on(model, state, data)
     assert lf.accuracy(torch.zeros(7, 1), torch.zeros(7, 1)).isnan()
     metric = lf.r2(data.train.y.var(0, correction=0))
     predicted = data.test.x @ state.params["weight"].T + state.params["bias"]
     wanted = 1 - (predicted - data.test.y).square().mean() / data.train.y.var(0, correction=0)
     assert lf.accuracy_on(model, state, data, metric=metric) == pytest.approx(float(wanted), abs=1e-5)
-    with pytest.raises(UserError, match="r2: holds each output to its target"):
+    with pytest.raises(UserError, match="r2: outputs and targets must have the same shape"):
         metric(torch.zeros(7), torch.zeros(7, 1))
 
 

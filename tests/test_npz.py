@@ -38,21 +38,21 @@ def changed(array: Any, value: Any, at: Any = 3) -> Any:
 @pytest.mark.parametrize(
     ("arrays", "words"),
     [
-        (three(IMAGES, CLASSES, x_val=IMAGES / 255), "x_val: inputs are float32, and those of x_train uint8"),
-        (three(IMAGES / 255, CLASSES, x_test=IMAGES), "x_test: inputs are uint8, and those of x_train float32"),
-        (three(FLOATS, CLASSES, x_val=FLOATS[:, :4]), r"x_val: inputs of shape \(4,\), and those of x_train \(5,\)"),
-        (three(IMAGES, CLASSES, x_test=IMAGES[:, :3]), r"x_test: inputs of shape \(1, 3, 4\), and those of x_train"),
+        (three(IMAGES, CLASSES, x_val=IMAGES / 255), "x_val: inputs are float32, but those of x_train are uint8"),
+        (three(IMAGES / 255, CLASSES, x_test=IMAGES), "x_test: inputs are uint8, but those of x_train are float32"),
+        (three(FLOATS, CLASSES, x_val=FLOATS[:, :4]), r"x_val: inputs of shape \(4,\), but those of x_train have \(5,"),
+        (three(IMAGES, CLASSES, x_test=IMAGES[:, :3]), r"x_test: inputs of shape \(1, 3, 4\), but those of x_train"),
         (three(FLOATS, CLASSES, y_val=CLASSES[1:]), "x_val has 40 examples and y_val 39"),
         (three(FLOATS, CLASSES, y_test=CLASSES[1:]), "x_test has 40 examples and y_test 39"),
         (three(FLOATS, CLASSES, y_val=changed(CLASSES, -2)), "y_val: target -2 of example 3 is outside the 4 classes"),
-        (three(FLOATS, CLASSES, y_val=NUMBERS), r"y_val: targets are numbers \(float32\), and those of y_train classe"),
-        (three(FLOATS, NUMBERS, y_test=NUMBERS[:, :1]), r"y_test: targets of shape \(1,\), and those of y_train \(2,"),
+        (three(FLOATS, CLASSES, y_val=NUMBERS), r"y_val: targets are numbers \(float32\), but those of y_train are"),
+        (three(FLOATS, NUMBERS, y_test=NUMBERS[:, :1]), r"y_test: targets of shape \(1,\), but those of y_train have"),
         (three(FLOATS, CLASSES, x_val=changed(FLOATS, np.nan)), r"x_val holds numbers that .*nan in the input of exam"),
         (three(FLOATS, NUMBERS, y_test=changed(NUMBERS, np.inf)), r"y_test holds numbers .*inf in the target of examp"),
         (three(FLOATS, CLASSES, x_val=FLOATS[:0], y_val=CLASSES[:0]), "x_val: no examples"),
         ({key: three(FLOATS, CLASSES)[key] for key in three(1, 1) if key != "y_val"}, "has no y_val, but x_train"),
         ({"x": FLOATS, "y": CLASSES, "x_test": FLOATS}, "holds x_test beside x and y; expected arrays x_train"),
-        ({"x": FLOATS[:, :0], "y": CLASSES}, r"x: inputs of shape \(0,\) hold no numbers"),
+        ({"x": FLOATS[:, :0], "y": CLASSES}, r"x: inputs of shape \(0,\) are empty"),
         ({"x": FLOATS[:0], "y": CLASSES[:0]}, "x: no examples"),
         ({"x": changed(FLOATS.astype(np.float64), 1e300), "y": CLASSES}, r"x: example 3 holds 1e\+300, too large for"),
         ({"x": FLOATS, "y": changed(NUMBERS, -1e300)}, r"y: example 3 holds -1e\+300, too large for float32"),
@@ -63,7 +63,7 @@ def changed(array: Any, value: Any, at: Any = 3) -> Any:
         ({"x": np.zeros(N, dtype=[("a", "<f4")]), "y": CLASSES}, r"x is \[\('a', '<f4'\)\] of shape"),
         ({"x": FLOATS, "y": CLASSES + 1}, "y: classes are numbered from 1 to 4, and class 0 has no example; subtract"),
         ({"x": FLOATS, "y": CLASSES * 10_000}, "y: a target of 30,000 makes 30,001 classes of 40 targets"),
-        ({"x": FLOATS, "y": changed(CLASSES.astype(np.uint64), 2**64 - 1)}, f"y: it holds {2**64 - 1}, and whole numb"),
+        ({"x": FLOATS, "y": changed(CLASSES.astype(np.uint64), 2**64 - 1)}, f"y: it holds {2**64 - 1}, but the l"),
         ({"x": FLOATS, "y": np.eye(4, dtype=int)[CLASSES]}, r"y is int64 of shape \(40, 4\): one-hot; y.argmax\(1\) g"),
         ({"x": FLOATS, "y": np.stack([CLASSES] * 2, 1)}, "classes are one whole number for each example"),
         ({"x": FLOATS, "y": np.array(list("abcd") * 10)}, r"np.unique\(y, return_inverse=True\)\[1\] numbers texts"),
@@ -123,7 +123,7 @@ def archive(path: Path, arrays: dict[str, tuple[tuple[int, ...], int]]) -> str:
 
 def test_archives_larger_than_memory_are_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told = archive(tmp_path / "told.npz", {"x": ((10**6, 10**6), 10), "y": ((3,), 3)})
-    with pytest.raises(UserError, match=r"x\.npy tells of 4,000,000,000,000 bytes and holds 40\)"):
+    with pytest.raises(UserError, match=r"x\.npy declares 4,000,000,000,000 bytes but holds 40\)"):
         lf.data.load(told)
     wide = archive(tmp_path / "wide.npz", dict.fromkeys(("x", "y"), ((50, 5), 250)))
     monkeypatch.setattr("lthfunc.data.npz.memory_bytes", lambda: 2 * (1000 + 128))

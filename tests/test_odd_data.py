@@ -26,7 +26,7 @@ def test_one_class_is_nothing_to_tell_apart(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("a" * 3000)
     for name in ("npz:a.npz", "text:a.txt"):
         kind, _, file = name.partition(":")
-        with pytest.raises(UserError, match="all targets are 0, which is one class, and nothing to tell apart"):
+        with pytest.raises(UserError, match="all targets are 0; at least two classes are needed"):
             lf.data.load(f"{kind}:{tmp_path / file}")
 
 
@@ -43,7 +43,7 @@ def test_a_byte_order_mark_is_no_character(tmp_path: Path) -> None:
     ("arrays", "hint"),
     [
         ({"x_train": X, "y_train": Y, "x_test": X, "y_test": Y + 2}, "no training example is of 2 of the classes in"),
-        ({"x": X, "y": np.full((N, 1), 0.5)}, "target number 0 is the same in every training example, and R² has"),
+        ({"x": X, "y": np.full((N, 1), 0.5)}, "target number 0 is the same in every training example, so R² is"),
         ({"x": X, "y": np.stack([X[:, 0], 0 * X[:, 0]], 1)}, "target number 1 is the same in every training example"),
     ],
 )  # fmt: skip
@@ -74,8 +74,8 @@ FIRST = IMAGES.transpose(0, 3, 1, 2)
     ("x", "test", "words"),
     [
         (IMAGES, IMAGES, ["inputs of shape (8, 8, 3) are taken as 8 channels of 8×3; where channels come last"]),
-        (FIRST, FIRST * 255, ["inputs of test are 12"]),
-        (FIRST * 255, FIRST, ["inputs of test are 0.5"]),
+        (FIRST, FIRST * 255, ["inputs of test have a mean magnitude of 12"]),
+        (FIRST * 255, FIRST, ["inputs of test have a mean magnitude of 0.5"]),
         (FIRST, 2 * FIRST, []),
         (FIRST, 0 * FIRST, []),
     ],
@@ -148,7 +148,7 @@ def test_tokens_that_no_embedding_has(
 
 def test_inputs_of_float64_get_a_hint() -> None:
     x, y = torch.from_numpy(X).double(), torch.from_numpy(Y)
-    with pytest.warns(lf.data.DataWarning, match=r"inputs are float64, .*; x\.float\(\) makes such"):
+    with pytest.warns(lf.data.DataWarning, match=r"inputs are float64, .*; x\.float\(\) converts them"):
         lf.data.from_tensors("d", (x, y), (x, y), val=9)
 
 

@@ -284,7 +284,7 @@ def test_devices_are_there_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"rewind": "step:4"}, "--rewind: invalid value 'step:4' .*a point before the end of training .step 4."),
         (
             {"layer_rate": {"no*": 0.1}, "allocate": "layerwise"},
-            "layer rate: invalid value 'no.' .*a pattern that fits one of",
+            "layer rate: invalid value 'no.' .*a pattern that matches one of",
         ),
         ({"min_layer_weights": 10**9}, "min_layer_weights: 3 layers need at least"),
         ({"structure": "3:7", "rate": 0.9, "rounds": 1}, "structure: 3:7 doesn't divide the 64 inputs"),

@@ -48,7 +48,7 @@ def test_fractions_and_patterns_have_their_ranges() -> None:
             choose(lf.magnitude(state.params, state.masks), state.masks, -0.5)
     check_patterns("keep", ["fc*", "conv1.weight"], ["conv1.weight", "fc1.weight"])
     with pytest.raises(
-        UserError, match=r"^keep: invalid value 'fc2\*' .*a pattern that fits one of conv1.weight, fc1.weight\)$"
+        UserError, match=r"^keep: invalid value 'fc2\*' .*a pattern that matches one of conv1.weight, fc1.weight\)$"
     ):
         check_patterns("keep", ["fc1*", "fc2*"], ["conv1.weight", "fc1.weight"])
     assert [int(number_pruned(torch.tensor(count), 0.5)) for count in (0, 1, 2, 3, 5, 7)] == [
@@ -147,7 +147,7 @@ def test_own_counts_and_masks_are_held_to_the_layers() -> None:
     ):  # fmt: skip
         with pytest.raises(UserError, match=rf"^select: '<lambda>': invalid value 'b: {shown}' .*a torch.bool mask of"):
             select({**good, "b": value})
-    with pytest.raises(UserError, match=r"^select: '<lambda>': brings pruned weights of a back"):
+    with pytest.raises(UserError, match=r"^select: '<lambda>': restores pruned weights of a"):
         select({**good, "a": truth("..x", "...")})
 
     def fails(*given: Any) -> Any:
@@ -205,7 +205,7 @@ def test_n_of_m_by_hand() -> None:
     assert torch.equal(select(lf.n_of_m(2, 4), scores, keep=3), truth("x...", "..xx"))
     assert torch.equal(select(lf.n_of_m(2, 2), scores, keep=8), truth("xxxx", "xxxx"))
     assert torch.equal(select(lf.n_of_m(1, 2), scores, truth(".xxx", "xx.."), keep=3), truth(".xx.", ".x.."))
-    with pytest.raises(UserError, match=r"^structure: 2:4 holds at most 4 of the 8 weights of a, and 5 are to be kept"):
+    with pytest.raises(UserError, match=r"^structure: 2:4 holds at most 4 of the 8 weights of a, but 5 are to be kept"):
         select(lf.n_of_m(2, 4), scores, keep=5)
     with pytest.raises(UserError, match=r"^structure: 2:3 doesn't divide the 4 inputs of a \(2, 4\); exempt the layer"):
         select(lf.n_of_m(2, 3), scores)
@@ -236,7 +236,7 @@ def test_blocks_by_hand() -> None:
         with pytest.raises(UserError, match=f"^structure: invalid value '{rows}x{columns}' .*a block of at least 1x1"):
             lf.blocks(rows, columns)
     lf.blocks(1, 1)
-    with pytest.raises(UserError, match=r"^exempt: invalid value 'b' .*a pattern that fits one of a"):
+    with pytest.raises(UserError, match=r"^exempt: invalid value 'b' .*a pattern that matches one of a"):
         select(lf.blocks(1, 1, ["b"]), scores)
 
 
@@ -452,7 +452,7 @@ def test_synflow_takes_the_tensor_that_counts() -> None:
     masks = {"w": truth("xx")[0]}
     by_size = lf.synflow(lambda p, x: p["w"] * x.sum(), (2,))({"w": torch.tensor([3 + 4j, -2j])}, masks)["w"]
     assert by_size.tolist() == pytest.approx([10, 4])
-    with pytest.raises(UserError, match="synflow: the network gives no real numbers"):
+    with pytest.raises(UserError, match="synflow: the network returns no real numbers"):
         scored(lambda w: (w > 0).long())
 
 
@@ -504,6 +504,6 @@ def test_a_loss_of_no_weight_has_no_scores() -> None:
     for bad in (0.0, -1.0):
         with pytest.raises(UserError, match=r"temperature: .*a number above 0"):
             lf.grasp(flat, batches, bad)
-    with pytest.raises(UserError, match="temperature: 200 divides the network's outputs, which this loss doesn't tell"):
+    with pytest.raises(UserError, match="temperature: 200 divides the network's outputs, which this loss doesn't exp"):
         lf.grasp(flat, batches)
     lf.grasp(flat, batches, 1.0)

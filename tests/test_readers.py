@@ -107,7 +107,7 @@ def test_tiny_imagenets_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert data.test.y.tolist() == [0, 1, 0, 1]
     assert data.shape == DATASETS["tinyimagenet"].shape
     (root / "val" / "val_annotations.txt").write_text("val_0.JPEG\tn0\t0\t0\t0\t0\n")
-    with pytest.raises(UserError, match=r"line 1 of .*val_annotations\.txt names no class"):
+    with pytest.raises(UserError, match=r"line 1 of .*val_annotations\.txt names a class without"):
         lf.data.load("tinyimagenet", tmp_path)
     with pytest.raises(UserError, match=r"unpack tiny-imagenet-200\.zip there"):
         lf.data.load("tinyimagenet", tmp_path / "elsewhere")
@@ -134,9 +134,9 @@ def test_images_of_several_sizes_and_broken_ones(tmp_path: Path) -> None:
     ("harm", "words"),
     [
         ("empty", r"class 'class3' has no image in .*class3"),
-        ("one", "holds 1 folders; one for each class is needed"),
-        ("none", "a folder of images, and there is none"),
-        ("extra", "test/class9 is no class of the training images"),
+        ("one", "holds 1 folders; expected one for each"),
+        ("none", "an existing folder of images"),
+        ("extra", "test/class9 is not a class of the training images"),
         ("share", r"invalid value 'val=2' \(expected a share between 0 and 1"),
         ("size", r"invalid value 'size=big' \(expected a number of pixels, or HEIGHTxWIDTH"),
         ("option", "unknown name 'sise'; did you mean 'size'"),

@@ -114,9 +114,9 @@ def test_what_does_not_divide_is_refused_by_name() -> None:
         lf.n_of_m(2, 4)(scores, masks, keep)
     with pytest.raises(UserError, match="4x5 doesn't divide the 6 outputs of w"):
         lf.blocks(4, 5)(scores, masks, keep)
-    with pytest.raises(UserError, match="holds at most 30 of the 60 weights of w, and 40 are to be kept"):
+    with pytest.raises(UserError, match="holds at most 30 of the 60 weights of w, but 40 are to be kept"):
         lf.n_of_m(1, 2)(scores, masks, {"w": torch.tensor(40)})
-    with pytest.raises(UserError, match=r"exempt: invalid value 'v\*' \(expected a pattern that fits one of w"):
+    with pytest.raises(UserError, match=r"exempt: invalid value 'v\*' \(expected a pattern that matches one of w"):
         lf.n_of_m(1, 2, exempt=["v*"])(scores, masks, keep)
     plain = lf.n_of_m(2, 4, exempt=["w"])(scores, masks, keep)
     assert torch.equal(plain["w"], lf.unstructured(scores, masks, keep)["w"])
@@ -141,7 +141,7 @@ class Residual(nn.Module):
 def test_units_are_of_weights_alone() -> None:
     """A bias that is to be pruned has no units, though its layer has."""
     model = lf.from_module(nn.Sequential(nn.Linear(4, 3)), prunable=["*.bias"])
-    with pytest.raises(UserError, match=r"units works on linear and convolution layers, and 0\.bias is none"):
+    with pytest.raises(UserError, match=r"units prunes linear and convolution layers, but 0\.bias"):
         lf.dependencies(model, (4,))
 
 

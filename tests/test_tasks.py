@@ -123,7 +123,7 @@ def test_triangles_and_trapezes_have_their_corners() -> None:
     assert table[[0, 90, 100]].tolist() == pytest.approx([0.2, 1.0, 0.0])
     with pytest.raises(UserError, match=r"a share that leaves room for rise, 0\.5"):
         lf.trapezoidal(1.0, 10, rise=0.5, fall=0.6)
-    with pytest.raises(UserError, match=r"rise: invalid value 2 \(expected a share, 0 to 1"):
+    with pytest.raises(UserError, match=r"rise: invalid value 2 \(expected a number from 0 to 1"):
         lf.triangular(1.0, 10, rise=2)
 
 
@@ -305,7 +305,7 @@ def test_a_recipe_runs_and_is_listed(tmp_path: Path, capsys: Any) -> None:
         ("--optimizer json:dumps", "'json:dumps' needs obj; it is offered lr"),
         ("--optimizer operator:truth --rounds 1", "operator:truth"),
         ("--recipe none", "--recipe: unknown name 'none'"),
-        ("--never-prune fc9*", "--never-prune: no parameter fits 'fc9*'"),
+        ("--never-prune fc9*", "--never-prune: no parameter matches 'fc9*'"),
         ("--dataset-option size", "--dataset-option: invalid value 'size' (expected NAME=VALUE"),
         ("--dataset-option size=3", "--dataset-option: invalid value 'size' (expected nothing with digits"),
         ("--weights x.safetensors", "--weights: invalid value 'x.safetensors' (expected a file that is there"),

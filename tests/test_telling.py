@@ -157,7 +157,7 @@ def test_observers_hear_of_every_step_and_point() -> None:
 def test_several_ranks_train_one_state() -> None:
     two = Collectives(0, 2, lambda vector: vector)
     states = [lf.init(lf.from_module(NET), seed) for seed in range(2)]
-    with pytest.raises(UserError, match=r"^ranks: several of them train one state together, not several side by side"):
+    with pytest.raises(UserError, match=r"^ranks: several ranks train one state together, not several states"):
         TrainingSession(a_trainer(batch_size=4)._replace(collectives=two), states, [0, 1], 5)
     with TrainingSession(a_trainer(batch_size=4)._replace(collectives=two), states[:1], [0], 5):
         pass
@@ -187,7 +187,7 @@ def test_what_cannot_be_trained_is_told_as_the_trainer_is_made() -> None:
     two = Collectives(0, 2, lambda vector: vector)
     with pytest.raises(UserError, match="--batch-size: 5 examples don't divide among 2 ranks"):
         a_trainer(collectives=two)
-    with pytest.raises(UserError, match="--batch-size: 10000 "):
+    with pytest.raises(UserError, match="--batch-size: invalid value 10000 "):
         a_trainer(batch_size=10_000)
     with pytest.raises(UserError, match=r"cannot take inputs of shape \(6,\)"):
         make_trainer(lf.from_module(nn.Sequential(nn.Linear(7, 3))), data(), optimizer=lf.sgd(0.1), batch_size=5)

@@ -161,7 +161,7 @@ def test_the_default_loss_finds_the_logits_or_says_what_to_give(given: str) -> N
     metric = {"metric": lambda outputs, targets: outputs["loss"].double()} if given == "loss" else {}
     settings: dict[str, Any] = {"optimizer": lf.sgd(0.5), "steps": 1, "batch_size": 12, **metric}
     if given == "unclear":
-        with pytest.raises(UserError, match=r"gives a dict of first, second, and nothing in it is called logits: give"):
+        with pytest.raises(UserError, match=r"returns a dict of first, second, without an entry called logits; pass"):
             lf.train(model, data, **settings)(state)
         return
     run = lf.train(model, data, **settings)

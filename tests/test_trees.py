@@ -137,7 +137,7 @@ def test_as_built_keeps_the_modules_values() -> None:
 def test_further_parameters_can_be_made_prunable_by_pattern() -> None:
     attention = nn.MultiheadAttention(8, 2)
     assert "in_proj_weight" in lf.from_module(attention, prunable=("*in_proj_weight",)).prunable
-    with pytest.raises(UserError, match="no parameter fits 'nothing"):
+    with pytest.raises(UserError, match="no parameter matches 'nothing"):
         lf.from_module(attention, prunable=("nothing*",))
     with pytest.raises(UserError, match="no linear, convolution, embedding, recurrent or attention"):
         lf.from_module(nn.BatchNorm1d(3))

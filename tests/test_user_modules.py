@@ -235,12 +235,12 @@ def _entropy(module: Any, x: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("act", "words"),
     [
-        (_number, "Net keeps n from call to call that is no buffer: register it with register_buffer"),
+        (_number, "Net keeps n from call to call outside of buffers; use register_buffer"),
         (_list, "Net keeps all_of_them from call to call"),
         (_registers, "Net changes the buffer late in forward; make it in __init__"),
-        (_last, "Net .*(keeps last from call to call|gives other outputs when called again)"),
+        (_last, "Net .*(keeps last from call to call|returns different outputs when called again)"),
         (_generator, "Net keeps rng from call to call"),
-        (_entropy, "Net gives other outputs when called again with the same"),
+        (_entropy, "Net returns different outputs when called again with the same"),
     ],
     ids=lambda case: getattr(case, "__name__", ""),
 )

@@ -53,7 +53,7 @@ def targets_of(value: Any, name: str, x: Tensor) -> Tensor:
     if y.is_floating_point():
         return to_float32(y if y.ndim > 1 else y[:, None], name, "target")
     if y.dtype.is_complex:
-        raise UserError(f"{name}: targets are complex; they are classes, or real numbers to come close to")
+        raise UserError(f"{name}: targets are complex (expected classes or real numbers)")
     if y.ndim == 2 and y.shape[1] == 1 and tuple(x.shape[1:]) != (1,):
         y = y[:, 0]
     return y.long()
@@ -72,7 +72,7 @@ def to_float32(values: Tensor, name: str, what: str) -> Tensor:
 def _plain(value: Any, name: str) -> Any:
     """An array of numbers of a dtype that torch has, in native byte order and row-major."""
     if isinstance(value, np.ma.MaskedArray) and np.ma.getmaskarray(value).any():
-        raise UserError(f"{name}: a masked array has gaps, which a data set cannot have; fill them or leave them out")
+        raise UserError(f"{name}: a masked array has missing values; fill them in, or drop those examples")
     if not isinstance(value, (np.ndarray, list, tuple)) and not hasattr(value, "__array__"):
         raise UserError(
             f"{name}: invalid value: a {describe_data(value)} (expected a tensor, an array or lists of numbers)"
@@ -86,7 +86,9 @@ def _plain(value: Any, name: str) -> Any:
         texts = "; np.unique(…, return_inverse=True)[1] numbers texts from 0 on" if kind.kind in "USO" else ""
         raise UserError(f"{name}: invalid value: an array of {kind} (expected whole numbers or floats{texts})")
     if kind.name == "uint64" and array.size and int(array.max()) > np.iinfo(np.int64).max:
-        raise UserError(f"{name}: it holds {int(array.max())}, and whole numbers end at {np.iinfo(np.int64).max}")
+        raise UserError(
+            f"{name}: it holds {int(array.max())}, but the largest whole number is {np.iinfo(np.int64).max}"
+        )
     if kind.kind == "f" and kind.itemsize > 4:
         with np.errstate(over="ignore"):
             small = array.astype(np.float32)

@@ -42,7 +42,7 @@ def checked_dataset(data: Any, option: str = "data") -> Dataset:
     except UserError as error:
         raise UserError(f"{option}: {error}") from error
     if found.classes == 1 and not found.train.y.is_floating_point():
-        raise UserError(f"{option}: all targets are 0, which is one class, and nothing to tell apart")
+        raise UserError(f"{option}: all targets are 0; at least two classes are needed")
     return found
 
 
@@ -72,7 +72,7 @@ def _check_inputs(pair: NamedSplit, first: NamedSplit, scale: Scale | None, mapp
     x, name = pair.x, pair.x_name
     if x.layout is not torch.strided or x.is_quantized or x.dtype.is_complex:
         kind = "complex" if x.dtype.is_complex else "quantized" if x.is_quantized else "sparse"
-        raise UserError(f"{name}: inputs are {kind}, and a data set takes plain numbers")
+        raise UserError(f"{name}: inputs are {kind} (expected dense real numbers)")
     if len(x) != len(pair.y):
         if name != pair.y_name:
             raise UserError(f"{name} has {len(x)} examples and {pair.y_name} {len(pair.y)}")
@@ -80,18 +80,20 @@ def _check_inputs(pair: NamedSplit, first: NamedSplit, scale: Scale | None, mapp
     if not len(x):
         raise UserError(f"{name}: no examples")
     if not x[0].numel():
-        raise UserError(f"{name}: inputs of shape {tuple(x.shape[1:])} hold no numbers")
+        raise UserError(f"{name}: inputs of shape {tuple(x.shape[1:])} are empty")
     if x.ndim == 1 and x.is_floating_point():
         raise UserError(
-            f"{name}: inputs of shape {tuple(x.shape)} have no axis beside the examples'; x[:, None] adds one"
+            f"{name}: inputs of shape {tuple(x.shape)} have no dimension besides the examples'; add one with x[:, None]"
         )
     if x.dtype is torch.bool and scale is None:
-        raise UserError(f"{name}: inputs are true or false, and networks take numbers; x.float() makes such")
+        raise UserError(f"{name}: inputs are bool, but networks need numbers; convert them with x.float()")
     if x.dtype != first.x.dtype:
-        raise UserError(f"{name}: inputs are {_called(x.dtype)}, and those of {first.x_name} {_called(first.x.dtype)}")
+        raise UserError(
+            f"{name}: inputs are {_called(x.dtype)}, but those of {first.x_name} are {_called(first.x.dtype)}"
+        )
     if x.shape[1:] != first.x.shape[1:]:
         raise UserError(
-            f"{name}: inputs of shape {tuple(x.shape[1:])}, and those of {first.x_name} {tuple(first.x.shape[1:])}"
+            f"{name}: inputs of shape {tuple(x.shape[1:])}, but those of {first.x_name} have {tuple(first.x.shape[1:])}"
         )
     if x.is_floating_point() and not mapped:
         _check_finite(x, name, "input")
@@ -101,21 +103,24 @@ def _check_targets(pair: NamedSplit, first: NamedSplit) -> None:
     y, name = pair.y, pair.y_name
     if y.is_floating_point() != first.y.is_floating_point():
         kinds = [("numbers" if each.is_floating_point() else "classes") for each in (y, first.y)]
-        raise UserError(f"{name}: targets are {kinds[0]} ({_called(y.dtype)}), and those of {first.y_name} {kinds[1]}")
+        raise UserError(
+            f"{name}: targets are {kinds[0]} ({_called(y.dtype)}), but those of {first.y_name} are {kinds[1]}"
+        )
     if y.shape[1:] != first.y.shape[1:]:
         raise UserError(
-            f"{name}: targets of shape {tuple(y.shape[1:])}, and those of {first.y_name} {tuple(first.y.shape[1:])}"
+            f"{name}: targets of shape {tuple(y.shape[1:])}, but those of {first.y_name} have "
+            f"{tuple(first.y.shape[1:])}"
         )
     if y.is_floating_point():
         if y.ndim < 2 or not y[0].numel():
-            raise UserError(f"{name}: targets of shape {tuple(y.shape)}; numbers come as (examples, numbers)")
+            raise UserError(f"{name}: targets of shape {tuple(y.shape)} (expected (examples, numbers))")
         _check_finite(y, name, "target")
     elif y.dtype.is_complex:
-        raise UserError(f"{name}: targets are complex; they are classes, or real numbers to come close to")
+        raise UserError(f"{name}: targets are complex (expected classes or real numbers)")
     elif y.dtype is not torch.int64:
-        raise UserError(f"{name}: targets are {_called(y.dtype)}; classes come as int64 (y.long())")
+        raise UserError(f"{name}: targets are {_called(y.dtype)} (expected int64 classes; y.long() converts them)")
     elif y.ndim == 2 and y.shape[1] > 1 and y.shape != pair.x.shape[:2] and _one_hot(y):
-        raise UserError(f"{name}: targets are one-hot, and classes come as their numbers; y.argmax(1) gives them")
+        raise UserError(f"{name}: targets are one-hot (expected class numbers; y.argmax(1) gives them)")
 
 
 def _one_hot(y: Tensor) -> bool:
@@ -152,12 +157,12 @@ def _classes(pairs: Sequence[NamedSplit], given: int | None, labels: Sequence[st
         if least == 1 and pairs[0].y.ndim == 1:
             raise UserError(
                 f"{pairs[0].y_name}: classes are numbered from 1 to {most}, and class 0 has no example; subtract 1, or "
-                f"say that there are {classes} (classes={classes})"
+                f"pass classes={classes}"
             )
         if classes > count:
             raise UserError(
                 f"{pairs[0].y_name}: a target of {most:,} makes {classes:,} classes of {count:,} targets; number them "
-                f"from 0 on, or say that there are so many (classes={classes})"
+                f"from 0, or pass classes={classes}"
             )
     return classes
 

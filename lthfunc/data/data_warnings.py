@@ -43,7 +43,7 @@ def find_warnings(data: Dataset) -> tuple[str, ...]:
         )
     if x.dtype is torch.float64 and data.scale is None:
         found.append(
-            "inputs are float64, and networks are float32 unless they were made otherwise; x.float() makes such"
+            "inputs are float64, and networks are float32 unless they were made otherwise; x.float() converts them"
         )
     if not data.parts and len(data.shape) == 3 and data.shape[2] <= _CHANNELS < min(data.shape[:2]):
         found.append(
@@ -55,7 +55,7 @@ def find_warnings(data: Dataset) -> tuple[str, ...]:
     if data.tokens and x.ndim > 2:
         found.append(
             f"inputs are {str(x.dtype).removeprefix('torch.')} without a scale, which are tokens for an embedding; a "
-            "scale makes numbers of pixels"
+            "scale makes pixels of them"
         )
     if y.ndim == 1:
         trained = set(data.train.y.tolist())
@@ -67,16 +67,13 @@ def find_warnings(data: Dataset) -> tuple[str, ...]:
         still = (data.train.y == data.train.y[:1]).flatten(1).all(0)
         if still.any():
             found.append(
-                f"target number {int(still.nonzero()[0])} is the same in every training example, and R² has nothing to "
-                "explain"
+                f"target number {int(still.nonzero()[0])} is the same in every training example, so R² is undefined"
             )
         if y.shape[1] > 1 and bool(((y == 0) | (y == 1)).all()) and bool((y.sum(1) == 1).all()):
-            found.append(
-                "targets are one-hot, and learnt as numbers to come close to; y.argmax(1) makes classes of them"
-            )
+            found.append("targets are one-hot, and treated as numbers; y.argmax(1) makes classes of them")
         elif y.shape[1] == 1 and _whole(y) and len(set(y.flatten().tolist())) <= _KINDS:
             found.append(
-                "targets are whole numbers stored as floats, and learnt as numbers to come close to; classes are "
+                "targets are whole numbers stored as floats, and treated as numbers to predict; classes are "
                 "stored as integers"
             )
     return tuple(found)
@@ -88,8 +85,8 @@ def _of_other_scales(data: Dataset, look: int) -> Iterator[str]:
         theirs = float(split.x[:look].abs().mean())
         if mine and theirs and max(mine / theirs, theirs / mine) > _OTHER_SCALE:
             yield (
-                f"inputs of {name} are {theirs:.3g} in the mean, without their signs, and those of train {mine:.3g}; "
-                "networks get them as they are, so all splits are scaled alike"
+                f"inputs of {name} have a mean magnitude of {theirs:.3g}, those of train of {mine:.3g}; "
+                "scale all splits alike"
             )
 
 

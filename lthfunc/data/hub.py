@@ -114,8 +114,8 @@ def _targets(name: str, column: str, values: Any) -> Tensor:
     except (TypeError, ValueError, RuntimeError) as error:  # None, texts, lists of several lengths
         odd = next((value for value in values if not isinstance(value, (int, float))), values[0])
         raise UserError(
-            f"--dataset: 'hf:{name}' has {odd!r} in its column {column!r}, and labels are numbers from 0 on "
-            "(class_encode_column of the package datasets makes them such)"
+            f"--dataset: 'hf:{name}' has {odd!r} in its column {column!r} (expected class numbers from 0; "
+            "class_encode_column of the package datasets makes them)"
         ) from error
 
 

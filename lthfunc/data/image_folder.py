@@ -65,7 +65,7 @@ def read_folder(
     root, asked = Path(path).expanduser(), image_options(size, channels, depth, background)
     check_shares(val=val, test=test)
     if not root.is_dir():
-        raise invalid("--dataset", f"folder:{path}", "a folder of images, and there is none")
+        raise invalid("--dataset", f"folder:{path}", "an existing folder of images")
     if each is not None:
         check_whole(each=each)
     found = _splits(root, val, test, each)
@@ -111,7 +111,7 @@ def _splits(root: Path, val: float, test: float, each: int | None) -> _Found:
 def _labels(root: Path) -> tuple[str, ...]:
     labels = tuple(sorted(each.name for each in root.iterdir() if each.is_dir() and not each.name.startswith(".")))
     if len(labels) < 2:
-        raise UserError(f"--dataset: {root} holds {len(labels)} folders; one for each class is needed, two at least")
+        raise UserError(f"--dataset: {root} holds {len(labels)} folders; expected one for each of at least two classes")
     return labels
 
 
@@ -120,7 +120,7 @@ def _files(root: Path, labels: Sequence[str], each: int | None) -> list[tuple[Pa
     found: list[tuple[Path, int]] = []
     others = [path.name for path in root.iterdir() if path.is_dir() and path.name not in labels]
     if others:
-        raise UserError(f"--dataset: {root / sorted(others)[0]} is no class of the training images")
+        raise UserError(f"--dataset: {root / sorted(others)[0]} is not a class of the training images")
     for label, name in enumerate(labels):
         mine = sorted(path for path in (root / name).rglob("*") if _is_image(path, root / name))
         if not mine:
@@ -142,7 +142,7 @@ def _annotated(folder: Path, labels: Sequence[str]) -> list[tuple[Path, int]]:
         name, _, label = line.partition("\t")
         label = label.split("\t")[0]
         if label not in labels:
-            raise UserError(f"--dataset: line {number} of {folder / _LIST} names no class of the training images")
+            raise UserError(f"--dataset: line {number} of {folder / _LIST} names a class without training images")
         image = folder / "images" / name
         if image.exists() and not image.is_file():
             raise UserError(f"--dataset: {image} is not a regular file")

@@ -158,7 +158,7 @@ def check_depth(peaks: Sequence[int | None], place: str) -> None:
     peak = max((each for each in peaks if each is not None), default=0)
     if 0 < peak < 1 << (16 - _UNUSED_BITS):
         raise UserError(
-            f"--dataset: no 16-bit image of {place} has a pixel above {peak:,}; say which value is white, by its bits: "
+            f"--dataset: no 16-bit image of {place} has a pixel above {peak:,}; set the number of bits in use: "
             f"--dataset-option depth={max(8, peak.bit_length())} (or depth=16, if they are dark)"
         )
 

@@ -82,7 +82,7 @@ def open_mapped(path: str | os.PathLike[str]) -> Dataset:
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:  # a header of somebody else's making
         raise UserError(
-            f"--dataset: {str(path)!r} is not a whole data set's file ({type(error).__name__}: {first_line(error)})"
+            f"--dataset: {str(path)!r} is not a complete data set file ({type(error).__name__}: {first_line(error)})"
         ) from error
 
 

@@ -81,7 +81,7 @@ def _check_sizes(archive: np.lib.npyio.NpzFile) -> None:
             shape, _, dtype = read(file)
             told, there = math.prod(shape) * dtype.itemsize, member.file_size - file.tell()
         if told > there and not dtype.hasobject:
-            raise ValueError(f"{member.filename} tells of {told:,} bytes and holds {there:,}")
+            raise ValueError(f"{member.filename} declares {told:,} bytes but holds {there:,}")
 
 
 def _assembled(name: str, arrays: Mapping[str, Any], val: float, test: float, classes: int | None) -> Dataset:

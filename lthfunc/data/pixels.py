@@ -38,7 +38,7 @@ def levels_of(image: Any, depth: int | None, background: int) -> Levels:
     unambiguous levels, and Pillow's own errors for a broken one.
     """
     if image.format in _FRAMED and getattr(image, "n_frames", 1) > 1:
-        raise UserError(f"has {image.n_frames} frames, and an example is one; save each as a file of its own")
+        raise UserError(f"has {image.n_frames} frames; save each frame as a separate file")
     image.load()  # a TIFF turns itself
     turn, peak = _orientation(image), None
     if image.mode in _DEEP:
@@ -87,12 +87,12 @@ def _shallow(image: Any, depth: int | None, background: int) -> tuple[Array, int
         bits = 16
     if bits is None:
         raise UserError(
-            "has grey pixels of 32 bits or with a sign, whose white is not known; --dataset-option depth=16 says that "
-            "it is 65,535"
+            "has grey pixels of 32 bits or with a sign, whose white level is unknown; --dataset-option depth=16 sets "
+            "it to 65,535"
         )
     white, least, peak = 2**bits - 1, int(stored.min()), int(stored.max())
     if least < 0 or peak > white:
-        raise UserError(f"has a pixel of {least if least < 0 else peak:,}, and {bits} bits hold 0 to {white:,}")
+        raise UserError(f"has a pixel of {least if least < 0 else peak:,}, but {bits} bits hold 0 to {white:,}")
     pixels = ((stored * 255 + white // 2) // white).astype(np.uint8)
     if tags.get(_PHOTOMETRIC) == 0:  # white is 0; of deep pixels Pillow leaves that as it is
         pixels = 255 - pixels

@@ -87,7 +87,7 @@ def make_dataset(
     if held is None:
         size = len(x)
         if size < 2:
-            raise UserError(f"{names['train'][0]}: one example, of which none can be held out to choose by")
+            raise UserError(f"{names['train'][0]}: one example is too few to hold some out for validation")
         if isinstance(val, bool) or not isinstance(val, int) or not 0 < val < size:
             raise invalid("val", val, f"a number of examples from 1 to {size - 1}")
         order = permutation(size, _SPLIT_SEED, "val-split", name)

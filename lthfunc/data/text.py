@@ -35,7 +35,7 @@ def read_text(path: str, *, length: int = 64, val: float = 0.1, test: float = 0.
     points = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
     alphabet, numbers = np.unique(points, return_inverse=True)
     if len(alphabet) > _MOST:
-        raise UserError(f"--dataset: {path} has {len(alphabet)} kinds of characters; up to {_MOST} are an alphabet")
+        raise UserError(f"--dataset: {path} has {len(alphabet)} different characters; at most {_MOST} are supported")
     ids = torch.from_numpy(numbers.astype(np.int64))
     first, second = round(len(ids) * (1 - val - test)), round(len(ids) * (1 - test))
     train, held, tested = (_windows(part, length) for part in (ids[:first], ids[first:second], ids[second:]))

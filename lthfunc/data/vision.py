@@ -78,7 +78,7 @@ def _read_idx(name: str, source: Path) -> tuple[Pair, Pair]:
             # The reader of torchvision's own MNIST class; called per file, so that the broken one has a name.
             return torchvision.datasets.mnist.read_sn3_pascalvincent_tensor(str(path), strict=True)  # type: ignore[no-any-return]
         except (AssertionError, ValueError, KeyError, IndexError, OSError, RuntimeError) as error:
-            raise _broken(name, path, "it is not a whole IDX file") from error
+            raise _broken(name, path, "it is not a complete IDX file") from error
 
     if name == "emnist":  # its files hold images on their side
         files = [f"emnist-balanced-{file.replace('t10k', 'test')}" for file in _MNIST_FILES]
@@ -117,7 +117,7 @@ def _read_cifar(name: str, source: Path) -> tuple[Pair, Pair]:
             with path.open("rb") as file:
                 found: dict[str, Any] = _ArraysOnly(file, encoding="latin1").load()
         except pickle.UnpicklingError as error:
-            raise _broken(name, path, f"it holds something else than arrays ({error})") from error
+            raise _broken(name, path, f"it holds more than arrays ({error})") from error
         return found
 
     def read(files: list[tuple[str, str]]) -> Pair:

@@ -96,7 +96,7 @@ def check_patterns(option: str, patterns: Iterable[str], names: Collection[str])
     """Raise UserError for a pattern that matches no prunable layer."""
     for pattern in patterns:
         if not fnmatch.filter(names, pattern):
-            raise invalid(option, pattern, f"a pattern that fits one of {', '.join(names)}")
+            raise invalid(option, pattern, f"a pattern that matches one of {', '.join(names)}")
 
 
 @public

@@ -51,7 +51,7 @@ def checked_selection(select: Select) -> Select:
                 kind = f"{leaf.dtype} {tuple(leaf.shape)}" if isinstance(leaf, Tensor) else f"a {type(leaf).__name__}"
                 raise invalid(name, f"{layer}: {kind}", f"a torch.bool mask of shape {tuple(mask.shape)}")
             if bool((leaf & ~mask).any()):
-                raise UserError(f"{name}: brings pruned weights of {layer} back; new masks nest in the old ones")
+                raise UserError(f"{name}: restores pruned weights of {layer}; new masks must nest in the old ones")
         return chosen
 
     return verified

@@ -159,7 +159,7 @@ def without_dead_units(state: TrainState, found: Dependencies) -> TrainState:
     """
     for name, shown in found.shown.items():
         if name and (name not in state.masks or len(state.masks[name]) != len(shown)):
-            raise UserError(f"found: is of another network: {name!r} has {len(shown)} units in it")
+            raise UserError(f"found: belongs to another network, in which {name!r} has {len(shown)} units")
     found = _on(found, state.step.device)
     masks = dict(state.masks)
     while True:

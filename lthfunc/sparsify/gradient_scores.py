@@ -200,8 +200,8 @@ def _tempered(loss: LossOfParams | OfOutputs, temperature: float) -> LossOfParam
         return at(temperature)
     if temperature != 1:
         raise UserError(
-            f"temperature: {temperature:g} divides the network's outputs, which this loss doesn't tell; make the loss "
-            "with lf.loss_of(model, buffers), or divide inside it and give temperature=1"
+            f"temperature: {temperature:g} divides the network's outputs, which this loss doesn't expose; make it "
+            "with lf.loss_of(model, buffers), or pass temperature=1"
         )
     return cast("LossOfParams", loss)
 

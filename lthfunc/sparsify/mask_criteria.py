@@ -99,4 +99,4 @@ def _check_of(anchor: Params, masks: Masks) -> None:
     for name, mask in masks.items():
         if name not in anchor or anchor[name].shape != mask.shape:
             what = f"of shape {tuple(anchor[name].shape)} in it" if name in anchor else "missing in it"
-            raise UserError(f"anchor: is of another network: {name!r}, of shape {tuple(mask.shape)}, is {what}")
+            raise UserError(f"anchor: belongs to another network: {name!r}, of shape {tuple(mask.shape)}, is {what}")

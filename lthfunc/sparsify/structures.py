@@ -49,7 +49,7 @@ def n_of_m(n: int, m: int, exempt: Sequence[str] = ()) -> Select:
         if bool(allowed.sum() < keep):
             raise UserError(
                 f"structure: {n}:{m} holds at most {int(allowed.sum()):,} of the {mask.numel():,} weights of {name}, "
-                f"and {int(keep):,} are to be kept; a density of {n / m:g} or less, the same in all layers, would do"
+                f"but {int(keep):,} are to be kept; choose a density of {n / m:g} or less, the same in all layers"
             )
         return from_matrix((ranks(matrix, allowed) < keep) & allowed, mask.shape)
 

@@ -64,5 +64,5 @@ def _total(outputs: Any) -> Tensor:
         found = outputs_of(outputs).tensors
     real = [leaf.real for leaf in found if leaf.is_floating_point() or leaf.is_complex()]
     if not real:
-        raise UserError("synflow: the network gives no real numbers, and nothing flows back from others")
+        raise UserError("synflow: the network returns no real numbers")
     return torch.stack([leaf.sum() for leaf in real]).sum() if len(real) > 1 else real[0].sum()

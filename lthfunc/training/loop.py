@@ -224,7 +224,7 @@ def accuracy_on(
     """
     part = check_split(data, split)
     if metric is accuracy and part.y.is_floating_point():
-        raise UserError("metric: accuracy counts classes, and the targets are numbers; try lf.r2(variance)")
+        raise UserError("metric: accuracy requires classes, but the targets are numbers; try lf.r2(variance)")
     step = on_stored(make_eval_step(model, metric, metric=metric), data.scale)
     with torch.no_grad(), seeded_if_random(side_effects_of(model, examples(data)), state.step.device):
         (quality,) = evaluate(lambda batch: step(state.params, state.buffers, batch), part, state.step.device)

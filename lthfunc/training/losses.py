@@ -147,8 +147,8 @@ def _classes_from(name: str, outputs: Tensor, targets: Tensor) -> Tensor:
         _check_each(name, found, targets)
     elif found.shape != targets.shape or found.shape[-1] == 1:
         raise UserError(
-            f"loss: {name} learns classes, and the targets are numbers, {_shape(targets)}; lf.mean_squared_error "
-            "learns numbers, and whole ones (y.long()) are classes"
+            f"loss: {name} requires classes, but the targets are numbers, {_shape(targets)}; use "
+            "lf.mean_squared_error, or y.long() for classes"
         )
     return found
 
@@ -158,7 +158,8 @@ def _numbers_from(name: str, outputs: Tensor, targets: Tensor) -> Tensor:
     found = prediction(outputs)
     if found.shape != _tensor(name, targets).shape:
         raise UserError(
-            f"{name}: holds each output to its target, and outputs are {_shape(found)}, targets {_shape(targets)}"
+            f"{name}: outputs and targets must have the same shape; outputs are {_shape(found)}, targets "
+            f"{_shape(targets)}"
         )
     return found
 
@@ -173,8 +174,7 @@ def _check_each(name: str, outputs: Tensor, targets: Tensor) -> None:
     """Raise UserError unless there is one class for each row of outputs, since anything else would be broadcast."""
     if outputs.shape[:-1] != targets.shape or not outputs.ndim:
         raise UserError(
-            f"{name}: takes a class for each row of outputs, and outputs are {_shape(outputs)}, targets "
-            f"{_shape(targets)}"
+            f"{name}: expected one class per row of outputs; outputs are {_shape(outputs)}, targets {_shape(targets)}"
         )
 
 

@@ -200,8 +200,8 @@ def check_optimizer_state(state: Any, optimizer: Optimizer, params: Params) -> A
     mine = optimizer.init(params)
     if type(state) is not type(mine) or (is_library_function(type(state)) and _shapes(state) != _shapes(mine)):
         raise UserError(
-            f"optimizer: the state was trained by another optimiser or is of another network ({type(state).__name__} "
-            "doesn't fit); state._replace(opt=()) begins with a fresh one"
+            f"optimizer: the state's optimiser state ({type(state).__name__}) belongs to another optimiser or network; "
+            "state._replace(opt=()) starts with a fresh one"
         )
     return mine
 
@@ -245,7 +245,9 @@ def check_real(params: Params, optimizer: str) -> None:
     """Raise UserError for a complex parameter."""
     for name, leaf in params.items():
         if leaf.is_complex():
-            raise UserError(f"--optimizer: {optimizer} takes real parameters, and {name} is {leaf.dtype}; sgd, adam do")
+            raise UserError(
+                f"--optimizer: {optimizer} requires real parameters, but {name} is {leaf.dtype}; use sgd or adam"
+            )
 
 
 def _squared(grad: Tensor) -> Tensor:

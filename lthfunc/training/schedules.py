@@ -227,7 +227,7 @@ def _peak(steps: int, rise: float) -> float:
     if steps < 1:
         raise invalid("steps", steps, "a whole number above 0")
     if not 0 <= rise <= 1:
-        raise invalid("rise", rise, "a share, 0 to 1")
+        raise invalid("rise", rise, "a number from 0 to 1")
     return rise * steps
 
 

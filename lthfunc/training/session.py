@@ -42,7 +42,7 @@ class TrainingSession:
         checkpointer: Checkpointer[Fit] | None = None,
     ) -> None:
         if len(states) > 1 and trainer.collectives.world_size > 1:
-            raise UserError("ranks: several of them train one state together, not several side by side")
+            raise UserError("ranks: several ranks train one state together, not several states")
         self._trainer, self._seeds, self._end = trainer, seeds, end
         self._observe, self._checkpointer = observe, checkpointer
         self._device = states[0].step.device
@@ -192,7 +192,7 @@ def _check_rates(states: Sequence[TrainState], end: int) -> None:
     if still is not None:
         raise UserError(
             f"learning rate: the schedule ends at about 0, so that steps {still} to {end} would change nothing; "
-            "let it end higher (--lr-final, or final=... in Python), train no further, or rewind the step"
+            "raise its end (--lr-final, or final=... in Python), train no further, or rewind the step"
         )
 
 

@@ -49,7 +49,7 @@ def make_sharded_step(
     ['accuracy', 'loss']
     """
     if optimizer.mixes:
-        raise UserError("shards: an optimiser whose updates mix a layer's weights cannot work on parts of it")
+        raise UserError("shards: an optimiser whose updates mix a layer's weights cannot be sharded")
     layout = shard_layout(model.init(0)[0], collectives.world_size)
     objective = objective_of(with_sync_batchnorm(model, collectives), loss, precision, metric)
 

@@ -33,7 +33,7 @@ def checked_loss(kind: str, function: Loss) -> Loss:
         versions = [leaf._version for leaf in given]
         value: Any = call_user_function(f"--{kind}", name, lambda: function(outputs, targets))
         if versions != [leaf._version for leaf in given]:
-            raise UserError(f"--{kind}: {name!r} changes its arguments in place; let it make new tensors")
+            raise UserError(f"--{kind}: {name!r} changes its arguments in place; return new tensors instead")
         if not isinstance(value, Tensor):
             raise UserError(f"--{kind}: {name!r} returned a {type(value).__name__}, not a scalar tensor")
         if value.ndim:

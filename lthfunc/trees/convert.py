@@ -95,8 +95,8 @@ def from_pruned(module: nn.Module, *, zeros: bool = False, **given: Any) -> tupl
                 prune.remove(part, leaf)
     if not masks and not zeros:
         raise UserError(
-            f"{type(module).__name__}: nothing in it is pruned by torch.nn.utils.prune; zeros=True takes weights that "
-            "are zero for pruned"
+            f"{type(module).__name__}: nothing in it is pruned by torch.nn.utils.prune; zeros=True counts weights "
+            "that are zero as pruned"
         )
     model = from_module(plain, **{"prunable": list(masks), **given})
     params = {name: leaf.detach().clone() for name, leaf in plain.named_parameters()}
@@ -128,7 +128,7 @@ def with_initial_values(model: Model, values: Mapping[str, Tensor]) -> Model:
         other = next(name for name in leaves if name not in fitting)
         raise UserError(
             f"--weights: {other} is {tuple(values[other].shape)} in the file and {tuple(leaves[other].shape)} in the "
-            "network, and most weights differ so"
+            "network, as for most weights"
         )
 
     _check_values({name: values[name] for name in fitting}, leaves, set(params))
@@ -153,8 +153,8 @@ def _check_values(values: Mapping[str, Tensor], leaves: Mapping[str, Tensor], pa
         if not value.is_floating_point():
             kind = str(value.dtype).removeprefix("torch.")
             raise UserError(
-                f"--weights: {name} is {kind} in the file, and floats in the network; quantised values need their "
-                "scale, so save them as floats"
+                f"--weights: {name} is {kind} in the file, but floating-point in the network; save quantised "
+                "values as floats"
             )
         if name in params and not value.to(leaf.dtype).isfinite().all():
             kind = str(leaf.dtype).removeprefix("torch.")
@@ -178,4 +178,4 @@ def _check_fits(ticket: Ticket, model: Model) -> None:
         theirs = {**ticket.params, **ticket.buffers}.get(name)
         if theirs is None or theirs.shape != leaf.shape:
             found = "missing" if theirs is None else str(tuple(theirs.shape))
-            raise UserError(f"ticket: {name} is {found}, and the network has {tuple(leaf.shape)}")
+            raise UserError(f"ticket: {name} is {found}, but the network has {tuple(leaf.shape)}")

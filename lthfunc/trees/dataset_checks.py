@@ -58,8 +58,8 @@ def check_data(data: Any, option: str = "data") -> Dataset:
         x, y = split
         if x.ndim == 0 or y.ndim == 0 or len(x) != len(y):
             raise UserError(
-                f"{option}: its {name} has inputs of shape {tuple(x.shape)} and targets of shape {tuple(y.shape)}, not "
-                "as many of both"
+                f"{option}: its {name} has inputs of shape {tuple(x.shape)} and targets of shape {tuple(y.shape)}, "
+                "which differ in length"
             )
         if not isinstance(split, Split):
             splits[name] = Split(x, y)
@@ -79,8 +79,8 @@ def check_scale(scale: Scale, shape: tuple[int, ...]) -> None:
         if not all(is_number(value) for value in values):
             raise invalid(f"scale: {name}", values, "finite numbers")
     if len(scale.mean) != len(scale.std):
-        raise invalid("scale: std", scale.std, f"{len(scale.mean)} numbers, as many as mean has")
+        raise invalid("scale: std", scale.std, f"{len(scale.mean)} numbers, one for each mean")
     if not all(value > 0 for value in scale.std):
         raise invalid("scale: std", scale.std, "numbers above 0")
     if not is_number(scale.unit) or scale.unit <= 0:
-        raise invalid("scale: unit", scale.unit, "what counts as 1: 255 for uint8 pixels")
+        raise invalid("scale: unit", scale.unit, "a number above 0, such as 255 for uint8 pixels")

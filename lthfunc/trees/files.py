@@ -57,7 +57,7 @@ def tree_bytes(tree: Mapping[str, Any], metadata: Mapping[str, Any] | None = Non
     try:
         header = {METADATA_KEY: json.dumps({**(metadata or {}), _ORDER: list(flat)})}
     except (TypeError, ValueError, RecursionError) as error:
-        raise UserError(f"metadata: takes what JSON can hold, numbers and strings say ({error})") from error
+        raise UserError(f"metadata: invalid value (expected JSON values: {error})") from error
     return safetensors.torch.save(flat, header)
 
 
@@ -95,7 +95,7 @@ def _tree(
     """(tree, metadata) of a file with these tensors. Raises ValueError where its header names others."""
     order = header.pop(_ORDER, None)
     if order is not None and sorted(order) != sorted(names):
-        raise ValueError("its header names other tensors than it holds")
+        raise ValueError("its header and its tensors don't match")
     return _nest({name: tensor(name) for name in order or names}), header
 
 
@@ -122,7 +122,7 @@ def header_in(file: BinaryIO, path: str | os.PathLike[str]) -> dict[str, Any]:
 def _header_of(metadata: Mapping[str, str] | None) -> dict[str, Any]:
     header = json.loads((metadata or {}).get(METADATA_KEY, "{}"))
     if not isinstance(header, dict):
-        raise TypeError("its metadata is no object")
+        raise TypeError("its metadata is not an object")
     return header
 
 

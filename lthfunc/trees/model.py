@@ -141,7 +141,7 @@ def make_model(
     if not names and not more and not prune_only:
         raise UserError(
             f"{type(module).__name__} has no linear, convolution, embedding, recurrent or attention weight to prune; "
-            "prunable=[...] names others"
+            "name others with prunable=[...]"
         )
 
     def initialise(seed: int) -> tuple[Params, Buffers]:

@@ -76,7 +76,7 @@ def explained_error(
     head = f"{type(module).__name__}{failing_layer(error, module)}{user_location(error)}"
     types = dtype_mismatch(leaves, args) if _UNLIKE.search(text) else None
     if types is not None:
-        return DtypeMismatchError(f"{head}: {types}; give them one type (module.float(), say, or inputs.double())")
+        return DtypeMismatchError(f"{head}: {types}; convert one of them, with module.float() or inputs.double()")
     known = _meaning(error)
     return None if known is None else UserError(f"{head}: {known}")
 

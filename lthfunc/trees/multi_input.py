@@ -33,7 +33,7 @@ def pack_inputs(inputs: Sequence[Tensor] | Mapping[str, Tensor]) -> tuple[Tensor
     """
     named = dict(inputs) if isinstance(inputs, Mapping) else dict(enumerate(inputs))
     if len({len(each) for each in named.values()}) != 1:
-        raise UserError(f"inputs: of different lengths, {', '.join(str(len(each)) for each in named.values())}")
+        raise UserError(f"inputs: lengths differ: {', '.join(str(len(each)) for each in named.values())}")
     for each in named.values():
         if not each.is_floating_point() and each.numel() and int(each.abs().max()) > _EXACT:
             raise UserError(f"inputs: {int(each.abs().max())} is a whole number beyond 2^24, which float32 cannot hold")

@@ -163,7 +163,7 @@ def apply_masks(params: Params, masks: Masks) -> Params:
     try:
         if not masks.keys() <= params.keys():
             name = next(iter(masks.keys() - params.keys()))
-            raise UserError(f"apply_masks: masks: {name!r} is no parameter of this network ({', '.join(params)})")
+            raise UserError(f"apply_masks: masks: {name!r} is not a parameter of this network ({', '.join(params)})")
         return {name: torch.where(masks[name], leaf, 0) if name in masks else leaf for name, leaf in params.items()}
     except (AttributeError, TypeError, RuntimeError):  # looked at only now, since every step comes here
         check_argument("apply_masks", "params", params, "Params")

@@ -131,7 +131,7 @@ def matching_names(option: str, pattern: str, names: Sequence[str]) -> set[str]:
     """The names that match. Raises UserError if none does."""
     fits = set(fnmatch.filter(names, pattern))
     if not fits:
-        raise UserError(f"{option}: no parameter fits {pattern!r} (parameters: {', '.join(names)})")
+        raise UserError(f"{option}: no parameter matches {pattern!r} (parameters: {', '.join(names)})")
     return fits
 
 
@@ -139,16 +139,16 @@ def check_pure(module: nn.Module) -> None:
     """Raise UserError, with a remedy, for a module that cannot be made a function of its parameters and buffers."""
     for name, leaf in (*module.named_parameters(), *module.named_buffers()):
         if nn.parameter.is_lazy(leaf):
-            raise UserError(f"{name} has no shape yet: call the module once on an example before (a lazy module)")
+            raise UserError(f"{name} has no shape yet: call the lazy module once on an example first")
     check_storable(module)
     check_gradient_hooks(module)
     for name, part in module.named_modules():
         where = name or type(part).__name__
         if isinstance(part, torch.jit.ScriptModule):
-            raise UserError(f"{where} is a ScriptModule (torch.jit), which is fixed; give the module it was made of")
+            raise UserError(f"{where} is a ScriptModule (torch.jit), which cannot be changed; pass the original module")
         for hook in part._forward_pre_hooks.values():
             if isinstance(hook, BasePruningMethod):
-                raise UserError(f"{where} is pruned by torch.nn.utils.prune: lthfunc.from_pruned(module) takes it over")
+                raise UserError(f"{where} is pruned by torch.nn.utils.prune: use lthfunc.from_pruned(module)")
             if type(hook).__name__ in ("WeightNorm", "SpectralNorm"):
                 other = "weight_norm" if type(hook).__name__ == "WeightNorm" else "spectral_norm"
                 raise UserError(
@@ -164,10 +164,7 @@ def check_gradient_hooks(module: nn.Module) -> None:
     for name, leaf in module.named_parameters():
         hook = "register_hook" if leaf._backward_hooks else "register_post_accumulate_grad_hook"
         if leaf._backward_hooks or leaf._post_accumulate_grad_hooks:
-            raise UserError(
-                f"{name} has a gradient hook ({hook}), which would never run, since other tensors take its place; "
-                + _INSTEAD
-            )
+            raise UserError(f"{name} has a gradient hook ({hook}), which would never run; " + _INSTEAD)
     for name, part in module.named_modules():
         # Hooks of the older kind (register_backward_hook) lie on what a layer gives, and run.
         full = part._backward_hooks if part._is_full_backward_hook else ()

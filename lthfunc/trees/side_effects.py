@@ -120,13 +120,13 @@ def _called_with(params: Params, buffers: Buffers, name: str, module: nn.Module,
         lasting = lasting or _difference(first, second)
     if lasting:
         raise UserError(
-            f"{name} keeps {lasting} from call to call that is no buffer: register it with register_buffer, so "
-            "that it belongs to a training"
+            f"{name} keeps {lasting} from call to call outside of buffers; use register_buffer, so "
+            "that it is part of the state"
         )
     if not alike:
         raise UserError(
-            f"{name} gives other outputs when called again with the same parameters, inputs and seeds: draw from "
-            "torch's, NumPy's or Python's own generators, and keep what lasts from call to call in buffers"
+            f"{name} returns different outputs when called again with the same parameters, inputs and seeds: draw from "
+            "torch's, NumPy's or Python's own generators, and store what lasts between calls in buffers"
         )
     return SideEffects(not _equal(after, x), tuple(outside), drawn or bool(outside))
 
