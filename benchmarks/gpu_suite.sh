@@ -30,7 +30,8 @@ mkdir -p "$out"
 # What is right comes first, Triton kernels that no engine uses yet among it, then how fast it is: LeNet-300-100 alone and 64 and 256 of it side by side, graphed and
 # launched one by one, ResNets beside the tuned plain loops, layers in blocks and 2:4 and specialised programs; last,
 # checkpoints every 100 steps, which are written while steps are captured.
-step 120 tests python -m pytest -q -p no:cacheprovider -m gpu tests/test_gpu.py --junitxml="$out/gpu-tests-$card.xml"
+step 120 tests python -m pytest -q -p no:cacheprovider -m gpu tests/test_gpu.py tests/test_gpu_programs.py \
+  --junitxml="$out/gpu-tests-$card.xml"
 step 120 kernels python -m pytest -q -p no:cacheprovider tests/test_gpu_kernels_on_card.py \
   --junitxml="$out/gpu-kernel-tests-$card.xml"
 step $((minutes * 60 + 30)) benchmarks python -m benchmarks.gpu --minutes "$minutes" --device "$device" --out "$out/$card"

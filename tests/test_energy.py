@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,11 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import NormedNet, noted, run
-from scipy import stats
 
 import lthfunc as lf
 from lthfunc.energy.amounts import Amount, as_values, from_values, nothing_yet
-from lthfunc.energy.breakeven import Costs, Estimate, break_even, fieller, total
 from lthfunc.energy.gpus import Card
 from lthfunc.energy.inference import metered_inference
 from lthfunc.energy.meter import ASSUMED, Source, _CodeCarbon
@@ -234,83 +231,6 @@ def test_breakeven_reckons_with_the_runs_own_numbers(metered: Path, tmp_path: Pa
     assert "Break-even: emissions" in (metered / "report.html").read_text("utf-8")
 
 
-def test_breakeven_of_published_constants(capsys: Any) -> None:
-    """90 % in one go, and 68 % twice, against the dense network: kg at once, and per 50,000 inferences."""
-    dense = "5.33871e-4+1.71e-4/50000"
-    for sparse, expected in (
-        ("1.10081e-3+8.06e-5/50000", (1.10081e-3 - 5.33871e-4) / ((1.71e-4 - 8.06e-5) / 50000)),
-        ("1.66517e-3+6.49e-5/50000", (1.66517e-3 - 5.33871e-4) / ((1.71e-4 - 6.49e-5) / 50000)),
-    ):
-        assert run("breakeven", sparse, dense, "--json") == 0
-        (result,) = json.loads(capsys.readouterr().out)["results"]
-        assert result["verdict"] == "from"
-        assert result["inferences"] == pytest.approx(expected, rel=1e-12)
-        assert (result["low"], result["high"]) == (None, None)  # one number has no spread
-    assert expected == pytest.approx(5.33e5, rel=1e-3)
-    assert run("breakeven", "1.10081e-3+8.06e-5/50000", dense) == 0
-    assert "from 313,572 inferences" in capsys.readouterr().out
-
-
-def test_a_ticket_may_pay_back_never_or_at_once() -> None:
-    assert break_even(Costs([2.0], [3.0]), Costs([1.0], [2.0])).verdict == "never"
-    assert break_even(Costs([2.0], [2.0]), Costs([1.0], [2.0])).verdict == "never"
-    assert break_even(Costs([1.0], [1.0]), Costs([2.0], [2.0])).verdict == "at once"
-    until = break_even(Costs([1.0], [3.0]), Costs([2.0], [2.0]))
-    assert (until.verdict, until.inferences) == ("up to", 1.0)
-
-
-def test_totals_propagate_both_spreads() -> None:
-    costs = Costs([1.0, 2.0, 3.0], [0.1, 0.3])
-    found = total(costs, 10)
-    assert found.mean == pytest.approx(2 + 10 * 0.2)
-    assert found.variance == pytest.approx(1 / 3 + 100 * 0.02 / 2)
-
-
-def test_fiellers_interval_is_where_the_difference_may_be_zero() -> None:
-    top, bottom = Estimate(10.0, 1.0, 4), Estimate(2.0, 0.04, 4)
-    low, high = fieller(top, bottom)
-    assert low is not None
-    assert high is not None
-    t = 2.7764451051977987  # Student's, 4 degrees of freedom
-    for end in (low, high):
-        assert (top.mean - end * bottom.mean) ** 2 == pytest.approx(t**2 * (top.variance + end**2 * bottom.variance))
-    assert low < 5 < high
-    assert high - 5 > 5 - low  # not symmetric
-    unsure = fieller(top, Estimate(2.0, 4.0, 4))
-    assert unsure[1] == math.inf
-    assert fieller(Estimate(1.0), Estimate(1.0)) == (None, None)
-    exact = fieller(Estimate(10.0, 1.0, 4), Estimate(2.0))
-    assert exact == pytest.approx((5 - t / 2, 5 + t / 2))
-
-
-@pytest.mark.parametrize("who", ["sparse", "dense", None])
-def test_replicates_in_pairs_are_compared_in_pairs(who: str | None) -> None:
-    """What seeds have in common drops out of the difference: Student's paired interval, else Welch's, as SciPy's."""
-    dense = np.array([10.0, 14.0, 19.0, 23.0, 31.0])
-    sparse = dense + np.array([2.0, 2.5, 1.5, 2.2, 1.9])
-    found = break_even(
-        Costs(sparse.tolist(), [1.0], paired=who == "sparse"), Costs(dense.tolist(), [1.5], paired=who == "dense")
-    )
-    test = stats.ttest_rel(sparse, dense) if who else stats.ttest_ind(sparse, dense, equal_var=False)
-    interval = test.confidence_interval(0.95)
-    assert found.inferences == pytest.approx((sparse - dense).mean() / 0.5)
-    assert found.low == pytest.approx(max(0.0, interval.low / 0.5))
-    assert found.high == pytest.approx(interval.high / 0.5)
-    assert found.extra.freedom == pytest.approx(test.df)
-
-
-def test_the_interval_holds_the_truth_as_often_as_it_says() -> None:
-    generator, inside, tries = np.random.default_rng(0), 0, 600
-    for _ in range(tries):
-        fixed = generator.normal(10, 1, (2, 6)) + np.array([[5], [0]])
-        each = generator.normal(0, 0.02, (2, 6)) + np.array([[1.0], [1.5]])
-        found = break_even(Costs(fixed[0], each[0], paired=True), Costs(fixed[1], each[1]))
-        assert found.low is not None
-        assert found.high is not None
-        inside += found.low <= 10 <= found.high
-    assert 0.93 < inside / tries < 0.985
-
-
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
@@ -345,19 +265,6 @@ def test_mistakes_are_one_line(
     assert told in err
     assert len(err.strip().splitlines()) == 1
     assert not (tmp_path / "runs").exists()
-
-
-def test_a_run_without_energy_still_reckons_in_time(tmp_path: Path, capsys: Any) -> None:
-    pytest.importorskip("codecarbon")
-    folder = tmp_path / "run"
-    assert run("prune", "--rounds", 1, "--steps", 20, "--out", folder) == 0
-    assert run("energy", folder, "--samples", 500, "--repeats", 2, "--batch-size", 50) == 0
-    capsys.readouterr()
-    assert run("breakeven", folder) == 0
-    out = capsys.readouterr().out
-    assert "time [s]" in out
-    assert "emissions" not in out
-    assert "only the time of these trainings is known" in out
 
 
 def test_a_damaged_measurement_is_told(metered: Path, tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from lthfunc_cli.main import main
 from test_compact import ARCHS, broken, named
 from torch import nn
 from torch.func import functional_call
@@ -251,54 +250,3 @@ def test_costs_are_those_of_arithmetic_by_hand() -> None:
     assert found.remaining == 61_706 - 61_470 + lf.count(state.masks).kept
     assert found.compression_ratio == pytest.approx(found.parameters / found.remaining)
     assert found.theoretical_speedup == pytest.approx(4, rel=0.01)
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "RUN"
-    assert main(["prune", "--rounds", "3", "--rate", "0.6", "--steps", "200", "--out", str(folder)]) == 0
-    return folder
-
-
-@compiling
-def test_specialize_tells_time_cost_and_accuracy(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    monkeypatch.setattr(autotune, "_SECONDS", 0.001)
-    monkeypatch.setattr(autotune, "_LAYER_SECONDS", 0.001)
-    assert main(["specialize", str(run), "--round", "3", "--fresh", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["test_accuracy"] == told["masked_test_accuracy"] > 0.8
-    assert {"dense", "compact", "sparse"} <= set(told["seconds_a_batch"])
-    assert told["compression_ratio"] > 10
-    assert main(["specialize", str(run), "--format", "sparse"]) == 0
-    shown = capsys.readouterr().out
-    assert "theoretical speed-up" in shown
-    assert "sparse: test accuracy" in shown
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        (["--round", "9"], "--round: invalid value 9 (expected a finished round of"),
-        (["--seed", "5"], "--seed: invalid value 5 (expected one of the run's, 0"),
-        (["--format", "spars"], "--format: unknown name 'spars'"),
-        (["--batch-size", "0"], "--batch-size: invalid value 0"),
-        (["--batch-size", "4000"], "--batch-size: invalid value 4000 (expected at most 360"),
-        (["--format", "2:4"], "--format: invalid value '2:4'"),
-    ],
-)
-def test_specialize_refuses_in_one_line(run: Path, options: list[str], words: str, capsys: Any) -> None:
-    assert main(["specialize", str(run), *options]) == 2
-    error = capsys.readouterr().err
-    assert words in error
-    assert len(error.splitlines()) == 1
-
-
-def test_training_compact_from_the_command_line(run: Path, tmp_path: Path, capsys: Any) -> None:
-    """The same masks and nearly the same weights as without."""
-    words = ["prune", "--rounds", "3", "--rate", "0.6", "--steps", "200", "--compact", "--out", str(tmp_path / "run")]
-    assert main(words) == 0
-    assert main(["train", "--compact", "--steps", "5", "--out", str(tmp_path / "dense")]) == 0
-    for number in range(4):
-        both = [lf.load_tree(folder / "seed0" / f"round0{number}" / "masks.safetensors")[0]["masks"]
-                for folder in (run, tmp_path / "run")]  # fmt: skip
-        assert lf.mask_overlap(*both) > 0.99

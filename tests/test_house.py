@@ -90,3 +90,10 @@ def test_public_functions_say_what_they_do() -> None:
             if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node not in hidden | overriding:
                 public = not node.name.startswith("_") and "forward" not in node.name
                 assert not public or ast.get_docstring(node), f"{path}: {node.name}"
+
+
+def test_files_have_one_subject() -> None:
+    """None is longer than 300 lines, tables of contents apart."""
+    for room in ("lthfunc", "cli", "tests"):
+        for path in (ROOT / room).rglob("*.py"):
+            assert path.name == "__init__.py" or len(path.read_text().splitlines()) <= 300, path

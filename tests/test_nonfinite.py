@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from test_sparse_kernels import computed_densely
+from sparse_programs import computed_densely
 from torch import Tensor, nn
 
 import lthfunc as lf

@@ -1,14 +1,12 @@
-"""The report: what it shows is what the runs hold, and it shows it in a real browser without asking any network."""
+"""The report shows what the runs hold."""
 
 from __future__ import annotations
 
 import base64
-import io
 import json
 import re
 import shutil
 import zlib
-from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -17,8 +15,7 @@ import numpy as np
 import plotly.graph_objects
 import pytest
 import torch
-from conftest import run, until
-from PIL import Image
+from conftest import run
 
 import lthfunc as lf
 from lthfunc.reports.charts import PALETTE, Bars, Chart, Heat, Series, ramp
@@ -35,8 +32,8 @@ SMALL = ["--rounds", "3", "--steps", "40", "--eval-every", "10", "--batch-size",
 pytestmark = pytest.mark.usefixtures("drawn")
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", name="runs")
+def some_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with replicates and a control, another with neither, and a dense training."""
     folder = tmp_path_factory.mktemp("report")
     assert run("prune", *SMALL, "--replicates", 3, "--control", "reinit", "--jobs", 1, "--out", folder / "full") == 0
@@ -45,8 +42,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def page(runs: Path) -> Path:
+@pytest.fixture(scope="module", name="page")
+def a_page(runs: Path) -> Path:
     assert run("report", runs / "full") == 0
     return runs / "full" / "report.html"
 
@@ -296,83 +293,3 @@ def test_a_loss_that_overflowed_leaves_a_gap(runs: Path, tmp_path: Path) -> None
 def test_names_are_as_short_as_they_can_be() -> None:
     assert distinct_names([Path("/a/x"), Path("/a/y")]) == ["x", "y"]
     assert distinct_names([Path("/a/x"), Path("/b/x"), Path("/b/y")]) == ["a/x", "b/x", "y"]
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Chromium without a window, driven by its own driver."""
-    if shutil.which("chromium") is None or shutil.which("chromedriver") is None:
-        pytest.skip("Chromium and its driver are not here (Debian: apt install chromium chromium-driver)")
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(shutil.which("chromium"))
-    profile = tmp_path_factory.mktemp("profile")
-    for flag in (
-        "headless=new", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking",
-        "disable-component-update", "disable-sync", "disable-dev-shm-usage", f"user-data-dir={profile}",
-    ):  # fmt: skip
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
-    yield driver
-    driver.quit()
-
-
-def wait(browser: Any, script: str, *arguments: Any) -> Any:
-    return until(lambda: browser.execute_script(f"return {script}", *arguments))
-
-
-@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
-def test_in_a_browser_figures_appear_and_the_slider_moves(browser: Any, page: Path, width: int, scheme: str) -> None:
-    browser.execute_cdp_cmd(
-        "Emulation.setDeviceMetricsOverride",
-        {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600},
-    )
-    feature = {"name": "prefers-color-scheme", "value": scheme}
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
-    browser.get(page.as_uri())
-    paper = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
-    assert (sum(map(int, re.findall(r"\d+", paper))) < 200) == (scheme == "dark")
-    places = browser.find_elements("css selector", "[data-chart]")
-    assert len(places) >= 8
-    for place in places:  # drawn when they come near the screen
-        browser.execute_script("arguments[0].scrollIntoView()", place)
-        wait(browser, "arguments[0].querySelector('.main-svg') !== null", place)
-    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
-
-    explorer = browser.find_element("css selector", ".explorer")
-    browser.execute_script("arguments[0].scrollIntoView()", explorer)
-    wait(browser, "arguments[0].dataset.shown === '0/3'", explorer)
-    picture = "arguments[0].querySelector('.mask').toDataURL()"
-    last = browser.execute_script(f"return {picture}", explorer)
-    browser.execute_script(
-        "const s = arguments[0].querySelector('.round'); s.value = 0; s.dispatchEvent(new Event('input'))", explorer
-    )
-    wait(browser, "arguments[0].dataset.shown === '0/0'", explorer)
-    first = browser.execute_script(f"return {picture}", explorer)
-    with Image.open(io.BytesIO(base64.b64decode(first.partition(",")[2]))) as image:
-        assert image.size == (300, 64)  # a tall mask is turned on its side
-        assert len(image.getcolors()) == 1  # before any pruning all weights are there
-    with Image.open(io.BytesIO(base64.b64decode(last.partition(",")[2]))) as image:
-        assert len(image.getcolors()) == 2
-    assert "100" in explorer.find_element("css selector", ".told").text
-    assert browser.execute_script("return arguments[0].querySelector('.histogram .main-svg') !== null", explorer)
-    assert explorer.find_element("css selector", ".pixel").is_displayed()
-    assert [line for line in browser.get_log("browser") if line["level"] in ("SEVERE", "WARNING")] == []
-
-
-def test_in_a_browser_one_of_several_runs_is_chosen(browser: Any, runs: Path, tmp_path: Path) -> None:
-    out = tmp_path / "two.html"
-    assert run("report", runs / "full", runs / "plain", "--out", out, "--no-figures") == 0
-    browser.get(out.as_uri())
-    shown = "[...document.querySelectorAll('[data-run]')].filter(e => !e.hidden).map(e => e.dataset.run).join()"
-    assert browser.execute_script(f"return {shown}") == "0"
-    browser.execute_script(
-        "const s = document.getElementById('run'); s.value = '1'; s.dispatchEvent(new Event('change'))"
-    )
-    assert browser.execute_script(f"return {shown}") == "1"
-    place = browser.find_element("css selector", "[data-run='1'] [data-chart]")
-    browser.execute_script("arguments[0].scrollIntoView()", place)
-    wait(browser, "arguments[0].querySelector('.main-svg') !== null", place)
-    assert [line for line in browser.get_log("browser") if line["level"] == "SEVERE"] == []

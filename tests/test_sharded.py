@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing
 from hypothesis import given, settings, strategies as st
 from threads_as_ranks import Ranks
 from torch import Tensor

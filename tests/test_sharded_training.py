@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing
 from test_ranks import Ordinary, far, wide
 from test_sharded import part, whole
 from threads_as_ranks import Ranks

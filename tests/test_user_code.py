@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from test_compact import broken
 from torch import Tensor, nn
-from user_code import BLOCKS, CLASSES, WIDTH, drawn
+from user_blocks import CLASSES, WIDTH
+from user_code import BLOCKS, drawn
 
 import lthfunc as lf
 from lthfunc.catalog.deployment import EXPORTS

@@ -25,16 +25,16 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from lthfunc_cli import running
 from lthfunc_cli.main import main
+from outcomes import EVENTS, PHASES, Moment, Outcome, difference, table
 
 from lthfunc.experiments import iterative
 from lthfunc.reports import run_pictures
 from lthfunc.runs import safe_files
-from lthfunc.runs.folder import read_run
 from lthfunc.runs.verification import verified
 from lthfunc.scheduling import execute, local
 
@@ -45,27 +45,6 @@ RUN = [
 SMALLEST = [*RUN, "--rounds", "1", "--steps", "11"]
 #: Two seeds in worker processes; a worker takes seconds to start.
 WORKERS = [*RUN, "--replicates", "2", "--jobs", "2"]
-PHASES = ("beginning", "training", "pruning", "saving", "reporting")
-EVENTS = ("half a file written", "before fsync", "before rename", "after rename", "half a line written")
-
-
-class Moment(NamedTuple):
-    """When to kill. seconds: after the start; phase: which, and how many seconds into it; event: the number of it."""
-
-    how: str
-    seconds: float = 0.0
-    phase: int | None = None
-    event: int | None = None
-
-
-class Outcome(NamedTuple):
-    """A kill, in words: phase or event it hit, and what became of the run."""
-
-    how: str
-    where: str
-    same: bool
-    clean: bool
-    problem: str = ""
 
 
 class Shared:
@@ -202,24 +181,6 @@ def counted(arguments: list[str], log: Path) -> tuple[int, float]:
     return shared.event[1], time.monotonic() - begun
 
 
-def difference(run: Path, reference: Path) -> str:
-    """How a run differs from the undisturbed one; nothing where it has the same bits but for times."""
-    for pattern in ("*.safetensors", "manifest.json", "config.toml"):
-        names = sorted(str(path.relative_to(run)) for path in run.rglob(pattern))
-        theirs = sorted(str(path.relative_to(reference)) for path in reference.rglob(pattern))
-        if names != theirs:
-            return f"files {sorted(set(names) ^ set(theirs))}"
-        for name in names:
-            if (run / name).read_bytes() != (reference / name).read_bytes():
-                return name
-    ours, others = (
-        [{key: value for key, value in item.items() if key != "seconds"} for item in read_run(folder)[2]]
-        for folder in (run, reference)
-    )
-    left = [str(path) for path in run.rglob("*.unfinished")]
-    return "records" if repr(ours) != repr(others) else " ".join(left)
-
-
 def outcome_of(folder: Path, reference: Path, arguments: list[str], moments: list[Moment], log: Path) -> list[Outcome]:
     """Kill a run at each of the moments in turn, going on in between; then go on to its end."""
     begin = [*arguments, "--out", str(folder)]
@@ -268,20 +229,6 @@ def study(kills: int, seed: int, folder: Path, arguments: list[str], tell: Calla
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(run)
     return outcomes
-
-
-def table(outcomes: list[Outcome]) -> str:
-    """Moments and what became of them, as Markdown."""
-    rows: dict[tuple[str, str], list[Outcome]] = {}
-    for each in outcomes:
-        rows.setdefault((each.how, each.where), []).append(each)
-    text = "| killed | where it was | kills | same bits at the end | verify clean |\n|---|---|---|---|---|\n"
-    order = {name: number for number, name in enumerate([*PHASES, *EVENTS])}
-    for (how, where), group in sorted(rows.items(), key=lambda item: (item[0][0], order[item[0][1]])):
-        same, clean = sum(each.same for each in group), sum(each.clean for each in group)
-        text += f"| {how} | {where} | {len(group)} | {same} | {clean} |\n"
-    same, clean = sum(each.same for each in outcomes), sum(each.clean for each in outcomes)
-    return text + f"| all | | {len(outcomes)} | {same} | {clean} |\n"
 
 
 def _command() -> int:

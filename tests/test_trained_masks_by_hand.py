@@ -1,0 +1,151 @@
+"""Masks that are trained, against trainings in plain PyTorch: torch.optim's SGD and masks by the papers' formulas."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import gradient_of
+from test_methods_by_hand import (
+    BATCH,
+    DENSITY,
+    EVERY,
+    LAYERS,
+    RATE,
+    SEED,
+    STEPS,
+    a_setting,  # noqa: F401
+    dense_of,
+    outputs,
+    quality,
+)
+from torch import nn
+
+import lthfunc as lf
+from lthfunc.catalog.methods import METHODS
+from lthfunc.experiments.methods import through_masks
+from lthfunc.experiments.methods.context import MethodContext
+from lthfunc.training.batches import batches
+from lthfunc.training.parametrize import InitFunction, WeightFunction
+from lthfunc.trees.rng import generator
+from lthfunc.trees.types import Masks, Params
+
+# ---- masks that are trained ----
+
+
+def test_edge_popup_by_hand(setting: MethodContext) -> None:
+    """Ramanujan et al. 2020, sec. 3: constants √(2 / (fan-in · density)) with signs; scores learn, weights don't."""
+    params, data = dense_of(setting).params, setting.trainer.data
+    signed = {name: params[name].sign() * math.sqrt(2 / (params[name].shape[1] * DENSITY)) for name in LAYERS}
+    scores = {}
+    for name in LAYERS:
+        drawn = torch.rand(params[name].shape, generator=generator(SEED, "popup", name))
+        scores[name] = nn.Parameter((2 * drawn - 1) / math.sqrt(params[name].shape[1]))
+    counts = {"1.weight": 256, "3.weight": 40}  # a fifth of each layer
+
+    def masked() -> tuple[Params, Masks]:
+        tops = {name: leaf.detach().abs().flatten().topk(counts[name]).indices for name, leaf in scores.items()}
+        masks = {name: torch.zeros(leaf.numel()).index_fill(0, tops[name], 1) for name, leaf in scores.items()}
+        masks = {name: masks[name].view_as(leaf).requires_grad_() for name, leaf in scores.items()}
+        return {**params, **{name: signed[name] * masks[name] for name in LAYERS}}, masks
+
+    optimizer = torch.optim.SGD(scores.values(), RATE, momentum=0.9)
+    best = math.inf
+    chosen: Params = {}
+    kept: Masks = {}
+    for step in range(STEPS + 1):
+        if step % EVERY == 0 and (loss := quality(masked()[0], data.val).loss) < best:
+            best, (chosen, kept) = loss, masked()
+        if step < STEPS:
+            ((x, y),) = batches(data.train, BATCH, SEED, step, step + 1)
+            optimizer.zero_grad()
+            network, masks = masked()
+            F.cross_entropy(outputs(network, x), y).backward()
+            for name, leaf in scores.items():
+                leaf.grad = gradient_of(masks[name]) * leaf.detach().sign()
+            optimizer.step()
+    outcome = METHODS.load("edge-popup")(setting, SEED)
+    for name, mask in kept.items():
+        assert torch.equal(outcome.ticket.masks[name], mask.bool())
+    for name, weight in chosen.items():
+        torch.testing.assert_close(outcome.ticket.params[name], weight.detach())
+    assert outcome.test == pytest.approx(quality(chosen, data.test))
+    assert outcome.steps == STEPS
+
+
+def test_supermasks_by_hand(setting: MethodContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Zhou et al. 2019, sec. 5: drawn in training, the likeliest elsewhere, both times (all / ones) of their layer."""
+    seen = []
+    course = through_masks._course
+
+    def caught(
+        setting: MethodContext,
+        seed: int,
+        name: str,
+        draw: InitFunction,
+        training: WeightFunction,
+        evaluating: WeightFunction,
+        *rest: Any,
+    ) -> Any:
+        seen.append((draw(seed), training, evaluating))
+        return course(setting, seed, name, draw, training, evaluating, *rest)
+
+    monkeypatch.setattr(through_masks, "_course", caught)
+    outcome = METHODS.load("supermask")(setting, SEED)
+    ((odds, fixed, _), training, evaluating), dense = seen[0], dense_of(setting).params
+    assert lf.same_bits(fixed, dense)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        drawn = {name: torch.bernoulli(torch.sigmoid(leaf)) for name, leaf in odds.items()}
+        torch.manual_seed(7)
+        found = training(odds, fixed)
+    likeliest = evaluating(odds, fixed)
+    for name in LAYERS:
+        chances = torch.sigmoid(odds[name])
+        assert float(chances.mean()) == pytest.approx(DENSITY, abs=0.01)
+        assert 0.001 < float(chances.std()) < 0.003  # not all equal
+        ones = int(drawn[name].sum())
+        torch.testing.assert_close(found[name], fixed[name] * drawn[name] * (odds[name].numel() / ones))
+        count = round(DENSITY * odds[name].numel())
+        top = torch.zeros(odds[name].numel()).index_fill(0, odds[name].flatten().topk(count).indices, 1)
+        torch.testing.assert_close(likeliest[name], fixed[name] * top.view_as(odds[name]) / DENSITY)
+        torch.testing.assert_close(outcome.ticket.params[name], dense[name] * outcome.ticket.masks[name] / DENSITY)
+        assert int(outcome.ticket.masks[name].sum()) == count
+    assert lf.same_bits({n: likeliest[n] for n in ("1.bias", "3.bias")}, {n: dense[n] for n in ("1.bias", "3.bias")})
+    assert outcome.test == pytest.approx(quality(outcome.ticket.params, setting.trainer.data.test), rel=1e-5)
+
+
+def test_the_largest_weights_compute_and_all_learn(setting: MethodContext) -> None:
+    """Straight through a layer's largest (JaxPruner's STE): gradients as if the mask weren't there."""
+    data = setting.trainer.data
+    params = {name: nn.Parameter(leaf.clone()) for name, leaf in dense_of(setting).params.items()}
+    masks = dense_of(setting).masks
+    counts = {name: int(number) for name, number in lf.erk()({}, masks, 1 - DENSITY).items()}
+
+    def masked() -> tuple[Params, Masks]:
+        tops = {name: params[name].detach().abs().flatten().topk(counts[name]).indices for name in LAYERS}
+        flat = {name: torch.zeros(params[name].numel(), dtype=torch.bool) for name in LAYERS}
+        found = {name: flat[name].index_fill(0, tops[name], True).view_as(params[name]) for name in LAYERS}
+        leaves = {name: leaf.detach() * found.get(name, 1) for name, leaf in params.items()}
+        return {name: leaf.requires_grad_() for name, leaf in leaves.items()}, found
+
+    optimizer = torch.optim.SGD(params.values(), RATE, momentum=0.9)
+    best, chosen = math.inf, masked()
+    for step in range(STEPS + 1):
+        if step % EVERY == 0 and (loss := quality(masked()[0], data.val).loss) < best:
+            best, chosen = loss, masked()
+        if step < STEPS:
+            ((x, y),) = batches(data.train, BATCH, SEED, step, step + 1)
+            network, _ = masked()
+            F.cross_entropy(outputs(network, x), y).backward()
+            for name, leaf in params.items():
+                leaf.grad = network[name].grad
+            optimizer.step()
+    outcome = METHODS.load("ste")(setting, SEED)
+    for name, mask in chosen[1].items():
+        assert torch.equal(outcome.ticket.masks[name], mask)
+    for name, weight in chosen[0].items():
+        torch.testing.assert_close(outcome.ticket.params[name], weight.detach())
