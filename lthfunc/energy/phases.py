@@ -1,4 +1,4 @@
-"""Energy of trainings, told apart by what they do and by epoch."""
+"""Energy of trainings by phase and epoch."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class Phases:
         self._meter, self._per_epoch = meter, per_epoch
         self._metered = nothing_yet()
         self._now, self._epoch = "preparation", 0
-        meter.lap()  # whatever was before is not this training's
+        meter.lap()  # discards what was drawn before this training
 
     def next(self, phase: str, step: int) -> None:
-        """The training is at a step, and begins with a phase, or goes on with it."""
+        """The training enters, or continues, a phase at a step."""
         epoch = step // self._per_epoch
         if phase == self._now and (phase != "training" or epoch == self._epoch):
             return
@@ -33,16 +33,16 @@ class Phases:
         self._metered = earlier
 
     def epoch_end(self, step: int) -> int:
-        """The step after which the epoch ends that begins at or lasts over a step."""
+        """The step at which the epoch of a step ends."""
         return step - step % self._per_epoch + self._per_epoch
 
     def metered(self) -> Metered:
-        """What was drawn until now."""
+        """What was drawn so far."""
         self._read()
         return self._metered
 
     def as_values(self, trainings: int) -> dict[str, Any]:
-        """Each one's share of trainings that run as one program, with how it is known, for files."""
+        """Plain values for files: the share of each of the trainings that run as one program, and the source."""
         source = self._meter.source
         about = {"source": source.how, "country": source.country, "assumed": source.assumed}
         return {**about, **as_values(self.metered().over(trainings))}

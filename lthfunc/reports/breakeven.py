@@ -142,10 +142,10 @@ def interval_in_words(answer: BreakEven) -> str:
 
 def sentence(answer: BreakEven) -> str:
     """Both as a sentence."""
-    told = {"never": "It never pays back", "equal": "Both cost the same"}.get(answer.verdict)
+    phrase = {"never": "It never pays back", "equal": "Both cost the same"}.get(answer.verdict)
     interval = interval_in_words(answer)
     spread = f" ({interval})" if interval == "not certain" else f" (95 %: {interval})" if interval else ""
-    return f"{told or f'It pays back {in_words(answer)}'}{spread}."
+    return f"{phrase or f'It pays back {in_words(answer)}'}{spread}."
 
 
 def breakeven_chart(answer: PairBreakEven) -> Chart:

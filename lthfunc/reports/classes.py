@@ -1,4 +1,4 @@
-"""Accuracy of each class, where a mean over all examples hides the rare ones."""
+"""Accuracy per class, since the mean over all examples hides rare classes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lthfunc.trees.types import Dataset, Ticket
 
 
 class ClassRow(NamedTuple):
-    """A class. training, examples: how many there are to train on, and to measure; right: share, by network."""
+    """A class. training, examples: the number of training and of validation examples. right: accuracy by network."""
 
     name: str
     training: int
@@ -48,7 +48,7 @@ def per_class(model: Model, networks: Mapping[str, Ticket], data: Dataset) -> li
 
 
 def class_rows(rows: list[ClassRow]) -> Table:
-    """As a table, with the mean over classes at its end."""
+    """A table with the mean over classes at its end."""
     table = plain_table("class", "training", "validation", *(f"{name} acc %" for name in rows[0].right))
     for row in rows:
         table.add_row(row.name, f"{row.training:,}", f"{row.examples:,}", *map(_percent, row.right.values()))

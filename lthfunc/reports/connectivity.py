@@ -14,7 +14,7 @@ from lthfunc.reports.tables import percent
 
 
 class BarrierRow(NamedTuple):
-    """Over the seeds: error of the copies themselves, the highest between them, and the barrier."""
+    """Over the seeds: error of the copies, the highest error between them, and the barrier."""
 
     k: int
     replicates: int
@@ -24,7 +24,7 @@ class BarrierRow(NamedTuple):
 
 
 def barrier_rows(records: Sequence[Record]) -> list[BarrierRow]:
-    """A row per step at which copies were spawned."""
+    """A row per step at which the copies part."""
     rows = []
     for k in sorted({item["k"] for item in records}):
         group = [item for item in records if item["k"] == k]
@@ -46,7 +46,7 @@ def barrier_table(rows: Sequence[BarrierRow]) -> Table:
 
 
 def barrier_charts(records: Sequence[Record]) -> list[Chart]:
-    """Error along the lines (means over seeds), and the barrier against the step of spawning."""
+    """Error along the lines (means over seeds), and the barrier against the step at which the copies part."""
     rows = barrier_rows(records)
     lines = []
     for number, row in enumerate(rows):

@@ -13,7 +13,7 @@ from lthfunc.reports.tables import plain_table
 
 
 def measured_values(amounts: Mapping[str, Sequence[Amount]]) -> dict[str, Any]:
-    """Of one example, by format: ``{"kwh": {"mean", "std", "values"}, "kg": …, "seconds": …, "cpu": …, …}``."""
+    """Costs of one example, by program: ``{"kwh": {"mean", "std", "values"}, "kg": …, "seconds": …, "cpu": …, …}``."""
     return {
         name: {
             field: {**spread(values)._asdict(), "values": values}

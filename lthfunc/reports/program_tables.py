@@ -1,4 +1,4 @@
-"""What a program is and costs, as tables."""
+"""Tables of a program and its cost."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lthfunc.reports.tables import plain_table
 
 
 def form_table(report: ProgramReport) -> Table | None:
-    """Every form that was measured, the fastest first; None where nothing was."""
+    """The measured candidates, the fastest first; None where nothing was measured."""
     measured = report.measured
     if measured is None:
         return None
@@ -27,7 +27,7 @@ def form_table(report: ProgramReport) -> Table | None:
 
 
 def layer_cost_table(report: ProgramReport) -> Table:
-    """A line per layer: weights, density, FLOPs of an example, and its format where layers have their own."""
+    """A line per layer: weights, density, FLOPs per example, and its format where layers have their own."""
     table = plain_table("layer", "weights left", "density %", "FLOPs", "left")
     if report.formats:
         table.add_column("format")
@@ -43,19 +43,19 @@ def layer_cost_table(report: ProgramReport) -> Table:
 
 
 def cost_lines(report: ProgramReport) -> list[str]:
-    """What the program saves in theory, in plain lines."""
+    """Lines on what the program saves in theory."""
     cost, (before, after) = report.cost, report.bytes
     compacted = "" if report.compact_flops is None else f"; {report.compact_flops:,.0f} without dead units"
     return [
         f"compression ratio {cost.compression_ratio:.1f} ({cost.parameters:,} parameters, {cost.remaining:,} remain); "
-        f"weights in memory {size(before)}, as the program holds them {size(after)}",
-        f"theoretical speed-up {cost.theoretical_speedup:.1f} ({cost.flops:,.0f} FLOPs an example, "
+        f"weights take {size(before)} dense, {size(after)} in the program",
+        f"theoretical speed-up {cost.theoretical_speedup:.1f} ({cost.flops:,.0f} FLOPs per example, "
         f"{cost.effective_flops:,.0f} of surviving weights{compacted})",
     ]
 
 
 def size_table(rows: Sequence[tuple[str, int]]) -> Table:
-    """Files and their sizes; the first one is what the others are compared with."""
+    """Files and their sizes, compared with the first one."""
     table = plain_table("file", "bytes", "of dense %")
     for name, count in rows:
         table.add_row(name, f"{count:,}", f"{100 * count / rows[0][1]:.1f}")
@@ -63,7 +63,7 @@ def size_table(rows: Sequence[tuple[str, int]]) -> Table:
 
 
 def size(count: float) -> str:
-    """Bytes in words."""
+    """A number of bytes with its unit."""
     for unit in ("B", "kB", "MB"):
         if count < 1000:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"

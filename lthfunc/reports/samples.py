@@ -1,4 +1,4 @@
-"""What a data set looks like: its examples as a picture, its classes as a table."""
+"""A data set's examples as a picture and its classes as a table."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def sample_grid(data: Dataset) -> Figure:
 
 
 def class_table(data: Dataset) -> Table:
-    """How many examples of each class every split holds, the most frequent first where there are many classes."""
+    """The number of examples per class and split; the most frequent first where there are many classes."""
     table = plain_table("class", "train", "val", "test", "share of training %")
     counts = torch.stack([
         torch.bincount(split.y.flatten().cpu(), minlength=data.classes) for split in (data.train, data.val, data.test)
@@ -69,7 +69,7 @@ def class_table(data: Dataset) -> Table:
 
 
 def sample_lines(data: Dataset, count: int = 5) -> list[str]:
-    """The first windows of a text; of tokens without names, their numbers."""
+    """The first windows of a text; numbers for tokens without names."""
     if not data.labels:
         return [" ".join(map(str, row.flatten().tolist()[:_TOKENS])) for row in data.train.x[:count]]
     return ["".join(data.labels[i] for i in row.tolist()) for row in data.train.x[:count]]

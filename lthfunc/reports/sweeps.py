@@ -1,4 +1,4 @@
-"""Trials of a sweep: a table, and how their worth depends on settings."""
+"""Trials of a sweep: a table, and pictures of accuracy against settings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lthfunc.runs.sweep_results import Trial
 
 
 def best_of(trials: Sequence[Trial]) -> Trial | None:
-    """The trial of the highest validation accuracy, the earliest of equals; None where all failed."""
+    """The trial with the highest validation accuracy, the first of equals; None where all failed."""
     good = [trial for trial in trials if trial.worth is not None]
     return max(good, key=lambda trial: (trial.worth.mean if trial.worth else 0.0, -trial.number), default=None)
 
@@ -44,7 +44,7 @@ def trial_table(trials: Sequence[Trial], replicates: int) -> Table:
 
 
 def trial_pictures(trials: Sequence[Trial], space: Sequence[str], *, grid: bool) -> list[Picture]:
-    """A heat map for each two neighbouring settings of a grid, the best of the others; else a chart per setting."""
+    """A heat map per pair of neighbouring grid settings (best over the others), or a chart per setting."""
     good = [trial for trial in trials if trial.worth is not None]
     if not good:
         return []

@@ -1,1 +1,1 @@
-"""Runs told to other programs while they go on: TensorBoard, Weights & Biases, MLflow."""
+"""Live tracking of runs: TensorBoard, Weights & Biases, MLflow."""

@@ -1,4 +1,4 @@
-"""What a tracker is told, and how a run's events become that."""
+"""The interface of trackers, and how a run's events reach them."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ from lthfunc.training.results import Point
 
 
 class Sink(Protocol):
-    """Where numbers go. A training is told by its name; a seed's variant (its rounds) by a name without a round."""
+    """A tracker. Names are those of trainings (`seed0/round03`) or, for results by round, of a seed's variant."""
 
     def write(self, name: str, step: int, values: Mapping[str, float]) -> None:
-        """Numbers of a training at a step; or of a seed's variant, where `step` is the round."""
+        """Log values of a training at a step, or of a seed's variant at a round."""
 
     def close(self) -> None:
-        """Nothing follows."""
+        """Finish."""
 
 
 class Tracker(Watcher):
-    """A watcher that tells a sink: learning curves as they come, and every round's results when it ends."""
+    """A watcher that logs learning curves as they come, and each round's results at its end."""
 
     def __init__(self, sink: Sink) -> None:
         self._sink = sink
 
     def step(self, task: Task, number: int, point: Point | None) -> None:
-        """Tell a point of the learning curve."""
+        """Log a point of the learning curve."""
         if point is None:
             return
         values = {"val_loss": point.val_loss, "val_accuracy": point.val_accuracy}
         if not math.isnan(point.train_loss):
             values["train_loss"] = point.train_loss
-        # As the training's folder is called: seed0/round03, seed0/round03-reinit.
+        # Named like the training's folder: seed0/round03, seed0/round03-reinit.
         self._sink.write(training_folder(Path(), *task.key).as_posix(), point.step, values)
 
     def end(self, task: Task, item: Record) -> None:
-        """Tell the training's results."""
+        """Log the training's results."""
         seed, number, variant = task.key
         names = ("density", "test_accuracy", "test_loss", "val_accuracy", "val_loss", "early_stop_step", "seconds")
         values = {name: float(item[name]) for name in names}

@@ -1,4 +1,4 @@
-"""MLflow: a run there for a run here, metrics named by training."""
+"""MLflow: one MLflow run per run, with metrics named by training."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from lthfunc.errors import UserError
 from lthfunc.tracebacks import first_line
 
 _EXPERIMENT = "lthfunc"
-#: The run of a folder is found again by this tag.
+#: The tag by which the MLflow run of a folder is found again.
 _TAG = "lthfunc.folder"
-#: Longer parameters are refused by some stores.
+#: Some stores refuse longer parameters.
 _LONGEST = 500
 
 
 class MLflow:
-    """Where MLFLOW_TRACKING_URI says, or else into RUN/mlflow.db."""
+    """Logs to MLFLOW_TRACKING_URI, or to RUN/mlflow.db."""
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -51,5 +51,5 @@ class MLflow:
             self._client.log_metric(self._run, f"{name}/{metric}", value, step=step)
 
     def close(self) -> None:
-        """Say that it has ended."""
+        """Mark the run as finished."""
         self._client.set_terminated(self._run)

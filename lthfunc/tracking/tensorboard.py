@@ -1,4 +1,4 @@
-"""TensorBoard's event files, in RUN/tensorboard: a log for each training, and for each seed's rounds."""
+"""TensorBoard's event files in RUN/tensorboard: a log per training, and one per seed's rounds."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class TensorBoard:
-    """A training that goes on after an interruption begins a new file, which takes the place of later steps."""
+    """A resumed training begins a new file, which replaces later steps of the old one."""
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -28,6 +28,6 @@ class TensorBoard:
             writer.add_scalar(metric, value, step)
 
     def close(self) -> None:
-        """End all files."""
+        """Close all files."""
         for writer in self._writers.values():
             writer.close()

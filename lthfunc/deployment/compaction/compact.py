@@ -173,10 +173,10 @@ def _draws(node: Node) -> bool:
     if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
         return False
     target: Any = node.target
-    told = {each.name: given for each, given in zip(target._schema.arguments, args_of(node), strict=False)}
-    told |= {each.name: each.default_value for each in target._schema.arguments if each.name not in told}
-    told |= node.kwargs
-    return told.get("train", True) is not False and all(told.get(name) != 0 for name in ("p", "dropout", "dropout_p"))
+    args = {each.name: given for each, given in zip(target._schema.arguments, args_of(node), strict=False)}
+    args |= {each.name: each.default_value for each in target._schema.arguments if each.name not in args}
+    args |= node.kwargs
+    return args.get("train", True) is not False and all(args.get(name) != 0 for name in ("p", "dropout", "dropout_p"))
 
 
 @contextmanager

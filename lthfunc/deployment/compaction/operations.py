@@ -51,8 +51,8 @@ def is_known(node: Node, facts: Liveness) -> bool:
 def _reads_units(node: Node, facts: Liveness) -> bool:
     """Whether its first argument has units, and no other depends on the batch."""
     args = args_of(node) if is_known(node, facts) else ()
-    told = (each for part in args[1:] if isinstance(part, (list, tuple)) for each in part)
-    return bool(args) and facts.has_units(args[0]) and not any(isinstance(each, Node) for each in told)
+    numbers = (each for part in args[1:] if isinstance(part, (list, tuple)) for each in part)
+    return bool(args) and facts.has_units(args[0]) and not any(isinstance(each, Node) for each in numbers)
 
 
 def is_layer(node: Node, facts: Liveness) -> bool:

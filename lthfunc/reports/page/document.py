@@ -72,14 +72,14 @@ _EXPLORER = """
 <div class="controls">
 <label>Layer <select class="layer"></select></label>
 <label class="slide">Round <input class="round" type="range" min="0" value="0" step="1">
-<output class="told"></output></label>
+<output class="position"></output></label>
 </div>
 <div class="grid">
 <figure><h3>Mask</h3><canvas class="mask" role="img" aria-label="mask"></canvas>
-<figcaption class="mask-told"></figcaption></figure>
+<figcaption class="mask-caption"></figcaption></figure>
 <figure class="pixels"><h3>What the first layer looks at</h3>
 <canvas class="pixel" role="img" aria-label="pixel importance"></canvas>
-<figcaption class="pixel-told"></figcaption></figure>
+<figcaption class="pixel-caption"></figcaption></figure>
 <figure><h3>Surviving weights after training</h3>
 <div class="plot histogram" role="img" aria-label="histogram of weights"></div></figure>
 </div>

@@ -85,8 +85,8 @@ def settings(runs: Sequence[RunView]) -> str:
     if not known:
         return ""
     names = list(dict.fromkeys(name for _, values in known for name, value in values.items() if value not in ([], {})))
-    told = [name for name in names if SETTINGS[name].is_difference]
-    differs = {name: name in told and len({repr(values.get(name)) for _, values in known}) > 1 for name in names}
+    compared = [name for name in names if SETTINGS[name].is_difference]
+    differs = {name: name in compared and len({repr(values.get(name)) for _, values in known}) > 1 for name in names}
     ordered = sorted(names, key=lambda name: not differs[name])
     body = [[name, *(_value(values.get(name)) for _, values in known)] for name in ordered]
     return table(["setting", *(name for name, _ in known)], body, loud=[differs[name] for name in ordered])

@@ -98,7 +98,7 @@ class Explorer {
 
   async show() {
     const at = Number(this.round.value), layer = this.about.layers[Number(this.layer.value)];
-    this.root.querySelector(".told").textContent =
+    this.root.querySelector(".position").textContent =
       `${this.about.rounds[at]}: ${this.about.densities[at].toPrecision(3)} %`;
     await Promise.all([this.mask(layer, at), this.pixels(at), this.histogram(layer, at)]);
     this.root.dataset.shown = `${this.layer.value}/${at}`;
@@ -120,7 +120,7 @@ class Explorer {
         };
     paint(canvas, height, width, shade);
     const kept = layer.kept[at], whole = layer.total.toLocaleString("en");
-    this.root.querySelector(".mask-told").textContent =
+    this.root.querySelector(".mask-caption").textContent =
       `${layer.shape}${turned ? ", turned on its side" : ""}; ${kept.toLocaleString("en")} of ${whole} weights ` +
       `(${((100 * kept) / layer.total).toPrecision(3)} %)${exact ? "" : "; a block of weights a dot"}, ` +
       `seed ${this.about.seed}. Outputs run ${turned ? "from left to right" : "downwards"}.`;
@@ -132,7 +132,7 @@ class Explorer {
     const values = await this.bytes(pixels, "shares"), size = pixels.height * pixels.width;
     paint(this.root.querySelector(".pixel"), pixels.height, pixels.width,
       (place) => viridis(values[at * size + place] / 255));
-    this.root.querySelector(".pixel-told").textContent =
+    this.root.querySelector(".pixel-caption").textContent =
       `Share of each pixel's weights into ${pixels.layer} that survive: from none (dark) to ` +
       `${(100 * pixels.most[at]).toPrecision(3)} % (bright).`;
   }
