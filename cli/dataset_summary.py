@@ -1,4 +1,4 @@
-"""What ``lthfunc datasets show`` prints and draws."""
+"""``lthfunc datasets show``: a data set as text and a picture."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .decoding import decoding
 def show_dataset(
     name: str, options: dict[str, str], *, skip_broken: bool, data_dir: str | None, out: str | None
 ) -> None:
-    """Load, describe, draw. Raises UserError where it can't be loaded."""
+    """Load, describe and draw a data set. Raises UserError where it cannot be loaded."""
     with decoding() as observe, without_data_warnings():
         data = load(name, data_dir, options=options, skip_broken=skip_broken, observe=observe)
     name = canonical(name)
@@ -34,7 +34,7 @@ def show_dataset(
     else:
         screen().print(class_table(data))
     for hint in find_warnings(data):
-        put(f"look: {hint}")
+        put(f"hint: {hint}")
     if can_be_drawn(data):
         path = Path(out or f"{data.name.replace(' ', '-')}.png")
         from lthfunc.reports.matplotlib_figures import save
@@ -54,6 +54,6 @@ def _inputs(data: Dataset) -> str:
         parts = ", ".join(f"{part.name or index} {part.shape}" for index, part in enumerate(data.parts))
         return f"inputs: {len(data.parts)}, {parts}"
     if data.scale is None:
-        return f"inputs: {kind} {shape}, as they are"
+        return f"inputs: {kind} {shape}, not scaled"
     mean, std = (", ".join(f"{value:.4f}" for value in part) for part in (data.scale.mean, data.scale.std))
     return f"inputs: {kind} {shape}, divided by {data.scale.unit:g}, normalised by mean {mean}, deviation {std}"

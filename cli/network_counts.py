@@ -1,4 +1,4 @@
-"""Networks counted without their memory: built on PyTorch's meta device."""
+"""Parameters and FLOPs of networks, counted on PyTorch's meta device without allocating memory."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from lthfunc.tracebacks import first_line
 from lthfunc.trees.flops import flops_of
 from lthfunc.trees.prunable import default_prunable
 
-#: What networks of text are counted for.
+#: Input shape and classes that networks of text are counted for.
 _TEXT = ((64,), 65)
 
 
 class Counted(NamedTuple):
-    """parameters, prunable: how many; flops: of one example; reason: why there are none, for inputs that don't fit."""
+    """parameters, prunable: numbers of weights. flops: per example. reason: why inputs don't fit, else None."""
 
     name: str
     input: tuple[int, ...]
@@ -45,7 +45,7 @@ def counted(name: str, shape: tuple[int, ...], classes: int, options: dict[str, 
         names = default_prunable(module, params)
         try:
             flops = flops_of(module, shape, tokens=text)
-        except Exception as error:  # a stranger's module that cannot take these inputs
+        except Exception as error:  # a user's module that cannot take these inputs
             raise UserError(f"--input: {name!r} cannot take inputs of shape {shape}: {first_line(error)}") from error
     total = sum(leaf.numel() for leaf in params.values())
     return Counted(name, shape, classes, total, sum(params[key].numel() for key in names), flops)

@@ -1,4 +1,4 @@
-"""What the commands print at their end."""
+"""The results that commands print at the end."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lthfunc.runs.ticket_files import LAST, OLD_TICKET, WINNING, WINNING_TRAINED
 from .console import put, screen
 from .remote_runs import named
 
-#: Columns that a table with per-layer densities wants; narrower screens get a table of their own for them.
+#: Columns that per-layer densities in the result table need; narrower screens get a second table.
 _WIDE = 100
 _FEW_LAYERS = 5
 
@@ -32,7 +32,7 @@ def show_tables(rows: Sequence[Row]) -> None:
 
 
 def show_results(rows: Sequence[Row], folder: Path, pictures: Sequence[Path], *, ticket: bool) -> None:
-    """Tables, what won, and where everything lies."""
+    """Tables, the winning ticket, and where the files are."""
     put()
     show_tables(rows)
     put()
@@ -44,11 +44,11 @@ def show_results(rows: Sequence[Row], folder: Path, pictures: Sequence[Path], *,
             put(line)
     for picture in pictures:
         put(f"picture         {named(picture)}")
-    put(f"all else        {named(folder)}")
+    put(f"run folder      {named(folder)}")
 
 
 def outcome_lines(rows: Sequence[Row], folder: Path) -> list[str]:
-    """Which file of a finished run has which network, a line each."""
+    """A line per file of a finished run: which network it holds."""
     best, last = winning(rows), max(row.round for row in rows)
     files = [("last round    ", LAST, last, "after")]
     if best is not None:
@@ -65,14 +65,14 @@ def outcome_lines(rows: Sequence[Row], folder: Path) -> list[str]:
     if safe_files.status(folder, folder / OLD_TICKET) is not None:
         lines.append(f"old ticket      {named(folder / OLD_TICKET)}  (round {last}, weights before training)")
     if rows[0].replicates > 1 and lines:
-        lines.append(f"of each seed    {named(folder)}/seed*/  (those above are the first seed's)")
+        lines.append(f"all seeds       {named(folder)}/seed*/  (the files above are the first seed's)")
     if missing := [what.strip() for what, name, _, _ in files if name not in there]:
-        lines.append(f"no file yet     of {', '.join(missing)}; lthfunc resume {named(folder)} writes what was kept")
+        lines.append(f"not written     {', '.join(missing)}; lthfunc resume {named(folder)} writes them")
     return lines
 
 
 def verdict(rows: Sequence[Row]) -> str:
-    """Which round won, by validation accuracy."""
+    """The winning ticket, by validation accuracy, in a sentence."""
     best = winning(rows)
     if best is None:
         return f"No pruned round reached the dense network's validation {rows[0].measured}."
@@ -84,19 +84,19 @@ def verdict(rows: Sequence[Row]) -> str:
 
 
 def collapse(rows: Sequence[Row]) -> str | None:
-    """Which round emptied a layer, if one did: no signal passes such a layer."""
+    """A warning where a round emptied a layer, which lets no signal through."""
     for row in rows:
         empty = [name for name, density in row.layers.items() if density == 0]
         if row.variant == TICKET and empty:
             return (
-                f"Layer collapse: from round {row.round} on nothing is left of {', '.join(empty)}; "
+                f"Layer collapse: from round {row.round} on no weights remain in {', '.join(empty)}; "
                 "--min-layer-weights N keeps some weights in every layer."
             )
     return None
 
 
 def as_json(folder: Path, config: Config, rows: Sequence[Row]) -> dict[str, Any]:
-    """Everything of a run's end, for machines. Accuracies are in [0, 1]; rounds' numbers say whose the files are."""
+    """The results as plain values. Accuracies are in [0, 1]."""
     best = winning(rows)
     return {
         "run": named(folder),
@@ -108,6 +108,6 @@ def as_json(folder: Path, config: Config, rows: Sequence[Row]) -> dict[str, Any]
 
 
 def _row(row: Row) -> dict[str, Any]:
-    """Plain values; what was not measured is left out."""
+    """Plain values, without what was not measured."""
     plain = {name: value._asdict() if isinstance(value, Spread) else value for name, value in row._asdict().items()}
     return {name: value for name, value in plain.items() if value is not None}

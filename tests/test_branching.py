@@ -191,7 +191,7 @@ def test_layer_collapse_is_told_and_a_floor_prevents_it(tmp_path: Path, capsys: 
     """SynFlow in one shot empties layers (Tanaka et al. 2020, fig. 1)."""
     base = ["prune", "--rounds", "1", "--steps", "4", "--engine", "eager", "--score", "synflow", "--density", "0.001"]
     assert main([*base, "--out", str(tmp_path / "plain")]) == 0
-    assert "Layer collapse: from round 1 on nothing is left of fc1.weight" in capsys.readouterr().out
+    assert "Layer collapse: from round 1 on no weights remain in fc1.weight" in capsys.readouterr().out
     assert lf.collapsed_layers(lf.load_ticket(tmp_path / "plain/last_round.safetensors")[0].masks)
     assert main([*base, "--min-layer-weights", "5", "--out", str(tmp_path / "floor")]) == 0
     assert "Layer collapse" not in capsys.readouterr().out

@@ -189,7 +189,7 @@ def test_runs_of_format_2_are_read_checked_and_gone_on_with(tuned: Path, tmp_pat
     assert run("info", old) == 0
     said = capsys.readouterr().out.splitlines()[-2:]
     assert said[0].startswith(f"old ticket      {old / 'ticket.safetensors'}  (round 2, weights before training)")
-    assert said[1].startswith("no file yet     of winning ticket, trained, last round; lthfunc resume")
+    assert said[1].startswith("not written     winning ticket, trained, last round; lthfunc resume")
     trained = ticket_of_run(old, None, None, None)
     assert lf.same_bits(trained.ticket, lf.load_ticket(tuned / WINNING_TRAINED)[0])
     first = ticket_of_run(old, "last", None, None, trained=False)
