@@ -14,6 +14,24 @@ from typing import NamedTuple
 import pytest
 
 ROOT = Path(__file__).parents[1]
+OPERATION = "operation of the sparse engine"
+PROGRAM = """
+import torch
+import lthfunc as lf
+from lthfunc.sparse.capture import captured
+from lthfunc.sparse.kernels.instructions import OPCODES
+from lthfunc.sparse.program import Epilogue, program_of
+
+class Net(torch.nn.Linear):
+    def forward(self, x):
+        return -super().forward(x)
+
+model = lf.from_module(Net(4, 3))
+params, buffers = model.init(0)
+program = program_of(captured(model, (4,), training=True), params, buffers, {}, batch=2, stored=((4,), torch.float32),
+                     scale=None, epilogue=Epilogue())
+print(program.code.rows[:, 0].tolist().count(OPCODES["negate"]))
+"""
 
 
 class Edit(NamedTuple):
@@ -30,7 +48,7 @@ def recipes() -> dict[str, list[Edit]]:
     section = section.partition("\n## ")[0]
     found: dict[str, list[Edit]] = {}
     kind, before = "", 0
-    for block in re.finditer(r"```python\n(.*?)```", section, re.DOTALL):
+    for block in re.finditer(r"```(?:python|cpp|c)\n(.*?)```", section, re.DOTALL):
         words = " ".join(section[before : block.start()].split())
         before = block.end()
         if named := re.findall(r"\*\*An? ([a-z ]+?)\.?\*\*", words):
@@ -52,6 +70,9 @@ def made(place: Path, edit: Edit) -> None:
         path.write_text(edit.text)
         return
     source = path.read_text()
+    if path.suffix == ".def":
+        path.write_text(source.replace("\n#undef", f"{edit.text}\n#undef", 1))
+        return
     opens = re.search(rf'^(?:{edit.table} = .*\{{|class {edit.table}:\n    """.*"""\n)\n', source, re.MULTILINE)
     assert opens is not None, edit.table
     path.write_text(source[: opens.end()] + edit.text + source[opens.end() :])
@@ -64,19 +85,19 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ignored = shutil.ignore_patterns("__pycache__", "*.so")
     shutil.copytree(ROOT / "lthfunc", place / "lthfunc", ignore=ignored)
     shutil.copytree(ROOT / "cli", place / "lthfunc_cli", ignore=ignored)
-    for edits in recipes().values():
-        for edit in edits:
+    for kind, edits in recipes().items():
+        for edit in edits if kind != OPERATION else ():  # whose kernels would be built again
             made(place, edit)
     return place
 
 
 def test_each_recipe_is_one_file_and_one_line() -> None:
     found = recipes()
-    assert {"score", "allocation", "engine", "network", "data set", "setting"} <= found.keys()
+    assert {"score", "allocation", "engine", "network", "data set", "setting", OPERATION} <= found.keys()
     for kind, edits in found.items():
         files = [edit for edit in edits if edit.table is None]
         lines = [edit.text.strip() for edit in edits if edit.table is not None]
-        assert len(files) == (kind != "setting"), kind
+        assert len(files) == {"setting": 0, OPERATION: 2}.get(kind, 1), kind
         assert [line.count("\n") for line in lines] == [0], kind
 
 
@@ -97,3 +118,20 @@ def test_what_was_added_is_used_from_the_command_line(copy: Path) -> None:
     lines = [json.loads(line) for line in (copy / "run" / "metrics.jsonl").read_text().splitlines()]
     last = [line for line in lines if line.get("round") == 1][-1]
     assert (last["kept"], last["total"]) == ((64 * 16 + 16 * 2) // 2, 64 * 16 + 16 * 2)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no compiler")
+def test_an_operation_is_a_kernel_a_lowering_and_a_line(tmp_path: Path) -> None:
+    """The kernel is compiled against the headers alone, since building all of them takes a minute."""
+    shutil.copytree(ROOT / "lthfunc", tmp_path / "lthfunc", ignore=shutil.ignore_patterns("__pycache__", "*.so"))
+    for edit in recipes()[OPERATION]:
+        made(tmp_path, edit)
+    kernel = tmp_path / "lthfunc/sparse/kernels/negate.cpp"
+    flags = ("-std=c++20", "-fsyntax-only", "-Wno-psabi", "-Wno-unknown-pragmas", "-Werror", "-Wall")
+    command = ["g++", *flags, str(kernel)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    path = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-c", PROGRAM]
+    done = subprocess.run(command, cwd=tmp_path, env=path, capture_output=True, text=True, check=False)
+    assert done.stdout == "2\n", done.stderr

@@ -25,8 +25,8 @@ Late = Callable[[], tuple[str, int, int, dict[str, int]]]
 
 
 class FusedStep(IntEnum):
-    """What a value's writer can do on the way, in the order in which it does it: to its own result, by what is kept of
-    a batch normalisation; then add another value; then zero what is not above zero; then take 2 × 2 maxima."""
+    """What an operation can do as it writes its value, in the order in which it does it: normalise it by what batch
+    normalisation saved; add another value; zero what is not above zero; take 2 × 2 maxima."""
 
     NORMALISE = 1
     ADD = 2
@@ -34,39 +34,44 @@ class FusedStep(IntEnum):
     MAXIMA = 4
 
 
-#: Has the writer take a step, given what that takes; whether it could.
-Take = Callable[..., bool]
-
-
-def rectifies() -> dict[FusedStep, Take]:
-    """The steps of a writer that looks, as its instruction is written down, at whether its value is rectified."""
-    return {FusedStep.RECTIFY: lambda: True}
-
-
 @dataclass(eq=False)
 class Value:
     """What an operation gives. Views (a flattened value) share one.
 
-    needs: whether a gradient is wanted. steps: what its writer can do beside; taken: what it does by now, always in
-    order, so that they say what the value is (`Builder.fuse` alone adds to them). only_read: one operation reads it,
-    and nothing else. uses: operations whose gradients it gets. pending: writes the value; whoever reads it calls this.
+    needs: whether a gradient is wanted. rectified: whether ReLU was applied in place; whoever writes the last part of
+    its gradient zeroes it where the value is not above zero. uses: operations whose gradients it gets. pending: writes
+    the value, with another one added to it or None; whoever reads it first calls this.
     """
 
     buffer: TileBuffer
     needs: bool
-    steps: dict[FusedStep, Take] = field(default_factory=dict)
-    taken: list[FusedStep] = field(default_factory=list)
-    only_read: bool = True
+    rectified: bool = False
     uses: int = 0
     grad: TileBuffer | None = None
     written: int = 0
-    pending: Callable[[], None] | None = None
+    pending: Callable[[Value | None], None] | None = None
 
-    @property
-    def rectified(self) -> bool:
-        """Whether ReLU was applied in place: whoever writes the last part of its gradient zeroes it where the value is
-        not above zero."""
-        return FusedStep.RECTIFY in self.taken
+
+@dataclass(eq=False)
+class Operation:
+    """An operation of the network, before it is instructions.
+
+    inputs, out: the values that it reads and the one that it gives. emit: adds its instructions and says what its
+    gradient does. step: what it is to the operation before it, if that one can do it on the way. accepts: what it can
+    do on the way itself. deferred: its value is written when it is first read. fused: the operations that it does on
+    the way, in their order. host: the one that does this one. kept: what a fused operation keeps for its host: where
+    the constants of a normalisation lie, or the codes of maxima.
+    """
+
+    inputs: list[Value]
+    out: Value
+    emit: Callable[[Operation], None]
+    step: FusedStep | None = None
+    accepts: frozenset[FusedStep] = frozenset()
+    deferred: bool = False
+    fused: dict[FusedStep, Operation] = field(default_factory=dict)
+    host: Operation | None = None
+    kept: Any = None
 
 
 class View(NamedTuple):
@@ -120,6 +125,7 @@ class Builder:
 
     batch: int
     training: bool
+    operations: list[Operation] = field(default_factory=list)
     instructions: list[Late] = field(default_factory=list)
     backward: list[Callable[[], None]] = field(default_factory=list)
     tile_buffers: list[TileBuffer] = field(default_factory=list)
@@ -129,7 +135,7 @@ class Builder:
     weights: dict[str, Weights] = field(default_factory=dict)
     statistics: dict[str, int] = field(default_factory=dict)
     claimed: set[str] = field(default_factory=set)
-    entries_of: int = 0
+    list_entries: int = 0
     spare: dict[tuple[int, ...], list[TileBuffer]] = field(default_factory=dict)
 
     @property
@@ -146,16 +152,17 @@ class Builder:
         self.instructions.insert(0, late)
 
     def allocate(self, channels: int, height: int = 1, width: int = 1, halo: int = 0) -> TileBuffer:
-        """Room for a value."""
-        buffer = TileBuffer(channels, height, width, halo)
+        """Room for numbers of this shape."""
+        return self.hold(TileBuffer(channels, height, width, halo))
+
+    def hold(self, buffer: TileBuffer) -> TileBuffer:
+        """Have room for a buffer."""
         self.tile_buffers.append(buffer)
         return buffer
 
     def same_layout(self, buffer: TileBuffer) -> TileBuffer:
         """Room of the same layout as another place, whatever halo that will get."""
-        twin = SameLayout(buffer)
-        self.tile_buffers.append(twin)
-        return twin
+        return self.hold(SameLayout(buffer))
 
     def numbers(self, values: list[float]) -> int:
         """Put constants away; where they begin."""
@@ -167,32 +174,15 @@ class Builder:
         if values.numel() and int(values.max()) >= 2**31:
             raise OverflowError("a list reaches further than 32 bits count")
         self.lists.append(values.to(torch.int32))
-        self.entries_of += values.numel()
-        return self.entries_of - values.numel()
+        self.list_entries += values.numel()
+        return self.list_entries - values.numel()
 
-    def read(self, view: View) -> Value:
-        """The value of an argument, written by now; a part of its gradient will be asked of the operation."""
-        value = view.value
+    def read(self, value: Value) -> None:
+        """Have a value written, if it is not yet; a part of its gradient will be asked of whoever reads it."""
         if value.pending is not None:
-            value.pending()
+            value.pending(None)
             value.pending = None
         value.uses += 1
-        return value
-
-    def fuse(self, view: View, step: FusedStep, *given: Any) -> bool:
-        """Have whoever writes a value take one more step, so that the value becomes the result; whether it will.
-
-        It does where it can, where nothing but the operation that asks reads the value, and where it took no such step
-        or later one yet: a writer takes its steps in their one order, whatever the network's is.
-        """
-        value = view.value
-        take = value.steps.get(step)
-        if take is None or not value.only_read or value.uses or (value.taken and value.taken[-1] >= step):
-            return False
-        if not take(*given):
-            return False
-        value.taken.append(step)
-        return True
 
     def gradient_of(self, value: Value) -> TileBuffer:
         """Where a value's own gradient lies, once all of it was written.
@@ -240,10 +230,6 @@ class Builder:
             "rectify", BY_TILES, gate.channels,
             {**target.buffer.columns("out"), "height": gate.height, "width": gate.width, "gate": gate.first},
         ))  # fmt: skip
-
-    def like(self, buffer: TileBuffer) -> TileBuffer:
-        """Room for a value of the same size, without a halo yet."""
-        return self.allocate(*buffer.size)
 
     def release(self, value: Value) -> None:
         """The gradient was read for the last time."""

@@ -12,6 +12,7 @@ from torch.fx import Node
 from lthfunc.errors import UserError
 from lthfunc.sparse.builder import Builder, Leaf, MachineCode, Value, View, Weights, finished
 from lthfunc.sparse.capture import TRACED_BATCH, Captured, line_of, operation_of
+from lthfunc.sparse.fusion import fuse
 from lthfunc.sparse.kernels.instructions import BY_TILES, STORED, WHOLE
 from lthfunc.sparse.lowerings.interface import Buffer, Param, Unsupported
 from lthfunc.sparse.lowerings.table import LOWERINGS
@@ -88,6 +89,11 @@ def program_of(
         raise UserError(
             f"--engine: sparse takes networks with outputs (batch, features); those of {captured.name} are others"
         )
+    output = output._replace(value=fuse(b.operations, output.value))
+    for operation in b.operations:
+        for read in operation.inputs:
+            b.read(read)
+        operation.emit(operation)
     forward, code = _finish(b, output, epilogue)
     positions = {leaf: weights.positions for leaf, weights in b.weights.items()}
     return Program(
@@ -174,7 +180,6 @@ def _interpreted(b: Builder, captured: Captured, given: dict[Node, Any], counter
             _check_shape(view, node)
         except Unsupported as error:
             raise _no_rule(node, f" {error}", name) from error
-        view.value.only_read &= len(node.users) == 1
         known[node] = view
         if changed_by(node):
             known[node.args[0]] = view
@@ -194,7 +199,8 @@ def _no_rule(node: Node, form: str, name: str) -> UserError:
 
 
 def _finish(b: Builder, output: View, epilogue: Epilogue) -> tuple[int, MachineCode]:
-    value = b.read(output)
+    value = output.value
+    b.read(value)
     buffer = value.buffer
 
     def addressed(name: str, prefix: str, at: Any) -> Any:

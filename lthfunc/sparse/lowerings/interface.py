@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import torch
+
 from lthfunc.sparse.builder import Builder, View
 
 
@@ -26,6 +28,19 @@ class Unsupported(Exception):  # noqa: N818 - says what it is
 
 #: (builder, arguments, keyword arguments) -> what the operation gives. Arguments are Views, Params, Buffers or plain.
 Lowering = Callable[[Builder, list[Any], dict[str, Any]], View]
+#: By operation; filled by `lowers` as the files of this folder are imported (table.py).
+LOWERINGS: dict[object, Lowering] = {}
+aten = torch.ops.aten
+
+
+def lowers(*operations: object) -> Callable[[Lowering], Lowering]:
+    """Make a function the lowering of operations."""
+
+    def add(lowering: Lowering) -> Lowering:
+        LOWERINGS.update(dict.fromkeys(operations, lowering))
+        return lowering
+
+    return add
 
 
 def claim(b: Builder, *params: Param | Buffer | None) -> None:

@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lthfunc.sparse.builder import Builder, Value, View, Weights, rectifies
+from lthfunc.sparse.builder import Builder, Operation, Value, View, Weights
 from lthfunc.sparse.kernels.instructions import CONSTANTS
-from lthfunc.sparse.lowerings.interface import Param, Unsupported, argument, pair
+from lthfunc.sparse.lowerings.interface import Param, Unsupported, argument, aten, lowers, pair
 from lthfunc.sparse.lowerings.product import EntriesOf, InputGradient, ProductLowering
 from lthfunc.sparse.lowerings.strides import ConvolutionAxis, StridedRegion, flat, plain
 from lthfunc.sparse.patterns import Blocks, Entries, blocks_of
-from lthfunc.sparse.tile_buffers import VECTOR_BYTES
+from lthfunc.sparse.tile_buffers import VECTOR_BYTES, TileBuffer
 
 #: What two rows of pooled outputs may read together: a little more than a first-level cache.
 _NEAR_BYTES = 40 * 1024
@@ -25,38 +25,42 @@ _INSIDE, _LEAST_IN_LIST = 0.75, 12
 _FEW = 8
 
 
+@lowers(aten.linear.default)
 def linear(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     """``x @ weight.T + bias`` on flattened values."""
     view, weight, bias = args[0], args[1], argument(args, 2, None)
     shape = _weights(b, weight, bias).shape
     if view.shape != (shape[1],):
         raise Unsupported("on more than one dimension of features")
-    x = b.read(view)
-    out = Value(b.allocate(shape[0]), needs=True, steps=rectifies())
+    out = Value(TileBuffer(shape[0], 1, 1), needs=True)
     across = min(b.tiles, _TILES_AT_ONCE)
+    product = ProductLowering(b, weight, bias, across, positions=1)
 
     def split(positions: Tensor) -> tuple[Tensor, Tensor]:
         return positions // shape[1], positions % shape[1]
 
-    def forward(positions: Tensor) -> tuple[Entries, Blocks | None]:
-        rows, inputs = split(positions)
-        entries = Entries(shape[0], rows, x.buffer.addresses()[inputs])
-        return entries, blocks_of(inputs, shape[1], shape[0], across * VECTOR_BYTES)
+    def emit(operation: Operation) -> None:
+        source = operation.inputs[0].buffer
 
-    def backward(positions: Tensor) -> tuple[Entries, Blocks | None]:
-        rows, inputs = split(positions)
-        which = torch.arange(len(positions))
-        entries = Entries(shape[1], inputs, out.buffer.addresses()[rows], which)
-        return entries, blocks_of(rows, shape[0], shape[1], across * VECTOR_BYTES)
+        def forward(positions: Tensor) -> tuple[Entries, Blocks | None]:
+            rows, inputs = split(positions)
+            entries = Entries(shape[0], rows, source.addresses()[inputs])
+            return entries, blocks_of(inputs, shape[1], shape[0], across * VECTOR_BYTES)
 
-    layer = ProductLowering(b, x, out, weight, bias, across)
-    layer.forward(
-        forward, flat(x.buffer), flat(out.buffer), [InputGradient(backward, flat(out.buffer), flat(x.buffer))]
-    )
-    b.backward.append(layer.gradients)
+        def backward(positions: Tensor) -> tuple[Entries, Blocks | None]:
+            rows, inputs = split(positions)
+            which = torch.arange(len(positions))
+            entries = Entries(shape[1], inputs, out.buffer.addresses()[rows], which)
+            return entries, blocks_of(rows, shape[0], shape[1], across * VECTOR_BYTES)
+
+        back = InputGradient(backward, flat(out.buffer), flat(source))
+        product.emit(operation, forward, flat(source), flat(out.buffer), [back])
+
+    b.operations.append(Operation([view.value], out, emit, accepts=product.accepts))
     return View(out, flat=True)
 
 
+@lowers(aten.conv2d.default, aten.conv2d.padding)
 def convolution(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     """conv2d with stride, padding, dilation and groups."""
     view, weight, bias = args[0], args[1], argument(args, 2, None)
@@ -66,31 +70,25 @@ def convolution(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     if view.flat:
         raise Unsupported("on flattened values")
     padding = _padding(argument(args, 4, 0), kernel, dilation)
-    x = b.read(view)
+    height, width = size_in = view.shape[1:]
     sides = [
         ConvolutionAxis(size, k, s, p, d)
-        for size, k, s, p, d in zip((x.buffer.height, x.buffer.width), kernel, stride, padding, dilation, strict=True)
+        for size, k, s, p, d in zip(size_in, kernel, stride, padding, dilation, strict=True)
     ]
     down, right = sides
     if down.out < 1 or right.out < 1:
         raise Unsupported("whose kernel is larger than its padded input")
-    out = Value(b.allocate(outs, down.out, right.out), needs=True, steps=rectifies())
-    x.buffer.halo = max(x.buffer.halo, *padding)
-    if x.needs:
-        out.buffer.halo = max(side.reach for side in sides)
+    out = Value(TileBuffer(outs, down.out, right.out), needs=True)
+    # Two rows of outputs at once should find what they read in a near cache.
+    near = ins * (kernel[0] + stride[0]) * (min(right.out, _STRETCH) + kernel[1]) * VECTOR_BYTES <= _NEAR_BYTES
+    product = ProductLowering(
+        b, weight, bias, across=0, positions=down.out * right.out, grouped=groups > 1, poolable=near
+    )
 
     def split(positions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         row, rest = positions // (ins * kernel[0] * kernel[1]), positions % (ins * kernel[0] * kernel[1])
         channel, position = rest // (kernel[0] * kernel[1]), rest % (kernel[0] * kernel[1])
         return row, channel, position // kernel[1], position % kernel[1]
-
-    def forward(positions: Tensor) -> tuple[Entries, Blocks | None]:
-        row, channel, ky, kx = split(positions)
-        buffer = x.buffer
-        inputs = (row // (outs // groups) * ins + channel) * buffer.channel
-        inputs = inputs + ky * dilation[0] * buffer.row + kx * dilation[1]
-        width = min(right.out, _STRETCH) * stride[1] + (kernel[1] - 1) * dilation[1]
-        return Entries(outs, row, inputs), blocks_of(channel, ins, outs, kernel[0] * width * VECTOR_BYTES)
 
     windows = _windows(sides) if stride == (1, 1) else None
 
@@ -121,22 +119,34 @@ def convolution(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
         return entries
 
     # A stride makes as many kinds of input places, each with weights of its own; each kind is a product.
-    phases = [(a, c) for a in range(min(stride[0], x.buffer.height)) for c in range(min(stride[1], x.buffer.width))]
+    phases = [(a, c) for a in range(min(stride[0], height)) for c in range(min(stride[1], width))]
     # In few places lists are slow, whatever they leave out.
     inside = windows.inside if windows is not None and right.size >= _FEW else 1.0
-    back = [
-        InputGradient(backward(phase), plain(out.buffer), StridedRegion(x.buffer, (-phase[0], -phase[1]), stride, tuple(
-            -(-(size - first) // step)
-            for size, first, step in zip((x.buffer.height, x.buffer.width), phase, stride, strict=True)
-        )), inside)
-        for phase in phases
-    ]  # fmt: skip
-    layer = ProductLowering(b, x, out, weight, bias, across=0, grouped=groups > 1)
-    padded = StridedRegion(x.buffer, padding, stride, (down.out, right.out))
-    # Two rows of outputs at once should find what they read in a near cache.
-    near = ins * (kernel[0] + stride[0]) * (min(right.out, _STRETCH) + kernel[1]) * VECTOR_BYTES <= _NEAR_BYTES
-    layer.forward(forward, padded, plain(out.buffer), back, poolable=near)
-    b.backward.append(layer.gradients)
+
+    def emit(operation: Operation) -> None:
+        source = operation.inputs[0].buffer
+        source.halo = max(source.halo, *padding)
+        if operation.inputs[0].needs:
+            out.buffer.halo = max(side.reach for side in sides)
+
+        def forward(positions: Tensor) -> tuple[Entries, Blocks | None]:
+            row, channel, ky, kx = split(positions)
+            inputs = (row // (outs // groups) * ins + channel) * source.channel
+            inputs = inputs + ky * dilation[0] * source.row + kx * dilation[1]
+            width = min(right.out, _STRETCH) * stride[1] + (kernel[1] - 1) * dilation[1]
+            return Entries(outs, row, inputs), blocks_of(channel, ins, outs, kernel[0] * width * VECTOR_BYTES)
+
+        back = [
+            InputGradient(backward(phase), plain(out.buffer), StridedRegion(
+                source, (-phase[0], -phase[1]), stride,
+                tuple(-(-(size - first) // step) for size, first, step in zip(size_in, phase, stride, strict=True)),
+            ), inside)
+            for phase in phases
+        ]  # fmt: skip
+        padded = StridedRegion(source, padding, stride, (down.out, right.out))
+        product.emit(operation, forward, padded, plain(out.buffer), back)
+
+    b.operations.append(Operation([view.value], out, emit, accepts=product.accepts))
     return View(out)
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from lthfunc.sparse.builder import Builder, FusedStep, GradientTarget, Value, View, rectifies
+from lthfunc.sparse.builder import Builder, FusedStep, GradientTarget, Operation, Value, View
 from lthfunc.sparse.kernels.instructions import BY_ROWS, BY_TILES, SAVED, SUMS
-from lthfunc.sparse.lowerings.interface import Buffer, Unsupported, argument, check_unflattened, claim
-from lthfunc.sparse.tile_buffers import no_buffer
+from lthfunc.sparse.lowerings.interface import Buffer, Unsupported, argument, aten, check_unflattened, claim, lowers
+from lthfunc.sparse.tile_buffers import TileBuffer, no_buffer
 
 
+@lowers(aten.batch_norm.default)
 def batch_norm(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     """batch_norm(x, weight, bias, mean, variance, training, momentum, eps)."""
     view: View = args[0]
@@ -20,75 +21,65 @@ def batch_norm(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
         raise Unsupported("without running statistics")
     check_unflattened(view)
     claim(b, weight, bias)
-    buffer = view.value.buffer
-    saved = b.numbers([0.0] * (len(SAVED) * buffer.channels))
-    settings = b.numbers([float(momentum), float(epsilon)])
-    size = {"height": buffer.height, "width": buffer.width}
+    out = Value(TileBuffer(*view.value.buffer.size), needs=True)
     leaves = [-1 if param is None else b.leaves[param.name].first for param in (weight, bias)]
 
-    def statistics() -> Any:
-        return "batch_statistics", BY_ROWS, buffer.channels, {
-            **buffer.columns("in"), **size, "saved": saved, "running_mean": b.statistics[mean.name],
-            "running_variance": b.statistics[variance.name], "momentum": settings, "epsilon": settings + 1,
-            "training": int(training), "weight": leaves[0], "bias": leaves[1],
-        }  # fmt: skip
+    def emit(operation: Operation) -> None:
+        x = operation.host.out if operation.host is not None else operation.inputs[0]
+        buffer = x.buffer
+        size = {"height": buffer.height, "width": buffer.width}
+        saved = operation.kept = b.numbers([0.0] * (len(SAVED) * buffer.channels))
+        settings = b.numbers([float(momentum), float(epsilon)])
 
-    if not training and b.fuse(view, FusedStep.NORMALISE, saved):  # the layer before does it as it writes
-        b.emit_first(statistics)
-        return view
-    x = b.read(view)
-    out = Value(b.like(buffer), needs=True, steps=rectifies())
-
-    def write(other: Value | None = None) -> None:
-        def late() -> Any:
-            added = no_buffer("b") if other is None else other.buffer.columns("b")
-            return "normalise", BY_TILES, buffer.channels, {
-                **buffer.columns("in"), **out.buffer.columns("out"), **size, "saved": saved, **added,
-                "relu": int(out.rectified),
+        def statistics() -> Any:
+            return "batch_statistics", BY_ROWS, buffer.channels, {
+                **buffer.columns("in"), **size, "saved": saved, "running_mean": b.statistics[mean.name],
+                "running_variance": b.statistics[variance.name], "momentum": settings, "epsilon": settings + 1,
+                "training": int(training), "weight": leaves[0], "bias": leaves[1],
             }  # fmt: skip
 
-        b.emit(late)
+        if operation.host is not None:
+            b.emit_first(statistics)
+            return
 
-    def add(other: View) -> bool:
-        write(b.read(other))
-        out.pending = None
-        return True
+        def write(other: Value | None) -> None:
+            b.emit(lambda: ("normalise", BY_TILES, buffer.channels, {
+                **buffer.columns("in"), **out.buffer.columns("out"), **size, "saved": saved,
+                **(no_buffer("b") if other is None else other.buffer.columns("b")), "relu": int(out.rectified),
+            }))  # fmt: skip
 
-    b.emit(statistics)
-    out.pending, out.steps[FusedStep.ADD] = write, add
-
-    def gradient() -> None:
-        grad = b.gradient_of(out)
-
-        def sums() -> Any:
-            return "normalise_sums", BY_ROWS, buffer.channels, {
+        def gradient() -> None:
+            grad = b.gradient_of(out)
+            b.emit(lambda: ("normalise_sums", BY_ROWS, buffer.channels, {
                 **buffer.columns("in"), **grad.columns("grad"), **size, "saved": saved, "weight": leaves[0],
                 "weight_gradient": leaves[0], "bias_gradient": leaves[1],
-            }  # fmt: skip
-
-        b.emit(sums)
-        if x.needs:
-            target = b.target(x)
-
-            def late() -> Any:
-                return "normalise_gradient", BY_TILES, buffer.channels, {
+            }))  # fmt: skip
+            if x.needs:
+                target = b.target(x)
+                b.emit(lambda: ("normalise_gradient", BY_TILES, buffer.channels, {
                     **buffer.columns("in"), **grad.columns("grad"), **target.buffer.columns("into"), **size,
                     "saved": saved, **target.columns,
-                }  # fmt: skip
+                }))  # fmt: skip
+            b.release(out)
 
-            b.emit(late)
-        b.release(out)
+        b.hold(out.buffer)
+        b.emit(statistics)
+        out.pending = write
+        b.backward.append(gradient)
 
-    b.backward.append(gradient)
+    step, accepts = None if training else FusedStep.NORMALISE, frozenset({FusedStep.ADD, FusedStep.RECTIFY})
+    b.operations.append(Operation([view.value], out, emit, step, accepts, deferred=True))
     return View(out, view.flat)
 
 
+@lowers(aten.group_norm.default)
 def group_norm(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     """group_norm(x, groups, weight, bias, eps)."""
     weight, bias, epsilon = argument(args, 2, None), argument(args, 3, None), float(argument(args, 4, 1e-5))
     return _grouped(b, args[0], int(args[1]), weight, bias, epsilon)
 
 
+@lowers(aten.layer_norm.default)
 def layer_norm(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     """layer_norm(x, shape, weight, bias, eps) over all that an example has."""
     view, shape = args[0], tuple(args[1])
@@ -104,41 +95,39 @@ def layer_norm(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
 def _grouped(b: Builder, view: View, groups: int, weight: Any, bias: Any, epsilon: float) -> View:
     check_unflattened(view)
     claim(b, weight, bias)
-    x = b.read(view)
-    buffer = x.buffer
-    out = Value(b.like(buffer), needs=True, steps=rectifies())
-    saved = b.allocate(2 * groups)
+    channels, height, width = view.value.buffer.size
+    out = Value(TileBuffer(channels, height, width), needs=True)
     leaves = {name: -1 if param is None else b.leaves[param.name].first for name, param in
               (("weight", weight), ("bias", bias))}  # fmt: skip
-    number = b.numbers([epsilon])
 
-    def shared() -> dict[str, int]:
-        return {
-            "height": buffer.height, "width": buffer.width, "channels": buffer.channels // groups, "saved": saved.first,
-            "saved_tile": saved.tile, **leaves,
-        }  # fmt: skip
+    def emit(operation: Operation) -> None:
+        (x,) = operation.inputs
+        buffer = x.buffer
+        b.hold(out.buffer)
+        saved = b.allocate(2 * groups)
+        number = b.numbers([epsilon])
 
-    def late() -> Any:
-        return "group_normalise", BY_TILES, groups, {
-            **buffer.columns("in"), **out.buffer.columns("out"), **shared(), "epsilon": number,
-            "relu": int(out.rectified),
-        }  # fmt: skip
-
-    b.emit(late)
-
-    def gradient() -> None:
-        grad = b.gradient_of(out)
-        # Where no gradient is wanted, those of weight and bias still are: the rest goes to memory of its own.
-        target = b.target(x) if x.needs else GradientTarget(b.allocate(*buffer.layout), False, None)
-
-        def late() -> Any:
-            return "group_normalise_gradient", SUMS, groups, {
-                **buffer.columns("in"), **grad.columns("grad"), **target.buffer.columns("into"), **shared(),
-                **target.columns,
+        def shared() -> dict[str, int]:
+            return {
+                "height": height, "width": width, "channels": channels // groups, "saved": saved.first,
+                "saved_tile": saved.tile, **leaves,
             }  # fmt: skip
 
-        b.emit(late)
-        b.release(out)
+        def gradient() -> None:
+            grad = b.gradient_of(out)
+            # Where no gradient is wanted, those of weight and bias still are: the rest goes to memory of its own.
+            target = b.target(x) if x.needs else GradientTarget(b.allocate(*buffer.layout), False, None)
+            b.emit(lambda: ("group_normalise_gradient", SUMS, groups, {
+                **buffer.columns("in"), **grad.columns("grad"), **target.buffer.columns("into"), **shared(),
+                **target.columns,
+            }))  # fmt: skip
+            b.release(out)
 
-    b.backward.append(gradient)
+        b.emit(lambda: ("group_normalise", BY_TILES, groups, {
+            **buffer.columns("in"), **out.buffer.columns("out"), **shared(), "epsilon": number,
+            "relu": int(out.rectified),
+        }))  # fmt: skip
+        b.backward.append(gradient)
+
+    b.operations.append(Operation([view.value], out, emit, accepts=frozenset({FusedStep.RECTIFY})))
     return View(out, view.flat)

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from lthfunc.sparse.builder import Builder, FusedStep, Value, View, rectifies
+from lthfunc.sparse.builder import Builder, FusedStep, Operation, Value, View
 from lthfunc.sparse.kernels.instructions import BY_TILES, POINTWISE
-from lthfunc.sparse.lowerings.interface import Lowering, Unsupported, argument
+from lthfunc.sparse.lowerings.interface import Lowering, Unsupported, argument, aten, lowers
 from lthfunc.sparse.tile_buffers import TileBuffer
 
 _DEFAULTS = {"leaky_relu": 0.01, "elu": 1.0}
 
 
+@lowers(aten.relu.default, aten.relu_.default)
 def relu(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     """Where nothing else reads the value, whoever writes it rectifies it."""
-    view: View = args[0]
-    if b.fuse(view, FusedStep.RECTIFY):
-        return view
-    return _pointwise(b, view, "relu", 0.0)
+    return _pointwise(b, args[0], "relu", 0.0, FusedStep.RECTIFY)
 
 
 def activation(kind: str) -> Lowering:
@@ -39,6 +37,7 @@ def activation(kind: str) -> Lowering:
     return lowering
 
 
+@lowers(aten.mul.Tensor)
 def multiply(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     """A value times a number."""
     if not isinstance(args[1], (int, float)):
@@ -46,6 +45,7 @@ def multiply(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     return _pointwise(b, args[0], "scale", float(args[1]))
 
 
+@lowers(aten.div.Tensor)
 def divide(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     """A value divided by a number."""
     if not isinstance(args[1], (int, float)):
@@ -53,6 +53,7 @@ def divide(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     return _pointwise(b, args[0], "scale", 1.0 / float(args[1]))
 
 
+@lowers(aten.add.Tensor, aten.add_.Tensor)
 def add(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     """The sum of two values of one shape (a residual connection)."""
     left, right = args[0], args[1]
@@ -60,34 +61,50 @@ def add(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
         raise Unsupported("of anything but two values")
     if left.flat != right.flat or left.value.buffer.size != right.value.buffer.size:
         raise Unsupported("of different shapes")
-    if left.value is not right.value:
-        # Whoever still is to write a value can read the other one first; whoever has written it cannot wait for it.
-        for one, other in sorted(((left, right), (right, left)), key=lambda both: both[0].value.pending is None):
-            if b.fuse(one, FusedStep.ADD, other):
-                return _summed(b, one, other.value)
-    x, y = b.read(left), b.read(right)
-    buffer = x.buffer
-    out = Value(b.like(buffer), needs=x.needs or y.needs, steps=rectifies())
+    channels, height, width = left.value.buffer.size
+    out = Value(TileBuffer(channels, height, width), needs=left.value.needs or right.value.needs)
 
-    def late() -> Any:
-        return "add", BY_TILES, buffer.channels, {
-            **x.buffer.columns("a"), **y.buffer.columns("b"), **out.buffer.columns("out"), "height": buffer.height,
-            "width": buffer.width, "relu": int(out.rectified),
-        }  # fmt: skip
+    def emit(operation: Operation) -> None:
+        if operation.host is not None:
+            _emit_fused_add(b, operation, operation.host)
+            return
+        x, y = operation.inputs
+        b.hold(out.buffer)
+        b.emit(lambda: ("add", BY_TILES, channels, {
+            **x.buffer.columns("a"), **y.buffer.columns("b"), **out.buffer.columns("out"), "height": height,
+            "width": width, "relu": int(out.rectified),
+        }))  # fmt: skip
 
-    b.emit(late)
+        def gradient() -> None:
+            for value in (x, y):
+                if value.needs:
+                    copied(b, out, value)
+            if out.needs:
+                b.release(out)
 
-    def gradient() -> None:
-        for value in (x, y):
-            if value.needs:
-                copied(b, out, value)
-        if out.needs:
-            b.release(out)
+        b.backward.append(gradient)
 
-    b.backward.append(gradient)
+    accepts = frozenset({FusedStep.RECTIFY})
+    b.operations.append(Operation([left.value, right.value], out, emit, FusedStep.ADD, accepts))
     return View(out, left.flat)
 
 
+def _emit_fused_add(b: Builder, operation: Operation, host: Operation) -> None:
+    """A value that its writer writes with another one added to it: one pass over memory less."""
+    (other,) = operation.inputs
+    if host.out.pending is not None:
+        host.out.pending(other)
+        host.out.pending = None
+
+    def gradient() -> None:
+        if other.needs:
+            copied(b, host.out, other)
+
+    # Runs before the gradient of what wrote the value, which reads the same gradient.
+    b.backward.append(gradient)
+
+
+@lowers(aten.dropout.default, aten.dropout_.default)
 def dropout(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     """dropout(x, p, train): other numbers than PyTorch's generator draws, of the same distribution."""
     view: View = args[0]
@@ -96,59 +113,58 @@ def dropout(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
         return view
     if share >= 1.0:
         raise Unsupported("of everything")
-    x = b.read(view)
-    buffer = x.buffer
-    out = Value(b.like(buffer), x.needs)
-    shared = {
-        "height": buffer.height, "width": buffer.width, "threshold": round(share * 2**32),
-        "scale": b.numbers([1 / (1 - share)]), "number": len(b.instructions),
-    }  # fmt: skip
-    b.emit(lambda: (
-        "dropout", BY_TILES, buffer.channels,
-        {**buffer.columns("in"), **out.buffer.columns("out"), **shared, "accumulate": 0, "gate": -1},
-    ))  # fmt: skip
-    b.differentiate(x, out, lambda grad, target: lambda: (
-        "dropout", BY_TILES, buffer.channels,
-        {**grad.columns("in"), **target.buffer.columns("out"), **shared, **target.columns},
-    ))  # fmt: skip
+    channels, height, width = view.value.buffer.size
+    out = Value(TileBuffer(channels, height, width), view.value.needs)
+
+    def emit(operation: Operation) -> None:
+        (x,) = operation.inputs
+        b.hold(out.buffer)
+        shared = {
+            "height": height, "width": width, "threshold": round(share * 2**32), "scale": b.numbers([1 / (1 - share)]),
+            "number": len(b.instructions),
+        }  # fmt: skip
+        b.emit(lambda: (
+            "dropout", BY_TILES, channels,
+            {**x.buffer.columns("in"), **out.buffer.columns("out"), **shared, "accumulate": 0, "gate": -1},
+        ))  # fmt: skip
+        b.differentiate(x, out, lambda grad, target: lambda: (
+            "dropout", BY_TILES, channels,
+            {**grad.columns("in"), **target.buffer.columns("out"), **shared, **target.columns},
+        ))  # fmt: skip
+
+    b.operations.append(Operation([view.value], out, emit))
     return View(out, view.flat)
 
 
+@lowers(aten.log_softmax.int)
 def log_softmax(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     """log_softmax over features."""
     view = args[0]
     if not view.flat or args[1] not in (1, -1):
         raise Unsupported("over other dimensions than the features")
-    x = b.read(view)
-    out = Value(b.allocate(x.buffer.features), x.needs)
+    features = view.value.buffer.features
+    out = Value(TileBuffer(features, 1, 1), view.value.needs)
 
     def listed(prefix: str, addresses: str, buffer: TileBuffer) -> dict[str, int]:
         return {prefix: buffer.first, f"{prefix}_tile": buffer.tile, addresses: b.table(buffer.addresses())}
 
-    b.emit(lambda: (
-        "log_softmax", BY_TILES, x.buffer.features,
-        {**listed("in", "addresses", x.buffer), **listed("out", "out_addresses", out.buffer)},
-    ))  # fmt: skip
-    b.differentiate(x, out, lambda grad, target: lambda: (
-        "log_softmax_gradient", BY_TILES, x.buffer.features,
-        {
-            **listed("out", "addresses", out.buffer), "grad": grad.first, "grad_tile": grad.tile,
-            **listed("into", "into_addresses", target.buffer), "accumulate": int(target.accumulate),
-        },
-    ), gates=False)  # fmt: skip
+    def emit(operation: Operation) -> None:
+        (x,) = operation.inputs
+        b.hold(out.buffer)
+        b.emit(lambda: (
+            "log_softmax", BY_TILES, features,
+            {**listed("in", "addresses", x.buffer), **listed("out", "out_addresses", out.buffer)},
+        ))  # fmt: skip
+        b.differentiate(x, out, lambda grad, target: lambda: (
+            "log_softmax_gradient", BY_TILES, features,
+            {
+                **listed("out", "addresses", out.buffer), "grad": grad.first, "grad_tile": grad.tile,
+                **listed("into", "into_addresses", target.buffer), "accumulate": int(target.accumulate),
+            },
+        ), gates=False)  # fmt: skip
+
+    b.operations.append(Operation([view.value], out, emit))
     return View(out, flat=True)
-
-
-def _summed(b: Builder, one: View, other: Value) -> View:
-    """A value that its writer writes with the other one added to it: one pass over memory less."""
-
-    def gradient() -> None:
-        if other.needs:
-            copied(b, one.value, other)
-
-    # Runs before the gradient of what wrote the value, which reads the same gradient.
-    b.backward.append(gradient)
-    return one
 
 
 def copied(b: Builder, source: Value, value: Value) -> None:
@@ -164,18 +180,34 @@ def copied(b: Builder, source: Value, value: Value) -> None:
     b.emit(late)
 
 
-def _pointwise(b: Builder, view: View, kind: str, number: float) -> View:
-    x = b.read(view)
-    buffer = x.buffer
-    out = Value(b.like(buffer), x.needs)
-    shared = {
-        "kind": POINTWISE.index(kind), "height": buffer.height, "width": buffer.width, "number": b.numbers([number])
-    }  # fmt: skip
-    b.emit(lambda: (
-        "pointwise", BY_TILES, buffer.channels, {**buffer.columns("in"), **out.buffer.columns("out"), **shared}
-    ))  # fmt: skip
-    b.differentiate(x, out, lambda grad, target: lambda: (
-        "pointwise_gradient", BY_TILES, buffer.channels,
-        {**buffer.columns("in"), **grad.columns("grad"), **target.buffer.columns("into"), **shared, **target.columns},
-    ))  # fmt: skip
+def _pointwise(b: Builder, view: View, kind: str, number: float, step: FusedStep | None = None) -> View:
+    channels, height, width = view.value.buffer.size
+    out = Value(TileBuffer(channels, height, width), view.value.needs)
+
+    def emit(operation: Operation) -> None:
+        if operation.host is not None:
+            return
+        (x,) = operation.inputs
+        b.hold(out.buffer)
+        shared = {
+            "kind": POINTWISE.index(kind), "height": height, "width": width, "number": b.numbers([number])
+        }  # fmt: skip
+        b.emit(lambda: (
+            "pointwise", BY_TILES, channels, {**x.buffer.columns("in"), **out.buffer.columns("out"), **shared}
+        ))  # fmt: skip
+        b.differentiate(x, out, lambda grad, target: lambda: (
+            "pointwise_gradient", BY_TILES, channels,
+            {
+                **x.buffer.columns("in"), **grad.columns("grad"), **target.buffer.columns("into"), **shared,
+                **target.columns,
+            },
+        ))  # fmt: skip
+
+    b.operations.append(Operation([view.value], out, emit, step))
     return View(out, view.flat)
+
+
+for _kind in POINTWISE:
+    for _name in (_kind, f"{_kind}_"):
+        if _kind not in ("relu", "scale") and hasattr(aten, _name):
+            lowers(getattr(aten, _name).default)(activation(_kind))

@@ -6,12 +6,13 @@ from typing import Any
 
 import torch
 
-from lthfunc.sparse.builder import Builder, FusedStep, Value, View
+from lthfunc.sparse.builder import Builder, FusedStep, Operation, Value, View
 from lthfunc.sparse.kernels.instructions import BY_TILES
-from lthfunc.sparse.lowerings.interface import Unsupported, argument, pair
+from lthfunc.sparse.lowerings.interface import Unsupported, argument, aten, lowers, pair
 from lthfunc.sparse.tile_buffers import TileBuffer
 
 
+@lowers(aten.max_pool2d.default)
 def max_pool(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     """max_pool2d; its gradient goes to the first maximum of a window, as PyTorch's does."""
     view = args[0]
@@ -22,36 +23,58 @@ def max_pool(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     if view.flat:
         raise Unsupported("on flattened values")
     twos = (kernel, stride, padding, dilation) == ((2, 2), (2, 2), (0, 0), (1, 1))
-    buffer = view.value.buffer
-    if twos and buffer.height % 2 == buffer.width % 2 == 0:
-        out = Value(TileBuffer(buffer.channels, buffer.height // 2, buffer.width // 2), needs=True)
-        if b.fuse(view, FusedStep.MAXIMA, out):
-            return View(out)
-    x = b.read(view)
+    channels, height, width = view.shape
     sizes = [
         _pooled(size, k, s, p, d, ceil)
-        for size, k, s, p, d in zip((x.buffer.height, x.buffer.width), kernel, stride, padding, dilation, strict=True)
+        for size, k, s, p, d in zip((height, width), kernel, stride, padding, dilation, strict=True)
     ]
-    out = Value(b.allocate(x.buffer.channels, *sizes), x.needs)
     window = {
-        "height": x.buffer.height, "width": x.buffer.width, "out_height": sizes[0], "out_width": sizes[1],
+        "height": height, "width": width, "out_height": sizes[0], "out_width": sizes[1],
         "kernel_y": kernel[0], "kernel_x": kernel[1], "stride_y": stride[0], "stride_x": stride[1],
         "pad_y": padding[0], "pad_x": padding[1], "dilation_y": dilation[0], "dilation_x": dilation[1],
     }  # fmt: skip
+    out = Value(TileBuffer(channels, *sizes), view.value.needs)
 
-    b.emit(lambda: (
-        "max_pool", BY_TILES, x.buffer.channels, {**x.buffer.columns("in"), **out.buffer.columns("out"), **window}
-    ))  # fmt: skip
-    b.differentiate(x, out, lambda grad, target: lambda: (
-        "max_pool_gradient", BY_TILES, x.buffer.channels,
-        {
-            **x.buffer.columns("in"), **out.buffer.columns("out"), **window, **grad.columns("grad"),
-            **target.buffer.columns("into"), **target.columns,
-        },
-    ))  # fmt: skip
+    def emit(operation: Operation) -> None:
+        if operation.host is not None:
+            _emit_fused(b, operation, operation.host.out)
+            return
+        (x,) = operation.inputs
+        b.hold(out.buffer)
+        b.emit(lambda: (
+            "max_pool", BY_TILES, channels, {**x.buffer.columns("in"), **out.buffer.columns("out"), **window}
+        ))  # fmt: skip
+        b.differentiate(x, out, lambda grad, target: lambda: (
+            "max_pool_gradient", BY_TILES, channels,
+            {
+                **x.buffer.columns("in"), **out.buffer.columns("out"), **window, **grad.columns("grad"),
+                **target.buffer.columns("into"), **target.columns,
+            },
+        ))  # fmt: skip
+
+    step = FusedStep.MAXIMA if twos and height % 2 == width % 2 == 0 else None
+    b.operations.append(Operation([view.value], out, emit, step))
     return View(out)
 
 
+def _emit_fused(b: Builder, operation: Operation, before: Value) -> None:
+    """Maxima that the host writes, and no sums: beside them it writes codes, which say where gradients go."""
+    before.uses += 1
+    codes = operation.kept = b.same_layout(operation.out.buffer) if b.training else None
+
+    def gradient() -> None:
+        assert codes is not None
+        grad, target = b.gradient_of(operation.out), b.target(before)
+        b.emit(lambda: ("unpool", BY_TILES, grad.channels, {
+            **grad.columns("grad"), "height": grad.height, "width": grad.width, **codes.columns("codes"),
+            **target.buffer.columns("into"),
+        }))  # fmt: skip
+        b.release(operation.out)
+
+    b.backward.append(gradient)
+
+
+@lowers(aten.avg_pool2d.default)
 def average_pool(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     """avg_pool2d, without padding."""
     view, kernel = args[0], pair(args[1])
@@ -67,6 +90,7 @@ def average_pool(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     return _averaged(b, view, windows, divisor)
 
 
+@lowers(aten.adaptive_avg_pool2d.default)
 def adaptive_average_pool(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     """adaptive_avg_pool2d to any size."""
     view, buffer = args[0], args[0].value.buffer
@@ -80,6 +104,7 @@ def adaptive_average_pool(b: Builder, args: list[Any], kwargs: dict[str, Any]) -
     return _averaged(b, view, windows, 0)
 
 
+@lowers(aten.mean.dim)
 def mean(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     """The mean over height and width."""
     view, dims = args[0], sorted(dim % 4 for dim in args[1])
@@ -94,9 +119,8 @@ def mean(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
 def _averaged(b: Builder, view: View, windows: list[torch.Tensor], divisor: int) -> View:
     if view.flat:
         raise Unsupported("on flattened values")
-    x = b.read(view)
     height, width = (len(side) for side in windows)
-    out = Value(b.allocate(x.buffer.channels, height, width), x.needs)
+    out = Value(TileBuffer(view.shape[0], height, width), view.value.needs)
     tables: list[int] = []
 
     def shared() -> dict[str, int]:
@@ -107,16 +131,22 @@ def _averaged(b: Builder, view: View, windows: list[torch.Tensor], divisor: int)
             "divisor": divisor,
         }  # fmt: skip
 
-    b.emit(lambda: (
-        "average_pool", BY_TILES, x.buffer.channels, {**x.buffer.columns("in"), **out.buffer.columns("out"), **shared()}
-    ))  # fmt: skip
-    b.differentiate(x, out, lambda grad, target: lambda: (
-        "average_pool_gradient", BY_TILES, x.buffer.channels,
-        {
-            **grad.columns("grad"), **target.buffer.columns("into"), **shared(), "height": x.buffer.height,
-            "width": x.buffer.width, **target.columns,
-        },
-    ))  # fmt: skip
+    def emit(operation: Operation) -> None:
+        (x,) = operation.inputs
+        b.hold(out.buffer)
+        b.emit(lambda: (
+            "average_pool", BY_TILES, x.buffer.channels,
+            {**x.buffer.columns("in"), **out.buffer.columns("out"), **shared()},
+        ))  # fmt: skip
+        b.differentiate(x, out, lambda grad, target: lambda: (
+            "average_pool_gradient", BY_TILES, x.buffer.channels,
+            {
+                **grad.columns("grad"), **target.buffer.columns("into"), **shared(), "height": x.buffer.height,
+                "width": x.buffer.width, **target.columns,
+            },
+        ))  # fmt: skip
+
+    b.operations.append(Operation([view.value], out, emit))
     return View(out)
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lthfunc.sparse.builder import Builder, FusedStep, GradientTarget, Value, View
+from lthfunc.sparse.builder import Builder, FusedStep, GradientTarget, Operation, Value
 from lthfunc.sparse.kernels.instructions import BY_ROWS, BY_TILES, SUMS
 from lthfunc.sparse.lowerings.dense import DenseWeights, TransposedWeights
 from lthfunc.sparse.lowerings.interface import Param, claim
@@ -32,28 +32,51 @@ class InputGradient(NamedTuple):
 class ProductLowering:
     """What convolution and linear layers share: the instructions of a product and of its gradients.
 
-    across: of a linear layer, how many tiles it takes at once; 0 for a convolution. grouped: whether it is one whose
-    rows read different channels.
+    across: of a linear layer, how many tiles it takes at once; 0 for a convolution. positions: of an image of outputs.
+    grouped: whether rows read different channels. poolable: whether lists may give 2 × 2 maxima.
     """
 
     def __init__(
-        self, b: Builder, x: Value, out: Value, weight: Param, bias: Param | None, across: int, *, grouped: bool = False
+        self,
+        b: Builder,
+        weight: Param,
+        bias: Param | None,
+        across: int,
+        positions: int,
+        *,
+        grouped: bool = False,
+        poolable: bool = False,
     ) -> None:
         claim(b, weight, bias)
-        self.b, self.x, self.out, self.across, self.grouped = b, x, out, across, grouped
+        self.b, self.across = b, across
         self.weight, self.bias = weight.name, bias.name if bias is not None else None
         self.dense = DenseWeights(b, weight.name)
         self.is_dense = self.gradients_dense = False
+        if across:
+            self.is_dense, self.gradients_dense = self.dense.makes_products, self.dense.makes_gradients
+        elif not grouped:
+            self.is_dense = self.dense.makes_convolutions(positions)
+            self.gradients_dense = self.dense.makes_convolution_gradients(positions)
+        self.poolable = poolable or (self.is_dense and not across)
         self.reads: dict[str, int] = {}
         self.lists: dict[str, int] = {}
         self.row_out = -1
-        self.region: tuple[EntriesOf, StridedRegion, StridedRegion] | None = None
-        self.back: list[tuple[InputGradient, TransposedWeights | None]] = []
-        self.pooled: Value | None = None
-        self.codes: TileBuffer | None = None
-        self.saved = -1
-        self.added: TileBuffer | None = None
-        self.writes: Any = None
+        self.x: Value
+        self.out: Value
+        self.region: tuple[EntriesOf, StridedRegion, StridedRegion]
+        self.back: list[tuple[InputGradient, TransposedWeights | None]]
+
+    @property
+    def accepts(self) -> frozenset[FusedStep]:
+        """What the product can do as it writes its outputs."""
+        steps = {FusedStep.RECTIFY}
+        if self.poolable:
+            steps.add(FusedStep.MAXIMA)
+        if not (self.across and self.is_dense):
+            steps.add(FusedStep.NORMALISE)
+        if not (self.b.training or self.across):
+            steps.add(FusedStep.ADD)
+        return frozenset(steps)
 
     @property
     def _bias_at(self) -> int:
@@ -63,64 +86,53 @@ class ProductLowering:
     def _positions(self) -> Tensor:
         return self.b.weights[self.weight].positions
 
-    def forward(
+    def emit(
         self,
+        operation: Operation,
         entries_of: EntriesOf,
         region_in: StridedRegion,
         region_out: StridedRegion,
         back: list[InputGradient],
-        *,
-        poolable: bool = False,
     ) -> None:
-        """The layer's product, and what those of its gradient, `back`, need. poolable: lists may give 2 × 2 maxima."""
+        """The layer's product, and what those of its gradient, `back`, need."""
+        (self.x,), self.out, fused = operation.inputs, operation.out, operation.fused
         self.region = entries_of, region_in, region_out
-        linear, positions = bool(self.across), region_out.ny * region_out.nx
-        if linear:
-            self.is_dense, self.gradients_dense = self.dense.makes_products, self.dense.makes_gradients
-        elif not self.grouped:
-            self.is_dense = self.dense.makes_convolutions(positions)
-            self.gradients_dense = self.dense.makes_convolution_gradients(positions)
-        steps = self.out.steps
-        if poolable or (self.is_dense and not linear):
-            steps[FusedStep.MAXIMA] = self._pool
-        if not (linear and self.is_dense):
-            steps[FusedStep.NORMALISE] = self._scale
-        if not (self.b.training or linear):
-            steps[FusedStep.ADD] = self._add
+        self.b.hold(fused[FusedStep.MAXIMA].out.buffer if FusedStep.MAXIMA in fused else self.out.buffer)
         self.back = [(each, self._transposed(each)) for each in back]
         if self.is_dense:
-            self.dense.spread(first=not linear)
+            self.dense.spread(first=not self.across)
 
         def late() -> Any:
             self.row_out = self.b.table(region_out.rows())
-            if linear and self.is_dense:
+            if self.across and self.is_dense:
                 return self.dense.product(
                     self.x.buffer, self.out.buffer, self.row_out, transposed=False, bias=self._bias_at,
                     relu=int(self.out.rectified), accumulate=0, gate=-1,
                 )  # fmt: skip
-            region, codes, row_out = region_out, -1, self.row_out
-            if self.pooled is not None:
-                region = plain(self.pooled.buffer)
-                codes = -1 if self.codes is None else self.codes.first
+            region, codes, row_out, maxima = region_out, -1, self.row_out, fused.get(FusedStep.MAXIMA)
+            if maxima is not None:
+                region = plain(maxima.out.buffer)
+                codes = -1 if maxima.kept is None else maxima.kept.first
                 row_out = self.b.table(region.rows())
+            normalised, addition = fused.get(FusedStep.NORMALISE), fused.get(FusedStep.ADD)
             columns = {
                 "row_out": row_out, "bias": self._bias_at, "relu": int(self.out.rectified), "accumulate": 0,
-                "gate": -1, "pool": int(self.pooled is not None), "codes": codes, "saved": self.saved,
-                **(no_buffer("b") if self.added is None else self.added.columns("b")),
+                "gate": -1, "pool": int(maxima is not None), "codes": codes,
+                "saved": -1 if normalised is None else normalised.kept,
+                **(no_buffer("b") if addition is None else addition.inputs[0].buffer.columns("b")),
             }  # fmt: skip
             if self.is_dense:
                 return self.dense.convolution(self._reads(), region_in, region, **columns)
             made, blocks = entries_of(self._positions)
-            lists = self._lists(made, None if self.pooled is not None else blocks)
+            lists = self._lists(made, None if maxima is not None else blocks)
             self.lists = {name: lists[name] for name in ("starts", "offsets", "blocks")}
             return self._products(made, region_in, region, lists, columns)
 
         self.b.emit(late)
-        self.writes = late
+        self.b.backward.append(self.gradients)
 
     def _reads(self) -> dict[str, int]:
         """What each row of a dense convolution reads, and each of its gradients."""
-        assert self.region is not None
         if not self.reads:
             self.reads = self.dense.reads(self.region[0](torch.arange(self.dense.ins))[0].inputs)
         return self.reads
@@ -158,46 +170,6 @@ class ProductLowering:
             "values": self.b.leaves[self.weight].first, "across": self.across, **columns,
         }  # fmt: skip
 
-    def _add(self, other: View) -> bool:
-        """Add what is written by now as the product is written, if nothing came between."""
-        if self.b.instructions[-1] is not self.writes or other.value.pending is not None:
-            return False
-        self.added = self.b.read(other).buffer
-        return True
-
-    def _scale(self, saved: int) -> bool:
-        self.saved = saved
-        return True
-
-    def _pool(self, pooled: Value) -> bool:
-        """Write 2 × 2 maxima into this value, but of no sum; the outputs themselves are kept nowhere."""
-        b, out = self.b, self.out
-        if self.added is not None:
-            return False
-        self.pooled = pooled
-        b.tile_buffers[b.tile_buffers.index(out.buffer)] = pooled.buffer
-        out.uses += 1
-        if b.training:
-            # Beside the maxima, so of their layout, whatever reads them.
-            self.codes = b.same_layout(pooled.buffer)
-        b.backward.append(self._unpool)
-        return True
-
-    def _unpool(self) -> None:
-        pooled, codes = self.pooled, self.codes
-        assert pooled is not None
-        assert codes is not None
-        grad, target = self.b.gradient_of(pooled), self.b.target(self.out)
-
-        def late() -> Any:
-            return "unpool", BY_TILES, grad.channels, {
-                **grad.columns("grad"), "height": grad.height, "width": grad.width, **codes.columns("codes"),
-                **target.buffer.columns("into"),
-            }  # fmt: skip
-
-        self.b.emit(late)
-        self.b.release(pooled)
-
     def _lists(self, entries: Entries, blocks: Blocks | None) -> dict[str, int]:
         lists = lists_of(entries, blocks)
         limits = None if blocks is None else blocks.limits
@@ -221,7 +193,6 @@ class ProductLowering:
         self.b.release(self.out)
 
     def _weight_gradients(self, grad: TileBuffer) -> None:
-        assert self.region is not None
         _, region_in, region_out = self.region
         if self.across and self.gradients_dense:
             self.dense.gradients(self.x.buffer, grad, lambda: self.row_out, self._bias_at)

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
-from lthfunc.sparse.builder import Builder, GradientTarget, Value, View
+from lthfunc.sparse.builder import Builder, GradientTarget, Operation, Value, View
 from lthfunc.sparse.kernels.instructions import BY_TILES
-from lthfunc.sparse.lowerings.interface import Unsupported, argument
+from lthfunc.sparse.lowerings.interface import Unsupported, argument, aten, lowers
 from lthfunc.sparse.tile_buffers import TileBuffer
 
 
+@lowers(aten.alias.default, aten.contiguous.default, aten.clone.default)
 def same(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     """What changes nothing here: identity, contiguous, dropout in evaluation."""
     view: View = args[0]
     return view
 
 
+@lowers(aten.flatten.using_ints)
 def flatten(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     """flatten(1): no memory moves, since linear layers read features by their addresses."""
     view = args[0]
@@ -26,6 +29,7 @@ def flatten(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     return View(view.value, flat=True)
 
 
+@lowers(aten.view.default, aten.reshape.default)
 def reshape(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     """view and reshape to (batch, features)."""
     view, shape = args[0], list(args[1])
@@ -34,6 +38,7 @@ def reshape(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     return View(view.value, flat=True)
 
 
+@lowers(aten.slice.Tensor)
 def part(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     """x[:, :, a::s], along channels, height or width."""
     view: View = args[0]
@@ -49,69 +54,80 @@ def part(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
         return view
     if view.flat or not 0 <= start < stop:
         raise Unsupported("of flattened values, from the end or of nothing")
-    x = b.read(view)
     count = -(-(stop - start) // step)
     shape = list(view.shape)
     shape[dim - 1] = count
-    out = Value(b.allocate(*shape), x.needs)
+    out = Value(TileBuffer(*shape), view.value.needs)
     steps = [step if dim == each else 1 for each in (1, 2, 3)]
     starts = [start if dim == each else 0 for each in (1, 2, 3)]
-    _connected(b, x, out, starts, steps, inside=out)
+    _connected(b, view, out, starts, steps, inside=out)
     return View(out)
 
 
+@lowers(aten.pad.default, aten.constant_pad_nd.default)
 def pad(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     """Zeros around channels, height and width."""
     view, amounts = args[0], list(args[1])
     mode, value = argument(args, 2, "constant"), argument(args, 3, None)
     if view.flat or mode != "constant" or value not in (None, 0, 0.0) or min(amounts) < 0 or len(amounts) > 6:
         raise Unsupported("with anything but zeros around images")
-    x = b.read(view)
     before = [0, 0, 0]  # channels, height, width: the amounts begin with the last dimension
     shape = list(view.shape)
     for index in range(len(amounts) // 2):
         before[2 - index] = amounts[2 * index]
         shape[2 - index] += amounts[2 * index] + amounts[2 * index + 1]
-    out = Value(b.allocate(*shape), x.needs)
-    _connected(b, x, out, before, [1, 1, 1], inside=x)
+    out = Value(TileBuffer(*shape), view.value.needs)
+    _connected(b, view, out, before, [1, 1, 1])
     return View(out)
 
 
+@lowers(aten.cat.default)
 def concatenate(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     """Values side by side, channel after channel."""
     views, dim = args[0], argument(args, 1, 0)
     if dim not in (1, -3) or any(view.flat or view.shape[1:] != views[0].shape[1:] for view in views):
         raise Unsupported("along other dimensions than channels")
-    values = [b.read(view) for view in views]
-    out = Value(
-        b.allocate(sum(value.buffer.channels for value in values), *views[0].shape[1:]),
-        needs=any(value.needs for value in values),
-    )
-    first = 0
-    gradients = []
-    for value in values:
-        gradients.append(_copied(b, value, out, [first, 0, 0], [1, 1, 1], inside=value))
-        first += value.buffer.channels
+    channels = [view.shape[0] for view in views]
+    out = Value(TileBuffer(sum(channels), *views[0].shape[1:]), needs=any(view.value.needs for view in views))
 
-    def gradient() -> None:
-        for each in gradients:
-            each()
-        if out.needs:
-            b.release(out)
+    def emit(operation: Operation) -> None:
+        b.hold(out.buffer)
+        firsts = itertools.accumulate(channels, initial=0)
+        gradients = [
+            _copied(b, value, out, [first, 0, 0], [1, 1, 1], inside=value)
+            for value, first in zip(operation.inputs, firsts, strict=False)
+        ]
 
-    b.backward.append(gradient)
+        def gradient() -> None:
+            for each in gradients:
+                each()
+            if out.needs:
+                b.release(out)
+
+        b.backward.append(gradient)
+
+    b.operations.append(Operation([view.value for view in views], out, emit))
     return View(out)
 
 
-def _connected(b: Builder, x: Value, out: Value, starts: list[int], steps: list[int], inside: Value) -> None:
-    each = _copied(b, x, out, starts, steps, inside)
+def _connected(
+    b: Builder, view: View, out: Value, starts: list[int], steps: list[int], inside: Value | None = None
+) -> None:
+    """A copy between a value and `out`, of which one is a part: `inside`, or the value."""
 
-    def gradient() -> None:
-        each()
-        if x.needs:
-            b.release(out)
+    def emit(operation: Operation) -> None:
+        (x,) = operation.inputs
+        b.hold(out.buffer)
+        each = _copied(b, x, out, starts, steps, inside or x)
 
-    b.backward.append(gradient)
+        def gradient() -> None:
+            each()
+            if x.needs:
+                b.release(out)
+
+        b.backward.append(gradient)
+
+    b.operations.append(Operation([view.value], out, emit))
 
 
 def _copied(b: Builder, x: Value, out: Value, starts: list[int], steps: list[int], inside: Value) -> Any:
