@@ -42,7 +42,7 @@ def transfer(
 ) -> None:
     """Train a run's tickets, masks and initial weights, on another data set (Morcos et al. 2019).
 
-    An output layer of another size is drawn anew, dense.
+    An output layer of another size is newly initialised, and dense.
     """
     if "dataset" not in given:
         raise UserError("--dataset: name the data set to train the tickets on")

@@ -61,9 +61,9 @@ def resume(
     trust: o.Trust = False,
     json: o.Json = False,
 ) -> None:
-    """Go on with a run that was interrupted; the results have the same bits as without the interruption.
+    """Resume an interrupted run; the results have the same bits as without the interruption.
 
-    Trainings go on from their checkpoints; what is damaged is trained again. The options replace the run's own, since
+    Trainings resume from their checkpoints; damaged ones are trained again. The options replace the run's own, since
     they change no result.
     """
     from .running import resume_run

@@ -66,9 +66,9 @@ def _show_run(folder: Path, *, wants_json: bool) -> None:
             for line in outcome_lines(rows, folder) if len(records) == wanted else ():
                 put(line)
     for problem in sum_problems(folder, run, sizes=True):
-        put(f"damaged: {problem}; lthfunc verify {folder} says what remains")
+        put(f"damaged: {problem}; to see what remains: lthfunc verify {folder}")
     if len(records) < wanted:
-        put(f"unfinished; go on with: lthfunc resume {folder}")
+        put(f"unfinished; resume with: lthfunc resume {folder}")
 
 
 def _show_classes(folder: Path, data_dir: str | None, trust: bool) -> None:

@@ -26,14 +26,14 @@ def methods(
             autocompletion=METHODS.complete,
         ),
     ] = None,
-    list_: Annotated[bool, typer.Option("--list", help="Say what the methods are, and end.")] = False,
+    list_: Annotated[bool, typer.Option("--list", help="List the methods.")] = False,
     given: o.Given,
     recipe: o.Recipe = None,
     config: o.ConfigFile = None,
     trust: o.Trust = False,
     out: Annotated[
         str | None,
-        typer.Option("--out", metavar="FILE", help="Keep results here (.jsonl); the same command then goes on."),
+        typer.Option("--out", metavar="FILE", help="Write results here (.jsonl); the same command then resumes."),
     ] = None,
     save: Annotated[
         str | None,

@@ -48,7 +48,7 @@ def watching(console: Console, plan: Plan) -> Iterator[Watcher]:
 
 @contextmanager
 def watching_tasks(count: int, line: Callable[[Any, Record], str]) -> Iterator[Watcher]:
-    """The watcher of so many trainings that are no run's. line: what is said of a finished one."""
+    """The watcher of `count` trainings outside of a run. line: what is said of a finished one."""
     progress = bar_of(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with progress:
         yield _Tasks(progress, count, line)

@@ -55,22 +55,22 @@ from .training import prepare_run, train_run
 def new_run(config: Config, command: str, out: str | None, *, wants_json: bool) -> None:
     """Check everything, make the folder, run. Raises UserError before anything is written.
 
-    Where an unfinished run of the same settings is found, that is offered to be gone on with.
+    Where there is an unfinished run with the same settings, offer to resume that.
     """
     earlier = unfinished_like(config, command, out)
-    if earlier is not None and _goes_on(earlier, out):
+    if earlier is not None and _confirms_resuming(earlier, out):
         resume_run(str(earlier), {}, trust=False, wants_json=wants_json, typed=_same(config, scan_run(earlier).config))
         return
     folder = _free_folder(config, out)
     prepared = prepare_run(config)
-    with _begun(folder):
-        with _or_gone(folder):
+    with _new_folder(folder):
+        with _removed_on_error(folder):
             create(folder, prepared.config, command, data=prepared.plan.trainer.data)
         _run(prepared, command, folder, [], wants_json)
 
 
 def resume_run(run: str, changed: Given, trust: bool, *, wants_json: bool, typed: Collection[str] = ()) -> None:
-    """Go on with an interrupted run; a finished one has its table and pictures made again.
+    """Resume an interrupted run; a finished one has its table and pictures made again.
 
     changed: settings that change no result, to be used instead of the run's. typed: those that need no trust, since
     the user has typed the same.
@@ -92,12 +92,12 @@ def resume_run(run: str, changed: Given, trust: bool, *, wants_json: bool, typed
 
 
 def trial_run(config: Config, folder: Path, again: str) -> list[Record]:
-    """One run of several, in a folder that may hold its beginning; its records. again: the command that goes on."""
+    """One run of several, in a folder that may hold its beginning; its records. again: the command that resumes it."""
     if status(folder, folder / METRICS) is None:
         check_free(folder)
         prepared = prepare_run(config)
-        with _begun(folder):
-            with _or_gone(folder):
+        with _new_folder(folder):
+            with _removed_on_error(folder):
                 create(folder, prepared.config, PRUNE, data=prepared.plan.trainer.data)
             return train_run(prepared, PRUNE, folder, [], again=again)
     check_trust(
@@ -110,7 +110,7 @@ def trial_run(config: Config, folder: Path, again: str) -> list[Record]:
 
 
 def branch_run(run: Path, number: int, given: Given, out: str | None, trust: bool, *, wants_json: bool) -> None:
-    """Go on from a round of a finished run with other settings, in a folder of its own."""
+    """Continue from a round of a finished run with other settings, in a new folder."""
     _, theirs, _ = read_run(run)
     # The run's own rate stays, unless a rate or another number of rounds takes the place of densities by name.
     by_name = {"densities": None} if "rate" in given or "rounds" in given else {}
@@ -119,14 +119,14 @@ def branch_run(run: Path, number: int, given: Given, out: str | None, trust: boo
     folder = _free_folder(config, out)
     prepared = prepare_run(config)
     check_branch(run, prepared.plan, number)
-    with _begun(folder):
-        with _or_gone(folder):
+    with _new_folder(folder):
+        with _removed_on_error(folder):
             early = branch(run, folder, number, prepared)
         _run(prepared, PRUNE, folder, early, wants_json)
 
 
 def transfer_run(run: Path, given: Given, out: str | None, trust: bool, *, wants_json: bool) -> None:
-    """Train the tickets of a finished run on another data set, in a folder of its own."""
+    """Train the tickets of a finished run on another data set, in a new folder."""
     _, theirs, records = read_run(run)
     fresh = {name: None for name, setting in SETTINGS.items() if setting.follows_data}
     pruned = {"rounds": max((item["round"] for item in records), default=0), "rewind": "init", "control": None}
@@ -136,14 +136,14 @@ def transfer_run(run: Path, given: Given, out: str | None, trust: bool, *, wants
     folder = _free_folder(config, out)
     prepared = prepare_run(config)
     tasks = transfers(run, prepared.plan, prepared.config)
-    with _begun(folder):
-        with _or_gone(folder):
+    with _new_folder(folder):
+        with _removed_on_error(folder):
             create(folder, prepared.config, TRANSFER, run, data=prepared.plan.trainer.data)
         _run(prepared, TRANSFER, folder, [], wants_json, tasks)
 
 
 def _recovered(folder: Path) -> Run:
-    """What remains of a run, after a word on what was damaged."""
+    """What remains of a run, once what was damaged is reported."""
     found, said = recover(folder)
     for line in said:
         say(f"damaged: {line}")
@@ -163,8 +163,8 @@ def _free_folder(config: Config, out: str | None) -> Path:
 
 
 @contextmanager
-def _begun(folder: Path) -> Iterator[None]:
-    """The folder made, and held."""
+def _new_folder(folder: Path) -> Iterator[None]:
+    """Make the folder, and lock it."""
     make_folder("--out", folder)
     with locked(folder):
         check_free(folder)  # another process may have begun there meanwhile
@@ -172,8 +172,8 @@ def _begun(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _or_gone(folder: Path) -> Iterator[None]:
-    """A run that cannot be begun leaves nothing."""
+def _removed_on_error(folder: Path) -> Iterator[None]:
+    """Remove the folder of a run that could not begin."""
     try:
         yield
     except BaseException:
@@ -181,14 +181,12 @@ def _or_gone(folder: Path) -> Iterator[None]:
         raise
 
 
-def _goes_on(earlier: Path, out: str | None) -> bool:
-    """Whether the user wants to go on with an unfinished run; without anybody to ask, a line says how."""
+def _confirms_resuming(earlier: Path, out: str | None) -> bool:
+    """Whether the user wants to resume an unfinished run; where nobody can be asked, a line says how."""
     if sys.stdin.isatty() and sys.stderr.isatty():
-        return typer.confirm(
-            f"{earlier} is an unfinished run of these settings. Go on with it?", err=True, default=True
-        )
+        return typer.confirm(f"{earlier} is an unfinished run with these settings. Resume it?", err=True, default=True)
     if out is None:
-        say(f"an unfinished run of these settings can be gone on with: lthfunc resume {shlex.quote(str(earlier))}")
+        say(f"found an unfinished run with these settings; resume it with: lthfunc resume {shlex.quote(str(earlier))}")
     return False
 
 

@@ -49,14 +49,14 @@ def sweep(
         str | None,
         typer.Option(
             "--out",
-            help="Folder for the trials; the same command goes on there. \\[default: runs/sweep-NETWORK-DATASET-TIME]",
+            help="Folder for the trials; the same command resumes there. \\[default: runs/sweep-NETWORK-DATASET-TIME]",
         ),
     ] = None,
     json: o.Json = False,
 ) -> None:
     """Run `lthfunc prune` with many settings: a grid, or Optuna's search. Takes all of prune's options besides.
 
-    Every trial is a run like any other, in a folder of its own; the best one is told by validation accuracy. With
+    Every trial is a run like any other, in a folder of its own; the best one has the highest validation accuracy. With
     --rounds 0 the dense network alone is trained.
     """
     if bool(grid) == bool(search):
@@ -137,7 +137,7 @@ def _sweep(
 
 
 def _command(folder: Path) -> str:
-    """What was typed, with the folder named, so that it goes on there."""
+    """What was typed, with the folder named, so that it resumes there."""
     words = ["lthfunc", *sys.argv[1:]]
     return shlex.join(words if "--out" in words else [*words, "--out", str(folder)])
 

@@ -1,4 +1,4 @@
-"""A prepared run carried out: who watches, what is metered and tracked, how it is asked to stop."""
+"""Trainings of a command: prepared, watched, metered, tracked, and stopped when asked to."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def train_run(
     tasks: list[Task] | None = None,
     again: str | None = None,
 ) -> list[Record]:
-    """Carry out what is missing of a run. again: the command that goes on after an interruption."""
+    """Carry out what is missing of a run. again: the command that resumes it."""
     config, plan, note, _ = prepared
     again = again or _resume(folder, config)
     err = aside()
@@ -110,7 +110,7 @@ def metered(config: Config) -> Iterator[Meter | None]:
 
 
 def _resume(folder: Path, config: Config) -> str:
-    """The command that goes on with a run."""
+    """The command that resumes a run."""
     return f"lthfunc resume {shlex.quote(named(folder))}" + (" --trust" if trusted_in(to_mapping(config)) else "")
 
 

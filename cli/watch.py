@@ -1,4 +1,4 @@
-"""``lthfunc watch``: a run that another process is working on, live."""
+"""``lthfunc watch``: the progress of a run in another process."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def watch(
     ] = 1.0,
     once: Annotated[bool, typer.Option("--once", help="Look once, and end.")] = False,
 ) -> None:
-    """Show a run that goes on in another terminal, until it ends; Ctrl-C leaves the run alone."""
+    """Watch a run of another terminal until it ends; Ctrl-C stops watching, not the run."""
     if not 0.1 <= every <= 3600:
         raise invalid("--every", every, "a number of seconds from 0.1 to 3600")
     _watch(Path(run), every, once)
@@ -54,7 +54,7 @@ def _watch(folder: Path, every: float, once: bool) -> None:
         return
     found = scan_run(folder)
     if not is_finished(found):
-        put(f"nobody is working on it; go on with: lthfunc resume {shlex.quote(str(folder))}")
+        put(f"no process is working on it; resume with: lthfunc resume {shlex.quote(str(folder))}")
     elif found.config.rounds:
         from lthfunc.experiments.records import summarize
 

@@ -153,7 +153,7 @@ def test_a_live_run_is_seen_from_elsewhere(tmp_path: Path, capsys: Any) -> None:
     assert not (folder / PROGRESS).exists()
     assert not at_work(folder)
     assert run("watch", folder) == 0  # which ends at once, since nobody works on it
-    assert f"nobody is working on it; go on with: lthfunc resume {folder}" in capsys.readouterr().out
+    assert f"no process is working on it; resume with: lthfunc resume {folder}" in capsys.readouterr().out
 
 
 def test_a_finished_run_is_shown_once(runs: Path, capsys: Any) -> None:

@@ -194,10 +194,10 @@ def test_typing_the_command_again_offers_to_go_on(
     earlier = tmp_path / "runs" / "earlier"
     # Nobody to ask: it is said, and a run of its own begins; in its folder it is refused.
     assert run(*command) == 0
-    told = "an unfinished run of these settings can be gone on with: lthfunc resume runs/earlier"
+    told = "found an unfinished run with these settings; resume it with: lthfunc resume runs/earlier"
     assert told in said(capsys)
     assert run(*command, "--out", earlier) == 2
-    assert "go on with it: lthfunc resume" in said(capsys)[-1]
+    assert "resume it with: lthfunc resume" in said(capsys)[-1]
     assert run(*command, "--rate", "0.3") == 0
     assert told not in said(capsys)
     # With somebody to ask.

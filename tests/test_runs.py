@@ -216,7 +216,7 @@ def test_a_folder_in_use_is_refused_and_left_alone(finished: Path, tmp_path: Pat
     before = sorted((str(path), path.stat().st_mtime_ns) for path in finished.rglob("*"))
     assert run("prune", *SMALL, "--out", finished) == 2
     assert (
-        f"holds another run; name another folder, or go on with it: lthfunc resume {finished}"
+        f"holds another run; name another folder, or resume it with: lthfunc resume {finished}"
         in capsys.readouterr().err
     )
     assert sorted((str(path), path.stat().st_mtime_ns) for path in finished.rglob("*")) == before
@@ -249,7 +249,7 @@ def test_info_shows_runs_tickets_and_what_is_unfinished(finished: Path, tmp_path
     lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
     (folder / "metrics.jsonl").write_text("".join(lines[:3]))
     assert run("info", folder) == 0
-    assert f"unfinished; go on with: lthfunc resume {folder}" in capsys.readouterr().out
+    assert f"unfinished; resume with: lthfunc resume {folder}" in capsys.readouterr().out
     for target in (tmp_path, tmp_path / "absent", finished / "config.toml"):
         assert run("info", target) == 2
 

@@ -1,1 +1,1 @@
-"""Run folders: what an experiment leaves on disk, and how it goes on after an interruption."""
+"""Run folders: what an experiment leaves on disk, and how it continues after an interruption."""

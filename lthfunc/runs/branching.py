@@ -78,8 +78,8 @@ def _copy(source: Path, target: Path, *, anchor: bool) -> None:
 def transfers(run: Path, plan: Plan, config: Config) -> list[Task]:
     """The run's tickets, and controls of them, as trainings of another plan (of other data).
 
-    An output layer for other classes is drawn anew, dense. Raises UserError where another of a ticket's shapes doesn't
-    fit the plan's network.
+    An output layer for other classes is newly initialised, and dense. Raises UserError where another of a ticket's
+    shapes doesn't fit the plan's network.
     """
     _, theirs, records = read_run(run)
     tasks = []
@@ -137,7 +137,7 @@ def _fitted(state: TrainState, plan: Plan, seed: int) -> TrainState:
 
 
 def check_branch(run: Path, plan: Plan, number: int) -> None:
-    """Raise UserError where the run can't be gone on with in this way."""
+    """Raise UserError where the run can't be continued like this."""
     if plan.rounds <= number:
         raise invalid("--rounds", plan.rounds, f"at least {number + 1}, one more than the round branched from")
     _, config, records = read_run(run)

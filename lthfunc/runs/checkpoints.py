@@ -1,4 +1,4 @@
-"""A training under way on disk: all that it needs to go on to the bits that it would have had.
+"""A training under way on disk: all that it needs to end in the bits that it would have had.
 
 ``checkpoint-000001200-<SHA-256>.safetensors`` in the training's folder: the step, and the sum of the file's own
 content, so that it is whole, and what was written, or none. The last one is kept; it goes when its training has ended.

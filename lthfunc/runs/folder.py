@@ -89,7 +89,7 @@ def check_free(folder: Path) -> None:
         raise invalid("--out", str(folder), "a folder, and this is a file")
     if any(safe_files.status(folder, folder / name) is not None for name in (CONFIG, METRICS)):
         raise UserError(
-            f"--out: {str(folder)!r} holds another run; name another folder, or go on with it: lthfunc resume "
+            f"--out: {str(folder)!r} holds another run; name another folder, or resume it with: lthfunc resume "
             f"{shlex.quote(str(folder))}"
         )
     if not all(map(_is_ours, safe_files.names(folder, folder))):
@@ -256,7 +256,7 @@ def _config_of(folder: Path, about: dict[str, Any]) -> tuple[Config, str | None]
     different = [name for name in {**theirs, **mine} if name not in FREE and mine.get(name) != theirs.get(name)]
     if different:
         name = different[0]
-        return begun, f"{name} is {mine.get(name)!r}, and the run was begun with {theirs.get(name)!r}; {again}"
+        return begun, f"{name} is {mine.get(name)!r}, and the run began with {theirs.get(name)!r}; {again}"
     return config, None
 
 
@@ -273,7 +273,7 @@ def whole_run(folder: Path) -> Run:
     """
     run = scan_run(folder)
     if run.damage:
-        raise DamagedError(f"{folder}: {run.damage[0]} (lthfunc verify {folder} says what remains)")
+        raise DamagedError(f"{folder}: {run.damage[0]} (to see what remains: lthfunc verify {folder})")
     return run
 
 

@@ -74,7 +74,7 @@ def sum_problems(folder: Path, run: Run, *, sizes: bool = False) -> Iterator[Pro
     yield from _old_ticket_problems(folder, run, sizes)
     for file, problem in ticket_file_problems(folder, run.config, run.records, sizes=sizes) if is_finished(run) else ():
         if run.format > 2 or safe_files.status(folder, folder / file) is not None:
-            yield Problem(file, f"{problem}; lthfunc resume mends that")
+            yield Problem(file, f"{problem}; lthfunc resume repairs that")
 
 
 def _old_ticket_problems(folder: Path, run: Run, sizes: bool) -> Iterator[Problem]:
@@ -93,7 +93,7 @@ def _old_ticket_problems(folder: Path, run: Run, sizes: bool) -> Iterator[Proble
             ours = folder / OLD_TICKET
             problems = [file_problem(folder, ours, each, sizes=sizes) for each in known if each is not None]
             if all(problem is not None for problem in problems):
-                yield Problem(OLD_TICKET, f"{problems[0]}; lthfunc resume mends that")
+                yield Problem(OLD_TICKET, f"{problems[0]}; lthfunc resume repairs that")
 
 
 def _ticket_sum(place: Path) -> Sum | None:

@@ -32,7 +32,7 @@ def locked(folder: Path) -> Iterator[None]:
         lock.acquire()
     except Timeout as error:
         raise UserError(
-            f"{folder}: {_in_words(holder(folder))} is working on it; wait for its end, or stop it"
+            f"{folder}: {_in_words(holder(folder))} is working on it; wait until it ends, or stop it"
         ) from error
     try:
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")

@@ -82,9 +82,11 @@ def checked_bytes(place: Path, name: str) -> bytes:
     try:
         payload = safe_files.read(run_of(place), path)
     except FileNotFoundError as error:
-        raise DamagedError(f"{path}: is missing; lthfunc verify says what remains") from error
+        raise DamagedError(f"{path}: is missing (to see what remains: lthfunc verify)") from error
     if sums is not None and name in sums and sum_of(payload) != sums[name]:
-        raise DamagedError(f"{path}: is damaged, its SHA-256 is not the manifest's; lthfunc verify says what remains")
+        raise DamagedError(
+            f"{path}: is damaged: its SHA-256 is not the manifest's (to see what remains: lthfunc verify)"
+        )
     return payload
 
 

@@ -1,4 +1,4 @@
-"""A run's folder elsewhere: worked on here, and kept up to date there, so that it can always be gone on with.
+"""A run's folder elsewhere: worked on here, and kept up to date there, so that it can always be resumed.
 
 Objects appear whole. A training exists once its line stands in metrics.jsonl, which is sent last, as it was before the
 others were looked at; what a finished training leaves behind is deleted only after that.
@@ -51,7 +51,7 @@ class Mirror:
     def open(self) -> None:
         """Bring here what is there, and say there who is working on it.
 
-        Where a last time could not send all that it had come to, and nobody has gone on since, that is kept.
+        What could not be uploaded the last time is used, unless the run was continued elsewhere since.
 
         Raises UserError where the place cannot be reached, or another process is working on it.
         """
@@ -108,10 +108,9 @@ class Mirror:
             if not self._single:
                 remove(self._place, HOLDER)
         except Exception as error:
-            again = "" if self._single else f", and sent when it is gone on with from here: lthfunc resume {self.url}"
+            again = "" if self._single else f", and uploaded when it is resumed from here: lthfunc resume {self.url}"
             raise LostRunError(
-                f"{self.url}: cannot be written ({first_line(error)}); what is not there yet is kept in "
-                f"{self.folder}{again}"
+                f"{self.url}: cannot be written ({first_line(error)}); what was not uploaded is in {self.folder}{again}"
             ) from error
         (self._home / _UNSENT).unlink(missing_ok=True)
 
@@ -140,7 +139,7 @@ class Mirror:
         theirs = self._place.system.cat_file(f"{self._place.path}/{log}") if log in names else b""
         if not safe_files.read(self.folder, self.folder / log).startswith(theirs):
             return False
-        self.said.append(f"{self.url}: what could not be sent the last time is in {self.folder}, and goes on")
+        self.said.append(f"{self.url}: continuing with {self.folder}, which could not be uploaded the last time")
         return True
 
     def _fetch(self, names: list[str]) -> None:

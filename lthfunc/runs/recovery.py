@@ -1,4 +1,4 @@
-"""Where a run goes on after an interruption or damage: from its last good point, with a word on what was lost."""
+"""Where a run continues after an interruption or damage: at its last good point; what was lost is reported."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ from lthfunc.trees.atomic_io import TEMPORARY_SUFFIX
 
 
 def recover(folder: Path) -> tuple[Run, list[str]]:
-    """Make a run ready to go on; returns what remains of it, and lines on what was wrong.
+    """Make a run ready to continue; returns what remains of it, and lines on what was wrong.
 
-    Trainings that are damaged, and those of their seed that follow from them, count as not finished from here on; what
-    their files hold is written anew. Nothing else is deleted, but for what interrupted writing left.
+    Trainings that are damaged, and those of their seed that follow from them, count as not finished from here on; their
+    files are written again. Nothing else is deleted, except what interrupted writing left.
 
     Raises UserError where this is no run, DamagedError where what it is can't be told or its settings were changed.
     """
     for path in list(safe_files.files(folder)):
         if path.name.startswith(".") and path.name.endswith(TEMPORARY_SUFFIX):
             safe_files.remove(folder, path)
-    scan_run(folder)  # which raises where there is nothing to go on from
+    scan_run(folder)  # which raises where there is nothing to resume
     drop_partial_line(folder / METRICS)
     run = scan_run(folder)
     said = run.damage

@@ -1,4 +1,4 @@
-"""Trainings on disk: written when they end, read where an experiment goes on."""
+"""Trainings on disk: written when they end, read where an experiment continues."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def open_sweep(folder: Path, config: Config, space: Space, objective: str, kind:
     path = folder / SWEEP
     if safe_files.status(folder, path) is None:
         if folder.exists() and (not folder.is_dir() or safe_files.names(folder, folder)):
-            raise invalid("--out", str(folder), "a new or empty folder, or a sweep to go on with")
+            raise invalid("--out", str(folder), "a new or empty folder, or that of the same sweep")
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -13,7 +13,7 @@ from lthfunc.runs.measurements import MEASURED
 from lthfunc.runs.side_file_schemas import measurement_problem, session_problem
 from lthfunc.runs.unfinished import is_finished
 
-#: Looks at a run that goes on meanwhile.
+#: Attempts on a run that is being written meanwhile.
 _LOOKS = 5
 
 
@@ -38,7 +38,7 @@ class Report(NamedTuple):
                 f"seed {seed}: good are the rounds {_ranges(rounds)}" if rounds else f"seed {seed}: no good round"
             )
         if self.problems:
-            return [*lines, f"lthfunc resume {self.folder} goes on from the last good point"]
+            return [*lines, f"lthfunc resume {self.folder} continues from the last good point"]
         return [*lines, "no damage found" + ("" if is_finished(run) else "; unfinished")]
 
     def as_json(self) -> dict[str, Any]:
@@ -51,7 +51,7 @@ class Report(NamedTuple):
 def verified(folder: Path) -> Report:
     """Check everything. Raises UserError where this is no run, DamagedError where it can't be told what it is.
 
-    A live run may go on while it is looked at, and replace what was about to be read: then it is looked at again.
+    A live run may replace a file that was about to be read: then everything is read again.
     """
     for _ in range(_LOOKS):
         before = safe_files.status(folder, folder / METRICS)

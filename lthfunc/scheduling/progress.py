@@ -92,11 +92,11 @@ class _Broadcast(Watcher):
         self._path = path
         self._total = self._before = 0
         self._under: dict[Name, dict[str, Any]] = {}
-        self._told = float("-inf")
+        self._written = float("-inf")
 
     def total(self, steps: int) -> None:
         self._total = steps
-        self._tell()
+        self._write()
 
     def begin(self, task: Task, stop: int) -> None:
         start = int(task.start.step)
@@ -104,23 +104,23 @@ class _Broadcast(Watcher):
             "seed": task.seed, "round": task.number, "variant": task.variant, "density": density(task.start.masks),
             "start": start, "at": start, "stop": stop, "point": None,
         }  # fmt: skip
-        self._tell()
+        self._write()
 
     def step(self, task: Task, number: int, point: Point | None) -> None:
         under = self._under[task.key]
         under["at"] = number
         if point is not None:
             under["point"] = {"step": point.step, "loss": point.val_loss, "accuracy": point.val_accuracy}
-        if time.monotonic() - self._told > _EVERY:
-            self._tell()
+        if time.monotonic() - self._written > _EVERY:
+            self._write()
 
     def end(self, task: Task, item: Record) -> None:
         under = self._under.pop(task.key)
         self._before += under["stop"] - under["start"]
-        self._tell()
+        self._write()
 
-    def _tell(self) -> None:
-        self._told = time.monotonic()
+    def _write(self) -> None:
+        self._written = time.monotonic()
         under = list(self._under.values())
         done = self._before + sum(each["at"] - each["start"] for each in under)
         about = {"time": time.time(), "done": done, "total": self._total, "trainings": under}
@@ -130,7 +130,7 @@ class _Broadcast(Watcher):
 
 @contextmanager
 def broadcasting(folder: Path, watchers: Sequence[Watcher]) -> Iterator[Watcher]:
-    """The watchers as one, and the folder told as well for as long as this lasts."""
+    """The watchers as one, which also write to the folder while this lasts."""
     path = folder / PROGRESS
     try:
         yield _All([*watchers, _Broadcast(path)])

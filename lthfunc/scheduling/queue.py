@@ -1,4 +1,4 @@
-"""The trainings that are ready to run, what a training needs, and who is told how they go."""
+"""The trainings that are ready to run, what a training needs, and who watches them."""
 
 from __future__ import annotations
 

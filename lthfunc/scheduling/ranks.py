@@ -2,7 +2,7 @@
 
 Rank 0 prunes, rewinds and writes every file; it hands each training out, from its last checkpoint where it has one,
 and all ranks take its steps together. So masks are the same everywhere, only rank 0 needs to see the run's folder, and
-a run goes on with any number of ranks. Ranks are one job, started by one user: they believe what they are sent.
+a run resumes with any number of ranks. Ranks are one job, started by one user: they believe what they are sent.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ T = TypeVar("T")
 #: How long ranks wait for one that says nothing, and for the first one to be there.
 _PATIENCE = timedelta(minutes=10)
 #: What NCCL's watchdog does about a rank that is gone: by default it ends the process, before anybody can say which
-#: training was lost and how to go on. 2: it ends the collectives alone, and the next one raises an error.
+#: training was lost and how to resume it. 2: it ends the collectives alone, and the next one raises an error.
 _WATCHDOG = ("TORCH_NCCL_ASYNC_ERROR_HANDLING", "2")
 #: Words of the transports' errors.
 _TRANSPORTS = ("gloo", "nccl")

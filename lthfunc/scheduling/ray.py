@@ -34,7 +34,7 @@ from lthfunc.training.results import Point
 
 #: Seconds between two questions about progress.
 _ASK_EVERY = 0.5
-#: How often a training, or a call, is begun again that lost its worker.
+#: How often a training or a call starts again after it lost its worker.
 _TRIES = 3
 
 
@@ -111,7 +111,7 @@ class RayExecutor:
             if tries > _TRIES:
                 reason = f"lost its worker {tries} times ({first_line(error)})"
                 return Event(task, "lost", UserError(f"{task.description}: {reason}; resume with: {self._run.again}"))
-            self.train(task)  # which goes on from its last checkpoint
+            self.train(task)  # which resumes from its last checkpoint
             return None
         self._save(task, saved)
         self._free.append(worker)
@@ -287,4 +287,4 @@ def check_same(expected: dict[str, Any], mine: dict[str, Any]) -> None:
     """Raise UserError where a node's versions are others."""
     for name, value in expected.items():
         if mine.get(name) != value:
-            raise UserError(f"--executor: a node has {name} {mine.get(name)}, and this run was begun with {value}")
+            raise UserError(f"--executor: a node has {name} {mine.get(name)}, and this run began with {value}")
