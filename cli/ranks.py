@@ -8,7 +8,7 @@ from collections.abc import Callable
 import typer
 
 from lthfunc.errors import LostRankError, UserError
-from lthfunc.scheduling.ranks import dismiss, join, serve
+from lthfunc.scheduling.ranks import help_rank_0, join_ranks, release_ranks
 
 from .stopping import stopping
 
@@ -22,11 +22,11 @@ def on_ranks(command: str, run: Callable[[], int | None]) -> int | None:
         if os.environ["RANK"] != "0":
             return 2
         raise UserError(f"torchrun: runs {', '.join(_COMMANDS)} on several ranks, not {command or 'nothing'}")
-    collectives = join()
+    collectives = join_ranks()
     if collectives.rank > 0:
         with stopping(aloud=False) as stop:
             try:
-                serve(stop)
+                help_rank_0(stop)
             except LostRankError as error:
                 raise LostRankError(f"rank {collectives.rank}: {error}") from error
         return stop.code if stop() else 0
@@ -35,7 +35,7 @@ def on_ranks(command: str, run: Callable[[], int | None]) -> int | None:
     except LostRankError:
         raise
     except (UserError, typer.TyperException, typer.Abort):
-        dismiss()
+        release_ranks()
         raise
-    dismiss()
+    release_ranks()
     return code

@@ -22,7 +22,7 @@ from lthfunc.runs.folder import TRAIN
 from lthfunc.scheduling.execute import check_ray, execute, jobs_of
 from lthfunc.scheduling.progress import broadcasting
 from lthfunc.scheduling.queue import Run
-from lthfunc.scheduling.ranks import begin
+from lthfunc.scheduling.ranks import agree_on_plan
 from lthfunc.tracking.table import check_trackers, tracking
 from lthfunc.training.cpu_threads import using_threads
 from lthfunc.training.malloc import keep_freed_memory
@@ -47,7 +47,7 @@ def prepare_run(config: Config) -> Prepared:
     for hint in find_warnings(prepared.plan.trainer.data):
         say(f"--dataset: {hint}")
     if collectives.world_size > 1:
-        begin(prepared.config, prepared.plan)
+        agree_on_plan(prepared.config, prepared.plan)
     return prepared
 
 

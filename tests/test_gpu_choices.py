@@ -96,7 +96,7 @@ def test_each_rank_takes_a_gpu_of_its_own(gpus: Machine, monkeypatch: pytest.Mon
         _check_ranks(Config(device="cuda:1", batch_size=60, engine="eager"), two)
     monkeypatch.setattr(distributed, "init_process_group", lambda **settings: None)
     monkeypatch.setattr(ranks, "collectives", lambda: two)
-    assert ranks.join() == two
+    assert ranks.join_ranks() == two
     assert gpus.current == 1
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(UserError, match=r"^--device: this rank needs GPU number 2, and there are 2 GPUs$"):

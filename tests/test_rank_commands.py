@@ -160,8 +160,8 @@ def test_ranks_of_other_versions_and_data_are_told_apart(monkeypatch: pytest.Mon
     two = Collectives(1, 2, lambda vector: vector)
     monkeypatch.setattr(sys, "argv", ["lthfunc", "prune"])
     theirs = ranks._fingerprint(config, prepare(config, collectives=two).plan)
-    order = ranks._Begin(config, ["prune"], versions(), theirs)
-    plan, problem = ranks._like(order, two)
+    order = ranks._PlanOrder(config, ["prune"], versions(), theirs)
+    plan, problem = ranks._same_plan(order, two)
     assert problem is None
     assert plan is not None
     for other, told in (
@@ -174,7 +174,7 @@ def test_ranks_of_other_versions_and_data_are_told_apart(monkeypatch: pytest.Mon
         (order._replace(found={**theirs, "data (digits)": "other"}), "rank 1 finds data (digits) that differs"),
         (order._replace(config=config.__class__(dataset="npz:none.npz", steps=20)), "rank 1: --dataset"),
     ):
-        plan, problem = ranks._like(other, two)
+        plan, problem = ranks._same_plan(other, two)
         assert plan is None
         assert problem is not None
         assert told in problem

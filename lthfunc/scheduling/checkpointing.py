@@ -17,7 +17,7 @@ from lthfunc.experiments.iterative import Progress
 from lthfunc.runs.checkpoints import Checkpoint, checkpoints, load_checkpoint, save_checkpoint, step_of
 from lthfunc.runs.folder import training_folder
 from lthfunc.scheduling.queue import Beginning, Cost, Run
-from lthfunc.scheduling.ranks import check_alike, hand_out, together
+from lthfunc.scheduling.ranks import broadcast_training, check_same_networks, naming_lost_ranks
 from lthfunc.training.batches import steps_per_epoch
 from lthfunc.training.results import Checkpointer, Observers
 
@@ -68,11 +68,11 @@ def train_with_checkpoints(run: Run, tasks: Sequence[Any], observe: Observers | 
     if phases is not None:
         checkpointer = _metered(checkpointer, phases)
     collectives, so_far = trainer.collectives, [each.progress for each in saved] or None
-    hand_out(collectives, tasks, so_far)
+    broadcast_training(collectives, tasks, so_far)
     try:
-        with together(collectives):
+        with naming_lost_ranks(collectives):
             values = run.workload.train(context, tasks, beginnings, observe, checkpointer, so_far)
-            check_alike(collectives, values)
+            check_same_networks(collectives, values)
     finally:
         writer.close()
     return values, Cost(seconds(), None if phases is None else phases.as_values(count))

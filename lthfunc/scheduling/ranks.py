@@ -43,7 +43,7 @@ _TRANSPORTS = ("gloo", "nccl")
 _COMPARED = 256
 
 
-class _Begin(NamedTuple):
+class _PlanOrder(NamedTuple):
     """What rank 0 is about to do, and what the others must have alike. found: of its network and data."""
 
     config: Config
@@ -52,15 +52,15 @@ class _Begin(NamedTuple):
     found: dict[str, str]
 
 
-class _Hand(NamedTuple):
+class _TrainingOrder(NamedTuple):
     """A training for all ranks."""
 
     tasks: list[Task]
     so_far: list[Progress] | None
 
 
-def join() -> Collectives:
-    """Become one of the ranks. Raises UserError where they don't find together."""
+def join_ranks() -> Collectives:
+    """Become one of the ranks. Raises UserError where they cannot reach each other."""
     if torch.cuda.is_available() and (mine := int(os.environ.get("LOCAL_RANK", "0"))) < torch.cuda.device_count():
         torch.cuda.set_device(mine)
     os.environ.setdefault(*_WATCHDOG)  # read as the group is made
@@ -68,31 +68,31 @@ def join() -> Collectives:
         distributed.init_process_group(timeout=_PATIENCE)
     except (RuntimeError, ValueError) as error:
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-        raise UserError(f"torchrun: the ranks don't find together at {where} ({first_line(error)})") from error
+        raise UserError(f"torchrun: the ranks cannot reach each other at {where} ({first_line(error)})") from error
     return collectives()
 
 
-def begin(config: Config, plan: Plan) -> None:
+def agree_on_plan(config: Config, plan: Plan) -> None:
     """Rank 0: have the others make the same plan. Raises UserError, before any step, where one has another or none."""
-    _share(_Begin(config, sys.argv[1:], versions(), _fingerprint(config, plan)))
+    _broadcast(_PlanOrder(config, sys.argv[1:], versions(), _fingerprint(config, plan)))
     problem = next((said for said in _gather(None) if said is not None), None)
     if problem is not None:
         raise UserError(problem)
 
 
-def hand_out(collectives: Collectives, tasks: Sequence[Task], so_far: Sequence[Progress] | None) -> None:
+def broadcast_training(collectives: Collectives, tasks: Sequence[Task], so_far: Sequence[Progress] | None) -> None:
     """Rank 0: have the others train this too."""
     if collectives.world_size > 1 and collectives.rank == 0:
-        _share(_at("cpu", _Hand(list(tasks), None if so_far is None else list(so_far))))
+        _broadcast(_at("cpu", _TrainingOrder(list(tasks), None if so_far is None else list(so_far))))
 
 
-def dismiss() -> None:
+def release_ranks() -> None:
     """Rank 0: let the others go."""
-    _share(None)
+    _broadcast(None)
 
 
 @contextmanager
-def together(collectives: Collectives) -> Iterator[None]:
+def naming_lost_ranks(collectives: Collectives) -> Iterator[None]:
     """Of a training on all ranks. Raises LostRankError where one of them is gone."""
     try:
         yield
@@ -103,7 +103,7 @@ def together(collectives: Collectives) -> Iterator[None]:
         raise
 
 
-def check_alike(collectives: Collectives, rounds: Sequence[Round]) -> None:
+def check_same_networks(collectives: Collectives, rounds: Sequence[Round]) -> None:
     """Raise UserError where ranks have come to different networks: one that sees other examples would, say."""
     if collectives.world_size == 1:
         return
@@ -119,13 +119,13 @@ def check_alike(collectives: Collectives, rounds: Sequence[Round]) -> None:
         )
 
 
-def serve(stopping: Callable[[], bool]) -> None:
+def help_rank_0(stopping: Callable[[], bool]) -> None:
     """Every other rank: help rank 0 until it lets go. Raises LostRankError, and UserError where it can't help."""
     group, plan = collectives(), None
-    with together(group):
-        while (order := _share(None)) is not None:
-            if isinstance(order, _Begin):
-                plan, problem = _like(order, group)
+    with naming_lost_ranks(group):
+        while (order := _broadcast(None)) is not None:
+            if isinstance(order, _PlanOrder):
+                plan, problem = _same_plan(order, group)
                 # Ranks agree on stopping wherever rank 0 pauses.
                 pause = parse_interval(order.config.checkpoint_every).after
                 problems = _gather(problem)
@@ -136,17 +136,17 @@ def serve(stopping: Callable[[], bool]) -> None:
                 _help(plan, order, Checkpointer(lambda progress: None, stopping, next_check=pause))
 
 
-def _help(plan: Plan, order: _Hand, checkpointer: Checkpointer[Progress]) -> None:
+def _help(plan: Plan, order: _TrainingOrder, checkpointer: Checkpointer[Progress]) -> None:
     device = f"cuda:{torch.cuda.current_device()}" if plan.trainer.data.train.y.is_cuda else "cpu"
     tasks, so_far = _at(device, order)
     try:
         rounds = train_together(plan, tasks, checkpointer=checkpointer, so_far=so_far)
-        check_alike(plan.trainer.collectives, rounds)
+        check_same_networks(plan.trainer.collectives, rounds)
     except (UserError, Stopped):
         return  # which rank 0 has come to as well, and tells
 
 
-def _like(order: _Begin, collectives: Collectives) -> tuple[Plan | None, str | None]:
+def _same_plan(order: _PlanOrder, collectives: Collectives) -> tuple[Plan | None, str | None]:
     """(the same plan, None), or (None, what is different here)."""
     who = f"rank {collectives.rank}"
     about = versions()
@@ -200,10 +200,10 @@ def _at(device: str, tree: T) -> T:
     return tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, torch.Tensor) else leaf, tree)
 
 
-def _share(value: Any) -> Any:
+def _broadcast(value: Any) -> Any:
     """Rank 0's value, on every rank."""
     held = [value]
-    with together(collectives()):
+    with naming_lost_ranks(collectives()):
         distributed.broadcast_object_list(held, src=0, device=torch.device("cpu"))
     return held[0]
 
