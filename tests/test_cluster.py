@@ -32,6 +32,9 @@ def cluster() -> Iterator[Any]:
         yield found
 
 
+os.environ.setdefault("RAY_worker_niceness", "0")  # else workers starve where other processes are busy
+
+
 def on_ray(page: str) -> list[str]:
     """What a page has typed for a cluster that is not yet there."""
     lines = (ROOT / page).read_text(encoding="utf-8").splitlines()
