@@ -27,12 +27,12 @@ def config(
     explain: Annotated[
         bool,
         typer.Option(
-            "--explain", help="Load the data and print what is decided for settings that are left open, and why."
+            "--explain", help="Load the data, then print what was decided for settings that are left open, and why."
         ),
     ] = False,
     json: o.Json = False,
 ) -> None:
-    """Check settings, and print them as TOML with the defaults of their network and data filled in."""
+    """Check settings, and print them as TOML with the defaults of the network and data set filled in."""
     import json as writer
 
     if schema:

@@ -21,26 +21,31 @@ def connectivity(
     at: Annotated[
         list[int] | None,
         typer.Option(
-            "--at", parser=o.whole, metavar="K", help="Step to spawn two copies at; repeatable. \\[default: 0]"
+            "--at", parser=o.whole, metavar="K", help="Step at which to make two copies; repeatable. \\[default: 0]"
         ),
     ] = None,
     points: Annotated[
-        int, typer.Option("--points", parser=o.whole, metavar="N", help="Networks to measure between the copies.")
+        int,
+        typer.Option(
+            "--points", parser=o.whole, metavar="N", help="Number of networks to evaluate between the copies."
+        ),
     ] = 11,
     run: Annotated[
         str | None,
-        typer.Option("--run", metavar="RUN", help="Take the settings of this run, and keep what is found in it."),
+        typer.Option("--run", metavar="RUN", help="Use the settings of this run, and save the results in it."),
     ] = None,
     given: o.Given,
     recipe: o.Recipe = None,
     config: o.ConfigFile = None,
     trust: o.Trust = False,
-    plot: Annotated[str | None, typer.Option("--plot", metavar="FILE", help="Draw errors and barriers here.")] = None,
+    plot: Annotated[
+        str | None, typer.Option("--plot", metavar="FILE", help="Draw errors and barriers to this file.")
+    ] = None,
     json: o.Json = False,
 ) -> None:
     """Train two copies from step K with different data orders, and measure the error on the line between them.
 
-    A network without a barrier on it is stable from step K on (Frankle et al. 2020).
+    Without an error barrier on that line, the network is stable from step K on (Frankle et al. 2020).
     """
     if run is None:
         settings = settings_of("train", given, recipe, config, trust=trust)

@@ -33,10 +33,10 @@ def prune(
     out: o.Out = None,
     json: o.Json = False,
 ) -> None:
-    """Find a winning ticket: train, prune the smallest weights, rewind the rest to where they began; repeat.
+    """Find a winning ticket: train, prune the smallest weights, rewind the others to their initial values; repeat.
 
-    Leaves a folder with the winning ticket, its trained weights, every round's weights and masks, the numbers, and
-    three pictures.
+    The folder of results holds the winning ticket, its trained weights, the weights and masks of every round, the
+    metrics, and three pictures.
     """
     _start("prune", settings_of("prune", given, recipe, config, trust=trust), out, json)
 

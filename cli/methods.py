@@ -37,12 +37,16 @@ def methods(
     ] = None,
     save: Annotated[
         str | None,
-        typer.Option("--save", metavar="FOLDER", help="Write every method's trained network and masks here."),
+        typer.Option(
+            "--save", metavar="FOLDER", help="Save the trained network and masks of every method to this folder."
+        ),
     ] = None,
-    plot: Annotated[str | None, typer.Option("--plot", metavar="FILE", help="Draw the comparison here.")] = None,
+    plot: Annotated[
+        str | None, typer.Option("--plot", metavar="FILE", help="Draw the comparison to this file.")
+    ] = None,
     json: o.Json = False,
 ) -> None:
-    """Train a network by every method of the field to the same density, and compare them in one table."""
+    """Prune and train a network to one density by each published method, and compare them in one table."""
     if list_:
         for name in METHODS.known():
             put(f"{name:27}{METHODS.about(name)}")

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from lthfunc_cli.main import main
 from small import NET, data, settings, state_of
 from torch import Tensor, nn
 
 import lthfunc as lf
 from lthfunc.catalog.pruning import CONTROLS, REWINDINGS
 from lthfunc.errors import UserError
-from lthfunc.experiments import engine_choice, plan as planning
+from lthfunc.experiments import engine_choice, plan as planning, resolve
 from lthfunc.experiments.functions import (
     ScoreContext,
 )
@@ -251,3 +253,17 @@ def test_a_plan_is_what_was_asked_for() -> None:
     energy = prepare(settings(steps=4, energy=True, engine="eager"))
     assert energy.config.jobs == 1
     assert energy.config.threads == 1
+
+
+def test_a_new_run_is_resolved_and_planned_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[str] = []
+
+    def noted(function: Any, *given: Any) -> Any:
+        called.append(function.__name__)
+        return function(*given)
+
+    for module, name in ((resolve, "resolve"), (planning, "decide_device")):
+        monkeypatch.setattr(module, name, partial(noted, getattr(module, name)))
+    monkeypatch.setattr("lthfunc_cli.running._run", lambda *run: None)  # which trains
+    assert main(["prune", "--steps", "2", "--engine", "eager", "--out", str(tmp_path / "run")]) == 0
+    assert called == ["resolve", "decide_device"]

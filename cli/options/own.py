@@ -13,8 +13,7 @@ Recipe = Annotated[
     str | None,
     typer.Option(
         "--recipe",
-        help="A paper's settings by name (`lthfunc recipes`): "
-        f"{', '.join(RECIPES)}. Other options and --config win over it.",
+        help=f"Settings of a paper (`lthfunc recipes`): {', '.join(RECIPES)}. Other options and --config override it.",
         autocompletion=RECIPES.complete,
         rich_help_panel=WHAT,
     ),
@@ -23,8 +22,8 @@ ConfigFile = Annotated[
     str | None,
     typer.Option(
         "--config",
-        help="Read settings from this TOML file (layer_rate = {...}), or from a run's folder. Options typed here win "
-        "over it.",
+        help="Read settings from this TOML file (layer_rate = {...}), or from a run's folder. Options typed here "
+        "override it.",
         rich_help_panel=WHAT,
     ),
 ]
@@ -32,21 +31,21 @@ Out = Annotated[
     str | None,
     typer.Option(
         "--out",
-        help="Folder for the results, or an address (s3://…); must be new or empty. "
+        help="Folder for the results, or an address (s3://…). It must be new or empty. "
         "\\[default: runs/NETWORK-DATASET-TIME]",
         rich_help_panel=RUN,
     ),
 ]
 Json = Annotated[
     bool,
-    typer.Option("--json", help="Print the results as one JSON object, for machines.", rich_help_panel=RUN),
+    typer.Option("--json", help="Print the results as JSON.", rich_help_panel=RUN),
 ]
 Trust = Annotated[
     bool,
     typer.Option(
         "--trust",
-        help="Import code (package.module:function, file.py:name) and connect to places (s3://…, hf:…, ray://…, W&B) "
-        "that the settings of a file or a run name; what is typed here needs no trust.",
+        help="Allow settings from a file or a run to import code (package.module:function, file.py:name) and to "
+        "connect to services (s3://…, hf:…, ray://…, W&B). Settings typed here are always allowed to.",
         rich_help_panel=RUN,
     ),
 ]

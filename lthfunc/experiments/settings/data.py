@@ -23,10 +23,10 @@ class Data:
     dataset_option: Annotated[
         dict[str, str],
         Setting(
-            "An argument of the data set, e.g. size=32, val=0.2, length=128; repeatable.",
+            "Argument for the data set, such as size=32, val=0.2 or length=128; repeatable.",
             WHAT, (*TRAINERS, "transfer", "datasets show"), "NAME=VALUE", follows_data=True,
         ),
     ] = field(default_factory=dict)  # fmt: skip
     skip_broken: Annotated[
-        bool, Setting("Leave out images that cannot be read.", WHAT, (*TRAINERS, "datasets show"), negated=False)
+        bool, Setting("Skip images that cannot be read.", WHAT, (*TRAINERS, "datasets show"), negated=False)
     ] = False

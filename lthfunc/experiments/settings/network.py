@@ -22,22 +22,22 @@ class Network:
     arch_option: Annotated[
         dict[str, str],
         Setting(
-            "An argument of the network, e.g. width=2; repeatable.",
+            "Argument for the network, such as width=2; repeatable.",
             WHAT, (*TRAINERS, "archs"), "NAME=VALUE",
         ),
     ] = field(default_factory=dict)  # fmt: skip
     weights: Annotated[
         str | None,
         Setting(
-            "Start from these instead of random ones: a .safetensors file, or (torchvision:, timm:) the name of "
-            "weights that are on the disk, e.g. DEFAULT. An output layer of another size is drawn anew.",
+            "Start from these weights instead of random ones: a .safetensors file or, for torchvision: and timm:, "
+            "the name of downloaded weights, such as DEFAULT. An output layer of another size is initialised randomly.",
             WHAT, TRAINERS,
         ),
     ] = None  # fmt: skip
     prune_only: Annotated[
         tuple[str, ...],
         Setting(
-            "Prune the parameters whose name fits, e.g. '*conv*', and no others; repeatable.",
+            "Prune only the parameters whose names match, such as '*conv*'; repeatable.",
             PRUNING, ("prune", "methods"), "PATTERN", after="exempt",
             default="weights of linear, convolution, embedding and attention layers",
         ),
@@ -45,7 +45,7 @@ class Network:
     never_prune: Annotated[
         tuple[str, ...],
         Setting(
-            "Never prune the parameters whose names match, e.g. 'fc*'; repeatable.",
+            "Never prune the parameters whose names match, such as 'fc*'; repeatable.",
             PRUNING, ("prune", "methods"), "PATTERN", after="prune_only", former_names=("keep",),
         ),
     ] = ()  # fmt: skip

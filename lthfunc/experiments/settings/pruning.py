@@ -19,7 +19,7 @@ class Pruning:
     rounds: Annotated[
         int, Ge(0), Le(10_000),
         Setting(
-            "How often to prune; the network is trained once more than that.",
+            "Number of pruning rounds; the network is trained once before them and once after each.",
             PRUNING, (*_PRUNERS, "methods"),
         ),
     ] = 5  # fmt: skip
@@ -33,14 +33,14 @@ class Pruning:
     density: Annotated[
         Share | None,
         Setting(
-            "Share of the weights to have left after the last round, in place of --rate; one shot with --rounds 1.",
+            "Fraction of the weights that remain after the last round, instead of --rate; one-shot with --rounds 1.",
             PRUNING, ("prune", "methods"), instead_of=("rate", "densities"),
         ),
     ] = None  # fmt: skip
     densities: Annotated[
         str | None,
         Setting(
-            "Share of the weights to have left after each round, in place of --rate and --rounds; or "
+            "Fraction of the weights that remain after each round, instead of --rate and --rounds; or "
             "package.module:function, called with --rounds.",
             PRUNING, ("prune",), "X,X,…", own=True, instead_of=("rate", "density"),
         ),
@@ -48,32 +48,32 @@ class Pruning:
     synflow_rounds: Annotated[
         Count | None,
         Setting(
-            "Rounds in which SynFlow prunes to the density; more keep layers from emptying at high compression.",
+            "Rounds in which SynFlow prunes to the density; with more, fewer layers become empty at high compression.",
             PRUNING, ("methods",), default="100",
         ),
     ] = None  # fmt: skip
     allocate: Annotated[
         str,
         Setting(
-            f"How layers share what is kept: {ALLOCATIONS.described}; or package.module:function.",
+            f"How many weights each layer keeps: {ALLOCATIONS.described}; or package.module:function.",
             PRUNING, _PRUNERS, names=ALLOCATIONS, former_names=("scope",),
         ),
     ] = "global"  # fmt: skip
     layer_rate: Annotated[
         dict[str, Part],
         Setting(
-            "With --allocate layerwise, the rate of the layers whose name fits, e.g. 'conv*=0.1'; repeatable.",
+            "With --allocate layerwise, the rate of the layers whose names match, such as 'conv*=0.1'; repeatable.",
             PRUNING, _PRUNERS, "PATTERN=RATE", gives_way_to=("allocate", "arch"),
         ),
     ] = field(default_factory=dict)  # fmt: skip
     min_layer_weights: Annotated[
         int, Ge(0), Le(10**12),
-        Setting("Number of weights that every layer keeps at least.", PRUNING, _PRUNERS, former_names=("floor",)),
+        Setting("Minimum number of weights that every layer keeps.", PRUNING, _PRUNERS, former_names=("floor",)),
     ] = 0  # fmt: skip
     score: Annotated[
         str,
         Setting(
-            f"What weights are worth: {SCORES.described}; or package.module:function.",
+            f"Score by which weights are kept: {SCORES.described}; or package.module:function.",
             PRUNING, _PRUNERS, after="synflow_rounds", names=SCORES,
         ),
     ] = "magnitude"  # fmt: skip
@@ -87,21 +87,21 @@ class Pruning:
     exempt: Annotated[
         tuple[str, ...],
         Setting(
-            "Layers without the structure, by name, e.g. 'fc3*'; repeatable.",
+            "Layers that need not have the structure, such as 'fc3*'; repeatable.",
             PRUNING, _PRUNERS, "PATTERN",
         ),
     ] = ()  # fmt: skip
     rewind: Annotated[
         str,
         Setting(
-            f"Where a pruned network starts again: {REWINDINGS.described}; or package.module:function.",
+            f"State from which a pruned network is retrained: {REWINDINGS.described}; or package.module:function.",
             PRUNING, _PRUNERS, names=REWINDINGS,
         ),
     ] = "init"  # fmt: skip
     control: Annotated[
         tuple[str, ...],
         Setting(
-            f"Also train this in every round, on the same batches: {CONTROLS.described}; repeatable.",
+            f"Control to train in every round, on the same batches as the ticket: {CONTROLS.described}; repeatable.",
             PRUNING, ("prune", "transfer"), names=CONTROLS,
         ),
     ] = ()  # fmt: skip

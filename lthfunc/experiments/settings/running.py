@@ -22,19 +22,19 @@ class Running:
 
     seed: Annotated[
         int, Ge(0), Le(2**62),
-        Setting("Decides the initial weights and the order of the data.", RUN, TRAINERS, of_seeds=True),
+        Setting("Seed of the initial weights and of the order of the data.", RUN, TRAINERS, of_seeds=True),
     ] = 0  # fmt: skip
     replicates: Annotated[
         Count,
         Setting(
-            "Run so many seeds (seed, seed+1, …) and report mean ± standard deviation.",
+            "Number of seeds to run (seed, seed+1, …); results are mean ± standard deviation.",
             RUN, TRAINERS, of_seeds=True,
         ),
     ] = 1  # fmt: skip
     device: Annotated[
         str,
         Setting(
-            "auto (a GPU where there is one), cpu, cuda or cuda:N.",
+            "Device: auto (the first GPU if there is one), cpu, cuda or cuda:N.",
             RUN, (*TRAINERS, "energy", "specialize"), offers=("auto", "cpu", "cuda"), decided=True,
         ),
     ] = "auto"  # fmt: skip
@@ -48,59 +48,65 @@ class Running:
     compact: Annotated[
         bool,
         Setting(
-            "Leave inputs, units and channels out of a training that pruned weights cut off; results differ by "
+            "Remove inputs, units and channels that pruning has cut off before training; results differ only by "
             "rounding.",
             RUN, _RUNS,
         ),
     ] = False  # fmt: skip
     precision: Annotated[
         str,
-        Setting("What products are computed in: fp32, tf32 (GPU) or bf16.", RUN, _RUNS, choices=PRECISIONS),
+        Setting(
+            "Precision of matrix products and convolutions: fp32, tf32 (on a GPU) or bf16.",
+            RUN,
+            _RUNS,
+            choices=PRECISIONS,
+        ),
     ] = "fp32"
     jobs: Annotated[
         Count | None,
         Setting(
-            "Seeds and controls to train side by side: in threads or processes on a CPU, as one program on a GPU.",
-            RUN, (*TRAINERS, "branch"), default="what the cores hold; on a GPU all that fit its memory",
+            "Number of trainings (seeds and controls) to run at once: in threads or processes on a CPU, as one program "
+            "on a GPU.",
+            RUN, (*TRAINERS, "branch"), default="as many as the cores or the GPU's memory allow",
             changes_results=False, decided=True,
         ),
     ] = None  # fmt: skip
     threads: Annotated[
         Count | None,
         Setting(
-            "CPU threads of each training, at most 128 or four a core.",
-            RUN, (*TRAINERS, "branch", "transfer"), default="1 for small networks, else all",
+            "CPU threads of each training; at most 128, or four per core.",
+            RUN, (*TRAINERS, "branch", "transfer"), default="1 for small networks, otherwise all cores",
             told=False, decided=True, follows_data=True,
         ),
     ] = None  # fmt: skip
     executor: Annotated[
         str,
         Setting(
-            "What runs the trainings: local, ray (a cluster of this machine's cores), or ray://HOST:PORT; results "
-            "don't change.",
+            "Where trainings run: local, ray (a cluster of this machine's cores), or ray://HOST:PORT; results are the "
+            "same.",
             RUN, TRAINERS, "WHERE", offers=("local", "ray"), changes_results=False, former_names=("on",),
         ),
     ] = "local"  # fmt: skip
     gpu_share: Annotated[
         float, Gt(0), Le(1),
         Setting(
-            "With --executor ray, how much of a GPU a training takes; 0.25 puts four on one.",
+            "With --executor ray, fraction of a GPU that each training uses; 0.25 runs four on one GPU.",
             RUN, TRAINERS, changes_results=False,
         ),
     ] = 1.0  # fmt: skip
     checkpoint_every: Annotated[
         str,
         Setting(
-            "Keep trainings under way every N steps, or every N seconds (30s), so that `lthfunc resume` goes on "
-            "within them; results don't change.",
+            "Save a checkpoint of each unfinished training every N steps or N seconds (30s), so that `lthfunc resume` "
+            "can continue it; results are the same.",
             RUN, (*_RUNS, "methods", "branch", "transfer"), "N|Ns|never", changes_results=False,
         ),
     ] = "30s"  # fmt: skip
     on_nonfinite: Annotated[
         str,
         Setting(
-            f"A step whose loss or gradient is not finite: {' or '.join(ON_NONFINITE)} (it changes nothing, and the "
-            "next one follows).",
+            f"What to do at a step whose loss or gradient is not finite: {' or '.join(ON_NONFINITE)} (leave the state "
+            "unchanged and take the next step).",
             RUN, (*_RUNS, "methods", "branch", "transfer"), choices=ON_NONFINITE,
             changes_results=False,  # or only what would have been none
         ),
@@ -108,37 +114,37 @@ class Running:
     energy: Annotated[
         bool,
         Setting(
-            "Meter each training's energy with codecarbon, by epoch and apart from evaluation; on a CPU trainings "
-            "then run one at a time.",
+            "Measure the energy of each training with codecarbon, per epoch and separately from evaluation; on a CPU, "
+            "trainings then run one at a time.",
             RUN, TRAINERS, changes_results=False,
         ),
     ] = False  # fmt: skip
     country: Annotated[
         str | None,
         Setting(
-            "With --energy, whose electricity mix gives emissions: ISO 3166-1, three letters.",
-            RUN, (*TRAINERS, "energy"), "ABC", default="USA, and said so", changes_results=False,
+            "Country whose electricity mix determines the emissions of --energy: three letters of ISO 3166-1.",
+            RUN, (*TRAINERS, "energy"), "ABC", default="USA, with a note", changes_results=False,
         ),
     ] = None  # fmt: skip
     tensorboard: Annotated[
         bool,
-        Setting("Also write event files, into RUN/tensorboard.", RUN, _RUNS, changes_results=False),
+        Setting("Also write TensorBoard event files to RUN/tensorboard.", RUN, _RUNS, changes_results=False),
     ] = False
     wandb: Annotated[
         bool,
         Setting(
-            "Also tell Weights & Biases, as WANDB_MODE and WANDB_PROJECT say.",
+            "Also log to Weights & Biases, as WANDB_MODE and WANDB_PROJECT specify.",
             RUN, _RUNS, changes_results=False,
         ),
     ] = False  # fmt: skip
     mlflow: Annotated[
         bool,
-        Setting("Also tell MLflow, at MLFLOW_TRACKING_URI or in RUN/mlflow.db.", RUN, _RUNS, changes_results=False),
+        Setting("Also log to MLflow, at MLFLOW_TRACKING_URI or in RUN/mlflow.db.", RUN, _RUNS, changes_results=False),
     ] = False
     data_dir: Annotated[
         str | None,
         Setting(
-            "Folder (or address) that holds the data sets, or to download them to.",
+            "Folder (or address) of the data sets, to which they are also downloaded.",
             WHAT, (*TRAINERS, "transfer", "info", "energy", "specialize", "export", "datasets show"),
             after="skip_broken", default=f"${DATA_DIR_VARIABLE}, or the user's cache", changes_results=False,
         ),

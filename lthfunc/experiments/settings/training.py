@@ -16,7 +16,7 @@ class Training:
     epochs: Annotated[
         Annotated[int, Ge(1), Le(1_000_000)] | None,
         Setting(
-            "Length of each training, in passes over the data.",
+            "Length of each training in epochs.",
             TRAINING, (*TRAINERS, "branch", "transfer"), default="the data set's",
             follows_data=True, instead_of=("steps",),
         ),
@@ -24,7 +24,7 @@ class Training:
     steps: Annotated[
         Steps | None,
         Setting(
-            "Length of each training, in batches.",
+            "Length of each training in steps (batches).",
             TRAINING, (*TRAINERS, "branch", "transfer"),
             follows_data=True, instead_of=("epochs",),
         ),
@@ -36,7 +36,7 @@ class Training:
     optimizer: Annotated[
         str | None,
         Setting(
-            f"{OPTIMIZERS.described}; or package.module:function.",
+            f"Optimiser: {OPTIMIZERS.described}; or package.module:function.",
             TRAINING, (*TRAINERS, "branch"), default="the network's", names=OPTIMIZERS, of_optimizer=True,
         ),
     ] = None  # fmt: skip
@@ -50,7 +50,7 @@ class Training:
     lr_final: Annotated[
         Annotated[float, Ge(0)] | None,
         Setting(
-            "Rate that a falling --schedule ends at, and goes on at.",
+            "Learning rate at the end of a decaying --schedule, and after it.",
             TRAINING, (*TRAINERS, "branch", "transfer"),
             default="the schedule's: 0, 4e-6 of --lr for one-cycle, 7 % of it for triangular",
         ),
@@ -77,7 +77,7 @@ class Training:
     milestone: Annotated[
         tuple[Steps, ...],
         Setting(
-            "With --schedule step, a step at which the rate drops to a tenth; repeatable.",
+            "With --schedule step, a step at which the learning rate drops to a tenth; repeatable.",
             TRAINING, ("prune", "train", "methods"), default="2/3 and 5/6 of the training",
             gives_way_to=("epochs", "steps", "schedule"),
         ),
@@ -85,35 +85,35 @@ class Training:
     cycles: Annotated[
         int, Ge(1), Le(1_000_000),
         Setting(
-            "With --schedule cyclic, cosines in a training.",
+            "With --schedule cyclic, number of cosine cycles in a training.",
             TRAINING, ("prune", "train", "methods", "branch"),
         ),
     ] = 4  # fmt: skip
     warmup: Annotated[
         int, Ge(0), Le(MOST_STEPS),
-        Setting("Steps over which the rate rises.", TRAINING, TRAINERS),
+        Setting("Steps of linear learning-rate warm-up.", TRAINING, TRAINERS),
     ] = 0  # fmt: skip
     augment: Annotated[
         bool | None,
         Setting(
-            "Shift and mirror training images.",
+            "Shift and flip training images at random.",
             TRAINING, TRAINERS, default="for cifar10 and cifar100", follows_data=True,
         ),
     ] = None  # fmt: skip
     loss: Annotated[
         str,
         Setting(
-            f"{LOSSES.described}, or package.module:function; auto is {LOSSES.auto}.",
+            f"Loss: {LOSSES.described}, or package.module:function; auto is {LOSSES.auto}.",
             TRAINING, TRAINERS, names=LOSSES, decided=True,
         ),
     ] = "auto"  # fmt: skip
     label_smoothing: Annotated[
-        Part, Setting("Share of each target spread over all classes.", TRAINING, TRAINERS)
+        Part, Setting("Fraction of each target that is spread evenly over all classes.", TRAINING, TRAINERS)
     ] = 0.0  # fmt: skip
     metric: Annotated[
         str,
         Setting(
-            f"What stands as accuracy in tables and files: {METRICS.described}, or package.module:function; auto is "
+            f"Metric reported as accuracy: {METRICS.described}, or package.module:function; auto is "
             f"{METRICS.auto}.",
             TRAINING, TRAINERS, names=METRICS, decided=True,
         ),
@@ -121,8 +121,9 @@ class Training:
     eval_every: Annotated[
         Steps | None,
         Setting(
-            "Steps between two looks at the validation split.",
-            TRAINING, ("prune", "train", "methods", "transfer"), default="5 to 25 looks, 5 % of the work",
+            "Steps between two evaluations on the validation split.",
+            TRAINING, ("prune", "train", "methods", "transfer"),
+            default="5 to 25 evaluations in a training, about 5 % of its time",
             follows_data=True,
         ),
     ] = None  # fmt: skip
