@@ -26,7 +26,7 @@ def info(
     """Show a run's settings and results, or what a ticket file holds."""
     path = Path(run)
     if classes and not path.is_dir():
-        raise UserError(f"--classes: takes a run's folder, and {run} is none")
+        raise UserError(f"--classes: requires a run's folder, which {run} is not")
     if path.is_file():
         _show_file(path, as_json=json)
     elif path.is_dir():
@@ -94,7 +94,7 @@ def _show_file(path: Path, *, as_json: bool) -> None:
     tree, metadata = load_tree(path)
     masks, params = (part if isinstance(part := tree.get(name), dict) else {} for name in ("masks", "params"))
     if not all(isinstance(leaf, Tensor) for leaf in (*masks.values(), *params.values())):
-        raise UserError(f"{path}: holds other trees than params and masks")
+        raise UserError(f"{path}: holds trees other than params and masks")
     layers = {name: layer._asdict() for name, layer in layer_counts(masks).items()}
     shapes = {name: list(leaf.shape) for name, leaf in params.items()}
     if as_json:

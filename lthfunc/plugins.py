@@ -33,7 +33,7 @@ def load_plugin(option: str, name: str) -> Callable[..., Any]:
     """
     module_name, _, attribute = name.rpartition(":")
     if not module_name or not attribute:
-        raise invalid(option, name, "a name of the list, package.module:function or path/to/file.py:name")
+        raise invalid(option, name, "a listed name, package.module:function or path/to/file.py:name")
     try:
         module = _from_file(module_name) if module_name.endswith(".py") else _imported(module_name)
         function = getattr(module, attribute)

@@ -80,9 +80,7 @@ def test_what_is_told_of_addresses(
         short = ["--rounds", "1", "--steps", "4"] if words[1] == "prune" else []
         if words[1] == "resume":  # a run in a bucket is not believed
             assert main([word for word in words[1:] if word != "--trust"]) == 2
-            assert "lthfunc: s3://bucket/studies/run: names places that would be connected to, data_dir" in (
-                capsys.readouterr().err
-            )
+            assert "lthfunc: s3://bucket/studies/run: the settings connect to data_dir" in (capsys.readouterr().err)
         assert main([*words[1:], *short]) == 0, capsys.readouterr().err
     assert store.exists("bucket/studies/run/metrics.jsonl")
     assert store.exists("bucket/report.html")

@@ -234,7 +234,7 @@ def test_breakeven_reckons_with_the_runs_own_numbers(metered: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["prune", "--country", "FRA"], "--country: takes --energy with it"),
+        (["prune", "--country", "FRA"], "--country: requires --energy"),
         (
             ["prune", "--energy", "--country", "France"],
             "--country: invalid value 'France' (expected the three",

@@ -149,7 +149,7 @@ def test_losses_and_metrics_by_name_are_those_functions() -> None:
 def test_a_last_rate_of_nothing_is_refused_only_where_it_counts(tmp_path: Path) -> None:
     at_nothing: dict[str, Any] = {"schedule": "cosine", "rewind": "last-lr", "rounds": 2}
     with pytest.raises(
-        UserError, match=r"^--rewind: last-lr goes on at the last rate of --schedule cosine, which is ab"
+        UserError, match=r"^--rewind: last-lr continues at the last learning rate of --schedule cosine, which is ab"
     ):
         check_last_rate(settings(**at_nothing), 10)
     for change in (

@@ -22,8 +22,8 @@ from lthfunc.experiments.config import applied
     [
         ({"executor": "ray"}, "--executor: invalid value 'ray' .*local on several ranks"),
         ({"jobs": 2}, "--jobs: invalid value 2 .*1 on several ranks"),
-        ({"energy": True}, "--energy: meters one process"),
-        ({"compact": True}, "--compact: cannot be on several ranks"),
+        ({"energy": True}, "--energy: measures one process"),
+        ({"compact": True}, "--compact: does not work on several ranks"),
         ({"engine": "sparse"}, "--engine: invalid value 'sparse' .*auto, eager or compile on several"),
         ({"engine": "sparse/eager"}, "--engine: invalid value 'sparse/eager'"),
         ({"device": "cuda:1"}, "--device: invalid value 'cuda:1' .*each of which takes its own GPU"),

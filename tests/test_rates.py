@@ -117,7 +117,7 @@ def test_last_lr_is_refused_before_training_where_it_is_nothing(name: str) -> No
     if name in ("step", "triangular"):  # a hundredth, 7 %
         prepare(named(**settings))
         return
-    with pytest.raises(UserError, match=f"--rewind: last-lr goes on at the last rate of --schedule {name}, which is"):
+    with pytest.raises(UserError, match=f"--rewind: last-lr continues at the last learning rate of --schedule {name}"):
         prepare(named(**settings))
     prepare(named(**settings, lr_final=0.001))
 

@@ -146,7 +146,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "SparseGPT's too": (lambda: lf.sparsegpt(SCORES, 0.5)(START), "lf.input_moments(model, state, inputs) gives them"),
     "a line between unlike dtypes": (
         lambda: lf.line(MODEL, START, replaced(params={k: p.half() for k, p in START.params.items()}), DATA.test),
-        "first and second have other params: 0.weight is",
+        "first and second have different params: 0.weight is",
     ),
     "no optimiser state": (
         lambda: lf.make_train_step(MODEL, lf.cross_entropy, lf.sgd(0.1))(START, BATCHES[0]), "lf.with_optimizer(state,",

@@ -122,7 +122,7 @@ def test_a_new_setting_is_in_schemas_files_and_the_page(found: dict[str, Any]) -
 
 def test_a_new_setting_keeps_the_rules(found: dict[str, Any]) -> None:
     assert found["untrusted"][0] == 2
-    assert "names code that would be imported, murmur" in found["untrusted"][1]
+    assert "the settings import code: murmur" in found["untrusted"][1]
     assert (found["merged"]["sharpness"], "lr" in found["merged"], found["merged"]["murmur"]) == (0.5, False, ["lots"])
     assert found["trained"]["murmur"] == []  # of `prune` alone
     assert found["trained"]["sharpness"] == 0.25

@@ -27,8 +27,8 @@ def test_settings_are_read_from_text_by_their_types() -> None:
     for name, text, words in (
         ("rounds", "7.5", "a whole number"), ("lr", "x", "a number"), ("nesterov", "yes", "true or false"),
         ("eval_every", "", "a whole number"),
-        ("control", "reinit", "no list of values: it holds several at once"),
-        ("layer_rate", "a=0.5", "no list of values: it holds several at once"),
+        ("control", "reinit", "another setting, since this one takes several values at once"),
+        ("layer_rate", "a=0.5", "another setting, since this one takes several values at once"),
     ):  # fmt: skip
         with pytest.raises(UserError, match=rf"^--{name.replace('_', '-')}: invalid value '{text}' \(expected {words}"):
             setting_value(name, text)
@@ -106,8 +106,8 @@ def test_code_and_places_are_told_from_what_is_ours(settings: dict[str, Any], co
     if not named:
         check_trust(settings, "run", trusted=False)
         return
-    words = "code that would be imported" if code else "places that would be connected to"
-    with pytest.raises(UserError, match=f"^run: names {words}, {named[0].partition('.')[0]}"):
+    words = "the settings import code:" if code else "the settings connect to"
+    with pytest.raises(UserError, match=f"^run: {words} {named[0].partition('.')[0]}"):
         check_trust(settings, "run", trusted=False)
     check_trust(settings, "run", trusted=False, typed=[name.partition(".")[0] for name in named])
 

@@ -36,7 +36,7 @@ TOGETHER: list[Any] = [
     ({"executor": "ray://h"}, "--executor: ", []),
     ({"energy": True, "executor": "ray"}, "--executor: invalid value 'ray' .*local with --energy",
      [{"energy": False}, {"executor": "local"}]),
-    ({"country": "FRA"}, "--country: takes --energy with it", [{"country": None}, {"energy": True}]),
+    ({"country": "FRA"}, "--country: requires --energy", [{"country": None}, {"energy": True}]),
     ({"country": "FR", "energy": True}, "--country: invalid value 'FR' .*three letters",
      [{"country": "FRA"}, {"country": None}]),
     ({"country": "FRAN", "energy": True}, "--country: invalid value 'FRAN'", []),

@@ -96,7 +96,7 @@ def test_muon_on_the_sparse_engine_is_refused(capsys: Any, tmp_path: Path) -> No
     assert "sparse" in capsys.readouterr().err
     command = f"prune --optimizer muon --compact --rounds 1 --steps 2 --out {tmp_path / 'r'}"
     assert main(command.split()) == 2
-    assert "--compact: cannot be with --optimizer muon" in capsys.readouterr().err
+    assert "--compact: does not work with --optimizer muon" in capsys.readouterr().err
 
 
 def test_one_cycle_is_torchs() -> None:

@@ -66,7 +66,7 @@ def test_places_that_a_run_names_are_not_connected_to(
             continue
         assert main(command.split()) == 2, command
         err = capsys.readouterr().err.splitlines()[-1]
-        assert "names places that would be connected to" in err or "names code that would be imported" in err, command
+        assert "the settings connect to" in err or "the settings import code" in err, command
         assert f"{name}" in err
         assert "--trust" in err
     assert contents(run) == before
@@ -91,7 +91,7 @@ def test_a_trial_in_a_strangers_sweep_is_not_believed(run: Path, capsys: Any) ->
     Path("sweep/sweep.jsonl").write_text("".join(lines[:2]))  # the second trial is unfinished
     with_settings(Path("sweep/trial001"), score="stranger.py:score")
     main(sweep)
-    assert "names code that would be imported, score = 'stranger.py:score'" in "".join(capsys.readouterr())
+    assert "the settings import code: score = 'stranger.py:score'" in "".join(capsys.readouterr())
     assert not Path("here").exists()
 
 
@@ -117,5 +117,5 @@ def test_code_under_a_settings_earlier_name_is_not_imported(tmp_path: Path, caps
     file = tmp_path / "settings.toml"
     file.write_text(f"scope = '{tmp_path / 'strange.py'}:allocation'")
     assert main(["prune", "--config", str(file), "--out", str(tmp_path / "run")]) == 2
-    assert "names code that would be imported, allocate = " in capsys.readouterr().err
+    assert "the settings import code: allocate = " in capsys.readouterr().err
     assert not (tmp_path / "imported").exists()

@@ -82,7 +82,7 @@ def line(
     for part in ("params", "buffers"):
         differs = leaf_difference(getattr(first, part), getattr(second, part))
         if differs:
-            raise UserError(f"line: first and second have other {part}: {differs}")
+            raise UserError(f"line: first and second have different {part}: {differs}")
     step = make_eval_step(model, loss, metric=metric)
     alphas = torch.linspace(0, 1, points, dtype=torch.float64, device=first.step.device)
     params, buffers = torch.vmap(lambda alpha: between(first, second, alpha))(alphas)

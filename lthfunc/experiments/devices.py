@@ -58,13 +58,13 @@ def _check_ranks(config: Config, collectives: Collectives) -> None:
     assert config.batch_size is not None
     rank_batch_size(config.batch_size, collectives)
     if config.executor != "local":
-        raise invalid("--executor", config.executor, "local on several ranks, which are one training's")
+        raise invalid("--executor", config.executor, "local on several ranks, which share one training")
     if config.jobs is not None and config.jobs > 1:
-        raise invalid("--jobs", config.jobs, "1 on several ranks, which take one training after the other")
+        raise invalid("--jobs", config.jobs, "1 on several ranks, which run one training at a time")
     if config.energy:
-        raise UserError("--energy: meters one process, not several ranks")
+        raise UserError("--energy: measures one process, not several ranks")
     if config.compact:
-        raise UserError("--compact: cannot be on several ranks, which average gradients of the whole network")
+        raise UserError("--compact: does not work on several ranks, which average the gradients of the whole network")
     if config.engine.startswith("sparse"):
         raise invalid("--engine", config.engine, "auto, eager or compile on several ranks")
     if re.fullmatch(r"cuda:\d+", config.device):

@@ -270,7 +270,7 @@ def _next_start(plan: Plan, seed: int, number: int, trained: TrainState, anchor:
     if not isinstance(pruned, TrainState):
         raise ArgumentError(f"Plan: tidy returned {described(pruned)} (expected a function that returns a TrainState)")
     if not count(pruned.masks).kept:
-        raise UserError(f"--rounds: no weight is left in round {number} at this --rate; fewer rounds would do")
+        raise UserError(f"--rounds: no weight is left in round {number} at this --rate; use fewer rounds")
     return _made("rewind", plan.rewind, pruned, now)
 
 

@@ -98,7 +98,7 @@ def check_last_rate(config: Config, steps: int) -> None:
         return
     if schedules.ends_at(schedule_of(config, steps), 2 * steps) is not None:
         raise UserError(
-            f"--rewind: last-lr goes on at the last rate of --schedule {config.schedule}, which is about 0; "
+            f"--rewind: last-lr continues at the last learning rate of --schedule {config.schedule}, which is about 0; "
             "set a higher one with --lr-final"
         )
 

@@ -146,7 +146,7 @@ def _work(config: Config, model: Model, data: Dataset, length: Length, collectiv
     optimizer, augment = make_optimizer(config, length.steps), shift_and_mirror if config.augment else None
     if optimizer.mixes and config.compact:
         raise UserError(
-            f"--compact: cannot be with --optimizer {config.optimizer}, whose updates mix a layer's weights"
+            f"--compact: does not work with --optimizer {config.optimizer}, whose updates mix the weights of a layer"
         )
     structure = STRUCTURES.find(config.structure)
     if structure is None or structure[0].rows:

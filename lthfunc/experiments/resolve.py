@@ -130,19 +130,19 @@ def _check_together(config: Config) -> None:
         if setting.names is not None and setting.holds is None:
             _check_taken(config, setting.names, getattr(config, setting.name))
     if config.nesterov and not config.momentum:
-        raise UserError("--nesterov: takes --optimizer sgd with a --momentum above 0")
+        raise UserError("--nesterov: requires a --momentum above 0")
     if config.compact and config.device.startswith("cuda") and (config.jobs or 1) > 1:
         raise invalid("--jobs", config.jobs, "1 with --compact, whose networks differ in size")
     if config.executor not in ("local", "ray") and not re.fullmatch(r"ray://[\w.-]+:\d{1,5}", config.executor):
         raise invalid("--executor", config.executor, "local, ray, or the address of a cluster, ray://HOST:PORT")
     if config.energy and config.executor != "local":
-        raise invalid("--executor", config.executor, "local with --energy, since a meter stands in one place")
+        raise invalid("--executor", config.executor, "local with --energy, which is measured on one machine")
     if config.country is not None and not config.energy:
-        raise UserError("--country: takes --energy with it")
+        raise UserError("--country: requires --energy")
     if config.country is not None and not re.fullmatch(r"[A-Z]{3}", config.country):
         raise invalid("--country", config.country, "the three letters of ISO 3166-1 for a country, e.g. FRA, DEU, USA")
     if config.energy and (config.jobs or 1) > 1 and not config.device.startswith("cuda"):
-        raise invalid("--jobs", config.jobs, "1 with --energy, since a meter cannot tell processes apart")
+        raise invalid("--jobs", config.jobs, "1 with --energy, which cannot be measured per process")
     if config.lr_final is not None and config.lr is not None and config.lr_final > config.lr:
         raise invalid("--lr-final", config.lr_final, f"a number from 0 to the --lr, {config.lr:g}")
     if config.allocate == "lamp" and config.score in SCORES and SCORES[config.score].signed:

@@ -45,7 +45,7 @@ def setting_value(name: str, text: str) -> Any:
     """A setting's value out of text, of its own type. Raises UserError; its range is checked with all others."""
     setting = SETTINGS[name]
     if setting.holds is not None:
-        raise invalid(setting.option, text, "no list of values: it holds several at once")
+        raise invalid(setting.option, text, "another setting, since this one takes several values at once")
     if setting.item is bool:
         if text not in ("true", "false"):
             raise invalid(setting.option, text, "true or false")

@@ -56,12 +56,10 @@ def check_trust(values: Mapping[str, Any], where: object, *, trusted: bool, type
         return
     code, places = (_named(found(values), typed) for found in (code_in, places_in))
     if code:
-        raise UserError(
-            f"{where}: names code that would be imported, {code}; look at it, and with --trust it is imported"
-        )
+        raise UserError(f"{where}: the settings import code: {code}; check it, then allow it with --trust")
     if places:
         raise UserError(
-            f"{where}: names places that would be connected to, {places}; if you know them, with --trust they are"
+            f"{where}: the settings connect to {places}; if you trust these services, allow them with --trust"
         )
 
 
