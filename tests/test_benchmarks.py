@@ -74,6 +74,20 @@ def test_the_execution_benchmark_measures_random_masks_and_a_run(
     assert {item["density"] for item in records if item["variant"] == "tuned"} == {0.3, 0.09}
 
 
+def test_without_a_clone_one_line_says_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("lthfunc_cli.benchmark.__file__", str(tmp_path / "site-packages" / "cli" / "benchmark.py"))
+    monkeypatch.chdir(tmp_path)
+    assert main(["benchmark", "memory"]) == 2
+    assert capsys.readouterr().err.startswith(
+        "lthfunc: benchmark: the measurements are not installed; run this command"
+    )
+    monkeypatch.chdir(ROOT)
+    assert main(["benchmark", "memory", "--rounds", "x"]) == 2
+    assert "--rounds: invalid value 'x' (expected a whole number)" in capsys.readouterr().err
+
+
 def test_the_floor_counts_every_product_of_a_step() -> None:
     """Against arithmetic by hand: LeNet-300-100's three layers, the first without a gradient of its input."""
     from benchmarks.floors import products

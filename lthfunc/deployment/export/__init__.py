@@ -1,1 +1,1 @@
-"""Tickets as files for other programs, one file per target."""
+"""Tickets as files for other programs."""

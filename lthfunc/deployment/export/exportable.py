@@ -1,4 +1,4 @@
-"""What is exported: a trained ticket, its network, and how what it computes is compared."""
+"""What is exported: a trained ticket and its network; and the check of an export's outputs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from lthfunc.trees.types import Ticket
 
 
 class Exportable(NamedTuple):
-    """model, ticket: the trained network. shape: of one input. compacted: without dead units, or None, and why."""
+    """model, ticket: the trained network. shape: of one input. compacted: without dead units, else None."""
 
     model: Model
     ticket: Ticket
@@ -32,27 +32,27 @@ class Exportable(NamedTuple):
 
     @property
     def network(self) -> nn.Module:
-        """A plain module: compacted where that is possible, else masked; in evaluation mode."""
+        """A plain module in evaluation mode: compacted where possible, else masked."""
         return self.masked if self.compacted is None else self.compacted.model.evaluating
 
     @property
     def plain_network(self) -> nn.Module:
-        """`network`, its outputs in plain dictionaries and tuples."""
+        """`network` with outputs in plain dictionaries and tuples."""
         network = self.network
         return network if isinstance(self.outputs(self.inputs(2)), Tensor) else _Plain(network)
 
     def outputs(self, x: Tensor) -> Any:
-        """What the masked network gives, in plain dictionaries and tuples."""
+        """The masked network's outputs in plain dictionaries and tuples."""
         with torch.no_grad():
             return plain_containers(self.masked(x.clone()))
 
     @property
     def masked(self) -> nn.Module:
-        """The whole network with its masked weights."""
+        """The whole network with masked weights."""
         return masked_module(self.model, self.ticket)
 
     def inputs(self, examples: int, seed: int = 0) -> Tensor:
-        """Random inputs, to compare outputs on."""
+        """Random inputs for comparing outputs."""
         draw = torch.Generator().manual_seed(seed)
         if self.model.tokens:
             known = min(
@@ -63,7 +63,7 @@ class Exportable(NamedTuple):
 
 
 class _Plain(nn.Module):
-    """A network of other outputs."""
+    """A network whose outputs are of other classes."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -75,14 +75,14 @@ class _Plain(nn.Module):
 
 
 class Export(Protocol):
-    """Writes a subject to `path` and gives what else it wrote. Raises UserError where it cannot."""
+    """Writes a subject to `path` and returns the other files that it wrote. Raises UserError where it cannot."""
 
     def __call__(self, subject: Exportable, path: Path) -> list[Path]:
         """Write it."""
 
 
 def exportable_of(model: Model, ticket: Ticket, shape: tuple[int, ...]) -> Exportable:
-    """What is to be exported. Raises UserError where the ticket doesn't fit the model."""
+    """Prepare an export. Raises UserError where the ticket doesn't fit the model."""
     check_ticket(model, ticket)
     try:
         return Exportable(model, ticket, shape, compact(model, ticket, shape), None)
@@ -102,7 +102,7 @@ TOLERANCE = 1e-4
 
 
 def check_outputs(what: str, got: Any, wanted: Any) -> None:
-    """Raise RuntimeError where outputs differ by more than rounding."""
+    """Raise RuntimeError where outputs differ by more than TOLERANCE."""
     found = difference(got, wanted)
     if not found <= TOLERANCE:
         raise RuntimeError(f"{what}: outputs differ from the network's by {found:.1e} of the largest")

@@ -19,14 +19,14 @@ from lthfunc.training.engines.toolchain import why_not
 from lthfunc.trees.atomic_io import write_atomically
 from lthfunc.trees.outputs import outputs_of
 
-#: Examples in the traced batch, and in the one that outputs are compared on: another, since the size is free.
+#: Batch sizes for tracing and for comparing outputs; they differ, because exports take any batch size.
 _TRACED, _COMPARED = 2, 5
-#: A sparse initialiser holds a float32 and an int64 for each weight, a dense one a float32.
+#: A sparse initialiser stores a float32 and an int64 per weight, a dense one a float32.
 _SPARSE_FACTOR = 3
 
 
 def torch_export(subject: Exportable, path: Path) -> list[Path]:
-    """An exported program (.pt2), for ``torch.export.load``; the batch's size is free."""
+    """A program (.pt2) for ``torch.export.load``, with a free batch size."""
     program = _exported(subject)
     with _whole(path) as part:
         torch.export.save(program, part)
@@ -36,7 +36,7 @@ def torch_export(subject: Exportable, path: Path) -> list[Path]:
 
 
 def aoti(subject: Exportable, path: Path) -> list[Path]:
-    """A package of AOTInductor (.pt2): machine code for this kind of processor, which runs without Python."""
+    """An AOTInductor package (.pt2): machine code for this kind of processor that runs without Python."""
     if reason := why_not("cpu"):
         raise UserError(f"--to: aoti compiles, and {reason}")
     program = _exported(subject)
@@ -48,11 +48,11 @@ def aoti(subject: Exportable, path: Path) -> list[Path]:
 
 
 def onnx(subject: Exportable, path: Path) -> list[Path]:
-    """An ONNX file, weights as sparse initialisers where that is smaller; compared by ONNX Runtime."""
+    """An ONNX file, with sparse initialisers where these are smaller; checked by ONNX Runtime."""
     try:
         import onnx as format_of
         import onnxruntime
-        import onnxscript  # noqa: F401  # the exporter's own need
+        import onnxscript  # noqa: F401  # which the exporter needs
     except ImportError as error:
         raise UserError(f"--to: onnx needs {error.name} (pip install 'lthfunc[export]')") from error
     batch = torch.export.Dim("batch")
@@ -78,7 +78,7 @@ def onnx(subject: Exportable, path: Path) -> list[Path]:
 
 
 def _names(subject: Exportable) -> list[str]:
-    """Of the outputs: "outputs" for a tensor, a dictionary's keys, numbers for the rest."""
+    """Names of the outputs: "outputs" for a tensor, a dictionary's keys, numbered names otherwise."""
     given = subject.outputs(subject.inputs(_TRACED))
     tensors = outputs_of(given).tensors
     if isinstance(given, torch.Tensor):
@@ -111,7 +111,7 @@ def _exported(subject: Exportable) -> Any:
 
 @contextmanager
 def _whole(path: Path) -> Iterator[Path]:
-    """A file elsewhere, of the target's name, since exporters look at it; written to the target when all went well."""
+    """A temporary file with the target's name, which exporters look at; it becomes the target on success."""
     with tempfile.TemporaryDirectory() as folder:
         part = Path(folder) / path.name
         yield part
@@ -119,7 +119,7 @@ def _whole(path: Path) -> Iterator[Path]:
 
 
 def _quietly(make: Any) -> Any:
-    """Without the remarks of exporters, which are about themselves."""
+    """Call without the exporters' warnings, which concern only themselves."""
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():

@@ -11,12 +11,12 @@ from lthfunc.trees.types import Masks, Params
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _TABLES = (nn.Embedding, nn.EmbeddingBag)
-#: Under a parametrisation a weight lies below its layer.
+#: With a parametrisation a weight belongs to a submodule of its layer.
 _BELOW = ".parametrizations."
 
 
 def matrices(module: nn.Module, params: Params, masks: Masks) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """(name, values, mask) of each masked parameter, under each of its names, both as matrices on the CPU."""
+    """(name, values, mask) of each masked parameter under each of its names, as matrices on the CPU."""
     for name, first in first_names(module).items():
         if first in masks:
             layer = module.get_submodule(_owner(name))
@@ -43,6 +43,6 @@ def _matrix(layer: nn.Module, name: str, leaf: Tensor) -> Tensor:
 
 
 def _is_conv1d(layer: nn.Module) -> bool:
-    """Whether it is the linear layer of Hugging Face's GPT-2, which multiplies from the right."""
+    """Whether it is the linear layer of Hugging Face's GPT-2, whose weight is transposed."""
     kind = type(layer)
     return kind.__name__ == "Conv1D" and kind.__module__.startswith("transformers.")

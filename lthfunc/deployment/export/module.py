@@ -1,4 +1,4 @@
-"""The network as Python source that needs PyTorch alone, and its weights."""
+"""The network as Python source that needs only PyTorch, and its weights."""
 
 from __future__ import annotations
 
@@ -42,16 +42,14 @@ class Network(nn.Module):
 
 
 def module(subject: Exportable, path: Path) -> list[Path]:
-    """The compacted network as a plain ``nn.Module``: a Python file, and beside it a safetensors file of weights."""
+    """The compacted network as a plain ``nn.Module``: a Python file and a safetensors file of weights beside it."""
     if subject.compacted is None:
         raise UserError(f"--to: module takes a compacted network, and {subject.why_not_compacted}")
     network = _flat(subject.compacted.model.evaluating)
     weights = path.with_suffix(".safetensors")
     state = {name: leaf.detach().contiguous() for name, leaf in network.state_dict().items()}
     remaining = sum(leaf.numel() for leaf in network.parameters())
-    title = (
-        f"{subject.model.name} without inputs, units and channels that nothing depends on: {remaining:,} parameters."
-    )
+    title = f"{subject.model.name} without dead inputs, units and channels: {remaining:,} parameters."
     source = _SOURCE.format(
         title=title, weights=weights.name, layers="\n".join(_layers(network)), forward=_forward(network)
     )
@@ -61,7 +59,7 @@ def module(subject: Exportable, path: Path) -> list[Path]:
 
 
 def _flat(network: nn.Module) -> GraphModule:
-    """The network with names without dots, and dictionaries or tuples for classes that the source could not import."""
+    """The network with names without dots, and dictionaries or tuples for classes that the source cannot import."""
     assert isinstance(network, GraphModule)
     graph, new, parts, flat = Graph(), dict[Node, Any](), dict[str, Any](), dict[str, str]()
     for name in dict.fromkeys(str(node.target) for node in network.graph.nodes if node.op == "call_module"):
@@ -78,7 +76,7 @@ def _flat(network: nn.Module) -> GraphModule:
         if node.op in ("call_module", "get_attr"):
             target = str(node.target)
             owner, _, leaf = target.rpartition(".")
-            if owner in flat:  # something else reads a layer's weight
+            if owner in flat:  # another operation reads a layer's weight
                 flat[target] = f"{flat[owner]}.{leaf}"
             name = flat.setdefault(target, _unused(target, flat.values()))
             parts[name] = operator.attrgetter(target)(network)
@@ -87,7 +85,7 @@ def _flat(network: nn.Module) -> GraphModule:
 
 
 def _unused(target: str, names: Collection[str]) -> str:
-    """A name of letters, digits and underscores that no other target has."""
+    """A unique name of letters, digits and underscores."""
     name = re.sub(r"\W", "_", target)
     name = f"_{name}" if name[0].isdigit() else name
     while name in names:
@@ -110,5 +108,5 @@ def _layers(network: GraphModule) -> list[str]:
 def _forward(network: GraphModule) -> str:
     """The graph's source."""
     code = network.code.strip()
-    code = re.sub(r";  (?:\w+ = )+None$", "", code, flags=re.MULTILINE)  # fx frees what was read for the last time
+    code = re.sub(r";  (?:\w+ = )+None$", "", code, flags=re.MULTILINE)  # fx frees values after their last use
     return "\n".join(f"    {line}".rstrip() for line in code.splitlines())

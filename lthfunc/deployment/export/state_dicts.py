@@ -1,4 +1,4 @@
-"""Weights for other libraries: state dicts, nn.utils.prune's pairs, SciPy's matrices."""
+"""Weights for other libraries: state dicts, the pairs of nn.utils.prune, SciPy's matrices."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from lthfunc.trees.ops import apply_masks
 
 
 def state_dict(subject: Exportable, path: Path) -> list[Path]:
-    """The masked weights as ``module.load_state_dict`` takes them (``torch.load(path, weights_only=True)``).
+    """The masked weights for ``module.load_state_dict(torch.load(path, weights_only=True))``.
 
-    It has the keys of the module's own state dict: both names of a shared weight, no buffer that isn't persistent.
+    It has the keys of the module's own state dict: both names of a shared weight, and only persistent buffers.
     """
     _save(subject.masked.state_dict(), path)
     return []
 
 
 def prune(subject: Exportable, path: Path) -> list[Path]:
-    """A state dict with ``weight_orig`` and ``weight_mask``, as a module under torch.nn.utils.prune has them.
+    """A state dict with ``weight_orig`` and ``weight_mask``, as torch.nn.utils.prune makes them.
 
     A shared weight is pruned under each of its names.
     """
@@ -43,12 +43,12 @@ def prune(subject: Exportable, path: Path) -> list[Path]:
 
 
 def scipy(subject: Exportable, path: Path) -> list[Path]:
-    """A folder with a CSR matrix (outputs, inputs) for each layer, for ``scipy.sparse.load_npz``, and the rest.
+    """A folder with a CSR matrix (outputs, inputs) per layer for ``scipy.sparse.load_npz``, and the rest.
 
-    A convolution's inputs are its input channels' kernel places, one after the other, for a transposed one as well; in
-    groups, those of the output's group. An embedding's inputs are its tokens. A pruned bias is a column. A parameter of
-    no known layer lies as it is stored, its further dimensions side by side. A weight that layers share has a file for
-    each. What has no mask goes to ``rest.npz``.
+    The inputs of a convolution, transposed or not, are the kernel positions of its input channels, channel by channel;
+    with groups, those of the output's group. The inputs of an embedding are its tokens. A pruned bias is a column. A
+    parameter of an unknown layer is flattened to two dimensions as it is stored. A shared weight has a file per name.
+    What has no mask goes to ``rest.npz``.
     """
     import numpy as np
     from scipy import sparse
@@ -59,7 +59,7 @@ def scipy(subject: Exportable, path: Path) -> list[Path]:
     written = []
     for name, values, mask in matrices(subject.model.evaluating, params, ticket.masks):
         rows, columns = mask.numpy().nonzero()
-        kept = _array(values)[rows, columns]  # also a survivor that is zero by chance
+        kept = _array(values)[rows, columns]  # including survivors that happen to be zero
         found = sparse.csr_matrix((kept, (rows, columns)), shape=tuple(mask.shape))
         written.append(path / f"{safe_file_name(name)}.npz")
         _write(written[-1], lambda file, found=found: sparse.save_npz(file, found))
@@ -69,7 +69,7 @@ def scipy(subject: Exportable, path: Path) -> list[Path]:
 
 
 def _array(leaf: Tensor) -> Any:
-    """For NumPy, which knows no bfloat16."""
+    """As a NumPy array; NumPy has no bfloat16."""
     leaf = leaf.detach().cpu()
     return (leaf.float() if leaf.dtype == torch.bfloat16 else leaf).numpy()
 
