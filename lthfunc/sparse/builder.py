@@ -1,7 +1,7 @@
-"""A program under construction: places, numbers and instructions, forward and then backward.
+"""A program under construction: operations first, then their instructions, forward and backward.
 
-Rules (in `lowerings/`) add instructions for an operation of the network and say what its gradient does. Everything that
-depends on where things lie is a function, called once all halos are known.
+A lowering (in `lowerings/`) adds an operation of the network, and says which instructions compute it and its gradient.
+Whatever depends on addresses is a function that is called once all halos are known.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class GradientTarget(NamedTuple):
 
 
 class Leaf(NamedTuple):
-    """Where a parameter lies among the values: from `first`, so many numbers."""
+    """Where a parameter lies among the values: `size` numbers from `first` on."""
 
     first: int
     size: int
@@ -116,7 +116,7 @@ class Weights(NamedTuple):
 
 @dataclass
 class Builder:
-    """Collects a program for batches of so many examples; training: with gradients.
+    """Collects a program for batches of up to `batch` examples; training: with gradients.
 
     leaves: where parameters lie among the values. weights: of the prunable leaves. statistics: where buffers lie among
     the constants. claimed: parameters that an operation has the gradient of. spare: memory of gradients that were
@@ -161,16 +161,16 @@ class Builder:
         return buffer
 
     def same_layout(self, buffer: TileBuffer) -> TileBuffer:
-        """Room of the same layout as another place, whatever halo that will get."""
+        """Room of the same layout as another buffer, whatever halo that one will get."""
         return self.hold(SameLayout(buffer))
 
     def numbers(self, values: list[float]) -> int:
-        """Put constants away; where they begin."""
+        """Store constants; returns where they begin."""
         self.constants.extend(values)
         return len(self.constants) - len(values)
 
     def table(self, values: Tensor) -> int:
-        """Put a list away; where it begins. Called when places are known."""
+        """Store a list; returns where it begins. Called when addresses are known."""
         if values.numel() and int(values.max()) >= 2**31:
             raise OverflowError("a list reaches further than 32 bits count")
         self.lists.append(values.to(torch.int32))

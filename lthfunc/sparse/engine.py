@@ -36,7 +36,7 @@ def sparse_engine(work: Work) -> Engine:
     """Steps and evaluations on the surviving weights alone, on a CPU.
 
     Raises UserError where the kernels cannot be built, for a precision other than fp32, for a device other than the
-    CPU, and for a network with an operation that has no rule, which it names.
+    CPU, and for a network with an operation that has no lowering, which it names.
     """
     if work.precision != "fp32":
         raise invalid("--precision", work.precision, "fp32 with --engine sparse")
@@ -54,7 +54,7 @@ def sparse_engine(work: Work) -> Engine:
         for number, (state, seed) in enumerate(zip(states, seeds, strict=True)):
             slots = (x, y) if len(states) == 1 else (x[:, number], y[:, number])
             loops.append(_Loop(work, programs, tuners, state, seed, slots))
-        # What cannot be evaluated is told before it is trained: the two modes are graphs of their own.
+        # A network that cannot be evaluated is refused before it is trained: each mode has its own graph.
         stored = tuple(x.shape[2 if len(states) == 1 else 3 :]), x.dtype
         if stored not in evaluable:
             check_mode(work, *stored, training=False)

@@ -5,7 +5,7 @@
     t = sparse_conv2d(t, values, bias, conv_pattern(mask, (H, W), padding=1))
     y = from_tiles(t, n)
 
-The engine runs the same kernels fused, many steps a call; these functions are for what it has no rule for.
+The engine runs the same kernels fused, many steps a call; these functions are for what it has no lowering for.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def to_tiles(x: Tensor) -> Tensor:
 
 
 def from_tiles(tiles: Tensor, examples: int) -> Tensor:
-    """The inverse of `to_tiles`; places of size 1 × 1 become features (n, channels)."""
+    """The inverse of `to_tiles`; images of size 1 × 1 become features (n, channels)."""
     x = tiles.permute(0, 4, 1, 2, 3).flatten(0, 1)[:examples]
     return x.flatten(1) if x.shape[2:] == (1, 1) else x
 

@@ -60,7 +60,7 @@ class SparseProgram:
 
     def _made(self, x: Tensor) -> Any:
         """What a call for a batch of this size needs. One memory serves all batches of as many tiles, and one another
-        example alone, whose layout is its own: what lies between its places must stay zero."""
+        example alone, which has its own layout: what lies between its rows must stay zero."""
         tiles = -(-len(x) // LANES)
         key = len(x) == 1, tiles, x.shape[1:], x.dtype
         workspace = self._workspaces.get(key)
@@ -89,7 +89,7 @@ def sparse_program(model: Model, ticket: Ticket | TrainState, scale: Scale | Non
     are taken as they are.
 
     Raises UserError where masks and model don't fit, naming the first leaf that differs; where the kernels cannot be
-    built; and, at the first call, for an operation that has no rule.
+    built; and, at the first call, for an operation that has no lowering.
 
         run = lf.sparse_program(model, ticket)
         logits = run(images)

@@ -1,4 +1,4 @@
-"""From surviving weights to lists: for each output the places it reads, for each input the places it is read by."""
+"""From surviving weights to lists: for each output the inputs it reads, for each input the outputs that read it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Entries(NamedTuple):
 class Blocks(NamedTuple):
     """Entries in blocks that are walked one after the other, so that what a block reads stays in a near cache.
 
-    number: int64 (entries,), each entry's block. limits: int64 (kernel_x + kernel_y, 2), the output places (from, to)
+    number: int64 (entries,), each entry's block. limits: int64 (kernel_x + kernel_y, 2), the outputs (from, to)
     that the entries of each kernel column and of each kernel row add to, where blocks are columns and rows of a kernel.
     """
 
@@ -76,7 +76,7 @@ def blocks_of(inputs: Tensor, count: int, rows: int, bytes_each: int) -> Blocks 
 def block_size(inputs: int, bytes_each: int, entries_each: float) -> int:
     """Inputs to take at a time: as many as a first-level cache holds, unless rows find too few survivors in them.
 
-    bytes_each: what an input's places take; entries_each: survivors that a row has in one input, on average.
+    bytes_each: what an input's positions take; entries_each: survivors that a row has in one input, on average.
     """
     fitting = max(1, _BLOCK_BYTES // bytes_each)
     enough = int(_LEAST_ENTRIES / max(entries_each, 1e-9)) + 1

@@ -1,4 +1,4 @@
-"""A network as a program of the machine: its graph read rule by rule, then its gradient, then memory and numbers."""
+"""A network as a program of the machine: its graph lowered, fused, differentiated and laid out in memory."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def program_of(
 ) -> Program:
     """Write the program of a network for batches of up to `batch` examples stored with this shape and dtype.
 
-    Raises UserError, with the operation and its place in the network, where there is no rule.
+    Raises UserError, with the operation and its line in the network, where there is no lowering.
     """
     check_fit(params, masks)
     b = Builder(batch, epilogue.gradients)
@@ -187,7 +187,7 @@ def _interpreted(b: Builder, captured: Captured, given: dict[Node, Any], counter
 
 
 def _check_shape(view: View, node: Node) -> None:
-    """A rule gives what the operation gave as it was traced, or it misread its arguments."""
+    """A lowering gives what the operation gave as it was traced, or it misread its arguments."""
     traced = node.meta["val"]
     if (TRACED_BATCH, *view.shape) != tuple(traced.shape) or traced.dtype != torch.float32:
         raise Unsupported("of this form")

@@ -24,7 +24,7 @@ def always_sparse(engine: str, model: Model, shape: tuple[int, ...]) -> bool:
 
 @public
 def sparse_or(dense: str) -> Callable[[Work], Engine]:
-    """Makes the engine "sparse/<dense>": the rule in `cost_model.py` picks one of the two by shapes and densities."""
+    """Makes the engine "sparse/<dense>": the cost model picks one of the two by shapes and densities."""
 
     def make(work: Work) -> Engine:
         engines = {True: sparse_engine(work), False: make_engine(dense, work)}

@@ -20,10 +20,9 @@ _WINDOW, _TRIAL = 0.1, 0.02
 _DISTURBED = 0.85
 #: One thread must be faster by so much.
 _MARGIN = 1.05
-#: Threads without cores of their own may be so many times slower: a call of a trial takes so many times fewer steps.
+#: Threads without cores of their own may be this many times slower: a call of a trial takes fewer steps by that factor.
 _SLOWER = 20
-#: Seconds until the other number is tried anew, since others may have left or come; twice as long each time it was not
-#: faster.
+#: Seconds until the other number is tried again, since other programs come and go; doubled each time it was not faster.
 _AGAIN = 2.0
 
 
@@ -51,7 +50,7 @@ class ThreadTuner:
         return 1 if self._now == self._all else self._all
 
     def took(self, steps: int, seconds: float, cpu: float) -> None:
-        """A call of so many steps took so long. cpu: seconds that all threads together had of cores."""
+        """Note how long a call of `steps` steps took. cpu: seconds of processor time of all threads together."""
         if self._all == 1:
             return
         if not self._warm:  # the first call also touches its memory for the first time
@@ -93,11 +92,11 @@ class ThreadTuner:
 
 
 class ThreadTuners(threading.local):
-    """The pace at each number of threads, as it was found out so far; each thread that trains has its own."""
+    """The tuners by number of threads; each thread that trains has its own."""
 
     def __init__(self) -> None:
         self._of: dict[int, ThreadTuner] = {}
 
     def of(self, threads: int) -> ThreadTuner:
-        """The pace where there are so many threads."""
+        """The tuner for this number of threads."""
         return self._of.setdefault(threads, ThreadTuner(threads))

@@ -50,7 +50,7 @@ class TileBuffer:
 
     @property
     def layout(self) -> tuple[int, int, int, int]:
-        """What two places must share for an address in one to mean the same in the other."""
+        """What two buffers must share for an address in one to mean the same in the other."""
         return *self.size, self.halo
 
     @property
@@ -81,7 +81,7 @@ class TileBuffer:
 
 
 class SameLayout(TileBuffer):
-    """A place of the same layout as another one, also where that one's halo grows."""
+    """A buffer of the same layout as another one, also where that one's halo grows."""
 
     def __init__(self, other: TileBuffer) -> None:
         super().__init__(other.channels, other.height, other.width)
@@ -98,5 +98,5 @@ class SameLayout(TileBuffer):
 
 
 def no_buffer(prefix: str) -> dict[str, int]:
-    """The columns of a place that there is none of."""
+    """The columns of a buffer that is not there."""
     return {prefix: -1, f"{prefix}_tile": 0, f"{prefix}_channel": 0, f"{prefix}_row": 0}

@@ -1,4 +1,4 @@
-"""A program's memory: made from dense trees, changed in place by the machine, and read back as dense trees."""
+"""A program's workspace: filled from dense trees, changed in place by the machine, and read back as dense trees."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Workspace:
         }
 
     def buffers(self, before: Buffers, steps: int) -> Buffers:
-        """The buffers after so many steps."""
+        """The module's buffers after `steps` more steps."""
         after = {name: value.clone() for name, value in before.items()}
         for name, first in self.program.statistics.items():
             after[name] = self.constants[first : first + before[name].numel()].clone().view(before[name].shape)

@@ -12,7 +12,7 @@ WORD = 32
 
 
 def words(columns: int) -> int:
-    """How many words a row of so many weights takes."""
+    """How many words a row of `columns` weights takes."""
     return -(-columns // WORD)
 
 
@@ -38,7 +38,7 @@ def unpack_bits(bits: Tensor, columns: int) -> Tensor:
     """The mask that was packed: ``unpack_bits(pack_bits(mask), mask.shape[-1])`` is it again.
 
     bits: int32 (..., words). columns: how many weights a row has. Returns bool (..., columns). Raises UserError where
-    so many weights don't take so many words, or the bits aren't int32.
+    the bits don't have the words of `columns` weights, or aren't int32.
     """
     if bits.dtype != torch.int32 or not bits.ndim or bits.shape[-1] != words(columns):
         expected = f"int32 of {words(columns)} words a row for {columns} weights"

@@ -1,6 +1,6 @@
 """Linear layers of blocks: only those that are left are stored and computed, forward and backward.
 
-Operations and gradient are made as in `masked_linear`, for the reasons told there.
+Operations and gradient are made as in `masked_linear`, for the reasons given there.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ class Resident(NamedTuple):
     """K networks, packed for `resident_steps`.
 
     values, and each of moments: float32 (K, size), biases and then survivors, padded with zeros. lists: where survivors
-    are. table: int32 (layers, 6), what the kernel is told of layers, and shapes: (inputs, outputs) of each. schedule:
+    are. table: int32 (layers, 6), what the kernel knows of layers, and shapes: (inputs, outputs) of each. schedule:
     float32 (K, steps), rates. powers: float64 (K, 2), Adam's betas to the power of the step that comes next. steps:
     int64 (K,), how many each has taken. numbers: the optimiser's. states: what the networks were when packed.
     """

@@ -36,7 +36,7 @@ LTHFUNC_INLINE void transpose_bytes(bytes (&rows)[16]) {
   }
 }
 
-// 16 places of 16 examples that lie `apart` elements from each other.
+// 16 positions of 16 examples that lie `apart` elements from each other.
 LTHFUNC_INLINE void load_block(const std::uint8_t* from, i64 apart, i64 examples, float gain, float shift, vec* out) {
   static const std::uint8_t nothing[16] = {};
   bytes block[16];
@@ -68,7 +68,7 @@ LTHFUNC_INLINE void load_block(const float* from, i64 apart, i64 examples, float
   }
 }
 
-// One row of `width` places; missing examples are zeros.
+// One row of `width` positions; missing examples are zeros.
 template <typename Number>
 void load_row(const Number* from, i64 apart, i64 examples, i64 width, float gain, float shift, vec* out) {
   i64 x = 0;

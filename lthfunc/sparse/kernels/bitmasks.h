@@ -15,7 +15,7 @@ namespace lthfunc {
 LTHFUNC_INLINE __mmask16 low_bits(int count) { return static_cast<__mmask16>((1u << count) - 1); }
 #endif
 
-// Numbers to the places among 16 that a mask's bits tell, zeros to the others.
+// Numbers to the positions among 16 that a mask's bits tell, zeros to the others.
 LTHFUNC_INLINE void spread(const float* from, unsigned mask, float* to) {
 #ifdef __AVX512F__
   const __m512 next = _mm512_maskz_loadu_ps(low_bits(__builtin_popcount(mask)), from);
@@ -26,7 +26,7 @@ LTHFUNC_INLINE void spread(const float* from, unsigned mask, float* to) {
 #endif
 }
 
-// The numbers at those places, side by side; nothing behind them is written.
+// The numbers at those positions, side by side; nothing behind them is written.
 LTHFUNC_INLINE void pick(const float* from, unsigned mask, float* to) {
 #ifdef __AVX512F__
   const __m512 picked = _mm512_maskz_compress_ps(static_cast<__mmask16>(mask), _mm512_loadu_ps(from));

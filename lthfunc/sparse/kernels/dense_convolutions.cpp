@@ -1,7 +1,7 @@
 // Convolutions that have most of their weights, as dense ones: pruned weights are zeros among the others.
 //
-// All rows read the same places then. An input that is loaded serves several rows, where a list's serves one, so that
-// multipliers are fed at their full rate (lowerings/dense.py says from which density on it pays).
+// All rows read the same positions then. An input that is loaded serves several rows, where a list's serves one, so
+// that multipliers are fed at their full rate (lowerings/dense.py says from which density on it pays).
 #include <algorithm>
 #include <type_traits>
 #include <vector>
@@ -12,7 +12,7 @@
 namespace lthfunc {
 namespace {
 
-// Rows and places (or entries) whose sums stay in registers.
+// Rows and positions (or entries) whose sums stay in registers.
 #ifdef __AVX512F__
 constexpr int ROWS = 4, PLACES = 6;
 #else
@@ -140,7 +140,7 @@ struct Into {
   bool again;
 };
 
-// Rows · Entries gradients, summed over all places of some tiles.
+// Rows · Entries gradients, summed over all positions of some tiles.
 template <int Rows, int Entries>
 void entries(const dense_convolution_gradients_row& op, const Workspace& m, Part part, i64 row, i64 k, Into into) {
   vec sum[Rows][Entries] = {};

@@ -65,11 +65,11 @@ struct Part {
   i64 tile, tiles, row, rows;
 };
 
-// A row of a place, by an instruction's columns: `op`, `m`, `tile`, `channel` and `y` are those of the caller.
+// A row of a buffer, by an instruction's columns: `op`, `m`, `tile`, `channel` and `y` are those of the caller.
 #define LTHFUNC_AT(name) \
   (m.activations + op.name + tile * op.name##_tile + channel * op.name##_channel + y * op.name##_row)
 
-// What decides about a row of a gradient, at the same place of another memory of its layout; nullptr for nothing.
+// What decides about a row of a gradient, at the same position of another buffer of its layout; nullptr for nothing.
 inline const vec* gate_of(i64 gate, i64 gradient, const vec* row) {
   return gate < 0 ? nullptr : row + (gate - gradient);
 }

@@ -21,7 +21,7 @@ vec* vectors(const Tensor& tensor) {
   return reinterpret_cast<vec*>(memory);
 }
 
-// The machine counts places from one base: here, from one tensor to another.
+// The machine counts positions from one base: here, from one tensor to another.
 i64 between(const vec* from, const vec* to) {
   return (reinterpret_cast<std::intptr_t>(to) - reinterpret_cast<std::intptr_t>(from)) / BYTES;
 }
@@ -34,7 +34,7 @@ Workspace workspace_of(const Tensor& tiles) {
   return workspace;
 }
 
-// How a layer's places lie: stride between places of the input, and whether they are the tiles (linear layers).
+// How a layer's positions lie: stride between positions of the input, and whether they are the tiles (linear layers).
 struct Strides {
   i64 y, x, across;
 };
@@ -47,8 +47,8 @@ Tensor rows_of(const Tensor& tiles) {
   return at::arange(tiles.size(1), at::kInt).mul_(channel);
 }
 
-// Holds lists to what they index: rising starts of `rows` lists, entries that are read from each of ny × nx places of a
-// tile on, and which of `values` numbers each entry takes.
+// Holds lists to what they index: rising starts of `rows` lists, entries that are read from each of ny × nx positions
+// of a tile on, and which of `values` numbers each entry takes.
 void check_lists(const Tensor& lists, i64 rows, i64 entries, const Tensor& input, Strides in, i64 ny, i64 nx,
                  const i32* which, i64 values) {
   constexpr i64 most = i64{1} << 31;

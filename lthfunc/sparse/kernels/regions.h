@@ -67,7 +67,7 @@ LTHFUNC_INLINE void write_maximum(const vec (&window)[4], const Row& op, const W
   }
 }
 
-// So many places in a row, in stretches of nearly even lengths, each of at most so many: each(region, first place,
+// `count` positions in a row, in stretches of nearly even lengths, of `most` at most: each(region, first place,
 // size).
 template <typename Row, typename Each>
 void stretches(const Row& op, const Workspace& m, i64 tile, i64 y, i64 count, i64 most, Each each) {
@@ -85,8 +85,8 @@ void stretches(const Row& op, const Workspace& m, i64 tile, i64 y, i64 count, i6
   }
 }
 
-// What is read around `in` by lists of `entries`, and rows of outputs with what belongs to them. across: the places are
-// the tiles. out is none of the others; b, the gate and the codes lie as their steps say, the latter two as out.
+// What is read around `in` by lists of `entries`, and rows of outputs with what belongs to them. across: the positions
+// are the tiles. out is none of the others; b, the gate and the codes lie as their steps say, the latter two as out.
 template <typename Row>
 void verify_region(const Row& op, Verifier& v, i64 entries, Range offsets, bool across) {
   const i64 side = op.pool ? 2 : 1, ny = across ? 1 : op.ny, nx = across ? 1 : op.nx;

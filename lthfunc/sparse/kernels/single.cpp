@@ -1,7 +1,7 @@
-// One example: the same programs with places counted in floats, vectors along the rows of an image.
+// One example: the same programs with positions counted in floats, vectors along the rows of an image.
 //
-// With a tile of its own an example would use one lane of 16. Convolutions take 16 places of a row at a time, in
-// several rows, from unaligned workspace; linear layers, whose places have no neighbours, are scalar sums. What lies
+// With a tile of its own an example would use one lane of 16. Convolutions take 16 positions of a row at a time, in
+// several rows, from unaligned memory; linear layers, whose positions have no neighbours, are scalar sums. What lies
 // behind the last place of a row is computed and not stored. Instructions that are missing in the table at the end have
 // no such kernel; their networks take a tile.
 #include "single.h"
@@ -267,7 +267,7 @@ bool not_negative(const Program& program, i64 first, i64 count) {
 }
 
 // Whether a product's columns are those that these kernels read: outputs side by side, offsets that are not negative,
-// and weights where the values are. What is verified for vectors then holds for places counted in floats.
+// and weights where the values are. What is verified for vectors then holds for positions counted in floats.
 bool reads_plainly(const i64* row, const Program& program) {
   if (head(row).opcode == op_products) {
     const auto& op = *reinterpret_cast<const products_row*>(row);

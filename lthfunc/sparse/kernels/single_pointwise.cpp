@@ -7,7 +7,7 @@
 namespace lthfunc {
 namespace {
 
-// function(channel, y, x, count) for up to 16 places of a row at a time.
+// function(channel, y, x, count) for up to 16 positions of a row at a time.
 template <typename Function>
 LTHFUNC_INLINE void each_places(i64 channels, i64 height, i64 width, Function function) {
   for (i64 channel = 0; channel < channels; ++channel)

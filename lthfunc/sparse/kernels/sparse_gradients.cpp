@@ -1,7 +1,7 @@
-// Gradients of the weights, at surviving places only, and of the biases.
+// Gradients of the weights, at surviving weights only, and of the biases.
 //
-// Up to 16 survivors of one row are summed at once over all places and tiles: one load of the output gradient serves
-// them all. Their lanes are added up at the end of each tile (of all tiles where the places are tiles).
+// Up to 16 survivors of one row are summed at once over all positions and tiles: one load of the output gradient serves
+// them all. Their lanes are added up at the end of each tile (of all tiles where the positions are tiles).
 #include <algorithm>
 
 #include "verify.h"
@@ -9,7 +9,7 @@
 namespace lthfunc {
 namespace {
 
-// Survivors summed at once, and places held: together they fit the registers.
+// Survivors summed at once, and positions held: together they fit the registers.
 #ifdef __AVX512F__
 constexpr int MOST = 16, HELD = 8;
 #else
@@ -55,7 +55,7 @@ LTHFUNC_INLINE void write(const vec (&sum)[Count], float* gradient, i64 count, b
   }
 }
 
-// ---- linear layers: the places are the tiles ----
+// ---- linear layers: the positions are the tiles ----
 
 template <int Count, int Held>
 LTHFUNC_INLINE void across_tiles(const vec (&held)[Held], const Sides& at, i64 tiles, const i32* offset, i64 count,
@@ -120,7 +120,7 @@ Across across_of(i64 tiles) {
 
 // ---- convolutions ----
 
-// Count survivors of one row over one tile's places; with Bias their row's gradient itself is summed up as well.
+// Count survivors of one row over one tile's positions; with Bias their row's gradient itself is summed up as well.
 template <int Count, int Held, bool Unit, bool Bias>
 void survivors(Sides tile, i64 ny, i64 in_y, i64 grad_y, i64 nx, const i32* offset, float* gradient, float* bias,
                bool again) {
@@ -168,7 +168,7 @@ void survivors(Sides tile, i64 ny, i64 in_y, i64 grad_y, i64 nx, const i32* offs
 
 using Survivors = void (*)(Sides, i64, i64, i64, i64, const i32*, float*, float*, bool);
 
-// As many places at once as leave the fewest over.
+// As many positions at once as leave the fewest over.
 i64 held_for(i64 nx) {
   if (nx <= HELD) return nx;
   i64 best = HELD;
@@ -186,7 +186,7 @@ Survivors of_held(i64 held) {
   return survivors<Count, Held, Unit, Bias>;
 }
 
-// The kernels for every number of survivors, by one number of places.
+// The kernels for every number of survivors, by one number of positions.
 template <bool Unit, bool Bias>
 struct Counts {
   Survivors of[MOST + 1];

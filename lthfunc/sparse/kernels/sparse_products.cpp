@@ -241,7 +241,7 @@ void whole(const products_row& op, const Workspace& m, i64 tile, i64 y, i64 coun
   });
 }
 
-// Without the entries that would read outside the image. `limits`: the places (from, to) inside it for all kernel
+// Without the entries that would read outside the image. `limits`: the positions (from, to) inside it for all kernel
 // columns, then those for all kernel rows.
 void windowed(const products_row& op, const Workspace& m, i64 tile, i64 y, Part part) {
   const i32* const columns = m.lists + op.limits;
@@ -259,7 +259,8 @@ void windowed(const products_row& op, const Workspace& m, i64 tile, i64 y, Part 
 }  // namespace
 
 // starts: rows · blocks + 1, rising. offsets: whole vectors, as bytes; which, else the order of the lists: the values.
-// With limits, kernel columns and rows are blocks, and all columns miss at most MAX_MISSING places of a row together.
+// With limits, kernel columns and rows are blocks, and all columns miss at most MAX_MISSING positions of a row
+// together.
 void verify(const products_row& op, Verifier& v) {
   v.require(op.blocks > 0 && op.rows * op.blocks < i64{1} << 32 && op.across >= 0, "blocks and across: out of range");
   const i64 entries = v.starts("starts", op.starts, op.rows * op.blocks + 1);

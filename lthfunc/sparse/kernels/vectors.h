@@ -22,7 +22,7 @@ constexpr int MAX_SUMS = STRETCH;
 constexpr int MAX_SUMS = 6;
 #endif
 
-// The vector so many bytes behind another: offsets in lists are bytes, since a shift for each would show.
+// The vector `bytes` behind another: offsets in lists are bytes, since a shift for each would show.
 LTHFUNC_INLINE const vec& behind(const vec* place, i64 bytes) {
   return *reinterpret_cast<const vec*>(reinterpret_cast<const char*>(place) + bytes);
 }

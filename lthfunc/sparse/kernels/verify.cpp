@@ -48,7 +48,8 @@ void Verifier::check() {
     const Head& h = head(row);
     require(h.opcode >= 0 && h.opcode < opcodes, "unknown opcode");
     require(instructions[h.opcode].columns <= longest, "columns are missing");
-    require(h.split >= 0 && h.split < splits && (h.split != split_sums || sums_up(h.opcode)), "cannot be split like this");
+    require(h.split >= 0 && h.split < splits && (h.split != split_sums || sums_up(h.opcode)),
+            "cannot be split like this");
     require(h.rows > 0 && h.rows < LARGEST && h.work >= 0 && h.work < (i64{1} << 52), "rows and work out of range");
     for (i64 k = HEAD; k < instructions[h.opcode].columns; ++k)
       require(row[k] >= -1 && row[k] < LARGEST, "a column is out of range");

@@ -1,1 +1,1 @@
-"""One rule for each operation: its instructions in the tiled layout, and those of its gradient."""
+"""One lowering for each operation: its instructions in the tiled layout, and those of its gradient."""

@@ -25,15 +25,15 @@ GRADIENTS_FROM, PRODUCTS_FROM, CONVOLUTIONS_FROM = (0.88, 1.0, math.inf)
 if have_avx512():
     GRADIENTS_FROM, PRODUCTS_FROM, CONVOLUTIONS_FROM = (0.42, 0.55, 0.6) if has_wide_amd_cores() else (0.65, 0.72, 0.9)
 _TILES, _STRIP = CONSTANTS["TILES_AT_ONCE"], CONSTANTS["STRIP"]
-#: Rows of a convolution, places in all tiles, and weights of a row below which lists are as good.
+#: Rows of a convolution, output positions in all tiles, and weights of a row below which lists are as fast.
 _ROWS, _PLACES, _ENTRIES = 16, 32, 64
 #: Places of an image up to which gradients of weights are summed up over all tiles at once, so that lanes are added up
-#: once for many places. Larger images are taken tile by tile, while they lie in a cache.
+#: once for many positions. Larger images are taken tile by tile, while they lie in a cache.
 _SMALL = 16
 
 
 def feeds_multipliers(outs: int, ins: int) -> bool:
-    """Whether a convolution of so many rows, of so many weights each, is large enough to be computed densely."""
+    """Whether a convolution of `outs` rows of `ins` weights each is large enough to be computed densely."""
     return outs >= _ROWS and ins >= _ENTRIES
 
 
@@ -108,7 +108,7 @@ class DenseWeights:
         return self.ins if self._spread is None else -(-self.ins // LANES) * LANES
 
     def _survivors(self) -> dict[str, int]:
-        """Tables of each row's first survivor, and of which weights of 16 survive, so many numbers a row."""
+        """Tables of each row's first survivor, and of which weights of 16 survive (`words` masks a row)."""
         if not self._tables:
             kept = torch.zeros(self.outs * self.ins, dtype=torch.int64)
             kept[self._b.weights[self._name].positions] = 1
@@ -153,7 +153,7 @@ class DenseWeights:
     # ---- convolutions ----
 
     def reads(self, inputs: Tensor) -> dict[str, int]:
-        """The columns of what every row reads: so many vectors from its first place on."""
+        """The columns of what every row reads, in vectors from its first position on."""
         return {"offsets": self._b.table(inputs * VECTOR_BYTES), "entries": len(inputs)}
 
     def convolution(
@@ -167,7 +167,7 @@ class DenseWeights:
     def transposed(self, which: Callable[[], Tensor], entries: int, step: int) -> TransposedWeights:
         """The transpose, made before everything; to be asked for before `spread`, which then comes first.
 
-        which: for its first row, where in the flattened leaf each of so many weights lies, once places are known.
+        which: for its first row, where in the flattened leaf each of `entries` weights lies, once halos are known.
         step: numbers from there to the next row's.
         """
         rows = self.ins // step
@@ -201,7 +201,7 @@ class DenseWeights:
 
 
 class TransposedWeights(NamedTuple):
-    """A convolution's weights as those of its transpose, so many rows in a room of their own."""
+    """A convolution's weights as those of its transpose: `rows` rows in a room of their own."""
 
     room: TileBuffer
     rows: int

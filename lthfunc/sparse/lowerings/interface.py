@@ -1,4 +1,4 @@
-"""What a rule is given, and how it says that it has none for such a case."""
+"""What a lowering is given, and how it refuses a form of an operation."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Buffer(NamedTuple):
 
 
 class Unsupported(Exception):  # noqa: N818 - says what it is
-    """This form of the operation has no rule; the text says which form."""
+    """This form of the operation has no lowering; the text says which form."""
 
 
 #: (builder, arguments, keyword arguments) -> what the operation gives. Arguments are Views, Params, Buffers or plain.

@@ -18,7 +18,7 @@ from lthfunc.sparse.tile_buffers import VECTOR_BYTES, TileBuffer
 #: What two rows of pooled outputs may read together: a little more than a first-level cache.
 _NEAR_BYTES = 40 * 1024
 _STRETCH, _TILES_AT_ONCE, _MAX_MISSING = (CONSTANTS[name] for name in ("STRETCH", "TILES_AT_ONCE", "MAX_MISSING"))
-#: Share of a product's entries and places that lie inside the image, from which windows gain nothing; and survivors
+#: Share of a product's entries and positions that lie inside the image, from which windows gain nothing; and survivors
 #: that a row should find in one kernel column's list before the channels are taken in parts.
 _INSIDE, _LEAST_IN_LIST = 0.75, 12
 #: Places of a row below which a list's kernel has too few sums.
@@ -93,7 +93,7 @@ def convolution(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     windows = _windows(sides) if stride == (1, 1) else None
 
     def backward(phase: tuple[int, int]) -> EntriesOf:
-        """Of the input's places at this distance from a multiple of the stride."""
+        """Of the input's positions at this distance from a multiple of the stride."""
 
         def entries(positions: Tensor) -> tuple[Entries, Blocks | None]:
             row, channel, ky, kx = split(positions)
@@ -118,9 +118,9 @@ def convolution(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
 
         return entries
 
-    # A stride makes as many kinds of input places, each with weights of its own; each kind is a product.
+    # A stride divides the input's positions into phases, each with its own weights; each phase is a product.
     phases = [(a, c) for a in range(min(stride[0], height)) for c in range(min(stride[1], width))]
-    # In few places lists are slow, whatever they leave out.
+    # For few positions lists are slow, whatever they leave out.
     inside = windows.inside if windows is not None and right.size >= _FEW else 1.0
 
     def emit(operation: Operation) -> None:
@@ -157,7 +157,7 @@ def _weights(b: Builder, weight: Any, bias: Any) -> Weights:
 
 
 class _Windows(NamedTuple):
-    """For each kernel column and then each kernel row the places (from, to) inside the image; their share of all."""
+    """For each kernel column and then each kernel row the positions (from, to) inside the image; their share of all."""
 
     limits: Tensor
     inside: float

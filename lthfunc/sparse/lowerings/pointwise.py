@@ -14,12 +14,12 @@ _DEFAULTS = {"leaky_relu": 0.01, "elu": 1.0}
 
 @lowers(aten.relu.default, aten.relu_.default)
 def relu(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
-    """Where nothing else reads the value, whoever writes it rectifies it."""
+    """The operation before rectifies its value as it writes it, where nothing else reads that."""
     return _pointwise(b, args[0], "relu", 0.0, FusedStep.RECTIFY)
 
 
 def activation(kind: str) -> Lowering:
-    """The rule of an activation by its name in PyTorch."""
+    """The lowering of an activation by its name in PyTorch."""
 
     def lowering(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
         if kind == "gelu" and kwargs.get("approximate", "none") != "none":

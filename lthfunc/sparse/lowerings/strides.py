@@ -1,4 +1,4 @@
-"""How layers walk over places: sides of an image, padding and strides, and the tiles of flattened values."""
+"""Which positions layers read and write: sides of an image, padding and strides, and the tiles of flattened values."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class ConvolutionAxis:
 
 
 class StridedRegion:
-    """Places of an image that a product reads or writes: every `stride`-th from -padding on, so many down and right."""
+    """Positions of an image that a product reads or writes: every `stride`-th from -padding on, ny × nx of them."""
 
     def __init__(
         self, buffer: TileBuffer, padding: tuple[int, int], stride: tuple[int, int], size: tuple[int, ...] | None
@@ -48,28 +48,28 @@ class StridedRegion:
         }
 
     def shifted(self, first: int) -> int:
-        """The first place, in a memory that begins there."""
+        """The first position, in a buffer that begins there."""
         return first - self.padding[0] * self.buffer.row - self.padding[1]
 
     def positions(self) -> Tensor:
-        """Vectors from the first place to each, row after row."""
+        """Vectors from the first position to each, row after row."""
         down = torch.arange(self.ny) * self.stride[0] * self.buffer.row
         return (down[:, None] + torch.arange(self.nx) * self.stride[1]).flatten()
 
     def rows(self) -> Tensor:
-        """Vectors from the first place to each channel's."""
+        """Vectors from the first position to each channel's."""
         return torch.arange(self.buffer.channels) * self.buffer.channel
 
 
 class FlatRegion(StridedRegion):
-    """The places of a flattened value are its tiles."""
+    """The positions of a flattened value are its tiles."""
 
     def columns(self, prefix: str) -> dict[str, int]:
         """Of an instruction."""
         return super().columns(prefix) | {f"{prefix}_x": self.buffer.tile}
 
     def rows(self) -> Tensor:
-        """Vectors from the first place to each feature's."""
+        """Vectors from the first position to each feature's."""
         return self.buffer.addresses()
 
 
@@ -84,5 +84,5 @@ def flat(buffer: TileBuffer) -> StridedRegion:
 
 
 def moved(region: StridedRegion, buffer: TileBuffer) -> StridedRegion:
-    """The same walk in another place of the same layout."""
+    """The same region of another buffer of the same layout."""
     return type(region)(buffer, region.padding, region.stride, (region.ny, region.nx))

@@ -44,7 +44,7 @@ def evaluation_graph(
     """Memory with these networks in it, that of an earlier evaluation where it fits.
 
     flat: (leaves of the networks, inputs, targets) -> (loss, accuracy). program: makes a program of a function, or
-    finds it. network: leaves of so many networks side by side. first: a chunk of the split, wherever it lies.
+    finds it. network: leaves of `networks` stacked networks. first: a chunk of the split, wherever it lies.
     """
     device = network[0].device
     fit = tuple((leaf.shape, leaf.dtype, leaf.device) for leaf in network), _kinds(first)

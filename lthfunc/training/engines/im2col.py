@@ -49,7 +49,7 @@ def convolution_backward(
 
 
 def im2col(x: Tensor, window: Sequence[int], stride: Sequence[int], padding: Sequence[int]) -> Tensor:
-    """The inputs that each weight of a filter meets: (window · channels, images · places)."""
+    """The inputs that each weight of a filter meets: (window · channels, images · positions)."""
     padded = realized(F.pad(x, (padding[1], padding[1], padding[0], padding[0])))
     down, across = (
         step * ((size - length) // step) + 1

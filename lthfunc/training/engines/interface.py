@@ -60,7 +60,7 @@ class Work(NamedTuple):
         return on_stored(make_eval_step(self.model, self.loss, self.precision, self.metric), self.scale)
 
     def chunk(self, networks: int, split: Split, device: torch.device) -> int:
-        """Examples of a split to measure at a time, with so many networks side by side."""
+        """Examples of a split to measure at a time, with `networks` vmapped networks."""
         if device.type != "cuda":
             return chunk_for(networks)
         examples = -(-len(split.x) // self.collectives.world_size)

@@ -17,7 +17,7 @@ class MemoryFormats(NamedTuple):
     channels_last: bool = True
 
     def of(self, leaf: Tensor, width: int) -> torch.memory_format:
-        """The memory format of a leaf, with so many networks side by side."""
+        """The memory format of a leaf of `width` vmapped networks."""
         last = self.channels_last and width == 1 and leaf.ndim == 4
         return torch.channels_last if last else torch.contiguous_format
 

@@ -1,6 +1,6 @@
 """Max pooling and its gradient, written so that a compiler makes vector code of them.
 
-For windows that tile an image in channels-last layout. Which place of a window holds its maximum is told by a number of
+For windows that tile an image in channels-last layout. Which position of a window holds its maximum is a number of
 32 bits, in the layout's own order, instead of an index of 64.
 """
 
@@ -62,7 +62,7 @@ def max_pool_backward(
         first, grads = realized(first), realized(grads)
 
     def spread(windows: Tensor) -> Tensor:
-        """Each window's value at all of its places."""
+        """Each window's value at all of its positions."""
         n, rows, columns, channels = windows.shape
         wide = windows[:, :, None, :, None, :].expand(n, rows, down, columns, across, channels)
         return wide.reshape(n, height, width, channels)
@@ -87,12 +87,12 @@ def _tile(
 
 
 def _keeps(x: Tensor) -> bool:
-    """Whether what is between the two walks is kept in memory, in place of being found out again."""
+    """Whether intermediate results are kept in memory instead of being computed again."""
     return x.device.type == "cpu" and x.shape[1] >= FILTERS
 
 
 def _maxima(x: Tensor, kernel: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """(each window's maximum, the number of the place that PyTorch takes it from): (n, rows, columns, channels)."""
+    """(each window's maximum, the number of the position that PyTorch takes it from): (n, rows, columns, channels)."""
     down, across = kernel
     images = x.permute(0, 2, 3, 1)
     places = [images[:, i::down, j::across] for i in range(down) for j in range(across)]

@@ -30,7 +30,7 @@ class Reusable(Generic[T]):
         return None
 
     def leave(self, fit: Hashable, memory: T) -> None:
-        """Leave memory to the next loop, in place of what was left before."""
+        """Leave memory to the next loop, instead of what was left before."""
         self._idle = [(fit, memory)]
 
     def clear(self) -> None:

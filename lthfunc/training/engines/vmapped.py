@@ -51,13 +51,13 @@ def states_of(carry: Carry, width: int, copy: Callable[[Any], Any] = lambda leaf
 
 
 def vmapped(advance: LoopBody, width: int) -> LoopBody:
-    """The body of the loop for so many states and batches."""
-    # Random layers draw anew for each state.
+    """The body of the loop for `width` states and batches."""
+    # Random layers draw their own numbers for each state.
     return advance if width == 1 else torch.vmap(advance, randomness="different")
 
 
 def vmapped_eval(step: EvalStep, width: int, *, own_inputs: bool = False) -> EvalStep:
-    """The evaluation of so many networks on one batch. own_inputs: each gets inputs that it may write into."""
+    """The evaluation of `width` networks on one batch. own_inputs: each gets inputs that it may write into."""
     if width == 1:
         return step
     if not own_inputs:
