@@ -49,13 +49,13 @@ def test_patterns_that_fit_nothing_name_the_parameters() -> None:
 @pytest.mark.parametrize(
     ("module", "words"),
     [
-        (lambda: nn.Sequential(nn.LazyLinear(3)), "0.weight has no shape yet: call the module once"),
+        (lambda: nn.Sequential(nn.LazyLinear(3)), "0.weight has no shape yet: call the lazy module once"),
         (lambda: nn.Sequential(torch.nn.utils.spectral_norm(nn.Linear(2, 2))), "use .*parametrizations.spectral_norm"),
         (lambda: torch_prune.l1_unstructured(nn.Linear(4, 4), "weight", 0.5), r"lthfunc.from_pruned\(module\)"),
         (lambda: nn.Sequential(nn.Tanh(), nn.BatchNorm1d(3)), "has no linear, convolution"),
         (
             lambda: torch.jit.trace(nn.Linear(3, 2), torch.zeros(1, 3)),
-            "is a ScriptModule .*; give the module it",
+            "is a ScriptModule .*; pass the original module",
         ),
     ],
 )
