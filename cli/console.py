@@ -1,4 +1,4 @@
-"""Where tables and lines are printed: the one way to the screen, so that no text is obeyed by a terminal."""
+"""All output to the terminal, which never interprets control characters in names or files."""
 
 from __future__ import annotations
 
@@ -17,39 +17,39 @@ __all__ = ["aside", "printable", "put", "say", "screen", "warning_in_words"]
 
 
 class _Plain(Console):
-    """A console that draws texts as they are; what it says to the terminal itself comes from styles alone."""
+    """A console that prints text literally; only styles produce control sequences."""
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """Segments of what is drawn, with nothing in their text that a terminal would obey."""
+        """The segments to print, with control characters in their text escaped."""
         for segment in super().render(renderable, options):
             text = segment.text
             yield segment if segment.control or text.isprintable() else segment._replace(text=printable(text))
 
 
 def screen() -> Console:
-    """stdout; a file or a pipe is taken to be wide, since nothing there needs wrapping."""
+    """stdout; files and pipes count as 200 columns wide, where nothing needs wrapping."""
     console = _Plain(markup=False)
     return console if console.is_terminal else _Plain(width=200, markup=False)
 
 
 def aside() -> Console:
-    """stderr, for progress and notes. Text that comes from names and files is text here, never markup."""
+    """stderr, for progress and notes, without markup."""
     return _Plain(stderr=True, markup=False)
 
 
 def put(text: object = "", end: str = "\n") -> None:
-    """A line on stdout."""
+    """Print a line on stdout."""
     print(printable(str(text)), end=end)
 
 
 def say(text: str) -> None:
-    """A note, at once."""
+    """Print a note on stderr at once."""
     print(printable(text), file=sys.stderr, flush=True)
 
 
 @contextmanager
 def warning_in_words() -> Iterator[None]:
-    """What libraries warn of is printed as text too: it may hold names out of files."""
+    """Print warnings as text, too; those of libraries may contain names from files."""
 
     def show(
         message: Any, category: Any, filename: str, lineno: int, file: Any = None, line: str | None = None

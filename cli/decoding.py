@@ -1,4 +1,4 @@
-"""A bar while images are decoded, which happens once for a folder of them."""
+"""A progress bar while a folder of images is decoded for the first time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .bars import bar_of
 
 @contextmanager
 def decoding() -> Iterator[Observe]:
-    """What `load` is to tell; the bar appears with the first image."""
+    """A function for `load` to report progress to; the bar appears with the first image."""
     progress = bar_of(
         TextColumn("decoding images"), BarColumn(bar_width=20), MofNCompleteColumn(), TimeRemainingColumn()
     )

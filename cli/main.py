@@ -1,4 +1,4 @@
-"""The entry point: commands, and mistakes told in one line."""
+"""The entry point: all commands, and errors reported in one line."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ from .sweep import sweep
 from .verify import verify
 from .watch import watch
 
-#: Errors of a disk that takes no more.
+#: Errors of a disk that cannot be written to.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
-#: What torchrun tells its processes.
+#: Variables that torchrun sets for its processes.
 _LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 app = typer.Typer(
@@ -88,7 +88,7 @@ def _root(
 
 @functools.cache
 def _command() -> Any:
-    """The commands, read once from their functions' signatures."""
+    """The commands, built once from the signatures of their functions."""
     return get_command(app)
 
 
@@ -109,10 +109,10 @@ def _invoked(arguments: list[str] | None) -> Any:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code.
+    """Run a command and return its exit code.
 
-    A user's mistake is one line on stderr and exit code 2; damaged files, disks that fail or are full, and ranks that
-    are lost, 3.
+    A user's mistake prints one line on stderr and returns 2; damaged files, failing or full disks, and lost ranks
+    return 3.
     """
     with rare_collection():
         code = _told(arguments)
@@ -133,11 +133,11 @@ def _told(arguments: list[str] | None) -> int:
         why, full = str(error.strerror), error.errno in _FULL
         if full or "temporary directory" in why:  # which may name no file
             where = f"{error.filename}: " if error.filename else ""
-            hint = "" if full else "; free space there, or name another folder in TMPDIR"
-            return _complain(f"{where}{why}{hint}; what was finished before is kept", 3)
+            hint = "" if full else "; free some space there, or set TMPDIR to another folder"
+            return _complain(f"{where}{why}{hint}; finished results are kept", 3)
         if error.filename is None or error.errno is None:
             raise
-        return _complain(f"{error.filename}: {error.strerror}; what was finished before is kept", 3)
+        return _complain(f"{error.filename}: {error.strerror}; finished results are kept", 3)
     except typer.TyperException as error:
         return _complain(error.format_message(), error.exit_code) if error.format_message() else error.exit_code
     except (typer.Abort, KeyboardInterrupt):
@@ -146,7 +146,7 @@ def _told(arguments: list[str] | None) -> int:
 
 
 def launched() -> bool:
-    """Whether this process is one of several ranks, as torchrun's environment says."""
+    """Whether torchrun started this process as one of several ranks."""
     return all(name in os.environ for name in _LAUNCHED) and os.environ["WORLD_SIZE"] != "1"
 
 

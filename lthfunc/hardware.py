@@ -1,4 +1,4 @@
-"""The machine's processor, and where what is made for it is kept."""
+"""The processor and the cores of this machine, and the cache folders."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def processor_name() -> str:
 
 @functools.cache
 def processor_facts() -> dict[str, str]:
-    """What Linux says of the first core that has it said of, by Linux's names; nothing elsewhere."""
+    """The first value of each field of Linux's /proc/cpuinfo; empty on other systems."""
     info = Path("/proc/cpuinfo")
     facts: dict[str, str] = {}
     for line in info.read_text(errors="replace").splitlines() if info.exists() else ():
@@ -29,19 +29,19 @@ def processor_facts() -> dict[str, str]:
 
 
 def has_avx512() -> bool:
-    """Whether the processor has AVX-512 (its foundation)."""
+    """Whether the processor has AVX-512 (the foundation instructions)."""
     return "avx512f" in processor_facts().get("flags", "").split()
 
 
 def has_wide_amd_cores() -> bool:
-    """Whether the processor is AMD's, and multiplies 512 bits at a time (of family 26, Zen 5, and later)."""
+    """Whether this is an AMD processor with 512-bit multipliers (family 26, Zen 5, or later)."""
     facts = processor_facts()
     family = facts.get("cpu family", "")
     return facts.get("vendor_id") == "AuthenticAMD" and has_avx512() and family.isdigit() and int(family) >= _WIDE
 
 
 def usable_cores() -> int:
-    """Cores that this process may use: those it is bound to, or fewer where its container has a limit (rounded up)."""
+    """Number of cores that this process may use: its CPU affinity, or a lower limit of its container (rounded up)."""
     bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota, period = _cpu_limit(Path("/sys/fs/cgroup"))
     return max(1, min(bound, -(-quota // period))) if quota > 0 and period > 0 else bound
@@ -58,7 +58,7 @@ def _cpu_limit(groups: Path) -> tuple[int, int]:
 
 
 def memory_bytes() -> int | None:
-    """Main memory of this machine; None where the system doesn't tell."""
+    """Main memory of this machine in bytes; None where the system does not report it."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):  # not POSIX, or a name it doesn't know
@@ -73,5 +73,5 @@ def user_cache() -> Path:
 
 
 def cache_home() -> Path:
-    """Where what is made for this machine is kept: $LTHFUNC_CACHE, or the user's cache."""
+    """The folder for kernels, decoded images and the like: $LTHFUNC_CACHE, or this library's in the user's cache."""
     return Path(os.environ.get("LTHFUNC_CACHE") or user_cache()).expanduser()

@@ -236,7 +236,7 @@ def test_a_disk_that_takes_no_more_is_one_line_where_no_file_is_named(
 
     monkeypatch.setattr("lthfunc_cli.main._invoked", failing)
     assert main(["info", "run"]) == 3
-    assert capsys.readouterr().err == f"lthfunc: {os.strerror(number)}; what was finished before is kept\n"
+    assert capsys.readouterr().err == f"lthfunc: {os.strerror(number)}; finished results are kept\n"
 
 
 def test_no_room_for_temporary_files_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

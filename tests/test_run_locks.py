@@ -135,7 +135,7 @@ def test_a_full_disk_is_one_line_and_what_was_finished_stays(damaged: Path, fini
     assert done.returncode == 3, done.stderr
     told = [line for line in done.stderr.splitlines() if line.startswith("lthfunc: ")]
     assert len(told) == 1
-    assert "File too large; what was finished before is kept" in told[0]
+    assert "File too large; finished results are kept" in told[0]
     assert "Traceback" not in done.stderr
     assert str(damaged) in told[0]
     assert not list(damaged.rglob("*.unfinished"))

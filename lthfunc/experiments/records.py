@@ -24,7 +24,7 @@ def record(
 ) -> Record:
     """One training as JSON values. Accuracies are in [0, 1]; only `seconds` differs between equal runs.
 
-    metric: what stands as accuracy. energy: what the training drew, where it was metered.
+    metric: the metric reported as accuracy. energy: of the training, if it was measured.
 
     val_* and test_* belong to the early-stopping step, the one with the least validation loss; final_val_*
     to the last step.

@@ -1,4 +1,4 @@
-"""Settings held to their types and ranges, wherever they come from: options, TOML files, run folders."""
+"""Settings checked against their types and ranges, wherever they come from: options, TOML files, run folders."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def from_mapping(values: Mapping[str, Any]) -> Config:
 
 
 def setting_value(name: str, text: str) -> Any:
-    """A setting's value out of text, of its own type. Raises UserError; its range is checked with all others."""
+    """Parse a setting's value from text. Its range is checked later, with all others. Raises UserError."""
     setting = SETTINGS[name]
     if setting.holds is not None:
         raise invalid(setting.option, text, "another setting, since this one takes several values at once")
@@ -57,7 +57,7 @@ def setting_value(name: str, text: str) -> Any:
 
 
 def accepted(setting: Setting) -> str:
-    """What a setting takes, in words."""
+    """The values that a setting accepts, in words."""
     return _words(setting.kind)
 
 
@@ -85,7 +85,7 @@ def json_schema() -> dict[str, Any]:
 
 @functools.cache
 def _model() -> type[BaseModel]:
-    """`Config` to pydantic: the same names, types, ranges and defaults."""
+    """The pydantic model of `Config`: the same names, types, ranges and defaults."""
     from pydantic import ConfigDict, Field, create_model
 
     members: dict[str, Any] = {name: (each.kind, Field(each.value)) for name, each in SETTINGS.items()}
@@ -104,7 +104,7 @@ def _told(error: ValidationError) -> UserError:
 
 
 class _Text(str):
-    """Text that stands in a message as it is."""
+    """Text that a message shows without quotes."""
 
     __slots__ = ()
     __repr__ = str.__str__
@@ -120,7 +120,7 @@ def _short(value: object) -> object:
 
 
 def _check_text(name: str, value: Any) -> None:
-    """Raise UserError for text that a file cannot hold, or that a terminal would obey."""
+    """Raise UserError for text with control characters or lone surrogates."""
     texts = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, tuple) else [value]
     for text in texts:
         if isinstance(text, str) and any(unicodedata.category(each) in ("Cc", "Cs") for each in text):

@@ -1,7 +1,4 @@
-"""What settings must be trusted in: code and places elsewhere that they name are used where their user typed them,
-
-and out of a file only where that file is trusted.
-"""
+"""Which settings need trust: code and services are used if the user typed them, or if the file is trusted."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ from lthfunc.errors import UserError
 from lthfunc.experiments.config import SETTINGS
 from lthfunc.plugins import is_own
 
-#: Prefixes of names that no code of a user stands behind.
+#: Prefixes of names that do not name a user's code.
 _OURS = {
     "arch": tuple(name.partition(":")[0] for name in ZOOS),
     "dataset": tuple(name.partition(":")[0] for name in FILE_KINDS),
@@ -37,20 +34,20 @@ def code_in(values: Mapping[str, Any]) -> dict[str, str]:
 
 
 def places_in(values: Mapping[str, Any]) -> dict[str, str]:
-    """The settings by which something elsewhere is connected to: read from, computed on, or told of the run."""
+    """The settings that connect to a service: to read data, to compute, or to log."""
     found = {name: value for name, value in _texts(values) if _is_elsewhere(name, value)}
     return found | ({"wandb": "true"} if values.get("wandb") is True else {})
 
 
 def trusted_in(values: Mapping[str, Any]) -> dict[str, str]:
-    """All settings that a file is not believed in by itself."""
+    """All settings that an untrusted file may not decide."""
     return {**code_in(values), **places_in(values)}
 
 
 def check_trust(values: Mapping[str, Any], where: object, *, trusted: bool, typed: Collection[str] = ()) -> None:
-    """Raise UserError where settings out of a file name code or places elsewhere, unless it is trusted, or they were
+    """Raise UserError if settings from a file import code or connect to services.
 
-    typed as well.
+    where: the file. trusted: whether they may. typed: settings that the user has typed too, which always may.
     """
     if trusted:
         return
@@ -68,7 +65,7 @@ def _named(found: Mapping[str, str], typed: Collection[str]) -> str:
 
 
 def _texts(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Whatever is text, also within tables, with its name."""
+    """The name and value of every text, including those within tables."""
     for name, value in values.items():
         if isinstance(value, str):
             yield name, value
@@ -77,7 +74,7 @@ def _texts(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _is_elsewhere(name: str, value: str) -> bool:
-    """An address, a share of Windows, or a name of the Hub's."""
+    """Whether a text is an address, a Windows share, or a name on the Hugging Face Hub."""
     kind, _, rest = value.partition(":")
     if name == "dataset" and kind == "hf":
         return True
