@@ -78,7 +78,7 @@ def by_row(params, masks):
     return found
 
 
-rows = lf.with_prunable(model, keep=["0.weight"])
+rows = lf.with_prunable(model, never_prune=["0.weight"])
 state = lf.prune(density=0.3, score=by_row)(train(lf.init(rows, seed=0)))
 print({name: f"{lf.density({name: mask}):.2f}" for name, mask in state.masks.items()})
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-#: torch's optimisers, by the functions that take their place.
+#: The functions that replace torch's optimisers.
 _OPTIMIZERS = {"Adam": "lf.adam(lr)", "AdamW": "lf.adamw(lr)", "SGD": "lf.sgd(lr)", "Muon": "lf.muon(lr)"}
 #: What makes values of these kinds.
 _MAKERS = {
@@ -14,7 +14,7 @@ _MAKERS = {
     "Callable[[TrainState, RoundContext], Score]": "a plan asks for the score anew: lambda trained, now: lf.magnitude",
     "Sequence[Batch]": "lf.sample_batches(data, batch_size, count) draws some",
 }
-#: What annotations name functions by.
+#: The names of function types in annotations.
 _FUNCTIONS = ("Score", "Allocate", "Select", "Loss", "Metric", "Transformation", "LossOfParams")
 
 

@@ -130,7 +130,7 @@ def _is_device(value: Any) -> bool:
 _DEVICE = ArgumentKind("a device, such as 'cpu' or 'cuda:0'", _is_device)
 _FILE = ArgumentKind("a path", lambda value: isinstance(value, str) or hasattr(value, "__fspath__"))
 
-#: By annotation. One that is not here accepts anything.
+#: By annotation; an annotation that is missing here accepts anything.
 KINDS: dict[str, ArgumentKind] = {
     "None": ArgumentKind("None", lambda value: value is None),
     "int": ArgumentKind("a whole number", is_whole),

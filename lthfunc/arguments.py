@@ -22,11 +22,11 @@ from lthfunc.errors import ArgumentError, UserError, invalid
 P = ParamSpec("P")
 R = TypeVar("R")
 
-#: The least that counts of these names can be.
+#: The minima of counts, by argument name.
 _LEAST = {"steps": 1, "until": 1, "eval_every": 1, "batch_size": 1, "count": 1, "points": 1, "rounds": 0}
-#: Where none at all is meant to do nothing.
+#: (function, argument): counts that may be 0.
 _NONE_AT_ALL = (("warmup", "steps"),)
-#: Arguments beside each other, or beside a model, that must be of one network, by what is compared.
+#: Arguments that must belong to one network, and what is compared.
 _ALIKE = {
     "TrainState": "params", "Ticket": "params", "Ticket | TrainState": "params", "Params": "params", "Masks": "masks",
 }  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-#: Of a value, in characters; of a longer one its type is shown.
+#: The most characters of a value to show; of a longer one the type is shown.
 _LONGEST_SHOWN = 160
 
 

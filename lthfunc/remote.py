@@ -17,9 +17,9 @@ from lthfunc.errors import UserError
 from lthfunc.hardware import cache_home
 from lthfunc.tracebacks import first_line
 
-#: What fetches an extra's files, by protocol, where fsspec says only what to import.
+#: Extras to install, by protocol, since fsspec only names a module.
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "hf": "hf"}
-#: Seconds to wait for a server that may not be there, and how often.
+#: Seconds to wait for a server that may not exist, and the number of attempts.
 _PATIENCE, _TRIES = 10, 2
 
 

@@ -67,7 +67,7 @@ def call_user_function(option: str, name: str, call: Callable[[], T]) -> T:
 
 
 def _foreign(file: str) -> bool:
-    # Installed packages lie in a folder below Python's own library.
+    # Installed packages are in a folder below Python's own library.
     folders = _others()
     others = [folder for folder in folders if file.startswith(folder)]
     return not others or (others == [folders[-1]] and "site-packages" in file)

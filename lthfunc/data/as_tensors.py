@@ -17,7 +17,7 @@ from lthfunc.trees.multi_input import InputSpec, pack_inputs
 #: One tensor of inputs, or several: in the order of the network's arguments, or by their names.
 Inputs = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
 
-#: NumPy's whole numbers that torch can do little with, and what holds their values.
+#: NumPy's unsigned integers, of which torch supports little, and what holds their values.
 _WIDER = {"uint16": np.int32, "uint32": np.int64, "uint64": np.int64}
 
 

@@ -12,7 +12,7 @@ from lthfunc.errors import UserError, invalid
 from lthfunc.trees.dataset_checks import check_data, check_scale
 from lthfunc.trees.types import Dataset, Scale
 
-#: Bytes of floats to look at a time.
+#: Bytes of floats to check at a time.
 _CHUNK = 1 << 26
 
 

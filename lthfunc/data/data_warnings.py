@@ -11,13 +11,13 @@ from torch import Tensor
 
 from lthfunc.trees.types import Dataset
 
-#: Examples that are looked at, and of how many bytes at most.
+#: The most examples to look at, and the most bytes.
 _LOOK, _BYTES = 10_000, 1 << 24
-#: More different values than this are measurements, not classes.
+#: More distinct values than this are measurements, not classes.
 _KINDS = 100
-#: Of images; a longer axis is one of pixels.
+#: The most channels of an image; a longer dimension consists of pixels.
 _CHANNELS = 4
-#: Times that one split's inputs are larger than another's where they were scaled in different ways.
+#: The ratio of two splits' mean magnitudes from which on they must have been scaled differently.
 _OTHER_SCALE = 20
 
 

@@ -23,7 +23,7 @@ _SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", "
 _VALIDATION = ("val", "valid", "validation")
 #: Tiny-ImageNet's list of its validation images.
 _LIST = "val_annotations.txt"
-#: Changes where images come to be other tensors than before, so that none decoded earlier are taken.
+#: Changes whenever images decode to other tensors than before, so that the cache is not used.
 _DECODING = 2
 #: Below this many bytes the tensors are read into memory, since streaming costs a few per cent.
 _INTO_MEMORY = 1 << 30

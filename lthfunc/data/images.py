@@ -17,14 +17,14 @@ from lthfunc.data.reader_options import check_whole
 from lthfunc.errors import UserError, invalid
 from lthfunc.tracebacks import first_line
 
-#: Told (images decoded, of how many).
+#: Called with (images decoded, of how many).
 Observe = Callable[[int, int], None]
 #: What to call an image, and what opens it with Pillow.
 Source = tuple[str, Callable[[], Any]]
-#: Images under way at a time.
+#: Images decoded at a time.
 _CHUNK = 512
 _GROUNDS = {"white": 255, "black": 0}
-#: Deep pixels of which none uses the upper four of its bits are of another depth than their type.
+#: Deep pixels that never use their upper four bits have another depth than their type.
 _UNUSED_BITS = 4
 
 

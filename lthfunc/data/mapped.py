@@ -24,9 +24,9 @@ from lthfunc.trees.types import Dataset, Scale, Split
 
 _FORMAT = "lthfunc.data/1"
 _SPLITS = ("train", "val", "test")
-#: Bytes kept for what a header says of the data, its classes' names above all.
+#: Bytes reserved in the header, mostly for the names of classes.
 _HEADER = 1 << 20
-#: safetensors' names of the types that inputs and targets come in.
+#: safetensors' names of the dtypes of inputs and targets.
 _DTYPES = {
     "U8": torch.uint8, "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64,
     "I8": torch.int8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64, "BOOL": torch.bool,

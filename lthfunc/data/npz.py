@@ -21,7 +21,7 @@ from lthfunc.tracebacks import first_line
 from lthfunc.trees.types import Dataset
 
 _ACCEPTED = "arrays x_train, y_train, x_test, y_test (x_val, y_val), or x and y"
-#: More than images have: grey, RGB, with transparency or infrared.
+#: The most channels of images: grey or RGB, with transparency or infrared.
 _CHANNELS = 4
 _TRAIN, _TEST, _VAL = ((f"x_{part}", f"y_{part}") for part in ("train", "test", "val"))
 
@@ -76,7 +76,7 @@ def _check_sizes(archive: np.lib.npyio.NpzFile) -> None:
             continue
         with archive.zip.open(member) as file:  # type: ignore[union-attr]
             version = np.lib.format.read_magic(file)
-            # Both of a header's forms; the third is the second in UTF-8.
+            # Two formats of headers; the third is the second in UTF-8.
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
             shape, _, dtype = read(file)
             told, there = math.prod(shape) * dtype.itemsize, member.file_size - file.tell()

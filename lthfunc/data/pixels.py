@@ -14,11 +14,11 @@ Array = NDArray[Any]
 _DEEP = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 _TRANSPARENT = ("LA", "La", "PA", "RGBA", "RGBa")
 _OPAQUE = ("RGB", "RGBX", "P", "CMYK", "YCbCr", "HSV")
-#: Formats whose further frames are other pictures (a phone's JPEG carries previews as such, which are none).
+#: Formats whose further frames are other pictures (those of a phone's JPEG are previews).
 _FRAMED = ("GIF", "PNG", "WEBP", "TIFF")
-#: Formats whose deep grey pixels have 16 bits, as Pillow gives them in some versions as 32.
+#: Formats whose deep grey pixels have 16 bits, although some versions of Pillow return 32.
 _SIXTEEN = ("PNG", "PPM")
-#: TIFF's and EXIF's numbers of what is looked up.
+#: Tags of TIFF and EXIF.
 _BITS, _PHOTOMETRIC, _ORIENTATION, _SIGN = 258, 262, 274, 339
 
 

@@ -17,7 +17,7 @@ from lthfunc.trees.dataset_checks import describe_data
 from lthfunc.trees.rng import permutation
 from lthfunc.trees.types import Dataset, Scale, Split
 
-#: The split is the same for every seed, so that replicates are chosen by the same examples.
+#: The split is the same for every seed, so that replicates are validated on the same examples.
 _SPLIT_SEED = 0
 #: Bytes of pixels to take a mean of at a time.
 _CHUNK = 1 << 26

@@ -12,7 +12,7 @@ from lthfunc.data.reader_options import check_shares, check_whole, regular
 from lthfunc.errors import UserError
 from lthfunc.trees.types import Dataset, Split
 
-#: More kinds of characters than this are no alphabet.
+#: The most distinct characters of an alphabet.
 _MOST = 4096
 
 

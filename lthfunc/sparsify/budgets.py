@@ -113,7 +113,7 @@ def lamp(scores: Scores, masks: Masks, fraction: float) -> KeepCounts:
     if not masks:
         return {}
     below = [(mask & (scores[name] < 0)).any() for name, mask in masks.items()]
-    # Under vmap numbers can't be looked at.
+    # Under vmap values cannot be inspected.
     seen = [] if any(map(torch._C._functorch.is_functorch_wrapped_tensor, below)) else as_numbers(below)
     for name, negative in zip(masks, seen, strict=False):
         if negative:

@@ -24,7 +24,7 @@ from lthfunc.trees.ops import apply_masks
 from lthfunc.trees.prunable import CONVOLUTIONS
 from lthfunc.trees.types import Buffers, Masks, Params, TrainState
 
-#: Instead of a layer's name: the network's input.
+#: Stands for the network's input in place of a layer's name.
 INPUT = ""
 
 

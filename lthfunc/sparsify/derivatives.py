@@ -43,7 +43,7 @@ def check_reached(named: Any, value_of: Callable[[Params], Tensor], params: Para
 
     named: the loss, or what else to name in the message.
     """
-    # Under vmap and in a compiler's hands numbers can't be looked at.
+    # Under vmap and while compiling, values cannot be inspected.
     if torch.compiler.is_compiling() or any(map(torch._C._functorch.is_functorch_wrapped_tensor, gradient.values())):
         return
     if any(bool(leaf.any()) for leaf in gradient.values()):

@@ -81,7 +81,7 @@ def grasp(loss: LossOfParams | OfOutputs, batches: Sequence[Batch], temperature:
         along = apply_masks(mean_gradient(loss, batches)(params, masks), masks)
 
         def change(batch: Batch) -> Params:
-            # H g is the gradient of <gradient, g>, with g held still.
+            # H g is the gradient of <gradient, g>, with g held constant.
             def inner(p: Params) -> Tensor:
                 gradient = grad(loss)(p, batch)
                 return torch.stack([gradient_times_weight(gradient[name], along[name]).sum() for name in masks]).sum()

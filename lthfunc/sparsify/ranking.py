@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-#: Floats as wide as integers, and all bits of those but the sign's.
+#: Integers as wide as the floats, and all their bits but the sign's.
 _INTEGERS = {torch.float32: (torch.int32, 2**31 - 1), torch.float64: (torch.int64, 2**63 - 1)}
 
 

@@ -22,7 +22,7 @@ from lthfunc.trees.ops import Count, apply_masks, count
 from lthfunc.trees.transformations import Transformation
 from lthfunc.trees.types import Masks, TrainState
 
-#: (parts of scores, parts of masks, fraction to prune) -> parts of the new masks.
+#: (shards of scores, shards of masks, fraction to prune) -> shards of the new masks.
 ShardedSelect = Callable[[Scores, Masks, float], Masks]
 
 
@@ -67,7 +67,7 @@ def layerwise_on(
 
     def choose(scores: Scores, masks: Masks, fraction: float) -> Masks:
         living = _living(masks, collectives)
-        # What a layer keeps depends on how many weights live in it, and on nothing else.
+        # What a layer keeps depends only on how many weights remain in it.
         keep = allocate({}, {name: count.reshape(1) for name, count in zip(masks, living, strict=True)}, fraction)
         budgets = torch.stack(list(keep.values()))
         return best_of_groups(scores, masks, budgets, {name: at for at, name in enumerate(masks)}, collectives)
@@ -99,7 +99,7 @@ def best_of_groups(
         ]
         return collectives.all_reduce(count_tensor(counts, device))
 
-    # The largest threshold that as many keys reach as may stay; found from its highest bit on, sign first.
+    # The largest threshold that is reached by as many keys as may remain, found bit by bit, sign first.
     thresholds = torch.full((groups,), -(2 ** (bits - 1)), dtype=torch.int64, device=device)
     for bit in reversed(range(bits)):
         higher = thresholds + (1 << bit) if bit < 63 else torch.zeros_like(thresholds)
@@ -161,7 +161,7 @@ def _keys(scores: Scores, masks: Masks) -> tuple[dict[str, Tensor], int]:
     found = {}
     for name in masks:
         raw = (scores[name].detach().to(number) + 0.0).contiguous().view(whole)  # + 0.0: -0 equals 0, and gets its bits
-        # A negative number's bits grow with its size: all but the sign are turned round.
+        # A negative number's bits grow with its size: all but the sign are inverted.
         found[name] = torch.where(raw < 0, raw ^ torch.iinfo(whole).max, raw).to(torch.int64)
     return found, bits
 

@@ -15,8 +15,8 @@ from lthfunc.sparsify.budgets import apportion, uniform
 from lthfunc.trees.transformations import Transformation
 from lthfunc.trees.types import TrainState
 
-#: Which of a block of columns stay: scores (rows, columns), the share of them all that stays -> kept, bool. A weight
-#: scores (w / d)², one that is pruned already -1.
+#: Selects within a block of columns: (scores (rows, columns), share to keep) -> what remains, bool. The score of a
+#: weight is (w / d)², that of a pruned one -1.
 BlockSelect = Callable[[Tensor, float], Tensor]
 
 

@@ -105,7 +105,7 @@ def units(exempt: Sequence[str] = ()) -> Select:
         each = living.sum(1).double()
         total = torch.where(living, scores.flatten(1).double(), 0).sum(1)
         order = ranks(total / each.clamp(min=1), alive).argsort()
-        # Outputs may have lost single weights before: the number that comes nearest to `keep`.
+        # Outputs may have lost single weights before: take the number that comes closest to `keep`.
         held = each[order].cumsum(0)
         last = (held - keep).abs().argmin()
         chosen = torch.zeros_like(alive).scatter(0, order, torch.arange(len(order), device=order.device) <= last)
@@ -129,7 +129,7 @@ def per_output(exempt: Sequence[str] = ()) -> Select:
     def select(name: str, scores: Tensor, mask: Tensor, keep: Tensor) -> Tensor:
         living = mask.flatten(1)
         order = ranks_in_rows(scores.flatten(1), living)
-        # All rows' best first, row after row, then all their second best, and so on.
+        # The best weight of each row first, then the second best of each row, and so on.
         turn = order * len(order) + torch.arange(len(order), device=order.device)[:, None]
         return ((ranks(-turn, living) < keep) & living).view(mask.shape)
 

@@ -10,7 +10,7 @@ import torch
 
 from lthfunc.errors import invalid
 
-#: Threads that any machine takes.
+#: Threads that any machine accepts.
 _ANYWHERE = 128
 
 

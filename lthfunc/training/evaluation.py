@@ -11,11 +11,11 @@ from lthfunc.distributed.collectives import SINGLE_RANK, Collectives
 from lthfunc.training.steps import Metrics
 from lthfunc.trees.types import Batch, Split
 
-#: Examples at a time, of all networks together and of each at the least: enough for a product to reach its full
-#: rate, not so many that a large network's activations need much memory.
+#: Examples at a time, of all networks together, and the fewest of each: enough for a product to reach its full rate,
+#: but not so many that a large network's activations need much memory.
 _CHUNK, _LEAST = 500, 100
-#: On a GPU: FLOPs of all networks at a time, some milliseconds of work beside which launching it weighs nothing, and
-#: the most examples of each network. What has many FLOPs has large activations too.
+#: On a GPU: FLOPs of all networks at a time, some milliseconds of work, so that launches are negligible, and the most
+#: examples of each network. Networks with many FLOPs have large activations too.
 _GPU_FLOPS, _GPU_MOST = 10**11, 8192
 
 

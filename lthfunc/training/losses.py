@@ -15,10 +15,10 @@ from lthfunc.arguments import public
 from lthfunc.errors import ArgumentError, UserError, invalid
 from lthfunc.trees.outputs import own_loss, prediction
 
-#: (outputs, targets) -> a scalar, the mean over the batch. Outputs may be any tree, for a loss of one's own; those
-#: here take the tensor that `prediction` finds in it.
+#: (outputs, targets) -> a scalar, the mean over the batch. A user's loss may take any tree of outputs; those here take
+#: the tensor that `prediction` finds in it.
 Loss = Callable[[Tensor, Tensor], Tensor]
-#: The same; more is better, and 1 is the most (accuracy, say).
+#: The same; higher is better, and 1 is the maximum.
 Metric = Callable[[Tensor, Tensor], Tensor]
 
 

@@ -21,7 +21,7 @@ from lthfunc.training.schedules import Schedule, as_schedule, rate_at
 from lthfunc.trees.ops import leaves, tree_map
 from lthfunc.trees.types import Params
 
-#: Numbers of an optimiser that may be any of at least 0.
+#: Arguments of an optimiser that may be any number of at least 0.
 _UNBOUNDED = ("weight_decay", "eps", "others")
 
 

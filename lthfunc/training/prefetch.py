@@ -23,7 +23,7 @@ from lthfunc.trees.types import Batch, Split
 #: to gain.
 _BYTES = {"cpu": 4 * 2**20, "cuda": 256 * 2**20}
 _MOST = 64
-#: Bytes; PyTorch's own memory begins at multiples of them.
+#: The alignment of PyTorch's own memory, in bytes.
 _ALIGNED = 64
 
 
@@ -52,7 +52,7 @@ class Prefetcher:
         lead = (part,) if len(seeds) == 1 else (len(seeds), part)
         size = split.x[:1].nbytes * part * len(seeds)
         self.slots = max(1, min(_MOST, _BYTES.get(device.type, _BYTES["cpu"]) // max(1, size)))
-        #: What memory for the slots is like: shape and dtype of the inputs' and of the targets'.
+        #: The shapes and dtypes of the slots, of inputs and of targets.
         self.kinds = tuple(((self.slots, *lead, *part.shape[1:]), part.dtype) for part in split)
         self._room: Batch | None = None
         self._streamed = mapped or split.x.device.type != device.type
@@ -159,7 +159,7 @@ class _Staging:
         for staged, target in zip(self._rooms[self._turn], self._targets, strict=True):
             target[:rows].copy_(staged[:rows], non_blocking=True)
         if self._read:
-            # Of the targets' device: the current one may be another, whose stream knows nothing of the copy.
+            # On the targets' device: the current one may be another, whose stream doesn't wait for the copy.
             self._read[self._turn].record(torch.cuda.current_stream(self._device))
         self._turn = (self._turn + 1) % len(self._rooms)
 

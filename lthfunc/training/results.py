@@ -55,9 +55,9 @@ class Fit(NamedTuple):
     since: SinceLastPoint | None = None
 
 
-#: Told the number of the step just taken and, after an evaluation, the new point of the curve.
+#: Called with the number of the step just taken and, after an evaluation, the new point of the curve.
 Observer = Callable[[int, Point | None], None]
-#: The same of several trainings side by side: the new point of each.
+#: The same for several trainings at once: the new point of each.
 Observers = Callable[[int, Sequence[Point] | None], None]
 
 

@@ -16,7 +16,7 @@ from lthfunc.errors import UserError, invalid
 
 #: Learning rates, float64, shape (steps,); entry i is used in the step that starts at `TrainState.step == i`.
 Schedule = Tensor
-#: Of a schedule's highest rate: at less than this, weights hardly move (one-cycle's last rate is 4e-6 of it).
+#: The share of a schedule's highest rate below which weights hardly move (one-cycle ends at 4e-6).
 _STANDSTILL = 1e-5
 
 

@@ -21,7 +21,7 @@ from lthfunc.trees.ops import leaves
 from lthfunc.trees.rng import key
 from lthfunc.trees.types import TrainState
 
-#: States, and what each did since its last mark (nothing: it stands there).
+#: States, and what each did since its last mark (empty at the mark itself).
 Snapshot = tuple[list[TrainState], list[SinceLastPoint]]
 
 
@@ -201,7 +201,7 @@ def check_pruned_zero(states: Sequence[TrainState], trainer: Trainer) -> None:
     pruned = [(state.params[name], name, mask) for state in states for name, mask in state.masks.items()]
     if not pruned or (trainer.side_effects.known and is_library_function(trainer.optimizer.update)):
         return
-    # Numbers that are not finite are another matter (`are_finite`); the device is waited for once.
+    # Numbers that are not finite are found elsewhere (`are_finite`); the device is waited for once.
     left = [leaf.masked_fill(mask, 0).nan_to_num(0, 0, 0).any() for leaf, _, mask in pruned]
     alive = torch.stack(left).tolist()
     if any(alive):
@@ -219,7 +219,7 @@ def unfinished_fits(fits: Sequence[Fit], states: Sequence[TrainState], since: Se
 
 def are_finite(states: Sequence[TrainState], since: Sequence[SinceLastPoint]) -> list[bool]:
     """For each state, whether all its numbers and the losses on its way are finite; the device is waited for once."""
-    # Zero times infinity, or times what is no number, is no number: a tenth of the time of looking at each.
+    # Zero times infinity or NaN is NaN; this takes a tenth of the time of checking each number.
     zeros = torch.stack([torch.stack([(leaf * 0).sum() for leaf in _numbers(state)]).sum() for state in states])
     return [math.isfinite(each.loss) and zero == 0 for each, zero in zip(since, zeros.tolist(), strict=True)]
 

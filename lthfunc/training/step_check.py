@@ -24,7 +24,7 @@ from lthfunc.trees.rng import counter_key
 from lthfunc.trees.side_effects import in_either_dtype
 from lthfunc.trees.types import Batch, Buffers, Dataset, Params, TrainState
 
-#: Examples of a batch that are tried.
+#: The most examples of the trial step.
 _EXAMPLES = 8
 
 

@@ -149,7 +149,7 @@ def make_train_step(
     def step(state: TrainState, batch: Batch, index: Tensor | None = None) -> tuple[TrainState, Metrics]:
         if state.opt == () and is_library_function(optimizer.init):
             raise UserError("step: the state has no optimiser state; lf.with_optimizer(state, optimizer) gives it one")
-        # Whatever a user's module or functions write into, it is nobody else's.
+        # A user's module or functions may write into what they get, so they get copies.
         return inner(*((state, batch) if tidy else clone((state, batch))), index)
 
     return step
@@ -249,7 +249,7 @@ class Carry(NamedTuple):
 
 
 #: Random changes of training inputs, a function of the inputs (n, ...) and a key; the same shape comes back. On several
-#: ranks a third argument tells which number in the whole batch the first input has.
+#: ranks a third argument is the number of the first input in the whole batch.
 Augment = Callable[..., Tensor]
 LoopBody = Callable[[Carry, Batch], Carry]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lthfunc.errors import UserError
 
-#: How the names of files end that are being written; what a crash left of them is nothing.
+#: The suffix of files that are being written; those that a crash left are ignored.
 TEMPORARY_SUFFIX = ".unfinished"
 
 

@@ -11,7 +11,7 @@ from lthfunc.errors import UserError, invalid
 from lthfunc.trees.types import Dataset, Scale, Split
 
 _MAKE = "lf.data.from_tensors(name, (inputs, targets), (test_inputs, test_targets), val=…)"
-#: How a Dataset is made of what others call one.
+#: How to make a Dataset of what PyTorch calls one.
 _INSTEAD = {
     "DataLoader": "lf.data.from_map_style(name, loader.dataset, test_set, val=…) reads what it loads from",
     "TensorDataset": f"{_MAKE} takes its tensors, lf.data.from_map_style the set itself",

@@ -22,12 +22,11 @@ from lthfunc.trees.types import Ticket
 
 _TICKET = "lthfunc.ticket/1"
 _ORDER = "order"
-#: Bytes, as safetensors itself has it.
+#: The longest header in bytes, as in safetensors itself.
 _LONGEST_HEADER = 100_000_000
-#: All metadata stands under one key: safetensors writes several in random order, and equal trees should give
-#: equal files.
+#: All metadata is under one key: safetensors writes several in random order, and equal trees should give equal files.
 METADATA_KEY = "lthfunc"
-#: Between the names of nested dictionaries; a parameter's own name has dots, never a slash.
+#: Separates the names of nested dictionaries; parameter names contain dots, but no slash.
 _SEPARATOR = "/"
 
 

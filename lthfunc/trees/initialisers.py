@@ -16,11 +16,11 @@ from lthfunc.trees.prunable import NORMS, RECURRENT, PrunableLayer, is_transpose
 from lthfunc.trees.rng import generator, key
 from lthfunc.trees.types import Buffers, Params
 
-#: Draws the parameters of a module anew: (module, its current params, seed) -> params. Buffers that belong to what is
-#: drawn may be among them.
+#: Draws the parameters of a module: (module, its current params, seed) -> params. Buffers that depend on them may be
+#: included.
 Initialiser = Callable[[nn.Module, Params, int], Params]
 
-#: How far Hugging Face's Conv1D is drawn from zero (Radford et al. 2018, sec. 4.1).
+#: The standard deviation of Hugging Face's Conv1D (Radford et al. 2018, sec. 4.1).
 _TRANSPOSED_STD = 0.02
 
 
@@ -99,7 +99,7 @@ def dependent_buffers(module: nn.Module, built: Params, buffers: Buffers, drawn:
     return found
 
 
-#: A leaf's name, and what it becomes: a value, or seed -> leaves.
+#: A leaf's name, and its new value, or a function seed -> leaves.
 _Draw = tuple[str, Tensor | Callable[[int], Mapping[str, Tensor]]]
 
 

@@ -57,7 +57,7 @@ class _Reading(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-#: What they take: the input last but one, the weight last.
+#: Their arguments; the last two are the input and the weight.
 _ARGUMENTS: dict[Any, tuple[str, ...]] = {F.linear: ("input", "weight"), torch.addmm: ("input", "mat1", "mat2")}
 
 

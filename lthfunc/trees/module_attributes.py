@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-#: Attributes that PyTorch's own `Module` has.
+#: Attributes of PyTorch's own `Module`.
 MODULE_ATTRIBUTES = frozenset(vars(nn.Module()))
 _CONTAINERS = (dict, OrderedDict, defaultdict, list, set, deque)
-#: Containers of more entries (a vocabulary, say) are not looked into for further ones.
+#: Containers of more entries (a vocabulary) are not searched for further ones.
 _MANY = 100
 
 

@@ -21,7 +21,7 @@ class _Facts(NamedTuple):
     kept: list[ModuleAttributes]
 
 
-#: Of modules in use.
+#: What is known of modules in use.
 _known: weakref.WeakKeyDictionary[nn.Module, _Facts] = weakref.WeakKeyDictionary()
 
 

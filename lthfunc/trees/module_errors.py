@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lthfunc.errors import UserError
 from lthfunc.tracebacks import first_line, user_location
 
-#: Files of PyTorch's at work, PyTorch's words, and what they mean for whoever wrote the module. The first that fits.
+#: (file of PyTorch in the traceback, PyTorch's message, what it means to the module's author); the first match counts.
 _MEANINGS = tuple(
     (file, re.compile(words), meaning)
     for file, words, meaning in (
@@ -58,7 +58,7 @@ _MEANINGS = tuple(
         ),
     )
 )  # fmt: skip
-#: How PyTorch says that types are unlike.
+#: PyTorch's messages about different dtypes.
 _UNLIKE = re.compile(r"dtype|scalar type|Input type|same type|FloatTensor|DoubleTensor")
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lthfunc.errors import UserError
 
-#: float32 holds every whole number up to this.
+#: float32 represents every whole number up to this one.
 _EXACT = 1 << 24
 
 

@@ -110,7 +110,7 @@ def scaled(x: Tensor, scale: Scale | None) -> Tensor:
 
 
 def _channels(values: list[float], x: Tensor) -> Tensor:
-    # Made of fills, and not of a list: a compiled step on a GPU would copy a list from the host in every step.
+    # Fills instead of a list, which a compiled step on a GPU would copy from the host in every step.
     filled = torch.stack([torch.full((), value, device=x.device) for value in values])
     return filled.view(-1, *(1,) * (x.ndim - 2))
 

@@ -10,7 +10,7 @@ from torch.utils import _pytree
 
 from lthfunc.errors import UserError
 
-#: Values other than tensors that outputs may hold as they are.
+#: Values other than tensors that outputs may contain unchanged.
 _PLAIN = (int, float, complex, bool, str, bytes, type(None))
 
 

@@ -21,7 +21,7 @@ RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 NORMS = (
     nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.LocalResponseNorm,
 )  # fmt: skip
-#: The names of weights that are pruned, by layer; of recurrent layers all matrices.
+#: The names of prunable weights, by layer; of recurrent layers all matrices.
 _WEIGHTS: tuple[tuple[tuple[type[nn.Module], ...], tuple[str, ...]], ...] = (
     ((nn.Linear, nn.Bilinear, nn.Embedding, nn.EmbeddingBag, *CONVOLUTIONS), ("weight",)),
     ((nn.MultiheadAttention,), ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")),
@@ -166,7 +166,7 @@ def check_gradient_hooks(module: nn.Module) -> None:
         if leaf._backward_hooks or leaf._post_accumulate_grad_hooks:
             raise UserError(f"{name} has a gradient hook ({hook}), which would never run; " + _INSTEAD)
     for name, part in module.named_modules():
-        # Hooks of the older kind (register_backward_hook) lie on what a layer gives, and run.
+        # Hooks of the older kind (register_backward_hook) are attached to outputs, and run.
         full = part._backward_hooks if part._is_full_backward_hook else ()
         for own, hooks in (("", full), ("pre_", part._backward_pre_hooks)):
             if hooks:
@@ -176,7 +176,7 @@ def check_gradient_hooks(module: nn.Module) -> None:
                 )
 
 
-#: Where modules lie whose own code is known.
+#: Packages whose modules are known to be pure.
 _TIDY = ("lthfunc.models.", "torchvision.models.", "torchvision.ops.")
 
 

@@ -114,7 +114,7 @@ def _called_with(params: Params, buffers: Buffers, name: str, module: nn.Module,
         third = _kept(module)
     fresh, *_ = call(_SEED, other)
     alike = _equal(outputs, again) and _equal(between, fresh)
-    # What is kept of the last call alone may be, unless the next one reads it.
+    # What is stored of the last call only is allowed, unless the next one reads it.
     lasting = _difference(first, third) or _difference(second, _kept(module))
     if not alike:
         lasting = lasting or _difference(first, second)
