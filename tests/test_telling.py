@@ -29,7 +29,7 @@ def a_trainer(**changes: Any) -> Trainer:
 
 
 class Told:
-    """A keeper that writes down all that it is told."""
+    """A checkpointer that records its calls."""
 
     def __init__(self, pause: int = 10**9, stop: int = 10**9) -> None:
         self.phases: list[tuple[str, int]] = []

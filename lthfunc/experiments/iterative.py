@@ -187,7 +187,7 @@ def train_together(
 
     checkpointer: who keeps them under way; so_far: what was kept of them, all at the same step.
 
-    Raises Stopped where the keeper asked for it.
+    Raises Stopped where the checkpointer asked for it.
     """
     starts, seeds = [task.start for task in tasks], [task.seed for task in tasks]
     fits = None if so_far is None else [each.fit for each in so_far]

@@ -57,14 +57,14 @@ def compact_engine(inner: Making, *, selecting: bool = True) -> Callable[[Work],
                 last[key] = make_engine(inner, work._replace(model=small.model))
             return last[key]
 
-        def begin(states: Sequence[TrainState], seeds: Sequence[int], feed: Prefetcher) -> Running:
+        def begin(states: Sequence[TrainState], seeds: Sequence[int], prefetcher: Prefetcher) -> Running:
             if len(states) > 1:
                 raise UserError("--compact: networks of different sizes don't run side by side; use --jobs 1")
             (state,) = states
-            shape = tuple(feed.kinds[0][0][2:])
+            shape = tuple(prefetcher.kinds[0][0][2:])
             small = compact_training(work.model, state, shape, selecting=selecting)
             try:
-                return _Loop(work, engine_of(small), small, state, seeds, feed)
+                return _Loop(work, engine_of(small), small, state, seeds, prefetcher)
             except UserError as error:
                 raise UserError(
                     f"--compact: without its dead units {work.model.name} does not run on the engine {whole.name} "
@@ -90,17 +90,23 @@ class _Loop:
     """One compacted network in training."""
 
     def __init__(
-        self, work: Work, engine: Engine, small: Compacted, state: TrainState, seeds: Sequence[int], feed: Prefetcher
+        self,
+        work: Work,
+        engine: Engine,
+        small: Compacted,
+        state: TrainState,
+        seeds: Sequence[int],
+        prefetcher: Prefetcher,
     ) -> None:
         self._small, self._whole = small, state
         self._rest = _Rest(work.optimizer, small, state)
         opt = map_leaves_like(state.params, state.opt, lambda tree: cut(tree, small.cuts))
         start = TrainState(small.params, small.buffers, small.masks, opt, state.step)
-        self._inner = engine.begin([start], seeds, feed)
+        self._inner = engine.begin([start], seeds, prefetcher)
         self.draws = self._inner.draws
 
     def take(self, steps: int, tick: Tick | None) -> int:
-        """Take one step on each of the feed's slots, or on fewer if `tick` stops it; returns how many."""
+        """Take one step on each of the prefetcher's slots, or on fewer if `tick` stops it; returns how many."""
         return self._inner.take(steps, tick)
 
     def losses(self) -> list[float]:

@@ -1,4 +1,4 @@
-"""Masks that change during one training: gradual pruning, and drop and regrow."""
+"""Masks that change during one training: gradual pruning, and drop and grow."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lthfunc.trees.types import Masks, TrainState
 #: (context, network, seed, step) -> where new weights are promising.
 GrowthScore = Callable[[MethodContext, TrainState, int, int], Scores]
 
-#: Share of the training during which masks change; how often (of all steps), and the share exchanged at first. Evci et
+#: Share of the training during which masks change; how often (of all steps), and the initial drop fraction. Evci et
 #: al. 2020, sec. 4 (75 %, every 100 of 32,000 steps, 0.3), and more often here, since trainings are shorter.
 _CHANGING, _TIMES, _DROP_FRACTION = 0.75, 30, 0.3
 #: Early bird (You et al. 2020, sec. 3, and their code): the share of all weights up to which masks may differ to count

@@ -41,7 +41,7 @@ _RIGHT = (2, 14)
 
 
 class _Memory(NamedTuple):
-    """What a loop on a GPU leaves: the carry's leaves, the feed's slots, and the graphs that were captured on them."""
+    """What a loop on a GPU leaves: the carry's leaves, the prefetcher's slots, and the graphs captured on them."""
 
     leaves: list[Tensor]
     slots: Batch

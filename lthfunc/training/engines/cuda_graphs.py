@@ -14,7 +14,7 @@ from lthfunc.training.engines.tracing import CompiledFunction
 
 
 class Launcher:
-    """A program and its arguments for each slot of the feed; the arguments never move.
+    """A program and its arguments for each slot of the prefetcher; the arguments never move.
 
     pools: memory for the graphs' intermediate results, shared with other launchers of an engine. capture: whether
     graphs are captured, where there are any.
@@ -63,7 +63,7 @@ class Launcher:
         # Left to itself, PyTorch keeps one stream for all captures, on the device of the first.
         stream = torch.cuda.Stream(self._device)
         try:
-            # "thread_local": meanwhile other threads (the feed's, a checkpoint's, NCCL's) ask devices about their work.
+            # "thread_local": meanwhile other threads (the prefetcher's, a checkpoint's, NCCL's) query devices.
             pool = self._pools.on(self._device)
             with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
                 for arguments in self._arguments[:steps]:

@@ -85,7 +85,7 @@ class Running(Protocol):
     draws: bool
 
     def take(self, steps: int, tick: Tick | None) -> int:
-        """Take one step on each of the feed's slots 0 … steps-1, or on fewer if `tick` stops it; returns how many."""
+        """Take one step on each of the slots 0 … steps-1, or on fewer if `tick` stops it; returns how many."""
 
     def losses(self) -> list[float]:
         """Sums of each state's training losses over the steps taken."""
@@ -100,7 +100,7 @@ class Running(Protocol):
 class Engine(NamedTuple):
     """A way to run the pure step. Add another in a file of its own and a line in `table.py`.
 
-    begin: (states with an optimiser, their seeds, feed) -> a running loop; the states are left as they are.
+    begin: (states with an optimiser, their seeds, prefetcher) -> a running loop; the states are left as they are.
     measure: (params, buffers, split, device) of as many networks -> the quality of each. Several states run side
     by side as one vmapped program. forget: gives up memory that is kept for the next training.
     """

@@ -1,7 +1,7 @@
 """What a loop on a GPU leaves to the next one like it: memory, and the graphs that were captured on it.
 
 A graph reads and writes at the addresses that it was captured with, and capturing one takes as long as some hundred
-steps of a small network. Trainings in short segments (drop and regrow) would not get beyond it.
+steps of a small network. Trainings in short segments (drop and grow) would not get beyond it.
 """
 
 from __future__ import annotations
