@@ -1,4 +1,4 @@
-"""Options that are no settings of an experiment."""
+"""Options that are not settings of an experiment."""
 
 from __future__ import annotations
 

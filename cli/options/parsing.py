@@ -1,4 +1,4 @@
-"""Texts of options into values, and completion."""
+"""Parsing of option values, and completion."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import typer
 
 
 def whole(text: str) -> int:
-    """A whole number, or a mistake told in one line."""
+    """A whole number. Raises BadParameter."""
     try:
         return int(text)
     except ValueError:
@@ -16,7 +16,7 @@ def whole(text: str) -> int:
 
 
 def round_of_run(text: str) -> int | str:
-    """A round's number, or a word for one, or a mistake told in one line."""
+    """A round's number, or "winning" or "last". Raises BadParameter."""
     try:
         return text if text in ("winning", "last") else int(text)
     except ValueError:
@@ -24,7 +24,7 @@ def round_of_run(text: str) -> int | str:
 
 
 def number(text: str) -> float:
-    """A number, or a mistake told in one line."""
+    """A number. Raises BadParameter."""
     try:
         return float(text)
     except ValueError:
@@ -32,7 +32,7 @@ def number(text: str) -> float:
 
 
 def names(*known: str) -> Callable[[str], list[str]]:
-    """Completion among these."""
+    """A completion function for these names."""
 
     def complete(incomplete: str) -> list[str]:
         return [name for name in known if name.startswith(incomplete)]

@@ -1,4 +1,4 @@
-"""Settings as options: a command is given the options of all settings that are declared to be its own."""
+"""Settings as options: each command gets the options of the settings that are declared for it."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from lthfunc.experiments.settings.setting import Setting, settings_of
 
 from .parsing import names, number, whole
 
-#: Settings that were typed, as plain values by name; nothing of those that were not.
+#: The settings that were given on the command line, as plain values by name.
 Given = dict[str, Any]
 
 _PARSERS: dict[type, Callable[[str], Any]] = {int: whole, float: number}
 
 
 def with_settings(command: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a function, for Typer, an option for each of a command's settings in place of its parameter `given`."""
+    """Replace a function's parameter `given`, for Typer, by an option for each of a command's settings."""
 
     def decorated(function: Callable[..., None]) -> Callable[..., None]:
         taken = {each.name: each for setting in settings_of(SETTINGS, command) for each in _parameters(setting)}
@@ -45,7 +45,7 @@ def with_settings(command: str) -> Callable[[Callable[..., None]], Callable[...,
 
 
 def given_of(values: Mapping[str, Any]) -> tuple[Given, dict[str, Any]]:
-    """(settings that were typed, by their present names; everything else) of what Typer read. Raises UserError."""
+    """(the settings given, by their present names; everything else) of Typer's values. Raises UserError."""
     known = {name: value for name, value in values.items() if name in SETTINGS or name in FORMER_NAMES}
     typed = {name: value for name, value in known.items() if value not in (None, [], ())}
     warn_of_former_names(typed)
