@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lthfunc.data.images import Observe, Source, check_depth, decode_images, image_format, image_options
+from lthfunc.data.images import ImageSource, Observe, check_depth, decode_images, image_format, image_options
 from lthfunc.data.reader_options import check_shares
 from lthfunc.data.tensors import make_dataset, scale_of, split_indices
 from lthfunc.errors import UserError, unknown
@@ -95,7 +95,7 @@ def read_hub(
     return data._replace(scale=scale_of(data.train.x))
 
 
-def _sources(name: str, split: Any, column: str) -> list[Source]:
+def _sources(name: str, split: Any, column: str) -> list[ImageSource]:
     """What opens each example's image."""
 
     def opened(index: int) -> Any:

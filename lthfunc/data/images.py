@@ -20,7 +20,7 @@ from lthfunc.tracebacks import first_line
 #: Called with (images decoded, of how many).
 Observe = Callable[[int, int], None]
 #: What to call an image, and what opens it with Pillow.
-Source = tuple[str, Callable[[], Any]]
+ImageSource = tuple[str, Callable[[], Any]]
 #: Images decoded at a time.
 _CHUNK = 512
 _GROUNDS = {"white": 255, "black": 0}
@@ -78,7 +78,7 @@ def _size(size: int | str | None) -> tuple[int, int] | None:
     return found
 
 
-def image_format(sources: Sequence[Source], asked: ImageOptions, place: str, *, skip_broken: bool) -> ImageFormat:
+def image_format(sources: Sequence[ImageSource], asked: ImageOptions, place: str, *, skip_broken: bool) -> ImageFormat:
     """The format of all images: as the options say, and otherwise the first readable image's size and channels.
 
     Raises UserError where the first image cannot be read, or none can.
@@ -103,7 +103,12 @@ class DecodeResult(NamedTuple):
 
 
 def decode_images(
-    sources: Sequence[Source], wanted: ImageFormat, into: Tensor, *, skip_broken: bool, observe: Callable[[int], None]
+    sources: Sequence[ImageSource],
+    wanted: ImageFormat,
+    into: Tensor,
+    *,
+    skip_broken: bool,
+    observe: Callable[[int], None],
 ) -> DecodeResult:
     """Decode images into uint8 (n, channels, height, width).
 
@@ -163,7 +168,7 @@ def check_depth(peaks: Sequence[int | None], place: str) -> None:
         )
 
 
-def _levels(source: Source, asked: ImageOptions) -> Levels | str:
+def _levels(source: ImageSource, asked: ImageOptions) -> Levels | str:
     """An image's levels; or in words, with its name, why there are none."""
     name, open_image = source
     try:
