@@ -246,4 +246,4 @@ def test_no_room_for_temporary_files_is_one_line(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("lthfunc_cli.main._invoked", lambda arguments: tempfile.gettempdir())
     assert main(["info", "run"]) == 3
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("lthfunc: No usable temporary directory found in ['/nowhere']; free space there, or name")
+    assert line.startswith("lthfunc: No usable temporary directory found in ['/nowhere']; free some space there")
