@@ -34,7 +34,7 @@ def compact_engine(inner: Making, *, selecting: bool = True) -> Callable[[Work],
     nor revive is removed. inner: the name of an engine, or a function that makes one. selecting: whether the inputs
     that a linear layer doesn't read are taken out; not for the sparse engine, which doesn't need that.
 
-    Returns a function for the `engine` argument of the trainers. Their first step raises UserError where the network
+    Returns a function for the `engine` argument of the trainers. Raises UserError, in the first step, where the network
     cannot be compacted in training (dropout, for example), and for several networks side by side, whose sizes differ.
 
     >>> import lthfunc as lf
