@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -172,7 +173,7 @@ def test_ranks_of_other_versions_and_data_are_told_apart(monkeypatch: pytest.Mon
         (order._replace(command=["prune", "--lr", "1"]), "rank 1 was started with 'nothing' where rank 0 has '--lr'"),
         (order._replace(command=[]), "rank 1 was started with 'prune' where rank 0 has nothing"),
         (order._replace(found={**theirs, "data (digits)": "other"}), "rank 1 finds data (digits) that differs"),
-        (order._replace(config=config.__class__(dataset="npz:none.npz", steps=20)), "rank 1: --dataset"),
+        (order._replace(config=replace(config, dataset="npz:none.npz")), "rank 1: --dataset"),
     ):
         plan, problem = ranks._same_plan(other, two)
         assert plan is None
