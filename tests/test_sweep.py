@@ -141,7 +141,7 @@ def test_spaces_are_read_by_the_settings_own_types() -> None:
         (["--grid", "lr"], "--grid: invalid value 'lr' (expected SETTING=VALUES"),
         (["--grid", "lr=a"], "--lr: invalid value 'a' (expected a number"),
         (["--grid", "lr=-1"], "--lr: invalid value -1.0 (expected a number above 0"),
-        (["--grid", "control=reinit"], "it holds several at once"),
+        (["--grid", "control=reinit"], "this one takes several values at once"),
         (["--grid", "lr=1", "--trials", "3"], "--trials: invalid value 3"),
         (["--grid", "lr=1", "--objective", "test"], "--objective: unknown name 'test'"),
         (["--grid", "lr=1", "--roundz", "3"], "No such option: --roundz"),
