@@ -28,7 +28,7 @@ from lthfunc.experiments.iterative import TICKET, Plan, Task
 from lthfunc.models import build
 from lthfunc.runs.checkpoints import save_checkpoint
 from lthfunc.scheduling.checkpointing import train_with_checkpoints
-from lthfunc.scheduling.queue import Run
+from lthfunc.scheduling.queue import Execution
 from lthfunc.training.cpu_threads import using_threads
 from lthfunc.trees.ops import data_to_device
 
@@ -139,7 +139,7 @@ def _timed(plan: Plan, task: Task, interval: str) -> Timed:
     with tempfile.TemporaryDirectory() as folder, mock.patch("lthfunc.scheduling.checkpointing.save_checkpoint", saved):
         begun = time.perf_counter()
         train_with_checkpoints(
-            Run(Config(checkpoint_every=interval), plan, Path(folder)), [task],
+            Execution(Config(checkpoint_every=interval), plan, Path(folder)), [task],
             lambda number, point: times.append(time.perf_counter()) if point is None else None,
         )  # fmt: skip
         seconds = time.perf_counter() - begun

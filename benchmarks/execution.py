@@ -27,7 +27,7 @@ from lthfunc.deployment.candidates import masked_module
 from lthfunc.deployment.compiled import Compiled
 from lthfunc.deployment.export.exportable import exportable_of
 from lthfunc.deployment.export.graphs import onnx
-from lthfunc.deployment.timing import Run, in_turn, repeated, synchronize
+from lthfunc.deployment.timing import TimedFunction, in_turn, repeated, synchronize
 from lthfunc.errors import UserError, invalid
 from lthfunc.experiments.devices import choose_device
 from lthfunc.experiments.iterative import TICKET
@@ -213,7 +213,7 @@ def _measured(case: Case, tickets: Sequence[Masked], batch: int, setting: Settin
     for item in tickets:
         calls |= _programs(case, item, x)
         floors += _floors(case, item, batch, setting, given)
-    runs: dict[tuple[str, float], Run] = {key: repeated(call) for key, call in calls.items()}
+    runs: dict[tuple[str, float], TimedFunction] = {key: repeated(call) for key, call in calls.items()}
     if device == "cpu":
         runs |= _peers(case, tickets, dense, x, setting.about["threads"])
     rates = in_turn(runs, seconds=setting.seconds, repeats=setting.repeats, device=device)
@@ -268,8 +268,8 @@ def _masked(case: Case, ticket: Ticket, x: Tensor) -> Callable[[], Any]:
 
 def _peers(
     case: Case, tickets: Sequence[Masked], dense: Ticket, x: Tensor, threads: int
-) -> dict[tuple[str, float], Run]:
-    found: dict[tuple[str, float], Run] = {}
+) -> dict[tuple[str, float], TimedFunction]:
+    found: dict[tuple[str, float], TimedFunction] = {}
     if all(mask.ndim == 2 for mask in dense.masks.values()) and len(dense.masks) > 1:
         for item in tickets:
             if not item.kind:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import lthfunc as lf
-from lthfunc.deployment.timing import Run, seconds_of
+from lthfunc.deployment.timing import TimedFunction, seconds_of
 from lthfunc.training.engines.gemm import has_one_dnn, onednn_gemm
 from lthfunc.training.engines.im2col import im2col
 from lthfunc.training.precision import Precision, matmul_precision
@@ -34,7 +34,7 @@ class Job(NamedTuple):
     flops: int
 
 
-def products(model: lf.Model, x: Tensor, networks: int = 1, precision: Precision = "fp32") -> tuple[Run, int]:
+def products(model: lf.Model, x: Tensor, networks: int = 1, precision: Precision = "fp32") -> tuple[TimedFunction, int]:
     """(every layer's product and gradients on inputs of the real sizes and nothing else, their FLOPs).
 
     Each layer in the memory layout, and by the library, that it is faster in; the first layer needs no gradient of its

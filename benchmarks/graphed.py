@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from lthfunc.deployment.timing import Run
+from lthfunc.deployment.timing import TimedFunction
 from lthfunc.tracebacks import first_line
 
 K = TypeVar("K", bound=Hashable)
@@ -16,7 +16,7 @@ K = TypeVar("K", bound=Hashable)
 _WARM = 3
 
 
-def those_that_run(variants: dict[K, Run], own: Callable[[K], bool]) -> dict[K, Run]:
+def those_that_run(variants: dict[K, TimedFunction], own: Callable[[K], bool]) -> dict[K, TimedFunction]:
     """The variants, after a call of each, without others' that fail: a line says which, and the rest is measured.
 
     own: which are this library's; they may not fail.

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import lthfunc as lf
-from lthfunc.deployment.timing import Run, in_turn, repeated
+from lthfunc.deployment.timing import TimedFunction, in_turn, repeated
 from lthfunc.errors import invalid
 from lthfunc.experiments.devices import choose_device
 from lthfunc.sparse.gpu import triton_calls
@@ -79,7 +79,7 @@ class Job(NamedTuple):
     name: str
     batch: int
     density: float
-    variants: dict[str, Run]
+    variants: dict[str, TimedFunction]
     flops: int
     moved: int
 
@@ -142,9 +142,9 @@ def _jobs(sizes: Sizes, device: str, precision: Precision) -> Iterator[Job]:
             yield _resident(sizes, networks, device)
 
 
-def _program(call: Callable[[], Any], device: str) -> Run:
+def _program(call: Callable[[], Any], device: str) -> TimedFunction:
     """The call as a graph, which is captured when it first runs: no part of what is timed."""
-    calls: list[Run] = []
+    calls: list[TimedFunction] = []
 
     def run(n: int) -> None:
         if not calls:
@@ -154,7 +154,7 @@ def _program(call: Callable[[], Any], device: str) -> Run:
     return run
 
 
-def _compiled(function: Callable[..., Any], device: str, *given: Tensor) -> Run:
+def _compiled(function: Callable[..., Any], device: str, *given: Tensor) -> TimedFunction:
     """PyTorch's, compiled by Inductor on a GPU."""
     program = torch.compile(function, backend="eager" if device == "cpu" else "inductor")
     return _program(lambda: program(*given), device)
@@ -274,7 +274,7 @@ def _resident(sizes: Sizes, networks: int, device: str) -> Job:
     def kernel() -> None:
         resident_steps(resident, x, y)
 
-    variants: dict[str, Run] = {KERNEL: _program(kernel, device), ENGINE: together}
+    variants: dict[str, TimedFunction] = {KERNEL: _program(kernel, device), ENGINE: together}
     if device != "cpu":
         ensemble = peers.ensemble(model, states, list(zip(x, y, strict=True)), "fp32")
         variants[TOGETHER] = lambda n: ensemble(n * steps)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lthfunc.deployment.timing import Run
+from lthfunc.deployment.timing import TimedFunction
 from lthfunc.training.session import TrainingSession
 from lthfunc.training.trainer import Trainer
 from lthfunc.trees.types import TrainState
@@ -10,7 +10,7 @@ from lthfunc.trees.types import TrainState
 _END = 10**9
 
 
-def going_on(trainer: Trainer, state: TrainState) -> Run:
+def going_on(trainer: Trainer, state: TrainState) -> TimedFunction:
     """Steps through the loop that users run, going on from call to call.
 
     It stays open: a call of `take_steps` for each timing would copy the state in and out once for a few steps of a

@@ -24,7 +24,7 @@ from lthfunc.experiments.records import Record as Training
 from lthfunc.experiments.resolve import resolved
 from lthfunc.runs.folder import PRUNE, create
 from lthfunc.scheduling.execute import execute
-from lthfunc.scheduling.queue import Run, Watcher
+from lthfunc.scheduling.queue import Execution, Watcher
 from lthfunc.training.cpu_threads import using_threads
 from lthfunc.training.malloc import keep_freed_memory
 
@@ -76,7 +76,7 @@ def run(*, rounds: int = 1000, json: str | None = None) -> list[float]:
         folder = Path(scratch) / "run"
         folder.mkdir()
         create(folder, config, PRUNE, data=plan.trainer.data)
-        execute(Run(config, plan, folder, watcher=watching), [])
+        execute(Execution(config, plan, folder, watcher=watching), [])
     mib, seconds = watching.mib, time.perf_counter() - begun
     at = sorted({round(number * rounds / _POINTS) for number in range(_POINTS + 1)})
     console = Console(width=100)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
 import lthfunc as lf
-from lthfunc.deployment.timing import Run
+from lthfunc.deployment.timing import TimedFunction
 from lthfunc.training.precision import Precision, autocast_for, matmul_precision
 from lthfunc.trees.types import Batch, TrainState
 
@@ -27,7 +27,7 @@ def loaded(model: lf.Model, state: TrainState) -> nn.Module:
     return module
 
 
-def parents_loop(model: lf.Model, state: TrainState, ready: Sequence[Batch]) -> Run:
+def parents_loop(model: lf.Model, state: TrainState, ready: Sequence[Batch]) -> TimedFunction:
     """The argparse script that this library replaces: after each backward, every weight and its gradient go to
     NumPy, the gradient is zeroed where the weight is nearly zero, and comes back; unfused Adam.
     """
@@ -49,7 +49,7 @@ def parents_loop(model: lf.Model, state: TrainState, ready: Sequence[Batch]) -> 
     return run
 
 
-def nn_utils_prune(model: lf.Model, state: TrainState, ready: Sequence[Batch]) -> Run:
+def nn_utils_prune(model: lf.Model, state: TrainState, ready: Sequence[Batch]) -> TimedFunction:
     """PyTorch's own pruning: reparametrised weights, autograd, fused Adam."""
     module = loaded(model, state)
     for name, mask in state.masks.items():
@@ -58,7 +58,7 @@ def nn_utils_prune(model: lf.Model, state: TrainState, ready: Sequence[Batch]) -
     return trained(module, ready)
 
 
-def trained(module: nn.Module, ready: Sequence[Batch]) -> Run:
+def trained(module: nn.Module, ready: Sequence[Batch]) -> TimedFunction:
     """Any module, by autograd and fused Adam."""
     optimizer = torch.optim.Adam(module.parameters(), LR, fused=True)
 
@@ -72,7 +72,7 @@ def trained(module: nn.Module, ready: Sequence[Batch]) -> Run:
     return run
 
 
-def tuned_loop(model: lf.Model, state: TrainState, ready: Sequence[Batch], precision: Precision) -> Run:
+def tuned_loop(model: lf.Model, state: TrainState, ready: Sequence[Batch], precision: Precision) -> TimedFunction:
     """A dense network as one trains it fast without this library: channels last, torch.compile for little overhead
     (with CUDA graphs on a GPU), fused Adam."""
     module = loaded(model, state).to(memory_format=torch.channels_last)
@@ -94,7 +94,7 @@ def tuned_loop(model: lf.Model, state: TrainState, ready: Sequence[Batch], preci
     return run
 
 
-def graphed_loop(model: lf.Model, state: TrainState, ready: Sequence[Batch], precision: Precision) -> Run:
+def graphed_loop(model: lf.Model, state: TrainState, ready: Sequence[Batch], precision: Precision) -> TimedFunction:
     """The same with all of a step, the optimiser's part too, as one captured graph on a GPU."""
     module = loaded(model, state).to(memory_format=torch.channels_last)
     program = torch.compile(module)
@@ -122,7 +122,9 @@ def graphed_loop(model: lf.Model, state: TrainState, ready: Sequence[Batch], pre
     return run
 
 
-def ensemble(model: lf.Model, states: Sequence[TrainState], ready: Sequence[Batch], precision: Precision) -> Run:
+def ensemble(
+    model: lf.Model, states: Sequence[TrainState], ready: Sequence[Batch], precision: Precision
+) -> TimedFunction:
     """Several masked networks as PyTorch's own tools train them: vmapped, compiled for graphs, fused Adam over all."""
     names = list(states[0].params)
     params = {name: torch.stack([state.params[name] for state in states]).requires_grad_(True) for name in names}
@@ -154,7 +156,7 @@ def ensemble(model: lf.Model, states: Sequence[TrainState], ready: Sequence[Batc
     return run
 
 
-def naive_compile(model: lf.Model, state: TrainState, ready: Sequence[Batch]) -> Run:
+def naive_compile(model: lf.Model, state: TrainState, ready: Sequence[Batch]) -> TimedFunction:
     """What one writes first: a functional Adam with `pow` in the graph and bool masks, under torch.compile."""
 
     def step(params: lf.Params, mean: lf.Params, var: lf.Params, t: Tensor, batch: Batch) -> tuple[lf.Params, ...]:
@@ -186,7 +188,7 @@ def naive_compile(model: lf.Model, state: TrainState, ready: Sequence[Batch]) ->
     return run
 
 
-def pure_step(model: lf.Model, state: TrainState, ready: Sequence[Batch]) -> Run:
+def pure_step(model: lf.Model, state: TrainState, ready: Sequence[Batch]) -> TimedFunction:
     """Our pure step alone, eagerly, called on ready batches: `torch.func` as it comes."""
     step = lf.make_train_step(model, lf.cross_entropy, lf.adam(LR))
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lthfunc.deployment.timing import Run
+from lthfunc.deployment.timing import TimedFunction
 from lthfunc.trees.types import Batch, TrainState
 
 from .networks import Case
@@ -38,7 +38,7 @@ def use_threads(threads: int) -> None:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 
-def jitted(case: Case, state: TrainState, ready: Sequence[Batch]) -> dict[str, Run]:
+def jitted(case: Case, state: TrainState, ready: Sequence[Batch]) -> dict[str, TimedFunction]:
     """The two variants, by name."""
     import jax
     import jax.numpy as jnp
@@ -79,7 +79,7 @@ def jitted(case: Case, state: TrainState, ready: Sequence[Batch]) -> dict[str, R
             carry, _ = scanned(carry, many)
         carries["scan"] = jax.block_until_ready(carry)
 
-    variants: dict[str, Run] = {JIT: run}
+    variants: dict[str, TimedFunction] = {JIT: run}
     if not any(layer.startswith("conv") for layer in case.layers):
         # Within a scan, XLA's CPU convolutions are some 80 times slower than outside: minutes to say so again.
         variants["JAX lax.scan"] = run_scanned

@@ -14,7 +14,7 @@ from functools import partial
 import torch
 
 import lthfunc as lf
-from lthfunc.deployment.timing import Run, in_turn
+from lthfunc.deployment.timing import TimedFunction, in_turn
 from lthfunc.experiments.devices import choose_device
 from lthfunc.training.batches import batches
 from lthfunc.training.engines.compiled import compile_engine
@@ -77,7 +77,7 @@ def run(
         drawn = [lf.init(case.model, seed, device) for seed in range(width)]
         return [lf.prune(density=density)(state) for state in drawn]
 
-    def together(trainer: Trainer, width: int) -> Run:
+    def together(trainer: Trainer, width: int) -> TimedFunction:
         start = states(width)
 
         def run(n: int) -> None:
@@ -85,7 +85,7 @@ def run(
 
         return run
 
-    variants: dict[tuple[int, str], Run] = {(width, OURS): together(ours, width) for width in widths}
+    variants: dict[tuple[int, str], TimedFunction] = {(width, OURS): together(ours, width) for width in widths}
     if device != "cpu":
         if why_not(device) is None:
             launched = trainer(partial(compile_engine, graphs=False))

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import lthfunc as lf
-from lthfunc.deployment.timing import Run, in_turn
+from lthfunc.deployment.timing import TimedFunction, in_turn
 from lthfunc.errors import invalid
 from lthfunc.experiments.devices import choose_device
 from lthfunc.sparse.functional import conv_pattern, to_tiles
@@ -103,7 +103,7 @@ def run(
     return records
 
 
-def _measured(variants: dict[tuple[str, float], Run], timing: dict[str, Any], **about: Any) -> list[Record]:
+def _measured(variants: dict[tuple[str, float], TimedFunction], timing: dict[str, Any], **about: Any) -> list[Record]:
     """Records of variants, each with the density that it was measured at."""
     names = {f"{variant} at {density:g}": (variant, density) for variant, density in variants}
     runs = {name: variants[key] for name, key in names.items()}
@@ -118,12 +118,12 @@ def _training(
     ready = [(scaled(x, data.scale), y) for x, y in batches(data.train, case.batch, 0, 0, peers_jax.SCANNED)]
     _, flops = products(case.model, ready[0][0])
 
-    def loop(engine: Any, state: TrainState) -> Run:
+    def loop(engine: Any, state: TrainState) -> TimedFunction:
         trainer = make_trainer(case.model, data, optimizer=optimizer, batch_size=case.batch, engine=engine)
         return going_on(trainer, state)
 
     sparse = lf.sparse_or("compile")
-    variants: dict[tuple[str, float], Run] = {(DENSE, 1.0): loop("compile", _ticket(case, 1.0))}
+    variants: dict[tuple[str, float], TimedFunction] = {(DENSE, 1.0): loop("compile", _ticket(case, 1.0))}
     variants["nn.utils.prune, fused Adam", 0.2] = peers.nn_utils_prune(case.model, _ticket(case, 0.2), ready)
     if peers_jax.why_not(case) is None:
         jitted = peers_jax.jitted(case, lf.with_optimizer(_ticket(case, 0.2), optimizer), ready)
@@ -162,7 +162,7 @@ def _layers(timing: dict[str, Any], about: dict[str, Any]) -> list[Record]:
     for name, (channels, side) in LAYERS.items():
         x, grad = torch.randn(2, _BATCH, channels, side, side)
         weight = torch.randn(channels, channels, 3, 3)
-        variants: dict[tuple[str, float], Run] = {("oneDNN", 1.0): _dense_layer(x, weight, grad)}
+        variants: dict[tuple[str, float], TimedFunction] = {("oneDNN", 1.0): _dense_layer(x, weight, grad)}
         for density in _LAYER_DENSITIES:
             mask = torch.rand(weight.shape, generator=torch.Generator().manual_seed(0)) < density
             variants[SPARSE, density] = _sparse_layer(x, weight, grad, mask)
@@ -173,7 +173,7 @@ def _layers(timing: dict[str, Any], about: dict[str, Any]) -> list[Record]:
     return records
 
 
-def _dense_layer(x: Tensor, weight: Tensor, grad: Tensor) -> Run:
+def _dense_layer(x: Tensor, weight: Tensor, grad: Tensor) -> TimedFunction:
     backward = ([1, 1], [1, 1], [1, 1], False, [0, 0], 1, (True, True, False))
 
     def run(n: int) -> None:
@@ -184,7 +184,7 @@ def _dense_layer(x: Tensor, weight: Tensor, grad: Tensor) -> Run:
     return run
 
 
-def _sparse_layer(x: Tensor, weight: Tensor, grad: Tensor, mask: Tensor) -> Run:
+def _sparse_layer(x: Tensor, weight: Tensor, grad: Tensor, mask: Tensor) -> TimedFunction:
     pattern, values = conv_pattern(mask, (x.shape[2], x.shape[3]), padding=(1, 1)), weight[mask]
     channels, side = x.shape[1], x.shape[2]
     padded, inner = (F.pad(to_tiles(each), (0, 0, 1, 1, 1, 1)) for each in (x, grad))
@@ -204,7 +204,7 @@ def _sparse_layer(x: Tensor, weight: Tensor, grad: Tensor, mask: Tensor) -> Run:
     return run
 
 
-def _sparseprop_layer(x: Tensor, weight: Tensor, grad: Tensor, mask: Tensor) -> Run:
+def _sparseprop_layer(x: Tensor, weight: Tensor, grad: Tensor, mask: Tensor) -> TimedFunction:
     layer = nn.Conv2d(x.shape[1], x.shape[1], 3, padding=1, bias=False)
     layer.weight.data = weight * mask
     module = sparse_peers.sparse_module(layer, x.shape)

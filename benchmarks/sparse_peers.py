@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 import lthfunc as lf
-from lthfunc.deployment.timing import Run
+from lthfunc.deployment.timing import TimedFunction
 from lthfunc.trees.layer_inputs import last_inputs
 from lthfunc.trees.types import Batch, TrainState
 
@@ -36,7 +36,7 @@ def sparse_module(layer: nn.Module, shape: Sequence[int]) -> nn.Module:
     return chosen
 
 
-def sparseprop(model: lf.Model, state: TrainState, ready: Sequence[Batch]) -> Run:
+def sparseprop(model: lf.Model, state: TrainState, ready: Sequence[Batch]) -> TimedFunction:
     """A network with SparseProp's layers in place of its own, autograd, fused Adam."""
     module = loaded(model, state)
     names = [name for name, layer in module.named_modules() if isinstance(layer, (nn.Linear, nn.Conv2d))]
@@ -46,7 +46,7 @@ def sparseprop(model: lf.Model, state: TrainState, ready: Sequence[Batch]) -> Ru
     return trained(module, ready)
 
 
-def scipy_csr(state: TrainState, x: Tensor) -> Run:
+def scipy_csr(state: TrainState, x: Tensor) -> TimedFunction:
     """A network of linear layers by scipy's CSR products."""
     import numpy as np
     from scipy import sparse
@@ -56,7 +56,7 @@ def scipy_csr(state: TrainState, x: Tensor) -> Run:
     return _products(layers, flat, lambda value: np.maximum(value, 0, out=value))
 
 
-def onnx_runtime(path: Path, x: Tensor, threads: int) -> Run:
+def onnx_runtime(path: Path, x: Tensor, threads: int) -> TimedFunction:
     """An exported file by ONNX Runtime, on so many threads."""
     import onnxruntime
 
@@ -77,7 +77,7 @@ def _linear(state: TrainState) -> list[tuple[Tensor, Tensor]]:
     return [(state.params[f"{name}.weight"], state.params[f"{name}.bias"]) for name in names]
 
 
-def _products(layers: Sequence[tuple[Any, Any]], x: Any, relu: Any) -> Run:
+def _products(layers: Sequence[tuple[Any, Any]], x: Any, relu: Any) -> TimedFunction:
     def run(n: int) -> None:
         for _ in range(n):
             value = x

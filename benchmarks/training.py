@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 import lthfunc as lf
-from lthfunc.deployment.timing import Run, in_turn
+from lthfunc.deployment.timing import TimedFunction, in_turn
 from lthfunc.errors import invalid
 from lthfunc.experiments.devices import choose_device
 from lthfunc.sparse.kernels.build import why_no_kernels
@@ -132,7 +132,7 @@ def _measured(
     ticket = lf.with_optimizer(lf.prune(density=density)(lf.init(case.model, 0, device)), optimizer)
     ready = [(scaled(x, data.scale), y) for x, y in batches(data.train, case.batch, 0, 0, peers_jax.SCANNED)]
     floor, flops = products(case.model, ready[0][0], precision=precision)
-    variants: dict[str, Run] = {
+    variants: dict[str, TimedFunction] = {
         "argparse script": peers.parents_loop(case.model, ticket, ready),
         "torch.func, eager": peers.pure_step(case.model, ticket, ready),
         "nn.utils.prune, fused Adam": peers.nn_utils_prune(case.model, ticket, ready),
@@ -165,9 +165,9 @@ def _measured(
     return found, {FLOPS: flops, MOVED: moved}
 
 
-def _when_called(make: Callable[[], Run]) -> Run:
+def _when_called(make: Callable[[], TimedFunction]) -> TimedFunction:
     """A variant that is made as it is first called, so that one that can't be made is left out like one that fails."""
-    made: list[Run] = []
+    made: list[TimedFunction] = []
 
     def run(n: int) -> None:
         if not made:
@@ -177,7 +177,9 @@ def _when_called(make: Callable[[], Run]) -> Run:
     return run
 
 
-def _in_other_formats(case: Case, data: Dataset, precision: Precision, ticket: lf.TrainState) -> dict[str, Run]:
+def _in_other_formats(
+    case: Case, data: Dataset, precision: Precision, ticket: lf.TrainState
+) -> dict[str, TimedFunction]:
     """Where a network holds no images, channels lie in one way alone."""
     images = any(leaf.ndim == 4 for leaf in ticket.params.values())
     return {

@@ -82,7 +82,7 @@ def _run(config: Config, at: list[int], points: int, plot: str | None, run: str 
     from lthfunc.runs.measurements import keep_measurement
     from lthfunc.scheduling.connectivity import SEGMENTS
     from lthfunc.scheduling.execute import results_of
-    from lthfunc.scheduling.queue import Queue, Run
+    from lthfunc.scheduling.queue import Execution, Queue
     from lthfunc.training.cpu_threads import using_threads
     from lthfunc.training.malloc import keep_freed_memory
     from lthfunc.trees.model import init
@@ -107,7 +107,7 @@ def _run(config: Config, at: list[int], points: int, plot: str | None, run: str 
     ):
         starts = {seed: init(plan.model, seed, config.device) for seed in seeds}
         queue = Queue({seed: segments(start, at, steps=plan.steps, seed=seed) for seed, start in starts.items()})
-        run_ = Run(config, plan, None, stop, watcher, SEGMENTS, meter)
+        run_ = Execution(config, plan, None, stop, watcher, SEGMENTS, meter)
 
         def finished() -> Finished:
             nonlocal kwh

@@ -88,7 +88,7 @@ def _run(
     from lthfunc.reports.methods import method_plot, method_rows, method_table
     from lthfunc.runs.method_results import make_checkpoint_folder, open_results
     from lthfunc.scheduling.methods import COMPARED, compare
-    from lthfunc.scheduling.queue import Run
+    from lthfunc.scheduling.queue import Execution
     from lthfunc.training.cpu_threads import using_threads
     from lthfunc.training.malloc import keep_freed_memory
 
@@ -116,7 +116,7 @@ def _run(
         watching_tasks(len(chosen) * config.replicates, _line) as watcher,
         metered(config) as meter,
     ):
-        run = Run(config, setting, folder, stop, watcher, COMPARED, meter, again or "lthfunc methods --out FILE")
+        run = Execution(config, setting, folder, stop, watcher, COMPARED, meter, again or "lthfunc methods --out FILE")
         records = compare(run, chosen, earlier, path, save)
     rows = method_rows(records, setting.steps)
     title = f"{config.arch} on {config.dataset}, {100 * setting.density:g} % of the weights, {setting.steps:,} steps"

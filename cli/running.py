@@ -18,7 +18,7 @@ import typer
 from lthfunc.errors import invalid
 from lthfunc.experiments.config import SETTINGS, Config, replaced_by, to_mapping
 from lthfunc.experiments.iterative import Task
-from lthfunc.experiments.plan import Prepared
+from lthfunc.experiments.plan import PreparedPlan
 from lthfunc.experiments.records import Record, summarize
 from lthfunc.experiments.resolve import resolved
 from lthfunc.experiments.schema import from_mapping
@@ -197,7 +197,7 @@ def _changed(config: Config, first: dict[str, Any], given: Given) -> Config:
 
 
 def _run(
-    prepared: Prepared,
+    prepared: PreparedPlan,
     command: str,
     folder: Path,
     earlier: list[Record],

@@ -15,13 +15,13 @@ from lthfunc.energy.meter import Meter, check_meter, metering
 from lthfunc.errors import DivergedError, LostRankError
 from lthfunc.experiments.config import Config, to_mapping
 from lthfunc.experiments.iterative import Task
-from lthfunc.experiments.plan import Prepared, prepare
+from lthfunc.experiments.plan import PreparedPlan, prepare
 from lthfunc.experiments.records import Record
 from lthfunc.experiments.trust import trusted_in
 from lthfunc.runs.folder import TRAIN
 from lthfunc.scheduling.execute import check_ray, execute, jobs_of
 from lthfunc.scheduling.progress import broadcasting
-from lthfunc.scheduling.queue import Run
+from lthfunc.scheduling.queue import Execution
 from lthfunc.scheduling.ranks import agree_on_plan
 from lthfunc.tracking.table import check_trackers, tracking
 from lthfunc.training.cpu_threads import using_threads
@@ -35,7 +35,7 @@ from .remote_runs import named, sent_on
 from .stopping import Stop, stopping
 
 
-def prepare_run(config: Config) -> Prepared:
+def prepare_run(config: Config) -> PreparedPlan:
     """The plan of a run, once everything that it needs is known to be there. Raises UserError."""
     check_ray(config)
     check_trackers(config)
@@ -52,7 +52,7 @@ def prepare_run(config: Config) -> Prepared:
 
 
 def train_run(
-    prepared: Prepared,
+    prepared: PreparedPlan,
     command: str,
     folder: Path,
     earlier: list[Record],
@@ -75,7 +75,7 @@ def train_run(
         broadcasting(folder, [live, *trackers, *sent_on(folder)]) as watcher,
         metered(config) as meter,
     ):
-        return execute(Run(config, plan, folder, stop, watcher, meter=meter, again=again), earlier, tasks)
+        return execute(Execution(config, plan, folder, stop, watcher, meter=meter, again=again), earlier, tasks)
 
 
 @contextmanager
@@ -114,7 +114,7 @@ def _resume(folder: Path, config: Config) -> str:
     return f"lthfunc resume {shlex.quote(named(folder))}" + (" --trust" if trusted_in(to_mapping(config)) else "")
 
 
-def _headline(prepared: Prepared, command: str) -> str:
+def _headline(prepared: PreparedPlan, command: str) -> str:
     config, plan = prepared.config, prepared.plan
     data = plan.trainer.data
     side_by_side = f", {jobs} side by side" if (jobs := jobs_of(config, plan)) > 1 else ""

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from lthfunc.deployment.compaction.compact import Compacted as Compacted, compact as compact, put_back as put_back
     from lthfunc.deployment.compaction.compact_engine import compact_engine as compact_engine
     from lthfunc.deployment.cost import cost as cost
-    from lthfunc.deployment.program import Program as Program
     from lthfunc.deployment.specialize import specialize as specialize
+    from lthfunc.deployment.specialized_module import SpecializedModule as SpecializedModule
     from lthfunc.deployment.tuning_cache import tunings_file as tunings_file
     from lthfunc.distributed.collectives import Collectives as Collectives, collectives as collectives
     from lthfunc.distributed.dtensors import (
@@ -141,6 +141,7 @@ if TYPE_CHECKING:
         take_steps as take_steps,
         train as train,
     )
+    from lthfunc.training.loss_of_params import forward_of as forward_of, loss_of as loss_of
     from lthfunc.training.losses import (
         Loss as Loss,
         Metric as Metric,
@@ -173,8 +174,6 @@ if TYPE_CHECKING:
     )
     from lthfunc.training.sharded_step import make_sharded_step as make_sharded_step
     from lthfunc.training.steps import (
-        forward_of as forward_of,
-        loss_of as loss_of,
         make_eval_step as make_eval_step,
         make_train_step as make_train_step,
         with_optimizer as with_optimizer,
@@ -298,9 +297,8 @@ __getattr__, __all__, __dir__ = table_of_contents(
             "label_smoothed_cross_entropy",
             "top_k",
         ),
+        "lthfunc.training.loss_of_params": ("forward_of", "loss_of"),
         "lthfunc.training.steps": (
-            "forward_of",
-            "loss_of",
             "make_eval_step",
             "make_train_step",
             "with_optimizer",
@@ -316,7 +314,7 @@ __getattr__, __all__, __dir__ = table_of_contents(
         "lthfunc.deployment.compaction.compact_engine": ("compact_engine",),
         "lthfunc.energy.breakeven": ("BreakEven", "Costs", "break_even"),
         "lthfunc.deployment.cost": ("cost",),
-        "lthfunc.deployment.program": ("Program",),
+        "lthfunc.deployment.specialized_module": ("SpecializedModule",),
         "lthfunc.deployment.specialize": ("specialize",),
         "lthfunc.deployment.tuning_cache": ("tunings_file",),
         "lthfunc.data.augment": ("shift_and_mirror",),

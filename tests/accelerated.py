@@ -31,7 +31,7 @@ from lthfunc.experiments.iterative import Plan, Task, iterative
 from lthfunc.experiments.methods.context import MethodContext
 from lthfunc.experiments.rewinding_and_controls import start_of
 from lthfunc.scheduling.checkpointing import train_with_checkpoints
-from lthfunc.scheduling.queue import Run
+from lthfunc.scheduling.queue import Execution
 from lthfunc.sparsify.activations import input_moments
 from lthfunc.training.engines import compiled as loops
 from lthfunc.training.loop import fit_together
@@ -147,9 +147,9 @@ def stopped(device: str) -> Any:
     with TemporaryDirectory() as folder:
         with suppress(Stopped):
             train_with_checkpoints(
-                Run(Config(checkpoint_every="2"), plan, Path(folder), lambda: step >= 4), [task], observe
+                Execution(Config(checkpoint_every="2"), plan, Path(folder), lambda: step >= 4), [task], observe
             )
-        (result,), _ = train_with_checkpoints(Run(Config(), plan, Path(folder)), [task])
+        (result,), _ = train_with_checkpoints(Execution(Config(), plan, Path(folder)), [task])
     return result.fit.state[:4]
 
 

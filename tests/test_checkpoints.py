@@ -19,7 +19,7 @@ from lthfunc.experiments.rewinding_and_controls import start_of
 from lthfunc.runs.checkpoints import checkpoints, is_whole, load_checkpoint, save_checkpoint, step_of
 from lthfunc.scheduling import checkpointing
 from lthfunc.scheduling.checkpointing import train_with_checkpoints
-from lthfunc.scheduling.queue import Run
+from lthfunc.scheduling.queue import Execution
 from lthfunc.training.batches import batches
 from lthfunc.training.results import Stopped
 from lthfunc.training.session import are_finite
@@ -64,7 +64,7 @@ class StopAt:
 def stopped(plan: Plan, task: Task, folder: Path, step: int) -> None:
     stop = StopAt(step)
     with pytest.raises(Stopped):
-        train_with_checkpoints(Run(Config(checkpoint_every="never"), plan, folder, stop), [task], stop.observe)
+        train_with_checkpoints(Execution(Config(checkpoint_every="never"), plan, folder, stop), [task], stop.observe)
 
 
 #: An optimiser that mixes weights is not for the sparse engine, dropout not for compacted networks.
@@ -88,7 +88,7 @@ def test_a_training_stopped_anywhere_ends_in_the_same_bits(
         folder.mkdir()
         for step in stops:
             stopped(plan, task, folder, step)
-        (again,), _ = train_with_checkpoints(Run(Config(), plan, folder), [task])
+        (again,), _ = train_with_checkpoints(Execution(Config(), plan, folder), [task])
         assert repr(again.fit.curve) == repr(whole.fit.curve)
         assert lf.same_bits(again.fit.state, whole.fit.state)
         assert lf.same_bits(again.fit.best[1:], whole.fit.best[1:])
@@ -105,7 +105,7 @@ def test_the_dense_training_keeps_the_anchor_that_it_has_found(few_digits: Datas
     kept = load_checkpoint(tmp_path / "seed3" / "round00", task.start, plan.trainer.optimizer)
     assert kept is not None
     assert (kept.progress.anchor is not None) == (step > 12)
-    (again,), _ = train_with_checkpoints(Run(Config(), plan, tmp_path), [task])
+    (again,), _ = train_with_checkpoints(Execution(Config(), plan, tmp_path), [task])
     assert lf.same_bits(again.anchor[:3], whole.anchor[:3])
     assert int(again.anchor.step) == int(whole.anchor.step) == 12
     assert lf.same_bits(again.fit.state, whole.fit.state)
@@ -119,7 +119,7 @@ def test_the_compiled_engine_goes_on_within_a_round(few_digits: Dataset, tmp_pat
     (whole,) = train_together(plan, [task])
     for step in (7, 23):
         stopped(plan, task, tmp_path, step)
-    (again,), _ = train_with_checkpoints(Run(Config(), plan, tmp_path), [task])
+    (again,), _ = train_with_checkpoints(Execution(Config(), plan, tmp_path), [task])
     assert lf.same_bits(again.fit.state, whole.fit.state)
     assert repr(again.fit.curve) == repr(whole.fit.curve)
 
@@ -132,7 +132,7 @@ def test_checkpoints_at_an_interval_change_nothing_and_replace_each_other(
     (whole,) = train_together(plan, [task])
     written: list[Path] = []
     monkeypatch.setattr(checkpointing, "save_checkpoint", lambda *given: written.append(save_checkpoint(*given)))
-    (kept,), _ = train_with_checkpoints(Run(Config(checkpoint_every="5"), plan, tmp_path), [task])
+    (kept,), _ = train_with_checkpoints(Execution(Config(checkpoint_every="5"), plan, tmp_path), [task])
     assert [step_of(path) for path in written] == [5, 10, 15, 20, 25, 30, 35]
     assert [step_of(path) for path in checkpoints(tmp_path / "seed3" / "round01")] == [35]
     assert lf.same_bits(kept.fit.state, whole.fit.state)
@@ -203,7 +203,7 @@ def test_a_step_that_is_not_finite_ends_a_training_at_the_last_good_state(
     with pytest.raises(
         UserError, match=r"training diverged: the (loss .*|gradient) of step (\d+) is not finite"
     ) as error:
-        train_with_checkpoints(Run(Config(), plan, tmp_path), [task])
+        train_with_checkpoints(Execution(Config(), plan, tmp_path), [task])
     assert "learning rate" in str(error.value)
     kept = load_checkpoint(tmp_path / "seed3" / "round01", task.start, plan.trainer.optimizer)
     assert kept is not None
@@ -235,7 +235,7 @@ def test_skipping_leaves_such_steps_out_wherever_it_was_interrupted(few_digits: 
     assert lf.same_bits(state.params, whole.fit.state.params)
     for number in (5, 11, 24):
         stopped(plan, task, tmp_path, number)
-    (again,), _ = train_with_checkpoints(Run(Config(), plan, tmp_path), [task])
+    (again,), _ = train_with_checkpoints(Execution(Config(), plan, tmp_path), [task])
     assert lf.same_bits(again.fit.state, whole.fit.state)
     assert repr(again.fit.curve) == repr(whole.fit.curve)
     together = train_together(plan, [task, task._replace(seed=4)])

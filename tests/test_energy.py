@@ -26,7 +26,7 @@ from lthfunc.experiments.records import search_energy
 from lthfunc.runs.folder import read_run
 from lthfunc.runs.measurements import MEASURED, measurements
 from lthfunc.scheduling.checkpointing import train_with_checkpoints
-from lthfunc.scheduling.queue import Run
+from lthfunc.scheduling.queue import Execution
 from lthfunc.training.results import Stopped
 from lthfunc.trees.types import Dataset
 
@@ -110,7 +110,7 @@ def plan_of(data: Dataset) -> tuple[Plan, Task]:
 def test_a_trainings_energy_is_told_by_epoch_without_its_evaluation(few_digits: Dataset, tmp_path: Path) -> None:
     plan, task = plan_of(few_digits)
     meter = Ticking()
-    (result,), spent = train_with_checkpoints(Run(Config(), plan, tmp_path, meter=meter), [task])
+    (result,), spent = train_with_checkpoints(Execution(Config(), plan, tmp_path, meter=meter), [task])
     assert spent.energy is not None
     epochs = {epoch: kwh for epoch, kwh, *_ in spent.energy["epochs"]}
     # Looks at 15 and 30 cut epochs 1 and 3 (30 begins one); each piece was read once.
@@ -119,7 +119,7 @@ def test_a_trainings_energy_is_told_by_epoch_without_its_evaluation(few_digits: 
     assert spent.energy["evaluation"]["kwh"] >= 3
     whole = sum(spent.energy[phase]["kwh"] for phase in ("preparation", "training", "evaluation"))
     assert whole == meter.laps - 1
-    (plain,), nothing = train_with_checkpoints(Run(Config(), plan, tmp_path / "plain"), [task])
+    (plain,), nothing = train_with_checkpoints(Execution(Config(), plan, tmp_path / "plain"), [task])
     assert nothing.energy is None
     assert lf.same_bits(result.fit.state, plain.fit.state)  # metering changes nothing
 
@@ -135,16 +135,16 @@ def test_energy_goes_on_with_a_training(few_digits: Dataset, tmp_path: Path) -> 
 
     config = Config(checkpoint_every="never")
     with pytest.raises(Stopped):
-        train_with_checkpoints(Run(config, plan, tmp_path, lambda: seen >= 22, meter=Ticking()), [task], observe)
-    _, spent = train_with_checkpoints(Run(config, plan, tmp_path, meter=Ticking()), [task])
+        train_with_checkpoints(Execution(config, plan, tmp_path, lambda: seen >= 22, meter=Ticking()), [task], observe)
+    _, spent = train_with_checkpoints(Execution(config, plan, tmp_path, meter=Ticking()), [task])
     assert spent.energy is not None
     epochs = {epoch: kwh for epoch, kwh, *_ in spent.energy["epochs"]}
     assert epochs.keys() == {0, 1, 2, 3}
     assert epochs[2] >= 2  # the part before the stop, and the one after it
     seen = 0
     with pytest.raises(Stopped):
-        train_with_checkpoints(Run(config, plan, tmp_path / "other", lambda: seen >= 22), [task], observe)
-    _, spent = train_with_checkpoints(Run(config, plan, tmp_path / "other", meter=Ticking()), [task])
+        train_with_checkpoints(Execution(config, plan, tmp_path / "other", lambda: seen >= 22), [task], observe)
+    _, spent = train_with_checkpoints(Execution(config, plan, tmp_path / "other", meter=Ticking()), [task])
     assert spent.energy is None  # part of it was not metered: no number is better than half of one
 
 

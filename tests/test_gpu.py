@@ -20,7 +20,7 @@ from lthfunc.runs.folder import read_run
 from lthfunc.runs.measurements import measurements
 from lthfunc.scheduling.checkpointing import train_with_checkpoints
 from lthfunc.scheduling.gpu_memory import width_on
-from lthfunc.scheduling.queue import Run
+from lthfunc.scheduling.queue import Execution
 from lthfunc.training.loop import fit, fit_together, take_steps
 from lthfunc.training.precision import Precision
 from lthfunc.training.results import Stopped
@@ -217,9 +217,9 @@ def test_a_training_goes_on_from_its_checkpoint_on_a_gpu(few_digits: Dataset, tm
 
     with pytest.raises(Stopped):
         train_with_checkpoints(
-            Run(Config(checkpoint_every="never"), plan, tmp_path, lambda: seen >= 200), [task], observe
+            Execution(Config(checkpoint_every="never"), plan, tmp_path, lambda: seen >= 200), [task], observe
         )
-    (again,), _ = train_with_checkpoints(Run(Config(), plan, tmp_path), [task])
+    (again,), _ = train_with_checkpoints(Execution(Config(), plan, tmp_path), [task])
     for name, leaf in whole.fit.state.params.items():
         torch.testing.assert_close(again.fit.state.params[name], leaf)
     assert [point.step for point in again.fit.curve] == [point.step for point in whole.fit.curve]

@@ -23,7 +23,7 @@ from lthfunc.experiments.resolve import resolved
 from lthfunc.runs import environment
 from lthfunc.scheduling import ranks, ray as cluster
 from lthfunc.scheduling.execute import jobs_of
-from lthfunc.scheduling.queue import PLANNED, Run
+from lthfunc.scheduling.queue import PLANNED, Execution
 from lthfunc.training.engines.cuda_graphs import Launcher
 from lthfunc.training.engines.toolchain import why_not
 from lthfunc.training.precision import check_precision
@@ -117,7 +117,7 @@ def test_a_cluster_is_asked_for_shares_of_gpus() -> None:
 
     class Executor(cluster.RayExecutor):
         def __init__(self) -> None:
-            self._run = Run(config, None, None, workload=PLANNED)
+            self._run = Execution(config, None, None, workload=PLANNED)
             self._ray = SimpleNamespace(
                 remote=lambda kind: SimpleNamespace(
                     options=lambda **given: asked.update(given) or SimpleNamespace(remote=lambda *rest: None)

@@ -13,7 +13,7 @@ from lthfunc.experiments.config import Config
 from lthfunc.experiments.iterative import Plan, rounds
 from lthfunc.scheduling import execute, gpu_memory, local
 from lthfunc.scheduling.checkpointing import train_with_checkpoints
-from lthfunc.scheduling.queue import Queue, Run
+from lthfunc.scheduling.queue import Execution, Queue
 from lthfunc.training.trainer import make_trainer
 from lthfunc.trees.types import Dataset
 
@@ -100,7 +100,7 @@ def test_without_jobs_replicates_train_in_groups_that_fit(
     monkeypatch.setattr(gpu_memory, "memory_of_one", lambda plan, device: (4, 9))
     groups: list[int] = []
 
-    def counting(run: Run, tasks: Any, *rest: Any) -> Any:
+    def counting(run: Execution, tasks: Any, *rest: Any) -> Any:
         groups.append(len(tasks))
         return train_with_checkpoints(run, tasks, *rest)
 
@@ -109,6 +109,6 @@ def test_without_jobs_replicates_train_in_groups_that_fit(
     config = Config(device="cuda", replicates=5)
     queue = Queue({seed: rounds(plan, seed) for seed in range(5)})
     with pytest.warns(UserWarning, match="groups of 2"):
-        results = list(execute.results_of(Run(config, plan, tmp_path), queue, 5))
+        results = list(execute.results_of(Execution(config, plan, tmp_path), queue, 5))
     assert sorted(result.task.seed for result in results) == list(range(5))
     assert groups == [2, 2, 1]

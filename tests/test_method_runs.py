@@ -21,7 +21,7 @@ from lthfunc.experiments.resolve import resolved
 from lthfunc.runs.json_lines import line_of, read_lines
 from lthfunc.scheduling.checkpointing import train_with_checkpoints
 from lthfunc.scheduling.methods import COMPARED, MethodTask
-from lthfunc.scheduling.queue import Run
+from lthfunc.scheduling.queue import Execution
 from lthfunc.training.results import Stopped
 from lthfunc.training.trainer import make_trainer
 
@@ -90,10 +90,10 @@ def test_a_method_stopped_anywhere_ends_in_the_same_bits(name: str, falling: Met
     for stop in (1, 6, 7, 45, 58, whole.steps - 1):
         taken = [0]
         config = Config(checkpoint_every="never")
-        run = Run(config, falling, tmp_path, lambda taken=taken, stop=stop: taken[0] >= stop, workload=COMPARED)  # type: ignore[misc]
+        run = Execution(config, falling, tmp_path, lambda taken=taken, stop=stop: taken[0] >= stop, workload=COMPARED)  # type: ignore[misc]
         with pytest.raises(Stopped):
             train_with_checkpoints(run, [task], lambda number, points, taken=taken: taken.__setitem__(0, number))  # type: ignore[misc]
-    (again,), _ = train_with_checkpoints(Run(Config(), falling, tmp_path, workload=COMPARED), [task])
+    (again,), _ = train_with_checkpoints(Execution(Config(), falling, tmp_path, workload=COMPARED), [task])
     assert lf.same_bits(again.ticket, whole.ticket)
     assert (again.steps, again.test) == (whole.steps, whole.test)
 

@@ -15,7 +15,7 @@ from torch import nn
 import lthfunc as lf
 from lthfunc.errors import UserError
 from lthfunc.experiments import connectivity
-from lthfunc.experiments.connectivity import Line, _at_each, between
+from lthfunc.experiments.connectivity import LinearPath, _at_each, between
 from lthfunc.experiments.iterative import Round
 from lthfunc.experiments.records import record, search_energy, summarize, winning, word_of
 from lthfunc.training.evaluation import Evaluation
@@ -148,7 +148,7 @@ def test_every_example_counts_on_a_line(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_barrier_is_the_highest_error_above_the_mean_of_the_ends() -> None:
-    line = Line(torch.linspace(0, 1, 4), torch.tensor([0.1, 0.7, 0.6, 0.3]), torch.zeros(4))
+    line = LinearPath(torch.linspace(0, 1, 4), torch.tensor([0.1, 0.7, 0.6, 0.3]), torch.zeros(4))
     assert line.barrier == pytest.approx(0.5)
 
 

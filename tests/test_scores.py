@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import lthfunc as lf
 from lthfunc.errors import UserError
 from lthfunc.sparsify.activations import input_moments
-from lthfunc.training.steps import forward_of, loss_of
+from lthfunc.training.loss_of_params import forward_of, loss_of
 from lthfunc.trees.model import apply_evaluating, apply_training
 from lthfunc.trees.types import Batch, Masks, Params
 

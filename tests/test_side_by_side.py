@@ -22,7 +22,7 @@ from lthfunc.experiments.rewinding_and_controls import start_of
 from lthfunc.runs.ticket_files import LAST, WINNING, WINNING_TRAINED
 from lthfunc.scheduling.execute import jobs_of
 from lthfunc.scheduling.local import vmapped
-from lthfunc.scheduling.queue import Queue, Run, Watcher
+from lthfunc.scheduling.queue import Execution, Queue, Watcher
 from lthfunc.training.trainer import make_trainer
 from lthfunc.trees.types import Dataset
 
@@ -161,7 +161,7 @@ def test_a_vmapped_study_equals_its_trainings_one_by_one(few_digits: Dataset, wi
     def results(width: int) -> dict[tuple[int, int, str], Round]:
         queue = Queue({seed: rounds(plan, seed) for seed in (0, 1)})
         watcher = Counting()
-        run = Run(Config(checkpoint_every="4"), plan, tmp_path, watcher=watcher)
+        run = Execution(Config(checkpoint_every="4"), plan, tmp_path, watcher=watcher)
         results = list(vmapped(run, queue, width))
         found = {result.task.key: result.value for result in results}
         assert sorted(watcher.begun) == sorted(found)

@@ -12,14 +12,13 @@ from torch import Tensor, nn
 import lthfunc as lf
 from lthfunc.distributed.collectives import Collectives
 from lthfunc.errors import UserError
+from lthfunc.training.loss_of_params import LossOf, forward_of
 from lthfunc.training.losses import cross_entropy
 from lthfunc.training.optimizers import Optimizer
 from lthfunc.training.steps import (
     Carry,
-    LossOf,
     boolean_masks,
     floating_masks,
-    forward_of,
     make_loop_body,
     make_train_step,
     masked,

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from lthfunc.catalog.deployment import FORMATS
 from lthfunc.deployment.formats import MaskedLayer
-from lthfunc.deployment.program import Timings
-from lthfunc.deployment.timing import Run, in_turn, repeated
+from lthfunc.deployment.specialized_module import Timings
+from lthfunc.deployment.timing import TimedFunction, in_turn, repeated
 from lthfunc.deployment.tuning_cache import TuningCache, layer_key
 
 #: A candidate must take at most this share of the dense time, and be faster in at least this share of the turns.
@@ -40,7 +40,7 @@ def fastest_formats(
     return chosen
 
 
-def _layer_run(layer: MaskedLayer, form: str) -> Run:
+def _layer_run(layer: MaskedLayer, form: str) -> TimedFunction:
     module = layer.module if form == "dense" else FORMATS.load(form).make(layer)
     return repeated(lambda: module(layer.x))
 

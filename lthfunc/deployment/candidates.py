@@ -37,7 +37,7 @@ class Candidate(NamedTuple):
     bytes: int
 
 
-class Prepared(NamedTuple):
+class PreparedCandidate(NamedTuple):
     """What candidates are made of.
 
     x: the sample, on the device. whole: the masked network. small: the compacted network for compiled code, or None.
@@ -52,7 +52,7 @@ class Prepared(NamedTuple):
     left_out: dict[str, str]
 
 
-def prepared(model: Model, ticket: Ticket | TrainState, x: Tensor) -> Prepared:
+def prepared(model: Model, ticket: Ticket | TrainState, x: Tensor) -> PreparedCandidate:
     """Mask and, where possible, compact the network."""
     left_out: dict[str, str] = {}
     small = None
@@ -60,7 +60,7 @@ def prepared(model: Model, ticket: Ticket | TrainState, x: Tensor) -> Prepared:
         small = compact(model, ticket, tuple(x.shape[1:]))
     except UserError as error:
         left_out["compact"] = str(error)
-    return Prepared(model, ticket, x, masked_module(model, ticket, x.device), small, left_out)
+    return PreparedCandidate(model, ticket, x, masked_module(model, ticket, x.device), small, left_out)
 
 
 def masked_module(model: Model, ticket: Ticket | TrainState, device: torch.device | str = "cpu") -> nn.Module:
@@ -69,12 +69,12 @@ def masked_module(model: Model, ticket: Ticket | TrainState, device: torch.devic
     return put_values(module, {**apply_masks(ticket.params, ticket.masks), **ticket.buffers}).to(device).eval()
 
 
-def dense_candidate(m: Prepared) -> Candidate:
+def dense_candidate(m: PreparedCandidate) -> Candidate:
     """The masked network, compiled."""
     return Candidate(m.whole, Compiled(m.whole, m.model.name), {}, _bytes(m.whole))
 
 
-def compact_candidate(m: Prepared) -> Candidate | None:
+def compact_candidate(m: PreparedCandidate) -> Candidate | None:
     """Compacted and compiled; None where it cannot be compacted."""
     if m.small is None:
         return None
@@ -82,7 +82,7 @@ def compact_candidate(m: Prepared) -> Candidate | None:
     return Candidate(module, Compiled(module, m.model.name), {}, _bytes(module))
 
 
-def sparse_candidate(m: Prepared) -> Candidate | None:
+def sparse_candidate(m: PreparedCandidate) -> Candidate | None:
     """On the sparse engine, compacted where the engine can run that; None where it cannot run the network."""
     if m.x.device.type != "cpu":
         m.left_out["sparse"] = "the sparse engine runs on the CPU"
@@ -106,7 +106,7 @@ def sparse_candidate(m: Prepared) -> Candidate | None:
     return None
 
 
-def layered_candidates(m: Prepared, format: str, memory: TuningCache) -> list[Candidate]:
+def layered_candidates(m: PreparedCandidate, format: str, memory: TuningCache) -> list[Candidate]:
     """Networks whose layers have formats of their own: compacted and, where the mask's pattern may matter, whole.
 
     format: a format of layers, for every layer that can take it, or "auto" for the fastest of each layer.

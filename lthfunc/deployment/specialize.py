@@ -19,7 +19,7 @@ from lthfunc.deployment.candidates import (
 )
 from lthfunc.deployment.compiled import Compiled
 from lthfunc.deployment.cost import cost
-from lthfunc.deployment.program import Program, ProgramReport
+from lthfunc.deployment.specialized_module import ProgramReport, SpecializedModule
 from lthfunc.deployment.tuning_cache import TuningCache, program_keys
 from lthfunc.errors import UserError, invalid
 from lthfunc.sparse.packing import check_ticket
@@ -43,7 +43,7 @@ def specialize(
     format: str = "auto",
     tunings: Path | None = None,
     fresh: bool = False,
-) -> Program:
+) -> SpecializedModule:
     """Make the fastest program that computes a ticket's network on a device.
 
     ticket: trained params, buffers and masks of `model`. sample: a batch of inputs (n, ...) as the network takes them;
@@ -52,9 +52,9 @@ def specialize(
     every layer that can take it then has. tunings: a file that keeps measured times, such as ``tunings_file()``; by
     default none are kept. fresh: measure again even where the file has a time.
 
-    Returns a `Program`: call it on a batch; `program.report` says what it is and costs. Its outputs differ from the
-    masked network's by at most 1e-4 of the largest output in float32 on a CPU, and by 5e-2 with TF32 or half precision.
-    Only "int8" may differ by more, since it rounds weights and activations; `report.difference` says by how much.
+    Returns a `SpecializedModule`: call it on a batch; its `report` says what it is and costs. Its outputs differ from
+    the masked network's by at most 1e-4 of the largest output in float32 on a CPU, and by 5e-2 with TF32 or half
+    precision. Only "int8" may differ by more, since it rounds; `report.difference` says by how much.
 
     Raises UserError where the ticket doesn't fit the model, and for a format that the network or device cannot take.
 
@@ -99,7 +99,7 @@ def specialize(
     )  # fmt: skip
     if isinstance(form.run, Compiled) and form.run.why_eager:
         m.left_out["compiled code"] = form.run.why_eager
-    return Program(form.module, form.run, report)
+    return SpecializedModule(form.module, form.run, report)
 
 
 def _check_takes(model: Model, whole: nn.Module, x: Tensor) -> None:

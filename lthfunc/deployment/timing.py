@@ -9,12 +9,12 @@ from typing import Any, TypeVar
 import torch
 
 #: Makes a number of calls of what is measured.
-Run = Callable[[int], Any]
+TimedFunction = Callable[[int], Any]
 K = TypeVar("K", bound=Hashable)
 _MOST_CALLS = 20_000
 
 
-def in_turn(variants: dict[K, Run], *, seconds: float, repeats: int, device: str) -> dict[K, list[float]]:
+def in_turn(variants: dict[K, TimedFunction], *, seconds: float, repeats: int, device: str) -> dict[K, list[float]]:
     """Calls per second of each variant, `repeats` times in turn (A B C, A B C, …).
 
     A timing makes as many calls as take about `seconds`; finding that number also warms everything up.
@@ -27,7 +27,7 @@ def in_turn(variants: dict[K, Run], *, seconds: float, repeats: int, device: str
     return found
 
 
-def repeated(call: Callable[[], Any]) -> Run:
+def repeated(call: Callable[[], Any]) -> TimedFunction:
     """Repeated calls of a function without arguments."""
 
     def run(n: int) -> None:
@@ -43,7 +43,7 @@ def synchronize(device: str) -> None:
         torch.cuda.synchronize(device)
 
 
-def _calls(run: Run, seconds: float, device: str) -> int:
+def _calls(run: TimedFunction, seconds: float, device: str) -> int:
     _timed(run, 1, device)  # may compile
     calls = 2
     # Until the fixed cost of a timing is small.
@@ -52,7 +52,7 @@ def _calls(run: Run, seconds: float, device: str) -> int:
     return max(2, min(_MOST_CALLS, round(seconds * calls / taken)))
 
 
-def _timed(run: Run, calls: int, device: str) -> float:
+def _timed(run: TimedFunction, calls: int, device: str) -> float:
     return seconds_of(lambda: run(calls), device)
 
 

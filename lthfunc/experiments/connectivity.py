@@ -31,7 +31,7 @@ from lthfunc.trees.types import Buffers, Params, Scale, Split, TrainState
 _CHUNK = 500
 
 
-class Line(NamedTuple):
+class LinearPath(NamedTuple):
     """Two networks and what lies between them. alphas: (points,), 0 = the first; error, loss: (points,)."""
 
     alphas: Tensor
@@ -48,7 +48,7 @@ class Instability(NamedTuple):
     """Of copies spawned at step `k`: the line between them on the test set."""
 
     k: int
-    line: Line
+    line: LinearPath
 
 
 def between(first: TrainState, second: TrainState, alpha: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -73,7 +73,7 @@ def line(
     points: int = 11,
     loss: Loss = cross_entropy,
     metric: Metric = accuracy,
-) -> Line:
+) -> LinearPath:
     """Error (1 - `metric`) and `loss` at evenly spaced points between two networks: one `vmap` over α."""
     if points < 3:
         raise invalid("points", points, "a whole number of at least 3")
@@ -96,7 +96,7 @@ def line(
             losses += metrics["loss"].double() * len(x)
             hits += metrics["accuracy"] * len(x)
             seen += len(x)
-    return Line(alphas.cpu(), (1 - hits / seen).cpu(), (losses / seen).cpu())
+    return LinearPath(alphas.cpu(), (1 - hits / seen).cpu(), (losses / seen).cpu())
 
 
 def _at_each(step: Callable[[Params, Buffers], Metrics], params: Params, buffers: Buffers) -> Metrics:

@@ -22,8 +22,8 @@ from lthfunc.sparsify.structures import units
 from lthfunc.tracebacks import first_line, user_location
 from lthfunc.training.batches import sample_batches
 from lthfunc.training.engines.interface import Work
+from lthfunc.training.loss_of_params import forward_of, loss_of
 from lthfunc.training.losses import Loss, cross_entropy
-from lthfunc.training.steps import forward_of, loss_of
 from lthfunc.trees.model import Model
 from lthfunc.trees.ops import to_device
 from lthfunc.trees.rng import key

@@ -51,7 +51,7 @@ from lthfunc.trees.types import Dataset
 _EVALUATION_SHARE, _FEWEST_LOOKS, _MOST_LOOKS = 0.05, 5, 25
 
 
-class Prepared(NamedTuple):
+class PreparedPlan(NamedTuple):
     """config: resolved, with device, engine and threads decided. note: a line the user should see, or None.
 
     decisions: what each stage decided and why, in their order.
@@ -71,7 +71,7 @@ class Length(NamedTuple):
     eval_every: int
 
 
-def prepare(config: Config, observe: Observe | None = None, collectives: Collectives = SINGLE_RANK) -> Prepared:
+def prepare(config: Config, observe: Observe | None = None, collectives: Collectives = SINGLE_RANK) -> PreparedPlan:
     """Check everything that can be wrong with a resolved configuration, load the data, and build the plan.
 
     observe: told how many images of how many are decoded. collectives: of the ranks that are to train together.
@@ -94,7 +94,7 @@ def prepare(config: Config, observe: Observe | None = None, collectives: Collect
     _check_plan(config, plan)
     notes = [each.reason for each in decisions if each.notable]
     of_model = mismatched_line(model) if config.weights is not None else fixed_line(model)
-    return Prepared(config, plan, "; ".join(filter(None, [*notes, of_model])) or None, tuple(decisions))
+    return PreparedPlan(config, plan, "; ".join(filter(None, [*notes, of_model])) or None, tuple(decisions))
 
 
 def read_data(config: Config, observe: Observe | None = None) -> Dataset:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from lthfunc.deployment.program import ProgramReport
+from lthfunc.deployment.specialized_module import ProgramReport
 from lthfunc.reports.tables import plain_table
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from lthfunc.errors import UserError, invalid
 from lthfunc.experiments.config import Config
 from lthfunc.experiments.iterative import TICKET, Plan, Task
-from lthfunc.experiments.plan import Prepared
+from lthfunc.experiments.plan import PreparedPlan
 from lthfunc.experiments.records import Record
 from lthfunc.experiments.rewinding_and_controls import RoundContext
 from lthfunc.runs import safe_files
@@ -36,7 +36,7 @@ from lthfunc.trees.ops import to_device
 from lthfunc.trees.types import Ticket, TrainState
 
 
-def branch(run: Path, folder: Path, number: int, prepared: Prepared) -> list[Record]:
+def branch(run: Path, folder: Path, number: int, prepared: PreparedPlan) -> list[Record]:
     """Make `folder` a run of these settings with the trainings of `run` up to round `number`; returns their records.
 
     `check_branch` says whether that can be.

@@ -19,10 +19,10 @@ _SUM = re.compile(r', "sha256": "([0-9a-f]{64})"\}$')
 
 
 #: What is wrong with a line's object; None for nothing.
-Problem = Callable[[dict[str, Any]], "str | None"]
+LineCheck = Callable[[dict[str, Any]], "str | None"]
 
 
-class Line(NamedTuple):
+class JsonLine(NamedTuple):
     """A whole line of a file. number: from 1; value: None where it is damaged, for a reason."""
 
     number: int
@@ -63,19 +63,19 @@ def append_lines(path: Path, items: Iterable[Mapping[str, Any]]) -> None:
     safe_files.append(path.parent, path, "".join(line_of(item) + "\n" for item in items).encode())
 
 
-def scan_lines(path: Path, *, summed: bool = True) -> list[Line]:
+def scan_lines(path: Path, *, summed: bool = True) -> list[JsonLine]:
     """All whole lines, damaged ones with the reason. summed: see `value_of`."""
     lines = []
     for number, raw in enumerate(_content(path).split(b"\n")[:-1], 1):
         try:
-            lines.append(Line(number, value_of(raw.decode("utf-8"), summed=summed)))
+            lines.append(JsonLine(number, value_of(raw.decode("utf-8"), summed=summed)))
         except ValueError as error:  # not UTF-8 among them
             reason = "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else str(error)
-            lines.append(Line(number, None, reason))
+            lines.append(JsonLine(number, None, reason))
     return lines
 
 
-def whole_lines(path: Path, problem: Problem = lambda line: None) -> tuple[list[dict[str, Any]], list[str]]:
+def whole_lines(path: Path, problem: LineCheck = lambda line: None) -> tuple[list[dict[str, Any]], list[str]]:
     """(the whole lines of a file that may be missing, as far as they are as written; what is wrong, in lines).
 
     problem: what is wrong with a line that is as it was written.

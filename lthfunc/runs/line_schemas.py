@@ -35,13 +35,13 @@ Text = Annotated[str, AfterValidator(_shown)]
 _Path = Annotated[Any, AfterValidator(_is_text)]
 
 
-class Line(BaseModel):
+class LineSchema(BaseModel):
     """A newer version may write more into a line."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
 
-class Machine(Line):
+class Machine(LineSchema):
     """What something ran on."""
 
     lthfunc: Text
@@ -52,16 +52,16 @@ class Machine(Line):
     gpu: Text | None
 
 
-class _Branched(Line):
+class _Branched(LineSchema):
     run: Annotated[_Path, MinLen(1)]
     round: Whole
 
 
-class _Data(Line):
+class _Data(LineSchema):
     shape: list[Annotated[int, Ge(1), Le(2**31)]] | None = None
 
 
-class _Header(Line):
+class _Header(LineSchema):
     command: Literal["prune", "train", "transfer"]
     machine: Machine
     config: dict[str, Any]
@@ -70,13 +70,13 @@ class _Header(Line):
     data: _Data | None = None
 
 
-class _Layer(Line):
+class _Layer(LineSchema):
     kept: Whole
     total: Whole
     density: Share
 
 
-class Amounts(Line):
+class Amounts(LineSchema):
     """Energy: see energy/amounts.py."""
 
     kwh: Finite
@@ -87,7 +87,7 @@ class Amounts(Line):
     ram: Finite
 
 
-class _Energy(Line):
+class _Energy(LineSchema):
     source: Text
     preparation: Amounts
     training: Amounts
@@ -95,7 +95,7 @@ class _Energy(Line):
     epochs: list[Annotated[list[Finite], Len(7, 7)]]
 
 
-class _Training(Line):
+class _Training(LineSchema):
     seed: Whole
     round: Annotated[int, Ge(0), Le(10_000)]
     variant: str

@@ -16,10 +16,10 @@ from lthfunc.runs.json_lines import append_lines, drop_partial_line, whole_lines
 from lthfunc.runs.side_file_schemas import measurement_problem
 
 MEASURED = "measured.jsonl"
-Kind = Literal["execution", "energy", "connectivity"]
+MeasurementKind = Literal["execution", "energy", "connectivity"]
 
 
-def keep_measurement(folder: Path, kind: Kind, device: str, item: Mapping[str, Any]) -> None:
+def keep_measurement(folder: Path, kind: MeasurementKind, device: str, item: Mapping[str, Any]) -> None:
     """Add a measurement to a run. device: what was measured on."""
     path = folder / MEASURED
     if safe_files.exists(folder, path):

@@ -9,19 +9,19 @@ from annotated_types import Ge, Gt, Le, MinLen
 from pydantic import AfterValidator
 
 from lthfunc.runs.json_lines import value_of
-from lthfunc.runs.line_schemas import Finite, Line, Machine, Share, Text, Whole, line_problem
+from lthfunc.runs.line_schemas import Finite, LineSchema, Machine, Share, Text, Whole, line_problem
 
 #: A process's number.
 Pid = Annotated[int, Ge(1), Le(2**31 - 1)]
 
 
-class _Point(Line):
+class _Point(LineSchema):
     step: Whole
     loss: float
     accuracy: float
 
 
-class _UnderWay(Line):
+class _UnderWay(LineSchema):
     seed: Whole
     round: Whole
     variant: Text
@@ -32,35 +32,35 @@ class _UnderWay(Line):
     point: _Point | None
 
 
-class _Progress(Line):
+class _Progress(LineSchema):
     time: Finite
     done: Whole
     total: Whole
     trainings: list[_UnderWay]
 
 
-class _Holder(Line):
+class _Holder(LineSchema):
     pid: Pid
     host: Text
     since: Text = ""
     heard: Finite = 0.0
 
 
-class _Git(Line):
+class _Git(LineSchema):
     commit: Text | None = None
 
 
-class _Session(Line):
+class _Session(LineSchema):
     command: str | None = None
     git: _Git | None = None
 
 
-class _Bytes(Line):
+class _Bytes(LineSchema):
     dense: Whole
     program: Whole
 
 
-class _Measured(Line):
+class _Measured(LineSchema):
     time: Text = ""
     machine: Machine
     round: Whole
@@ -81,13 +81,13 @@ class _Execution(_Measured):
     seconds_a_batch: Annotated[dict[Text, Annotated[Finite, Gt(0)]] | None, AfterValidator(_has_dense)] = None
 
 
-class _Spread(Line):
+class _Spread(LineSchema):
     mean: Finite
     std: Finite
     values: Annotated[list[Finite], MinLen(1)]
 
 
-class _Inference(Line):
+class _Inference(LineSchema):
     kwh: _Spread
     kg: _Spread
     seconds: _Spread
@@ -102,7 +102,7 @@ class _Energy(_Measured):
     formats: Annotated[dict[Text, _Inference], MinLen(1)]
 
 
-class _Barrier(Line):
+class _Barrier(LineSchema):
     k: Whole
     barrier: Finite
     alphas: Annotated[list[Finite], MinLen(1)]
@@ -116,11 +116,11 @@ def _alike(found: list[_Barrier]) -> list[_Barrier]:
     return found
 
 
-class _Connectivity(Line):
+class _Connectivity(LineSchema):
     results: Annotated[list[_Barrier], MinLen(1), AfterValidator(_alike)]
 
 
-_KINDS: dict[object, type[Line]] = {"execution": _Execution, "energy": _Energy, "connectivity": _Connectivity}
+_KINDS: dict[object, type[LineSchema]] = {"execution": _Execution, "energy": _Energy, "connectivity": _Connectivity}
 
 
 def measurement_problem(line: Mapping[str, Any]) -> str | None:
@@ -146,7 +146,7 @@ def holder_of(payload: bytes) -> dict[str, Any] | None:
     return _fitting(_Holder, payload)
 
 
-def _fitting(kind: type[Line], payload: bytes) -> dict[str, Any] | None:
+def _fitting(kind: type[LineSchema], payload: bytes) -> dict[str, Any] | None:
     try:
         value = value_of(payload.decode("utf-8"), summed=False)
     except ValueError:

@@ -17,7 +17,7 @@ from lthfunc.runs.unfinished import is_finished
 _LOOKS = 5
 
 
-class Report(NamedTuple):
+class VerificationReport(NamedTuple):
     """What was found. good: the rounds of each seed whose trainings are all good."""
 
     folder: Path
@@ -48,7 +48,7 @@ class Report(NamedTuple):
         return {**about, "finished": is_finished(self.run), "problems": problems, "good_rounds": self.good}
 
 
-def verified(folder: Path) -> Report:
+def verified(folder: Path) -> VerificationReport:
     """Check everything. Raises UserError where this is no run, DamagedError where it can't be told what it is.
 
     A live run may replace a file that was about to be read: then everything is read again.
@@ -62,14 +62,16 @@ def verified(folder: Path) -> Report:
     return report
 
 
-def _looked_at(folder: Path) -> Report:
+def _looked_at(folder: Path) -> VerificationReport:
     run = scan_run(folder)
     others = ((ENVIRONMENT, session_problem), (MEASURED, measurement_problem))
     lines = [*run.damage, *(line for name, problem in others for line in whole_lines(folder / name, problem)[1])]
     damage = [Problem(where, what) for where, _, what in (line.partition(": ") for line in lines)]
     problems = wrong(folder, run)
     bad = {each.name for each in problems if each.name is not None}
-    return Report(folder, run, [*damage, *problems, *checkpoint_problems(folder)], good_rounds(run.records, bad))
+    return VerificationReport(
+        folder, run, [*damage, *problems, *checkpoint_problems(folder)], good_rounds(run.records, bad)
+    )
 
 
 def _ranges(rounds: list[int]) -> str:

@@ -16,7 +16,7 @@ from lthfunc.experiments.config import Interval, parse_interval
 from lthfunc.experiments.iterative import Progress
 from lthfunc.runs.checkpoints import Checkpoint, checkpoints, load_checkpoint, save_checkpoint, step_of
 from lthfunc.runs.folder import training_folder
-from lthfunc.scheduling.queue import Beginning, Cost, Run
+from lthfunc.scheduling.queue import Beginning, Execution, TrainingCost
 from lthfunc.scheduling.ranks import broadcast_training, check_same_networks, naming_lost_ranks
 from lthfunc.training.batches import steps_per_epoch
 from lthfunc.training.results import Checkpointer, Observers
@@ -31,7 +31,9 @@ def resume_step(folder: Path | None, task: Any) -> int:
     return step_of(found[0]) if found else int(task.start.step)
 
 
-def train_with_checkpoints(run: Run, tasks: Sequence[Any], observe: Observers | None = None) -> tuple[list[Any], Cost]:
+def train_with_checkpoints(
+    run: Execution, tasks: Sequence[Any], observe: Observers | None = None
+) -> tuple[list[Any], TrainingCost]:
     """Train tasks that start at the same step, from their checkpoints where they have some.
 
     Returns their results, and what each cost. Where a checkpoint was written without a meter, the energy stays unknown.
@@ -75,7 +77,7 @@ def train_with_checkpoints(run: Run, tasks: Sequence[Any], observe: Observers | 
             check_same_networks(collectives, values)
     finally:
         writer.close()
-    return values, Cost(seconds(), None if phases is None else phases.as_values(count))
+    return values, TrainingCost(seconds(), None if phases is None else phases.as_values(count))
 
 
 def _metered(checkpointer: Checkpointer[Progress], phases: Phases) -> Checkpointer[Progress]:

@@ -20,7 +20,7 @@ from lthfunc.scheduling.executors import run_on
 from lthfunc.scheduling.gpu_memory import width_on
 from lthfunc.scheduling.local import in_turn, vmapped
 from lthfunc.scheduling.processes import ProcessExecutor
-from lthfunc.scheduling.queue import PLANNED, Queue, Result, Run, all_at_once
+from lthfunc.scheduling.queue import PLANNED, Execution, Queue, Result, all_at_once
 from lthfunc.scheduling.threads import ThreadExecutor, can_share_a_process
 
 #: Steps of a whole run from which worker processes, which take some 3 s to start, are worth it.
@@ -29,7 +29,7 @@ _PROCESSES_FROM_STEPS = 10_000
 _REACH = 10
 
 
-def execute(run: Run, earlier: list[Record], tasks: Sequence[Task] | None = None) -> list[Record]:
+def execute(run: Execution, earlier: list[Record], tasks: Sequence[Task] | None = None) -> list[Record]:
     """Run what is missing of a plan; returns the records of all its trainings, earlier ones included.
 
     tasks: the trainings, where they are known beforehand and don't follow from each other. Raises Stopped, once all
@@ -63,7 +63,7 @@ def execute(run: Run, earlier: list[Record], tasks: Sequence[Task] | None = None
     return records
 
 
-def results_of(run: Run, queue: Queue, jobs: int) -> Generator[Result]:
+def results_of(run: Execution, queue: Queue, jobs: int) -> Generator[Result]:
     """Run a queue on the executor that suits, up to `jobs` trainings at once.
 
     On a GPU those of a plan are one vmapped program; on a CPU, where that gains nothing, threads or processes.

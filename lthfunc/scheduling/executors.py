@@ -19,7 +19,7 @@ from lthfunc.errors import UserError
 from lthfunc.experiments.config import Config
 from lthfunc.experiments.iterative import TICKET
 from lthfunc.scheduling.checkpointing import train_with_checkpoints
-from lthfunc.scheduling.queue import Queue, Result, Run, Workload, with_description
+from lthfunc.scheduling.queue import Execution, Queue, Result, Workload, with_description
 from lthfunc.training.malloc import keep_freed_memory
 from lthfunc.training.results import Observers, Point, Stopped
 
@@ -28,7 +28,7 @@ _REPORT_EVERY = 0.1
 #: Seconds that an executor waits for events, after which its user looks whether to stop.
 PATIENCE = 0.2
 
-Kind = Literal["step", "done", "stopped", "failed", "lost"]
+EventKind = Literal["step", "done", "stopped", "failed", "lost"]
 
 
 class Event(NamedTuple):
@@ -39,7 +39,7 @@ class Event(NamedTuple):
     """
 
     task: Any
-    kind: Kind
+    kind: EventKind
     content: Any
 
 
@@ -72,7 +72,7 @@ def worker_context(workload: Workload, config: Config) -> Any:
     return workload.context(replace(config, jobs=1))
 
 
-def try_training(run: Callable[[], Run], task: Any, observe: Observers) -> tuple[Kind, Any]:
+def try_training(run: Callable[[], Execution], task: Any, observe: Observers) -> tuple[EventKind, Any]:
     """A worker's attempt at a training: the kind and the content of its last event. run: made at the first call."""
     try:
         (value,), cost = train_with_checkpoints(run(), [task], observe)
@@ -103,7 +103,7 @@ def throttled(report: Callable[[tuple[int, Point | None]], None]) -> Observers:
     return observe
 
 
-def run_on(executor: Executor, run: Run, queue: Queue) -> Generator[Result]:
+def run_on(executor: Executor, run: Execution, queue: Queue) -> Generator[Result]:
     """Run a queue on an executor; tickets first, since the next round waits for them.
 
     However this ends, no worker outlives it. Raises UserError, which names the training, where one fails, and Stopped

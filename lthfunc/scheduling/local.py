@@ -10,17 +10,17 @@ from lthfunc.errors import UserError
 from lthfunc.experiments.iterative import TICKET, Task
 from lthfunc.scheduling.checkpointing import resume_step, train_with_checkpoints
 from lthfunc.scheduling.gpu_memory import too_large
-from lthfunc.scheduling.queue import Queue, Result, Run, with_description
+from lthfunc.scheduling.queue import Execution, Queue, Result, with_description
 from lthfunc.training.results import Point, Stopped
 
 
-def in_turn(run: Run, queue: Queue) -> Generator[Result]:
+def in_turn(run: Execution, queue: Queue) -> Generator[Result]:
     """One training after the other, a seed's all before the next one's. Raises Stopped."""
     while queue.ready:
         yield from _train(run, queue, [queue.pop(lambda task: (task.seed, task.variant != TICKET))])
 
 
-def vmapped(run: Run, queue: Queue, width: int) -> Generator[Result]:
+def vmapped(run: Execution, queue: Queue, width: int) -> Generator[Result]:
     """Up to `width` trainings that begin at the same step as one program. Raises Stopped."""
 
     def group_of(task: Task) -> tuple[int, int, bool]:
@@ -34,7 +34,7 @@ def vmapped(run: Run, queue: Queue, width: int) -> Generator[Result]:
         yield from _train(run, queue, group)
 
 
-def _train(run: Run, queue: Queue, tasks: Sequence[Task]) -> list[Result]:
+def _train(run: Execution, queue: Queue, tasks: Sequence[Task]) -> list[Result]:
     if run.stopping():
         raise Stopped
     for task in tasks:

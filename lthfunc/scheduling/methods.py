@@ -18,7 +18,7 @@ from lthfunc.runs.checkpoints import drop_checkpoints
 from lthfunc.runs.folder import training_folder
 from lthfunc.runs.method_results import add_result, drop_checkpoint_folder, save_network
 from lthfunc.scheduling.execute import results_of
-from lthfunc.scheduling.queue import Beginning, Cost, Run, Workload, all_at_once
+from lthfunc.scheduling.queue import Beginning, Execution, TrainingCost, Workload, all_at_once
 from lthfunc.sparsify.mask_comparison import collapsed_layers
 from lthfunc.trees.ops import count
 
@@ -47,7 +47,11 @@ class MethodTask(NamedTuple):
 
 
 def compare(
-    run: Run, methods: Sequence[str], earlier: Sequence[Record], path: Path | None = None, save: Path | None = None
+    run: Execution,
+    methods: Sequence[str],
+    earlier: Sequence[Record],
+    path: Path | None = None,
+    save: Path | None = None,
 ) -> list[Record]:
     """Run what is missing of a comparison; returns all its records, in the order of methods and seeds.
 
@@ -75,7 +79,7 @@ def compare(
     return sorted(wanted, key=lambda item: (list(methods).index(item["method"]), item["seed"]))
 
 
-def _record(task: MethodTask, outcome: Outcome, cost: Cost) -> Record:
+def _record(task: MethodTask, outcome: Outcome, cost: TrainingCost) -> Record:
     """A method with a seed, as plain values."""
     masks = outcome.ticket.masks
     whole = count(masks)

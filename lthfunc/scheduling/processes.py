@@ -15,14 +15,14 @@ from typing import Any
 
 from lthfunc.errors import UserError
 from lthfunc.scheduling.executors import PATIENCE, Event
-from lthfunc.scheduling.queue import Run
+from lthfunc.scheduling.queue import Execution
 from lthfunc.scheduling.worker_start import start
 
 
 class ProcessExecutor:
     """`jobs` processes, which start when this is made."""
 
-    def __init__(self, run: Run, jobs: int) -> None:
+    def __init__(self, run: Execution, jobs: int) -> None:
         given = pickle.dumps((run.config, run.folder, run.workload, str(Path.cwd())))
         self._workers = [_Worker(given, run.again) for _ in range(jobs)]
 

@@ -84,7 +84,7 @@ def _end(plan: Any, task: Task) -> int:
 PLANNED = Workload(_plan, _begin, _train, _end)
 
 
-class Run(NamedTuple):
+class Execution(NamedTuple):
     """How trainings are carried out.
 
     context: what they share. folder: where their checkpoints lie; None for no checkpoints. again: the command that
@@ -101,7 +101,7 @@ class Run(NamedTuple):
     again: str = "lthfunc resume"
 
 
-class Cost(NamedTuple):
+class TrainingCost(NamedTuple):
     """Of a training; those that ran as one program share it evenly. energy: as plain values, where it was metered."""
 
     seconds: float
@@ -113,7 +113,7 @@ class Result(NamedTuple):
 
     task: Any
     value: Any
-    cost: Cost
+    cost: TrainingCost
 
 
 def with_description(task: Any, error: UserError) -> UserError:

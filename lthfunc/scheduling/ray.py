@@ -28,7 +28,7 @@ from lthfunc.runs.checkpoints import checkpoints, latest_checkpoint, put_checkpo
 from lthfunc.runs.environment import versions
 from lthfunc.runs.folder import training_folder
 from lthfunc.scheduling.executors import PATIENCE, Event, try_training, worker_context
-from lthfunc.scheduling.queue import Run, Workload
+from lthfunc.scheduling.queue import Execution, Workload
 from lthfunc.tracebacks import first_line
 from lthfunc.training.results import Point
 
@@ -41,7 +41,7 @@ _TRIES = 3
 class RayExecutor:
     """Workers on Ray, up to `most` at once; a local cluster where no address is given, which ends with this."""
 
-    def __init__(self, run: Run, most: int) -> None:
+    def __init__(self, run: Execution, most: int) -> None:
         self._ray, self._started = join_cluster(run.config.executor)
         self._run = run
         self._free: list[Any] = []
@@ -157,10 +157,10 @@ class _RayWorker:
         self._points: list[tuple[int, Point]] = []
 
     @cached_property
-    def _run(self) -> Run:
+    def _run(self) -> Execution:
         check_same(self._expected, versions())
         context = worker_context(self._workload, self._config)
-        return Run(self._config, context, self._folder, self._asked.is_set, workload=self._workload)
+        return Execution(self._config, context, self._folder, self._asked.is_set, workload=self._workload)
 
     def train(self, payload: bytes) -> bytes:
         task, saved = pickle.loads(payload)

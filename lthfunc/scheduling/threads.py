@@ -16,7 +16,7 @@ import torch
 from lthfunc.experiments.config import Config
 from lthfunc.experiments.iterative import Plan
 from lthfunc.scheduling.executors import PATIENCE, Event, throttled, try_training
-from lthfunc.scheduling.queue import Run
+from lthfunc.scheduling.queue import Execution
 from lthfunc.sparse.engine import takes_whole_steps
 from lthfunc.sparse.sparse_or_dense import always_sparse
 
@@ -34,7 +34,7 @@ def can_share_a_process(config: Config, plan: Plan) -> bool:
 class ThreadExecutor:
     """`jobs` threads, which share one plan."""
 
-    def __init__(self, run: Run, jobs: int) -> None:
+    def __init__(self, run: Execution, jobs: int) -> None:
         self._jobs, self._under = jobs, 0
         self._events: SimpleQueue[Event] = SimpleQueue()
         self._asked = threading.Event()

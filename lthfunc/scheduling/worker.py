@@ -12,7 +12,7 @@ from functools import cache
 from multiprocessing.connection import Connection, wait
 
 from lthfunc.scheduling.executors import throttled, try_training, worker_context
-from lthfunc.scheduling.queue import Run
+from lthfunc.scheduling.queue import Execution
 
 
 def work(pipe: Connection, given: bytes) -> None:
@@ -26,8 +26,8 @@ def work(pipe: Connection, given: bytes) -> None:
     report = throttled(lambda said: pipe.send_bytes(pickle.dumps(("step", said))))
 
     @cache
-    def run() -> Run:
-        return Run(config, worker_context(workload, config), folder, asked.is_set, workload=workload)
+    def run() -> Execution:
+        return Execution(config, worker_context(workload, config), folder, asked.is_set, workload=workload)
 
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the parent is gone
         while True:

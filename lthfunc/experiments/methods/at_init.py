@@ -13,7 +13,7 @@ from lthfunc.sparsify.gradient_scores import grasp as grasp_score, snip as snip_
 from lthfunc.sparsify.rewinding import reinitialised, shuffled_masks
 from lthfunc.sparsify.scores import Score, inverted_score, magnitude, random_scores
 from lthfunc.sparsify.synflow import synflow as synflow_score
-from lthfunc.training.steps import forward_of
+from lthfunc.training.loss_of_params import forward_of
 from lthfunc.trees.ops import apply_masks
 from lthfunc.trees.rng import key
 from lthfunc.trees.types import TrainState

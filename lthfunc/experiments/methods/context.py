@@ -11,9 +11,9 @@ from lthfunc.sparsify.scores import Score, magnitude
 from lthfunc.sparsify.transforms import prune
 from lthfunc.training.batches import sample_batches
 from lthfunc.training.evaluation import Evaluation
+from lthfunc.training.loss_of_params import loss_of
 from lthfunc.training.optimizers import Optimizer
 from lthfunc.training.schedules import Schedule
-from lthfunc.training.steps import loss_of
 from lthfunc.training.trainer import Trainer, measure
 from lthfunc.trees.model import Model, init
 from lthfunc.trees.ops import to_device

@@ -46,7 +46,7 @@ class ProgramReport(NamedTuple):
         return self.name.partition(" ")[0]
 
 
-class Program(nn.Module):
+class SpecializedModule(nn.Module):
     """A ticket's network in evaluation mode, ready to run; `specialize` makes it.
 
     network: the plain module behind it (masked, compacted, or with layers replaced). report: what it is and costs.
