@@ -1,13 +1,13 @@
 """Lottery-ticket research in PyTorch, written as pure functions over parameter trees.
 
-This file is the table of contents.
+This file is the table of contents: the imports say where each name lies, and happen when it is first used.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lthfunc.lazy import table_of_contents
+from lthfunc.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from lthfunc import data as data, models as models
@@ -212,117 +212,4 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-__getattr__, __all__, __dir__ = table_of_contents(
-    __name__,
-    {
-        "lthfunc.training.trainer": ("Trainer", "make_trainer"),
-        "lthfunc.training.results": ("Fit", "Checkpointer", "Stopped"),
-        "lthfunc.trees.types": ("Dataset", "Scale", "Split", "Ticket", "TrainState"),
-        "lthfunc.trees.initialisers": ("as_built", "glorot_normal"),
-        "lthfunc.trees.model": ("Model", "from_module", "init", "with_prunable"),
-        "lthfunc.trees.convert": ("from_pruned", "to_module", "with_new_head"),
-        "lthfunc.trees.ops": ("apply_masks", "count", "density", "layer_counts", "same_bits", "tree_map"),
-        "lthfunc.trees.transformations": ("compose", "iterate"),
-        "lthfunc.trees.files": ("load_ticket", "load_tree", "save_ticket", "save_tree"),
-        "lthfunc.sparsify.scores": ("Score", "checked_score", "inverted_score", "magnitude", "random_scores"),
-        "lthfunc.sparsify.allocation": ("Allocate", "fixed_counts", "globally", "layerwise"),
-        "lthfunc.sparsify.selection": ("Select", "unstructured"),
-        "lthfunc.sparsify.rewinding": (
-            "constant_sign",
-            "inverted_masks",
-            "finetuned",
-            "learning_rate_rewound",
-            "reinitialised",
-            "rewound",
-            "shuffled_masks",
-        ),
-        "lthfunc.sparsify.mask_criteria": (
-            "distance_moved",
-            "large_init",
-            "large_init_large_final",
-            "magnitude_increase",
-        ),
-        "lthfunc.sparsify.gradient_scores": ("fisher", "grasp", "mean_gradient", "movement", "snip", "taylor"),
-        "lthfunc.sparsify.synflow": ("synflow",),
-        "lthfunc.sparsify.activations": ("input_moments", "wanda"),
-        "lthfunc.sparsify.budgets": ("balanced", "erdos_renyi", "erk", "globally_with_minimum", "lamp", "uniform"),
-        "lthfunc.sparsify.sparsegpt": ("sparsegpt",),
-        "lthfunc.sparsify.structures": (
-            "blocks",
-            "has_blocks",
-            "has_n_of_m",
-            "has_units",
-            "n_of_m",
-            "per_output",
-            "units",
-        ),
-        "lthfunc.sparsify.dependencies": ("dead_units", "dependencies", "without_dead_units"),
-        "lthfunc.sparsify.density_schedules": (
-            "prune_to_densities",
-            "by_rate",
-            "cubic",
-            "geometric",
-            "one_shot",
-            "periodic",
-        ),
-        "lthfunc.sparsify.drop_and_grow": ("cosine_drop_fraction", "drop", "drop_and_grow", "grow"),
-        "lthfunc.sparsify.mask_comparison": ("collapsed_layers", "mask_distance", "mask_overlap"),
-        "lthfunc.sparsify.sharded_pruning": ("globally_on", "layerwise_on", "prune_sharded"),
-        "lthfunc.sparsify.transforms": ("prune", "rewind", "ticket"),
-        "lthfunc.training.sharded_step": ("make_sharded_step",),
-        "lthfunc.distributed.dtensors": ("load_sharded", "save_sharded", "sharded", "unsharded"),
-        "lthfunc.distributed.collectives": ("Collectives", "collectives"),
-        "lthfunc.training.schedules": (
-            "constant",
-            "cosine",
-            "cyclic",
-            "one_cycle",
-            "stepwise",
-            "trapezoidal",
-            "triangular",
-            "warmup",
-        ),
-        "lthfunc.training.optimizers": ("Optimizer", "adam", "adamw", "sgd"),
-        "lthfunc.training.lion": ("lion",),
-        "lthfunc.training.muon": ("muon",),
-        "lthfunc.training.losses": (
-            "Loss",
-            "Metric",
-            "accuracy",
-            "cross_entropy",
-            "r2",
-            "huber",
-            "mean_absolute_error",
-            "mean_squared_error",
-            "label_smoothed_cross_entropy",
-            "top_k",
-        ),
-        "lthfunc.training.loss_of_params": ("forward_of", "loss_of"),
-        "lthfunc.training.steps": (
-            "make_eval_step",
-            "make_train_step",
-            "with_optimizer",
-        ),
-        "lthfunc.training.batches": ("sample_batches",),
-        "lthfunc.training.loop": ("accuracy_on", "fit", "fit_together", "take_steps", "train"),
-        "lthfunc.training.malloc": ("keep_freed_memory",),
-        "lthfunc.sparse.engine": ("sparse_engine",),
-        "lthfunc.sparse.sparse_or_dense": ("sparse_or",),
-        "lthfunc.sparse.inference": ("sparse_program",),
-        "lthfunc.sparse.packing": ("pack", "unpack"),
-        "lthfunc.deployment.compaction.compact": ("Compacted", "compact", "put_back"),
-        "lthfunc.deployment.compaction.compact_engine": ("compact_engine",),
-        "lthfunc.energy.breakeven": ("BreakEven", "Costs", "break_even"),
-        "lthfunc.deployment.cost": ("cost",),
-        "lthfunc.deployment.specialized_module": ("SpecializedModule",),
-        "lthfunc.deployment.specialize": ("specialize",),
-        "lthfunc.deployment.tuning_cache": ("tunings_file",),
-        "lthfunc.data.augment": ("shift_and_mirror",),
-        "lthfunc.experiments.iterative": ("Plan", "Round", "iterative"),
-        "lthfunc.training.parametrize": ("parametrized", "straight_through"),
-        "lthfunc.experiments.connectivity": ("instability", "line"),
-        "lthfunc.experiments.rewinding_and_controls": ("RoundContext", "Start"),
-        "lthfunc.errors": ("ArgumentError", "UserError"),
-    },
-    rooms=("data", "models"),
-)
+__getattr__, __dir__ = lazy_exports(__name__)

@@ -1,42 +1,57 @@
-"""Tables of contents whose names are imported on first use.
+"""Packages whose names are imported on first use.
 
 ``import lthfunc`` then costs nothing (torch takes over a second), and the command line answers at once.
 """
 
 from __future__ import annotations
 
+import ast
+import functools
 import importlib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ForwardRef
 
 
-def table_of_contents(
-    package: str, contents: Mapping[str, Sequence[str]], rooms: Sequence[str] = ()
-) -> tuple[Callable[[str], Any], list[str], Callable[[], list[str]]]:
-    """(the package's ``__getattr__``, its ``__all__``, its ``__dir__``) for {module: names}.
+def lazy_exports(
+    package: str, more: Mapping[str, Iterable[str]] = {}
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """The package's ``__getattr__`` and ``__dir__``, for the names that it imports as themselves for type checkers.
 
-    rooms: submodules that are part of it themselves. What is fetched prints a signature for people.
+    more: further names, by module. What is fetched prints a signature for people.
     """
-    homes = {name: module for module, names in contents.items() for name in names}
-    names = [*homes, *rooms]
+
+    @functools.cache
+    def homes() -> dict[str, str]:
+        """name -> module. Read from the source when a name is first asked for."""
+        tree = ast.parse(inspect.getsource(sys.modules[package]))
+        found = {
+            alias.name: str(node.module)
+            for block in tree.body if isinstance(block, ast.If)
+            for node in block.body if isinstance(node, ast.ImportFrom)
+            for alias in node.names if alias.asname == alias.name
+        }  # fmt: skip
+        return found | {name: module for module, names in more.items() for name in names}
 
     def getattribute(name: str) -> Any:
-        if name in rooms:
-            return importlib.import_module(f"{package}.{name}")
-        if name not in homes:
+        if name == "__all__":
+            return list(homes())
+        if name.startswith("__") or name not in homes():
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        found = getattr(importlib.import_module(homes[name]), name)
+        if homes()[name] == package:  # a submodule
+            return importlib.import_module(f"{package}.{name}")
+        found = getattr(importlib.import_module(homes()[name]), name)
         _make_readable(found)
         if inspect.isclass(found) and found.__module__.startswith("lthfunc."):
             _make_help_readable(found)
         return found
 
     def directory() -> list[str]:
-        inner = vars(importlib.import_module(package))
-        return sorted([*names, *(name for name in inner if name.startswith("__"))])
+        inner = vars(sys.modules[package])
+        return sorted([*homes(), *(name for name in inner if name.startswith("__"))])
 
-    return getattribute, names, directory
+    return getattribute, directory
 
 
 class _Readable(inspect.Signature):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lthfunc.lazy import table_of_contents
+from lthfunc.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from lthfunc.data.data_warnings import DataWarning as DataWarning, find_warnings as find_warnings
@@ -13,13 +13,4 @@ if TYPE_CHECKING:
     from lthfunc.data.planted import planted_teacher as planted_teacher
     from lthfunc.data.tensors import from_map_style as from_map_style, from_tensors as from_tensors
 
-__getattr__, __all__, __dir__ = table_of_contents(
-    __name__,
-    {
-        "lthfunc.data.data_warnings": ("DataWarning", "find_warnings"),
-        "lthfunc.data.loading": ("load",),
-        "lthfunc.data.tensors": ("from_tensors", "from_map_style"),
-        "lthfunc.data.planted": ("planted_teacher",),
-        "lthfunc.data.mapped": ("open_mapped", "save_mapped"),
-    },
-)
+__getattr__, __dir__ = lazy_exports(__name__)

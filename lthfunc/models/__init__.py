@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lthfunc.catalog.networks import NETWORKS
-from lthfunc.lazy import table_of_contents
+from lthfunc.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -15,6 +15,6 @@ if TYPE_CHECKING:
 
     def __getattr__(name: str) -> Callable[..., Model]: ...
 else:
-    __getattr__, __all__, __dir__ = table_of_contents(
-        __name__, {"lthfunc.models.factory": ("build", "build_for", *(name.replace("-", "_") for name in NETWORKS))}
+    __getattr__, __dir__ = lazy_exports(
+        __name__, {"lthfunc.models.factory": [name.replace("-", "_") for name in NETWORKS]}
     )
