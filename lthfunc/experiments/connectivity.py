@@ -1,7 +1,7 @@
-"""Linear mode connectivity: whether trainings from one point that differ in their data order end in one valley.
+"""Linear mode connectivity: whether trainings from one state that differ in their data order end in one valley.
 
-Frankle et al. 2020: train to step k, then two copies with different orders to the end; along the line between the two
-the error rises by a barrier, and where it doesn't, the network is stable to the order from step k on.
+Frankle et al. 2020: train to step k, then train two copies with different orders to the end. The error along the line
+between the two rises by a barrier; where it doesn't, the network is stable to the order from step k on.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class LinearPath(NamedTuple):
 
 
 class Instability(NamedTuple):
-    """Of copies spawned at step `k`: the line between them on the test set."""
+    """The line between two copies spawned at step `k`, on the test set."""
 
     k: int
     line: LinearPath
@@ -74,7 +74,17 @@ def line(
     loss: Loss = cross_entropy,
     metric: Metric = accuracy,
 ) -> LinearPath:
-    """Error (1 - `metric`) and `loss` at evenly spaced points between two networks: one `vmap` over α."""
+    """Error (1 - `metric`) and `loss` at evenly spaced points between two networks: one `vmap` over α.
+
+    model: of both. first, second: the networks at α = 0 and α = 1. split: the examples to evaluate on. scale: how its
+    inputs are scaled (``data.scale``); None: not at all. points: at least 3, both ends included. Source: Frankle et al.
+    2020, section 2. Raises UserError where the networks have different leaves.
+
+    >>> model = lf.from_module(nn.Linear(4, 2))
+    >>> split = lf.Split(torch.randn(6, 4), torch.tensor([0, 1] * 3))
+    >>> lf.line(model, lf.init(model, 0), lf.init(model, 1), split, points=3).alphas.tolist()
+    [0.0, 0.5, 1.0]
+    """
     if points < 3:
         raise invalid("points", points, "a whole number of at least 3")
     if scale is not None:
@@ -100,7 +110,7 @@ def line(
 
 
 def _at_each(step: Callable[[Params, Buffers], Metrics], params: Params, buffers: Buffers) -> Metrics:
-    """The metrics of networks stacked along a first dimension: under vmap, or in turn where something in one can't."""
+    """The metrics of networks stacked along a first dimension: by vmap, or in turn where vmap doesn't support one."""
     try:
         return torch.vmap(step, randomness="different")(params, buffers)
     except RuntimeError:
@@ -109,7 +119,7 @@ def _at_each(step: Callable[[Params, Buffers], Metrics], params: Params, buffers
 
 
 class Segment(NamedTuple):
-    """A training of such a study. number: its k; variant: the trunk that leads there, or a copy; order: of its data."""
+    """A training of the study. number: its k; variant: the trunk that leads to k, or a copy; order: the data's seed."""
 
     seed: int
     number: int
@@ -120,7 +130,7 @@ class Segment(NamedTuple):
 
     @property
     def key(self) -> tuple[int, int, str]:
-        """What tells it from all others."""
+        """Identifies it within a run: seed, k and variant."""
         return self.seed, self.number, self.variant
 
     @property
@@ -131,14 +141,14 @@ class Segment(NamedTuple):
 
 #: The training that copies are spawned from, and the copies.
 TRUNK, COPIES = "trunk", ("first-copy", "second-copy")
-#: Finished segments, as they come.
+#: Finished segments, in the order in which they end.
 Finished = Iterable[tuple[Segment, TrainState]]
 
 
 def segments(
     start: TrainState, ks: Sequence[int], *, steps: int, seed: int
 ) -> Generator[list[Segment], list[tuple[Segment, TrainState]], None]:
-    """The trainings of a study with one seed: yields those that can run at once, and is sent their results."""
+    """The trainings of a study with one seed: yields those that can run at once, and receives their results."""
     points = sorted(set(ks))
 
     def trunk(state: TrainState, k: int) -> Segment:
@@ -155,7 +165,7 @@ def segments(
 
 
 def measured(model: Model, trainer: Trainer, finished: Finished, points: int) -> Iterator[tuple[int, Instability]]:
-    """(seed, the line between two copies), as soon as both have ended."""
+    """(seed, the line between two copies), as soon as both copies have ended."""
     waiting: dict[tuple[int, int], tuple[Segment, TrainState]] = {}
     data = trainer.data
     for task, state in finished:
@@ -181,9 +191,21 @@ def check_points(ks: Sequence[int], start: int, steps: int) -> None:
 def instability(
     model: Model, trainer: Trainer, start: TrainState, ks: Sequence[int], *, steps: int, seed: int, points: int = 11
 ) -> list[Instability]:
-    """The barrier for each k: one training to the k's in turn, and from each two copies to step `steps`.
+    """Measure how unstable a training is to the order of the data from each step k on.
 
-    The copies see orders of their own, the same two for every k. Raises UserError where a k lies outside the training.
+    One training runs through the steps `ks`; at each, two copies of its state continue to step `steps`, and the line
+    between the two is evaluated on the test set. The copies see different orders of the data, the same two for every k.
+
+    model: the trainer's network. trainer: trains them. start: the state that training starts from. seed: of all
+    orders. points: points of each line, both ends included. Source: Frankle et al. 2020, section 2. Returns an
+    `Instability` for each k, in ascending order; `line.barrier` is the paper's *instability*. Raises UserError where a
+    k lies outside the training.
+
+    >>> data = lf.data.from_tensors("tiny", (torch.randn(9, 4), [0, 1, 1] * 3), (torch.randn(2, 4), [0, 1]), val=3)
+    >>> model = lf.from_module(nn.Linear(4, 2))
+    >>> trainer = lf.make_trainer(model, data, optimizer=lf.adam(1e-3), batch_size=2)
+    >>> [each.k for each in lf.instability(model, trainer, lf.init(model), [2, 0], steps=4, seed=1)]
+    [0, 2]
     """
     check_points(ks, int(start.step), steps)
     schedule = segments(start, ks, steps=steps, seed=seed)

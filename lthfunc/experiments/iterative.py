@@ -237,9 +237,20 @@ def iterative(
     announce: Announce | None = None,
     observe: Observer | None = None,
 ) -> Iterator[Round]:
-    """Run the plan with one seed, yielding each training as it ends: the ticket of a round, then its controls.
+    """Run a plan with one seed, yielding each training as it ends: the ticket of a round, then its controls.
 
-    All trainings of a seed see the same batches in the same order.
+    All trainings of a seed see the same batches in the same order. device: "cpu", "cuda", "cuda:1", … done: where an
+    interrupted experiment stopped; it continues from there with the same bits. announce: called with each `Task`
+    before it is trained. observe: called after each step with its number and, after an evaluation, the new `Point` of
+    the validation curve (otherwise None). Returns an iterator of `Round`. Raises UserError where the plan cannot work,
+    or a round would leave no weight.
+
+    >>> data = lf.data.from_tensors("tiny", (torch.randn(9, 4), [0, 1, 1] * 3), (torch.randn(2, 4), [0, 1]), val=3)
+    >>> model = lf.from_module(nn.Linear(4, 2))
+    >>> trainer = lf.make_trainer(model, data, optimizer=lf.adam(1e-3), batch_size=2)
+    >>> plan = lf.Plan(model, trainer, steps=2, eval_every=1, rounds=2, rate=0.5)
+    >>> [(each.number, lf.density(each.start.masks)) for each in lf.iterative(plan, seed=1)]
+    [(0, 1.0), (1, 0.5), (2, 0.25)]
     """
     schedule = rounds(plan, seed, device, done)
     tasks = next(schedule, None)

@@ -35,8 +35,15 @@ _CALL_SECONDS = 0.1
 def sparse_engine(work: Work) -> Engine:
     """Steps and evaluations on the surviving weights alone, on a CPU.
 
+    A trainer takes it as its engine and calls it. work: the network, loss, optimiser and so on that the trainer runs.
     Raises UserError where the kernels cannot be built, for a precision other than fp32, for a device other than the
     CPU, and for a network with an operation that has no lowering, which it names.
+
+    >>> import lthfunc as lf
+    >>> data = lf.data.from_tensors("tiny", (torch.randn(9, 4), [0, 1, 1] * 3), (torch.randn(2, 4), [0, 1]), val=3)
+    >>> model = lf.from_module(torch.nn.Linear(4, 2))
+    >>> lf.make_trainer(model, data, optimizer=lf.adam(1e-3), batch_size=2, engine=lf.sparse_engine).engine.name
+    'sparse'
     """
     if work.precision != "fp32":
         raise invalid("--precision", work.precision, "fp32 with --engine sparse")

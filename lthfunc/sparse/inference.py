@@ -85,13 +85,14 @@ class SparseProgram:
 def sparse_program(model: Model, ticket: Ticket | TrainState, scale: Scale | None = None) -> SparseProgram:
     """The ticket's network on its surviving weights alone: a callable from inputs to outputs, on a CPU.
 
-    scale: how stored inputs become the network's (``data.scale``), where it is given stored ones; without one, inputs
-    are taken as they are.
+    scale: how stored inputs are scaled (``data.scale``); without one, inputs are taken as they are.
 
     Raises UserError where masks and model don't fit, naming the first leaf that differs; where the kernels cannot be
     built; and, at the first call, for an operation that has no lowering.
 
-        run = lf.sparse_program(model, ticket)
-        logits = run(images)
+    >>> model = lf.from_module(nn.Linear(4, 2))
+    >>> run = lf.sparse_program(model, lf.prune(fraction=0.5)(lf.init(model)))
+    >>> run(torch.randn(3, 4)).shape
+    torch.Size([3, 2])
     """
     return SparseProgram(model, ticket, scale)

@@ -31,6 +31,10 @@ def pack(params: Params, masks: Masks) -> Packed:
     """The surviving weights of each masked leaf as a vector: ``unpack(pack(params, masks))`` has the same bits.
 
     Raises UserError where a mask doesn't fit its leaf, naming the first that differs.
+
+    >>> packed = lf.pack({"w": torch.tensor([[1.0, 0.0], [0.0, 2.0]])}, {"w": torch.eye(2, dtype=torch.bool)})
+    >>> packed.values["w"], packed.positions["w"]
+    (tensor([1., 2.]), tensor([0, 3]))
     """
     check_fit(params, masks)
     positions = {name: mask.flatten().nonzero().flatten() for name, mask in masks.items()}
@@ -39,7 +43,13 @@ def pack(params: Params, masks: Masks) -> Packed:
 
 @public
 def unpack(packed: Packed) -> Params:
-    """Dense leaves again; pruned weights are +0.0."""
+    """The dense leaves of params that `pack` has packed; pruned weights are +0.0.
+
+    packed: the surviving weights, where they lie, and the shapes of their leaves.
+
+    >>> lf.unpack(lf.pack({"w": torch.tensor([1.0, 2.0])}, {"w": torch.tensor([True, False])}))
+    {'w': tensor([1., 0.])}
+    """
     return {
         name: scattered(value, packed.positions[name], packed.shapes[name]) if name in packed.positions else value
         for name, value in packed.values.items()

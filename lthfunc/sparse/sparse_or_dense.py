@@ -24,7 +24,14 @@ def always_sparse(engine: str, model: Model, shape: tuple[int, ...]) -> bool:
 
 @public
 def sparse_or(dense: str) -> Callable[[Work], Engine]:
-    """Makes the engine "sparse/<dense>": the cost model picks one of the two by shapes and densities."""
+    """Make the engine "sparse/<dense>": for each training, the cost model picks one of the two by shapes and densities.
+
+    dense: the other engine, "eager" or "compile". Returns what a trainer takes as its engine.
+
+    >>> engine = lf.sparse_or("eager")  # lf.make_trainer(model, data, optimizer=lf.adam(1e-3), engine=engine, ...)
+    >>> callable(engine)
+    True
+    """
 
     def make(work: Work) -> Engine:
         engines = {True: sparse_engine(work), False: make_engine(dense, work)}
