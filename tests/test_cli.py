@@ -67,7 +67,7 @@ BAD = {
     "methods --density 0.1 --method imp-cyclic --steps 3": "--method: imp-cyclic needs a step for each of",
     "methods --density 0.1 --method imq": "--method: unknown name 'imq'; did you mean 'imp'?",
     "methods --density 0.1 --method imp --method imp": "each method once",
-    "methods --density 0.1 --method dense --out file.txt": "--out: 'file.txt' holds something else",
+    "methods --density 0.1 --method dense --out file.txt": "--out: 'file.txt' has other content",
     "methods --density 0.1 --method dense --out .": "--out: invalid value '.' (expected a file",
     "methods --density 0.1 --method dense --save file.txt": "--save: invalid value 'file.txt' (expected a folder",
     "prune --min-layer-weights 3 --allocate mine:f": "balanced, not mine:f",

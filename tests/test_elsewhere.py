@@ -170,7 +170,7 @@ def test_what_cannot_be_sent_is_kept_and_sent_the_next_time(
     monkeypatch.undo()
     monkeypatch.setenv("LTHFUNC_CACHE", str(tmp_path / "cache"))
     assert run("resume", url) == 0
-    assert "what could not be sent the last time" in capsys.readouterr().err
+    assert "which could not be uploaded last time" in capsys.readouterr().err
     assert len(metrics(brought(url, tmp_path / "brought"))) == 2
 
 
@@ -216,7 +216,7 @@ def test_a_place_that_is_not_there_is_one_line(s3: str, memory: str, capsys: Any
     assert not (tmp_path / "run").exists()
     fsspec.filesystem("memory").pipe_file(f"{memory.removeprefix('memory://')}/file", b"something")
     assert run("prune", "--out", f"{memory}/file") == 2
-    assert "is a file, and a run takes a folder" in capsys.readouterr().err
+    assert "is a file, but a run needs a folder" in capsys.readouterr().err
 
 
 def test_a_server_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

@@ -40,7 +40,7 @@ def test_specialize_tells_time_cost_and_accuracy(run: Path, monkeypatch: pytest.
     ("options", "words"),
     [
         (["--round", "9"], "--round: invalid value 9 (expected a finished round of"),
-        (["--seed", "5"], "--seed: invalid value 5 (expected one of the run's, 0"),
+        (["--seed", "5"], "--seed: invalid value 5 (expected one of the run's seeds: 0"),
         (["--format", "spars"], "--format: unknown name 'spars'"),
         (["--batch-size", "0"], "--batch-size: invalid value 0"),
         (["--batch-size", "4000"], "--batch-size: invalid value 4000 (expected at most 360"),

@@ -177,7 +177,7 @@ def test_damage_is_told_by_every_command_that_would_read_it(damaged: Path, capsy
     assert run("verify", damaged) == 3
     out = capsys.readouterr().out
     assert "seed0/round02/params.safetensors: is not what was written" in out
-    assert "seed 0: good are the rounds 0 to 1" in out
+    assert "seed 0: intact rounds: 0 to 1" in out
     assert run("verify", damaged, "--json") == 3
     assert json.loads(capsys.readouterr().out)["good_rounds"] == {"0": [0, 1]}
 
@@ -212,7 +212,7 @@ def test_version_1_is_read_and_a_newer_one_refused(damaged: Path, finished: Path
         path.unlink()
     assert scan_run(damaged).format == 1
     assert run("verify", damaged) == 0
-    assert "format 1, written without sums" in capsys.readouterr().out
+    assert "format 1, without checksums" in capsys.readouterr().out
     assert run("info", damaged) == 0
     assert run("resume", damaged) == 0
     same_files(damaged, finished)
@@ -222,7 +222,7 @@ def test_version_1_is_read_and_a_newer_one_refused(damaged: Path, finished: Path
     for command in ("resume", "info", "verify"):
         assert run(command, damaged) == 2
         (line,) = said(capsys)
-        assert "its files have format 99, and this version reads up to 3; update lthfunc" in line
+        assert "its files have format 99, but this version reads formats up to 3; update lthfunc" in line
 
 
 def test_lines_know_their_own_sums(tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ def test_hard_links_are_read_and_never_written_through(run: Path, capsys: Any) -
     os.link("outside/config.toml", run / ".lock")
     capsys.readouterr()
     assert main(["resume", "run"]) == 3
-    assert "has another name elsewhere" in capsys.readouterr().err
+    assert "is a hard link to another file" in capsys.readouterr().err
     assert contents(Path("outside")) == before
 
 

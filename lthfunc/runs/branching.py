@@ -1,4 +1,4 @@
-"""Experiments that begin in a finished run: branches of it, and its tickets on other data."""
+"""Experiments that start from a finished run: branches of it, and its tickets on other data."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from lthfunc.trees.types import Ticket, TrainState
 def branch(run: Path, folder: Path, number: int, prepared: PreparedPlan) -> list[Record]:
     """Make `folder` a run of these settings with the trainings of `run` up to round `number`; returns their records.
 
-    `check_branch` says whether that can be.
+    Call `check_branch` first.
     """
     config, plan = prepared.config, prepared.plan
     create(folder, config, PRUNE, branched=(run, number), data=plan.trainer.data)
@@ -47,7 +47,7 @@ def branch(run: Path, folder: Path, number: int, prepared: PreparedPlan) -> list
 
 
 def copy_early(run: Path, number: int, folder: Path, config: Config, there: set[Name]) -> list[Record]:
-    """Copy the trainings of a run up to round `number` that are not there; returns their records."""
+    """Copy the trainings of a run up to round `number` that are not in `there`; returns their records."""
     _, _, records = read_run(run)
     seeds = range(config.seed, config.seed + config.replicates)
     variants = (TICKET, *config.control)
@@ -64,7 +64,7 @@ def copy_early(run: Path, number: int, folder: Path, config: Config, there: set[
 
 
 def _copy(source: Path, target: Path, *, anchor: bool) -> None:
-    """Copy a training's files, each after a look at its sum."""
+    """Copy a training's files, each after its checksum is verified."""
     make_training_folder(target)
     sums = {}
     own = [INITIAL] if INITIAL in (read_manifest(source) or {}) else []
@@ -76,10 +76,10 @@ def _copy(source: Path, target: Path, *, anchor: bool) -> None:
 
 
 def transfers(run: Path, plan: Plan, config: Config) -> list[Task]:
-    """The run's tickets, and controls of them, as trainings of another plan (of other data).
+    """The run's tickets and their controls as trainings of another plan, for other data.
 
-    An output layer for other classes is newly initialised, and dense. Raises UserError where another of a ticket's
-    shapes doesn't fit the plan's network.
+    An output layer for other classes is newly initialised and dense. Raises UserError if any other shape of a
+    ticket doesn't fit the plan's network.
     """
     _, theirs, records = read_run(run)
     tasks = []
@@ -99,7 +99,7 @@ def transfers(run: Path, plan: Plan, config: Config) -> list[Task]:
 
 
 def ticket_of(run: Path, config: Config, seed: int, number: int, device: str) -> tuple[TrainState, TrainState]:
-    """(a round's masks on the run's anchor, at step 0; that anchor)."""
+    """(a round's masks on the run's anchor, at step 0; the anchor)."""
     done = done_so_far(run, "cpu", seed, [{"seed": seed, "round": number, "variant": TICKET}])
     if done is None:
         raise UserError(f"{run}: has no round {number} with seed {seed}")
@@ -117,7 +117,7 @@ def _check_round(run: Path, records: Sequence[Record], config: Config, number: i
 
 
 def _fitted(state: TrainState, plan: Plan, seed: int) -> TrainState:
-    """The state on the plan's network, whose output layer may be another. Raises UserError where more differs."""
+    """The state on the plan's network, which may have another output layer. Raises UserError if more differs."""
     params = dict(plan.model.training.named_parameters())
     head = plan.model.output.rpartition(".")[0]
     other = [
@@ -137,7 +137,7 @@ def _fitted(state: TrainState, plan: Plan, seed: int) -> TrainState:
 
 
 def check_branch(run: Path, plan: Plan, number: int) -> None:
-    """Raise UserError where the run can't be continued like this."""
+    """Raise UserError if the run can't be branched like this."""
     if plan.rounds <= number:
         raise invalid("--rounds", plan.rounds, f"at least {number + 1}, one more than the round branched from")
     _, config, records = read_run(run)

@@ -1,7 +1,7 @@
-"""A training under way on disk: all that it needs to end in the bits that it would have had.
+"""Checkpoints: an unfinished training on disk, with all that it needs to end with the bits of an uninterrupted one.
 
-``checkpoint-000001200-<SHA-256>.safetensors`` in the training's folder: the step, and the sum of the file's own
-content, so that it is whole, and what was written, or none. The last one is kept; it goes when its training has ended.
+A checkpoint is named ``checkpoint-000001200-<SHA-256>.safetensors``, by its step and the checksum of its content, so a
+damaged one is recognised. Only the latest is kept; it is deleted when its training has ended.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from lthfunc.trees.types import TrainState
 _FORMAT = "lthfunc.checkpoint/1"
 _NAME = re.compile(r"checkpoint-(\d{9,})-([0-9a-f]{64})\.safetensors")
 
-#: What reading the checkpoint of another network, or of another version, may raise.
+#: What reading a checkpoint of another network or version may raise.
 _OTHER = (UserError, KeyError, ValueError, TypeError, IndexError, AttributeError)
 
 
 class Checkpoint(NamedTuple):
-    """A checkpoint. seconds: that its training had taken; energy: that it had drawn, where it was metered."""
+    """A checkpoint. seconds: that its training had taken; energy: that it had used, if metered."""
 
     progress: Progress
     seconds: float
@@ -40,7 +40,7 @@ class Checkpoint(NamedTuple):
 
 
 def save_checkpoint(place: Path, progress: Progress, seconds: float, energy: Metered | None = None) -> Path:
-    """Write a training under way into its folder, in place of what was kept of it before."""
+    """Write an unfinished training into its folder, in place of the previous checkpoint."""
     fit, anchor, stage, offset, recent = progress
     state, since = fit.state, fit.since
     assert since is not None
@@ -73,7 +73,7 @@ def save_checkpoint(place: Path, progress: Progress, seconds: float, energy: Met
 
 
 def put_checkpoint(place: Path, name: str, payload: bytes) -> Path:
-    """Write a checkpoint's file, in place of those before it."""
+    """Write a checkpoint's file and delete those before it."""
     make_training_folder(place)
     path = place / name
     safe_files.write(run_of(place), path, payload)
@@ -84,11 +84,11 @@ def put_checkpoint(place: Path, name: str, payload: bytes) -> Path:
 
 
 def latest_checkpoint(place: Path) -> tuple[str, bytes] | None:
-    """The name and content of the last one that is whole; None without one."""
+    """The name and content of the latest intact checkpoint, or None."""
     for path in checkpoints(place):
         try:
             payload = _content(path)
-        except FileNotFoundError:  # a newer one has taken its place meanwhile
+        except FileNotFoundError:  # a newer one has replaced it in the meantime
             return latest_checkpoint(place)
         if payload is not None:
             return path.name, payload
@@ -96,7 +96,7 @@ def latest_checkpoint(place: Path) -> tuple[str, bytes] | None:
 
 
 def checkpoints(place: Path) -> list[Path]:
-    """A training's checkpoints, the latest first; whether they are whole is not known."""
+    """A training's checkpoints, the latest first, not yet verified."""
     found = [place / name for name in safe_files.names(run_of(place), place) if _NAME.fullmatch(name)]
     return sorted(found, key=step_of, reverse=True)
 
@@ -108,29 +108,29 @@ def drop_checkpoints(place: Path) -> None:
 
 
 def step_of(path: Path) -> int:
-    """The step that a checkpoint's name tells."""
+    """The step in a checkpoint's name."""
     found = _NAME.fullmatch(path.name)
     assert found is not None
     return int(found[1])
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a checkpoint is what was written."""
+    """Whether a checkpoint's content matches the checksum in its name."""
     return _content(path) is not None
 
 
 def _content(path: Path) -> bytes | None:
-    """A checkpoint's content; None where it is not what its name tells."""
+    """A checkpoint's content, or None if it doesn't match the checksum in its name."""
     found = _NAME.fullmatch(path.name)
     try:
         payload = safe_files.read(run_of(path.parent), path)
-    except DamagedError:  # no file
+    except DamagedError:  # not a regular file
         return None
     return payload if found is not None and sum_of(payload).sha256 == found[2] else None
 
 
 def load_checkpoint(place: Path, start: TrainState, optimizer: Optimizer) -> Checkpoint | None:
-    """The latest checkpoint of a training that is whole and fits it; None without one."""
+    """The latest checkpoint that is intact and fits the training, or None."""
     for path in checkpoints(place):
         payload = _content(path)
         if payload is None:

@@ -1,4 +1,4 @@
-"""What a run's numbers depend on besides its settings, and who worked on it when."""
+"""What a run's numbers depend on besides its settings, and which processes worked on it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _PACKAGES = ("torch", "torchvision", "numpy", "safetensors", "optree", "pydantic
 
 
 def machine(device: str, threads: int | None = None) -> dict[str, Any]:
-    """What a run's numbers depend on besides its settings. threads: of a training, where not those set now."""
+    """What a run's numbers depend on besides its settings. threads: of a training, if not the current number."""
     gpu = torch.cuda.get_device_name(device) if device.startswith("cuda") else None
     return {
         "lthfunc": lthfunc.__version__,
@@ -38,19 +38,19 @@ def machine(device: str, threads: int | None = None) -> dict[str, Any]:
 
 
 def versions() -> dict[str, Any]:
-    """What must be the same everywhere for the same bits."""
+    """The versions that must be the same everywhere for the same bits."""
     return {name: value for name, value in machine("cpu").items() if name in ("lthfunc", "torch", "python")}
 
 
 def machine_in_words(about: Mapping[str, Any]) -> tuple[str, str]:
-    """(what it ran on, which versions) of what `machine` gave."""
+    """(hardware, versions) in words, from the result of `machine`."""
     threads = about["threads"]
     where = about["gpu"] or f"{about['processor']}, {threads} thread{'' if threads == 1 else 's'}"
     return where, f"torch {about['torch']}, Python {about['python']}, lthfunc {about['lthfunc']}"
 
 
 def environment(event: str, device: str, threads: int | None) -> dict[str, Any]:
-    """A process that begins to work on a run: when, where, on what, called how, from which state of the user's code."""
+    """A process that starts to work on a run: time, machine, command line, git state of the user's code."""
     return {
         "event": event,
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -75,7 +75,7 @@ def _version(package: str) -> str | None:
 
 
 def _git() -> dict[str, Any] | None:
-    """The commit that the working directory is at, and whether files in it differ; None outside of a repository."""
+    """The commit of the working directory and whether its files differ from it; None outside a repository."""
     commit, status = (_said("rev-parse", "HEAD"), _said("status", "--porcelain", "--untracked-files=no"))
     return None if commit is None else {"commit": commit, "changed": bool(status)}
 

@@ -1,18 +1,18 @@
-"""A run's folder: where its files lie, how it begins, and what of it is finished. docs/run-format.md describes it.
+"""A run's folder: where its files are, how it is created, and what of it is finished. docs/run-format.md describes it.
 
-    metrics.jsonl                     first what the run is, then a line per finished training
+    metrics.jsonl                     a description of the run, then a line per finished training
     config.toml                       the settings that reproduce it
     environment.jsonl                 a line per process that worked on it
-    winning_ticket.safetensors, …     what `ticket_files.py` says, once the run has ended (rounds > 0)
+    winning_ticket.safetensors, …     see `ticket_files.py`; once the run has ended (rounds > 0)
     seed0/anchor.safetensors          what pruned networks are rewound to
     seed0/round01/params.safetensors  params and buffers at the end of the training
     seed0/round01/masks.safetensors   its masks
-    seed0/round01/initial.safetensors  what it was trained from, where that isn't the anchor's weights under its masks
-    seed0/round01/manifest.json       the sums of these files
+    seed0/round01/initial.safetensors  what it was trained from, unless the masked weights of the anchor
+    seed0/round01/manifest.json       the checksums of these files
     seed0/round01-reinit/…            a control
-    seed0/round02/checkpoint-….safetensors   a training under way
+    seed0/round02/checkpoint-….safetensors   an unfinished training
 
-A training exists once its line stands in metrics.jsonl; files are written before that, each whole or not at all.
+A training counts once its line is in metrics.jsonl; its files are written before, each atomically.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ from lthfunc.runs.toml_files import read_config, to_toml
 from lthfunc.trees.atomic_io import TEMPORARY_SUFFIX
 from lthfunc.trees.types import Dataset
 
-#: Of the files here. Runs of version 0.1.0, which says none, are read as 1; up to 2 they had `ticket.safetensors`, the
-#: last round's masks over its initial weights, instead of the files of `ticket_files.py`.
+#: Format of these files. Runs of version 0.1.0, which have no number, are read as 1; formats 1 and 2 have
+#: `ticket.safetensors`, the last round's masks on its initial weights, instead of the files of `ticket_files.py`.
 FORMAT = 3
 CONFIG = "config.toml"
 METRICS = "metrics.jsonl"
 ENVIRONMENT = "environment.jsonl"
-#: How far a run is, while somebody works on it.
+#: How far a run is, while a process works on it.
 PROGRESS = ".progress.json"
 ANCHOR = "anchor.safetensors"
 PARAMS = "params.safetensors"
@@ -59,14 +59,14 @@ PRUNE = "prune"
 TRAIN = "train"
 TRANSFER = "transfer"
 
-#: (seed, round, variant): what tells a training from all others of its run.
+#: (seed, round, variant): identifies a training within its run.
 Name = tuple[int, int, str]
 
 
 class Run(NamedTuple):
-    """A run as its folder tells it. format: the version of its files; about: what it is.
+    """A run as read from its folder. format: of its files; about: its description.
 
-    damaged: the numbers of damaged lines, with the reason; settings: what is wrong with their file, None for nothing.
+    damaged: the numbers of damaged lines, with the reasons; settings: what is wrong with the settings' file, or None.
     """
 
     format: int
@@ -78,22 +78,22 @@ class Run(NamedTuple):
 
     @property
     def damage(self) -> list[str]:
-        """What is wrong, in lines."""
+        """The problems, one line each."""
         lines = [f"{METRICS}: line {number} is damaged: {reason}" for number, reason in self.damaged.items()]
         return lines if self.settings is None else [*lines, f"{CONFIG}: {self.settings}"]
 
 
 def check_free(folder: Path) -> None:
-    """Raise UserError where a run can't be written: another run, other files, or no permission."""
+    """Raise UserError if a run can't be written there: another run, other files, or no permission."""
     if folder.exists() and not folder.is_dir():
-        raise invalid("--out", str(folder), "a folder, and this is a file")
+        raise invalid("--out", str(folder), "a folder, not a file")
     if any(safe_files.status(folder, folder / name) is not None for name in (CONFIG, METRICS)):
         raise UserError(
-            f"--out: {str(folder)!r} holds another run; name another folder, or resume it with: lthfunc resume "
+            f"--out: {str(folder)!r} holds another run; name another folder, or resume the run with: lthfunc resume "
             f"{shlex.quote(str(folder))}"
         )
     if not all(map(_is_ours, safe_files.names(folder, folder))):
-        raise invalid("--out", str(folder), "a new or empty folder, and this one holds files")
+        raise invalid("--out", str(folder), "a new or empty folder; this one holds files")
     parent = folder
     while not parent.exists():
         parent = parent.parent
@@ -102,7 +102,7 @@ def check_free(folder: Path) -> None:
 
 
 def _is_ours(name: str) -> bool:
-    """Whether a file is what a process leaves that ends before its run has begun."""
+    """Whether a file is left by a process that ended before its run had started."""
     return name in (LOCK, HOLDER) or name.endswith(TEMPORARY_SUFFIX)
 
 
@@ -115,9 +115,9 @@ def create(
     branched: tuple[Path, int] | None = None,
     data: Dataset | None = None,
 ) -> None:
-    """Begin a run in a folder that is there, with the first line of its metrics.
+    """Start a run in an existing folder, with the first line of its metrics.
 
-    source: the run whose tickets it trains. branched: the run that its first rounds, up to this one, are copied from.
+    source: the run whose tickets it trains. branched: (the run that its first rounds are from, the last one).
     """
     about = {
         "kind": "run",
@@ -142,7 +142,7 @@ def write_config(folder: Path, config: Config, about: dict[str, Any]) -> None:
 
 
 def data_facts(data: Dataset) -> dict[str, Any]:
-    """What a data set was: sizes of its splits, the shape of an input, and its normalisation."""
+    """Facts about a data set: sizes of its splits, shape of an input, normalisation."""
     return {
         "name": data.name,
         **{name: len(getattr(data, name).x) for name in ("train", "val", "test")},
@@ -153,18 +153,18 @@ def data_facts(data: Dataset) -> dict[str, Any]:
 
 
 def training_folder(folder: Path, seed: int, number: int, variant: str) -> Path:
-    """Where the files of one training lie."""
+    """The folder of one training."""
     suffix = "" if variant == TICKET else f"-{variant}"
     return folder / f"seed{seed}" / f"round{number:02d}{suffix}"
 
 
 def make_training_folder(place: Path) -> None:
-    """Make the folder of a training; the run's must be there: one that was deleted does not come back half."""
+    """Make the folder of a training. The run's must exist: a deleted run doesn't come back in part."""
     safe_files.make(run_of(place), place)
 
 
 def training_folders(folder: Path) -> list[Path]:
-    """Those of all trainings that have any file, finished or not; what a link leads to is none."""
+    """The folders of all trainings with any file, finished or not; links are ignored."""
     found = []
     for seed in safe_files.names(folder, folder):
         if re.fullmatch(r"seed\d+", seed) and _is_folder(folder, folder / seed):
@@ -179,7 +179,7 @@ def _is_folder(folder: Path, path: Path) -> bool:
 
 
 def run_of(place: Path) -> Path:
-    """The run's folder, of a training's."""
+    """The folder of the run that a training's folder belongs to."""
     return place.parent.parent
 
 
@@ -189,9 +189,9 @@ def record_key(item: Record) -> Name:
 
 
 def scan_run(folder: Path) -> Run:
-    """What a folder tells of a run, damaged or not.
+    """Read a run from its folder, damaged or not.
 
-    Raises UserError where this is no run, or of a newer format; DamagedError where its first line can't be read.
+    Raises UserError if this is not a run or has a newer format; DamagedError if its first line can't be read.
     """
     if not safe_files.exists(folder, folder / METRICS):
         raise UserError(f"{folder}: is not a run folder (it has no {METRICS})")
@@ -205,10 +205,10 @@ def scan_run(folder: Path) -> Run:
     about = lines[0].value
     number = about.get("format", 1)
     if about.get("kind") != "run":
-        raise UserError(f"{folder / METRICS}: does not begin with a run's description")
+        raise UserError(f"{folder / METRICS}: does not start with a run's description")
     if type(number) is not int or not 1 <= number <= FORMAT:
         raise UserError(
-            f"{folder}: its files have format {number!r}, and this version reads up to {FORMAT}; update lthfunc"
+            f"{folder}: its files have format {number!r}, but this version reads formats up to {FORMAT}; update lthfunc"
         )
     problem = header_problem(about)
     if problem is not None:
@@ -233,13 +233,13 @@ def scan_run(folder: Path) -> Run:
                 for known in line.value["lines"]:
                     damaged.pop(known, None)
         except (KeyError, TypeError):
-            damaged[line.number] = "it lacks what such a line has"
+            damaged[line.number] = "it lacks the fields of such a line"
     config, settings = _config_of(folder, about)
     return Run(number, about, config, in_order(list(records.values()), config.control), damaged, settings)
 
 
 def _config_of(folder: Path, about: dict[str, Any]) -> tuple[Config, str | None]:
-    """(the settings, what is wrong with their file). A run keeps its settings, but for those that change no result."""
+    """(the settings, what is wrong with their file). A run's settings are fixed, except those that change no result."""
     try:
         begun = from_mapping(about["config"])
         resolved(begun)
@@ -247,7 +247,7 @@ def _config_of(folder: Path, about: dict[str, Any]) -> tuple[Config, str | None]
         raise DamagedError(f"{folder / METRICS}: its first line holds no settings of a run: {error}") from error
     if safe_files.status(folder, folder / CONFIG) is None:
         return begun, "it is missing; lthfunc resume writes it again"
-    again = f"a run keeps its settings; without {CONFIG}, lthfunc resume writes it again"
+    again = f"a run's settings are fixed; delete {CONFIG}, and lthfunc resume writes it again"
     try:
         config = read_config(folder / CONFIG, run=folder)
     except UserError as error:
@@ -256,20 +256,20 @@ def _config_of(folder: Path, about: dict[str, Any]) -> tuple[Config, str | None]
     different = [name for name in {**theirs, **mine} if name not in FREE and mine.get(name) != theirs.get(name)]
     if different:
         name = different[0]
-        return begun, f"{name} is {mine.get(name)!r}, and the run began with {theirs.get(name)!r}; {again}"
+        return begun, f"{name} is {mine.get(name)!r}, but the run started with {theirs.get(name)!r}; {again}"
     return config, None
 
 
 def read_run(folder: Path) -> tuple[dict[str, Any], Config, list[Record]]:
-    """(what the run is, its configuration, its finished trainings). Raises as `whole_run` does."""
+    """(the run's description, its configuration, its finished trainings). Raises as `whole_run` does."""
     run = whole_run(folder)
     return run.about, run.config, run.records
 
 
 def whole_run(folder: Path) -> Run:
-    """A run whose lines and settings are as they were written.
+    """Read a run whose lines and settings must be undamaged.
 
-    Raises UserError where this is no run, and DamagedError where its lines or settings are damaged.
+    Raises UserError if this is not a run, and DamagedError if its lines or settings are damaged.
     """
     run = scan_run(folder)
     if run.damage:
@@ -278,14 +278,14 @@ def whole_run(folder: Path) -> Run:
 
 
 def in_order(records: list[Record], controls: tuple[str, ...]) -> list[Record]:
-    """Records by seed, round and variant; trainings side by side end, and are written, in any order."""
+    """Records sorted by seed, round and variant; concurrent trainings are written in the order in which they end."""
     variants = (TICKET, *controls)
     rank = {name: number for number, name in enumerate(variants)}
     return sorted(records, key=lambda item: (item["seed"], item["round"], rank.get(item["variant"], len(rank))))
 
 
 def distinct_names(folders: Sequence[Path]) -> list[str]:
-    """Short names for runs: the last part of each path, or as many as tell it from the others."""
+    """Short names for runs: the last part of each path, or as many parts as make it unique."""
     parts = [folder.resolve().parts for folder in folders]
     names = []
     for mine in parts:

@@ -1,4 +1,4 @@
-"""What is wrong with a run's files, training by training: sums, and what the tensors must hold to."""
+"""Checks of a run's files, training by training: checksums, and whether tensors and records are consistent."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from lthfunc.trees.ops import Count, count, layer_counts
 
 
 class Problem(NamedTuple):
-    """Something that is wrong. name: the finished training that it is wrong with; None: with the run as a whole."""
+    """A problem. name: the finished training that has it; None: the run as a whole."""
 
     where: str
     what: str
@@ -44,7 +44,7 @@ class Problem(NamedTuple):
 
 
 def sum_problems(folder: Path, run: Run, *, sizes: bool = False) -> Iterator[Problem]:
-    """Files of finished trainings that are missing, or are not what was written. sizes: look at sizes alone."""
+    """Files of finished trainings that are missing or differ from what was written. sizes: check only their sizes."""
     for item in run.records:
         name = record_key(item)
         place = training_folder(folder, *name)
@@ -62,7 +62,7 @@ def sum_problems(folder: Path, run: Run, *, sizes: bool = False) -> Iterator[Pro
             sums = {}
             for file in files:
                 try:
-                    load_checked(place, file)  # which looks whether the file has all that it tells
+                    load_checked(place, file)  # checks that the file is complete
                 except UserError as error:
                     yield Problem(f"{where}/{file}", str(error).partition(": ")[2], name)
         for file, expected in sums.items():
@@ -78,7 +78,7 @@ def sum_problems(folder: Path, run: Run, *, sizes: bool = False) -> Iterator[Pro
 
 
 def _old_ticket_problems(folder: Path, run: Run, sizes: bool) -> Iterator[Problem]:
-    """The last tickets of seeds, up to format 2; one of a round that has no line yet is as good."""
+    """Problems of the seeds' last tickets, up to format 2; a ticket of a round without a line yet is valid as well."""
     seeds = sorted({item["seed"] for item in run.records})
     for seed in seeds:
         last = _last(run, seed)
@@ -104,7 +104,7 @@ def _ticket_sum(place: Path) -> Sum | None:
 
 
 def content_problems(folder: Path, run: Run, bad: set[Name]) -> Iterator[Problem]:
-    """Trainings whose tensors contradict each other, their records, or what pruning is. bad: those not to read."""
+    """Trainings whose tensors contradict each other, their records, or the rules of pruning. bad: those not to read."""
     before: dict[int, dict[str, Tensor]] = {}
     for item in run.records:
         name = record_key(item)
@@ -133,7 +133,7 @@ def content_problems(folder: Path, run: Run, bad: set[Name]) -> Iterator[Problem
 
 
 def _last(run: Run, seed: int) -> int:
-    """The last round whose ticket is trained."""
+    """The last round whose ticket has been trained."""
     return max((item["round"] for item in run.records if (item["seed"], item["variant"]) == (seed, TICKET)), default=0)
 
 
@@ -184,16 +184,15 @@ def _ticket_problems(folder: Path, path: Path) -> Iterator[str]:
 
 
 def checkpoint_problems(folder: Path) -> Iterator[Problem]:
-    """Checkpoints that are not what was written: their trainings begin again."""
+    """Damaged checkpoints: their trainings start again."""
     for place in training_folders(folder):
         yield from (
-            Problem(_relative(folder, path), "is not what was written; its training begins again")
-            for path in _not_whole(place)
+            Problem(_relative(folder, path), "is damaged; its training starts again") for path in _not_whole(place)
         )
 
 
 def _not_whole(place: Path) -> list[Path]:
-    """Checkpoints of a training, which may be under way: where one is replaced meanwhile, the new one is looked at."""
+    """Damaged checkpoints of a training that may be running: if one is replaced meanwhile, the new one is checked."""
     while True:
         try:
             return [path for path in checkpoints(place) if not is_whole(path)]
@@ -202,13 +201,13 @@ def _not_whole(place: Path) -> list[Path]:
 
 
 def wrong(folder: Path, run: Run) -> list[Problem]:
-    """Everything that is wrong with the finished trainings of a run."""
+    """All problems of a run's finished trainings."""
     sums = list(sum_problems(folder, run))
     return [*sums, *content_problems(folder, run, {each.name for each in sums if each.name is not None})]
 
 
 def good_rounds(records: Sequence[Record], bad: set[Name]) -> dict[int, list[int]]:
-    """Rounds of each seed whose trainings are all good."""
+    """The rounds of each seed whose trainings are all intact."""
     rounds: dict[int, dict[int, bool]] = {}
     for item in records:
         name = record_key(item)
@@ -218,5 +217,5 @@ def good_rounds(records: Sequence[Record], bad: set[Name]) -> dict[int, list[int
 
 
 def _relative(folder: Path, path: Path) -> str:
-    """The path within the run, `round00/../anchor.safetensors` in short."""
+    """The path within the run, with `round00/../anchor.safetensors` shortened."""
     return os.path.normpath(path.relative_to(folder))

@@ -1,4 +1,4 @@
-"""Files of JSON lines that grow: a line is there whole, or what an interruption left of it counts for nothing.
+"""Append-only files of JSON lines; a line that an interruption cut off is ignored.
 
 Each line ends in its own checksum, ``, "sha256": "…"}``: the SHA-256 of the line as it would be without it.
 """
@@ -18,12 +18,12 @@ from lthfunc.runs import safe_files
 _SUM = re.compile(r', "sha256": "([0-9a-f]{64})"\}$')
 
 
-#: What is wrong with a line's object; None for nothing.
+#: What is wrong with a line's object, or None.
 LineCheck = Callable[[dict[str, Any]], "str | None"]
 
 
 class JsonLine(NamedTuple):
-    """A whole line of a file. number: from 1; value: None where it is damaged, for a reason."""
+    """A complete line of a file. number: from 1; value: None if it is damaged, for a reason."""
 
     number: int
     value: dict[str, Any] | None
@@ -31,16 +31,16 @@ class JsonLine(NamedTuple):
 
 
 def line_of(item: Mapping[str, Any]) -> str:
-    """An object as a line, checksum included, without its end."""
+    """An object as a line, with its checksum, without a line break."""
     text = json.dumps(item)
     digest = hashlib.sha256(text.encode()).hexdigest()
     return f'{text[:-1]}, "sha256": "{digest}"}}'
 
 
 def value_of(text: str, *, summed: bool = True) -> dict[str, Any]:
-    """A line's object, without its checksum. Raises ValueError where it is damaged.
+    """A line's object, without its checksum. Raises ValueError if it is damaged.
 
-    summed: whether it must have a sum; lines of version 0.1.0 have none, and are believed.
+    summed: whether it must have a checksum; lines of version 0.1.0 have none and are taken as they are.
     """
     found = _SUM.search(text)
     if not found and summed:
@@ -48,23 +48,23 @@ def value_of(text: str, *, summed: bool = True) -> dict[str, Any]:
     if found:
         text = text[: found.start()] + "}"
         if hashlib.sha256(text.encode()).hexdigest() != found[1]:
-            raise ValueError("its checksum is another")
+            raise ValueError("its checksum does not match")
     try:
         value = json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError("it is not JSON") from error
     if not isinstance(value, dict):
-        raise ValueError("it is no JSON object")
+        raise ValueError("it is not a JSON object")
     return value
 
 
 def append_lines(path: Path, items: Iterable[Mapping[str, Any]]) -> None:
-    """Add a line for each item, and wait until the disk has them; what can't be added whole is taken back."""
+    """Add a line for each item and flush them to disk; if that fails, remove what was added."""
     safe_files.append(path.parent, path, "".join(line_of(item) + "\n" for item in items).encode())
 
 
 def scan_lines(path: Path, *, summed: bool = True) -> list[JsonLine]:
-    """All whole lines, damaged ones with the reason. summed: see `value_of`."""
+    """All complete lines; damaged ones have a reason. summed: see `value_of`."""
     lines = []
     for number, raw in enumerate(_content(path).split(b"\n")[:-1], 1):
         try:
@@ -76,15 +76,15 @@ def scan_lines(path: Path, *, summed: bool = True) -> list[JsonLine]:
 
 
 def whole_lines(path: Path, problem: LineCheck = lambda line: None) -> tuple[list[dict[str, Any]], list[str]]:
-    """(the whole lines of a file that may be missing, as far as they are as written; what is wrong, in lines).
+    """(the undamaged lines of a file that may be missing, problems in words).
 
-    problem: what is wrong with a line that is as it was written.
+    problem: what is wrong with the content of an undamaged line.
     """
     try:
         lines = scan_lines(path)
     except FileNotFoundError:
         return [], []
-    except DamagedError as error:  # no file
+    except DamagedError as error:  # not a regular file
         return [], [f"{path.name}: {str(error).removeprefix(f'{path}: ')}"]
     values, wrong = [], []
     for number, value, damage in lines:
@@ -97,7 +97,7 @@ def whole_lines(path: Path, problem: LineCheck = lambda line: None) -> tuple[lis
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """All whole lines, with sums or without. Raises DamagedError where one is damaged."""
+    """All complete lines, with checksums or without. Raises DamagedError if one is damaged."""
     values = []
     for number, value, reason in scan_lines(path, summed=False):
         if value is None:
@@ -107,7 +107,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def drop_partial_line(path: Path) -> None:
-    """Remove a last line that an interruption cut off, so that new lines start at a line's start."""
+    """Remove a last line that an interruption cut off, so that new lines start on a line of their own."""
     text = _content(path)
     if text and not text.endswith(b"\n"):
         safe_files.write(path.parent, path, text[: text.rfind(b"\n") + 1])

@@ -1,4 +1,4 @@
-"""What the lines of a run must hold, so that whoever reads them later need not doubt it."""
+"""Schemas of a run's lines, so that the code that uses them needn't check them again."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ def _shown(text: str) -> str:
 
 def _is_text(value: Any) -> Any:
     if value is not None and not isinstance(value, str):
-        raise ValueError("is no text")
+        raise ValueError("is not text")
     return value
 
 
 Whole = Annotated[int, Ge(0), Le(2**62)]
 Share = Annotated[float, Ge(0), Le(1)]
-#: Of a magnitude that can be reckoned with, squares too.
+#: A number small enough that its square is finite.
 Finite = Annotated[float, Ge(-1e100), Le(1e100)]
 Duration = Annotated[float, Ge(0), Le(1e12)]
 Text = Annotated[str, AfterValidator(_shown)]
-#: A path may have any name; pydantic's own strings are UTF-8 alone.
+#: A path may have any name; pydantic's own strings must be UTF-8.
 _Path = Annotated[Any, AfterValidator(_is_text)]
 
 
 class LineSchema(BaseModel):
-    """A newer version may write more into a line."""
+    """A line. Newer versions may add fields."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
 
 class Machine(LineSchema):
-    """What something ran on."""
+    """The machine that something ran on."""
 
     lthfunc: Text
     torch: Text
@@ -113,17 +113,17 @@ class _Training(LineSchema):
     final_val_accuracy: float
     seconds: Duration
     metric: Text = "accuracy"
-    energy: _Energy = cast(_Energy, None)  # there or not, never null
+    energy: _Energy = cast(_Energy, None)  # optional, but never null
     curve: list[list[float | None]]
 
 
 def header_problem(line: Mapping[str, Any]) -> str | None:
-    """What is wrong with a run's first line; None for nothing."""
+    """What is wrong with a run's first line, or None."""
     return line_problem(_Header, line)
 
 
 def training_problem(line: Mapping[str, Any], first: Mapping[str, Any] | None) -> str | None:
-    """What is wrong with a training's line; None for nothing. first: another training's line of the run."""
+    """What is wrong with a training's line, or None. first: another training's line of the run."""
     found = line_problem(_Training, line)
     if found is not None:
         return found
@@ -140,7 +140,7 @@ def training_problem(line: Mapping[str, Any], first: Mapping[str, Any] | None) -
 
 
 def line_problem(kind: type[BaseModel], line: Mapping[str, Any]) -> str | None:
-    """What is wrong with a line of a kind; None for nothing."""
+    """What is wrong with a line of a kind, or None."""
     try:
         kind.model_validate(line)
     except ValidationError as error:

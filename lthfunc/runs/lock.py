@@ -17,15 +17,15 @@ from lthfunc.errors import DamagedError, UserError
 from lthfunc.runs import safe_files
 from lthfunc.runs.side_file_schemas import holder_of
 
-#: What is locked, and who holds it. The system lets go of the lock when its holder ends, however it ends.
+#: The locked file, and who holds it. The system releases the lock when its holder ends, for whatever reason.
 LOCK, HOLDER = ".lock", ".holder.json"
-#: Bytes of what says who holds it.
+#: Most bytes of the file that says who holds it.
 _MOST = 100_000
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a run's folder. Raises UserError where another process holds it, with its number and host."""
+    """Lock a run's folder. Raises UserError if another process holds it, with its number and host."""
     safe_files.check_own(folder, folder / LOCK)
     lock = FileLock(folder / LOCK, timeout=0)
     try:
@@ -40,13 +40,13 @@ def locked(folder: Path) -> Iterator[None]:
         safe_files.write(folder, folder / HOLDER, (json.dumps(about) + "\n").encode())
         yield
     finally:
-        with suppress(OSError):  # a folder that is gone, say
+        with suppress(OSError):  # e.g. a deleted folder
             safe_files.remove(folder, folder / HOLDER)
         lock.release()
 
 
 def holder(folder: Path) -> dict[str, Any] | None:
-    """Who says to hold the folder, or did until it ended without a word."""
+    """The recorded holder of the folder, which may have been killed since."""
     try:
         return holder_of(safe_files.read(folder, folder / HOLDER, _MOST))
     except (OSError, DamagedError):
@@ -54,7 +54,7 @@ def holder(folder: Path) -> dict[str, Any] | None:
 
 
 def is_held(folder: Path) -> bool:
-    """Whether a process is working on the run now."""
+    """Whether a process is working on the run."""
     path = folder / LOCK
     safe_files.check_own(folder, path)
     if safe_files.status(folder, path) is None or not os.access(path, os.W_OK):
@@ -69,17 +69,17 @@ def is_held(folder: Path) -> bool:
 
 
 def at_work(folder: Path) -> bool:
-    """Whether a process says that it works on the run, and is there as far as this machine can tell."""
+    """Whether a process is recorded as working on the run and, as far as this machine can tell, exists."""
     about = holder(folder)
     return about is not None and is_there(about)
 
 
 def is_there(about: Mapping[str, Any]) -> bool:
-    """Whether the process of these words (`host`, `pid`) is there, as far as this machine can tell."""
-    if about.get("host") != socket.gethostname() or os.name == "nt":  # where a signal of 0 would end it
+    """Whether the recorded process (`host`, `pid`) exists, as far as this machine can tell."""
+    if about.get("host") != socket.gethostname() or os.name == "nt":  # where signal 0 would end it
         return True
     try:
-        os.kill(about["pid"], 0)  # which asks, and does nothing
+        os.kill(about["pid"], 0)  # only checks that it exists
     except ProcessLookupError:
         return False
     except PermissionError:

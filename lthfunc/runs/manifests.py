@@ -1,4 +1,4 @@
-"""Manifests: the SHA-256 sums of a training's files, and files read against them.
+"""Manifests: the SHA-256 checksums of a training's files, which are verified when a file is read.
 
 ``manifest.json`` is a line as `json_lines.py` writes it: ``{"format": "lthfunc.manifest/1", "files": {name: {"sha256":
 …, "bytes": …}}, "sha256": …}``. Names are relative to its folder; ``../anchor.safetensors`` lies above it.
@@ -19,20 +19,20 @@ from lthfunc.runs.json_lines import line_of, value_of
 from lthfunc.trees.files import tree_of
 
 MANIFEST = "manifest.json"
-#: Bytes of a manifest.
+#: Most bytes of a manifest.
 _MOST = 1_000_000
 _FORMAT = "lthfunc.manifest/1"
 
 
 class Sum(NamedTuple):
-    """A file's content in short. sha256: in hexadecimal digits; bytes: its length."""
+    """A file's checksum. sha256: in hexadecimal digits; bytes: its length."""
 
     sha256: str
     bytes: int
 
 
 def sum_of(payload: bytes) -> Sum:
-    """Of a file's content."""
+    """The checksum of a file's content."""
     return Sum(hashlib.sha256(payload).hexdigest(), len(payload))
 
 
@@ -43,7 +43,7 @@ def write_manifest(place: Path, files: Mapping[str, Sum]) -> None:
 
 
 def read_manifest(place: Path) -> dict[str, Sum] | None:
-    """The sums of a training's files; None where there is no manifest. Raises DamagedError."""
+    """The checksums of a training's files; None without a manifest. Raises DamagedError."""
     path = place / MANIFEST
     try:
         about = value_of(safe_files.read(run_of(place), path, _MOST).decode("utf-8").removesuffix("\n"))
@@ -55,12 +55,12 @@ def read_manifest(place: Path) -> dict[str, Sum] | None:
         return {name: Sum(str(each["sha256"]), int(each["bytes"])) for name, each in about["files"].items()}
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError, KeyError, AttributeError) as error:  # not UTF-8 among them
+    except (ValueError, TypeError, KeyError, AttributeError) as error:  # ValueError: also for what is not UTF-8
         raise DamagedError(f"{path}: is damaged: {error}") from error
 
 
 def file_problem(run: Path, path: Path, expected: Sum, *, sizes: bool = False) -> str | None:
-    """What is wrong with a file of a run; None where it is what was written. sizes: look at its size alone."""
+    """What is wrong with a file of a run, or None if it is what was written. sizes: check only its size."""
     try:
         with safe_files.opened(run, path) as file:
             size = os.fstat(file.fileno()).st_size
@@ -76,7 +76,7 @@ def file_problem(run: Path, path: Path, expected: Sum, *, sizes: bool = False) -
 
 
 def checked_bytes(place: Path, name: str) -> bytes:
-    """A file in a training's folder, after a look at its sum, where the run has sums. Raises DamagedError."""
+    """A file in a training's folder, verified if the run has checksums. Raises DamagedError."""
     path = place / name
     sums = read_manifest(place)
     try:
@@ -98,7 +98,7 @@ def _digest(file: BinaryIO) -> str:
 
 
 def load_checked(place: Path, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(tree, metadata) of a file in a training's folder, after a look at its sum. Raises DamagedError."""
+    """(tree, metadata) of a file in a training's folder, verified as by `checked_bytes`. Raises DamagedError."""
     try:
         return tree_of(checked_bytes(place, name), place / name)
     except DamagedError:

@@ -1,4 +1,4 @@
-"""What was measured of a run after its trainings: speed, energy, connectivity. A line each in its folder.
+"""Measurements of a run after its trainings (speed, energy, connectivity), a line each in its folder.
 
 ``measured.jsonl``: ``{"kind": "execution" | "energy" | "connectivity", "time": …, "machine": {…}, …, "sha256": …}``.
 """
@@ -20,7 +20,7 @@ MeasurementKind = Literal["execution", "energy", "connectivity"]
 
 
 def keep_measurement(folder: Path, kind: MeasurementKind, device: str, item: Mapping[str, Any]) -> None:
-    """Add a measurement to a run. device: what was measured on."""
+    """Add a measurement to a run. device: of the measurement."""
     path = folder / MEASURED
     if safe_files.exists(folder, path):
         drop_partial_line(path)
@@ -29,5 +29,5 @@ def keep_measurement(folder: Path, kind: MeasurementKind, device: str, item: Map
 
 
 def measurements(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """(what was measured, oldest first; what is wrong with the file, in lines)."""
+    """(measurements, oldest first; problems of the file, in words)."""
     return whole_lines(folder / MEASURED, measurement_problem)

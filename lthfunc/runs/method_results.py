@@ -1,6 +1,6 @@
-"""The results of a comparison of methods on disk: a line on what it is and ran on, then a line per method and seed.
+"""The results of a comparison of methods on disk: a line on its settings and machine, then one per method and seed.
 
-Beside the file, while trainings are under way: a folder of their checkpoints.
+While trainings run, a folder beside the file has their checkpoints.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from lthfunc.runs.json_lines import append_lines, drop_partial_line, read_lines
 from lthfunc.trees.files import save_ticket
 from lthfunc.trees.types import Ticket
 
-#: Settings that change no result of a method with a seed.
+#: Settings that don't change the result of a method with a seed.
 _FREE = FREE | {name for name, setting in SETTINGS.items() if setting.of_seeds}
 
 
 def checkpoint_folder(path: Path) -> Path:
-    """The folder of the checkpoints, beside a file."""
+    """The folder of the checkpoints, beside the file of results."""
     return path.with_name(f"{path.name}.checkpoints")
 
 
 def open_results(named: Path, config: Config) -> list[Record]:
-    """Begin a file, or read the records of one of the same comparison. named: as the user calls it.
+    """Start a file, or read the records of one of the same comparison. named: the path as the user gave it.
 
-    Raises UserError where the file holds something else.
+    Raises UserError if the file has other content.
     """
-    path = named.resolve()  # a link to it is the user's own
+    path = named.resolve()  # the user may have named a link
     mine: dict[str, Any] = {name: value for name, value in to_mapping(config).items() if name not in _FREE}
     if path.is_dir():
-        raise invalid("--out", str(named), "a file, and this is a folder")
+        raise invalid("--out", str(named), "a file, not a folder")
     if not path.exists():
         if not path.parent.is_dir():
             raise UserError(f"--out: {str(named.parent)!r} is not a folder")
@@ -44,14 +44,13 @@ def open_results(named: Path, config: Config) -> list[Record]:
         return []
     lines = read_lines(path)
     if not lines or lines[0].get("kind") != "methods":
-        raise UserError(f"--out: {str(named)!r} holds something else; name another file")
+        raise UserError(f"--out: {str(named)!r} has other content; name another file")
     theirs = current_names(lines[0]["config"])
     different = sorted(name for name in {*mine, *theirs} - _FREE if mine.get(name) != theirs.get(name))
     if different:
         name = different[0]
         raise UserError(
-            f"--out: {str(named)!r} has {name} {theirs.get(name)!r}, and here it is {mine.get(name)!r}; "
-            "name another file"
+            f"--out: {str(named)!r} has {name} {theirs.get(name)!r}, not {mine.get(name)!r}; name another file"
         )
     drop_partial_line(path)
     return [{key: value for key, value in line.items() if key != "kind"} for line in lines[1:]]
@@ -65,7 +64,7 @@ def make_checkpoint_folder(path: Path) -> Path:
 
 
 def drop_checkpoint_folder(path: Path) -> None:
-    """Remove the folder of the checkpoints, if none is left in it."""
+    """Remove the folder of the checkpoints, unless some are left in it."""
     folder = checkpoint_folder(path)
     for each in (*sorted(folder.rglob("*"), reverse=True), folder):
         with contextlib.suppress(OSError):
@@ -73,7 +72,7 @@ def drop_checkpoint_folder(path: Path) -> None:
 
 
 def add_result(path: Path, item: Record) -> None:
-    """Write a finished method with a seed."""
+    """Add the result of a method with a seed."""
     append_lines(path, [{"kind": "result", **item}])
 
 

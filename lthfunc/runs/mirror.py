@@ -1,7 +1,7 @@
-"""A run's folder elsewhere: worked on here, and kept up to date there, so that it can always be resumed.
+"""A run at a remote address: a local folder that is uploaded often enough to resume the run from anywhere.
 
-Objects appear whole. A training exists once its line stands in metrics.jsonl, which is sent last, as it was before the
-others were looked at; what a finished training leaves behind is deleted only after that.
+Remote objects are written atomically. A training counts once its line is in metrics.jsonl, which is uploaded last, as
+it was before the other files were listed; only then are a finished training's leftovers deleted.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from lthfunc.runs.sweep_results import SWEEP
 from lthfunc.tracebacks import first_line
 from lthfunc.trees.atomic_io import TEMPORARY_SUFFIX
 
-#: Seconds after which a process that has not been heard of counts as gone.
+#: Seconds after which a process that has sent no sign of life counts as gone.
 _SILENT = 300.0
 _MANIFEST = "manifest.json"
-#: What says what exists, of a run and of a sweep.
+#: The files that list what exists, of a run and of a sweep.
 _LOGS = (METRICS, SWEEP)
 _UNSENT = ".unsent"
-#: When a file was changed, and its bytes.
+#: A file's time of change and its size.
 _Stamp = tuple[int, int]
 
 
 class Mirror:
-    """A folder here, of a place elsewhere; or a single file, sent at the end. said: lines for the user."""
+    """A local copy of a remote folder, or of a single file, which is uploaded at the end. said: lines for the user."""
 
     def __init__(self, option: str, url: str, *, single: bool = False) -> None:
         self.option, self.url, self._single = option, url.rstrip("/"), single
@@ -49,27 +49,27 @@ class Mirror:
         self._working, self._closed = threading.Lock(), False
 
     def open(self) -> None:
-        """Bring here what is there, and say there who is working on it.
+        """Download the remote files and record there who is working on them.
 
-        What could not be uploaded the last time is used, unless the run was continued elsewhere since.
+        Local files that could not be uploaded the last time are used, unless the run was continued elsewhere since.
 
-        Raises UserError where the place cannot be reached, or another process is working on it.
+        Raises UserError if the address cannot be reached or another process is working on it.
         """
         with reaching(self.option, self.url):
             there = files_below(self._place)
             self._check_free(there)
             if "" in there and not self._single:
-                raise UserError(f"{self.option}: {self.url!r} is a file, and a run takes a folder")
+                raise UserError(f"{self.option}: {self.url!r} is a file, but a run needs a folder")
             names = [name for name in there if bool(name) != self._single and not _is_passing(name)]
             if not self._is_ahead(names):
                 self._fetch(names)
             self._home.mkdir(parents=True, exist_ok=True)
             if not self._single:
                 (self._home / _UNSENT).touch()
-                self._say_held()  # also to find out now whether the place can be written to
+                self._say_held()  # also finds out now whether the address can be written to
 
     def send(self) -> None:
-        """Send what has changed. Raises whatever the way there raises."""
+        """Upload what has changed. Raises whatever the file system raises."""
         with self._working:
             if self._closed:
                 return
@@ -78,7 +78,7 @@ class Mirror:
                     send(self._place, "", safe_files.read(self._home, self.folder))
                 return
             self._say_held()
-            # What says what exists, as it is before the rest is looked at; a sweep's runs before the sweep.
+            # The lists of what exists, as they are before the rest is listed; a sweep's runs before the sweep.
             logs = {
                 name: (stamp, safe_files.read(self.folder, self.folder / name))
                 for name, stamp in self._stamps().items()
@@ -100,7 +100,7 @@ class Mirror:
                 del self._sent[name]
 
     def close(self) -> None:
-        """Send the rest, and let go. Raises LostRunError where that fails; nothing is lost then."""
+        """Upload the rest and release the run. Raises LostRunError if that fails; nothing is lost then."""
         try:
             self.send()
             with self._working:
@@ -115,7 +115,7 @@ class Mirror:
         (self._home / _UNSENT).unlink(missing_ok=True)
 
     def _stamps(self) -> dict[str, _Stamp]:
-        """What lies here to be sent, and what changes when it does."""
+        """The local files to upload, each with a stamp that changes with it."""
         names = [path.relative_to(self.folder).as_posix() for path in safe_files.files(self.folder)]
         found = {name: self._stamp(name) for name in names if not _is_passing(name)}
         return {name: stamp for name, stamp in found.items() if stamp is not None}
@@ -125,26 +125,26 @@ class Mirror:
         return None if about is None else (about.st_mtime_ns, about.st_size)
 
     def _content(self, name: str) -> bytes | None:
-        """A file's; None for a checkpoint whose training has ended meanwhile."""
+        """A file's content; None for a checkpoint whose training has ended in the meantime."""
         try:
             return safe_files.read(self.folder, self.folder / name)
         except FileNotFoundError:
             return None
 
     def _is_ahead(self, names: list[str]) -> bool:
-        """Whether the folder here is that place, and further."""
+        """Whether the local folder continues the remote one."""
         log = next((name for name in _LOGS if safe_files.status(self.folder, self.folder / name) is not None), None)
         if log is None or not (self._home / _UNSENT).exists():
             return False
         theirs = self._place.system.cat_file(f"{self._place.path}/{log}") if log in names else b""
         if not safe_files.read(self.folder, self.folder / log).startswith(theirs):
             return False
-        self.said.append(f"{self.url}: continuing with {self.folder}, which could not be uploaded the last time")
+        self.said.append(f"{self.url}: continuing with {self.folder}, which could not be uploaded last time")
         return True
 
     def _fetch(self, names: list[str]) -> None:
         shutil.rmtree(self._home, ignore_errors=True)
-        for name in sorted(names, key=lambda name: name not in _LOGS):  # whose trainings are then all there
+        for name in sorted(names, key=lambda name: name not in _LOGS):  # so that all trainings of the log are there
             with suppress(FileNotFoundError):
                 fetch(self._place, name, self.folder / name)
                 if (stamp := self._stamp(name)) is not None:
@@ -162,7 +162,7 @@ class Mirror:
         silent, me = time.time() - about.get("heard", 0.0), (about["host"], about["pid"])
         if silent < _SILENT and me != (socket.gethostname(), os.getpid()) and is_there(about):
             raise UserError(
-                f"{self.option}: process {me[1]} on {me[0]} is working on {self.url} (heard of {silent:.0f} s ago); "
+                f"{self.option}: process {me[1]} on {me[0]} is working on {self.url} (last seen {silent:.0f} s ago); "
                 f"wait for its end, or {_SILENT:.0f} s after it was lost"
             )
 
@@ -173,7 +173,7 @@ class Mirror:
 
 @contextmanager
 def mirrored(mirror: Mirror) -> Iterator[Mirror]:
-    """Worked on, however that ends."""
+    """Open a mirror for the duration of a block, and close it however that ends."""
     mirror.open()
     try:
         yield mirror
@@ -182,6 +182,6 @@ def mirrored(mirror: Mirror) -> Iterator[Mirror]:
 
 
 def _is_passing(name: str) -> bool:
-    """Whether a file is of this moment and this machine."""
+    """Whether a file is temporary or belongs to this machine alone."""
     last = name.rpartition("/")[2]
     return last in (LOCK, HOLDER) or last.startswith(PROGRESS) or last.endswith(TEMPORARY_SUFFIX)

@@ -1,4 +1,4 @@
-"""Where a run continues after an interruption or damage: at its last good point; what was lost is reported."""
+"""Recovery after an interruption or damage: a run continues from its last good point, and what was lost is reported."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ from lthfunc.trees.atomic_io import TEMPORARY_SUFFIX
 
 
 def recover(folder: Path) -> tuple[Run, list[str]]:
-    """Make a run ready to continue; returns what remains of it, and lines on what was wrong.
+    """Make a run ready to continue; returns what remains of it, and lines on the problems.
 
-    Trainings that are damaged, and those of their seed that follow from them, count as not finished from here on; their
-    files are written again. Nothing else is deleted, except what interrupted writing left.
+    Damaged trainings, and those of their seed that follow from them, no longer count as finished; their files are
+    written again. Nothing else is deleted, except what interrupted writes left.
 
-    Raises UserError where this is no run, DamagedError where what it is can't be told or its settings were changed.
+    Raises UserError if this is not a run, DamagedError if its description can't be read or its settings were changed.
     """
     for path in list(safe_files.files(folder)):
         if path.name.startswith(".") and path.name.endswith(TEMPORARY_SUFFIX):
             safe_files.remove(folder, path)
-    scan_run(folder)  # which raises where there is nothing to resume
+    scan_run(folder)  # raises if there is nothing to resume
     drop_partial_line(folder / METRICS)
     run = scan_run(folder)
     said = run.damage
@@ -61,18 +61,18 @@ def recover(folder: Path) -> tuple[Run, list[str]]:
         dropped = ({"kind": "dropped", **_named(name), "reason": why} for name, why in lost.items())
         append_lines(folder / METRICS, dropped)
     run = scan_run(folder)
-    for item in run.records:  # a crash may come between a training's line and this
+    for item in run.records:  # a crash may have come between a training's line and this
         drop_checkpoints(training_folder(folder, *record_key(item)))
     return run, said
 
 
 def _without_damaged_lines(folder: Path) -> list[str]:
-    """Nothing follows from who worked on a run or what was measured of it: lines that are damaged are left out."""
+    """Drop damaged lines of environment.jsonl and measured.jsonl, on which nothing else depends."""
     said = []
     for path in (folder / ENVIRONMENT, folder / MEASURED):
         lines, damaged = whole_lines(path)
         said += damaged
-        if damaged:  # which may be that it is no file
+        if damaged:  # it may not be a regular file
             safe_files.write(folder, path, "".join(line_of(each) + "\n" for each in lines).encode())
         elif safe_files.exists(folder, path):
             drop_partial_line(path)
@@ -80,11 +80,11 @@ def _without_damaged_lines(folder: Path) -> list[str]:
 
 
 def _early_missing(run: Run, lost: Mapping[Name, str]) -> list[str]:
-    """What is lost of the rounds that a branch has from another run, in words."""
+    """What is lost of the rounds that a branch has copied from another run, in words."""
     config, number = run.config, run.about["branched"]["round"]
     seeds = range(config.seed, config.seed + config.replicates)
     first = {(seed, before, TICKET) for seed in seeds for before in range(number + 1)}
-    if run.damaged:  # a line that can't be read may have been a control's
+    if run.damaged:  # an unreadable line may have been a control's
         first |= {(seed, before, each) for seed, before, _ in first if before for each in config.control}
     there = {record_key(item) for item in run.records} - lost.keys()
     missing = (first - there) | {name for name in lost if name[1] <= number}
@@ -92,9 +92,9 @@ def _early_missing(run: Run, lost: Mapping[Name, str]) -> list[str]:
 
 
 def _with_early(folder: Path, run: Run, lost: Mapping[Name, str], missing: Sequence[str]) -> Run:
-    """The first rounds of a branch were trained with another run's settings: what is lost of them is copied again.
+    """Copy what is lost of a branch's first rounds again, since they were trained with another run's settings.
 
-    Raises DamagedError where that run has them no longer.
+    Raises DamagedError if that run no longer has them.
     """
     source, number = Path(run.about["branched"]["run"]), run.about["branched"]["round"]
     there = {record_key(item) for item in run.records} - {name for name in lost if name[1] <= number}
@@ -107,9 +107,9 @@ def _with_early(folder: Path, run: Run, lost: Mapping[Name, str], missing: Seque
 
 
 def _lost(run: Run, problems: Sequence[Problem]) -> dict[Name, str]:
-    """Trainings that must be done again, with the reason."""
+    """Trainings that must be repeated, with the reasons."""
     lost = {each.name: str(each) for each in problems if each.name is not None}
-    if run.about["command"] == TRANSFER:  # whose trainings don't follow from each other
+    if run.about["command"] == TRANSFER:  # its trainings don't follow from each other
         return lost
     for item in run.records:
         reason = _follows(run.records, item, lost)
@@ -119,7 +119,7 @@ def _lost(run: Run, problems: Sequence[Problem]) -> dict[Name, str]:
 
 
 def _follows(records: Sequence[Record], item: Record, lost: dict[Name, str]) -> str | None:
-    """Why a training can't stand without others: what it was made from is lost, or was never finished."""
+    """Why a training must be repeated because of others: what it was made from is lost, or was never finished."""
     seed, number, variant = record_key(item)
     needed = number + (variant != TICKET)  # a control has the masks of its round's ticket
     for other in lost:

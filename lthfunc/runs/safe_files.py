@@ -1,11 +1,11 @@
-"""Files of a run, which may be a stranger's: reached from its folder on, regular files alone, never through links.
+"""Safe access to the files of a run, which may come from a stranger: only regular files, never through links.
 
-Every function takes the run's folder and a path below it. How the user reaches the folder is the user's own business;
-from there on each step is taken from the folder before it, so that no link, old or new, leads anywhere else. What is
-there and is no regular file (a link, a pipe, a device) is damage.
+Every function takes the run's folder and a path below it. The path to the folder itself may have links; below it, each
+part of a path is opened relative to the folder before, so that no link, old or new, leads out of the run. Anything that
+is not a regular file (a link, a pipe, a device) counts as damage.
 
-A hard link cannot be told from the file, and is read as one. Nothing is written through it: files are replaced, and one
-that is added to in its place is replaced by a copy of its own before.
+A hard link looks like a regular file and is read as one. Nothing is written through it: files are replaced, and before
+something is appended to one, a copy takes its place.
 """
 
 from __future__ import annotations
@@ -22,37 +22,37 @@ from typing import BinaryIO, NamedTuple
 from lthfunc.errors import DamagedError
 from lthfunc.trees.atomic_io import TEMPORARY_SUFFIX
 
-#: Whether this system opens files relative to an open folder; elsewhere each part of a path is looked at before.
+#: Whether this system opens files relative to an open folder; otherwise each part of a path is checked first.
 _RELATIVE = os.open in os.supports_dir_fd and hasattr(os, "O_NOFOLLOW")
-#: A pipe would wait for its other end.
+#: Opening must not follow a link, nor wait for the other end of a pipe.
 _SAFELY = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 _FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0)
-#: Bytes of a file of lines or words, more than any run has.
+#: Most bytes of a text file; no run has as many.
 MOST = 2 << 30
 
 
 class _Place(NamedTuple):
-    """A file's folder, open, and its name there; or None, and its path."""
+    """A file's open folder and its name there; or None and its path."""
 
     folder: int | None
     name: str
 
 
 def read(root: Path, path: Path, most: int | None = None) -> bytes:
-    """A file's content. Raises FileNotFoundError, and DamagedError where it is no file, or longer than `most`."""
+    """A file's content. Raises FileNotFoundError, or DamagedError if it isn't a regular file or exceeds `most`."""
     with opened(root, path) as file:
         size = os.fstat(file.fileno()).st_size
         if most is not None and size > most:
-            raise DamagedError(f"{path}: has {size:,} bytes, more than such a file can have")
+            raise DamagedError(f"{path}: has {size:,} bytes, too many for such a file")
         try:
             return file.read()
         except MemoryError as error:
-            raise DamagedError(f"{path}: its {size:,} bytes don't fit into memory") from error
+            raise DamagedError(f"{path}: its {size:,} bytes don't fit in memory") from error
 
 
 @contextmanager
 def opened(root: Path, path: Path) -> Iterator[BinaryIO]:
-    """A file, to be read. Raises as `read` does."""
+    """Open a file for reading. Raises as `read` does."""
     with _reaching(root, path) as place:
         handle = _regular(place, path, os.O_RDONLY)
     with os.fdopen(handle, "rb") as file:
@@ -60,7 +60,7 @@ def opened(root: Path, path: Path) -> Iterator[BinaryIO]:
 
 
 def status(root: Path, path: Path) -> os.stat_result | None:
-    """Of what lies there itself, be it a link; None where nothing does."""
+    """The status of what is there, without following links; None if nothing is."""
     try:
         with _reaching(root, path) as place:
             return os.stat(place.name, dir_fd=place.folder, follow_symlinks=False)
@@ -69,7 +69,7 @@ def status(root: Path, path: Path) -> os.stat_result | None:
 
 
 def exists(root: Path, path: Path) -> bool:
-    """Whether something lies there. Raises DamagedError where that is no regular file."""
+    """Whether a file is there. Raises DamagedError if it is not a regular file."""
     about = status(root, path)
     if about is not None:
         _check_regular(path, about)
@@ -77,23 +77,23 @@ def exists(root: Path, path: Path) -> bool:
 
 
 def names(root: Path, path: Path) -> list[str]:
-    """What a folder holds, links and all, in order; nothing where there is none. Raises DamagedError for a link."""
+    """The sorted names in a folder, links included; none if it doesn't exist. Raises DamagedError if it is a link."""
     try:
-        with _reaching(root, path / "-") as place:  # which need not be there
+        with _reaching(root, path / "-") as place:  # it need not exist
             return sorted(os.listdir(path if place.folder is None else place.folder))  # noqa: PTH208
     except (FileNotFoundError, NotADirectoryError):
         return []
 
 
 def files(root: Path) -> Iterator[Path]:
-    """All regular files at any depth, a folder's before those of folders in it; neither links nor what they lead to."""
+    """All regular files at any depth, a folder's before those of its subfolders; no links."""
     for path, about in entries(root, root):
         if stat.S_ISREG(about.st_mode):
             yield path
 
 
 def entries(root: Path, path: Path) -> Iterator[tuple[Path, os.stat_result]]:
-    """Whatever a folder holds, at any depth, each with its own status; links are not followed."""
+    """All entries of a folder at any depth, each with its own status; links are not followed."""
     waiting = [path]
     while waiting:
         below, folders = waiting.pop(), []
@@ -108,9 +108,9 @@ def entries(root: Path, path: Path) -> Iterator[tuple[Path, os.stat_result]]:
 
 
 def write(root: Path, path: Path, payload: bytes, *, durable: bool = True) -> None:
-    """Write a file whole or not at all, in place of what has its name; durable: and wait until the disk has it.
+    """Write a file atomically, replacing one of its name; durable: also wait until it is on disk.
 
-    It is written beside it and renamed. Its folder must be there.
+    It is written under a temporary name and renamed. Its folder must exist.
     """
     with _reaching(root, path) as place:
         beside = place._replace(name=_beside(place.name))
@@ -132,7 +132,7 @@ def write(root: Path, path: Path, payload: bytes, *, durable: bool = True) -> No
 
 
 def append(root: Path, path: Path, payload: bytes) -> None:
-    """Add to a file, made where there is none, and wait for the disk; what can't be added whole is taken back."""
+    """Append to a file, created if missing, and wait for the disk; if that fails, remove what was appended."""
     with _reaching(root, path) as place:
         handle = _regular(place, path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
         try:
@@ -154,20 +154,20 @@ def append(root: Path, path: Path, payload: bytes) -> None:
 
 
 def put(handle: int, payload: bytes) -> None:
-    """Write all of it, without a buffer that would try again later."""
+    """Write all of it, without a buffer, which would try again later."""
     left = memoryview(payload)
     while left:
         left = left[os.write(handle, left) :]
 
 
 def remove(root: Path, path: Path) -> None:
-    """Delete a file, or a link and not what it leads to, if it is there."""
+    """Delete a file, or a link but not its target, if it exists."""
     with suppress(FileNotFoundError), _reaching(root, path) as place:
         os.unlink(place.name, dir_fd=place.folder)
 
 
 def make(root: Path, path: Path) -> None:
-    """Make a folder, and those between it and the run's, which must be there. Raises DamagedError for a link."""
+    """Make a folder and those between it and the run's, which must exist. Raises DamagedError for a link."""
     for part in [*reversed(path.relative_to(root).parents), path.relative_to(root)][1:]:
         with _reaching(root, root / part) as place:
             try:
@@ -177,29 +177,28 @@ def make(root: Path, path: Path) -> None:
 
 
 def check_own(root: Path, path: Path) -> None:
-    """Raise DamagedError where something lies there that another program may not write into: no regular file, or one
-    of several names."""
+    """Raise DamagedError if another program must not write into what is there: not a regular file, or a hard link."""
     about = status(root, path)
     if about is None:
         return
     _check_regular(path, about)
     if about.st_nlink > 1:
-        raise DamagedError(f"{path}: has another name elsewhere (a hard link); delete it")
+        raise DamagedError(f"{path}: is a hard link to another file; delete it")
 
 
 def check_tree(root: Path, path: Path) -> None:
-    """Raise DamagedError where another program that writes this file or folder would write through a link."""
+    """Raise DamagedError if another program that writes this file or folder would write through a link."""
     about = status(root, path)
     found = [] if about is None else [(path, about), *entries(root, path)]
     for each, about in found:
         if _is_link(about) and each != path and Path(os.path.realpath(each)).is_relative_to(os.path.realpath(root)):
-            continue  # to a file beside it, as trackers make them
+            continue  # to a file beside it, as trackers create
         if _is_link(about) or not stat.S_ISDIR(about.st_mode):
             check_own(root, each)
 
 
 def check_folder(root: Path, path: Path) -> None:
-    """Raise DamagedError where something lies there that is no folder, or a link to one."""
+    """Raise DamagedError if something other than a folder is there, such as a link to one."""
     about = status(root, path)
     if about is not None:
         _check_folder(path, about)
@@ -207,7 +206,7 @@ def check_folder(root: Path, path: Path) -> None:
 
 @contextmanager
 def _reaching(root: Path, path: Path) -> Iterator[_Place]:
-    """The folder that holds a file. An OSError tells the file's path."""
+    """The folder that holds a file. An OSError has the file's path."""
     *folders, name = _parts(root, path)
     try:
         if not _RELATIVE:
@@ -235,7 +234,7 @@ def _reaching(root: Path, path: Path) -> Iterator[_Place]:
 
 
 def lies_in(root: Path, path: Path) -> bool:
-    """Whether a path lies in a run's folder, as far as its words tell."""
+    """Whether a path lies in a run's folder, judged by its parts alone."""
     try:
         return bool(_parts(root, path))
     except DamagedError:
@@ -243,7 +242,7 @@ def lies_in(root: Path, path: Path) -> bool:
 
 
 def _parts(root: Path, path: Path) -> tuple[str, ...]:
-    """The names on the way from a run's folder. Raises DamagedError where the path leads out of it."""
+    """The parts of a path below a run's folder. Raises DamagedError if the path leads out of it."""
     try:
         found = Path(os.path.normpath(path.relative_to(root))).parts
     except ValueError:
@@ -254,7 +253,7 @@ def _parts(root: Path, path: Path) -> tuple[str, ...]:
 
 
 def _regular(place: _Place, path: Path, flags: int) -> int:
-    """A regular file opened. Raises DamagedError for anything else, which is not even opened where that is known."""
+    """Open a regular file. Raises DamagedError for anything else, if possible without opening it."""
     try:
         _check_regular(path, os.stat(place.name, dir_fd=place.folder, follow_symlinks=False))
     except FileNotFoundError:
@@ -270,7 +269,7 @@ def _regular(place: _Place, path: Path, flags: int) -> int:
 
 
 def _is_link(about: os.stat_result) -> bool:
-    """Whether this is a link, or a junction of Windows."""
+    """Whether this is a link, or a junction on Windows."""
     return stat.S_ISLNK(about.st_mode) or bool(getattr(about, "st_reparse_tag", 0))
 
 

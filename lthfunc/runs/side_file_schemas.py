@@ -1,4 +1,4 @@
-"""What else of a run is read: measurements, its progress, who holds it; what does not fit is not used."""
+"""Schemas of a run's other files: measurements, sessions, progress, holder. What does not fit is ignored."""
 
 from __future__ import annotations
 
@@ -124,25 +124,25 @@ _KINDS: dict[object, type[LineSchema]] = {"execution": _Execution, "energy": _En
 
 
 def measurement_problem(line: Mapping[str, Any]) -> str | None:
-    """What is wrong with a line of measured.jsonl; None for nothing. Kinds of newer versions are not looked at."""
+    """What is wrong with a line of measured.jsonl, or None. Kinds of newer versions are not checked."""
     kind = line.get("kind")
     if not isinstance(kind, str):
-        return "it says no kind"
+        return "it has no kind"
     return line_problem(_KINDS[kind], line) if kind in _KINDS else None
 
 
 def session_problem(line: Mapping[str, Any]) -> str | None:
-    """What is wrong with a line of environment.jsonl, as far as it is read."""
+    """What is wrong with the fields of a line of environment.jsonl that are read, or None."""
     return line_problem(_Session, line)
 
 
 def progress_of(payload: bytes) -> dict[str, Any] | None:
-    """What .progress.json says; None where it doesn't."""
+    """The content of .progress.json; None if it is not valid."""
     return _fitting(_Progress, payload)
 
 
 def holder_of(payload: bytes) -> dict[str, Any] | None:
-    """What .holder.json says; None where it doesn't."""
+    """The content of .holder.json; None if it is not valid."""
     return _fitting(_Holder, payload)
 
 

@@ -1,4 +1,4 @@
-"""Trainings on disk: written when they end, read where an experiment continues."""
+"""Finished trainings on disk: written when they end, read when an experiment continues."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from lthfunc.trees.types import Ticket, TrainState
 
 
 def save_training(folder: Path, config: Config, seed: int, result: Round, item: Record) -> None:
-    """Write a finished training: its files, their sums, then its line."""
+    """Write a finished training: its files, their checksums, then its line."""
     place = training_folder(folder, seed, result.number, result.variant)
     make_training_folder(place)
     state = result.fit.state
@@ -67,7 +67,7 @@ def save_training(folder: Path, config: Config, seed: int, result: Round, item: 
 
 
 def _begins_at_anchor(result: Round) -> bool:
-    """Whether a pruned round was trained from the anchor's weights, to the bit; they need no file of their own then."""
+    """Whether a pruned round was trained from exactly the anchor's weights, so that they need no file of their own."""
     start, anchor = result.start, result.anchor
     return (
         result.fit.curve[0].step == int(anchor.step)
@@ -77,14 +77,14 @@ def _begins_at_anchor(result: Round) -> bool:
 
 
 def load_anchor(folder: Path, seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(tree, metadata) of what a seed's pruned networks are rewound to. Raises DamagedError."""
+    """(tree, metadata) of a seed's anchor. Raises DamagedError."""
     return load_checked(training_folder(folder, seed, 0, TICKET), f"../{ANCHOR}")
 
 
 def done_so_far(folder: Path, device: str, seed: int, records: list[Record], model: Model | None = None) -> Done | None:
-    """Where a seed's experiment stands, on the device; None where its dense training has not ended.
+    """Where a seed's experiment has stopped, on the device; None if its dense training has not ended.
 
-    model: what the files are for. Raises DamagedError where a file is not what was written, or of another network.
+    model: the network of the files. Raises DamagedError if a file is damaged or of another network.
     """
     mine = [item for item in records if item["seed"] == seed]
     rounds = [item["round"] for item in mine if item["variant"] == TICKET]
@@ -108,7 +108,7 @@ def done_so_far(folder: Path, device: str, seed: int, records: list[Record], mod
 def state_of(
     place: Path, found: tuple[dict[str, Any], dict[str, Any]], masks: dict[str, Any], model: Model | None
 ) -> TrainState:
-    """(tree, metadata) of params, and the tree of masks, as a state. Raises DamagedError where they aren't one."""
+    """A state made of (tree, metadata) of params, and the tree of masks. Raises DamagedError if they don't form one."""
     tree, about = found
     parts = (tree.get("params", {}), tree.get("buffers", {}), masks.get("masks", {}))
     step = about.get("step")
@@ -121,7 +121,7 @@ def state_of(
 
 
 def check_fits(place: Path, state: TrainState | Ticket, model: Model) -> None:
-    """Raise DamagedError where a state's leaves are not those of the network: names, shapes, types."""
+    """Raise DamagedError if a state's leaves differ from the network's in names, shapes or types."""
     params, buffers = dict(model.training.named_parameters()), dict(model.training.named_buffers())
     masks = {name: torch.empty(params[name].shape, dtype=torch.bool, device="meta") for name in model.prunable}
     for ours, theirs in ((state.params, params), (state.buffers, buffers), (state.masks, masks)):

@@ -1,4 +1,4 @@
-"""A sweep's folder: a line of what it is, a line per finished trial, and a run for each.
+"""A sweep's folder: a line that describes it, a line per finished trial, and a run for each.
 
 sweep.jsonl     {"kind": "sweep", "config": {…}, "space": {…}, …}, then {"kind": "trial", "number", "values", …}
 trial000/       a run like any other
@@ -22,9 +22,9 @@ SWEEP = "sweep.jsonl"
 
 
 class Trial(NamedTuple):
-    """A finished trial. worth: validation accuracy, what is maximised; test_accuracy: only told; None where it failed,
+    """A finished trial. worth: validation accuracy, which is maximised; test_accuracy: only reported.
 
-    for a reason.
+    Both are None if it failed, for a reason.
     """
 
     number: int
@@ -37,7 +37,7 @@ class Trial(NamedTuple):
 
 
 def open_sweep(folder: Path, config: Config, space: Space, objective: str, kind: str) -> list[Trial]:
-    """Begin a sweep, or read the trials of the same one. Raises UserError where the folder holds something else."""
+    """Start a sweep, or read the trials of the same one. Raises UserError if the folder has other content."""
     about = {
         "kind": "sweep",
         "by": kind,
@@ -48,7 +48,7 @@ def open_sweep(folder: Path, config: Config, space: Space, objective: str, kind:
     path = folder / SWEEP
     if safe_files.status(folder, path) is None:
         if folder.exists() and (not folder.is_dir() or safe_files.names(folder, folder)):
-            raise invalid("--out", str(folder), "a new or empty folder, or that of the same sweep")
+            raise invalid("--out", str(folder), "a new or empty folder, or the folder of the same sweep")
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -58,7 +58,7 @@ def open_sweep(folder: Path, config: Config, space: Space, objective: str, kind:
     lines = read_lines(path)
     drop_partial_line(path)
     if not lines or lines[0].get("kind") != "sweep":
-        raise DamagedError(f"{path}: does not begin with a sweep's description")
+        raise DamagedError(f"{path}: does not start with a sweep's description")
     begun = {name: current_names(value) if isinstance(value, dict) else value for name, value in lines[0].items()}
     different = [name for name in about if begun.get(name) != about[name]]
     if different:
@@ -73,19 +73,19 @@ def add_trial(folder: Path, trial: Trial) -> None:
 
 
 def as_values(trial: Trial) -> dict[str, Any]:
-    """Plain values, for files and machines."""
+    """The trial as plain values, for files and JSON."""
     return {name: value._asdict() if isinstance(value, Spread) else value for name, value in trial._asdict().items()}
 
 
 def trial_folder(folder: Path, number: int) -> Path:
-    """Where a trial's run lies. Raises DamagedError where that is reached through a link."""
+    """The folder of a trial's run. Raises DamagedError if it is reached through a link."""
     run = folder / f"trial{number:03d}"
     safe_files.check_folder(folder, run)
     return run
 
 
 def trial_of(number: int, values: Values, records: Sequence[Record], objective: str) -> Trial:
-    """What a finished run is worth: by validation accuracy, never by the test set's."""
+    """The trial of a finished run, judged by validation accuracy, never by test accuracy."""
     tickets = [row for row in summarize(records) if row.variant == TICKET]
     row = tickets[0] if objective == "dense" else tickets[-1]
     if objective == "winning":
@@ -107,5 +107,5 @@ def _first_difference(theirs: dict[str, Any], mine: dict[str, Any], name: str) -
     left, right = theirs.get(name), mine[name]
     if isinstance(left, dict) and isinstance(right, dict):
         key = next(key for key in {**left, **right} if left.get(key) != right.get(key))
-        return f"{key} is {left.get(key)!r} there, and here {right.get(key)!r}"
-    return f"{name} is {left!r} there, and here {right!r}"
+        return f"{key} is {left.get(key)!r} there, but {right.get(key)!r} here"
+    return f"{name} is {left!r} there, but {right!r} here"

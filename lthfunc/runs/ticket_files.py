@@ -1,11 +1,11 @@
-"""What a finished run leaves at its top: the winning ticket, its trained weights, and the last round, a file each.
+"""The ticket files of a finished run: the winning ticket, its trained weights, and the last round.
 
     winning_ticket.safetensors           the winning round's masks, and the weights that it was trained from
     winning_ticket_trained.safetensors   the winning round's masks, and its weights after training
     last_round.safetensors               the last round's masks, and its weights after training
 
-The first two are there where a pruned round won. They are the first seed's; with several seeds each one's folder has
-them as well. All follow from the rounds' own files, so that they can be checked against them and written again.
+The first two exist if a pruned round won. They are the first seed's; with several seeds, each seed's folder has its own
+as well. All follow from the rounds' files, so they can be checked against these and written again.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from lthfunc.trees.types import Ticket
 WINNING = "winning_ticket.safetensors"
 WINNING_TRAINED = "winning_ticket_trained.safetensors"
 LAST = "last_round.safetensors"
-#: Formats 1 and 2 had this file alone: the last round's masks over the weights that it was trained from.
+#: Formats 1 and 2 have only this file: the last round's masks on the weights that it was trained from.
 OLD_TICKET = "ticket.safetensors"
 
 
 def winning_round(records: Sequence[Record]) -> int | None:
-    """The round of the winning ticket, by the mean over the seeds; None where no pruned round won."""
+    """The round of the winning ticket, by the mean over the seeds; None if no pruned round won."""
     best = winning(summarize(records))
     return None if best is None else best.round
 
 
 def files_of(config: Config, records: Sequence[Record]) -> dict[str, tuple[int, int, bool]]:
-    """What a finished run's outcome is: names within it, with (seed, round, whether the trained weights) of each."""
+    """The ticket files of a run: names within its folder, with (seed, round, whether trained weights) of each."""
     seeds = list(range(config.seed, config.seed + config.replicates))
     pruned = {seed: [0] for seed in seeds}
     for item in records:
@@ -63,7 +63,7 @@ def files_of(config: Config, records: Sequence[Record]) -> dict[str, tuple[int, 
 
 
 def write_ticket_files(folder: Path, config: Config, records: Sequence[Record]) -> None:
-    """Write a finished run's outcome, where it isn't there; what an earlier one left goes. Raises DamagedError."""
+    """Write the ticket files that a finished run lacks and delete outdated ones. Raises DamagedError."""
     wanted = files_of(config, records)
     for name, which in wanted.items():
         payload = _payload(folder, name, *which)
@@ -78,9 +78,9 @@ def write_ticket_files(folder: Path, config: Config, records: Sequence[Record]) 
 def ticket_file_problems(
     folder: Path, config: Config, records: Sequence[Record], *, sizes: bool
 ) -> Iterator[tuple[str, str]]:
-    """(name, what is wrong) of the files of a finished run's outcome. sizes: look whether they are whole alone.
+    """(name, problem) of a finished run's ticket files. sizes: only check that they are complete.
 
-    Says nothing of what cannot be told since the rounds' own files are damaged.
+    Files of rounds that are themselves damaged are not checked.
     """
     wanted = files_of(config, records)
     for name, which in wanted.items():
@@ -102,7 +102,7 @@ def ticket_file_problems(
             yield name, problem
     for name in _names(config):
         if name not in wanted and safe_files.status(folder, folder / name) is not None:
-            yield name, "is there, and no round won"
+            yield name, "exists, but no round won"
 
 
 def trained_weights(place: Path) -> tuple[Ticket, dict[str, Any]]:
@@ -114,7 +114,7 @@ def trained_weights(place: Path) -> tuple[Ticket, dict[str, Any]]:
 def initial_weights(folder: Path, seed: int, number: int) -> tuple[Ticket, dict[str, Any]]:
     """(a pruned round's masks and the weights that it was trained from, metadata with their step).
 
-    Raises DamagedError; UserError where the version that wrote the round did not keep them.
+    Raises DamagedError; UserError if the version that wrote the round did not keep them.
     """
     place = training_folder(folder, seed, number, TICKET)
     masks, about = load_checked(place, MASKS)
@@ -126,7 +126,7 @@ def initial_weights(folder: Path, seed: int, number: int) -> tuple[Ticket, dict[
     if name == f"../{OLD_TICKET}":
         old, theirs = ticket_of(checked_bytes(place, name), place / name)
         return old, {**about, "step": theirs.get("step")}
-    # A branch's settings may say another anchor than its copied rounds began with; this is the rounds' own.
+    # A branch's settings may name another anchor than its copied rounds started from; this is the rounds' own.
     from_anchor = training_folder(folder, seed, 0, TICKET) if name == f"../{ANCHOR}" else place
     tree, theirs = load_checked(from_anchor, name)
     return _ticket(place, tree, theirs, masks), {**about, "step": theirs.get("step")}
@@ -138,12 +138,12 @@ def _ticket(place: Path, tree: dict[str, Any], about: dict[str, Any], masks: dic
         isinstance(mask, Tensor) and isinstance(params.get(name), Tensor) and params[name].shape == mask.shape
         for name, mask in kept.items()
     ):
-        raise DamagedError(f"{place}: its masks are of other weights than its params")
+        raise DamagedError(f"{place}: its masks and params have different leaves")
     return Ticket(apply_masks(params, kept), buffers, kept)
 
 
 def _initial_of(folder: Path, seed: int, number: int, about: dict[str, Any]) -> str | None:
-    """The file with the weights that a round was trained from, relative to its folder; None where there is none."""
+    """The file with the weights that a round was trained from, relative to its folder, or None."""
     if FIRST in about:
         return f"../{ANCHOR}" if about[FIRST] == f"../{ANCHOR}" else INITIAL
     settings = about.get("config")
@@ -166,7 +166,7 @@ def _can_be_told(folder: Path, seed: int, number: int, trained: bool) -> bool:
 
 
 def _payload(folder: Path, name: str, seed: int, number: int, trained: bool) -> bytes | None:
-    """What such a file holds; None where the weights were not kept. Raises DamagedError."""
+    """The content of a ticket file; None if the weights were not kept. Raises DamagedError."""
     if not _can_be_told(folder, seed, number, trained):
         return None
     place = training_folder(folder, seed, number, TICKET)
@@ -177,13 +177,13 @@ def _payload(folder: Path, name: str, seed: int, number: int, trained: bool) -> 
 
 
 def _names(config: Config) -> list[str]:
-    """Every name that a file of an outcome can have."""
+    """Every name that a ticket file can have."""
     places = ["", *(f"seed{seed}/" for seed in range(config.seed, config.seed + config.replicates))]
     return [f"{place}{name}" for place in places for name in (WINNING, WINNING_TRAINED, LAST)]
 
 
 def _keep_old_tickets(folder: Path, config: Config, records: Sequence[Record]) -> None:
-    """Of formats 1 and 2: the run's is the first seed's, and they go where a later round has been trained since."""
+    """For formats 1 and 2: the run's file is the first seed's; files go if a later round has been trained since."""
     for seed in range(config.seed, config.seed + config.replicates):
         rounds = [item["round"] for item in records if (item["seed"], item["variant"]) == (seed, TICKET)]
         mine, ours = folder / f"seed{seed}" / OLD_TICKET, folder / OLD_TICKET
@@ -199,7 +199,7 @@ def _keep_old_tickets(folder: Path, config: Config, records: Sequence[Record]) -
 
 
 def _content(folder: Path, path: Path) -> bytes | None:
-    """None for no file."""
+    """A file's content, or None if it doesn't exist."""
     try:
         return safe_files.read(folder, path)
     except (FileNotFoundError, NotADirectoryError, DamagedError):
@@ -207,7 +207,7 @@ def _content(folder: Path, path: Path) -> bytes | None:
 
 
 def _header(folder: Path, path: Path) -> dict[str, Any]:
-    """A file's metadata, after a look whether it has all that it tells. Raises UserError."""
+    """A file's metadata, after a check that it is complete. Raises UserError."""
     try:
         with safe_files.opened(folder, path) as file:
             return header_in(file, path)

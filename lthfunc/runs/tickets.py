@@ -1,4 +1,4 @@
-"""A ticket of a run, as commands take one: which round, whether trained, and what it was trained on."""
+"""A ticket of a run, as commands select one: which round, whether trained, and what it was trained on."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from lthfunc.runs.ticket_files import initial_weights, trained_weights, winning_
 from lthfunc.trees.model import Model
 from lthfunc.trees.types import Dataset, Ticket
 
-#: Rounds that can be asked for by a word instead of their number.
+#: Rounds that can be named by a word instead of their number.
 WINNING_ROUND, LAST_ROUND = "winning", "last"
 
 
 class Found(NamedTuple):
-    """A subnetwork of a run. number, last: its round, and the last one that is finished; seed: whose it is.
+    """A subnetwork of a run. number, last: its round, and the last finished one; seed: its replicate's.
 
-    won: the round of the winning ticket, None where no pruned round won. trained: whether `ticket` has the weights
-    after training, or those that it was trained from. one_seed: whether the run has no other.
+    won: the round of the winning ticket, None if no pruned round won. trained: whether `ticket` has the weights
+    after training, or those that it was trained from. one_seed: whether the run has no other seed.
     """
 
     model: Model
@@ -42,7 +42,7 @@ class Found(NamedTuple):
 
     @property
     def words(self) -> str:
-        """Which it is, for people: "round 3 of 5, the winning ticket, its trained weights"."""
+        """Its description: "round 3 of 5, the winning ticket, its trained weights"."""
         parts = [f"round {self.number} of {self.last}" + ("" if self.one_seed else f" of seed {self.seed}")]
         if self.number == 0:
             parts.append("the dense network")
@@ -64,10 +64,10 @@ def ticket_of_run(
 ) -> Found:
     """The subnetwork of a round, by its number, "winning" or "last"; by default the winning ticket, or the last round.
 
-    trained: with its weights after training, or with those that it was trained from. trusted: whether code that the
-    run's settings name is imported.
+    trained: with its weights after training, or with those that it was trained from. trusted: whether code named by
+    the run's settings may be imported.
 
-    Raises UserError where the run has no such training, or names code and is not trusted.
+    Raises UserError if the run has no such training, or names code and is not trusted.
     """
     return tickets_of_run(run, [number], seed, data_dir, trusted=trusted, trained=trained)[0]
 
@@ -81,7 +81,7 @@ def tickets_of_run(
     trusted: bool = False,
     trained: bool = True,
 ) -> list[Found]:
-    """`ticket_of_run` of several rounds; the data set is read once."""
+    """`ticket_of_run` for several rounds; the data set is read once."""
     _, config, records = read_run(run)
     check_trust(to_mapping(config), run, trusted=trusted, typed=("data_dir",) if data_dir is not None else ())
     mine = [item for item in records if item["variant"] == TICKET]
@@ -91,12 +91,12 @@ def tickets_of_run(
     if seed is None:
         seed = seeds[0]
     if seed not in seeds:
-        raise invalid("--seed", seed, f"one of the run's, {', '.join(map(str, seeds))}")
+        raise invalid("--seed", seed, f"one of the run's seeds: {', '.join(map(str, seeds))}")
     rounds = sorted(item["round"] for item in mine if item["seed"] == seed)
     won = winning_round(records)
     chosen = [_round(number, rounds, won, run) for number in numbers]
     if not trained and 0 in chosen:
-        raise invalid("--initial", "given", "a pruned round, and this is round 0, the dense network")
+        raise invalid("--initial", "given", "a pruned round; round 0 is the dense network")
     config = replace(config, data_dir=data_dir or config.data_dir)
     data = read_data(config)
     model = read_model(config, data)

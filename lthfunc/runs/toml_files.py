@@ -1,4 +1,4 @@
-"""Configuration files: TOML in, TOML out."""
+"""Configuration files: reading and writing TOML."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ else:
     import tomli as tomllib
 
 
-#: Bytes of a file of settings.
+#: Most bytes of a file of settings.
 _MOST = 1_000_000
 
 
 def read_toml(path: str | Path, run: Path | None = None) -> dict[str, Any]:
-    """The values of a TOML file. run: whose it is. Raises UserError where it can't be read or is not TOML."""
-    # Where the user names a file, links on the way to it are the user's own; no pipe or device, which may have no end.
+    """The values of a TOML file. run: the one that it is part of. Raises UserError if it can't be read or parsed."""
+    # A file that the user names may be reached through links; but no pipe or device, which may be endless.
     whole = Path(path) if run is not None else Path(os.path.realpath(path))
     try:
         payload = safe_files.read(run or whole.parent, whole, _MOST)
@@ -43,7 +43,7 @@ def read_toml(path: str | Path, run: Path | None = None) -> dict[str, Any]:
 
 
 def read_config(path: str | Path, run: Path | None = None) -> Config:
-    """A configuration file as a Config. run: whose it is. Raises UserError."""
+    """A configuration file as a Config. run: the run that it belongs to. Raises UserError."""
     try:
         return from_mapping(read_toml(path, run))
     except UserError as error:
@@ -51,5 +51,5 @@ def read_config(path: str | Path, run: Path | None = None) -> Config:
 
 
 def to_toml(config: Config, made_by: str) -> str:
-    """A run's settings, below a comment with the command that it is made by."""
+    """A run's settings as TOML, below a comment with the command that repeats it."""
     return f"# {printable(made_by, keep='')}\n" + tomli_w.dumps(to_mapping(config))

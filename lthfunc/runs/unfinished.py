@@ -1,4 +1,4 @@
-"""Unfinished runs of the same settings, for whoever types the same command again."""
+"""Unfinished runs with the same settings, for users who type the same command again."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from lthfunc.runs import safe_files
 from lthfunc.runs.folder import METRICS, Run, scan_run
 from lthfunc.runs.lock import is_held
 
-#: Where runs lie that were given no folder.
+#: The folder of runs without --out.
 RUNS = Path("runs")
-#: Runs that are looked at, the newest; the rest is history.
+#: How many of the newest runs are considered.
 _MOST = 20
 
 
 def unfinished_like(config: Config, command: str, out: str | None) -> Path | None:
-    """The newest unfinished run of these settings that nobody is working on: in `out`, or among the runs here."""
+    """The newest unfinished run with these settings that no process is working on: `out`, or one of the runs here."""
     if out is not None:
         folders = [Path(out)]
     else:
@@ -36,12 +36,12 @@ def unfinished_like(config: Config, command: str, out: str | None) -> Path | Non
 
 
 def is_finished(run: Run) -> bool:
-    """Whether all its trainings are."""
+    """Whether all trainings of a run are finished."""
     return len(run.records) >= trainings_of(run.config)
 
 
 def _age(folder: Path) -> float:
-    """When a run's last training ended; 0 for a folder that is none, or not to be read."""
+    """When a run's last training ended; 0 for a folder that is not a run or can't be read."""
     with suppress(OSError):
         about = safe_files.status(folder, folder / METRICS)
         return 0.0 if about is None else about.st_mtime
@@ -49,7 +49,7 @@ def _age(folder: Path) -> float:
 
 
 def _alike(run: Run, config: Config) -> bool:
-    """Whether these settings, resolved, are the run's; what was left open was decided by the run."""
+    """Whether these settings, resolved, are the run's; those left open are taken from the run."""
     theirs, mine = to_mapping(run.config), to_mapping(config)
     opened = [name for name, each in SETTINGS.items() if each.decided and mine.get(name) in (None, "auto")]
     return all(mine.get(name) == theirs.get(name) for name in {**mine, **theirs} if name not in (*FREE, *opened))

@@ -1,4 +1,4 @@
-"""A whole run checked: what is damaged, and which rounds remain good."""
+"""Verification of a whole run: what is damaged, and which rounds are intact."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from lthfunc.runs.measurements import MEASURED
 from lthfunc.runs.side_file_schemas import measurement_problem, session_problem
 from lthfunc.runs.unfinished import is_finished
 
-#: Attempts on a run that is being written meanwhile.
+#: Attempts to read a run that is being written at the same time.
 _LOOKS = 5
 
 
 class VerificationReport(NamedTuple):
-    """What was found. good: the rounds of each seed whose trainings are all good."""
+    """The result. good: the rounds of each seed whose trainings are all intact."""
 
     folder: Path
     run: Run
@@ -26,32 +26,32 @@ class VerificationReport(NamedTuple):
     good: dict[int, list[int]]
 
     def lines(self) -> list[str]:
-        """For people."""
+        """The report in words."""
         run, count = self.run, len(self.run.records)
-        sums = "" if run.format > 1 else ", written without sums"
+        sums = "" if run.format > 1 else ", without checksums"
         lines = [
             f"{self.folder}: lthfunc {run.about['command']}, format {run.format}{sums}, {count} finished trainings"
         ]
         lines += [f"damaged: {problem}" for problem in self.problems]
         for seed, rounds in self.good.items():
             lines.append(
-                f"seed {seed}: good are the rounds {_ranges(rounds)}" if rounds else f"seed {seed}: no good round"
+                f"seed {seed}: intact rounds: {_ranges(rounds)}" if rounds else f"seed {seed}: no intact round"
             )
         if self.problems:
             return [*lines, f"lthfunc resume {self.folder} continues from the last good point"]
         return [*lines, "no damage found" + ("" if is_finished(run) else "; unfinished")]
 
     def as_json(self) -> dict[str, Any]:
-        """For machines."""
+        """The report as JSON values."""
         problems = [{"where": each.where, "what": each.what} for each in self.problems]
         about = {"run": str(self.folder), "format": self.run.format, "trainings": len(self.run.records)}
         return {**about, "finished": is_finished(self.run), "problems": problems, "good_rounds": self.good}
 
 
 def verified(folder: Path) -> VerificationReport:
-    """Check everything. Raises UserError where this is no run, DamagedError where it can't be told what it is.
+    """Check everything. Raises UserError if this is not a run, DamagedError if its description can't be read.
 
-    A live run may replace a file that was about to be read: then everything is read again.
+    If a live run replaces a file that was about to be read, everything is read again.
     """
     for _ in range(_LOOKS):
         before = safe_files.status(folder, folder / METRICS)
