@@ -10,7 +10,7 @@ import typer
 from lthfunc.errors import UserError, invalid
 
 from . import options as o
-from .console import put
+from .console import put, put_json
 
 
 def compare(
@@ -64,9 +64,7 @@ def compare(
     rows = compared(subjects, at, folders.index(reference))
     tested = subjects[folders.index(reference)].name
     if json:
-        import json as writer
-
-        print(writer.dumps({"at": at, "baseline": tested, "runs": as_values(rows)}, indent=2))
+        put_json({"at": at, "baseline": tested, "runs": as_values(rows)})
     elif csv:
         put(as_csv(rows), end="")
     elif markdown:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from . import options as o
-from .console import put, screen
+from .console import put, put_json, screen
 from .experiment import merged
 
 if TYPE_CHECKING:
@@ -33,9 +33,9 @@ def config(
     json: o.Json = False,
 ) -> None:
     """Check settings, and print them as TOML with the defaults of the network and data set filled in."""
-    import json as writer
-
     if schema:
+        import json as writer
+
         from lthfunc.experiments.schema import json_schema
 
         print(writer.dumps(json_schema(), indent=2, ensure_ascii=False))
@@ -53,11 +53,11 @@ def config(
             decisions += prepare(settings, observe).decisions
         if json:
             names = ("setting", "value", "reason")
-            print(writer.dumps([dict(zip(names, each, strict=False)) for each in decisions], indent=2))
+            put_json([dict(zip(names, each, strict=False)) for each in decisions])
         else:
             _show(decisions)
     elif json:
-        print(writer.dumps(to_mapping(settings), indent=2))
+        put_json(to_mapping(settings))
     else:
         from lthfunc.runs.toml_files import to_toml
 

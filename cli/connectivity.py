@@ -11,7 +11,7 @@ from lthfunc.errors import UserError
 from lthfunc.experiments.config import SETTINGS, Config, to_mapping
 
 from . import options as o
-from .console import say
+from .console import put_json, say
 from .experiment import settings_of
 
 
@@ -73,7 +73,6 @@ def _settings_of_run(run: Path, given: o.Given, others: list[str], *, trust: boo
 
 
 def _run(config: Config, at: list[int], points: int, plot: str | None, run: str | None, *, wants_json: bool) -> None:
-    import json
     from contextlib import closing
 
     from lthfunc.experiments.connectivity import Finished, check_points, measured, segments
@@ -131,7 +130,7 @@ def _run(config: Config, at: list[int], points: int, plot: str | None, run: str 
     if run is not None:
         keep_measurement(Path(run), "connectivity", config.device, {"steps": plan.steps, "results": records})
     if wants_json:
-        print(json.dumps({"config": to_mapping(config), "steps": plan.steps, "results": records}, indent=2))
+        put_json({"config": to_mapping(config), "steps": plan.steps, "results": records})
         return
     screen().print(title, highlight=False)
     screen().print(barrier_table(barrier_rows(records)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
@@ -13,7 +14,7 @@ from rich.segment import Segment
 
 from lthfunc.printable import printable
 
-__all__ = ["aside", "printable", "put", "say", "screen", "warning_in_words"]
+__all__ = ["aside", "printable", "put", "put_json", "say", "screen", "warning_in_words"]
 
 
 class _Plain(Console):
@@ -40,6 +41,11 @@ def aside() -> Console:
 def put(text: object = "", end: str = "\n") -> None:
     """Print a line on stdout."""
     print(printable(str(text)), end=end)
+
+
+def put_json(value: Any) -> None:
+    """Print plain values on stdout as JSON, for machines."""
+    print(json.dumps(value, indent=2))
 
 
 def say(text: str) -> None:

@@ -11,7 +11,7 @@ from lthfunc.catalog.deployment import EXPORTS, FORMATS
 from lthfunc.errors import invalid
 
 from . import options as o
-from .console import put
+from .console import put, put_json
 
 Round = Annotated[
     Any,
@@ -85,9 +85,7 @@ def specialize(
     item = {**about, **_as_json(report)}
     try:
         if json:
-            import json as writer
-
-            print(writer.dumps({"run": str(Path(run)), **item}, indent=2))
+            put_json({"run": str(Path(run)), **item})
             return
         from lthfunc.reports.program_tables import cost_lines, form_table, layer_cost_table
 
@@ -164,11 +162,9 @@ def export(
         others = exporter(subject, path)
         rows = [*dense_sizes(found.ticket), (f"{path.name} ({to})", _size(path, others))]
     if json:
-        import json as writer
-
         about = {"file": str(path), "beside": [str(each) for each in others], "round": found.number}
         about |= {"seed": found.seed, "trained": found.trained, "bytes": dict(rows)}
-        print(writer.dumps(about, indent=2))
+        put_json(about)
         return
     from lthfunc.reports.program_tables import size_table
 

@@ -12,7 +12,7 @@ import typer
 from lthfunc.errors import UserError, invalid
 
 from . import options as o
-from .console import put, say
+from .console import put, put_json, say
 from .deployment import AllThreads, ExamplesAtOnce, Round, RunSeed, check_batch, check_least, headline
 
 
@@ -86,9 +86,7 @@ def energy(
     }  # fmt: skip
     try:
         if json:
-            import json as writer
-
-            print(writer.dumps({"run": str(Path(run)), **item}, indent=2))
+            put_json({"run": str(Path(run)), **item})
             return
         console = screen()
         console.print(headline(found), highlight=False)
@@ -180,9 +178,7 @@ def breakeven(
         charts = [breakeven_chart(each) for each in found]
         save(side_by_side(charts, f"{sparse} against {dense or 'its dense network'}", [True] * len(charts)), Path(plot))
     if json:
-        import json as writer
-
-        print(writer.dumps({"sparse": sparse, "dense": dense or sparse, "results": as_values(found)}, indent=2))
+        put_json({"sparse": sparse, "dense": dense or sparse, "results": as_values(found)})
         return
     screen().print(breakeven_table(found))
     if all(each.question.quantity == "time" for each in found):

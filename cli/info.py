@@ -10,7 +10,7 @@ import typer
 from lthfunc.errors import UserError
 
 from . import options as o
-from .console import printable, put
+from .console import printable, put, put_json
 
 
 @o.with_settings("info")
@@ -51,7 +51,7 @@ def _show_run(folder: Path, *, wants_json: bool) -> None:
     rows = summarize(records)
     wanted = trainings_of(config)
     if wants_json:
-        _print_json({**as_json(folder, config, rows), "machine": about["machine"], "finished": len(records) == wanted})
+        put_json({**as_json(folder, config, rows), "machine": about["machine"], "finished": len(records) == wanted})
         return
     put(f"{folder}: lthfunc {about['command']}, {len(records)} of {wanted} trainings finished")
     where, versions = machine_in_words(about["machine"])
@@ -98,7 +98,7 @@ def _show_file(path: Path, *, as_json: bool) -> None:
     layers = {name: layer._asdict() for name, layer in layer_counts(masks).items()}
     shapes = {name: list(leaf.shape) for name, leaf in params.items()}
     if as_json:
-        _print_json({"file": str(path), "metadata": metadata, "masks": layers, "params": shapes})
+        put_json({"file": str(path), "metadata": metadata, "masks": layers, "params": shapes})
         return
     config = metadata.pop("config", {})
     config = config if isinstance(config, dict) else {}
@@ -117,9 +117,3 @@ def _show_file(path: Path, *, as_json: bool) -> None:
 def _settings(config: dict[str, Any]) -> str:
     """Settings in one line, without those that are empty."""
     return printable("  ".join(f"{name}={value}" for name, value in config.items() if value not in ([], {})))
-
-
-def _print_json(value: dict[str, Any]) -> None:
-    import json
-
-    print(json.dumps(value, indent=2))

@@ -13,7 +13,7 @@ from lthfunc.catalog.recipes import RECIPES
 from lthfunc.errors import invalid
 
 from . import options as o
-from .console import screen
+from .console import put_json, screen
 
 if TYPE_CHECKING:  # it needs torch
     from .network_counts import Counted
@@ -42,9 +42,7 @@ def archs(
 
     found = [counted(name, chosen, size, given.get("arch_option", {})) for name in names or NETWORKS]
     if json:
-        import json as writer
-
-        print(writer.dumps([item._asdict() for item in found], indent=2))
+        put_json([item._asdict() for item in found])
         return
     table = Table(header_style="bold", box=None, pad_edge=False)
     heads = ("name", "parameters", "to prune", "MFLOPs", "least", "trained with", "what it is")

@@ -11,7 +11,7 @@ from lthfunc.catalog.methods import METHODS
 from lthfunc.errors import invalid
 
 from . import options as o
-from .console import put, say
+from .console import put, put_json, say
 from .experiment import settings_of
 
 
@@ -78,7 +78,6 @@ def _run(
     *,
     wants_json: bool,
 ) -> None:
-    import json
     import shlex
     import sys
 
@@ -125,7 +124,7 @@ def _run(
 
         save_picture(method_plot(rows, title), plot)
     if wants_json:
-        print(json.dumps({"config": to_mapping(config), "steps": setting.steps, "results": records}, indent=2))
+        put_json({"config": to_mapping(config), "steps": setting.steps, "results": records})
         return
     screen().print(f"{title} each", highlight=False)
     screen().print(method_table(rows))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import shutil
 import sys
@@ -46,7 +45,7 @@ from lthfunc.runs.safe_files import status
 from lthfunc.runs.unfinished import unfinished_like
 from lthfunc.trees.atomic_io import safe_file_name
 
-from .console import say
+from .console import put_json, say
 from .options import Given
 from .results import as_json, show_results
 from .training import prepare_run, train_run
@@ -211,7 +210,7 @@ def _run(
     pictures = draw(folder, records, f"{config.arch} on {config.dataset}")
     rows = summarize(records)
     if wants_json:
-        print(json.dumps(as_json(folder, config, rows), indent=2))
+        put_json(as_json(folder, config, rows))
     else:
         show_results(rows, folder, pictures, ticket=command != TRAIN and config.rounds > 0)
 

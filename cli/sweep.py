@@ -16,7 +16,7 @@ from typer.main import get_command
 from lthfunc.errors import DamagedError, UserError, invalid, unknown
 
 from . import options as o
-from .console import put, say
+from .console import put, put_json, say
 from .experiment import merged, prune
 
 
@@ -156,14 +156,8 @@ def _show(folder: Path, done: list[Any], names: list[str], replicates: int, *, g
         pictures.append(folder / f"{picture.key}.png")
     best = best_of(done)
     if wants_json:
-        import json
-
-        print(
-            json.dumps(
-                {"folder": named(folder), "best": best and best.number, "trials": [as_values(each) for each in done]},
-                indent=2,
-            )
-        )
+        trials = [as_values(each) for each in done]
+        put_json({"folder": named(folder), "best": best and best.number, "trials": trials})
         return
     put()
     screen().print(trial_table(done, replicates))

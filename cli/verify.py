@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .console import put
+from .console import put, put_json
 from .options import Json
 
 
@@ -23,9 +23,7 @@ def verify(
 
     report = verified(Path(run))
     if json:
-        import json as writer
-
-        print(writer.dumps(report.as_json(), indent=2))
+        put_json(report.as_json())
     else:
         for line in report.lines():
             put(line)
