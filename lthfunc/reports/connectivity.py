@@ -10,7 +10,7 @@ from rich.table import Table
 
 from lthfunc.experiments.records import Record, Spread, spread
 from lthfunc.reports.charts import Chart, Series, ramp
-from lthfunc.reports.tables import percent
+from lthfunc.reports.tables import percent, plain_table
 
 
 class BarrierRow(NamedTuple):
@@ -36,9 +36,7 @@ def barrier_rows(records: Sequence[Record]) -> list[BarrierRow]:
 
 def barrier_table(rows: Sequence[BarrierRow]) -> Table:
     """Errors in per cent of the test set."""
-    table = Table(header_style="bold", box=None, pad_edge=False)
-    for head in ("copies from step", "their test error %", "highest between %", "barrier %"):
-        table.add_column(head, justify="right")
+    table = plain_table("copies from step", "their test error %", "highest between %", "barrier %", left=0)
     for row in rows:
         cells = [percent(value, row.replicates) for value in (row.ends, row.highest, row.barrier)]
         table.add_row(f"{row.k:,}", *cells)

@@ -15,7 +15,7 @@ from lthfunc.errors import UserError, invalid
 from lthfunc.experiments.config import SETTINGS, Config, to_mapping
 from lthfunc.experiments.iterative import TICKET
 from lthfunc.experiments.records import Record, Row, Spread, spread, summarize, winning
-from lthfunc.reports.tables import percent, plain_table, steps
+from lthfunc.reports.tables import accuracy_cells, accuracy_heads, plain_table
 
 #: Points by name; else a density.
 POINTS = ("winning", "last", "dense")
@@ -43,21 +43,16 @@ class Paired(NamedTuple):
 
 
 class ComparisonRow(NamedTuple):
-    """A run at its point. settings: those that differ between the runs. search_seconds: of a seed's trainings up to
+    """A run at its point. settings: those that differ between the runs. row: the ticket's in the chosen round.
 
-    there, controls left out. paired: None for the baseline itself, and without a shared seed.
+    search_seconds: of a seed's trainings up to there, controls left out. paired: None for the baseline itself, and
+    without a shared seed.
     """
 
     name: str
     settings: dict[str, Any]
-    round: int
-    replicates: int
-    density: float
-    val_accuracy: Spread
-    test_accuracy: Spread
-    early_stop_step: Spread
+    row: Row
     search_seconds: float
-    metric: str
     paired: Paired | None
 
 
@@ -68,20 +63,18 @@ def compared(subjects: Sequence[ComparedRun], at: str, baseline: int) -> list[Co
 
     Raises UserError where a run has no finished training, or the point is none.
     """
-    settings = _differing([subject.config for subject in subjects])
+    settings = [to_mapping(subject.config) for subject in subjects]
+    different = differing(settings)
     rows = [_row(subject, at) for subject in subjects]
     reference = _by_seed(subjects[baseline].records, rows[baseline].round)
-    found = []
-    for number, (subject, row) in enumerate(zip(subjects, rows, strict=True)):
-        mine = _by_seed(subject.records, row.round)
-        found.append(
-            ComparisonRow(
-                subject.name, settings[number], row.round, row.replicates, row.density, row.val_accuracy,
-                row.test_accuracy, row.early_stop_step, _search_seconds(subject.records, row.round), row.measured,
-                None if number == baseline else paired(mine, reference),
-            )
-        )  # fmt: skip
-    return found
+    return [
+        ComparisonRow(
+            subject.name, {name: settings[number].get(name) for name in different}, row,
+            _search_seconds(subject.records, row.round),
+            None if number == baseline else paired(_by_seed(subject.records, row.round), reference),
+        )
+        for number, (subject, row) in enumerate(zip(subjects, rows, strict=True))
+    ]  # fmt: skip
 
 
 def paired(mine: dict[int, float], theirs: dict[int, float]) -> Paired | None:
@@ -121,14 +114,10 @@ def as_markdown(rows: Sequence[ComparisonRow]) -> str:
 
 def as_csv(rows: Sequence[ComparisonRow]) -> str:
     """Plain numbers, accuracies in [0, 1]."""
-    names = list(rows[0].settings)
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    flat = [_flat(row) for row in rows]
-    writer.writerow(["run", *names, *flat[0]])
-    for row, values in zip(rows, flat, strict=True):
-        plain = ["" if value is None else value for value in values.values()]
-        writer.writerow([row.name, *(_word(row.settings[name]) for name in names), *plain])
+    writer.writerow(["run", *rows[0].settings, *_flat(rows[0])])
+    writer.writerows([each.name, *map(_word, each.settings.values()), *_flat(each).values()] for each in rows)
     return file.getvalue()
 
 
@@ -137,15 +126,15 @@ def as_values(rows: Sequence[ComparisonRow]) -> list[dict[str, Any]]:
     return [{"run": row.name, "settings": row.settings, **_flat(row)} for row in rows]
 
 
-def _flat(row: ComparisonRow) -> dict[str, Any]:
-    test = row.paired
+def _flat(each: ComparisonRow) -> dict[str, Any]:
+    row, test = each.row, each.paired
     low, high = (None, None) if test is None or test.interval is None else test.interval
     return {
-        "round": row.round, "density": row.density, "replicates": row.replicates, "metric": row.metric,
+        "round": row.round, "density": row.density, "replicates": row.replicates, "metric": row.measured,
         "val_accuracy": row.val_accuracy.mean, "val_accuracy_std": row.val_accuracy.std,
         "test_accuracy": row.test_accuracy.mean, "test_accuracy_std": row.test_accuracy.std,
         "early_stop_step": row.early_stop_step.mean, "early_stop_step_std": row.early_stop_step.std,
-        "search_seconds": row.search_seconds,
+        "search_seconds": each.search_seconds,
         "shared_seeds": None if test is None else test.seeds,
         "difference": None if test is None else test.difference.mean,
         "difference_std": None if test is None else test.difference.std,
@@ -154,23 +143,19 @@ def _flat(row: ComparisonRow) -> dict[str, Any]:
 
 
 def _cells(rows: Sequence[ComparisonRow]) -> tuple[list[str], list[list[str]]]:
-    metrics = {row.metric for row in rows}
+    metrics = {each.row.measured for each in rows}
     word = "acc" if metrics == {"accuracy"} else metrics.pop() if len(metrics) == 1 else "metric"
-    settings = list(rows[0].settings)
-    head = ["run", *settings, "round", "density %", f"val {word} %", f"test {word} %", "early stop", "search s",
-            "seeds", "difference %", "p"]  # fmt: skip
+    head = ["run", *rows[0].settings, "round", *accuracy_heads(word), "search s", "seeds", "difference %", "p"]
     body = []
-    for row in rows:
-        test = row.paired
+    for each in rows:
+        row, test = each.row, each.paired
         difference = "" if test is None else f"{100 * test.difference.mean:+.2f}"
         if test is not None and test.interval is not None:
             difference += f" [{100 * test.interval[0]:+.2f}, {100 * test.interval[1]:+.2f}]"
         body.append(
             [
-                row.name, *(_word(row.settings[name]) for name in settings), str(row.round),
-                f"{100 * row.density:.2f}", percent(row.val_accuracy, row.replicates),
-                percent(row.test_accuracy, row.replicates), steps(row.early_stop_step, row.replicates),
-                f"{row.search_seconds:.1f}", str(row.replicates), difference,
+                each.name, *map(_word, each.settings.values()), str(row.round), *accuracy_cells(row),
+                f"{each.search_seconds:.1f}", str(row.replicates), difference,
                 "" if test is None or test.p is None else f"{test.p:.3f}" if test.p >= 0.001 else "< 0.001",
             ]
         )  # fmt: skip
@@ -210,11 +195,10 @@ def _search_seconds(records: Sequence[Record], number: int) -> float:
     return sum(seconds) / len(seeds)
 
 
-def _differing(configs: Sequence[Config]) -> list[dict[str, Any]]:
-    plain = [to_mapping(config) for config in configs]
-    names = dict.fromkeys(name for each in plain for name in each if SETTINGS[name].is_difference)
-    differing = [name for name in names if len({repr(each.get(name)) for each in plain}) > 1]
-    return [{name: each.get(name) for name in differing} for each in plain]
+def differing(settings: Sequence[dict[str, Any]]) -> list[str]:
+    """Names of settings that differ between runs. settings: of each run."""
+    names = dict.fromkeys(name for each in settings for name in each if SETTINGS[name].is_difference)
+    return [name for name in names if len({repr(each.get(name)) for each in settings}) > 1]
 
 
 def _word(value: Any) -> str:

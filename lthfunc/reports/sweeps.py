@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from lthfunc.reports.charts import BLUE, Chart, Heat, Picture, Series
-from lthfunc.reports.tables import percent
+from lthfunc.reports.tables import percent, plain_table
 from lthfunc.runs.sweep_results import Trial
 
 
@@ -21,12 +21,7 @@ def best_of(trials: Sequence[Trial]) -> Trial | None:
 
 def trial_table(trials: Sequence[Trial], replicates: int) -> Table:
     """All trials, the best first, failed ones last."""
-    table = Table(header_style="bold", box=None, pad_edge=False)
-    table.add_column("trial", justify="right")
-    for name in trials[0].values:
-        table.add_column(name, justify="right")
-    for head in ("density %", "val acc %", "test acc %", "seconds"):
-        table.add_column(head, justify="right")
+    table = plain_table("trial", *trials[0].values, "density %", "val acc %", "test acc %", "seconds", left=0)
     table.add_column("")
     best = best_of(trials)
     for trial in sorted(trials, key=lambda each: -(each.worth.mean if each.worth else -1.0)):

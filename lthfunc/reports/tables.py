@@ -22,13 +22,23 @@ def steps(value: Spread, replicates: int) -> str:
     return f"{value.mean:,.0f} ± {value.std:,.0f}" if replicates > 1 else f"{value.mean:,.0f}"
 
 
-def plain_table(first: str, *others: str, title: str | None = None) -> Table:
-    """An empty table without lines: the first column flush left, the others flush right."""
+def plain_table(*heads: str, left: int = 1, title: str | None = None) -> Table:
+    """An empty table without lines: the first `left` columns flush left, the others flush right."""
     table = Table(title=title, title_style="dim", title_justify="left", header_style="bold", box=None, pad_edge=False)
-    table.add_column(first)
-    for head in others:
-        table.add_column(head, justify="right")
+    for place, head in enumerate(heads):
+        table.add_column(head, justify="left" if place < left else "right")
     return table
+
+
+def accuracy_heads(word: str) -> tuple[str, ...]:
+    """Heads of `accuracy_cells`. word: the metric."""
+    return "density %", f"val {word} %", f"test {word} %", "early stop"
+
+
+def accuracy_cells(row: Row) -> list[str]:
+    """A row's density, accuracies and early-stopping step."""
+    accuracies = (percent(each, row.replicates) for each in (row.val_accuracy, row.test_accuracy))
+    return [f"{100 * row.density:.2f}", *accuracies, steps(row.early_stop_step, row.replicates)]
 
 
 def result_table(rows: Sequence[Row], *, layers: bool = True) -> Table:
@@ -41,7 +51,7 @@ def result_table(rows: Sequence[Row], *, layers: bool = True) -> Table:
     if with_controls:
         table.add_column("variant")
     metric = "acc" if rows[0].metric == "accuracy" else rows[0].measured
-    for head in ("weights left", "density %", f"val {metric} %", f"test {metric} %", "early stop", "seconds"):
+    for head in ("weights left", *accuracy_heads(metric), "seconds"):
         table.add_column(head, justify="right")
     metered = any(row.energy is not None for row in rows)
     if metered:
@@ -55,10 +65,7 @@ def result_table(rows: Sequence[Row], *, layers: bool = True) -> Table:
             cells.append(row.variant)
         cells += [
             f"{row.kept:,.0f} / {row.total:,}",
-            f"{100 * row.density:.2f}",
-            percent(row.val_accuracy, row.replicates),
-            percent(row.test_accuracy, row.replicates),
-            steps(row.early_stop_step, row.replicates),
+            *accuracy_cells(row),
             f"{row.seconds:.1f}",
             *(["" if row.energy is None else f"{1000 * row.energy.mean:.3g}"] if metered else []),
             *(f"{100 * row.layers[name]:.1f}" for name in names),

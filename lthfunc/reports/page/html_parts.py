@@ -7,14 +7,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from lthfunc.experiments.config import SETTINGS, to_mapping
+from lthfunc.experiments.config import to_mapping
 from lthfunc.experiments.iterative import TICKET
 from lthfunc.experiments.records import Row, winning
 from lthfunc.printable import printable
 from lthfunc.reports.charts import Picture
 from lthfunc.reports.curves import LOOKS
 from lthfunc.reports.page.run_view import RunView
-from lthfunc.reports.tables import percent, steps
+from lthfunc.reports.run_comparison import differing
+from lthfunc.reports.tables import accuracy_cells, accuracy_heads, percent
 from lthfunc.runs.environment import machine_in_words
 
 
@@ -66,17 +67,15 @@ def results(rows: Sequence[Row]) -> str:
     """The table of a run's results."""
     if not rows:
         return ""
-    word = rows[0].measured
-    head = ["round", "variant", "weights left", "density %", f"val {word} %", f"test {word} %", "early stop", "seconds"]
+    head = ["round", "variant", "weights left", *accuracy_heads(rows[0].measured), "seconds"]
     body = [
         [
-            str(row.round), LOOKS[row.variant].word, f"{row.kept:,.0f} / {row.total:,}", f"{100 * row.density:.2f}",
-            percent(row.val_accuracy, row.replicates), percent(row.test_accuracy, row.replicates),
-            steps(row.early_stop_step, row.replicates), f"{row.seconds:.1f}",
+            str(row.round), LOOKS[row.variant].word, f"{row.kept:,.0f} / {row.total:,}", *accuracy_cells(row),
+            f"{row.seconds:.1f}",
         ]
         for row in rows
     ]  # fmt: skip
-    return table(head, body, kind="numbers", quiet=[row.variant != TICKET for row in rows])
+    return table(head, body, ["" if row.variant == TICKET else "quiet" for row in rows], kind="numbers")
 
 
 def settings(runs: Sequence[RunView]) -> str:
@@ -85,11 +84,11 @@ def settings(runs: Sequence[RunView]) -> str:
     if not known:
         return ""
     names = list(dict.fromkeys(name for _, values in known for name, value in values.items() if value not in ([], {})))
-    compared = [name for name in names if SETTINGS[name].is_difference]
-    differs = {name: name in compared and len({repr(values.get(name)) for _, values in known}) > 1 for name in names}
-    ordered = sorted(names, key=lambda name: not differs[name])
+    loud = differing([values for _, values in known])
+    ordered = sorted(names, key=lambda name: name not in loud)
     body = [[name, *(_value(values.get(name)) for _, values in known)] for name in ordered]
-    return table(["setting", *(name for name, _ in known)], body, loud=[differs[name] for name in ordered])
+    marks = ["loud" if name in loud else "" for name in ordered]
+    return table(["setting", *(name for name, _ in known)], body, marks)
 
 
 def origins(runs: Sequence[RunView]) -> str:
@@ -111,20 +110,11 @@ def _origin(run: RunView) -> str:
     )
 
 
-def table(
-    head: Sequence[str],
-    body: Sequence[Sequence[str]],
-    *,
-    kind: str = "",
-    quiet: Sequence[bool] = (),
-    loud: Sequence[bool] = (),
-) -> str:
-    """A table that scrolls sideways where it is too wide. quiet, loud: rows to dim or to highlight."""
-    marks = dict.fromkeys((at for at, each in enumerate(quiet) if each), "quiet")
-    marks |= dict.fromkeys((at for at, each in enumerate(loud) if each), "loud")
+def table(head: Sequence[str], body: Sequence[Sequence[str]], marks: Sequence[str], kind: str = "") -> str:
+    """A table that scrolls sideways where it is too wide. marks: of each row: "quiet", "loud" or ""."""
     rows = "".join(
-        f'<tr class="{marks.get(at, "")}">' + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>"
-        for at, row in enumerate(body)
+        f'<tr class="{mark}">' + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>"
+        for row, mark in zip(body, marks, strict=True)
     )
     top = "".join(f"<th>{escape(name)}</th>" for name in head)
     return f'<div class="wide {kind}"><table><thead><tr>{top}</tr></thead><tbody>{rows}</tbody></table></div>'
