@@ -36,28 +36,9 @@ def stopping(*, aloud: bool = True) -> Iterator[Stop]:
         if aloud:
             os.write(2, b"\nstopping after this step; once more to stop at once\n")
 
-    with _handling(ask):
-        yield stop
-
-
-@contextmanager
-def terminable() -> Iterator[Stop]:
-    """For work that keeps nothing under way: both signals raise KeyboardInterrupt; the result knows the exit code."""
-    stop = Stop()
-
-    def end(number: int, frame: FrameType | None) -> None:
-        stop.number = number
-        raise KeyboardInterrupt
-
-    with _handling(end):
-        yield stop
-
-
-@contextmanager
-def _handling(handle: object) -> Iterator[None]:
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}  # type: ignore[arg-type]
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield stop
     finally:
         for number, earlier in before.items():
             signal.signal(number, earlier)
