@@ -45,30 +45,19 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("prune")(experiment.prune)
-app.command("train")(experiment.train)
-app.command("resume")(experiment.resume)
-app.command("info")(info)
-app.command("energy")(energy)
-app.command("breakeven")(breakeven)
-app.command("sweep", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(sweep)
-app.command("report")(report)
-app.command("compare")(compare)
-app.command("watch")(watch)
-app.command("verify")(verify)
-app.command("config")(config)
-app.command("import")(import_)
-app.command("build-kernels")(build_kernels)
-app.command("branch")(branching.branch)
-app.command("transfer")(branching.transfer)
-app.command("specialize")(deployment.specialize)
-app.command("export")(deployment.export)
-app.command("methods")(methods)
-app.command("connectivity")(connectivity)
-app.command("archs")(listings.archs)
+_COMMANDS = (
+    experiment.prune, experiment.train, experiment.resume, info, energy, breakeven, sweep, report, compare, watch,
+    verify, config, import_, build_kernels, branching.branch, branching.transfer, deployment.specialize,
+    deployment.export, methods, connectivity, listings.archs, listings.recipes, benchmark,
+)  # fmt: skip
+#: Of commands that read some words themselves.
+_SPECIAL: dict[Any, dict[str, Any]] = {
+    sweep: {"context_settings": {"allow_extra_args": True, "ignore_unknown_options": True}},
+    benchmark: {"no_args_is_help": True, "context_settings": {"allow_interspersed_args": False}},
+}
+for command in _COMMANDS:
+    app.command(command.__name__.rstrip("_").replace("_", "-"), **_SPECIAL.get(command, {}))(command)
 app.add_typer(listings.datasets, name="datasets")
-app.command("recipes")(listings.recipes)
-app.command("benchmark", no_args_is_help=True, context_settings={"allow_interspersed_args": False})(benchmark)
 
 
 def _version(wanted: bool) -> None:

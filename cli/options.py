@@ -1,24 +1,92 @@
-"""Settings as options: each command gets the options of the settings that are declared for it."""
+"""The options that commands share: all settings, made from their declarations, and a few of the command line's own."""
 
 from __future__ import annotations
 
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any
+from contextlib import suppress
+from typing import Annotated, Any, TypeVar
 
 import typer
 
+from lthfunc.catalog.recipes import RECIPES
 from lthfunc.errors import invalid
 from lthfunc.experiments.config import FORMER_NAMES, SETTINGS, current_names, warn_of_former_names
-from lthfunc.experiments.settings.setting import Setting, settings_of
+from lthfunc.experiments.settings.setting import RUN, WHAT, Setting, settings_of
 
-from .parsing import names, number, whole
+T = TypeVar("T")
 
 #: The settings that were given on the command line, as plain values by name.
 Given = dict[str, Any]
 
+Recipe = Annotated[
+    str | None,
+    typer.Option(
+        "--recipe",
+        help=f"Settings of a paper (`lthfunc recipes`): {', '.join(RECIPES)}. Other options and --config override it.",
+        autocompletion=RECIPES.complete,
+        rich_help_panel=WHAT,
+    ),
+]
+ConfigFile = Annotated[
+    str | None,
+    typer.Option(
+        "--config",
+        help="Read settings from this TOML file (layer_rate = {...}), or from a run's folder. Options typed here "
+        "override it.",
+        rich_help_panel=WHAT,
+    ),
+]
+Out = Annotated[
+    str | None,
+    typer.Option(
+        "--out",
+        help="Folder for the results, or an address (s3://…). It must be new or empty. "
+        "\\[default: runs/NETWORK-DATASET-TIME]",
+        rich_help_panel=RUN,
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the results as JSON.", rich_help_panel=RUN)]
+Trust = Annotated[
+    bool,
+    typer.Option(
+        "--trust",
+        help="Allow settings from a file or a run to import code (package.module:function, file.py:name) and to "
+        "connect to services (s3://…, hf:…, ray://…, W&B). Settings typed here are always allowed to.",
+        rich_help_panel=RUN,
+    ),
+]
+
+
+def _parser(read: Callable[[str], T], what: str) -> Callable[[str], T]:
+    """A function that reads an option's value. Raises BadParameter."""
+
+    def parsed(text: str) -> T:
+        try:
+            return read(text)
+        except ValueError:
+            raise typer.BadParameter(f"{text!r} is not {what}") from None
+
+    return parsed
+
+
+whole = _parser(int, "a whole number")
+number = _parser(float, "a number")
+#: A round's number, or "winning" or "last".
+round_of_run = _parser(
+    lambda text: text if text in ("winning", "last") else int(text), "a round's number, winning or last"
+)
 _PARSERS: dict[type, Callable[[str], Any]] = {int: whole, float: number}
+
+
+def names(*known: str) -> Callable[[str], list[str]]:
+    """A completion function for these names."""
+
+    def complete(incomplete: str) -> list[str]:
+        return [name for name in known if name.startswith(incomplete)]
+
+    return complete
 
 
 def with_settings(command: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -99,11 +167,8 @@ def _text_of(option: str, text: str) -> tuple[str, str]:
 
 
 def _number_of(option: str, text: str) -> tuple[str, float]:
-    pattern, equals, rate = text.rpartition("=")
-    try:
-        value = float(rate)
-    except ValueError:
-        value = None
-    if not equals or not pattern or value is None:
-        raise invalid(option, text, "PATTERN=RATE, e.g. 'conv*=0.1'")
-    return pattern, value
+    pattern, _, rate = text.rpartition("=")
+    with suppress(ValueError):
+        if pattern:
+            return pattern, float(rate)
+    raise invalid(option, text, "PATTERN=RATE, e.g. 'conv*=0.1'")
