@@ -10,7 +10,7 @@ import typer
 from lthfunc.errors import UserError, invalid
 
 from . import options as o
-from .console import put, put_json
+from .console import printable, put, put_json, screen
 
 
 def compare(
@@ -53,8 +53,6 @@ def compare(
         comparison_table,
     )
     from lthfunc.runs.folder import distinct_names, whole_run
-
-    from .console import printable, screen
 
     read = [whole_run(folder) for folder in folders]
     subjects = [

@@ -7,11 +7,11 @@ from typing import Annotated, Any
 
 import typer
 
-from lthfunc.errors import UserError
+from lthfunc.errors import UserError, invalid
 from lthfunc.experiments.config import SETTINGS, Config, to_mapping
 
 from . import options as o
-from .console import put_json, say
+from .console import put_json, say, screen
 from .experiment import settings_of
 
 
@@ -47,6 +47,8 @@ def connectivity(
 
     Without an error barrier on that line, the network is stable from step K on (Frankle et al. 2020).
     """
+    if points < 3:
+        raise invalid("--points", points, "a whole number of at least 3")
     if run is None:
         settings = settings_of("train", given, recipe, config, trust=trust)
     else:
@@ -86,7 +88,6 @@ def _run(config: Config, at: list[int], points: int, plot: str | None, run: str 
     from lthfunc.training.malloc import keep_freed_memory
     from lthfunc.trees.model import init
 
-    from .console import screen
     from .progress import watching_tasks
     from .training import metered, prepare_run, resumable
 

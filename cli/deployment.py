@@ -11,7 +11,7 @@ from lthfunc.catalog.deployment import EXPORTS, FORMATS
 from lthfunc.errors import invalid
 
 from . import options as o
-from .console import put, put_json
+from .console import aside, put, put_json, screen
 
 Round = Annotated[
     Any,
@@ -88,8 +88,6 @@ def specialize(
             put_json({"run": str(Path(run)), **item})
             return
         from lthfunc.reports.program_tables import cost_lines, form_table, layer_cost_table
-
-        from .console import screen
 
         console = screen()
         console.print(headline(found), highlight=False)
@@ -168,8 +166,6 @@ def export(
         return
     from lthfunc.reports.program_tables import size_table
 
-    from .console import screen
-
     console = screen()
     console.print(headline(found), highlight=False)
     console.print()
@@ -211,7 +207,6 @@ def headline(found: Any) -> str:
 
 
 def _status(text: str) -> Any:
-    from .console import aside
 
     return aside().status(text)
 

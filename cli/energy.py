@@ -12,7 +12,7 @@ import typer
 from lthfunc.errors import UserError, invalid
 
 from . import options as o
-from .console import put, put_json, say
+from .console import aside, put, put_json, say, screen
 from .deployment import AllThreads, ExamplesAtOnce, Round, RunSeed, check_batch, check_least, headline
 
 
@@ -56,8 +56,6 @@ def energy(
     from lthfunc.runs.tickets import tickets_of_run
     from lthfunc.training.cpu_threads import using_threads
     from lthfunc.training.malloc import keep_freed_memory
-
-    from .console import aside, screen
 
     country = given.get("country")
     check_meter(country)
@@ -154,8 +152,6 @@ def breakeven(
     )
     from lthfunc.runs.folder import whole_run
     from lthfunc.runs.measurements import measurements
-
-    from .console import screen
 
     if constants[0] is not None and constants[1] is not None:
         mine, theirs = (Costs([fixed], [each]) for fixed, each in (constants[0], constants[1]))

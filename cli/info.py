@@ -10,7 +10,7 @@ import typer
 from lthfunc.errors import UserError
 
 from . import options as o
-from .console import printable, put, put_json
+from .console import printable, put, put_json, screen
 
 
 @o.with_settings("info")
@@ -75,8 +75,6 @@ def _show_classes(folder: Path, data_dir: str | None, trust: bool) -> None:
     """The dense network beside the winning ticket, or the last round, by their trained weights."""
     from lthfunc.reports.classes import class_rows, per_class
     from lthfunc.runs.tickets import tickets_of_run
-
-    from .console import screen
 
     dense, found = tickets_of_run(folder, [0, None], None, data_dir, trusted=trust)
     networks = {"dense": dense.ticket} | ({f"round {found.number}": found.ticket} if found.number else {})

@@ -11,7 +11,7 @@ from lthfunc.catalog.methods import METHODS
 from lthfunc.errors import invalid
 
 from . import options as o
-from .console import put, put_json, say
+from .console import put, put_json, say, screen
 from .experiment import settings_of
 
 
@@ -91,7 +91,6 @@ def _run(
     from lthfunc.training.cpu_threads import using_threads
     from lthfunc.training.malloc import keep_freed_memory
 
-    from .console import screen
     from .progress import watching_tasks
     from .running import make_folder
     from .training import metered, resumable

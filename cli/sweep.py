@@ -16,7 +16,7 @@ from typer.main import get_command
 from lthfunc.errors import DamagedError, UserError, invalid, unknown
 
 from . import options as o
-from .console import put, put_json, say
+from .console import put, put_json, say, screen
 from .experiment import merged, prune
 
 
@@ -147,7 +147,6 @@ def _show(folder: Path, done: list[Any], names: list[str], replicates: int, *, g
     from lthfunc.reports.sweeps import best_of, trial_pictures, trial_table
     from lthfunc.runs.sweep_results import as_values, trial_folder
 
-    from .console import screen
     from .remote_runs import named
 
     pictures = []

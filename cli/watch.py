@@ -12,7 +12,7 @@ import typer
 from lthfunc.errors import invalid
 
 from . import options as o
-from .console import put
+from .console import printable, put, screen
 
 
 def watch(
@@ -35,7 +35,6 @@ def _watch(folder: Path, every: float, once: bool) -> None:
     from lthfunc.runs.lock import at_work
     from lthfunc.runs.unfinished import is_finished
 
-    from .console import screen
     from .results import verdict
 
     console = screen()
@@ -87,8 +86,6 @@ class _View:
         from lthfunc.reports.tables import result_table
         from lthfunc.runs.lock import at_work
         from lthfunc.scheduling.progress import progress
-
-        from .console import printable
 
         seen = self._stamp()
         if seen != self._seen:
