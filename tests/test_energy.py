@@ -66,7 +66,7 @@ def test_amounts_add_up_and_survive_files() -> None:
         (
             [],
             Card(0, True),
-            "CPU estimated from its TDP and load, GPU metered by NVML (all of it, and not this part alone), memory "
+            "CPU estimated from its TDP and load, GPU metered by NVML (the whole GPU, not this part alone), memory "
             "estimated",
         ),
     ],
