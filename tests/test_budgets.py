@@ -146,7 +146,7 @@ def test_lamp_takes_no_negative_scores() -> None:
 
 
 def test_what_cannot_be_met_is_refused() -> None:
-    with pytest.raises(UserError, match="keep at least 400 weights together, and the density leaves"):
+    with pytest.raises(UserError, match="need at least 400 weights together, but the density leaves"):
         lf.erk(min_layer_weights=100)(scores(), FULL, 0.99)
     with pytest.raises(UserError, match="min_layer_weights: invalid value -1"):
         lf.uniform(-1)

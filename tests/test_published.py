@@ -74,7 +74,7 @@ def test_a_loss_that_knows_no_outputs_has_no_temperature(setting: MethodContext)
     state = lf.init(setting.model, 3)
     batches = samples(setting, 3, 2, "grasp")
     loss = lf.loss_of(setting.model, state.buffers)
-    with pytest.raises(UserError, match=r"temperature: 200 divides the network's outputs, .* give temperature=1"):
+    with pytest.raises(UserError, match=r"temperature: 200 divides the network's outputs, .* pass temperature=1"):
         lf.grasp(lambda params, batch: loss(params, batch), batches)
     with pytest.raises(UserError, match=r"temperature: invalid value 0 \(expected a number above 0"):
         lf.grasp(loss, batches, temperature=0)

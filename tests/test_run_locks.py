@@ -103,7 +103,7 @@ def test_code_that_files_name_is_imported_on_trust_alone(
             assert run(*command) == 2, command
             told = [line for line in said(capsys) if line.startswith("lthfunc: ")]
             assert len(told) == 1
-            assert f"{next(iter(settings))} = {named!r}; look at it, and with --trust it is imported" in told[0]
+            assert f"{next(iter(settings))} = {named!r}; check it, then allow it with --trust" in told[0]
             assert not Path("stranger-was-here").exists(), command
             assert not Path("x").exists()
         assert run("verify", "run") == 0

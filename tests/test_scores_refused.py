@@ -114,7 +114,9 @@ def test_parameters_and_inputs_of_unlike_types_are_told(ours: torch.dtype, their
             assert lf.take_steps(trainer, alike, seed=0, until=1)[0].params["a.weight"].dtype == theirs
     calls.append(lambda: lf.accuracy_on(model, state, data))
     for call in calls:
-        with pytest.raises(UserError, match=f"its parameters are {words[0]} and its inputs {words[1]}; give them one"):
+        with pytest.raises(
+            UserError, match=f"its parameters are {words[0]} and its inputs {words[1]}; convert one of them"
+        ):
             call()
     assert SCORES["synflow"](model, state, batches)(state.params, state.masks)["a.weight"].dtype == torch.float64
 

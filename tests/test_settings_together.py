@@ -22,7 +22,7 @@ TOGETHER: list[Any] = [
     *(({"optimizer": name, "momentum": 0.5}, f"--momentum: requires --optimizer sgd or muon, not {name}",
        [{"momentum": 0.0}, {"optimizer": "sgd"}, {"optimizer": "muon"}, {"optimizer": OWN}])
       for name in ("adam", "adamw", "lion")),
-    ({"optimizer": "sgd", "momentum": 0.0, "nesterov": True}, "--nesterov: takes --optimizer sgd with a --mom",
+    ({"optimizer": "sgd", "momentum": 0.0, "nesterov": True}, "--nesterov: requires a --momentum above 0",
      [{"momentum": 0.5}, {"nesterov": False}]),
     ({"label_smoothing": 0.1, "loss": "mse"}, "--label-smoothing: requires --loss cross-entropy, not mse",
      [{"label_smoothing": 0.0}, {"loss": "auto"}, {"loss": "cross-entropy"}]),

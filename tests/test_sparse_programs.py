@@ -202,7 +202,7 @@ def test_unpack_is_the_inverse_of_pack(density: float, seed: int) -> None:
 def test_masks_of_another_model_are_refused() -> None:
     model = lf.models.lenet300((1, 4, 4), 3)
     state = lf.init(model)
-    with pytest.raises(lf.UserError, match=r"masks: 'fc9\.weight' is no parameter"):
+    with pytest.raises(lf.UserError, match=r"masks: 'fc9\.weight' is not a parameter"):
         pack(state.params, {"fc9.weight": state.masks["fc1.weight"]})
     with pytest.raises(lf.UserError, match=r"'fc1\.weight' is of shape \(100, 300\), the parameter \(300, 16\)"):
         lf.sparse_program(model, state._replace(masks={"fc1.weight": state.masks["fc2.weight"]}))

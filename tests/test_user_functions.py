@@ -83,7 +83,7 @@ def _numbers(**changed: Any) -> Any:
         ({"allocate": lambda s, m, f: {k: torch.tensor(True) for k in m}}, "allocate.*True"),
         ({"allocate": lambda s, m, f: {k: torch.ones(3) for k in m}}, "allocate"),
         ({"select": lambda s, m, keep: {k: s[k] for k in m}}, "select.*float32"),
-        ({"select": lambda s, m, keep: {k: torch.ones_like(m[k]) for k in m}}, "select.*bring.* back"),
+        ({"select": lambda s, m, keep: {k: torch.ones_like(m[k]) for k in m}}, "select.*restores pruned weights"),
         ({"select": lambda s, m, keep: None}, "select.*NoneType"),
     ],
 )
