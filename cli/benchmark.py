@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from lthfunc.errors import UserError, invalid, unknown
+from lthfunc.errors import UserError, unknown
 
 from . import options as o
 from .console import put
@@ -89,9 +89,7 @@ def _measured_on(executor: str, cores: int, gpus: int, words: Sequence[str], pla
     from lthfunc.scheduling.ray import call_on
 
     check_ray(resolved(Config(executor=executor)))
-    for option, number, least in (("--cores", cores, 1), ("--gpus", gpus, 0)):
-        if number < least:
-            raise invalid(option, number, f"a whole number of at least {least}")
+    o.check_least(("--cores", cores, 1), ("--gpus", gpus, 0))
     written = [at + 1 for at, word in enumerate(words[:-1]) if word in _WRITTEN]
     files = {at: f"result{at}{Path(words[at]).suffix}" for at in written}
     call = ([files.get(at, word) for at, word in enumerate(words)], list(files.values()), str(place))

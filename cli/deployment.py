@@ -54,7 +54,7 @@ def specialize(
 ) -> None:
     """Find the fastest program for a trained ticket on this machine, and report its time, FLOPs, bytes and accuracy."""
     FORMATS.check(format)
-    check_least(("--batch-size", batch_size, 1), ("--threads", threads, 1))
+    o.check_least(("--batch-size", batch_size, 1), ("--threads", threads, 1))
     from lthfunc.deployment.accuracy import accuracy_of
     from lthfunc.deployment.candidates import masked_module
     from lthfunc.deployment.specialize import specialize as lf_specialize
@@ -72,7 +72,7 @@ def specialize(
     data = found.data
     check_batch(batch_size, data)
     keep_freed_memory()
-    with using_threads(threads), _status("measuring" if format == "auto" else "building"):
+    with using_threads(threads), aside().status("measuring" if format == "auto" else "building"):
         sample = scaled(data.test.x[:batch_size], data.scale)
         program = lf_specialize(
             found.ticket, found.model, sample, device, format=format, tunings=tunings_file(), fresh=fresh
@@ -156,7 +156,7 @@ def export(
     if not path.parent.is_dir():
         raise invalid("--out", str(path), f"a file in an existing folder; {str(path.parent)!r} is none")
     subject = exportable_of(found.model, found.ticket, found.data.shape)
-    with _status(f"writing {path.name}"):
+    with aside().status(f"writing {path.name}"):
         others = exporter(subject, path)
         rows = [*dense_sizes(found.ticket), (f"{path.name} ({to})", _size(path, others))]
     if json:
@@ -182,13 +182,6 @@ def _size(path: Path, others: list[Path]) -> int:
     return sum(each.stat().st_size for each in files)
 
 
-def check_least(*given: tuple[str, int | None, int]) -> None:
-    """Raise UserError where a value is below its least: (option, value or None, least)."""
-    for option, value, least in given:
-        if value is not None and value < least:
-            raise invalid(option, value, f"a whole number of at least {least}")
-
-
 def check_batch(size: int, data: Any) -> None:
     """Raise UserError where the test set has no batch of this size."""
     if size > len(data.test.x):
@@ -204,11 +197,6 @@ def headline(found: Any) -> str:
         f"{found.config.arch} on {found.config.dataset}: {found.words}: "
         f"{left.kept:,} of {left.total:,} weights ({100 * left.density:.2f} %)"
     )
-
-
-def _status(text: str) -> Any:
-
-    return aside().status(text)
 
 
 def _as_json(report: Any) -> dict[str, Any]:

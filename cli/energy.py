@@ -13,7 +13,7 @@ from lthfunc.errors import UserError, invalid
 
 from . import options as o
 from .console import aside, put, put_json, say, screen
-from .deployment import AllThreads, ExamplesAtOnce, Round, RunSeed, check_batch, check_least, headline
+from .deployment import AllThreads, ExamplesAtOnce, Round, RunSeed, check_batch, headline
 
 
 @o.with_settings("energy")
@@ -43,7 +43,7 @@ def energy(
 
     The measurement is saved in the run's folder for `lthfunc breakeven` and `lthfunc report`.
     """
-    check_least(
+    o.check_least(
         ("--samples", samples, 1), ("--repeats", repeats, 2), ("--batch-size", batch_size, 1), ("--threads", threads, 1)
     )  # fmt: skip
     from lthfunc.deployment.specialize import specialize

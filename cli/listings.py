@@ -86,8 +86,7 @@ def _input_of(dataset: str | None, shape: str, classes: int) -> tuple[tuple[int,
         sides = (0,)
     if min(sides) < 1:
         raise invalid("--input", shape, "numbers with x between them, e.g. 3x32x32")
-    if classes < 1:
-        raise invalid("--classes", classes, "a whole number of at least 1")
+    o.check_least(("--classes", classes, 1))
     return sides, classes
 
 

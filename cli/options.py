@@ -80,6 +80,13 @@ round_of_run = _parser(
 _PARSERS: dict[type, Callable[[str], Any]] = {int: whole, float: number}
 
 
+def check_least(*given: tuple[str, int | None, int]) -> None:
+    """Raise UserError where a value is below its least: (option, value or None, least)."""
+    for option, value, least in given:
+        if value is not None and value < least:
+            raise invalid(option, value, f"a whole number of at least {least}")
+
+
 def names(*known: str) -> Callable[[str], list[str]]:
     """A completion function for these names."""
 

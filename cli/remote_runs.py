@@ -11,6 +11,8 @@ from lthfunc.errors import UserError
 from lthfunc.experiments.config import SETTINGS
 from lthfunc.remote import is_remote
 
+from .console import say
+
 if TYPE_CHECKING:
     from lthfunc.runs.mirror import Mirror
     from lthfunc.scheduling.queue import Watcher
@@ -76,8 +78,6 @@ def _here(stack: ExitStack, arguments: Sequence[str], place: int) -> str:
 
 def _opened(stack: ExitStack, option: str, url: str, *, single: bool) -> Path:
     from lthfunc.runs.mirror import Mirror, mirrored
-
-    from .console import say
 
     mirror = stack.enter_context(mirrored(Mirror(option, url, single=single)))
     for line in mirror.said:
