@@ -31,7 +31,7 @@ def fastest_formats(
         if any(memory.get(key) is None for key in keys.values()):
             runs = {form: _layer_run(layer, form) for form in keys}
             with torch.no_grad():
-                rates = in_turn(runs, seconds=_LAYER_SECONDS, repeats=_LAYER_REPEATS, device=str(layer.device))
+                rates = in_turn(runs, seconds=_LAYER_SECONDS, repeats=_LAYER_REPEATS, device=str(layer.x.device))
             memory.put({keys[form]: 1 / statistics.median(found) for form, found in rates.items()})
         seconds = {form: memory.get(key) or 0.0 for form, key in keys.items()}
         best = min(seconds, key=lambda form: seconds[form])

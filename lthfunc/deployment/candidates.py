@@ -129,9 +129,9 @@ def layered_candidates(m: PreparedCandidate, format: str, memory: TuningCache) -
         else:
             chosen = {name: formats[0] for name, formats in able.items() if formats}
         if chosen:
-            replaced = _with_layers(
-                module, {name: FORMATS.load(kind).make(layers[name]) for name, kind in chosen.items()}
-            )
+            replaced = copy.deepcopy(module)
+            for name, kind in chosen.items():
+                replaced.set_submodule(name, FORMATS.load(kind).make(layers[name]))
             formats = {name: chosen.get(name, "dense") for name in layers}
             found.append(Candidate(replaced, _eagerly(replaced), formats, _bytes(replaced)))
     return found
@@ -144,17 +144,6 @@ def _layers_of(module: nn.Module, masks: Masks, x: Tensor) -> dict[str, MaskedLa
     }
     read = last_inputs(module, parts, lambda copied: copied(x.clone()))
     return {name: MaskedLayer(name, parts[name], masks[f"{name}.weight"], given) for name, given in read.items()}
-
-
-def _with_layers(module: nn.Module, new: Mapping[str, nn.Module]) -> nn.Module:
-    """A copy of the module with the layers of these names replaced."""
-    if not new:
-        return module
-    module = copy.deepcopy(module)
-    for name, layer in new.items():
-        parent, _, leaf = name.rpartition(".")
-        setattr(module.get_submodule(parent), leaf, layer)
-    return module
 
 
 def _able(layer: MaskedLayer, formats: list[str], left_out: dict[str, str]) -> list[str]:

@@ -33,21 +33,6 @@ class MaskedLayer(NamedTuple):
     mask: Tensor
     x: Tensor
 
-    @property
-    def device(self) -> torch.device:
-        """Of its inputs."""
-        return self.x.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of its inputs."""
-        return self.x.dtype
-
-    @property
-    def density(self) -> float:
-        """The share of its weights that remain."""
-        return float(self.mask.float().mean())
-
 
 class Format(NamedTuple):
     """why_not: the reason why a layer cannot take it, or None. make: the layer in this format."""
@@ -63,8 +48,8 @@ def why_not_linear(layer: MaskedLayer) -> str | None:
 
 def _why_not_csr(layer: MaskedLayer) -> str | None:
     """The reason, for formats of torch.sparse."""
-    if layer.device.type == "cpu" and layer.dtype not in (torch.float32, torch.float64):
-        return f"on a CPU takes float32 or float64, not {_name(layer.dtype)}"
+    if layer.x.device.type == "cpu" and layer.x.dtype not in (torch.float32, torch.float64):
+        return f"on a CPU takes float32 or float64, not {_name(layer.x.dtype)}"
     return why_not_linear(layer)
 
 
@@ -165,7 +150,7 @@ _LEAST_ON_GPU = 16
 
 def block_size(layer: MaskedLayer) -> int | None:
     """The largest block size that divides the weight and leaves enough blocks empty, or None."""
-    for size in block_sizes(layer.device):
+    for size in block_sizes(layer.x.device):
         if all(side % size == 0 for side in layer.mask.shape) and block_density(layer.mask, size) <= _FULL:
             return size
     return None
@@ -185,11 +170,11 @@ def block_density(mask: Tensor, size: int) -> float:
 def _why_not_block(layer: MaskedLayer) -> str | None:
     if reason := _why_not_csr(layer):
         return reason
-    if layer.device.type == "cuda" and layer.dtype not in (torch.float16, torch.bfloat16, torch.float32):
-        return f"on a GPU takes float16, bfloat16 or float32, not {_name(layer.dtype)}"
+    if layer.x.device.type == "cuda" and layer.x.dtype not in (torch.float16, torch.bfloat16, torch.float32):
+        return f"on a GPU takes float16, bfloat16 or float32, not {_name(layer.x.dtype)}"
     if block_size(layer) is None:
         rows, columns = layer.mask.shape
-        sizes = ", ".join(map(str, block_sizes(layer.device)))
+        sizes = ", ".join(map(str, block_sizes(layer.x.device)))
         return f"finds no block size ({sizes}) that divides {rows}×{columns} and leaves {1 - _FULL:.0%} of them empty"
     return None
 
@@ -197,12 +182,12 @@ def _why_not_block(layer: MaskedLayer) -> str | None:
 def _why_not_semi_structured(layer: MaskedLayer) -> str | None:
     if reason := why_not_linear(layer):
         return reason
-    if layer.device.type != "cuda":
+    if layer.x.device.type != "cuda":
         return "needs a CUDA device"
-    if torch.cuda.get_device_capability(layer.device) < (8, 0):
+    if torch.cuda.get_device_capability(layer.x.device) < (8, 0):
         return "needs compute capability 8.0"
-    if layer.dtype not in (torch.float16, torch.bfloat16):
-        return f"takes float16 or bfloat16, not {_name(layer.dtype)}"
+    if layer.x.dtype not in (torch.float16, torch.bfloat16):
+        return f"takes float16 or bfloat16, not {_name(layer.x.dtype)}"
     rows, columns = layer.mask.shape
     if rows % 32 or columns % 64:
         return f"needs multiples of 32 outputs and 64 inputs, not {rows}×{columns}"
@@ -228,10 +213,10 @@ def _int8(layer: MaskedLayer) -> nn.Module:
 
 
 def _why_not_listed(layer: MaskedLayer) -> str | None:
-    if layer.device.type != "cpu":
+    if layer.x.device.type != "cpu":
         return "runs on the CPU"
-    if layer.dtype != torch.float32:
-        return f"computes in float32, not {_name(layer.dtype)}"
+    if layer.x.dtype != torch.float32:
+        return f"computes in float32, not {_name(layer.x.dtype)}"
     if reason := why_no_kernels():
         return reason
     if isinstance(layer.module, nn.Conv2d):

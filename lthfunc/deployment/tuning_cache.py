@@ -80,10 +80,10 @@ def layer_key(layer: MaskedLayer, form: str) -> str:
     settings = layer.module.extra_repr()
     if form == "block" and (size := block_size(layer)):  # on which the time depends instead of the density
         form = f"{block_density(layer.mask, size):.3f} of blocks {size}×{size}"
-    shape = "×".join(map(str, layer.x.shape))
+    shape, density = "×".join(map(str, layer.x.shape)), float(layer.mask.float().mean())
     return (
-        f"{form}: {type(layer.module).__name__}({settings}) on {shape}, density {layer.density:.3f}, {layer.dtype}, "
-        f"{machine_key(layer.device)}"
+        f"{form}: {type(layer.module).__name__}({settings}) on {shape}, density {density:.3f}, {layer.x.dtype}, "
+        f"{machine_key(layer.x.device)}"
     )
 
 

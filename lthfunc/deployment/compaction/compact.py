@@ -66,18 +66,14 @@ def compact(model: Model, ticket: Ticket | TrainState, shape: tuple[int, ...], *
     """
     check_ticket(model, ticket)
     with _refusing(model):
-        return _compact(model, ticket, shape, selecting=selecting)
-
-
-def _compact(model: Model, ticket: Ticket | TrainState, shape: tuple[int, ...], *, selecting: bool) -> Compacted:
-    graph = traced(model, ticket.params, shape, training=False)
-    facts = _facts(graph, ticket, [_values(graph, ticket, shape)], training=False)
-    solve(facts, aligned=not selecting)
-    r = rewritten(facts, selecting=selecting)
-    r.graph.eliminate_dead_code()  # branches of which nothing is wanted
-    params, buffers = _leaves(r, ticket.params, ticket.buffers, ticket.masks)
-    module = module_of(r.graph, params, buffers, "Compacted").eval()
-    return _compacted(model, r, module, module, params, buffers, ticket.masks)
+        graph = traced(model, ticket.params, shape, training=False)
+        facts = _facts(graph, ticket, [_values(graph, ticket, shape)], training=False)
+        solve(facts, aligned=not selecting)
+        r = rewritten(facts, selecting=selecting)
+        r.graph.eliminate_dead_code()  # branches of which nothing is wanted
+        params, buffers = _leaves(r, ticket.params, ticket.buffers, ticket.masks)
+        module = module_of(r.graph, params, buffers).eval()
+        return _compacted(model, r, module, module, params, buffers, ticket.masks)
 
 
 def compact_training(model: Model, state: TrainState, shape: tuple[int, ...], *, selecting: bool = True) -> Compacted:
@@ -91,30 +87,26 @@ def compact_training(model: Model, state: TrainState, shape: tuple[int, ...], *,
     """
     check_ticket(model, state)
     with _refusing(model):
-        return _compact_training(model, state, shape, selecting=selecting)
-
-
-def _compact_training(model: Model, state: TrainState, shape: tuple[int, ...], *, selecting: bool) -> Compacted:
-    graph = traced(model, state.params, shape, training=True)
-    for node in graph.captured.graph.nodes:
-        if _draws(node):
-            raise cannot(graph.captured, node, "draws for every unit, so training is not the same without some")
-    facts = _facts(graph, state, [_values(graph, state, shape)], training=True)
-    evaluating, partner = _in_evaluation(model, facts, state.params, shape)
-    values = _values(evaluating, state, shape)
-    facts.values.append({partner[node]: value for node, value in values.items() if node in partner})
-    solve(facts, aligned=not selecting)
-    r = rewritten(facts, selecting=selecting)
-    params, buffers = _leaves(r, state.params, state.buffers, state.masks)
-    theirs = _facts(evaluating, state, [values], training=True)
-    there = {ours: other for other, ours in partner.items()}
-    theirs.constancy = {there[node]: constancy for node, constancy in facts.constancy.items()}
-    theirs.needed = {there[node]: needed for node, needed in facts.needed.items()}
-    other = rewritten(theirs, selecting=selecting, kind="evaluating_")
-    constants = {**buffers, **to_device(other.constants, state.step.device)}
-    in_training = module_of(r.graph, params, buffers, "Compacted").train()
-    in_evaluation = module_of(other.graph, params, constants, "Compacted").eval()
-    return _compacted(model, r, in_training, in_evaluation, params, constants, state.masks)
+        graph = traced(model, state.params, shape, training=True)
+        for node in graph.captured.graph.nodes:
+            if _draws(node):
+                raise cannot(graph.captured, node, "draws for every unit, so training is not the same without some")
+        facts = _facts(graph, state, [_values(graph, state, shape)], training=True)
+        evaluating, partner = _in_evaluation(model, facts, state.params, shape)
+        values = _values(evaluating, state, shape)
+        facts.values.append({partner[node]: value for node, value in values.items() if node in partner})
+        solve(facts, aligned=not selecting)
+        r = rewritten(facts, selecting=selecting)
+        params, buffers = _leaves(r, state.params, state.buffers, state.masks)
+        theirs = _facts(evaluating, state, [values], training=True)
+        there = {ours: other for other, ours in partner.items()}
+        theirs.constancy = {there[node]: constancy for node, constancy in facts.constancy.items()}
+        theirs.needed = {there[node]: needed for node, needed in facts.needed.items()}
+        other = rewritten(theirs, selecting=selecting, kind="evaluating_")
+        constants = {**buffers, **to_device(other.constants, state.step.device)}
+        in_training = module_of(r.graph, params, buffers).train()
+        in_evaluation = module_of(other.graph, params, constants).eval()
+        return _compacted(model, r, in_training, in_evaluation, params, constants, state.masks)
 
 
 def same_cuts(model: Model, one: TrainState, other: TrainState, shape: tuple[int, ...]) -> bool:
@@ -196,16 +188,9 @@ def _facts(graph: Traced, ticket: Ticket | TrainState, values: list[dict[Node, T
     placeholders = [node for node in captured.graph.nodes if node.op == "placeholder"]
     leaves = dict(zip(placeholders, (*captured.params, *captured.buffers), strict=False))
     frozen = to_device(ticket.buffers, "cpu")
+    parameters = {**params, **frozen}
     return Liveness(
-        captured,
-        graph.with_units,
-        graph.opaque,
-        {**params, **frozen},
-        masks,
-        training,
-        values,
-        leaves,
-        frozenset(frozen),
+        captured, graph.with_units, graph.opaque, parameters, masks, training, values, leaves, frozenset(frozen)
     )
 
 

@@ -135,15 +135,13 @@ def _evaluated(
     # Copies: a network in training changes its buffers.
     given = [typed(tree[name].detach().cpu().clone()) for tree, name in trees]
     found: dict[Node, Tensor] = {}
-    failed: list[tuple[Node, Exception]] = []  # the interpreter adds a traceback to exceptions that pass through it
 
     class Noting(Interpreter):
         def run_node(self, n: Node) -> Any:
             try:
                 result = tree_map(typed, super().run_node(n))
             except Exception as error:
-                failed.append((n, error))
-                raise RuntimeError from error
+                raise fails(captured, n, error) from error
             if n in traced.with_units:
                 found[n] = result[0].clone()  # of one example, to free the others' memory
             return result
@@ -151,11 +149,7 @@ def _evaluated(
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         kind = [node for node in captured.graph.nodes if node.op == "placeholder"][-1].meta["val"].dtype
         constants = {name: value.detach().cpu() for name, value in captured.constants.items()}
-        try:
-            inputs = typed(torch.zeros(_EXAMPLES, *shape, dtype=kind))
-            Noting(GraphModule(constants, captured.graph)).run(*given, inputs)
-        except RuntimeError:
-            if not failed:
-                raise
-            raise fails(captured, *failed[0]) from failed[0][1]
+        noting = Noting(GraphModule(constants, captured.graph))
+        noting.extra_traceback = False  # which would be added to the message
+        noting.run(*given, typed(torch.zeros(_EXAMPLES, *shape, dtype=kind)))
     return found

@@ -16,14 +16,14 @@ from lthfunc.trees.types import Buffers, Params
 _aten = torch.ops.aten
 
 
-def module_of(graph: Graph, params: Params, buffers: Buffers, name: str) -> GraphModule:
+def module_of(graph: Graph, params: Params, buffers: Buffers) -> GraphModule:
     """A module with parameters and buffers of these names and values that computes the graph.
 
     Each layer with weights of its own becomes an ``nn.Linear``, ``nn.Conv1d`` or ``nn.Conv2d`` under its weight's name,
     so that quantisation, ``nn.utils.prune`` and hooks find it.
     """
     tensors: dict[str, Any] = {key: nn.Parameter(value, requires_grad=False) for key, value in params.items()}
-    module = GraphModule(tensors | buffers, graph, class_name=name)
+    module = GraphModule(tensors | buffers, graph, class_name="Compacted")
     for node in list(module.graph.nodes):
         if node.op == "call_function" and node.target in LAYERS:
             _as_layer(module, node)
@@ -50,8 +50,7 @@ def _as_layer(module: GraphModule, node: Node) -> None:
         else:  # frozen
             delattr(layer, name)
             layer.register_buffer(name, value)
-    parent, _, name = owner.rpartition(".")
-    setattr(module.get_submodule(parent), name, layer)
+    module.set_submodule(owner, layer)
     with module.graph.inserting_after(node):
         call = module.graph.call_module(owner, (args_of(node)[0],))
     node.replace_all_uses_with(call)

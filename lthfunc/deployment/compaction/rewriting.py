@@ -60,10 +60,6 @@ class Rewriter:
         """A constant of the new graph, with an old value's dtype."""
         return self.kept("constant", value.to(like.meta["val"].dtype))
 
-    def batch(self) -> Node:
-        """The batch size."""
-        return self.call(_aten.sym_size.int, self.x, 0)
-
     def kept(self, kind: str, value: Tensor) -> Node:
         """A tensor as a buffer of the new graph."""
         name = f"{self.kind}{kind}_{len(self.constants)}"
@@ -82,7 +78,9 @@ class Rewriter:
         places = place[wanted]
         there = places >= 0
         if not there.any():
-            return self._filling(argument, wanted)
+            value = self.facts.values[0][argument][wanted]
+            size = [self.call(_aten.sym_size.int, self.x, 0), *value.shape]
+            return self.call(_aten.expand.default, self.constant(value[None], argument), size)
         found = self.call(_aten.index_select.default, node, 1, self.kept("index", places.clamp(min=0)))
         if there.all():
             return found
@@ -97,10 +95,6 @@ class Rewriter:
         if not self.facts.has_units(argument):
             return self.of(argument, torch.zeros(0))
         return self.of(argument, torch.arange(self.facts.units(argument)))
-
-    def _filling(self, argument: Node, units: Tensor) -> Node:
-        value = self.facts.values[0][argument][units]
-        return self.call(_aten.expand.default, self.constant(value[None], argument), [self.batch(), *value.shape])
 
 
 def rewritten(facts: Liveness, *, selecting: bool, kind: str = "") -> Rewriter:
