@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from lthfunc.trees.ops import tree_map
+
 #: Phases of a training: compiling and loading, taking steps, evaluating.
 PHASES = ("preparation", "training", "evaluation")
 
@@ -47,10 +49,7 @@ class Metered(NamedTuple):
 
     def over(self, count: float) -> Metered:
         """An equal share of it, for trainings that run as one program."""
-        return Metered(
-            {name: each.over(count) for name, each in self.phases.items()},
-            {epoch: each.over(count) for epoch, each in self.epochs.items()},
-        )
+        return tree_map(lambda each: each / count, self)
 
 
 def nothing_yet() -> Metered:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, closing
 from itertools import count
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -51,14 +50,9 @@ def check_meter(country: str | None) -> None:
         raise invalid("--country", country, "the three letters of ISO 3166-1 for a country, e.g. FRA, DEU, USA")
 
 
-@contextmanager
-def metering(device: str, country: str | None) -> Iterator[Meter]:
+def metering(device: str, country: str | None) -> AbstractContextManager[Meter]:
     """A running meter; call `check_meter` first. device: its GPU, if any, is metered as well."""
-    meter = _CodeCarbon(device, country)
-    try:
-        yield meter
-    finally:
-        meter.close()
+    return closing(_CodeCarbon(device, country))
 
 
 def _card(device: str) -> Card | None:

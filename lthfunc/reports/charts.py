@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple, TypeVar
+
+from lthfunc.trees.ops import tree_map
 
 Dash = Literal["solid", "dash", "dot", "dashdot", "none"]
 
@@ -85,6 +87,12 @@ class Heat(NamedTuple):
 
 
 Picture = Chart | Bars | Heat
+P = TypeVar("P", bound=Picture)
+
+
+def with_texts(picture: P, change: Callable[[str], str]) -> P:
+    """A picture with every text in it changed."""
+    return tree_map(lambda part: change(part) if isinstance(part, str) else part, picture)
 
 
 def ramp(position: float) -> str:
@@ -92,10 +100,5 @@ def ramp(position: float) -> str:
     place = min(max(position, 0.0), 1.0) * (len(_RAMP) - 1)
     low = min(int(place), len(_RAMP) - 2)
     share = place - low
-    parts = [_parts(_RAMP[low + end]) for end in (0, 1)]
-    mixed = [round((1 - share) * a + share * b) for a, b in zip(*parts, strict=True)]
-    return "#" + "".join(f"{part:02x}" for part in mixed)
-
-
-def _parts(colour: str) -> list[int]:
-    return [int(colour[at : at + 2], 16) for at in (1, 3, 5)]
+    ends = (bytes.fromhex(colour[1:]) for colour in _RAMP[low : low + 2])
+    return "#" + bytes(round((1 - share) * a + share * b) for a, b in zip(*ends, strict=True)).hex()

@@ -58,11 +58,10 @@ def loss_chart(runs: Runs) -> Chart:
 
 def stop_chart(runs: Runs) -> Chart:
     """The early-stopping step against density: how fast a network learns."""
-    chart = _over_density(
+    return _over_density(
         runs, "early_stop_vs_density", "Early-stopping step", "step of the least validation loss",
         lambda item: item["early_stop_step"],
-    )  # fmt: skip
-    return chart._replace(zero=True)
+    )._replace(zero=True)  # fmt: skip
 
 
 def time_chart(runs: Runs) -> Chart:

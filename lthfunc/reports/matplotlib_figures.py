@@ -5,26 +5,24 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any
 
 from matplotlib import rc_context
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from lthfunc.printable import printable
-from lthfunc.reports.charts import GREY, PALETTE, Bars, Chart, Heat, Picture
+from lthfunc.reports.charts import GREY, PALETTE, Bars, Chart, Heat, Picture, with_texts
 from lthfunc.runs import safe_files
 
 _DASHES = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-.", "none": ""}
 _MARKERS = {"circle": "o", "square": "s", "triangle-up": "^", "diamond": "D", "triangle-down": "v", "cross": "P"}
 _MOST_LISTED = 12
-T = TypeVar("T")
 
 
 def printed(picture: Picture) -> Figure:
     """A picture as a figure of its own."""
-    picture = _in_words(picture)
+    picture = with_texts(picture, words)
     if isinstance(picture, Chart):
         made = figure(7, 4.5)
         axes = made.subplots()
@@ -44,20 +42,9 @@ def side_by_side(charts: Sequence[Chart], title: str, legends: Sequence[bool]) -
     for axes in grid[len(charts) :]:
         axes.set_visible(False)
     for axes, chart, legend in zip(grid, charts, legends, strict=False):
-        draw_chart(axes, _in_words(chart), legend=legend)
+        draw_chart(axes, with_texts(chart, words), legend=legend)
     made.suptitle(words(title), fontsize=11)
     return made
-
-
-def _in_words(value: T) -> T:
-    """A picture with its texts, which may come from files, as matplotlib is to draw them."""
-    if isinstance(value, str):
-        return cast(T, words(value))
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return cast(T, type(value)(*map(_in_words, value)))
-    if isinstance(value, tuple) or (isinstance(value, list) and value and not isinstance(value[0], (int, float))):
-        return cast(T, type(value)(map(_in_words, value)))
-    return value
 
 
 def draw_chart(axes: Any, chart: Chart, *, legend: bool = True) -> None:
@@ -187,9 +174,7 @@ def words(text: str) -> str:
 
 def figure(width: float, height: float) -> Figure:
     """An empty figure, in inches."""
-    made = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(made)
-    return made
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def clean(axes: Any) -> None:

@@ -17,6 +17,7 @@ from lthfunc.reports.page import html_parts
 from lthfunc.reports.page.pictures import RunPictures
 from lthfunc.reports.page.plotly_figures import figure_of
 from lthfunc.reports.page.run_view import RunView
+from lthfunc.trees.ops import tree_map
 
 #: The page loads nothing, whatever the runs' files contain.
 _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
@@ -26,25 +27,31 @@ def page(
     runs: Sequence[RunView], together: Mapping[str, Sequence[Picture]], drawn: Sequence[RunPictures], title: str
 ) -> str:
     """The whole document."""
-    charts: dict[str, Any] = {}
-    body = [_cards(runs)]
-    for heading, pictures in together.items():
-        keyed = [(picture.key, picture) for picture in pictures]
-        charts |= {key: _finite(figure_of(picture)) for key, picture in keyed}
-        body.append(html_parts.section(_slug(heading), heading, html_parts.figures(keyed)))
-    body += _each_run(runs, drawn, charts)
-    explorers = {str(at): each.explorer for at, each in enumerate(drawn) if each.explorer is not None}
+    body = ['<div class="cards">', *map(html_parts.card, runs), "</div>", *_sections(together)]
+    body += _each_run(runs, drawn)
     body.append(html_parts.section("settings", "Settings", html_parts.settings(runs)))
     body.append(html_parts.section("origin", "Where it ran, and how to repeat it", html_parts.origins(runs)))
-    data = {"charts": charts, "explorers": explorers}
-    return _whole(title, "".join(body), data)
+    shown = {"": together} | {f"{at}/": each.pictures for at, each in enumerate(drawn)}
+    charts = {
+        prefix + picture.key: figure_of(picture)
+        for prefix, by_heading in shown.items() for pictures in by_heading.values() for picture in pictures
+    }  # fmt: skip
+    explorers = {str(at): each.explorer for at, each in enumerate(drawn) if each.explorer is not None}
+    return _whole(title, "".join(body), {"charts": charts, "explorers": explorers})
 
 
-def _cards(runs: Sequence[RunView]) -> str:
-    return '<div class="cards">' + "".join(html_parts.card(run) for run in runs) + "</div>"
+def _sections(by_heading: Mapping[str, Sequence[Picture]], prefix: str = "", suffix: str = "") -> list[str]:
+    """A section of pictures for each heading. prefix: of the pictures' keys; suffix: of the sections' names."""
+    return [
+        html_parts.section(
+            "-".join(heading.lower().split()) + suffix, heading,
+            html_parts.figures((prefix + picture.key, picture) for picture in pictures),
+        )
+        for heading, pictures in by_heading.items()
+    ]  # fmt: skip
 
 
-def _each_run(runs: Sequence[RunView], drawn: Sequence[RunPictures], charts: dict[str, Any]) -> list[str]:
+def _each_run(runs: Sequence[RunView], drawn: Sequence[RunPictures]) -> list[str]:
     """The sections of each run; with several runs, a menu above selects one."""
     able = [at for at, run in enumerate(runs) if run.records]
     if not able:
@@ -54,11 +61,7 @@ def _each_run(runs: Sequence[RunView], drawn: Sequence[RunPictures], charts: dic
         options = "".join(f'<option value="{at}">{escape(runs[at].name)}</option>' for at in able)
         body.append(f'<div class="choose"><label>Run <select id="run">{options}</select></label></div>')
     for place, at in enumerate(able):
-        inner = []
-        for heading, pictures in drawn[at].pictures.items():
-            keyed = [(f"{at}/{picture.key}", picture) for picture in pictures]
-            charts |= {key: _finite(figure_of(picture)) for key, picture in keyed}
-            inner.append(html_parts.section(f"{_slug(heading)}-{at}", heading, html_parts.figures(keyed)))
+        inner = _sections(drawn[at].pictures, f"{at}/", f"-{at}")
         if drawn[at].explorer is not None:
             inner.append(html_parts.section(f"masks-{at}", "Masks and weights", _EXPLORER.format(at=at)))
         inner.append(html_parts.section(f"numbers-{at}", "Numbers", html_parts.results(runs[at].rows)))
@@ -88,11 +91,7 @@ _EXPLORER = """
 
 
 def _finite(value: Any) -> Any:
-    """Plain values with None for numbers that are not finite, which JSON cannot express."""
-    if isinstance(value, dict):
-        return {name: _finite(each) for name, each in value.items()}
-    if isinstance(value, list):
-        return [_finite(each) for each in value]
+    """The value, or None for a number that is not finite, which JSON cannot express."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -100,7 +99,7 @@ def _whole(title: str, body: str, data: Mapping[str, Any]) -> str:
     here = files(__package__)
     style, script = (here.joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     # Within a script element only "</" and "<!--" are read as HTML.
-    text = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+    text = json.dumps(tree_map(_finite, data), allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
@@ -112,7 +111,3 @@ def _whole(title: str, body: str, data: Mapping[str, Any]) -> str:
         f'<script type="application/json" id="data">{text}</script>\n'
         f"<script>{get_plotlyjs()}</script>\n<script>\n{script}</script>\n</body>\n</html>\n"
     )
-
-
-def _slug(heading: str) -> str:
-    return "-".join(heading.lower().split())

@@ -5,18 +5,16 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
-from lthfunc.reports.charts import GREY, PALETTE, Bars, Chart, Heat, Picture, Series
-
-
-def text(value: str) -> str:
-    """Text out of files: Plotly reads a few tags in what it shows."""
-    return html.escape(value, quote=False)
+from lthfunc.reports.charts import GREY, PALETTE, Bars, Chart, Heat, Picture, Series, with_texts
 
 
 def figure_of(picture: Picture) -> dict[str, Any]:
     """``{"data": […], "layout": {…}}``, free of NaN."""
+    # Texts may come from files, and Plotly reads a few tags in what it shows.
+    picture = with_texts(picture, partial(html.escape, quote=False))
     if isinstance(picture, Chart):
         return _chart(picture)
     return _bars(picture) if isinstance(picture, Bars) else _heat(picture)
@@ -29,17 +27,17 @@ def _chart(chart: Chart) -> dict[str, Any]:
     xs = [x for series in chart.series for x in series.x]
     for value, name in chart.across:
         data.append({
-            "type": "scatter", "mode": "lines", "x": [max(xs), min(xs)], "y": [value, value], "name": text(name),
+            "type": "scatter", "mode": "lines", "x": [max(xs), min(xs)], "y": [value, value], "name": name,
             "line": {"color": GREY, "dash": "dash", "width": 1},
         })  # fmt: skip
-    x: dict[str, Any] = {"title": {"text": text(chart.x)}}
+    x: dict[str, Any] = {"title": {"text": chart.x}}
     if chart.log_x:
         x["type"] = "log"
     if chart.falling:
         x["autorange"] = "reversed"
     if chart.ticks is not None:
         x |= {"tickvals": list(chart.ticks), "ticktext": [f"{value:.3g}" for value in chart.ticks]}
-    y: dict[str, Any] = {"title": {"text": text(chart.y)}}
+    y: dict[str, Any] = {"title": {"text": chart.y}}
     if chart.log_y:
         ticks = _log_ticks([value for series in chart.series for value in series.y if value])
         y |= {"type": "log", "tickvals": ticks, "ticktext": [f"{value:g}" for value in ticks]}
@@ -71,7 +69,7 @@ def _mode(series: Series) -> str:
 def _lines(series: Series, group: str) -> list[dict[str, Any]]:
     line: dict[str, Any] = {
         "type": "scatter", "mode": _mode(series), "x": list(series.x),
-        "y": list(series.y), "name": text(series.name), "legendgroup": group, "showlegend": series.listed,
+        "y": list(series.y), "name": series.name, "legendgroup": group, "showlegend": series.listed,
         "line": {"color": series.colour, "dash": series.dash if series.dash != "none" else "solid", "width": 2},
     }  # fmt: skip
     if series.marker:
@@ -97,13 +95,13 @@ def _bars(picture: Bars) -> dict[str, Any]:
     data = []
     for number, (name, values, deviations) in enumerate(picture.groups):
         bar: dict[str, Any] = {
-            "type": "bar", "orientation": "h", "y": [text(label) for label in picture.labels], "x": list(values),
-            "name": text(name), "marker": {"color": PALETTE[number % len(PALETTE)]},
+            "type": "bar", "orientation": "h", "y": list(picture.labels), "x": list(values),
+            "name": name, "marker": {"color": PALETTE[number % len(PALETTE)]},
         }  # fmt: skip
         if deviations and any(deviations):
             bar["error_x"] = {"type": "data", "array": list(deviations), "color": GREY}
         data.append(bar)
-    x: dict[str, Any] = {"title": {"text": text(picture.x)}}
+    x: dict[str, Any] = {"title": {"text": picture.x}}
     if picture.log_x:
         x["type"] = "log"
     return {
@@ -116,16 +114,16 @@ def _bars(picture: Bars) -> dict[str, Any]:
 
 
 def _heat(picture: Heat) -> dict[str, Any]:
-    columns, rows = (list(map(text, labels)) for labels in (picture.columns, picture.rows))
     return {
         "data": [{
-            "type": "heatmap", "x": columns, "y": rows, "z": [list(row) for row in picture.values],
+            "type": "heatmap", "x": list(picture.columns), "y": list(picture.rows),
+            "z": [list(row) for row in picture.values],
             "colorscale": "Viridis", "texttemplate": f"%{{z:.{picture.digits}f}}", "textfont": {"size": 10},
-            "colorbar": {"title": {"text": text(picture.unit)}, "thickness": 12},
-            "hovertemplate": f"{text(picture.x)} %{{x}}<br>{text(picture.y)} %{{y}}<br>%{{z:.4g}}<extra></extra>",
+            "colorbar": {"title": {"text": picture.unit}, "thickness": 12},
+            "hovertemplate": f"{picture.x} %{{x}}<br>{picture.y} %{{y}}<br>%{{z:.4g}}<extra></extra>",
         }],
         "layout": {
-            "xaxis": {"title": {"text": text(picture.x)}, "type": "category"},
-            "yaxis": {"title": {"text": text(picture.y)}, "type": "category", "autorange": "reversed"},
+            "xaxis": {"title": {"text": picture.x}, "type": "category"},
+            "yaxis": {"title": {"text": picture.y}, "type": "category", "autorange": "reversed"},
         },
     }  # fmt: skip
