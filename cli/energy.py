@@ -142,12 +142,11 @@ def breakeven(
         raise UserError(f"{sparse}: give the dense network's FIXED+COST/N after it")
     from lthfunc.energy.breakeven import Costs
     from lthfunc.reports.breakeven import (
-        CostPair,
         as_values,
         break_evens,
         breakeven_chart,
         breakeven_table,
-        cost_pairs,
+        pair_break_even,
         run_costs,
     )
     from lthfunc.runs.folder import whole_run
@@ -155,7 +154,7 @@ def breakeven(
 
     if constants[0] is not None and constants[1] is not None:
         mine, theirs = (Costs([fixed], [each]) for fixed, each in (constants[0], constants[1]))
-        asked = [CostPair("cost", unit, mine, theirs)]
+        found = [pair_break_even("cost", unit, mine, theirs)]
     else:
         names = [sparse, dense or sparse]
         sides = [
@@ -166,8 +165,7 @@ def breakeven(
         if sides[0].how != sides[1].how:
             say(f"the two runs were metered differently: {sides[0].how}; {sides[1].how}")
         same = Path(names[0]).resolve() == Path(names[1]).resolve()
-        asked = cost_pairs(sides[0], sides[1], same=same, price=price, evaluation=evaluation)
-    found = break_evens(asked)
+        found = break_evens(sides[0], sides[1], same=same, price=price, evaluation=evaluation)
     if plot:
         from lthfunc.reports.matplotlib_figures import save, side_by_side
 
@@ -177,7 +175,7 @@ def breakeven(
         put_json({"sparse": sparse, "dense": dense or sparse, "results": as_values(found)})
         return
     screen().print(breakeven_table(found))
-    if all(each.question.quantity == "time" for each in found):
+    if all(each.quantity == "time" for each in found):
         put("only the time of these trainings is known; for the rest, prune or train with --energy")
 
 

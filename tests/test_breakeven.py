@@ -11,13 +11,12 @@ import pytest
 from lthfunc.energy.breakeven import BreakEven, Costs, break_even
 from lthfunc.errors import UserError
 from lthfunc.reports.breakeven import (
-    CostPair,
     as_values,
-    break_evens,
     breakeven_chart,
     breakeven_table,
     in_words,
     interval_in_words,
+    pair_break_even,
     sentence,
 )
 
@@ -112,7 +111,7 @@ def test_numbers_are_worded(sparse: tuple[float, float], words: str) -> None:
 @pytest.mark.parametrize(("extra", "saving"), SIGNS)
 def test_tables_pictures_and_values_say_the_same(extra: int, saving: int) -> None:
     sides = [Costs([1000 + extra * EXTRA], [10 - saving * SAVING]), Costs([1000.0], [10.0])]
-    (answer,) = break_evens([CostPair("energy", "kWh", *sides)])
+    answer = pair_break_even("energy", "kWh", *sides)
     (column,) = [each for each in breakeven_table([answer]).columns if each.header == "it pays back"]
     assert list(column.cells) == [in_words(answer.found)]
     chart = breakeven_chart(answer)
@@ -127,7 +126,7 @@ def test_tables_pictures_and_values_say_the_same(extra: int, saving: int) -> Non
 
 
 def test_costs_of_nothing_are_equal() -> None:
-    (answer,) = break_evens([CostPair("time", "s", Costs([0.0], [0.0]), Costs([0.0], [0.0]))])
+    answer = pair_break_even("time", "s", Costs([0.0], [0.0]), Costs([0.0], [0.0]))
     assert answer.found.verdict == "equal"
     assert breakeven_chart(answer).series[0].x[-1] > 0
 

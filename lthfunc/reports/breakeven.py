@@ -16,34 +16,30 @@ from lthfunc.experiments.records import Record
 from lthfunc.reports.charts import BLUE, ORANGE, Chart, Series
 from lthfunc.reports.tables import plain_table
 
-#: What is compared, with its unit.
-QUANTITIES = {"emissions": "kg CO₂eq", "energy": "kWh", "time": "s", "money": ""}
+#: What is compared: its unit, and its name in records.
+QUANTITIES = {
+    "emissions": ("kg CO₂eq", "kg"), "energy": ("kWh", "kwh"), "time": ("s", "seconds"), "money": ("", "kwh"),
+}  # fmt: skip
 #: Phases that a search is charged for; evaluation is optional.
 _SEARCH = ("preparation", "training")
 _EVALUATION = ("evaluation",)
 
 
-class CostPair(NamedTuple):
-    """The costs of a ticket and of the dense network in one quantity."""
+class PairBreakEven(NamedTuple):
+    """The costs of a ticket and of the dense network in one quantity, and when the ticket pays back."""
 
     quantity: str
     unit: str
     sparse: Costs
     dense: Costs
-
-
-class PairBreakEven(NamedTuple):
-    """A pair of costs, and when the ticket pays back."""
-
-    question: CostPair
     found: BreakEven
 
 
 class RunCosts(NamedTuple):
     """What a run knows of a ticket's or a dense network's costs.
 
-    searches: the records of the trainings that it needs, by seed. each: the cost of one inference by quantity
-    ("emissions", "energy", "time"), one number per repeat. how: the inference was metered, in words.
+    searches: the records of the trainings that it needs, by seed. each: the cost of one inference in "kg", "kwh"
+    and "seconds", one number per repeat. how: the inference was metered, in words.
     """
 
     searches: dict[int, list[Record]]
@@ -75,46 +71,48 @@ def run_costs(
     cost, where = item["formats"][format], item["machine"]["gpu"] or item["machine"]["processor"]
     return RunCosts(
         whole,
-        {"emissions": cost["kg"]["values"], "energy": cost["kwh"]["values"], "time": cost["seconds"]["values"]},
+        {name: cost[name]["values"] for name in ("kg", "kwh", "seconds")},
         f"batches of {item['batch_size']} on {where}, {item['source']}, electricity of {item['country']}",
     )
 
 
-def cost_pairs(
+def pair_break_even(quantity: str, unit: str, sparse: Costs, dense: Costs) -> PairBreakEven:
+    """When a ticket pays back in one quantity."""
+    return PairBreakEven(quantity, unit, sparse, dense, break_even(sparse, dense))
+
+
+def break_evens(
     sparse: RunCosts, dense: RunCosts, *, same: bool, price: float | None, evaluation: bool
-) -> list[CostPair]:
-    """The quantities in which both sides are known: time always, the others where trainings were metered.
+) -> list[PairBreakEven]:
+    """When the ticket pays back, by quantity: time always, the others where trainings were metered.
 
     same: whether both are of one run, so that replicates are pairs. price: of a kWh.
     """
     phases = _SEARCH + (_EVALUATION if evaluation else ())
-    asked = []
     seeds = sorted(sparse.searches.keys() & dense.searches.keys()) if same else []
-    for quantity, unit in QUANTITIES.items():
-        costs = [_fixed(side, quantity, phases, seeds or sorted(side.searches), price) for side in (sparse, dense)]
-        each = [_each(side, quantity, price) for side in (sparse, dense)]
-        left, right = costs
-        if left is None or right is None or each[0] is None or each[1] is None:
-            continue
-        asked.append(CostPair(quantity, unit, Costs(left, each[0], same), Costs(right, each[1], same)))
-    return asked
-
-
-def break_evens(asked: Sequence[CostPair]) -> list[PairBreakEven]:
-    """When the ticket pays back, by quantity."""
-    return [PairBreakEven(question, break_even(question.sparse, question.dense)) for question in asked]
+    found = []
+    for quantity, (unit, name) in QUANTITIES.items():
+        factor = price if quantity == "money" else 1.0
+        if factor is not None:
+            mine, theirs = (
+                _costs(side, name, factor, phases, seeds or sorted(side.searches), paired=same)
+                for side in (sparse, dense)
+            )
+            if mine is not None and theirs is not None:
+                found.append(pair_break_even(quantity, unit, mine, theirs))
+    return found
 
 
 def breakeven_table(found: Sequence[PairBreakEven]) -> Table:
     """A line per quantity."""
     heads = ("dense training", "extra to find it", "dense inference", "saved in each", "it pays back", "95 % interval")
     table = plain_table("quantity", *heads)
-    for question, answer in found:
-        each = fmean(question.dense.each)
+    for pair in found:
+        each, answer = fmean(pair.dense.each), pair.found
         share = 100 * answer.saving.mean / each if each else 0.0
         table.add_row(
-            f"{question.quantity}{f' [{question.unit}]' if question.unit else ''}",
-            f"{fmean(question.dense.fixed):.4g}", _with_error(answer.extra), f"{each:.3e}",
+            f"{pair.quantity}{f' [{pair.unit}]' if pair.unit else ''}",
+            f"{fmean(pair.dense.fixed):.4g}", _with_error(answer.extra), f"{each:.3e}",
             f"{_with_error(answer.saving)} ({share:.0f} %)", in_words(answer), interval_in_words(answer),
         )  # fmt: skip
     return table
@@ -148,25 +146,24 @@ def sentence(answer: BreakEven) -> str:
     return f"{phrase or f'It pays back {in_words(answer)}'}{spread}."
 
 
-def breakeven_chart(answer: PairBreakEven) -> Chart:
+def breakeven_chart(pair: PairBreakEven) -> Chart:
     """Total costs over inferences, with bands of one standard error."""
-    question, found = answer
-    crossing = found.inferences or 0.0
-    fixed = fmean(question.sparse.fixed) + fmean(question.dense.fixed)
-    reach = 2 * crossing if crossing > 0 else 2 * fixed / (fmean(question.dense.each) or 1.0) or 1.0
+    crossing = pair.found.inferences or 0.0
+    fixed = fmean(pair.sparse.fixed) + fmean(pair.dense.fixed)
+    reach = 2 * crossing if crossing > 0 else 2 * fixed / (fmean(pair.dense.each) or 1.0) or 1.0
     xs = [reach * at / 40 for at in range(41)]
     lines = []
-    for name, costs, colour in (("dense", question.dense, ORANGE), ("ticket", question.sparse, BLUE)):
+    for name, costs, colour in (("dense", pair.dense, ORANGE), ("ticket", pair.sparse, BLUE)):
         points = [total(costs, x) for x in xs]
         lines.append(
             Series(name, xs, [each.mean for each in points], [math.sqrt(each.variance) for each in points], colour,
                    marker=None)
         )  # fmt: skip
-    unit = f" ({question.unit})" if question.unit else ""
+    unit = f" ({pair.unit})" if pair.unit else ""
     return Chart(
-        f"breakeven_{question.quantity}", f"Break-even: {question.quantity}", "inferences",
-        f"{question.quantity} of training and inference{unit}", lines, zero=True,
-        caption=sentence(found),
+        f"breakeven_{pair.quantity}", f"Break-even: {pair.quantity}", "inferences",
+        f"{pair.quantity} of training and inference{unit}", lines, zero=True,
+        caption=sentence(pair.found),
     )  # fmt: skip
 
 
@@ -174,39 +171,31 @@ def as_values(found: Sequence[PairBreakEven]) -> list[dict[str, Any]]:
     """Plain values; an interval without an upper end has None for it, and `bounded` false."""
     return [
         {
-            "quantity": question.quantity, "unit": question.unit, "verdict": answer.verdict,
+            "quantity": pair.quantity, "unit": pair.unit, "verdict": answer.verdict,
             "inferences": answer.inferences, "low": answer.low,
             "high": None if answer.high is None or math.isinf(answer.high) else answer.high,
             "bounded": answer.high is not None and not math.isinf(answer.high), "certain": answer.certain,
-            "sparse": {"fixed": list(question.sparse.fixed), "each": list(question.sparse.each)},
-            "dense": {"fixed": list(question.dense.fixed), "each": list(question.dense.each)},
+            "sparse": {"fixed": list(pair.sparse.fixed), "each": list(pair.sparse.each)},
+            "dense": {"fixed": list(pair.dense.fixed), "each": list(pair.dense.each)},
         }
-        for question, answer in found
+        for pair in found for answer in [pair.found]
     ]  # fmt: skip
 
 
-def _fixed(
-    side: RunCosts, quantity: str, phases: Sequence[str], seeds: Sequence[int], price: float | None
-) -> list[float] | None:
-    """The total of each seed's trainings; None where it is unknown."""
-    per_kwh = {"emissions": ("kg", 1.0), "energy": ("kwh", 1.0), "money": ("kwh", price)}
+def _costs(
+    side: RunCosts, name: str, factor: float, phases: Sequence[str], seeds: Sequence[int], *, paired: bool
+) -> Costs | None:
+    """Of each seed's trainings and of an inference; None where the trainings were not metered and it isn't time."""
     totals = []
     for seed in seeds:
         records = side.searches[seed]
-        if quantity == "time" and not all("energy" in item for item in records):
+        if all("energy" in item for item in records):
+            totals.append(factor * sum(item["energy"][phase][name] for item in records for phase in phases))
+        elif name == "seconds":
             totals.append(sum(item["seconds"] for item in records))
-            continue
-        name, factor = per_kwh.get(quantity, ("seconds", 1.0))
-        if factor is None or not all("energy" in item for item in records):
+        else:
             return None
-        totals.append(factor * sum(item["energy"][phase][name] for item in records for phase in phases))
-    return totals
-
-
-def _each(side: RunCosts, quantity: str, price: float | None) -> list[float] | None:
-    if quantity == "money":
-        return None if price is None else [price * value for value in side.each["energy"]]
-    return side.each.get(quantity)
+    return Costs(totals, [factor * value for value in side.each[name]], paired)
 
 
 def _with_error(estimate: Estimate) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from lthfunc.errors import UserError
 from lthfunc.experiments.iterative import TICKET
 from lthfunc.experiments.records import Record, Spread, spread, summarize
-from lthfunc.reports.breakeven import break_evens, breakeven_chart, cost_pairs, run_costs
+from lthfunc.reports.breakeven import break_evens, breakeven_chart, run_costs
 from lthfunc.reports.charts import Bars, Chart, Picture, Series, ramp
 from lthfunc.reports.connectivity import barrier_charts
 from lthfunc.reports.curves import energy_chart
@@ -130,5 +130,5 @@ def _breakeven(name: str, records: Sequence[Record], measured: Sequence[Mapping[
         dense = run_costs(name, records, measured, dense=True, format="dense")
     except UserError:  # trainings that are not finished
         return []
-    found = break_evens(cost_pairs(sparse, dense, same=True, price=None, evaluation=False))
-    return [breakeven_chart(each) for each in found if each.question.quantity in ("emissions", "time")]
+    found = break_evens(sparse, dense, same=True, price=None, evaluation=False)
+    return [breakeven_chart(each) for each in found if each.quantity in ("emissions", "time")]
