@@ -254,7 +254,7 @@ def test_the_tables_name_every_network_and_data_set() -> None:
 
 
 def test_every_function_the_readme_names_is_public() -> None:
-    table = README[README.index("| step | functions |") : README.index("These hold everywhere")]
+    table = README[README.index("| step | functions |") : README.index("These properties hold everywhere")]
     for name in re.findall(r"`(\w+)", table):
         if name not in {"params", "scores", "state", "model", "grads", "outputs", "modules"}:
             assert hasattr(lf, name), name
