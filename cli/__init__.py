@@ -1,1 +1,1 @@
-"""The command line: files, progress, clocks and devices stand here, around the library's pure functions."""
+"""The command line: files, progress, clocks and devices, around the library's pure functions."""

@@ -1,4 +1,4 @@
-"""A bar beside long work: on a terminal alone, and gone once the work is done."""
+"""A progress bar for long work: only on a terminal, and removed once the work is done."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from .console import aside
 
 class _Bar(Progress):
     def stop(self) -> None:
-        if not self.disable:  # older versions of rich print an empty line all the same
+        if not self.disable:  # older versions of rich still print an empty line
             super().stop()
 
 
 def bar_of(*columns: ProgressColumn) -> Progress:
-    """A bar on stderr made of these columns; where that is no terminal nothing of it is shown."""
+    """A bar on stderr made of these columns; nothing is shown if stderr is not a terminal."""
     console = aside()
     return _Bar(*columns, console=console, transient=True, disable=not console.is_terminal)

@@ -19,17 +19,17 @@ from .console import put
 
 #: What is measured; `benchmarks/NAME.py` has its options.
 BENCHMARKS = {
-    "training": "masked training steps per second, beside peers and floors",
+    "training": "masked training steps per second, with peers and lower bounds",
     "sparse": "training on surviving weights against density",
     "execution": "inference of tickets against density, in every format",
     "architectures": "every architecture on every engine",
     "checkpoints": "what checkpoints cost a training",
     "memory": "resident memory over many rounds",
-    "scale": "one training on several ranks, beside a cost model",
+    "scale": "one training on several ranks, with a cost model",
     "gpu": "everything that is measured on a GPU, within a time limit",
-    "kernels": "Triton kernels on a GPU, beside compiled PyTorch",
+    "kernels": "Triton kernels on a GPU, compared with compiled PyTorch",
 }
-#: Options whose value is a file to be written.
+#: Options whose value is an output file.
 _WRITTEN = ("--json", "--plot")
 
 
@@ -82,7 +82,7 @@ def _clone() -> Path:
 
 
 def _measured_on(executor: str, cores: int, gpus: int, words: Sequence[str], place: Path) -> int:
-    """Measure on a node of a cluster, and bring back what it prints and writes; returns its exit code."""
+    """Measure on a node of a cluster, and fetch what it prints and writes; returns its exit code."""
     from lthfunc.experiments.config import Config
     from lthfunc.experiments.resolve import resolved
     from lthfunc.scheduling.execute import check_ray
@@ -104,7 +104,7 @@ def _measured_on(executor: str, cores: int, gpus: int, words: Sequence[str], pla
 
 
 def _measure(words: list[str], files: list[str], place: str) -> tuple[int, str, str, dict[str, bytes]]:
-    """Runs on the node, in the clone where that has one at the same place."""
+    """Runs on the node, in the clone if the node has one at the same path."""
     with tempfile.TemporaryDirectory() as folder:
         words = [str(Path(folder, word)) if word in files else word for word in words]
         done = subprocess.run(

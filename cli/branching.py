@@ -1,4 +1,4 @@
-"""``lthfunc branch`` and ``lthfunc transfer``: experiments that begin in a finished run."""
+"""``lthfunc branch`` and ``lthfunc transfer``: experiments that start from a finished run."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def branch(
     out: o.Out = None,
     json: o.Json = False,
 ) -> None:
-    """Go on from a round of a finished run in another way: another rewinding, score, structure or schedule.
+    """Continue from a round of a finished run with another rewinding, score, structure or schedule.
 
-    The run stays as it is; the branch is a run of its own, with the rounds that both share copied into it.
+    The run is not changed; the branch is a new run, with the shared rounds copied into it.
     """
     from .running import branch_run
 

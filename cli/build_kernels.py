@@ -9,7 +9,7 @@ from .console import screen
 
 def build_kernels() -> None:
     """Build the sparse engine's kernels for this processor now instead of on first use. Takes half a minute."""
-    from lthfunc.sparse.kernels import build  # torch takes a second to import
+    from lthfunc.sparse.kernels import build  # importing torch takes a second
 
     console, begun = screen(), time.monotonic()
     ready = build.is_built()

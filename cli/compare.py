@@ -1,4 +1,4 @@
-"""``lthfunc compare``: runs beside each other, and whether they differ."""
+"""``lthfunc compare``: runs side by side, and whether they differ."""
 
 from __future__ import annotations
 
@@ -27,9 +27,7 @@ def compare(
     ] = "winning",
     baseline: Annotated[
         str | None,
-        typer.Option(
-            "--baseline", metavar="RUN", help="Run that the others are tested against. \\[default: the first]"
-        ),
+        typer.Option("--baseline", metavar="RUN", help="Run to test the others against. \\[default: the first]"),
     ] = None,
     csv: Annotated[bool, typer.Option("--csv", help="Print comma-separated values.")] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,

@@ -1,4 +1,4 @@
-"""``lthfunc connectivity``: from which step on a training is stable to the order of its data."""
+"""``lthfunc connectivity``: the step from which on training is stable to the order of its data."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def connectivity(
 
 
 def _settings_of_run(run: Path, given: o.Given, others: list[str], *, trust: bool) -> Config:
-    """A run's settings, without its pruning. Raises UserError where others are typed that say what it is."""
+    """A run's settings, without its pruning. Raises UserError if settings of the training itself were typed as well."""
     from dataclasses import replace
 
     from lthfunc.experiments.resolve import resolved
@@ -67,7 +67,7 @@ def _settings_of_run(run: Path, given: o.Given, others: list[str], *, trust: boo
 
     typed = [*(name for name in given if SETTINGS[name].is_difference), *others]
     if typed:
-        raise UserError(f"--run and --{typed[0].replace('_', '-')}: the run's settings are taken; give one of them")
+        raise UserError(f"--run and --{typed[0].replace('_', '-')}: the run's settings are used; give one of them")
     config = whole_run(run).config
     check_trust(to_mapping(config), run, trusted=trust, typed=given)
     plain = {"rounds": 0, "control": (), "density": None, "densities": None, "jobs": None, "executor": "local"}

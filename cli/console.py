@@ -28,7 +28,7 @@ class _Plain(Console):
 
 
 def screen() -> Console:
-    """stdout; files and pipes count as 200 columns wide, where nothing needs wrapping."""
+    """stdout; files and pipes count as 200 columns wide, so that nothing is wrapped."""
     console = _Plain(markup=False)
     return console if console.is_terminal else _Plain(width=200, markup=False)
 
@@ -55,7 +55,7 @@ def say(text: str) -> None:
 
 @contextmanager
 def warning_in_words() -> Iterator[None]:
-    """Print warnings as text, too; those of libraries may contain names from files."""
+    """Print warnings literally, too; those of libraries may contain names from files."""
 
     def show(
         message: Any, category: Any, filename: str, lineno: int, file: Any = None, line: str | None = None

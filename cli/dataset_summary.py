@@ -17,7 +17,7 @@ from .decoding import decoding
 def show_dataset(
     name: str, options: dict[str, str], *, skip_broken: bool, data_dir: str | None, out: str | None
 ) -> None:
-    """Load, describe and draw a data set. Raises UserError where it cannot be loaded."""
+    """Load, describe and draw a data set. Raises UserError if it cannot be loaded."""
     with decoding() as observe, without_data_warnings():
         data = load(name, data_dir, options=options, skip_broken=skip_broken, observe=observe)
     name = canonical(name)
@@ -49,7 +49,7 @@ def _inputs(data: Dataset) -> str:
     if data.tokens and not data.labels:
         return f"inputs: {kind} {shape}, tokens for an embedding"
     if data.tokens:
-        return f"inputs: windows of {shape} characters, an alphabet of {data.classes}"
+        return f"inputs: windows of {shape} characters, from an alphabet of {data.classes}"
     if data.parts:
         parts = ", ".join(f"{part.name or index} {part.shape}" for index, part in enumerate(data.parts))
         return f"inputs: {len(data.parts)}, {parts}"

@@ -1,4 +1,4 @@
-"""``lthfunc specialize`` and ``lthfunc export``: a trained ticket as a fast program, and as a file."""
+"""``lthfunc specialize`` and ``lthfunc export``: a trained ticket as a fast program or a file."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def specialize(
     batch_size: ExamplesAtOnce = 64,
     trust: o.Trust = False,
     threads: AllThreads = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Measure again, even what was measured before.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Repeat measurements that were made before.")] = False,
     json: o.Json = False,
 ) -> None:
     """Find the fastest program for a trained ticket on this machine, and report its time, FLOPs, bytes and accuracy."""
@@ -107,7 +107,7 @@ def specialize(
         )
         for name, reason in report.left_out.items():
             console.print(f"without {name}: {reason}", style="dim", highlight=False)
-    finally:  # after what is shown: a run may lie where nothing can be written
+    finally:  # after the output: the run's folder may be read-only
         keep_measurement(Path(run), "execution", device, item)
 
 
@@ -154,7 +154,7 @@ def export(
     if out and suffix and path.suffix != suffix:
         raise invalid("--out", out, f"a name that ends in {suffix}")
     if not path.parent.is_dir():
-        raise invalid("--out", str(path), f"a file in an existing folder; {str(path.parent)!r} is none")
+        raise invalid("--out", str(path), f"a file in an existing folder, which {str(path.parent)!r} is not")
     subject = exportable_of(found.model, found.ticket, found.data.shape)
     with aside().status(f"writing {path.name}"):
         others = exporter(subject, path)
@@ -183,13 +183,13 @@ def _size(path: Path, others: list[Path]) -> int:
 
 
 def check_batch(size: int, data: Any) -> None:
-    """Raise UserError where the test set has no batch of this size."""
+    """Raise UserError if the test set is smaller than the batch size."""
     if size > len(data.test.x):
         raise invalid("--batch-size", size, f"at most {len(data.test.x):,}, the size of the test set")
 
 
 def headline(found: Any) -> str:
-    """One line that says which network this is."""
+    """A line that describes the network."""
     from lthfunc.trees.ops import count
 
     left = count(found.ticket.masks)

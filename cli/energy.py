@@ -91,7 +91,7 @@ def energy(
         console.print(source.words, highlight=False)
         console.print()
         console.print(inference_table(item))
-    finally:  # after what is shown: a run may lie where nothing can be written
+    finally:  # after the output: the run's folder may be read-only
         keep_measurement(Path(run), "energy", device, item)
 
 
@@ -99,7 +99,7 @@ def breakeven(
     sparse: Annotated[
         str,
         typer.Argument(
-            metavar="SPARSE", help="Run whose inference was metered, or costs as FIXED+COST/N, e.g. 1e-3+8e-5/50000."
+            metavar="SPARSE", help="Run whose inference was measured, or costs as FIXED+COST/N, e.g. 1e-3+8e-5/50000."
         ),
     ],
     dense: Annotated[
@@ -116,11 +116,13 @@ def breakeven(
     ] = "specialised",
     price: Annotated[
         float | None,
-        typer.Option("--price", parser=o.number, metavar="X", help="Price of a kWh, to compare money too."),
+        typer.Option(
+            "--price", parser=o.number, metavar="X", help="Price of a kWh, to include money in the comparison."
+        ),
     ] = None,
     evaluation: Annotated[
         bool,
-        typer.Option("--evaluation", help="Charge the search for its evaluations as well."),
+        typer.Option("--evaluation", help="Count evaluations as part of the search as well."),
     ] = False,
     unit: Annotated[str, typer.Option("--unit", help="Unit of FIXED and COST.")] = "kg CO₂eq",
     plot: Annotated[
@@ -163,7 +165,7 @@ def breakeven(
             for number, name in enumerate(names)
         ]  # fmt: skip
         if sides[0].how != sides[1].how:
-            say(f"the two runs were metered differently: {sides[0].how}; {sides[1].how}")
+            say(f"the two runs were measured differently: {sides[0].how}; {sides[1].how}")
         same = Path(names[0]).resolve() == Path(names[1]).resolve()
         found = break_evens(sides[0], sides[1], same=same, price=price, evaluation=evaluation)
     if plot:
@@ -180,7 +182,7 @@ def breakeven(
 
 
 def _constants(text: str) -> tuple[float, float] | None:
-    """FIXED+COST/N as (what is spent once, what each inference costs); None for the name of a run."""
+    """FIXED+COST/N as (fixed cost, cost per inference); None for the name of a run."""
     number = r"(\d+(?:\.\d*)?(?:[eE][+-]?\d+)?)"
     found = re.fullmatch(rf"{number}\+{number}(?:/{number})?", text)
     if found is None:

@@ -72,7 +72,7 @@ def resume(
 
 
 def _start(command: str, config: Config, out: str | None, wants_json: bool) -> None:
-    from .running import new_run  # torch is imported here, after all that can be checked without it
+    from .running import new_run  # imports torch, so it comes after all checks that don't need it
 
     new_run(config, command, out, wants_json=wants_json)
 
@@ -80,14 +80,14 @@ def _start(command: str, config: Config, out: str | None, wants_json: bool) -> N
 def settings_of(
     command: str, given: o.Given, recipe: str | None = None, path: str | None = None, *, trust: bool = False
 ) -> Config:
-    """The settings that were typed, or stand in the file that was named, checked. Raises UserError."""
+    """The settings that were typed or are in the given file, checked. Raises UserError."""
     return resolved(merged(command, given, recipe, path, trust=trust))
 
 
 def merged(
     command: str, given: o.Given, recipe: str | None = None, path: str | None = None, *, trust: bool = False
 ) -> Config:
-    """What was typed, or stands in the file that was named: options win over the file's.
+    """Settings that were typed or are in the given file; options take precedence.
 
     path: a TOML file, or the folder of a run. Raises UserError.
     """
@@ -102,13 +102,13 @@ def merged(
         warn_of_former_names(from_file)
         from_file = current_names(from_file)
         check_trust(from_file, f"--config: {path!r}", trusted=trust, typed=given)
-        # Naming a length on the command line replaces the file's, whichever of the two it is in.
+        # A length on the command line replaces the file's, in epochs or steps.
         replaced = replaced_by(given)
         from_file = {name: value for name, value in from_file.items() if name not in replaced}
     if recipe is not None:
         from_file = {**recipes.left_of(recipe, {**from_file, **given}), **from_file}
     if command == "train":
-        # A file written by `prune` serves as it is; its pruning does not apply.
+        # A file written by `prune` can be used as well; its pruning does not apply.
         pruning = {name for name, each in SETTINGS.items() if {"prune", "train"} & {*each.commands} == {"prune"}}
         from_file = {name: value for name, value in from_file.items() if name not in pruning} | {"rounds": 0}
     try:

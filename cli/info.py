@@ -1,4 +1,4 @@
-"""``lthfunc info``: what a run folder, or a file of it, holds."""
+"""``lthfunc info``: the contents of a run folder or a ticket file."""
 
 from __future__ import annotations
 
@@ -18,12 +18,15 @@ def info(
     run: Annotated[str, typer.Argument(help="A run's folder, or one of its .safetensors files.")],
     given: o.Given,
     classes: Annotated[
-        bool, typer.Option("--classes", help="Also measure each class, on the validation split: dense and ticket.")
+        bool,
+        typer.Option(
+            "--classes", help="Also measure the accuracy of each class on the validation split, dense and ticket."
+        ),
     ] = False,
     trust: o.Trust = False,
     json: o.Json = False,
 ) -> None:
-    """Show a run's settings and results, or what a ticket file holds."""
+    """Show a run's settings and results, or the contents of a ticket file."""
     path = Path(run)
     if classes and not path.is_dir():
         raise UserError(f"--classes: requires a run's folder, which {run} is not")
@@ -34,7 +37,7 @@ def info(
         if classes and not json:
             _show_classes(path, given.get("data_dir"), trust)
     else:
-        raise UserError(f"{run}: there is no such folder or file")
+        raise UserError(f"{run}: no such folder or file")
 
 
 def _show_run(folder: Path, *, wants_json: bool) -> None:
@@ -72,7 +75,7 @@ def _show_run(folder: Path, *, wants_json: bool) -> None:
 
 
 def _show_classes(folder: Path, data_dir: str | None, trust: bool) -> None:
-    """The dense network beside the winning ticket, or the last round, by their trained weights."""
+    """The accuracy per class of the dense network and the winning ticket (or the last round), with trained weights."""
     from lthfunc.reports.classes import class_rows, per_class
     from lthfunc.runs.tickets import tickets_of_run
 
@@ -92,7 +95,7 @@ def _show_file(path: Path, *, as_json: bool) -> None:
     tree, metadata = load_tree(path)
     masks, params = (part if isinstance(part := tree.get(name), dict) else {} for name in ("masks", "params"))
     if not all(isinstance(leaf, Tensor) for leaf in (*masks.values(), *params.values())):
-        raise UserError(f"{path}: holds trees other than params and masks")
+        raise UserError(f"{path}: has trees other than params and masks")
     layers = {name: layer._asdict() for name, layer in layer_counts(masks).items()}
     shapes = {name: list(leaf.shape) for name, leaf in params.items()}
     if as_json:
@@ -113,5 +116,5 @@ def _show_file(path: Path, *, as_json: bool) -> None:
 
 
 def _settings(config: dict[str, Any]) -> str:
-    """Settings in one line, without those that are empty."""
+    """Settings in one line, without empty ones."""
     return printable("  ".join(f"{name}={value}" for name, value in config.items() if value not in ([], {})))

@@ -15,22 +15,20 @@ from lthfunc.errors import invalid
 from . import options as o
 from .console import put_json, screen
 
-if TYPE_CHECKING:  # it needs torch
+if TYPE_CHECKING:  # imports torch
     from .network_counts import Counted
 
-datasets = typer.Typer(
-    help="List the data sets; `show NAME` says what one holds and draws it.", invoke_without_command=True
-)
+datasets = typer.Typer(help="List the data sets; `show NAME` describes one and draws it.", invoke_without_command=True)
 
 
 @o.with_settings("archs")
 def archs(
     given: o.Given,
     names: Annotated[
-        list[str] | None, typer.Argument(help="Which ones, also torchvision:NAME, timm:NAME or your own.")
+        list[str] | None, typer.Argument(help="Networks to list, also torchvision:NAME, timm:NAME or your own.")
     ] = None,
     dataset: Annotated[
-        str | None, typer.Option("--dataset", help="Count for inputs and classes of a data set of the list.")
+        str | None, typer.Option("--dataset", help="Count for the inputs and classes of this data set.")
     ] = None,
     shape: Annotated[str, typer.Option("--input", metavar="CxHxW", help="Count for inputs of this shape.")] = "3x32x32",
     classes: Annotated[int, typer.Option("--classes", parser=o.whole, metavar="N", help="Number of outputs.")] = 10,
@@ -38,7 +36,7 @@ def archs(
 ) -> None:
     """List the networks: parameters, weights to prune, and FLOPs for an input, and how they are trained."""
     chosen, size = _input_of(dataset, shape, classes)
-    from .network_counts import counted  # torch is imported here
+    from .network_counts import counted  # imports torch
 
     found = [counted(name, chosen, size, given.get("arch_option", {})) for name in names or NETWORKS]
     if json:
@@ -48,7 +46,7 @@ def archs(
     heads = ("name", "parameters", "to prune", "MFLOPs", "least", "trained with", "what it is")
     rows = [(name, *_counts(item), *rest) for item in found for name, *rest in [_about(item.name)]]
     for head, *column in zip(heads, *rows, strict=True):
-        last = head == heads[-1]  # alone gives way on a narrow screen
+        last = head == heads[-1]  # the only column that shrinks on a narrow screen
         side: Literal["left", "right"] = "right" if head in ("parameters", "to prune", "MFLOPs") else "left"
         width = None if last else max(map(len, (head, *column)))
         table.add_column(head, justify=side, no_wrap=True, min_width=width, style="dim" if last else None)
@@ -57,9 +55,9 @@ def archs(
     short = ", ".join(alias for alias in ALIASES if "-" not in alias)
     _print(
         table,
-        f"Counted for inputs {_times(chosen)} and {size} classes, for text 64 characters of 65 kinds; --input, "
-        "--classes and --dataset count for others. FLOPs are of one example, forwards; trained with an optimiser at a "
-        f"rate · batch size. Also: {short}, and names with a hyphen (resnet-20).",
+        f"Counted for inputs {_times(chosen)} and {size} classes, and for text 64 characters from an alphabet of 65; "
+        "--input, --classes and --dataset count for others. FLOPs: of a forward pass of one example. Training: an "
+        f"optimiser at a rate · batch size. Also: {short}, and names with a hyphen (resnet-20).",
         "By name: torchvision:NAME and timm:NAME.",
         "Your own: --arch package.module:function or path/to/file.py:name; it is given what its signature accepts of "
         "shape or input_shape, and classes or num_classes, and --arch-option NAME=VALUE, and returns an nn.Module.",
@@ -67,7 +65,7 @@ def archs(
 
 
 def _print(table: Table, *lines: str) -> None:
-    """A table, and lines below it that are wrapped between words."""
+    """Print a table, and below it lines that are wrapped between words."""
     console = screen()
     console.print(table)
     for line in lines:
@@ -85,7 +83,7 @@ def _input_of(dataset: str | None, shape: str, classes: int) -> tuple[tuple[int,
     except ValueError:
         sides = (0,)
     if min(sides) < 1:
-        raise invalid("--input", shape, "numbers with x between them, e.g. 3x32x32")
+        raise invalid("--input", shape, "numbers separated by x, e.g. 3x32x32")
     o.check_least(("--classes", classes, 1))
     return sides, classes
 
@@ -112,7 +110,7 @@ def _times(shape: tuple[int, ...]) -> str:
 
 @datasets.callback()
 def list_datasets(context: typer.Context) -> None:
-    """List the data sets and where they are looked for."""
+    """List the data sets, and the folder in which they are looked for."""
     if context.invoked_subcommand is not None:
         return
     table = Table(header_style="bold", box=None, pad_edge=False)
@@ -129,11 +127,11 @@ def list_datasets(context: typer.Context) -> None:
         )
     _print(
         table,
-        f"Looked for in {default_data_dir()} or where --data-dir or {DATA_DIR_VARIABLE} says, and downloaded there on "
-        "first use (but tinyimagenet).",
+        f"Looked for in {default_data_dir()} or in that of --data-dir or {DATA_DIR_VARIABLE}, and downloaded there "
+        "on first use (except tinyimagenet).",
         "By kind:",
         *(f"  {name}, {entry.about}" for name, entry in FILE_KINDS.items()),
-        "  NAME.safetensors, a file that lthfunc.data.save_mapped wrote",
+        "  NAME.safetensors, a file written by lthfunc.data.save_mapped",
         "Your own: --dataset package.module:function or path/to/file.py:name; it is given --dataset-option NAME=VALUE "
         "and returns lthfunc.data.from_tensors(...).",
     )
@@ -142,11 +140,11 @@ def list_datasets(context: typer.Context) -> None:
 @datasets.command("show")
 @o.with_settings("datasets show")
 def show(
-    name: Annotated[str, typer.Argument(help="A data set, as --dataset takes it.")],
+    name: Annotated[str, typer.Argument(help="A data set, as for --dataset.")],
     given: o.Given,
     out: Annotated[str | None, typer.Option("--out", help="The picture. \\[default: NAME.png]")] = None,
 ) -> None:
-    """Say what a data set holds: where its files lie, its splits, classes and normalisation; and draw its examples."""
+    """Describe a data set (files, splits, classes, normalisation), and draw examples."""
     from .dataset_summary import show_dataset
 
     options, skip_broken = given.get("dataset_option", {}), given.get("skip_broken", False)

@@ -105,7 +105,7 @@ def main(arguments: list[str] | None = None) -> int:
     """
     with rare_collection():
         code = _told(arguments)
-    if launched():  # at once: threads of a rank's connections may be in the middle of something
+    if launched():  # at once, since threads of a rank's connections may still be busy
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
@@ -120,7 +120,7 @@ def _told(arguments: list[str] | None) -> int:
         return _complain(str(error), error.code)
     except OSError as error:
         why, full = str(error.strerror), error.errno in _FULL
-        if full or "temporary directory" in why:  # which may name no file
+        if full or "temporary directory" in why:  # may not have a file name
             where = f"{error.filename}: " if error.filename else ""
             hint = "" if full else "; free some space there, or set TMPDIR to another folder"
             return _complain(f"{where}{why}{hint}; finished results are kept", 3)

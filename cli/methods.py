@@ -1,4 +1,4 @@
-"""``lthfunc methods``: the methods of the field at one density, in one table."""
+"""``lthfunc methods``: published methods at one density, in one table."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def _run(
         say(note)
     if save is not None:
         make_folder("--save", save)
-    path = None if out is None else out.resolve()  # a link to it is the user's own
+    path = None if out is None else out.resolve()  # the user may have named a link
     earlier = [] if out is None else open_results(out, config)
     folder = None if path is None else make_checkpoint_folder(path)
     again = shlex.join(["lthfunc", *sys.argv[1:]]) if out else None

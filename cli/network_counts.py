@@ -13,7 +13,7 @@ from lthfunc.tracebacks import first_line
 from lthfunc.trees.flops import flops_of
 from lthfunc.trees.prunable import default_prunable
 
-#: Input shape and classes that networks of text are counted for.
+#: Input shape and classes for which networks of text are counted.
 _TEXT = ((64,), 65)
 
 

@@ -111,7 +111,7 @@ def with_settings(command: str) -> Callable[[Callable[..., None]], Callable[...,
             given, _ = given_of({name: values.pop(name) for name in taken})
             function(given=given, **values)
 
-        del called.__wrapped__  # which Typer would ask for annotations
+        del called.__wrapped__  # otherwise Typer would read the annotations from it
         called.__annotations__ = {each.name: each.annotation for each in parameters}
         called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         return called
@@ -120,7 +120,7 @@ def with_settings(command: str) -> Callable[[Callable[..., None]], Callable[...,
 
 
 def given_of(values: Mapping[str, Any]) -> tuple[Given, dict[str, Any]]:
-    """(the settings given, by their present names; everything else) of Typer's values. Raises UserError."""
+    """Split Typer's values: (the settings given, by their present names; everything else). Raises UserError."""
     known = {name: value for name, value in values.items() if name in SETTINGS or name in FORMER_NAMES}
     typed = {name: value for name, value in known.items() if value not in (None, [], ())}
     warn_of_former_names(typed)

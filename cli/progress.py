@@ -1,4 +1,4 @@
-"""Progress: live on a terminal, a line per finished training elsewhere."""
+"""Progress: live on a terminal, otherwise a line per finished training."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from .console import say
 
 #: Seconds between two redraws; counting every step would cost more than a small step takes.
 _REDRAW = 0.1
-#: Trainings at once that are named beside the bar.
+#: Most trainings that are named beside the bar.
 _SHOWN = 2
 
 
 @contextmanager
 def watching(console: Console, plan: Plan) -> Iterator[Watcher]:
-    """The watcher that suits where stderr goes."""
+    """The watcher for stderr: a live bar on a terminal, otherwise lines."""
     if not console.is_terminal:
         yield Lines()
         return
@@ -48,14 +48,14 @@ def watching(console: Console, plan: Plan) -> Iterator[Watcher]:
 
 @contextmanager
 def watching_tasks(count: int, line: Callable[[Any, Record], str]) -> Iterator[Watcher]:
-    """The watcher of `count` trainings outside of a run. line: what is said of a finished one."""
+    """The watcher of `count` trainings outside a run. line: the line for a finished one."""
     progress = bar_of(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with progress:
         yield _Tasks(progress, count, line)
 
 
 def who(seed: int, number: int | str, variant: str) -> str:
-    """A training in short."""
+    """A short name for a training."""
     return f"seed {seed} round {number}" + ("" if variant == TICKET else f" {variant}")
 
 
@@ -77,7 +77,7 @@ class Lines(Watcher):
 
 @dataclass
 class _Under:
-    """A training under way."""
+    """An unfinished training."""
 
     task: Task
     start: int
@@ -87,7 +87,7 @@ class _Under:
 
 
 class Live(Watcher):
-    """A bar over all steps of the experiment, and the figures of what is being trained."""
+    """A bar over all steps of the experiment, and the current figures of the trainings."""
 
     def __init__(self, console: Console, plan: Plan) -> None:
         self._plan = plan
@@ -101,7 +101,7 @@ class Live(Watcher):
             transient=True,
         )
         self._bar = self.progress.add_task("starting")
-        self._before = 0  # steps of the trainings that ended
+        self._before = 0  # steps of finished trainings
         self._under: dict[Name, _Under] = {}
         self._drawn = 0.0
 
@@ -146,7 +146,7 @@ class Live(Watcher):
 
 
 def _in_short(trainings: list[_Under]) -> str:
-    """Several trainings at once: as many as a line holds."""
+    """Several concurrent trainings, as many as fit on a line."""
     parts = [who(under.task.seed, under.task.number, under.task.variant) for under in trainings]
     return _first_of(parts)
 
@@ -157,7 +157,7 @@ def _first_of(parts: list[str]) -> str:
 
 
 class _Tasks(Watcher):
-    """A line per finished training, and a bar over all of them with the steps of those under way."""
+    """A line per finished training, and a bar over all of them that includes the steps of unfinished ones."""
 
     def __init__(self, progress: Progress, count: int, line: Callable[[Any, Record], str]) -> None:
         self._progress, self._line = progress, line

@@ -1,4 +1,4 @@
-"""A command on several ranks (torchrun): rank 0 carries it out, the others train with it and say nothing."""
+"""A command on several ranks (torchrun): rank 0 runs it, the others train with it and print nothing."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from lthfunc.scheduling.ranks import help_rank_0, join_ranks, release_ranks
 
 from .stopping import stopping
 
-#: Commands that train one network after the other, by a plan.
+#: Commands that run a plan, one training after the other.
 _COMMANDS = ("prune", "train", "resume", "branch", "transfer")
 
 
 def on_ranks(command: str, run: Callable[[], int | None]) -> int | None:
-    """Run a command where this is rank 0, else help it. Raises what the command raises, and LostRankError."""
+    """Run a command if this is rank 0, otherwise help rank 0. Raises what the command raises, and LostRankError."""
     if command not in _COMMANDS:
         if os.environ["RANK"] != "0":
             return 2

@@ -1,4 +1,4 @@
-"""Runs at addresses (s3://, gs://, …): their folders here, put in place of the addresses that were typed."""
+"""Runs at addresses (s3://, gs://, …): local folders replace the addresses in the command's arguments."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ if TYPE_CHECKING:
     from lthfunc.runs.mirror import Mirror
     from lthfunc.scheduling.queue import Watcher
 
-#: Options whose addresses are no run's.
+#: Options whose addresses are not those of runs.
 _OTHERS = {"--config", *(setting.option for setting in SETTINGS.values())}
-#: Commands that write a folder; what others write is a file.
+#: Commands that write a folder; the others write a file.
 _RUNS = ("prune", "train", "resume", "branch", "transfer", "sweep")
-#: What is being worked on here: its folder, and what sends it.
+#: The runs that this process works on: their folders and mirrors.
 _OPEN: dict[Path, Mirror] = {}
 
 
 @contextmanager
 def brought_here(arguments: Sequence[str]) -> Iterator[list[str]]:
-    """The arguments with folders in place of addresses: a run to be written is kept up to date there, others are read.
+    """The arguments with local folders instead of addresses; output is uploaded, other runs are only downloaded.
 
-    Raises UserError where an address cannot be reached, and LostRunError where it could not be written in the end.
+    Raises UserError if an address cannot be reached, and LostRunError if the final upload fails.
     """
     with ExitStack() as stack:
         here = [_here(stack, arguments, place) for place in range(len(arguments))]
         try:
             yield here
-        except UserError as error:  # in the user's words
+        except UserError as error:  # as the user typed it
             for folder, url in zip(here, arguments, strict=True):
                 if folder != url:
                     said = str(error).replace(folder.rpartition("=")[2], url.rpartition("=")[2].rstrip("/"))
@@ -44,7 +44,7 @@ def brought_here(arguments: Sequence[str]) -> Iterator[list[str]]:
 
 
 def named(folder: Path) -> str:
-    """A folder as the user calls it."""
+    """A folder's address, if the user typed one, or its path."""
     for place, mirror in _OPEN.items():
         if place == folder or place in folder.parents:
             return "/".join([mirror.url, *folder.relative_to(place).parts])
@@ -52,7 +52,7 @@ def named(folder: Path) -> str:
 
 
 def sent_on(folder: Path) -> list[Watcher]:
-    """Who watches a run for the address that it, or a folder that it lies in, is sent to."""
+    """The watcher that uploads a run, or the folder that it is in, to its address."""
     from lthfunc.scheduling.progress import Uploads
 
     found = [mirror for place, mirror in _OPEN.items() if place == folder or place in folder.parents]

@@ -48,9 +48,9 @@ def report(
         damaged = [run for run in found if run.config is None]
         if damaged:
             raise DamagedError(f"{damaged[0].folder}: {damaged[0].missing[0]}")
-        raise UserError(f"{', '.join(runs)}: no training has finished yet, so there is nothing to report")
+        raise UserError(f"{', '.join(runs)}: nothing to report, since no training has finished yet")
     if not path.parent.is_dir():
-        raise invalid("--out", str(path), f"a file in an existing folder; {str(path.parent)!r} is none")
+        raise invalid("--out", str(path), f"a file in an existing folder, which {str(path.parent)!r} is not")
     subjects = ", ".join(dict.fromkeys(run.title for run in found))
     heading = title or (subjects if len(found) == 1 else f"{len(found)} runs: {subjects}")
     place, count = path.with_name(f"{path.stem}-figures"), 0

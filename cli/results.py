@@ -16,13 +16,13 @@ from lthfunc.runs.ticket_files import LAST, OLD_TICKET, WINNING, WINNING_TRAINED
 from .console import put, screen
 from .remote_runs import named
 
-#: Columns that per-layer densities in the result table need; narrower screens get a second table.
+#: Width that the result table needs for per-layer densities; narrower screens get a second table.
 _WIDE = 100
 _FEW_LAYERS = 5
 
 
 def show_tables(rows: Sequence[Row]) -> None:
-    """The result table, with per-layer densities in it or below it."""
+    """Print the result table, with per-layer densities in it or below it."""
     console = screen()
     together = len(rows[0].layers) <= _FEW_LAYERS and console.width >= _WIDE
     console.print(result_table(rows, layers=together))
@@ -32,7 +32,7 @@ def show_tables(rows: Sequence[Row]) -> None:
 
 
 def show_results(rows: Sequence[Row], folder: Path, pictures: Sequence[Path], *, ticket: bool) -> None:
-    """Tables, the winning ticket, and where the files are."""
+    """Print tables, the winning ticket, and the paths of the files."""
     put()
     show_tables(rows)
     put()
@@ -48,7 +48,7 @@ def show_results(rows: Sequence[Row], folder: Path, pictures: Sequence[Path], *,
 
 
 def outcome_lines(rows: Sequence[Row], folder: Path) -> list[str]:
-    """A line per file of a finished run: which network it holds."""
+    """A line per file of a finished run, with the network that it has."""
     best, last = winning(rows), max(row.round for row in rows)
     files = [("last round    ", LAST, last, "after")]
     if best is not None:
@@ -72,7 +72,7 @@ def outcome_lines(rows: Sequence[Row], folder: Path) -> list[str]:
 
 
 def verdict(rows: Sequence[Row]) -> str:
-    """The winning ticket, by validation accuracy, in a sentence."""
+    """A sentence on the winning ticket, by validation accuracy."""
     best = winning(rows)
     if best is None:
         return f"No pruned round reached the dense network's validation {rows[0].measured}."
@@ -84,7 +84,7 @@ def verdict(rows: Sequence[Row]) -> str:
 
 
 def collapse(rows: Sequence[Row]) -> str | None:
-    """A warning where a round emptied a layer, which lets no signal through."""
+    """A warning if a round emptied a layer, through which no signal passes."""
     for row in rows:
         empty = [name for name, density in row.layers.items() if density == 0]
         if row.variant == TICKET and empty:
@@ -108,6 +108,6 @@ def as_json(folder: Path, config: Config, rows: Sequence[Row]) -> dict[str, Any]
 
 
 def _row(row: Row) -> dict[str, Any]:
-    """Plain values, without what was not measured."""
+    """A row as plain values, without what was not measured."""
     plain = {name: value._asdict() if isinstance(value, Spread) else value for name, value in row._asdict().items()}
     return {name: value for name, value in plain.items() if value is not None}

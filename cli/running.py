@@ -1,4 +1,4 @@
-"""A run from settings to pictures: the imperative shell around experiments."""
+"""Runs, from settings to pictures: the imperative shell around experiments."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ from .training import prepare_run, train_run
 
 
 def new_run(config: Config, command: str, out: str | None, *, wants_json: bool) -> None:
-    """Check everything, make the folder, run. Raises UserError before anything is written.
+    """Check everything, make the folder, and run. Raises UserError before anything is written.
 
-    Where there is an unfinished run with the same settings, offer to resume that.
+    If there is an unfinished run with the same settings, offer to resume it.
     """
     earlier = unfinished_like(config, command, out)
     if earlier is not None and _confirms_resuming(earlier, out):
@@ -69,7 +69,7 @@ def new_run(config: Config, command: str, out: str | None, *, wants_json: bool) 
 
 
 def resume_run(run: str, changed: Given, trust: bool, *, wants_json: bool, typed: Collection[str] = ()) -> None:
-    """Resume an interrupted run; a finished one has its table and pictures made again.
+    """Resume an interrupted run; for a finished one, make its table and pictures again.
 
     changed: settings that change no result, to be used instead of the run's. typed: those that need no trust, since
     the user has typed the same.
@@ -91,7 +91,7 @@ def resume_run(run: str, changed: Given, trust: bool, *, wants_json: bool, typed
 
 
 def trial_run(config: Config, folder: Path, again: str) -> list[Record]:
-    """One run of several, in a folder that may hold its beginning; its records. again: the command that resumes it."""
+    """Run a trial, resuming it if its folder exists; returns its records. again: the command that resumes it."""
     if status(folder, folder / METRICS) is None:
         check_free(folder)
         prepared = prepare_run(config)
@@ -111,7 +111,7 @@ def trial_run(config: Config, folder: Path, again: str) -> list[Record]:
 def branch_run(run: Path, number: int, given: Given, out: str | None, trust: bool, *, wants_json: bool) -> None:
     """Continue from a round of a finished run with other settings, in a new folder."""
     _, theirs, _ = read_run(run)
-    # The run's own rate stays, unless a rate or another number of rounds takes the place of densities by name.
+    # The run's rate stays, unless a rate or another number of rounds replaces its densities.
     by_name = {"densities": None} if "rate" in given or "rounds" in given else {}
     config = _changed(theirs, {"density": None, **by_name}, given)
     check_trust(to_mapping(config), run, trusted=trust, typed=given)
@@ -142,7 +142,7 @@ def transfer_run(run: Path, given: Given, out: str | None, trust: bool, *, wants
 
 
 def _recovered(folder: Path) -> Run:
-    """What remains of a run, once what was damaged is reported."""
+    """What remains of a run, after reporting what was damaged."""
     found, said = recover(folder)
     for line in said:
         say(f"damaged: {line}")
@@ -150,7 +150,7 @@ def _recovered(folder: Path) -> Run:
 
 
 def _same(mine: Config, theirs: Config) -> set[str]:
-    """The settings that are the same in both."""
+    """The settings that have the same values in both."""
     values, others = to_mapping(mine), to_mapping(theirs)
     return {name for name, value in others.items() if values.get(name) == value}
 
@@ -166,13 +166,13 @@ def _new_folder(folder: Path) -> Iterator[None]:
     """Make the folder, and lock it."""
     make_folder("--out", folder)
     with locked(folder):
-        check_free(folder)  # another process may have begun there meanwhile
+        check_free(folder)  # another process may have started there in the meantime
         yield
 
 
 @contextmanager
 def _removed_on_error(folder: Path) -> Iterator[None]:
-    """Remove the folder of a run that could not begin."""
+    """Remove the folder of a run that could not start."""
     try:
         yield
     except BaseException:
@@ -181,7 +181,7 @@ def _removed_on_error(folder: Path) -> Iterator[None]:
 
 
 def _confirms_resuming(earlier: Path, out: str | None) -> bool:
-    """Whether the user wants to resume an unfinished run; where nobody can be asked, a line says how."""
+    """Whether the user wants to resume an unfinished run; if nobody can be asked, print how to."""
     if sys.stdin.isatty() and sys.stderr.isatty():
         return typer.confirm(f"{earlier} is an unfinished run with these settings. Resume it?", err=True, default=True)
     if out is None:
@@ -190,7 +190,7 @@ def _confirms_resuming(earlier: Path, out: str | None) -> bool:
 
 
 def _changed(config: Config, first: dict[str, Any], given: Given) -> Config:
-    """A run's settings with some of them replaced, or (None) left to their defaults; then with what was typed."""
+    """A run's settings with some replaced or (None) reset to defaults, then with those that were typed."""
     replaced = dict.fromkeys(replaced_by(given))
     return resolved(from_mapping({**to_mapping(config), **first, **replaced, **given}))
 
@@ -205,7 +205,9 @@ def _run(
 ) -> None:
     records = train_run(prepared, command, folder, earlier, tasks)
     config = prepared.config
-    from lthfunc.reports.run_pictures import draw  # matplotlib takes half a second, which training need not wait for
+    from lthfunc.reports.run_pictures import (
+        draw,
+    )  # importing matplotlib takes half a second, which would delay training
 
     pictures = draw(folder, records, f"{config.arch} on {config.dataset}")
     rows = summarize(records)
@@ -216,7 +218,7 @@ def _run(
 
 
 def _fresh_folder(config: Config) -> Path:
-    # A network of the user's own, package.module:function, gives its function's name; a path its last part.
+    # For a user's network, package.module:function, the function's name; for a path, its last part.
     arch, dataset = (safe_file_name(Path(name.rpartition(":")[2]).name) for name in (config.arch, config.dataset))
     base = Path("runs") / f"{arch}-{dataset}-{time.strftime('%Y%m%d-%H%M%S')}"
     folder, number = base, 2
@@ -226,7 +228,7 @@ def _fresh_folder(config: Config) -> Path:
 
 
 def make_folder(option: str, folder: Path) -> None:
-    """Make a folder for results that come one by one. Raises UserError where that can't be."""
+    """Make a folder for results that are written one by one. Raises UserError if that fails."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

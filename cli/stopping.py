@@ -1,4 +1,4 @@
-"""Requests to stop (Ctrl-C, a cluster's SIGTERM): the first is granted after the step under way, a second at once."""
+"""Requests to stop (Ctrl-C, a cluster's SIGTERM): the first takes effect after the current step, a second at once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from types import FrameType
 
 
 class Stop:
-    """Whether a stop was asked for; called, it says so. number: of the signal."""
+    """Whether a stop was requested; calling it returns this. number: of the signal."""
 
     number: int | None = None
 
@@ -20,13 +20,13 @@ class Stop:
 
     @property
     def code(self) -> int:
-        """The exit code of a process that stops for it."""
+        """The exit code of a process that stops because of it."""
         return 128 + (self.number or signal.SIGINT)
 
 
 @contextmanager
 def stopping(*, aloud: bool = True) -> Iterator[Stop]:
-    """Stops are asked of whoever calls the result; a second one raises KeyboardInterrupt."""
+    """Turn signals into requests to stop, which the result returns; a second signal raises KeyboardInterrupt."""
     stop = Stop()
 
     def ask(number: int, frame: FrameType | None) -> None:

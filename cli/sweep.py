@@ -1,4 +1,4 @@
-"""``lthfunc sweep``: the same run with many settings, and which of them is best."""
+"""``lthfunc sweep``: one run with many settings, and the best of them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def sweep(
     context: typer.Context,
     grid: Annotated[
         list[str] | None,
-        typer.Option("--grid", metavar="SETTING=A,B,…", help="Try each of these values with all others; repeatable."),
+        typer.Option("--grid", metavar="SETTING=A,B,…", help="Values to try, in all combinations; repeatable."),
     ] = None,
     search: Annotated[
         list[str] | None,
@@ -35,13 +35,14 @@ def sweep(
         ),
     ] = None,
     trials: Annotated[
-        int | None, typer.Option("--trials", parser=o.whole, metavar="N", help="With --search. \\[default: 20]")
+        int | None,
+        typer.Option("--trials", parser=o.whole, metavar="N", help="Number of trials with --search. \\[default: 20]"),
     ] = None,
     objective: Annotated[
         str,
         typer.Option(
             "--objective",
-            help="Whose validation accuracy is maximised: the last ticket, the winning one, or dense.",
+            help="Network whose validation accuracy is maximised: the last ticket, the winning one, or dense.",
             autocompletion=o.names("last", "winning", "dense"),
         ),
     ] = "last",
@@ -54,10 +55,10 @@ def sweep(
     ] = None,
     json: o.Json = False,
 ) -> None:
-    """Run `lthfunc prune` with many settings: a grid, or Optuna's search. Takes all of prune's options besides.
+    """Run `lthfunc prune` with many settings: a grid, or Optuna's search. Also takes all options of prune.
 
-    Every trial is a run like any other, in a folder of its own; the best one has the highest validation accuracy. With
-    --rounds 0 the dense network alone is trained.
+    Every trial is an ordinary run in a folder of its own; the best one has the highest validation accuracy. With
+    --rounds 0, only the dense network is trained.
     """
     if bool(grid) == bool(search):
         raise UserError("--grid and --search: give one of them, e.g. --grid lr=0.01,0.001 --grid weight-decay=0,1e-4")
@@ -75,12 +76,12 @@ def sweep(
     lists: Any = space
     planned = trials_of(lists) if grid else None
     for values in planned if planned is not None else corners(space):
-        config_of(config, values)  # mistakes are found before the first trial
+        config_of(config, values)  # so mistakes are found before the first trial
     _sweep(config, space, planned, trials or 20, objective, out, wants_json=json)
 
 
 def _of_prune(arguments: list[str]) -> tuple[o.Given, str | None, str | None, bool]:
-    """The options of `lthfunc prune` among these words: settings, recipe, file, trust. Raises as it does."""
+    """The options of `lthfunc prune` among these arguments: settings, recipe, file, trust. Raises as it does."""
     app = typer.Typer()
     app.command("prune", context_settings={"help_option_names": []})(prune)
     with get_command(app).make_context("sweep", list(arguments)) as context:
@@ -127,7 +128,7 @@ def _sweep(
                 except UserError as error:
                     if isinstance(error, DamagedError):
                         raise
-                    if not done:  # a first trial that fails fails by what all share, and leaves nothing
+                    if not done:  # the first trial fails because of shared settings, and leaves nothing
                         shutil.rmtree(folder, ignore_errors=True)
                         raise
                     trial = Trial(number, values, None, reason=str(error).partition(";")[0])
@@ -137,7 +138,7 @@ def _sweep(
 
 
 def _command(folder: Path) -> str:
-    """What was typed, with the folder named, so that it resumes there."""
+    """The command that was typed, with the folder added, so that it resumes there."""
     words = ["lthfunc", *sys.argv[1:]]
     return shlex.join(words if "--out" in words else [*words, "--out", str(folder)])
 
@@ -169,4 +170,4 @@ def _show(folder: Path, done: list[Any], names: list[str], replicates: int, *, g
         put(f"best      trial {best.number}; repeat it with: lthfunc prune --config {config}")
     for path in pictures:
         put(f"picture   {named(path)}")
-    put(f"all else  {named(folder)}")
+    put(f"all       {named(folder)}")

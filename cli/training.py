@@ -1,4 +1,4 @@
-"""Trainings of a command: prepared, watched, metered, tracked, and stopped when asked to."""
+"""Trainings of a command: preparation, progress, metering, tracking, and stopping on request."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from .stopping import Stop, stopping
 
 
 def prepare_run(config: Config) -> PreparedPlan:
-    """The plan of a run, once everything that it needs is known to be there. Raises UserError."""
+    """The plan of a run, after checking that everything it needs is available. Raises UserError."""
     check_ray(config)
     check_trackers(config)
     if config.energy:
@@ -59,7 +59,7 @@ def train_run(
     tasks: list[Task] | None = None,
     again: str | None = None,
 ) -> list[Record]:
-    """Carry out what is missing of a run. again: the command that resumes it."""
+    """Run the missing trainings of a run. again: the command that resumes it."""
     config, plan, note, _ = prepared
     again = again or _resume(folder, config)
     err = aside()
@@ -80,9 +80,7 @@ def train_run(
 
 @contextmanager
 def resumable(again: str | None, skipping: str) -> Iterator[Stop]:
-    """Of trainings that can be interrupted. again: the command that resumes them, if any; skipping: the same, past
-    steps that are not finite.
-    """
+    """Context of trainings that can be interrupted. again: the command that resumes them; skipping: past bad steps."""
     with stopping() as stop:
         try:
             yield stop
@@ -100,7 +98,7 @@ def resumable(again: str | None, skipping: str) -> Iterator[Stop]:
 
 @contextmanager
 def metered(config: Config) -> Iterator[Meter | None]:
-    """Of energy, where it is asked for; a line says how it knows."""
+    """A context in which energy is measured, if requested; a line says how."""
     if not config.energy:
         yield None
         return

@@ -1,4 +1,4 @@
-"""``lthfunc verify``: whether a run's files are what was written, and hold to what pruning is."""
+"""``lthfunc verify``: whether a run's files are undamaged and consistent."""
 
 from __future__ import annotations
 

@@ -18,11 +18,11 @@ from .console import printable, put, screen
 def watch(
     run: Annotated[str, typer.Argument(help="The run's folder.")],
     every: Annotated[
-        float, typer.Option("--every", parser=o.number, metavar="SECONDS", help="How often to look.")
+        float, typer.Option("--every", parser=o.number, metavar="SECONDS", help="Seconds between two updates.")
     ] = 1.0,
-    once: Annotated[bool, typer.Option("--once", help="Look once, and end.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="Show the progress once, and end.")] = False,
 ) -> None:
-    """Watch a run of another terminal until it ends; Ctrl-C stops watching, not the run."""
+    """Watch a run in another terminal until it ends; Ctrl-C stops watching, not the run."""
     if not 0.1 <= every <= 3600:
         raise invalid("--every", every, "a number of seconds from 0.1 to 3600")
     _watch(Path(run), every, once)
@@ -39,7 +39,7 @@ def _watch(folder: Path, every: float, once: bool) -> None:
 
     console = screen()
     view = _View(folder)
-    if once or not console.is_terminal:  # a pipe gets the last look alone
+    if once or not console.is_terminal:  # a pipe gets only the last update
         while not once and at_work(folder):
             time.sleep(every)
         console.print(view.now(console.height))
@@ -61,7 +61,7 @@ def _watch(folder: Path, every: float, once: bool) -> None:
 
 
 class _View:
-    """What is drawn at each look; the run's lines are read again when they have changed."""
+    """What is drawn at each update; the run's lines are read again when they have changed."""
 
     def __init__(self, folder: Path) -> None:
         from lthfunc.runs.folder import METRICS, scan_run
@@ -124,7 +124,7 @@ class _View:
         return [self._ahead(about), table]
 
     def _ahead(self, about: dict[str, Any]) -> str:
-        """Steps, their rate, and the time left at that rate."""
+        """The steps, their rate, and the remaining time at that rate."""
         done, total, when = about["done"], about["total"], about["time"]
         first = self._rate = self._rate or (when, done)
         rate = (done - first[1]) / (when - first[0]) if when > first[0] else 0.0
@@ -134,4 +134,4 @@ class _View:
         left = (total - done) / rate
         minutes, seconds = divmod(round(left), 60)
         hours, minutes = divmod(minutes, 60)
-        return f"{text}, {rate:,.0f} a second, {hours}:{minutes:02}:{seconds:02} left"
+        return f"{text}, {rate:,.0f} per second, {hours}:{minutes:02}:{seconds:02} left"

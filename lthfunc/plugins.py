@@ -17,7 +17,7 @@ from typing import Any
 from lthfunc.errors import UserError, invalid, unknown
 from lthfunc.tracebacks import call_user_function, first_line, user_location
 
-#: What the name of a user's own function looks like.
+#: Pattern of the name of a user's own function.
 OWN = r"^(.+\.py|[A-Za-z_][\w.]*):[A-Za-z_]\w*$"
 
 
@@ -27,9 +27,9 @@ def is_own(name: str) -> bool:
 
 
 def load_plugin(option: str, name: str) -> Callable[..., Any]:
-    """Import the function; the working directory counts, as it does for `python -m`.
+    """Import a function; the working directory is searched, as by `python -m`.
 
-    Raises UserError where it cannot be imported, with the line of the user's own that fails.
+    Raises UserError if it cannot be imported, with the line in the user's code that fails.
     """
     module_name, _, attribute = name.rpartition(":")
     if not module_name or not attribute:
@@ -45,7 +45,7 @@ def load_plugin(option: str, name: str) -> Callable[..., Any]:
 
 
 def guarded(option: str, name: str, function: Callable[..., Any], returns: type) -> Callable[..., Any]:
-    """The function; what it raises is told in one line with the user's own, as is another result's type."""
+    """Wrap a user's function: what it raises, or a result of another type, becomes an error of one line."""
 
     @functools.wraps(function)
     def call(*arguments: Any) -> Any:
@@ -60,10 +60,10 @@ def guarded(option: str, name: str, function: Callable[..., Any], returns: type)
 def called(
     option: str, name: str, function: Callable[..., Any], offered: Mapping[str, Any], given: Mapping[str, str]
 ) -> Any:
-    """Call a user's function with what its signature accepts of `offered`, by name, and with what the user gave.
+    """Call a user's function with those of the `offered` arguments that its signature has, and with what the user gave.
 
-    given: name -> text, read as a Python literal where it is one. Raises UserError for an argument that the function
-    doesn't have, or needs and isn't offered, and for whatever it raises, with the user's own line.
+    given: name -> text, read as a Python literal if it is one. Raises UserError for a given argument that the function
+    doesn't have, for one that it needs but isn't offered, and for whatever it raises, with the line in the user's code.
     """
     signature = inspect.signature(function)
     named = {
@@ -104,7 +104,7 @@ def _imported(name: str) -> ModuleType:
 
 
 def _from_file(path: str) -> ModuleType:
-    """The module in a file, imported once under a name of its own."""
+    """The module in a file, imported once under a unique name."""
     file = Path(path).resolve()
     name = f"lthfunc_user_{file.stem}_{abs(hash(str(file)))}"
     if name in sys.modules:

@@ -1,6 +1,6 @@
-"""Names and their functions, kind by kind: the library's own, those that installed packages add, and a user's own.
+"""Names and their functions, kind by kind: the library's, those of installed packages, and users' own.
 
-A table says of each name where its function lies; nothing but the function that is asked for is imported.
+A table has the location of each name's function; only the requested function is imported.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Entry:
-    """What is known of a name before its function is imported.
+    """What is known about a name before its function is imported.
 
-    target: where the function lies, "package.module:function", or ".module:function" within lthfunc.
+    target: the location of the function, "package.module:function", or ".module:function" within lthfunc.
     about: one line of help. source: the paper.
-    takes: the settings that it takes and others of its kind don't.
+    takes: the settings that it uses and others of its kind don't.
     pattern: for a family of names, such as top-K: an expression whose named groups are arguments, digits as int.
     example: a name of the family.
     """
@@ -43,11 +43,11 @@ E = TypeVar("E", bound=Entry)
 
 
 class Registry(Mapping[str, E], Generic[E]):
-    """A table of the library's own names (as a mapping), which finds installed and users' functions as well.
+    """A table of the library's names (as a mapping), which also finds functions of installed packages and users.
 
-    kind: in the plural, so that packages add to it by entry points of the group ``lthfunc.KIND``. option: that takes
-    the names. own: whether it takes users' functions by package.module:function. auto: what "auto" stands for, where
-    that is a choice. own_takes: the settings that a user's own function may take, of those in `Entry.takes`.
+    kind: in the plural; packages add names by entry points of the group ``lthfunc.KIND``. option: the one that accepts
+    the names. own: whether users' functions are accepted as package.module:function. auto: what "auto" stands for, if
+    that is a choice. own_takes: the settings that a user's own function may use, of those in `Entry.takes`.
     """
 
     def __init__(
@@ -74,26 +74,26 @@ class Registry(Mapping[str, E], Generic[E]):
 
     @property
     def described(self) -> str:
-        """The names with what each is, for help."""
+        """The names with their descriptions, for help."""
         return ", ".join(f"{name} ({entry.about})" for name, entry in self.items())
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """What may be chosen, as help and errors have it."""
+        """The possible choices, as help and errors list them."""
         return (*(("auto",) if self.auto else ()), *self)
 
     @property
     def offers(self) -> tuple[str, ...]:
-        """What completion offers: the same, with an example of each family."""
+        """The choices that completion offers: the same, with an example of each family."""
         return tuple(self[name].example or name if name in self else name for name in self.choices)
 
     def complete(self, incomplete: str) -> list[str]:
-        """The names that begin so, for a shell."""
+        """The names with a prefix, for completion in a shell."""
         return [name for name in (*self.offers, *sorted(self.installed())) if name.startswith(incomplete)]
 
     def installed(self) -> dict[str, list[EntryPoint]]:
         """The entry points that installed packages add, by name."""
-        from importlib.metadata import entry_points  # takes a while, and is asked for rarely
+        from importlib.metadata import entry_points  # slow to import, and rarely needed
 
         found: dict[str, dict[str, EntryPoint]] = {}
         for point in entry_points(group=f"lthfunc.{self.kind}"):
@@ -101,18 +101,18 @@ class Registry(Mapping[str, E], Generic[E]):
         return {name: list(points.values()) for name, points in found.items()}
 
     def known(self) -> list[str]:
-        """What may be chosen, with what packages add."""
+        """The possible choices, including those of installed packages."""
         return [*self.choices, *(name for name in sorted(self.installed()) if name not in self)]
 
     def spelled(self) -> tuple[list[str], list[str]]:
-        """(the names that may be chosen as they are, regular expressions of the others), as JSON Schema has them."""
+        """(fixed names, regular expressions of the others), as for JSON Schema."""
         families = {
             key: re.sub(r"\?P<\w+>", "", each.pattern) for key, each in self.items() if each.pattern is not None
         }
         return [name for name in self.known() if name not in families], [f"^{each}$" for each in families.values()]
 
     def find(self, name: str) -> tuple[E, dict[str, Any]] | None:
-        """(the entry, the arguments that the name holds); None for a name that isn't in the table."""
+        """(the entry, the arguments in the name); None for a name that isn't in the table."""
         for key, entry in self._entries.items():
             if entry.pattern is None and key == name:
                 return entry, {}
@@ -130,12 +130,12 @@ class Registry(Mapping[str, E], Generic[E]):
         return self.own and is_own(name) and not any((each.pattern or "").startswith(prefix) for each in self.values())
 
     def about(self, name: str) -> str:
-        """What a name is, in a line."""
+        """The description of a name, in a line."""
         found = self.find(name)
         return "of your own" if found is None else found[0].about
 
     def takes(self, name: str) -> tuple[str, ...]:
-        """The settings that a name takes and others of its kind don't."""
+        """The settings that a name uses and others of its kind don't."""
         found = self.find(name)
         return self.own_takes if found is None else found[0].takes
 
@@ -145,12 +145,12 @@ class Registry(Mapping[str, E], Generic[E]):
         return bool(known) or name in self.installed()
 
     def check(self, name: str) -> None:
-        """Raise UserError for a name that nobody has."""
+        """Raise UserError for an unknown name."""
         if not self.has(name):
             raise unknown(self.option, name, self.known())
 
     def load(self, name: str) -> Any:
-        """The function of a name, imported. Raises UserError where there is none, or it cannot be imported."""
+        """Import the function of a name. Raises UserError if there is none, or it cannot be imported."""
         if (found := self.find(name)) is not None:
             return imported(found[0].target)
         if self.is_own(name):
@@ -160,7 +160,9 @@ class Registry(Mapping[str, E], Generic[E]):
         point, *others = installed[name]
         if others:
             values = " and ".join(each.value for each in (point, *others))
-            raise UserError(f"{self.option}: several installed packages have a {name!r}: {values}; name one by that")
+            raise UserError(
+                f"{self.option}: several installed packages have a {name!r}: {values}; use one of these instead"
+            )
         try:
             return point.load()
         except (Exception, SystemExit) as error:
@@ -170,10 +172,10 @@ class Registry(Mapping[str, E], Generic[E]):
             ) from error
 
     def make(self, name: str, offered: Mapping[str, Any], returns: type | None = None) -> Any:
-        """What a name stands for: its function, or what that makes of what it takes, by name, of `offered`.
+        """What a name stands for: its function, or the result of calling that with `offered` arguments.
 
-        A function makes something if all of its parameters are offered or have defaults. returns: what the result
-        returns when it is called; held to, with a clear line for whatever it raises, where it isn't the library's.
+        It is called if all of its parameters are offered or have defaults. returns: the type that the result returns
+        when called; checked, with a clear line for whatever it raises, if the function isn't the library's.
         """
         function, found = self.load(name), self.find(name)
         if found is None:
@@ -188,16 +190,16 @@ class Registry(Mapping[str, E], Generic[E]):
 
 
 def imported(target: str) -> Any:
-    """What lies at an entry's target."""
+    """Import an entry's target."""
     module, _, attribute = target.partition(":")
     return getattr(importlib.import_module(module, "lthfunc"), attribute)
 
 
 def taken(function: Callable[..., Any], offered: Collection[str]) -> list[str] | None:
-    """The parameters of a function that are offered; None where it needs others, so that it is not to be called."""
+    """The parameters of a function that are offered; None if it needs others, so that it is not called."""
     try:
         parameters = inspect.signature(function).parameters.values()
-    except ValueError:  # builtins may not tell
+    except ValueError:  # builtins may have no signature
         return None
     others = [each for each in parameters if each.default is each.empty and each.name not in offered]
     if any(each.kind is not each.VAR_KEYWORD for each in others):
@@ -206,7 +208,7 @@ def taken(function: Callable[..., Any], offered: Collection[str]) -> list[str] |
 
 
 class Offered(Mapping[str, Any]):
-    """Values by name, each worked out when it is asked for."""
+    """Values by name, each computed when it is requested."""
 
     def __init__(self, **values: Callable[[], Any]) -> None:
         self._values = values

@@ -177,7 +177,7 @@ def test_datasets_show_a_text_and_numbers(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(tmp_path)
     Path("t.txt").write_text(TEXT, encoding="utf-8")
     assert main(["datasets", "show", "text:t.txt"]) == 0
-    assert "windows of 64 characters, an alphabet of" in capsys.readouterr().out
+    assert "windows of 64 characters, from an alphabet of" in capsys.readouterr().out
     np.savez("n.npz", x=np.random.default_rng(0).normal(size=(50, 3)), y=np.linspace(0, 1, 50))
     assert main(["datasets", "show", "npz:n.npz"]) == 0
     assert "targets: 1 numbers, mean 0.5" in capsys.readouterr().out

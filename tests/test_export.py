@@ -147,7 +147,7 @@ def test_export_on_the_command_line(tmp_path: Path, capsys: Any) -> None:
     [
         (["--to", "onx"], "--to: unknown name 'onx'; did you mean 'onnx'?"),
         (["--to", "prune", "--out", "x.bin"], "--out: invalid value 'x.bin' (expected a name that ends in"),
-        (["--to", "prune", "--out", "nowhere/x.pt"], "'nowhere' is none"),
+        (["--to", "prune", "--out", "nowhere/x.pt"], "which 'nowhere' is not"),
     ],
 )
 def test_export_refuses_in_one_line(

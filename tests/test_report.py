@@ -204,7 +204,7 @@ def test_what_is_missing_is_said(runs: Path, tmp_path: Path, capsys: Any) -> Non
 
     for text, code, told, on_page in (
         ("nonsense\n", 3, "this run cannot be shown", "this run cannot be shown"),
-        (lines[0], 2, "no training has finished yet, so there is nothing to report", "No training has finished yet."),
+        (lines[0], 2, "nothing to report, since no training has finished yet", "No training has finished yet."),
     ):
         (folder / "metrics.jsonl").write_text(text)
         assert run("report", folder, "--out", tmp_path / "alone.html") == code
