@@ -59,14 +59,27 @@ Trust = Annotated[
 ]
 
 
+class InvalidValue(typer.BadParameter):
+    """A value that an option's parser does not accept; Typer adds the option."""
+
+    def __init__(self, value: str, expected: str) -> None:
+        super().__init__(f"invalid value {value!r} (expected {expected})")
+        self.value, self.expected = value, expected
+
+    def format_message(self) -> str:
+        """The line for users."""
+        assert self.param is not None
+        return str(invalid(self.param.opts[0], self.value, self.expected))
+
+
 def _parser(read: Callable[[str], T], what: str) -> Callable[[str], T]:
-    """A function that reads an option's value. Raises BadParameter."""
+    """A function that reads an option's value. Raises InvalidValue."""
 
     def parsed(text: str) -> T:
         try:
             return read(text)
         except ValueError:
-            raise typer.BadParameter(f"{text!r} is not {what}") from None
+            raise InvalidValue(text, what) from None
 
     return parsed
 

@@ -34,7 +34,7 @@ def stopping(*, aloud: bool = True) -> Iterator[Stop]:
             raise KeyboardInterrupt
         stop.number = number
         if aloud:
-            os.write(2, b"\nstopping after this step; once more to stop at once\n")
+            os.write(2, b"\nstopping after this step; press Ctrl-C again to stop at once\n")
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

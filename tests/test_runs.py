@@ -199,7 +199,7 @@ def test_a_second_interruption_stops_at_once(tmp_path: Path) -> None:
         until((tmp_path / "in-a-step").exists, process)
         process.send_signal(signal.SIGINT)
         said = ""
-        while "once more to stop at once" not in said:
+        while "press Ctrl-C again to stop at once" not in said:
             line = process.stderr.readline()
             assert line, said
             said += line
@@ -207,7 +207,7 @@ def test_a_second_interruption_stops_at_once(tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         said += process.communicate(timeout=HANG)[1]
     assert process.returncode == 130, said
-    assert "stopping after this step; once more to stop at once" in said
+    assert "stopping after this step; press Ctrl-C again to stop at once" in said
     assert "finished trainings and checkpoints are saved. Resume with: lthfunc resume run --trust" in said
     assert "Traceback" not in said
 

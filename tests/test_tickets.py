@@ -88,7 +88,7 @@ def test_every_command_takes_the_trained_winning_ticket_and_says_so(middle: Path
             state = torch.load(path, weights_only=True)
             assert all(torch.equal(state[name], leaf) for name, leaf in ticket.params.items())
     assert run("export", middle, "--to", "state-dict", "--round", "lats") == 2
-    assert "'lats' is not a round's number, winning or last" in capsys.readouterr().err
+    assert "--round: invalid value 'lats' (expected a round's number, winning or last)" in capsys.readouterr().err
     assert run("export", middle, "--to", "state-dict", "--round", "0", "--initial") == 2
 
 
