@@ -9,6 +9,7 @@ import typer
 
 from lthfunc.errors import UserError, invalid
 from lthfunc.experiments.config import SETTINGS, Config, to_mapping
+from lthfunc.printable import counted
 
 from . import options as o
 from .console import put_json, say, screen
@@ -122,7 +123,7 @@ def _run(config: Config, at: list[int], points: int, plot: str | None, run: str 
             found[seed, each.k] = {"seed": seed, "k": each.k, "barrier": each.line.barrier, **line}
     records = [found[seed, k] for seed in seeds for k in sorted(at)]
     if config.energy:
-        say(f"energy: {1000 * kwh:.2f} Wh for {count} trainings")
+        say(f"energy: {1000 * kwh:.2f} Wh for {counted(count, 'training')}")
     title = f"{config.arch} on {config.dataset}, {plan.steps:,} steps"
     if plot:
         from lthfunc.reports.matplotlib_figures import save, side_by_side  # matplotlib takes half a second

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from lthfunc.errors import UserError
+from lthfunc.printable import counted
 
 from . import options as o
 from .console import printable, put, put_json, screen
@@ -56,7 +57,7 @@ def _show_run(folder: Path, *, wants_json: bool) -> None:
     if wants_json:
         put_json({**as_json(folder, config, rows), "machine": about["machine"], "finished": len(records) == wanted})
         return
-    put(f"{folder}: lthfunc {about['command']}, {len(records)} of {wanted} trainings finished")
+    put(f"{folder}: lthfunc {about['command']}, {len(records)} of {counted(wanted, 'training')} finished")
     where, versions = machine_in_words(about["machine"])
     put(f"on {where}; {versions}")
     put(_settings(to_mapping(config)))

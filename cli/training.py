@@ -18,6 +18,7 @@ from lthfunc.experiments.iterative import Task
 from lthfunc.experiments.plan import PreparedPlan, prepare
 from lthfunc.experiments.records import Record
 from lthfunc.experiments.trust import trusted_in
+from lthfunc.printable import counted
 from lthfunc.runs.folder import TRAIN
 from lthfunc.scheduling.execute import check_ray, execute, jobs_of
 from lthfunc.scheduling.progress import broadcasting
@@ -121,11 +122,11 @@ def _headline(prepared: PreparedPlan, command: str) -> str:
     if config.executor != "local":
         side_by_side = f", on {config.executor}"
     how = f"{'compiled' if config.engine == 'compile' else config.engine}{side_by_side}"
-    rounds = f"{config.rounds} rounds {_how_far(config)} ({config.allocate}), " if command != TRAIN else ""
+    rounds = f"{counted(config.rounds, 'round')} {_how_far(config)} ({config.allocate}), " if command != TRAIN else ""
     seeds = f", {config.replicates} seeds" if config.replicates > 1 else ""
     return (
         f"{config.arch} on {config.dataset} ({len(data.train.x):,} training, {len(data.val.x):,} validation, "
-        f"{len(data.test.x):,} test): {rounds}{plan.steps:,} steps each{seeds}, {config.device}, {how}"
+        f"{len(data.test.x):,} test): {rounds}{counted(plan.steps, 'step')} each{seeds}, {config.device}, {how}"
     )
 
 

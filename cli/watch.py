@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from lthfunc.errors import invalid
+from lthfunc.printable import counted
 
 from . import options as o
 from .console import printable, put, screen
@@ -92,7 +93,7 @@ class _View:
             self._run, self._seen = self._scan(self._folder), seen
         run = self._run
         config = run.config
-        finished = f"{len(run.records)} of {trainings_of(config)} trainings"
+        finished = f"{len(run.records)} of {counted(trainings_of(config), 'training')}"
         head = f"{self._folder}: {config.arch} on {config.dataset}, {finished}"
         parts: list[Any] = [printable(head)]
         about = progress(self._folder) if at_work(self._folder) else None

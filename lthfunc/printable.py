@@ -1,4 +1,4 @@
-"""Text from files and names made safe to print: nothing in it can control a terminal."""
+"""Text for people: that from files and names is made safe, so that nothing in it can control a terminal."""
 
 from __future__ import annotations
 
@@ -15,6 +15,11 @@ def printable(text: str, keep: str = "\n") -> str:
     if text.isprintable():
         return text
     return "".join(each if each in keep or can_be_shown(each) else _escaped(each) for each in text)
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things: "1 round", "1,200 rounds"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _escaped(character: str) -> str:

@@ -132,7 +132,7 @@ def test_what_is_decided_for_open_settings_is_explained(capsys: Any) -> None:
         "optimizer": "adam", "rate": 0.5, "device": "cpu", "loss": "cross-entropy", "engine": "eager", "eval_every": 2,
     }  # fmt: skip
     assert found["lr"]["reason"] == "the default of lenet300"
-    assert found["rate"]["reason"] == "2 rounds at this rate leave --density 0.25"
+    assert found["rate"]["reason"] == "leaves --density 0.25 after 2 rounds"
     assert found["engine"]["reason"] == "all trainings take 30 steps, and compiling pays from 3,000"
     assert main(f"{command} --device cpu".split()) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lthfunc.distributed.collectives import Collectives
 from lthfunc.errors import UserError
+from lthfunc.printable import counted
 from lthfunc.trees.types import Params, TrainState
 
 #: What travels besides the gradient: the step's loss and metric.
@@ -27,8 +28,8 @@ def rank_batch_size(batch_size: int, collectives: Collectives) -> int:
         sizes = " or ".join(str(size) for size in (below, below + ranks) if size)
         fewer = max(number for number in range(1, ranks) if batch_size % number == 0)
         raise UserError(
-            f"--batch-size: {batch_size} examples don't divide among {ranks} ranks; take {sizes}, or {fewer} "
-            f"rank{'' if fewer == 1 else 's'}"
+            f"--batch-size: {batch_size} examples don't divide among {ranks} ranks; take {sizes}, or "
+            f"{counted(fewer, 'rank')}"
         )
     return batch_size // ranks
 

@@ -11,6 +11,7 @@ from lthfunc.deployment.compaction.compact_engine import compact_engine
 from lthfunc.errors import UserError, invalid
 from lthfunc.experiments.config import Config, Decision, trainings_at_once, trainings_of
 from lthfunc.hardware import usable_cores
+from lthfunc.printable import counted
 from lthfunc.sparse.cost_model import why_not_sparse
 from lthfunc.sparse.kernels.build import why_no_kernels
 from lthfunc.sparse.sparse_or_dense import always_sparse
@@ -66,8 +67,9 @@ def decide_threads(config: Config, work: Work, data: Dataset) -> list[Decision]:
     cores = min(torch.get_num_threads(), usable_cores())  # threads without a core would wait for each other
     if always_sparse(config.engine, work.model, data.shape):
         at_once = config.jobs or trainings_at_once(config)
-        of = f"{at_once} trainings" if at_once > 1 else "1 training"
-        reason = f"the sparse engine takes what the cores ({cores}) leave to each of {of}; no result depends on it"
+        reason = (
+            f"{counted(at_once, 'training')} at once on {counted(cores, 'core')}; any number gives the same results"
+        )
         return [Decision("threads", max(1, cores // at_once), reason)]
     assert config.batch_size is not None
     flops = flops_per_step(work.model, data.shape, config.batch_size)

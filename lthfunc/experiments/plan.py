@@ -36,6 +36,7 @@ from lthfunc.experiments.rewinding_and_controls import start_of
 from lthfunc.experiments.trials import check_orientation, check_pruning, check_score, check_start
 from lthfunc.models.factory import build_for
 from lthfunc.plugins import is_own
+from lthfunc.printable import counted
 from lthfunc.sparsify.allocation import check_patterns
 from lthfunc.training.batches import steps_per_epoch
 from lthfunc.training.engines.interface import Work
@@ -130,7 +131,7 @@ def decide_length(config: Config, data: Dataset) -> tuple[Length, list[Decision]
     if steps is None:
         assert config.epochs is not None
         steps = config.epochs * per_epoch
-        decisions.append(Decision("steps", steps, f"{config.epochs} epochs of {per_epoch:,} steps"))
+        decisions.append(Decision("steps", steps, f"{counted(config.epochs, 'epoch')} of {counted(per_epoch, 'step')}"))
     every = config.eval_every
     if every is None:
         every = _eval_every(steps, batch_size, len(data.val.x))

@@ -14,6 +14,7 @@ from lthfunc.errors import UserError, invalid, unknown
 from lthfunc.experiments.config import SETTINGS, Config, Decision, applied, check_alternatives, parse_interval
 from lthfunc.experiments.schema import from_mapping
 from lthfunc.plugins import is_own
+from lthfunc.printable import counted
 from lthfunc.registry import Registry
 
 #: For architectures and data sets of the user's own.
@@ -80,7 +81,7 @@ def _rounds_and_rate(config: Config) -> list[Decision]:
         return [Decision("rounds", len(listed(config.densities)), "one for each of --densities")]
     if config.density is not None and config.rounds:
         rate = 1 - config.density ** (1 / config.rounds)
-        return [Decision("rate", rate, f"{config.rounds} rounds at this rate leave --density {config.density:g}")]
+        return [Decision("rate", rate, f"leaves --density {config.density:g} after {counted(config.rounds, 'round')}")]
     return []
 
 

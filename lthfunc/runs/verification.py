@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lthfunc.printable import counted
 from lthfunc.runs import safe_files
 from lthfunc.runs.folder import ENVIRONMENT, METRICS, Run, scan_run
 from lthfunc.runs.integrity import Problem, checkpoint_problems, good_rounds, wrong
@@ -30,13 +31,11 @@ class VerificationReport(NamedTuple):
         run, count = self.run, len(self.run.records)
         sums = "" if run.format > 1 else ", without checksums"
         lines = [
-            f"{self.folder}: lthfunc {run.about['command']}, format {run.format}{sums}, {count} finished trainings"
+            f"{self.folder}: lthfunc {run.about['command']}, format {run.format}{sums}, "
+            f"{counted(count, 'finished training')}"
         ]
         lines += [f"damaged: {problem}" for problem in self.problems]
-        for seed, rounds in self.good.items():
-            lines.append(
-                f"seed {seed}: intact rounds: {_ranges(rounds)}" if rounds else f"seed {seed}: no intact round"
-            )
+        lines += [f"seed {seed}: intact rounds: {_ranges(rounds) or 'none'}" for seed, rounds in self.good.items()]
         if self.problems:
             return [*lines, f"lthfunc resume {self.folder} continues from the last good point"]
         return [*lines, "no damage found" + ("" if is_finished(run) else "; unfinished")]

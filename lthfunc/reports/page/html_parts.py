@@ -10,7 +10,7 @@ from typing import Any
 from lthfunc.experiments.config import to_mapping
 from lthfunc.experiments.iterative import TICKET
 from lthfunc.experiments.records import Row, winning
-from lthfunc.printable import printable
+from lthfunc.printable import counted, printable
 from lthfunc.reports.charts import Picture
 from lthfunc.reports.curves import LOOKS
 from lthfunc.reports.page.run_view import RunView
@@ -42,8 +42,8 @@ def card(run: RunView) -> str:
     lines = []
     if run.config is not None:
         seeds = len({item["seed"] for item in run.records})
-        lines.append(f"{run.title}: {run.config.rounds} rounds, {seeds or run.config.replicates} seeds, "
-                     f"{len(run.records)} trainings")  # fmt: skip
+        numbers = {"round": run.config.rounds, "seed": seeds or run.config.replicates, "training": len(run.records)}
+        lines.append(f"{run.title}: " + ", ".join(counted(number, noun) for noun, number in numbers.items()))
     best = winning(run.rows)
     if best is not None:
         dense = run.rows[0]
