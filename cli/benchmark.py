@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from lthfunc.errors import UserError, unknown
+from lthfunc.experiments.config import warn_of_former_names
 
 from . import options as o
 from .console import put
@@ -50,7 +51,6 @@ def benchmark(
         str,
         typer.Option(
             "--executor",
-            "--on",
             metavar="WHERE",
             show_default=False,
             help="Measure on a node of a cluster: ray, or ray://HOST:PORT. \\[default: here]",
@@ -61,11 +61,15 @@ def benchmark(
         typer.Option("--cores", parser=o.whole, metavar="N", help="With --executor: its CPU cores."),
     ] = 1,
     gpus: Annotated[int, typer.Option("--gpus", parser=o.whole, metavar="N", help="With --executor: its GPUs.")] = 0,
+    on: Annotated[str | None, typer.Option("--on", hidden=True)] = None,
 ) -> None:
     """Measure this library, its peers and the hardware's limits on this machine. Needs a clone of the repository."""
     if name not in BENCHMARKS:
         raise unknown("benchmark", name, BENCHMARKS)
     place = _clone()
+    if on is not None:
+        warn_of_former_names(["on"])
+        executor = on
     if executor != "local":
         raise typer.Exit(_measured_on(executor, cores, gpus, [name, *(words or [])], place))
     if str(place) not in sys.path:

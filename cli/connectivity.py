@@ -40,7 +40,10 @@ def connectivity(
     config: o.ConfigFile = None,
     trust: o.Trust = False,
     plot: Annotated[
-        str | None, typer.Option("--plot", metavar="FILE", help="Draw errors and barriers to this file.")
+        Path | None,
+        typer.Option(
+            "--plot", parser=o.picture, metavar="FILE", help="Draw errors and barriers to this file (.png or .svg)."
+        ),
     ] = None,
     json: o.Json = False,
 ) -> None:
@@ -75,7 +78,7 @@ def _settings_of_run(run: Path, given: o.Given, others: list[str], *, trust: boo
     return resolved(replace(config, **{**plain, "energy": False, "country": None, **given}))
 
 
-def _run(config: Config, at: list[int], points: int, plot: str | None, run: str | None, *, wants_json: bool) -> None:
+def _run(config: Config, at: list[int], points: int, plot: Path | None, run: str | None, *, wants_json: bool) -> None:
     from contextlib import closing
 
     from lthfunc.experiments.connectivity import Finished, check_points, measured, segments
@@ -128,7 +131,7 @@ def _run(config: Config, at: list[int], points: int, plot: str | None, run: str 
     if plot:
         from lthfunc.reports.matplotlib_figures import save, side_by_side  # matplotlib takes half a second
 
-        save(side_by_side(barrier_charts(records), title, legends=[True, False]), Path(plot))
+        save(side_by_side(barrier_charts(records), title, legends=[True, False]), plot)
     if run is not None:
         keep_measurement(Path(run), "connectivity", config.device, {"steps": plan.steps, "results": records})
     if wants_json:

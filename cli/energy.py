@@ -126,8 +126,10 @@ def breakeven(
     ] = False,
     unit: Annotated[str, typer.Option("--unit", help="Unit of FIXED and COST.")] = "kg CO₂eq",
     plot: Annotated[
-        str | None,
-        typer.Option("--plot", metavar="FILE", help="Draw total costs over inferences (.png or .svg)."),
+        Path | None,
+        typer.Option(
+            "--plot", parser=o.picture, metavar="FILE", help="Draw total costs over inferences (.png or .svg)."
+        ),
     ] = None,
     json: o.Json = False,
 ) -> None:
@@ -172,7 +174,7 @@ def breakeven(
         from lthfunc.reports.matplotlib_figures import save, side_by_side
 
         charts = [breakeven_chart(each) for each in found]
-        save(side_by_side(charts, f"{sparse} against {dense or 'its dense network'}", [True] * len(charts)), Path(plot))
+        save(side_by_side(charts, f"{sparse} against {dense or 'its dense network'}", [True] * len(charts)), plot)
     if json:
         put_json({"sparse": sparse, "dense": dense or sparse, "results": as_values(found)})
         return

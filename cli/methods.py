@@ -42,7 +42,10 @@ def methods(
         ),
     ] = None,
     plot: Annotated[
-        str | None, typer.Option("--plot", metavar="FILE", help="Draw the comparison to this file.")
+        Path | None,
+        typer.Option(
+            "--plot", parser=o.picture, metavar="FILE", help="Draw the comparison to this file (.png or .svg)."
+        ),
     ] = None,
     json: o.Json = False,
 ) -> None:
@@ -60,7 +63,7 @@ def methods(
     resolved = settings_of("methods", given, recipe, config, trust=trust)
     check_ray(resolved)
     check_methods(resolved, asked)
-    places = (Path(out) if out else None, Path(save) if save else None, Path(plot) if plot else None)
+    places = (Path(out) if out else None, Path(save) if save else None, plot)
     _run(resolved, asked, *places, wants_json=json)
 
 

@@ -6,6 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
@@ -90,6 +91,15 @@ number = _parser(float, "a number")
 round_of_run = _parser(
     lambda text: text if text in ("winning", "last") else int(text), "a round's number, winning or last"
 )
+
+
+def _picture(text: str) -> Path:
+    if not text.endswith((".png", ".svg")):
+        raise ValueError
+    return Path(text)
+
+
+picture = _parser(_picture, "a name that ends in .png or .svg")
 _PARSERS: dict[type, Callable[[str], Any]] = {int: whole, float: number}
 
 

@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from lthfunc.errors import UserError, invalid, unknown
+from lthfunc.printable import a_or_an
 from lthfunc.tracebacks import call_user_function, first_line, user_location
 
 #: Pattern of the name of a user's own function.
@@ -36,9 +37,11 @@ def load_plugin(option: str, name: str) -> Callable[..., Any]:
         raise invalid(option, name, "a listed name, package.module:function or path/to/file.py:name")
     try:
         module = _from_file(module_name) if module_name.endswith(".py") else _imported(module_name)
-        function = getattr(module, attribute)
+        function = getattr(module, attribute, None)
     except (Exception, SystemExit) as error:
         raise UserError(f"{option}: cannot import {name!r}{user_location(error)} ({first_line(error)})") from error
+    if function is None:
+        raise UserError(f"{option}: cannot import {name!r} ({module_name} has no {attribute})")
     if not callable(function):
         raise UserError(f"{option}: {name!r} is not a function")
     return function  # type: ignore[no-any-return]
@@ -51,7 +54,9 @@ def guarded(option: str, name: str, function: Callable[..., Any], returns: type)
     def call(*arguments: Any) -> Any:
         result = call_user_function(option, name, lambda: function(*arguments))
         if not isinstance(result, returns):
-            raise UserError(f"{option}: {name!r} returned a {type(result).__name__}, not a {returns.__name__}")
+            raise UserError(
+                f"{option}: {name!r} returned {a_or_an(type(result).__name__)}, not {a_or_an(returns.__name__)}"
+            )
         return result
 
     return call

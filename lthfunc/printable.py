@@ -22,5 +22,10 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
+def a_or_an(name: str) -> str:
+    """A name with its article: "an int", "a list"."""
+    return f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}"
+
+
 def _escaped(character: str) -> str:
     return repr(character)[1:-1]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from lthfunc.errors import UserError, unknown
+from lthfunc.errors import UserError, invalid, unknown
 from lthfunc.plugins import called, guarded, is_own, load_plugin
 from lthfunc.tracebacks import first_line, user_location
 
@@ -171,15 +171,18 @@ class Registry(Mapping[str, E], Generic[E]):
                 f"{self.option}: {name!r} of {package} cannot be imported{user_location(error)} ({first_line(error)})"
             ) from error
 
-    def make(self, name: str, offered: Mapping[str, Any], returns: type | None = None) -> Any:
+    def make(self, name: str, offered: Mapping[str, Any], returns: type | None = None, fits: str = "") -> Any:
         """What a name stands for: its function, or the result of calling that with `offered` arguments.
 
         It is called if all of its parameters are offered or have defaults. returns: the type that the result returns
-        when called; checked, with a clear line for whatever it raises, if the function isn't the library's.
+        when called; checked, with a clear line for whatever it raises, if the function isn't the library's. fits: the
+        annotation (as in `argument_kinds`) that the result of such a function must fit. Raises UserError.
         """
         function, found = self.load(name), self.find(name)
         if found is None:
             made = function if taken(function, offered) is None else called(self.option, name, function, offered, {})
+            if fits and not (kind := importlib.import_module("lthfunc.argument_kinds").KINDS[fits]).fits(made):
+                raise invalid(self.option, name, kind.words)
             return made if returns is None else guarded(self.option, name, made, returns)
         entry, parts = found
         names = taken(function, {*offered, *parts})

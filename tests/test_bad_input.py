@@ -278,7 +278,7 @@ def test_paths_with_spaces_and_newlines_work_or_are_refused(place: Path, finishe
     ("option", "code", "words"),
     [
         ("score", "raise KeyError('x')", "'own.py:f' fails (line 2 of "),
-        ("score", "return 3", "'own.py:f' returned a int, not a dict"),
+        ("score", "return 3", "'own.py:f' returned an int, not a dict"),
         ("allocate", "return [1]", "'own.py:f' returned a list, not a dict"),
         ("structure", "return None", "'own.py:f' returned a NoneType, not a dict"),
         ("rewind", "return 1 / 0", "ZeroDivisionError: division by zero"),

@@ -97,7 +97,7 @@ def test_a_function_of_ones_own_is_made_of_what_is_offered(tmp_path: Path) -> No
 
     assert (make("itself"), make("made"), make("any_of")) == ({"m": 2}, {"seed": 7, "lr": 0.5}, {})
     assert asked == []  # nothing is worked out that isn't asked for
-    with pytest.raises(UserError, match=r"^--score: .*wrong' returned a int, not a dict"):
+    with pytest.raises(UserError, match=r"^--score: .*wrong' returned an int, not a dict"):
         make("wrong")
     with pytest.raises(UserError, match=r"^--score: .*fails' called with seed=7 fails.*division by zero"):
         make("fails")

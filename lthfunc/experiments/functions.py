@@ -75,7 +75,7 @@ class ScoreContext(NamedTuple):
 def score_of(name: str) -> Callable[[ScoreContext], Score]:
     """A score by its name; a user's own is ``params, masks -> scores``, or makes that of what is offered."""
     SCORES.load(name)  # what cannot be imported is told before anything is trained
-    return lambda now: SCORES.make(name, now.offered, dict)
+    return lambda now: SCORES.make(name, now.offered, dict, "Score")
 
 
 def scoring_of(config: Config, work: Work, data: Dataset) -> Callable[[TrainState, RoundContext], Score]:
@@ -95,7 +95,7 @@ def random_score(seed: int) -> Score:
 def allocation_of(config: Config) -> Allocate:
     """An allocation by its name; a user's own is ``scores, masks, fraction -> keep counts``."""
     offered = {"min_layer_weights": config.min_layer_weights, "layer_rate": config.layer_rate}
-    made: Allocate = ALLOCATIONS.make(config.allocate, offered, dict)
+    made: Allocate = ALLOCATIONS.make(config.allocate, offered, dict, "Allocate")
     return made
 
 
@@ -128,7 +128,7 @@ def densities_of(config: Config) -> tuple[float, ...] | None:
 
 def structure_of(config: Config, model: Model) -> Select:
     """A structure by its name; a user's own is ``scores, masks, keep -> masks``."""
-    made: Select = STRUCTURES.make(config.structure, {"exempt": config.exempt, "model": model}, dict)
+    made: Select = STRUCTURES.make(config.structure, {"exempt": config.exempt, "model": model}, dict, "Select")
     return made
 
 

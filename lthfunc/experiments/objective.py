@@ -6,6 +6,7 @@ from lthfunc.catalog.training import LOSSES, METRICS, OPTIMIZERS, SCHEDULES, Tar
 from lthfunc.errors import UserError, invalid
 from lthfunc.experiments.config import Config, Decision
 from lthfunc.plugins import called, is_own
+from lthfunc.printable import a_or_an
 from lthfunc.registry import Offered, Registry
 from lthfunc.training import schedules
 from lthfunc.training.losses import Loss, Metric, cross_entropy, label_smoothed_cross_entropy
@@ -77,7 +78,7 @@ def schedule_of(config: Config, steps: int) -> Schedule:
     final = config.lr_final or 0.0
     end = {} if config.lr_final is None else {"end": final / lr}  # as a share; they have ends of their own
     offered = {"lr": lr, "steps": steps, "milestones": drops, "cycles": config.cycles, "final": final, **end}
-    made: Schedule = SCHEDULES.make(config.schedule, offered)
+    made: Schedule = SCHEDULES.make(config.schedule, offered, fits="Schedule")
     return schedules.warmup(made, config.warmup)
 
 
@@ -124,6 +125,5 @@ def make_optimizer(config: Config, steps: int) -> Optimizer:
         return own
     if isinstance(own, tuple) and len(own) == 2 and all(map(callable, own)):
         return Optimizer(*own, mixes=True)  # nothing is known of it, so the step masks the weights after it
-    raise UserError(
-        f"--optimizer: {name!r} returned a {type(own).__name__}, not an lthfunc.Optimizer or a pair (init, update)"
-    )
+    found = a_or_an(type(own).__name__)
+    raise UserError(f"--optimizer: {name!r} returned {found}, not an lthfunc.Optimizer or a pair (init, update)")

@@ -14,6 +14,7 @@ from lthfunc.errors import UserError
 from lthfunc.models.pretrained import with_weights
 from lthfunc.models.user_module_checks import check_outputs, check_tokens, materialize_lazy
 from lthfunc.plugins import called
+from lthfunc.printable import a_or_an
 from lthfunc.trees.dataset_checks import check_data
 from lthfunc.trees.model import Model, make_model, with_prunable
 from lthfunc.trees.multi_input import InputSpec
@@ -97,7 +98,7 @@ def made(
                         **({} if zoo is None else zoo[1])}  # fmt: skip
         module = called("--arch", name, function, offered, options)
     if not isinstance(module, nn.Module):
-        raise UserError(f"--arch: {name!r} returned a {type(module).__name__}, not an nn.Module")
+        raise UserError(f"--arch: {name!r} returned {a_or_an(type(module).__name__)}, not an nn.Module")
     return module
 
 

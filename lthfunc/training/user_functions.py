@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lthfunc.argument_hints import described
 from lthfunc.errors import UserError
+from lthfunc.printable import a_or_an
 from lthfunc.tracebacks import call_user_function, function_name, is_library_function
 from lthfunc.training.losses import Loss
 from lthfunc.training.optimizers import Optimizer
@@ -35,7 +36,7 @@ def checked_loss(kind: str, function: Loss) -> Loss:
         if versions != [leaf._version for leaf in given]:
             raise UserError(f"--{kind}: {name!r} changes its arguments in place; return new tensors instead")
         if not isinstance(value, Tensor):
-            raise UserError(f"--{kind}: {name!r} returned a {type(value).__name__}, not a scalar tensor")
+            raise UserError(f"--{kind}: {name!r} returned {a_or_an(type(value).__name__)}, not a scalar tensor")
         if value.ndim:
             raise UserError(f"--{kind}: {name!r} returned a tensor of shape {tuple(value.shape)}, not a scalar")
         if value.dtype == torch.bool or value.is_complex():
@@ -74,7 +75,7 @@ def checked_optimizer(optimizer: Optimizer) -> Optimizer:
         like = {key: (leaf.shape, leaf.dtype) for key, leaf in params.items()}
         result: Any = call_user_function("--optimizer", name, lambda: optimizer.update(grads, state, params, step))
         if not isinstance(result, tuple) or len(result) != 2:
-            raise UserError(f"--optimizer: {name!r} returned a {type(result).__name__}, not (params, state)")
+            raise UserError(f"--optimizer: {name!r} returned {a_or_an(type(result).__name__)}, not (params, state)")
         new, after = result
         if not isinstance(new, dict) or new.keys() != like.keys():
             missing = sorted(like.keys() - new.keys()) if isinstance(new, dict) else []

@@ -24,7 +24,7 @@ def check_methods(config: Config, methods: tuple[str, ...]) -> None:
     for method in methods:
         METHODS.check(method)
     if config.density is None:
-        raise UserError("--density: methods are compared at one; give it, e.g. --density 0.05")
+        raise UserError("--density: is required, since methods are compared at one density, e.g. --density 0.05")
 
 
 def methods_for(context: MethodContext, asked: Sequence[str]) -> tuple[tuple[str, ...], str | None]:
