@@ -101,8 +101,12 @@ def _function(kind: str, *takes: str) -> ArgumentKind:
     return ArgumentKind(f"a function of ({', '.join(takes)})", fits)
 
 
-def _instance(name: str, words: str) -> ArgumentKind:
-    return ArgumentKind(words, lambda value: is_a(value, name))
+def _instance(name: str, words: str = "") -> ArgumentKind:
+    return ArgumentKind(words or f"a {name}", lambda value: is_a(value, name))
+
+
+def _dict_of(words: str, fits: Callable[[Any], bool]) -> ArgumentKind:
+    return ArgumentKind(words, lambda value: isinstance(value, Mapping) and all(map(fits, value.values())))
 
 
 def _any_of(first: ArgumentKind, *others: ArgumentKind) -> ArgumentKind:
@@ -152,24 +156,17 @@ KINDS: dict[str, ArgumentKind] = {
     "Sequence[InputSpec]": _many(
         "a list of Parts (lf.data's, of several inputs)", lambda value: is_a(value, "InputSpec")
     ),
-    "Mapping[str, Start]": ArgumentKind(
-        "a dict of Starts",
-        lambda value: isinstance(value, Mapping) and all(is_a(each, "Start") for each in value.values()),
-    ),
+    "Mapping[str, Start]": _dict_of("a dict of Starts", lambda value: is_a(value, "Start")),
     "Sequence[TrainState]": _many("a list of TrainStates", lambda value: is_a(value, "TrainState")),
     "Sequence[Fit]": _many("a list of Fits", lambda value: is_a(value, "Fit")),
-    "Model": _instance("Model", "a Model"),
-    "TrainState": _instance("TrainState", "a TrainState"),
-    "Ticket": _instance("Ticket", "a Ticket"),
+    **{name: _instance(name) for name in ("Model", "TrainState", "Ticket", "Plan", "Fit")},
     "Split": _instance("Split", "a Split, such as data.test"),
     "Trainer": _instance("Trainer", "a Trainer (lf.make_trainer)"),
-    "Plan": _instance("Plan", "a Plan"),
     "Start": ArgumentKind(
         "a Start of a function of (pruned, now)",
         lambda value: is_a(value, "Start") and _function("start", "pruned", "now").fits(value.make),
     ),
-    "Fit": _instance("Fit", "a Fit"),
-    "Checkpointer[Fit]": _instance("Checkpointer", "a Checkpointer"),
+    "Checkpointer[Fit]": _instance("Checkpointer"),
     "Dependencies": _instance("Dependencies", "what lf.dependencies(model, shape) gives"),
     "Packed": _instance("Packed", "what lf.pack(params, masks) gives"),
     "Done": _instance("Done", "where an interrupted experiment stands"),
@@ -188,18 +185,12 @@ KINDS: dict[str, ArgumentKind] = {
     "Masks": ArgumentKind("a dict of bool tensors", _is_masks),
     "Scores": ArgumentKind("a dict of tensors, a score for each weight", _is_params),
     "KeepCounts": ArgumentKind("a dict of counts as tensors, one for each layer", _is_params),
-    "Mapping[str, int]": ArgumentKind(
-        "a dict of whole numbers", lambda value: isinstance(value, Mapping) and all(map(is_whole, value.values()))
-    ),
-    "Mapping[str, Tensor | int]": ArgumentKind(
-        "a dict of whole numbers", lambda value: isinstance(value, Mapping) and all(map(is_whole, value.values()))
-    ),
+    "Mapping[str, int]": _dict_of("a dict of whole numbers", is_whole),
+    "Mapping[str, Tensor | int]": _dict_of("a dict of whole numbers", is_whole),
     "Mapping[str, Cut]": ArgumentKind("the cuts of what lf.compact gives", lambda value: isinstance(value, Mapping)),
     "Mapping[str, Any]": ArgumentKind("a dict", lambda value: isinstance(value, Mapping)),
     "Mapping[str, Tensor]": ArgumentKind("a dict of tensors", _is_tree),
-    "Mapping[str, float]": ArgumentKind(
-        "a dict of rates by pattern", lambda value: isinstance(value, Mapping) and all(map(is_number, value.values()))
-    ),
+    "Mapping[str, float]": _dict_of("a dict of rates by pattern", is_number),
     "Score": _function("Score", "params", "masks"),
     "Allocate": _function("Allocate", "scores", "masks", "fraction"),
     "Select": _function("Select", "scores", "masks", "keep"),

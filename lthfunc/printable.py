@@ -14,7 +14,7 @@ def printable(text: str, keep: str = "\n") -> str:
     """The text with unprintable characters escaped as in Python. keep: characters that stay."""
     if text.isprintable():
         return text
-    return "".join(each if each in keep or can_be_shown(each) else _escaped(each) for each in text)
+    return "".join(each if each in keep or can_be_shown(each) else repr(each)[1:-1] for each in text)
 
 
 def counted(number: int, noun: str) -> str:
@@ -25,7 +25,3 @@ def counted(number: int, noun: str) -> str:
 def a_or_an(name: str) -> str:
     """A name with its article: "an int", "a list"."""
     return f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}"
-
-
-def _escaped(character: str) -> str:
-    return repr(character)[1:-1]

@@ -8,9 +8,10 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections import UserDict
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from lthfunc.errors import UserError, invalid, unknown
 from lthfunc.plugins import called, guarded, is_own, load_plugin
@@ -42,7 +43,7 @@ class Entry:
 E = TypeVar("E", bound=Entry)
 
 
-class Registry(Mapping[str, E], Generic[E]):
+class Registry(UserDict[str, E]):
     """A table of the library's names (as a mapping), which also finds functions of installed packages and users.
 
     kind: in the plural; packages add names by entry points of the group ``lthfunc.KIND``. option: the one that accepts
@@ -60,17 +61,8 @@ class Registry(Mapping[str, E], Generic[E]):
         auto: str = "",
         own_takes: tuple[str, ...] = (),
     ) -> None:
+        super().__init__(entries)
         self.kind, self.option, self.own, self.auto, self.own_takes = kind, option, own, auto, own_takes
-        self._entries = dict(entries)
-
-    def __getitem__(self, name: str) -> E:
-        return self._entries[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._entries)
-
-    def __len__(self) -> int:
-        return len(self._entries)
 
     @property
     def described(self) -> str:
@@ -113,7 +105,7 @@ class Registry(Mapping[str, E], Generic[E]):
 
     def find(self, name: str) -> tuple[E, dict[str, Any]] | None:
         """(the entry, the arguments in the name); None for a name that isn't in the table."""
-        for key, entry in self._entries.items():
+        for key, entry in self.items():
             if entry.pattern is None and key == name:
                 return entry, {}
             if entry.pattern is not None and (found := re.fullmatch(entry.pattern, name)):
@@ -210,20 +202,8 @@ def taken(function: Callable[..., Any], offered: Collection[str]) -> list[str] |
     return [each.name for each in parameters if each.name in offered]
 
 
-class Offered(Mapping[str, Any]):
-    """Values by name, each computed when it is requested."""
-
-    def __init__(self, **values: Callable[[], Any]) -> None:
-        self._values = values
+class Offered(UserDict[str, Any]):
+    """Values by name, each computed when it is requested. Made of functions without arguments."""
 
     def __getitem__(self, name: str) -> Any:
-        return self._values[name]()
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._values
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._values)
-
-    def __len__(self) -> int:
-        return len(self._values)
+        return super().__getitem__(name)()

@@ -93,7 +93,7 @@ def idx(path: Path, array: np.ndarray[Any, Any]) -> None:
 def _few(monkeypatch: pytest.MonkeyPatch) -> None:
     """The catalogue's data sets, of a few examples."""
     for name in ("kmnist", "emnist", "svhn"):
-        monkeypatch.setitem(DATASETS._entries, name, replace(DATASETS[name], examples=(80, 20, 30)))
+        monkeypatch.setitem(DATASETS.data, name, replace(DATASETS[name], examples=(80, 20, 30)))
 
 
 @pytest.mark.usefixtures("_few")

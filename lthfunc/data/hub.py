@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lthfunc.data.images import ImageSource, Observe, check_depth, decode_images, image_format, image_options
-from lthfunc.data.reader_options import check_shares
+from lthfunc.data.reader_options import check_shares, image_counter
 from lthfunc.data.tensors import make_dataset, scale_of, split_indices
 from lthfunc.errors import UserError, unknown
 from lthfunc.tracebacks import first_line
@@ -63,17 +63,9 @@ def read_hub(
     if tested is None and held is not None:
         tested, held = held, None
     total = sum(len(each) for each in (splits["train"], held, tested) if each is not None)
-    done = 0
+    tell = image_counter(observe, total)
 
     def read(split: Any) -> tuple[Tensor, Tensor]:
-        nonlocal done
-
-        def tell(count: int) -> None:
-            nonlocal done
-            done += count
-            if observe is not None:
-                observe(done, total)
-
         x = torch.empty(len(split), 1 if wanted.gray else 3, *wanted.size, dtype=torch.uint8)
         result = decode_images(_sources(name, split, image), wanted, x, skip_broken=skip_broken, observe=tell)
         peaks.append(result.peak)

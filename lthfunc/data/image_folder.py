@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lthfunc.data.images import ImageOptions, Observe, check_depth, decode_images, image_format, image_options
 from lthfunc.data.mapped import open_mapped, writing
-from lthfunc.data.reader_options import check_shares, check_whole
+from lthfunc.data.reader_options import check_shares, check_whole, image_counter
 from lthfunc.data.tensors import scale_of, split_indices
 from lthfunc.errors import UserError, invalid
 from lthfunc.hardware import cache_home
@@ -171,14 +171,7 @@ def _decode(
     """Write the decoded file, whole or not at all."""
     from PIL import Image
 
-    total, done = sum(map(len, found.splits.values())), 0
-
-    def tell(count: int) -> None:
-        nonlocal done
-        done += count
-        if observe is not None:
-            observe(done, total)
-
+    tell = image_counter(observe, sum(map(len, found.splits.values())))
     sources = {
         name: [(str(path), partial(Image.open, path)) for path, _ in files] for name, files in found.splits.items()
     }

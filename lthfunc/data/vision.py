@@ -22,21 +22,12 @@ from lthfunc.data.tensors import from_tensors
 from lthfunc.errors import UserError
 from lthfunc.trees.types import Dataset, Scale
 
+#: torchvision's class of each name in the catalogue.
 _CLASSES: dict[str, Any] = {
-    "mnist": torchvision.datasets.MNIST,
-    "fashionmnist": torchvision.datasets.FashionMNIST,
-    "kmnist": torchvision.datasets.KMNIST,
-    "emnist": torchvision.datasets.EMNIST,
-    "svhn": torchvision.datasets.SVHN,
-    "cifar10": torchvision.datasets.CIFAR10,
-    "cifar100": torchvision.datasets.CIFAR100,
+    name.lower(): getattr(torchvision.datasets, name)
+    for name in ("MNIST", "FashionMNIST", "KMNIST", "EMNIST", "SVHN", "CIFAR10", "CIFAR100")
 }
-_MNIST_FILES = (
-    "train-images-idx3-ubyte",
-    "train-labels-idx1-ubyte",
-    "t10k-images-idx3-ubyte",
-    "t10k-labels-idx1-ubyte",
-)
+_MNIST_FILES = [f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
 Pair = tuple[Tensor, Tensor]
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lthfunc.arguments import public
 from lthfunc.errors import UserError, invalid
-from lthfunc.experiments.iterative import sent
+from lthfunc.experiments.iterative import in_turn
 from lthfunc.training.engines.vmapped import unstacked
 from lthfunc.training.loop import take_steps
 from lthfunc.training.losses import Loss, Metric, accuracy, cross_entropy
@@ -208,16 +208,10 @@ def instability(
     [0, 2]
     """
     check_points(ks, int(start.step), steps)
-    schedule = segments(start, ks, steps=steps, seed=seed)
 
-    def in_turn() -> Finished:
-        tasks: list[Segment] | None = next(schedule)
-        while tasks is not None:
-            results = []
-            for task in tasks:
-                results.append((task, take_steps(trainer, task.start, seed=task.order, until=task.until)[0]))
-                yield results[-1]
-            tasks = sent(schedule, results)
+    def trained(task: Segment) -> tuple[Segment, TrainState]:
+        return task, take_steps(trainer, task.start, seed=task.order, until=task.until)[0]
 
-    found = {each.k: each for _, each in measured(model, trainer, in_turn(), points)}
+    finished = in_turn(segments(start, ks, steps=steps, seed=seed), trained)
+    found = {each.k: each for _, each in measured(model, trainer, finished, points)}
     return [found[k] for k in sorted(ks)]

@@ -252,14 +252,22 @@ def iterative(
     >>> [(each.number, lf.density(each.start.masks)) for each in lf.iterative(plan, seed=1)]
     [(0, 1.0), (1, 0.5), (2, 0.25)]
     """
-    schedule = rounds(plan, seed, device, done)
+
+    def trained(task: Task) -> Round:
+        if announce is not None:
+            announce(task)
+        return train_together(plan, [task], as_observers(observe))[0]
+
+    yield from in_turn(rounds(plan, seed, device, done), trained)
+
+
+def in_turn(schedule: Generator[list[T], list[R], None], run: Callable[[T], R]) -> Iterator[R]:
+    """The results of a schedule's tasks, run one after the other."""
     tasks = next(schedule, None)
     while tasks is not None:
         results = []
         for task in tasks:
-            if announce is not None:
-                announce(task)
-            results += train_together(plan, [task], as_observers(observe))
+            results.append(run(task))
             yield results[-1]
         tasks = sent(schedule, results)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +13,7 @@ from lthfunc.errors import UserError, invalid, unknown
 from lthfunc.models.naming import matching
 from lthfunc.tracebacks import first_line
 from lthfunc.trees.convert import with_initial_values
-from lthfunc.trees.files import load_tree
+from lthfunc.trees.files import flatten, load_tree
 from lthfunc.trees.model import Model
 
 SUFFIX = ".safetensors"
@@ -57,16 +56,7 @@ def _of_file(source: str) -> dict[str, Tensor]:
     tree, _ = load_tree(source)
     if isinstance(tree.get("params"), dict):
         tree = {**tree["params"], **tree.get("buffers", {})}
-    found: dict[str, Tensor] = {}
-    below: list[tuple[str, dict[str, Any]]] = [("", tree)]
-    while below:
-        before, node = below.pop()
-        for name, leaf in node.items():
-            if isinstance(leaf, dict):  # a name with a slash
-                below.append((f"{before}{name}.", leaf))
-            else:
-                found[before + name] = leaf
-    return found
+    return {name.replace("/", "."): leaf for name, leaf in flatten(tree).items()}  # names with a slash are nested
 
 
 def _pickled(source: str) -> UserError:

@@ -5,6 +5,8 @@ Their *large final* is `magnitude`. An anchor is the params compared with, usual
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor
 
 from lthfunc.arguments import public
@@ -24,12 +26,7 @@ def large_init(anchor: Params) -> Score:
     >>> score({"w": torch.tensor([0.0, 5.0])}, {"w": torch.tensor([True, True])})
     {'w': tensor([3., 1.])}
     """
-
-    def score(params: Params, masks: Masks) -> Scores:
-        _check_of(anchor, masks)
-        return {name: anchor[name].abs() for name in masks}
-
-    return score
+    return _compared(anchor, lambda before, now, mask: before.abs())
 
 
 @public
@@ -42,12 +39,7 @@ def magnitude_increase(anchor: Params) -> Score:
     >>> score({"w": torch.tensor([0.0, 5.0])}, {"w": torch.tensor([True, True])})
     {'w': tensor([-3.,  4.])}
     """
-
-    def score(params: Params, masks: Masks) -> Scores:
-        _check_of(anchor, masks)
-        return {name: params[name].abs() - anchor[name].abs() for name in masks}
-
-    return score
+    return _compared(anchor, lambda before, now, mask: now.abs() - before.abs())
 
 
 @public
@@ -60,12 +52,7 @@ def distance_moved(anchor: Params) -> Score:
     >>> score({"w": torch.tensor([0.0, 5.0])}, {"w": torch.tensor([True, True])})
     {'w': tensor([3., 6.])}
     """
-
-    def score(params: Params, masks: Masks) -> Scores:
-        _check_of(anchor, masks)
-        return {name: (params[name] - anchor[name]).abs() for name in masks}
-
-    return score
+    return _compared(anchor, lambda before, now, mask: (now - before).abs())
 
 
 @public
@@ -81,22 +68,21 @@ def large_init_large_final(anchor: Params) -> Score:
     {'w': tensor([0.5000, 0.5000], dtype=torch.float64)}
     """
 
+    def percentile(values: Tensor, mask: Tensor) -> Tensor:
+        return 1 - ranks(values.abs(), mask).double() / mask.sum().clamp(min=1)
+
+    return _compared(anchor, lambda before, now, mask: percentile(before, mask).minimum(percentile(now, mask)))
+
+
+def _compared(anchor: Params, compare: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Score:
+    """The score compare(anchor's leaf, leaf, mask). Raises UserError where the anchor is another network's."""
+
     def score(params: Params, masks: Masks) -> Scores:
-        _check_of(anchor, masks)
-
-        def percentile(values: Tensor, mask: Tensor) -> Tensor:
-            return 1 - ranks(values.abs(), mask).double() / mask.sum().clamp(min=1)
-
-        return {
-            name: percentile(anchor[name], mask).minimum(percentile(params[name], mask)) for name, mask in masks.items()
-        }
+        for name, mask in masks.items():
+            if name not in anchor or anchor[name].shape != mask.shape:
+                what = f"of shape {tuple(anchor[name].shape)} in it" if name in anchor else "missing in it"
+                shape = tuple(mask.shape)
+                raise UserError(f"anchor: belongs to another network: {name!r}, of shape {shape}, is {what}")
+        return {name: compare(anchor[name], params[name], mask) for name, mask in masks.items()}
 
     return score
-
-
-def _check_of(anchor: Params, masks: Masks) -> None:
-    """Raise UserError where an anchor is another network's."""
-    for name, mask in masks.items():
-        if name not in anchor or anchor[name].shape != mask.shape:
-            what = f"of shape {tuple(anchor[name].shape)} in it" if name in anchor else "missing in it"
-            raise UserError(f"anchor: belongs to another network: {name!r}, of shape {tuple(mask.shape)}, is {what}")

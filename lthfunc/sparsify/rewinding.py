@@ -7,7 +7,7 @@ import torch
 from lthfunc.arguments import public
 from lthfunc.errors import invalid
 from lthfunc.trees.model import Model
-from lthfunc.trees.ops import apply_masks
+from lthfunc.trees.ops import apply_masks, to_device
 from lthfunc.trees.rng import permutation
 from lthfunc.trees.types import Masks, TrainState
 
@@ -81,10 +81,7 @@ def reinitialised(state: TrainState, model: Model, seed: int) -> TrainState:
     >>> lf.count(lf.reinitialised(lf.prune(density=0.5)(lf.init(model)), model, seed=1).masks)
     Count(kept=4, total=8)
     """
-    params, buffers = model.init(seed)
-    device = state.step.device
-    params = {name: value.to(device) for name, value in params.items()}
-    buffers = {name: value.to(device) for name, value in buffers.items()}
+    params, buffers = to_device(model.init(seed), state.step.device)
     return TrainState(apply_masks(params, state.masks), buffers, state.masks, (), torch.zeros_like(state.step))
 
 

@@ -112,7 +112,7 @@ def fit_together(
     """
     if len(seeds) != len(states):
         raise UserError(f"fit_together: seeds must be one for each of {len(states)} states, not {len(seeds)}")
-    phase = _untold if checkpointer is None else checkpointer.on_phase
+    phase = (checkpointer or Checkpointer(lambda fits: None)).on_phase
     if so_far is None:
         _check_steps_left(int(states[0].step), until)
         phase("evaluation", int(states[0].step))
@@ -143,10 +143,6 @@ def fit_together(
             if observe is not None:
                 observe(step, points)
     return fits
-
-
-def _untold(phase: str, step: int) -> None:
-    """Where nobody keeps or meters a training."""
 
 
 def _extended(fit: Fit, state: TrainState, point: Point) -> Fit:

@@ -46,7 +46,7 @@ def save_tree(path: str | os.PathLike[str], tree: Mapping[str, Any], metadata: M
 
 def tree_bytes(tree: Mapping[str, Any], metadata: Mapping[str, Any] | None = None) -> bytes:
     """The content of a file that `save_tree` writes; equal trees give equal bytes."""
-    flat, seen = _flatten(tree), set()
+    flat, seen = flatten(tree), set()
     for name, leaf in flat.items():
         leaf = leaf.detach().cpu().contiguous()
         memory = leaf.untyped_storage().data_ptr()
@@ -184,7 +184,8 @@ def _ticket(
     return Ticket(tree.get("params", {}), tree.get("buffers", {}), tree.get("masks", {})), metadata
 
 
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Tensor]:
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Tensor]:
+    """The tensors of nested dictionaries, by their names joined with slashes. Raises UserError for anything else."""
     flat: dict[str, Tensor] = {}
     for name, value in tree.items():
         if _SEPARATOR in name:
@@ -194,7 +195,7 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Tensor]:
         elif not isinstance(value, Mapping):
             raise UserError(f"tree: {prefix + name!r} must be a tensor or a dict of them, not {described(value)}")
         else:
-            flat.update(_flatten(value, f"{prefix}{name}{_SEPARATOR}"))
+            flat.update(flatten(value, f"{prefix}{name}{_SEPARATOR}"))
     return flat
 
 

@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 import random
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
+import numpy as np
 import torch
 
 
 def seed_python_and_numpy(seed: int) -> None:
     """Seed both; call it within `preserved_python_and_numpy`."""
     random.seed(seed)
-    if (numpy := _numpy()) is not None:
-        numpy.random.seed(seed & 0xFFFFFFFF)
+    np.random.seed(seed & 0xFFFFFFFF)
 
 
 @contextmanager
 def preserved_python_and_numpy() -> Iterator[None]:
     """Restore the state of both generators at the end of the block."""
-    before, numpy = random.getstate(), _numpy()
-    other = None if numpy is None else numpy.random.get_state()
+    before, other = random.getstate(), np.random.get_state()
     try:
         yield
     finally:
         random.setstate(before)
-        if numpy is not None:
-            numpy.random.set_state(other)
+        np.random.set_state(other)
 
 
 @contextmanager
@@ -43,23 +39,11 @@ def seeded_generators(seed: int, device: torch.device | None = None) -> Iterator
 
 def generators_used(seed: int) -> list[str]:
     """The names of the generators that have been used since both were seeded with `seed`."""
-    found = []
-    now = random.getstate()
-    numpy = _numpy()
-    other = None if numpy is None else numpy.random.get_state()
+    now, other = random.getstate(), np.random.get_state()
     with preserved_python_and_numpy():
         seed_python_and_numpy(seed)
-        if now != random.getstate():
-            found.append("Python's random")
-        if numpy is not None and not _same(other, numpy.random.get_state()):
-            found.append("NumPy's random")
-    return found
-
-
-def _same(one: Any, other: Any) -> bool:
-    return one[2:] == other[2:] and bool((one[1] == other[1]).all())
-
-
-def _numpy() -> Any:
-    """NumPy if it has been imported; otherwise nothing can use its generator."""
-    return sys.modules.get("numpy")
+        used = {
+            "Python's random": now != random.getstate(),
+            "NumPy's random": not all(map(np.array_equal, other, np.random.get_state())),
+        }
+    return [name for name, changed in used.items() if changed]

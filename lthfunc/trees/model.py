@@ -18,7 +18,7 @@ from lthfunc.trees.initialisers import Initialiser, dependent_buffers, drawn_mat
 from lthfunc.trees.module_attributes import copy_module
 from lthfunc.trees.module_calls import functional_call
 from lthfunc.trees.multi_input import InputSpec, UnpackInputs
-from lthfunc.trees.ops import apply_masks, check_device, clone, full_masks
+from lthfunc.trees.ops import apply_masks, check_device, clone, full_masks, to_device
 from lthfunc.trees.prunable import check_pure, default_prunable, is_pure_module, matching_names, select_prunable
 from lthfunc.trees.types import Buffers, Params, TrainState
 
@@ -263,9 +263,7 @@ def init(model: Model, seed: int = 0, device: torch.device | str = "cpu", *, zer
     (0, 1.0)
     """
     check_device(device)
-    params, buffers = model.init(seed)
-    params = {key: value.to(device) for key, value in params.items()}
-    buffers = {key: value.to(device) for key, value in buffers.items()}
+    params, buffers = to_device(model.init(seed), device)
     masks = full_masks(params, model.prunable)
     if zeros_pruned:
         masks = {name: params[name] != 0 for name in masks}
