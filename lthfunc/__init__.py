@@ -27,15 +27,9 @@ if TYPE_CHECKING:
     )
     from lthfunc.energy.breakeven import BreakEven as BreakEven, Costs as Costs, break_even as break_even
     from lthfunc.errors import ArgumentError as ArgumentError, UserError as UserError
-    from lthfunc.experiments.connectivity import (
-        instability as instability,
-        line as line,
-    )
+    from lthfunc.experiments.connectivity import instability as instability, line as line
     from lthfunc.experiments.iterative import Plan as Plan, Round as Round, iterative as iterative
-    from lthfunc.experiments.rewinding_and_controls import (
-        RoundContext as RoundContext,
-        Start as Start,
-    )
+    from lthfunc.experiments.rewinding_and_controls import RoundContext as RoundContext, Start as Start
     from lthfunc.sparse.engine import sparse_engine as sparse_engine
     from lthfunc.sparse.inference import sparse_program as sparse_program
     from lthfunc.sparse.packing import pack as pack, unpack as unpack
@@ -109,10 +103,7 @@ if TYPE_CHECKING:
         magnitude as magnitude,
         random_scores as random_scores,
     )
-    from lthfunc.sparsify.selection import (
-        Select as Select,
-        unstructured as unstructured,
-    )
+    from lthfunc.sparsify.selection import Select as Select, unstructured as unstructured
     from lthfunc.sparsify.sharded_pruning import (
         globally_on as globally_on,
         layerwise_on as layerwise_on,
@@ -128,9 +119,7 @@ if TYPE_CHECKING:
         per_output as per_output,
         units as units,
     )
-    from lthfunc.sparsify.synflow import (
-        synflow as synflow,
-    )
+    from lthfunc.sparsify.synflow import synflow as synflow
     from lthfunc.sparsify.transforms import prune as prune, rewind as rewind, ticket as ticket
     from lthfunc.training.batches import sample_batches as sample_batches
     from lthfunc.training.lion import lion as lion
@@ -157,10 +146,7 @@ if TYPE_CHECKING:
     from lthfunc.training.malloc import keep_freed_memory as keep_freed_memory
     from lthfunc.training.muon import muon as muon
     from lthfunc.training.optimizers import Optimizer as Optimizer, adam as adam, adamw as adamw, sgd as sgd
-    from lthfunc.training.parametrize import (
-        parametrized as parametrized,
-        straight_through as straight_through,
-    )
+    from lthfunc.training.parametrize import parametrized as parametrized, straight_through as straight_through
     from lthfunc.training.results import Checkpointer as Checkpointer, Fit as Fit, Stopped as Stopped
     from lthfunc.training.schedules import (
         constant as constant,

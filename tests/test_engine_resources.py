@@ -76,11 +76,11 @@ def test_four_threads_a_core_are_the_most(cores: int | None, most: int, monkeypa
     assert cpu_threads.most_threads() == most
     for number in (None, 1, most):
         cpu_threads.check_threads(number)
-        cpu_threads.check_jobs(number)
+        cpu_threads.check_threads(number, "--jobs")
     with pytest.raises(
         UserError, match=rf"--jobs: invalid value {most + 1} \(expected a whole number from 1 to {most} "
     ):
-        cpu_threads.check_jobs(most + 1)
+        cpu_threads.check_threads(most + 1, "--jobs")
     for number in (0, -1, most + 1):
         with pytest.raises(
             UserError, match=rf"--mine: invalid value {number} \(expected a whole number from 1 to {most} "

@@ -14,89 +14,74 @@ class MethodEntry(Entry):
     why_not: str | None = None
 
 
+def _method(target: str, about: str, source: str = "", why_not: str = "") -> MethodEntry:
+    """target, why_not: "module:function" in `experiments/methods`."""
+    below = ".experiments.methods."
+    return MethodEntry(below + target, about, source, why_not=below + why_not if why_not else None)
+
+
 def _at_init(name: str, about: str, source: str, inverted: str = "its best weights pruned") -> dict[str, MethodEntry]:
     """A score at initialisation, and the controls of Frankle et al. 2021, sec. 5."""
-    module, controls = ".experiments.methods.at_init", "Frankle et al. 2021, sec. 5"
+    controls = "Frankle et al. 2021, sec. 5"
     return {
-        name: MethodEntry(f"{module}:{name}", about, source),
-        f"{name}-shuffled": MethodEntry(f"{module}:{name}_shuffled", "its masks shuffled within layers", controls),
-        f"{name}-reinit": MethodEntry(f"{module}:{name}_reinit", "its masks on new weights", controls),
-        f"{name}-inverted": MethodEntry(f"{module}:{name}_inverted", inverted, controls),
+        name: _method(f"at_init:{name}", about, source),
+        f"{name}-shuffled": _method(f"at_init:{name}_shuffled", "its masks shuffled within layers", controls),
+        f"{name}-reinit": _method(f"at_init:{name}_reinit", "its masks on new weights", controls),
+        f"{name}-inverted": _method(f"at_init:{name}_inverted", inverted, controls),
     }
 
 
 #: (setting, seed) -> outcome.
 METHODS = Registry("methods", "--method", {
-    "dense": MethodEntry(".experiments.methods.iterative:dense", "the whole network"),
-    "imp": MethodEntry(
-        ".experiments.methods.iterative:imp", "iterative magnitude pruning, rewound to the initial weights",
-        "Frankle & Carbin 2019",
+    "dense": _method("iterative:dense", "the whole network"),
+    "imp": _method(
+        "iterative:imp", "iterative magnitude pruning, rewound to the initial weights", "Frankle & Carbin 2019",
     ),
-    "imp-late": MethodEntry(
-        ".experiments.methods.iterative:imp_late", "the same, rewound to 5 % of the training", "Frankle et al. 2020",
-    ),
-    "imp-lr": MethodEntry(
-        ".experiments.methods.iterative:imp_lr", "the same, with the learning rate rewound and the weights kept",
+    "imp-late": _method("iterative:imp_late", "the same, rewound to 5 % of the training", "Frankle et al. 2020"),
+    "imp-lr": _method(
+        "iterative:imp_lr", "the same, with the learning rate rewound and the weights kept",
         "Renda et al. 2020, sec. 2",
     ),
-    "imp-tuned": MethodEntry(
-        ".experiments.methods.iterative:imp_tuned", "the same, fine-tuned at the last learning rate",
-        "Renda et al. 2020, sec. 2", why_not=".experiments.methods.iterative:why_not_tuned",
+    "imp-tuned": _method(
+        "iterative:imp_tuned", "the same, fine-tuned at the last learning rate", "Renda et al. 2020, sec. 2",
+        why_not="iterative:why_not_tuned",
     ),
-    "imp-cyclic": MethodEntry(
-        ".experiments.methods.iterative:cyclic", "imp-lr, each training several cycles of the learning rate",
-        "Gadhikar et al. 2024", why_not=".experiments.methods.iterative:why_not_cyclic",
+    "imp-cyclic": _method(
+        "iterative:cyclic", "imp-lr, each training several cycles of the learning rate", "Gadhikar et al. 2024",
+        why_not="iterative:why_not_cyclic",
     ),
-    "one-shot": MethodEntry(".experiments.methods.iterative:one_shot", "magnitude pruning after one training, rewound"),
-    "early-bird": MethodEntry(
-        ".experiments.methods.while_training:early_bird", "pruned as soon as the mask settles, and trained on",
-        "You et al. 2020",
+    "one-shot": _method("iterative:one_shot", "magnitude pruning after one training, rewound"),
+    "early-bird": _method(
+        "while_training:early_bird", "pruned as soon as the mask settles, and trained on", "You et al. 2020",
     ),
-    "gradual": MethodEntry(
-        ".experiments.methods.while_training:gradual", "Zhu & Gupta: pruned along a cubic during one training",
-        "Zhu & Gupta 2017",
+    "gradual": _method(
+        "while_training:gradual", "Zhu & Gupta: pruned along a cubic during one training", "Zhu & Gupta 2017",
     ),
-    "set": MethodEntry(
-        ".experiments.methods.while_training:set_", "SET: drop the small, regrow at random", "Mocanu et al. 2018",
+    "set": _method("while_training:set_", "SET: drop the small, regrow at random", "Mocanu et al. 2018"),
+    "rigl": _method(
+        "while_training:rigl", "RigL: drop the small, regrow where the gradient is large", "Evci et al. 2020",
     ),
-    "rigl": MethodEntry(
-        ".experiments.methods.while_training:rigl", "RigL: drop the small, regrow where the gradient is large",
-        "Evci et al. 2020",
+    "ste": _method("through_masks:straight", "straight-through: the largest weights compute, all learn"),
+    "supermask": _method(
+        "through_masks:supermask", "Zhou et al.: random weights, a Bernoulli mask trained", "Zhou et al. 2019, sec. 5",
     ),
-    "ste": MethodEntry(
-        ".experiments.methods.through_masks:straight", "straight-through: the largest weights compute, all learn",
-    ),
-    "supermask": MethodEntry(
-        ".experiments.methods.through_masks:supermask", "Zhou et al.: random weights, a Bernoulli mask trained",
-        "Zhou et al. 2019, sec. 5",
-    ),
-    "edge-popup": MethodEntry(
-        ".experiments.methods.through_masks:edge_popup", "Ramanujan et al.: random signs, scores trained",
-        "Ramanujan et al. 2020",
+    "edge-popup": _method(
+        "through_masks:edge_popup", "Ramanujan et al.: random signs, scores trained", "Ramanujan et al. 2020",
     ),
     **_at_init("snip", "SNIP at initialisation", "Lee et al. 2019"),
     **_at_init("grasp", "GraSP at initialisation", "Wang et al. 2020"),
     **_at_init("synflow", "SynFlow at initialisation, in --synflow-rounds", "Tanaka et al. 2020",
                "its best weights pruned, at once"),
-    "magnitude-init": MethodEntry(
-        ".experiments.methods.at_init:magnitude_at_init", "magnitude at initialisation", "Frankle et al. 2021",
+    "magnitude-init": _method("at_init:magnitude_at_init", "magnitude at initialisation", "Frankle et al. 2021"),
+    "random-uniform": _method("at_init:random_uniform", "random masks, the same density in every layer"),
+    "random-erk": _method("at_init:random_erk", "random masks, layers by ERK", "Liu et al. 2022"),
+    "random-balanced": _method(
+        "at_init:random_balanced", "random masks, the same number in every layer", "Gadhikar et al. 2023",
     ),
-    "random-uniform": MethodEntry(
-        ".experiments.methods.at_init:random_uniform", "random masks, the same density in every layer",
+    "iterative-random-erk": _method(
+        "iterative:random_erk", "iterative random pruning by ERK, the weights kept", "Gadhikar et al. 2024",
     ),
-    "random-erk": MethodEntry(
-        ".experiments.methods.at_init:random_erk", "random masks, layers by ERK", "Liu et al. 2022",
-    ),
-    "random-balanced": MethodEntry(
-        ".experiments.methods.at_init:random_balanced", "random masks, the same number in every layer",
-        "Gadhikar et al. 2023",
-    ),
-    "iterative-random-erk": MethodEntry(
-        ".experiments.methods.iterative:random_erk", "iterative random pruning by ERK, the weights kept",
-        "Gadhikar et al. 2024",
-    ),
-    "iterative-random-balanced": MethodEntry(
-        ".experiments.methods.iterative:random_balanced", "iterative random pruning, balanced, the weights kept",
-        "Gadhikar et al. 2024",
+    "iterative-random-balanced": _method(
+        "iterative:random_balanced", "iterative random pruning, balanced, the weights kept", "Gadhikar et al. 2024",
     ),
 })  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from lthfunc.registry import Entry, Registry
 
@@ -102,62 +103,48 @@ STRUCTURES = Registry("structures", "--structure", {
     ),
 })  # fmt: skip
 
+
+def _start(function: str, about: str, source: str = "", **more: Any) -> StartEntry:
+    return StartEntry(f".experiments.rewinding_and_controls:{function}", about, source, **more)
+
+
 _FROM_STEP = r"(:(?P<step>\d+))?"
 
 #: (pruned network, situation) -> what is trained; a user's own is (pruned network, anchor) -> what is trained.
 REWINDINGS = Registry("rewindings", "--rewind", {
-    "init": StartEntry(
-        ".experiments.rewinding_and_controls:to_anchor", "the initial weights, the winning ticket",
-        "Frankle & Carbin 2019", at_anchor=True,
+    "init": _start("to_anchor", "the initial weights, the winning ticket", "Frankle & Carbin 2019", at_anchor=True),
+    "step:K": _start(
+        "to_anchor", "the weights of step K", "Frankle et al. 2020", pattern=r"step:(?P<step>\d+)", example="step:",
+        at_anchor=True,
     ),
-    "step:K": StartEntry(
-        ".experiments.rewinding_and_controls:to_anchor", "the weights of step K", "Frankle et al. 2020",
-        pattern=r"step:(?P<step>\d+)", example="step:", at_anchor=True,
+    "epoch:K": _start(
+        "to_anchor", "the weights after epoch K", "Frankle et al. 2020", pattern=r"epoch:(?P<epoch>\d+)",
+        example="epoch:", at_anchor=True,
     ),
-    "epoch:K": StartEntry(
-        ".experiments.rewinding_and_controls:to_anchor", "the weights after epoch K", "Frankle et al. 2020",
-        pattern=r"epoch:(?P<epoch>\d+)", example="epoch:", at_anchor=True,
+    "sign": _start(
+        "to_signs", "the signs alone of the initial weights, sign:K of step K", "Zhou et al. 2019, sec. 4",
+        pattern=f"sign{_FROM_STEP}", at_anchor=True,
     ),
-    "sign": StartEntry(
-        ".experiments.rewinding_and_controls:to_signs", "the signs alone of the initial weights, sign:K of step K",
-        "Zhou et al. 2019, sec. 4", pattern=f"sign{_FROM_STEP}", at_anchor=True,
+    "lr": _start(
+        "rate_to_anchor", "trained weights, the learning rate from its beginning, lr:K from step K",
+        "Renda et al. 2020, sec. 2", pattern=f"lr{_FROM_STEP}", at_anchor=True,
     ),
-    "lr": StartEntry(
-        ".experiments.rewinding_and_controls:rate_to_anchor",
-        "trained weights, the learning rate from its beginning, lr:K from step K", "Renda et al. 2020, sec. 2",
-        pattern=f"lr{_FROM_STEP}", at_anchor=True,
-    ),
-    "none": StartEntry(
-        ".experiments.rewinding_and_controls:trained_weights", "trained weights, the learning rate from its beginning",
-    ),
-    "last-lr": StartEntry(
-        ".experiments.rewinding_and_controls:at_last_rate", "fine-tuning: trained weights at the last learning rate",
-        "Han et al. 2015",
-    ),
-    "reinit": StartEntry(
-        ".experiments.rewinding_and_controls:drawn_anew", "new random weights", "Frankle & Carbin 2019, sec. 2",
-    ),
+    "none": _start("trained_weights", "trained weights, the learning rate from its beginning"),
+    "last-lr": _start("at_last_rate", "fine-tuning: trained weights at the last learning rate", "Han et al. 2015"),
+    "reinit": _start("drawn_anew", "new random weights", "Frankle & Carbin 2019, sec. 2"),
 })  # fmt: skip
 
 #: The same as rewindings. Their names are parts of file names.
 CONTROLS = Registry("controls", "--control", {
-    "reinit": StartEntry(
-        ".experiments.rewinding_and_controls:reinit", "its mask on new random weights", "Frankle & Carbin 2019, sec. 2",
+    "reinit": _start("reinit", "its mask on new random weights", "Frankle & Carbin 2019, sec. 2"),
+    "random-mask": _start(
+        "random_mask", "as many weights, drawn from the whole network", "Frankle & Carbin 2019, sec. 2", at_anchor=True,
     ),
-    "random-mask": StartEntry(
-        ".experiments.rewinding_and_controls:random_mask", "as many weights, drawn from the whole network",
-        "Frankle & Carbin 2019, sec. 2", at_anchor=True,
+    "layer-random-mask": _start(
+        "layer_random_mask", "as many weights in each layer, nested from round to round", at_anchor=True,
     ),
-    "layer-random-mask": StartEntry(
-        ".experiments.rewinding_and_controls:layer_random_mask",
-        "as many weights in each layer, nested from round to round", at_anchor=True,
+    "shuffled-mask": _start(
+        "shuffled_mask", "its mask shuffled within layers", "Frankle et al. 2021, sec. 5", at_anchor=True,
     ),
-    "shuffled-mask": StartEntry(
-        ".experiments.rewinding_and_controls:shuffled_mask", "its mask shuffled within layers",
-        "Frankle et al. 2021, sec. 5", at_anchor=True,
-    ),
-    "inverted-mask": StartEntry(
-        ".experiments.rewinding_and_controls:inverted_mask", "as many of the weights that it goes without",
-        at_anchor=True,
-    ),
+    "inverted-mask": _start("inverted_mask", "as many of the weights that it goes without", at_anchor=True),
 }, own=False)  # fmt: skip

@@ -22,7 +22,7 @@ class TargetsEntry(Entry):
     of: str = "classes"
 
 
-#: What of `tasks.make_optimizer` it names -> an Optimizer.
+#: What of `objective.make_optimizer` it names -> an Optimizer.
 OPTIMIZERS = Registry("optimizers", "--optimizer", {
     "sgd": OptimizerEntry(
         ".training.optimizers:sgd", "stochastic gradient descent", takes=("momentum", "nesterov"), lr=0.05,
@@ -36,30 +36,24 @@ OPTIMIZERS = Registry("optimizers", "--optimizer", {
     ),
 }, own_takes=("momentum", "nesterov"))  # fmt: skip
 
-#: What of `tasks.schedule_of` it names -> a table of learning rates.
+
+def _schedule(function: str, about: str, source: str = "", takes: tuple[str, ...] = ()) -> Entry:
+    return Entry(f".training.schedules:{function}", about, source, takes)
+
+
+#: What of `objective.schedule_of` it names -> a table of learning rates.
 SCHEDULES = Registry("schedules", "--schedule", {
-    "constant": Entry(".training.schedules:constant", "one rate"),
-    "step": Entry(
-        ".training.schedules:stepwise", "drops to a tenth", "Frankle & Carbin 2019, sec. 4", takes=("milestone",
-        "lr_final"),
+    "constant": _schedule("constant", "one rate"),
+    "step": _schedule("stepwise", "drops to a tenth", "Frankle & Carbin 2019, sec. 4", takes=("milestone", "lr_final")),
+    "cosine": _schedule("cosine", "half a cosine", "Loshchilov & Hutter 2017, eq. 5", takes=("lr_final",)),
+    "cyclic": _schedule(
+        "cyclic", "half a cosine, several times", "Loshchilov & Hutter 2017, eq. 5", takes=("lr_final",),
     ),
-    "cosine": Entry(
-        ".training.schedules:cosine", "half a cosine", "Loshchilov & Hutter 2017, eq. 5", takes=("lr_final",),
+    "one-cycle": _schedule(
+        "one_cycle", "up, and down to almost 0, along cosines", "Smith & Topin 2018", takes=("lr_final",),
     ),
-    "cyclic": Entry(
-        ".training.schedules:cyclic", "half a cosine, several times", "Loshchilov & Hutter 2017, eq. 5",
-        takes=("lr_final",),
-    ),
-    "one-cycle": Entry(
-        ".training.schedules:one_cycle", "up, and down to almost 0, along cosines", "Smith & Topin 2018",
-        takes=("lr_final",),
-    ),
-    "triangular": Entry(
-        ".training.schedules:triangular", "up and down along straight lines", "Jordan 2024", takes=("lr_final",),
-    ),
-    "trapezoidal": Entry(
-        ".training.schedules:trapezoidal", "up, level, and down", "Hägele et al. 2024", takes=("lr_final",),
-    ),
+    "triangular": _schedule("triangular", "up and down along straight lines", "Jordan 2024", takes=("lr_final",)),
+    "trapezoidal": _schedule("trapezoidal", "up, level, and down", "Hägele et al. 2024", takes=("lr_final",)),
 }, own_takes=("lr_final", "milestone"))  # fmt: skip
 
 #: (outputs, targets) -> the mean over the batch, or what makes such a function.

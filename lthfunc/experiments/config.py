@@ -6,7 +6,7 @@ import re
 import warnings
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from lthfunc.errors import UserError, invalid
 from lthfunc.experiments.settings.data import Data
@@ -15,6 +15,8 @@ from lthfunc.experiments.settings.pruning import Pruning
 from lthfunc.experiments.settings.running import Running
 from lthfunc.experiments.settings.setting import Setting, settings_in
 from lthfunc.experiments.settings.training import Training
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,12 @@ class Decision(NamedTuple):
 def applied(config: Config, decisions: Iterable[Decision]) -> Config:
     """The settings with what was decided."""
     return replace(config, **{each.setting: each.value for each in decisions})
+
+
+def filled(value: T | None) -> T:
+    """The value of a setting that `resolve.resolved` fills in where it was left open."""
+    assert value is not None
+    return value
 
 
 def trainings_of(config: Config) -> int:

@@ -10,8 +10,8 @@ import torch
 from lthfunc.distributed.collectives import Collectives
 from lthfunc.distributed.data_parallel import rank_batch_size
 from lthfunc.errors import UserError, invalid
-from lthfunc.experiments.config import Config, Decision
-from lthfunc.training.cpu_threads import check_jobs, check_threads
+from lthfunc.experiments.config import Config, Decision, filled
+from lthfunc.training.cpu_threads import check_threads
 from lthfunc.training.precision import check_precision
 
 
@@ -25,7 +25,7 @@ def decide_device(config: Config, collectives: Collectives) -> list[Decision]:
     if config.device == "auto":
         decisions.append(Decision("device", device, "PyTorch finds no GPU" if device == "cpu" else "the first GPU"))
     if config.executor == "local" and device == "cpu":  # a GPU's memory is asked about later
-        check_jobs(config.jobs)
+        check_threads(config.jobs, "--jobs")
     if config.energy and device == "cpu":
         decisions.append(Decision("jobs", 1, "a meter of energy cannot tell processes apart"))
     check_precision(config.precision, device)
@@ -55,8 +55,7 @@ def data_room(device: str) -> int | None:
 
 def _check_ranks(config: Config, collectives: Collectives) -> None:
     """Raise UserError for what one training on several ranks cannot be."""
-    assert config.batch_size is not None
-    rank_batch_size(config.batch_size, collectives)
+    rank_batch_size(filled(config.batch_size), collectives)
     if config.executor != "local":
         raise invalid("--executor", config.executor, "local on several ranks, which share one training")
     if config.jobs is not None and config.jobs > 1:

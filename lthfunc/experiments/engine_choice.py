@@ -9,7 +9,7 @@ import torch
 from lthfunc.deployment.compaction.compact import compact_training
 from lthfunc.deployment.compaction.compact_engine import compact_engine
 from lthfunc.errors import UserError, invalid
-from lthfunc.experiments.config import Config, Decision, trainings_at_once, trainings_of
+from lthfunc.experiments.config import Config, Decision, filled, trainings_at_once, trainings_of
 from lthfunc.hardware import usable_cores
 from lthfunc.printable import counted
 from lthfunc.sparse.cost_model import why_not_sparse
@@ -71,8 +71,7 @@ def decide_threads(config: Config, work: Work, data: Dataset) -> list[Decision]:
             f"{counted(at_once, 'training')} at once on {counted(cores, 'core')}; any number gives the same results"
         )
         return [Decision("threads", max(1, cores // at_once), reason)]
-    assert config.batch_size is not None
-    flops = flops_per_step(work.model, data.shape, config.batch_size)
+    flops = flops_per_step(work.model, data.shape, filled(config.batch_size))
     small = flops < _FLOPS_FOR_THREADS
     size = f"a step takes {flops / 1e9:.2g} GFLOPs, and several threads pay from {_FLOPS_FOR_THREADS / 1e9:g}"
     return [Decision("threads", 1 if small else cores, size)]

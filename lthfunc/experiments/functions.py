@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from lthfunc.catalog.pruning import ALLOCATIONS, REWINDINGS, SCORES, STRUCTURES
 from lthfunc.errors import UserError, invalid
-from lthfunc.experiments.config import Config
+from lthfunc.experiments.config import Config, filled
 from lthfunc.experiments.resolve import listed
 from lthfunc.experiments.rewinding_and_controls import RoundContext, Start, start_of
 from lthfunc.plugins import is_own, load_plugin
@@ -81,9 +81,7 @@ def score_of(name: str) -> Callable[[ScoreContext], Score]:
 def scoring_of(config: Config, work: Work, data: Dataset) -> Callable[[TrainState, RoundContext], Score]:
     """The score of a round, made of the network that is to be pruned."""
     scoring = score_of(config.score)
-    assert config.batch_size is not None
-    assert config.lr is not None
-    about = (work.model, data, config.batch_size, config.lr)
+    about = (work.model, data, filled(config.batch_size), filled(config.lr))
     return lambda trained, now: scoring(ScoreContext(*about, now.seed, now.number, trained, now.anchor, work.loss))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lthfunc.catalog.training import LOSSES, METRICS, OPTIMIZERS, SCHEDULES, TargetsEntry
 from lthfunc.errors import UserError, invalid
-from lthfunc.experiments.config import Config, Decision
+from lthfunc.experiments.config import Config, Decision, filled
 from lthfunc.plugins import called, is_own
 from lthfunc.printable import a_or_an
 from lthfunc.registry import Offered, Registry
@@ -69,8 +69,7 @@ def _check_targets(names: Registry[TargetsEntry], name: str, data: Dataset) -> N
 
 def schedule_of(config: Config, steps: int) -> Schedule:
     """The learning rates of a resolved configuration, for trainings of so many steps."""
-    lr = config.lr
-    assert lr is not None
+    lr = filled(config.lr)
     if config.schedule == "cyclic":
         _check_cycles(config, steps)
     # Two drops to a tenth, after 2/3 and 5/6 of the training, as in Frankle & Carbin 2019, sec. 4.
@@ -111,8 +110,7 @@ def make_optimizer(config: Config, steps: int) -> Optimizer:
     accepts of lr (the schedule), momentum and weight_decay. Raises UserError.
     """
     table, momentum, decay = schedule_of(config, steps), config.momentum or 0.0, config.weight_decay or 0.0
-    name = config.optimizer
-    assert name is not None
+    name = filled(config.optimizer)
     offered = {
         "lr": table, "schedule": table, "momentum": momentum, "nesterov": config.nesterov, "weight_decay": decay,
         "steps": steps,

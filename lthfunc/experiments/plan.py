@@ -11,7 +11,7 @@ from lthfunc.data.images import Observe
 from lthfunc.data.loading import load
 from lthfunc.distributed.collectives import SINGLE_RANK, Collectives
 from lthfunc.errors import UserError, invalid
-from lthfunc.experiments.config import Config, Decision, applied
+from lthfunc.experiments.config import Config, Decision, applied, filled
 from lthfunc.experiments.devices import data_room, decide_device
 from lthfunc.experiments.engine_choice import decide_engine, decide_threads, engine_of
 from lthfunc.experiments.functions import (
@@ -125,13 +125,13 @@ def read_model(config: Config, data: Dataset) -> Model:
 
 def decide_length(config: Config, data: Dataset) -> tuple[Length, list[Decision]]:
     """How long a training is, and how often it is evaluated; settings that are left open stay so."""
-    batch_size, decisions = _batch_size(config), list[Decision]()
+    batch_size, decisions = filled(config.batch_size), list[Decision]()
     per_epoch = steps_per_epoch(len(data.train.x), batch_size)
     steps = config.steps
     if steps is None:
-        assert config.epochs is not None
-        steps = config.epochs * per_epoch
-        decisions.append(Decision("steps", steps, f"{counted(config.epochs, 'epoch')} of {counted(per_epoch, 'step')}"))
+        epochs = filled(config.epochs)
+        steps = epochs * per_epoch
+        decisions.append(Decision("steps", steps, f"{counted(epochs, 'epoch')} of {counted(per_epoch, 'step')}"))
     every = config.eval_every
     if every is None:
         every = _eval_every(steps, batch_size, len(data.val.x))
@@ -168,7 +168,7 @@ def _plan(config: Config, work: Work, data: Dataset, length: Length) -> Plan:
             model,
             data,
             optimizer=work.optimizer,
-            batch_size=_batch_size(config),
+            batch_size=filled(config.batch_size),
             loss=work.loss,
             metric=work.metric,
             augment=work.augment,
@@ -201,17 +201,11 @@ def _check_plan(config: Config, plan: Plan) -> None:
         check_pruning(plan)
     if config.rounds and config.score not in ("magnitude", "random"):
         trainer, start = plan.trainer, init(plan.model, 0, config.device)
-        assert config.lr is not None
-        now = ScoreContext(plan.model, trainer.data, trainer.batch_size, config.lr, 0, 1, start, start, trainer.loss)
+        lr, loss = filled(config.lr), trainer.loss
+        now = ScoreContext(plan.model, trainer.data, trainer.batch_size, lr, 0, 1, start, start, loss)
         check_score(config.score, score_of(config.score), now)
     if config.rounds and is_own(config.rewind):
         check_start(plan)
-
-
-def _batch_size(config: Config) -> int:
-    """The batch size that `resolved` has filled in."""
-    assert config.batch_size is not None
-    return config.batch_size
 
 
 def _eval_every(steps: int, batch_size: int, val: int) -> int:

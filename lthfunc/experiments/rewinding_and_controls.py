@@ -64,11 +64,7 @@ def start_of(registry: Registry[StartEntry], name: str) -> Start:
 
     def make(pruned: TrainState, now: RoundContext) -> TrainState:
         start: TrainState = own(*clone((pruned, now.anchor)))
-        for ours, theirs in (
-            (pruned.params, start.params),
-            (pruned.buffers, start.buffers),
-            (pruned.masks, start.masks),
-        ):
+        for ours, theirs in zip(pruned[:3], start[:3], strict=True):  # params, buffers, masks
             difference = leaf_difference(theirs, ours) if isinstance(theirs, dict) else "it holds no dictionary"
             if difference is not None:
                 raise UserError(f"{registry.option}: {name!r} returned another network: {difference}")

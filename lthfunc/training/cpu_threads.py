@@ -23,14 +23,8 @@ def most_threads() -> int:
     return max(_ANYWHERE, 4 * (os.cpu_count() or 1))
 
 
-def check_jobs(number: int | None) -> None:
-    """Raise UserError for more parallel trainings than this machine can have threads for."""
-    if number is not None and number > most_threads():
-        raise invalid("--jobs", number, f"a whole number from 1 to {most_threads()} on this machine")
-
-
 def check_threads(number: int | None, option: str = "--threads") -> None:
-    """Raise UserError for more threads than this machine can have."""
+    """Raise UserError for more threads, or parallel trainings (option ``--jobs``), than this machine can have."""
     if number is not None and not 1 <= number <= most_threads():
         raise invalid(option, number, f"a whole number from 1 to {most_threads()} on this machine")
 

@@ -66,10 +66,8 @@ def _called(
     places = _known[module].places if known else _places(module)
     if places is None:
         return torch.func.functional_call(module, leaves, args)  # type: ignore[arg-type]
-    given: Any = leaves if isinstance(leaves, dict) else {}
-    if not isinstance(leaves, dict):
-        for part in leaves if isinstance(leaves, tuple) else (leaves,):
-            given.update(part)
+    parts = leaves if isinstance(leaves, tuple) else (leaves,)
+    given: Any = leaves if isinstance(leaves, dict) else {name: leaf for part in parts for name, leaf in part.items()}
     swapped = {place: given[first] for place, first in places.items() if first in given}
     found = torch.func.functional_call(module, swapped, args, tie_weights=False)
     for place, tensor in swapped.items():

@@ -8,7 +8,7 @@ from dataclasses import replace
 from lthfunc.catalog.methods import METHODS
 from lthfunc.data.augment import shift_and_mirror
 from lthfunc.errors import UserError
-from lthfunc.experiments.config import Config
+from lthfunc.experiments.config import Config, filled
 from lthfunc.experiments.methods.context import SYNFLOW_ROUNDS, MethodContext
 from lthfunc.experiments.objective import make_optimizer, schedule_of
 from lthfunc.experiments.plan import prepare
@@ -82,7 +82,6 @@ def method_context(config: Config) -> tuple[Config, MethodContext]:
     if config.cycles <= plan.steps:
         optimizer = make_optimizer(replace(config, schedule="cyclic", milestone=()), plan.steps)
         cyclic = trainer_with(plan.model, optimizer, config.engine)
-    assert config.density is not None
     return config, MethodContext(
         model=plan.model,
         trainer=trainer,
@@ -91,7 +90,7 @@ def method_context(config: Config) -> tuple[Config, MethodContext]:
         steps=plan.steps,
         eval_every=plan.eval_every,
         rounds=config.rounds,
-        density=config.density,
+        density=filled(config.density),
         device=config.device,
         schedule=schedule_of(config, plan.steps),
         synflow_rounds=config.synflow_rounds or SYNFLOW_ROUNDS,
