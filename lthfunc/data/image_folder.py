@@ -161,12 +161,7 @@ def _cached(root: Path, found: _Found, options: tuple[Any, ...]) -> Path:
 
 
 def _decode(
-    root: Path,
-    found: _Found,
-    asked: ImageOptions,
-    target: Path,
-    skip_broken: bool,
-    observe: Observe | None,
+    root: Path, found: _Found, asked: ImageOptions, target: Path, skip_broken: bool, observe: Observe | None
 ) -> None:
     """Write the decoded file, whole or not at all."""
     from PIL import Image

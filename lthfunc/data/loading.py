@@ -10,14 +10,7 @@ from typing import Any
 import torch
 
 from lthfunc.arguments import public
-from lthfunc.catalog.data_sets import (
-    DATA_DIR_VARIABLE,
-    DATASETS,
-    FILE_KINDS,
-    SUFFIX,
-    canonical,
-    default_data_dir,
-)
+from lthfunc.catalog.data_sets import DATA_DIR_VARIABLE, DATASETS, FILE_KINDS, SUFFIX, canonical, default_data_dir
 from lthfunc.data.content_checks import checked_dataset
 from lthfunc.data.data_warnings import with_warnings
 from lthfunc.data.images import Observe

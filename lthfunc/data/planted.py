@@ -41,12 +41,7 @@ def planted_teacher(
 
 
 def read_planted(
-    inputs: int = 40,
-    hidden: int = 20,
-    classes: int = 4,
-    density: float = 0.1,
-    examples: int = 12_000,
-    seed: int = 0,
+    inputs: int = 40, hidden: int = 20, classes: int = 4, density: float = 0.1, examples: int = 12_000, seed: int = 0
 ) -> Dataset:
     """Gaussian inputs (n, inputs), and the class that `planted_teacher` with these arguments assigns to them.
 

@@ -94,16 +94,8 @@ def make_dataset(
         training, validation = Split(x[order[val:]], y[order[val:]]), Split(x[order[:val]], y[order[:val]])
     else:
         training, validation = Split(x, y), Split(pairs[2].x, pairs[2].y)
-    return Dataset(
-        name=name,
-        train=training,
-        val=validation,
-        test=Split(tested.x, tested.y),
-        classes=outputs,
-        scale=scale,
-        parts=parts,
-        labels=tuple(labels),
-    )
+    test_split = Split(tested.x, tested.y)
+    return Dataset(name, training, validation, test_split, outputs, scale, parts=parts, labels=tuple(labels))
 
 
 def _pair(value: Any, part: str) -> tuple[Any, Any]:

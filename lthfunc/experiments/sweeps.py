@@ -8,14 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lthfunc.errors import UserError, invalid, unknown
-from lthfunc.experiments.config import (
-    FORMER_NAMES,
-    SETTINGS,
-    Config,
-    replaced_by,
-    to_mapping,
-    warn_of_former_names,
-)
+from lthfunc.experiments.config import FORMER_NAMES, SETTINGS, Config, replaced_by, to_mapping, warn_of_former_names
 from lthfunc.experiments.resolve import resolved
 from lthfunc.experiments.schema import from_mapping, setting_value
 

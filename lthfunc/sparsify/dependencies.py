@@ -20,7 +20,7 @@ from lthfunc.errors import UserError
 from lthfunc.trees.model import Model, example_input
 from lthfunc.trees.module_calls import functional_call
 from lthfunc.trees.module_errors import inputs_rejected
-from lthfunc.trees.ops import apply_masks
+from lthfunc.trees.ops import apply_masks, to_device
 from lthfunc.trees.prunable import CONVOLUTIONS
 from lthfunc.trees.types import Buffers, Masks, Params, TrainState
 
@@ -160,7 +160,8 @@ def without_dead_units(state: TrainState, found: Dependencies) -> TrainState:
     for name, shown in found.shown.items():
         if name and (name not in state.masks or len(state.masks[name]) != len(shown)):
             raise UserError(f"found: belongs to another network, in which {name!r} has {len(shown)} units")
-    found = _on(found, state.step.device)
+    device = state.step.device
+    found = found._replace(feeds=to_device(found.feeds, device), shown=to_device(found.shown, device))
     masks = dict(state.masks)
     while True:
         fewer = _reduced(masks, found)
@@ -177,13 +178,6 @@ def without_dead_units(state: TrainState, found: Dependencies) -> TrainState:
             if leaf in params:
                 params[leaf] = torch.where(gone, 0, params[leaf])
     return state._replace(params=params, masks=masks, opt=())
-
-
-def _on(found: Dependencies, device: torch.device) -> Dependencies:
-    return found._replace(
-        feeds={pair: marks.to(device) for pair, marks in found.feeds.items()},
-        shown={name: marks.to(device) for name, marks in found.shown.items()},
-    )
 
 
 def _reduced(masks: Masks, found: Dependencies) -> Masks:

@@ -76,13 +76,7 @@ def fit(
     """
     before = None if so_far is None else [so_far]
     return fit_together(
-        trainer,
-        [state],
-        seeds=[seed],
-        until=until,
-        eval_every=eval_every,
-        observe=as_observers(observe),
-        so_far=before,
+        trainer, [state], seeds=[seed], until=until, eval_every=eval_every, observe=as_observers(observe), so_far=before
     )[0]
 
 

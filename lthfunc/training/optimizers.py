@@ -112,10 +112,7 @@ def sgd(lr: float | Schedule, momentum: float = 0.0, nesterov: bool = False, wei
 
 @public
 def adam(
-    lr: float | Schedule,
-    betas: tuple[float, float] = (0.9, 0.999),
-    eps: float = 1e-8,
-    weight_decay: float = 0.0,
+    lr: float | Schedule, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0.0
 ) -> Optimizer:
     """Adam with L2 weight decay, as torch.optim.Adam (Kingma & Ba 2015, alg. 1).
 
@@ -131,10 +128,7 @@ def adam(
 
 @public
 def adamw(
-    lr: float | Schedule,
-    betas: tuple[float, float] = (0.9, 0.999),
-    eps: float = 1e-8,
-    weight_decay: float = 0.01,
+    lr: float | Schedule, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0.01
 ) -> Optimizer:
     """Adam with decoupled weight decay, as torch.optim.AdamW (Loshchilov & Hutter 2019, alg. 2).
 

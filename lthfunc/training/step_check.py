@@ -6,16 +6,7 @@ import torch
 
 from lthfunc.errors import UserError
 from lthfunc.training.engines.interface import Work
-from lthfunc.training.steps import (
-    Carry,
-    is_library_code,
-    make_eval_step,
-    make_loop_body,
-    make_train_step,
-    objective_of,
-    on_stored,
-    with_optimizer,
-)
+from lthfunc.training.steps import Carry, is_library_code, make_loop_body, make_train_step, objective_of, with_optimizer
 from lthfunc.trees.global_rng import seeded_generators
 from lthfunc.trees.model import init
 from lthfunc.trees.module_errors import describe_failure, no_gradient_message
@@ -39,7 +30,6 @@ def check_step(work: Work, data: Dataset, batch_size: int) -> None:
     count = min(batch_size, _EXAMPLES, len(data.train.x))
     batch = clone((data.train.x[:count], data.train.y[:count]))
     step = make_train_step(model, work.loss, work.optimizer, work.precision, work.metric)
-    evaluate = on_stored(make_eval_step(model, work.loss, work.precision, work.metric), work.scale)
     device = batch[0].device
 
     def tried(params: Params, buffers: Buffers) -> None:
@@ -47,7 +37,7 @@ def check_step(work: Work, data: Dataset, batch_size: int) -> None:
             state = with_optimizer(start._replace(params=params, buffers=buffers), work.optimizer)
             sums = torch.zeros(1, dtype=torch.float64, device=device)
             make_loop_body(step, work.scale)(Carry(state, counter_key(0, "step").to(device), sums), batch)
-            evaluate(state.params, state.buffers, batch)
+            work.evaluate(state.params, state.buffers, batch)
             _check_reached(work, state, batch)
 
     start = init(model, 0, device)

@@ -96,10 +96,7 @@ def make_inner_step(
         params, opt = optimizer.update(grads, state.opt, state.params, state.step)
         if optimizer.mixes:
             params = masked(params, state.masks)
-        return TrainState(params, buffers, state.masks, opt, state.step + 1), {
-            "loss": value,
-            "accuracy": correct,
-        }
+        return TrainState(params, buffers, state.masks, opt, state.step + 1), {"loss": value, "accuracy": correct}
 
     return step
 

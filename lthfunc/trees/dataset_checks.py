@@ -28,9 +28,9 @@ def describe_data(value: Any) -> str:
     return f"{kind} of {len(value)}" if isinstance(value, (tuple, list, dict)) else kind
 
 
-def check_split(data: Any, split: str, option: str = "data") -> Split:
+def check_split(data: Any, split: str) -> Split:
     """The split of this name. Raises UserError where `data` is no Dataset, or there is no such split."""
-    data = check_data(data, option)
+    data = check_data(data)
     if split not in ("train", "val", "test"):
         raise invalid("split", split, "train, val or test")
     found: Split = getattr(data, split)

@@ -37,7 +37,4 @@ def put_values(module: nn.Module, values: Mapping[str, Tensor]) -> nn.Module:
 
 
 def _named(module: nn.Module) -> list[tuple[str, torch.Tensor]]:
-    return [
-        *module.named_parameters(remove_duplicate=False),
-        *module.named_buffers(remove_duplicate=False),
-    ]
+    return [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]

@@ -102,16 +102,7 @@ def from_module(
     >>> lf.from_module(net).prunable
     ('0.weight', '2.weight')
     """
-    model = make_model(
-        module,
-        name=name,
-        init=init,
-        prunable=prunable,
-        prune_only=prune_only,
-        never_prune=never_prune,
-        tokens=tokens,
-        parts=parts,
-    )
+    model = make_model(module, name, init, prunable, prune_only, never_prune, tokens=tokens, parts=parts)
     if model.fixed:
         warnings.warn(fixed_line(model), stacklevel=2)
     return model
@@ -119,12 +110,12 @@ def from_module(
 
 def make_model(
     module: nn.Module,
-    *,
     name: str | None = None,
     init: Initialiser = glorot_normal,
     prunable: Sequence[str] = (),
     prune_only: Sequence[str] = (),
     never_prune: Sequence[str] = (),
+    *,
     tokens: bool = False,
     parts: Sequence[InputSpec] = (),
 ) -> Model:

@@ -123,7 +123,10 @@ def same_bits(left: Any, right: Any) -> bool:
     """
     if optree.tree_structure(left) != optree.tree_structure(right):
         return False
-    return all(_same_leaf(a, b) for a, b in zip(leaves(left), leaves(right), strict=True))
+    return all(
+        a.dtype == b.dtype and a.shape == b.shape and torch.equal(_raw(a), _raw(b))
+        for a, b in zip(leaves(left), leaves(right), strict=True)
+    )
 
 
 def leaf_difference(ours: Mapping[Any, Tensor], theirs: Mapping[Any, Tensor]) -> str | None:
@@ -135,12 +138,6 @@ def leaf_difference(ours: Mapping[Any, Tensor], theirs: Mapping[Any, Tensor]) ->
             mine = f"{ours[name].dtype} {tuple(ours[name].shape)}"
             return f"{name} is {mine}, not {leaf.dtype} {tuple(leaf.shape)}"
     return None
-
-
-def _same_leaf(a: Tensor, b: Tensor) -> bool:
-    if a.dtype != b.dtype or a.shape != b.shape:
-        return False
-    return torch.equal(_raw(a), _raw(b))
 
 
 def _raw(leaf: Tensor) -> Tensor:

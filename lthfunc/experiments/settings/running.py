@@ -127,8 +127,7 @@ class Running:
         ),
     ] = None  # fmt: skip
     tensorboard: Annotated[
-        bool,
-        Setting("Also write TensorBoard event files to RUN/tensorboard.", RUN, _RUNS, changes_results=False),
+        bool, Setting("Also write TensorBoard event files to RUN/tensorboard.", RUN, _RUNS, changes_results=False)
     ] = False
     wandb: Annotated[
         bool,

@@ -55,17 +55,12 @@ class Training:
             default="the schedule's: 0, 4e-6 of --lr for one-cycle, 7 % of it for triangular",
         ),
     ] = None  # fmt: skip
-    momentum: Annotated[
-        Part | None,
-        Setting("Momentum of sgd and muon.", TRAINING, TRAINERS, of_optimizer=True),
-    ] = None
+    momentum: Annotated[Part | None, Setting("Momentum of sgd and muon.", TRAINING, TRAINERS, of_optimizer=True)] = None
     nesterov: Annotated[
-        bool,
-        Setting("Nesterov momentum.", TRAINING, ("prune", "train", "methods"), default="no", of_optimizer=True),
+        bool, Setting("Nesterov momentum.", TRAINING, ("prune", "train", "methods"), default="no", of_optimizer=True)
     ] = False
     weight_decay: Annotated[
-        Annotated[float, Ge(0)] | None,
-        Setting("Weight decay.", TRAINING, TRAINERS, of_optimizer=True),
+        Annotated[float, Ge(0)] | None, Setting("Weight decay.", TRAINING, TRAINERS, of_optimizer=True)
     ] = None
     schedule: Annotated[
         str,
