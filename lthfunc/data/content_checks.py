@@ -119,11 +119,12 @@ def _check_targets(pair: NamedSplit, first: NamedSplit) -> None:
         raise UserError(f"{name}: targets are complex (expected classes or real numbers)")
     elif y.dtype is not torch.int64:
         raise UserError(f"{name}: targets are {_called(y.dtype)} (expected int64 classes; y.long() converts them)")
-    elif y.ndim == 2 and y.shape[1] > 1 and y.shape != pair.x.shape[:2] and _one_hot(y):
+    elif y.ndim == 2 and y.shape[1] > 1 and y.shape != pair.x.shape[:2] and is_one_hot(y):
         raise UserError(f"{name}: targets are one-hot (expected class numbers; y.argmax(1) gives them)")
 
 
-def _one_hot(y: Tensor) -> bool:
+def is_one_hot(y: Tensor) -> bool:
+    """Whether each row of targets (n, numbers) has one 1, and otherwise zeros."""
     return bool(((y == 0) | (y == 1)).all()) and bool((y.sum(1) == 1).all())
 
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from lthfunc.data.content_checks import is_one_hot
 from lthfunc.trees.types import Dataset
 
 #: The most examples to look at, and the most bytes.
@@ -69,7 +70,7 @@ def find_warnings(data: Dataset) -> tuple[str, ...]:
             found.append(
                 f"target number {int(still.nonzero()[0])} is the same in every training example, so R² is undefined"
             )
-        if y.shape[1] > 1 and bool(((y == 0) | (y == 1)).all()) and bool((y.sum(1) == 1).all()):
+        if y.shape[1] > 1 and is_one_hot(y):
             found.append("targets are one-hot, and treated as numbers; y.argmax(1) makes classes of them")
         elif y.shape[1] == 1 and _whole(y) and len(set(y.flatten().tolist())) <= _KINDS:
             found.append(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lthfunc.data.as_tensors import targets_of, tensor_of
-from lthfunc.data.content_checks import NamedSplit, check_pairs
+from lthfunc.data.content_checks import NamedSplit, check_pairs, is_one_hot
 from lthfunc.data.reader_options import check_shares, check_whole, regular
 from lthfunc.data.tensors import make_dataset, scale_of, split_indices
 from lthfunc.errors import UserError
@@ -145,7 +145,10 @@ def _targets(array: Any, name: str, x: Tensor) -> Tensor:
         )
     y = targets_of(array, name, x)
     if not y.is_floating_point() and y.ndim > 1 and len(y):
-        one_hot = bool(((y == 0) | (y == 1)).all()) and bool((y.sum(1) == 1).all())
-        hint = "one-hot; y.argmax(1) gives the classes" if one_hot else "classes are one whole number for each example"
+        hint = (
+            "one-hot; y.argmax(1) gives the classes"
+            if is_one_hot(y)
+            else "classes are one whole number for each example"
+        )
         raise UserError(f"{name} is {array.dtype} of shape {array.shape}: {hint}")
     return y
