@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from lthfunc.arguments import public
-from lthfunc.errors import UserError
 from lthfunc.trees.flops import flops_by_module
-from lthfunc.trees.model import Model, example_input
-from lthfunc.trees.module_errors import inputs_rejected
+from lthfunc.trees.model import Model
+from lthfunc.trees.module_errors import taking_inputs
 from lthfunc.trees.types import Masks, Params
 
 
@@ -67,12 +66,8 @@ def cost(model: Model, params: Params, masks: Masks, shape: tuple[int, ...]) -> 
     >>> found.parameters, found.remaining, found.flops
     (266610, 27030, 532400.0)
     """
-    try:
+    with taking_inputs(model.name, shape, model.evaluating):
         flops = flops_by_module(model.evaluating, shape, tokens=model.tokens)
-    except UserError:
-        raise
-    except Exception as error:
-        raise inputs_rejected(model.name, example_input(model, shape), error, model.evaluating) from error
     layers = {}
     for name, mask in masks.items():
         count, kept = mask.numel(), int(mask.sum())

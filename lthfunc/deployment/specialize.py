@@ -21,11 +21,11 @@ from lthfunc.deployment.compiled import Compiled
 from lthfunc.deployment.cost import cost
 from lthfunc.deployment.specialized_module import ProgramReport, SpecializedModule
 from lthfunc.deployment.tuning_cache import TuningCache, program_keys
-from lthfunc.errors import UserError, invalid
+from lthfunc.errors import invalid
 from lthfunc.sparse.packing import check_ticket
 from lthfunc.trees.flops import flops_of
 from lthfunc.trees.model import Model
-from lthfunc.trees.module_errors import inputs_rejected
+from lthfunc.trees.module_errors import taking_inputs
 from lthfunc.trees.ops import check_device
 from lthfunc.trees.types import Ticket, TrainState
 
@@ -104,13 +104,8 @@ def specialize(
 
 def _check_takes(model: Model, whole: nn.Module, x: Tensor) -> None:
     """Raise UserError where the network doesn't take the sample."""
-    try:
-        with torch.no_grad():
-            whole(x.clone())
-    except UserError:
-        raise
-    except Exception as error:
-        raise inputs_rejected(model.name, x, error, model.evaluating) from error
+    with taking_inputs(model.name, x.shape[1:], model.evaluating), torch.no_grad():
+        whole(x.clone())
 
 
 def _difference(form: Candidate, whole: nn.Module, x: Tensor, *, exact: bool) -> float:

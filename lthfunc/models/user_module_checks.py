@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 
 from lthfunc.errors import UserError
 from lthfunc.trees.model import Model, apply_evaluating, apply_training, example_input
-from lthfunc.trees.module_errors import describe_failure
+from lthfunc.trees.module_errors import describe_failure, taking_inputs
 from lthfunc.trees.multi_input import InputSpec, UnpackInputs
 from lthfunc.trees.outputs import own_loss, prediction
 
@@ -24,7 +23,7 @@ def materialize_lazy(
         return
     x = torch.zeros(2, *shape, dtype=torch.int64 if inputs == "text" else None)
     args, kwargs = UnpackInputs(tuple(parts))(module, (x,), {}) if parts else ((x,), {})
-    with _explained(name, shape, module), torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with taking_inputs(f"--arch: {name!r}", shape, module), torch.no_grad(), torch.random.fork_rng(devices=[]):
         module(*args, **kwargs)
 
 
@@ -34,7 +33,7 @@ def check_outputs(name: str, model: Model, shape: tuple[int, ...], classes: int,
     x = example_input(model, shape, 2)
     mine = torch.random.fork_rng(devices=[])  # dropout draws
     tried = model._replace(training=copy.deepcopy(model.training), evaluating=copy.deepcopy(model.evaluating))
-    with _explained(name, shape, tried.training, tried.evaluating), torch.no_grad(), mine:
+    with taking_inputs(f"--arch: {name!r}", shape, tried.training, tried.evaluating), torch.no_grad(), mine:
         apply_training(tried, params, buffers, x)
         out = apply_evaluating(tried, params, buffers, x)
     if any_outputs:
@@ -49,19 +48,6 @@ def check_outputs(name: str, model: Model, shape: tuple[int, ...], classes: int,
     # Tokens have a class each, or one together.
     if tuple(logits.shape[1:]) not in {wanted, (classes,)} or len(logits) != 2:
         raise UserError(f"--arch: {name!r} gives outputs of shape {tuple(logits.shape[1:])}, not {wanted}")
-
-
-@contextmanager
-def _explained(name: str, shape: tuple[int, ...], *modules: nn.Module) -> Iterator[None]:
-    """Whatever a stranger's module raises as one line, with the layer and the line of it that fail."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(
-            f"--arch: {name!r} cannot take inputs of shape {shape}{describe_failure(error, *modules)}"
-        ) from error
 
 
 def check_tokens(name: str, model: Model, *inputs: torch.Tensor) -> None:

@@ -19,10 +19,10 @@ from lthfunc.arguments import public
 from lthfunc.errors import UserError
 from lthfunc.trees.model import Model, example_input
 from lthfunc.trees.module_calls import functional_call
-from lthfunc.trees.module_errors import inputs_rejected
+from lthfunc.trees.module_errors import taking_inputs
 from lthfunc.trees.ops import apply_masks, to_device
 from lthfunc.trees.prunable import CONVOLUTIONS
-from lthfunc.trees.types import Buffers, Masks, Params, TrainState
+from lthfunc.trees.types import Masks, TrainState
 
 #: Stands for the network's input in place of a layer's name.
 INPUT = ""
@@ -76,18 +76,10 @@ def dependencies(model: Model, shape: tuple[int, ...]) -> Dependencies:
         units = len(params[source]) if source else 1
         with torch.no_grad(), _marking(source, layers, norms, found):
             x = example_input(model, shape, units) if source else torch.full((units, *shape), torch.nan)
-            outputs = _called(model, module, (params, buffers), x)
+            with taking_inputs(model.name, shape, module):
+                outputs = functional_call(module, (params, buffers), (x,))
         found.shown[source] = torch.isnan(outputs).flatten(1).any(1)
     return found
-
-
-def _called(model: Model, module: nn.Module, leaves: tuple[Params, Buffers], x: Tensor) -> Any:
-    try:
-        return functional_call(module, leaves, (x,))
-    except UserError:
-        raise
-    except Exception as error:
-        raise inputs_rejected(model.name, x, error, module) from error
 
 
 def _layer_of(module: nn.Module, name: str) -> nn.Module:

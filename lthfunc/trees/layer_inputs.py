@@ -11,10 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from lthfunc.errors import UserError
 from lthfunc.trees.model import Model
 from lthfunc.trees.module_calls import functional_call
-from lthfunc.trees.module_errors import inputs_rejected
+from lthfunc.trees.module_errors import taking_inputs
 from lthfunc.trees.ops import clone
 from lthfunc.trees.prunable import is_transposed
 from lthfunc.trees.types import Buffers, Params
@@ -28,13 +27,8 @@ def linear_inputs(model: Model, params: Params, buffers: Buffers, x: Tensor) -> 
     """
     params, buffers, x = clone((params, buffers, x))  # whatever the module does to them
     reading = _Reading({id(params[name]): name for name in _multiplied(model)})
-    try:
-        with torch.no_grad(), reading:
-            functional_call(model.evaluating, {**params, **buffers}, (x,))
-    except UserError:
-        raise
-    except Exception as error:
-        raise inputs_rejected(model.name, x, error, model.evaluating) from error
+    with taking_inputs(model.name, x.shape[1:], model.evaluating), torch.no_grad(), reading:
+        functional_call(model.evaluating, {**params, **buffers}, (x,))
     return reading.found
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -86,9 +87,20 @@ def describe_failure(error: Exception, *modules: nn.Module) -> str:
     return f"{failing_layer(error, *modules)}{user_location(error)}: {_meaning(error) or first_line(error)}"
 
 
-def inputs_rejected(name: str, x: Tensor, error: Exception, module: nn.Module) -> UserError:
-    """An error which says that a network fails on inputs of this shape, where and why."""
-    return UserError(f"{name} cannot take inputs of shape {tuple(x.shape[1:])}{describe_failure(error, module)}")
+@contextmanager
+def taking_inputs(name: str, shape: Sequence[int], *modules: nn.Module) -> Iterator[None]:
+    """Whatever a call on inputs of this shape raises in the block as one line that says where and why it fails.
+
+    modules: in whose traceback the layer is looked for. Raises UserError.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"{name} cannot take inputs of shape {tuple(shape)}{describe_failure(error, *modules)}"
+        ) from error
 
 
 def _meaning(error: Exception) -> str | None:

@@ -17,7 +17,7 @@ from lthfunc.trees.global_rng import generators_used, seeded_generators
 from lthfunc.trees.model import Model
 from lthfunc.trees.module_attributes import MODULE_ATTRIBUTES, mutable_attributes, restored_attributes, user_modules
 from lthfunc.trees.module_calls import call_without_restoring
-from lthfunc.trees.module_errors import DtypeMismatchError, inputs_rejected
+from lthfunc.trees.module_errors import DtypeMismatchError, taking_inputs
 from lthfunc.trees.ops import clone, in_dtype_of, same_bits
 from lthfunc.trees.types import Buffers, Params
 
@@ -79,12 +79,8 @@ def in_either_dtype(call: Callable[[Params, Buffers], T], x: Tensor, params: Par
 def _called(model: Model, module: nn.Module, x: Tensor) -> SideEffects:
     """One mode, with leaves in the module's dtype or, if it rejects the inputs with them, in the inputs'."""
     params, buffers = model.init(0)
-    try:
+    with taking_inputs(model.name, x.shape[1:], module):
         return in_either_dtype(lambda p, b: _called_with(p, b, model.name, module, x), x, params, buffers)
-    except UserError:
-        raise
-    except Exception as error:
-        raise inputs_rejected(model.name, x, error, module) from error
 
 
 def _called_with(params: Params, buffers: Buffers, name: str, module: nn.Module, x: Tensor) -> SideEffects:
