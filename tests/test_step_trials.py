@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import lthfunc as lf
 from lthfunc.errors import DivergedError, UserError
+from lthfunc.training.engines.interface import Work
 from lthfunc.training.losses import accuracy, cross_entropy
 from lthfunc.training.nonfinite import _error
 from lthfunc.training.optimizers import Optimizer
@@ -41,10 +42,7 @@ class Counting(nn.Module):
 
 def test_a_step_is_tried_on_eight_examples() -> None:
     def tried(batch_size: int, numbers: Any) -> list[int]:
-        work: Any = SimpleNamespace(
-            model=lf.from_module(Counting()), loss=cross_entropy, metric=accuracy, optimizer=lf.sgd(0.1),
-            precision="fp32", scale=None,
-        )  # fmt: skip
+        work = Work(lf.from_module(Counting()), cross_entropy, lf.sgd(0.1), None, None, "fp32")
         SEEN.clear()
         check_step(work, numbers, batch_size)
         return SEEN

@@ -93,9 +93,9 @@ def make_trainer(
     return Trainer(data, optimizer, batch_size, made, precision, loss, metric, on_nonfinite, collectives, side_effects)
 
 
-def examples(data: Dataset) -> Tensor:
-    """The first two training inputs, scaled."""
-    return scaled(data.train.x[:2], data.scale)
+def examples(data: Dataset, count: int = 2) -> Tensor:
+    """The first training inputs, scaled."""
+    return scaled(data.train.x[:count], data.scale)
 
 
 def measure(
