@@ -6,11 +6,11 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import typer
 
@@ -50,6 +50,8 @@ from .options import Given
 from .results import as_json, show_results
 from .training import prepare_run, train_run
 
+T = TypeVar("T")
+
 
 def new_run(config: Config, command: str, out: str | None, *, wants_json: bool) -> None:
     """Check everything, make the folder, and run. Raises UserError before anything is written.
@@ -62,9 +64,7 @@ def new_run(config: Config, command: str, out: str | None, *, wants_json: bool) 
         return
     folder = _free_folder(config, out)
     prepared = prepare_run(config)
-    with _new_folder(folder):
-        with _removed_on_error(folder):
-            create(folder, prepared.config, command, data=prepared.plan.trainer.data)
+    with _new_folder(folder, lambda: create(folder, prepared.config, command, data=prepared.plan.trainer.data)):
         _run(prepared, command, folder, [], wants_json)
 
 
@@ -84,9 +84,7 @@ def resume_run(run: str, changed: Given, trust: bool, *, wants_json: bool, typed
             write_config(folder, replace(found.config, **changed), found.about)
         append_lines(folder / ENVIRONMENT, [environment("resume", config.device, config.threads)])
         about = found.about
-        source = None
-        if "source" in about:
-            source = transfers(Path(about["source"]), prepared.plan, prepared.config)
+        source = transfers(Path(about["source"]), prepared.plan, prepared.config) if "source" in about else None
         _run(prepared, about["command"], folder, found.records, wants_json, source)
 
 
@@ -95,13 +93,10 @@ def trial_run(config: Config, folder: Path, again: str) -> list[Record]:
     if status(folder, folder / METRICS) is None:
         check_free(folder)
         prepared = prepare_run(config)
-        with _new_folder(folder):
-            with _removed_on_error(folder):
-                create(folder, prepared.config, PRUNE, data=prepared.plan.trainer.data)
+        with _new_folder(folder, lambda: create(folder, prepared.config, PRUNE, data=prepared.plan.trainer.data)):
             return train_run(prepared, PRUNE, folder, [], again=again)
-    check_trust(
-        to_mapping(scan_run(folder).config), folder, trusted=False, typed=_same(config, scan_run(folder).config)
-    )
+    theirs = scan_run(folder).config
+    check_trust(to_mapping(theirs), folder, trusted=False, typed=_same(config, theirs))
     with locked(folder):
         found = _recovered(folder)
         prepared = prepare_run(resolved(found.config))
@@ -118,9 +113,7 @@ def branch_run(run: Path, number: int, given: Given, out: str | None, trust: boo
     folder = _free_folder(config, out)
     prepared = prepare_run(config)
     check_branch(run, prepared.plan, number)
-    with _new_folder(folder):
-        with _removed_on_error(folder):
-            early = branch(run, folder, number, prepared)
+    with _new_folder(folder, lambda: branch(run, folder, number, prepared)) as early:
         _run(prepared, PRUNE, folder, early, wants_json)
 
 
@@ -135,9 +128,8 @@ def transfer_run(run: Path, given: Given, out: str | None, trust: bool, *, wants
     folder = _free_folder(config, out)
     prepared = prepare_run(config)
     tasks = transfers(run, prepared.plan, prepared.config)
-    with _new_folder(folder):
-        with _removed_on_error(folder):
-            create(folder, prepared.config, TRANSFER, run, data=prepared.plan.trainer.data)
+    data = prepared.plan.trainer.data
+    with _new_folder(folder, lambda: create(folder, prepared.config, TRANSFER, run, data=data)):
         _run(prepared, TRANSFER, folder, [], wants_json, tasks)
 
 
@@ -162,22 +154,17 @@ def _free_folder(config: Config, out: str | None) -> Path:
 
 
 @contextmanager
-def _new_folder(folder: Path) -> Iterator[None]:
-    """Make the folder, and lock it."""
+def _new_folder(folder: Path, begin: Callable[[], T]) -> Iterator[T]:
+    """Make the folder, lock it, and begin a run in it; one that cannot begin is removed."""
     make_folder("--out", folder)
     with locked(folder):
         check_free(folder)  # another process may have started there in the meantime
-        yield
-
-
-@contextmanager
-def _removed_on_error(folder: Path) -> Iterator[None]:
-    """Remove the folder of a run that could not start."""
-    try:
-        yield
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
+        try:
+            begun = begin()
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        yield begun
 
 
 def _confirms_resuming(earlier: Path, out: str | None) -> bool:
@@ -205,9 +192,7 @@ def _run(
 ) -> None:
     records = train_run(prepared, command, folder, earlier, tasks)
     config = prepared.config
-    from lthfunc.reports.run_pictures import (
-        draw,
-    )  # importing matplotlib takes half a second, which would delay training
+    from lthfunc.reports.run_pictures import draw  # matplotlib takes half a second, which would delay training
 
     pictures = draw(folder, records, f"{config.arch} on {config.dataset}")
     rows = summarize(records)
