@@ -62,13 +62,13 @@ def specialize(
     from lthfunc.experiments.devices import choose_device
     from lthfunc.experiments.objective import metric_of_name
     from lthfunc.runs.measurements import keep_measurement
-    from lthfunc.runs.tickets import ticket_of_run
+    from lthfunc.runs.tickets import tickets_of_run
     from lthfunc.training.cpu_threads import using_threads
     from lthfunc.training.malloc import keep_freed_memory
     from lthfunc.trees.ops import scaled
 
     device = choose_device(given.get("device", "auto"))
-    found = ticket_of_run(Path(run), number, seed, given.get("data_dir"), trusted=trust)
+    (found,) = tickets_of_run(Path(run), [number], seed, given.get("data_dir"), trusted=trust)
     data = found.data
     check_batch(batch_size, data)
     keep_freed_memory()
@@ -140,12 +140,13 @@ def export(
     EXPORTS.check(to)
     from lthfunc.deployment.export.exportable import dense_sizes, exportable_of
     from lthfunc.runs import safe_files
-    from lthfunc.runs.tickets import ticket_of_run
+    from lthfunc.runs.tickets import tickets_of_run
     from lthfunc.trees.atomic_io import safe_file_name
 
     suffix = EXPORTS[to].suffix if to in EXPORTS else ""
     exporter = EXPORTS.make(to, {}, list)
-    found = ticket_of_run(Path(run), number, seed, given.get("data_dir"), trusted=trust, trained=not initial)
+    data_dir = given.get("data_dir")
+    (found,) = tickets_of_run(Path(run), [number], seed, data_dir, trusted=trust, trained=not initial)
     which = ("" if found.one_seed else f"-seed{found.seed}") + ("-initial" if initial else "")
     name = f"{safe_file_name(found.model.name)}-round{found.number:02d}{which}-{safe_file_name(to)}{suffix}"
     path = Path(out) if out else Path(run) / name

@@ -9,14 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from lthfunc.experiments.iterative import TICKET, Plan, Task
 from lthfunc.experiments.records import Record
@@ -131,7 +124,8 @@ class Live(Watcher):
     def _show(self) -> None:
         done = self._before + sum(under.at - under.start for under in self._under.values())
         trainings = list(self._under.values())
-        text = self._in_full(trainings[0]) if len(trainings) == 1 else _in_short(trainings)
+        parts = [who(under.task.seed, under.task.number, under.task.variant) for under in trainings]
+        text = self._in_full(trainings[0]) if len(trainings) == 1 else _first_of(parts)
         self.progress.update(self._bar, completed=done, description=text)
 
     def _in_full(self, under: _Under) -> str:
@@ -145,13 +139,8 @@ class Live(Watcher):
         )
 
 
-def _in_short(trainings: list[_Under]) -> str:
-    """Several concurrent trainings, as many as fit on a line."""
-    parts = [who(under.task.seed, under.task.number, under.task.variant) for under in trainings]
-    return _first_of(parts)
-
-
 def _first_of(parts: list[str]) -> str:
+    """As many trainings as fit on a line."""
     rest = f" and {len(parts) - _SHOWN} more" if len(parts) > _SHOWN else ""
     return " · ".join(parts[:_SHOWN]) + rest
 

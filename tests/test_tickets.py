@@ -16,7 +16,7 @@ from lthfunc.runs.folder import read_run
 from lthfunc.runs.json_lines import line_of
 from lthfunc.runs.manifests import read_manifest, sum_of, write_manifest
 from lthfunc.runs.ticket_files import LAST, WINNING, WINNING_TRAINED, initial_weights
-from lthfunc.runs.tickets import ticket_of_run
+from lthfunc.runs.tickets import tickets_of_run
 from lthfunc.runs.verification import verified
 
 BASE = ["prune", "--engine", "eager", "--jobs", "1", "--threads", "1"]
@@ -108,7 +108,7 @@ def test_without_rewinding_the_trained_network_is_what_commands_take(tuned: Path
     ticket, _ = lf.load_ticket(tuned / WINNING)
     assert lf.same_bits(ticket.params, lf.apply_masks(before, ticket.masks))
     assert lf.same_bits(trained, last)
-    taken = ticket_of_run(tuned, None, None, None)
+    (taken,) = tickets_of_run(tuned, [None], None, None)
     assert lf.same_bits(taken.ticket, trained)
     # Every step is looked at or the last one has the least loss: then the record is the last parameters' accuracy.
     item = records[-1]
@@ -190,9 +190,9 @@ def test_runs_of_format_2_are_read_checked_and_gone_on_with(tuned: Path, tmp_pat
     said = capsys.readouterr().out.splitlines()[-2:]
     assert said[0].startswith(f"old ticket      {old / 'ticket.safetensors'}  (round 2, weights before training)")
     assert said[1].startswith("not written     winning ticket, trained, last round; lthfunc resume")
-    trained = ticket_of_run(old, None, None, None)
+    (trained,) = tickets_of_run(old, [None], None, None)
     assert lf.same_bits(trained.ticket, lf.load_ticket(tuned / WINNING_TRAINED)[0])
-    first = ticket_of_run(old, "last", None, None, trained=False)
+    (first,) = tickets_of_run(old, ["last"], None, None, trained=False)
     assert lf.same_bits(first.ticket, lf.load_ticket(tuned / WINNING)[0])
     assert run("export", old, "--to", "state-dict", "--round", "1", "--initial") == 2
     assert "did not keep the weights that round 1 was trained from" in capsys.readouterr().err

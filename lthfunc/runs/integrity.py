@@ -15,16 +15,7 @@ from lthfunc.experiments.iterative import TICKET
 from lthfunc.experiments.records import Record
 from lthfunc.runs import safe_files
 from lthfunc.runs.checkpoints import checkpoints, is_whole
-from lthfunc.runs.folder import (
-    ANCHOR,
-    MASKS,
-    PARAMS,
-    Name,
-    Run,
-    record_key,
-    training_folder,
-    training_folders,
-)
+from lthfunc.runs.folder import ANCHOR, MASKS, PARAMS, Name, Run, record_key, training_folder, training_folders
 from lthfunc.runs.manifests import MANIFEST, Sum, file_problem, load_checked, read_manifest
 from lthfunc.runs.ticket_files import OLD_TICKET, ticket_file_problems
 from lthfunc.runs.unfinished import is_finished

@@ -59,13 +59,11 @@ def is_held(folder: Path) -> bool:
     safe_files.check_own(folder, path)
     if safe_files.status(folder, path) is None or not os.access(path, os.W_OK):
         return False
-    lock = FileLock(folder / LOCK, timeout=0)
     try:
-        lock.acquire()
+        with FileLock(path, timeout=0):
+            return False
     except Timeout:
         return True
-    lock.release()
-    return False
 
 
 def at_work(folder: Path) -> bool:

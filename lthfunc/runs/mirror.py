@@ -21,6 +21,7 @@ from lthfunc.remote import RemotePath, fetch, files_below, reaching, remote_path
 from lthfunc.runs import safe_files
 from lthfunc.runs.folder import METRICS, PROGRESS
 from lthfunc.runs.lock import HOLDER, LOCK, is_there
+from lthfunc.runs.manifests import MANIFEST
 from lthfunc.runs.side_file_schemas import holder_of
 from lthfunc.runs.sweep_results import SWEEP
 from lthfunc.tracebacks import first_line
@@ -28,7 +29,6 @@ from lthfunc.trees.atomic_io import TEMPORARY_SUFFIX
 
 #: Seconds after which a process that has sent no sign of life counts as gone.
 _SILENT = 300.0
-_MANIFEST = "manifest.json"
 #: The files that list what exists, of a run and of a sweep.
 _LOGS = (METRICS, SWEEP)
 _UNSENT = ".unsent"
@@ -86,7 +86,7 @@ class Mirror:
             }
             here = self._stamps()
             changed = {name: stamp for name, stamp in here.items() if self._sent.get(name) != stamp}
-            for name in sorted(changed, key=lambda name: name.endswith(_MANIFEST)):
+            for name in sorted(changed, key=lambda name: name.endswith(MANIFEST)):
                 if not name.endswith(".jsonl") and (payload := self._content(name)) is not None:
                     send(self._place, name, payload)
                     self._sent[name] = changed[name]

@@ -28,6 +28,9 @@ from lthfunc.runs.json_lines import append_lines, drop_partial_line, line_of, wh
 from lthfunc.runs.measurements import MEASURED
 from lthfunc.trees.atomic_io import TEMPORARY_SUFFIX
 
+#: The keys of what tells a training from the others.
+_NAME = ("seed", "round", "variant")
+
 
 def recover(folder: Path) -> tuple[Run, list[str]]:
     """Make a run ready to continue; returns what remains of it, and lines on the problems.
@@ -58,7 +61,9 @@ def recover(folder: Path) -> tuple[Run, list[str]]:
     if run.damaged:
         append_lines(folder / METRICS, [{"kind": "mended", "lines": list(run.damaged)}])
     if lost:
-        dropped = ({"kind": "dropped", **_named(name), "reason": why} for name, why in lost.items())
+        dropped = (
+            {"kind": "dropped", **dict(zip(_NAME, name, strict=True)), "reason": why} for name, why in lost.items()
+        )
         append_lines(folder / METRICS, dropped)
     run = scan_run(folder)
     for item in run.records:  # a crash may have come between a training's line and this
@@ -128,7 +133,3 @@ def _follows(records: Sequence[Record], item: Record, lost: dict[Name, str]) -> 
     tickets = {each["round"] for each in records if (each["seed"], each["variant"]) == (seed, TICKET)}
     missing = sorted(set(range(needed)) - tickets)
     return f"it follows from round {missing[0]}, which is missing" if missing else None
-
-
-def _named(name: Name) -> dict[str, int | str]:
-    return {"seed": name[0], "round": name[1], "variant": name[2]}

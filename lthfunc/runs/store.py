@@ -13,16 +13,7 @@ from lthfunc.experiments.iterative import TICKET, Done, Round
 from lthfunc.experiments.records import Record
 from lthfunc.experiments.settings.setting import MOST_STEPS
 from lthfunc.runs import safe_files
-from lthfunc.runs.folder import (
-    ANCHOR,
-    FIRST,
-    INITIAL,
-    MASKS,
-    METRICS,
-    PARAMS,
-    make_training_folder,
-    training_folder,
-)
+from lthfunc.runs.folder import ANCHOR, FIRST, INITIAL, MASKS, METRICS, PARAMS, make_training_folder, training_folder
 from lthfunc.runs.json_lines import append_lines
 from lthfunc.runs.manifests import load_checked, sum_of, write_manifest
 from lthfunc.trees.files import tree_bytes

@@ -53,25 +53,6 @@ class Found(NamedTuple):
         return ", ".join([*parts, "its trained weights" if self.trained else "its weights before training"])
 
 
-def ticket_of_run(
-    run: Path,
-    number: int | str | None,
-    seed: int | None,
-    data_dir: str | None,
-    *,
-    trusted: bool = False,
-    trained: bool = True,
-) -> Found:
-    """The subnetwork of a round, by its number, "winning" or "last"; by default the winning ticket, or the last round.
-
-    trained: with its weights after training, or with those that it was trained from. trusted: whether code named by
-    the run's settings may be imported.
-
-    Raises UserError if the run has no such training, or names code and is not trusted.
-    """
-    return tickets_of_run(run, [number], seed, data_dir, trusted=trusted, trained=trained)[0]
-
-
 def tickets_of_run(
     run: Path,
     numbers: Sequence[int | str | None],
@@ -81,7 +62,13 @@ def tickets_of_run(
     trusted: bool = False,
     trained: bool = True,
 ) -> list[Found]:
-    """`ticket_of_run` for several rounds; the data set is read once."""
+    """The subnetworks of rounds, by number, "winning" or "last"; None is the winning ticket, or else the last round.
+
+    The data set is read once. trained: with their weights after training, or with those that they were trained from.
+    trusted: whether code named by the run's settings may be imported.
+
+    Raises UserError if the run has no such training, or names code and is not trusted.
+    """
     _, config, records = read_run(run)
     check_trust(to_mapping(config), run, trusted=trusted, typed=("data_dir",) if data_dir is not None else ())
     mine = [item for item in records if item["variant"] == TICKET]
@@ -100,11 +87,13 @@ def tickets_of_run(
     config = replace(config, data_dir=data_dir or config.data_dir)
     data = read_data(config)
     model = read_model(config, data)
-    tickets = [_of_round(run, seed, number, model, trained=trained) for number in chosen]
-    return [
-        Found(model, ticket, data, config, seed, number, rounds[-1], won, trained, len(seeds) == 1)
-        for number, ticket in zip(chosen, tickets, strict=True)
-    ]
+    found = []
+    for number in chosen:
+        place = training_folder(run, seed, number, TICKET)
+        ticket, _ = trained_weights(place) if trained else initial_weights(run, seed, number)
+        check_fits(place, ticket, model)
+        found.append(Found(model, ticket, data, config, seed, number, rounds[-1], won, trained, len(seeds) == 1))
+    return found
 
 
 def _round(asked: int | str | None, rounds: list[int], won: int | None, run: Path) -> int:
@@ -118,10 +107,3 @@ def _round(asked: int | str | None, rounds: list[int], won: int | None, run: Pat
     if asked not in rounds:
         raise invalid("--round", asked, f"a finished round of {run} ({rounds[0]} to {rounds[-1]}), winning or last")
     return int(asked)
-
-
-def _of_round(run: Path, seed: int, number: int, model: Model, *, trained: bool) -> Ticket:
-    place = training_folder(run, seed, number, TICKET)
-    found, _ = trained_weights(place) if trained else initial_weights(run, seed, number)
-    check_fits(place, found, model)
-    return found

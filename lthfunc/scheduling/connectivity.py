@@ -9,7 +9,7 @@ from lthfunc.experiments.connectivity import Segment
 from lthfunc.experiments.iterative import Plan, Progress
 from lthfunc.experiments.methods.course import train_to
 from lthfunc.scheduling.queue import PLANNED, Beginning, Workload
-from lthfunc.training.results import Checkpointer, Fit
+from lthfunc.training.results import Checkpointer
 from lthfunc.trees.types import TrainState
 
 
@@ -23,12 +23,8 @@ def _train(
 ) -> list[tuple[Segment, TrainState]]:
     (task,) = tasks
     fit = so_far[0].fit if so_far else None
-
-    def under_way(fits: Sequence[Fit]) -> list[Progress]:
-        return [Progress(each) for each in fits]
-
     state = task.start if fit is None else fit.state
-    saver = checkpointer.of(under_way)
+    saver = checkpointer.of(lambda fits: [Progress(each) for each in fits])
     return [(task, train_to(plan.trainer, state, task.order, task.until, observe, saver, fit))]
 
 
