@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,23 +38,13 @@ class _All(Watcher):
     """Tells everything to several watchers."""
 
     def __init__(self, watchers: Sequence[Watcher]) -> None:
-        self._watchers = watchers
+        for name in ("total", "begin", "step", "end"):
+            setattr(self, name, partial(_tell, [getattr(each, name) for each in watchers]))
 
-    def total(self, steps: int) -> None:
-        for each in self._watchers:
-            each.total(steps)
 
-    def begin(self, task: Task, stop: int) -> None:
-        for each in self._watchers:
-            each.begin(task, stop)
-
-    def step(self, task: Task, number: int, point: Point | None) -> None:
-        for each in self._watchers:
-            each.step(task, number, point)
-
-    def end(self, task: Task, item: Record) -> None:
-        for each in self._watchers:
-            each.end(task, item)
+def _tell(listeners: Sequence[Callable[..., None]], *event: Any) -> None:
+    for each in listeners:
+        each(*event)
 
 
 class Uploads(Watcher):

@@ -234,24 +234,13 @@ def clustered(on: str) -> Iterator[Any]:
 
 def join_cluster(on: str) -> tuple[Any, bool]:
     """(Ray, whether its cluster was joined just now). Raises UserError where it doesn't answer."""
-    ray = _ray_module(on)
-    begun = not ray.is_initialized()
-    if begun:
-        _connect(ray, on)
-    return ray, begun
-
-
-def _ray_module(on: str) -> Any:
-    """Ray; for a cluster at an address with its token, where there is one, which a client does not use by itself."""
     known = "RAY_AUTH_TOKEN" in os.environ or Path("~/.ray/auth_token").expanduser().exists()
-    if on.startswith("ray://") and known:
+    if on.startswith("ray://") and known:  # a client does not use its token by itself
         os.environ.setdefault("RAY_AUTH_MODE", "token")  # read as Ray is imported
     import ray
 
-    return ray
-
-
-def _connect(ray: Any, on: str) -> None:
+    if ray.is_initialized():
+        return ray, False
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     address = on
     if on == "ray":
@@ -262,6 +251,7 @@ def _connect(ray: Any, on: str) -> None:
     except Exception as error:  # of its many kinds
         reason = f"{first_line(error)}; one that asks for a token takes RAY_AUTH_TOKEN"
         raise invalid("--executor", address, f"the address of a cluster that answers ({reason})") from error
+    return ray, True
 
 
 def _resources(config: Config) -> dict[str, float]:
