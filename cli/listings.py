@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from lthfunc.catalog.data_sets import DATA_DIR_VARIABLE, DATASETS, FILE_KINDS, canonical, default_data_dir
 from lthfunc.catalog.networks import ALIASES, NETWORKS
@@ -113,18 +113,11 @@ def list_datasets(context: typer.Context) -> None:
     """List the data sets, and the folder in which they are looked for."""
     if context.invoked_subcommand is not None:
         return
-    table = Table(header_style="bold", box=None, pad_edge=False)
-    for head in ("name", "what it is", "input", "classes", "train/val/test", "epochs"):
-        table.add_column(head)
+    heads = ("name", "what it is", "input", "classes", "train/val/test", "epochs")
+    table = Table(*heads, header_style="bold", box=None, pad_edge=False)
     for name, known in DATASETS.items():
-        table.add_row(
-            name,
-            known.about,
-            _times(known.shape),
-            str(known.classes),
-            "/".join(map(str, known.examples)),
-            str(known.epochs),
-        )
+        examples = "/".join(map(str, known.examples))
+        table.add_row(name, known.about, _times(known.shape), str(known.classes), examples, str(known.epochs))
     _print(
         table,
         f"Looked for in {default_data_dir()} or in that of --data-dir or {DATA_DIR_VARIABLE}, and downloaded there "
@@ -153,10 +146,8 @@ def show(
 
 def recipes() -> None:
     """List the recipes: settings of papers that --recipe fills in."""
-    table = Table(header_style="bold", box=None, pad_edge=False)
-    table.add_column("name")
-    table.add_column("what it is")
-    table.add_column("settings", style="dim")
+    heads = ("name", "what it is", Column("settings", style="dim"))
+    table = Table(*heads, header_style="bold", box=None, pad_edge=False)
     for name, recipe in RECIPES.items():
         settings = "  ".join(f"{key}={value}" for key, value in recipe.settings.items())
         table.add_row(name, f"{recipe.source}: {recipe.about}" if recipe.source else recipe.about, settings)

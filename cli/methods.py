@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -57,38 +59,13 @@ def methods(
     asked = tuple(method or ())
     if len(set(asked)) < len(asked):
         raise invalid("--method", ", ".join(asked), "each method once")
-    from lthfunc.experiments.methods.prepare import check_methods
-    from lthfunc.scheduling.execute import check_ray
-
-    resolved = settings_of("methods", given, recipe, config, trust=trust)
-    check_ray(resolved)
-    check_methods(resolved, asked)
-    places = (Path(out) if out else None, Path(save) if save else None, plot)
-    _run(resolved, asked, *places, wants_json=json)
-
-
-def _line(task: Any, item: dict[str, Any]) -> str:
-    figures = f"test {100 * item['test_accuracy']:.2f} %, {item['seconds']:.1f} s"
-    return f"{item['method']} seed {item['seed']}: {figures}"
-
-
-def _run(
-    config: Any,
-    asked: tuple[str, ...],
-    out: Path | None,
-    save: Path | None,
-    plot: Path | None,
-    *,
-    wants_json: bool,
-) -> None:
-    import shlex
-    import sys
-
+    settings = settings_of("methods", given, recipe, config, trust=trust)
     from lthfunc.energy.meter import check_meter
     from lthfunc.experiments.config import to_mapping
-    from lthfunc.experiments.methods.prepare import method_context, methods_for
+    from lthfunc.experiments.methods.prepare import check_methods, method_context, methods_for
     from lthfunc.reports.methods import method_plot, method_rows, method_table
     from lthfunc.runs.method_results import make_checkpoint_folder, open_results
+    from lthfunc.scheduling.execute import check_ray
     from lthfunc.scheduling.methods import COMPARED, compare
     from lthfunc.scheduling.queue import Execution
     from lthfunc.training.cpu_threads import using_threads
@@ -98,35 +75,45 @@ def _run(
     from .running import make_folder
     from .training import metered, resumable
 
-    if config.energy:
-        check_meter(config.country)
-    config, setting = method_context(config)
-    chosen, note = methods_for(setting, asked)
+    check_ray(settings)
+    check_methods(settings, asked)
+    if settings.energy:
+        check_meter(settings.country)
+    settings, context = method_context(settings)
+    chosen, note = methods_for(context, asked)
     if note is not None:
         say(note)
-    if save is not None:
-        make_folder("--save", save)
-    path = None if out is None else out.resolve()  # the user may have named a link
-    earlier = [] if out is None else open_results(out, config)
+    networks = Path(save) if save else None
+    if networks is not None:
+        make_folder("--save", networks)
+    path = Path(out).resolve() if out else None  # the user may have named a link
+    earlier = open_results(Path(out), settings) if out else []
     folder = None if path is None else make_checkpoint_folder(path)
     again = shlex.join(["lthfunc", *sys.argv[1:]]) if out else None
     keep_freed_memory()
     with (
         resumable(again, f"{again} --on-nonfinite skip") as stop,
-        using_threads(config.threads),
-        watching_tasks(len(chosen) * config.replicates, _line) as watcher,
-        metered(config) as meter,
+        using_threads(settings.threads),
+        watching_tasks(len(chosen) * settings.replicates, _line) as watcher,
+        metered(settings) as meter,
     ):
-        run = Execution(config, setting, folder, stop, watcher, COMPARED, meter, again or "lthfunc methods --out FILE")
-        records = compare(run, chosen, earlier, path, save)
-    rows = method_rows(records, setting.steps)
-    title = f"{config.arch} on {config.dataset}, {100 * setting.density:g} % of the weights, {setting.steps:,} steps"
+        resume = again or "lthfunc methods --out FILE"
+        run = Execution(settings, context, folder, stop, watcher, COMPARED, meter, resume)
+        records = compare(run, chosen, earlier, path, networks)
+    rows = method_rows(records, context.steps)
+    left = f"{100 * context.density:g} % of the weights"
+    title = f"{settings.arch} on {settings.dataset}, {left}, {context.steps:,} steps"
     if plot:
         from lthfunc.reports.matplotlib_figures import save as save_picture
 
         save_picture(method_plot(rows, title), plot)
-    if wants_json:
-        put_json({"config": to_mapping(config), "steps": setting.steps, "results": records})
+    if json:
+        put_json({"config": to_mapping(settings), "steps": context.steps, "results": records})
         return
     screen().print(f"{title} each", highlight=False)
     screen().print(method_table(rows))
+
+
+def _line(task: Any, item: dict[str, Any]) -> str:
+    figures = f"test {100 * item['test_accuracy']:.2f} %, {item['seconds']:.1f} s"
+    return f"{item['method']} seed {item['seed']}: {figures}"

@@ -77,9 +77,9 @@ def _here(stack: ExitStack, arguments: Sequence[str], place: int) -> str:
 
 
 def _opened(stack: ExitStack, option: str, url: str, *, single: bool) -> Path:
-    from lthfunc.runs.mirror import Mirror, mirrored
+    from lthfunc.runs.mirror import Mirror
 
-    mirror = stack.enter_context(mirrored(Mirror(option, url, single=single)))
+    mirror = stack.enter_context(Mirror(option, url, single=single))
     for line in mirror.said:
         say(line)
     _OPEN[mirror.folder] = mirror

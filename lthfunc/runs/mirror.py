@@ -12,8 +12,7 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 
 from lthfunc.errors import LostRunError, UserError
 from lthfunc.hardware import cache_home
@@ -48,7 +47,7 @@ class Mirror:
         self._sent: dict[str, _Stamp] = {}
         self._working, self._closed = threading.Lock(), False
 
-    def open(self) -> None:
+    def __enter__(self) -> Mirror:
         """Download the remote files and record there who is working on them.
 
         Local files that could not be uploaded the last time are used, unless the run was continued elsewhere since.
@@ -67,6 +66,7 @@ class Mirror:
             if not self._single:
                 (self._home / _UNSENT).touch()
                 self._say_held()  # also finds out now whether the address can be written to
+        return self
 
     def send(self) -> None:
         """Upload what has changed. Raises whatever the file system raises."""
@@ -99,7 +99,7 @@ class Mirror:
                 remove(self._place, name)
                 del self._sent[name]
 
-    def close(self) -> None:
+    def __exit__(self, *error: object) -> None:
         """Upload the rest and release the run. Raises LostRunError if that fails; nothing is lost then."""
         try:
             self.send()
@@ -169,16 +169,6 @@ class Mirror:
     def _say_held(self) -> None:
         about = {"pid": os.getpid(), "host": socket.gethostname(), "heard": time.time()}
         send(self._place, HOLDER, json.dumps(about).encode())
-
-
-@contextmanager
-def mirrored(mirror: Mirror) -> Iterator[Mirror]:
-    """Open a mirror for the duration of a block, and close it however that ends."""
-    mirror.open()
-    try:
-        yield mirror
-    finally:
-        mirror.close()
 
 
 def _is_passing(name: str) -> bool:
