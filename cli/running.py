@@ -42,7 +42,7 @@ from lthfunc.runs.json_lines import append_lines
 from lthfunc.runs.lock import locked
 from lthfunc.runs.recovery import recover
 from lthfunc.runs.safe_files import status
-from lthfunc.runs.unfinished import unfinished_like
+from lthfunc.runs.unfinished import RUNS, unfinished_like
 from lthfunc.trees.atomic_io import safe_file_name
 
 from .console import put_json, say
@@ -147,12 +147,6 @@ def _same(mine: Config, theirs: Config) -> set[str]:
     return {name for name, value in others.items() if values.get(name) == value}
 
 
-def _free_folder(config: Config, out: str | None) -> Path:
-    folder = Path(out) if out else _fresh_folder(config)
-    check_free(folder)
-    return folder
-
-
 @contextmanager
 def _new_folder(folder: Path, begin: Callable[[], T]) -> Iterator[T]:
     """Make the folder, lock it, and begin a run in it; one that cannot begin is removed."""
@@ -202,13 +196,15 @@ def _run(
         show_results(rows, folder, pictures, ticket=command != TRAIN and config.rounds > 0)
 
 
-def _fresh_folder(config: Config) -> Path:
+def _free_folder(config: Config, out: str | None) -> Path:
+    """The folder that was named, or one after the network, the data set and the time, where a run can be written."""
     # For a user's network, package.module:function, the function's name; for a path, its last part.
     arch, dataset = (safe_file_name(Path(name.rpartition(":")[2]).name) for name in (config.arch, config.dataset))
-    base = Path("runs") / f"{arch}-{dataset}-{time.strftime('%Y%m%d-%H%M%S')}"
-    folder, number = base, 2
-    while folder.exists():  # two runs in one second
+    base = RUNS / f"{arch}-{dataset}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder, number = Path(out) if out else base, 2
+    while not out and folder.exists():  # two runs in one second
         folder, number = base.with_name(f"{base.name}-{number}"), number + 1
+    check_free(folder)
     return folder
 
 

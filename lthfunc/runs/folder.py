@@ -92,18 +92,14 @@ def check_free(folder: Path) -> None:
             f"--out: {str(folder)!r} holds another run; name another folder, or resume the run with: lthfunc resume "
             f"{shlex.quote(str(folder))}"
         )
-    if not all(map(_is_ours, safe_files.names(folder, folder))):
+    # A process that ends before its run has begun may leave these.
+    if not all(name in (LOCK, HOLDER) or name.endswith(TEMPORARY_SUFFIX) for name in safe_files.names(folder, folder)):
         raise invalid("--out", str(folder), "a new or empty folder; this one holds files")
     parent = folder
     while not parent.exists():
         parent = parent.parent
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise invalid("--out", str(folder), f"a folder that can be made; {str(parent)!r} cannot be written to")
-
-
-def _is_ours(name: str) -> bool:
-    """Whether a file is left by a process that ended before its run had started."""
-    return name in (LOCK, HOLDER) or name.endswith(TEMPORARY_SUFFIX)
 
 
 def create(
