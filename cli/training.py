@@ -63,7 +63,6 @@ def train_run(
     """Run the missing trainings of a run. again: the command that resumes it."""
     config, plan, note, _ = prepared
     again = again or _resume(folder, config)
-    err = aside()
     keep_freed_memory()
     say(_headline(prepared, command))
     if note:
@@ -71,7 +70,7 @@ def train_run(
     with (
         resumable(again, f"{_resume(folder, config)} --on-nonfinite skip") as stop,
         using_threads(config.threads),
-        watching(err, plan) as live,
+        watching(aside(), plan) as live,
         tracking(config, folder) as trackers,
         broadcasting(folder, [live, *trackers, *sent_on(folder)]) as watcher,
         metered(config) as meter,

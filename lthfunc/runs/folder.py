@@ -35,7 +35,7 @@ from lthfunc.printable import printable
 from lthfunc.runs import safe_files
 from lthfunc.runs.environment import environment, machine
 from lthfunc.runs.json_lines import append_lines, line_of, scan_lines
-from lthfunc.runs.line_schemas import header_problem, training_problem
+from lthfunc.runs.line_schemas import Header, line_problem, training_problem
 from lthfunc.runs.lock import HOLDER, LOCK
 from lthfunc.runs.toml_files import read_config, to_toml
 from lthfunc.trees.atomic_io import TEMPORARY_SUFFIX
@@ -206,7 +206,7 @@ def scan_run(folder: Path) -> Run:
         raise UserError(
             f"{folder}: its files have format {number!r}, but this version reads formats up to {FORMAT}; update lthfunc"
         )
-    problem = header_problem(about)
+    problem = line_problem(Header, about)
     if problem is not None:
         raise DamagedError(f"{folder / METRICS}: its first line does not say what a run is: {problem}")
     records: dict[Name, Record] = {}

@@ -61,7 +61,9 @@ class _Data(LineSchema):
     shape: list[Annotated[int, Ge(1), Le(2**31)]] | None = None
 
 
-class _Header(LineSchema):
+class Header(LineSchema):
+    """The first line of a run."""
+
     command: Literal["prune", "train", "transfer"]
     machine: Machine
     config: dict[str, Any]
@@ -115,11 +117,6 @@ class _Training(LineSchema):
     metric: Text = "accuracy"
     energy: _Energy = cast(_Energy, None)  # optional, but never null
     curve: list[list[float | None]]
-
-
-def header_problem(line: Mapping[str, Any]) -> str | None:
-    """What is wrong with a run's first line, or None."""
-    return line_problem(_Header, line)
 
 
 def training_problem(line: Mapping[str, Any], first: Mapping[str, Any] | None) -> str | None:

@@ -65,8 +65,9 @@ def train_with_checkpoints(
         phases = None
     elif phases is not None and saved and saved[0].energy is not None:
         phases.resume(saved[0].energy.over(1 / count))
-    writer = _CheckpointWriter(parse_interval(run.config.checkpoint_every), places, seconds, phases)
-    checkpointer = Checkpointer(writer.write, run.stopping, writer.due, writer.pause)
+    interval = parse_interval(run.config.checkpoint_every)
+    writer = _CheckpointWriter(interval, places, seconds, phases)
+    checkpointer = Checkpointer(writer.write, run.stopping, writer.due, interval.after)
     if phases is not None:
         checkpointer = _metered(checkpointer, phases)
     collectives, so_far = trainer.collectives, [each.progress for each in saved] or None
@@ -108,10 +109,6 @@ class _CheckpointWriter:
         self._thread = ThreadPoolExecutor(1, "lthfunc-checkpoint")
         self._writing: Future[None] | None = None
         self._last, self._cost = time.monotonic(), 0.0
-
-    def pause(self, step: int) -> int | None:
-        """The next step at which a checkpoint is due by its number."""
-        return self._interval.after(step)
 
     def due(self, step: int) -> bool:
         """Whether a checkpoint should be written now. Raises OSError where the last one could not be."""

@@ -9,7 +9,7 @@ from lthfunc.experiments.connectivity import Segment
 from lthfunc.experiments.iterative import Plan, Progress
 from lthfunc.experiments.methods.course import train_to
 from lthfunc.scheduling.queue import PLANNED, Beginning, Workload
-from lthfunc.training.results import Checkpointer
+from lthfunc.training.results import Checkpointer, Fit
 from lthfunc.trees.types import TrainState
 
 
@@ -24,7 +24,7 @@ def _train(
     (task,) = tasks
     fit = so_far[0].fit if so_far else None
     state = task.start if fit is None else fit.state
-    saver = checkpointer.of(lambda fits: [Progress(each) for each in fits])
+    saver: Checkpointer[Fit] = checkpointer.of(lambda fits: [Progress(each) for each in fits])
     return [(task, train_to(plan.trainer, state, task.order, task.until, observe, saver, fit))]
 
 

@@ -245,7 +245,7 @@ def join_cluster(on: str) -> tuple[Any, bool]:
     address = on
     if on == "ray":
         address = "auto" if os.environ.get("RAY_ADDRESS") else "local"
-    mine = {"include_dashboard": False} if address == "local" else {}
+    mine: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
     try:
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **mine)
     except Exception as error:  # of its many kinds
