@@ -1,1 +1,1 @@
-"""Who runs trainings: one queue, and its executors."""
+"""Running trainings: one queue, and its executors."""

@@ -1,4 +1,4 @@
-"""Trainings with checkpoints: from time to time, and when they are asked to stop."""
+"""Trainings with checkpoints, at intervals and when they are asked to stop."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from lthfunc.scheduling.ranks import broadcast_training, check_same_networks, na
 from lthfunc.training.batches import steps_per_epoch
 from lthfunc.training.results import Checkpointer, Observers
 
-#: A checkpoint every so many seconds is written less often where that would take more than this share of the time.
+#: Checkpoints at an interval in seconds are written less often if they would take more than this share of the time.
 _SHARE = 0.01
 
 
 def resume_step(folder: Path | None, task: Any) -> int:
-    """The step that a training would resume from."""
+    """The step from which a training would resume."""
     found = [] if folder is None else checkpoints(training_folder(folder, *task.key))
     return step_of(found[0]) if found else int(task.start.step)
 
@@ -34,9 +34,9 @@ def resume_step(folder: Path | None, task: Any) -> int:
 def train_with_checkpoints(
     run: Execution, tasks: Sequence[Any], observe: Observers | None = None
 ) -> tuple[list[Any], TrainingCost]:
-    """Train tasks that start at the same step, from their checkpoints where they have some.
+    """Train tasks that start at the same step, from their checkpoints if they have any.
 
-    Returns their results, and what each cost. Where a checkpoint was written without a meter, the energy stays unknown.
+    Returns their results and costs. If a checkpoint was written without a meter, the energy remains unknown.
     Raises Stopped.
     """
     begun = time.perf_counter()
@@ -53,7 +53,7 @@ def train_with_checkpoints(
     ]
     saved = [each for each in found if each is not None]
     if len(saved) < count or len({int(each.progress.fit.state.step) for each in saved}) > 1:
-        saved = []  # one of them is damaged: all of this program begin again
+        saved = []  # one of them is damaged: all trainings of this program start again
     if run.config.compact and saved and not _compacted_alike(context, beginnings[0], saved[0]):
         saved = []
     before = sum(each.seconds for each in saved) / count
@@ -82,7 +82,7 @@ def train_with_checkpoints(
 
 
 def _metered(checkpointer: Checkpointer[Progress], phases: Phases) -> Checkpointer[Progress]:
-    """A checkpointer that also tells a meter what goes on, at the end of each epoch too."""
+    """A checkpointer that also reports phases to a meter, and the end of each epoch."""
 
     def pause(step: int) -> int:
         end, other = phases.epoch_end(step), checkpointer.next_check(step)
@@ -92,15 +92,15 @@ def _metered(checkpointer: Checkpointer[Progress], phases: Phases) -> Checkpoint
 
 
 def _compacted_alike(context: Any, beginning: Beginning, saved: Checkpoint) -> bool:
-    """Whether compaction leaves out what it did when the training began; else its sums would be in another order.
+    """Whether compaction removes what it did when the training started; otherwise its sums would be in another order.
 
-    A unit that reads nothing may have died since.
+    A unit may have died since then.
     """
     return same_cuts(context.model, beginning.start, saved.progress.fit.state, context.trainer.data.shape)
 
 
 class _CheckpointWriter:
-    """Writes checkpoints in a thread of its own while the steps go on. places: a folder for each; none: nowhere."""
+    """Writes checkpoints in a separate thread during the next steps. places: a folder for each training, or none."""
 
     def __init__(
         self, interval: Interval, places: Sequence[Path], seconds: Callable[[], float], phases: Phases | None
@@ -111,7 +111,7 @@ class _CheckpointWriter:
         self._last, self._cost = time.monotonic(), 0.0
 
     def due(self, step: int) -> bool:
-        """Whether a checkpoint should be written now. Raises OSError where the last one could not be."""
+        """Whether a checkpoint should be written now. Raises OSError if the last one could not be written."""
         if self._writing is not None and self._writing.done():
             self._finish()
         if self._interval.steps is not None:
@@ -121,7 +121,7 @@ class _CheckpointWriter:
         return time.monotonic() - self._last >= max(self._interval.seconds, self._cost / _SHARE)
 
     def write(self, progress: Sequence[Progress]) -> None:
-        """Begin to write, as soon as the last checkpoint is written."""
+        """Start to write, once the last checkpoint is written."""
         self._finish()
         self._last = time.monotonic()
         if self._places:
@@ -129,7 +129,7 @@ class _CheckpointWriter:
             self._writing = self._thread.submit(self._write, list(progress), self._seconds(), energy)
 
     def close(self) -> None:
-        """Wait for the last checkpoint."""
+        """Wait until the last checkpoint is written."""
         try:
             self._finish()
         finally:

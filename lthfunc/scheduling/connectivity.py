@@ -1,4 +1,4 @@
-"""The trainings of a connectivity study as trainings of the queue."""
+"""The trainings of a connectivity study, for the queue."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trainings carried out: which executor runs a queue, and a run's trainings, each written to its folder as it ends."""
+"""Execution: which executor runs a queue, and a run's trainings, each written to its folder as it ends."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from lthfunc.scheduling.processes import ProcessExecutor
 from lthfunc.scheduling.queue import PLANNED, Execution, Queue, Result, all_at_once
 from lthfunc.scheduling.threads import ThreadExecutor, can_share_a_process
 
-#: Steps of a whole run from which worker processes, which take some 3 s to start, are worth it.
+#: Steps of a whole run from which worker processes, which take about 3 s to start, pay off.
 _PROCESSES_FROM_STEPS = 10_000
-#: Seconds for a cluster to answer.
+#: Seconds to wait for a cluster's answer.
 _REACH = 10
 
 
 def execute(run: Execution, earlier: list[Record], tasks: Sequence[Task] | None = None) -> list[Record]:
-    """Run what is missing of a plan; returns the records of all its trainings, earlier ones included.
+    """Run the missing trainings of a plan; returns the records of all its trainings, including earlier ones.
 
-    tasks: the trainings, where they are known beforehand and don't follow from each other. Raises Stopped, once all
-    trainings under way have written their checkpoints.
+    tasks: the trainings, if they are known beforehand and don't follow from each other. Raises Stopped, once all
+    unfinished trainings have written their checkpoints.
     """
     config, plan, folder, records = run.config, run.context, run.folder, list(earlier)
     assert folder is not None
@@ -49,7 +49,7 @@ def execute(run: Execution, earlier: list[Record], tasks: Sequence[Task] | None 
     else:
         finished = set(map(record_key, earlier))
         queue = all_at_once([task for task in tasks if task.key not in finished])
-    with closing(results_of(run, queue, jobs_of(config, plan))) as results:  # workers end with it, whatever happens
+    with closing(results_of(run, queue, jobs_of(config, plan))) as results:  # ends the workers, whatever happens
         for task, value, cost in results:
             item = record(
                 value, replicate=task.seed - config.seed, seed=task.seed, metric=config.metric, **cost._asdict()
@@ -64,9 +64,9 @@ def execute(run: Execution, earlier: list[Record], tasks: Sequence[Task] | None 
 
 
 def results_of(run: Execution, queue: Queue, jobs: int) -> Generator[Result]:
-    """Run a queue on the executor that suits, up to `jobs` trainings at once.
+    """Run a queue on a suitable executor, up to `jobs` trainings at once.
 
-    On a GPU those of a plan are one vmapped program; on a CPU, where that gains nothing, threads or processes.
+    On a GPU, a plan's trainings are one vmapped program; on a CPU, where that gains nothing, threads or processes.
     """
     config = run.config
     if not queue.ready:
@@ -86,7 +86,7 @@ def results_of(run: Execution, queue: Queue, jobs: int) -> Generator[Result]:
 
 
 def check_ray(config: Config) -> None:
-    """Raise UserError where Ray is asked for and missing, or its cluster doesn't answer."""
+    """Raise UserError if Ray is requested but missing, or its cluster doesn't answer."""
     if config.executor != "local" and importlib.util.find_spec("ray") is None:
         raise UserError("--executor: ray needs the package ray (pip install 'lthfunc[ray]')")
     if config.executor.startswith("ray://"):
@@ -97,19 +97,18 @@ def check_ray(config: Config) -> None:
             raise UserError(f"--executor: {config.executor!r} cannot be reached ({error})") from error
         from lthfunc.scheduling.ray import join_cluster  # which needs an extra
 
-        join_cluster(config.executor)  # now, before anything is written; it stays so until this process ends
+        join_cluster(config.executor)  # now, before anything is written; the connection lasts until this process ends
 
 
 def jobs_of(config: Config, plan: Plan) -> int:
-    """Trainings to run side by side: `--jobs`, or as many as there are.
+    """The number of concurrent trainings: `--jobs`, or as many as there are.
 
-    On a CPU no more than its cores can hold, and one after the other in a run of few steps that needs processes, which
-    would end before they had started.
+    On a CPU, no more than its cores allow; one in a short run that would need processes, whose start takes longer.
     """
     trainings = trainings_at_once(config)
-    if plan.trainer.collectives.world_size > 1:  # all of which are on one training
+    if plan.trainer.collectives.world_size > 1:  # all ranks work on one training
         return 1
-    if config.compact and config.device.startswith("cuda"):  # of different sizes, so no one program
+    if config.compact and config.device.startswith("cuda"):  # networks of different sizes can't be one program
         return 1
     if config.jobs is not None:
         return min(config.jobs, trainings)

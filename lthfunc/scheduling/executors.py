@@ -1,8 +1,8 @@
-"""Executors: workers that train side by side, and how a queue runs on them.
+"""Executors: workers that train concurrently, and how a queue runs on them.
 
-The parent prunes, rewinds, and writes every file except checkpoints, which a worker writes of its own training. A
-worker has the same plan or, in another process, makes it from the same settings. It is sent the state that a training
-starts from and sends the result back, so its results have the bits that the parent's would have.
+The parent prunes, rewinds, and writes every file except checkpoints, which a worker writes for its own training. A
+worker has the same plan or, in another process, makes it from the same settings. It receives the state that a training
+starts from and returns the result, so its results have the bits that the parent's would have.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from lthfunc.training.results import Observers, Point, Stopped
 
 #: Seconds between two reports of a worker's progress.
 _REPORT_EVERY = 0.1
-#: Seconds that an executor waits for events, after which its user looks whether to stop.
+#: Seconds that an executor waits for events before its caller checks whether to stop.
 PATIENCE = 0.2
 
 EventKind = Literal["step", "done", "stopped", "failed", "lost"]
 
 
 class Event(NamedTuple):
-    """Of a training.
+    """What happened to a training.
 
-    kind: "step" (content: its step and a new point of its curve or None), "done" (its result and cost), "stopped" (as
-    asked, with a checkpoint), "failed" (an error), or "lost" (an error: its process is gone).
+    kind: "step" (content: its step, and a new point of its curve or None), "done" (its result and cost), "stopped" (on
+    request, with a checkpoint), "failed" (an error), or "lost" (an error: its process is gone).
     """
 
     task: Any
@@ -50,30 +50,30 @@ class Executor(Protocol):
         """Whether a worker is idle."""
 
     def busy(self) -> bool:
-        """Whether trainings are under way."""
+        """Whether any training is unfinished."""
 
     def train(self, task: Any) -> None:
-        """Start a training, where there is room."""
+        """Start a training; there must be room."""
 
     def events(self) -> list[Event]:
-        """What happened since, after a moment's wait where nothing did."""
+        """The events since the last call, after a short wait if there are none."""
 
     def ask_to_stop(self) -> None:
-        """Ask all trainings under way to stop after their step, with a checkpoint."""
+        """Ask all unfinished trainings to stop after the current step, with a checkpoint."""
 
     def close(self) -> None:
-        """End all workers, whatever they do."""
+        """End all workers, whatever they are doing."""
 
 
 def worker_context(workload: Workload, config: Config) -> Any:
-    """What all trainings share, in a process that works for another one; the process is made ready for it."""
+    """What all trainings share, in a worker process, which this also prepares."""
     keep_freed_memory()
     torch.set_num_threads(config.threads or 1)
     return workload.context(replace(config, jobs=1))
 
 
 def try_training(run: Callable[[], Execution], task: Any, observe: Observers) -> tuple[EventKind, Any]:
-    """A worker's attempt at a training: the kind and the content of its last event. run: made at the first call."""
+    """Run a training in a worker; returns kind and content of its last event. run: created by the first call."""
     try:
         (value,), cost = train_with_checkpoints(run(), [task], observe)
         return "done", (value, cost)
@@ -81,7 +81,7 @@ def try_training(run: Callable[[], Execution], task: Any, observe: Observers) ->
         return "stopped", None
     except UserError as error:
         return "failed", with_description(task, error)
-    except OSError as error:  # a full disk, say
+    except OSError as error:  # e.g. a full disk
         return "failed", error
     except Exception as error:
         sys.excepthook(*sys.exc_info())
@@ -104,10 +104,10 @@ def throttled(report: Callable[[tuple[int, Point | None]], None]) -> Observers:
 
 
 def run_on(executor: Executor, run: Execution, queue: Queue) -> Generator[Result]:
-    """Run a queue on an executor; tickets first, since the next round waits for them.
+    """Run a queue on an executor, tickets first, since the next round waits for them.
 
-    However this ends, no worker outlives it. Raises UserError, which names the training, where one fails, and Stopped
-    once all workers have written their checkpoints.
+    No worker outlives this, however it ends. Raises UserError, which names the training, if one fails, and Stopped once
+    all workers have written their checkpoints.
     """
     stopped = False
     try:
@@ -122,7 +122,7 @@ def run_on(executor: Executor, run: Execution, queue: Queue) -> Generator[Result
             for task, kind, content in executor.events():
                 if kind == "step":
                     run.watcher.step(task, *content)
-                elif kind == "failed" or (kind == "lost" and not stopped):  # one still starting ends when asked to
+                elif kind == "failed" or (kind == "lost" and not stopped):  # also ends one that is still starting
                     raise content
                 elif kind == "done":
                     value, cost = content

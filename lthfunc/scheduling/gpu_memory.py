@@ -1,4 +1,4 @@
-"""How many networks fit a GPU's memory side by side, found out before they start."""
+"""How many networks fit in a GPU's memory at once, determined before they start."""
 
 from __future__ import annotations
 
@@ -11,22 +11,20 @@ from lthfunc.experiments.iterative import Plan
 from lthfunc.training.loop import take_steps
 from lthfunc.trees.model import init
 
-#: Of the free memory; the rest is for what the allocator cannot use.
+#: Share of the free memory to use; the rest allows for what the allocator cannot use.
 _USABLE = 0.9
 
 
 def width_on(plan: Plan, jobs: int, device: str, *, asked: bool) -> int:
-    """How many of `jobs` networks to train side by side: all where they fit, else even groups that do.
+    """How many of `jobs` networks to train at once: all if they fit, otherwise groups of equal size that do.
 
-    asked: whether the user named that number. Then UserError is raised where it doesn't fit, with how many would.
+    asked: whether the user gave that number. If so and they don't fit, UserError is raised, with a number that would.
     """
     each, free = memory_of_one(plan, device)
     fit = how_many_fit(each, free)
     if jobs <= fit:
         return jobs
-    need = (
-        f"{jobs} networks side by side need about {_gigabytes(jobs * each)}, and {device} has {_gigabytes(free)} free"
-    )
+    need = f"{jobs} networks at once need about {_gigabytes(jobs * each)}, but {device} has {_gigabytes(free)} free"
     if asked:
         raise UserError(f"--jobs: {need}; about {fit} would fit: --jobs {fit}")
     width = in_even_groups(jobs, fit)
@@ -35,16 +33,16 @@ def width_on(plan: Plan, jobs: int, device: str, *, asked: bool) -> int:
 
 
 def memory_of_one(plan: Plan, device: str) -> tuple[int, int]:
-    """(bytes that training one network takes at the most, bytes that are free for it and others on the device).
+    """(peak bytes of training one network, bytes free for it and others on the device).
 
-    Raises UserError where not even one fits.
+    Raises UserError if not even one fits.
     """
     try:
-        # The first step of a process also allocates what stays (workspaces of libraries), and tries out algorithms.
+        # The first step of a process also allocates what is kept (workspaces of libraries), and tries algorithms.
         _one_step(plan, device)
         plan.trainer.engine.forget()
         torch.cuda.synchronize(device)
-        torch.cuda.empty_cache()  # what torch keeps for later is free, though the driver calls it used
+        torch.cuda.empty_cache()  # memory cached by torch is free, although the driver counts it as used
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         _one_step(plan, device)
@@ -58,19 +56,19 @@ def memory_of_one(plan: Plan, device: str) -> tuple[int, int]:
 
 
 def how_many_fit(each: int, free: int) -> int:
-    """Networks of `each` bytes that fit `free` bytes side by side; one at the least, which was tried."""
+    """How many networks of `each` bytes fit in `free` bytes; at least one, which was tried."""
     return max(1, int(_USABLE * free) // max(1, each))
 
 
 def in_even_groups(jobs: int, most: int) -> int:
-    """The size of the fewest groups of at most `most`, as even as can be: each other size would be a program more."""
+    """The size of the fewest groups of at most `most`, as equal as possible: every other size needs another program."""
     groups = -(-jobs // most)
     return -(-jobs // groups)
 
 
 def too_large(device: str) -> UserError:
-    """What to say where a single network doesn't fit."""
-    return UserError(f"--device: one network doesn't fit the memory of {device}; try a smaller --batch-size")
+    """The message if a single network doesn't fit."""
+    return UserError(f"--device: one network doesn't fit in the memory of {device}; try a smaller --batch-size")
 
 
 def _one_step(plan: Plan, device: str) -> None:

@@ -15,13 +15,13 @@ from lthfunc.training.results import Point, Stopped
 
 
 def in_turn(run: Execution, queue: Queue) -> Generator[Result]:
-    """One training after the other, a seed's all before the next one's. Raises Stopped."""
+    """One training after the other, all of a seed before the next seed's. Raises Stopped."""
     while queue.ready:
         yield from _train(run, queue, [queue.pop(lambda task: (task.seed, task.variant != TICKET))])
 
 
 def vmapped(run: Execution, queue: Queue, width: int) -> Generator[Result]:
-    """Up to `width` trainings that begin at the same step as one program. Raises Stopped."""
+    """Up to `width` trainings that start at the same step as one program. Raises Stopped."""
 
     def group_of(task: Task) -> tuple[int, int, bool]:
         return resume_step(run.folder, task), int(task.start.step), task.anchor is None
@@ -51,7 +51,7 @@ def _train(run: Execution, queue: Queue, tasks: Sequence[Task]) -> list[Result]:
         if len(tasks) == 1:
             raise with_description(tasks[0], too_large(device)) from error
         raise UserError(
-            f"--jobs: {len(tasks)} networks side by side don't fit the memory of {device}; "
+            f"--jobs: {len(tasks)} networks at once don't fit in the memory of {device}; "
             f"try --jobs {max(1, len(tasks) // 2)}"
         ) from error
     except UserError as error:

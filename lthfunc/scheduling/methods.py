@@ -1,4 +1,4 @@
-"""The methods of the field as trainings of the queue: each with each seed once."""
+"""Published methods as trainings of the queue: one per method and seed."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ class MethodTask(NamedTuple):
 
     seed: int
     method: str
-    number: int = 0  # as of a plan's trainings, which executors sort by
+    number: int = 0  # as for a plan's trainings; executors sort by it
 
     @property
     def variant(self) -> str:
-        """What tells it from others of its seed."""
+        """Identifies it among those of its seed."""
         return self.method
 
     @property
     def key(self) -> tuple[int, int, str]:
-        """What tells it from all others."""
+        """Identifies it among all."""
         return self.seed, self.number, self.method
 
     @property
@@ -53,7 +53,7 @@ def compare(
     path: Path | None = None,
     save: Path | None = None,
 ) -> list[Record]:
-    """Run what is missing of a comparison; returns all its records, in the order of methods and seeds.
+    """Run the missing trainings of a comparison; returns all its records, in the order of methods and seeds.
 
     path: of the file of results; save: the folder for trained networks. Raises Stopped.
     """
@@ -62,7 +62,7 @@ def compare(
     done = {(item["seed"], item["method"]) for item in records}
     tasks = [MethodTask(seed, name) for seed in seeds for name in methods if (seed, name) not in done]
     jobs = min(config.jobs or max(1, usable_cores() // (config.threads or 1)), len(tasks))
-    with closing(results_of(run, all_at_once(tasks), jobs)) as results:  # workers end with it, whatever happens
+    with closing(results_of(run, all_at_once(tasks), jobs)) as results:  # ends the workers, whatever happens
         for task, outcome, cost in results:
             item = _record(task, outcome, cost)
             if save is not None:
@@ -80,7 +80,7 @@ def compare(
 
 
 def _record(task: MethodTask, outcome: Outcome, cost: TrainingCost) -> Record:
-    """A method with a seed, as plain values."""
+    """The result of a method with a seed, as plain values."""
     masks = outcome.ticket.masks
     whole = count(masks)
     return {
@@ -104,7 +104,7 @@ def _context(config: Config) -> MethodContext:
 
 def _begin(setting: MethodContext, task: MethodTask) -> Beginning:
     method = METHODS.make(task.method, {}, Outcome)
-    if not isinstance(method, Method):  # a function of the user's own, whose trainings are its own matter
+    if not isinstance(method, Method):  # a user's function, which trains by itself
         return Beginning(start(setting, task.seed), setting.trainer, method)
     course = method.course(setting, task.seed)
     return Beginning(course.start.state, course.trainer, course)
@@ -121,7 +121,7 @@ def _train(
 
 
 def _end(setting: MethodContext, task: MethodTask) -> int:
-    """A method's trainings together may be longer: this is one of them."""
+    """The length of one training; a method may consist of several."""
     return setting.steps
 
 

@@ -1,4 +1,4 @@
-"""Processes of this machine as an executor, each with threads of its own."""
+"""Processes on this machine as an executor, each with its own threads."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lthfunc.scheduling.worker_start import start
 
 
 class ProcessExecutor:
-    """`jobs` processes, which start when this is made."""
+    """`jobs` processes, which start when this is created."""
 
     def __init__(self, run: Execution, jobs: int) -> None:
         given = pickle.dumps((run.config, run.folder, run.workload, str(Path.cwd())))
@@ -31,31 +31,31 @@ class ProcessExecutor:
         return any(worker.task is None for worker in self._workers)
 
     def busy(self) -> bool:
-        """Whether one is not."""
+        """Whether a worker is not idle."""
         return any(worker.task is not None for worker in self._workers)
 
     def train(self, task: Any) -> None:
-        """On an idle process."""
+        """Start a training on an idle process."""
         next(worker for worker in self._workers if worker.task is None).train(task)
 
     def events(self) -> list[Event]:
-        """Of all workers that have something to report."""
+        """The events of all workers that have something to report."""
         ready = wait([worker.pipe for worker in self._workers if worker.task is not None], PATIENCE)
         return [worker.event() for worker in self._workers if worker.pipe in ready]
 
     def ask_to_stop(self) -> None:
-        """By a signal that they take as a request."""
+        """Send a signal that workers treat as a request."""
         for worker in self._workers:
             worker.process.terminate()
 
     def close(self) -> None:
-        """End them: all their files are whole at any moment."""
+        """Kill the processes, which is safe because their files are always complete."""
         for worker in self._workers:
             worker.stop()
 
 
 class _Worker:
-    """A process, and the end of the pipe that leads to it."""
+    """A process, and this end of the pipe to it."""
 
     def __init__(self, given: bytes, again: str) -> None:
         self._again = again
@@ -64,14 +64,14 @@ class _Worker:
         self.process: BaseProcess = context.Process(
             target=start, args=(theirs, given), name="lthfunc-worker", daemon=True
         )
-        with _ignoring_interrupts():  # which the process inherits: its imports take seconds
+        with _ignoring_interrupts():  # inherited by the process, whose imports take seconds
             self.process.start()
         theirs.close()
         self.task: Any = None
 
     def train(self, task: Any) -> None:
         self.task = task
-        with contextlib.suppress(BrokenPipeError):  # a process that ended is found out by `event`
+        with contextlib.suppress(BrokenPipeError):  # `event` notices a process that has ended
             self.pipe.send_bytes(pickle.dumps(task))
 
     def event(self) -> Event:

@@ -1,7 +1,7 @@
-"""How far a run is, for whoever looks at its folder from another process.
+"""The progress of a run, for other processes that read its folder.
 
 ``.progress.json``: ``{"time": …, "done": steps, "total": steps, "trainings": [{"seed", "round", "variant", "density",
-"start", "at", "stop", "point"}, …]}``; it is there while somebody works on the run, and never on the way of a step.
+"start", "at", "stop", "point"}, …]}``; it exists while a process works on the run, and is never written within a step.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 
 #: Seconds between two reports, and between two uploads.
 _EVERY, _UPLOAD_EVERY = 1.0, 20.0
-#: Bytes of such a file.
+#: Most bytes of such a file.
 _MOST = 10_000_000
 
 
 class _All(Watcher):
-    """Tells everything to several watchers."""
+    """Passes everything on to several watchers."""
 
     def __init__(self, watchers: Sequence[Watcher]) -> None:
         for name in ("total", "begin", "step", "end"):
@@ -48,7 +48,7 @@ def _tell(listeners: Sequence[Callable[..., None]], *event: Any) -> None:
 
 
 class Uploads(Watcher):
-    """Uploads a run to its address after every training, and from time to time for its checkpoints."""
+    """Uploads a run to its address after every training, and at intervals for its checkpoints."""
 
     def __init__(self, mirror: Mirror) -> None:
         self._mirror, self._last = mirror, time.monotonic()
@@ -65,7 +65,7 @@ class Uploads(Watcher):
         self._upload()
 
     def _upload(self) -> None:
-        """Beside the training, unless the last upload is still under way; what fails is tried again later."""
+        """Upload during training, unless the last upload is still running; failures are retried later."""
         self._last = time.monotonic()
         if self._thread is None or not self._thread.is_alive():
             self._thread = threading.Thread(target=self._quietly, name="lthfunc-mirror", daemon=True)
@@ -77,7 +77,7 @@ class Uploads(Watcher):
 
 
 class _Broadcast(Watcher):
-    """Writes how far the trainings are, about once a second."""
+    """Writes the progress of the trainings, about once per second."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -115,13 +115,13 @@ class _Broadcast(Watcher):
         under = list(self._under.values())
         done = self._before + sum(each["at"] - each["start"] for each in under)
         about = {"time": time.time(), "done": done, "total": self._total, "trainings": under}
-        with suppress(OSError):  # nothing that a training should end for
+        with suppress(OSError):  # no reason to end a training
             safe_files.write(self._path.parent, self._path, json.dumps(about).encode(), durable=False)
 
 
 @contextmanager
 def broadcasting(folder: Path, watchers: Sequence[Watcher]) -> Iterator[Watcher]:
-    """The watchers as one, which also write to the folder while this lasts."""
+    """The watchers as one, which also writes to the folder during this context."""
     path = folder / PROGRESS
     try:
         yield _All([*watchers, _Broadcast(path)])
@@ -131,7 +131,7 @@ def broadcasting(folder: Path, watchers: Sequence[Watcher]) -> Iterator[Watcher]
 
 
 def progress(folder: Path) -> dict[str, Any] | None:
-    """What was last said; None where nobody works on the run, or its file is half there."""
+    """The latest progress; None if no process works on the run, or its file is incomplete."""
     try:
         return progress_of(safe_files.read(folder, folder / PROGRESS, _MOST))
     except (OSError, DamagedError):

@@ -1,4 +1,4 @@
-"""The trainings that are ready to run, what a training needs, and who watches them."""
+"""The queue of trainings that are ready to run, what they need, and their watchers."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ from lthfunc.training.results import Point
 from lthfunc.training.trainer import Trainer
 from lthfunc.trees.types import TrainState
 
-#: Whether to stop, asked after every step.
+#: Whether to stop; called after every step.
 Stopping = Callable[[], bool]
 
 
 class Watcher:
-    """Shows progress; this one shows none. Several trainings may be under way at once."""
+    """Shows progress; this base class shows none. Several trainings may run at once."""
 
     def total(self, steps: int) -> None:
-        """So many training steps lie ahead."""
+        """The number of training steps ahead."""
 
     def begin(self, task: Any, stop: int) -> None:
-        """A training begins, and runs to step `stop`."""
+        """A training starts, and runs to step `stop`."""
 
     def step(self, task: Any, number: int, point: Point | None) -> None:
-        """The training is at this step; with a point, the validation split was measured there."""
+        """The training is at this step; point: of the curve, if it was evaluated there."""
 
     def end(self, task: Any, item: Record) -> None:
-        """The training ended and is on disk."""
+        """The training has ended and is on disk."""
 
 
 class Beginning(NamedTuple):
-    """What a training begins with: its state, and the trainer of all its steps.
+    """What a training starts from: its state, and the trainer of all its steps.
 
-    course: of a method; or the user's own function.
+    course: of a method, or the user's own function.
     """
 
     start: TrainState
@@ -48,10 +48,10 @@ class Beginning(NamedTuple):
 
 
 class Workload(NamedTuple):
-    """A kind of trainings, as functions that a worker process can import.
+    """A kind of training, as functions that a worker process can import.
 
-    context: settings -> what all trainings share (a plan). begin: (context, task) -> what it begins with. train:
-    (context, tasks, their beginnings, observe, checkpointer, so_far) -> a result for each; several tasks begin at the
+    context: settings -> what all trainings share (a plan). begin: (context, task) -> what it starts from. train:
+    (context, tasks, their beginnings, observe, checkpointer, so_far) -> a result for each; several tasks start at the
     same step and run as one vmapped program. end: (context, task) -> the step that it runs to.
     """
 
@@ -80,15 +80,15 @@ def _end(plan: Any, task: Task) -> int:
     return end
 
 
-#: The trainings of a plan.
+#: Trainings of a plan.
 PLANNED = Workload(_plan, _begin, _train, _end)
 
 
 class Execution(NamedTuple):
-    """How trainings are carried out.
+    """How trainings are run.
 
-    context: what they share. folder: where their checkpoints lie; None for no checkpoints. again: the command that
-    resumes them.
+    context: what they share. folder: of their checkpoints; None for no checkpoints. again: the command that resumes
+    them.
     """
 
     config: Config
@@ -102,14 +102,14 @@ class Execution(NamedTuple):
 
 
 class TrainingCost(NamedTuple):
-    """Of a training; those that ran as one program share it evenly. energy: as plain values, where it was metered."""
+    """The cost of a training; trainings of one program share it equally. energy: as plain values, if metered."""
 
     seconds: float
     energy: dict[str, Any] | None = None
 
 
 class Result(NamedTuple):
-    """A finished training: what its workload made of it, and what it cost."""
+    """A finished training: the workload's result, and the cost."""
 
     task: Any
     value: Any
@@ -117,12 +117,12 @@ class Result(NamedTuple):
 
 
 def with_description(task: Any, error: UserError) -> UserError:
-    """The error with the training that it happened in, named once."""
+    """The error, with the training in which it happened named once."""
     return error if task.description in str(error) else type(error)(f"{task.description}: {error}")
 
 
 class Queue:
-    """Trainings that are ready to run. schedules: one per seed; its next ones are ready when all of its last ended."""
+    """Trainings that are ready to run. schedules: one per seed; its next trainings are ready when all before have ended."""
 
     def __init__(self, schedules: Mapping[int, Generator[list[Any], list[Any], None]]) -> None:
         self._schedules = schedules
@@ -151,7 +151,7 @@ class Queue:
 
 
 def all_at_once(tasks: Sequence[Any]) -> Queue:
-    """Trainings that don't follow from each other."""
+    """A queue of trainings that don't follow from each other."""
 
     def schedule(seed: int) -> Generator[list[Any], list[Any], None]:
         yield [task for task in tasks if task.seed == seed]

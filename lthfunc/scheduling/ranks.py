@@ -1,8 +1,8 @@
-"""One training after the other on several ranks, as torchrun starts them: rank 0 keeps the experiment, the others help.
+"""One training after the other on several ranks, as torchrun starts them: rank 0 manages the experiment, the others help.
 
-Rank 0 prunes, rewinds and writes every file; it hands each training out, from its last checkpoint where it has one,
-and all ranks take its steps together. So masks are the same everywhere, only rank 0 needs to see the run's folder, and
-a run resumes with any number of ranks. Ranks are one job, started by one user: they believe what they are sent.
+Rank 0 prunes, rewinds and writes every file; it sends each training, from its last checkpoint if there is one, to all
+ranks, which take its steps together. So masks are the same everywhere, only rank 0 needs access to the run's folder, and
+a run resumes with any number of ranks. Ranks are one job, started by one user, so they trust what they receive.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from lthfunc.trees.ops import leaves, tree_map
 
 T = TypeVar("T")
 
-#: How long ranks wait for one that says nothing, and for the first one to be there.
+#: How long ranks wait for a silent one, and for rank 0 to start.
 _PATIENCE = timedelta(minutes=10)
-#: What NCCL's watchdog does about a rank that is gone: by default it ends the process, before anybody can say which
-#: training was lost and how to resume it. 2: it ends the collectives alone, and the next one raises an error.
+#: What NCCL's watchdog does if a rank is gone: by default it ends the process, before it can print which training
+#: was lost and how to resume it. 2: it only ends the collectives, and the next one raises an error.
 _WATCHDOG = ("TORCH_NCCL_ASYNC_ERROR_HANDLING", "2")
 #: Words of the transports' errors.
 _TRANSPORTS = ("gloo", "nccl")
@@ -44,7 +44,7 @@ _COMPARED = 256
 
 
 class _PlanOrder(NamedTuple):
-    """What rank 0 is about to do, and what the others must have alike. found: of its network and data."""
+    """What rank 0 is about to do, and what must be the same on the others. found: facts about its network and data."""
 
     config: Config
     command: list[str]
@@ -60,10 +60,10 @@ class _TrainingOrder(NamedTuple):
 
 
 def join_ranks() -> Collectives:
-    """Become one of the ranks. Raises UserError where they cannot reach each other."""
+    """Join the ranks. Raises UserError if they cannot reach each other."""
     if torch.cuda.is_available() and (mine := int(os.environ.get("LOCAL_RANK", "0"))) < torch.cuda.device_count():
         torch.cuda.set_device(mine)
-    os.environ.setdefault(*_WATCHDOG)  # read as the group is made
+    os.environ.setdefault(*_WATCHDOG)  # read when the group is created
     try:
         distributed.init_process_group(timeout=_PATIENCE)
     except (RuntimeError, ValueError) as error:
@@ -73,7 +73,7 @@ def join_ranks() -> Collectives:
 
 
 def agree_on_plan(config: Config, plan: Plan) -> None:
-    """Rank 0: have the others make the same plan. Raises UserError, before any step, where one has another or none."""
+    """Rank 0: have the others make the same plan. Raises UserError, before any step, if one has another plan or none."""
     _broadcast(_PlanOrder(config, sys.argv[1:], versions(), _fingerprint(config, plan)))
     problem = next((said for said in _gather(None) if said is not None), None)
     if problem is not None:
@@ -81,19 +81,19 @@ def agree_on_plan(config: Config, plan: Plan) -> None:
 
 
 def broadcast_training(collectives: Collectives, tasks: Sequence[Task], so_far: Sequence[Progress] | None) -> None:
-    """Rank 0: have the others train this too."""
+    """Rank 0: have the others join this training."""
     if collectives.world_size > 1 and collectives.rank == 0:
         _broadcast(_at("cpu", _TrainingOrder(list(tasks), None if so_far is None else list(so_far))))
 
 
 def release_ranks() -> None:
-    """Rank 0: let the others go."""
+    """Rank 0: release the others."""
     _broadcast(None)
 
 
 @contextmanager
 def naming_lost_ranks(collectives: Collectives) -> Iterator[None]:
-    """Of a training on all ranks. Raises LostRankError where one of them is gone."""
+    """A context for a training on all ranks. Raises LostRankError if one of them is gone."""
     try:
         yield
     except RuntimeError as error:
@@ -104,7 +104,7 @@ def naming_lost_ranks(collectives: Collectives) -> Iterator[None]:
 
 
 def check_same_networks(collectives: Collectives, rounds: Sequence[Round]) -> None:
-    """Raise UserError where ranks have come to different networks: one that sees other examples would, say."""
+    """Raise UserError if ranks have different networks, e.g. because a layer depends on its rank's examples."""
     if collectives.world_size == 1:
         return
     mine = int(_digest([(each.fit.state[:3], each.fit.best[1:]) for each in rounds])[:15], 16)
@@ -114,13 +114,13 @@ def check_same_networks(collectives: Collectives, rounds: Sequence[Round]) -> No
     others = [rank for rank, value in enumerate(found) if value != found[0]]
     if others:
         raise UserError(
-            f"ranks: {', '.join(map(str, others))} came to another network than rank 0; a layer that depends on its "
+            f"ranks: {', '.join(map(str, others))} have another network than rank 0; a layer that depends on its "
             "rank's examples, or draws by itself, cannot be trained on several"
         )
 
 
 def help_rank_0(stopping: Callable[[], bool]) -> None:
-    """Every other rank: help rank 0 until it lets go. Raises LostRankError, and UserError where it can't help."""
+    """Every other rank: help rank 0 until released. Raises LostRankError, and UserError if it can't help."""
     group, plan = collectives(), None
     with naming_lost_ranks(group):
         while (order := _broadcast(None)) is not None:
@@ -143,11 +143,11 @@ def _help(plan: Plan, order: _TrainingOrder, checkpointer: Checkpointer[Progress
         rounds = train_together(plan, tasks, checkpointer=checkpointer, so_far=so_far)
         check_same_networks(plan.trainer.collectives, rounds)
     except (UserError, Stopped):
-        return  # which rank 0 has come to as well, and tells
+        return  # rank 0 has the same error, and reports it
 
 
 def _same_plan(order: _PlanOrder, collectives: Collectives) -> tuple[Plan | None, str | None]:
-    """(the same plan, None), or (None, what is different here)."""
+    """(the same plan, None), or (None, what differs here)."""
     who = f"rank {collectives.rank}"
     about = versions()
     for name, value in order.about.items():
@@ -191,17 +191,17 @@ def _digest(tree: Any) -> str:
 
 
 def _reason(error: RuntimeError) -> str:
-    """What a transport says, without where in its code and what to do next."""
+    """The message of a transport's error, without its source location and advice."""
     return re.sub(r"^\[[^\]]*\.cc:\d+\] ", "", first_line(error)).partition(". ")[0]
 
 
 def _at(device: str, tree: T) -> T:
-    """A tree, not all of whose leaves are tensors, on a device."""
+    """Move a tree to a device; not all of its leaves are tensors."""
     return tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, torch.Tensor) else leaf, tree)
 
 
 def _broadcast(value: Any) -> Any:
-    """Rank 0's value, on every rank."""
+    """Send rank 0's value to every rank."""
     held = [value]
     with naming_lost_ranks(collectives()):
         distributed.broadcast_object_list(held, src=0, device=torch.device("cpu"))
@@ -209,7 +209,7 @@ def _broadcast(value: Any) -> Any:
 
 
 def _gather(value: Any) -> list[Any]:
-    """What every rank says, in their order."""
+    """The values of all ranks, in their order."""
     said: list[Any] = [None] * distributed.get_world_size()
     distributed.all_gather_object(said, value)
     return said

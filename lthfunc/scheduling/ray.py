@@ -1,7 +1,7 @@
-"""Ray's workers as an executor: wherever Ray finds cores or GPUs for them, and again where it loses one.
+"""Ray's workers as an executor: on whatever cores or GPUs Ray finds; a lost worker is replaced.
 
-A worker trains in a folder of its own. Only the parent, which keeps the experiment, needs to see the run's folder; its
-checkpoints arrive there the way that progress does.
+A worker trains in a folder of its own. Only the parent, which manages the experiment, needs access to the run's folder;
+it receives checkpoints in the same way as progress.
 
 Needs the extra `ray`; nothing here is imported without ``--executor ray``.
 """
@@ -32,14 +32,14 @@ from lthfunc.scheduling.queue import Execution, Workload
 from lthfunc.tracebacks import first_line
 from lthfunc.training.results import Point
 
-#: Seconds between two questions about progress.
+#: Seconds between two requests for progress.
 _ASK_EVERY = 0.5
-#: How often a training or a call starts again after it lost its worker.
+#: How often a training or a call is started again after losing its worker.
 _TRIES = 3
 
 
 class RayExecutor:
-    """Workers on Ray, up to `most` at once; a local cluster where no address is given, which ends with this."""
+    """Workers on Ray, up to `most` at once; without an address, on a local cluster, which ends with this."""
 
     def __init__(self, run: Execution, most: int) -> None:
         self._ray, self._started = join_cluster(run.config.executor)
@@ -55,22 +55,22 @@ class RayExecutor:
             raise
 
     def room(self) -> bool:
-        """Whether fewer trainings are under way than the cluster holds."""
+        """Whether the cluster has room for another training."""
         return len(self._under) < self._slots
 
     def busy(self) -> bool:
-        """Whether any is."""
+        """Whether any training is unfinished."""
         return bool(self._under)
 
     def train(self, task: Any) -> None:
-        """On an idle worker, or a new one."""
+        """Start a training on an idle worker, or a new one."""
         worker = self._free.pop() if self._free else self._worker()
         place = self._place(task)
         saved = None if place is None else latest_checkpoint(place)
         self._under[worker.train.remote(pickle.dumps((task, saved)))] = (task, worker)
 
     def events(self) -> list[Event]:
-        """Results, workers that are gone, and from time to time how far the others are."""
+        """Results, lost workers, and at intervals the progress of the others."""
         ray = self._ray
         done, _ = ray.wait(list(self._under), num_returns=len(self._under), timeout=PATIENCE)
         found = [each for ref in done if (each := self._ended(ref)) is not None]
@@ -80,12 +80,12 @@ class RayExecutor:
         return found
 
     def ask_to_stop(self) -> None:
-        """Tell every worker."""
+        """Ask every worker to stop."""
         for _, worker in self._under.values():
             worker.stop.remote()
 
     def close(self) -> None:
-        """End all workers, and the cluster if it is ours."""
+        """End all workers, and the cluster if this process started it."""
         with contextlib.suppress(Exception):
             for worker in (*(worker for _, worker in self._under.values()), *self._free):
                 self._ray.kill(worker)
@@ -93,12 +93,12 @@ class RayExecutor:
             self._ray.shutdown()
 
     def _place(self, task: Any) -> Path | None:
-        """Where a training's checkpoints lie here."""
+        """The local folder of a training's checkpoints."""
         return None if self._run.folder is None else training_folder(self._run.folder, *task.key)
 
     def _worker(self) -> Any:
         config = self._run.config
-        # Three calls at once: a training, a question about it, and a request to stop.
+        # Three calls at once: a training, a request for its progress, and a request to stop.
         remote = self._ray.remote(_RayWorker).options(max_concurrency=3, **_resources(config))
         return remote.remote(config, self._run.workload, str(Path.cwd()), versions())
 
@@ -111,7 +111,7 @@ class RayExecutor:
             if tries > _TRIES:
                 reason = f"lost its worker {tries} times ({first_line(error)})"
                 return Event(task, "lost", UserError(f"{task.description}: {reason}; resume with: {self._run.again}"))
-            self.train(task)  # which resumes from its last checkpoint
+            self.train(task)  # resumes from its last checkpoint
             return None
         self._save(task, saved)
         self._free.append(worker)
@@ -124,14 +124,14 @@ class RayExecutor:
         known, _ = self._ray.wait(list(asked), num_returns=len(asked), timeout=PATIENCE)
         found = []
         for ref in known:
-            with contextlib.suppress(self._ray.exceptions.RayActorError):  # found out by its result
+            with contextlib.suppress(self._ray.exceptions.RayActorError):  # its result will show this
                 said, saved = self._ray.get(ref)
                 self._save(asked[ref], saved)
                 found += [Event(asked[ref], "step", each) for each in said]
         return found
 
     def _known(self, task: Any) -> str | None:
-        """The name of the checkpoint that is here."""
+        """The name of the local checkpoint."""
         place = self._place(task)
         here = [] if place is None else checkpoints(place)
         return here[0].name if here else None
@@ -143,7 +143,7 @@ class RayExecutor:
 
 
 class _RayWorker:
-    """Trains whatever comes. Its calls run in threads of their own."""
+    """Trains what it is sent. Its calls run in separate threads."""
 
     def __init__(self, config: Config, workload: Workload, here: str, expected: dict[str, Any]) -> None:
         if Path(here).is_dir():
@@ -165,7 +165,7 @@ class _RayWorker:
     def train(self, payload: bytes) -> bytes:
         task, saved = pickle.loads(payload)
         place = training_folder(self._folder, *task.key)
-        shutil.rmtree(place, ignore_errors=True)  # what was left of it here may be behind what was sent
+        shutil.rmtree(place, ignore_errors=True)  # files left here may be older than what was sent
         if saved is not None:
             put_checkpoint(place, *saved)
         with self._lock:
@@ -195,15 +195,15 @@ class _RayWorker:
 
 
 def call_on(on: str, function: Callable[..., Any], arguments: Sequence[Any], *, cores: int, gpus: int) -> Any:
-    """A function's result, called on a node of a cluster that has as many cores and GPUs free.
+    """The result of a function, called on a node of a cluster with this many free cores and GPUs.
 
-    Raises what the function raises, and UserError where it lost its worker again and again or no node is large enough.
+    Raises what the function raises, and UserError if its worker is lost too often or no node is large enough.
     """
     with clustered(on) as ray:
         held = ray.cluster_resources()
         if held.get("CPU", 0) < cores or held.get("GPU", 0) < gpus:
             raise UserError(
-                f"--executor: no node of {on} can have {cores} cores" + (f" and {gpus} of a GPU" if gpus else "")
+                f"--executor: no node of {on} has {cores} cores" + (f" and {gpus} of a GPU" if gpus else "")
             )
         remote = ray.remote(_call).options(num_cpus=cores, num_gpus=gpus, max_retries=_TRIES)
         try:
@@ -223,7 +223,7 @@ def _call(here: str, expected: dict[str, Any], function: Callable[..., Any], arg
 
 @contextmanager
 def clustered(on: str) -> Iterator[Any]:
-    """Ray, joined to a cluster; one that was not joined before ends, or is left, with this. Raises UserError."""
+    """Ray, connected to a cluster; a new connection, or a local cluster, ends with this context. Raises UserError."""
     ray, begun = join_cluster(on)
     try:
         yield ray
@@ -233,10 +233,10 @@ def clustered(on: str) -> Iterator[Any]:
 
 
 def join_cluster(on: str) -> tuple[Any, bool]:
-    """(Ray, whether its cluster was joined just now). Raises UserError where it doesn't answer."""
+    """(Ray, whether the connection is new). Raises UserError if the cluster doesn't answer."""
     known = "RAY_AUTH_TOKEN" in os.environ or Path("~/.ray/auth_token").expanduser().exists()
     if on.startswith("ray://") and known:  # a client does not use its token by itself
-        os.environ.setdefault("RAY_AUTH_MODE", "token")  # read as Ray is imported
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # read when Ray is imported
     import ray
 
     if ray.is_initialized():
@@ -248,33 +248,33 @@ def join_cluster(on: str) -> tuple[Any, bool]:
     mine: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
     try:
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **mine)
-    except Exception as error:  # of its many kinds
-        reason = f"{first_line(error)}; one that asks for a token takes RAY_AUTH_TOKEN"
+    except Exception as error:  # Ray raises many kinds
+        reason = f"{first_line(error)}; a cluster that requires a token takes it from RAY_AUTH_TOKEN"
         raise invalid("--executor", address, f"the address of a cluster that answers ({reason})") from error
     return ray, True
 
 
 def _resources(config: Config) -> dict[str, float]:
-    """What one training takes."""
+    """The resources that one training takes."""
     gpus = config.gpu_share if config.device.startswith("cuda") else 0.0
     return {"num_cpus": config.threads or 1, "num_gpus": gpus}
 
 
 def _slots(ray: Any, config: Config, most: int) -> int:
-    """Trainings at once: `--jobs`, or as many of `most` as the cluster holds."""
+    """The number of concurrent trainings: `--jobs`, or as many of `most` as the cluster has room for."""
     held = ray.cluster_resources()
     fit = int(held.get("CPU", 1) // (config.threads or 1))
     if config.device.startswith("cuda"):
         fit = min(fit, int(held.get("GPU", 0) / config.gpu_share))
         if fit == 0:
-            raise UserError("--executor: no node of the cluster has a GPU; --device cpu does without")
+            raise UserError("--executor: no node of the cluster has a GPU; use --device cpu")
     if fit == 0:
         raise invalid("--threads", config.threads, f"at most {int(held.get('CPU', 1))}, the cores of the cluster")
     return max(1, min(config.jobs or most, fit))
 
 
 def check_same(expected: dict[str, Any], mine: dict[str, Any]) -> None:
-    """Raise UserError where a node's versions are others."""
+    """Raise UserError if a node has other versions."""
     for name, value in expected.items():
         if mine.get(name) != value:
-            raise UserError(f"--executor: a node has {name} {mine.get(name)}, and this run began with {value}")
+            raise UserError(f"--executor: a node has {name} {mine.get(name)}, but this run started with {value}")

@@ -1,7 +1,7 @@
 """Threads of this process as an executor, for trainings that hardly run Python: the sparse engine's.
 
-The engine's machine lets other threads run Python meanwhile, so that they don't wait for each other. A process must
-import PyTorch and read the data before it trains; a thread begins at once.
+The engine's machine releases Python's global lock, so threads don't wait for each other. A process would have to import
+PyTorch and read the data before it trains; a thread starts at once.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from lthfunc.sparse.sparse_or_dense import always_sparse
 
 
 def can_share_a_process(config: Config, plan: Plan) -> bool:
-    """Whether trainings of a run can be threads: they hardly run Python, and don't draw from torch's global RNG."""
+    """Whether a run's trainings can be threads: they hardly run Python, and don't use torch's global RNG."""
     trainer = plan.trainer
     return (
         always_sparse(config.engine, plan.model, trainer.data.shape)
@@ -52,12 +52,12 @@ class ThreadExecutor:
         return self._under > 0
 
     def train(self, task: Any) -> None:
-        """On an idle thread."""
+        """Start a training on an idle thread."""
         self._under += 1
         self._threads.submit(self._train, task)
 
     def events(self) -> list[Event]:
-        """Of all workers that have something to report."""
+        """The events of all workers that have something to report."""
         found = []
         try:
             found.append(self._events.get(timeout=PATIENCE))
@@ -68,11 +68,11 @@ class ThreadExecutor:
             return found
 
     def ask_to_stop(self) -> None:
-        """After their step."""
+        """Ask all trainings to stop after the current step."""
         self._asked.set()
 
     def close(self) -> None:
-        """End them: a thread ends only by itself, which takes a step."""
+        """End the threads, each of which can only end by itself, after a step."""
         self._asked.set()
         self._threads.shutdown(cancel_futures=True)
 

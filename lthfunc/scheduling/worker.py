@@ -1,4 +1,4 @@
-"""A worker process: it trains what its parent sends, until the parent is gone."""
+"""A worker process, which trains what its parent sends until the parent is gone."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from lthfunc.scheduling.queue import Execution
 
 
 def work(pipe: Connection, given: bytes) -> None:
-    """Train whatever comes through the pipe. given: the pickled settings, folders and workload of a run."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent tells its workers
+    """Train what arrives through the pipe. given: the pickled settings, folders and workload of a run."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent informs its workers
     asked = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: asked.set())
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -36,7 +36,7 @@ def work(pipe: Connection, given: bytes) -> None:
 
 
 def _end_with_parent() -> None:
-    """A worker whose parent was killed ends at once: another process may resume the run."""
+    """End at once if the parent is killed, since another process may resume the run."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     wait([parent.sentinel])

@@ -1,4 +1,4 @@
-"""How a worker process starts: before it imports PyTorch."""
+"""The start of a worker process, before it imports PyTorch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from lthfunc.garbage import rare_collection
 
 
 def start(*given: Any) -> None:
-    """A worker's process. given: the arguments of `worker.work`."""
+    """Run a worker. given: the arguments of `worker.work`."""
     with rare_collection():
         from lthfunc.scheduling.worker import work
 
