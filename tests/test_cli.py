@@ -53,7 +53,7 @@ BAD = {
     "prune --score snipp": "--score: unknown name 'snipp'; did you mean 'snip'?",
     "prune --score no.module:f": "--score: cannot import 'no.module:f'",
     "prune --allocate erkk": "--allocate: unknown name 'erkk'; did you mean 'erk'?",
-    "prune --densities 0.5,0.7": "--densities: invalid value '0.5,0.7' (expected falling numbers between 0 and 1",
+    "prune --densities 0.5,0.7": "--densities: invalid value '0.5,0.7' (expected decreasing numbers between 0 and 1",
     "prune --densities 0.5,0.2 --density 0.1": "--density and --densities: give one of them",
     "prune --density 1.5": "--density: invalid value 1.5 (expected a number between 0 and 1",
     "prune --structure 5:4": "--structure: invalid value '5:4' (expected N:M with N of at most M",

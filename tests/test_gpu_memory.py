@@ -89,7 +89,7 @@ def test_as_many_networks_as_fit_or_even_groups_of_them(allocator: Allocator, pl
 
 def test_one_network_that_does_not_fit_is_named(allocator: Allocator, plan: Plan) -> None:
     allocator.hold(GPU - FIRST)
-    with pytest.raises(UserError, match=r"one network doesn't fit the memory of cuda:1; try a smaller --batch-size"):
+    with pytest.raises(UserError, match=r"one network doesn't fit in the memory of cuda:1; try a smaller --batch-size"):
         gpu_memory.width_on(plan, 2, "cuda:1", asked=False)
 
 

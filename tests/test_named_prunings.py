@@ -89,7 +89,7 @@ def test_densities_are_listed_or_ones_own(own: str) -> None:
     assert densities_of(settings(densities=f"{own}:falling", rounds=3)) == (0.9, 0.45, 0.9 / 3)
     with pytest.raises(UserError, match=r"^--densities: .*a function that returns 3 densities"):
         densities_of(settings(densities=f"{own}:too_few", rounds=3))
-    with pytest.raises(UserError, match=r"^--densities: .*falling numbers"):
+    with pytest.raises(UserError, match=r"^--densities: .*decreasing numbers"):
         densities_of(settings(densities=f"{own}:rising", rounds=3))
     with pytest.raises(UserError, match=r"^--densities: .*broken' called with 3 fails.*division by zero"):
         densities_of(settings(densities=f"{own}:broken", rounds=3))
@@ -144,7 +144,7 @@ def test_rewindings_by_name_and_their_steps(own: str) -> None:
     assert lf.same_bits(dense.params, lf.apply_masks(anchor.params, state.masks))
     assert lf.same_bits(dense.opt, dense.params)
     for name, words in {
-        "nothing": "returned another network: it holds no dictionary",
+        "nothing": "returned another network: it has no dictionary",
         "other": "returned another network: ",
         "masks": "returned another network: ",
         "buffers": "returned another network: ",

@@ -221,7 +221,7 @@ def test_intervals_are_read_and_counted() -> None:
 )  # fmt: skip
 def test_lists_of_densities_fall(text: str, values: list[float] | None) -> None:
     if values is None:
-        with pytest.raises(UserError, match=r"^--densities: .*falling numbers between 0 and 1"):
+        with pytest.raises(UserError, match=r"^--densities: .*decreasing numbers between 0 and 1"):
             listed(text)
         return
     assert listed(text) == values

@@ -27,8 +27,8 @@ def test_settings_are_read_from_text_by_their_types() -> None:
     for name, text, words in (
         ("rounds", "7.5", "a whole number"), ("lr", "x", "a number"), ("nesterov", "yes", "true or false"),
         ("eval_every", "", "a whole number"),
-        ("control", "reinit", "another setting, since this one takes several values at once"),
-        ("layer_rate", "a=0.5", "another setting, since this one takes several values at once"),
+        ("control", "reinit", "a setting with a single value"),
+        ("layer_rate", "a=0.5", "a setting with a single value"),
     ):  # fmt: skip
         with pytest.raises(UserError, match=rf"^--{name.replace('_', '-')}: invalid value '{text}' \(expected {words}"):
             setting_value(name, text)
@@ -142,7 +142,7 @@ def test_spaces_are_lists_and_ranges() -> None:
         (["lr="], "SETTING=VALUES"),
         (["rate=0.1", "rate=0.2"], "each setting once"),
         (["no=1"], "unknown name 'no'"),
-        (["optimizer=adam..sgd"], "values, since optimizer is no number, e.g. optimizer=A,B"),
+        (["optimizer=adam..sgd"], "values, since optimizer is not a number, e.g. optimizer=A,B"),
         (["nesterov=false..true"], "values, since nesterov is no number"),
         (["lr=0.1..0.1"], "a range whose second number is larger"),
         (["lr=0.2..0.1"], "a range whose second number is larger"),

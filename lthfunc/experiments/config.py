@@ -1,4 +1,4 @@
-"""The settings of an experiment, joined from their declarations; names with numbers in them, and plain values."""
+"""The settings of an experiment, joined from their declarations, and their plain values."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Config(Running, Training, Pruning, Data, Network):  # whose fields come in the opposite order: the network's first
+class Config(Running, Training, Pruning, Data, Network):  # fields come in the opposite order: the network's first
     """Settings; None means "the default of this architecture or data set" until `resolve.resolved` fills it in.
 
-    The types are the schema: `schema.from_mapping` holds values to them.
+    The types are the schema: `schema.from_mapping` checks values against them.
     """
 
 
-#: What can be set, by name, in the order of files.
+#: All settings by name, in the order of files.
 SETTINGS: dict[str, Setting] = settings_in(Config)
 #: Present names by former ones.
 FORMER_NAMES = {former: name for name, setting in SETTINGS.items() for former in setting.former_names}
-#: Settings that may change within a run: they change no result, or only what would have been none.
+#: Settings that may change within a run: they change no result, or only steps that gave none.
 FREE = frozenset(name for name, setting in SETTINGS.items() if not setting.changes_results)
 
 
 class Decision(NamedTuple):
-    """What a setting became that was left open, and why. notable: whether to say so without being asked."""
+    """The value of a setting that was left open, and why. notable: whether to report it without being asked."""
 
     setting: str
     value: Any
@@ -45,7 +45,7 @@ class Decision(NamedTuple):
 
 
 def applied(config: Config, decisions: Iterable[Decision]) -> Config:
-    """The settings with what was decided."""
+    """The settings with the decisions applied."""
     return replace(config, **{each.setting: each.value for each in decisions})
 
 
@@ -61,23 +61,23 @@ def trainings_of(config: Config) -> int:
 
 
 def trainings_at_once(config: Config) -> int:
-    """Trainings that don't wait for each other: every seed's ticket and its controls."""
+    """How many trainings don't wait for each other: every seed's ticket and its controls."""
     return config.replicates * (1 + (len(config.control) if config.rounds else 0))
 
 
 class Interval(NamedTuple):
-    """Between two checkpoints: steps, or seconds, or neither for none."""
+    """The interval between checkpoints: steps or seconds; neither means no checkpoints."""
 
     steps: int | None = None
     seconds: float | None = None
 
     def after(self, step: int) -> int | None:
-        """The next step at which one is due by its number."""
+        """The next step at which a checkpoint is due by the number of steps."""
         return None if self.steps is None else step - step % self.steps + self.steps
 
 
 def parse_interval(text: str) -> Interval:
-    """``500`` steps, ``30s`` seconds, ``never``. Raises UserError."""
+    """Parse ``500`` (steps), ``30s`` (seconds) or ``never``. Raises UserError."""
     if text == "never":
         return Interval()
     if re.fullmatch(r"[1-9]\d{0,8}", text):
@@ -88,7 +88,7 @@ def parse_interval(text: str) -> Interval:
 
 
 def current_names(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Plain values under the settings' present names; unknown names stay. Raises UserError where both names occur."""
+    """Plain values under the settings' present names; unknown names stay. Raises UserError if both names occur."""
     for former, name in FORMER_NAMES.items():
         if former in values and name in values:
             raise UserError(f"{former} and {name} are the same setting; keep {name}, its present name")
@@ -112,7 +112,7 @@ def warn_of_former_names(names: Iterable[str]) -> None:
 
 
 def check_alternatives(given: Collection[str]) -> None:
-    """Raise UserError where two settings are given each of which stands in the other's place."""
+    """Raise UserError if two settings are given that replace each other."""
     for name, setting in SETTINGS.items():
         for other in setting.instead_of:
             if {name, other} <= {*given} and name in SETTINGS[other].instead_of:
@@ -120,11 +120,11 @@ def check_alternatives(given: Collection[str]) -> None:
 
 
 def replaced_by(given: Iterable[str]) -> set[str]:
-    """The settings in whose place these are given, as --steps in place of --epochs."""
+    """The settings that these replace, as --steps replaces --epochs."""
     return {other for name in given if name in SETTINGS for other in SETTINGS[name].instead_of}
 
 
 def to_mapping(config: Config) -> dict[str, Any]:
-    """Plain values, without those that are not set."""
+    """The settings that have values, as plain values."""
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(config).items()}
     return {name: value for name, value in plain.items() if value is not None}

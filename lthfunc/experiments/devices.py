@@ -1,4 +1,4 @@
-"""Where a run computes: the device, and what it cannot be together with."""
+"""The device of a run, and the settings that it doesn't support."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from lthfunc.training.precision import check_precision
 
 
 def decide_device(config: Config, collectives: Collectives) -> list[Decision]:
-    """The device, and the number of trainings that may share it. Raises UserError for what cannot be here."""
-    if config.executor == "local":  # elsewhere its nodes' cores count
+    """Decide the device, and how many trainings may share it. Raises UserError for unsupported settings."""
+    if config.executor == "local":  # on a cluster, its nodes' cores count
         check_threads(config.threads)
     if collectives.world_size > 1:
         _check_ranks(config, collectives)
     device, decisions = choose_device(config.device), list[Decision]()
     if config.device == "auto":
         decisions.append(Decision("device", device, "PyTorch finds no GPU" if device == "cpu" else "the first GPU"))
-    if config.executor == "local" and device == "cpu":  # a GPU's memory is asked about later
+    if config.executor == "local" and device == "cpu":  # a GPU's memory is considered later
         check_threads(config.jobs, "--jobs")
     if config.energy and device == "cpu":
-        decisions.append(Decision("jobs", 1, "a meter of energy cannot tell processes apart"))
+        decisions.append(Decision("jobs", 1, "energy cannot be measured per process"))
     check_precision(config.precision, device)
     return decisions
 
 
 def choose_device(name: str) -> str:
-    """`auto` is the first GPU where there is one, else the CPU. Raises UserError for a device that is not there.
+    """`auto` is the first GPU, or the CPU if there is none. Raises UserError for a device that doesn't exist.
 
-    A GPU that was named becomes the current one, which is what code means that names none.
+    A named GPU becomes the current one, for code that doesn't name a GPU.
     """
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     here = ["cpu", "cuda", *(f"cuda:{i}" for i in range(gpus))] if gpus else ["cpu"]
@@ -49,12 +49,12 @@ def choose_device(name: str) -> str:
 
 
 def data_room(device: str) -> int | None:
-    """Bytes of the device's memory that a data set may take; what is larger is streamed."""
+    """Bytes of the device's memory that a data set may use; a larger one is streamed."""
     return torch.cuda.mem_get_info(device)[0] // 2 if device.startswith("cuda") else None
 
 
 def _check_ranks(config: Config, collectives: Collectives) -> None:
-    """Raise UserError for what one training on several ranks cannot be."""
+    """Raise UserError for settings that several ranks don't support."""
     rank_batch_size(filled(config.batch_size), collectives)
     if config.executor != "local":
         raise invalid("--executor", config.executor, "local on several ranks, which share one training")

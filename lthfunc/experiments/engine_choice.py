@@ -1,4 +1,4 @@
-"""What runs the trainings: the engine, and its threads."""
+"""The choice of the engine and its threads."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from lthfunc.trees.flops import flops_of
 from lthfunc.trees.model import Model, init
 from lthfunc.trees.types import Dataset
 
-#: FLOPs of a step from which a second thread is worth its waiting; below, one thread is quickest on a busy machine,
-#: and seeds run side by side in processes. The LeNets lie below, convolutional networks above.
+#: FLOPs of a step from which a second thread pays off; below, one thread is fastest on a busy machine, and seeds run
+#: in parallel processes. LeNets are below, convolutional networks above.
 _FLOPS_FOR_THREADS = 1e9
 
 
 def decide_engine(config: Config, steps: int, work: Work, data: Dataset) -> list[Decision]:
-    """What `auto` stands for, by the whole run's steps and by what the network is made of.
+    """Decide what `auto` stands for, by the whole run's steps and the network's layers.
 
-    Raises UserError where an engine was asked for that cannot work here.
+    Raises UserError if the requested engine cannot work here.
     """
     if config.engine != "auto":
         _check_engine(config, work, data)
@@ -40,7 +40,7 @@ def decide_engine(config: Config, steps: int, work: Work, data: Dataset) -> list
         reason = f"not compiled: {work.model.name} draws from {generators}"
         return [Decision("engine", "eager", reason, notable=True)]
     total = steps * trainings_of(config)
-    counted = f"all trainings take {total:,} steps, and compiling pays from {COMPILE_FROM_STEPS:,}"
+    counted = f"all trainings take {total:,} steps, and compiling pays off from {COMPILE_FROM_STEPS:,}"
     if engine_for(total) == "eager":
         return [Decision("engine", "eager", counted)]
     missing = why_not(config.device)
@@ -48,7 +48,7 @@ def decide_engine(config: Config, steps: int, work: Work, data: Dataset) -> list
         reason = f"not compiled: {missing}; running eagerly, which gives the same results more slowly"
         return [Decision("engine", "eager", reason, notable=True)]
     if work.collectives.world_size > 1:
-        return [Decision("engine", "compile", f"{counted}; the sparse engine takes no part in several ranks")]
+        return [Decision("engine", "compile", f"{counted}; the sparse engine doesn't support several ranks")]
     try:
         _check_sparse(replace(config, engine="sparse"), work, data)
     except UserError as error:
@@ -59,8 +59,8 @@ def decide_engine(config: Config, steps: int, work: Work, data: Dataset) -> list
 def decide_threads(config: Config, work: Work, data: Dataset) -> list[Decision]:
     """CPU threads of a training.
 
-    On the sparse engine, whose results don't depend on their number, the cores that seeds and controls leave over.
-    Else one for a small network, all for a large one.
+    On the sparse engine, whose results don't depend on their number, the cores that seeds and controls leave.
+    Otherwise one for a small network, all for a large one.
     """
     if config.threads is not None:
         return []
@@ -73,26 +73,26 @@ def decide_threads(config: Config, work: Work, data: Dataset) -> list[Decision]:
         return [Decision("threads", max(1, cores // at_once), reason)]
     flops = flops_per_step(work.model, data.shape, filled(config.batch_size))
     small = flops < _FLOPS_FOR_THREADS
-    size = f"a step takes {flops / 1e9:.2g} GFLOPs, and several threads pay from {_FLOPS_FOR_THREADS / 1e9:g}"
+    size = f"a step takes {flops / 1e9:.2g} GFLOPs, and several threads pay off from {_FLOPS_FOR_THREADS / 1e9:g}"
     return [Decision("threads", 1 if small else cores, size)]
 
 
 def flops_per_step(model: Model, shape: tuple[int, ...], batch_size: int) -> int:
-    """FLOPs of a training step's products, counted on one example: a forward pass and two of its size backward."""
+    """FLOPs of a training step's products, counted on one example: a forward pass, and twice as much backward."""
     return 3 * batch_size * flops_of(model.evaluating, shape, tokens=model.tokens)
 
 
 def engine_of(config: Config, model: Model, data: Dataset) -> Making:
-    """The engine, on compacted networks where --compact asks for that. Raises UserError where that cannot be."""
+    """The engine, on compacted networks with --compact. Raises UserError if it cannot work."""
     if not config.compact:
         return config.engine
     compact_training(model, init(model, 0), data.shape)
-    # The sparse engine reads inputs by lists, so nothing is to be picked out for it.
+    # The sparse engine reads inputs by lists, so inputs needn't be selected for it.
     return compact_engine(config.engine, selecting=not config.engine.startswith("sparse"))
 
 
 def _check_engine(config: Config, work: Work, data: Dataset) -> None:
-    """Raise UserError where the engine that was asked for cannot work here."""
+    """Raise UserError if the requested engine cannot work here."""
     if config.engine.startswith("sparse"):
         _check_sparse(config, work, data)
     elif config.engine == "compile" and (missing := why_not(config.device)) is not None:
@@ -100,7 +100,7 @@ def _check_engine(config: Config, work: Work, data: Dataset) -> None:
 
 
 def _check_sparse(config: Config, work: Work, data: Dataset) -> None:
-    """Raise UserError where the sparse engine cannot run this."""
+    """Raise UserError if the sparse engine cannot run this."""
     for option, value, able in (("--device", config.device, "cpu"), ("--precision", config.precision, "fp32")):
         if value != able:
             raise invalid("--engine", config.engine, f"eager or compile with {option} {value}")

@@ -1,4 +1,4 @@
-"""Names of settings into functions: scores, allocations, structures, rewindings, by table or from a user's module."""
+"""From names in settings to functions (scores, allocations, structures, rewindings), the library's or a user's."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from lthfunc.trees.rng import key
 from lthfunc.trees.transformations import Transformation, compose
 from lthfunc.trees.types import Batch, Dataset, TrainState
 
-#: Batches that a score of data looks at.
+#: Batches for a score that uses data.
 _BATCHES = 10
 
 
 class ScoreContext(NamedTuple):
-    """What a score may be made of. trained: the network to be pruned; anchor: what it may be rewound to.
+    """What a score may use. trained: the network to be pruned; anchor: what it may be rewound to.
 
-    batch_count: batches that a score of data looks at.
+    batch_count: batches for a score that uses data.
     """
 
     model: Model
@@ -52,13 +52,13 @@ class ScoreContext(NamedTuple):
     batch_count: int = _BATCHES
 
     def batches(self) -> list[Batch]:
-        """Scaled training batches, others in each round."""
+        """Scaled training batches, different ones in each round."""
         drawn = sample_batches(self.data, self.batch_size, self.batch_count, key(self.seed, "score", self.number))
         return to_device(drawn, self.trained.step.device)
 
     @property
     def offered(self) -> Offered:
-        """What a score may be made of, by the names of its parameters."""
+        """The arguments that a score may have, by name."""
         model, trained = self.model, self.trained
         return Offered(
             seed=lambda: self.seed,
@@ -73,25 +73,25 @@ class ScoreContext(NamedTuple):
 
 
 def score_of(name: str) -> Callable[[ScoreContext], Score]:
-    """A score by its name; a user's own is ``params, masks -> scores``, or makes that of what is offered."""
-    SCORES.load(name)  # what cannot be imported is told before anything is trained
+    """A score by its name; a user's is ``params, masks -> scores``, or returns such a function."""
+    SCORES.load(name)  # import errors are reported before anything is trained
     return lambda now: SCORES.make(name, now.offered, dict, "Score")
 
 
 def scoring_of(config: Config, work: Work, data: Dataset) -> Callable[[TrainState, RoundContext], Score]:
-    """The score of a round, made of the network that is to be pruned."""
+    """The score of a round, for the network to be pruned."""
     scoring = score_of(config.score)
     about = (work.model, data, filled(config.batch_size), filled(config.lr))
     return lambda trained, now: scoring(ScoreContext(*about, now.seed, now.number, trained, now.anchor, work.loss))
 
 
 def random_score(seed: int) -> Score:
-    """Uniform, the same in every round, so that pruned sets nest."""
+    """Uniform random scores, the same in every round, so that masks nest."""
     return random_scores(seed, "score")
 
 
 def allocation_of(config: Config) -> Allocate:
-    """An allocation by its name; a user's own is ``scores, masks, fraction -> keep counts``."""
+    """An allocation by its name; a user's is ``scores, masks, fraction -> keep counts``."""
     offered = {"min_layer_weights": config.min_layer_weights, "layer_rate": config.layer_rate}
     made: Allocate = ALLOCATIONS.make(config.allocate, offered, dict, "Allocate")
     return made
@@ -103,12 +103,12 @@ def global_allocation(min_layer_weights: int) -> Allocate:
 
 
 def layerwise_allocation(layer_rate: Mapping[str, float]) -> Allocate:
-    """One rate, or those of the layers that are named."""
+    """The same rate in every layer, except those with a rate of their own."""
     return layerwise(layer_rate)
 
 
 def densities_of(config: Config) -> tuple[float, ...] | None:
-    """Densities after each round, where no rate gives them; a user's own function is ``rounds -> densities``."""
+    """Densities after each round, unless a rate determines them; a user's function is ``rounds -> densities``."""
     if config.densities is None:
         return None
     if not is_own(config.densities):
@@ -125,7 +125,7 @@ def densities_of(config: Config) -> tuple[float, ...] | None:
 
 
 def structure_of(config: Config, model: Model) -> Select:
-    """A structure by its name; a user's own is ``scores, masks, keep -> masks``."""
+    """A structure by its name; a user's is ``scores, masks, keep -> masks``."""
     made: Select = STRUCTURES.make(config.structure, {"exempt": config.exempt, "model": model}, dict, "Select")
     return made
 
@@ -136,7 +136,7 @@ def units_but_outputs(exempt: Sequence[str], model: Model) -> Select:
 
 
 def tidying_of(structure: str, model: Model, shape: tuple[int, ...]) -> Transformation:
-    """What pruning does besides: where whole units go, what depends on them goes as well."""
+    """What else pruning does: if whole units are pruned, what depends on them is pruned as well."""
     if structure != "units":
         return compose()
     found = dependencies(model, shape)

@@ -1,4 +1,4 @@
-"""Iterative pruning (Frankle & Carbin 2019, sec. 1): train, prune, rewind, and again; with controls beside it."""
+"""Iterative pruning (Frankle & Carbin 2019, sec. 1): train, prune, rewind, repeat; with controls."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ class Plan(NamedTuple):
     """An experiment, ready to run with any seed.
 
     steps: length of a training. rounds: prunings, so rounds + 1 trainings (round 0 is dense). rate: fraction of
-    the remaining weights to prune per round; or densities: share of all weights to leave, a number per round.
-    score: of (the trained network, the situation) -> Score. tidy: what else pruning does (to what depends on pruned
-    units, say). rewind: where pruned networks start; anchor_step: the step of the first training that they may be
-    rewound to. eval_every: steps between two looks at the validation split. controls: what else is trained in every
+    the remaining weights to prune per round; or densities: share of all weights to keep, a number per round.
+    score: (trained network, RoundContext) -> Score. tidy: what else pruning does (e.g. to layers that depend on pruned
+    units). rewind: where pruned networks start; anchor_step: the step of the first training that they may be rewound
+    to. eval_every: steps between two evaluations on the validation split. controls: what else is trained in every
     round, by name.
     """
 
@@ -58,7 +58,7 @@ class Plan(NamedTuple):
     controls: Mapping[str, Start] = {}
 
     def steps_of(self, number: int, variant: str) -> int:
-        """Steps that a training takes: less than `steps` where it starts from a later anchor."""
+        """Steps that a training takes: fewer than `steps` if it starts from a later anchor."""
         start = self.rewind if variant == TICKET else self.controls[variant]
         return self.steps - self.anchor_step if number and start.at_anchor else self.steps
 
@@ -70,7 +70,7 @@ class Plan(NamedTuple):
         return pruning(density=self.densities[number - 1])
 
     def end_of(self, start: TrainState) -> int:
-        """The step that a training goes on to."""
+        """The step at which a training ends."""
         return end_of(start, self.steps)
 
 
@@ -85,7 +85,7 @@ class Task(NamedTuple):
 
     @property
     def key(self) -> tuple[int, int, str]:
-        """What tells it from all other trainings of a run: seed, round and variant."""
+        """Identifies it within a run: seed, round and variant."""
         return self.seed, self.number, self.variant
 
     @property
@@ -97,7 +97,7 @@ class Task(NamedTuple):
 class Round(NamedTuple):
     """A finished training. number: prunings before it; variant: "ticket" or a control's name.
 
-    start: what it was trained from. fit: the training. test: on the network that validation chose, read once.
+    start: what it was trained from. fit: the training. test: of the network that validation chose, evaluated once.
     anchor: what the next round is rewound to.
     """
 
@@ -110,9 +110,9 @@ class Round(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """A training under way. anchor: what the dense training found of it so far; None before, and for all others.
+    """An unfinished training. anchor: the dense training's, once it has passed it; None before, and for all others.
 
-    Of a method besides: the number of its stage, its steps so far less those of the state, and masks to compare.
+    For a method also: the number of its stage, its steps so far minus those of the state, and masks to compare.
     """
 
     fit: Fit
@@ -123,7 +123,7 @@ class Progress(NamedTuple):
 
 
 class Done(NamedTuple):
-    """Where an interrupted experiment stands: its last finished ticket, and every (round, variant) finished."""
+    """Where an interrupted experiment stopped: its last finished ticket, and every finished (round, variant)."""
 
     number: int
     trained: TrainState
@@ -131,12 +131,12 @@ class Done(NamedTuple):
     finished: frozenset[tuple[int, str]] = frozenset()
 
 
-#: Told what training begins.
+#: Called with each training before it starts.
 Announce = Callable[[Task], None]
 
 
 def check(plan: Plan) -> None:
-    """Raise UserError where the plan cannot work."""
+    """Raise UserError if the plan cannot work."""
     check_fields(plan)
     if plan.anchor_step >= plan.steps:
         point = f"step {plan.anchor_step}"
@@ -146,17 +146,17 @@ def check(plan: Plan) -> None:
 def rounds(
     plan: Plan, seed: int, device: str = "cpu", done: Done | None = None
 ) -> Generator[list[Task], list[Round], None]:
-    """The plan with one seed, round by round: yields the trainings of a round, and is sent their results.
+    """The plan with one seed, round by round: yields the trainings of a round, and receives their results.
 
-    A ticket and its controls start from the same masks and don't wait for each other, so whoever drives this
-    may run them in turn, in several processes, or as one vmapped program. `done` goes on after an interruption;
-    what follows has the same bits as without it.
+    A ticket and its controls start from the same masks and don't wait for each other, so the caller
+    may run them in turn, in several processes, or as one vmapped program. With `done` it continues after an
+    interruption, with the same bits as without one.
     """
     check(plan)
     finished = done.finished if done else frozenset()
     trained, anchor = (done.trained, done.anchor) if done else (None, None)
     for number in range(done.number if done else 0, plan.rounds + 1):
-        again = done is not None and number == done.number  # its ticket is trained, some controls may not be
+        again = done is not None and number == done.number  # its ticket is trained, but perhaps not all controls
         if trained is None or anchor is None:
             start = init(plan.model, seed, device)
         else:
@@ -183,11 +183,11 @@ def train_together(
     checkpointer: Checkpointer[Progress] | None = None,
     so_far: Sequence[Progress] | None = None,
 ) -> list[Round]:
-    """Train tasks that start at the same step, several as one vmapped program; their results, in order.
+    """Train tasks that start at the same step, several as one vmapped program; returns their results, in order.
 
-    checkpointer: who keeps them under way; so_far: what was kept of them, all at the same step.
+    checkpointer: saves them while they train; so_far: what was saved of them, all at the same step.
 
-    Raises Stopped where the checkpointer asked for it.
+    Raises Stopped if the checkpointer requests it.
     """
     starts, seeds = [task.start for task in tasks], [task.seed for task in tasks]
     fits = None if so_far is None else [each.fit for each in so_far]
@@ -205,7 +205,7 @@ def train_together(
 
     nothing = [None] * len(tasks)
     end = plan.end_of(starts[0])
-    if tasks[0].anchor is None and plan.anchor_step:  # the dense round finds the anchor on its way
+    if tasks[0].anchor is None and plan.anchor_step:  # the dense training passes the anchor
         anchors = [each.anchor for each in so_far or () if each.anchor is not None]
         if not anchors:
             fits = fitted(plan.anchor_step, nothing)
@@ -273,7 +273,7 @@ def in_turn(schedule: Generator[list[T], list[R], None], run: Callable[[T], R]) 
 
 
 def sent(schedule: Generator[list[T], list[R], None], results: list[R]) -> list[T] | None:
-    """The tasks that follow; None at the end."""
+    """Send results to a schedule; returns its next tasks, or None at the end."""
     try:
         return schedule.send(results)
     except StopIteration:
@@ -284,7 +284,7 @@ def _next_start(plan: Plan, seed: int, number: int, trained: TrainState, anchor:
     now = RoundContext(plan.model, seed, number, anchor)
     with seeded_generators(
         key(seed, "pruning", number), trained.step.device
-    ):  # a score of data may draw (dropout, say)
+    ):  # a score that uses data may draw random numbers (dropout)
         pruned = plan.tidy(plan.pruning(number, plan.score(trained, now))(trained))
     if not isinstance(pruned, TrainState):
         raise ArgumentError(f"Plan: tidy returned {described(pruned)} (expected a function that returns a TrainState)")

@@ -1,4 +1,4 @@
-"""What a network is to learn and how: losses, metrics, learning rates and optimisers by name, or a user's own."""
+"""What a network learns and how: losses, metrics, learning rates and optimisers by name, or a user's own."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lthfunc.trees.types import Dataset
 
 
 def decide_objective(config: Config, data: Dataset) -> list[Decision]:
-    """What `auto` stands for: cross entropy and accuracy for classes, mean squared error and R² for numbers."""
+    """Decide what `auto` stands for: cross entropy and accuracy for classes, mean squared error and R² for numbers."""
     targets = _targets(data)
     loss, metric = ("mse", "r2") if targets == "numbers" else ("cross-entropy", "accuracy")
     reason = f"the targets are {targets}"
@@ -27,7 +27,7 @@ def decide_objective(config: Config, data: Dataset) -> list[Decision]:
 def loss_of_name(config: Config, data: Dataset) -> Loss:
     """A loss by its name, or a function ``outputs, targets -> scalar``.
 
-    Raises UserError where it is not one for the data's targets.
+    Raises UserError if it doesn't fit the data's targets.
     """
     name = config.loss
     _check_targets(LOSSES, name, data)
@@ -43,9 +43,9 @@ def cross_entropy_loss(label_smoothing: float) -> Loss:
 
 
 def metric_of_name(config: Config, data: Dataset) -> Metric:
-    """A metric by its name, or a function ``outputs, targets -> scalar``, the more the better.
+    """A metric by its name, or a function ``outputs, targets -> scalar``, of which more is better.
 
-    Raises UserError where it is not one for the data's targets.
+    Raises UserError if it doesn't fit the data's targets.
     """
     name = config.metric
     _check_targets(METRICS, name, data)
@@ -55,12 +55,12 @@ def metric_of_name(config: Config, data: Dataset) -> Metric:
 
 
 def _targets(data: Dataset) -> str:
-    """What the targets are, in a word."""
+    """The kind of targets, in a word."""
     return "numbers" if data.train.y.is_floating_point() else "classes"
 
 
 def _check_targets(names: Registry[TargetsEntry], name: str, data: Dataset) -> None:
-    """Raise UserError where a loss or metric is not one for the data's targets."""
+    """Raise UserError if a loss or metric doesn't fit the data's targets."""
     targets, found = _targets(data), names.find(name)
     if found is not None and found[0].of != targets:
         fitting = ", ".join(key for key, entry in names.items() if entry.of == targets)
@@ -68,21 +68,21 @@ def _check_targets(names: Registry[TargetsEntry], name: str, data: Dataset) -> N
 
 
 def schedule_of(config: Config, steps: int) -> Schedule:
-    """The learning rates of a resolved configuration, for trainings of so many steps."""
+    """The learning rates of a resolved configuration, for trainings of this many steps."""
     lr = filled(config.lr)
     if config.schedule == "cyclic":
         _check_cycles(config, steps)
     # Two drops to a tenth, after 2/3 and 5/6 of the training, as in Frankle & Carbin 2019, sec. 4.
     drops = config.milestone or (steps * 2 // 3, steps * 5 // 6)
     final = config.lr_final or 0.0
-    end = {} if config.lr_final is None else {"end": final / lr}  # as a share; they have ends of their own
+    end = {} if config.lr_final is None else {"end": final / lr}  # as a share; other schedules have their own ends
     offered = {"lr": lr, "steps": steps, "milestones": drops, "cycles": config.cycles, "final": final, **end}
     made: Schedule = SCHEDULES.make(config.schedule, offered, fits="Schedule")
     return schedules.warmup(made, config.warmup)
 
 
 def _check_cycles(config: Config, steps: int) -> None:
-    """Raise UserError, which names what was set, where a training has no step for each of its cycles."""
+    """Raise UserError, which names the setting, if a training has fewer steps than cycles."""
     if steps >= config.cycles:
         return
     if config.cycles != Config.cycles:
@@ -93,7 +93,7 @@ def _check_cycles(config: Config, steps: int) -> None:
 
 
 def check_last_rate(config: Config, steps: int) -> None:
-    """Raise UserError where pruned networks are to go on at the schedule's last rate, and that changes nothing."""
+    """Raise UserError if pruned networks should continue at the schedule's last rate, and that is about 0."""
     if not config.rounds or config.rewind != "last-lr" or is_own(config.optimizer or ""):
         return
     if schedules.ends_at(schedule_of(config, steps), 2 * steps) is not None:
@@ -104,10 +104,10 @@ def check_last_rate(config: Config, steps: int) -> None:
 
 
 def make_optimizer(config: Config, steps: int) -> Optimizer:
-    """The optimiser and schedule of a resolved configuration, for trainings of so many steps.
+    """The optimiser and schedule of a resolved configuration, for trainings of this many steps.
 
-    A user's own is a function that returns an Optimizer, or a pair (init, update), and is given what its signature
-    accepts of lr (the schedule), momentum and weight_decay. Raises UserError.
+    A user's is a function that returns an Optimizer, or a pair (init, update), and is called with those of lr (the
+    schedule), momentum and weight_decay that its signature has. Raises UserError.
     """
     table, momentum, decay = schedule_of(config, steps), config.momentum or 0.0, config.weight_decay or 0.0
     name = filled(config.optimizer)
@@ -122,6 +122,6 @@ def make_optimizer(config: Config, steps: int) -> Optimizer:
     if isinstance(own, Optimizer):
         return own
     if isinstance(own, tuple) and len(own) == 2 and all(map(callable, own)):
-        return Optimizer(*own, mixes=True)  # nothing is known of it, so the step masks the weights after it
+        return Optimizer(*own, mixes=True)  # it may mix weights, so the step masks them after it
     found = a_or_an(type(own).__name__)
     raise UserError(f"--optimizer: {name!r} returned {found}, not an lthfunc.Optimizer or a pair (init, update)")

@@ -47,8 +47,8 @@ from lthfunc.trees.ops import data_to_device
 from lthfunc.trees.side_effects import side_effects_of
 from lthfunc.trees.types import Dataset
 
-#: Looks at the validation split per training, unless --eval-every says otherwise: as many as cost this share of the
-#: training (a step computes three times what a look does on as many examples), within limits.
+#: Evaluations per training, unless --eval-every is given: as many as take this share of the training (a step computes
+#: three times as much as an evaluation of as many examples), within limits.
 _EVALUATION_SHARE, _FEWEST_LOOKS, _MOST_LOOKS = 0.05, 5, 25
 
 
@@ -65,7 +65,7 @@ class PreparedPlan(NamedTuple):
 
 
 class Length(NamedTuple):
-    """Steps of an epoch and of a training, and between two looks at the validation split."""
+    """Steps of an epoch, of a training, and between two evaluations on the validation split."""
 
     per_epoch: int
     steps: int
@@ -75,7 +75,7 @@ class Length(NamedTuple):
 def prepare(config: Config, observe: Observe | None = None, collectives: Collectives = SINGLE_RANK) -> PreparedPlan:
     """Check everything that can be wrong with a resolved configuration, load the data, and build the plan.
 
-    observe: told how many images of how many are decoded. collectives: of the ranks that are to train together.
+    observe: called with the number of decoded images and their total. collectives: of the ranks that train together.
     Raises UserError.
     """
     decisions = decide_device(config, collectives)
@@ -99,7 +99,7 @@ def prepare(config: Config, observe: Observe | None = None, collectives: Collect
 
 
 def read_data(config: Config, observe: Observe | None = None) -> Dataset:
-    """The data set of a configuration, without its hints, which are told by whoever reads it. Raises UserError."""
+    """The data set of a configuration, without warnings, which are reported elsewhere. Raises UserError."""
     with without_data_warnings():
         return load(
             config.dataset,
@@ -124,7 +124,7 @@ def read_model(config: Config, data: Dataset) -> Model:
 
 
 def decide_length(config: Config, data: Dataset) -> tuple[Length, list[Decision]]:
-    """How long a training is, and how often it is evaluated; settings that are left open stay so."""
+    """Decide the length of a training, and how often it is evaluated."""
     batch_size, decisions = filled(config.batch_size), list[Decision]()
     per_epoch = steps_per_epoch(len(data.train.x), batch_size)
     steps = config.steps
@@ -141,7 +141,7 @@ def decide_length(config: Config, data: Dataset) -> tuple[Length, list[Decision]
 
 
 def _work(config: Config, model: Model, data: Dataset, length: Length, collectives: Collectives) -> Work:
-    """What an engine is to run. Raises UserError where parts of it cannot be together."""
+    """What an engine runs. Raises UserError for settings that exclude each other."""
     loss, metric = loss_of_name(config, data), metric_of_name(config, data)
     precision, side_effects = cast("Precision", config.precision), side_effects_of(model, examples(data))
     optimizer, augment = make_optimizer(config, length.steps), shift_and_mirror if config.augment else None
@@ -156,7 +156,7 @@ def _work(config: Config, model: Model, data: Dataset, length: Length, collectiv
 
 
 def _plan(config: Config, work: Work, data: Dataset, length: Length) -> Plan:
-    """The experiment of settings that are all decided. Raises UserError."""
+    """The experiment, once all settings are decided. Raises UserError."""
     if config.augment and len(data.shape) != 3:
         raise UserError(f"--augment: works on images, not on inputs of shape {data.shape}")
     check_last_rate(config, length.steps)
@@ -193,7 +193,7 @@ def _plan(config: Config, work: Work, data: Dataset, length: Length) -> Plan:
 
 
 def _check_plan(config: Config, plan: Plan) -> None:
-    """Raise UserError where a plan could not be carried out to its end."""
+    """Raise UserError if a plan could not be run to its end."""
     if plan.anchor_step >= plan.steps:
         raise invalid("--rewind", config.rewind, f"a point before the end of training (step {plan.steps})")
     check_patterns("layer rate", config.layer_rate, plan.model.prunable)

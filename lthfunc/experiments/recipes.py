@@ -1,4 +1,4 @@
-"""What a recipe says of the settings. Free of torch; options typed, or in a file, win over it."""
+"""The settings of recipes. Free of torch; options and files take precedence."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lthfunc.experiments.config import SETTINGS, replaced_by
 
 
 def settings_of(name: str) -> dict[str, Any]:
-    """What a recipe fills in. Raises UserError for an unknown name."""
+    """The settings that a recipe fills in. Raises UserError for an unknown name."""
     found = dict(RECIPES[name].settings if name in RECIPES else RECIPES.make(name, {}))
     for each in found:
         if each not in SETTINGS:
@@ -20,7 +20,7 @@ def settings_of(name: str) -> dict[str, Any]:
 
 
 def left_of(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """What a recipe says besides what is given: its length gives way to another, its rates to densities.
+    """A recipe's settings, without those that are given or replaced: its length by another one, its rates by densities.
 
     Raises UserError for an unknown name.
     """

@@ -24,7 +24,7 @@ def record(
 ) -> Record:
     """One training as JSON values. Accuracies are in [0, 1]; only `seconds` differs between equal runs.
 
-    metric: the metric reported as accuracy. energy: of the training, if it was measured.
+    metric: the metric reported as accuracy. energy: of the training, if measured.
 
     val_* and test_* belong to the early-stopping step, the one with the least validation loss; final_val_*
     to the last step.
@@ -74,7 +74,7 @@ def spread(values: Iterable[float]) -> Spread:
 
 
 class Row(NamedTuple):
-    """A round of one variant, over its replicates. energy: of a training without evaluation [kWh], where metered."""
+    """A round of one variant, over its replicates. energy: of a training without evaluation [kWh], if metered."""
 
     round: int
     variant: str
@@ -92,7 +92,7 @@ class Row(NamedTuple):
 
     @property
     def measured(self) -> str:
-        """What stands as accuracy, in a word."""
+        """The metric reported as accuracy, in a word."""
         return word_of(self.metric)
 
 
@@ -131,18 +131,18 @@ def _row(group: list[Record]) -> Row:
 
 
 def search_energy(item: Record) -> float:
-    """What a metered training drew without evaluation [kWh]."""
+    """The energy of a metered training without evaluation [kWh]."""
     energy: dict[str, dict[str, float]] = item["energy"]
     return energy["preparation"]["kwh"] + energy["training"]["kwh"]
 
 
 def word_of(metric: str) -> str:
-    """A metric in a word: a user's own by its function's name."""
+    """A metric in a word: for a user's, the name of its function."""
     return metric.rpartition(":")[2]
 
 
 def winning(rows: Sequence[Row]) -> Row | None:
-    """The sparsest ticket whose mean validation accuracy is not below the dense network's; None without one."""
+    """The sparsest ticket whose mean validation accuracy is not below the dense network's, or None."""
     tickets = [row for row in rows if row.variant == TICKET]
     if not tickets:
         return None

@@ -1,4 +1,4 @@
-"""Settings with their gaps filled and their mistakes found, before torch is imported or anything is written."""
+"""Settings are checked and completed with defaults, before torch is imported or anything is written."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from lthfunc.plugins import is_own
 from lthfunc.printable import counted
 from lthfunc.registry import Registry
 
-#: For architectures and data sets of the user's own.
+#: For users' own architectures and data sets.
 _PLAIN = models.Recipe("adam", 1.2e-3, 60)
 _PLAIN_EPOCHS = 10
 
 
 def resolved(config: Config) -> Config:
-    """Checked, with names made canonical and the defaults of network and data set filled in.
+    """The settings, checked, with canonical names and the defaults of network and data set.
 
-    `device`, `engine`, `jobs` and `threads` may stay open; plan.py decides them. Raises UserError.
+    `device`, `engine`, `jobs` and `threads` may remain open; plan.py decides them. Raises UserError.
     """
     return resolve(config)[0]
 
@@ -43,7 +43,7 @@ def resolve(config: Config) -> tuple[Config, list[Decision]]:
 
 
 def _network_defaults(config: Config) -> list[Decision]:
-    """How the network is trained, by its recipe; its rate, momentum and decay belong to its own optimiser."""
+    """Training settings from the network's recipe; its rate, momentum and decay apply only to its own optimiser."""
     known = config.arch in models.NETWORKS
     recipe = models.NETWORKS[config.arch].recipe if known else _PLAIN
     whose = f"the default of {config.arch}" if known else "the default for a network that is not in the list"
@@ -76,7 +76,7 @@ def _data_defaults(config: Config) -> list[Decision]:
 
 
 def _rounds_and_rate(config: Config) -> list[Decision]:
-    """What --density and --densities say of the other settings of pruning."""
+    """The other settings of pruning that --density and --densities determine."""
     if config.densities is not None and not is_own(config.densities):
         return [Decision("rounds", len(listed(config.densities)), "one for each of --densities")]
     if config.density is not None and config.rounds:
@@ -100,7 +100,7 @@ def _check_choices(config: Config) -> None:
 
 
 def _check_taken(config: Config, names: Registry[Any], chosen: str) -> None:
-    """Raise UserError for a setting that some of these names take, and not the chosen one."""
+    """Raise UserError for a setting that some of these names use, but not the chosen one."""
     ours = {name for entry in names.values() for name in entry.takes}
     for name in [name for name in SETTINGS if name in ours]:
         setting, value = SETTINGS[name], getattr(config, name)
@@ -113,13 +113,13 @@ def _check_taken(config: Config, names: Registry[Any], chosen: str) -> None:
 
 
 def listed(densities: str) -> list[float]:
-    """The densities in a text, falling. Raises UserError."""
+    """Parse decreasing densities. Raises UserError."""
     try:
         values = [float(part) for part in densities.split(",")]
     except ValueError:
         values = []
     if not values or not all(0 < low < high <= 1 for high, low in pairwise([1.0, *values])):
-        raise invalid("--densities", densities, "falling numbers between 0 and 1, e.g. 0.5,0.2,0.1")
+        raise invalid("--densities", densities, "decreasing numbers between 0 and 1, e.g. 0.5,0.2,0.1")
     return values
 
 

@@ -1,4 +1,4 @@
-"""Where a pruned network, or a control of it, starts from: functions (pruned, situation) -> what is trained."""
+"""Where pruned networks and their controls start: functions (pruned network, RoundContext) -> what is trained."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from lthfunc.trees.types import TrainState
 
 
 class RoundContext(NamedTuple):
-    """Where an experiment stands when it prunes. number: of the round that begins."""
+    """The state of an experiment when it prunes. number: of the round that starts."""
 
     model: Model
     seed: int
@@ -40,22 +40,22 @@ class RoundContext(NamedTuple):
 
 
 def end_of(start: TrainState, steps: int) -> int:
-    """The step that a training of `steps` goes on to: their end, or as many more where it starts there."""
+    """The step at which a training of `steps` ends; if it starts at that step, it takes as many more."""
     begun = int(start.step)
     return steps if begun < steps else begun + steps
 
 
 class Start(NamedTuple):
-    """make: (pruned network, situation) -> what is trained. at_anchor: whether that begins at the anchor's step."""
+    """make: (pruned network, RoundContext) -> what is trained. at_anchor: whether that starts at the anchor's step."""
 
     make: Callable[[TrainState, RoundContext], TrainState]
     at_anchor: bool
 
 
 def start_of(registry: Registry[StartEntry], name: str) -> Start:
-    """A rewinding or control by its name; a user's own is ``pruned, anchor -> state``.
+    """A rewinding or control by its name; a user's is ``pruned, anchor -> state``.
 
-    The masks of what a user's own returns are applied to its params. Raises UserError.
+    The masks in a user's result are applied to its params. Raises UserError.
     """
     function, found = registry.load(name), registry.find(name)
     if found is not None:
@@ -65,10 +65,10 @@ def start_of(registry: Registry[StartEntry], name: str) -> Start:
     def make(pruned: TrainState, now: RoundContext) -> TrainState:
         start: TrainState = own(*clone((pruned, now.anchor)))
         for ours, theirs in zip(pruned[:3], start[:3], strict=True):  # params, buffers, masks
-            difference = leaf_difference(theirs, ours) if isinstance(theirs, dict) else "it holds no dictionary"
+            difference = leaf_difference(theirs, ours) if isinstance(theirs, dict) else "it has no dictionary"
             if difference is not None:
                 raise UserError(f"{registry.option}: {name!r} returned another network: {difference}")
-        # Pruned weights are zero, whatever it returned: the anchor's values, say, are what is naturally returned.
+        # Pruned weights are set to zero, since a user's function may e.g. return all of the anchor's values.
         return start._replace(params=apply_masks(start.params, start.masks), opt=masked_like(start.opt, start.masks))
 
     return Start(make, at_anchor=False)
@@ -105,19 +105,19 @@ def drawn_anew(pruned: TrainState, now: RoundContext) -> TrainState:
 
 
 def reinit(pruned: TrainState, now: RoundContext) -> TrainState:
-    """New random weights, others than the rewinding's."""
+    """New random weights, different from the rewinding's."""
     return reinitialised(pruned, now.model, key(now.seed, "control-reinit", now.number))
 
 
 def random_mask(pruned: TrainState, now: RoundContext) -> TrainState:
-    """As many weights, drawn uniformly from the whole network."""
+    """A random mask with as many weights, drawn uniformly from the whole network."""
     full = full_masks(pruned.params, tuple(pruned.masks))
     drawn = prune(density=density(pruned.masks), score=random_scores(now.seed, "control-random-mask"))
     return rewound(drawn(pruned._replace(masks=full)), now.anchor)
 
 
 def layer_random_mask(pruned: TrainState, now: RoundContext) -> TrainState:
-    """As many weights in each layer, drawn uniformly from it, nested from round to round."""
+    """A random mask with as many weights in each layer, drawn uniformly, nested from round to round."""
     full = full_masks(pruned.params, tuple(pruned.masks))
     counts = fixed_counts({name: int(mask.sum()) for name, mask in pruned.masks.items()})
     drawn = prune(fraction=0, score=random_scores(now.seed, "control-layer-random-mask"), allocate=counts)
@@ -125,14 +125,14 @@ def layer_random_mask(pruned: TrainState, now: RoundContext) -> TrainState:
 
 
 def shuffled_mask(pruned: TrainState, now: RoundContext) -> TrainState:
-    """As many weights in each layer, at other places."""
+    """The mask shuffled within each layer."""
     return rewound(
         pruned._replace(masks=shuffled_masks(pruned.masks, key(now.seed, "control-shuffle", now.number))), now.anchor
     )
 
 
 def inverted_mask(pruned: TrainState, now: RoundContext) -> TrainState:
-    """As many weights in each layer, of those that the ticket went without (all of them, where they are fewer)."""
+    """As many weights in each layer, of those that the ticket lacks (all of them, if they are fewer)."""
     others = inverted_masks(pruned.masks)
     keep = fixed_counts(
         {name: int(torch.minimum(mask.sum(), others[name].sum())) for name, mask in pruned.masks.items()}

@@ -1,4 +1,4 @@
-"""Settings checked against their types and ranges, wherever they come from: options, TOML files, run folders."""
+"""Checks of settings against their types and ranges, for options, TOML files and run folders."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 
 def from_mapping(values: Mapping[str, Any]) -> Config:
-    """A Config of plain values, a TOML file's say; None stands for the default.
+    """A Config from plain values, e.g. of a TOML file; None means the default.
 
-    Raises UserError for an unknown name, or for a value out of its range, which names the option and the range.
+    Raises UserError, with the option and its range, for an unknown name or a value out of range.
     """
-    from pydantic import ValidationError  # pydantic takes a tenth of a second, which --help need not wait for
+    from pydantic import ValidationError  # importing pydantic takes a tenth of a second, which would delay --help
 
     values = current_names(values)
     for name in values:
@@ -42,10 +42,10 @@ def from_mapping(values: Mapping[str, Any]) -> Config:
 
 
 def setting_value(name: str, text: str) -> Any:
-    """Parse a setting's value from text. Its range is checked later, with all others. Raises UserError."""
+    """Parse a setting's value from text. Its range is checked later, with all settings. Raises UserError."""
     setting = SETTINGS[name]
     if setting.holds is not None:
-        raise invalid(setting.option, text, "another setting, since this one takes several values at once")
+        raise invalid(setting.option, text, "a setting with a single value")
     if setting.item is bool:
         if text not in ("true", "false"):
             raise invalid(setting.option, text, "true or false")
@@ -104,17 +104,17 @@ def _told(error: ValidationError) -> UserError:
 
 
 class _Text(str):
-    """Text that a message shows without quotes."""
+    """Text that messages show without quotes."""
 
     __slots__ = ()
     __repr__ = str.__str__
 
 
 def _short(value: object) -> object:
-    """A value that fits a line."""
+    """A value, shortened to fit on a line."""
     try:
         text = repr(value)
-    except ValueError:  # a whole number of more digits than Python writes
+    except ValueError:  # an integer with more digits than Python converts
         return _Text("of thousands of digits")
     return value if len(text) <= 80 else _Text(f"{text[:80]}…")
 

@@ -1,4 +1,4 @@
-"""Searches for settings: a grid, or Optuna's suggestions within ranges."""
+"""Search for settings: a grid, or Optuna's suggestions within ranges."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from lthfunc.experiments.config import FORMER_NAMES, SETTINGS, Config, replaced_
 from lthfunc.experiments.resolve import resolved
 from lthfunc.experiments.schema import from_mapping, setting_value
 
-#: A trial's settings, besides those that all share.
+#: A trial's settings, in addition to the shared ones.
 Values = dict[str, Any]
-#: What a trial's worth is taken of: validation accuracy of the last ticket, the winning one, or the dense network.
+#: Networks whose validation accuracy is a trial's worth: the last ticket, the winning one, or the dense network.
 OBJECTIVES = ("last", "winning", "dense")
 
 
 class Range(NamedTuple):
-    """Between two numbers, both included. log: suggested by their logarithms, where they span a decade."""
+    """A range of numbers, both ends included. log: sampled on a log scale, if it spans a decade."""
 
     low: float
     high: float
@@ -27,7 +27,7 @@ class Range(NamedTuple):
 
     @property
     def log(self) -> bool:
-        """Whether the logarithm is drawn evenly."""
+        """Whether it is sampled on a log scale."""
         return self.low > 0 and self.high >= 10 * self.low
 
 
@@ -35,7 +35,7 @@ Space = dict[str, Range | list[Any]]
 
 
 def space_of(option: str, texts: Sequence[str], *, ranges: bool) -> Space:
-    """``lr=0.1,0.01`` each, and with ranges ``lr=1e-4..1e-1``. Raises UserError."""
+    """Parse ``lr=0.1,0.01`` and, with ranges, ``lr=1e-4..1e-1``. Raises UserError."""
     example = "lr=1e-4..1e-1 or optimizer=sgd,adam" if ranges else "lr=0.01,0.001"
     found: Space = {}
     for text in texts:
@@ -58,12 +58,12 @@ def space_of(option: str, texts: Sequence[str], *, ranges: bool) -> Space:
 
 
 def trials_of(grid: Mapping[str, Sequence[Any]]) -> list[Values]:
-    """All combinations, the last setting varying fastest."""
+    """All combinations; the last setting varies fastest."""
     return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
 
 
 def config_of(config: Config, values: Values) -> Config:
-    """A trial's settings, checked and with their defaults. config: what all share, without. Raises UserError."""
+    """A trial's settings, checked, with defaults. config: shared settings, without defaults. Raises UserError."""
     plain = {name: value for name, value in to_mapping(config).items() if name not in replaced_by(values)}
     return resolved(from_mapping({**plain, **values}))
 
@@ -78,7 +78,7 @@ def corners(space: Space) -> Iterator[Values]:
 
 
 class Suggester:
-    """Optuna's tree-structured Parzen estimator, told the trials so far: the same trials and seed, the same next."""
+    """Optuna's tree-structured Parzen estimator; its suggestion depends only on the seed and the trials so far."""
 
     def __init__(self, space: Space, seed: int) -> None:
         try:
@@ -90,9 +90,9 @@ class Suggester:
         self._space = {name: self._distribution(values) for name, values in space.items()}
 
     def next(self, known: Sequence[tuple[Values, float | None]]) -> Values:
-        """Settings for the next trial. known: earlier ones and their worth; None for those that failed."""
+        """Settings for the next trial. known: earlier ones and their worth; None for failed ones."""
         optuna = self._optuna
-        # Drawn anew for each trial, so that a sweep that goes on suggests what it would have suggested.
+        # Made again for each trial, so that a resumed sweep makes the same suggestions.
         sampler = optuna.samplers.TPESampler(seed=(self._seed + 1_000_003 * len(known)) % 2**32)
         study = optuna.create_study(direction="maximize", sampler=sampler)
         for values, worth in known:
@@ -115,7 +115,7 @@ class Suggester:
 def _range(option: str, text: str, name: str, low: str, high: str) -> Range:
     ends = [setting_value(name, each) for each in (low, high)]
     if not all(isinstance(each, (int, float)) and not isinstance(each, bool) for each in ends):
-        raise invalid(option, text, f"values, since {name} is no number, e.g. {name}=A,B")
+        raise invalid(option, text, f"values, since {name} is not a number, e.g. {name}=A,B")
     if not -math.inf < ends[0] < ends[1] < math.inf:
         raise invalid(option, text, "a range whose second number is larger")
     return Range(float(ends[0]), float(ends[1]), isinstance(ends[0], int))

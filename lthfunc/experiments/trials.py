@@ -1,4 +1,4 @@
-"""What can fail in a pruning, tried on the network before anything is trained."""
+"""Trials of what can fail in pruning, on the network before anything is trained."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lthfunc.trees.prunable import transposed_weights
 
 
 def check_pruning(plan: Plan) -> None:
-    """Raise UserError where the first pruning, or all together, can't be done."""
+    """Raise UserError if the first pruning, or all of them together, can't be done."""
     dense = init(plan.model, 0)
     plan.pruning(1, magnitude)(dense)
     last = (1 - plan.rate) ** plan.rounds if plan.densities is None else plan.densities[-1]
@@ -26,7 +26,7 @@ def check_pruning(plan: Plan) -> None:
 
 
 def check_score(name: str, scoring: Callable[[ScoreContext], Score], now: ScoreContext) -> None:
-    """Score the network once, of one small batch. Raises UserError where that fails."""
+    """Score the network once, on a small batch. Raises UserError if that fails."""
     now = now._replace(batch_size=min(now.batch_size, 2), batch_count=1)
     try:
         with seeded_generators(0, now.trained.step.device):
@@ -40,13 +40,13 @@ def check_score(name: str, scoring: Callable[[ScoreContext], Score], now: ScoreC
 
 
 def check_start(plan: Plan) -> None:
-    """Raise UserError where a user's own rewinding fails on a network that is not trained yet."""
+    """Raise UserError if a user's rewinding fails on the untrained network."""
     dense = init(plan.model, 0, plan.trainer.data.train.y.device)
     plan.rewind.make(prune(density=0.5)(dense), RoundContext(plan.model, 0, 1, dense))
 
 
 def check_orientation(structure: str, model: Model, exempt: Sequence[str]) -> None:
-    """Raise UserError where a structure takes a weight's rows for outputs, and they are inputs."""
+    """Raise UserError if a structure treats a weight's rows as outputs, but they are inputs."""
     for name in model.prunable:
         if name in transposed_weights(model.evaluating) and not any(
             fnmatch.fnmatchcase(name, pattern) for pattern in exempt

@@ -87,6 +87,6 @@ def _is_code(name: str, value: object) -> bool:
     if not isinstance(value, str) or ":" not in value:
         return False
     prefix = value.partition(":")[0]
-    if name in _OURS:  # whatever is neither ours nor a file of tensors is imported
+    if name in _OURS:  # anything but a listed name or a file of tensors is imported
         return prefix not in _OURS[name] and not value.endswith(SUFFIX)
     return is_own(value)

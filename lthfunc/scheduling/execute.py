@@ -72,7 +72,7 @@ def results_of(run: Execution, queue: Queue, jobs: int) -> Generator[Result]:
     if not queue.ready:
         return in_turn(run, queue)
     if config.executor != "local":
-        from lthfunc.scheduling.ray import RayExecutor  # which needs an extra
+        from lthfunc.scheduling.ray import RayExecutor  # needs an extra
 
         return run_on(RayExecutor(run, max(len(queue.ready), trainings_at_once(config))), run, queue)
     if jobs == 1:
@@ -95,7 +95,7 @@ def check_ray(config: Config) -> None:
             socket.create_connection((host, int(port)), _REACH).close()
         except (OSError, OverflowError) as error:
             raise UserError(f"--executor: {config.executor!r} cannot be reached ({error})") from error
-        from lthfunc.scheduling.ray import join_cluster  # which needs an extra
+        from lthfunc.scheduling.ray import join_cluster  # needs an extra
 
         join_cluster(config.executor)  # now, before anything is written; the connection lasts until this process ends
 

@@ -122,7 +122,7 @@ def with_description(task: Any, error: UserError) -> UserError:
 
 
 class Queue:
-    """Trainings that are ready to run. schedules: one per seed; its next trainings are ready when all before have ended."""
+    """Trainings that are ready to run. schedules: one per seed, which continues when all its trainings have ended."""
 
     def __init__(self, schedules: Mapping[int, Generator[list[Any], list[Any], None]]) -> None:
         self._schedules = schedules

@@ -1,8 +1,8 @@
-"""One training after the other on several ranks, as torchrun starts them: rank 0 manages the experiment, the others help.
+"""Trainings, one after the other, on several ranks of torchrun: rank 0 manages the experiment, the others help.
 
 Rank 0 prunes, rewinds and writes every file; it sends each training, from its last checkpoint if there is one, to all
-ranks, which take its steps together. So masks are the same everywhere, only rank 0 needs access to the run's folder, and
-a run resumes with any number of ranks. Ranks are one job, started by one user, so they trust what they receive.
+ranks, which take its steps together. So masks are the same everywhere, only rank 0 needs access to the run's folder,
+and a run resumes with any number of ranks. Ranks are one job, started by one user, so they trust what they receive.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def join_ranks() -> Collectives:
 
 
 def agree_on_plan(config: Config, plan: Plan) -> None:
-    """Rank 0: have the others make the same plan. Raises UserError, before any step, if one has another plan or none."""
+    """Rank 0: have the others make the same plan. Raises UserError, before any step, if one can't."""
     _broadcast(_PlanOrder(config, sys.argv[1:], versions(), _fingerprint(config, plan)))
     problem = next((said for said in _gather(None) if said is not None), None)
     if problem is not None:
