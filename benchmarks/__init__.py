@@ -1,1 +1,1 @@
-"""Measurements: ratios taken side by side in one run, with their floors. Run as ``python -m benchmarks.NAME``."""
+"""Measurements: ratios taken within one run, with lower bounds. Run as ``python -m benchmarks.NAME``."""

@@ -1,9 +1,9 @@
-"""Every architecture on every engine: whether it compiles and how long that takes, and steps per second in turns.
+"""Every architecture on every engine: whether it compiles and how long that takes, and steps per second.
 
     python -m benchmarks.architectures --network vit-tiny --batch 8 --density 0.1 --json FILE
 
 or, installed, `lthfunc benchmark architectures`. Compiling is timed without any cache of compiled code. The sparse
-engine trains a random mask of the given density; where it has no rule, its reason stands in the record.
+engine trains a random mask of the given density; if it doesn't support a network, the record has the reason.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> None:
     options.add("--batch", type=int, default=8, help="examples of a step (8)")
     options.add("--density", type=float, default=0.1, help="of the masks (0.1)")
     options.add("--threads", type=int, default=1, help="CPU threads (1)")
-    options.add("--quick", action="store_true", help="LeNet-300-100 alone: under a minute")
+    options.add("--quick", action="store_true", help="only LeNet-300-100: under a minute")
     options.add("--json", metavar="FILE", help="write the records here")
     run(**options.parsed(arguments))
 
@@ -50,7 +50,7 @@ def run(
     *, networks: list[str], batch: int = 8, density: float = 0.1, threads: int = 1, quick: bool = False,
     json: str | None = None,
 ) -> list[Record]:  # fmt: skip
-    """Measure these architectures (all without a name). Raises UserError for a name that isn't known."""
+    """Measure these architectures, by default all. Raises UserError for an unknown name."""
     names = chosen(networks, _QUICK if quick else tuple(NETWORKS), tuple(NETWORKS), threads)
     about = {"device": "cpu", "threads": threads, "batch": batch, "density": density, "precision": "fp32"}
     records: list[Record] = []
@@ -64,7 +64,7 @@ def run(
             found = _measured(name, batch, density, about)
             console.print(_lines(found), highlight=False)
             records += found
-            if json is not None:  # a measurement that is broken off keeps what it has
+            if json is not None:  # an interrupted measurement keeps its records
                 command = " ".join(["lthfunc benchmark architectures", *(f"--network {each}" for each in networks)])
                 write(json, header("architectures", command, "cpu", threads), records)
     return records

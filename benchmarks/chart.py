@@ -1,4 +1,4 @@
-"""Results of a training benchmark as a table and as bars, the floors as lines."""
+"""Results of a training benchmark as a table and as bars, with lower bounds as lines."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.table import Table
 from .floors import BYTES, FLOOR, PEAK
 from .records import Record
 
-#: Floors, and what else has a colour of its own (Okabe & Ito).
+#: Colours of lower bounds and some variants (Okabe & Ito).
 _LINES = {FLOOR: "#555555", PEAK: "#BBBBBB", BYTES: "#999999"}
 _OURS, _OTHERS = "#0072B2", "#9ecae1"
 
@@ -32,7 +32,7 @@ def table(network: str, records: Sequence[Record]) -> None:
 
 
 def add_line(out: Table, first: list[str], item: Record, base: float | None, *, digits: int) -> None:
-    """A record as a line: the spread of its rates (with so many digits where they are small), and its ratio to base."""
+    """A record as a line: the spread of its rates (with this many digits if they are small), and its ratio to base."""
     places = digits if item["median"] < 100 else 0
     numbers = [f"{item[name]:,.{places}f}" for name in ("min", "median", "max")]
     ratio = f"{item['median'] / base:.2f}" if base else ""

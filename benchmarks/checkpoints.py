@@ -1,10 +1,10 @@
-"""What checkpoints cost: whole trainings with and without them, in turns, and the longest stop of the steps.
+"""What checkpoints cost: whole trainings with and without them, alternately, and the longest pause between steps.
 
     python -m benchmarks.checkpoints --network lenet300 --network resnet18 --seconds 65 --json FILE
 
-or, installed, `lthfunc benchmark checkpoints`. Trainings run as in `lthfunc prune`, each of so many seconds, once with
-the default interval (30 s), once with none. A checkpoint is copied out of the loop between two steps and written beside
-the next ones: its stop is the longest time from one step to the next, beside the median.
+or, installed, `lthfunc benchmark checkpoints`. Trainings run as in `lthfunc prune`, each for this many seconds, once
+with the default interval (30 s), once without checkpoints. A checkpoint is copied out of the loop between two steps and
+written during the next ones: its pause is the longest time from one step to the next, shown with the median.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _NEVER = "never"
 
 
 class Timed(NamedTuple):
-    """A training. seconds: whole; gaps: from one step to the next; written: seconds that each checkpoint took."""
+    """A training. seconds: in total; gaps: from one step to the next; written: seconds that each checkpoint took."""
 
     seconds: float
     gaps: list[float]
@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> None:
     options.add("--repeats", type=int, default=3, help="trainings of each kind (3)")
     options.add("--threads", type=int, default=1, help="CPU threads (1)")
     options.add("--device", default="cpu", help="cpu, cuda or cuda:N (cpu)")
-    options.add("--quick", action="store_true", help="LeNet-300-100 alone: under a minute")
+    options.add("--quick", action="store_true", help="only LeNet-300-100: under a minute")
     options.add("--json", metavar="FILE", help="write the records here")
     run(**options.parsed(arguments))
 
@@ -66,7 +66,7 @@ def run(
     *, networks: list[str], engine: str = "eager", every: str = "30s", seconds: float = 65.0, repeats: int = 3,
     threads: int = 1, device: str = "cpu", quick: bool = False, json: str | None = None,
 ) -> list[Record]:  # fmt: skip
-    """Measure these networks. Raises UserError for a name or interval that isn't known."""
+    """Measure these networks. Raises UserError for an unknown name or an invalid interval."""
     names = chosen(networks, _QUICK if quick else _NETWORKS, tuple(NETWORKS), threads)
     if quick:
         every, seconds, repeats = "1s", 3.0, 1
@@ -86,7 +86,10 @@ def run(
 def _measured(name: str, engine: str, every: str, seconds: float, repeats: int, device: str) -> list[Record]:
     plan, task = _case(name, engine, device)
     steps = 3
-    for share in (0.05, 1.0):  # a few steps say how many fill a twentieth of the time, and those how many fill it
+    for share in (
+        0.05,
+        1.0,
+    ):  # a few steps show how many fill a twentieth of the time, and those how many fill all of it
         gaps = _timed(plan._replace(steps=steps), task, _NEVER).gaps
         steps = max(3, int(share * seconds / statistics.median(gaps)))
     plan = plan._replace(steps=steps, eval_every=steps)

@@ -1,9 +1,9 @@
-"""Whole commands: how long they take, when their first step comes, and what share of the time from there is steps.
+"""Whole commands: their time, the time to their first step, and the share of steps in the time from there.
 
     python -m benchmarks.commands --json FILE
 
-A clock around the loop's calls counts steps with their batches, and evaluations. Data are looked for where `lthfunc`
-does; a first command of each engine, which may have to compile, is not counted.
+A clock around the loop's calls counts steps with their batches, and evaluations. Data are looked for in the same places
+as by `lthfunc`; a first command of each engine, which may have to compile, is not counted.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .records import Options, Record, environment, header, record, script, write
 
 _COMMAND = ("prune", "--arch", "lenet300", "--dataset", "mnist", "--rounds", "5")
 _QUICK = ("prune", "--arch", "lenet300", "--dataset", "digits", "--rounds", "1", "--steps", "200")
-#: What is added to the command, and on how many cores (None: all that are there).
+#: What is added to the command, and the number of cores (None: all).
 _VARIANTS: dict[str, tuple[tuple[str, ...], int | None]] = {
     "auto, one core": ((), 1),
     "auto": ((), None),
@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def run(*, repeats: int = 3, quick: bool = False, json: str | None = None) -> None:
-    """Measure, print, write. Raises UserError for a number of repeats below 1, and where a command fails."""
+    """Measure, print, write. Raises UserError for fewer than 1 repeat, and if a command fails."""
     if repeats < 1:
         raise invalid("--repeats", repeats, "a whole number of at least 1")
     command = _QUICK if quick else _COMMAND
@@ -75,7 +75,7 @@ def _record(variant: str, unit: str, found: list[float]) -> Record:
 
 
 def _run(command: Sequence[str], variant: str) -> dict[str, float]:
-    """One command; seconds, and shares of the time from its first step on. Raises UserError where it fails."""
+    """Run a command; returns seconds, and shares of the time from its first step on. Raises UserError if it fails."""
     added, cores = _VARIANTS[variant]
     with tempfile.TemporaryDirectory() as folder:
         clock = Path(folder) / "clock.json"
@@ -88,7 +88,7 @@ def _run(command: Sequence[str], variant: str) -> dict[str, float]:
             raise UserError(done.stderr.strip().rpartition("\n")[2])
         found = as_json.loads(clock.read_text())
     whole = {"s": ended - begun}
-    if "--replicates" in added:  # whose steps are side by side, or in other processes
+    if "--replicates" in added:  # steps run concurrently, or in other processes
         return whole
     rest = ended - found["first"]
     return whole | {
@@ -99,7 +99,7 @@ def _run(command: Sequence[str], variant: str) -> dict[str, float]:
 
 
 def _clocked(path: str, cores: str, command: list[str]) -> None:
-    """A command in this process, with a clock around what is counted."""
+    """Run a command in this process, with a clock around what is counted."""
     if int(cores):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(cores)])
     from lthfunc.experiments import iterative

@@ -1,10 +1,10 @@
-"""Inference of tickets against density: every form of a program, the tuned one, peers, and floors.
+"""Inference of tickets against density: every format, the tuned program, peers, and lower bounds.
 
     python -m benchmarks.execution --network lenet5 --batch 64 --threads 1 --json FILE --plot FILE
     python -m benchmarks.execution runs/RUN
 
-or, installed, `lthfunc benchmark execution`. What is compared is measured in one process, in turn: rates of calls one
-behind the other, and latencies of single calls. With a run, its trained tickets are measured instead of random masks.
+or, installed, `lthfunc benchmark execution`. Everything is measured alternately in one process: rates of successive
+calls, and latencies of single calls. With a run, its trained tickets are measured instead of random masks.
 """
 
 from __future__ import annotations
@@ -53,14 +53,14 @@ _STRUCTURED = (0.5, 0.1)
 #: FLOPs of a batch from which a call takes too long to be repeated on a CPU.
 _MOST_FLOPS = 1e11
 _SECONDS, _REPEATS, _CALLS = 0.15, 7, 40
-#: Single calls of all variants together take about so long a repeat, but are made so often at the least.
+#: Seconds per repeat for single calls of all variants together, and the minimum number of calls.
 _LATENCY_SECONDS, _FEWEST_CALLS = 3.0, 5
 _QUICK_SECONDS, _QUICK_REPEATS, _QUICK_CALLS = 0.05, 3, 10
 _DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16}
 
 
 class Setting(NamedTuple):
-    """What all measurements share. peak: FLOP/s of the device at the best."""
+    """What all measurements share. peak: the device's best FLOP/s."""
 
     about: dict[str, Any]
     peak: float
@@ -70,7 +70,7 @@ class Setting(NamedTuple):
 
     @property
     def device(self) -> str:
-        """Where it runs."""
+        """The device that it runs on."""
         return str(self.about["device"])
 
 
@@ -109,7 +109,7 @@ def run(
     seconds: float | None = None,
     repeats: int | None = None,
 ) -> list[Record]:
-    """Measure, print tables, and write JSON and a picture where asked to."""
+    """Measure, print tables, and on request write JSON and a picture."""
     names = chosen(networks, ["lenet300"] if quick else NETWORKS, (*NETWORKS, *_MORE), threads)
     for batch in batches:
         if batch < 1:
@@ -153,7 +153,7 @@ def _cases(names: Sequence[str]) -> list[Case]:
 
 
 class Masked(NamedTuple):
-    """A ticket and how its mask came about: "" for single weights anywhere."""
+    """A ticket and the kind of its mask: "" for single weights anywhere."""
 
     density: float
     kind: str
@@ -176,7 +176,7 @@ def _random(case: Case, densities: Sequence[float]) -> list[Masked]:
     """Random masks: single weights, whole units, and for single linear layers blocks and 2 of 4."""
     kinds: dict[str, Any] = {"": lf.unstructured}
     if len(case.model.prunable) > 1:
-        kinds["units"] = lf.units(exempt=case.model.prunable[-1:])  # classes are no units to lose
+        kinds["units"] = lf.units(exempt=case.model.prunable[-1:])  # classes can't be removed
     elif case.name.startswith("linear"):
         kinds["blocks"] = lf.blocks(64, 64)
     found = [
@@ -225,7 +225,7 @@ def _measured(case: Case, tickets: Sequence[Masked], batch: int, setting: Settin
 
 
 def _programs(case: Case, item: Masked, x: Tensor) -> dict[tuple[str, float], Callable[[], Any]]:
-    """The masked network, each form that can be had, and the tuned program, by the ticket's density."""
+    """The masked network, each possible format, and the tuned program, by the ticket's density."""
     kind = f", {item.kind}" if item.kind else ""
     found: dict[tuple[str, float], Callable[[], Any]] = {}
     ticket = _like(item.ticket, x)
@@ -245,7 +245,7 @@ def _programs(case: Case, item: Masked, x: Tensor) -> dict[tuple[str, float], Ca
 
 
 def _like(ticket: Ticket, x: Tensor) -> Ticket:
-    """The ticket where the inputs are, and computed as they are."""
+    """The ticket on the inputs' device, in their dtype."""
 
     def moved(leaf: Tensor) -> Tensor:
         return leaf.to(x.device, x.dtype) if leaf.is_floating_point() else leaf.to(x.device)
@@ -306,7 +306,7 @@ def _floors(case: Case, item: Masked, batch: int, setting: Setting, given: dict[
 def _latencies(
     calls: dict[tuple[str, float], Callable[[], Any]], setting: Setting, given: dict[str, Any]
 ) -> list[Record]:
-    """Milliseconds of single calls, all variants in turn: the median and the 95th percentile of each repeat."""
+    """Milliseconds of single calls, alternating the variants: the median and the 95th percentile of each repeat."""
     found: dict[tuple[str, float], list[list[float]]] = {key: [] for key in calls}
     begun = time.perf_counter()
     for call in calls.values():
@@ -314,7 +314,7 @@ def _latencies(
     times = max(_FEWEST_CALLS, min(setting.calls, int(_LATENCY_SECONDS / (time.perf_counter() - begun))))
     for _ in range(setting.repeats):
         for key, call in calls.items():
-            call()  # so that its weights are where they are in use, whatever ran before
+            call()  # brings its weights back into the caches, whatever ran before
             spans = []
             for _ in range(times):
                 synchronize(setting.device)

@@ -1,4 +1,4 @@
-"""What a training step cannot be faster than: its products by the best library call, and its FLOPs at peak rate."""
+"""Lower bounds of a training step's time: its products by the best library call, and its FLOPs at peak rate."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lthfunc.training.precision import Precision, matmul_precision
 
 from .graphed import graphed
 
-#: The floors, as records name them.
+#: The lower bounds, by their names in records.
 FLOOR, PEAK, BYTES = "products alone", "FLOPs at peak rate", "bytes at reading rate"
 
 
@@ -39,7 +39,7 @@ def products(model: lf.Model, x: Tensor, networks: int = 1, precision: Precision
 
     Each layer in the memory layout, and by the library, that it is faster in; the first layer needs no gradient of its
     input, and its weights' may be a product over columns, as the compiled engine's. On a GPU they are one graph.
-    networks: so many side by side, of linear layers alone. precision: of the factors, as a training's.
+    networks: how many at once, of linear layers only. precision: of the factors, as a training's.
     """
     jobs: list[Job] = []
     with matmul_precision(precision):
@@ -67,7 +67,7 @@ def _types(precision: Precision) -> torch.dtype:
 
 
 def peak_rate(device: str, precision: Precision = "fp32") -> float:
-    """FLOP/s of the best of some large products by either library, on the threads that are set."""
+    """FLOP/s of the best of some large products by either library, with the current number of threads."""
     best = 0.0
     with matmul_precision(precision):
         for size in (512, 768, 1024, 2048) if device == "cpu" else (4096, 8192):
@@ -78,7 +78,7 @@ def peak_rate(device: str, precision: Precision = "fp32") -> float:
 
 
 def peaks(flops: int, moved: int, device: str, precision: Precision) -> dict[str, list[float]]:
-    """Steps per second of so many FLOPs and bytes at the device's own rates; of bytes on a GPU alone."""
+    """Steps per second for these FLOPs and bytes at the device's rates; for bytes only on a GPU."""
     found = {PEAK: [peak_rate(device, precision) / flops]}
     if device != "cpu":
         found[BYTES] = [reading_rate(moved, device) / moved]
@@ -86,13 +86,13 @@ def peaks(flops: int, moved: int, device: str, precision: Precision) -> dict[str
 
 
 def step_bytes(params: lf.Params, masks: lf.Masks) -> int:
-    """Bytes that no masked step of Adam does without: weights, moments and masks read, weights and moments written."""
+    """Bytes that every masked step of Adam needs: weights, moments and masks read, weights and moments written."""
     weights = sum(int(leaf.nbytes) for leaf in params.values())
     return 6 * weights + sum(int(mask.nbytes) for mask in masks.values())
 
 
 def reading_rate(size: int, device: str) -> float:
-    """Bytes/s of reading as much memory as that again and again, so from the cache that holds it."""
+    """Bytes/s of reading this much memory repeatedly, from the cache that holds it."""
     data = torch.ones(max(size, 4096) // 4, device=device)
     return data.nbytes / _seconds(data.sum, device, repeats=31)
 

@@ -1,10 +1,10 @@
-"""Everything that is measured on a GPU, within a time: parts in the order of what they tell, each written as it ends.
+"""All measurements on a GPU, within a time limit: parts in the order of importance, each written when it ends.
 
     python -m benchmarks.gpu --minutes 8 --out FOLDER
 
 or, installed, `lthfunc benchmark gpu`. Each part is a process with a share of the time: one that fails or takes too
-long costs no other, and what ended is on the disk. First is compiled what they need. The summary says for each network,
-and for networks side by side, how fast this library trains, its fastest peer, and the floor.
+long doesn't affect the others, and finished parts are on disk. What they need is compiled first. The summary has for
+each network, and for several networks at once, the speed of this library, its fastest peer, and the lower bound.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _REPEATS = 5
 _READY = 0.4
 #: Seconds of a timing beyond which nothing is told better, by the type of device.
 _LONGEST = {"cpu": 0.03, "cuda": 1.0}
-#: How much more than its time a part may take, before it is ended.
+#: How much more than its time a part may take before it is stopped.
 _PATIENCE = 1.5
 
 
@@ -99,7 +99,7 @@ def run(*, minutes: float, device: str, out: str) -> list[Record]:
         warm(parts, device, _WARM * whole)
     for number, part in enumerate(parts):
         left = whole - (time.monotonic() - begun)
-        # What parts before left over is shared among those that follow.
+        # Time that earlier parts left is shared among those that follow.
         budget = left * part.share / sum(each.share for each in parts[number:])
         path = folder / f"{part.name}.json"
         path.unlink(missing_ok=True)
@@ -128,7 +128,7 @@ def warm(parts: Sequence[Part], device: str, seconds: float) -> None:
 
 
 def measured(part: Part, device: str, budget: float, left: float, path: Path) -> str | None:
-    """Measure a part; returns why nothing came of it, else None."""
+    """Measure a part; returns why it failed, or None."""
     if left < 1:
         return "no time was left"
     longest = _LONGEST[device.partition(":")[0]]

@@ -1,4 +1,4 @@
-"""Calls as CUDA graphs, so that what others launch one by one is measured without what launching costs the host."""
+"""Calls as CUDA graphs, so that peers that launch kernels one by one are measured without the host's launch time."""
 
 from __future__ import annotations
 

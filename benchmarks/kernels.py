@@ -1,4 +1,4 @@
-"""Triton kernels beside the same by compiled PyTorch, and beside the card's own rates: calls per second.
+"""Triton kernels compared with compiled PyTorch and with the card's rates: calls per second.
 
     python -m benchmarks.kernels --device cuda --precision bf16 --json FILE
 
@@ -98,7 +98,7 @@ def main(arguments: list[str] | None = None) -> None:
 def run(
     *, device: str, precision: Precision, seconds: float = 0.2, repeats: int = 5, json: str | None = None
 ) -> list[Record]:
-    """Measure, print, and write JSON where asked to. Raises UserError on a CPU, but for Triton's interpreter."""
+    """Measure, print, and on request write JSON. Raises UserError on a CPU, except in Triton's interpreter."""
     device = choose_device(device)
     check_precision(precision, device)
     if device == "cpu" and not triton_calls.interpreted():

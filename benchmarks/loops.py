@@ -1,4 +1,4 @@
-"""Our training loop, measured as it runs between two looks at the validation split."""
+"""Our training loop, measured between two evaluations."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _END = 10**9
 
 
 def going_on(trainer: Trainer, state: TrainState) -> TimedFunction:
-    """Steps through the loop that users run, going on from call to call.
+    """Steps of the loop that users run, which continues from call to call.
 
     It stays open: a call of `take_steps` for each timing would copy the state in and out once for a few steps of a
     large network, where a user's training does for hundreds.

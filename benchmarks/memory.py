@@ -2,7 +2,7 @@
 
     python -m benchmarks.memory --rounds 1000 --json FILE
 
-or, installed, `lthfunc benchmark memory`. Rounds run as in `lthfunc prune`, files, checkpoints and records included.
+or, installed, `lthfunc benchmark memory`. Rounds run as in `lthfunc prune`, including files, checkpoints and records.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ def cases() -> dict[str, Case]:
 
 
 def layer_cases() -> dict[str, Case]:
-    """Single layers as networks: linear ones of so many inputs and outputs, 3×3 convolutions of so many channels."""
+    """Single layers as networks: linear ones by inputs and outputs, 3×3 convolutions by channels."""
     found = {}
     for size in (1024, 4096):
         layer = nn.Sequential(nn.Linear(size, size))
@@ -67,7 +67,7 @@ _CONV4 = (
 
 
 def images(case: Case, device: str, size: int = 45_000) -> lf.Dataset:
-    """Random uint8 images, as many as a training set has: speed depends on sizes, not on what is to be seen."""
+    """Random uint8 images, as many as a training set has: speed depends only on sizes."""
     draw = torch.Generator().manual_seed(0)
     x = torch.randint(0, 256, (size, *case.shape), generator=draw, dtype=torch.uint8)
     y = torch.randint(0, 10, (size,), generator=draw)

@@ -20,7 +20,7 @@ JIT = "JAX jit, donated"
 
 
 def why_not(case: Case) -> str | None:
-    """Why JAX cannot run this network here; None where it can."""
+    """Why JAX cannot run this network here, or None."""
     if not case.layers:
         return "not written for JAX"
     try:
@@ -32,7 +32,7 @@ def why_not(case: Case) -> str | None:
 
 
 def use_threads(threads: int) -> None:
-    """Before JAX is imported: one thread where one is asked for."""
+    """Before JAX is imported: restrict it to one thread if one is requested."""
     if threads == 1:
         os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -81,7 +81,7 @@ def jitted(case: Case, state: TrainState, ready: Sequence[Batch]) -> dict[str, T
 
     variants: dict[str, TimedFunction] = {JIT: run}
     if not any(layer.startswith("conv") for layer in case.layers):
-        # Within a scan, XLA's CPU convolutions are some 80 times slower than outside: minutes to say so again.
+        # Within a scan, XLA's CPU convolutions are some 80 times slower than outside, so they are not measured.
         variants["JAX lax.scan"] = run_scanned
     return variants
 

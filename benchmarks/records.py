@@ -1,4 +1,4 @@
-"""How measurements are written down: medians, versions and hardware beside them."""
+"""Records of measurements: medians, with versions and hardware."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FLOPS, MOVED = "FLOPs of a step", "bytes of a step"
 
 
 def chosen(networks: Sequence[str], default: Sequence[str], every: Sequence[str], threads: int) -> list[str]:
-    """The networks to measure. Raises UserError for a name that is not among `every`, and for no thread at all."""
+    """The networks to measure. Raises UserError for a name that is not in `every`, and for less than one thread."""
     for name in networks:
         if name not in every:
             raise unknown("--network", name, every)
@@ -78,7 +78,7 @@ def record(rates: list[float], **about: Any) -> Record:
 
 
 def header(benchmark: str, command: str, device: str, threads: int | None = None) -> dict[str, Any]:
-    """What the numbers of a file were taken on."""
+    """The machine and versions of a file's measurements."""
     peers: dict[str, str | None] = {}
     for name in ("jax", "jaxlib", "optax", "sparseprop", "scipy", "onnxruntime"):
         try:

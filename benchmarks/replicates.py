@@ -1,4 +1,4 @@
-"""Networks side by side as one vmapped program: steps per second of each, against one network alone.
+"""Several networks as one vmapped program: steps per second of each, compared with a single network.
 
 python -m benchmarks.replicates --device cuda --json FILE
 
@@ -37,7 +37,7 @@ OURS, PEER = "side by side", "side by side, torch.func compiled"
 BESIDE = f"side by side, {FLOOR}"
 #: On a GPU, ours without graphs, as its steps are launched one by one.
 LAUNCHED = "side by side, launched one by one"
-#: Batches that peers take in turn.
+#: Batches that peers cycle through.
 _READY = 20
 
 

@@ -1,11 +1,11 @@
-"""One training on several ranks: a step's time and traffic, measured beside what a model of them says.
+"""One training on several ranks: a step's time and traffic, measured and compared with a model.
 
     python -m benchmarks.scale --ranks 1 --ranks 2 --ranks 4 --rate 1000 --rate 100 --json FILE
 
 or, installed, `lthfunc benchmark scale`. Ranks are processes of one thread; gloo carries their sums over the loopback
-or, with --rate, over links of that many megabits a second (Linux, as root). The model knows the time of a step
-that sends nothing, what meeting after it adds, and the link's latency and rate; none of them from the steps that it is
-held against.
+or, with --rate, over links of that many megabits a second (Linux, as root). The model's inputs are the time of a
+step that sends nothing, the time that synchronisation adds, and the link's latency and rate; none is taken from the
+steps that it is compared with.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def run(
     *, networks: list[str], ranks: list[int], densities: list[float], rates: list[float], engine: str = "compile",
     quick: bool = False, json: str | None = None,
 ) -> list[Record]:  # fmt: skip
-    """Measure these networks. Raises UserError for what isn't known or cannot be had."""
+    """Measure these networks. Raises UserError for unknown names and unavailable links."""
     names = chosen(networks, _NETWORKS[:1] if quick else _NETWORKS, tuple(cases()), 1)
     numbers = sorted(set(ranks or (_RANKS[:2] if quick else _RANKS)))
     shares = sorted(set(densities or (1.0, 0.1)), reverse=True)
@@ -109,7 +109,7 @@ def _alone(asked: dict[str, Any]) -> dict[str, float]:
 
 
 def _measured(asked: dict[str, Any], ranks: int, rate: float | None) -> dict[str, Any]:
-    """What rank 0 says. Raises UserError where a rank fails."""
+    """Run the ranks; returns rank 0's measurements. Raises UserError if a rank fails."""
     with places(ranks, rate) as spots:
         with socket.socket() as held:
             held.bind(("127.0.0.1", 0))
@@ -136,7 +136,7 @@ def _measured(asked: dict[str, Any], ranks: int, rate: float | None) -> dict[str
 
 
 def _beside(measured: dict[str, Any], alone: dict[str, float], ranks: int, rate: float | None) -> list[Record]:
-    """Records of measured steps, each with what the model says of it."""
+    """Records of measured steps, each with the model's prediction."""
     records = []
     for each in measured["steps"]:
         compute = each["computing"]
@@ -191,7 +191,7 @@ def _show(records: Sequence[Record], alone: dict[str, float], densities: Sequenc
 
 
 def _table(title: str, heads: Sequence[str], words: int) -> Table:
-    """An empty one whose first columns hold so many words, and the others numbers."""
+    """An empty table; this many of its first columns hold words, the others numbers."""
     table = Table(title=title, box=None)
     for number, head in enumerate(heads):
         table.add_column(head, justify="left" if number < words else "right")

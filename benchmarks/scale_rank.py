@@ -79,7 +79,7 @@ def _mean(call: Callable[[], object], seconds: float, collectives: Collectives) 
 
 
 def _same(count: float, least: int, most: int, collectives: Collectives) -> int:
-    """A number that all ranks agree on."""
+    """Rank 0's number, on all ranks."""
     return int(
         collectives.all_reduce(torch.tensor([max(least, min(most, count))], dtype=torch.float64))
         / collectives.world_size
@@ -175,7 +175,7 @@ def _channels(case: Case) -> int:
 
 
 def _bytes(interface: str) -> int:
-    """That an interface has sent so far; 0 where the system doesn't say."""
+    """Bytes that an interface has sent so far; 0 if unknown."""
     try:
         lines = Path("/proc/net/dev").read_text(encoding="utf-8").splitlines()
     except OSError:

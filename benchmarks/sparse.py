@@ -1,9 +1,9 @@
-"""Training on surviving weights against density: our engines, their peers, single layers, the floor.
+"""Training on surviving weights against density: our engines, their peers, single layers, a lower bound.
 
     python -m benchmarks.sparse --network lenet5 --threads 1 --json FILE --plot FILE
 
-or, installed, `lthfunc benchmark sparse`. What is compared is measured in one process, in turn. The
-sparse engine runs on CPUs; what tickets gain on a GPU is measured by benchmarks/execution.py.
+or, installed, `lthfunc benchmark sparse`. Everything is measured alternately in one process. The sparse
+engine runs on CPUs; benchmarks/execution.py measures what tickets gain on a GPU.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def run(
     json: str | None,
     plot: str | None,
 ) -> list[Record]:
-    """Measure, print tables, and write JSON and a picture where asked to."""
+    """Measure, print tables, and on request write JSON and a picture."""
     names = chosen(networks, ["lenet300"] if quick else NETWORKS, (*NETWORKS, *_LARGE), threads)
     if ticket is not None and len(names) != 1:
         raise invalid("--ticket", ticket, "one --network with it")

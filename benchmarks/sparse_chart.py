@@ -1,4 +1,4 @@
-"""Results against density as tables, and as how many times as fast as dense: of training, of execution."""
+"""Results of training or execution against density, as tables and as speed-ups over dense."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .chart import panels
 from .floors import BYTES, PEAK
 from .records import Record
 
-#: What all else is compared with, by what is measured.
+#: The variant that all others are compared with, by kind of measurement.
 _BASES = ("lthfunc, compile", "oneDNN", "dense")
 _TICKS = (0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500)
 #: Okabe & Ito's palette.

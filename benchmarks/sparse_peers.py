@@ -1,4 +1,4 @@
-"""How others compute with surviving weights alone: SparseProp in training, CSR products and ONNX in inference."""
+"""Peers that compute only with surviving weights: SparseProp in training, CSR products and ONNX in inference."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def scipy_csr(state: TrainState, x: Tensor) -> TimedFunction:
 
 
 def onnx_runtime(path: Path, x: Tensor, threads: int) -> TimedFunction:
-    """An exported file by ONNX Runtime, on so many threads."""
+    """An exported file in ONNX Runtime, with this many threads."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

@@ -79,7 +79,7 @@ def test_a_steps_own_memory_counts_and_the_cache_is_free(allocator: Allocator, p
 def test_as_many_networks_as_fit_or_even_groups_of_them(allocator: Allocator, plan: Plan) -> None:
     """78.5 GB are free, of which nine tenths hold 17 networks."""
     assert gpu_memory.width_on(plan, 17, "cuda", asked=True) == 17
-    said = r"--jobs: 18 networks .* need about 72\.0 GB, and cuda has 78\.5 GB free; about 17 would fit: --jobs 17$"
+    said = r"--jobs: 18 networks .* need about 72\.0 GB, but cuda has 78\.5 GB free; about 17 would fit: --jobs 17$"
     with pytest.raises(UserError, match=said):
         gpu_memory.width_on(plan, 18, "cuda", asked=True)
     for jobs, width in ((18, 9), (35, 12), (34, 17)):

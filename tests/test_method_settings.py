@@ -40,8 +40,8 @@ def test_which_methods_mean_something(setting: MethodContext) -> None:
     assert methods_for(setting, ("imp-tuned",)) == (("imp-tuned",), None)
     assert why_not_tuned(setting._replace(schedule=None)) is None
     for schedule, words in (
-        (lf.constant(0.1), "imp-tuned needs a --schedule that falls"),
-        (torch.tensor([0.1, 0.2]), "imp-tuned needs a --schedule that falls"),
+        (lf.constant(0.1), "imp-tuned needs a decreasing --schedule"),
+        (torch.tensor([0.1, 0.2]), "imp-tuned needs a decreasing --schedule"),
         (lf.cosine(0.1, STEPS), "imp-tuned would train at the schedule's last rate, which is about 0"),
     ):
         other = setting._replace(schedule=schedule)

@@ -126,7 +126,7 @@ def test_trainings_with_fewer_steps_than_cycles_are_compared_without_them() -> N
     setting = method_context(named(density=0.1, rounds=2, engine="eager", steps=3, batch_size=20))[1]
     chosen, note = methods_for(setting, [])
     assert "imp-cyclic" not in chosen
-    assert "imp-cyclic needs a step for each of its 4 --cycles, and a training has 3" in (note or "")
+    assert "imp-cyclic needs a step for each of its 4 --cycles, but a training has 3" in (note or "")
     assert methods_for(setting, ["imp"]) == (("imp",), None)
     for call in (lambda: methods_for(setting, ["imp-cyclic"]), lambda: METHODS.load("imp-cyclic")(setting, 0)):
         with pytest.raises(UserError, match="imp-cyclic needs a step"):
@@ -139,7 +139,7 @@ def test_fine_tuning_needs_a_rate_that_falls() -> None:
     def of(**settings: object) -> tuple[Any, Any]:
         return methods_for(method_context(named(density=0.1, rounds=2, engine="eager", **settings))[1], settings_asked)
 
-    for settings, words in (({}, "needs a --schedule that falls"), ({"schedule": "cosine"}, "which is about 0")):
+    for settings, words in (({}, "needs a decreasing --schedule"), ({"schedule": "cosine"}, "which is about 0")):
         settings_asked: list[str] = []
         chosen, note = of(**settings)
         assert list(chosen) == [name for name in METHODS if name != "imp-tuned"]

@@ -1,6 +1,6 @@
-"""Every name that is chosen by, kind by kind, with where its function lies. Free of torch.
+"""All names that can be chosen, by kind, with the locations of their functions. Free of torch.
 
-Adding to a kind takes the function and its line here.
+To add a name, write the function and add its line here.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from lthfunc.catalog import data_sets, deployment, methods, networks, pruning, r
 from lthfunc.registry import Registry
 
 _MODULES = (pruning, recipes, training, methods, networks, data_sets, deployment, recipes)
-#: By kind.
+#: All registries, by kind.
 REGISTRIES: dict[str, Registry[Any]] = {
     each.kind: each for module in _MODULES for each in vars(module).values() if isinstance(each, Registry)
 }

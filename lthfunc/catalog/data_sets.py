@@ -1,4 +1,4 @@
-"""What is known of each data set before torch is imported."""
+"""The data sets: what is known about each before torch is imported."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lthfunc.hardware import user_cache
 from lthfunc.registry import Entry, Registry
 
 DATA_DIR_VARIABLE = "LTHFUNC_DATA"
-#: How the name of a data set in a file ends.
+#: Suffix of the names of data sets in files.
 SUFFIX = ".safetensors"
 
 
@@ -33,7 +33,7 @@ class DataSetEntry(Entry):
     home: str = ""
 
 
-#: What of `loading.load` it names -> a Dataset; a user's own is given data_dir.
+#: The arguments of `loading.load` that its signature has -> a Dataset; a user's also gets data_dir.
 DATASETS = Registry("datasets", "--dataset", {
     "digits": DataSetEntry(
         ".data.digits:load_digits", "small digits, bundled", "Alpaydin & Kaynak 1998", shape=(1, 8, 8), classes=10,
@@ -80,7 +80,7 @@ DATASETS = Registry("datasets", "--dataset", {
     ),
 })  # fmt: skip
 
-#: Data sets of files, by kind: what of `loading.load` it names -> a Dataset.
+#: Data sets in files, by kind: the arguments of `loading.load` that its signature has -> a Dataset.
 FILE_KINDS = Registry("file kinds", "--dataset", {
     "folder:PATH": Entry(
         ".data.image_folder:read_folder", "images in a folder for each class, or such folders in train, val and test",
@@ -105,7 +105,7 @@ FILE_KINDS = Registry("file kinds", "--dataset", {
 
 
 def default_data_dir() -> Path:
-    """Where data sets lie: the environment variable LTHFUNC_DATA, or a folder in the user's cache."""
+    """The folder of data sets: the environment variable LTHFUNC_DATA, or a folder in the user's cache."""
     if given := os.environ.get(DATA_DIR_VARIABLE):
         return Path(given)
     return user_cache() / "data"

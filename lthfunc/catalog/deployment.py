@@ -1,4 +1,4 @@
-"""What a trained ticket is run as, what it is written as, and where a run is followed."""
+"""Formats to run a trained ticket in, exports, and trackers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from lthfunc.registry import Entry, Registry
 
 @dataclass(frozen=True)
 class FormatEntry(Entry):
-    """whole: of a whole network, not of a layer. rounds: so that nobody is given it without asking.
+    """whole: of a whole network, not of a layer. rounds: it rounds weights, so it is used only on request.
 
     patterned: of a mask's own pattern, which compaction would break up.
     """
@@ -78,7 +78,7 @@ EXPORTS = Registry("exports", "--to", {
     "scipy": ExportEntry(".deployment.export.state_dicts:scipy", "folder of CSR matrices"),
 })  # fmt: skip
 
-#: (run's folder, settings) -> a Sink; by the setting that asks for it, which is the name of the package it needs.
+#: (run's folder, settings) -> a Sink; by the setting that requests it, which is the name of the package that it needs.
 TRACKERS = Registry("trackers", "--tracker", {
     "tensorboard": TrackerEntry(".tracking.tensorboard:TensorBoard", "event files", place="tensorboard"),
     "wandb": TrackerEntry(".tracking.wandb:Wandb", "Weights & Biases", place="wandb"),

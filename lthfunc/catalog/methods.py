@@ -1,4 +1,4 @@
-"""The methods of the field."""
+"""Published methods of pruning."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from lthfunc.registry import Entry, Registry
 
 @dataclass(frozen=True)
 class MethodEntry(Entry):
-    """why_not: a target, setting -> why the method means nothing there, or None."""
+    """why_not: a target, context -> why the method is not meaningful there, or None."""
 
     why_not: str | None = None
 
@@ -31,7 +31,7 @@ def _at_init(name: str, about: str, source: str, inverted: str = "its best weigh
     }
 
 
-#: (setting, seed) -> outcome.
+#: (context, seed) -> outcome.
 METHODS = Registry("methods", "--method", {
     "dense": _method("iterative:dense", "the whole network"),
     "imp": _method(

@@ -1,4 +1,4 @@
-"""The networks that are chosen by name: what they need, and how the paper trains them."""
+"""The networks that can be chosen by name: what they require, and how the paper trains them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from lthfunc.errors import unknown
 from lthfunc.registry import Entry, Registry
 
-#: Options of timm's by which it loads files, pickled ones too.
+#: Options with which timm loads files, including pickled ones.
 TIMM_LOADS = ("checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
 
 
@@ -31,7 +31,7 @@ _DEEP = Recipe("sgd", 0.01, 128, 0.9, 1e-4)
 
 @dataclass(frozen=True)
 class NetworkEntry(Entry):
-    """min_side: the least height and width of an image that it can work on. arguments: of its target.
+    """min_side: the minimum height and width of an image. arguments: of its target.
 
     inputs: "images" (channels, height, width); "text" (length,), numbers of characters; or "numbers" of any shape.
     """
@@ -65,7 +65,7 @@ def _deep(
 
 _HE, _WIDE = "He et al. 2016", "Zagoruyko & Komodakis 2016"
 
-#: (shape, classes) -> an nn.Module, by the names of its parameters; a user's own may have others besides.
+#: (shape, classes) -> an nn.Module, by the names of its parameters; a user's may have others as well.
 NETWORKS = Registry("models", "--arch", {
     "lenet300": NetworkEntry(
         ".models.lenet:LeNet300", "LeNet-300-100, fully connected", "LeCun et al. 1998", recipe=_LENET,
@@ -110,7 +110,7 @@ NETWORKS = Registry("models", "--arch", {
     ),
 })  # fmt: skip
 
-#: Collections of networks that are taken by name: what makes a network of its rest.
+#: Collections of networks, by prefix: the function that makes a network from the rest of the name.
 ZOOS = Registry("model zoos", "--arch", {
     "torchvision:NAME": Entry(
         ".models.zoos:of_torchvision", "torchvision's", pattern=r"torchvision:(?P<name>.*)",
@@ -123,7 +123,7 @@ ALIASES: dict[str, str] = {alias: name for name, entry in NETWORKS.items() for a
 
 
 def canonical(name: str) -> str:
-    """The catalogue's name for a name or alias; others that exist stay. Raises UserError if unknown."""
+    """The catalogue's name for a name or alias; names of collections and users stay. Raises UserError if unknown."""
     if ":" in name:
         return name
     found = ALIASES.get(name.lower(), name.lower())

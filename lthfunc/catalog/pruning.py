@@ -1,4 +1,4 @@
-"""How networks are pruned, and where they start again."""
+"""How networks are pruned, and where pruned networks start."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class ScoreEntry(Entry):
 
 @dataclass(frozen=True)
 class StructureEntry(Entry):
-    """rows: a weight's rows are taken for outputs."""
+    """rows: whether it treats a weight's rows as outputs."""
 
     rows: bool = True
 
@@ -110,7 +110,7 @@ def _start(function: str, about: str, source: str = "", **more: Any) -> StartEnt
 
 _FROM_STEP = r"(:(?P<step>\d+))?"
 
-#: (pruned network, situation) -> what is trained; a user's own is (pruned network, anchor) -> what is trained.
+#: (pruned network, RoundContext) -> what is trained; a user's is (pruned network, anchor) -> what is trained.
 REWINDINGS = Registry("rewindings", "--rewind", {
     "init": _start("to_anchor", "the initial weights, the winning ticket", "Frankle & Carbin 2019", at_anchor=True),
     "step:K": _start(

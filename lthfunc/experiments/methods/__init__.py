@@ -1,1 +1,1 @@
-"""The methods of the field, each a composition of the same parts, at one density and one length of training."""
+"""Published methods, each a composition of the same parts, at one density and one length of training."""

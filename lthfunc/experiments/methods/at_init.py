@@ -30,7 +30,7 @@ _BATCHES = 10
 def at_init(
     scoring: Scoring, *, rounds: int | None = 1, allocate: Allocate = globally, then: Ablation | None = None
 ) -> Method:
-    """Score the untrained network, prune it, and train what is left. rounds: None for those of SynFlow."""
+    """Score the untrained network, prune it, and train the rest. rounds: None for those of SynFlow."""
 
     @Method
     def method(context: MethodContext, seed: int) -> Course:
@@ -72,7 +72,7 @@ def at_random(context: MethodContext, state: TrainState, seed: int) -> Score:
 
 
 def inverted(scoring: Scoring) -> Scoring:
-    """What the score values most goes first."""
+    """Prune what the score values most."""
     return lambda context, state, seed: inverted_score(scoring(context, state, seed))
 
 

@@ -1,4 +1,4 @@
-"""What all methods share: the network, its training, and the density that they all end at."""
+"""What all methods share: the network, its training, and the final density."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from lthfunc.trees.rng import key
 from lthfunc.trees.transformations import Transformation
 from lthfunc.trees.types import Batch, Ticket, TrainState
 
-#: Of SynFlow, where nobody says how many (Tanaka et al. 2020, sec. 6).
+#: Default rounds of SynFlow (Tanaka et al. 2020, sec. 6).
 SYNFLOW_ROUNDS = 100
 
 
 class MethodContext(NamedTuple):
-    """steps: of one training. rounds: of iterative methods. density: of the network that every method ends with.
+    """steps: of one training. rounds: of iterative methods. density: of the final network of every method.
 
     trainer_of: a trainer of another model on the same data (a reparametrised one), with an optimiser.
-    cyclic: the trainer whose learning rate runs through its schedule several times in one training; None where a
-    training has fewer steps than `cycles`.
-    schedule: the trainer's learning rates, where they are known. synflow_rounds: in which SynFlow prunes.
+    cyclic: the trainer whose learning rate repeats its schedule several times in one training; None if a training has
+    fewer steps than `cycles`.
+    schedule: the trainer's learning rates, if known. synflow_rounds: rounds in which SynFlow prunes.
     """
 
     model: Model
@@ -49,12 +49,12 @@ class MethodContext(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one input."""
+        """The shape of an input."""
         return self.trainer.data.shape
 
 
 class Outcome(NamedTuple):
-    """What a method ends with: the trained network that validation chose, and the training steps it took."""
+    """A method's result: the trained network that validation chose, and the training steps it took."""
 
     ticket: Ticket
     steps: int
@@ -67,7 +67,7 @@ def start(context: MethodContext, seed: int) -> TrainState:
 
 
 def tested(context: MethodContext, ticket: Ticket, steps: int) -> Outcome:
-    """Read the test set, once."""
+    """Evaluate the network on the test set, once."""
     device = next(iter(ticket.masks.values())).device
     (quality,) = measure(context.trainer, [ticket.params], [ticket.buffers], context.trainer.data.test, device)
     return Outcome(ticket, steps, quality)
@@ -85,5 +85,5 @@ def loss(context: MethodContext, state: TrainState) -> LossOfParams:
 
 
 def pruned_to(context: MethodContext, allocate: Allocate = globally, score: Score = magnitude) -> Transformation:
-    """Prune to the density that all methods end at."""
+    """Prune to the final density of all methods."""
     return prune(density=context.density, allocate=allocate, score=score)

@@ -1,6 +1,6 @@
 """A method's course with one seed: stages of training, each followed by a change of the network, and a last training.
 
-A course stands still only in its trainings. What it holds there is a few trees, so it can be resumed from a checkpoint.
+A course can only be interrupted within its trainings, where it holds a few trees, so it can resume from a checkpoint.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from lthfunc.trees.types import Buffers, Masks, Params, Ticket, TrainState
 
 
 class Carry(NamedTuple):
-    """What a course holds: its network; what that may be rewound to; and the masks that it compares."""
+    """The state of a course: its network, what that may be rewound to, and the masks that it compares."""
 
     state: TrainState
     anchor: TrainState | None = None
@@ -31,7 +31,7 @@ class Carry(NamedTuple):
 
 
 class Stage(NamedTuple):
-    """Train to a step (not at all where the network is there already), then change what the course holds."""
+    """Train to a step (not at all if the network is there already), then change the state of the course."""
 
     until: Callable[[Carry], int]
     then: Callable[[Carry], Carry]
@@ -40,7 +40,7 @@ class Stage(NamedTuple):
 class Course(NamedTuple):
     """Where a method starts, its stages, and the trainer of all its steps.
 
-    ticket: (params and buffers that validation chose, masks) -> the network that the method ends with.
+    ticket: (params and buffers that validation chose, masks) -> the method's final network.
     """
 
     start: Carry
@@ -68,9 +68,9 @@ def follow(
     checkpointer: Checkpointer[Progress] | None = None,
     so_far: Progress | None = None,
 ) -> Outcome:
-    """Carry out a course, from its start or from a checkpoint. observe: told the steps of all its trainings together.
+    """Run a course, from its start or from a checkpoint. observe: called with the steps of all its trainings together.
 
-    Raises Stopped where the checkpointer asked for it.
+    Raises Stopped if the checkpointer requests it.
     """
     carry, first, offset, fit = course.start, 0, -int(course.start.state.step), None
     if so_far is not None:
@@ -97,7 +97,7 @@ def follow(
 
 
 def _begun(carry: Carry, fit: Fit | None) -> TrainState:
-    """The network at the step that its training began at, which says how long that is."""
+    """The network at the step at which its training started, which determines the training's length."""
     state = carry.state
     return state if fit is None else state._replace(step=torch.full_like(state.step, fit.curve[0].step))
 
@@ -111,7 +111,7 @@ def train_to(
     checkpointer: Checkpointer[Fit] | None,
     so_far: Fit | None,
 ) -> TrainState:
-    """The state at a step; the validation split is not looked at."""
+    """Train to a step, without evaluations on the validation split."""
     if so_far is None:
         point = Point(int(state.step), math.nan, math.nan, math.nan)
         so_far = Fit(state, BestNetwork(point, state.params, state.buffers), (point,))
@@ -128,12 +128,12 @@ def train_to(
 def _of_fits(
     checkpointer: Checkpointer[Progress] | None, carry: Carry, number: int, offset: int
 ) -> Checkpointer[Fit] | None:
-    """A checkpointer of a course as one of the training in its stage of this number."""
+    """A course's checkpointer as one of the training in its stage of this number."""
     if checkpointer is None:
         return None
     return checkpointer.of(lambda fits: [Progress(fit, carry.anchor, number, offset, carry.recent) for fit in fits])
 
 
 def _shifted(observe: Observers | None, offset: int) -> Observers | None:
-    """An observer that is told the steps of all trainings together."""
+    """An observer that receives the steps of all trainings together."""
     return None if observe is None else lambda number, points: observe(offset + number, points)

@@ -1,4 +1,4 @@
-"""Train, prune, rewind, and again: the lottery ticket's own methods and their nearest relatives."""
+"""Train, prune, rewind, repeat: the methods of the lottery ticket papers and their nearest relatives."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def iterative(
     score: Callable[[int], Score] = lambda seed: magnitude,
     allocate: Allocate = globally,
 ) -> Method:
-    """Rounds of training and pruning at one rate, each round rewound. late: the anchor, as a share of the training."""
+    """Rounds of training and pruning at one rate, each round rewound. late: the anchor's share of the training."""
 
     @Method
     def method(context: MethodContext, seed: int) -> Course:
         dense = start(context, seed)
-        anchor_step = round(late * context.steps)  # a share of few steps may be none at all
+        anchor_step = round(late * context.steps)  # a share of few steps may be less than one
         stages = [Stage(lambda carry: anchor_step, lambda carry: carry._replace(anchor=carry.state))]
 
         def stage(density: float) -> Stage:
@@ -67,27 +67,27 @@ def _tuned(state: TrainState, anchor: TrainState) -> TrainState:
 
 
 def why_not_tuned(context: MethodContext) -> str | None:
-    """Why fine-tuning at the last learning rate would be no method of its own; None where it is one."""
+    """Why fine-tuning at the last learning rate would be meaningless, or None."""
     schedule = context.schedule
     if schedule is None:
         return None
     if float(schedule[-1]) == float(schedule.max()):
-        return "imp-tuned needs a --schedule that falls: else the last rate is the first one too, as in imp-lr"
+        return "imp-tuned needs a decreasing --schedule: otherwise the last rate is also the first, as in imp-lr"
     if ends_at(schedule, 2 * context.steps) is not None:
         return "imp-tuned would train at the schedule's last rate, which is about 0; set a higher one with --lr-final"
     return None
 
 
 def why_not_cyclic(context: MethodContext) -> str | None:
-    """Why a training cannot be several cycles long; None where it can."""
+    """Why a training cannot be several cycles long, or None."""
     if context.steps >= context.cycles:
         return None
-    return f"imp-cyclic needs a step for each of its {context.cycles} --cycles, and a training has {context.steps}"
+    return f"imp-cyclic needs a step for each of its {context.cycles} --cycles, but a training has {context.steps}"
 
 
 @Method
 def imp_tuned(context: MethodContext, seed: int) -> Course:
-    """Fine-tuning (Renda et al. 2020, sec. 2): every round goes on at the schedule's last rate. Raises UserError."""
+    """Fine-tuning (Renda et al. 2020, sec. 2): every round continues at the schedule's last rate. Raises UserError."""
     why = why_not_tuned(context)
     if why is not None:
         raise UserError(why)
@@ -110,8 +110,8 @@ random_balanced = _random(balanced())
 def cyclic(context: MethodContext, seed: int) -> Course:
     """`imp` with learning-rate rewinding, every training several cycles long (after Gadhikar et al. 2024).
 
-    Their cycles are whole trainings, one after the other; here all of them together are as long as one. Raises
-    UserError where that is too few steps.
+    Their cycles are whole trainings, one after the other; here, all together are as long as one. Raises UserError if
+    that has too few steps.
     """
     why = why_not_cyclic(context)
     if context.cyclic is None or why is not None:

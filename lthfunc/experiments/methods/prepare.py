@@ -1,4 +1,4 @@
-"""From settings to what methods share."""
+"""From settings to the context of methods."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lthfunc.trees.model import Model
 
 
 def check_methods(config: Config, methods: tuple[str, ...]) -> None:
-    """Raise UserError for a method that isn't known, or no density to compare them at."""
+    """Raise UserError for an unknown method, or without a density at which to compare them."""
     for method in methods:
         METHODS.check(method)
     if config.density is None:
@@ -28,9 +28,9 @@ def check_methods(config: Config, methods: tuple[str, ...]) -> None:
 
 
 def methods_for(context: MethodContext, asked: Sequence[str]) -> tuple[tuple[str, ...], str | None]:
-    """(the methods to compare, a line on what is left out): those asked for, or else all that mean something here.
+    """(the methods to compare, a line on those left out): the given ones, or all that are meaningful here.
 
-    Raises UserError where one is asked for that means nothing here.
+    Raises UserError if a given one is not meaningful here.
     """
     left = {name: why for name in asked or METHODS if (why := _why_not(name, context)) is not None}
     if asked and left:
@@ -40,17 +40,17 @@ def methods_for(context: MethodContext, asked: Sequence[str]) -> tuple[tuple[str
 
 
 def _why_not(name: str, context: MethodContext) -> str | None:
-    """Why a method means nothing here; None where it does."""
+    """Why a method is not meaningful here, or None."""
     entry = METHODS.get(name)
     why: str | None = None if entry is None or entry.why_not is None else imported(entry.why_not)(context)
     return why
 
 
 def method_context(config: Config) -> tuple[Config, MethodContext]:
-    """Everything loaded and checked. Raises UserError.
+    """Load and check everything. Raises UserError.
 
-    A training has one thread unless told otherwise, since there are many to run side by side. The engine is
-    `sparse/eager` where that can be, else `eager`: masks change often, and many networks are made.
+    By default a training has one thread, since many can run at once. The engine is `sparse/eager` if possible,
+    otherwise `eager`, since masks change often and many networks are made.
     """
     config = replace(config, threads=config.threads or 1)
     choices = ("sparse/eager", "eager") if config.engine == "auto" else (config.engine,)

@@ -28,15 +28,15 @@ from lthfunc.trees.ops import apply_masks
 from lthfunc.trees.rng import generator
 from lthfunc.trees.types import Buffers, Masks, Params, Ticket
 
-#: Spread of the log odds at first, so that no two weights are equal; and their learning rate, which is a weight's no
-#: more (Zhou et al. train theirs by descent at a rate of 100): at 0.2 half of LeNet-300-100 reaches 93 % on MNIST in
+#: Initial spread of the log odds, so that no two weights are equal; and their learning rate, which differs from the
+#: weights' (Zhou et al. use gradient descent at a rate of 100): at 0.2, half of LeNet-300-100 reaches 93 % on MNIST in
 #: 1,000 steps, at 0.01 82 %.
 _NOISE, _ODDS_LR = 0.01, 0.2
 
 
 @Method
 def straight(context: MethodContext, seed: int) -> Course:
-    """The largest weights compute, all weights learn from their gradient; layers share as in ERK (JaxPruner's STE)."""
+    """Compute with the largest weights, train all with their gradient; densities by ERK (JaxPruner's STE)."""
     state = start(context, seed)
     names = context.model.prunable
     keep = erk()({}, state.masks, 1 - context.density)
@@ -59,11 +59,11 @@ def straight(context: MethodContext, seed: int) -> Course:
 
 @Method
 def supermask(context: MethodContext, seed: int) -> Course:
-    """Weights stay as they were drawn; each one's probability to be there is trained (Zhou et al. 2019, sec. 5).
+    """Keep the initial weights, and train each one's probability to be in the mask (Zhou et al. 2019, sec. 5).
 
-    Each layer's weights are scaled up for what its mask misses, as in sec. 5.2 (`rescaled`). Unlike theirs,
-    probabilities begin at the density, not at one half; and in the end, and wherever the network is measured, the
-    likeliest of each layer stay, where theirs are drawn, so that the density is the one asked for.
+    Each layer's weights are scaled up for those that its mask lacks, as in sec. 5.2 (`rescaled`). Unlike theirs,
+    probabilities start at the density, not at one half; and at the end, and in evaluations, the likeliest weights of
+    each layer remain, where theirs are drawn, so that the density is the given one.
     """
     dense = start(context, seed)
     keep = uniform(1)({}, dense.masks, 1 - context.density)
@@ -92,13 +92,13 @@ def supermask(context: MethodContext, seed: int) -> Course:
 
 
 def rescaled(mask: Tensor) -> Tensor:
-    """A layer's mask times (all its entries / its ones), gradients included, as in Zhou et al.'s code."""
+    """A layer's mask times (number of entries / number of ones), also in the gradient, as in Zhou et al.'s code."""
     return mask * (mask.numel() / mask.sum().clamp(min=1))
 
 
 @Method
 def edge_popup(context: MethodContext, seed: int) -> Course:
-    """Weights of one size and random sign stay; each layer's best-scored compute (Ramanujan et al. 2020, sec. 3).
+    """Keep weights of one size and random signs; compute with each layer's best-scored (Ramanujan et al. 2020, sec. 3).
 
     Their signed constants, scaled for the density, and their Kaiming-uniform scores, of which the absolute values
     count; the optimiser is the context's, where theirs is descent at 0.1 with momentum along a cosine.
@@ -141,7 +141,7 @@ def _under(fixed: Params, masks: Params) -> Params:
 
 
 def _spread(weight: Tensor, density: float) -> float:
-    """The standard deviation of a Kaiming normal draw, widened for the weights that are missing."""
+    """The standard deviation of Kaiming normal initialisation, scaled up for the missing weights."""
     fan_in = weight[0].numel()
     return float((2 / (fan_in * density)) ** 0.5)
 
@@ -156,7 +156,7 @@ def _course(
     ticket: Callable[[Params, Buffers], Ticket],
     optimizer: Optimizer | None = None,
 ) -> Course:
-    """One training of a parametrised network. ticket: (what was trained, buffers) -> what the method ends with."""
+    """One training of a parametrised network. ticket: (trained params, buffers) -> the method's final network."""
     model = parametrized(context.model, name, draw, training, evaluating)
     trainer = context.trainer_of(model, optimizer or context.trainer.optimizer)
     trained, _, buffers = draw(seed)

@@ -16,14 +16,14 @@ from lthfunc.sparsify.transforms import prune
 from lthfunc.trees.ops import masked_like
 from lthfunc.trees.types import Masks, TrainState
 
-#: (context, network, seed, step) -> where new weights are promising.
+#: (context, network, seed, step) -> growth scores.
 GrowthScore = Callable[[MethodContext, TrainState, int, int], Scores]
 
 #: Share of the training during which masks change; how often (of all steps), and the initial drop fraction. Evci et
 #: al. 2020, sec. 4 (75 %, every 100 of 32,000 steps, 0.3), and more often here, since trainings are shorter.
 _CHANGING, _TIMES, _DROP_FRACTION = 0.75, 30, 0.3
-#: Early bird (You et al. 2020, sec. 3, and their code): the share of all weights up to which masks may differ to count
-#: as settled, how many of them in a row, and looks in all. Theirs look after each of 160 epochs.
+#: Early bird (You et al. 2020, sec. 3, and their code): the share of all weights in which masks may differ to count as
+#: settled, how many masks in a row, and how often they are drawn. Theirs are drawn after each of 160 epochs.
 _SETTLED, _QUEUE, _LOOKS = 0.1, 5, 40
 
 
@@ -34,7 +34,7 @@ def _stage(step: int, change: Callable[[TrainState], TrainState]) -> Stage:
 
 @Method
 def gradual(context: MethodContext, seed: int) -> Course:
-    """Prune by magnitude along Zhu & Gupta's cubic; the optimiser's state goes on for the weights that stay."""
+    """Prune by magnitude along Zhu & Gupta's cubic; remaining weights keep their optimiser state."""
 
     def pruning(density: float) -> Callable[[TrainState], TrainState]:
         def change(state: TrainState) -> TrainState:
@@ -50,7 +50,7 @@ def gradual(context: MethodContext, seed: int) -> Course:
 
 
 def drop_and_grow_method(growth_score: GrowthScore) -> Method:
-    """Random ERK masks at first; then small weights go and as many others come, fewer and fewer."""
+    """Start from random ERK masks; then repeatedly drop small weights and grow as many others, fewer each time."""
 
     @Method
     def method(context: MethodContext, seed: int) -> Course:
@@ -84,11 +84,11 @@ set_, rigl = drop_and_grow_method(by_chance), drop_and_grow_method(by_gradient)
 
 @Method
 def early_bird(context: MethodContext, seed: int) -> Course:
-    """Train until the mask that pruning would give has settled, prune then, and train what is left to the end.
+    """Train until the mask that pruning would give has settled, then prune, and train the rest to the end.
 
-    You et al. 2020, with single weights by magnitude where theirs are channels by batch norm's scales. The weights and
-    the schedule go on. Where the mask doesn't settle it is drawn at the last look before the end. At densities below
-    5 %, where no two masks differ in a tenth of the weights, it is drawn at the fifth look.
+    You et al. 2020, but with single weights by magnitude instead of channels by batch norm's scales. The weights and
+    the schedule continue. If the mask doesn't settle, the last one before the end is used. At densities below 5 %,
+    where masks can't differ in a tenth of the weights, the fifth is used.
     """
     pruning = pruned_to(context)
 
@@ -106,6 +106,6 @@ def early_bird(context: MethodContext, seed: int) -> Course:
 
 
 def settled(masks: Sequence[Masks]) -> bool:
-    """Whether the last of as many masks as are compared is like each of those before it."""
-    most = _SETTLED * (1 + 1e-9)  # a distance of just a tenth may come out a little more
+    """Whether there are enough masks, and the last one is similar to each before it."""
+    most = _SETTLED * (1 + 1e-9)  # rounding may make a distance of exactly a tenth slightly larger
     return len(masks) == _QUEUE and all(mask_distance(masks[-1], other) <= most for other in masks[:-1])

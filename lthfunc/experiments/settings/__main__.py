@@ -16,15 +16,15 @@ A setting is an option of the command line (`--batch-size`), a key of a configur
 `Config`, with the same range and default in all of them. `lthfunc config --schema` prints them as a JSON Schema.
 """
 
-#: What is said of several settings at once, and which they are.
+#: Sentences about groups of settings, and which settings each is about.
 _GROUPS: dict[str, Callable[[Setting], bool]] = {
-    "These change no result, so `lthfunc resume` takes them, and they may change while a run goes on": lambda each: (
+    "These change no result, so `lthfunc resume` takes them, and they may change when a run is resumed": lambda each: (
         not each.changes_results
     ),
-    "These are not told as differences between runs": lambda each: not each.is_difference,
+    "These are not reported as differences between runs": lambda each: not each.is_difference,
     "These may name a function of your own, `package.module:function` or `path/to/file.py:name`": lambda each: each.own,
-    "A run decides these as it begins, where they are left open, and keeps them": lambda each: each.decided,
-    "These belong to a data set, so `lthfunc transfer` begins with their defaults": lambda each: each.follows_data,
+    "If these are left open, a run decides them at its start and keeps them": lambda each: each.decided,
+    "These belong to a data set, so `lthfunc transfer` starts from their defaults": lambda each: each.follows_data,
 }
 
 

@@ -9,7 +9,7 @@ from lthfunc.experiments.settings.setting import TRAINERS, WHAT, Setting
 
 @dataclass(frozen=True)
 class Data:
-    """Settings of the data set; where it lies is the machine's (`running.py`)."""
+    """Settings of the data set; its folder is a setting of the machine (`running.py`)."""
 
     dataset: Annotated[
         str,

@@ -1,4 +1,4 @@
-"""How it is pruned, and where pruned networks start again."""
+"""How networks are pruned, and where pruned networks start."""
 
 from dataclasses import dataclass, field
 from typing import Annotated
@@ -8,7 +8,7 @@ from annotated_types import Ge, Le
 from lthfunc.catalog.pruning import ALLOCATIONS, CONTROLS, REWINDINGS, SCORES, STRUCTURES
 from lthfunc.experiments.settings.setting import PRUNING, Count, Part, Setting, Share
 
-#: Commands that prune as they are told.
+#: Commands that prune by these settings.
 _PRUNERS = ("prune", "branch")
 
 

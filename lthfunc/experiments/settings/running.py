@@ -1,4 +1,4 @@
-"""How it runs, on what, and what it leaves."""
+"""How and where trainings run, and what they write."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -12,7 +12,7 @@ from lthfunc.experiments.settings.setting import RUN, TRAINERS, WHAT, Count, Set
 PRECISIONS = ("fp32", "tf32", "bf16")
 ON_NONFINITE = ("stop", "skip")
 
-#: Commands that keep what they train in a run.
+#: Commands that write their trainings to a run.
 _RUNS = ("prune", "train")
 
 

@@ -1,4 +1,4 @@
-"""What is declared of a setting besides its type, range and default, and the table of all settings."""
+"""The declaration of a setting, beyond its type, range and default, and the table of settings."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _METAVARS = {int: "N", float: "X"}
 
 @dataclass(frozen=True, eq=False)  # so that it can be a key
 class Setting:
-    """Stands in a field's annotation; `settings_in` adds what the field itself says.
+    """The description of a setting in a field's annotation; `settings_in` adds what the field itself declares.
 
-    help, panel, metavar: as --help has them; default: in words, where the field's own says nothing to a reader.
-    commands: that take it, besides `resume`, which takes whatever changes no result.
-    after: the option that --help lists it behind; None for the order of the fields.
-    names: the registry of what it may be, from which `settings_in` fills in the next three. choices: the names that it
-    must be one of; own: it may name a user's own function; offers: completed, not checked.
-    former_names: names that it had before, which still work. negated: whether there is a --no-… of it.
+    help, panel, metavar: for --help; default: in words, if the field's own doesn't help a reader.
+    commands: that take it, in addition to `resume`, which takes everything that changes no result.
+    after: the option after which --help lists it; None for the order of the fields.
+    names: the registry of its values, from which `settings_in` fills in the next three. choices: the allowed names;
+    own: whether it may name a user's own function; offers: names for completion, not checked.
+    former_names: names that it had before, which still work. negated: whether it has a --no-… option.
     """
 
     help: str
@@ -48,19 +48,19 @@ class Setting:
     offers: tuple[str, ...] = ()
     former_names: tuple[str, ...] = ()
     negated: bool = True
-    #: Whether numbers depend on it. What changes none may change while a run goes on.
+    #: Whether results depend on it. If not, it may change while a run is in progress.
     changes_results: bool = True
-    #: Whether runs that differ in it are told to differ; never where it changes no result.
+    #: Whether it is reported as a difference between runs; never if it changes no result.
     told: bool = True
-    #: It says which seeds are run, so results of a seed stay true when it changes.
+    #: Whether it only selects the seeds, so that results of a seed remain valid when it changes.
     of_seeds: bool = False
-    #: Left open (None, auto), the run decides it when it begins, and keeps that.
+    #: Whether the run decides it at its start if left open (None, auto), and then keeps it.
     decided: bool = False
-    #: It fits one data set, so that tickets on another get the default again.
+    #: Whether it belongs to one data set, so that tickets on another one get the default.
     follows_data: bool = False
-    #: Settings that it replaces, wherever they come from.
+    #: Settings that it replaces, whatever their source.
     instead_of: tuple[str, ...] = ()
-    #: Settings that replace what a recipe says of it; of_optimizer: so does another optimiser.
+    #: Settings that replace its value in a recipe; of_optimizer: another optimiser does so as well.
     gives_way_to: tuple[str, ...] = ()
     of_optimizer: bool = False
 
@@ -74,17 +74,17 @@ class Setting:
 
     @property
     def option(self) -> str:
-        """As it is typed."""
+        """The option, as typed."""
         return "--" + self.name.replace("_", "-")
 
     @property
     def shown_metavar(self) -> str | None:
-        """What stands for its value; None for the name of its type."""
+        """The placeholder of its value; None for the name of its type."""
         return self.metavar or _METAVARS.get(self.item)
 
     @property
     def shown_default(self) -> str | None:
-        """Its default as a reader is told; None where there is nothing to tell."""
+        """Its default for a reader, or None."""
         if self.default is not None or self.value in (None, {}, ()):
             return self.default
         if isinstance(self.value, bool):
@@ -93,7 +93,7 @@ class Setting:
 
     @property
     def is_difference(self) -> bool:
-        """Whether runs that differ in it are told to differ."""
+        """Whether it is reported as a difference between runs."""
         return self.told and self.changes_results
 
     @property
@@ -112,7 +112,7 @@ def settings_in(config: type) -> dict[str, Setting]:
         if (names := declared.names) is not None:
             declared = replace(declared, choices=names.choices, own=names.own, offers=names.offers)
         holds = {tuple: list, dict: dict}.get(get_origin(kind))
-        parts = get_args(kind) or (kind,)  # what it holds; or the first is what it is, where it may be None
+        parts = get_args(kind) or (kind,)  # the element type; or the first is the type, if it may be None
         found[each.name] = replace(
             declared,
             name=each.name,
@@ -135,7 +135,7 @@ def in_help_order(settings: dict[str, Setting]) -> list[Setting]:
 
 
 def settings_of(settings: dict[str, Setting], command: str) -> list[Setting]:
-    """What a command takes, in the order of its --help."""
+    """The settings that a command takes, in the order of its --help."""
     free = command == "resume"
     return [each for each in in_help_order(settings) if command in each.commands or (free and not each.changes_results)]
 

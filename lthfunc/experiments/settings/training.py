@@ -1,4 +1,4 @@
-"""How it is trained."""
+"""How networks are trained."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -11,7 +11,7 @@ from lthfunc.experiments.settings.setting import MOST_STEPS, TRAINERS, TRAINING,
 
 @dataclass(frozen=True)
 class Training:
-    """Settings of training; None for many of them, where the network and the data set have defaults of their own."""
+    """Settings of training; many are None, because the network and the data set have their own defaults."""
 
     epochs: Annotated[
         Annotated[int, Ge(1), Le(1_000_000)] | None,
