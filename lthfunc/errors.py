@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 #: The most characters of a value to show; of a longer one the type is shown.
 _LONGEST_SHOWN = 160
@@ -47,6 +48,17 @@ def invalid(option: str, value: object, accepted: str) -> UserError:
     if "\n" in shown or len(shown) > _LONGEST_SHOWN:
         shown = f": a {type(value).__name__}"
     return UserError(f"{option}: invalid value{shown} (expected {accepted})")
+
+
+@contextmanager
+def failing_as(message: Callable[[Exception], str]) -> Iterator[None]:
+    """Raise every error but a UserError as a UserError with a message."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(message(error)) from error
 
 
 def unknown(option: str, value: str, names: Iterable[str]) -> UserError:

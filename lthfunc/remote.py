@@ -8,12 +8,12 @@ import re
 import shutil
 import tempfile
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lthfunc.errors import UserError
+from lthfunc.errors import UserError, failing_as
 from lthfunc.hardware import cache_home
 from lthfunc.tracebacks import first_line
 
@@ -66,15 +66,9 @@ def remote_path(option: str, url: str) -> RemotePath:
     return RemotePath(url, system, str(path).rstrip("/"))
 
 
-@contextmanager
-def reaching(option: str, url: str) -> Iterator[None]:
-    """Turn whatever goes wrong on the way to an address into one line. Raises UserError."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:  # of as many kinds as there are protocols
-        raise UserError(f"{option}: {url!r} cannot be reached or read ({_reason(error)})") from error
+def reaching(option: str, url: str) -> AbstractContextManager[None]:
+    """Turn whatever goes wrong on the way to an address, of any protocol, into one line. Raises UserError."""
+    return failing_as(lambda error: f"{option}: {url!r} cannot be reached or read ({_reason(error)})")
 
 
 def files_below(place: RemotePath) -> dict[str, str]:

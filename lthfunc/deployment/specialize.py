@@ -70,7 +70,8 @@ def specialize(
     check_ticket(model, ticket)
     check_device(device)
     m = prepared(model, ticket, sample.to(device))
-    _check_takes(model, m.whole, m.x)
+    with taking_inputs(model.name, m.x.shape[1:], model.evaluating), torch.no_grad():
+        m.whole(m.x.clone())
     x, shape, memory = (
         m.x,
         tuple(sample.shape[1:]),
@@ -100,12 +101,6 @@ def specialize(
     if isinstance(form.run, Compiled) and form.run.why_eager:
         m.left_out["compiled code"] = form.run.why_eager
     return SpecializedModule(form.module, form.run, report)
-
-
-def _check_takes(model: Model, whole: nn.Module, x: Tensor) -> None:
-    """Raise UserError where the network doesn't take the sample."""
-    with taking_inputs(model.name, x.shape[1:], model.evaluating), torch.no_grad():
-        whole(x.clone())
 
 
 def _difference(form: Candidate, whole: nn.Module, x: Tensor, *, exact: bool) -> float:

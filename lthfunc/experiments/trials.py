@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Callable, Sequence
 
-from lthfunc.errors import UserError, invalid
+from lthfunc.errors import failing_as, invalid
 from lthfunc.experiments.functions import ScoreContext
 from lthfunc.experiments.iterative import Plan
 from lthfunc.experiments.rewinding_and_controls import RoundContext
@@ -28,15 +28,12 @@ def check_pruning(plan: Plan) -> None:
 def check_score(name: str, scoring: Callable[[ScoreContext], Score], now: ScoreContext) -> None:
     """Score the network once, on a small batch. Raises UserError if that fails."""
     now = now._replace(batch_size=min(now.batch_size, 2), batch_count=1)
-    try:
-        with seeded_generators(0, now.trained.step.device):
-            checked_score(scoring(now))(now.trained.params, now.trained.masks)
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(
-            f"--score: {name} cannot be computed for {now.model.name}{user_location(error)}: {first_line(error)}"
-        ) from error
+
+    def message(error: Exception) -> str:
+        return f"--score: {name} cannot be computed for {now.model.name}{user_location(error)}: {first_line(error)}"
+
+    with failing_as(message), seeded_generators(0, now.trained.step.device):
+        checked_score(scoring(now))(now.trained.params, now.trained.masks)
 
 
 def check_start(plan: Plan) -> None:

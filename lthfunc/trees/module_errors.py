@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 from torch import Tensor, nn
 
-from lthfunc.errors import UserError
+from lthfunc.errors import UserError, failing_as
 from lthfunc.tracebacks import first_line, user_location
 
 #: (file of PyTorch in the traceback, PyTorch's message, what it means to the module's author); the first match counts.
@@ -87,20 +87,14 @@ def describe_failure(error: Exception, *modules: nn.Module) -> str:
     return f"{failing_layer(error, *modules)}{user_location(error)}: {_meaning(error) or first_line(error)}"
 
 
-@contextmanager
-def taking_inputs(name: str, shape: Sequence[int], *modules: nn.Module) -> Iterator[None]:
+def taking_inputs(name: str, shape: Sequence[int], *modules: nn.Module) -> AbstractContextManager[None]:
     """Whatever a call on inputs of this shape raises in the block as one line that says where and why it fails.
 
     modules: in whose traceback the layer is looked for. Raises UserError.
     """
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(
-            f"{name} cannot take inputs of shape {tuple(shape)}{describe_failure(error, *modules)}"
-        ) from error
+    return failing_as(
+        lambda error: f"{name} cannot take inputs of shape {tuple(shape)}{describe_failure(error, *modules)}"
+    )
 
 
 def _meaning(error: Exception) -> str | None:

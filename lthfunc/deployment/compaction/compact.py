@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +16,7 @@ from lthfunc.deployment.compaction.liveness import Liveness, args_of, values_of
 from lthfunc.deployment.compaction.modules import module_of
 from lthfunc.deployment.compaction.rewriting import Cut, Rewriter, rewritten
 from lthfunc.deployment.compaction.tracing import Traced, cannot, traced
-from lthfunc.errors import UserError
+from lthfunc.errors import UserError, failing_as
 from lthfunc.sparse.packing import check_ticket
 from lthfunc.tracebacks import first_line
 from lthfunc.trees.model import Model
@@ -171,15 +171,9 @@ def _draws(node: Node) -> bool:
     return args.get("train", True) is not False and all(args.get(name) != 0 for name in ("p", "dropout", "dropout_p"))
 
 
-@contextmanager
-def _refusing(model: Model) -> Iterator[None]:
+def _refusing(model: Model) -> AbstractContextManager[None]:
     """Raise any error that a user's graph causes as a UserError."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"compact: {model.name} cannot be compacted: {first_line(error)}") from error
+    return failing_as(lambda error: f"compact: {model.name} cannot be compacted: {first_line(error)}")
 
 
 def _facts(graph: Traced, ticket: Ticket | TrainState, values: list[dict[Node, Tensor]], *, training: bool) -> Liveness:
