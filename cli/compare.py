@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lthfunc.errors import UserError, invalid
+from lthfunc.errors import UserError
 
 from . import options as o
 from .console import printable, put, put_json, screen
@@ -40,8 +40,6 @@ def compare(
     reference = Path(baseline) if baseline is not None else folders[0]
     if reference not in folders:
         folders.append(reference)
-    if len({folder.resolve() for folder in folders}) < len(folders):
-        raise invalid("RUN", ", ".join(map(str, folders)), "each run once")
     from lthfunc.reports.run_comparison import (
         ComparedRun,
         as_csv,
@@ -52,11 +50,9 @@ def compare(
     )
     from lthfunc.runs.folder import distinct_names, whole_run
 
+    names = distinct_names(folders)
     read = [whole_run(folder) for folder in folders]
-    subjects = [
-        ComparedRun(printable(name), run.config, run.records)
-        for name, run in zip(distinct_names(folders), read, strict=True)
-    ]
+    subjects = [ComparedRun(printable(name), run.config, run.records) for name, run in zip(names, read, strict=True)]
     rows = compared(subjects, at, folders.index(reference))
     tested = subjects[folders.index(reference)].name
     if json:

@@ -33,13 +33,11 @@ def report(
     path = Path(out) if out else folders[0] / "report.html" if len(folders) == 1 else Path("report.html")
     if path.suffix not in (".html", ".htm"):
         raise invalid("--out", out, "a name that ends in .html")
-    if len({folder.resolve() for folder in folders}) < len(folders):
-        raise invalid("RUN", ", ".join(runs), "each run once")
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 
     from lthfunc.reports.page.pictures import reads_of
     from lthfunc.reports.page.run_view import run_views
-    from lthfunc.reports.page.write import number_of_figures, report_of, write_figures, write_page
+    from lthfunc.reports.page.write import figures_of, report_of, write_figures, write_page
 
     from .bars import bar_of
 
@@ -53,19 +51,19 @@ def report(
         raise invalid("--out", str(path), f"a file in an existing folder, which {str(path.parent)!r} is not")
     subjects = ", ".join(dict.fromkeys(run.title for run in found))
     heading = title or (subjects if len(found) == 1 else f"{len(found)} runs: {subjects}")
-    place, count = path.with_name(f"{path.stem}-figures"), 0
+    place = path.with_name(f"{path.stem}-figures")
     with bar_of(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()) as bar:
         task = bar.add_task("reading masks and weights", total=sum(map(reads_of, found)))
         made = report_of(found, lambda: bar.advance(task))
         write_page(made, path, heading)
-        if figures:
-            task = bar.add_task("drawing figures", total=number_of_figures(made))
-            for _ in write_figures(made, place):
+        drawn = figures_of(made) if figures else []
+        if drawn:
+            task = bar.add_task("drawing figures", total=2 * len(drawn))
+            for _ in write_figures(drawn, place):
                 bar.advance(task)
-                count += 1
     for run in made.runs:
         for line in run.missing:
             say(f"missing   {run.name}: {line}")
     put(f"page      {path}")
-    if count:
-        put(f"figures   {place} ({count} files)")
+    if drawn:
+        put(f"figures   {place} ({2 * len(drawn)} files)")

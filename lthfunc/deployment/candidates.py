@@ -71,14 +71,15 @@ def masked_module(model: Model, ticket: Ticket | TrainState, device: torch.devic
 
 def dense_candidate(m: PreparedCandidate) -> Candidate:
     """The masked network, compiled."""
-    return Candidate(m.whole, Compiled(m.whole, m.model.name), {}, _bytes(m.whole))
+    return _compiled(m, m.whole)
 
 
 def compact_candidate(m: PreparedCandidate) -> Candidate | None:
     """Compacted and compiled; None where it cannot be compacted."""
-    if m.small is None:
-        return None
-    module = _on(m.small, m.x.device)
+    return None if m.small is None else _compiled(m, _on(m.small, m.x.device))
+
+
+def _compiled(m: PreparedCandidate, module: nn.Module) -> Candidate:
     return Candidate(module, Compiled(module, m.model.name), {}, _bytes(module))
 
 

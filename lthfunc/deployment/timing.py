@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Hashable
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -23,7 +24,7 @@ def in_turn(variants: dict[K, TimedFunction], *, seconds: float, repeats: int, d
     found: dict[K, list[float]] = {name: [] for name in variants}
     for _ in range(repeats):
         for name, run in variants.items():
-            found[name].append(calls[name] / _timed(run, calls[name], device))
+            found[name].append(calls[name] / seconds_of(partial(run, calls[name]), device))
     return found
 
 
@@ -44,16 +45,12 @@ def synchronize(device: str) -> None:
 
 
 def _calls(run: TimedFunction, seconds: float, device: str) -> int:
-    _timed(run, 1, device)  # may compile
+    seconds_of(partial(run, 1), device)  # may compile
     calls = 2
     # Until the fixed cost of a timing is small.
-    while (taken := _timed(run, calls, device)) < seconds / 3 and calls < _MOST_CALLS:
+    while (taken := seconds_of(partial(run, calls), device)) < seconds / 3 and calls < _MOST_CALLS:
         calls = min(_MOST_CALLS, 4 * calls)
     return max(2, min(_MOST_CALLS, round(seconds * calls / taken)))
-
-
-def _timed(run: TimedFunction, calls: int, device: str) -> float:
-    return seconds_of(lambda: run(calls), device)
 
 
 def seconds_of(work: Callable[[], Any], device: str) -> float:

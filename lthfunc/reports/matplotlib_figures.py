@@ -25,13 +25,11 @@ def printed(picture: Picture) -> Figure:
     picture = with_texts(picture, words)
     if isinstance(picture, Chart):
         made = figure(7, 4.5)
-        axes = made.subplots()
-        draw_chart(axes, picture)
-        axes.set_title(picture.title, fontsize=11)
-        return made
-    if isinstance(picture, Bars):
-        return _bars(picture)
-    return _heat(picture)
+        draw_chart(made.subplots(), picture)
+    else:
+        made = _bars(picture) if isinstance(picture, Bars) else _heat(picture)
+    made.axes[0].set_title(picture.title, fontsize=11)
+    return made
 
 
 def side_by_side(charts: Sequence[Chart], title: str, legends: Sequence[bool]) -> Figure:
@@ -136,7 +134,6 @@ def _bars(picture: Bars) -> Figure:
     if picture.log_x:
         axes.set_xscale("log")
     axes.set_xlabel(picture.x)
-    axes.set_title(picture.title, fontsize=11)
     if groups > 1:
         axes.legend(frameon=False, fontsize=8)
     return made
@@ -162,7 +159,6 @@ def _heat(picture: Heat) -> Figure:
     axes.set_yticks(range(rows), list(picture.rows))
     axes.set_xlabel(picture.x)
     axes.set_ylabel(picture.y)
-    axes.set_title(picture.title, fontsize=11)
     made.colorbar(shown, ax=axes, label=picture.unit)
     return made
 

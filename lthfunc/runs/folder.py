@@ -281,8 +281,13 @@ def in_order(records: list[Record], controls: tuple[str, ...]) -> list[Record]:
 
 
 def distinct_names(folders: Sequence[Path]) -> list[str]:
-    """Short names for runs: the last part of each path, or as many parts as make it unique."""
+    """Short names for runs: the last part of each path, or as many parts as make it unique.
+
+    Raises UserError where one is given twice.
+    """
     parts = [folder.resolve().parts for folder in folders]
+    if len({*parts}) < len(parts):
+        raise invalid("RUN", ", ".join(map(str, folders)), "each run once")
     names = []
     for mine in parts:
         length = 1

@@ -18,7 +18,7 @@ from lthfunc.arguments import public
 from lthfunc.deployment.compaction.compact import Compacted, compact_training, cut, left_out, put_back
 from lthfunc.errors import UserError
 from lthfunc.sparse.packing import packed_like, scattered
-from lthfunc.training.engines.interface import Engine, Running, Tick, Work
+from lthfunc.training.engines.interface import Engine, Running, Work
 from lthfunc.training.engines.table import Making, make_engine
 from lthfunc.training.optimizers import Optimizer
 from lthfunc.training.prefetch import Prefetcher
@@ -102,20 +102,8 @@ class _Loop:
         self._rest = _Rest(work.optimizer, small, state)
         opt = map_leaves_like(state.params, state.opt, lambda tree: cut(tree, small.cuts))
         start = TrainState(small.params, small.buffers, small.masks, opt, state.step)
-        self._inner = engine.begin([start], seeds, prefetcher)
-        self.draws = self._inner.draws
-
-    def take(self, steps: int, tick: Tick | None) -> int:
-        """Take one step on each of the prefetcher's slots, or on fewer if `tick` stops it; returns how many."""
-        return self._inner.take(steps, tick)
-
-    def losses(self) -> list[float]:
-        """The sum of the steps' losses."""
-        return self._inner.losses()
-
-    def count_from(self, losses: Sequence[float]) -> None:
-        """Let the sum of losses go on from here."""
-        self._inner.count_from(losses)
+        self._inner = inner = engine.begin([start], seeds, prefetcher)
+        self.draws, self.take, self.losses, self.count_from = inner.draws, inner.take, inner.losses, inner.count_from
 
     def states(self) -> list[TrainState]:
         """The whole state: what was trained in its places, what was left out as the optimiser alone moves it."""

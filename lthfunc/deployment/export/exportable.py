@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import gzip
-from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
@@ -72,13 +71,6 @@ class _Plain(nn.Module):
     def forward(self, x: Tensor) -> Any:
         """The outputs in plain dictionaries and tuples."""
         return plain_containers(self.network(x))
-
-
-class Export(Protocol):
-    """Writes a subject to `path` and returns the other files that it wrote. Raises UserError where it cannot."""
-
-    def __call__(self, subject: Exportable, path: Path) -> list[Path]:
-        """Write it."""
 
 
 def exportable_of(model: Model, ticket: Ticket, shape: tuple[int, ...]) -> Exportable:

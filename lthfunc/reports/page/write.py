@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -41,33 +42,28 @@ def write_page(report: Report, path: Path, title: str) -> None:
     safe_files.write(path.parent, path, text.encode(errors="backslashreplace"))  # paths may not be UTF-8
 
 
-def write_figures(report: Report, folder: Path) -> Iterator[Path]:
-    """Write every figure as PNG and SVG, yielding the paths. Raises DamagedError where `folder` is a link."""
-    from lthfunc.reports.matplotlib_figures import save  # imports matplotlib
+def figures_of(report: Report) -> list[tuple[str, Callable[[], Figure]]]:
+    """The name of each figure, and a function that draws it."""
+    from lthfunc.reports.matplotlib_figures import printed  # imports matplotlib
+
+    found: list[tuple[str, Callable[[], Figure]]] = [
+        (picture.key, partial(printed, picture)) for pictures in report.together.values() for picture in pictures
+    ]
+    for run, mine in zip(report.runs, report.each, strict=True):
+        own = "" if len(report.runs) == 1 else re.sub(r"[^\w.-]+", "-", run.name) + "-"
+        pictures = [picture for each in mine.pictures.values() for picture in each]
+        found += [(own + picture.key, partial(printed, picture)) for picture in pictures]
+        found += [(own + name, still) for name, still in mine.stills.items()]
+    return found
+
+
+def write_figures(figures: Sequence[tuple[str, Callable[[], Figure]]], folder: Path) -> Iterator[Path]:
+    """Write each figure as PNG and SVG, yielding the paths. Raises DamagedError where `folder` is a link."""
+    from lthfunc.reports.matplotlib_figures import save
 
     safe_files.check_folder(folder.parent, folder)
-    for name, figure in _figures(report):
+    for name, draw in figures:
+        figure = draw()
         for suffix in (".png", ".svg"):
             save(figure, folder / f"{name}{suffix}", folder.parent)
             yield folder / f"{name}{suffix}"
-
-
-def number_of_figures(report: Report) -> int:
-    """How many files `write_figures` writes."""
-    pictures = [*report.together.values(), *(own for each in report.each for own in each.pictures.values())]
-    return 2 * (sum(map(len, pictures)) + sum(len(each.stills) for each in report.each))
-
-
-def _figures(report: Report) -> Iterator[tuple[str, Figure]]:
-    from lthfunc.reports.matplotlib_figures import printed
-
-    for pictures in report.together.values():
-        for picture in pictures:
-            yield picture.key, printed(picture)
-    for run, mine in zip(report.runs, report.each, strict=True):
-        own = "" if len(report.runs) == 1 else re.sub(r"[^\w.-]+", "-", run.name) + "-"
-        for pictures in mine.pictures.values():
-            for picture in pictures:
-                yield f"{own}{picture.key}", printed(picture)
-        for name, still in mine.stills.items():
-            yield f"{own}{name}", still()
