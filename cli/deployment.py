@@ -89,24 +89,16 @@ def specialize(
             return
         from lthfunc.reports.program_tables import cost_lines, form_table, layer_cost_table
 
-        console = screen()
-        console.print(headline(found), highlight=False)
-        console.print()
         table = form_table(report)
-        if table is not None:
-            console.print(table)
-            console.print()
-        console.print(layer_cost_table(report))
-        console.print()
-        for line in cost_lines(report):
-            console.print(line, highlight=False)
-        console.print(
+        screen().print(
+            headline(found), "", *(() if table is None else (table, "")), layer_cost_table(report), "",
+            *cost_lines(report),
             f"{report.form}: test accuracy {100 * reached:.2f} % (masked network: {100 * masked:.2f} %); the outputs "
             f"differ by at most {report.difference:.1e} of the largest",
-            highlight=False,
-        )
+            sep="\n", highlight=False,
+        )  # fmt: skip
         for name, reason in report.left_out.items():
-            console.print(f"without {name}: {reason}", style="dim", highlight=False)
+            screen().print(f"without {name}: {reason}", style="dim", highlight=False)
     finally:  # after the output: the run's folder may be read-only
         keep_measurement(Path(run), "execution", device, item)
 
@@ -167,13 +159,9 @@ def export(
         return
     from lthfunc.reports.program_tables import size_table
 
-    console = screen()
-    console.print(headline(found), highlight=False)
-    console.print()
-    console.print(size_table(rows))
-    console.print()
+    screen().print(headline(found), "", size_table(rows), "", sep="\n", highlight=False)
     if subject.why_not_compacted:
-        console.print(subject.why_not_compacted, style="dim", highlight=False)
+        screen().print(subject.why_not_compacted, style="dim", highlight=False)
     for written in (path, *others):
         put(written)
 

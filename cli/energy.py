@@ -86,11 +86,7 @@ def energy(
         if json:
             put_json({"run": str(Path(run)), **item})
             return
-        console = screen()
-        console.print(headline(found), highlight=False)
-        console.print(source.words, highlight=False)
-        console.print()
-        console.print(inference_table(item))
+        screen().print(headline(found), source.words, "", inference_table(item), sep="\n", highlight=False)
     finally:  # after the output: the run's folder may be read-only
         keep_measurement(Path(run), "energy", device, item)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import torch
@@ -63,12 +64,10 @@ class Compiled:
         if len(made) == 1:
             return made[_LAYOUTS[0]]
 
-        def call(layout: torch.memory_format) -> Any:
-            program, leaves, *_ = made[layout]
-            given = x.clone(memory_format=layout)
-            return lambda: program(*leaves, given)
-
-        runs = {layout: repeated(call(layout)) for layout in made}
+        runs = {
+            layout: repeated(partial(program, *leaves, x.clone(memory_format=layout)))
+            for layout, (program, leaves, *_) in made.items()
+        }
         with torch.no_grad():
             rates = in_turn(runs, seconds=_SECONDS, repeats=_REPEATS, device=str(x.device))
         return made[max(rates, key=lambda layout: max(rates[layout]))]

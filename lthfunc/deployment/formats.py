@@ -13,14 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lthfunc.sparse.functional import (
-    Pattern,
-    conv_pattern,
-    from_tiles,
-    linear_pattern,
-    sparse_conv2d,
-    to_tiles,
-)
+from lthfunc.sparse.functional import Pattern, conv_pattern, from_tiles, linear_pattern, sparse_conv2d, to_tiles
 from lthfunc.sparse.kernels.build import why_no_kernels
 from lthfunc.sparsify.structures import has_n_of_m
 

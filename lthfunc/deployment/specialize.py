@@ -11,12 +11,7 @@ from lthfunc.arguments import public
 from lthfunc.catalog.deployment import FORMATS
 from lthfunc.deployment.accuracy import difference
 from lthfunc.deployment.autotune import fastest
-from lthfunc.deployment.candidates import (
-    Candidate,
-    layered_candidates,
-    prepared,
-    why_missing,
-)
+from lthfunc.deployment.candidates import Candidate, layered_candidates, prepared, why_missing
 from lthfunc.deployment.compiled import Compiled
 from lthfunc.deployment.cost import cost
 from lthfunc.deployment.specialized_module import ProgramReport, SpecializedModule
@@ -72,11 +67,8 @@ def specialize(
     m = prepared(model, ticket, sample.to(device))
     with taking_inputs(model.name, m.x.shape[1:], model.evaluating), torch.no_grad():
         m.whole(m.x.clone())
-    x, shape, memory = (
-        m.x,
-        tuple(sample.shape[1:]),
-        TuningCache(None if tunings is None else Path(tunings), fresh=fresh),
-    )
+    x, shape = m.x, tuple(sample.shape[1:])
+    memory = TuningCache(None if tunings is None else Path(tunings), fresh=fresh)
     wholes = [name for name, entry in FORMATS.items() if entry.whole]
     found: dict[str, Candidate | None] = {
         name: FORMATS.load(name)(m) for name in wholes if format in ("auto", name) or name == "dense"

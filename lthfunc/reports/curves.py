@@ -42,7 +42,7 @@ def pooled_title(records: Sequence[Record], title: str) -> str:
 
 def accuracy_chart(runs: Runs) -> Chart:
     """Test accuracy at the early-stopping step against density, dense as a line, as in the paper's figures."""
-    word = word_of(_first(runs).get("metric", "accuracy"))
+    word = word_of(next(iter(runs.values()))[0].get("metric", "accuracy"))
     return _over_density(
         runs, "accuracy_vs_density", f"Test {word}", f"test {word} at early stopping (%)",
         lambda item: 100 * item["test_accuracy"],
@@ -187,7 +187,3 @@ def _spread(records: Sequence[Record], row: Row, value: Value) -> Spread:
 
 def _ticks(densities: Sequence[float]) -> list[float]:
     return spread_out(sorted(set(densities), reverse=True))  # few enough that labels never touch
-
-
-def _first(runs: Runs) -> Record:
-    return next(iter(runs.values()))[0]

@@ -75,8 +75,7 @@ def draw_chart(axes: Any, chart: Chart, *, legend: bool = True) -> None:
     for x, y, text in chart.notes:
         axes.annotate(text, (x, y), xytext=(0, -9), textcoords="offset points", ha="right", va="top", fontsize=9)
     _scale(axes, chart)
-    axes.set_xlabel(chart.x)
-    axes.set_ylabel(chart.y)
+    axes.set(xlabel=chart.x, ylabel=chart.y)
     if legend and sum(series.listed for series in chart.series) + len(chart.across) > 1:
         few = len(chart.series) <= _MOST_LISTED
         axes.legend(
@@ -157,8 +156,7 @@ def _heat(picture: Heat) -> Figure:
                 )  # fmt: skip
     axes.set_xticks(range(columns), list(picture.columns), rotation=45 if columns > 6 else 0)
     axes.set_yticks(range(rows), list(picture.rows))
-    axes.set_xlabel(picture.x)
-    axes.set_ylabel(picture.y)
+    axes.set(xlabel=picture.x, ylabel=picture.y)
     made.colorbar(shown, ax=axes, label=picture.unit)
     return made
 

@@ -40,8 +40,7 @@ def sample_grid(data: Dataset) -> Figure:
     grid = made.subplots(classes, _COLUMNS, squeeze=False, gridspec_kw={"wspace": 0.02, "hspace": 0.02})
     for row, (axes, indices) in enumerate(zip(grid, shown, strict=True)):
         for place, axis in enumerate(axes):
-            axis.set_xticks([])
-            axis.set_yticks([])
+            axis.set(xticks=[], yticks=[])
             axis.spines[:].set_visible(False)
             if place < len(indices):
                 _draw(axis, split.x[indices[place]], data)

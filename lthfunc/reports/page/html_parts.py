@@ -99,14 +99,14 @@ def origins(runs: Sequence[RunView]) -> str:
 def _origin(run: RunView) -> str:
     where, versions = machine_in_words(run.about["machine"])
     config = printable(shlex.quote(str(run.folder / "config.toml")))
-    lines = [f"lthfunc {run.about['command'].replace('transfer', 'prune')} --config {config}"]
+    command = f"lthfunc {run.about['command'].replace('transfer', 'prune')} --config {config}"
     typed = [printable(each["command"]) for each in run.sessions if each.get("command")]
     commit = next((each["git"]["commit"] for each in run.sessions if (each.get("git") or {}).get("commit")), None)
     text = f"On {where}; {versions}" + (f"; commit {commit}" if commit else "") + "."
     shown = "".join(f"<pre>{escape(line)}</pre>" for line in dict.fromkeys(typed))
     return (
         f"<h3>{escape(run.name)}</h3><p>{escape(text)}</p><p>To reproduce it, bit for bit on such a machine:</p>"
-        f"<pre>{escape(lines[0])}</pre>" + (f"<p>It was made by:</p>{shown}" if shown else "")
+        f"<pre>{escape(command)}</pre>" + (f"<p>It was made by:</p>{shown}" if shown else "")
     )
 
 

@@ -26,8 +26,7 @@ def mask_figure(patterns: Patterns, densities: Sequence[float]) -> Figure:
         matrix = matrix_of(patterns.pruned[name])
         for axes, place in zip(row, places, strict=True):
             axes.imshow((matrix > place).numpy(), cmap="Greys", aspect="auto", interpolation="nearest", vmin=0, vmax=1)
-            axes.set_xticks([])
-            axes.set_yticks([])
+            axes.set(xticks=[], yticks=[])
         row[0].set_ylabel(words(name.removesuffix(".weight")), fontsize=9)
     for axes, place in zip(grid[0], places, strict=True):
         axes.set_title(_round(patterns, densities, place), fontsize=9)
@@ -68,8 +67,7 @@ def pixel_figure(name: str, shares: Tensor, densities: Sequence[float]) -> Figur
     grid = made.subplots(1, len(places), squeeze=False)[0]
     for axes, place in zip(grid, places, strict=True):
         axes.imshow(shares[place].numpy(), cmap="viridis", vmin=0)
-        axes.set_xticks([])
-        axes.set_yticks([])
+        axes.set(xticks=[], yticks=[])
         axes.set_title(f"{densities[place]:.3g} %", fontsize=9)
         axes.set_xlabel(f"≤ {100 * float(shares[place].max()):.3g} %", fontsize=8)
     layer = words(name.removesuffix(".weight"))
