@@ -14,6 +14,7 @@ from plotly.offline import get_plotlyjs
 from lthfunc import __version__
 from lthfunc.reports.charts import Picture
 from lthfunc.reports.page import html_parts
+from lthfunc.reports.page.explorer import explorer_of
 from lthfunc.reports.page.pictures import RunPictures
 from lthfunc.reports.page.plotly_figures import figure_of
 from lthfunc.reports.page.run_view import RunView
@@ -36,7 +37,7 @@ def page(
         prefix + picture.key: figure_of(picture)
         for prefix, by_heading in shown.items() for pictures in by_heading.values() for picture in pictures
     }  # fmt: skip
-    explorers = {str(at): each.explorer for at, each in enumerate(drawn) if each.explorer is not None}
+    explorers = {str(at): explorer_of(*each.masks) for at, each in enumerate(drawn) if each.masks is not None}
     return _whole(title, "".join(body), {"charts": charts, "explorers": explorers})
 
 
@@ -62,7 +63,7 @@ def _each_run(runs: Sequence[RunView], drawn: Sequence[RunPictures]) -> list[str
         body.append(f'<div class="choose"><label>Run <select id="run">{options}</select></label></div>')
     for place, at in enumerate(able):
         inner = _sections(drawn[at].pictures, f"{at}/", f"-{at}")
-        if drawn[at].explorer is not None:
+        if drawn[at].masks is not None:
             inner.append(html_parts.section(f"masks-{at}", "Masks and weights", _EXPLORER.format(at=at)))
         inner.append(html_parts.section(f"numbers-{at}", "Numbers", html_parts.results(runs[at].rows)))
         hidden = " hidden" if place else ""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple
+
+from torch import Tensor
 
 from lthfunc.experiments.iterative import TICKET
 from lthfunc.reports.charts import GREEN, GREY, Chart, Heat, Picture, Series
@@ -16,28 +18,29 @@ from lthfunc.reports.curves import (
     stop_chart,
     time_chart,
 )
-from lthfunc.reports.page.explorer import explorer_of, pixels_of
+from lthfunc.reports.page.explorer import pixels_of
 from lthfunc.reports.page.mask_history import Overlap, Patterns, overlap_of, read_patterns
 from lthfunc.reports.page.measurement_pictures import energy_pictures, measured_pictures
 from lthfunc.reports.page.run_view import RunView
 from lthfunc.reports.spacing import spread_out
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 #: Rounds whose training curves are drawn.
 _MOST_CURVES = 30
 
 
-class RunPictures(NamedTuple):
-    """Of one run. pictures: by heading. explorer: data of the page's explorer, None without masks.
+class RunMasks(NamedTuple):
+    """Masks of one seed. densities: of its rounds, in per cent. pixels: as `pixels_of` gives them."""
 
-    stills: functions that draw figures for files in place of the explorer, by name. missing: what could not be read.
-    """
+    patterns: Patterns
+    densities: list[float]
+    pixels: tuple[str, Tensor] | None
+
+
+class RunPictures(NamedTuple):
+    """Of one run. pictures: by heading. masks: for the page's explorer, or None. missing: what could not be read."""
 
     pictures: dict[str, list[Picture]]
-    explorer: dict[str, Any] | None
-    stills: dict[str, Callable[[], Figure]]
+    masks: RunMasks | None
     missing: list[str]
 
 
@@ -72,7 +75,7 @@ def reads_of(run: RunView) -> int:
 def pictures_of(run: RunView, on_read: Callable[[], None]) -> RunPictures:
     """A run's own pictures. on_read: called after each round is read."""
     if not run.records:
-        return RunPictures({}, None, {}, [])
+        return RunPictures({}, None, [])
     found: dict[str, list[Picture]] = {"Training curves": list(curve_charts(run.records, most=_MOST_CURVES))}
     missing: list[str] = []
     seeds = sorted({item["seed"] for item in run.records})
@@ -94,27 +97,10 @@ def pictures_of(run: RunView, on_read: Callable[[], None]) -> RunPictures:
     if measured:
         found["Measured"] = measured
     if not (patterns and pruned):
-        return RunPictures(found, None, {}, missing)
+        return RunPictures(found, None, missing)
     first, shape = patterns[0], (run.about.get("data") or {}).get("shape")
     densities = [100 * density for density in _densities(run, first.rounds)]
-    pixels = pixels_of(first, shape)
-    stills: dict[str, Callable[[], Figure]] = {
-        "masks": _still("mask_figure", first, densities),
-        "weights": _still("weight_figure", first, densities),
-    }
-    if pixels is not None:
-        stills["pixels"] = _still("pixel_figure", *pixels, densities)
-    return RunPictures(found, explorer_of(first, densities, pixels), stills, missing)
-
-
-def _still(name: str, *given: Any) -> Callable[[], Figure]:
-    def draw() -> Figure:
-        from lthfunc.reports.page import static_figures  # imports matplotlib
-
-        figure: Figure = getattr(static_figures, name)(*given)
-        return figure
-
-    return draw
+    return RunPictures(found, RunMasks(first, densities, pixels_of(first, shape)), missing)
 
 
 def overlap_pictures(overlap: Overlap, densities: Sequence[float]) -> list[Picture]:

@@ -45,6 +45,7 @@ def write_page(report: Report, path: Path, title: str) -> None:
 def figures_of(report: Report) -> list[tuple[str, Callable[[], Figure]]]:
     """The name of each figure, and a function that draws it."""
     from lthfunc.reports.matplotlib_figures import printed  # imports matplotlib
+    from lthfunc.reports.page.static_figures import mask_figure, pixel_figure, weight_figure
 
     found: list[tuple[str, Callable[[], Figure]]] = [
         (picture.key, partial(printed, picture)) for pictures in report.together.values() for picture in pictures
@@ -53,7 +54,12 @@ def figures_of(report: Report) -> list[tuple[str, Callable[[], Figure]]]:
         own = "" if len(report.runs) == 1 else re.sub(r"[^\w.-]+", "-", run.name) + "-"
         pictures = [picture for each in mine.pictures.values() for picture in each]
         found += [(own + picture.key, partial(printed, picture)) for picture in pictures]
-        found += [(own + name, still) for name, still in mine.stills.items()]
+        if mine.masks is not None:
+            patterns, densities, pixels = mine.masks
+            found += [(f"{own}masks", partial(mask_figure, patterns, densities))]
+            found += [(f"{own}weights", partial(weight_figure, patterns, densities))]
+            if pixels is not None:
+                found += [(f"{own}pixels", partial(pixel_figure, *pixels, densities))]
     return found
 
 
