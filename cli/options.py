@@ -54,7 +54,7 @@ Trust = Annotated[
     typer.Option(
         "--trust",
         help="Allow settings from a file or a run to import code (package.module:function, file.py:name) and to "
-        "connect to services (s3://…, hf:…, ray://…, W&B). Settings typed here are always allowed to.",
+        "connect to services (s3://…, hf:…, ray://…, W&B). Settings typed here may always do so.",
         rich_help_panel=RUN,
     ),
 ]

@@ -11,7 +11,7 @@ _OPTIMIZERS = {"Adam": "lf.adam(lr)", "AdamW": "lf.adamw(lr)", "SGD": "lf.sgd(lr
 #: What makes values of these kinds.
 _MAKERS = {
     "Callable[[Params, Tensor], Any]": "lf.forward_of(model, buffers) makes one",
-    "Callable[[TrainState, RoundContext], Score]": "a plan asks for the score anew: lambda trained, now: lf.magnitude",
+    "Callable[[TrainState, RoundContext], Score]": "each round asks for its score: lambda trained, now: lf.magnitude",
     "Sequence[Batch]": "lf.sample_batches(data, batch_size, count) draws some",
 }
 #: The names of function types in annotations.

@@ -123,7 +123,7 @@ def test_matrices_that_are_neither_pruned_nor_drawn_are_named() -> None:
             out: Tensor = self.fc(x) @ self.gate
             return out
 
-    with pytest.warns(UserWarning, match=r"Gated: neither pruned nor drawn anew, so the same for every seed: gate$"):
+    with pytest.warns(UserWarning, match=r"Gated: neither pruned nor reinitialised, so the same for every seed: gate$"):
         lf.from_module(Gated())
     with warnings.catch_warnings():
         warnings.simplefilter("error")

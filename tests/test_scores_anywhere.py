@@ -175,7 +175,7 @@ def test_matrices_left_alone_and_other_generators_are_noted(
     command = "prune --arch gate.py:Gated --steps 2 --rounds 0 --engine eager --out"
     assert main([*command.split(), "run"]) == 0
     printed = capsys.readouterr().err
-    assert "Gated: neither pruned nor drawn anew, so the same for every seed: gate" in printed
+    assert "Gated: neither pruned nor reinitialised, so the same for every seed: gate" in printed
     assert main([*command.split(), "other"]) == 0
     one, other = (lf.load_tree(tmp_path / run / "seed0/round00/params.safetensors")[0] for run in ("run", "other"))
     assert same_bits(one, other)

@@ -180,7 +180,7 @@ def fixed_line(model: Model) -> str:
     if not model.fixed:
         return ""
     names = ", ".join(model.fixed[:4]) + (f" and {len(model.fixed) - 4} more" if len(model.fixed) > 4 else "")
-    return f"{model.name}: neither pruned nor drawn anew, so the same for every seed: {names}"
+    return f"{model.name}: neither pruned nor reinitialised, so the same for every seed: {names}"
 
 
 def mismatched_line(model: Model) -> str:
