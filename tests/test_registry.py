@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lthfunc_cli.main import main
 from torch import nn
 
 import lthfunc as lf
@@ -78,6 +79,18 @@ def test_installed_packages_add_names(monkeypatch: pytest.MonkeyPatch, tmp_path:
         SCORES.load("twice")
     with pytest.raises(UserError, match=r"^--score: unknown name 'smal'; did you mean 'small'"):
         SCORES.check("smal")
+
+
+def test_an_installed_control_is_trained_drawn_and_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "package_of_controls.py").write_text("def same(pruned, anchor): return pruned\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    added(monkeypatch, ("controls", "same", "package_of_controls:same"))
+    run = tmp_path / "run"
+    words = "prune --steps 2 --rounds 1 --engine eager --control same --out"
+    assert main([*words.split(), str(run)]) == 0
+    assert (run / "accuracy_vs_density.png").is_file()
+    assert main(["report", str(run), "--no-figures"]) == 0
+    assert "<td>same</td>" in (run / "report.html").read_text()
 
 
 def test_a_function_of_ones_own_is_made_of_what_is_offered(tmp_path: Path) -> None:

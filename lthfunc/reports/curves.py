@@ -20,7 +20,7 @@ class Look(NamedTuple):
     marker: str
 
 
-LOOKS = {
+_LOOKS = {
     TICKET: Look("ticket", BLUE, "solid", "circle"),
     "reinit": Look("random reinitialisation", ORANGE, "dash", "square"),
     "random-mask": Look("random mask", GREEN, "dot", "triangle-up"),
@@ -28,6 +28,13 @@ LOOKS = {
     "inverted-mask": Look("inverted mask", AMBER, "dash", "triangle-down"),
     "layer-random-mask": Look("random mask in each layer", SKY, "dot", "cross"),
 }
+
+
+def look_of(variant: str) -> Look:
+    """How a variant is drawn. Controls without a look, such as an installed package's, get one by name."""
+    colour = PALETTE[sum(map(ord, variant)) % len(PALETTE)]
+    return _LOOKS.get(variant) or Look(variant, colour, "dashdot", "cross")
+
 
 #: Records of several runs, by their names.
 Runs = Mapping[str, Sequence[Record]]
@@ -72,7 +79,7 @@ def time_chart(runs: Runs) -> Chart:
     )  # fmt: skip
     notes, caption = [], ""
     if len(runs) == 1:
-        ticket = next(series for series in chart.series if series.name == LOOKS[TICKET].word)
+        ticket = next(series for series in chart.series if series.name == look_of(TICKET).word)
         dense, last = ticket.y[0], ticket.y[-1]
         if dense and last and len(ticket.y) > 1:
             notes = [(ticket.x[-1], last, f"{dense / last:.1f} times as fast")]
@@ -159,7 +166,7 @@ def _over_density(runs: Runs, key: str, title: str, y: str, value: Value, *, dev
         for variant in dict.fromkeys(row.variant for row in rows):
             line = [row for row in rows if row.variant == variant]
             values = [_spread(records, row, value) for row in line]
-            look = LOOKS[variant]
+            look = look_of(variant)
             alone = len(runs) == 1
             series.append(
                 Series(

@@ -12,7 +12,7 @@ from lthfunc.experiments.iterative import TICKET
 from lthfunc.experiments.records import Row, winning
 from lthfunc.printable import counted, printable
 from lthfunc.reports.charts import Picture
-from lthfunc.reports.curves import LOOKS
+from lthfunc.reports.curves import look_of
 from lthfunc.reports.page.run_view import RunView
 from lthfunc.reports.run_comparison import differing
 from lthfunc.reports.tables import accuracy_cells, accuracy_heads, percent
@@ -70,7 +70,7 @@ def results(rows: Sequence[Row]) -> str:
     head = ["round", "variant", "weights left", *accuracy_heads(rows[0].measured), "seconds"]
     body = [
         [
-            str(row.round), LOOKS[row.variant].word, f"{row.kept:,.0f} / {row.total:,}", *accuracy_cells(row),
+            str(row.round), look_of(row.variant).word, f"{row.kept:,.0f} / {row.total:,}", *accuracy_cells(row),
             f"{row.seconds:.1f}",
         ]
         for row in rows
