@@ -41,7 +41,7 @@ def load_plugin(option: str, name: str) -> Callable[..., Any]:
     except (Exception, SystemExit) as error:
         raise UserError(f"{option}: cannot import {name!r}{user_location(error)} ({first_line(error)})") from error
     if function is None:
-        raise UserError(f"{option}: cannot import {name!r} ({module_name} has no {attribute})")
+        raise UserError(f"{option}: cannot import {name!r} ({module_name} has no {attribute!r})")
     if not callable(function):
         raise UserError(f"{option}: {name!r} is not a function")
     return function  # type: ignore[no-any-return]

@@ -10,7 +10,7 @@ from typing import Any
 from lthfunc.catalog import data_sets, deployment, methods, networks, pruning, recipes, training
 from lthfunc.registry import Registry
 
-_MODULES = (pruning, recipes, training, methods, networks, data_sets, deployment, recipes)
+_MODULES = (pruning, recipes, training, methods, networks, data_sets, deployment)
 #: All registries, by kind.
 REGISTRIES: dict[str, Registry[Any]] = {
     each.kind: each for module in _MODULES for each in vars(module).values() if isinstance(each, Registry)
