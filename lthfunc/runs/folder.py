@@ -89,7 +89,7 @@ def check_free(folder: Path) -> None:
         raise invalid("--out", str(folder), "a folder, not a file")
     if any(safe_files.status(folder, folder / name) is not None for name in (CONFIG, METRICS)):
         raise UserError(
-            f"--out: {str(folder)!r} holds another run; name another folder, or resume the run with: lthfunc resume "
+            f"--out: {str(folder)!r} holds another run; name another folder, or resume it with: lthfunc resume "
             f"{shlex.quote(str(folder))}"
         )
     # A process that ends before its run has begun may leave these.
