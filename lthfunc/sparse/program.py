@@ -44,7 +44,7 @@ class Epilogue(NamedTuple):
 class Program(NamedTuple):
     """A network on its survivors, ready for the machine.
 
-    listing: instructions and memory. forward: instructions up to the outputs. leaves: where each parameter lies
+    code: instructions and memory. forward: instructions up to the outputs. leaves: where each parameter lies
     among the values. positions: for each masked leaf, where its survivors lie in the flattened dense one. counters:
     buffers that count steps. statistics: buffers among the constants. outputs: the network's shape, without the batch.
     """
