@@ -197,7 +197,7 @@ def test_typing_the_command_again_offers_to_go_on(
     told = "found an unfinished run with these settings; resume it with: lthfunc resume runs/earlier"
     assert told in said(capsys)
     assert run(*command, "--out", earlier) == 2
-    assert "resume the run with: lthfunc resume" in said(capsys)[-1]
+    assert "or resume it with: lthfunc resume" in said(capsys)[-1]
     assert run(*command, "--rate", "0.3") == 0
     assert told not in said(capsys)
     # With somebody to ask.

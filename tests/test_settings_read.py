@@ -143,7 +143,7 @@ def test_spaces_are_lists_and_ranges() -> None:
         (["rate=0.1", "rate=0.2"], "each setting once"),
         (["no=1"], "unknown name 'no'"),
         (["optimizer=adam..sgd"], "values, since optimizer is not a number, e.g. optimizer=A,B"),
-        (["nesterov=false..true"], "values, since nesterov is no number"),
+        (["nesterov=false..true"], "values, since nesterov is not a number"),
         (["lr=0.1..0.1"], "a range whose second number is larger"),
         (["lr=0.2..0.1"], "a range whose second number is larger"),
         (["lr=0.1..inf"], "a range whose second number is larger"),

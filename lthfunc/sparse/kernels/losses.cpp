@@ -28,7 +28,7 @@ void cross_entropy(const cross_entropy_row& op, Workspace& m, Part) {
     ivec winner{};
     for (i64 c = 1; c < op.classes; ++c) {
       const vec logit = logits[addresses[c]];
-      // What is no number counts as the largest, as it does to argmax.
+      // NaN counts as the largest, as it does to argmax.
       const ivec higher = (most == most) & ((logit <= most) == broadcast_int(0));
       most = where(higher, logit, most);
       winner = where(higher, broadcast_int(static_cast<i32>(c)), winner);

@@ -62,7 +62,7 @@ void batch_statistics(const batch_statistics_row& op, Workspace& m, Part part) {
       }
       mean = sum / count;
       variance = squares / count - mean * mean;
-      if (variance < 0.0) variance = 0.0;  // of rounding; what is no number stays so
+      if (variance < 0.0) variance = 0.0;  // of rounding; NaN stays NaN
       mean += static_cast<double>(shift);
       const double momentum = static_cast<double>(m.constants[op.momentum]);
       const double unbiased = count > 1 ? variance * count / (count - 1) : variance;

@@ -29,7 +29,7 @@ LTHFUNC_INLINE vec normal_share(vec x) {
 }
 
 // The gradient before a function from the one behind it. Functions that are flat somewhere let nothing pass there,
-// not even what is no number; where the value is no number, each does what PyTorch's does.
+// not even NaN; where the value is NaN, each does what PyTorch's does.
 vec gradient_of(i64 kind, vec grad, vec x, float number) {
   switch (kind) {
     case pointwise_relu: return passing(grad, x);

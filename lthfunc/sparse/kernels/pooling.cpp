@@ -92,7 +92,7 @@ void verify(const max_pool_gradient_row& op, Verifier& v) {
   LTHFUNC_GATED(into, op.rows, op.height, op.width);
 }
 
-// The first of a window's maxima gets the window's gradient, or the last that is no number, as in PyTorch.
+// The first of a window's maxima gets the window's gradient, or the last NaN, as in PyTorch.
 void max_pool_gradient(const max_pool_gradient_row& op, Workspace& m, Part part) {
   const bool tiling = op.kernel_y == op.stride_y && op.kernel_x == op.stride_x && op.pad_y == 0 && op.pad_x == 0 &&
                       op.dilation_y == 1 && op.dilation_x == 1 && op.out_height * op.kernel_y == op.height &&

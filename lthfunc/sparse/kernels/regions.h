@@ -39,8 +39,8 @@ LTHFUNC_INLINE void finish(vec (&sum)[Sums], const Row& op, const Workspace& m, 
   }
 }
 
-// The maximum of a 2 × 2 window of sums (row after row), or what is no number among them. `codes`, where wanted, tell
-// the gradient which of the four was the first maximum (the last that is no number), or 4 where ReLU cut it off.
+// The maximum of a 2 × 2 window of sums (row after row), or NaN if one is among them. `codes`, where wanted, tell
+// the gradient which of the four was the first maximum (the last NaN), or 4 where ReLU cut it off.
 template <typename Row>
 LTHFUNC_INLINE void write_maximum(const vec (&window)[4], const Row& op, const Workspace& m, const Region& region,
                                   i64 row, i64 out) {

@@ -12,7 +12,7 @@ void run_single(const Program& program, Workspace& workspace);
 // Places in the activations are counted in floats.
 inline float* place(const Workspace& m, i64 first) { return reinterpret_cast<float*>(m.activations) + first; }
 
-// The larger one, or what is no number.
+// The larger one, or NaN if one is NaN.
 LTHFUNC_INLINE float max_or_nan(float a, float b) { return a > b || a != a ? a : b; }
 
 // Instructions that have no lists (single_pointwise.cpp).

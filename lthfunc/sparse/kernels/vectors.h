@@ -50,14 +50,14 @@ LTHFUNC_INLINE vec broadcast(float value) { return value - vec{}; }
 LTHFUNC_INLINE ivec broadcast_int(i32 value) { return value - ivec{}; }
 // Of numbers: where one is none, use `most_of`.
 LTHFUNC_INLINE vec max(vec a, vec b) { return where(a > b, a, b); }
-// ReLU, and what passes where a value is above zero. What is no number (NaN) compares with nothing, so that these two
+// ReLU, and what passes where a value is above zero. NaN compares with nothing, so that these two
 // ask for what is not above zero: it stays what it is and lets gradients pass, as in PyTorch.
 LTHFUNC_INLINE vec rectified(vec x) { return where(x <= vec{}, vec{}, x); }
 LTHFUNC_INLINE vec passing(vec gradient, vec value) { return where(value <= vec{}, vec{}, gradient); }
 
 // Lanes that hold numbers, of both.
 LTHFUNC_INLINE ivec numbers(vec a, vec b) { return (a == a) & (b == b); }
-// The larger one, or what is no number.
+// The larger one, or NaN if one is NaN.
 LTHFUNC_INLINE vec max_or_nan(vec a, vec b) { return where(a == a, max(a, b), a); }
 
 // 0, 1, 2 …
@@ -123,7 +123,7 @@ LTHFUNC_INLINE float sum(vec v) {
 // e^x within 2 units in the last place for x in [-87, 88]; clamped outside, but for infinity. (Cephes, expf.)
 LTHFUNC_INLINE vec exponential(vec x) {
   const ivec endless = x == broadcast(__builtin_inff());
-  x = where(x < broadcast(-87.0f), broadcast(-87.0f), x);  // what is no number stays so
+  x = where(x < broadcast(-87.0f), broadcast(-87.0f), x);  // NaN stays NaN
   x = where(x > broadcast(88.0f), broadcast(88.0f), x);
   const vec scaled = x * 1.44269504088896341f;
   const ivec whole = truncated(scaled + where(scaled < vec{}, broadcast(-0.5f), broadcast(0.5f)));
