@@ -87,7 +87,7 @@ def check_fit(params: Params, masks: Masks) -> None:
     """Raise UserError, with the first name that differs, where masks are not those of these params."""
     for name, mask in masks.items():
         if name not in params:
-            raise UserError(f"masks: {name!r} is no parameter of this model (parameters: {', '.join(params)})")
+            raise UserError(f"masks: {name!r} is not a parameter of this network ({', '.join(params)})")
         if mask.shape != params[name].shape:
             theirs, ours = (tuple(part.shape) for part in (mask, params[name]))
             raise UserError(f"masks: {name!r} has the shape {theirs}, the model's parameter {ours}")
