@@ -129,7 +129,8 @@ def test_what_the_pages_run_on_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     """The commands as printed, but shorter; methods and benchmarks have the results of here, and leave files here."""
     monkeypatch.chdir(tmp_path)
     done = set()
-    for command in dict.fromkeys(command for page in ("README.md", "docs/cluster.md") for command in on_ray(page)):
+    pages = ("README.md", "docs/how-to/cluster.md")
+    for command in dict.fromkeys(command for page in pages for command in on_ray(page)):
         words = shlex.split(command)[1:]
         if words[0] != "benchmark":
             words[words.index("--replicates") + 1] = "1"

@@ -13,7 +13,7 @@ import pytest
 from conftest import HANG, ROOT
 from lthfunc_cli.main import main
 
-PAGE = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "how-to" / "cluster.md").read_text(encoding="utf-8")
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 
 

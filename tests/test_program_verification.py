@@ -2,7 +2,7 @@
 
     python tests/test_program_verification.py --programs 20000 --seed 1
 
-does many; under the address sanitizer (docs/sparse-engine.md) any access outside a memory ends the process.
+does many; under the address sanitizer (docs/explanation/sparse-engine.md) any access outside a memory ends the process.
 """
 
 from __future__ import annotations

@@ -86,13 +86,13 @@ def page_commands(page: str) -> list[str]:
 
 REPORTS = [
     part.strip()
-    for page in ("reports.md", "cluster.md")
+    for page in ("how-to/reports.md", "how-to/cluster.md")
     for command in page_commands(page)
     for part in command.split("&&")
 ]
 
 
-@pytest.mark.parametrize("command", dict.fromkeys([*COMMANDS, *page_commands("run-format.md"), *REPORTS]))
+@pytest.mark.parametrize("command", dict.fromkeys([*COMMANDS, *page_commands("reference/run-format.md"), *REPORTS]))
 def test_each_command_of_the_readme_runs(
     command: str, place: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
@@ -140,14 +140,14 @@ def test_ones_own_file_has_less_than_thirty_lines() -> None:
     assert len(OWN.splitlines()) < 30
 
 
-@pytest.mark.parametrize("command", [*page_commands("data.md"), *page_commands("models.md")])
+@pytest.mark.parametrize("command", [*page_commands("how-to/data.md"), *page_commands("how-to/models.md")])
 def test_each_command_of_the_pages_on_models_and_data_runs(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     """As printed, but shorter; digits stand in for the CIFARs in a training, noise for photographs."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LTHFUNC_CACHE", str(tmp_path / "cache"))
-    page = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "how-to" / "data.md").read_text(encoding="utf-8")
     (tmp_path / "rings.py").write_text(re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)[-1])
     torch.save({"state_dict": {"fc.weight": torch.zeros(2, 3)}}, tmp_path / "net.pth")
     (tmp_path / "topics.txt").write_text((ROOT / "README.md").read_text(encoding="utf-8"))
@@ -171,7 +171,7 @@ def test_the_pages_on_models_and_data_run_as_printed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for page in ("models.md", "data.md"):
+    for page in ("how-to/models.md", "how-to/data.md"):
         text = (ROOT / "docs" / page).read_text(encoding="utf-8")
         for code in re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
             if "transformers" not in code or importlib.util.find_spec("transformers") is not None:
@@ -203,7 +203,7 @@ def test_the_notebook_is_the_script_and_runs(tmp_path: Path, monkeypatch: pytest
 def test_the_methods_page_runs_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On the digits, and shorter."""
     monkeypatch.chdir(tmp_path)
-    page = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "how-to" / "methods.md").read_text(encoding="utf-8")
     composed, own = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     for long, short in (
         ("(1, 28, 28)", "(1, 8, 8)"), ('"mnist"', '"digits"'), ("steps=3000", "steps=20"), ("steps=150", "steps=5"),
@@ -227,7 +227,7 @@ def test_the_methods_page_runs_as_printed(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_the_page_on_execution_runs_as_printed() -> None:
-    page = (ROOT / "docs" / "execution.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "how-to" / "execution.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     model = lf.models.lenet300()
     names: dict[str, Any] = {
@@ -261,6 +261,6 @@ def test_every_function_the_readme_names_is_public() -> None:
 
 
 def test_every_linked_file_is_there() -> None:
-    for source in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+    for source in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md")):
         for target in re.findall(r"\]\((?!http)([^)#]+)", source.read_text(encoding="utf-8")):
             assert (source.parent / target).exists(), f"{source.name}: {target}"

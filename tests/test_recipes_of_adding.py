@@ -1,4 +1,4 @@
-"""What docs/architecture.md says of adding something, edit by edit in a copy, and then used from the command line."""
+"""What the documentation says of adding something, edit by edit in a copy, and then used from the command line."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Edit(NamedTuple):
 
 def recipes() -> dict[str, list[Edit]]:
     """The edits of each recipe, out of the code blocks and the words before them."""
-    section = (ROOT / "docs" / "architecture.md").read_text().partition("## Adding something")[2]
+    section = (ROOT / "docs" / "explanation" / "architecture.md").read_text().partition("## Adding something")[2]
     section = section.partition("\n## ")[0]
     found: dict[str, list[Edit]] = {}
     kind, before = "", 0

@@ -129,4 +129,5 @@ def test_names_hold_numbers_and_settings() -> None:
 
 
 def test_the_page_of_names_is_up_to_date() -> None:
-    assert page() == (Path(__file__).parents[1] / "docs" / "names.md").read_text(), "python -m lthfunc.catalog"
+    written = Path(__file__).parents[1] / "docs" / "reference" / "names.md"
+    assert page() == written.read_text(), "python -m lthfunc.catalog > docs/reference/names.md"

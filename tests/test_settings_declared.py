@@ -157,8 +157,8 @@ def test_commands_take_what_is_declared_of_them() -> None:
 
 
 def test_the_page_of_settings_is_up_to_date() -> None:
-    message = "write it again: python -m lthfunc.experiments.settings > docs/settings.md"
-    assert (ROOT / "docs" / "settings.md").read_text("utf-8") == page(), message
+    message = "write it again: python -m lthfunc.experiments.settings > docs/reference/settings.md"
+    assert (ROOT / "docs" / "reference" / "settings.md").read_text("utf-8") == page(), message
 
 
 def test_no_list_of_settings_is_kept_by_hand() -> None:

@@ -1,4 +1,4 @@
-"""All names as a page: ``python -m lthfunc.catalog > docs/names.md``."""
+"""All names as a page: ``python -m lthfunc.catalog > docs/reference/names.md``."""
 
 from __future__ import annotations
 

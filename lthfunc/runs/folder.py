@@ -1,4 +1,4 @@
-"""A run's folder: where its files are, how it is created, and what of it is finished. docs/run-format.md describes it.
+"""A run's folder: where its files are, how it is created, and what of it is finished (docs/reference/run-format.md).
 
     metrics.jsonl                     a description of the run, then a line per finished training
     config.toml                       the settings that reproduce it

@@ -3,10 +3,10 @@
 It weighs what both would compute, in multiply-adds of the dense engine, with factors measured on one core
 (benchmarks/sparse.py): a surviving weight costs 1.35 times what a dense one does where the dense kernels are at their
 best, and what is not a product (normalisation, activations, pooling) costs a convolutional network another fifth.
-Linear layers are no slower at any density, but for wide ones on AMD's Zen 5 (docs/sparse-engine.md). Dense kernels
-waste convolutions of few channels, up to threefold. Where the sparse engine computes convolutions of most of their
-weights densely (on Zen 5), it is faster for them as well, but for those of so many channels that dense kernels are at
-their best.
+Linear layers are no slower at any density, but for wide ones on AMD's Zen 5 (docs/explanation/sparse-engine.md).
+Dense kernels waste convolutions of few channels, up to threefold. Where the sparse engine computes convolutions of
+most of their weights densely (on Zen 5), it is faster for them as well, but for those of so many channels that dense
+kernels are at their best.
 """
 
 from __future__ import annotations

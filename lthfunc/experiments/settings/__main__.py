@@ -1,4 +1,4 @@
-"""All settings as a page: ``python -m lthfunc.experiments.settings > docs/settings.md``."""
+"""All settings as a page: ``python -m lthfunc.experiments.settings > docs/reference/settings.md``."""
 
 from __future__ import annotations
 
