@@ -21,6 +21,7 @@ def branch(
     given: o.Given,
     trust: o.Trust = False,
     out: o.Out = None,
+    layers: o.Layers = False,
     json: o.Json = False,
 ) -> None:
     """Continue from a round of a finished run with another rewinding, score, structure or schedule.
@@ -29,7 +30,7 @@ def branch(
     """
     from .running import branch_run
 
-    branch_run(Path(run), from_round, given, out, trust, wants_json=json)
+    branch_run(Path(run), from_round, given, out, trust, shown=o.Shown(json, layers))
 
 
 @o.with_settings("transfer")
@@ -38,6 +39,7 @@ def transfer(
     given: o.Given,
     trust: o.Trust = False,
     out: o.Out = None,
+    layers: o.Layers = False,
     json: o.Json = False,
 ) -> None:
     """Train a run's tickets, masks and initial weights, on another data set (Morcos et al. 2019).
@@ -48,4 +50,4 @@ def transfer(
         raise UserError("--dataset: name the data set to train the tickets on")
     from .running import transfer_run
 
-    transfer_run(Path(run), given, out, trust, wants_json=json)
+    transfer_run(Path(run), given, out, trust, shown=o.Shown(json, layers))

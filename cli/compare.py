@@ -52,7 +52,10 @@ def compare(
 
     names = distinct_names(folders)
     read = [whole_run(folder) for folder in folders]
-    subjects = [ComparedRun(printable(name), run.config, run.records) for name, run in zip(names, read, strict=True)]
+    subjects = [
+        ComparedRun(printable(name), run.config, run.records, run.choice.winning_round)
+        for name, run in zip(names, read, strict=True)
+    ]
     rows = compared(subjects, at, folders.index(reference))
     tested = subjects[folders.index(reference)].name
     if json:

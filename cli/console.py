@@ -10,11 +10,13 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
+from rich.padding import Padding
 from rich.segment import Segment
+from rich.text import Text
 
 from lthfunc.printable import printable
 
-__all__ = ["aside", "printable", "put", "put_json", "say", "screen", "warning_in_words"]
+__all__ = ["aside", "printable", "put", "put_json", "put_words", "say", "screen", "warning_in_words"]
 
 
 class _Plain(Console):
@@ -41,6 +43,15 @@ def aside() -> Console:
 def put(text: object = "", end: str = "\n") -> None:
     """Print a line on stdout."""
     print(printable(str(text)), end=end)
+
+
+def put_words(text: str, style: str = "", indent: int = 0) -> None:
+    """Print a sentence on stdout, wrapped at words on a terminal."""
+    console = screen()
+    if console.is_terminal:
+        console.print(Padding(Text(text, style), (0, 0, 0, indent)))
+    else:
+        put(" " * indent + text)
 
 
 def put_json(value: Any) -> None:

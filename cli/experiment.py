@@ -31,6 +31,7 @@ def prune(
     config: o.ConfigFile = None,
     trust: o.Trust = False,
     out: o.Out = None,
+    layers: o.Layers = False,
     json: o.Json = False,
 ) -> None:
     """Find a winning ticket: train, prune the smallest weights, rewind the others to their initial values; repeat.
@@ -38,7 +39,7 @@ def prune(
     The folder of results holds the winning ticket, its trained weights, the weights and masks of every round, the
     metrics, and three pictures.
     """
-    _start("prune", settings_of("prune", given, recipe, config, trust=trust), out, json)
+    _start("prune", settings_of("prune", given, recipe, config, trust=trust), out, o.Shown(json, layers))
 
 
 @o.with_settings("train")
@@ -51,7 +52,7 @@ def train(
     json: o.Json = False,
 ) -> None:
     """Train the dense network, without pruning."""
-    _start("train", settings_of("train", given, recipe, config, trust=trust), out, json)
+    _start("train", settings_of("train", given, recipe, config, trust=trust), out, o.Shown(json))
 
 
 @o.with_settings("resume")
@@ -59,6 +60,7 @@ def resume(
     run: Annotated[str, typer.Argument(help="The run's folder.")],
     given: o.Given,
     trust: o.Trust = False,
+    layers: o.Layers = False,
     json: o.Json = False,
 ) -> None:
     """Resume an interrupted run; the results have the same bits as without the interruption.
@@ -68,13 +70,13 @@ def resume(
     """
     from .running import resume_run
 
-    resume_run(run, given, trust, wants_json=json)
+    resume_run(run, given, trust, shown=o.Shown(json, layers))
 
 
-def _start(command: str, config: Config, out: str | None, wants_json: bool) -> None:
+def _start(command: str, config: Config, out: str | None, shown: o.Shown) -> None:
     from .running import new_run  # imports torch, so it comes after all checks that don't need it
 
-    new_run(config, command, out, wants_json=wants_json)
+    new_run(config, command, out, shown=shown)
 
 
 def settings_of(

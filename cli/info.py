@@ -11,7 +11,7 @@ from lthfunc.errors import UserError
 from lthfunc.printable import counted
 
 from . import options as o
-from .console import printable, put, put_json, screen
+from .console import printable, put, put_json, put_words, screen
 
 
 @o.with_settings("info")
@@ -24,6 +24,7 @@ def info(
             "--classes", help="Also measure the accuracy of each class on the validation split, dense and ticket."
         ),
     ] = False,
+    layers: o.Layers = False,
     trust: o.Trust = False,
     json: o.Json = False,
 ) -> None:
@@ -34,41 +35,41 @@ def info(
     if path.is_file():
         _show_file(path, as_json=json)
     elif path.is_dir():
-        _show_run(path, wants_json=json)
+        _show_run(path, wants_json=json, layers=layers)
         if classes and not json:
             _show_classes(path, given.get("data_dir"), trust)
     else:
         raise UserError(f"{run}: no such folder or file")
 
 
-def _show_run(folder: Path, *, wants_json: bool) -> None:
+def _show_run(folder: Path, *, wants_json: bool, layers: bool) -> None:
     from lthfunc.experiments.config import to_mapping, trainings_of
     from lthfunc.experiments.records import summarize
     from lthfunc.runs.environment import machine_in_words
     from lthfunc.runs.folder import whole_run
     from lthfunc.runs.integrity import sum_problems
+    from lthfunc.runs.unfinished import is_finished
 
-    from .results import as_json, outcome_lines, show_tables, verdict
+    from .results import as_json, file_lines, show_outcome, show_tables
 
     run = whole_run(folder)
     about, config, records = run.about, run.config, run.records
     rows = summarize(records)
     wanted = trainings_of(config)
     if wants_json:
-        put_json({**as_json(folder, config, rows), "machine": about["machine"], "finished": len(records) == wanted})
+        put_json({**as_json(run, folder), "machine": about["machine"], "finished": is_finished(run)})
         return
     put(f"{folder}: lthfunc {about['command']}, {len(records)} of {counted(wanted, 'training')} finished")
     where, versions = machine_in_words(about["machine"])
     put(f"on {where}; {versions}")
-    put(_settings(to_mapping(config)))
+    put_words(_settings(to_mapping(config)))
     if rows:
         put()
-        show_tables(rows)
+        show_tables(rows, layers=layers)
         put()
-        if config.rounds:
-            put(verdict(rows))
-            for line in outcome_lines(rows, folder) if len(records) == wanted else ():
-                put(line)
+        show_outcome(run, folder, rows)
+        for line in file_lines(run, folder) if is_finished(run) else ():
+            put(line)
     for problem in sum_problems(folder, run, sizes=True):
         put(f"damaged: {problem}; to see what remains: lthfunc verify {folder}")
     if len(records) < wanted:
@@ -105,7 +106,7 @@ def _show_file(path: Path, *, as_json: bool) -> None:
     config = metadata.pop("config", {})
     config = config if isinstance(config, dict) else {}
     put(f"{path}: " + ", ".join(f"{name} {value}" for name, value in metadata.items()))
-    put(_settings(config))
+    put_words(_settings(config))
     if masks:
         whole = count(masks)
         put(f"{whole.kept:,} of {whole.total:,} weights remain ({100 * whole.density:.2f} %)")

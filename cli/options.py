@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import typer
 
@@ -48,6 +48,9 @@ Out = Annotated[
         rich_help_panel=RUN,
     ),
 ]
+Layers = Annotated[
+    bool, typer.Option("--layers", help="Print the densities of all layers, however many.", rich_help_panel=RUN)
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the results as JSON.", rich_help_panel=RUN)]
 Trust = Annotated[
     bool,
@@ -58,6 +61,13 @@ Trust = Annotated[
         rich_help_panel=RUN,
     ),
 ]
+
+
+class Shown(NamedTuple):
+    """How results are printed."""
+
+    json: bool
+    layers: bool = False
 
 
 class InvalidValue(typer.BadParameter):

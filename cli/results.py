@@ -2,109 +2,141 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shlex
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from lthfunc.experiments.config import Config, to_mapping
-from lthfunc.experiments.iterative import TICKET
-from lthfunc.experiments.records import Row, Spread, winning
-from lthfunc.reports.tables import layer_table, result_table
+from lthfunc.experiments.config import to_mapping
+from lthfunc.experiments.records import Row, Spread, summarize
+from lthfunc.experiments.trust import trusted_in
+from lthfunc.experiments.winner import Candidate
+from lthfunc.reports.tables import has_layers, layer_table, result_table
+from lthfunc.reports.verdict import collapse, verdict
 from lthfunc.runs import safe_files
+from lthfunc.runs.folder import TRAIN, TRANSFER, Run
 from lthfunc.runs.ticket_files import LAST, OLD_TICKET, WINNING, WINNING_TRAINED
 
-from .console import put, screen
+from .console import put, put_words, screen
 from .remote_runs import named
 
-#: Width that the result table needs for per-layer densities; narrower screens get a second table.
-_WIDE = 100
-_FEW_LAYERS = 5
+#: A command, and what it does.
+Suggestion = tuple[str, str]
 
 
-def show_tables(rows: Sequence[Row]) -> None:
-    """Print the result table, with per-layer densities in it or below it."""
+def show_tables(rows: Sequence[Row], *, layers: bool = False) -> None:
+    """Print the result table, with per-layer densities if they fit or are wanted."""
     console = screen()
-    together = len(rows[0].layers) <= _FEW_LAYERS and console.width >= _WIDE
-    console.print(result_table(rows, layers=together))
-    if not together:
+    console.print(result_table(rows, console.width))
+    if layers and not has_layers(rows, console.width):
         console.print()
-        console.print(layer_table(rows))
+        console.print(layer_table(rows, console.width))
 
 
-def show_results(rows: Sequence[Row], folder: Path, pictures: Sequence[Path], *, ticket: bool) -> None:
-    """Print tables, the winning ticket, and the paths of the files."""
+def show_results(run: Run, folder: Path, pictures: Sequence[Path], *, layers: bool) -> None:
+    """Print tables, which round won, the files, and what to do next."""
+    rows = summarize(run.records)
     put()
-    show_tables(rows)
+    show_tables(rows, layers=layers)
+    put_words(legend(rows), style="dim")
     put()
-    if ticket:
-        screen().print(verdict(rows), highlight=False)
-        if warning := collapse(rows):
-            screen().print(warning, highlight=False)
-        for line in outcome_lines(rows, folder):
-            put(line)
-    for picture in pictures:
-        put(f"picture         {named(picture)}")
-    put(f"run folder      {named(folder)}")
+    show_outcome(run, folder, rows)
+    for line in file_lines(run, folder, pictures):
+        put(line)
+    show_suggestions(suggestions(run, folder))
 
 
-def outcome_lines(rows: Sequence[Row], folder: Path) -> list[str]:
+def legend(rows: Sequence[Row]) -> str:
+    """The words of the result table, each in half a line."""
+    words = ["density: share of the weights that remain", "early stop: the step with the least validation loss, "
+             "whose network is measured"]  # fmt: skip
+    if max(row.replicates for row in rows) > 1:
+        words.append("±: standard deviation over the seeds")
+    return "; ".join(words)
+
+
+def show_outcome(run: Run, folder: Path, rows: Sequence[Row]) -> None:
+    """Print which round won, and why."""
+    for line in (verdict(run.choice), collapse(rows)):
+        if line:
+            put_words(line)
+            put()
+
+
+def file_lines(run: Run, folder: Path, pictures: Sequence[Path] = ()) -> Iterator[str]:
     """A line per file of a finished run, with the network that it has."""
-    best, last = winning(rows), max(row.round for row in rows)
-    files = [("last round    ", LAST, last, "after")]
-    if best is not None:
+    yield f"Files in {named(folder)}:"
+    last, won = max(item["round"] for item in run.records), run.choice.winning_round
+    files = [(LAST, f"last round: round {last} after training")] if last else []
+    if won is not None:
         files[:0] = [
-            ("winning ticket", WINNING, best.round, "before"),
-            ("trained       ", WINNING_TRAINED, best.round, "after"),
+            (WINNING, f"winning ticket: round {won} before training"),
+            (WINNING_TRAINED, f"trained ticket: round {won} after training"),
         ]
-    there = {name for _, name, _, _ in files if safe_files.status(folder, folder / name) is not None}
-    lines = [
-        f"{what}  {named(folder / name)}  (round {number}, weights {when} training)"
-        for what, name, number, when in files
-        if name in there
-    ]
+    missing = [name for name, _ in files if safe_files.status(folder, folder / name) is None]
+    files = [each for each in files if each[0] not in missing]
     if safe_files.status(folder, folder / OLD_TICKET) is not None:
-        lines.append(f"old ticket      {named(folder / OLD_TICKET)}  (round {last}, weights before training)")
-    if rows[0].replicates > 1 and lines:
-        lines.append(f"all seeds       {named(folder)}/seed*/  (the files above are the first seed's)")
-    if missing := [what.strip() for what, name, _, _ in files if name not in there]:
-        lines.append(f"not written     {', '.join(missing)}; lthfunc resume {named(folder)} writes them")
-    return lines
+        files.append((OLD_TICKET, f"last round, by an older version: round {last} before training"))
+    if run.config.replicates > 1 and files:
+        files.append(("seed*/", "the same of every seed; those above are the first's"))
+    files += [(path.name, "picture") for path in pictures]
+    width = max((len(name) for name, _ in files), default=0)
+    yield from (f"  {name:{width}}  {what}" for name, what in files)
+    if missing:
+        yield f"Not written: {', '.join(missing)}; to write them: lthfunc resume {shlex.quote(named(folder))}"
 
 
-def verdict(rows: Sequence[Row]) -> str:
-    """A sentence on the winning ticket, by validation accuracy."""
-    best = winning(rows)
-    if best is None:
-        return f"No pruned round reached the dense network's validation {rows[0].measured}."
-    return (
-        f"Winning ticket: round {best.round}, {100 * best.density:.1f} % of the weights, is the sparsest whose "
-        f"validation {best.measured} ({100 * best.val_accuracy.mean:.2f} %) is not below the dense network's "
-        f"({100 * rows[0].val_accuracy.mean:.2f} %)."
-    )
+def suggestions(run: Run, folder: Path) -> list[Suggestion]:
+    """Commands that lead on from a finished run, with its path filled in."""
+    config, about, path = run.config, run.about, shlex.quote(named(folder))
+    trust = " --trust" if trusted_in(to_mapping(config)) else ""
+    found = [(f"lthfunc report {path}", "one page with every picture, for any browser")]
+    again = f"lthfunc prune --config {path}{trust}"
+    lacking = [] if config.replicates > 1 else ["--replicates 3"]
+    if "reinit" not in config.control:
+        lacking += [f"--control {name}" for name in (*config.control, "reinit")]
+    if "://" in path:
+        pass  # settings are read from local files only
+    elif about["command"] == TRAIN:
+        found.append((f"{again} --rounds 5", "find a winning ticket of this network"))
+    elif about["command"] == TRANSFER:
+        found.append((again, "find tickets on this data set itself, to compare with"))
+    elif "branched" in about:
+        source = shlex.quote(str(about["branched"]["run"]))
+        found.append((f"lthfunc compare {source} {path}", "is the branch better than the run that it started from?"))
+    elif lacking:
+        seeds = ["with three seeds"] if config.replicates == 1 else []
+        control = ["with the tickets' masks on newly drawn weights"] if "reinit" not in config.control else []
+        found.append((f"{again} {' '.join(lacking)}", f"the same {' and '.join(seeds + control)}, to be certain"))
+    if config.rounds:
+        found.append((f"lthfunc specialize {path}{trust}", "the ticket's fastest program on this machine"))
+    return found
 
 
-def collapse(rows: Sequence[Row]) -> str | None:
-    """A warning if a round emptied a layer, through which no signal passes."""
-    for row in rows:
-        empty = [name for name, density in row.layers.items() if density == 0]
-        if row.variant == TICKET and empty:
-            return (
-                f"Layer collapse: from round {row.round} on no weights remain in {', '.join(empty)}; "
-                "--min-layer-weights N keeps some weights in every layer."
-            )
-    return None
+def show_suggestions(found: Sequence[Suggestion]) -> None:
+    """Print commands, each on a line of its own that can be copied."""
+    put("\nNext:")
+    for command, what in found:
+        put(f"  {command}")
+        put_words(what, style="dim", indent=6)
 
 
-def as_json(folder: Path, config: Config, rows: Sequence[Row]) -> dict[str, Any]:
+def as_json(run: Run, folder: Path) -> dict[str, Any]:
     """The results as plain values. Accuracies are in [0, 1]."""
-    best = winning(rows)
+    choice = run.choice
+    found = choice.winner or choice.best
     return {
         "run": named(folder),
-        "config": to_mapping(config),
-        "rounds": [_row(row) for row in rows],
-        "winning_round": best.round if best else None,
-        "last_round": max((row.round for row in rows), default=None),
+        "config": to_mapping(run.config),
+        "rounds": [_row(row) for row in summarize(run.records)],
+        "winning_round": choice.winning_round,
+        "against_dense": None if found is None else {"round": found.row.round, **_without_row(found)},
+        "last_round": max((item["round"] for item in run.records), default=None),
     }
+
+
+def _without_row(found: Candidate) -> dict[str, Any]:
+    return {name: value for name, value in found._asdict().items() if name != "row"}
 
 
 def _row(row: Row) -> dict[str, Any]:

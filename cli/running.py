@@ -18,7 +18,7 @@ from lthfunc.errors import invalid
 from lthfunc.experiments.config import SETTINGS, Config, replaced_by, to_mapping
 from lthfunc.experiments.iterative import Task
 from lthfunc.experiments.plan import PreparedPlan
-from lthfunc.experiments.records import Record, summarize
+from lthfunc.experiments.records import Record
 from lthfunc.experiments.resolve import resolved
 from lthfunc.experiments.schema import from_mapping
 from lthfunc.experiments.trust import check_trust
@@ -29,7 +29,6 @@ from lthfunc.runs.folder import (
     ENVIRONMENT,
     METRICS,
     PRUNE,
-    TRAIN,
     TRANSFER,
     Run,
     check_free,
@@ -46,29 +45,29 @@ from lthfunc.runs.unfinished import RUNS, unfinished_like
 from lthfunc.trees.atomic_io import safe_file_name
 
 from .console import put_json, say
-from .options import Given
+from .options import Given, Shown
 from .results import as_json, show_results
 from .training import prepare_run, train_run
 
 T = TypeVar("T")
 
 
-def new_run(config: Config, command: str, out: str | None, *, wants_json: bool) -> None:
+def new_run(config: Config, command: str, out: str | None, *, shown: Shown) -> None:
     """Check everything, make the folder, and run. Raises UserError before anything is written.
 
     If there is an unfinished run with the same settings, offer to resume it.
     """
     earlier = unfinished_like(config, command, out)
     if earlier is not None and _confirms_resuming(earlier, out):
-        resume_run(str(earlier), {}, trust=False, wants_json=wants_json, typed=_same(config, scan_run(earlier).config))
+        resume_run(str(earlier), {}, trust=False, shown=shown, typed=_same(config, scan_run(earlier).config))
         return
     folder = _free_folder(config, out)
     prepared = prepare_run(config)
     with _new_folder(folder, lambda: create(folder, prepared.config, command, data=prepared.plan.trainer.data)):
-        _run(prepared, command, folder, [], wants_json)
+        _run(prepared, command, folder, [], shown)
 
 
-def resume_run(run: str, changed: Given, trust: bool, *, wants_json: bool, typed: Collection[str] = ()) -> None:
+def resume_run(run: str, changed: Given, trust: bool, *, shown: Shown, typed: Collection[str] = ()) -> None:
     """Resume an interrupted run; for a finished one, make its table and pictures again.
 
     changed: settings that change no result, to be used instead of the run's. typed: those that need no trust, since
@@ -85,25 +84,26 @@ def resume_run(run: str, changed: Given, trust: bool, *, wants_json: bool, typed
         append_lines(folder / ENVIRONMENT, [environment("resume", config.device, config.threads)])
         about = found.about
         source = transfers(Path(about["source"]), prepared.plan, prepared.config) if "source" in about else None
-        _run(prepared, about["command"], folder, found.records, wants_json, source)
+        _run(prepared, about["command"], folder, found.records, shown, source)
 
 
-def trial_run(config: Config, folder: Path, again: str) -> list[Record]:
-    """Run a trial, resuming it if its folder exists; returns its records. again: the command that resumes it."""
+def trial_run(config: Config, folder: Path, again: str) -> None:
+    """Run a trial, resuming it if its folder exists. again: the command that resumes it."""
     if status(folder, folder / METRICS) is None:
         check_free(folder)
         prepared = prepare_run(config)
         with _new_folder(folder, lambda: create(folder, prepared.config, PRUNE, data=prepared.plan.trainer.data)):
-            return train_run(prepared, PRUNE, folder, [], again=again)
+            train_run(prepared, PRUNE, folder, [], again=again)
+        return
     theirs = scan_run(folder).config
     check_trust(to_mapping(theirs), folder, trusted=False, typed=_same(config, theirs))
     with locked(folder):
         found = _recovered(folder)
         prepared = prepare_run(resolved(found.config))
-        return train_run(prepared, PRUNE, folder, found.records, again=again)
+        train_run(prepared, PRUNE, folder, found.records, again=again)
 
 
-def branch_run(run: Path, number: int, given: Given, out: str | None, trust: bool, *, wants_json: bool) -> None:
+def branch_run(run: Path, number: int, given: Given, out: str | None, trust: bool, *, shown: Shown) -> None:
     """Continue from a round of a finished run with other settings, in a new folder."""
     _, theirs, _ = read_run(run)
     # The run's rate stays, unless a rate or another number of rounds replaces its densities.
@@ -114,10 +114,10 @@ def branch_run(run: Path, number: int, given: Given, out: str | None, trust: boo
     prepared = prepare_run(config)
     check_branch(run, prepared.plan, number)
     with _new_folder(folder, lambda: branch(run, folder, number, prepared)) as early:
-        _run(prepared, PRUNE, folder, early, wants_json)
+        _run(prepared, PRUNE, folder, early, shown)
 
 
-def transfer_run(run: Path, given: Given, out: str | None, trust: bool, *, wants_json: bool) -> None:
+def transfer_run(run: Path, given: Given, out: str | None, trust: bool, *, shown: Shown) -> None:
     """Train the tickets of a finished run on another data set, in a new folder."""
     _, theirs, records = read_run(run)
     fresh = {name: None for name, setting in SETTINGS.items() if setting.follows_data}
@@ -130,7 +130,7 @@ def transfer_run(run: Path, given: Given, out: str | None, trust: bool, *, wants
     tasks = transfers(run, prepared.plan, prepared.config)
     data = prepared.plan.trainer.data
     with _new_folder(folder, lambda: create(folder, prepared.config, TRANSFER, run, data=data)):
-        _run(prepared, TRANSFER, folder, [], wants_json, tasks)
+        _run(prepared, TRANSFER, folder, [], shown, tasks)
 
 
 def _recovered(folder: Path) -> Run:
@@ -181,19 +181,18 @@ def _run(
     command: str,
     folder: Path,
     earlier: list[Record],
-    wants_json: bool,
+    shown: Shown,
     tasks: list[Task] | None = None,
 ) -> None:
     records = train_run(prepared, command, folder, earlier, tasks)
-    config = prepared.config
     from lthfunc.reports.run_pictures import draw  # matplotlib takes half a second, which would delay training
 
-    pictures = draw(folder, records, f"{config.arch} on {config.dataset}")
-    rows = summarize(records)
-    if wants_json:
-        put_json(as_json(folder, config, rows))
+    pictures = draw(folder, records, f"{prepared.config.arch} on {prepared.config.dataset}")
+    run = scan_run(folder)
+    if shown.json:
+        put_json(as_json(run, folder))
     else:
-        show_results(rows, folder, pictures, ticket=command != TRAIN and config.rounds > 0)
+        show_results(run, folder, pictures, layers=shown.layers)
 
 
 def _free_folder(config: Config, out: str | None) -> Path:

@@ -95,6 +95,7 @@ def _sweep(
     wants_json: bool,
 ) -> None:  # fmt: skip
     from lthfunc.experiments.sweeps import Suggester, config_of
+    from lthfunc.runs.folder import whole_run
     from lthfunc.runs.lock import locked
     from lthfunc.runs.sweep_results import Trial, add_trial, open_sweep, trial_folder, trial_of
     from lthfunc.scheduling.execute import check_ray
@@ -123,8 +124,9 @@ def _sweep(
                                 for name, value in values.items())  # fmt: skip
                 say(f"trial {number} of {count}: {told}")
                 try:
-                    records = trial_run(config_of(config, values), trial_folder(folder, number), _command(folder))
-                    trial = trial_of(number, values, records, objective)
+                    place = trial_folder(folder, number)
+                    trial_run(config_of(config, values), place, _command(folder))
+                    trial = trial_of(number, values, whole_run(place), objective)
                 except UserError as error:
                     if isinstance(error, DamagedError):
                         raise

@@ -18,7 +18,7 @@ from lthfunc.errors import UserError
 from lthfunc.experiments.config import Config, to_mapping
 from lthfunc.experiments.functions import rewinding_of
 from lthfunc.experiments.iterative import Done, Plan, Round, iterative
-from lthfunc.experiments.records import record, spread, summarize, winning
+from lthfunc.experiments.records import record, spread, summarize
 from lthfunc.experiments.resolve import resolved
 from lthfunc.experiments.rewinding_and_controls import start_of
 from lthfunc.experiments.schema import from_mapping
@@ -200,10 +200,6 @@ def test_summaries_are_mean_and_sample_deviation() -> None:
     assert rows[0].val_accuracy.std == pytest.approx(statistics.stdev([0.9, 0.91, 0.92]))
     assert rows[0].early_stop_step.mean == 200
     assert spread([3.0]) == (3.0, 0.0)
-    assert winning(rows) is None
-    best = winning(summarize([fake(0, 0, "ticket", 0.9), fake(0, 1, "ticket", 0.9), fake(0, 2, "ticket", 0.8)]))
-    assert best is not None
-    assert best.round == 1
 
 
 def test_configurations_survive_their_mapping_and_refuse_what_they_do_not_know() -> None:

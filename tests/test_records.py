@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +16,7 @@ from lthfunc.errors import UserError
 from lthfunc.experiments import connectivity
 from lthfunc.experiments.connectivity import LinearPath, _at_each, between
 from lthfunc.experiments.iterative import Round
-from lthfunc.experiments.records import record, search_energy, summarize, winning, word_of
+from lthfunc.experiments.records import record, search_energy, summarize, word_of
 from lthfunc.training.evaluation import Evaluation
 from lthfunc.training.results import BestNetwork, Fit, Point
 from lthfunc.trees import ops
@@ -79,22 +78,6 @@ def test_a_summary_is_means_and_spreads_over_replicates() -> None:
     del items[0]["metric"]
     assert summarize(items)[0].metric == "accuracy"
     assert word_of("top-5") == "top-5"
-
-
-def test_the_winner_is_the_sparsest_that_is_as_good_as_the_whole() -> None:
-    def row(number: int, variant: str, accuracy: float) -> Any:
-        return SimpleNamespace(round=number, variant=variant, val_accuracy=SimpleNamespace(mean=accuracy))
-
-    rows = [
-        row(0, "ticket", 0.5),
-        row(1, "ticket", 0.5),
-        row(1, "reinit", 0.9),
-        row(2, "ticket", 0.75),
-        row(3, "ticket", 0.25),
-    ]
-    assert winning(rows) is rows[3]
-    assert winning(rows[:3]) is rows[1]
-    assert winning(rows[:1]) is winning([]) is winning([rows[2]]) is winning([rows[0], rows[4]]) is None
 
 
 def test_a_point_between_two_networks() -> None:

@@ -68,9 +68,10 @@ def test_the_round_that_won_is_the_winning_ticket_and_the_last_one_is_not(middle
 def test_every_command_takes_the_trained_winning_ticket_and_says_so(middle: Path, capsys: Any) -> None:
     assert run("info", middle) == 0
     out = capsys.readouterr().out
-    assert f"winning ticket  {middle / WINNING}  (round 2, weights before training)" in out
-    assert f"trained         {middle / WINNING_TRAINED}  (round 2, weights after training)" in out
-    assert f"last round      {middle / LAST}  (round 3, weights after training)" in out
+    assert f"Files in {middle}:" in out
+    assert f"{WINNING}          winning ticket: round 2 before training" in out
+    assert f"{WINNING_TRAINED}  trained ticket: round 2 after training" in out
+    assert f"{LAST}              last round: round 3 after training" in out
     words = {
         (): "round 2 of 3 of seed 0, the winning ticket, its trained weights",
         ("--round", "winning", "--seed", "1"): "round 2 of 3 of seed 1, the winning ticket, its trained weights",
@@ -121,9 +122,9 @@ def test_no_winner_leaves_the_last_round_alone(tmp_path: Path, capsys: Any) -> N
     folder = tmp_path / "none"
     assert run(*BASE, "--steps", "20", "--rounds", "1", "--density", "0.002", "--out", folder) == 0
     out = capsys.readouterr().out
-    assert "No pruned round reached the dense network's validation accuracy." in out
-    assert f"last round      {folder / LAST}  (round 1, weights after training)" in out
-    assert "winning ticket  " not in out
+    assert "No pruned round won: the best of them, round 1, reaches a validation accuracy of" in out
+    assert f"{LAST} last round: round 1 after training" in " ".join(out.split())
+    assert WINNING not in out
     assert sorted(path.name for path in folder.glob("*.safetensors")) == [LAST]
     assert run("export", folder, "--to", "state-dict", "--round", "winning") == 2
     assert "no pruned round of" in capsys.readouterr().err
@@ -188,8 +189,8 @@ def test_runs_of_format_2_are_read_checked_and_gone_on_with(tuned: Path, tmp_pat
     assert (report.run.format, report.problems) == (2, [])
     assert run("info", old) == 0
     said = capsys.readouterr().out.splitlines()[-2:]
-    assert said[0].startswith(f"old ticket      {old / 'ticket.safetensors'}  (round 2, weights before training)")
-    assert said[1].startswith("not written     winning ticket, trained, last round; lthfunc resume")
+    assert said[0] == "  ticket.safetensors  last round, by an older version: round 2 before training"
+    assert said[1] == f"Not written: {WINNING}, {WINNING_TRAINED}, {LAST}; to write them: lthfunc resume {old}"
     (trained,) = tickets_of_run(old, [None], None, None)
     assert lf.same_bits(trained.ticket, lf.load_ticket(tuned / WINNING_TRAINED)[0])
     (first,) = tickets_of_run(old, ["last"], None, None, trained=False)

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from lthfunc.experiments.iterative import TICKET, Round
+from lthfunc.experiments.iterative import Round
 from lthfunc.trees.ops import count, layer_counts
 
 Record = dict[str, Any]
@@ -139,13 +139,3 @@ def search_energy(item: Record) -> float:
 def word_of(metric: str) -> str:
     """A metric in a word: for a user's, the name of its function."""
     return metric.rpartition(":")[2]
-
-
-def winning(rows: Sequence[Row]) -> Row | None:
-    """The sparsest ticket whose mean validation accuracy is not below the dense network's, or None."""
-    tickets = [row for row in rows if row.variant == TICKET]
-    if not tickets:
-        return None
-    dense = tickets[0].val_accuracy.mean
-    winners = [row for row in tickets[1:] if row.val_accuracy.mean >= dense]
-    return winners[-1] if winners else None

@@ -14,7 +14,7 @@ from rich.table import Table
 from lthfunc.errors import UserError, invalid
 from lthfunc.experiments.config import SETTINGS, Config, to_mapping
 from lthfunc.experiments.iterative import TICKET
-from lthfunc.experiments.records import Record, Row, Spread, spread, summarize, winning
+from lthfunc.experiments.records import Record, Row, Spread, spread, summarize
 from lthfunc.reports.tables import accuracy_cells, accuracy_heads, plain_table
 
 #: Points by name; else a density.
@@ -22,11 +22,12 @@ POINTS = ("winning", "last", "dense")
 
 
 class ComparedRun(NamedTuple):
-    """A run to compare."""
+    """A run to compare. won: the round of its winning ticket; None if no round won."""
 
     name: str
     config: Config
     records: Sequence[Record]
+    won: int | None
 
 
 class Paired(NamedTuple):
@@ -171,7 +172,7 @@ def _row(subject: ComparedRun, at: str) -> Row:
     if at == "last":
         return tickets[-1]
     if at == "winning":
-        return winning(tickets) or tickets[-1]
+        return next((row for row in tickets if row.round == subject.won), tickets[-1])
     try:
         wanted = float(at)
     except ValueError:

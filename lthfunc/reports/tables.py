@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple
 
+from rich.cells import cell_len
 from rich.table import Table
 
 from lthfunc.experiments.iterative import TICKET
@@ -41,42 +43,90 @@ def accuracy_cells(row: Row) -> list[str]:
     return [f"{100 * row.density:.2f}", *accuracies, steps(row.early_stop_step, row.replicates)]
 
 
-def result_table(rows: Sequence[Row], *, layers: bool = True) -> Table:
-    """A line per round and variant: counts, density, accuracies, early-stop step, seconds; per-layer densities."""
-    numbers = sorted({row.replicates for row in rows})
-    title = f"mean ± standard deviation of {' to '.join(map(str, numbers))} replicates" if numbers[-1] > 1 else None
-    table = Table(title=title, title_style="dim", header_style="bold", box=None, pad_edge=False)
-    with_controls = len({row.variant for row in rows}) > 1
-    table.add_column("round", justify="right")
-    if with_controls:
-        table.add_column("variant")
-    metric = "acc" if rows[0].metric == "accuracy" else rows[0].measured
-    for head in ("weights left", *accuracy_heads(metric), "seconds"):
-        table.add_column(head, justify="right")
-    metered = any(row.energy is not None for row in rows)
-    if metered:
-        table.add_column("Wh", justify="right")
-    names = list(rows[0].layers) if layers else []
-    for name in names:
-        table.add_column(f"{_short(name)} %", justify="right", style="dim")
-    for row in rows:
-        cells = [str(row.round)]
-        if with_controls:
-            cells.append(row.variant)
-        cells += [
-            f"{row.kept:,.0f} / {row.total:,}",
-            *accuracy_cells(row),
-            f"{row.seconds:.1f}",
-            *(["" if row.energy is None else f"{1000 * row.energy.mean:.3g}"] if metered else []),
-            *(f"{100 * row.layers[name]:.1f}" for name in names),
-        ]
+class _Column(NamedTuple):
+    """A column of a table. cells: one per row. side: where they are aligned."""
+
+    head: str
+    cells: list[str]
+    side: Literal["left", "right"] = "right"
+    style: str = ""
+
+    @property
+    def width(self) -> int:
+        """Of its widest cell."""
+        return max(map(cell_len, (self.head, *self.cells)))
+
+
+def result_table(rows: Sequence[Row], width: int | None = None) -> Table:
+    """A line per round and variant: counts, density, accuracies, early-stop step, seconds, per-layer densities.
+
+    width: of the screen [columns], into which the table is fitted by leaving out what matters least. None: all of it.
+    """
+    columns, replicates = _result_columns(rows), sorted({row.replicates for row in rows})
+    several = replicates[-1] > 1
+    for name, shorter in (
+        ("layers", None),
+        ("left", [f"{row.kept:,.0f}" for row in rows]),
+        ("stop", [steps(row.early_stop_step, 1) for row in rows]),
+        ("seconds", None),
+        ("left", None),
+        ("stop", None),
+        ("energy", None),
+    ):
+        if width is None or _width(columns) <= width:
+            break
+        mine = [key for key in columns if key.partition(":")[0] == name]
+        columns |= {key: columns[key]._replace(cells=shorter) for key in mine if shorter is not None}
+        columns = {key: each for key, each in columns.items() if shorter is not None or key not in mine}
+    title = f"mean ± standard deviation of {' to '.join(map(str, replicates))} replicates" if several else None
+    table = Table(title=title, title_style="dim", title_justify="left", header_style="bold", box=None, pad_edge=False)
+    for each in columns.values():
+        table.add_column(each.head, justify=each.side, style=each.style, no_wrap=True)
+    for row, *cells in zip(rows, *(each.cells for each in columns.values()), strict=True):
         table.add_row(*cells, style=None if row.variant == TICKET else "cyan")
     return table
 
 
-def layer_table(rows: Sequence[Row]) -> Table:
-    """Per-layer densities with a line per layer and a column per round, at most eight rounds of the ticket's."""
-    shown = spread_out([row for row in rows if row.variant == TICKET])
+def _result_columns(rows: Sequence[Row]) -> dict[str, _Column]:
+    metric = "acc" if rows[0].metric == "accuracy" else rows[0].measured
+    accuracies = zip(accuracy_heads(metric), zip(*map(accuracy_cells, rows), strict=True), strict=True)
+    density, val, test, stop = (_Column(head, list(cells)) for head, cells in accuracies)
+    columns = {
+        "round": _Column("round", [str(row.round) for row in rows]),
+        "variant": _Column("variant", [row.variant for row in rows], "left"),
+        "left": _Column("weights left", [f"{row.kept:,.0f} / {row.total:,}" for row in rows]),
+        "density": density, "val": val, "test": test, "stop": stop,
+        "seconds": _Column("seconds", [f"{row.seconds:.1f}" for row in rows]),
+        "energy": _Column("Wh", ["" if row.energy is None else f"{1000 * row.energy.mean:.3g}" for row in rows]),
+        **{
+            f"layers:{name}": _Column(
+                f"{_short(name)} %", [f"{100 * row.layers[name]:.1f}" for row in rows], style="dim"
+            )
+            for name in rows[0].layers
+        },
+    }  # fmt: skip
+    if len({row.variant for row in rows}) == 1:
+        del columns["variant"]
+    if all(row.energy is None for row in rows):
+        del columns["energy"]
+    return columns
+
+
+def _width(columns: Mapping[str, _Column]) -> int:
+    """Of a table without lines."""
+    return sum(each.width + 2 for each in columns.values()) - 2
+
+
+def has_layers(rows: Sequence[Row], width: int) -> bool:
+    """Whether `result_table` has the densities of layers at this width."""
+    return _width(_result_columns(rows)) <= width
+
+
+def layer_table(rows: Sequence[Row], width: int) -> Table:
+    """Per-layer densities with a line per layer and a column per round of the ticket: as many as fit into the width."""
+    tickets = [row for row in rows if row.variant == TICKET]
+    room = width - max(len(_short(name)) for name in tickets[0].layers)
+    shown = spread_out(tickets, max(2, room // len(f"  round {tickets[-1].round}")))
     table = plain_table("layer", *(f"round {row.round}" for row in shown), title="density per layer, %")
     for name in shown[-1].layers:
         table.add_row(_short(name), *(f"{100 * row.layers[name]:.1f}" for row in shown))

@@ -31,6 +31,7 @@ from lthfunc.experiments.iterative import TICKET
 from lthfunc.experiments.records import Record
 from lthfunc.experiments.resolve import resolved
 from lthfunc.experiments.schema import from_mapping
+from lthfunc.experiments.winner import Choice, choose
 from lthfunc.printable import printable
 from lthfunc.runs import safe_files
 from lthfunc.runs.environment import environment, machine
@@ -42,8 +43,10 @@ from lthfunc.trees.atomic_io import TEMPORARY_SUFFIX
 from lthfunc.trees.types import Dataset
 
 #: Format of these files. Runs of version 0.1.0, which have no number, are read as 1; formats 1 and 2 have
-#: `ticket.safetensors`, the last round's masks on its initial weights, instead of the files of `ticket_files.py`.
-FORMAT = 3
+#: `ticket.safetensors`, the last round's masks on its initial weights, instead of the files of `ticket_files.py`. Up to
+#: format 3, the winning ticket was chosen without allowing for noise.
+FORMAT = 4
+_WITHOUT_NOISE = 3
 CONFIG = "config.toml"
 METRICS = "metrics.jsonl"
 ENVIRONMENT = "environment.jsonl"
@@ -81,6 +84,12 @@ class Run(NamedTuple):
         """The problems, one line each."""
         lines = [f"{METRICS}: line {number} is damaged: {reason}" for number, reason in self.damaged.items()]
         return lines if self.settings is None else [*lines, f"{CONFIG}: {self.settings}"]
+
+    @property
+    def choice(self) -> Choice:
+        """The winning ticket, by the rule of the run's format."""
+        examples: int | None = (self.about.get("data") or {}).get("val")
+        return choose(self.records, examples if self.format > _WITHOUT_NOISE else None)
 
 
 def check_free(folder: Path) -> None:

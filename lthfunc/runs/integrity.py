@@ -63,7 +63,7 @@ def sum_problems(folder: Path, run: Run, *, sizes: bool = False) -> Iterator[Pro
             if problem is not None:
                 yield Problem(_relative(folder, place / file), problem, name)
     yield from _old_ticket_problems(folder, run, sizes)
-    for file, problem in ticket_file_problems(folder, run.config, run.records, sizes=sizes) if is_finished(run) else ():
+    for file, problem in ticket_file_problems(folder, run, sizes=sizes) if is_finished(run) else ():
         if run.format > 2 or safe_files.status(folder, folder / file) is not None:
             yield Problem(file, f"{problem}; lthfunc resume repairs that")
 

@@ -58,6 +58,7 @@ class _Branched(LineSchema):
 
 
 class _Data(LineSchema):
+    val: Annotated[int, Ge(1), Le(2**62)] | None = None
     shape: list[Annotated[int, Ge(1), Le(2**31)]] | None = None
 
 

@@ -6,16 +6,16 @@ trial000/       a run like any other
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lthfunc.errors import DamagedError, UserError, invalid
 from lthfunc.experiments.config import FREE, Config, current_names, to_mapping
 from lthfunc.experiments.iterative import TICKET
-from lthfunc.experiments.records import Record, Spread, summarize, winning
+from lthfunc.experiments.records import Spread, summarize
 from lthfunc.experiments.sweeps import Range, Space, Values
 from lthfunc.runs import safe_files
+from lthfunc.runs.folder import Run
 from lthfunc.runs.json_lines import append_lines, drop_partial_line, read_lines
 
 SWEEP = "sweep.jsonl"
@@ -84,13 +84,13 @@ def trial_folder(folder: Path, number: int) -> Path:
     return run
 
 
-def trial_of(number: int, values: Values, records: Sequence[Record], objective: str) -> Trial:
+def trial_of(number: int, values: Values, run: Run, objective: str) -> Trial:
     """The trial of a finished run, judged by validation accuracy, never by test accuracy."""
-    tickets = [row for row in summarize(records) if row.variant == TICKET]
+    tickets = [row for row in summarize(run.records) if row.variant == TICKET]
     row = tickets[0] if objective == "dense" else tickets[-1]
-    if objective == "winning":
-        row = winning(tickets) or tickets[-1]
-    seconds = sum(item["seconds"] for item in records)
+    if objective == "winning" and (winner := run.choice.winner) is not None:
+        row = winner.row
+    seconds = sum(item["seconds"] for item in run.records)
     return Trial(number, values, row.val_accuracy, row.test_accuracy, row.density, seconds)
 
 

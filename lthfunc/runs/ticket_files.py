@@ -19,9 +19,9 @@ from torch import Tensor
 from lthfunc.errors import DamagedError, UserError
 from lthfunc.experiments.config import Config
 from lthfunc.experiments.iterative import TICKET
-from lthfunc.experiments.records import Record, summarize, winning
+from lthfunc.experiments.records import Record
 from lthfunc.runs import safe_files
-from lthfunc.runs.folder import ANCHOR, FIRST, INITIAL, MASKS, PARAMS, training_folder
+from lthfunc.runs.folder import ANCHOR, FIRST, INITIAL, MASKS, PARAMS, Run, scan_run, training_folder
 from lthfunc.runs.manifests import checked_bytes, file_problem, load_checked, sum_of
 from lthfunc.runs.store import state_of
 from lthfunc.trees.files import header_in, ticket_bytes, ticket_of
@@ -35,20 +35,14 @@ LAST = "last_round.safetensors"
 OLD_TICKET = "ticket.safetensors"
 
 
-def winning_round(records: Sequence[Record]) -> int | None:
-    """The round of the winning ticket, by the mean over the seeds; None if no pruned round won."""
-    best = winning(summarize(records))
-    return None if best is None else best.round
-
-
-def files_of(config: Config, records: Sequence[Record]) -> dict[str, tuple[int, int, bool]]:
+def files_of(run: Run) -> dict[str, tuple[int, int, bool]]:
     """The ticket files of a run: names within its folder, with (seed, round, whether trained weights) of each."""
-    seeds = list(range(config.seed, config.seed + config.replicates))
+    seeds = list(range(run.config.seed, run.config.seed + run.config.replicates))
     pruned = {seed: [0] for seed in seeds}
-    for item in records:
+    for item in run.records:
         if item["variant"] == TICKET and item["seed"] in pruned:
             pruned[item["seed"]].append(item["round"])
-    won = winning_round(records)
+    won = run.choice.winning_round
     files: dict[str, tuple[int, int, bool]] = {}
     for seed, rounds in pruned.items():
         if not max(rounds):
@@ -62,27 +56,26 @@ def files_of(config: Config, records: Sequence[Record]) -> dict[str, tuple[int, 
     return files
 
 
-def write_ticket_files(folder: Path, config: Config, records: Sequence[Record]) -> None:
+def write_ticket_files(folder: Path) -> None:
     """Write the ticket files that a finished run lacks and delete outdated ones. Raises DamagedError."""
-    wanted = files_of(config, records)
+    run = scan_run(folder)
+    wanted = files_of(run)
     for name, which in wanted.items():
         payload = _payload(folder, name, *which)
         if payload is not None and file_problem(folder, folder / name, sum_of(payload)) is not None:
             safe_files.write(folder, folder / name, payload)
-    for name in _names(config):
+    for name in _names(run.config):
         if name not in wanted:
             safe_files.remove(folder, folder / name)
-    _keep_old_tickets(folder, config, records)
+    _keep_old_tickets(folder, run.config, run.records)
 
 
-def ticket_file_problems(
-    folder: Path, config: Config, records: Sequence[Record], *, sizes: bool
-) -> Iterator[tuple[str, str]]:
+def ticket_file_problems(folder: Path, run: Run, *, sizes: bool) -> Iterator[tuple[str, str]]:
     """(name, problem) of a finished run's ticket files. sizes: only check that they are complete.
 
     Files of rounds that are themselves damaged are not checked.
     """
-    wanted = files_of(config, records)
+    wanted = files_of(run)
     for name, which in wanted.items():
         try:
             if sizes:
@@ -100,7 +93,7 @@ def ticket_file_problems(
             problem = str(error).partition(": ")[2]
         if problem is not None:
             yield name, problem
-    for name in _names(config):
+    for name in _names(run.config):
         if name not in wanted and safe_files.status(folder, folder / name) is not None:
             yield name, "exists, but no round won"
 

@@ -12,9 +12,9 @@ from lthfunc.experiments.config import Config, to_mapping
 from lthfunc.experiments.iterative import TICKET
 from lthfunc.experiments.plan import read_data, read_model
 from lthfunc.experiments.trust import check_trust
-from lthfunc.runs.folder import read_run, training_folder
+from lthfunc.runs.folder import training_folder, whole_run
 from lthfunc.runs.store import check_fits
-from lthfunc.runs.ticket_files import initial_weights, trained_weights, winning_round
+from lthfunc.runs.ticket_files import initial_weights, trained_weights
 from lthfunc.trees.model import Model
 from lthfunc.trees.types import Dataset, Ticket
 
@@ -69,7 +69,8 @@ def tickets_of_run(
 
     Raises UserError if the run has no such training, or names code and is not trusted.
     """
-    _, config, records = read_run(run)
+    found_run = whole_run(run)
+    config, records = found_run.config, found_run.records
     check_trust(to_mapping(config), run, trusted=trusted, typed=("data_dir",) if data_dir is not None else ())
     mine = [item for item in records if item["variant"] == TICKET]
     if not mine:
@@ -80,7 +81,7 @@ def tickets_of_run(
     if seed not in seeds:
         raise invalid("--seed", seed, f"one of the run's seeds: {', '.join(map(str, seeds))}")
     rounds = sorted(item["round"] for item in mine if item["seed"] == seed)
-    won = winning_round(records)
+    won = found_run.choice.winning_round
     chosen = [_round(number, rounds, won, run) for number in numbers]
     if not trained and 0 in chosen:
         raise invalid("--initial", "given", "a pruned round; round 0 is the dense network")

@@ -59,7 +59,7 @@ def execute(run: Execution, earlier: list[Record], tasks: Sequence[Task] | None 
             drop_checkpoints(training_folder(folder, *task.key))
             run.watcher.end(task, item)
     records = in_order(records, config.control)
-    write_ticket_files(folder, config, records)
+    write_ticket_files(folder)
     return records
 
 

@@ -9,13 +9,14 @@ from typing import Any
 
 from lthfunc.experiments.config import to_mapping
 from lthfunc.experiments.iterative import TICKET
-from lthfunc.experiments.records import Row, winning
+from lthfunc.experiments.records import Row
 from lthfunc.printable import counted, printable
 from lthfunc.reports.charts import Picture
 from lthfunc.reports.curves import look_of
 from lthfunc.reports.page.run_view import RunView
 from lthfunc.reports.run_comparison import differing
 from lthfunc.reports.tables import accuracy_cells, accuracy_heads, percent
+from lthfunc.reports.verdict import verdict
 from lthfunc.runs.environment import machine_in_words
 
 
@@ -44,16 +45,15 @@ def card(run: RunView) -> str:
         seeds = len({item["seed"] for item in run.records})
         numbers = {"round": run.config.rounds, "seed": seeds or run.config.replicates, "training": len(run.records)}
         lines.append(f"{run.title}: " + ", ".join(counted(number, noun) for noun, number in numbers.items()))
-    best = winning(run.rows)
-    if best is not None:
-        dense = run.rows[0]
+    if run.choice.winner is not None:
+        best, dense = run.choice.winner.row, run.rows[0]
         lines.append(
             f"Winning ticket: round {best.round}, {100 * best.density:.3g} % of the weights, test {best.measured} "
             f"{percent(best.test_accuracy, best.replicates)} % (dense "
             f"{percent(dense.test_accuracy, dense.replicates)} %)"
         )
-    elif len(run.rows) > 1:
-        lines.append(f"No pruned round reached the dense network's validation {run.rows[0].measured}.")
+    elif words := verdict(run.choice):
+        lines.append(words)
     elif run.config is not None and not run.rows:
         lines.append("No training has finished yet.")
     missing = "".join(f"<li>{escape(printable(line))}</li>" for line in run.missing)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from lthfunc.errors import DamagedError
 from lthfunc.experiments.config import Config, trainings_of
 from lthfunc.experiments.records import Record, Row, summarize
+from lthfunc.experiments.winner import Choice
 from lthfunc.runs.folder import ENVIRONMENT, distinct_names, scan_run
 from lthfunc.runs.integrity import sum_problems
 from lthfunc.runs.json_lines import whole_lines
@@ -29,6 +30,7 @@ class RunView(NamedTuple):
     config: Config | None
     records: list[Record]
     rows: list[Row]
+    choice: Choice
     missing: list[str]
     measured: list[dict[str, Any]]
     sessions: list[dict[str, Any]]
@@ -49,7 +51,7 @@ def _run_view(folder: Path, name: str) -> RunView:
     try:
         run = scan_run(folder)
     except DamagedError as error:
-        return RunView(folder, name, {}, None, [], [], [f"this run cannot be shown: {error}"], [], [])
+        return RunView(folder, name, {}, None, [], [], Choice(), [f"this run cannot be shown: {error}"], [], [])
     missing = [*run.damage, *map(str, sum_problems(folder, run, sizes=True))]
     wanted, found = trainings_of(run.config), len(run.records)
     if found < wanted:
@@ -58,5 +60,6 @@ def _run_view(folder: Path, name: str) -> RunView:
     sessions, other = whole_lines(folder / ENVIRONMENT, session_problem)
     missing += [*wrong, *other]
     return RunView(
-        folder, name, run.about, run.config, run.records, summarize(run.records), missing, measured, sessions
-    )
+        folder, name, run.about, run.config, run.records, summarize(run.records), run.choice, missing, measured,
+        sessions,
+    )  # fmt: skip

@@ -1,0 +1,53 @@
+"""What a run has found, in a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lthfunc.experiments.iterative import TICKET
+from lthfunc.experiments.records import Row
+from lthfunc.experiments.winner import Candidate, Choice
+from lthfunc.printable import counted
+
+
+def verdict(choice: Choice) -> str:
+    """Which round won and why, or by how much all lost; empty if no round was pruned."""
+    found = choice.winner or choice.best
+    if found is None or choice.dense is None:
+        return ""
+    row, measured = found.row, found.row.measured
+    reached, dense = (f"{100 * each.val_accuracy.mean:.2f} %" for each in (row, choice.dense))
+    below = f"{-100 * found.difference:.2f} points"
+    if choice.winner is None:
+        noise = f" (noise explains {100 * found.noise:.2f})" if found.noise else ""
+        return (
+            f"No pruned round won: the best of them, round {row.round}, reaches a validation {measured} of {reached}, "
+            f"{below}{noise} below the dense network's {dense}. {_certainty(found)}"
+        )
+    why = f", {below} less but within the noise of {100 * found.noise:.2f}" if found.difference < 0 else ""
+    return (
+        f"Winning ticket: round {row.round}, {100 * row.density:.1f} % of the weights, is the sparsest whose "
+        f"validation {measured} is no worse than the dense network's: {reached} against {dense}{why}. "
+        f"{_certainty(found)}"
+    )
+
+
+def _certainty(found: Candidate) -> str:
+    if found.standard_error is None:
+        return f"That is {counted(found.seeds, 'seed')}; others may differ." if found.seeds < 2 else ""
+    return (
+        f"Over {found.seeds} seeds the difference is {100 * found.difference:+.2f} ± {100 * found.standard_error:.2f} "
+        "points (mean ± standard error)."
+    )
+
+
+def collapse(rows: Sequence[Row]) -> str | None:
+    """A warning if a round emptied a layer, through which no signal passes."""
+    for row in rows:
+        empty = [name for name, density in row.layers.items() if density == 0]
+        if row.variant == TICKET and empty:
+            return (
+                f"Layer collapse: from round {row.round} on no weights remain in {', '.join(empty)}; "
+                "--min-layer-weights N keeps some weights in every layer."
+            )
+    return None
