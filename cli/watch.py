@@ -13,7 +13,7 @@ from lthfunc.errors import invalid
 from lthfunc.printable import counted
 
 from . import options as o
-from .console import printable, put, screen
+from .console import printable, put, put_words, screen
 
 
 def watch(
@@ -32,33 +32,30 @@ def watch(
 def _watch(folder: Path, every: float, once: bool) -> None:
     from rich.live import Live
 
+    from lthfunc.reports.verdict import verdict
     from lthfunc.runs.folder import scan_run
     from lthfunc.runs.lock import at_work
     from lthfunc.runs.unfinished import is_finished
-
-    from .results import verdict
 
     console = screen()
     view = _View(folder)
     if once or not console.is_terminal:  # a pipe gets only the last update
         while not once and at_work(folder):
             time.sleep(every)
-        console.print(view.now(console.height))
+        console.print(view.now(*console.size))
     else:
-        with Live(view.now(console.height), console=console, auto_refresh=False) as live:
+        with Live(view.now(*console.size), console=console, auto_refresh=False) as live:
             while at_work(folder):
                 time.sleep(every)
-                live.update(view.now(console.height), refresh=True)
-            live.update(view.now(10_000), refresh=True)
+                live.update(view.now(*console.size), refresh=True)
+            live.update(view.now(console.width, 10_000), refresh=True)
     if at_work(folder):
         return
     found = scan_run(folder)
     if not is_finished(found):
         put(f"no process is working on it; resume with: lthfunc resume {shlex.quote(str(folder))}")
-    elif found.config.rounds:
-        from lthfunc.experiments.records import summarize
-
-        console.print(verdict(summarize(found.records)), highlight=False)
+    else:
+        put_words(verdict(found.choice))
 
 
 class _View:
@@ -79,7 +76,7 @@ class _View:
         about = self._status(self._folder, self._path)
         return 0 if about is None else about.st_mtime_ns
 
-    def now(self, height: int) -> Any:
+    def now(self, width: int, height: int) -> Any:
         from rich.console import Group
 
         from lthfunc.experiments.config import trainings_of
@@ -105,7 +102,7 @@ class _View:
             shown = rows[-max(1, room) :]
             if len(shown) < len(rows):
                 parts.append(f"… {len(rows) - len(shown)} rows above")
-            parts += ["", result_table(shown, layers=False)]
+            parts += ["", result_table(shown, width)]
         return Group(*parts)
 
     def _under_way(self, about: dict[str, Any]) -> list[Any]:
