@@ -183,7 +183,7 @@ def headline(found: Any) -> str:
 
     left = count(found.ticket.masks)
     return (
-        f"{found.config.arch} on {found.config.dataset}: {found.words}: "
+        f"{found.model.name} on {found.data.name}: {found.words}: "
         f"{left.kept:,} of {left.total:,} weights ({100 * left.density:.2f} %)"
     )
 

@@ -63,6 +63,7 @@ def methods(
     from lthfunc.energy.meter import check_meter
     from lthfunc.experiments.config import to_mapping
     from lthfunc.experiments.methods.prepare import check_methods, method_context, methods_for
+    from lthfunc.experiments.trust import remember_code
     from lthfunc.reports.methods import method_plot, method_rows, method_table
     from lthfunc.runs.method_results import make_checkpoint_folder, open_results
     from lthfunc.scheduling.execute import check_ray
@@ -80,6 +81,7 @@ def methods(
     if settings.energy:
         check_meter(settings.country)
     settings, context = method_context(settings)
+    remember_code(to_mapping(settings))
     chosen, note = methods_for(context, asked)
     if note is not None:
         say(note)

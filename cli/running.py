@@ -41,6 +41,7 @@ from lthfunc.runs.json_lines import append_lines
 from lthfunc.runs.lock import locked
 from lthfunc.runs.recovery import recover
 from lthfunc.runs.safe_files import status
+from lthfunc.runs.start_folder import check_started_here
 from lthfunc.runs.unfinished import RUNS, unfinished_like
 from lthfunc.trees.atomic_io import safe_file_name
 
@@ -74,7 +75,9 @@ def resume_run(run: str, changed: Given, trust: bool, *, shown: Shown, typed: Co
     the user has typed the same.
     """
     folder = Path(run)
-    check_trust(to_mapping(scan_run(folder).config), folder, trusted=trust, typed={*changed, *typed})
+    config = scan_run(folder).config
+    check_started_here(config, folder)
+    check_trust(to_mapping(config), folder, trusted=trust, typed={*changed, *typed})
     with locked(folder):
         found = _recovered(folder)
         config = resolved(from_mapping({**to_mapping(found.config), **changed}))
@@ -109,6 +112,7 @@ def branch_run(run: Path, number: int, given: Given, out: str | None, trust: boo
     # The run's rate stays, unless a rate or another number of rounds replaces its densities.
     by_name = {"densities": None} if "rate" in given or "rounds" in given else {}
     config = _changed(theirs, {"density": None, **by_name}, given)
+    check_started_here(config, run)
     check_trust(to_mapping(config), run, trusted=trust, typed=given)
     folder = _free_folder(config, out)
     prepared = prepare_run(config)
@@ -121,9 +125,15 @@ def transfer_run(run: Path, given: Given, out: str | None, trust: bool, *, shown
     """Train the tickets of a finished run on another data set, in a new folder."""
     _, theirs, records = read_run(run)
     fresh = {name: None for name, setting in SETTINGS.items() if setting.follows_data}
-    pruned = {"rounds": max((item["round"] for item in records), default=0), "rewind": "init", "control": None}
+    pruned = {
+        "rounds": max((item["round"] for item in records), default=0),
+        "rewind": "init",
+        "control": None,
+        "from_trained": None,
+    }
     task = {name: None for name in ("loss", "metric") if not is_own(getattr(theirs, name))}
     config = _changed(theirs, {**fresh, **pruned, **task}, given)
+    check_started_here(config, run)
     check_trust(to_mapping(config), run, trusted=trust, typed=given)
     folder = _free_folder(config, out)
     prepared = prepare_run(config)

@@ -17,7 +17,7 @@ from lthfunc.experiments.config import Config, to_mapping
 from lthfunc.experiments.iterative import Task
 from lthfunc.experiments.plan import PreparedPlan, prepare
 from lthfunc.experiments.records import Record
-from lthfunc.experiments.trust import trusted_in
+from lthfunc.experiments.trust import places_in, remember_code
 from lthfunc.printable import counted
 from lthfunc.runs.folder import TRAIN
 from lthfunc.scheduling.execute import check_ray, execute, jobs_of
@@ -45,6 +45,7 @@ def prepare_run(config: Config) -> PreparedPlan:
     collectives = current_collectives()
     with decoding() as observe:
         prepared = prepare(config, observe, collectives)
+    remember_code(to_mapping(config))
     for hint in find_warnings(prepared.plan.trainer.data):
         say(f"--dataset: {hint}")
     if collectives.world_size > 1:
@@ -109,7 +110,7 @@ def metered(config: Config) -> Iterator[Meter | None]:
 
 def _resume(folder: Path, config: Config) -> str:
     """The command that resumes a run."""
-    return f"lthfunc resume {shlex.quote(named(folder))}" + (" --trust" if trusted_in(to_mapping(config)) else "")
+    return f"lthfunc resume {shlex.quote(named(folder))}" + (" --trust" if places_in(to_mapping(config)) else "")
 
 
 def _headline(prepared: PreparedPlan, command: str) -> str:

@@ -102,10 +102,14 @@ def called(
 
 
 def _imported(name: str) -> ModuleType:
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
+    _search(Path.cwd())
     return importlib.import_module(name)
+
+
+def _search(folder: Path) -> None:
+    """Let modules be imported from a folder, as from that of a script."""
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
 
 
 def _from_file(path: str) -> ModuleType:
@@ -121,6 +125,7 @@ def _from_file(path: str) -> ModuleType:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
+    _search(file.parent)  # its neighbours
     try:
         spec.loader.exec_module(module)
     except BaseException:

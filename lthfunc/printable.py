@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Sequence
 
 
 def can_be_shown(character: str) -> bool:
@@ -25,3 +26,8 @@ def counted(number: int, noun: str) -> str:
 def a_or_an(name: str) -> str:
     """A name with its article: "an int", "a list"."""
     return f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}"
+
+
+def first_few(names: Sequence[str], most: int = 4) -> str:
+    """The first of some names, and the number of the others: "a, b and 3 more"."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

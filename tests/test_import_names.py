@@ -14,7 +14,6 @@ from lthfunc_cli.main import main
 from safetensors.torch import load_file, save_file
 
 import lthfunc as lf
-from lthfunc.errors import UserError
 from lthfunc.models.naming import matching, unwrapped
 from lthfunc.models.pretrained import with_weights
 
@@ -109,16 +108,20 @@ def test_weights_of_a_wrapped_network_are_taken(prefix: str, capsys: Any) -> Non
         torch.testing.assert_close(trained[name], leaf + 1, atol=1e-5, rtol=0)
 
 
-def test_pickled_weights_name_the_commands_to_type(capsys: Any) -> None:
-    torch.save({"w": W}, "my net.pth")
-    line = refused(capsys, "train", "--weights", "my net.pth", "--steps", "1")
-    assert line.endswith("lthfunc import 'my net.pth', then --weights 'my net.safetensors'"), line
-    with pytest.raises(UserError, match=r"make one of it: lthfunc import 'my net\.pth'"):
-        with_weights(lf.models.lenet300(), "torchvision:resnet18", "my net.pth")
-    assert "expected a file that is there" in refused(capsys, "train", "--weights", "absent.pth", "--steps", "1")
-    assert "expected a .safetensors file, or the name" in refused(
-        capsys, "train", "--weights", "absent", "--steps", "1"
-    )
+def test_pickled_weights_are_read_as_tensors_alone(capsys: Any) -> None:
+    model = lf.models.lenet300((1, 8, 8), 10)
+    state = {name: leaf + 1 for name, leaf in model.training.state_dict().items()}
+    torch.save({"epoch": 3, "model": {f"module.{name}": leaf for name, leaf in state.items()}}, "my net.pth")
+    assert lf.same_bits(lf.init(with_weights(model, "lenet300", "my net.pth"), seed=3).params, state)
+    torch.save(model.training, "whole.pt")
+    torch.save({**state, "fc1.weight": torch.zeros(300, 63), "more": W}, "other.pt")
+    for weights, words in (
+        ("whole.pt", "--weights: whole.pt: cannot be read as tensors alone (it holds a lthfunc.models"),
+        ("other.pt", "does not fit --arch lenet300 (unexpected: more; of another shape: fc1.weight (300, 63) instead"),
+        ("absent.pth", "expected a file that is there"),
+        ("absent", "expected a file (.safetensors, .pth, .pt, "),
+    ):
+        assert words in refused(capsys, "prune", "--weights", weights, "--from-trained", "--steps", "1")
 
 
 @pytest.mark.parametrize(
@@ -140,7 +143,7 @@ def test_what_a_file_has_instead_is_said(capsys: Any) -> None:
     state = lf.models.lenet300((1, 8, 8), 10).training.state_dict()
     save_file({f"backbone.{name}": leaf for name, leaf in state.items()}, "net.safetensors")
     line = refused(capsys, "train", "--weights", "net.safetensors", "--steps", "1")
-    assert "has no fc1.weight (6 of 6 leaves are missing); it has backbone.fc1.bias, backbone.fc1.weight, " in line
+    assert "missing: fc1.weight, fc1.bias, fc2.weight, fc2.bias and 2 more; unexpected: backbone.fc1.bias, " in line
     head = {**state, "fc3.weight": torch.ones(7, 100), "fc3.bias": torch.ones(7)}
     save_file(head, "net.safetensors")
     assert main(["train", "--weights", "net.safetensors", "--steps", "1", "--engine", "eager", "--out", "run"]) == 0
@@ -159,9 +162,9 @@ def test_sizes_are_those_of_what_is_written(capsys: Any) -> None:
     torch.save({"w": torch.zeros(1).expand(10_000, 10_000)}, "view.pth")
     assert Path("view.pth").stat().st_size < 3_000
     line = refused(capsys, "import", "view.pth", "--max-size", "100MB")
-    assert "view.pth: has 400,000,000 bytes and more as tensors, and --max-size allows 100,000,000" in line
+    assert "view.pth: has 400,000,000 bytes and more as tensors, above the limit of 100,000,000" in line
     torch.save({"w": torch.zeros(1).expand(10**9, 10**9)}, "view.pth")
-    assert "and --max-size allows 4,000,000,000" in refused(capsys, "import", "view.pth")
+    assert "above the limit of 4,000,000,000" in refused(capsys, "import", "view.pth")
     whole = torch.zeros(1000, 1000)
     found, _ = imported(
         {"part": whole[:2, :3].clone(), "tied": W, "again": W, "turned": W.T}, capsys, "--max-size", "1MB"
@@ -210,7 +213,7 @@ def around(key: str) -> Any:
         (lambda: {"a\nb": W}, "a tensor cannot have the name 'a\\nb'"),
         (lambda: {"epoch": 3, "best": 0.5}, "holds no tensors by name, but a dict"),
         (lambda: W, "holds no tensors by name, but a Tensor"),
-        (lambda: torch.nn.Linear(2, 2), "it holds a torch.nn.modules.linear.Linear; whoever wrote it can save mod"),
+        (lambda: torch.nn.Linear(2, 2), "it holds a torch.nn.modules.linear.Linear; save the weights alone"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_imported_is_one_line(content: Any, words: str, capsys: Any) -> None:

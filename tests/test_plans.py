@@ -21,7 +21,7 @@ from lthfunc.experiments import engine_choice, plan as planning, resolve
 from lthfunc.experiments.functions import (
     ScoreContext,
 )
-from lthfunc.experiments.iterative import Plan, rounds
+from lthfunc.experiments.iterative import Plan, Task, rounds
 from lthfunc.experiments.plan import prepare
 from lthfunc.experiments.rewinding_and_controls import RoundContext, start_of
 from lthfunc.experiments.trials import check_orientation, check_pruning, check_score, check_start
@@ -40,8 +40,8 @@ def test_a_plans_steps_and_prunings() -> None:
     assert (plan.steps_of(1, "reinit"), plan.steps_of(1, "random-mask")) == (10, 7)
     assert (Plan._field_defaults["rounds"], Plan._field_defaults["rate"]) == (5, 0.2)
     dense = lf.init(plan.model)
-    assert plan.end_of(dense) == 10
-    assert plan.end_of(dense._replace(step=torch.tensor(10))) == 20
+    assert plan.end_of(Task(0, 0, "ticket", dense, None)) == 10
+    assert plan.end_of(Task(0, 1, "ticket", dense._replace(step=torch.tensor(10)), dense)) == 20
     assert lf.count(plan.pruning(1, lf.magnitude)(dense).masks).kept == 36  # of 45
     by_list = plan._replace(densities=(0.5, 0.2))
     assert [lf.count(by_list.pruning(k, lf.magnitude)(dense).masks).kept for k in (1, 2)] == [

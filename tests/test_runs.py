@@ -208,7 +208,7 @@ def test_a_second_interruption_stops_at_once(tmp_path: Path) -> None:
         said += process.communicate(timeout=HANG)[1]
     assert process.returncode == 130, said
     assert "stopping after this step; press Ctrl-C again to stop at once" in said
-    assert "finished trainings and checkpoints are saved. Resume with: lthfunc resume run --trust" in said
+    assert "finished trainings and checkpoints are saved. Resume with: lthfunc resume run\n" in said
     assert "Traceback" not in said
 
 

@@ -14,7 +14,7 @@ from lthfunc.experiments.config import SETTINGS, Config
 from lthfunc.experiments.resolve import resolved
 from lthfunc.experiments.schema import from_mapping, json_schema, setting_value
 from lthfunc.experiments.sweeps import Range, config_of, corners, space_of, trials_of
-from lthfunc.experiments.trust import check_trust, code_in, places_in, trusted_in
+from lthfunc.experiments.trust import check_trust, code_in, places_in
 from lthfunc.plugins import is_own
 
 OWN = "package.module:function"
@@ -84,6 +84,8 @@ def test_the_schema_says_what_is_chosen_from() -> None:
         ({"arch": "lenet5", "arch_option": {"pretrained": True}}, set(), set()),
         ({"arch": "timm:vit", "arch_option": "pretrained"}, set(), set()),
         *(({name: "m:f"}, {name}, set()) for name, each in SETTINGS.items() if each.own),
+        ({"weights": "net.pth"}, {"weights"}, set()),
+        ({"weights": "net.safetensors"}, set(), set()),
         ({"rewind": "step:5", "structure": "2:4", "score": 5}, set(), set()),
         ({"data_dir": "s3://x"}, set(), {"data_dir"}),
         ({"data_dir": "//server/share"}, set(), {"data_dir"}),
@@ -100,13 +102,12 @@ def test_the_schema_says_what_is_chosen_from() -> None:
 def test_code_and_places_are_told_from_what_is_ours(settings: dict[str, Any], code: set[str], places: set[str]) -> None:
     assert set(code_in(settings)) == code
     assert set(places_in(settings)) == places
-    assert set(trusted_in(settings)) == code | places
     check_trust(settings, "run", trusted=True)
     named = sorted(code or places)
     if not named:
         check_trust(settings, "run", trusted=False)
         return
-    words = "the settings import code:" if code else "the settings connect to"
+    words = "the settings (import code|read pickled weights):" if code else "the settings connect to"
     with pytest.raises(UserError, match=f"^run: {words} {named[0].partition('.')[0]}"):
         check_trust(settings, "run", trusted=False)
     check_trust(settings, "run", trusted=False, typed=[name.partition(".")[0] for name in named])

@@ -11,6 +11,8 @@ from lthfunc.registry import Entry, Registry
 
 #: Options with which timm loads files, including pickled ones.
 TIMM_LOADS = ("checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
+#: How the names of checkpoints end that torch.save wrote.
+PICKLED = (".pth", ".pt", ".bin", ".ckpt", ".tar", ".pkl", ".pickle")
 
 
 class Recipe(NamedTuple):

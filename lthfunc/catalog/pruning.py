@@ -24,9 +24,10 @@ class StructureEntry(Entry):
 
 @dataclass(frozen=True)
 class StartEntry(Entry):
-    """at_anchor: training begins at the anchor's step."""
+    """at_anchor: training begins at the anchor's step. early: it uses weights from the dense training's beginning."""
 
     at_anchor: bool = False
+    early: bool = False
 
 
 #: (params, masks) -> scores, or what makes such a function of what `functions.ScoreContext.offered` has.
@@ -112,18 +113,20 @@ _FROM_STEP = r"(:(?P<step>\d+))?"
 
 #: (pruned network, RoundContext) -> what is trained; a user's is (pruned network, anchor) -> what is trained.
 REWINDINGS = Registry("rewindings", "--rewind", {
-    "init": _start("to_anchor", "the initial weights, the winning ticket", "Frankle & Carbin 2019", at_anchor=True),
+    "init": _start(
+        "to_anchor", "the initial weights, the winning ticket", "Frankle & Carbin 2019", at_anchor=True, early=True,
+    ),
     "step:K": _start(
         "to_anchor", "the weights of step K", "Frankle et al. 2020", pattern=r"step:(?P<step>\d+)", example="step:",
-        at_anchor=True,
+        at_anchor=True, early=True,
     ),
     "epoch:K": _start(
         "to_anchor", "the weights after epoch K", "Frankle et al. 2020", pattern=r"epoch:(?P<epoch>\d+)",
-        example="epoch:", at_anchor=True,
+        example="epoch:", at_anchor=True, early=True,
     ),
     "sign": _start(
         "to_signs", "the signs alone of the initial weights, sign:K of step K", "Zhou et al. 2019, sec. 4",
-        pattern=f"sign{_FROM_STEP}", at_anchor=True,
+        pattern=f"sign{_FROM_STEP}", at_anchor=True, early=True,
     ),
     "lr": _start(
         "rate_to_anchor", "trained weights, the learning rate from its beginning, lr:K from step K",

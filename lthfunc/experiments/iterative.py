@@ -11,11 +11,12 @@ from lthfunc.arguments import check_fields, public
 from lthfunc.errors import ArgumentError, UserError, invalid
 from lthfunc.experiments.rewinding_and_controls import RoundContext, Start, end_of, to_anchor
 from lthfunc.sparsify.allocation import Allocate, globally
+from lthfunc.sparsify.rewinding import learning_rate_rewound
 from lthfunc.sparsify.scores import Score, magnitude
 from lthfunc.sparsify.selection import Select, unstructured
 from lthfunc.sparsify.transforms import prune, ticket
 from lthfunc.training.evaluation import Evaluation
-from lthfunc.training.loop import fit_together
+from lthfunc.training.loop import fit_together, untrained_fits
 from lthfunc.training.results import Checkpointer, Fit, Observer, Observers, as_observers
 from lthfunc.training.trainer import Trainer, measure
 from lthfunc.trees.global_rng import seeded_generators
@@ -39,7 +40,7 @@ class Plan(NamedTuple):
     score: (trained network, RoundContext) -> Score. tidy: what else pruning does (e.g. to layers that depend on pruned
     units). rewind: where pruned networks start; anchor_step: the step of the first training that they may be rewound
     to. eval_every: steps between two evaluations on the validation split. controls: what else is trained in every
-    round, by name.
+    round, by name. from_trained: the model draws trained weights, so round 0 only measures them.
     """
 
     model: Model
@@ -56,9 +57,12 @@ class Plan(NamedTuple):
     rewind: Start = Start(to_anchor, at_anchor=True)
     anchor_step: int = 0
     controls: Mapping[str, Start] = {}
+    from_trained: bool = False
 
     def steps_of(self, number: int, variant: str) -> int:
         """Steps that a training takes: fewer than `steps` if it starts from a later anchor."""
+        if self.from_trained and not number:
+            return 0
         start = self.rewind if variant == TICKET else self.controls[variant]
         return self.steps - self.anchor_step if number and start.at_anchor else self.steps
 
@@ -69,9 +73,11 @@ class Plan(NamedTuple):
             return pruning(fraction=self.rate)
         return pruning(density=self.densities[number - 1])
 
-    def end_of(self, start: TrainState) -> int:
+    def end_of(self, task: Task) -> int:
         """The step at which a training ends."""
-        return end_of(start, self.steps)
+        if self.from_trained and not task.number:
+            return int(task.start.step)
+        return end_of(task.start, self.steps)
 
 
 class Task(NamedTuple):
@@ -204,8 +210,11 @@ def train_together(
         )  # fmt: skip
 
     nothing = [None] * len(tasks)
-    end = plan.end_of(starts[0])
-    if tasks[0].anchor is None and plan.anchor_step:  # the dense training passes the anchor
+    end = plan.end_of(tasks[0])
+    if plan.from_trained and not tasks[0].number:
+        fits = untrained_fits(plan.trainer, starts, checkpointer)
+        anchors = [learning_rate_rewound(start, plan.anchor_step) for start in starts]
+    elif tasks[0].anchor is None and plan.anchor_step:  # the dense training passes the anchor
         anchors = [each.anchor for each in so_far or () if each.anchor is not None]
         if not anchors:
             fits = fitted(plan.anchor_step, nothing)
@@ -281,6 +290,8 @@ def sent(schedule: Generator[list[T], list[R], None], results: list[R]) -> list[
 
 
 def _next_start(plan: Plan, seed: int, number: int, trained: TrainState, anchor: TrainState) -> TrainState:
+    if plan.from_trained and number == 1:
+        trained = learning_rate_rewound(trained, plan.steps)  # where its training would have ended
     now = RoundContext(plan.model, seed, number, anchor)
     with seeded_generators(
         key(seed, "pruning", number), trained.step.device

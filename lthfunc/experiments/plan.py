@@ -42,7 +42,7 @@ from lthfunc.training.batches import steps_per_epoch
 from lthfunc.training.engines.interface import Work
 from lthfunc.training.precision import Precision
 from lthfunc.training.trainer import OnNonfinite, examples, make_trainer
-from lthfunc.trees.model import Model, fixed_line, init, mismatched_line
+from lthfunc.trees.model import Model, fixed_line, init
 from lthfunc.trees.ops import data_to_device
 from lthfunc.trees.side_effects import side_effects_of
 from lthfunc.trees.types import Dataset
@@ -94,7 +94,7 @@ def prepare(config: Config, observe: Observe | None = None, collectives: Collect
     plan = _plan(config, work, data, length)
     _check_plan(config, plan)
     notes = [each.reason for each in decisions if each.notable]
-    of_model = mismatched_line(model) if config.weights is not None else fixed_line(model)
+    of_model = model.note if config.weights is not None else fixed_line(model)
     return PreparedPlan(config, plan, "; ".join(filter(None, [*notes, of_model])) or None, tuple(decisions))
 
 
@@ -117,6 +117,7 @@ def read_model(config: Config, data: Dataset) -> Model:
         data,
         config.arch_option,
         weights=config.weights,
+        trained=config.from_trained,
         prune_only=config.prune_only,
         never_prune=config.never_prune,
         any_outputs=is_own(config.loss),
@@ -160,7 +161,7 @@ def _plan(config: Config, work: Work, data: Dataset, length: Length) -> Plan:
     if config.augment and len(data.shape) != 3:
         raise UserError(f"--augment: works on images, not on inputs of shape {data.shape}")
     check_last_rate(config, length.steps)
-    rewind, anchor_step = rewinding_of(config.rewind, length.per_epoch)
+    rewind, anchor_step = rewinding_of(filled(config.rewind), length.per_epoch)
     model = work.model
     return Plan(
         model=model,
@@ -189,6 +190,7 @@ def _plan(config: Config, work: Work, data: Dataset, length: Length) -> Plan:
         rewind=rewind,
         anchor_step=anchor_step,
         controls={name: start_of(CONTROLS, name) for name in config.control},
+        from_trained=config.from_trained,
     )
 
 
@@ -204,7 +206,7 @@ def _check_plan(config: Config, plan: Plan) -> None:
         lr, loss = filled(config.lr), trainer.loss
         now = ScoreContext(plan.model, trainer.data, trainer.batch_size, lr, 0, 1, start, start, loss)
         check_score(config.score, score_of(config.score), now)
-    if config.rounds and is_own(config.rewind):
+    if config.rounds and is_own(filled(config.rewind)):
         check_start(plan)
 
 

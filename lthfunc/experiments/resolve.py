@@ -8,10 +8,10 @@ from itertools import pairwise
 from typing import Any
 
 from lthfunc.catalog import data_sets as data, networks as models
-from lthfunc.catalog.pruning import SCORES, STRUCTURES
+from lthfunc.catalog.pruning import REWINDINGS, SCORES, STRUCTURES
 from lthfunc.catalog.training import OPTIMIZERS
 from lthfunc.errors import UserError, invalid, unknown
-from lthfunc.experiments.config import SETTINGS, Config, Decision, applied, check_alternatives, parse_interval
+from lthfunc.experiments.config import SETTINGS, Config, Decision, applied, check_alternatives, filled, parse_interval
 from lthfunc.experiments.schema import from_mapping
 from lthfunc.plugins import is_own
 from lthfunc.printable import counted
@@ -35,7 +35,7 @@ def resolve(config: Config) -> tuple[Config, list[Decision]]:
     from_mapping(asdict(config))
     _check_choices(config)
     config = replace(config, arch=models.canonical(config.arch), dataset=data.canonical(config.dataset))
-    decisions = [*_network_defaults(config), *_data_defaults(config)]
+    decisions = [*_network_defaults(config), *_data_defaults(config), *_rewinding_default(config)]
     config = applied(config, decisions)
     _check_together(config)
     lengths = _rounds_and_rate(config)
@@ -73,6 +73,15 @@ def _data_defaults(config: Config) -> list[Decision]:
     if config.epochs is None and config.steps is None:
         decisions.append(Decision("epochs", known.epochs if known else _PLAIN_EPOCHS, whose))
     return decisions
+
+
+def _rewinding_default(config: Config) -> list[Decision]:
+    """Where pruned networks start."""
+    if config.rewind is not None:
+        return []
+    if config.from_trained:
+        return [Decision("rewind", "lr", "the weights before training are not known (Renda et al. 2020)")]
+    return [Decision("rewind", "init", "the winning ticket's (Frankle & Carbin 2019)")]
 
 
 def _rounds_and_rate(config: Config) -> list[Decision]:
@@ -130,6 +139,8 @@ def _check_together(config: Config) -> None:
     for setting in SETTINGS.values():
         if setting.names is not None and setting.holds is None:
             _check_taken(config, setting.names, getattr(config, setting.name))
+    if config.from_trained:
+        _check_trained(config)
     if config.nesterov and not config.momentum:
         raise UserError("--nesterov: requires a --momentum above 0")
     if config.compact and config.device.startswith("cuda") and (config.jobs or 1) > 1:
@@ -150,3 +161,17 @@ def _check_together(config: Config) -> None:
         raise invalid("--allocate", "lamp", f"scores of at least 0, which --score {config.score} are not")
     if len(set(config.control)) < len(config.control):
         raise invalid("--control", ", ".join(config.control), "each control once")
+
+
+def _check_trained(config: Config) -> None:
+    """Raise UserError for settings that a network that comes trained excludes."""
+    if config.weights is None:
+        raise UserError("--from-trained: requires --weights FILE, the weights of the trained network")
+    found = REWINDINGS.find(filled(config.rewind))
+    if found is not None and found[0].early:
+        others = ", ".join(name for name, entry in REWINDINGS.items() if not entry.early)
+        raise invalid(
+            "--rewind",
+            config.rewind,
+            f"{others} or a function of your own with --from-trained, as earlier weights are not known",
+        )

@@ -7,9 +7,10 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from lthfunc.catalog.data_sets import FILE_KINDS, SUFFIX
-from lthfunc.catalog.networks import TIMM_LOADS, ZOOS
+from lthfunc.catalog.networks import PICKLED, TIMM_LOADS, ZOOS
 from lthfunc.errors import UserError
 from lthfunc.experiments.config import SETTINGS
+from lthfunc.experiments.known_code import compared, remember
 from lthfunc.plugins import is_own
 
 #: Prefixes of names that do not name a user's code.
@@ -19,17 +20,17 @@ _OURS = {
 }
 
 
-def code_in(values: Mapping[str, Any]) -> dict[str, str]:
-    """The settings that name code to import, by name."""
+def code_in(values: Mapping[str, Any]) -> dict[str, list[str]]:
+    """What settings import, and the pickled weights that they read, by setting."""
     found = {}
     for name, setting in SETTINGS.items():
         value = values.get(name)
         listed = value if isinstance(value, (list, tuple)) else (value,)
-        if setting.own and (named := [each for each in listed if _is_code(name, each)]):
-            found[name] = ", ".join(named)
+        if (setting.own or name == "weights") and (named := [each for each in listed if _is_code(name, each)]):
+            found[name] = named
     options = values.get("arch_option")
     if str(values.get("arch")).startswith("timm:") and isinstance(options, Mapping):
-        found |= {f"arch_option.{name}": str(value) for name, value in options.items() if name in TIMM_LOADS}
+        found |= {f"arch_option.{name}": [str(value)] for name, value in options.items() if name in TIMM_LOADS}
     return found
 
 
@@ -39,21 +40,26 @@ def places_in(values: Mapping[str, Any]) -> dict[str, str]:
     return found | ({"wandb": "true"} if values.get("wandb") is True else {})
 
 
-def trusted_in(values: Mapping[str, Any]) -> dict[str, str]:
-    """All settings that an untrusted file may not decide."""
-    return {**code_in(values), **places_in(values)}
+def remember_code(values: Mapping[str, Any]) -> None:
+    """Record the code in settings that have been checked or typed, so that its user isn't asked again."""
+    remember(code_in(values), values)
 
 
 def check_trust(values: Mapping[str, Any], where: object, *, trusted: bool, typed: Collection[str] = ()) -> None:
-    """Raise UserError if settings from a file import code or connect to services.
+    """Raise UserError if settings from a file import code that its user has not run before, or connect to services.
 
     where: the file. trusted: whether they may. typed: settings that the user has typed too, which always may.
     """
     if trusted:
         return
-    code, places = (_named(found(values), typed) for found in (code_in, places_in))
-    if code:
-        raise UserError(f"{where}: the settings import code: {code}; check it, then allow it with --trust")
+    code = {name: named for name, named in code_in(values).items() if name.partition(".")[0] not in typed}
+    asked = compared(code, values)
+    if asked:
+        words = _named({name: ", ".join(code[name]) for name in asked}, ())
+        changed = " that has changed since you used it" if "changed" in asked.values() else ""
+        what = "read pickled weights" if asked.keys() == {"weights"} else "import code"
+        raise UserError(f"{where}: the settings {what}{changed}: {words}; check it, then allow it with --trust")
+    places = _named(places_in(values), typed)
     if places:
         raise UserError(
             f"{where}: the settings connect to {places}; if you trust these services, allow them with --trust"
@@ -84,6 +90,8 @@ def _is_elsewhere(name: str, value: str) -> bool:
 
 
 def _is_code(name: str, value: object) -> bool:
+    if name == "weights":
+        return isinstance(value, str) and value.endswith(PICKLED)
     if not isinstance(value, str) or ":" not in value:
         return False
     prefix = value.partition(":")[0]

@@ -27,9 +27,12 @@ from lthfunc.trees.files import load_tree
 
 #: Keys under which programs keep the weights within a checkpoint.
 _WITHIN = ("state_dict", "model_state_dict", "model", "params", "net", "weights")
+#: Bytes that a checkpoint may have, unless another limit is given.
+MOST = 4 * 10**9
 #: More dictionaries within one another, and more entries in all, than any network has.
 _DEEPEST, _MOST_ENTRIES = 50, 1_000_000
-_INSTEAD = "whoever wrote it can save module.state_dict() with torch.save instead"
+_INSTEAD = "save the weights alone, with torch.save(net.state_dict(), FILE)"
+_RAISE = "lthfunc import --max-size SIZE raises it"
 _RESERVED = "__metadata__"
 
 
@@ -40,7 +43,7 @@ class ImportedCheckpoint(NamedTuple):
     notes: tuple[str, ...]
 
 
-def import_checkpoint(path: Path, most: int) -> ImportedCheckpoint:
+def import_checkpoint(path: Path, most: int = MOST) -> ImportedCheckpoint:
     """The named tensors of a checkpoint, without what wrappers put into their names.
 
     most: bytes that it may have, packed, unpacked, and written again as the tensors that it shows.
@@ -128,7 +131,9 @@ def _tensors(tree: Any, path: Path, most: int) -> dict[str, Tensor]:
                 found[name] = value
                 size += value.numel() * value.element_size()
                 if size > most:
-                    raise UserError(f"{path}: has {size:,} bytes and more as tensors, and --max-size allows {most:,}")
+                    raise UserError(
+                        f"{path}: has {size:,} bytes and more as tensors, above the limit of {most:,} ({_RAISE})"
+                    )
         above += reversed(deeper)
     return found
 
@@ -171,7 +176,7 @@ def _check_file(path: Path, most: int) -> None:
         except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError) as error:
             raise UserError(f"{path}: cannot be read as tensors alone ({first_line(error)})") from error
     if size > most:
-        raise UserError(f"{path}: has {size:,} bytes, unpacked, and --max-size allows {most:,}")
+        raise UserError(f"{path}: has {size:,} bytes, unpacked, above the limit of {most:,} ({_RAISE})")
 
 
 def _check_name(path: Path) -> None:

@@ -10,7 +10,7 @@ from torch import nn
 
 from lthfunc.arguments import public
 from lthfunc.catalog.networks import NETWORKS, ZOOS, canonical
-from lthfunc.errors import UserError
+from lthfunc.errors import UserError, invalid
 from lthfunc.models.pretrained import with_weights
 from lthfunc.models.user_module_checks import check_outputs, check_tokens, materialize_lazy
 from lthfunc.plugins import called
@@ -30,12 +30,13 @@ def build_for(
     options: Mapping[str, str] | None = None,
     *,
     weights: str | None = None,
+    trained: bool = False,
     prune_only: Sequence[str] = (),
     never_prune: Sequence[str] = (),
     any_outputs: bool = False,
 ) -> Model:
-    """`build` for a data set. weights: what it starts from (`pretrained`).
-    prune_only, never_prune: see `with_prunable`.
+    """`build` for a data set. weights: what it starts from, and trained: whether as a whole trained network
+    (`pretrained`). prune_only, never_prune: see `with_prunable`.
 
     any_outputs: the network's outputs may be anything, for a loss of the user's own.
     """
@@ -43,9 +44,8 @@ def build_for(
     model = build(name, data.shape, data.classes, options, data.inputs, parts=data.parts, any_outputs=any_outputs)
     if data.tokens and not data.mapped:
         check_tokens(name, model, data.train.x, data.val.x, data.test.x)
-    if weights is not None:
-        model = with_weights(model, name, weights)
-    return with_prunable(model, prune_only, never_prune)
+    model = with_prunable(model, prune_only, never_prune)  # first, since it draws what it adds
+    return model if weights is None else with_weights(model, name, weights, trained=trained)
 
 
 @public
@@ -74,8 +74,7 @@ def build(
     module = made(name, shape, classes, options, parts)
     if name not in NETWORKS:
         materialize_lazy(name, module, shape, inputs, parts)
-    short = name if ZOOS.find(name) is None else name.rpartition(":")[2]
-    model = make_model(module, name=short, tokens=inputs == "text", parts=parts)
+    model = make_model(module, name=name.rpartition(":")[2], tokens=inputs == "text", parts=parts)
     if name not in NETWORKS:
         check_outputs(name, model, shape, classes, any_outputs)
     return model
@@ -96,6 +95,10 @@ def made(
             function = NETWORKS.load(name) if zoo is None else ZOOS.load(name)
             offered |= {"input_shape": shape, "num_classes": classes, "shapes": tuple(part.shape for part in parts),
                         **({} if zoo is None else zoo[1])}  # fmt: skip
+        if isinstance(function, nn.Module):  # one that the user has made
+            if options:
+                raise invalid("--arch-option", next(iter(options)), f"nothing with {name}, which is a module already")
+            return function
         module = called("--arch", name, function, offered, options)
     if not isinstance(module, nn.Module):
         raise UserError(f"--arch: {name!r} returned {a_or_an(type(module).__name__)}, not an nn.Module")

@@ -2,71 +2,66 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from lthfunc.catalog.data_sets import SUFFIX
+from lthfunc.catalog.networks import PICKLED
 from lthfunc.errors import UserError, invalid, unknown
+from lthfunc.models.checkpoint_reader import import_checkpoint
 from lthfunc.models.naming import matching
 from lthfunc.tracebacks import first_line
 from lthfunc.trees.convert import with_initial_values
 from lthfunc.trees.files import flatten, load_tree
+from lthfunc.trees.leaf_names import first_names
 from lthfunc.trees.model import Model
 
-SUFFIX = ".safetensors"
-#: How the names of files end that torch.save wrote.
-_PICKLED = {".pth", ".pt", ".bin", ".ckpt", ".tar", ".pkl", ".pickle"}
 
-
-def with_weights(model: Model, name: str, source: str) -> Model:
+def with_weights(model: Model, name: str, source: str, *, trained: bool = False) -> Model:
     """The model with other initial values. name: of the architecture, as it was typed.
 
-    source: a .safetensors file, of plain parameters and buffers or of a run (a ticket, a round's params); or for
-    networks of torchvision and timm the name of their weights (``DEFAULT``, ``IMAGENET1K_V2``, timm's tag), if they
-    have been downloaded before. Leaves of another shape, an output layer for other classes, are drawn from the seed.
+    source: a .safetensors file, of plain parameters and buffers or of a run (a ticket, a round's params); a state dict
+    that torch.save wrote, of which only tensors are read; or for networks of torchvision and timm the name of their
+    weights (``DEFAULT``, ``IMAGENET1K_V2``, timm's tag), if they have been downloaded before. Leaves of another shape,
+    an output layer for other classes, are drawn from the seed; trained: the network is complete, so there may be none.
 
     Raises UserError where the file isn't there, can't be read or doesn't fit.
     """
-    values: Mapping[str, Tensor]
-    if source.endswith(SUFFIX):
-        if not Path(source).is_file():
-            raise invalid("--weights", source, "a file that is there")
+    if source.endswith((SUFFIX, *PICKLED)):
         values = _of_file(source)
-    elif Path(source).suffix in _PICKLED or (Path(source).is_file() and ":" not in name):
-        raise _pickled(source)
     elif name.startswith("torchvision:"):
         values = _of_torchvision(name.partition(":")[2], source)
     elif name.startswith("timm:"):
         values = _of_timm(name.partition(":")[2], source)
     else:
-        raise invalid("--weights", source, "a .safetensors file, or the name of torchvision's or timm's weights")
+        kinds = ", ".join((SUFFIX, *PICKLED))
+        raise invalid("--weights", source, f"a file ({kinds}), or the name of torchvision's or timm's weights")
     leaves = dict((*model.evaluating.named_parameters(), *model.evaluating.named_buffers()))
-    values = {**values, **{name: values[theirs] for name, theirs in matching(values, leaves).items()}}
-    for name, leaf in leaves.items():
-        if name in values and values[name].is_complex() and not leaf.is_complex():
-            raise UserError(f"--weights: {name} is complex in {source}, and real in the network")
-    return with_initial_values(model, values)
+    theirs = matching(values, first_names(model.evaluating))
+    others = {each: leaf for each, leaf in values.items() if each not in theirs.values()}
+    values = {**others, **{ours: values[each] for ours, each in theirs.items()}}
+    for ours, leaf in leaves.items():
+        if ours in values and values[ours].is_complex() and not leaf.is_complex():
+            raise UserError(f"--weights: {ours} is complex in {source}, and real in the network")
+    return with_initial_values(model, values, trained=trained)
 
 
-def _of_file(source: str) -> dict[str, Tensor]:
-    """The tensors of a safetensors file; of a run's, its parameters and buffers."""
+def _of_file(source: str) -> Mapping[str, Tensor]:
+    """The tensors of a file; of a run's, its parameters and buffers."""
+    if not Path(source).is_file():
+        raise invalid("--weights", source, "a file that is there")
+    if not source.endswith(SUFFIX):
+        try:
+            return import_checkpoint(Path(source)).tensors
+        except UserError as error:
+            raise type(error)(f"--weights: {error}") from error
     tree, _ = load_tree(source)
     if isinstance(tree.get("params"), dict):
         tree = {**tree["params"], **tree.get("buffers", {})}
     return {name.replace("/", "."): leaf for name, leaf in flatten(tree).items()}  # names with a slash are nested
-
-
-def _pickled(source: str) -> UserError:
-    """What a pickled file given as weights is answered with: the commands to type."""
-    if not Path(source).is_file():
-        return invalid("--weights", source, "a file that is there")
-    quoted, made = shlex.quote(source), shlex.quote(str(Path(source).with_suffix(SUFFIX)))
-    return UserError(
-        f"--weights: {source} is no .safetensors file; make one of it: lthfunc import {quoted}, then --weights {made}"
-    )
 
 
 def _of_torchvision(name: str, weights: str) -> Mapping[str, Tensor]:
@@ -78,13 +73,9 @@ def _of_torchvision(name: str, weights: str) -> Mapping[str, Tensor]:
         raise unknown("--weights", weights, members)
     url = (known.DEFAULT if weights == "DEFAULT" else known[weights]).url
     file = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
-    ours = file.with_suffix(".safetensors")
-    if ours.is_file():
-        return load_tree(ours)[0]
     if not file.is_file():
         raise UserError(f"--weights: {weights!r} of {name} is not on this disk: put {url} into {file.parent}")
-    command = f"lthfunc import {shlex.quote(str(file))}"
-    raise UserError(f"--weights: {file} is a pickled file; make tensors of it first: {command}")
+    return import_checkpoint(file).tensors
 
 
 def _of_timm(name: str, weights: str) -> Mapping[str, Tensor]:

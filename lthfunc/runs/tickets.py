@@ -11,8 +11,9 @@ from lthfunc.errors import UserError, invalid
 from lthfunc.experiments.config import Config, to_mapping
 from lthfunc.experiments.iterative import TICKET
 from lthfunc.experiments.plan import read_data, read_model
-from lthfunc.experiments.trust import check_trust
+from lthfunc.experiments.trust import check_trust, remember_code
 from lthfunc.runs.folder import training_folder, whole_run
+from lthfunc.runs.start_folder import located
 from lthfunc.runs.store import check_fits
 from lthfunc.runs.ticket_files import initial_weights, trained_weights
 from lthfunc.trees.model import Model
@@ -70,7 +71,7 @@ def tickets_of_run(
     Raises UserError if the run has no such training, or names code and is not trusted.
     """
     found_run = whole_run(run)
-    config, records = found_run.config, found_run.records
+    config, records = located(replace(found_run.config, weights=None), run), found_run.records  # rounds have weights
     check_trust(to_mapping(config), run, trusted=trusted, typed=("data_dir",) if data_dir is not None else ())
     mine = [item for item in records if item["variant"] == TICKET]
     if not mine:
@@ -88,6 +89,7 @@ def tickets_of_run(
     config = replace(config, data_dir=data_dir or config.data_dir)
     data = read_data(config)
     model = read_model(config, data)
+    remember_code(to_mapping(config))
     found = []
     for number in chosen:
         place = training_folder(run, seed, number, TICKET)

@@ -76,7 +76,7 @@ def _train(
 
 
 def _end(plan: Any, task: Task) -> int:
-    end: int = plan.end_of(task.start)
+    end: int = plan.end_of(task)
     return end
 
 

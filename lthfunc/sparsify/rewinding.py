@@ -81,7 +81,7 @@ def reinitialised(state: TrainState, model: Model, seed: int) -> TrainState:
     >>> lf.count(lf.reinitialised(lf.prune(density=0.5)(lf.init(model)), model, seed=1).masks)
     Count(kept=4, total=8)
     """
-    params, buffers = to_device(model.init(seed), state.step.device)
+    params, buffers = to_device((model.redraw or model.init)(seed), state.step.device)
     return TrainState(apply_masks(params, state.masks), buffers, state.masks, (), torch.zeros_like(state.step))
 
 

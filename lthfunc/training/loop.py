@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -109,12 +110,7 @@ def fit_together(
     phase = (checkpointer or Checkpointer(lambda fits: None)).on_phase
     if so_far is None:
         _check_steps_left(int(states[0].step), until)
-        phase("evaluation", int(states[0].step))
-        points = _measure(trainer, states, [math.nan] * len(states), int(states[0].step))
-        so_far = [
-            Fit(state, BestNetwork(point, state.params, state.buffers), (point,))
-            for state, point in zip(states, points, strict=True)
-        ]
+        so_far = untrained_fits(trainer, states, checkpointer)
     fits = list(so_far)
     step = fits[0].curve[-1].step
     _check_steps_left(step, until)
@@ -137,6 +133,20 @@ def fit_together(
             if observe is not None:
                 observe(step, points)
     return fits
+
+
+def untrained_fits(
+    trainer: Trainer, states: Sequence[TrainState], checkpointer: Checkpointer[Any] | None = None
+) -> list[Fit]:
+    """Fits without a step: each state, and its evaluation on the validation split."""
+    step = int(states[0].step)
+    if checkpointer is not None:
+        checkpointer.on_phase("evaluation", step)
+    points = _measure(trainer, states, [math.nan] * len(states), step)
+    return [
+        Fit(state, BestNetwork(point, state.params, state.buffers), (point,))
+        for state, point in zip(states, points, strict=True)
+    ]
 
 
 def _extended(fit: Fit, state: TrainState, point: Point) -> Fit:

@@ -13,6 +13,7 @@ from torch.nn.utils.prune import BasePruningMethod
 
 from lthfunc.arguments import public
 from lthfunc.errors import UserError
+from lthfunc.printable import first_few
 from lthfunc.trees.leaf_names import first_names
 from lthfunc.trees.model import Model, from_module
 from lthfunc.trees.module_attributes import copy_module
@@ -106,32 +107,37 @@ def from_pruned(module: nn.Module, *, zeros: bool = False, **given: Any) -> tupl
     return model, Ticket(apply_masks(params, found), buffers, found)
 
 
-def with_initial_values(model: Model, values: Mapping[str, Tensor]) -> Model:
+def with_initial_values(model: Model, values: Mapping[str, Tensor], *, trained: bool = False) -> Model:
     """The model with these initial values, whatever the seed; leaves whose shape differs are drawn from the seed.
 
-    Raises UserError where a leaf is missing, or fewer than half of the weights match.
+    trained: the values are those of a whole trained network, so no shape may differ.
+
+    Raises UserError where a leaf is missing, or fewer than half of the weights match. What is drawn or left out is the
+    model's `note`.
     """
     params = dict(model.evaluating.named_parameters())
-    leaves = {**params, **dict(model.evaluating.named_buffers())}
-    values = _by_first_names(model.evaluating, values)
+    known = first_names(model.evaluating)
+    unexpected = [name for name in values if name.removesuffix("_orig").removesuffix("_mask") not in known]
+    values = _by_first_names(known, values)
     kept = model.evaluating.state_dict().keys()  # a buffer that no state dict has comes from the module
+    leaves = {**params, **dict(model.evaluating.named_buffers())}
     leaves = {name: leaf for name, leaf in leaves.items() if name in values or name in kept}
     missing = [name for name in leaves if name not in values]
-    if missing:
-        others = [name for name in values if name not in leaves]
-        instead = f"; it has {', '.join(others[:3])}{' …' if len(others) > 3 else ''}" if others else ""
-        raise UserError(
-            f"--weights: the file has no {missing[0]} ({len(missing)} of {len(leaves)} leaves are missing){instead}"
-        )
-    fitting = {name for name, leaf in leaves.items() if values[name].shape == leaf.shape}
-    if 2 * sum(params[name].numel() for name in fitting & set(params)) < sum(map(torch.numel, params.values())):
-        other = next(name for name in leaves if name not in fitting)
-        raise UserError(
-            f"--weights: {other} is {tuple(values[other].shape)} in the file and {tuple(leaves[other].shape)} in the "
-            "network, as for most weights"
-        )
-
+    others = [name for name, leaf in leaves.items() if name in values and values[name].shape != leaf.shape]
+    fitting = leaves.keys() - {*missing, *others}
+    most_differ = 2 * sum(params[name].numel() for name in fitting & params.keys()) < sum(
+        leaf.numel() for leaf in params.values()
+    )
+    if missing or most_differ or (trained and others):
+        shapes = [f"{name} {tuple(values[name].shape)} instead of {tuple(leaves[name].shape)}" for name in others]
+        found = (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
+        parts = "; ".join(f"{what}: {first_few(names)}" for what, names in found if names)
+        raise UserError(f"--weights: does not fit --arch {model.name} ({parts})")
     _check_values({name: values[name] for name in fitting}, leaves, set(params))
+    said = (
+        ("of another shape in the file, so drawn from the seed", others),
+        ("not in the network, so left out", unexpected),
+    )
 
     def init(seed: int) -> tuple[Params, Buffers]:
         drawn = model.init(seed)
@@ -141,7 +147,8 @@ def with_initial_values(model: Model, values: Mapping[str, Tensor]) -> Model:
         ]
         return found[0], found[1]
 
-    return model._replace(init=init, mismatched=tuple(name for name in leaves if name not in fitting))
+    note = "; ".join(f"{what}: {first_few(names)}" for what, names in said if names)
+    return model._replace(init=init, redraw=model.init, note=note and f"--weights: {note}")
 
 
 def _check_values(values: Mapping[str, Tensor], leaves: Mapping[str, Tensor], params: set[str]) -> None:
@@ -161,13 +168,13 @@ def _check_values(values: Mapping[str, Tensor], leaves: Mapping[str, Tensor], pa
             raise UserError(f"--weights: {name} holds values in the file that are not finite as {kind}")
 
 
-def _by_first_names(module: nn.Module, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _by_first_names(known: Mapping[str, str], values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A state dict's values by the names that trees use; pairs of torch.nn.utils.prune are multiplied."""
     plain = dict(values)
     for name in [name.removesuffix("_orig") for name in values if name.endswith("_orig")]:
         if name not in values and f"{name}_mask" in values:
             plain[name] = values[f"{name}_orig"] * values[f"{name}_mask"]
-    for name, first in first_names(module).items():
+    for name, first in known.items():
         if name in plain:
             plain.setdefault(first, plain[name])
     return plain

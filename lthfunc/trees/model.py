@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lthfunc.argument_hints import described
 from lthfunc.arguments import public
 from lthfunc.errors import UserError
+from lthfunc.printable import first_few
 from lthfunc.tracebacks import call_user_function, function_name, is_library_function
 from lthfunc.trees.initialisers import Initialiser, dependent_buffers, drawn_matrices, fixed_matrices, glorot_normal
 from lthfunc.trees.module_attributes import copy_module
@@ -29,8 +30,8 @@ class Model(NamedTuple):
     training, evaluating: the module in its two modes. prunable: names of the parameters that may be pruned, in module
     order. init: seed -> (params, buffers). tokens: whether inputs are int64 tokens (n, length). output: the name of the
     output layer's weight. pure: whether the module is known to write into neither inputs nor parameters; any other is
-    given copies. fixed: matrices that are neither pruned nor drawn, so that all seeds share them. mismatched: leaves
-    whose shape differs in the file of weights, so that they are drawn from the seed.
+    given copies. fixed: matrices that are neither pruned nor drawn, so that all seeds share them. redraw: draws
+    parameters where `init` takes them from a file. note: a line on what of that file was not used.
     """
 
     name: str
@@ -42,7 +43,8 @@ class Model(NamedTuple):
     output: str = ""
     pure: bool = False
     fixed: tuple[str, ...] = ()
-    mismatched: tuple[str, ...] = ()
+    redraw: Callable[[int], tuple[Params, Buffers]] | None = None
+    note: str = ""
 
 
 def apply_training(model: Model, params: Params, buffers: Buffers, x: Tensor) -> tuple[Any, Buffers]:
@@ -179,18 +181,7 @@ def fixed_line(model: Model) -> str:
     """A line that names the matrices that are neither pruned nor drawn from the seed; "" if there are none."""
     if not model.fixed:
         return ""
-    names = ", ".join(model.fixed[:4]) + (f" and {len(model.fixed) - 4} more" if len(model.fixed) > 4 else "")
-    return f"{model.name}: neither pruned nor reinitialised, so the same for every seed: {names}"
-
-
-def mismatched_line(model: Model) -> str:
-    """A line that names the leaves whose shape differs in the file of weights; "" if there are none."""
-    if not model.mismatched:
-        return ""
-    names = ", ".join(model.mismatched[:4]) + (
-        f" and {len(model.mismatched) - 4} more" if len(model.mismatched) > 4 else ""
-    )
-    return f"--weights: of another shape in the file, so drawn from the seed: {names}"
+    return f"{model.name}: neither pruned nor reinitialised, so the same for every seed: {first_few(model.fixed)}"
 
 
 @public

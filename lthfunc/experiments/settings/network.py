@@ -29,11 +29,20 @@ class Network:
     weights: Annotated[
         str | None,
         Setting(
-            "Start from these weights instead of random ones: a .safetensors file or, for torchvision: and timm:, "
-            "the name of downloaded weights, such as DEFAULT. An output layer of another size is initialised randomly.",
-            WHAT, TRAINERS,
+            "Start from these weights instead of random ones: a state dict (.pth, .safetensors, …) or, for "
+            "torchvision: and timm:, the name of downloaded weights, such as DEFAULT. An output layer of another size "
+            "is initialised randomly.",
+            WHAT, TRAINERS, path=True,
         ),
     ] = None  # fmt: skip
+    from_trained: Annotated[
+        bool,
+        Setting(
+            "--weights are those of the trained network: round 0 only measures it; pruning and retraining follow, with "
+            "--rewind lr by default.",
+            WHAT, ("prune",), negated=False,
+        ),
+    ] = False  # fmt: skip
     prune_only: Annotated[
         tuple[str, ...],
         Setting(

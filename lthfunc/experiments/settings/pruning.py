@@ -92,12 +92,12 @@ class Pruning:
         ),
     ] = ()  # fmt: skip
     rewind: Annotated[
-        str,
+        str | None,
         Setting(
             f"State from which a pruned network is retrained: {REWINDINGS.described}; or package.module:function.",
-            PRUNING, _PRUNERS, names=REWINDINGS,
+            PRUNING, _PRUNERS, names=REWINDINGS, default="init; lr with --from-trained",
         ),
-    ] = "init"  # fmt: skip
+    ] = None  # fmt: skip
     control: Annotated[
         tuple[str, ...],
         Setting(

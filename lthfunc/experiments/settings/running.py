@@ -146,5 +146,6 @@ class Running:
             "Folder (or address) of the data sets, to which they are also downloaded.",
             WHAT, (*TRAINERS, "transfer", "info", "energy", "specialize", "export", "datasets show"),
             after="skip_broken", default=f"${DATA_DIR_VARIABLE}, or the user's cache", changes_results=False,
+            path=True,
         ),
     ] = None  # fmt: skip

@@ -52,6 +52,8 @@ class Setting:
     changes_results: bool = True
     #: Whether it is reported as a difference between runs; never if it changes no result.
     told: bool = True
+    #: Whether it is the path of a file or folder.
+    path: bool = False
     #: Whether it only selects the seeds, so that results of a seed remain valid when it changes.
     of_seeds: bool = False
     #: Whether the run decides it at its start if left open (None, auto), and then keeps it.
