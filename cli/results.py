@@ -9,7 +9,7 @@ from typing import Any
 
 from lthfunc.experiments.config import to_mapping
 from lthfunc.experiments.records import Row, Spread, summarize
-from lthfunc.experiments.trust import trusted_in
+from lthfunc.experiments.trust import places_in
 from lthfunc.experiments.winner import Candidate
 from lthfunc.reports.tables import has_layers, layer_table, result_table
 from lthfunc.reports.verdict import collapse, verdict
@@ -89,7 +89,7 @@ def file_lines(run: Run, folder: Path, pictures: Sequence[Path] = ()) -> Iterato
 def suggestions(run: Run, folder: Path) -> list[Suggestion]:
     """Commands that lead on from a finished run, with its path filled in."""
     config, about, path = run.config, run.about, shlex.quote(named(folder))
-    trust = " --trust" if trusted_in(to_mapping(config)) else ""
+    trust = " --trust" if places_in(to_mapping(config)) else ""
     found = [(f"lthfunc report {path}", "one page with every picture, for any browser")]
     again = f"lthfunc prune --config {path}{trust}"
     lacking = [] if config.replicates > 1 else ["--replicates 3"]
