@@ -1,6 +1,6 @@
 """The lowest declared version of every dependency, as constraints for pip: ``python tests/lowest.py > lowest.txt``.
 
-docs/explanation/architecture.md has the line that installs them into an environment of their own and tests there.
+docs/development/testing.md has the line that installs them into an environment of their own and runs the tests there.
 """
 
 from __future__ import annotations

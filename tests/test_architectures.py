@@ -64,7 +64,7 @@ def test_the_whole_way(arch: str, tmp_path: Path) -> None:
 @pytest.mark.skipif(why_not("cpu") is not None, reason=str(why_not("cpu")))
 @pytest.mark.parametrize("arch", ["vit-tiny", "char-transformer"])
 def test_compiled_equals_eager(arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One block of each; docs/how-to/models.md has the time that whole networks take to compile."""
+    """One block of each; docs/results/networks.md has the time that whole networks take to compile."""
     monkeypatch.setitem(NARROW, arch, {"layers": "1"})
     model, data = small_case(arch)
     start = lf.prune(density=0.3)(lf.init(model))

@@ -44,14 +44,12 @@ class Edit(NamedTuple):
 
 def recipes() -> dict[str, list[Edit]]:
     """The edits of each recipe, out of the code blocks and the words before them."""
-    section = (ROOT / "docs" / "explanation" / "architecture.md").read_text().partition("## Adding something")[2]
-    section = section.partition("\n## ")[0]
+    section = (ROOT / "docs" / "development" / "adding.md").read_text()
     found: dict[str, list[Edit]] = {}
     kind, before = "", 0
     for block in re.finditer(r"```(?:python|cpp|c)\n(.*?)```", section, re.DOTALL):
         words = " ".join(section[before : block.start()].split())
-        before = block.end()
-        if named := re.findall(r"\*\*An? ([a-z ]+?)\.?\*\*", words):
+        if named := re.findall(r"^## An? ([a-z ]+)$", section[before : block.start()], re.MULTILINE):
             kind = named[-1]
         if new := re.search(r"[Aa] new file `([^`]+)`:$", words):
             found.setdefault(kind, []).append(Edit(new[1], None, block[1]))
@@ -59,6 +57,7 @@ def recipes() -> dict[str, list[Edit]]:
             line = re.search(r"in `(\w+)` of `([^`]+)`:$", words)
             assert line is not None, words
             found.setdefault(kind, []).append(Edit(line[2], line[1], block[1]))
+        before = block.end()
     return found
 
 

@@ -1,0 +1,71 @@
+"""The documentation site builds without a warning, has every public name, leads nowhere that is not there, searches."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import pytest
+from conftest import ROOT, until
+from test_report_in_a_browser import browser  # noqa: F401
+
+import lthfunc as lf
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    for package in ("furo", "myst_parser", "sphinx_copybutton"):
+        pytest.importorskip(package)
+    from sphinx.cmd.build import main as build
+
+    folder = tmp_path_factory.mktemp("documentation") / "site"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Sphinx about its extensions' code
+        assert build(["-q", "-W", "--keep-going", str(ROOT / "docs"), str(folder)]) == 0
+    return folder
+
+
+def test_every_public_name_is_in_the_reference(site: Path) -> None:
+    pages = "".join(path.read_text(encoding="utf-8") for path in (site / "reference" / "api").glob("*.html"))
+    described = {*re.findall(r'id="(lthfunc\.[\w.]+)"', pages)}
+    public = {f"{package.__name__}.{name}" for package in (lf, lf.data, lf.models) for name in package.__all__}
+    assert public - {"lthfunc.data", "lthfunc.models"} <= described
+
+
+def test_every_command_is_in_the_reference(site: Path) -> None:
+    from lthfunc_cli.main import app
+    from typer.main import get_command
+
+    page = (site / "reference" / "commands.html").read_text(encoding="utf-8")
+    for name in get_command(app).commands:  # type: ignore[attr-defined]
+        assert f'id="lthfunc-{name}"' in page
+
+
+def test_every_link_leads_to_something(site: Path) -> None:
+    pages = {path: path.read_text(encoding="utf-8") for path in site.rglob("*.html")}
+    anchors = {path: {*re.findall(r'\bid="([^"]+)"', text)} for path, text in pages.items()}
+    assert len(pages) > 30
+    for path, text in pages.items():
+        for link in re.findall(r'(?:href|src)="([^"]+)"', text):
+            name, _, anchor = unquote(link.partition("?")[0]).partition("#")
+            if not re.match(r"https?:|data:|mailto:", link):
+                target = (path.parent / name).resolve() if name else path
+                assert target.exists(), f"{path.name}: {link}"
+                assert not anchor or anchor in anchors[target], f"{path.name}: {link}"
+
+
+def test_links_of_the_readme_lead_to_something() -> None:
+    for target in re.findall(r"\]\((?!http)([^)#]+)", (ROOT / "README.md").read_text(encoding="utf-8")):
+        assert (ROOT / target).exists(), target
+
+
+def test_search_works_without_a_network(site: Path, browser: Any) -> None:  # noqa: F811
+    browser.get(f"{(site / 'search.html').as_uri()}?q=synflow")
+    found = until(lambda: browser.find_elements("css selector", "#search-results li a"))
+    assert any("sparsify.html" in each.get_attribute("href") for each in found)
+    loaded = browser.execute_script("return performance.getEntriesByType('resource').map(each => each.name)")
+    assert loaded
+    assert all(name.startswith(("file:", "data:")) for name in loaded)
