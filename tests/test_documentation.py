@@ -79,9 +79,9 @@ def test_the_options_of_each_command_exist(page: str) -> None:
     for command in commands(page):
         words = shlex.split(command)[1:]
         if "--install-completion" not in words:
-            group = get_command(app)
+            group: Any = get_command(app)
             with group.make_context("lthfunc", words) as context:
-                name, inner, rest = group.resolve_command(context, [*context.protected_args, *context.args])
+                name, inner, rest = group.resolve_command(context, [*context._protected_args, *context.args])
                 inner.make_context(name, rest, parent=context)
 
 
