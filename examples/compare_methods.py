@@ -23,10 +23,11 @@ for seed in SEEDS:
         for method, ticket in tickets.items():
             accuracies[method][column, seed] = lf.accuracy_on(model, train(ticket), data)
 
+plt.figure(figsize=(6, 4), layout="constrained")
 for method, found in accuracies.items():
-    plt.errorbar(DENSITIES, found.mean(1), found.std(1), capsize=3, marker="o", label=method)
-plt.xscale("log")
+    percent = [f"{100 * density:g} %" for density in DENSITIES]
+    plt.errorbar(percent, 100 * found.mean(1), 100 * found.std(1), capsize=3, marker="o", label=method)
 plt.xlabel("weights remaining")
-plt.ylabel("test accuracy")
-plt.legend()
+plt.ylabel("test accuracy, %")
+plt.legend(title=f"mean ± std of {len(SEEDS)} seeds")
 plt.savefig("methods.png", dpi=200)
