@@ -126,15 +126,14 @@ def test_a_run_on_ray_has_the_bits_of_a_run_here(local: Path, tmp_path: Path, ca
 
 @pytest.mark.usefixtures("cluster")
 def test_what_the_pages_run_on_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    """The commands as printed, but shorter; methods and benchmarks have the results of here, and leave files here."""
+    """The commands as printed, but shorter; methods have the results of here, and leave files here."""
     monkeypatch.chdir(tmp_path)
     done = set()
     pages = ("README.md", "docs/how-to/cluster.md")
     for command in dict.fromkeys(command for page in pages for command in on_ray(page)):
         words = shlex.split(command)[1:]
-        if words[0] != "benchmark":
-            words[words.index("--replicates") + 1] = "1"
-            words += ["--steps", "8"]
+        words[words.index("--replicates") + 1] = "1"
+        words += ["--steps", "8"]
         if words[0] == "methods":
             words += ["--method", "random-erk", "--method", "magnitude-init", "--save", "there"]
             local = ["local" if word == "ray" else word for word in words]
@@ -142,12 +141,9 @@ def test_what_the_pages_run_on_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             assert run(*local, "--jobs", 1) == 0
         elif words[0] in ("prune", "sweep"):
             words += ["--rounds", "1"]
-        elif words[0] == "benchmark":
-            words[words.index("--rounds") + 1] = "2"
         assert run(*words) == 0, capsys.readouterr().err
         done.add(words[0])
-    assert done == {"prune", "methods", "sweep", "benchmark"}
-    assert json.loads(Path("memory.json").read_text())["benchmark"] == "memory"
+    assert done == {"prune", "methods", "sweep"}
     here, there = (
         [{**json.loads(line), "seconds": 0, "sha256": ""} for line in Path(name).read_text().splitlines()[1:]]
         for name in ("here.jsonl", "methods.jsonl")
@@ -155,8 +151,6 @@ def test_what_the_pages_run_on_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert sorted(here, key=str) == sorted(there, key=str)
     for file in Path("here").iterdir():
         assert file.read_bytes() == Path("there", file.name).read_bytes()
-    assert run("benchmark", "--executor", "ray", "--cores", "0", "memory") == 2
-    assert "--cores: invalid value 0" in capsys.readouterr().err
 
 
 def test_mistakes_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

@@ -16,7 +16,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -34,7 +34,7 @@ from lthfunc.training.results import Point
 
 #: Seconds between two requests for progress.
 _ASK_EVERY = 0.5
-#: How often a training or a call is started again after losing its worker.
+#: How often a training is started again after losing its worker.
 _TRIES = 3
 
 
@@ -192,33 +192,6 @@ class _RayWorker:
         if points is not None:
             with self._lock:
                 self._points.append((number, points[0]))
-
-
-def call_on(on: str, function: Callable[..., Any], arguments: Sequence[Any], *, cores: int, gpus: int) -> Any:
-    """The result of a function, called on a node of a cluster with this many free cores and GPUs.
-
-    Raises what the function raises, and UserError if its worker is lost too often or no node is large enough.
-    """
-    with clustered(on) as ray:
-        held = ray.cluster_resources()
-        if held.get("CPU", 0) < cores or held.get("GPU", 0) < gpus:
-            raise UserError(
-                f"--executor: no node of {on} has {cores} cores" + (f" and {gpus} of a GPU" if gpus else "")
-            )
-        remote = ray.remote(_call).options(num_cpus=cores, num_gpus=gpus, max_retries=_TRIES)
-        try:
-            return ray.get(remote.remote(str(Path.cwd()), versions(), function, arguments))
-        except ray.exceptions.RayTaskError as error:
-            raise error.cause if isinstance(error.cause, UserError) else error from None
-        except ray.exceptions.RayError as error:
-            raise UserError(f"--executor: a worker was lost {_TRIES + 1} times ({first_line(error)})") from error
-
-
-def _call(here: str, expected: dict[str, Any], function: Callable[..., Any], arguments: Sequence[Any]) -> Any:
-    if Path(here).is_dir():
-        os.chdir(here)
-    check_same(expected, versions())
-    return function(*arguments)
 
 
 @contextmanager
