@@ -88,8 +88,8 @@ def test_former_names_work_everywhere_and_name_the_present_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    old = {"scope": "layerwise", "compile": True, "floor": 2, "keep": ["a"]}
-    new = Config(allocate="layerwise", engine="compile", min_layer_weights=2, never_prune=("a",))
+    old = {"scope": "layerwise", "floor": 2, "keep": ["a"]}
+    new = Config(allocate="layerwise", min_layer_weights=2, never_prune=("a",))
     assert from_mapping(old) == new  # run folders; nobody can change what they hold, so nobody is told
     Path("old.toml").write_text("floor = 3")
     assert main(["prune", "--scope", "global", "--allocate", "erk"]) == 2

@@ -202,17 +202,13 @@ def test_runs_of_format_2_are_read_checked_and_gone_on_with(tuned: Path, tmp_pat
     assert lf.same_bits(lf.load_ticket(old / WINNING)[0], lf.load_ticket(tuned / WINNING)[0])
     assert (old / "ticket.safetensors").exists()
     assert not verified(old).problems
-    # A damaged copy is found and mended; a later round makes it go.
-    (old / "ticket.safetensors").write_bytes(b"no more")
-    assert [each.where for each in verified(old).problems] == ["ticket.safetensors"]
-    assert run("resume", old) == 0
-    assert not verified(old).problems
+    # A later round makes it go.
     lines = (old / "metrics.jsonl").read_text().splitlines(keepends=True)
     (old / "metrics.jsonl").write_text("".join(lines[:-1]))
     assert run("resume", old) == 0
     assert not list(old.rglob("ticket.safetensors"))
     assert not verified(old).problems
-    assert "initial.safetensors" in (read_manifest(old / "seed0/round02") or {})
+    assert "initial.safetensors" in read_manifest(old / "seed0/round02")
 
 
 def test_a_branch_keeps_what_its_early_rounds_were_trained_from(tuned: Path, tmp_path: Path) -> None:

@@ -92,9 +92,6 @@ def current_names(values: Mapping[str, Any]) -> dict[str, Any]:
     for former, name in FORMER_NAMES.items():
         if former in values and name in values:
             raise UserError(f"{former} and {name} are the same setting; keep {name}, its present name")
-    if isinstance(values.get("compile"), bool):  # as version 0.1.0 wrote it
-        engine = "compile" if values["compile"] else "eager"
-        values = {**{name: value for name, value in values.items() if name != "compile"}, "engine": engine}
     return {FORMER_NAMES.get(name, name): value for name, value in values.items()}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from lthfunc.errors import UserError, invalid
@@ -67,7 +66,7 @@ def _copy(source: Path, target: Path, *, anchor: bool) -> None:
     """Copy a training's files, each after its checksum is verified."""
     make_training_folder(target)
     sums = {}
-    own = [INITIAL] if INITIAL in (read_manifest(source) or {}) else []
+    own = [INITIAL] if INITIAL in read_manifest(source) else []
     for name in (PARAMS, MASKS, *own, *([f"../{ANCHOR}"] if anchor else [])):
         payload = checked_bytes(source, name)
         safe_files.write(run_of(target), target / name, payload)
@@ -108,14 +107,6 @@ def ticket_of(run: Path, config: Config, seed: int, number: int, device: str) ->
     return to_device(rewound(anchor, anchor), device), to_device(anchor, device)
 
 
-def _check_round(run: Path, records: Sequence[Record], config: Config, number: int) -> None:
-    seeds = {item["seed"] for item in records if item["variant"] == TICKET and item["round"] == number}
-    if len(seeds) < config.replicates:
-        last = max((item["round"] for item in records if item["variant"] == TICKET), default=None)
-        accepted = f"a finished round of {run} (0 to {last})" if last is not None else "a run with a finished round"
-        raise invalid("--from-round", number, accepted)
-
-
 def _fitted(state: TrainState, plan: Plan, seed: int) -> TrainState:
     """The state on the plan's network, which may have another output layer. Raises UserError if more differs."""
     params = dict(plan.model.training.named_parameters())
@@ -138,10 +129,13 @@ def _fitted(state: TrainState, plan: Plan, seed: int) -> TrainState:
 
 def check_branch(run: Path, plan: Plan, number: int) -> None:
     """Raise UserError if the run can't be branched like this."""
+    _, config, records = read_run(run)
+    rounds = [item["round"] for item in records if item["variant"] == TICKET]
+    if rounds.count(number) < config.replicates:
+        accepted = f"a finished round of {run} (0 to {max(rounds)})" if rounds else "a run with a finished round"
+        raise invalid("--from-round", number, accepted)
     if plan.rounds <= number:
         raise invalid("--rounds", plan.rounds, f"at least {number + 1}, one more than the round branched from")
-    _, config, records = read_run(run)
-    _check_round(run, records, config, number)
     _, about = load_anchor(run, config.seed)
     if plan.rewind.at_anchor and plan.anchor_step != about["step"]:
         raise invalid("--rewind", f"step {plan.anchor_step}", f"the step of the run's anchor, {about['step']}")

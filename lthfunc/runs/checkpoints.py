@@ -130,16 +130,15 @@ def _content(path: Path) -> bytes | None:
 
 
 def load_checkpoint(place: Path, start: TrainState, optimizer: Optimizer) -> Checkpoint | None:
-    """The latest checkpoint that is intact and fits the training, or None."""
-    for path in checkpoints(place):
-        payload = _content(path)
-        if payload is None:
-            continue
-        try:
-            return _checkpoint(*tree_of(payload, path), start, optimizer)
-        except _OTHER:
-            continue
-    return None
+    """The latest intact checkpoint; None if there is none, or it doesn't fit the training."""
+    found = latest_checkpoint(place)
+    if found is None:
+        return None
+    name, payload = found
+    try:
+        return _checkpoint(*tree_of(payload, place / name), start, optimizer)
+    except _OTHER:
+        return None
 
 
 def _checkpoint(tree: dict[str, Any], about: dict[str, Any], start: TrainState, optimizer: Optimizer) -> Checkpoint:

@@ -42,10 +42,10 @@ from lthfunc.runs.toml_files import read_config, to_toml
 from lthfunc.trees.atomic_io import TEMPORARY_SUFFIX
 from lthfunc.trees.types import Dataset
 
-#: Format of these files. Runs of version 0.1.0, which have no number, are read as 1; formats 1 and 2 have
-#: `ticket.safetensors`, the last round's masks on its initial weights, instead of the files of `ticket_files.py`. Up to
-#: format 3, the winning ticket was chosen without allowing for noise.
-FORMAT = 4
+#: Format of these files, and the oldest that is read, which has `ticket.safetensors`, the last round's masks on its
+#: initial weights, instead of the files of `ticket_files.py`. Up to format 3, the winning ticket was chosen without
+#: allowing for noise.
+FORMAT, OLDEST = 4, 2
 _WITHOUT_NOISE = 3
 CONFIG = "config.toml"
 METRICS = "metrics.jsonl"
@@ -196,25 +196,21 @@ def record_key(item: Record) -> Name:
 def scan_run(folder: Path) -> Run:
     """Read a run from its folder, damaged or not.
 
-    Raises UserError if this is not a run or has a newer format; DamagedError if its first line can't be read.
+    Raises UserError if this is not a run or has another format; DamagedError if its first line can't be read.
     """
     if not safe_files.exists(folder, folder / METRICS):
         raise UserError(f"{folder}: is not a run folder (it has no {METRICS})")
-    # A training whose line an interruption cut off counts as not finished.
-    lines = scan_lines(folder / METRICS, summed=False)
-    if lines and lines[0].value is not None and "format" in lines[0].value:
-        lines = scan_lines(folder / METRICS)
+    lines = scan_lines(folder / METRICS)  # a training whose line an interruption cut off counts as not finished
     if not lines or lines[0].value is None:
         reason = lines[0].reason if lines else "it is cut off"
         raise DamagedError(f"{folder / METRICS}: its first line, which says what the run is, is damaged: {reason}")
     about = lines[0].value
-    number = about.get("format", 1)
+    number = about.get("format")
     if about.get("kind") != "run":
         raise UserError(f"{folder / METRICS}: does not start with a run's description")
-    if type(number) is not int or not 1 <= number <= FORMAT:
-        raise UserError(
-            f"{folder}: its files have format {number!r}, but this version reads formats up to {FORMAT}; update lthfunc"
-        )
+    if type(number) is not int or not OLDEST <= number <= FORMAT:
+        able = f"this version of lthfunc reads formats {OLDEST} to {FORMAT}"
+        raise UserError(f"{folder}: its files have format {number!r}, but {able}")
     problem = line_problem(Header, about)
     if problem is not None:
         raise DamagedError(f"{folder / METRICS}: its first line does not say what a run is: {problem}")

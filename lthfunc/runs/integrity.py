@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,11 +15,10 @@ from lthfunc.experiments.iterative import TICKET
 from lthfunc.experiments.records import Record
 from lthfunc.runs import safe_files
 from lthfunc.runs.checkpoints import checkpoints, is_whole
-from lthfunc.runs.folder import ANCHOR, MASKS, PARAMS, Name, Run, record_key, training_folder, training_folders
-from lthfunc.runs.manifests import MANIFEST, Sum, file_problem, load_checked, read_manifest
+from lthfunc.runs.folder import MASKS, PARAMS, Name, Run, record_key, training_folder, training_folders
+from lthfunc.runs.manifests import MANIFEST, file_problem, load_checked, read_manifest
 from lthfunc.runs.ticket_files import OLD_TICKET, ticket_file_problems
 from lthfunc.runs.unfinished import is_finished
-from lthfunc.trees.files import ticket_of
 from lthfunc.trees.ops import Count, count, layer_counts
 
 
@@ -45,53 +44,13 @@ def sum_problems(folder: Path, run: Run, *, sizes: bool = False) -> Iterator[Pro
         except UserError as error:
             yield Problem(f"{where}/{MANIFEST}", str(error).partition(": ")[2], name)
             continue
-        if sums is None:
-            if run.format > 1:
-                yield Problem(f"{where}/{MANIFEST}", "is missing", name)
-                continue
-            files = [PARAMS, MASKS, *([f"../{ANCHOR}"] if name[1:] == (0, TICKET) else [])]
-            sums = {}
-            for file in files:
-                try:
-                    load_checked(place, file)  # checks that the file is complete
-                except UserError as error:
-                    yield Problem(f"{where}/{file}", str(error).partition(": ")[2], name)
         for file, expected in sums.items():
-            if file == f"../{OLD_TICKET}":
-                continue
             problem = file_problem(folder, place / file, expected, sizes=sizes)
-            if problem is not None:
+            if problem is not None and file != f"../{OLD_TICKET}":  # of which later rounds of format 2 wrote others
                 yield Problem(_relative(folder, place / file), problem, name)
-    yield from _old_ticket_problems(folder, run, sizes)
     for file, problem in ticket_file_problems(folder, run, sizes=sizes) if is_finished(run) else ():
         if run.format > 2 or safe_files.status(folder, folder / file) is not None:
             yield Problem(file, f"{problem}; lthfunc resume repairs that")
-
-
-def _old_ticket_problems(folder: Path, run: Run, sizes: bool) -> Iterator[Problem]:
-    """Problems of the seeds' last tickets, up to format 2; a ticket of a round without a line yet is valid as well."""
-    seeds = sorted({item["seed"] for item in run.records})
-    for seed in seeds:
-        last = _last(run, seed)
-        known = [_ticket_sum(training_folder(folder, seed, number, TICKET)) for number in (last, last + 1)]
-        if known[0] is None:
-            continue
-        path = folder / f"seed{seed}" / OLD_TICKET
-        problems = [file_problem(folder, path, each, sizes=sizes) for each in known if each is not None]
-        if all(problem is not None for problem in problems):
-            yield Problem(_relative(folder, path), str(problems[0]), (seed, last, TICKET))
-        elif seed == seeds[0] == run.config.seed:
-            ours = folder / OLD_TICKET
-            problems = [file_problem(folder, ours, each, sizes=sizes) for each in known if each is not None]
-            if all(problem is not None for problem in problems):
-                yield Problem(OLD_TICKET, f"{problems[0]}; lthfunc resume repairs that")
-
-
-def _ticket_sum(place: Path) -> Sum | None:
-    try:
-        return (read_manifest(place) or {}).get(f"../{OLD_TICKET}")
-    except UserError:
-        return None
 
 
 def content_problems(folder: Path, run: Run, bad: set[Name]) -> Iterator[Problem]:
@@ -116,19 +75,9 @@ def content_problems(folder: Path, run: Run, bad: set[Name]) -> Iterator[Problem
         yield from (Problem(where, problem, name) for problem in problems)
         if item["variant"] == TICKET:
             before[item["seed"]] = masks
-    for seed in sorted({item["seed"] for item in run.records}):
-        path = folder / f"seed{seed}" / OLD_TICKET
-        if safe_files.status(folder, path) is not None:
-            name = (seed, _last(run, seed), TICKET)
-            yield from (Problem(_relative(folder, path), problem, name) for problem in _ticket_problems(folder, path))
 
 
-def _last(run: Run, seed: int) -> int:
-    """The last round whose ticket has been trained."""
-    return max((item["round"] for item in run.records if (item["seed"], item["variant"]) == (seed, TICKET)), default=0)
-
-
-def _mask_problems(params: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> Iterator[str]:
+def _within(item: Record, params: dict[str, Tensor], masks: dict[str, Tensor], about: dict[str, Any]) -> Iterator[str]:
     for name, mask in masks.items():
         if mask.dtype != torch.bool:
             yield f"the mask of {name} is {mask.dtype}, not bool"
@@ -138,10 +87,6 @@ def _mask_problems(params: Mapping[str, Tensor], masks: Mapping[str, Tensor]) ->
             yield f"the mask of {name} is {tuple(mask.shape)}, its params {tuple(params[name].shape)}"
         elif bool(params[name][~mask].any()):
             yield f"{name} has pruned weights that are not zero"
-
-
-def _within(item: Record, params: dict[str, Tensor], masks: dict[str, Tensor], about: dict[str, Any]) -> Iterator[str]:
-    yield from _mask_problems(params, masks)
     for name, leaf in params.items():
         if leaf.is_floating_point() and not bool(leaf.isfinite().all()):
             yield f"{name} has weights that are not finite"
@@ -161,17 +106,6 @@ def _not_nested(before: dict[str, Tensor], after: dict[str, Tensor]) -> Iterator
             yield f"the mask of {name} has another shape in the round before"
         elif bool((mask & ~before[name]).any()):
             yield f"the mask of {name} keeps weights that the round before had pruned"
-
-
-def _ticket_problems(folder: Path, path: Path) -> Iterator[str]:
-    try:
-        ticket, about = ticket_of(safe_files.read(folder, path), path)
-    except UserError as error:
-        yield str(error).partition(": ")[2]
-        return
-    yield from _mask_problems(ticket.params, ticket.masks)
-    if count(ticket.masks) != (about.get("kept"), about.get("total")):
-        yield f"its masks keep {count(ticket.masks).kept:,} weights, its header says {about.get('kept')}"
 
 
 def checkpoint_problems(folder: Path) -> Iterator[Problem]:

@@ -37,18 +37,14 @@ def line_of(item: Mapping[str, Any]) -> str:
     return f'{text[:-1]}, "sha256": "{digest}"}}'
 
 
-def value_of(text: str, *, summed: bool = True) -> dict[str, Any]:
-    """A line's object, without its checksum. Raises ValueError if it is damaged.
-
-    summed: whether it must have a checksum; lines of version 0.1.0 have none and are taken as they are.
-    """
+def value_of(text: str) -> dict[str, Any]:
+    """A line's object, without its checksum. Raises ValueError if it is damaged."""
     found = _SUM.search(text)
-    if not found and summed:
+    if not found:
         raise ValueError("it has no checksum at its end")
-    if found:
-        text = text[: found.start()] + "}"
-        if hashlib.sha256(text.encode()).hexdigest() != found[1]:
-            raise ValueError("its checksum does not match")
+    text = text[: found.start()] + "}"
+    if hashlib.sha256(text.encode()).hexdigest() != found[1]:
+        raise ValueError("its checksum does not match")
     try:
         value = json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
@@ -63,46 +59,37 @@ def append_lines(path: Path, items: Iterable[Mapping[str, Any]]) -> None:
     safe_files.append(path.parent, path, "".join(line_of(item) + "\n" for item in items).encode())
 
 
-def scan_lines(path: Path, *, summed: bool = True) -> list[JsonLine]:
-    """All complete lines; damaged ones have a reason. summed: see `value_of`."""
+def scan_lines(path: Path, problem: LineCheck = lambda line: None) -> list[JsonLine]:
+    """All complete lines; damaged ones have a reason. problem: what is wrong with the content of a line."""
     lines = []
     for number, raw in enumerate(_content(path).split(b"\n")[:-1], 1):
+        value = None
         try:
-            lines.append(JsonLine(number, value_of(raw.decode("utf-8"), summed=summed)))
+            value = value_of(raw.decode("utf-8"))
+            reason = problem(value)
         except ValueError as error:  # not UTF-8 among them
             reason = "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else str(error)
-            lines.append(JsonLine(number, None, reason))
+        lines.append(JsonLine(number, value if reason is None else None, reason))
     return lines
 
 
 def whole_lines(path: Path, problem: LineCheck = lambda line: None) -> tuple[list[dict[str, Any]], list[str]]:
-    """(the undamaged lines of a file that may be missing, problems in words).
-
-    problem: what is wrong with the content of an undamaged line.
-    """
+    """(the undamaged lines of a file that may be missing, problems in words). problem: as for `scan_lines`."""
     try:
-        lines = scan_lines(path)
+        lines = scan_lines(path, problem)
     except FileNotFoundError:
         return [], []
     except DamagedError as error:  # not a regular file
         return [], [f"{path.name}: {str(error).removeprefix(f'{path}: ')}"]
-    values, wrong = [], []
-    for number, value, damage in lines:
-        reason = damage if value is None else problem(value)
-        if value is None or reason is not None:
-            wrong.append(f"{path.name}: line {number} is damaged: {reason}")
-        else:
-            values.append(value)
-    return values, wrong
+    wrong = [f"{path.name}: line {each.number} is damaged: {each.reason}" for each in lines if each.value is None]
+    return [each.value for each in lines if each.value is not None], wrong
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """All complete lines, with checksums or without. Raises DamagedError if one is damaged."""
-    values = []
-    for number, value, reason in scan_lines(path, summed=False):
-        if value is None:
-            raise DamagedError(f"{path}: line {number} is damaged: {reason}")
-        values.append(value)
+    """All complete lines of a file that may be missing. Raises DamagedError if one is damaged."""
+    values, wrong = whole_lines(path)
+    if wrong:
+        raise DamagedError(f"{path.parent}/{wrong[0]}")
     return values
 
 

@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from lthfunc.errors import DamagedError, UserError
 from lthfunc.runs import safe_files
-from lthfunc.runs.side_file_schemas import holder_of
+from lthfunc.runs.side_file_schemas import Holder, content_of
 
 #: The locked file, and who holds it. The system releases the lock when its holder ends, for whatever reason.
 LOCK, HOLDER = ".lock", ".holder.json"
@@ -48,7 +48,7 @@ def locked(folder: Path) -> Iterator[None]:
 def holder(folder: Path) -> dict[str, Any] | None:
     """The recorded holder of the folder, which may have been killed since."""
     try:
-        return holder_of(safe_files.read(folder, folder / HOLDER, _MOST))
+        return content_of(Holder, safe_files.read(folder, folder / HOLDER, _MOST))
     except (OSError, DamagedError):
         return None
 

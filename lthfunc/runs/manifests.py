@@ -42,8 +42,8 @@ def write_manifest(place: Path, files: Mapping[str, Sum]) -> None:
     safe_files.write(run_of(place), place / MANIFEST, (line_of(about) + "\n").encode())
 
 
-def read_manifest(place: Path) -> dict[str, Sum] | None:
-    """The checksums of a training's files; None without a manifest. Raises DamagedError."""
+def read_manifest(place: Path) -> dict[str, Sum]:
+    """The checksums of a training's files. Raises DamagedError."""
     path = place / MANIFEST
     try:
         about = value_of(safe_files.read(run_of(place), path, _MOST).decode("utf-8").removesuffix("\n"))
@@ -53,8 +53,8 @@ def read_manifest(place: Path) -> dict[str, Sum] | None:
             if not safe_files.lies_in(run_of(place), place / name):
                 raise ValueError(f"it names {name!r}, which does not lie in the run's folder")
         return {name: Sum(str(each["sha256"]), int(each["bytes"])) for name, each in about["files"].items()}
-    except FileNotFoundError:
-        return None
+    except FileNotFoundError as error:
+        raise DamagedError(f"{path}: is missing") from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:  # ValueError: also for what is not UTF-8
         raise DamagedError(f"{path}: is damaged: {error}") from error
 
@@ -76,14 +76,14 @@ def file_problem(run: Path, path: Path, expected: Sum, *, sizes: bool = False) -
 
 
 def checked_bytes(place: Path, name: str) -> bytes:
-    """A file in a training's folder, verified if the run has checksums. Raises DamagedError."""
+    """A file in a training's folder, verified. Raises DamagedError."""
     path = place / name
     sums = read_manifest(place)
     try:
         payload = safe_files.read(run_of(place), path)
     except FileNotFoundError as error:
         raise DamagedError(f"{path}: is missing (to see what remains: lthfunc verify)") from error
-    if sums is not None and name in sums and sum_of(payload) != sums[name]:
+    if name in sums and sum_of(payload) != sums[name]:
         raise DamagedError(
             f"{path}: is damaged: its SHA-256 is not the manifest's (to see what remains: lthfunc verify)"
         )

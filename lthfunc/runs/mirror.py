@@ -21,7 +21,7 @@ from lthfunc.runs import safe_files
 from lthfunc.runs.folder import METRICS, PROGRESS
 from lthfunc.runs.lock import HOLDER, LOCK, is_there
 from lthfunc.runs.manifests import MANIFEST
-from lthfunc.runs.side_file_schemas import holder_of
+from lthfunc.runs.side_file_schemas import Holder, content_of
 from lthfunc.runs.sweep_results import SWEEP
 from lthfunc.tracebacks import first_line
 from lthfunc.trees.atomic_io import TEMPORARY_SUFFIX
@@ -154,7 +154,7 @@ class Mirror:
         if HOLDER not in there:
             return
         try:
-            about = holder_of(self._place.system.cat_file(f"{self._place.path}/{HOLDER}"))
+            about = content_of(Holder, self._place.system.cat_file(f"{self._place.path}/{HOLDER}"))
         except FileNotFoundError:
             return
         if about is None:

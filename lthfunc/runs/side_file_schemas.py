@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Annotated, Any
 
 from annotated_types import Ge, Gt, Le, MinLen
-from pydantic import AfterValidator
+from pydantic import AfterValidator, ValidationError
 
-from lthfunc.runs.json_lines import value_of
 from lthfunc.runs.line_schemas import Finite, LineSchema, Machine, Share, Text, Whole, line_problem
 
 #: A process's number.
@@ -32,14 +32,18 @@ class _UnderWay(LineSchema):
     point: _Point | None
 
 
-class _Progress(LineSchema):
+class Progress(LineSchema):
+    """The content of .progress.json."""
+
     time: Finite
     done: Whole
     total: Whole
     trainings: list[_UnderWay]
 
 
-class _Holder(LineSchema):
+class Holder(LineSchema):
+    """The content of .holder.json."""
+
     pid: Pid
     host: Text
     since: Text = ""
@@ -131,24 +135,13 @@ def measurement_problem(line: Mapping[str, Any]) -> str | None:
     return line_problem(_KINDS[kind], line) if kind in _KINDS else None
 
 
-def session_problem(line: Mapping[str, Any]) -> str | None:
-    """What is wrong with the fields of a line of environment.jsonl that are read, or None."""
-    return line_problem(_Session, line)
+#: What is wrong with the fields of a line of environment.jsonl that are read, or None.
+session_problem = partial(line_problem, _Session)
 
 
-def progress_of(payload: bytes) -> dict[str, Any] | None:
-    """The content of .progress.json; None if it is not valid."""
-    return _fitting(_Progress, payload)
-
-
-def holder_of(payload: bytes) -> dict[str, Any] | None:
-    """The content of .holder.json; None if it is not valid."""
-    return _fitting(_Holder, payload)
-
-
-def _fitting(kind: type[LineSchema], payload: bytes) -> dict[str, Any] | None:
+def content_of(kind: type[LineSchema], payload: bytes) -> dict[str, Any] | None:
+    """The content of a file of one JSON object; None if it is not valid."""
     try:
-        value = value_of(payload.decode("utf-8"), summed=False)
-    except ValueError:
+        return kind.model_validate_json(payload).model_dump()
+    except ValidationError:
         return None
-    return value if line_problem(kind, value) is None else None

@@ -31,7 +31,7 @@ from lthfunc.trees.types import Ticket
 WINNING = "winning_ticket.safetensors"
 WINNING_TRAINED = "winning_ticket_trained.safetensors"
 LAST = "last_round.safetensors"
-#: Formats 1 and 2 have only this file: the last round's masks on the weights that it was trained from.
+#: Format 2 has only this file: the last round's masks on the weights that it was trained from.
 OLD_TICKET = "ticket.safetensors"
 
 
@@ -67,7 +67,7 @@ def write_ticket_files(folder: Path) -> None:
     for name in _names(run.config):
         if name not in wanted:
             safe_files.remove(folder, folder / name)
-    _keep_old_tickets(folder, run.config, run.records)
+    _drop_old_tickets(folder, run.config, run.records)
 
 
 def ticket_file_problems(folder: Path, run: Run, *, sizes: bool) -> Iterator[tuple[str, str]]:
@@ -175,28 +175,13 @@ def _names(config: Config) -> list[str]:
     return [f"{place}{name}" for place in places for name in (WINNING, WINNING_TRAINED, LAST)]
 
 
-def _keep_old_tickets(folder: Path, config: Config, records: Sequence[Record]) -> None:
-    """For formats 1 and 2: the run's file is the first seed's; files go if a later round has been trained since."""
+def _drop_old_tickets(folder: Path, config: Config, records: Sequence[Record]) -> None:
+    """Remove the files of format 2 once a later round has been trained."""
     for seed in range(config.seed, config.seed + config.replicates):
         rounds = [item["round"] for item in records if (item["seed"], item["variant"]) == (seed, TICKET)]
-        mine, ours = folder / f"seed{seed}" / OLD_TICKET, folder / OLD_TICKET
-        last = training_folder(folder, seed, max(rounds, default=0), TICKET)
-        if FIRST in _header(folder, last / MASKS):
-            safe_files.remove(folder, mine)
-            if seed == config.seed:
-                safe_files.remove(folder, ours)
-        elif seed == config.seed:
-            payload = _content(folder, mine)
-            if payload is not None and _content(folder, ours) != payload:
-                safe_files.write(folder, ours, payload)
-
-
-def _content(folder: Path, path: Path) -> bytes | None:
-    """A file's content, or None if it doesn't exist."""
-    try:
-        return safe_files.read(folder, path)
-    except (FileNotFoundError, NotADirectoryError, DamagedError):
-        return None
+        if FIRST in _header(folder, training_folder(folder, seed, max(rounds, default=0), TICKET) / MASKS):
+            safe_files.remove(folder, folder / f"seed{seed}" / OLD_TICKET)
+            safe_files.remove(folder, folder / OLD_TICKET)
 
 
 def _header(folder: Path, path: Path) -> dict[str, Any]:

@@ -29,10 +29,8 @@ class VerificationReport(NamedTuple):
     def lines(self) -> list[str]:
         """The report in words."""
         run, count = self.run, len(self.run.records)
-        sums = "" if run.format > 1 else ", without checksums"
         lines = [
-            f"{self.folder}: lthfunc {run.about['command']}, format {run.format}{sums}, "
-            f"{counted(count, 'finished training')}"
+            f"{self.folder}: lthfunc {run.about['command']}, format {run.format}, {counted(count, 'finished training')}"
         ]
         lines += [f"damaged: {problem}" for problem in self.problems]
         lines += [f"seed {seed}: intact rounds: {_ranges(rounds) or 'none'}" for seed, rounds in self.good.items()]
