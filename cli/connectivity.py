@@ -21,30 +21,15 @@ def connectivity(
     *,
     at: Annotated[
         list[int] | None,
-        typer.Option(
-            "--at", parser=o.whole, metavar="K", help="Step at which to make two copies; repeatable. \\[default: 0]"
-        ),
+        o.whole_number("--at", "Step at which to make two copies; repeatable. \\[default: 0]", "K"),
     ] = None,
-    points: Annotated[
-        int,
-        typer.Option(
-            "--points", parser=o.whole, metavar="N", help="Number of networks to evaluate between the copies."
-        ),
-    ] = 11,
+    points: Annotated[int, o.whole_number("--points", "Number of networks to evaluate between the copies.")] = 11,
     run: Annotated[
         str | None,
         typer.Option("--run", metavar="RUN", help="Use the settings of this run, and save the results in it."),
     ] = None,
-    given: o.Given,
-    recipe: o.Recipe = None,
-    config: o.ConfigFile = None,
-    trust: o.Trust = False,
-    plot: Annotated[
-        Path | None,
-        typer.Option(
-            "--plot", parser=o.picture, metavar="FILE", help="Draw errors and barriers to this file (.png or .svg)."
-        ),
-    ] = None,
+    sources: o.Sources,
+    plot: o.Plot = None,
     json: o.Json = False,
 ) -> None:
     """Train two copies from step K with different data orders, and measure the error on the line between them.
@@ -53,15 +38,11 @@ def connectivity(
     """
     if points < 3:
         raise invalid("--points", points, "a whole number of at least 3")
-    if run is None:
-        settings = settings_of("train", given, recipe, config, trust=trust)
-    else:
-        others = [name for name, value in (("recipe", recipe), ("config", config)) if value is not None]
-        settings = _settings_of_run(Path(run), given, others, trust=trust)
+    settings = settings_of("train", sources) if run is None else _settings_of_run(Path(run), sources)
     _run(settings, at or [0], points, plot, run, wants_json=json)
 
 
-def _settings_of_run(run: Path, given: o.Given, others: list[str], *, trust: bool) -> Config:
+def _settings_of_run(run: Path, sources: o.Sources) -> Config:
     """A run's settings, without its pruning. Raises UserError if settings of the training itself were typed as well."""
     from dataclasses import replace
 
@@ -69,6 +50,8 @@ def _settings_of_run(run: Path, given: o.Given, others: list[str], *, trust: boo
     from lthfunc.experiments.trust import check_trust
     from lthfunc.runs.folder import whole_run
 
+    given, recipe, path, trust = sources
+    others = {name: value for name, value in (("recipe", recipe), ("config", path)) if value is not None}
     typed = [*(name for name in given if SETTINGS[name].is_difference), *others]
     if typed:
         raise UserError(f"--run and --{typed[0].replace('_', '-')}: the run's settings are used; give one of them")
@@ -88,12 +71,10 @@ def _run(config: Config, at: list[int], points: int, plot: Path | None, run: str
     from lthfunc.scheduling.connectivity import SEGMENTS
     from lthfunc.scheduling.execute import results_of
     from lthfunc.scheduling.queue import Execution, Queue
-    from lthfunc.training.cpu_threads import using_threads
-    from lthfunc.training.malloc import keep_freed_memory
     from lthfunc.trees.model import init
 
     from .progress import watching_tasks
-    from .training import metered, prepare_run, resumable
+    from .training import prepare_run, session
 
     prepared = prepare_run(config)
     config, plan = prepared.config, prepared.plan
@@ -102,13 +83,7 @@ def _run(config: Config, at: list[int], points: int, plot: Path | None, run: str
     count = len(seeds) * (3 * len(set(at)) - (0 in at))
     found: dict[tuple[int, int], dict[str, Any]] = {}
     kwh = 0.0
-    keep_freed_memory()
-    with (
-        resumable(None, "") as stop,
-        using_threads(config.threads),
-        watching_tasks(count, lambda task, item: f"{task.description}: {item['seconds']:.1f} s") as watcher,
-        metered(config) as meter,
-    ):
+    with session(config, None) as (stop, meter), watching_tasks(count, _line) as watcher:
         starts = {seed: init(plan.model, seed, config.device) for seed in seeds}
         queue = Queue({seed: segments(start, at, steps=plan.steps, seed=seed) for seed, start in starts.items()})
         run_ = Execution(config, plan, None, stop, watcher, SEGMENTS, meter)
@@ -139,3 +114,7 @@ def _run(config: Config, at: list[int], points: int, plot: Path | None, run: str
         return
     screen().print(title, highlight=False)
     screen().print(barrier_table(barrier_rows(records)))
+
+
+def _line(task: Any, item: dict[str, Any]) -> str:
+    return f"{task.description}: {item['seconds']:.1f} s"

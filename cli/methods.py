@@ -29,10 +29,7 @@ def methods(
         ),
     ] = None,
     list_: Annotated[bool, typer.Option("--list", help="List the methods.")] = False,
-    given: o.Given,
-    recipe: o.Recipe = None,
-    config: o.ConfigFile = None,
-    trust: o.Trust = False,
+    sources: o.Sources,
     out: Annotated[
         str | None,
         typer.Option("--out", metavar="FILE", help="Write results here (.jsonl); the same command then resumes."),
@@ -43,12 +40,7 @@ def methods(
             "--save", metavar="FOLDER", help="Save the trained network and masks of every method to this folder."
         ),
     ] = None,
-    plot: Annotated[
-        Path | None,
-        typer.Option(
-            "--plot", parser=o.picture, metavar="FILE", help="Draw the comparison to this file (.png or .svg)."
-        ),
-    ] = None,
+    plot: o.Plot = None,
     json: o.Json = False,
 ) -> None:
     """Prune and train a network to one density by each published method, and compare them in one table."""
@@ -59,7 +51,7 @@ def methods(
     asked = tuple(method or ())
     if len(set(asked)) < len(asked):
         raise invalid("--method", ", ".join(asked), "each method once")
-    settings = settings_of("methods", given, recipe, config, trust=trust)
+    settings = settings_of("methods", sources)
     from lthfunc.energy.meter import check_meter
     from lthfunc.experiments.config import to_mapping
     from lthfunc.experiments.methods.prepare import check_methods, method_context, methods_for
@@ -69,12 +61,10 @@ def methods(
     from lthfunc.scheduling.execute import check_ray
     from lthfunc.scheduling.methods import COMPARED, compare
     from lthfunc.scheduling.queue import Execution
-    from lthfunc.training.cpu_threads import using_threads
-    from lthfunc.training.malloc import keep_freed_memory
 
     from .progress import watching_tasks
     from .running import make_folder
-    from .training import metered, resumable
+    from .training import session
 
     check_ray(settings)
     check_methods(settings, asked)
@@ -92,13 +82,7 @@ def methods(
     earlier = open_results(Path(out), settings) if out else []
     folder = None if path is None else make_checkpoint_folder(path)
     again = shlex.join(["lthfunc", *sys.argv[1:]]) if out else None
-    keep_freed_memory()
-    with (
-        resumable(again, f"{again} --on-nonfinite skip") as stop,
-        using_threads(settings.threads),
-        watching_tasks(len(chosen) * settings.replicates, _line) as watcher,
-        metered(settings) as meter,
-    ):
+    with session(settings, again) as (stop, meter), watching_tasks(len(chosen) * settings.replicates, _line) as watcher:
         resume = again or "lthfunc methods --out FILE"
         run = Execution(settings, context, folder, stop, watcher, COMPARED, meter, resume)
         records = compare(run, chosen, earlier, path, networks)

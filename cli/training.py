@@ -64,27 +64,29 @@ def train_run(
     """Run the missing trainings of a run. again: the command that resumes it."""
     config, plan, note, _ = prepared
     again = again or _resume(folder, config)
-    keep_freed_memory()
     say(_headline(prepared, command))
     if note:
         say(note)
     with (
-        resumable(again, f"{_resume(folder, config)} --on-nonfinite skip") as stop,
-        using_threads(config.threads),
+        session(config, again, _resume(folder, config)) as (stop, meter),
         watching(aside(), plan) as live,
         tracking(config, folder) as trackers,
         broadcasting(folder, [live, *trackers, *sent_on(folder)]) as watcher,
-        metered(config) as meter,
     ):
         return execute(Execution(config, plan, folder, stop, watcher, meter=meter, again=again), earlier, tasks)
 
 
 @contextmanager
-def resumable(again: str | None, skipping: str) -> Iterator[Stop]:
-    """Context of trainings that can be interrupted. again: the command that resumes them; skipping: past bad steps."""
+def session(config: Config, again: str | None, resume: str | None = None) -> Iterator[tuple[Stop, Meter | None]]:
+    """Context of trainings that can be interrupted, with their threads and, if requested, a meter.
+
+    again: the command that resumes them; resume: that of this run alone, if another.
+    """
+    keep_freed_memory()
     with stopping() as stop:
         try:
-            yield stop
+            with using_threads(config.threads), _metered(config) as meter:
+                yield stop, meter
         except (Stopped, KeyboardInterrupt) as error:
             saved = "everything is" if isinstance(error, Stopped) else "finished trainings and checkpoints are"
             say("stopped" if again is None else f"stopped; {saved} saved. Resume with: {again}")
@@ -94,11 +96,12 @@ def resumable(again: str | None, skipping: str) -> Iterator[Stop]:
         except DivergedError as error:
             if again is None:
                 raise
+            skipping = f"{resume or again} --on-nonfinite skip"
             raise DivergedError(f"{error} (the state before it is saved; to skip such steps: {skipping})") from error
 
 
 @contextmanager
-def metered(config: Config) -> Iterator[Meter | None]:
+def _metered(config: Config) -> Iterator[Meter | None]:
     """A context in which energy is measured, if requested; a line says how."""
     if not config.energy:
         yield None

@@ -171,7 +171,7 @@ def test_ranks_of_other_versions_and_data_are_told_apart(monkeypatch: pytest.Mon
             f"rank 1 has torch {torch.__version__}, and rank 0 has 1.0",
         ),
         (order._replace(command=["prune", "--lr", "1"]), "rank 1 was started with 'nothing' where rank 0 has '--lr'"),
-        (order._replace(command=[]), "rank 1 was started with 'prune' where rank 0 has nothing"),
+        (order._replace(command=[]), "rank 1 was started with 'prune' where rank 0 has 'nothing'"),
         (order._replace(found={**theirs, "data (digits)": "other"}), "rank 1 finds data (digits) that differs"),
         (order._replace(config=replace(config, dataset="npz:none.npz")), "rank 1: --dataset"),
     ):

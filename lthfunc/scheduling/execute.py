@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import socket
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
+from typing import Any
 
 from lthfunc.errors import UserError
 from lthfunc.experiments.config import Config, trainings_at_once
-from lthfunc.experiments.iterative import TICKET, Plan, Task, rounds
+from lthfunc.experiments.iterative import TICKET, Plan, Round, Task, rounds
 from lthfunc.experiments.records import Record, record
 from lthfunc.hardware import usable_cores
 from lthfunc.runs.checkpoints import drop_checkpoints
@@ -20,7 +21,7 @@ from lthfunc.scheduling.executors import run_on
 from lthfunc.scheduling.gpu_memory import width_on
 from lthfunc.scheduling.local import in_turn, vmapped
 from lthfunc.scheduling.processes import ProcessExecutor
-from lthfunc.scheduling.queue import PLANNED, Execution, Queue, Result, all_at_once
+from lthfunc.scheduling.queue import PLANNED, Execution, Queue, Result, TrainingCost, all_at_once
 from lthfunc.scheduling.threads import ThreadExecutor, can_share_a_process
 
 #: Steps of a whole run from which worker processes, which take about 3 s to start, pay off.
@@ -35,7 +36,7 @@ def execute(run: Execution, earlier: list[Record], tasks: Sequence[Task] | None 
     tasks: the trainings, if they are known beforehand and don't follow from each other. Raises Stopped, once all
     unfinished trainings have written their checkpoints.
     """
-    config, plan, folder, records = run.config, run.context, run.folder, list(earlier)
+    config, plan, folder = run.config, run.context, run.folder
     assert folder is not None
     run.watcher.total(_steps_ahead(config, plan, earlier))
     if tasks is None:
@@ -49,17 +50,26 @@ def execute(run: Execution, earlier: list[Record], tasks: Sequence[Task] | None 
     else:
         finished = set(map(record_key, earlier))
         queue = all_at_once([task for task in tasks if task.key not in finished])
-    with closing(results_of(run, queue, jobs_of(config, plan))) as results:  # ends the workers, whatever happens
-        for task, value, cost in results:
-            item = record(
-                value, replicate=task.seed - config.seed, seed=task.seed, metric=config.metric, **cost._asdict()
-            )
-            save_training(folder, config, task.seed, value, item)
-            records.append(item)
-            drop_checkpoints(training_folder(folder, *task.key))
-            run.watcher.end(task, item)
-    records = in_order(records, config.control)
+
+    def save(task: Task, value: Round, cost: TrainingCost) -> Record:
+        item = record(value, replicate=task.seed - config.seed, seed=task.seed, metric=config.metric, **cost._asdict())
+        save_training(folder, config, task.seed, value, item)
+        return item
+
+    records = in_order([*earlier, *run_all(run, queue, jobs_of(config, plan), save)], config.control)
     write_ticket_files(folder)
+    return records
+
+
+def run_all(run: Execution, queue: Queue, jobs: int, save: Callable[[Any, Any, TrainingCost], Record]) -> list[Record]:
+    """Run a queue; returns the records of its trainings. save: (task, result, cost) -> record, once it is on disk."""
+    records = []
+    with closing(results_of(run, queue, jobs)) as results:  # ends the workers, whatever happens
+        for task, value, cost in results:
+            records.append(save(task, value, cost))
+            if run.folder is not None:
+                drop_checkpoints(training_folder(run.folder, *task.key))
+            run.watcher.end(task, records[-1])
     return records
 
 

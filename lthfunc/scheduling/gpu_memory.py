@@ -21,13 +21,14 @@ def width_on(plan: Plan, jobs: int, device: str, *, asked: bool) -> int:
     asked: whether the user gave that number. If so and they don't fit, UserError is raised, with a number that would.
     """
     each, free = memory_of_one(plan, device)
-    fit = how_many_fit(each, free)
+    fit = max(1, int(_USABLE * free) // max(1, each))  # one was tried
     if jobs <= fit:
         return jobs
     need = f"{jobs} networks at once need about {_gigabytes(jobs * each)}, but {device} has {_gigabytes(free)} free"
     if asked:
         raise UserError(f"--jobs: {need}; about {fit} would fit: --jobs {fit}")
-    width = in_even_groups(jobs, fit)
+    groups = -(-jobs // fit)  # the fewest, as equal as possible, since every other size needs another program
+    width = -(-jobs // groups)
     warnings.warn(f"{need}; they train in groups of {width} (--jobs sets another number)", stacklevel=2)
     return width
 
@@ -53,17 +54,6 @@ def memory_of_one(plan: Plan, device: str) -> tuple[int, int]:
     plan.trainer.engine.forget()
     torch.cuda.empty_cache()
     return each, torch.cuda.mem_get_info(device)[0]
-
-
-def how_many_fit(each: int, free: int) -> int:
-    """How many networks of `each` bytes fit in `free` bytes; at least one, which was tried."""
-    return max(1, int(_USABLE * free) // max(1, each))
-
-
-def in_even_groups(jobs: int, most: int) -> int:
-    """The size of the fewest groups of at most `most`, as equal as possible: every other size needs another program."""
-    groups = -(-jobs // most)
-    return -(-jobs // groups)
 
 
 def too_large(device: str) -> UserError:

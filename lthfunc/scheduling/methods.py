@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,10 +13,8 @@ from lthfunc.experiments.methods.course import Course, Method, follow
 from lthfunc.experiments.methods.prepare import method_context
 from lthfunc.experiments.records import Record
 from lthfunc.hardware import usable_cores
-from lthfunc.runs.checkpoints import drop_checkpoints
-from lthfunc.runs.folder import training_folder
 from lthfunc.runs.method_results import add_result, drop_checkpoint_folder, save_network
-from lthfunc.scheduling.execute import results_of
+from lthfunc.scheduling.execute import run_all
 from lthfunc.scheduling.queue import Beginning, Execution, TrainingCost, Workload, all_at_once
 from lthfunc.sparsify.mask_comparison import collapsed_layers
 from lthfunc.trees.ops import count
@@ -57,22 +54,21 @@ def compare(
 
     path: of the file of results; save: the folder for trained networks. Raises Stopped.
     """
-    config, records = run.config, list(earlier)
+    config = run.config
     seeds = range(config.seed, config.seed + config.replicates)
-    done = {(item["seed"], item["method"]) for item in records}
+    done = {(item["seed"], item["method"]) for item in earlier}
     tasks = [MethodTask(seed, name) for seed in seeds for name in methods if (seed, name) not in done]
     jobs = min(config.jobs or max(1, usable_cores() // (config.threads or 1)), len(tasks))
-    with closing(results_of(run, all_at_once(tasks), jobs)) as results:  # ends the workers, whatever happens
-        for task, outcome, cost in results:
-            item = _record(task, outcome, cost)
-            if save is not None:
-                save_network(save, item, outcome.ticket)
-            records.append(item)
-            if path is not None:
-                add_result(path, item)
-            if run.folder is not None:
-                drop_checkpoints(training_folder(run.folder, *task.key))
-            run.watcher.end(task, item)
+
+    def record(task: MethodTask, outcome: Outcome, cost: TrainingCost) -> Record:
+        item = _record(task, outcome, cost)
+        if save is not None:
+            save_network(save, item, outcome.ticket)
+        if path is not None:
+            add_result(path, item)
+        return item
+
+    records = [*earlier, *run_all(run, all_at_once(tasks), jobs, record)]
     if path is not None:
         drop_checkpoint_folder(path)
     wanted = [item for item in records if item["method"] in methods and item["seed"] in seeds]

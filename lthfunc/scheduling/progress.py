@@ -20,7 +20,7 @@ from lthfunc.experiments.iterative import Task
 from lthfunc.experiments.records import Record
 from lthfunc.runs import safe_files
 from lthfunc.runs.folder import PROGRESS, Name
-from lthfunc.runs.side_file_schemas import progress_of
+from lthfunc.runs.side_file_schemas import Progress, content_of
 from lthfunc.scheduling.queue import Watcher
 from lthfunc.training.results import Point
 from lthfunc.trees.ops import density
@@ -133,6 +133,6 @@ def broadcasting(folder: Path, watchers: Sequence[Watcher]) -> Iterator[Watcher]
 def progress(folder: Path) -> dict[str, Any] | None:
     """The latest progress; None if no process works on the run, or its file is incomplete."""
     try:
-        return progress_of(safe_files.read(folder, folder / PROGRESS, _MOST))
+        return content_of(Progress, safe_files.read(folder, folder / PROGRESS, _MOST))
     except (OSError, DamagedError):
         return None

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from itertools import zip_longest
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -153,13 +154,9 @@ def _same_plan(order: _PlanOrder, collectives: Collectives) -> tuple[Plan | None
     for name, value in order.about.items():
         if about[name] != value:
             return None, f"{who} has {name} {about[name]}, and rank 0 has {value}"
-    mine = sys.argv[1:]
-    for number, theirs in enumerate(order.command):
-        here = mine[number] if number < len(mine) else "nothing"
+    for theirs, here in zip_longest(order.command, sys.argv[1:], fillvalue="nothing"):
         if here != theirs:
             return None, f"{who} was started with {here!r} where rank 0 has {theirs!r}"
-    if len(mine) > len(order.command):
-        return None, f"{who} was started with {mine[len(order.command)]!r} where rank 0 has nothing"
     try:
         plan = prepare(order.config, collectives=collectives).plan
     except UserError as error:
