@@ -15,9 +15,7 @@ from . import options as o
 @o.with_settings("branch")
 def branch(
     run: Annotated[str, typer.Argument(help="The run's folder.")],
-    from_round: Annotated[
-        int, typer.Option("--from-round", parser=o.whole, metavar="N", help="The last round that both share.")
-    ],
+    from_round: Annotated[int, o.whole_number("--from-round", "The last round that both share.")],
     given: o.Given,
     trust: o.Trust = False,
     out: o.Out = None,

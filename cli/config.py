@@ -43,7 +43,7 @@ def config(
     from lthfunc.experiments.config import to_mapping
     from lthfunc.experiments.resolve import resolve
 
-    settings, decisions = resolve(merged("prune", given, recipe, file, trust=trust or not explain))
+    settings, decisions = resolve(merged("prune", o.Sources(given, recipe, file, trust or not explain)))
     if explain:
         from lthfunc.experiments.plan import prepare  # torch is imported here
 

@@ -26,10 +26,7 @@ from . import options as o
 
 @o.with_settings("prune")
 def prune(
-    given: o.Given,
-    recipe: o.Recipe = None,
-    config: o.ConfigFile = None,
-    trust: o.Trust = False,
+    sources: o.Sources,
     out: o.Out = None,
     layers: o.Layers = False,
     json: o.Json = False,
@@ -39,20 +36,23 @@ def prune(
     The folder of results holds the winning ticket, its trained weights, the weights and masks of every round, the
     metrics, and three pictures.
     """
-    _start("prune", settings_of("prune", given, recipe, config, trust=trust), out, o.Shown(json, layers))
+    settings = settings_of("prune", sources)
+    from .running import new_run  # imports torch, so it comes after all checks that don't need it
+
+    new_run(settings, "prune", out, shown=o.Shown(json, layers))
 
 
 @o.with_settings("train")
 def train(
-    given: o.Given,
-    recipe: o.Recipe = None,
-    config: o.ConfigFile = None,
-    trust: o.Trust = False,
+    sources: o.Sources,
     out: o.Out = None,
     json: o.Json = False,
 ) -> None:
     """Train the dense network, without pruning."""
-    _start("train", settings_of("train", given, recipe, config, trust=trust), out, o.Shown(json))
+    settings = settings_of("train", sources)
+    from .running import new_run
+
+    new_run(settings, "train", out, shown=o.Shown(json))
 
 
 @o.with_settings("resume")
@@ -73,26 +73,15 @@ def resume(
     resume_run(run, given, trust, shown=o.Shown(json, layers))
 
 
-def _start(command: str, config: Config, out: str | None, shown: o.Shown) -> None:
-    from .running import new_run  # imports torch, so it comes after all checks that don't need it
-
-    new_run(config, command, out, shown=shown)
-
-
-def settings_of(
-    command: str, given: o.Given, recipe: str | None = None, path: str | None = None, *, trust: bool = False
-) -> Config:
-    """The settings that were typed or are in the given file, checked. Raises UserError."""
-    return resolved(merged(command, given, recipe, path, trust=trust))
+def settings_of(command: str, sources: o.Sources) -> Config:
+    """The settings of all sources, checked and completed. Raises UserError."""
+    # Of the methods, imp-cyclic uses it with any schedule.
+    return resolved(merged(command, sources), used=("cycles",) if command == "methods" else ())
 
 
-def merged(
-    command: str, given: o.Given, recipe: str | None = None, path: str | None = None, *, trust: bool = False
-) -> Config:
-    """Settings that were typed or are in the given file; options take precedence.
-
-    path: a TOML file, or the folder of a run. Raises UserError.
-    """
+def merged(command: str, sources: o.Sources) -> Config:
+    """The settings of all sources; options take precedence. Raises UserError."""
+    given, recipe, path, trust = sources
     check_alternatives(given)
     from_file: dict[str, Any] = {}
     if path is not None:
@@ -101,7 +90,8 @@ def merged(
         folder = Path(path)
         file, run = (folder / "config.toml", folder) if folder.is_dir() else (path, None)
         from_file = read_toml(file, run)
-        warn_of_former_names(from_file)
+        if run is None:  # nobody should edit a run's own file
+            warn_of_former_names(from_file)
         from_file = current_names(from_file)
         check_trust(from_file, f"--config: {path!r}", trusted=trust, typed=given)
         # A length on the command line replaces the file's, in epochs or steps.

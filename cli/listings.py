@@ -18,7 +18,11 @@ from .console import put_json, screen
 if TYPE_CHECKING:  # imports torch
     from .network_counts import Counted
 
-datasets = typer.Typer(help="List the data sets; `show NAME` describes one and draws it.", invoke_without_command=True)
+datasets = typer.Typer(
+    help="List the data sets; `show NAME` describes one and draws it.",
+    invoke_without_command=True,
+    add_completion=False,
+)
 
 
 @o.with_settings("archs")
@@ -31,7 +35,7 @@ def archs(
         str | None, typer.Option("--dataset", help="Count for the inputs and classes of this data set.")
     ] = None,
     shape: Annotated[str, typer.Option("--input", metavar="CxHxW", help="Count for inputs of this shape.")] = "3x32x32",
-    classes: Annotated[int, typer.Option("--classes", parser=o.whole, metavar="N", help="Number of outputs.")] = 10,
+    classes: Annotated[int, o.whole_number("--classes", "Number of outputs.")] = 10,
     json: o.Json = False,
 ) -> None:
     """List the networks: parameters, weights to prune, and FLOPs for an input, and how they are trained."""

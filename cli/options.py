@@ -13,7 +13,7 @@ import typer
 
 from lthfunc.catalog.recipes import RECIPES
 from lthfunc.errors import invalid
-from lthfunc.experiments.config import FORMER_NAMES, SETTINGS, current_names, warn_of_former_names
+from lthfunc.experiments.config import SETTINGS, current_names, warn_of_former_names
 from lthfunc.experiments.settings.setting import RUN, WHAT, Setting, settings_of
 
 T = TypeVar("T")
@@ -70,6 +70,26 @@ class Shown(NamedTuple):
     layers: bool = False
 
 
+class Sources(NamedTuple):
+    """What a command's settings are made of: those that were typed, a recipe, and a file or a run's folder.
+
+    trust: whether those of the file may import code and connect to services.
+    """
+
+    given: Given
+    recipe: str | None = None
+    path: str | None = None
+    trust: bool = False
+
+
+def _option(name: str, annotation: Any, default: Any = None) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+#: The options of `Sources`, after the settings.
+_SOURCES = (_option("recipe", Recipe), _option("config", ConfigFile), _option("trust", Trust, False))
+
+
 class InvalidValue(typer.BadParameter):
     """A value that an option's parser does not accept; Typer adds the option."""
 
@@ -110,7 +130,16 @@ def _picture(text: str) -> Path:
 
 
 picture = _parser(_picture, "a name that ends in .png or .svg")
+Plot = Annotated[
+    Path | None,
+    typer.Option("--plot", parser=picture, metavar="FILE", help="Draw the results to this file (.png or .svg)."),
+]
 _PARSERS: dict[type, Callable[[str], Any]] = {int: whole, float: number}
+
+
+def whole_number(option: str, help: str, metavar: str = "N") -> Any:
+    """An option that takes a whole number."""
+    return typer.Option(option, parser=whole, metavar=metavar, help=help)
 
 
 def check_least(*given: tuple[str, int | None, int]) -> None:
@@ -130,19 +159,27 @@ def names(*known: str) -> Callable[[str], list[str]]:
 
 
 def with_settings(command: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Replace a function's parameter `given`, for Typer, by an option for each of a command's settings."""
+    """Replace a function's parameter `given` or `sources`, for Typer, by an option for each of a command's settings."""
 
     def decorated(function: Callable[..., None]) -> Callable[..., None]:
         taken = {each.name: each for setting in settings_of(SETTINGS, command) for each in _parameters(setting)}
+        own = inspect.signature(function, eval_str=True).parameters
         parameters: list[inspect.Parameter] = []
-        for each in inspect.signature(function, eval_str=True).parameters.values():
-            parameters += taken.values() if each.name == "given" else [each.replace(kind=each.KEYWORD_ONLY)]
+        for each in own.values():
+            if each.name in ("given", "sources"):
+                parameters += [*taken.values(), *(_SOURCES if each.name == "sources" else ())]
+            else:
+                parameters.append(each.replace(kind=each.KEYWORD_ONLY))
 
         @functools.wraps(function)
         def called(**values: Any) -> None:
             # Other options of the command may have the names of settings that it doesn't take.
-            given, _ = given_of({name: values.pop(name) for name in taken})
-            function(given=given, **values)
+            given = _given_of({name: values.pop(name) for name in taken})
+            if "sources" in own:
+                values["sources"] = Sources(given, *(values.pop(each.name) for each in _SOURCES))
+            else:
+                values["given"] = given
+            function(**values)
 
         del called.__wrapped__  # otherwise Typer would read the annotations from it
         called.__annotations__ = {each.name: each.annotation for each in parameters}
@@ -152,14 +189,12 @@ def with_settings(command: str) -> Callable[[Callable[..., None]], Callable[...,
     return decorated
 
 
-def given_of(values: Mapping[str, Any]) -> tuple[Given, dict[str, Any]]:
-    """Split Typer's values: (the settings given, by their present names; everything else). Raises UserError."""
-    known = {name: value for name, value in values.items() if name in SETTINGS or name in FORMER_NAMES}
-    typed = {name: value for name, value in known.items() if value not in (None, [], ())}
+def _given_of(values: Mapping[str, Any]) -> Given:
+    """The settings among Typer's values that were given, by their present names. Raises UserError."""
+    typed = {name: value for name, value in values.items() if value not in (None, [], ())}
     warn_of_former_names(typed)
-    given = {name: _table(SETTINGS[name], value) if SETTINGS[name].holds is dict else value
-             for name, value in current_names(typed).items()}  # fmt: skip
-    return given, {name: value for name, value in values.items() if name not in known}
+    return {name: _table(SETTINGS[name], value) if SETTINGS[name].holds is dict else value
+            for name, value in current_names(typed).items()}  # fmt: skip
 
 
 @functools.cache
@@ -187,10 +222,7 @@ def _parameters(setting: Setting) -> list[inspect.Parameter]:
 
     options = {setting.name: option(setting.flags, hidden=False)}
     options |= {former: option(f"--{former.replace('_', '-')}", hidden=True) for former in setting.former_names}
-    return [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, each])
-        for name, each in options.items()
-    ]
+    return [_option(name, Annotated[kind | None, each]) for name, each in options.items()]
 
 
 def _table(setting: Setting, texts: list[str]) -> dict[str, Any]:

@@ -11,17 +11,17 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.main import get_command
 
 from lthfunc.errors import DamagedError, UserError, invalid, unknown
 
 from . import options as o
 from .console import put, put_json, say, screen
-from .experiment import merged, prune
+from .experiment import merged
 
 
+@o.with_settings("prune")
 def sweep(
-    context: typer.Context,
+    *,
     grid: Annotated[
         list[str] | None,
         typer.Option("--grid", metavar="SETTING=A,B,…", help="Values to try, in all combinations; repeatable."),
@@ -34,10 +34,7 @@ def sweep(
             help="Let Optuna suggest values in this range, or among A,B,…; repeatable.",
         ),
     ] = None,
-    trials: Annotated[
-        int | None,
-        typer.Option("--trials", parser=o.whole, metavar="N", help="Number of trials with --search. \\[default: 20]"),
-    ] = None,
+    trials: Annotated[int | None, o.whole_number("--trials", "Number of trials with --search. \\[default: 20]")] = None,
     objective: Annotated[
         str,
         typer.Option(
@@ -53,9 +50,10 @@ def sweep(
             help="Folder for the trials; the same command resumes there. \\[default: runs/sweep-NETWORK-DATASET-TIME]",
         ),
     ] = None,
+    sources: o.Sources,
     json: o.Json = False,
 ) -> None:
-    """Run `lthfunc prune` with many settings: a grid, or Optuna's search. Also takes all options of prune.
+    """Run `lthfunc prune` with many settings: a grid, or Optuna's search.
 
     Every trial is an ordinary run in a folder of its own; the best one has the highest validation accuracy. With
     --rounds 0, only the dense network is trained.
@@ -64,37 +62,19 @@ def sweep(
         raise UserError("--grid and --search: give one of them, e.g. --grid lr=0.01,0.001 --grid weight-decay=0,1e-4")
     if trials is not None and (not search or trials < 1):
         raise invalid("--trials", trials, "a whole number of at least 1, with --search")
-    given, recipe, path, trust = _of_prune(context.args)
     from lthfunc.experiments.resolve import resolved
-    from lthfunc.experiments.sweeps import OBJECTIVES, config_of, corners, space_of, trials_of
+    from lthfunc.experiments.sweeps import OBJECTIVES, config_of, corners, space_of, suggested, trials_of
 
     if objective not in OBJECTIVES:
         raise unknown("--objective", objective, OBJECTIVES)
-    config = merged("prune", given, recipe, path, trust=trust)
-    resolved(config)
-    space = space_of("--grid" if grid else "--search", grid or search or [], ranges=bool(search))
-    lists: Any = space
-    planned = trials_of(lists) if grid else None
+    shared = merged("prune", sources)
+    resolved(shared)
+    space: Any = space_of("--grid" if grid else "--search", grid or search or [], ranges=bool(search))
+    planned = trials_of(space) if grid else None
     for values in planned if planned is not None else corners(space):
-        config_of(config, values)  # so mistakes are found before the first trial
-    _sweep(config, space, planned, trials or 20, objective, out, wants_json=json)
-
-
-def _of_prune(arguments: list[str]) -> tuple[o.Given, str | None, str | None, bool]:
-    """The options of `lthfunc prune` among these arguments: settings, recipe, file, trust. Raises as it does."""
-    app = typer.Typer()
-    app.command("prune", context_settings={"help_option_names": []})(prune)
-    with get_command(app).make_context("sweep", list(arguments)) as context:
-        values = dict(context.params)
-    given, rest = o.given_of(values)
-    return given, rest["recipe"], rest["config"], rest["trust"]
-
-
-def _sweep(
-    config: Any, space: Any, planned: list[dict[str, Any]] | None, trials: int, objective: str, out: str | None, *,
-    wants_json: bool,
-) -> None:  # fmt: skip
-    from lthfunc.experiments.sweeps import Suggester, config_of
+        config_of(shared, values)  # so mistakes are found before the first trial
+    if search:
+        suggested(space, shared.seed, [])
     from lthfunc.runs.folder import whole_run
     from lthfunc.runs.lock import locked
     from lthfunc.runs.sweep_results import Trial, add_trial, open_sweep, trial_folder, trial_of
@@ -104,28 +84,28 @@ def _sweep(
 
     from .running import trial_run
 
-    suggester = None if planned is not None else Suggester(space, config.seed)
-    count = trials if planned is None else len(planned)
-    name = safe_file_name(f"sweep-{config.arch}-{config.dataset}-{time.strftime('%Y%m%d-%H%M%S')}")
+    count = len(planned) if planned is not None else trials or 20
+    name = safe_file_name(f"sweep-{shared.arch}-{shared.dataset}-{time.strftime('%Y%m%d-%H%M%S')}")
     folder = Path(out) if out else Path("runs") / name
-    check_ray(config)
-    with nullcontext() if config.executor == "local" else clustered(config.executor):
-        done = open_sweep(folder, config, space, objective, "grid" if suggester is None else "search")
+    words = ["lthfunc", *sys.argv[1:]]
+    again = shlex.join(words if "--out" in words else [*words, "--out", str(folder)])
+    check_ray(shared)
+    with nullcontext() if shared.executor == "local" else clustered(shared.executor):
+        done = open_sweep(folder, shared, space, objective, "search" if search else "grid")
         with locked(folder):
             while len(done) < count:
                 number = len(done)
                 if planned is not None:
                     values = planned[number]
                 else:
-                    assert suggester is not None
                     known = [(each.values, None if each.worth is None else each.worth.mean) for each in done]
-                    values = suggester.next(known)
+                    values = suggested(space, shared.seed, known)
                 told = " ".join(f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
                                 for name, value in values.items())  # fmt: skip
                 say(f"trial {number} of {count}: {told}")
                 try:
                     place = trial_folder(folder, number)
-                    trial_run(config_of(config, values), place, _command(folder))
+                    trial_run(config_of(shared, values), place, again)
                     trial = trial_of(number, values, whole_run(place), objective)
                 except UserError as error:
                     if isinstance(error, DamagedError):
@@ -136,13 +116,7 @@ def _sweep(
                     trial = Trial(number, values, None, reason=str(error).partition(";")[0])
                 add_trial(folder, trial)
                 done.append(trial)
-    _show(folder, done, list(space), config.replicates, grid=planned is not None, wants_json=wants_json)
-
-
-def _command(folder: Path) -> str:
-    """The command that was typed, with the folder added, so that it resumes there."""
-    words = ["lthfunc", *sys.argv[1:]]
-    return shlex.join(words if "--out" in words else [*words, "--out", str(folder)])
+    _show(folder, done, list(space), shared.replicates, grid=planned is not None, wants_json=json)
 
 
 def _show(folder: Path, done: list[Any], names: list[str], replicates: int, *, grid: bool, wants_json: bool) -> None:

@@ -48,7 +48,7 @@ class Registry(UserDict[str, E]):
 
     kind: in the plural; packages add names by entry points of the group ``lthfunc.KIND``. option: the one that accepts
     the names. own: whether users' functions are accepted as package.module:function. auto: what "auto" stands for, if
-    that is a choice. own_takes: the settings that a user's own function may use, of those in `Entry.takes`.
+    that is a choice. own_takes: whether users' functions may use the settings in `Entry.takes`.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Registry(UserDict[str, E]):
         *,
         own: bool = True,
         auto: str = "",
-        own_takes: tuple[str, ...] = (),
+        own_takes: bool = False,
     ) -> None:
         super().__init__(entries)
         self.kind, self.option, self.own, self.auto, self.own_takes = kind, option, own, auto, own_takes
@@ -126,10 +126,15 @@ class Registry(UserDict[str, E]):
         found = self.find(name)
         return "of your own" if found is None else found[0].about
 
-    def takes(self, name: str) -> tuple[str, ...]:
+    @property
+    def settings(self) -> set[str]:
+        """The settings that some names use and others don't."""
+        return {each for entry in self.values() for each in entry.takes}
+
+    def takes(self, name: str) -> Collection[str]:
         """The settings that a name uses and others of its kind don't."""
         found = self.find(name)
-        return self.own_takes if found is None else found[0].takes
+        return found[0].takes if found is not None else self.settings if self.own_takes else ()
 
     def has(self, name: str) -> bool:
         """Whether a name may be chosen."""
@@ -180,7 +185,7 @@ class Registry(UserDict[str, E]):
         names = taken(function, {*offered, *parts})
         if names is None:
             return function
-        others = {each for entry in self.values() for each in entry.takes} - {*entry.takes}
+        others = self.settings - {*entry.takes}
         return function(**{each: parts.get(each) or offered[each] for each in names if each not in others})
 
 

@@ -56,14 +56,15 @@ Path("own.toml").write_text("sharpness = 0.5\\nmurmur = ['my.module:say']")
 found["toml"] = said("config", "own.toml")
 found["untrusted"] = said("train", "--config", "own.toml")
 from lthfunc_cli.experiment import merged
+from lthfunc_cli.options import Sources
 from lthfunc.experiments.config import FREE, SETTINGS, to_mapping
 from lthfunc.experiments.settings.__main__ import page
 from lthfunc.experiments.sweeps import config_of, space_of
 Path("plain.toml").write_text("lr = 0.1\\nsharpness = 0.25\\nmurmur = ['lots']")
-found["merged"] = to_mapping(merged("prune", {"sharpness": 0.5}, None, "plain.toml"))
-found["trained"] = to_mapping(merged("train", {}, None, "plain.toml"))
+found["merged"] = to_mapping(merged("prune", Sources({"sharpness": 0.5}, None, "plain.toml")))
+found["trained"] = to_mapping(merged("train", Sources({}, None, "plain.toml")))
 found["space"] = space_of("--grid", ["sharpness=0.1,0.2"], ranges=False)
-found["trial"] = to_mapping(config_of(merged("prune", {}), {"sharpness": 0.25}))
+found["trial"] = to_mapping(config_of(merged("prune", Sources({})), {"sharpness": 0.25}))
 found["free"] = sorted(FREE)
 found["told"] = [name for name, each in SETTINGS.items() if each.is_difference]
 found["page"] = page()
@@ -135,7 +136,7 @@ def test_a_new_setting_keeps_the_rules(found: dict[str, Any]) -> None:
 
 
 def test_completion_offers_what_was_declared() -> None:
-    options = {each.name: each for each in get_command(app).commands["prune"].params}  # type: ignore[attr-defined]
+    options = {each.name: each for each in get_command(app).commands["prune"].loaded.params}  # type: ignore[attr-defined]
     for setting in settings_of(SETTINGS, "prune"):
         offered = options[setting.name].type_descriptor.parameter_info.autocompletion
         expected = setting.offers if setting.names is not None else setting.choices or setting.offers
@@ -146,6 +147,7 @@ def test_commands_take_what_is_declared_of_them() -> None:
     known: dict[str, set[str]] = {}
 
     def walk(command: Any, path: tuple[str, ...]) -> None:
+        command = getattr(command, "loaded", command)
         known[" ".join(path)] = {option for each in command.params for option in each.opts}
         for name, inner in getattr(command, "commands", {}).items():
             walk(inner, (*path, name))

@@ -12,7 +12,7 @@ from conftest import run
 
 from lthfunc.errors import UserError
 from lthfunc.experiments.config import Config
-from lthfunc.experiments.sweeps import Range, Suggester, config_of, space_of, trials_of
+from lthfunc.experiments.sweeps import Range, Space, config_of, space_of, suggested, trials_of
 from lthfunc.runs.folder import read_run
 from lthfunc.runs.json_lines import read_lines
 
@@ -109,10 +109,10 @@ def test_searching_is_the_same_each_time_and_goes_on(tmp_path: Path) -> None:
 
 def test_suggestions_follow_what_was_good() -> None:
     pytest.importorskip("optuna")
-    suggester = Suggester({"lr": Range(1e-4, 1e-1, whole=False)}, seed=0)
+    space: Space = {"lr": Range(1e-4, 1e-1, whole=False)}
     known: list[tuple[dict[str, Any], float | None]] = []
     for _ in range(30):
-        values = suggester.next(known)
+        values = suggested(space, 0, known)
         known.append((values, 1 - abs(values["lr"] - 0.01)))
     late = [values["lr"] for values, _ in known[15:]]
     assert sum(0.002 < value < 0.05 for value in late) > 10

@@ -11,6 +11,7 @@ import pytest
 import torch
 from lthfunc_cli.experiment import settings_of
 from lthfunc_cli.main import main
+from lthfunc_cli.options import Sources
 from torch import nn
 
 import lthfunc as lf
@@ -146,7 +147,7 @@ def test_every_optimiser_by_name(name: str) -> None:
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipes_are_whole_and_give_way(name: str) -> None:
     def settings(**given: Any) -> Any:
-        return settings_of("prune", given, name)
+        return settings_of("prune", Sources(given, name))
 
     plain = recipes.settings_of(name)
     config = settings(dataset="digits") if "dataset" not in plain else settings()
@@ -156,7 +157,7 @@ def test_recipes_are_whole_and_give_way(name: str) -> None:
     other = settings(dataset="digits", steps=60, lr=0.5, optimizer="sgd", arch="lenet300")
     assert (other.dataset, other.steps, other.lr, other.epochs, other.milestone) == ("digits", 60, 0.5, None, ())
     with pytest.raises(UserError, match="--recipe: unknown name 'lth-lenets'; did you mean 'lth-lenet'"):
-        settings_of("prune", {}, "lth-lenets")
+        settings_of("prune", Sources({}, "lth-lenets"))
 
 
 def test_a_recipe_runs_and_is_listed(tmp_path: Path, capsys: Any) -> None:

@@ -34,7 +34,7 @@ OPTIMIZERS = Registry("optimizers", "--optimizer", {
         ".training.muon:muon", "orthogonalised momentum", "Jordan et al. 2024", takes=("momentum",), lr=0.02,
         momentum=0.95,
     ),
-}, own_takes=("momentum", "nesterov"))  # fmt: skip
+}, own_takes=True)  # fmt: skip
 
 
 def _schedule(function: str, about: str, source: str = "", takes: tuple[str, ...] = ()) -> Entry:
@@ -47,14 +47,14 @@ SCHEDULES = Registry("schedules", "--schedule", {
     "step": _schedule("stepwise", "drops to a tenth", "Frankle & Carbin 2019, sec. 4", takes=("milestone", "lr_final")),
     "cosine": _schedule("cosine", "half a cosine", "Loshchilov & Hutter 2017, eq. 5", takes=("lr_final",)),
     "cyclic": _schedule(
-        "cyclic", "half a cosine, several times", "Loshchilov & Hutter 2017, eq. 5", takes=("lr_final",),
+        "cyclic", "half a cosine, several times", "Loshchilov & Hutter 2017, eq. 5", takes=("lr_final", "cycles"),
     ),
     "one-cycle": _schedule(
         "one_cycle", "up, and down to almost 0, along cosines", "Smith & Topin 2018", takes=("lr_final",),
     ),
     "triangular": _schedule("triangular", "up and down along straight lines", "Jordan 2024", takes=("lr_final",)),
     "trapezoidal": _schedule("trapezoidal", "up, level, and down", "Hägele et al. 2024", takes=("lr_final",)),
-}, own_takes=("lr_final", "milestone"))  # fmt: skip
+}, own_takes=True)  # fmt: skip
 
 #: (outputs, targets) -> the mean over the batch, or what makes such a function.
 LOSSES = Registry("losses", "--loss", {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import asdict, replace
 from itertools import pairwise
 from typing import Any
@@ -22,22 +23,24 @@ _PLAIN = models.Recipe("adam", 1.2e-3, 60)
 _PLAIN_EPOCHS = 10
 
 
-def resolved(config: Config) -> Config:
+def resolved(config: Config, used: Collection[str] = ()) -> Config:
     """The settings, checked, with canonical names and the defaults of network and data set.
+
+    used: settings that are accepted with any loss, schedule, … since the command itself uses them.
 
     `device`, `engine`, `jobs` and `threads` may remain open; plan.py decides them. Raises UserError.
     """
-    return resolve(config)[0]
+    return resolve(config, used)[0]
 
 
-def resolve(config: Config) -> tuple[Config, list[Decision]]:
+def resolve(config: Config, used: Collection[str] = ()) -> tuple[Config, list[Decision]]:
     """`resolved`, and what was decided for settings that were left open. Raises UserError."""
     from_mapping(asdict(config))
     _check_choices(config)
     config = replace(config, arch=models.canonical(config.arch), dataset=data.canonical(config.dataset))
     decisions = [*_network_defaults(config), *_data_defaults(config), *_rewinding_default(config)]
     config = applied(config, decisions)
-    _check_together(config)
+    _check_together(config, used)
     lengths = _rounds_and_rate(config)
     return applied(config, lengths), decisions + lengths
 
@@ -108,9 +111,9 @@ def _check_choices(config: Config) -> None:
     parse_interval(config.checkpoint_every)
 
 
-def _check_taken(config: Config, names: Registry[Any], chosen: str) -> None:
+def _check_taken(config: Config, names: Registry[Any], chosen: str, used: Collection[str]) -> None:
     """Raise UserError for a setting that some of these names use, but not the chosen one."""
-    ours = {name for entry in names.values() for name in entry.takes}
+    ours = names.settings - {*used}
     for name in [name for name in SETTINGS if name in ours]:
         setting, value = SETTINGS[name], getattr(config, name)
         unset = value in (None, setting.value) or (setting.of_optimizer and not value)
@@ -132,19 +135,21 @@ def listed(densities: str) -> list[float]:
     return values
 
 
-def _check_together(config: Config) -> None:
+def _check_together(config: Config, used: Collection[str]) -> None:
     check_alternatives(
         [name for name, each in SETTINGS.items() if each.value is None and getattr(config, name) is not None]
     )
     for setting in SETTINGS.values():
         if setting.names is not None and setting.holds is None:
-            _check_taken(config, setting.names, getattr(config, setting.name))
+            _check_taken(config, setting.names, getattr(config, setting.name), used)
     if config.from_trained:
         _check_trained(config)
     if config.nesterov and not config.momentum:
         raise UserError("--nesterov: requires a --momentum above 0")
     if config.compact and config.device.startswith("cuda") and (config.jobs or 1) > 1:
         raise invalid("--jobs", config.jobs, "1 with --compact, whose networks differ in size")
+    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", config.device):
+        raise invalid("--device", config.device, "auto, cpu, cuda or cuda:N")
     if config.executor not in ("local", "ray") and not re.fullmatch(r"ray://[\w.-]+:\d{1,5}", config.executor):
         raise invalid("--executor", config.executor, "local, ray, or the address of a cluster, ray://HOST:PORT")
     if config.energy and config.executor != "local":

@@ -77,39 +77,34 @@ def corners(space: Space) -> Iterator[Values]:
         }
 
 
-class Suggester:
-    """Optuna's tree-structured Parzen estimator; its suggestion depends only on the seed and the trials so far."""
+def suggested(space: Space, seed: int, known: Sequence[tuple[Values, float | None]]) -> Values:
+    """The next trial by Optuna's tree-structured Parzen estimator, which depends only on the seed and earlier trials.
 
-    def __init__(self, space: Space, seed: int) -> None:
-        try:
-            import optuna
-        except ImportError as error:
-            raise UserError("--search: needs optuna (pip install 'lthfunc[sweep]')") from error
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self._optuna, self._seed = optuna, seed
-        self._space = {name: self._distribution(values) for name, values in space.items()}
+    known: these, and their worth; None for failed ones. Raises UserError without optuna.
+    """
+    try:
+        import optuna
+    except ImportError as error:
+        raise UserError("--search: needs optuna (pip install 'lthfunc[sweep]')") from error
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    kinds, states = optuna.distributions, optuna.trial.TrialState
 
-    def next(self, known: Sequence[tuple[Values, float | None]]) -> Values:
-        """Settings for the next trial. known: earlier ones and their worth; None for failed ones."""
-        optuna = self._optuna
-        # Made again for each trial, so that a resumed sweep makes the same suggestions.
-        sampler = optuna.samplers.TPESampler(seed=(self._seed + 1_000_003 * len(known)) % 2**32)
-        study = optuna.create_study(direction="maximize", sampler=sampler)
-        for values, worth in known:
-            state = optuna.trial.TrialState.FAIL if worth is None else optuna.trial.TrialState.COMPLETE
-            study.add_trial(
-                optuna.trial.create_trial(params=values, distributions=self._space, value=worth, state=state)
-            )
-        suggested: Values = study.ask(self._space).params
-        return suggested
-
-    def _distribution(self, values: Range | list[Any]) -> Any:
-        kinds = self._optuna.distributions
+    def distribution(values: Range | list[Any]) -> Any:
         if isinstance(values, list):
             return kinds.CategoricalDistribution(values)
         if values.whole:
             return kinds.IntDistribution(int(values.low), int(values.high), log=values.log)
         return kinds.FloatDistribution(values.low, values.high, log=values.log)
+
+    spaces = {name: distribution(values) for name, values in space.items()}
+    # Made again for each trial, so that a resumed sweep makes the same suggestions.
+    sampler = optuna.samplers.TPESampler(seed=(seed + 1_000_003 * len(known)) % 2**32)
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+    for values, worth in known:
+        state = states.FAIL if worth is None else states.COMPLETE
+        study.add_trial(optuna.trial.create_trial(params=values, distributions=spaces, value=worth, state=state))
+    found: Values = study.ask(spaces).params
+    return found
 
 
 def _range(option: str, text: str, name: str, low: str, high: str) -> Range:
