@@ -79,7 +79,8 @@ def test_the_same_branch_is_the_run_itself(run: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ("--from-round 7", "--rounds: invalid value 3 (expected at least 8"),
+        ("--from-round 7", "--from-round: invalid value 7 (expected a finished round"),
+        ("--from-round 3", "--rounds: invalid value 3 (expected at least 4"),
         ("--from-round 4 --rounds 6", "--from-round: invalid value 4 (expected a finished round"),
         ("--from-round 1 --rewind step:9", "(expected the step of the run's anchor, 0"),
         ("--from-round 1 --score none", "--score: unknown name 'none'"),

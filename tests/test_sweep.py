@@ -163,4 +163,4 @@ def test_mistakes_are_one_line_and_nothing_is_written(
 
 def test_another_sweep_is_not_written_over(swept: Path, capsys: Any) -> None:
     assert run("sweep", "--grid", "lr=0.5", *SHORT, "--out", swept) == 2
-    assert "holds another sweep: lr is [0.01, 0.0001] there, but [0.5] here" in capsys.readouterr().err
+    assert "has other results: lr is [0.01, 0.0001] there, but [0.5] here" in capsys.readouterr().err

@@ -8,11 +8,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lthfunc.errors import DamagedError
+from lthfunc.errors import DamagedError, UserError
+from lthfunc.experiments.config import current_names
 from lthfunc.runs import safe_files
 
 _SUM = re.compile(r', "sha256": "([0-9a-f]{64})"\}$')
@@ -102,3 +103,34 @@ def drop_partial_line(path: Path) -> None:
 
 def _content(path: Path) -> bytes:
     return safe_files.read(path.parent, path, safe_files.MOST)
+
+
+def open_log(path: Path, named: Path, about: Mapping[str, Any], free: Collection[str]) -> list[dict[str, Any]]:
+    """Start a file of results with a line about all of them, or read the lines of one that was started with the same.
+
+    named: the path as the user gave it. free: settings of the file that need not be among those of `about`. The machine
+    may be another one. Raises UserError for another file.
+    """
+    if safe_files.status(path.parent, path) is None:
+        append_lines(path, [about])
+        return []
+    lines = read_lines(path)
+    drop_partial_line(path)
+    if not lines or lines[0].get("kind") != about["kind"]:
+        raise UserError(f"--out: {str(named)!r} has other content; name another")
+    mine, theirs = _members(about), _members({name: lines[0].get(name) for name in about})
+    for key in {**theirs, **mine}:
+        if mine.get(key) != theirs.get(key) and (key in mine or key[1] not in free):
+            difference = f"{key[1]} is {theirs.get(key)!r} there, but {mine.get(key)!r} here"
+            raise UserError(f"--out: {str(named)!r} has other results: {difference}; name another")
+    return [{key: value for key, value in line.items() if key != "kind"} for line in lines[1:]]
+
+
+def _members(about: Mapping[str, Any]) -> dict[tuple[str, str], Any]:
+    """The members of a description, one by one: (member, name in its table, where it is one) -> value."""
+    return {
+        (member, name): value
+        for member, each in about.items()
+        for name, value in current_names(each if isinstance(each, dict) else {member: each}).items()
+        if member != "machine"
+    }

@@ -8,13 +8,12 @@ from __future__ import annotations
 import contextlib
 import shutil
 from pathlib import Path
-from typing import Any
 
 from lthfunc.errors import UserError, invalid
-from lthfunc.experiments.config import FREE, SETTINGS, Config, current_names, to_mapping
+from lthfunc.experiments.config import FREE, SETTINGS, Config, to_mapping
 from lthfunc.experiments.records import Record
 from lthfunc.runs.environment import machine
-from lthfunc.runs.json_lines import append_lines, drop_partial_line, read_lines
+from lthfunc.runs.json_lines import append_lines, open_log
 from lthfunc.trees.files import save_ticket
 from lthfunc.trees.types import Ticket
 
@@ -33,27 +32,15 @@ def open_results(named: Path, config: Config) -> list[Record]:
     Raises UserError if the file has other content.
     """
     path = named.resolve()  # the user may have named a link
-    mine: dict[str, Any] = {name: value for name, value in to_mapping(config).items() if name not in _FREE}
     if path.is_dir():
         raise invalid("--out", str(named), "a file, not a folder")
+    if not path.parent.is_dir():
+        raise UserError(f"--out: {str(named.parent)!r} is not a folder")
     if not path.exists():
-        if not path.parent.is_dir():
-            raise UserError(f"--out: {str(named.parent)!r} is not a folder")
         shutil.rmtree(checkpoint_folder(path), ignore_errors=True)  # of a file that was deleted
-        append_lines(path, [{"kind": "methods", "machine": machine(config.device, config.threads), "config": mine}])
-        return []
-    lines = read_lines(path)
-    if not lines or lines[0].get("kind") != "methods":
-        raise UserError(f"--out: {str(named)!r} has other content; name another file")
-    theirs = current_names(lines[0]["config"])
-    different = sorted(name for name in {*mine, *theirs} - _FREE if mine.get(name) != theirs.get(name))
-    if different:
-        name = different[0]
-        raise UserError(
-            f"--out: {str(named)!r} has {name} {theirs.get(name)!r}, not {mine.get(name)!r}; name another file"
-        )
-    drop_partial_line(path)
-    return [{key: value for key, value in line.items() if key != "kind"} for line in lines[1:]]
+    mine = {name: value for name, value in to_mapping(config).items() if name not in _FREE}
+    about = {"kind": "methods", "machine": machine(config.device, config.threads), "config": mine}
+    return open_log(path, named, about, _FREE)
 
 
 def make_checkpoint_folder(path: Path) -> Path:

@@ -9,14 +9,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lthfunc.errors import DamagedError, UserError, invalid
+from lthfunc.errors import invalid
 from lthfunc.experiments.config import FREE, Config, current_names, to_mapping
 from lthfunc.experiments.iterative import TICKET
 from lthfunc.experiments.records import Spread, summarize
 from lthfunc.experiments.sweeps import Range, Space, Values
 from lthfunc.runs import safe_files
 from lthfunc.runs.folder import Run
-from lthfunc.runs.json_lines import append_lines, drop_partial_line, read_lines
+from lthfunc.runs.json_lines import append_lines, open_log
 
 SWEEP = "sweep.jsonl"
 
@@ -53,18 +53,7 @@ def open_sweep(folder: Path, config: Config, space: Space, objective: str, kind:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise invalid("--out", str(folder), f"a folder that can be made ({error.strerror})") from error
-        append_lines(path, [about])
-        return []
-    lines = read_lines(path)
-    drop_partial_line(path)
-    if not lines or lines[0].get("kind") != "sweep":
-        raise DamagedError(f"{path}: does not start with a sweep's description")
-    begun = {name: current_names(value) if isinstance(value, dict) else value for name, value in lines[0].items()}
-    different = [name for name in about if begun.get(name) != about[name]]
-    if different:
-        difference = _first_difference(begun, about, different[0])
-        raise UserError(f"--out: {str(folder)!r} holds another sweep: {difference}")
-    return [_trial(line) for line in lines[1:] if line.get("kind") == "trial"]
+    return [_trial(line) for line in open_log(path, folder, about, FREE)]
 
 
 def add_trial(folder: Path, trial: Trial) -> None:
@@ -101,11 +90,3 @@ def _trial(line: dict[str, Any]) -> Trial:
         part = values[name]
         values[name] = None if part is None else Spread(**part)
     return Trial(**values)
-
-
-def _first_difference(theirs: dict[str, Any], mine: dict[str, Any], name: str) -> str:
-    left, right = theirs.get(name), mine[name]
-    if isinstance(left, dict) and isinstance(right, dict):
-        key = next(key for key in {**left, **right} if left.get(key) != right.get(key))
-        return f"{key} is {left.get(key)!r} there, but {right.get(key)!r} here"
-    return f"{name} is {left!r} there, but {right!r} here"
