@@ -21,15 +21,12 @@ from lthfunc.experiments.settings.setting import settings_of
 
 #: Two settings as somebody would add them: a number that results depend on, and a name that none does.
 ADDED = """
-    sharpness: Annotated[
-        Share | None,
-        Setting("How sharp minima may be.", TRAINING, ("prune", "train"), default="any", instead_of=("lr",)),
-    ] = None
-    murmur: Annotated[
-        tuple[str, ...],
-        Setting("What to say meanwhile.", TRAINING, ("prune",), choices=("little", "lots"), own=True,
-                changes_results=False),
-    ] = ()
+    sharpness: Share | None = setting(
+        None, "How sharp minima may be.", TRAINING, ("prune", "train"), default="any", instead_of=("lr",)
+    )
+    murmur: tuple[str, ...] = setting(
+        (), "What to say meanwhile.", TRAINING, ("prune",), choices=("little", "lots"), own=True, changes_results=False
+    )
 """
 
 #: What is then asked of the copy; help and mistakes in options without torch.

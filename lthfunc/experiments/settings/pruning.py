@@ -1,12 +1,12 @@
 """How networks are pruned, and where pruned networks start."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated
 
 from annotated_types import Ge, Le
 
 from lthfunc.catalog.pruning import ALLOCATIONS, CONTROLS, REWINDINGS, SCORES, STRUCTURES
-from lthfunc.experiments.settings.setting import PRUNING, Count, Part, Setting, Share
+from lthfunc.experiments.settings.setting import PRUNING, Count, Part, Share, setting
 
 #: Commands that prune by these settings.
 _PRUNERS = ("prune", "branch")
@@ -16,92 +16,55 @@ _PRUNERS = ("prune", "branch")
 class Pruning:
     """Settings of pruning."""
 
-    rounds: Annotated[
-        int, Ge(0), Le(10_000),
-        Setting(
-            "Number of pruning rounds; the network is trained once before them and once after each.",
-            PRUNING, (*_PRUNERS, "methods"),
-        ),
-    ] = 5  # fmt: skip
-    rate: Annotated[
-        Share,
-        Setting(
-            "Fraction of the remaining weights to prune in each round.",
-            PRUNING, _PRUNERS, instead_of=("density", "densities"),
-        ),
-    ] = 0.2  # fmt: skip
-    density: Annotated[
-        Share | None,
-        Setting(
-            "Fraction of the weights that remain after the last round, instead of --rate; one-shot with --rounds 1.",
-            PRUNING, ("prune", "methods"), instead_of=("rate", "densities"),
-        ),
-    ] = None  # fmt: skip
-    densities: Annotated[
-        str | None,
-        Setting(
-            "Fraction of the weights that remain after each round, instead of --rate and --rounds; or "
-            "package.module:function, called with --rounds.",
-            PRUNING, ("prune",), "X,X,…", own=True, instead_of=("rate", "density"),
-        ),
-    ] = None  # fmt: skip
-    synflow_rounds: Annotated[
-        Count | None,
-        Setting(
-            "Rounds in which SynFlow prunes to the density; with more, fewer layers become empty at high compression.",
-            PRUNING, ("methods",), default="100",
-        ),
-    ] = None  # fmt: skip
-    allocate: Annotated[
-        str,
-        Setting(
-            f"How many weights each layer keeps: {ALLOCATIONS.described}; or package.module:function.",
-            PRUNING, _PRUNERS, names=ALLOCATIONS, former_names=("scope",),
-        ),
-    ] = "global"  # fmt: skip
-    layer_rate: Annotated[
-        dict[str, Part],
-        Setting(
-            "With --allocate layerwise, the rate of the layers whose names match, such as 'conv*=0.1'; repeatable.",
-            PRUNING, _PRUNERS, "PATTERN=RATE", gives_way_to=("allocate", "arch"),
-        ),
-    ] = field(default_factory=dict)  # fmt: skip
-    min_layer_weights: Annotated[
-        int, Ge(0), Le(10**12),
-        Setting("Minimum number of weights that every layer keeps.", PRUNING, _PRUNERS, former_names=("floor",)),
-    ] = 0  # fmt: skip
-    score: Annotated[
-        str,
-        Setting(
-            f"Score by which weights are kept: {SCORES.described}; or package.module:function.",
-            PRUNING, _PRUNERS, after="synflow_rounds", names=SCORES,
-        ),
-    ] = "magnitude"  # fmt: skip
-    structure: Annotated[
-        str,
-        Setting(
-            f"Which masks are allowed: {STRUCTURES.described}; or package.module:function.",
-            PRUNING, _PRUNERS, names=STRUCTURES,
-        ),
-    ] = "unstructured"  # fmt: skip
-    exempt: Annotated[
-        tuple[str, ...],
-        Setting(
-            "Layers that need not have the structure, such as 'fc3*'; repeatable.",
-            PRUNING, _PRUNERS, "PATTERN",
-        ),
-    ] = ()  # fmt: skip
-    rewind: Annotated[
-        str | None,
-        Setting(
-            f"State from which a pruned network is retrained: {REWINDINGS.described}; or package.module:function.",
-            PRUNING, _PRUNERS, names=REWINDINGS, default="init; lr with --from-trained",
-        ),
-    ] = None  # fmt: skip
-    control: Annotated[
-        tuple[str, ...],
-        Setting(
-            f"Control to train in every round, on the same batches as the ticket: {CONTROLS.described}; repeatable.",
-            PRUNING, ("prune", "transfer"), names=CONTROLS,
-        ),
-    ] = ()  # fmt: skip
+    rounds: Annotated[int, Ge(0), Le(10_000)] = setting(
+        5, "Number of pruning rounds; the network is trained once before them and once after each.",
+        PRUNING, (*_PRUNERS, "methods"),
+    )  # fmt: skip
+    rate: Share = setting(
+        0.2, "Fraction of the remaining weights to prune in each round.",
+        PRUNING, _PRUNERS, instead_of=("density", "densities"),
+    )  # fmt: skip
+    density: Share | None = setting(
+        None, "Fraction of the weights that remain after the last round, instead of --rate; one-shot with --rounds 1.",
+        PRUNING, ("prune", "methods"), instead_of=("rate", "densities"),
+    )  # fmt: skip
+    densities: str | None = setting(
+        None, "Fraction of the weights that remain after each round, instead of --rate and --rounds; or "
+        "package.module:function, called with --rounds.",
+        PRUNING, ("prune",), "X,X,…", own=True, instead_of=("rate", "density"),
+    )  # fmt: skip
+    synflow_rounds: Count | None = setting(
+        None,
+        "Rounds in which SynFlow prunes to the density; with more, fewer layers become empty at high compression.",
+        PRUNING, ("methods",), default="100",
+    )  # fmt: skip
+    allocate: str = setting(
+        "global", f"How many weights each layer keeps: {ALLOCATIONS.described}; or package.module:function.",
+        PRUNING, _PRUNERS, names=ALLOCATIONS, former_names=("scope",),
+    )  # fmt: skip
+    layer_rate: dict[str, Part] = setting(
+        {}, "With --allocate layerwise, the rate of the layers whose names match, such as 'conv*=0.1'; repeatable.",
+        PRUNING, _PRUNERS, "PATTERN=RATE", gives_way_to=("allocate", "arch"),
+    )  # fmt: skip
+    min_layer_weights: Annotated[int, Ge(0), Le(10**12)] = setting(
+        0, "Minimum number of weights that every layer keeps.", PRUNING, _PRUNERS, former_names=("floor",)
+    )
+    score: str = setting(
+        "magnitude", f"Score by which weights are kept: {SCORES.described}; or package.module:function.",
+        PRUNING, _PRUNERS, after="synflow_rounds", names=SCORES,
+    )  # fmt: skip
+    structure: str = setting(
+        "unstructured", f"Which masks are allowed: {STRUCTURES.described}; or package.module:function.",
+        PRUNING, _PRUNERS, names=STRUCTURES,
+    )  # fmt: skip
+    exempt: tuple[str, ...] = setting(
+        (), "Layers that need not have the structure, such as 'fc3*'; repeatable.", PRUNING, _PRUNERS, "PATTERN"
+    )
+    rewind: str | None = setting(
+        None, f"State from which a pruned network is retrained: {REWINDINGS.described}; or package.module:function.",
+        PRUNING, _PRUNERS, names=REWINDINGS, default="init; lr with --from-trained",
+    )  # fmt: skip
+    control: tuple[str, ...] = setting(
+        (), f"Control to train in every round, on the same batches as the ticket: {CONTROLS.described}; repeatable.",
+        PRUNING, ("prune", "transfer"), names=CONTROLS,
+    )  # fmt: skip

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, dataclass, fields, replace
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from dataclasses import MISSING, dataclass, field, fields, replace
+from typing import Annotated, Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Gt, Le, Lt
 
 from lthfunc.registry import Registry
+
+T = TypeVar("T")
 
 #: Steps of a training, at most: its learning rates are a table.
 MOST_STEPS = 100_000_000
@@ -26,7 +28,7 @@ _METAVARS = {int: "N", float: "X"}
 
 @dataclass(frozen=True, eq=False)  # so that it can be a key
 class Setting:
-    """The description of a setting in a field's annotation; `settings_in` adds what the field itself declares.
+    """The description of a setting, which `setting` puts into its field; `settings_in` adds what the field declares.
 
     help, panel, metavar: for --help; default: in words, if the field's own doesn't help a reader.
     commands: that take it, in addition to `resume`, which takes everything that changes no result.
@@ -104,13 +106,20 @@ class Setting:
         return f"{self.option}/--no-{self.option[2:]}" if self.item is bool and self.negated else self.option
 
 
+def setting(value: T, *about: Any, **more: Any) -> T:
+    """A field with a default that is a setting. about, more: of `Setting`."""
+    metadata = {"setting": Setting(*about, **more)}
+    if isinstance(value, dict):
+        return cast(T, field(default_factory=lambda: {**value}, metadata=metadata))
+    return field(default=value, metadata=metadata)
+
+
 def settings_in(config: type) -> dict[str, Setting]:
     """The settings that a dataclass declares, by name and in its order."""
     hints = get_type_hints(config, include_extras=True)
     found = {}
     for each in fields(config):
-        kind, *marks = get_args(hints[each.name])
-        (declared,) = (mark for mark in marks if isinstance(mark, Setting))
+        kind, declared = _plain(hints[each.name]), each.metadata["setting"]
         if (names := declared.names) is not None:
             declared = replace(declared, choices=names.choices, own=names.own, offers=names.offers)
         holds = {tuple: list, dict: dict}.get(get_origin(kind))
