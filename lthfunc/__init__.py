@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from lthfunc.experiments.connectivity import instability as instability, line as line
     from lthfunc.experiments.iterative import Plan as Plan, Round as Round, iterative as iterative
     from lthfunc.experiments.rewinding_and_controls import RoundContext as RoundContext, Start as Start
+    from lthfunc.loops.attach import attach as attach
+    from lthfunc.loops.attached import Attached as Attached
     from lthfunc.sparse.engine import sparse_engine as sparse_engine
     from lthfunc.sparse.inference import sparse_program as sparse_program
     from lthfunc.sparse.packing import pack as pack, unpack as unpack

@@ -129,6 +129,7 @@ def _looked_at_once(
     score: Score = magnitude,
     allocate: Allocate = globally,
     select: Select = unstructured,
+    keep_moments: bool = False,
 ) -> TrainState:
     """The same, but a GPU is waited for at the beginning and at the end, not in each of a hundred rounds."""
     before, now = state, count(state.masks)
@@ -137,7 +138,7 @@ def _looked_at_once(
     scoring = checked_score(score, missing)
     for density in densities:
         fraction = fraction_from(now, density)
-        state = prune_once(state, fraction, scoring, allocate, select)
+        state = prune_once(state, fraction, scoring, allocate, select, keep_moments)
         now = Count(now.kept - round(now.kept * fraction), now.total) if known else count(state.masks)
     if missing and bool(torch.stack(missing).any()):
         return one_by_one(before)  # says which

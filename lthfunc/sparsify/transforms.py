@@ -9,7 +9,7 @@ from lthfunc.sparsify.checks import checked_allocation, checked_selection
 from lthfunc.sparsify.rewinding import rewound
 from lthfunc.sparsify.scores import Score, checked_score, magnitude
 from lthfunc.sparsify.selection import Select, unstructured
-from lthfunc.trees.ops import apply_masks
+from lthfunc.trees.ops import apply_masks, masked_like
 from lthfunc.trees.transformations import Transformation
 from lthfunc.trees.types import Ticket, TrainState
 
@@ -22,13 +22,15 @@ def prune(
     score: Score = magnitude,
     allocate: Allocate = globally,
     select: Select = unstructured,
+    keep_moments: bool = False,
 ) -> Transformation:
     """Prune a state: score, allocate, select, and set the pruned weights to zero.
 
     fraction: of the remaining weights to prune, in [0, 1); or density: of all prunable weights to keep, in (0, 1].
-    score, allocate and select are functions as `magnitude`, `globally` and `unstructured`. Returns a transformation.
-    The optimiser state is dropped, since its moments belong to the network before. Raises UserError where not exactly
-    one of fraction and density is given.
+    score, allocate and select are functions as `magnitude`, `globally` and `unstructured`. keep_moments: whether the
+    optimiser's moments of the remaining weights continue, as in gradual pruning; by default the optimiser state is
+    dropped, since it belongs to the network before. Returns a transformation. Raises UserError where not exactly one of
+    fraction and density is given.
 
     >>> state = lf.init(lf.from_module(nn.Linear(4, 2)))
     >>> lf.count(lf.prune(fraction=0.25)(state).masks)
@@ -40,17 +42,20 @@ def prune(
     def transformation(state: TrainState) -> TrainState:
         share = fraction_to(density, state.masks) if density is not None else fraction
         assert share is not None
-        return prune_once(state, share, checked_score(score), allocate, select)
+        return prune_once(state, share, checked_score(score), allocate, select, keep_moments)
 
     return transformation
 
 
-def prune_once(state: TrainState, fraction: float, score: Score, allocate: Allocate, select: Select) -> TrainState:
+def prune_once(
+    state: TrainState, fraction: float, score: Score, allocate: Allocate, select: Select, keep_moments: bool = False
+) -> TrainState:
     """The state without a fraction of its remaining weights, by a checked score."""
     scores = score(state.params, state.masks)
     keep = checked_allocation(allocate)(scores, state.masks, fraction)
     masks = checked_selection(select)(scores, state.masks, keep)
-    return state._replace(params=apply_masks(state.params, masks), masks=masks, opt=())
+    opt = masked_like(state.opt, masks) if keep_moments else ()
+    return state._replace(params=apply_masks(state.params, masks), masks=masks, opt=opt)
 
 
 @public

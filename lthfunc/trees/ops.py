@@ -169,13 +169,19 @@ def apply_masks(params: Params, masks: Masks) -> Params:
 
 
 def masked_like(tree: T, masks: Masks) -> T:
-    """A tree such as an optimiser's state, with `apply_masks` applied to each dictionary of the masked leaves."""
+    """A tree such as an optimiser's state, in which each leaf with the name and shape of a mask is masked."""
     if isinstance(tree, dict):
-        return cast("T", apply_masks(tree, masks) if masks.keys() <= tree.keys() else tree)
+        return cast("T", tree | {name: _masked_leaf(leaf, masks.get(name), masks) for name, leaf in tree.items()})
     if isinstance(tree, tuple):
         parts = [masked_like(part, masks) for part in tree]
         return cast("T", type(tree)(*parts) if hasattr(tree, "_fields") else tuple(parts))
     return tree
+
+
+def _masked_leaf(leaf: Any, mask: Tensor | None, masks: Masks) -> Any:
+    if mask is not None and isinstance(leaf, Tensor) and leaf.shape == mask.shape:
+        return torch.where(mask, leaf, 0)
+    return masked_like(leaf, masks)
 
 
 class Count(NamedTuple):

@@ -12,6 +12,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from torch.nn.utils.prune import BasePruningMethod
 
 from lthfunc.errors import UserError
+from lthfunc.tracebacks import is_library_function
 from lthfunc.trees.storable import check_storable
 
 CONVOLUTIONS = (
@@ -163,7 +164,8 @@ def check_gradient_hooks(module: nn.Module) -> None:
     """Raise UserError for a hook on a gradient that would not run; copies of a module lose their parameters' hooks."""
     for name, leaf in module.named_parameters():
         hook = "register_hook" if leaf._backward_hooks else "register_post_accumulate_grad_hook"
-        if leaf._backward_hooks or leaf._post_accumulate_grad_hooks:
+        after = (leaf._post_accumulate_grad_hooks or {}).values()
+        if leaf._backward_hooks or not all(map(is_library_function, after)):  # those of lf.attach hold masks
             raise UserError(f"{name} has a gradient hook ({hook}), which would never run; " + _INSTEAD)
     for name, part in module.named_modules():
         # Hooks of the older kind (register_backward_hook) are attached to outputs, and run.

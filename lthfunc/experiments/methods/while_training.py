@@ -13,7 +13,6 @@ from lthfunc.sparsify.gradient_scores import mean_gradient
 from lthfunc.sparsify.mask_comparison import mask_distance
 from lthfunc.sparsify.scores import Scores, random_scores
 from lthfunc.sparsify.transforms import prune
-from lthfunc.trees.ops import masked_like
 from lthfunc.trees.types import Masks, TrainState
 
 #: (context, network, seed, step) -> growth scores.
@@ -35,17 +34,9 @@ def _stage(step: int, change: Callable[[TrainState], TrainState]) -> Stage:
 @Method
 def gradual(context: MethodContext, seed: int) -> Course:
     """Prune by magnitude along Zhu & Gupta's cubic; remaining weights keep their optimiser state."""
-
-    def pruning(density: float) -> Callable[[TrainState], TrainState]:
-        def change(state: TrainState) -> TrainState:
-            pruned = prune(density=density)(state)
-            return pruned._replace(opt=masked_like(state.opt, pruned.masks))
-
-        return change
-
     end = round(_CHANGING * context.steps)
     densities = cubic(context.density, end // 10, end, max(1, end // _TIMES))
-    stages = [_stage(step, pruning(density)) for step, density in densities]
+    stages = [_stage(step, prune(density=density, keep_moments=True)) for step, density in densities]
     return Course(Carry(start(context, seed)), context.trainer, stages)
 
 

@@ -1,0 +1,105 @@
+"""Attach a plan of pruning to a module and the optimiser of somebody's training loop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from lthfunc.argument_hints import described
+from lthfunc.argument_kinds import is_whole
+from lthfunc.arguments import public
+from lthfunc.errors import ArgumentError, UserError, invalid
+from lthfunc.loops.attached import Attached, Loop, LoopPlan, Rewind, takes_gradient
+from lthfunc.loops.optimizer_state import owned
+from lthfunc.tracebacks import is_library_function
+from lthfunc.trees.prunable import default_prunable, select_prunable
+
+
+@public
+def attach(
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    plan: LoopPlan,
+    *,
+    rewind: Rewind | None = None,
+    anchor_step: int = 0,
+    scheduler: Any = None,
+    prune_only: Sequence[str] = (),
+    never_prune: Sequence[str] = (),
+) -> Attached:
+    """Prune a module within any PyTorch training loop, which stays as it is.
+
+    Pruned weights, their gradients and their moments are zero from then on, whatever the optimiser. Its own hooks tell
+    of its steps; nothing else of the loop is looked at, and `Attached.detach` leaves nothing behind.
+
+    module: whose linear, convolution, embedding, recurrent and attention weights are pruned; prune_only, never_prune:
+    name patterns of the only ones, and of those to exclude. optimizer: of `torch.optim`, or any subclass of its
+    Optimizer; it owns those weights. plan: what each `next_round()` does to the network, a transformation such as
+    ``lf.prune(fraction=0.2)``; or a list of (step, transformation), each of which happens by itself once the optimiser
+    has taken so many steps, the first at 0. One that also takes an argument ``gradient`` gets the dense gradient of all
+    prunable weights in that step. rewind: (pruned network, anchor) -> what trains next, such as `lf.rewound`, at the
+    end of each round; without it training continues. anchor_step: the step whose state is the anchor. scheduler: a
+    learning-rate schedule that returns to the anchor's step as well.
+
+    Returns an `Attached`. Raises UserError for an optimiser without those weights, and for a plan that cannot work on
+    this network.
+
+    >>> net = nn.Linear(4, 2)
+    >>> optimizer = torch.optim.Adam(net.parameters())
+    >>> attached = lf.attach(net, optimizer, lf.prune(fraction=0.5), rewind=lf.rewound)
+    >>> net(torch.ones(3, 4)).sum().backward(); optimizer.step()
+    >>> attached.next_round()
+    Count(kept=4, total=8)
+    """
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise ArgumentError(f"attach: optimizer must be a torch.optim.Optimizer, not {described(optimizer)}")
+    module = _unwrapped(module)
+    params = {name: leaf for name, leaf in module.named_parameters() if leaf.requires_grad}
+    default = default_prunable(module, params)
+    if not default and not prune_only:
+        raise UserError(f"attach: {type(module).__name__} has no trained weight to prune; name some by prune_only=[…]")
+    prunable = select_prunable(params, default, prune_only, never_prune)
+    mine = owned(optimizer)
+    for name in prunable:
+        if id(params[name]) not in mine:
+            raise UserError(f"attach: optimizer does not own {name}; give its own, or never_prune=[{name!r}]")
+        if any(map(is_library_function, (params[name]._post_accumulate_grad_hooks or {}).values())):
+            raise UserError(f"attach: {name} is attached already; call detach() on what attach returned before")
+    for name, part in module.named_modules():
+        if getattr(part, "sparse", False) is True:
+            raise UserError(f"attach: {name} has sparse gradients, which can't be masked; use sparse=False")
+    if scheduler is not None and not hasattr(scheduler, "load_state_dict"):
+        raise ArgumentError(f"attach: scheduler must have a state_dict, as torch's do, not {described(scheduler)}")
+    loop = Loop(module, params, prunable, optimizer, scheduler)
+    return Attached(loop, _checked(plan), rewind, anchor_step)
+
+
+def _unwrapped(module: nn.Module) -> nn.Module:
+    """The module within those of DistributedDataParallel and torch.compile, whose parameters it shares."""
+    while True:
+        if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            module = module.module
+        elif hasattr(module, "_orig_mod"):
+            module = module._orig_mod
+        else:
+            return module
+
+
+def _checked(plan: Any) -> LoopPlan:
+    """The plan, whose list is copied. Raises UserError where it is neither a change nor a list of (step, change)."""
+    if callable(plan):
+        if takes_gradient(plan):
+            raise UserError("attach: plan takes the gradient, so it needs steps: a list of (step, transformation)")
+        return plan
+    pairs = list(plan) if isinstance(plan, Sequence) and not isinstance(plan, str) else [plan]
+    for pair in pairs:
+        if not (isinstance(pair, tuple) and len(pair) == 2 and is_whole(pair[0]) and callable(pair[1])):
+            wanted = "a transformation, such as lf.prune(fraction=0.2), or a list of (step, transformation)"
+            raise ArgumentError(f"attach: plan must be {wanted}, not {described(pair)}")
+    steps = [int(step) for step, _ in pairs]
+    if any(step < 0 for step in steps):
+        raise invalid("attach: plan", min(steps), "steps of at least 0")
+    return pairs

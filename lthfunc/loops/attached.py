@@ -1,0 +1,289 @@
+"""A module whose optimiser keeps to masks and tells of its steps, so that a plan prunes it."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lthfunc.argument_hints import described
+from lthfunc.errors import ArgumentError, UserError
+from lthfunc.loops.held_masks import HeldMasks
+from lthfunc.loops.optimizer_state import fresh_state, hyperparameters, mixes, put_state, state_tree
+from lthfunc.sparsify.transforms import ticket
+from lthfunc.trees.global_rng import seeded_generators
+from lthfunc.trees.ops import Count, apply_masks, clone, count, leaf_difference, masked_like
+from lthfunc.trees.rng import key
+from lthfunc.trees.types import Masks, Ticket, TrainState
+
+#: A change of the network: ``state -> state``, or ``state, gradient -> state`` for one that the dense gradient of the
+#: step before it decides.
+Change = Callable[..., TrainState]
+#: What every round does, or the step before which each round begins by itself, and what it does.
+LoopPlan = Change | Sequence[tuple[int, Change]]
+#: (pruned network, anchor) -> what is trained.
+Rewind = Callable[[TrainState, TrainState], TrainState]
+
+
+class Loop(NamedTuple):
+    """What somebody's loop trains. params: those that are trained; prunable: the names of those with masks."""
+
+    module: nn.Module
+    params: dict[str, nn.Parameter]
+    prunable: tuple[str, ...]
+    optimizer: torch.optim.Optimizer
+    scheduler: Any
+
+    def buffers(self) -> dict[str, Tensor]:
+        """The buffers of now, which a module may replace; frozen parameters are among them, as in a `Model`."""
+        frozen = {name: leaf for name, leaf in self.module.named_parameters() if name not in self.params}
+        return {name: leaf.detach() for name, leaf in (*self.module.named_buffers(), *frozen.items())}
+
+
+class Attached:
+    """A module in somebody's loop, held to its masks (`attach`). Also a context manager, which detaches at its end.
+
+    masks: those of now. step: of the state that is trained, which rewinding sets back; steps that a GradScaler skips
+    don't count. round: how many rounds have begun. anchor: the state that rewinding returns to, once it is known.
+    """
+
+    def __init__(self, loop: Loop, plan: LoopPlan, rewind: Rewind | None, anchor_step: int) -> None:
+        self._loop, self._plan, self._rewind, self._anchor_step = loop, plan, rewind, anchor_step
+        self.step = self.round = 0
+        self.anchor: TrainState | None = None
+        self._held = HeldMasks(loop.params, loop.prunable)
+        self._fresh, self._mixes = fresh_state(loop.optimizer, loop.params), mixes(loop.optimizer)
+        self._nests = sum("step" in vars(kind) for kind in type(loop.optimizer).__mro__) > 2
+        self._schedules: dict[int, Any] = {}
+        self._rewound_to: int | None = None
+        self._handles = [
+            loop.optimizer.register_step_pre_hook(self._before_step),
+            loop.optimizer.register_step_post_hook(self._after_step),
+        ]
+        try:
+            self._try_next()
+            self._arrive()
+        except BaseException:
+            self.detach()
+            raise
+
+    @property
+    def masks(self) -> Masks:
+        """The masks of now: bool, True where a weight remains."""
+        return dict(self._held.masks)
+
+    @property
+    def state(self) -> TrainState:
+        """A copy of the network and its optimiser state as of now, which every function of this library takes.
+
+        `opt` is what the optimiser holds: key -> parameter name -> value; ``()`` before its first step.
+        """
+        return clone(self._now())
+
+    def ticket(self) -> Ticket:
+        """The masks, and the masked weights and buffers of now: after `next_round`, those that training starts from.
+
+        The ticket of a trained network is ``lf.ticket(lf.rewound(attached.state, attached.anchor))``.
+        """
+        return ticket(self.state)
+
+    def next_round(self) -> Count:
+        """Begin the next round of the plan: prune, and rewind. Returns how many weights remain.
+
+        Raises UserError where the plan has no further round, or no weight would be left.
+        """
+        step, change = self._next()
+        if change is None:
+            raise UserError(f"next_round: the plan has no round after round {self.round}")
+        if takes_gradient(change):
+            raise UserError(f"next_round: round {self.round + 1} takes the gradient of step {step}, so it begins there")
+        self._begin(change)
+        self._look_ahead()
+        return count(self.masks)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint of the loop needs besides the module's, optimiser's and scheduler's own state.
+
+        It holds tensors and plain containers, so that ``torch.load(weights_only=True)`` reads it.
+        """
+        return {
+            "step": self.step,
+            "round": self.round,
+            "masks": self.masks,
+            "anchor": None if self.anchor is None else self.anchor._asdict(),
+            "schedules": copy.deepcopy(self._schedules),
+            "rewound_to": self._rewound_to,
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Continue from a `state_dict`, before or after the module's and the optimiser's.
+
+        Raises UserError for one of another network or plan.
+        """
+        where = "load_state_dict"
+        if not isinstance(state_dict, Mapping) or not {*self.state_dict()} <= {*state_dict}:
+            raise UserError(f"{where}: state_dict must be what state_dict() returned, not {described(state_dict)}")
+        difference = leaf_difference(dict(state_dict["masks"]), self.masks)
+        if difference is not None:
+            raise UserError(f"{where}: its masks are of another network: {difference}")
+        if not callable(self._plan) and state_dict["round"] > len(self._plan):
+            raise UserError(f"{where}: it is in round {state_dict['round']} of a plan that has {len(self._plan)}")
+        anchor = state_dict["anchor"]
+        self.step, self.round = state_dict["step"], state_dict["round"]
+        self.anchor = None if anchor is None else TrainState(**anchor)
+        self._schedules, self._rewound_to = copy.deepcopy(state_dict["schedules"]), state_dict["rewound_to"]
+        self._set_masks(state_dict["masks"])
+        self._look_ahead()
+
+    def detach(self) -> None:
+        """Remove all hooks; the weights stay as they are."""
+        self._held.remove()
+        for handle in self._handles:
+            handle.remove()
+
+    def __enter__(self) -> Attached:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.detach()
+
+    def __repr__(self) -> str:
+        return f"Attached(step={self.step}, round={self.round}, {count(self.masks)})"
+
+    def _now(self) -> TrainState:
+        params = {name: leaf.detach() for name, leaf in self._loop.params.items()}
+        masks = self.masks
+        device = next(iter(params.values())).device
+        opt = state_tree(self._loop.optimizer, self._loop.params)
+        return TrainState(
+            apply_masks(params, masks), self._loop.buffers(), masks, opt, torch.tensor(self.step, device=device)
+        )
+
+    def _next(self) -> tuple[int | None, Change | None]:
+        """(the step at which the next round begins by itself, its change); None where there is none."""
+        if callable(self._plan):
+            return None, self._plan
+        return self._plan[self.round] if self.round < len(self._plan) else (None, None)
+
+    def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if self._nests and _within_step(optimizer):
+            return
+        if self._loop.scheduler is not None:
+            self._follow_schedule()
+        if self._held.waits:
+            if any(map(callable, (*args, *kwargs.values()))):
+                raise UserError("plan: a change that takes the gradient doesn't work with optimizer.step(closure)")
+            self._gradient = self._held.whole_gradients()
+        self._held.mask_gradients()
+
+    def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        skipped = getattr(optimizer, "found_inf", None)  # a GradScaler's, for a fused optimiser
+        if (skipped is not None and bool(skipped)) or (self._nests and _within_step(optimizer)):
+            return
+        self.step += 1
+        if self._mixes:
+            self._held.mask_weights()
+        self._arrive()
+
+    def _arrive(self) -> None:
+        """What happens at the step of now: the anchor is taken, and the next round begins if it is due."""
+        if self.anchor is None and self.step == self._anchor_step:
+            self.anchor = self.state
+        step, change = self._next()
+        if change is not None and step == self.step:
+            self._begin(change)
+        self._look_ahead()
+
+    def _look_ahead(self) -> None:
+        """Check that the next round can be reached, and whether it needs the gradient of the next step."""
+        step, change = self._next()
+        if step is not None and step <= self.step:
+            raise UserError(f"plan: round {self.round + 1} begins at step {step}, but step {self.step} comes before it")
+        self._held.waits = change is not None and step == self.step + 1 and takes_gradient(change)
+
+    def _begin(self, change: Change) -> None:
+        if self._rewind is not None and self.anchor is None:
+            raise UserError(f"rewind: round {self.round + 1} begins before step {self._anchor_step} of the anchor")
+        new = self._changed(self._now(), change, self.anchor)
+        step = int(new.step)
+        if self._loop.scheduler is not None and step != self.step and step not in self._schedules:
+            raise UserError(f"scheduler: its state at step {step} is unknown (known: {[*self._schedules]})")
+        with torch.no_grad():
+            for leaves, theirs in ((self._loop.params, new.params), (self._loop.buffers(), new.buffers)):
+                for name, leaf in leaves.items():
+                    leaf.copy_(theirs[name])
+        put_state(self._loop.optimizer, self._loop.params, new.opt, self._fresh)
+        self._set_masks(new.masks)
+        if step != self.step:
+            self.step, self._rewound_to = step, step
+        self.round += 1
+
+    def _set_masks(self, masks: Masks) -> None:
+        self._held.set(masks)
+        opt = state_tree(self._loop.optimizer, self._loop.params)
+        put_state(self._loop.optimizer, self._loop.params, masked_like(opt, self.masks), self._fresh)
+
+    def _changed(self, state: TrainState, change: Change, anchor: TrainState | None) -> TrainState:
+        """The state after a change and its rewinding. Raises UserError where it is another network's, or empty."""
+        gradient = [self._gradient] if takes_gradient(change) else []
+        with seeded_generators(key(0, "pruning", self.round + 1), state.step.device):
+            new = change(state, *gradient)
+            if self._rewind is not None and anchor is not None:
+                new = self._rewind(new, anchor)
+        if not isinstance(new, TrainState):
+            raise ArgumentError(f"plan: a change returned {described(new)} (expected a TrainState)")
+        for ours, theirs in zip(state[:3], new[:3], strict=True):
+            difference = leaf_difference(theirs, ours)
+            if difference is not None:
+                raise UserError(f"plan: a change returned another network: {difference}")
+        if not count(new.masks).kept:
+            raise UserError(f"plan: no weight is left in round {self.round + 1}")
+        return new
+
+    def _try_next(self) -> None:
+        """Try the next change on the network of now, so that a plan which can't work is refused before training."""
+        step, change = self._next()
+        self._gradient = self._held.whole_gradients()
+        if change is not None and step != self.step:
+            self._changed(state := self.state, change, state)
+
+    def _follow_schedule(self) -> None:
+        """Before a step: note the schedule of the steps that may be returned to, and return to it after rewinding.
+
+        A loop advances its schedule between two steps, before or after a round begins.
+        """
+        optimizer, scheduler = self._loop.optimizer, self._loop.scheduler
+        if self._rewound_to is not None:
+            saved = copy.deepcopy(self._schedules[self._rewound_to])
+            scheduler.load_state_dict(saved["scheduler"])
+            for group, values in zip(optimizer.param_groups, saved["groups"], strict=True):
+                group.update(values)
+            self._rewound_to = None
+        elif self.step in (0, self._anchor_step) and self.step not in self._schedules:
+            saved = {"scheduler": scheduler.state_dict(), "groups": hyperparameters(optimizer)}
+            self._schedules[self.step] = copy.deepcopy(saved)
+
+
+def _within_step(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the step whose hook calls this was called by another step of this optimiser: a subclass's.
+
+    Asked of the stack, since nothing that a hook counts survives an interrupted step.
+    """
+    wrapper = sys._getframe(2)
+    frame = wrapper.f_back
+    while frame is not None:
+        if frame.f_code is wrapper.f_code and frame.f_locals.get("self") is optimizer:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def takes_gradient(change: Change) -> bool:
+    """Whether a change is called with the gradient."""
+    return "gradient" in inspect.signature(change).parameters
