@@ -99,14 +99,14 @@ def test_rigl_grows_where_the_gradient_of_the_step_is_large() -> None:
 class Subclass(torch.optim.SGD):
     """Calls the step of its base class, whose hooks run as well."""
 
-    def step(self, closure: Any = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Any = None) -> Any:
         return super().step(closure)
 
 
 class Noisy(torch.optim.SGD):
     """Moves every weight, also those without a gradient."""
 
-    def step(self, closure: Any = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Any = None) -> Any:
         with torch.no_grad():
             for leaf in self.param_groups[0]["params"]:
                 leaf.add_(0.01)

@@ -12,7 +12,7 @@ from lthfunc.argument_hints import described
 from lthfunc.argument_kinds import is_whole
 from lthfunc.arguments import public
 from lthfunc.errors import ArgumentError, UserError, invalid
-from lthfunc.loops.attached import Attached, Loop, LoopPlan, Rewind, takes_gradient
+from lthfunc.loops.attached import Attached, Change, Loop, LoopPlan, Rewind, takes_gradient
 from lthfunc.loops.optimizer_state import owned
 from lthfunc.tracebacks import is_library_function
 from lthfunc.trees.prunable import default_prunable, select_prunable
@@ -79,13 +79,10 @@ def attach(
 
 def _unwrapped(module: nn.Module) -> nn.Module:
     """The module within those of DistributedDataParallel and torch.compile, whose parameters it shares."""
-    while True:
-        if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            module = module.module
-        elif hasattr(module, "_orig_mod"):
-            module = module._orig_mod
-        else:
-            return module
+    if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        return _unwrapped(module.module)
+    inner = getattr(module, "_orig_mod", None)
+    return _unwrapped(inner) if isinstance(inner, nn.Module) else module
 
 
 def _checked(plan: Any) -> LoopPlan:
@@ -93,7 +90,8 @@ def _checked(plan: Any) -> LoopPlan:
     if callable(plan):
         if takes_gradient(plan):
             raise UserError("attach: plan takes the gradient, so it needs steps: a list of (step, transformation)")
-        return plan
+        own: Change = plan
+        return own
     pairs = list(plan) if isinstance(plan, Sequence) and not isinstance(plan, str) else [plan]
     for pair in pairs:
         if not (isinstance(pair, tuple) and len(pair) == 2 and is_whole(pair[0]) and callable(pair[1])):
