@@ -22,10 +22,25 @@ from lthfunc.errors import ArgumentError, UserError, invalid
 P = ParamSpec("P")
 R = TypeVar("R")
 
-#: The minima of counts, by argument name.
-_LEAST = {"steps": 1, "until": 1, "eval_every": 1, "batch_size": 1, "count": 1, "points": 1, "rounds": 0}
-#: (function, argument): counts that may be 0.
-_NONE_AT_ALL = (("warmup", "steps"),)
+#: The ranges of numbers: in words, as a check, and the arguments that have it, with their function where others of that
+#: name have another. A list of numbers has the range of each.
+_RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    (
+        "a whole number of at least 1", lambda value: value >= 1,
+        "steps until eval_every batch_size count points every block has_n_of_m.m geometric.rounds",
+    ),
+    ("a whole number of at least 0", lambda value: value >= 0, "rounds step min_layer_weights milestones warmup.steps"),
+    (
+        "a number of at least 0", lambda value: value >= 0,
+        "weight_decay eps others gamma start end damping output_rate movement.lr",
+    ),
+    ("a number above 0", lambda value: value > 0, "lr temperature"),
+    ("a number in [0, 1)", lambda value: 0 <= value < 1, "fraction momentum betas"),
+    ("a number in (0, 1]", lambda value: 0 < value <= 1, "density densities"),
+    ("a number in [0, 1]", lambda value: 0 <= value <= 1, "drop_fraction initial label_smoothing rise fall"),
+    ("a number between 0 and 1, both excluded", lambda value: 0 < value < 1, "by_rate.rate"),
+)  # fmt: skip
+_RANGE_OF = {name: (words, holds) for words, holds, names in _RANGES for name in names.split()}
 #: Arguments that must belong to one network, and what is compared.
 _ALIKE = {
     "TrainState": "params", "Ticket": "params", "Ticket | TrainState": "params", "Params": "params", "Masks": "masks",
@@ -230,19 +245,16 @@ def _alternatives(annotation: str) -> list[str]:
 
 
 def _check_range(function: str, argument: str, value: Any) -> None:
-    least = 0 if (function, argument) in _NONE_AT_ALL else _LEAST.get(argument)
-    if least is not None and is_whole(value) and value < least:
-        raise invalid(f"{function}: {argument}", value, f"a whole number of at least {least}")
-    if argument == "densities" and value is not None:
-        if len(value) == 0:
-            raise invalid(f"{function}: densities", value, "at least one number in (0, 1]")
-        for each in value:
-            _check_range(function, "density", each)
+    option = f"{function}: {argument}"
+    if argument in ("batches", "densities") and value is not None and len(value) == 0:
+        raise invalid(option, value, "at least one")
     if argument == "shape" and isinstance(value, (tuple, list)) and not all(side > 0 for side in value):
-        raise invalid(f"{function}: shape", value, "sides of at least 1")
-    if argument in ("fraction", "density") and is_number(value):
-        good = 0 <= value < 1 if argument == "fraction" else 0 < value <= 1
-        if not good:
-            words = "a number in [0, 1)" if argument == "fraction" else "a number in (0, 1]"
-            percent = f"; {value:g} % is {value / 100:g}" if 1 < value <= 100 else ""
-            raise invalid(f"{function}: {argument}", value, words + percent)
+        raise invalid(option, value, "sides of at least 1")
+    found = _RANGE_OF.get(f"{function}.{argument}", _RANGE_OF.get(argument))
+    if found is None or is_a(value, "Tensor", "torch"):
+        return
+    words, holds = found
+    for each in value if hasattr(value, "__len__") else (value,):
+        if (is_whole(each) or is_number(each)) and not holds(each):
+            meant = argument in ("fraction", "density", "densities") and 1 < each <= 100
+            raise invalid(option, each, words + (f"; {each:g} % is {each / 100:g}" if meant else ""))

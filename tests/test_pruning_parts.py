@@ -93,7 +93,7 @@ def test_dealing_by_hand() -> None:
     for make in (lf.uniform, lf.erk, lf.erdos_renyi, lf.balanced, lf.globally_with_minimum):
         make(0)
         with pytest.raises(
-            UserError, match=r"^min_layer_weights: invalid value -1 \(expected a whole number of weights, 0 or more"
+            UserError, match=r"min_layer_weights: invalid value -1 \(expected a whole number of at least 0"
         ):
             make(-1)
 

@@ -187,7 +187,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "eps below 0": (lambda: lf.adamw(0.1, eps=-1.0), "eps: invalid value -1.0 (expected a number of at least 0"),
     "one beta": (lambda: lf.adam(0.1, betas=0.9), "betas must be two numbers, not 0.9"),
     "gamma below 0": (lambda: lf.stepwise(0.1, [5], gamma=-0.1), "gamma: invalid value -0.1"),
-    "milestones below 0": (lambda: lf.stepwise(0.1, [-5]), "milestones: invalid value [-5]"),
+    "milestones below 0": (lambda: lf.stepwise(0.1, [-5]), "milestones: invalid value -5"),
     "a start below 0": (lambda: lf.one_cycle(0.1, 5, start=-1), "start: invalid value -1"),
     "smoothing past 1": (lambda: lf.label_smoothed_cross_entropy(1.5), "label_smoothing: invalid value 1.5"),
     "an output's rate below 0": (lambda: lf.layerwise(output_rate=-1), "output_rate: invalid value -1"),

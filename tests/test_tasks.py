@@ -122,7 +122,7 @@ def test_triangles_and_trapezes_have_their_corners() -> None:
     assert table[[0, 90, 100]].tolist() == pytest.approx([0.2, 1.0, 0.0])
     with pytest.raises(UserError, match=r"a share that leaves room for rise, 0\.5"):
         lf.trapezoidal(1.0, 10, rise=0.5, fall=0.6)
-    with pytest.raises(UserError, match=r"rise: invalid value 2 \(expected a number from 0 to 1"):
+    with pytest.raises(UserError, match=r"rise: invalid value 2 \(expected a number in \[0, 1\]"):
         lf.triangular(1.0, 10, rise=2)
 
 

@@ -40,7 +40,6 @@ def globally(scores: Scores, masks: Masks, fraction: float) -> KeepCounts:
     >>> lf.globally(scores, masks, 0.5)
     {'a': tensor(0), 'b': tensor(2)}
     """
-    check_fraction(fraction)
     if not masks:
         return {}
     living = torch.stack([mask.sum() for mask in masks.values()]).sum()
@@ -67,8 +66,6 @@ def layerwise(rates: Mapping[str, float] | None = None, output_rate: float = 0.5
     >>> lf.layerwise()({}, masks, 0.2)
     {'fc1': tensor(8), 'fc2': tensor(9)}
     """
-    if output_rate < 0:
-        raise invalid("output_rate", output_rate, "a number of at least 0, a share of the other layers' rate")
     rates = dict(rates or {})
     for pattern, rate in rates.items():
         if not 0 <= rate < 1:

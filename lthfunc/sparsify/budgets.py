@@ -83,7 +83,6 @@ def globally_with_minimum(min_layer_weights: int) -> Allocate:
     >>> lf.globally_with_minimum(1)(scores, masks, 0.5)
     {'a': tensor(1), 'b': tensor(1)}
     """
-    _check_minimum(min_layer_weights)
 
     def allocate(scores: Scores, masks: Masks, fraction: float) -> KeepCounts:
         budget = budget_of(masks, fraction)
@@ -163,7 +162,6 @@ def budget_of(masks: Masks, fraction: float) -> int:
 
 
 def _by(density: Callable[[tuple[int, ...]], float], min_layer_weights: int) -> Allocate:
-    _check_minimum(min_layer_weights)
 
     def allocate(scores: Scores, masks: Masks, fraction: float) -> KeepCounts:
         weights = {name: density(tuple(mask.shape)) * mask.numel() for name, mask in masks.items()}
@@ -185,11 +183,6 @@ def _living(masks: Masks) -> dict[str, int]:
 
 def _clipped(share: float, least: int, most: int) -> float:
     return min(float(most), max(float(least), share))
-
-
-def _check_minimum(min_layer_weights: int) -> None:
-    if min_layer_weights < 0:
-        raise invalid("min_layer_weights", min_layer_weights, "a whole number of weights, 0 or more")
 
 
 def _check_room(budget: int, least: Mapping[str, int]) -> None:

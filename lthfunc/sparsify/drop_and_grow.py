@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from lthfunc.arguments import public
-from lthfunc.errors import invalid
 from lthfunc.sparsify.allocation import number_pruned
 from lthfunc.sparsify.ranking import ranks
 from lthfunc.sparsify.scores import Scores, magnitude
@@ -25,7 +24,6 @@ def drop(scores: Scores, masks: Masks, drop_fraction: float) -> Masks:
     >>> lf.drop({"w": torch.tensor([3.0, 1.0, 2.0, 4.0])}, {"w": torch.tensor([True] * 4)}, 0.5)
     {'w': tensor([ True, False, False,  True])}
     """
-    _check_fraction(drop_fraction)
 
     def fewer(name: str, mask: Tensor) -> Tensor:
         living = mask.sum()
@@ -80,12 +78,4 @@ def cosine_drop_fraction(initial: float, step: int, end: int) -> float:
     >>> [round(lf.cosine_drop_fraction(0.3, step, end=100), 3) for step in (0, 50, 100)]
     [0.3, 0.15, 0.0]
     """
-    _check_fraction(initial)
-    if step < 0 or end < 0:
-        raise invalid("step" if step < 0 else "end", min(step, end), "a step of at least 0")
     return initial / 2 * (1 + math.cos(math.pi * min(step, end) / end)) if end else 0.0
-
-
-def _check_fraction(drop_fraction: float) -> None:
-    if not 0 <= drop_fraction <= 1:
-        raise invalid("drop_fraction", drop_fraction, "a number in [0, 1]")

@@ -16,7 +16,7 @@ from torch.func import grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lthfunc.arguments import public
-from lthfunc.errors import UserError, invalid
+from lthfunc.errors import UserError
 from lthfunc.sparsify.derivatives import (
     LossOfParams,
     check_reached,
@@ -41,7 +41,6 @@ def snip(loss: LossOfParams, batches: Sequence[Batch]) -> Score:
     >>> lf.count(lf.prune(density=0.5, score=lf.snip(lf.loss_of(model, {}), batches))(lf.init(model)).masks)
     Count(kept=4, total=8)
     """
-    _check(batches)
 
     def score(params: Params, masks: Masks) -> Scores:
         params = apply_masks(params, masks)
@@ -73,7 +72,6 @@ def grasp(loss: LossOfParams | OfOutputs, batches: Sequence[Batch], temperature:
     >>> lf.count(lf.prune(density=0.5, score=lf.grasp(lf.loss_of(model, {}), batches))(lf.init(model)).masks)
     Count(kept=4, total=8)
     """
-    _check(batches)
     loss = _tempered(loss, temperature)
 
     def score(params: Params, masks: Masks) -> Scores:
@@ -106,7 +104,6 @@ def taylor(loss: LossOfParams, batches: Sequence[Batch]) -> Score:
     >>> lf.count(lf.prune(density=0.5, score=lf.taylor(lf.loss_of(model, {}), batches))(lf.init(model)).masks)
     Count(kept=4, total=8)
     """
-    _check(batches)
 
     def score(params: Params, masks: Masks) -> Scores:
         params = apply_masks(params, masks)
@@ -136,7 +133,6 @@ def fisher(loss: LossOfParams, batches: Sequence[Batch]) -> Score:
     >>> lf.count(lf.prune(density=0.5, score=lf.fisher(lf.loss_of(model, {}), batches))(lf.init(model)).masks)
     Count(kept=4, total=8)
     """
-    _check(batches)
     by_example: Callable[[], LossOfParams] | None = getattr(loss, "by_example", None)
     loss = loss if by_example is None else by_example()
 
@@ -176,9 +172,6 @@ def movement(loss: LossOfParams, batches: Sequence[Batch], lr: float = 0.0) -> S
     >>> lf.count(lf.prune(density=0.5, score=lf.movement(lf.loss_of(model, {}), batches))(lf.init(model)).masks)
     Count(kept=4, total=8)
     """
-    _check(batches)
-    if lr < 0:
-        raise invalid("lr", lr, "a number of at least 0")
 
     def score(params: Params, masks: Masks) -> Scores:
         params = apply_masks(params, masks)
@@ -193,8 +186,6 @@ def movement(loss: LossOfParams, batches: Sequence[Batch], lr: float = 0.0) -> S
 
 
 def _tempered(loss: LossOfParams | OfOutputs, temperature: float) -> LossOfParams:
-    if not temperature > 0:
-        raise invalid("temperature", temperature, "a number above 0")
     at: Callable[[float], LossOfParams] | None = getattr(loss, "at_temperature", None)
     if at is not None:
         return at(temperature)
@@ -218,7 +209,6 @@ def mean_gradient(loss: LossOfParams, batches: Sequence[Batch]) -> Callable[[Par
     >>> lf.mean_gradient(lf.loss_of(model, {}), batches)(state.params, state.masks)["weight"].shape
     torch.Size([2, 4])
     """
-    _check(batches)
 
     def mean(params: Params, masks: Masks) -> Params:
         params = apply_masks(params, masks)
@@ -229,8 +219,3 @@ def mean_gradient(loss: LossOfParams, batches: Sequence[Batch]) -> Callable[[Par
 
 def _mean(trees: Sequence[Params], masks: Masks) -> Params:
     return {name: torch.stack([tree[name] for tree in trees]).mean(0) for name in masks}
-
-
-def _check(batches: Sequence[Batch]) -> None:
-    if not batches:
-        raise invalid("batches", batches, "at least one batch")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 
 from lthfunc.arguments import public
-from lthfunc.errors import invalid
 from lthfunc.trees.model import Model
 from lthfunc.trees.ops import apply_masks, to_device
 from lthfunc.trees.rng import permutation
@@ -38,8 +37,6 @@ def learning_rate_rewound(state: TrainState, step: int = 0) -> TrainState:
     >>> int(lf.learning_rate_rewound(trained).step)
     0
     """
-    if step < 0:
-        raise invalid("step", step, "a step of at least 0")
     return finetuned(state)._replace(step=torch.full_like(state.step, step))
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lthfunc.arguments import public
-from lthfunc.errors import UserError, invalid
+from lthfunc.errors import UserError
 from lthfunc.sparsify.activations import check_moments, stored_transposed
 from lthfunc.sparsify.allocation import fraction_to
 from lthfunc.sparsify.budgets import apportion, uniform
@@ -57,12 +57,6 @@ def sparsegpt(
     >>> lf.count(lf.sparsegpt(moments, density=0.5)(state).masks)
     Count(kept=4, total=8)
     """
-    if not 0 < density <= 1:
-        raise invalid("density", density, "a number in (0, 1]")
-    if block < 1:
-        raise invalid("block", block, "a whole number of columns, at least 1")
-    if damping < 0:
-        raise invalid("damping", damping, "a number of at least 0")
 
     def transformation(state: TrainState) -> TrainState:
         params, masks = dict(state.params), dict(state.masks)

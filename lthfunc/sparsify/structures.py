@@ -143,8 +143,6 @@ def has_n_of_m(mask: Tensor, n: int, m: int) -> bool:
     >>> lf.has_n_of_m(torch.tensor([[True, False, True, False]]), 2, 4)
     True
     """
-    if m < 1:
-        raise invalid("m", m, "a whole number of at least 1")
     matrix = as_matrix(mask)
     return matrix.shape[1] % m == 0 and bool((matrix.reshape(-1, m).sum(1) <= n).all())
 

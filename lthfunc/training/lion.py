@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lthfunc.arguments import public
-from lthfunc.training.optimizers import Optimizer, check_ranges, check_real, table_like
+from lthfunc.training.optimizers import Optimizer, check_real, table_like
 from lthfunc.training.schedules import Schedule, as_schedule, rate_at
 from lthfunc.trees.ops import tree_map
 from lthfunc.trees.types import Params
@@ -34,7 +34,6 @@ def lion(lr: float | Schedule, betas: tuple[float, float] = (0.9, 0.99), weight_
     {'w': tensor([0.9000])}
     """
     beta1, beta2 = betas
-    check_ranges(beta1=beta1, beta2=beta2, weight_decay=weight_decay)
     schedule = as_schedule(lr)
 
     def init(params: Params) -> LionState:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lthfunc.argument_hints import described
 from lthfunc.arguments import public
-from lthfunc.errors import ArgumentError, UserError, invalid
+from lthfunc.errors import ArgumentError, UserError
 from lthfunc.trees.outputs import own_loss, prediction
 
 #: (outputs, targets) -> a scalar, the mean over the batch. A user's loss may take any tree of outputs; those here take
@@ -47,8 +47,6 @@ def label_smoothed_cross_entropy(label_smoothing: float) -> Loss:
     >>> lf.label_smoothed_cross_entropy(0.2)(torch.tensor([[2.0, 2.0]]), torch.tensor([0]))
     tensor(0.6931)
     """
-    if not 0 <= label_smoothing <= 1:
-        raise invalid("label_smoothing", label_smoothing, "a number from 0 to 1")
 
     def loss(outputs: Tensor, targets: Tensor) -> Tensor:
         outputs = _classes_from("label_smoothed_cross_entropy", outputs, targets)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lthfunc.arguments import public
-from lthfunc.training.optimizers import Optimizer, adamw, check_ranges, check_real, table_like
+from lthfunc.training.optimizers import Optimizer, adamw, check_real, table_like
 from lthfunc.training.schedules import Schedule, as_schedule, rate_at
 from lthfunc.trees.types import Params
 
@@ -48,7 +48,6 @@ def muon(
     >>> list(optimizer.update(params, optimizer.init(params), params, torch.tensor(0))[0])
     ['w', 'b']
     """
-    check_ranges(momentum=momentum, weight_decay=weight_decay, others=others)
     schedule = as_schedule(lr)
     rest = adamw(schedule * others, weight_decay=weight_decay)
 

@@ -21,9 +21,6 @@ from lthfunc.training.schedules import Schedule, as_schedule, rate_at
 from lthfunc.trees.ops import leaves, tree_map
 from lthfunc.trees.types import Params
 
-#: Arguments of an optimiser that may be any number of at least 0.
-_UNBOUNDED = ("weight_decay", "eps", "others")
-
 
 class SGDNumbers(NamedTuple):
     """The arguments of `sgd`, for engines that have their own code for its update."""
@@ -88,7 +85,6 @@ def sgd(lr: float | Schedule, momentum: float = 0.0, nesterov: bool = False, wei
     >>> optimizer.update({"w": torch.tensor([5.0])}, optimizer.init(params), params, torch.tensor(0))[0]
     {'w': tensor([0.5000])}
     """
-    check_ranges(momentum=momentum, weight_decay=weight_decay)
     if nesterov and momentum == 0:
         raise invalid("nesterov", nesterov, "a momentum above 0 with it")
     schedule = as_schedule(lr)
@@ -146,7 +142,6 @@ def _adam(
     lr: float | Schedule, betas: tuple[float, float], eps: float, weight_decay: float, *, decoupled: bool
 ) -> Optimizer:
     beta1, beta2 = betas
-    check_ranges(beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay)
     schedule = as_schedule(lr)
 
     def corrections(powers: Tensor) -> Tensor:
@@ -262,11 +257,3 @@ def table_like(schedule: Schedule, params: Params) -> Schedule:
     found: list[Tensor] = leaves(params)
     like = next((leaf for leaf in found if not leaf.is_complex()), found[0])
     return schedule.to(like.device, like.dtype if not like.is_complex() else like.real.dtype)
-
-
-def check_ranges(**values: float) -> None:
-    """Raise UserError for a negative weight decay, eps or factor, or another number outside [0, 1)."""
-    for name, value in values.items():
-        upper = float("inf") if name in _UNBOUNDED else 1.0
-        if not 0 <= value < upper:
-            raise invalid(name, value, "a number of at least 0" if name in _UNBOUNDED else "a number in [0, 1)")
