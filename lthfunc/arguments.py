@@ -202,13 +202,15 @@ def _check_buffers(function: str, given: Mapping[str, Any], kinds: Mapping[str, 
     model = next((given[key] for key, kind in kinds.items() if kind == "Model"), None)
     if model is None:
         return
-    needed = [name for name, _ in model.evaluating.named_buffers()]
+    needed = dict(model.evaluating.named_buffers())
     for key, kind in kinds.items():
         if kind in ("TrainState", "Ticket", "Ticket | TrainState", "Buffers"):
             buffers = given[key] if kind == "Buffers" else given[key].buffers
-            missing = next((name for name in needed if name not in buffers), None)
-            if missing is not None:
-                raise UserError(f"{function}: {key}: the buffer {missing!r} of {model.name} is missing")
+            for name, leaf in needed.items():
+                if name not in buffers:
+                    raise UserError(f"{function}: {key}: the buffer {name!r} of {model.name} is missing")
+                if buffers[name].shape != leaf.shape:
+                    _check_same_leaves(function, f"{key}.buffers", buffers, f"the model {model.name}", needed)
 
 
 def _of_states(name: str, transformation: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -251,10 +253,10 @@ def _check_range(function: str, argument: str, value: Any) -> None:
     if argument == "shape" and isinstance(value, (tuple, list)) and not all(side > 0 for side in value):
         raise invalid(option, value, "sides of at least 1")
     found = _RANGE_OF.get(f"{function}.{argument}", _RANGE_OF.get(argument))
-    if found is None or is_a(value, "Tensor", "torch"):
+    if found is None:
         return
     words, holds = found
-    for each in value if hasattr(value, "__len__") else (value,):
+    for each in value if hasattr(value, "__len__") and not is_a(value, "Tensor", "torch") else (value,):
         if (is_whole(each) or is_number(each)) and not holds(each):
             meant = argument in ("fraction", "density", "densities") and 1 < each <= 100
             raise invalid(option, each, words + (f"; {each:g} % is {each / 100:g}" if meant else ""))

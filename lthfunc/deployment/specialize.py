@@ -17,7 +17,6 @@ from lthfunc.deployment.cost import cost
 from lthfunc.deployment.specialized_module import ProgramReport, SpecializedModule
 from lthfunc.deployment.tuning_cache import TuningCache, program_keys
 from lthfunc.errors import invalid
-from lthfunc.sparse.packing import check_ticket
 from lthfunc.trees.flops import flops_of
 from lthfunc.trees.model import Model
 from lthfunc.trees.module_errors import taking_inputs
@@ -62,7 +61,6 @@ def specialize(
     (torch.Size([8, 10]), {'fc1': 'csr', 'fc2': 'csr', 'fc3': 'csr'})
     """
     FORMATS.check(format)
-    check_ticket(model, ticket)
     check_device(device)
     m = prepared(model, ticket, sample.to(device))
     with taking_inputs(model.name, m.x.shape[1:], model.evaluating), torch.no_grad():

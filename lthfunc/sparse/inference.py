@@ -11,7 +11,6 @@ from lthfunc.arguments import public
 from lthfunc.errors import UserError
 from lthfunc.sparse.capture import captured
 from lthfunc.sparse.kernels.build import load_kernels
-from lthfunc.sparse.packing import check_ticket
 from lthfunc.sparse.program import Epilogue, program_of
 from lthfunc.sparse.tile_buffers import LANES
 from lthfunc.sparse.workspace import Workspace
@@ -31,7 +30,6 @@ class SparseProgram:
     """
 
     def __init__(self, model: Model, ticket: Ticket | TrainState, scale: Scale | None = None) -> None:
-        check_ticket(model, ticket)
         load_kernels()
         self._model, self._scale = model, scale
         self._params, self._buffers, self._masks = (

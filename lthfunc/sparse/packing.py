@@ -9,9 +9,7 @@ import torch
 from torch import Tensor
 
 from lthfunc.arguments import public
-from lthfunc.errors import UserError
-from lthfunc.trees.model import Model
-from lthfunc.trees.types import Masks, Params, Ticket, TrainState
+from lthfunc.trees.types import Masks, Params
 
 
 class Packed(NamedTuple):
@@ -36,7 +34,6 @@ def pack(params: Params, masks: Masks) -> Packed:
     >>> packed.values["w"], packed.positions["w"]
     (tensor([1., 2.]), tensor([0, 3]))
     """
-    check_fit(params, masks)
     positions = {name: mask.flatten().nonzero().flatten() for name, mask in masks.items()}
     return Packed(packed_like(params, positions), positions, {name: tuple(params[name].shape) for name in masks})
 
@@ -70,24 +67,3 @@ def scattered(values: Tensor, positions: Tensor, shape: tuple[int, ...]) -> Tens
     dense = torch.zeros(shape, dtype=values.dtype, device=values.device)
     dense.view(-1).scatter_(0, positions, values)
     return dense
-
-
-def check_ticket(model: Model, ticket: Ticket | TrainState) -> None:
-    """Raise UserError, with the first leaf that differs, where a ticket isn't one of this model."""
-    for name, leaf in model.evaluating.named_parameters():
-        if name not in ticket.params:
-            raise UserError(f"ticket: it has no parameter {name!r}, which {model.name} has")
-        theirs, ours = tuple(ticket.params[name].shape), tuple(leaf.shape)
-        if theirs != ours:
-            raise UserError(f"ticket: {name!r} has the shape {theirs}, the parameter of {model.name} {ours}")
-    check_fit(ticket.params, ticket.masks)
-
-
-def check_fit(params: Params, masks: Masks) -> None:
-    """Raise UserError, with the first name that differs, where masks are not those of these params."""
-    for name, mask in masks.items():
-        if name not in params:
-            raise UserError(f"masks: {name!r} is not a parameter of this network ({', '.join(params)})")
-        if mask.shape != params[name].shape:
-            theirs, ours = (tuple(part.shape) for part in (mask, params[name]))
-            raise UserError(f"masks: {name!r} has the shape {theirs}, the model's parameter {ours}")

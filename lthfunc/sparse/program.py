@@ -16,7 +16,6 @@ from lthfunc.sparse.fusion import fuse
 from lthfunc.sparse.kernels.instructions import BY_TILES, STORED, WHOLE
 from lthfunc.sparse.lowerings.interface import Buffer, Param, Unsupported
 from lthfunc.sparse.lowerings.table import LOWERINGS
-from lthfunc.sparse.packing import check_fit
 from lthfunc.sparse.updates import Numbers, add_update
 from lthfunc.training.engines.aliases import changed_by, is_seen_elsewhere
 from lthfunc.trees.types import Buffers, Masks, Params, Scale
@@ -75,7 +74,6 @@ def program_of(
 
     Raises UserError, with the operation and its line in the network, where there is no lowering.
     """
-    check_fit(params, masks)
     b = Builder(batch, epilogue.gradients)
     for leaf, value in params.items():
         _add_leaf(b, leaf, value, masks)

@@ -34,7 +34,6 @@ def to_module(ticket: Ticket, model: Model) -> nn.Module:
     >>> lf.to_module(lf.ticket(lf.prune(density=0.5)(lf.init(model))), model).weight.count_nonzero()
     tensor(4)
     """
-    _check_fits(ticket, model)
     module = copy.deepcopy(model.evaluating)
     with torch.no_grad():
         values = {**apply_masks(ticket.params, ticket.masks), **ticket.buffers}
@@ -178,11 +177,3 @@ def _by_first_names(known: Mapping[str, str], values: Mapping[str, Tensor]) -> d
         if name in plain:
             plain.setdefault(first, plain[name])
     return plain
-
-
-def _check_fits(ticket: Ticket, model: Model) -> None:
-    for name, leaf in (*model.evaluating.named_parameters(), *model.evaluating.named_buffers()):
-        theirs = {**ticket.params, **ticket.buffers}.get(name)
-        if theirs is None or theirs.shape != leaf.shape:
-            found = "missing" if theirs is None else str(tuple(theirs.shape))
-            raise UserError(f"ticket: {name} is {found}, but the network has {tuple(leaf.shape)}")

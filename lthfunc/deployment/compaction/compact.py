@@ -17,7 +17,6 @@ from lthfunc.deployment.compaction.modules import module_of
 from lthfunc.deployment.compaction.rewriting import Cut, Rewriter, rewritten
 from lthfunc.deployment.compaction.tracing import Traced, cannot, traced
 from lthfunc.errors import UserError, failing_as
-from lthfunc.sparse.packing import check_ticket
 from lthfunc.tracebacks import first_line
 from lthfunc.trees.model import Model
 from lthfunc.trees.ops import apply_masks, to_device
@@ -64,7 +63,6 @@ def compact(model: Model, ticket: Ticket | TrainState, shape: tuple[int, ...], *
     >>> {name: tuple(leaf.shape) for name, leaf in small.params.items()}
     {'0.weight': (1, 2), '0.bias': (1,), '2.weight': (1, 1), '2.bias': (1,)}
     """
-    check_ticket(model, ticket)
     with _refusing(model):
         graph = traced(model, ticket.params, shape, training=False)
         facts = _facts(graph, ticket, [_values(graph, ticket, shape)], training=False)
@@ -76,6 +74,7 @@ def compact(model: Model, ticket: Ticket | TrainState, shape: tuple[int, ...], *
         return _compacted(model, r, module, module, params, buffers, ticket.masks)
 
 
+@public
 def compact_training(model: Model, state: TrainState, shape: tuple[int, ...], *, selecting: bool = True) -> Compacted:
     """Remove what training from this state can neither use nor revive.
 
@@ -85,7 +84,6 @@ def compact_training(model: Model, state: TrainState, shape: tuple[int, ...], *,
 
     Raises UserError as `compact` does, and for dropout, whose draws depend on the number of units.
     """
-    check_ticket(model, state)
     with _refusing(model):
         graph = traced(model, state.params, shape, training=True)
         for node in graph.captured.graph.nodes:

@@ -9,11 +9,11 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from lthfunc.arguments import public
 from lthfunc.deployment.accuracy import difference
 from lthfunc.deployment.candidates import masked_module
 from lthfunc.deployment.compaction.compact import Compacted, compact
 from lthfunc.errors import UserError
-from lthfunc.sparse.packing import check_ticket
 from lthfunc.trees.model import Model
 from lthfunc.trees.ops import apply_masks
 from lthfunc.trees.outputs import plain_containers
@@ -73,9 +73,9 @@ class _Plain(nn.Module):
         return plain_containers(self.network(x))
 
 
+@public
 def exportable_of(model: Model, ticket: Ticket, shape: tuple[int, ...]) -> Exportable:
     """Prepare an export. Raises UserError where the ticket doesn't fit the model."""
-    check_ticket(model, ticket)
     try:
         return Exportable(model, ticket, shape, compact(model, ticket, shape), None)
     except UserError as error:
