@@ -21,7 +21,6 @@ from lthfunc.deployment.timing import TimedFunction, in_turn
 from lthfunc.errors import invalid
 from lthfunc.experiments.devices import choose_device
 from lthfunc.sparse.functional import conv_pattern, to_tiles
-from lthfunc.sparse.packing import check_fit
 from lthfunc.training.batches import batches
 from lthfunc.training.cpu_threads import using_threads
 from lthfunc.training.trainer import make_trainer
@@ -138,7 +137,6 @@ def _training(
             variants["SparseProp", density] = sparse_peers.sparseprop(case.model, state, ready)
     if masks is not None:
         state = lf.init(case.model)
-        check_fit(state.params, masks)
         state = state._replace(masks=masks, params=lf.apply_masks(state.params, masks))
         kept = round(lf.density(masks), 4)
         variants[f"{SPARSE}, ticket", kept] = loop(lf.sparse_engine, state)

@@ -120,7 +120,7 @@ def _headline(prepared: PreparedPlan, command: str) -> str:
     config, plan = prepared.config, prepared.plan
     data = plan.trainer.data
     side_by_side = f", {jobs} side by side" if (jobs := jobs_of(config, plan)) > 1 else ""
-    if (ranks := plan.trainer.collectives.world_size) > 1:
+    if (ranks := plan.trainer.work.collectives.world_size) > 1:
         side_by_side = f", on {ranks} ranks"
     if config.executor != "local":
         side_by_side = f", on {config.executor}"

@@ -115,7 +115,7 @@ def double(tree: Any) -> Any:
 def trained(model: lf.Model, state: TrainState, data: Dataset, batch: int, engine: Any) -> Trained:
     trainer = make_trainer(model, data, optimizer=lf.sgd(0.05, momentum=0.9), batch_size=batch, engine=engine)
     after, loss = take_steps(trainer, state, seed=0, until=STEPS)
-    (quality,) = measure(trainer, [after.params], [after.buffers], data.val, torch.device("cpu"))
+    (quality,) = measure(trainer, [after], data.val)
     return Trained(after, loss, quality)
 
 

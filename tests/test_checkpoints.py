@@ -102,7 +102,7 @@ def test_the_dense_training_keeps_the_anchor_that_it_has_found(few_digits: Datas
     task = dense(plan)
     (whole,) = train_together(plan, [task])
     stopped(plan, task, tmp_path, step)
-    kept = load_checkpoint(tmp_path / "seed3" / "round00", task.start, plan.trainer.optimizer)
+    kept = load_checkpoint(tmp_path / "seed3" / "round00", task.start, plan.trainer.work.optimizer)
     assert kept is not None
     assert (kept.progress.anchor is not None) == (step > 12)
     (again,), _ = train_with_checkpoints(Execution(Config(), plan, tmp_path), [task])
@@ -149,12 +149,12 @@ def test_a_damaged_checkpoint_is_passed_over(few_digits: Dataset, tmp_path: Path
         payload[place] ^= 1
         path.write_bytes(payload)
         assert not is_whole(path)
-        assert load_checkpoint(path.parent, task.start, plan.trainer.optimizer) is None
+        assert load_checkpoint(path.parent, task.start, plan.trainer.work.optimizer) is None
         payload[place] ^= 1
     path.write_bytes(payload)
-    assert load_checkpoint(path.parent, task.start, plan.trainer.optimizer) is not None
+    assert load_checkpoint(path.parent, task.start, plan.trainer.work.optimizer) is not None
     other = plan_of(few_digits, "dropping", "eager", "sgd")
-    assert load_checkpoint(path.parent, pruned(other).start, other.trainer.optimizer) is None
+    assert load_checkpoint(path.parent, pruned(other).start, other.trainer.work.optimizer) is None
 
 
 def test_intervals_are_steps_or_seconds() -> None:
@@ -205,7 +205,7 @@ def test_a_step_that_is_not_finite_ends_a_training_at_the_last_good_state(
     ) as error:
         train_with_checkpoints(Execution(Config(), plan, tmp_path), [task])
     assert "learning rate" in str(error.value)
-    kept = load_checkpoint(tmp_path / "seed3" / "round01", task.start, plan.trainer.optimizer)
+    kept = load_checkpoint(tmp_path / "seed3" / "round01", task.start, plan.trainer.work.optimizer)
     assert kept is not None
     state, since = kept.progress.fit.state, kept.progress.fit.since
     assert since is not None
@@ -223,8 +223,8 @@ def test_skipping_leaves_such_steps_out_wherever_it_was_interrupted(few_digits: 
     assert all(bool(leaf.isfinite().all()) for leaf in whole.fit.state.params.values())
     assert int(whole.fit.state.step) == 37
     # By hand: the same batches, without those that the two examples are in.
-    state = lf.with_optimizer(task.start, trainer.optimizer)
-    step = lf.make_train_step(model, lf.cross_entropy, trainer.optimizer)
+    state = lf.with_optimizer(task.start, trainer.work.optimizer)
+    step = lf.make_train_step(model, lf.cross_entropy, trainer.work.optimizer)
     skipped = 0
     for batch in batches(data.train, 24, 3, 0, 37):
         if bool((batch[0].flatten(1)[:, 0] > 50).any()):

@@ -69,8 +69,7 @@ def test_programs_run_in_their_own_memory_to_the_eager_steps_bits(programs: Any,
             running.take(1, None)
             assert [int(state.step) for state in after] == [4] * width  # nobody else's
         split = Split(numbers.train.x.repeat(20, 1), numbers.train.y.repeat(20))  # 600: the last 100 apart
-        params, buffers = [state.params for state in after], [state.buffers for state in after]
-        found.append((losses, after, engine.measure(params, buffers, split, torch.device("cpu"))))
+        found.append((losses, after, engine.measure(after, split)))
     assert len(programs) == 2
     assert programs[0][-2:] == [(4, 6), (4,)] if width == 1 else [(2, 4, 6), (2, 4)]
     assert programs[1][-2:] == [(500 // width, 6), (500 // width,)]
@@ -103,21 +102,20 @@ def test_types_are_looked_at_before_a_trace_that_hides_them(
     seen: list[Any] = []
     look = compiled_engine._check_types
 
-    def looked(work: Work, params: Any, buffers: Any, shape: Any, dtype: Any) -> None:
+    def looked(work: Work, network: Any, shape: Any, dtype: Any) -> None:
         seen.append((tuple(shape), dtype))
-        look(work, params, buffers, shape, dtype)
+        look(work, network, shape, dtype)
 
     monkeypatch.setattr(compiled_engine, "_check_types", looked)
     work, numbers = _work(), data()
     engine = compiled_engine.compile_engine(work)
     states = [lf.with_optimizer(state_of(seed)[1], work.optimizer) for seed in range(width)]
     engine.begin(states, list(range(width)), Prefetcher(numbers.train, 4, range(width), torch.device("cpu")))
-    params, buffers = [state.params for state in states], [state.buffers for state in states]
-    engine.measure(params, buffers, numbers.val, torch.device("cpu"))
+    engine.measure(states, numbers.val)
     assert seen == [((4, 6), torch.float32), ((2, 6), torch.float32)]
 
     def alone(dtype: torch.dtype, scale: Any = None) -> None:
-        look(work._replace(scale=scale), states[0].params, {}, (2, 6), dtype)
+        look(work._replace(scale=scale), states[0], (2, 6), dtype)
 
     for fine in (torch.float32, torch.uint8, torch.int64):
         alone(fine)

@@ -199,7 +199,7 @@ def test_measuring_counts_every_example_once(few_digits: Dataset) -> None:
     data = lf.data.from_tensors("eye", (inputs, targets), (inputs, targets), val=100)
     for networks in (1, 3):
         work = make_trainer(model, data, optimizer=lf.sgd(0.1))
-        found = measure(work, [state.params] * networks, [{}] * networks, data.test, torch.device("cpu"))
+        found = measure(work, [state] * networks, data.test)
         assert len(found) == networks
         for quality in found:
             assert quality.accuracy == pytest.approx(2000 / 2300, rel=1e-15)

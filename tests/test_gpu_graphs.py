@@ -54,7 +54,7 @@ class Moving(Work):
 
 def trainer(data: Dataset, making: Any, **settings: Any) -> Trainer:
     work = Moving(MODEL, lf.cross_entropy, lf.sgd(0.1), None, None, "fp32")
-    return Trainer(data, work.optimizer, 24, making(work, **settings), "fp32")
+    return Trainer(data, 24, making(work, **settings), work)
 
 
 def segments(trainer: Trainer, state: TrainState, *ends: int) -> tuple[TrainState, list[float]]:
@@ -122,10 +122,8 @@ def test_evaluations_replay_one_graph_in_the_trainings_memory(
         there = to_device(states, device)
         if len(seeds) == 1:
             take_steps(work, there[0], seed=0, until=20)
-        wanted = measure(
-            cpu, [s.params for s in states], [s.buffers for s in states], few_digits.val, torch.device("cpu")
-        )
-        found = measure(work, [s.params for s in there], [s.buffers for s in there], work.data.val, device)
+        wanted = measure(cpu, states, few_digits.val)
+        found = measure(work, there, work.data.val)
         for here, same in zip(wanted, found, strict=True):
             assert same == pytest.approx(here, rel=1e-5)
     assert len(gpus.captures) == 1 + (len(seeds) == 1), "of the evaluation, and of the training's steps"

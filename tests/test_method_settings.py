@@ -74,13 +74,13 @@ def test_a_setting_is_what_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> Non
     assert found.cyclic is not None
     for trainer in (found.trainer, found.cyclic, other):
         assert (trainer.batch_size, trainer.on_nonfinite, trainer.engine.name) == (40, "skip", "eager")
-        assert (trainer.precision, trainer.loss) == ("fp32", lf.cross_entropy)
-        assert float(trainer.metric(torch.tensor([[3.0, 2, 1]]), torch.tensor([1]))) == 1.0
-    assert other.optimizer.numbers == AdamNumbers((0.9, 0.999), 1e-8, 0.0, False)
-    assert found.cyclic.optimizer.numbers == found.trainer.optimizer.numbers == SGDNumbers(0.5, False, 0.125)
+        assert (trainer.work.precision, trainer.work.loss) == ("fp32", lf.cross_entropy)
+        assert float(trainer.work.metric(torch.tensor([[3.0, 2, 1]]), torch.tensor([1]))) == 1.0
+    assert other.work.optimizer.numbers == AdamNumbers((0.9, 0.999), 1e-8, 0.0, False)
+    assert found.cyclic.work.optimizer.numbers == found.trainer.work.optimizer.numbers == SGDNumbers(0.5, False, 0.125)
     params = lf.init(found.model).params
-    assert torch.equal(found.cyclic.optimizer.init(params).schedule, lf.cyclic(0.5, 12, 2).float())
-    assert torch.equal(found.trainer.optimizer.init(params).schedule, lf.stepwise(0.5, (4,)).float())
+    assert torch.equal(found.cyclic.work.optimizer.init(params).schedule, lf.cyclic(0.5, 12, 2).float())
+    assert torch.equal(found.trainer.work.optimizer.init(params).schedule, lf.stepwise(0.5, (4,)).float())
     plain = lf.init(found.model)
     moved = [lf.take_steps(each, plain, seed=0, until=1)[0].params for each in (found.trainer, found.trainer_of(
         found.model, lf.sgd(lf.stepwise(0.5, (4,)), 0.5, weight_decay=0.125)))]  # fmt: skip
@@ -88,7 +88,7 @@ def test_a_setting_is_what_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> Non
     unmoved = method_context(settings(**{**vars(given), "augment": False}))[1]
     assert not lf.same_bits(lf.take_steps(unmoved.trainer, plain, seed=0, until=1)[0].params, moved[0])
     half = method_context(settings(density=0.25, steps=4, precision="bf16", engine="eager", schedule="constant"))[1]
-    assert half.trainer_of(half.model, lf.sgd(0.1)).precision == half.trainer.precision == "bf16"
+    assert half.trainer_of(half.model, lf.sgd(0.1)).work.precision == half.trainer.work.precision == "bf16"
     # Where the sparse engine cannot be, the plain one; other mistakes are told.
     seen: list[str] = []
 

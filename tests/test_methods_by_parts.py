@@ -189,7 +189,7 @@ def test_masks_are_trained_by_their_own_optimisers(setting: MethodContext) -> No
         assert found.steps == STEPS
     (ste, of_ste), (popup, of_popup), (mask, of_mask) = seen
     assert (ste, popup, mask) == ("ste", "edge-popup", "supermask")
-    assert of_ste is of_popup is setting.trainer.optimizer
+    assert of_ste is of_popup is setting.trainer.work.optimizer
     assert of_mask.numbers == AdamNumbers((0.9, 0.999), 1e-8, 0.0, False)
     assert of_mask.init({"a": torch.zeros(1)}).schedule.tolist() == pytest.approx([0.2])
 

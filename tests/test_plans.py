@@ -238,8 +238,8 @@ def test_a_plan_is_what_was_asked_for() -> None:
     assert plan.rewind == start_of(REWINDINGS, "epoch:1")
     assert [each.setting for each in decisions] == ["device", "loss"]
     trainer = plan.trainer
-    assert (trainer.batch_size, trainer.on_nonfinite, trainer.precision) == (20, "skip", "fp32")
-    assert (trainer.engine.name, trainer.loss) == ("eager", lf.cross_entropy)
+    assert (trainer.batch_size, trainer.on_nonfinite, trainer.work.precision) == (20, "skip", "fp32")
+    assert (trainer.engine.name, trainer.work.loss) == ("eager", lf.cross_entropy)
     dense = lf.init(plan.model)
     now = RoundContext(plan.model, 5, 1, dense)
     found = plan.pruning(1, plan.score(dense, now))(dense).masks

@@ -135,23 +135,20 @@ def test_losses_and_optimisers_of_the_users_own_work_unchanged(few_digits: Datas
         make_trainer(model, few_digits, optimizer=lf.adam(1e-3), batch_size=40, loss=loss, engine=engine)
         for engine in ("eager", lf.sparse_engine)
     ]
-    theirs, ours = (
-        measure(trainer, [start.params], [start.buffers], few_digits.test, torch.device("cpu")) for trainer in trainers
-    )
+    theirs, ours = (measure(trainer, [start], few_digits.test) for trainer in trainers)
     assert ours[0] == pytest.approx(theirs[0], rel=1e-5)
 
 
 def test_evaluation_sees_new_survivors(few_digits: Dataset) -> None:
     """The kept program serves fewer survivors, and other ones get their own."""
     model = lf.models.lenet300((1, 8, 8), 10)
-    cpu = torch.device("cpu")
     engines = [
         make_trainer(model, few_digits, optimizer=lf.adam(1e-3), batch_size=40, engine=engine)
         for engine in ("eager", lf.sparse_engine)
     ]
     for density, seed in ((0.2, 0), (0.199, 0), (0.2, 1), (1.0, 0), (0.05, 2)):
         state = lf.prune(density=density, score=lf.random_scores(seed))(lf.init(model, seed))
-        theirs, ours = (measure(one, [state.params], [state.buffers], few_digits.val, cpu)[0] for one in engines)
+        theirs, ours = (measure(one, [state], few_digits.val)[0] for one in engines)
         assert ours == pytest.approx(theirs, rel=1e-5)
 
 

@@ -148,11 +148,12 @@ def test_observers_hear_of_every_step_and_point() -> None:
 
 
 def test_several_ranks_train_one_state() -> None:
-    two = Collectives(0, 2, lambda vector: vector)
+    trainer, two = a_trainer(batch_size=4), Collectives(0, 2, lambda vector: vector)
+    on_two = trainer._replace(work=trainer.work._replace(collectives=two))
     states = [lf.init(lf.from_module(NET), seed) for seed in range(2)]
     with pytest.raises(UserError, match=r"^ranks: several ranks train one state together, not several states"):
-        TrainingSession(a_trainer(batch_size=4)._replace(collectives=two), states, [0, 1], 5)
-    with TrainingSession(a_trainer(batch_size=4)._replace(collectives=two), states[:1], [0], 5):
+        TrainingSession(on_two, states, [0, 1], 5)
+    with TrainingSession(on_two, states[:1], [0], 5):
         pass
 
 
@@ -191,7 +192,9 @@ def test_ranks_stop_once_one_is_asked_to() -> None:
 
     def work(rank: int, collectives: Collectives) -> tuple[bool, bool]:
         checkpointer: Checkpointer[Fit] = Checkpointer(lambda fits: None, lambda: rank == 1)
-        with TrainingSession(trainer._replace(collectives=collectives), [state], [0], 5) as training:
+        with TrainingSession(
+            trainer._replace(work=trainer.work._replace(collectives=collectives)), [state], [0], 5
+        ) as training:
             return training.asked(checkpointer), training.asked(Checkpointer(lambda fits: None))
 
     assert Ranks(2).run(work) == [(True, False)] * 2

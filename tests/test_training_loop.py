@@ -65,7 +65,7 @@ def test_fit_chooses_the_least_validation_loss_and_records_the_curve(few_digits:
     assert [point.step for point in result.curve] == [0, 7, 14, 21, 28, 35, 42, 49, 50]
     best = min(result.curve, key=lambda point: point.val_loss)
     assert result.best.point == best
-    (again,) = measure(trainer, [result.best.params], [result.best.buffers], few_digits.val, torch.device("cpu"))
+    (again,) = measure(trainer, [result.best], few_digits.val)
     assert again == (best.val_loss, best.val_accuracy)
     assert best.step < 50, "this rate overfits before the end, so that the choice means something"
     # In two parts, through the anchor of a rewinding: the same curve, choice and state.

@@ -176,7 +176,7 @@ def measured(model: Model, trainer: Trainer, finished: Finished, points: int) ->
             waiting[task.key[:2]] = (task, state)
             continue
         first, second = (state, other[1]) if task.variant == COPIES[0] else (other[1], state)
-        between_them = line(model, first, second, data.test, data.scale, points, trainer.loss, trainer.metric)
+        between_them = line(model, first, second, data.test, data.scale, points, trainer.work.loss, trainer.work.metric)
         yield task.seed, Instability(task.number, between_them)
 
 

@@ -223,13 +223,7 @@ def train_together(
     else:
         anchors = [task.start if task.anchor is None else task.anchor for task in tasks]
         fits = fitted(end, nothing)
-    tests = measure(
-        plan.trainer,
-        [fit.best.params for fit in fits],
-        [fit.best.buffers for fit in fits],
-        plan.trainer.data.test,
-        starts[0].step.device,
-    )
+    tests = measure(plan.trainer, [fit.best for fit in fits], plan.trainer.data.test)
     return [
         Round(task.number, task.variant, ticket(task.start), fit, test, anchor)
         for task, fit, test, anchor in zip(tasks, fits, tests, anchors, strict=True)

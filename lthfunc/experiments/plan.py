@@ -41,7 +41,7 @@ from lthfunc.sparsify.allocation import check_patterns
 from lthfunc.training.batches import steps_per_epoch
 from lthfunc.training.engines.interface import Work
 from lthfunc.training.precision import Precision
-from lthfunc.training.trainer import OnNonfinite, examples, make_trainer
+from lthfunc.training.trainer import OnNonfinite, examples, trainer_of
 from lthfunc.trees.model import Model, fixed_line, init
 from lthfunc.trees.ops import data_to_device
 from lthfunc.trees.side_effects import side_effects_of
@@ -162,22 +162,10 @@ def _plan(config: Config, work: Work, data: Dataset, length: Length) -> Plan:
         raise UserError(f"--augment: works on images, not on inputs of shape {data.shape}")
     check_last_rate(config, length.steps)
     rewind, anchor_step = rewinding_of(filled(config.rewind), length.per_epoch)
-    model = work.model
+    model, on_nonfinite = work.model, cast("OnNonfinite", config.on_nonfinite)
     return Plan(
         model=model,
-        trainer=make_trainer(
-            model,
-            data,
-            optimizer=work.optimizer,
-            batch_size=filled(config.batch_size),
-            loss=work.loss,
-            metric=work.metric,
-            augment=work.augment,
-            engine=engine_of(config, model, data),
-            precision=work.precision,
-            on_nonfinite=cast("OnNonfinite", config.on_nonfinite),
-            collectives=work.collectives,
-        ),
+        trainer=trainer_of(work, data, filled(config.batch_size), engine_of(config, model, data), on_nonfinite),
         steps=length.steps,
         eval_every=length.eval_every,
         rounds=config.rounds,
@@ -203,7 +191,7 @@ def _check_plan(config: Config, plan: Plan) -> None:
         check_pruning(plan)
     if config.rounds and config.score not in ("magnitude", "random"):
         trainer, start = plan.trainer, init(plan.model, 0, config.device)
-        lr, loss = filled(config.lr), trainer.loss
+        lr, loss = filled(config.lr), trainer.work.loss
         now = ScoreContext(plan.model, trainer.data, trainer.batch_size, lr, 0, 1, start, start, loss)
         check_score(config.score, score_of(config.score), now)
     if config.rounds and is_own(filled(config.rewind)):

@@ -48,7 +48,7 @@ def train_with_checkpoints(
     beginnings = [run.workload.begin(context, task) for task in tasks]
     places = [] if run.folder is None else [training_folder(run.folder, *task.key) for task in tasks]
     found = [
-        load_checkpoint(place, each.start, each.trainer.optimizer)
+        load_checkpoint(place, each.start, each.trainer.work.optimizer)
         for place, each in zip(places, beginnings, strict=False)
     ]
     saved = [each for each in found if each is not None]
@@ -70,7 +70,7 @@ def train_with_checkpoints(
     checkpointer = Checkpointer(writer.write, run.stopping, writer.due, interval.after)
     if phases is not None:
         checkpointer = _metered(checkpointer, phases)
-    collectives, so_far = trainer.collectives, [each.progress for each in saved] or None
+    collectives, so_far = trainer.work.collectives, [each.progress for each in saved] or None
     broadcast_training(collectives, tasks, so_far)
     try:
         with naming_lost_ranks(collectives):

@@ -116,7 +116,7 @@ def jobs_of(config: Config, plan: Plan) -> int:
     On a CPU, no more than its cores allow; one in a short run that would need processes, whose start takes longer.
     """
     trainings = trainings_at_once(config)
-    if plan.trainer.collectives.world_size > 1:  # all ranks work on one training
+    if plan.trainer.work.collectives.world_size > 1:  # all ranks work on one training
         return 1
     if config.compact and config.device.startswith("cuda"):  # networks of different sizes can't be one program
         return 1

@@ -142,7 +142,7 @@ def _help(plan: Plan, order: _TrainingOrder, checkpointer: Checkpointer[Progress
     tasks, so_far = _at(device, order)
     try:
         rounds = train_together(plan, tasks, checkpointer=checkpointer, so_far=so_far)
-        check_same_networks(plan.trainer.collectives, rounds)
+        check_same_networks(plan.trainer.work.collectives, rounds)
     except (UserError, Stopped):
         return  # rank 0 has the same error, and reports it
 

@@ -18,7 +18,7 @@ from lthfunc.sparse.thread_tuner import ThreadTuners
 from lthfunc.sparse.tile_buffers import LANES, VECTOR_BYTES
 from lthfunc.sparse.updates import clock_of, moments_of, state_after
 from lthfunc.sparse.workspace import Workspace, pack_moments, unpack_moments
-from lthfunc.training.engines.interface import Engine, Running, Tick, Work
+from lthfunc.training.engines.interface import Engine, Network, Running, Tick, Work, device_of
 from lthfunc.training.evaluation import Evaluation, evaluate
 from lthfunc.training.losses import Loss, accuracy, cross_entropy
 from lthfunc.training.optimizers import Optimizer
@@ -70,10 +70,8 @@ def sparse_engine(work: Work) -> Engine:
 
     evaluator = _Evaluator(work, tuners)
 
-    def measure(
-        params: Sequence[Params], buffers: Sequence[Buffers], split: Split, device: torch.device
-    ) -> list[Evaluation]:
-        return [evaluator.quality(one, kept, split, device) for one, kept in zip(params, buffers, strict=True)]
+    def measure(networks: Sequence[Network], split: Split) -> list[Evaluation]:
+        return [evaluator.quality(network, split) for network in networks]
 
     return Engine("sparse", begin, measure)
 
@@ -247,10 +245,10 @@ class _Evaluator(threading.local):
         self._workspace: Workspace | None = None
         self._stored: Stored | None = None
 
-    def quality(self, params: Params, buffers: Buffers, split: Split, device: torch.device) -> Evaluation:
+    def quality(self, network: Network, split: Split) -> Evaluation:
         """Mean loss and accuracy over a split."""
         work = self._work
-        workspace = self._workspace_for(params, buffers, split)
+        workspace = self._workspace_for(network.params, network.buffers, split)
         chunk, tuner = workspace.program.batch, self._tuners.of(torch.get_num_threads())
 
         def metrics_of(batch: Batch) -> Metrics:
@@ -264,7 +262,7 @@ class _Evaluator(threading.local):
             outputs = workspace.outputs[: len(x)]
             return {"loss": work.loss(outputs, y), "accuracy": work.metric(outputs, y)}
 
-        (quality,) = evaluate(metrics_of, split, device, chunk)
+        (quality,) = evaluate(metrics_of, split, device_of(network.params), chunk)
         return quality
 
     def _workspace_for(self, params: Params, buffers: Buffers, split: Split) -> Workspace:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import torch
-
 from lthfunc.arguments import public
 from lthfunc.sparse.cost_model import is_faster
 from lthfunc.sparse.engine import sparse_engine
-from lthfunc.training.engines.interface import Engine, Running, Work
+from lthfunc.training.engines.interface import Engine, Network, Running, Work
 from lthfunc.training.engines.table import make_engine
 from lthfunc.training.evaluation import Evaluation
 from lthfunc.training.prefetch import Prefetcher
 from lthfunc.trees.model import Model
-from lthfunc.trees.types import Buffers, Masks, Params, Split, TrainState
+from lthfunc.trees.types import Masks, Split, TrainState
 
 
 def always_sparse(engine: str, model: Model, shape: tuple[int, ...]) -> bool:
@@ -43,12 +41,10 @@ def sparse_or(dense: str) -> Callable[[Work], Engine]:
             shape = tuple(prefetcher.kinds[0][0][2 if len(states) == 1 else 3 :])
             return choose(states[0].masks, shape).begin(states, seeds, prefetcher)
 
-        def measure(
-            params: Sequence[Params], buffers: Sequence[Buffers], split: Split, device: torch.device
-        ) -> list[Evaluation]:
+        def measure(networks: Sequence[Network], split: Split) -> list[Evaluation]:
             # What is zero counts as pruned: masks are not known here, and nothing else matters to a forward pass.
-            masks = {name: params[0][name] != 0 for name in work.model.prunable}
-            return choose(masks, tuple(split.x.shape[1:])).measure(params, buffers, split, device)
+            masks = {name: networks[0].params[name] != 0 for name in work.model.prunable}
+            return choose(masks, tuple(split.x.shape[1:])).measure(networks, split)
 
         return Engine(f"sparse/{dense}", begin, measure, engines[False].forget)
 

@@ -10,6 +10,7 @@ import torch
 
 from lthfunc.arguments import check_state_fits, public
 from lthfunc.errors import UserError
+from lthfunc.training.engines.interface import Work
 from lthfunc.training.engines.table import Making
 from lthfunc.training.evaluation import evaluate
 from lthfunc.training.losses import Loss, Metric, accuracy, cross_entropy
@@ -19,8 +20,8 @@ from lthfunc.training.precision import Precision
 from lthfunc.training.results import BestNetwork, Checkpointer, Fit, Observer, Observers, Point, as_observers
 from lthfunc.training.session import TrainingSession, are_finite
 from lthfunc.training.steps import Augment, make_eval_step, on_stored
-from lthfunc.training.trainer import Trainer, examples, make_trainer, measure, seeded_if_random
-from lthfunc.trees.dataset_checks import check_split
+from lthfunc.training.trainer import Trainer, examples, measure, seeded_if_random, trainer_of
+from lthfunc.trees.dataset_checks import check_data, check_split
 from lthfunc.trees.model import Model
 from lthfunc.trees.side_effects import side_effects_of
 from lthfunc.trees.transformations import Transformation
@@ -186,17 +187,9 @@ def train(
     >>> lf.density(find(start).masks)
     0.5
     """
-    trainer = make_trainer(
-        model,
-        data,
-        optimizer=optimizer,
-        batch_size=batch_size,
-        loss=loss,
-        augment=augment,
-        engine=engine,
-        precision=precision,
-        metric=metric,
-    )
+    data = check_data(data)
+    work = Work(model, loss, optimizer, data.scale, augment, precision, metric)
+    trainer = trainer_of(work, data, batch_size, engine)
 
     def transformation(state: TrainState) -> TrainState:
         check_state_fits("train", model, state)
@@ -237,6 +230,5 @@ def _check_steps_left(step: int, until: int) -> None:
 
 
 def _measure(trainer: Trainer, states: Sequence[TrainState], losses: Sequence[float], step: int) -> list[Point]:
-    params, buffers = [state.params for state in states], [state.buffers for state in states]
-    qualities = measure(trainer, params, buffers, trainer.data.val, states[0].step.device)
+    qualities = measure(trainer, states, trainer.data.val)
     return [Point(step, loss, quality.loss, quality.accuracy) for loss, quality in zip(losses, qualities, strict=True)]

@@ -41,7 +41,7 @@ class TrainingSession:
         observe: Observers | None = None,
         checkpointer: Checkpointer[Fit] | None = None,
     ) -> None:
-        if len(states) > 1 and trainer.collectives.world_size > 1:
+        if len(states) > 1 and trainer.work.collectives.world_size > 1:
             raise UserError("ranks: several ranks train one state together, not several states")
         self._trainer, self._seeds, self._end = trainer, seeds, end
         self._observe, self._checkpointer = observe, checkpointer
@@ -70,9 +70,9 @@ class TrainingSession:
             self._seeds,
             self._device,
             mapped=data.mapped,
-            collectives=self._trainer.collectives,
+            collectives=self._trainer.work.collectives,
         )
-        ready = [with_optimizer(state, self._trainer.optimizer) for state in states]
+        ready = [with_optimizer(state, self._trainer.work.optimizer) for state in states]
         _check_rates(ready, self._end)
         with training_context(self._trainer):
             self.running = self._trainer.engine.begin(ready, self._seeds, self._prefetcher)
@@ -134,7 +134,7 @@ class TrainingSession:
         devices = [self._device] if self._device.type == "cuda" else []
         with training_context(self._trainer), torch.random.fork_rng(devices=devices):
             if self._random is None:
-                rank = self._trainer.collectives.rank  # each draws for its part of a batch
+                rank = self._trainer.work.collectives.rank  # each draws for its part of a batch
                 torch.manual_seed(key(self._seeds[0], "layers", self._step, *([rank] if rank else [])))
             else:
                 _set_generator(self._device, self._random)
@@ -148,7 +148,7 @@ class TrainingSession:
 
     def asked(self, checkpointer: Checkpointer[Fit]) -> bool:
         """Whether to stop; all ranks stop once one of them is asked to."""
-        stopping, collectives = checkpointer.should_stop(), self._trainer.collectives
+        stopping, collectives = checkpointer.should_stop(), self._trainer.work.collectives
         if collectives.world_size == 1:
             return stopping
         return bool(collectives.all_reduce(torch.tensor([int(stopping)], device=self._device)))
@@ -173,7 +173,8 @@ class TrainingSession:
             if observe is not None:
                 observe(step, None)
             # Several ranks stop after the same step, on which they agree from time to time.
-            return checkpointer is not None and self._trainer.collectives.world_size == 1 and checkpointer.should_stop()
+            alone = self._trainer.work.collectives.world_size == 1
+            return alone and checkpointer is not None and checkpointer.should_stop()
 
         return tick
 
@@ -199,7 +200,7 @@ def _check_rates(states: Sequence[TrainState], end: int) -> None:
 def check_pruned_zero(states: Sequence[TrainState], trainer: Trainer) -> None:
     """Raise UserError where a pruned weight is no longer zero, which a user's module or optimiser may cause."""
     pruned = [(state.params[name], name, mask) for state in states for name, mask in state.masks.items()]
-    if not pruned or (trainer.side_effects.known and is_library_function(trainer.optimizer.update)):
+    if not pruned or (trainer.work.side_effects.known and is_library_function(trainer.work.optimizer.update)):
         return
     # Numbers that are not finite are found elsewhere (`are_finite`); the device is waited for once.
     left = [leaf.masked_fill(mask, 0).nan_to_num(0, 0, 0).any() for leaf, _, mask in pruned]

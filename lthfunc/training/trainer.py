@@ -16,7 +16,7 @@ from lthfunc.distributed.data_parallel import rank_batch_size
 from lthfunc.errors import UserError
 from lthfunc.tracebacks import function_name, is_library_function
 from lthfunc.training.batches import steps_per_epoch
-from lthfunc.training.engines.interface import Engine, Work
+from lthfunc.training.engines.interface import Engine, Network, Work, device_of
 from lthfunc.training.engines.table import Making, make_engine
 from lthfunc.training.evaluation import Evaluation
 from lthfunc.training.losses import Loss, Metric, accuracy, cross_entropy
@@ -29,7 +29,7 @@ from lthfunc.trees.global_rng import seeded_generators
 from lthfunc.trees.model import Model
 from lthfunc.trees.ops import scaled
 from lthfunc.trees.side_effects import SideEffects, side_effects_of
-from lthfunc.trees.types import Buffers, Dataset, Params, Split
+from lthfunc.trees.types import Dataset, Split
 
 #: What to do about a step whose loss or gradient is not finite.
 OnNonfinite = Literal["stop", "skip"]
@@ -38,20 +38,14 @@ OnNonfinite = Literal["stop", "skip"]
 class Trainer(NamedTuple):
     """What training needs besides a state and a seed; made once, used for every round, control and replicate.
 
-    loss: what is minimised, and what gradient scores look at. metric: what is reported as accuracy. collectives: of the
-    ranks that train together. side_effects: what the module does besides computing outputs.
+    work: what the engine runs: the model, loss, optimiser and so on.
     """
 
     data: Dataset
-    optimizer: Optimizer
     batch_size: int
     engine: Engine
-    precision: Precision
-    loss: Loss = cross_entropy
-    metric: Metric = accuracy
+    work: Work
     on_nonfinite: OnNonfinite = "stop"
-    collectives: Collectives = SINGLE_RANK
-    side_effects: SideEffects = SideEffects()
 
 
 @public
@@ -84,13 +78,19 @@ def make_trainer(
     2
     """
     data = check_data(data)
+    work = Work(model, loss, optimizer, data.scale, augment, precision, metric, collectives)
+    return trainer_of(work, data, batch_size, engine, on_nonfinite)
+
+
+def trainer_of(
+    work: Work, data: Dataset, batch_size: int, engine: Making, on_nonfinite: OnNonfinite = "stop"
+) -> Trainer:
+    """`make_trainer`, given what its engine runs; the module's side effects are looked at here."""
     steps_per_epoch(len(data.train.x), batch_size)  # an impossible batch size fails here, before any training
-    rank_batch_size(batch_size, collectives)
-    side_effects = side_effects_of(model, examples(data))
-    work = Work(model, loss, optimizer, data.scale, augment, precision, metric, collectives, side_effects)
+    rank_batch_size(batch_size, work.collectives)
+    work = work._replace(side_effects=side_effects_of(work.model, examples(data)))
     check_step(work, data, batch_size)
-    made = make_engine(engine, work)
-    return Trainer(data, optimizer, batch_size, made, precision, loss, metric, on_nonfinite, collectives, side_effects)
+    return Trainer(data, batch_size, make_engine(engine, work), work, on_nonfinite)
 
 
 def examples(data: Dataset, count: int = 2) -> Tensor:
@@ -98,13 +98,12 @@ def examples(data: Dataset, count: int = 2) -> Tensor:
     return scaled(data.train.x[:count], data.scale)
 
 
-def measure(
-    trainer: Trainer, params: Sequence[Params], buffers: Sequence[Buffers], split: Split, device: torch.device
-) -> list[Evaluation]:
+def measure(trainer: Trainer, networks: Sequence[Network], split: Split) -> list[Evaluation]:
     """Loss and accuracy of some networks on a split, by the trainer's engine."""
-    with training_context(trainer), seeded_if_random(trainer.side_effects, device):
-        found = trainer.engine.measure(params, buffers, split, device)
-    return checked_quality(found, trainer.metric)
+    device = device_of(networks[0].params)
+    with training_context(trainer), seeded_if_random(trainer.work.side_effects, device):
+        found = trainer.engine.measure(networks, split)
+    return checked_quality(found, trainer.work.metric)
 
 
 def checked_quality(found: list[Evaluation], metric: Metric) -> list[Evaluation]:
@@ -129,5 +128,5 @@ def seeded_if_random(side_effects: SideEffects, device: torch.device) -> Iterato
 @contextmanager
 def training_context(trainer: Trainer) -> Iterator[None]:
     """The context of steps and evaluations."""
-    with torch.no_grad(), matmul_precision(trainer.precision):
+    with torch.no_grad(), matmul_precision(trainer.work.precision):
         yield

@@ -68,8 +68,7 @@ def start(context: MethodContext, seed: int) -> TrainState:
 
 def tested(context: MethodContext, ticket: Ticket, steps: int) -> Outcome:
     """Evaluate the network on the test set, once."""
-    device = next(iter(ticket.masks.values())).device
-    (quality,) = measure(context.trainer, [ticket.params], [ticket.buffers], context.trainer.data.test, device)
+    (quality,) = measure(context.trainer, [ticket], context.trainer.data.test)
     return Outcome(ticket, steps, quality)
 
 
@@ -81,7 +80,7 @@ def samples(context: MethodContext, seed: int, count: int, purpose: str) -> list
 
 def loss(context: MethodContext, state: TrainState) -> LossOfParams:
     """The training loss as a function of params."""
-    return loss_of(context.model, state.buffers, context.trainer.loss)
+    return loss_of(context.model, state.buffers, context.trainer.work.loss)
 
 
 def pruned_to(context: MethodContext, allocate: Allocate = globally, score: Score = magnitude) -> Transformation:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from lthfunc.catalog.methods import METHODS
-from lthfunc.data.augment import shift_and_mirror
 from lthfunc.errors import UserError
 from lthfunc.experiments.config import Config, filled
 from lthfunc.experiments.methods.context import SYNFLOW_ROUNDS, MethodContext
@@ -15,7 +14,7 @@ from lthfunc.experiments.plan import prepare
 from lthfunc.registry import imported
 from lthfunc.training.engines.table import Making
 from lthfunc.training.optimizers import Optimizer
-from lthfunc.training.trainer import Trainer, make_trainer
+from lthfunc.training.trainer import Trainer, trainer_of
 from lthfunc.trees.model import Model
 
 
@@ -62,21 +61,11 @@ def method_context(config: Config) -> tuple[Config, MethodContext]:
             if engine == choices[-1] or not str(error).startswith("--engine"):
                 raise
     config, plan = prepared.config, prepared.plan
-    trainer, data = plan.trainer, plan.trainer.data
+    trainer = plan.trainer
 
     def trainer_with(model: Model, optimizer: Optimizer, engine: Making) -> Trainer:
-        return make_trainer(
-            model,
-            data,
-            optimizer=optimizer,
-            batch_size=trainer.batch_size,
-            loss=trainer.loss,
-            metric=trainer.metric,
-            augment=shift_and_mirror if config.augment else None,
-            engine=engine,
-            precision=trainer.precision,
-            on_nonfinite=trainer.on_nonfinite,
-        )
+        work = trainer.work._replace(model=model, optimizer=optimizer)
+        return trainer_of(work, trainer.data, trainer.batch_size, engine, trainer.on_nonfinite)
 
     cyclic = None
     if config.cycles <= plan.steps:

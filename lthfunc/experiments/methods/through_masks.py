@@ -158,7 +158,7 @@ def _course(
 ) -> Course:
     """One training of a parametrised network. ticket: (trained params, buffers) -> the method's final network."""
     model = parametrized(context.model, name, draw, training, evaluating)
-    trainer = context.trainer_of(model, optimizer or context.trainer.optimizer)
+    trainer = context.trainer_of(model, optimizer or context.trainer.work.optimizer)
     trained, _, buffers = draw(seed)
 
     def ends_with(params: Params, others: Buffers, masks: Masks) -> Ticket:

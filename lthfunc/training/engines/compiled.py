@@ -14,7 +14,7 @@ from torch import Tensor
 from lthfunc.errors import UserError
 from lthfunc.training.engines.cuda_graphs import Launcher
 from lthfunc.training.engines.evaluation_graphs import EvaluationGraph, evaluation_graph
-from lthfunc.training.engines.interface import Engine, Running, Tick, Work
+from lthfunc.training.engines.interface import Engine, Network, Running, Tick, Work, device_of
 from lthfunc.training.engines.memory_formats import MEMORY_FORMATS, MemoryFormats, formats_on
 from lthfunc.training.engines.reused_memory import GraphPools, Reusable
 from lthfunc.training.engines.tracing import CompiledFunction, compiled
@@ -32,7 +32,7 @@ from lthfunc.training.prefetch import Prefetcher
 from lthfunc.training.steps import Metrics
 from lthfunc.trees.model import apply_evaluating
 from lthfunc.trees.ops import flattened, leaves
-from lthfunc.trees.types import Batch, Buffers, Params, Split, TrainState
+from lthfunc.trees.types import Batch, Split, TrainState
 
 #: Makes a program, or finds the one made before, for tensors like these, of which a vector may have any length.
 Compile = Callable[..., CompiledFunction]
@@ -87,16 +87,14 @@ def compile_engine(
 
     def begin(states: Sequence[TrainState], seeds: Sequence[int], prefetcher: Prefetcher) -> Running:
         (_, *shape), kind = prefetcher.kinds[0]  # its memory may be that of a training before
-        _check_types(work, states[0].params, states[0].buffers, shape if len(states) == 1 else shape[1:], kind)
+        _check_types(work, states[0], shape if len(states) == 1 else shape[1:], kind)
         if len(states) > 1:
             _check_torch(states[0].step.device)
         return _Loop(shared, states, seeds, prefetcher)
 
-    def measure(
-        params: Sequence[Params], buffers: Sequence[Buffers], split: Split, device: torch.device
-    ) -> list[Evaluation]:
-        _check_types(work, params[0], buffers[0], split.x[:2].shape, split.x.dtype)
-        return _measure(shared, params, buffers, split, device)
+    def measure(networks: Sequence[Network], split: Split) -> list[Evaluation]:
+        _check_types(work, networks[0], split.x[:2].shape, split.x.dtype)
+        return _measure(shared, networks, split)
 
     def forget() -> None:
         shared.training.clear()
@@ -119,13 +117,13 @@ def _check_torch(device: torch.device) -> None:
         )
 
 
-def _check_types(work: Work, params: Params, buffers: Buffers, shape: Sequence[int], dtype: torch.dtype) -> None:
+def _check_types(work: Work, network: Network, shape: Sequence[int], dtype: torch.dtype) -> None:
     """Raise UserError where a module can't take inputs of another type than its parameters: a trace doesn't see it."""
     kind = torch.float32 if work.scale is not None else dtype
+    params = network.params
     if any(leaf.dtype == kind for leaf in params.values()) or not kind.is_floating_point:
         return
-    device = next(iter(params.values())).device
-    apply_evaluating(work.model, params, buffers, torch.zeros(*shape, dtype=kind, device=device))
+    apply_evaluating(work.model, params, network.buffers, torch.zeros(*shape, dtype=kind, device=device_of(params)))
 
 
 class _Loop:
@@ -189,17 +187,11 @@ class _Loop:
         return states_of(self._rebuilt(self._leaves), self._width, copy)
 
 
-def _measure(
-    shared: _Shared,
-    params: Sequence[Params],
-    buffers: Sequence[Buffers],
-    split: Split,
-    device: torch.device,
-) -> list[Evaluation]:
-    work, width = shared.work, len(params)
+def _measure(shared: _Shared, networks: Sequence[Network], split: Split) -> list[Evaluation]:
+    work, width, device = shared.work, len(networks), device_of(networks[0].params)
     step = vmapped_eval(work.evaluate, width, own_inputs=work.side_effects.writes_input)
-    networks = stacked(params), stacked(buffers)
-    parts, rebuilt = flattened(networks)
+    together = stacked([(each.params, each.buffers) for each in networks])
+    parts, rebuilt = flattened(together)
     formats = formats_on(device, shared.formats_by_device)
     parts = [leaf.contiguous(memory_format=formats.of(leaf, width)) for leaf in parts]
 
@@ -216,7 +208,7 @@ def _measure(
 
     def metrics_of(batch: Batch) -> Metrics:
         if len(batch[0]) < chunk:  # the last examples; a program of their own would be a second compilation
-            return step(*networks, batch)
+            return step(*together, batch)
         if graphs is not None:
             loss, correct = graphs.metrics_of(batch)
         else:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from lthfunc.training.engines.interface import Engine, Running, Tick, Work
+from lthfunc.training.engines.interface import Engine, Network, Running, Tick, Work, device_of
 from lthfunc.training.engines.vmapped import (
     carry_of,
     losses_of,
@@ -21,7 +21,7 @@ from lthfunc.training.prefetch import Prefetcher
 from lthfunc.trees.global_rng import preserved_python_and_numpy, seed_python_and_numpy
 from lthfunc.trees.ops import clone
 from lthfunc.trees.rng import key
-from lthfunc.trees.types import Buffers, Params, Split, TrainState
+from lthfunc.trees.types import Split, TrainState
 
 
 def eager(work: Work) -> Engine:
@@ -30,13 +30,12 @@ def eager(work: Work) -> Engine:
     def begin(states: Sequence[TrainState], seeds: Sequence[int], prefetcher: Prefetcher) -> Running:
         return _Loop(work, states, seeds, prefetcher)
 
-    def measure(
-        params: Sequence[Params], buffers: Sequence[Buffers], split: Split, device: torch.device
-    ) -> list[Evaluation]:
-        step = vmapped_eval(work.evaluate, len(params), own_inputs=work.side_effects.writes_input)
-        networks = stacked(params), stacked(buffers)
-        chunk = work.chunk(len(params), split, device)
-        return evaluate(lambda batch: step(*networks, batch), split, device, chunk, work.collectives)
+    def measure(networks: Sequence[Network], split: Split) -> list[Evaluation]:
+        step = vmapped_eval(work.evaluate, len(networks), own_inputs=work.side_effects.writes_input)
+        leaves = stacked([(each.params, each.buffers) for each in networks])
+        device = device_of(leaves[0])
+        chunk = work.chunk(len(networks), split, device)
+        return evaluate(lambda batch: step(*leaves, batch), split, device, chunk, work.collectives)
 
     return Engine("eager", begin, measure)
 

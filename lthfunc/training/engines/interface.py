@@ -76,6 +76,23 @@ def _flops(model: Model, shape: tuple[int, ...]) -> int:
         return 0
 
 
+class Network(Protocol):
+    """What is evaluated: a state, a ticket, or the best network of a fit."""
+
+    @property
+    def params(self) -> Params:
+        """On the device on which it is evaluated."""
+
+    @property
+    def buffers(self) -> Buffers:
+        """Of the module."""
+
+
+def device_of(params: Params) -> torch.device:
+    """The device of a network."""
+    return next(iter(params.values())).device
+
+
 class Running(Protocol):
     """A loop under way: private, and changed in place where that is faster. Nobody else sees its memory.
 
@@ -101,11 +118,11 @@ class Engine(NamedTuple):
     """A way to run the pure step. Add another in a file of its own and a line in `table.py`.
 
     begin: (states with an optimiser, their seeds, prefetcher) -> a running loop; the states are left as they are.
-    measure: (params, buffers, split, device) of as many networks -> the quality of each. Several states run side
-    by side as one vmapped program. forget: gives up memory that is kept for the next training.
+    measure: (networks, split) -> the quality of each. Several states run side by side as one vmapped program. forget:
+    gives up memory that is kept for the next training.
     """
 
     name: str
     begin: Callable[[Sequence[TrainState], Sequence[int], Prefetcher], Running]
-    measure: Callable[[Sequence[Params], Sequence[Buffers], Split, torch.device], list[Evaluation]]
+    measure: Callable[[Sequence[Network], Split], list[Evaluation]]
     forget: Callable[[], None] = lambda: None
