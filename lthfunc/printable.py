@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
+from typing import Any
 
 
 def can_be_shown(character: str) -> bool:
@@ -21,6 +22,18 @@ def printable(text: str, keep: str = "\n") -> str:
 def counted(number: int, noun: str) -> str:
     """A number of things: "1 round", "1,200 rounds"."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def dtype_name(dtype: object) -> str:
+    """PyTorch's name of a dtype or a layout: "float32"."""
+    return str(dtype).removeprefix("torch.")
+
+
+def dtype_and_shape(value: Any) -> str:
+    """A tensor's, "float32 of shape (2, 3)"; of another value its type, "a list"."""
+    if not hasattr(value, "dtype"):
+        return a_or_an(type(value).__name__)
+    return f"{dtype_name(value.dtype)} of shape {tuple(value.shape)}"
 
 
 def a_or_an(name: str) -> str:

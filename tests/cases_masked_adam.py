@@ -125,7 +125,7 @@ def test_without_examples_weights_decay_alone() -> None:
     ("change", "words"),
     [
         ({"x": torch.zeros(3, 9)}, r"x: takes the shape \(3, 8\), not \(3, 9\)"),
-        ({"x": torch.zeros(3, 8).double()}, "x: takes float32, float16 or bfloat16, not float64"),
+        ({"x": torch.zeros(3, 8).double()}, "x: takes float32 or float16 or bfloat16, not float64"),
         ({"grad": torch.zeros(4, 5)}, r"grad: takes the shape \(3, 5\), not \(4, 5\)"),
         ({"bits": torch.zeros(5, 2).int()}, r"bits: takes the shape \(5, 1\), not \(5, 2\)"),
         ({"bits": torch.zeros(5, 1)}, "bits: takes int32, not float32"),

@@ -125,11 +125,14 @@ PARAMS = {"a": torch.ones(2), "b": torch.zeros(3)}
         (({}, ()), "returned params without a$"),
         (({**PARAMS, "c": PARAMS["a"]}, ()), "returned a dict that is not like the params$"),
         (([PARAMS["a"], PARAMS["b"]], ()), "returned a list that is not like the params$"),
-        (({**PARAMS, "b": 3.0}, ()), r"returned a float for b, not torch.float32 \(3,\)$"),
-        (({**PARAMS, "b": torch.zeros(2)}, ()), r"returned torch.float32 \(2,\) for b, not torch.float32 \(3,\)$"),
+        (({**PARAMS, "b": 3.0}, ()), r"returned a float for b, not float32 of shape \(3,\)$"),
+        (
+            ({**PARAMS, "b": torch.zeros(2)}, ()),
+            r"returned float32 of shape \(2,\) for b, not float32 of shape \(3,\)$",
+        ),
         (
             ({**PARAMS, "a": torch.zeros(2).double()}, ()),
-            r"returned torch.float64 \(2,\) for a, not torch.float32 \(2,\)$",
+            r"returned float64 of shape \(2,\) for a, not float32 of shape \(2,\)$",
         ),
     ],
 )

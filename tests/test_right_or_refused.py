@@ -161,7 +161,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "an augmentation of one": (lambda: one_step(augment=nn.Dropout()), "(inputs,"),
     "an augmentation that cuts": (
         lambda: one_step(augment=lambda x, key: x[:, :3])(START),
-        "augment: '<lambda>' returned torch.float32 (9, 3) for inputs torch.float32 (9, 6)",
+        "augment: '<lambda>' returned float32 of shape (9, 3) for inputs of float32 of shape (9, 6)",
     ),
     "an engine of None": (
         lambda: one_step(engine=lambda work: None), "returned None, not an En",

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lthfunc.errors import UserError, invalid
+from lthfunc.printable import dtype_name
 from lthfunc.trees.dataset_checks import check_data, check_scale
 from lthfunc.trees.types import Dataset, Scale
 
@@ -89,7 +90,7 @@ def _check_inputs(pair: NamedSplit, first: NamedSplit, scale: Scale | None, mapp
         raise UserError(f"{name}: inputs are bool, but networks need numbers; convert them with x.float()")
     if x.dtype != first.x.dtype:
         raise UserError(
-            f"{name}: inputs are {_called(x.dtype)}, but those of {first.x_name} are {_called(first.x.dtype)}"
+            f"{name}: inputs are {dtype_name(x.dtype)}, but those of {first.x_name} are {dtype_name(first.x.dtype)}"
         )
     if x.shape[1:] != first.x.shape[1:]:
         raise UserError(
@@ -104,7 +105,7 @@ def _check_targets(pair: NamedSplit, first: NamedSplit) -> None:
     if y.is_floating_point() != first.y.is_floating_point():
         kinds = [("numbers" if each.is_floating_point() else "classes") for each in (y, first.y)]
         raise UserError(
-            f"{name}: targets are {kinds[0]} ({_called(y.dtype)}), but those of {first.y_name} are {kinds[1]}"
+            f"{name}: targets are {kinds[0]} ({dtype_name(y.dtype)}), but those of {first.y_name} are {kinds[1]}"
         )
     if y.shape[1:] != first.y.shape[1:]:
         raise UserError(
@@ -118,7 +119,7 @@ def _check_targets(pair: NamedSplit, first: NamedSplit) -> None:
     elif y.dtype.is_complex:
         raise UserError(f"{name}: targets are complex (expected classes or real numbers)")
     elif y.dtype is not torch.int64:
-        raise UserError(f"{name}: targets are {_called(y.dtype)} (expected int64 classes; y.long() converts them)")
+        raise UserError(f"{name}: targets are {dtype_name(y.dtype)} (expected int64 classes; y.long() converts them)")
     elif y.ndim == 2 and y.shape[1] > 1 and y.shape != pair.x.shape[:2] and is_one_hot(y):
         raise UserError(f"{name}: targets are one-hot (expected class numbers; y.argmax(1) gives them)")
 
@@ -166,7 +167,3 @@ def _classes(pairs: Sequence[NamedSplit], given: int | None, labels: Sequence[st
                 f"from 0, or pass classes={classes}"
             )
     return classes
-
-
-def _called(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

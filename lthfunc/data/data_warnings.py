@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lthfunc.data.content_checks import is_one_hot
+from lthfunc.printable import dtype_name
 from lthfunc.trees.types import Dataset
 
 #: The most examples to look at, and the most bytes.
@@ -55,7 +56,7 @@ def find_warnings(data: Dataset) -> tuple[str, ...]:
         found += _of_other_scales(data, look)
     if data.tokens and x.ndim > 2:
         found.append(
-            f"inputs are {str(x.dtype).removeprefix('torch.')} without a scale, which are tokens for an embedding; a "
+            f"inputs are {dtype_name(x.dtype)} without a scale, which are tokens for an embedding; a "
             "scale makes pixels of them"
         )
     if y.ndim == 1:

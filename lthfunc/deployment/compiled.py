@@ -34,8 +34,8 @@ class Compiled:
 
     def __init__(self, module: nn.Module, name: str) -> None:
         self.module, self._name = module, name
-        parts: tuple[dict[str, Tensor], ...] = (dict(module.named_parameters()), dict(module.named_buffers()))
-        self._leaves, self._rebuilt = flattened(tree_map(torch.Tensor.detach, parts))
+        leaves: dict[str, Tensor] = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+        self._leaves, self._rebuilt = flattened(tree_map(torch.Tensor.detach, leaves))
         self._images = any(leaf.ndim == 4 for leaf in self._leaves)
         self._ready: dict[Any, Any] = {}
         self._pools = GraphPools()

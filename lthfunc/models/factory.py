@@ -16,7 +16,7 @@ from lthfunc.models.user_module_checks import check_outputs, check_tokens, mater
 from lthfunc.plugins import called
 from lthfunc.printable import a_or_an
 from lthfunc.trees.dataset_checks import check_data
-from lthfunc.trees.model import Model, make_model, with_prunable
+from lthfunc.trees.model import Model, from_module, with_prunable
 from lthfunc.trees.multi_input import InputSpec
 from lthfunc.trees.types import Dataset
 
@@ -74,7 +74,8 @@ def build(
     module = made(name, shape, classes, options, parts)
     if name not in NETWORKS:
         materialize_lazy(name, module, shape, inputs, parts)
-    model = make_model(module, name=name.rpartition(":")[2], tokens=inputs == "text", parts=parts)
+    short = name.rpartition(":")[2]
+    model = from_module(module, name=short, tokens=inputs == "text", parts=parts, warn=False)
     if name not in NETWORKS:
         check_outputs(name, model, shape, classes, any_outputs)
     return model

@@ -10,7 +10,7 @@ from torch import nn
 
 from lthfunc.errors import UserError
 from lthfunc.trees.model import Model, apply_evaluating, apply_training, example_input
-from lthfunc.trees.module_errors import describe_failure, taking_inputs
+from lthfunc.trees.module_errors import failing, taking_inputs
 from lthfunc.trees.multi_input import InputSpec, UnpackInputs
 from lthfunc.trees.outputs import own_loss, prediction
 
@@ -58,10 +58,6 @@ def check_tokens(name: str, model: Model, *inputs: torch.Tensor) -> None:
     least, most = min(int(x.min()) for x in inputs), max(int(x.max()) for x in inputs)
     params, buffers = model.init(0)
     example = torch.full_like(inputs[0][:1], least), torch.full_like(inputs[0][:1], most)
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        try:
-            apply_evaluating(model, params, buffers, torch.cat(example))
-        except Exception as error:
-            raise UserError(
-                f"--arch: {name!r} cannot take tokens from {least} to {most}{describe_failure(error, model.evaluating)}"
-            ) from error
+    what = f"--arch: {name!r} cannot take tokens from {least} to {most}"
+    with failing(what, model.evaluating), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        apply_evaluating(model, params, buffers, torch.cat(example))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lthfunc.errors import UserError, invalid
+from lthfunc.printable import dtype_and_shape
 from lthfunc.sparsify.allocation import Allocate, KeepCounts
 from lthfunc.sparsify.scores import Scores
 from lthfunc.sparsify.selection import Select
@@ -48,8 +49,7 @@ def checked_selection(select: Select) -> Select:
         for layer, mask in masks.items():
             leaf = chosen[layer]
             if not isinstance(leaf, Tensor) or leaf.dtype != torch.bool or leaf.shape != mask.shape:
-                kind = f"{leaf.dtype} {tuple(leaf.shape)}" if isinstance(leaf, Tensor) else f"a {type(leaf).__name__}"
-                raise invalid(name, f"{layer}: {kind}", f"a torch.bool mask of shape {tuple(mask.shape)}")
+                raise invalid(name, f"{layer}: {dtype_and_shape(leaf)}", f"a mask, {dtype_and_shape(mask)}")
             if bool((leaf & ~mask).any()):
                 raise UserError(f"{name}: restores pruned weights of {layer}; new masks must nest in the old ones")
         return chosen

@@ -77,7 +77,7 @@ def dependencies(model: Model, shape: tuple[int, ...]) -> Dependencies:
         with torch.no_grad(), _marking(source, layers, norms, found):
             x = example_input(model, shape, units) if source else torch.full((units, *shape), torch.nan)
             with taking_inputs(model.name, shape, module):
-                outputs = functional_call(module, (params, buffers), (x,))
+                outputs = functional_call(module, {**params, **buffers}, (x,))
         found.shown[source] = torch.isnan(outputs).flatten(1).any(1)
     return found
 

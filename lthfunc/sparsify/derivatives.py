@@ -11,7 +11,7 @@ from torch.func import grad
 
 from lthfunc.errors import UserError
 from lthfunc.tracebacks import function_name
-from lthfunc.trees.module_errors import describe_failure, no_gradient_message
+from lthfunc.trees.module_errors import failing, no_gradient_message
 from lthfunc.trees.types import Batch, Params
 
 #: (params, batch) -> the mean loss over the batch, a scalar.
@@ -27,15 +27,10 @@ def gradient_of(loss: LossOfParams, params: Params, batch: Batch) -> Params:
 
 def differentiated(loss: Callable[..., Any], take: Callable[[], Params]) -> Params:
     """The result of `take`. Raises UserError where it fails, with the user's line at fault."""
-    try:
+    model = getattr(loss, "model", None)  # of one that `loss_of` made
+    name, modules = (f"loss: {function_name(loss)!r}", []) if model is None else (model.name, [model.training])
+    with failing(f"{name} has no gradient", *modules):
         return take()
-    except UserError:
-        raise
-    except Exception as error:
-        model = getattr(loss, "model", None)  # of one that `loss_of` made
-        if model is None:
-            raise UserError(f"loss: {function_name(loss)!r} has no gradient{describe_failure(error)}") from error
-        raise UserError(f"{model.name} has no gradient{describe_failure(error, model.training)}") from error
 
 
 def check_reached(named: Any, value_of: Callable[[Params], Tensor], params: Params, gradient: Params) -> None:

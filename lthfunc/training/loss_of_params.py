@@ -12,10 +12,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lthfunc.arguments import public
 from lthfunc.errors import UserError
+from lthfunc.printable import dtype_name
 from lthfunc.training.losses import Loss, cross_entropy
 from lthfunc.training.user_functions import checked_loss
 from lthfunc.trees.model import Model, apply_evaluating, apply_training
-from lthfunc.trees.module_errors import describe_failure
+from lthfunc.trees.module_errors import failing
 from lthfunc.trees.outputs import map_outputs
 from lthfunc.trees.types import Batch, Buffers, Params
 
@@ -89,12 +90,7 @@ def forward_of(model: Model, buffers: Buffers) -> Callable[[Params, Tensor], Any
 
     def forward(params: Params, inputs: Tensor) -> Any:
         wide = {name: leaf.to(inputs.dtype) if leaf.is_floating_point() else leaf for name, leaf in buffers.items()}
-        try:
+        with failing(f"{model.name} cannot be run in {dtype_name(inputs.dtype)}, as synflow does", model.evaluating):
             return apply_evaluating(model, params, wide, inputs)
-        except UserError:
-            raise
-        except Exception as error:
-            what = f"cannot be run in {str(inputs.dtype).removeprefix('torch.')}, as synflow does"
-            raise UserError(f"{model.name} {what}{describe_failure(error, model.evaluating)}") from error
 
     return forward

@@ -13,6 +13,7 @@ from torch import Tensor
 from lthfunc.argument_hints import described
 from lthfunc.arguments import public
 from lthfunc.errors import ArgumentError, UserError
+from lthfunc.printable import dtype_and_shape
 from lthfunc.trees.outputs import own_loss, prediction
 
 #: (outputs, targets) -> a scalar, the mean over the batch. A user's loss may take any tree of outputs; those here take
@@ -145,7 +146,7 @@ def _classes_from(name: str, outputs: Tensor, targets: Tensor) -> Tensor:
         _check_each(name, found, targets)
     elif found.shape != targets.shape or found.shape[-1] == 1:
         raise UserError(
-            f"loss: {name} requires classes, but the targets are numbers, {_shape(targets)}; use "
+            f"loss: {name} requires classes, but the targets are numbers, {dtype_and_shape(targets)}; use "
             "lf.mean_squared_error, or y.long() for classes"
         )
     return found
@@ -156,8 +157,8 @@ def _numbers_from(name: str, outputs: Tensor, targets: Tensor) -> Tensor:
     found = prediction(outputs)
     if found.shape != _tensor(name, targets).shape:
         raise UserError(
-            f"{name}: outputs and targets must have the same shape; outputs are {_shape(found)}, targets "
-            f"{_shape(targets)}"
+            f"{name}: outputs and targets must have the same shape; outputs are {dtype_and_shape(found)}, targets "
+            f"{dtype_and_shape(targets)}"
         )
     return found
 
@@ -172,9 +173,6 @@ def _check_each(name: str, outputs: Tensor, targets: Tensor) -> None:
     """Raise UserError unless there is one class for each row of outputs, since anything else would be broadcast."""
     if outputs.shape[:-1] != targets.shape or not outputs.ndim:
         raise UserError(
-            f"{name}: expected one class per row of outputs; outputs are {_shape(outputs)}, targets {_shape(targets)}"
+            f"{name}: expected one class per row of outputs; outputs are {dtype_and_shape(outputs)}, targets "
+            f"{dtype_and_shape(targets)}"
         )
-
-
-def _shape(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} of shape {tuple(tensor.shape)}"

@@ -108,7 +108,7 @@ class _Net(nn.Module):
             {name: getattr(self, _safe(prefix, name)) for name in names}
             for prefix, names in zip((_TRAINED, _FIXED, _BUFFERS), self._names, strict=True)
         )
-        outputs: Tensor = functional_call(self._net[0], (self._weights(trained, fixed), buffers), (x,))
+        outputs: Tensor = functional_call(self._net[0], {**self._weights(trained, fixed), **buffers}, (x,))
         return outputs
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lthfunc.arguments import public
 from lthfunc.errors import UserError, invalid
+from lthfunc.printable import dtype_and_shape
 
 #: Learning rates, float64, shape (steps,); entry i is used in the step that starts at `TrainState.step == i`.
 Schedule = Tensor
@@ -188,9 +189,8 @@ def _check_table(name: str, table: Schedule) -> None:
     """Raise UserError for a tensor that is no schedule."""
     good = table.ndim == 1 and table.numel() > 0 and table.is_floating_point() and table.layout == torch.strided
     if not good or (table.device.type == "cpu" and not bool(((table >= 0) & table.isfinite()).all())):
-        what = f"{str(table.dtype).removeprefix('torch.')} of shape {tuple(table.shape)}"
         raise UserError(
-            f"{name}: a table of rates is one row of floats, finite and not negative, one for each step, not {what}"
+            f"{name}: a table of rates is one row of floats, one for each step, not {dtype_and_shape(table)}"
             if not good
             else f"{name}: a rate in the table is negative or not finite"
         )

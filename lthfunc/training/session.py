@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lthfunc.errors import UserError
 from lthfunc.tracebacks import is_library_function
-from lthfunc.training.engines.interface import Running, Tick
+from lthfunc.training.engines.interface import Running, Tick, Work
 from lthfunc.training.prefetch import Prefetcher
 from lthfunc.training.results import Checkpointer, Fit, Observers, SinceLastPoint, Stopped
 from lthfunc.training.schedules import all_end_at
@@ -111,7 +111,7 @@ class TrainingSession:
         random = _generator(self._device)
         losses = zip(self.running.losses(), self._steps, strict=True)
         states = self.running.states()
-        check_pruned_zero(states, self._trainer)
+        check_pruned_zero(states, self._trainer.work)
         return states, [SinceLastPoint(loss, steps, random) for loss, steps in losses]
 
     def mark(self, states: list[TrainState], since: list[SinceLastPoint]) -> list[float]:
@@ -197,10 +197,10 @@ def _check_rates(states: Sequence[TrainState], end: int) -> None:
         )
 
 
-def check_pruned_zero(states: Sequence[TrainState], trainer: Trainer) -> None:
+def check_pruned_zero(states: Sequence[TrainState], work: Work) -> None:
     """Raise UserError where a pruned weight is no longer zero, which a user's module or optimiser may cause."""
     pruned = [(state.params[name], name, mask) for state in states for name, mask in state.masks.items()]
-    if not pruned or (trainer.work.side_effects.known and is_library_function(trainer.work.optimizer.update)):
+    if not pruned or (work.side_effects.known and is_library_function(work.optimizer.update)):
         return
     # Numbers that are not finite are found elsewhere (`are_finite`); the device is waited for once.
     left = [leaf.masked_fill(mask, 0).nan_to_num(0, 0, 0).any() for leaf, _, mask in pruned]

@@ -9,7 +9,7 @@ from lthfunc.training.engines.interface import Work
 from lthfunc.training.steps import Carry, is_library_code, make_loop_body, make_train_step, objective_of, with_optimizer
 from lthfunc.trees.global_rng import seeded_generators
 from lthfunc.trees.model import init
-from lthfunc.trees.module_errors import describe_failure, no_gradient_message
+from lthfunc.trees.module_errors import failing, no_gradient_message
 from lthfunc.trees.ops import clone, scaled
 from lthfunc.trees.rng import counter_key
 from lthfunc.trees.side_effects import in_either_dtype
@@ -41,14 +41,8 @@ def check_step(work: Work, data: Dataset, batch_size: int) -> None:
             _check_reached(work, state, batch)
 
     start = init(model, 0, device)
-    try:
+    with failing(f"{model.name} cannot be trained", model.training, model.evaluating):
         in_either_dtype(tried, scaled(batch[0], work.scale), start.params, start.buffers)
-    except UserError:
-        raise
-    except Exception as error:
-        what = describe_failure(error, model.training, model.evaluating)
-        hint = "; write weight.copy_(...) within torch.no_grad() instead" if "`.data`" in what else ""
-        raise UserError(f"{model.name} cannot be trained{what}{hint}") from error
 
 
 def _check_reached(work: Work, state: TrainState, batch: Batch) -> None:

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lthfunc.argument_hints import described
 from lthfunc.errors import UserError
-from lthfunc.printable import a_or_an
+from lthfunc.printable import a_or_an, dtype_and_shape
 from lthfunc.tracebacks import call_user_function, function_name, is_library_function
 from lthfunc.training.losses import Loss
 from lthfunc.training.optimizers import Optimizer
@@ -58,8 +57,8 @@ def checked_augment(function: Callable[..., Tensor] | None) -> Callable[..., Ten
         shape, dtype = inputs.shape, inputs.dtype
         found: Any = call_user_function("augment", name, lambda: function(inputs, *rest))
         if not isinstance(found, Tensor) or (found.shape, found.dtype) != (shape, dtype):
-            what = f"{found.dtype} {tuple(found.shape)}" if isinstance(found, Tensor) else described(found)
-            raise UserError(f"augment: {name!r} returned {what} for inputs {dtype} {tuple(shape)}; expected the same")
+            what = f"{dtype_and_shape(found)} for inputs of {dtype_and_shape(inputs)}"
+            raise UserError(f"augment: {name!r} returned {what}; expected the same")
         return found
 
     return call
@@ -84,8 +83,8 @@ def checked_optimizer(optimizer: Optimizer) -> Optimizer:
         for key, (shape, dtype) in like.items():
             leaf = new[key]
             if not isinstance(leaf, Tensor) or (leaf.shape, leaf.dtype) != (shape, dtype):
-                found = f"{leaf.dtype} {tuple(leaf.shape)}" if isinstance(leaf, Tensor) else f"a {type(leaf).__name__}"
-                raise UserError(f"--optimizer: {name!r} returned {found} for {key}, not {dtype} {tuple(shape)}")
+                found, before = dtype_and_shape(leaf), dtype_and_shape(params[key])
+                raise UserError(f"--optimizer: {name!r} returned {found} for {key}, not {before}")
         return new, after
 
     return optimizer._replace(update=update, init=lambda params: call_user_function(

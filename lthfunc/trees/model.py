@@ -86,6 +86,7 @@ def from_module(
     never_prune: Sequence[str] = (),
     tokens: bool = False,
     parts: Sequence[InputSpec] = (),
+    warn: bool = True,
 ) -> Model:
     """Make a `Model` of any `nn.Module`, which is copied and never changed.
 
@@ -95,33 +96,15 @@ def from_module(
     name: of the model, by default its class's. init: draws the parameters from a seed (`glorot_normal`, `as_built`).
     prunable: name patterns (``"*.gate"``) of further parameters to prune; prune_only: of the only ones; never_prune: of
     those to exclude. tokens: whether inputs are int64 tokens (n, length). parts: the inputs of a module that takes
-    several (`Dataset.parts`).
+    several (`Dataset.parts`). warn: whether to warn of matrices that are neither pruned nor drawn from the seed.
 
     Returns the model. Raises UserError where a pattern matches nothing, no parameter is prunable, or the module has
-    state that is neither a parameter nor a buffer. Warns of matrices that are neither pruned nor drawn from the seed.
+    state that is neither a parameter nor a buffer.
 
     >>> net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
     >>> lf.from_module(net).prunable
     ('0.weight', '2.weight')
     """
-    model = make_model(module, name, init, prunable, prune_only, never_prune, tokens=tokens, parts=parts)
-    if model.fixed:
-        warnings.warn(fixed_line(model), stacklevel=2)
-    return model
-
-
-def make_model(
-    module: nn.Module,
-    name: str | None = None,
-    init: Initialiser = glorot_normal,
-    prunable: Sequence[str] = (),
-    prune_only: Sequence[str] = (),
-    never_prune: Sequence[str] = (),
-    *,
-    tokens: bool = False,
-    parts: Sequence[InputSpec] = (),
-) -> Model:
-    """`from_module` without its warning (`fixed_line`)."""
     check_pure(module)
     pure = is_pure_module(module)
     module = _freezing(copy_module(module)).requires_grad_(False).cpu()
@@ -159,7 +142,10 @@ def make_model(
     model = _also_pruned(model, tuple(key for key in params if key in {*names, *more}))
     if more and not names:
         model = model._replace(output=model.prunable[-1])
-    return with_prunable(model, prune_only, never_prune)
+    model = with_prunable(model, prune_only, never_prune)
+    if warn and model.fixed:
+        warnings.warn(fixed_line(model), stacklevel=2)
+    return model
 
 
 def _drawn(init: Initialiser, module: nn.Module, params: Params, seed: int) -> Params:

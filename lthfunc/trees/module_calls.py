@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -25,13 +24,11 @@ class _Facts(NamedTuple):
 _known: weakref.WeakKeyDictionary[nn.Module, _Facts] = weakref.WeakKeyDictionary()
 
 
-def functional_call(
-    module: nn.Module, leaves: Mapping[str, Tensor] | tuple[Mapping[str, Tensor], ...], args: tuple[Any, ...]
-) -> Any:
+def functional_call(module: nn.Module, leaves: dict[str, Tensor], args: tuple[Any, ...]) -> Any:
     """`torch.func.functional_call` by first names, after which the module is as it was before.
 
     PyTorch's version swaps the tensors of a submodule with two names twice and leaves those of the call in it, and
-    whatever forward stores in plain attributes. leaves: as PyTorch takes them; a dictionary then also holds what the
+    whatever forward stores in plain attributes. leaves: of the module, by name; afterwards they also hold what the
     module put in place of a buffer. Raises UserError, in plain words, for many of PyTorch's own errors.
     """
     if torch.compiler.is_compiling():  # a compiled function would depend on which other modules are in use
@@ -45,34 +42,27 @@ def functional_call(
         return call_without_restoring(module, leaves, args)
 
 
-def call_without_restoring(
-    module: nn.Module, leaves: Mapping[str, Tensor] | tuple[Mapping[str, Tensor], ...], args: tuple[Any, ...]
-) -> Any:
+def call_without_restoring(module: nn.Module, leaves: dict[str, Tensor], args: tuple[Any, ...]) -> Any:
     """`functional_call`, but what forward stores in plain attributes stays."""
     try:
         return _called(module, leaves, args)
     except Exception as error:
-        parts = leaves if isinstance(leaves, tuple) else (leaves,)
-        told = explained_error(error, module, (leaf for part in parts for leaf in part.values()), args)
+        told = explained_error(error, module, leaves.values(), args)
         if told is None:
             raise
         raise told from error
 
 
-def _called(
-    module: nn.Module, leaves: Mapping[str, Tensor] | tuple[Mapping[str, Tensor], ...], args: tuple[Any, ...]
-) -> Any:
+def _called(module: nn.Module, leaves: dict[str, Tensor], args: tuple[Any, ...]) -> Any:
     known = not torch.compiler.is_compiling() and module in _known
     places = _known[module].places if known else _places(module)
     if places is None:
-        return torch.func.functional_call(module, leaves, args)  # type: ignore[arg-type]
-    parts = leaves if isinstance(leaves, tuple) else (leaves,)
-    given: Any = leaves if isinstance(leaves, dict) else {name: leaf for part in parts for name, leaf in part.items()}
-    swapped = {place: given[first] for place, first in places.items() if first in given}
+        return torch.func.functional_call(module, leaves, args)
+    swapped = {place: leaves[first] for place, first in places.items() if first in leaves}
     found = torch.func.functional_call(module, swapped, args, tie_weights=False)
     for place, tensor in swapped.items():
-        if tensor is not given[places[place]]:
-            given[places[place]] = tensor
+        if tensor is not leaves[places[place]]:
+            leaves[places[place]] = tensor
     return found
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lthfunc.errors import UserError, failing_as
+from lthfunc.printable import dtype_name
 from lthfunc.tracebacks import first_line, user_location
 
 #: (file of PyTorch in the traceback, PyTorch's message, what it means to the module's author); the first match counts.
@@ -41,6 +42,7 @@ _MEANINGS = tuple(
             "gradient within forward",
         ),
         ("", "retain_grad", "retain_grad() keeps what nobody reads; leave it out"),
+        ("", r"`\.data`", "weights are set by way of .data; write weight.copy_(...) within torch.no_grad() instead"),
         (
             "", "inference tensor|[Ii]nference mode",
             "nothing can be trained through torch.inference_mode(); torch.no_grad() does for what takes no gradient",
@@ -87,14 +89,17 @@ def describe_failure(error: Exception, *modules: nn.Module) -> str:
     return f"{failing_layer(error, *modules)}{user_location(error)}: {_meaning(error) or first_line(error)}"
 
 
-def taking_inputs(name: str, shape: Sequence[int], *modules: nn.Module) -> AbstractContextManager[None]:
-    """Whatever a call on inputs of this shape raises in the block as one line that says where and why it fails.
+def failing(what: str, *modules: nn.Module) -> AbstractContextManager[None]:
+    """Whatever the block raises as one line: `what`, where and why it fails.
 
     modules: in whose traceback the layer is looked for. Raises UserError.
     """
-    return failing_as(
-        lambda error: f"{name} cannot take inputs of shape {tuple(shape)}{describe_failure(error, *modules)}"
-    )
+    return failing_as(lambda error: f"{what}{describe_failure(error, *modules)}")
+
+
+def taking_inputs(name: str, shape: Sequence[int], *modules: nn.Module) -> AbstractContextManager[None]:
+    """`failing`, for a call on inputs of this shape."""
+    return failing(f"{name} cannot take inputs of shape {tuple(shape)}", *modules)
 
 
 def _meaning(error: Exception) -> str | None:
@@ -130,5 +135,4 @@ def dtype_mismatch(leaves: Iterable[Any], args: Sequence[Any]) -> str | None:
     )
     if len(theirs) != 1 or not ours or theirs <= ours:
         return None
-    words = " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in ours))
-    return f"its parameters are {words} and its inputs {str(theirs.pop()).removeprefix('torch.')}"
+    return f"its parameters are {' and '.join(sorted(map(dtype_name, ours)))} and its inputs {dtype_name(theirs.pop())}"

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lthfunc.arguments import check_argument, public
 from lthfunc.errors import UserError
+from lthfunc.printable import dtype_and_shape
 from lthfunc.tracebacks import first_line
 from lthfunc.trees.types import Buffers, Dataset, Masks, Params, Scale, Split
 
@@ -135,8 +136,7 @@ def leaf_difference(ours: Mapping[Any, Tensor], theirs: Mapping[Any, Tensor]) ->
         return f"{sorted(ours.keys() ^ theirs.keys(), key=str)[0]} is in one of them only"
     for name, leaf in theirs.items():
         if (ours[name].shape, ours[name].dtype) != (leaf.shape, leaf.dtype):
-            mine = f"{ours[name].dtype} {tuple(ours[name].shape)}"
-            return f"{name} is {mine}, not {leaf.dtype} {tuple(leaf.shape)}"
+            return f"{name} is {dtype_and_shape(ours[name])}, not {dtype_and_shape(leaf)}"
     return None
 
 

@@ -102,10 +102,8 @@ def block_linear(
         y = block_linear(x, pack_blocks(weight, pattern), pattern, bias)
     """
     triton_calls.check_precision(precision)
-    if x.dtype not in triton_calls.DTYPES:
-        raise UserError(f"x: takes float32, float16 or bfloat16, not {triton_calls.plain(x.dtype)}")
     outputs, inputs = pattern.shape
-    check("x", x, (*x.shape[:-1], inputs), (x.dtype,), x)
+    check("x", x, (*x.shape[:-1], inputs), triton_calls.DTYPES, x)
     _check_values(values, pattern)
     check("values", values, tuple(values.shape), tuple(dict.fromkeys((x.dtype, torch.float32))), x)
     check("pattern", pattern.rows, tuple(pattern.rows.shape), (torch.int32,), x)

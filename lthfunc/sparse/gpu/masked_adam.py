@@ -61,10 +61,8 @@ def masked_adam(
     alone = weight.ndim == 2
     networks, (outputs, inputs) = 1 if alone else len(weight), weight.shape[-2:]
     lead = () if alone else (networks,)
-    if x.dtype not in triton_calls.DTYPES:
-        raise UserError(f"x: takes float32, float16 or bfloat16, not {triton_calls.plain(x.dtype)}")
     batch = tuple(x.shape[len(lead) : -1])
-    check("x", x, (*lead, *batch, inputs), (x.dtype,), x)
+    check("x", x, (*lead, *batch, inputs), triton_calls.DTYPES, x)
     check("grad", grad, (*lead, *batch, outputs), (x.dtype,), x)
     check("bits", bits, (*lead, outputs, words(inputs)), (torch.int32,), x)
     moments = {"weight": weight, "mean": mean, "variance": variance}

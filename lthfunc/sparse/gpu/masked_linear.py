@@ -49,10 +49,8 @@ def masked_linear(
     if weight.ndim not in (2, 3):
         raise UserError(f"weight: takes (outputs, inputs) or (K, outputs, inputs), not {tuple(weight.shape)}")
     lead, (outputs, inputs) = tuple(weight.shape[:-2]), weight.shape[-2:]
-    if x.dtype not in triton_calls.DTYPES:
-        raise UserError(f"x: takes float32, float16 or bfloat16, not {triton_calls.plain(x.dtype)}")
     batch = tuple(x.shape[len(lead) : -1])
-    check("x", x, (*lead, *batch, inputs), (x.dtype,), x)
+    check("x", x, (*lead, *batch, inputs), triton_calls.DTYPES, x)
     check("weight", weight, (*lead, outputs, inputs), tuple(dict.fromkeys((x.dtype, torch.float32))), x)
     check("bits", bits, (*lead, outputs, words(inputs)), (torch.int32,), x)
     if bias is not None:

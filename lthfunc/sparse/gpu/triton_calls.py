@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lthfunc.errors import UserError, invalid
+from lthfunc.printable import dtype_name
 
 #: How a kernel multiplies float32: exactly, or by tensor cores with 10 bits of each factor.
 Precision = Literal["ieee", "tf32"]
@@ -56,8 +57,8 @@ def check(name: str, tensor: Tensor, shape: tuple[int, ...], dtypes: tuple[torch
     if tuple(tensor.shape) != shape:
         raise UserError(f"{name}: takes the shape {shape}, not {tuple(tensor.shape)}")
     if tensor.dtype not in dtypes:
-        wanted = " or ".join(plain(each) for each in dtypes)
-        raise UserError(f"{name}: takes {wanted}, not {plain(tensor.dtype)}")
+        wanted = " or ".join(dtype_name(each) for each in dtypes)
+        raise UserError(f"{name}: takes {wanted}, not {dtype_name(tensor.dtype)}")
     if tensor.device != like.device:
         raise UserError(f"{name}: lies on {tensor.device}, and the rest on {like.device}")
 
@@ -66,11 +67,6 @@ def check_precision(precision: str) -> None:
     """Raise UserError for another way of multiplying."""
     if precision not in PRECISIONS:
         raise invalid("precision", precision, " or ".join(PRECISIONS))
-
-
-def plain(dtype: torch.dtype) -> str:
-    """A type's name."""
-    return str(dtype).removeprefix("torch.")
 
 
 def side(length: int, most: int = _MOST) -> int:
