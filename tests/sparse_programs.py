@@ -15,7 +15,7 @@ import lthfunc as lf
 from lthfunc.sparse.capture import captured
 from lthfunc.sparse.kernels import build
 from lthfunc.sparse.lowerings import dense
-from lthfunc.sparse.program import Epilogue, program_of
+from lthfunc.sparse.program import Epilogue, Stored, program_of
 from lthfunc.sparse.workspace import Workspace
 from lthfunc.trees.model import apply_training
 
@@ -45,7 +45,7 @@ def opcodes_of(module: nn.Module, shape: tuple[int, ...], batch: int, density: f
     model = lf.from_module(module)
     code = program_of(
         captured(model, shape, training=True), *model.init(0), random_masks(model, density, 1), batch=batch,
-        stored=(shape, torch.float32), scale=None, epilogue=Epilogue(),
+        stored=Stored(shape, torch.float32), epilogue=Epilogue(),
     ).code  # fmt: skip
     return set(code.rows[:, 0].tolist())
 
@@ -68,10 +68,10 @@ def both(module: nn.Module, shape: tuple[int, ...], batch: int, density: float, 
 
     graph = captured(model, shape, training=True)
     program = program_of(
-        graph, params, buffers, masks, batch=batch, stored=(shape, torch.float32), scale=None, epilogue=Epilogue(),
+        graph, params, buffers, masks, batch=batch, stored=Stored(shape, torch.float32), epilogue=Epilogue(),
     )  # fmt: skip
     workspace = Workspace(program, params, buffers)
-    workspace.run(x[None], y[None], batch)
+    workspace.run(x[None], y[None])
     ours = workspace.dense(workspace.gradients)
 
     def loss(params: dict[str, Tensor]) -> Tensor:

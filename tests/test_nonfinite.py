@@ -16,7 +16,7 @@ import lthfunc as lf
 from lthfunc.errors import DivergedError
 from lthfunc.sparse.capture import captured
 from lthfunc.sparse.kernels import build
-from lthfunc.sparse.program import Epilogue, program_of
+from lthfunc.sparse.program import Epilogue, Stored, program_of
 from lthfunc.sparse.workspace import Workspace
 from lthfunc.trees.model import apply_evaluating, apply_training
 from lthfunc.trees.types import Dataset, Split
@@ -74,17 +74,17 @@ def check(module: nn.Module, batch: int, *, endless: bool = True) -> None:
 
     program = program_of(
         captured(model, (2, 4, 6), training=True), params, buffers, {}, batch=batch,
-        stored=((2, 4, 6), torch.float32), scale=None, epilogue=Epilogue(None),
+        stored=Stored((2, 4, 6), torch.float32), epilogue=Epilogue(None),
     )  # fmt: skip
     workspace = Workspace(program, params, buffers)
     end = len(program.code.rows)
     y = torch.zeros(1, batch, dtype=torch.int64)
-    workspace.run(x[None], y, batch, part=(0, program.forward))
+    workspace.run(x[None], y, part=(0, program.forward))
     outputs, after = apply_training(model, params, buffers, x)
     torch.testing.assert_close(workspace.outputs[:batch], outputs, **same)
     workspace.outputs.copy_(torch.linspace(-1, 1, workspace.outputs.numel()).view_as(workspace.outputs))
     given = workspace.outputs[:batch].clone()
-    workspace.run(x[None], y, batch, part=(program.forward, end))
+    workspace.run(x[None], y, part=(program.forward, end))
     pull: Any = torch.func.vjp(lambda params: apply_training(model, params, buffers, x)[0], params)[1]
     (grads,) = pull(given)
     ours = workspace.dense(workspace.gradients)

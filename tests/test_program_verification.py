@@ -26,7 +26,7 @@ from lthfunc.sparse.capture import captured
 from lthfunc.sparse.kernels import build
 from lthfunc.sparse.kernels.instructions import COLUMNS, OPCODES
 from lthfunc.sparse.lowerings import dense
-from lthfunc.sparse.program import Epilogue, program_of
+from lthfunc.sparse.program import Epilogue, Stored, program_of
 from lthfunc.sparse.tile_buffers import LANES
 from lthfunc.training.optimizers import AdamNumbers, SGDNumbers
 
@@ -103,7 +103,7 @@ def programs() -> tuple[Parts, ...]:
                     patch.setattr(dense, name, share)
                 program = program_of(
                     captured(model, SHAPE, training=training), state.params, state.buffers, masks, batch=batch,
-                    stored=(SHAPE, torch.float32), scale=None, epilogue=epilogue,
+                    stored=Stored(SHAPE, torch.float32), epilogue=epilogue,
                 )  # fmt: skip
             code = program.code
             found.append(Parts(code.rows, code.lists, code.constants, code.vectors, code.values, batch))

@@ -20,7 +20,7 @@ import torch
 import lthfunc as lf
 from lthfunc.sparse.capture import captured
 from lthfunc.sparse.kernels.instructions import OPCODES
-from lthfunc.sparse.program import Epilogue, program_of
+from lthfunc.sparse.program import Epilogue, Stored, program_of
 
 class Net(torch.nn.Linear):
     def forward(self, x):
@@ -28,8 +28,9 @@ class Net(torch.nn.Linear):
 
 model = lf.from_module(Net(4, 3))
 params, buffers = model.init(0)
-program = program_of(captured(model, (4,), training=True), params, buffers, {}, batch=2, stored=((4,), torch.float32),
-                     scale=None, epilogue=Epilogue())
+stored = Stored((4,), torch.float32)
+graph = captured(model, (4,), training=True)
+program = program_of(graph, params, buffers, {}, batch=2, stored=stored, epilogue=Epilogue())
 print(program.code.rows[:, 0].tolist().count(OPCODES["negate"]))
 """
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import lthfunc as lf
 from lthfunc.sparse.capture import captured
 from lthfunc.sparse.kernels import build
-from lthfunc.sparse.program import Epilogue, program_of
+from lthfunc.sparse.program import Epilogue, Stored, program_of
 from lthfunc.sparse.workspace import Workspace
 from lthfunc.trees.model import apply_evaluating, apply_training
 
@@ -102,11 +102,11 @@ def check(module: nn.Module, shape: tuple[int, ...], batch: int = 20) -> None:
     """Loss, gradients and new statistics of a training step, and outputs in evaluation: of a batch and one by one."""
     model, params, buffers, masks, x, y = prepared(module, shape, batch)
     program = program_of(
-        captured(model, shape, training=True), params, buffers, masks, batch=batch, stored=(shape, torch.float32),
-        scale=None, epilogue=Epilogue(),
+        captured(model, shape, training=True), params, buffers, masks, batch=batch,
+        stored=Stored(shape, torch.float32), epilogue=Epilogue(),
     )  # fmt: skip
     workspace = Workspace(program, params, buffers)
-    workspace.run(x[None], y[None], batch)
+    workspace.run(x[None], y[None])
 
     def loss(params: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         outputs, after = apply_training(model, params, wide(buffers), x.double())

@@ -21,7 +21,7 @@ import lthfunc as lf
 from lthfunc.sparse.capture import captured
 from lthfunc.sparse.kernels import build
 from lthfunc.sparse.kernels.instructions import COLUMNS, OPCODES
-from lthfunc.sparse.program import Epilogue, program_of
+from lthfunc.sparse.program import Epilogue, Stored, program_of
 from lthfunc.trees.model import apply_evaluating
 from lthfunc.trees.ops import scaled
 
@@ -197,7 +197,7 @@ def test_gradients_beyond_the_border_are_not_computed(
     masks = random_masks(model, density, 0)
     code = program_of(
         captured(model, (3, size, size), training=True), params, buffers, masks, batch=20,
-        stored=((3, size, size), torch.float32), scale=None, epilogue=Epilogue(),
+        stored=Stored((3, size, size), torch.float32), epilogue=Epilogue(),
     ).code  # fmt: skip
     limits = [
         row[4 + COLUMNS["products"].index("limits")] for row in code.rows.tolist() if row[0] == OPCODES["products"]

@@ -24,7 +24,7 @@ import lthfunc as lf
 from lthfunc.sparse.capture import captured
 from lthfunc.sparse.kernels import build
 from lthfunc.sparse.kernels.instructions import OPCODES
-from lthfunc.sparse.program import Epilogue, program_of
+from lthfunc.sparse.program import Epilogue, Stored, program_of
 from lthfunc.sparse.workspace import Workspace
 
 pytestmark = pytest.mark.skipif(build.why_no_kernels() is not None, reason=str(build.why_no_kernels()))
@@ -124,11 +124,11 @@ def test_what_is_no_number_stays_so(activation: nn.Module) -> None:
     params = {**params, "0.bias": torch.full((5,), torch.nan)}
     masks = random_masks(model, 0.5, 0)
     program = program_of(
-        captured(model, (4,), training=True), params, buffers, masks, batch=20, stored=((4,), torch.float32),
-        scale=None, epilogue=Epilogue(),
+        captured(model, (4,), training=True), params, buffers, masks, batch=20,
+        stored=Stored((4,), torch.float32), epilogue=Epilogue(),
     )  # fmt: skip
     workspace = Workspace(program, params, buffers)
-    workspace.run(torch.randn(1, 20, 4), torch.zeros(1, 20, dtype=torch.int64), 20)
+    workspace.run(torch.randn(1, 20, 4), torch.zeros(1, 20, dtype=torch.int64))
     assert workspace.totals[0].isnan()
 
 

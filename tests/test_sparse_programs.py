@@ -22,7 +22,7 @@ from lthfunc.sparse.capture import captured
 from lthfunc.sparse.kernels import build
 from lthfunc.sparse.kernels.instructions import COLUMNS, encoded
 from lthfunc.sparse.packing import pack, unpack
-from lthfunc.sparse.program import Epilogue, program_of
+from lthfunc.sparse.program import Epilogue, Stored, program_of
 from lthfunc.sparse.workspace import Workspace
 from lthfunc.trees.model import apply_evaluating
 from lthfunc.trees.ops import scaled
@@ -171,12 +171,12 @@ def test_dropout_keeps_the_right_share_and_the_same_places_in_both_directions() 
     graph = captured(model, (400,), training=True)
     x, y = torch.ones(64, 400), torch.zeros(64, dtype=torch.int64)
     program = program_of(
-        graph, params, buffers, {}, batch=64, stored=((400,), torch.float32), scale=None, epilogue=Epilogue(),
+        graph, params, buffers, {}, batch=64, stored=Stored((400,), torch.float32), epilogue=Epilogue(),
     )  # fmt: skip
     workspace = Workspace(program, params, buffers)
     grads = []
     for step in (1, 1, 2):
-        workspace.run(x[None], y[None], 64, 1, step, 7)
+        workspace.run(x[None], y[None], 1, step, 7)
         grads.append(workspace.gradients.clone())
     assert torch.equal(grads[0], grads[1])
     assert not torch.equal(grads[0], grads[2])
@@ -212,14 +212,14 @@ def test_targets_that_are_no_class_and_other_dtypes_are_refused() -> None:
     model = lf.from_module(nn.Linear(4, 3))
     params, buffers = model.init(0)
     graph = captured(model, (4,), training=True)
-    given: dict[str, Any] = {"batch": 2, "stored": ((4,), torch.float32), "scale": None, "epilogue": Epilogue()}
+    given: dict[str, Any] = {"batch": 2, "stored": Stored((4,), torch.float32), "epilogue": Epilogue()}
     workspace = Workspace(program_of(graph, params, buffers, {}, **given), params, buffers)
     x = torch.ones(1, 2, 4)
     for bad in (3, -1):
         with pytest.raises(Exception, match=f"target {bad} is none of 3 classes"):
-            workspace.run(x, torch.tensor([[0, bad]]), 2)
+            workspace.run(x, torch.tensor([[0, bad]]))
     with pytest.raises(RuntimeError, match="targets must be int64"):
-        workspace.run(x, torch.zeros(1, 2), 2)
+        workspace.run(x, torch.zeros(1, 2))
     with pytest.raises(lf.UserError, match=r"computes in float32; weight is torch\.float64"):
         program_of(graph, {name: leaf.double() for name, leaf in params.items()}, buffers, {}, **given)
 

@@ -228,7 +228,7 @@ class Builder:
         """Zero a finished gradient where the value is not above zero."""
         self.emit(lambda: (
             "rectify", BY_TILES, gate.channels,
-            {**target.buffer.columns("out"), "height": gate.height, "width": gate.width, "gate": gate.first},
+            {**target.buffer.columns("out"), **gate.sides, "gate": gate.first},
         ))  # fmt: skip
 
     def release(self, value: Value) -> None:

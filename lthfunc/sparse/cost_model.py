@@ -22,7 +22,7 @@ from lthfunc.hardware import has_wide_amd_cores
 from lthfunc.sparse.capture import captured
 from lthfunc.sparse.kernels.build import have_avx512
 from lthfunc.sparse.lowerings.dense import feeds_multipliers
-from lthfunc.sparse.program import Epilogue, program_of
+from lthfunc.sparse.program import Epilogue, Stored, program_of
 from lthfunc.training.engines.interface import Work
 from lthfunc.trees.model import Model
 from lthfunc.trees.types import Masks, Params
@@ -83,18 +83,16 @@ def why_not_sparse(work: Work, shape: tuple[int, ...], dtype: torch.dtype) -> st
         )
     try:
         for training in (True, False):
-            check_mode(work, shape, dtype, training=training)
+            check_mode(work, Stored(shape, dtype, work.scale), training=training)
     except UserError as error:
         return str(error)
     return None
 
 
-def check_mode(work: Work, shape: tuple[int, ...], dtype: torch.dtype, *, training: bool) -> None:
+def check_mode(work: Work, stored: Stored, *, training: bool) -> None:
     """Raise UserError where the network cannot run on the sparse engine in one of its modes. Nothing is computed."""
     params: Params = dict(work.model.training.named_parameters())
     buffers = dict(work.model.training.named_buffers())
     nothing = {name: torch.zeros_like(leaf, dtype=torch.bool) for name, leaf in params.items() if leaf.ndim > 1}
-    program_of(
-        captured(work.model, shape, training=training), params, buffers, nothing, batch=1, stored=(shape, dtype),
-        scale=work.scale, epilogue=Epilogue(gradients=training),
-    )  # fmt: skip
+    graph = captured(work.model, stored.shape, training=training)
+    program_of(graph, params, buffers, nothing, batch=1, stored=stored, epilogue=Epilogue(gradients=training))

@@ -62,9 +62,9 @@ def sparse_engine(work: Work) -> Engine:
             slots = (x, y) if len(states) == 1 else (x[:, number], y[:, number])
             loops.append(_Loop(work, programs, tuners, state, seed, slots))
         # A network that cannot be evaluated is refused before it is trained: each mode has its own graph.
-        stored = tuple(x.shape[2 if len(states) == 1 else 3 :]), x.dtype
+        stored = Stored(tuple(x.shape[2 if len(states) == 1 else 3 :]), x.dtype, work.scale)
         if stored not in evaluable:
-            check_mode(work, *stored, training=False)
+            check_mode(work, stored, training=False)
             evaluable.add(stored)
         return loops[0] if len(loops) == 1 else _Several(loops)
 
@@ -99,12 +99,11 @@ class _Programs(threading.local):
             same = all(torch.equal(mask, masks[name]) for name, mask in state.masks.items())
             if same and given == (batch, stored):
                 return program
-        changed = work.augment is not None  # inputs come scaled then
+        epilogue = Epilogue("cross_entropy" if work.loss is cross_entropy else None, True, work.optimizer.numbers)
+        graph = captured(work.model, stored.shape, training=True)
         program = program_of(
-            captured(work.model, stored[0], training=True), state.params, state.buffers, state.masks, batch=batch,
-            stored=stored, scale=None if changed else work.scale,
-            epilogue=Epilogue("cross_entropy" if work.loss is cross_entropy else None, True, work.optimizer.numbers),
-        )  # fmt: skip
+            graph, state.params, state.buffers, state.masks, batch=batch, stored=stored, epilogue=epilogue
+        )
         self._last = {name: mask.clone() for name, mask in state.masks.items()}, (batch, stored), program
         return program
 
@@ -121,7 +120,8 @@ class _Loop:
         self._step, self._taken = int(state.step), 0
         self._key, self._seed = counter_key(seed, "step"), key(seed, "dropout") % 2**32
         optimizer, changed = work.optimizer, work.augment is not None
-        stored = tuple(x.shape[2:]), torch.float32 if changed else x.dtype
+        shape = tuple(x.shape[2:])  # augmented inputs come scaled
+        stored = Stored(shape, torch.float32) if changed else Stored(shape, x.dtype, work.scale)
         program = programs.program(state, self._examples, stored)
         self._workspace = workspace = Workspace(program, state.params, state.buffers)
         if optimizer.numbers is not None:
@@ -145,7 +145,7 @@ class _Loop:
             begun, had = time.perf_counter(), time.process_time()
             if self._whole:
                 with self._tuner.running():
-                    self._workspace.run(x[done:], y[done:], self._examples, count, self._step, self._seed)
+                    self._workspace.run(x[done:], y[done:], count, self._step, self._seed)
             else:
                 self._take_one(x[done], y[done])
             # How many steps a call takes, and how many threads it has, changes nothing in their results.
@@ -187,15 +187,15 @@ class _Loop:
             x = work.augment(scaled(x, work.scale), fold_in(self._key, step)).contiguous()
         end = len(workspace.program.code.rows)
         if work.loss is cross_entropy:
-            workspace.run(x[None], y[None], self._examples, 1, self._step, self._seed, (0, end))
+            workspace.run(x[None], y[None], 1, self._step, self._seed, (0, end))
         else:
             forward = workspace.program.forward
-            workspace.run(x[None], y[None], self._examples, 1, self._step, self._seed, (0, forward))
+            workspace.run(x[None], y[None], 1, self._step, self._seed, (0, forward))
             outputs = workspace.outputs[: self._examples]
             gradient, loss = torch.func.grad_and_value(work.loss)(outputs.clone(), y)
             workspace.totals[0] += loss
             outputs.copy_(gradient)
-            workspace.run(x[None], y[None], self._examples, 1, self._step, self._seed, (forward, end))
+            workspace.run(x[None], y[None], 1, self._step, self._seed, (forward, end))
         if work.optimizer.numbers is None:
             params, grads = workspace.parts(workspace.values), workspace.parts(workspace.gradients)
             new, self._opt = work.optimizer.update(grads, self._opt, params, step)
@@ -255,7 +255,7 @@ class _Evaluator(threading.local):
             x, y = batch
             workspace.totals.zero_()
             with tuner.running():
-                workspace.run(x[None], y[None], len(x))
+                workspace.run(x[None], y[None])
             if self._counts:
                 loss, hits = workspace.totals
                 return {"loss": loss, "accuracy": hits / len(x)}
@@ -267,17 +267,15 @@ class _Evaluator(threading.local):
 
     def _workspace_for(self, params: Params, buffers: Buffers, split: Split) -> Workspace:
         masks = {name: leaf != 0 for name, leaf in params.items() if leaf.ndim > 1}
-        stored = tuple(split.x.shape[1:]), split.x.dtype
+        stored = Stored(tuple(split.x.shape[1:]), split.x.dtype, self._work.scale)
         if self._workspace is not None and self._stored == stored and _covers(self._workspace, masks):
             self._workspace.load(params, buffers)
             return self._workspace
-        work, chunk = self._work, min(_CHUNK, max(LANES, len(split.x)))
-        graph = captured(work.model, stored[0], training=False)
+        chunk = min(_CHUNK, max(LANES, len(split.x)))
+        graph = captured(self._work.model, stored.shape, training=False)
         epilogue = Epilogue("cross_entropy" if self._counts else None, gradients=False)
         while True:
-            program = program_of(
-                graph, params, buffers, masks, batch=chunk, stored=stored, scale=work.scale, epilogue=epilogue
-            )
+            program = program_of(graph, params, buffers, masks, batch=chunk, stored=stored, epilogue=epilogue)
             if program.code.vectors * VECTOR_BYTES <= _BYTES or chunk <= LANES:
                 break
             chunk = max(LANES, chunk // 2)

@@ -11,7 +11,7 @@ from lthfunc.arguments import public
 from lthfunc.errors import UserError
 from lthfunc.sparse.capture import captured
 from lthfunc.sparse.kernels.build import load_kernels
-from lthfunc.sparse.program import Epilogue, program_of
+from lthfunc.sparse.program import Epilogue, Stored, program_of
 from lthfunc.sparse.tile_buffers import LANES
 from lthfunc.sparse.workspace import Workspace
 from lthfunc.trees.model import Model
@@ -32,11 +32,8 @@ class SparseProgram:
     def __init__(self, model: Model, ticket: Ticket | TrainState, scale: Scale | None = None) -> None:
         load_kernels()
         self._model, self._scale = model, scale
-        self._params, self._buffers, self._masks = (
-            apply_masks(ticket.params, ticket.masks),
-            ticket.buffers,
-            ticket.masks,
-        )
+        self._params = apply_masks(ticket.params, ticket.masks)
+        self._buffers, self._masks = ticket.buffers, ticket.masks
         self._ready: dict[object, Any] = {}
         self._workspaces: dict[object, Workspace] = {}
 
@@ -71,11 +68,11 @@ class SparseProgram:
     def _workspace(self, x: Tensor, capacity: int) -> Workspace:
         if x.device.type != "cpu" or (x.dtype == torch.uint8 and self._scale is None):
             raise UserError("sparse_program: takes float32 on the CPU, or uint8 where a scale was given")
-        shape = tuple(x.shape[1:])
+        stored, epilogue = Stored(tuple(x.shape[1:]), x.dtype, self._scale), Epilogue(None, gradients=False)
+        graph = captured(self._model, stored.shape, training=False)
         program = program_of(
-            captured(self._model, shape, training=False), self._params, self._buffers, self._masks, batch=capacity,
-            stored=(shape, x.dtype), scale=self._scale, epilogue=Epilogue(None, gradients=False),
-        )  # fmt: skip
+            graph, self._params, self._buffers, self._masks, batch=capacity, stored=stored, epilogue=epilogue
+        )
         return Workspace(program, self._params, self._buffers)
 
 

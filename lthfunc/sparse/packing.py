@@ -47,10 +47,7 @@ def unpack(packed: Packed) -> Params:
     >>> lf.unpack(lf.pack({"w": torch.tensor([1.0, 2.0])}, {"w": torch.tensor([True, False])}))
     {'w': tensor([1., 0.])}
     """
-    return {
-        name: scattered(value, packed.positions[name], packed.shapes[name]) if name in packed.positions else value
-        for name, value in packed.values.items()
-    }
+    return unpacked_like(packed.values, packed.positions, packed.shapes)
 
 
 def packed_like(leaves: Mapping[str, Tensor], positions: Mapping[str, Tensor]) -> Params:
@@ -58,6 +55,16 @@ def packed_like(leaves: Mapping[str, Tensor], positions: Mapping[str, Tensor]) -
     # Not by brackets, here and below: they are for several dimensions, and eight times as slow.
     return {
         name: leaf.flatten().index_select(0, positions[name]) if name in positions else leaf
+        for name, leaf in leaves.items()
+    }
+
+
+def unpacked_like(
+    leaves: Mapping[str, Tensor], positions: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]
+) -> Params:
+    """The inverse of `packed_like`. shapes: of the leaves with positions."""
+    return {
+        name: scattered(leaf, positions[name], shapes[name]) if name in positions else leaf
         for name, leaf in leaves.items()
     }
 

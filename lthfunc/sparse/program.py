@@ -16,6 +16,7 @@ from lthfunc.sparse.fusion import fuse
 from lthfunc.sparse.kernels.instructions import BY_TILES, STORED, WHOLE
 from lthfunc.sparse.lowerings.interface import Buffer, Param, Unsupported
 from lthfunc.sparse.lowerings.table import LOWERINGS
+from lthfunc.sparse.tile_buffers import TileBuffer
 from lthfunc.sparse.updates import Numbers, add_update
 from lthfunc.training.engines.aliases import changed_by, is_seen_elsewhere
 from lthfunc.trees.types import Buffers, Masks, Params, Scale
@@ -24,8 +25,12 @@ from lthfunc.trees.types import Buffers, Masks, Params, Scale
 _KINDS = {getattr(torch, name): number for number, name in enumerate(STORED)}
 
 
-#: The shape and dtype of an input as the data set stores it.
-Stored = tuple[tuple[int, ...], torch.dtype]
+class Stored(NamedTuple):
+    """An input as the data set stores it: its shape and dtype, and what scales it."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    scale: Scale | None = None
 
 
 class Epilogue(NamedTuple):
@@ -60,17 +65,9 @@ class Program(NamedTuple):
 
 
 def program_of(
-    captured: Captured,
-    params: Params,
-    buffers: Buffers,
-    masks: Masks,
-    *,
-    batch: int,
-    stored: Stored,
-    scale: Scale | None,
-    epilogue: Epilogue,
+    graph: Captured, params: Params, buffers: Buffers, masks: Masks, *, batch: int, stored: Stored, epilogue: Epilogue
 ) -> Program:
-    """Write the program of a network for batches of up to `batch` examples stored with this shape and dtype.
+    """Write the program of a network for batches of up to `batch` examples that are stored so.
 
     Raises UserError, with the operation and its line in the network, where there is no lowering.
     """
@@ -81,11 +78,11 @@ def program_of(
         if value.is_floating_point():
             b.statistics[buffer] = b.numbers([0.0] * value.numel())
     counters: list[str] = []
-    given = _given(captured, _load(b, stored, scale))
-    output = _interpreted(b, captured, given, counters)
-    if not captured.outputs.single or not isinstance(output, View) or not output.flat:
+    given = _given(graph, _load(b, stored))
+    output = _interpreted(b, graph, given, counters)
+    if not graph.outputs.single or not isinstance(output, View) or not output.flat:
         raise UserError(
-            f"--engine: sparse takes networks with outputs (batch, features); those of {captured.name} are others"
+            f"--engine: sparse takes networks with outputs (batch, features); those of {graph.name} are others"
         )
     output = output._replace(value=fuse(b.operations, output.value))
     for operation in b.operations:
@@ -113,8 +110,8 @@ def _add_leaf(b: Builder, name: str, value: Tensor, masks: Mapping[str, Tensor])
     b.leaves[name] = Leaf(first, count)
 
 
-def _load(b: Builder, stored: Stored, scale: Scale | None) -> View:
-    shape, dtype = stored
+def _load(b: Builder, stored: Stored) -> View:
+    shape, dtype, scale = stored
     if dtype not in _KINDS:
         raise UserError(f"--engine: sparse reads inputs stored as uint8 or float32, not as {dtype}")
     if len(shape) not in (1, 3):
@@ -130,16 +127,12 @@ def _load(b: Builder, stored: Stored, scale: Scale | None) -> View:
         numbers = numbers * (channels // len(numbers))
     constants = b.numbers([number for both in numbers for number in both])
 
-    def late() -> Any:
-        columns = buffer.columns("out")
-        if flat:  # one channel of as many columns as features: the same memory
-            columns |= {"out_channel": buffer.tile, "out_row": buffer.features}
-        return "load_inputs", BY_TILES, channels, {
-            **columns, "channels": channels, "height": height, "width": width, "kind": _KINDS[dtype],
-            "constants": constants,
-        }  # fmt: skip
-
-    b.emit(late)
+    b.emit(lambda: ("load_inputs", BY_TILES, channels, {
+        **buffer.columns("out"), "channels": channels, "height": height, "width": width, "kind": _KINDS[dtype],
+        "constants": constants,
+        # Features are one channel of as many columns: the same memory.
+        **({"out_channel": buffer.tile, "out_row": buffer.features} if flat else {}),
+    }))  # fmt: skip
     return View(Value(buffer, needs=False), flat)
 
 
@@ -201,17 +194,13 @@ def _finish(b: Builder, output: View, epilogue: Epilogue) -> tuple[int, MachineC
     b.read(value)
     buffer = value.buffer
 
-    def addressed(name: str, prefix: str, at: Any) -> Any:
-        def late() -> Any:
-            spot = at()
-            return name, BY_TILES, spot.features, {
-                prefix: spot.first, f"{prefix}_tile": spot.tile, "addresses": b.table(spot.addresses())
-            }  # fmt: skip
-
-        return late
+    def by_address(name: str, prefix: str, at: TileBuffer) -> None:
+        b.emit(lambda: (name, BY_TILES, at.features, {
+            prefix: at.first, f"{prefix}_tile": at.tile, "addresses": b.table(at.addresses())
+        }))  # fmt: skip
 
     if epilogue.loss is None:
-        b.emit(addressed("store_outputs", "in", lambda: buffer))
+        by_address("store_outputs", "in", buffer)
     forward = len(b.instructions)
     grad = b.target(value).buffer if epilogue.gradients else None
     if epilogue.loss is not None:
@@ -226,7 +215,7 @@ def _finish(b: Builder, output: View, epilogue: Epilogue) -> tuple[int, MachineC
 
         b.emit(late)
     elif grad is not None:
-        b.emit(addressed("load_gradients", "out", lambda: grad))
+        by_address("load_gradients", "out", grad)
     if epilogue.gradients:
         for gradient in reversed(b.backward):
             gradient()

@@ -49,6 +49,11 @@ class TileBuffer:
         return self.channels, self.height, self.width
 
     @property
+    def sides(self) -> dict[str, int]:
+        """Its height and width, as columns of an instruction."""
+        return {"height": self.height, "width": self.width}
+
+    @property
     def layout(self) -> tuple[int, int, int, int]:
         """What two buffers must share for an address in one to mean the same in the other."""
         return *self.size, self.halo

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lthfunc.sparse.packing import packed_like, scattered
+from lthfunc.sparse.packing import packed_like, unpacked_like
 from lthfunc.sparse.program import Program
 from lthfunc.sparse.tile_buffers import LANES
-from lthfunc.trees.ops import map_leaves_like
+from lthfunc.trees.ops import clone, map_leaves_like
 from lthfunc.trees.types import Buffers, Params
 
 _NOTHING = torch.zeros(0)
@@ -21,7 +21,7 @@ class Workspace:
 
     def __init__(self, program: Program, params: Params, buffers: Buffers) -> None:
         self.program = program
-        self._shapes = {name: tuple(value.shape) for name, value in params.items()}
+        self.shapes = {name: tuple(value.shape) for name, value in params.items()}
         code = program.code
         self._end, self._verified = len(code.rows), code.verified
         self._apart: Tensor | None = None
@@ -62,13 +62,8 @@ class Workspace:
 
     def dense(self, vector: Tensor) -> Params:
         """Dense leaves, in memory of their own."""
-        positions = self.program.positions
-        return {
-            name: scattered(part, positions[name], self._shapes[name])
-            if name in positions
-            else part.clone().view(self._shapes[name])
-            for name, part in self.parts(vector).items()
-        }
+        leaves = unpacked_like(self.parts(vector.clone()), self.program.positions, self.shapes)
+        return {name: leaf.view(self.shapes[name]) for name, leaf in leaves.items()}
 
     def buffers(self, before: Buffers, steps: int) -> Buffers:
         """The module's buffers after `steps` more steps."""
@@ -80,41 +75,24 @@ class Workspace:
         return after
 
     def run(
-        self,
-        x: Tensor,
-        y: Tensor,
-        examples: int,
-        steps: int = 1,
-        step: int = 0,
-        seed: int = 0,
-        part: tuple[int, int] | None = None,
+        self, x: Tensor, y: Tensor, steps: int = 1, step: int = 0, seed: int = 0, part: tuple[int, int] | None = None
     ) -> None:
-        """Take the instructions (or a part of them) on slots 0 … steps-1 of x and y."""
+        """Take the instructions (or a part of them) on slots 0 … steps-1 of x and y, a batch in each."""
         begin, end = part or (0, self._end)
         first, second = (*self.moments, _NOTHING, _NOTHING)[:2]
         torch.ops.lthfunc.run.default(
             self._verified, begin, end, self.activations, self.values, self.gradients, self._partials(), self.constants,
-            first, second, self.clock, self.totals, self.schedule, x, y, self.outputs, examples, steps, step, seed,
+            first, second, self.clock, self.totals, self.schedule, x, y, self.outputs, x.shape[1], steps, step, seed,
         )  # fmt: skip
 
 
 def pack_moments(workspace: Workspace, params: Params, tree: Any) -> Any:
     """An optimiser's state with every tree that is shaped like params on the survivors, as 1-D vectors."""
-
-    def packed(leaves: Params) -> Params:
-        return {name: leaf.clone() for name, leaf in packed_like(leaves, workspace.program.positions).items()}
-
-    return map_leaves_like(params, tree, packed)
+    positions = workspace.program.positions
+    return map_leaves_like(params, tree, lambda leaves: clone(packed_like(leaves, positions)))
 
 
 def unpack_moments(workspace: Workspace, params: Params, tree: Any) -> Any:
     """The inverse of `pack_moments`."""
-    positions = workspace.program.positions
-
-    def dense(leaves: Params) -> Params:
-        return {
-            name: scattered(leaf, positions[name], tuple(params[name].shape)) if name in positions else leaf.clone()
-            for name, leaf in leaves.items()
-        }
-
-    return map_leaves_like(params, tree, dense)
+    positions, shapes = workspace.program.positions, workspace.shapes
+    return map_leaves_like(params, tree, lambda leaves: clone(unpacked_like(leaves, positions, shapes)))

@@ -20,8 +20,8 @@ from torch import Tensor
 from lthfunc.errors import UserError
 from lthfunc.sparse.gpu import triton_calls
 from lthfunc.sparse.gpu.triton_calls import check, kernels
-from lthfunc.sparse.updates import moments_of
-from lthfunc.training.optimizers import AdamNumbers, AdamState, Optimizer, SGDNumbers, SGDState
+from lthfunc.sparse.updates import moments_of, state_after
+from lthfunc.training.optimizers import AdamNumbers, AdamState, Optimizer, SGDNumbers
 from lthfunc.trees.types import TrainState
 
 #: Numbers of a tile, of which each thread has four, and those updated at a time; a program's warps, and registers that
@@ -108,14 +108,7 @@ def unpack_resident(resident: Resident) -> list[TrainState]:
     for network, (state, step) in enumerate(zip(resident.states, resident.steps.unbind(), strict=True)):
         params = _trees(resident.values[network], state, resident.table)
         moments = [_trees(each[network], state, resident.table) for each in resident.moments]
-        opt = state.opt
-        if isinstance(opt, AdamState):
-            powers = resident.powers[network]
-            rest = 1 - powers
-            corrections = torch.stack([1 / rest[0], 1 / rest[1].sqrt()]).to(opt.corrections)
-            opt = AdamState(opt.schedule, moments[0], moments[1], powers.clone(), corrections)
-        else:
-            opt = SGDState(opt.schedule, moments[0] if moments else ())
+        opt = state_after(state.opt, moments, resident.powers[network])
         found.append(state._replace(params=params, opt=opt, step=step.clone()))
     return found
 

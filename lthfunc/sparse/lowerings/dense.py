@@ -83,12 +83,9 @@ class DenseWeights:
             return
         room = self._spread = self._room(self.outs * -(-self.ins // LANES))
 
-        def late() -> Any:
-            return "spread_weights", BY_ROWS, self.outs, {
-                "values": self._values, **self._survivors(), "out": room.first,
-            }  # fmt: skip
-
-        (self._b.emit_first if first else self._b.emit)(late)
+        (self._b.emit_first if first else self._b.emit)(lambda: (
+            "spread_weights", BY_ROWS, self.outs, {"values": self._values, **self._survivors(), "out": room.first}
+        ))  # fmt: skip
 
     def _room(self, vectors: int) -> TileBuffer:
         """For numbers row after row, whatever a tile is."""
@@ -135,20 +132,14 @@ class DenseWeights:
         width = -(-self.ins // _STRIP) * _STRIP
         room = self._b.allocate(width)
 
-        def transposed() -> Any:
-            return "by_example", BY_ROWS, -(-self.ins // LANES), {
-                "in": x.first, "in_tile": x.tile, "addresses": self._b.table(x.addresses()), "features": self.ins,
-                "out": room.first, "width": width,
-            }  # fmt: skip
-
-        def late() -> Any:
-            return "dense_weight_gradients", BY_ROWS, self.outs, {
-                "in": room.first, "width": width, "features": self.ins, "grad": grad.first, "grad_tile": grad.tile,
-                **self._survivors(), "row_grad": row_grad(), "gradients": self._values, "bias": bias,
-            }  # fmt: skip
-
-        self._b.emit(transposed)
-        self._b.emit(late)
+        self._b.emit(lambda: ("by_example", BY_ROWS, -(-self.ins // LANES), {
+            "in": x.first, "in_tile": x.tile, "addresses": self._b.table(x.addresses()), "features": self.ins,
+            "out": room.first, "width": width,
+        }))  # fmt: skip
+        self._b.emit(lambda: ("dense_weight_gradients", BY_ROWS, self.outs, {
+            "in": room.first, "width": width, "features": self.ins, "grad": grad.first, "grad_tile": grad.tile,
+            **self._survivors(), "row_grad": row_grad(), "gradients": self._values, "bias": bias,
+        }))  # fmt: skip
 
     # ---- convolutions ----
 

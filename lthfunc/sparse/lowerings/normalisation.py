@@ -27,13 +27,12 @@ def batch_norm(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     def emit(operation: Operation) -> None:
         x = operation.host.out if operation.host is not None else operation.inputs[0]
         buffer = x.buffer
-        size = {"height": buffer.height, "width": buffer.width}
         saved = operation.kept = b.numbers([0.0] * (len(SAVED) * buffer.channels))
         settings = b.numbers([float(momentum), float(epsilon)])
 
         def statistics() -> Any:
             return "batch_statistics", BY_ROWS, buffer.channels, {
-                **buffer.columns("in"), **size, "saved": saved, "running_mean": b.statistics[mean.name],
+                **buffer.columns("in"), **buffer.sides, "saved": saved, "running_mean": b.statistics[mean.name],
                 "running_variance": b.statistics[variance.name], "momentum": settings, "epsilon": settings + 1,
                 "training": int(training), "weight": leaves[0], "bias": leaves[1],
             }  # fmt: skip
@@ -44,20 +43,20 @@ def batch_norm(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
 
         def write(other: Value | None) -> None:
             b.emit(lambda: ("normalise", BY_TILES, buffer.channels, {
-                **buffer.columns("in"), **out.buffer.columns("out"), **size, "saved": saved,
+                **buffer.columns("in"), **out.buffer.columns("out"), **buffer.sides, "saved": saved,
                 **(no_buffer("b") if other is None else other.buffer.columns("b")), "relu": int(out.rectified),
             }))  # fmt: skip
 
         def gradient() -> None:
             grad = b.gradient_of(out)
             b.emit(lambda: ("normalise_sums", BY_ROWS, buffer.channels, {
-                **buffer.columns("in"), **grad.columns("grad"), **size, "saved": saved, "weight": leaves[0],
+                **buffer.columns("in"), **grad.columns("grad"), **buffer.sides, "saved": saved, "weight": leaves[0],
                 "weight_gradient": leaves[0], "bias_gradient": leaves[1],
             }))  # fmt: skip
             if x.needs:
                 target = b.target(x)
                 b.emit(lambda: ("normalise_gradient", BY_TILES, buffer.channels, {
-                    **buffer.columns("in"), **grad.columns("grad"), **target.buffer.columns("into"), **size,
+                    **buffer.columns("in"), **grad.columns("grad"), **target.buffer.columns("into"), **buffer.sides,
                     "saved": saved, **target.columns,
                 }))  # fmt: skip
             b.release(out)
@@ -95,8 +94,7 @@ def layer_norm(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
 def _grouped(b: Builder, view: View, groups: int, weight: Any, bias: Any, epsilon: float) -> View:
     check_unflattened(view)
     claim(b, weight, bias)
-    channels, height, width = view.value.buffer.size
-    out = Value(TileBuffer(channels, height, width), needs=True)
+    out = Value(TileBuffer(*view.value.buffer.size), needs=True)
     leaves = {name: -1 if param is None else b.leaves[param.name].first for name, param in
               (("weight", weight), ("bias", bias))}  # fmt: skip
 
@@ -109,8 +107,8 @@ def _grouped(b: Builder, view: View, groups: int, weight: Any, bias: Any, epsilo
 
         def shared() -> dict[str, int]:
             return {
-                "height": height, "width": width, "channels": channels // groups, "saved": saved.first,
-                "saved_tile": saved.tile, **leaves,
+                **buffer.sides, "channels": buffer.channels // groups, "saved": saved.first, "saved_tile": saved.tile,
+                **leaves,
             }  # fmt: skip
 
         def gradient() -> None:

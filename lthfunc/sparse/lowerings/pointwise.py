@@ -61,8 +61,7 @@ def add(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
         raise Unsupported("of anything but two values")
     if left.flat != right.flat or left.value.buffer.size != right.value.buffer.size:
         raise Unsupported("of different shapes")
-    channels, height, width = left.value.buffer.size
-    out = Value(TileBuffer(channels, height, width), needs=left.value.needs or right.value.needs)
+    out = Value(TileBuffer(*left.value.buffer.size), needs=left.value.needs or right.value.needs)
 
     def emit(operation: Operation) -> None:
         if operation.host is not None:
@@ -70,9 +69,9 @@ def add(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
             return
         x, y = operation.inputs
         b.hold(out.buffer)
-        b.emit(lambda: ("add", BY_TILES, channels, {
-            **x.buffer.columns("a"), **y.buffer.columns("b"), **out.buffer.columns("out"), "height": height,
-            "width": width, "relu": int(out.rectified),
+        b.emit(lambda: ("add", BY_TILES, out.buffer.channels, {
+            **x.buffer.columns("a"), **y.buffer.columns("b"), **out.buffer.columns("out"), **out.buffer.sides,
+            "relu": int(out.rectified),
         }))  # fmt: skip
 
         def gradient() -> None:
@@ -113,14 +112,14 @@ def dropout(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
         return view
     if share >= 1.0:
         raise Unsupported("of everything")
-    channels, height, width = view.value.buffer.size
-    out = Value(TileBuffer(channels, height, width), view.value.needs)
+    out = Value(TileBuffer(*view.value.buffer.size), view.value.needs)
+    channels = out.buffer.channels
 
     def emit(operation: Operation) -> None:
         (x,) = operation.inputs
         b.hold(out.buffer)
         shared = {
-            "height": height, "width": width, "threshold": round(share * 2**32), "scale": b.numbers([1 / (1 - share)]),
+            **out.buffer.sides, "threshold": round(share * 2**32), "scale": b.numbers([1 / (1 - share)]),
             "number": len(b.instructions),
         }  # fmt: skip
         b.emit(lambda: (
@@ -155,13 +154,10 @@ def log_softmax(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
             "log_softmax", BY_TILES, features,
             {**listed("in", "addresses", x.buffer), **listed("out", "out_addresses", out.buffer)},
         ))  # fmt: skip
-        b.differentiate(x, out, lambda grad, target: lambda: (
-            "log_softmax_gradient", BY_TILES, features,
-            {
-                **listed("out", "addresses", out.buffer), "grad": grad.first, "grad_tile": grad.tile,
-                **listed("into", "into_addresses", target.buffer), "accumulate": int(target.accumulate),
-            },
-        ), gates=False)  # fmt: skip
+        b.differentiate(x, out, lambda grad, target: lambda: ("log_softmax_gradient", BY_TILES, features, {
+            **listed("out", "addresses", out.buffer), "grad": grad.first, "grad_tile": grad.tile,
+            **listed("into", "into_addresses", target.buffer), "accumulate": int(target.accumulate),
+        }), gates=False)  # fmt: skip
 
     b.operations.append(Operation([view.value], out, emit))
     return View(out, flat=True)
@@ -171,37 +167,29 @@ def copied(b: Builder, source: Value, value: Value) -> None:
     """Part of a value's gradient that is the gradient of another, as it is."""
     grad, target = b.gradient_of(source), b.target(value)
 
-    def late() -> Any:
-        return "copy", BY_TILES, grad.channels, {
-            **grad.columns("in"), "in_column": 1, **target.buffer.columns("out"), "out_column": 1,
-            "height": grad.height, "width": grad.width, **target.columns,
-        }  # fmt: skip
-
-    b.emit(late)
+    b.emit(lambda: ("copy", BY_TILES, grad.channels, {
+        **grad.columns("in"), "in_column": 1, **target.buffer.columns("out"), "out_column": 1, **grad.sides,
+        **target.columns,
+    }))  # fmt: skip
 
 
 def _pointwise(b: Builder, view: View, kind: str, number: float, step: FusedStep | None = None) -> View:
-    channels, height, width = view.value.buffer.size
-    out = Value(TileBuffer(channels, height, width), view.value.needs)
+    out = Value(TileBuffer(*view.value.buffer.size), view.value.needs)
+    channels = out.buffer.channels
 
     def emit(operation: Operation) -> None:
         if operation.host is not None:
             return
         (x,) = operation.inputs
         b.hold(out.buffer)
-        shared = {
-            "kind": POINTWISE.index(kind), "height": height, "width": width, "number": b.numbers([number])
-        }  # fmt: skip
+        shared = {"kind": POINTWISE.index(kind), **out.buffer.sides, "number": b.numbers([number])}
         b.emit(lambda: (
             "pointwise", BY_TILES, channels, {**x.buffer.columns("in"), **out.buffer.columns("out"), **shared}
         ))  # fmt: skip
-        b.differentiate(x, out, lambda grad, target: lambda: (
-            "pointwise_gradient", BY_TILES, channels,
-            {
-                **x.buffer.columns("in"), **grad.columns("grad"), **target.buffer.columns("into"), **shared,
-                **target.columns,
-            },
-        ))  # fmt: skip
+        b.differentiate(x, out, lambda grad, target: lambda: ("pointwise_gradient", BY_TILES, channels, {
+            **x.buffer.columns("in"), **grad.columns("grad"), **target.buffer.columns("into"), **shared,
+            **target.columns,
+        }))  # fmt: skip
 
     b.operations.append(Operation([view.value], out, emit, step))
     return View(out, view.flat)

@@ -44,13 +44,10 @@ def max_pool(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
         b.emit(lambda: (
             "max_pool", BY_TILES, channels, {**x.buffer.columns("in"), **out.buffer.columns("out"), **window}
         ))  # fmt: skip
-        b.differentiate(x, out, lambda grad, target: lambda: (
-            "max_pool_gradient", BY_TILES, channels,
-            {
-                **x.buffer.columns("in"), **out.buffer.columns("out"), **window, **grad.columns("grad"),
-                **target.buffer.columns("into"), **target.columns,
-            },
-        ))  # fmt: skip
+        b.differentiate(x, out, lambda grad, target: lambda: ("max_pool_gradient", BY_TILES, channels, {
+            **x.buffer.columns("in"), **out.buffer.columns("out"), **window, **grad.columns("grad"),
+            **target.buffer.columns("into"), **target.columns,
+        }))  # fmt: skip
 
     step = FusedStep.MAXIMA if twos and height % 2 == width % 2 == 0 else None
     b.operations.append(Operation([view.value], out, emit, step))
@@ -66,8 +63,7 @@ def _emit_fused(b: Builder, operation: Operation, before: Value) -> None:
         assert codes is not None
         grad, target = b.gradient_of(operation.out), b.target(before)
         b.emit(lambda: ("unpool", BY_TILES, grad.channels, {
-            **grad.columns("grad"), "height": grad.height, "width": grad.width, **codes.columns("codes"),
-            **target.buffer.columns("into"),
+            **grad.columns("grad"), **grad.sides, **codes.columns("codes"), **target.buffer.columns("into"),
         }))  # fmt: skip
         b.release(operation.out)
 
@@ -138,13 +134,9 @@ def _averaged(b: Builder, view: View, windows: list[torch.Tensor], divisor: int)
             "average_pool", BY_TILES, x.buffer.channels,
             {**x.buffer.columns("in"), **out.buffer.columns("out"), **shared()},
         ))  # fmt: skip
-        b.differentiate(x, out, lambda grad, target: lambda: (
-            "average_pool_gradient", BY_TILES, x.buffer.channels,
-            {
-                **grad.columns("grad"), **target.buffer.columns("into"), **shared(), "height": x.buffer.height,
-                "width": x.buffer.width, **target.columns,
-            },
-        ))  # fmt: skip
+        b.differentiate(x, out, lambda grad, target: lambda: ("average_pool_gradient", BY_TILES, x.buffer.channels, {
+            **grad.columns("grad"), **target.buffer.columns("into"), **shared(), **x.buffer.sides, **target.columns,
+        }))  # fmt: skip
 
     b.operations.append(Operation([view.value], out, emit))
     return View(out)

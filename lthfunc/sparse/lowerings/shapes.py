@@ -60,8 +60,7 @@ def part(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     out = Value(TileBuffer(*shape), view.value.needs)
     steps = [step if dim == each else 1 for each in (1, 2, 3)]
     starts = [start if dim == each else 0 for each in (1, 2, 3)]
-    _connected(b, view, out, starts, steps, inside=out)
-    return View(out)
+    return _connected(b, [view], out, [starts], steps, inside=out)
 
 
 @lowers(aten.pad.default, aten.constant_pad_nd.default)
@@ -77,8 +76,7 @@ def pad(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
         before[2 - index] = amounts[2 * index]
         shape[2 - index] += amounts[2 * index] + amounts[2 * index + 1]
     out = Value(TileBuffer(*shape), view.value.needs)
-    _connected(b, view, out, before, [1, 1, 1])
-    return View(out)
+    return _connected(b, [view], out, [before], [1, 1, 1])
 
 
 @lowers(aten.cat.default)
@@ -87,15 +85,20 @@ def concatenate(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     views, dim = args[0], argument(args, 1, 0)
     if dim not in (1, -3) or any(view.flat or view.shape[1:] != views[0].shape[1:] for view in views):
         raise Unsupported("along other dimensions than channels")
-    channels = [view.shape[0] for view in views]
-    out = Value(TileBuffer(sum(channels), *views[0].shape[1:]), needs=any(view.value.needs for view in views))
+    firsts = list(itertools.accumulate((view.shape[0] for view in views), initial=0))
+    out = Value(TileBuffer(firsts.pop(), *views[0].shape[1:]), needs=any(view.value.needs for view in views))
+    return _connected(b, views, out, [[first, 0, 0] for first in firsts], [1, 1, 1])
+
+
+def _connected(
+    b: Builder, views: list[View], out: Value, starts: list[list[int]], steps: list[int], inside: Value | None = None
+) -> View:
+    """Copies between values and `out`, of which one is a part: `inside`, or the value."""
 
     def emit(operation: Operation) -> None:
         b.hold(out.buffer)
-        firsts = itertools.accumulate(channels, initial=0)
         gradients = [
-            _copied(b, value, out, [first, 0, 0], [1, 1, 1], inside=value)
-            for value, first in zip(operation.inputs, firsts, strict=False)
+            _copied(b, x, out, first, steps, inside or x) for x, first in zip(operation.inputs, starts, strict=True)
         ]
 
         def gradient() -> None:
@@ -108,26 +111,6 @@ def concatenate(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
 
     b.operations.append(Operation([view.value for view in views], out, emit))
     return View(out)
-
-
-def _connected(
-    b: Builder, view: View, out: Value, starts: list[int], steps: list[int], inside: Value | None = None
-) -> None:
-    """A copy between a value and `out`, of which one is a part: `inside`, or the value."""
-
-    def emit(operation: Operation) -> None:
-        (x,) = operation.inputs
-        b.hold(out.buffer)
-        each = _copied(b, x, out, starts, steps, inside or x)
-
-        def gradient() -> None:
-            each()
-            if x.needs:
-                b.release(out)
-
-        b.backward.append(gradient)
-
-    b.operations.append(Operation([view.value], out, emit))
 
 
 def _copied(b: Builder, x: Value, out: Value, starts: list[int], steps: list[int], inside: Value) -> Any:
@@ -143,34 +126,29 @@ def _copied(b: Builder, x: Value, out: Value, starts: list[int], steps: list[int
             columns[f"{prefix}_column"] = steps[2]
         return columns
 
-    size = {"height": inside.buffer.height, "width": inside.buffer.width}
-
-    def late() -> Any:
-        return "copy", BY_TILES, inside.buffer.channels, {
-            **columns(x.buffer, "in", parts_of_x), **columns(out.buffer, "out", not parts_of_x), **size,
-            "accumulate": 0, "gate": -1,
-        }  # fmt: skip
-
-    b.emit(late)
+    b.emit(lambda: ("copy", BY_TILES, inside.buffer.channels, {
+        **columns(x.buffer, "in", parts_of_x), **columns(out.buffer, "out", not parts_of_x), **inside.buffer.sides,
+        "accumulate": 0, "gate": -1,
+    }))  # fmt: skip
 
     def gradient() -> None:
         if not x.needs:
             return
         grad, target = b.gradient_of(out), b.target(x)
         if parts_of_x and not target.accumulate:
-            _zeros(b, target.buffer)
-            target = GradientTarget(target.buffer, True, target.gate)
+            filled = target.buffer
+            b.emit(lambda: ("fill", BY_TILES, filled.channels, {**filled.columns("out"), **filled.sides}))
+            target = GradientTarget(filled, True, target.gate)
 
-        def late() -> Any:
-            gate = -1
-            if target.gate is not None:
-                gate = _first(target.gate, starts) if parts_of_x else target.gate.first
-            return "copy", BY_TILES, inside.buffer.channels, {
-                **columns(grad, "in", not parts_of_x), **columns(target.buffer, "out", parts_of_x), **size,
-                "accumulate": int(target.accumulate), "gate": gate,
-            }  # fmt: skip
+        def gate() -> int:
+            if target.gate is None:
+                return -1
+            return _first(target.gate, starts) if parts_of_x else target.gate.first
 
-        b.emit(late)
+        b.emit(lambda: ("copy", BY_TILES, inside.buffer.channels, {
+            **columns(grad, "in", not parts_of_x), **columns(target.buffer, "out", parts_of_x), **inside.buffer.sides,
+            "accumulate": int(target.accumulate), "gate": gate(),
+        }))  # fmt: skip
         if parts_of_x and target.gate is not None:
             b.rectify(target, target.gate)  # also where no part was copied to
 
@@ -179,11 +157,3 @@ def _copied(b: Builder, x: Value, out: Value, starts: list[int], steps: list[int
 
 def _first(buffer: TileBuffer, starts: list[int]) -> int:
     return buffer.first + starts[0] * buffer.channel + starts[1] * buffer.row + starts[2]
-
-
-def _zeros(b: Builder, buffer: TileBuffer) -> None:
-    def late() -> Any:
-        size = {"height": buffer.height, "width": buffer.width}
-        return "fill", BY_TILES, buffer.channels, {**buffer.columns("out"), **size}
-
-    b.emit(late)
