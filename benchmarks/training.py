@@ -191,7 +191,7 @@ def _in_other_formats(
 
 def in_formats(work: Work, forms: MemoryFormats) -> Engine:
     """The compiled engine with numbers in memory like this, on whatever device."""
-    return compile_engine(work, dict.fromkeys(("cpu", "cuda"), forms))
+    return compile_engine(work, forms)
 
 
 def _mapped(data: Dataset, folder: str) -> Dataset:

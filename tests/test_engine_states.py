@@ -16,13 +16,11 @@ from lthfunc.training.engines.cuda_graphs import Launcher
 from lthfunc.training.engines.reused_memory import GraphPools
 from lthfunc.training.engines.vmapped import (
     carry_of,
-    losses_of,
     stacked,
     states_of,
     unstacked,
     vmapped,
     vmapped_eval,
-    with_losses,
 )
 from lthfunc.trees.rng import counter_key
 from lthfunc.trees.types import TrainState
@@ -102,15 +100,15 @@ def _states(count: int) -> tuple[list[TrainState], lf.Optimizer]:
 def test_a_carry_holds_states_keys_and_losses(count: int) -> None:
     states, _ = _states(count)
     carry = carry_of(states, range(7, 7 + count))
-    assert losses_of(carry) == [0.0] * count
+    assert carry.losses == [0.0] * count
     assert carry.loss.dtype == torch.float64
     keys = carry.key.reshape(-1).tolist()
     assert keys == [int(counter_key(seed, "step")) for seed in range(7, 7 + count)]
     assert carry.travels == ()
     assert all(mask.dtype == torch.float32 for mask in carry.state.masks.values())
-    changed = with_losses(carry, [float(number) for number in range(count)])
+    changed = carry.with_losses([float(number) for number in range(count)])
     assert changed.loss.shape == carry.loss.shape
-    assert losses_of(changed) == [float(number) for number in range(count)]
+    assert changed.losses == [float(number) for number in range(count)]
     copies: list[Any] = []
     back = states_of(carry, count, lambda leaf: noted(copies, leaf).clone())
     assert copies

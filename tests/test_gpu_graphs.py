@@ -75,9 +75,7 @@ def test_segments_of_a_training_go_on_with_the_graphs_of_the_first(
     start = lf.prune(fraction=0.5)(lf.init(MODEL))
     ends = (40, 80, 120, 160)
     wanted, losses = segments(trainer(few_digits, eager), start, *ends)
-    on_gpu = trainer(
-        data_to_device(few_digits, device), compile_engine, formats_by_device={"cuda": forms, "cpu": MemoryFormats()}
-    )
+    on_gpu = trainer(data_to_device(few_digits, device), compile_engine, formats=forms)
     found, same_losses = segments(on_gpu, to_device(start, device), *ends)
     assert same_losses == pytest.approx(losses)
     for name, leaf in wanted.params.items():

@@ -20,7 +20,7 @@ from lthfunc.experiments.engine_choice import flops_per_step
 from lthfunc.training.batches import batches
 from lthfunc.training.engines.evaluation_graphs import EvaluationGraph, evaluation_graph
 from lthfunc.training.engines.interface import Work, _flops
-from lthfunc.training.engines.memory_formats import MEMORY_FORMATS, MemoryFormats, formats_on
+from lthfunc.training.engines.memory_formats import MemoryFormats
 from lthfunc.training.engines.reused_memory import GraphPools, Reusable
 from lthfunc.training.evaluation import chunk_on_gpu
 from lthfunc.training.prefetch import Prefetcher, _Staging
@@ -72,10 +72,6 @@ def test_forms_of_memory() -> None:
     assert form.of(image, 1) == torch.channels_last
     assert form.of(image, 2) == form.of(row, 1) == torch.contiguous_format
     assert MemoryFormats(channels_last=False).of(image, 1) == torch.contiguous_format
-    own = {"cpu": MemoryFormats(False, False), "cuda": MemoryFormats(False, True)}
-    assert formats_on(torch.device("cuda:1"), own) is own["cuda"]
-    assert formats_on(torch.device("cpu"), own) is formats_on(torch.device("meta"), own) is own["cpu"]
-    assert formats_on(torch.device("cpu")) is MEMORY_FORMATS["cpu"]
 
 
 @pytest.mark.parametrize("networks", [1, 2])

@@ -54,8 +54,3 @@ def check_reached(named: Any, value_of: Callable[[Params], Tensor], params: Para
 def gradient_times_weight(gradient: Tensor, weight: Tensor) -> Tensor:
     """Gradient times weight, entry by entry; of complex numbers, the sum over their two real parts."""
     return (gradient.conj() * weight).real if weight.is_complex() else gradient * weight
-
-
-def parts_squared(leaf: Tensor) -> Tensor:
-    """The square; of a complex number, of each of its real parts."""
-    return torch.complex(leaf.real.square(), leaf.imag.square()) if leaf.is_complex() else leaf.square()

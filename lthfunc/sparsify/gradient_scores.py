@@ -8,7 +8,6 @@ weights are sums over both.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol, cast
 
 import torch
 from torch import Tensor
@@ -17,16 +16,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lthfunc.arguments import public
 from lthfunc.errors import UserError
-from lthfunc.sparsify.derivatives import (
-    LossOfParams,
-    check_reached,
-    differentiated,
-    gradient_of,
-    gradient_times_weight,
-    parts_squared,
-)
+from lthfunc.sparsify.derivatives import LossOfParams, check_reached, differentiated, gradient_of, gradient_times_weight
 from lthfunc.sparsify.scores import Score, Scores
-from lthfunc.trees.ops import apply_masks
+from lthfunc.trees.ops import apply_masks, parts_squared
 from lthfunc.trees.types import Batch, Masks, Params
 
 
@@ -50,15 +42,8 @@ def snip(loss: LossOfParams, batches: Sequence[Batch]) -> Score:
     return score
 
 
-class OfOutputs(Protocol):
-    """A loss of params that knows the network's outputs, as `loss_of` makes it."""
-
-    def at_temperature(self, temperature: float) -> LossOfParams:
-        """The same loss of outputs divided by a temperature."""
-
-
 @public
-def grasp(loss: LossOfParams | OfOutputs, batches: Sequence[Batch], temperature: float = 200.0) -> Score:
+def grasp(loss: LossOfParams, batches: Sequence[Batch], temperature: float = 200.0) -> Score:
     """GraSP: w · Hg, the gradient flow that a weight preserves (Wang et al. 2020, eq. 8).
 
     Theirs is -w · Hg, of which the largest are pruned. g is the gradient over all batches, H the Hessian of the mean
@@ -107,16 +92,9 @@ def taylor(loss: LossOfParams, batches: Sequence[Batch]) -> Score:
 
     def score(params: Params, masks: Masks) -> Scores:
         params = apply_masks(params, masks)
-        return _mean(
-            [
-                {
-                    name: gradient_times_weight(g, params[name]).square()
-                    for name, g in gradient_of(loss, params, batch).items()
-                }
-                for batch in batches
-            ],
-            masks,
-        )
+        gradients = [gradient_of(loss, params, batch) for batch in batches]
+        changes = [{name: gradient_times_weight(g[name], params[name]).square() for name in masks} for g in gradients]
+        return _mean(changes, masks)
 
     return score
 
@@ -185,7 +163,7 @@ def movement(loss: LossOfParams, batches: Sequence[Batch], lr: float = 0.0) -> S
     return score
 
 
-def _tempered(loss: LossOfParams | OfOutputs, temperature: float) -> LossOfParams:
+def _tempered(loss: LossOfParams, temperature: float) -> LossOfParams:
     at: Callable[[float], LossOfParams] | None = getattr(loss, "at_temperature", None)
     if at is not None:
         return at(temperature)
@@ -194,7 +172,7 @@ def _tempered(loss: LossOfParams | OfOutputs, temperature: float) -> LossOfParam
             f"temperature: {temperature:g} divides the network's outputs, which this loss doesn't expose; make it "
             "with lf.loss_of(model, buffers), or pass temperature=1"
         )
-    return cast("LossOfParams", loss)
+    return loss
 
 
 @public

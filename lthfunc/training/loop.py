@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from lthfunc.arguments import check_state_fits, public
-from lthfunc.errors import UserError
+from lthfunc.errors import UserError, invalid
 from lthfunc.training.engines.interface import Work
 from lthfunc.training.engines.table import Making
 from lthfunc.training.evaluation import evaluate
@@ -21,11 +21,11 @@ from lthfunc.training.results import BestNetwork, Checkpointer, Fit, Observer, O
 from lthfunc.training.session import TrainingSession, are_finite
 from lthfunc.training.steps import Augment, make_eval_step, on_stored
 from lthfunc.training.trainer import Trainer, examples, measure, seeded_if_random, trainer_of
-from lthfunc.trees.dataset_checks import check_data, check_split
+from lthfunc.trees.dataset_checks import check_data
 from lthfunc.trees.model import Model
 from lthfunc.trees.side_effects import side_effects_of
 from lthfunc.trees.transformations import Transformation
-from lthfunc.trees.types import Dataset, TrainState
+from lthfunc.trees.types import Dataset, Split, TrainState
 
 
 @public
@@ -215,7 +215,10 @@ def accuracy_on(
     >>> lf.accuracy_on(model, lf.init(model), data) in (0.0, 0.5, 1.0)
     True
     """
-    part = check_split(data, split)
+    data = check_data(data)
+    if split not in ("train", "val", "test"):
+        raise invalid("split", split, "train, val or test")
+    part: Split = getattr(data, split)
     if metric is accuracy and part.y.is_floating_point():
         raise UserError("metric: accuracy requires classes, but the targets are numbers; try lf.r2(variance)")
     step = on_stored(make_eval_step(model, metric, metric=metric), data.scale)

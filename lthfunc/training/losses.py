@@ -35,8 +35,7 @@ def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
     """
     if (own := own_loss(outputs)) is not None:
         return own
-    outputs = _classes_from("cross_entropy", outputs, targets)
-    return F.cross_entropy(outputs, targets) if outputs.ndim == 2 else F.cross_entropy(outputs.mT, targets)
+    return _cross_entropy("cross_entropy", outputs, targets, 0.0)
 
 
 @public
@@ -49,13 +48,12 @@ def label_smoothed_cross_entropy(label_smoothing: float) -> Loss:
     tensor(0.6931)
     """
 
-    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
-        outputs = _classes_from("label_smoothed_cross_entropy", outputs, targets)
-        if outputs.ndim > 2:
-            outputs = outputs.mT
-        return F.cross_entropy(outputs, targets, label_smoothing=label_smoothing)
+    return lambda outputs, targets: _cross_entropy("label_smoothed_cross_entropy", outputs, targets, label_smoothing)
 
-    return loss
+
+def _cross_entropy(name: str, outputs: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
+    outputs = _classes_from(name, outputs, targets)
+    return F.cross_entropy(outputs if outputs.ndim == 2 else outputs.mT, targets, label_smoothing=label_smoothing)
 
 
 def mean_squared_error(outputs: Tensor, targets: Tensor) -> Tensor:

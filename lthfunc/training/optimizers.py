@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import optree
 import torch
 from torch import Tensor
 
@@ -18,7 +19,7 @@ from lthfunc.arguments import public
 from lthfunc.errors import UserError, invalid
 from lthfunc.tracebacks import is_library_function
 from lthfunc.training.schedules import Schedule, as_schedule, rate_at
-from lthfunc.trees.ops import leaves, tree_map
+from lthfunc.trees.ops import leaves, parts_squared, tree_map
 from lthfunc.trees.types import Params
 
 
@@ -161,7 +162,7 @@ def _adam(
         stride, widen = rate * state.corrections[0], state.corrections[1]
 
         mean = {name: m + (grads[name] - m) * (1 - beta1) for name, m in state.mean.items()}
-        variance = {name: v * beta2 + _squared(grads[name]) * (1 - beta2) for name, v in state.variance.items()}
+        variance = {name: v * beta2 + parts_squared(grads[name]) * (1 - beta2) for name, v in state.variance.items()}
 
         def moved(name: str, p: Tensor) -> Tensor:
             if decoupled and weight_decay:
@@ -187,7 +188,7 @@ def check_optimizer_state(state: Any, optimizer: Optimizer, params: Params) -> A
     if not is_library_function(optimizer.init) and not is_library_function(type(state)):
         return None  # what a user's own keeps is its own affair
     mine = optimizer.init(params)
-    if type(state) is not type(mine) or (is_library_function(type(state)) and _shapes(state) != _shapes(mine)):
+    if type(state) is not type(mine) or (is_library_function(type(state)) and not _alike(state, mine)):
         raise UserError(
             f"optimizer: the state's optimiser state ({type(state).__name__}) belongs to another optimiser or network; "
             "state._replace(opt=()) starts with a fresh one"
@@ -195,22 +196,13 @@ def check_optimizer_state(state: Any, optimizer: Optimizer, params: Params) -> A
     return mine
 
 
-def _shapes(state: Any) -> list[tuple[str, tuple[int, ...]]]:
-    """The shapes of the leaves, without the schedule, of which each state may have its own."""
-    return [
-        (f"{name}{key}", tuple(leaf.shape))
-        for name, part in state._asdict().items()
-        if name != "schedule"
-        for key, leaf in _leaves_of(part)
-    ]
-
-
-def _leaves_of(part: Any) -> list[tuple[str, Tensor]]:
-    if isinstance(part, Tensor):
-        return [("", part)]
-    if isinstance(part, dict):
-        return list(part.items())
-    return [("", leaf) for leaf in leaves(part)]
+def _alike(state: Any, mine: Any) -> bool:
+    """Whether two states have the same leaves, besides the schedules, of which each may have its own."""
+    if optree.tree_structure(state) != optree.tree_structure(mine):
+        return False
+    return all(
+        one.shape == other.shape for one, other in zip(leaves(_with_tables(state, mine)), leaves(mine), strict=True)
+    )
 
 
 def with_rates_of(state: Any, optimizer: Optimizer, params: Params) -> Any:
@@ -237,10 +229,6 @@ def check_real(params: Params, optimizer: str) -> None:
             raise UserError(
                 f"--optimizer: {optimizer} requires real parameters, but {name} is {leaf.dtype}; use sgd or adam"
             )
-
-
-def _squared(grad: Tensor) -> Tensor:
-    return torch.complex(grad.real.square(), grad.imag.square()) if grad.is_complex() else grad * grad
 
 
 def _decayed(grads: Params, params: Params, weight_decay: float) -> Params:

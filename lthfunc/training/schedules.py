@@ -172,17 +172,11 @@ def ends_at(schedule: Schedule, until: int) -> int | None:
 
 def all_end_at(schedules: Sequence[Schedule], until: int) -> list[int | None]:
     """The same for several schedules on one device, which is waited for once."""
-    if not schedules:
-        return []
-    ends = torch.stack([torch.stack([each[-1], each.max()]) for each in schedules]).tolist()
-    return [_still_from(last, most, each.numel(), until) for (last, most), each in zip(ends, schedules, strict=True)]
-
-
-def _still_from(last: float, most: float, entries: int, until: int) -> int | None:
-    if last > _STANDSTILL * most:
-        return None
-    end = entries - (last == 0)  # a table that ends in 0 itself has an entry more than steps
-    return end if until > end else None
+    ends = torch.stack([torch.stack([each[-1], each.max()]) for each in schedules]).tolist() if schedules else []
+    # A table that ends in 0 itself has an entry more than steps.
+    stops = [each.numel() - (last == 0) for (last, _), each in zip(ends, schedules, strict=True)]
+    still = [last <= _STANDSTILL * most for last, most in ends]
+    return [stop if so and until > stop else None for stop, so in zip(stops, still, strict=True)]
 
 
 def _check_table(name: str, table: Schedule) -> None:

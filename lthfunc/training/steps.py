@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -158,6 +158,15 @@ class Carry(NamedTuple):
     key: Tensor
     loss: Tensor
     travels: Tensor | tuple[()] = ()
+
+    @property
+    def losses(self) -> list[float]:
+        """The sum of each state's losses."""
+        return self.loss.flatten().tolist()
+
+    def with_losses(self, losses: Sequence[float]) -> Carry:
+        """The carry with other sums of losses."""
+        return self._replace(loss=torch.tensor(losses, dtype=torch.float64).view_as(self.loss).to(self.loss.device))
 
 
 #: Random changes of training inputs, a function of the inputs (n, ...) and a key; the same shape comes back. On several

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal, NamedTuple
 
 import torch
@@ -115,14 +115,9 @@ def checked_quality(found: list[Evaluation], metric: Metric) -> list[Evaluation]
     return found
 
 
-@contextmanager
-def seeded_if_random(side_effects: SideEffects, device: torch.device) -> Iterator[None]:
+def seeded_if_random(side_effects: SideEffects, device: torch.device) -> AbstractContextManager[None]:
     """The context of an evaluation: a module that draws in evaluation mode draws the same numbers in each."""
-    if side_effects.evaluates_randomly:
-        with seeded_generators(0, device):
-            yield
-    else:
-        yield
+    return seeded_generators(0, device) if side_effects.evaluates_randomly else nullcontext()
 
 
 @contextmanager

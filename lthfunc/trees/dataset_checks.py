@@ -28,15 +28,6 @@ def describe_data(value: Any) -> str:
     return f"{kind} of {len(value)}" if isinstance(value, (tuple, list, dict)) else kind
 
 
-def check_split(data: Any, split: str) -> Split:
-    """The split of this name. Raises UserError where `data` is no Dataset, or there is no such split."""
-    data = check_data(data)
-    if split not in ("train", "val", "test"):
-        raise invalid("split", split, "train, val or test")
-    found: Split = getattr(data, split)
-    return found
-
-
 def check_data(data: Any, option: str = "data") -> Dataset:
     """The data set, if it is one: three splits, each with as many inputs as targets. Takes the same time at any size.
 

@@ -116,6 +116,11 @@ def _channels(values: list[float], x: Tensor) -> Tensor:
     return filled.view(-1, *(1,) * (x.ndim - 2))
 
 
+def parts_squared(leaf: Tensor) -> Tensor:
+    """The square; of a complex number, of each of its real parts."""
+    return torch.complex(leaf.real.square(), leaf.imag.square()) if leaf.is_complex() else leaf * leaf
+
+
 def same_bits(left: Any, right: Any) -> bool:
     """Whether the trees `left` and `right` have the same structure, dtypes, shapes and bits; NaN equals NaN.
 

@@ -5,7 +5,7 @@ To the outside it is pure: a loop works on copies of the states it was given, an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -15,18 +15,10 @@ from lthfunc.errors import UserError
 from lthfunc.training.engines.cuda_graphs import Launcher
 from lthfunc.training.engines.evaluation_graphs import EvaluationGraph, evaluation_graph
 from lthfunc.training.engines.interface import Engine, Network, Running, Tick, Work, device_of
-from lthfunc.training.engines.memory_formats import MEMORY_FORMATS, MemoryFormats, formats_on
+from lthfunc.training.engines.memory_formats import MEMORY_FORMATS, MemoryFormats
 from lthfunc.training.engines.reused_memory import GraphPools, Reusable
 from lthfunc.training.engines.tracing import CompiledFunction, compiled
-from lthfunc.training.engines.vmapped import (
-    carry_of,
-    losses_of,
-    stacked,
-    states_of,
-    vmapped,
-    vmapped_eval,
-    with_losses,
-)
+from lthfunc.training.engines.vmapped import carry_of, stacked, states_of, vmapped, vmapped_eval
 from lthfunc.training.evaluation import Evaluation, evaluate
 from lthfunc.training.prefetch import Prefetcher
 from lthfunc.training.steps import Metrics
@@ -49,27 +41,22 @@ class _Memory(NamedTuple):
 
 
 class _Shared(NamedTuple):
-    """What loops and evaluations of an engine share. forms: how numbers lie in memory, by the type of device.
-
-    graphs: whether steps are captured on a GPU.
-    """
+    """What loops and evaluations of an engine share. graphs: whether steps are captured on a GPU."""
 
     work: Work
     program: Compile
-    formats_by_device: Mapping[str, MemoryFormats]
+    formats: MemoryFormats
     graphs: bool
     pools: GraphPools
     training: Reusable[_Memory]
     measuring: Reusable[EvaluationGraph]
 
 
-def compile_engine(
-    work: Work, formats_by_device: Mapping[str, MemoryFormats] = MEMORY_FORMATS, *, graphs: bool = True
-) -> Engine:
+def compile_engine(work: Work, formats: MemoryFormats = MEMORY_FORMATS, *, graphs: bool = True) -> Engine:
     """Compiled steps and evaluations; each is compiled once, whatever the masks, seeds, rounds or learning rate.
 
-    forms: how numbers lie in memory, by the type of device; graphs: whether steps are captured on a GPU. Both are for
-    measuring what the others would do.
+    formats: how numbers lie in memory; graphs: whether steps are captured on a GPU. Both are for measuring what the
+    others would do.
     """
     programs: dict[Any, CompiledFunction] = {}
 
@@ -83,7 +70,7 @@ def compile_engine(
             programs[kind, shapes] = compiled(function, example, work.model.name)
         return programs[kind, shapes]
 
-    shared = _Shared(work, program, formats_by_device, graphs, GraphPools(), Reusable(), Reusable())
+    shared = _Shared(work, program, formats, graphs, GraphPools(), Reusable(), Reusable())
 
     def begin(states: Sequence[TrainState], seeds: Sequence[int], prefetcher: Prefetcher) -> Running:
         (_, *shape), kind = prefetcher.kinds[0]  # its memory may be that of a training before
@@ -133,7 +120,7 @@ class _Loop:
         self, shared: _Shared, states: Sequence[TrainState], seeds: Sequence[int], prefetcher: Prefetcher
     ) -> None:
         work, width, device = shared.work, len(states), states[0].step.device
-        formats = formats_on(device, shared.formats_by_device)
+        formats = shared.formats
         carry = carry_of(states, seeds, work.collectives, floating=formats.floating_masks)
         parts, rebuilt = flattened(carry)
         self._rebuilt, self._width = rebuilt, width
@@ -174,11 +161,11 @@ class _Loop:
         return self._launcher.launch(steps, tick)
 
     def losses(self) -> list[float]:
-        return losses_of(self._rebuilt(self._leaves))
+        return self._rebuilt(self._leaves).losses
 
     def count_from(self, losses: Sequence[float]) -> None:
         carry = self._rebuilt(self._leaves)
-        carry.loss.copy_(with_losses(carry, losses).loss)
+        carry.loss.copy_(carry.with_losses(losses).loss)
 
     def states(self) -> list[TrainState]:
         def copy(leaf: Tensor) -> Tensor:
@@ -192,8 +179,7 @@ def _measure(shared: _Shared, networks: Sequence[Network], split: Split) -> list
     step = vmapped_eval(work.evaluate, width, own_inputs=work.side_effects.writes_input)
     together = stacked([(each.params, each.buffers) for each in networks])
     parts, rebuilt = flattened(together)
-    formats = formats_on(device, shared.formats_by_device)
-    parts = [leaf.contiguous(memory_format=formats.of(leaf, width)) for leaf in parts]
+    parts = [leaf.contiguous(memory_format=shared.formats.of(leaf, width)) for leaf in parts]
 
     def flat(*arguments: Tensor) -> tuple[Tensor, Tensor]:
         *network, x, y = arguments

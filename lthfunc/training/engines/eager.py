@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 
 from lthfunc.training.engines.interface import Engine, Network, Running, Tick, Work, device_of
-from lthfunc.training.engines.vmapped import (
-    carry_of,
-    losses_of,
-    stacked,
-    states_of,
-    vmapped,
-    vmapped_eval,
-    with_losses,
-)
+from lthfunc.training.engines.vmapped import carry_of, stacked, states_of, vmapped, vmapped_eval
 from lthfunc.training.evaluation import Evaluation, evaluate
 from lthfunc.training.prefetch import Prefetcher
 from lthfunc.trees.global_rng import preserved_python_and_numpy, seed_python_and_numpy
@@ -53,26 +46,21 @@ class _Loop:
         self._carry = clone(carry_of(states, seeds, work.collectives))
 
     def take(self, steps: int, tick: Tick | None) -> int:
-        if self._outside:
-            with preserved_python_and_numpy():
-                return self._take(steps, tick)
-        return self._take(steps, tick)
-
-    def _take(self, steps: int, tick: Tick | None) -> int:
-        for slot in range(steps):
-            if self._outside:
-                seed_python_and_numpy(key(self._seeds[0], "outside", self._step, *self._rank))
-            self._carry = self._advance(self._carry, self._batches[slot])
-            self._step += 1
-            if tick is not None and tick(1):
-                return slot + 1
+        with preserved_python_and_numpy() if self._outside else nullcontext():
+            for slot in range(steps):
+                if self._outside:
+                    seed_python_and_numpy(key(self._seeds[0], "outside", self._step, *self._rank))
+                self._carry = self._advance(self._carry, self._batches[slot])
+                self._step += 1
+                if tick is not None and tick(1):
+                    return slot + 1
         return steps
 
     def losses(self) -> list[float]:
-        return losses_of(self._carry)
+        return self._carry.losses
 
     def count_from(self, losses: Sequence[float]) -> None:
-        self._carry = with_losses(self._carry, losses)
+        self._carry = self._carry.with_losses(losses)
 
     def states(self) -> list[TrainState]:
         return states_of(self._carry, self._width, torch.clone)

@@ -1,8 +1,10 @@
-"""How numbers lie in a compiled loop's memory, on each type of device: what `lthfunc benchmark training` decides."""
+"""How numbers lie in a compiled loop's memory.
+
+On a CPU the defaults were measured; on a GPU `lthfunc benchmark training --device cuda` times the others beside them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -22,11 +24,4 @@ class MemoryFormats(NamedTuple):
         return torch.channels_last if last else torch.contiguous_format
 
 
-#: A CPU's are measured. A GPU's are a CPU's until `lthfunc benchmark training --device cuda`, which times the others
-#: beside them, has shown better ones.
-MEMORY_FORMATS: Mapping[str, MemoryFormats] = {"cpu": MemoryFormats(), "cuda": MemoryFormats()}
-
-
-def formats_on(device: torch.device, formats_by_device: Mapping[str, MemoryFormats] = MEMORY_FORMATS) -> MemoryFormats:
-    """Of a device; a CPU's for those of other kinds."""
-    return formats_by_device.get(device.type, formats_by_device["cpu"])
+MEMORY_FORMATS = MemoryFormats()

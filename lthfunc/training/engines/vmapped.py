@@ -64,13 +64,3 @@ def vmapped_eval(step: EvalStep, width: int, *, own_inputs: bool = False) -> Eva
         return torch.vmap(step, in_dims=(0, 0, None), randomness="different")
     wide = torch.vmap(step, in_dims=(0, 0, (0, None)), randomness="different")
     return lambda params, buffers, batch: wide(params, buffers, (batch[0].expand(width, *batch[0].shape), batch[1]))
-
-
-def losses_of(carry: Carry) -> list[float]:
-    """The sum of each state's losses."""
-    return carry.loss.flatten().tolist()
-
-
-def with_losses(carry: Carry, losses: Sequence[float]) -> Carry:
-    """The carry with other sums of losses."""
-    return carry._replace(loss=torch.tensor(losses, dtype=torch.float64).view_as(carry.loss).to(carry.loss.device))
