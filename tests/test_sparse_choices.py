@@ -28,7 +28,7 @@ from lthfunc.experiments.plan import prepare
 from lthfunc.experiments.resolve import resolved
 from lthfunc.sparse import cost_model
 from lthfunc.sparse.cost_model import is_faster, why_not_sparse
-from lthfunc.sparse.functional import conv_pattern, from_tiles, linear_pattern, sparse_conv2d, sparse_linear, to_tiles
+from lthfunc.sparse.functional import conv_pattern, from_tiles, linear_pattern, sparse_conv2d, to_tiles
 from lthfunc.sparse.kernels import build
 from lthfunc.sparse.thread_tuner import ThreadTuner
 from lthfunc.training.engines.interface import Work
@@ -182,7 +182,7 @@ def test_one_compilation_serves_all_masks() -> None:
         )
 
         def loss(values: Tensor) -> Tensor:
-            return from_tiles(sparse_linear(to_tiles(x), values, bias, pattern), 70).pow(2).mean()
+            return from_tiles(sparse_conv2d(to_tiles(x), values, bias, pattern), 70).pow(2).mean()
 
         return torch.func.grad(loss)(values)
 

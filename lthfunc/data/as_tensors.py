@@ -51,7 +51,7 @@ def targets_of(value: Any, name: str, x: Tensor) -> Tensor:
     """Targets: int64; or float32 (n, numbers). A column of classes becomes (n,). Raises UserError."""
     y = tensor_of(value, name)
     if y.is_floating_point():
-        return to_float32(y if y.ndim > 1 else y[:, None], name, "target")
+        return to_float32(y if y.ndim > 1 else y[:, None], name, "target of ")
     if y.dtype.is_complex:
         raise UserError(f"{name}: targets are complex (expected classes or real numbers)")
     if y.ndim == 2 and y.shape[1] == 1 and tuple(x.shape[1:]) != (1,):
@@ -59,13 +59,13 @@ def targets_of(value: Any, name: str, x: Tensor) -> Tensor:
     return y.long()
 
 
-def to_float32(values: Tensor, name: str, what: str) -> Tensor:
-    """Floats as float32. Raises UserError for one that is too large."""
+def to_float32(values: Tensor, name: str, what: str = "") -> Tensor:
+    """Floats as float32. what: of an example they are. Raises UserError for one that is too large."""
     found = values.float()
     lost = found.isinf() & values.isfinite()
     if lost.any():
         where = tuple(lost.nonzero()[0].tolist())
-        raise UserError(f"{name}: {what} of example {where[0]} holds {float(values[where]):g}, too large for float32")
+        raise UserError(f"{name}: {what}example {where[0]} holds {float(values[where]):g}, too large for float32")
     return found
 
 
@@ -90,11 +90,5 @@ def _plain(value: Any, name: str) -> Any:
             f"{name}: it holds {int(array.max())}, but the largest whole number is {np.iinfo(np.int64).max}"
         )
     if kind.kind == "f" and kind.itemsize > 4:
-        with np.errstate(over="ignore"):
-            small = array.astype(np.float32)
-        lost = np.isinf(small) & np.isfinite(array)
-        if lost.any():
-            where = tuple(int(axis[0]) for axis in np.nonzero(lost))
-            raise UserError(f"{name}: example {where[0]} holds {array[where]:g}, too large for float32")
-        array = small
+        return to_float32(torch.from_numpy(array.astype(np.float64, order="C")), name).numpy()
     return np.array(array, dtype=_WIDER.get(kind.name, array.dtype.newbyteorder("=")), order="C")  # its own memory

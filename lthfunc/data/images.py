@@ -141,6 +141,8 @@ def decode_images(
 
 def _fitted(name: str, pixels: Any, wanted: ImageFormat) -> Any:
     """Levels as (channels, height, width) of the format. Raises UserError where they cannot be converted."""
+    from PIL import Image, ImageOps
+
     if wanted.gray and wanted.asked.channels is None and not is_gray(pixels):
         raise UserError(
             f"--dataset: {name}: is in colour, the first image grey; --dataset-option channels=3 makes all RGB, "
@@ -154,7 +156,8 @@ def _fitted(name: str, pixels: Any, wanted: ImageFormat) -> Any:
                 f"--dataset: {name}: is {pixels.shape[0]}×{pixels.shape[1]}, the first image {height}×{width}; "
                 f"--dataset-option size={height if height == width else f'{height}x{width}'} resizes all"
             )
-        pixels = _resized(pixels, wanted.size)
+        # Scaled to cover the size, and cropped to its centre.
+        pixels = np.asarray(ImageOps.fit(Image.fromarray(pixels), (width, height)))
     return np.ascontiguousarray(pixels[None] if wanted.gray else pixels.transpose(2, 0, 1))
 
 
@@ -195,10 +198,3 @@ def _quiet() -> Iterator[None]:
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         yield
-
-
-def _resized(pixels: Any, size: tuple[int, int]) -> Any:
-    """Scaled to cover the size, and cropped to its centre."""
-    from PIL import Image, ImageOps
-
-    return np.asarray(ImageOps.fit(Image.fromarray(pixels), (size[1], size[0])))

@@ -5,13 +5,10 @@ from __future__ import annotations
 import logging
 from contextlib import AbstractContextManager, closing
 from itertools import count
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from lthfunc.energy.amounts import Amount
 from lthfunc.errors import UserError, invalid
-
-if TYPE_CHECKING:
-    from lthfunc.energy.gpus import Card
 
 #: The country whose electricity mix is assumed where none is named.
 ASSUMED = "USA"
@@ -55,14 +52,6 @@ def metering(device: str, country: str | None) -> AbstractContextManager[Meter]:
     return closing(_CodeCarbon(device, country))
 
 
-def _card(device: str) -> Card | None:
-    if not device.startswith("cuda"):
-        return None
-    from lthfunc.energy.gpus import card_of  # imports torch
-
-    return card_of(device)
-
-
 class _CodeCarbon:
     """Energy of this process as far as codecarbon can tell; a machine's counters (RAPL) know no processes."""
 
@@ -70,7 +59,9 @@ class _CodeCarbon:
         logging.getLogger("codecarbon").setLevel(logging.CRITICAL)
         from codecarbon import OfflineEmissionsTracker
 
-        self._gpu = _card(device)
+        from lthfunc.energy.gpus import card_of  # imports torch
+
+        self._gpu = card_of(device) if device.startswith("cuda") else None
         self._tracker = OfflineEmissionsTracker(
             country_iso_code=country or ASSUMED,
             output_methods=[],

@@ -15,8 +15,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -24,6 +22,7 @@ from lthfunc.errors import DamagedError, UserError
 from lthfunc.models.naming import unwrapped
 from lthfunc.tracebacks import first_line
 from lthfunc.trees.files import load_tree
+from lthfunc.trees.storable import why_not_storable
 
 #: Keys under which programs keep the weights within a checkpoint.
 _WITHIN = ("state_dict", "model_state_dict", "model", "params", "net", "weights")
@@ -140,27 +139,11 @@ def _tensors(tree: Any, path: Path, most: int) -> dict[str, Tensor]:
 
 def _plain(name: str, leaf: Tensor, path: Path) -> Tensor:
     """A tensor with memory of its own. Raises UserError for what a safetensors file cannot hold."""
-    layout = str(leaf.layout).removeprefix("torch.")
-    kind = (
-        "quantized" if leaf.is_quantized
-        else f"of the layout {layout}" if leaf.layout is not torch.strided
-        else "without values (of the device meta)" if leaf.is_meta
-        else f"of the type {str(leaf.dtype).removeprefix('torch.')}" if not _has_code(leaf.dtype)
-        else None
-    )  # fmt: skip
-    if kind is not None:
-        raise UserError(f"{path}: {name} is {kind}, which safetensors files cannot hold; save a plain tensor of it")
+    if (reason := why_not_storable(leaf)) is not None:
+        raise UserError(f"{path}: {name} is {reason}, which safetensors files cannot hold; save a plain tensor of it")
     if name == _RESERVED or not name.isprintable():
         raise UserError(f"{path}: a tensor cannot have the name {name!r} in a safetensors file")
     return leaf.detach().resolve_conj().resolve_neg().clone(memory_format=torch.contiguous_format)
-
-
-def _has_code(dtype: torch.dtype) -> bool:
-    try:
-        safetensors.torch.save({"x": torch.empty(0, dtype=dtype)})
-    except (KeyError, ValueError, RuntimeError, safetensors.SafetensorError):
-        return False
-    return True
 
 
 def _check_file(path: Path, most: int) -> None:

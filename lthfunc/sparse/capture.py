@@ -51,6 +51,7 @@ class CannotTraceError(UserError):
 TRACED_BATCH = 11
 
 
+@functools.lru_cache(maxsize=16)  # a ResNet takes half a second, and several ask for it
 def captured(
     model: Model,
     shape: tuple[int, ...],
@@ -64,11 +65,6 @@ def captured(
     dtype: of parameters, buffers and inputs that are float32 in the model. Raises UserError where it cannot be traced,
     or computes something else than its operations do.
     """
-    return _captured(model, shape, training, examples, dtype)
-
-
-@functools.lru_cache(maxsize=16)  # a ResNet takes half a second, and several ask for it
-def _captured(model: Model, shape: tuple[int, ...], training: bool, examples: int, dtype: torch.dtype) -> Captured:
     module = model.training if training else model.evaluating
 
     def typed(leaf: Tensor) -> Tensor:

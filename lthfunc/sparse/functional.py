@@ -79,7 +79,10 @@ def from_tiles(tiles: Tensor, examples: int) -> Tensor:
 
 
 def sparse_conv2d(tiles: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern) -> Tensor:
-    """A convolution by its surviving weights. values: float32 (survivors,), in the order of the mask."""
+    """A convolution by its surviving weights, or with a `linear_pattern` a linear layer on (tiles, features, 1, 1, 16).
+
+    values: float32 (survivors,), in the order of the mask.
+    """
     (py, px), (sy, sx) = pattern.padding, pattern.stride
     padded = F.pad(tiles, (0, 0, px, px, py, py)) if px or py else tiles
     outs, _, high, wide = pattern.shape
@@ -89,11 +92,6 @@ def sparse_conv2d(tiles: Tensor, values: Tensor, bias: Tensor | None, pattern: P
         pattern.which, (outs, *out, sy, sx, high, wide),
     )  # fmt: skip
     return result
-
-
-def sparse_linear(tiles: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern) -> Tensor:
-    """A linear layer by its surviving weights, on tiles (tiles, features, 1, 1, 16)."""
-    return sparse_conv2d(tiles, values, bias, pattern)
 
 
 def _starts(rows: Tensor, count: int) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lthfunc.sparse.builder import Builder
 from lthfunc.sparse.kernels.instructions import BY_ROWS
-from lthfunc.training.optimizers import AdamNumbers, AdamState, SGDNumbers, SGDState
+from lthfunc.training.optimizers import AdamNumbers, AdamState, SGDNumbers, SGDState, corrections_of
 
 Numbers = SGDNumbers | AdamNumbers
 #: Numbers that a thread should have to update, at least.
@@ -20,19 +20,15 @@ def add_update(b: Builder, numbers: Numbers) -> None:
     """Add the optimiser's instruction."""
     total = sum(leaf.size for leaf in b.leaves.values())
     shares = max(1, total // _SHARE)
+    columns = {"first": 0, "last": total}
     if isinstance(numbers, AdamNumbers):
         first = b.numbers([*numbers.betas, numbers.eps, numbers.weight_decay])
-        columns = {
-            "first": 0, "last": total, "beta1": first, "beta2": first + 1, "epsilon": first + 2,
-            "weight_decay": first + 3, "decoupled": int(numbers.decoupled),
-        }  # fmt: skip
-        b.emit(lambda: ("adam", BY_ROWS, shares, columns))
+        columns |= {"beta1": first, "beta2": first + 1, "epsilon": first + 2, "weight_decay": first + 3}
+        columns |= {"decoupled": int(numbers.decoupled)}
     else:
         first = b.numbers([numbers.momentum, numbers.weight_decay])
-        columns = {
-            "first": 0, "last": total, "momentum": first, "nesterov": int(numbers.nesterov), "weight_decay": first + 1
-        }  # fmt: skip
-        b.emit(lambda: ("sgd", BY_ROWS, shares, columns))
+        columns |= {"momentum": first, "weight_decay": first + 1, "nesterov": int(numbers.nesterov)}
+    b.emit(lambda: ("adam" if isinstance(numbers, AdamNumbers) else "sgd", BY_ROWS, shares, columns))
 
 
 def moments_of(state: Any) -> list[Any]:
@@ -54,7 +50,5 @@ def state_after(state: Any, moments: list[Any], clock: Tensor) -> Any:
     """The public state again, from what the machine kept."""
     if isinstance(state, AdamState):
         powers = clock[:2].clone()
-        rest = 1 - powers
-        corrections = torch.stack([1 / rest[0], 1 / rest[1].sqrt()]).to(state.corrections.dtype)
-        return AdamState(state.schedule, moments[0], moments[1], powers, corrections)
+        return AdamState(state.schedule, moments[0], moments[1], powers, corrections_of(powers).to(state.corrections))
     return SGDState(state.schedule, moments[0] if moments else ())

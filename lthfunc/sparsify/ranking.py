@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-#: Integers as wide as the floats, and all their bits but the sign's.
-_INTEGERS = {torch.float32: (torch.int32, 2**31 - 1), torch.float64: (torch.int64, 2**63 - 1)}
+#: Integers as wide as the floats.
+_INTEGERS = {torch.float32: torch.int32, torch.float64: torch.int64}
 
 
 def ranks(scores: Tensor, alive: Tensor) -> Tensor:
@@ -31,17 +31,19 @@ def _ranks(best_first: Tensor, alive: Tensor) -> Tensor:
 
 
 def _falling(scores: Tensor) -> Tensor:
-    """Integers that rise as the scores fall: a vector of integers is sorted ten times as fast as one of floats.
+    """Integers that rise as the scores fall: a vector of integers is sorted ten times as fast as one of floats."""
+    if not scores.is_floating_point():
+        return ~scores
+    try:
+        return ~rising_integers(scores if scores.dtype in _INTEGERS else scores.float())
+    except RuntimeError:  # torch 2.11 cannot do that under vmap; floats sort to the same order, more slowly
+        return -scores
+
+
+def rising_integers(scores: Tensor) -> Tensor:
+    """Integers, as wide as these float32 or float64 scores, in the order of the scores.
 
     The bits of positive floats, read as integers, rise with them, and those of negative ones fall.
     """
-    if not scores.is_floating_point():
-        return ~scores
-    if scores.dtype not in _INTEGERS:
-        scores = scores.float()
-    integer, magnitude = _INTEGERS[scores.dtype]
-    try:
-        bits = (scores + 0.0).view(integer)  # -0 becomes 0
-    except RuntimeError:  # torch 2.11 cannot do that under vmap; floats sort to the same order, more slowly
-        return -scores
-    return ~torch.where(bits < 0, bits ^ magnitude, bits)
+    bits = (scores + 0.0).contiguous().view(_INTEGERS[scores.dtype])  # -0 becomes 0
+    return torch.where(bits < 0, bits ^ torch.iinfo(bits.dtype).max, bits)

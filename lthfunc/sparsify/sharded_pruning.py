@@ -17,6 +17,7 @@ from lthfunc.arguments import public
 from lthfunc.distributed.collectives import Collectives, count_tensor, like_dtensors, local_shards
 from lthfunc.errors import UserError
 from lthfunc.sparsify.allocation import check_fraction, fraction_from, layerwise, number_pruned
+from lthfunc.sparsify.ranking import rising_integers
 from lthfunc.sparsify.scores import Score, Scores, checked_score, magnitude
 from lthfunc.trees.ops import Count, apply_masks, count
 from lthfunc.trees.transformations import Transformation
@@ -157,13 +158,8 @@ def _count(masks: Masks, collectives: Collectives) -> Count:
 def _keys(scores: Scores, masks: Masks) -> tuple[dict[str, Tensor], int]:
     """(integers in the order of the scores, int64, of each leaf's shape; the bits that they need)."""
     wide = any(leaf.dtype == torch.float64 for leaf in scores.values())
-    number, whole, bits = (torch.float64, torch.int64, 64) if wide else (torch.float32, torch.int32, 32)
-    found = {}
-    for name in masks:
-        raw = (scores[name].detach().to(number) + 0.0).contiguous().view(whole)  # + 0.0: -0 equals 0, and gets its bits
-        # A negative number's bits grow with its size: all but the sign are inverted.
-        found[name] = torch.where(raw < 0, raw ^ torch.iinfo(whole).max, raw).to(torch.int64)
-    return found, bits
+    number = torch.float64 if wide else torch.float32
+    return {name: rising_integers(scores[name].detach().to(number)).long() for name in masks}, 8 * number.itemsize
 
 
 def _with_ties(

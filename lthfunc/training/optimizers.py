@@ -145,15 +145,11 @@ def _adam(
     beta1, beta2 = betas
     schedule = as_schedule(lr)
 
-    def corrections(powers: Tensor) -> Tensor:
-        rest = 1 - powers
-        return torch.stack([1 / rest[0], 1 / rest[1].sqrt()])
-
     def init(params: Params) -> AdamState:
         table = table_like(schedule, params)
         powers = torch.tensor(betas, dtype=torch.float64, device=table.device)
         zeros = tree_map(torch.zeros_like, params)
-        return AdamState(table, zeros, tree_map(torch.clone, zeros), powers, corrections(powers).to(table.dtype))
+        return AdamState(table, zeros, tree_map(torch.clone, zeros), powers, corrections_of(powers).to(table.dtype))
 
     def update(grads: Params, state: AdamState, params: Params, step: Tensor) -> tuple[Params, AdamState]:
         rate = rate_at(state.schedule, step)
@@ -174,10 +170,16 @@ def _adam(
 
         new = {name: moved(name, p) for name, p in params.items()}
         powers = torch.stack([state.powers[0] * beta1, state.powers[1] * beta2])
-        following = corrections(powers).to(state.corrections.dtype)
+        following = corrections_of(powers).to(state.corrections.dtype)
         return new, AdamState(state.schedule, mean, variance, powers, following)
 
     return Optimizer(init, update, AdamNumbers(betas, eps, weight_decay, decoupled))
+
+
+def corrections_of(powers: Tensor) -> Tensor:
+    """Adam's bias corrections, of the betas' powers."""
+    rest = 1 - powers
+    return torch.stack([1 / rest[0], 1 / rest[1].sqrt()])
 
 
 def check_optimizer_state(state: Any, optimizer: Optimizer, params: Params) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 
@@ -13,7 +12,9 @@ def first_names(module: nn.Module) -> dict[str, str]:
     """Each name of a parameter or buffer -> its first name, which trees use."""
     first: dict[int, str] = {}
     found = {}
-    for name, leaf in _named(module):
+    for name, leaf in (
+        *module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)
+    ):  # fmt: skip
         found[name] = first.setdefault(id(leaf), name)
     return found
 
@@ -34,7 +35,3 @@ def put_values(module: nn.Module, values: Mapping[str, Tensor]) -> nn.Module:
             made[first] = nn.Parameter(value, requires_grad=False) if leaf in part._parameters else value
         setattr(part, leaf, made[first])
     return module
-
-
-def _named(module: nn.Module) -> list[tuple[str, torch.Tensor]]:
-    return [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]

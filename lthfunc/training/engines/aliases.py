@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 from torch._ops import OpOverload
@@ -19,15 +20,12 @@ def changed_by(node: Node) -> list[Node]:
     """The arguments that an operation changes; names tell nothing (``__and__`` changes none)."""
     if not isinstance(node.target, OpOverload) or not node.target._schema.is_mutable:
         return []
-    return list(_written(node, node.target))
-
-
-def _written(node: Node, target: OpOverload) -> Iterator[Node]:
-    for place, told in enumerate(target._schema.arguments):
-        if told.alias_info is None or not told.alias_info.is_write:
-            continue
-        given = node.args[place] if place < len(node.args) else node.kwargs.get(told.name)
-        yield from (each for each in (given if isinstance(given, (list, tuple)) else [given]) if isinstance(each, Node))
+    found: list[Any] = []
+    for place, told in enumerate(node.target._schema.arguments):
+        if told.alias_info is not None and told.alias_info.is_write:
+            given = node.args[place] if place < len(node.args) else node.kwargs.get(told.name)
+            found += given if isinstance(given, (list, tuple)) else [given]
+    return [each for each in found if isinstance(each, Node)]
 
 
 def is_seen_elsewhere(node: Node, changed: Node, at: Mapping[Node, int]) -> bool:
