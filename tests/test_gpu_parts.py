@@ -19,7 +19,7 @@ from lthfunc.errors import UserError
 from lthfunc.experiments.engine_choice import flops_per_step
 from lthfunc.training.batches import batches
 from lthfunc.training.engines.evaluation_graphs import EvaluationGraph, evaluation_graph
-from lthfunc.training.engines.interface import Work, _flops
+from lthfunc.training.engines.interface import Work, _flops, chunk_of
 from lthfunc.training.engines.memory_formats import MemoryFormats
 from lthfunc.training.engines.reused_memory import GraphPools, Reusable
 from lthfunc.training.evaluation import chunk_on_gpu
@@ -190,17 +190,17 @@ def test_chunks_on_a_gpu_are_powers_of_two() -> None:
     work = Work(lf.from_module(NET), lf.cross_entropy, lf.sgd(0.1), None, None, "fp32")
     split = Split(torch.zeros(700, 6), torch.zeros(700, dtype=torch.int64))
     cuda = torch.device("cuda")
-    assert work.chunk(3, split, torch.device("cpu")) == 166
-    assert work.chunk(1, split, cuda) == chunk_on_gpu(1, 90, 700)
+    assert chunk_of(work, 3, split, torch.device("cpu")) == 166
+    assert chunk_of(work, 1, split, cuda) == chunk_on_gpu(1, 90, 700)
     two = work._replace(collectives=Collectives(0, 3, lambda vector: vector))
-    assert two.chunk(1, split, cuda) == chunk_on_gpu(1, 90, 234)
+    assert chunk_of(two, 1, split, cuda) == chunk_on_gpu(1, 90, 234)
     embedding = lf.from_module(nn.Sequential(nn.Embedding(7, 4), nn.Flatten(), nn.Linear(12, 7)), tokens=True)
     words = Split(torch.zeros(700, 3, dtype=torch.int64), torch.zeros(700, dtype=torch.int64))
     assert _flops(embedding, (3,)) == 2 * 12 * 7
-    assert work._replace(model=embedding).chunk(1, words, cuda) == chunk_on_gpu(1, 168, 700)
+    assert chunk_of(work._replace(model=embedding), 1, words, cuda) == chunk_on_gpu(1, 168, 700)
     assert _flops(lf.from_module(NET), (9,)) == 0  # which it does not run on
     unknown = Split(torch.zeros(700, 9), torch.zeros(700, dtype=torch.int64))
-    assert work.chunk(3, unknown, cuda) == chunk_on_gpu(3, 0, 700) == 128
+    assert chunk_of(work, 3, unknown, cuda) == chunk_on_gpu(3, 0, 700) == 128
     assert flops_per_step(embedding, (3,), 5) == 3 * 5 * 2 * 12 * 7
 
 

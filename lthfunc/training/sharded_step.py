@@ -19,7 +19,7 @@ from lthfunc.errors import UserError
 from lthfunc.training.losses import Loss, Metric, accuracy
 from lthfunc.training.optimizers import Optimizer
 from lthfunc.training.precision import Precision
-from lthfunc.training.steps import Metrics, masked, objective_of
+from lthfunc.training.steps import Metrics, Work, masked, objective_of
 from lthfunc.trees.model import Model
 from lthfunc.trees.types import Batch, TrainState
 
@@ -51,7 +51,8 @@ def make_sharded_step(
     if optimizer.mixes:
         raise UserError("shards: an optimiser whose updates mix a layer's weights cannot be sharded")
     layout = shard_layout(model.init(0)[0], collectives.world_size)
-    objective = objective_of(with_sync_batchnorm(model, collectives), loss, precision, metric)
+    synced = with_sync_batchnorm(model, collectives)
+    objective = objective_of(Work(synced, loss, optimizer, None, None, precision, metric))
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         params, masks, opt = local_shards(state.params), local_shards(state.masks), local_shards(state.opt)

@@ -24,7 +24,7 @@ def check_step(work: Work, data: Dataset, batch_size: int) -> None:
 
     Raises UserError where they fail, with the user's line at fault.
     """
-    if is_library_code(work.model, work.loss, work.metric, work.optimizer):
+    if is_library_code(work):
         return
     model = work.model
     count = min(batch_size, _EXAMPLES, len(data.train.x))
@@ -47,7 +47,7 @@ def check_step(work: Work, data: Dataset, batch_size: int) -> None:
 
 def _check_reached(work: Work, state: TrainState, batch: Batch) -> None:
     """Raise UserError where the loss depends on no parameter, so that a step would change none of them."""
-    objective = objective_of(work.model, work.loss, work.precision, work.metric)
+    objective = objective_of(work)
     params, x = clone(state.params), scaled(batch[0], work.scale)
     with torch.enable_grad():
         tracked = {name: leaf.requires_grad_().clone() for name, leaf in params.items()}

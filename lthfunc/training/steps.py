@@ -22,12 +22,45 @@ from lthfunc.training.user_functions import checked_augment, checked_loss, check
 from lthfunc.trees.model import Model, apply_evaluating, run_training
 from lthfunc.trees.ops import clone, scaled
 from lthfunc.trees.rng import fold_in
+from lthfunc.trees.side_effects import SideEffects
 from lthfunc.trees.types import Batch, Buffers, Masks, Params, Scale, TrainState
 
 #: loss (float32) and accuracy (float64), or another metric in its place: scalars, means over the batch.
 Metrics = dict[str, Tensor]
 TrainStep = Callable[..., tuple[TrainState, Metrics]]
 EvalStep = Callable[[Params, Buffers, Batch], Metrics]
+
+
+#: Random changes of training inputs, a function of the inputs (n, ...) and a key; the same shape comes back. On several
+#: ranks a third argument is the number of the first input in the whole batch.
+Augment = Callable[..., Tensor]
+
+
+class Work(NamedTuple):
+    """What is to be run: the same for every engine. collectives: of the ranks that run it together.
+
+    side_effects: what the module does besides computing outputs.
+    """
+
+    model: Model
+    loss: Loss
+    optimizer: Optimizer
+    scale: Scale | None
+    augment: Augment | None
+    precision: Precision
+    metric: Metric = accuracy
+    collectives: Collectives = SINGLE_RANK
+    side_effects: SideEffects = SideEffects()
+
+    @property
+    def advance(self) -> LoopBody:
+        """The body of the training loop, on states and batches that are the loop's own."""
+        return make_loop_body(make_inner_step(self), self.scale, self.augment, self.collectives)
+
+    @property
+    def evaluate(self) -> EvalStep:
+        """The evaluation of a stored batch."""
+        return on_stored(make_eval_step(self.model, self.loss, self.precision, self.metric), self.scale)
 
 
 @public
@@ -58,8 +91,8 @@ def make_train_step(
     >>> int(state.step), sorted(metrics)
     (1, ['accuracy', 'loss'])
     """
-    inner = make_inner_step(model, loss, optimizer, precision, metric, collectives)
-    tidy = is_library_code(model, loss, metric, optimizer)
+    work = Work(model, loss, optimizer, None, None, precision, metric, collectives)
+    inner, tidy = make_inner_step(work), is_library_code(work)
 
     def step(state: TrainState, batch: Batch, index: Tensor | None = None) -> tuple[TrainState, Metrics]:
         if state.opt == () and is_library_function(optimizer.init):
@@ -70,22 +103,15 @@ def make_train_step(
     return step
 
 
-def is_library_code(model: Model, loss: Loss, metric: Metric, optimizer: Optimizer) -> bool:
+def is_library_code(work: Work) -> bool:
     """Whether a step runs this library's code only, which is known to write into nothing."""
-    return model.pure and all(map(is_library_function, (loss, metric, optimizer.update)))
+    return work.model.pure and all(map(is_library_function, (work.loss, work.metric, work.optimizer.update)))
 
 
-def make_inner_step(
-    model: Model,
-    loss: Loss,
-    optimizer: Optimizer,
-    precision: Precision = "fp32",
-    metric: Metric = accuracy,
-    collectives: Collectives = SINGLE_RANK,
-) -> TrainStep:
+def make_inner_step(work: Work) -> TrainStep:
     """`make_train_step` for a loop that owns its states and batches, into which a module may write."""
-    objective = objective_of(with_sync_batchnorm(model, collectives), loss, precision, metric)
-    optimizer = checked_optimizer(optimizer)
+    collectives, optimizer = work.collectives, checked_optimizer(work.optimizer)
+    objective = objective_of(work._replace(model=with_sync_batchnorm(work.model, collectives)))
 
     def step(state: TrainState, batch: Batch, index: Tensor | None = None) -> tuple[TrainState, Metrics]:
         grads, (value, (correct, buffers)) = grad_and_value(objective, has_aux=True)(state.params, state.buffers, batch)
@@ -101,19 +127,17 @@ def make_inner_step(
     return step
 
 
-def objective_of(
-    model: Model, loss: Loss, precision: Precision, metric: Metric
-) -> Callable[[Params, Buffers, Batch], tuple[Tensor, tuple[Tensor, Buffers]]]:
+def objective_of(work: Work) -> Callable[[Params, Buffers, Batch], tuple[Tensor, tuple[Tensor, Buffers]]]:
     """(params, buffers, batch) -> (the loss in training mode, (the metric, the new buffers)).
 
     The module may write into the params and the batch.
     """
-    loss, metric = checked_loss("loss", loss), checked_loss("metric", metric)
+    loss, metric = checked_loss("loss", work.loss), checked_loss("metric", work.metric)
 
     def objective(params: Params, buffers: Buffers, batch: Batch) -> tuple[Tensor, tuple[Tensor, Buffers]]:
         inputs, targets = batch
-        with autocast_for(precision, inputs.device):
-            outputs, buffers = run_training(model, params, buffers, inputs)
+        with autocast_for(work.precision, inputs.device):
+            outputs, buffers = run_training(work.model, params, buffers, inputs)
             value = loss(outputs, targets)
         return value, (metric(outputs, targets), buffers)
 
@@ -169,9 +193,6 @@ class Carry(NamedTuple):
         return self._replace(loss=torch.tensor(losses, dtype=torch.float64).view_as(self.loss).to(self.loss.device))
 
 
-#: Random changes of training inputs, a function of the inputs (n, ...) and a key; the same shape comes back. On several
-#: ranks a third argument is the number of the first input in the whole batch.
-Augment = Callable[..., Tensor]
 LoopBody = Callable[[Carry, Batch], Carry]
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from lthfunc.errors import UserError
 from lthfunc.training.engines.cuda_graphs import Launcher
 from lthfunc.training.engines.evaluation_graphs import EvaluationGraph, evaluation_graph
-from lthfunc.training.engines.interface import Engine, Network, Running, Tick, Work, device_of
+from lthfunc.training.engines.interface import Engine, Network, Running, Tick, Work, chunk_of, device_of
 from lthfunc.training.engines.memory_formats import MEMORY_FORMATS, MemoryFormats
 from lthfunc.training.engines.reused_memory import GraphPools, Reusable
 from lthfunc.training.engines.tracing import CompiledFunction, compiled
@@ -186,7 +186,7 @@ def _measure(shared: _Shared, networks: Sequence[Network], split: Split) -> list
         metrics = step(*rebuilt(network), (x, y))
         return metrics["loss"], metrics["accuracy"]
 
-    chunk = work.chunk(width, split, device)
+    chunk = chunk_of(work, width, split, device)
     graphs = None
     if device.type == "cuda":
         first = split.x[:chunk], split.y[:chunk]

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 
 import torch
 
-from lthfunc.training.engines.interface import Engine, Network, Running, Tick, Work, device_of
+from lthfunc.training.engines.interface import Engine, Network, Running, Tick, Work, chunk_of, device_of
 from lthfunc.training.engines.vmapped import carry_of, stacked, states_of, vmapped, vmapped_eval
 from lthfunc.training.evaluation import Evaluation, evaluate
 from lthfunc.training.prefetch import Prefetcher
@@ -27,7 +27,7 @@ def eager(work: Work) -> Engine:
         step = vmapped_eval(work.evaluate, len(networks), own_inputs=work.side_effects.writes_input)
         leaves = stacked([(each.params, each.buffers) for each in networks])
         device = device_of(leaves[0])
-        chunk = work.chunk(len(networks), split, device)
+        chunk = chunk_of(work, len(networks), split, device)
         return evaluate(lambda batch: step(*leaves, batch), split, device, chunk, work.collectives)
 
     return Engine("eager", begin, measure)

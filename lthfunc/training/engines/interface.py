@@ -8,63 +8,23 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-from lthfunc.distributed.collectives import SINGLE_RANK, Collectives
 from lthfunc.training.evaluation import Evaluation, chunk_for, chunk_on_gpu
-from lthfunc.training.losses import Loss, Metric, accuracy
-from lthfunc.training.optimizers import Optimizer
-from lthfunc.training.precision import Precision
 from lthfunc.training.prefetch import Prefetcher
-from lthfunc.training.steps import (
-    Augment,
-    EvalStep,
-    LoopBody,
-    make_eval_step,
-    make_inner_step,
-    make_loop_body,
-    on_stored,
-)
+from lthfunc.training.steps import Work as Work
 from lthfunc.trees.flops import flops_of
 from lthfunc.trees.model import Model
-from lthfunc.trees.side_effects import SideEffects
-from lthfunc.trees.types import Buffers, Params, Scale, Split, TrainState
+from lthfunc.trees.types import Buffers, Params, Split, TrainState
 
 #: Told how many steps were taken since the last time; True asks to stop.
 Tick = Callable[[int], bool]
 
 
-class Work(NamedTuple):
-    """What is to be run: the same for every engine. collectives: of the ranks that run it together.
-
-    side_effects: what the module does besides computing outputs.
-    """
-
-    model: Model
-    loss: Loss
-    optimizer: Optimizer
-    scale: Scale | None
-    augment: Augment | None
-    precision: Precision
-    metric: Metric = accuracy
-    collectives: Collectives = SINGLE_RANK
-    side_effects: SideEffects = SideEffects()
-
-    @property
-    def advance(self) -> LoopBody:
-        """The body of the training loop, on states and batches that are the loop's own."""
-        step = make_inner_step(self.model, self.loss, self.optimizer, self.precision, self.metric, self.collectives)
-        return make_loop_body(step, self.scale, self.augment, self.collectives)
-
-    @property
-    def evaluate(self) -> EvalStep:
-        """The evaluation of a stored batch."""
-        return on_stored(make_eval_step(self.model, self.loss, self.precision, self.metric), self.scale)
-
-    def chunk(self, networks: int, split: Split, device: torch.device) -> int:
-        """Examples of a split to measure at a time, with `networks` vmapped networks."""
-        if device.type != "cuda":
-            return chunk_for(networks)
-        examples = -(-len(split.x) // self.collectives.world_size)
-        return chunk_on_gpu(networks, _flops(self.model, tuple(split.x.shape[1:])), examples)
+def chunk_of(work: Work, networks: int, split: Split, device: torch.device) -> int:
+    """Examples of a split to measure at a time, with `networks` vmapped networks."""
+    if device.type != "cuda":
+        return chunk_for(networks)
+    examples = -(-len(split.x) // work.collectives.world_size)
+    return chunk_on_gpu(networks, _flops(work.model, tuple(split.x.shape[1:])), examples)
 
 
 @functools.lru_cache(maxsize=8)
