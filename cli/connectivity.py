@@ -104,9 +104,9 @@ def _run(config: Config, at: list[int], points: int, plot: Path | None, run: str
         say(f"energy: {1000 * kwh:.2f} Wh for {counted(count, 'training')}")
     title = f"{config.arch} on {config.dataset}, {plan.steps:,} steps"
     if plot:
-        from lthfunc.reports.matplotlib_figures import save, side_by_side  # matplotlib takes half a second
+        from lthfunc.reports.matplotlib_figures import panels, save  # matplotlib takes half a second
 
-        save(side_by_side(barrier_charts(records), title, legends=[True, False]), plot)
+        save(panels(barrier_charts(records), title), plot)
     if run is not None:
         keep_measurement(Path(run), "connectivity", config.device, {"steps": plan.steps, "results": records})
     if wants_json:

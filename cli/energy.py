@@ -167,10 +167,10 @@ def breakeven(
         same = Path(names[0]).resolve() == Path(names[1]).resolve()
         found = break_evens(sides[0], sides[1], same=same, price=price, evaluation=evaluation)
     if plot:
-        from lthfunc.reports.matplotlib_figures import save, side_by_side
+        from lthfunc.reports.matplotlib_figures import panels, save
 
         charts = [breakeven_chart(each) for each in found]
-        save(side_by_side(charts, f"{sparse} against {dense or 'its dense network'}", [True] * len(charts)), plot)
+        save(panels(charts, f"{sparse} against {dense or 'its dense network'}"), plot)
     if json:
         put_json({"sparse": sparse, "dense": dense or sparse, "results": as_values(found)})
         return

@@ -56,7 +56,7 @@ def methods(
     from lthfunc.experiments.config import to_mapping
     from lthfunc.experiments.methods.prepare import check_methods, method_context, methods_for
     from lthfunc.experiments.trust import remember_code
-    from lthfunc.reports.methods import method_plot, method_rows, method_table
+    from lthfunc.reports.methods import method_picture, method_rows, method_table
     from lthfunc.runs.method_results import make_checkpoint_folder, open_results
     from lthfunc.scheduling.execute import check_ray
     from lthfunc.scheduling.methods import COMPARED, compare
@@ -90,9 +90,9 @@ def methods(
     left = f"{100 * context.density:g} % of the weights"
     title = f"{settings.arch} on {settings.dataset}, {left}, {context.steps:,} steps"
     if plot:
-        from lthfunc.reports.matplotlib_figures import save as save_picture
+        from lthfunc.reports.matplotlib_figures import printed, save as save_picture
 
-        save_picture(method_plot(rows, title), plot)
+        save_picture(printed(method_picture(rows, title)), plot)
     if json:
         put_json({"config": to_mapping(settings), "steps": context.steps, "results": records})
         return

@@ -67,3 +67,5 @@ def report(
     put(f"page      {path}")
     if drawn:
         put(f"figures   {place} ({2 * len(drawn)} files)")
+        if made.together:
+            put(f"slide     {place / 'accuracy_vs_density.png'} (also .svg)")

@@ -18,8 +18,7 @@ import torch
 from conftest import run
 
 import lthfunc as lf
-from lthfunc.reports.charts import PALETTE, Bars, Chart, Heat, Series, ramp
-from lthfunc.reports.matplotlib_figures import printed
+from lthfunc.reports.charts import Bars, Chart, Heat, Series
 from lthfunc.reports.page.mask_history import overlap_of, pixel_shares, read_patterns
 from lthfunc.reports.page.plotly_figures import figure_of
 from lthfunc.runs.folder import distinct_names, read_run
@@ -175,6 +174,9 @@ def test_several_runs_share_axes_and_settings_that_differ_stand_out(runs: Path, 
     loud = re.findall(r'<tr class="loud"><td>(\w+)</td>', text)
     assert {"lr", "replicates", "control"} <= set(loud)
     assert "arch" not in loud
+    changed, _, folded = text.partition("<details>")
+    for name, usual in (("arch", False), ("steps", False), ("eval_every", False), ("score", True), ("momentum", True)):
+        assert (f"<td>{name}</td>" in changed, f"<td>{name}</td>" in folded) == (not usual, usual), name
     assert not (tmp_path / "both-figures").exists()
 
 
@@ -262,19 +264,6 @@ def test_mistakes_are_one_line(
     monkeypatch.chdir(runs)
     assert run("report", *arguments) == 2
     assert told in capsys.readouterr().err
-
-
-def test_pictures_are_drawn_of_any_shape() -> None:
-    many = [Series(f"s{at}", [100, 50], [1.0, None], [0.1, 0.0], ramp(at / 20)) for at in range(20)]
-    for picture in (
-        Chart("a", "t", "x", "y", many, log_x=True, log_y=True, falling=True, ticks=[100, 50]),
-        Bars("b", "t", "x", ["one", "two"], [("g", [1, 2], [0.1, 0.2]), ("h", [2, 1], None)], stacked=True),
-        Heat("c", "t", "x", "y", ["a", "b"], ["c"], [[None, 2.0]], "u"),
-    ):
-        plotly.graph_objects.Figure(figure_of(picture))
-        assert printed(picture).axes
-    assert len(set(PALETTE)) == len(PALETTE)
-    assert ramp(0) != ramp(1)
 
 
 def test_a_loss_that_overflowed_leaves_a_gap(runs: Path, tmp_path: Path) -> None:

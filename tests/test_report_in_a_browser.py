@@ -79,7 +79,7 @@ def test_in_a_browser_figures_appear_and_the_slider_moves(browser: Any, page: Pa
         assert len(image.getcolors()) == 1  # before any pruning all weights are there
     with Image.open(io.BytesIO(base64.b64decode(last.partition(",")[2]))) as image:
         assert len(image.getcolors()) == 2
-    assert "100" in explorer.find_element("css selector", ".told").text
+    assert "100" in explorer.find_element("css selector", ".position").text
     assert browser.execute_script("return arguments[0].querySelector('.histogram .main-svg') !== null", explorer)
     assert explorer.find_element("css selector", ".pixel").is_displayed()
     assert [line for line in browser.get_log("browser") if line["level"] in ("SEVERE", "WARNING")] == []

@@ -255,16 +255,17 @@ def test_info_shows_runs_tickets_and_what_is_unfinished(finished: Path, tmp_path
 
 
 def test_pictures_are_pictures_of_the_records(finished: Path) -> None:
-    from lthfunc.reports.run_pictures import accuracy_vs_density, training_curves
+    from lthfunc.reports.curves import accuracy_chart, curve_charts
+    from lthfunc.reports.matplotlib_figures import panels, printed
 
     for name in ("accuracy_vs_density.png", "training_curves.png", "training_time.png"):
         assert (finished / name).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     _, _, records = read_run(finished)
-    axes = accuracy_vs_density(records, "t").axes[0]
+    axes = printed(accuracy_chart({"": records})).axes[0]
     ticket = next(line for line in axes.containers if line.get_label() == "ticket")[0]
     assert list(ticket.get_xdata()) == pytest.approx([100, 80, 64])
     tickets = [item for item in records if item["variant"] == "ticket"]
     means = [50 * sum(item["test_accuracy"] for item in tickets if item["round"] == k) for k in range(3)]
     assert list(ticket.get_ydata()) == pytest.approx(means)
-    curves = training_curves(records, "t").axes[0].lines
+    curves = panels(curve_charts(records), "t").axes[0].lines
     assert np.asarray(curves[0].get_xdata()).tolist() == [0, 10, 20, 30, 40]

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 from lthfunc.printable import printable
 from lthfunc.reports.charts import Bars, Chart, Series
-from lthfunc.reports.matplotlib_figures import printed, side_by_side
+from lthfunc.reports.matplotlib_figures import panels, printed
 from lthfunc.runs.json_lines import append_lines, line_of, value_of
 from lthfunc.runs.lock import at_work, holder
 from lthfunc.runs.verification import verified
@@ -148,7 +148,7 @@ def test_names_are_drawn_as_text(name: str) -> None:
     bars = Bars("key", name, name, [name, "b"], [(name, [1.0, 2.0], None)])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for made in (printed(chart), printed(bars), side_by_side([chart], name, [True])):
+        for made in (printed(chart), printed(bars), panels([chart, chart], name)):
             assert isinstance(made, Figure)
             made.canvas.draw()
 

@@ -2,19 +2,43 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple, TypeVar
 
+from lthfunc.reports.spacing import spread_out
 from lthfunc.trees.ops import tree_map
 
-Dash = Literal["solid", "dash", "dot", "dashdot", "none"]
+Dash = Literal["solid", "dash", "dot", "dashdot", "longdash", "longdashdot", "none"]
+#: Dashes, with a word for each, and markers by which lines on the same axes differ.
+DASHES: dict[Dash, str] = {
+    "solid": "solid", "dash": "dashed", "dot": "dotted", "dashdot": "dash-dotted", "longdash": "long dashes",
+    "longdashdot": "long dashes and dots",
+}  # fmt: skip
+MARKERS = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "x", "star", "pentagon", "hexagon")
 
-#: Okabe & Ito's palette, which colour-blind readers can distinguish.
-BLUE, ORANGE, GREEN, PINK, AMBER, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
-PALETTE = (BLUE, ORANGE, GREEN, PINK, AMBER, SKY)
-GREY = "#888888"
-#: Viridis without its ends, one of which would be hard to see on a light or a dark page.
-_RAMP = ("#443983", "#31688e", "#21918c", "#35b779", "#73c64c")
+#: What is possible for times, energies and steps.
+NOT_NEGATIVE = (0.0, math.inf)
+
+
+class Colour(NamedTuple):
+    """A colour on a light ground and on a dark one."""
+
+    light: str
+    dark: str
+
+
+#: Six colours that colour-blind readers can distinguish: Okabe & Ito's on a dark ground; on a light one three of them
+#: and three darker ones, after which they are named. Each has a contrast of at least 3 to its ground.
+BLUE, ORANGE, GREEN = Colour("#0072B2", "#56B4E9"), Colour("#D55E00", "#D55E00"), Colour("#009E73", "#009E73")
+VIOLET, MAROON, BLACK = Colour("#7A1FE0", "#CC79A7"), Colour("#6B0211", "#F0E442"), Colour("#26262B", "#FFFFFF")
+PALETTE = (BLUE, ORANGE, GREEN, VIOLET, MAROON, BLACK)
+GREY = Colour("#6B7280", "#9AA4AE")
+#: matplotlib's magma for a light ground and plasma for a dark one, without the end that would be hard to see.
+_RAMPS = (
+    ("#140e36", "#4a1079", "#832681", "#bc3978", "#ed5a5f"),
+    ("#b12a90", "#d6556d", "#f2844b", "#feba2c", "#f0f921"),
+)
 
 
 class Series(NamedTuple):
@@ -27,7 +51,7 @@ class Series(NamedTuple):
     x: Sequence[float]
     y: Sequence[float | None]
     deviation: Sequence[float] | None = None
-    colour: str = BLUE
+    colour: Colour = BLUE
     dash: Dash = "solid"
     marker: str | None = "circle"
     marked: int | None = None
@@ -37,8 +61,9 @@ class Series(NamedTuple):
 class Chart(NamedTuple):
     """Lines over two axes.
 
-    key: its name in files. ticks: of the horizontal axis; None for automatic ones. across: horizontal lines,
-    (value, name). notes: (x, y, text). caption: a sentence below the picture on the page.
+    key: its name in files. falling: the horizontal axis falls, with ticks at the points. across: horizontal lines,
+    (value, name). places: names of 0, 1, … on the horizontal axis. possible: the least and the greatest value that can
+    occur. y_range: what is shown; None for all, zero: from 0 on. caption: a sentence below the picture.
     """
 
     key: str
@@ -49,9 +74,9 @@ class Chart(NamedTuple):
     log_x: bool = False
     log_y: bool = False
     falling: bool = False
-    ticks: Sequence[float] | None = None
     across: Sequence[tuple[float, str]] = ()
-    notes: Sequence[tuple[float, float, str]] = ()
+    places: Sequence[str] = ()
+    possible: tuple[float, float] = (-math.inf, math.inf)
     y_range: tuple[float, float] | None = None
     zero: bool = False
     legend_title: str = ""
@@ -59,7 +84,10 @@ class Chart(NamedTuple):
 
 
 class Bars(NamedTuple):
-    """Horizontal bars, a group for each label. groups: (name, values, deviations) each, stacked or side by side."""
+    """Horizontal bars, a group for each label. groups: (name, values, deviations) each, stacked or side by side.
+
+    dots: dots in place of bars, on a logarithmic axis. across: vertical lines, (value, name).
+    """
 
     key: str
     title: str
@@ -67,7 +95,8 @@ class Bars(NamedTuple):
     labels: Sequence[str]
     groups: Sequence[tuple[str, Sequence[float], Sequence[float] | None]]
     stacked: bool = False
-    log_x: bool = False
+    dots: bool = False
+    across: Sequence[tuple[float, str]] = ()
     caption: str = ""
 
 
@@ -95,10 +124,87 @@ def with_texts(picture: P, change: Callable[[str], str]) -> P:
     return tree_map(lambda part: change(part) if isinstance(part, str) else part, picture)
 
 
-def ramp(position: float) -> str:
-    """A colour for one of several ordered lines. position: in [0, 1]."""
-    place = min(max(position, 0.0), 1.0) * (len(_RAMP) - 1)
-    low = min(int(place), len(_RAMP) - 2)
-    share = place - low
-    ends = (bytes.fromhex(colour[1:]) for colour in _RAMP[low : low + 2])
-    return "#" + bytes(round((1 - share) * a + share * b) for a, b in zip(*ends, strict=True)).hex()
+def ordered(number: int, count: int) -> tuple[Colour, Dash]:
+    """Colour and dash of one of several ordered lines: neighbours differ in both."""
+    position = number / max(1, count - 1)
+    return Colour(*(_between(ramp, position) for ramp in _RAMPS)), "dash" if number % 2 else "solid"
+
+
+def _between(ramp: Sequence[str], position: float) -> str:
+    place = position * (len(ramp) - 1)
+    low = min(int(place), len(ramp) - 2)
+    ends = (bytes.fromhex(colour[1:]) for colour in ramp[low : low + 2])
+    return "#" + bytes(round((1 - place + low) * a + (place - low) * b) for a, b in zip(*ends, strict=True)).hex()
+
+
+def reaches(
+    values: Sequence[float | None], deviations: Sequence[float], possible: tuple[float, float]
+) -> tuple[Sequence[float], Sequence[float]]:
+    """How far error bars reach (below, above) each value: a deviation, but not beyond what is possible."""
+    low, high = possible
+    known = [(low if value is None else value, each) for value, each in zip(values, deviations, strict=True)]
+    return [max(0.0, min(d, y - low)) for y, d in known], [max(0.0, min(d, high - y)) for y, d in known]
+
+
+def shown_range(chart: Chart) -> tuple[float, float] | None:
+    """The vertical range: what is drawn, with a margin; None for a logarithmic axis."""
+    if chart.log_y or chart.y_range is not None:
+        return chart.y_range
+    ends = [value for value, _ in chart.across] + [0.0] * chart.zero
+    for series in chart.series:
+        errors = reaches(series.y, series.deviation or [0.0] * len(series.y), chart.possible)
+        for y, below, above in zip(series.y, *errors, strict=True):
+            ends += [] if y is None else [y - below, y + above]
+    ends = [end for end in ends if math.isfinite(end)]
+    if not ends:
+        return None
+    low, high = min(ends), max(ends)
+    margin = 0.05 * (high - low or abs(high) or 1.0)
+    return (low if chart.zero and low == 0 else low - margin), high + margin
+
+
+def x_ticks(chart: Chart) -> list[float] | None:
+    """Ticks of the horizontal axis; None for the renderer's own."""
+    values = [x for series in chart.series for x in series.x]
+    return (_apart(values) if chart.falling else log_ticks(values)) if chart.log_x else None
+
+
+def y_ticks(chart: Chart) -> list[float] | None:
+    """Ticks of the vertical axis; None for the renderer's own."""
+    return log_ticks([y for series in chart.series for y in series.y if y]) if chart.log_y else None
+
+
+def tick_text(value: float) -> str:
+    """A tick that a reader need not count the digits of."""
+    if abs(value) >= 1e6:
+        return f"{value / 1e6:g}M"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def log_ticks(values: Sequence[float]) -> list[float]:
+    """Round numbers for a logarithmic axis: the fewest per decade that give three in the range of the values."""
+    values = [value for value in values if value > 0 and math.isfinite(value)]
+    if not values:
+        return []
+    low, high = min(values) / 1.05, max(values) * 1.05
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    found: list[float] = []
+    for steps in ((10,), (10, 20, 50), range(10, 100, 10), range(10, 100, 5), range(10, 100, 2), range(10, 100)):
+        # By way of text, since 5 * 10**-3 is not the 0.005 that a reader expects.
+        found = [value for step in steps for each in decades if low <= (value := float(f"{step}e{each - 1}")) <= high]
+        if len(found) >= 3:
+            break
+    return spread_out(sorted(found), 6)
+
+
+def _apart(values: Sequence[float], most: int = 8) -> list[float]:
+    """Ticks of a logarithmic axis at some of the values, falling: the first, the last, and others not too near."""
+    positive = sorted({value for value in values if value > 0}, reverse=True)
+    if len(positive) < 2:
+        return positive
+    first, *others, last = positive
+    gap, kept = (first / last) ** (1 / most), [first]
+    for value in others:
+        if kept[-1] / value >= gap * 0.999 and value / last >= gap * 0.999:
+            kept.append(value)
+    return [*kept, last]

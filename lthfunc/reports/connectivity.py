@@ -9,7 +9,7 @@ from typing import NamedTuple
 from rich.table import Table
 
 from lthfunc.experiments.records import Record, Spread, spread
-from lthfunc.reports.charts import Chart, Series, ramp
+from lthfunc.reports.charts import Chart, Series, ordered
 from lthfunc.reports.tables import percent, plain_table
 
 
@@ -50,8 +50,7 @@ def barrier_charts(records: Sequence[Record]) -> list[Chart]:
     for number, row in enumerate(rows):
         group = [item for item in records if item["k"] == row.k]
         error = [100 * statistics.fmean(values) for values in zip(*(item["error"] for item in group), strict=True)]
-        colour = ramp(number / max(1, len(rows) - 1))
-        lines.append(Series(f"from step {row.k:,}", group[0]["alphas"], error, colour=colour))
+        lines.append(Series(f"from step {row.k:,}", group[0]["alphas"], error, None, *ordered(number, len(rows))))
     barrier = Series(
         "barrier", [row.k for row in rows], [100 * row.barrier.mean for row in rows],
         [100 * row.barrier.std for row in rows],

@@ -1,163 +1,199 @@
-"""Pictures drawn with matplotlib, and written as PNG or SVG."""
+"""Pictures drawn with matplotlib, in the shape and size of a slide, and written as PNG or SVG."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
+import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from lthfunc.printable import printable
-from lthfunc.reports.charts import GREY, PALETTE, Bars, Chart, Heat, Picture, with_texts
+from lthfunc.reports.charts import (
+    GREY,
+    NOT_NEGATIVE,
+    PALETTE,
+    Bars,
+    Chart,
+    Heat,
+    Picture,
+    log_ticks,
+    reaches,
+    shown_range,
+    tick_text,
+    with_texts,
+    x_ticks,
+    y_ticks,
+)
 from lthfunc.runs import safe_files
 
-_DASHES = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-.", "none": ""}
-_MARKERS = {"circle": "o", "square": "s", "triangle-up": "^", "diamond": "D", "triangle-down": "v", "cross": "P"}
-_MOST_LISTED = 12
+_DASHES: dict[str, Any] = {
+    "solid": "-", "dash": "--", "dot": ":", "dashdot": "-.", "longdash": (0, (8, 3)),
+    "longdashdot": (0, (8, 2, 1, 2)), "none": "",
+}  # fmt: skip
+_MARKERS = {
+    "circle": "o", "square": "s", "triangle-up": "^", "diamond": "D", "triangle-down": "v", "cross": "P", "x": "X",
+    "star": "*", "pentagon": "p", "hexagon": "h",
+}  # fmt: skip
+#: Of a slide, in inches, and pixels per inch: 1920 × 1080 pixels.
+_WIDTH, _HEIGHT, _DPI = 6.4, 3.6, 300
 
 
 def printed(picture: Picture) -> Figure:
     """A picture as a figure of its own."""
-    picture = with_texts(picture, words)
     if isinstance(picture, Chart):
-        made = figure(7, 4.5)
-        draw_chart(made.subplots(), picture)
-    else:
-        made = _bars(picture) if isinstance(picture, Bars) else _heat(picture)
-    made.axes[0].set_title(picture.title, fontsize=11)
+        return panels([picture], picture.title, caption=picture.caption)
+    picture = with_texts(picture, words)
+    made = _bars(picture) if isinstance(picture, Bars) else _heat(picture)
+    _entitle(made, picture.title, picture.caption)
     return made
 
 
-def side_by_side(charts: Sequence[Chart], title: str, legends: Sequence[bool]) -> Figure:
-    """Charts in rows of two. legends: which of them have one."""
-    columns, rows = min(2, len(charts)), -(-len(charts) // 2)
-    made = figure(5 * columns, 4.2 * rows)
+def panels(charts: Sequence[Chart], title: str, caption: str = "", columns: int = 2) -> Figure:
+    """Charts side by side, with one legend for all."""
+    columns = min(columns, len(charts))
+    rows = -(-len(charts) // columns)
+    made = figure(*(_WIDTH, _HEIGHT) if len(charts) == 1 else (3.6 * columns, 2.8 * rows + 0.6))
     grid = made.subplots(rows, columns, squeeze=False).flatten()
+    listed: dict[str, Any] = {}
     for axes in grid[len(charts) :]:
         axes.set_visible(False)
-    for axes, chart, legend in zip(grid, charts, legends, strict=False):
-        draw_chart(axes, with_texts(chart, words), legend=legend)
-    made.suptitle(words(title), fontsize=11)
+    for axes, chart in zip(grid, charts, strict=False):
+        chart = with_texts(chart, words)
+        lines = _draw(axes, chart)
+        listed |= lines if len(lines) > 1 else {}
+        if len(charts) > 1:
+            axes.set_title(chart.title, loc="left", fontsize="medium")
+    _add_legend(made, listed, charts[0].legend_title)
+    _entitle(made, words(title), words(caption))
     return made
 
 
-def draw_chart(axes: Any, chart: Chart, *, legend: bool = True) -> None:
-    """Draw on axes that are there."""
+def _draw(axes: Any, chart: Chart) -> dict[str, Any]:
+    """Draw a chart; returns what a legend lists."""
     clean(axes)
-    for value, name in chart.across:
-        axes.axhline(value, color=GREY, linewidth=1, linestyle="--", label=name)
+    listed = {}
     for series in chart.series:
-        ys = [float("nan") if value is None else value for value in series.y]
-        spread = series.deviation if series.deviation and any(series.deviation) else None
-        if spread and not series.marker:  # too many points for bars of their own
-            low, high = ([y + sign * d for y, d in zip(ys, spread, strict=True)] for sign in (-1, 1))
-            axes.fill_between(series.x, low, high, color=series.colour, alpha=0.15, linewidth=0)
-            spread = None
-        axes.errorbar(
-            series.x,
-            ys,
-            yerr=spread,
-            color=series.colour,
-            linestyle=_DASHES[series.dash],
-            marker=_MARKERS.get(series.marker or ""),
-            markersize=5,
-            linewidth=1.5,
-            capsize=2,
-            label=series.name if series.listed else None,
-        )
+        colour, ys, errors = series.colour.light, np.array(series.y, float), None
+        if series.deviation and any(series.deviation):
+            errors = np.array(reaches(series.y, series.deviation, chart.possible))
+            if not series.marker:  # too many points for bars of their own
+                axes.fill_between(series.x, ys - errors[0], ys + errors[1], color=colour, alpha=0.15, linewidth=0)
+        drawn = axes.errorbar(
+            series.x, ys, yerr=errors if series.marker else None, color=colour, linestyle=_DASHES[series.dash],
+            marker=_MARKERS.get(series.marker or ""), markersize=5, linewidth=1.5, capsize=2, label=series.name,
+        )  # fmt: skip
+        if series.listed:
+            listed[series.name] = drawn
         if series.marked is not None:
             at = series.marked
-            axes.plot(series.x[at], series.y[at], marker="o", markersize=5, color=series.colour)
-    for x, y, text in chart.notes:
-        axes.annotate(text, (x, y), xytext=(0, -9), textcoords="offset points", ha="right", va="top", fontsize=9)
+            axes.plot(series.x[at], series.y[at], marker="o", markersize=5, color=colour)
+    for value, name in chart.across:
+        listed[name] = axes.axhline(value, color=GREY.light, linewidth=1.2, linestyle=(0, (4, 3)), zorder=1.5)
     _scale(axes, chart)
     axes.set(xlabel=chart.x, ylabel=chart.y)
-    if legend and sum(series.listed for series in chart.series) + len(chart.across) > 1:
-        few = len(chart.series) <= _MOST_LISTED
-        axes.legend(
-            frameon=False, fontsize=8 if len(chart.series) > 4 else 10, title=chart.legend_title or None,
-            title_fontsize=8, **({} if few else {"loc": "upper left", "bbox_to_anchor": (1, 1)}),
-        )  # fmt: skip
+    return listed
 
 
 def _scale(axes: Any, chart: Chart) -> None:
-    if chart.log_y:
-        axes.set_yscale("log")
-        axes.yaxis.set_minor_formatter(NullFormatter())
-    if chart.log_x:
-        axes.set_xscale("log")
+    if chart.places:
+        axes.set_xticks(range(len(chart.places)), list(chart.places))
+    else:
+        _ticks(axes.xaxis, x_ticks(chart))
     if chart.falling:
         axes.invert_xaxis()
-    if chart.ticks is not None:
-        axes.set_xticks(list(chart.ticks), [f"{value:.3g}" for value in chart.ticks])
-        axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.set_xticks([], minor=True)
-    elif not chart.log_x:
-        axes.xaxis.set_major_locator(MaxNLocator(6))
-        axes.xaxis.set_major_formatter(FuncFormatter(_plain))
-    if chart.y_range is not None:
-        axes.set_ylim(*chart.y_range)
-    if chart.zero:
-        axes.set_ylim(bottom=0)
+    if chart.log_y:
+        _ticks(axes.yaxis, y_ticks(chart))
+    if (shown := shown_range(chart)) is not None:
+        axes.set_ylim(*shown)
 
 
-def _plain(value: float, _: int) -> str:
-    """A tick that a reader need not count the digits of."""
-    if abs(value) >= 1e6:
-        return f"{value / 1e6:g}M"
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.6g}"
+def _ticks(axis: Any, ticks: Sequence[float] | None) -> None:
+    """A logarithmic axis with these ticks, or a linear one with ticks of its own."""
+    if ticks is None:
+        axis.set_major_locator(MaxNLocator(6))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: tick_text(value)))
+        return
+    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+    axis.set_ticks(list(ticks), list(map(tick_text, ticks)))
+    axis.set_minor_locator(NullLocator())
 
 
 def _bars(picture: Bars) -> Figure:
-    groups = len(picture.groups)
-    made = figure(7, 1.2 + 0.32 * len(picture.labels) * (1 if picture.stacked else max(1, 0.6 * groups)))
+    groups, labels = len(picture.groups), len(picture.labels)
+    made = figure(_WIDTH, 1.2 + 0.27 * labels * (1 if picture.stacked else max(1, 0.6 * groups)))
     axes = made.subplots()
     clean(axes)
-    base = [0.0] * len(picture.labels)
+    axes.grid(visible=False, axis="y")
+    listed: dict[str, Any] = {}
+    base = [0.0] * labels
+    high = 0.8 if picture.stacked else 0.8 / groups
     for number, (name, values, deviations) in enumerate(picture.groups):
-        high = 0.8 if picture.stacked else 0.8 / groups
         shift = 0 if picture.stacked else (number - (groups - 1) / 2) * high
-        places = [row + shift for row in range(len(picture.labels))]
-        left = base if picture.stacked else None
-        axes.barh(
-            places, values, height=high, left=left, label=name, color=PALETTE[number % len(PALETTE)],
-            xerr=deviations if deviations and any(deviations) else None, error_kw={"capsize": 2, "ecolor": GREY},
+        places = [row + shift for row in range(labels)]
+        colour = PALETTE[number % len(PALETTE)].light
+        errors = reaches(values, deviations, NOT_NEGATIVE) if deviations and any(deviations) else None
+        if picture.dots:
+            listed[name] = axes.errorbar(values, places, xerr=errors, fmt="o", color=colour, markersize=5, capsize=2)
+            continue
+        listed[name] = axes.barh(
+            places, values, height=high, left=base if picture.stacked else None, color=colour, xerr=errors,
+            error_kw={"capsize": 2, "ecolor": "#333333"},
         )  # fmt: skip
         base = [low + value for low, value in zip(base, values, strict=True)]
-    axes.set_yticks(range(len(picture.labels)), list(picture.labels))
-    axes.invert_yaxis()
-    if picture.log_x:
-        axes.set_xscale("log")
+    for value, name in picture.across:
+        listed[name] = axes.axvline(value, color=GREY.light, linewidth=1.2, linestyle=(0, (4, 3)), zorder=1.5)
+    axes.set_yticks(range(labels), list(picture.labels))
+    axes.set_ylim(labels - 0.4, -0.6)
+    every = [value for _, values, _ in picture.groups for value in values]
+    _ticks(axes.xaxis, log_ticks(every) if picture.dots else None)
     axes.set_xlabel(picture.x)
-    if groups > 1:
-        axes.legend(frameon=False, fontsize=8)
+    if len(listed) > 1:
+        _add_legend(made, listed)
     return made
 
 
 def _heat(picture: Heat) -> Figure:
     rows, columns = len(picture.rows), len(picture.columns)
-    made = figure(2.4 + 0.55 * columns, 1.6 + 0.45 * rows)
+    made = figure(max(_WIDTH, 2.0 + 0.5 * columns), max(2.7, 1.5 + 0.36 * rows))
     axes = made.subplots()
-    values = [[float("nan") if value is None else value for value in row] for row in picture.values]
-    shown = axes.imshow(values, cmap="viridis", aspect="auto")
-    known = [value for row in values for value in row if value == value]
-    low, high = min(known, default=0.0), max(known, default=1.0)
-    for row, line in enumerate(values):
-        for column, value in enumerate(line):
-            if value == value:
-                dark = (value - low) / ((high - low) or 1) < 0.6
-                axes.text(
-                    column, row, f"{value:.{picture.digits}f}", ha="center", va="center", fontsize=7,
-                    color="white" if dark else "black",
-                )  # fmt: skip
-    axes.set_xticks(range(columns), list(picture.columns), rotation=45 if columns > 6 else 0)
+    values = np.array(picture.values, float)
+    shown: Any = axes.imshow(values, cmap="viridis", aspect="auto")
+    for row, column in np.argwhere(~np.isnan(values)):
+        value = values[row, column]
+        colour = "white" if shown.norm(value) < 0.6 else "black"
+        text = f"{value:.{picture.digits}f}"
+        axes.text(column, row, text, ha="center", va="center", fontsize="x-small", color=colour)
+    axes.set_xticks(range(columns), list(picture.columns), rotation=45 if sum(map(len, picture.columns)) > 50 else 0)
     axes.set_yticks(range(rows), list(picture.rows))
     axes.set(xlabel=picture.x, ylabel=picture.y)
     made.colorbar(shown, ax=axes, label=picture.unit)
+    return made
+
+
+def images(
+    rows: Sequence[tuple[str, Sequence[Any]]], heads: Sequence[str], title: str, *, size: float, cmap: Any = None
+) -> Figure:
+    """Images in a grid, each in its own proportions. rows: (name, images) each. size: width of an image, in inches."""
+    heights = [images[0].shape[0] / images[0].shape[1] for _, images in rows]
+    columns = max(len(images) for _, images in rows)
+    made = figure(max(_WIDTH, size * columns + 1), (sum(heights) + 0.12 * len(rows)) * size + 0.6)
+    grid = made.subplots(len(rows), columns, squeeze=False, height_ratios=heights)
+    for axes in grid.flat:
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+    for line, (name, images) in zip(grid, rows, strict=True):
+        line[0].set_ylabel(words(name), rotation=0, ha="right", va="center", fontsize="small")
+        for axes, image in zip(line, images, strict=False):
+            axes.imshow(image, cmap=cmap, vmin=0)
+    for axes, head in zip(grid[0], heads, strict=False):
+        axes.set_title(words(head), fontsize="small")
+    _entitle(made, words(title))
     return made
 
 
@@ -168,13 +204,33 @@ def words(text: str) -> str:
 
 def figure(width: float, height: float) -> Figure:
     """An empty figure, in inches."""
-    return Figure(figsize=(width, height), layout="constrained")
+    return Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
 
 
 def clean(axes: Any) -> None:
     """Axes without a frame, on a light grid."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
+
+
+def _entitle(made: Figure, title: str, caption: str = "") -> None:
+    made.suptitle(fill(title, int(9.5 * made.get_figwidth())), x=0.01, ha="left", fontsize="large", weight="bold")
+    if caption:
+        caption = fill(caption, int(13 * made.get_figwidth()))
+        made.axes[0].set_title(caption, loc="left", fontsize="small", color=GREY.light)
+
+
+def _add_legend(made: Figure, listed: dict[str, Any], title: str = "") -> None:
+    """A legend below everything, so that no line crosses it."""
+    if listed:
+        widest = 0.6 + 0.075 * max(map(len, listed))
+        columns = max(1, min(len(listed), int(made.get_figwidth() / widest)))
+        rows = -(-len(listed) // columns)
+        made.set_figheight(made.get_figheight() + 0.19 * max(0, rows - 2))
+        made.legend(
+            list(listed.values()), list(listed), loc="outside lower left", ncols=columns, frameon=False,
+            fontsize="small", title=title or None, title_fontsize="small", alignment="left",
+        )  # fmt: skip
 
 
 def save(made: Figure, path: Path, run: Path | None = None) -> None:
@@ -187,7 +243,7 @@ def save(made: Figure, path: Path, run: Path | None = None) -> None:
         with rc_context({"svg.hashsalt": "lthfunc"}):  # the same figure, the same file
             made.savefig(buffer, format="svg", metadata={"Date": None})
     else:
-        made.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
+        made.savefig(buffer, format="png", metadata={"Software": None})
     if run is None:
         path.parent.mkdir(parents=True, exist_ok=True)
     elif path.parent != run:

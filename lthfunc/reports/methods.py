@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from rich.table import Table
 
 from lthfunc.catalog.methods import METHODS
 from lthfunc.experiments.records import Record, Spread, search_energy, spread
+from lthfunc.reports.charts import Bars
 from lthfunc.reports.tables import percent
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 class MethodRow(NamedTuple):
@@ -76,37 +74,10 @@ def method_table(rows: Sequence[MethodRow]) -> Table:
     return table
 
 
-def method_plot(rows: Sequence[MethodRow], title: str) -> Figure:
+def method_picture(rows: Sequence[MethodRow], title: str) -> Bars:
     """A dot per method with its deviation, the most accurate at the top; the dense network is the line."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter  # matplotlib takes half a second
-
-    from lthfunc.reports.matplotlib_figures import clean, figure
-
-    made = figure(7, 0.9 + 0.27 * len(rows))
-    axes = made.subplots()
-    clean(axes)
-    shown = [row for row in rows if row.method != "dense"][::-1]
-    for row in rows:
-        if row.method == "dense":
-            axes.axvline(
-                100 * (1 - row.test_accuracy.mean), color="#888888", linewidth=1, linestyle="--", label="dense"
-            )
-            axes.legend(frameon=False, loc="lower left")
-    axes.errorbar(
-        [100 * (1 - row.test_accuracy.mean) for row in shown],
-        range(len(shown)),
-        xerr=[100 * row.test_accuracy.std for row in shown],
-        fmt="o",
-        color="#0072B2",
-        markersize=5,
-        capsize=2,
-        linewidth=1.2,
-    )
-    axes.set_xscale("log")  # good methods differ by parts of what poor ones lose
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_yticks(range(len(shown)), [row.method for row in shown])
-    axes.set_xlabel("test error (%)")
-    axes.set_title(title, fontsize=11)
-    return made
+    shown = [row for row in rows if row.method != "dense"]
+    errors = [100 * (1 - row.test_accuracy.mean) for row in shown]
+    group = ("method", errors, [100 * row.test_accuracy.std for row in shown])
+    dense = [(100 * (1 - row.test_accuracy.mean), "dense") for row in rows if row.method == "dense"]
+    return Bars("methods", title, "test error (%)", [row.method for row in shown], [group], dots=True, across=dense)

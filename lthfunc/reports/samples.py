@@ -28,27 +28,17 @@ def can_be_drawn(data: Dataset) -> bool:
 
 def sample_grid(data: Dataset) -> Figure:
     """Training images, a row per class, at most ten classes and ten images of each."""
-    from lthfunc.reports.matplotlib_figures import figure, words  # imports matplotlib
+    from lthfunc.reports.matplotlib_figures import images  # imports matplotlib
 
     split, classes = data.train, min(_ROWS, data.classes)
     known = split.y.ndim == 1 and not split.y.is_floating_point()
-    shown = [
-        (split.y == label).nonzero()[:_COLUMNS, 0] if known else torch.arange(label, len(split.x), classes)[:_COLUMNS]
-        for label in range(classes)
-    ]
-    made = figure(0.7 * _COLUMNS + 1.4, 0.7 * classes + 0.4)
-    grid = made.subplots(classes, _COLUMNS, squeeze=False, gridspec_kw={"wspace": 0.02, "hspace": 0.02})
-    for row, (axes, indices) in enumerate(zip(grid, shown, strict=True)):
-        for place, axis in enumerate(axes):
-            axis.set(xticks=[], yticks=[])
-            axis.spines[:].set_visible(False)
-            if place < len(indices):
-                _draw(axis, split.x[indices[place]], data)
-        if known:
-            axes[0].set_ylabel(words(_name(data, row)), rotation=0, ha="right", va="center", fontsize=9)
+    rows = []
+    for label in range(classes):
+        chosen = (split.y == label).nonzero()[:, 0] if known else torch.arange(label, len(split.x), classes)
+        pixels = [_pixels(split.x[index], data) for index in chosen[:_COLUMNS]]
+        rows.append((_name(data, label) if known else "", pixels))
     of = f": training images of {classes} of {data.classes} classes" if known else ""
-    made.suptitle(words(data.name) + of, fontsize=10)
-    return made
+    return images(rows, [], data.name + of, size=0.6, cmap="gray" if data.shape[0] == 1 else None)
 
 
 def class_table(data: Dataset) -> Table:
@@ -78,9 +68,9 @@ def _name(data: Dataset, label: int) -> str:
     return repr(data.class_name(label))[1:-1]  # a line break is a character of a text
 
 
-def _draw(axis: Any, image: Tensor, data: Dataset) -> None:
+def _pixels(image: Tensor, data: Dataset) -> Any:
+    """An image as matplotlib takes it, (height, width) or (height, width, 3) in [0, 1]."""
     pixels = image.float() if image.dtype == torch.uint8 else scaled(image[None], data.scale)[0]
     low, high = pixels.min(), pixels.max()
     pixels = pixels / 255 if image.dtype == torch.uint8 else (pixels - low) / (high - low).clamp(min=1e-9)
-    drawn = pixels.permute(1, 2, 0).cpu().numpy()
-    axis.imshow(drawn[:, :, 0] if data.shape[0] == 1 else drawn, cmap="gray" if data.shape[0] == 1 else None)
+    return pixels.permute(1, 2, 0).squeeze(-1).cpu().numpy()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
 from rich.table import Table
 
-from lthfunc.reports.charts import BLUE, Chart, Heat, Picture, Series
+from lthfunc.reports.charts import Chart, Heat, Picture, Series
 from lthfunc.reports.tables import percent, plain_table
 from lthfunc.runs.sweep_results import Trial
 
@@ -68,12 +69,11 @@ def _scatter(trials: Sequence[Trial], name: str) -> Chart:
     ordered = sorted(trials, key=lambda trial: trial.values[name] if numbers else places.index(trial.values[name]))
     xs = [float(trial.values[name]) if numbers else float(places.index(trial.values[name])) for trial in ordered]
     ys = [100 * trial.worth.mean for trial in ordered if trial.worth is not None]
-    caption = "" if numbers else ", ".join(f"{at}: {_word(each)}" for at, each in enumerate(places))
     log = numbers and min(xs) > 0 and max(xs) >= 10 * min(xs)
-    series = Series("trials", xs, ys, [100 * t.worth.std for t in ordered if t.worth is not None], BLUE, dash="none")
+    series = Series("trials", xs, ys, [100 * t.worth.std for t in ordered if t.worth is not None], dash="none")
     return Chart(
-        f"sweep_{name}", f"Validation accuracy by {name}", name + (f" ({caption})" if caption else ""),
-        "validation accuracy (%)", [series], log_x=log,
+        f"sweep_{name}", f"Validation accuracy by {name}", name, "validation accuracy (%)", [series], log_x=log,
+        places=() if numbers else [_word(each) for each in places], possible=(-math.inf, 100.0),
     )  # fmt: skip
 
 

@@ -7,9 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from lthfunc.experiments.config import to_mapping
+from lthfunc.errors import UserError
+from lthfunc.experiments.config import SETTINGS, Config, to_mapping
 from lthfunc.experiments.iterative import TICKET
 from lthfunc.experiments.records import Row
+from lthfunc.experiments.resolve import resolved
 from lthfunc.printable import counted, printable
 from lthfunc.reports.charts import Picture
 from lthfunc.reports.curves import look_of
@@ -79,16 +81,32 @@ def results(rows: Sequence[Row]) -> str:
 
 
 def settings(runs: Sequence[RunView]) -> str:
-    """The settings of all runs; those that differ come first and are highlighted."""
-    known = [(run.name, to_mapping(run.config)) for run in runs if run.config is not None]
+    """The settings of all runs: those that differ, highlighted, then others that were changed; the rest is folded."""
+    known = [(run.name, run.config, to_mapping(run.config)) for run in runs if run.config is not None]
     if not known:
         return ""
-    names = list(dict.fromkeys(name for _, values in known for name, value in values.items() if value not in ([], {})))
-    loud = differing([values for _, values in known])
-    ordered = sorted(names, key=lambda name: name not in loud)
-    body = [[name, *(_value(values.get(name)) for _, values in known)] for name in ordered]
-    marks = ["loud" if name in loud else "" for name in ordered]
-    return table(["setting", *(name for name, _ in known)], body, marks)
+    names = dict.fromkeys(name for *_, values in known for name, value in values.items() if value not in ([], {}))
+    loud = differing([values for *_, values in known])
+    changed = {"arch", "dataset", *(name for _, config, values in known for name in _changed(config, values))}
+    first = [name for name in names if name in loud] + [name for name in names if name in changed and name not in loud]
+    others = [name for name in names if name not in first]
+
+    def rows(shown: Sequence[str]) -> str:
+        body = [[name, *(_value(values.get(name)) for *_, values in known)] for name in shown]
+        marks = ["loud" if name in loud else "" for name in shown]
+        return table(["setting", *(name for name, *_ in known)], body, marks)
+
+    count = counted(len(others), "setting")
+    return f"{rows(first)}<details><summary>{count} with the default value</summary>{rows(others)}</details>"
+
+
+def _changed(config: Config, values: Mapping[str, Any]) -> list[str]:
+    """The settings that somebody chose, which the run would otherwise have decided differently."""
+    try:
+        usual = to_mapping(resolved(Config(arch=config.arch, dataset=config.dataset)))
+    except UserError:  # of a package that is not installed here
+        usual = to_mapping(Config())
+    return [name for name, value in values.items() if value != usual.get(name) and not SETTINGS[name].decided]
 
 
 def origins(runs: Sequence[RunView]) -> str:

@@ -10,7 +10,7 @@ from lthfunc.errors import UserError
 from lthfunc.experiments.iterative import TICKET
 from lthfunc.experiments.records import Record, Spread, spread, summarize
 from lthfunc.reports.breakeven import break_evens, breakeven_chart, run_costs
-from lthfunc.reports.charts import Bars, Chart, Picture, Series, ramp
+from lthfunc.reports.charts import Bars, Chart, Picture, Series, ordered
 from lthfunc.reports.connectivity import barrier_charts
 from lthfunc.reports.curves import energy_chart
 from lthfunc.reports.program_tables import size
@@ -45,15 +45,16 @@ def energy_pictures(records: Sequence[Record]) -> list[Picture]:
             list(range(1, 1 + len(found))),
             [1000 * each.mean for each in found],
             [1000 * each.std for each in found],
-            ramp(place / max(1, len(rows) - 1)),
+            *ordered(place, len(rows)),
             marker=None,
             listed=row in spread_out(rows),
         )
         for place, row in enumerate(rows)
         for found in [_by_epoch([item for item in tickets if item["round"] == row.round])]
     ]
+    chart = energy_chart({"": metered})
     return [
-        energy_chart({"": metered})._replace(caption=f"Without evaluation. {source}."),
+        chart._replace(caption=f"{chart.caption} Without evaluation. {source}.".lstrip()),
         Bars(
             "energy_by_part", "Energy by component", "Wh per training, including evaluation",
             [f"round {row.round}: {100 * row.density:.3g} %" for row in rows], groups, stacked=True,
@@ -112,11 +113,11 @@ def _execution(item: Mapping[str, Any]) -> list[Picture]:
 
 def _inference_energy(item: Mapping[str, Any]) -> list[Picture]:
     formats: dict[str, Any] = item["formats"]
-    means = [3.6e6 * 1000 * each["kwh"]["mean"] for each in formats.values()]
-    deviations = [3.6e6 * 1000 * each["kwh"]["std"] for each in formats.values()]
+    means = [1e9 * each["kwh"]["mean"] for each in formats.values()]
+    deviations = [1e9 * each["kwh"]["std"] for each in formats.values()]
     return [
         Bars(
-            "inference_energy", "Energy of inference", "joule per 1,000 examples", list(formats),
+            "inference_energy", "Energy of inference", "Wh per million examples", list(formats),
             [("", means, deviations)],
             caption=f"Round {item['round']}, batches of {item['batch_size']}, {item['samples']:,} examples in "
             f"{item['repeats']} repeats; {item['source']}.",

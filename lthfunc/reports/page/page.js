@@ -21,15 +21,28 @@ function styled(layout) {
   });
 }
 
+// On a dark page a trace has the colour that its `meta` names.
+function coloured(trace) {
+  if (!dark.matches || !trace.meta) return trace;
+  const light = (trace.line ?? trace.marker).color;
+  return JSON.parse(JSON.stringify(trace).replaceAll(light, trace.meta));
+}
+
 const CONFIG = { responsive: true, displaylogo: false, displayModeBar: false };
 
 function draw(place) {
   const chart = DATA.charts[place.dataset.chart];
   place.dataset.drawn = "yes";
+  // A legend of more than two lines adds to the height rather than taking it from the chart.
+  const listed = chart.layout.showlegend ? chart.data.filter((trace) => trace.showlegend !== false) : [];
+  const wide = listed.reduce((sum, trace) => sum + 60 + 6.5 * trace.name.length, 0);
+  const lines = Math.ceil(wide / (place.clientWidth - 80)) + ((chart.layout.legend ?? {}).title?.text ? 1 : 0);
+  place.style.height = "";
+  place.style.height = `${place.clientHeight + 19 * Math.max(0, lines - 2)}px`;
   // On a narrow screen the numbers in a heat map's fields would overlap.
   const narrow = place.clientWidth < 480;
   const data = chart.data.map((trace) =>
-    trace.type === "heatmap" && narrow ? Object.assign({}, trace, { texttemplate: "" }) : trace);
+    trace.type === "heatmap" && narrow ? Object.assign({}, trace, { texttemplate: "" }) : coloured(trace));
   return Plotly.react(place, data, styled(chart.layout), CONFIG);
 }
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from lthfunc.experiments.iterative import TICKET
-from lthfunc.reports.charts import GREEN, GREY, Chart, Heat, Picture, Series
+from lthfunc.reports.charts import GREY, Chart, Heat, Picture, Series
 from lthfunc.reports.curves import (
     accuracy_chart,
     curve_charts,
@@ -22,7 +22,6 @@ from lthfunc.reports.page.explorer import pixels_of
 from lthfunc.reports.page.mask_history import Overlap, Patterns, overlap_of, read_patterns
 from lthfunc.reports.page.measurement_pictures import energy_pictures, measured_pictures
 from lthfunc.reports.page.run_view import RunView
-from lthfunc.reports.spacing import spread_out
 
 #: Rounds whose training curves are drawn.
 _MOST_CURVES = 30
@@ -106,15 +105,15 @@ def pictures_of(run: RunView, on_read: Callable[[], None]) -> RunPictures:
 def overlap_pictures(overlap: Overlap, densities: Sequence[float]) -> list[Picture]:
     """How similar the tickets of different seeds are."""
     x = [100 * density for density in densities]
-    lines = [
-        Series("tickets of two seeds", x, overlap.same, colour=GREEN),
-        Series("by chance, with the same layer densities", x, overlap.chance, colour=GREY, dash="dash", marker=None),
+    lines = [  # dots on a line, since both are often nearly the same
+        Series("by chance, with the same layer densities", x, overlap.chance, colour=GREY, marker=None),
+        Series("tickets of two seeds", x, overlap.same, dash="none"),
     ]
     names = [f"{number}" for number in overlap.shown]
     return [
         Chart(
             "mask_overlap", "Overlap of masks between seeds", "weights remaining (%)",
-            "weights in both / weights in either", lines, log_x=True, falling=True, ticks=spread_out(x), zero=True,
+            "weights in both / weights in either", lines, log_x=True, falling=True, zero=True, possible=(0.0, 1.0),
         ),
         Heat(
             "mask_overlap_rounds", "Overlap of masks between seeds and rounds", "round of one seed",

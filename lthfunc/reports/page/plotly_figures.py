@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 import html
-import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from lthfunc.reports.charts import GREY, PALETTE, Bars, Chart, Heat, Picture, Series, with_texts
+from lthfunc.reports.charts import (
+    GREY,
+    NOT_NEGATIVE,
+    PALETTE,
+    Bars,
+    Chart,
+    Colour,
+    Heat,
+    Picture,
+    Series,
+    log_ticks,
+    reaches,
+    shown_range,
+    tick_text,
+    with_texts,
+    x_ticks,
+    y_ticks,
+)
 
 
 def figure_of(picture: Picture) -> dict[str, Any]:
-    """``{"data": […], "layout": {…}}``, free of NaN."""
+    """``{"data": […], "layout": {…}}``, free of NaN. A trace's `meta` is its colour on a dark page."""
     # Texts may come from files, and Plotly reads a few tags in what it shows.
     picture = with_texts(picture, partial(html.escape, quote=False))
     if isinstance(picture, Chart):
@@ -21,89 +37,83 @@ def figure_of(picture: Picture) -> dict[str, Any]:
 
 
 def _chart(chart: Chart) -> dict[str, Any]:
-    data: list[dict[str, Any]] = []
-    for number, series in enumerate(chart.series):
-        data += _lines(series, str(number))
+    data = [trace for number, series in enumerate(chart.series) for trace in _lines(series, str(number), chart)]
     xs = [x for series in chart.series for x in series.x]
-    for value, name in chart.across:
-        data.append({
-            "type": "scatter", "mode": "lines", "x": [max(xs), min(xs)], "y": [value, value], "name": name,
-            "line": {"color": GREY, "dash": "dash", "width": 1},
-        })  # fmt: skip
-    x: dict[str, Any] = {"title": {"text": chart.x}}
-    if chart.log_x:
-        x["type"] = "log"
+    ends = [max(xs), min(xs)]
+    data += [
+        _trace(GREY, name=name, x=ends, y=[value, value], mode="lines", line={"dash": "dash", "width": 1.5})
+        for value, name in chart.across
+    ]
+    x: dict[str, Any] = {"title": {"text": chart.x}, **_log(x_ticks(chart))}
+    if chart.places:
+        x |= {"tickvals": list(range(len(chart.places))), "ticktext": list(chart.places)}
     if chart.falling:
         x["autorange"] = "reversed"
-    if chart.ticks is not None:
-        x |= {"tickvals": list(chart.ticks), "ticktext": [f"{value:.3g}" for value in chart.ticks]}
-    y: dict[str, Any] = {"title": {"text": chart.y}}
-    if chart.log_y:
-        ticks = _log_ticks([value for series in chart.series for value in series.y if value])
-        y |= {"type": "log", "tickvals": ticks, "ticktext": [f"{value:g}" for value in ticks]}
-    if chart.y_range is not None:
-        y["range"] = list(chart.y_range)
-    if chart.zero:
-        y["rangemode"] = "tozero"
+    y: dict[str, Any] = {"title": {"text": chart.y}, **_log(y_ticks(chart))}
+    if (shown := shown_range(chart)) is not None:
+        y["range"] = list(shown)
+    legend = {"title": {"text": chart.legend_title, "side": "top"}}
     listed = sum(each.get("showlegend", True) for each in data) > 1
-    return {"data": data, "layout": {"xaxis": x, "yaxis": y, "showlegend": listed}}
+    return {"data": data, "layout": {"xaxis": x, "yaxis": y, "showlegend": listed, "legend": legend}}
 
 
-def _log_ticks(values: Sequence[float]) -> list[float]:
-    """1, 2 and 5 of each decade; over many decades their beginnings."""
-    if not values:
-        return []
-    low, high = min(values), max(values)
-    steps = (1, 2, 5) if high / low < 1000 else (1,)
-    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    # By way of text, since 5 * 10**-3 is not the 0.005 that a reader expects.
-    found = [float(f"{step}e{decade}") for decade in decades for step in steps]
-    return [value for value in found if low / 2 <= value <= 2 * high]
+def _log(ticks: Sequence[float] | None) -> dict[str, Any]:
+    if ticks is None:
+        return {}
+    return {"type": "log", "tickvals": list(ticks), "ticktext": list(map(tick_text, ticks)), "tickangle": 0}
 
 
-def _mode(series: Series) -> str:
-    parts = (["lines"] if series.dash != "none" else []) + (["markers"] if series.marker else [])
-    return "+".join(parts) or "none"
+def _trace(colour: Colour, line: dict[str, Any], **rest: Any) -> dict[str, Any]:
+    return {"type": "scatter", "meta": colour.dark, "line": {"color": colour.light, **line}, **rest}
 
 
-def _lines(series: Series, group: str) -> list[dict[str, Any]]:
-    line: dict[str, Any] = {
-        "type": "scatter", "mode": _mode(series), "x": list(series.x),
-        "y": list(series.y), "name": series.name, "legendgroup": group, "showlegend": series.listed,
-        "line": {"color": series.colour, "dash": series.dash if series.dash != "none" else "solid", "width": 2},
-    }  # fmt: skip
+def _lines(series: Series, group: str, chart: Chart) -> list[dict[str, Any]]:
+    lines = series.dash != "none"
+    line = _trace(
+        series.colour, {"dash": series.dash if lines else "solid", "width": 2}, x=list(series.x), y=list(series.y),
+        mode="+".join(["lines"] * lines + ["markers"] * bool(series.marker)) or "none", name=series.name,
+        legendgroup=group, showlegend=series.listed,
+    )  # fmt: skip
     if series.marker:
         line["marker"] = {"symbol": series.marker, "size": 7}
     if series.marked is not None:
         sizes = [9 if place == series.marked else 0 for place in range(len(series.x))]
-        line |= {"mode": "lines+markers", "marker": {"size": sizes, "color": series.colour, "opacity": 1}}
+        line |= {"mode": "lines+markers", "marker": {"size": sizes, "opacity": 1}}
     if series.deviation is None or not any(series.deviation):
         return [line]
-    known = [(x, y, d) for x, y, d in zip(series.x, series.y, series.deviation, strict=True) if y is not None]
     line["customdata"] = list(series.deviation)
     line["hovertemplate"] = "%{y:.5g} ± %{customdata:.2g}"
-    band = {
-        "type": "scatter", "mode": "lines", "x": [x for x, _, _ in known] + [x for x, _, _ in reversed(known)],
-        "y": [y + d for _, y, d in known] + [y - d for _, y, d in reversed(known)], "fill": "toself",
-        "fillcolor": series.colour + "26", "line": {"width": 0}, "hoverinfo": "skip", "showlegend": False,
-        "legendgroup": group,
-    }  # fmt: skip
+    below, above = reaches(series.y, series.deviation, chart.possible)
+    known = [(x, y - a, y + b) for x, y, a, b in zip(series.x, series.y, below, above, strict=True) if y is not None]
+    band = _trace(
+        series.colour, {"width": 0}, x=[x for x, _, _ in known] + [x for x, _, _ in reversed(known)],
+        y=[high for _, _, high in known] + [low for _, low, _ in reversed(known)], mode="lines", fill="toself",
+        fillcolor=series.colour.light + "26", hoverinfo="skip", showlegend=False, legendgroup=group,
+    )  # fmt: skip
     return [band, line]
 
 
 def _bars(picture: Bars) -> dict[str, Any]:
     data = []
     for number, (name, values, deviations) in enumerate(picture.groups):
+        colour = PALETTE[number % len(PALETTE)]
+        kind = {"type": "scatter", "mode": "markers"} if picture.dots else {"type": "bar", "orientation": "h"}
         bar: dict[str, Any] = {
-            "type": "bar", "orientation": "h", "y": list(picture.labels), "x": list(values),
-            "name": name, "marker": {"color": PALETTE[number % len(PALETTE)]},
+            **kind, "y": list(picture.labels), "x": list(values), "name": name,
+            "marker": {"color": colour.light}, "meta": colour.dark,
         }  # fmt: skip
         if deviations and any(deviations):
-            bar["error_x"] = {"type": "data", "array": list(deviations), "color": GREY}
+            below, above = reaches(values, deviations, NOT_NEGATIVE)
+            bar["error_x"] = {"type": "data", "array": above, "arrayminus": below, "color": GREY.light}
         data.append(bar)
+    ends = [picture.labels[0], picture.labels[-1]]
+    data += [
+        _trace(GREY, name=name, x=[value, value], y=ends, mode="lines", line={"dash": "dash", "width": 1.5})
+        for value, name in picture.across
+    ]
     x: dict[str, Any] = {"title": {"text": picture.x}}
-    if picture.log_x:
-        x["type"] = "log"
+    if picture.dots:
+        x |= _log(log_ticks([value for _, values, _ in picture.groups for value in values]))
     return {
         "data": data,
         "layout": {

@@ -48,19 +48,25 @@ def figures_of(report: Report) -> list[tuple[str, Callable[[], Figure]]]:
     from lthfunc.reports.page.static_figures import mask_figure, pixel_figure, weight_figure
 
     found: list[tuple[str, Callable[[], Figure]]] = [
-        (picture.key, partial(printed, picture)) for pictures in report.together.values() for picture in pictures
-    ]
+        (picture.key, partial(printed, _of(picture, report.runs)))
+        for pictures in report.together.values() for picture in pictures
+    ]  # fmt: skip
     for run, mine in zip(report.runs, report.each, strict=True):
         own = "" if len(report.runs) == 1 else re.sub(r"[^\w.-]+", "-", run.name) + "-"
         pictures = [picture for each in mine.pictures.values() for picture in each]
-        found += [(own + picture.key, partial(printed, picture)) for picture in pictures]
+        found += [(own + picture.key, partial(printed, _of(picture, [run]))) for picture in pictures]
         if mine.masks is not None:
             patterns, densities, pixels = mine.masks
             found += [(f"{own}masks", partial(mask_figure, patterns, densities))]
             found += [(f"{own}weights", partial(weight_figure, patterns, densities))]
             if pixels is not None:
-                found += [(f"{own}pixels", partial(pixel_figure, *pixels, densities))]
+                found += [(f"{own}pixels", partial(pixel_figure, *pixels, patterns, densities))]
     return found
+
+
+def _of(picture: Picture, runs: Sequence[RunView]) -> Picture:
+    """A picture with its run in the title, where there is one run."""
+    return picture._replace(title=f"{picture.title}, {runs[0].title}") if len(runs) == 1 else picture
 
 
 def write_figures(figures: Sequence[tuple[str, Callable[[], Figure]]], folder: Path) -> Iterator[Path]:
