@@ -18,6 +18,7 @@ import torch
 from lthfunc.argument_hints import described, hint, is_a
 from lthfunc.argument_kinds import KINDS, is_number, is_whole
 from lthfunc.errors import ArgumentError, UserError, invalid
+from lthfunc.printable import first_few
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -124,14 +125,12 @@ def _check_whole(function: str, argument: str, state: Any) -> None:
 def _check_masks_fit(function: str, argument: str, masks: Mapping[str, Any], leaves: Mapping[str, Any]) -> None:
     for name, mask in masks.items():
         if name not in leaves:
-            raise UserError(f"{function}: {argument}: {name!r} is not a parameter of this network ({_some(leaves)})")
+            raise UserError(
+                f"{function}: {argument}: {name!r} is not a parameter of this network ({first_few(list(leaves))})"
+            )
         if mask.shape != leaves[name].shape:
             shapes = f"of shape {tuple(mask.shape)}, the parameter {tuple(leaves[name].shape)}"
             raise UserError(f"{function}: {argument}: {name!r} is {shapes}")
-
-
-def _some(names: Mapping[str, Any]) -> str:
-    return ", ".join(list(names)[:4]) + (", …" if len(names) > 4 else "")
 
 
 def check_fields(plan: Any) -> None:

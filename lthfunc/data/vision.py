@@ -143,7 +143,9 @@ def _download(name: str, folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=f".{name}-") as scratch:
-            with _silence(), _within():
+            # torchvision prints the error of each mirror that it tries; ours is one line at the end.
+            quiet = io.StringIO()
+            with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet), _within():
                 _fetch(name, scratch)
             target = folder / DATASETS[name].home
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -178,13 +180,6 @@ def _within() -> Iterator[None]:
         yield
     finally:
         tarfile.TarFile.extraction_filter = before
-
-
-@contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """Silence torchvision, which prints the error of each mirror that it tries; ours is one line at the end."""
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        yield
 
 
 def _absent(name: str, folder: Path, reason: str) -> UserError:

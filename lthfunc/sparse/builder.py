@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lthfunc.errors import UserError
 from lthfunc.sparse.kernels.instructions import BY_TILES, encoded
-from lthfunc.sparse.tile_buffers import LANES, SameLayout, TileBuffer
+from lthfunc.sparse.tile_buffers import LANES, TileBuffer
 
 #: An instruction's columns, known once memory is laid out: (name, split, rows, columns).
 Late = Callable[[], tuple[str, int, int, dict[str, int]]]
@@ -159,10 +159,6 @@ class Builder:
         """Have room for a buffer."""
         self.tile_buffers.append(buffer)
         return buffer
-
-    def same_layout(self, buffer: TileBuffer) -> TileBuffer:
-        """Room of the same layout as another buffer, whatever halo that one will get."""
-        return self.hold(SameLayout(buffer))
 
     def numbers(self, values: list[float]) -> int:
         """Store constants; returns where they begin."""

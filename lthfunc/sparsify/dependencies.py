@@ -191,14 +191,9 @@ def _reduced(masks: Masks, found: Dependencies) -> Masks:
 
 def _fed_by_dead_alone(reader: str, dead: dict[str, Tensor], found: Dependencies) -> Tensor:
     """Features that have sources, all of them dead."""
-    fed = alive = None
-    for (source, name), feeds in found.feeds.items():
-        if name == reader:
-            living = feeds.any(0) if source == INPUT else (feeds & ~dead[source][:, None]).any(0)
-            fed = feeds.any(0) if fed is None else fed | feeds.any(0)
-            alive = living if alive is None else alive | living
-    assert fed is not None
-    assert alive is not None
+    feeding = {source: feeds for (source, name), feeds in found.feeds.items() if name == reader}
+    living = [feeds if source == INPUT else feeds & ~dead[source][:, None] for source, feeds in feeding.items()]
+    fed, alive = (torch.stack([each.any(0) for each in tables]).any(0) for tables in (feeding.values(), living))
     return fed & ~alive
 
 

@@ -126,7 +126,7 @@ def fit_together(
             training.to(step, fits)
             now = training.now()
             if not all(are_finite(*now)):
-                now = recover_from_nonfinite(training, trainer, snapshot, seeds, step, fits, checkpointer)
+                now = recover_from_nonfinite(training, snapshot, seeds, step, fits)
             states, losses = now[0], training.mark(*now)
             phase("evaluation", step)
             points = _measure(trainer, states, losses, step)

@@ -11,17 +11,15 @@ import math
 from collections.abc import Sequence
 
 from lthfunc.errors import DivergedError
-from lthfunc.training.results import Checkpointer, Fit, SinceLastPoint, Stopped
+from lthfunc.training.results import Fit, SinceLastPoint, Stopped
 from lthfunc.training.schedules import rate_at
 from lthfunc.training.session import Snapshot, TrainingSession, are_finite, unfinished_fits
-from lthfunc.training.trainer import Trainer
 from lthfunc.trees.types import TrainState
 
 
 def recover_from_nonfinite(
-    training: TrainingSession, trainer: Trainer, snapshot: Snapshot, seeds: Sequence[int], look: int,
-    fits: Sequence[Fit], checkpointer: Checkpointer[Fit] | None,
-) -> Snapshot:  # fmt: skip
+    training: TrainingSession, snapshot: Snapshot, seeds: Sequence[int], look: int, fits: Sequence[Fit]
+) -> Snapshot:
     """Repeat the steps from the snapshot to step `look` one at a time; the training then stands there, finite.
 
     A step that is not finite is left out: it changes nothing but the step number. Raises DivergedError at such a step
@@ -29,6 +27,7 @@ def recover_from_nonfinite(
     Stopped.
     """
     errors: dict[int, DivergedError] = {}
+    checkpointer = training.checkpointer
     training.restart(*snapshot)
     with training.drawing():
         states, since = training.now()
@@ -41,7 +40,7 @@ def recover_from_nonfinite(
             bad = [number for number, fine in enumerate(are_finite(after, sums)) if not fine]
             for number in bad:
                 error = _error(states[number], since[number], sums[number], seeds, number)
-                if trainer.on_nonfinite == "stop":
+                if training.trainer.on_nonfinite == "stop":
                     if checkpointer is not None:
                         checkpointer.save(unfinished_fits(fits, states, since))
                     raise error

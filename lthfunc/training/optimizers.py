@@ -216,12 +216,8 @@ def with_rates_of(state: Any, optimizer: Optimizer, params: Params) -> Any:
 def _with_tables(state: Any, other: Any) -> Any:
     if not hasattr(state, "_fields"):
         return state
-    return type(state)(
-        *(
-            theirs if name == "schedule" else _with_tables(mine, theirs)
-            for name, mine, theirs in zip(state._fields, state, other, strict=True)
-        )
-    )
+    parts = zip(state._fields, state, other, strict=True)
+    return type(state)(*(new if name == "schedule" else _with_tables(old, new) for name, old, new in parts))
 
 
 def check_real(params: Params, optimizer: str) -> None:

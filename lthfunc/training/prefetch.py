@@ -88,7 +88,7 @@ class Prefetcher:
         if self._streamed:
             if self._stream is None:
                 self._stream = _Stream(self._split, *self.slotted)
-            if not self._stream.ordered:  # the first steps were not ordered ahead
+            if self._stream.ready is None:  # the first steps were not ordered ahead
                 self._stream.order(self._indices(start, stop))
             self._stream.deliver(stop - start)
             if stop < end:
@@ -171,22 +171,17 @@ class _Stream:
         self._split = split
         self._staging = _Staging([x, y])
         self._thread = ThreadPoolExecutor(1, "lthfunc-feed")
-        self._ready: Future[None] | None = None
+        self.ready: Future[None] | None = None
 
     def order(self, index: Tensor) -> None:
         """Start to gather these rows."""
-        self._ready = self._thread.submit(self._gather, index)
-
-    @property
-    def ordered(self) -> bool:
-        """Whether rows are being gathered."""
-        return self._ready is not None
+        self.ready = self._thread.submit(self._gather, index)
 
     def deliver(self, steps: int) -> None:
         """Put the ordered rows, or the first of them, into the slots of `steps` steps."""
-        assert self._ready is not None
-        self._ready.result()
-        self._ready = None
+        assert self.ready is not None
+        self.ready.result()
+        self.ready = None
         self._staging.send(steps)
 
     def close(self) -> None:

@@ -43,8 +43,8 @@ class TrainingSession:
     ) -> None:
         if len(states) > 1 and trainer.work.collectives.world_size > 1:
             raise UserError("ranks: several ranks train one state together, not several states")
-        self._trainer, self._seeds, self._end = trainer, seeds, end
-        self._observe, self._checkpointer = observe, checkpointer
+        self.trainer, self._seeds, self._end = trainer, seeds, end
+        self._observe, self.checkpointer = observe, checkpointer
         self._device = states[0].step.device
         self._prefetcher: Prefetcher | None = None
         self.restart(states, since)
@@ -63,26 +63,26 @@ class TrainingSession:
             raise UserError(f"state.step: invalid value {self._step} (expected a step of at least 0)")
         self._steps = [each.steps for each in known] or [0] * len(states)
         self._random = known[0].random if known and not drawing else None
-        data = self._trainer.data
+        data = self.trainer.data
         self._prefetcher = Prefetcher(
             data.train,
-            self._trainer.batch_size,
+            self.trainer.batch_size,
             self._seeds,
             self._device,
             mapped=data.mapped,
-            collectives=self._trainer.work.collectives,
+            collectives=self.trainer.work.collectives,
         )
-        ready = [with_optimizer(state, self._trainer.work.optimizer) for state in states]
+        ready = [with_optimizer(state, self.trainer.work.optimizer) for state in states]
         _check_rates(ready, self._end)
-        with training_context(self._trainer):
-            self.running = self._trainer.engine.begin(ready, self._seeds, self._prefetcher)
+        with training_context(self.trainer):
+            self.running = self.trainer.engine.begin(ready, self._seeds, self._prefetcher)
             if known:
                 self.running.count_from([each.loss for each in known])
         self.snapshot: Snapshot = (ready, known)
 
     def to(self, stop: int, fits: Sequence[Fit] = ()) -> None:
         """Train to step `stop`. fits: in which a checkpointer saves the states. Raises Stopped."""
-        prefetcher, checkpointer = self._prefetcher, self._checkpointer
+        prefetcher, checkpointer = self._prefetcher, self.checkpointer
         assert prefetcher is not None
         with self.drawing():
             while self._step < stop:
@@ -111,7 +111,7 @@ class TrainingSession:
         random = _generator(self._device)
         losses = zip(self.running.losses(), self._steps, strict=True)
         states = self.running.states()
-        check_pruned_zero(states, self._trainer.work)
+        check_pruned_zero(states, self.trainer.work)
         return states, [SinceLastPoint(loss, steps, random) for loss, steps in losses]
 
     def mark(self, states: list[TrainState], since: list[SinceLastPoint]) -> list[float]:
@@ -128,13 +128,13 @@ class TrainingSession:
         It is left alone where nothing draws from it, so that such trainings can run in threads.
         """
         if not self.running.draws:
-            with training_context(self._trainer):
+            with training_context(self.trainer):
                 yield
             return
         devices = [self._device] if self._device.type == "cuda" else []
-        with training_context(self._trainer), torch.random.fork_rng(devices=devices):
+        with training_context(self.trainer), torch.random.fork_rng(devices=devices):
             if self._random is None:
-                rank = self._trainer.work.collectives.rank  # each draws for its part of a batch
+                rank = self.trainer.work.collectives.rank  # each draws for its part of a batch
                 torch.manual_seed(key(self._seeds[0], "layers", self._step, *([rank] if rank else [])))
             else:
                 _set_generator(self._device, self._random)
@@ -148,7 +148,7 @@ class TrainingSession:
 
     def asked(self, checkpointer: Checkpointer[Fit]) -> bool:
         """Whether to stop; all ranks stop once one of them is asked to."""
-        stopping, collectives = checkpointer.should_stop(), self._trainer.work.collectives
+        stopping, collectives = checkpointer.should_stop(), self.trainer.work.collectives
         if collectives.world_size == 1:
             return stopping
         return bool(collectives.all_reduce(torch.tensor([int(stopping)], device=self._device)))
@@ -163,7 +163,7 @@ class TrainingSession:
             raise Stopped
 
     def _tick(self) -> Tick | None:
-        observe, checkpointer, step = self._observe, self._checkpointer, self._step
+        observe, checkpointer, step = self._observe, self.checkpointer, self._step
         if observe is None and checkpointer is None:
             return None
 
@@ -173,7 +173,7 @@ class TrainingSession:
             if observe is not None:
                 observe(step, None)
             # Several ranks stop after the same step, on which they agree from time to time.
-            alone = self._trainer.work.collectives.world_size == 1
+            alone = self.trainer.work.collectives.world_size == 1
             return alone and checkpointer is not None and checkpointer.should_stop()
 
         return tick

@@ -45,8 +45,6 @@ def outputs_of(given: Any) -> Outputs:
 
 def map_outputs(function: Callable[[Tensor], Any], given: Any) -> Any:
     """An output with a function applied to each of its tensors."""
-    if isinstance(given, Tensor):
-        return function(given)
     found = outputs_of(given)
     return found.rebuilt([function(tensor) for tensor in found.tensors])
 

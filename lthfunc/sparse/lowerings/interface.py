@@ -64,11 +64,8 @@ def check_unflattened(view: View) -> None:
 
 def pair(value: Any) -> tuple[int, int]:
     """A setting for both sides, given once or twice."""
-    if isinstance(value, (list, tuple)):
-        if len(value) == 1:
-            return int(value[0]), int(value[0])
-        return int(value[0]), int(value[1])
-    return int(value), int(value)
+    both = value if isinstance(value, (list, tuple)) else (value,)
+    return int(both[0]), int(both[-1])
 
 
 def argument(args: Sequence[Any], position: int, default: Any) -> Any:

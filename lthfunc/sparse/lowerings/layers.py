@@ -10,7 +10,7 @@ from torch import Tensor
 from lthfunc.sparse.builder import Builder, Operation, Value, View, Weights
 from lthfunc.sparse.kernels.instructions import CONSTANTS
 from lthfunc.sparse.lowerings.interface import Param, Unsupported, argument, aten, lowers, pair
-from lthfunc.sparse.lowerings.product import EntriesOf, InputGradient, ProductLowering
+from lthfunc.sparse.lowerings.product import EntriesOf, Product, ProductLowering
 from lthfunc.sparse.lowerings.strides import ConvolutionAxis, StridedRegion, flat, plain
 from lthfunc.sparse.patterns import Blocks, Entries, blocks_of
 from lthfunc.sparse.tile_buffers import VECTOR_BYTES, TileBuffer
@@ -53,8 +53,8 @@ def linear(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
             entries = Entries(shape[1], inputs, out.buffer.addresses()[rows], which)
             return entries, blocks_of(rows, shape[0], shape[1], across * VECTOR_BYTES)
 
-        back = InputGradient(backward, flat(out.buffer), flat(source))
-        product.emit(operation, forward, flat(source), flat(out.buffer), [back])
+        back = Product(backward, flat(out.buffer), flat(source))
+        product.emit(operation, Product(forward, flat(source), flat(out.buffer)), [back])
 
     b.operations.append(Operation([view.value], out, emit, accepts=product.accepts))
     return View(out, flat=True)
@@ -137,14 +137,14 @@ def convolution(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
             return Entries(outs, row, inputs), blocks_of(channel, ins, outs, kernel[0] * width * VECTOR_BYTES)
 
         back = [
-            InputGradient(backward(phase), plain(out.buffer), StridedRegion(
+            Product(backward(phase), plain(out.buffer), StridedRegion(
                 source, (-phase[0], -phase[1]), stride,
                 tuple(-(-(size - first) // step) for size, first, step in zip(size_in, phase, stride, strict=True)),
             ), inside)
             for phase in phases
         ]  # fmt: skip
         padded = StridedRegion(source, padding, stride, (down.out, right.out))
-        product.emit(operation, forward, padded, plain(out.buffer), back)
+        product.emit(operation, Product(forward, padded, plain(out.buffer)), back)
 
     b.operations.append(Operation([view.value], out, emit, accepts=product.accepts))
     return View(out)

@@ -9,7 +9,7 @@ import torch
 from lthfunc.sparse.builder import Builder, FusedStep, Operation, Value, View
 from lthfunc.sparse.kernels.instructions import BY_TILES
 from lthfunc.sparse.lowerings.interface import Unsupported, argument, aten, lowers, pair
-from lthfunc.sparse.tile_buffers import TileBuffer
+from lthfunc.sparse.tile_buffers import SameLayout, TileBuffer
 
 
 @lowers(aten.max_pool2d.default)
@@ -57,7 +57,7 @@ def max_pool(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
 def _emit_fused(b: Builder, operation: Operation, before: Value) -> None:
     """Maxima that the host writes, and no sums: beside them it writes codes, which say where gradients go."""
     before.uses += 1
-    codes = operation.kept = b.same_layout(operation.out.buffer) if b.training else None
+    codes = operation.kept = b.hold(SameLayout(operation.out.buffer)) if b.training else None
 
     def gradient() -> None:
         assert codes is not None

@@ -20,12 +20,15 @@ from lthfunc.sparse.tile_buffers import VECTOR_BYTES, TileBuffer, no_buffer
 EntriesOf = Callable[[Tensor], tuple[Entries, "Blocks | None"]]
 
 
-class InputGradient(NamedTuple):
-    """A product of a layer's gradient. inside: the share of its work that lists do, leaving out the image's outside."""
+class Product(NamedTuple):
+    """A product of a layer, or of its gradient: what its rows read, where that lies, and where the product goes.
+
+    inside: the share of its work that lists do, leaving out the image's outside.
+    """
 
     entries_of: EntriesOf
-    region_grad: StridedRegion
-    region_into: StridedRegion
+    region_in: StridedRegion
+    region_out: StridedRegion
     inside: float = 1.0
 
 
@@ -63,8 +66,8 @@ class ProductLowering:
         self.row_out = -1
         self.x: Value
         self.out: Value
-        self.region: tuple[EntriesOf, StridedRegion, StridedRegion]
-        self.back: list[tuple[InputGradient, TransposedWeights | None]]
+        self.forward: Product
+        self.back: list[tuple[Product, TransposedWeights | None]]
 
     @property
     def accepts(self) -> frozenset[FusedStep]:
@@ -86,17 +89,10 @@ class ProductLowering:
     def _positions(self) -> Tensor:
         return self.b.weights[self.weight].positions
 
-    def emit(
-        self,
-        operation: Operation,
-        entries_of: EntriesOf,
-        region_in: StridedRegion,
-        region_out: StridedRegion,
-        back: list[InputGradient],
-    ) -> None:
+    def emit(self, operation: Operation, forward: Product, back: list[Product]) -> None:
         """The layer's product, and what those of its gradient, `back`, need."""
         (self.x,), self.out, fused = operation.inputs, operation.out, operation.fused
-        self.region = entries_of, region_in, region_out
+        self.forward, (_, region_in, region_out, _) = forward, forward
         self.b.hold(fused[FusedStep.MAXIMA].out.buffer if FusedStep.MAXIMA in fused else self.out.buffer)
         self.back = [(each, self._transposed(each)) for each in back]
         if self.is_dense:
@@ -123,10 +119,10 @@ class ProductLowering:
             }  # fmt: skip
             if self.is_dense:
                 return self.dense.convolution(self._reads(), region_in, region, **columns)
-            made, blocks = entries_of(self._positions)
+            made, blocks = forward.entries_of(self._positions)
             lists = self._lists(made, None if maxima is not None else blocks)
             self.lists = {name: lists[name] for name in ("starts", "offsets", "blocks")}
-            return self._products(made, region_in, region, lists, columns)
+            return self._products(made, region_in, region, lists | columns)
 
         self.b.emit(late)
         self.b.backward.append(self.gradients)
@@ -134,19 +130,19 @@ class ProductLowering:
     def _reads(self) -> dict[str, int]:
         """What each row of a dense convolution reads, and each of its gradients."""
         if not self.reads:
-            self.reads = self.dense.reads(self.region[0](torch.arange(self.dense.ins))[0].inputs)
+            self.reads = self.dense.reads(self.forward.entries_of(torch.arange(self.dense.ins))[0].inputs)
         return self.reads
 
-    def _transposed(self, back: InputGradient) -> TransposedWeights | None:
+    def _transposed(self, back: Product) -> TransposedWeights | None:
         """The weights for a dense product of the gradient, where it is one."""
         if not (self.is_dense and self.b.training and self.x.needs) or self.across:
             return None
-        if not self.dense.makes_convolutions(back.region_into.ny * back.region_into.nx, back.inside):
+        if not self.dense.makes_convolutions(back.region_out.ny * back.region_out.nx, back.inside):
             return None
         entries, step = len(self._first_row(back)[1]), self.dense.ins // self.x.buffer.channels
         return self.dense.transposed(lambda: self._first_row(back)[1], entries, step) if entries else None
 
-    def _first_row(self, back: InputGradient) -> tuple[Tensor, Tensor]:
+    def _first_row(self, back: Product) -> tuple[Tensor, Tensor]:
         """What the transpose's first row reads, and the weights for it, by where they lie in the flattened leaf."""
         step = self.dense.ins // self.x.buffer.channels
         positions = (torch.arange(self.dense.outs)[:, None] * self.dense.ins + torch.arange(step)).flatten()
@@ -158,15 +154,10 @@ class ProductLowering:
         return made.inputs[order], positions[made.which[order]]
 
     def _products(
-        self,
-        made: Entries,
-        region_in: StridedRegion,
-        region_out: StridedRegion,
-        lists: dict[str, int],
-        columns: dict[str, int],
+        self, made: Entries, region_in: StridedRegion, region_out: StridedRegion, columns: dict[str, int]
     ) -> Any:
         return "products", BY_ROWS if self.across else BY_TILES, made.outputs, {
-            **region_in.columns("in"), **region_out.columns("out"), "ny": region_out.ny, "nx": region_out.nx, **lists,
+            **region_in.columns("in"), **region_out.columns("out"), "ny": region_out.ny, "nx": region_out.nx,
             "values": self.b.leaves[self.weight].first, "across": self.across, **columns,
         }  # fmt: skip
 
@@ -193,7 +184,7 @@ class ProductLowering:
         self.b.release(self.out)
 
     def _weight_gradients(self, grad: TileBuffer) -> None:
-        _, region_in, region_out = self.region
+        _, region_in, region_out, _ = self.forward
         if self.across and self.gradients_dense:
             self.dense.gradients(self.x.buffer, grad, lambda: self.row_out, self._bias_at)
             return
@@ -213,21 +204,21 @@ class ProductLowering:
         self.b.emit(late)
 
     def _input_gradient(
-        self, back: InputGradient, transposed: TransposedWeights | None, grad: TileBuffer, target: GradientTarget
+        self, back: Product, transposed: TransposedWeights | None, grad: TileBuffer, target: GradientTarget
     ) -> None:
         def late() -> Any:
             if self.across and self.is_dense:
                 rows = self.b.table(self.x.buffer.addresses())
                 return self.dense.product(grad, target.buffer, rows, transposed=True, bias=-1, relu=0, **target.columns)
-            into, region_grad = moved(back.region_into, target.buffer), moved(back.region_grad, grad)
+            into, region_grad = moved(back.region_out, target.buffer), moved(back.region_in, grad)
             columns = {
                 "row_out": self.b.table(into.rows()), "accumulate": int(target.accumulate),
-                "gate": -1 if target.gate is None else back.region_into.shifted(target.gate.first), "bias": -1,
+                "gate": -1 if target.gate is None else back.region_out.shifted(target.gate.first), "bias": -1,
                 "relu": 0, "pool": 0, "codes": -1, "saved": -1, **no_buffer("b"),
             }  # fmt: skip
             if transposed is not None:
                 return transposed.convolution(self.dense.reads(self._first_row(back)[0]), region_grad, into, **columns)
             made, blocks = back.entries_of(self._positions)
-            return self._products(made, region_grad, into, self._lists(made, blocks), columns)
+            return self._products(made, region_grad, into, self._lists(made, blocks) | columns)
 
         self.b.emit(late)

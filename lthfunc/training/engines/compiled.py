@@ -6,6 +6,7 @@ To the outside it is pure: a loop works on copies of the states it was given, an
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -168,9 +169,7 @@ class _Loop:
         carry.loss.copy_(carry.with_losses(losses).loss)
 
     def states(self) -> list[TrainState]:
-        def copy(leaf: Tensor) -> Tensor:
-            return leaf.clone(memory_format=torch.contiguous_format)
-
+        copy = partial(torch.clone, memory_format=torch.contiguous_format)
         return states_of(self._rebuilt(self._leaves), self._width, copy)
 
 
