@@ -110,8 +110,8 @@ def _optimizer(value: Any) -> str:
         return f"{_OPTIMIZERS.get(names[0], 'lf.sgd(lr), lf.adam(lr) and others')} takes its place"
     if uncalled(value, "Optimizer"):
         return f"call it: lf.{value.__name__}(lr)"
-    if isinstance(value, str):
-        return f"pass one: lf.{value.lower()}(lr)" if value.lower() in ("sgd", "adam", "adamw", "lion", "muon") else ""
+    if isinstance(value, str) and value.lower() in ("sgd", "adam", "adamw", "lion", "muon"):
+        return f"pass one: lf.{value.lower()}(lr)"
     return ""
 
 

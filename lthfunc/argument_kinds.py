@@ -7,6 +7,7 @@ import math
 import numbers
 import operator
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 from lthfunc.argument_hints import is_a, is_other, uncalled
@@ -153,12 +154,11 @@ KINDS: dict[str, ArgumentKind] = {
     "Sequence[str]": _many("a list of names or patterns", lambda value: isinstance(value, str)),
     "Sequence[Tensor]": _many("a list of tensors", _is_tensor),
     "Sequence[Batch]": _many("a list of batches (inputs, targets)", _is_batch),
-    "Sequence[InputSpec]": _many(
-        "a list of Parts (lf.data's, of several inputs)", lambda value: is_a(value, "InputSpec")
-    ),
+    **{
+        f"Sequence[{name}]": _many(f"a list of {name}s", partial(is_a, name=name))
+        for name in ("InputSpec", "TrainState", "Fit")
+    },
     "Mapping[str, Start]": _dict_of("a dict of Starts", lambda value: is_a(value, "Start")),
-    "Sequence[TrainState]": _many("a list of TrainStates", lambda value: is_a(value, "TrainState")),
-    "Sequence[Fit]": _many("a list of Fits", lambda value: is_a(value, "Fit")),
     **{name: _instance(name) for name in ("Model", "TrainState", "Ticket", "Plan", "Fit")},
     "Split": _instance("Split", "a Split, such as data.test"),
     "Trainer": _instance("Trainer", "a Trainer (lf.make_trainer)"),

@@ -145,10 +145,7 @@ def _targets(array: Any, name: str, x: Tensor) -> Tensor:
         )
     y = targets_of(array, name, x)
     if not y.is_floating_point() and y.ndim > 1 and len(y):
-        hint = (
-            "one-hot; y.argmax(1) gives the classes"
-            if is_one_hot(y)
-            else "classes are one whole number for each example"
-        )
+        one_hot = "one-hot; y.argmax(1) gives the classes"
+        hint = one_hot if is_one_hot(y) else "classes are one whole number for each example"
         raise UserError(f"{name} is {array.dtype} of shape {array.shape}: {hint}")
     return y

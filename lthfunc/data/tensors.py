@@ -104,12 +104,9 @@ def _pair(value: Any, part: str) -> tuple[Any, Any]:
         return value[0], value[1]
     if isinstance(value, Dataset):
         raise UserError(f"{part}: invalid value: a Dataset (expected one of its splits, data.train or data.test)")
-    map_style = hasattr(value, "__getitem__") and hasattr(value, "__len__") and not hasattr(value, "dtype")
-    how = (
-        "; lf.data.from_map_style takes map-style data sets"
-        if map_style and not isinstance(value, (tuple, list))
-        else ""
-    )
+    sized = hasattr(value, "__getitem__") and hasattr(value, "__len__")
+    map_style = sized and not hasattr(value, "dtype") and not isinstance(value, (tuple, list))
+    how = "; lf.data.from_map_style takes map-style data sets" if map_style else ""
     raise UserError(f"{part}: invalid value: a {describe_data(value)} (expected a pair (inputs, targets){how})")
 
 

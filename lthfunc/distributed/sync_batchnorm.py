@@ -52,9 +52,8 @@ class _Synchronised(nn.Module):
         # Squares of means are small where they are taken from a mean known beforehand, so little is lost in them.
         known = self.running_mean.detach() if self._tracks else torch.zeros_like(mean)
         off = mean - known
-        off, square = (differentiable_sum(self._collectives, torch.cat([off, variance + off.square()])) / ranks).chunk(
-            2
-        )
+        both = torch.cat([off, variance + off.square()])
+        off, square = (differentiable_sum(self._collectives, both) / ranks).chunk(2)
         mean, variance = known + off, square - off.square()
         if self._tracks:
             self._track(mean.detach(), variance.detach(), ranks * wide.numel() // x.shape[1])

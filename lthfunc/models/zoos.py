@@ -25,11 +25,10 @@ def of_timm(name: str, shape: tuple[int, ...], num_classes: int, **given: Any) -
         import timm
     except ImportError as error:
         raise UserError("--arch: timm's networks need timm (pip install 'lthfunc[timm]')") from error
-    for option in given:
-        if option in ("checkpoint_path", "pretrained"):
-            raise UserError(
-                f"--arch-option: {option} loads weights, which are then reinitialised; --weights FILE.safetensors "
-                "starts from a file (lthfunc import FILE makes one of a pickled one), --weights DEFAULT from timm's own"
-            )
+    if loading := {*given} & {"checkpoint_path", "pretrained"}:
+        raise UserError(
+            f"--arch-option: {loading.pop()} loads weights, which are then reinitialised; --weights FILE.safetensors "
+            "starts from a file (lthfunc import FILE makes one of a pickled one), --weights DEFAULT from timm's own"
+        )
     made: nn.Module = timm.create_model(name, pretrained=False, num_classes=num_classes, in_chans=shape[0], **given)
     return made

@@ -108,9 +108,8 @@ def measure(trainer: Trainer, networks: Sequence[Network], split: Split) -> list
 
 def checked_quality(found: list[Evaluation], metric: Metric) -> list[Evaluation]:
     """The evaluations. Raises UserError where a user's metric is NaN although the loss is finite."""
-    if not is_library_function(metric) and any(
-        math.isnan(each.accuracy) and math.isfinite(each.loss) for each in found
-    ):
+    missing = any(math.isnan(each.accuracy) and math.isfinite(each.loss) for each in found)
+    if missing and not is_library_function(metric):
         raise UserError(f"--metric: {function_name(metric)!r} returned NaN")
     return found
 

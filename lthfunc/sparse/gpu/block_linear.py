@@ -50,12 +50,9 @@ def block_pattern(mask: Tensor, size: int) -> BlockPattern:
     left = _in_blocks(mask, size).flatten(2).any(2)
     rows, columns = left.nonzero().unbind(1)
     which = torch.argsort(columns, stable=True)
-    starts = [
-        torch.nn.functional.pad(left.sum(axis).cumsum(0), (1, 0)).int() for axis in (1, 0)
-    ]  # by row, and by column
-    return BlockPattern(
-        starts[0], rows.int(), columns.int(), starts[1], which.int(), (mask.shape[0], mask.shape[1]), size
-    )
+    by_row, by_column = (torch.nn.functional.pad(left.sum(axis).cumsum(0), (1, 0)).int() for axis in (1, 0))
+    outputs, inputs = mask.shape
+    return BlockPattern(by_row, rows.int(), columns.int(), by_column, which.int(), (outputs, inputs), size)
 
 
 def pack_blocks(weight: Tensor, pattern: BlockPattern) -> Tensor:

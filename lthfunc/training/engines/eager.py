@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 
 import torch
 
-from lthfunc.training.engines.interface import Engine, Network, Running, Tick, Work, chunk_of, device_of
+from lthfunc.training.engines.interface import Engine, Network, Tick, Work, chunk_of, device_of
 from lthfunc.training.engines.vmapped import carry_of, stacked, states_of, vmapped, vmapped_eval
 from lthfunc.training.evaluation import Evaluation, evaluate
 from lthfunc.training.prefetch import Prefetcher
@@ -20,9 +21,6 @@ from lthfunc.trees.types import Split, TrainState
 def eager(work: Work) -> Engine:
     """Steps taken one operation at a time."""
 
-    def begin(states: Sequence[TrainState], seeds: Sequence[int], prefetcher: Prefetcher) -> Running:
-        return _Loop(work, states, seeds, prefetcher)
-
     def measure(networks: Sequence[Network], split: Split) -> list[Evaluation]:
         step = vmapped_eval(work.evaluate, len(networks), own_inputs=work.side_effects.writes_input)
         leaves = stacked([(each.params, each.buffers) for each in networks])
@@ -30,7 +28,7 @@ def eager(work: Work) -> Engine:
         chunk = chunk_of(work, len(networks), split, device)
         return evaluate(lambda batch: step(*leaves, batch), split, device, chunk, work.collectives)
 
-    return Engine("eager", begin, measure)
+    return Engine("eager", partial(_Loop, work), measure)
 
 
 class _Loop:

@@ -65,8 +65,7 @@ def gradient_tile(
         here = number_tile(grad, n, rows, examples, outputs, grad_row)
         if relu:
             here = gated(here, number_tile(y, n, rows, examples, outputs, grad_row))
-        total = plus_product(
-            total, tl.trans(here), number_tile(x, n, columns, examples, inputs, x_row), precision, wide
-        )
+        read = number_tile(x, n, columns, examples, inputs, x_row)
+        total = plus_product(total, tl.trans(here), read, precision, wide)
         sums += tl.sum(here.to(tl.float32), 0)
     return total, sums

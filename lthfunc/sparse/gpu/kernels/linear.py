@@ -26,9 +26,8 @@ def forward(
         left = mask_tile(bits, rows, columns, outputs, inputs, words)
         w = number_tile(weight, rows, columns, outputs, inputs, inputs)
         w = tl.where(left, w, 0.0).to(x.dtype.element_ty)
-        total = plus_product(
-            total, number_tile(x, n, columns, examples, inputs, x_row), tl.trans(w), precision, wide
-        )  # fmt: skip
+        here = number_tile(x, n, columns, examples, inputs, x_row)
+        total = plus_product(total, here, tl.trans(w), precision, wide)
     if biased:
         total += tl.load(bias + network * outputs + rows, mask=rows < outputs, other=0.0).to(tl.float32)[None, :]
     if relu:
