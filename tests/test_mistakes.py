@@ -148,7 +148,7 @@ MISTAKES: dict[str, tuple[Callable[[Things], Any], str]] = {
         lambda t: lf.prune(fraction=0.2, allocate=lambda s, m, f: 5)(t.start), "a function that returns a count",
     ),
     "selection gives scores": (
-        lambda t: lf.prune(fraction=0.2, select=lambda s, m, k: s)(t.start), "(expected a torch.bool mask",
+        lambda t: lf.prune(fraction=0.2, select=lambda s, m, k: s)(t.start), "(expected a mask, bool of shape",
     ),
     "no densities": (lambda t: lf.prune_to_densities([]), "densities: invalid value []"),
     "one density": (lambda t: lf.prune_to_densities(0.1), "densities must be a list of numbers, not 0.1"),
