@@ -163,22 +163,31 @@ def shown_range(chart: Chart) -> tuple[float, float] | None:
     return (low if chart.zero and low == 0 else low - margin), high + margin
 
 
-def x_ticks(chart: Chart) -> list[float] | None:
-    """Ticks of the horizontal axis; None for the renderer's own."""
-    values = [x for series in chart.series for x in series.x]
-    return (_apart(values) if chart.falling else log_ticks(values)) if chart.log_x else None
+def x_ticks(picture: Chart | Bars) -> list[float] | None:
+    """Ticks of the horizontal axis where it is logarithmic; None for the renderer's own."""
+    if isinstance(picture, Bars):
+        values = [*(value for _, values, _ in picture.groups for value in values), *(at for at, _ in picture.across)]
+        return log_ticks(values) if picture.dots else None
+    values = [x for series in picture.series for x in series.x]
+    return (_apart(values) if picture.falling else log_ticks(values)) if picture.log_x else None
 
 
 def y_ticks(chart: Chart) -> list[float] | None:
-    """Ticks of the vertical axis; None for the renderer's own."""
+    """Ticks of the vertical axis where it is logarithmic; None for the renderer's own."""
     return log_ticks([y for series in chart.series for y in series.y if y]) if chart.log_y else None
 
 
-def tick_text(value: float) -> str:
-    """A tick that a reader need not count the digits of."""
-    if abs(value) >= 1e6:
-        return f"{value / 1e6:g}M"
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+def tick_text(value: float, most: float = 0.0) -> str:
+    """A tick that a reader need not count the digits of. most: on its axis."""
+    for size, unit in ((1e6, "M"), (1e3, "k")):
+        if max(most, abs(value)) >= max(size, 1e5):
+            return f"{value / size:.6g}{unit}" if value else "0"
+    return f"{value:,.6g}"
+
+
+def tick_texts(ticks: Sequence[float]) -> list[str]:
+    """Texts of ticks on a logarithmic axis, with three digits."""
+    return [tick_text(float(f"{value:.3g}")) for value in ticks]
 
 
 def log_ticks(values: Sequence[float]) -> list[float]:
@@ -189,7 +198,9 @@ def log_ticks(values: Sequence[float]) -> list[float]:
     low, high = min(values) / 1.05, max(values) * 1.05
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     found: list[float] = []
-    for steps in ((10,), (10, 20, 50), range(10, 100, 10), range(10, 100, 5), range(10, 100, 2), range(10, 100)):
+    for steps in (
+        (10,), (10, 20, 50), (10, 20, 30, 50), range(10, 100, 10), range(10, 100, 5), range(10, 100, 2), range(10, 100),
+    ):  # fmt: skip
         # By way of text, since 5 * 10**-3 is not the 0.005 that a reader expects.
         found = [value for step in steps for each in decades if low <= (value := float(f"{step}e{each - 1}")) <= high]
         if len(found) >= 3:
@@ -197,7 +208,7 @@ def log_ticks(values: Sequence[float]) -> list[float]:
     return spread_out(sorted(found), 6)
 
 
-def _apart(values: Sequence[float], most: int = 8) -> list[float]:
+def _apart(values: Sequence[float], most: int = 7) -> list[float]:
     """Ticks of a logarithmic axis at some of the values, falling: the first, the last, and others not too near."""
     positive = sorted({value for value in values if value > 0}, reverse=True)
     if len(positive) < 2:

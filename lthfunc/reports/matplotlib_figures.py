@@ -22,10 +22,10 @@ from lthfunc.reports.charts import (
     Chart,
     Heat,
     Picture,
-    log_ticks,
     reaches,
     shown_range,
     tick_text,
+    tick_texts,
     with_texts,
     x_ticks,
     y_ticks,
@@ -96,7 +96,7 @@ def _draw(axes: Any, chart: Chart) -> dict[str, Any]:
     for value, name in chart.across:
         listed[name] = axes.axhline(value, color=GREY.light, linewidth=1.2, linestyle=(0, (4, 3)), zorder=1.5)
     _scale(axes, chart)
-    axes.set(xlabel=chart.x, ylabel=chart.y)
+    axes.set(xlabel=chart.x, ylabel=fill(chart.y, 30))
     return listed
 
 
@@ -107,8 +107,7 @@ def _scale(axes: Any, chart: Chart) -> None:
         _ticks(axes.xaxis, x_ticks(chart))
     if chart.falling:
         axes.invert_xaxis()
-    if chart.log_y:
-        _ticks(axes.yaxis, y_ticks(chart))
+    _ticks(axes.yaxis, y_ticks(chart))
     if (shown := shown_range(chart)) is not None:
         axes.set_ylim(*shown)
 
@@ -116,11 +115,12 @@ def _scale(axes: Any, chart: Chart) -> None:
 def _ticks(axis: Any, ticks: Sequence[float] | None) -> None:
     """A logarithmic axis with these ticks, or a linear one with ticks of its own."""
     if ticks is None:
-        axis.set_major_locator(MaxNLocator(6))
-        axis.set_major_formatter(FuncFormatter(lambda value, _: tick_text(value)))
+        axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
+        texts = FuncFormatter(lambda value, _: tick_text(value, max(map(abs, axis.get_view_interval()))))
+        axis.set_major_formatter(texts)
         return
     axis.axes.set(**{f"{axis.axis_name}scale": "log"})
-    axis.set_ticks(list(ticks), list(map(tick_text, ticks)))
+    axis.set_ticks(list(ticks), tick_texts(ticks))
     axis.set_minor_locator(NullLocator())
 
 
@@ -150,8 +150,7 @@ def _bars(picture: Bars) -> Figure:
         listed[name] = axes.axvline(value, color=GREY.light, linewidth=1.2, linestyle=(0, (4, 3)), zorder=1.5)
     axes.set_yticks(range(labels), list(picture.labels))
     axes.set_ylim(labels - 0.4, -0.6)
-    every = [value for _, values, _ in picture.groups for value in values]
-    _ticks(axes.xaxis, log_ticks(every) if picture.dots else None)
+    _ticks(axes.xaxis, x_ticks(picture))
     axes.set_xlabel(picture.x)
     if len(listed) > 1:
         _add_legend(made, listed)

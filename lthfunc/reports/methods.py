@@ -78,6 +78,7 @@ def method_picture(rows: Sequence[MethodRow], title: str) -> Bars:
     """A dot per method with its deviation, the most accurate at the top; the dense network is the line."""
     shown = [row for row in rows if row.method != "dense"]
     errors = [100 * (1 - row.test_accuracy.mean) for row in shown]
-    group = ("method", errors, [100 * row.test_accuracy.std for row in shown])
+    name = "mean ± standard deviation" if max(row.replicates for row in rows) > 1 else "one seed"
+    group = (name, errors, [100 * row.test_accuracy.std for row in shown])
     dense = [(100 * (1 - row.test_accuracy.mean), "dense") for row in rows if row.method == "dense"]
     return Bars("methods", title, "test error (%)", [row.method for row in shown], [group], dots=True, across=dense)

@@ -44,7 +44,7 @@ def energy_pictures(records: Sequence[Record]) -> list[Picture]:
             f"{100 * row.density:.3g} %",
             list(range(1, 1 + len(found))),
             [1000 * each.mean for each in found],
-            [1000 * each.std for each in found],
+            None,  # too many lines for bands
             *ordered(place, len(rows)),
             marker=None,
             listed=row in spread_out(rows),

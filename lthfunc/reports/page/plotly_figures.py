@@ -17,10 +17,9 @@ from lthfunc.reports.charts import (
     Heat,
     Picture,
     Series,
-    log_ticks,
     reaches,
     shown_range,
-    tick_text,
+    tick_texts,
     with_texts,
     x_ticks,
     y_ticks,
@@ -60,7 +59,7 @@ def _chart(chart: Chart) -> dict[str, Any]:
 def _log(ticks: Sequence[float] | None) -> dict[str, Any]:
     if ticks is None:
         return {}
-    return {"type": "log", "tickvals": list(ticks), "ticktext": list(map(tick_text, ticks)), "tickangle": 0}
+    return {"type": "log", "tickvals": list(ticks), "ticktext": tick_texts(ticks), "tickangle": 0}
 
 
 def _trace(colour: Colour, line: dict[str, Any], **rest: Any) -> dict[str, Any]:
@@ -111,9 +110,7 @@ def _bars(picture: Bars) -> dict[str, Any]:
         _trace(GREY, name=name, x=[value, value], y=ends, mode="lines", line={"dash": "dash", "width": 1.5})
         for value, name in picture.across
     ]
-    x: dict[str, Any] = {"title": {"text": picture.x}}
-    if picture.dots:
-        x |= _log(log_ticks([value for _, values, _ in picture.groups for value in values]))
+    x = {"title": {"text": picture.x}, **_log(x_ticks(picture))}
     return {
         "data": data,
         "layout": {
