@@ -118,6 +118,7 @@ def _commands(group: Any, above: Any, words: str) -> Iterator[str]:
         if command.hidden:
             continue
         context = command.make_context(name, [], parent=above, resilient_parsing=True)
+        command = context.command  # with its parameters
         yield f"## {words} {name}\n\n{inspect.cleandoc(command.help or '')}\n"
         yield f"```none\n{command.get_usage(context).removeprefix('Usage: ')}\n```\n"
         panels: dict[str, list[str]] = {}

@@ -15,8 +15,8 @@ from conftest import ROOT
 from lthfunc_cli.main import app
 from typer.main import get_command
 
+from docs.lists import settings
 from lthfunc.experiments.config import SETTINGS
-from lthfunc.experiments.settings.__main__ import page
 from lthfunc.experiments.settings.setting import settings_of
 
 #: Two settings as somebody would add them: a number that results depend on, and a name that none does.
@@ -55,7 +55,7 @@ found["untrusted"] = said("train", "--config", "own.toml")
 from lthfunc_cli.experiment import merged
 from lthfunc_cli.options import Sources
 from lthfunc.experiments.config import FREE, SETTINGS, to_mapping
-from lthfunc.experiments.settings.__main__ import page
+from lists import settings as page
 from lthfunc.experiments.sweeps import config_of, space_of
 Path("plain.toml").write_text("lr = 0.1\\nsharpness = 0.25\\nmurmur = ['lots']")
 found["merged"] = to_mapping(merged("prune", Sources({"sharpness": 0.5}, None, "plain.toml")))
@@ -83,7 +83,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     path.write_text(head + ADDED.lstrip("\n") + mark + rest)
     done = subprocess.run(
         [sys.executable, "-c", ASKED], cwd=place, capture_output=True, text=True, check=False,
-        env={**os.environ, "PYTHONPATH": str(place), "COLUMNS": "200"},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(place), str(ROOT / "docs")]), "COLUMNS": "200"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     told: dict[str, Any] = json.loads(done.stdout)
@@ -156,8 +156,8 @@ def test_commands_take_what_is_declared_of_them() -> None:
 
 
 def test_the_page_of_settings_is_up_to_date() -> None:
-    message = "write it again: python -m lthfunc.experiments.settings > docs/reference/settings.md"
-    assert (ROOT / "docs" / "reference" / "settings.md").read_text("utf-8") == page(), message
+    message = "write it again: python docs/lists.py"
+    assert (ROOT / "docs" / "reference" / "settings.md").read_text("utf-8") == settings(), message
 
 
 def test_no_list_of_settings_is_kept_by_hand() -> None:
