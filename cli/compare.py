@@ -17,21 +17,20 @@ def compare(
     runs: Annotated[list[str], typer.Argument(metavar="RUN…", help="Run folders.")],
     at: Annotated[
         str,
-        typer.Option(
+        o.option(
             "--at",
-            metavar="POINT",
-            help="Round to compare: winning (the last round where no ticket won), last, dense, or the round nearest to "
-            "a density, such as 0.33.",
+            "Round to compare: winning (the last round where no ticket won), last, dense, or the round nearest to a "
+            "density, such as 0.33.",
+            "POINT",
             autocompletion=o.names("winning", "last", "dense"),
         ),
     ] = "winning",
     baseline: Annotated[
-        str | None,
-        typer.Option("--baseline", metavar="RUN", help="Run to test the others against. \\[default: the first]"),
+        str | None, o.option("--baseline", "Run to test the others against. \\[default: the first]", "RUN")
     ] = None,
-    csv: Annotated[bool, typer.Option("--csv", help="Print comma-separated values.")] = False,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print the results as one JSON object, for machines.")] = False,
+    csv: Annotated[bool, o.option("--csv", "Print comma-separated values.")] = False,
+    markdown: Annotated[bool, o.option("--markdown", "Print a Markdown table.")] = False,
+    json: o.Json = False,
 ) -> None:
     """Compare runs: means, standard deviations, and a paired t-test against a baseline over shared seeds."""
     if csv + markdown + json > 1:

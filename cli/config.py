@@ -23,12 +23,10 @@ def config(
     given: o.Given,
     recipe: o.Recipe = None,
     trust: o.Trust = False,
-    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of such files.")] = False,
+    schema: Annotated[bool, o.option("--schema", "Print the JSON Schema of such files.")] = False,
     explain: Annotated[
         bool,
-        typer.Option(
-            "--explain", help="Load the data, then print what was decided for settings that are left open, and why."
-        ),
+        o.option("--explain", "Load the data, then print what was decided for settings that are left open, and why."),
     ] = False,
     json: o.Json = False,
 ) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
 from lthfunc.errors import UserError, invalid
 from lthfunc.experiments.config import SETTINGS, Config, to_mapping
 from lthfunc.printable import counted
@@ -25,8 +23,7 @@ def connectivity(
     ] = None,
     points: Annotated[int, o.whole_number("--points", "Number of networks to evaluate between the copies.")] = 11,
     run: Annotated[
-        str | None,
-        typer.Option("--run", metavar="RUN", help="Use the settings of this run, and save the results in it."),
+        str | None, o.option("--run", "Use the settings of this run, and save the results in it.", "RUN")
     ] = None,
     sources: o.Sources,
     plot: o.Plot = None,

@@ -31,10 +31,8 @@ def archs(
     names: Annotated[
         list[str] | None, typer.Argument(help="Networks to list, also torchvision:NAME, timm:NAME or your own.")
     ] = None,
-    dataset: Annotated[
-        str | None, typer.Option("--dataset", help="Count for the inputs and classes of this data set.")
-    ] = None,
-    shape: Annotated[str, typer.Option("--input", metavar="CxHxW", help="Count for inputs of this shape.")] = "3x32x32",
+    dataset: Annotated[str | None, o.option("--dataset", "Count for the inputs and classes of this data set.")] = None,
+    shape: Annotated[str, o.option("--input", "Count for inputs of this shape.", "CxHxW")] = "3x32x32",
     classes: Annotated[int, o.whole_number("--classes", "Number of outputs.")] = 10,
     json: o.Json = False,
 ) -> None:
@@ -139,7 +137,7 @@ def list_datasets(context: typer.Context) -> None:
 def show(
     name: Annotated[str, typer.Argument(help="A data set, as for --dataset.")],
     given: o.Given,
-    out: Annotated[str | None, typer.Option("--out", help="The picture. \\[default: NAME.png]")] = None,
+    out: Annotated[str | None, o.option("--out", "The picture. \\[default: NAME.png]")] = None,
 ) -> None:
     """Describe a data set (files, splits, classes, normalisation), and draw examples."""
     from .dataset_summary import show_dataset

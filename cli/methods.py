@@ -7,8 +7,6 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
 from lthfunc.catalog.methods import METHODS
 from lthfunc.errors import invalid
 
@@ -22,23 +20,17 @@ def methods(
     *,
     method: Annotated[
         list[str] | None,
-        typer.Option(
-            "--method",
-            help="One of `lthfunc methods --list`; repeatable. \\[default: all]",
-            autocompletion=METHODS.complete,
+        o.option(
+            "--method", "One of `lthfunc methods --list`; repeatable. \\[default: all]", autocompletion=METHODS.complete
         ),
     ] = None,
-    list_: Annotated[bool, typer.Option("--list", help="List the methods.")] = False,
+    list_: Annotated[bool, o.option("--list", "List the methods.")] = False,
     sources: o.Sources,
     out: Annotated[
-        str | None,
-        typer.Option("--out", metavar="FILE", help="Write results here (.jsonl); the same command then resumes."),
+        str | None, o.option("--out", "Write results here (.jsonl); the same command then resumes.", "FILE")
     ] = None,
     save: Annotated[
-        str | None,
-        typer.Option(
-            "--save", metavar="FOLDER", help="Save the trained network and masks of every method to this folder."
-        ),
+        str | None, o.option("--save", "Save the trained network and masks of every method to this folder.", "FOLDER")
     ] = None,
     plot: o.Plot = None,
     json: o.Json = False,

@@ -137,9 +137,14 @@ Plot = Annotated[
 _PARSERS: dict[type, Callable[[str], Any]] = {int: whole, float: number}
 
 
-def whole_number(option: str, help: str, metavar: str = "N") -> Any:
+def option(flag: str, help: str, metavar: str | None = None, **more: Any) -> Any:
+    """An option of a command's own. more: as for `typer.Option`."""
+    return typer.Option(flag, help=help, metavar=metavar, **more)
+
+
+def whole_number(flag: str, help: str, metavar: str = "N") -> Any:
     """An option that takes a whole number."""
-    return typer.Option(option, parser=whole, metavar=metavar, help=help)
+    return option(flag, help, metavar, parser=whole)
 
 
 def check_least(*given: tuple[str, int | None, int]) -> None:

@@ -9,6 +9,7 @@ import typer
 
 from lthfunc.errors import DamagedError, UserError, invalid
 
+from . import options as o
 from .console import put, say
 
 
@@ -16,16 +17,12 @@ def report(
     runs: Annotated[list[str], typer.Argument(metavar="RUN…", help="Run folders, finished or not.")],
     out: Annotated[
         str | None,
-        typer.Option(
-            "--out",
-            metavar="FILE",
-            help="The page. \\[default: report.html in the run's folder; here for several runs]",
-        ),
+        o.option("--out", "The page. \\[default: report.html in the run's folder; here for several runs]", "FILE"),
     ] = None,
-    title: Annotated[str | None, typer.Option("--title", help="The page's heading.")] = None,
+    title: Annotated[str | None, o.option("--title", "The page's heading.")] = None,
     figures: Annotated[
         bool,
-        typer.Option("--figures/--no-figures", help="Also write every figure as PNG and SVG to FILE-figures/."),
+        o.option("--figures/--no-figures", "Also write every figure as PNG and SVG to FILE-figures/."),
     ] = True,
 ) -> None:
     """Write a report of runs: one HTML page that opens offline, and its figures as PNG and SVG beside it."""

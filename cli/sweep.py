@@ -10,8 +10,6 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
 from lthfunc.errors import DamagedError, UserError, invalid, unknown
 
 from . import options as o
@@ -24,31 +22,24 @@ def sweep(
     *,
     grid: Annotated[
         list[str] | None,
-        typer.Option("--grid", metavar="SETTING=A,B,…", help="Values to try, in all combinations; repeatable."),
+        o.option("--grid", "Values to try, in all combinations; repeatable.", "SETTING=A,B,…"),
     ] = None,
     search: Annotated[
         list[str] | None,
-        typer.Option(
-            "--search",
-            metavar="SETTING=LOW..HIGH",
-            help="Let Optuna suggest values in this range, or among A,B,…; repeatable.",
-        ),
+        o.option("--search", "Range in which Optuna suggests values, or A,B,…; repeatable.", "SETTING=LOW..HIGH"),
     ] = None,
     trials: Annotated[int | None, o.whole_number("--trials", "Number of trials with --search. \\[default: 20]")] = None,
     objective: Annotated[
         str,
-        typer.Option(
+        o.option(
             "--objective",
-            help="Network whose validation accuracy is maximised: the last ticket, the winning one, or dense.",
+            "Network whose validation accuracy is maximised: the last ticket, the winning one, or dense.",
             autocompletion=o.names("last", "winning", "dense"),
         ),
     ] = "last",
     out: Annotated[
         str | None,
-        typer.Option(
-            "--out",
-            help="Folder for the trials; the same command resumes there. \\[default: runs/sweep-NETWORK-DATASET-TIME]",
-        ),
+        o.option("--out", "Folder for the trials; the same command resumes there. \\[default: runs/sweep-…-TIME]"),
     ] = None,
     sources: o.Sources,
     json: o.Json = False,

@@ -242,7 +242,7 @@ def test_a_comparison_goes_on_and_is_the_same_in_processes(
     again = json.loads(capsys.readouterr().out)["results"]
     assert [{**item, "seconds": 0} for item in again] == [{**item, "seconds": 0} for item in results]
     assert main([*base.replace("0.1", "0.2").split(), *["--replicates", "1", "--out", "a.jsonl"]]) == 2
-    assert "'a.jsonl' has density 0.1, not 0.2" in capsys.readouterr().err
+    assert "'a.jsonl' has other results: density is 0.1 there, but 0.2 here" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("drawn")

@@ -32,8 +32,11 @@ def decide_engine(config: Config, steps: int, work: Work, data: Dataset) -> list
 
     Raises UserError if the requested engine cannot work here.
     """
+    if config.engine.startswith("sparse"):
+        _check_sparse(config, work, data)
+    elif config.engine == "compile" and (missing := why_not(config.device)) is not None:
+        raise invalid("--engine", config.engine, f"eager on this machine, since {missing}")
     if config.engine != "auto":
-        _check_engine(config, work, data)
         return []
     if work.side_effects.global_rngs:
         generators = " and ".join(work.side_effects.global_rngs)
@@ -89,14 +92,6 @@ def engine_of(config: Config, model: Model, data: Dataset) -> Making:
     compact_training(model, init(model, 0), data.shape)
     # The sparse engine reads inputs by lists, so inputs needn't be selected for it.
     return compact_engine(config.engine, selecting=not config.engine.startswith("sparse"))
-
-
-def _check_engine(config: Config, work: Work, data: Dataset) -> None:
-    """Raise UserError if the requested engine cannot work here."""
-    if config.engine.startswith("sparse"):
-        _check_sparse(config, work, data)
-    elif config.engine == "compile" and (missing := why_not(config.device)) is not None:
-        raise invalid("--engine", config.engine, f"eager on this machine, since {missing}")
 
 
 def _check_sparse(config: Config, work: Work, data: Dataset) -> None:

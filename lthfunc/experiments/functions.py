@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from lthfunc.catalog.pruning import ALLOCATIONS, REWINDINGS, SCORES, STRUCTURES
-from lthfunc.errors import UserError, invalid
+from lthfunc.errors import invalid
 from lthfunc.experiments.config import Config, filled
 from lthfunc.experiments.resolve import listed
 from lthfunc.experiments.rewinding_and_controls import RoundContext, Start, start_of
@@ -19,7 +19,7 @@ from lthfunc.sparsify.dependencies import dependencies, without_dead_units
 from lthfunc.sparsify.scores import Score, random_scores
 from lthfunc.sparsify.selection import Select
 from lthfunc.sparsify.structures import units
-from lthfunc.tracebacks import first_line, user_location
+from lthfunc.tracebacks import call_user_function
 from lthfunc.training.batches import sample_batches
 from lthfunc.training.engines.interface import Work
 from lthfunc.training.loss_of_params import forward_of, loss_of
@@ -114,11 +114,7 @@ def densities_of(config: Config) -> tuple[float, ...] | None:
     if not is_own(config.densities):
         return tuple(listed(config.densities))
     own = load_plugin("--densities", config.densities)
-    try:
-        values = [float(value) for value in own(config.rounds)]
-    except (Exception, SystemExit) as error:
-        what = f"{config.densities!r} called with {config.rounds}"
-        raise UserError(f"--densities: {what} fails{user_location(error)}: {first_line(error)}") from error
+    values = call_user_function("--densities", config.densities, lambda: [float(each) for each in own(config.rounds)])
     if len(values) != config.rounds:
         raise invalid("--densities", config.densities, f"a function that returns {config.rounds} densities (--rounds)")
     return tuple(listed(",".join(map(repr, values))))

@@ -28,7 +28,7 @@ from lthfunc.runs.folder import (
 )
 from lthfunc.runs.json_lines import append_lines
 from lthfunc.runs.manifests import checked_bytes, load_checked, read_manifest, sum_of, write_manifest
-from lthfunc.runs.store import done_so_far, load_anchor
+from lthfunc.runs.store import load_anchor, state_of
 from lthfunc.sparsify.rewinding import rewound
 from lthfunc.trees.convert import with_new_head
 from lthfunc.trees.ops import to_device
@@ -80,12 +80,12 @@ def transfers(run: Path, plan: Plan, config: Config) -> list[Task]:
     An output layer for other classes is newly initialised and dense. Raises UserError if any other shape of a
     ticket doesn't fit the plan's network.
     """
-    _, theirs, records = read_run(run)
+    _, _, records = read_run(run)
     tasks = []
     for item in records:
         if item["variant"] != TICKET:
             continue
-        found = ticket_of(run, theirs, item["seed"], item["round"], config.device)
+        found = ticket_of(run, item["seed"], item["round"], config.device)
         start, anchor = (_fitted(state, plan, item["seed"]) for state in found)
         tasks.append(Task(item["seed"], item["round"], TICKET, start, anchor))
         if item["round"]:
@@ -97,13 +97,11 @@ def transfers(run: Path, plan: Plan, config: Config) -> list[Task]:
     return tasks
 
 
-def ticket_of(run: Path, config: Config, seed: int, number: int, device: str) -> tuple[TrainState, TrainState]:
+def ticket_of(run: Path, seed: int, number: int, device: str) -> tuple[TrainState, TrainState]:
     """(a round's masks on the run's anchor, at step 0; the anchor)."""
-    done = done_so_far(run, "cpu", seed, [{"seed": seed, "round": number, "variant": TICKET}])
-    if done is None:
-        raise UserError(f"{run}: has no round {number} with seed {seed}")
-    masks, _ = load_checked(training_folder(run, seed, number, TICKET), MASKS)
-    anchor = done.anchor._replace(masks=masks["masks"], step=done.anchor.step * 0)
+    place = training_folder(run, seed, number, TICKET)
+    anchor = state_of(place, load_anchor(run, seed), load_checked(place, MASKS)[0], None)
+    anchor = anchor._replace(step=anchor.step * 0)
     return to_device(rewound(anchor, anchor), device), to_device(anchor, device)
 
 

@@ -170,17 +170,11 @@ def make_training_folder(place: Path) -> None:
 
 def training_folders(folder: Path) -> list[Path]:
     """The folders of all trainings with any file, finished or not; links are ignored."""
-    found = []
-    for seed in safe_files.names(folder, folder):
-        if re.fullmatch(r"seed\d+", seed) and _is_folder(folder, folder / seed):
-            rounds = [name for name in safe_files.names(folder, folder / seed) if re.match(r"round\d+", name)]
-            found += [folder / seed / name for name in rounds if _is_folder(folder, folder / seed / name)]
-    return found
-
-
-def _is_folder(folder: Path, path: Path) -> bool:
-    about = safe_files.status(folder, path)
-    return about is not None and stat.S_ISDIR(about.st_mode)
+    return [
+        path
+        for path, about in safe_files.entries(folder, folder)
+        if stat.S_ISDIR(about.st_mode) and re.fullmatch(r"seed\d+/round\d+[^/]*", path.relative_to(folder).as_posix())
+    ]
 
 
 def run_of(place: Path) -> Path:

@@ -133,12 +133,11 @@ def wrong(folder: Path, run: Run) -> list[Problem]:
 
 def good_rounds(records: Sequence[Record], bad: set[Name]) -> dict[int, list[int]]:
     """The rounds of each seed whose trainings are all intact."""
-    rounds: dict[int, dict[int, bool]] = {}
-    for item in records:
-        name = record_key(item)
-        of_seed = rounds.setdefault(name[0], {})
-        of_seed[name[1]] = of_seed.get(name[1], True) and name not in bad
-    return {seed: [number for number, good in of_seed.items() if good] for seed, of_seed in rounds.items()}
+    rounds: dict[int, dict[int, None]] = {item["seed"]: {} for item in records}
+    lost = {name[:2] for name in bad}
+    for seed, number, _ in map(record_key, records):
+        rounds[seed] |= {} if (seed, number) in lost else {number: None}
+    return {seed: list(of_seed) for seed, of_seed in rounds.items()}
 
 
 def _relative(folder: Path, path: Path) -> str:
