@@ -58,9 +58,11 @@ def test_every_link_leads_to_something(site: Path) -> None:
                 assert not anchor or anchor in anchors[target], f"{path.name}: {link}"
 
 
-def test_links_of_the_readme_lead_to_something() -> None:
-    for target in re.findall(r"\]\((?!http)([^)#]+)", (ROOT / "README.md").read_text(encoding="utf-8")):
-        assert (ROOT / target).exists(), target
+def test_links_of_the_other_pages_lead_to_something() -> None:
+    """Of README.md, CHANGELOG.md and their like."""
+    for page in ROOT.glob("*.md"):
+        for target in re.findall(r"\]\((?!http|mailto)([^)#]+)", page.read_text(encoding="utf-8")):
+            assert (ROOT / target).exists(), f"{page.name}: {target}"
 
 
 def test_search_works_without_a_network(site: Path, browser: Any) -> None:  # noqa: F811
