@@ -48,7 +48,7 @@ NETWORKS = ("lenet300", "lenet5", "conv4", "resnet20")
 _MORE = ("resnet18", "vgg16", "linear1024", "linear4096", "conv64", "conv256")
 BATCHES = (1, 64, 1024)
 DENSITIES = (0.5, 0.2, 0.1, 0.05, 0.01)
-#: Of masks of whole units and blocks.
+#: Densities of masks of whole units, and of blocks.
 _STRUCTURED = (0.5, 0.1)
 #: FLOPs of a batch from which a call takes too long to be repeated on a CPU.
 _MOST_FLOPS = 1e11

@@ -23,7 +23,7 @@ from .graphed import graphed
 FLOOR, PEAK, BYTES = "products alone", "FLOPs at peak rate", "bytes at reading rate"
 
 
-#: Calls in a graph that is timed; of large products, each of which takes milliseconds.
+#: Calls in a graph that is timed; fewer of large products, which take milliseconds each.
 _CALLS, _LARGE_CALLS = 50, 3
 
 
@@ -35,11 +35,11 @@ class Job(NamedTuple):
 
 
 def products(model: lf.Model, x: Tensor, networks: int = 1, precision: Precision = "fp32") -> tuple[TimedFunction, int]:
-    """(every layer's product and gradients on inputs of the real sizes and nothing else, their FLOPs).
+    """Every layer's product and its gradients on inputs of the real sizes, and nothing else; and their FLOPs.
 
-    Each layer in the memory layout, and by the library, that it is faster in; the first layer needs no gradient of its
-    input, and its weights' may be a product over columns, as the compiled engine's. On a GPU they are one graph.
-    networks: how many at once, of linear layers only. precision: of the factors, as a training's.
+    Each layer uses the memory layout and the library that are faster for it; the first layer needs no gradient of its
+    input, and that of its weights may be a product over columns, as in the compiled engine. On a GPU they are one
+    graph. networks: how many at once, of linear layers only. precision: of the factors, as in a training.
     """
     jobs: list[Job] = []
     with matmul_precision(precision):

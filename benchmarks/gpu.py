@@ -31,16 +31,16 @@ from .training import DENSE, GRAPHED, OURS, TUNED
 
 #: Timings of each variant.
 _REPEATS = 5
-#: Share of a part's time that is left for starting, compiling what the first part didn't, and warming up.
+#: Share of a part's time for its start, for compiling what isn't compiled yet, and for warming up.
 _READY = 0.4
-#: Seconds of a timing beyond which nothing is told better, by the type of device.
+#: Seconds beyond which a longer timing is no more exact, by the type of device.
 _LONGEST = {"cpu": 0.03, "cuda": 1.0}
-#: How much more than its time a part may take before it is stopped.
+#: A part is stopped after this many times its time.
 _PATIENCE = 1.5
 
 
 class Part(NamedTuple):
-    """share: of the whole time. timed: about how many variants it times, 0 where it is given seconds alone."""
+    """share: of the whole time. timed: about how many variants it times."""
 
     name: str
     share: float
@@ -49,9 +49,9 @@ class Part(NamedTuple):
 
 
 def parts_on(device: str) -> list[Part]:
-    """In the order in which they are measured; on a CPU a tiny mode, so that they cannot rot.
+    """The parts in the order in which they are measured; on a CPU small ones, which test this program.
 
-    Layers are left out of that: `lthfunc benchmark execution --quick` is the same there.
+    They leave out single layers, which `lthfunc benchmark execution --quick` measures on a CPU as well.
     """
     if device == "cpu":
         return [
@@ -74,7 +74,7 @@ def parts_on(device: str) -> list[Part]:
     ]
 
 
-#: Of the whole time, for compiling.
+#: Share of the whole time for compiling.
 _WARM = 0.13
 
 
@@ -88,7 +88,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def run(*, minutes: float, device: str, out: str) -> list[Record]:
-    """Measure all parts, and write a file for each and a summary. Raises UserError for a time that is none."""
+    """Measure all parts, and write a file for each and a summary. Raises UserError for a time that is not above 0."""
     if not minutes > 0:
         raise invalid("--minutes", minutes, "a number above 0")
     device, folder, begun = choose_device(device), Path(out), time.monotonic()
@@ -99,7 +99,7 @@ def run(*, minutes: float, device: str, out: str) -> list[Record]:
         warm(parts, device, _WARM * whole)
     for number, part in enumerate(parts):
         left = whole - (time.monotonic() - begun)
-        # Time that earlier parts left is shared among those that follow.
+        # What earlier parts left of their time goes to those that follow.
         budget = left * part.share / sum(each.share for each in parts[number:])
         path = folder / f"{part.name}.json"
         path.unlink(missing_ok=True)
@@ -146,7 +146,7 @@ def _process(part: Part, device: str, timing: Sequence[str], seconds: float) -> 
             command, check=False, timeout=seconds, stderr=subprocess.PIPE, text=True, env=environment()
         )
     except subprocess.TimeoutExpired:
-        return f"ended after {seconds:.0f} s, since its time was over"
+        return f"stopped after {seconds:.0f} s, since its time was over"
     print(done.stderr, end="", file=sys.stderr, flush=True)
     return f"failed ({(done.stderr.strip().splitlines() or ['?'])[-1]})" if done.returncode else None
 
@@ -163,7 +163,7 @@ def summary(records: Sequence[Record]) -> list[Record]:
         for ours in (name for name in (OURS, DENSE, KERNEL) if name in rates):
             own = {FLOOR, PEAK, BYTES}
             others = {name for name in rates if not name.startswith("lthfunc") and TOGETHER not in name} - own
-            # A dense peer's step is a dense one's; a masked one's has the masks to apply as well.
+            # Dense steps are compared with dense peers too; masked steps, which also apply masks, are not.
             masked = others - {TUNED, GRAPHED}
             lines.append(_line(rates, ours, others if ours == DENSE else masked, "", 1))
     return lines
@@ -179,7 +179,7 @@ def _line(rates: dict[str, Record], ours: str, peers: set[str], beside: str, wid
         return None if item is None or not item["median"] else round(mine["median"] / item["median"], 3)
 
     def second(cost: str, item: Record | None) -> float | None:
-        """So many of what a step takes in a second, of all networks together."""
+        """What all networks together take of this (FLOPs, bytes) in a second."""
         return None if item is None or cost not in item else float(f"{width * item['median'] * item[cost]:.4g}")
 
     return {
@@ -194,7 +194,7 @@ def _line(rates: dict[str, Record], ours: str, peers: set[str], beside: str, wid
 
 
 def shown(lines: Sequence[Record], machine: str) -> None:
-    """Print the summary: rates beside the fastest peer's and the floor, then what is reached of the card's own."""
+    """Print the summary: rates beside the fastest peer's and the floor, then the share of the card's own rates."""
     who = ("network", "K", "precision", "variant")
     out = Table(title=f"{machine}: steps per second of each network", box=None, header_style="bold")
     for head in (*who, "ours", "fastest peer", "", "ours ÷ peer", "÷ floor"):
@@ -207,14 +207,18 @@ def shown(lines: Sequence[Record], machine: str) -> None:
         out.add_row(
             *first, f"{line['ours']:,.0f}", line["peer"] or "-",
             "" if line["peers"] is None else f"{line['peers']:,.0f}",
-            *(_told(line[name]) for name in ("over peer", "of floor")),
+            *(_ratio(line[name]) for name in ("over peer", "of floor")),
         )  # fmt: skip
         reached.add_row(
             *first,
             *(
                 text
                 for unit in ("FLOP/s", "bytes/s")
-                for text in (_giga(line[unit]), _giga(line[f"the card's {unit}"]), _told(line[f"of the card's {unit}"]))
+                for text in (
+                    _giga(line[unit]),
+                    _giga(line[f"the card's {unit}"]),
+                    _ratio(line[f"of the card's {unit}"]),
+                )
             ),
         )
     console = Console(width=160)
@@ -222,7 +226,7 @@ def shown(lines: Sequence[Record], machine: str) -> None:
     console.print(reached)
 
 
-def _told(ratio: float | None) -> str:
+def _ratio(ratio: float | None) -> str:
     return "-" if ratio is None else f"{ratio:.2f}"
 
 

@@ -12,14 +12,14 @@ from lthfunc.deployment.timing import TimedFunction
 from lthfunc.tracebacks import first_line
 
 K = TypeVar("K", bound=Hashable)
-#: Calls before a capture: what libraries make ready, and what compilers try out.
+#: Calls before a capture, in which libraries initialise and compilers try kernels out.
 _WARM = 3
 
 
-def those_that_run(variants: dict[K, TimedFunction], own: Callable[[K], bool]) -> dict[K, TimedFunction]:
-    """The variants, after a call of each, without others' that fail: a line says which, and the rest is measured.
+def runnable(variants: dict[K, TimedFunction], own: Callable[[K], bool]) -> dict[K, TimedFunction]:
+    """The variants that a first call of each finds to run; a line on stderr names each that is left out.
 
-    own: which are this library's; they may not fail.
+    own: which are this library's; their errors are raised.
     """
     found = {}
     for name, run in variants.items():

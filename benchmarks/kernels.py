@@ -2,8 +2,8 @@
 
     python -m benchmarks.kernels --device cuda --precision bf16 --json FILE
 
-or, installed, `lthfunc benchmark kernels`. All are CUDA graphs, so that no launch is measured. Whether an engine should
-use a kernel is what this is there to tell. On a CPU Triton's interpreter runs a tiny mode (TRITON_INTERPRET=1), which
+or, installed, `lthfunc benchmark kernels`. All are CUDA graphs, so that no launch is measured. Its results decide
+whether an engine should use a kernel. On a CPU Triton's interpreter runs a tiny mode (TRITON_INTERPRET=1), which
 measures nothing.
 """
 
@@ -37,13 +37,13 @@ from lthfunc.trees.types import Dataset, Split
 
 from . import peers
 from .floors import BYTES, PEAK, peak_rate, reading_rate
-from .graphed import graphed, those_that_run
+from .graphed import graphed, runnable
 from .records import FLOPS, MOVED, Options, Record, header, record, script, write
 
-#: Of records: ours, the same by PyTorch, and our engine, of which the last kernel would take the place.
+#: Names in records: our kernel, the same in compiled PyTorch, and our engine, which the last kernel could replace.
 KERNEL, COMPILED, ENGINE, TOGETHER = "lthfunc, kernel", "compiled", "lthfunc, engine", "torch.func compiled"
 _ADAM = lf.adam(1.2e-3)
-#: Steps of a launch of the kernel that takes several.
+#: Steps per launch of the kernel that takes several.
 _STEPS = 50
 
 
@@ -74,7 +74,7 @@ _TINY = Sizes((2,), (20, 24), 3, ((64, 32, 3),), (1, 2, 2), _tiny, 1)
 
 
 class Job(NamedTuple):
-    """One kernel on one size. flops, moved: of a call, at the least."""
+    """One kernel on one size. flops, moved: the least FLOPs and bytes of a call."""
 
     name: str
     batch: int
@@ -108,8 +108,8 @@ def run(
     with matmul_precision(precision):
         peak = peak_rate(device, precision)
         for job in _jobs(_TINY if device == "cpu" else _ON_GPU, device, precision):
-            # No kernel has run on a card yet: one that fails is told, and costs the others nothing.
-            variants = those_that_run(job.variants, lambda name: False)
+            # No kernel has run on a card yet: one that fails is named, and the others are measured.
+            variants = runnable(job.variants, lambda name: False)
             found = in_turn(variants, seconds=seconds, repeats=repeats, device=device)
             found[PEAK] = [peak / job.flops]
             if device != "cpu":

@@ -1,4 +1,4 @@
-"""Ranks on links of a known rate: network namespaces joined by a bridge, each with its own shaped interface."""
+"""Ranks on links of a known rate: network namespaces joined by a bridge, each with an interface of limited rate."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from lthfunc.errors import UserError
 _NUMBERS = itertools.count()
 
 
-class Place(NamedTuple):
-    """Where a rank runs. prefix: of its command; interface: that its traffic passes; head: rank 0's address."""
+class Host(NamedTuple):
+    """Where a rank runs. prefix: of its command; interface: for its traffic; head: the address of rank 0."""
 
     prefix: tuple[str, ...]
     interface: str
@@ -24,17 +24,17 @@ class Place(NamedTuple):
 
 
 @contextmanager
-def places(ranks: int, megabits: float | None) -> Iterator[list[Place]]:
-    """One for each rank: this machine's loopback, or links of so many megabits a second, which end with this.
+def hosts(ranks: int, megabits: float | None) -> Iterator[list[Host]]:
+    """One host per rank: on this machine's loopback, or on links of a rate in Mbit/s, removed when the context ends.
 
-    Raises UserError where the machine doesn't let itself have such links.
+    Raises UserError where such links cannot be set up.
     """
     if megabits is None:
-        yield [Place((), "lo", "127.0.0.1")] * ranks
+        yield [Host((), "lo", "127.0.0.1")] * ranks
         return
     if os.geteuid() != 0 or shutil.which("ip") is None or shutil.which("tc") is None:
         raise UserError("--rate: links of a known rate take root and Linux's ip and tc (iproute2)")
-    tag = f"l{os.getpid() % 100_000}x{next(_NUMBERS)}"  # the system takes its time to let go of the last ones'
+    tag = f"l{os.getpid() % 100_000}x{next(_NUMBERS)}"  # the system takes its time to release the last ones
     spaces = [f"{tag}n{number}" for number in range(ranks)]
     try:
         _run(f"ip link add {tag}b type bridge")
@@ -50,8 +50,7 @@ def places(ranks: int, megabits: float | None) -> Iterator[list[Place]]:
             _run(f"ip -n {space} link set lo up")
             _run(f"tc -n {space} qdisc add dev {inner} root tbf rate {megabits}mbit burst 32kb latency 100ms")
         yield [
-            Place(("ip", "netns", "exec", space), f"{tag}i{number}", "10.213.7.1")
-            for number, space in enumerate(spaces)
+            Host(("ip", "netns", "exec", space), f"{tag}i{number}", "10.213.7.1") for number, space in enumerate(spaces)
         ]
     finally:
         for number, space in enumerate(spaces):
@@ -63,4 +62,4 @@ def places(ranks: int, megabits: float | None) -> Iterator[list[Place]]:
 def _run(command: str) -> None:
     done = subprocess.run(command.split(), capture_output=True, text=True, check=False)
     if done.returncode:
-        raise UserError(f"--rate: this machine doesn't let itself have such links ({command}: {done.stderr.strip()})")
+        raise UserError(f"--rate: such links cannot be set up on this machine ({command}: {done.stderr.strip()})")

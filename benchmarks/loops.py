@@ -10,11 +10,11 @@ from lthfunc.trees.types import TrainState
 _END = 10**9
 
 
-def going_on(trainer: Trainer, state: TrainState) -> TimedFunction:
-    """Steps of the loop that users run, which continues from call to call.
+def user_loop(trainer: Trainer, state: TrainState) -> TimedFunction:
+    """Steps of the loop that users run. Each call continues where the last one ended.
 
-    It stays open: a call of `take_steps` for each timing would copy the state in and out once for a few steps of a
-    large network, where a user's training does for hundreds.
+    One session serves all calls: `take_steps` would copy the state in and out in each, for a few steps of a large
+    network, where a user's training does so once in hundreds of steps.
     """
     training, step = TrainingSession(trainer, [state], [0], _END), int(state.step)
 

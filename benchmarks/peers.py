@@ -27,9 +27,11 @@ def loaded(model: lf.Model, state: TrainState) -> nn.Module:
     return module
 
 
-def parents_loop(model: lf.Model, state: TrainState, ready: Sequence[Batch]) -> TimedFunction:
-    """The argparse script that this library replaces: after each backward, every weight and its gradient go to
-    NumPy, the gradient is zeroed where the weight is nearly zero, and comes back; unfused Adam.
+def argparse_script(model: lf.Model, state: TrainState, ready: Sequence[Batch]) -> TimedFunction:
+    """The argparse script that this library replaces, with unfused Adam.
+
+    After each backward pass it copies every weight and gradient to NumPy, sets gradients of weights near zero to zero,
+    and copies them back.
     """
     module = loaded(model, state)
     optimizer = torch.optim.Adam(module.parameters(), LR, weight_decay=1e-4)
@@ -73,8 +75,9 @@ def trained(module: nn.Module, ready: Sequence[Batch]) -> TimedFunction:
 
 
 def tuned_loop(model: lf.Model, state: TrainState, ready: Sequence[Batch], precision: Precision) -> TimedFunction:
-    """A dense network as one trains it fast without this library: channels last, torch.compile for little overhead
-    (with CUDA graphs on a GPU), fused Adam."""
+    """A dense network trained fast without this library: channels last, torch.compile with little overhead (CUDA
+    graphs on a GPU), fused Adam.
+    """
     module = loaded(model, state).to(memory_format=torch.channels_last)
     program = torch.compile(module, mode="reduce-overhead")
     optimizer = torch.optim.Adam(module.parameters(), LR, fused=True)
@@ -95,7 +98,7 @@ def tuned_loop(model: lf.Model, state: TrainState, ready: Sequence[Batch], preci
 
 
 def graphed_loop(model: lf.Model, state: TrainState, ready: Sequence[Batch], precision: Precision) -> TimedFunction:
-    """The same with all of a step, the optimiser's part too, as one captured graph on a GPU."""
+    """The same, with the whole step, including the optimiser, as one captured graph on a GPU."""
     module = loaded(model, state).to(memory_format=torch.channels_last)
     program = torch.compile(module)
     optimizer = torch.optim.Adam(module.parameters(), LR, fused=True, capturable=True)

@@ -17,7 +17,7 @@ from lthfunc.errors import UserError, invalid, unknown
 from lthfunc.runs.environment import machine
 
 Record = dict[str, Any]
-#: What a record says of a training step, of one network: FLOPs of its products, bytes that it can't do without.
+#: Keys of a record about a training step of one network: FLOPs of its products, and the least bytes that it moves.
 FLOPS, MOVED = "FLOPs of a step", "bytes of a step"
 
 

@@ -2,7 +2,7 @@
 
 python -m benchmarks.replicates --device cuda --json FILE
 
-On a GPU PyTorch's own tools (a vmapped, compiled ensemble) and the products alone, batched, stand beside it.
+On a GPU it also measures PyTorch's own tools (a vmapped, compiled ensemble) and the batched products alone.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from lthfunc.trees.types import Split, TrainState
 
 from . import peers
 from .floors import FLOOR, peaks, products, step_bytes
-from .graphed import those_that_run
+from .graphed import runnable
 from .networks import cases, images
 from .records import FLOPS, MOVED, Options, Record, header, record, script, write
 
-#: Of records: ours, and what stands beside it.
+#: Names in records: ours, and its peer.
 OURS, PEER = "side by side", "side by side, torch.func compiled"
 BESIDE = f"side by side, {FLOOR}"
-#: On a GPU, ours without graphs, as its steps are launched one by one.
+#: Ours on a GPU without CUDA graphs: each kernel is launched by itself.
 LAUNCHED = "side by side, launched one by one"
 #: Batches that peers cycle through.
 _READY = 20
@@ -62,7 +62,7 @@ def run(
     """Measure, print, and write JSON where asked to."""
     device, case = choose_device(device), cases()[network]
     data = images(case, device, 45_000 if device != "cpu" else 5_000)
-    # fit_together looks at the validation split twice; at ten images, that is no part of what is timed.
+    # fit_together evaluates the validation split twice; with ten images this takes no time to speak of.
     data = data._replace(val=Split(data.val.x[:10], data.val.y[:10]))
 
     def trainer(engine: Making) -> Trainer:
@@ -96,7 +96,7 @@ def run(
                 variants[width, PEER] = peers.ensemble(case.model, states(width), ready, precision)
             if linear:
                 variants[width, BESIDE] = products(case.model, ready[0][0], width, precision)[0]
-        variants = those_that_run(variants, lambda key: key[1] in (OURS, LAUNCHED))
+        variants = runnable(variants, lambda key: key[1] in (OURS, LAUNCHED))
     found = in_turn(variants, seconds=seconds, repeats=repeats, device=device)
     (one,) = states(1)
     cost = {FLOPS: products(case.model, ready[0][0])[1], MOVED: step_bytes(one.params, one.masks)}

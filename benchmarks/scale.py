@@ -24,7 +24,7 @@ from rich.table import Table
 
 from lthfunc.errors import UserError, invalid
 
-from .links import places
+from .links import hosts
 from .networks import cases
 from .records import Options, Record, chosen, header, record, script, write
 from .scale_model import Link, Traffic, outlook, sent, step_time
@@ -110,7 +110,7 @@ def _alone(asked: dict[str, Any]) -> dict[str, float]:
 
 def _measured(asked: dict[str, Any], ranks: int, rate: float | None) -> dict[str, Any]:
     """Run the ranks; returns rank 0's measurements. Raises UserError if a rank fails."""
-    with places(ranks, rate) as spots:
+    with hosts(ranks, rate) as spots:
         with socket.socket() as held:
             held.bind(("127.0.0.1", 0))
             port = held.getsockname()[1]

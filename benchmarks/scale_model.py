@@ -1,9 +1,9 @@
-"""What a step on several ranks costs: a model of its time, free of any measurement.
+"""What a step on several ranks costs: a model of its time, without any measurement.
 
     step = compute(examples of a rank) + waiting + (collectives - 1) × latency + bytes / rate
 
-waiting is for the slowest of the ranks, and the first collective. Bytes fall with density, since gradients of survivors
-alone travel; the rest doesn't.
+`waiting` is the wait for the slowest rank, and the first collective. Only `bytes` falls with density, since only
+gradients of surviving weights are sent.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 
 class Link(NamedTuple):
-    """Between ranks. latency: seconds of a collective that sends next to nothing; rate: bytes a second, each way.
+    """A link between ranks. latency: seconds of a collective of a few bytes; rate: bytes per second in each direction.
 
-    waiting: seconds of the first collective in a step, at which ranks meet.
+    waiting: seconds of the first collective in a step, at which ranks wait for each other.
     """
 
     latency: float
@@ -25,7 +25,7 @@ class Link(NamedTuple):
 
 
 class Traffic(NamedTuple):
-    """Of a step. numbers: float32 that each rank gives to the gradient's sum; collectives: one after the other."""
+    """What a step sends. numbers: float32 numbers in the gradient's sum; collectives: how many, one after the other."""
 
     numbers: int
     collectives: int
@@ -37,14 +37,14 @@ def sent(traffic: Traffic, ranks: int) -> float:
 
 
 def step_time(compute: float, traffic: Traffic, link: Link, ranks: int) -> float:
-    """Seconds of a step. compute: of a rank's part of the batch, sending nothing."""
+    """Seconds of a step. compute: seconds for a rank's part of the batch, without communication."""
     if ranks == 1:
         return compute
     return compute + link.waiting + (traffic.collectives - 1) * link.latency + sent(traffic, ranks) / link.rate
 
 
 class Fleet(NamedTuple):
-    """GPUs. flops: that each reaches a second in training; rate: bytes a second between two; hop: seconds to one."""
+    """GPUs. flops: FLOP/s of each in training; rate: bytes/s between two; hop: seconds from one to another."""
 
     name: str
     flops: float
@@ -52,13 +52,13 @@ class Fleet(NamedTuple):
     hop: float
 
     def link(self, ranks: int) -> Link:
-        """A collective of few bytes takes as long as a tree over the ranks is deep, there and back."""
+        """The link between so many: a collective of few bytes goes up and down a tree over the ranks."""
         latency = 2 * math.ceil(math.log2(max(2, ranks))) * self.hop
         return Link(latency, self.rate, latency)
 
 
 class Network(NamedTuple):
-    """weights: in all; flops: of a training step on one example; collectives: of a step, BatchNorm's among them."""
+    """A network. flops: of a training step on one example; collectives: per step, including those of BatchNorm."""
 
     name: str
     weights: int
@@ -67,7 +67,7 @@ class Network(NamedTuple):
     batch: int
 
 
-#: Of GPUs as they are sold in 2024, at the shares of their peaks that trainings reach; of links as clusters have them.
+#: GPUs of 2024 at the share of their peak that trainings reach, with the links of clusters.
 FLEETS = (
     Fleet("400 Tflop/s, 400 Gbit/s links", 400e12, 50e9, 5e-6),
     Fleet("400 Tflop/s, 25 Gbit/s links", 400e12, 3.125e9, 20e-6),

@@ -1,4 +1,4 @@
-"""One rank of the scale benchmark: a process that measures, and says what it found as one line of JSON."""
+"""One rank of the scale benchmark: a process that measures, and prints its results as one line of JSON."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from lthfunc.training.session import TrainingSession
 
 from .networks import Case, cases, images
 
-#: float32 numbers of a collective whose time is all transfer.
+#: float32 numbers of a collective that spends nearly all of its time on transfer.
 LARGE = 2**20
 
 
@@ -87,10 +87,10 @@ def _same(count: float, least: int, most: int, collectives: Collectives) -> int:
 
 
 def _case(each: dict[str, Any], asked: dict[str, Any], collectives: Collectives) -> dict[str, Any]:
-    """A network's steps through the loop that users run, per density, in turns; what they are made of beside them.
+    """Times of a network's steps through the loop that users run, by density, in turns; and their parts.
 
-    computing: seconds of a step that sends nothing; waiting: that a sum of two numbers adds to it, most of it for the
-    slower of the ranks.
+    computing: seconds of a step that sends nothing. waiting: seconds that a sum of two numbers adds to it, most of
+    them for the slower rank.
     """
     case = cases()[each["network"]]
     data = images(case, "cpu", 5_000)
@@ -124,7 +124,7 @@ def _case(each: dict[str, Any], asked: dict[str, Any], collectives: Collectives)
             sent[share] += _bytes(asked["interface"]) - before
         computing.append(silent.take(count, last=meet))
         waiting.append(max(0.0, silent.take(count, each=meet) - computing[-1]))
-    # The loopback carries every rank's traffic, a link of a rank's own only that rank's.
+    # The loopback carries the traffic of all ranks, a rank's own link only that of the rank.
     steps = asked["repeats"] * count * (collectives.world_size if asked["interface"] == "lo" else 1)
     return {
         "network": case.name,

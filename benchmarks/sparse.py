@@ -29,7 +29,7 @@ from lthfunc.trees.types import TrainState
 
 from . import peers, peers_jax, sparse_peers
 from .floors import PEAK, peak_rate, products
-from .loops import going_on
+from .loops import user_loop
 from .networks import Case, cases, images
 from .records import Options, Record, chosen, header, record, script, write
 from .sparse_chart import draw, table
@@ -119,7 +119,7 @@ def _training(
 
     def loop(engine: Any, state: TrainState) -> TimedFunction:
         trainer = make_trainer(case.model, data, optimizer=optimizer, batch_size=case.batch, engine=engine)
-        return going_on(trainer, state)
+        return user_loop(trainer, state)
 
     sparse = lf.sparse_or("compile")
     variants: dict[tuple[str, float], TimedFunction] = {(DENSE, 1.0): loop("compile", _ticket(case, 1.0))}

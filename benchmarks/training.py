@@ -33,8 +33,8 @@ from lthfunc.trees.types import Dataset
 from . import peers, peers_jax
 from .chart import draw, table
 from .floors import FLOOR, PEAK, peaks, products, step_bytes
-from .graphed import those_that_run
-from .loops import going_on
+from .graphed import runnable
+from .loops import user_loop
 from .networks import Case, cases, images
 from .records import FLOPS, MOVED, Options, Record, chosen, header, record, script, write
 
@@ -42,9 +42,9 @@ OURS, DENSE, STREAMED = "lthfunc, compile", "lthfunc, compile, dense", "lthfunc,
 #: What `--engine auto` runs in a long training.
 AUTO, AUTO_DENSE = "lthfunc, auto", "lthfunc, auto, dense"
 TUNED, GRAPHED = "tuned plain loop, dense", "tuned plain loop as one graph, dense"
-#: On a GPU, ours without graphs, as its steps are launched one by one.
+#: Ours on a GPU without CUDA graphs: each kernel is launched by itself.
 LAUNCHED = "lthfunc, compile, launched one by one"
-#: On a GPU, ours with numbers in memory in other ways than `engines/memory_formats.py` says: what decides what it says.
+#: Ours on a GPU with other memory formats than those of `engines/memory_formats.py`, to see whether they are best.
 MEMORY_FORMATS = {
     "lthfunc, compile, masks as bools": MemoryFormats(floating_masks=False),
     "lthfunc, compile, channels first": MemoryFormats(channels_last=False),
@@ -133,7 +133,7 @@ def _measured(
     ready = [(scaled(x, data.scale), y) for x, y in batches(data.train, case.batch, 0, 0, peers_jax.SCANNED)]
     floor, flops = products(case.model, ready[0][0], precision=precision)
     variants: dict[str, TimedFunction] = {
-        "argparse script": peers.parents_loop(case.model, ticket, ready),
+        "argparse script": peers.argparse_script(case.model, ticket, ready),
         "torch.func, eager": peers.pure_step(case.model, ticket, ready),
         "nn.utils.prune, fused Adam": peers.nn_utils_prune(case.model, ticket, ready),
     }
@@ -141,24 +141,24 @@ def _measured(
         if not dense.buffers:
             variants["naive torch.compile"] = peers.naive_compile(case.model, ticket, ready)
         compiling = _trainer(case, data, "compile", precision)
-        variants[OURS] = going_on(compiling, ticket)
-        variants[DENSE] = going_on(compiling, dense)
-        variants[STREAMED] = going_on(_trainer(case, _mapped(data, folder), "compile", precision), ticket)
+        variants[OURS] = user_loop(compiling, ticket)
+        variants[DENSE] = user_loop(compiling, dense)
+        variants[STREAMED] = user_loop(_trainer(case, _mapped(data, folder), "compile", precision), ticket)
         if device != "cpu":
             variants[TUNED] = peers.tuned_loop(case.model, dense, ready, precision)
             variants[GRAPHED] = _when_called(lambda: peers.graphed_loop(case.model, dense, ready, precision))
             launched = _trainer(case, data, partial(compile_engine, graphs=False), precision)
-            variants[LAUNCHED] = going_on(launched, ticket)
+            variants[LAUNCHED] = user_loop(launched, ticket)
             variants.update(_in_other_formats(case, data, precision, ticket))
     if device == "cpu" and why_no_kernels() is None:
         choosing = _trainer(case, data, lf.sparse_or("compile"), "fp32")
-        variants[AUTO], variants[AUTO_DENSE] = going_on(choosing, ticket), going_on(choosing, dense)
-    variants["lthfunc, eager"] = going_on(_trainer(case, data, "eager", precision), ticket)
+        variants[AUTO], variants[AUTO_DENSE] = user_loop(choosing, ticket), user_loop(choosing, dense)
+    variants["lthfunc, eager"] = user_loop(_trainer(case, data, "eager", precision), ticket)
     if device == "cpu" and peers_jax.why_not(case) is None:
         variants.update(peers_jax.jitted(case, ticket, ready))
     variants[FLOOR] = floor
     if device != "cpu":  # where others' ways may meet a version or card that they don't run on
-        variants = those_that_run(variants, lambda name: name.startswith("lthfunc"))
+        variants = runnable(variants, lambda name: name.startswith("lthfunc"))
     found = in_turn(variants, seconds=seconds, repeats=repeats, device=device)
     moved = step_bytes(ticket.params, ticket.masks)
     found |= peaks(flops, moved, device, precision)
@@ -183,7 +183,7 @@ def _in_other_formats(
     """Where a network holds no images, channels lie in one way alone."""
     images = any(leaf.ndim == 4 for leaf in ticket.params.values())
     return {
-        name: going_on(_trainer(case, data, partial(in_formats, forms=forms), precision), ticket)
+        name: user_loop(_trainer(case, data, partial(in_formats, forms=forms), precision), ticket)
         for name, forms in MEMORY_FORMATS.items()
         if images or forms.channels_last
     }

@@ -14,7 +14,7 @@ from pretended import Machine
 
 import lthfunc as lf
 from benchmarks import floors, gpu
-from benchmarks.graphed import graphed, those_that_run
+from benchmarks.graphed import graphed, runnable
 from benchmarks.kernels import KERNEL
 from benchmarks.records import FLOPS, MOVED
 from lthfunc.deployment import timing
@@ -189,11 +189,11 @@ def test_a_peer_that_fails_is_left_out_and_told(capsys: Any) -> None:
         raise RuntimeError("no such kernel\nand more")
 
     ran: list[int] = []
-    found = those_that_run({"ours": ran.append, "peer": failing}, lambda name: name == "ours")
+    found = runnable({"ours": ran.append, "peer": failing}, lambda name: name == "ours")
     assert (list(found), ran) == (["ours"], [1])
     assert capsys.readouterr().err == "left out: peer (RuntimeError: no such kernel)\n"
     with pytest.raises(RuntimeError):
-        those_that_run({"ours": failing}, lambda name: name == "ours")
+        runnable({"ours": failing}, lambda name: name == "ours")
 
 
 def test_several_networks_products_are_batched() -> None:
