@@ -23,9 +23,7 @@ from lthfunc.reports.charts import (
     Series,
     log_ticks,
     ordered,
-    shown_range,
     tick_texts,
-    x_ticks,
 )
 from lthfunc.reports.curves import accuracy_chart, curve_charts, layer_chart, time_chart
 from lthfunc.reports.matplotlib_figures import panels, printed
@@ -149,7 +147,7 @@ def test_texts_are_whole_and_lie_on_nothing() -> None:
 
 @pytest.mark.parametrize("runs", [{"": records()}, {"": records(rounds=40)}, MANY])
 def test_ticks_of_any_number_of_runs_are_distinct(runs: dict[str, Any]) -> None:
-    ticks = x_ticks(accuracy_chart(runs))
+    ticks = accuracy_chart(runs).x_ticks()
     assert ticks is not None
     assert 2 <= len(ticks) <= 8
     assert len(set(tick_texts(ticks))) == len(ticks)
@@ -175,7 +173,7 @@ def test_error_bars_and_axes_end_where_the_possible_does() -> None:
         expected = np.clip(ends, low, high)
         np.testing.assert_allclose(np.array(bars)[:, :, 1].T, expected)
         np.testing.assert_allclose(band["y"], [*expected[1], *expected[0][::-1]])
-        limits = shown_range(chart)
+        limits = chart.shown()
         assert limits is not None
         assert list(limits) == pytest.approx(printed(chart).axes[0].get_ylim())
         shown = [tick for tick in printed(chart).axes[0].get_yticks() if limits[0] <= tick <= limits[1]]
@@ -189,8 +187,8 @@ def test_masks_keep_their_proportions_and_the_pages_colours() -> None:
         for name, shape in (("wide.weight", (30, 100)), ("tall.weight", (400, 25)), ("conv.weight", (6, 3, 5, 5)))
     }
     counts = [[1, 0, 3], [0, 2, 1], [1, 1, 1], [2, 0, 2]]
-    patterns = Patterns(0, [0, 1, 2, 3], pruned, {name: Histogram(counts, 0.5) for name in pruned})
-    made = mask_figure(patterns, [100, 67, 33, 10])
+    patterns = Patterns(0, [0, 1, 2, 3], [100, 67, 33, 10], pruned, {name: Histogram(counts, 0.5) for name in pruned})
+    made = mask_figure(patterns)
     FigureCanvasAgg(made).draw()
     assert [axes.get_title() for axes in made.axes[:3]] == ["round 1: 67 %", "round 2: 33 %", "round 3: 10 %"]
     assert [axes.get_ylabel() for axes in made.axes[::3]] == ["wide", "tall", "conv"]
@@ -201,12 +199,12 @@ def test_masks_keep_their_proportions_and_the_pages_colours() -> None:
         assert box.height / box.width == pytest.approx(shape[0] / shape[1], rel=0.02)
         colours = {tuple(image.to_rgba(np.array([[float(value)]]))[0, 0, :3].round(2).tolist()) for value in (0, 1)}
         assert colours == {(0.93, 0.95, 0.96), (0.0, 0.45, 0.7)}
-    for axes in weight_figure(patterns, [100, 67, 33, 10]).axes:
+    for axes in weight_figure(patterns).axes:
         assert (axes.get_xlabel(), axes.get_ylabel()) == ("weight", "number of weights")
     shares = torch.linspace(0, 0.5, 64).reshape(1, 8, 8).repeat(4, 1, 1)
-    pixels = pixel_figure("wide.weight", shares, patterns, [100, 67, 33, 10])
+    pixels = pixel_figure("wide.weight", shares, patterns)
     assert pixels.axes[0].get_title() == "67 % left\nup to 50 %"
-    assert crossing(pixels) == crossing(made) == crossing(weight_figure(patterns, [100, 67, 33, 10])) == []
+    assert crossing(pixels) == crossing(made) == crossing(weight_figure(patterns)) == []
 
 
 def test_pictures_are_drawn_of_any_shape() -> None:

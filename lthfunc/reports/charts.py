@@ -9,6 +9,8 @@ from typing import Literal, NamedTuple, TypeVar
 from lthfunc.reports.spacing import spread_out
 from lthfunc.trees.ops import tree_map
 
+Limits = tuple[float, float]
+Reaches = tuple[Sequence[float], Sequence[float]]
 Dash = Literal["solid", "dash", "dot", "dashdot", "longdash", "longdashdot", "none"]
 #: Dashes, with a word for each, and markers by which lines on the same axes differ.
 DASHES: dict[Dash, str] = {
@@ -39,6 +41,15 @@ _RAMPS = (
     ("#140e36", "#4a1079", "#832681", "#bc3978", "#ed5a5f"),
     ("#b12a90", "#d6556d", "#f2844b", "#feba2c", "#f0f921"),
 )
+
+
+def _reaches(values: Sequence[float | None], deviations: Sequence[float] | None, possible: Limits) -> Reaches | None:
+    """How far error bars reach (below, above) each value: a deviation, but not beyond what is possible."""
+    if not deviations or not any(deviations):
+        return None
+    low, high = possible
+    known = [(low if value is None else value, each) for value, each in zip(values, deviations, strict=True)]
+    return [max(0.0, min(d, y - low)) for y, d in known], [max(0.0, min(d, high - y)) for y, d in known]
 
 
 class Series(NamedTuple):
@@ -76,11 +87,40 @@ class Chart(NamedTuple):
     falling: bool = False
     across: Sequence[tuple[float, str]] = ()
     places: Sequence[str] = ()
-    possible: tuple[float, float] = (-math.inf, math.inf)
-    y_range: tuple[float, float] | None = None
+    possible: Limits = (-math.inf, math.inf)
+    y_range: Limits | None = None
     zero: bool = False
     legend_title: str = ""
     caption: str = ""
+
+    def errors(self, series: Series) -> Reaches | None:
+        """How far the error bars of a line reach; None where it has none."""
+        return _reaches(series.y, series.deviation, self.possible)
+
+    def x_ticks(self) -> list[float] | None:
+        """Ticks of the horizontal axis where it is logarithmic; None for the renderer's own."""
+        values = [x for series in self.series for x in series.x]
+        return (_apart(values) if self.falling else log_ticks(values)) if self.log_x else None
+
+    def y_ticks(self) -> list[float] | None:
+        """Ticks of the vertical axis where it is logarithmic; None for the renderer's own."""
+        return log_ticks([y for series in self.series for y in series.y if y]) if self.log_y else None
+
+    def shown(self) -> Limits | None:
+        """The vertical range: what is drawn, with a margin; None for a logarithmic axis."""
+        if self.log_y or self.y_range is not None:
+            return self.y_range
+        ends = [value for value, _ in self.across] + [0.0] * self.zero
+        for series in self.series:
+            below, above = self.errors(series) or ([0.0] * len(series.y),) * 2
+            for y, down, up in zip(series.y, below, above, strict=True):
+                ends += [] if y is None else [y - down, y + up]
+        ends = [end for end in ends if math.isfinite(end)]
+        if not ends:
+            return None
+        low, high = min(ends), max(ends)
+        margin = 0.05 * (high - low or abs(high) or 1.0)
+        return (low if self.zero and low == 0 else low - margin), high + margin
 
 
 class Bars(NamedTuple):
@@ -98,6 +138,15 @@ class Bars(NamedTuple):
     dots: bool = False
     across: Sequence[tuple[float, str]] = ()
     caption: str = ""
+
+    def x_ticks(self) -> list[float] | None:
+        """Ticks of the horizontal axis where it is logarithmic; None for the renderer's own."""
+        values = [*(value for _, values, _ in self.groups for value in values), *(value for value, _ in self.across)]
+        return log_ticks(values) if self.dots else None
+
+    def errors(self, values: Sequence[float], deviations: Sequence[float] | None) -> Reaches | None:
+        """How far the error bars of a group reach; None where it has none."""
+        return _reaches(values, deviations, NOT_NEGATIVE)
 
 
 class Heat(NamedTuple):
@@ -135,46 +184,6 @@ def _between(ramp: Sequence[str], position: float) -> str:
     low = min(int(place), len(ramp) - 2)
     ends = (bytes.fromhex(colour[1:]) for colour in ramp[low : low + 2])
     return "#" + bytes(round((1 - place + low) * a + (place - low) * b) for a, b in zip(*ends, strict=True)).hex()
-
-
-def reaches(
-    values: Sequence[float | None], deviations: Sequence[float], possible: tuple[float, float]
-) -> tuple[Sequence[float], Sequence[float]]:
-    """How far error bars reach (below, above) each value: a deviation, but not beyond what is possible."""
-    low, high = possible
-    known = [(low if value is None else value, each) for value, each in zip(values, deviations, strict=True)]
-    return [max(0.0, min(d, y - low)) for y, d in known], [max(0.0, min(d, high - y)) for y, d in known]
-
-
-def shown_range(chart: Chart) -> tuple[float, float] | None:
-    """The vertical range: what is drawn, with a margin; None for a logarithmic axis."""
-    if chart.log_y or chart.y_range is not None:
-        return chart.y_range
-    ends = [value for value, _ in chart.across] + [0.0] * chart.zero
-    for series in chart.series:
-        errors = reaches(series.y, series.deviation or [0.0] * len(series.y), chart.possible)
-        for y, below, above in zip(series.y, *errors, strict=True):
-            ends += [] if y is None else [y - below, y + above]
-    ends = [end for end in ends if math.isfinite(end)]
-    if not ends:
-        return None
-    low, high = min(ends), max(ends)
-    margin = 0.05 * (high - low or abs(high) or 1.0)
-    return (low if chart.zero and low == 0 else low - margin), high + margin
-
-
-def x_ticks(picture: Chart | Bars) -> list[float] | None:
-    """Ticks of the horizontal axis where it is logarithmic; None for the renderer's own."""
-    if isinstance(picture, Bars):
-        values = [*(value for _, values, _ in picture.groups for value in values), *(at for at, _ in picture.across)]
-        return log_ticks(values) if picture.dots else None
-    values = [x for series in picture.series for x in series.x]
-    return (_apart(values) if picture.falling else log_ticks(values)) if picture.log_x else None
-
-
-def y_ticks(chart: Chart) -> list[float] | None:
-    """Ticks of the vertical axis where it is logarithmic; None for the renderer's own."""
-    return log_ticks([y for series in chart.series for y in series.y if y]) if chart.log_y else None
 
 
 def tick_text(value: float, most: float = 0.0) -> str:

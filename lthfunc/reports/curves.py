@@ -47,12 +47,13 @@ Value = Callable[[Record], float]
 
 def accuracy_chart(runs: Runs) -> Chart:
     """Test accuracy at the early-stopping step against density, dense as a line, as in the paper's figures."""
-    metric = next(iter(runs.values()))[0].get("metric", "accuracy")
+    metrics = {records[0].get("metric", "accuracy") for records in runs.values()}
+    word = word_of(*metrics) if len(metrics) == 1 else "accuracy or the run's own metric"
     chart = _over_density(
-        runs, "accuracy_vs_density", f"Test {word_of(metric)}", f"test {word_of(metric)} at early stopping (%)",
+        runs, "accuracy_vs_density", f"Test {word}", f"test {word} at early stopping (%)",
         lambda item: 100 * item["test_accuracy"],
     )  # fmt: skip
-    return chart._replace(possible=(0.0, 100.0)) if metric == "accuracy" else chart
+    return chart._replace(possible=(0.0, 100.0)) if metrics == {"accuracy"} else chart
 
 
 def loss_chart(runs: Runs) -> Chart:

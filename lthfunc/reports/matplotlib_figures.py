@@ -14,22 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from lthfunc.printable import printable
-from lthfunc.reports.charts import (
-    GREY,
-    NOT_NEGATIVE,
-    PALETTE,
-    Bars,
-    Chart,
-    Heat,
-    Picture,
-    reaches,
-    shown_range,
-    tick_text,
-    tick_texts,
-    with_texts,
-    x_ticks,
-    y_ticks,
-)
+from lthfunc.reports.charts import GREY, PALETTE, Bars, Chart, Heat, Picture, tick_text, tick_texts, with_texts
 from lthfunc.runs import safe_files
 
 _DASHES: dict[str, Any] = {
@@ -79,11 +64,9 @@ def _draw(axes: Any, chart: Chart) -> dict[str, Any]:
     clean(axes)
     listed = {}
     for series in chart.series:
-        colour, ys, errors = series.colour.light, np.array(series.y, float), None
-        if series.deviation and any(series.deviation):
-            errors = np.array(reaches(series.y, series.deviation, chart.possible))
-            if not series.marker:  # too many points for bars of their own
-                axes.fill_between(series.x, ys - errors[0], ys + errors[1], color=colour, alpha=0.15, linewidth=0)
+        colour, ys, errors = series.colour.light, np.array(series.y, float), chart.errors(series)
+        if errors and not series.marker:  # too many points for bars of their own
+            axes.fill_between(series.x, ys - errors[0], ys + errors[1], color=colour, alpha=0.15, linewidth=0)
         drawn = axes.errorbar(
             series.x, ys, yerr=errors if series.marker else None, color=colour, linestyle=_DASHES[series.dash],
             marker=_MARKERS.get(series.marker or ""), markersize=5, linewidth=1.5, capsize=2, label=series.name,
@@ -104,11 +87,11 @@ def _scale(axes: Any, chart: Chart) -> None:
     if chart.places:
         axes.set_xticks(range(len(chart.places)), list(chart.places))
     else:
-        _ticks(axes.xaxis, x_ticks(chart))
+        _ticks(axes.xaxis, chart.x_ticks())
     if chart.falling:
         axes.invert_xaxis()
-    _ticks(axes.yaxis, y_ticks(chart))
-    if (shown := shown_range(chart)) is not None:
+    _ticks(axes.yaxis, chart.y_ticks())
+    if (shown := chart.shown()) is not None:
         axes.set_ylim(*shown)
 
 
@@ -137,7 +120,7 @@ def _bars(picture: Bars) -> Figure:
         shift = 0 if picture.stacked else (number - (groups - 1) / 2) * high
         places = [row + shift for row in range(labels)]
         colour = PALETTE[number % len(PALETTE)].light
-        errors = reaches(values, deviations, NOT_NEGATIVE) if deviations and any(deviations) else None
+        errors = picture.errors(values, deviations)
         if picture.dots:
             listed[name] = axes.errorbar(values, places, xerr=errors, fmt="o", color=colour, markersize=5, capsize=2)
             continue
@@ -150,7 +133,7 @@ def _bars(picture: Bars) -> Figure:
         listed[name] = axes.axvline(value, color=GREY.light, linewidth=1.2, linestyle=(0, (4, 3)), zorder=1.5)
     axes.set_yticks(range(labels), list(picture.labels))
     axes.set_ylim(labels - 0.4, -0.6)
-    _ticks(axes.xaxis, x_ticks(picture))
+    _ticks(axes.xaxis, picture.x_ticks())
     axes.set_xlabel(picture.x)
     if len(listed) > 1:
         _add_legend(made, listed)

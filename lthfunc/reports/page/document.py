@@ -37,7 +37,7 @@ def page(
         prefix + picture.key: figure_of(picture)
         for prefix, by_heading in shown.items() for pictures in by_heading.values() for picture in pictures
     }  # fmt: skip
-    explorers = {str(at): explorer_of(*each.masks) for at, each in enumerate(drawn) if each.masks is not None}
+    explorers = {str(at): explorer_of(each.masks, each.pixels) for at, each in enumerate(drawn) if each.masks}
     return _whole(title, "".join(body), {"charts": charts, "explorers": explorers})
 
 

@@ -18,10 +18,10 @@ _MOST_OF_LAYER, _MOST = 300_000, 2_000_000
 _BLOCKS = 64
 
 
-def explorer_of(patterns: Patterns, densities: Sequence[float], pixels: tuple[str, Tensor] | None) -> dict[str, Any]:
+def explorer_of(patterns: Patterns, pixels: tuple[str, Tensor] | None) -> dict[str, Any]:
     """Plain values for the page's script.
 
-    densities: of the rounds. pixels: of `pixels_of`, where the first layer is a linear one over images.
+    pixels: of `pixels_of`, where the first layer is a linear one over images.
     """
     exact = sum(leaf.numel() for leaf in patterns.pruned.values()) <= _MOST
     rounds = len(patterns.rounds)
@@ -33,7 +33,7 @@ def explorer_of(patterns: Patterns, densities: Sequence[float], pixels: tuple[st
     return {
         "seed": patterns.seed,
         "rounds": patterns.rounds,
-        "densities": list(densities),
+        "densities": patterns.densities,
         "layers": layers,
         "pixels": None if pixels is None else {
             "layer": pixels[0], "height": pixels[1].shape[1], "width": pixels[1].shape[2],

@@ -33,13 +33,14 @@ class Histogram(NamedTuple):
 
 
 class Patterns(NamedTuple):
-    """rounds: their numbers. pruned: uint8, for each weight the index of the round that pruned it, or ALIVE.
+    """rounds: their numbers. densities: in per cent. pruned: uint8, for each weight the index of the round that pruned
 
-    histograms: of surviving trained weights, by layer; empty where they weren't read.
+    it, or ALIVE. histograms: of surviving trained weights, by layer; empty where they weren't read.
     """
 
     seed: int
     rounds: list[int]
+    densities: list[float]
     pruned: dict[str, Tensor]
     histograms: dict[str, Histogram]
 
@@ -52,12 +53,14 @@ def read_patterns(
     folder: Path, records: Sequence[Record], seed: int, *, weights: bool, on_read: Callable[[], None]
 ) -> tuple[Patterns | None, list[str]]:
     """(the masks of a seed's tickets, lines about what could not be read). on_read: called after each round."""
-    rounds = [item["round"] for item in records if item["seed"] == seed and item["variant"] == TICKET]
+    densities = {
+        item["round"]: 100 * item["density"] for item in records if item["seed"] == seed and item["variant"] == TICKET
+    }
     pruned: dict[str, Tensor] = {}
     trained: dict[str, list[Tensor]] = {}
     found: list[int] = []
     missing: list[str] = []
-    for number in spread_out(rounds, _MOST_ROUNDS):
+    for number in spread_out(list(densities), _MOST_ROUNDS):
         place = training_folder(folder, seed, number, TICKET)
         try:
             masks: dict[str, Tensor] = load_checked(place, MASKS)[0].get("masks", {})
@@ -75,7 +78,7 @@ def read_patterns(
     if not found:
         return None, missing
     histograms = {name: _histogram(values) for name, values in trained.items() if len(values) == len(found)}
-    return Patterns(seed, found, pruned, histograms), missing
+    return Patterns(seed, found, [densities[number] for number in found], pruned, histograms), missing
 
 
 def _add(pruned: dict[str, Tensor], masks: Mapping[str, Tensor], place: int) -> None:
@@ -112,13 +115,15 @@ def pixel_shares(pruned: Tensor, shape: Sequence[int], rounds: int) -> Tensor:
 
 
 class Overlap(NamedTuple):
-    """Of several seeds' masks. rounds: shared by all, by number. same: mean Jaccard index of two seeds' masks, a number
+    """Of several seeds' masks. rounds: shared by all, by number; densities: of the first seed in them, in per cent.
 
-    per round; chance: what masks drawn at random with the same layers' densities would have. between: of round i of a
-    seed and round j of another, at most eleven rounds of them (`shown`).
+    same: mean Jaccard index of two seeds' masks, a number per round; chance: what masks drawn at random with the same
+    layers' densities would have. between: of round i of a seed and round j of another, at most eleven rounds of them
+    (`shown`).
     """
 
     rounds: list[int]
+    densities: list[float]
     same: list[float]
     chance: list[float]
     shown: list[int]
@@ -141,8 +146,9 @@ def overlap_of(patterns: Sequence[Patterns]) -> Overlap | None:
     pairs = list(combinations(range(len(patterns)), 2))
     mean = torch.stack([(index[a, :, b] + index[b, :, a]) / 2 for a, b in pairs]).mean(0)
     shown = spread_out(list(range(count)), 11)
+    densities = [patterns[0].densities[at] for at in places[0]]
     return Overlap(
-        rounds, mean.diagonal().tolist(), _by_chance(patterns[0], places[0]), [rounds[i] for i in shown],
+        rounds, densities, mean.diagonal().tolist(), _by_chance(patterns[0], places[0]), [rounds[i] for i in shown],
         mean[shown][:, shown].tolist(),
     )  # fmt: skip
 
@@ -160,12 +166,9 @@ def _intersections(patterns: Sequence[Patterns], places: Sequence[Sequence[int]]
 
 
 def _by_chance(pattern: Patterns, places: Sequence[int]) -> list[float]:
-    values = []
-    for place in places:
-        both = either = 0.0
-        for leaf in pattern.pruned.values():
-            density = float((leaf > place).float().mean())
-            both += leaf.numel() * density**2
-            either += leaf.numel() * (2 * density - density**2)
-        values.append(both / either if either else 1.0)
-    return values
+    layers = pattern.pruned.values()
+    sizes = torch.tensor([float(leaf.numel()) for leaf in layers], dtype=torch.float64)
+    kept = torch.tensor([[int((leaf > place).sum()) for leaf in layers] for place in places], dtype=torch.float64)
+    both = (kept**2 / sizes).sum(1)
+    either = 2 * kept.sum(1) - both
+    return torch.where(either > 0, both / either, 1.0).tolist()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -27,19 +27,15 @@ from lthfunc.reports.page.run_view import RunView
 _MOST_CURVES = 30
 
 
-class RunMasks(NamedTuple):
-    """Masks of one seed. densities: of its rounds, in per cent. pixels: as `pixels_of` gives them."""
-
-    patterns: Patterns
-    densities: list[float]
-    pixels: tuple[str, Tensor] | None
-
-
 class RunPictures(NamedTuple):
-    """Of one run. pictures: by heading. masks: for the page's explorer, or None. missing: what could not be read."""
+    """Of one run. pictures: by heading. masks: of one seed, for the page's explorer, or None; pixels: as `pixels_of`
+
+    gives them. missing: what could not be read.
+    """
 
     pictures: dict[str, list[Picture]]
-    masks: RunMasks | None
+    masks: Patterns | None
+    pixels: tuple[str, Tensor] | None
     missing: list[str]
 
 
@@ -48,19 +44,12 @@ def together(runs: Sequence[RunView]) -> dict[str, list[Picture]]:
     with_rounds = {run.name: run.records for run in runs if any(item["round"] for item in run.records)}
     if not with_rounds:
         return {}
-    word = {next(iter(records))["metric"] for records in with_rounds.values() if "metric" in records[0]}
-    accuracy = accuracy_chart(with_rounds)
-    if len(word) > 1:  # different measures on one axis
-        accuracy = accuracy._replace(title="Test accuracy or the run's own metric")
     found: dict[str, list[Picture]] = {
-        "Accuracy and loss": [accuracy, loss_chart(with_rounds)],
+        "Accuracy and loss": [accuracy_chart(with_rounds), loss_chart(with_rounds)],
         "Speed of learning and of training": [stop_chart(with_rounds), time_chart(with_rounds)],
     }
-    metered = {
-        name: [item for item in records if "energy" in item]
-        for name, records in with_rounds.items()
-        if any("energy" in item for item in records)
-    }
+    metered = {name: [item for item in records if "energy" in item] for name, records in with_rounds.items()}
+    metered = {name: records for name, records in metered.items() if records}
     if len(metered) > 1:
         found["Energy"] = [energy_chart(metered)]
     return found
@@ -74,7 +63,7 @@ def reads_of(run: RunView) -> int:
 def pictures_of(run: RunView, on_read: Callable[[], None]) -> RunPictures:
     """A run's own pictures. on_read: called after each round is read."""
     if not run.records:
-        return RunPictures({}, None, [])
+        return RunPictures({}, None, None, [])
     found: dict[str, list[Picture]] = {"Training curves": list(curve_charts(run.records, most=_MOST_CURVES))}
     missing: list[str] = []
     seeds = sorted({item["seed"] for item in run.records})
@@ -88,7 +77,7 @@ def pictures_of(run: RunView, on_read: Callable[[], None]) -> RunPictures:
         found["Layers"] = [layer_chart(run.records)]
         overlap = overlap_of(patterns)
         if overlap is not None and len(overlap.rounds) > 1:
-            found["Layers"] += overlap_pictures(overlap, _densities(run, overlap.rounds))
+            found["Layers"] += overlap_pictures(overlap)
     energy = energy_pictures(run.records)
     if energy:
         found["Energy of the search"] = energy
@@ -96,18 +85,16 @@ def pictures_of(run: RunView, on_read: Callable[[], None]) -> RunPictures:
     if measured:
         found["Measured"] = measured
     if not (patterns and pruned):
-        return RunPictures(found, None, missing)
-    first, shape = patterns[0], (run.about.get("data") or {}).get("shape")
-    densities = [100 * density for density in _densities(run, first.rounds)]
-    return RunPictures(found, RunMasks(first, densities, pixels_of(first, shape)), missing)
+        return RunPictures(found, None, None, missing)
+    shape = (run.about.get("data") or {}).get("shape")
+    return RunPictures(found, patterns[0], pixels_of(patterns[0], shape), missing)
 
 
-def overlap_pictures(overlap: Overlap, densities: Sequence[float]) -> list[Picture]:
+def overlap_pictures(overlap: Overlap) -> list[Picture]:
     """How similar the tickets of different seeds are."""
-    x = [100 * density for density in densities]
     lines = [  # dots on a line, since both are often nearly the same
-        Series("by chance, with the same layer densities", x, overlap.chance, colour=GREY, marker=None),
-        Series("tickets of two seeds", x, overlap.same, dash="none"),
+        Series("by chance, with the same layer densities", overlap.densities, overlap.chance, colour=GREY, marker=None),
+        Series("tickets of two seeds", overlap.densities, overlap.same, dash="none"),
     ]
     names = [f"{number}" for number in overlap.shown]
     return [
@@ -120,8 +107,3 @@ def overlap_pictures(overlap: Overlap, densities: Sequence[float]) -> list[Pictu
             "round of another", names, names, overlap.between, "Jaccard index",
         ),
     ]  # fmt: skip
-
-
-def _densities(run: RunView, rounds: Sequence[int]) -> list[float]:
-    known: Mapping[int, float] = {row.round: row.density for row in run.rows if row.variant == TICKET}
-    return [known[number] for number in rounds]

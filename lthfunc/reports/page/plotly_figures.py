@@ -7,23 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from lthfunc.reports.charts import (
-    GREY,
-    NOT_NEGATIVE,
-    PALETTE,
-    Bars,
-    Chart,
-    Colour,
-    Heat,
-    Picture,
-    Series,
-    reaches,
-    shown_range,
-    tick_texts,
-    with_texts,
-    x_ticks,
-    y_ticks,
-)
+from lthfunc.reports.charts import GREY, PALETTE, Bars, Chart, Colour, Heat, Picture, Series, tick_texts, with_texts
 
 
 def figure_of(picture: Picture) -> dict[str, Any]:
@@ -43,13 +27,13 @@ def _chart(chart: Chart) -> dict[str, Any]:
         _trace(GREY, name=name, x=ends, y=[value, value], mode="lines", line={"dash": "dash", "width": 1.5})
         for value, name in chart.across
     ]
-    x: dict[str, Any] = {"title": {"text": chart.x}, **_log(x_ticks(chart))}
+    x: dict[str, Any] = {"title": {"text": chart.x}, **_log(chart.x_ticks())}
     if chart.places:
         x |= {"tickvals": list(range(len(chart.places))), "ticktext": list(chart.places)}
     if chart.falling:
         x["autorange"] = "reversed"
-    y: dict[str, Any] = {"title": {"text": chart.y}, **_log(y_ticks(chart))}
-    if (shown := shown_range(chart)) is not None:
+    y: dict[str, Any] = {"title": {"text": chart.y}, **_log(chart.y_ticks())}
+    if (shown := chart.shown()) is not None:
         y["range"] = list(shown)
     legend = {"title": {"text": chart.legend_title, "side": "top"}}
     listed = sum(each.get("showlegend", True) for each in data) > 1
@@ -78,12 +62,13 @@ def _lines(series: Series, group: str, chart: Chart) -> list[dict[str, Any]]:
     if series.marked is not None:
         sizes = [9 if place == series.marked else 0 for place in range(len(series.x))]
         line |= {"mode": "lines+markers", "marker": {"size": sizes, "opacity": 1}}
-    if series.deviation is None or not any(series.deviation):
+    errors = chart.errors(series)
+    if series.deviation is None or errors is None:
         return [line]
     line["customdata"] = list(series.deviation)
     line["hovertemplate"] = "%{y:.5g} ± %{customdata:.2g}"
-    below, above = reaches(series.y, series.deviation, chart.possible)
-    known = [(x, y - a, y + b) for x, y, a, b in zip(series.x, series.y, below, above, strict=True) if y is not None]
+    points = zip(series.x, series.y, *errors, strict=True)
+    known = [(x, y - below, y + above) for x, y, below, above in points if y is not None]
     band = _trace(
         series.colour, {"width": 0}, x=[x for x, _, _ in known] + [x for x, _, _ in reversed(known)],
         y=[high for _, _, high in known] + [low for _, low, _ in reversed(known)], mode="lines", fill="toself",
@@ -101,16 +86,15 @@ def _bars(picture: Bars) -> dict[str, Any]:
             **kind, "y": list(picture.labels), "x": list(values), "name": name,
             "marker": {"color": colour.light}, "meta": colour.dark,
         }  # fmt: skip
-        if deviations and any(deviations):
-            below, above = reaches(values, deviations, NOT_NEGATIVE)
-            bar["error_x"] = {"type": "data", "array": above, "arrayminus": below, "color": GREY.light}
+        if errors := picture.errors(values, deviations):
+            bar["error_x"] = {"type": "data", "array": errors[1], "arrayminus": errors[0], "color": GREY.light}
         data.append(bar)
     ends = [picture.labels[0], picture.labels[-1]]
     data += [
         _trace(GREY, name=name, x=[value, value], y=ends, mode="lines", line={"dash": "dash", "width": 1.5})
         for value, name in picture.across
     ]
-    x = {"title": {"text": picture.x}, **_log(x_ticks(picture))}
+    x = {"title": {"text": picture.x}, **_log(picture.x_ticks())}
     return {
         "data": data,
         "layout": {

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -17,7 +15,7 @@ from lthfunc.reports.spacing import spread_out
 _LAYERS, _ROUNDS, _PIXEL_ROUNDS = 6, 4, 6
 
 
-def mask_figure(patterns: Patterns, densities: Sequence[float]) -> Figure:
+def mask_figure(patterns: Patterns) -> Figure:
     """Masks of some layers in some pruned rounds, in the page's colours."""
     places = _pruned_rounds(patterns, _ROUNDS)
     rows = []
@@ -26,11 +24,11 @@ def mask_figure(patterns: Patterns, densities: Sequence[float]) -> Figure:
         matrix = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix  # rather wide than tall
         rows.append((_short(name), [(matrix > place).float().numpy() for place in places]))
     colours = LinearSegmentedColormap.from_list("masks", ["#eef1f4", BLUE.light])
-    heads = [_round(patterns, densities, place) for place in places]
+    heads = [_round(patterns, place) for place in places]
     return images(rows, heads, f"Masks, seed {patterns.seed} (blue: surviving)", size=2.4, cmap=colours)
 
 
-def weight_figure(patterns: Patterns, densities: Sequence[float]) -> Figure:
+def weight_figure(patterns: Patterns) -> Figure:
     """Histograms of surviving trained weights, a panel per layer and a line per round."""
     places = spread_out(list(range(len(patterns.rounds))), _ROUNDS)
     charts = []
@@ -38,7 +36,7 @@ def weight_figure(patterns: Patterns, densities: Sequence[float]) -> Figure:
         counts, reach = patterns.histograms[name]
         middles = [reach * (2 * (at + 0.5) / len(counts[0]) - 1) for at in range(len(counts[0]))]
         lines = [
-            Series(_round(patterns, densities, place), middles, [count or None for count in counts[place]], None,
+            Series(_round(patterns, place), middles, [count or None for count in counts[place]], None,
                    *ordered(number, len(places)), marker=None)
             for number, place in enumerate(places)
         ]  # fmt: skip
@@ -47,10 +45,12 @@ def weight_figure(patterns: Patterns, densities: Sequence[float]) -> Figure:
     return panels(charts, title, columns=2 if len(charts) in (2, 4) else 3)
 
 
-def pixel_figure(name: str, shares: Tensor, patterns: Patterns, densities: Sequence[float]) -> Figure:
+def pixel_figure(name: str, shares: Tensor, patterns: Patterns) -> Figure:
     """The share of each pixel's weights into the first layer that survives, in some pruned rounds."""
     places = _pruned_rounds(patterns, _PIXEL_ROUNDS)
-    heads = [f"{densities[place]:.3g} % left\nup to {100 * float(shares[place].max()):.3g} %" for place in places]
+    heads = [
+        f"{patterns.densities[place]:.3g} % left\nup to {100 * float(shares[place].max()):.3g} %" for place in places
+    ]
     title = f"Share of each pixel's weights into {_short(name)} that survives"
     return images([("", [shares[place].numpy() for place in places])], heads, title, size=1.4)
 
@@ -60,8 +60,8 @@ def _pruned_rounds(patterns: Patterns, most: int) -> list[int]:
     return spread_out([place for place, number in enumerate(patterns.rounds) if number] or [0], most)
 
 
-def _round(patterns: Patterns, densities: Sequence[float], place: int) -> str:
-    return f"round {patterns.rounds[place]}: {densities[place]:.3g} %"
+def _round(patterns: Patterns, place: int) -> str:
+    return f"round {patterns.rounds[place]}: {patterns.densities[place]:.3g} %"
 
 
 def _short(name: str) -> str:

@@ -56,11 +56,10 @@ def figures_of(report: Report) -> list[tuple[str, Callable[[], Figure]]]:
         pictures = [picture for each in mine.pictures.values() for picture in each]
         found += [(own + picture.key, partial(printed, _of(picture, [run]))) for picture in pictures]
         if mine.masks is not None:
-            patterns, densities, pixels = mine.masks
-            found += [(f"{own}masks", partial(mask_figure, patterns, densities))]
-            found += [(f"{own}weights", partial(weight_figure, patterns, densities))]
-            if pixels is not None:
-                found += [(f"{own}pixels", partial(pixel_figure, *pixels, patterns, densities))]
+            found += [(f"{own}masks", partial(mask_figure, mine.masks))]
+            found += [(f"{own}weights", partial(weight_figure, mine.masks))]
+            if mine.pixels is not None:
+                found += [(f"{own}pixels", partial(pixel_figure, *mine.pixels, mine.masks))]
     return found
 
 
