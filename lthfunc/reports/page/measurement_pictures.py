@@ -6,9 +6,10 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lthfunc.energy.amounts import PHASES
 from lthfunc.errors import UserError
 from lthfunc.experiments.iterative import TICKET
-from lthfunc.experiments.records import Record, Spread, spread, summarize
+from lthfunc.experiments.records import Record, summarize
 from lthfunc.reports.breakeven import break_evens, breakeven_chart, run_costs
 from lthfunc.reports.charts import Bars, Chart, Picture, Series, ordered
 from lthfunc.reports.connectivity import barrier_charts
@@ -24,40 +25,30 @@ def energy_pictures(records: Sequence[Record]) -> list[Picture]:
     metered = [item for item in records if "energy" in item]
     if not metered:
         return []
-    about = metered[0]["energy"]
-    source = about["source"]
+    source = metered[0]["energy"]["source"]
     tickets = [item for item in metered if item["variant"] == TICKET]
     rows = summarize(tickets)
-    groups = []
-    for part in _PARTS:
-        values = [
-            statistics.fmean(
-                1000 * sum(item["energy"][phase][part] for phase in ("training", "preparation", "evaluation"))
-                for item in tickets if item["round"] == row.round
-            )
-            for row in rows
-        ]  # fmt: skip
-        if any(values):
-            groups.append((part.upper(), values, None))
+    of_rows = [[item["energy"] for item in tickets if item["round"] == row.round] for row in rows]
+    groups = [
+        (part.upper(), [1000 * statistics.fmean(sum(each[phase][part] for phase in PHASES) for each in found)
+                        for found in of_rows], None)
+        for part in _PARTS
+    ]  # fmt: skip
     epochs = [
         Series(
-            f"{100 * row.density:.3g} %",
-            list(range(1, 1 + len(found))),
-            [1000 * each.mean for each in found],
-            None,  # too many lines for bands
-            *ordered(place, len(rows)),
-            marker=None,
-            listed=row in spread_out(rows),
+            f"{100 * row.density:.3g} %", range(1, 1 + len(means)), means, None, *ordered(place, len(rows)),
+            marker=None, listed=row in spread_out(rows),
         )
-        for place, row in enumerate(rows)
-        for found in [_by_epoch([item for item in tickets if item["round"] == row.round])]
-    ]
+        for place, (row, found) in enumerate(zip(rows, of_rows, strict=True))
+        for means in [_by_epoch(found)]
+    ]  # fmt: skip
     chart = energy_chart({"": metered})
     return [
         chart._replace(caption=f"{chart.caption} Without evaluation. {source}.".lstrip()),
         Bars(
             "energy_by_part", "Energy by component", "Wh per training, including evaluation",
-            [f"round {row.round}: {100 * row.density:.3g} %" for row in rows], groups, stacked=True,
+            [f"round {row.round}: {100 * row.density:.3g} %" for row in rows],
+            [group for group in groups if any(group[1])], stacked=True,
             caption=f"{source}.",
         ),
         Chart(
@@ -67,10 +58,10 @@ def energy_pictures(records: Sequence[Record]) -> list[Picture]:
     ]  # fmt: skip
 
 
-def _by_epoch(items: Sequence[Record]) -> list[Spread]:
-    """Energy of the steps of each epoch [kWh], over trainings of the same length."""
-    columns = zip(*([epoch[1] for epoch in item["energy"]["epochs"]] for item in items), strict=False)
-    return [spread(column) for column in columns]
+def _by_epoch(metered: Sequence[Mapping[str, Any]]) -> list[float]:
+    """Mean energy of the steps of each epoch [Wh], over trainings of the same length."""
+    columns = zip(*([epoch[1] for epoch in each["epochs"]] for each in metered), strict=False)
+    return [1000 * statistics.fmean(column) for column in columns]
 
 
 def measured_pictures(name: str, records: Sequence[Record], measured: Sequence[Mapping[str, Any]]) -> list[Picture]:

@@ -64,7 +64,6 @@ def pictures_of(run: RunView, on_read: Callable[[], None]) -> RunPictures:
     """A run's own pictures. on_read: called after each round is read."""
     if not run.records:
         return RunPictures({}, None, None, [])
-    found: dict[str, list[Picture]] = {"Training curves": list(curve_charts(run.records, most=_MOST_CURVES))}
     missing: list[str] = []
     seeds = sorted({item["seed"] for item in run.records})
     patterns: list[Patterns] = []
@@ -73,17 +72,17 @@ def pictures_of(run: RunView, on_read: Callable[[], None]) -> RunPictures:
         missing += lines
         patterns += [] if pattern is None else [pattern]
     pruned = any(item["round"] for item in run.records)
-    if pruned:
-        found["Layers"] = [layer_chart(run.records)]
-        overlap = overlap_of(patterns)
-        if overlap is not None and len(overlap.rounds) > 1:
-            found["Layers"] += overlap_pictures(overlap)
-    energy = energy_pictures(run.records)
-    if energy:
-        found["Energy of the search"] = energy
-    measured = measured_pictures(run.name, run.records, run.measured)
-    if measured:
-        found["Measured"] = measured
+    overlap = overlap_of(patterns) if pruned else None
+    found: dict[str, list[Picture]] = {
+        "Training curves": [*curve_charts(run.records, most=_MOST_CURVES)],
+        "Layers": [
+            *([layer_chart(run.records)] if pruned else []),
+            *(overlap_pictures(overlap) if overlap is not None and len(overlap.rounds) > 1 else []),
+        ],
+        "Energy of the search": energy_pictures(run.records),
+        "Measured": measured_pictures(run.name, run.records, run.measured),
+    }
+    found = {heading: pictures for heading, pictures in found.items() if pictures}
     if not (patterns and pruned):
         return RunPictures(found, None, None, missing)
     shape = (run.about.get("data") or {}).get("shape")
