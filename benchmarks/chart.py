@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
+from lthfunc.reports.charts import BLACK, BLUE, GREY
+
 from .floors import BYTES, FLOOR, PEAK
 from .records import Record
 
-#: Colours of lower bounds and some variants (Okabe & Ito).
-_LINES = {FLOOR: "#555555", PEAK: "#BBBBBB", BYTES: "#999999"}
-_OURS, _OTHERS = "#0072B2", "#9ecae1"
+#: Dashes of lower bounds.
+_LINES = {FLOOR: "--", PEAK: ":", BYTES: "-."}
 
 
 def table(network: str, records: Sequence[Record]) -> None:
@@ -39,34 +38,27 @@ def add_line(out: Table, first: list[str], item: Record, base: float | None, *, 
     out.add_row(*first, *numbers, ratio, style="bold" if item["variant"].startswith("lthfunc") else None)
 
 
-def panels(networks: Sequence[str], columns: int, width: float, height: float) -> tuple[Figure, list[Any]]:
-    """A figure with a panel for each network."""
-    columns = min(columns, len(networks))
-    rows = -(-len(networks) // columns)
-    figure = Figure(figsize=(width * columns, 0.7 + height * rows), layout="constrained")
-    FigureCanvasAgg(figure)
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for axes in grid.flat[len(networks) :]:
-        axes.set_axis_off()
-    return figure, list(grid.flat[: len(networks)])
-
-
 def draw(path: str, records: Sequence[Record], title: str) -> None:
     """Write the bars of all networks to a PNG or SVG file."""
     networks = list(dict.fromkeys(item["network"] for item in records))
-    figure, grid = panels(networks, 2, 6.4, 3.3)
-    for axes, network in zip(grid, networks, strict=True):
+    columns = min(2, len(networks))
+    rows = -(-len(networks) // columns)
+    figure = Figure(figsize=(6.4 * columns, 0.7 + 3.3 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axes in grid[len(networks) :]:
+        axes.set_axis_off()
+    for axes, network in zip(grid, networks, strict=False):
         mine = [item for item in records if item["network"] == network]
         bars = sorted((i for i in mine if i["variant"] not in _LINES), key=lambda item: item["median"])
         names = [item["variant"] for item in bars]
         widths = [item["median"] for item in bars]
         errors = [[i["median"] - i["min"] for i in bars], [i["max"] - i["median"] for i in bars]]
-        colours = [_OURS if name.startswith("lthfunc") else _OTHERS for name in names]
-        axes.barh(names, widths, xerr=errors, color=colours, error_kw={"lw": 1, "ecolor": "#333333"})
+        colours = [(BLUE if name.startswith("lthfunc") else GREY).light for name in names]
+        axes.barh(names, widths, xerr=errors, color=colours, error_kw={"lw": 1, "ecolor": BLACK.light})
         for item in mine:
             if item["variant"] in _LINES:
-                colour = _LINES[item["variant"]]
-                axes.axvline(item["median"], color=colour, linewidth=1.5, linestyle="--", label=item["variant"])
+                axes.axvline(item["median"], color=BLACK.light, linewidth=1.2, linestyle=_LINES[item["variant"]],
+                             label=item["variant"])  # fmt: skip
         axes.set_title(f"{network}, batch {mine[0]['batch']}, density {min(i['density'] for i in mine):g}", fontsize=10)
         axes.set_xlabel("masked training steps per second")
         axes.spines[["top", "right"]].set_visible(False)

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 from rich.console import Console
 from rich.table import Table
 
-from .chart import panels
+from lthfunc.reports.charts import GREY, MARKERS, PALETTE, Chart, Colour, Dash, Series
+from lthfunc.reports.matplotlib_figures import panels, save
+
 from .floors import BYTES, PEAK
 from .records import Record
 
 #: The variant that all others are compared with, by kind of measurement.
 _BASES = ("lthfunc, compile", "oneDNN", "dense")
-_TICKS = (0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500)
-#: Okabe & Ito's palette.
-_COLOURS = {
-    "lthfunc, sparse": "#0072B2", "lthfunc, auto": "#56B4E9", "SparseProp": "#D55E00", "tuned": "#0072B2",
-    "compact": "#009E73", "tuned, units": "#F0E442", "csr": "#E69F00", "scipy.sparse CSR": "#CC79A7",
-    "ONNX Runtime": "#D55E00", "2:4": "#D55E00", "block": "#56B4E9", PEAK: "#888888", BYTES: "#BBBBBB",
+_VARIANTS = (
+    "lthfunc, sparse", "SparseProp", "lthfunc, auto", "csr", "compact", "scipy.sparse CSR", "tuned", "ONNX Runtime",
+    "tuned, units", "block", "2:4",
+)  # fmt: skip
+#: How variants are drawn; lower bounds in grey.
+_LOOKS: dict[str, tuple[Colour, Dash, str | None]] = {
+    **{name: (PALETTE[number % len(PALETTE)], "solid", MARKERS[number % len(MARKERS)])
+       for number, name in enumerate(_VARIANTS)},
+    PEAK: (GREY, "dash", None), BYTES: (GREY, "dot", None),
 }  # fmt: skip
 
 
@@ -64,38 +69,20 @@ def _digits(item: Record) -> int:
 
 def draw(path: str, records: Sequence[Record], title: str) -> None:
     """Write a PNG or SVG: a panel for each network, a line for each variant, and a line at 1."""
-    groups = panels_of([item for item in records if not item["unit"].startswith("ms")])
-    figure, grid = panels(list(groups), 3, 4.6, 3.4)
-    labelled = {}
-    for axes, mine in zip(grid, groups.values(), strict=True):
+    charts = []
+    for mine in panels_of([item for item in records if not item["unit"].startswith("ms")]).values():
         base = base_of(mine)
-        if base is None:
-            continue
-        axes.axhline(1, color="#333333", linewidth=1)
-        for variant, colour in _COLOURS.items():
-            line = sorted((item for item in mine if item["variant"] == variant), key=lambda item: -item["density"])
-            if not line:
-                continue
-            floor = variant in (PEAK, BYTES)
-            (drawn,) = axes.plot(
-                [100 * item["density"] for item in line], [speedup(item, base) for item in line], color=colour,
-                marker=None if floor else "o", markersize=4, linewidth=1.5, linestyle="--" if floor else "-",
+        if base is not None:
+            name = f"{mine[0]['network']}, batch {mine[0]['batch']}"
+            lines = [line for variant, look in _LOOKS.items() if (line := _line(variant, look, mine, base)).x]
+            charts.append(
+                Chart(name, name, "weights remaining (%)", "times as fast as dense", lines, log_x=True, log_y=True,
+                      falling=True, across=[(1.0, "dense")])
             )  # fmt: skip
-            labelled[variant] = drawn
-        axes.set_xscale("log")
-        axes.set_yscale("log")
-        axes.invert_xaxis()
-        axes.set_title(f"{mine[0]['network']}, batch {mine[0]['batch']}", fontsize=10)
-        axes.set_xlabel("weights remaining (%)")
-        axes.set_ylabel("times as fast as dense")
-        for axis, (low, high) in ((axes.xaxis, sorted(axes.get_xlim())), (axes.yaxis, axes.get_ylim())):
-            axis.set_major_locator(FixedLocator([value for value in _TICKS if low <= value <= high]))
-            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-            axis.set_minor_formatter(NullFormatter())
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.25)
-    figure.legend(
-        list(labelled.values()), list(labelled), frameon=False, fontsize=9, loc="outside lower center", ncols=6
-    )
-    figure.suptitle(title, fontsize=11)
-    figure.savefig(path, dpi=130)
+    save(panels(charts, title, columns=3), Path(path))
+
+
+def _line(variant: str, look: tuple[Colour, Dash, str | None], records: Sequence[Record], base: Record) -> Series:
+    mine = sorted((item for item in records if item["variant"] == variant), key=lambda item: -item["density"])
+    densities, speeds = [100 * item["density"] for item in mine], [speedup(item, base) for item in mine]
+    return Series(variant, densities, speeds, None, *look)

@@ -31,35 +31,44 @@ _WIDTH, _HEIGHT, _DPI = 6.4, 3.6, 300
 
 def printed(picture: Picture) -> Figure:
     """A picture as a figure of its own."""
-    if isinstance(picture, Chart):
-        return panels([picture], picture.title, caption=picture.caption)
-    picture = with_texts(picture, words)
-    made = _bars(picture) if isinstance(picture, Bars) else _heat(picture)
-    _entitle(made, picture.title, picture.caption)
-    return made
+    return panels([picture], picture.title, picture.caption)
 
 
-def panels(charts: Sequence[Chart], title: str, caption: str = "", columns: int = 2) -> Figure:
-    """Charts side by side, with one legend for all."""
-    columns = min(columns, len(charts))
-    rows = -(-len(charts) // columns)
-    made = figure(*(_WIDTH, _HEIGHT) if len(charts) == 1 else (3.6 * columns, 2.8 * rows + 0.6))
+def panels(pictures: Sequence[Picture], title: str, caption: str = "", columns: int = 2) -> Figure:
+    """Pictures side by side, with one legend for all."""
+    columns = min(columns, len(pictures))
+    rows = -(-len(pictures) // columns)
+    several = len(pictures) > 1
+    made = figure(*(3.6 * columns, 0.6 + rows * 0.8 * max(_size(each)[1] for each in pictures)) if several
+                  else _size(pictures[0]))  # fmt: skip
     grid = made.subplots(rows, columns, squeeze=False).flatten()
     listed: dict[str, Any] = {}
-    for axes in grid[len(charts) :]:
+    for axes in grid[len(pictures) :]:
         axes.set_visible(False)
-    for axes, chart in zip(grid, charts, strict=False):
-        chart = with_texts(chart, words)
-        lines = _draw(axes, chart)
+    for axes, picture in zip(grid, pictures, strict=False):
+        picture = with_texts(picture, words)
+        draw: Any = {Chart: _chart, Bars: _bars, Heat: _heat}[type(picture)]
+        lines = draw(axes, picture)
         listed |= lines if len(lines) > 1 else {}
-        if len(charts) > 1:
-            axes.set_title(chart.title, loc="left", fontsize="medium")
-    _add_legend(made, listed, charts[0].legend_title)
+        axes.set(xlabel=picture.x)
+        if several:
+            axes.set_title(picture.title, loc="left", fontsize="medium")
+    _add_legend(made, listed, getattr(pictures[0], "legend_title", ""))
     _entitle(made, words(title), words(caption))
     return made
 
 
-def _draw(axes: Any, chart: Chart) -> dict[str, Any]:
+def _size(picture: Picture) -> tuple[float, float]:
+    """Width and height in inches."""
+    if isinstance(picture, Bars):
+        thick = 1 if picture.stacked else max(1, 0.6 * len(picture.groups))
+        return _WIDTH, 1.2 + 0.27 * len(picture.labels) * thick
+    if isinstance(picture, Heat):
+        return max(_WIDTH, 2.0 + 0.5 * len(picture.columns)), max(2.7, 1.5 + 0.36 * len(picture.rows))
+    return _WIDTH, _HEIGHT
+
+
+def _chart(axes: Any, chart: Chart) -> dict[str, Any]:
     """Draw a chart; returns what a legend lists."""
     clean(axes)
     listed = {}
@@ -78,21 +87,14 @@ def _draw(axes: Any, chart: Chart) -> dict[str, Any]:
             axes.plot(series.x[at], series.y[at], marker="o", markersize=5, color=colour)
     for value, name in chart.across:
         listed[name] = axes.axhline(value, color=GREY.light, linewidth=1.2, linestyle=(0, (4, 3)), zorder=1.5)
-    _scale(axes, chart)
-    axes.set(xlabel=chart.x, ylabel=fill(chart.y, 30))
-    return listed
-
-
-def _scale(axes: Any, chart: Chart) -> None:
+    _ticks(axes.xaxis, chart.x_ticks())
+    _ticks(axes.yaxis, chart.y_ticks())
     if chart.places:
         axes.set_xticks(range(len(chart.places)), list(chart.places))
-    else:
-        _ticks(axes.xaxis, chart.x_ticks())
     if chart.falling:
         axes.invert_xaxis()
-    _ticks(axes.yaxis, chart.y_ticks())
-    if (shown := chart.shown()) is not None:
-        axes.set_ylim(*shown)
+    axes.set(ylabel=fill(chart.y, 30), ylim=chart.shown() or axes.get_ylim())
+    return listed
 
 
 def _ticks(axis: Any, ticks: Sequence[float] | None) -> None:
@@ -107,10 +109,8 @@ def _ticks(axis: Any, ticks: Sequence[float] | None) -> None:
     axis.set_minor_locator(NullLocator())
 
 
-def _bars(picture: Bars) -> Figure:
+def _bars(axes: Any, picture: Bars) -> dict[str, Any]:
     groups, labels = len(picture.groups), len(picture.labels)
-    made = figure(_WIDTH, 1.2 + 0.27 * labels * (1 if picture.stacked else max(1, 0.6 * groups)))
-    axes = made.subplots()
     clean(axes)
     axes.grid(visible=False, axis="y")
     listed: dict[str, Any] = {}
@@ -134,16 +134,10 @@ def _bars(picture: Bars) -> Figure:
     axes.set_yticks(range(labels), list(picture.labels))
     axes.set_ylim(labels - 0.4, -0.6)
     _ticks(axes.xaxis, picture.x_ticks())
-    axes.set_xlabel(picture.x)
-    if len(listed) > 1:
-        _add_legend(made, listed)
-    return made
+    return listed
 
 
-def _heat(picture: Heat) -> Figure:
-    rows, columns = len(picture.rows), len(picture.columns)
-    made = figure(max(_WIDTH, 2.0 + 0.5 * columns), max(2.7, 1.5 + 0.36 * rows))
-    axes = made.subplots()
+def _heat(axes: Any, picture: Heat) -> dict[str, Any]:
     values = np.array(picture.values, float)
     shown: Any = axes.imshow(values, cmap="viridis", aspect="auto")
     for row, column in np.argwhere(~np.isnan(values)):
@@ -151,18 +145,19 @@ def _heat(picture: Heat) -> Figure:
         colour = "white" if shown.norm(value) < 0.6 else "black"
         text = f"{value:.{picture.digits}f}"
         axes.text(column, row, text, ha="center", va="center", fontsize="x-small", color=colour)
-    axes.set_xticks(range(columns), list(picture.columns), rotation=45 if sum(map(len, picture.columns)) > 50 else 0)
-    axes.set_yticks(range(rows), list(picture.rows))
-    axes.set(xlabel=picture.x, ylabel=picture.y)
-    made.colorbar(shown, ax=axes, label=picture.unit)
-    return made
+    turned = 45 if sum(map(len, picture.columns)) > 50 else 0
+    axes.set_xticks(range(len(picture.columns)), list(picture.columns), rotation=turned)
+    axes.set_yticks(range(len(picture.rows)), list(picture.rows))
+    axes.set_ylabel(picture.y)
+    axes.figure.colorbar(shown, ax=axes, label=picture.unit)
+    return {}
 
 
 def images(
     rows: Sequence[tuple[str, Sequence[Any]]], heads: Sequence[str], title: str, *, size: float, cmap: Any = None
 ) -> Figure:
     """Images in a grid, each in its own proportions. rows: (name, images) each. size: width of an image, in inches."""
-    heights = [images[0].shape[0] / images[0].shape[1] for _, images in rows]
+    heights = [images[0].shape[0] / images[0].shape[1] if images else 1.0 for _, images in rows]
     columns = max(len(images) for _, images in rows)
     made = figure(max(_WIDTH, size * columns + 1), (sum(heights) + 0.12 * len(rows)) * size + 0.6)
     grid = made.subplots(len(rows), columns, squeeze=False, height_ratios=heights)
