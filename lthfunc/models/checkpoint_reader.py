@@ -54,6 +54,8 @@ def import_checkpoint(path: Path, most: int = MOST) -> ImportedCheckpoint:
     notes: list[str] = []
     if path.suffix == ".safetensors":
         found: Any = load_tree(path)[0]
+    elif path.suffix == ".npz":
+        found = _arrays(path)
     else:
         _check_name(path)
         found = _weights_of(_loaded(path), path, notes)
@@ -81,6 +83,17 @@ def _loaded(path: Path) -> Any:
         else:
             reason = first_line(error)
         raise UserError(f"{path}: cannot be read as tensors alone ({reason})") from error
+
+
+def _arrays(path: Path) -> dict[str, Tensor]:
+    """The arrays of a NumPy archive. Raises UserError for other things in it."""
+    import numpy as np
+
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: torch.from_numpy(archive[name]) for name in archive.files}
+    except Exception as error:  # the system's, NumPy's or zipfile's own
+        raise UserError(f"{path}: cannot be read as arrays of numbers alone ({first_line(error)})") from error
 
 
 def _weights_of(found: Any, path: Path, notes: list[str]) -> Any:
