@@ -47,7 +47,7 @@ def config(
 
         from .decoding import decoding
 
-        with decoding() as observe:
+        with decoding("preparing the run") as observe:
             decisions += prepare(settings, observe).decisions
         if json:
             names = ("setting", "value", "reason")

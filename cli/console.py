@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,7 +16,9 @@ from rich.text import Text
 
 from lthfunc.printable import printable
 
-__all__ = ["aside", "printable", "put", "put_json", "put_words", "say", "screen", "warning_in_words"]
+__all__ = [
+    "aside", "busy", "duration", "printable", "put", "put_json", "put_words", "say", "screen", "warning_in_words",
+]  # fmt: skip
 
 
 class _Plain(Console):
@@ -45,13 +47,13 @@ def put(text: object = "", end: str = "\n") -> None:
     print(printable(str(text)), end=end)
 
 
-def put_words(text: str, style: str = "", indent: int = 0) -> None:
-    """Print a sentence on stdout, wrapped at words on a terminal."""
-    console = screen()
+def put_words(text: str, style: str = "", indent: int = 0, console: Console | None = None) -> None:
+    """Print a sentence, wrapped at words on a terminal. console: instead of stdout."""
+    console = console or screen()
     if console.is_terminal:
         console.print(Padding(Text(text, style), (0, 0, 0, indent)))
     else:
-        put(" " * indent + text)
+        console.print(" " * indent + text, soft_wrap=True, highlight=False)
 
 
 def put_json(value: Any) -> None:
@@ -62,6 +64,27 @@ def put_json(value: Any) -> None:
 def say(text: str) -> None:
     """Print a note on stderr at once."""
     print(printable(text), file=sys.stderr, flush=True)
+
+
+@contextmanager
+def busy(what: str) -> Iterator[Callable[[str], None]]:
+    """On a terminal, a moving indicator and what is going on, until this context ends; yields a function to change it.
+
+    For work that can't be counted, and that waits for no answer of the user.
+    """
+    console = aside()
+    if not console.is_terminal:
+        yield lambda what: None
+        return
+    with console.status(Text(what)) as status:
+        yield lambda what: status.update(Text(what))
+
+
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds: "1:23", "2:01:23"."""
+    minutes, rest = divmod(max(0, round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 @contextmanager

@@ -1,34 +1,27 @@
-"""A progress bar while a folder of images is decoded for the first time."""
+"""What a command prepares before it trains: a moving indicator, and how far the decoding of images is."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
-
 from lthfunc.data.images import Observe
 
-from .bars import bar_of
+from .console import busy, duration
 
 
 @contextmanager
-def decoding() -> Iterator[Observe]:
-    """A function for `load` to report progress to; the bar appears with the first image."""
-    progress = bar_of(
-        TextColumn("decoding images"), BarColumn(bar_width=20), MofNCompleteColumn(), TimeRemainingColumn()
-    )
-    bar: TaskID | None = None
+def decoding(what: str) -> Iterator[Observe]:
+    """A function for `load` to report decoded images to. what: what else is going on meanwhile."""
+    with busy(what) as update:
+        begun: float | None = None
 
-    def observe(done: int, total: int) -> None:
-        nonlocal bar
-        if bar is None:
-            progress.start()
-            bar = progress.add_task("", total=total)
-        progress.update(bar, completed=done)
+        def observe(done: int, total: int) -> None:
+            nonlocal begun
+            now = time.monotonic()
+            begun = begun or now
+            left = f", {duration((now - begun) * (total - done) / done)} left" if done else ""
+            update(f"{what}: {done:,} of {total:,} images decoded{left}")
 
-    try:
         yield observe
-    finally:
-        if bar is not None:
-            progress.stop()

@@ -15,13 +15,16 @@ from lthfunc.experiments.config import (
     check_alternatives,
     current_names,
     replaced_by,
+    trainings_of,
     warn_of_former_names,
 )
 from lthfunc.experiments.resolve import resolved
 from lthfunc.experiments.schema import from_mapping
 from lthfunc.experiments.trust import check_trust
+from lthfunc.printable import counted
 
 from . import options as o
+from .console import busy
 
 
 @o.with_settings("prune")
@@ -36,10 +39,7 @@ def prune(
     The folder of results holds the winning ticket, its trained weights, the weights and masks of every round, the
     metrics, and three pictures.
     """
-    settings = settings_of("prune", sources)
-    from .running import new_run  # imports torch, so it comes after all checks that don't need it
-
-    new_run(settings, "prune", out, shown=o.Shown(json, layers))
+    _start("prune", sources, out, o.Shown(json, layers))
 
 
 @o.with_settings("train")
@@ -49,10 +49,7 @@ def train(
     json: o.Json = False,
 ) -> None:
     """Train the dense network, without pruning."""
-    settings = settings_of("train", sources)
-    from .running import new_run
-
-    new_run(settings, "train", out, shown=o.Shown(json))
+    _start("train", sources, out, o.Shown(json))
 
 
 @o.with_settings("resume")
@@ -68,9 +65,18 @@ def resume(
     Trainings resume from their checkpoints; damaged ones are trained again. The options replace the run's own, since
     they change no result.
     """
-    from .running import resume_run
-
+    with busy("loading PyTorch"):
+        from .running import resume_run
     resume_run(run, given, trust, shown=o.Shown(json, layers))
+
+
+def _start(command: str, sources: o.Sources, out: str | None, shown: o.Shown) -> None:
+    config = settings_of(command, sources)
+    rounds = f", {counted(config.rounds, 'round')} of pruning" if config.rounds else ""
+    what = f"{config.arch} on {config.dataset}{rounds}, {counted(trainings_of(config), 'training')}"
+    with busy(f"{what}: loading PyTorch"):  # after all checks that don't need it
+        from .running import new_run
+    new_run(config, command, out, shown=shown)
 
 
 def settings_of(command: str, sources: o.Sources) -> Config:

@@ -1,42 +1,55 @@
-"""Progress: live on a terminal, otherwise a line per finished training."""
+"""The display of trainings: live on a terminal (`prune`, and `watch` in another one), otherwise few plain lines."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress_bar import ProgressBar
+from rich.table import Table
 
-from lthfunc.experiments.iterative import TICKET, Plan, Task
-from lthfunc.experiments.records import Record
-from lthfunc.runs.folder import Name
+from lthfunc.experiments.iterative import TICKET, Task
+from lthfunc.experiments.records import Record, Row, summarize
+from lthfunc.printable import counted
+from lthfunc.reports.tables import result_table
+from lthfunc.scheduling.progress import Tracker
 from lthfunc.scheduling.queue import Watcher
-from lthfunc.training.batches import steps_per_epoch
 from lthfunc.training.results import Point
-from lthfunc.trees.ops import density
 
 from .bars import bar_of
-from .console import say
+from .console import duration, printable, say
 
-#: Seconds between two redraws; counting every step would cost more than a small step takes.
+#: Seconds between two redraws of a bar; counting every step would cost more than a small step takes.
 _REDRAW = 0.1
-#: Most trainings that are named beside the bar.
+#: Redraws of the live display per second.
+_REFRESHES = 4
+#: Most trainings that are named beside a bar.
 _SHOWN = 2
+#: Columns of a screen from which on a training's density and loss are shown.
+_WIDE = 100
+#: Columns of a bar, and of all else in its line but the name, without and with these.
+_BAR, _BESIDE, _BESIDE_WIDE = (8, 40), 44, 74
 
 
 @contextmanager
-def watching(console: Console, plan: Plan) -> Iterator[Watcher]:
-    """The watcher for stderr: a live bar on a terminal, otherwise lines."""
+def watching(
+    console: Console, title: str, trainings: int, tracker: Tracker, records: Sequence[Record]
+) -> Iterator[Watcher]:
+    """The watcher of a run for stderr: a live display on a terminal, otherwise lines.
+
+    title: what is trained on what. trainings: all of the run; records: those that have finished before.
+    """
     if not console.is_terminal:
-        yield Lines()
+        yield Lines(trainings, tracker, records)
         return
-    live = Live(console, plan)
-    with live.progress:
-        yield live
+    display = _Display(console, title, trainings, tracker, records)
+    with Live(console=console, get_renderable=display.now, refresh_per_second=_REFRESHES, transient=True):
+        yield display
 
 
 @contextmanager
@@ -47,102 +60,98 @@ def watching_tasks(count: int, line: Callable[[Any, Record], str]) -> Iterator[W
         yield _Tasks(progress, count, line)
 
 
-def who(seed: int, number: int | str, variant: str) -> str:
+def who(seed: int, number: int, variant: str) -> str:
     """A short name for a training."""
     return f"seed {seed} round {number}" + ("" if variant == TICKET else f" {variant}")
 
 
-def line(item: Record) -> str:
-    """A finished training in one line."""
-    return (
-        f"{who(item['seed'], item['round'], item['variant'])}: density {100 * item['density']:.2f} %, "
-        f"val {100 * item['val_accuracy']:.2f} %, test {100 * item['test_accuracy']:.2f} %, "
-        f"stop {item['early_stop_step']:,}, {item['seconds']:.1f} s"
-    )
+def progress_view(
+    title: str, finished: int, trainings: int, about: dict[str, Any] | None, rows: Sequence[Row], size: tuple[int, int]
+) -> Group:
+    """A run as it is now: the time left, a bar per training, and the results so far, as many as there is room for.
+
+    finished: how many of the trainings are. about: of those under way, as in ``.progress.json``. size: columns and
+    lines of the screen.
+    """
+    width, height = size
+    parts: list[Any] = [printable(f"{title}: {finished} of {counted(trainings, 'training')} finished")]
+    if about is not None:
+        steps = f"{about['done']:,} of {about['total']:,} steps"
+        left = "" if about.get("left") is None else f", about {duration(about['left'])} left"
+        parts += [steps + left, _bars(about["trainings"], width)]
+    if rows:
+        room = height - len(parts) - len((about or {}).get("trainings", ())) - 4
+        shown = rows[-max(1, room) :]
+        if len(shown) < len(rows):
+            parts.append(f"… {len(rows) - len(shown)} rows above")
+        parts += ["", result_table(shown, width)]
+    return Group(*parts)
+
+
+def _bars(trainings: Sequence[dict[str, Any]], width: int) -> Table:
+    """A line per training: its name, a bar that moves until it can be counted, steps per second, accuracy."""
+    table = Table.grid(padding=(0, 2))
+    for column in range(7 if width >= _WIDE else 5):
+        table.add_column(no_wrap=True, justify="left" if column < 2 else "right")
+    names = [who(each["seed"], each["round"], each["variant"]) for each in trainings]
+    beside = max(map(len, names), default=0) + (_BESIDE_WIDE if width >= _WIDE else _BESIDE)
+    bar = min(max(width - beside, _BAR[0]), _BAR[1])
+    for name, each in zip(names, trainings, strict=True):
+        done, of = each["at"] - each["start"], each["stop"] - each["start"]
+        point, rate, counts = each["point"], each.get("rate"), done > 0
+        cells = [
+            "" if rate is None else f"{rate:,.0f} steps/s",
+            "" if point is None else f"val {100 * point['accuracy']:.2f} %",
+        ]
+        if width >= _WIDE:
+            loss = "" if point is None else f"loss {point['loss']:.3f}"
+            cells += [loss, f"density {100 * each['density']:.1f} %"]
+        share = f"{100 * done / max(1, of):.0f} %" if counts else "starting"
+        table.add_row(name, ProgressBar(of if counts else None, done, width=bar, pulse=not counts), share, *cells)
+    return table
 
 
 class Lines(Watcher):
-    """A line on stderr for each finished training."""
+    """A line on stderr for each seed's finished round."""
+
+    def __init__(self, trainings: int, tracker: Tracker, records: Sequence[Record]) -> None:
+        self._trainings, self._tracker, self._records = trainings, tracker, list(records)
 
     def end(self, task: Task, item: Record) -> None:
-        say(line(item))
+        self._records.append(item)
+        if self._tracker.is_under_way(task.seed, task.number):
+            return
+        mine = [each for each in self._records if (each["seed"], each["round"]) == (task.seed, task.number)]
+        done, left = len(self._records), self._tracker.seconds_left()
+        ahead = f", about {duration(left)} left" if left and done < self._trainings else ""
+        accuracies = "; ".join(map(_accuracies, sorted(mine, key=lambda each: each["variant"] != TICKET)))
+        say(f"{who(task.seed, task.number, TICKET)}: density {100 * item['density']:.2f} %, {accuracies} "
+            f"({done} of {counted(self._trainings, 'training')}{ahead})")  # fmt: skip
 
 
-@dataclass
-class _Under:
-    """An unfinished training."""
-
-    task: Task
-    start: int
-    stop: int
-    at: int
-    point: Point | None = None
+def _accuracies(item: Record) -> str:
+    name = "" if item["variant"] == TICKET else f"{item['variant']} "
+    return f"{name}val {100 * item['val_accuracy']:.2f} %, test {100 * item['test_accuracy']:.2f} %"
 
 
-class Live(Watcher):
-    """A bar over all steps of the experiment, and the current figures of the trainings."""
+class _Display(Watcher):
+    """The live display. It is drawn by its own thread, so that steps have no part in it."""
 
-    def __init__(self, console: Console, plan: Plan) -> None:
-        self._plan = plan
-        self._per_epoch = steps_per_epoch(len(plan.trainer.data.train.x), plan.trainer.batch_size)
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=8),
-            TimeRemainingColumn(),
-            TextColumn("left"),
-            console=console,
-            transient=True,
-        )
-        self._bar = self.progress.add_task("starting")
-        self._before = 0  # steps of finished trainings
-        self._under: dict[Name, _Under] = {}
-        self._drawn = 0.0
-
-    def total(self, steps: int) -> None:
-        self.progress.update(self._bar, total=steps)
-
-    def begin(self, task: Task, stop: int) -> None:
-        start = int(task.start.step)
-        self._under[task.key] = _Under(task, start, stop, start)
-        self._show()
-
-    def step(self, task: Task, number: int, point: Point | None) -> None:
-        under = self._under[task.key]
-        under.at = number
-        if point is not None:
-            under.point = point
-        now = time.monotonic()
-        if now - self._drawn > _REDRAW:
-            self._drawn = now
-            self._show()
+    def __init__(
+        self, console: Console, title: str, trainings: int, tracker: Tracker, records: Sequence[Record]
+    ) -> None:
+        self._console, self._title, self._trainings, self._tracker = console, title, trainings, tracker
+        self._records = list(records)
+        self._rows = summarize(self._records)
 
     def end(self, task: Task, item: Record) -> None:
-        under = self._under.pop(task.key)
-        self._before += under.stop - under.start
-        self.progress.console.print(line(item), highlight=False, soft_wrap=True)
+        self._records.append(item)
+        self._rows = summarize(self._records)
 
-    def _show(self) -> None:
-        done = self._before + sum(under.at - under.start for under in self._under.values())
-        trainings = list(self._under.values())
-        parts = [who(under.task.seed, under.task.number, under.task.variant) for under in trainings]
-        text = self._in_full(trainings[0]) if len(trainings) == 1 else _first_of(parts)
-        self.progress.update(self._bar, completed=done, description=text)
-
-    def _in_full(self, under: _Under) -> str:
-        task, point = under.task, under.point
-        figures = f" loss {point.train_loss:.3f} acc {100 * point.val_accuracy:.1f} %" if point else ""
-        epochs = -(-under.stop // self._per_epoch)
-        return (
-            f"{who(task.seed, f'{task.number}/{self._plan.rounds}', task.variant)} "
-            f"density {100 * density(task.start.masks):.1f} % "
-            f"epoch {min(epochs, under.at // self._per_epoch + 1)}/{epochs}{figures}"
-        )
-
-
-def _first_of(parts: list[str]) -> str:
-    """As many trainings as fit on a line."""
-    rest = f" and {len(parts) - _SHOWN} more" if len(parts) > _SHOWN else ""
-    return " · ".join(parts[:_SHOWN]) + rest
+    def now(self) -> Group:
+        """What is drawn."""
+        finished, about = len(self._records), self._tracker.snapshot()
+        return progress_view(self._title, finished, self._trainings, about, self._rows, self._console.size)
 
 
 class _Tasks(Watcher):
@@ -168,3 +177,9 @@ class _Tasks(Watcher):
         del self._steps[task.description]
         self._progress.advance(self._bar)
         self._progress.console.print(self._line(task, item), highlight=False, soft_wrap=True)
+
+
+def _first_of(parts: list[str]) -> str:
+    """As many trainings as fit on a line."""
+    rest = f" and {len(parts) - _SHOWN} more" if len(parts) > _SHOWN else ""
+    return " · ".join(parts[:_SHOWN]) + rest

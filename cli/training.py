@@ -9,11 +9,12 @@ from pathlib import Path
 
 import typer
 
+from lthfunc.catalog.pruning import ALLOCATIONS
 from lthfunc.data.data_warnings import find_warnings
 from lthfunc.distributed.collectives import current_collectives
 from lthfunc.energy.meter import Meter, check_meter, metering
 from lthfunc.errors import DivergedError, LostRankError
-from lthfunc.experiments.config import Config, to_mapping
+from lthfunc.experiments.config import Config, to_mapping, trainings_of
 from lthfunc.experiments.iterative import Task
 from lthfunc.experiments.plan import PreparedPlan, prepare
 from lthfunc.experiments.records import Record
@@ -21,7 +22,7 @@ from lthfunc.experiments.trust import places_in, remember_code
 from lthfunc.printable import counted
 from lthfunc.runs.folder import TRAIN
 from lthfunc.scheduling.execute import check_ray, execute, jobs_of
-from lthfunc.scheduling.progress import broadcasting
+from lthfunc.scheduling.progress import Tracker, broadcasting, outlook_of
 from lthfunc.scheduling.queue import Execution
 from lthfunc.scheduling.ranks import agree_on_plan
 from lthfunc.tracking.table import check_trackers, tracking
@@ -29,7 +30,7 @@ from lthfunc.training.cpu_threads import using_threads
 from lthfunc.training.malloc import keep_freed_memory
 from lthfunc.training.results import Stopped
 
-from .console import aside, say
+from .console import aside, put_words, say
 from .decoding import decoding
 from .progress import watching
 from .remote_runs import named, sent_on
@@ -43,7 +44,7 @@ def prepare_run(config: Config) -> PreparedPlan:
     if config.energy:
         check_meter(config.country)
     collectives = current_collectives()
-    with decoding() as observe:
+    with decoding(f"preparing {config.arch} on {config.dataset}") as observe:
         prepared = prepare(config, observe, collectives)
     remember_code(to_mapping(config))
     for hint in find_warnings(prepared.plan.trainer.data):
@@ -64,14 +65,14 @@ def train_run(
     """Run the missing trainings of a run. again: the command that resumes it."""
     config, plan, note, _ = prepared
     again = again or _resume(folder, config)
-    say(_headline(prepared, command))
-    if note:
-        say(note)
+    tracker = Tracker(outlook_of(config, plan, jobs_of(config, plan), earlier))
+    for line in (*_headline(prepared, command, folder), *([note] if note else [])):
+        put_words(line, console=aside())
     with (
         session(config, again, _resume(folder, config)) as (stop, meter),
-        watching(aside(), plan) as live,
+        watching(aside(), f"{config.arch} on {config.dataset}", trainings_of(config), tracker, earlier) as live,
         tracking(config, folder) as trackers,
-        broadcasting(folder, [live, *trackers, *sent_on(folder)]) as watcher,
+        broadcasting(folder, tracker, [live, *trackers, *sent_on(folder)]) as watcher,
     ):
         return execute(Execution(config, plan, folder, stop, watcher, meter=meter, again=again), earlier, tasks)
 
@@ -116,22 +117,37 @@ def _resume(folder: Path, config: Config) -> str:
     return f"lthfunc resume {shlex.quote(named(folder))}" + (" --trust" if places_in(to_mapping(config)) else "")
 
 
-def _headline(prepared: PreparedPlan, command: str) -> str:
+def _headline(prepared: PreparedPlan, command: str, folder: Path) -> Iterator[str]:
+    """What will be done, in a few lines."""
     config, plan = prepared.config, prepared.plan
     data = plan.trainer.data
-    side_by_side = f", {jobs} side by side" if (jobs := jobs_of(config, plan)) > 1 else ""
+    yield (
+        f"{config.arch} on {config.dataset}: {len(data.train.x):,} training, {len(data.val.x):,} validation and "
+        f"{len(data.test.x):,} test examples"
+    )
+    seeds = f" with {config.replicates} seeds" if config.replicates > 1 else ""
+    trainings = f"{counted(trainings_of(config), 'training')} of {counted(plan.steps, 'step')}"
+    yield f"{trainings}{seeds}: {_rounds(config, command)}"
+    at_once = f", {jobs} trainings side by side" if (jobs := jobs_of(config, plan)) > 1 else ""
     if (ranks := plan.trainer.work.collectives.world_size) > 1:
-        side_by_side = f", on {ranks} ranks"
+        at_once = f", on {ranks} ranks"
     if config.executor != "local":
-        side_by_side = f", on {config.executor}"
-    how = f"{'compiled' if config.engine == 'compile' else config.engine}{side_by_side}"
-    rounds = f"{counted(config.rounds, 'round')} {_how_far(config)} ({config.allocate}), " if command != TRAIN else ""
-    seeds = f", {config.replicates} seeds" if config.replicates > 1 else ""
+        at_once = f", on {config.executor}"
+    yield f"on {config.device}, engine {config.engine}{at_once}; results in {named(folder)}"
+
+
+def _rounds(config: Config, command: str) -> str:
+    if command == TRAIN or not config.rounds:
+        return "the dense network"
+    per_round = f"{100 * config.rate:g} % of the remaining weights" if config.densities is None else "weights"
+    controls = f", and controls: {', '.join(config.control)}" if config.control else ""
     return (
-        f"{config.arch} on {config.dataset} ({len(data.train.x):,} training, {len(data.val.x):,} validation, "
-        f"{len(data.test.x):,} test): {rounds}{counted(plan.steps, 'step')} each{seeds}, {config.device}, {how}"
+        f"the dense network, then {counted(config.rounds, 'round')} that each prune {per_round} by {config.score}, "
+        f"{config.allocate} ({ALLOCATIONS.about(config.allocate)}){_until(config)}{controls}"
     )
 
 
-def _how_far(config: Config) -> str:
-    return f"at rate {config.rate:g}" if config.densities is None else f"to {config.densities}"
+def _until(config: Config) -> str:
+    if config.densities is not None:
+        return f", to densities {config.densities}"
+    return f", to a density of {100 * (1 - config.rate) ** config.rounds:.1f} %"

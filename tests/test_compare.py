@@ -142,7 +142,7 @@ def test_a_live_run_is_seen_from_elsewhere(tmp_path: Path, capsys: Any) -> None:
         assert at_work(folder)
         assert run("watch", folder, "--once") == 0
         out = capsys.readouterr().out
-        assert "lenet300 on digits, 0 of 2 trainings" in out
+        assert "lenet300 on digits: 0 of 2 trainings finished" in out
         assert "of 4,000,000 steps" in out
         assert "seed 0 round 0" in out
         process.terminate()

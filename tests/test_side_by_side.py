@@ -80,8 +80,8 @@ def test_an_interruption_stops_every_worker_and_the_run_goes_on(tmp_path: Path, 
     command = [sys.executable, "-m", "lthfunc_cli", "prune", *options, "--engine", engine, "--out", str(folder)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
         assert process.stderr is not None
-        said = process.stderr.readline()
-        assert "2 side by side" in said
+        said = "".join(process.stderr.readline() for _ in range(3))
+        assert "2 trainings side by side" in said
         until(lambda: under_way(folder, 2), process)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal's Ctrl-C: to the whole group
         said += process.stderr.read()

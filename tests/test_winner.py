@@ -90,12 +90,12 @@ def test_other_metrics_and_older_runs_allow_for_no_noise_with_one_seed() -> None
 def test_the_verdict_gives_the_difference_the_noise_and_the_seeds() -> None:
     assert verdict(chosen(0.95, 0.96)) == (
         "Winning ticket: round 1, 90.0 % of the weights, is the sparsest whose validation accuracy is no worse than "
-        "the dense network's: 96.00 % against 95.00 %. That is 1 seed; others may differ."
+        "the dense network's: 96.00 % against 95.00 %. This is one seed: how much seeds differ is not known."
     )
     assert "94.95 % against 95.00 %, 0.05 points less but within the noise of 0.49." in verdict(chosen(0.95, 0.9495))
     assert verdict(chosen(0.95, 0.9)) == (
         "No pruned round won: the best of them, round 1, reaches a validation accuracy of 90.00 %, 5.00 points (noise "
-        "explains 0.49) below the dense network's 95.00 %. That is 1 seed; others may differ."
+        "explains 0.49) below the dense network's 95.00 %. This is one seed: how much seeds differ is not known."
     )
     several = choose([line(s, r, 0.9 + r * (0.01, 0.03)[s]) for r in (0, 1) for s in (0, 1)], 100)
     half = 0.01 * math.sqrt(2) / math.sqrt(2)

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from lthfunc.experiments.iterative import TICKET
 from lthfunc.experiments.records import Row
 from lthfunc.experiments.winner import Candidate, Choice
-from lthfunc.printable import counted
 
 
 def verdict(choice: Choice) -> str:
@@ -34,7 +33,7 @@ def verdict(choice: Choice) -> str:
 
 def _certainty(found: Candidate) -> str:
     if found.standard_error is None:
-        return f"That is {counted(found.seeds, 'seed')}; others may differ." if found.seeds < 2 else ""
+        return "This is one seed: how much seeds differ is not known." if found.seeds < 2 else ""
     return (
         f"Over {found.seeds} seeds the difference is {100 * found.difference:+.2f} ± {100 * found.standard_error:.2f} "
         "points (mean ± standard error)."

@@ -29,6 +29,7 @@ class _UnderWay(LineSchema):
     start: Whole
     at: Whole
     stop: Whole
+    rate: Annotated[Finite, Ge(0)] | None = None
     point: _Point | None
 
 
@@ -38,6 +39,7 @@ class Progress(LineSchema):
     time: Finite
     done: Whole
     total: Whole
+    left: Annotated[Finite, Ge(0)] | None = None
     trainings: list[_UnderWay]
 
 

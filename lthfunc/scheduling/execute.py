@@ -14,7 +14,7 @@ from lthfunc.experiments.iterative import TICKET, Plan, Round, Task, rounds
 from lthfunc.experiments.records import Record, record
 from lthfunc.hardware import usable_cores
 from lthfunc.runs.checkpoints import drop_checkpoints
-from lthfunc.runs.folder import in_order, record_key, training_folder
+from lthfunc.runs.folder import Name, in_order, record_key, training_folder
 from lthfunc.runs.store import done_so_far, save_training
 from lthfunc.runs.ticket_files import write_ticket_files
 from lthfunc.scheduling.executors import run_on
@@ -129,12 +129,17 @@ def jobs_of(config: Config, plan: Plan) -> int:
     return max(1, min(trainings, usable_cores() // (config.threads or 1)))
 
 
-def _steps_ahead(config: Config, plan: Plan, earlier: list[Record]) -> int:
+def trainings_ahead(config: Config, plan: Plan, earlier: Sequence[Record]) -> list[Name]:
+    """The trainings of a run that are not finished yet."""
     done = set(map(record_key, earlier))
-    return sum(
-        plan.steps_of(number, variant)
-        for replicate in range(config.replicates)
+    return [
+        (seed, number, variant)
+        for seed in range(config.seed, config.seed + config.replicates)
         for number in range(plan.rounds + 1)
         for variant in (TICKET, *(plan.controls if number else ()))
-        if (config.seed + replicate, number, variant) not in done
-    )
+        if (seed, number, variant) not in done
+    ]
+
+
+def _steps_ahead(config: Config, plan: Plan, earlier: Sequence[Record]) -> int:
+    return sum(plan.steps_of(number, variant) for _, number, variant in trainings_ahead(config, plan, earlier))

@@ -1,27 +1,34 @@
 """The progress of a run, for other processes that read its folder.
 
-``.progress.json``: ``{"time": …, "done": steps, "total": steps, "trainings": [{"seed", "round", "variant", "density",
-"start", "at", "stop", "point"}, …]}``; it exists while a process works on the run, and is never written within a step.
+``.progress.json``: ``{"time": …, "done": steps, "total": steps, "left": seconds, "trainings": [{"seed", "round",
+"variant", "density", "start", "at", "stop", "rate", "point"}, …]}``; it exists while a process works on the run, and is
+never written within a step.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lthfunc.errors import DamagedError
-from lthfunc.experiments.iterative import Task
+from lthfunc.experiments.config import Config
+from lthfunc.experiments.iterative import Plan, Task
 from lthfunc.experiments.records import Record
 from lthfunc.runs import safe_files
 from lthfunc.runs.folder import PROGRESS, Name
 from lthfunc.runs.side_file_schemas import Progress, content_of
+from lthfunc.scheduling.execute import trainings_ahead
+from lthfunc.scheduling.forecast import Pace, Seen, pace_of, seconds_left
 from lthfunc.scheduling.queue import Watcher
+from lthfunc.sparse.cost_model import relative_time
 from lthfunc.training.results import Point
 from lthfunc.trees.ops import density
 
@@ -76,55 +83,191 @@ class Uploads(Watcher):
             self._mirror.send()
 
 
-class _Broadcast(Watcher):
-    """Writes the progress of the trainings, about once per second."""
+class Outlook(NamedTuple):
+    """What is known of a run before it starts.
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    steps: of each training ahead. workers: trainings at once. density: of a round -> as planned. cost: the share of
+    its weights that each layer keeps -> the time of a step, in units of the dense network's. earlier: times of
+    trainings that an interrupted run has finished.
+    """
+
+    steps: Mapping[Name, int]
+    workers: int
+    density: Callable[[int], float]
+    cost: Callable[[Mapping[str, float]], float]
+    earlier: Sequence[Seen] = ()
+
+
+def outlook_of(config: Config, plan: Plan, workers: int, records: Sequence[Record]) -> Outlook:
+    """The outlook of a run with these finished trainings."""
+
+    def planned(number: int) -> float:
+        if number == 0 or plan.densities is None:
+            return (1 - plan.rate) ** number
+        return plan.densities[number - 1]
+
+    def cost(kept: Mapping[str, float]) -> float:
+        return relative_time(config.engine, plan.model, plan.trainer.data.shape, kept)
+
+    steps = {name: plan.steps_of(*name[1:]) for name in trainings_ahead(config, plan, records)}
+    earlier = [
+        Seen(max(1, item["final_step"] - item["curve"][0][0]), 0.0, item["seconds"], 0.0,
+             cost({name: layer["density"] for name, layer in item["layers"].items()}))
+        for item in records
+    ]  # fmt: skip
+    return Outlook(steps, workers, planned, cost, earlier)
+
+
+@dataclass
+class _UnderWay:
+    """An unfinished training. first, last: (time, step) of its first and last step in this process."""
+
+    task: Task
+    start: int
+    stop: int
+    at: int
+    begun: float
+    kept: dict[str, float]
+    cost: float
+    first: tuple[float, int] | None = None
+    last: float = 0.0
+    point: Point | None = None
+
+    @property
+    def rate(self) -> float | None:
+        """Steps per second."""
+        if self.first is None or self.at == self.first[1]:
+            return None
+        return (self.at - self.first[1]) / max(1e-9, self.last - self.first[0])
+
+
+class Tracker(Watcher):
+    """How far a run is, and the time that it still takes."""
+
+    def __init__(self, outlook: Outlook, clock: Callable[[], float] = time.monotonic) -> None:
+        self._outlook, self._clock = outlook, clock
+        self._ahead = dict(outlook.steps)
+        self._under: dict[Name, _UnderWay] = {}
+        self._seen: list[Seen] = []
+        self._kept: tuple[int, dict[str, float]] = (-1, {})  # of the latest round so far
         self._total = self._before = 0
-        self._under: dict[Name, dict[str, Any]] = {}
-        self._written = float("-inf")
 
     def total(self, steps: int) -> None:
         self._total = steps
+
+    def begin(self, task: Task, stop: int) -> None:
+        start, now = int(task.start.step), self._clock()
+        kept = {name: float(mask.float().mean()) for name, mask in task.start.masks.items()}
+        self._ahead.pop(task.key, None)
+        self._kept = max(self._kept, (task.number, kept), key=lambda each: each[0])
+        self._under[task.key] = _UnderWay(task, start, stop, start, now, kept, self._outlook.cost(kept))
+
+    def step(self, task: Task, number: int, point: Point | None) -> None:
+        under, now = self._under[task.key], self._clock()
+        under.at, under.last = number, now
+        if under.first is None:
+            under.first = now, number
+        if point is not None:
+            under.point = point
+
+    def end(self, task: Task, item: Record) -> None:
+        under = self._under.pop(task.key)
+        self._before += under.stop - under.start
+        if under.first is not None and under.at > under.first[1]:
+            self._seen.append(_seen(under, self._clock() - under.last))
+
+    def is_under_way(self, seed: int, number: int) -> bool:
+        """Whether a training of a seed's round has not ended yet."""
+        return any(name[:2] == (seed, number) for name in (*self._ahead, *self._under))
+
+    def snapshot(self) -> dict[str, Any]:
+        """The progress as plain values, as in ``.progress.json``."""
+        under = list(self._under.values())
+        done = self._before + sum(each.at - each.start for each in under)
+        return {
+            "time": time.time(), "done": done, "total": self._total, "left": self.seconds_left(),
+            "trainings": [_plain(each) for each in under],
+        }  # fmt: skip
+
+    def seconds_left(self) -> float | None:
+        """The time that the run still takes; None before the first steps."""
+        under, workers, now = list(self._under.values()), self._outlook.workers, self._clock()
+        seen = self._seen or [_seen(each, 0.0) for each in under if each.rate] or list(self._outlook.earlier)
+        if not seen:
+            return None
+        pace = pace_of(seen, workers)
+        ahead = {name: pace.training(steps, self._cost_of(name[1])) for name, steps in self._ahead.items()}
+        return seconds_left(ahead, {each.task.key: _left(each, pace, now) for each in under}, workers)
+
+    def _cost_of(self, number: int) -> float:
+        """The cost of a step in a later round, in which layers go on losing weights as before (at first, alike)."""
+        latest, kept = self._kept
+        planned = self._outlook.density(number)
+        if latest < 1:
+            return self._outlook.cost(dict.fromkeys(kept, planned))
+        power = math.log(planned) / math.log(self._outlook.density(latest))
+        return self._outlook.cost({name: share**power for name, share in kept.items()})
+
+
+def _seen(under: _UnderWay, back: float) -> Seen:
+    assert under.first is not None
+    (first, step), last = under.first, under.last
+    return Seen(under.at - step, first - under.begun, last - first, back, under.cost)
+
+
+def _left(under: _UnderWay, pace: Pace, now: float) -> float:
+    """Seconds until a training ends: at its own rate once it has one, before that as expected."""
+    if under.first is None:
+        return max(0.0, pace.training(under.stop - under.start, under.cost) - (now - under.begun))
+    share = (under.at - under.start) / (under.stop - under.start)
+    expected = pace.step(under.cost)
+    seconds = expected if not under.rate else share / under.rate + (1 - share) * expected
+    return max(0.0, (under.stop - under.at + pace.back) * seconds - (now - under.last))
+
+
+def _plain(under: _UnderWay) -> dict[str, Any]:
+    task, point = under.task, under.point
+    figures = None if point is None else {"step": point.step, "loss": point.val_loss, "accuracy": point.val_accuracy}
+    return {
+        "seed": task.seed, "round": task.number, "variant": task.variant, "density": density(task.start.masks),
+        "start": under.start, "at": under.at, "stop": under.stop, "rate": under.rate,
+        "point": figures,
+    }  # fmt: skip
+
+
+class _Broadcast(Watcher):
+    """Writes the progress of the trainings, about once per second."""
+
+    def __init__(self, path: Path, tracker: Tracker) -> None:
+        self._path, self._tracker = path, tracker
+        self._written = float("-inf")
+
+    def total(self, steps: int) -> None:
         self._write()
 
     def begin(self, task: Task, stop: int) -> None:
-        start = int(task.start.step)
-        self._under[task.key] = {
-            "seed": task.seed, "round": task.number, "variant": task.variant, "density": density(task.start.masks),
-            "start": start, "at": start, "stop": stop, "point": None,
-        }  # fmt: skip
         self._write()
 
     def step(self, task: Task, number: int, point: Point | None) -> None:
-        under = self._under[task.key]
-        under["at"] = number
-        if point is not None:
-            under["point"] = {"step": point.step, "loss": point.val_loss, "accuracy": point.val_accuracy}
         if time.monotonic() - self._written > _EVERY:
             self._write()
 
     def end(self, task: Task, item: Record) -> None:
-        under = self._under.pop(task.key)
-        self._before += under["stop"] - under["start"]
         self._write()
 
     def _write(self) -> None:
         self._written = time.monotonic()
-        under = list(self._under.values())
-        done = self._before + sum(each["at"] - each["start"] for each in under)
-        about = {"time": time.time(), "done": done, "total": self._total, "trainings": under}
         with suppress(OSError):  # no reason to end a training
-            safe_files.write(self._path.parent, self._path, json.dumps(about).encode(), durable=False)
+            payload = json.dumps(self._tracker.snapshot()).encode()
+            safe_files.write(self._path.parent, self._path, payload, durable=False)
 
 
 @contextmanager
-def broadcasting(folder: Path, watchers: Sequence[Watcher]) -> Iterator[Watcher]:
-    """The watchers as one, which also writes to the folder during this context."""
+def broadcasting(folder: Path, tracker: Tracker, watchers: Sequence[Watcher]) -> Iterator[Watcher]:
+    """The tracker and the watchers as one, which also writes to the folder during this context."""
     path = folder / PROGRESS
     try:
-        yield _All([*watchers, _Broadcast(path)])
+        yield _All([tracker, *watchers, _Broadcast(path, tracker)])
     finally:
         with suppress(OSError):
             safe_files.remove(folder, path)

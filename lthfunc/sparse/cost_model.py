@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -47,12 +48,30 @@ class _LayerCost(NamedTuple):
 
 def is_faster(model: Model, shape: tuple[int, ...], masks: Masks) -> bool:
     """Whether a network on inputs of `shape` should run on the sparse engine, under these masks (none: dense)."""
+    sparse, dense = _times(model, shape, {name: float(mask.float().mean()) for name, mask in masks.items()})
+    return sparse < _MARGIN * dense
+
+
+def relative_time(engine: str, model: Model, shape: tuple[int, ...], kept: Mapping[str, float]) -> float:
+    """The time of a step of an engine, where layers keep these shares of their weights, over that without pruning."""
+    if engine.partition("/")[0] != "sparse":
+        return 1.0
+
+    def time(kept: Mapping[str, float]) -> float:
+        sparse, dense = _times(model, shape, kept)
+        return sparse if engine == "sparse" or sparse < _MARGIN * dense else dense
+
+    return time(kept) / time({})
+
+
+def _times(model: Model, shape: tuple[int, ...], kept: Mapping[str, float]) -> tuple[float, float]:
+    """(of the sparse engine, of a dense one). kept: the share of a layer's weights that remain, by name."""
     dense = sparse = 0.0
     for layer in _layers(model, shape, has_wide_amd_cores() and have_avx512()):
-        kept = float(masks[layer.name].float().mean()) if layer.name in masks else 1.0
-        sparse += min(_SURVIVOR * kept + (0 if layer.linear else _REST), layer.most) * layer.work
+        survivors = _SURVIVOR * kept.get(layer.name, 1.0)
+        sparse += min(survivors + (0 if layer.linear else _REST), layer.most) * layer.work
         dense += layer.waste * layer.work
-    return sparse < _MARGIN * dense
+    return sparse, dense
 
 
 @functools.lru_cache(maxsize=8)
