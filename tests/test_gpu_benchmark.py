@@ -117,7 +117,7 @@ def test_parts_are_written_as_they_end_and_share_the_time(
     assert not (tmp_path / "hangs.json").exists(), "an older result is none of this run"
     written = json.loads((tmp_path / "summary.json").read_text())
     assert written["left_out"] == [
-        f"hangs: ended after {1.5 * (120 - 10) * 0.25 / 0.5:.0f} s, since its time was over",
+        f"hangs: stopped after {1.5 * (120 - 10) * 0.25 / 0.5:.0f} s, since its time was over",
         "fails: failed (RuntimeError: no kernel)",
     ]
     assert {line["networks"] for line in written["records"]} == {1, 64}
