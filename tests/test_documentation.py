@@ -146,6 +146,31 @@ def test_programs_run_as_printed() -> None:
     torch.testing.assert_close(names["y"], convolved, rtol=1e-4, atol=1e-4)
 
 
+def test_a_loop_of_ones_own_is_pruned_in_thirty_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    loop, rigl, foreign = blocks("docs/how-to/loops.md", "python")
+    assert len([line for line in loop.splitlines() if line.strip()]) <= 30
+    assert "range(10)" in loop
+    names: dict[str, Any] = {}
+    exec(compile(loop.replace("range(10)", "range(2)"), "loops.md", "exec"), names)
+    found = re.findall(r"(\d+\.\d)% of the weights, accuracy (\d+)", capsys.readouterr().out)
+    assert [float(density) for density, _ in found] == [100, 50, 25, 12.5]
+    assert int(found[-1][1]) > 50
+    exec(compile(rigl, "loops.md", "exec"), names)
+    net, optimizer = names["net"], names["optimizer"]
+    names["attached"].detach()
+    with lf.attach(net, optimizer, names["rigl"](0.1, 200)) as attached:
+        for _ in range(201):
+            optimizer.zero_grad()
+            net["head"](net["body"](names["x"])).logsumexp(1).mean().backward()
+            optimizer.step()
+    assert (attached.round, round(lf.density(attached.masks), 3)) == (3, 0.1)
+    exec(compile(foreign, "loops.md", "exec"), {})
+    assert main(["import", "masks.npz", "--masks"]) == 0
+
+
 def test_ones_own_file_has_less_than_thirty_lines() -> None:
     assert len(blocks("docs/how-to/own-code.md", "python")[0].splitlines()) < 30
 
