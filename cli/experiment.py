@@ -34,10 +34,11 @@ def prune(
     layers: o.Layers = False,
     json: o.Json = False,
 ) -> None:
-    """Find a winning ticket: train, prune the smallest weights, rewind the others to their initial values; repeat.
+    """Find a winning ticket: a subnetwork that trains from its initial weights to the accuracy of the whole network.
 
-    The folder of results holds the winning ticket, its trained weights, the weights and masks of every round, the
-    metrics, and three pictures.
+    Each round trains the network, prunes the smallest weights, and rewinds the others to their initial values. The
+    folder of results holds the winning ticket, its trained weights, the weights and masks (which weights remain) of
+    every round, the metrics, and three pictures.
     """
     _start("prune", sources, out, o.Shown(json, layers))
 

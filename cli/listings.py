@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Column, Table
+from rich.table import Table
+from rich.text import Text
 
 from lthfunc.catalog.data_sets import DATA_DIR_VARIABLE, DATASETS, FILE_KINDS, canonical, default_data_dir
 from lthfunc.catalog.networks import ALIASES, NETWORKS
@@ -17,6 +19,9 @@ from .console import put_json, screen
 
 if TYPE_CHECKING:  # imports torch
     from .network_counts import Counted
+
+#: Least width of what a name is, unless no other column can be left out.
+_LEAST = 28
 
 datasets = typer.Typer(
     help="List the data sets; `show NAME` describes one and draws it.",
@@ -44,34 +49,45 @@ def archs(
     if json:
         put_json([item._asdict() for item in found])
         return
-    table = Table(header_style="bold", box=None, pad_edge=False)
     heads = ("name", "parameters", "to prune", "MFLOPs", "least", "trained with", "what it is")
     rows = [(name, *_counts(item), *rest) for item in found for name, *rest in [_about(item.name)]]
-    for head, *column in zip(heads, *rows, strict=True):
-        last = head == heads[-1]  # the only column that shrinks on a narrow screen
-        side: Literal["left", "right"] = "right" if head in ("parameters", "to prune", "MFLOPs") else "left"
-        width = None if last else max(map(len, (head, *column)))
-        table.add_column(head, justify=side, no_wrap=True, min_width=width, style="dim" if last else None)
-    for row in rows:
-        table.add_row(*row)
     short = ", ".join(alias for alias in ALIASES if "-" not in alias)
-    _print(
-        table,
+    listing(
+        heads,
+        rows,
         f"Counted for inputs {_times(chosen)} and {size} classes, and for text 64 characters from an alphabet of 65; "
         "--input, --classes and --dataset count for others. FLOPs: of a forward pass of one example. Training: an "
         f"optimiser at a rate · batch size. Also: {short}, and names with a hyphen (resnet-20).",
         "By name: torchvision:NAME and timm:NAME.",
         "Your own: --arch package.module:function or path/to/file.py:name; it is given what its signature accepts of "
         "shape or input_shape, and classes or num_classes, and --arch-option NAME=VALUE, and returns an nn.Module.",
+        spare=("parameters", "least"),
     )
 
 
-def _print(table: Table, *lines: str) -> None:
-    """Print a table, and below it lines that are wrapped between words."""
+def listing(heads: Sequence[str], rows: Iterable[Sequence[str | Text]], *notes: str, spare: Sequence[str] = ()) -> None:
+    """Print a table, of which "what it is" is wrapped between words, and notes below it.
+
+    spare: columns that are left out on a screen that has no room for them, the first one first.
+    """
     console = screen()
-    console.print(table)
-    for line in lines:
-        console.print(line, highlight=False, markup=False)
+    columns = {head: column for head, *column in zip(heads, *rows, strict=True)}
+    widths = {head: max(map(len, (head, *column))) for head, column in columns.items()}
+    widths["what it is"] = _LEAST
+    for head in spare:
+        if sum(widths.values()) + 2 * len(widths) > console.width:
+            del widths[head]
+    table = Table(header_style="bold", box=None, pad_edge=False)
+    for head, width in widths.items():
+        numbers, wraps = all(not str(cell).strip("0123456789,.–") for cell in columns[head]), head == "what it is"
+        table.add_column(
+            head, justify="right" if numbers else "left", no_wrap=not wraps, min_width=None if wraps else width
+        )
+    for row in zip(*(columns[head] for head in widths), strict=True):
+        table.add_row(*row)
+    left = ", ".join(head for head in heads if head not in widths)
+    for each in (table, *notes, *([f"A wider screen also shows: {left}."] if left else ())):
+        console.print(each, highlight=False, markup=False)
 
 
 def _input_of(dataset: str | None, shape: str, classes: int) -> tuple[tuple[int, ...], int]:
@@ -116,12 +132,13 @@ def list_datasets(context: typer.Context) -> None:
     if context.invoked_subcommand is not None:
         return
     heads = ("name", "what it is", "input", "classes", "train/val/test", "epochs")
-    table = Table(*heads, header_style="bold", box=None, pad_edge=False)
-    for name, known in DATASETS.items():
-        examples = "/".join(map(str, known.examples))
-        table.add_row(name, known.about, _times(known.shape), str(known.classes), examples, str(known.epochs))
-    _print(
-        table,
+    rows = [
+        (name, each.about, _times(each.shape), str(each.classes), "/".join(map(str, each.examples)), str(each.epochs))
+        for name, each in DATASETS.items()
+    ]
+    listing(
+        heads,
+        rows,
         f"Looked for in {default_data_dir()} or in that of --data-dir or {DATA_DIR_VARIABLE}, and downloaded there "
         "on first use (except tinyimagenet).",
         "By kind:",
@@ -148,9 +165,9 @@ def show(
 
 def recipes() -> None:
     """List the recipes: settings of papers that --recipe fills in."""
-    heads = ("name", "what it is", Column("settings", style="dim"))
-    table = Table(*heads, header_style="bold", box=None, pad_edge=False)
+    rows = []
     for name, recipe in RECIPES.items():
         settings = "  ".join(f"{key}={value}" for key, value in recipe.settings.items())
-        table.add_row(name, f"{recipe.source}: {recipe.about}" if recipe.source else recipe.about, settings)
-    screen().print(table)
+        source = f" ({recipe.source})" if recipe.source else ""
+        rows.append((name, Text.assemble(recipe.about, source, "\n", (settings, "dim"))))
+    listing(("name", "what it is"), rows)

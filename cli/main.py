@@ -3,100 +3,39 @@
 from __future__ import annotations
 
 import errno
-import functools
-import importlib
 import os
 import sys
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
 from typer.main import get_command
 
 from lthfunc import __version__
 from lthfunc.errors import UserError
 from lthfunc.garbage import rare_collection
 
+from .commands import COMMANDS, GroupedCommands, LazyCommand
 from .console import say, warning_in_words
 
 #: Errors of a disk that cannot be written to.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 #: Variables that torchrun sets for its processes.
 _LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-#: The commands by group: "module:function", or "module:app" of a command with commands of its own; and a line of help.
-COMMANDS = {
-    "Find a ticket": {
-        "prune": ("experiment:prune", "Find a winning ticket: train, prune, rewind, repeat."),
-        "train": ("experiment:train", "Train the dense network alone."),
-        "resume": ("experiment:resume", "Resume an interrupted run, to the same bits."),
-        "sweep": ("sweep:sweep", "Run prune with many settings: a grid, or Optuna's search."),
-    },
-    "Look at it": {
-        "info": ("info:info", "Show a run's settings and results, or a ticket file."),
-        "watch": ("watch:watch", "Watch a run from another terminal."),
-        "report": ("report:report", "Write a page with all pictures of one run or several."),
-        "compare": ("compare:compare", "Compare runs: means, deviations, a paired test."),
-    },
-    "Use it": {
-        "specialize": ("deployment:specialize", "Find the fastest program for a ticket on this machine."),
-        "energy": ("energy:energy", "Measure the energy of inference, dense and sparse."),
-        "breakeven": ("energy:breakeven", "After how many inferences does a ticket pay back its search?"),
-    },
-    "Study it": {
-        "branch": ("branching:branch", "Continue from a round of a run with other settings."),
-        "transfer": ("branching:transfer", "Train a run's tickets on another data set."),
-        "methods": ("methods:methods", "Compare published methods at one density."),
-        "connectivity": ("connectivity:connectivity", "Find the step from which on training is stable."),
-    },
-    "Run it elsewhere": {
-        "export": ("deployment:export", "Write a ticket as a file for other programs."),
-        "import": ("checkpoint_import:import_", "Convert another program's checkpoint to safetensors."),
-    },
-    "Look up": {
-        "archs": ("listings:archs", "List the networks."),
-        "datasets": ("listings:datasets", "List the data sets; `datasets show NAME` describes one."),
-        "recipes": ("listings:recipes", "List the recipes: settings of papers."),
-        "config": ("config:config", "Check settings, and print and explain them."),
-    },
-    "This machine": {
-        "verify": ("verify:verify", "Check a run's files for damage."),
-        "build-kernels": ("build_kernels:build_kernels", "Build the sparse engine's kernels now."),
-        "benchmark": ("benchmark:app", "Measure this library on this machine."),
-    },
-}
-_TARGETS = {name: target for group in COMMANDS.values() for name, (target, _) in group.items()}
 
 app = typer.Typer(
     name="lthfunc",
-    help="Find winning lottery tickets: small subnetworks that train as well as the whole network.",
-    epilog="Start with: lthfunc prune    (a ticket for LeNet-300-100 on bundled digits, in less than a minute)",
+    help="Find winning lottery tickets: subnetworks that train as well as the whole network.",
+    epilog="Start with [bold cyan]lthfunc prune[/]: it finds a ticket on bundled digits in a minute.",
+    cls=GroupedCommands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
-class LazyCommand(TyperCommand):
-    """A command as lists show it; its module is imported when it is used."""
-
-    @functools.cached_property
-    def loaded(self) -> Any:
-        """The command with its parameters."""
-        module, _, name = _TARGETS[str(self.name)].partition(":")
-        found = getattr(importlib.import_module(f".{module}", __package__), name)
-        if not isinstance(found, typer.Typer):
-            function, found = found, typer.Typer(add_completion=False)
-            found.command(self.name)(function)
-        return get_command(found)
-
-    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
-        """The context of a call, whose command is the loaded one."""
-        return self.loaded.make_context(info_name, args, parent, **extra)
-
-
-for _group, _commands in COMMANDS.items():
-    for _name, (_, _line) in _commands.items():
-        app.command(_name, cls=LazyCommand, help=_line, rich_help_panel=_group)(lambda: None)
+for _commands in COMMANDS.values():
+    for _name, _about in _commands.items():
+        app.command(_name, cls=LazyCommand, help=_about.line)(lambda: None)
 
 
 def _version(wanted: bool) -> None:

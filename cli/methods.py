@@ -11,7 +11,7 @@ from lthfunc.catalog.methods import METHODS
 from lthfunc.errors import invalid
 
 from . import options as o
-from .console import put, put_json, say, screen
+from .console import put_json, say, screen
 from .experiment import settings_of
 
 
@@ -37,8 +37,11 @@ def methods(
 ) -> None:
     """Prune and train a network to one density by each published method, and compare them in one table."""
     if list_:
-        for name in METHODS.known():
-            put(f"{name:27}{METHODS.about(name)}")
+        from .listings import listing
+
+        sources_of = {name: entry.source for name, entry in METHODS.items()}
+        known = [(name, METHODS.about(name), sources_of.get(name, "")) for name in METHODS.known()]
+        listing(("name", "what it is", "source"), known, spare=("source",))
         return
     asked = tuple(method or ())
     if len(set(asked)) < len(asked):

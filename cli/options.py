@@ -14,7 +14,7 @@ import typer
 from lthfunc.catalog.recipes import RECIPES
 from lthfunc.errors import invalid
 from lthfunc.experiments.config import SETTINGS, current_names, warn_of_former_names
-from lthfunc.experiments.settings.setting import RUN, WHAT, Setting, settings_of
+from lthfunc.experiments.settings.setting import FIRST, RUN, WHAT, Setting, settings_of
 
 T = TypeVar("T")
 
@@ -45,7 +45,7 @@ Out = Annotated[
         "--out",
         help="Folder for the results, or an address (s3://…). It must be new or empty. "
         "\\[default: runs/NETWORK-DATASET-TIME]",
-        rich_help_panel=RUN,
+        rich_help_panel=FIRST,
     ),
 ]
 Layers = Annotated[

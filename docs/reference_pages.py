@@ -119,7 +119,9 @@ def _commands(group: Any, above: Any, words: str) -> Iterator[str]:
             continue
         context = command.make_context(name, [], parent=above, resilient_parsing=True)
         command = context.command  # with its parameters
-        yield f"## {words} {name}\n\n{inspect.cleandoc(command.help or '')}\n"
+        text, _, examples = (command.help or "").partition("Examples:\n\n")
+        yield f"## {words} {name}\n\n{inspect.cleandoc(text)}\n"
+        yield f"```sh\n{examples.replace('$ ', '')}\n```\n" if examples else ""
         yield f"```none\n{command.get_usage(context).removeprefix('Usage: ')}\n```\n"
         panels: dict[str, list[str]] = {}
         for each in command.params:

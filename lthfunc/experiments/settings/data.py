@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from lthfunc.catalog.data_sets import DATASETS, FILE_KINDS
-from lthfunc.experiments.settings.setting import TRAINERS, WHAT, setting
+from lthfunc.experiments.settings.setting import FIRST, TRAINERS, WHAT, setting
 
 
 @dataclass(frozen=True)
@@ -14,7 +14,7 @@ class Data:
         "digits",
         "Data set: one of `lthfunc datasets`, folder:PATH, npz:FILE, hf:NAME, text:FILE, planted, a .safetensors "
         "file, package.module:function or path/to/file.py:name.",
-        WHAT, (*TRAINERS, "transfer"), own=True, offers=(*DATASETS, *FILE_KINDS.offers),
+        FIRST, (*TRAINERS, "transfer"), own=True, offers=(*DATASETS, *FILE_KINDS.offers),
     )  # fmt: skip
     dataset_option: dict[str, str] = setting(
         {}, "Argument for the data set, such as size=32, val=0.2 or length=128; repeatable.",

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from lthfunc.catalog.networks import ALIASES, NETWORKS, ZOOS
-from lthfunc.experiments.settings.setting import PRUNING, TRAINERS, WHAT, setting
+from lthfunc.experiments.settings.setting import FIRST, PRUNING, TRAINERS, WHAT, setting
 
 
 @dataclass(frozen=True)
@@ -13,7 +13,7 @@ class Network:
     arch: str = setting(
         "lenet300", "Network: one of `lthfunc archs`, torchvision:NAME, timm:NAME, package.module:function or "
         "path/to/file.py:name.",
-        WHAT, TRAINERS, own=True, offers=(*NETWORKS.offers, *ALIASES, *ZOOS.offers),
+        FIRST, TRAINERS, own=True, offers=(*NETWORKS.offers, *ALIASES, *ZOOS.offers),
     )  # fmt: skip
     arch_option: dict[str, str] = setting(
         {}, "Argument for the network, such as width=2; repeatable.", WHAT, (*TRAINERS, "archs"), "NAME=VALUE"

@@ -6,7 +6,7 @@ from typing import Annotated
 from annotated_types import Ge, Le
 
 from lthfunc.catalog.pruning import ALLOCATIONS, CONTROLS, REWINDINGS, SCORES, STRUCTURES
-from lthfunc.experiments.settings.setting import PRUNING, Count, Part, Share, setting
+from lthfunc.experiments.settings.setting import FIRST, PRUNING, Count, Part, Share, setting
 
 #: Commands that prune by these settings.
 _PRUNERS = ("prune", "branch")
@@ -18,14 +18,16 @@ class Pruning:
 
     rounds: Annotated[int, Ge(0), Le(10_000)] = setting(
         5, "Number of pruning rounds; the network is trained once before them and once after each.",
-        PRUNING, (*_PRUNERS, "methods"),
+        FIRST, (*_PRUNERS, "methods"),
     )  # fmt: skip
     rate: Share = setting(
-        0.2, "Fraction of the remaining weights to prune in each round.",
-        PRUNING, _PRUNERS, instead_of=("density", "densities"),
+        0.2, "Fraction of the remaining weights to prune, i.e. to set to zero for good, in each round.",
+        FIRST, _PRUNERS, instead_of=("density", "densities"),
     )  # fmt: skip
     density: Share | None = setting(
-        None, "Fraction of the weights that remain after the last round, instead of --rate; one-shot with --rounds 1.",
+        None,
+        "Density to reach: the fraction of the weights that remain after the last round, instead of --rate; one-shot "
+        "with --rounds 1.",
         PRUNING, ("prune", "methods"), instead_of=("rate", "densities"),
     )  # fmt: skip
     densities: str | None = setting(
@@ -54,7 +56,8 @@ class Pruning:
         PRUNING, _PRUNERS, after="synflow_rounds", names=SCORES,
     )  # fmt: skip
     structure: str = setting(
-        "unstructured", f"Which masks are allowed: {STRUCTURES.described}; or package.module:function.",
+        "unstructured",
+        f"Which masks (choices of what remains) are allowed: {STRUCTURES.described}; or package.module:function.",
         PRUNING, _PRUNERS, names=STRUCTURES,
     )  # fmt: skip
     exempt: tuple[str, ...] = setting(
@@ -65,6 +68,8 @@ class Pruning:
         PRUNING, _PRUNERS, names=REWINDINGS, default="init; lr with --from-trained",
     )  # fmt: skip
     control: tuple[str, ...] = setting(
-        (), f"Control to train in every round, on the same batches as the ticket: {CONTROLS.described}; repeatable.",
-        PRUNING, ("prune", "transfer"), names=CONTROLS,
+        (),
+        "Control to compare the ticket with, trained in every round on the same batches: "
+        f"{CONTROLS.described}; repeatable.",
+        FIRST, ("prune", "transfer"), names=CONTROLS,
     )  # fmt: skip

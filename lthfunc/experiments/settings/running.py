@@ -7,7 +7,7 @@ from annotated_types import Ge, Gt, Le
 
 from lthfunc.catalog.data_sets import DATA_DIR_VARIABLE
 from lthfunc.catalog.training import ENGINES
-from lthfunc.experiments.settings.setting import RUN, TRAINERS, WHAT, Count, setting
+from lthfunc.experiments.settings.setting import FIRST, RUN, TRAINERS, WHAT, Count, setting
 
 PRECISIONS = ("fp32", "tf32", "bf16")
 ON_NONFINITE = ("stop", "skip")
@@ -24,8 +24,8 @@ class Running:
         0, "Seed of the initial weights and of the order of the data.", RUN, TRAINERS, of_seeds=True
     )
     replicates: Count = setting(
-        1, "Number of seeds to run (seed, seed+1, …); results are mean ± standard deviation.",
-        RUN, TRAINERS, of_seeds=True,
+        1, "Number of seeds to repeat it with (seed, seed+1, …); results are mean ± standard deviation.",
+        FIRST, TRAINERS, of_seeds=True,
     )  # fmt: skip
     device: str = setting(
         "auto", "Device: auto (the first GPU if there is one), cpu, cuda or cuda:N.",

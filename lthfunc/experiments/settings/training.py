@@ -6,7 +6,7 @@ from typing import Annotated
 from annotated_types import Ge, Gt, Le
 
 from lthfunc.catalog.training import LOSSES, METRICS, OPTIMIZERS, SCHEDULES
-from lthfunc.experiments.settings.setting import MOST_STEPS, TRAINERS, TRAINING, Part, Steps, setting
+from lthfunc.experiments.settings.setting import FIRST, MOST_STEPS, TRAINERS, TRAINING, Part, Steps, setting
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class Training:
 
     epochs: Annotated[int, Ge(1), Le(1_000_000)] | None = setting(
         None, "Length of each training in epochs.",
-        TRAINING, (*TRAINERS, "branch", "transfer"), default="the data set's", follows_data=True, instead_of=("steps",),
+        FIRST, (*TRAINERS, "branch", "transfer"), default="the data set's", follows_data=True, instead_of=("steps",),
     )  # fmt: skip
     steps: Steps | None = setting(
         None, "Length of each training in steps (batches).",

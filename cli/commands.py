@@ -1,0 +1,155 @@
+"""All commands: the groups in which `lthfunc --help` lists them, their lines there, examples, and where they are."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from typing import Any, NamedTuple
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+from typer.main import get_command
+
+
+class Command(NamedTuple):
+    """target: "module:function", or "module:app" of a typer.Typer. line: of `lthfunc --help`; examples: of its own."""
+
+    target: str
+    line: str
+    examples: tuple[str, str]
+
+
+COMMANDS = {
+    "Find a ticket": {
+        "prune": Command("experiment:prune", "Find a winning ticket: train, prune, rewind", (
+            "lthfunc prune", "lthfunc prune --arch lenet5 --dataset mnist --replicates 3 --control reinit",
+        )),
+        "train": Command("experiment:train", "Train the dense network alone", (
+            "lthfunc train --epochs 5 --lr 0.001", "lthfunc train --arch resnet20 --dataset cifar10",
+        )),
+        "resume": Command("experiment:resume", "Resume an interrupted run, to the same bits", (
+            "lthfunc resume runs/RUN", "lthfunc resume runs/RUN --jobs 1",
+        )),
+        "sweep": Command("sweep:sweep", "Try many settings: a grid, or Optuna's search", (
+            "lthfunc sweep --grid lr=0.01,0.001 --grid weight-decay=0,1e-4",
+            "lthfunc sweep --search lr=1e-4..1e-1 --trials 20 --rounds 0",
+        )),
+    },
+    "Look at it": {
+        "info": Command("info:info", "Show a run's settings and results", (
+            "lthfunc info runs/RUN", "lthfunc info runs/RUN/winning_ticket.safetensors",
+        )),
+        "watch": Command("watch:watch", "Watch a run from another terminal", (
+            "lthfunc watch runs/RUN", "lthfunc watch runs/RUN --once",
+        )),
+        "report": Command("report:report", "Write one page with all pictures of runs", (
+            "lthfunc report runs/RUN", "lthfunc report runs/RUN runs/OTHER --out both.html",
+        )),
+        "compare": Command("compare:compare", "Compare runs: means, deviations, a test", (
+            "lthfunc compare runs/RUN runs/OTHER", "lthfunc compare runs/RUN runs/OTHER --at 0.33 --markdown",
+        )),
+    },
+    "Use it": {
+        "specialize": Command("deployment:specialize", "Find the fastest program for a ticket", (
+            "lthfunc specialize runs/RUN", "lthfunc specialize runs/RUN --batch-size 1 --threads 1",
+        )),
+        "energy": Command("energy:energy", "Measure the energy of inference", (
+            "lthfunc energy runs/RUN", "lthfunc energy runs/RUN --samples 1_000_000 --country DEU",
+        )),
+        "breakeven": Command("energy:breakeven", "When does a ticket pay back its search?", (
+            "lthfunc breakeven runs/RUN --price 0.30", "lthfunc breakeven 1e-3+8e-5/50000 2e-4+3e-4/50000",
+        )),
+    },
+    "Study it": {
+        "branch": Command("branching:branch", "Continue from a round with other settings", (
+            "lthfunc branch runs/RUN --from-round 1 --rewind lr",
+            "lthfunc branch runs/RUN --from-round 2 --score movement --rounds 6",
+        )),
+        "transfer": Command("branching:transfer", "Train a run's tickets on another data set", (
+            "lthfunc transfer runs/RUN --dataset digits",
+            "lthfunc transfer runs/RUN --dataset fashionmnist --control reinit",
+        )),
+        "methods": Command("methods:methods", "Compare published methods of pruning", (
+            "lthfunc methods --list", "lthfunc methods --density 0.05 --replicates 3 --out methods.jsonl",
+        )),
+        "connectivity": Command("connectivity:connectivity", "Find the step from which training is stable", (
+            "lthfunc connectivity --at 0 --at 100", "lthfunc connectivity --run runs/RUN --plot stable.png",
+        )),
+    },
+    "Run it elsewhere": {
+        "export": Command("deployment:export", "Write a ticket as a file for other programs", (
+            "lthfunc export runs/RUN --to onnx", "lthfunc export runs/RUN --to state-dict --round last",
+        )),
+        "import": Command("checkpoint_import:import_", "Convert another program's checkpoint", (
+            "lthfunc import net.pth", "lthfunc import net.pth --out start.safetensors",
+        )),
+    },
+    "This machine": {
+        "build-kernels": Command("build_kernels:build_kernels", "Build the sparse engine's kernels now", (
+            "lthfunc build-kernels", "CXX=clang++ lthfunc build-kernels",
+        )),
+        "benchmark": Command("benchmark:app", "Measure the speed of this library here", (
+            "lthfunc benchmark training --quick", "lthfunc benchmark sparse --quick",
+        )),
+    },
+    "Lists and checks": {
+        "archs": Command("listings:archs", "List the networks", (
+            "lthfunc archs", "lthfunc archs resnet20 --dataset cifar100",
+        )),
+        "datasets": Command("listings:datasets", "List the data sets, or describe one", (
+            "lthfunc datasets", "lthfunc datasets show digits",
+        )),
+        "recipes": Command("listings:recipes", "List settings of papers", (
+            "lthfunc recipes", "lthfunc prune --recipe lth-conv --rounds 2",
+        )),
+        "config": Command("config:config", "Check settings, print and explain them", (
+            "lthfunc config runs/RUN", "lthfunc config --explain --density 0.1",
+        )),
+        "verify": Command("verify:verify", "Check a run's files for damage", (
+            "lthfunc verify runs/RUN", "lthfunc verify runs/RUN --json",
+        )),
+    },
+}  # fmt: skip
+
+
+class LazyCommand(TyperCommand):
+    """A command as lists show it; its module is imported when it is used."""
+
+    @functools.cached_property
+    def loaded(self) -> Any:
+        """The command with its parameters, and with examples in its help."""
+        about = next(group[self.name] for group in COMMANDS.values() if self.name in group)
+        module, _, name = about.target.partition(":")
+        found = getattr(importlib.import_module(f".{module}", __package__), name)
+        if not isinstance(found, typer.Typer):
+            function, found = found, typer.Typer(add_completion=False)
+            found.command(self.name)(function)
+        command = get_command(found)
+        paragraphs = [" ".join(each.split()) for each in (command.help or "").split("\n\n")]
+        command.help = "\n\n".join([*paragraphs, "Examples:", "\n".join(f"$ {each}" for each in about.examples)])
+        return command
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        """The context of a call, whose command is the loaded one."""
+        return self.loaded.make_context(info_name, args, parent, **extra)
+
+
+class GroupedCommands(TyperGroup):
+    """All commands, whose help fits on one screen."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Print the groups of commands, a line each."""
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table.grid(padding=(0, 2))
+        for group, commands in COMMANDS.items():
+            for name, about in commands.items():
+                first = name == next(iter(commands))
+                table.add_row(f"[dim]{group}[/]" if first else "", f"[bold cyan]{name}[/]", about.line)
+            table.add_row()
+        console = Console(highlight=False)
+        console.print("[yellow]Usage:[/] lthfunc COMMAND …", "", self.help, "", table, sep="\n")
+        console.print("[bold cyan]lthfunc COMMAND --help[/]  explains a command, with examples.")
+        console.print(f"[dim]Before a command:[/] {', '.join(each.opts[0] for each in self.get_params(ctx))}.")
+        console.print(self.epilog)

@@ -1,0 +1,114 @@
+"""What a user reads first: help and lists on narrow and wide screens, and examples that work as typed."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lthfunc_cli.commands import COMMANDS
+from lthfunc_cli.main import app, main
+from lthfunc_cli.network_counts import Counted
+from typer.main import get_command
+
+from lthfunc.catalog.data_sets import DATASETS
+from lthfunc.catalog.methods import METHODS
+from lthfunc.catalog.networks import NETWORKS
+from lthfunc.catalog.recipes import RECIPES
+
+BY_NAME = {name: about for group in COMMANDS.values() for name, about in group.items()}
+EXAMPLES = [(name, example) for name, about in BY_NAME.items() for example in about.examples]
+#: Examples that take no more than about a second on the run below.
+CHEAP = (
+    "info", "watch runs/RUN --once", "compare", "verify", "recipes", "datasets", "config", "methods --list", "import",
+    "breakeven 1e-3", "archs resnet20",
+)  # fmt: skip
+WIDTHS = (80, 100, 140)
+
+
+def shown(width: int, *arguments: str, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> list[str]:
+    """The lines that a command prints on a terminal of this width, none of which is wider or cut off."""
+    for name, value in {"COLUMNS": str(width), "FORCE_COLOR": "1", "TERM": "xterm-256color"}.items():
+        monkeypatch.setenv(name, value)
+    assert main([*arguments]) == 0
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out).splitlines()
+    assert max(map(len, lines)) <= width
+    return [line.rstrip() for line in lines]
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_help_lists_all_commands_on_one_screen(width: int, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    lines = shown(width, "--help", monkeypatch=monkeypatch, capsys=capsys)
+    assert len(lines) <= 40
+    for group, commands in COMMANDS.items():
+        at = next(number for number, line in enumerate(lines) if line.startswith(f"{group}  "))
+        rows = [line.removeprefix(group).strip() for line in lines[at : at + len(commands)]]
+        assert [re.split(r" {2,}", row) for row in rows] == [[name, about.line] for name, about in commands.items()]
+    assert {*BY_NAME} == {*get_command(app).commands}  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("name", BY_NAME)
+def test_the_help_of_a_command_has_its_options_and_examples_whole(
+    name: str, width: int, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    lines = shown(width, name, "--help", monkeypatch=monkeypatch, capsys=capsys)
+    for example in BY_NAME[name].examples:
+        assert f" $ {example}" in lines
+    command: Any = get_command(app)
+    words = {*re.split(r"[\s,]+", " ".join(lines))}
+    options = {each.opts[0] for each in command.commands[name].loaded.params if not each.hidden}
+    assert {each for each in options if each.startswith("-")} <= words
+    if name == "prune":
+        assert re.findall(r"╭─ (.*?) ─", "\n".join(lines))[:3] == ["Options", "Most used", "What"]
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize(
+    ("command", "names"),
+    [("archs", NETWORKS), ("datasets", DATASETS), ("recipes", RECIPES), ("methods --list", METHODS)],
+)
+def test_lists_show_every_name_on_any_screen(
+    command: str, names: Any, width: int, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr(
+        "lthfunc_cli.network_counts.counted", lambda name, *_: Counted(name, (), 10, 36_479_194, 36_461_232, 5 * 10**9)
+    )
+    lines = shown(width, *command.split(), monkeypatch=monkeypatch, capsys=capsys)
+    assert not [line for line in lines if "…" in line]
+    starts = [line.split()[0] for line in lines if line and not line.startswith(" ")]
+    assert starts[1 : 1 + len(names)] == list(names)
+    text = " ".join(" ".join(lines).split())
+    for name, entry in names.items():
+        assert all(word in text for word in entry.about.split()), name
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what the examples name: two finished runs and a checkpoint."""
+    folder = tmp_path_factory.mktemp("examples")
+    words = ["prune", "--rounds", "1", "--rate", "0.1", "--steps", "40", "--engine", "eager", "--out"]
+    assert main([*words, str(folder / "runs" / "RUN")]) == 0
+    shutil.copytree(folder / "runs" / "RUN", folder / "runs" / "OTHER")
+    torch.save({"fc1.weight": torch.ones(2, 3)}, folder / "net.pth")
+    return folder
+
+
+@pytest.mark.parametrize(("name", "example"), EXAMPLES)
+def test_examples_work_as_typed(
+    name: str, example: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """All are taken by the command's own parser; those that take a moment run."""
+    words = shlex.split(example)
+    ours = words[words.index("lthfunc") + 1 :]  # after variables of the environment
+    monkeypatch.chdir(place)
+    group: Any = get_command(app)
+    with group.make_context("lthfunc", [*ours]) as context:
+        group.commands[ours[0]].make_context(ours[0], ours[1:], parent=context)
+    if example.partition(" ")[2].startswith(CHEAP):
+        assert main(ours) == 0, capsys.readouterr().err
+    assert ours[0] == name or name == "recipes"
