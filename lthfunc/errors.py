@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 
 #: The most characters of a value to show; of a longer one the type is shown.
@@ -61,11 +61,18 @@ def failing_as(message: Callable[[Exception], str]) -> Iterator[None]:
         raise UserError(message(error)) from error
 
 
+def did_you_mean(value: str, known: Collection[str]) -> str:
+    """The name closest to a value, as a question that follows a message; "" if none is close."""
+    lower = {each.lower(): each for each in known}
+    near = difflib.get_close_matches(value.lower(), lower, n=1, cutoff=0.5)
+    return f"; did you mean {lower[near[0]]!r}?" if near else ""
+
+
 def unknown(option: str, value: str, names: Iterable[str]) -> UserError:
     """An error for a name that is not in a list, with the closest one suggested."""
+    if value.endswith(".py"):
+        return invalid(option, value, f"{value}:NAME, with the name of a class or function in that file")
     known = list(names)
-    near = difflib.get_close_matches(value.lower(), known, n=1, cutoff=0.5) or difflib.get_close_matches(
-        value, known, n=1
+    return UserError(
+        f"{option}: unknown name {value!r}{did_you_mean(value, known)} (expected one of {', '.join(known)})"
     )
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    return UserError(f"{option}: unknown name {value!r}{hint} (expected one of {', '.join(known)})")

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from lthfunc.errors import UserError, invalid, unknown
+from lthfunc.errors import UserError, did_you_mean, invalid, unknown
 from lthfunc.printable import a_or_an
 from lthfunc.tracebacks import call_user_function, first_line, user_location
 
@@ -41,7 +41,8 @@ def load_plugin(option: str, name: str) -> Callable[..., Any]:
     except (Exception, SystemExit) as error:
         raise UserError(f"{option}: cannot import {name!r}{user_location(error)} ({first_line(error)})") from error
     if function is None:
-        raise UserError(f"{option}: cannot import {name!r} ({module_name} has no {attribute!r})")
+        hint = did_you_mean(attribute, [each for each, found in vars(module).items() if callable(found)])
+        raise UserError(f"{option}: cannot import {name!r} ({module_name} has no {attribute!r}{hint})")
     if not callable(function):
         raise UserError(f"{option}: {name!r} is not a function")
     return function  # type: ignore[no-any-return]

@@ -147,6 +147,8 @@ def test_fine_tuning_goes_on_at_the_end_of_the_schedule(here: Path) -> None:
         (["--rewind", "step:3"], "--rewind: invalid value 'step:3'"),
         (["--weights", "gone.pth"], "--weights: invalid value 'gone.pth' (expected a file that is there)"),
         (["--arch-option", "hidden=30"], "Net (of another shape: fc1.weight (20, 96) instead of (30, 96), fc"),
+        (["--arch", "net.py:net"], "cannot import 'net.py:net' (net.py has no 'net'; did you mean 'Net'?)"),
+        (["--arch", "net.py"], "--arch: invalid value 'net.py' (expected net.py:NAME, with the name of a class or"),
         (["--arch-option", "width=30"], "--arch-option: unknown name 'width'"),
         (["--arch", "lenet300"], "lenet300 (missing: fc3.weight, fc3.bias; unexpected: conv.weight, con"),
         (["--arch", "net.py:made", "--arch-option", "hidden=20"], "--arch-option: invalid value 'hidden'"),

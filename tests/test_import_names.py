@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import zipfile
+from argparse import Namespace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lthfunc_cli.main import main
@@ -230,7 +232,8 @@ def test_what_can_be_imported_comes_as_it_is(capsys: Any) -> None:
              torch.int8, torch.bool, torch.uint8, torch.int64]  # fmt: skip
     state = {f"layers/{i}/w": W.to(kind) for i, kind in enumerate(kinds)}
     state |= {"conj": (W + 1j * W).conj(), "scalar": torch.tensor(3), "grad": torch.nn.Parameter(W), "none": W[:0]}
-    found, _ = imported(state | {"epoch": 3, "names": ["a"]}, capsys)
+    others = {"epoch": 3, "names": ["a"], "best": np.float64(0.5), "when": np.int64(3), "args": Namespace(lr=0.1)}
+    found, _ = imported(state | others, capsys)
     assert set(found) == {name.replace("/", ".") for name in state}
     for name, leaf in state.items():
         assert found[name.replace("/", ".")].dtype == leaf.dtype

@@ -11,10 +11,12 @@ import pickle
 import re
 import warnings
 import zipfile
+from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -71,7 +73,8 @@ def _loaded(path: Path) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's remarks on kinds of tensors that are refused below
-            return torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals(_harmless()):
+                return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a broken archive, or one that holds more than tensors
         other = re.search(r"GLOBAL ([\w.]+)", str(error))
         if other is not None:
@@ -87,13 +90,17 @@ def _loaded(path: Path) -> Any:
 
 def _arrays(path: Path) -> dict[str, Tensor]:
     """The arrays of a NumPy archive. Raises UserError for other things in it."""
-    import numpy as np
-
     try:
         with np.load(path, allow_pickle=False) as archive:
             return {name: torch.from_numpy(archive[name]) for name in archive.files}
     except Exception as error:  # the system's, NumPy's or zipfile's own
         raise UserError(f"{path}: cannot be read as arrays of numbers alone ({first_line(error)})") from error
+
+
+def _harmless() -> list[Any]:
+    """Classes besides tensors that checkpoints often hold and that run nothing: numbers of NumPy, parsed arguments."""
+    number = np.float64(0).__reduce__()[0]
+    return [Namespace, number, np.dtype, *(type(np.dtype(kind)) for kind in np.typecodes["AllInteger"] + "?efd")]
 
 
 def _weights_of(found: Any, path: Path, notes: list[str]) -> Any:
