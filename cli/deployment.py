@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -75,8 +76,9 @@ def specialize(
     with using_threads(threads), aside().status("measuring" if format == "auto" else "building"):
         sample = scaled(data.test.x[:batch_size], data.scale)
         program = lf_specialize(
-            found.ticket, found.model, sample, device, format=format, tunings=tunings_file(), fresh=fresh
-        )
+            found.ticket, found.model, sample, device, format=format, tunings=tunings_file(), fresh=fresh,
+            beside=["onnxruntime"] if find_spec("onnxruntime") is not None else [],
+        )  # fmt: skip
         whole = masked_module(found.model, found.ticket, device)
         metric = metric_of_name(found.config, data)
         reached, masked = (accuracy_of(each, data, batch_size, device, metric) for each in (program, whole))
@@ -87,11 +89,12 @@ def specialize(
         if json:
             put_json({"run": str(Path(run)), **item})
             return
-        from lthfunc.reports.program_tables import cost_lines, form_table, layer_cost_table
+        from lthfunc.reports.program_tables import cost_lines, form_table, layer_cost_table, steadiness_line
 
         table = form_table(report)
         screen().print(
-            headline(found), "", *(() if table is None else (table, "")), layer_cost_table(report), "",
+            headline(found), "", *(() if table is None else (table, *filter(None, [steadiness_line(report)]), "")),
+            layer_cost_table(report), "",
             *cost_lines(report),
             f"{report.form}: test accuracy {100 * reached:.2f} % (masked network: {100 * masked:.2f} %); the outputs "
             f"differ by at most {report.difference:.1e} of the largest",
@@ -203,4 +206,5 @@ def _as_json(report: Any) -> dict[str, Any]:
         "layers": {name: layer._asdict() for name, layer in cost.layers.items()},
         "batch_size": None if measured is None else measured.batch,
         "seconds_a_batch": None if measured is None else measured.seconds,
+        "turns": None if measured is None else measured.turns,
     }

@@ -20,6 +20,7 @@ from lthfunc.deployment.candidates import masked_module
 from lthfunc.deployment.formats import block_density
 from lthfunc.deployment.tuning_cache import TuningCache
 from lthfunc.errors import UserError
+from lthfunc.reports.program_tables import form_table, steadiness_line
 from lthfunc.sparse.kernels.build import why_no_kernels
 from lthfunc.trees.types import Ticket
 
@@ -208,6 +209,54 @@ def test_the_fastest_is_chosen_and_dense_wins_ties(
     assert program.report.form == form
     assert program.report.measured is not None
     assert program.report.measured.batch == 4
+
+
+@compiling
+def test_times_that_vary_are_measured_again_and_give_no_ratio(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    model, file = lf.models.lenet300((1, 8, 8)), tmp_path / "tunings.json"
+    ticket, x = broken(model, 0.1, 0, dtype=torch.float32), torch.randn(4, 1, 8, 8)
+    loaded = {"dense": [1.0, 1.0, 300.0] * 3, "sparse": [325.0] * 9}  # others run on the machine
+    asked = fake_clock(monkeypatch, loaded)
+    report = lf.specialize(ticket, model, x, tunings=file).report
+    assert len([names for names in asked if "sparse" in names]) == 3
+    assert report.measured is not None
+    assert (report.form, report.measured.speedup("sparse")) == ("sparse", None)
+    assert report.measured.spread("dense") > 0.9
+    assert "Times of dense vary" in str(steadiness_line(report))
+    table = form_table(report)
+    assert table is not None
+    assert next(iter(table.columns[-1].cells)) == "?"
+    loaded["dense"] = [100.0, 101.0, 102.0] * 3  # which is over
+    report = lf.specialize(ticket, model, x, tunings=file).report
+    assert report.measured is not None
+    assert report.measured.speedup("sparse") == pytest.approx(325 / 101)
+    assert steadiness_line(report) is None
+    again = len(asked)
+    assert lf.specialize(ticket, model, x, tunings=file).report.measured == report.measured
+    assert len(asked) == again
+
+
+@compiling
+def test_another_runtime_is_measured_beside_and_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxruntime")
+    model = lf.models.lenet300((1, 8, 8))
+    ticket, x = broken(model, 0.1, 0, dtype=torch.float32), torch.randn(4, 1, 8, 8)
+    fake_clock(monkeypatch, {"onnxruntime": [9.0] * 9, "sparse": [3.0] * 9})
+    program = lf.specialize(ticket, model, x, beside=["onnxruntime"])
+    assert program.report.form == "sparse"
+    assert program.report.measured is not None
+    assert program.report.measured.speedup("onnxruntime") == 9
+    other = lf.specialize(ticket, model, x, format="onnxruntime")
+    torch.testing.assert_close(other(x), outputs(model, ticket, x), rtol=0, atol=1e-5)
+
+    def fails(*given: Any) -> None:
+        raise UserError("it has no ONNX")
+
+    monkeypatch.setattr("lthfunc.deployment.export.onnx_runtime.onnx", fails)
+    report = lf.specialize(ticket, model, x, beside=["onnxruntime"]).report
+    assert report.left_out["onnxruntime"] == "it has no ONNX"
+    assert report.measured is not None
+    assert "onnxruntime" not in report.measured.turns
 
 
 @compiling

@@ -11,12 +11,14 @@ from lthfunc.registry import Entry, Registry
 class FormatEntry(Entry):
     """whole: of a whole network, not of a layer. rounds: it rounds weights, so it is used only on request.
 
-    patterned: of a mask's own pattern, which compaction would break up.
+    patterned: of a mask's own pattern, which compaction would break up. peer: of another runtime, so it is measured
+    beside the others, and used only on request.
     """
 
     whole: bool = False
     rounds: bool = False
     patterned: bool = False
+    peer: bool = False
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,9 @@ FORMATS = Registry("formats", "--format", {
     ),
     "sparse": FormatEntry(
         ".deployment.candidates:sparse_candidate", "the surviving weights on the sparse engine", whole=True
+    ),
+    "onnxruntime": FormatEntry(
+        ".deployment.export.onnx_runtime:onnx_candidate", "ONNX Runtime, to compare with", whole=True, peer=True
     ),
     "listed": FormatEntry(".deployment.formats:LISTED", "the sparse engine's kernels, one layer at a time"),
     "csr": FormatEntry(".deployment.formats:CSR", "compressed sparse rows, torch.sparse"),

@@ -80,7 +80,7 @@ def compact_candidate(m: PreparedCandidate) -> Candidate | None:
 
 
 def _compiled(m: PreparedCandidate, module: nn.Module) -> Candidate:
-    return Candidate(module, Compiled(module, m.model.name), {}, _bytes(module))
+    return Candidate(module, Compiled(module, m.model.name), {}, weight_bytes(module))
 
 
 def sparse_candidate(m: PreparedCandidate) -> Candidate | None:
@@ -134,7 +134,7 @@ def layered_candidates(m: PreparedCandidate, format: str, memory: TuningCache) -
             for name, kind in chosen.items():
                 replaced.set_submodule(name, FORMATS.load(kind).make(layers[name]))
             formats = {name: chosen.get(name, "dense") for name in layers}
-            found.append(Candidate(replaced, _eagerly(replaced), formats, _bytes(replaced)))
+            found.append(Candidate(replaced, _eagerly(replaced), formats, weight_bytes(replaced)))
     return found
 
 
@@ -177,7 +177,7 @@ def _eagerly(module: nn.Module) -> Callable[[Tensor], Any]:
     return run
 
 
-def _bytes(module: nn.Module) -> int:
+def weight_bytes(module: nn.Module) -> int:
     """Bytes of parameters and buffers, as they are stored."""
     tensors = {id(each): each for each in (*module.parameters(), *module.buffers())}
     return sum(_stored(each) for each in tensors.values())

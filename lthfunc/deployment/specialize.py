@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -11,12 +12,12 @@ from lthfunc.arguments import public
 from lthfunc.catalog.deployment import FORMATS
 from lthfunc.deployment.accuracy import difference
 from lthfunc.deployment.autotune import fastest
-from lthfunc.deployment.candidates import Candidate, layered_candidates, prepared, why_missing
+from lthfunc.deployment.candidates import Candidate, PreparedCandidate, layered_candidates, prepared, why_missing
 from lthfunc.deployment.compiled import Compiled
 from lthfunc.deployment.cost import cost
 from lthfunc.deployment.specialized_module import ProgramReport, SpecializedModule
 from lthfunc.deployment.tuning_cache import TuningCache, program_keys
-from lthfunc.errors import invalid
+from lthfunc.errors import UserError, invalid
 from lthfunc.trees.flops import flops_of
 from lthfunc.trees.model import Model
 from lthfunc.trees.module_errors import taking_inputs
@@ -37,6 +38,7 @@ def specialize(
     format: str = "auto",
     tunings: Path | None = None,
     fresh: bool = False,
+    beside: Collection[str] = (),
 ) -> SpecializedModule:
     """Make the fastest program that computes a ticket's network on a device.
 
@@ -44,7 +46,8 @@ def specialize(
     the program is tuned for its size. device: where the program runs. format: "auto" measures all whole-network formats
     and all formats of each layer, and takes the fastest (dense unless another is 3 % faster); or the name of one, which
     every layer that can take it then has. tunings: a file that keeps measured times, such as ``tunings_file()``; by
-    default none are kept. fresh: measure again even where the file has a time.
+    default none are kept. fresh: measure again even where the file has a time. beside: formats of other runtimes
+    ("onnxruntime") that are timed in the same turns, to compare with, and not chosen.
 
     Returns a `SpecializedModule`: call it on a batch; its `report` says what it is and costs. Its outputs differ from
     the masked network's by at most 1e-4 of the largest output in float32 on a CPU, and by 5e-2 with TF32 or half
@@ -68,17 +71,20 @@ def specialize(
     x, shape = m.x, tuple(sample.shape[1:])
     memory = TuningCache(None if tunings is None else Path(tunings), fresh=fresh)
     wholes = [name for name, entry in FORMATS.items() if entry.whole]
-    found: dict[str, Candidate | None] = {
-        name: FORMATS.load(name)(m) for name in wholes if format in ("auto", name) or name == "dense"
-    }
+    tried = [name for name in wholes if not FORMATS[name].peer or name in beside] if format == "auto" else [format]
+    found: dict[str, Candidate | None] = {name: FORMATS.load(name)(m) for name in wholes if name in ("dense", *tried)}
     if format not in wholes:
         found |= dict(zip(("layers", "layers of the whole"), layered_candidates(m, format, memory), strict=False))
     forms = {name: form for name, form in found.items() if form is not None}
     chosen, measured = format if format in ("auto", *wholes) else "layers", None
     if format == "auto":
         codes = {name: f"{form.module}{form.formats}" for name, form in forms.items()}
-        runs = {name: form.run for name, form in forms.items()}
-        chosen, measured = fastest(runs, program_keys(codes, ticket.masks, x), x, memory)
+        keys = program_keys(codes, ticket.masks, x)
+        runs = {
+            name: form.run for name, form in forms.items()
+            if name not in beside or memory.get(keys[name]) or _runs(form, name, m)
+        }  # fmt: skip
+        chosen, measured = fastest(runs, keys, x, memory, beside)
     elif chosen not in forms:
         raise invalid("--format", format, f"another for this network, since {why_missing(format, m.left_out)}")
     form, theory = forms[chosen], cost(model, ticket.params, ticket.masks, shape)
@@ -91,6 +97,15 @@ def specialize(
     if isinstance(form.run, Compiled) and form.run.why_eager:
         m.left_out["compiled code"] = form.run.why_eager
     return SpecializedModule(form.module, form.run, report)
+
+
+def _runs(form: Candidate, name: str, m: PreparedCandidate) -> bool:
+    """Whether a form of another runtime can be made; if not, the reason is noted."""
+    try:
+        form.run(m.x)
+    except UserError as error:
+        m.left_out[name] = str(error)
+    return name not in m.left_out
 
 
 def _difference(form: Candidate, whole: nn.Module, x: Tensor, *, exact: bool) -> float:

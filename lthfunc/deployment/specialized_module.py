@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,15 +10,38 @@ from torch import Tensor, nn
 
 from lthfunc.deployment.cost import Cost
 
+#: Times whose quartiles are farther apart than this share of the median are too uncertain to be compared.
+STEADY = 0.25
+
 
 class Timings(NamedTuple):
-    """seconds: median time per batch, by candidate; "dense" is the compiled dense network. batch: its size."""
+    """Times of programs, measured in turns.
 
-    seconds: dict[str, float]
+    turns: seconds per batch in each turn, by candidate; "dense" is the compiled dense network. batch: its size.
+    """
+
+    turns: dict[str, list[float]]
     batch: int
 
-    def speedup(self, form: str) -> float:
-        """How many times as fast as dense."""
+    @property
+    def seconds(self) -> dict[str, float]:
+        """The median time per batch, by candidate."""
+        return {name: statistics.median(found) for name, found in self.turns.items()}
+
+    def quartiles(self, form: str) -> tuple[float, float]:
+        """The first and third quartile of a candidate's times."""
+        first, _, third = statistics.quantiles(self.turns[form], n=4, method="inclusive")
+        return first, third
+
+    def spread(self, form: str) -> float:
+        """The distance between the quartiles of a candidate's times, relative to their median."""
+        first, third = self.quartiles(form)
+        return (third - first) / self.seconds[form]
+
+    def speedup(self, form: str) -> float | None:
+        """How many times as fast as dense, by the medians; None where the times of either spread too much for that."""
+        if max(self.spread("dense"), self.spread(form)) > STEADY:
+            return None
         return self.seconds["dense"] / self.seconds[form]
 
 

@@ -18,22 +18,22 @@ from lthfunc.trees.types import Masks
 
 
 class TuningCache:
-    """Median times in seconds, by a key that names everything they depend on; kept in a file where `path` is given.
+    """Times in seconds, several by a key that names everything they depend on; kept in a file where `path` is given.
 
     fresh: ignore the times that the file has.
     """
 
     def __init__(self, path: Path | None, *, fresh: bool = False) -> None:
         self._path = path
-        self._known: dict[str, float] = {}
+        self._known: dict[str, list[float]] = {}
         if path is not None and path.exists() and not fresh:
             self._known = _read(path)
 
-    def get(self, key: str) -> float | None:
-        """The time under a key, or None."""
+    def get(self, key: str) -> list[float] | None:
+        """The times under a key, or None."""
         return self._known.get(key)
 
-    def put(self, found: dict[str, float]) -> None:
+    def put(self, found: dict[str, list[float]]) -> None:
         """Add times, and keep those that another process has written meanwhile."""
         self._known |= found
         if self._path is None:
@@ -48,7 +48,7 @@ class TuningCache:
             # Where the home folder is read-only, the next run measures again.
 
 
-def _read(path: Path) -> dict[str, float]:
+def _read(path: Path) -> dict[str, list[float]]:
     """The times in a file; entries that are damaged or of another version are ignored."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -56,7 +56,15 @@ def _read(path: Path) -> dict[str, float]:
         return {}
     if not isinstance(found, dict):
         return {}
-    return {key: value for key, value in found.items() if is_number(value) and value >= 0}
+    return {
+        key: times
+        for key, times in found.items()
+        if isinstance(times, list) and len(times) > 1 and all(map(_is_time, times))
+    }
+
+
+def _is_time(value: object) -> bool:
+    return is_number(value) and value > 0
 
 
 def tunings_file() -> Path:

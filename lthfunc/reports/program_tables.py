@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 from rich.table import Table
 
-from lthfunc.deployment.specialized_module import ProgramReport
+from lthfunc.deployment.specialized_module import STEADY, ProgramReport
 from lthfunc.reports.tables import plain_table
+
+#: Times whose quartiles are farther apart than this share of the median deserve a warning.
+_NOISY = 0.1
 
 
 def form_table(report: ProgramReport) -> Table | None:
@@ -15,15 +19,30 @@ def form_table(report: ProgramReport) -> Table | None:
     measured = report.measured
     if measured is None:
         return None
-    title = f"measured on batches of {measured.batch}"
-    table = plain_table("form", "µs per batch", "samples/s", "× dense", title=title)
+    title = f"measured on batches of {measured.batch}: medians and quartiles of {len(measured.turns['dense'])} turns"
+    table = plain_table("form", "µs per batch", "quartiles", "samples/s", "× dense", title=title)
     for name, seconds in sorted(measured.seconds.items(), key=lambda item: item[1]):
-        chosen = name == report.name
+        chosen, times = name == report.name, measured.speedup(name)
+        first, third = measured.quartiles(name)
         table.add_row(
-            f"{name} ←" if chosen else name, f"{1e6 * seconds:,.1f}", f"{measured.batch / seconds:,.0f}",
-            f"{measured.speedup(name):.2f}", style="bold green" if chosen else None,
+            f"{name} ←" if chosen else name, f"{1e6 * seconds:,.1f}", f"{1e6 * first:,.1f}–{1e6 * third:,.1f}",
+            f"{measured.batch / seconds:,.0f}", "?" if times is None else f"{times:.2f}",
+            style="bold green" if chosen else None,
         )  # fmt: skip
     return table
+
+
+def steadiness_line(report: ProgramReport) -> str | None:
+    """A warning where times vary so much that ratios are uncertain, or not shown; None where they don't."""
+    measured = report.measured
+    varied = [] if measured is None else [name for name in measured.turns if measured.spread(name) > _NOISY]
+    if not varied:
+        return None
+    load = f", at a load of {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores" if hasattr(os, "getloadavg") else ""
+    return (
+        f"Times of {', '.join(varied)} vary (quartiles more than {_NOISY:.0%} of the median apart{load}); above "
+        f"{STEADY:.0%} no ratio is shown (?). Measure again when the machine is idle."
+    )
 
 
 def layer_cost_table(report: ProgramReport) -> Table:
