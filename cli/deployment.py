@@ -207,4 +207,5 @@ def _as_json(report: Any) -> dict[str, Any]:
         "batch_size": None if measured is None else measured.batch,
         "seconds_a_batch": None if measured is None else measured.seconds,
         "turns": None if measured is None else measured.turns,
+        "program": report.name,
     }

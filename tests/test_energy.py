@@ -244,7 +244,10 @@ def test_breakeven_reckons_with_the_runs_own_numbers(metered: Path, tmp_path: Pa
         (["energy", "plain", "--repeats", "1"], "--repeats: invalid value 1 (expected a whole number of at least 2"),
         (["energy", "plain", "--batch-size", "999"], "--batch-size: invalid value 999 (expected at most 360"),
         (["energy", "absent"], "absent: is not a run folder"),
-        (["breakeven", "plain"], "plain: the energy of inference was not metered; meter it with: lthfunc energy plain"),
+        (
+            ["breakeven", "plain"],
+            "plain: the cost of inference was not measured; measure its time with: lthfunc specialize plain, or",
+        ),
         (["breakeven", "absent"], "absent: is not a run folder"),
         (["breakeven", "1+2/3"], "1+2/3: give the dense network's FIXED+COST/N after it"),
         (["breakeven", "1+2/3", "plain"], "give two runs, or two FIXED+COST/N"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ from conftest import run
 from scipy import stats
 
 from lthfunc.energy.breakeven import Costs, Estimate, break_even, fieller, total
+from lthfunc.errors import UserError
+from lthfunc.reports.breakeven import break_evens, run_costs
+from lthfunc.reports.page.measurement_pictures import measured_pictures
 
 
 def test_breakeven_of_published_constants(capsys: Any) -> None:
@@ -90,6 +94,55 @@ def test_the_interval_holds_the_truth_as_often_as_it_says() -> None:
         assert found.high is not None
         inside += found.low <= 10 <= found.high
     assert 0.93 < inside / tries < 0.985
+
+
+def timed(batch: int, turns: dict[str, list[float]], **about: Any) -> dict[str, Any]:
+    """What `lthfunc specialize` keeps of its timings, as far as break-even and pictures read it."""
+    seconds = {name: statistics.median(found) for name, found in turns.items()}
+    return {
+        "kind": "execution", "round": 1, "form": "layers", "program": "layers of the whole", "batch_size": batch,
+        "turns": turns, "seconds_a_batch": seconds, "bytes": {"dense": 100, "program": 40}, "compression_ratio": 2.0,
+        "theoretical_speedup": 2.0, "machine": {"gpu": None, "processor": "CPU"}, **about,
+    }  # fmt: skip
+
+
+RECORDS = [
+    {"variant": "ticket", "seed": seed, "round": number, "seconds": 10.0 + seed, "density": 0.5**number}
+    for seed in (0, 1) for number in (0, 1)
+]  # fmt: skip
+
+
+def test_a_run_that_was_timed_alone_reckons_in_time() -> None:
+    """Without a meter: the seconds of trainings, and of inferences by the turns of `lthfunc specialize`."""
+    steady = {"dense": [2.0, 4.0, 3.0], "layers of the whole": [1.0, 1.0, 1.0], "sparse": [9.0] * 3}
+    measured = [timed(1, {name: [1.0] * 3 for name in steady}), timed(10, steady)]
+    sides = [run_costs("RUN", RECORDS, measured, dense=dense, format=format)
+             for dense, format in ((False, "specialised"), (True, "dense"))]  # fmt: skip
+    (found,) = break_evens(*sides, same=True, price=0.3, evaluation=False)
+    assert (found.quantity, found.sparse.each, found.dense.each) == ("time", [0.1] * 3, [0.2, 0.4, 0.3])
+    assert found.found.inferences == pytest.approx(10.5 / 0.2)
+    assert found.found.low is not None
+    assert found.found.low < found.found.inferences
+    with pytest.raises(UserError, match="masked was not measured, only dense, specialised"):
+        run_costs("RUN", RECORDS, measured, dense=False, format="masked")
+    (old,) = break_evens(*(
+        run_costs("RUN", RECORDS, [{**measured[1], "turns": None, "form": "sparse", "program": "sparse"}], dense=dense,
+                  format="dense" if dense else "specialised") for dense in (False, True)
+    ), same=True, price=None, evaluation=False)  # fmt: skip
+    assert old.found.verdict == "never"
+
+
+def test_every_batch_size_is_in_the_picture() -> None:
+    fast = {"dense": [2.0, 2.0, 2.0], "layers of the whole": [1.0, 1.0, 1.0]}
+    loaded = {"dense": [3.0, 3.0, 900.0], "layers of the whole": [1.0, 1.0, 1.0]}
+    measured = [timed(64, loaded), timed(1, loaded), timed(64, fast), timed(8, fast, round=0)]
+    picture, *_ = measured_pictures("RUN", RECORDS, measured[:3])
+    assert [name for name, *_ in picture.groups] == ["batches of 1", "batches of 64"]
+    assert picture.labels == ["layers of the whole", "dense"]
+    assert picture.groups[1][1] == [1e6 / 64, 2e6 / 64]
+    assert "the chosen program is 2.0 (batches of 64) times as fast" in picture.caption  # of the other none can be told
+    picture, *_ = measured_pictures("RUN", RECORDS, measured)
+    assert [name for name, *_ in picture.groups] == ["batches of 8"]  # of that round
 
 
 def test_a_run_without_energy_still_reckons_in_time(tmp_path: Path, capsys: Any) -> None:

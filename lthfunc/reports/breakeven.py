@@ -15,6 +15,7 @@ from lthfunc.experiments.iterative import TICKET
 from lthfunc.experiments.records import Record
 from lthfunc.reports.charts import BLUE, ORANGE, Chart, Series
 from lthfunc.reports.tables import plain_table
+from lthfunc.runs.measurements import timings_of
 
 #: What is compared: its unit, and its name in records.
 QUANTITIES = {
@@ -38,8 +39,8 @@ class PairBreakEven(NamedTuple):
 class RunCosts(NamedTuple):
     """What a run knows of a ticket's or a dense network's costs.
 
-    searches: the records of the trainings that it needs, by seed. each: the cost of one inference in "kg", "kwh"
-    and "seconds", one number per repeat. how: the inference was metered, in words.
+    searches: the records of the trainings that it needs, by seed. each: the cost of one inference in "seconds" and, if
+    metered, in "kg" and "kwh", one number per repeat. how: it was measured, in words.
     """
 
     searches: dict[int, list[Record]]
@@ -50,16 +51,30 @@ class RunCosts(NamedTuple):
 def run_costs(
     name: str, records: Sequence[Record], measured: Sequence[Mapping[str, Any]], *, dense: bool, format: str
 ) -> RunCosts:
-    """Costs of a run's ticket (the one whose inference was metered last) or of its dense network.
+    """Costs of a run's ticket (the one whose inference was measured last) or of its dense network.
 
-    format: a program of the measurement. Raises UserError where inference was not metered.
+    format: a program of the measurement. Raises UserError where inference was not measured.
     """
-    found = [item for item in measured if item["kind"] == "energy"]
-    if not found:
-        raise UserError(f"{name}: the energy of inference was not metered; meter it with: lthfunc energy {name}")
-    item = found[-1]
-    if format not in item["formats"]:
-        raise UserError(f"{name}: {format} was not metered, only {', '.join(item['formats'])}")
+    metered = [item for item in measured if item["kind"] == "energy"]
+    timed = [(item, found) for item in measured if item["kind"] == "execution" and (found := timings_of(item))]
+    if metered:
+        item = metered[-1]
+        costs = {program: {name: cost[name]["values"] for name in ("kg", "kwh", "seconds")}
+                 for program, cost in item["formats"].items()}  # fmt: skip
+        how = f"{item['source']}, electricity of {item['country']}"
+    elif timed:
+        item, times = timed[-1]
+        programs = {"dense": "dense", "specialised": item.get("program", item["form"])}
+        costs = {name: {"seconds": [seconds / times.batch for seconds in times.turns[program]]}
+                for name, program in programs.items() if program in times.turns}  # fmt: skip
+        how = "timed by specialize"
+    else:
+        raise UserError(
+            f"{name}: the cost of inference was not measured; "
+            f"measure its time with: lthfunc specialize {name}, or also its energy with: lthfunc energy {name}"
+        )
+    if format not in costs:
+        raise UserError(f"{name}: {format} was not measured, only {', '.join(costs)}")
     last = 0 if dense else item["round"]
     mine = [each for each in records if each["variant"] == TICKET and each["round"] <= last]
     searches: dict[int, list[Record]] = {}
@@ -68,12 +83,8 @@ def run_costs(
     whole = {seed: each for seed, each in searches.items() if len(each) == last + 1}
     if not whole:
         raise UserError(f"{name}: no seed has finished its trainings up to round {last}")
-    cost, where = item["formats"][format], item["machine"]["gpu"] or item["machine"]["processor"]
-    return RunCosts(
-        whole,
-        {name: cost[name]["values"] for name in ("kg", "kwh", "seconds")},
-        f"batches of {item['batch_size']} on {where}, {item['source']}, electricity of {item['country']}",
-    )
+    where = item["machine"]["gpu"] or item["machine"]["processor"]
+    return RunCosts(whole, costs[format], f"batches of {item['batch_size']} on {where}, {how}")
 
 
 def pair_break_even(quantity: str, unit: str, sparse: Costs, dense: Costs) -> PairBreakEven:
@@ -185,7 +196,9 @@ def as_values(found: Sequence[PairBreakEven]) -> list[dict[str, Any]]:
 def _costs(
     side: RunCosts, name: str, factor: float, phases: Sequence[str], seeds: Sequence[int], *, paired: bool
 ) -> Costs | None:
-    """Of each seed's trainings and of an inference; None where the trainings were not metered and it isn't time."""
+    """Of each seed's trainings and of an inference; None where one of them was not metered and it isn't time."""
+    if name not in side.each:
+        return None
     totals = []
     for seed in seeds:
         records = side.searches[seed]

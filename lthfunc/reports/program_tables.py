@@ -40,8 +40,8 @@ def steadiness_line(report: ProgramReport) -> str | None:
         return None
     load = f", at a load of {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores" if hasattr(os, "getloadavg") else ""
     return (
-        f"Times of {', '.join(varied)} vary (quartiles more than {_NOISY:.0%} of the median apart{load}); above "
-        f"{STEADY:.0%} no ratio is shown (?). Measure again when the machine is idle."
+        f"Times of {', '.join(varied)} vary (quartiles more than {100 * _NOISY:.0f} % of the median apart{load}); "
+        f"above {100 * STEADY:.0f} % no ratio is shown (?). Measure again when the machine is idle."
     )
 
 

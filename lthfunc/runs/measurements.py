@@ -10,6 +10,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
 
+from lthfunc.deployment.specialized_module import Timings
 from lthfunc.runs import safe_files
 from lthfunc.runs.environment import machine
 from lthfunc.runs.json_lines import append_lines, drop_partial_line, whole_lines
@@ -31,3 +32,11 @@ def keep_measurement(folder: Path, kind: MeasurementKind, device: str, item: Map
 def measurements(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
     """(measurements, oldest first; problems of the file, in words)."""
     return whole_lines(folder / MEASURED, measurement_problem)
+
+
+def timings_of(item: Mapping[str, Any]) -> Timings | None:
+    """The times of a measurement of kind "execution"; None where nothing was timed."""
+    if not item.get("seconds_a_batch"):
+        return None
+    turns = item.get("turns") or {name: [seconds] * 2 for name, seconds in item["seconds_a_batch"].items()}
+    return Timings(turns, item["batch_size"])

@@ -72,7 +72,10 @@ class _Measured(LineSchema):
     round: Whole
 
 
-def _has_dense(found: dict[str, float] | None) -> dict[str, float] | None:
+_Time = Annotated[Finite, Gt(0)]
+
+
+def _has_dense(found: dict[str, Any] | None) -> dict[str, Any] | None:
     if found and "dense" not in found:
         raise ValueError("has no dense")
     return found
@@ -83,8 +86,10 @@ class _Execution(_Measured):
     bytes: _Bytes
     compression_ratio: float
     theoretical_speedup: float
-    batch_size: Whole | None = None
-    seconds_a_batch: Annotated[dict[Text, Annotated[Finite, Gt(0)]] | None, AfterValidator(_has_dense)] = None
+    batch_size: Annotated[int, Ge(1), Le(2**31)] | None = None
+    program: Text | None = None
+    seconds_a_batch: Annotated[dict[Text, _Time] | None, AfterValidator(_has_dense)] = None
+    turns: Annotated[dict[Text, Annotated[list[_Time], MinLen(2)]] | None, AfterValidator(_has_dense)] = None
 
 
 class _Spread(LineSchema):

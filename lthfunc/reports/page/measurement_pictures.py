@@ -16,6 +16,7 @@ from lthfunc.reports.connectivity import barrier_charts
 from lthfunc.reports.curves import energy_chart
 from lthfunc.reports.program_tables import size
 from lthfunc.reports.spacing import spread_out
+from lthfunc.runs.measurements import timings_of
 
 _PARTS = ("cpu", "gpu", "ram")
 
@@ -69,37 +70,47 @@ def measured_pictures(name: str, records: Sequence[Record], measured: Sequence[M
     latest = {item["kind"]: item for item in measured}
     pictures: list[Picture] = []
     if "execution" in latest:
-        pictures += _execution(latest["execution"])
+        pictures += [*_speed(measured), _weight_size(latest["execution"])]
     if "energy" in latest:
         pictures += _inference_energy(latest["energy"])
-        pictures += _breakeven(name, records, measured)
+    pictures += _breakeven(name, records, measured)
     if "connectivity" in latest:
         pictures += barrier_charts(latest["connectivity"]["results"])
     return pictures
 
 
-def _execution(item: Mapping[str, Any]) -> list[Picture]:
-    seconds: dict[str, float] = item.get("seconds_a_batch") or {}
+def _speed(measured: Sequence[Mapping[str, Any]]) -> list[Picture]:
+    """Times of the programs of the round that was timed last, for each size of batch."""
+    timed = [(item, found) for item in measured if item["kind"] == "execution" and (found := timings_of(item))]
+    if not timed:
+        return []
+    about = timed[-1][0]
+    same = [pair for pair in timed if all(pair[0][key] == about[key] for key in ("round", "machine"))]
+    by_batch = {found.batch: (item, found) for item, found in same}
+    latest = {batch: by_batch[batch] for batch in sorted(by_batch)}
+    names = [name for name in timed[-1][1].turns if all(name in found.turns for _, found in latest.values())]
+    names.sort(key=lambda name: timed[-1][1].seconds[name])
+    groups = [
+        (f"batches of {batch}", [1e6 * found.seconds[name] / batch for name in names], None)
+        for batch, (_, found) in latest.items()
+    ]
+    ratios = {batch: found.speedup(item.get("program", item["form"])) for batch, (item, found) in latest.items()}
+    told = [f"{times:.1f} (batches of {batch})" for batch, times in ratios.items() if times is not None]
+    where = about["machine"]["gpu"] or about["machine"]["processor"]
+    words = f": the chosen program is {', '.join(told)} times as fast as the dense network" if told else ""
+    caption = f"Medians of turns, round {about['round']} on {where}{words}."
+    return [Bars("execution", "Speed of the ticket's programs", "µs per example", names, groups, caption=caption)]
+
+
+def _weight_size(item: Mapping[str, Any]) -> Picture:
     dense, program = item["bytes"]["dense"], item["bytes"]["program"]
-    where = item["machine"]["gpu"] or item["machine"]["processor"]
-    found: list[Picture] = [
-        Bars(
-            "size", "Size of the weights", "kB", ["dense, float32", f"as {item['form']}"],
-            [("", [dense / 1000, program / 1000], None)],
-            caption=f"Round {item['round']}: {size(dense)} dense, {size(program)} as the program holds them; "
-            f"compression ratio {item['compression_ratio']:.1f}, theoretical speed-up "
-            f"{item['theoretical_speedup']:.1f}.",
-        )
-    ]  # fmt: skip
-    if seconds:
-        names = sorted(seconds, key=lambda name: seconds[name])
-        best = seconds["dense"] / seconds[names[0]]
-        found.insert(0, Bars(
-            "execution", "Speed of the ticket's programs", f"µs for {item['batch_size']} examples", names,
-            [("", [1e6 * seconds[name] for name in names], None)],
-            caption=f"Round {item['round']} on {where}: the fastest is {best:.1f} times as fast as the dense network.",
-        ))  # fmt: skip
-    return found
+    return Bars(
+        "size", "Size of the weights", "kB", ["dense, float32", f"as {item['form']}"],
+        [("", [dense / 1000, program / 1000], None)],
+        caption=f"Round {item['round']}: {size(dense)} dense, {size(program)} as the program holds them; "
+        f"compression ratio {item['compression_ratio']:.1f}, theoretical speed-up "
+        f"{item['theoretical_speedup']:.1f}.",
+    )  # fmt: skip
 
 
 def _inference_energy(item: Mapping[str, Any]) -> list[Picture]:
