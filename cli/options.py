@@ -56,8 +56,8 @@ Trust = Annotated[
     bool,
     typer.Option(
         "--trust",
-        help="Allow settings from a file or a run to import code (package.module:function, file.py:name) and to "
-        "connect to services (s3://…, hf:…, ray://…, W&B). Settings typed here may always do so.",
+        help="Use code (file.py:name, package.module:function), pickled weights and services (s3://…, W&B, …) "
+        "that a run or a file names. What you type here, and code that you have used before, needs no trust.",
         rich_help_panel=RUN,
     ),
 ]
