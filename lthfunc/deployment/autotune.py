@@ -63,7 +63,7 @@ def fastest(
     measured = Timings(turns, len(x))
     if len(turns) < len(runs):
         calls = {name: repeated(lambda run=run: run(x)) for name, run in runs.items()}  # type: ignore[misc]
-        attempts = []
+        attempts: list[Timings] = []
         while len(attempts) < _ATTEMPTS and (not attempts or _unsteadiness(attempts[-1]) > STEADY):
             with torch.no_grad():
                 rates = in_turn(calls, seconds=_SECONDS, repeats=_REPEATS, device=str(x.device))

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -63,8 +64,8 @@ def _read(path: Path) -> dict[str, list[float]]:
     }
 
 
-def _is_time(value: object) -> bool:
-    return is_number(value) and value > 0
+def _is_time(value: Any) -> bool:
+    return is_number(value) and bool(value > 0)
 
 
 def tunings_file() -> Path:
