@@ -1,6 +1,7 @@
 """Parts of pages that are made when the site is built: commands by Typer, names and examples by the library.
 
-They replace lines like ``<!-- commands of lthfunc -->``, ``<!-- names of PACKAGE -->``, ``<!-- cells of SCRIPT -->``.
+They replace lines like ``<!-- commands of lthfunc -->``, ``<!-- names of PACKAGE, first MODULE … -->`` and
+``<!-- cells of SCRIPT -->``.
 """
 
 from __future__ import annotations
@@ -34,18 +35,19 @@ def setup(app: Sphinx) -> dict[str, bool]:
 def fill_in(app: Sphinx, page: str, source: list[str]) -> None:
     """Put what is made into a page's text."""
     makers = {"commands": commands, "names": names, "cells": cells}
-    before, *rest = re.split(r"^<!-- (\w+) of (\S+) -->$", source[0], flags=re.MULTILINE)
-    for maker, subject, after in zip(rest[::3], rest[1::3], rest[2::3], strict=True):
-        before += "\n".join(makers[maker](subject)) + after
+    before, *rest = re.split(r"^<!-- (\w+) of ([^\s,]+)(?:, first )?(.*) -->$", source[0], flags=re.MULTILINE)
+    for maker, subject, first, after in zip(rest[::4], rest[1::4], rest[2::4], rest[3::4], strict=True):
+        before += "\n".join(makers[maker](subject, *first.split())) + after
     source[0] = _linked(before) if page in LINKED else before
 
 
-def names(package: str) -> Iterator[str]:
-    """The public names that lie in a package, module by module, with their docstrings."""
+def names(package: str, *first: str) -> Iterator[str]:
+    """The public names that lie in a package, module by module, with their docstrings; some modules first."""
     for exporter in (lf, lf.data, lf.models):
         homes = _homes(exporter)
         yield f"```{{py:currentmodule}} {exporter.__name__}\n```\n"
-        for home in dict.fromkeys(home for home in homes.values() if f"{home}.".startswith(f"{package}.")):
+        inside = dict.fromkeys(home for home in homes.values() if f"{home}.".startswith(f"{package}."))
+        for home in sorted(inside, key=lambda home: [*first, home.rpartition(".")[2]].index(home.rpartition(".")[2])):
             yield f"## {home.rpartition('.')[2].replace('_', ' ').capitalize()}\n"
             yield _markdown(inspect.getdoc(importlib.import_module(home)) or "")
             yield from (_described(name, getattr(exporter, name), home) for name in homes if homes[name] == home)
