@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import Any
 
 import typer
+from lthfunc_cli.commands import COMMANDS
 from lthfunc_cli.main import app as cli
 from sphinx.application import Sphinx
 from sphinx.pycode import ModuleAnalyzer
@@ -110,7 +111,10 @@ def cells(script: str) -> Iterator[str]:
 
 
 def commands(program: str) -> Iterator[str]:
-    """All commands, with their options by panel."""
+    """All commands: a list by group, and each with its options by panel."""
+    for title, lines in COMMANDS.items():
+        rows = [f"| [`{name}`](#{program}-{name}) | {about.line} |" for name, about in lines.items()]
+        yield "\n".join([f"| {title} | |", "|---|---|", *rows, ""])
     group = typer.main.get_command(cli)
     yield from _commands(group, group.make_context(program, [], resilient_parsing=True), program)
 
