@@ -19,27 +19,35 @@ import typer
 from lthfunc_cli.commands import COMMANDS
 from lthfunc_cli.main import app as cli
 from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
 from sphinx.pycode import ModuleAnalyzer
 
 import lthfunc as lf
 
 #: Pages whose tables name functions, as links to the reference.
-LINKED = ("how-to/python", "how-to/methods")
+_LINKED = ("how-to/python", "how-to/methods")
+_MADE = re.compile(r"^<!-- (\w+) of ([^\s,]+)(?:, first )?(.*) -->$", re.MULTILINE)
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
     """Called by Sphinx."""
     app.connect("source-read", fill_in)
+    app.connect("env-get-outdated", made)
     return {"parallel_read_safe": True}
+
+
+def made(app: Sphinx, env: BuildEnvironment, *changes: set[str]) -> list[str]:
+    """The pages to read again in every build: those with parts that are made."""
+    return [page for page in env.found_docs if _MADE.search(Path(env.doc2path(page)).read_text(encoding="utf-8"))]
 
 
 def fill_in(app: Sphinx, page: str, source: list[str]) -> None:
     """Put what is made into a page's text."""
     makers = {"commands": commands, "names": names, "cells": cells}
-    before, *rest = re.split(r"^<!-- (\w+) of ([^\s,]+)(?:, first )?(.*) -->$", source[0], flags=re.MULTILINE)
+    before, *rest = _MADE.split(source[0])
     for maker, subject, first, after in zip(rest[::4], rest[1::4], rest[2::4], rest[3::4], strict=True):
         before += "\n".join(makers[maker](subject, *first.split())) + after
-    source[0] = _linked(before) if page in LINKED else before
+    source[0] = _linked(before) if page in _LINKED else before
 
 
 def names(package: str, *first: str) -> Iterator[str]:
