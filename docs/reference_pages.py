@@ -120,9 +120,11 @@ def cells(script: str) -> Iterator[str]:
 
 def commands(program: str) -> Iterator[str]:
     """All commands: a list by group, and each with its options by panel."""
+    yield "| group | command | what it does |\n|---|---|---|"
     for title, lines in COMMANDS.items():
-        rows = [f"| [`{name}`](#{program}-{name}) | {about.line} |" for name, about in lines.items()]
-        yield "\n".join([f"| {title} | |", "|---|---|", *rows, ""])
+        for at, (name, about) in enumerate(lines.items()):
+            yield f"| {'' if at else title} | [`{name}`](#{program}-{name}) | {about.line} |"
+    yield ""
     group = typer.main.get_command(cli)
     yield from _commands(group, group.make_context(program, [], resilient_parsing=True), program)
 
