@@ -160,7 +160,7 @@ def test_a_logarithmic_axis_has_several_ticks(low: float, high: float) -> None:
     ticks = log_ticks([low, high])
     assert 3 <= len(ticks) <= 6
     assert len(set(tick_texts(ticks))) == len(ticks)
-    assert all(low / 1.06 <= tick <= high * 1.06 for tick in ticks)
+    assert all(low / 1.21 <= tick <= high * 1.21 for tick in ticks)
 
 
 def test_error_bars_and_axes_end_where_the_possible_does() -> None:

@@ -204,7 +204,7 @@ def log_ticks(values: Sequence[float]) -> list[float]:
     values = [value for value in values if value > 0 and math.isfinite(value)]
     if not values:
         return []
-    low, high = min(values) / 1.05, max(values) * 1.05
+    low, high = min(values) / 1.2, max(values) * 1.2
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     found: list[float] = []
     for steps in (

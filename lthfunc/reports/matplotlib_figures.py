@@ -25,8 +25,8 @@ _MARKERS = {
     "circle": "o", "square": "s", "triangle-up": "^", "diamond": "D", "triangle-down": "v", "cross": "P", "x": "X",
     "star": "*", "pentagon": "p", "hexagon": "h",
 }  # fmt: skip
-#: Of a slide, in inches, and pixels per inch: 1920 × 1080 pixels.
-_WIDTH, _HEIGHT, _DPI = 6.4, 3.6, 300
+#: Of a slide in inches, by which letters are large enough for one, and in pixels.
+_WIDTH, _HEIGHT, _PIXELS = 6.4, 3.6, 1920
 
 
 def printed(picture: Picture) -> Figure:
@@ -181,7 +181,7 @@ def words(text: str) -> str:
 
 def figure(width: float, height: float) -> Figure:
     """An empty figure, in inches."""
-    return Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
+    return Figure(figsize=(width, height), dpi=_PIXELS / width, layout="constrained")
 
 
 def clean(axes: Any) -> None:
