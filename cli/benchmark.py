@@ -19,6 +19,7 @@ BENCHMARKS = {
     "sparse": "training on surviving weights against density",
     "execution": "inference of tickets against density, in every format",
     "architectures": "every architecture on every engine",
+    "attach": "what lf.attach costs a step of a plain PyTorch loop",
     "checkpoints": "what checkpoints cost a training",
     "memory": "resident memory over many rounds",
     "scale": "one training on several ranks, with a cost model",

@@ -37,7 +37,7 @@ from lthfunc.training.engines import compiled as loops
 from lthfunc.training.loop import fit_together
 from lthfunc.training.results import Stopped
 from lthfunc.training.trainer import Trainer, make_trainer
-from lthfunc.trees.ops import data_to_device, leaves, to_device
+from lthfunc.trees.ops import data_to_device, leaves, to_device, tree_map
 from lthfunc.trees.types import Dataset, Masks, TrainState
 
 #: What runs on a device, named for messages, and gives a tree of numbers.
@@ -153,6 +153,22 @@ def stopped(device: str) -> Any:
     return result.fit.state[:4]
 
 
+def attached(device: str, steps: int = 3) -> Any:
+    """A plain loop that is pruned, rewound and resumed from a checkpoint on the host."""
+    net = lf.to_module(lf.ticket(lf.init(MLP)), MLP).train().to(device)
+    optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
+    x, y = (part[:40] for part in digits(device).train)
+    held = lf.attach(net, optimizer, lf.prune(fraction=0.5), rewind=lf.rewound)
+    for _ in range(3):
+        for _ in range(steps):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(net(x.float() / 16), y).backward()
+            optimizer.step()
+        held.next_round()
+        held.load_state_dict(tree_map(lambda leaf: leaf.cpu() if isinstance(leaf, Tensor) else leaf, held.state_dict()))
+    return held.ticket()
+
+
 def instability(device: str) -> Any:
     found = lf.instability(MLP, trainer(device), to_device(lf.init(MLP), device), [2], steps=4, seed=0, points=3)
     return [each.line.loss for each in found]
@@ -182,6 +198,7 @@ GROUPS: dict[str, dict[str, Scene]] = {
         "compacted": lambda on: trained(on, engine=lf.compact_engine("eager")),
         "streamed": streamed,
         "stopped": stopped,
+        "a plain loop": attached,
     },
     "prunings": {
         **{f"score {name}": partial(scored, name=name) for name in SCORES},
@@ -240,6 +257,7 @@ def check_waits(machine: Machine) -> None:
     base = waits(machine, trained)
     assert waits(machine, lambda on: trained(on, steps=12)) == base, "a step waits"
     assert waits(machine, lambda on: trained(on, seeds=(0, 1, 2))) == base, "each network is waited for"
+    assert waits(machine, attached) == waits(machine, lambda on: attached(on, steps=6)), "an attached step waits"
     shallow, deep = (waits(machine, partial(trained, model=model)) for model in (SHALLOW, DEEP))
     assert shallow == deep, "each leaf is waited for"
     loop = waits(machine, lambda on: trained(on, engine="compile"))

@@ -105,6 +105,21 @@ def test_clipping_sees_masked_gradients_and_noise_is_masked_too() -> None:
     assert all(not optimizer.state[leaves[name]]["momentum_buffer"][~m].any() for name, m in attached.masks.items())
 
 
+class Wrapper(torch.optim.Optimizer):
+    """As Accelerate's: an optimiser without hooks of its own, around the one that steps."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer, self.param_groups = optimizer, optimizer.param_groups
+
+
+def test_the_steps_are_those_of_the_optimizer_within() -> None:
+    module, optimizer = begun()
+    attached = lf.attach(module, Wrapper(optimizer), [(2, HALVED)])
+    loop(module, optimizer, 0, 3)
+    assert (attached.step, attached.round) == (3, 1)
+    assert held(module, attached.masks)
+
+
 class Tied(nn.Module):
     """An embedding and an output layer with one weight."""
 

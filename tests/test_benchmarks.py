@@ -100,7 +100,7 @@ def test_the_floor_counts_every_product_of_a_step() -> None:
     assert flops == 2 * 10 * (convolutions + 3 * (400 * 120 + 120 * 84 + 84 * 10))
 
 
-@pytest.mark.parametrize("benchmark", ["training", "sparse", "execution"])
+@pytest.mark.parametrize("benchmark", ["training", "sparse", "execution", "attach"])
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -185,6 +185,15 @@ def _check_checkpoints(result: dict[str, Any]) -> None:
     assert (with_["checkpoint_every"], without["checkpoint_every"]) == ("1s", "never")
     assert with_["checkpoints"] >= 1
     assert without["checkpoints"] == without["share"] == 0
+
+
+def test_the_cost_of_attaching_is_measured(tmp_path: Path) -> None:
+    measured = tmp_path / "attach.json"
+    options = ["--network", "lenet300", "--optimizer", "sgd", "--seconds", "0.005", "--repeats", "2"]
+    assert main(["benchmark", "attach", *options, "--json", str(measured)]) == 0
+    plain, attached = json.loads(measured.read_text())["records"]
+    assert (plain["engine"], attached["engine"], attached["repeats"]) == ("plain loop", "lf.attach", 2)
+    assert attached["cost of a step, %"] > -90
 
 
 def test_whole_commands_are_clocked() -> None:

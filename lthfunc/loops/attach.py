@@ -56,6 +56,8 @@ def attach(
     """
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise ArgumentError(f"attach: optimizer must be a torch.optim.Optimizer, not {described(optimizer)}")
+    while not hasattr(optimizer, "_optimizer_step_pre_hooks"):  # Accelerate's, around the one that steps
+        optimizer = optimizer.optimizer  # type: ignore[attr-defined]
     module = _unwrapped(module)
     params = {name: leaf for name, leaf in module.named_parameters() if leaf.requires_grad}
     default = default_prunable(module, params)
@@ -68,6 +70,8 @@ def attach(
             raise UserError(f"attach: optimizer does not own {name}; give its own, or never_prune=[{name!r}]")
         if any(map(is_library_function, (params[name]._post_accumulate_grad_hooks or {}).values())):
             raise UserError(f"attach: {name} is attached already; call detach() on what attach returned before")
+        if hasattr(params[name], "device_mesh"):
+            raise UserError(f"attach: {name} is in shards, which masks can't be held on; lf.prune_sharded prunes those")
     for name, part in module.named_modules():
         if getattr(part, "sparse", False) is True:
             raise UserError(f"attach: {name} has sparse gradients, which can't be masked; use sparse=False")

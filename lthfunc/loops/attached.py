@@ -18,7 +18,7 @@ from lthfunc.loops.held_masks import HeldMasks
 from lthfunc.loops.optimizer_state import fresh_state, hyperparameters, mixes, put_state, state_tree
 from lthfunc.sparsify.transforms import ticket
 from lthfunc.trees.global_rng import seeded_generators
-from lthfunc.trees.ops import Count, apply_masks, clone, count, leaf_difference, masked_like
+from lthfunc.trees.ops import Count, apply_masks, clone, count, leaf_difference, masked_like, tree_map
 from lthfunc.trees.rng import key
 from lthfunc.trees.types import Masks, Ticket, TrainState
 
@@ -136,7 +136,7 @@ class Attached:
             raise UserError(f"{where}: it is in round {state_dict['round']} of a plan that has {len(self._plan)}")
         anchor = state_dict["anchor"]
         self.step, self.round = state_dict["step"], state_dict["round"]
-        self.anchor = None if anchor is None else TrainState(**anchor)
+        self.anchor = None if anchor is None else tree_map(self._to_device, TrainState(**anchor))
         self._schedules, self._rewound_to = copy.deepcopy(state_dict["schedules"]), state_dict["rewound_to"]
         self._set_masks(state_dict["masks"])
         self._look_ahead()
@@ -155,6 +155,11 @@ class Attached:
 
     def __repr__(self) -> str:
         return f"Attached(step={self.step}, round={self.round}, {count(self.masks)})"
+
+    def _to_device(self, leaf: Any) -> Any:
+        """A leaf of a checkpoint where the module is; numbers (an optimiser's steps) stay where they are."""
+        device = next(iter(self._loop.params.values())).device
+        return leaf.to(device) if isinstance(leaf, Tensor) and leaf.ndim else leaf
 
     def _now(self) -> TrainState:
         params = {name: leaf.detach() for name, leaf in self._loop.params.items()}
