@@ -21,6 +21,8 @@ from lthfunc.runs.measurements import timings_of
 QUANTITIES = {
     "emissions": ("kg CO₂eq", "kg"), "energy": ("kWh", "kwh"), "time": ("s", "seconds"), "money": ("", "kwh"),
 }  # fmt: skip
+#: Units in which tables and pictures show others, and how many of them make one.
+_SHOWN = {"kg CO₂eq": ("g CO₂eq", 1000), "kWh": ("Wh", 1000)}
 #: Phases that a search is charged for; evaluation is optional.
 _SEARCH = ("preparation", "training")
 _EVALUATION = ("evaluation",)
@@ -118,7 +120,7 @@ def breakeven_table(found: Sequence[PairBreakEven]) -> Table:
     """A line per quantity."""
     heads = ("dense training", "extra to find it", "dense inference", "saved in each", "it pays back", "95 % interval")
     table = plain_table("quantity", *heads)
-    for pair in found:
+    for pair in map(_shown, found):
         each, answer = fmean(pair.dense.each), pair.found
         share = 100 * answer.saving.mean / each if each else 0.0
         table.add_row(
@@ -127,6 +129,15 @@ def breakeven_table(found: Sequence[PairBreakEven]) -> Table:
             f"{_with_error(answer.saving)} ({share:.0f} %)", in_words(answer), interval_in_words(answer),
         )  # fmt: skip
     return table
+
+
+def _shown(pair: PairBreakEven) -> PairBreakEven:
+    unit, factor = _SHOWN.get(pair.unit, (pair.unit, 1))
+    sparse, dense = (
+        costs._replace(fixed=[factor * value for value in costs.fixed], each=[factor * value for value in costs.each])
+        for costs in (pair.sparse, pair.dense)
+    )
+    return pair_break_even(pair.quantity, unit, sparse, dense)
 
 
 def in_words(answer: BreakEven) -> str:
@@ -159,6 +170,7 @@ def sentence(answer: BreakEven) -> str:
 
 def breakeven_chart(pair: PairBreakEven) -> Chart:
     """Total costs over inferences, with bands of one standard error."""
+    pair = _shown(pair)
     crossing = pair.found.inferences or 0.0
     fixed = fmean(pair.sparse.fixed) + fmean(pair.dense.fixed)
     reach = 2 * crossing if crossing > 0 else 2 * fixed / (fmean(pair.dense.each) or 1.0) or 1.0
