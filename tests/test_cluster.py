@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import HANG, ROOT, run, under_way, until
+from conftest import HANG, run, under_way, until
+from documentation import commands
 from test_runs import metrics, same_files
 
 ray = pytest.importorskip("ray")
@@ -33,14 +34,6 @@ def cluster() -> Iterator[Any]:
 
 
 os.environ.setdefault("RAY_worker_niceness", "0")  # else workers starve where other processes are busy
-
-
-def on_ray(page: str) -> list[str]:
-    """What a page has typed for a cluster that is not yet there."""
-    lines = (ROOT / page).read_text(encoding="utf-8").splitlines()
-    return [
-        line.partition("   #")[0].strip() for line in lines if line.startswith("lthfunc ") and "--executor ray" in line
-    ]
 
 
 def started(folder: Path, *arguments: str) -> subprocess.Popen[str]:
@@ -129,8 +122,8 @@ def test_what_the_pages_run_on_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     """The commands as printed, but shorter; methods have the results of here, and leave files here."""
     monkeypatch.chdir(tmp_path)
     done = set()
-    pages = ("README.md", "docs/how-to/cluster.md")
-    for command in dict.fromkeys(command for page in pages for command in on_ray(page)):
+    found = commands("docs/how-to/commands.md", "docs/how-to/cluster.md")
+    for command in dict.fromkeys(each for each in found if "--executor ray" in each):
         words = shlex.split(command)[1:]
         words[words.index("--replicates") + 1] = "1"
         words += ["--steps", "8"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 import subprocess
 import sys
@@ -10,19 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import HANG, ROOT
+from conftest import HANG
+from documentation import blocks
 from lthfunc_cli.main import main
 
-PAGE = (ROOT / "docs" / "how-to" / "cluster.md").read_text(encoding="utf-8")
+PAGE = "docs/how-to/cluster.md"
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
-
-
 def commands(word: str) -> list[list[str]]:
-    lines = [line.partition("   #")[0].strip() for block in blocks("sh") for line in block.splitlines()]
+    lines = [line.partition("   #")[0].strip() for block in blocks(PAGE, "sh") for line in block.splitlines()]
     return [shlex.split(line) for line in lines if word in line]
 
 
@@ -40,7 +36,7 @@ def test_what_torchrun_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
 
 def test_what_is_written_in_python(tmp_path: Path) -> None:
     """Both examples, one after the other on two ranks, and shorter."""
-    together, parts = blocks("python")
+    together, parts = blocks(PAGE, "python")
     for long, short in (("until=1000", "until=10"), ("eval_every=100", "eval_every=5"), ("count=200", "count=5")):
         assert long in together + parts
         together, parts = together.replace(long, short), parts.replace(long, short)
