@@ -218,3 +218,27 @@ def test_the_tables_name_every_network_data_set_and_function() -> None:
     text = (ROOT / "docs" / "how-to" / "python.md").read_text(encoding="utf-8")
     cells = re.findall(r"^\|[^|]*\|([^|]*)\|", text, re.MULTILINE)
     assert not [name for cell in cells for name in re.findall(r"`(\w+)", cell) if not hasattr(lf, name)]
+
+
+def test_a_folder_of_images_is_read_as_printed(place: Path) -> None:
+    """The reader that measured Conv-2, on photographs: fewer, and of two classes."""
+    (code,) = blocks("docs/results/methods.md", "python")
+    for part in ("train", "test"):
+        shutil.copytree("photos", f"cifar/{part}")
+    assert "val=1000, classes=10" in code
+    code = code.replace("val=1000, classes=10", "val=8, classes=2")
+    names: dict[str, Any] = {}
+    exec(compile(code, "cifar_jpeg.py", "exec"), names)
+    data = names["data"]()
+    assert (data.shape, len(data.train.x), len(data.val.x), len(data.test.x)) == ((3, 30, 34), 32, 8, 40)
+
+
+def test_no_python_is_left_out() -> None:
+    """These pages' is run by the tests above, by test_readme.py, test_cluster_page.py and test_recipes_of_adding.py."""
+    found = {page.removeprefix("docs/").removesuffix(".md") for page in PAGES if blocks(page, "python")}
+    how_to = {f"how-to/{page}" for page in (
+        "python", "own-code", "loops", "models", "data", "methods", "execution", "cluster",
+    )}  # fmt: skip
+    assert found == {
+        *how_to, "tutorials/own-network", "explanation/sparse-engine", "results/methods", "development/adding",
+    }  # fmt: skip
