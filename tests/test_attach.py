@@ -88,7 +88,7 @@ def test_rigl_grows_where_the_gradient_of_the_step_is_large() -> None:
     model = lf.from_module(module, init=lf.as_built)
     once = lf.mean_gradient(lf.loss_of(model, before.buffers), [BATCHES[0]])(before.params, before.masks)
     for name, mask in before.masks.items():
-        held = attached._loop.optimizer.state[dict(module.named_parameters())[name]]["momentum_buffer"]
+        held = optimizer.state[dict(module.named_parameters())[name]]["momentum_buffer"]
         assert not held[~attached.masks[name]].any()
         assert not held[~mask].any()  # a grown weight's moments start at zero
         torch.testing.assert_close(seen[name][~mask], 2 * once[name][~mask], atol=1e-6, rtol=1e-4)
@@ -174,3 +174,51 @@ def test_masks_hold_and_rewinding_starts_afresh_with_every_optimizer(make: Any) 
     lf.attach(other, again, lambda state: state._replace(masks=ticket.masks)).next_round()
     steps(other, again, 3)
     assert lf.same_bits(dict(other.state_dict()), dict(module.state_dict()))
+
+
+def test_an_interrupted_step_of_a_subclass_does_not_confuse_the_count() -> None:
+    interruptions = iter([False, True, False, False])
+
+    class Interrupted(Subclass):
+        def step(self, closure: Any = None) -> Any:
+            super().step(closure)
+            if next(interruptions):
+                raise KeyboardInterrupt
+
+    module = module_of(START)
+    optimizer = Interrupted(module.parameters(), 0.1)
+    attached = lf.attach(module, optimizer, lf.prune(fraction=0.5))
+    loop(module, optimizer, 0, 1)
+    with pytest.raises(KeyboardInterrupt):
+        loop(module, optimizer, 1, 2)
+    loop(module, optimizer, 1, 3)
+    assert attached.step == 3
+
+
+def test_several_optimizers_share_a_module() -> None:
+    module = module_of(START)
+    matrices = [leaf for leaf in module.parameters() if leaf.ndim == 2]
+    muon = torch.optim.Muon(matrices, 0.01)
+    adam = torch.optim.Adam([leaf for leaf in module.parameters() if leaf.ndim == 1], 0.01)
+    schedules = [torch.optim.lr_scheduler.StepLR(each, 1, 0.5) for each in (muon, adam)]
+    attached = lf.attach(module, [muon, adam], lf.prune(fraction=0.5), rewind=lf.rewound, scheduler=schedules)
+    rates = []
+    for number in range(2):
+        for x, y in BATCHES:
+            nn.functional.cross_entropy(module(x), y).backward()
+            rates.append([each.param_groups[0]["lr"] for each in (muon, adam)])
+            parts: list[Any] = [muon, adam, *schedules]
+            for each in parts:
+                each.step()
+            module.zero_grad()
+        assert attached.step == 2
+        assert sorted({*attached.state.opt}) == ["exp_avg", "exp_avg_sq", "momentum_buffer", "step"]
+        attached.next_round()
+        assert lf.same_bits(attached.ticket(), lf.ticket(lf.rewound(attached.state, START)))
+        assert (attached.state.opt, attached.round) == ((), number + 1)
+    nn.functional.cross_entropy(module(x), y).backward()
+    for each in parts[:2]:
+        each.step()
+    assert rates[2:] == rates[:2] != [rates[0]] * 2
+    assert muon.param_groups[0]["lr"] == 0.01
+    assert all(not leaf.detach()[~mask].any() for leaf, mask in zip(matrices, attached.masks.values(), strict=True))

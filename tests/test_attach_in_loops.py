@@ -236,6 +236,7 @@ def test_what_cannot_work_is_refused_in_one_line() -> None:
     other = torch.optim.SGD(nn.Linear(2, 2).parameters(), 0.1)
     assert "optimizer does not own 0.weight" in refused(module, other, HALVED)
     assert "must be a torch.optim.Optimizer" in refused(module, lf.sgd(0.1), HALVED)
+    assert "not an empty list" in refused(module, [], HALVED)
     layerwise = lf.layerwise({"conv*": 0.1})
     assert "'conv*'" in refused(module, optimizer, lf.prune(fraction=0.5, allocate=layerwise))
     assert "'9.*'" in refused(module, optimizer, HALVED, never_prune=["9.*"])
@@ -253,7 +254,7 @@ def test_what_cannot_work_is_refused_in_one_line() -> None:
     assert "sparse gradients" in refused(sparse, torch.optim.SGD(sparse.parameters(), 0.1), HALVED)
     assert "must have a state_dict" in refused(module, optimizer, HALVED, scheduler=0.1)
     with lf.attach(module, optimizer, [(2, HALVED)]) as attached:  # after all these, the module is as it was
-        assert "attached already" in refused(module, optimizer, HALVED)
+        assert "attached already" in refused(module, optimizer, HALVED, never_prune=["0.*"])
         attached.next_round()
         with pytest.raises(UserError, match="no round after round 1"):
             attached.next_round()

@@ -13,7 +13,7 @@ from lthfunc.argument_kinds import is_whole
 from lthfunc.arguments import public
 from lthfunc.errors import ArgumentError, UserError, invalid
 from lthfunc.loops.attached import Attached, Change, Loop, LoopPlan, Rewind, takes_gradient
-from lthfunc.loops.optimizer_state import owned
+from lthfunc.loops.torch_optimizers import owned
 from lthfunc.tracebacks import is_library_function
 from lthfunc.trees.prunable import default_prunable, select_prunable
 
@@ -21,7 +21,7 @@ from lthfunc.trees.prunable import default_prunable, select_prunable
 @public
 def attach(
     module: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
     plan: LoopPlan,
     *,
     rewind: Rewind | None = None,
@@ -37,12 +37,13 @@ def attach(
 
     module: whose linear, convolution, embedding, recurrent and attention weights are pruned; prune_only, never_prune:
     name patterns of the only ones, and of those to exclude. optimizer: of `torch.optim`, or any subclass of its
-    Optimizer; it owns those weights. plan: what each `next_round()` does to the network, a transformation such as
-    ``lf.prune(fraction=0.2)``; or a list of (step, transformation), each of which happens by itself once the optimiser
-    has taken so many steps, the first at 0. One that also takes an argument ``gradient`` gets the dense gradient of all
-    prunable weights in that step. rewind: (pruned network, anchor) -> what trains next, such as `lf.rewound`, at the
-    end of each round; without it training continues. anchor_step: the step whose state is the anchor. scheduler: a
-    learning-rate schedule that returns to the anchor's step as well.
+    Optimizer, which owns those weights; or a list of several, in the order in which they step. plan: what each
+    `next_round()` does to the network, a transformation such as ``lf.prune(fraction=0.2)``; or a list of (step,
+    transformation), each of which happens by itself once the optimiser has taken so many steps, the first at 0. One
+    that also takes an argument ``gradient`` gets the dense gradient of all prunable weights in that step. rewind:
+    (pruned network, anchor) -> what trains next, such as `lf.rewound`, at the end of each round; without it training
+    continues. anchor_step: the step whose state is the anchor. scheduler: a learning-rate schedule, or a list of them,
+    that returns to the anchor's step as well.
 
     Returns an `Attached`. Raises UserError for an optimiser without those weights, and for a plan that cannot work on
     this network.
@@ -54,31 +55,45 @@ def attach(
     >>> attached.next_round()
     Count(kept=4, total=8)
     """
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise ArgumentError(f"attach: optimizer must be a torch.optim.Optimizer, not {described(optimizer)}")
-    while not hasattr(optimizer, "_optimizer_step_pre_hooks"):  # Accelerate's, around the one that steps
-        optimizer = optimizer.optimizer  # type: ignore[attr-defined]
+    optimizers = tuple(map(_within, _listed(optimizer)))
+    if not optimizers:
+        raise ArgumentError("attach: optimizer must be a torch.optim.Optimizer, or several, not an empty list")
     module = _unwrapped(module)
     params = {name: leaf for name, leaf in module.named_parameters() if leaf.requires_grad}
     default = default_prunable(module, params)
     if not default and not prune_only:
         raise UserError(f"attach: {type(module).__name__} has no trained weight to prune; name some by prune_only=[…]")
     prunable = select_prunable(params, default, prune_only, never_prune)
-    mine = owned(optimizer)
+    mine = owned(optimizers)
+    for name, leaf in params.items():
+        if any(map(is_library_function, (leaf._post_accumulate_grad_hooks or {}).values())):
+            raise UserError(f"attach: {name} is attached already; call detach() on what attach returned before")
     for name in prunable:
         if id(params[name]) not in mine:
             raise UserError(f"attach: optimizer does not own {name}; give its own, or never_prune=[{name!r}]")
-        if any(map(is_library_function, (params[name]._post_accumulate_grad_hooks or {}).values())):
-            raise UserError(f"attach: {name} is attached already; call detach() on what attach returned before")
         if hasattr(params[name], "device_mesh"):
             raise UserError(f"attach: {name} is in shards, which masks can't be held on; lf.prune_sharded prunes those")
     for name, part in module.named_modules():
         if getattr(part, "sparse", False) is True:
             raise UserError(f"attach: {name} has sparse gradients, which can't be masked; use sparse=False")
-    if scheduler is not None and not hasattr(scheduler, "load_state_dict"):
-        raise ArgumentError(f"attach: scheduler must have a state_dict, as torch's do, not {described(scheduler)}")
-    loop = Loop(module, params, prunable, optimizer, scheduler)
+    schedulers = () if scheduler is None else tuple(_listed(scheduler))
+    for each in schedulers:
+        if not hasattr(each, "load_state_dict"):
+            raise ArgumentError(f"attach: scheduler must have a state_dict, as torch's do, not {described(each)}")
+    loop = Loop(module, params, prunable, optimizers, schedulers)
     return Attached(loop, _checked(plan), rewind, anchor_step)
+
+
+def _listed(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, (list, tuple)) else [value]
+
+
+def _within(optimizer: Any) -> torch.optim.Optimizer:
+    """The optimiser that steps, within Accelerate's. Raises ArgumentError for anything else."""
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise ArgumentError(f"attach: optimizer must be a torch.optim.Optimizer, not {described(optimizer)}")
+    own = hasattr(optimizer, "_optimizer_step_pre_hooks")
+    return optimizer if own else _within(getattr(optimizer, "optimizer", None))
 
 
 def _unwrapped(module: nn.Module) -> nn.Module:

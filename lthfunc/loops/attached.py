@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -15,7 +14,15 @@ from torch import Tensor, nn
 from lthfunc.argument_hints import described
 from lthfunc.errors import ArgumentError, UserError
 from lthfunc.loops.held_masks import HeldMasks
-from lthfunc.loops.optimizer_state import fresh_state, hyperparameters, mixes, put_state, state_tree
+from lthfunc.loops.torch_optimizers import (
+    fresh_state,
+    groups,
+    hyperparameters,
+    mixes,
+    put_state,
+    state_tree,
+    within_step,
+)
 from lthfunc.sparsify.transforms import ticket
 from lthfunc.trees.global_rng import seeded_generators
 from lthfunc.trees.ops import Count, apply_masks, clone, count, leaf_difference, masked_like, tree_map
@@ -32,13 +39,16 @@ Rewind = Callable[[TrainState, TrainState], TrainState]
 
 
 class Loop(NamedTuple):
-    """What somebody's loop trains. params: those that are trained; prunable: the names of those with masks."""
+    """What somebody's loop trains. params: those that are trained; prunable: the names of those with masks.
+
+    optimizers: in the order in which they step.
+    """
 
     module: nn.Module
     params: dict[str, nn.Parameter]
     prunable: tuple[str, ...]
-    optimizer: torch.optim.Optimizer
-    scheduler: Any
+    optimizers: tuple[torch.optim.Optimizer, ...]
+    schedulers: tuple[Any, ...]
 
     def buffers(self) -> dict[str, Tensor]:
         """The buffers of now, which a module may replace; frozen parameters are among them, as in a `Model`."""
@@ -58,13 +68,12 @@ class Attached:
         self.step = self.round = 0
         self.anchor: TrainState | None = None
         self._held = HeldMasks(loop.params, loop.prunable)
-        self._fresh, self._mixes = fresh_state(loop.optimizer, loop.params), mixes(loop.optimizer)
-        self._nests = sum("step" in vars(kind) for kind in type(loop.optimizer).__mro__) > 2
+        self._fresh, self._mixes = fresh_state(loop.optimizers, loop.params), any(map(mixes, loop.optimizers))
         self._schedules: dict[int, Any] = {}
         self._rewound_to: int | None = None
         self._handles = [
-            loop.optimizer.register_step_pre_hook(self._before_step),
-            loop.optimizer.register_step_post_hook(self._after_step),
+            loop.optimizers[0].register_step_pre_hook(self._before_step),
+            loop.optimizers[-1].register_step_post_hook(self._after_step),
         ]
         try:
             self._try_next()
@@ -165,7 +174,7 @@ class Attached:
         params = {name: leaf.detach() for name, leaf in self._loop.params.items()}
         masks = self.masks
         device = next(iter(params.values())).device
-        opt = state_tree(self._loop.optimizer, self._loop.params)
+        opt = state_tree(self._loop.optimizers, self._loop.params)
         return TrainState(
             apply_masks(params, masks), self._loop.buffers(), masks, opt, torch.tensor(self.step, device=device)
         )
@@ -177,9 +186,9 @@ class Attached:
         return self._plan[self.round] if self.round < len(self._plan) else (None, None)
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        if self._nests and _within_step(optimizer):
+        if within_step(optimizer):
             return
-        if self._loop.scheduler is not None:
+        if self._loop.schedulers:
             self._follow_schedule()
         if self._held.waits:
             if any(map(callable, (*args, *kwargs.values()))):
@@ -189,7 +198,7 @@ class Attached:
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         skipped = getattr(optimizer, "found_inf", None)  # a GradScaler's, for a fused optimiser
-        if (skipped is not None and bool(skipped)) or (self._nests and _within_step(optimizer)):
+        if (skipped is not None and bool(skipped)) or within_step(optimizer):
             return
         self.step += 1
         if self._mixes:
@@ -217,13 +226,13 @@ class Attached:
             raise UserError(f"rewind: round {self.round + 1} begins before step {self._anchor_step} of the anchor")
         new = self._changed(self._now(), change, self.anchor)
         step = int(new.step)
-        if self._loop.scheduler is not None and step != self.step and step not in self._schedules:
+        if self._loop.schedulers and step != self.step and step not in self._schedules:
             raise UserError(f"scheduler: its state at step {step} is unknown (known: {[*self._schedules]})")
         with torch.no_grad():
             for leaves, theirs in ((self._loop.params, new.params), (self._loop.buffers(), new.buffers)):
                 for name, leaf in leaves.items():
                     leaf.copy_(theirs[name])
-        put_state(self._loop.optimizer, self._loop.params, new.opt, self._fresh)
+        put_state(self._loop.optimizers, self._loop.params, new.opt, self._fresh)
         self._set_masks(new.masks)
         if step != self.step:
             self.step, self._rewound_to = step, step
@@ -231,8 +240,8 @@ class Attached:
 
     def _set_masks(self, masks: Masks) -> None:
         self._held.set(masks)
-        opt = state_tree(self._loop.optimizer, self._loop.params)
-        put_state(self._loop.optimizer, self._loop.params, masked_like(opt, self.masks), self._fresh)
+        opt = state_tree(self._loop.optimizers, self._loop.params)
+        put_state(self._loop.optimizers, self._loop.params, masked_like(opt, self.masks), self._fresh)
 
     def _changed(self, state: TrainState, change: Change, anchor: TrainState | None) -> TrainState:
         """The state after a change and its rewinding. Raises UserError where it is another network's, or empty."""
@@ -263,30 +272,17 @@ class Attached:
 
         A loop advances its schedule between two steps, before or after a round begins.
         """
-        optimizer, scheduler = self._loop.optimizer, self._loop.scheduler
+        optimizers, schedulers = self._loop.optimizers, self._loop.schedulers
         if self._rewound_to is not None:
             saved = copy.deepcopy(self._schedules[self._rewound_to])
-            scheduler.load_state_dict(saved["scheduler"])
-            for group, values in zip(optimizer.param_groups, saved["groups"], strict=True):
+            for scheduler, state in zip(schedulers, saved["schedulers"], strict=True):
+                scheduler.load_state_dict(state)
+            for group, values in zip(groups(optimizers), saved["groups"], strict=True):
                 group.update(values)
             self._rewound_to = None
         elif self.step in (0, self._anchor_step) and self.step not in self._schedules:
-            saved = {"scheduler": scheduler.state_dict(), "groups": hyperparameters(optimizer)}
-            self._schedules[self.step] = copy.deepcopy(saved)
-
-
-def _within_step(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether the step whose hook calls this was called by another step of this optimiser: a subclass's.
-
-    Asked of the stack, since nothing that a hook counts survives an interrupted step.
-    """
-    wrapper = sys._getframe(2)
-    frame = wrapper.f_back
-    while frame is not None:
-        if frame.f_code is wrapper.f_code and frame.f_locals.get("self") is optimizer:
-            return True
-        frame = frame.f_back
-    return False
+            states = [copy.deepcopy(scheduler.state_dict()) for scheduler in schedulers]
+            self._schedules[self.step] = {"schedulers": states, "groups": hyperparameters(optimizers)}
 
 
 def takes_gradient(change: Change) -> bool:
