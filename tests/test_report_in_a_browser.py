@@ -42,6 +42,13 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     driver.quit()
 
 
+#: Where a chart's legend ends, and where its axes begin.
+_LEGEND = """
+const edge = arguments[0].getBoundingClientRect().top;
+return [arguments[0].querySelector('.legend').getBoundingClientRect().bottom - edge, arguments[0]._fullLayout._size.t]
+"""
+
+
 def wait(browser: Any, script: str, *arguments: Any) -> Any:
     return until(lambda: browser.execute_script(f"return {script}", *arguments))
 
@@ -63,6 +70,13 @@ def test_in_a_browser_figures_appear_and_the_slider_moves(browser: Any, page: Pa
         browser.execute_script("arguments[0].scrollIntoView()", place)
         wait(browser, "arguments[0].querySelector('.main-svg') !== null", place)
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    strokes = "return [...arguments[0].querySelectorAll('.js-line')].map(line => getComputedStyle(line).stroke)"
+    blue = {"light": "rgb(0, 114, 178)", "dark": "rgb(86, 180, 233)"}
+    found = browser.execute_script(strokes, places[0])
+    assert [colour in found for colour in blue.values()] == [each == scheme for each in blue]
+    for place in places[:4]:  # no legend lies on its chart
+        legend, top = browser.execute_script(_LEGEND, place)
+        assert legend <= top + 1
 
     explorer = browser.find_element("css selector", ".explorer")
     browser.execute_script("arguments[0].scrollIntoView()", explorer)

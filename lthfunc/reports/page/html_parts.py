@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
@@ -118,7 +119,9 @@ def _origin(run: RunView) -> str:
     where, versions = machine_in_words(run.about["machine"])
     config = printable(shlex.quote(str(run.folder / "config.toml")))
     command = f"lthfunc {run.about['command'].replace('transfer', 'prune')} --config {config}"
-    typed = [printable(each["command"]) for each in run.sessions if each.get("command")]
+    typed = [
+        re.sub(r"^\S*/(?=lthfunc )", "", printable(each["command"])) for each in run.sessions if each.get("command")
+    ]
     commit = next((each["git"]["commit"] for each in run.sessions if (each.get("git") or {}).get("commit")), None)
     text = f"On {where}; {versions}" + (f"; commit {commit}" if commit else "") + "."
     shown = "".join(f"<pre>{escape(line)}</pre>" for line in dict.fromkeys(typed))
